@@ -1,0 +1,1 @@
+"""fukami: every landmark of deep vision under one contract."""

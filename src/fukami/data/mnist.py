@@ -1,0 +1,71 @@
+"""MNIST: 70,000 handwritten digits (LeCun, Cortes and Burges, 1998), read from the four original idx files."""
+
+import gzip
+import hashlib
+import zlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fukami.data.places import candidates, download_folder
+from fukami.errors import Error
+
+# md5 of the unpacked files, so that a gzip of any origin and an unpacked copy are verified alike
+CHECKSUMS = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def read() -> tuple[tuple[Bytes, Bytes], tuple[Bytes, Bytes]]:
+    """``(pictures, labels)`` of the training set and of the test set.
+
+    Returns:
+        uint8 arrays: pictures ``(60000, 28, 28)`` and ``(10000, 28, 28)`` in 0..255 with light ink on 0, labels 0..9.
+
+    Raises:
+        Error: a file is damaged, or MNIST is nowhere to be found and cannot be downloaded.
+    """
+    folder = find()
+    images, labels, test_images, test_labels = (read_idx(folder / name, md5) for name, md5 in CHECKSUMS.items())
+    return (images, labels), (test_images, test_labels)
+
+
+def find() -> Path:
+    """The folder that holds the four files: in ``$FUKAMI_DATA``, in the cache folder, or freshly downloaded."""
+    places = [place / sub for place in candidates() for sub in ("mnist", "MNIST/raw", ".")]
+    for place in places:
+        if all((place / name).is_file() or (place / f"{name}.gz").is_file() for name in CHECKSUMS):
+            return place
+    from torchvision.datasets import MNIST
+
+    try:
+        MNIST(str(download_folder()), download=True)
+    except (OSError, RuntimeError) as error:
+        raise Error(
+            f"MNIST was not found in {', '.join(str(p) for p in candidates())}, and the download failed ({error}); "
+            f"put the four files {', '.join(f'{name}.gz' for name in CHECKSUMS)} into a folder mnist/ "
+            "and set FUKAMI_DATA to the folder above it"
+        ) from error
+    return download_folder() / "MNIST" / "raw"
+
+
+def read_idx(path: Path, md5: str) -> Bytes:
+    """The array in an idx file of bytes, gzip (``path`` plus ``.gz``) or not; ``md5`` is that of the unpacked file."""
+    packed = path.with_name(path.name + ".gz")
+    file = path if path.is_file() else packed
+    try:
+        content = file.read_bytes() if file == path else gzip.decompress(file.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise Error(f"{file} cannot be unpacked ({error}); delete it and get it again") from error
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise Error(f"{file} is not the original file: md5 {found}, expected {md5}; delete it and get it again")
+    dimensions = content[3]
+    shape = np.frombuffer(content, ">u4", dimensions, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(tuple(map(int, shape)))
