@@ -1,0 +1,1 @@
+"""Families of systems: an update, a judgement and an answer each."""

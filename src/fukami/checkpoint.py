@@ -1,0 +1,237 @@
+"""Runs on disk: written so that a crash at any instant loses nothing, read without ever unpickling code.
+
+A run is a folder: ``recipe.json`` (recipe, fields, labels, versions), ``weights.safetensors``, ``metrics.jsonl``,
+``report.html``, and ``last.ckpt``, which only a resumed training reads.
+"""
+
+import dataclasses
+import io
+import json
+import os
+import pickle
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save as write_tensors
+from torch import Tensor, nn
+
+from fukami.errors import Error, UsageError
+from fukami.recipe import Recipe, build, find, name_of
+from fukami.runtime import PRECISIONS, Runtime
+from fukami.task import Task
+
+SHIPPED = Path(__file__).parent / "weights"
+
+
+def load(*runs: str | os.PathLike[str], device: str = "auto", precision: str = "float32") -> Task:
+    """The task of a finished run, ready to predict and evaluate; several runs answer together, as an ensemble.
+
+    Args:
+        runs: folders, or names of weights that ship with the package (``deep-convnet``).
+        device: ``auto``, ``cpu``, ``cuda`` ...
+        precision: ``float32``, ``bfloat16`` or ``float16``: the type of the weights and of the activations.
+
+    Raises:
+        UsageError: a run is not there.
+        Error: a run is damaged, or its parts do not fit together.
+    """
+    if not runs:
+        raise UsageError("give at least one run: a folder, or the name of weights that ship with the package")
+    runtime = Runtime.start(device, precision)
+    first, *others = (_load_one(locate(run), runtime) for run in runs)
+    return first.ensemble(others) if others else first
+
+
+def locate(run: str | os.PathLike[str]) -> Path:
+    """The folder of a run, given as a folder or as the name of shipped weights."""
+    folder = Path(run)
+    if (folder / "recipe.json").is_file():
+        return folder
+    if (SHIPPED / folder.name / "recipe.json").is_file() and str(run) == folder.name:
+        return SHIPPED / folder.name
+    shipped = ", ".join(sorted(path.parent.name for path in SHIPPED.glob("*/recipe.json")))
+    what = "is a folder without a recipe.json" if folder.is_dir() else "is neither a run's folder nor shipped weights"
+    raise UsageError(f"{str(run)!r} {what}; give a folder that fukami train left, or one of: {shipped}")
+
+
+def describe(folder: Path) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe and the labels that ``recipe.json`` tells.
+
+    Raises:
+        Error: the file is damaged.
+    """
+    path = folder / "recipe.json"
+    try:
+        record = json.loads(path.read_bytes())
+        name, fields, labels = record["recipe"], record["fields"], record["labels"]
+        sound = isinstance(name, str) and isinstance(fields, dict) and all(isinstance(label, str) for label in labels)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Error(f"{path} is damaged ({type(error).__name__}: {error}); the run cannot be used") from error
+    if not sound:
+        raise Error(f"{path} is damaged: 'recipe' should be text, 'fields' an object, 'labels' a list of texts")
+    if name.endswith(".py") and Path(name).is_relative_to(folder.resolve()):
+        raise Error(f"{path} asks to run code from inside the run ({name}), which is refused: move the recipe elsewhere")
+    return build(find(name), fields), tuple(labels)
+
+
+def _load_one(folder: Path, runtime: Runtime) -> Task:
+    recipe, labels = describe(folder)
+    path = folder / "weights.safetensors"
+    try:
+        tensors = read_tensors(path.read_bytes())
+    except FileNotFoundError:
+        raise Error(f"{folder} has no weights.safetensors yet; its training has to reach its first evaluation") from None
+    except SafetensorError as error:
+        raise Error(f"{path} is damaged ({error}); the run cannot be used") from error
+    task = recipe.task(labels)
+    restore(task.modules(), tensors, path)
+    task.setup(runtime)
+    for module in task.modules().values():
+        module.to(PRECISIONS[runtime.precision]).eval()
+    return task
+
+
+def weights(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """Every parameter and buffer of the modules, named ``module.parameter``, on the CPU."""
+    return {
+        f"{name}.{key}": value.detach().cpu().contiguous()
+        for name, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
+
+
+def restore(modules: dict[str, nn.Module], tensors: dict[str, Tensor], source: Path) -> None:
+    """Put ``tensors`` into the modules, all of them, in their own precision.
+
+    Raises:
+        Error: a tensor is missing, left over, or of another shape; all such are listed.
+    """
+    expected = weights(modules)
+    wrong = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
+    wrong += [f"{name} is not known" for name in tensors.keys() - expected.keys()]
+    wrong += [
+        f"{name} is {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected.keys() & tensors.keys()
+        if tensors[name].shape != expected[name].shape
+    ]
+    if wrong:
+        raise Error(f"{source} does not fit its recipe: {'; '.join(sorted(wrong))}")
+    for name, module in modules.items():
+        prefix = f"{name}."
+        module.load_state_dict({key.removeprefix(prefix): tensors[key] for key in expected if key.startswith(prefix)})
+
+
+def claim(folder: Path, recipe: Recipe, resume: bool) -> None:
+    """Make the folder ready for a run of this recipe; in a group of processes the first one does.
+
+    Raises:
+        UsageError: the folder is in use, or holds the run of another recipe.
+    """
+    if int(os.environ.get("RANK", 0)) > 0:
+        return
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; --out should be a new or empty folder")
+    used = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+    if used and not resume:
+        raise UsageError(f"{folder} exists and is not empty; give another --out, or --resume to go on with the run in it")
+    if used:
+        if not (folder / "recipe.json").is_file():
+            raise UsageError(f"{folder} holds no run (it has no recipe.json), so there is nothing to resume in it")
+        begun, _ = describe(folder)
+        if type(begun) is not type(recipe):
+            raise UsageError(f"{folder} is a run of {name_of(type(begun))}, not of {name_of(type(recipe))}")
+        differ = [
+            f"{field.name} {getattr(begun, field.name)!r}, not {getattr(recipe, field.name)!r}"
+            for field in dataclasses.fields(recipe)
+            if getattr(begun, field.name) != getattr(recipe, field.name)
+        ]
+        if differ:
+            raise UsageError(f"{folder} was begun with {'; '.join(differ)}: resume it as it was, or choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def conditions(folder: Path, device: str, precision: str) -> tuple[str, str]:
+    """The device and the precision to go on with: those of the run in the folder, where it has one.
+
+    Raises:
+        UsageError: others were asked for than those the run was begun with.
+    """
+    try:
+        record = json.loads((folder / "recipe.json").read_bytes())
+    except OSError:
+        return device, precision
+    asked = {"device": device.partition(":")[0], "precision": precision}
+    for what, value in asked.items():
+        if value != "auto" and value != record[what]:
+            raise UsageError(
+                f"{folder} was begun with {what} {record[what]!r}, not {value!r}; only the same gives the same result"
+            )
+    return (record["device"] if device == "auto" else device), record["precision"]
+
+
+def write(path: Path, content: bytes) -> None:
+    """Replace the file in one step: after a crash it holds either the old content or the new."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself must survive, too
+    finally:
+        os.close(folder)
+
+
+def write_run(folder: Path, recipe: Recipe, labels: tuple[str, ...], note: dict[str, Any]) -> None:
+    """Write ``recipe.json``; ``note`` is added to it for the reader."""
+    record = {
+        "recipe": name_of(type(recipe)),
+        "fields": dataclasses.asdict(recipe),
+        "labels": labels,
+        "versions": {"fukami": version("fukami"), "torch": torch.__version__, "python": platform.python_version()},
+        **note,
+    }
+    write(folder / "recipe.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_weights(folder: Path, modules: dict[str, nn.Module], dtype: torch.dtype | None = None) -> None:
+    """Write ``weights.safetensors``; ``dtype`` stores the floating ones in another type."""
+    tensors = weights(modules)
+    if dtype is not None:
+        tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+    write(folder / "weights.safetensors", write_tensors(tensors))
+
+
+def write_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write ``last.ckpt``: tensors and plain values only."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write(folder / "last.ckpt", buffer.getvalue())
+
+
+def read_state(folder: Path, device: torch.device) -> dict[str, Any] | None:
+    """What ``last.ckpt`` holds, or None where the run never got that far; nothing in the file is executed.
+
+    Raises:
+        Error: the file is damaged, or holds something other than tensors and plain values.
+    """
+    path = folder / "last.ckpt"
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise Error(
+            f"{path} is damaged or hostile, and nothing of it was run ({str(error).splitlines()[0]}); "
+            "remove it to start the run again from its first step"
+        ) from error
+    if not isinstance(state, dict) or "step" not in state:
+        raise Error(f"{path} is not a checkpoint of fukami; remove it to start the run again from its first step")
+    return state

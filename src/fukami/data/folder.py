@@ -1,0 +1,144 @@
+"""A folder of pictures by class, the user's own; an archive of one is unpacked into the cache folder first."""
+
+import hashlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fukami import image
+from fukami.data.places import download_folder
+from fukami.errors import Error
+from fukami.preparation import Preparation
+
+logger = logging.getLogger(__name__)
+TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")
+NAMED = 5  # broken pictures that a message names
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The files of one part of a folder, in order, with the name of the class of each."""
+
+    files: tuple[Path, ...]
+    classes: tuple[str, ...]
+
+
+def scan(path: Path) -> tuple[Part, Part | None]:
+    """The training part and the test part (None where the folder has no parts of its own) of a folder or an archive.
+
+    ``PATH/train/CLASS/...`` and ``PATH/test/CLASS/...`` (or ``val``) are parts; otherwise ``PATH/CLASS/...`` is all
+    there is. Whatever lies deeper belongs to the class. Hidden files and files that are no pictures by name are passed
+    over.
+
+    Raises:
+        Error: there are no folders of pictures at the path.
+    """
+    root = _unpacked(path) if path.is_file() else path
+    while len(inside := _folders(root)) == 1 and not _pictures_in(root):
+        root = inside[0]  # the one folder that an archive packs everything into
+    if not inside:
+        raise Error(f"{path} has no folders in it; expected one folder of pictures for each class")
+    by_name = {folder.name.lower(): folder for folder in inside}
+    train = next((by_name[name] for name in TRAIN if name in by_name), None)
+    test = next((by_name[name] for name in TEST if name in by_name), None)
+    if test is None and train is None:
+        return _part(path, root), None
+    return _part(path, train) if train else Part((), ()), _part(path, test) if test else None
+
+
+def decode(part: Part, prepare: Preparation) -> tuple[Part, Bytes]:
+    """The pictures of a part, ``(N, C, H, W)``, each as the network is to see it; broken ones are left out and named.
+
+    Raises:
+        Error: not one picture can be read.
+    """
+
+    def one(file: Path) -> Bytes | Error:
+        try:
+            return prepare(image.read(file))
+        except Error as error:
+            return error
+
+    with ThreadPoolExecutor() as threads:  # Pillow decodes without holding the interpreter's lock
+        results = list(threads.map(one, part.files))
+    broken = [str(result) for result in results if isinstance(result, Error)]
+    if broken:
+        more = f"\n  ... and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+        listed = "\n  ".join(broken[:NAMED])
+        logger.warning(f"{len(broken)} of {len(results)} pictures are left out:\n  {listed}{more}")
+    good = [(file, name, result) for file, name, result in zip(part.files, part.classes, results, strict=True) if not isinstance(result, Error)]
+    if results and not good:
+        raise Error(f"not one of the {len(results)} pictures can be read; the first: {broken[0]}")
+    files, classes, pictures = zip(*good, strict=True) if good else ((), (), ())
+    return Part(files, classes), np.stack(pictures) if pictures else np.zeros((0, prepare.channels, prepare.size, prepare.size), np.uint8)
+
+
+def held_out(classes: Sequence[object], share: float) -> npt.NDArray[np.bool_]:
+    """Which members are held out for testing: the same ones each time, ``share`` of each class, at least one of two.
+
+    The choice depends on the data alone, not on a run's seed, so that runs can be compared and answer together.
+    """
+    labels = np.asarray(classes)
+    held = np.zeros(len(labels), bool)
+    generator = np.random.default_rng(0)
+    for name in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == name))
+        count = round(share * len(members))
+        if 0 < share < 1 and len(members) > 1:
+            count = min(max(count, 1), len(members) - 1)
+        held[members[:count]] = True
+    return held
+
+
+def _part(path: Path, root: Path) -> Part:
+    pictures = suffixes()
+    found = [
+        (file, folder.name)
+        for folder in _folders(root)
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in pictures and not file.name.startswith(".") and file.is_file()
+    ]
+    if not found:
+        raise Error(f"{path}: no pictures in the folders of {root}; expected {root.name}/CLASS/picture.png")
+    files, classes = zip(*found, strict=True)
+    return Part(files, classes)
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
+
+
+def _pictures_in(root: Path) -> bool:
+    return any(path.suffix.lower() in suffixes() for path in root.iterdir() if path.is_file())
+
+
+def suffixes() -> set[str]:
+    """What the names of picture files end in."""
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
+def _unpacked(archive: Path) -> Path:
+    """The folder that the archive was unpacked into, now or earlier."""
+    facts = archive.stat()
+    key = hashlib.sha256(f"{archive.resolve()} {facts.st_size} {facts.st_mtime_ns}".encode()).hexdigest()[:12]
+    target = download_folder() / "unpacked" / f"{archive.stem}-{key}"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent))
+        try:
+            shutil.unpack_archive(archive, temporary)
+            temporary.rename(target)
+        except (shutil.ReadError, OSError, ValueError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise Error(f"{archive} cannot be unpacked ({error}); give a folder, or a zip or tar archive of one") from error
+    return target

@@ -1,0 +1,126 @@
+"""The log of a run: lines in ``metrics.jsonl``, progress on stderr, and at the end the report."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fukami import checkpoint
+from fukami.recipe import Recipe, command
+from fukami.runtime import Runtime
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Log:
+    """Writes what happens in a training; silent in all processes but the first."""
+
+    def __init__(self, folder: Path, recipe: Recipe, runtime: Runtime, steps: int, interval: int) -> None:
+        self.folder, self.recipe, self.runtime = folder, recipe, runtime
+        self.steps, self.interval = steps, interval
+        self.path = folder / "metrics.jsonl"
+        self.last: dict[str, float] = {}
+        self.before = 0.0  # seconds spent before this process took over
+        self.began = self.looked = time.monotonic()
+        self.step = 0
+        self.console = Console(stderr=True, quiet=not runtime.main)
+        self.progress = Progress(
+            TextColumn("epoch {task.fields[epoch]} · step {task.completed}/{task.total}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[values]}"),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            disable=not (runtime.main and self.console.is_terminal),
+        )
+        self.bar = self.progress.add_task("", total=steps, epoch=self._epoch(0), values="")
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.progress.stop()
+
+    def begin(self, labels: tuple[str, ...]) -> None:
+        """A run's first step: write down what it is."""
+        if self.runtime.main:
+            note = {
+                "device": self.runtime.device.type,
+                "precision": self.runtime.precision,
+                "processes": self.runtime.world,
+                "threads": torch.get_num_threads(),
+                "command": f"{command(self.recipe)} --device {self.runtime.device.type} --precision {self.runtime.precision}",
+            }
+            checkpoint.write_run(self.folder, self.recipe, labels, note)
+            self.path.write_bytes(b"")
+
+    def trained(self, step: int, metrics: dict[str, float], rate: float, pictures: int) -> None:
+        """Log the means of the last steps; ``rate`` is the learning rate, ``pictures`` how many a step sees."""
+        now = time.monotonic()
+        speed = (step - self.step) * pictures / max(now - self.looked, 1e-9)
+        self.step, self.looked = step, now
+        self._write({"step": step, "phase": "train", **metrics, "lr": rate, "pictures_per_second": round(speed, 1)})
+        values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        self.values = f"{values}  lr {rate:.2e}  {speed:,.0f} pictures/s"
+        self.progress.update(self.bar, completed=step, epoch=self._epoch(step), values=self.values)
+
+    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        """Log an evaluation, and say it."""
+        self.last = metrics
+        self.looked = time.monotonic()  # the time of the evaluation is not the training's
+        self._write({"step": step, "phase": "eval", **metrics})
+        spent = self.seconds()
+        left = "" if self.progress.disable is False else f"  {_clock(spent / step * (self.steps - step))} left"
+        answer = "  ".join(f"{name} {_number(value)}" for name, value in metrics.items())
+        self.console.print(f"epoch {self._epoch(step)}  step {step}/{self.steps}  {self.values}{left}  |  {answer}", soft_wrap=True, highlight=False)
+
+    def stopped(self, step: int) -> None:
+        """Say how to go on."""
+        self.console.print(f"stopped at step {step} of {self.steps}; go on with: {command(self.recipe)} --out {self.folder} --resume", soft_wrap=True, highlight=False)
+
+    def finish(self, figures: "list[tuple[str, Figure]]") -> dict[str, float]:
+        """Write the report; returns the last evaluation."""
+        from fukami import report
+
+        if self.runtime.main:
+            report.write(self.folder, figures, self.seconds())
+        return self.last
+
+    def seconds(self) -> float:
+        """Seconds of training so far, those before an interruption included."""
+        return self.before + time.monotonic() - self.began
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the log had come, for a resumed run."""
+        return {"bytes": self.path.stat().st_size, "seconds": self.seconds(), "last": self.last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Forget what was logged after the checkpoint: it will happen again."""
+        self.before, self.last = state["seconds"], state["last"]
+        if self.runtime.main:
+            with self.path.open("ab") as file:
+                file.truncate(state["bytes"])
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self.runtime.main:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _epoch(self, step: int) -> str:
+        return f"{-(-step // self.interval)}/{-(-self.steps // self.interval)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

@@ -1,0 +1,219 @@
+"""The loop; there is one. (Not ``train.py``: a module of that name would hide the function ``fukami.train``.)"""
+
+import math
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from fukami import checkpoint
+from fukami.errors import Error
+from fukami.log import Log
+from fukami.recipe import Recipe
+from fukami.runtime import Runtime, random_states, seed, set_random_states
+from fukami.task import Task
+
+LOOKS = 10  # times per interval that the loop waits for the device, to log and to check the losses
+SAVE_SECONDS = 60.0  # a checkpoint at each evaluation, and at least this often
+
+
+def train(
+    recipe: Recipe, out: str | os.PathLike[str], *, device: str = "auto", precision: str = "auto", resume: bool = False
+) -> dict[str, float]:
+    """Train the recipe and leave a run in the folder ``out``; returns the last evaluation.
+
+    Args:
+        recipe: the experiment, for example ``DeepConvNet(dataset="mnist")``.
+        out: a new or empty folder; with ``resume`` the folder of a run that was cut off (or never begun).
+        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``mps``.
+        precision: ``auto`` (bfloat16 where it is faster), ``float32``, ``bfloat16``, ``float16``.
+        resume: go on from the last checkpoint; the result is that of a run never cut off, bit for bit.
+
+    Raises:
+        UsageError: ``out`` is in use, or ``resume`` was asked with another recipe, precision or device than the run's.
+        Error: the loss or the weights are no longer finite; the last good checkpoint stays.
+        KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, once a checkpoint is written.
+    """
+    folder = Path(out)
+    checkpoint.claim(folder, recipe, resume)
+    runtime = Runtime.start(*checkpoint.conditions(folder, device, precision))
+    with Stop() as stop:
+        seed(recipe.seed)
+        data = recipe.data()
+        loader = data.train if hasattr(data.train, "state_dict") else Replayed(data.train)
+        for part in (loader, data.val):
+            if hasattr(part, "place"):
+                part.place(runtime.device, runtime.rank, runtime.world)
+        seed(recipe.seed)
+        task = recipe.task(data.labels)
+        task.setup(runtime)
+        steps, interval = task.duration(loader)
+        with Log(folder, recipe, runtime, steps, interval) as log:
+            step = restore(folder, task, loader, log)
+            if step == 0:
+                log.begin(data.labels)
+            batches = iter(task.batches(loader))
+            update = runtime.fast(task.step, task.static)
+            history = History(runtime)
+            look, save_at = max(1, interval // LOOKS), time.monotonic() + SAVE_SECONDS
+            while step < steps:
+                rate = task.schedule(step / steps)
+                batch = next(batches)
+                history.add(update(batch))
+                step += 1
+                ended = step % interval == 0 or step == steps
+                urgent = stop.asked > 0 or time.monotonic() > save_at
+                if not (ended or step % look == 0 or (urgent and runtime.world == 1)):
+                    continue
+                log.trained(step, history.read(step, loader), rate, runtime.count(batch))
+                if ended:
+                    log.evaluated(step, task.evaluate(data.val))
+                if runtime.any(urgent) or ended:
+                    save(folder, step, task, loader, log)
+                    save_at = time.monotonic() + SAVE_SECONDS
+                if runtime.any(stop.asked > 0) and step < steps:
+                    log.stopped(step)
+                    stop.leave()
+            return log.finish(list(task.figures(data.val)))
+
+
+class Replayed:
+    """Any other iterable of batches, made resumable: a pass cut off is begun again with the random states it had then,
+    and the batches already seen are drawn and dropped.
+    """
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self.batches = batches
+        self.position = self.skip = 0
+        self.begun: dict[str, Any] | None = None
+
+    def __len__(self) -> int:
+        """Batches in one pass."""
+        return len(self.batches)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        """One pass."""
+        skip, self.skip = self.skip, 0
+        resumed = random_states() if skip else None
+        if skip and self.begun is not None:
+            set_random_states(self.begun)
+        self.begun = random_states()
+        for self.position, batch in enumerate(self.batches, start=1):
+            if self.position > skip:
+                if resumed is not None:
+                    set_random_states(resumed)
+                    resumed = None
+                yield batch
+        self.position = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the training is, and the random states at the beginning of the pass."""
+        return {"position": self.position, "begun": self.begun}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.skip, self.begun = state["position"], state["begun"]
+
+
+class Stop:
+    """Ctrl-C and SIGTERM ask the loop to save and leave; a second signal leaves at once."""
+
+    asked = 0
+
+    def __enter__(self) -> Self:
+        self.previous: dict[int, Any] = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self.previous[number] = signal.signal(number, self.handle)
+            except ValueError:  # not in the main thread: whoever runs us there handles signals
+                break
+        return self
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Remember the signal."""
+        again, self.asked = self.asked > 0, number
+        if again:
+            self.leave()
+
+    def leave(self) -> None:
+        """Raise what Python raises for the signal: the exit status becomes 130 or 143."""
+        if self.asked == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + signal.SIGTERM)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+class History:
+    """What the steps returned since the last look, kept on the device so that no step waits for it."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.names: list[str] = []
+        self.rows: list[Tensor] = []
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        """Remember the scalars of a step."""
+        self.names = list(metrics)
+        self.rows.append(torch.stack([value.float() for value in metrics.values()]))
+
+    def read(self, step: int, loader: Any) -> dict[str, float]:
+        """The mean of each scalar over the steps up to ``step`` since the last call.
+
+        Raises:
+            Error: a scalar was not finite; the step and its batch are named.
+        """
+        rows = self.runtime.sum(torch.stack(self.rows)) / self.runtime.world
+        self.rows = []
+        for offset, row in enumerate(rows.tolist()):
+            for name, value in zip(self.names, row, strict=True):
+                if not math.isfinite(value):
+                    number = step - len(rows) + offset
+                    where = loader.name(number) if hasattr(loader, "name") else f"batch {number % len(loader) + 1}"
+                    raise Error(
+                        f"the {name} became {value} at step {number + 1}, on {where}; the run stops here and its last "
+                        "good checkpoint stays: try a lower learning rate, or --precision float32"
+                    )
+        return dict(zip(self.names, rows.mean(0).tolist(), strict=True))
+
+
+def save(folder: Path, step: int, task: Task, loader: Any, log: Log) -> None:
+    """Write the checkpoint and the weights, unless a weight is no longer finite."""
+    for name, value in checkpoint.weights(task.modules()).items():
+        if not value.isfinite().all():
+            raise Error(
+                f"the weights {name} are no longer finite at step {step}; the run stops here and its last good "
+                "checkpoint stays: try a lower learning rate, or --precision float32"
+            )
+    if log.runtime.main:
+        state = {
+            "step": step,
+            "task": {name: part.state_dict() for name, part in task.state().items()},
+            "loader": loader.state_dict(),
+            "log": log.state_dict(),
+            "random": random_states(),
+        }
+        checkpoint.write_state(folder, state)
+        checkpoint.write_weights(folder, task.modules())
+
+
+def restore(folder: Path, task: Task, loader: Any, log: Log) -> int:
+    """Put everything back as :func:`save` found it; returns the step, 0 where nothing was saved yet."""
+    state = checkpoint.read_state(folder, log.runtime.device)
+    if state is None:
+        return 0
+    parts = task.state()
+    for name, part in parts.items():
+        part.load_state_dict(state["task"][name])
+    loader.load_state_dict(state["loader"])
+    log.load_state_dict(state["log"])
+    set_random_states(state["random"])
+    return int(state["step"])

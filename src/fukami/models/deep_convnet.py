@@ -1,0 +1,53 @@
+"""DeepConvNet: eight layers that read handwritten digits.
+
+Saitoh, "Deep Learning from Scratch" (O'Reilly Japan, 2016), section 8.1.1, figure 8-1. For a 28×28 picture:
+
+    conv3-16   conv3-16        pool      16 × 14 × 14
+    conv3-32   conv3-32 pad 2  pool      32 ×  8 ×  8
+    conv3-64   conv3-64        pool      64 ×  4 ×  4
+    affine 50  dropout 0.5  affine 10
+"""
+
+from torch import nn
+
+PADDING = (1, 1, 1, 2, 1, 1)  # the fourth layer's 2 turns 14×14 into 16×16, which halves evenly twice
+
+
+def deep_convnet(
+    classes: int = 10,
+    *,
+    channels: int = 1,
+    size: int = 28,
+    widths: tuple[int, int, int, int, int, int] = (16, 16, 32, 32, 64, 64),
+    hidden: int = 50,
+    dropout: float = 0.5,
+) -> nn.Sequential:
+    """DeepConvNet (Saitoh 2016, figure 8-1): 3×3 convolutions in three pairs, then two affine layers.
+
+    Args:
+        classes: number of scores, ``(N, classes)``.
+        channels, size: the input is ``(N, channels, size, size)``, in [0, 1].
+        widths: channels of the six convolutions.
+        hidden: width of the first affine layer.
+        dropout: share of the hidden units that training drops. The book also drops out the scores; we do not.
+
+    Raises:
+        ValueError: the picture is too small for three poolings.
+    """
+    side = ((size // 2) + 2) // 2 // 2
+    if side < 1:
+        raise ValueError(f"deep_convnet pools three times and needs pictures of at least 4×4, not {size}×{size}")
+    layers: list[nn.Module] = []
+    inputs = channels
+    for number, (width, padding) in enumerate(zip(widths, PADDING, strict=True), start=1):
+        layers += [nn.Conv2d(inputs, width, kernel_size=3, padding=padding), nn.ReLU(inplace=True)]
+        if number % 2 == 0:
+            layers.append(nn.MaxPool2d(2))
+        inputs = width
+    layers += [nn.Flatten(), nn.Linear(inputs * side * side, hidden), nn.ReLU(inplace=True)]
+    layers += [nn.Dropout(dropout), nn.Linear(hidden, classes)]
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # He et al. 2015, eq. 10
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return nn.Sequential(*layers)

@@ -1,0 +1,170 @@
+"""Recipe and Data: an experiment, and what it learns from."""
+
+import dataclasses
+import importlib
+import importlib.util
+import pkgutil
+import sys
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+
+import tyro
+
+from fukami.errors import Error, UsageError, unknown
+
+if TYPE_CHECKING:
+    from fukami.task import Task
+
+# The field of a data set's name or path: the flag is --data, and the method that reads it is called data.
+Dataset = Annotated[str, tyro.conf.arg(name="data", metavar="SPEC")]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What to learn from: batches to train on, batches to judge on, and what the answers are called."""
+
+    train: Any
+    val: Iterable[Any] = ()
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """An experiment: the fields are the knobs, the two methods are the structure."""
+
+    paper: ClassVar[str] = ""
+    year: ClassVar[int | None] = None
+    family: ClassVar[str] = ""
+    published: ClassVar[str] = ""  # the paper's number
+    reached: ClassVar[str] = ""  # ours; stands in benchmarks/results.csv
+
+    seed: int = 0
+    """Decides every random choice of the run."""
+
+    def data(self) -> Data:
+        """What to train on and to judge on; used by train and eval."""
+        raise NotImplementedError(f"{type(self).__name__} does not define data()")
+
+    def task(self, labels: tuple[str, ...]) -> "Task":
+        """The task for answers of these names; used by train, eval, predict, serve and export."""
+        raise NotImplementedError(f"{type(self).__name__} does not define task(labels)")
+
+    def on(self, spec: str) -> Self:
+        """This recipe judged on the data ``spec``: its test part, or all of it where it has none and is new to the run.
+
+        Raises:
+            UsageError: the recipe makes its own data.
+        """
+        fields = {field.name for field in dataclasses.fields(self)}
+        if "dataset" not in fields:
+            raise UsageError(f"{name_of(type(self))} makes its own data and takes no --data")
+        if same_place(spec, getattr(self, "dataset")):  # noqa: B009  the base class has no such field
+            return self
+        changes: dict[str, Any] = {"dataset": spec} | ({"holdout": 1.0} if "holdout" in fields else {})
+        return dataclasses.replace(self, **changes)
+
+
+def same_place(one: str, other: str) -> bool:
+    """Whether two specs are the same name or lead to the same file or folder."""
+    return one == other or Path(one).resolve() == Path(other).resolve()
+
+
+def names() -> list[str]:
+    """Every recipe that ships with the package."""
+    import fukami.recipes
+
+    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(fukami.recipes.__path__))
+
+
+def find(name: str) -> type[Recipe]:
+    """The recipe of that name, or the one that a file such as ``./my_recipe.py`` defines.
+
+    Raises:
+        UsageError: there is no such recipe.
+        Error: the file cannot be run, or does not define exactly one recipe.
+    """
+    if name.endswith(".py"):
+        module = _run_file(Path(name))
+    elif name in names():
+        module = importlib.import_module(f"fukami.recipes.{name.replace('-', '_')}")
+    else:
+        raise unknown("recipe", name, names())
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Recipe) and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        defined = ", ".join(cls.__name__ for cls in found) or "none"
+        raise Error(f"{name} should define one subclass of fukami.Recipe; it defines {defined}")
+    return found[0]
+
+
+def _run_file(path: Path) -> types.ModuleType:
+    """The module of a recipe's file, run once; its name carries the path so that ``name_of`` can tell it."""
+    path = path.resolve()
+    if not path.is_file():
+        raise UsageError(f"there is no recipe file {path}; give the path of a Python file that defines a fukami.Recipe")
+    name = f"fukami_recipe:{path}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None  # a path that ends in .py always has both
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up there
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            raise Error(f"{path} failed while it was read: {type(error).__name__}: {error}") from error
+    return sys.modules[name]
+
+
+def name_of(recipe: type[Recipe]) -> str:
+    """The name under which :func:`find` finds this recipe: ``deep-convnet``, or the path of a private recipe's file."""
+    if recipe.__module__.startswith("fukami.recipes."):
+        return recipe.__module__.rpartition(".")[2].replace("_", "-")
+    if recipe.__module__.startswith("fukami_recipe:"):
+        return recipe.__module__.partition(":")[2]
+    return str(Path(sys.modules[recipe.__module__].__file__ or recipe.__module__).resolve())
+
+
+def command(recipe: Recipe) -> str:
+    """The shell command that trains this recipe again: its name and the fields that differ from their defaults."""
+    import shlex
+
+    words = ["fukami", "train", name_of(type(recipe))]
+    for field in dataclasses.fields(recipe):
+        value = getattr(recipe, field.name)
+        if value != field.default:
+            flag = "data" if field.name == "dataset" else field.name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return shlex.join(words)
+
+
+def build(recipe: type[Recipe], fields: dict[str, Any]) -> Recipe:
+    """A recipe from the fields that JSON gave back: lists become tuples; names and types are checked.
+
+    Raises:
+        Error: a field is unknown, or its value is of another type.
+    """
+    hints = typing.get_type_hints(recipe)
+    known = {field.name for field in dataclasses.fields(recipe)}
+    values = {}
+    for name, value in fields.items():
+        if name not in known:
+            raise Error(f"{unknown(f'field of {name_of(recipe)}', name, known)}; another version of fukami wrote it?")
+        value = tuple(value) if isinstance(value, list) else value
+        origin = typing.get_origin(hints[name])
+        expected = {float: (int, float)}.get(hints[name], hints[name])
+        plain = origin in (None, tuple)  # a Literal or a union is left to the recipe
+        if plain and not isinstance(value, tuple if origin else expected):
+            raise Error(f"the field {name!r} of {name_of(recipe)} should be of type {hints[name]}, not {value!r}")
+        values[name] = value
+    return recipe(**values)

@@ -1,0 +1,94 @@
+"""``report.html``: one self-contained page about a run."""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from fukami import checkpoint
+
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+h1 {{ font-size: 1.6rem; margin-bottom: 0; }} h2 {{ font-size: 1.15rem; margin-top: 2.2rem; }}
+.answer {{ font-size: 1.25rem; margin: .3rem 0 1rem; color: #1f5c99; }}
+pre {{ background: #f4f4f2; padding: .7rem 1rem; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere; }}
+table {{ border-collapse: collapse; }} td {{ padding: .15rem 1.2rem .15rem 0; vertical-align: top; }}
+td:first-child {{ color: #666; }} img {{ max-width: 100%; }}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+
+def write(folder: Path, figures: Sequence[tuple[str, Figure]], seconds: float) -> Path:
+    """Write the page of the run in ``folder`` from its files and the task's figures; returns its path."""
+    record = json.loads((folder / "recipe.json").read_bytes())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    trained = [line for line in lines if line["phase"] == "train"]
+    judged = [line for line in lines if line["phase"] == "eval"]
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    where = f"{record['device']}, {record['precision']}, {record['threads']} threads, {record['processes']} process(es)"
+    facts = {**record["fields"], "versions": versions, "computed on": where, "time": f"{seconds:,.0f} s"}
+    last = {name: value for name, value in judged[-1].items() if name not in ("step", "phase")}
+    answer = " · ".join(f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in last.items())
+    body = [
+        f"<h1>{html.escape(record['recipe'])}</h1>",
+        f"<p class=answer>{html.escape(answer)}</p>",
+        f"<h2>Repeat it</h2><pre>{html.escape(record['command'])}</pre>",
+        picture("Training", curves(trained, judged)),
+        *(picture(title, figure) for title, figure in figures),
+        "<h2>What made it</h2>" + table(facts),
+    ]
+    path = folder / "report.html"
+    checkpoint.write(path, PAGE.format(title=html.escape(record["recipe"]), body="\n".join(body)).encode())
+    return path
+
+
+def table(facts: dict[str, Any]) -> str:
+    """A two-column table."""
+    rows = (f"<tr><td>{html.escape(str(name))}</td><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items())
+    return f"<table>{''.join(rows)}</table>"
+
+
+def picture(title: str, figure: Figure) -> str:
+    """A figure as a section of the page, embedded."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    code = base64.b64encode(buffer.getvalue()).decode()
+    return f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" src="data:image/png;base64,{code}">'
+
+
+def curves(trained: Sequence[dict[str, Any]], judged: Sequence[dict[str, Any]]) -> Figure:
+    """Every metric of the training over the steps, the evaluations of the same name with it, and the learning rate."""
+    unplotted = {"step", "phase", "pictures_per_second", "lr", "count", "errors"}
+    names = [name for name in dict.fromkeys(key for line in [*trained, *judged] for key in line) if name not in unplotted]
+    figure = Figure(figsize=(4 * (len(names) + 1), 3), layout="constrained")
+    every = figure.subplots(1, len(names) + 1, squeeze=False)[0]
+    for axes, name in zip(every, [*names, "lr"], strict=True):
+        for label, lines, style in (("training", trained, {"lw": 1}), ("evaluation", judged, {"marker": "o", "ms": 3})):
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label, **style)
+        axes.set_title({"lr": "learning rate"}.get(name, name), fontsize=10)
+        axes.set_xlabel("step")
+        axes.spines[["top", "right"]].set_visible(False)
+        if name == "loss":
+            axes.set_yscale("log")
+        if name == "accuracy":
+            axes.set_ylim(*_zoom([line[name] for line in [*trained, *judged] if name in line]))
+        if name != "lr":
+            axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _zoom(values: Sequence[float]) -> tuple[float, float]:
+    """From the median of what lies below 1 down as far again, so that the last tenths of a percent can be seen."""
+    middle = sorted(values)[len(values) // 2]
+    return max(0.0, 1 - 3 * (1 - middle)), 1.0

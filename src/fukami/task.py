@@ -1,0 +1,101 @@
+"""Task: an update, a judgement and an answer; one subclass per family of systems."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from fukami.errors import UsageError
+from fukami.runtime import Runtime
+from fukami.schedules import Schedule, constant
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+class Task:
+    """One model trained by one optimizer; a family overrides what it does otherwise.
+
+    ``step`` owns the update and not only the loss, so that two optimizers (a GAN), data made on the way (a Q-learner)
+    and a picture being optimised (style) need no loop of their own.
+    """
+
+    static = False  # True: every step is the same GPU work on the same shapes, so the loop may capture it whole
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        optimizer: MakeOptimizer = torch.optim.AdamW,
+        decay: Schedule = constant,
+        epochs: int = 1,
+    ) -> None:
+        self.model = model
+        self.make_optimizer = optimizer
+        self.decay = decay
+        self.epochs = epochs
+
+    def setup(self, runtime: Runtime) -> None:
+        """Move to the device and make ready to train."""
+        self.runtime = runtime
+        self.model = runtime.place(self.model)
+        self.replica = runtime.replicate(self.model)
+        self.optimizer = runtime.steer(self.make_optimizer(self.model.parameters()))
+        self.scaler = runtime.scaler()
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs: objects with ``state_dict`` and ``load_state_dict``, by name."""
+        return {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules that answer; they become ``weights.safetensors``."""
+        return {"model": self.model}
+
+    def duration(self, train: Any) -> tuple[int, int]:
+        """Updates in the whole training, and updates between two evaluations; by default ``epochs`` passes and one."""
+        return self.epochs * len(train), len(train)
+
+    def batches(self, train: Any) -> Iterable[Any]:
+        """The batches of the training, without end; by default pass after pass over the loader."""
+        while True:
+            yield from train
+
+    def schedule(self, progress: float) -> float:
+        """Set the learning rate for the share ``progress`` of the training, in [0, 1); returns it for the log."""
+        factor = self.decay(progress)
+        for group in self.optimizer.param_groups:
+            group["lr"].fill_(group["initial_lr"] * factor)
+        return float(self.optimizer.param_groups[0]["initial_lr"] * factor)
+
+    def step(self, batch: Any) -> dict[str, Tensor]:
+        """One update; returns scalars for the log, still on the device."""
+        with self.runtime.autocast():
+            loss, metrics = self.loss(batch)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return {"loss": loss.detach(), **metrics}
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, a scalar, and what else to log; call the network as ``self.replica``."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither loss nor step")
+
+    def evaluate(self, batches: Iterable[Any]) -> dict[str, float]:
+        """The family's metrics and ``count``; changes no weight, and sums counts across processes."""
+        raise NotImplementedError(f"{type(self).__name__} cannot evaluate")
+
+    def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """One answer per input, plain Python ready for JSON; ``{"file", "error"}`` for one that cannot be read."""
+        raise NotImplementedError(f"{type(self).__name__} cannot predict")
+
+    def figures(self, batches: Iterable[Any]) -> "Iterator[tuple[str, Figure]]":
+        """Titled figures of the judgement for the run's report."""
+        yield from ()
+
+    def ensemble(self, others: Sequence[Self]) -> Self:
+        """This task answering together with ``others``."""
+        raise UsageError(f"runs of {type(self).__name__} cannot answer together; give one run")
