@@ -1,9 +1,9 @@
 """fukami: every landmark of deep vision under one contract.
 
-    >>> import fukami
-    >>> recipe = fukami.find("deep-convnet")(dataset="mnist")
-    >>> fukami.train(recipe, "runs/first")
-    >>> fukami.load("runs/first").predict(["digit.png"])
+>>> import fukami
+>>> recipe = fukami.find("deep-convnet")(dataset="mnist")
+>>> fukami.train(recipe, "runs/first")
+>>> fukami.load("runs/first").predict(["digit.png"])
 """
 
 import importlib

@@ -6,10 +6,12 @@ A run is a folder: ``recipe.json`` (recipe, fields, labels, versions), ``weights
 
 import dataclasses
 import io
+import itertools
 import json
 import os
 import pickle
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,38 @@ def locate(run: str | os.PathLike[str]) -> Path:
     raise UsageError(f"{str(run)!r} {what}; give a folder that fukami train left, or one of: {shipped}")
 
 
+def split(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The runs at the beginning of ``inputs`` and the files after them; a folder among the files stands for all in it.
+
+    Raises:
+        UsageError: there is no run, or no file.
+    """
+    runs = list(itertools.takewhile(_is_run, inputs))
+    if not runs and inputs:
+        locate(inputs[0])  # says what is wrong with it
+    files: list[str] = []
+    for name in inputs[len(runs) :]:
+        path = Path(name)
+        files += (
+            sorted(str(p) for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+            if path.is_dir()
+            else [name]
+        )
+    if not files:
+        raise UsageError(
+            f"give the runs first and then the files to answer for; given were: {' '.join(inputs) or 'none'}"
+        )
+    return runs, files
+
+
+def _is_run(name: str) -> bool:
+    try:
+        locate(name)
+    except UsageError:
+        return False
+    return True
+
+
 def describe(folder: Path) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe and the labels that ``recipe.json`` tells.
 
@@ -75,7 +109,9 @@ def describe(folder: Path) -> tuple[Recipe, tuple[str, ...]]:
     if not sound:
         raise Error(f"{path} is damaged: 'recipe' should be text, 'fields' an object, 'labels' a list of texts")
     if name.endswith(".py") and Path(name).is_relative_to(folder.resolve()):
-        raise Error(f"{path} asks to run code from inside the run ({name}), which is refused: move the recipe elsewhere")
+        raise Error(
+            f"{path} asks to run code from inside the run ({name}), which is refused: move the recipe elsewhere"
+        )
     return build(find(name), fields), tuple(labels)
 
 
@@ -85,7 +121,9 @@ def _load_one(folder: Path, runtime: Runtime) -> Task:
     try:
         tensors = read_tensors(path.read_bytes())
     except FileNotFoundError:
-        raise Error(f"{folder} has no weights.safetensors yet; its training has to reach its first evaluation") from None
+        raise Error(
+            f"{folder} has no weights.safetensors yet; its training has to reach its first evaluation"
+        ) from None
     except SafetensorError as error:
         raise Error(f"{path} is damaged ({error}); the run cannot be used") from error
     task = recipe.task(labels)
@@ -138,7 +176,9 @@ def claim(folder: Path, recipe: Recipe, resume: bool) -> None:
         raise UsageError(f"{folder} is a file; --out should be a new or empty folder")
     used = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
     if used and not resume:
-        raise UsageError(f"{folder} exists and is not empty; give another --out, or --resume to go on with the run in it")
+        raise UsageError(
+            f"{folder} exists and is not empty; give another --out, or --resume to go on with the run in it"
+        )
     if used:
         if not (folder / "recipe.json").is_file():
             raise UsageError(f"{folder} holds no run (it has no recipe.json), so there is nothing to resume in it")
@@ -151,7 +191,9 @@ def claim(folder: Path, recipe: Recipe, resume: bool) -> None:
             if getattr(begun, field.name) != getattr(recipe, field.name)
         ]
         if differ:
-            raise UsageError(f"{folder} was begun with {'; '.join(differ)}: resume it as it was, or choose another --out")
+            raise UsageError(
+                f"{folder} was begun with {'; '.join(differ)}: resume it as it was, or choose another --out"
+            )
     folder.mkdir(parents=True, exist_ok=True)
 
 

@@ -81,7 +81,7 @@ def list_(arguments: list[str]) -> None:
 
 def train(arguments: list[str]) -> None:
     """Train a recipe: fukami train RECIPE [--field value ...] [--out DIR] [--device D] [--precision P] [--resume]."""
-    from fukami.recipe import Recipe, find, name_of, names
+    from fukami.recipe import find, name_of, names
 
     if not arguments or arguments[0].startswith("-"):
         text = f"{train.__doc__}\nRecipes: {', '.join(names())}, or the path of a Python file with one of your own."
@@ -115,12 +115,17 @@ def train(arguments: list[str]) -> None:
         if int(os.environ.get("RANK", 0)) == 0:
             report = folder / "report.html"
             if "accuracy" in result:
-                print(f"test accuracy {result['accuracy']:.2%}, {result['errors']} errors of {result['count']}", file=sys.stderr)
+                print(
+                    f"test accuracy {result['accuracy']:.2%}, {result['errors']} errors of {result['count']}",
+                    file=sys.stderr,
+                )
             print(f"report: {report}", file=sys.stderr)
             print(json.dumps({**result, "run": str(folder), "report": str(report)}))
 
     run.__annotations__ |= {"recipe": recipe_class}
-    run.__doc__ = (run.__doc__ or "").replace("Train.", f"Train {name}: {(recipe_class.__doc__ or '').splitlines()[0]}", 1)
+    run.__doc__ = (run.__doc__ or "").replace(
+        "Train.", f"Train {name}: {(recipe_class.__doc__ or '').splitlines()[0]}", 1
+    )
     if default is not None:
         run.__defaults__ = (default, *(run.__defaults__ or ()))
     parse(run, rest, f"fukami train {name}")
@@ -176,7 +181,9 @@ def eval_(arguments: list[str]) -> None:
         recipe, _ = checkpoint.describe(checkpoint.locate(runs[0]))
         recipe = recipe if data is None else recipe.on(data)
         result = task.evaluate(recipe.data().val)
-        print(json.dumps({**result, "data": getattr(recipe, "dataset", None), "precision": precision, "runs": list(runs)}))
+        print(
+            json.dumps({**result, "data": getattr(recipe, "dataset", None), "precision": precision, "runs": list(runs)})
+        )
 
     parse(run, arguments, "fukami eval")
 
@@ -199,12 +206,13 @@ def predict(arguments: list[str]) -> None:
             device: auto, cpu, cuda, cuda:1 or mps.
             precision: Type of the weights and the activations.
         """
-        from fukami import checkpoint, drawing
+        from fukami import checkpoint
+        from fukami.page import Page
 
         runs, files = checkpoint.split(inputs)
         task = checkpoint.load(*runs, device=device, precision=precision)
         failed = 0
-        with drawing.Page(out, task) as page:
+        with Page(out, task) as page:
             for at in range(0, len(files), 256):
                 for answer in task.predict(files[at : at + 256]):
                     if "error" in answer:

@@ -24,7 +24,9 @@ def confusion(matrix: Tensor, labels: Sequence[str]) -> Figure:
         axes.set_yticks(ticks, labels)
         for row, column in np.argwhere(counts):
             heavy = mistakes[row, column] > 0.6 * mistakes.max() > 0
-            axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=8, color="w" if heavy else "k")
+            axes.text(
+                column, row, counts[row, column], ha="center", va="center", fontsize=8, color="w" if heavy else "k"
+            )
     return figure
 
 

@@ -1,7 +1,6 @@
 """The log of a run: lines in ``metrics.jsonl``, progress on stderr, and at the end the report."""
 
 import json
-import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -79,11 +78,19 @@ class Log:
         spent = self.seconds()
         left = "" if self.progress.disable is False else f"  {_clock(spent / step * (self.steps - step))} left"
         answer = "  ".join(f"{name} {_number(value)}" for name, value in metrics.items())
-        self.console.print(f"epoch {self._epoch(step)}  step {step}/{self.steps}  {self.values}{left}  |  {answer}", soft_wrap=True, highlight=False)
+        self.console.print(
+            f"epoch {self._epoch(step)}  step {step}/{self.steps}  {self.values}{left}  |  {answer}",
+            soft_wrap=True,
+            highlight=False,
+        )
 
     def stopped(self, step: int) -> None:
         """Say how to go on."""
-        self.console.print(f"stopped at step {step} of {self.steps}; go on with: {command(self.recipe)} --out {self.folder} --resume", soft_wrap=True, highlight=False)
+        self.console.print(
+            f"stopped at step {step} of {self.steps}; go on with: {command(self.recipe)} --out {self.folder} --resume",
+            soft_wrap=True,
+            highlight=False,
+        )
 
     def finish(self, figures: "list[tuple[str, Figure]]") -> dict[str, float]:
         """Write the report; returns the last evaluation."""

@@ -49,7 +49,7 @@ def train(
         loader = data.train if hasattr(data.train, "state_dict") else Replayed(data.train)
         for part in (loader, data.val):
             if hasattr(part, "place"):
-                part.place(runtime.device, runtime.rank, runtime.world)
+                part.place(runtime)
         seed(recipe.seed)
         task = recipe.task(data.labels)
         task.setup(runtime)

@@ -37,7 +37,9 @@ def write(folder: Path, figures: Sequence[tuple[str, Figure]], seconds: float) -
     where = f"{record['device']}, {record['precision']}, {record['threads']} threads, {record['processes']} process(es)"
     facts = {**record["fields"], "versions": versions, "computed on": where, "time": f"{seconds:,.0f} s"}
     last = {name: value for name, value in judged[-1].items() if name not in ("step", "phase")}
-    answer = " · ".join(f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in last.items())
+    answer = " · ".join(
+        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in last.items()
+    )
     body = [
         f"<h1>{html.escape(record['recipe'])}</h1>",
         f"<p class=answer>{html.escape(answer)}</p>",
@@ -53,7 +55,9 @@ def write(folder: Path, figures: Sequence[tuple[str, Figure]], seconds: float) -
 
 def table(facts: dict[str, Any]) -> str:
     """A two-column table."""
-    rows = (f"<tr><td>{html.escape(str(name))}</td><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items())
+    rows = (
+        f"<tr><td>{html.escape(str(name))}</td><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items()
+    )
     return f"<table>{''.join(rows)}</table>"
 
 
@@ -68,7 +72,9 @@ def picture(title: str, figure: Figure) -> str:
 def curves(trained: Sequence[dict[str, Any]], judged: Sequence[dict[str, Any]]) -> Figure:
     """Every metric of the training over the steps, the evaluations of the same name with it, and the learning rate."""
     unplotted = {"step", "phase", "pictures_per_second", "lr", "count", "errors"}
-    names = [name for name in dict.fromkeys(key for line in [*trained, *judged] for key in line) if name not in unplotted]
+    names = [
+        name for name in dict.fromkeys(key for line in [*trained, *judged] for key in line) if name not in unplotted
+    ]
     figure = Figure(figsize=(4 * (len(names) + 1), 3), layout="constrained")
     every = figure.subplots(1, len(names) + 1, squeeze=False)[0]
     for axes, name in zip(every, [*names, "lr"], strict=True):

@@ -5,7 +5,7 @@ import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from fukami.errors import UsageError, unknown
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-Step = Callable[[Any], dict[str, Tensor]]
+Function = TypeVar("Function", bound=Callable[[Any], Any])
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,10 @@ class Runtime:
         """Samples in a batch, over all processes: the length of the first tensor in it."""
         return self.world * next((len(leaf) for leaf in pytree.tree_leaves(batch) if hasattr(leaf, "shape")), 1)
 
-    def fast(self, step: Step, static: bool) -> Step:
-        """The step, captured whole in a CUDA graph where that is possible."""
+    def fast(self, function: Function, static: bool) -> Function:
+        """The function of a tree of tensors, captured whole in a CUDA graph where that is possible."""
         capture = static and self.device.type == "cuda" and self.world == 1
-        return _Captured(step) if capture else step
+        return cast(Function, _Captured(function)) if capture else function
 
 
 def seed(number: int) -> None:
@@ -130,37 +130,37 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 
 class _Captured:
-    """A step recorded as one CUDA graph: a replay costs one launch instead of one per kernel.
+    """A function recorded as one CUDA graph: a replay costs one launch instead of one per kernel.
 
-    The first calls run as they are (they are real updates), so that lazily made optimizer state exists before the
-    recording; a batch of another shape runs as it is, too.
+    What it returns lies in the same memory each time. The first calls run as they are (they are real steps), so that
+    lazily made optimizer state exists before the recording; inputs of another shape run as they are, too.
     """
 
-    def __init__(self, step: Step, warmup: int = 3) -> None:
-        self.step, self.warmup = step, warmup
+    def __init__(self, function: Callable[[Any], Any], warmup: int = 3) -> None:
+        self.function, self.warmup = function, warmup
         self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self, batch: Any) -> dict[str, Tensor]:
-        tensors = pytree.tree_leaves(batch)
+    def __call__(self, inputs: Any) -> Any:
+        tensors = pytree.tree_leaves(inputs)
         if self.warmup > 0 or (self.graph and [t.shape for t in tensors] != self.shapes):
             self.warmup -= 1
-            return self._aside(batch)
+            return self._aside(inputs)
         if self.graph is None:
-            self.inputs = pytree.tree_map(torch.clone, batch)
+            self.inputs = pytree.tree_map(torch.clone, inputs)
             self.shapes = [t.shape for t in tensors]
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
-                self.outputs = self.step(self.inputs)
+                self.outputs = self.function(self.inputs)
         torch._foreach_copy_(pytree.tree_leaves(self.inputs), tensors)
         self.graph.replay()
         return self.outputs
 
-    def _aside(self, batch: Any) -> dict[str, Tensor]:
+    def _aside(self, inputs: Any) -> Any:
         """Run on another stream than the default one, as a later capture demands."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
-            outputs = self.step(batch)
+            outputs = self.function(inputs)
         torch.cuda.current_stream().wait_stream(self.stream)
         return outputs
 
@@ -178,7 +178,9 @@ def _device(name: str) -> torch.device:
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= count.get(device.type, 0):
         have = [kind for kind, n in count.items() if n]
-        raise UsageError(f"there is no device {name!r} here; torch sees {', '.join(have)}: choose one of these or 'auto'")
+        raise UsageError(
+            f"there is no device {name!r} here; torch sees {', '.join(have)}: choose one of these or 'auto'"
+        )
     return device
 
 

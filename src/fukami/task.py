@@ -12,6 +12,7 @@ from fukami.schedules import Schedule, constant
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -91,6 +92,10 @@ class Task:
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """One answer per input, plain Python ready for JSON; ``{"file", "error"}`` for one that cannot be read."""
         raise NotImplementedError(f"{type(self).__name__} cannot predict")
+
+    def draw(self, source: Any, answer: dict[str, Any]) -> "Image":
+        """The answer to ``source`` as a picture."""
+        raise NotImplementedError(f"{type(self).__name__} cannot draw its answers")
 
     def figures(self, batches: Iterable[Any]) -> "Iterator[tuple[str, Figure]]":
         """Titled figures of the judgement for the run's report."""

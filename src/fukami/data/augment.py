@@ -46,10 +46,16 @@ class Affine:
         turn, stretch_x, stretch_y, slant, right, down = (2 * draws - 1).unbind(1)
         angle = turn * math.radians(self.rotate)
         cos, sin = angle.cos(), angle.sin()
-        stretch_x, stretch_y, slant = 1 / (1 + self.scale * stretch_x), 1 / (1 + self.scale * stretch_y), self.shear * slant
+        stretch_x, stretch_y, slant = (
+            1 / (1 + self.scale * stretch_x),
+            1 / (1 + self.scale * stretch_y),
+            self.shear * slant,
+        )
         # where each output pixel comes from: rotation, then shear, then stretch, in units of half a picture
         rows = [
-            torch.stack([stretch_x * (cos + slant * sin), stretch_x * (slant * cos - sin), right * 2 * self.shift / width]),
+            torch.stack(
+                [stretch_x * (cos + slant * sin), stretch_x * (slant * cos - sin), right * 2 * self.shift / width]
+            ),
             torch.stack([stretch_y * sin, stretch_y * cos, down * 2 * self.shift / height]),
         ]
         theta = torch.stack(rows).permute(2, 0, 1)

@@ -54,7 +54,9 @@ def read(
     return _read_folder(Path(spec), prepare, holdout)
 
 
-def _read_folder(path: Path, prepare: Callable[[tuple[str, ...]], Preparation], holdout: float) -> tuple[Pictures, Pictures, tuple[str, ...]]:
+def _read_folder(
+    path: Path, prepare: Callable[[tuple[str, ...]], Preparation], holdout: float
+) -> tuple[Pictures, Pictures, tuple[str, ...]]:
     train, test = folder.scan(path)
     labels = tuple(sorted({*train.classes, *(test.classes if test else ())}))
     prepared = prepare(labels)
@@ -63,7 +65,10 @@ def _read_folder(path: Path, prepare: Callable[[tuple[str, ...]], Preparation], 
         part, pictures = parts[0]
         held = folder.held_out(part.classes, holdout)
         parts = [
-            (folder.Part(*(tuple(np.array(column, object)[which]) for column in (part.files, part.classes))), pictures[which])
+            (
+                folder.Part(*(tuple(np.array(column, object)[which]) for column in (part.files, part.classes))),
+                pictures[which],
+            )
             for which in (~held, held)
         ]
     number = {label: i for i, label in enumerate(labels)}
@@ -77,7 +82,9 @@ def _read_folder(path: Path, prepare: Callable[[tuple[str, ...]], Preparation], 
 def _sized(pictures: folder.Bytes, prepare: Preparation) -> folder.Bytes:
     """Grey pictures ``(N, 28, 28)`` as ``(N, C, size, size)``; the usual 28 costs nothing."""
     if prepare.size != 28:
-        pictures = np.stack([image.fit(Image.fromarray(picture), channels=1, size=prepare.size) for picture in pictures])
+        pictures = np.stack(
+            [image.fit(Image.fromarray(picture), channels=1, size=prepare.size) for picture in pictures]
+        )
     else:
         pictures = pictures[:, None]
     return np.broadcast_to(pictures, (len(pictures), prepare.channels, prepare.size, prepare.size))

@@ -76,11 +76,17 @@ def decode(part: Part, prepare: Preparation) -> tuple[Part, Bytes]:
         more = f"\n  ... and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
         listed = "\n  ".join(broken[:NAMED])
         logger.warning(f"{len(broken)} of {len(results)} pictures are left out:\n  {listed}{more}")
-    good = [(file, name, result) for file, name, result in zip(part.files, part.classes, results, strict=True) if not isinstance(result, Error)]
+    good = [
+        (file, name, result)
+        for file, name, result in zip(part.files, part.classes, results, strict=True)
+        if not isinstance(result, Error)
+    ]
     if results and not good:
         raise Error(f"not one of the {len(results)} pictures can be read; the first: {broken[0]}")
     files, classes, pictures = zip(*good, strict=True) if good else ((), (), ())
-    return Part(files, classes), np.stack(pictures) if pictures else np.zeros((0, prepare.channels, prepare.size, prepare.size), np.uint8)
+    return Part(files, classes), np.stack(pictures) if pictures else np.zeros(
+        (0, prepare.channels, prepare.size, prepare.size), np.uint8
+    )
 
 
 def held_out(classes: Sequence[object], share: float) -> npt.NDArray[np.bool_]:
@@ -140,5 +146,7 @@ def _unpacked(archive: Path) -> Path:
             temporary.rename(target)
         except (shutil.ReadError, OSError, ValueError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise Error(f"{archive} cannot be unpacked ({error}); give a folder, or a zip or tar archive of one") from error
+            raise Error(
+                f"{archive} cannot be unpacked ({error}); give a folder, or a zip or tar archive of one"
+            ) from error
     return target

@@ -1,6 +1,7 @@
 """Loaders: batches in an order that can be taken up again at any point."""
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -8,14 +9,17 @@ from torch import Tensor
 from fukami.data.augment import Augmentation
 from fukami.errors import Error, UsageError
 
+if TYPE_CHECKING:
+    from fukami.runtime import Runtime
+
 Batch = tuple[Tensor, Tensor]
 
 
 class Resident:
     """A labelled data set that lives on the device as bytes and is shuffled and augmented there, in batches.
 
-    Order and augmentation are functions of the seed, the pass and the batch alone, so a run resumes in mid-pass by
-    knowing where it was, and several processes share a batch without exchanging anything.
+    Order and augmentation are functions of the seed and the pass alone, so a run resumes in mid-pass by knowing where
+    it was, and several processes share a batch without exchanging anything.
 
     Args:
         pictures: ``(N, C, H, W)`` uint8.
@@ -47,13 +51,15 @@ class Resident:
         self.size = min(batch, max(len(pictures), 1)) if seed is not None else batch
         self.rank, self.world = 0, 1
         self.turn = self.position = 0
+        self.assemble = self._assemble
 
-    def place(self, device: torch.device, rank: int, world: int) -> None:
-        """Move the set to the device, and take the share of process ``rank`` of ``world`` in each batch."""
-        if self.seed is not None and self.size % world:
-            raise UsageError(f"{world} processes cannot share a batch of {self.size} evenly; change --batch")
-        self.pictures, self.targets = self.pictures.to(device), self.targets.to(device)
-        self.rank, self.world = rank, world
+    def place(self, runtime: "Runtime") -> None:
+        """Move the set to the device, and take this process's share of each batch."""
+        if self.seed is not None and self.size % runtime.world:
+            raise UsageError(f"{runtime.world} processes cannot share a batch of {self.size} evenly; change --batch")
+        self.pictures, self.targets = self.pictures.to(runtime.device), self.targets.to(runtime.device)
+        self.rank, self.world = runtime.rank, runtime.world
+        self.assemble = runtime.fast(self._assemble, static=True)
 
     def __len__(self) -> int:
         """Batches in one pass."""
@@ -66,11 +72,12 @@ class Resident:
                 share = slice(at * self.size + self.rank, (at + 1) * self.size, self.world)
                 yield self.pictures[share], self.targets[share]
             return
-        order = self._order(self.turn).to(self.pictures.device)
+        order, draws = (plan.to(self.pictures.device) for plan in self._plan(self.turn))
         while self.position < len(self):
-            at = self.position
+            share = slice(self.position * self.size + self.rank, (self.position + 1) * self.size, self.world)
             self.position += 1  # before the batch leaves, so that a checkpoint counts it as seen
-            yield self._batch(order, self.turn, at)
+            pictures, targets = self.assemble((order[share], draws[share]))
+            yield pictures.clone(), targets.clone()  # a captured assembly writes into the same memory each time
         self.turn, self.position = self.turn + 1, 0
 
     def state_dict(self) -> dict[str, int]:
@@ -84,24 +91,19 @@ class Resident:
     def name(self, number: int) -> str:
         """The batch that training step ``number`` (from 0) saw, in words."""
         turn, at = divmod(number, len(self))
-        members = self._order(turn)[at * self.size : (at + 1) * self.size].tolist()
+        members = self._plan(turn)[0][at * self.size : (at + 1) * self.size].tolist()
         first = ", ".join(self.names[i] if self.names else f"#{i}" for i in members[:4])
-        return f"batch {at + 1} of {len(self)} in epoch {turn + 1} (pictures {first}{' ...' if len(members) > 4 else ''})"
+        return (
+            f"batch {at + 1} of {len(self)} in epoch {turn + 1} (pictures {first}{' ...' if len(members) > 4 else ''})"
+        )
 
-    def _order(self, turn: int) -> Tensor:
-        return torch.randperm(len(self.pictures), generator=_generator(self.seed or 0, turn))
+    def _plan(self, turn: int) -> tuple[Tensor, Tensor]:
+        """For a pass: the order of the pictures, and the random numbers of their augmentation in that order."""
+        generator = torch.Generator().manual_seed(((self.seed or 0) * 1_000_003 + turn) % 2**63)
+        order = torch.randperm(len(self.pictures), generator=generator)
+        return order, torch.rand(len(order), self.augment.draws if self.augment else 0, generator=generator)
 
-    def _batch(self, order: Tensor, turn: int, at: int) -> Batch:
-        members = order[at * self.size : (at + 1) * self.size][self.rank :: self.world]
+    def _assemble(self, plan: tuple[Tensor, Tensor]) -> Batch:
+        members, draws = plan
         pictures = self.pictures[members]
-        if self.augment is not None:
-            device = self.pictures.device
-            generator = _generator(self.seed or 0, turn, at + 1, device)
-            draws = torch.rand(self.size, self.augment.draws, generator=generator, device=device)
-            pictures = self.augment(pictures, draws[self.rank :: self.world])
-        return pictures, self.targets[members]
-
-
-def _generator(seed: int, turn: int, batch: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of its own for each pass and each batch."""
-    return torch.Generator(device).manual_seed(((seed * 1_000_003 + turn) * 1_000_003 + batch) % 2**63)
+        return self.augment(pictures, draws) if self.augment else pictures, self.targets[members]

@@ -68,4 +68,4 @@ def read_idx(path: Path, md5: str) -> Bytes:
         raise Error(f"{file} is not the original file: md5 {found}, expected {md5}; delete it and get it again")
     dimensions = content[3]
     shape = np.frombuffer(content, ">u4", dimensions, offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(tuple(map(int, shape)))
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(tuple(map(int, shape))).copy()

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fukami.errors import UsageError
 from fukami.recipe import Data, Dataset, Recipe
 
 if TYPE_CHECKING:
@@ -66,7 +65,9 @@ class DeepConvNet(Recipe):
 
         train, test, labels = classification.read(self.dataset, self.prepare, self.holdout)
         affine = Affine(shift=self.shift, rotate=self.rotate, scale=self.scale, shear=self.shear)
-        training = Resident(train.pictures, train.targets, labels, batch=self.batch, names=train.names, seed=self.seed, augment=affine)
+        training = Resident(
+            train.pictures, train.targets, labels, batch=self.batch, names=train.names, seed=self.seed, augment=affine
+        )
         return Data(training, Resident(test.pictures, test.targets, labels, batch=500), labels)
 
     def task(self, labels: tuple[str, ...]) -> "Classification":
@@ -77,14 +78,25 @@ class DeepConvNet(Recipe):
         from fukami.schedules import one_cycle
         from fukami.tasks.classification import Classification
 
-        model = deep_convnet(len(labels), channels=self.channels, size=self.size, widths=self.widths, hidden=self.hidden, dropout=self.dropout)
+        model = deep_convnet(
+            len(labels),
+            channels=self.channels,
+            size=self.size,
+            widths=self.widths,
+            hidden=self.hidden,
+            dropout=self.dropout,
+        )
         optimizer = partial(torch.optim.AdamW, lr=self.lr, weight_decay=self.weight_decay, fused=True)
-        return Classification(model, labels, self.prepare(labels), optimizer=optimizer, decay=one_cycle(self.warmup), epochs=self.epochs)
+        return Classification(
+            model, labels, self.prepare(labels), optimizer=optimizer, decay=one_cycle(self.warmup), epochs=self.epochs
+        )
 
     def prepare(self, labels: tuple[str, ...]) -> "Preparation":
         """How a picture is brought to the form that the network sees."""
         from fukami.preparation import Preparation
 
         digits = all(len(label) == 1 and label.isdigit() for label in labels)
-        digit = self.convention == "digit" or (self.convention == "auto" and digits and (self.size, self.channels) == (28, 1))
+        digit = self.convention == "digit" or (
+            self.convention == "auto" and digits and (self.size, self.channels) == (28, 1)
+        )
         return Preparation(channels=self.channels, size=self.size, digit=digit)

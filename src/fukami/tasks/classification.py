@@ -99,7 +99,14 @@ class Classification(Task):
             matrix += metrics.confusion(predicted, targets, classes)
             loss += F.cross_entropy(scores, targets, reduction="sum")
             worst = torch.where(predicted != targets, confidence, 0).topk(min(WRONG, len(targets)))
-            wrong.append((worst.values, pictures[worst.indices.to(pictures.device)], targets[worst.indices], predicted[worst.indices]))
+            wrong.append(
+                (
+                    worst.values,
+                    pictures[worst.indices.to(pictures.device)],
+                    targets[worst.indices],
+                    predicted[worst.indices],
+                )
+            )
         self.model.train(training)
         return self.runtime.sum(matrix), self.runtime.sum(loss), wrong
 
@@ -147,6 +154,12 @@ class Classification(Task):
         ]
         return {**ranking[0], "ranking": ranking}
 
+    def draw(self, source: Any, answer: dict[str, Any]) -> Image.Image:
+        """The picture beside what the network saw of it, and the answer."""
+        picture = image.read(source)
+        caption = f"{answer['label']}  ({answer['probability']:.1%})"
+        return image.draw_answer(picture, self.prepare(picture), caption)
+
     @torch.inference_mode()
     def figures(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, Figure]]":
         """Confusion matrix, accuracy per class, and the most confidently wrong pictures."""
@@ -158,9 +171,7 @@ class Classification(Task):
         confidence, pictures, targets, predicted = (torch.cat(column) for column in zip(*wrong, strict=True))
         best = confidence.topk(min(WRONG, len(confidence)))
         best = [i for i in best.indices.tolist() if confidence[i] > 0]
-        captions = [
-            f"{self.labels[targets[i]]} → {self.labels[predicted[i]]}  {confidence[i]:.0%}" for i in best
-        ]
+        captions = [f"{self.labels[targets[i]]} → {self.labels[predicted[i]]}  {confidence[i]:.0%}" for i in best]
         if best:
             yield "Most confidently wrong", figures.gallery(pictures[best].cpu(), captions)
 

@@ -1,0 +1,59 @@
+"""Parameters of another program become a run."""
+
+from pathlib import Path
+
+import torch
+
+from fukami import checkpoint
+from fukami.errors import Error
+from fukami.recipes.deep_convnet import DeepConvNet
+from fukami.scratch import read_params
+
+DROPPED = (
+    0.5  # the note's networks keep dropping at test time as a factor: 1 - ratio, on the hidden units and on the scores
+)
+
+
+def deep_convnet(file: Path, out: Path) -> None:
+    """Make a run of DeepConvNet from the parameters ``W1..W8``, ``b1..b8`` of the note's NumPy program.
+
+    The program multiplies the hidden units and the scores by 0.5 at test time, where torch multiplies by 1: the last
+    layer's weights take over both factors, its bias the second one. Both networks then give the same probabilities.
+
+    Raises:
+        UsageError: ``out`` is in use.
+        Error: the file holds something else, or parameters of another network.
+    """
+    params = read_params(file)
+    expected = [f"{kind}{number}" for number in range(1, 9) for kind in "Wb"]
+    if sorted(params) != sorted(expected):
+        raise Error(
+            f"{file} holds {', '.join(sorted(params)) or 'nothing'}; expected W1..W8 and b1..b8 of a DeepConvNet"
+        )
+    tensors = {name: torch.from_numpy(array).float() for name, array in params.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if [tensors[f"W{n}"].ndim for n in range(1, 9)] != [4] * 6 + [2] * 2:
+        raise Error(f"{file}: W1..W6 should have four dimensions and W7, W8 two; they are {shapes}")
+    recipe = DeepConvNet(
+        dataset="mnist",
+        channels=tensors["W1"].shape[1],
+        widths=tuple(tensors[f"W{n}"].shape[0] for n in range(1, 7)),
+        hidden=tensors["W7"].shape[1],
+    )
+    labels = tuple(map(str, range(tensors["W8"].shape[1])))
+    task = recipe.task(labels)
+    layers = [layer for layer in task.model if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
+    tensors["W8"] *= DROPPED * DROPPED
+    tensors["b8"] *= DROPPED
+    for number, layer in enumerate(layers, start=1):
+        weight, bias = tensors[f"W{number}"], tensors[f"b{number}"]
+        weight = weight if weight.ndim == 4 else weight.T  # affine weights are (in, out) there, (out, in) here
+        if weight.shape != layer.weight.shape or bias.shape != layer.bias.shape:
+            wanted = tuple(layer.weight.shape)
+            raise Error(
+                f"{file}: W{number} {tuple(weight.shape)} and b{number} {tuple(bias.shape)} do not fit a DeepConvNet for 28×28 pictures, {wanted}"
+            )
+        layer.load_state_dict({"weight": weight, "bias": bias})
+    checkpoint.claim(out, recipe, resume=False)
+    checkpoint.write_weights(out, task.modules())
+    checkpoint.write_run(out, recipe, labels, {"imported": str(file)})

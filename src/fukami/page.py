@@ -1,0 +1,41 @@
+"""The drawn answers of ``fukami predict --out``: a picture for each input, and one page of them all."""
+
+import html
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+from fukami import checkpoint
+from fukami.report import PAGE
+from fukami.task import Task
+
+
+class Page:
+    """A folder of drawn answers that ``index.html`` shows; without a folder, nothing is drawn."""
+
+    def __init__(self, folder: Path | None, task: Task) -> None:
+        self.folder, self.task = folder, task
+        self.shown: list[str] = []
+
+    def __enter__(self) -> Self:
+        if self.folder:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def add(self, answer: dict[str, Any]) -> None:
+        """Draw the answer for the picture ``answer["file"]``."""
+        if self.folder:
+            source = Path(answer["file"])
+            number = sum(
+                name.startswith(f"{source.stem}.") or name.startswith(f"{source.stem}-") for name in self.shown
+            )
+            name = f"{source.stem}-{number + 1}.png" if f"{source.stem}.png" in self.shown else f"{source.stem}.png"
+            self.task.draw(source, answer).save(self.folder / name)
+            self.shown.append(name)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.folder:
+            images = (f'<img src="{quote(name)}" alt="{html.escape(name)}">' for name in self.shown)
+            body = f"<h1>{len(self.shown)} answers, and what the network saw</h1>\n" + "\n".join(images)
+            checkpoint.write(self.folder / "index.html", PAGE.format(title="fukami predict", body=body).encode())
