@@ -6,6 +6,7 @@ import torch
 
 from fukami import checkpoint
 from fukami.errors import Error
+from fukami.recipe import build
 from fukami.recipes.deep_convnet import DeepConvNet
 from fukami.scratch import read_params
 
@@ -34,25 +35,24 @@ def deep_convnet(file: Path, out: Path) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if [tensors[f"W{n}"].ndim for n in range(1, 9)] != [4] * 6 + [2] * 2:
         raise Error(f"{file}: W1..W6 should have four dimensions and W7, W8 two; they are {shapes}")
-    recipe = DeepConvNet(
-        dataset="mnist",
-        channels=tensors["W1"].shape[1],
-        widths=tuple(tensors[f"W{n}"].shape[0] for n in range(1, 7)),
-        hidden=tensors["W7"].shape[1],
-    )
+    fields = {
+        "dataset": "mnist",
+        "channels": tensors["W1"].shape[1],
+        "widths": tuple(tensors[f"W{n}"].shape[0] for n in range(1, 7)),
+        "hidden": tensors["W7"].shape[1],
+    }
+    recipe = build(DeepConvNet, fields)
     labels = tuple(map(str, range(tensors["W8"].shape[1])))
     task = recipe.task(labels)
-    layers = [layer for layer in task.model if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
+    layers = [layer for layer in task.model.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
     tensors["W8"] *= DROPPED * DROPPED
     tensors["b8"] *= DROPPED
     for number, layer in enumerate(layers, start=1):
         weight, bias = tensors[f"W{number}"], tensors[f"b{number}"]
         weight = weight if weight.ndim == 4 else weight.T  # affine weights are (in, out) there, (out, in) here
-        if weight.shape != layer.weight.shape or bias.shape != layer.bias.shape:
-            wanted = tuple(layer.weight.shape)
-            raise Error(
-                f"{file}: W{number} {tuple(weight.shape)} and b{number} {tuple(bias.shape)} do not fit a DeepConvNet for 28×28 pictures, {wanted}"
-            )
+        if weight.shape != layer.weight.shape or bias.shape != layer.weight.shape[:1]:
+            given = f"W{number} {tuple(weight.shape)} and b{number} {tuple(bias.shape)}"
+            raise Error(f"{file}: {given} do not fit a DeepConvNet for 28×28 pictures, {tuple(layer.weight.shape)}")
         layer.load_state_dict({"weight": weight, "bias": bias})
     checkpoint.claim(out, recipe, resume=False)
     checkpoint.write_weights(out, task.modules())

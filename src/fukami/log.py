@@ -50,12 +50,13 @@ class Log:
     def begin(self, labels: tuple[str, ...]) -> None:
         """A run's first step: write down what it is."""
         if self.runtime.main:
+            device, precision = self.runtime.device.type, self.runtime.precision
             note = {
-                "device": self.runtime.device.type,
-                "precision": self.runtime.precision,
+                "device": device,
+                "precision": precision,
                 "processes": self.runtime.world,
                 "threads": torch.get_num_threads(),
-                "command": f"{command(self.recipe)} --device {self.runtime.device.type} --precision {self.runtime.precision}",
+                "command": f"{command(self.recipe)} --device {device} --precision {precision}",
             }
             checkpoint.write_run(self.folder, self.recipe, labels, note)
             self.path.write_bytes(b"")

@@ -2,12 +2,9 @@
 
 import math
 import os
-import signal
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +13,8 @@ from fukami import checkpoint
 from fukami.errors import Error
 from fukami.log import Log
 from fukami.recipe import Recipe
-from fukami.runtime import Runtime, random_states, seed, set_random_states
+from fukami.resuming import Replayed, Stop, random_states, seed, set_random_states
+from fukami.runtime import Runtime
 from fukami.task import Task
 
 LOOKS = 10  # times per interval that the loop waits for the device, to log and to check the losses
@@ -81,75 +79,6 @@ def train(
                     log.stopped(step)
                     stop.leave()
             return log.finish(list(task.figures(data.val)))
-
-
-class Replayed:
-    """Any other iterable of batches, made resumable: a pass cut off is begun again with the random states it had then,
-    and the batches already seen are drawn and dropped.
-    """
-
-    def __init__(self, batches: Iterable[Any]) -> None:
-        self.batches = batches
-        self.position = self.skip = 0
-        self.begun: dict[str, Any] | None = None
-
-    def __len__(self) -> int:
-        """Batches in one pass."""
-        return len(self.batches)  # type: ignore[arg-type]
-
-    def __iter__(self) -> Iterator[Any]:
-        """One pass."""
-        skip, self.skip = self.skip, 0
-        resumed = random_states() if skip else None
-        if skip and self.begun is not None:
-            set_random_states(self.begun)
-        self.begun = random_states()
-        for self.position, batch in enumerate(self.batches, start=1):
-            if self.position > skip:
-                if resumed is not None:
-                    set_random_states(resumed)
-                    resumed = None
-                yield batch
-        self.position = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the training is, and the random states at the beginning of the pass."""
-        return {"position": self.position, "begun": self.begun}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
-        self.skip, self.begun = state["position"], state["begun"]
-
-
-class Stop:
-    """Ctrl-C and SIGTERM ask the loop to save and leave; a second signal leaves at once."""
-
-    asked = 0
-
-    def __enter__(self) -> Self:
-        self.previous: dict[int, Any] = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self.previous[number] = signal.signal(number, self.handle)
-            except ValueError:  # not in the main thread: whoever runs us there handles signals
-                break
-        return self
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        """Remember the signal."""
-        again, self.asked = self.asked > 0, number
-        if again:
-            self.leave()
-
-    def leave(self) -> None:
-        """Raise what Python raises for the signal: the exit status becomes 130 or 143."""
-        if self.asked == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + signal.SIGTERM)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
 
 
 class History:

@@ -112,7 +112,8 @@ def _run_file(path: Path) -> types.ModuleType:
     name = f"fukami_recipe:{path}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None  # a path that ends in .py always has both
+        assert spec is not None  # as for every path that ends in .py
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # dataclasses look their module up there
         try:
@@ -156,7 +157,7 @@ def build(recipe: type[Recipe], fields: dict[str, Any]) -> Recipe:
     """
     hints = typing.get_type_hints(recipe)
     known = {field.name for field in dataclasses.fields(recipe)}
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in fields.items():
         if name not in known:
             raise Error(f"{unknown(f'field of {name_of(recipe)}', name, known)}; another version of fukami wrote it?")

@@ -2,12 +2,10 @@
 
 import contextlib
 import os
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -102,33 +100,6 @@ class Runtime:
         return cast(Function, _Captured(function)) if capture else function
 
 
-def seed(number: int) -> None:
-    """Seed Python, NumPy and torch on every device."""
-    random.seed(number)
-    np.random.seed(number % 2**32)
-    torch.manual_seed(number)
-
-
-def random_states() -> dict[str, Any]:
-    """The states of every random generator, in values that ``torch.load(weights_only=True)`` reads."""
-    numpy_state = np.random.get_state(legacy=True)
-    return {
-        "python": random.getstate(),
-        "numpy": [part.tolist() if isinstance(part, np.ndarray) else part for part in numpy_state],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
-    }
-
-
-def set_random_states(states: dict[str, Any]) -> None:
-    """Set every random generator as :func:`random_states` found it."""
-    random.setstate(states["python"])
-    np.random.set_state(tuple(states["numpy"]))
-    torch.set_rng_state(states["torch"].cpu())
-    if states["cuda"] is not None:
-        torch.cuda.set_rng_state(states["cuda"].cpu())
-
-
 class _Captured:
     """A function recorded as one CUDA graph: a replay costs one launch instead of one per kernel.
 
@@ -140,6 +111,7 @@ class _Captured:
         self.function, self.warmup = function, warmup
         self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.shapes: list[torch.Size] = []
 
     def __call__(self, inputs: Any) -> Any:
         tensors = pytree.tree_leaves(inputs)
@@ -185,7 +157,7 @@ def _device(name: str) -> torch.device:
 
 
 def _fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 trains faster than float32: yes on recent GPUs and with AMX, not with AVX-512 alone (measured)."""
+    """Whether bfloat16 trains faster than float32: on recent GPUs and with AMX, not with AVX-512 alone (measured)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())

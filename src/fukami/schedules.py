@@ -16,7 +16,7 @@ def constant(progress: float) -> float:
 
 
 def one_cycle(warmup: float) -> Schedule:
-    """Linear from 0 to 1 over the share ``warmup``, then down to 0 along a cosine (Smith and Topin 2018, in two phases).
+    """Linear from 0 to 1 over the share ``warmup``, then to 0 along a cosine (after Smith and Topin 2018).
 
     Raises:
         ValueError: ``warmup`` is not in [0, 1).

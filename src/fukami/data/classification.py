@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -87,8 +89,8 @@ def _sized(pictures: folder.Bytes, prepare: Preparation) -> folder.Bytes:
         )
     else:
         pictures = pictures[:, None]
-    return np.broadcast_to(pictures, (len(pictures), prepare.channels, prepare.size, prepare.size))
+    return np.repeat(pictures, prepare.channels, axis=1)
 
 
-def _pictures(pictures: folder.Bytes, targets: np.ndarray, names: Sequence[str] = ()) -> Pictures:
+def _pictures(pictures: folder.Bytes, targets: npt.NDArray[Any], names: Sequence[str] = ()) -> Pictures:
     return Pictures(torch.from_numpy(np.ascontiguousarray(pictures)), torch.from_numpy(targets.astype(np.int64)), names)

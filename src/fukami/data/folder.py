@@ -4,7 +4,6 @@ import hashlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +88,7 @@ def decode(part: Part, prepare: Preparation) -> tuple[Part, Bytes]:
     )
 
 
-def held_out(classes: Sequence[object], share: float) -> npt.NDArray[np.bool_]:
+def held_out(classes: npt.ArrayLike, share: float) -> npt.NDArray[np.bool_]:
     """Which members are held out for testing: the same ones each time, ``share`` of each class, at least one of two.
 
     The choice depends on the data alone, not on a run's seed, so that runs can be compared and answer together.

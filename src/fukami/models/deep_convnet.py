@@ -10,6 +10,8 @@ Saitoh, "Deep Learning from Scratch" (O'Reilly Japan, 2016), section 8.1.1, figu
 
 from torch import nn
 
+from fukami.ops.stem import StemConv2d
+
 PADDING = (1, 1, 1, 2, 1, 1)  # the fourth layer's 2 turns 14×14 into 16×16, which halves evenly twice
 
 
@@ -40,9 +42,11 @@ def deep_convnet(
     layers: list[nn.Module] = []
     inputs = channels
     for number, (width, padding) in enumerate(zip(widths, PADDING, strict=True), start=1):
-        layers += [nn.Conv2d(inputs, width, kernel_size=3, padding=padding), nn.ReLU(inplace=True)]
+        convolution = nn.Conv2d if layers else StemConv2d
+        layers.append(convolution(inputs, width, kernel_size=3, padding=padding))
         if number % 2 == 0:
-            layers.append(nn.MaxPool2d(2))
+            layers.append(nn.MaxPool2d(2))  # before the ReLU: the maximum is the same, on a quarter of the values
+        layers.append(nn.ReLU(inplace=True))
         inputs = width
     layers += [nn.Flatten(), nn.Linear(inputs * side * side, hidden), nn.ReLU(inplace=True)]
     layers += [nn.Dropout(dropout), nn.Linear(hidden, classes)]

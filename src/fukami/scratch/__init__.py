@@ -1,38 +1,10 @@
-"""The note's own program in NumPy: layers, optimizers, trainer and network, with gradients derived by hand."""
+"""The note's own program in NumPy: layers, optimizers, trainer and network, their gradients derived by hand."""
 
-from fukami.scratch.layers import (
-    Affine,
-    BatchNormalization,
-    Convolution,
-    Dropout,
-    Pooling,
-    Relu,
-    Sigmoid,
-    SoftmaxWithLoss,
-)
-from fukami.scratch.mnist import load_mnist
-from fukami.scratch.network import DeepConvNet
-from fukami.scratch.optimizers import SGD, AdaGrad, Adam, Momentum, Nesterov, RMSprop
-from fukami.scratch.params import read_params
-from fukami.scratch.trainer import Trainer
+from .files import load_mnist, read_params
+from .layers import Affine, BatchNormalization, Convolution, Dropout, Pooling, Relu, Sigmoid, SoftmaxWithLoss
+from .network import DeepConvNet
+from .training import SGD, AdaGrad, Adam, Momentum, Nesterov, RMSprop, Trainer
 
-__all__ = [
-    "SGD",
-    "AdaGrad",
-    "Adam",
-    "Affine",
-    "BatchNormalization",
-    "Convolution",
-    "DeepConvNet",
-    "Dropout",
-    "Momentum",
-    "Nesterov",
-    "Pooling",
-    "RMSprop",
-    "Relu",
-    "Sigmoid",
-    "SoftmaxWithLoss",
-    "Trainer",
-    "load_mnist",
-    "read_params",
-]
+__all__ = ["Affine", "BatchNormalization", "Convolution", "Dropout", "Pooling", "Relu", "Sigmoid", "SoftmaxWithLoss"]
+__all__ += ["SGD", "AdaGrad", "Adam", "Momentum", "Nesterov", "RMSprop"]
+__all__ += ["DeepConvNet", "Trainer", "load_mnist", "read_params"]

@@ -1,11 +1,11 @@
 """The layers of "Deep Learning from Scratch" (Saito, 2016), each with its gradient derived by hand.
 
-Pictures go in and out as ``(N, C, H, W)``. In memory the layers keep them as ``(H, C, W, N)``, the picture's number
-last, so that a window over all pictures is copied in runs of ``W * N`` values; the outer shape is a transposed view.
-
-The arithmetic is done in the dtype of the input. Where that is float16, for which no BLAS has a product, the products
-are computed in float32 and rounded; where it is an integer, the dtype of the parameters is used.
+``forward(x)`` gives the answer; ``backward(dout)`` gives the gradient of ``x`` and leaves those of the parameters in
+``dW`` and ``db``. Pictures are ``(N, C, H, W)`` views of memory in the order ``(H, C, W, N)``, in which a window over
+all of them is copied in runs of ``W * N`` values. The arithmetic is in the dtype of ``x``; where that is an integer, in
+that of the parameters; where it is float16, which no BLAS multiplies, in float32 and then rounded.
 """
+# ruff: noqa: D102 -- the two methods are described once, above
 
 from typing import Any
 
@@ -17,7 +17,7 @@ Array = npt.NDArray[Any]
 
 
 class Convolution:
-    """Slides the filters ``W`` ``(out, in, kh, kw)`` over pictures and adds ``b`` ``(out,)``.
+    """Slides the filters ``W`` ``(out, in, kh, kw)`` over the pictures and adds ``b`` ``(out,)``.
 
     Shapes: ``(N, in, H, W)`` to ``(N, out, OH, OW)`` with ``OH = (H + 2 pad - kh) // stride + 1``.
     """
@@ -26,39 +26,31 @@ class Convolution:
         self.W, self.b, self.stride, self.pad = W, b, stride, pad
 
     def forward(self, x: Array) -> Array:
-        """The answer: one matrix product of the filters with every window."""
-        n, _, h, w = self.shape = x.shape
+        self.shape, self.dtype, precision = x.shape, *dtypes(x, self.W)
         out, _, kh, kw = self.W.shape
-        self.dtype, precision = precisions(x, self.W)
-        pixels = picture_last(x.astype(precision, copy=False), self.pad)
-        self.columns = unroll(pixels, kh, kw, self.stride)
-        y = self.W.astype(precision, copy=False).transpose(0, 2, 1, 3).reshape(out, -1) @ self.columns
-        y += self.b.astype(precision, copy=False)[:, None]
-        width = (w + 2 * self.pad - kw) // self.stride + 1
-        return picture_first(y.reshape(-1, out, width, n)).astype(self.dtype, copy=False)
+        self.columns = unroll(picture_last(np.asarray(x, precision), self.pad), kh, kw, self.stride)
+        y = np.asarray(self.W, precision).transpose(0, 2, 1, 3).reshape(out, -1) @ self.columns
+        y += np.asarray(self.b, precision)[:, None]
+        return np.asarray(y.reshape(len(y), out, -1, len(x)).transpose(3, 1, 0, 2), self.dtype)
 
     def backward(self, dout: Array) -> Array:
-        """The gradient of ``x``; those of ``W`` and ``b`` are left in ``dW`` and ``db``."""
-        n, channels, h, w = self.shape
-        out, _, kh, kw = self.W.shape
-        _, _, oh, ow = dout.shape
-        dy = np.ascontiguousarray(picture_last(dout), dtype=self.columns.dtype)
+        (n, channels, h, w), (_, out, oh, ow) = self.shape, dout.shape
+        (_, _, kh, kw), s, p = self.W.shape, self.stride, self.pad
+        dy = np.ascontiguousarray(picture_last(dout), self.columns.dtype)
         rows = dy.reshape(oh, out, ow * n)
-        self.db = rows.sum(axis=2).sum(axis=0).astype(self.dtype, copy=False)
-        dW = (self.columns @ rows.transpose(0, 2, 1)).sum(axis=0)
-        self.dW = dW.reshape(kh, channels, kw, out).transpose(3, 1, 0, 2).astype(self.dtype, copy=False)
+        dW = (self.columns @ rows.transpose(0, 2, 1)).sum(axis=0).reshape(kh, channels, kw, out)
+        self.dW, self.db = dW.transpose(3, 1, 0, 2).astype(self.dtype), rows.sum(axis=2).sum(axis=0, dtype=self.dtype)
 
-        # x[i] reaches y[o] through W[i - o * stride]: dx is dy, spread by the stride, convolved with the turned filter
-        s, p = self.stride, self.pad
+        # x[i] meets y[o] through W[i - s * o]: dx is dy, spread by the stride, under the filters turned by 180 degrees
         spread = np.zeros((h + 2 * p + kh - 1, out, w + 2 * p + kw - 1, n), dy.dtype)
         spread[kh - 1 : kh - 1 + s * oh : s, :, kw - 1 : kw - 1 + s * ow : s] = dy
-        turned = self.W[:, :, ::-1, ::-1].astype(dy.dtype, copy=False).transpose(1, 2, 0, 3).reshape(channels, -1)
+        turned = np.asarray(self.W[:, :, ::-1, ::-1], dy.dtype).transpose(1, 2, 0, 3).reshape(channels, -1)
         dx = turned @ unroll(spread[p : p + h + kh - 1, :, p : p + w + kw - 1], kh, kw, stride=1)
-        return picture_first(dx.reshape(h, channels, w, n)).astype(self.dtype, copy=False)
+        return np.asarray(dx.reshape(h, channels, w, n).transpose(3, 1, 0, 2), self.dtype)
 
 
 class Pooling:
-    """The largest value of each window of ``pool_h`` by ``pool_w``; padding never wins.
+    """The largest value of each window; padding never wins, and of equal values the first one gets the gradient.
 
     Shapes: ``(N, C, H, W)`` to ``(N, C, OH, OW)`` with ``OH = (H + 2 pad - pool_h) // stride + 1``.
     """
@@ -67,13 +59,11 @@ class Pooling:
         self.pool_h, self.pool_w, self.stride, self.pad = pool_h, pool_w, stride, pad
 
     def forward(self, x: Array) -> Array:
-        """The answer, in the dtype of ``x``."""
         self.pixels = picture_last(x, self.pad, fill=-np.inf)
-        self.out = self._windows(self.pixels).max(axis=(-2, -1))
-        return picture_first(self.out)
+        self.out: Array = self._windows(self.pixels).max(axis=(-2, -1))
+        return self.out.transpose(3, 1, 0, 2)
 
     def backward(self, dout: Array) -> Array:
-        """The gradient of ``x``: all of ``dout`` goes to the first largest value of its window."""
         dy, dx = picture_last(dout), np.zeros(self.pixels.shape, dout.dtype)
         windows, dwindows = self._windows(self.pixels), self._windows(dx)
         untaken = np.ones(dy.shape, bool)
@@ -81,8 +71,8 @@ class Pooling:
             won = untaken & (windows[..., *place] == self.out)
             dwindows[..., *place] += dy * won
             untaken ^= won
-        h, _, w, _ = dx.shape
-        return picture_first(dx[self.pad : h - self.pad, :, self.pad : w - self.pad])
+        inside = slice(self.pad, -self.pad or None)
+        return np.transpose(dx[inside, :, inside], (3, 1, 0, 2))
 
     def _windows(self, pixels: Array) -> Array:
         windows = sliding_window_view(pixels, (self.pool_h, self.pool_w), axis=(0, 2), writeable=True)
@@ -90,169 +80,130 @@ class Pooling:
 
 
 class Affine:
-    """``x @ W + b`` of the flattened input; ``W`` is ``(in, out)``.
-
-    Shapes: ``(N, in)``, or ``(N, ...)`` with ``in`` values per sample, to ``(N, out)``.
-    """
+    """``x @ W + b`` with ``W`` ``(in, out)``: ``(N, ...)`` with ``in`` values each to ``(N, out)``."""
 
     def __init__(self, W: Array, b: Array) -> None:
         self.W, self.b = W, b
 
     def forward(self, x: Array) -> Array:
-        """The answer, ``(N, out)``."""
-        self.shape = x.shape
-        self.dtype, precision = precisions(x, self.W)
-        self.x = x.reshape(len(x), -1).astype(precision, copy=False)
-        y = self.x @ self.W.astype(precision, copy=False) + self.b.astype(precision, copy=False)
-        return y.astype(self.dtype, copy=False)
+        self.shape, self.dtype, precision = x.shape, *dtypes(x, self.W)
+        self.x = np.asarray(x.reshape(len(x), -1), precision)
+        return np.asarray(self.x @ np.asarray(self.W, precision) + np.asarray(self.b, precision), self.dtype)
 
     def backward(self, dout: Array) -> Array:
-        """The gradient of ``x``; those of ``W`` and ``b`` are left in ``dW`` and ``db``."""
-        dy = dout.astype(self.x.dtype, copy=False)
-        self.dW = (self.x.T @ dy).astype(self.dtype, copy=False)
-        self.db = dy.sum(axis=0).astype(self.dtype, copy=False)
-        return (dy @ self.W.T.astype(dy.dtype, copy=False)).reshape(self.shape).astype(self.dtype, copy=False)
+        dy = np.asarray(dout, self.x.dtype)
+        self.dW, self.db = np.asarray(self.x.T @ dy, self.dtype), dy.sum(axis=0, dtype=self.dtype)
+        return np.asarray(dy @ np.asarray(self.W, dy.dtype).T, self.dtype).reshape(self.shape)
 
 
 class Relu:
     """``max(x, 0)``; any shape."""
 
     def forward(self, x: Array) -> Array:
-        """The answer, of the same shape."""
-        self.out = np.maximum(x, 0)
+        self.out: Array = np.maximum(x, 0)
         return self.out
 
     def backward(self, dout: Array) -> Array:
-        """The gradient of ``x``: ``dout`` where ``x`` was positive."""
-        return dout * (self.out > 0)
+        return np.multiply(dout, self.out > 0)
 
 
 class Sigmoid:
     """``1 / (1 + exp(-x))``, without overflow; any shape."""
 
     def forward(self, x: Array) -> Array:
-        """The answer, of the same shape."""
         small = np.exp(-np.abs(x))
         self.out: Array = np.where(x < 0, small, 1) / (1 + small)
         return self.out
 
     def backward(self, dout: Array) -> Array:
-        """The gradient of ``x``, from ``y' = y (1 - y)``."""
-        return dout * self.out * (1 - self.out)
+        return np.multiply(dout, self.out * (1 - self.out))
 
 
 class Dropout:
-    """Silences a share of the values in training and scales all of them to the same mean at test time; any shape.
-
-    The first form, of Hinton et al. (2012): training does not rescale.
-    """
+    """Silences a share of the values in training; at test time scales all to that mean (Hinton et al., 2012)."""
 
     def __init__(self, dropout_ratio: float = 0.5) -> None:
         self.dropout_ratio = dropout_ratio
 
     def forward(self, x: Array, train_flg: bool = True) -> Array:
-        """The answer, of the same shape; ``mask`` is what it was multiplied by."""
-        keep = 1.0 - self.dropout_ratio
-        self.mask: Array | float = np.random.rand(*x.shape) > self.dropout_ratio if train_flg else keep
-        return x * self.mask
+        kept = 1.0 - self.dropout_ratio
+        self.mask: Array | float = np.random.rand(*x.shape) > self.dropout_ratio if train_flg else kept
+        return np.multiply(x, self.mask)
 
     def backward(self, dout: Array) -> Array:
-        """The gradient of ``x``."""
-        return dout * self.mask
+        return np.multiply(dout, self.mask)
 
 
 class BatchNormalization:
-    """Each feature to mean 0 and variance 1 over the batch, then times ``gamma`` plus ``beta`` (Ioffe and Szegedy, 2015).
+    """Each feature with mean 0 and variance 1 over the batch, times ``gamma``, plus ``beta`` (Ioffe and Szegedy, 2015).
 
-    Shapes: ``(N, D)`` or ``(N, C, H, W)``; the latter has ``D = C * H * W`` features, as in the book.
+    Shapes: ``(N, D)``, or ``(N, C, H, W)`` with ``D = C * H * W`` features as in the book.
     """
 
     def __init__(
-        self,
-        gamma: Array | float,
-        beta: Array | float,
-        momentum: float = 0.9,
-        running_mean: Array | None = None,
-        running_var: Array | None = None,
-    ) -> None:
+        self, gamma: Array, beta: Array, momentum: float = 0.9,
+        running_mean: Array | None = None, running_var: Array | None = None,
+    ) -> None:  # fmt: skip
         self.gamma, self.beta, self.momentum = gamma, beta, momentum
         self.running_mean, self.running_var = running_mean, running_var
 
     def forward(self, x: Array, train_flg: bool = True) -> Array:
-        """The answer, of the same shape: by the batch's mean and variance in training, else by the running ones."""
-        self.train_flg = train_flg
-        self.dtype, precision = precisions(x, np.asarray(self.gamma))
-        features = x.reshape(len(x), -1).astype(precision, copy=False)
+        self.dtype, precision = dtypes(x, self.gamma)
+        self.train_flg, features = train_flg, np.asarray(x.reshape(len(x), -1), precision)
         if self.running_mean is None or self.running_var is None:
-            self.running_mean, self.running_var = np.zeros((2, features.shape[1]), precision)
+            self.running_mean, self.running_var = np.zeros((2, features.shape[1]))
+        mean, var = self.running_mean, self.running_var
         if train_flg:
             mean, var = features.mean(axis=0), features.var(axis=0)
             self.running_mean = self.momentum * self.running_mean + (1 - self.momentum) * mean
             self.running_var = self.momentum * self.running_var + (1 - self.momentum) * var
-        else:
-            mean, var = self.running_mean.astype(precision), self.running_var.astype(precision)
-        self.std = np.sqrt(var + 1e-6)
-        self.xn = (features - mean) / self.std
-        return (self.gamma * self.xn + self.beta).reshape(x.shape).astype(self.dtype, copy=False)
+        self.std = np.sqrt(np.asarray(var, precision) + 1e-6)
+        self.xn = (features - np.asarray(mean, precision)) / self.std
+        return np.asarray(self.gamma * self.xn + self.beta, self.dtype).reshape(x.shape)
 
     def backward(self, dout: Array) -> Array:
-        """The gradient of ``x``; those of ``gamma`` and ``beta`` are left in ``dgamma`` and ``dbeta``."""
-        dy = dout.reshape(self.xn.shape).astype(self.xn.dtype, copy=False)
-        self.dbeta = dy.sum(axis=0).astype(self.dtype, copy=False)
-        self.dgamma = (dy * self.xn).sum(axis=0).astype(self.dtype, copy=False)
+        dy = np.asarray(dout.reshape(self.xn.shape), self.xn.dtype)
+        self.dgamma, self.dbeta = (dy * self.xn).sum(axis=0, dtype=self.dtype), dy.sum(axis=0, dtype=self.dtype)
         dxn = self.gamma * dy
         if self.train_flg:  # the batch's own mean and variance depend on x too
             dxn = dxn - dxn.mean(axis=0) - self.xn * (dxn * self.xn).mean(axis=0)
-        return (dxn / self.std).reshape(dout.shape).astype(self.dtype, copy=False)
+        return np.asarray(dxn / self.std, self.dtype).reshape(dout.shape)
 
 
 class SoftmaxWithLoss:
-    """Softmax and the mean cross-entropy to ``t``, which is labels ``(N,)`` or one-hot ``(N, classes)``."""
+    """The mean cross-entropy of the softmax ``y`` of scores ``(N, classes)``; ``t`` is labels ``(N,)`` or one-hot."""
 
     def forward(self, x: Array, t: Array) -> float:
-        """The loss of the scores ``x`` ``(N, classes)``; ``y`` holds the probabilities."""
-        self.t = t
-        self.dtype, precision = precisions(x, np.zeros(()))
-        scores = x.astype(precision) - x.max(axis=1, keepdims=True)
+        scores = np.asarray(x, np.result_type(x, np.float32))
+        scores = scores - scores.max(axis=1, keepdims=True)
         log_y = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
-        self.y: Array = np.exp(log_y)
-        self.loss = -float((log_y * self._one_hot()).sum()) / len(x)
+        self.t, self.y = t if t.ndim == 2 else t[:, None] == np.arange(x.shape[1]), np.exp(log_y)
+        self.loss = -float((self.t * log_y).sum()) / len(x)
         return self.loss
 
     def backward(self, dout: float = 1) -> Array:
-        """The gradient of ``x``: ``(y - t) / N``."""
-        return (dout * (self.y - self._one_hot()) / len(self.y)).astype(self.dtype, copy=False)
-
-    def _one_hot(self) -> Array:
-        return self.t if self.t.ndim == 2 else self.t[:, None] == np.arange(self.y.shape[1])
+        return np.multiply(self.y - self.t, dout / len(self.y))
 
 
-def precisions(x: Array, parameter: Array) -> tuple[np.dtype[Any], np.dtype[Any]]:
+def dtypes(x: Array, parameter: Array) -> tuple[np.dtype[Any], np.dtype[Any]]:
     """The dtype of a layer's answer to ``x``, and that of its arithmetic."""
     answer = x.dtype if x.dtype.kind == "f" else parameter.dtype
     return answer, np.result_type(answer, np.float32)
 
 
-def picture_last(x: Array, pad: int = 0, fill: float = 0.0) -> Array:
-    """``(N, C, H, W)`` as ``(H + 2 pad, C, W + 2 pad, N)``, with ``fill`` around the pictures; a view if ``pad`` is 0."""
+def picture_last(x: Array, pad: int = 0, fill: float = 0) -> Array:
+    """``(N, C, H, W)`` as ``(H + 2 pad, C, W + 2 pad, N)`` with ``fill`` around it; a view where ``pad`` is 0."""
     x = x.transpose(2, 1, 3, 0)
     return np.pad(x, ((pad, pad), (0, 0), (pad, pad), (0, 0)), constant_values=fill) if pad else x
-
-
-def picture_first(x: Array) -> Array:
-    """``(H, C, W, N)`` viewed as ``(N, C, H, W)``."""
-    return x.transpose(3, 1, 0, 2)
 
 
 def unroll(pixels: Array, kh: int, kw: int, stride: int) -> Array:
     """Every window of ``(H, C, W, N)`` as a column: ``(OH, kh * C * kw, OW * N)``.
 
-    Only the columns of a window are copied, ``(H, C, kw, OW, N)``. Its ``kh`` rows follow each other in that copy, so
-    the windows of one output row are a matrix in it, and those of the next row the same matrix ``stride`` rows on.
+    Only the ``kw`` columns of a window are copied, to ``(H, C, kw, OW, N)``. There its ``kh`` rows lie one after the
+    other, so that each output row's windows already are a matrix, and the next row's begin ``stride`` rows later.
     """
-    copies = sliding_window_view(pixels, kw, axis=2)[:, :, ::stride].transpose(0, 1, 4, 2, 3)
-    copies = np.ascontiguousarray(copies)
-    h, channels, _, ow, n = copies.shape
-    row, _, column, _, value = copies.strides
-    shape = ((h - kh) // stride + 1, kh * channels * kw, ow * n)
-    return as_strided(copies, shape, (stride * row, column, value), writeable=False)
+    copied = np.ascontiguousarray(sliding_window_view(pixels, kw, 2)[:, :, ::stride].transpose(0, 1, 4, 2, 3))
+    (h, channels, _, ow, n), (row, _, column, _, value) = copied.shape, copied.strides
+    shape = (h - kh) // stride + 1, kh * channels * kw, ow * n
+    return as_strided(copied, shape, (stride * row, column, value), writeable=False)

@@ -1,77 +1,72 @@
-"""The note's network: six convolutions and two affine layers, 99.3 % and more on MNIST (Saito, 2016)."""
+"""The note's network: six convolutions and two affine layers (Saito, 2016, chapter 8)."""
 
 import math
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fukami.errors import Error
-from fukami.scratch.layers import Affine, Convolution, Dropout, Pooling, Relu, SoftmaxWithLoss
-from fukami.scratch.params import read_params, write_params
+from fukami.scratch.files import read_params
+from fukami.scratch.layers import Affine, Array, Convolution, Dropout, Pooling, Relu, SoftmaxWithLoss
 
-Array = npt.NDArray[Any]
-ConvParam = Mapping[str, int]
-
-FILTERS_16: ConvParam = MappingProxyType({"filter_num": 16, "filter_size": 3, "pad": 1, "stride": 1})
-FILTERS_32: ConvParam = MappingProxyType({"filter_num": 32, "filter_size": 3, "pad": 1, "stride": 1})
-FILTERS_32_WIDE: ConvParam = MappingProxyType({"filter_num": 32, "filter_size": 3, "pad": 2, "stride": 1})
-FILTERS_64: ConvParam = MappingProxyType({"filter_num": 64, "filter_size": 3, "pad": 1, "stride": 1})
+Filters = Mapping[str, int]
+FILTERS_16: Filters = MappingProxyType({"filter_num": 16, "filter_size": 3, "pad": 1, "stride": 1})
+FILTERS_32: Filters = MappingProxyType({"filter_num": 32, "filter_size": 3, "pad": 1, "stride": 1})
+FILTERS_32_PAD_2: Filters = MappingProxyType({"filter_num": 32, "filter_size": 3, "pad": 2, "stride": 1})
+FILTERS_64: Filters = MappingProxyType({"filter_num": 64, "filter_size": 3, "pad": 1, "stride": 1})
 
 
 class DeepConvNet:
     """Three times conv - relu - conv - relu - pool, then affine - relu - dropout - affine - dropout, then softmax.
 
-    ``params`` holds ``W1..W8`` and ``b1..b8``, the very arrays that ``layers`` compute with: changing one in place
-    changes the network. They are float64; the arithmetic is done in the dtype of the pictures.
+    ``params`` holds ``W1..W8`` and ``b1..b8``, the very arrays that the ``layers`` compute with: changing them in place
+    changes the network. They begin as float64, scaled for ReLU as He et al. (2015) do.
     """
 
     def __init__(
-        self,
-        input_dim: tuple[int, int, int] = (1, 28, 28),
-        conv_param_1: ConvParam = FILTERS_16,
-        conv_param_2: ConvParam = FILTERS_16,
-        conv_param_3: ConvParam = FILTERS_32,
-        conv_param_4: ConvParam = FILTERS_32_WIDE,
-        conv_param_5: ConvParam = FILTERS_64,
-        conv_param_6: ConvParam = FILTERS_64,
-        hidden_size: int = 50,
-        output_size: int = 10,
-    ) -> None:
-        self.input_dim = tuple(input_dim)
+        self, input_dim: tuple[int, int, int] = (1, 28, 28),
+        conv_param_1: Filters = FILTERS_16, conv_param_2: Filters = FILTERS_16,
+        conv_param_3: Filters = FILTERS_32, conv_param_4: Filters = FILTERS_32_PAD_2,
+        conv_param_5: Filters = FILTERS_64, conv_param_6: Filters = FILTERS_64,
+        hidden_size: int = 50, output_size: int = 10,
+    ) -> None:  # fmt: skip
+        self.input_dim, (channels, h, w) = tuple(input_dim), input_dim
         self.params: dict[str, Array] = {}
         self.layers: list[Convolution | Relu | Pooling | Affine | Dropout] = []
-        conv_params = conv_param_1, conv_param_2, conv_param_3, conv_param_4, conv_param_5, conv_param_6
-        channels, *sides = input_dim
-        for number, param in enumerate(conv_params, 1):
-            size, pad, stride = param["filter_size"], param["pad"], param["stride"]
-            W, b = self._new((param["filter_num"], channels, size, size), channels * size * size, param["filter_num"])
-            self.layers += [Convolution(W, b, stride, pad), Relu()]
-            channels = param["filter_num"]
-            sides = [(side + 2 * pad - size) // stride + 1 for side in sides]
+
+        def weights(outputs: int, *shape: int) -> tuple[Array, Array]:
+            number = len(self.params) // 2 + 1
+            W = self.params[f"W{number}"] = np.sqrt(2.0 * outputs / math.prod(shape)) * np.random.randn(*shape)
+            b = self.params[f"b{number}"] = np.zeros(outputs)
+            return W, b
+
+        filters = conv_param_1, conv_param_2, conv_param_3, conv_param_4, conv_param_5, conv_param_6
+        for number, param in enumerate(filters, 1):
+            count, size, pad, stride = (param[key] for key in ("filter_num", "filter_size", "pad", "stride"))
+            self.layers += [Convolution(*weights(count, count, channels, size, size), stride, pad), Relu()]
+            channels, h, w = count, (h + 2 * pad - size) // stride + 1, (w + 2 * pad - size) // stride + 1
             if number % 2 == 0:
                 self.layers.append(Pooling(pool_h=2, pool_w=2, stride=2))
-                sides = [side // 2 for side in sides]
-            if min(sides) < 1:
-                raise Error(f"pictures of {self.input_dim} are too small: nothing is left of them after conv {number}")
-        features = channels * math.prod(sides)
-        hidden = self._new((features, hidden_size), features, hidden_size)
-        output = self._new((hidden_size, output_size), hidden_size, output_size)
-        self.layers += [Affine(*hidden), Relu(), Dropout(0.5), Affine(*output), Dropout(0.5)]
+                h, w = h // 2, w // 2
+            if min(h, w) < 1:
+                raise Error(f"pictures of {self.input_dim} are too small: conv {number} leaves nothing of them")
+        self.layers += [Affine(*weights(hidden_size, channels * h * w, hidden_size)), Relu(), Dropout(0.5)]
+        self.layers += [Affine(*weights(output_size, hidden_size, output_size)), Dropout(0.5)]
+        self.weighted = [layer for layer in self.layers if isinstance(layer, Convolution | Affine)]
         self.last_layer = SoftmaxWithLoss()
 
     def predict(self, x: Array, train_flg: bool = False) -> Array:
-        """The scores ``(N, output_size)`` of the pictures ``x`` ``(N, C, H, W)``.
-
-        Without ``train_flg`` they are computed for 100 pictures at a time, so that any number of them fits in memory.
-        """
+        """The scores ``(N, output_size)`` of pictures ``(N, C, H, W)``; at test time 100 at once, to save memory."""
         if x.shape[1:] != self.input_dim:
-            raise Error(f"pictures of shape {x.shape} were given, {('N', *self.input_dim)} expected: reshape them")
-        count = len(x) if train_flg else 100
-        return np.concatenate([self._forward(x[i : i + count], train_flg) for i in range(0, len(x), count)])
+            raise Error(f"pictures of shape {x.shape} were given, {('N', *self.input_dim)} expected; reshape them")
+        if not train_flg and len(x) > 100:
+            return np.concatenate([self.predict(x[i : i + 100]) for i in range(0, len(x), 100)])
+        for layer in self.layers:
+            x = layer.forward(x, train_flg) if isinstance(layer, Dropout) else layer.forward(x)
+        return x
 
     def loss(self, x: Array, t: Array) -> float:
         """The mean cross-entropy in training, with dropout; ``t`` is labels ``(N,)`` or one-hot."""
@@ -79,10 +74,9 @@ class DeepConvNet:
 
     def accuracy(self, x: Array, t: Array, batch_size: int = 100) -> float:
         """The share of the pictures whose highest score is at the label; every picture counts."""
-        labels = t if t.ndim == 1 else t.argmax(axis=1)
         starts = range(0, len(x), batch_size)
         answers = np.concatenate([self.predict(x[i : i + batch_size]).argmax(axis=1) for i in starts])
-        return float((answers == labels).mean())
+        return float((answers == (t if t.ndim == 1 else t.argmax(axis=1))).mean())
 
     def gradient(self, x: Array, t: Array) -> dict[str, Array]:
         """The gradient of the loss with respect to every parameter, by its name."""
@@ -91,46 +85,26 @@ class DeepConvNet:
         for layer in reversed(self.layers):
             dout = layer.backward(dout)
         grads = {}
-        for number, layer in enumerate(self._weighted(), 1):
+        for number, layer in enumerate(self.weighted, 1):
             grads[f"W{number}"], grads[f"b{number}"] = layer.dW, layer.db
         return grads
 
     def save_params(self, file_name: str | Path = "params.pkl") -> None:
-        """Write ``params`` to a file: safetensors if that is its suffix, else a pickle as the note's."""
-        write_params(file_name, self.params)
+        """Write the parameters: as safetensors if that is the suffix, else pickled as the note does."""
+        if Path(file_name).suffix == ".safetensors":
+            from safetensors.numpy import save_file
+
+            save_file(self.params, file_name)
+        else:
+            Path(file_name).write_bytes(pickle.dumps(self.params))
 
     def load_params(self, file_name: str | Path = "params.pkl") -> None:
-        """Take over the parameters of a file, safetensors or a pickle as the note's, and their dtype.
-
-        Raises:
-            Error: the file is broken, hostile or of another network; this network is then as it was.
-        """
+        """Take over the parameters of a file and their dtype; if they do not fit, raise Error and change nothing."""
         loaded = read_params(file_name)
-        problems = [f"{key} is missing" for key in self.params.keys() - loaded.keys()]
-        problems += [f"{key:.50} is unknown" for key in loaded.keys() - self.params.keys()]
-        for key in self.params.keys() & loaded.keys():
-            expected, found = self.params[key].shape, loaded[key]
-            if found.shape != expected:
-                problems.append(f"{key} has shape {found.shape}, expected {expected}")
-            elif found.dtype.kind != "f":
-                problems.append(f"{key} is {found.dtype}, expected floating point")
-        if problems:
-            raise Error(f"{file_name} does not fit this network: {'; '.join(sorted(problems)[:8])}")
-        for number, layer in enumerate(self._weighted(), 1):
-            self.params[f"W{number}"] = layer.W = loaded[f"W{number}"]
-            self.params[f"b{number}"] = layer.b = loaded[f"b{number}"]
-
-    def _new(self, shape: tuple[int, ...], fan_in: int, outputs: int) -> tuple[Array, Array]:
-        """Weights and biases of the next layer, scaled for what ReLU halves (He et al., 2015)."""
-        number = len(self.params) // 2 + 1
-        W = self.params[f"W{number}"] = np.sqrt(2.0 / fan_in) * np.random.randn(*shape)
-        b = self.params[f"b{number}"] = np.zeros(outputs)
-        return W, b
-
-    def _forward(self, x: Array, train_flg: bool) -> Array:
-        for layer in self.layers:
-            x = layer.forward(x, train_flg) if isinstance(layer, Dropout) else layer.forward(x)
-        return x
-
-    def _weighted(self) -> list[Convolution | Affine]:
-        return [layer for layer in self.layers if isinstance(layer, Convolution | Affine)]
+        expected, found = ({key: value.shape for key, value in params.items()} for params in (self.params, loaded))
+        if wrong := sorted({key for key, _ in expected.items() ^ found.items()}):
+            what = (f"{k:.50} is {found.get(k, 'missing')}, expected {expected.get(k, 'nothing')}" for k in wrong[:5])
+            raise Error(f"{file_name} does not fit this network: {'; '.join(what)}")
+        self.params.update(loaded)
+        for number, layer in enumerate(self.weighted, 1):
+            layer.W, layer.b = self.params[f"W{number}"], self.params[f"b{number}"]

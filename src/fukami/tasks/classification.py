@@ -89,7 +89,7 @@ class Classification(Task):
         classes = len(self.labels)
         matrix = torch.zeros(classes, classes, dtype=torch.long, device=device)
         loss = torch.zeros((), device=device)
-        wrong = []
+        wrong: list[tuple[Tensor, ...]] = []
         training = self.model.training
         self.model.eval()
         for pictures, given in batches:
@@ -169,8 +169,8 @@ class Classification(Task):
         yield "Confusion matrix", figures.confusion(matrix.cpu(), self.labels)
         yield "Accuracy per class", figures.per_class(matrix.cpu(), self.labels)
         confidence, pictures, targets, predicted = (torch.cat(column) for column in zip(*wrong, strict=True))
-        best = confidence.topk(min(WRONG, len(confidence)))
-        best = [i for i in best.indices.tolist() if confidence[i] > 0]
+        likely = confidence.topk(min(WRONG, len(confidence))).indices.tolist()
+        best = [i for i in likely if confidence[i] > 0]
         captions = [f"{self.labels[targets[i]]} → {self.labels[predicted[i]]}  {confidence[i]:.0%}" for i in best]
         if best:
             yield "Most confidently wrong", figures.gallery(pictures[best].cpu(), captions)
