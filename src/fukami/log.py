@@ -75,8 +75,8 @@ class Log:
         """Log an evaluation, and say it."""
         self.last = metrics
         self.looked = time.monotonic()  # the time of the evaluation is not the training's
-        self._write({"step": step, "phase": "eval", **metrics})
         spent = self.seconds()
+        self._write({"step": step, "phase": "eval", **metrics, "seconds": round(spent, 3)})
         left = "" if self.progress.disable is False else f"  {_clock(spent / step * (self.steps - step))} left"
         answer = "  ".join(f"{name} {_number(value)}" for name, value in metrics.items())
         self.console.print(

@@ -36,7 +36,7 @@ def write(folder: Path, figures: Sequence[tuple[str, Figure]], seconds: float) -
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     where = f"{record['device']}, {record['precision']}, {record['threads']} threads, {record['processes']} process(es)"
     facts = {**record["fields"], "versions": versions, "computed on": where, "time": f"{seconds:,.0f} s"}
-    last = {name: value for name, value in judged[-1].items() if name not in ("step", "phase")}
+    last = {name: value for name, value in judged[-1].items() if name not in ("step", "phase", "seconds")}
     answer = " · ".join(
         f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in last.items()
     )
@@ -71,7 +71,7 @@ def picture(title: str, figure: Figure) -> str:
 
 def curves(trained: Sequence[dict[str, Any]], judged: Sequence[dict[str, Any]]) -> Figure:
     """Every metric of the training over the steps, the evaluations of the same name with it, and the learning rate."""
-    unplotted = {"step", "phase", "pictures_per_second", "lr", "count", "errors"}
+    unplotted = {"step", "phase", "pictures_per_second", "lr", "count", "errors", "seconds"}
     names = [
         name for name in dict.fromkeys(key for line in [*trained, *judged] for key in line) if name not in unplotted
     ]

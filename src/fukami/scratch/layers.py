@@ -5,7 +5,7 @@
 all of them is copied in runs of ``W * N`` values. The arithmetic is in the dtype of ``x``; where that is an integer, in
 that of the parameters; where it is float16, which no BLAS multiplies, in float32 and then rounded.
 """
-# ruff: noqa: D102 -- the two methods are described once, above
+# ruff: noqa: D102 -- forward and backward are described once, above
 
 from typing import Any
 
@@ -17,10 +17,7 @@ Array = npt.NDArray[Any]
 
 
 class Convolution:
-    """Slides the filters ``W`` ``(out, in, kh, kw)`` over the pictures and adds ``b`` ``(out,)``.
-
-    Shapes: ``(N, in, H, W)`` to ``(N, out, OH, OW)`` with ``OH = (H + 2 pad - kh) // stride + 1``.
-    """
+    """Filters ``W`` ``(out, in, kh, kw)`` slid over ``(N, in, H, W)``, plus ``b`` ``(out,)``: ``(N, out, OH, OW)``."""
 
     def __init__(self, W: Array, b: Array, stride: int = 1, pad: int = 0) -> None:
         self.W, self.b, self.stride, self.pad = W, b, stride, pad
@@ -36,24 +33,19 @@ class Convolution:
     def backward(self, dout: Array) -> Array:
         (n, channels, h, w), (_, out, oh, ow) = self.shape, dout.shape
         (_, _, kh, kw), s, p = self.W.shape, self.stride, self.pad
-        dy = np.ascontiguousarray(picture_last(dout), self.columns.dtype)
-        rows = dy.reshape(oh, out, ow * n)
+        rows = np.ascontiguousarray(picture_last(dout), self.columns.dtype).reshape(oh, out, ow * n)
         dW = (self.columns @ rows.transpose(0, 2, 1)).sum(axis=0).reshape(kh, channels, kw, out)
-        self.dW, self.db = dW.transpose(3, 1, 0, 2).astype(self.dtype), rows.sum(axis=2).sum(axis=0, dtype=self.dtype)
-
-        # x[i] meets y[o] through W[i - s * o]: dx is dy, spread by the stride, under the filters turned by 180 degrees
-        spread = np.zeros((h + 2 * p + kh - 1, out, w + 2 * p + kw - 1, n), dy.dtype)
-        spread[kh - 1 : kh - 1 + s * oh : s, :, kw - 1 : kw - 1 + s * ow : s] = dy
-        turned = np.asarray(self.W[:, :, ::-1, ::-1], dy.dtype).transpose(1, 2, 0, 3).reshape(channels, -1)
+        self.dW, self.db = dW.transpose(3, 1, 0, 2).astype(self.dtype), rows.sum(axis=2).sum(axis=0).astype(self.dtype)
+        # x[i] meets y[o] through W[i - s * o]: dx is dout, spread by the stride, under the filters turned around
+        spread = np.zeros((h + 2 * p + kh - 1, out, w + 2 * p + kw - 1, n), rows.dtype)
+        spread[kh - 1 : kh - 1 + s * oh : s, :, kw - 1 : kw - 1 + s * ow : s] = picture_last(dout)
+        turned = np.asarray(self.W[:, :, ::-1, ::-1], rows.dtype).transpose(1, 2, 0, 3).reshape(channels, -1)
         dx = turned @ unroll(spread[p : p + h + kh - 1, :, p : p + w + kw - 1], kh, kw, stride=1)
         return np.asarray(dx.reshape(h, channels, w, n).transpose(3, 1, 0, 2), self.dtype)
 
 
 class Pooling:
-    """The largest value of each window; padding never wins, and of equal values the first one gets the gradient.
-
-    Shapes: ``(N, C, H, W)`` to ``(N, C, OH, OW)`` with ``OH = (H + 2 pad - pool_h) // stride + 1``.
-    """
+    """The largest value of each window, where padding never wins: ``(N, C, H, W)`` to ``(N, C, OH, OW)``."""
 
     def __init__(self, pool_h: int, pool_w: int, stride: int = 2, pad: int = 0) -> None:
         self.pool_h, self.pool_w, self.stride, self.pad = pool_h, pool_w, stride, pad
@@ -61,13 +53,13 @@ class Pooling:
     def forward(self, x: Array) -> Array:
         self.pixels = picture_last(x, self.pad, fill=-np.inf)
         self.out: Array = self._windows(self.pixels).max(axis=(-2, -1))
-        return self.out.transpose(3, 1, 0, 2)
+        return np.transpose(self.out, (3, 1, 0, 2))
 
     def backward(self, dout: Array) -> Array:
         dy, dx = picture_last(dout), np.zeros(self.pixels.shape, dout.dtype)
         windows, dwindows = self._windows(self.pixels), self._windows(dx)
         untaken = np.ones(dy.shape, bool)
-        for place in np.ndindex(self.pool_h, self.pool_w):
+        for place in np.ndindex(self.pool_h, self.pool_w):  # of equal values, the first one gets the gradient
             won = untaken & (windows[..., *place] == self.out)
             dwindows[..., *place] += dy * won
             untaken ^= won
@@ -80,7 +72,7 @@ class Pooling:
 
 
 class Affine:
-    """``x @ W + b`` with ``W`` ``(in, out)``: ``(N, ...)`` with ``in`` values each to ``(N, out)``."""
+    """``x @ W + b`` with ``W`` ``(in, out)``: ``(N, ...)`` with ``in`` values per sample to ``(N, out)``."""
 
     def __init__(self, W: Array, b: Array) -> None:
         self.W, self.b = W, b
@@ -92,7 +84,7 @@ class Affine:
 
     def backward(self, dout: Array) -> Array:
         dy = np.asarray(dout, self.x.dtype)
-        self.dW, self.db = np.asarray(self.x.T @ dy, self.dtype), dy.sum(axis=0, dtype=self.dtype)
+        self.dW, self.db = np.asarray(self.x.T @ dy, self.dtype), dy.sum(axis=0).astype(self.dtype)
         return np.asarray(dy @ np.asarray(self.W, dy.dtype).T, self.dtype).reshape(self.shape)
 
 
@@ -104,19 +96,18 @@ class Relu:
         return self.out
 
     def backward(self, dout: Array) -> Array:
-        return np.multiply(dout, self.out > 0)
+        return np.asarray(dout * (self.out > 0))
 
 
 class Sigmoid:
     """``1 / (1 + exp(-x))``, without overflow; any shape."""
 
     def forward(self, x: Array) -> Array:
-        small = np.exp(-np.abs(x))
-        self.out: Array = np.where(x < 0, small, 1) / (1 + small)
+        self.out = np.asarray(np.exp(np.minimum(x, 0)) / (1 + np.exp(-np.abs(x))))
         return self.out
 
     def backward(self, dout: Array) -> Array:
-        return np.multiply(dout, self.out * (1 - self.out))
+        return np.asarray(dout * self.out * (1 - self.out))
 
 
 class Dropout:
@@ -126,32 +117,26 @@ class Dropout:
         self.dropout_ratio = dropout_ratio
 
     def forward(self, x: Array, train_flg: bool = True) -> Array:
-        kept = 1.0 - self.dropout_ratio
-        self.mask: Array | float = np.random.rand(*x.shape) > self.dropout_ratio if train_flg else kept
-        return np.multiply(x, self.mask)
+        self.mask: Any = np.random.rand(*x.shape) > self.dropout_ratio if train_flg else 1 - self.dropout_ratio
+        return np.asarray(x * self.mask)
 
     def backward(self, dout: Array) -> Array:
-        return np.multiply(dout, self.mask)
+        return np.asarray(dout * self.mask)
 
 
 class BatchNormalization:
-    """Each feature with mean 0 and variance 1 over the batch, times ``gamma``, plus ``beta`` (Ioffe and Szegedy, 2015).
-
-    Shapes: ``(N, D)``, or ``(N, C, H, W)`` with ``D = C * H * W`` features as in the book.
-    """
+    """Each feature of ``(N, ...)`` to mean 0 and variance 1, times ``gamma``, plus ``beta`` (Ioffe, Szegedy, 2015)."""
 
     def __init__(
         self, gamma: Array, beta: Array, momentum: float = 0.9,
         running_mean: Array | None = None, running_var: Array | None = None,
     ) -> None:  # fmt: skip
         self.gamma, self.beta, self.momentum = gamma, beta, momentum
-        self.running_mean, self.running_var = running_mean, running_var
+        self.running_mean, self.running_var = (0 * gamma if r is None else r for r in (running_mean, running_var))
 
     def forward(self, x: Array, train_flg: bool = True) -> Array:
         self.dtype, precision = dtypes(x, self.gamma)
         self.train_flg, features = train_flg, np.asarray(x.reshape(len(x), -1), precision)
-        if self.running_mean is None or self.running_var is None:
-            self.running_mean, self.running_var = np.zeros((2, features.shape[1]))
         mean, var = self.running_mean, self.running_var
         if train_flg:
             mean, var = features.mean(axis=0), features.var(axis=0)
@@ -163,7 +148,7 @@ class BatchNormalization:
 
     def backward(self, dout: Array) -> Array:
         dy = np.asarray(dout.reshape(self.xn.shape), self.xn.dtype)
-        self.dgamma, self.dbeta = (dy * self.xn).sum(axis=0, dtype=self.dtype), dy.sum(axis=0, dtype=self.dtype)
+        self.dgamma, self.dbeta = (dy * self.xn).sum(axis=0).astype(self.dtype), dy.sum(axis=0).astype(self.dtype)
         dxn = self.gamma * dy
         if self.train_flg:  # the batch's own mean and variance depend on x too
             dxn = dxn - dxn.mean(axis=0) - self.xn * (dxn * self.xn).mean(axis=0)
@@ -174,15 +159,14 @@ class SoftmaxWithLoss:
     """The mean cross-entropy of the softmax ``y`` of scores ``(N, classes)``; ``t`` is labels ``(N,)`` or one-hot."""
 
     def forward(self, x: Array, t: Array) -> float:
-        scores = np.asarray(x, np.result_type(x, np.float32))
-        scores = scores - scores.max(axis=1, keepdims=True)
+        scores = np.subtract(x, x.max(axis=1, keepdims=True), dtype=np.result_type(x, np.float32))
         log_y = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
         self.t, self.y = t if t.ndim == 2 else t[:, None] == np.arange(x.shape[1]), np.exp(log_y)
         self.loss = -float((self.t * log_y).sum()) / len(x)
         return self.loss
 
     def backward(self, dout: float = 1) -> Array:
-        return np.multiply(self.y - self.t, dout / len(self.y))
+        return np.asarray((self.y - self.t) * (dout / len(self.y)))
 
 
 def dtypes(x: Array, parameter: Array) -> tuple[np.dtype[Any], np.dtype[Any]]:
@@ -198,10 +182,9 @@ def picture_last(x: Array, pad: int = 0, fill: float = 0) -> Array:
 
 
 def unroll(pixels: Array, kh: int, kw: int, stride: int) -> Array:
-    """Every window of ``(H, C, W, N)`` as a column: ``(OH, kh * C * kw, OW * N)``.
-
-    Only the ``kw`` columns of a window are copied, to ``(H, C, kw, OW, N)``. There its ``kh`` rows lie one after the
-    other, so that each output row's windows already are a matrix, and the next row's begin ``stride`` rows later.
+    """Every window of ``(H, C, W, N)`` as a column of ``(OH, kh * C * kw, OW * N)``; ``OH = (H - kh) // stride + 1``.
+    Only a window's columns are copied, to ``(H, C, kw, OW, N)``: its rows follow each other there, so the windows of
+    one output row are a matrix as they lie, and those of the next row begin ``stride`` rows later.
     """
     copied = np.ascontiguousarray(sliding_window_view(pixels, kw, 2)[:, :, ::stride].transpose(0, 1, 4, 2, 3))
     (h, channels, _, ow, n), (row, _, column, _, value) = copied.shape, copied.strides

@@ -1,6 +1,5 @@
-"""The note's network: six convolutions and two affine layers (Saito, 2016, chapter 8)."""
+"""The note's network of six convolutions and two affine layers, and what trains it (Saito, 2016)."""
 
-import math
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,39 +7,36 @@ from types import MappingProxyType
 
 import numpy as np
 
-from fukami.errors import Error
+from fukami.errors import Error, unknown
 from fukami.scratch.files import read_params
 from fukami.scratch.layers import Affine, Array, Convolution, Dropout, Pooling, Relu, SoftmaxWithLoss
+from fukami.scratch.optimizers import SGD, AdaGrad, Adam, Momentum, Nesterov, RMSprop
 
+OPTIMIZERS = {optimizer.__name__.lower(): optimizer for optimizer in (SGD, Momentum, Nesterov, AdaGrad, RMSprop, Adam)}
 Filters = Mapping[str, int]
 FILTERS_16: Filters = MappingProxyType({"filter_num": 16, "filter_size": 3, "pad": 1, "stride": 1})
 FILTERS_32: Filters = MappingProxyType({"filter_num": 32, "filter_size": 3, "pad": 1, "stride": 1})
-FILTERS_32_PAD_2: Filters = MappingProxyType({"filter_num": 32, "filter_size": 3, "pad": 2, "stride": 1})
+FILTERS_32_PAD2: Filters = MappingProxyType({"filter_num": 32, "filter_size": 3, "pad": 2, "stride": 1})
 FILTERS_64: Filters = MappingProxyType({"filter_num": 64, "filter_size": 3, "pad": 1, "stride": 1})
 
 
 class DeepConvNet:
-    """Three times conv - relu - conv - relu - pool, then affine - relu - dropout - affine - dropout, then softmax.
-
-    ``params`` holds ``W1..W8`` and ``b1..b8``, the very arrays that the ``layers`` compute with: changing them in place
-    changes the network. They begin as float64, scaled for ReLU as He et al. (2015) do.
-    """
+    """Three times conv - relu - conv - relu - pool, then affine - relu - dropout - affine - dropout, then softmax."""
 
     def __init__(
         self, input_dim: tuple[int, int, int] = (1, 28, 28),
-        conv_param_1: Filters = FILTERS_16, conv_param_2: Filters = FILTERS_16,
-        conv_param_3: Filters = FILTERS_32, conv_param_4: Filters = FILTERS_32_PAD_2,
-        conv_param_5: Filters = FILTERS_64, conv_param_6: Filters = FILTERS_64,
+        conv_param_1: Filters = FILTERS_16, conv_param_2: Filters = FILTERS_16, conv_param_3: Filters = FILTERS_32,
+        conv_param_4: Filters = FILTERS_32_PAD2, conv_param_5: Filters = FILTERS_64, conv_param_6: Filters = FILTERS_64,
         hidden_size: int = 50, output_size: int = 10,
     ) -> None:  # fmt: skip
         self.input_dim, (channels, h, w) = tuple(input_dim), input_dim
-        self.params: dict[str, Array] = {}
+        self.params: dict[str, Array] = {}  # the very arrays that the layers compute with
         self.layers: list[Convolution | Relu | Pooling | Affine | Dropout] = []
 
         def weights(outputs: int, *shape: int) -> tuple[Array, Array]:
-            number = len(self.params) // 2 + 1
-            W = self.params[f"W{number}"] = np.sqrt(2.0 * outputs / math.prod(shape)) * np.random.randn(*shape)
-            b = self.params[f"b{number}"] = np.zeros(outputs)
+            number, W, b = len(self.params) // 2 + 1, np.random.randn(*shape), np.zeros(outputs)
+            W *= np.sqrt(2.0 / (W.size // outputs))  # the fan-in, as He et al. (2015) scale for ReLU
+            self.params |= {f"W{number}": W, f"b{number}": b}
             return W, b
 
         filters = conv_param_1, conv_param_2, conv_param_3, conv_param_4, conv_param_5, conv_param_6
@@ -74,9 +70,8 @@ class DeepConvNet:
 
     def accuracy(self, x: Array, t: Array, batch_size: int = 100) -> float:
         """The share of the pictures whose highest score is at the label; every picture counts."""
-        starts = range(0, len(x), batch_size)
-        answers = np.concatenate([self.predict(x[i : i + batch_size]).argmax(axis=1) for i in starts])
-        return float((answers == (t if t.ndim == 1 else t.argmax(axis=1))).mean())
+        answers = [self.predict(x[i : i + batch_size]).argmax(axis=1) for i in range(0, len(x), batch_size)]
+        return float((np.concatenate(answers) == (t if t.ndim == 1 else t.argmax(axis=1))).mean())
 
     def gradient(self, x: Array, t: Array) -> dict[str, Array]:
         """The gradient of the loss with respect to every parameter, by its name."""
@@ -84,19 +79,14 @@ class DeepConvNet:
         dout = self.last_layer.backward()
         for layer in reversed(self.layers):
             dout = layer.backward(dout)
-        grads = {}
-        for number, layer in enumerate(self.weighted, 1):
-            grads[f"W{number}"], grads[f"b{number}"] = layer.dW, layer.db
-        return grads
+        return {f"{p}{i}": getattr(layer, f"d{p}") for i, layer in enumerate(self.weighted, 1) for p in "Wb"}
 
     def save_params(self, file_name: str | Path = "params.pkl") -> None:
         """Write the parameters: as safetensors if that is the suffix, else pickled as the note does."""
-        if Path(file_name).suffix == ".safetensors":
-            from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-            save_file(self.params, file_name)
-        else:
-            Path(file_name).write_bytes(pickle.dumps(self.params))
+        encode = save if Path(file_name).suffix == ".safetensors" else pickle.dumps
+        Path(file_name).write_bytes(encode(self.params))
 
     def load_params(self, file_name: str | Path = "params.pkl") -> None:
         """Take over the parameters of a file and their dtype; if they do not fit, raise Error and change nothing."""
@@ -108,3 +98,34 @@ class DeepConvNet:
         self.params.update(loaded)
         for number, layer in enumerate(self.weighted, 1):
             layer.W, layer.b = self.params[f"W{number}"], self.params[f"b{number}"]
+
+
+class Trainer:
+    """Trains a network on random mini batches and measures its accuracy on the first samples after each epoch."""
+
+    def __init__(
+        self, network: DeepConvNet, x_train: Array, t_train: Array, x_test: Array, t_test: Array,
+        epochs: int = 20, mini_batch_size: int = 100,
+        optimizer: str = "Adam", optimizer_param: Mapping[str, float] = MappingProxyType({"lr": 0.001}),
+        evaluate_sample_num_per_epoch: int | None = 1000, verbose: bool = True,
+    ) -> None:  # fmt: skip
+        if optimizer.lower() not in OPTIMIZERS:
+            raise unknown("optimizer", optimizer, OPTIMIZERS)
+        self.optimizer = OPTIMIZERS[optimizer.lower()](**optimizer_param)
+        self.network, self.epochs, self.batch_size, self.verbose = network, epochs, mini_batch_size, verbose
+        self.x_train, self.t_train, self.x_test, self.t_test = x_train, t_train, x_test, t_test
+        self.first = slice(evaluate_sample_num_per_epoch)
+        self.train_loss_list, self.train_acc_list, self.test_acc_list = list[float](), list[float](), list[float]()
+
+    def train(self) -> None:
+        """Take as many steps as ``epochs`` training sets have mini batches; the lists grow on the way."""
+        for epoch in range(1, self.epochs + 1):
+            for _ in range(max(len(self.x_train) // self.batch_size, 1)):
+                batch = np.random.choice(len(self.x_train), self.batch_size)
+                grads = self.network.gradient(self.x_train[batch], self.t_train[batch])
+                self.optimizer.update(self.network.params, grads)
+                self.train_loss_list.append(self.network.last_layer.loss)
+            self.train_acc_list.append(self.network.accuracy(self.x_train[self.first], self.t_train[self.first]))
+            self.test_acc_list.append(self.network.accuracy(self.x_test[self.first], self.t_test[self.first]))
+            if self.verbose:
+                print(f"=== epoch:{epoch}, train acc:{self.train_acc_list[-1]}, test acc:{self.test_acc_list[-1]} ===")  # noqa: T201

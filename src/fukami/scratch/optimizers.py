@@ -1,0 +1,76 @@
+"""The optimizers of "Deep Learning from Scratch" (Saito, 2016)."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fukami.scratch.layers import Array
+
+
+class SGD:
+    """Gradient descent: the step is ``-lr * grad``. The others differ in the step and in what they remember."""
+
+    def __init__(self, lr: float = 0.01) -> None:
+        self.lr, self.iter, self.m, self.v = lr, 0, dict[str, Array](), dict[str, Array]()
+
+    def update(self, params: Mapping[str, Array], grads: Mapping[str, Array]) -> None:
+        """Move every parameter by one step, in place and in its own dtype; steps are computed in float32 or more."""
+        self.iter += 1
+        for key, param in params.items():
+            param += self._step(key, np.asarray(grads[key], np.result_type(param, np.float32))).astype(param.dtype)
+
+    def _step(self, key: str, grad: Array) -> Array:
+        return -self.lr * grad
+
+
+class Momentum(SGD):
+    """Descent with inertia: the step is a velocity ``v`` that the gradient accelerates (Polyak, 1964)."""
+
+    def __init__(self, lr: float = 0.01, momentum: float = 0.9) -> None:
+        super().__init__(lr)
+        self.momentum = momentum
+
+    def _step(self, key: str, grad: Array) -> Array:
+        self.v[key] = self.momentum * self.v.get(key, 0.0) - self.lr * grad
+        return self.v[key]
+
+
+class Nesterov(Momentum):
+    """Momentum that looks one step ahead (Nesterov, 1983; in the form of Bengio et al., arXiv 1212.0901)."""
+
+    def _step(self, key: str, grad: Array) -> Array:
+        return self.momentum * super()._step(key, grad) - self.lr * grad
+
+
+class AdaGrad(SGD):
+    """Descent over the root of ``v``, the sum of all squared gradients (Duchi et al., 2011)."""
+
+    def _step(self, key: str, grad: Array) -> Array:
+        self.v[key] = self.v.get(key, 0.0) + grad**2
+        return -self.lr * grad / (np.sqrt(self.v[key]) + 1e-7)
+
+
+class RMSprop(SGD):
+    """Descent over the root of ``v``, a running mean of squared gradients (Tieleman and Hinton, 2012)."""
+
+    def __init__(self, lr: float = 0.01, decay_rate: float = 0.99) -> None:
+        super().__init__(lr)
+        self.decay_rate = decay_rate
+
+    def _step(self, key: str, grad: Array) -> Array:
+        self.v[key] = self.decay_rate * self.v.get(key, 0.0) + (1 - self.decay_rate) * grad**2
+        return -self.lr * grad / (np.sqrt(self.v[key]) + 1e-7)
+
+
+class Adam(SGD):
+    """RMSprop along ``m``, a running mean of gradients, both corrected for having begun at 0 (Kingma and Ba, 2014)."""
+
+    def __init__(self, lr: float = 0.001, beta1: float = 0.9, beta2: float = 0.999) -> None:
+        super().__init__(lr)
+        self.beta1, self.beta2 = beta1, beta2
+
+    def _step(self, key: str, grad: Array) -> Array:
+        self.m[key] = self.beta1 * self.m.get(key, 0.0) + (1 - self.beta1) * grad
+        self.v[key] = self.beta2 * self.v.get(key, 0.0) + (1 - self.beta2) * grad**2
+        lr = self.lr * np.sqrt(1 - self.beta2**self.iter) / (1 - self.beta1**self.iter)
+        return -float(lr) * self.m[key] / (np.sqrt(self.v[key]) + 1e-7)

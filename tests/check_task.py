@@ -1,0 +1,157 @@
+"""The contract that every task keeps, as functions that run against any recipe; ``test_tasks.py`` runs them all.
+
+``make(**fields)`` returns a recipe of the family that trains a few steps on embedded data, without dropout.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+import fukami
+from fukami.recipe import command
+from fukami.runtime import Runtime
+
+
+def check_overfits(make):
+    """A batch of eight is learned by heart."""
+    recipe = make(batch=8)
+    data, runtime = recipe.data(), Runtime.start("cpu", "float32")
+    torch.manual_seed(0)
+    task = recipe.task(data.labels)
+    task.setup(runtime)
+    batch = next(iter(task.batches(data.train)))
+    task.schedule(0.3)
+    losses = [task.step(batch)["loss"].item() for _ in range(120)]
+    assert losses[-1] < 0.1 * losses[0], losses[::20]
+
+
+def check_evaluation_changes_nothing(make):
+    """Judging twice gives the same answer and leaves weights, mode and random states alone."""
+    recipe = make()
+    data = recipe.data()
+    task = recipe.task(data.labels)
+    task.setup(Runtime.start("cpu", "float32"))
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    state = torch.get_rng_state()
+    first = task.evaluate(data.val)
+    assert task.evaluate(data.val) == first
+    assert first["count"] > 0
+    assert task.model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, value in task.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def check_saves_and_loads(make, inputs, tmp_path):
+    """What was trained is what is loaded: the same evaluation, answers equal and ready for JSON."""
+    recipe = make()
+    result = fukami.train(recipe, tmp_path / "run", device="cpu", precision="float32")
+    task = fukami.load(tmp_path / "run", device="cpu")
+    loaded = task.evaluate(recipe.data().val)
+    assert {**loaded, "loss": 0} == {**result, "loss": 0}
+    answers = task.predict(inputs)
+    assert json.loads(json.dumps(answers)) == answers
+    assert [answer["file"] for answer in answers] == [str(path) for path in inputs]
+    again = fukami.load(tmp_path / "run", device="cpu").predict(inputs)
+    assert again == answers
+
+
+def check_precisions(make, inputs, tmp_path):
+    """bfloat16 trains; bfloat16 and float16 answer, close to float32."""
+    recipe = make()
+    fukami.train(recipe, tmp_path / "run", device="cpu", precision="bfloat16")
+    weights = load_file(tmp_path / "run" / "weights.safetensors")
+    assert all(value.isfinite().all() and value.dtype == torch.float32 for value in weights.values())
+    val = recipe.data().val
+    exact = fukami.load(tmp_path / "run", device="cpu").evaluate(val)
+    for precision in ("bfloat16", "float16"):
+        task = fukami.load(tmp_path / "run", device="cpu", precision=precision)
+        assert next(task.model.parameters()).dtype == getattr(torch, precision)
+        rough = task.evaluate(val)
+        assert rough["count"] == exact["count"]
+        assert abs(rough["loss"] - exact["loss"]) < 0.05 * exact["loss"]
+        assert len(task.predict(inputs)) == len(inputs)
+
+
+def check_broken_input(make, inputs, tmp_path):
+    """A broken picture among good ones is reported by name, and the good ones are answered."""
+    recipe = make()
+    data = recipe.data()
+    task = recipe.task(data.labels)
+    task.setup(Runtime.start("cpu", "float32"))
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(Path(inputs[0]).read_bytes()[:60])
+    answers = task.predict([inputs[0], broken, inputs[1]])
+    assert "error" not in answers[0]
+    assert "error" not in answers[2]
+    assert answers[1]["file"] == str(broken)
+    assert "broken.png" in answers[1]["error"]
+
+
+def check_two_processes(make, tmp_path):
+    """Two processes that share each batch end where one process with the whole batch does."""
+    recipe = make(epochs=1, lr=2e-4)
+    outs = [tmp_path / "one", tmp_path / "two"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    for processes, out in enumerate(outs, start=1):
+        subprocess.run([*torchrun, str(processes), "-m", *words(recipe, out)], check=True, env=threads(1), timeout=240)
+    one, two = (list(map(json.loads, lines(out))) for out in outs)
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for line, other in zip(one, two, strict=True):
+        assert abs(line["loss"] - other["loss"]) < 1e-4, (line, other)
+    assert one[-1]["count"] == two[-1]["count"]
+    weights, others = (load_file(out / "weights.safetensors") for out in outs)
+    for name, value in weights.items():
+        torch.testing.assert_close(others[name], value, rtol=0, atol=2e-4)
+
+
+def check_killed_and_resumed(make, tmp_path, kills=3):
+    """Killed with SIGKILL again and again and resumed, the weights are those of a run never killed, bit for bit."""
+    recipe = make()
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    subprocess.run([sys.executable, "-m", *words(recipe, undisturbed)], check=True, env=threads(1), timeout=240)
+    for kill in range(kills):
+        process = subprocess.Popen([sys.executable, "-m", *words(recipe, killed), "--resume"], env=threads(1))
+        wait_until(lambda: len(lines(killed)) > 4 * (kill + 1) or process.poll() is not None)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed; give it more steps"
+    subprocess.run([sys.executable, "-m", *words(recipe, killed), "--resume"], check=True, env=threads(1), timeout=240)
+    assert (killed / "weights.safetensors").read_bytes() == (undisturbed / "weights.safetensors").read_bytes()
+    assert judged(killed) == judged(undisturbed)
+
+
+def words(recipe, out):
+    """The command line of a run, after ``python -m``."""
+    return [*command(recipe).split(), "--out", str(out), "--device", "cpu", "--precision", "float32"]
+
+
+def threads(number):
+    """The environment of a process that computes on so many threads."""
+    return {**os.environ, "OMP_NUM_THREADS": str(number)}
+
+
+def lines(run):
+    """What ``metrics.jsonl`` holds so far, whole lines only."""
+    path = run / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def judged(run):
+    """The evaluations of a run, without the time they were made at."""
+    found = [line for line in map(json.loads, lines(run)) if line["phase"] == "eval"]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in found]
+
+
+def wait_until(condition, seconds=120):
+    """Wait for it, but not for ever."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.01)

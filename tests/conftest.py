@@ -1,0 +1,89 @@
+"""Fixtures: where the real data are, and a command line that answers in this process."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _isolated(tmp_path_factory, monkeypatch):
+    """No test reads or fills the user's cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def mnist_folder(monkeypatch):
+    """The folder above ``mnist/``, as ``FUKAMI_DATA``; skips where MNIST is absent."""
+    folder = Path(os.environ.get("FUKAMI_DATA", SHARED / "data"))
+    if not (folder / "mnist" / "train-images-idx3-ubyte.gz").exists():
+        pytest.skip(f"needs MNIST: no {folder}/mnist; set FUKAMI_DATA to the folder above mnist/")
+    monkeypatch.setenv("FUKAMI_DATA", str(folder))
+    return folder
+
+
+@dataclass
+class Answer:
+    """What a command left."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self):
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@pytest.fixture
+def fukami(capsys, monkeypatch, tmp_path):
+    """``fukami("eval", "run")`` in an empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def command(*arguments):
+        from fukami.cli import main
+
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Answer(left.value.code, captured.out, captured.err)
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def digit_files(tmp_path_factory):
+    """Forty of scikit-learn's digits as PNG files in folders by class, black on white and large."""
+    from fukami.data import digits
+
+    root = tmp_path_factory.mktemp("digits")
+    pictures, labels = digits.read()
+    for number in range(40):
+        folder = root / str(labels[number])
+        folder.mkdir(exist_ok=True)
+        large = Image.fromarray(255 - pictures[number]).resize((112, 112), Image.Resampling.BICUBIC)
+        large.save(folder / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A run of DeepConvNet on the embedded digits, short but right most of the time."""
+    import fukami
+
+    out = tmp_path_factory.mktemp("runs") / "digits"
+    recipe = fukami.find("deep-convnet")(epochs=8, batch=50, shift=1.0, rotate=0.0, scale=0.0, shear=0.0)
+    fukami.train(recipe, out)
+    return out
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(0)

@@ -1,0 +1,101 @@
+"""Who may import whom: section 5 of the design, and nothing heavy when the package is imported."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "src" / "fukami"
+BASE = {"errors"}
+THIRD = {"errors", "image", "digit", "figures", "metrics", "schedules", "preparation"}
+ALLOWED = {
+    "models": {"models", "ops"},
+    "ops": {"ops"},
+    "metrics": BASE,
+    "schedules": BASE,
+    "image": BASE,
+    "figures": BASE,
+    "digit": BASE,
+    "preparation": {"errors", "image", "digit"},
+    "data": {"errors", "data", "image", "preparation"},
+    "tasks": {*THIRD, "ops", "proposals", "task"},
+    "recipes": {*THIRD, "models", "ops", "data", "tasks", "task", "recipe"},
+    "scratch": {"errors", "scratch", "data.mnist"},
+    "task": {"errors", "runtime", "schedules"},
+    "runtime": BASE,
+    "resuming": BASE,
+    "recipe": {"errors", "task", "recipes"},
+    "checkpoint": {"errors", "recipe", "runtime", "task"},
+    "log": {"errors", "checkpoint", "recipe", "report", "runtime"},
+    "report": {"errors", "checkpoint"},
+    "loop": {"errors", "checkpoint", "log", "recipe", "resuming", "runtime", "task"},
+}
+FREE = {"cli", "page", "importing", "__init__", "__main__"}  # they may use everything
+THIRD_PARTY = {"models": {"torch"}, "ops": {"torch"}, "scratch": {"numpy", "safetensors"}, "recipe": {"tyro"}}
+
+
+def imports(path):
+    """``(module, only for types)`` of each import in a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert all(alias.name != "*" for alias in node.names), f"{path}: import *"
+            if node.module == "fukami" or node.module in {"fukami.data"}:
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            else:
+                yield "." * node.level + (node.module or "")
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_allowed_imports(path):
+    part = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    if part in FREE:
+        return
+    for module in imports(path):
+        names = module.split(".")
+        if names[0] == "fukami":
+            inner = ".".join(names[1:])
+            allowed = ALLOWED[part]
+            assert names[1] in allowed or inner in allowed, f"{path.name} imports {module}"
+        elif names[0] and part in THIRD_PARTY and names[0] not in sys.stdlib_module_names:
+            assert names[0] in THIRD_PARTY[part], f"{path.name} imports {module}"
+
+
+def test_light_commands_import_nothing_heavy():
+    """``import fukami`` and ``fukami list`` wait for neither torch nor anything else that takes its time."""
+    code = """
+import sys, fukami
+assert not {"torch", "numpy", "rich", "tyro"} & set(sys.modules), "import fukami"
+from fukami.cli import main
+try:
+    main(["list"])
+except SystemExit as left:
+    assert left.code == 0
+heavy = {"torch", "torchvision", "sklearn", "scipy", "matplotlib", "PIL", "skimage"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert "deep-convnet" in result.stdout
+
+
+def test_public_names():
+    import fukami
+
+    assert {*fukami.__all__} <= {*dir(fukami)}
+    for name in fukami.__all__:
+        assert getattr(fukami, name) is not None
+    with pytest.raises(AttributeError, match="it has Data"):
+        fukami.no_such_name  # noqa: B018
