@@ -1,7 +1,7 @@
 """Train the DeepConvNet whose weights ship with the package, and write them with their card.
 
-    python benchmarks/ship_deep_convnet.py train OUT [--seeds 8] [--device auto]    a run for each seed
-    python benchmarks/ship_deep_convnet.py ship OUT                                 the best of them, judged at each precision
+    python benchmarks/ship_deep_convnet.py train OUT [--seeds 8]    a run for each seed
+    python benchmarks/ship_deep_convnet.py ship OUT                 the best of them, judged at each precision
 
 The best is chosen by its accuracy on the test set, and the card says so; the mean over the seeds stands beside it.
 Needs MNIST in $FUKAMI_DATA. Results go to results.csv.

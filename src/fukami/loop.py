@@ -18,7 +18,7 @@ from fukami.runtime import Runtime
 from fukami.task import Task
 
 LOOKS = 10  # times per interval that the loop waits for the device, to log and to check the losses
-SAVE_SECONDS = 60.0  # a checkpoint at each evaluation, and at least this often
+SAVE_SECONDS, SAVE_SHARE = 1.0, 0.02  # a checkpoint this often, unless that would take more than this share of the time
 
 
 def train(
@@ -59,7 +59,7 @@ def train(
             batches = iter(task.batches(loader))
             update = runtime.fast(task.step, task.static)
             history = History(runtime)
-            look, save_at = max(1, interval // LOOKS), time.monotonic() + SAVE_SECONDS
+            look, save_at = max(1, interval // LOOKS), time.monotonic()
             while step < steps:
                 rate = task.schedule(step / steps)
                 batch = next(batches)
@@ -70,15 +70,14 @@ def train(
                 if not (ended or step % look == 0 or (urgent and runtime.world == 1)):
                     continue
                 log.trained(step, history.read(step, loader), rate, runtime.count(batch))
-                if ended:
+                if ended and data.val:
                     log.evaluated(step, task.evaluate(data.val))
-                if runtime.any(urgent) or ended:
-                    save(folder, step, task, loader, log)
-                    save_at = time.monotonic() + SAVE_SECONDS
+                if runtime.any(urgent) or step == steps:
+                    save_at = save(folder, step, task, loader, log)
                 if runtime.any(stop.asked > 0) and step < steps:
                     log.stopped(step)
                     stop.leave()
-            return log.finish(list(task.figures(data.val)))
+            return log.finish(list(task.figures(data.val)) if data.val else [])
 
 
 class History:
@@ -114,8 +113,9 @@ class History:
         return dict(zip(self.names, rows.mean(0).tolist(), strict=True))
 
 
-def save(folder: Path, step: int, task: Task, loader: Any, log: Log) -> None:
-    """Write the checkpoint and the weights, unless a weight is no longer finite."""
+def save(folder: Path, step: int, task: Task, loader: Any, log: Log) -> float:
+    """Write the checkpoint and the weights, unless a weight is no longer finite; returns when the next one is due."""
+    began = time.monotonic()
     for name, value in checkpoint.weights(task.modules()).items():
         if not value.isfinite().all():
             raise Error(
@@ -132,6 +132,8 @@ def save(folder: Path, step: int, task: Task, loader: Any, log: Log) -> None:
         }
         checkpoint.write_state(folder, state)
         checkpoint.write_weights(folder, task.modules())
+    ended = time.monotonic()
+    return ended + max(SAVE_SECONDS, (ended - began) / SAVE_SHARE)
 
 
 def restore(folder: Path, task: Task, loader: Any, log: Log) -> int:

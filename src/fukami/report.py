@@ -36,7 +36,7 @@ def write(folder: Path, figures: Sequence[tuple[str, Figure]], seconds: float) -
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     where = f"{record['device']}, {record['precision']}, {record['threads']} threads, {record['processes']} process(es)"
     facts = {**record["fields"], "versions": versions, "computed on": where, "time": f"{seconds:,.0f} s"}
-    last = {name: value for name, value in judged[-1].items() if name not in ("step", "phase", "seconds")}
+    last = {name: value for name, value in (judged or trained)[-1].items() if name not in ("step", "phase", "seconds")}
     answer = " · ".join(
         f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in last.items()
     )
