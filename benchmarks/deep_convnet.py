@@ -123,7 +123,7 @@ def race(options):
 
 def gpu(options):
     """Seconds in the loop itself, from its first step to its last evaluation, as the run's log tells them."""
-        for epochs in (6, 20):
+    for epochs in (6, 20):
         command = f"fukami train deep-convnet --data mnist --epochs {epochs} --batch 500 --lr 0.004 --device cuda"
         for seed in range(3):
             with tempfile.TemporaryDirectory() as out:
