@@ -25,7 +25,7 @@ class DeepConvNet(Recipe):
     """What to learn from: mnist, digits (embedded), or a folder or archive of pictures by class."""
     holdout: float = 0.2
     """Share of each class kept for testing, where the data have no test part of their own."""
-    epochs: int = 20
+    epochs: int = 10
     """Passes over the training set."""
     batch: int = 100
     """Pictures in an update."""
