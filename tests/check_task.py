@@ -119,7 +119,7 @@ def check_killed_and_resumed(make, tmp_path, kills=3):
     subprocess.run([sys.executable, "-m", *words(recipe, undisturbed)], check=True, env=threads(1), timeout=240)
     for kill in range(kills):
         process = subprocess.Popen([sys.executable, "-m", *words(recipe, killed), "--resume"], env=threads(1))
-        wait_until(lambda: len(lines(killed)) > 4 * (kill + 1) or process.poll() is not None)
+        wait_until(lambda p=process, k=kill: len(lines(killed)) > 4 * (k + 1) or p.poll() is not None)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed; give it more steps"
     subprocess.run([sys.executable, "-m", *words(recipe, killed), "--resume"], check=True, env=threads(1), timeout=240)

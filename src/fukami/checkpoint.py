@@ -99,20 +99,32 @@ def describe(folder: Path) -> tuple[Recipe, tuple[str, ...]]:
     Raises:
         Error: the file is damaged.
     """
+    record = _record(folder)
+    name = record["recipe"]
+    if name.endswith(".py") and Path(name).is_relative_to(folder.resolve()):
+        raise Error(
+            f"{folder} asks to run code from inside the run ({name}), which is refused: move the recipe elsewhere"
+        )
+    return build(find(name), record["fields"]), tuple(record["labels"])
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """What ``recipe.json`` holds, of the right types."""
     path = folder / "recipe.json"
     try:
         record = json.loads(path.read_bytes())
         name, fields, labels = record["recipe"], record["fields"], record["labels"]
-        sound = isinstance(name, str) and isinstance(fields, dict) and all(isinstance(label, str) for label in labels)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Error(f"{path} is damaged ({type(error).__name__}: {error}); the run cannot be used") from error
-    if not sound:
+    texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    if not (isinstance(name, str) and isinstance(fields, dict) and texts):
         raise Error(f"{path} is damaged: 'recipe' should be text, 'fields' an object, 'labels' a list of texts")
-    if name.endswith(".py") and Path(name).is_relative_to(folder.resolve()):
-        raise Error(
-            f"{path} asks to run code from inside the run ({name}), which is refused: move the recipe elsewhere"
-        )
-    return build(find(name), fields), tuple(labels)
+    return dict(record)
+
+
+def _jsonable(recipe: Recipe) -> dict[str, Any]:
+    """The fields as JSON gives them back: tuples are lists there."""
+    return dict(json.loads(json.dumps(dataclasses.asdict(recipe))))
 
 
 def _load_one(folder: Path, runtime: Runtime) -> Task:
@@ -182,13 +194,13 @@ def claim(folder: Path, recipe: Recipe, resume: bool) -> None:
     if used:
         if not (folder / "recipe.json").is_file():
             raise UsageError(f"{folder} holds no run (it has no recipe.json), so there is nothing to resume in it")
-        begun, _ = describe(folder)
-        if type(begun) is not type(recipe):
-            raise UsageError(f"{folder} is a run of {name_of(type(begun))}, not of {name_of(type(recipe))}")
+        begun, asked = _record(folder), _jsonable(recipe)
+        if begun["recipe"] != name_of(type(recipe)):
+            raise UsageError(f"{folder} is a run of {begun['recipe']}, not of {name_of(type(recipe))}")
         differ = [
-            f"{field.name} {getattr(begun, field.name)!r}, not {getattr(recipe, field.name)!r}"
-            for field in dataclasses.fields(recipe)
-            if getattr(begun, field.name) != getattr(recipe, field.name)
+            f"{name} {begun['fields'].get(name)!r}, not {asked.get(name)!r}"
+            for name in sorted(begun["fields"].keys() | asked.keys())
+            if begun["fields"].get(name) != asked.get(name)
         ]
         if differ:
             raise UsageError(
@@ -203,17 +215,17 @@ def conditions(folder: Path, device: str, precision: str) -> tuple[str, str]:
     Raises:
         UsageError: others were asked for than those the run was begun with.
     """
-    try:
-        record = json.loads((folder / "recipe.json").read_bytes())
-    except OSError:
+    if not (folder / "recipe.json").is_file():
         return device, precision
+    record = _record(folder)
     asked = {"device": device.partition(":")[0], "precision": precision}
     for what, value in asked.items():
-        if value != "auto" and value != record[what]:
+        if value not in ("auto", record.get(what)):
+            begun = record.get(what)
             raise UsageError(
-                f"{folder} was begun with {what} {record[what]!r}, not {value!r}; only the same gives the same result"
+                f"{folder} was begun with {what} {begun!r}, not {value!r}: only the same gives the same run"
             )
-    return (record["device"] if device == "auto" else device), record["precision"]
+    return (record.get("device", device) if device == "auto" else device), record.get("precision", precision)
 
 
 def write(path: Path, content: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 from PIL import Image
+
 from fukami.errors import Error
 
 

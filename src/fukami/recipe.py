@@ -105,31 +105,29 @@ def find(name: str) -> type[Recipe]:
 
 
 def _run_file(path: Path) -> types.ModuleType:
-    """The module of a recipe's file, run once; its name carries the path so that ``name_of`` can tell it."""
+    """The module of a recipe's file, which is run only where it has not been imported yet."""
     path = path.resolve()
     if not path.is_file():
         raise UsageError(f"there is no recipe file {path}; give the path of a Python file that defines a fukami.Recipe")
-    name = f"fukami_recipe:{path}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None  # as for every path that ends in .py
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses look their module up there
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[name]
-            raise Error(f"{path} failed while it was read: {type(error).__name__}: {error}") from error
-    return sys.modules[name]
+    for module in list(sys.modules.values()):
+        if getattr(module, "__file__", None) == str(path):
+            return module
+    spec = importlib.util.spec_from_file_location(f"fukami_recipe:{path}", path)
+    assert spec is not None  # as for every path that ends in .py
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[spec.name]
+        raise Error(f"{path} failed while it was read: {type(error).__name__}: {error}") from error
+    return module
 
 
 def name_of(recipe: type[Recipe]) -> str:
     """The name under which :func:`find` finds this recipe: ``deep-convnet``, or the path of a private recipe's file."""
     if recipe.__module__.startswith("fukami.recipes."):
         return recipe.__module__.rpartition(".")[2].replace("_", "-")
-    if recipe.__module__.startswith("fukami_recipe:"):
-        return recipe.__module__.partition(":")[2]
     return str(Path(sys.modules[recipe.__module__].__file__ or recipe.__module__).resolve())
 
 

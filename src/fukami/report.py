@@ -97,4 +97,4 @@ def curves(trained: Sequence[dict[str, Any]], judged: Sequence[dict[str, Any]]) 
 def _zoom(values: Sequence[float]) -> tuple[float, float]:
     """From the median of what lies below 1 down as far again, so that the last tenths of a percent can be seen."""
     middle = sorted(values)[len(values) // 2]
-    return max(0.0, 1 - 3 * (1 - middle)), 1.0
+    return max(0.0, 1 - 3 * max(1 - middle, 0.001)), 1.0

@@ -54,17 +54,19 @@ class Replayed:
     def __iter__(self) -> Iterator[Any]:
         """One pass."""
         skip, self.skip = self.skip, 0
-        resumed = random_states() if skip else None
+        now = random_states()
         if skip and self.begun is not None:
             set_random_states(self.begun)
         self.begun = random_states()
-        for position, batch in enumerate(self.batches, start=1):
-            self.position = position
-            if position > skip:
-                if resumed is not None:
-                    set_random_states(resumed)
-                    resumed = None
-                yield batch
+        batches = iter(self.batches)
+        for _ in range(skip):
+            next(batches)
+        if skip:
+            set_random_states(now)
+        self.position = skip
+        for batch in batches:
+            self.position += 1
+            yield batch
         self.position = 0
 
     def state_dict(self) -> dict[str, Any]:

@@ -42,6 +42,10 @@ class Runtime:
             torch.cuda.set_device(where)
             torch.backends.cudnn.allow_tf32 = False  # "float32" means float32; bfloat16 is the fast default
             torch.backends.cudnn.deterministic = True
+        if where.type == "cpu":
+            torch.set_flush_denormal(
+                True
+            )  # gradients of what is learned by heart are that small, and ten times as slow
         if world > 1 and not torch.distributed.is_initialized():
             torch.distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
         return cls(where, precision, rank, world)
@@ -159,5 +163,5 @@ def _device(name: str) -> torch.device:
 def _fast_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 trains faster than float32: on recent GPUs and with AMX, not with AVX-512 alone (measured)."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())

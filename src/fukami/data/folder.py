@@ -43,7 +43,7 @@ def scan(path: Path) -> tuple[Part, Part | None]:
         Error: there are no folders of pictures at the path.
     """
     root = _unpacked(path) if path.is_file() else path
-    while len(inside := _folders(root)) == 1 and not _pictures_in(root):
+    while len(inside := _folders(root)) == 1 and len(_folders(inside[0])) > 1:
         root = inside[0]  # the one folder that an archive packs everything into
     if not inside:
         raise Error(f"{path} has no folders in it; expected one folder of pictures for each class")
@@ -121,10 +121,6 @@ def _part(path: Path, root: Path) -> Part:
 
 def _folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
-
-
-def _pictures_in(root: Path) -> bool:
-    return any(path.suffix.lower() in suffixes() for path in root.iterdir() if path.is_file())
 
 
 def suffixes() -> set[str]:

@@ -44,8 +44,6 @@ class Resident:
     ) -> None:
         if batch < 1:
             raise UsageError(f"a batch holds at least one picture, not {batch}")
-        if seed is not None and len(pictures) == 0:
-            raise Error("there is no picture to train on; give a folder with pictures, or a smaller --holdout")
         self.pictures, self.targets, self.labels, self.names = pictures, targets, labels, names
         self.seed, self.augment = seed, augment
         self.size = min(batch, max(len(pictures), 1)) if seed is not None else batch
@@ -55,6 +53,8 @@ class Resident:
 
     def place(self, runtime: "Runtime") -> None:
         """Move the set to the device, and take this process's share of each batch."""
+        if self.seed is not None and len(self.pictures) == 0:
+            raise Error("there is no picture to train on; give a folder with pictures, or a smaller --holdout")
         if self.seed is not None and self.size % runtime.world:
             raise UsageError(f"{runtime.world} processes cannot share a batch of {self.size} evenly; change --batch")
         self.pictures, self.targets = self.pictures.to(runtime.device), self.targets.to(runtime.device)

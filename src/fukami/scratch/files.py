@@ -1,7 +1,4 @@
-"""What is read from files: MNIST, and parameters in safetensors or in the pickles of programs like the note's.
-A pickle is a program. Here it can only describe: all that it can call is a class that keeps what it is given, and the
-arrays are made from that afterwards.
-"""
+"""What is read from files: MNIST, and parameters in safetensors or in the pickles of programs like the note's."""
 
 import io
 import pickle
@@ -41,8 +38,6 @@ def read_params(path: str | Path) -> dict[str, Array]:
         arrays = load(content) if content[8:9] == b"{" else _unpickle(content)
         if wrong := [key for key, array in arrays.items() if array.dtype.kind != "f"]:
             raise TypeError(f"{wrong[0]:.50} is {arrays[wrong[0]].dtype}, not floating point")
-        if sum(array.nbytes for array in arrays.values()) > len(content):
-            raise ValueError("its arrays are larger than the file")
         return {key: np.array(array, array.dtype.newbyteorder("="), order="C") for key, array in arrays.items()}
     except Exception as error:  # a broken or hostile file can raise anything
         raise Error(
@@ -53,39 +48,42 @@ def read_params(path: str | Path) -> dict[str, Array]:
 def _unpickle(content: bytes) -> dict[str, Array]:
     if any("PUT" in code.name and int(number or 0) > len(content) for code, number, _ in pickletools.genops(content)):
         raise ValueError("it numbers more things than it has")  # and genops finds lengths beyond the end of the file
-    found = _Unpickler(io.BytesIO(content), encoding="latin1").load()
+    found, arrays, size = _Unpickler(io.BytesIO(content), encoding="latin1").load(), dict[str, Array](), 0
     if type(found) is not dict:
         raise TypeError(f"it holds a {type(found).__name__}, not a dict")
     for key, value in found.items():
         if type(key) is not str or type(value) is not _Described:
-            raise TypeError(f"the value of {str(key)[:50]} is a {type(value).__name__}, not an array")
-    return {key: value.array() for key, value in found.items()}
+            name = key if type(key) is str else type(key).__name__
+            raise TypeError(f"the value of {name:.50} is a {type(value).__name__}, not an array")
+        arrays[key] = value.array()
+        if (size := size + arrays[key].nbytes) > len(content):
+            raise ValueError("its arrays are larger than the file")
+    return arrays
 
 
 class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> type:
-        asked = f"{module}.{name}"
-        if asked not in DESCRIBED | {"collections.OrderedDict"}:
+    def find_class(self, module: str, name: str) -> Any:
+        if (asked := f"{module}.{name}") not in DESCRIBED | {"collections.OrderedDict"}:
             raise pickle.UnpicklingError(f"it asks for {asked[:100]}, which is no part of an array")
-        return _Described if asked in DESCRIBED else dict
+        return _Described if asked in DESCRIBED else lambda: {}
 
 
 class _Described:
-    def __init__(self, *given: Any) -> None:
-        self.given = given  # the arguments of a call, and then its state
+    """All that a pickle can call: it keeps the arguments and the state it is given, and runs nothing."""
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.given += state
+    def __init__(self, a: Any, b: Any = None, c: Any = None, d: Any = None, e: Any = None) -> None:
+        self.given, self.state = (a, b, c, d, e), ()
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
 
     def array(self) -> Array:
-        if len(self.given) == 8:  # _reconstruct(class, shape, code) and its state
-            *_, shape, dtype, fortran, data = self.given
+        data, dtype, shape, order, axes = self.given  # of _frombuffer
+        if self.state:  # of what _reconstruct makes
+            _, shape, dtype, fortran, data = self.state
             order = "F" if fortran else "C"
-        else:  # _frombuffer
-            data, dtype, shape, order, *axes = self.given
-        code, _, _, _, byte_order, *_ = dtype.given
-        if not re.fullmatch("[<>]f[0-9]+", f"{byte_order}{code}"):
-            raise TypeError(f"an array has the dtype {byte_order}{code}, not floating point")
+        if not re.fullmatch("[<>]f[0-9]+", name := dtype.state[1] + dtype.given[0]):
+            raise TypeError(f"an array has the dtype {name:.50}, not floating point")
         data = data.given[0] if isinstance(data, _Described) else data
-        flat: Any = np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, f"{byte_order}{code}")
-        return np.asarray(flat.reshape(shape).transpose(*axes) if order == "K" else flat.reshape(shape, order=order))
+        flat: Any = np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, name)
+        return np.asarray(flat.reshape(shape).transpose(axes) if order == "K" else flat.reshape(shape, order=order))

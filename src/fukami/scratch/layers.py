@@ -1,19 +1,20 @@
 """The layers of "Deep Learning from Scratch" (Saito, 2016), each with its gradient derived by hand.
 
-``forward(x)`` gives the answer; ``backward(dout)`` gives the gradient of ``x`` and leaves those of the parameters in
-``dW`` and ``db``. Pictures are ``(N, C, H, W)`` views of memory in the order ``(H, C, W, N)``, in which a window over
-all of them is copied in runs of ``W * N`` values. The arithmetic is in the dtype of ``x``; where that is an integer, in
-that of the parameters; where it is float16, which no BLAS multiplies, in float32 and then rounded.
+``forward(x)`` gives the answer, ``backward(dout)`` the gradient of ``x``, and leaves those of the parameters in ``dW``
+and so on. Pictures are ``(N, C, H, W)`` views of memory in the order ``(C, H, W, N)``, where windows are copied in long
+runs. The arithmetic is in the dtype of ``x``: for integers in that of the parameters, for float16 in float32, rounded.
 """
 # ruff: noqa: D102 -- forward and backward are described once, above
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import as_strided, sliding_window_view
+from numpy.lib.stride_tricks import sliding_window_view
 
 Array = npt.NDArray[Any]
+BLOCK = 8 * 2**20  # bytes of windows that are copied at a time
 
 
 class Convolution:
@@ -23,52 +24,48 @@ class Convolution:
         self.W, self.b, self.stride, self.pad = W, b, stride, pad
 
     def forward(self, x: Array) -> Array:
-        self.shape, self.dtype, precision = x.shape, *dtypes(x, self.W)
-        out, _, kh, kw = self.W.shape
-        self.columns = unroll(picture_last(np.asarray(x, precision), self.pad), kh, kw, self.stride)
-        y = np.asarray(self.W, precision).transpose(0, 2, 1, 3).reshape(out, -1) @ self.columns
-        y += np.asarray(self.b, precision)[:, None]
-        return np.asarray(y.reshape(len(y), out, -1, len(x)).transpose(3, 1, 0, 2), self.dtype)
+        (out, _, *size), (self.dtype, precision) = self.W.shape, dtypes(x, self.W)
+        self.pixels = picture_last(np.asarray(x, precision), self.pad)
+        windows = windows_of(self.pixels, size, self.stride)
+        W, y = np.asarray(self.W, precision).reshape(out, -1), np.empty((out, *windows.shape[3:]), precision)
+        for _, place, columns in unroll(windows):
+            np.matmul(W, columns, out=y.reshape(out, -1)[:, place])
+        y += np.asarray(self.b, precision)[:, None, None, None]
+        return np.asarray(picture_first(y), self.dtype)
 
     def backward(self, dout: Array) -> Array:
-        (n, channels, h, w), (_, out, oh, ow) = self.shape, dout.shape
-        (_, _, kh, kw), s, p = self.W.shape, self.stride, self.pad
-        rows = np.ascontiguousarray(picture_last(dout), self.columns.dtype).reshape(oh, out, ow * n)
-        dW = (self.columns @ rows.transpose(0, 2, 1)).sum(axis=0).reshape(kh, channels, kw, out)
-        self.dW, self.db = dW.transpose(3, 1, 0, 2).astype(self.dtype), rows.sum(axis=2).sum(axis=0).astype(self.dtype)
-        # x[i] meets y[o] through W[i - s * o]: dx is dout, spread by the stride, under the filters turned around
-        spread = np.zeros((h + 2 * p + kh - 1, out, w + 2 * p + kw - 1, n), rows.dtype)
-        spread[kh - 1 : kh - 1 + s * oh : s, :, kw - 1 : kw - 1 + s * ow : s] = picture_last(dout)
-        turned = np.asarray(self.W[:, :, ::-1, ::-1], rows.dtype).transpose(1, 2, 0, 3).reshape(channels, -1)
-        dx = turned @ unroll(spread[p : p + h + kh - 1, :, p : p + w + kw - 1], kh, kw, stride=1)
-        return np.asarray(dx.reshape(h, channels, w, n).transpose(3, 1, 0, 2), self.dtype)
+        (out, _, *size), precision = self.W.shape, self.pixels.dtype
+        W, dx = np.asarray(self.W, precision).reshape(out, -1), np.zeros(self.pixels.shape, precision)
+        dy, dW = np.asarray(picture_last(dout), precision).reshape(out, -1), np.zeros(W.T.shape, precision)
+        windows, dwindows = (windows_of(pixels, size, self.stride) for pixels in (self.pixels, dx))
+        for rows, place, columns in unroll(windows):
+            dW += columns @ dy[:, place].T
+            dcolumns = np.matmul(W.T, dy[:, place], out=columns).reshape(dwindows[:, :, :, rows].shape)
+            for i, j in np.ndindex(*size):
+                dwindows[:, i, j, rows] += dcolumns[:, i, j]
+        self.dW, self.db = dW.T.reshape(self.W.shape).astype(self.dtype), dy.sum(axis=1).astype(self.dtype)
+        return np.asarray(picture_first(dx, self.pad), self.dtype)
 
 
 class Pooling:
     """The largest value of each window, where padding never wins: ``(N, C, H, W)`` to ``(N, C, OH, OW)``."""
 
     def __init__(self, pool_h: int, pool_w: int, stride: int = 2, pad: int = 0) -> None:
-        self.pool_h, self.pool_w, self.stride, self.pad = pool_h, pool_w, stride, pad
+        self.size, self.stride, self.pad = (pool_h, pool_w), stride, pad
 
     def forward(self, x: Array) -> Array:
         self.pixels = picture_last(x, self.pad, fill=-np.inf)
-        self.out: Array = self._windows(self.pixels).max(axis=(-2, -1))
-        return np.transpose(self.out, (3, 1, 0, 2))
+        self.out = np.max(windows_of(self.pixels, self.size, self.stride), axis=(1, 2))
+        return picture_first(self.out)
 
     def backward(self, dout: Array) -> Array:
-        dy, dx = picture_last(dout), np.zeros(self.pixels.shape, dout.dtype)
-        windows, dwindows = self._windows(self.pixels), self._windows(dx)
-        untaken = np.ones(dy.shape, bool)
-        for place in np.ndindex(self.pool_h, self.pool_w):  # of equal values, the first one gets the gradient
-            won = untaken & (windows[..., *place] == self.out)
-            dwindows[..., *place] += dy * won
+        dy, dx, untaken = picture_last(dout), np.zeros(self.pixels.shape, dout.dtype), np.ones(self.out.shape, bool)
+        windows, dwindows = (windows_of(pixels, self.size, self.stride) for pixels in (self.pixels, dx))
+        for i, j in np.ndindex(*self.size):  # of equal values, the first one gets the gradient
+            won = untaken & (windows[:, i, j] == self.out)
+            dwindows[:, i, j] += dy * won
             untaken ^= won
-        inside = slice(self.pad, -self.pad or None)
-        return np.transpose(dx[inside, :, inside], (3, 1, 0, 2))
-
-    def _windows(self, pixels: Array) -> Array:
-        windows = sliding_window_view(pixels, (self.pool_h, self.pool_w), axis=(0, 2), writeable=True)
-        return windows[:: self.stride, :, :: self.stride]  # (OH, C, OW, N, pool_h, pool_w)
+        return picture_first(dx, self.pad)
 
 
 class Affine:
@@ -127,10 +124,8 @@ class Dropout:
 class BatchNormalization:
     """Each feature of ``(N, ...)`` to mean 0 and variance 1, times ``gamma``, plus ``beta`` (Ioffe, Szegedy, 2015)."""
 
-    def __init__(
-        self, gamma: Array, beta: Array, momentum: float = 0.9,
-        running_mean: Array | None = None, running_var: Array | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, gamma: Array, beta: Array, momentum: float = 0.9,
+                 running_mean: Array | None = None, running_var: Array | None = None) -> None:  # fmt: skip
         self.gamma, self.beta, self.momentum = gamma, beta, momentum
         self.running_mean, self.running_var = (0 * gamma if r is None else r for r in (running_mean, running_var))
 
@@ -172,21 +167,33 @@ class SoftmaxWithLoss:
 def dtypes(x: Array, parameter: Array) -> tuple[np.dtype[Any], np.dtype[Any]]:
     """The dtype of a layer's answer to ``x``, and that of its arithmetic."""
     answer = x.dtype if x.dtype.kind == "f" else parameter.dtype
-    return answer, np.result_type(answer, np.float32)
+    return answer, np.result_type(answer, np.float32)  # BLAS has no product of float16
 
 
 def picture_last(x: Array, pad: int = 0, fill: float = 0) -> Array:
-    """``(N, C, H, W)`` as ``(H + 2 pad, C, W + 2 pad, N)`` with ``fill`` around it; a view where ``pad`` is 0."""
-    x = x.transpose(2, 1, 3, 0)
-    return np.pad(x, ((pad, pad), (0, 0), (pad, pad), (0, 0)), constant_values=fill) if pad else x
+    """``(N, C, H, W)`` as ``(C, H + 2 pad, W + 2 pad, N)`` with ``fill`` around it; a view where ``pad`` is 0."""
+    x = x.transpose(1, 2, 3, 0)
+    return np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=fill) if pad else x
 
 
-def unroll(pixels: Array, kh: int, kw: int, stride: int) -> Array:
-    """Every window of ``(H, C, W, N)`` as a column of ``(OH, kh * C * kw, OW * N)``; ``OH = (H - kh) // stride + 1``.
-    Only a window's columns are copied, to ``(H, C, kw, OW, N)``: its rows follow each other there, so the windows of
-    one output row are a matrix as they lie, and those of the next row begin ``stride`` rows later.
-    """
-    copied = np.ascontiguousarray(sliding_window_view(pixels, kw, 2)[:, :, ::stride].transpose(0, 1, 4, 2, 3))
-    (h, channels, _, ow, n), (row, _, column, _, value) = copied.shape, copied.strides
-    shape = (h - kh) // stride + 1, kh * channels * kw, ow * n
-    return as_strided(copied, shape, (stride * row, column, value), writeable=False)
+def picture_first(pixels: Array, pad: int = 0) -> Array:
+    """The inverse of ``picture_last``, a view."""
+    return np.transpose(pixels[:, pad : pixels.shape[1] - pad, pad : pixels.shape[2] - pad], (3, 0, 1, 2))
+
+
+def windows_of(pixels: Array, size: Sequence[int], stride: int) -> Array:
+    """Every window of ``(C, H, W, N)``, a view ``(C, kh, kw, OH, OW, N)`` with ``OH = (H - kh) // stride + 1``."""
+    windows = sliding_window_view(pixels, size, axis=(1, 2), writeable=True)[:, ::stride, ::stride]
+    return windows.transpose(0, 4, 5, 1, 2, 3)
+
+
+def unroll(windows: Array) -> Iterator[tuple[slice, slice, Array]]:
+    """Some rows of windows at a time: the rows, their place among all columns, and their own ``(C * kh * kw, ...)``."""
+    (channels, kh, kw, height, *_), width = windows.shape, windows[0, 0, 0, 0].size
+    rows = min(max(1, BLOCK // windows[:, :, :, 0].nbytes), height)
+    memory = np.empty(windows[:, :, :, :rows].size, windows.dtype)
+    for row in range(0, height, rows):
+        block = windows[:, :, :, row : row + rows]
+        columns = memory[: block.size].reshape(channels * kh * kw, -1)
+        columns.reshape(block.shape)[...] = block
+        yield slice(row, row + rows), slice(row * width, (row + rows) * width), columns

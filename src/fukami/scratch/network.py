@@ -23,12 +23,11 @@ FILTERS_64: Filters = MappingProxyType({"filter_num": 64, "filter_size": 3, "pad
 class DeepConvNet:
     """Three times conv - relu - conv - relu - pool, then affine - relu - dropout - affine - dropout, then softmax."""
 
-    def __init__(
-        self, input_dim: tuple[int, int, int] = (1, 28, 28),
-        conv_param_1: Filters = FILTERS_16, conv_param_2: Filters = FILTERS_16, conv_param_3: Filters = FILTERS_32,
-        conv_param_4: Filters = FILTERS_32_PAD2, conv_param_5: Filters = FILTERS_64, conv_param_6: Filters = FILTERS_64,
-        hidden_size: int = 50, output_size: int = 10,
-    ) -> None:  # fmt: skip
+    def __init__(self, input_dim: tuple[int, int, int] = (1, 28, 28),
+                 conv_param_1: Filters = FILTERS_16, conv_param_2: Filters = FILTERS_16,
+                 conv_param_3: Filters = FILTERS_32, conv_param_4: Filters = FILTERS_32_PAD2,
+                 conv_param_5: Filters = FILTERS_64, conv_param_6: Filters = FILTERS_64,
+                 hidden_size: int = 50, output_size: int = 10) -> None:  # fmt: skip
         self.input_dim, (channels, h, w) = tuple(input_dim), input_dim
         self.params: dict[str, Array] = {}  # the very arrays that the layers compute with
         self.layers: list[Convolution | Relu | Pooling | Affine | Dropout] = []
@@ -85,8 +84,8 @@ class DeepConvNet:
         """Write the parameters: as safetensors if that is the suffix, else pickled as the note does."""
         from safetensors.numpy import save
 
-        encode = save if Path(file_name).suffix == ".safetensors" else pickle.dumps
-        Path(file_name).write_bytes(encode(self.params))
+        path = Path(file_name)
+        path.write_bytes(save(self.params) if path.suffix == ".safetensors" else pickle.dumps(self.params))
 
     def load_params(self, file_name: str | Path = "params.pkl") -> None:
         """Take over the parameters of a file and their dtype; if they do not fit, raise Error and change nothing."""
@@ -95,20 +94,17 @@ class DeepConvNet:
         if wrong := sorted({key for key, _ in expected.items() ^ found.items()}):
             what = (f"{k:.50} is {found.get(k, 'missing')}, expected {expected.get(k, 'nothing')}" for k in wrong[:5])
             raise Error(f"{file_name} does not fit this network: {'; '.join(what)}")
-        self.params.update(loaded)
-        for number, layer in enumerate(self.weighted, 1):
-            layer.W, layer.b = self.params[f"W{number}"], self.params[f"b{number}"]
+        for i, layer in enumerate(self.weighted, 1):
+            layer.W, layer.b = self.params[f"W{i}"], self.params[f"b{i}"] = loaded[f"W{i}"], loaded[f"b{i}"]
 
 
 class Trainer:
     """Trains a network on random mini batches and measures its accuracy on the first samples after each epoch."""
 
-    def __init__(
-        self, network: DeepConvNet, x_train: Array, t_train: Array, x_test: Array, t_test: Array,
-        epochs: int = 20, mini_batch_size: int = 100,
-        optimizer: str = "Adam", optimizer_param: Mapping[str, float] = MappingProxyType({"lr": 0.001}),
-        evaluate_sample_num_per_epoch: int | None = 1000, verbose: bool = True,
-    ) -> None:  # fmt: skip
+    def __init__(self, network: DeepConvNet, x_train: Array, t_train: Array, x_test: Array, t_test: Array,
+                 epochs: int = 20, mini_batch_size: int = 100, optimizer: str = "Adam",
+                 optimizer_param: Mapping[str, float] = MappingProxyType({"lr": 0.001}),
+                 evaluate_sample_num_per_epoch: int | None = 1000, verbose: bool = True) -> None:  # fmt: skip
         if optimizer.lower() not in OPTIMIZERS:
             raise unknown("optimizer", optimizer, OPTIMIZERS)
         self.optimizer = OPTIMIZERS[optimizer.lower()](**optimizer_param)

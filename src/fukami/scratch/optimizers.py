@@ -45,21 +45,19 @@ class Nesterov(Momentum):
 class AdaGrad(SGD):
     """Descent over the root of ``v``, the sum of all squared gradients (Duchi et al., 2011)."""
 
+    kept, added = 1.0, 1.0
+
     def _step(self, key: str, grad: Array) -> Array:
-        self.v[key] = self.v.get(key, 0.0) + grad**2
+        self.v[key] = self.kept * self.v.get(key, 0.0) + self.added * grad**2
         return -self.lr * grad / (np.sqrt(self.v[key]) + 1e-7)
 
 
-class RMSprop(SGD):
-    """Descent over the root of ``v``, a running mean of squared gradients (Tieleman and Hinton, 2012)."""
+class RMSprop(AdaGrad):
+    """AdaGrad with a running mean in place of the sum (Tieleman and Hinton, 2012)."""
 
     def __init__(self, lr: float = 0.01, decay_rate: float = 0.99) -> None:
         super().__init__(lr)
-        self.decay_rate = decay_rate
-
-    def _step(self, key: str, grad: Array) -> Array:
-        self.v[key] = self.decay_rate * self.v.get(key, 0.0) + (1 - self.decay_rate) * grad**2
-        return -self.lr * grad / (np.sqrt(self.v[key]) + 1e-7)
+        self.kept, self.added = decay_rate, 1 - decay_rate
 
 
 class Adam(SGD):

@@ -1,0 +1,95 @@
+"""A task of one's own: how unusual is a picture, for a network that has learned to copy the usual ones?"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fukami import Data, Error, Recipe, Task, image
+from fukami.data import classification
+from fukami.data.loader import Resident
+from fukami.preparation import Preparation
+from fukami.recipe import Dataset
+
+
+class Copying(Task):
+    """Copy the picture through a narrow layer; what cannot be copied well is unusual."""
+
+    def __init__(self, model: nn.Module, prepare: Preparation, *, lr: float, epochs: int) -> None:
+        super().__init__(model, optimizer=partial(torch.optim.AdamW, lr=lr), epochs=epochs)
+        self.prepare = prepare
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared difference of the copy."""
+        pictures = batch[0].float() / 255
+        return F.mse_loss(self.replica(pictures), pictures), {}
+
+    def distances(self, pictures: Tensor) -> Tensor:
+        """The same for each picture, ``(N,)``, in the precision of the weights."""
+        parameter = next(self.model.parameters())
+        pictures = pictures.to(parameter.device, parameter.dtype) / 255
+        return (self.model(pictures) - pictures).float().square().mean((1, 2, 3))
+
+    @torch.inference_mode()
+    def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """The mean distance, and how many pictures it is of."""
+        sums = torch.zeros(2, device=next(self.model.parameters()).device)
+        for pictures, _ in batches:
+            sums += torch.stack([self.distances(pictures).sum(), sums.new_tensor(len(pictures))])
+        distance, count = self.runtime.sum(sums).tolist()
+        return {"distance": distance / count, "count": int(count)}
+
+    @torch.inference_mode()
+    def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """The distance of each picture, or why it could not be read."""
+        answers: list[dict[str, Any]] = []
+        for source in inputs:
+            answer: dict[str, Any] = {"file": str(source)} if isinstance(source, str | Path) else {}
+            try:
+                picture = torch.from_numpy(self.prepare(image.read(source)))
+                answers.append({**answer, "distance": self.distances(picture[None]).item()})
+            except Error as error:
+                answers.append({**answer, "error": str(error)})
+        return answers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unusual(Recipe):
+    """A two-layer autoencoder of pictures."""
+
+    dataset: Dataset = "digits"
+    """What to learn from: mnist, digits (embedded), or a folder or archive of pictures by class."""
+    holdout: float = 0.2
+    """Share of each class kept for testing, where the data have no test part of their own."""
+    epochs: int = 5
+    """Passes over the training set."""
+    lr: float = 3e-3
+    """Learning rate of AdamW."""
+    narrow: int = 24
+    """Values that a picture has to pass through."""
+
+    def data(self) -> Data:
+        """The data set; what the classes are does not matter here."""
+        train, test, labels = classification.read(self.dataset, self.prepare, self.holdout)
+        training = Resident(train.pictures, train.targets, labels, batch=64, names=train.names, seed=self.seed)
+        return Data(training, Resident(test.pictures, test.targets, labels, batch=500), labels)
+
+    def task(self, labels: tuple[str, ...]) -> Copying:
+        """An autoencoder; it has no use for the labels."""
+        model = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(784, self.narrow),
+            nn.ReLU(),
+            nn.Linear(self.narrow, 784),
+            nn.Unflatten(1, (1, 28, 28)),
+        )
+        return Copying(model, self.prepare(labels), lr=self.lr, epochs=self.epochs)
+
+    def prepare(self, labels: tuple[str, ...]) -> Preparation:
+        """How a picture is brought to the form that the network sees: 28×28, grey."""
+        return Preparation(channels=1, size=28, digit=labels == tuple("0123456789"))

@@ -1,0 +1,291 @@
+"""The command line is a contract: names, formats, exit statuses."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+import fukami as package
+
+COMMANDS = ["list", "train", "eval", "predict", "import"]
+QUICK = ["--epochs", "1", "--batch", "100"]
+
+
+def test_help_names_every_command(fukami):
+    answer = fukami("--help")
+    assert answer.status == 0
+    assert [line.split()[0] for line in answer.out.splitlines() if line.startswith("  ")] == COMMANDS
+    assert fukami().out == answer.out
+
+
+def test_version(fukami):
+    assert fukami("--version").out == "fukami 0.1.0\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(fukami, command):
+    answer = fukami(command, "--help")
+    assert answer.status == 0
+    assert command in answer.out
+
+
+def test_options_of_train_are_these(fukami):
+    """A snapshot: whoever adds or renames an option of a run sees it here."""
+    text = fukami("train", "deep-convnet", "--help").out
+    options = {word.strip(",") for word in text.split() if re.match("--[a-z]", word)}
+    run = {"--help", "--out", "--device", "--precision", "--resume", "--no-resume"}
+    fields = "seed data holdout epochs batch lr weight-decay warmup dropout shift rotate scale shear size channels "
+    fields += "convention widths hidden"
+    assert options == run | {f"--{field}" for field in fields.split()}
+
+
+def test_list(fukami):
+    answer = fukami("list")
+    assert answer.status == 0
+    (row,) = [line for line in answer.out.splitlines() if line.startswith("deep-convnet ")]
+    assert all(fact in row for fact in ("classification", "2016", "99.35 %", "Saitoh"))
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["trian"], "'train'"),
+        (["train"], "name the recipe first"),
+        (["train", "deep-convnt"], "'deep-convnet'"),
+        (["train", "./nothing.py"], "no recipe file"),
+        (["train", "deep-convnet", "--epoch", "3"], "--epochs"),
+        (["train", "deep-convnet", "--epochs", "three"], "three"),
+        (["train", "deep-convnet", "--data", "mnits"], "'mnist'"),
+        (["train", "deep-convnet", "--device", "cdua"], "'cuda'"),
+        (["train", "deep-convnet", "--device", "cuda:99"], "cuda:99"),
+        (["train", "deep-convnet", "--precision", "float8"], "float16"),
+        (["train", "deep-convnet", "--batch", "0"], "at least one picture"),
+        (["eval", "no-such-run"], "deep-convnet"),
+        (["eval"], "at least one run"),
+        (["predict", "deep-convnet"], "files"),
+        (["predict", "no-such-run", "a.png"], "no-such-run"),
+        (["import", "params.pkl"], "--out"),
+    ],
+)
+def test_wrong_usage_leaves_with_2_and_says_what_is_right(fukami, words, hint):
+    answer = fukami(*words)
+    assert answer.status == 2, answer
+    assert hint in answer.err
+    assert answer.out == ""
+    assert "Traceback" not in answer.err
+
+
+def test_train_eval_predict(fukami, digit_files, tmp_path):
+    answer = fukami("train", "deep-convnet", *QUICK)
+    assert answer.status == 0, answer.err
+    (result,) = answer.json
+    assert result["run"] == "runs/deep-convnet"
+    assert result["count"] == 359
+    assert result["errors"] == round((1 - result["accuracy"]) * 359)
+    assert "test accuracy" in answer.err
+    assert "report: runs/deep-convnet/report.html" in answer.err
+    run = tmp_path / "runs" / "deep-convnet"
+    assert {path.name for path in run.iterdir()} == {
+        "weights.safetensors", "recipe.json", "metrics.jsonl", "last.ckpt", "report.html",
+    }  # fmt: skip
+    record = json.loads((run / "recipe.json").read_text())
+    assert record["recipe"] == "deep-convnet"
+    assert record["fields"]["epochs"] == 1
+    assert record["labels"] == list("0123456789")
+
+    (judged,) = fukami("eval", "runs/deep-convnet").json
+    assert {key: judged[key] for key in ("accuracy", "errors", "count")} == {
+        key: result[key] for key in ("accuracy", "errors", "count")
+    }
+    assert fukami("eval", "runs/deep-convnet", "--data", "digits").json[0]["count"] == 359
+
+    files = sorted(digit_files.rglob("*.png"))[:3]
+    answer = fukami("predict", "runs/deep-convnet", *files, "--out", "drawn")
+    assert answer.status == 0
+    for line, file in zip(answer.json, files, strict=True):
+        assert line["file"] == str(file)
+        assert isinstance(line["label"], str)
+        assert 0 < line["probability"] <= 1
+        assert line["ranking"][0] == {"label": line["label"], "probability": line["probability"]}
+        assert sum(entry["probability"] for entry in line["ranking"]) == pytest.approx(1, abs=1e-4)
+    drawn = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    assert drawn == sorted(["index.html", *(file.name for file in files)])
+    Image.open(tmp_path / "drawn" / files[0].name).verify()
+
+
+def test_each_run_gets_a_folder_of_its_own(fukami, tmp_path):
+    for expected in ("runs/deep-convnet", "runs/deep-convnet-2", "runs/deep-convnet-3"):
+        assert fukami("train", "deep-convnet", *QUICK).json[0]["run"] == expected
+    resumed = fukami("train", "deep-convnet", "--resume")
+    assert resumed.status == 0, resumed.err
+    assert resumed.json[0]["run"] == "runs/deep-convnet-3"
+
+
+def test_a_folder_in_use_is_refused_unless_resumed(fukami, trained, tmp_path):
+    before = {path.name: path.read_bytes() for path in trained.iterdir()}
+    answer = fukami("train", "deep-convnet", "--out", trained)
+    assert answer.status == 2
+    assert "--resume" in answer.err
+    assert {path.name: path.read_bytes() for path in trained.iterdir()} == before
+
+    other = fukami("train", "deep-convnet", "--out", trained, "--resume", "--lr", "0.5")
+    assert other.status == 2
+    assert "lr 0.002, not 0.5" in other.err
+
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    for words in ([], ["--resume"]):
+        assert fukami("train", "deep-convnet", "--out", "mine", *words).status == 2
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_resume_of_a_finished_run_tells_its_result_again(fukami, trained):
+    weights = (trained / "weights.safetensors").read_bytes()
+    answer = fukami("train", "deep-convnet", "--out", trained, "--resume")
+    assert answer.status == 0, answer.err
+    assert answer.json[0]["accuracy"] == fukami("eval", trained).json[0]["accuracy"]
+    assert (trained / "weights.safetensors").read_bytes() == weights
+
+
+def test_shipped_weights_answer_right_after_installation(fukami, digit_files):
+    """Digits of another data set, drawn large and dark on light, are mostly read right."""
+    files = sorted(digit_files.rglob("*.png"))
+    answer = fukami("predict", "deep-convnet", digit_files)
+    assert answer.status == 0
+    assert [line["file"] for line in answer.json] == list(map(str, files))
+    right = sum(line["label"] == file.parent.name for line, file in zip(answer.json, files, strict=True))
+    assert right >= 0.85 * len(files)
+
+
+def test_a_bad_file_among_good_ones_is_named_and_the_rest_answered(fukami, digit_files, tmp_path):
+    good = sorted(digit_files.rglob("*.png"))[:2]
+    (tmp_path / "text.png").write_text("not a picture")
+    answer = fukami("predict", "deep-convnet", good[0], "text.png", "missing.png", good[1])
+    assert answer.status == 1
+    assert [line["file"] for line in answer.json] == list(map(str, good))
+    assert "text.png" in answer.err
+    assert "missing.png" in answer.err
+    assert "Traceback" not in answer.err
+
+
+def test_ensemble_averages_probabilities(fukami, trained, digit_files, tmp_path):
+    """Against the average worked out by hand from the members' own answers."""
+    fukami("train", "deep-convnet", *QUICK, "--seed", "1", "--out", "second")
+    file = next(digit_files.rglob("*.png"))
+    members = [fukami("predict", run, file).json[0]["ranking"] for run in (trained, "second")]
+    together = fukami("predict", trained, "second", file).json[0]["ranking"]
+    for entry in together:
+        each = [next(e["probability"] for e in ranking if e["label"] == entry["label"]) for ranking in members]
+        assert entry["probability"] == pytest.approx(sum(each) / 2, abs=1e-5)
+    judged = fukami("eval", trained, "second").json[0]
+    assert judged["count"] == 359
+    assert judged["runs"] == [str(trained), "second"]
+
+
+def test_ensemble_of_strangers_is_refused(fukami, trained):
+    fukami("train", "deep-convnet", *QUICK, "--size", "20", "--out", "small")
+    answer = fukami("eval", trained, "small")
+    assert answer.status == 2
+    assert "same way" in answer.err
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_eval_at_each_precision(fukami, trained, precision):
+    exact = fukami("eval", trained).json[0]
+    answer = fukami("eval", trained, "--precision", precision).json[0]
+    assert answer["precision"] == precision
+    assert abs(answer["errors"] - exact["errors"]) <= 3
+
+
+def test_eval_on_folders(fukami, trained, digit_files, tmp_path):
+    """Data new to the run are judged whole; classes are matched by name; unknown classes are named."""
+    assert fukami("eval", trained, "--data", digit_files).json[0]["count"] == 40
+    some = tmp_path / "some"
+    for label in ("3", "7"):
+        (some / label).mkdir(parents=True)
+        for file in (digit_files / label).iterdir():
+            (some / label / file.name).write_bytes(file.read_bytes())
+    answer = fukami("eval", trained, "--data", "some")
+    assert answer.json[0]["count"] == len(list(some.rglob("*.png")))
+    assert answer.json[0]["accuracy"] > 0.5
+    (some / "7").rename(some / "cat")
+    answer = fukami("eval", trained, "--data", "some")
+    assert answer.status == 2
+    assert "cat" in answer.err
+
+
+def test_train_on_a_folder_of_colour_pictures(fukami, random, tmp_path):
+    """Red against blue, in parts of their own: learned at once, and judged on the test part."""
+    for part, count in (("train", 30), ("test", 8)):
+        for label, channel in (("red", 0), ("blue", 2)):
+            folder = tmp_path / "colours" / part / label / "nested"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 90, (40, 60, 3), dtype="uint8")
+                pixels[..., channel] += 150
+                Image.fromarray(pixels).save(folder / f"{number}.jpg")
+    (tmp_path / "colours" / "train" / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    words = ["--data", "colours", "--size", "32", "--channels", "3", "--epochs", "15", "--batch", "20"]
+    answer = fukami("train", "deep-convnet", *words, "--out", "run")
+    assert answer.status == 0, answer.err
+    assert answer.json[0]["count"] == 16
+    assert answer.json[0]["accuracy"] == 1
+    assert fukami("predict", "run", tmp_path / "colours/test/red/nested/0.jpg").json[0]["label"] == "red"
+
+
+def test_private_recipe(fukami, tmp_path):
+    """A recipe of one's own needs no fork; its run is judged like any other, and never runs code from inside a run."""
+    source = (
+        "from dataclasses import dataclass\n"
+        "from fukami.recipes.deep_convnet import DeepConvNet\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(DeepConvNet):\n"
+        '    """Mine."""\n'
+        "    epochs: int = 1\n"
+        '    """Passes."""\n'
+    )
+    (tmp_path / "my_recipe.py").write_text(source)
+    answer = fukami("train", "./my_recipe.py", "--lr", "3e-4")
+    assert answer.status == 0, answer.err
+    assert answer.json[0]["run"] == "runs/my-recipe"
+    assert fukami("eval", "runs/my-recipe").json[0]["accuracy"] == answer.json[0]["accuracy"]
+
+    run = tmp_path / "runs" / "my-recipe"
+    (run / "evil.py").write_text("raise SystemExit('ran')")
+    record = json.loads((run / "recipe.json").read_text())
+    (run / "recipe.json").write_text(json.dumps({**record, "recipe": str(run / "evil.py")}))
+    answer = fukami("eval", "runs/my-recipe")
+    assert answer.status == 1
+    assert "refused" in answer.err
+
+    (tmp_path / "broken.py").write_text("import nothing_of_that_name")
+    answer = fukami("train", "./broken.py")
+    assert answer.status == 1
+    assert "nothing_of_that_name" in answer.err
+
+
+def test_python_is_as_short(trained, digit_files, tmp_path):
+    recipe = package.find("deep-convnet")(epochs=1)
+    result = package.train(recipe, tmp_path / "run")
+    task = package.load(tmp_path / "run")
+    judged = task.evaluate(recipe.data().val)
+    assert judged["errors"] == result["errors"]
+    picture = Image.open(next(digit_files.rglob("*.png")))
+    (answer,) = task.predict([picture])
+    assert set(answer) == {"label", "probability", "ranking"}
+    assert load_file(tmp_path / "run" / "weights.safetensors").keys() >= {"model.0.weight"}
+
+
+def test_a_reader_that_stops_reading_gets_no_traceback(trained, digit_files):
+    command = [sys.executable, "-m", "fukami", "predict", str(trained), str(digit_files)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    error = process.stderr.read()
+    process.stderr.close()
+    process.wait()
+    assert "Traceback" not in error

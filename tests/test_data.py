@@ -1,0 +1,250 @@
+"""Data sets: the right pictures, the right parts, and errors that name the file."""
+
+import gzip
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fukami import Error, UsageError
+from fukami.data import classification, digits, folder, mnist
+from fukami.data.loader import Resident
+from fukami.preparation import Preparation
+
+
+def plain(size=28, channels=1):
+    return lambda labels: Preparation(channels=channels, size=size)
+
+
+def test_mnist_is_the_original(mnist_folder):
+    """Counts per class as published with the set, and pictures that torchvision's reader agrees with."""
+    (train, labels), (test, test_labels) = mnist.read()
+    assert train.shape == (60_000, 28, 28)
+    assert test.shape == (10_000, 28, 28)
+    assert np.bincount(labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert np.bincount(test_labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert train[0, 5].tolist()[12:18] == [3, 18, 18, 18, 126, 136]
+
+
+def test_mnist_unpacked_and_in_torchvisions_layout(mnist_folder, tmp_path, monkeypatch):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in mnist.CHECKSUMS:
+        packed = mnist_folder / "mnist" / f"{name}.gz"
+        (raw / name).write_bytes(gzip.decompress(packed.read_bytes()))
+    expected = mnist.read()[1][0]
+    monkeypatch.setenv("FUKAMI_DATA", str(tmp_path))
+    assert np.array_equal(mnist.read()[1][0], expected)
+
+
+def test_a_damaged_mnist_is_named(mnist_folder, tmp_path, monkeypatch):
+    shutil.copytree(mnist_folder / "mnist", tmp_path / "mnist")
+    monkeypatch.setenv("FUKAMI_DATA", str(tmp_path))
+    victim = tmp_path / "mnist" / "t10k-labels-idx1-ubyte.gz"
+    victim.chmod(0o644)
+    good = victim.read_bytes()
+    victim.write_bytes(good[:1000])
+    with pytest.raises(Error, match=r"t10k-labels-idx1-ubyte\.gz cannot be unpacked"):
+        mnist.read()
+    content = bytearray(gzip.decompress(good))
+    content[500] ^= 1
+    victim.write_bytes(gzip.compress(bytes(content)))
+    with pytest.raises(Error, match="md5"):
+        mnist.read()
+
+
+def test_without_mnist_the_error_says_where_it_was_looked_for(tmp_path, monkeypatch):
+    import torchvision.datasets
+
+    def offline(*args, **kwargs):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", offline)
+    monkeypatch.setenv("FUKAMI_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(Error, match=r"nowhere.*no network.*FUKAMI_DATA"):
+        mnist.read()
+
+
+def test_digits_have_mnists_form():
+    """1,797 pictures in the 20×20 box within 28×28, each still its own 8×8 original when averaged back."""
+    from sklearn.datasets import load_digits
+
+    pictures, labels = digits.read()
+    originals, expected = load_digits(return_X_y=True)
+    assert pictures.shape == (1797, 28, 28)
+    assert labels.tolist() == expected.tolist()
+    assert not pictures[:, :4].any()
+    assert not pictures[:, :, 24:].any()
+    for picture, original in zip(pictures[:20], originals[:20], strict=True):
+        back = np.asarray(Image.fromarray(picture[4:24, 4:24]).resize((8, 8), Image.Resampling.BOX))
+        assert np.corrcoef(back.ravel(), original)[0, 1] > 0.97
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
+def test_held_out_is_the_same_share_of_each_class_every_time(share):
+    classes = ["a"] * 100 + ["b"] * 30 + ["c"] * 2 + ["d"]
+    held = folder.held_out(classes, share)
+    assert np.array_equal(held, folder.held_out(classes, share))
+    counts = [held[:100].sum(), held[100:130].sum(), held[130:132].sum(), held[132:].sum()]
+    assert counts == [round(share * 100), round(share * 30), 1, 0]
+    assert folder.held_out(classes, 1.0).all()
+    assert not folder.held_out(classes, 0.0).any()
+
+
+def paint(path, value, size=(30, 20)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", size, value).save(path)
+
+
+@pytest.fixture
+def parted(tmp_path):
+    """Two classes with a training and a test part, with things in them that are no pictures."""
+    root = tmp_path / "set"
+    for part, count in (("train", 4), ("val", 2)):
+        for label, value in (("dark", 10), ("light", 240)):
+            for number in range(count):
+                paint(root / part / label / f"{number}.png", value + number)
+    (root / "train" / "dark" / "notes.txt").write_text("not a picture")
+    (root / "train" / "dark" / ".hidden.png").write_text("not a picture")
+    (root / ".cache" / "x").mkdir(parents=True)
+    return root
+
+
+def test_parts_of_a_folder(parted):
+    train, test, labels = classification.read(str(parted), plain(), 0.2)
+    assert labels == ("dark", "light")
+    assert (len(train.pictures), len(test.pictures)) == (8, 4)
+    assert train.targets.tolist() == [0] * 4 + [1] * 4
+    assert train.pictures[:, 0, 14, 14].tolist() == [10, 11, 12, 13, 240, 241, 242, 243]
+    assert test.names[0].endswith("val/dark/0.png")
+
+
+@pytest.mark.parametrize("kind", ["zip", "gztar"])
+def test_an_archive_is_its_folder(parted, tmp_path, kind):
+    archive = shutil.make_archive(str(tmp_path / "packed"), kind, tmp_path, "set")
+    train, test, labels = classification.read(archive, plain(), 0.2)
+    assert (len(train.pictures), len(test.pictures), labels) == (8, 4, ("dark", "light"))
+    again, _, _ = classification.read(archive, plain(), 0.2)
+    assert torch.equal(again.pictures, train.pictures)
+
+
+def test_a_folder_without_parts_is_split(tmp_path):
+    for label in ("a", "b"):
+        for number in range(10):
+            paint(tmp_path / "set" / label / "deeper" / f"{number}.bmp", 20 * number)
+    train, test, _ = classification.read(str(tmp_path / "set"), plain(), 0.3)
+    assert (len(train.pictures), len(test.pictures)) == (14, 6)
+    assert set(train.names).isdisjoint(test.names)
+    assert torch.bincount(test.targets).tolist() == [3, 3]
+
+
+def test_broken_pictures_are_left_out_and_named(parted, caplog):
+    (parted / "train" / "dark" / "9.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (parted / "train" / "light" / "empty.jpg").write_bytes(b"")
+    train, _, _ = classification.read(str(parted), plain(), 0.2)
+    assert len(train.pictures) == 8
+    assert "2 of 10 pictures are left out" in caplog.text
+    assert "9.png" in caplog.text
+    assert "empty.jpg" in caplog.text
+
+
+def test_what_is_no_data_set_is_refused_by_name(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "hollow" / "class").mkdir(parents=True)
+    (tmp_path / "notes.zip").write_text("not an archive")
+    (tmp_path / "bad" / "class").mkdir(parents=True)
+    (tmp_path / "bad" / "class" / "x.png").write_text("no picture")
+    for name, hint in (
+        ("empty", "one folder of pictures"),
+        ("hollow", "no pictures"),
+        ("notes.zip", "unpacked"),
+        ("bad", "x.png"),
+    ):
+        with pytest.raises(Error, match=hint):
+            classification.read(str(tmp_path / name), plain(), 0.2)
+    with pytest.raises(UsageError, match="'mnist'"):
+        classification.read("mnsit", plain(), 0.2)
+
+
+@pytest.mark.parametrize(("size", "channels"), [(28, 3), (32, 1), (16, 3)])
+def test_known_sets_come_in_the_networks_size(size, channels):
+    train, test, _ = classification.read("digits", plain(size, channels), 0.2)
+    assert train.pictures.shape[1:] == test.pictures.shape[1:] == (channels, size, size)
+    assert len(train.pictures) + len(test.pictures) == 1797
+
+
+# ---- the loader -----------------------------------------------------------------------------------------------------
+
+
+def numbered(count=10, **options):
+    """A loader of pictures whose pixel tells their number."""
+    pictures = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1)
+    return Resident(pictures, torch.arange(count), ("x",) * count, **options)
+
+
+def seen(loader):
+    return [targets.tolist() for _, targets in loader]
+
+
+def test_training_shuffles_every_pass_and_drops_the_rest():
+    loader = numbered(batch=3, seed=0)
+    first, second = seen(loader), seen(loader)
+    assert [len(batch) for batch in first] == [3, 3, 3] == [3] * len(loader)
+    assert first != second
+    assert len({number for batch in first for number in batch}) == 9
+    assert seen(numbered(batch=3, seed=0)) == first
+    assert seen(numbered(batch=3, seed=1)) != first
+
+
+def test_judging_sees_every_picture_once_in_order():
+    assert seen(numbered(batch=4)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert len(numbered(batch=4)) == 3
+
+
+def test_pictures_and_targets_stay_together():
+    for pictures, targets in numbered(batch=3, seed=5):
+        assert pictures.flatten().tolist() == targets.tolist()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 4, 7])
+def test_loader_goes_on_where_it_was(steps):
+    def stream(loader, count):
+        found = []
+        while len(found) < count:
+            for _, targets in loader:
+                found.append(targets.tolist())
+                if len(found) == count:
+                    break
+        return found
+
+    undisturbed = stream(numbered(batch=3, seed=0), 10)
+    first, second = numbered(batch=3, seed=0), numbered(batch=3, seed=0)
+    begun = stream(first, steps)
+    second.load_state_dict(first.state_dict())
+    assert begun + stream(second, 10 - steps) == undisturbed
+
+
+def test_processes_share_every_batch():
+    class Two:
+        device, world = torch.device("cpu"), 2
+
+        def fast(self, function, static):
+            return function
+
+    def share(rank, **options):
+        runtime = Two()
+        runtime.rank = rank
+        loader = numbered(batch=4, **options)
+        loader.place(runtime)
+        return seen(loader)
+
+    whole = seen(numbered(batch=4, seed=3))
+    for batch, first, second in zip(whole, share(0, seed=3), share(1, seed=3), strict=True):
+        assert first == batch[0::2]
+        assert second == batch[1::2]
+    judged = [number for rank in (0, 1) for batch in share(rank) for number in batch]
+    assert sorted(judged) == list(range(10))
+    with pytest.raises(UsageError, match="--batch"):
+        numbered(batch=3, seed=0).place(Two())

@@ -1,0 +1,222 @@
+"""Small parts: schedules, metrics, recipes on disk, the report, errors."""
+
+import html.parser
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import confusion_matrix
+from torch.nn import functional as F
+
+import fukami as package
+from fukami import Error, UsageError, checkpoint, metrics, recipe, schedules
+from fukami.recipes.deep_convnet import DeepConvNet
+from fukami.tasks.classification import Averaged
+
+
+def test_one_cycle_rises_straight_and_falls_along_a_cosine():
+    factor = schedules.one_cycle(0.2)
+    assert [factor(p) for p in (0, 0.1, 0.2)] == [0, 0.5, 1]
+    assert factor(0.6) == pytest.approx(0.5)
+    assert factor(1.0) == pytest.approx(0)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 80)
+    for step in range(80):
+        assert factor(0.2 + step / 100) == pytest.approx(cosine.get_last_lr()[0])
+        optimizer.step()
+        cosine.step()
+    with pytest.raises(ValueError, match=r"\[0, 1\)"):
+        schedules.one_cycle(1.0)
+
+
+def test_confusion_agrees_with_scikit_learn(random):
+    target, predicted = random.integers(0, 7, (2, 500))
+    found = metrics.confusion(torch.from_numpy(predicted), torch.from_numpy(target), 7)
+    assert np.array_equal(found.numpy(), confusion_matrix(target, predicted, labels=range(7)))
+    assert metrics.accuracy(found) == {
+        "accuracy": (target == predicted).mean(), "errors": (target != predicted).sum(), "count": 500,
+    }  # fmt: skip
+
+
+def test_averaged_is_the_mean_of_the_probabilities():
+    torch.manual_seed(0)
+    members = [torch.nn.Linear(4, 3) for _ in range(3)]
+    x = torch.randn(5, 4)
+    expected = sum(F.softmax(member(x), 1) for member in members) / 3
+    torch.testing.assert_close(Averaged(members)(x).softmax(1), expected)
+
+
+def test_evaluation_agrees_with_a_loop_by_hand(trained):
+    task = package.load(trained, device="cpu")
+    val = DeepConvNet().data().val
+    with torch.inference_mode():
+        scores = torch.cat([task.model(pictures.float() / 255) for pictures, _ in val])
+    targets = torch.cat([targets for _, targets in val])
+    found = task.evaluate(val)
+    assert found["errors"] == (scores.argmax(1) != targets).sum()
+    assert found["loss"] == pytest.approx(F.cross_entropy(scores, targets).item(), rel=1e-5)
+
+
+def test_recipes_are_found_by_name_and_come_back_from_json():
+    assert recipe.names() == ["deep-convnet"]
+    assert package.find("deep-convnet") is DeepConvNet
+    original = DeepConvNet(lr=0.5, widths=(1, 2, 3, 4, 5, 6), dataset="mnist")
+    import dataclasses
+
+    fields = json.loads(json.dumps(dataclasses.asdict(original)))
+    assert recipe.build(DeepConvNet, fields) == original
+    assert recipe.command(original) == "fukami train deep-convnet --data mnist --lr 0.5 --widths 1 2 3 4 5 6"
+    with pytest.raises(Error, match="did you mean 'epochs'"):
+        recipe.build(DeepConvNet, {"epoch": 3})
+    with pytest.raises(Error, match=r"'epochs'.*int"):
+        recipe.build(DeepConvNet, {"epochs": "many"})
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_every_recipe_trains_two_steps_on_embedded_data(name, tmp_path):
+    cls = package.find(name)
+    made = cls(epochs=1, batch=700)
+    result = package.train(made, tmp_path / "run", device="cpu")
+    assert result["count"] > 0
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+    assert cls.paper
+    assert cls.year
+    assert cls.family
+    assert cls.published
+
+
+def test_on_keeps_the_held_out_part_of_the_runs_own_data(tmp_path):
+    own = DeepConvNet(dataset=str(tmp_path))
+    assert own.on(str(tmp_path)) is own
+    assert own.on(f"{tmp_path}/../{tmp_path.name}") is own
+    assert own.on("digits").holdout == 1.0
+    with pytest.raises(UsageError, match="takes no --data"):
+        type("Own", (package.Recipe,), {"__module__": "fukami.recipes.own"})().on("mnist")
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of the trained run, to be damaged."""
+    copy = tmp_path / "run"
+    copy.mkdir()
+    for path in trained.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    return copy
+
+
+def test_damaged_weights_are_refused_and_every_misfit_is_listed(run):
+    good = load_file(run / "weights.safetensors")
+    bad = {**good, "model.extra": torch.zeros(1), "model.0.bias": torch.zeros(3)}
+    del bad["model.0.weight"]
+    save_file(bad, run / "weights.safetensors")
+    with pytest.raises(
+        Error, match=r"0\.bias is \(3,\) instead of \(16,\); .*0\.weight is missing; .*extra is not known"
+    ):
+        package.load(run)
+    for content in (b"", b"garbage", save_bytes(good)[:5000], b"\xff" * 64):
+        (run / "weights.safetensors").write_bytes(content)
+        with pytest.raises(Error, match=r"weights\.safetensors is damaged"):
+            package.load(run)
+    (run / "weights.safetensors").unlink()
+    with pytest.raises(Error, match=r"no weights\.safetensors yet"):
+        package.load(run)
+
+
+def save_bytes(tensors):
+    from safetensors.torch import save
+
+    return save(tensors)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"recipe": 3, "fields": {}, "labels": []}',
+        '{"recipe": "deep-convnet", "fields": {}, "labels": 3}',
+        '{"recipe": "deep-convnet", "fields": {"lr": "fast"}, "labels": []}',
+        '{"recipe": "no-such", "fields": {}, "labels": []}',
+    ],
+)
+def test_damaged_recipes_are_refused(run, content):
+    (run / "recipe.json").write_text(content)
+    with pytest.raises(Error):
+        package.load(run)
+
+
+def test_loading_never_unpickles(run, monkeypatch):
+    import pickle
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("unpickled")
+
+    for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
+        monkeypatch.setattr(module, name, forbidden)
+    (run / "last.ckpt").write_bytes(b"hostile")
+    assert package.load(run).labels == tuple("0123456789")
+
+
+def test_shipped_weights_are_what_their_card_says(mnist_folder):
+    """26 errors of 10,000, and float16 changes nothing, as the note claims."""
+    record = json.loads((checkpoint.SHIPPED / "deep-convnet" / "recipe.json").read_text())
+    val = DeepConvNet(dataset="mnist").data().val
+    errors = record["card"]["test errors of 10,000"]
+    for precision in ("float32", "float16"):
+        found = package.load("deep-convnet", device="cpu", precision=precision).evaluate(val)
+        assert found["count"] == 10_000
+        assert abs(found["errors"] - errors[precision]) <= 2
+        assert found["accuracy"] >= 0.9965
+    stored = load_file(checkpoint.SHIPPED / "deep-convnet" / "weights.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+
+
+class Page(html.parser.HTMLParser):
+    """Collects headings, and every address that a page would fetch."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.text, self.fetched = [], []
+        self.feed(text)
+
+    def handle_data(self, data):
+        self.text.append(data.strip())
+
+    def handle_starttag(self, tag, attributes):
+        self.fetched += [
+            value for name, value in attributes if name in ("src", "href") and not value.startswith("data:")
+        ]
+
+
+def test_the_report_is_one_self_contained_file(trained):
+    page = Page((trained / "report.html").read_text())
+    assert page.fetched == []
+    for section in (
+        "Repeat it",
+        "Training",
+        "Confusion matrix",
+        "Accuracy per class",
+        "Most confidently wrong",
+        "What made it",
+    ):
+        assert section in page.text
+    record = json.loads((trained / "recipe.json").read_text())
+    assert record["command"] in page.text
+    assert record["command"].startswith("fukami train deep-convnet --epochs 8")
+    last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
+    assert any(f"accuracy {last['accuracy']:.4f}" in text and f"errors {last['errors']}" in text for text in page.text)
+
+
+def test_numbers_in_the_list_stand_in_the_results():
+    """What ``fukami list`` claims for us was measured."""
+    from pathlib import Path
+
+    results = (Path(__file__).parents[1] / "benchmarks" / "results.csv").read_text()
+    for name in recipe.names():
+        claim = package.find(name).reached
+        number = float(claim.split()[0]) / 100
+        assert f"{number:.6g}" in results, claim
