@@ -20,12 +20,12 @@ LAYERS = [
     ("conv 3×3", "ReLU", 2_320, 16, 28, CONV),
     ("max pool", "2×2", 0, 16, 14, POOL),
     ("conv 3×3", "ReLU", 4_640, 32, 14, CONV),
-    ("conv 3×3", "pad 2, ReLU", 9_248, 32, 16, CONV),
+    ("conv 3×3", "pad 2\nReLU", 9_248, 32, 16, CONV),
     ("max pool", "2×2", 0, 32, 8, POOL),
     ("conv 3×3", "ReLU", 18_496, 64, 8, CONV),
     ("conv 3×3", "ReLU", 36_928, 64, 8, CONV),
     ("max pool", "2×2", 0, 64, 4, POOL),
-    ("affine", "ReLU, dropout", 51_250, 50, 0, AFFINE),
+    ("affine", "ReLU\ndropout", 51_250, 50, 0, AFFINE),
     ("affine", "softmax", 510, 10, 0, AFFINE),
 ]
 LEAN = (0.30, 0.24)  # where one pixel of depth goes on the page
@@ -33,7 +33,7 @@ CHANNEL = 0.12  # width of one channel, in pixels
 UNIT = 0.34  # height of one unit of a vector
 PITCH = 15.6  # least distance of two columns
 GAP = 5.0  # least distance of two blocks
-ROWS = {"values": 21.2, "layer": -22.0, "detail": -25.3, "parameters": -30.5}
+ROWS = {"values": 22.0, "layer": -22.5, "detail": -24.6, "parameters": -34.6}
 
 
 def shade(colour: str, factor: float) -> tuple[float, ...]:
@@ -69,7 +69,7 @@ def block(axes: Axes, middle: float, size: tuple[float, float, float], colour: s
 
 def draw() -> Figure:
     """The figure."""
-    figure = Figure(figsize=(13.6, 4.4), facecolor="white")
+    figure = Figure(figsize=(11.5, 4.1), facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.set_aspect("equal")
@@ -88,16 +88,16 @@ def draw() -> Figure:
         label = {"ha": "center", "va": "center", "fontsize": 10}
         axes.text(middle, ROWS["values"], shape, color=INK, fontweight="bold", **label)
         axes.text(middle, ROWS["layer"], name, color=INK, **label)
-        axes.text(middle, ROWS["detail"], detail, color=GREY, **{**label, "fontsize": 9})
+        axes.text(middle, ROWS["detail"], detail, color=GREY, **{**label, "fontsize": 9, "va": "top"})
         axes.text(middle, ROWS["parameters"], f"{parameters:,}" if parameters else "–", color=INK, **label)
     left = -18.5
     for row, heading in (("values", "values"), ("layer", "layer"), ("parameters", "parameters")):
         axes.text(left, ROWS[row], heading, color=GREY, fontsize=10, style="italic", va="center")
     total = sum(parameters for _, _, parameters, *_ in LAYERS)
-    axes.plot([left, edge + 6], [ROWS["parameters"] + 2.7] * 2, color=RULE, lw=0.8)
-    axes.text(left, ROWS["parameters"] - 3.6, f"{total:,} in all", color=GREY, fontsize=9, va="center")
+    axes.plot([left, edge + 6], [ROWS["parameters"] + 3.0] * 2, color=RULE, lw=0.8)
+    axes.text(left, ROWS["parameters"] - 4.0, f"{total:,} in all", color=GREY, fontsize=9, va="center")
     axes.set_xlim(left - 1.5, edge + 7)
-    axes.set_ylim(-36.5, 24)
+    axes.set_ylim(-41.5, 25)
     return figure
 
 

@@ -52,8 +52,9 @@ def locate(picture: Image.Image) -> tuple[Mask, bool]:
     found = []
     for light in (False, True):
         levels = (255 - page if light else page).min(axis=2)  # coloured ink is darkest in one of the channels
-        mask = likeliest(darkness(levels))
-        found.append((likeness(mask, levels), light, mask))
+        ink = darkness(levels)
+        mask = likeliest(ink)
+        found.append((likeness(mask, levels, ink), light, mask))
     score, light, mask = max(found, key=lambda candidate: candidate[0])
     if score <= 0:
         raise Error("no ink was found in the picture; it needs one digit that stands out from an even background")
@@ -111,12 +112,12 @@ def likeliest(ink: Floats) -> Mask:
     return np.concatenate([[False], keep])[parts]
 
 
-def likeness(mask: Mask, levels: Bytes) -> float:
+def likeness(mask: Mask, levels: Bytes, ink: Floats) -> float:
     """How much a mask looks like a digit: dark strokes on even ground, rather than the ground between strokes."""
     from scipy import ndimage
 
     inner = ndimage.maximum_filter(mask, 7)
-    ground = levels[ndimage.maximum_filter(inner, 11) & ~inner]
+    ground = levels[ndimage.maximum_filter(inner, 11) & ~inner & (ink < FAINTEST)]
     if not mask.any() or not ground.size:
         return 0.0
     level = np.median(ground)
@@ -179,7 +180,8 @@ def without_rules(mask: Mask, span: float) -> Mask:
         lines = opened(given, (1, run)) & ~opened(given, (thin, 1))
         parts, _ = ndimage.label(ndimage.maximum_filter(lines, (3, 7)), np.ones((3, 3)))
         for number, (_, columns) in enumerate(ndimage.find_objects(parts), 1):
-            if columns.stop - columns.start >= span * given.shape[1]:
+            at_border = columns.start == 0 or columns.stop == given.shape[1]
+            if at_border and columns.stop - columns.start >= span * given.shape[1]:
                 cleaned &= ~(parts == number) | ~ndimage.maximum_filter(lines, (3, 1))
     return kept
 

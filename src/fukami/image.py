@@ -1,24 +1,148 @@
-"""TEMPORARY placeholder so that other parts can be tested; overwrite me entirely."""
+"""Pictures: read any of them safely, bring them to a size, draw answers.
+
+What is read comes back upright, in 8 bits, grey ("L") or colour ("RGB"), or is refused by name.
+"""
+
+import os
+from typing import Any
 
 import numpy as np
-from PIL import Image
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from fukami.errors import Error
 
+Bytes = npt.NDArray[np.uint8]
+MAX_PIXELS = 100_000_000
+PROGRAMS = {"EPS", "WMF"}  # formats that are drawn by running something
+GREY = {"1", "L"}
+SHOWN = 280  # height in pixels of a drawn answer
+WHITE = (255, 255, 255)
 
-def read(source, *, max_pixels=100_000_000):
+
+def read(
+    source: str | os.PathLike[str] | Image.Image | npt.NDArray[Any], *, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """The picture in a file, an array or a PIL picture, upright, 8 bits, "L" or "RGB".
+
+    EXIF rotation is applied, transparency lies on white, palettes and CMYK become RGB, 16-bit grey is scaled to 8 bits
+    (0..65535 to 0..255; other integers and floats: see :func:`from_array`), and of several frames the first is taken.
+
+    Args:
+        source: a path, a PIL picture, or an array ``(H, W)`` or ``(H, W, 1 | 3 | 4)``.
+        max_pixels: larger files are refused before they are decoded.
+
+    Raises:
+        Error: the file is missing, no picture, truncated, damaged or too large.
+    """
+    if isinstance(source, np.ndarray):
+        return from_array(source)
+    if isinstance(source, Image.Image):
+        return _normal(source)
+    name = os.fspath(source)
     try:
-        p = source if isinstance(source, Image.Image) else Image.open(source)
-        p.load()
-        return p.convert("L" if p.mode == "L" else "RGB")
-    except Exception as e:
-        raise Error(f"{source}: {e}") from e
+        with open(name, "rb") as file, Image.open(file, formats=_formats()) as picture:  # noqa: PTH123
+            width, height = picture.size
+            if width * height > max_pixels:
+                raise Error(
+                    f"{name} has {width}×{height} pixels, more than the {max_pixels:,} that are read; make it smaller"
+                )
+            picture.load()
+            return _normal(picture)
+    except Error:
+        raise
+    except FileNotFoundError:
+        raise Error(f"{name} does not exist; give the path of a picture") from None
+    except IsADirectoryError:
+        raise Error(f"{name} is a folder; give the path of a picture") from None
+    except UnidentifiedImageError:
+        empty = os.path.getsize(name) == 0  # noqa: PTH202
+        what = "is empty" if empty else "is not a picture in a known format"
+        raise Error(f"{name} {what}; give a PNG, JPEG or other picture file") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Error(f"{name} is too large ({error}); make it smaller") from None
+    except Exception as error:  # a decoder may fail in any way on a damaged file
+        raise Error(f"{name} is damaged or incomplete ({type(error).__name__}: {error}); get the file again") from error
 
 
-def fit(picture, *, channels, size):
-    a = np.asarray(picture.convert("L" if channels == 1 else "RGB").resize((size, size)))
-    return a.reshape(size, size, channels).transpose(2, 0, 1).copy()
+def from_array(array: npt.NDArray[Any]) -> Image.Image:
+    """The picture in an array ``(H, W)`` or ``(H, W, 1 | 3 | 4)``.
+
+    bool and uint8 as they are, uint16 by its range, floats from [0, 1], other integers from the range they have.
+
+    Raises:
+        Error: another shape, or values outside the range.
+    """
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if not (array.size and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)))):
+        raise Error(f"an array of shape {array.shape} is no picture; expected (H, W) or (H, W, 1 | 3 | 4)")
+    return _normal(Image.fromarray(_eight_bits(array)))
 
 
-def draw_answer(picture, seen, caption):
-    return picture
+def fit(picture: Image.Image, *, channels: int, size: int) -> Bytes:
+    """The picture as ``(channels, size, size)`` uint8: shortest side resized, centre cropped; 1 channel grey, 3 RGB."""
+    picture = ImageOps.fit(picture.convert("L" if channels == 1 else "RGB"), (size, size), Image.Resampling.BICUBIC)
+    return np.asarray(picture).reshape(size, size, channels).transpose(2, 0, 1).copy()
+
+
+def draw_answer(picture: Image.Image, seen: Bytes, caption: str) -> Image.Image:
+    """The picture beside what the network saw of it, ``(C, H, W)`` uint8, with a caption below."""
+    saw = Image.fromarray(seen.transpose(1, 2, 0).squeeze())
+    left, right = (_as_high(each.convert("RGB")) for each in (picture, saw))
+    margin, line = 10, 30
+    width = left.width + right.width + 3 * margin
+    page = Image.new("RGB", (width, SHOWN + 2 * margin + line), WHITE)
+    page.paste(left, (margin, margin))
+    page.paste(right, (left.width + 2 * margin, margin))
+    draw = ImageDraw.Draw(page)
+    draw.text((margin, SHOWN + 1.5 * margin), _drawable(caption), (34, 34, 34), ImageFont.load_default(20))
+    return page
+
+
+def _as_high(picture: Image.Image) -> Image.Image:
+    """The picture ``SHOWN`` pixels high, at most twice as wide; small ones show their pixels."""
+    width = min(max(1, round(picture.width * SHOWN / picture.height)), 2 * SHOWN)
+    enlarged = picture.height < SHOWN / 2
+    return picture.resize((width, SHOWN), Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS)
+
+
+def _drawable(text: str) -> str:
+    """The text in signs that Pillow's own font has; the others by their code, since no font can be counted on."""
+    return text.encode("latin-1", "backslashreplace").decode("latin-1")
+
+
+def _normal(picture: Image.Image) -> Image.Image:
+    """Upright, 8 bits, transparency on white, "L" or "RGB"."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith(("I", "F")):
+        picture = Image.fromarray(_eight_bits(np.asarray(picture)))
+    if picture.has_transparency_data:
+        layers = picture.convert("RGBA")
+        ground = Image.new("RGBA", layers.size, WHITE)
+        grey = picture.mode in ("LA", "La", *GREY)
+        return Image.alpha_composite(ground, layers).convert("L" if grey else "RGB")
+    return picture.convert("L" if picture.mode in GREY else "RGB")
+
+
+def _eight_bits(array: npt.NDArray[Any]) -> Bytes:
+    """0..255: wider integers from 0..65535, floats from [0, 1], anything beyond these from the range it has."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == bool:
+        return array.astype(np.uint8) * np.uint8(255)
+    values = array.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise Error("the picture has values that are not finite; expected numbers in 0..1, 0..255 or 0..65535")
+    low, high = float(values.min()), float(values.max())
+    if np.issubdtype(array.dtype, np.floating) and low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    elif low >= 0 and high <= 65535:
+        low, high = 0.0, 65535.0
+    return np.round((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+
+
+def _formats() -> list[str]:
+    """Every format that Pillow reads without running another program."""
+    Image.init()
+    return [name for name in Image.ID if name not in PROGRAMS]

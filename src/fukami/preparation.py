@@ -1,12 +1,15 @@
 """How a picture of any size becomes what a network sees; it travels with the run."""
 
+import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from fukami import digit, image
+from fukami.errors import Error
 
 
 @dataclass(frozen=True)
@@ -30,3 +33,15 @@ class Preparation:
             fukami.Error: a digit was expected, and there is no ink.
         """
         return digit.as_mnist(picture) if self.digit else image.fit(picture, channels=self.channels, size=self.size)
+
+    def open(self, source: Any) -> npt.NDArray[np.uint8]:
+        """What the network sees of a file (or whatever else :func:`fukami.image.read` takes).
+
+        Raises:
+            fukami.Error: it cannot be read, or shows no digit; a file is named.
+        """
+        picture = image.read(source)
+        try:
+            return self(picture)
+        except Error as error:
+            raise Error(f"{source}: {error}" if isinstance(source, str | os.PathLike) else str(error)) from error

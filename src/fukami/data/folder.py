@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fukami import image
 from fukami.data.places import download_folder
 from fukami.errors import Error
 from fukami.preparation import Preparation
@@ -64,7 +63,7 @@ def decode(part: Part, prepare: Preparation) -> tuple[Part, Bytes]:
 
     def one(file: Path) -> Bytes | Error:
         try:
-            return prepare(image.read(file))
+            return prepare.open(file)
         except Error as error:
             return error
 

@@ -1,7 +1,7 @@
 """Classification: which of these classes is the picture?"""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fukami import image, metrics
 from fukami.errors import Error, UsageError
+from fukami.preparation import Preparation
 from fukami.schedules import Schedule, constant
 from fukami.task import MakeOptimizer, Task
 
@@ -42,7 +43,7 @@ class Classification(Task):
         self,
         model: nn.Module,
         labels: tuple[str, ...],
-        prepare: Callable[[Image.Image], "np.typing.NDArray[np.uint8]"],
+        prepare: Preparation,
         *,
         optimizer: MakeOptimizer = torch.optim.AdamW,
         decay: Schedule = constant,
@@ -142,7 +143,7 @@ class Classification(Task):
     def see(self, source: Any) -> "np.typing.NDArray[np.uint8] | Error":
         """What the network sees of a picture, ``(C, H, W)`` uint8, or why it sees nothing."""
         try:
-            return self.prepare(image.read(source))
+            return self.prepare.open(source)
         except Error as error:
             return error
 

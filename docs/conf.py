@@ -1,0 +1,40 @@
+"""Sphinx: `make docs` builds the pages in this folder into `_build`."""
+
+from importlib.metadata import version as version_of
+
+project = "fukami"
+author = "fukami contributors"
+copyright = "fukami contributors, Apache-2.0"
+version = release = version_of("fukami")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build", "examples", "figures"]
+myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 3  # README and the pages link to headings
+
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 100
+napoleon_numpy_docstring = False
+
+html_theme = "furo"
+html_title = f"fukami {release}"
+html_show_sourcelink = False
+html_theme_options = {"navigation_with_keys": True}
+
+
+def setup(app):
+    """Leave the docstrings of fields alone: napoleon would take what stands before a colon for a type."""
+    fields = {}
+
+    def keep(app, what, name, obj, options, lines):
+        if what == "attribute":
+            fields[name] = list(lines)
+
+    def restore(app, what, name, obj, options, lines):
+        lines[:] = fields.pop(name, lines)
+
+    app.connect("autodoc-process-docstring", keep, priority=400)
+    app.connect("autodoc-process-docstring", restore, priority=600)
