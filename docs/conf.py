@@ -2,6 +2,8 @@
 
 from importlib.metadata import version as version_of
 
+from fukami.recipes.deep_convnet import DeepConvNet
+
 project = "fukami"
 author = "fukami contributors"
 copyright = "fukami contributors, Apache-2.0"
@@ -26,8 +28,10 @@ html_theme_options = {"navigation_with_keys": True}
 
 
 def setup(app):
-    """Leave the docstrings of fields alone: napoleon would take what stands before a colon for a type."""
-    fields = {}
+    """Show fields as they are written."""
+    fields = {}  # napoleon would take what stands before a colon in their docstrings for a type
+    for annotations in (DeepConvNet.__annotations__, DeepConvNet.__init__.__annotations__):
+        annotations["dataset"] = str  # and not what tyro is told about it
 
     def keep(app, what, name, obj, options, lines):
         if what == "attribute":

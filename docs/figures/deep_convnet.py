@@ -97,7 +97,7 @@ def draw() -> Figure:
     axes.plot([left, edge + 6], [ROWS["parameters"] + 3.0] * 2, color=RULE, lw=0.8)
     axes.text(left, ROWS["parameters"] - 4.0, f"{total:,} in all", color=GREY, fontsize=9, va="center")
     axes.set_xlim(left - 1.5, edge + 7)
-    axes.set_ylim(-41.5, 25)
+    axes.set_ylim(-40.5, 25)
     return figure
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
 from fukami.errors import Error
 
@@ -38,12 +38,23 @@ def as_mnist(picture: Image.Image) -> Bytes:
         border = np.median(np.concatenate([grey[0, [0, -1]].ravel(), grey[0, 1:-1, [0, -1]].ravel()]))
         if border <= 16 or border >= 239:
             return grey.copy() if border <= 16 else 255 - grey
-    picture = picture.reduce(max(1, min(picture.size) // 750))
+    picture = with_room(picture.reduce(max(1, min(picture.size) // 750)))
     mask, light = locate(picture)
     box = np.array((0, 0, *picture.size))
     for _ in range(2):  # the second look sees whole what the first one found more of
         mask, box = closer(picture, light, mask, box)
     return placed(mask)
+
+
+def with_room(picture: Image.Image) -> Image.Image:
+    """The picture, in colour, with more of its paper around it where the border is one even colour: a tight crop."""
+    picture = picture.convert("RGB")
+    pixels = np.asarray(picture)
+    border = np.concatenate([*pixels[[0, -1]], *pixels[:, [0, -1]].swapaxes(0, 1)])
+    colour = np.median(border, axis=0)
+    if (np.abs(border - colour).max(axis=1) < 12).mean() < 0.8:
+        return picture
+    return ImageOps.expand(picture, max(picture.size) // 4, tuple(int(value) for value in colour))
 
 
 def locate(picture: Image.Image) -> tuple[Mask, bool]:

@@ -17,7 +17,7 @@ from fukami.resuming import Replayed, Stop, random_states, seed, set_random_stat
 from fukami.runtime import Runtime
 from fukami.task import Task
 
-LOOKS = 10  # times per interval that the loop waits for the device, to log and to check the losses
+LOOK = 100  # the loop waits for the device, to log and to check the losses, after at most so many steps
 SAVE_SECONDS, SAVE_SHARE = 1.0, 0.02  # a checkpoint this often, unless that would take more than this share of the time
 
 
@@ -59,20 +59,19 @@ def train(
             batches = iter(task.batches(loader))
             update = runtime.fast(task.step, task.static)
             history = History(runtime)
-            look, save_at = max(1, interval // LOOKS), time.monotonic()
+            look, save_at = max(1, min(interval // 10, LOOK)), time.monotonic()
             while step < steps:
                 rate = task.schedule(step / steps)
                 batch = next(batches)
                 history.add(update(batch))
                 step += 1
                 ended = step % interval == 0 or step == steps
-                urgent = stop.asked > 0 or time.monotonic() > save_at
-                if not (ended or step % look == 0 or (urgent and runtime.world == 1)):
+                if not (ended or step % look == 0 or (stop.asked and runtime.world == 1)):
                     continue
                 log.trained(step, history.read(step, loader), rate, runtime.count(batch))
                 if ended and data.val:
                     log.evaluated(step, task.evaluate(data.val))
-                if runtime.any(urgent) or step == steps:
+                if runtime.any(stop.asked > 0 or time.monotonic() > save_at) or step == steps:
                     save_at = save(folder, step, task, loader, log)
                 if runtime.any(stop.asked > 0) and step < steps:
                     log.stopped(step)

@@ -84,6 +84,7 @@ def curves(trained: Sequence[dict[str, Any]], judged: Sequence[dict[str, Any]]) 
                 axes.plot(*zip(*points, strict=True), label=label, **style)
         axes.set_title({"lr": "learning rate"}.get(name, name), fontsize=10)
         axes.set_xlabel("step")
+        axes.locator_params(axis="x", nbins=4)
         axes.spines[["top", "right"]].set_visible(False)
         if name == "loss":
             axes.set_yscale("log")

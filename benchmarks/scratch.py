@@ -1,0 +1,162 @@
+"""fukami.scratch against the straightforward im2col layers of the book, on MNIST, in one process.
+
+    python benchmarks/scratch.py [--pictures 10000] [--batches 30]
+
+Prints one JSON object: seconds to evaluate the pictures and to train on so many mini batches of 100, for ours, for the
+layers as the book writes them (their column buffers are float64 whatever the pictures are) and for these with float32
+buffers; how many times faster ours is than either; and the peak memory of ours, which runs first.
+"""
+# ruff: noqa: D102 -- forward and backward are those of fukami.scratch
+
+import argparse
+import json
+import resource
+import time
+
+import numpy as np
+
+from fukami import scratch
+
+
+def im2col(pictures, kh, kw, stride, pad, dtype):
+    """The book's: windows as rows ``(N * OH * OW, C * kh * kw)``."""
+    n, channels, h, w = pictures.shape
+    oh, ow = (h + 2 * pad - kh) // stride + 1, (w + 2 * pad - kw) // stride + 1
+    padded = np.pad(pictures, [(0, 0), (0, 0), (pad, pad), (pad, pad)])
+    columns = np.zeros((n, channels, kh, kw, oh, ow), dtype)
+    for i in range(kh):
+        for j in range(kw):
+            columns[:, :, i, j] = padded[:, :, i : i + stride * oh : stride, j : j + stride * ow : stride]
+    return columns.transpose(0, 4, 5, 1, 2, 3).reshape(n * oh * ow, -1)
+
+
+def col2im(columns, shape, kh, kw, stride, pad, dtype):
+    """The book's: rows of windows added up to pictures again."""
+    n, channels, h, w = shape
+    oh, ow = (h + 2 * pad - kh) // stride + 1, (w + 2 * pad - kw) // stride + 1
+    columns = columns.reshape(n, oh, ow, channels, kh, kw).transpose(0, 3, 4, 5, 1, 2)
+    pictures = np.zeros((n, channels, h + 2 * pad + stride - 1, w + 2 * pad + stride - 1), dtype)
+    for i in range(kh):
+        for j in range(kw):
+            pictures[:, :, i : i + stride * oh : stride, j : j + stride * ow : stride] += columns[:, :, i, j]
+    return pictures[:, :, pad : h + pad, pad : w + pad]
+
+
+class Convolution:
+    """The book's."""
+
+    def __init__(self, layer, dtype):
+        self.W, self.b, self.stride, self.pad, self.dtype = layer.W, layer.b, layer.stride, layer.pad, dtype
+
+    def forward(self, x):
+        out, _, kh, kw = self.W.shape
+        n, _, h, w = self.shape = x.shape
+        oh, ow = (h + 2 * self.pad - kh) // self.stride + 1, (w + 2 * self.pad - kw) // self.stride + 1
+        self.columns = im2col(x, kh, kw, self.stride, self.pad, self.dtype)
+        self.matrix = self.W.reshape(out, -1).T
+        return (np.dot(self.columns, self.matrix) + self.b).reshape(n, oh, ow, -1).transpose(0, 3, 1, 2)
+
+    def backward(self, dout):
+        out, _, kh, kw = self.W.shape
+        dout = dout.transpose(0, 2, 3, 1).reshape(-1, out)
+        self.db = np.sum(dout, axis=0)
+        self.dW = np.dot(self.columns.T, dout).transpose(1, 0).reshape(self.W.shape)
+        columns = np.dot(dout, self.matrix.T)
+        return col2im(columns, self.shape, kh, kw, self.stride, self.pad, self.dtype)
+
+
+class Pooling:
+    """The book's, 2 by 2."""
+
+    def __init__(self, layer, dtype):
+        self.dtype = dtype
+
+    def forward(self, x):
+        n, channels, h, w = self.shape = x.shape
+        columns = im2col(x, 2, 2, 2, 0, self.dtype).reshape(-1, 4)
+        self.winners = np.argmax(columns, axis=1)
+        return np.max(columns, axis=1).reshape(n, h // 2, w // 2, channels).transpose(0, 3, 1, 2)
+
+    def backward(self, dout):
+        dout = dout.transpose(0, 2, 3, 1)
+        columns = np.zeros((dout.size, 4), self.dtype)
+        columns[np.arange(self.winners.size), self.winners] = dout.flatten()
+        columns = columns.reshape(dout.shape[0] * dout.shape[1] * dout.shape[2], -1)
+        return col2im(columns, self.shape, 2, 2, 2, 0, self.dtype)
+
+
+class Relu:
+    """The book's."""
+
+    def __init__(self, layer, dtype):
+        pass
+
+    def forward(self, x):
+        self.mask = x <= 0
+        out = x.copy()
+        out[self.mask] = 0
+        return out
+
+    def backward(self, dout):
+        dout[self.mask] = 0
+        return dout
+
+
+def network(columns=None):
+    """DeepConvNet in float32; with the book's layers and buffers of the dtype ``columns``, if it is given."""
+    np.random.seed(0)
+    net = scratch.DeepConvNet()
+    for layer in net.weighted:
+        layer.W, layer.b = layer.W.astype(np.float32), layer.b.astype(np.float32)
+    net.params = {f"{p}{i}": getattr(layer, p) for i, layer in enumerate(net.weighted, 1) for p in "Wb"}
+    if columns is not None:
+        book = {scratch.Convolution: Convolution, scratch.Pooling: Pooling, scratch.Relu: Relu}
+        net.layers = [book[type(layer)](layer, columns) if type(layer) in book else layer for layer in net.layers]
+        net.weighted = [layer for layer in net.layers if hasattr(layer, "W")]
+    return net
+
+
+def measure(net, train, test, batches):
+    """Seconds to evaluate, seconds to train, the accuracy and the last loss, after a short warm-up."""
+    (x, t), (x_test, t_test) = train, test
+    optimizer = scratch.Adam()
+    net.accuracy(x_test[:200], t_test[:200])
+    net.gradient(x[:100], t[:100])
+    began = time.perf_counter()
+    accuracy = net.accuracy(x_test, t_test)
+    evaluated = time.perf_counter()
+    for batch in range(batches):
+        rows = slice(100 * batch, 100 * batch + 100)
+        optimizer.update(net.params, net.gradient(x[rows], t[rows]))
+    return evaluated - began, time.perf_counter() - evaluated, accuracy, net.last_layer.loss
+
+
+def main():
+    """Measure and print."""
+    options = argparse.ArgumentParser()
+    options.add_argument("--pictures", type=int, default=10_000)
+    options.add_argument("--batches", type=int, default=30)
+    options = options.parse_args()
+    train, test = ((x[:count], t[:count]) for (x, t), count in zip(
+        scratch.load_mnist(flatten=False), (100 * max(options.batches, 1), options.pictures), strict=True
+    ))  # fmt: skip
+    seconds, peak = {}, 0
+    for name, columns in (("ours", None), ("book", np.float64), ("book_float32", np.float32)):
+        seconds[name] = measure(network(columns), train, test, options.batches)
+        peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    evaluate, training, accuracy, loss = zip(*seconds.values(), strict=True)
+    print(json.dumps({
+        "pictures": options.pictures,
+        "batches": options.batches,
+        "evaluate_seconds": dict(zip(seconds, evaluate, strict=True)),
+        "train_seconds": dict(zip(seconds, training, strict=True)),
+        "evaluate_times_faster": {name: seconds[name][0] / seconds["ours"][0] for name in ("book", "book_float32")},
+        "train_times_faster": {name: seconds[name][1] / seconds["ours"][1] for name in ("book", "book_float32")},
+        "accuracy": dict(zip(seconds, accuracy, strict=True)),
+        "last_loss": dict(zip(seconds, loss, strict=True)),
+        "peak_megabytes": peak,
+    }, indent=1))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
