@@ -3,6 +3,7 @@
     python benchmarks/deep_convnet.py default --seeds 0 1 2 3 4   the recipe's default through the command line
     python benchmarks/deep_convnet.py summary                     mean, standard deviation and worst of these
     python benchmarks/deep_convnet.py race --seeds 0              seconds from process start to 99.35 %, both in turn
+    python benchmarks/deep_convnet.py dropout --seeds 0           what dropping out the scores, too, costs
     python benchmarks/deep_convnet.py gpu                         whole-step capture: 6 and 20 epochs of batch 500
 
 Needs MNIST in $FUKAMI_DATA. Results go to results.csv.
@@ -124,6 +125,17 @@ def race(options):
             )
 
 
+def dropout(options):
+    """The race's run with and without the note's dropout of the scores."""
+    for seed in options.seeds:
+        for recipe in ("deep-convnet", "benchmarks/dropped_scores.py"):
+            command = f"{SPRINT.replace('deep-convnet', recipe)} --seed {seed} --device {options.device}"
+            with tempfile.TemporaryDirectory() as out:
+                (result,), seconds = run(f"{command} --out {out}/run")
+            record("deep-convnet mnist dropped scores", "test accuracy", result["accuracy"], command=command, seed=seed,
+                   seconds=seconds)  # fmt: skip
+
+
 def gpu(options):
     """Seconds in the loop itself, from its first step to its last evaluation, as the run's log tells them."""
     for epochs in (6, 20):
@@ -155,12 +167,12 @@ def gpu(options):
 def main():
     """Choose the benchmark."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("benchmark", choices=["default", "summary", "race", "gpu"])
+    options.add_argument("benchmark", choices=["default", "summary", "race", "dropout", "gpu"])
     options.add_argument("--device", default="auto")
     options.add_argument("--seeds", type=int, nargs="+", default=[0])
     options.add_argument("--epochs", type=int, default=20)
     options = options.parse_args()
-    {"default": default, "summary": summary, "race": race, "gpu": gpu}[options.benchmark](options)
+    {"default": default, "summary": summary, "race": race, "dropout": dropout, "gpu": gpu}[options.benchmark](options)
 
 
 if __name__ == "__main__":

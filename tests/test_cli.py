@@ -63,7 +63,13 @@ def test_list(fukami):
         (["train", "deep-convnet", "--device", "cdua"], "'cuda'"),
         (["train", "deep-convnet", "--device", "cuda:99"], "cuda:99"),
         (["train", "deep-convnet", "--precision", "float8"], "float16"),
-        (["train", "deep-convnet", "--batch", "0"], "at least one picture"),
+        (["train", "deep-convnet", "--batch", "0"], "batch should be at least 1, not 0"),
+        (["train", "deep-convnet", "--epochs", "0"], "epochs should be at least 1"),
+        (["train", "deep-convnet", "--lr", "-1"], "lr should be at least 0"),
+        (["train", "deep-convnet", "--lr", "nan"], "lr should be"),
+        (["train", "deep-convnet", "--warmup", "1"], "warmup should be between"),
+        (["train", "deep-convnet", "--dropout", "1.5"], "dropout should be between"),
+        (["train", "deep-convnet", "--size", "3"], "size should be at least 4"),
         (["eval", "no-such-run"], "deep-convnet"),
         (["eval"], "at least one run"),
         (["predict", "deep-convnet"], "files"),
@@ -267,6 +273,28 @@ def test_private_recipe(fukami, tmp_path):
     answer = fukami("train", "./broken.py")
     assert answer.status == 1
     assert "nothing_of_that_name" in answer.err
+
+
+def test_few_frames_between_the_command_and_the_loss(fukami, tmp_path):
+    """At most 5 frames of our code, in 4 files, from the command to the line that computes the loss."""
+    (tmp_path / "deep.py").write_text(
+        "import traceback\n"
+        "from fukami.recipes.deep_convnet import DeepConvNet\n"
+        "class Deep(DeepConvNet):\n"
+        "    def task(self, labels):\n"
+        "        task = super().task(labels)\n"
+        "        original = task.model.forward\n"
+        "        def forward(pictures):\n"
+        "            ours = [f for f in traceback.extract_stack() if '/fukami/' in f.filename]\n"
+        "            print(len(ours), len({f.filename for f in ours}))\n"
+        "            raise SystemExit(0)\n"
+        "        task.model.forward = forward\n"
+        "        return task\n"
+    )
+    answer = fukami("train", "./deep.py")
+    assert answer.status == 0, answer.err
+    frames, files = map(int, answer.out.split())
+    assert (frames, files) == (5, 4)
 
 
 def test_python_is_as_short(trained, digit_files, tmp_path):

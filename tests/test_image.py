@@ -176,3 +176,9 @@ def test_answers_are_drawn_for_pictures_of_any_shape(size):
     assert ((pixels == (200, 200, 200)).all(-1)).sum() >= 280 * 280
     buffer = io.BytesIO()
     drawn.save(buffer, "PNG")
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "float32", "float64", "uint8"])
+def test_arrays_of_any_type_keep_values_up_to_255(dtype):
+    values = np.arange(256).reshape(16, 16).astype(dtype)
+    assert np.array_equal(np.asarray(image.read(values)), np.arange(256).reshape(16, 16))

@@ -1,5 +1,6 @@
 """The command line: one function per command; what is heavy is imported inside."""
 
+import functools
 import json
 import logging
 import os
@@ -7,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, cast
 
 from fukami.errors import Error, UsageError, unknown
 
@@ -29,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         elif name not in COMMANDS:
             raise unknown("command", name, COMMANDS)
         else:
-            COMMANDS[name](rest)
+            action = COMMANDS[name](rest)
+            if action:  # a training starts from here, so that few frames lie between the command and the loss
+                action()
         sys.stdout.flush()
         status = 0
     except Error as error:
@@ -79,14 +82,15 @@ def list_(arguments: list[str]) -> None:
     parse(run, arguments, "fukami list")
 
 
-def train(arguments: list[str]) -> None:
+def train(arguments: list[str]) -> Callable[[], None] | None:
     """Train a recipe: fukami train RECIPE [--field value ...] [--out DIR] [--device D] [--precision P] [--resume]."""
     from fukami.recipe import find, name_of, names
 
     if not arguments or arguments[0].startswith("-"):
         text = f"{train.__doc__}\nRecipes: {', '.join(names())}, or the path of a Python file with one of your own."
         if arguments and arguments[0] in ("-h", "--help"):
-            return print(text)
+            print(text)
+            return None
         raise UsageError(f"name the recipe first. {text}")
     name, *rest = arguments
     recipe_class = find(name)
@@ -98,7 +102,7 @@ def train(arguments: list[str]) -> None:
         device: str = "auto",
         precision: Precision = "auto",
         resume: bool = False,
-    ) -> None:
+    ) -> Callable[[], None]:
         """Train.
 
         Args:
@@ -108,27 +112,29 @@ def train(arguments: list[str]) -> None:
             precision: auto takes bfloat16 where it is faster.
             resume: Go on with the run in --out (by default the last one of this recipe) from its last checkpoint.
         """
-        from fukami import loop
-
         folder = out or _numbered(Path("runs") / Path(name).stem.replace("_", "-"), resume)
-        result = loop.train(recipe, folder, device=device, precision=precision, resume=resume)
-        if int(os.environ.get("RANK", 0)) == 0:
-            report = folder / "report.html"
-            if "accuracy" in result:
-                print(
-                    f"test accuracy {result['accuracy']:.2%}, {result['errors']} errors of {result['count']}",
-                    file=sys.stderr,
-                )
-            print(f"report: {report}", file=sys.stderr)
-            print(json.dumps({**result, "run": str(folder), "report": str(report)}))
+        return functools.partial(_train, recipe, folder, device, precision, resume)
 
     run.__annotations__ |= {"recipe": recipe_class}
     run.__doc__ = (run.__doc__ or "").replace(
-        "Train.", f"Train {name}: {(recipe_class.__doc__ or '').splitlines()[0]}", 1
+        "Train.", f"Train {name}: {(recipe_class.__doc__ or recipe_class.__name__).splitlines()[0]}", 1
     )
     if default is not None:
         run.__defaults__ = (default, *(run.__defaults__ or ()))
-    parse(run, rest, f"fukami train {name}")
+    return cast(Callable[[], None], parse(run, rest, f"fukami train {name}"))
+
+
+def _train(recipe: Any, folder: Path, device: str, precision: str, resume: bool) -> None:
+    from fukami import loop
+
+    result = loop.train(recipe, folder, device=device, precision=precision, resume=resume)
+    if int(os.environ.get("RANK", 0)) == 0:
+        report = folder / "report.html"
+        if "accuracy" in result:
+            counts = f"{result['errors']} errors of {result['count']}"
+            print(f"test accuracy {result['accuracy']:.2%}, {counts}", file=sys.stderr)
+        print(f"report: {report}", file=sys.stderr)
+        print(json.dumps({**result, "run": str(folder), "report": str(report)}))
 
 
 def _begun(arguments: list[str], name: str) -> Any:
@@ -246,7 +252,7 @@ def import_(arguments: list[str]) -> None:
     parse(run, arguments, "fukami import")
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
+COMMANDS: dict[str, Callable[[list[str]], Callable[[], None] | None]] = {
     "list": list_,
     "train": train,
     "eval": eval_,

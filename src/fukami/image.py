@@ -68,10 +68,11 @@ def read(
 def from_array(array: npt.NDArray[Any]) -> Image.Image:
     """The picture in an array ``(H, W)`` or ``(H, W, 1 | 3 | 4)``.
 
-    bool and uint8 as they are, uint16 by its range, floats from [0, 1], other integers from the range they have.
+    bool and uint8 are taken as they are, uint16 as 0..65535; for other types the values tell: floats up to 1 are 0..1,
+    up to 255 is 0..255, up to 65535 is 0..65535, and anything else is stretched from its least to its greatest.
 
     Raises:
-        Error: another shape, or values outside the range.
+        Error: another shape, or values that are not finite.
     """
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
@@ -126,7 +127,7 @@ def _normal(picture: Image.Image) -> Image.Image:
 
 
 def _eight_bits(array: npt.NDArray[Any]) -> Bytes:
-    """0..255: wider integers from 0..65535, floats from [0, 1], anything beyond these from the range it has."""
+    """0..255 from the least of 0..1 (floats), 0..255 and 0..65535 that holds all values, or else from their range."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == bool:
@@ -135,10 +136,10 @@ def _eight_bits(array: npt.NDArray[Any]) -> Bytes:
     if not np.isfinite(values).all():
         raise Error("the picture has values that are not finite; expected numbers in 0..1, 0..255 or 0..65535")
     low, high = float(values.min()), float(values.max())
-    if np.issubdtype(array.dtype, np.floating) and low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    elif low >= 0 and high <= 65535:
-        low, high = 0.0, 65535.0
+    if low >= 0 and high <= 65535:
+        deep = array.dtype == np.uint16 or high > 255
+        unit = np.issubdtype(array.dtype, np.floating) and high <= 1
+        low, high = 0.0, 65535.0 if deep else 1.0 if unit else 255.0
     return np.round((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
 
 

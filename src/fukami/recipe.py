@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import importlib.util
+import math
 import pkgutil
 import sys
 import types
@@ -66,6 +67,19 @@ class Recipe:
             return self
         changes: dict[str, Any] = {"dataset": spec} | ({"holdout": 1.0} if "holdout" in fields else {})
         return dataclasses.replace(self, **changes)
+
+
+def within(recipe: Recipe, low: float, high: float, *fields: str) -> None:
+    """Refuse a recipe in which one of the fields is not between ``low`` and ``high``.
+
+    Raises:
+        UsageError: a field is not; it is named.
+    """
+    for name in fields:
+        value = getattr(recipe, name)
+        if not low <= value <= high:
+            bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+            raise UsageError(f"{name.replace('_', '-')} should be {bounds}, not {value:g}")
 
 
 def same_place(one: str, other: str) -> bool:

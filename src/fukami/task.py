@@ -87,15 +87,15 @@ class Task:
 
     def evaluate(self, batches: Iterable[Any]) -> dict[str, float]:
         """The family's metrics and ``count``; changes no weight, and sums counts across processes."""
-        raise NotImplementedError(f"{type(self).__name__} cannot evaluate")
+        raise UsageError(f"{type(self).__name__} cannot be judged: it does not define evaluate(batches)")
 
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """One answer per input, plain Python ready for JSON; ``{"file", "error"}`` for one that cannot be read."""
-        raise NotImplementedError(f"{type(self).__name__} cannot predict")
+        raise UsageError(f"{type(self).__name__} gives no answers: it does not define predict(inputs)")
 
     def draw(self, source: Any, answer: dict[str, Any]) -> "Image":
         """The answer to ``source`` as a picture."""
-        raise NotImplementedError(f"{type(self).__name__} cannot draw its answers")
+        raise UsageError(f"{type(self).__name__} cannot draw its answers; predict without --out")
 
     def figures(self, batches: Iterable[Any]) -> "Iterator[tuple[str, Figure]]":
         """Titled figures of the judgement for the run's report."""

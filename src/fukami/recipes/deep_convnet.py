@@ -1,10 +1,11 @@
 """DeepConvNet on handwritten digits: the first landmark."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fukami.recipe import Data, Dataset, Recipe
+from fukami.recipe import Data, Dataset, Recipe, within
 
 if TYPE_CHECKING:
     from fukami.preparation import Preparation
@@ -56,6 +57,14 @@ class DeepConvNet(Recipe):
     """Channels of the six convolutions."""
     hidden: int = 50
     """Units of the first affine layer."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        within(self, 1, math.inf, "epochs", "batch", "hidden")
+        within(self, 4, math.inf, "size")
+        within(self, 0, math.inf, "lr", "weight_decay", "shift", "rotate", "shear")
+        within(self, 0, 1, "holdout")
+        within(self, 0, 0.99, "warmup", "dropout", "scale")
 
     def data(self) -> Data:
         """The data set, in memory as bytes."""

@@ -1,4 +1,4 @@
-"""The layers of "Deep Learning from Scratch" (Saito, 2016), each with its gradient derived by hand.
+"""The layers of "Deep Learning from Scratch" (Saitoh, 2016), each with its gradient derived by hand.
 
 ``forward(x)`` gives the answer, ``backward(dout)`` the gradient of ``x``, and leaves those of the parameters in ``dW``
 and so on. Pictures are ``(N, C, H, W)`` views of memory in the order ``(C, H, W, N)``, where windows are copied in long

@@ -1,4 +1,4 @@
-"""The note's network of six convolutions and two affine layers, and what trains it (Saito, 2016)."""
+"""The note's network of six convolutions and two affine layers, and what trains it (Saitoh, 2016)."""
 
 import pickle
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The optimizers of "Deep Learning from Scratch" (Saito, 2016)."""
+"""The optimizers of "Deep Learning from Scratch" (Saitoh, 2016)."""
 
 from collections.abc import Mapping
 
