@@ -282,8 +282,9 @@ def read_state(folder: Path, device: torch.device) -> dict[str, Any] | None:
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        first, _, _ = str(error).partition("\n")
         raise Error(
-            f"{path} is damaged or hostile, and nothing of it was run ({str(error).splitlines()[0]}); "
+            f"{path} is damaged or hostile, and nothing of it was run ({first}); "
             "remove it to start the run again from its first step"
         ) from error
     if not isinstance(state, dict) or "step" not in state:

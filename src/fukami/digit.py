@@ -1,5 +1,7 @@
 """From a photograph or scan of one handwritten digit to the form in which MNIST shows it."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter, ImageOps
@@ -9,10 +11,13 @@ from fukami.errors import Error
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
+Box = npt.NDArray[np.float64]  # left, top, right, bottom in pixels
 
 PAGE, CROP = 256, 160  # longest side in pixels on which the digit is looked for, and on which it is cut out
 FAINTEST = 0.08  # ink takes at least this part of the paper's light
+PLAINEST = 8  # the least `likeness` of a digit: it tells four in five empty sheets in bad light, and loses no digit
 THINNEST, THICKEST = 2.3, 4.2  # strokes in a digit that is 20 pixels high: the middle nine tenths of MNIST's
+AROUND = np.array([-1, -1, 1, 1])  # what makes a box larger on all sides
 
 
 def as_mnist(picture: Image.Image) -> Bytes:
@@ -34,32 +39,31 @@ def as_mnist(picture: Image.Image) -> Bytes:
     Source: LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning applied to document recognition", III.A.
     """
     if picture.size == (28, 28):
-        grey = np.asarray(picture.convert("L"))[np.newaxis]
-        border = np.median(np.concatenate([grey[0, [0, -1]].ravel(), grey[0, 1:-1, [0, -1]].ravel()]))
-        if border <= 16 or border >= 239:
-            return grey.copy() if border <= 16 else 255 - grey
+        grey = np.asarray(picture.convert("L"))
+        ground = np.median(border(grey))
+        if ground <= 16 or ground >= 239:
+            return (grey.copy() if ground <= 16 else 255 - grey)[np.newaxis]
     picture = with_room(picture.reduce(max(1, min(picture.size) // 500)))
     mask, light = locate(picture)
-    box = np.array((0, 0, *picture.size))
+    box: Box = np.array((0, 0, *picture.size), np.float64)
     for _ in range(2):  # the second look sees whole what the first one found more of
         mask, box = closer(picture, light, mask, box)
     return placed(mask)
 
 
 def with_room(picture: Image.Image) -> Image.Image:
-    """The picture, in colour, with more of its paper around it where the border is one even colour: a tight crop."""
+    """The picture in colour, with more of its paper around it where the border is one even colour: a tight crop."""
     picture = picture.convert("RGB")
-    pixels = np.asarray(picture)
-    border = np.concatenate([*pixels[[0, -1]], *pixels[:, [0, -1]].swapaxes(0, 1)])
-    colour = np.median(border, axis=0)
-    if (np.abs(border - colour).max(axis=1) < 6).mean() < 0.8:
+    edge = border(np.asarray(picture))
+    colour = np.median(edge, axis=0)
+    if (np.abs(edge - colour).max(axis=1) < 6).mean() < 0.8:
         return picture
-    return ImageOps.expand(picture, max(picture.size) // 4, tuple(int(value) for value in colour))
+    return ImageOps.expand(picture, max(picture.size) // 6, tuple(int(value) for value in colour))
 
 
 def locate(picture: Image.Image) -> tuple[Mask, bool]:
     """Roughly the digit's ink on the whole picture, `PAGE` pixels long, and whether it is light on dark."""
-    page = np.asarray(resized(picture, (0, 0, *picture.size), PAGE).filter(ImageFilter.GaussianBlur(1)))
+    page = np.asarray(resized(picture, (0, 0, *picture.size), PAGE))
     found = []
     for light in (False, True):
         levels = (255 - page if light else page).min(axis=2)  # coloured ink is darkest in one of the channels
@@ -67,22 +71,17 @@ def locate(picture: Image.Image) -> tuple[Mask, bool]:
         mask = likeliest(ink)
         found.append((likeness(mask, levels, ink), light, mask))
     score, light, mask = max(found, key=lambda candidate: candidate[0])
-    if score <= 0:
-        raise Error("no ink was found in the picture; it needs one digit that stands out from an even background")
+    if score < PLAINEST:
+        raise Error("no ink was found in the picture; give one with a digit that stands out from an even ground")
     return mask, light
 
 
-def resized(picture: Image.Image, box: tuple[float, ...], longest: int) -> Image.Image:
-    """What ``box`` (left, top, right, bottom) cuts out, in colour, ``longest`` pixels long."""
+def resized(picture: Image.Image, box: tuple[float, float, float, float], longest: int) -> Image.Image:
+    """What ``box`` cuts out of the picture, ``longest`` pixels long and a little smoothed against noise."""
     width, height = box[2] - box[0], box[3] - box[1]
     scale = longest / max(width, height)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return picture.resize(size, Image.Resampling.BICUBIC, (box[0], box[1], box[2], box[3]), 2.0).convert("RGB")
-
-
-def enlarged(values: Floats, shape: tuple[int, ...]) -> Floats:
-    """A coarse map, blended up to ``shape`` (height, width)."""
-    return np.asarray(Image.fromarray(values).resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
+    size = (max(2, round(width * scale)), max(2, round(height * scale)))
+    return picture.resize(size, Image.Resampling.BICUBIC, box, 2.0).filter(ImageFilter.GaussianBlur(1))
 
 
 def darkness(levels: Bytes) -> Floats:
@@ -92,122 +91,105 @@ def darkness(levels: Bytes) -> Floats:
     coarse = np.asarray(Image.fromarray(levels).reduce(max(1, max(levels.shape) // 36)), np.float32)
     paper = ndimage.median_filter(coarse, int(0.4 * max(coarse.shape)) | 1, mode="nearest")
     step = ndimage.maximum_filter(paper, 3) - ndimage.minimum_filter(paper, 3)  # beside a shadow's or a table's edge
-    paper, step = enlarged(paper, levels.shape), enlarged(step, levels.shape)
+    paper, step = enlarged(paper, levels), enlarged(step, levels)
     return np.clip((paper - levels - step) / np.maximum(paper, 32), 0, 1)
 
 
 def likeliest(ink: Floats) -> Mask:
-    """The strokes with the most edge that neither fill their box nor lie along the border, and the parts beside them."""
+    """The strokes with the most edge that neither fill their box nor lie along the border, and what is beside them."""
     from scipy import ndimage
 
     mask = without_rules(ink > threshold(ink), 0.5)
     parts, count = ndimage.label(mask, np.ones((3, 3)))
     if count == 0:
         return mask
-    slope = np.gradient(ink)
+    down, right = np.gradient(ink)
     rim = mask & ~ndimage.minimum_filter(mask, 3)
-    edge, area, rim_area = (
-        np.bincount(parts.ravel(), weights.ravel(), count + 1)[1:]
-        for weights in (slope[0] ** 2 + slope[1] ** 2, mask, rim)
+    edge, area, outline = (
+        np.bincount(parts.ravel(), weights.ravel(), count + 1)[1:] for weights in (down**2 + right**2, mask, rim)
     )
     boxes = np.array([[s.start for s in part] + [s.stop for s in part] for part in ndimage.find_objects(parts)])
     length = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
-    border = np.concatenate([parts[0], parts[-1], parts[1:-1, 0], parts[1:-1, -1]])
-    contact = np.bincount(border, minlength=count + 1)[1:]
-    stroke = (2 * area < 0.3 * length * rim_area) & (contact < 0.35 * length)
-    main = np.where(stroke, edge, 1e-3 * edge).argmax()
+    contact = np.bincount(border(parts), minlength=count + 1)[1:]
+    stroke = (2 * area < 0.35 * length * outline) & (contact < 0.35 * length) & (length > PAGE / 32)
+    main = np.where(stroke, edge, 0).argmax()
     gap = 0.15 * length[main]
     beside = ((boxes[:, :2] < boxes[main, 2:] + gap) & (boxes[:, 2:] > boxes[main, :2] - gap)).all(axis=1)
     keep = beside & (edge > 0.05 * edge[main]) & (contact == 0) & (length < 1.5 * length[main])
     keep[main] = True
-    return np.concatenate([[False], keep])[parts]
+    picked: Mask = np.append(False, keep & stroke.any())[parts]
+    return picked
 
 
 def likeness(mask: Mask, levels: Bytes, ink: Floats) -> float:
-    """How much a mask looks like a digit: dark strokes on even ground, rather than the ground between strokes."""
+    """How much a mask looks like a digit: large and dark on even ground, not itself the ground between strokes."""
     from scipy import ndimage
 
     inner = ndimage.maximum_filter(mask, 7)
     ground = levels[ndimage.maximum_filter(inner, 11) & ~inner & (ink < FAINTEST)]
-    if not mask.any() or not ground.size:
+    if not (mask.any() and ground.size):
         return 0.0
     level = np.median(ground)
-    return float((level - np.median(levels[mask])) / (np.abs(ground - level).mean() + 4) * mask.sum() ** 0.25)
+    contrast, unevenness = level - np.median(levels[mask]), np.abs(ground - level).mean()
+    return float(contrast / (unevenness + 4) * mask.sum() ** 0.25)
 
 
-def closer(
-    picture: Image.Image, light: bool, mask: Mask, box: npt.NDArray[np.float64]
-) -> tuple[Mask, npt.NDArray[np.float64]]:
+def closer(picture: Image.Image, light: bool, mask: Mask, box: Box) -> tuple[Mask, Box]:
     """The digit's ink on a crop around the rough ``mask`` of what ``box`` cut out, and the crop's own box."""
-    scale = np.tile((box[2:] - box[:2]) / mask.shape[::-1], 2)
-    origin = np.tile(box[:2], 2)
-    inner = extent(mask)
-    around = inner + 0.5 * (inner[2:] - inner[:2]).max() * np.array([-1, -1, 1, 1])
-    place = np.clip(np.round(origin + around * scale + [-2, -2, 2, 2]), 0, np.tile(picture.size, 2))
-    crop = resized(picture, tuple(place), CROP)
+    scale, origin = np.tile((box[2:] - box[:2]) / mask.shape[::-1], 2), np.tile(box[:2], 2)
+    around = wider(extent(mask), 0.5) * scale + origin
+    place = np.clip(around.round() + 2 * AROUND, 0, np.tile(picture.size, 2))
+    left, top, right, bottom = (float(side) for side in place)
+    crop = resized(picture, (left, top, right, bottom), CROP)
     hint = Image.fromarray(mask).transform(crop.size, Image.Transform.EXTENT, tuple((place - origin) / scale))
-    return cut_out(crop, light, np.asarray(hint)), place
+    return cut_out(255 - np.asarray(crop) if light else np.asarray(crop), np.asarray(hint)), place
 
 
-def cut_out(crop: Image.Image, light: bool, hint: Mask) -> Mask:
-    """The connected ink of a crop that a rough mask of it touches."""
+def cut_out(levels: Bytes, hint: Mask) -> Mask:
+    """The connected dark ink of a crop ``(H, W, 3)`` that a rough mask of it touches."""
     from scipy import ndimage
 
-    levels = np.asarray(crop.filter(ImageFilter.GaussianBlur(1)))
-    levels = 255 - levels if light else levels
     coarse = np.asarray(Image.fromarray(levels).reduce(4), np.float32)
     window = int(0.35 * max(coarse.shape)) | 1
     paper = ndimage.grey_closing(coarse, (window, window, 1), mode="nearest")
-    paper = np.dstack([enlarged(paper[..., c], levels.shape) for c in range(3)])
+    paper = np.dstack([enlarged(channel, levels) for channel in paper.transpose(2, 0, 1)])
     dark = np.clip(1 - levels / np.maximum(paper, 32), 0, 1)
-    inner = extent(hint)
-    margin = (inner[2:] - inner[:2]).max() // 10
-    left, top, right, bottom = np.maximum(inner + margin * np.array([-1, -1, 1, 1]), 0)
-    part = dark[top:bottom, left:right]
-    weights = (part**2).mean(axis=(0, 1))
-    ink = dark @ (weights / max(weights.sum(), 1e-9))  # the channels in which the ink stands out
+    left, top, right, bottom = np.maximum(wider(extent(hint), 0.1), 0).astype(int)
+    weights = (dark[top:bottom, left:right] ** 2).mean(axis=(0, 1))
+    ink = dark @ (weights / max(weights.sum(), 1e-9))  # mostly the channels in which the ink stands out
     mask = without_rules(ink > threshold(ink[top:bottom, left:right]), 0.9)
     parts, count = ndimage.label(mask, np.ones((3, 3)))
-    keep = np.bincount(parts[ndimage.maximum_filter(hint, 5)], minlength=count + 1) > 0
-    keep[0] = False
-    return keep[parts] if keep.any() else hint
+    touched = np.bincount(parts[ndimage.maximum_filter(hint, 5)], minlength=count + 1) > 0
+    touched[0] = False
+    return touched[parts] if touched.any() else hint
 
 
 def threshold(ink: Floats) -> float:
     """Otsu's threshold between paper and ink, at least `FAINTEST`."""
     from skimage.filters import threshold_otsu
 
-    return max(float(threshold_otsu(ink)), FAINTEST)
+    return max(float(threshold_otsu(ink)), FAINTEST)  # type: ignore[no-untyped-call]
 
 
 def without_rules(mask: Mask, span: float) -> Mask:
-    """The mask without thin straight lines that run along at least ``span`` of its width or height."""
+    """The mask without thin straight lines that come from the border along ``span`` of the width or height."""
     from scipy import ndimage
 
     kept = mask.copy()
-    thin = max(mask.shape) // 50 + 2 | 1
+    thin = (max(mask.shape) // 50 + 2) | 1
     for given, cleaned in ((mask, kept), (mask.T, kept.T)):
-        run = max(9, given.shape[1] // 16) | 1
-        lines = opened(given, (1, run)) & ~opened(given, (thin, 1))
+        width = given.shape[1]
+        flat, high = (
+            ndimage.maximum_filter(ndimage.minimum_filter(given, size), size)
+            for size in ((1, max(9, width // 16) | 1), (thin, 1))
+        )
+        lines = flat & ~high
         parts, _ = ndimage.label(ndimage.maximum_filter(lines, (3, 7)), np.ones((3, 3)))
         for number, (_, columns) in enumerate(ndimage.find_objects(parts), 1):
-            at_border = columns.start == 0 or columns.stop == given.shape[1]
-            if at_border and columns.stop - columns.start >= span * given.shape[1]:
-                cleaned &= ~(parts == number) | ~ndimage.maximum_filter(lines, (3, 1))
+            from_border = columns.start == 0 or columns.stop == width
+            if from_border and columns.stop - columns.start >= span * width:
+                cleaned &= ~((parts == number) & ndimage.maximum_filter(lines, (3, 1)))
     return kept
-
-
-def opened(mask: Mask, size: tuple[int, int]) -> Mask:
-    """What of a mask a box of ``size`` (height, width) covers without leaving it."""
-    from scipy import ndimage
-
-    return ndimage.maximum_filter(ndimage.minimum_filter(mask, size), size)
-
-
-def extent(mask: Mask) -> npt.NDArray[np.int_]:
-    """Left, top, right and bottom of what is set in a mask."""
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
 
 
 def placed(mask: Mask) -> Bytes:
@@ -218,17 +200,15 @@ def placed(mask: Mask) -> Bytes:
     inside, outside = ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(~mask)
     left, top, right, bottom = extent(mask)
     pixel = max(right - left, bottom - top) / 20
-    thickness = (4 * inside[mask].mean() - 1) / pixel
+    thickness = (4 * inside[mask].mean() - 1) / pixel  # the mean distance to the edge is a quarter of it
     grow = (np.clip(thickness, THINNEST, THICKEST) - thickness) * pixel / 2
-    ink = np.clip(np.where(mask, inside - 0.5, 0.5 - outside) + grow + 0.5, 0, 1)
+    ink = np.clip(np.where(mask, inside, 1 - outside) + grow, 0, 1)
     left, top, right, bottom = extent(ink > 0.5)
-    height, width = bottom - top, right - left
-    scale = 20 / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    digit = np.asarray(
-        Image.fromarray((255 * ink[top:bottom, left:right]).astype(np.uint8)).resize(size, Image.Resampling.BOX)
-    )
-    digit = digit * (255 / digit.max())
+    scale = 20 / max(right - left, bottom - top)
+    size = (max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale)))
+    drawn = Image.fromarray((255 * ink[top:bottom, left:right]).astype(np.uint8))
+    digit = np.asarray(drawn.resize(size, Image.Resampling.BOX), np.float32)
+    digit *= 255 / digit.max()
     row, column = (
         int(np.clip(round(14 - np.average(np.arange(n), weights=digit.sum(axis=1 - axis))), 0, 28 - n))
         for axis, n in enumerate(digit.shape)
@@ -236,3 +216,25 @@ def placed(mask: Mask) -> Bytes:
     canvas = np.zeros((1, 28, 28), np.uint8)
     canvas[0, row : row + digit.shape[0], column : column + digit.shape[1]] = digit.round()
     return canvas
+
+
+def extent(mask: Mask) -> npt.NDArray[np.int_]:
+    """The box of what is set in a mask."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+
+
+def wider(box: npt.NDArray[np.int_], part: float) -> Box:
+    """The box with ``part`` of its longest side more on every side."""
+    wide: Box = box + part * (box[2:] - box[:2]).max() * AROUND
+    return wide
+
+
+def enlarged(values: Floats, like: Bytes) -> Floats:
+    """A coarse map, blended up to the height and width of ``like``."""
+    return np.asarray(Image.fromarray(values).resize((like.shape[1], like.shape[0]), Image.Resampling.BILINEAR))
+
+
+def border(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The outermost pixels of ``(H, W, ...)`` in a row."""
+    return np.concatenate([values[0], values[-1], values[1:-1, 0], values[1:-1, -1]])
