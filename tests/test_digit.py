@@ -1,128 +1,152 @@
-"""A picture of one digit, however it was taken, comes out as MNIST would show it."""
+"""A digit in a photograph, a scan or a drawing comes out as MNIST would show it."""
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFilter
-from scipy import ndimage
+from PIL import Image, ImageDraw
 
-import fukami
 from fukami import Error
-from fukami.data import digits, mnist
 from fukami.digit import as_mnist
 
-
-def scrawl(size=(400, 500), box=(120, 140, 240, 330), ink=30, paper=225, width=14):
-    """A seven drawn with a pen of one width: a bar, and a slanted stroke from its right end."""
-    picture = Image.new("L", size, paper)
-    left, top, right, bottom = box
-    corners = [(left, top), (right, top), (left + (right - left) // 3, bottom)]
-    ImageDraw.Draw(picture).line(corners, ink, width, "curve")
-    return picture
+FIVE = [
+    [(0.2, 0.12), (0.15, 0.48), (0.55, 0.4), (0.9, 0.65), (0.6, 0.98), (0.08, 0.9)],
+    [(0.28, 0.0), (0.95, 0.02)],  # the bar is a stroke of its own
+]
+SEVEN = [[(0, 0), (0.9, 0), (0.35, 1)]]
 
 
-def similar(one, other):
-    """The correlation of two pictures, of which one may lie a pixel off: the centre of mass is rounded to pixels."""
-    shifts = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
-    moved = (np.roll(one[0], shift, (0, 1)).ravel().astype(float) for shift in shifts)
-    return max(np.corrcoef(each, other.ravel().astype(float))[0, 1] for each in moved)
+def drawn(strokes=FIVE, *, size=(400, 360), at=(140, 90), height=180, width=14, paper=245, ink=25):
+    """Strokes of a pen on paper, smooth as on a screen, grey ``(H, W)`` as float."""
+    page = Image.new("L", (size[0] * 2, size[1] * 2), paper)
+    pen = ImageDraw.Draw(page)
+    for stroke in strokes:
+        points = [(2 * (at[0] + x * height * 0.65), 2 * (at[1] + y * height)) for x, y in stroke]
+        pen.line(points, fill=ink, width=2 * width, joint="curve")
+        for x, y in points:
+            pen.ellipse([x - width, y - width, x + width, y + width], fill=ink)
+    return np.asarray(page.reduce(2), np.float64)
 
 
-def test_form():
-    """20 pixels long, centred by mass, light ink on 0, as LeCun et al. say; strokes 2 to 4 pixels thick."""
-    seen = as_mnist(scrawl())
-    assert seen.shape == (1, 28, 28)
-    assert seen.dtype == np.uint8
-    assert seen.max() == 255
-    assert np.median(seen) == 0
-    rows, columns = (np.flatnonzero(seen[0].max(axis) > 64) for axis in (1, 0))
-    assert 19 <= max(np.ptp(rows), np.ptp(columns)) + 1 <= 21
-    assert np.allclose(ndimage.center_of_mass(seen[0].astype(float)), 14, atol=0.55)  # MNIST's own mean is 14.0
-    assert 1.5 < (seen > 127).sum() / (20 + 12) < 4.5
+def seen(pixels):
+    return as_mnist(Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)))[0].astype(np.float64)
 
 
-@pytest.mark.parametrize("offset", [(0, 0), (-100, -120), (130, 140)])
-@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
-def test_place_and_size_do_not_matter(offset, scale):
-    reference = as_mnist(scrawl())
-    box = np.array((120, 140, 240, 330)) + np.tile(offset, 2)
-    moved = scrawl(box=tuple(int(v) for v in box))
-    moved = moved.resize((int(400 * scale), int(500 * scale)), Image.Resampling.BICUBIC)
-    assert similar(as_mnist(moved), reference) > 0.93
+def alike(one, other):
+    """Cosine between two pictures, 1 for equal ones."""
+    return (one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum())
 
 
-@pytest.mark.parametrize("width", [4, 8, 14, 24])
-def test_thin_and_thick_pens_read_alike(width):
-    assert similar(as_mnist(scrawl(width=width)), as_mnist(scrawl())) > 0.75
+def rows_and_columns(picture):
+    return np.flatnonzero(picture.max(axis=1)), np.flatnonzero(picture.max(axis=0))
 
 
-@pytest.mark.parametrize(("ink", "paper"), [(30, 225), (225, 30), (120, 180), (255, 0)])
-def test_dark_on_light_and_light_on_dark(ink, paper):
-    assert similar(as_mnist(scrawl(ink=ink, paper=paper)), as_mnist(scrawl())) > 0.9
+@pytest.fixture(scope="module")
+def plain():
+    return seen(drawn())
 
 
-def test_coloured_ink_and_paper():
-    mask = np.asarray(scrawl(ink=255, paper=0))[..., None] > 127
-    for ink, paper in (
-        ((30, 60, 200), (235, 235, 220)),
-        ((190, 30, 30), (240, 240, 240)),
-        ((20, 90, 40), (250, 230, 140)),
-    ):
-        picture = Image.fromarray(np.where(mask, ink, paper).astype(np.uint8))
-        assert similar(as_mnist(picture), as_mnist(scrawl())) > 0.9
+def test_form_is_that_of_mnist(plain):
+    rows, columns = rows_and_columns(plain)
+    assert plain.shape == (28, 28)
+    assert plain.max() == 255
+    assert max(np.ptp(rows), np.ptp(columns)) + 1 == 20
+    for axis in (0, 1):
+        centre = np.average(np.arange(28), weights=plain.sum(axis=1 - axis))
+        assert abs(centre - 14) <= 0.5  # in MNIST itself: 13.5 to 14.5
+    aspect = np.ptp(columns) / np.ptp(rows)
+    assert abs(aspect - (0.87 * 0.65 * 180 + 14) / (180 + 14)) < 0.08
 
 
-def test_a_photograph(random):
-    """Uneven light, noise, blur and specks change little."""
-    pixels = np.asarray(scrawl().filter(ImageFilter.GaussianBlur(2))).astype(float)
-    y, x = np.mgrid[:500, :400]
-    pixels *= 0.45 + 0.5 * x / 400 - 0.1 * y / 500
-    pixels += random.normal(0, 5, pixels.shape)
-    for row, column in random.integers(20, 380, (12, 2)):
-        pixels[row : row + 2, column : column + 2] -= 40
-    seen = as_mnist(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
-    assert similar(seen, as_mnist(scrawl())) > 0.85
+def test_mnist_itself_is_untouched_and_its_negative_is_inverted(random):
+    digit = np.zeros((28, 28), np.uint8)
+    digit[4:24, 9:20] = random.integers(0, 256, (20, 11))
+    for mode in ("L", "RGB"):
+        given = Image.fromarray(digit).convert(mode)
+        assert as_mnist(given).tobytes() == digit.tobytes()
+        assert as_mnist(Image.eval(given, lambda value: 255 - value)).tobytes() == digit.tobytes()
+    assert as_mnist(Image.fromarray(digit)).shape == (1, 28, 28)
 
 
-def test_ruled_paper():
-    picture = scrawl()
-    draw = ImageDraw.Draw(picture)
-    for y in range(60, 500, 70):
-        draw.line([(0, y), (400, y)], 170, 2)
-    assert similar(as_mnist(picture), as_mnist(scrawl())) > 0.8
+def test_what_comes_out_goes_through_unchanged(plain):
+    assert np.array_equal(seen(plain), plain)
 
 
-def test_mnists_own_form_comes_back_unchanged():
-    pictures, _ = digits.read()
-    for picture in pictures[:20]:
-        assert np.array_equal(as_mnist(Image.fromarray(picture))[0], picture)
-        assert np.array_equal(as_mnist(Image.fromarray(255 - picture))[0], picture)
+def test_same_call_same_bytes():
+    assert np.array_equal(seen(drawn()), seen(drawn()))
 
 
-@pytest.mark.parametrize("value", [0, 128, 255])
-def test_no_ink_is_an_error(value):
-    with pytest.raises(Error, match="no ink"):
-        as_mnist(Image.new("L", (200, 300), value))
+@pytest.mark.parametrize(("at", "height"), [((15, 20), 120), ((250, 200), 120), ((120, 30), 290), ((300, 250), 60)])
+def test_place_and_size_make_no_difference(plain, at, height):
+    assert alike(seen(drawn(at=at, height=height, width=height * 14 // 180)), plain) > 0.93
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 300), (5, 5)])
-def test_pictures_without_room_for_a_digit_do_no_harm(size, random):
-    picture = Image.fromarray(random.integers(0, 256, (size[1], size[0]), dtype=np.uint8))
-    (answer,) = fukami.load("deep-convnet", device="cpu").predict([picture])
-    assert "no ink" in answer.get("error", "no ink")
+@pytest.mark.parametrize("times", [0.4, 3, 8])
+def test_resolution_makes_no_difference(plain, times):
+    picture = Image.fromarray(drawn().astype(np.uint8))
+    picture = picture.resize((round(400 * times), round(360 * times)), Image.Resampling.BICUBIC)
+    assert alike(as_mnist(picture)[0].astype(float), plain) > 0.93
 
 
-def test_scans_of_mnist_are_read_almost_as_well(mnist_folder, random):
-    """200 test pictures as large dark ink, off centre on light paper, through the shipped weights."""
-    _, (pictures, labels) = mnist.read()
-    chosen = random.permutation(len(pictures))[:200]
-    scans = []
-    for picture in pictures[chosen]:
-        side = int(random.integers(90, 220))
-        ink = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)).astype(float)
-        page = np.full((400, 320), 228.0) - np.linspace(0, 40, 320)
-        top, left = random.integers(0, 400 - side), random.integers(0, 320 - side)
-        page[top : top + side, left : left + side] -= ink * 0.7
-        scans.append(Image.fromarray((page + random.normal(0, 3, page.shape)).clip(0, 255).astype(np.uint8)))
-    answers = fukami.load("deep-convnet", device="cpu").predict(scans)
-    right = sum(answer.get("label") == str(label) for answer, label in zip(answers, labels[chosen], strict=True))
-    assert right >= 0.95 * 200
+def test_light_ink_on_a_board_comes_out_alike(plain):
+    assert alike(seen(255 - drawn()), plain) > 0.97
+
+
+@pytest.mark.parametrize("colour", [(20, 40, 170), (190, 30, 40), (240, 220, 30), (110, 110, 115)])
+def test_ink_of_any_colour(plain, colour):
+    ink = (245 - drawn()[..., np.newaxis]) / 220
+    page = np.array((245, 245, 245)) * (1 - ink) + np.array(colour) * ink
+    assert alike(seen(page), plain) > 0.95
+
+
+@pytest.mark.parametrize("width", [2, 5, 14, 26])
+def test_thin_and_thick_pens_become_strokes_of_mnist(width):
+    picture = seen(drawn(width=width))
+    length_in_pixels = 20 * (1 + 0.6) * 1.7  # of the two strokes, roughly
+    assert 1.2 < picture.sum() / 255 / length_in_pixels < 4.5
+    assert len(np.unique(rows_and_columns(picture)[0])) >= 18
+
+
+def test_the_bar_of_a_five_stays():
+    apart = [FIVE[0], [(x, y - 0.12) for x, y in FIVE[1]]]
+    assert seen(drawn(apart))[4:8].sum() > 0.08 * seen(drawn(apart)).sum()
+
+
+def test_uneven_light_and_a_shadow_make_little_difference(plain, random):
+    y, x = np.mgrid[:360, :400]
+    light = (0.45 + 0.55 * x / 400) * (1 - 0.3 * ((y - 180) / 360) ** 2)
+    for lit in (light, np.where(x + y < 330, 0.55, 1.0)):
+        assert alike(seen(drawn() * lit + random.normal(0, 4, lit.shape)), plain) > 0.9
+
+
+def test_specks_ruled_lines_and_the_table_are_left_out(plain, random):
+    specks, ruled, table = drawn(), drawn(), drawn()
+    for y, x in random.integers(10, 350, (25, 2)):
+        if abs(y - 180) > 110 or abs(x - 200) > 100:
+            specks[y : y + 3, x : x + 3] = 40
+    for y in range(40, 360, 45):
+        ruled[y : y + 2] = np.minimum(ruled[y : y + 2], 120)
+    table[:, 340:] = 60 + 8 * random.normal(size=(360, 60))
+    for page in (specks, ruled, table):
+        assert alike(seen(page), plain) > 0.93
+
+
+def test_a_digit_that_fills_its_picture():
+    full = drawn(SEVEN, size=(140, 200), at=(12, 12), height=176, width=16)
+    assert alike(seen(full), seen(drawn(SEVEN, width=16))) > 0.93
+
+
+@pytest.mark.parametrize("level", [0, 128, 255])
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (40, 40), (300, 200)])
+def test_no_ink(size, level):
+    with pytest.raises(Error, match=r"no ink was found"):
+        as_mnist(Image.new("L", size, level))
+
+
+def test_an_empty_sheet_has_no_ink(random):
+    y, x = np.mgrid[:300, :400]
+    for sheet in (150 + x / 4, 230 - y / 6 + random.normal(0, 3, x.shape), random.uniform(0, 255, x.shape)):
+        with pytest.raises(Error, match=r"no ink was found"):
+            seen(sheet)
+    speck = np.full((300, 400), 230.0)
+    speck[100:104, 200:203] = 30
+    with pytest.raises(Error, match=r"no ink was found"):
+        seen(speck)

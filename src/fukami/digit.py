@@ -108,17 +108,33 @@ def likeliest(ink: Floats) -> Mask:
     edge, area, outline = (
         np.bincount(parts.ravel(), weights.ravel(), count + 1)[1:] for weights in (down**2 + right**2, mask, rim)
     )
-    boxes = np.array([[s.start for s in part] + [s.stop for s in part] for part in ndimage.find_objects(parts)])
-    length = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
-    contact = np.bincount(border(parts), minlength=count + 1)[1:]
+    _, length, contact = measured(parts)
     stroke = (2 * area < 0.35 * length * outline) & (contact < 0.35 * length) & (length > PAGE / 32)
-    main = np.where(stroke, edge, 0).argmax()
-    gap = 0.15 * length[main]
-    beside = ((boxes[:, :2] < boxes[main, 2:] + gap) & (boxes[:, 2:] > boxes[main, :2] - gap)).all(axis=1)
-    keep = beside & (edge > 0.05 * edge[main]) & (contact == 0) & (length < 1.5 * length[main])
-    keep[main] = True
-    picked: Mask = np.append(False, keep & stroke.any())[parts]
-    return picked
+    main = np.arange(count) == np.where(stroke, edge, 0).argmax()
+    return with_beside(parts, main & stroke.any(), edge)
+
+
+def measured(parts: npt.NDArray[np.int_]) -> tuple[npt.NDArray[np.int_], npt.NDArray[np.int_], npt.NDArray[np.int_]]:
+    """Of every part its box (top, left, bottom, right), longest side, and pixels on the border."""
+    from scipy import ndimage
+
+    boxes = np.array([[s.start for s in part] + [s.stop for s in part] for part in ndimage.find_objects(parts)])
+    contact = np.bincount(border(parts), minlength=len(boxes) + 1)[1:]
+    return boxes, (boxes[:, 2:] - boxes[:, :2]).max(axis=1), contact
+
+
+def with_beside(parts: npt.NDArray[np.int_], chosen: Mask, weight: npt.NDArray[Any]) -> Mask:
+    """The chosen parts and those of some weight and no great length that lie beside them: the bar of a 5."""
+    picked: Mask = chosen
+    if chosen.any():
+        boxes, length, contact = measured(parts)
+        first, last = boxes[chosen, :2].min(axis=0), boxes[chosen, 2:].max(axis=0)
+        side = (last - first).max()
+        beside = ((boxes[:, :2] < last + 0.15 * side) & (boxes[:, 2:] > first - 0.15 * side)).all(axis=1)
+        heavy = weight > 0.05 * weight[chosen].sum()
+        picked = chosen | (beside & heavy & (contact == 0) & (length < 1.5 * side))
+    inked: Mask = np.append(False, picked)[parts]
+    return inked
 
 
 def likeness(mask: Mask, levels: Bytes, ink: Floats) -> float:
@@ -159,9 +175,8 @@ def cut_out(levels: Bytes, hint: Mask) -> Mask:
     ink = dark @ (weights / max(weights.sum(), 1e-9))  # mostly the channels in which the ink stands out
     mask = without_rules(ink > threshold(ink[top:bottom, left:right]), 0.9)
     parts, count = ndimage.label(mask, np.ones((3, 3)))
-    touched = np.bincount(parts[ndimage.maximum_filter(hint, 5)], minlength=count + 1) > 0
-    touched[0] = False
-    return touched[parts] if touched.any() else hint
+    touched = np.bincount(parts[ndimage.maximum_filter(hint, 5)], minlength=count + 1)[1:] > 0
+    return with_beside(parts, touched, np.bincount(parts.ravel())[1:]) if touched.any() else hint
 
 
 def threshold(ink: Floats) -> float:
