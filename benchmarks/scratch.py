@@ -2,7 +2,7 @@
 
     python benchmarks/scratch.py [--pictures 10000] [--batches 30]
 
-Prints one JSON object: seconds to evaluate the pictures and to train on so many mini batches of 100, for ours, for the
+Appends its ratios to results.csv and prints one JSON object: seconds to evaluate the pictures and to train on so many mini batches of 100, for ours, for the
 layers as the book writes them (their column buffers are float64 whatever the pictures are) and for these with float32
 buffers; how many times faster ours is than either; and the peak memory of ours, which runs first.
 """
@@ -14,6 +14,8 @@ import resource
 import time
 
 import numpy as np
+
+from record import record
 
 from fukami import scratch
 
@@ -145,6 +147,12 @@ def main():
         seconds[name] = measure(network(columns), train, test, options.batches)
         peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     evaluate, training, accuracy, loss = zip(*seconds.values(), strict=True)
+    command = f"python benchmarks/scratch.py --pictures {options.pictures} --batches {options.batches}"
+    for number, action in enumerate(("evaluate", "train")):
+        for name in ("book", "book_float32"):
+            ratio = seconds[name][number] / seconds["ours"][number]
+            record("scratch", f"{action}, {name} seconds / ours", ratio, command=command, seconds=seconds["ours"][number])
+    record("scratch", "peak megabytes", peak, command=command)
     print(json.dumps({
         "pictures": options.pictures,
         "batches": options.batches,

@@ -182,3 +182,20 @@ def test_answers_are_drawn_for_pictures_of_any_shape(size):
 def test_arrays_of_any_type_keep_values_up_to_255(dtype):
     values = np.arange(256).reshape(16, 16).astype(dtype)
     assert np.array_equal(np.asarray(image.read(values)), np.arange(256).reshape(16, 16))
+
+
+def test_a_large_picture_within_the_bound_is_read_without_a_warning(tmp_path):
+    path = saved(Image.new("1", (9600, 9600)), tmp_path / "large.png")  # over Pillow's own bound, under ours
+    assert image.read(path).size == (9600, 9600)
+
+
+def test_a_truncated_picture_that_pillow_opened_is_refused(photo):
+    content = io.BytesIO()
+    Image.fromarray(photo).save(content, "BMP")
+    with pytest.raises(Error, match=r"damaged or incomplete"):
+        image.read(Image.open(io.BytesIO(content.getvalue()[:600])))
+
+
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_dark_sixteen_bit_pictures_stay_dark_in_either_byte_order(order):
+    assert np.asarray(image.read(np.full((4, 4), 200, order))).max() == 1  # 200 / 257

@@ -4,7 +4,8 @@ What is read comes back upright, in 8 bits, grey ("L") or colour ("RGB"), or is 
 """
 
 import os
-from typing import Any
+import warnings
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,10 +39,13 @@ def read(
     if isinstance(source, np.ndarray):
         return from_array(source)
     if isinstance(source, Image.Image):
-        return _normal(source)
+        try:
+            return _normal(source)
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes what it opened only when it is asked to
+            raise Error(f"the picture given is damaged or incomplete ({error}); open it again") from error
     name = os.fspath(source)
     try:
-        with open(name, "rb") as file, Image.open(file, formats=_formats()) as picture:  # noqa: PTH123
+        with open(name, "rb") as file, _opened(file) as picture:  # noqa: PTH123
             width, height = picture.size
             if width * height > max_pixels:
                 raise Error(
@@ -59,7 +63,7 @@ def read(
         empty = os.path.getsize(name) == 0  # noqa: PTH202
         what = "is empty" if empty else "is not a picture in a known format"
         raise Error(f"{name} {what}; give a PNG, JPEG or other picture file") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise Error(f"{name} is too large ({error}); make it smaller") from None
     except Exception as error:  # a decoder may fail in any way on a damaged file
         raise Error(f"{name} is damaged or incomplete ({type(error).__name__}: {error}); get the file again") from error
@@ -137,10 +141,17 @@ def _eight_bits(array: npt.NDArray[Any]) -> Bytes:
         raise Error("the picture has values that are not finite; expected numbers in 0..1, 0..255 or 0..65535")
     low, high = float(values.min()), float(values.max())
     if low >= 0 and high <= 65535:
-        deep = array.dtype == np.uint16 or high > 255
+        deep = np.issubdtype(array.dtype, np.uint16) or high > 255
         unit = np.issubdtype(array.dtype, np.floating) and high <= 1
         low, high = 0.0, 65535.0 if deep else 1.0 if unit else 255.0
     return np.round((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+
+
+def _opened(file: IO[bytes]) -> Image.Image:
+    """The picture in a file, not yet decoded; our own bound takes the place of Pillow's warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(file, formats=_formats())
 
 
 def _formats() -> list[str]:

@@ -20,7 +20,7 @@ class DeepConvNet(Recipe):
     year: ClassVar[int] = 2016
     family: ClassVar[str] = "classification"
     published: ClassVar[str] = "99.35 % MNIST"
-    reached: ClassVar[str] = ""
+    reached: ClassVar[str] = "99.576 % MNIST, mean of 5 seeds"
 
     dataset: Dataset = "digits"
     """What to learn from: mnist, digits (embedded), or a folder or archive of pictures by class."""
