@@ -151,7 +151,9 @@ def main():
     for number, action in enumerate(("evaluate", "train")):
         for name in ("book", "book_float32"):
             ratio = seconds[name][number] / seconds["ours"][number]
-            record("scratch", f"{action}, {name} seconds / ours", ratio, command=command, seconds=seconds["ours"][number])
+            record(
+                "scratch", f"{action}, {name} seconds / ours", ratio, command=command, seconds=seconds["ours"][number]
+            )
     record("scratch", "peak megabytes", peak, command=command)
     print(json.dumps({
         "pictures": options.pictures,
