@@ -2,9 +2,10 @@
 
     python benchmarks/scratch.py [--pictures 10000] [--batches 30]
 
-Appends its ratios to results.csv and prints one JSON object: seconds to evaluate the pictures and to train on so many mini batches of 100, for ours, for the
-layers as the book writes them (their column buffers are float64 whatever the pictures are) and for these with float32
-buffers; how many times faster ours is than either; and the peak memory of ours, which runs first.
+Appends its ratios to results.csv and prints one JSON object: seconds to evaluate the pictures and to train on so many
+mini batches of 100, for ours, for the layers as the book writes them (their column buffers are float64 whatever the
+pictures are) and for these with float32 buffers; how many times faster ours is than either; and the peak memory of
+ours, which runs first.
 """
 # ruff: noqa: D102 -- forward and backward are those of fukami.scratch
 
@@ -15,9 +16,8 @@ import time
 
 import numpy as np
 
-from record import record
-
 from fukami import scratch
+from record import record
 
 
 def im2col(pictures, kh, kw, stride, pad, dtype):
