@@ -9,7 +9,6 @@ import io
 import itertools
 import json
 import os
-import pickle
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -281,7 +280,7 @@ def read_state(folder: Path, device: torch.device) -> dict[str, Any] | None:
         return None
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file can fail in any way
         first, _, _ = str(error).partition("\n")
         raise Error(
             f"{path} is damaged or hostile, and nothing of it was run ({first}); "
