@@ -32,7 +32,7 @@ class Log:
         self.console = Console(stderr=True, quiet=not runtime.main)
         self.progress = Progress(
             TextColumn("epoch {task.fields[epoch]} · step {task.completed}/{task.total}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             TextColumn("{task.fields[values]}"),
             TimeRemainingColumn(compact=True),
             console=self.console,
@@ -69,7 +69,10 @@ class Log:
         self._write({"step": step, "phase": "train", **metrics, "lr": rate, "pictures_per_second": round(speed, 1)})
         values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.values = f"{values}  lr {rate:.2e}  {speed:,.0f} pictures/s"
-        self.progress.update(self.bar, completed=step, epoch=self._epoch(step), values=self.values)
+        name, first = next(iter(metrics.items()))  # the bar has one line of the terminal: the loss, and how fast
+        self.progress.update(
+            self.bar, completed=step, epoch=self._epoch(step), values=f"{name} {first:.4f} · {speed:,.0f} pictures/s"
+        )
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """Log an evaluation, and say it."""
