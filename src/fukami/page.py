@@ -36,6 +36,6 @@ class Page:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self.folder:
-            images = (f'<img src="{quote(name)}" alt="{html.escape(name)}">' for name in self.shown)
+            images = (f'<h2>{html.escape(name)}</h2><img src="{quote(name)}" alt="">' for name in self.shown)
             body = f"<h1>{len(self.shown)} answers, and what the network saw</h1>\n" + "\n".join(images)
             checkpoint.write(self.folder / "index.html", PAGE.format(title="fukami predict", body=body).encode())
