@@ -46,7 +46,7 @@ def ship(options):
                seconds=last[run]["seconds"], note="bfloat16 training on an H100")  # fmt: skip
     recipe, labels = checkpoint.describe(best)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_weights(FOLDER, fukami.load(best).modules(), torch.float16)
+    checkpoint.write_weights(FOLDER, checkpoint.weights(fukami.load(best).modules()), torch.float16)
     checkpoint.write_run(FOLDER, recipe, labels, {})
     val = recipe.data().val
     precisions = {precision: fukami.load(FOLDER, precision=precision).evaluate(val)

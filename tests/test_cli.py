@@ -179,6 +179,15 @@ def test_a_bad_file_among_good_ones_is_named_and_the_rest_answered(fukami, digit
     assert "Traceback" not in answer.err
 
 
+def test_drawn_answers_of_files_with_one_name_are_all_kept(fukami, digit_files, tmp_path):
+    for folder in ("a", "b", "c"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.png").write_bytes(next(digit_files.rglob("*.png")).read_bytes())
+    assert fukami("predict", "deep-convnet", "a/x.png", "b/x.png", "c/x.png", "--out", "drawn").status == 0
+    drawn = {path.name for path in (tmp_path / "drawn").iterdir()}
+    assert drawn == {"x.png", "x-2.png", "x-3.png", "index.html"}
+
+
 def test_ensemble_averages_probabilities(fukami, trained, digit_files, tmp_path):
     """Against the average worked out by hand from the members' own answers."""
     fukami("train", "deep-convnet", *QUICK, "--seed", "1", "--out", "second")

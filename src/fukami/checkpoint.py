@@ -254,9 +254,8 @@ def write_run(folder: Path, recipe: Recipe, labels: tuple[str, ...], note: dict[
     write(folder / "recipe.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def write_weights(folder: Path, modules: dict[str, nn.Module], dtype: torch.dtype | None = None) -> None:
-    """Write ``weights.safetensors``; ``dtype`` stores the floating ones in another type."""
-    tensors = weights(modules)
+def write_weights(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:
+    """Write ``weights.safetensors`` from what :func:`weights` gave; ``dtype`` stores floating ones in another type."""
     if dtype is not None:
         tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
     write(folder / "weights.safetensors", write_tensors(tensors))

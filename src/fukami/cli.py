@@ -112,7 +112,7 @@ def train(arguments: list[str]) -> Callable[[], None] | None:
             precision: auto takes bfloat16 where it is faster.
             resume: Go on with the run in --out (by default the last one of this recipe) from its last checkpoint.
         """
-        folder = out or _numbered(Path("runs") / Path(name).stem.replace("_", "-"), resume)
+        folder = out or _numbered(name, resume)
         return functools.partial(_train, recipe, folder, device, precision, resume)
 
     run.__annotations__ |= {"recipe": recipe_class}
@@ -144,15 +144,16 @@ def _begun(arguments: list[str], name: str) -> Any:
 
     given = [value for flag, value in zip(arguments, [*arguments[1:], ""], strict=True) if flag == "--out"]
     given += [flag.removeprefix("--out=") for flag in arguments if flag.startswith("--out=")]
-    folder = Path(given[-1]) if given else _numbered(Path("runs") / Path(name).stem.replace("_", "-"), resume=True)
+    folder = Path(given[-1]) if given else _numbered(name, resume=True)
     if not (folder / "recipe.json").is_file():
         return None
     recipe, _ = checkpoint.describe(folder)
     return recipe if name_of(type(recipe)) == name else None
 
 
-def _numbered(base: Path, resume: bool) -> Path:
-    """A new folder ``base``, ``base-2`` ...; with ``resume`` the last of those that exist."""
+def _numbered(name: str, resume: bool) -> Path:
+    """A new folder ``runs/RECIPE``, ``runs/RECIPE-2`` ...; with ``resume`` the last of those that exist."""
+    base = Path("runs") / Path(name).stem.replace("_", "-")
     candidates = (base if number == 1 else base.with_name(f"{base.name}-{number}") for number in range(1, 10**6))
     latest = base
     for folder in candidates:

@@ -55,5 +55,5 @@ def deep_convnet(file: Path, out: Path) -> None:
             raise Error(f"{file}: {given} do not fit a DeepConvNet for 28×28 pictures, {tuple(layer.weight.shape)}")
         layer.load_state_dict({"weight": weight, "bias": bias})
     checkpoint.claim(out, recipe, resume=False)
-    checkpoint.write_weights(out, task.modules())
+    checkpoint.write_weights(out, checkpoint.weights(task.modules()))
     checkpoint.write_run(out, recipe, labels, {"imported": str(file)})

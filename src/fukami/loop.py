@@ -115,7 +115,8 @@ class History:
 def save(folder: Path, step: int, task: Task, loader: Any, log: Log) -> float:
     """Write the checkpoint and the weights, unless a weight is no longer finite; returns when the next one is due."""
     began = time.monotonic()
-    for name, value in checkpoint.weights(task.modules()).items():
+    tensors = checkpoint.weights(task.modules())
+    for name, value in tensors.items():
         if not value.isfinite().all():
             raise Error(
                 f"the weights {name} are no longer finite at step {step}; the run stops here and its last good "
@@ -130,7 +131,7 @@ def save(folder: Path, step: int, task: Task, loader: Any, log: Log) -> float:
             "random": random_states(),
         }
         checkpoint.write_state(folder, state)
-        checkpoint.write_weights(folder, task.modules())
+        checkpoint.write_weights(folder, tensors)
     ended = time.monotonic()
     return ended + max(SAVE_SECONDS, (ended - began) / SAVE_SHARE)
 

@@ -1,6 +1,7 @@
 """The drawn answers of ``fukami predict --out``: a picture for each input, and one page of them all."""
 
 import html
+import itertools
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,10 +28,8 @@ class Page:
         """Draw the answer for the picture ``answer["file"]``."""
         if self.folder:
             source = Path(answer["file"])
-            number = sum(
-                name.startswith(f"{source.stem}.") or name.startswith(f"{source.stem}-") for name in self.shown
-            )
-            name = f"{source.stem}-{number + 1}.png" if f"{source.stem}.png" in self.shown else f"{source.stem}.png"
+            names = itertools.chain([f"{source.stem}.png"], (f"{source.stem}-{n}.png" for n in itertools.count(2)))
+            name = next(name for name in names if name not in self.shown)
             self.task.draw(source, answer).save(self.folder / name)
             self.shown.append(name)
 
