@@ -32,7 +32,7 @@ ALLOWED = {
     "report": {"errors", "checkpoint"},
     "loop": {"errors", "checkpoint", "log", "recipe", "resuming", "runtime", "task"},
 }
-FREE = {"cli", "page", "importing", "__init__", "__main__"}  # they may use everything
+FREE = {"cli", "commands", "page", "importing", "__init__", "__main__"}  # they may use everything
 THIRD_PARTY = {"models": {"torch"}, "ops": {"torch"}, "scratch": {"numpy", "safetensors"}, "recipe": {"tyro"}}
 
 

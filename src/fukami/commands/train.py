@@ -1,0 +1,77 @@
+"""fukami train."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from fukami.cli import Precision, parse, train
+from fukami.errors import Error, UsageError
+
+
+def command(arguments: list[str]) -> Callable[[], None] | None:
+    """Train a recipe: fukami train RECIPE [--field value ...] [--out DIR] [--device D] [--precision P] [--resume]."""
+    from fukami.recipe import find, name_of, names
+
+    if not arguments or arguments[0].startswith("-"):
+        text = f"{command.__doc__}\nRecipes: {', '.join(names())}, or the path of a Python file with one of your own."
+        if arguments and arguments[0] in ("-h", "--help"):
+            print(text)
+            return None
+        raise UsageError(f"name the recipe first. {text}")
+    name, *rest = arguments
+    recipe_class = find(name)
+    default = _begun(rest, name_of(recipe_class)) if "--resume" in rest else None
+
+    def run(
+        recipe: Any,
+        out: Path | None = None,
+        device: str = "auto",
+        precision: Precision = "auto",
+        resume: bool = False,
+    ) -> Callable[[], None]:
+        """Train.
+
+        Args:
+            recipe: The experiment.
+            out: Folder of the run: new or empty. Default: runs/RECIPE, or runs/RECIPE-2 ... if that is taken.
+            device: auto, cpu, cuda, cuda:1 or mps.
+            precision: auto takes bfloat16 where it is faster.
+            resume: Go on with the run in --out (by default the last one of this recipe) from its last checkpoint.
+        """
+        folder = out or _numbered(name, resume)
+        return functools.partial(train, recipe, folder, device, precision, resume)
+
+    run.__annotations__ |= {"recipe": recipe_class}
+    run.__doc__ = (run.__doc__ or "").replace(
+        "Train.", f"Train {name}: {(recipe_class.__doc__ or recipe_class.__name__).splitlines()[0]}", 1
+    )
+    if default is not None:
+        run.__defaults__ = (default, *(run.__defaults__ or ()))
+    return cast(Callable[[], None], parse(run, rest, f"fukami train {name}"))
+
+
+def _begun(arguments: list[str], name: str) -> Any:
+    """The recipe of the run to be resumed, whose fields then need not be repeated; None where nothing was begun."""
+    from fukami import checkpoint
+    from fukami.recipe import name_of
+
+    given = [value for flag, value in zip(arguments, [*arguments[1:], ""], strict=True) if flag == "--out"]
+    given += [flag.removeprefix("--out=") for flag in arguments if flag.startswith("--out=")]
+    folder = Path(given[-1]) if given else _numbered(name, resume=True)
+    if not (folder / "recipe.json").is_file():
+        return None
+    recipe, _ = checkpoint.describe(folder)
+    return recipe if name_of(type(recipe)) == name else None
+
+
+def _numbered(name: str, resume: bool) -> Path:
+    """A new folder ``runs/RECIPE``, ``runs/RECIPE-2`` ...; with ``resume`` the last of those that exist."""
+    base = Path("runs") / Path(name).stem.replace("_", "-")
+    candidates = (base if number == 1 else base.with_name(f"{base.name}-{number}") for number in range(1, 10**6))
+    latest = base
+    for folder in candidates:
+        if not folder.exists():
+            return latest if resume else folder
+        latest = folder
+    raise Error(f"there are a million runs beside {base}; give --out")
