@@ -1,28 +1,291 @@
 """Every model: its shapes, its size, its gradients, and what its paper's figure says."""
 
+import copy
+import inspect
+import operator
+import pickle
+
 import pytest
 import torch
-from torch import nn
+import torchvision
+from torch import fx, nn
 from torch.nn import functional as F
 
-from fukami.models import deep_convnet
+from fukami import models
+from fukami.models import deep_convnet, googlenet, resnet18, resnet20, resnet50, vgg11, vgg16_bn
 from fukami.ops.stem import StemConv2d
 
-# counted by hand from the figure: 160 + 2320 + 4640 + 9248 + 18496 + 36928 + 51250 + 510
-CASES = [(deep_convnet, 123_552, (1, 28, 28), 10)]
+# By hand from the paper's figure or table where the sum is shown, else as torchvision publishes it.
+PARAMETERS = {
+    "deep_convnet": 123_552,  # 160 + 2320 + 4640 + 9248 + 18496 + 36928 + 51250 + 510
+    "googlenet": 6_624_904 + 3_188_968 + 3_191_016,  # aux1: 512 × 128 + 2 × 128 + 2049 × 1024 + 1025 × 1000
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    # stem 3 × 16 × 9 + 2 × 16; stage 1: 6 × (16 × 16 × 9 + 2 × 16); stage 2: (16 + 5 × 32) × 32 × 9 + 6 × 2 × 32;
+    # stage 3: (32 + 5 × 64) × 64 × 9 + 6 × 2 × 64; affine 65 × 10
+    "resnet20": 464 + 14_016 + 51_072 + 203_520 + 650,
+    "resnet32": 269_722 + 2 * 97_216,  # a block more in each stage adds 2 × (2336 + 9280 + 36992)
+    "resnet44": 269_722 + 4 * 97_216,
+    "resnet56": 269_722 + 6 * 97_216,
+    "resnet110": 269_722 + 15 * 97_216,
+    "vgg11": 132_863_336,
+    "vgg13": 133_047_848,
+    "vgg16": 138_357_544,
+    "vgg19": 143_667_240,
+    "vgg11_bn": 132_868_840,
+    "vgg13_bn": 133_053_736,
+    "vgg16_bn": 138_365_992,
+    "vgg19_bn": 143_678_248,
+}
+CIFAR = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet110": 1.7}  # table 6, millions
+NAMES = list(PARAMETERS)
+TORCHVISION = [name for name in NAMES if name not in CIFAR and name != "deep_convnet"]
+LAYERS = {"deep_convnet": 8, "googlenet": 22}  # the others carry their number in their name
+KINDS = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Linear, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Dropout)
 
 
-@pytest.mark.parametrize(
-    ("model", "parameters", "shape", "classes"), CASES, ids=lambda case: getattr(case, "__name__", "")
-)
-def test_shapes_size_and_gradients(model, parameters, shape, classes):
-    network = model()
-    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
-    pictures = torch.rand(3, *shape)
-    scores = network(pictures)
-    assert scores.shape == (3, classes)
-    F.cross_entropy(scores, torch.tensor([0, 1, 2])).backward()
+def weightless(name, **options):
+    """A model that has shapes and no numbers: it costs nothing."""
+    with torch.device("meta"):
+        return getattr(models, name)(**options)
+
+
+def small(name):
+    """All layers of a model for pictures of 32×32, without chance; VGG with few hidden units."""
+    options = {"classes": 5, "channels": 3, "size": 32, "hidden": 24, "dropout": 0.0, "auxiliary_dropout": 0.0}
+    model = getattr(models, name)
+    return model(**{key: options[key] for key in inspect.signature(model).parameters if key in options})
+
+
+def count(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def listed(answer):
+    return list(answer) if isinstance(answer, tuple) else [answer]
+
+
+def test_every_model_is_tested():
+    assert sorted(models.__all__) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_size(name):
+    assert count(weightless(name)) == PARAMETERS[name]
+
+
+def test_size_as_the_papers_round_it():
+    for name, millions in CIFAR.items():
+        assert PARAMETERS[name] / 1e6 == pytest.approx(millions, abs=0.05 if name == "resnet110" else 0.005)
+    assert count(weightless("googlenet", auxiliary=False)) == 6_624_904
+    # B adds 1×1 convolutions and their normalisations, 16 × 32 + 2 × 32 and 32 × 64 + 2 × 64
+    assert count(weightless("resnet20", shortcut="B")) == PARAMETERS["resnet20"] + 576 + 2176
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes_and_gradients(name):
+    torch.manual_seed(0)
+    # in training, batch normalisation takes out what a bias before it adds: VGG's then have no gradient
+    network = small(name).train(not name.endswith("_bn"))
+    answers = listed(network(torch.rand(3, 3, 32, 32)))
+    assert [scores.shape for scores in answers] == [(3, 5)] * (3 if name == "googlenet" else 1)
+    sum(F.cross_entropy(scores, torch.tensor([0, 1, 2])) for scores in answers).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+    if name != "deep_convnet":
+        assert network.eval()(torch.rand(1, 3, 75, 40)).shape == (1, 5)  # another size and shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_channels_and_classes(name):
+    network = weightless(name, classes=7, channels=1).eval()
+    side = 28 if name == "deep_convnet" else 96
+    assert network(torch.empty(2, 1, side, side, device="meta")).shape == (2, 7)
+
+
+def depth(traced):
+    """The most layers with weights on a way from the picture to the scores."""
+    deepest = {}
+    for node in traced.graph.nodes:
+        weighs = node.op == "call_module" and isinstance(traced.get_submodule(node.target), nn.Conv2d | nn.Linear)
+        deepest[node] = weighs + max((deepest[before] for before in node.all_input_nodes), default=0)
+    return deepest[node]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_traced_and_as_deep_as_its_name(name):
+    """An analysis walks torch.fx's graph: torch's own layers, additions, concatenations and option A's zeros."""
+    network = weightless(name, channels=3)
+    side = 28 if name == "deep_convnet" else 64
+    for training in (True, False):
+        traced = fx.symbolic_trace(network.train(training))
+        inner = [node for node in traced.graph.nodes if node.op not in ("placeholder", "output")]
+        layers = [traced.get_submodule(node.target) for node in inner if node.op == "call_module"]
+        functions = {node.target for node in inner if node.op != "call_module"}
+        assert all(isinstance(layer, KINDS) for layer in layers)
+        assert functions <= {operator.add, torch.cat, *([operator.getitem, F.pad] if name in CIFAR else [])}
+        assert type(layers[0]) is StemConv2d
+        pictures = torch.empty(2, 3, side, side, device="meta")
+        assert [s.shape for s in listed(traced(pictures))] == [s.shape for s in listed(network(pictures))]
+    assert depth(traced) == (LAYERS.get(name) or int("".join(filter(str.isdigit, name))))
+
+
+def randomise(network):
+    """Numbers for every parameter and statistic, of the size that keeps signals alive through many layers."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            bound = (6 / layer.weight[0].numel()) ** 0.5
+            nn.init.uniform_(layer.weight, -bound, bound)
+        elif isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+            nn.init.uniform_(layer.running_mean, -0.1, 0.1)
+            nn.init.uniform_(layer.running_var, 0.5, 1.5)
+            layer.num_batches_tracked.zero_()
+        if getattr(layer, "bias", None) is not None:
+            nn.init.uniform_(layer.bias, -0.1, 0.1)
+
+
+def twins(name):
+    """Torchvision's network and ours, which hold the same random numbers."""
+    torch.manual_seed(0)
+    options = {"aux_logits": True, "init_weights": False, "dropout_aux": 0.0} if name == "googlenet" else {}
+    if not name.startswith("resnet"):
+        options["dropout"] = 0.0
+    with torch.device("meta"):
+        theirs = torchvision.models.get_model(name, **options)
+    randomise(theirs.to_empty(device="cpu"))
+    taken = {"dropout": 0.0, "auxiliary_dropout": 0.0} if name == "googlenet" else {}
+    ours = weightless(name, **taken)
+    ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
+    return theirs, ours
+
+
+def assert_equal_scores(ours, theirs):
+    """Within 1e-5 of the largest score, which random weights make large, and not for want of a signal."""
+    assert theirs.isfinite().all()
+    largest = theirs.abs().max().item()
+    assert (theirs[0] - theirs[1]).abs().max() > 1e-3 * largest
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_same_as_torchvision(name):
+    theirs, ours = twins(name)
+    side = 224 if name in ("googlenet", "resnet50", "vgg16") else 64
+    pictures = torch.randn(2, 3, side, side)
+    with torch.inference_mode():
+        assert_equal_scores(ours.eval()(pictures), theirs.eval()(pictures))
+
+
+def test_googlenet_trains_as_torchvision_does():
+    theirs, ours = twins("googlenet")
+    pictures = torch.randn(4, 3, 96, 96)
+    with torch.no_grad():
+        expected = theirs.train()(pictures)
+        scores, first, second = ours.train()(pictures)
+    assert_equal_scores(scores, expected.logits)
+    assert_equal_scores(first, expected.aux_logits1)
+    assert_equal_scores(second, expected.aux_logits2)
+    assert {m.momentum for m in ours.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
+
+
+def test_googlenet_without_its_heads_answers_scores_alone():
+    network = weightless("googlenet", auxiliary=False)
+    assert network.train()(torch.empty(2, 3, 15, 15, device="meta")).shape == (2, 1000)  # the least it takes
+    network.load_state_dict({k: v for k, v in weightless("googlenet").state_dict().items() if "aux" not in k})
+
+
+def test_googlenet_with_the_papers_kernel():
+    network = googlenet(5, kernel=5, auxiliary=False).eval()
+    wide = [name for name, m in network.named_modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (5, 5)]
+    numbers = ["3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"]
+    assert wide == [f"inception{number}.branch3.1.conv" for number in numbers]
+    assert network(torch.rand(2, 3, 32, 32)).shape == (2, 5)
+    # of table 1's row 3a: 16 × 32 filters of 25 numbers
+    assert network.get_submodule("inception3a.branch3.1.conv").weight.numel() == 12_800
+    with pytest.raises(ValueError, match="not 4"):
+        googlenet(kernel=4)
+
+
+def test_initialised_as_torchvision_does():
+    torch.manual_seed(0)
+    network = vgg16_bn(hidden=64, size=32)
+    assert network.features[3].weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.05)
+    assert network.classifier[0].weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert not any(m.bias.any() for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    assert resnet18().layer2[0].conv1.weight.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.05)
+    network = googlenet()
+    for layer in (network.conv3.conv, network.fc, network.aux2.fc1):
+        assert layer.weight.std().item() == pytest.approx(0.01, rel=0.05)
+
+
+@pytest.mark.parametrize(("size", "inputs"), [(32, 512), (63, 512), (64, 4 * 512), (224, 49 * 512), (448, 49 * 512)])
+def test_vgg_fits_its_classifier_to_the_picture(size, inputs):
+    network = weightless("vgg11", size=size)
+    assert network.classifier[0].in_features == inputs
+    assert network(torch.empty(1, 3, size, size, device="meta")).shape == (1, 1000)
+
+
+def test_vgg_as_a_linear_probe():
+    network = vgg11(4, hidden=0).eval()
+    assert set(network.classifier.state_dict()) == {"0.weight", "0.bias"}
+    pictures = torch.rand(2, 3, 64, 64)
+    features = network.features(pictures).mean((2, 3))
+    last = network.classifier[0]
+    torch.testing.assert_close(network(pictures), features @ last.weight.T + last.bias)
+
+
+def test_vgg_refuses_tiny_pictures():
+    with pytest.raises(ValueError, match="at least 32×32, not 31×31"):
+        vgg11(size=31)
+
+
+def test_resnet_strides_where_it_is_told():
+    """The first block of a stage halves the picture in the 3×3 convolution, or in the 1×1 before it."""
+    torch.manual_seed(0)
+    later, early = resnet50(9).eval(), resnet50(9, stride_in="1x1").eval()
+    early.load_state_dict(later.state_dict())
+    sides = {}
+    for network in (later, early):
+        for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
+            for layer in (stage[0].conv1, stage[0].conv2):
+                layer.register_forward_hook(
+                    lambda _, __, out, key=network: sides.setdefault(key, []).append(out.shape[2])
+                )
+    pictures = torch.rand(2, 3, 64, 64)
+    assert not torch.allclose(later(pictures), early(pictures), rtol=0.01)
+    assert sides[later] == [16, 16, 16, 8, 8, 4, 4, 2]
+    assert sides[early] == [16, 16, 8, 8, 4, 4, 2, 2]
+    with pytest.raises(ValueError, match="not '2x2'"):
+        resnet50(stride_in="2x2")
+
+
+@pytest.mark.parametrize("side", [8, 7])
+def test_resnet_shortcut_a_is_the_input_and_zeros(side):
+    torch.manual_seed(0)
+    network = resnet20().eval()
+    randomise(network)
+    for block, channels in ((network.layer2[0], 16), (network.layer3[0], 32)):
+        x = torch.randn(2, channels, side, side)
+        half = (side + 1) // 2
+        shortcut = torch.zeros(2, 2 * channels, half, half)
+        for row in range(half):
+            for column in range(half):
+                shortcut[:, channels // 2 : channels // 2 + channels, row, column] = x[:, :, 2 * row, 2 * column]
+        residual = block.bn2(block.conv2(block.bn1(block.conv1(x)).relu()))
+        torch.testing.assert_close(block(x), (residual + shortcut).relu())
+    assert not any("downsample" in name for name in network.state_dict())
+
+
+def test_resnet_shortcut_b_is_a_convolution():
+    names = set(weightless("resnet20", shortcut="B").state_dict()) - set(weightless("resnet20").state_dict())
+    assert {name.rsplit(".", 1)[0] for name in names} == {
+        f"layer{stage}.0.downsample.{part}" for stage in (2, 3) for part in (0, 1)
+    }
+    with pytest.raises(ValueError, match="not 'C'"):
+        resnet20(shortcut="C")
 
 
 def test_deep_convnet_follows_the_figure():
@@ -75,3 +338,12 @@ def test_stem_pads_with_zeros_without_changing_the_result(monkeypatch):
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: True)
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: torch.float32)
     torch.testing.assert_close(stem(pictures), plain)
+
+
+def test_stem_is_copied_and_pickled_as_itself():
+    """For torch.fx it is a layer of torch's; for everything else it is what it is."""
+    stem = StemConv2d(1, 2, 3, bias=False)
+    for other in (copy.deepcopy(stem), pickle.loads(pickle.dumps(stem))):
+        assert type(other) is StemConv2d
+        assert torch.equal(other.weight, stem.weight)
+        assert len(fx.symbolic_trace(nn.Sequential(other)).graph.nodes) == 3

@@ -13,6 +13,20 @@ class StemConv2d(nn.Conv2d):
     Without them cuDNN falls back to a kernel that takes a third of DeepConvNet's whole step (H100, batch 500).
     """
 
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
+        # torch.fx keeps a layer of torch.nn whole and knows it by this name alone; the name of the class, which
+        # pickle and torch.compile read, stays ours
+        self.__module__ = "torch.nn"
+
     def forward(self, input: Tensor) -> Tensor:
         """Scores of ``(N, C, H, W)``, as ``nn.Conv2d`` gives them."""
         missing = ALIGNED - self.in_channels

@@ -1,0 +1,150 @@
+"""GoogLeNet: nine Inception modules, each a layer of several filter sizes side by side.
+
+Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, table 1 and figure 3. The network is torchvision's, so that
+its published weights load as they are. It differs from the paper's in four things: batch normalisation follows every
+convolution, in place of the two local response normalisations; the branch of 5×5 filters has 3×3 (``kernel=5`` gives
+the paper's, for weights of your own); the fourth pooling is 2×2, not 3×3; and the auxiliary heads average to 4×4 by
+adaptive pooling, which takes other pictures than those of 224×224 too.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fukami.ops.stem import StemConv2d
+
+
+def googlenet(
+    classes: int = 1000,
+    *,
+    channels: int = 3,
+    auxiliary: bool = True,
+    kernel: Literal[3, 5] = 3,
+    dropout: float = 0.2,
+    auxiliary_dropout: float = 0.7,
+) -> nn.Module:
+    """GoogLeNet (Szegedy et al. 2015, table 1): 22 layers with parameters on the way from picture to scores.
+
+    In training it answers ``(scores, scores of aux1, scores of aux2)``, each ``(N, classes)``, which the paper's loss
+    weighs 1, 0.3 and 0.3; in evaluation, and without the auxiliary heads, the scores alone. torchvision's published
+    weights expect pictures normalised with mean 0.5 and standard deviation 0.5; their auxiliary heads are untrained.
+
+    Args:
+        classes: number of scores.
+        channels: the input is ``(N, channels, H, W)``, at least 15×15.
+        auxiliary: with the two classifiers after modules 4a and 4d.
+        kernel: of the branch that the paper calls 5×5.
+        dropout: share of the 1024 averaged features that training drops. The paper drops 0.4.
+        auxiliary_dropout: the same for the 1024 hidden units of each auxiliary head.
+
+    Raises:
+        ValueError: the kernel is neither 3 nor 5.
+    """
+    if kernel not in (3, 5):
+        raise ValueError(f"kernel is 3 (torchvision's weights) or 5 (the paper), not {kernel}")
+    network = GoogLeNet(classes, channels, kernel, dropout)
+    if auxiliary:
+        network.aux1 = Auxiliary(512, classes, auxiliary_dropout)
+        network.aux2 = Auxiliary(528, classes, auxiliary_dropout)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.01, a=-2, b=2)
+    return network
+
+
+class GoogLeNet(nn.Module):
+    """Table 1, from top to bottom, without the auxiliary heads."""
+
+    def __init__(self, classes: int, channels: int, kernel: int, dropout: float) -> None:
+        super().__init__()
+        self.conv1 = Convolution(channels, 64, 7, stride=2, stem=True)  # shapes for 224×224:  64 × 112 × 112
+        self.maxpool1 = nn.MaxPool2d(3, stride=2, ceil_mode=True)  #                           64 ×  56 ×  56
+        self.conv2 = Convolution(64, 64, 1)
+        self.conv3 = Convolution(64, 192, 3)  #                                               192 ×  56 ×  56
+        self.maxpool2 = nn.MaxPool2d(3, stride=2, ceil_mode=True)  #                          192 ×  28 ×  28
+        #                             in 1×1  reduce, 3×3  reduce, 5×5  pool proj
+        self.inception3a = Inception(192, 64, (96, 128), (16, 32), 32, kernel)  #             256 ×  28 ×  28
+        self.inception3b = Inception(256, 128, (128, 192), (32, 96), 64, kernel)  #           480 ×  28 ×  28
+        self.maxpool3 = nn.MaxPool2d(3, stride=2, ceil_mode=True)  #                          480 ×  14 ×  14
+        self.inception4a = Inception(480, 192, (96, 208), (16, 48), 64, kernel)  #            512 ×  14 ×  14
+        self.inception4b = Inception(512, 160, (112, 224), (24, 64), 64, kernel)  #           512 ×  14 ×  14
+        self.inception4c = Inception(512, 128, (128, 256), (24, 64), 64, kernel)  #           512 ×  14 ×  14
+        self.inception4d = Inception(512, 112, (144, 288), (32, 64), 64, kernel)  #           528 ×  14 ×  14
+        self.inception4e = Inception(528, 256, (160, 320), (32, 128), 128, kernel)  #         832 ×  14 ×  14
+        self.maxpool4 = nn.MaxPool2d(2, stride=2, ceil_mode=True)  # the paper pools 3×3:     832 ×   7 ×   7
+        self.inception5a = Inception(832, 256, (160, 320), (32, 128), 128, kernel)  #         832 ×   7 ×   7
+        self.inception5b = Inception(832, 384, (192, 384), (48, 128), 128, kernel)  #        1024 ×   7 ×   7
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(1024, classes)
+        self.aux1: Auxiliary | None = None
+        self.aux2: Auxiliary | None = None
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Scores of ``(N, C, H, W)``; in training, where there are auxiliary heads, theirs as well."""
+        x = self.maxpool1(self.conv1(x))
+        x = self.maxpool2(self.conv3(self.conv2(x)))
+        x = self.maxpool3(self.inception3b(self.inception3a(x)))
+        first = x = self.inception4a(x)  # N × 512 × 14 × 14
+        second = x = self.inception4d(self.inception4c(self.inception4b(x)))  # N × 528 × 14 × 14
+        x = self.maxpool4(self.inception4e(x))
+        x = self.inception5b(self.inception5a(x))
+        scores: Tensor = self.fc(self.dropout(self.flatten(self.avgpool(x))))
+        if self.training and self.aux1 is not None and self.aux2 is not None:
+            return scores, self.aux1(first), self.aux2(second)
+        return scores
+
+
+class Inception(nn.Module):
+    """Figure 2b: 1×1, 3×3 and 5×5 filters and a pooling of the same input, their channels side by side."""
+
+    def __init__(
+        self, inputs: int, ones: int, threes: tuple[int, int], fives: tuple[int, int], pooled: int, kernel: int
+    ) -> None:
+        super().__init__()
+        self.branch1 = Convolution(inputs, ones, 1)
+        self.branch2 = nn.Sequential(Convolution(inputs, threes[0], 1), Convolution(*threes, 3))
+        self.branch3 = nn.Sequential(Convolution(inputs, fives[0], 1), Convolution(*fives, kernel))
+        self.branch4 = nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), Convolution(inputs, pooled, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, inputs, H, W)`` to ``(N, ones + threes[1] + fives[1] + pooled, H, W)``."""
+        return torch.cat((self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)), 1)
+
+
+class Auxiliary(nn.Module):
+    """Section 5: a small classifier on a module in the middle, whose loss keeps the early layers learning."""
+
+    def __init__(self, inputs: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.avgpool = nn.AdaptiveAvgPool2d(4)
+        self.conv = Convolution(inputs, 128, 1)
+        self.flatten = nn.Flatten()
+        self.fc1 = nn.Linear(128 * 4 * 4, 1024)
+        self.relu = nn.ReLU(inplace=True)
+        self.dropout = nn.Dropout(dropout)
+        self.fc2 = nn.Linear(1024, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores ``(N, classes)`` of ``(N, inputs, H, W)``."""
+        x = self.flatten(self.conv(self.avgpool(x)))  # N × 2048
+        scores: Tensor = self.fc2(self.dropout(self.relu(self.fc1(x))))
+        return scores
+
+
+class Convolution(nn.Module):
+    """A convolution that keeps the picture's size (up to its stride), batch normalisation and ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, stem: bool = False) -> None:
+        super().__init__()
+        convolution = StemConv2d if stem else nn.Conv2d
+        self.conv = convolution(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+        self.bn = nn.BatchNorm2d(outputs, eps=0.001)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, inputs, H, W)`` to ``(N, outputs, H / stride, W / stride)``."""
+        x = self.relu(self.bn(self.conv(x)))
+        return x

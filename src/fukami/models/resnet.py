@@ -1,0 +1,242 @@
+"""ResNet: layers that learn what to add to their input.
+
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. Table 1, for ImageNet; the first block of
+conv3, conv4 and conv5 halves the picture:
+
+    224×224             18          34            50            101            152
+    112×112 conv1     7×7, 64, stride 2
+     56×56  conv2     3×3 max pooling, stride 2
+                    3×3, 64     3×3, 64      1×1, 64       1×1, 64        1×1, 64
+                    3×3, 64     3×3, 64      3×3, 64       3×3, 64        3×3, 64
+                                             1×1, 256      1×1, 256       1×1, 256
+                      × 2         × 3          × 3           × 3            × 3
+     28×28  conv3   128   × 2   128   × 4    128-512  × 4  128-512  × 4   128-512  × 8
+     14×14  conv4   256   × 2   256   × 6    256-1024 × 6  256-1024 × 23  256-1024 × 36
+      7×7   conv5   512   × 2   512   × 3    512-2048 × 3  512-2048 × 3   512-2048 × 3
+                      average pooling, affine 1000
+
+Section 4.2, for CIFAR, with n = 3, 5, 7, 9, 18 blocks a stage:
+
+    32×32  3×3, 16;  n × (3×3, 16; 3×3, 16)
+    16×16            n × (3×3, 32; 3×3, 32)
+     8×8             n × (3×3, 64; 3×3, 64)
+           average pooling, affine 10
+
+The names of the parameters are torchvision's: its published weights load as they are.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fukami.ops.stem import StemConv2d
+
+
+def resnet18(classes: int = 1000, *, channels: int = 3) -> nn.Sequential:
+    """ResNet-18 of table 1: ``(N, channels, H, W)`` to scores ``(N, classes)``. H and W: any; 224 in the paper."""
+    return _imagenet(Basic, 1, (2, 2, 2, 2), classes, channels)
+
+
+def resnet34(classes: int = 1000, *, channels: int = 3) -> nn.Sequential:
+    """ResNet-34 of table 1: ``(N, channels, H, W)`` to scores ``(N, classes)``. H and W: any; 224 in the paper."""
+    return _imagenet(Basic, 1, (3, 4, 6, 3), classes, channels)
+
+
+def resnet50(classes: int = 1000, *, channels: int = 3, stride_in: Literal["3x3", "1x1"] = "3x3") -> nn.Sequential:
+    """ResNet-50 of table 1: ``(N, channels, H, W)`` to scores ``(N, classes)``. H and W: any; 224 in the paper.
+
+    Args:
+        classes: number of scores.
+        channels: of the pictures.
+        stride_in: the convolution of a stage's first block that halves the picture: the paper's is the first ``"1x1"``,
+            torchvision's (and that of its weights) the ``"3x3"``, which throws no value away unseen.
+
+    Raises:
+        ValueError: ``stride_in`` is neither.
+    """
+    return _imagenet(_bottleneck(stride_in), 4, (3, 4, 6, 3), classes, channels)
+
+
+def resnet101(classes: int = 1000, *, channels: int = 3, stride_in: Literal["3x3", "1x1"] = "3x3") -> nn.Sequential:
+    """ResNet-101 of table 1. The arguments are ``resnet50``'s."""
+    return _imagenet(_bottleneck(stride_in), 4, (3, 4, 23, 3), classes, channels)
+
+
+def resnet152(classes: int = 1000, *, channels: int = 3, stride_in: Literal["3x3", "1x1"] = "3x3") -> nn.Sequential:
+    """ResNet-152 of table 1. The arguments are ``resnet50``'s."""
+    return _imagenet(_bottleneck(stride_in), 4, (3, 8, 36, 3), classes, channels)
+
+
+def resnet20(classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
+    """ResNet-20 of section 4.2: ``(N, channels, H, W)`` to scores ``(N, classes)``. H and W: any; 32 in the paper.
+
+    Args:
+        classes: number of scores.
+        channels: of the pictures.
+        shortcut: how the input of a block that halves the picture reaches its output: ``"A"``, every other pixel and
+            zeros for the new channels, no parameters (the paper's); ``"B"``, a 1×1 convolution.
+
+    Raises:
+        ValueError: ``shortcut`` is neither.
+    """
+    return _cifar(3, classes, channels, shortcut)
+
+
+def resnet32(classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
+    """ResNet-32 of section 4.2. The arguments are ``resnet20``'s."""
+    return _cifar(5, classes, channels, shortcut)
+
+
+def resnet44(classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
+    """ResNet-44 of section 4.2. The arguments are ``resnet20``'s."""
+    return _cifar(7, classes, channels, shortcut)
+
+
+def resnet56(classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
+    """ResNet-56 of section 4.2. The arguments are ``resnet20``'s."""
+    return _cifar(9, classes, channels, shortcut)
+
+
+def resnet110(classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
+    """ResNet-110 of section 4.2, which the paper warms up at a learning rate of 0.01. Arguments: ``resnet20``'s."""
+    return _cifar(18, classes, channels, shortcut)
+
+
+Block = Callable[[int, int, int], nn.Module]  # inputs, width, stride
+
+
+class Basic(nn.Module):
+    """Figure 5, left: two 3×3 convolutions, and the input added to what they give."""
+
+    def __init__(self, inputs: int, width: int, stride: int, shortcut: str = "B") -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _shortcut(inputs, width, stride, shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, inputs, H, W)`` to ``(N, width, H / stride, W / stride)``."""
+        residual = self.relu(self.bn1(self.conv1(x)))
+        residual = self.bn2(self.conv2(residual))
+        if self.downsample is not None:
+            x = self.downsample(x)
+        x = self.relu(residual + x)
+        return x
+
+
+class Bottleneck(nn.Module):
+    """Figure 5, right: 1×1 to fewer channels, 3×3, 1×1 to four times as many, and the input added."""
+
+    def __init__(self, inputs: int, width: int, stride: int, stride_in: str) -> None:
+        super().__init__()
+        first, second = (stride, 1) if stride_in == "1x1" else (1, stride)
+        self.conv1 = nn.Conv2d(inputs, width, 1, first, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, second, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * width)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(inputs, 4 * width, stride, "B")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, inputs, H, W)`` to ``(N, 4 * width, H / stride, W / stride)``."""
+        residual = self.relu(self.bn1(self.conv1(x)))
+        residual = self.relu(self.bn2(self.conv2(residual)))
+        residual = self.bn3(self.conv3(residual))
+        if self.downsample is not None:
+            x = self.downsample(x)
+        x = self.relu(residual + x)
+        return x
+
+
+class Subsample(nn.Module):
+    """Option A of section 3.3: every other pixel, and zeros for the channels that the input lacks."""
+
+    def __init__(self, missing: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        # half of them before the input's, half after: where the public implementations have them
+        self.padding = (0, 0, 0, 0, missing // 2, missing - missing // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to ``(N, C + missing, H / stride, W / stride)``."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
+
+
+def _shortcut(inputs: int, outputs: int, stride: int, option: str) -> nn.Module | None:
+    """What the input passes on its way around a block: nothing where the shapes agree."""
+    if stride == 1 and inputs == outputs:
+        return None
+    if option == "A":
+        return Subsample(outputs - inputs, stride)
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+def _bottleneck(stride_in: str) -> Block:
+    if stride_in not in ("3x3", "1x1"):
+        raise ValueError(f"stride_in is '3x3' (torchvision's weights) or '1x1' (the paper), not {stride_in!r}")
+    return partial(Bottleneck, stride_in=stride_in)
+
+
+def _stage(block: Block, number: int, inputs: int, width: int, outputs: int, stride: int) -> nn.Sequential:
+    """So many blocks of one width, of which the first strides."""
+    return nn.Sequential(block(inputs, width, stride), *(block(outputs, width, 1) for _ in range(number - 1)))
+
+
+def _imagenet(
+    block: Block, expansion: int, numbers: tuple[int, int, int, int], classes: int, channels: int
+) -> nn.Sequential:
+    """A column of table 1."""
+    e = expansion
+    network = nn.Sequential(
+        OrderedDict(
+            conv1=StemConv2d(channels, 64, 7, stride=2, padding=3, bias=False),  # N × 64 × 112 × 112
+            bn1=nn.BatchNorm2d(64),
+            relu=nn.ReLU(inplace=True),
+            maxpool=nn.MaxPool2d(3, stride=2, padding=1),  # N × 64 × 56 × 56
+            layer1=_stage(block, numbers[0], 64, 64, 64 * e, 1),  # N × 64 e × 56 × 56
+            layer2=_stage(block, numbers[1], 64 * e, 128, 128 * e, 2),  # N × 128 e × 28 × 28
+            layer3=_stage(block, numbers[2], 128 * e, 256, 256 * e, 2),  # N × 256 e × 14 × 14
+            layer4=_stage(block, numbers[3], 256 * e, 512, 512 * e, 2),  # N × 512 e × 7 × 7
+            avgpool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(512 * e, classes),  # N × classes
+        )
+    )
+    return _initialised(network)
+
+
+def _cifar(n: int, classes: int, channels: int, shortcut: str) -> nn.Sequential:
+    """The network of 6n + 2 layers of section 4.2."""
+    if shortcut not in ("A", "B"):
+        raise ValueError(f"shortcut is 'A' (zeros for new channels) or 'B' (a 1×1 convolution), not {shortcut!r}")
+    block = partial(Basic, shortcut=shortcut)
+    network = nn.Sequential(
+        OrderedDict(
+            conv1=StemConv2d(channels, 16, 3, padding=1, bias=False),  # N × 16 × 32 × 32
+            bn1=nn.BatchNorm2d(16),
+            relu=nn.ReLU(inplace=True),
+            layer1=_stage(block, n, 16, 16, 16, 1),  # N × 16 × 32 × 32
+            layer2=_stage(block, n, 16, 32, 32, 2),  # N × 32 × 16 × 16
+            layer3=_stage(block, n, 32, 64, 64, 2),  # N × 64 × 8 × 8
+            avgpool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(64, classes),  # N × classes
+        )
+    )
+    return _initialised(network)
+
+
+def _initialised(network: nn.Sequential) -> nn.Sequential:
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")  # He et al. 2015, eq. 14
+    return network

@@ -1,0 +1,153 @@
+"""VGG: small filters only, and many of them.
+
+Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, section 2.1 and
+table 1. Each group of 3×3 convolutions ends in a pooling that halves the picture; for one of 224×224:
+
+          A = VGG-11  B = VGG-13  D = VGG-16  E = VGG-19
+    64        1           2           2           2        112 × 112
+    128       1           2           2           2         56 ×  56
+    256       2           2           3           4         28 ×  28
+    512       2           2           3           4         14 ×  14
+    512       2           2           3           4          7 ×   7
+    affine 4096   dropout 0.5   affine 4096   dropout 0.5   affine 1000
+
+Column C, with 1×1 convolutions, and A-LRN, which normalises once and gains nothing, are left out. The names of the
+parameters are torchvision's: its published weights load as they are.
+"""
+
+from collections import OrderedDict
+
+from torch import nn
+
+from fukami.ops.stem import StemConv2d
+
+TABLE = {  # widths of the 3×3 convolutions, a group per pooling
+    "A": ((64,), (128,), (256, 256), (512, 512), (512, 512)),
+    "B": ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),
+    "D": ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
+    "E": ((64, 64), (128, 128), (256, 256, 256, 256), (512, 512, 512, 512), (512, 512, 512, 512)),
+}
+
+
+def vgg11(
+    classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
+) -> nn.Sequential:
+    """VGG-11, column A of table 1: 8 convolutions and 3 affine layers.
+
+    Args:
+        classes: number of scores, ``(N, classes)``.
+        channels, size: the input is ``(N, channels, size, size)``. The classifier sees ``size // 32`` positions a side,
+            at most 7; pictures of another size than this one are averaged to as many.
+        hidden: width of the two affine layers before the last. 0 leaves one affine layer on the 512 features' average
+            over the picture: a linear probe.
+        dropout: share of the hidden units that training drops.
+
+    Raises:
+        ValueError: the picture is too small for five poolings.
+    """
+    return _vgg("A", False, classes, channels, size, hidden, dropout)
+
+
+def vgg13(
+    classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
+) -> nn.Sequential:
+    """VGG-13, column B of table 1: 10 convolutions and 3 affine layers. The arguments are ``vgg11``'s."""
+    return _vgg("B", False, classes, channels, size, hidden, dropout)
+
+
+def vgg16(
+    classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
+) -> nn.Sequential:
+    """VGG-16, column D of table 1: 13 convolutions and 3 affine layers. The arguments are ``vgg11``'s."""
+    return _vgg("D", False, classes, channels, size, hidden, dropout)
+
+
+def vgg19(
+    classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
+) -> nn.Sequential:
+    """VGG-19, column E of table 1: 16 convolutions and 3 affine layers. The arguments are ``vgg11``'s."""
+    return _vgg("E", False, classes, channels, size, hidden, dropout)
+
+
+def vgg11_bn(
+    classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
+) -> nn.Sequential:
+    """VGG-11 with batch normalisation after every convolution, which the paper had not yet. Arguments: ``vgg11``'s."""
+    return _vgg("A", True, classes, channels, size, hidden, dropout)
+
+
+def vgg13_bn(
+    classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
+) -> nn.Sequential:
+    """VGG-13 with batch normalisation after every convolution, which the paper had not yet. Arguments: ``vgg11``'s."""
+    return _vgg("B", True, classes, channels, size, hidden, dropout)
+
+
+def vgg16_bn(
+    classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
+) -> nn.Sequential:
+    """VGG-16 with batch normalisation after every convolution, which the paper had not yet. Arguments: ``vgg11``'s."""
+    return _vgg("D", True, classes, channels, size, hidden, dropout)
+
+
+def vgg19_bn(
+    classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
+) -> nn.Sequential:
+    """VGG-19 with batch normalisation after every convolution, which the paper had not yet. Arguments: ``vgg11``'s."""
+    return _vgg("E", True, classes, channels, size, hidden, dropout)
+
+
+def _vgg(
+    column: str, normalise: bool, classes: int, channels: int, size: int, hidden: int, dropout: float
+) -> nn.Sequential:
+    """The network of a column of table 1."""
+    if size < 32:
+        raise ValueError(f"VGG pools five times and needs pictures of at least 32×32, not {size}×{size}: enlarge them")
+    side = min(7, size // 32) if hidden else 1
+    network = nn.Sequential(
+        OrderedDict(
+            features=_features(TABLE[column], channels, normalise),  # N × 512 × size/32 × size/32
+            avgpool=nn.AdaptiveAvgPool2d(side),  # changes nothing at 32, 64 ... 224
+            flatten=nn.Flatten(),
+            classifier=_classifier(512 * side * side, hidden, classes, dropout),  # N × classes
+        )
+    )
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        elif isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.01)  # torchvision's; section 3.1 says variance 0.01
+            nn.init.zeros_(layer.bias)
+    return network
+
+
+def _features(groups: tuple[tuple[int, ...], ...], channels: int, normalise: bool) -> nn.Sequential:
+    """The 3×3 convolutions, which keep the picture's size, and the five poolings, which halve it."""
+    layers: list[nn.Module] = []
+    inputs = channels
+    for group in groups:
+        for width in group:
+            convolution = nn.Conv2d if layers else StemConv2d
+            layers.append(convolution(inputs, width, kernel_size=3, padding=1))
+            if normalise:
+                layers.append(nn.BatchNorm2d(width))
+            layers.append(nn.ReLU(inplace=True))
+            inputs = width
+        layers.append(nn.MaxPool2d(kernel_size=2, stride=2))
+    return nn.Sequential(*layers)
+
+
+def _classifier(inputs: int, hidden: int, classes: int, dropout: float) -> nn.Sequential:
+    """Three affine layers; one alone where ``hidden`` is 0."""
+    if not hidden:
+        return nn.Sequential(nn.Linear(inputs, classes))
+    return nn.Sequential(
+        nn.Linear(inputs, hidden),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(hidden, classes),
+    )
