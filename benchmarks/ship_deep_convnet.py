@@ -23,7 +23,7 @@ from record import record
 
 COMMAND = (
     "fukami train deep-convnet --data mnist --epochs 60 --weight-decay 0.05 --dropout 0.4 "
-    "--rotate 15 --scale 0.15 --shear 0.2"
+    "--augment shift=2 rotate=15 scale=0.15 shear=0.2"
 )
 FOLDER = checkpoint.SHIPPED / "deep-convnet"
 

@@ -79,7 +79,7 @@ def trained(tmp_path_factory):
     import fukami
 
     out = tmp_path_factory.mktemp("runs") / "digits"
-    recipe = fukami.find("deep-convnet")(epochs=8, batch=50, shift=1.0, rotate=0.0, scale=0.0, shear=0.0)
+    recipe = fukami.find("deep-convnet")(epochs=8, batch=50, augment=("shift=1",))
     fukami.train(recipe, out)
     return out
 

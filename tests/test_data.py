@@ -98,6 +98,13 @@ def paint(path, value, size=(30, 20)):
     Image.new("L", size, value).save(path)
 
 
+def read(spec, prepare, holdout):
+    """Both parts of a data set, in memory, and its labels."""
+    train, test, labels = classification.read(spec, holdout)
+    prepared = prepare(labels)
+    return train.read(prepared), test.read(prepared), labels
+
+
 @pytest.fixture
 def parted(tmp_path):
     """Two classes with a training and a test part, with things in them that are no pictures."""
@@ -113,7 +120,7 @@ def parted(tmp_path):
 
 
 def test_parts_of_a_folder(parted):
-    train, test, labels = classification.read(str(parted), plain(), 0.2)
+    train, test, labels = read(str(parted), plain(), 0.2)
     assert labels == ("dark", "light")
     assert (len(train.pictures), len(test.pictures)) == (8, 4)
     assert train.targets.tolist() == [0] * 4 + [1] * 4
@@ -124,9 +131,9 @@ def test_parts_of_a_folder(parted):
 @pytest.mark.parametrize("kind", ["zip", "gztar"])
 def test_an_archive_is_its_folder(parted, tmp_path, kind):
     archive = shutil.make_archive(str(tmp_path / "packed"), kind, tmp_path, "set")
-    train, test, labels = classification.read(archive, plain(), 0.2)
+    train, test, labels = read(archive, plain(), 0.2)
     assert (len(train.pictures), len(test.pictures), labels) == (8, 4, ("dark", "light"))
-    again, _, _ = classification.read(archive, plain(), 0.2)
+    again, _, _ = read(archive, plain(), 0.2)
     assert torch.equal(again.pictures, train.pictures)
 
 
@@ -134,7 +141,7 @@ def test_a_folder_without_parts_is_split(tmp_path):
     for label in ("a", "b"):
         for number in range(10):
             paint(tmp_path / "set" / label / "deeper" / f"{number}.bmp", 20 * number)
-    train, test, _ = classification.read(str(tmp_path / "set"), plain(), 0.3)
+    train, test, _ = read(str(tmp_path / "set"), plain(), 0.3)
     assert (len(train.pictures), len(test.pictures)) == (14, 6)
     assert set(train.names).isdisjoint(test.names)
     assert torch.bincount(test.targets).tolist() == [3, 3]
@@ -143,7 +150,7 @@ def test_a_folder_without_parts_is_split(tmp_path):
 def test_broken_pictures_are_left_out_and_named(parted, caplog):
     (parted / "train" / "dark" / "9.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (parted / "train" / "light" / "empty.jpg").write_bytes(b"")
-    train, _, _ = classification.read(str(parted), plain(), 0.2)
+    train, _, _ = read(str(parted), plain(), 0.2)
     assert len(train.pictures) == 8
     assert "2 of 10 pictures are left out" in caplog.text
     assert "9.png" in caplog.text
@@ -163,14 +170,14 @@ def test_what_is_no_data_set_is_refused_by_name(tmp_path):
         ("bad", "x.png"),
     ):
         with pytest.raises(Error, match=hint):
-            classification.read(str(tmp_path / name), plain(), 0.2)
+            read(str(tmp_path / name), plain(), 0.2)
     with pytest.raises(UsageError, match="'mnist'"):
-        classification.read("mnsit", plain(), 0.2)
+        read("mnsit", plain(), 0.2)
 
 
 @pytest.mark.parametrize(("size", "channels"), [(28, 3), (32, 1), (16, 3)])
 def test_known_sets_come_in_the_networks_size(size, channels):
-    train, test, _ = classification.read("digits", plain(size, channels), 0.2)
+    train, test, _ = read("digits", plain(size, channels), 0.2)
     assert train.pictures.shape[1:] == test.pictures.shape[1:] == (channels, size, size)
     assert len(train.pictures) + len(test.pictures) == 1797
 

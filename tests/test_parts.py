@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 import fukami as package
 from fukami import Error, UsageError, checkpoint, metrics, recipe, schedules
+from fukami.ops.ensemble import Ensemble
 from fukami.recipes.deep_convnet import DeepConvNet
-from fukami.tasks.classification import Averaged
 
 
-def test_one_cycle_rises_straight_and_falls_along_a_cosine():
-    factor = schedules.one_cycle(0.2)
+def test_cosine_after_a_warm_up_rises_straight_and_falls_as_torchs():
+    factor = schedules.warmed(schedules.cosine, 0.2)
     assert [factor(p) for p in (0, 0.1, 0.2)] == [0, 0.5, 1]
     assert factor(0.6) == pytest.approx(0.5)
     assert factor(1.0) == pytest.approx(0)
@@ -28,7 +28,7 @@ def test_one_cycle_rises_straight_and_falls_along_a_cosine():
         optimizer.step()
         cosine.step()
     with pytest.raises(ValueError, match=r"\[0, 1\)"):
-        schedules.one_cycle(1.0)
+        schedules.warmed(schedules.cosine, 1.0)
 
 
 def test_confusion_agrees_with_scikit_learn(random):
@@ -40,12 +40,12 @@ def test_confusion_agrees_with_scikit_learn(random):
     }  # fmt: skip
 
 
-def test_averaged_is_the_mean_of_the_probabilities():
+def test_an_ensemble_is_the_mean_of_the_probabilities():
     torch.manual_seed(0)
     members = [torch.nn.Linear(4, 3) for _ in range(3)]
     x = torch.randn(5, 4)
     expected = sum(F.softmax(member(x), 1) for member in members) / 3
-    torch.testing.assert_close(Averaged(members)(x).softmax(1), expected)
+    torch.testing.assert_close(Ensemble(members)(x).exp(), expected)
 
 
 def test_evaluation_agrees_with_a_loop_by_hand(trained):
@@ -60,7 +60,8 @@ def test_evaluation_agrees_with_a_loop_by_hand(trained):
 
 
 def test_recipes_are_found_by_name_and_come_back_from_json():
-    assert recipe.names() == ["deep-convnet"]
+    resnets = [f"resnet{depth}" for depth in (101, 110, 152, 18, 20, 32, 34, 44, 50, 56)]
+    assert recipe.names() == ["deep-convnet", "googlenet", *resnets, "vgg11", "vgg13", "vgg16", "vgg19"]
     assert package.find("deep-convnet") is DeepConvNet
     original = DeepConvNet(lr=0.5, widths=(1, 2, 3, 4, 5, 6), dataset="mnist")
     import dataclasses
@@ -75,11 +76,12 @@ def test_recipes_are_found_by_name_and_come_back_from_json():
 
 
 @pytest.mark.parametrize("name", recipe.names())
-def test_every_recipe_trains_two_steps_on_embedded_data(name, tmp_path):
+def test_every_recipe_trains_two_steps_on_embedded_data(name, digit_files, tmp_path):
     cls = package.find(name)
-    made = cls(epochs=1, batch=700)
+    smaller = {} if name == "deep-convnet" else {"size": 32}
+    made = cls(dataset=str(digit_files), epochs=1, batch=15, **smaller)
     result = package.train(made, tmp_path / "run", device="cpu")
-    assert result["count"] > 0
+    assert result["count"] == 10
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
     assert cls.paper
     assert cls.year
@@ -218,5 +220,7 @@ def test_numbers_in_the_list_stand_in_the_results():
     results = (Path(__file__).parents[1] / "benchmarks" / "results.csv").read_text()
     for name in recipe.names():
         claim = package.find(name).reached
+        if not claim:
+            continue  # nothing is claimed
         number = float(claim.split()[0]) / 100
         assert f"{number:.6g}" in results, claim

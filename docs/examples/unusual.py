@@ -75,7 +75,8 @@ class Unusual(Recipe):
 
     def data(self) -> Data:
         """The data set; what the classes are does not matter here."""
-        train, test, labels = classification.read(self.dataset, self.prepare, self.holdout)
+        *parts, labels = classification.read(self.dataset, self.holdout)
+        train, test = (part.read(self.prepare(labels)) for part in parts)
         training = Resident(train.pictures, train.targets, labels, batch=64, names=train.names, seed=self.seed)
         return Data(training, Resident(test.pictures, test.targets, labels, batch=500), labels)
 

@@ -29,13 +29,16 @@ from fukami.task import Task
 SHIPPED = Path(__file__).parent / "weights"
 
 
-def load(*runs: str | os.PathLike[str], device: str = "auto", precision: str = "float32") -> Task:
+def load(
+    *runs: str | os.PathLike[str], device: str = "auto", precision: str = "float32", vote: bool = False
+) -> Task:
     """The task of a finished run, ready to predict and evaluate; several runs answer together, as an ensemble.
 
     Args:
         runs: folders, or names of weights that ship with the package (``deep-convnet``).
         device: ``auto``, ``cpu``, ``cuda`` ...
         precision: ``float32``, ``bfloat16`` or ``float16``: the type of the weights and of the activations.
+        vote: the majority of several runs decides, and not the average of their probabilities.
 
     Raises:
         UsageError: a run is not there.
@@ -45,7 +48,7 @@ def load(*runs: str | os.PathLike[str], device: str = "auto", precision: str = "
         raise UsageError("give at least one run: a folder, or the name of weights that ship with the package")
     runtime = Runtime.start(device, precision)
     first, *others = (_load_one(locate(run), runtime) for run in runs)
-    return first.ensemble(others) if others else first
+    return first.ensemble(others, vote=vote) if others else first
 
 
 def locate(run: str | os.PathLike[str]) -> Path:

@@ -57,3 +57,28 @@ def gallery(pictures: Tensor, captions: Sequence[str]) -> Figure:
         axes.set_title(caption, fontsize=9)
         axes.axis("off")
     return figure
+
+
+def members(share: Tensor, together: float, apart: Tensor) -> Figure:
+    """The accuracy of each member ``(M,)`` and of all together, and the share ``(M, M)`` on which two differ."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
+    names = [str(number) for number in range(1, len(share) + 1)]
+    heights = [100 * value for value in share.tolist()]
+    bars = left.bar([*names, "together"], [*heights, 100 * together], color=[*["#b9cbe0"] * len(names), "#4878a8"])
+    low, high = min(*heights, 100 * together), max(*heights, 100 * together)
+    left.set_ylim(max(0.0, low - max(0.05, high - low)), min(100.0, high + max(0.05, (high - low) / 2)))
+    left.bar_label(bars, fmt="%.2f", fontsize=8)
+    left.set_ylabel("accuracy, %")
+    left.spines[["top", "right"]].set_visible(False)
+    values = 100 * apart.numpy()
+    right.imshow(values, cmap="Purples", vmin=0)
+    right.set_xticks(range(len(names)), names)
+    right.set_yticks(range(len(names)), names)
+    right.set_title("differ on, %", fontsize=10)
+    if len(names) <= NUMBERED // 2:
+        for row, column in np.ndindex(values.shape):
+            dark = values[row, column] > 0.6 * values.max()
+            right.text(column, row, f"{values[row, column]:.2f}", ha="center", va="center", fontsize=8,
+                       color="w" if dark else "k")  # fmt: skip
+    return figure

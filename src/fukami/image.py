@@ -3,8 +3,11 @@
 What is read comes back upright, in 8 bits, grey ("L") or colour ("RGB"), or is refused by name.
 """
 
+import functools
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
 import numpy as np
@@ -16,6 +19,7 @@ from fukami.errors import Error
 Bytes = npt.NDArray[np.uint8]
 MAX_PIXELS = 100_000_000
 PROGRAMS = {"EPS", "WMF"}  # formats that are drawn by running something
+USUAL = {"JPEG", "PNG"}
 GREY = {"1", "L"}
 SHOWN = 280  # height in pixels of a drawn answer
 WHITE = (255, 255, 255)
@@ -40,9 +44,16 @@ def read(
         return from_array(source)
     if isinstance(source, Image.Image):
         try:
-            return _normal(source)
+            return upright(source)
         except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes what it opened only when it is asked to
             raise Error(f"the picture given is damaged or incomplete ({error}); open it again") from error
+    with opened(source, max_pixels=max_pixels) as picture:
+        return upright(picture)
+
+
+@contextmanager
+def opened(source: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """The picture in a file, not decoded yet, so that a JPEG can be decoded smaller; what goes wrong is an Error."""
     name = os.fspath(source)
     try:
         with open(name, "rb") as file, _opened(file) as picture:  # noqa: PTH123
@@ -51,8 +62,7 @@ def read(
                 raise Error(
                     f"{name} has {width}×{height} pixels, more than the {max_pixels:,} that are read; make it smaller"
                 )
-            picture.load()
-            return _normal(picture)
+            yield picture
     except Error:
         raise
     except FileNotFoundError:
@@ -82,12 +92,14 @@ def from_array(array: npt.NDArray[Any]) -> Image.Image:
         array = array[..., 0]
     if not (array.size and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)))):
         raise Error(f"an array of shape {array.shape} is no picture; expected (H, W) or (H, W, 1 | 3 | 4)")
-    return _normal(Image.fromarray(_eight_bits(array)))
+    return upright(Image.fromarray(_eight_bits(array)))
 
 
 def fit(picture: Image.Image, *, channels: int, size: int) -> Bytes:
     """The picture as ``(channels, size, size)`` uint8: shortest side resized, centre cropped; 1 channel grey, 3 RGB."""
-    picture = ImageOps.fit(picture.convert("L" if channels == 1 else "RGB"), (size, size), Image.Resampling.BICUBIC)
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    if picture.size != (size, size):
+        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
     return np.asarray(picture).reshape(size, size, channels).transpose(2, 0, 1).copy()
 
 
@@ -117,8 +129,9 @@ def _drawable(text: str) -> str:
     return text.encode("latin-1", "backslashreplace").decode("latin-1")
 
 
-def _normal(picture: Image.Image) -> Image.Image:
-    """Upright, 8 bits, transparency on white, "L" or "RGB"."""
+def upright(picture: Image.Image) -> Image.Image:
+    """The picture decoded: upright, 8 bits, transparency on white, "L" or "RGB"."""
+    picture.load()
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith(("I", "F")):
         picture = Image.fromarray(_eight_bits(np.asarray(picture)))
@@ -154,7 +167,8 @@ def _opened(file: IO[bytes]) -> Image.Image:
         return Image.open(file, formats=_formats())
 
 
+@functools.cache
 def _formats() -> list[str]:
-    """Every format that Pillow reads without running another program."""
+    """Every format that Pillow reads without running another program; the usual ones are tried first."""
     Image.init()
-    return [name for name in Image.ID if name not in PROGRAMS]
+    return sorted((name for name in Image.ID if name not in PROGRAMS), key=lambda name: name not in USUAL)

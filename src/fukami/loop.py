@@ -55,6 +55,7 @@ def train(
         with Log(folder, recipe, runtime, steps, interval) as log:
             step = restore(folder, task, loader, log)
             if step == 0:
+                recipe.begin(task)
                 log.begin(data.labels)
             batches = iter(task.batches(loader))
             update = runtime.fast(task.step, task.static)
@@ -68,9 +69,14 @@ def train(
                 ended = step % interval == 0 or step == steps
                 if not (ended or step % look == 0 or (stop.asked and runtime.world == 1)):
                     continue
-                log.trained(step, history.read(step, loader), rate, runtime.count(batch))
+                metrics = history.read(step, loader)
+                if hasattr(loader, "waiting"):
+                    metrics["waiting"] = loader.waiting()
+                log.trained(step, metrics, rate, runtime.count(batch))
                 if ended and data.val:
-                    log.evaluated(step, task.evaluate(data.val))
+                    found = task.evaluate(data.val)
+                    task.judged(found)
+                    log.evaluated(step, found)
                 if runtime.any(stop.asked > 0 or time.monotonic() > save_at) or step == steps:
                     save_at = save(folder, step, task, loader, log)
                 if runtime.any(stop.asked > 0) and step < steps:

@@ -20,11 +20,19 @@ class Preparation:
         channels: 1 grey, 3 colour.
         size: side in pixels.
         digit: one character on a plain ground, brought to MNIST's form (28×28 grey); otherwise resized and cropped.
+        mean, std: of each channel, or one for all, in [0, 1]; a network sees ``(picture / 255 - mean) / std``.
     """
 
     channels: int
     size: int
     digit: bool = False
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    @property
+    def bytes(self) -> int:
+        """What a prepared picture takes."""
+        return self.channels * self.size**2
 
     def __call__(self, picture: Image.Image) -> npt.NDArray[np.uint8]:
         """The picture as the network sees it.

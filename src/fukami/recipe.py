@@ -54,6 +54,9 @@ class Recipe:
         """The task for answers of these names; used by train, eval, predict, serve and export."""
         raise NotImplementedError(f"{type(self).__name__} does not define task(labels)")
 
+    def begin(self, task: "Task") -> None:
+        """Bring the task of a new training, on its device already, to its first state; nothing by default."""
+
     def on(self, spec: str) -> Self:
         """This recipe judged on the data ``spec``: its test part, or all of it where it has none and is new to the run.
 

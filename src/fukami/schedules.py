@@ -1,13 +1,17 @@
 """Learning-rate schedules: pure functions from the share of the training done to a factor of the learning rate.
 
 A share in [0, 1] rather than a step number: the same schedule then serves any number of steps, and nothing but the
-step has to be remembered when a run is resumed.
+step has to be remembered when a run is resumed. Only ``plateau`` remembers more: what the evaluations found.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fukami.errors import UsageError, unknown
 
 Schedule = Callable[[float], float]
+DIVISOR, FINAL = 25.0, 1e4  # one-cycle begins at the peak over the one and ends at that over the other
 
 
 def constant(progress: float) -> float:
@@ -15,8 +19,47 @@ def constant(progress: float) -> float:
     return 1.0
 
 
+def step(drops: float, factor: float) -> Schedule:
+    """Multiplied by ``factor`` so many times, after equal shares of the training."""
+    return lambda progress: factor ** math.floor(progress * (drops + 1))
+
+
+def multistep(shares: tuple[float, ...], factor: float) -> Schedule:
+    """Multiplied by ``factor`` when each of these shares of the training is done (He et al. 2016: 0.5 and 0.75)."""
+    return lambda progress: factor ** sum(progress >= share for share in shares)
+
+
+def exponential(end: float) -> Schedule:
+    """Down to ``end`` by the same factor at every step."""
+    return lambda progress: end**progress
+
+
+def polynomial(power: float) -> Schedule:
+    """``(1 - progress) ** power``; 1 is a straight line to 0."""
+    return lambda progress: (1 - progress) ** power
+
+
+def cosine(progress: float) -> float:
+    """Half a cosine wave down to 0 (Loshchilov and Hutter 2017, equation 5)."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
 def one_cycle(warmup: float) -> Schedule:
-    """Linear from 0 to 1 over the share ``warmup``, then to 0 along a cosine (after Smith and Topin 2018).
+    """Up from 1/25 until the share ``warmup``, then down to 1/250,000, both along a cosine (Smith and Topin 2018), as
+    torch's ``OneCycleLR`` has it.
+    """
+
+    def factor(progress: float) -> float:
+        start, end = 1 / DIVISOR, 1 / (DIVISOR * FINAL)
+        if progress < warmup:
+            return 1 + (start - 1) * cosine(progress / warmup)
+        return end + (1 - end) * cosine((progress - warmup) / (1 - warmup))
+
+    return factor
+
+
+def warmed(schedule: Schedule, warmup: float) -> Schedule:
+    """Linear from 0 to 1 over the share ``warmup``, then the schedule over the rest (Goyal et al. 2017, section 2.2).
 
     Raises:
         ValueError: ``warmup`` is not in [0, 1).
@@ -25,8 +68,87 @@ def one_cycle(warmup: float) -> Schedule:
         raise ValueError(f"warmup is the share of the training spent warming up, in [0, 1), not {warmup}")
 
     def factor(progress: float) -> float:
-        if progress < warmup:
-            return progress / warmup
-        return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+        return progress / warmup if progress < warmup else schedule((progress - warmup) / (1 - warmup))
 
     return factor
+
+
+def repeated(schedule: Schedule, cycles: int) -> Schedule:
+    """The schedule so many times in a row, each from its beginning (SGDR, Loshchilov and Hutter 2017)."""
+    return lambda progress: schedule(progress * cycles % 1)
+
+
+class Plateau:
+    """Multiplied by ``factor`` whenever so many evaluations in a row found no smaller loss, after the warm-up."""
+
+    def __init__(self, patience: int, factor: float, warmup: float = 0.0) -> None:
+        self.patience, self.factor = patience, factor
+        self.rise = warmed(constant, warmup)
+        self.best, self.waited, self.drops = math.inf, 0, 0
+
+    def __call__(self, progress: float) -> float:
+        """The factor for the share ``progress`` of the training."""
+        return self.rise(progress) * self.factor**self.drops
+
+    def judged(self, metrics: Mapping[str, float]) -> None:
+        """Hear what an evaluation found."""
+        if metrics["loss"] < self.best:
+            self.best, self.waited = metrics["loss"], 0
+        elif self.waited < self.patience:
+            self.waited += 1
+        else:
+            self.waited, self.drops = 0, self.drops + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers."""
+        return {"best": self.best, "waited": self.waited, "drops": self.drops}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remember it again."""
+        self.best, self.waited, self.drops = state["best"], state["waited"], state["drops"]
+
+
+KINDS = ("constant", "step", "multistep", "exponential", "polynomial", "cosine", "one-cycle", "plateau")
+DEFAULTS = {
+    "step": (2.0,), "multistep": (0.5, 0.75), "exponential": (0.01,), "polynomial": (1.0,), "plateau": (2.0,),
+}  # fmt: skip
+
+
+def parse(spec: str, *, factor: float = 0.1, warmup: float = 0.0) -> Schedule:
+    """The schedule that a word such as ``cosine``, ``step=3`` or ``multistep=0.5,0.75`` asks for.
+
+    Args:
+        spec: ``constant``; ``step=DROPS``; ``multistep=SHARE,...``; ``exponential=END``; ``polynomial=POWER``;
+            ``cosine``; ``one-cycle``; ``plateau=PATIENCE``.
+        factor: of each drop of step, multistep and plateau.
+        warmup: share of the training before it, in which the factor rises from 0 (one-cycle: 1/25) to 1.
+
+    Raises:
+        UsageError: the word is unknown, or its numbers make no sense.
+    """
+    name, _, given = spec.partition("=")
+    if name not in KINDS:
+        raise unknown("decay", name, KINDS)
+    try:
+        numbers = tuple(float(number) for number in given.split(",")) if given else DEFAULTS.get(name, ())
+    except ValueError:
+        numbers = (math.nan,)
+    shares = name in ("multistep", "exponential")
+    fits = all(0 < number < (1 if shares else math.inf) for number in numbers)
+    if not fits or (len(numbers) != len(DEFAULTS.get(name, ())) and name != "multistep"):
+        example = "=" + ",".join(f"{number:g}" for number in DEFAULTS[name]) if name in DEFAULTS else ""
+        bounds = " with numbers between 0 and 1" if shares else " with a number above 0" if example else ""
+        raise UsageError(f"{spec!r} is no decay; expected it as in {name}{example}{bounds}")
+    if name == "plateau":
+        return Plateau(int(numbers[0]), factor, warmup)
+    if name == "one-cycle":
+        return one_cycle(warmup)
+    schedules: dict[str, Callable[[], Schedule]] = {
+        "constant": lambda: constant,
+        "step": lambda: step(numbers[0], factor),
+        "multistep": lambda: multistep(numbers, factor),
+        "exponential": lambda: exponential(*numbers),
+        "polynomial": lambda: polynomial(*numbers),
+        "cosine": lambda: cosine,
+    }
+    return warmed(schedules[name](), warmup)

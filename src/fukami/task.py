@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from fukami.errors import UsageError
 from fukami.runtime import Runtime
-from fukami.schedules import Schedule, constant
+from fukami.schedules import Plateau, Schedule, constant
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+MakeOptimizer = Callable[[Iterable[nn.Parameter] | list[dict[str, Any]]], torch.optim.Optimizer]
 
 
 class Task:
@@ -49,7 +49,8 @@ class Task:
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs: objects with ``state_dict`` and ``load_state_dict``, by name."""
-        return {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
+        parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
+        return parts | ({"decay": self.decay} if isinstance(self.decay, Plateau) else {})
 
     def modules(self) -> dict[str, nn.Module]:
         """The modules that answer; they become ``weights.safetensors``."""
@@ -71,6 +72,11 @@ class Task:
             group["lr"].fill_(group["initial_lr"] * factor)
         return float(self.optimizer.param_groups[0]["initial_lr"] * factor)
 
+    def judged(self, metrics: dict[str, float]) -> None:
+        """Hear what an evaluation in the training found, for a learning rate that waits for a plateau."""
+        if isinstance(self.decay, Plateau):
+            self.decay.judged(metrics)
+
     def step(self, batch: Any) -> dict[str, Tensor]:
         """One update; returns scalars for the log, still on the device."""
         with self.runtime.autocast():
@@ -79,7 +85,11 @@ class Task:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.updated()
         return {"loss": loss.detach(), **metrics}
+
+    def updated(self) -> None:
+        """Follow an update of the weights; nothing by default."""
 
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, a scalar, and what else to log; call the network as ``self.replica``."""
@@ -101,6 +111,10 @@ class Task:
         """Titled figures of the judgement for the run's report."""
         yield from ()
 
-    def ensemble(self, others: Sequence[Self]) -> Self:
-        """This task answering together with ``others``."""
+    def views(self, number: int) -> Self:
+        """This task answering from so many views of each input, the input itself first (test-time augmentation)."""
+        raise UsageError(f"{type(self).__name__} answers from one view; leave out --views")
+
+    def ensemble(self, others: Sequence[Self], *, vote: bool = False) -> Self:
+        """This task answering together with ``others``: averaged, or by the vote of the majority."""
         raise UsageError(f"runs of {type(self).__name__} cannot answer together; give one run")

@@ -1,30 +1,160 @@
-"""Augmentation in batches on the device: pure functions of the pictures and of uniform random numbers."""
+"""Augmentation in whole batches on the device: pure functions of the pictures and of uniform random numbers.
+
+Every geometric change of a picture is a 3×3 matrix and every change of its colours a 3×4 matrix. They are multiplied
+first and applied once, so that a picture is resampled and rounded once however many of them are asked for. What cannot
+be a matrix (posterising, erasing, mixing two pictures) follows.
+
+The transforms of torchvision draw one change for a whole batch, and those of kornia draw from the global generator; a
+run that resumes in mid-pass needs one change for each picture, from numbers that the loader hands in.
+"""
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.v2.functional import equalize
+
+from fukami.errors import UsageError, unknown
+
+Batch = tuple[Tensor, Tensor]
+LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue are (ITU-R BT.601), as torchvision weighs them
+WIDEST = 4 / 3  # ratio of the sides of a random resized crop, either way (Szegedy et al. 2015, section 6)
+
+
+class Operation:
+    """One kind of change; a subclass says which of the four stages it takes part in.
+
+    ``draws`` uniform numbers in [0, 1) are given to every stage for each picture, ``(N, draws)``.
+    """
+
+    draws: ClassVar[int] = 1
+
+    def move(self, draws: Tensor, height: int, width: int) -> Tensor | None:
+        """From where each output point comes: ``(N, 3, 3)``, both in [-1, 1] across the picture; None: no move."""
+        return None
+
+    def recolour(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
+        """``matrix`` ``(N, 3, 4)`` followed by this change of red, green, blue and 1; ``mean`` ``(N, 3)`` is what the
+        picture's mean colour has become so far.
+        """
+        return matrix
+
+    def retouch(self, pictures: Tensor, draws: Tensor) -> Tensor:
+        """The pictures ``(N, C, H, W)`` in 0..255 changed pixel by pixel."""
+        return pictures
+
+    def mix(self, pictures: Tensor, targets: Tensor, draws: Tensor) -> Batch:
+        """The pictures mixed with one another, and the shares of the classes ``(N, classes)`` with them."""
+        return pictures, targets
 
 
 class Augmentation(Protocol):
-    """Changes pictures ``(N, C, H, W)`` by uniform draws ``(N, draws)`` in [0, 1)."""
+    """Changes pictures ``(N, C, H, W)`` and their targets by uniform draws ``(N, draws)`` in [0, 1)."""
 
     @property
     def draws(self) -> int:
         """Random numbers needed for each picture."""
 
-    def __call__(self, pictures: Tensor, draws: Tensor) -> Tensor:
-        """The changed pictures, float, in the range of the given ones."""
+    def __call__(self, pictures: Tensor, targets: Tensor, draws: Tensor) -> Batch:
+        """The changed pictures, float, in the range of the given ones, and targets ``(N,)`` or ``(N, classes)``."""
 
 
 @dataclass(frozen=True)
-class Affine:
-    """Each picture shifted, rotated, scaled and sheared at random, by bilinear interpolation; what comes in is 0.
+class Augment:
+    """The operations, each for every picture of a batch; made by :func:`parse`.
 
-    Own code because torchvision's transforms draw one transformation for a whole batch.
+    Args:
+        operations: in the order in which they are applied.
+        size: side of the pictures that come out, in pixels.
+        classes: number of classes, for targets that are mixed.
+    """
+
+    operations: tuple[Operation, ...]
+    size: int
+    classes: int = 0
+
+    @property
+    def draws(self) -> int:
+        """Random numbers needed for each picture."""
+        return sum(operation.draws for operation in self.operations)
+
+    def __call__(self, pictures: Tensor, targets: Tensor, draws: Tensor) -> Batch:
+        """Pictures ``(N, C, H, W)`` in 0..255 as float ``(N, C, size, size)``, and the targets, one-hot if mixed."""
+        each = self.split(draws)
+        pictures = self.coloured(self.moved(pictures.float(), self.geometry(draws, *pictures.shape[-2:])), draws)
+        for operation, own in zip(self.operations, each, strict=True):
+            pictures = operation.retouch(pictures, own)
+        if self.taking("mix"):
+            targets = F.one_hot(targets, self.classes).float()
+            for operation, own in zip(self.operations, each, strict=True):
+                pictures, targets = operation.mix(pictures, targets, own)
+        return pictures, targets
+
+    def split(self, draws: Tensor) -> tuple[Tensor, ...]:
+        """Each operation's own draws."""
+        return torch.split(draws, [operation.draws for operation in self.operations], 1)
+
+    def taking(self, stage: str) -> bool:
+        """Whether an operation takes part in a stage."""
+        return any(getattr(type(operation), stage) is not getattr(Operation, stage) for operation in self.operations)
+
+    def geometry(self, draws: Tensor, height: int, width: int) -> Tensor | None:
+        """All moves as one matrix ``(N, 3, 3)`` for each picture; None where there are none."""
+        if not self.taking("move"):
+            return None
+        each = self.split(draws)
+        whole = torch.eye(3, device=draws.device).expand(len(draws), 3, 3)
+        for operation, own in zip(self.operations, each, strict=True):
+            matrix = operation.move(own, height, width)
+            whole = whole if matrix is None else whole @ matrix
+        return whole
+
+    def moved(self, pictures: Tensor, geometry: Tensor | None, mode: str = "bilinear") -> Tensor:
+        """The pictures at the size that comes out, moved as :meth:`geometry` says; masks want ``mode="nearest"``.
+
+        What comes in from outside is 0.
+        """
+        size = (self.size, self.size)
+        if geometry is None:
+            return pictures if pictures.shape[-2:] == size else F.interpolate(pictures, size, mode=mode)
+        grid = F.affine_grid(geometry[:, :2], [*pictures.shape[:2], *size], align_corners=False)
+        return F.grid_sample(pictures, grid, mode=mode, padding_mode="zeros", align_corners=False)
+
+    def moved_boxes(self, boxes: Tensor, geometry: Tensor, height: int, width: int) -> Tensor:
+        """Boxes ``(N, M, 4)`` as x1, y1, x2, y2 in pixels: what bounds them in the moved picture, cut at its border.
+
+        A box that has left the picture has no area.
+        """
+        sides = torch.tensor([width, height], device=boxes.device)
+        corners = boxes[..., [0, 1, 2, 1, 0, 3, 2, 3]].view(*boxes.shape[:-1], 4, 2) / sides * 2 - 1
+        corners = torch.cat([corners, torch.ones_like(corners[..., :1])], -1).flatten(1, 2)
+        found = (corners @ geometry.inverse().mT)[..., :2].view(*boxes.shape[:-1], 4, 2)
+        found = ((found + 1) / 2 * self.size).clamp(0, self.size)
+        return torch.cat([found.amin(2), found.amax(2)], -1)
+
+    def coloured(self, pictures: Tensor, draws: Tensor) -> Tensor:
+        """The pictures ``(N, C, H, W)`` in 0..255 with other colours, cut off at 0 and 255."""
+        if not self.taking("recolour"):
+            return pictures
+        each = self.split(draws)
+        mean = pictures.mean((2, 3)).expand(-1, 3)
+        matrix = torch.eye(3, 4, device=pictures.device).expand(len(pictures), 3, 4)
+        for operation, own in zip(self.operations, each, strict=True):
+            matrix = operation.recolour(matrix, _coloured(matrix, mean), own)
+        if pictures.shape[1] == 1:  # a grey picture is one whose three colours are the same
+            gain, offset = matrix[:, 0, :3].sum(1), matrix[:, 0, 3]
+            return (pictures * gain.view(-1, 1, 1, 1) + offset.view(-1, 1, 1, 1)).clamp(0, 255)
+        flat = torch.baddbmm(matrix[:, :, 3:], matrix[:, :, :3], pictures.flatten(2))
+        return flat.clamp(0, 255).view_as(pictures)
+
+
+@dataclass(frozen=True)
+class Affine(Operation):
+    """Rotation, translation, scaling and shearing at random.
 
     Args:
         shift: at most this many pixels in each direction.
@@ -33,31 +163,409 @@ class Affine:
         shear: at most this many pixels along x for each pixel along y.
     """
 
+    draws: ClassVar[int] = 6
     shift: float = 0.0
     rotate: float = 0.0
     scale: float = 0.0
     shear: float = 0.0
-    draws: int = 6
 
-    def __call__(self, pictures: Tensor, draws: Tensor) -> Tensor:
-        """The pictures ``(N, C, H, W)`` moved by ``draws`` ``(N, 6)``."""
-        pictures = pictures.float()
-        height, width = pictures.shape[-2:]
+    def move(self, draws: Tensor, height: int, width: int) -> Tensor:
+        """Stretched, slanted and turned about the middle, then shifted."""
         turn, stretch_x, stretch_y, slant, right, down = (2 * draws - 1).unbind(1)
-        angle = turn * math.radians(self.rotate)
-        cos, sin = angle.cos(), angle.sin()
-        stretch_x, stretch_y, slant = (
-            1 / (1 + self.scale * stretch_x),
-            1 / (1 + self.scale * stretch_y),
-            self.shear * slant,
+        return affine(
+            turn=turn * math.radians(self.rotate),
+            stretch=(1 / (1 + self.scale * stretch_x), 1 / (1 + self.scale * stretch_y)),
+            slant=self.shear * slant,
+            shift=(right * 2 * self.shift / width, down * 2 * self.shift / height),
+            aspect=width / height,
         )
-        # where each output pixel comes from: rotation, then shear, then stretch, in units of half a picture
-        rows = [
-            torch.stack(
-                [stretch_x * (cos + slant * sin), stretch_x * (slant * cos - sin), right * 2 * self.shift / width]
-            ),
-            torch.stack([stretch_y * sin, stretch_y * cos, down * 2 * self.shift / height]),
-        ]
-        theta = torch.stack(rows).permute(2, 0, 1)
-        grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
-        return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+@dataclass(frozen=True)
+class Flip(Operation):
+    """Left and right exchanged, for this share of the pictures."""
+
+    share: float = 0.5
+
+    def move(self, draws: Tensor, height: int, width: int) -> Tensor:
+        """A mirror in the middle."""
+        sign = torch.where(draws[:, 0] < self.share, -1.0, 1.0)
+        return _diagonal(sign, torch.ones_like(sign))
+
+
+@dataclass(frozen=True)
+class FlipVertical(Operation):
+    """Top and bottom exchanged, for this share of the pictures."""
+
+    share: float = 0.5
+
+    def move(self, draws: Tensor, height: int, width: int) -> Tensor:
+        """A mirror in the middle."""
+        sign = torch.where(draws[:, 0] < self.share, -1.0, 1.0)
+        return _diagonal(torch.ones_like(sign), sign)
+
+
+@dataclass(frozen=True)
+class PadCrop(Operation):
+    """A crop of the size of the picture after so many pixels of padding on every side (He et al. 2016, section 4.2)."""
+
+    draws: ClassVar[int] = 2
+    pixels: float = 4.0
+
+    def move(self, draws: Tensor, height: int, width: int) -> Tensor:
+        """Whole pixels to any side."""
+        offset = (draws * (2 * self.pixels + 1)).floor() - self.pixels
+        matrix = torch.eye(3, device=draws.device).repeat(len(draws), 1, 1)
+        matrix[:, 0, 2], matrix[:, 1, 2] = offset[:, 0] * 2 / width, offset[:, 1] * 2 / height
+        return matrix
+
+
+@dataclass(frozen=True)
+class Crop(Operation):
+    """A crop of at least this share of the area, of sides 3:4 to 4:3, resized (Szegedy et al. 2015, section 6)."""
+
+    draws: ClassVar[int] = 4
+    smallest: float = 0.08
+
+    def move(self, draws: Tensor, height: int, width: int) -> Tensor:
+        """The crop fills the picture."""
+        wide, high, left, top = crop(draws, self.smallest, width / height)
+        matrix = _diagonal(wide, high)
+        matrix[:, 0, 2], matrix[:, 1, 2] = 2 * left + wide - 1, 2 * top + high - 1
+        return matrix
+
+
+def crop(draws: Tensor, smallest: float, aspect: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Width, height, left and top of random crops ``(N,)`` each, as shares of a picture ``aspect`` times as wide as
+    high, from ``(N, 4)`` draws. A side that would not fit is cut.
+    """
+    area = smallest + (1 - smallest) * draws[:, 0]
+    ratio = (math.log(WIDEST) * (2 * draws[:, 1] - 1)).exp()
+    wide = (area * ratio / aspect).sqrt().clamp(max=1)
+    high = (area / ratio * aspect).sqrt().clamp(max=1)
+    return wide, high, (1 - wide) * draws[:, 2], (1 - high) * draws[:, 3]
+
+
+@dataclass(frozen=True)
+class Brightness(Operation):
+    """All colours times ``1 - most`` to ``1 + most``."""
+
+    most: float = 0.4
+
+    def recolour(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
+        """Blended with black."""
+        return _around(draws, self.most) * matrix
+
+
+@dataclass(frozen=True)
+class Contrast(Operation):
+    """The distance to the picture's mean brightness times ``1 - most`` to ``1 + most``."""
+
+    most: float = 0.4
+
+    def recolour(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
+        """Blended with the mean grey."""
+        return _contrast(matrix, mean, _around(draws, self.most))
+
+
+@dataclass(frozen=True)
+class Saturation(Operation):
+    """The distance of each pixel to its own grey times ``1 - most`` to ``1 + most``."""
+
+    most: float = 0.4
+
+    def recolour(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
+        """Blended with the grey picture."""
+        return _saturation(matrix, _around(draws, self.most))
+
+
+@dataclass(frozen=True)
+class Hue(Operation):
+    """The colours turned about the grey axis by up to ``most`` of a full turn either way, brightness kept (in YIQ)."""
+
+    most: float = 0.1
+
+    def recolour(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
+        """Turned in the plane of the two colour differences."""
+        yiq = torch.tensor([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], device=draws.device)
+        angle = (2 * draws[:, 0] - 1) * (2 * math.pi * self.most)
+        turn = torch.eye(3, device=draws.device).repeat(len(draws), 1, 1)
+        turn[:, 1, 1], turn[:, 2, 2] = angle.cos(), angle.cos()
+        turn[:, 1, 2], turn[:, 2, 1] = -angle.sin(), angle.sin()
+        return yiq.inverse() @ turn @ yiq @ matrix
+
+
+@dataclass(frozen=True)
+class Grey(Operation):
+    """This share of the pictures without colour."""
+
+    share: float = 0.2
+
+    def recolour(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
+        """No saturation."""
+        return _saturation(matrix, (draws >= self.share).float().unsqueeze(2))
+
+
+@dataclass(frozen=True)
+class Erase(Operation):
+    """A rectangle of 2 to 33 % of the area painted with the mean colour, in this share (Zhong et al. 2020)."""
+
+    draws: ClassVar[int] = 5
+    share: float = 0.25
+
+    def retouch(self, pictures: Tensor, draws: Tensor) -> Tensor:
+        """Sides from 0.3 to 3.3 times one another."""
+        whether, size, shape, across, down = draws.unbind(1)
+        area, ratio = 0.02 + 0.31 * size, (math.log(3.3) * (2 * shape - 1)).exp()
+        wide, high = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+        box = _boxes(pictures, (1 - wide) * across + wide / 2, (1 - high) * down + high / 2, wide, high)
+        box &= (whether < self.share).view(-1, 1, 1, 1)
+        return torch.where(box, pictures.mean((2, 3), keepdim=True), pictures)
+
+
+@dataclass(frozen=True)
+class Mix(Operation):
+    """Two pictures in one: all over (mixup, Zhang et al. 2018) or in a rectangle (CutMix, Yun et al. 2019).
+
+    The other one is the batch's in reverse order. With both, each picture takes one of them at random.
+
+    Args:
+        mixup, cutmix: the parameter of the Beta distribution of the picture's own share; 0: never.
+    """
+
+    draws: ClassVar[int] = 4
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def mix(self, pictures: Tensor, targets: Tensor, draws: Tensor) -> Batch:
+        """Pictures and targets with their partners'."""
+        coin, chance, across, down = draws.unbind(1)
+        cut = coin < (0.5 if self.mixup and self.cutmix else float(self.cutmix > 0))
+        side = (1 - _beta(self.cutmix, chance)).sqrt()
+        box = _boxes(pictures, across, down, side, side)
+        own = torch.where(cut, 1 - box.float().mean((1, 2, 3)), _beta(self.mixup, chance)).view(-1, 1, 1, 1)
+        keep = torch.where(cut.view(-1, 1, 1, 1), (~box).float(), own)
+        own = own.view(-1, 1)
+        return keep * pictures + (1 - keep) * pictures.flip(0), own * targets + (1 - own) * targets.flip(0)
+
+
+# what a picture may meet in RandAugment and TrivialAugment: the strongest in each (Cubuk et al. 2020; Müller and Hutter
+# 2021, the wide space), as torchvision has them; a translation is a share of the width there and pixels here
+STRONGEST = {
+    "identity": (0.0, 0.0), "shear x": (0.3, 0.99), "shear y": (0.3, 0.99), "translate x": (150 / 331, 32.0),
+    "translate y": (150 / 331, 32.0), "rotate": (30.0, 135.0), "brightness": (0.9, 0.99), "saturation": (0.9, 0.99),
+    "contrast": (0.9, 0.99), "sharpness": (0.9, 0.99), "posterize": (4.0, 6.0), "solarize": (255.0, 255.0),
+    "autocontrast": (0.0, 0.0), "equalize": (0.0, 0.0),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pick(Operation):
+    """One of fourteen changes for each picture, of a given strength (RandAugment) or of any (TrivialAugment).
+
+    Args:
+        strength: share of the strongest, in [0, 1]; None: drawn for each picture, from the wide space.
+    """
+
+    draws: ClassVar[int] = 3
+    strength: float | None = None
+
+    def amount(self, draws: Tensor, name: str, signed: bool = True) -> Tensor:
+        """How strongly each picture ``(N,)`` is changed in this way: 0 for those that picked another."""
+        choice, strength, sign = draws.unbind(1)
+        chosen = (choice * len(STRONGEST)).floor() == list(STRONGEST).index(name)
+        share = strength if self.strength is None else torch.full_like(strength, self.strength)
+        direction = torch.where(sign < 0.5, -1.0, 1.0) if signed else 1.0
+        return chosen * share * direction * STRONGEST[name][int(self.strength is None)]
+
+    def chosen(self, draws: Tensor, name: str) -> Tensor:
+        """Which pictures picked it, ``(N, 1, 1, 1)``."""
+        return ((draws[:, 0] * len(STRONGEST)).floor() == list(STRONGEST).index(name)).view(-1, 1, 1, 1)
+
+    def move(self, draws: Tensor, height: int, width: int) -> Tensor:
+        """Shears, translations and rotations."""
+        right, down = self.amount(draws, "translate x"), self.amount(draws, "translate y")
+        if self.strength is None:  # pixels of the wide space
+            right, down = right / width, down / height
+        one = torch.ones_like(right)
+        upright = affine(
+            turn=torch.deg2rad(self.amount(draws, "rotate")),
+            stretch=(one, one),
+            slant=self.amount(draws, "shear x"),
+            shift=(2 * right, 2 * down),
+            aspect=width / height,
+        )
+        upright[:, 1, 0] += self.amount(draws, "shear y") * width / height
+        return upright
+
+    def recolour(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
+        """Brightness, saturation and contrast."""
+        brightness, saturation, contrast = (
+            1 + self.amount(draws, name).view(-1, 1, 1) for name in ("brightness", "saturation", "contrast")
+        )
+        return _contrast(_saturation(brightness * matrix, saturation), mean, contrast)
+
+    def retouch(self, pictures: Tensor, draws: Tensor) -> Tensor:
+        """Sharpness, posterize, solarize, autocontrast and equalize."""
+        shape = (-1, 1, 1, 1)
+        pictures = pictures.round()  # these count levels of brightness
+        sharp = self.amount(draws, "sharpness").view(shape)
+        pictures = (pictures + sharp * (pictures - _smooth(pictures))).clamp(0, 255)
+        step = 2 ** self.amount(draws, "posterize", signed=False).round().view(shape)
+        pictures = torch.where(self.chosen(draws, "posterize"), (pictures / step).floor() * step, pictures)
+        threshold = 255 - self.amount(draws, "solarize", signed=False).view(shape)
+        inverted = self.chosen(draws, "solarize") & (pictures >= threshold)
+        pictures = torch.where(inverted, 255 - pictures, pictures)
+        low, high = pictures.amin((2, 3), keepdim=True), pictures.amax((2, 3), keepdim=True)
+        stretched = torch.where(high > low, (pictures - low) * 255 / (high - low).clamp(min=1), pictures)
+        pictures = torch.where(self.chosen(draws, "autocontrast"), stretched, pictures)
+        return torch.where(self.chosen(draws, "equalize"), equalize(pictures.to(torch.uint8)).float(), pictures)
+
+
+def affine(
+    *, turn: Tensor, stretch: tuple[Tensor, Tensor], slant: Tensor, shift: tuple[Tensor, Tensor], aspect: float
+) -> Tensor:
+    """From where the points of pictures come, ``(N, 3, 3)``: turned (radians), slanted, stretched and shifted.
+
+    In coordinates from -1 to 1 across the picture, which is ``aspect`` times as wide as high.
+    """
+    cos, sin = turn.cos(), turn.sin()
+    matrix = torch.zeros(len(turn), 3, 3, device=turn.device)
+    matrix[:, 0, 0] = stretch[0] * (cos + slant * sin)
+    matrix[:, 0, 1] = stretch[0] * (slant * cos - sin) / aspect
+    matrix[:, 0, 2] = shift[0]
+    matrix[:, 1, 0] = stretch[1] * sin * aspect
+    matrix[:, 1, 1] = stretch[1] * cos
+    matrix[:, 1, 2] = shift[1]
+    matrix[:, 2, 2] = 1
+    return matrix
+
+
+def _diagonal(x: Tensor, y: Tensor) -> Tensor:
+    return torch.stack([x, y, torch.ones_like(x)], 1).diag_embed()
+
+
+def _coloured(matrix: Tensor, colours: Tensor) -> Tensor:
+    """``(N, 3)`` colours after the change ``(N, 3, 4)``."""
+    return (matrix[:, :, :3] @ colours.unsqueeze(2) + matrix[:, :, 3:]).squeeze(2)
+
+
+def _around(draws: Tensor, most: float) -> Tensor:
+    """Factors ``(N, 1, 1)`` around 1, none below 0."""
+    return (1 + (2 * draws - 1) * most).clamp(min=0).unsqueeze(2)
+
+
+def _saturation(matrix: Tensor, factor: Tensor) -> Tensor:
+    grey = torch.tensor(LUMA, device=matrix.device).expand(3, 3)
+    return factor * matrix + (1 - factor) * (grey @ matrix)
+
+
+def _contrast(matrix: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
+    brightness = (mean * torch.tensor(LUMA, device=matrix.device)).sum(1)
+    offset = F.pad(((1 - factor) * brightness.view(-1, 1, 1)).expand(-1, 3, 1), (3, 0))
+    return factor * matrix + offset
+
+
+def _smooth(pictures: Tensor) -> Tensor:
+    """Each pixel averaged with its neighbours, itself five times; the border stays (as Pillow smooths)."""
+    kernel = torch.ones(pictures.shape[1], 1, 3, 3, device=pictures.device)
+    kernel[:, :, 1, 1] = 5
+    inner = F.conv2d(pictures, kernel / 13, groups=pictures.shape[1])
+    smooth = pictures.clone()
+    smooth[:, :, 1:-1, 1:-1] = inner
+    return smooth
+
+
+def _boxes(pictures: Tensor, across: Tensor, down: Tensor, wide: Tensor, high: Tensor) -> Tensor:
+    """Masks ``(N, 1, H, W)`` of rectangles about a middle, all in shares of the picture."""
+    height, width = pictures.shape[-2:]
+    y = ((torch.arange(height, device=pictures.device) + 0.5) / height).view(1, 1, -1, 1)
+    x = ((torch.arange(width, device=pictures.device) + 0.5) / width).view(1, 1, 1, -1)
+    across, down, wide, high = (value.view(-1, 1, 1, 1) for value in (across, down, wide, high))
+    return ((x - across).abs() < wide / 2) & ((y - down).abs() < high / 2)
+
+
+def _beta(alpha: float, chance: Tensor) -> Tensor:
+    """Numbers distributed as Beta(alpha, alpha) from uniform ones, by a table of its quantiles."""
+    if not alpha:
+        return torch.ones_like(chance)
+    import numpy as np
+    from scipy.special import betaincinv
+
+    quantiles = torch.tensor(betaincinv(alpha, alpha, np.linspace(0, 1, 1025)), dtype=torch.float32)
+    place = chance * 1024
+    low = place.floor().long().clamp(max=1023)
+    quantiles = quantiles.to(chance.device)
+    return quantiles[low].lerp(quantiles[low + 1], place - low)
+
+
+# name: the default strength, its bounds, and what it is
+OPERATIONS: dict[str, tuple[float, float, float, str]] = {
+    "rotate": (10.0, 0, 180, "degrees turned at most"),
+    "shift": (2.0, 0, math.inf, "pixels moved at most"),
+    "scale": (0.1, 0, 0.99, "share grown or shrunk at most"),
+    "shear": (0.1, 0, math.inf, "pixels slanted for each pixel of height at most"),
+    "flip": (0.5, 0, 1, "share mirrored left to right"),
+    "flip-vertical": (0.5, 0, 1, "share mirrored top to bottom"),
+    "pad-crop": (4.0, 0, math.inf, "pixels of padding before a crop of the old size"),
+    "crop": (0.08, 0.01, 1, "least share of the area in a random resized crop"),
+    "brightness": (0.4, 0, 1, "share brightened or darkened at most"),
+    "contrast": (0.4, 0, 1, "share of contrast gained or lost at most"),
+    "saturation": (0.4, 0, 1, "share of saturation gained or lost at most"),
+    "hue": (0.1, 0, 0.5, "share of a full turn of the colours at most"),
+    "grey": (0.2, 0, 1, "share made grey"),
+    "erase": (0.25, 0, 1, "share with a rectangle erased"),
+    "mixup": (0.2, 0, math.inf, "mixup's alpha"),
+    "cutmix": (1.0, 0, math.inf, "CutMix's alpha"),
+    "trivial": (1.0, 1, 1, "TrivialAugment, wide"),
+    "rand": (9.0, 0, 30, "RandAugment: two changes of this strength"),
+}
+SINGLE = {
+    "flip": Flip, "flip-vertical": FlipVertical, "pad-crop": PadCrop, "crop": Crop, "brightness": Brightness,
+    "contrast": Contrast, "saturation": Saturation, "hue": Hue, "grey": Grey, "erase": Erase,
+}  # fmt: skip
+
+
+def parse(specs: Sequence[str], *, size: int, classes: int = 0) -> Augment:
+    """The augmentation that words such as ``flip``, ``rotate=15`` and ``mixup=0.2`` ask for.
+
+    Rotate, shift, scale and shear are one move, the first; the other moves and the changes of colour follow in the
+    order of the words; mixing comes last.
+
+    Raises:
+        UsageError: a word is unknown or given twice, or its strength is out of bounds.
+    """
+    given = strengths(specs)
+    operations: list[Operation] = []
+    for name, strength in given.items():
+        if name in SINGLE:
+            operations.append(SINGLE[name](strength))
+        elif name == "trivial":
+            operations.append(Pick())
+        elif name == "rand":
+            operations += [Pick(strength / 30)] * 2
+    for kind, place in ((Affine, 0), (Mix, len(operations))):
+        own = {field.name: given[field.name] for field in fields(kind) if field.name in given}
+        if own:
+            operations.insert(place, kind(**own))
+    return Augment(tuple(operations), size, classes)
+
+
+def strengths(specs: Sequence[str]) -> dict[str, float]:
+    """The strength of each word, ``{"flip": 0.5, "rotate": 15.0}``; raises as :func:`parse` does."""
+    given: dict[str, float] = {}
+    for spec in specs:
+        name, _, value = spec.partition("=")
+        if name not in OPERATIONS:
+            raise unknown("augmentation", name, OPERATIONS)
+        default, low, high, what = OPERATIONS[name]
+        if name in given:
+            raise UsageError(f"the augmentation {name} is given twice; give it once")
+        try:
+            given[name] = float(value) if value else default
+        except ValueError:
+            raise UsageError(f"{spec}: the strength should be a number, as in {name}={default:g} ({what})") from None
+        if not low <= given[name] <= high:
+            bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+            raise UsageError(f"{spec}: the strength should be {bounds} ({what})")
+    return given

@@ -1,6 +1,6 @@
 """Classified pictures from any source, by name or path."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from fukami import image
-from fukami.data import digits, folder, mnist
+from fukami.data import cifar, digits, folder, imagenet, mnist
 from fukami.errors import unknown
 from fukami.preparation import Preparation
 
 DIGITS = tuple("0123456789")
-NAMES = ("digits", "mnist")
+NAMES = ("digits", "mnist", "cifar10", "cifar100", "imagenet")
 
 
 @dataclass(frozen=True)
@@ -29,68 +29,100 @@ class Pictures:
     names: Sequence[str] = ()
 
 
-def read(
-    spec: str, prepare: Callable[[tuple[str, ...]], Preparation], holdout: float
-) -> tuple[Pictures, Pictures, tuple[str, ...]]:
+@dataclass(frozen=True)
+class Source:
+    """Classified pictures that are not prepared for a network yet.
+
+    Args:
+        items: files, or an array of pictures ``(N, H, W)`` or ``(N, H, W, 3)`` uint8.
+        targets: ``(N,)`` class numbers.
+    """
+
+    items: tuple[Path, ...] | folder.Bytes
+    targets: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def only(self, which: npt.NDArray[np.bool_]) -> "Source":
+        """Those that are marked in ``which`` ``(N,)``."""
+        items = self.items
+        chosen = items[which] if isinstance(items, np.ndarray) else tuple(items[i] for i in np.flatnonzero(which))
+        return Source(chosen, self.targets[which])
+
+    def read(self, prepare: Preparation) -> Pictures:
+        """All pictures as a network sees them, in memory; broken ones are left out and named.
+
+        Raises:
+            Error: not one picture can be read.
+        """
+        if isinstance(self.items, np.ndarray):
+            return Pictures(_sized(self.items, prepare), torch.from_numpy(self.targets))
+        good, pictures = folder.decode(self.items, prepare)
+        names = [str(self.items[i]) for i in good]
+        return Pictures(torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.from_numpy(self.targets[good]), names)
+
+
+def read(spec: str, holdout: float) -> tuple[Source, Source, tuple[str, ...]]:
     """The training part, the test part and the class names of a data set.
 
     Args:
-        spec: ``mnist``, ``digits``, or the path of a folder (or archive) of pictures by class.
-        prepare: how pictures of classes with these names are brought to the network's size.
+        spec: ``mnist``, ``digits``, ``cifar10``, ``cifar100``, ``imagenet``, or the path of a folder (or archive) of
+            pictures by class, or of a CSV file with the columns ``path`` and ``label`` (and perhaps ``split``).
         holdout: share of each class that is the test part, where the data have none of their own.
 
     Raises:
         UsageError: no such name and no such path.
         Error: the data are damaged, or there are none.
     """
+    arrays: tuple[Any, Any] | None = None
+    labels: tuple[str, ...] = DIGITS
     if spec == "mnist":
-        train, test = ((_sized(x, prepare(DIGITS)), y) for x, y in mnist.read())
-        return _pictures(*train), _pictures(*test), DIGITS
-    if spec == "digits":
-        x, y = digits.read()
-        held = folder.held_out(y, holdout)
-        x = _sized(x, prepare(DIGITS))
-        return _pictures(x[~held], y[~held]), _pictures(x[held], y[held]), DIGITS
-    if not Path(spec).exists():
-        raise unknown("data set (and no file or folder)", spec, NAMES)
-    return _read_folder(Path(spec), prepare, holdout)
+        arrays = mnist.read()
+    elif spec == "digits":
+        arrays = digits.read(), None
+    elif spec in ("cifar10", "cifar100"):
+        found = cifar.read(spec)
+        if isinstance(found, Path):
+            return _files(*folder.scan(found), holdout)
+        arrays, labels = found
+    elif spec == "imagenet":
+        return _files(*imagenet.scan(), holdout)
+    if arrays is None:
+        if not Path(spec).exists():
+            raise unknown("data set (and no file or folder)", spec, NAMES)
+        scan = folder.table if spec.lower().endswith(".csv") else folder.scan
+        return _files(*scan(Path(spec)), holdout)
+    train, test = (part and Source(part[0], part[1].astype(np.int64)) for part in arrays)
+    return *_parts(train, test, holdout), labels
 
 
-def _read_folder(
-    path: Path, prepare: Callable[[tuple[str, ...]], Preparation], holdout: float
-) -> tuple[Pictures, Pictures, tuple[str, ...]]:
-    train, test = folder.scan(path)
+def _files(train: folder.Part, test: folder.Part | None, holdout: float) -> tuple[Source, Source, tuple[str, ...]]:
     labels = tuple(sorted({*train.classes, *(test.classes if test else ())}))
-    prepared = prepare(labels)
-    parts = [folder.decode(part, prepared) for part in (train, test) if part]
-    if test is None:
-        part, pictures = parts[0]
-        held = folder.held_out(part.classes, holdout)
-        parts = [
-            (
-                folder.Part(*(tuple(np.array(column, object)[which]) for column in (part.files, part.classes))),
-                pictures[which],
-            )
-            for which in (~held, held)
-        ]
     number = {label: i for i, label in enumerate(labels)}
-    first, second = (
-        _pictures(pictures, np.array([number[name] for name in part.classes], np.int64), tuple(map(str, part.files)))
-        for part, pictures in parts
-    )
-    return first, second, labels
+
+    def source(part: folder.Part) -> Source:
+        return Source(part.files, np.array([number[name] for name in part.classes], np.int64))
+
+    return *_parts(source(train), source(test) if test else None, holdout), labels
 
 
-def _sized(pictures: folder.Bytes, prepare: Preparation) -> folder.Bytes:
-    """Grey pictures ``(N, 28, 28)`` as ``(N, C, size, size)``; the usual 28 costs nothing."""
-    if prepare.size != 28:
-        pictures = np.stack(
-            [image.fit(Image.fromarray(picture), channels=1, size=prepare.size) for picture in pictures]
-        )
-    else:
-        pictures = pictures[:, None]
-    return np.repeat(pictures, prepare.channels, axis=1)
+def _parts(train: Source, test: Source | None, holdout: float) -> tuple[Source, Source]:
+    """The two parts; the second one is held out of the first where the data have none of their own."""
+    if test is not None:
+        return train, test
+    held = folder.held_out(train.targets, holdout)
+    return train.only(~held), train.only(held)
 
 
-def _pictures(pictures: folder.Bytes, targets: npt.NDArray[Any], names: Sequence[str] = ()) -> Pictures:
-    return Pictures(torch.from_numpy(np.ascontiguousarray(pictures)), torch.from_numpy(targets.astype(np.int64)), names)
+def _sized(pictures: folder.Bytes, prepare: Preparation) -> Tensor:
+    """Pictures ``(N, H, W)`` or ``(N, H, W, 3)`` as ``(N, C, size, size)``; those of that size already cost little.
+
+    The embedded and the standard sets are in the form that a network sees: a digit needs no finding there.
+    """
+    channels = 1 if pictures.ndim == 3 else 3
+    if pictures.shape[1] != prepare.size or (channels, prepare.channels) == (3, 1):
+        fitted = [image.fit(Image.fromarray(p), channels=prepare.channels, size=prepare.size) for p in pictures]
+        return torch.from_numpy(np.stack(fitted))
+    found = torch.from_numpy(np.ascontiguousarray(pictures)).view(len(pictures), prepare.size, prepare.size, channels)
+    return found.permute(0, 3, 1, 2).repeat(1, prepare.channels // channels, 1, 1)

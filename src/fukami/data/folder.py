@@ -1,10 +1,11 @@
 """A folder of pictures by class, the user's own; an archive of one is unpacked into the cache folder first."""
 
+import csv
 import hashlib
 import logging
 import shutil
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,37 +55,63 @@ def scan(path: Path) -> tuple[Part, Part | None]:
     return _part(path, train) if train else Part((), ()), _part(path, test) if test else None
 
 
-def decode(part: Part, prepare: Preparation) -> tuple[Part, Bytes]:
-    """The pictures of a part, ``(N, C, H, W)``, each as the network is to see it; broken ones are left out and named.
+def table(path: Path) -> tuple[Part, Part | None]:
+    """The training part and the test part of a CSV file with the columns ``path``, ``label`` and perhaps ``split``.
+
+    Paths are relative to the file's folder. A split is one of train, training, test, testing, val, valid, validation.
+
+    Raises:
+        Error: a column is missing, a field is empty, or a split has another name; the line is named.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, skipinitialspace=True)
+        columns = [name.strip().lower() for name in reader.fieldnames or ()]
+        if not {"path", "label"} <= set(columns):
+            found = ", ".join(columns) or "nothing"
+            raise Error(
+                f"{path}: the first line should name the columns path and label (and perhaps split), not {found}"
+            )
+        reader.fieldnames = columns
+        parts: dict[bool, list[tuple[Path, str]]] = {False: [], True: []}
+        for row in reader:
+            name, label, split = ((row.get(column) or "").strip() for column in ("path", "label", "split"))
+            if not name or not label or (split and split.lower() not in TRAIN + TEST):
+                raise Error(
+                    f"{path}, line {reader.line_num}: expected a path, a label and train, val or test; got {row}"
+                )
+            parts[split.lower() in TEST].append((path.parent / name, label))
+    if not any(parts.values()):
+        raise Error(f"{path} names no picture; expected a line for each, as in: cats/1.jpg,cat")
+    train, test = (Part(*map(tuple, zip(*part, strict=True))) if part else Part((), ()) for part in parts.values())
+    return train, test if test.files else None
+
+
+def decode(files: Sequence[Path], prepare: Preparation) -> tuple[list[int], Bytes]:
+    """Which files can be read, and the pictures in them ``(N, H, W, C)``, each as the network is to see it.
+
+    Those that cannot are left out and named.
 
     Raises:
         Error: not one picture can be read.
     """
+    from fukami.data.stream import decode
 
-    def one(file: Path) -> Bytes | Error:
-        try:
-            return prepare.open(file)
-        except Error as error:
-            return error
-
-    with ThreadPoolExecutor() as threads:  # Pillow decodes without holding the interpreter's lock
-        results = list(threads.map(one, part.files))
-    broken = [str(result) for result in results if isinstance(result, Error)]
+    pictures = np.zeros((len(files), prepare.size, prepare.size, prepare.channels), np.uint8)
+    good: list[int] = []
+    broken: list[str] = []
+    for number, result in enumerate(decode(files, prepare)):
+        if isinstance(result, Error):
+            broken.append(str(result))
+        else:
+            pictures[len(good)] = result
+            good.append(number)
     if broken:
         more = f"\n  ... and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
         listed = "\n  ".join(broken[:NAMED])
-        logger.warning(f"{len(broken)} of {len(results)} pictures are left out:\n  {listed}{more}")
-    good = [
-        (file, name, result)
-        for file, name, result in zip(part.files, part.classes, results, strict=True)
-        if not isinstance(result, Error)
-    ]
-    if results and not good:
-        raise Error(f"not one of the {len(results)} pictures can be read; the first: {broken[0]}")
-    files, classes, pictures = zip(*good, strict=True) if good else ((), (), ())
-    return Part(files, classes), np.stack(pictures) if pictures else np.zeros(
-        (0, prepare.channels, prepare.size, prepare.size), np.uint8
-    )
+        logger.warning(f"{len(broken)} of {len(files)} pictures are left out:\n  {listed}{more}")
+    if broken and not good:
+        raise Error(f"not one of the {len(files)} pictures can be read; the first: {broken[0]}")
+    return good, pictures[: len(good)]
 
 
 def held_out(classes: npt.ArrayLike, share: float) -> npt.NDArray[np.bool_]:

@@ -16,74 +16,85 @@ Batch = tuple[Tensor, Tensor]
 EACH = 256  # pictures in a batch that is only looked at
 
 
-class Resident:
-    """A labelled data set that lives on the device as bytes and is shuffled and augmented there, in batches.
+class Shuffled:
+    """The order of a labelled data set, pass after pass, and the random numbers of its augmentation.
 
-    Order and augmentation are functions of the seed and the pass alone, so a run resumes in mid-pass by knowing where
-    it was, and several processes share a batch without exchanging anything.
+    Both are functions of the seed and the pass alone, so a run resumes in mid-pass by knowing where it was, and several
+    processes share a batch without exchanging anything.
 
     Args:
-        pictures: ``(N, C, H, W)`` uint8.
         targets: ``(N,)`` class numbers.
         labels: what the classes are called.
         names: what the pictures are called, for messages.
         batch: pictures in a batch, over all processes.
         seed: shuffle, drop the last incomplete batch and augment, repeatably; None: every picture once, in order.
+        balanced: each picture of a pass is drawn with replacement, all classes equally often.
         augment: applied on the device to each training batch.
     """
 
     def __init__(
         self,
-        pictures: Tensor,
         targets: Tensor,
         labels: tuple[str, ...],
         *,
         batch: int,
         names: Sequence[str] = (),
         seed: int | None = None,
+        balanced: bool = False,
         augment: Augmentation | None = None,
     ) -> None:
         if batch < 1:
             raise UsageError(f"a batch holds at least one picture, not {batch}")
-        self.pictures, self.targets, self.labels, self.names = pictures, targets, labels, names
-        self.seed, self.augment = seed, augment
-        self.size = min(batch, max(len(pictures), 1)) if seed is not None else batch
+        self.targets, self.labels, self.names = targets, labels, names
+        self.seed, self.balanced, self.augment = seed, balanced, augment
+        self.size = min(batch, max(len(targets), 1)) if seed is not None else batch
         self.rank, self.world = 0, 1
         self.turn = self.position = 0
-        self.assemble = self._assemble
 
     def place(self, runtime: "Runtime") -> None:
-        """Move the set to the device, and take this process's share of each batch."""
-        if self.seed is not None and len(self.pictures) == 0:
+        """Take this process's share of each batch.
+
+        Raises:
+            Error: there is nothing to train on.
+            UsageError: the processes cannot share a batch evenly.
+        """
+        if self.seed is not None and len(self.targets) == 0:
             raise Error("there is no picture to train on; give a folder with pictures, or a smaller --holdout")
         if self.seed is not None and self.size % runtime.world:
             raise UsageError(f"{runtime.world} processes cannot share a batch of {self.size} evenly; change --batch")
-        self.pictures, self.targets = self.pictures.to(runtime.device), self.targets.to(runtime.device)
         self.rank, self.world = runtime.rank, runtime.world
-        self.assemble = runtime.fast(self._assemble, static=True)
 
     def __len__(self) -> int:
         """Batches in one pass."""
-        return len(self.pictures) // self.size if self.seed is not None else -(-len(self.pictures) // self.size)
+        return len(self.targets) // self.size if self.seed is not None else -(-len(self.targets) // self.size)
+
+    @property
+    def draws(self) -> int:
+        """Random numbers for each picture."""
+        return self.augment.draws if self.augment else 0
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of one pass, ``(pictures (N, C, H, W) in 0..255, targets (N,))``; a pass cut off is finished."""
-        if self.seed is None:
-            for at in range(len(self)):
-                share = slice(at * self.size + self.rank, (at + 1) * self.size, self.world)
-                yield self.pictures[share], self.targets[share]
-            return
-        order, draws = (plan.to(self.pictures.device) for plan in self._plan(self.turn))
-        while self.position < len(self):
-            share = slice(self.position * self.size + self.rank, (self.position + 1) * self.size, self.world)
-            self.position += 1  # before the batch leaves, so that a checkpoint counts it as seen
-            pictures, targets = self.assemble((order[share], draws[share]))
-            yield pictures.clone(), targets.clone()  # a captured assembly writes into the same memory each time
-        self.turn, self.position = self.turn + 1, 0
+        """The batches of one pass, ``(pictures (N, C, H, W) in 0..255, targets)``; a pass cut off is finished."""
+        raise NotImplementedError
 
     def ordered(self) -> Iterator[Batch]:
-        """Every picture once, in order and not augmented, in batches; the training goes on as if nothing had been."""
-        yield from zip(self.pictures.split(EACH), self.targets.split(EACH), strict=True)
+        """Every picture once, in order and not augmented; the training goes on as if nothing had been."""
+        raise NotImplementedError
+
+    def shares(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's members of each batch in the rest of the pass, ``(n,)``, and their random numbers."""
+        order, draws = self._plan(self.turn) if self.seed is not None else self._in_order()
+        for at in range(self.position, len(self)):
+            share = slice(at * self.size + self.rank, (at + 1) * self.size, self.world)
+            yield order[share], draws[share]
+
+    def count(self) -> None:
+        """Note that a batch leaves, before it does, so that a checkpoint counts it as seen."""
+        self.position += self.seed is not None
+
+    def ended(self) -> None:
+        """Note that the pass is over."""
+        self.turn, self.position = self.turn + (self.seed is not None), 0
 
     def state_dict(self) -> dict[str, int]:
         """Where the training is."""
@@ -105,10 +116,72 @@ class Resident:
     def _plan(self, turn: int) -> tuple[Tensor, Tensor]:
         """For a pass: the order of the pictures, and the random numbers of their augmentation in that order."""
         generator = torch.Generator().manual_seed(((self.seed or 0) * 1_000_003 + turn) % 2**63)
-        order = torch.randperm(len(self.pictures), generator=generator)
-        return order, torch.rand(len(order), self.augment.draws if self.augment else 0, generator=generator)
+        count = len(self.targets)
+        if self.balanced:
+            targets = self.targets.cpu()
+            chances = (1 / targets.bincount().clamp(min=1))[targets]
+            order = chances.double().cumsum(0)
+            order = torch.searchsorted(order, torch.rand(count, generator=generator).double() * order[-1])
+            order = order.clamp(max=count - 1)
+        else:
+            order = torch.randperm(count, generator=generator)
+        return order, torch.rand(count, self.draws, generator=generator)
+
+    def _in_order(self) -> tuple[Tensor, Tensor]:
+        return torch.arange(len(self.targets)), torch.zeros(len(self.targets), 0)
+
+
+class Resident(Shuffled):
+    """A labelled data set that lives on the device as bytes and is shuffled and augmented there, in batches.
+
+    Args:
+        pictures: ``(N, C, H, W)`` uint8.
+        targets, labels, batch, names, seed, balanced, augment: as for :class:`Shuffled`.
+    """
+
+    def __init__(
+        self,
+        pictures: Tensor,
+        targets: Tensor,
+        labels: tuple[str, ...],
+        *,
+        batch: int,
+        names: Sequence[str] = (),
+        seed: int | None = None,
+        balanced: bool = False,
+        augment: Augmentation | None = None,
+    ) -> None:
+        super().__init__(targets, labels, batch=batch, names=names, seed=seed, balanced=balanced, augment=augment)
+        self.pictures = pictures
+        self.assemble = self._assemble
+
+    def place(self, runtime: "Runtime") -> None:
+        """Move the set to the device, and take this process's share of each batch."""
+        super().place(runtime)
+        self.pictures, self.targets = self.pictures.to(runtime.device), self.targets.to(runtime.device)
+        self.assemble = runtime.fast(self._assemble, static=True)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of one pass, ``(pictures (N, C, H, W) in 0..255, targets)``; a pass cut off is finished."""
+        if self.seed is None:
+            for at in range(len(self)):
+                share = slice(at * self.size + self.rank, (at + 1) * self.size, self.world)
+                yield self.pictures[share], self.targets[share]
+            return
+        order, draws = (plan.to(self.pictures.device) for plan in self._plan(self.turn))
+        while self.position < len(self):
+            share = slice(self.position * self.size + self.rank, (self.position + 1) * self.size, self.world)
+            self.count()
+            pictures, targets = self.assemble((order[share], draws[share]))
+            yield pictures.clone(), targets.clone()  # a captured assembly writes into the same memory each time
+        self.ended()
+
+    def ordered(self) -> Iterator[Batch]:
+        """Every picture once, in order and not augmented, in batches; the training goes on as if nothing had been."""
+        for at in range(0, len(self.targets), EACH):
+            yield self.pictures[at : at + EACH], self.targets[at : at + EACH]
 
     def _assemble(self, plan: tuple[Tensor, Tensor]) -> Batch:
         members, draws = plan
-        pictures = self.pictures[members]
-        return self.augment(pictures, draws) if self.augment else pictures, self.targets[members]
+        pictures, targets = self.pictures[members], self.targets[members]
+        return self.augment(pictures, targets, draws) if self.augment else (pictures, targets)

@@ -1,7 +1,8 @@
 """Classification: which of these classes is the picture?"""
 
-import math
+import copy
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -10,31 +11,54 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.quasirandom import SobolEngine
 
 from fukami import image, metrics
 from fukami.errors import Error, UsageError
+from fukami.ops.ensemble import Ensemble, average, decide, opinions
 from fukami.preparation import Preparation
+from fukami.runtime import Runtime
 from fukami.schedules import Schedule, constant
 from fukami.task import MakeOptimizer, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from fukami.data.augment import Augmentation
+
 Batch = tuple[Tensor, Tensor]
 WRONG = 25  # pictures in the report's figure of confident mistakes
 RANKS = 10  # classes in a prediction's ranking
 CHUNK = 256  # pictures that predict holds at a time
+AUXILIARY = 0.3  # weight of the loss of an auxiliary classifier (Szegedy et al. 2015, section 5)
+
+
+@dataclass
+class Judgement:
+    """What :meth:`Classification.judge` counts."""
+
+    matrix: Tensor  # how often each class was taken for each, (classes, classes)
+    loss: Tensor  # summed cross entropy
+    right: Tensor  # right answers of each member, (members,)
+    apart: Tensor  # pictures on which two members differ, (members, members)
+    wrong: list[tuple[Tensor, ...]]  # of each batch the most confident mistakes
 
 
 class Classification(Task):
     """Softmax and cross entropy over the classes ``labels``.
 
     Args:
-        model: scores ``(N, classes)`` of pictures ``(N, C, H, W)`` in [0, 1].
+        model: scores ``(N, classes)`` of normalised pictures ``(N, C, H, W)``; in training a tuple where it has
+            auxiliary classifiers, whose losses count 0.3.
         labels: what the classes are called.
-        prepare: a picture of any size as the network sees it, ``(C, H, W)`` uint8; it travels with the task.
+        prepare: a picture of any size as the network sees it, ``(C, H, W)`` uint8, and how it is normalised; it
+            travels with the task.
         optimizer, decay, epochs: as for :class:`fukami.Task`.
         smoothing: share of the target spread over all classes (Szegedy et al. 2016, section 7).
+        ema: decay of a moving average of the weights, which then answers (Polyak and Juditsky 1992); 0: none.
+        cycles: the weights at the end of each so long part of the training answer together (Huang et al. 2017).
+        weighted: the loss of a class counts the more the fewer pictures it has.
+        augment: what leaves the class of a picture alone, for test-time augmentation.
     """
 
     static = True
@@ -49,67 +73,161 @@ class Classification(Task):
         decay: Schedule = constant,
         epochs: int = 1,
         smoothing: float = 0.0,
+        ema: float = 0.0,
+        cycles: int = 1,
+        weighted: bool = False,
+        augment: "Augmentation | None" = None,
     ) -> None:
         super().__init__(model, optimizer=optimizer, decay=decay, epochs=epochs)
         self.labels = labels
         self.prepare = prepare
-        self.smoothing = smoothing
+        self.smoothing, self.ema, self.cycles, self.weighted, self.augment = smoothing, ema, cycles, weighted, augment
+        self.weight: Tensor | None = None
+        self.seen = 1  # views of each picture
+        self.averaged = copy.deepcopy(model) if ema else model
+        self.answering = self.averaged
+        if cycles > 1:
+            snapshots = [copy.deepcopy(model) for _ in range(cycles - 1)]
+            self.answering = Ensemble([*snapshots, self.averaged], joined=1)
+
+    def setup(self, runtime: Runtime) -> None:
+        """Move to the device and make ready to train; what is frozen keeps its statistics, too."""
+        super().setup(runtime)
+        self.answering = runtime.place(self.answering)
+        mean, std = torch.tensor(self.prepare.mean), torch.tensor(self.prepare.std)
+        self.mean, self.std = (value.view(-1, 1, 1).to(runtime.device) for value in (mean, std))
+        for module in self.model.modules():
+            own = list(module.parameters())
+            if own and not any(parameter.requires_grad for parameter in own):
+                module.eval()
+
+    def state(self) -> dict[str, Any]:
+        """Also the weights that answer, where they are not the ones that are trained."""
+        return super().state() | ({} if self.answering is self.model else {"answering": self.answering})
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The network, its moving average, or its snapshots."""
+        return {"model": self.answering}
+
+    def batches(self, train: Any) -> Iterable[Batch]:
+        """Pass after pass over the loader; the weights of the classes come from its ``targets``."""
+        if self.weighted:
+            counts = train.targets.bincount(minlength=len(self.labels)).clamp(min=1)
+            self.weight = (len(train.targets) / (len(self.labels) * counts)).to(self.runtime.device)
+        return super().batches(train)
+
+    def schedule(self, progress: float) -> float:
+        """Set the learning rate; where a cycle has ended, keep a snapshot of what it reached."""
+        if isinstance(self.answering, Ensemble) and int(progress * self.cycles) >= int(self.answering.joined):
+            self.answering.join(self.averaged)
+        return super().schedule(progress)
+
+    @torch.no_grad()
+    def updated(self) -> None:
+        """Let the moving average follow."""
+        if self.averaged is not self.model:
+            torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1 - self.ema)
+            torch._foreach_copy_(list(self.averaged.buffers()), list(self.model.buffers()))
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross entropy of pictures ``(N, C, H, W)`` in 0..255 and targets ``(N,)``."""
+        """Cross entropy of pictures ``(N, C, H, W)`` in 0..255 and targets ``(N,)``, ``(N, classes)`` where mixed."""
         pictures, targets = batch
-        scores = self.replica(pictures.float() / 255)
-        right = scores.detach().argmax(1) == targets
-        return F.cross_entropy(scores, targets, label_smoothing=self.smoothing), {"accuracy": right.float().mean()}
+        scores = self.replica(self.normalised(pictures))
+        scores, *auxiliary = scores if isinstance(scores, tuple) else (scores,)
+        loss = self.entropy(scores, targets) + AUXILIARY * sum(self.entropy(other, targets) for other in auxiliary)
+        right = scores.detach().argmax(1) == (targets if targets.ndim == 1 else targets.argmax(1))
+        return loss, {"accuracy": right.float().mean()}
+
+    def entropy(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """The mean cross entropy that is trained."""
+        return F.cross_entropy(scores, targets, self.weight, label_smoothing=self.smoothing)
+
+    def normalised(self, pictures: Tensor) -> Tensor:
+        """Pictures in 0..255 as the network takes them."""
+        return (pictures.float() / 255 - self.mean) / self.std
+
+    def opinions(self, pictures: Tensor) -> Tensor:
+        """Log-probabilities of each member ``(members, N, classes)``, float32, averaged over the views.
+
+        Computed in the precision of the weights.
+        """
+        parameter = next(self.answering.parameters())
+        pictures = pictures.to(parameter.device)
+        views = [opinions(self.answering, self.normalised(view).to(parameter.dtype)) for view in self._views(pictures)]
+        return average(torch.stack(views))
 
     def scores(self, pictures: Tensor) -> Tensor:
-        """Scores ``(N, classes)``, float32, computed in the precision of the weights."""
-        parameter = next(self.model.parameters())
-        pictures = pictures.to(parameter.device, torch.float32) / 255
-        return self.model(pictures.to(parameter.dtype)).float()  # type: ignore[no-any-return]
+        """Log-probabilities ``(N, classes)``, float32, of pictures ``(N, C, H, W)`` in 0..255."""
+        return decide(self.opinions(pictures), getattr(self.answering, "vote", False))
+
+    def _views(self, pictures: Tensor) -> Iterator[Tensor]:
+        """The pictures themselves, then views of them: evenly spread draws, the same for every picture."""
+        yield pictures
+        if self.seen > 1 and self.augment is not None:
+            draws = SobolEngine(self.augment.draws).draw(self.seen - 1)  # type: ignore[no-untyped-call]
+            for draw in (draws + 0.25) % 1:  # so that the one view beside the picture of a flip is its mirror image
+                plan = draw.to(pictures.device).expand(len(pictures), -1)
+                yield self.augment(pictures, torch.zeros(len(pictures), dtype=torch.long), plan)[0]
 
     @torch.inference_mode()
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """``accuracy`` in [0, 1], ``errors``, ``count`` and the mean cross entropy ``loss``.
 
+        An ensemble also has ``member_accuracy``, the mean over its members, and ``best_member``, the ``gain`` over that
+        mean, and the ``disagreement``: the share of pictures on which two members differ, the mean over all pairs.
         Classes are matched by name where ``batches`` has ``labels``.
 
         Raises:
             Error: the data have a class that the task does not know, or no picture at all.
         """
-        matrix, loss = self._judge(batches)[:2]
-        found = metrics.accuracy(matrix)
-        if found["count"] == 0:
+        found = self.judge(batches)
+        result = metrics.accuracy(found.matrix)
+        count = result["count"]
+        if count == 0:
             raise Error("there is no picture to judge; give data with a test part, or a larger --holdout")
-        return {**found, "loss": float(loss) / found["count"]}
+        result["loss"] = float(found.loss) / count
+        members = len(found.right)
+        if members > 1:
+            mean, best = float(found.right.float().mean()) / count, int(found.right.max()) / count
+            apart = float(found.apart.sum()) / (count * members * (members - 1))
+            result |= {"members": members, "member_accuracy": mean, "best_member": best,
+                       "gain": result["accuracy"] - mean, "disagreement": apart}  # fmt: skip
+        return result
 
-    def _judge(self, batches: Iterable[Batch]) -> tuple[Tensor, Tensor, list[tuple[Tensor, ...]]]:
-        """Confusion matrix, summed cross entropy, and per batch its most confident mistakes."""
+    def judge(self, batches: Iterable[Batch]) -> Judgement:
+        """Count what is right and wrong in all of ``batches``, over all processes."""
         number = self._numbers(getattr(batches, "labels", self.labels))
-        device = next(self.model.parameters()).device
+        device = next(self.answering.parameters()).device
         classes = len(self.labels)
-        matrix = torch.zeros(classes, classes, dtype=torch.long, device=device)
-        loss = torch.zeros((), device=device)
-        wrong: list[tuple[Tensor, ...]] = []
-        training = self.model.training
-        self.model.eval()
+        members = int(self.answering.joined) if isinstance(self.answering, Ensemble) else 1
+        found = Judgement(
+            torch.zeros(classes, classes, dtype=torch.long, device=device),
+            torch.zeros((), device=device),
+            torch.zeros(members, dtype=torch.long, device=device),
+            torch.zeros(members, members, dtype=torch.long, device=device),
+            [],
+        )
+        modes = [(module, module.training) for module in self.answering.modules()]
+        self.answering.eval()
         for pictures, given in batches:
             targets = number[given.cpu()].to(device) if number is not None else given.to(device)
-            scores = self.scores(pictures)
-            confidence, predicted = scores.softmax(1).max(1)
-            matrix += metrics.confusion(predicted, targets, classes)
-            loss += F.cross_entropy(scores, targets, reduction="sum")
+            each = self.opinions(pictures)
+            scores = decide(each, getattr(self.answering, "vote", False))
+            confidence, predicted = scores.exp().max(1)
+            found.matrix += metrics.confusion(predicted, targets, classes)
+            found.loss += F.nll_loss(scores, targets, reduction="sum")
+            answers = each.argmax(2)
+            found.right += (answers == targets).sum(1)
+            found.apart += (answers.unsqueeze(0) != answers.unsqueeze(1)).sum(2)
             worst = torch.where(predicted != targets, confidence, 0).topk(min(WRONG, len(targets)))
-            wrong.append(
-                (
-                    worst.values,
-                    pictures[worst.indices.to(pictures.device)],
-                    targets[worst.indices],
-                    predicted[worst.indices],
-                )
-            )
-        self.model.train(training)
-        return self.runtime.sum(matrix), self.runtime.sum(loss), wrong
+            which = worst.indices
+            shown = pictures[which.to(pictures.device)]
+            found.wrong.append((worst.values, shown, targets[which], predicted[which]))
+        for module, mode in modes:
+            module.training = mode
+        for counts in (found.matrix, found.loss, found.right, found.apart):
+            self.runtime.sum(counts)
+        return found
 
     def _numbers(self, labels: tuple[str, ...]) -> Tensor | None:
         """Our number of each of the classes ``labels``; None where they are the same."""
@@ -129,11 +247,11 @@ class Classification(Task):
         read yields ``{"file", "error"}``.
         """
         answers: list[dict[str, Any]] = []
-        self.model.eval()
+        self.answering.eval()
         for at in range(0, len(inputs), CHUNK):
             chunk = [self.see(source) for source in inputs[at : at + CHUNK]]
             seen = [torch.from_numpy(picture) for picture in chunk if not isinstance(picture, Error)]
-            ranked = iter(self.scores(torch.stack(seen)).softmax(1).cpu() if seen else ())
+            ranked = iter(self.scores(torch.stack(seen)).exp().cpu() if seen else ())
             for source, picture in zip(inputs[at : at + CHUNK], chunk, strict=True):
                 file = {"file": str(source)} if isinstance(source, str | Path) else {}
                 error = {"error": str(picture)} if isinstance(picture, Error) else None
@@ -163,21 +281,41 @@ class Classification(Task):
 
     @torch.inference_mode()
     def figures(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, Figure]]":
-        """Confusion matrix, accuracy per class, and the most confidently wrong pictures."""
+        """Confusion matrix, accuracy per class, the most confidently wrong pictures, and the members of an ensemble."""
         from fukami import figures
 
-        matrix, _, wrong = self._judge(batches)
-        yield "Confusion matrix", figures.confusion(matrix.cpu(), self.labels)
-        yield "Accuracy per class", figures.per_class(matrix.cpu(), self.labels)
-        confidence, pictures, targets, predicted = (torch.cat(column) for column in zip(*wrong, strict=True))
+        found = self.judge(batches)
+        matrix = found.matrix.cpu()
+        yield "Confusion matrix", figures.confusion(matrix, self.labels)
+        yield "Accuracy per class", figures.per_class(matrix, self.labels)
+        if len(found.right) > 1:
+            count = int(matrix.sum())
+            share, apart = found.right.cpu() / count, found.apart.cpu() / count
+            yield "The members and what they do together", figures.members(share, int(matrix.trace()) / count, apart)
+        confidence, pictures, targets, predicted = (torch.cat(column) for column in zip(*found.wrong, strict=True))
         likely = confidence.topk(min(WRONG, len(confidence))).indices.tolist()
         best = [i for i in likely if confidence[i] > 0]
         captions = [f"{self.labels[targets[i]]} → {self.labels[predicted[i]]}  {confidence[i]:.0%}" for i in best]
         if best:
             yield "Most confidently wrong", figures.gallery(pictures[best].cpu(), captions)
 
-    def ensemble(self, others: Sequence[Self]) -> Self:
-        """Averaged probabilities over this task and ``others``.
+    def views(self, number: int) -> Self:
+        """This task answering from so many views of each picture, drawn from the augmentation it was trained with.
+
+        Raises:
+            UsageError: ``number`` is less than 1, or the training had no augmentation that moves or recolours.
+        """
+        if number < 1:
+            raise UsageError(f"a picture has at least one view, not {number}")
+        if number > 1 and self.augment is None:
+            raise UsageError(
+                "the run was trained without moves or changes of colour, so there are no views to answer from"
+            )
+        self.seen = number
+        return self
+
+    def ensemble(self, others: Sequence[Self], *, vote: bool = False) -> Self:
+        """This task and ``others`` together: their averaged probabilities, or the majority's vote.
 
         Raises:
             UsageError: they have other classes, or see pictures otherwise.
@@ -185,18 +323,5 @@ class Classification(Task):
         for other in others:
             if other.labels != self.labels or other.prepare != self.prepare:
                 raise UsageError("runs that answer together must have the same classes and see pictures the same way")
-        self.model = Averaged([self.model, *(other.model for other in others)])
+        self.answering = Ensemble([self.answering, *(other.answering for other in others)], vote=vote)
         return self
-
-
-class Averaged(nn.Module):
-    """Several classifiers as one: the logarithm of their averaged probabilities stands for its scores."""
-
-    def __init__(self, models: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.models = nn.ModuleList(models)
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Log-probabilities ``(N, classes)``, float32."""
-        each = torch.stack([model(pictures).float().log_softmax(1) for model in self.models])
-        return each.logsumexp(0) - math.log(len(self.models))

@@ -1,0 +1,206 @@
+"""Classifier: the recipe that every picture classifier shares, from its data to its schedule; each adds its network."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from fukami.errors import UsageError
+from fukami.recipe import Data, Dataset, Recipe, name_of, within
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from fukami.data.augment import Augment
+    from fukami.data.classification import Source
+    from fukami.data.loader import Shuffled
+    from fukami.preparation import Preparation
+    from fukami.task import MakeOptimizer, Task
+    from fukami.tasks.classification import Classification
+
+Optimizer = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"]
+MARGIN = 8 / 7  # pictures are kept this much larger than the crops that are taken of them: 256 for 224
+JUDGED = 500  # pictures in a batch that is only judged, at most
+SEEN = 6e6  # numbers in such a batch: 500 pictures of 64×64, 40 of 224×224
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, as published weights expect them
+VIEWS = {"rotate", "shift", "scale", "shear", "flip", "flip-vertical", "pad-crop", "crop", "brightness", "contrast"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier(Recipe):
+    """A network that tells which class a picture is of."""
+
+    family: ClassVar[str] = "classification"
+
+    dataset: Dataset = "digits"
+    """What to learn from: mnist, digits (embedded), cifar10, cifar100, imagenet, or a folder or archive of pictures by
+    class, or a CSV file of path and label."""
+    holdout: float = 0.2
+    """Share of each class kept for testing, where the data have no test part of their own."""
+    memory: float = 4.0
+    """Gigabytes that the decoded pictures may take on the device; a larger set is streamed from its files."""
+    size: int = 224
+    """Side of the pictures that the network sees, in pixels."""
+    channels: Literal[1, 3] = 3
+    """1 grey, 3 colour."""
+    epochs: int = 30
+    """Passes over the training set."""
+    batch: int = 64
+    """Pictures in an update."""
+    optimizer: Optimizer = "nesterov"
+    """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
+    lr: float = 0.05
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """Of momentum, nesterov and rmsprop."""
+    weight_decay: float = 5e-4
+    """Pull of the weights towards 0; decoupled with adamw (Loshchilov and Hutter 2019)."""
+    decay: str = "cosine"
+    """Course of the learning rate: constant, step=DROPS, multistep=SHARE,SHARE, exponential=END, polynomial=POWER,
+    cosine, one-cycle, plateau=PATIENCE."""
+    drop: float = 0.1
+    """What the learning rate is multiplied by at each drop of step, multistep and plateau."""
+    warmup: float = 0.1
+    """Share of the training in which the learning rate rises."""
+    cycles: int = 1
+    """Courses of the learning rate in a row; the weights at the end of each answer together (snapshots)."""
+    smoothing: float = 0.0
+    """Share of the target spread over all classes."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, such as 0.999, which then answers; 0: none."""
+    augment: tuple[str, ...] = ()
+    """Changes of the training pictures, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
+    balance: Literal["none", "loss", "sampling"] = "none"
+    """For unequal classes: weigh the loss of each, or draw them equally often."""
+    init: str = ""
+    """Weights to begin with: imagenet (torchvision's, downloaded), a file of a state dict, or a run's folder."""
+    freeze: bool = False
+    """Train the head alone, on features that stay as they are."""
+    layer_decay: float = 1.0
+    """What the learning rate is multiplied by from each stage of the network to the one below."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        from fukami import schedules
+
+        within(self, 1, math.inf, "epochs", "batch", "cycles")
+        within(self, 4, math.inf, "size")
+        within(self, 0, math.inf, "lr", "weight_decay", "memory")
+        within(self, 0, 1, "holdout", "layer_decay", "drop")
+        within(self, 0, 0.9999999, "warmup", "momentum", "smoothing", "ema")
+        schedules.parse(self.decay, factor=self.drop, warmup=self.warmup)
+        if self.cycles > 1 and self.decay.startswith("plateau"):
+            raise UsageError("a plateau is waited for, so it cannot come in --cycles; give another --decay")
+        if self.freeze and not self.init:
+            raise UsageError("--freeze keeps the features as they are at the beginning; give weights with --init")
+
+    @property
+    def architecture(self) -> str:
+        """What the network is called in :mod:`fukami.models`; by default as the recipe is."""
+        return name_of(type(self)).replace("-", "_")
+
+    def network(self, classes: int) -> "nn.Module":
+        """The network, with scores ``(N, classes)`` for pictures ``(N, channels, size, size)``."""
+        from fukami import models
+
+        network: nn.Module = getattr(models, self.architecture)(classes, channels=self.channels)
+        return network
+
+    def prepare(self, labels: tuple[str, ...]) -> "Preparation":
+        """How a picture is brought to the form that the network sees."""
+        from fukami.preparation import Preparation
+
+        mean, std = (MEAN, STD) if self.channels == 3 else ((sum(MEAN) / 3,), (sum(STD) / 3,))
+        return Preparation(channels=self.channels, size=self.size, mean=mean, std=std)
+
+    def data(self) -> Data:
+        """The data set: in memory where it fits, streamed from its files where it does not."""
+        from fukami.data import classification
+
+        train, test, labels = classification.read(self.dataset, self.holdout)
+        return Data(self.loader(train, labels, train=True), self.loader(test, labels, train=False), labels)
+
+    def loader(self, source: "Source", labels: tuple[str, ...], *, train: bool) -> "Shuffled":
+        """Batches of a part of the data, to train on or to judge on."""
+        import dataclasses
+
+        import torch
+
+        from fukami.data import augment
+        from fukami.data.loader import Resident
+        from fukami.data.stream import Streamed
+
+        prepare, words = self.prepare(labels), self.augment if train else ()
+        crop = augment.strengths(words).get("crop")
+        larger = prepare if crop is None else dataclasses.replace(prepare, size=round(self.size * MARGIN))
+        batch, seed, balanced = (
+            (self.batch, self.seed, self.balance == "sampling") if train else (self.judged, None, False)
+        )
+        if isinstance(source.items, tuple) and len(source) * larger.bytes > self.memory * 1e9:
+            changes = self.changes([word for word in words if word.partition("=")[0] != "crop"], labels)
+            return Streamed(source.items, torch.from_numpy(source.targets), labels, prepare, batch=batch, seed=seed,
+                            balanced=balanced, augment=changes, smallest=crop)  # fmt: skip
+        found = source.read(larger)
+        return Resident(found.pictures, found.targets, labels, batch=batch, names=found.names, seed=seed,
+                        balanced=balanced, augment=self.changes(words, labels))  # fmt: skip
+
+    @property
+    def judged(self) -> int:
+        """Pictures in a batch that is only judged."""
+        return max(1, min(JUDGED, int(SEEN / (self.channels * self.size**2))))
+
+    def changes(self, words: "Sequence[str]", labels: tuple[str, ...]) -> "Augment | None":
+        """The augmentation that the words ask for; None where there are none."""
+        from fukami.data import augment
+
+        return augment.parse(words, size=self.size, classes=len(labels)) if words else None
+
+    def task(self, labels: tuple[str, ...]) -> "Classification":
+        """A classifier over ``labels``."""
+        from fukami import schedules, transfer
+        from fukami.tasks.classification import Classification
+
+        model = self.network(len(labels))
+        if self.freeze:
+            transfer.freeze(model)
+        decay = schedules.parse(self.decay, factor=self.drop, warmup=self.warmup)
+        make = self.make_optimizer()
+        return Classification(
+            model,
+            labels,
+            self.prepare(labels),
+            optimizer=make
+            if self.layer_decay == 1
+            else lambda _: make(transfer.layered(model, self.lr, self.layer_decay)),
+            decay=schedules.repeated(decay, self.cycles) if self.cycles > 1 else decay,
+            epochs=self.epochs,
+            smoothing=self.smoothing,
+            ema=self.ema,
+            cycles=self.cycles,
+            weighted=self.balance == "loss",
+            augment=self.changes([word for word in self.augment if word.partition("=")[0] in VIEWS], labels),
+        )
+
+    def begin(self, task: "Task") -> None:
+        """Put the weights of ``init`` into the network."""
+        from fukami import transfer
+
+        if self.init:
+            transfer.initialise(task.model, self.architecture, self.init)
+
+    def make_optimizer(self) -> "MakeOptimizer":
+        """torch's optimizer of that name, fused where it can be."""
+        import torch
+
+        makes: dict[str, Any] = {
+            "sgd": partial(torch.optim.SGD, fused=True),
+            "momentum": partial(torch.optim.SGD, momentum=self.momentum, fused=True),
+            "nesterov": partial(torch.optim.SGD, momentum=self.momentum, nesterov=True, fused=True),
+            "adagrad": torch.optim.Adagrad,
+            "rmsprop": partial(torch.optim.RMSprop, momentum=self.momentum),
+            "adam": partial(torch.optim.Adam, fused=True),
+            "adamw": partial(torch.optim.AdamW, fused=True),
+        }
+        return partial(makes[self.optimizer], lr=self.lr, weight_decay=self.weight_decay)

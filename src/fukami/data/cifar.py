@@ -1,0 +1,42 @@
+"""CIFAR-10 and CIFAR-100: 60,000 colour pictures of 32×32 (Krizhevsky 2009), through torchvision's readers."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fukami.data.places import candidates, download_folder
+from fukami.errors import Error
+
+FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+
+
+def read(name: str) -> Path | tuple[tuple[Any, Any], tuple[str, ...]]:
+    """``(train, test), class names``, each part ``(pictures (N, 32, 32, 3) uint8, labels (N,))``.
+
+    Where ``$FUKAMI_DATA`` or the cache folder has the pictures as files (``cifar10.zip`` or a folder ``cifar10``) and
+    not the original, the path of those. Only where there is neither, the original is downloaded.
+
+    Raises:
+        Error: the files are damaged, or there are none and they cannot be downloaded.
+    """
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    reader = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+    for place in candidates():
+        if (place / FOLDERS[name]).is_dir():
+            break
+        for pictures in (place / name, place / f"{name}.zip"):
+            if pictures.exists():
+                return pictures
+    else:
+        place = download_folder()
+    try:
+        parts = [reader(str(place), train=train, download=place == download_folder()) for train in (True, False)]
+    except (OSError, RuntimeError) as error:
+        raise Error(
+            f"{name} was not found in {', '.join(map(str, candidates()))}, or is damaged, and the download failed "
+            f"({error}); unpack its python version there, and set FUKAMI_DATA to the folder that holds {FOLDERS[name]}"
+        ) from error
+    train, test = ((part.data, np.array(part.targets)) for part in parts)
+    return (train, test), tuple(parts[0].classes)

@@ -1,0 +1,216 @@
+"""Pictures read from their files by other processes: all at once, or batch by batch while a network is trained."""
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from fukami import image
+from fukami.data.augment import Augmentation, crop
+from fukami.data.loader import EACH, Batch, Shuffled
+from fukami.errors import Error
+from fukami.preparation import Preparation
+
+if TYPE_CHECKING:
+    from fukami.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+AHEAD = 4  # batches that each process prepares ahead
+MANY = 1000  # files from which other processes are worth their start
+
+Bytes = npt.NDArray[np.uint8]
+Wish = tuple[int, list[float]]  # the number of a picture, and the draws of its crop
+
+
+class Decoder(Dataset[Any]):
+    """Files as the network sees them, ``(H, W, C)`` uint8, or the error of one that cannot be read.
+
+    Args:
+        files: the pictures.
+        prepare: brings a picture to the network's size.
+        smallest: least share of the area where a picture is asked for with the draws of a random resized crop.
+    """
+
+    def __init__(self, files: Sequence[Path], prepare: Preparation, smallest: float = 1.0) -> None:
+        self.files, self.prepare, self.smallest = files, prepare, smallest
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, wish: Wish) -> Bytes | Error:
+        number, draws = wish
+        try:
+            if draws:
+                return self._cropped(self.files[number], draws)
+            return self.prepare.open(self.files[number]).transpose(1, 2, 0)
+        except Error as error:
+            return error
+
+    def _cropped(self, file: Path, draws: list[float]) -> Bytes:
+        """A random resized crop; a JPEG is decoded no larger than the crop needs."""
+        size = self.prepare.size
+        with image.opened(file) as picture:
+            width, height = picture.size
+            chances = torch.tensor([draws])
+            wide, high = (value.item() for value in crop(chances, self.smallest, width / height)[:2])
+            picture.draft(None, (int(size / wide), int(size / high)))
+            full = image.upright(picture).convert("L" if self.prepare.channels == 1 else "RGB")
+        wide, high, left, top = (value.item() for value in crop(chances, self.smallest, full.width / full.height))
+        box = (left * full.width, top * full.height, (left + wide) * full.width, (top + high) * full.height)
+        part = full.resize((size, size), Image.Resampling.BILINEAR, box=box)
+        return np.asarray(part).reshape(size, size, -1)
+
+
+def decode(files: Sequence[Path], prepare: Preparation) -> Iterator[Bytes | Error]:
+    """Each file in turn as the network sees it, ``(H, W, C)`` uint8, or the error; many are read by many processes."""
+    decoder = Decoder(files, prepare)
+    workers = processors() if len(files) >= MANY else 0
+    for batch in DataLoader(decoder, batch_sampler=_all(len(files)), num_workers=workers, collate_fn=list):
+        yield from batch
+
+
+def _all(count: int) -> list[list[Wish]]:
+    """Every picture once, in order, whole."""
+    return [[(number, []) for number in range(at, min(at + EACH, count))] for at in range(0, count, EACH)]
+
+
+def processors() -> int:
+    """Processors that this process may use, 16 at most."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return min(len(affinity(0)) if affinity else os.cpu_count() or 1, 16)
+
+
+class Streamed(Shuffled):
+    """A labelled data set in files: decoded and cropped by other processes, augmented on the device in batches.
+
+    Order, crops and augmentation are functions of the seed and the pass alone, as those of
+    :class:`fukami.data.loader.Resident` are. A picture that cannot be read is left out of its batch and named.
+
+    Args:
+        files: the pictures, one for each of ``targets``.
+        prepare: brings a picture to the network's size where it is not cropped.
+        smallest: least share of the area in a random resized crop of the training pictures; None: they are not cropped.
+        targets, labels, batch, seed, balanced, augment: as for :class:`fukami.data.loader.Shuffled`.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        targets: Tensor,
+        labels: tuple[str, ...],
+        prepare: Preparation,
+        *,
+        batch: int,
+        seed: int | None = None,
+        balanced: bool = False,
+        augment: Augmentation | None = None,
+        smallest: float | None = None,
+    ) -> None:
+        super().__init__(
+            targets, labels, batch=batch, names=list(map(str, files)), seed=seed, balanced=balanced, augment=augment
+        )
+        self.crops = 0 if smallest is None else 4
+        self.decoder = Decoder(files, prepare, smallest or 1.0)
+        self.reader = self._reader(_Wishes(self), persistent=True)
+        self.device = torch.device("cpu")
+        self.waited, self.since = 0.0, time.monotonic()
+        self.broken: set[str] = set()
+
+    def place(self, runtime: "Runtime") -> None:
+        """Send the batches to the device, and take this process's share of each."""
+        super().place(runtime)
+        self.device = runtime.device
+
+    @property
+    def draws(self) -> int:
+        """Random numbers for each picture: those of its crop, then those of the augmentation."""
+        return self.crops + super().draws
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of one pass, ``(pictures (N, C, H, W) in 0..255, targets)``; a pass cut off is finished."""
+        shares = self.shares()
+        for found in self._timed(self.reader):
+            members, draws = next(shares)
+            self.count()
+            pictures, targets, kept = self._placed(found, members)
+            if self.augment is not None and self.seed is not None:
+                pictures, targets = self.augment(pictures, targets, draws[kept, self.crops :].to(self.device))
+            yield pictures, targets
+        self.ended()
+
+    def ordered(self) -> Iterator[Batch]:
+        """Every picture once, in order, neither cropped nor augmented; the training goes on as if nothing had been."""
+        for wishes, found in zip(every := _all(len(self.targets)), self._reader(every), strict=True):
+            yield self._placed(found, torch.tensor([number for number, _ in wishes]))[:2]
+
+    def waiting(self) -> float:
+        """The share of the time since the last call that was spent waiting for pictures."""
+        now = time.monotonic()
+        share, self.waited, self.since = self.waited / max(now - self.since, 1e-9), 0.0, now
+        return min(share, 1.0)
+
+    def _reader(self, wishes: Iterable[list[Wish]], persistent: bool = False) -> DataLoader[Any]:
+        return DataLoader(
+            self.decoder,
+            batch_sampler=wishes,
+            num_workers=processors(),
+            collate_fn=_collated,
+            prefetch_factor=AHEAD,
+            persistent_workers=persistent,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _timed(self, reader: Iterable[Any]) -> Iterator[Any]:
+        """What the other processes decoded, while the time is noted that it was waited for."""
+        batches = iter(reader)
+        while True:
+            began = time.monotonic()
+            batch = next(batches, None)
+            self.waited += time.monotonic() - began
+            if batch is None:
+                return
+            yield batch
+
+    def _placed(self, found: tuple[Tensor, list[int], list[str]], members: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+        """Pictures and targets on the device, and which of the wished ones they are."""
+        pictures, kept, errors = found
+        for error in errors:
+            if error not in self.broken:
+                self.broken.add(error)
+                logger.warning(f"{error}; it is left out")
+        if not kept:
+            raise Error(f"not one picture of a batch can be read; the first: {errors[0]}")
+        targets = self.targets[members[kept].to(self.targets.device)]
+        pictures = pictures.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        return pictures, targets.to(self.device, non_blocking=True), kept
+
+
+class _Wishes:
+    """What a pass asks the other processes for: the rest of it, from where the training is."""
+
+    def __init__(self, loader: Streamed) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader) - self.loader.position
+
+    def __iter__(self) -> Iterator[list[Wish]]:
+        for members, draws in self.loader.shares():
+            yield list(zip(members.tolist(), draws[:, : self.loader.crops].tolist(), strict=True))
+
+
+def _collated(found: list[Bytes | Error]) -> tuple[Tensor, list[int], list[str]]:
+    """The pictures that could be read ``(N, H, W, C)``, which ones they are, and what is wrong with the others."""
+    kept = [place for place, picture in enumerate(found) if not isinstance(picture, Error)]
+    pictures = [torch.from_numpy(np.ascontiguousarray(found[place])) for place in kept]
+    errors = [str(picture) for picture in found if isinstance(picture, Error)]
+    return torch.stack(pictures) if pictures else torch.zeros(0), kept, errors

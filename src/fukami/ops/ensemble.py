@@ -1,0 +1,58 @@
+"""Several classifiers as one (Hansen and Salamon 1990)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+TIE = 1e-3  # how much the averaged probabilities count beside the votes: enough to decide between equals
+
+
+class Ensemble(nn.Module):
+    """Classifiers that answer together: by their averaged probabilities, or by the vote of the majority.
+
+    Args:
+        models: each gives scores ``(N, classes)``.
+        vote: count votes; between as many votes the averaged probabilities decide.
+        joined: how many of the models answer so far, the last one always among them.
+    """
+
+    joined: Tensor
+
+    def __init__(self, models: Sequence[nn.Module], *, vote: bool = False, joined: int | None = None) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+        self.vote = vote
+        self.register_buffer("joined", torch.tensor(len(models) if joined is None else joined))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Log-probabilities ``(N, classes)``, float32."""
+        return decide(opinions(self, pictures), self.vote)
+
+    def join(self, model: nn.Module) -> None:
+        """Keep a copy of the model as it is now as one more member."""
+        self.models[int(self.joined) - 1].load_state_dict(model.state_dict())
+        self.joined += 1
+
+
+def opinions(model: nn.Module, pictures: Tensor) -> Tensor:
+    """Log-probabilities ``(members, N, classes)``, float32; a network that is no ensemble has one member."""
+    if not isinstance(model, Ensemble):
+        return model(pictures).float().log_softmax(1).unsqueeze(0)  # type: ignore[no-any-return]
+    members = [*model.models[: int(model.joined) - 1], model.models[-1]]
+    return torch.stack([average(opinions(member, pictures)) for member in members])
+
+
+def average(logarithms: Tensor) -> Tensor:
+    """The logarithm of the mean over the first dimension of probabilities given as logarithms."""
+    return logarithms[0] if len(logarithms) == 1 else logarithms.logsumexp(0) - math.log(len(logarithms))
+
+
+def decide(logarithms: Tensor, vote: bool) -> Tensor:
+    """What members with these log-probabilities ``(members, N, classes)`` answer together, ``(N, classes)``."""
+    if not vote or len(logarithms) == 1:
+        return average(logarithms)
+    votes = F.one_hot(logarithms.argmax(2), logarithms.shape[2]).float().mean(0)
+    return ((votes + TIE * average(logarithms).exp()) / (1 + TIE)).log()

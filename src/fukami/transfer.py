@@ -1,0 +1,145 @@
+"""Transfer: a network that begins with published weights, its features frozen or learning more slowly than its head."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as read_tensors
+from torch import Tensor, nn
+
+from fukami.errors import Error
+
+logger = logging.getLogger(__name__)
+
+
+def head(model: nn.Module) -> tuple[str, ...]:
+    """The parts of a classifier that belong to its classes: that of the last linear layer, and auxiliary classifiers.
+
+    Every other part is called its features here.
+    """
+    last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+    return last.partition(".")[0], *(name for name, _ in model.named_children() if name.startswith("aux"))
+
+
+def freeze(model: nn.Module) -> None:
+    """Train the head alone: with a head of one layer, a linear probe of the features."""
+    own = head(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name.partition(".")[0] in own
+
+
+def layered(model: nn.Module, lr: float, decay: float) -> list[dict[str, Any]]:
+    """Parameter groups whose learning rate falls by ``decay`` from each stage to the one below; the head's is ``lr``.
+
+    Discriminative fine-tuning (Howard and Ruder 2018, section 3.2). A stage ends where the maps are made smaller in a
+    chain of layers, or with a part of the network.
+    """
+    stages: dict[tuple[str, int], list[nn.Parameter]] = {}
+    own, poolings, part = head(model), 0, ""
+    for name, module in model.named_modules():
+        top = name.partition(".")[0]
+        poolings = poolings if top == part else 0
+        part = top
+        poolings += isinstance(module, nn.MaxPool2d)
+        parameters = list(module.parameters(recurse=False))
+        if parameters:
+            stages.setdefault(("", 0) if top in own else (top, poolings), []).extend(parameters)
+    top_stage = stages.pop(("", 0))
+    below = [
+        {"params": stage, "lr": lr * decay**depth} for depth, stage in enumerate([*stages.values()][::-1], start=1)
+    ]
+    return [{"params": top_stage, "lr": lr}, *below]
+
+
+def initialise(model: nn.Module, name: str, init: str) -> None:
+    """Begin with the weights ``init``: those that torchvision publishes, or those in a file.
+
+    Features must fit in full. Of the head, what does not fit (another number of classes, above all) stays as it is, and
+    is said. A first layer for colour becomes one for grey by adding up its three channels.
+
+    Args:
+        name: what the network is called in :mod:`fukami.models`.
+        init: ``imagenet``, a file (safetensors, or a state dict that torch saved), or the folder of a run.
+
+    Raises:
+        Error: there are no such weights, or they do not fit; every missing, unknown and misshapen tensor is listed.
+    """
+    tensors = _plain(_published(name) if init == "imagenet" else _read(Path(init)))
+    expected, own = model.state_dict(), head(model)
+    first = next(iter(expected))
+    if first in tensors and tensors[first].shape[1:2] == (3,) and expected[first].shape[1] == 1:
+        tensors[first] = tensors[first].sum(1, keepdim=True)
+    unfit = dict(_unfit(tensors, expected))
+    wrong = [f"{key} {what}" for key, what in unfit.items() if key.partition(".")[0] not in (*own, "aux1", "aux2")]
+    if wrong:
+        raise Error(f"{init} does not fit {name}: {'; '.join(wrong)}")
+    if not tensors.keys() & expected.keys():
+        raise Error(f"{init} holds nothing of {name}")
+    fresh = [key for key in unfit if key in expected]
+    if fresh:
+        logger.warning(f"{init} has no {', '.join(fresh)} for this network: they begin at random")
+    fitting = {key: value for key, value in tensors.items() if key in expected and key not in unfit}
+    model.load_state_dict(fitting, strict=False)
+
+
+def _unfit(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> Iterator[tuple[str, str]]:
+    for key, value in expected.items():
+        if key not in tensors:
+            if not key.endswith("num_batches_tracked"):  # files older than 2019 have none
+                yield key, "is missing"
+        elif tensors[key].shape != value.shape:
+            yield key, f"is {tuple(tensors[key].shape)} instead of {tuple(value.shape)}"
+    for key in tensors:
+        if key not in expected:
+            yield key, "is not known"
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file, of which nothing is run."""
+    file = path / "weights.safetensors" if path.is_dir() else path
+    try:
+        content = file.read_bytes()
+        if file.suffix == ".safetensors":
+            return read_tensors(content)
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise Error(f"{path} cannot be read ({error.strerror}); give imagenet, a file of weights or a run") from None
+    except Exception as error:  # a damaged file can fail in any way
+        reason = "damaged" if isinstance(error, SafetensorError) else "damaged, or holds more than tensors"
+        first = str(error).partition("\n")[0]
+        raise Error(
+            f"{path} is {reason} ({first}); give a state dict as safetensors or as torch.save wrote it"
+        ) from None
+    found = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not (isinstance(found, dict) and found and all(isinstance(value, Tensor) for value in found.values())):
+        raise Error(f"{path} holds no state dict; expected tensors by name, as model.state_dict() gives them")
+    return found
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """In float32, under the names that the network itself gives them (our runs and DataParallel put a word before)."""
+    for prefix in ("model.", "module."):
+        if all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+
+
+def _published(name: str) -> dict[str, Tensor]:
+    """torchvision's weights for ImageNet, from its cache or downloaded."""
+    from torchvision.models import get_model_weights, list_models
+
+    if name not in list_models():
+        raise Error(f"there are no published ImageNet weights for {name}; give --init a file, or leave it out")
+    weights = next(iter(get_model_weights(name)))
+    try:
+        return dict(weights.get_state_dict(progress=False, check_hash=True))
+    except (OSError, RuntimeError) as error:
+        file = os.path.basename(weights.url)  # noqa: PTH119
+        raise Error(
+            f"the published weights of {name} cannot be downloaded ({error}); get {weights.url} by other means, "
+            f"and give --init {file}"
+        ) from error
