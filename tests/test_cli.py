@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import fukami as package
 
-COMMANDS = ["list", "train", "eval", "predict", "import"]
+COMMANDS = ["list", "train", "eval", "predict", "explain", "doctor", "board", "import"]
 QUICK = ["--epochs", "1", "--batch", "100"]
 
 
@@ -38,8 +38,8 @@ def test_options_of_train_are_these(fukami):
     text = fukami("train", "deep-convnet", "--help").out
     options = {word.strip(",") for word in text.split() if re.match("--[a-z]", word)}
     run = {"--help", "--out", "--device", "--precision", "--resume", "--no-resume"}
-    fields = "seed data holdout epochs batch lr weight-decay warmup dropout shift rotate scale shear size channels "
-    fields += "convention widths hidden"
+    fields = "seed data holdout memory size channels epochs batch optimizer lr momentum weight-decay decay drop warmup "
+    fields += "cycles smoothing ema augment balance init freeze no-freeze layer-decay dropout convention widths hidden"
     assert options == run | {f"--{field}" for field in fields.split()}
 
 

@@ -19,6 +19,7 @@ ALLOWED = {
     "figures": BASE,
     "digit": BASE,
     "preparation": {"errors", "image", "digit"},
+    "analysis": {"errors", "image", "figures", "analysis"},
     "data": {"errors", "data", "image", "preparation"},
     "tasks": {*THIRD, "ops", "proposals", "task"},
     "recipes": {*THIRD, "models", "ops", "data", "tasks", "task", "recipe"},
@@ -30,6 +31,8 @@ ALLOWED = {
     "checkpoint": {"errors", "recipe", "runtime", "task"},
     "log": {"errors", "checkpoint", "recipe", "report", "runtime"},
     "report": {"errors", "checkpoint"},
+    "doctor": {"errors", "image", "data"},
+    "board": {"errors", "analysis", "checkpoint", "data", "recipe", "report"},
     "loop": {"errors", "checkpoint", "log", "recipe", "resuming", "runtime", "task"},
 }
 FREE = {"cli", "commands", "page", "importing", "__init__", "__main__"}  # they may use everything

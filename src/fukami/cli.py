@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn
 from fukami.errors import Error, UsageError, unknown
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-COMMANDS = ("list", "train", "eval", "predict", "import")
+COMMANDS = ("list", "train", "eval", "predict", "explain", "doctor", "board", "import")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -1,0 +1,30 @@
+"""Draw the curves of a leaderboard: four short trainings on the embedded digits, half a minute on one core.
+
+python docs/figures/board.py    writes board.svg beside this file
+"""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import matplotlib
+
+from fukami import board
+
+RUNS = {"deep-convnet": [], "seed-1": ["--seed", "1"], "slow": ["--lr", "0.0005"], "plain": ["--augment"]}
+
+
+def main() -> None:
+    """Train, rank, draw."""
+    with tempfile.TemporaryDirectory() as place:
+        for name, fields in RUNS.items():
+            words = ["train", "deep-convnet", "--epochs", "8", "--batch", "50", *fields, "--out", f"{place}/{name}"]
+            subprocess.run([sys.executable, "-m", "fukami", *words], check=True)
+        (found,), _ = board.survey(Path(place))
+    matplotlib.rcParams.update({"svg.hashsalt": "fukami", "svg.fonttype": "path", "font.family": "DejaVu Sans"})
+    board.curves(found).savefig(Path(__file__).with_name("board.svg"), metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

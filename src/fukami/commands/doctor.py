@@ -1,0 +1,35 @@
+"""fukami doctor."""
+
+import json
+import sys
+
+from fukami.cli import parse
+from fukami.errors import Error
+
+
+def command(arguments: list[str]) -> None:
+    """Every file that training would stumble on, by name: fukami doctor DATA."""
+    import tyro
+
+    def run(data: tyro.conf.Positional[str]) -> None:
+        """Every file that training would stumble on, by name; prints one JSON object for each problem, exits 1 if any.
+
+        Args:
+            data: Folder of pictures by class (with or without train, val and test), archive of one, CSV with columns
+                path and label (perhaps split), or a known name (mnist, digits).
+        """
+        from fukami import doctor
+
+        found = doctor.examine(data)
+        for problem in found.problems:
+            line = json.dumps(problem.record(), ensure_ascii=False)
+            try:
+                line.encode()
+            except UnicodeEncodeError:  # a file name of bytes that are no text
+                line = json.dumps(problem.record())
+            print(line)
+        if found.problems:
+            raise Error(str(found))
+        print(found, file=sys.stderr)
+
+    parse(run, arguments, "fukami doctor")

@@ -1,0 +1,244 @@
+"""The leaderboard: ranks, what was published, damaged and unfinished runs, and the page."""
+
+import json
+import re
+
+import pytest
+
+from fukami import board, checkpoint
+
+
+def make(folder, *values, dataset="digits", metric="accuracy", recipe="deep-convnet", epochs=None, **changes):
+    """A run by hand: one evaluation for each value, a hundred steps and two seconds apart."""
+    folder.mkdir(parents=True)
+    fields = {"seed": 0, "dataset": dataset, "epochs": epochs or len(values) or 3}
+    record = {"recipe": recipe, "fields": fields, "labels": list("0123456789"), "device": "cpu", "precision": "float32"}
+    command = f"fukami train {recipe} --data {dataset} --out '<{folder.name}>'"
+    (folder / "recipe.json").write_text(json.dumps(record | {"processes": 1, "command": command} | changes))
+    lines = [{"step": 1, "phase": "train", "loss": 2.3, "accuracy": 0.1, "lr": 0.1, "pictures_per_second": 9.0}]
+    for number, value in enumerate(values, 1):
+        line = {"step": 100 * number, "phase": "eval", "count": 359, "errors": 1, metric: value, "loss": 0.5}
+        lines.append(line | {"seconds": 2.0 * number})
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return folder
+
+
+def cells(answer, name):
+    """The row of a run in the table."""
+    (row,) = [line for line in answer.out.splitlines() if re.match(rf"\s*(\d+|–)\s+{re.escape(name)}\s", line)]
+    return row.split()
+
+
+def test_runs_are_ranked_by_their_last_evaluation(fukami, tmp_path):
+    make(tmp_path / "runs" / "good", 0.5, 0.96)
+    make(tmp_path / "runs" / "deep" / "fell", 0.99, 0.9)
+    make(tmp_path / "runs" / "best", 0.6, 0.975)
+    make(tmp_path / "runs" / "equal", 0.4, 0.96)
+    answer = fukami("board", "runs")
+    assert answer.status == 0, answer.err
+    assert answer.out.splitlines()[0] == "digits: accuracy"
+    ranks = [cells(answer, name)[0] for name in ("best", "good", "equal", "deep/fell")]
+    assert ranks == ["1", "2", "2", "4"]
+    assert "90.00 % 99.00 %" in " ".join(cells(answer, "deep/fell"))
+    row = " ".join(cells(answer, "best"))
+    assert row == "1 best deep-convnet 97.50 % 124 k 8.77 M 4.0 2 0 cpu float32"
+
+
+def test_the_command_behind_each_row_is_whole(fukami, tmp_path):
+    long = "fukami train deep-convnet " + " ".join(f"--field-{number} {number}" for number in range(40))
+    make(tmp_path / "runs" / "one", 0.5, command=long)
+    answer = fukami("board", "runs")
+    assert f" 1  {long}\n" in answer.out
+
+
+def test_of_some_metrics_less_is_better(fukami, tmp_path):
+    make(tmp_path / "a", 30.0, metric="fid")
+    make(tmp_path / "b", 20.0, 25.0, metric="fid")
+    answer = fukami("board", ".")
+    assert answer.out.splitlines()[0] == "digits: fid"
+    assert cells(answer, "b")[:5] == ["1", "b", "deep-convnet", "25.0000", "20.0000"]
+    assert "less fid is better" in answer.out
+
+
+def test_loss_is_the_metric_only_where_there_is_no_other(fukami, tmp_path):
+    folder = make(tmp_path / "a", 0.5)
+    folder.joinpath("metrics.jsonl").write_text(
+        '{"step": 1, "phase": "eval", "count": 3, "loss": 0.25, "seconds": 1}\n'
+    )
+    assert fukami("board", ".").out.splitlines()[0] == "digits: loss"
+
+
+def test_what_is_not_finite_is_last(fukami, tmp_path):
+    make(tmp_path / "a", 0.5)
+    make(tmp_path / "b", float("nan"))
+    answer = fukami("board", ".")
+    assert answer.status == 0, answer.err
+    assert cells(answer, "b")[0] == "2"
+
+
+def test_data_sets_and_metrics_apart(fukami, tmp_path, monkeypatch):
+    """One folder under two names is one data set."""
+    (tmp_path / "photos").mkdir()
+    make(tmp_path / "runs" / "a", 0.5, dataset="photos")
+    make(tmp_path / "runs" / "b", 0.6, dataset=str(tmp_path / "photos"))
+    make(tmp_path / "runs" / "c", 0.7)
+    make(tmp_path / "runs" / "d", 0.7, metric="miou")
+    boards, _ = board.survey(tmp_path / "runs")
+    found = {(each.metric, tuple(run.name for run in each.runs)) for each in boards}
+    assert found == {("accuracy", ("b", "a")), ("accuracy", ("c",)), ("miou", ("d",))}
+
+
+def test_published_numbers_stand_beside(fukami, tmp_path):
+    """The literature and the recipe's own paper, without a rank, and only on the data that they are about."""
+    make(tmp_path / "mnist" / "a", 0.9960, dataset="mnist")
+    answer = fukami("board", "mnist")
+    values = re.findall(r"(\d\d\.\d\d) %", answer.out.split(" 1  fukami")[0])
+    assert values == ["99.79", "99.77", "99.60", "99.35", "99.20"]
+    for method in ("DropConnect", "multi-column DNN", "LeNet-5, distortions", "deep-convnet"):
+        assert re.search(rf"pub\.\s+{method}\s+published", answer.out), answer.out
+    assert "DropConnect (Wan et al. 2013)" in answer.out
+    assert "Saitoh" in answer.out
+
+    make(tmp_path / "digits" / "a", 0.95)
+    answer = fukami("board", "digits")
+    assert "DropConnect" not in answer.out
+    assert "pub." not in answer.out
+    assert "the paper of deep-convnet reports 99.35 % MNIST (Saitoh" in answer.out
+
+
+def test_published_numbers_of_an_archive_by_its_name(tmp_path):
+    make(tmp_path / "a", 0.9, dataset="somewhere/CIFAR-10.zip")
+    make(tmp_path / "b", 30.0, dataset="cifar10", metric="fid")
+    by_metric = {each.metric: each for each in board.survey(tmp_path)[0]}
+    assert [entry.method for entry in by_metric["accuracy"].published] == ["ResNet-20", "ResNet-56", "ResNet-110"]
+    assert by_metric["fid"].published == []
+
+
+def test_unfinished_and_damaged_runs_stay(fukami, tmp_path):
+    make(tmp_path / "a", 0.5)
+    make(tmp_path / "young")
+    make(tmp_path / "stopped", 0.4, epochs=10)
+    make(tmp_path / "torn", 0.3)
+    with (tmp_path / "torn" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 200, "phase": "eval", "accuracy": "high", "bad": null}\n[1]\n{"step": 200, "phase": "ev')
+    make(tmp_path / "wreck", 0.2).joinpath("recipe.json").write_text('{"recipe": "deep-')
+    make(tmp_path / "gone", 0.1, recipe="/nowhere/mine.py")
+    make(tmp_path / "left", 0.1, recipe="/nowhere/mine.py")
+    answer = fukami("board", ".")
+    assert answer.status == 0, answer.err
+    assert cells(answer, "young")[:4] == ["–", "young", "deep-convnet", "unfinished"]
+    assert "1 of 10" in " ".join(cells(answer, "stopped"))
+    assert " ".join(cells(answer, "torn")[:5]) == "3 torn deep-convnet 30.00 %"
+    assert " ".join(cells(answer, "gone")[:7]) == "4 gone mine.py 10.00 % – –"
+    assert " ".join(cells(answer, "wreck")[:7]) == "1 wreck – 20.00 % – –"
+    assert "unknown data: accuracy" in answer.out
+    assert "wreck: recipe.json is damaged" in answer.err
+    assert "torn: metrics.jsonl has a line" in answer.err
+    assert answer.err.count("there is no recipe file") == 1
+    assert "gone, left: its network cannot be built again" in answer.err
+    assert "Traceback" not in answer.err
+
+
+def test_parameters_of_a_run_whose_recipe_is_gone(tmp_path):
+    folder = make(tmp_path / "a", 0.5, recipe="/nowhere/mine.py")
+    (folder / "weights.safetensors").write_bytes(
+        (checkpoint.SHIPPED / "deep-convnet" / "weights.safetensors").read_bytes()
+    )
+    (found,), _ = board.survey(tmp_path)
+    assert found.runs[0].parameters == 123_552
+    assert found.runs[0].multiply_adds is None
+
+
+def test_different_test_parts_are_pointed_out(fukami, tmp_path):
+    make(tmp_path / "a", 0.5)
+    other = make(tmp_path / "b", 0.5) / "metrics.jsonl"
+    other.write_text(other.read_text().replace("359", "100"))
+    assert "judged on different test parts (100, 359 items)" in fukami("board", ".").out
+
+
+def test_a_real_run(fukami):
+    """Given itself, and the page elsewhere."""
+    (trained,) = fukami("train", "deep-convnet", "--epochs", "1", "--batch", "100").json
+    answer = fukami("board", trained["run"], "--out", "page.html")
+    assert answer.status == 0, answer.err
+    row = " ".join(cells(answer, "deep-convnet"))
+    assert row.startswith(f"1 deep-convnet deep-convnet {100 * trained['accuracy']:.2f} % 124 k 8.77 M")
+    assert answer.err == "page: page.html\n"
+
+
+def test_the_page_needs_no_other_file(fukami, tmp_path):
+    """Tables, curves, costs and commands; what a run is called is text and never markup."""
+    make(tmp_path / "runs" / "<b>one</b>", 0.9, 0.95, dataset="mnist")
+    make(tmp_path / "runs" / "young", dataset="mnist")
+    make(tmp_path / "runs" / "[b]", 0.91, dataset="mnist")
+    make(tmp_path / "runs" / "other", 0.5, 0.6)
+    for number in range(12):
+        make(tmp_path / "runs" / "many" / str(number), 0.5, 0.6 + number / 100)
+    answer = fukami("board", "runs")
+    assert answer.status == 0, answer.err
+    assert answer.err == "page: runs/board.html\n"
+    assert cells(answer, "[b]")[0] == "2"
+    page = (tmp_path / "runs" / "board.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
+    assert "<b>one" not in page
+    assert "&lt;b&gt;one&lt;/b&gt;" in page
+    assert "--out &#x27;&lt;other&gt;&#x27;</div>" in page
+    assert re.search(r'<tr class="published"><td class="number">published</td><td class="name">DropConnect', page)
+    assert re.search(r'<tr class="unfinished"><td class="number">–</td><td class="name">young', page)
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert fukami("board", "runs").status == 0
+
+
+def test_figures_show_every_run(tmp_path):
+    make(tmp_path / "a", 0.8, 0.9)
+    make(tmp_path / "b", 0.7, 0.85)
+    (found,), _ = board.survey(tmp_path)
+    epochs, seconds = board.curves(found).axes
+    assert [list(line.get_xdata()) for line in epochs.lines] == [[1, 2], [1, 2]]
+    assert [list(line.get_xdata()) for line in seconds.lines] == [[2, 4], [2, 4]]
+    assert [list(line.get_ydata()) for line in epochs.lines] == [[0.8, 0.9], [0.7, 0.85]]
+    points = {
+        axes.get_xlabel(): [line.get_xydata()[0].tolist() for line in axes.lines] for axes in board.scatter(found).axes
+    }
+    assert points["parameters"] == [[123_552, 0.85], [123_552, 0.9]]
+    assert points["seconds"] == [[4, 0.85], [4, 0.9]]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "fid"])
+def test_figures_show_the_best_well_and_every_cost(tmp_path, metric):
+    """A run that failed is left below the curves, but never out of the costs."""
+    good, failed = ([0.9, 0.91, 0.92, 0.93], 0.1) if metric == "accuracy" else ([23.0, 22.0, 21.0, 20.0], 300.0)
+    make(tmp_path / "a", *good, metric=metric)
+    make(tmp_path / "b", failed, metric=metric)
+    (found,), _ = board.survey(tmp_path)
+    low, high = board.curves(found).axes[0].get_ylim()
+    assert all(low < value < high for value in good)
+    assert not low < failed < high
+    for axes in board.scatter(found).axes:
+        low, high = axes.get_ylim()
+        assert low < failed < high
+        assert low < good[-1] < high
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (999, "999"), (1000, "1 k"), (123_552, "124 k"), (999_999, "1 M"), (8_770_000, "8.77 M"), (None, "–")],
+)
+def test_counts_in_three_digits(number, text):
+    assert board._si(number) == text
+
+
+def test_nothing_to_rank(fukami, tmp_path):
+    answer = fukami("board", ".")
+    assert (answer.status, answer.out) == (1, "")
+    assert "recipe.json and metrics.jsonl" in answer.err
+    assert fukami("board", "nowhere").status == 2
+
+
+def test_a_narrow_terminal_goes_without_what_the_command_says(tmp_path):
+    make(tmp_path / "a", 0.5)
+    (found,), _ = board.survey(tmp_path)
+    wide = [column.header for column in board.table(found, 200).columns]
+    narrow = [column.header for column in board.table(found, 80).columns]
+    assert wide == ["#", "run", "recipe", "accuracy", "best", "params", "mult-adds", "seconds", "epochs", "seed", "on"]
+    assert narrow == ["#", "run", "accuracy", "best", "params", "mult-adds", "seconds", "epochs"]
