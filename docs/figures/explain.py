@@ -1,0 +1,91 @@
+"""Make the figures of ../explain.md, and print the numbers in its table of receptive fields.
+
+python docs/figures/explain.py stacking
+python docs/figures/explain.py seeing         needs MNIST, as the shipped run names it
+python docs/figures/explain.py fields FEATURES PHOTOGRAPHS
+
+FEATURES: VGG16's ImageNet features as safetensors, with torchvision's names. PHOTOGRAPHS: a folder of pictures.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from safetensors.torch import load_file
+
+import fukami
+from fukami import checkpoint, image, models
+from fukami.analysis import layers, receptive_field, seeing, stacking
+
+HERE = Path(__file__).parent
+SIDE = 448  # the largest theoretical field, ResNet-50's 427, fits
+MEAN, STD = ((torch.tensor(values).view(3, 1, 1)) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+
+
+def save(figure: Figure, name: str) -> None:
+    """Write a figure beside this file, in few colours."""
+    path = HERE / f"explain-{name}.png"
+    figure.savefig(path, dpi=100)
+    Image.open(path).convert("RGB").quantize(192).save(path, optimize=True)
+    sys.stdout.write(f"{path.name}: {path.stat().st_size:,} bytes\n")
+
+
+def fields(features: Path, folder: Path) -> None:
+    """Theoretical and effective fields of the last layer with positions, at the same scale."""
+    vgg = models.vgg16(hidden=0)
+    photographs = sorted(folder.rglob("*.jpg"))[:: max(1, len(list(folder.rglob("*.jpg"))) // 8)][:8]
+    pictures = [torch.from_numpy(image.fit(image.read(path), channels=3, size=SIDE)) / 255 for path in photographs]
+    real = (torch.stack(pictures) - MEAN) / STD
+    noise = torch.randn(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    trained = models.vgg16(hidden=0)
+    weights = {name: value.float() for name, value in load_file(features).items()}
+    assert not trained.load_state_dict(weights, strict=False).unexpected_keys
+    cases = [
+        ("VGG16, random", vgg, noise),
+        ("VGG16, ImageNet", trained, real),
+        ("GoogLeNet, random", models.googlenet(), noise),
+        ("ResNet-50, random", models.resnet50(), noise),
+    ]
+    measured = []
+    for name, model, given in cases:
+        found = receptive_field.effective(model, (3, SIDE, SIDE), pictures=given)
+        side = found.layer.receptive_field[0]
+        sys.stdout.write(f"{name}: layer {found.layer.name}, {side} in theory, {found.side} in effect\n")
+        measured.append((f"{name}: {side} in theory,\n{found.side} in effect", found))
+    save(receptive_field.figure(*measured), "fields")
+
+
+def seen() -> None:
+    """What deep-convnet sees in ../digit.png."""
+    task = fukami.load("deep-convnet")
+    (model,) = task.modules().values()
+    pixels = torch.from_numpy(task.prepare.open(HERE.parent / "digit.png"))
+    picture = task.normalised(pixels)
+    (answer,) = task.predict([HERE.parent / "digit.png"])
+    depths = layers.stages(layers.layers(model, tuple(pixels.shape)))
+    maps = seeing.feature_maps(model, picture, [layer.name for layer in depths])
+    heat = seeing.grad_cam(model, picture, task.labels.index(answer["label"]))
+    ranking = [(entry["label"], entry["probability"]) for entry in answer["ranking"]]
+    save(seeing.draw_prediction(pixels, heat, ranking), "grad-cam")
+    save(seeing.draw_maps(maps), "maps")
+    recipe, _ = checkpoint.describe(checkpoint.locate("deep-convnet"))
+    batches = [pictures for pictures, _ in recipe.data().train.ordered()]
+    units = [(layer, seeing.strongest(maps[layer.name], 6)) for layer in depths]
+    found = seeing.exciting(model, batches, units, normalise=task.normalised)
+    rows = [(f"layer {layer.name}: units {', '.join(map(str, chosen))}", found[layer.name]) for layer, chosen in units]
+    save(seeing.draw_exciting(rows), "patches")
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    match sys.argv[1:]:
+        case ["stacking"]:
+            save(stacking.figure(), "stacking")
+        case ["seeing"]:
+            seen()
+        case ["fields", features, photographs]:
+            fields(Path(features), Path(photographs))
+        case _:
+            sys.exit(__doc__)

@@ -1,0 +1,410 @@
+"""What ``fukami explain`` says, against published numbers, gradients and sums made by hand."""
+
+import doctest
+import io
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from fukami import models
+from fukami.analysis import layers as analysis
+from fukami.analysis import receptive_field, seeing, stacking
+from fukami.errors import Error, UsageError
+
+
+def empty(name, *arguments, **keywords):
+    """A model without weights, made in no time."""
+    with torch.device("meta"):
+        return getattr(models, name)(*arguments, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "depth", "parameters", "billions"),
+    [
+        ("vgg16", (3, 224, 224), 16, 138_357_544, 15.470),
+        ("vgg19", (3, 224, 224), 19, 143_667_240, 19.632),
+        ("resnet18", (3, 224, 224), 18, 11_689_512, 1.814),
+        ("resnet50", (3, 224, 224), 50, 25_557_032, 4.089),
+        ("googlenet", (3, 224, 224), 22, 6_624_904, 1.498),
+        ("resnet20", (3, 32, 32), 20, 269_722, 0.041),
+        ("deep_convnet", (1, 28, 28), 8, 123_552, 0.00877),
+    ],
+)
+def test_depth_parameters_and_cost_are_the_published_ones(name, shape, depth, parameters, billions):
+    """The depth is the one in the name; GoogLeNet's parameters are those that answer, without its two side branches."""
+    model = empty(name)
+    steps = analysis.layers(model, shape)
+    assert max(layer.depth for layer in steps) == depth
+    assert sum(layer.parameters for layer in steps) == parameters
+    assert analysis.multiply_adds(model, shape) / 1e9 == pytest.approx(billions, abs=0.0006)
+    if name != "googlenet":
+        assert analysis.parameters(model) == parameters
+
+
+def test_multiply_adds_are_half_of_what_torch_counts():
+    """``torch.utils.flop_counter`` counts a product and its sum as two, at run time and not from the layers' fields."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2),
+        nn.ConvTranspose2d(8, 6, 4, stride=2, padding=1, groups=2),
+        nn.Conv2d(6, 6, (1, 5), dilation=(1, 2)),
+        nn.Flatten(),
+        nn.Linear(6 * 18 * 12, 7),
+    )
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 4, 18, 20))
+    assert analysis.multiply_adds(model, (4, 18, 20)) == counter.get_total_flops() / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "keywords", "field"),
+    [
+        ("vgg16", {}, 212),
+        ("resnet50", {"stride_in": "1x1"}, 483),
+        ("resnet101", {"stride_in": "1x1"}, 1027),
+        ("resnet152", {"stride_in": "1x1"}, 1507),
+    ],
+)
+def test_theoretical_fields_are_those_of_araujo(name, keywords, field):
+    """The table of Araujo et al. 2019; its ResNets stride in the first 1×1 convolution, as the paper's do."""
+    steps = [layer for layer in analysis.layers(empty(name, **keywords), (3, 224, 224)) if layer.receptive_field]
+    assert steps[-1].receptive_field == (field, field)
+
+
+def test_fields_of_vgg16_layer_by_layer():
+    steps = analysis.layers(empty("vgg16"), (3, 224, 224))
+    convolutions = [layer.receptive_field[0] for layer in steps if layer.kind.endswith("Conv2d")]
+    assert convolutions == [3, 5, 10, 14, 24, 32, 40, 60, 76, 92, 132, 164, 196]
+    assert [layer.receptive_field for layer in steps if layer.kind == "Linear"] == [None] * 3
+    assert [layer.receptive_field[0] for layer in analysis.stages(steps)] == [5, 14, 40, 92, 196]
+
+
+def plain(model):
+    """The network with positive weights and nothing that chooses, so that each path to a pixel adds to its gradient."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.MaxPool2d):
+                size = (child.kernel_size, child.stride, child.padding)
+                setattr(module, name, nn.AvgPool2d(*size, ceil_mode=child.ceil_mode))
+            elif isinstance(child, nn.ReLU | nn.BatchNorm2d | nn.LocalResponseNorm):
+                setattr(module, name, nn.Identity())
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 1 / max(1, parameter[0].numel()))
+    return model.double().eval()
+
+
+def support(model, layer, shape, row, column):
+    """The box of pixels that a unit's gradient reaches."""
+    picture = torch.rand(1, *shape, dtype=torch.double, requires_grad=True)
+    (maps,) = analysis.capture(model, [layer.name])(picture)
+    (gradient,) = torch.autograd.grad(maps[0, :, row, column].sum(), picture)
+    reached = gradient[0].abs().sum(0) > 0
+    rows, columns = (torch.nonzero(reached.any(axis)).flatten() for axis in (1, 0))
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+
+
+class Branches(nn.Module):
+    """Two branches that see differently far to each side, concatenated, and one added."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide = nn.Conv2d(3, 4, 5, stride=2, padding=2)
+        self.shifted = nn.Conv2d(3, 4, (1, 7), stride=2, padding=(0, 1))
+        self.tall = nn.Conv2d(8, 8, (3, 1), padding=(2, 0), dilation=(2, 1))
+
+    def forward(self, x):
+        shifted = nn.functional.pad(self.shifted(x), (0, 2))
+        x = torch.cat([self.wide(x), shifted], 1)
+        return x + nn.functional.avg_pool2d(self.tall(x), 3, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: nn.Sequential(nn.Conv2d(1, 2, 4, 3, 1), nn.Conv2d(2, 2, 3, padding=2, dilation=2)), (1, 60, 66)),
+        (lambda: nn.Sequential(nn.Conv2d(1, 2, 3, 2), nn.ConvTranspose2d(2, 2, 2, 2), nn.Conv2d(2, 1, 3)), (1, 41, 41)),
+        (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(8), nn.Conv2d(2, 1, 2)), (1, 50, 50)),
+        (Branches, (3, 64, 64)),
+        (lambda: models.deep_convnet(channels=3, size=64), (3, 64, 64)),
+        (lambda: models.resnet20(), (3, 128, 128)),
+        (lambda: models.googlenet(), (3, 448, 448)),
+        (lambda: models.resnet18(), (3, 448, 448)),
+    ],
+    ids=["strides", "transposed", "adaptive", "branches", "deep_convnet", "resnet20", "googlenet", "resnet18"],
+)
+def test_the_gradient_reaches_exactly_the_theoretical_field(make, shape):
+    model = plain(make())
+    last = [layer for layer in analysis.layers(model, shape) if layer.receptive_field][-1]
+    row, column = (side // 4 * 2 for side in last.shape[1:])  # even: after an enlargement odd ones see as much as these
+    top, left, bottom, right = last.region(row, column)
+    assert (bottom - top, right - left) == last.receptive_field
+    clipped = max(top, 0), max(left, 0), min(bottom, shape[1]), min(right, shape[2])
+    assert support(model, last, shape, row, column) == clipped
+
+
+def test_memory_is_counted_where_it_is_taken():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Sigmoid(), nn.Dropout(), nn.Flatten())
+    assert [layer.memory for layer in analysis.layers(model, (1, 6, 5))] == [96, 0, 96, 0, 0]
+
+
+def test_a_module_used_twice_is_two_steps_with_one_set_of_weights():
+    convolution = nn.Conv2d(2, 2, 3, padding=1)
+    steps = analysis.layers(nn.Sequential(convolution, nn.ReLU(), convolution), (2, 8, 8))
+    assert [layer.parameters for layer in steps] == [38, 0, 0]
+    assert [layer.receptive_field for layer in steps] == [(3, 3), (3, 3), (5, 5)]
+    assert [layer.name for layer in steps] == ["0", "1", "0:2"]
+
+
+def test_the_callers_network_is_left_as_it_is():
+    model = models.deep_convnet().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    analysis.layers(model, (1, 28, 28))
+    receptive_field.effective(model, (1, 28, 28), samples=1)
+    seeing.grad_cam(model, torch.rand(1, 28, 28), 3)
+    assert model.training
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_cannot_be_explained_says_why():
+    class Deciding(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(Error, match="depend on its values"):
+        analysis.layers(Deciding(), (1, 4, 4))
+    with pytest.raises(UsageError, match=r"does not take pictures of 3x28x28 \(layer 0"):
+        analysis.layers(models.deep_convnet(), (3, 28, 28))
+    with pytest.raises(UsageError, match="channels, height and width"):
+        analysis.layers(models.deep_convnet(), (28, 28))
+    with pytest.raises(UsageError, match="no convolution"):
+        analysis.last_maps(analysis.layers(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2)))
+
+
+def test_the_effective_field_of_equal_weights_is_a_box_convolved_with_itself():
+    depth, side = 6, 31
+    model = plain(nn.Sequential(*(nn.Conv2d(1, 1, 3, padding=1) for _ in range(depth))))
+    found = receptive_field.effective(model, (1, side, side), samples=2)
+    line = np.ones(1)
+    for _ in range(depth):
+        line = np.convolve(line, np.ones(3) / 3)
+    expected = np.pad(np.outer(line, line), (side - len(line)) // 2)
+    np.testing.assert_allclose(found.heat.numpy(), expected, atol=1e-12)
+    assert found.region == (9, 9, 22, 22)
+    least = next(
+        2 * radius + 1
+        for radius in range(7)
+        if expected[15 - radius : 16 + radius, 15 - radius : 16 + radius].sum() >= 0.9545
+    )
+    assert found.side == least
+    gaussian = 2 * 2.276 * math.sqrt(depth * 2 / 3)  # the square that holds 95.45 % of a Gaussian of this variance
+    assert abs(found.side - gaussian) <= 2
+
+
+def test_the_effective_field_of_a_layer_that_does_not_exist():
+    with pytest.raises(UsageError, match="'30' has no receptive field; those that have are: 0, 1, 2"):
+        receptive_field.effective(models.deep_convnet(), (1, 28, 28), "30")
+    with pytest.raises(UsageError, match="samples"):
+        receptive_field.effective(models.deep_convnet(), (1, 28, 28), samples=0)
+
+
+def test_stacked_filters_save_what_the_note_says():
+    assert doctest.testmod(stacking).failed == 0
+    assert round(stacking.saving(3, 3), 2) == 0.45
+    assert round(stacking.saving(4, 3), 2) == 0.56
+    for n in range(1, 8):
+        for m in range(2, 8):
+            below = m**2 * n**2 - 2 * m * n**2 + n**2 + 2 * n * m - 2 * n + 1  # as the note expands it
+            assert stacking.saving(n, m) == pytest.approx((below - m**2 * n) / below)
+            stack = sum(nn.Conv2d(3, 3, m, bias=False, device="meta").weight.numel() for _ in range(n))
+            one = nn.Conv2d(3, 3, stacking.field(n, m), bias=False, device="meta").weight.numel()
+            assert stacking.saving(n, m) == pytest.approx(1 - stack / one)
+    assert stacking.table()[2] == (3, 7, 27, 49, pytest.approx(22 / 49))
+    assert len(stacking.figure().axes[0].get_lines()) == 3
+
+
+@pytest.mark.parametrize("wrong", [(0, 3), (3, 1), (2.0, 3), (3, "3")])
+def test_stacking_refuses_what_is_no_stack(wrong):
+    with pytest.raises(UsageError, match="should be a whole number"):
+        stacking.saving(*wrong)
+
+
+def test_grad_cam_of_a_network_that_ends_in_average_pooling_is_its_class_activation_map():
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(inplace=True))
+    model = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4))
+    picture = torch.rand(3, 6, 8)
+    maps = body(picture[None])[0].detach()
+    for target in range(4):
+        weights = model[4].weight[target].detach()
+        activation = torch.einsum("k,khw->hw", weights, maps).relu()
+        found = seeing.grad_cam(model, picture, target)
+        torch.testing.assert_close(found, activation / (6 * 8))
+
+
+def test_grad_cam_by_hand():
+    """One map, 2×2, score 3·sum + 4: the gradient is 3 everywhere, so the heat is three times the map."""
+    model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(4, 1))
+    with torch.no_grad():
+        model[0].weight.fill_(2)
+        model[3].weight.fill_(3)
+        model[3].bias.fill_(4)
+    picture = torch.tensor([[[0.0, 1.0], [0.5, -1.0]]])
+    torch.testing.assert_close(seeing.grad_cam(model, picture, 0), torch.tensor([[0.0, 6.0], [3.0, 0.0]]))
+
+
+def test_feature_maps_are_not_spoilt_by_what_works_in_place():
+    model = models.deep_convnet().eval()
+    picture = torch.rand(1, 28, 28)
+    maps = seeing.feature_maps(model, picture, ["0", "1", "14"])
+    with torch.no_grad():
+        first = model[0](picture[None])[0]
+        torch.testing.assert_close(maps["0"], first)
+        torch.testing.assert_close(maps["1"], first.relu())
+        torch.testing.assert_close(maps["14"], model[:15](picture[None])[0])
+    assert (maps["0"] < 0).any()
+
+
+def test_the_patch_that_excites_a_unit_is_the_one_it_looks_for(random):
+    pattern = torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 0, 1]])
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU())
+    with torch.no_grad():
+        model[0].weight.copy_(torch.stack([2 * pattern - 1, -torch.ones(3, 3)])[:, None])
+        model[0].bias.copy_(torch.tensor([0.0, 9.0]))
+    pictures = torch.from_numpy(random.integers(40, 90, (7, 1, 12, 15), dtype=np.uint8))
+    for number, (row, column) in {2: (4, 7), 5: (0, 11)}.items():
+        pictures[number, 0, row : row + 3, column : column + 3] = (pattern * (200 + number)).to(torch.uint8)
+    pictures[6, 0, :2, :2] = 0  # where darkness is looked for; the padding counts as dark, so a corner is darkest
+    steps = analysis.layers(model, (1, 12, 15))
+    found = seeing.exciting(
+        model, pictures.split(3), [(steps[-1], [0, 1])], normalise=lambda given: given / 255, best=2
+    )
+    bright, dark = found["1"]
+    assert [int(patch.pixels.max()) for patch in bright] == [205, 202]
+    for patch in bright:
+        torch.testing.assert_close(patch.pixels[0].float() / patch.pixels.max(), pattern)
+        assert patch.value == pytest.approx(5 * int(patch.pixels.max()) / 255, rel=1e-5)
+    grey = seeing.OUTSIDE
+    assert dark[0].pixels[0].tolist() == [[grey, grey, grey], [grey, 0, 0], [grey, 0, 0]]
+    assert dark[0].value == pytest.approx(9)
+    assert len(dark) == 2
+
+
+def test_explain_prints_the_layers_of_a_model(fukami):
+    answer = fukami("explain", "deep_convnet", "--input", "3x32x32", "--classes", "7")
+    assert answer.status == 0, answer.err
+    head, *rows = answer.out.split("\n\n")[0].splitlines()
+    assert head.split() == ["layer", "kind", "output", "parameters", "multiply-adds", "memory", "field", "stride"]
+    assert {len(row.split()) for row in rows} == {8}
+    assert rows[0].split() == ["0", "StemConv2d", "16×32×32", "448", "442,368", "65,536", "3×3", "1"]
+    assert rows[-1].split() == ["19", "Linear", "7", "357", "350", "28", "all", "-"]
+    cells = [[int(cell.replace(",", "")) for cell in row.split()[3:6]] for row in rows]
+    parameters, cost, memory = (sum(column) for column in zip(*cells, strict=True))
+    totals = dict(line.split("  ", 1) for line in answer.out.split("\n\n")[1].splitlines())
+    assert totals["parameters"].strip() == f"{parameters:,}"
+    assert totals["multiply-adds"].split()[0] == f"{cost:,}"
+    assert totals["memory"].split()[0] == f"{memory:,}"
+    assert totals["depth"].split()[0] == "8"
+    assert totals["field, theory"].split()[0] == "36×36"
+    assert fukami("explain", "deep_convnet", "--input", "3x32x32", "--classes", "7").out == answer.out
+
+
+def test_explain_writes_a_page_of_a_model(fukami, tmp_path):
+    answer = fukami("explain", "resnet20", "--out", "page")
+    assert answer.status == 0, answer.err
+    text = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+    assert text.count("<img") == 3
+    assert "269,722" in text
+    assert "<td>0.449</td>" in text
+    assert 'src="http' not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ([], "name a model or a run"),
+        (["vgg"], "'vgg16'"),
+        (["deep-convnt"], "'deep-convnet'"),
+        (["vgg16", "--input", "3x22"], "such as 3x224x224, not '3x22'"),
+        (["vgg16", "--input", "3x0x22"], "3x224x224"),
+        (["vgg16", "--input", "3x16x16"], "at least 32×32"),
+        (["deep_convnet", "--input", "1x28x20"], "does not take pictures of 1x28x20"),
+        (["deep_convnet", "--classes", "0"], "--classes should be at least 1"),
+        (["resnet18", "cat.jpg"], "model without weights"),
+        (["deep-convnet", "--input", "1x28x28"], "has its own"),
+        (["deep-convnet", "deep-convnet", "cat.jpg"], "one run at a time"),
+    ],
+)
+def test_wrong_usage_of_explain(fukami, words, hint):
+    answer = fukami("explain", *words)
+    assert answer.status == 2, answer
+    assert hint in answer.err
+    assert answer.out == ""
+    assert "Traceback" not in answer.err
+
+
+def test_explain_prints_the_layers_of_a_run(fukami, trained):
+    answer = fukami("explain", trained)
+    assert answer.status == 0, answer.err
+    assert "the run's weights" in answer.out
+    assert not (trained / "explain").exists()
+
+
+def test_explain_writes_one_page_for_pictures_and_names_the_broken(fukami, trained, digit_files, tmp_path):
+    files = sorted(digit_files.rglob("*.png"))[:2]
+    (tmp_path / "text.png").write_text("not a picture")
+    answer = fukami("explain", trained, files[0], "text.png", files[1], "--out", "page")
+    assert answer.status == 1
+    assert "text.png" in answer.err
+    assert "Traceback" not in answer.err
+    assert [line["file"] for line in answer.json] == list(map(str, files))
+    predicted = fukami("predict", trained, *files).json
+    for line, right in zip(answer.json, predicted, strict=True):
+        assert {*line} == {"file", "label", "probability", "page"}
+        assert (line["label"], line["probability"]) == (right["label"], right["probability"])
+        assert line["page"] == "page/index.html"
+    text = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+    for title in ("Feature maps", "filters of the first layer", "training patches", "How far", "Layers"):
+        assert title in text
+    assert all(file.name in text for file in files)
+    assert "1,438 of the 1,438 training pictures" in text
+
+
+def test_explain_goes_on_where_the_training_data_are_gone(fukami, trained, digit_files, tmp_path):
+    run = tmp_path / "moved"
+    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("explain"))
+    record = json.loads((run / "recipe.json").read_text())
+    record["fields"]["dataset"] = "no-such-folder"
+    (run / "recipe.json").write_text(json.dumps(record))
+    answer = fukami("explain", run, next(digit_files.rglob("*.png")))
+    assert answer.status == 0, answer.err
+    assert "no training patches" in answer.err
+    assert answer.json[0]["page"] == str(run / "explain" / "index.html")
+    assert "training patches" not in (run / "explain" / "index.html").read_text(encoding="utf-8")
+
+
+def test_colour_filters_are_drawn_in_colour_and_grey_ones_grey():
+    weights = torch.zeros(2, 3, 2, 2)
+    weights[0, 0] = 1.0  # red alone
+    image = seeing.draw_filters(weights).axes[0].get_images()[0].get_array()
+    assert tuple(image[0, 0]) == (1.0, 0.5, 0.5)
+    grey = seeing.draw_filters(torch.ones(2, 1, 2, 2)).axes[0].get_images()[0].get_array()
+    assert np.ptp(grey[0, 0]) == 0
+
+
+def test_a_grey_picture_and_its_heat_are_drawn():
+    heat = torch.zeros(4, 4)
+    figure = seeing.draw_prediction(
+        torch.zeros(1, 28, 28, dtype=torch.uint8), heat, [("a price of $5$ and a very long name", 1.0)]
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer)
+    assert Image.open(buffer).width > 100
