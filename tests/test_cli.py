@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import fukami as package
 
-COMMANDS = ["list", "train", "eval", "predict", "explain", "doctor", "board", "import"]
+COMMANDS = ["list", "train", "eval", "predict", "explain", "show", "find-lr", "doctor", "board", "import"]
 QUICK = ["--epochs", "1", "--batch", "100"]
 
 

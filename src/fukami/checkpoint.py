@@ -29,9 +29,7 @@ from fukami.task import Task
 SHIPPED = Path(__file__).parent / "weights"
 
 
-def load(
-    *runs: str | os.PathLike[str], device: str = "auto", precision: str = "float32", vote: bool = False
-) -> Task:
+def load(*runs: str | os.PathLike[str], device: str = "auto", precision: str = "float32", vote: bool = False) -> Task:
     """The task of a finished run, ready to predict and evaluate; several runs answer together, as an ensemble.
 
     Args:

@@ -122,6 +122,13 @@ class Classifier(Recipe):
         train, test, labels = classification.read(self.dataset, self.holdout)
         return Data(self.loader(train, labels, train=True), self.loader(test, labels, train=False), labels)
 
+    def judged(self) -> "Shuffled":
+        """The test part alone: what there is to train on is not decoded."""
+        from fukami.data import classification
+
+        _, test, labels = classification.read(self.dataset, self.holdout)
+        return self.loader(test, labels, train=False)
+
     def loader(self, source: "Source", labels: tuple[str, ...], *, train: bool) -> "Shuffled":
         """Batches of a part of the data, to train on or to judge on."""
         import dataclasses
@@ -135,9 +142,8 @@ class Classifier(Recipe):
         prepare, words = self.prepare(labels), self.augment if train else ()
         crop = augment.strengths(words).get("crop")
         larger = prepare if crop is None else dataclasses.replace(prepare, size=round(self.size * MARGIN))
-        batch, seed, balanced = (
-            (self.batch, self.seed, self.balance == "sampling") if train else (self.judged, None, False)
-        )
+        batch = self.batch if train else max(1, min(JUDGED, int(SEEN / prepare.bytes)))
+        seed, balanced = (self.seed, self.balance == "sampling") if train else (None, False)
         if isinstance(source.items, tuple) and len(source) * larger.bytes > self.memory * 1e9:
             changes = self.changes([word for word in words if word.partition("=")[0] != "crop"], labels)
             return Streamed(source.items, torch.from_numpy(source.targets), labels, prepare, batch=batch, seed=seed,
@@ -145,11 +151,6 @@ class Classifier(Recipe):
         found = source.read(larger)
         return Resident(found.pictures, found.targets, labels, batch=batch, names=found.names, seed=seed,
                         balanced=balanced, augment=self.changes(words, labels))  # fmt: skip
-
-    @property
-    def judged(self) -> int:
-        """Pictures in a batch that is only judged."""
-        return max(1, min(JUDGED, int(SEEN / (self.channels * self.size**2))))
 
     def changes(self, words: "Sequence[str]", labels: tuple[str, ...]) -> "Augment | None":
         """The augmentation that the words ask for; None where there are none."""

@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn
 from fukami.errors import Error, UsageError, unknown
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-COMMANDS = ("list", "train", "eval", "predict", "explain", "doctor", "board", "import")
+COMMANDS = ("list", "train", "eval", "predict", "explain", "show", "find-lr", "doctor", "board", "import")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -73,15 +73,21 @@ def parse(function: Callable[..., Any], arguments: Sequence[str], prog: str) -> 
     return tyro.cli(function, args=arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
 
 
-def train(recipe: Any, folder: Path, device: str, precision: str, resume: bool) -> None:
-    """Train and print the result; here and not in ``commands/``, so that four files lead to the line of the loss."""
+def train(recipes: dict[Path, Any], device: str, precision: str, resume: bool) -> None:
+    """Train and print the results; here and not in ``commands/``, so that four files lead to the line of the loss."""
     from fukami import loop
 
-    result = loop.train(recipe, folder, device=device, precision=precision, resume=resume)
-    if int(os.environ.get("RANK", 0)) == 0:
-        report = folder / "report.html"
-        if "accuracy" in result:
-            counts = f"{result['errors']} errors of {result['count']}"
-            print(f"test accuracy {result['accuracy']:.2%}, {counts}", file=sys.stderr)
-        print(f"report: {report}", file=sys.stderr)
-        print(json.dumps({**result, "run": str(folder), "report": str(report)}))
+    main = int(os.environ.get("RANK", 0)) == 0
+    for folder, recipe in recipes.items():
+        again = resume and (folder / "recipe.json").is_file()
+        result = loop.train(recipe, folder, device=device, precision=precision, resume=again)
+        if main:
+            report = folder / "report.html"
+            if "accuracy" in result:
+                counts = f"{result['errors']} errors of {result['count']}"
+                print(f"test accuracy {result['accuracy']:.2%}, {counts}", file=sys.stderr)
+            print(f"report: {report}", file=sys.stderr)
+            print(json.dumps({**result, "run": str(folder), "report": str(report)}), flush=True)
+    if main and len(recipes) > 1:  # what they do together
+        folders = list(map(str, recipes))
+        find("eval")([*folders, "--device", device, "--out", str(Path(folders[0]).parent)])

@@ -59,6 +59,19 @@ def gallery(pictures: Tensor, captions: Sequence[str]) -> Figure:
     return figure
 
 
+def variants(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Figure:
+    """A row for each picture: as it is, under its name, and then what became of it; ``(C, H, W)`` in 0..255 each."""
+    columns = max(len(pictures) for _, pictures in rows)
+    figure = Figure(figsize=(1.3 * columns, 1.45 * len(rows)), layout="constrained")
+    every = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (name, pictures) in zip(every, rows, strict=True):
+        for axes, picture in zip(line, pictures, strict=True):
+            axes.imshow(picture.permute(1, 2, 0).numpy().round().astype(np.uint8).squeeze(), cmap="gray", vmax=255)
+            axes.axis("off")
+        line[0].set_title(name, fontsize=9)
+    return figure
+
+
 def members(share: Tensor, together: float, apart: Tensor) -> Figure:
     """The accuracy of each member ``(M,)`` and of all together, and the share ``(M, M)`` on which two differ."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")

@@ -54,6 +54,10 @@ class Recipe:
         """The task for answers of these names; used by train, eval, predict, serve and export."""
         raise NotImplementedError(f"{type(self).__name__} does not define task(labels)")
 
+    def judged(self) -> Iterable[Any]:
+        """What to judge on, the second half of :meth:`data`; a recipe that can spare itself the first half does so."""
+        return self.data().val
+
     def begin(self, task: "Task") -> None:
         """Bring the task of a new training, on its device already, to its first state; nothing by default."""
 

@@ -37,12 +37,9 @@ def write(folder: Path, figures: Sequence[tuple[str, Figure]], seconds: float) -
     where = f"{record['device']}, {record['precision']}, {record['threads']} threads, {record['processes']} process(es)"
     facts = {**record["fields"], "versions": versions, "computed on": where, "time": f"{seconds:,.0f} s"}
     last = {name: value for name, value in (judged or trained)[-1].items() if name not in ("step", "phase", "seconds")}
-    answer = " · ".join(
-        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in last.items()
-    )
     body = [
         f"<h1>{html.escape(record['recipe'])}</h1>",
-        f"<p class=answer>{html.escape(answer)}</p>",
+        f"<p class=answer>{html.escape(answer(last))}</p>",
         f"<h2>Repeat it</h2><pre>{html.escape(record['command'])}</pre>",
         picture("Training", curves(trained, judged)),
         *(picture(title, figure) for title, figure in figures),
@@ -51,6 +48,30 @@ def write(folder: Path, figures: Sequence[tuple[str, Figure]], seconds: float) -
     path = folder / "report.html"
     checkpoint.write(path, PAGE.format(title=html.escape(record["recipe"]), body="\n".join(body)).encode())
     return path
+
+
+def judgement(
+    folder: Path, result: dict[str, Any], facts: dict[str, Any], figures: Sequence[tuple[str, Figure]], command: str
+) -> Path:
+    """Write the page of a judgement (of an ensemble, above all) into ``folder``; returns its path."""
+    body = [
+        f"<h1>{html.escape(', '.join(map(str, facts['runs'])))}</h1>",
+        f"<p class=answer>{html.escape(answer(result))}</p>",
+        f"<h2>Repeat it</h2><pre>{html.escape(command)}</pre>",
+        *(picture(title, figure) for title, figure in figures),
+        "<h2>What was judged</h2>" + table(facts),
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "report.html"
+    checkpoint.write(path, PAGE.format(title="fukami eval", body="\n".join(body)).encode())
+    return path
+
+
+def answer(metrics: dict[str, Any]) -> str:
+    """What an evaluation found, in one line."""
+    return " · ".join(
+        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics.items()
+    ).replace("_", " ")
 
 
 def table(facts: dict[str, Any]) -> str:

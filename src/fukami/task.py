@@ -113,6 +113,8 @@ class Task:
 
     def views(self, number: int) -> Self:
         """This task answering from so many views of each input, the input itself first (test-time augmentation)."""
+        if number == 1:
+            return self
         raise UsageError(f"{type(self).__name__} answers from one view; leave out --views")
 
     def ensemble(self, others: Sequence[Self], *, vote: bool = False) -> Self:

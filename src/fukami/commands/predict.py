@@ -18,6 +18,8 @@ def command(arguments: list[str]) -> None:
         out: Path | None = None,
         device: str = "auto",
         precision: Literal["float32", "bfloat16", "float16"] = "float32",
+        vote: bool = False,
+        views: int = 1,
     ) -> None:
         """Answer for each picture; prints one JSON object for each.
 
@@ -26,12 +28,14 @@ def command(arguments: list[str]) -> None:
             out: Folder for drawn answers and a page of them that shows what the network saw.
             device: auto, cpu, cuda, cuda:1 or mps.
             precision: Type of the weights and the activations.
+            vote: The majority of the runs decides, and not the average of their probabilities.
+            views: Test-time augmentation: answers are averaged over so many views of each picture.
         """
         from fukami import checkpoint
         from fukami.page import Page
 
         runs, files = checkpoint.split(inputs)
-        task = checkpoint.load(*runs, device=device, precision=precision)
+        task = checkpoint.load(*runs, device=device, precision=precision, vote=vote).views(views)
         failed = 0
         with Page(out, task) as page:
             for at in range(0, len(files), 256):

@@ -1,5 +1,6 @@
 """fukami train."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from fukami.errors import Error, UsageError
 
 
 def command(arguments: list[str]) -> Callable[[], None] | None:
-    """Train a recipe: fukami train RECIPE [--field value ...] [--out DIR] [--device D] [--precision P] [--resume]."""
+    """Train a recipe: fukami train RECIPE [--field value ...] [--out DIR] [--resume] [--seeds N]."""
     from fukami.recipe import find, name_of, names
 
     if not arguments or arguments[0].startswith("-"):
@@ -29,6 +30,7 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
         device: str = "auto",
         precision: Precision = "auto",
         resume: bool = False,
+        seeds: int = 1,
     ) -> Callable[[], None]:
         """Train.
 
@@ -38,9 +40,15 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
             device: auto, cpu, cuda, cuda:1 or mps.
             precision: auto takes bfloat16 where it is faster.
             resume: Go on with the run in --out (by default the last one of this recipe) from its last checkpoint.
+            seeds: So many runs, with --seed and the numbers after it, in folders seed-0, seed-1 ... of --out, and a
+                page of what they do together.
         """
         folder = out or _numbered(name, resume)
-        return functools.partial(train, recipe, folder, device, precision, resume)
+        if seeds < 1:
+            raise UsageError(f"seeds should be at least 1, not {seeds}")
+        numbers = range(recipe.seed, recipe.seed + seeds)
+        each = {folder / f"seed-{number}": dataclasses.replace(recipe, seed=number) for number in numbers}
+        return functools.partial(train, each if seeds > 1 else {folder: recipe}, device, precision, resume)
 
     run.__annotations__ |= {"recipe": recipe_class}
     run.__doc__ = (run.__doc__ or "").replace(

@@ -1,0 +1,44 @@
+"""fukami show."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from fukami.cli import parse
+
+
+def command(arguments: list[str]) -> None:
+    """Pictures before and after augmentation, in a grid: fukami show DATA [--augment ...] [--out FILE]."""
+    import tyro
+
+    def run(
+        data: tyro.conf.Positional[str],
+        augment: tuple[str, ...] = (),
+        size: int = 0,
+        channels: Literal[1, 3] = 3,
+        pictures: int = 6,
+        variants: int = 7,
+        seed: int = 0,
+        out: Path = Path("augmented.png"),
+    ) -> None:
+        """Draw training pictures, and beside each what augmentation makes of it.
+
+        Args:
+            data: Known name (mnist, digits, cifar10 ...), folder or archive of pictures by class, or CSV file.
+            augment: Changes as of fukami train, such as flip crop=0.3 rotate=15 trivial mixup=0.2.
+            size: Side of the pictures that a network sees, in pixels. Default: that of a small set, at most 224.
+            channels: 1 grey, 3 colour.
+            pictures: Rows: so many training pictures, of as many classes as there are.
+            variants: Columns: so many changes of each.
+            seed: Decides which pictures and which changes.
+            out: Picture file to write.
+        """
+        from fukami import showing
+
+        rows = showing.samples(
+            data, augment, size=size, channels=channels, pictures=pictures, variants=variants, seed=seed
+        )
+        showing.draw(rows, out)
+        print(json.dumps({"file": str(out), "labels": [name for name, _ in rows], "variants": variants}))
+
+    parse(run, arguments, "fukami show")

@@ -1,0 +1,81 @@
+"""What augmentation makes of a data set's pictures, for the eye."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fukami import figures, image
+from fukami.classifier import MARGIN
+from fukami.data import augment, classification
+from fukami.errors import UsageError
+from fukami.preparation import Preparation
+
+LARGEST = 224  # pixels, where no size is asked for
+
+Rows = list[tuple[str, list[Tensor]]]
+
+
+def samples(
+    data: str,
+    words: Sequence[str],
+    *,
+    size: int = 0,
+    channels: int = 3,
+    pictures: int = 6,
+    variants: int = 7,
+    seed: int = 0,
+) -> Rows:
+    """Training pictures of as many classes as there are, each with its label, as it is and after each change.
+
+    Args:
+        data: as :func:`fukami.data.classification.read` takes it.
+        words: as :func:`fukami.data.augment.parse` takes them; none: the pictures alone.
+        size: side in pixels; 0: that of the first picture, 224 at most.
+        pictures, variants: rows, and changes of each; pictures are mixed with others of these.
+
+    Returns:
+        A row for each picture: its label, and pictures ``(C, size, size)`` in 0..255, the unchanged one first.
+    """
+    if pictures < 1 or variants < 1:
+        raise UsageError(f"there is nothing to show of {pictures} pictures and {variants} variants; give at least 1")
+    source, _, labels = classification.read(data, holdout=0.0)
+    chosen = source.only(spread(source.targets, pictures, seed))
+    size = size or min(LARGEST, *_side(chosen.items[0]))
+    cropped = "crop" in augment.strengths(words)
+    plain = chosen.read(Preparation(channels, size))
+    found = chosen.read(Preparation(channels, round(size * MARGIN))) if cropped else plain
+    rows: Rows = [(labels[t], [p.float()]) for p, t in zip(plain.pictures, plain.targets.tolist(), strict=True)]
+    if words:
+        change = augment.parse(words, size=size, classes=len(labels))
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(variants):
+            draws = torch.rand(len(rows), change.draws, generator=generator)
+            for (_, row), picture in zip(rows, change(found.pictures, found.targets, draws)[0], strict=True):
+                row.append(picture)
+    return rows
+
+
+def spread(targets: "np.ndarray[tuple[int], np.dtype[np.int64]]", count: int, seed: int) -> np.ndarray:
+    """Which of the pictures to take: one of each class in turn, until there are ``count``."""
+    order = np.random.default_rng(seed).permutation(len(targets))
+    turn = np.empty(len(targets), int)
+    seen: dict[int, int] = {}
+    for number in order:
+        turn[number] = seen[targets[number]] = seen.get(targets[number], -1) + 1
+    taken = np.zeros(len(targets), bool)
+    taken[order[np.argsort(turn[order], kind="stable")[:count]]] = True
+    return taken
+
+
+def draw(rows: Rows, out: Path) -> None:
+    """Write the rows as one picture."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figures.variants(rows).savefig(out, dpi=110)
+
+
+def _side(item: "Path | np.ndarray") -> tuple[int, int]:
+    """Width and height of a picture."""
+    return image.read(item).size if isinstance(item, Path) else (item.shape[1], item.shape[0])
