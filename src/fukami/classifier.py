@@ -47,6 +47,8 @@ class Classifier(Recipe):
     """1 grey, 3 colour."""
     epochs: int = 30
     """Passes over the training set."""
+    judge_every: int = 1
+    """Passes between two evaluations; there is one at the end in any case."""
     batch: int = 64
     """Pictures in an update."""
     optimizer: Optimizer = "nesterov"
@@ -85,7 +87,7 @@ class Classifier(Recipe):
         """Refuse what no run can have."""
         from fukami import schedules
 
-        within(self, 1, math.inf, "epochs", "batch", "cycles")
+        within(self, 1, math.inf, "epochs", "judge_every", "batch", "cycles")
         within(self, 4, math.inf, "size")
         within(self, 0, math.inf, "lr", "weight_decay", "memory")
         within(self, 0, 1, "holdout", "layer_decay", "drop")
@@ -177,6 +179,7 @@ class Classifier(Recipe):
             else lambda _: make(transfer.layered(model, self.lr, self.layer_decay)),
             decay=schedules.repeated(decay, self.cycles) if self.cycles > 1 else decay,
             epochs=self.epochs,
+            judge_every=self.judge_every,
             smoothing=self.smoothing,
             ema=self.ema,
             cycles=self.cycles,

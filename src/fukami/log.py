@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class Log:
     """Writes what happens in a training; silent in all processes but the first."""
 
-    def __init__(self, folder: Path, recipe: Recipe, runtime: Runtime, steps: int, interval: int) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, runtime: Runtime, steps: int, epoch: int) -> None:
         self.folder, self.recipe, self.runtime = folder, recipe, runtime
-        self.steps, self.interval = steps, interval
+        self.steps, self.epoch = steps, epoch
         self.path = folder / "metrics.jsonl"
         self.last: dict[str, float] = {}
         self.before = 0.0  # seconds spent before this process took over
@@ -125,7 +125,7 @@ class Log:
                 file.write(json.dumps(line) + "\n")
 
     def _epoch(self, step: int) -> str:
-        return f"{-(-step // self.interval)}/{-(-self.steps // self.interval)}"
+        return f"{-(-step // self.epoch)}/{-(-self.steps // self.epoch)}"
 
 
 def _number(value: float) -> str:

@@ -1,6 +1,7 @@
 """The loop; there is one. (Not ``train.py``: a module of that name would hide the function ``fukami.train``.)"""
 
 import math
+import operator
 import os
 import time
 from pathlib import Path
@@ -52,7 +53,7 @@ def train(
         task = recipe.task(data.labels)
         task.setup(runtime)
         steps, interval = task.duration(loader)
-        with Log(folder, recipe, runtime, steps, interval) as log:
+        with Log(folder, recipe, runtime, steps, operator.length_hint(loader, interval)) as log:
             step = restore(folder, task, loader, log)
             if step == 0:
                 recipe.begin(task)

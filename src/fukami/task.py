@@ -33,11 +33,13 @@ class Task:
         optimizer: MakeOptimizer = torch.optim.AdamW,
         decay: Schedule = constant,
         epochs: int = 1,
+        judge_every: int = 1,
     ) -> None:
         self.model = model
         self.make_optimizer = optimizer
         self.decay = decay
         self.epochs = epochs
+        self.judge_every = judge_every
 
     def setup(self, runtime: Runtime) -> None:
         """Move to the device and make ready to train."""
@@ -57,8 +59,8 @@ class Task:
         return {"model": self.model}
 
     def duration(self, train: Any) -> tuple[int, int]:
-        """Updates in the whole training, and updates between two evaluations; by default ``epochs`` passes and one."""
-        return self.epochs * len(train), len(train)
+        """Updates in the whole training, and between two evaluations; by default ``epochs`` passes, ``judge_every``."""
+        return self.epochs * len(train), self.judge_every * len(train)
 
     def batches(self, train: Any) -> Iterable[Any]:
         """The batches of the training, without end; by default pass after pass over the loader."""

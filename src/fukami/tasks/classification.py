@@ -53,7 +53,7 @@ class Classification(Task):
         labels: what the classes are called.
         prepare: a picture of any size as the network sees it, ``(C, H, W)`` uint8, and how it is normalised; it
             travels with the task.
-        optimizer, decay, epochs: as for :class:`fukami.Task`.
+        optimizer, decay, epochs, judge_every: as for :class:`fukami.Task`.
         smoothing: share of the target spread over all classes (Szegedy et al. 2016, section 7).
         ema: decay of a moving average of the weights, which then answers (Polyak and Juditsky 1992); 0: none.
         cycles: the weights at the end of each so long part of the training answer together (Huang et al. 2017).
@@ -72,13 +72,14 @@ class Classification(Task):
         optimizer: MakeOptimizer = torch.optim.AdamW,
         decay: Schedule = constant,
         epochs: int = 1,
+        judge_every: int = 1,
         smoothing: float = 0.0,
         ema: float = 0.0,
         cycles: int = 1,
         weighted: bool = False,
         augment: "Augmentation | None" = None,
     ) -> None:
-        super().__init__(model, optimizer=optimizer, decay=decay, epochs=epochs)
+        super().__init__(model, optimizer=optimizer, decay=decay, epochs=epochs, judge_every=judge_every)
         self.labels = labels
         self.prepare = prepare
         self.smoothing, self.ema, self.cycles, self.weighted, self.augment = smoothing, ema, cycles, weighted, augment

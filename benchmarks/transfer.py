@@ -1,0 +1,82 @@
+"""VGG16's ImageNet features on a small set of photographs: a linear probe and fine-tuning against a start from scratch.
+
+    python benchmarks/transfer.py --weights vgg16_features_imagenet.safetensors [--seeds 0] [--size 96]
+
+The set: animals and people cut out of the photographs of $FUKAMI_DATA/voc-animals.zip along their boxes, the training
+photographs for training and the others for testing, at most 60 of a class. Needs the weights of the 13 convolutions in
+torchvision's names. Results go to results.csv.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+from PIL import Image
+
+from fukami.data import folder
+from fukami.data.places import candidates
+from record import record
+
+CLASSES = ("cat", "cow", "dog", "horse", "person", "sheep")
+MOST, LEAST = 60, 80  # pictures of a class in a part, pixels of a side
+BASE = "fukami train vgg16 --hidden 0 --augment crop=0.4 flip --batch 32 --epochs 12"
+WAYS = {
+    "scratch": "--lr 0.01 --batch-norm",
+    "scratch, as published": "--lr 0.01",
+    "linear probe": "--lr 0.1 --freeze --init {weights}",
+    "fine-tuned": "--lr 0.003 --layer-decay 0.7 --init {weights}",
+}
+
+
+def cut(root):
+    """The set, as a folder by class in two parts."""
+    archive = next(place / "voc-animals.zip" for place in candidates() if (place / "voc-animals.zip").is_file())
+    voc = next(folder._unpacked(archive).rglob("Annotations")).parent
+    for part, split in (("train", "train"), ("test", "val")):
+        counts = dict.fromkeys(CLASSES, 0)
+        for name in (voc / "ImageSets" / "Main" / f"{split}.txt").read_text().split():
+            picture = Image.open(voc / "JPEGImages" / f"{name}.jpg").convert("RGB")
+            for thing in ElementTree.parse(voc / "Annotations" / f"{name}.xml").iter("object"):
+                label = thing.findtext("name")
+                box = [round(float(thing.findtext(f"bndbox/{side}"))) for side in ("xmin", "ymin", "xmax", "ymax")]
+                if label not in counts or counts[label] >= MOST or min(box[2] - box[0], box[3] - box[1]) < LEAST:
+                    continue
+                target = root / part / label / f"{name}-{counts[label]}.jpg"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                picture.crop(box).save(target, quality=95)
+                counts[label] += 1
+        print(part, counts, flush=True)
+
+
+def main():
+    """Train each way, and record its accuracy."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--weights", type=Path, required=True)
+    options.add_argument("--seeds", type=int, nargs="+", default=[0])
+    options.add_argument("--size", type=int, default=96)
+    options.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    options = options.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        cut(root / "animals")
+        for seed in options.seeds:
+            for way in options.ways:
+                command = f"{BASE} --data animals --size {options.size} {WAYS[way]} --seed {seed}"
+                words = shlex.split(command.format(weights=options.weights.resolve()))
+                began = time.monotonic()
+                done = subprocess.run([sys.executable, "-m", *words, "--out", f"run-{way.replace(' ', '-')}-{seed}"],
+                                      cwd=root, stdout=subprocess.PIPE, text=True, check=True)  # fmt: skip
+                (result,) = map(json.loads, done.stdout.splitlines())
+                record(f"transfer {way}", "test accuracy", result["accuracy"], seed=seed,
+                       command=command.format(weights=options.weights.name), seconds=time.monotonic() - began,
+                       note=f"{result['count']} test pictures cut out of voc-animals")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
