@@ -86,6 +86,7 @@ class Classifier(Recipe):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         from fukami import schedules
+        from fukami.data import augment
 
         within(self, 1, math.inf, "epochs", "judge_every", "batch", "cycles")
         within(self, 4, math.inf, "size")
@@ -93,6 +94,7 @@ class Classifier(Recipe):
         within(self, 0, 1, "holdout", "layer_decay", "drop")
         within(self, 0, 0.9999999, "warmup", "momentum", "smoothing", "ema")
         schedules.parse(self.decay, factor=self.drop, warmup=self.warmup)
+        augment.strengths(self.augment)
         if self.cycles > 1 and self.decay.startswith("plateau"):
             raise UsageError("a plateau is waited for, so it cannot come in --cycles; give another --decay")
         if self.freeze and not self.init:
@@ -193,6 +195,8 @@ class Classifier(Recipe):
 
         if self.init:
             transfer.initialise(task.model, self.architecture, self.init)
+            averaged: nn.Module = getattr(task, "averaged", task.model)
+            averaged.load_state_dict(task.model.state_dict())
 
     def make_optimizer(self) -> "MakeOptimizer":
         """torch's optimizer of that name, fused where it can be."""

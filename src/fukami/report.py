@@ -93,6 +93,13 @@ def picture(title: str, figure: Figure) -> str:
 def curves(trained: Sequence[dict[str, Any]], judged: Sequence[dict[str, Any]]) -> Figure:
     """Every metric of the training over the steps, the evaluations of the same name with it, and the learning rate."""
     unplotted = {"step", "phase", "pictures_per_second", "lr", "count", "errors", "seconds"}
+    unplotted |= {
+        "members",
+        "member_accuracy",
+        "best_member",
+        "gain",
+        "disagreement",
+    }  # these have a figure of their own
     names = [
         name for name in dict.fromkeys(key for line in [*trained, *judged] for key in line) if name not in unplotted
     ]

@@ -79,7 +79,9 @@ def repeated(schedule: Schedule, cycles: int) -> Schedule:
 
 
 class Plateau:
-    """Multiplied by ``factor`` whenever so many evaluations in a row found no smaller loss, after the warm-up."""
+    """Multiplied by ``factor`` whenever more than ``patience`` evaluations in a row found no smaller loss, as torch's
+    ``ReduceLROnPlateau`` with no threshold; the warm-up is apart.
+    """
 
     def __init__(self, patience: int, factor: float, warmup: float = 0.0) -> None:
         self.patience, self.factor = patience, factor
@@ -134,10 +136,17 @@ def parse(spec: str, *, factor: float = 0.1, warmup: float = 0.0) -> Schedule:
     except ValueError:
         numbers = (math.nan,)
     shares = name in ("multistep", "exponential")
-    fits = all(0 < number < (1 if shares else math.inf) for number in numbers)
+    whole = name in ("step", "plateau")
+    fits = all(0 < number < (1 if shares else math.inf) and not (whole and number % 1) for number in numbers)
     if not fits or (len(numbers) != len(DEFAULTS.get(name, ())) and name != "multistep"):
         example = "=" + ",".join(f"{number:g}" for number in DEFAULTS[name]) if name in DEFAULTS else ""
-        bounds = " with numbers between 0 and 1" if shares else " with a number above 0" if example else ""
+        bounds = (
+            " with numbers between 0 and 1"
+            if shares
+            else f" with a {'whole ' * whole}number above 0"
+            if example
+            else ""
+        )
         raise UsageError(f"{spec!r} is no decay; expected it as in {name}{example}{bounds}")
     if name == "plateau":
         return Plateau(int(numbers[0]), factor, warmup)

@@ -1,5 +1,6 @@
 """Transfer: a network that begins with published weights, its features frozen or learning more slowly than its head."""
 
+import io
 import logging
 import os
 from collections.abc import Iterator
@@ -21,8 +22,9 @@ def head(model: nn.Module) -> tuple[str, ...]:
 
     Every other part is called its features here.
     """
-    last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
-    return last.partition(".")[0], *(name for name, _ in model.named_children() if name.startswith("aux"))
+    auxiliary = tuple(name for name, _ in model.named_children() if name.startswith("aux"))
+    linear = [name.partition(".")[0] for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return [part for part in linear if part not in auxiliary][-1], *auxiliary
 
 
 def freeze(model: nn.Module) -> None:
@@ -44,7 +46,7 @@ def layered(model: nn.Module, lr: float, decay: float) -> list[dict[str, Any]]:
         top = name.partition(".")[0]
         poolings = poolings if top == part else 0
         part = top
-        poolings += isinstance(module, nn.MaxPool2d)
+        poolings += isinstance(module, nn.MaxPool2d) and module.stride != 1
         parameters = list(module.parameters(recurse=False))
         if parameters:
             stages.setdefault(("", 0) if top in own else (top, poolings), []).extend(parameters)
@@ -105,7 +107,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         content = file.read_bytes()
         if file.suffix == ".safetensors":
             return read_tensors(content)
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except OSError as error:
         raise Error(f"{path} cannot be read ({error.strerror}); give imagenet, a file of weights or a run") from None
     except Exception as error:  # a damaged file can fail in any way

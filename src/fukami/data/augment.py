@@ -8,10 +8,11 @@ The transforms of torchvision draw one change for a whole batch, and those of ko
 run that resumes in mid-pass needs one change for each picture, from numbers that the loader hands in.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from fukami.errors import UsageError, unknown
 
 Batch = tuple[Tensor, Tensor]
 LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue are (ITU-R BT.601), as torchvision weighs them
+YIQ = (LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))  # brightness and two differences of colour
+RGB = tuple(map(tuple, torch.tensor(YIQ).inverse().tolist()))  # and back
 WIDEST = 4 / 3  # ratio of the sides of a random resized crop, either way (Szegedy et al. 2015, section 6)
 
 
@@ -287,12 +290,12 @@ class Hue(Operation):
 
     def recolour(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
         """Turned in the plane of the two colour differences."""
-        yiq = torch.tensor([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], device=draws.device)
+        yiq, rgb = (_constant(rows, draws.device) for rows in (YIQ, RGB))
         angle = (2 * draws[:, 0] - 1) * (2 * math.pi * self.most)
         turn = torch.eye(3, device=draws.device).repeat(len(draws), 1, 1)
         turn[:, 1, 1], turn[:, 2, 2] = angle.cos(), angle.cos()
         turn[:, 1, 2], turn[:, 2, 1] = -angle.sin(), angle.sin()
-        return yiq.inverse() @ turn @ yiq @ matrix
+        return rgb @ turn @ yiq @ matrix
 
 
 @dataclass(frozen=True)
@@ -456,12 +459,12 @@ def _around(draws: Tensor, most: float) -> Tensor:
 
 
 def _saturation(matrix: Tensor, factor: Tensor) -> Tensor:
-    grey = torch.tensor(LUMA, device=matrix.device).expand(3, 3)
+    grey = _constant(LUMA, matrix.device).expand(3, 3)
     return factor * matrix + (1 - factor) * (grey @ matrix)
 
 
 def _contrast(matrix: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
-    brightness = (mean * torch.tensor(LUMA, device=matrix.device)).sum(1)
+    brightness = (mean * _constant(LUMA, matrix.device)).sum(1)
     offset = F.pad(((1 - factor) * brightness.view(-1, 1, 1)).expand(-1, 3, 1), (3, 0))
     return factor * matrix + offset
 
@@ -489,14 +492,24 @@ def _beta(alpha: float, chance: Tensor) -> Tensor:
     """Numbers distributed as Beta(alpha, alpha) from uniform ones, by a table of its quantiles."""
     if not alpha:
         return torch.ones_like(chance)
-    import numpy as np
-    from scipy.special import betaincinv
-
-    quantiles = torch.tensor(betaincinv(alpha, alpha, np.linspace(0, 1, 1025)), dtype=torch.float32)
+    quantiles = _constant(_quantiles(alpha), chance.device)
     place = chance * 1024
     low = place.floor().long().clamp(max=1023)
-    quantiles = quantiles.to(chance.device)
     return quantiles[low].lerp(quantiles[low + 1], place - low)
+
+
+@functools.cache
+def _quantiles(alpha: float) -> tuple[float, ...]:
+    """Beta(alpha, alpha) at 0, 1/1024, ... 1 of its distribution."""
+    from scipy.special import betaincinv
+
+    return tuple(float(betaincinv(alpha, alpha, number / 1024)) for number in range(1025))
+
+
+@functools.cache
+def _constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
+    """Numbers on the device, sent there once: a captured assembly may send nothing."""
+    return torch.tensor(values, device=device)
 
 
 # name: the default strength, its bounds, and what it is

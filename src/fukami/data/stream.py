@@ -167,6 +167,7 @@ class Streamed(Shuffled):
             prefetch_factor=AHEAD,
             persistent_workers=persistent,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # a reader seeds its processes, which must not move the training's generator
         )
 
     def _timed(self, reader: Iterable[Any]) -> Iterator[Any]:

@@ -55,4 +55,4 @@ def decide(logarithms: Tensor, vote: bool) -> Tensor:
     if not vote or len(logarithms) == 1:
         return average(logarithms)
     votes = F.one_hot(logarithms.argmax(2), logarithms.shape[2]).float().mean(0)
-    return ((votes + TIE * average(logarithms).exp()) / (1 + TIE)).log()
+    return torch.logaddexp(votes.log(), average(logarithms) + math.log(TIE)) - math.log1p(TIE)

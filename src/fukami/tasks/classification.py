@@ -85,6 +85,7 @@ class Classification(Task):
         self.smoothing, self.ema, self.cycles, self.weighted, self.augment = smoothing, ema, cycles, weighted, augment
         self.weight: Tensor | None = None
         self.seen = 1  # views of each picture
+        self.cycle = -1
         self.averaged = copy.deepcopy(model) if ema else model
         self.answering = self.averaged
         if cycles > 1:
@@ -119,8 +120,11 @@ class Classification(Task):
 
     def schedule(self, progress: float) -> float:
         """Set the learning rate; where a cycle has ended, keep a snapshot of what it reached."""
-        if isinstance(self.answering, Ensemble) and int(progress * self.cycles) >= int(self.answering.joined):
-            self.answering.join(self.averaged)
+        cycle = int(progress * self.cycles)
+        if isinstance(self.answering, Ensemble) and cycle != self.cycle:
+            self.cycle = cycle
+            if cycle >= int(self.answering.joined):
+                self.answering.join(self.averaged)
         return super().schedule(progress)
 
     @torch.no_grad()
