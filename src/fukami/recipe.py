@@ -98,7 +98,8 @@ def names() -> list[str]:
     """Every recipe that ships with the package."""
     import fukami.recipes
 
-    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(fukami.recipes.__path__))
+    found = (module.name.replace("_", "-") for module in pkgutil.iter_modules(fukami.recipes.__path__))
+    return sorted(found, key=lambda name: (name.rstrip("0123456789"), len(name), name))  # resnet20 before resnet110
 
 
 def find(name: str) -> type[Recipe]:

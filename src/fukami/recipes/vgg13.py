@@ -10,4 +10,4 @@ from fukami.recipes.vgg16 import VGG16
 class VGG13(VGG16):
     """VGG-13 (Simonyan and Zisserman 2015, table 1, B): ten convolutions of 3×3 and three affine layers."""
 
-    published: ClassVar[str] = "71.3 % ImageNet top-1"
+    published: ClassVar[str] = "71.3 % ImageNet top-1, one scale"

@@ -1,0 +1,67 @@
+"""Five DeepConvNets on MNIST: each alone, and what they do together.
+
+    python benchmarks/ensembles.py train OUT [--seeds 0 1 2 3 4]   a run for each seed
+    python benchmarks/ensembles.py judge OUT                       together: averaged, by vote, and from several views
+
+Needs MNIST in $FUKAMI_DATA. Results go to results.csv. In the literature 99.77 % (Ciresan et al. 2012) and 99.79 % (Wan
+et al. 2013) are ensembles of convolutional networks, too.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from record import record
+
+COMMAND = (
+    "fukami train deep-convnet --data mnist --epochs 30 --weight-decay 0.05 --dropout 0.4 "
+    "--augment shift=2 rotate=15 scale=0.15 shear=0.2"
+)
+TOGETHER = {"averaged": "", "vote": "--vote", "8 views": "--views 8"}
+
+
+def run(command):
+    """What a command prints."""
+    words = [sys.executable, "-m", *shlex.split(command)]
+    return json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def train(options):
+    """A run for each seed."""
+    for seed in options.seeds:
+        run(f"{COMMAND} --judge-every 5 --seed {seed} --out {options.out}/seed-{seed}")
+
+
+def judge(options):
+    """Record each run, and all of them together."""
+    runs = sorted(path.parent for path in options.out.glob("*/report.html"))
+    last = [json.loads((run / "metrics.jsonl").read_text().splitlines()[-1]) for run in runs]
+    for path, line in zip(runs, last, strict=True):
+        seed = path.name.removeprefix("seed-")
+        record("deep-convnet mnist member", "test accuracy", line["accuracy"], command=f"{COMMAND} --seed {seed}",
+               seed=seed, seconds=line["seconds"])  # fmt: skip
+    mean = statistics.mean(line["accuracy"] for line in last)
+    names = " ".join(f"seed-{n}" for n in range(len(runs)))
+    for way, flags in TOGETHER.items():
+        found = run(f"fukami eval {' '.join(map(str, runs))} {flags}")
+        note = f"{found['errors']} errors; members {mean:.4f} on average, disagreement {found['disagreement']:.4f}"
+        record(f"deep-convnet mnist ensemble of {len(runs)}", f"test accuracy, {way}", found["accuracy"],
+               command=f"fukami eval {names} {flags}".rstrip(), seed=f"0 to {len(runs) - 1}", note=note)  # fmt: skip
+
+
+def main():
+    """Train or judge."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("action", choices=["train", "judge"])
+    options.add_argument("out", type=Path)
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    options = options.parse_args()
+    {"train": train, "judge": judge}[options.action](options)
+
+
+if __name__ == "__main__":
+    main()
