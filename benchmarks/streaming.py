@@ -35,7 +35,7 @@ def photographs():
     """The photographs that are at hand."""
     for name in ("flickr8k-1000.zip", "voc-animals.zip"):
         archive = next(place / name for place in candidates() if (place / name).is_file())
-        yield from sorted(folder._unpacked(archive).rglob("*.jpg"))
+        yield from sorted(folder.unpacked(archive).rglob("*.jpg"))
 
 
 def fill(root, count):

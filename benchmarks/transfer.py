@@ -37,7 +37,7 @@ WAYS = {
 def cut(root):
     """The set, as a folder by class in two parts."""
     archive = next(place / "voc-animals.zip" for place in candidates() if (place / "voc-animals.zip").is_file())
-    voc = next(folder._unpacked(archive).rglob("Annotations")).parent
+    voc = next(folder.unpacked(archive).rglob("Annotations")).parent
     for part, split in (("train", "train"), ("test", "val")):
         counts = dict.fromkeys(CLASSES, 0)
         for name in (voc / "ImageSets" / "Main" / f"{split}.txt").read_text().split():

@@ -128,13 +128,13 @@ def _lying(path: Path, found: Findings) -> list[Item]:
     root = path
     if path.is_file():
         try:
-            root = folder._unpacked(path)
+            root = folder.unpacked(path)
         except Exception as error:  # an unpacker may fail in any way on a damaged file
             found.add("broken", str(error) or type(error).__name__, file=str(path))
             return []
     layout = _Layout(path, root, found)
     top = root
-    while len(inside := folder._folders(top)) == 1 and len(folder._folders(inside[0])) > 1:
+    while len(inside := folder.folders(top)) == 1 and len(folder.folders(inside[0])) > 1:
         top = inside[0]  # the one folder that an archive packs everything into, as for training
     parts = [each for each in inside if each.name.lower() in (*folder.TRAIN, *folder.TEST)]
     if not inside:
@@ -181,7 +181,7 @@ class _Layout:
     def classes(self, place: Path, part: str) -> list[Item]:
         """The pictures of a part, and what lies between them."""
         items: list[Item] = []
-        for each in folder._folders(place):
+        for each in folder.folders(place):
             self.found.counts[part][each.name] += 0
             before = len(items)
             for file in _below(each):

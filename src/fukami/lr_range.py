@@ -37,7 +37,7 @@ def measure(
     """Train for ``steps`` updates at rates that grow from ``low`` to ``high`` by the same factor; nothing is kept.
 
     Raises:
-        UsageError: the bounds or the number of steps make no sense.
+        UsageError: the bounds, the number of steps or the recipe's own learning rate make no sense.
         Error: the loss is not finite at the lowest rates already.
     """
     if not (0 < low < high < math.inf) or steps < 10:
@@ -52,6 +52,8 @@ def measure(
     task.setup(runtime)
     recipe.begin(task)
     highest = max(group["initial_lr"] for group in task.optimizer.param_groups)
+    if highest == 0:
+        raise UsageError("a recipe with --lr 0 learns at no rate; leave --lr out")
     rates: list[float] = []
     losses: list[float] = []
     average = 0.0
@@ -65,7 +67,7 @@ def measure(
             break
         rates.append(rate)
         losses.append(smooth)
-    if len(losses) < 10:
+    if len(losses) < min(10, steps // 2):
         raise Error(f"the loss left at once, from a rate of {low:g}; try a smaller --low")
     slope = np.gradient(np.array(losses), np.log(rates))
     best = int(np.argmin(losses))

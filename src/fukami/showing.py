@@ -10,7 +10,7 @@ from torch import Tensor
 from fukami import figures, image
 from fukami.classifier import MARGIN
 from fukami.data import augment, classification
-from fukami.errors import UsageError
+from fukami.errors import Error, UsageError
 from fukami.preparation import Preparation
 
 LARGEST = 224  # pixels, where no size is asked for
@@ -38,10 +38,18 @@ def samples(
 
     Returns:
         A row for each picture: its label, and pictures ``(C, size, size)`` in 0..255, the unchanged one first.
+
+    Raises:
+        UsageError: a number or a word makes no sense.
+        Error: there is no picture to train on, or not one can be read.
     """
     if pictures < 1 or variants < 1:
         raise UsageError(f"there is nothing to show of {pictures} pictures and {variants} variants; give at least 1")
+    if size < 0:
+        raise UsageError(f"size is a number of pixels, or 0 for that of the first picture, not {size}")
     source, _, labels = classification.read(data, holdout=0.0)
+    if len(source) == 0:
+        raise Error(f"{data} has no picture to train on; give data with a training part")
     chosen = source.only(spread(source.targets, pictures, seed))
     size = size or min(LARGEST, *_side(chosen.items[0]))
     cropped = "crop" in augment.strengths(words)

@@ -42,6 +42,8 @@ def command(arguments: list[str]) -> None:
         """
         from fukami import lr_range
 
+        if out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
+            raise UsageError(f"--out should name a .png, .jpg, .pdf or .svg file, not {out}")
         found = lr_range.measure(recipe, low, high, steps, device=device, precision=precision)
         out.parent.mkdir(parents=True, exist_ok=True)
         lr_range.figure(found).savefig(out, dpi=110)

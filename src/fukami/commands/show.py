@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from fukami.cli import parse
+from fukami.errors import UsageError
 
 
 def command(arguments: list[str]) -> None:
@@ -35,6 +36,8 @@ def command(arguments: list[str]) -> None:
         """
         from fukami import showing
 
+        if out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
+            raise UsageError(f"--out should name a .png, .jpg, .pdf or .svg file, not {out}")
         rows = showing.samples(
             data, augment, size=size, channels=channels, pictures=pictures, variants=variants, seed=seed
         )

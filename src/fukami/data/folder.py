@@ -42,8 +42,8 @@ def scan(path: Path) -> tuple[Part, Part | None]:
     Raises:
         Error: there are no folders of pictures at the path.
     """
-    root = _unpacked(path) if path.is_file() else path
-    while len(inside := _folders(root)) == 1 and len(_folders(inside[0])) > 1:
+    root = unpacked(path) if path.is_file() else path
+    while len(inside := folders(root)) == 1 and len(folders(inside[0])) > 1:
         root = inside[0]  # the one folder that an archive packs everything into
     if not inside:
         raise Error(f"{path} has no folders in it; expected one folder of pictures for each class")
@@ -135,7 +135,7 @@ def _part(path: Path, root: Path) -> Part:
     pictures = suffixes()
     found = [
         (file, folder.name)
-        for folder in _folders(root)
+        for folder in folders(root)
         for file in sorted(folder.rglob("*"))
         if file.suffix.lower() in pictures and not file.name.startswith(".") and file.is_file()
     ]
@@ -145,7 +145,8 @@ def _part(path: Path, root: Path) -> Part:
     return Part(files, classes)
 
 
-def _folders(root: Path) -> list[Path]:
+def folders(root: Path) -> list[Path]:
+    """The folders in a folder, in order, without hidden ones and what macOS adds to archives."""
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
 
 
@@ -154,7 +155,7 @@ def suffixes() -> set[str]:
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
-def _unpacked(archive: Path) -> Path:
+def unpacked(archive: Path) -> Path:
     """The folder that the archive was unpacked into, now or earlier."""
     facts = archive.stat()
     key = hashlib.sha256(f"{archive.resolve()} {facts.st_size} {facts.st_mtime_ns}".encode()).hexdigest()[:12]
@@ -165,7 +166,15 @@ def _unpacked(archive: Path) -> Path:
         try:
             shutil.unpack_archive(archive, temporary)
             temporary.rename(target)
-        except (shutil.ReadError, OSError, ValueError) as error:
+        except (
+            shutil.ReadError,
+            OSError,
+            ValueError,
+            zipfile.BadZipFile,
+            tarfile.TarError,
+            EOFError,
+            zlib.error,
+        ) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise Error(
                 f"{archive} cannot be unpacked ({error}); give a folder, or a zip or tar archive of one"
