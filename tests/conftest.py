@@ -85,5 +85,14 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
+def pageless(monkeypatch):
+    """Trainings draw no report, which takes longer than they do."""
+    from fukami.tasks.classification import Classification
+
+    monkeypatch.setattr(Classification, "figures", lambda self, batches: ())
+    monkeypatch.setattr("fukami.report.write", lambda folder, figures, seconds: folder / "report.html")
+
+
+@pytest.fixture
 def random():
     return np.random.default_rng(0)

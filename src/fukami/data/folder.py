@@ -166,15 +166,7 @@ def unpacked(archive: Path) -> Path:
         try:
             shutil.unpack_archive(archive, temporary)
             temporary.rename(target)
-        except (
-            shutil.ReadError,
-            OSError,
-            ValueError,
-            zipfile.BadZipFile,
-            tarfile.TarError,
-            EOFError,
-            zlib.error,
-        ) as error:
+        except Exception as error:  # an unpacker may fail in any way on a damaged archive
             shutil.rmtree(temporary, ignore_errors=True)
             raise Error(
                 f"{archive} cannot be unpacked ({error}); give a folder, or a zip or tar archive of one"
