@@ -25,12 +25,11 @@ from record import record
 
 CLASSES = ("cat", "cow", "dog", "horse", "person", "sheep")
 MOST, LEAST = 60, 80  # pictures of a class in a part, pixels of a side
-BASE = "fukami train vgg16 --hidden 0 --augment crop=0.4 flip --batch 32 --epochs 12"
+BASE = "fukami train vgg16 --hidden 0 --augment crop=0.4 flip --batch 32 --judge-every 5"
 WAYS = {
-    "scratch": "--lr 0.01 --batch-norm",
-    "scratch, as published": "--lr 0.01",
-    "linear probe": "--lr 0.1 --freeze --init {weights}",
-    "fine-tuned": "--lr 0.003 --layer-decay 0.7 --init {weights}",
+    "scratch": "--epochs 20 --lr 0.01 --batch-norm",
+    "linear probe": "--epochs 10 --lr 0.1 --freeze --init {weights}",
+    "fine-tuned": "--epochs 10 --lr 0.003 --layer-decay 0.7 --init {weights}",
 }
 
 
