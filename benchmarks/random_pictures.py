@@ -1,0 +1,35 @@
+"""A private recipe: ResNet-50 on random pictures, so that nothing but the training step is timed."""
+
+from dataclasses import dataclass
+
+import torch
+
+from fukami import Data
+from fukami.data.loader import Resident
+from fukami.recipes.resnet50 import ResNet50
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomPictures(ResNet50):
+    """ResNet-50 on random pictures of a thousand classes."""
+
+    dataset: str = "random"
+    """There is none."""
+    pictures: int = 4096
+    """Pictures in a pass."""
+    augment: tuple[str, ...] = ()
+    """None."""
+
+    @property
+    def architecture(self) -> str:
+        """What the network is called in :mod:`fukami.models`."""
+        return "resnet50"
+
+    def data(self) -> Data:
+        """Random bytes, on the device."""
+        generator = torch.Generator().manual_seed(self.seed)
+        shape = (self.pictures, self.channels, self.size, self.size)
+        pictures = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        targets = torch.arange(self.pictures) % 1000
+        labels = tuple(map(str, range(1000)))
+        return Data(Resident(pictures, targets, labels, batch=self.batch, seed=self.seed), (), labels)
