@@ -1,0 +1,86 @@
+"""Make the figures of ../augmentation.md, ../optimization.md and ../ensembles.md.
+
+python docs/figures/methods.py schedules
+python docs/figures/methods.py rates           a range test of DeepConvNet on the embedded digits, half a minute
+python docs/figures/methods.py augmentation    needs CIFAR-10 in $FUKAMI_DATA
+python docs/figures/methods.py members         three short trainings on the embedded digits, a minute on one core
+"""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+import fukami
+from fukami import lr_range, schedules, showing
+
+HERE = Path(__file__).parent
+WORDS = ("flip", "pad-crop=4", "rotate=15", "brightness", "saturation", "hue=0.05", "cutmix")
+COURSES = [  # what --decay takes, in rows
+    ["constant", "step=2", "multistep=0.5,0.75", "exponential=0.01"],
+    ["polynomial=1", "cosine", "one-cycle", "cosine, --cycles 4"],
+]
+
+
+def save(figure: Figure, name: str, colours: int = 192) -> None:
+    """Write a figure beside this file, in few colours."""
+    path = HERE / f"{name}.png"
+    figure.savefig(path, dpi=100)
+    Image.open(path).convert("RGB").quantize(colours).save(path, optimize=True)
+    sys.stdout.write(f"{path.name}: {path.stat().st_size:,} bytes\n")
+
+
+def courses() -> None:
+    """Every schedule with a warm-up of a tenth."""
+    figure = Figure(figsize=(10.5, 3.8), layout="constrained")
+    places = np.linspace(0, 1, 1001)[:-1]
+    for row, specs in zip(figure.subplots(2, 4, sharex=True, sharey=True), COURSES, strict=True):
+        for axes, spec in zip(row, specs, strict=True):
+            word, _, cycles = spec.partition(", --cycles ")
+            course = schedules.parse(word, warmup=0.1)
+            course = schedules.repeated(course, int(cycles)) if cycles else course
+            axes.plot(places, [course(float(place)) for place in places], color="#3c6a9c", lw=1.6)
+            axes.set_title(spec, fontsize=10)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.tick_params(labelsize=8)
+    figure.supxlabel("share of the training", fontsize=9)
+    figure.supylabel("share of --lr", fontsize=9)
+    matplotlib.rcParams.update({"svg.hashsalt": "fukami", "svg.fonttype": "path", "font.family": "DejaVu Sans"})
+    figure.savefig(HERE / "schedules.svg", metadata={"Date": None})
+
+
+def rates() -> None:
+    """The range test that ``fukami find-lr deep-convnet`` makes."""
+    found = lr_range.measure(fukami.find("deep-convnet")(), 1e-6, 10.0, 200, device="cpu", precision="float32")
+    save(lr_range.figure(found), "find-lr")
+    sys.stdout.write(f"falls quickest at {found.steepest:.2g}, least at {found.most:.2g}\n")
+
+
+def augmentation() -> None:
+    """The picture that ``fukami show cifar10`` writes."""
+    path = HERE / "augmentation.png"
+    showing.draw(showing.samples("cifar10", WORDS, pictures=6, variants=6, seed=2), path)
+    Image.open(path).convert("RGB").save(path, optimize=True)
+    sys.stdout.write(f"{path.name}: {path.stat().st_size:,} bytes\n")
+
+
+def members() -> None:
+    """The figure of the page that ``fukami train ... --seeds 3`` writes."""
+    with tempfile.TemporaryDirectory() as place:
+        words = ["train", "deep-convnet", "--epochs", "8", "--batch", "50", "--seeds", "3", "--device", "cpu"]
+        subprocess.run([sys.executable, "-m", "fukami", *words, "--out", place], check=True)
+        task = fukami.load(*(f"{place}/seed-{number}" for number in range(3)), device="cpu")
+        figures = dict(task.figures(fukami.find("deep-convnet")().judged()))
+        save(figures["The members and what they do together"], "members")
+
+
+if __name__ == "__main__":
+    makers = {"schedules": courses, "rates": rates, "augmentation": augmentation, "members": members}
+    if len(sys.argv) != 2 or sys.argv[1] not in makers:
+        sys.exit(__doc__)
+    makers[sys.argv[1]]()
