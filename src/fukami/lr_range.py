@@ -12,6 +12,7 @@ from fukami.resuming import seed
 from fukami.runtime import Runtime
 
 SMOOTH = 0.9  # of the moving average of the losses
+SETTLED = 10  # steps after which the average means something
 FAR = 4.0  # the loss has left when it is so many times its least
 
 
@@ -71,7 +72,8 @@ def measure(
         raise Error(f"the loss left at once, from a rate of {low:g}; try a smaller --low")
     slope = np.gradient(np.array(losses), np.log(rates))
     best = int(np.argmin(losses))
-    return Found(tuple(rates), tuple(losses), rates[int(np.argmin(slope[: best + 1]))], rates[best])
+    first = min(SETTLED, best)  # the average of a few losses is noise
+    return Found(tuple(rates), tuple(losses), rates[first + int(np.argmin(slope[first : best + 1]))], rates[best])
 
 
 def figure(found: Found) -> Figure:

@@ -37,24 +37,25 @@ def freeze(model: nn.Module) -> None:
 def layered(model: nn.Module, lr: float, decay: float) -> list[dict[str, Any]]:
     """Parameter groups whose learning rate falls by ``decay`` from each stage to the one below; the head's is ``lr``.
 
-    Discriminative fine-tuning (Howard and Ruder 2018, section 3.2). A stage ends where the maps are made smaller in a
-    chain of layers, or with a part of the network.
+    Discriminative fine-tuning (Howard and Ruder 2018, section 3.2). A stage ends where the maps are pooled in a chain
+    of layers, or with a part of the network; batch normalisation belongs to the convolution before it.
     """
-    stages: dict[tuple[str, int], list[nn.Parameter]] = {}
-    own, poolings, part = head(model), 0, ""
+    own, top, smaller = head(model), "", False
+    stages: list[list[nn.Parameter]] = []
+    heads: list[nn.Parameter] = []
     for name, module in model.named_modules():
-        top = name.partition(".")[0]
-        poolings = poolings if top == part else 0
-        part = top
-        poolings += isinstance(module, nn.MaxPool2d) and module.stride != 1
-        parameters = list(module.parameters(recurse=False))
-        if parameters:
-            stages.setdefault(("", 0) if top in own else (top, poolings), []).extend(parameters)
-    top_stage = stages.pop(("", 0))
-    below = [
-        {"params": stage, "lr": lr * decay**depth} for depth, stage in enumerate([*stages.values()][::-1], start=1)
-    ]
-    return [{"params": top_stage, "lr": lr}, *below]
+        part, parameters = name.partition(".")[0], list(module.parameters(recurse=False))
+        smaller |= isinstance(module, nn.MaxPool2d) and module.stride != 1
+        if not parameters:
+            continue
+        if part in own:
+            heads += parameters
+        elif isinstance(module, nn.BatchNorm2d) or (part == top and not smaller):
+            stages[-1] += parameters
+        else:
+            stages.append(parameters)
+        top, smaller = part, False
+    return [{"params": stage, "lr": lr * decay**depth} for depth, stage in enumerate([heads, *reversed(stages)])]
 
 
 def initialise(model: nn.Module, name: str, init: str) -> None:

@@ -25,8 +25,8 @@ def command(arguments: list[str]) -> None:
 
         Args:
             runs: Folders of runs, or names of weights that ship with the package.
-            data: Known name (mnist, digits), folder or archive. Default: what the run was trained on. Always the test
-                part; data that have none and are new to the run are judged whole.
+            data: Known name (mnist, cifar10 ...), folder, archive or CSV file. Default: what the run was trained on.
+                Always the test part; data that have none and are new to the run are judged whole.
             device: auto, cpu, cuda, cuda:1 or mps.
             precision: Type of the weights and the activations.
             vote: The majority of the runs decides, and not the average of their probabilities.

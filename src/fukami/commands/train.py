@@ -67,9 +67,11 @@ def _begun(arguments: list[str], name: str) -> Any:
     given = [value for flag, value in zip(arguments, [*arguments[1:], ""], strict=True) if flag == "--out"]
     given += [flag.removeprefix("--out=") for flag in arguments if flag.startswith("--out=")]
     folder = Path(given[-1]) if given else _numbered(name, resume=True)
-    if not (folder / "recipe.json").is_file():
+    seeds = sorted(folder.glob("seed-*"), key=lambda run: (len(run.name), run.name))
+    begun = [run for run in (folder, *seeds) if (run / "recipe.json").is_file()]
+    if not begun:
         return None
-    recipe, _ = checkpoint.describe(folder)
+    recipe, _ = checkpoint.describe(begun[0])
     return recipe if name_of(type(recipe)) == name else None
 
 

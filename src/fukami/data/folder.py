@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import logging
 import shutil
 import tempfile
@@ -61,9 +62,14 @@ def table(path: Path) -> tuple[Part, Part | None]:
     Paths are relative to the file's folder. A split is one of train, training, test, testing, val, valid, validation.
 
     Raises:
-        Error: a column is missing, a field is empty, or a split has another name; the line is named.
+        Error: a column is missing, a field is empty, or a split has another name; the line is named. Or the file is no
+            text in UTF-8.
     """
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Error(f"{path} is not in UTF-8 ({error}); save it as CSV in UTF-8") from None
+    with io.StringIO(text, newline="") as file:
         reader = csv.DictReader(file, skipinitialspace=True)
         columns = [name.strip().lower() for name in reader.fieldnames or ()]
         if not {"path", "label"} <= set(columns):

@@ -84,9 +84,9 @@ class Shuffled:
     def shares(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's members of each batch in the rest of the pass, ``(n,)``, and their random numbers."""
         order, draws = self._plan(self.turn) if self.seed is not None else self._in_order()
-        for at in range(self.position, len(self)):
-            share = slice(at * self.size + self.rank, (at + 1) * self.size, self.world)
-            yield order[share], draws[share]
+        size, rank, world = self.size, self.rank, self.world
+        each = (slice(at * size + rank, (at + 1) * size, world) for at in range(self.position, len(self)))
+        return ((order[share], draws[share]) for share in each)
 
     def count(self) -> None:
         """Note that a batch leaves, before it does, so that a checkpoint counts it as seen."""

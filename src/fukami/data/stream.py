@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,7 @@ class Decoder(Dataset[Any]):
         wide, high, left, top = (value.item() for value in crop(chances, self.smallest, full.width / full.height))
         box = (left * full.width, top * full.height, (left + wide) * full.width, (top + high) * full.height)
         part = full.resize((size, size), Image.Resampling.BILINEAR, box=box)
-        return np.asarray(part).reshape(size, size, -1)
+        return np.array(part).reshape(size, size, -1)
 
 
 def decode(files: Sequence[Path], prepare: Preparation) -> Iterator[Bytes | Error]:
@@ -121,6 +122,9 @@ class Streamed(Shuffled):
         self.crops = 0 if smallest is None else 4
         self.decoder = Decoder(files, prepare, smallest or 1.0)
         self.reader = self._reader(_Wishes(self), persistent=True)
+        # Held from outside, the reader is in no cycle of references that the loader comes to be in: taken down as part
+        # of one, it could not tell its processes to end, and would wait five seconds for each.
+        weakref.finalize(self, id, self.reader).atexit = False
         self.device = torch.device("cpu")
         self.waited, self.since = 0.0, time.monotonic()
         self.broken: set[str] = set()
@@ -199,7 +203,7 @@ class _Wishes:
     """What a pass asks the other processes for: the rest of it, from where the training is."""
 
     def __init__(self, loader: Streamed) -> None:
-        self.loader = loader
+        self.loader: Streamed = weakref.proxy(loader)
 
     def __len__(self) -> int:
         return len(self.loader) - self.loader.position

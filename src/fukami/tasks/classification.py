@@ -17,7 +17,6 @@ from fukami import image, metrics
 from fukami.errors import Error, UsageError
 from fukami.ops.ensemble import Ensemble, average, decide, opinions
 from fukami.preparation import Preparation
-from fukami.runtime import Runtime
 from fukami.schedules import Schedule, constant
 from fukami.task import MakeOptimizer, Task
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from fukami.data.augment import Augmentation
+    from fukami.runtime import Runtime
 
 Batch = tuple[Tensor, Tensor]
 WRONG = 25  # pictures in the report's figure of confident mistakes
@@ -92,7 +92,7 @@ class Classification(Task):
             snapshots = [copy.deepcopy(model) for _ in range(cycles - 1)]
             self.answering = Ensemble([*snapshots, self.averaged], joined=1)
 
-    def setup(self, runtime: Runtime) -> None:
+    def setup(self, runtime: "Runtime") -> None:
         """Move to the device and make ready to train; what is frozen keeps its statistics, too."""
         super().setup(runtime)
         self.answering = runtime.place(self.answering)
