@@ -50,7 +50,7 @@ def layered(model: nn.Module, lr: float, decay: float) -> list[dict[str, Any]]:
             continue
         if part in own:
             heads += parameters
-        elif isinstance(module, nn.BatchNorm2d) or (part == top and not smaller):
+        elif stages and (isinstance(module, nn.BatchNorm2d) or (part == top and not smaller)):
             stages[-1] += parameters
         else:
             stages.append(parameters)
