@@ -1,0 +1,169 @@
+"""Schedules: what torch's own schedulers do, as functions of the share of the training done."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch.optim import lr_scheduler as reference
+
+import fukami
+from check_task import lines
+from fukami import UsageError, schedules
+from fukami.recipes.deep_convnet import DeepConvNet
+
+STEPS = 120
+
+
+def theirs(make, steps=STEPS):
+    """The learning rate at each step by one of torch's schedulers, the peak being 1."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = make(optimizer)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def ours(spec, steps=STEPS, **options):
+    schedule = schedules.parse(spec, **options)
+    return [schedule(step / steps) for step in range(steps)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "make"),
+    [
+        ("constant", lambda o: reference.ConstantLR(o, factor=1)),
+        ("step", lambda o: reference.StepLR(o, STEPS // 3, gamma=0.2)),
+        ("step=5", lambda o: reference.StepLR(o, STEPS // 6, gamma=0.2)),
+        ("multistep", lambda o: reference.MultiStepLR(o, [60, 90], gamma=0.2)),
+        ("multistep=0.1,0.7,0.95", lambda o: reference.MultiStepLR(o, [12, 84, 114], gamma=0.2)),
+        ("exponential", lambda o: reference.ExponentialLR(o, 0.01 ** (1 / STEPS))),
+        ("exponential=0.5", lambda o: reference.ExponentialLR(o, 0.5 ** (1 / STEPS))),
+        ("polynomial", lambda o: reference.PolynomialLR(o, STEPS)),
+        ("polynomial=2.5", lambda o: reference.PolynomialLR(o, STEPS, power=2.5)),
+        ("cosine", lambda o: reference.CosineAnnealingLR(o, STEPS)),
+    ],
+)
+def test_decays_are_torchs(spec, make):
+    assert ours(spec, factor=0.2) == pytest.approx(theirs(make), abs=1e-12)
+
+
+@pytest.mark.parametrize("warmup", [0.25, 0.4])
+def test_one_cycle_is_torchs(warmup):
+    """torch reaches the peak a step early and the end with the last step; the same points of both phases agree."""
+    expected = theirs(lambda o: reference.OneCycleLR(o, 1.0, total_steps=STEPS + 1, pct_start=warmup))
+    schedule, top = schedules.parse("one-cycle", warmup=warmup), warmup * (STEPS + 1) - 1
+    for step, rate in enumerate(expected):
+        up, down = step / top, (step - top) / (STEPS - top)
+        assert schedule(warmup * up if up < 1 else warmup + (1 - warmup) * down) == pytest.approx(rate, abs=1e-12)
+    assert schedule(0) == pytest.approx(1 / 25)
+    assert schedule(1) == pytest.approx(1 / 250_000)
+    assert schedules.parse("one-cycle")(0) == 1
+
+
+def test_a_warm_up_rises_straight_and_what_follows_is_whole():
+    for spec in ("cosine", "multistep=0.5,0.75", "polynomial=2"):
+        warm, plain = schedules.parse(spec, warmup=0.2), schedules.parse(spec)
+        assert [warm(p) for p in (0, 0.05, 0.1)] == [0, 0.25, 0.5]
+        for share in (0, 0.3, 0.6, 0.9):
+            assert warm(0.2 + 0.8 * share) == pytest.approx(plain(share))
+    for warmup in (1.0, -0.1):
+        with pytest.raises(ValueError, match=r"\[0, 1\)"):
+            schedules.warmed(schedules.cosine, warmup)
+
+
+def test_cycles_are_torchs_warm_restarts():
+    repeated = schedules.repeated(schedules.cosine, 4)
+    expected = theirs(lambda o: reference.CosineAnnealingWarmRestarts(o, STEPS // 4))
+    assert [repeated(step / STEPS) for step in range(STEPS)] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3])
+def test_a_plateau_is_torchs(patience):
+    """Its drops follow the same evaluations, those at equal losses and the ones after a drop included."""
+    losses = [3, 2, 2.5, 2.2, 2.1, 1.9, 1.9, 2, 2, 1.9, 1.8, 1.8, 1.8, 1.8, 1.8, 1.8, 1.8, 1.8, 1.8, 1.7, 5, 5, 5, 5]
+    plateau = schedules.parse(f"plateau={patience}", factor=0.5)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = reference.ReduceLROnPlateau(optimizer, factor=0.5, patience=patience, threshold=0)
+    found, expected = [], []
+    for loss in losses:
+        plateau.judged({"loss": loss})
+        scheduler.step(loss)
+        found.append(plateau(0.5))
+        expected.append(optimizer.param_groups[0]["lr"])
+    assert found == expected
+    assert found[-1] < 1
+
+
+def test_a_plateau_warms_up_and_remembers():
+    plateau = schedules.parse("plateau=1", factor=0.1, warmup=0.2)
+    assert [plateau(p) for p in (0, 0.1, 0.2, 0.9)] == [0, 0.5, 1, 1]
+    for loss in (1, 2, 2, 2):
+        plateau.judged({"loss": loss})
+    other = schedules.parse("plateau=1", factor=0.1, warmup=0.2)
+    other.load_state_dict(plateau.state_dict())
+    for loss in (2, 0.5, 0.6, 0.6, 0.6):
+        plateau.judged({"loss": loss})
+        other.judged({"loss": loss})
+        assert other(0.9) == plateau(0.9)
+    assert plateau(0.9) == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize(
+    ("spec", "hint"),
+    [
+        ("cosin", "'cosine'"),
+        ("one_cycle", "'one-cycle'"),
+        ("", "multistep"),
+        ("step=many", "step=2 with a whole number above 0"),
+        ("step=0", "whole number"),
+        ("step=2.5", "whole number"),
+        ("step=1,2", "step=2"),
+        ("plateau=1.5", "plateau=2 with a whole number above 0"),
+        ("plateau=inf", "whole number"),
+        ("multistep=0.5,1", "between 0 and 1"),
+        ("multistep=0.5,,0.7", "multistep=0.5,0.75"),
+        ("exponential=2", "exponential=0.01 with numbers between 0 and 1"),
+        ("exponential=nan", "between 0 and 1"),
+        ("polynomial=-1", "above 0"),
+        ("cosine=3", "as in cosine$"),
+        ("constant=1", "as in constant$"),
+    ],
+)
+def test_wrong_words_are_refused_and_the_right_ones_named(spec, hint):
+    with pytest.raises(UsageError, match=hint):
+        schedules.parse(spec)
+
+
+def test_a_training_that_waits_for_plateaus_resumes_bit_exactly(tmp_path, monkeypatch, pageless):
+    """Stopped between two drops: what the evaluations before had found is not forgotten."""
+    recipe = DeepConvNet(epochs=6, widths=(2, 2, 2, 2, 2, 2), hidden=4, lr=0.05, warmup=0.0, decay="plateau=1",
+                         dropout=0.0, holdout=0.9, batch=45)  # fmt: skip
+
+    def train(out, **options):
+        return fukami.train(recipe, tmp_path / out, device="cpu", precision="float32", **options)
+
+    def judged(self, metrics, real=schedules.Plateau.judged):
+        heard.append(metrics)
+        if len(heard) == stop:
+            raise KeyboardInterrupt
+        real(self, {"loss": len(heard)})  # worse each time
+
+    monkeypatch.setattr(schedules.Plateau, "judged", judged)
+    monkeypatch.setattr("fukami.loop.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("fukami.loop.SAVE_SHARE", math.inf)
+    heard, stop = [], 0
+    train("whole")
+    heard, stop = [], 5
+    with pytest.raises(KeyboardInterrupt):
+        train("cut")
+    heard, stop = heard[:4], 0  # the last checkpoint was written before the fifth evaluation
+    train("cut", resume=True)
+    assert len(heard) == 6
+    whole, cut = (tmp_path / name / "weights.safetensors" for name in ("whole", "cut"))
+    assert cut.read_bytes() == whole.read_bytes()
+    rates = [line["lr"] for line in map(json.loads, lines(tmp_path / "cut")) if line["phase"] == "train"]
+    assert sorted(set(rates), reverse=True) == pytest.approx([0.05, 0.005, 0.0005])
