@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/fukami train deep-convnet --data digits --epochs 40
 
 test: $(VENV)/tested
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 lint: $(VENV)/tested
 	$(BIN)/ruff format --check .

@@ -385,3 +385,16 @@ def test_pictures_are_normalised_as_the_published_weights_expect(colours):
     grey = small(colours, "resnet18", channels=1).prepare(("a",))
     assert grey.mean == pytest.approx((sum(weights.mean) / 3,))
     assert grey.std == pytest.approx((sum(weights.std) / 3,))
+
+
+def test_a_run_with_snapshots_gives_its_last_one(digit_files, tmp_path):
+    """Three courses of the learning rate: what the next run begins with is what the last of them reached."""
+    from fukami.recipes.resnet20 import ResNet20
+
+    recipe = ResNet20(dataset=str(digit_files), epochs=3, cycles=3, batch=15, warmup=0.0)
+    package.train(recipe, tmp_path / "run", device="cpu")
+    network = recipe.network(10)
+    transfer.initialise(network, "resnet20", str(tmp_path / "run"))
+    saved = load_file(tmp_path / "run" / "weights.safetensors")
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, saved[f"model.models.2.{name}"])

@@ -66,7 +66,8 @@ def variants(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Figure:
     every = figure.subplots(len(rows), columns, squeeze=False)
     for line, (name, pictures) in zip(every, rows, strict=True):
         for axes, picture in zip(line, pictures, strict=True):
-            axes.imshow(picture.permute(1, 2, 0).numpy().round().astype(np.uint8).squeeze(), cmap="gray", vmin=0, vmax=255)
+            levels = picture.permute(1, 2, 0).numpy().round().astype(np.uint8)
+            axes.imshow(levels.squeeze(), cmap="gray", vmin=0, vmax=255)
             axes.axis("off")
         line[0].set_title(name, fontsize=9)
     return figure

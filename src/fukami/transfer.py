@@ -124,8 +124,15 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """In float32, under the names that the network itself gives them (our runs and DataParallel put a word before)."""
-    for prefix in ("model.", "module."):
+    """In float32, under the names that the network itself gives them (our runs and DataParallel put a word before).
+
+    Of a run with snapshots, the last one.
+    """
+    snapshots = sum(key.endswith(".joined") for key in tensors) and max(
+        int(key.split(".")[2]) for key in tensors if key.startswith("model.models.")
+    )
+    tensors = {key: value for key, value in tensors.items() if key.startswith(f"model.models.{snapshots}.")} or tensors
+    for prefix in (f"model.models.{snapshots}.", "model.", "module."):
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
