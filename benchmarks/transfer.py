@@ -28,7 +28,7 @@ MOST, LEAST = 60, 80  # pictures of a class in a part, pixels of a side
 BASE = "fukami train vgg16 --hidden 0 --augment crop=0.4 flip --batch 32 --judge-every 5"
 WAYS = {
     "scratch": "--epochs 20 --lr 0.01 --batch-norm",
-    "linear probe": "--epochs 10 --lr 0.1 --freeze --init {weights}",
+    "linear probe": "--epochs 10 --lr 0.002 --freeze --init {weights}",
     "fine-tuned": "--epochs 10 --lr 0.003 --layer-decay 0.7 --init {weights}",
 }
 

@@ -37,7 +37,17 @@ def test_options_of_train_are_these(fukami):
     """A snapshot: whoever adds or renames an option of a run sees it here."""
     text = fukami("train", "deep-convnet", "--help").out
     options = {word.strip(",") for word in text.split() if re.match("--[a-z]", word)}
-    run = {"--help", "--out", "--device", "--precision", "--resume", "--no-resume", "--seeds"}
+    run = {
+        "--help",
+        "--out",
+        "--device",
+        "--precision",
+        "--resume",
+        "--no-resume",
+        "--seeds",
+        "--compile",
+        "--no-compile",
+    }
     fields = "seed data holdout memory size channels epochs judge-every batch optimizer lr momentum weight-decay decay "
     fields += "drop warmup cycles smoothing ema augment balance init freeze no-freeze layer-decay "
     fields += "dropout convention widths hidden"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fukami
 from check_task import lines, threads, wait_until, words
+from fukami import checkpoint
 from fukami.recipes.deep_convnet import DeepConvNet
 
 RECIPE = DeepConvNet(epochs=4)
@@ -193,3 +195,17 @@ def test_damaged_checkpoints_are_refused_by_name(fukami, trained, tmp_path):
         assert "last.ckpt" in answer.err
         assert "Traceback" not in answer.err
     assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch's own, while it compiles
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_learns_the_same_and_stays_compiled(tmp_path):
+    """The same losses but for rounding; a resumed run is compiled again without being told."""
+    recipe = DeepConvNet(epochs=1, batch=700, dropout=0.0, widths=(4, 4, 4, 4, 4, 4), hidden=8)
+    plain = fukami.train(recipe, tmp_path / "plain", device="cpu", precision="float32")
+    compiled = fukami.train(recipe, tmp_path / "compiled", device="cpu", precision="float32", compile=True)
+    assert compiled["loss"] == pytest.approx(plain["loss"], rel=1e-4)
+    record = json.loads((tmp_path / "compiled" / "recipe.json").read_text())
+    assert record["compile"] is True
+    assert record["command"].endswith("--compile")
+    assert checkpoint.conditions(tmp_path / "compiled", "auto", "auto", False) == ("cpu", "float32", True)

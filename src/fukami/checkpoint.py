@@ -209,14 +209,14 @@ def claim(folder: Path, recipe: Recipe, resume: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def conditions(folder: Path, device: str, precision: str) -> tuple[str, str]:
-    """The device and the precision to go on with: those of the run in the folder, where it has one.
+def conditions(folder: Path, device: str, precision: str, compile: bool) -> tuple[str, str, bool]:
+    """Device, precision and whether to compile, to go on with: those of the run in the folder, where it has one.
 
     Raises:
         UsageError: others were asked for than those the run was begun with.
     """
     if not (folder / "recipe.json").is_file():
-        return device, precision
+        return device, precision, compile
     record = _record(folder)
     asked = {"device": device.partition(":")[0], "precision": precision}
     for what, value in asked.items():
@@ -225,7 +225,8 @@ def conditions(folder: Path, device: str, precision: str) -> tuple[str, str]:
             raise UsageError(
                 f"{folder} was begun with {what} {begun!r}, not {value!r}: only the same gives the same run"
             )
-    return (record.get("device", device) if device == "auto" else device), record.get("precision", precision)
+    device = record.get("device", device) if device == "auto" else device
+    return device, record.get("precision", precision), record.get("compile", compile)
 
 
 def write(path: Path, content: bytes) -> None:

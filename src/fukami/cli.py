@@ -73,14 +73,14 @@ def parse(function: Callable[..., Any], arguments: Sequence[str], prog: str) -> 
     return tyro.cli(function, args=arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
 
 
-def train(recipes: dict[Path, Any], device: str, precision: str, resume: bool) -> None:
+def train(recipes: dict[Path, Any], device: str, precision: str, compile: bool, resume: bool) -> None:
     """Train and print the results; here and not in ``commands/``, so that four files lead to the line of the loss."""
     from fukami import loop
 
     main = int(os.environ.get("RANK", 0)) == 0
     for folder, recipe in recipes.items():
         again = resume and (folder / "recipe.json").is_file()
-        result = loop.train(recipe, folder, device=device, precision=precision, resume=again)
+        result = loop.train(recipe, folder, device=device, precision=precision, compile=compile, resume=again)
         if main:
             report = folder / "report.html"
             if "accuracy" in result:

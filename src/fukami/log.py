@@ -56,7 +56,9 @@ class Log:
                 "precision": precision,
                 "processes": self.runtime.world,
                 "threads": torch.get_num_threads(),
-                "command": f"{command(self.recipe)} --device {device} --precision {precision}",
+                "compile": self.runtime.compile,
+                "command": f"{command(self.recipe)} --device {device} --precision {precision}"
+                + " --compile" * self.runtime.compile,
             }
             checkpoint.write_run(self.folder, self.recipe, labels, note)
             self.path.write_bytes(b"")

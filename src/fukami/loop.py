@@ -23,7 +23,13 @@ SAVE_SECONDS, SAVE_SHARE = 1.0, 0.02  # a checkpoint this often, unless that wou
 
 
 def train(
-    recipe: Recipe, out: str | os.PathLike[str], *, device: str = "auto", precision: str = "auto", resume: bool = False
+    recipe: Recipe,
+    out: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    compile: bool = False,
+    resume: bool = False,
 ) -> dict[str, float]:
     """Train the recipe and leave a run in the folder ``out``; returns the last evaluation.
 
@@ -32,6 +38,7 @@ def train(
         out: a new or empty folder; with ``resume`` the folder of a run that was cut off (or never begun).
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``mps``.
         precision: ``auto`` (bfloat16 where it is faster), ``float32``, ``bfloat16``, ``float16``.
+        compile: compile the network (``torch.compile``): a start that takes a minute or two, then faster steps.
         resume: go on from the last checkpoint; the result is that of a run never cut off, bit for bit.
 
     Raises:
@@ -41,7 +48,7 @@ def train(
     """
     folder = Path(out)
     checkpoint.claim(folder, recipe, resume)
-    runtime = Runtime.start(*checkpoint.conditions(folder, device, precision))
+    runtime = Runtime.start(*checkpoint.conditions(folder, device, precision, compile))
     with Stop() as stop:
         seed(recipe.seed)
         data = recipe.data()

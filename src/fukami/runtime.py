@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -24,13 +25,14 @@ class Runtime:
     precision: str
     rank: int = 0
     world: int = 1
+    compile: bool = False
 
     @classmethod
-    def start(cls, device: str = "auto", precision: str = "auto") -> "Runtime":
+    def start(cls, device: str = "auto", precision: str = "auto", compile: bool = False) -> "Runtime":
         """Resolve ``auto``, join the other processes where ``torchrun`` started several, make kernels repeatable.
 
         Raises:
-            UsageError: the device is not there, or the precision has another name.
+            UsageError: the device is not there, the precision has another name, or nothing here can compile.
         """
         rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         where = _device(device)
@@ -48,7 +50,13 @@ class Runtime:
             )  # gradients of what is learned by heart are that small, and ten times as slow
         if world > 1 and not torch.distributed.is_initialized():
             torch.distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
-        return cls(where, precision, rank, world)
+        if (
+            compile
+            and where.type == "cpu"
+            and not any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++")))
+        ):
+            raise UsageError("--compile needs a C++ compiler, and there is none here; install g++, or leave it out")
+        return cls(where, precision, rank, world, compile)
 
     @property
     def main(self) -> bool:
@@ -60,10 +68,10 @@ class Runtime:
         return module.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def replicate(self, module: nn.Module) -> nn.Module:
-        """The module with its gradients averaged over the processes; itself where there is one process."""
-        if self.world == 1 or not any(p.requires_grad for p in module.parameters()):
-            return module
-        return nn.parallel.DistributedDataParallel(module)
+        """The module with its gradients averaged over the processes, compiled where asked for; or else itself."""
+        if self.world > 1 and any(p.requires_grad for p in module.parameters()):
+            module = nn.parallel.DistributedDataParallel(module)
+        return cast(nn.Module, torch.compile(module)) if self.compile else module
 
     def steer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The optimizer with its learning rate in a tensor, which a captured step reads anew at each replay."""

@@ -29,6 +29,7 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
         out: Path | None = None,
         device: str = "auto",
         precision: Precision = "auto",
+        compile: bool = False,
         resume: bool = False,
         seeds: int = 1,
     ) -> Callable[[], None]:
@@ -39,6 +40,7 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
             out: Folder of the run: new or empty. Default: runs/RECIPE, or runs/RECIPE-2 ... if that is taken.
             device: auto, cpu, cuda, cuda:1 or mps.
             precision: auto takes bfloat16 where it is faster.
+            compile: Compile the network first: a start that takes a minute or two, then faster steps.
             resume: Go on with the run in --out (by default the last one of this recipe) from its last checkpoint.
             seeds: So many runs, with --seed and the numbers after it, in folders seed-0, seed-1 ... of --out, and a
                 page of what they do together.
@@ -48,7 +50,7 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
             raise UsageError(f"seeds should be at least 1, not {seeds}")
         numbers = range(recipe.seed, recipe.seed + seeds)
         each = {folder / f"seed-{number}": dataclasses.replace(recipe, seed=number) for number in numbers}
-        return functools.partial(train, each if seeds > 1 else {folder: recipe}, device, precision, resume)
+        return functools.partial(train, each if seeds > 1 else {folder: recipe}, device, precision, compile, resume)
 
     run.__annotations__ |= {"recipe": recipe_class}
     run.__doc__ = (run.__doc__ or "").replace(
