@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from torch.nn import functional as F
 
 import fukami as package
@@ -23,6 +23,21 @@ def test_confusion_agrees_with_scikit_learn(random):
     assert metrics.accuracy(found) == {
         "accuracy": (target == predicted).mean(), "errors": (target != predicted).sum(), "count": 500,
     }  # fmt: skip
+
+
+def test_top_five_agree_with_scikit_learn():
+    """Of eleven classes; of ten there is no such number."""
+    torch.manual_seed(0)
+    for classes in (10, 11):
+        scores, targets = torch.randn(300, classes).log_softmax(1), torch.randint(0, classes, (300,))
+        found = metrics.Judgement(classes, 1, torch.device("cpu"))
+        for part in (slice(0, 200), slice(200, 300)):
+            found.add(scores[part].unsqueeze(0), scores[part], targets[part], torch.zeros(300, 1, 1, 1)[part])
+        result = found.metrics()
+        assert result["accuracy"] == top_k_accuracy_score(targets, scores, k=1)
+        assert result["loss"] == pytest.approx(F.nll_loss(scores, targets).item(), rel=1e-5)
+        expected = None if classes == 10 else top_k_accuracy_score(targets, scores, k=5)
+        assert result.get("top5_accuracy") == expected
 
 
 def test_an_ensemble_is_the_mean_of_the_probabilities():

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,21 +26,9 @@ if TYPE_CHECKING:
     from fukami.runtime import Runtime
 
 Batch = tuple[Tensor, Tensor]
-WRONG = 25  # pictures in the report's figure of confident mistakes
 RANKS = 10  # classes in a prediction's ranking
 CHUNK = 256  # pictures that predict holds at a time
 AUXILIARY = 0.3  # weight of the loss of an auxiliary classifier (Szegedy et al. 2015, section 5)
-
-
-@dataclass
-class Judgement:
-    """What :meth:`Classification.judge` counts."""
-
-    matrix: Tensor  # how often each class was taken for each, (classes, classes)
-    loss: Tensor  # summed cross entropy
-    right: Tensor  # right answers of each member, (members,)
-    apart: Tensor  # pictures on which two members differ, (members, members)
-    wrong: list[tuple[Tensor, ...]]  # of each batch the most confident mistakes
 
 
 class Classification(Task):
@@ -178,59 +165,34 @@ class Classification(Task):
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """``accuracy`` in [0, 1], ``errors``, ``count`` and the mean cross entropy ``loss``.
 
-        An ensemble also has ``member_accuracy``, the mean over its members, and ``best_member``, the ``gain`` over that
-        mean, and the ``disagreement``: the share of pictures on which two members differ, the mean over all pairs.
+        Of more than ten classes there is also ``top5_accuracy``: the right one is among the five likeliest. An ensemble
+        also has ``member_accuracy``, the mean over its members, and ``best_member``, the ``gain`` over that mean, and
+        the ``disagreement``: the share of pictures on which two members differ, the mean over all pairs.
         Classes are matched by name where ``batches`` has ``labels``.
 
         Raises:
             Error: the data have a class that the task does not know, or no picture at all.
         """
-        found = self.judge(batches)
-        result = metrics.accuracy(found.matrix)
-        count = result["count"]
-        if count == 0:
+        found = self.judge(batches).metrics()
+        if found["count"] == 0:
             raise Error("there is no picture to judge; give data with a test part, or a larger --holdout")
-        result["loss"] = float(found.loss) / count
-        members = len(found.right)
-        if members > 1:
-            mean, best = float(found.right.float().mean()) / count, int(found.right.max()) / count
-            apart = float(found.apart.sum()) / (count * members * (members - 1))
-            result |= {"members": members, "member_accuracy": mean, "best_member": best,
-                       "gain": result["accuracy"] - mean, "disagreement": apart}  # fmt: skip
-        return result
+        return found
 
-    def judge(self, batches: Iterable[Batch]) -> Judgement:
+    def judge(self, batches: Iterable[Batch]) -> metrics.Judgement:
         """Count what is right and wrong in all of ``batches``, over all processes."""
         number = self._numbers(getattr(batches, "labels", self.labels))
         device = next(self.answering.parameters()).device
-        classes = len(self.labels)
         members = int(self.answering.joined) if isinstance(self.answering, Ensemble) else 1
-        found = Judgement(
-            torch.zeros(classes, classes, dtype=torch.long, device=device),
-            torch.zeros((), device=device),
-            torch.zeros(members, dtype=torch.long, device=device),
-            torch.zeros(members, members, dtype=torch.long, device=device),
-            [],
-        )
+        found = metrics.Judgement(len(self.labels), members, device)
         modes = [(module, module.training) for module in self.answering.modules()]
         self.answering.eval()
         for pictures, given in batches:
             targets = number[given.cpu()].to(device) if number is not None else given.to(device)
             each = self.opinions(pictures)
-            scores = decide(each, getattr(self.answering, "vote", False))
-            confidence, predicted = scores.exp().max(1)
-            found.matrix += metrics.confusion(predicted, targets, classes)
-            found.loss += F.nll_loss(scores, targets, reduction="sum")
-            answers = each.argmax(2)
-            found.right += (answers == targets).sum(1)
-            found.apart += (answers.unsqueeze(0) != answers.unsqueeze(1)).sum(2)
-            worst = torch.where(predicted != targets, confidence, 0).topk(min(WRONG, len(targets)))
-            which = worst.indices
-            shown = pictures[which.to(pictures.device)]
-            found.wrong.append((worst.values, shown, targets[which], predicted[which]))
+            found.add(each, decide(each, getattr(self.answering, "vote", False)), targets, pictures)
         for module, mode in modes:
             module.training = mode
-        for counts in (found.matrix, found.loss, found.right, found.apart):
+        for counts in found.counts:
             self.runtime.sum(counts)
         return found
 
@@ -298,7 +260,7 @@ class Classification(Task):
             share, apart = found.right.cpu() / count, found.apart.cpu() / count
             yield "The members and what they do together", figures.members(share, int(matrix.trace()) / count, apart)
         confidence, pictures, targets, predicted = (torch.cat(column) for column in zip(*found.wrong, strict=True))
-        likely = confidence.topk(min(WRONG, len(confidence))).indices.tolist()
+        likely = confidence.topk(min(metrics.WRONG, len(confidence))).indices.tolist()
         best = [i for i in likely if confidence[i] > 0]
         captions = [f"{self.labels[targets[i]]} → {self.labels[predicted[i]]}  {confidence[i]:.0%}" for i in best]
         if best:
