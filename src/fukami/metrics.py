@@ -61,7 +61,10 @@ class Judgement:
         self.wrong.append((worst.values, pictures[which.to(pictures.device)], targets[which], predicted[which]))
 
     def metrics(self) -> dict[str, float]:
-        """``accuracy`` in [0, 1], ``errors``, ``count`` and ``loss``; ``top5_accuracy`` of many classes; of members more."""
+        """``accuracy`` in [0, 1], ``errors``, ``count`` and ``loss``; ``top5_accuracy`` where there are many classes.
+
+        Of several members also ``members``, ``member_accuracy``, ``best_member``, ``gain`` and ``disagreement``.
+        """
         result = accuracy(self.matrix)
         count, members = max(int(result["count"]), 1), len(self.right)
         result["loss"] = float(self.loss) / count
