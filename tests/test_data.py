@@ -233,6 +233,18 @@ def test_loader_goes_on_where_it_was(steps):
     assert begun + stream(second, 10 - steps) == undisturbed
 
 
+def test_what_is_only_looked_at_has_the_networks_size():
+    """Though it is kept larger, for the crops that are taken of it."""
+    pictures = torch.randint(0, 256, (300, 1, 8, 8), dtype=torch.uint8)
+    loader = Resident(pictures, torch.arange(300), ("x",) * 300, batch=9, seed=0, size=4)
+    found = torch.cat([each for each, _ in loader.ordered()])
+    assert found.shape == (300, 1, 4, 4)
+    assert torch.cat([targets for _, targets in loader.ordered()]).tolist() == list(range(300))
+    means = torch.nn.functional.interpolate(pictures.float(), 4, mode="bilinear", antialias=True)
+    torch.testing.assert_close(found.float(), means, atol=0.51, rtol=0)
+    assert next(numbered(batch=3, seed=0).ordered())[0].shape == (10, 1, 1, 1)
+
+
 def test_processes_share_every_batch():
     class Two:
         device, world = torch.device("cpu"), 2

@@ -154,7 +154,7 @@ class Classifier(Recipe):
                             balanced=balanced, augment=changes, smallest=crop)  # fmt: skip
         found = source.read(larger)
         return Resident(found.pictures, found.targets, labels, batch=batch, names=found.names, seed=seed,
-                        balanced=balanced, augment=self.changes(words, labels))  # fmt: skip
+                        balanced=balanced, augment=self.changes(words, labels), size=self.size)  # fmt: skip
 
     def changes(self, words: "Sequence[str]", labels: tuple[str, ...]) -> "Augment | None":
         """The augmentation that the words ask for; None where there are none."""

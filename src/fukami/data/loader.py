@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fukami.data.augment import Augmentation
 from fukami.errors import Error, UsageError
@@ -137,6 +138,7 @@ class Resident(Shuffled):
     Args:
         pictures: ``(N, C, H, W)`` uint8.
         targets, labels, batch, names, seed, balanced, augment: as for :class:`Shuffled`.
+        size: side of the pictures that a network sees, where larger ones are kept for the crops that are taken of them.
     """
 
     def __init__(
@@ -150,9 +152,11 @@ class Resident(Shuffled):
         seed: int | None = None,
         balanced: bool = False,
         augment: Augmentation | None = None,
+        size: int | None = None,
     ) -> None:
         super().__init__(targets, labels, batch=batch, names=names, seed=seed, balanced=balanced, augment=augment)
         self.pictures = pictures
+        self.seen = size or pictures.shape[-1]
         self.assemble = self._assemble
 
     def place(self, runtime: "Runtime") -> None:
@@ -179,7 +183,11 @@ class Resident(Shuffled):
     def ordered(self) -> Iterator[Batch]:
         """Every picture once, in order and not augmented, in batches; the training goes on as if nothing had been."""
         for at in range(0, len(self.targets), EACH):
-            yield self.pictures[at : at + EACH], self.targets[at : at + EACH]
+            pictures = self.pictures[at : at + EACH]
+            if self.seen != pictures.shape[-1]:
+                smaller = F.interpolate(pictures.float(), (self.seen, self.seen), mode="bilinear", antialias=True)
+                pictures = smaller.round().to(torch.uint8)
+            yield pictures, self.targets[at : at + EACH]
 
     def _assemble(self, plan: tuple[Tensor, Tensor]) -> Batch:
         members, draws = plan
