@@ -29,7 +29,7 @@ BASE = "fukami train vgg16 --hidden 0 --augment crop=0.4 flip --batch 32 --judge
 WAYS = {
     "scratch": "--epochs 20 --lr 0.01 --batch-norm",
     "linear probe": "--epochs 10 --lr 0.002 --freeze --init {weights}",
-    "fine-tuned": "--epochs 15 --lr 0.01 --layer-decay 0.5 --init {weights}",
+    "fine-tuned": "--epochs 15 --optimizer adamw --lr 2e-4 --layer-decay 0.7 --init {weights}",
 }
 
 
