@@ -101,8 +101,10 @@ def test_bytes_come_out_as_floats_in_their_range():
 def test_flips_are_exact(colours):
     for word, dimension in (("flip", 3), ("flip-vertical", 2)):
         flipped = changed(f"{word}=0.5", colours, [0.4])
-        torch.testing.assert_close(flipped, colours.flip(dimension).float(), atol=0.01, rtol=0)
-        torch.testing.assert_close(changed(word, colours, [0.6]), colours.float(), atol=0.01, rtol=0)
+        assert torch.equal(flipped, colours.flip(dimension))
+        assert torch.equal(changed(word, colours, [0.6]), colours)
+        resampled = changed(f"{word}=0.5 shift=0", colours, [*[0.5] * 6, 0.4])  # a mirror among other moves
+        torch.testing.assert_close(resampled, flipped.float(), atol=0.01, rtol=0)
 
 
 def test_a_padded_crop_is_the_one_cut_by_hand(colours):

@@ -98,7 +98,8 @@ def begun(recipe):
 
 def inputs(recipe, pictures):
     prepare = recipe.prepare(LABELS)
-    return (pictures.float() / 255 - torch.tensor(prepare.mean).view(-1, 1, 1)) / prepare.std[0]
+    mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (prepare.mean, prepare.std))
+    return (pictures - mean) / std
 
 
 @pytest.fixture

@@ -561,3 +561,13 @@ def test_imagenet_is_not_downloaded(tmp_path, monkeypatch):
     (tmp_path / "nowhere" / "imagenet" / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(b"cut")
     with pytest.raises(Error, match="imagenet holds no complete ImageNet"):
         classification.read("imagenet", 0.2)
+
+
+@pytest.mark.parametrize("aspect", [0.4, 1.0, 2.5])
+def test_a_crop_for_one_picture_is_that_of_the_batch(aspect):
+    """The quick formula for one against the one for a whole batch on the device."""
+    torch.manual_seed(0)
+    draws = torch.rand(50, 4)
+    whole = torch.stack(augment.crop(draws, 0.1, aspect), 1)
+    for row, expected in zip(draws.tolist(), whole.tolist(), strict=True):
+        assert stream.crop(row, 0.1, aspect) == pytest.approx(expected, abs=1e-5)

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from fukami.errors import Error
 
@@ -97,7 +97,7 @@ def from_array(array: npt.NDArray[Any]) -> Image.Image:
 
 def fit(picture: Image.Image, *, channels: int, size: int) -> Bytes:
     """The picture as ``(channels, size, size)`` uint8: shortest side resized, centre cropped; 1 channel grey, 3 RGB."""
-    picture = picture.convert("L" if channels == 1 else "RGB")
+    picture = as_mode(picture, "L" if channels == 1 else "RGB")
     if picture.size != (size, size):
         picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
     return np.asarray(picture).reshape(size, size, channels).transpose(2, 0, 1).copy()
@@ -132,7 +132,8 @@ def _drawable(text: str) -> str:
 def upright(picture: Image.Image) -> Image.Image:
     """The picture decoded: upright, 8 bits, transparency on white, "L" or "RGB"."""
     picture.load()
-    picture = ImageOps.exif_transpose(picture)
+    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith(("I", "F")):
         picture = Image.fromarray(_eight_bits(np.asarray(picture)))
     if picture.has_transparency_data:
@@ -140,7 +141,12 @@ def upright(picture: Image.Image) -> Image.Image:
         ground = Image.new("RGBA", layers.size, WHITE)
         grey = picture.mode in ("LA", "La", *GREY)
         return Image.alpha_composite(ground, layers).convert("L" if grey else "RGB")
-    return picture.convert("L" if picture.mode in GREY else "RGB")
+    return as_mode(picture, "L" if picture.mode in GREY else "RGB")
+
+
+def as_mode(picture: Image.Image, mode: str) -> Image.Image:
+    """The picture in a mode, itself where it is in that one already."""
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def _eight_bits(array: npt.NDArray[Any]) -> Bytes:

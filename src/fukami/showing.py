@@ -62,7 +62,7 @@ def samples(
         for _ in range(variants):
             draws = torch.rand(len(rows), change.draws, generator=generator)
             for (_, row), picture in zip(rows, change(found.pictures, found.targets, draws)[0], strict=True):
-                row.append(picture)
+                row.append(picture.float())
     return rows
 
 

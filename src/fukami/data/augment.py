@@ -63,7 +63,7 @@ class Augmentation(Protocol):
         """Random numbers needed for each picture."""
 
     def __call__(self, pictures: Tensor, targets: Tensor, draws: Tensor) -> Batch:
-        """The changed pictures, float, in the range of the given ones, and targets ``(N,)`` or ``(N, classes)``."""
+        """The changed pictures, in the range of the given ones, and targets ``(N,)`` or ``(N, classes)``."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,16 @@ class Augment:
         return sum(operation.draws for operation in self.operations)
 
     def __call__(self, pictures: Tensor, targets: Tensor, draws: Tensor) -> Batch:
-        """Pictures ``(N, C, H, W)`` in 0..255 as float ``(N, C, size, size)``, and the targets, one-hot if mixed."""
+        """Pictures ``(N, C, H, W)`` in 0..255 as ``(N, C, size, size)``, and the targets, one-hot if mixed.
+
+        What is only mirrored stays uint8, all else becomes float.
+        """
         each = self.split(draws)
-        pictures = self.coloured(self.moved(pictures.float(), self.geometry(draws, *pictures.shape[-2:])), draws)
+        if self.mirroring and pictures.shape[-2:] == (self.size, self.size):
+            pictures = self.mirrored(pictures, each)
+        else:
+            pictures = self.moved(pictures.float(), self.geometry(draws, *pictures.shape[-2:]))
+        pictures = self.coloured(pictures, draws)
         for operation, own in zip(self.operations, each, strict=True):
             pictures = operation.retouch(pictures, own)
         if self.taking("mix"):
@@ -104,6 +111,20 @@ class Augment:
     def taking(self, stage: str) -> bool:
         """Whether an operation takes part in a stage."""
         return any(getattr(type(operation), stage) is not getattr(Operation, stage) for operation in self.operations)
+
+    @property
+    def mirroring(self) -> bool:
+        """Whether nothing moves pictures but mirrors, which need no resampling."""
+        moving = (operation for operation in self.operations if type(operation).move is not Operation.move)
+        return all(isinstance(operation, Flip | FlipVertical) for operation in moving)
+
+    def mirrored(self, pictures: Tensor, each: Sequence[Tensor]) -> Tensor:
+        """The pictures with the mirrors alone, exactly, in their own type; a fraction of the time of a resampling."""
+        for operation, own in zip(self.operations, each, strict=True):
+            if isinstance(operation, Flip | FlipVertical):
+                which = (own[:, 0] < operation.share).view(-1, 1, 1, 1)
+                pictures = torch.where(which, pictures.flip(operation.dimension), pictures)
+        return pictures
 
     def geometry(self, draws: Tensor, height: int, width: int) -> Tensor | None:
         """All moves as one matrix ``(N, 3, 3)`` for each picture; None where there are none."""
@@ -143,6 +164,7 @@ class Augment:
         """The pictures ``(N, C, H, W)`` in 0..255 with other colours, cut off at 0 and 255."""
         if not self.taking("recolour"):
             return pictures
+        pictures = pictures.float()
         each = self.split(draws)
         mean = pictures.mean((2, 3)).expand(-1, 3)
         matrix = torch.eye(3, 4, device=pictures.device).expand(len(pictures), 3, 4)
@@ -188,6 +210,7 @@ class Affine(Operation):
 class Flip(Operation):
     """Left and right exchanged, for this share of the pictures."""
 
+    dimension: ClassVar[int] = 3
     share: float = 0.5
 
     def move(self, draws: Tensor, height: int, width: int) -> Tensor:
@@ -200,6 +223,7 @@ class Flip(Operation):
 class FlipVertical(Operation):
     """Top and bottom exchanged, for this share of the pictures."""
 
+    dimension: ClassVar[int] = 2
     share: float = 0.5
 
     def move(self, draws: Tensor, height: int, width: int) -> Tensor:
@@ -323,7 +347,7 @@ class Erase(Operation):
         wide, high = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
         box = _boxes(pictures, (1 - wide) * across + wide / 2, (1 - high) * down + high / 2, wide, high)
         box &= (whether < self.share).view(-1, 1, 1, 1)
-        return torch.where(box, pictures.mean((2, 3), keepdim=True), pictures)
+        return torch.where(box, pictures.float().mean((2, 3), keepdim=True), pictures)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Pictures read from their files by other processes: all at once, or batch by batch while a network is trained."""
 
 import logging
+import math
 import os
 import time
 import weakref
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fukami import image
-from fukami.data.augment import Augmentation, crop
+from fukami.data.augment import WIDEST, Augmentation
 from fukami.data.loader import EACH, Batch, Shuffled
 from fukami.errors import Error
 from fukami.preparation import Preparation
@@ -60,15 +61,20 @@ class Decoder(Dataset[Any]):
         """A random resized crop; a JPEG is decoded no larger than the crop needs."""
         size = self.prepare.size
         with image.opened(file) as picture:
-            width, height = picture.size
-            chances = torch.tensor([draws])
-            wide, high = (value.item() for value in crop(chances, self.smallest, width / height)[:2])
+            wide, high, _, _ = crop(draws, self.smallest, picture.width / picture.height)
             picture.draft(None, (int(size / wide), int(size / high)))
-            full = image.upright(picture).convert("L" if self.prepare.channels == 1 else "RGB")
-        wide, high, left, top = (value.item() for value in crop(chances, self.smallest, full.width / full.height))
+            full = image.as_mode(image.upright(picture), "L" if self.prepare.channels == 1 else "RGB")
+        wide, high, left, top = crop(draws, self.smallest, full.width / full.height)
         box = (left * full.width, top * full.height, (left + wide) * full.width, (top + high) * full.height)
         part = full.resize((size, size), Image.Resampling.BILINEAR, box=box)
         return np.array(part).reshape(size, size, -1)
+
+
+def crop(draws: Sequence[float], smallest: float, aspect: float) -> tuple[float, float, float, float]:
+    """What :func:`fukami.data.augment.crop` gives for a batch, for one picture: a hundred times as quick for one."""
+    area, ratio = smallest + (1 - smallest) * draws[0], WIDEST ** (2 * draws[1] - 1)
+    wide, high = min(1.0, math.sqrt(area * ratio / aspect)), min(1.0, math.sqrt(area / ratio * aspect))
+    return wide, high, (1 - wide) * draws[2], (1 - high) * draws[3]
 
 
 def decode(files: Sequence[Path], prepare: Preparation) -> Iterator[Bytes | Error]:

@@ -83,8 +83,8 @@ class Classification(Task):
         """Move to the device and make ready to train; what is frozen keeps its statistics, too."""
         super().setup(runtime)
         self.answering = runtime.place(self.answering)
-        mean, std = torch.tensor(self.prepare.mean), torch.tensor(self.prepare.std)
-        self.mean, self.std = (value.view(-1, 1, 1).to(runtime.device) for value in (mean, std))
+        mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (self.prepare.mean, self.prepare.std))
+        self.mean, self.std = mean.to(runtime.device), std.to(runtime.device)
         for module in self.model.modules():
             own = list(module.parameters())
             if own and not any(parameter.requires_grad for parameter in own):
@@ -135,8 +135,8 @@ class Classification(Task):
         return F.cross_entropy(scores, targets, self.weight, label_smoothing=self.smoothing)
 
     def normalised(self, pictures: Tensor) -> Tensor:
-        """Pictures in 0..255 as the network takes them."""
-        return (pictures.float() / 255 - self.mean) / self.std
+        """Pictures in 0..255 as the network takes them, in float32."""
+        return (pictures - self.mean).div_(self.std)
 
     def opinions(self, pictures: Tensor) -> Tensor:
         """Log-probabilities of each member ``(members, N, classes)``, float32, averaged over the views.
