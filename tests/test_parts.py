@@ -89,6 +89,16 @@ def test_every_recipe_trains_two_steps_on_embedded_data(name, digit_files, tmp_p
     assert cls.published
 
 
+def test_numbers_are_not_inherited():
+    """ResNet-56 is made of ResNet-20, and its accuracy is not."""
+    twenty, deeper = package.find("resnet20"), package.find("resnet56")
+    assert issubclass(deeper, twenty)
+    assert twenty.reached
+    assert deeper.reached == ""
+    assert deeper.published == "93.03 % CIFAR-10"
+    assert type("Own", (deeper,), {}).published == ""
+
+
 def test_on_keeps_the_held_out_part_of_the_runs_own_data(tmp_path):
     own = DeepConvNet(dataset=str(tmp_path))
     assert own.on(str(tmp_path)) is own

@@ -46,6 +46,11 @@ class Recipe:
     seed: int = 0
     """Decides every random choice of the run."""
 
+    def __init_subclass__(cls) -> None:
+        """Numbers are those of one recipe: what is derived from it begins without."""
+        super().__init_subclass__()
+        cls.published, cls.reached = (vars(cls).get(name, "") for name in ("published", "reached"))
+
     def data(self) -> Data:
         """What to train on and to judge on; used by train and eval."""
         raise NotImplementedError(f"{type(self).__name__} does not define data()")
