@@ -20,6 +20,7 @@ from fukami.classifier import Classifier
 from fukami.data.loader import Resident
 from fukami.ops.ensemble import Ensemble, decide
 from fukami.preparation import Preparation
+from fukami.recipes.deep_convnet import DeepConvNet
 from fukami.runtime import Runtime
 from fukami.tasks.classification import Classification
 
@@ -665,3 +666,10 @@ def test_find_lr_says_when_the_lowest_rate_is_too_high(fukami):
                     "--steps", "12", "--device", "cpu")  # fmt: skip
     assert answer.status == 1
     assert "smaller --low" in answer.err
+
+
+def test_digits_are_cropped_in_the_one_size_that_they_have(digit_files):
+    """Photographs of digits are brought to 28×28, whatever margin a crop would like."""
+    data = DeepConvNet(dataset=str(digit_files), augment=("crop=0.5",), batch=10).data()
+    assert data.train.pictures.shape[1:] == (1, 28, 28)
+    assert next(iter(data.train))[0].shape == (10, 1, 28, 28)

@@ -145,7 +145,8 @@ class Classifier(Recipe):
 
         prepare, words = self.prepare(labels), self.augment if train else ()
         crop = augment.strengths(words).get("crop")
-        larger = prepare if crop is None else dataclasses.replace(prepare, size=round(self.size * MARGIN))
+        whole = crop is None or prepare.digit  # a digit comes in one size
+        larger = prepare if whole else dataclasses.replace(prepare, size=round(self.size * MARGIN))
         batch = self.batch if train else max(1, min(JUDGED, int(SEEN / prepare.bytes)))
         seed, balanced = (self.seed, self.balance == "sampling") if train else (None, False)
         if isinstance(source.items, tuple) and len(source) * larger.bytes > self.memory * 1e9:
