@@ -49,11 +49,11 @@ class Classifier(Recipe):
     """Passes over the training set."""
     judge_every: int = 1
     """Passes between two evaluations; there is one at the end in any case."""
-    batch: int = 64
+    batch: int = 32
     """Pictures in an update."""
     optimizer: Optimizer = "nesterov"
     """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
-    lr: float = 0.05
+    lr: float = 0.02
     """Peak learning rate."""
     momentum: float = 0.9
     """Of momentum, nesterov and rmsprop."""
