@@ -73,6 +73,23 @@ def parse(function: Callable[..., Any], arguments: Sequence[str], prog: str) -> 
     return tyro.cli(function, args=arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
 
 
+def named(arguments: Sequence[str], what: str | None) -> bool:
+    """Whether a recipe is named first; where only help is asked for instead, what the command does and the recipes.
+
+    Raises:
+        UsageError: neither.
+    """
+    if arguments and not arguments[0].startswith("-"):
+        return True
+    from fukami.recipe import names
+
+    text = f"{what}\nRecipes: {', '.join(names())}, or the path of a Python file with one of your own."
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(text)
+        return False
+    raise UsageError(f"name the recipe first. {text}")
+
+
 def train(recipes: dict[Path, Any], device: str, precision: str, compile: bool, resume: bool) -> None:
     """Train and print the results; here and not in ``commands/``, so that four files lead to the line of the loss."""
     from fukami import loop

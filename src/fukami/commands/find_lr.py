@@ -4,20 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fukami.cli import Precision, parse
+from fukami.cli import Precision, named, parse
 from fukami.errors import UsageError
 
 
 def command(arguments: list[str]) -> None:
     """The learning rates at which a recipe learns, by a range test: fukami find-lr RECIPE [--field value ...]."""
-    from fukami.recipe import find, names
+    from fukami.recipe import find
 
-    if not arguments or arguments[0].startswith("-"):
-        text = f"{command.__doc__}\nRecipes: {', '.join(names())}, or the path of a Python file with one of your own."
-        if arguments and arguments[0] in ("-h", "--help"):
-            print(text)
-            return
-        raise UsageError(f"name the recipe first. {text}")
+    if not named(arguments, command.__doc__):
+        return
     name, *rest = arguments
 
     def run(

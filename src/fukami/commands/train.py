@@ -6,20 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from fukami.cli import Precision, parse, train
+from fukami.cli import Precision, named, parse, train
 from fukami.errors import Error, UsageError
 
 
 def command(arguments: list[str]) -> Callable[[], None] | None:
     """Train a recipe: fukami train RECIPE [--field value ...] [--out DIR] [--resume] [--seeds N]."""
-    from fukami.recipe import find, name_of, names
+    from fukami.recipe import find, name_of
 
-    if not arguments or arguments[0].startswith("-"):
-        text = f"{command.__doc__}\nRecipes: {', '.join(names())}, or the path of a Python file with one of your own."
-        if arguments and arguments[0] in ("-h", "--help"):
-            print(text)
-            return None
-        raise UsageError(f"name the recipe first. {text}")
+    if not named(arguments, command.__doc__):
+        return None
     name, *rest = arguments
     recipe_class = find(name)
     default = _begun(rest, name_of(recipe_class)) if "--resume" in rest else None

@@ -116,12 +116,12 @@ class Augment:
     def mirroring(self) -> bool:
         """Whether nothing moves pictures but mirrors, which need no resampling."""
         moving = (operation for operation in self.operations if type(operation).move is not Operation.move)
-        return all(isinstance(operation, Flip | FlipVertical) for operation in moving)
+        return all(isinstance(operation, Flip) for operation in moving)
 
     def mirrored(self, pictures: Tensor, each: Sequence[Tensor]) -> Tensor:
         """The pictures with the mirrors alone, exactly, in their own type; a fraction of the time of a resampling."""
         for operation, own in zip(self.operations, each, strict=True):
-            if isinstance(operation, Flip | FlipVertical):
+            if isinstance(operation, Flip):
                 which = (own[:, 0] < operation.share).view(-1, 1, 1, 1)
                 pictures = torch.where(which, pictures.flip(operation.dimension), pictures)
         return pictures
@@ -216,20 +216,15 @@ class Flip(Operation):
     def move(self, draws: Tensor, height: int, width: int) -> Tensor:
         """A mirror in the middle."""
         sign = torch.where(draws[:, 0] < self.share, -1.0, 1.0)
-        return _diagonal(sign, torch.ones_like(sign))
+        one = torch.ones_like(sign)
+        return _diagonal(sign, one) if self.dimension == 3 else _diagonal(one, sign)
 
 
 @dataclass(frozen=True)
-class FlipVertical(Operation):
+class FlipVertical(Flip):
     """Top and bottom exchanged, for this share of the pictures."""
 
     dimension: ClassVar[int] = 2
-    share: float = 0.5
-
-    def move(self, draws: Tensor, height: int, width: int) -> Tensor:
-        """A mirror in the middle."""
-        sign = torch.where(draws[:, 0] < self.share, -1.0, 1.0)
-        return _diagonal(torch.ones_like(sign), sign)
 
 
 @dataclass(frozen=True)
