@@ -169,7 +169,13 @@ def _device(name: str) -> torch.device:
 
 
 def _fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 trains faster than float32: on recent GPUs and with AMX, not with AVX-512 alone (measured)."""
+    """Whether bfloat16 trains faster than float32: on recent GPUs, with AMX, and with AMD's AVX-512-bf16.
+
+    Measured on ResNet-20: 1.7 times the steps of float32 on Zen 5, fewer on an Intel core with AVX-512 and no AMX.
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
+    if device.type != "cpu":
+        return False
+    amd = "AMD" in str(torch.cpu.get_capabilities().get("cpu_name", ""))
+    return bool(torch.cpu._is_amx_tile_supported() or (amd and torch.cpu._is_avx512_bf16_supported()))
