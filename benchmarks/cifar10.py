@@ -1,6 +1,8 @@
 """ResNets on CIFAR-10, through the command line.
 
     python benchmarks/cifar10.py cpu               ResNet-20 in 60 epochs: at least 89 % within 45 minutes on two cores
+    python benchmarks/cifar10.py photographs       GoogLeNet and ResNet-18, made for photographs, in 5 epochs on a CPU
+    python benchmarks/cifar10.py precision         training steps of ResNet-20 on a CPU, bfloat16 beside float32
     python benchmarks/cifar10.py gpu --seeds 0     ResNet-20 and ResNet-56 in 200 epochs
     python benchmarks/cifar10.py sprint            the shortest time to 94 % that we know, from the start of the process
 
@@ -10,6 +12,7 @@ Needs CIFAR-10 in $FUKAMI_DATA. Where that is the copy as JPEG files, the note i
 import argparse
 import json
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +23,11 @@ from fukami.data import cifar
 from record import record
 
 CPU = "fukami train resnet20 --data cifar10 --epochs 60 --judge-every 10 --lr 0.15"
+PHOTOGRAPHS = (
+    "fukami train {} --data cifar10 --size 32 --epochs 5 --judge-every 5 --batch 64 --lr 0.04 "
+    "--augment flip pad-crop=4 --device cpu"
+)
+PRECISION = "fukami train resnet20 --data cifar10 --epochs 1 --device cpu --precision {}"
 GPU = {
     "resnet20": "fukami train resnet20 --data cifar10 --epochs 200 --lr 0.1 --warmup 0.05",
     "resnet56": "fukami train resnet56 --data cifar10 --epochs 200 --lr 0.1 --warmup 0.05",
@@ -44,15 +52,35 @@ def run(benchmark, command, seed):
     record(benchmark, "test accuracy", result["accuracy"], command=command, seed=seed, seconds=seconds, note=note)
 
 
+def precision(rounds=2):
+    """Record how many times the pictures per second of float32 bfloat16 trains on, the two in turn."""
+    speeds = {"float32": [], "bfloat16": []}
+    for name in [*speeds] * rounds:
+        with tempfile.TemporaryDirectory() as out:
+            words = [sys.executable, "-m", *shlex.split(PRECISION.format(name)), "--out", f"{out}/run"]
+            subprocess.run(words, stdout=subprocess.DEVNULL, check=True)
+            lines = map(json.loads, Path(out, "run", "metrics.jsonl").read_text().splitlines())
+            speeds[name] += [line["pictures_per_second"] for line in lines if line["phase"] == "train"]
+    slow, fast = map(statistics.median, speeds.values())
+    note = f"{rounds} rounds in turn; medians {fast:.0f} and {slow:.0f}/s"
+    record("resnet20 precision cpu", "pictures per second, bfloat16 / float32", fast / slow, seed=0,
+           command="python benchmarks/cifar10.py precision", note=note)  # fmt: skip
+
+
 def main():
     """Run one of the benchmarks."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("action", choices=["cpu", "gpu", "sprint"])
+    options.add_argument("action", choices=["cpu", "photographs", "precision", "gpu", "sprint"])
     options.add_argument("--seeds", type=int, nargs="+", default=[0])
     options = options.parse_args()
     for seed in options.seeds:
         if options.action == "cpu":
             run("resnet20 cifar10 cpu", f"{CPU} --device cpu", seed)
+        elif options.action == "photographs":
+            for name in ("googlenet", "resnet18"):
+                run(f"{name} cifar10 cpu", PHOTOGRAPHS.format(name), seed)
+        elif options.action == "precision":
+            precision()
         elif options.action == "sprint":
             run("resnet18 cifar10 sprint", SPRINT, seed)
         else:

@@ -1,10 +1,10 @@
 """VGG16's ImageNet features on a small set of photographs: a linear probe and fine-tuning against a start from scratch.
 
-    python benchmarks/transfer.py --weights vgg16_features_imagenet.safetensors [--seeds 0] [--size 96]
+    python benchmarks/transfer.py OUT --weights vgg16_features_imagenet.safetensors [--seeds 0] [--size 96]
 
-The set: animals and people cut out of the photographs of $FUKAMI_DATA/voc-animals.zip along their boxes, the training
-photographs for training and the others for testing, at most 60 of a class. Needs the weights of the 13 convolutions in
-torchvision's names. Results go to results.csv.
+The set and the runs are left in OUT. The set: animals and people cut out of the photographs of
+$FUKAMI_DATA/voc-animals.zip along their boxes, the training photographs for training and the others for testing, at
+most 60 of a class. Needs the weights of the 13 convolutions in torchvision's names. Results go to results.csv.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import json
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from xml.etree import ElementTree
@@ -25,7 +24,7 @@ from record import record
 
 CLASSES = ("cat", "cow", "dog", "horse", "person", "sheep")
 MOST, LEAST = 60, 80  # pictures of a class in a part, pixels of a side
-BASE = "fukami train vgg16 --hidden 0 --augment crop=0.4 flip --batch 32 --judge-every 5"
+BASE = "fukami train vgg16 --hidden 0 --augment crop=0.4 flip --batch 32"
 WAYS = {
     "scratch": "--epochs 20 --lr 0.01 --batch-norm",
     "linear probe": "--epochs 10 --lr 0.002 --freeze --init {weights}",
@@ -56,25 +55,25 @@ def cut(root):
 def main():
     """Train each way, and record its accuracy."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("out", type=Path)
     options.add_argument("--weights", type=Path, required=True)
     options.add_argument("--seeds", type=int, nargs="+", default=[0])
     options.add_argument("--size", type=int, default=96)
     options.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     options = options.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        cut(root / "animals")
-        for seed in options.seeds:
-            for way in options.ways:
-                command = f"{BASE} --data animals --size {options.size} {WAYS[way]} --seed {seed}"
-                words = shlex.split(command.format(weights=options.weights.resolve()))
-                began = time.monotonic()
-                done = subprocess.run([sys.executable, "-m", *words, "--out", f"run-{way.replace(' ', '-')}-{seed}"],
-                                      cwd=root, stdout=subprocess.PIPE, text=True, check=True)  # fmt: skip
-                (result,) = map(json.loads, done.stdout.splitlines())
-                record(f"transfer {way}", "test accuracy", result["accuracy"], seed=seed,
-                       command=command.format(weights=options.weights.name), seconds=time.monotonic() - began,
-                       note=f"{result['count']} test pictures cut out of voc-animals")  # fmt: skip
+    if not (options.out / "animals").exists():
+        cut(options.out / "animals")
+    for seed in options.seeds:
+        for way in options.ways:
+            command = f"{BASE} --data animals --size {options.size} {WAYS[way]} --seed {seed}"
+            words = shlex.split(command.format(weights=options.weights.resolve()))
+            began = time.monotonic()
+            done = subprocess.run([sys.executable, "-m", *words, "--out", f"{way.replace(' ', '-')}-{seed}"],
+                                  cwd=options.out, stdout=subprocess.PIPE, text=True, check=True)  # fmt: skip
+            (result,) = map(json.loads, done.stdout.splitlines())
+            record(f"transfer {way}", "test accuracy", result["accuracy"], seed=seed,
+                   command=command.format(weights=options.weights.name), seconds=time.monotonic() - began,
+                   note=f"{result['count']} test pictures cut out of voc-animals")  # fmt: skip
 
 
 if __name__ == "__main__":

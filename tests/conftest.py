@@ -80,7 +80,7 @@ def trained(tmp_path_factory):
 
     out = tmp_path_factory.mktemp("runs") / "digits"
     recipe = fukami.find("deep-convnet")(epochs=8, batch=50, augment=("shift=1",))
-    fukami.train(recipe, out)
+    fukami.train(recipe, out, precision="float32")
     return out
 
 

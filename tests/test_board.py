@@ -8,10 +8,13 @@ import pytest
 from fukami import board, checkpoint
 
 
-def make(folder, *values, dataset="digits", metric="accuracy", recipe="deep-convnet", epochs=None, **changes):
+def make(
+    folder, *values, dataset="digits", metric="accuracy", recipe="deep-convnet", epochs=None, judge_every=1, **changes
+):
     """A run by hand: one evaluation for each value, a hundred steps and two seconds apart."""
     folder.mkdir(parents=True)
-    fields = {"seed": 0, "dataset": dataset, "epochs": epochs or len(values) or 3}
+    epochs = epochs or judge_every * len(values) or 3
+    fields = {"seed": 0, "dataset": dataset, "epochs": epochs, "judge_every": judge_every}
     record = {"recipe": recipe, "fields": fields, "labels": list("0123456789"), "device": "cpu", "precision": "float32"}
     command = f"fukami train {recipe} --data {dataset} --out '<{folder.name}>'"
     (folder / "recipe.json").write_text(json.dumps(record | {"processes": 1, "command": command} | changes))
@@ -49,6 +52,17 @@ def test_the_command_behind_each_row_is_whole(fukami, tmp_path):
     make(tmp_path / "runs" / "one", 0.5, command=long)
     answer = fukami("board", "runs")
     assert f" 1  {long}\n" in answer.out
+
+
+def test_epochs_between_two_evaluations_count(fukami, tmp_path):
+    """Of a run that was judged after every tenth epoch, in the table and in the curves."""
+    make(tmp_path / "left", 0.4, 0.5, judge_every=10, epochs=60)
+    make(tmp_path / "rare", 0.6, judge_every=100, epochs=20)
+    assert " 20 of 60 " in fukami("board", ".").out
+    (found,), _ = board.survey(tmp_path)
+    epochs, _ = board.curves(found).axes
+    assert [run.name for run in found.runs] == ["rare", "left"]
+    assert [list(line.get_xdata()) for line in epochs.lines] == [[20], [10, 20]]
 
 
 def test_of_some_metrics_less_is_better(fukami, tmp_path):

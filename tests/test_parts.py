@@ -14,6 +14,7 @@ import fukami as package
 from fukami import Error, UsageError, checkpoint, metrics, recipe
 from fukami.ops.ensemble import Ensemble
 from fukami.recipes.deep_convnet import DeepConvNet
+from fukami.runtime import Runtime
 
 
 def test_confusion_agrees_with_scikit_learn(random):
@@ -202,6 +203,23 @@ class Page(html.parser.HTMLParser):
         self.fetched += [
             value for name, value in attributes if name in ("src", "href") and not value.startswith("data:")
         ]
+
+
+@pytest.mark.parametrize(
+    ("name", "amx", "avx512_bf16", "expected"),
+    [
+        ("Intel(R) Xeon(R) Processor", True, True, "bfloat16"),  # Sapphire Rapids
+        ("Intel(R) Xeon(R) Processor", False, True, "float32"),  # the same, its tiles hidden by a hypervisor
+        ("AMD EPYC", False, True, "bfloat16"),  # Zen 4 and 5
+        ("AMD EPYC", False, False, "float32"),  # Zen 3
+    ],
+)
+def test_a_cpu_trains_in_the_precision_that_is_fast_on_it(monkeypatch, name, amx, avx512_bf16, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name})
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    assert Runtime.start("cpu").precision == expected
+    assert Runtime.start("cpu", "float32").precision == "float32"
 
 
 def test_the_report_is_one_self_contained_file(trained):

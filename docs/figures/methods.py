@@ -1,9 +1,10 @@
-"""Make the figures of ../augmentation.md, ../optimization.md and ../ensembles.md.
+"""Make the figures of ../augmentation.md, ../optimization.md, ../ensembles.md and ../transfer.md.
 
 python docs/figures/methods.py schedules
 python docs/figures/methods.py rates           a range test of DeepConvNet on the embedded digits, half a minute
 python docs/figures/methods.py augmentation    needs CIFAR-10 in $FUKAMI_DATA
 python docs/figures/methods.py members         three short trainings on the embedded digits, a minute on one core
+python docs/figures/methods.py transfer OUT    of the runs that benchmarks/transfer.py left in the folder OUT
 """
 
 import subprocess
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import fukami
-from fukami import lr_range, schedules, showing
+from fukami import board, lr_range, schedules, showing
 
 HERE = Path(__file__).parent
 WORDS = ("flip", "pad-crop=4", "rotate=15", "brightness", "saturation", "hue=0.05", "cutmix")
@@ -79,8 +80,16 @@ def members() -> None:
         save(figures["The members and what they do together"], "members")
 
 
+def transfer(runs: str) -> None:
+    """The curves of ``fukami board`` for a network from scratch and two that begin with published weights."""
+    (found,), _ = board.survey(Path(runs))
+    save(board.curves(found), "transfer")
+
+
 if __name__ == "__main__":
-    makers = {"schedules": courses, "rates": rates, "augmentation": augmentation, "members": members}
-    if len(sys.argv) != 2 or sys.argv[1] not in makers:
+    makers = {
+        "schedules": courses, "rates": rates, "augmentation": augmentation, "members": members, "transfer": transfer,
+    }  # fmt: skip
+    if len(sys.argv) - 2 != (sys.argv[1:2] == ["transfer"]) or sys.argv[1] not in makers:
         sys.exit(__doc__)
-    makers[sys.argv[1]]()
+    makers[sys.argv[1]](*sys.argv[2:])

@@ -88,6 +88,7 @@ class Run:
     recipe: str
     data: str
     evaluations: tuple[dict[str, Any], ...]
+    epoch: float  # steps
     parameters: int | None
     multiply_adds: int | None
     epochs: str
@@ -198,6 +199,7 @@ def _read(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Run:
     if reason:
         reasons[reason].append(name)
     fields = record.get("fields", {})
+    epoch = _epoch(fields, evaluations)
     recipe = str(record.get("recipe", NONE))
     processes = record.get("processes", 1)
     where = f"{record.get('device', NONE)} {record.get('precision', '')}"
@@ -206,9 +208,10 @@ def _read(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Run:
         recipe=Path(recipe).name if recipe.endswith(".py") else recipe,
         data=str(fields.get("dataset", f"what {recipe} makes" if record else "unknown data")),
         evaluations=tuple(evaluations),
+        epoch=epoch,
         parameters=parameters if parameters is not None else _stored(path),
         multiply_adds=multiply_adds,
-        epochs=_epochs(path, fields.get("epochs"), len(evaluations)),
+        epochs=_epochs(path, fields.get("epochs"), round(evaluations[-1]["step"] / epoch) if evaluations else 0),
         seed=str(fields.get("seed", NONE)),
         on=where.strip() + (f" ×{processes}" if processes != 1 else ""),
         command=str(record.get("command", NONE)),
@@ -225,11 +228,18 @@ def _record(path: Path) -> dict[str, Any]:
     return dict(record) if sound else {}
 
 
-def _epochs(path: Path, asked: object, evaluated: int) -> str:
+def _epoch(fields: dict[str, Any], evaluations: Sequence[dict[str, Any]]) -> float:
+    """The steps of an epoch: the first evaluation comes after ``judge_every`` of them, or after all of them."""
+    counts = [fields.get("judge_every", 1), fields.get("epochs")]
+    first = evaluations[0]["step"] if evaluations else 1
+    return first / min((count for count in counts if isinstance(count, int) and count > 0), default=1) or 1
+
+
+def _epochs(path: Path, asked: object, reached: int) -> str:
     """The epochs of the recipe, or how many were reached where the training was left: the report is written last."""
     if not isinstance(asked, int):
         return NONE
-    return str(asked) if (path / "report.html").is_file() or evaluated >= asked else f"{evaluated} of {asked}"
+    return str(asked) if (path / "report.html").is_file() or reached >= asked else f"{reached} of {asked}"
 
 
 def _cost(path: Path) -> tuple[int | None, int | None, str]:
@@ -424,7 +434,7 @@ def curves(board: Board) -> Figure:
         values = [line[board.metric] for line in lines]
         style: dict[str, Any] = _style(number) | {"marker": "o", "ms": 3, "lw": 1.2}
         label = f"{board.rank(run)}  {_short(run.name)}" if number < COLOURED else None
-        left.plot([line["step"] / (lines[0]["step"] or 1) for line in lines], values, label=label, **style)
+        left.plot([line["step"] / run.epoch for line in lines], values, label=label, **style)
         right.plot([line.get("seconds", math.nan) for line in lines], values, **style)
     for axes, name in ((left, "epoch"), (right, "seconds")):
         _frame(axes, board, points)
