@@ -1,10 +1,11 @@
-"""What each augmentation brings: ResNet-20 on 1,000 training pictures of CIFAR-10, judged on the 10,000 of the test.
+"""What each augmentation brings, and each way to answer: ResNet-20 on 1,000 training pictures of CIFAR-10.
 
-    python benchmarks/ablation.py [--seeds 0 1 2] [--epochs 60] [--words flip trivial ...]
+    python benchmarks/ablation.py augmentation [--seeds 0 1 2] [--words flip trivial ...]
+    python benchmarks/ablation.py answers [--seeds 0 1 2]
 
-Each line of the table is a training that differs by --augment alone. Results go to results.csv, as the mean over the
-seeds. Trainings this small are quicker one for each processor than one after another on all of them. Needs CIFAR-10 in
-$FUKAMI_DATA as JPEG files by class.
+Trainings differ by one flag and are judged on the 10,000 pictures of the test part. Results go to results.csv, as the
+mean over the seeds. Trainings this small are quicker one for each processor than one after another on all of them.
+Needs CIFAR-10 in $FUKAMI_DATA as JPEG files by class.
 """
 
 import argparse
@@ -18,19 +19,20 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 from fukami.data import cifar, folder
 from fukami.data.stream import processors
 from record import record
 
+BASE = "fukami train resnet20 --data cifar10-1000.csv --batch 50 --lr 0.1 --epochs 60 --judge-every 60"
 EACH = 100  # training pictures of a class
 WORDS = [
     "", "rotate=15", "shift=4", "scale=0.2", "shear=0.2", "crop=0.4", "pad-crop=4", "flip", "brightness=0.4",
     "contrast=0.4", "saturation=0.4", "hue=0.1", "grey=0.2", "erase=0.5", "mixup=0.4", "cutmix=1", "trivial", "rand=9",
     "flip pad-crop=4", "flip pad-crop=4 trivial", "flip pad-crop=4 cutmix=1",
 ]  # fmt: skip
+WAYS = ["", "--ema 0.99", "--cycles 4", "--smoothing 0.1"]  # of training, for an answer
 
 
 def table(path):
@@ -47,34 +49,56 @@ def table(path):
         writer.writerows((name, label, "test") for name, label in zip(test.files, test.classes, strict=True))
 
 
-def train(words, seeds, epochs, root):
-    """Train with one augmentation; returns the command, the accuracy for each seed, and the seconds."""
-    command = f"fukami train resnet20 --data cifar10-1000.csv --batch 50 --lr 0.1 --epochs {epochs}"
-    command += f" --judge-every {epochs} --augment {words}".rstrip()
-    accuracies, began = [], time.monotonic()
-    for seed in seeds:
-        start = [sys.executable, "-m", *shlex.split(command), "--seed", str(seed), "--out", f"{words or 'none'}-{seed}"]
-        done = subprocess.run(start, cwd=root, stdout=subprocess.PIPE, text=True, check=True,
-                              env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
-        accuracies.append(json.loads(done.stdout)["accuracy"])
-    return command, accuracies, time.monotonic() - began
+def answer(root, command, *words):
+    """What a command says, on one thread, and the seconds it takes."""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", *shlex.split(command), *words], cwd=root, stdout=subprocess.PIPE,
+                          text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    return json.loads(done.stdout), time.monotonic() - began
+
+
+def note(metric, command, answers, seeds):
+    """Record the mean accuracy of what was answered for each of the seeds."""
+    accuracies = [found["accuracy"] for found, _ in answers]
+    record("resnet20 on 1,000 of cifar10", metric, statistics.mean(accuracies), command=command,
+           seed=" ".join(map(str, seeds)), seconds=sum(seconds for _, seconds in answers),
+           note="JPEG files; one thread each; " + ", ".join(f"{a:.4f}" for a in accuracies))  # fmt: skip
+
+
+def train(root, pool, rows, seeds):
+    """Train with each of the flags and seeds, as many at a time as there are processors, and record the means."""
+    jobs = {}
+    for metric, flags in rows.items():
+        command = f"{BASE} {flags}".rstrip()
+        jobs[metric, command] = [
+            pool.submit(answer, root, command, "--seed", str(seed), "--out", f"{metric} {seed}") for seed in seeds
+        ]
+    for (metric, command), each in jobs.items():
+        note(metric, command, [job.result() for job in each], seeds)
 
 
 def main():
-    """Train with each augmentation, and record the mean over the seeds."""
+    """Train with each augmentation, or judge each way to answer."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("action", choices=["augmentation", "answers"])
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    options.add_argument("--epochs", type=int, default=60)
     options.add_argument("--words", nargs="+", default=WORDS)
     options = options.parse_args()
+    seeds = options.seeds
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(processors()) as pool:
         root = Path(name)
         table(root / "cifar10-1000.csv")
-        each = partial(train, seeds=options.seeds, epochs=options.epochs, root=root)
-        for words, (command, accuracies, seconds) in zip(options.words, pool.map(each, options.words), strict=True):
-            record("augmentation on 1,000 of cifar10", words or "none", statistics.mean(accuracies),
-                   seed=" ".join(map(str, options.seeds)), command=command, seconds=seconds,
-                   note="JPEG files; one thread each; " + ", ".join(f"{a:.4f}" for a in accuracies))  # fmt: skip
+        if options.action == "augmentation":
+            train(root, pool, {words or "none": f"--augment {words}" for words in options.words}, seeds)
+            return
+        train(root, pool, {flags or "plain": flags for flags in WAYS}, seeds)
+        for flags in ("--views 2", "--views 8"):
+            jobs = [pool.submit(answer, root, f"fukami eval 'plain {seed}' {flags}") for seed in seeds]
+            note(flags, f"fukami eval plain {flags}", [job.result() for job in jobs], seeds)
+        for flags in ("", "--vote"):
+            runs = " ".join(f"'plain {seed}'" for seed in seeds)
+            found = answer(root, f"fukami eval {runs} {flags}")
+            note(f"{len(seeds)} seeds {flags}".rstrip(), f"fukami eval plain ... {flags}".rstrip(), [found], seeds)
 
 
 if __name__ == "__main__":

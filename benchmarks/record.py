@@ -41,9 +41,8 @@ def hardware() -> str:
 def commit() -> str:
     """The commit that is measured; ``FUKAMI_COMMIT`` where there is no git."""
     given = os.environ.get("FUKAMI_COMMIT")
-    return (
-        given or subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    )
+    words = ["git", "rev-parse", "--short", "HEAD"]
+    return given or subprocess.run(words, cwd=FILE.parent, capture_output=True, text=True).stdout.strip()
 
 
 def record(
