@@ -10,20 +10,15 @@ Needs CIFAR-10 in $FUKAMI_DATA as JPEG files by class.
 
 import argparse
 import csv
-import json
-import os
-import shlex
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from fukami.data import cifar, folder
 from fukami.data.stream import processors
-from record import record
+from record import answer, record
 
 BASE = "fukami train resnet20 --data cifar10-1000.csv --batch 50 --lr 0.1 --epochs 60 --judge-every 60"
 EACH = 100  # training pictures of a class
@@ -49,14 +44,6 @@ def table(path):
         writer.writerows((name, label, "test") for name, label in zip(test.files, test.classes, strict=True))
 
 
-def answer(root, command, *words):
-    """What a command says, on one thread, and the seconds it takes."""
-    began = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", *shlex.split(command), *words], cwd=root, stdout=subprocess.PIPE,
-                          text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
-    return json.loads(done.stdout), time.monotonic() - began
-
-
 def note(metric, command, answers, seeds):
     """Record the mean accuracy of what was answered for each of the seeds."""
     accuracies = [found["accuracy"] for found, _ in answers]
@@ -65,14 +52,13 @@ def note(metric, command, answers, seeds):
            note="JPEG files; one thread each; " + ", ".join(f"{a:.4f}" for a in accuracies))  # fmt: skip
 
 
-def train(root, pool, rows, seeds):
+def train(submit, rows, seeds):
     """Train with each of the flags and seeds, as many at a time as there are processors, and record the means."""
     jobs = {}
     for metric, flags in rows.items():
         command = f"{BASE} {flags}".rstrip()
-        jobs[metric, command] = [
-            pool.submit(answer, root, command, "--seed", str(seed), "--out", f"{metric} {seed}") for seed in seeds
-        ]
+        each = [submit(f"{command} --seed {seed} --out '{metric} {seed}'") for seed in seeds]
+        jobs[metric, command] = each
     for (metric, command), each in jobs.items():
         note(metric, command, [job.result() for job in each], seeds)
 
@@ -88,16 +74,17 @@ def main():
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(processors()) as pool:
         root = Path(name)
         table(root / "cifar10-1000.csv")
+        submit = partial(pool.submit, answer, cwd=root, threads=1)
         if options.action == "augmentation":
-            train(root, pool, {words or "none": f"--augment {words}" for words in options.words}, seeds)
+            train(submit, {words or "none": f"--augment {words}" for words in options.words}, seeds)
             return
-        train(root, pool, {flags or "plain": flags for flags in WAYS}, seeds)
+        train(submit, {flags or "plain": flags for flags in WAYS}, seeds)
         for flags in ("--views 2", "--views 8"):
-            jobs = [pool.submit(answer, root, f"fukami eval 'plain {seed}' {flags}") for seed in seeds]
+            jobs = [submit(f"fukami eval 'plain {seed}' {flags}") for seed in seeds]
             note(flags, f"fukami eval plain {flags}", [job.result() for job in jobs], seeds)
         for flags in ("", "--vote"):
             runs = " ".join(f"'plain {seed}'" for seed in seeds)
-            found = answer(root, f"fukami eval {runs} {flags}")
+            found = submit(f"fukami eval {runs} {flags}").result()
             note(f"{len(seeds)} seeds {flags}".rstrip(), f"fukami eval plain ... {flags}".rstrip(), [found], seeds)
 
 

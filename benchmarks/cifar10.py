@@ -11,16 +11,12 @@ Needs CIFAR-10 in $FUKAMI_DATA. Where that is the copy as JPEG files, the note i
 
 import argparse
 import json
-import shlex
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 from fukami.data import cifar
-from record import record
+from record import answer, record
 
 CPU = (
     "fukami train resnet20 --data cifar10 --epochs 64 --judge-every 16 --lr 0.15 --smoothing 0.1 "
@@ -49,20 +45,12 @@ def run(benchmark, command, seed, views=()):
     command = f"{command} --seed {seed}"
     note = "CIFAR-10 as JPEG files" if isinstance(cifar.read("cifar10"), Path) else ""
     with tempfile.TemporaryDirectory() as out:
-        began = time.monotonic()
-        found = answer(f"{command} --out {out}/run")
-        seconds = time.monotonic() - began
+        found, seconds = answer(f"{command} --out {out}/run")
         record(benchmark, "test accuracy", found["accuracy"], command=command, seed=seed, seconds=seconds, note=note)
         for number in views:
-            found = answer(f"fukami eval {out}/run --views {number}")
+            found, _ = answer(f"fukami eval {out}/run --views {number}")
             record(benchmark, f"test accuracy, {number} views", found["accuracy"], seed=seed,
                    command=f"fukami eval RUN --views {number}", note=note)  # fmt: skip
-
-
-def answer(command):
-    """What a command prints."""
-    words = [sys.executable, "-m", *shlex.split(command)]
-    return json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def precision(rounds=2):

@@ -9,13 +9,10 @@ al. 2013) and 99.91 % (An et al. 2020) are ensembles of convolutional networks, 
 
 import argparse
 import json
-import shlex
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
-from record import record
+from record import answer, record
 
 COMMAND = (
     "fukami train deep-convnet --data mnist --epochs 40 --weight-decay 0.05 --dropout 0.4 "
@@ -24,16 +21,10 @@ COMMAND = (
 TOGETHER = {"averaged": "", "vote": "--vote", "8 views": "--views 8"}
 
 
-def run(command):
-    """What a command prints."""
-    words = [sys.executable, "-m", *shlex.split(command)]
-    return json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout)
-
-
 def train(options):
     """A run for each seed."""
     for seed in options.seeds:
-        run(f"{COMMAND} --judge-every 5 --seed {seed} --out {options.out}/seed-{seed}")
+        answer(f"{COMMAND} --judge-every 5 --seed {seed} --out {options.out}/seed-{seed}")
 
 
 def judge(options):
@@ -47,7 +38,7 @@ def judge(options):
     mean = statistics.mean(line["accuracy"] for line in last)
     names = " ".join(f"seed-{n}" for n in range(len(runs)))
     for way, flags in TOGETHER.items():
-        found = run(f"fukami eval {' '.join(map(str, runs))} {flags}")
+        found, _ = answer(f"fukami eval {' '.join(map(str, runs))} {flags}")
         note = f"{found['errors']} errors; members {mean:.4f} on average, disagreement {found['disagreement']:.4f}"
         record(f"deep-convnet mnist ensemble of {len(runs)}", f"test accuracy, {way}", found["accuracy"],
                command=f"fukami eval {names} {flags}".rstrip(), seed=f"0 to {len(runs) - 1}", note=note)  # fmt: skip

@@ -1,10 +1,14 @@
-"""Append measurements to ``results.csv``, each with what it takes to measure it again."""
+"""Run the product's commands, and append measurements to ``results.csv`` with what it takes to measure them again."""
 
 import csv
 import datetime
+import json
 import os
 import platform
+import shlex
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import torch
@@ -43,6 +47,18 @@ def commit() -> str:
     given = os.environ.get("FUKAMI_COMMIT")
     words = ["git", "rev-parse", "--short", "HEAD"]
     return given or subprocess.run(words, cwd=FILE.parent, capture_output=True, text=True).stdout.strip()
+
+
+def answer(command: str, *, cwd: Path | None = None, threads: int | None = None) -> tuple[dict, float]:
+    """The object that a command such as ``fukami eval RUN`` prints last, and its seconds from the start of the process.
+
+    ``threads`` are those of its computation; by default one for each processor.
+    """
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    words = [sys.executable, "-m", *shlex.split(command)]
+    began = time.monotonic()
+    done = subprocess.run(words, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1]), time.monotonic() - began
 
 
 def record(

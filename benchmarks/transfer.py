@@ -8,11 +8,7 @@ most 60 of a class. Needs the weights of the 13 convolutions in torchvision's na
 """
 
 import argparse
-import json
 import shlex
-import subprocess
-import sys
-import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,7 +16,7 @@ from PIL import Image
 
 from fukami.data import folder
 from fukami.data.places import candidates
-from record import record
+from record import answer, record
 
 CLASSES = ("cat", "cow", "dog", "horse", "person", "sheep")
 MOST, LEAST = 60, 80  # pictures of a class in a part, pixels of a side
@@ -66,13 +62,11 @@ def main():
     for seed in options.seeds:
         for way in options.ways:
             command = f"{BASE} --data animals --size {options.size} {WAYS[way]} --seed {seed}"
-            words = shlex.split(command.format(weights=options.weights.resolve()))
-            began = time.monotonic()
-            done = subprocess.run([sys.executable, "-m", *words, "--out", f"{way.replace(' ', '-')}-{seed}"],
-                                  cwd=options.out, stdout=subprocess.PIPE, text=True, check=True)  # fmt: skip
-            (result,) = map(json.loads, done.stdout.splitlines())
+            out = f"{way.replace(' ', '-')}-{seed}"
+            weights = shlex.quote(str(options.weights.resolve()))
+            result, seconds = answer(f"{command.format(weights=weights)} --out {out}", cwd=options.out)
             record(f"transfer {way}", "test accuracy", result["accuracy"], seed=seed,
-                   command=command.format(weights=options.weights.name), seconds=time.monotonic() - began,
+                   command=command.format(weights=options.weights.name), seconds=seconds,
                    note=f"{result['count']} test pictures cut out of voc-animals")  # fmt: skip
 
 
