@@ -38,7 +38,8 @@ def hardware() -> str:
     name = next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
-    isa = "AMX" if torch.cpu._is_amx_tile_supported() else torch.backends.cpu.get_cpu_capability()
+    isa = torch.backends.cpu.get_cpu_capability()
+    isa = "AMX" if torch.cpu._is_amx_tile_supported() else isa + "-BF16" * torch.cpu._is_avx512_bf16_supported()
     return f"{name}, {os.cpu_count()} cores, {isa}"
 
 
