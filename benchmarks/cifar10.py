@@ -32,7 +32,7 @@ GPU = {
     "resnet56": "fukami train resnet56 --data cifar10 --epochs 200 --lr 0.1 --warmup 0.05",
 }
 SPRINT = (
-    "fukami train resnet18 --data cifar10 --size 32 --epochs 12 --batch 512 --lr 0.4 "
+    "fukami train resnet18 --data cifar10 --size 32 --stem 3x3 --epochs 16 --batch 512 --lr 0.4 "
     "--augment flip pad-crop=4 --smoothing 0.1"
 )
 

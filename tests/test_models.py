@@ -242,6 +242,20 @@ def test_vgg_refuses_tiny_pictures():
         vgg11(size=31)
 
 
+def test_resnet_begins_with_small_pictures_as_told():
+    """As torchvision's without its pooling and with a 3×3 convolution; 11,173,962 parameters are the public number."""
+    torch.manual_seed(0)
+    ours, theirs = resnet18(10, stem="3x3").eval(), torchvision.models.resnet18(num_classes=10).eval()
+    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    assert sum(parameter.numel() for parameter in ours.parameters()) == 11_173_962
+    theirs.load_state_dict(ours.state_dict())
+    pictures = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(ours(pictures), theirs(pictures), atol=1e-5, rtol=1e-5)
+    assert ours[:4](pictures).shape == (2, 64, 32, 32)
+    with pytest.raises(ValueError, match="not '5x5'"):
+        resnet50(stem="5x5")
+
+
 def test_resnet_strides_where_it_is_told():
     """The first block of a stage halves the picture in the 3×3 convolution, or in the 1×1 before it."""
     torch.manual_seed(0)

@@ -35,40 +35,58 @@ from torch.nn import functional as F
 
 from fukami.ops.stem import StemConv2d
 
-
-def resnet18(classes: int = 1000, *, channels: int = 3) -> nn.Sequential:
-    """ResNet-18 of table 1: ``(N, channels, H, W)`` to scores ``(N, classes)``. H and W: any; 224 in the paper."""
-    return _imagenet(Basic, 1, (2, 2, 2, 2), classes, channels)
+Stem = Literal["7x7", "3x3"]
+StrideIn = Literal["3x3", "1x1"]
 
 
-def resnet34(classes: int = 1000, *, channels: int = 3) -> nn.Sequential:
-    """ResNet-34 of table 1: ``(N, channels, H, W)`` to scores ``(N, classes)``. H and W: any; 224 in the paper."""
-    return _imagenet(Basic, 1, (3, 4, 6, 3), classes, channels)
-
-
-def resnet50(classes: int = 1000, *, channels: int = 3, stride_in: Literal["3x3", "1x1"] = "3x3") -> nn.Sequential:
-    """ResNet-50 of table 1: ``(N, channels, H, W)`` to scores ``(N, classes)``. H and W: any; 224 in the paper.
+def resnet18(classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7") -> nn.Sequential:
+    """ResNet-18 of table 1: ``(N, channels, H, W)`` to scores ``(N, classes)``. H and W: any; 224 in the paper.
 
     Args:
         classes: number of scores.
         channels: of the pictures.
+        stem: how the network begins: ``"7x7"``, the paper's convolution and pooling, which leave a quarter of the side;
+            ``"3x3"``, a convolution alone that leaves all of it, for pictures of 32 to 64 pixels, as is usual on CIFAR.
+
+    Raises:
+        ValueError: ``stem`` is neither.
+    """
+    return _imagenet(Basic, (2, 2, 2, 2), classes, channels, stem)
+
+
+def resnet34(classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7") -> nn.Sequential:
+    """ResNet-34 of table 1. The arguments are ``resnet18``'s."""
+    return _imagenet(Basic, (3, 4, 6, 3), classes, channels, stem)
+
+
+def resnet50(
+    classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7", stride_in: StrideIn = "3x3"
+) -> nn.Sequential:
+    """ResNet-50 of table 1: ``(N, channels, H, W)`` to scores ``(N, classes)``. H and W: any; 224 in the paper.
+
+    Args:
+        classes, channels, stem: as for :func:`resnet18`.
         stride_in: the convolution of a stage's first block that halves the picture: the paper's is the first ``"1x1"``,
             torchvision's (and that of its weights) the ``"3x3"``, which throws no value away unseen.
 
     Raises:
-        ValueError: ``stride_in`` is neither.
+        ValueError: ``stem`` or ``stride_in`` is neither.
     """
-    return _imagenet(_bottleneck(stride_in), 4, (3, 4, 6, 3), classes, channels)
+    return _imagenet(_bottleneck(stride_in), (3, 4, 6, 3), classes, channels, stem)
 
 
-def resnet101(classes: int = 1000, *, channels: int = 3, stride_in: Literal["3x3", "1x1"] = "3x3") -> nn.Sequential:
+def resnet101(
+    classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7", stride_in: StrideIn = "3x3"
+) -> nn.Sequential:
     """ResNet-101 of table 1. The arguments are ``resnet50``'s."""
-    return _imagenet(_bottleneck(stride_in), 4, (3, 4, 23, 3), classes, channels)
+    return _imagenet(_bottleneck(stride_in), (3, 4, 23, 3), classes, channels, stem)
 
 
-def resnet152(classes: int = 1000, *, channels: int = 3, stride_in: Literal["3x3", "1x1"] = "3x3") -> nn.Sequential:
+def resnet152(
+    classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7", stride_in: StrideIn = "3x3"
+) -> nn.Sequential:
     """ResNet-152 of table 1. The arguments are ``resnet50``'s."""
-    return _imagenet(_bottleneck(stride_in), 4, (3, 8, 36, 3), classes, channels)
+    return _imagenet(_bottleneck(stride_in), (3, 8, 36, 3), classes, channels, stem)
 
 
 def resnet20(classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
@@ -192,16 +210,20 @@ def _stage(block: Block, number: int, inputs: int, width: int, outputs: int, str
 
 
 def _imagenet(
-    block: Block, expansion: int, numbers: tuple[int, int, int, int], classes: int, channels: int
+    block: Block, numbers: tuple[int, int, int, int], classes: int, channels: int, stem: Stem
 ) -> nn.Sequential:
     """A column of table 1."""
-    e = expansion
+    if stem not in ("7x7", "3x3"):
+        raise ValueError(f"stem is '7x7' (the paper's, with a pooling) or '3x3' (for small pictures), not {stem!r}")
+    e = 1 if block is Basic else 4  # a bottleneck gives out four times its width
+    kernel, stride, padding = (7, 2, 3) if stem == "7x7" else (3, 1, 1)
+    pooling = OrderedDict(maxpool=nn.MaxPool2d(3, stride=2, padding=1)) if stem == "7x7" else {}
     network = nn.Sequential(
         OrderedDict(
-            conv1=StemConv2d(channels, 64, 7, stride=2, padding=3, bias=False),  # N × 64 × 112 × 112
+            conv1=StemConv2d(channels, 64, kernel, stride=stride, padding=padding, bias=False),  # N × 64 × 112 × 112
             bn1=nn.BatchNorm2d(64),
             relu=nn.ReLU(inplace=True),
-            maxpool=nn.MaxPool2d(3, stride=2, padding=1),  # N × 64 × 56 × 56
+            **pooling,  # N × 64 × 56 × 56
             layer1=_stage(block, numbers[0], 64, 64, 64 * e, 1),  # N × 64 e × 56 × 56
             layer2=_stage(block, numbers[1], 64 * e, 128, 128 * e, 2),  # N × 128 e × 28 × 28
             layer3=_stage(block, numbers[2], 128 * e, 256, 256 * e, 2),  # N × 256 e × 14 × 14

@@ -1,9 +1,12 @@
 """ResNet-18: the smallest of the residual networks for photographs."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fukami.classifier import Classifier
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,3 +19,13 @@ class ResNet18(Classifier):
 
     augment: tuple[str, ...] = ("crop=0.3", "flip")
     """Changes of the training pictures, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
+    stem: Literal["7x7", "3x3"] = "7x7"
+    """How the network begins: 7x7, the paper's, leaves a quarter of the side; 3x3, for pictures of 32 to 64 pixels, all
+    of it."""
+
+    def network(self, classes: int) -> "nn.Module":
+        """The network of the recipe's name."""
+        from fukami import models
+
+        network: nn.Module = getattr(models, self.architecture)(classes, channels=self.channels, stem=self.stem)
+        return network

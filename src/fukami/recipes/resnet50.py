@@ -23,6 +23,6 @@ class ResNet50(ResNet18):
         from fukami import models
 
         network: nn.Module = getattr(models, self.architecture)(
-            classes, channels=self.channels, stride_in=self.stride_in
+            classes, channels=self.channels, stem=self.stem, stride_in=self.stride_in
         )
         return network
