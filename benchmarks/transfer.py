@@ -25,6 +25,7 @@ WAYS = {
     "scratch": "--epochs 20 --lr 0.01 --batch-norm",
     "linear probe": "--epochs 10 --lr 0.002 --freeze --init {weights}",
     "fine-tuned": "--epochs 15 --optimizer adamw --lr 2e-4 --layer-decay 0.7 --init {weights}",
+    "probe, then fine-tuned": "--epochs 10 --optimizer adamw --lr 2e-5 --layer-decay 0.7 --init linear-probe-{seed}",
 }
 
 
@@ -62,11 +63,12 @@ def main():
     for seed in options.seeds:
         for way in options.ways:
             command = f"{BASE} --data animals --size {options.size} {WAYS[way]} --seed {seed}"
-            out = f"{way.replace(' ', '-')}-{seed}"
+            out = f"{way.replace(',', '').replace(' ', '-')}-{seed}"
             weights = shlex.quote(str(options.weights.resolve()))
-            result, seconds = answer(f"{command.format(weights=weights)} --out {out}", cwd=options.out)
+            whole = f"{command.format(weights=weights, seed=seed)} --out {out}"
+            result, seconds = answer(whole, cwd=options.out)
             record(f"transfer {way}", "test accuracy", result["accuracy"], seed=seed,
-                   command=command.format(weights=options.weights.name), seconds=seconds,
+                   command=command.format(weights=options.weights.name, seed=seed), seconds=seconds,
                    note=f"{result['count']} test pictures cut out of voc-animals")  # fmt: skip
 
 

@@ -81,9 +81,14 @@ def members() -> None:
 
 
 def transfer(runs: str) -> None:
-    """The curves of ``fukami board`` for a network from scratch and two that begin with published weights."""
+    """The left curves of ``fukami board``: a network from scratch, and others that begin with published weights."""
     (found,), _ = board.survey(Path(runs))
-    save(board.curves(found), "transfer")
+    figure = board.curves(found)
+    left, right = figure.axes
+    right.remove()
+    left.set_subplotspec(figure.add_gridspec(1, 1)[0])
+    figure.set_size_inches(7, 3.4)
+    save(figure, "transfer")
 
 
 if __name__ == "__main__":
