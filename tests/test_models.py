@@ -11,7 +11,7 @@ import torchvision
 from torch import fx, nn
 from torch.nn import functional as F
 
-from fukami import models
+from fukami import models, recipe
 from fukami.models import deep_convnet, googlenet, resnet18, resnet20, resnet50, vgg11, vgg16_bn
 from fukami.ops.stem import StemConv2d
 
@@ -254,6 +254,14 @@ def test_resnet_begins_with_small_pictures_as_told():
     assert ours[:4](pictures).shape == (2, 64, 32, 32)
     with pytest.raises(ValueError, match="not '5x5'"):
         resnet50(stem="5x5")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_the_recipe_hands_on_the_stem(name):
+    for stem, side in (("7x7", 8), ("3x3", 32)):
+        network = recipe.find(name)(stem=stem).network(10)
+        before = network[: list(dict(network.named_children())).index("layer1")]
+        assert before(torch.rand(2, 3, 32, 32)).shape == (2, 64, side, side)
 
 
 def test_resnet_strides_where_it_is_told():
