@@ -57,7 +57,7 @@ def train(submit, rows, seeds):
     jobs = {}
     for metric, flags in rows.items():
         command = f"{BASE} {flags}".rstrip()
-        each = [submit(f"{command} --seed {seed} --out '{metric} {seed}'") for seed in seeds]
+        each = [submit(f"{command} --seed {seed} --out './{metric} {seed}'") for seed in seeds]
         jobs[metric, command] = each
     for (metric, command), each in jobs.items():
         note(metric, command, [job.result() for job in each], seeds)
