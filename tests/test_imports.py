@@ -21,6 +21,7 @@ ALLOWED = {
     "preparation": {"errors", "image", "digit"},
     "analysis": {"errors", "image", "figures", "analysis"},
     "data": {"errors", "data", "image", "preparation"},
+    "numerics": {"errors", "numerics", "ops"},
     "tasks": {*THIRD, "ops", "proposals", "task"},
     "transfer": BASE,
     "classifier": {*THIRD, "data", "models", "recipe", "tasks", "task", "transfer"},

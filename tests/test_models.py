@@ -13,10 +13,24 @@ from torch.nn import functional as F
 
 from fukami import models, recipe
 from fukami.models import deep_convnet, googlenet, resnet18, resnet20, resnet50, vgg11, vgg16_bn
+from fukami.ops.binary import Sign
 from fukami.ops.stem import StemConv2d
 
 # By hand from the paper's figure or table where the sum is shown, else as torchvision publishes it.
 PARAMETERS = {
+    # 3×3 convolutions, their normalisations, affine layers and theirs
+    "binary_convnet": 9 * (3 * 128 + 128 * 128 + 128 * 256 + 256 * 256 + 256 * 512 + 512 * 512)
+    + 4 * (128 + 256 + 512)
+    + 16 * 512 * 1024
+    + 1024 * 1024
+    + 4 * 1024
+    + 10_250,
+    "binary_deep_convnet": 9 * (32 + 32 * 32 + 32 * 64 + 64 * 64 + 64 * 128 + 128 * 128)
+    + 4 * (32 + 64 + 128)
+    + 16 * 128 * 128
+    + 2 * 128
+    + 1290,
+    "binary_resnet18": 11_689_512,  # as without the signs
     "deep_convnet": 123_552,  # 160 + 2320 + 4640 + 9248 + 18496 + 36928 + 51250 + 510
     "googlenet": 6_624_904 + 3_188_968 + 3_191_016,  # aux1: 512 × 128 + 2 × 128 + 2049 × 1024 + 1025 × 1000
     "resnet18": 11_689_512,
@@ -42,9 +56,13 @@ PARAMETERS = {
 }
 CIFAR = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet110": 1.7}  # table 6, millions
 NAMES = list(PARAMETERS)
-TORCHVISION = [name for name in NAMES if name not in CIFAR and name != "deep_convnet"]
-LAYERS = {"deep_convnet": 8, "googlenet": 22}  # the others carry their number in their name
-KINDS = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Linear, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Dropout)
+TORCHVISION = [name for name in NAMES if name not in CIFAR and "convnet" not in name and "binary" not in name]
+# the others carry their number in their name
+LAYERS = {"deep_convnet": 8, "binary_deep_convnet": 8, "binary_convnet": 9, "googlenet": 22}
+KINDS = (
+    nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU, nn.Linear, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
+    nn.Flatten, nn.Dropout, nn.Identity, Sign,
+)  # fmt: skip
 
 
 def weightless(name, **options):
@@ -56,6 +74,8 @@ def weightless(name, **options):
 def small(name):
     """All layers of a model for pictures of 32×32, without chance; VGG with few hidden units."""
     options = {"classes": 5, "channels": 3, "size": 32, "hidden": 24, "dropout": 0.0, "auxiliary_dropout": 0.0}
+    if name == "binary_convnet":
+        options |= {"widths": (16, 16, 32, 32), "hidden": (24, 24)}
     model = getattr(models, name)
     return model(**{key: options[key] for key in inspect.signature(model).parameters if key in options})
 
@@ -94,15 +114,22 @@ def test_shapes_and_gradients(name):
     assert [scores.shape for scores in answers] == [(3, 5)] * (3 if name == "googlenet" else 1)
     sum(F.cross_entropy(scores, torch.tensor([0, 1, 2])) for scores in answers).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
-    if name != "deep_convnet":
+    if "convnet" not in name:
         assert network.eval()(torch.rand(1, 3, 75, 40)).shape == (1, 5)  # another size and shape
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_other_channels_and_classes(name):
     network = weightless(name, classes=7, channels=1).eval()
-    side = 28 if name == "deep_convnet" else 96
+    side = {"deep_convnet": 28, "binary_deep_convnet": 28, "binary_convnet": 32}.get(name, 96)
     assert network(torch.empty(2, 1, side, side, device="meta")).shape == (2, 7)
+
+
+class Layers(fx.Tracer):
+    """The layers of one bit are layers, too."""
+
+    def is_leaf_module(self, module, name):
+        return isinstance(module, Sign | nn.Conv2d | nn.Linear) or super().is_leaf_module(module, name)
 
 
 def depth(traced):
@@ -118,9 +145,9 @@ def depth(traced):
 def test_traced_and_as_deep_as_its_name(name):
     """An analysis walks torch.fx's graph: torch's own layers, additions, concatenations and option A's zeros."""
     network = weightless(name, channels=3)
-    side = 28 if name == "deep_convnet" else 64
+    side = {"deep_convnet": 28, "binary_deep_convnet": 28, "binary_convnet": 32}.get(name, 64)
     for training in (True, False):
-        traced = fx.symbolic_trace(network.train(training))
+        traced = fx.GraphModule(network, Layers().trace(network.train(training)))
         inner = [node for node in traced.graph.nodes if node.op not in ("placeholder", "output")]
         layers = [traced.get_submodule(node.target) for node in inner if node.op == "call_module"]
         functions = {node.target for node in inner if node.op != "call_module"}

@@ -1,5 +1,7 @@
 """Networks: one file per paper, each a plain function that returns an ``nn.Module``."""
 
+from fukami.models.binary_convnet import binary_convnet, binary_deep_convnet
+from fukami.models.binary_resnet import binary_resnet18
 from fukami.models.deep_convnet import deep_convnet
 from fukami.models.googlenet import googlenet
 from fukami.models.resnet import (
@@ -17,6 +19,9 @@ from fukami.models.resnet import (
 from fukami.models.vgg import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
 
 __all__ = [
+    "binary_convnet",
+    "binary_deep_convnet",
+    "binary_resnet18",
     "deep_convnet",
     "googlenet",
     "resnet18",

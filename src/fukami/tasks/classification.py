@@ -14,6 +14,7 @@ from torch.quasirandom import SobolEngine
 
 from fukami import image, metrics
 from fukami.errors import Error, UsageError
+from fukami.ops import binary
 from fukami.ops.ensemble import Ensemble, average, decide, opinions
 from fukami.preparation import Preparation
 from fukami.schedules import Schedule, constant
@@ -83,6 +84,7 @@ class Classification(Task):
         """Move to the device and make ready to train; what is frozen keeps its statistics, too."""
         super().setup(runtime)
         self.answering = runtime.place(self.answering)
+        self.latent = binary.latent(self.model)
         mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (self.prepare.mean, self.prepare.std))
         self.mean, self.std = mean.to(runtime.device), std.to(runtime.device)
         for module in self.model.modules():
@@ -116,7 +118,10 @@ class Classification(Task):
 
     @torch.no_grad()
     def updated(self) -> None:
-        """Let the moving average follow."""
+        """Keep the latent weights of binarized layers in their bounds, and let the moving average follow."""
+        if self.latent:
+            torch._foreach_clamp_min_(self.latent, -1.0)
+            torch._foreach_clamp_max_(self.latent, 1.0)
         if self.averaged is not self.model:
             torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1 - self.ema)
             torch._foreach_copy_(list(self.averaged.buffers()), list(self.model.buffers()))

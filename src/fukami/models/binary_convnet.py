@@ -1,0 +1,115 @@
+"""Binarized convolution networks: weights and activations of one bit.
+
+Courbariaux et al., "Binarized Neural Networks: Training Deep Neural Networks with Weights and Activations Constrained
+to +1 or -1" (2016), section 2.1. For a picture of 32×32, each layer followed by batch normalisation and the sign:
+
+    conv3-128  conv3-128  pool    128 × 16 × 16
+    conv3-256  conv3-256  pool    256 ×  8 ×  8
+    conv3-512  conv3-512  pool    512 ×  4 ×  4
+    affine 1024  affine 1024  affine 10
+
+The paper's weights have one bit from the first layer to the last; here the first and the last are of full precision
+unless ``ends`` says otherwise, as in all later work: they are 0.1 % of the weights.
+"""
+
+from typing import Literal
+
+from torch import nn
+
+from fukami.models.deep_convnet import PADDING
+from fukami.ops.binary import BinaryConv2d, BinaryLinear, Sign
+from fukami.ops.stem import StemConv2d
+
+Ends = Literal["float", "binary"]
+
+
+def binary_convnet(
+    classes: int = 10,
+    *,
+    channels: int = 3,
+    size: int = 32,
+    widths: tuple[int, ...] = (128, 128, 256, 256, 512, 512),
+    hidden: tuple[int, ...] = (1024, 1024),
+    ends: Ends = "float",
+    scaling: bool = False,
+    thresholds: bool = False,
+) -> nn.Sequential:
+    """The network of the BNN paper for CIFAR-10: 3×3 convolutions in three pairs, then three affine layers.
+
+    Args:
+        classes: number of scores, ``(N, classes)``.
+        channels, size: the input is ``(N, channels, size, size)``.
+        widths: channels of the convolutions, in pairs; each pair ends with a pooling.
+        hidden: units of the affine layers before the last.
+        ends: the weights of the first and the last layer: ``"float"`` or, as in the paper, ``"binary"``.
+        scaling: scaling factors of the weights, as in XNOR-Net.
+        thresholds: learned thresholds of the signs, as in ReActNet.
+
+    Raises:
+        ValueError: the picture is too small for the poolings, or ``ends`` is neither.
+    """
+    paddings = (1,) * len(widths)
+    return _binary(classes, channels, size, widths, paddings, hidden, ends, scaling, thresholds)
+
+
+def binary_deep_convnet(
+    classes: int = 10,
+    *,
+    channels: int = 1,
+    size: int = 28,
+    widths: tuple[int, ...] = (32, 32, 64, 64, 128, 128),
+    hidden: int = 128,
+    ends: Ends = "float",
+    scaling: bool = False,
+    thresholds: bool = False,
+) -> nn.Sequential:
+    """DeepConvNet (Saitoh 2016, figure 8-1) with signs for its rectifiers, twice as wide: a bit says less.
+
+    The arguments are :func:`binary_convnet`'s.
+    """
+    return _binary(classes, channels, size, widths, PADDING, (hidden,), ends, scaling, thresholds)
+
+
+def _binary(
+    classes: int,
+    channels: int,
+    size: int,
+    widths: tuple[int, ...],
+    paddings: tuple[int, ...],
+    hidden: tuple[int, ...],
+    ends: str,
+    scaling: bool,
+    thresholds: bool,
+) -> nn.Sequential:
+    """Convolutions in pairs and affine layers, each followed by batch normalisation; signs between them."""
+    if ends not in ("float", "binary"):
+        raise ValueError(f"ends is 'float' or 'binary', not {ends!r}")
+    layers: list[nn.Module] = []
+    inputs, side = channels, size
+    for number, (width, padding) in enumerate(zip(widths, paddings, strict=True), start=1):
+        if number > 1 or ends == "binary":
+            layers.append(BinaryConv2d(inputs, width, 3, padding=padding, scaling=scaling))
+        else:
+            layers.append(StemConv2d(inputs, width, 3, padding=padding, bias=False))
+        side += 2 * padding - 2
+        if number % 2 == 0:
+            layers.append(nn.MaxPool2d(2))  # before the sign, which would leave mostly +1
+            side //= 2
+        layers += [nn.BatchNorm2d(width), Sign(width if thresholds else 0)]
+        inputs = width
+    if side < 1:
+        raise ValueError(f"{len(widths) // 2} poolings leave nothing of {size}×{size}; give larger pictures")
+    layers.append(nn.Flatten())
+    inputs *= side * side
+    for width in hidden:
+        layers += [BinaryLinear(inputs, width, scaling=scaling), nn.BatchNorm1d(width)]
+        layers.append(Sign(width if thresholds else 0))
+        inputs = width
+    if ends == "binary":
+        layers += [BinaryLinear(inputs, classes, scaling=scaling), nn.BatchNorm1d(classes)]
+    else:
+        layers.append(nn.Linear(inputs, classes))
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+    return nn.Sequential(*layers)

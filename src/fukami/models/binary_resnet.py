@@ -1,0 +1,80 @@
+"""ResNet-18 with convolutions of one bit and shortcuts of full precision.
+
+Liu et al., "Bi-Real Net" (ECCV 2018), section 3.2: an own shortcut for each 3×3 convolution carries the real numbers
+past the signs; where the maps get smaller it averages 2×2 and widens by a 1×1 convolution of full precision. He et
+al.'s table 1 for the rest. With ``thresholds`` the signs are ReActNet's (Liu et al. 2020).
+"""
+
+from collections import OrderedDict
+from typing import Literal
+
+from torch import Tensor, nn
+
+from fukami.ops.binary import BinaryConv2d, Sign
+from fukami.ops.stem import StemConv2d
+
+
+def binary_resnet18(
+    classes: int = 1000,
+    *,
+    channels: int = 3,
+    stem: Literal["7x7", "3x3"] = "7x7",
+    scaling: bool = False,
+    thresholds: bool = False,
+) -> nn.Sequential:
+    """Binarized ResNet-18: ``(N, channels, H, W)`` to scores ``(N, classes)``. H and W: any; 224 in the paper.
+
+    Args:
+        classes: number of scores.
+        channels: of the pictures.
+        stem: how the network begins: ``"7x7"`` is the paper's; ``"3x3"``, for small pictures, leaves all of them.
+        scaling: scaling factors of the weights, as in XNOR-Net.
+        thresholds: learned thresholds of the signs, as in ReActNet.
+
+    Raises:
+        ValueError: ``stem`` is neither.
+    """
+    if stem not in ("7x7", "3x3"):
+        raise ValueError(f"stem is '7x7' (the paper's, with a pooling) or '3x3' (for small pictures), not {stem!r}")
+    kernel, stride, padding = (7, 2, 3) if stem == "7x7" else (3, 1, 1)
+    layers: dict[str, nn.Module] = {
+        "conv1": StemConv2d(channels, 64, kernel, stride=stride, padding=padding, bias=False),  # N × 64 × 112 × 112
+        "bn1": nn.BatchNorm2d(64),
+    }
+    if stem == "7x7":
+        layers["maxpool"] = nn.MaxPool2d(3, stride=2, padding=1)  # N × 64 × 56 × 56
+    inputs = 64
+    for number, width in enumerate((64, 128, 256, 512), start=1):  # the last is N × 512 × 7 × 7
+        strides = (1 if width == inputs else 2, 1, 1, 1)  # two blocks of two convolutions
+        stage = []
+        for step in strides:
+            stage.append(Block(inputs, width, step, scaling, thresholds))
+            inputs = width
+        layers[f"layer{number}"] = nn.Sequential(*stage)
+    layers |= {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(512, classes)}
+    network = nn.Sequential(OrderedDict(layers))
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return network
+
+
+class Block(nn.Module):
+    """Figure 3 (b): sign, 3×3 convolution of one bit, batch normalisation, and the input added."""
+
+    def __init__(self, inputs: int, width: int, stride: int, scaling: bool, thresholds: bool) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            Sign(inputs if thresholds else 0),
+            BinaryConv2d(inputs, width, 3, stride, padding=1, scaling=scaling),
+            nn.BatchNorm2d(width),
+        )
+        self.shortcut = nn.Identity() if stride == 1 and inputs == width else nn.Sequential(
+            nn.AvgPool2d(stride, ceil_mode=True),
+            nn.Conv2d(inputs, width, 1, bias=False),
+            nn.BatchNorm2d(width),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, inputs, H, W)`` to ``(N, width, H / stride, W / stride)``."""
+        return self.residual(x) + self.shortcut(x)  # type: ignore[no-any-return]
