@@ -4,6 +4,7 @@ A run is a folder: ``recipe.json`` (recipe, fields, labels, versions), ``weights
 ``report.html``, and ``last.ckpt``, which only a resumed training reads.
 """
 
+import contextlib
 import dataclasses
 import io
 import itertools
@@ -17,10 +18,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as read_tensors
+from safetensors.torch import load_file as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
+from fukami import precision as precisions
 from fukami.errors import Error, UsageError
 from fukami.recipe import Recipe, build, find, name_of
 from fukami.runtime import PRECISIONS, Runtime
@@ -29,23 +31,23 @@ from fukami.task import Task
 SHIPPED = Path(__file__).parent / "weights"
 
 
-def load(*runs: str | os.PathLike[str], device: str = "auto", precision: str = "float32", vote: bool = False) -> Task:
+def load(*runs: str | os.PathLike[str], device: str = "auto", precision: str = "auto", vote: bool = False) -> Task:
     """The task of a finished run, ready to predict and evaluate; several runs answer together, as an ensemble.
 
     Args:
         runs: folders, or names of weights that ship with the package (``deep-convnet``).
         device: ``auto``, ``cpu``, ``cuda`` ...
-        precision: ``float32``, ``bfloat16`` or ``float16``: the type of the weights and of the activations.
+        precision: ``float32``, ``bfloat16`` or ``float16``: the type of the weights and of the activations; ``int8``,
+            ``binary`` or ``onnx``: as ``fukami export`` would convert them; ``auto``: float32, or as it was exported.
         vote: the majority of several runs decides, and not the average of their probabilities.
 
     Raises:
-        UsageError: a run is not there.
-        Error: a run is damaged, or its parts do not fit together.
+        UsageError: a run is not there, or cannot be computed at this precision.
+        Error: a run is damaged, its parts do not fit together, or a layer of it cannot be converted.
     """
     if not runs:
         raise UsageError("give at least one run: a folder, or the name of weights that ship with the package")
-    runtime = Runtime.start(device, precision)
-    first, *others = (_load_one(locate(run), runtime) for run in runs)
+    first, *others = (_load_one(locate(run), device, precision) for run in runs)
     return first.ensemble(others, vote=vote) if others else first
 
 
@@ -127,23 +129,62 @@ def _jsonable(recipe: Recipe) -> dict[str, Any]:
     return dict(json.loads(json.dumps(dataclasses.asdict(recipe))))
 
 
-def _load_one(folder: Path, runtime: Runtime) -> Task:
+def precision_of(folder: Path) -> str:
+    """What the run was exported to; float32 where it is as its training left it."""
+    exported = _record(folder).get("exported")
+    own = exported.get("to") if isinstance(exported, dict) else "float32"
+    if own not in (*PRECISIONS, *precisions.CONVERTED):
+        raise Error(f"{folder / 'recipe.json'} is damaged: it was exported to {own!r}; the run cannot be used")
+    return str(own)
+
+
+def _load_one(folder: Path, device: str, precision: str) -> Task:
     recipe, labels = describe(folder)
+    own = precision_of(folder)
+    precision = precisions.resolve(precision, own, folder)
+    convert = precision in precisions.CONVERTED and own not in precisions.CONVERTED
+    ours = not name_of(type(recipe)).endswith(".py")  # whose tasks have no numbers but those of their networks
+    with torch.device("meta") if ours else contextlib.nullcontext():
+        task = recipe.task(labels)
+        modules = task.modules()
+        if own == "binary":
+            from fukami.numerics.packed import pack
+
+            modules = {name: pack(module) for name, module in modules.items()}
+    if own in precisions.BY_ONNX:
+        from fukami.numerics.onnx import OnnxNetwork
+
+        modules = {name: OnnxNetwork(_read(folder / f"{name}.onnx")) for name in modules}
+    else:
+        restore(modules, _tensors(folder), folder / "weights.safetensors")
+    if ours or own in precisions.CONVERTED:
+        task.replace(modules)
+    task.setup(Runtime.start(*precisions.where(device, precision)))
+    for module in modules.values():
+        module.to(PRECISIONS.get(precision, torch.float32)).eval()
+    if convert:
+        task.replace(precisions.convert(task, precision, recipe))
+    return task
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    """What ``weights.safetensors`` holds."""
     path = folder / "weights.safetensors"
     try:
-        tensors = read_tensors(path.read_bytes())
+        return read_tensors(path)
     except FileNotFoundError:
         raise Error(
             f"{folder} has no weights.safetensors yet; its training has to reach its first evaluation"
         ) from None
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise Error(f"{path} is damaged ({error}); the run cannot be used") from error
-    task = recipe.task(labels)
-    restore(task.modules(), tensors, path)
-    task.setup(runtime)
-    for module in task.modules().values():
-        module.to(PRECISIONS[runtime.precision]).eval()
-    return task
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Error(f"{path} cannot be read ({error.strerror}); the run cannot be used") from error
 
 
 def weights(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
@@ -156,12 +197,14 @@ def weights(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def restore(modules: dict[str, nn.Module], tensors: dict[str, Tensor], source: Path) -> None:
-    """Put ``tensors`` into the modules, all of them, in their own precision.
+    """Make ``tensors`` the modules' own, all of them, in the precision in which they are stored.
 
     Raises:
         Error: a tensor is missing, left over, or of another shape; all such are listed.
     """
-    expected = weights(modules)
+    expected = {
+        f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()
+    }
     wrong = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
     wrong += [f"{name} is not known" for name in tensors.keys() - expected.keys()]
     wrong += [
@@ -173,7 +216,11 @@ def restore(modules: dict[str, nn.Module], tensors: dict[str, Tensor], source: P
         raise Error(f"{source} does not fit its recipe: {'; '.join(sorted(wrong))}")
     for name, module in modules.items():
         prefix = f"{name}."
-        module.load_state_dict({key.removeprefix(prefix): tensors[key] for key in expected if key.startswith(prefix)})
+        own = {key.removeprefix(prefix): tensors[key] for key in expected if key.startswith(prefix)}
+        module.load_state_dict(own, assign=True)
+        for key, value in [*module.named_parameters(), *module.named_buffers()]:
+            if value.is_meta:
+                raise Error(f"{source} lacks {name}.{key}, which the network keeps out of its state_dict; put it in")
 
 
 def claim(folder: Path, recipe: Recipe, resume: bool) -> None:

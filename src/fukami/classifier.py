@@ -82,6 +82,8 @@ class Classifier(Recipe):
     """Train the head alone, on features that stay as they are."""
     layer_decay: float = 1.0
     """What the learning rate is multiplied by from each stage of the network to the one below."""
+    quantize: Literal["none", "int8"] = "none"
+    """Go on training a run (--init) with weights and activations rounded as int8 will round them."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
@@ -99,6 +101,11 @@ class Classifier(Recipe):
             raise UsageError("a plateau is waited for, so it cannot come in --cycles; give another --decay")
         if self.freeze and not self.init:
             raise UsageError("--freeze keeps the features as they are at the beginning; give weights with --init")
+        if self.quantize != "none" and (not self.init or self.freeze or self.layer_decay != 1 or self.cycles > 1):
+            raise UsageError(
+                f"--quantize {self.quantize} goes on training the whole network of a run: give it with --init, and "
+                "leave out --freeze, --layer-decay and --cycles"
+            )
 
     @property
     def architecture(self) -> str:
@@ -169,6 +176,10 @@ class Classifier(Recipe):
         from fukami.tasks.classification import Classification
 
         model = self.network(len(labels))
+        if self.quantize == "int8":
+            from fukami.numerics import int8
+
+            model = int8.prepare(model)
         if self.freeze:
             transfer.freeze(model)
         decay = schedules.parse(self.decay, factor=self.drop, warmup=self.warmup)
@@ -195,7 +206,10 @@ class Classifier(Recipe):
         from fukami import transfer
 
         if self.init:
-            transfer.initialise(task.model, self.architecture, self.init)
+            network = self.network(len(getattr(task, "labels", ()))) if self.quantize != "none" else task.model
+            transfer.initialise(network, self.architecture, self.init)
+            if network is not task.model:  # which has the ranges of the activations besides, still unknown
+                task.model.load_state_dict(network.state_dict(), strict=False)
             averaged: nn.Module = getattr(task, "averaged", task.model)
             averaged.load_state_dict(task.model.state_dict())
 

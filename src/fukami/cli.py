@@ -14,7 +14,8 @@ from typing import Any, Literal, NoReturn
 from fukami.errors import Error, UsageError, unknown
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-COMMANDS = ("list", "train", "eval", "predict", "explain", "show", "find-lr", "doctor", "board", "import")
+Answered = Literal["auto", "float32", "bfloat16", "float16", "int8", "binary", "onnx"]
+COMMANDS = ("list", "train", "eval", "predict", "export", "explain", "show", "find-lr", "doctor", "board", "import")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -1,6 +1,7 @@
 """Figures that the judgement of a classifier is shown in."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -95,4 +96,28 @@ def members(share: Tensor, together: float, apart: Tensor) -> Figure:
             dark = values[row, column] > 0.6 * values.max()
             right.text(column, row, f"{values[row, column]:.2f}", ha="center", va="center", fontsize=8,
                        color="w" if dark else "k")  # fmt: skip
+    return figure
+
+
+def ladder(steps: Sequence[Mapping[str, Any]]) -> Figure:
+    """The steps of :func:`fukami.ladder.climb`: a bar for each in errors, size, memory, latency and throughput."""
+    panels = (
+        ("errors, %", [100 * (1 - step["accuracy"]) for step in steps]),
+        ("answers unlike float32's, %", [100 * (1 - step["agreement"]) for step in steps]),
+        ("file, kB", [step["bytes"] / 1e3 for step in steps]),
+        ("memory for 256 pictures, MB", [step["memory_256"] / 1e6 for step in steps]),
+        ("one picture, ms", [1e3 * step["latency"] for step in steps]),
+        ("pictures / s, 256 at once", [step["throughput"] for step in steps]),
+    )
+    figure = Figure(figsize=(2.2 * len(panels) + 0.8, 0.9 + 0.34 * len(steps)), layout="constrained")
+    for axes, (title, values) in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
+        bars = axes.barh([step["precision"] for step in steps], values, color="#4878a8")
+        axes.bar_label(
+            bars, [f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in values], padding=3, fontsize=8
+        )
+        axes.set_title(title, fontsize=9)
+        axes.set_xlim(0, 1.4 * max(*values, 1e-9))
+        axes.set_xticks([])
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+    axes.invert_yaxis()
     return figure

@@ -40,6 +40,7 @@ class Judgement:
         self.apart = counter(members, members)  # pictures on which two members differ
         self.likely = counter()  # pictures whose class is among the five likeliest
         self.loss = torch.zeros((), device=device)  # summed cross entropy
+        self.answers: list[Tensor] = []  # of each batch, (N,)
         self.wrong: list[tuple[Tensor, ...]] = []  # confidence, picture, class and answer of the worst of each batch
 
     @property
@@ -50,6 +51,7 @@ class Judgement:
     def add(self, each: Tensor, scores: Tensor, targets: Tensor, pictures: Tensor) -> None:
         """A batch: log-probabilities of the members ``(members, N, classes)`` and together ``(N, classes)``."""
         confidence, predicted = scores.exp().max(1)
+        self.answers.append(predicted)
         self.matrix += confusion(predicted, targets, len(self.matrix))
         self.loss += F.nll_loss(scores, targets, reduction="sum")
         self.likely += (scores.topk(min(5, scores.shape[1])).indices == targets.unsqueeze(1)).sum()

@@ -34,6 +34,22 @@ class Preparation:
         """What a prepared picture takes."""
         return self.channels * self.size**2
 
+    def describe(self) -> dict[str, Any]:
+        """What another program must do to a picture, in words and numbers that JSON can hold."""
+        fitted = (
+            "a digit as MNIST shows it: light on 0, its longer side 20 pixels, centred by mass"
+            if self.digit
+            else "the shorter side resized to size (bicubic), the centre cropped"
+        )
+        return {
+            "channels": "grey" if self.channels == 1 else "RGB",
+            "size": self.size,
+            "picture": fitted,
+            "values": "(picture / 255 - mean) / std",
+            "mean": self.mean,
+            "std": self.std,
+        }
+
     def __call__(self, picture: Image.Image) -> npt.NDArray[np.uint8]:
         """The picture as the network sees it.
 

@@ -67,6 +67,31 @@ def judgement(
     return path
 
 
+def ladder(
+    folder: Path,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    figure: Figure,
+    left_out: dict[str, str],
+    facts: dict[str, Any],
+    command: str,
+) -> Path:
+    """Write the page of a run at every precision into ``folder``; returns its path."""
+    lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in (columns, *rows)]
+    body = [
+        f"<h1>How many bits does {html.escape(', '.join(facts['runs']))} need?</h1>",
+        f"<h2>Repeat it</h2><pre>{html.escape(command)}</pre>",
+        f"<h2>At each precision</h2><table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>",
+        picture("Side by side", figure),
+        "<h2>Left out</h2>" + table(left_out) if left_out else "",
+        "<h2>What was judged</h2>" + table(facts),
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "report.html"
+    checkpoint.write(path, PAGE.format(title="fukami eval", body="\n".join(body)).encode())
+    return path
+
+
 def answer(metrics: dict[str, Any]) -> str:
     """What an evaluation found, in one line."""
     return " · ".join(

@@ -58,6 +58,21 @@ class Task:
         """The modules that answer; they become ``weights.safetensors``."""
         return {"model": self.model}
 
+    def replace(self, modules: dict[str, nn.Module]) -> None:
+        """Answer with other modules of these names, such as ones of fewer bits; they are not trained."""
+        self.model = modules["model"]
+
+    def inputs(self, batch: Any) -> Tensor:
+        """What the network is given for a batch, ``(N, ...)``."""
+        raise UsageError(f"{type(self).__name__} cannot be calibrated: it does not define inputs(batch)")
+
+    def interface(self) -> tuple[tuple[int, ...], dict[str, str]]:
+        """The shape of one input of the network, and what another program must know to prepare it and read the answer.
+
+        The latter is text by name, some of it JSON: the metadata of an ONNX file.
+        """
+        raise UsageError(f"{type(self).__name__} cannot be exported to another program: it does not define interface()")
+
     def duration(self, train: Any) -> tuple[int, int]:
         """Updates in the whole training, and between two evaluations; by default ``epochs`` passes, ``judge_every``."""
         return self.epochs * len(train), self.judge_every * len(train)

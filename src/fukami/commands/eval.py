@@ -5,7 +5,8 @@ import shlex
 from pathlib import Path
 from typing import Any, Literal
 
-from fukami.cli import parse
+from fukami.cli import Answered, parse
+from fukami.errors import UsageError
 
 
 def command(arguments: list[str]) -> None:
@@ -16,7 +17,7 @@ def command(arguments: list[str]) -> None:
         runs: tyro.conf.Positional[tuple[str, ...]],
         data: str | None = None,
         device: str = "auto",
-        precision: Literal["float32", "bfloat16", "float16"] = "float32",
+        precision: Answered | Literal["all"] = "auto",
         vote: bool = False,
         views: int = 1,
         out: Path | None = None,
@@ -28,7 +29,8 @@ def command(arguments: list[str]) -> None:
             data: Known name (mnist, cifar10 ...), folder, archive or CSV file. Default: what the run was trained on.
                 Always the test part; data that have none and are new to the run are judged whole.
             device: auto, cpu, cuda, cuda:1 or mps.
-            precision: Type of the weights and the activations.
+            precision: What is computed, and with how many bits. auto: float32, or what the run was exported to. all:
+                every one of them that the run allows, side by side: accuracy, size, memory and time.
             vote: The majority of the runs decides, and not the average of their probabilities.
             views: Test-time augmentation: answers are averaged over each picture and so many less one changed as in
                 the training.
@@ -36,18 +38,49 @@ def command(arguments: list[str]) -> None:
         """
         from fukami import checkpoint
 
-        task = checkpoint.load(*runs, device=device, precision=precision, vote=vote).views(views)
-        recipe, _ = checkpoint.describe(checkpoint.locate(runs[0]))
+        folder = checkpoint.locate(runs[0]) if runs else Path()
+        recipe, _ = checkpoint.describe(folder)
         recipe = recipe if data is None else recipe.on(data)
+        facts: dict[str, Any] = {"data": getattr(recipe, "dataset", None), "precision": precision, "runs": list(runs)}
+        again = f"fukami eval {shlex.join(arguments)}"
+        if precision == "all":
+            if len(runs) > 1 or views > 1:
+                raise UsageError("every precision is measured for one run and one view; leave out the others")
+            print(json.dumps(_ladder(runs[0], recipe, device, facts, out, again)))
+            return
+        task = checkpoint.load(*runs, device=device, precision=precision, vote=vote).views(views)
+        if precision == "auto":
+            facts["precision"] = checkpoint.precision_of(folder)
         batches = recipe.judged()
         result = task.evaluate(batches)
-        facts: dict[str, Any] = {"data": getattr(recipe, "dataset", None), "precision": precision, "runs": list(runs)}
         if out:
             from fukami import report
 
-            again = f"fukami eval {shlex.join(arguments)}"
             page = report.judgement(out, result, facts, list(task.figures(batches)), again)
             facts["report"] = str(page)
         print(json.dumps({**result, **facts}))
 
     parse(run, arguments, "fukami eval")
+
+
+def _ladder(run: str, recipe: Any, device: str, facts: dict[str, Any], out: Path | None, again: str) -> dict[str, Any]:
+    """The answer for every precision; a table of it on stderr, and a page of it in the folder ``out``."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from fukami import figures, ladder, report
+
+    steps, left_out = ladder.climb(run, recipe, device)
+    table = Table(*ladder.COLUMNS, box=box.SIMPLE_HEAD)
+    for row in ladder.rows(steps):
+        table.add_row(*row)
+    console = Console(stderr=True)
+    console.print(table)
+    for name, why in left_out.items():
+        console.print(f"without {name}: {why}", markup=False, highlight=False)
+    if out:
+        page = report.ladder(out, ladder.COLUMNS, ladder.rows(steps), figures.ladder(steps), left_out, facts, again)
+        facts["report"] = str(page)
+    metrics = {name: steps[0][name] for name in ("accuracy", "errors", "count", "loss")}
+    return {**metrics, **facts, "ladder": steps, "left_out": left_out}

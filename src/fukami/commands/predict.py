@@ -3,9 +3,8 @@
 import json
 import sys
 from pathlib import Path
-from typing import Literal
 
-from fukami.cli import parse
+from fukami.cli import Answered, parse
 from fukami.errors import Error
 
 
@@ -17,7 +16,7 @@ def command(arguments: list[str]) -> None:
         inputs: tyro.conf.Positional[tuple[str, ...]],
         out: Path | None = None,
         device: str = "auto",
-        precision: Literal["float32", "bfloat16", "float16"] = "float32",
+        precision: Answered = "auto",
         vote: bool = False,
         views: int = 1,
     ) -> None:
@@ -27,7 +26,7 @@ def command(arguments: list[str]) -> None:
             inputs: First the runs (folders, or names of shipped weights; several are an ensemble), then the pictures.
             out: Folder for drawn answers and a page of them that shows what the network saw.
             device: auto, cpu, cuda, cuda:1 or mps.
-            precision: Type of the weights and the activations.
+            precision: What is computed, and with how many bits. auto: float32, or what the run was exported to.
             vote: The majority of the runs decides, and not the average of their probabilities.
             views: Test-time augmentation: answers are averaged over so many views of each picture.
         """

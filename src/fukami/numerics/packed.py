@@ -22,6 +22,7 @@ from fukami.numerics import words
 from fukami.ops.binary import BinaryConv2d, BinaryLinear, Sign, scale
 
 Binary = BinaryConv2d | BinaryLinear
+INFINITY = 0x7F800000  # the whole number that has the bits of the float
 ALIGNED = 16  # outputs to which the tables of the kernels are filled up
 
 
@@ -32,10 +33,10 @@ def pack(network: nn.Module) -> nn.Module:
         Error: the network has no binarized layer.
     """
     if not any(isinstance(module, Binary) for module in network.modules()):
-        name, _ = next((name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear))
+        layers = [f"{n} ({type(m).__name__})" for n, m in network.named_modules() if not any(m.children()) and n]
         raise Error(
-            f"the network has no binarized layer: {name} and the other convolutions and affine layers were trained "
-            "with full precision; train binary-convnet, binary-deep-convnet or binary-resnet18, or export to int8"
+            f"no layer was trained to have one bit: the first is {layers[0]}, of full precision, and so are the "
+            f"others; train binary-convnet, binary-deep-convnet or binary-resnet18, or take int8"
         )
     return _packed(copy.deepcopy(network).eval())
 
@@ -112,8 +113,7 @@ class PackedSign(nn.Module):
 
     def __init__(self, step: list[nn.Module], channels: int) -> None:
         super().__init__()
-        most = int(torch.tensor(torch.inf).view(torch.int32))
-        edge, falling = turn(step, channels, -most, most, _real)
+        edge, falling = turn(step, channels, -INFINITY, INFINITY, _real)
         self.register_buffer("edge", edge.int())
         self.register_buffer("falling", falling)
 
@@ -140,6 +140,9 @@ class PackedLayer(nn.Module):
     def __init__(self, layer: Binary, step: list[nn.Module], channels: int) -> None:
         super().__init__()
         weight = layer.weight.detach()
+        # sums lie in memory as the convolution's do, and a run's do channels last: a normalisation rounds accordingly
+        last = weight.is_meta or not weight.is_contiguous()
+        self.format = torch.channels_last if last else torch.contiguous_format
         if isinstance(layer, BinaryConv2d):
             self.stride, self.padding = layer.stride[0], int(layer.padding[0])
             weight = weight.permute(0, 2, 3, 1).unsqueeze(3)
@@ -181,6 +184,8 @@ class PackedLayer(nn.Module):
         found = kernel.convolve(x, laid, *self.plans[size], self.outputs, self.stride, self.padding)
         if self.flat:
             found = found[0, 0] if self.edge is not None else found[0, :, 0].T.contiguous()
+        elif self.edge is None:
+            found = found.contiguous(memory_format=self.format)
         if self.scale is not None:
             found = found * (self.scale if self.flat else self.scale.view(-1, 1, 1))
         return found  # type: ignore[no-any-return]
@@ -194,9 +199,9 @@ class PackedLayer(nn.Module):
         """
         insides = []
         for size, reach in zip((height, width), self.shape[1:3], strict=True):
-            first = torch.arange(0, size + 2 * self.padding - reach + 1, self.stride) - self.padding
-            if len(first) == 0:
+            if size + 2 * self.padding < reach:
                 raise Error(f"{height}×{width} is too small for a kernel of {reach}×{reach}; give larger pictures")
+            first = torch.arange(0, size + 2 * self.padding - reach + 1, self.stride) - self.padding
             at = first[:, None] + torch.arange(reach)
             insides.append(torch.unique((at >= 0) & (at < size), dim=0, return_inverse=True))
         (rows, row), (columns, column) = insides
@@ -283,6 +288,8 @@ def turn(
         return x.flatten() > 0
 
     first, last = torch.full((channels,), low), torch.full((channels,), high)
+    if first.is_meta:  # a network without numbers is packed to be given them
+        return first, first > 0
     falling = positive(first) & ~positive(last)
     direction = 1 - 2 * falling.long()
     last = last + 1
@@ -311,8 +318,8 @@ def kernels(device: torch.device) -> Any:
         module.convolve(one, module.lay(one), one[0, 0], one[0, 0], None, 1, 1, 0)
     except Exception as error:  # no compiler, no numba, a processor that LLVM does not know
         logging.getLogger("fukami").warning(
-            "the 1-bit kernels cannot be compiled here (%s: %s), so plain torch computes them, slowly; for the CPU "
-            'they need numba: pip install "fukami[binary]"', type(error).__name__, error,
+            "the 1-bit kernels cannot be compiled here (%s: %s), so plain torch computes them, slowly; on the CPU they "
+            "need numba (pip install numba), on a GPU triton", type(error).__name__, error,
         )  # fmt: skip
         return words
     return module

@@ -40,7 +40,8 @@ class Ensemble(nn.Module):
 def opinions(model: nn.Module, pictures: Tensor) -> Tensor:
     """Log-probabilities ``(members, N, classes)``, float32; a network that is no ensemble has one member."""
     if not isinstance(model, Ensemble):
-        return model(pictures).float().log_softmax(1).unsqueeze(0)  # type: ignore[no-any-return]
+        own = next(model.parameters(), pictures).dtype
+        return model(pictures.to(own)).float().log_softmax(1).unsqueeze(0)  # type: ignore[no-any-return]
     members = [*model.models[: int(model.joined) - 1], model.models[-1]]
     return torch.stack([average(opinions(member, pictures)) for member in members])
 

@@ -1,6 +1,7 @@
 """Classification: which of these classes is the picture?"""
 
 import copy
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -100,6 +101,23 @@ class Classification(Task):
         """The network, its moving average, or its snapshots."""
         return {"model": self.answering}
 
+    def replace(self, modules: dict[str, nn.Module]) -> None:
+        """Answer with another network."""
+        self.model = self.averaged = self.answering = modules["model"]
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """The normalised pictures."""
+        return self.normalised(batch[0].to(self.runtime.device))
+
+    def interface(self) -> tuple[tuple[int, ...], dict[str, str]]:
+        """Pictures ``(channels, size, size)``; how they are prepared, and the labels, as JSON."""
+        about = {
+            "preprocessing": json.dumps(self.prepare.describe()),
+            "labels": json.dumps(self.labels, ensure_ascii=False),
+            "answer": "scores; softmax makes probabilities of them",
+        }
+        return (self.prepare.channels, self.prepare.size, self.prepare.size), about
+
     def batches(self, train: Any) -> Iterable[Batch]:
         """Pass after pass over the loader; the weights of the classes come from its ``targets``."""
         if self.weighted:
@@ -149,8 +167,7 @@ class Classification(Task):
         Computed in the precision of the weights.
         """
         parameter = next(self.answering.parameters())
-        pictures = pictures.to(parameter.device)
-        views = [opinions(self.answering, self.normalised(view).to(parameter.dtype)) for view in self._views(pictures)]
+        views = [opinions(self.answering, self.normalised(view)) for view in self._views(pictures.to(parameter.device))]
         return average(torch.stack(views))
 
     def scores(self, pictures: Tensor) -> Tensor:

@@ -1,0 +1,193 @@
+"""How many bits does a network need? The speed of 1-bit layers and networks, and every precision of trained runs.
+
+    python benchmarks/bits.py layers              a 3×3 convolution: 1 bit against float32, bfloat16 and int8 of oneDNN
+    python benchmarks/bits.py network             the CIFAR-10 network of the BNN paper, 1 bit against others
+    python benchmarks/bits.py train OUT           the trainings: DeepConvNet on MNIST and ResNet-20 on CIFAR-10, with 32
+                                                  bits and with 1, and DeepConvNet aware of its 8 bits (hours on a CPU)
+    python benchmarks/bits.py ladder OUT [RUN]    each run of OUT (or one) at every precision
+    python benchmarks/bits.py figure              docs/figures/bits.png and the tables of docs/bits.md, from results.csv
+
+Needs MNIST and CIFAR-10 in $FUKAMI_DATA. Results go to results.csv. All times are ratios to float32, taken in turns on
+the same machine; layers and network on one thread.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+from functools import partial
+from pathlib import Path
+
+import torch
+from fukami.numerics.onnx import OnnxNetwork, encode
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils import mkldnn
+from torch.utils.benchmark import Timer
+
+from fukami.models import binary_convnet
+from fukami.numerics import words
+from fukami.numerics.packed import PackedLayer, pack
+from fukami.ops.binary import BinaryConv2d, BinaryLinear, Sign
+from record import answer, record
+
+ROUNDS = 15
+RUNS = {
+    "deep-convnet-mnist": "fukami train deep-convnet --data mnist --judge-every 5",
+    "deep-convnet-mnist-int8": "fukami train deep-convnet --data mnist --init deep-convnet-mnist --quantize int8 "
+    "--epochs 2 --lr 0.0002",
+    "binary-deep-convnet-mnist": "fukami train binary-deep-convnet --data mnist --judge-every 5",
+    "resnet20-cifar10": "fukami train resnet20 --data cifar10 --judge-every 5",
+    "resnet20-cifar10-int8": "fukami train resnet20 --data cifar10 --init resnet20-cifar10 --quantize int8 --epochs 2 "
+    "--lr 0.002",
+    "binary-convnet-cifar10": "fukami train binary-convnet --data cifar10 --judge-every 5",
+}
+
+
+def in_turns(**functions):
+    """The median seconds of each, over rounds in which all are timed one after another."""
+    times = {name: [] for name in functions}
+    for _ in range(ROUNDS):
+        for name, function in functions.items():
+            timer = Timer("f()", globals={"f": function}, num_threads=1)
+            times[name].append(timer.blocked_autorange(min_run_time=0.05).median)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def fastest(found, kind):
+    """The best of the ways to compute a kind of number."""
+    return min(seconds for name, seconds in found.items() if name.startswith(kind))
+
+
+@torch.inference_mode()
+def layers(options):
+    """3×3 convolutions of as many channels in as out, one picture, one thread."""
+    torch.set_num_threads(1)
+    for channels in (128, 256):
+        for side in (16, 32):
+            found = in_turns(**ways(channels, side))
+            for kind in ("float32", "bfloat16", "int8"):
+                record("1-bit layer", f"3×3, {channels} channels, {side}×{side}: times faster than {kind}",
+                       fastest(found, kind) / found["binary"], command="python benchmarks/bits.py layers",
+                       note=f"one thread, one picture; {kind} is oneDNN's, the faster of channels last and packed; "
+                       f"1 bit from words to words, with thresholds")  # fmt: skip
+
+
+def ways(channels, side):
+    """A convolution computed in every way: with packed bits, and by oneDNN."""
+    x = torch.randn(1, channels, side, side).contiguous(memory_format=torch.channels_last)
+    float32 = nn.Conv2d(channels, channels, 3, padding=1, bias=False).eval().to(memory_format=torch.channels_last)
+    bfloat16 = copy.deepcopy(float32).bfloat16()
+    own, own_bfloat16 = mkldnn.to_mkldnn(float32), mkldnn.to_mkldnn(float32, torch.bfloat16)
+    step = [nn.BatchNorm2d(channels).eval(), Sign()]
+    packed = PackedLayer(BinaryConv2d(channels, channels, 3, padding=1), step, channels)
+    bits = words.from_bools(x.permute(0, 2, 3, 1) > 0)
+    return {
+        "binary": partial(packed, bits),
+        "float32": partial(float32, x),
+        "float32, packed": partial(own, x.to_mkldnn()),
+        "bfloat16": partial(bfloat16, x.bfloat16()),
+        "bfloat16, packed": partial(own_bfloat16, x.to_mkldnn(torch.bfloat16)),
+        "int8": int8(float32, x),
+    }
+
+
+def int8(layer, x):
+    """oneDNN's int8 convolution, its weights packed and per channel, uint8 in and out."""
+    scales = layer.weight.abs().amax((1, 2, 3)) / 127
+    weight = (layer.weight / scales.view(-1, 1, 1, 1)).round().to(torch.int8)
+    zeros = torch.zeros(len(scales), dtype=torch.int)
+    where = ([1, 1], [1, 1], [1, 1], 1)
+    packed = torch.ops.onednn.qconv_prepack(weight, scales, 0.02, 128, *where, list(x.shape))
+    given = (x / 0.02 + 128).round().clamp(0, 255).to(torch.uint8)
+    rest = (0.02, 128, torch.uint8, "none", [], "")
+    return lambda: torch.ops.onednn.qconv2d_pointwise(given, 0.02, 128, packed, scales, zeros, None, *where, *rest)
+
+
+@torch.inference_mode()
+def network(options):
+    """The whole network, one picture, one thread, beside one of full precision with rectifiers for signs."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    binary = binary_convnet().eval()
+    float32 = twin(binary).to(memory_format=torch.channels_last)
+    bfloat16 = twin(binary).bfloat16().to(memory_format=torch.channels_last)
+    runtime = OnnxNetwork(encode(float32, (3, 32, 32), {}))
+    x = torch.randn(1, 3, 32, 32)
+    packed = pack(binary)
+    assert torch.equal(packed(x), binary(x))
+    found = in_turns(
+        binary=partial(packed, x), float32=partial(float32, x), onnx=partial(runtime, x),
+        bfloat16=partial(bfloat16, x.bfloat16()),
+    )  # fmt: skip
+    names = {"float32": "float32 of oneDNN", "onnx": "float32 of ONNX Runtime", "bfloat16": "bfloat16 of oneDNN"}
+    for kind, name in names.items():
+        record("binary-convnet, whole", f"times faster than {name}", found[kind] / found["binary"],
+               command="python benchmarks/bits.py network",
+               note="one thread, one picture; the normalisations of its twin are folded")  # fmt: skip
+
+
+def twin(binary):
+    """The network with numbers of full precision and rectifiers, normalisations folded where they can be."""
+    made = []
+    for layer in binary:
+        if isinstance(layer, BinaryConv2d):
+            layer = nn.Conv2d(layer.in_channels, layer.out_channels, 3, layer.stride, layer.padding, bias=False).eval()
+        elif isinstance(layer, BinaryLinear):
+            layer = nn.Linear(layer.in_features, layer.out_features, bias=False).eval()
+        if isinstance(layer, nn.BatchNorm2d) and isinstance(made[-1], nn.MaxPool2d):
+            made[-2] = fuse_conv_bn_eval(made[-2], layer)  # scales are positive here, so it may come before the pooling
+        elif isinstance(layer, nn.BatchNorm2d):
+            made[-1] = fuse_conv_bn_eval(made[-1], layer)
+        elif isinstance(layer, Sign):
+            made.append(nn.ReLU(inplace=True))
+        elif not isinstance(layer, nn.BatchNorm1d):
+            made.append(layer)
+    return nn.Sequential(*made).eval()
+
+
+def train(options):
+    """The runs that are not there yet, in OUT."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, command in RUNS.items():
+        if not (options.out / name / "report.html").is_file():
+            found, seconds = answer(f"{command} --out {name} --resume", cwd=options.out)
+            note = f"{found['errors']} errors of {found['count']}"
+            record(name, "test accuracy", found["accuracy"], command=command, seed=0, seconds=seconds, note=note)
+
+
+def ladder(options):
+    """The runs that are there, at every precision."""
+    for name in options.runs or [name for name in RUNS if (options.out / name / "report.html").is_file()]:
+        command = f"fukami eval {name} --precision all"
+        found, seconds = answer(f"{command} --out {name}-ladder", cwd=options.out)
+        first = found["ladder"][0]
+        for step in found["ladder"]:
+            values = {
+                "test accuracy": step["accuracy"],
+                "agreement with float32": step["agreement"],
+                "bytes of the file": step["bytes"],
+                "memory for one picture, MB": step["memory_1"] / 1e6,
+                "memory for 256 pictures, MB": step["memory_256"] / 1e6,
+                "one picture, times faster than float32": first["latency"] / step["latency"],
+                "256 pictures, times faster than float32": step["throughput"] / first["throughput"],
+            }
+            note = json.dumps(step["computed"])
+            for metric, value in values.items():
+                record(
+                    f"{name} at {step['precision']}", metric, value, command=command, seed=0, seconds=seconds, note=note
+                )
+
+
+def main():
+    """Measure what is asked for."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("action", choices=["layers", "network", "train", "ladder", "figure"])
+    options.add_argument("out", type=Path, nargs="?", default=Path("runs"))
+    options.add_argument("runs", nargs="*")
+    options = options.parse_args()
+    globals()[options.action](options)
+
+
+if __name__ == "__main__":
+    main()
