@@ -5,8 +5,6 @@ LLVM turns into VPOPCNTQ where AVX-512 has it, and into the table look-ups of AV
 sums stay in registers: a few neighbouring pixels and 8 or 16 outputs at a time, so that each word read serves many.
 """
 
-import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,13 +18,14 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
+from fukami.numerics import compiling
+
 LANES = 8  # words, or floats, in a vector
 _WIDE = llvm.get_host_cpu_features().get("avx512vpopcntdq", False)
 PIXELS = 4 if _WIDE else 2  # of a tile; they share the weights that are read
 VECTORS = 2 if _WIDE else 1  # of outputs of a tile; they share the pixels that are read
 BLOCK = LANES * VECTORS  # outputs of a tile
 PARALLEL = 1e8  # bits to compare from which on a second thread is worth waking
-SLOW = 0.5  # seconds above which a first call has compiled, and says so
 
 
 def lay(weight: Tensor) -> Tensor:
@@ -81,19 +80,9 @@ def pool(x: Tensor, minimum: Tensor, size: int, stride: int) -> Tensor:
 
 
 def _run(function: Callable[..., None], *arguments: Any) -> None:
-    """Call a kernel; a call that had to compile it says how long that took."""
-    began = time.monotonic()
     numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-    function(*arguments)
-    seconds = time.monotonic() - began
-    if seconds > SLOW and function not in _compiled:
-        logging.getLogger("fukami").warning(
-            "compiled a 1-bit kernel for this processor in %.1f s; later runs find it on the disk", seconds
-        )
-    _compiled.add(function)
-
-
-_compiled: set[Callable[..., None]] = set()
+    with compiling.timed(function, "processor"):
+        function(*arguments)
 
 
 def _vector(builder: ir.IRBuilder, address: ir.Value, element: ir.Type) -> ir.Value:

@@ -1,0 +1,209 @@
+"""The Triton kernels of the 1-bit layers against those in plain torch, bit for bit.
+
+Where there is no GPU, Triton's interpreter runs them, in a process of its own, since it has to be asked for before
+Triton is imported; and the compiler translates them all the same.
+"""
+
+import importlib.util
+import itertools
+import multiprocessing
+import random
+from concurrent.futures import ProcessPoolExecutor
+from unittest import mock
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fukami.models import binary_convnet
+from fukami.numerics import packed, words
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="needs Triton, which is published for Linux only"
+)
+
+SHAPES = list(
+    itertools.product(
+        [1, 3],  # pictures
+        [(5, 7), (6, 3)],
+        [1, 31, 64, 65, 128, 200],  # channels
+        [1, 10, 16, 17, 64, 70],  # outputs
+        [(1, 1, 0), (1, 2, 0), (1, 1, 1), (3, 1, 0), (3, 1, 1), (3, 2, 1), (3, 3, 2), (5, 1, 2), (5, 3, 1), (5, 2, 2)],
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def interpreter():
+    """A process in which Triton interprets."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TRITON_INTERPRET", "1")
+            pool.submit(torch.set_num_threads, 1).result()
+        yield pool
+
+
+@pytest.fixture(params=["interpreter", "cuda"])
+def check(request):
+    """Calls one of the checks below with a device: a GPU, or the CPU in the interpreter's process."""
+    if request.param == "interpreter":
+        pool = request.getfixturevalue("interpreter")
+        return lambda function, *arguments: pool.submit(function, "cpu", *arguments).result()
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+    return lambda function, *arguments: function("cuda", *arguments)
+
+
+def _same(found, expected):
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def _bits(*shape):
+    return words.from_bools(torch.rand(shape) < 0.5)
+
+
+def _convolves(device, pictures, size, channels, outputs, layer):
+    from fukami.numerics import cuda
+
+    torch.manual_seed(0)
+    kernel, stride, padding = layer
+    x, weight = _bits(pictures, *size, channels).to(device), _bits(outputs, kernel, kernel, channels).to(device)
+    rows, columns = ((side + 2 * padding - kernel) // stride + 1 for side in size)
+    half = channels * kernel**2 // 2
+    start = F.pad(torch.randint(-half - 3, -half + 4, (3, outputs)), (0, -outputs % 16), value=1).to(device)
+    kind = torch.randint(3, (rows, columns), device=device)
+    for valid in None, torch.randint(2 * half + 1, (3,), device=device):
+        expected = words.convolve(x, words.lay(weight), start, kind, valid, outputs, stride, padding)
+        _same(cuda.convolve(x, cuda.lay(weight), start, kind, valid, outputs, stride, padding), expected)
+
+
+def _convolves_in_large_blocks(device):
+    from fukami.numerics import cuda
+
+    with mock.patch.object(cuda, "BUSY", 0):
+        _convolves(device, 2, (7, 9), 65, 40, (3, 1, 1))
+        _convolves(device, 1, (1, 67), 200, 70, (1, 1, 0))  # as an affine layer, with as many samples
+
+
+def _signs(device, channels, kind, layout):
+    from fukami.numerics import cuda
+
+    torch.manual_seed(0)
+    x = torch.randint(-2, 3, (2, channels, 3, 25)).to(kind)
+    special = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0, 1e-7, 0.5])
+    x.view(-1)[: len(special)] = special.to(kind)
+    x = x.to(device, memory_format=layout)
+    edge = torch.randint(-2, 3, (channels,)).float().to(device)
+    edge[channels // 2] = -torch.inf
+    edge[0] = 1e-40
+    direction = torch.randint(2, (channels,), device=device) * 2.0 - 1
+    _same(cuda.sign(x, edge, direction), words.sign(x, edge, direction))
+
+
+def _tells_denormal_numbers_apart(device):
+    from fukami.numerics import cuda
+
+    x = torch.tensor([1e-40, 2e-40, 3e-40, 0], device=device).view(4, 1, 1, 1)
+    found = cuda.sign(x, torch.tensor([2e-40], device=device), torch.ones(1, device=device))
+    assert found.flatten().tolist() == [0, 1, 1, 0]
+
+
+def _pools(device, size, stride, channels):
+    from fukami.numerics import cuda
+
+    torch.manual_seed(0)
+    x, minimum = _bits(3, 7, 6, channels).to(device), _bits(channels).to(device)
+    _same(cuda.pool(x, minimum, size, stride), words.pool(x, minimum, size, stride))
+
+
+def _answers(device, options):
+    from fukami.numerics import cuda
+
+    torch.manual_seed(0)
+    network = binary_convnet(widths=(16, 16, 40, 70), hidden=(24, 24), size=8, **options).eval()
+    for name, tensor in network.state_dict().items():
+        if name.endswith(("running_mean", "running_var")):
+            tensor.uniform_(0.5, 2.0)
+    x = torch.randn(3, 3, 8, 8)
+    expected = network(x) if device == "cpu" else None
+    small = packed.pack(network).to(device)
+    with mock.patch.object(packed, "kernels", return_value=cuda):
+        found = small(x.to(device))
+    if expected is None:
+        with mock.patch.object(packed, "kernels", return_value=words):
+            expected = packed.pack(network).to(device)(x.to(device))
+    _same(found, expected)
+
+
+def _pass_their_trial(device):
+    from fukami.numerics import cuda
+
+    with mock.patch.object(packed, "importlib") as imports:
+        imports.import_module.return_value = cuda
+        assert packed.kernels.__wrapped__(torch.device(device)) is cuda
+
+
+@pytest.mark.parametrize("shape", random.Random(0).sample(SHAPES, 30), ids=str)
+def test_convolve(check, shape):
+    check(_convolves, *shape)
+
+
+def test_convolve_in_large_blocks(check):
+    check(_convolves_in_large_blocks)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize("channels", [1, 31, 65])
+def test_sign(check, channels, kind, layout):
+    check(_signs, channels, kind, layout)
+
+
+def test_sign_of_denormal_numbers(check):
+    check(_tells_denormal_numbers_apart)
+
+
+@pytest.mark.parametrize(("size", "stride", "channels"), [(2, 2, 31), (2, 1, 65), (3, 2, 64), (3, 3, 200)])
+def test_pool(check, size, stride, channels):
+    check(_pools, size, stride, channels)
+
+
+@pytest.mark.parametrize("options", [{}, {"ends": "binary"}, {"scaling": True, "thresholds": True}], ids=str)
+def test_whole_network(check, options):
+    check(_answers, options)
+
+
+def test_kernels_pass_their_trial(check):
+    check(_pass_their_trial)
+
+
+@pytest.mark.parametrize("target", [80, 90])
+@pytest.mark.parametrize(
+    ("name", "types", "constants", "instruction"),
+    [
+        ("_convolve", "*i64 *i64 *i64 *i64 - *i32", {"valid": None, "PIXELS": 32}, "popc.b32"),
+        ("_convolve", "*i64 *i64 *i64 *i64 - *i32", {"valid": None, "PIXELS": 8}, "redux.sync"),
+        ("_convolve", "*i64 *i64 *i64 *i64 *i64 *fp32", {"PIXELS": 32}, "popc.b32"),
+        ("_sign", "*fp32 *fp32 *fp32 *i32", {"SIGNS": 64, "pixel_step": 1}, "setp.ge.f32"),
+        ("_sign", "*fp16 *fp32 *fp32 *i32", {"SIGNS": 64, "channel_step": 1}, "redux.sync"),
+        ("_pool", "*i64 *i64 *i64", {"WORDS": 256}, "ld.global.b64"),
+    ],
+)
+def test_compiles_without_a_gpu(name, types, constants, instruction, target, tmp_path, monkeypatch):
+    import triton
+    from triton.backends import backends
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from fukami.numerics import cuda
+
+    if "nvidia" not in backends:
+        pytest.skip("this build of Triton has no compiler for NVIDIA GPUs")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = getattr(cuda, name)
+    signature = dict(itertools.zip_longest(kernel.arg_names, types.split(), fillvalue="i32"))
+    signature |= dict.fromkeys(constants, "constexpr")
+    source = ASTSource(kernel, signature, {(kernel.arg_names.index(key),): value for key, value in constants.items()})
+    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=cuda.OPTIONS)
+    assert instruction in compiled.asm["ptx"]
+    assert len(compiled.asm["cubin"]) > 0
