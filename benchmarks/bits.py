@@ -2,9 +2,9 @@
 
     python benchmarks/bits.py layers              a 3×3 convolution: 1 bit against float32, bfloat16 and int8 of oneDNN
     python benchmarks/bits.py network             the CIFAR-10 network of the BNN paper, 1 bit against others
-    python benchmarks/bits.py train OUT           the trainings: DeepConvNet on MNIST and ResNet-20 on CIFAR-10, with 32
-                                                  bits and with 1, and DeepConvNet aware of its 8 bits (hours on a CPU)
-    python benchmarks/bits.py ladder OUT [RUN]    each run of OUT (or one) at every precision
+    python benchmarks/bits.py train OUT [RUN...]  the trainings: on MNIST and CIFAR-10, with 32 bits, aware of 8, and with 1
+                                                  (binary-convnet-cifar10, the paper's network, takes a GPU)
+    python benchmarks/bits.py ladder OUT [RUN...] those runs that are in OUT, at every precision
     python benchmarks/bits.py figure              docs/figures/bits.png and the tables of docs/bits.md, from results.csv
 
 Needs MNIST and CIFAR-10 in $FUKAMI_DATA. Results go to results.csv. All times are ratios to float32, taken in turns on
@@ -40,6 +40,8 @@ RUNS = {
     "resnet20-cifar10": "fukami train resnet20 --data cifar10 --judge-every 5",
     "resnet20-cifar10-int8": "fukami train resnet20 --data cifar10 --init resnet20-cifar10 --quantize int8 --epochs 2 "
     "--lr 0.002",
+    "binary-convnet-half-cifar10": "fukami train binary-convnet --data cifar10 --judge-every 2 --epochs 12 "
+    "--widths 64 64 128 128 256 256 --hidden 512 512",
     "binary-convnet-cifar10": "fukami train binary-convnet --data cifar10 --judge-every 5",
 }
 
@@ -149,7 +151,8 @@ def twin(binary):
 def train(options):
     """The runs that are not there yet, in OUT."""
     options.out.mkdir(parents=True, exist_ok=True)
-    for name, command in RUNS.items():
+    for name in options.runs or RUNS:
+        command = RUNS[name]
         if not (options.out / name / "report.html").is_file():
             found, seconds = answer(f"{command} --out {name} --resume", cwd=options.out)
             note = f"{found['errors']} errors of {found['count']}"
