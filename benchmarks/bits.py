@@ -2,7 +2,7 @@
 
     python benchmarks/bits.py layers              a 3×3 convolution: 1 bit against float32, bfloat16 and int8 of oneDNN
     python benchmarks/bits.py network             the CIFAR-10 network of the BNN paper, 1 bit against others
-    python benchmarks/bits.py train OUT [RUN...]  the trainings: on MNIST and CIFAR-10, with 32 bits, aware of 8, and with 1
+    python benchmarks/bits.py train OUT [RUN...]  the trainings: with 32 bits, aware of 8, and with 1
                                                   (binary-convnet-cifar10, the paper's network, takes a GPU)
     python benchmarks/bits.py ladder OUT [RUN...] those runs that are in OUT, at every precision
     python benchmarks/bits.py figure              docs/figures/bits.png and the tables of docs/bits.md, from results.csv
