@@ -13,23 +13,25 @@ the same machine; layers and network on one thread.
 
 import argparse
 import copy
-import json
+import csv
 import statistics
 from functools import partial
 from pathlib import Path
 
 import torch
 from fukami.numerics.onnx import OnnxNetwork, encode
+from matplotlib.figure import Figure
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils import mkldnn
 from torch.utils.benchmark import Timer
 
+import fukami
 from fukami.models import binary_convnet
 from fukami.numerics import words
 from fukami.numerics.packed import PackedLayer, pack
 from fukami.ops.binary import BinaryConv2d, BinaryLinear, Sign
-from record import answer, record
+from record import FILE, answer, record
 
 ROUNDS = 15
 RUNS = {
@@ -44,6 +46,11 @@ RUNS = {
     "--widths 64 64 128 128 256 256 --hidden 512 512",
     "binary-convnet-cifar10": "fukami train binary-convnet --data cifar10 --judge-every 5",
 }
+COUNTERPARTS = {"binary-deep-convnet-mnist": "deep-convnet-mnist"}
+PLOTTED = {
+    "DeepConvNet on MNIST": ("deep-convnet-mnist", "deep-convnet-mnist-int8", "binary-deep-convnet-mnist"),
+    "ResNet-20 on CIFAR-10": ("resnet20-cifar10", "resnet20-cifar10-int8"),
+}
 
 
 def in_turns(**functions):
@@ -51,7 +58,7 @@ def in_turns(**functions):
     times = {name: [] for name in functions}
     for _ in range(ROUNDS):
         for name, function in functions.items():
-            timer = Timer("f()", globals={"f": function}, num_threads=1)
+            timer = Timer("f()", globals={"f": function}, num_threads=torch.get_num_threads())
             times[name].append(timer.blocked_autorange(min_run_time=0.05).median)
     return {name: statistics.median(values) for name, values in times.items()}
 
@@ -160,7 +167,7 @@ def train(options):
 
 
 def ladder(options):
-    """The runs that are there, at every precision."""
+    """The runs that are there, at every precision; those of 1 bit also beside their counterparts of full precision."""
     for name in options.runs or [name for name in RUNS if (options.out / name / "report.html").is_file()]:
         command = f"fukami eval {name} --precision all"
         found, seconds = answer(f"{command} --out {name}-ladder", cwd=options.out)
@@ -175,11 +182,90 @@ def ladder(options):
                 "one picture, times faster than float32": first["latency"] / step["latency"],
                 "256 pictures, times faster than float32": step["throughput"] / first["throughput"],
             }
-            note = json.dumps(step["computed"])
+            if step["precision"] == "binary" and name in COUNTERPARTS:
+                values |= beside(options.out / name, options.out / COUNTERPARTS[name])
+            note = "; ".join(f"{part} {what}" for part, what in step["computed"].items())
             for metric, value in values.items():
-                record(
-                    f"{name} at {step['precision']}", metric, value, command=command, seed=0, seconds=seconds, note=note
-                )
+                record(f"{name} at {step['precision']}", metric, value, command=command, seed=0, seconds=seconds,
+                       note=note)  # fmt: skip
+
+
+def beside(binary, full):
+    """How many times faster a packed run answers than its counterpart in float32."""
+    packed, whole = fukami.load(binary, device="cpu", precision="binary"), fukami.load(full, device="cpu")
+    (channels, side, _), _ = whole.interface()
+    values = {}
+    for count, words_of in ((1, "one picture"), (256, "256 pictures")):
+        pictures = torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8)
+        with torch.inference_mode():
+            found = in_turns(packed=partial(packed.scores, pictures), whole=partial(whole.scores, pictures))
+        values[f"{words_of}, times faster than {full.name} at float32"] = found["whole"] / found["packed"]
+    return values
+
+
+def figure(options):
+    """The tables and the plot of docs/bits.md, from the last rows of results.csv."""
+    with FILE.open(newline="") as file:
+        rows = {(row["benchmark"], row["metric"]): row for row in csv.DictReader(file)}
+    folder = FILE.parents[1] / "docs" / "figures"
+    drawing = Figure(figsize=(10, 6.4), layout="constrained")
+    panels = drawing.subplots(2, 2)
+    for (title, names), column in zip(PLOTTED.items(), range(2), strict=True):
+        points = [point for name in names for point in measured(rows, name)]
+        (folder / f"bits-{names[0]}.md").write_text(table(points), encoding="utf-8")
+        draw(panels[0][column], panels[1][column], title, points)
+    drawing.savefig(folder / "bits.png", dpi=130)
+
+
+def measured(rows, name):
+    """What is known of a run at each precision: its name in the table and its numbers."""
+    for precision in ("float32", "bfloat16", "float16", "int8", "binary", "onnx"):
+        found = {metric: float(row["value"]) for (run, metric), row in rows.items() if run == f"{name} at {precision}"}
+        aware, own = name.endswith("-int8"), name.startswith("binary")
+        if not found or (aware and precision != "int8") or (own and precision != "binary"):
+            continue
+        label = {"int8": "int8, trained for it" if aware else "int8", "binary": "1 bit"}.get(precision, precision)
+        for count in ("one picture", "256 pictures"):
+            usual = found[f"{count}, times faster than float32"]
+            found[count] = found.get(f"{count}, times faster than {COUNTERPARTS.get(name)} at float32", usual)
+        yield label, found
+
+
+def table(points):
+    """A table in Markdown."""
+    head = ("", "accuracy", "as float32", "file, kB", "memory for 1, MB", "for 256, MB", "speed, 1", "speed, 256")
+    lines = [head, ("---",) * len(head)]
+    for label, found in points:
+        agreement = "" if label == "1 bit" else f"{found['agreement with float32']:.2%}"
+        lines.append((
+            label, f"{found['test accuracy']:.2%}", agreement, f"{found['bytes of the file'] / 1e3:,.1f}",
+            f"{found['memory for one picture, MB']:.1f}", f"{found['memory for 256 pictures, MB']:.1f}",
+            f"{found['one picture']:.2f}×", f"{found['256 pictures']:.2f}×",
+        ))  # fmt: skip
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def draw(above, below, title, points):
+    """Errors over the size of the file, and under them how many times faster than float32 each precision is."""
+    sizes = [found["bytes of the file"] / 1e3 for _, found in points]
+    errors = [100 * (1 - found["test accuracy"]) for _, found in points]
+    above.scatter(sizes, errors, color="#1f5c99", zorder=3)
+    above.set_xscale("log")
+    above.set(title=title, xlabel="file, kB", ylabel="test errors, %")
+    above.set_ylim(0, 1.35 * max(errors))
+    for number, (label, size, error) in enumerate(zip([label for label, _ in points], sizes, errors, strict=True)):
+        above.annotate(label, (size, error), (0, 8 + 11 * (number % 3)), textcoords="offset points", ha="center",
+                       fontsize=8)  # fmt: skip
+    for shift, count, colour in ((-0.2, "one picture", "#1f5c99"), (0.2, "256 pictures", "#9cc3e6")):
+        places = [place + shift for place in range(len(points))]
+        bars = below.bar(places, [found[count] for _, found in points], 0.38, label=count, color=colour)
+        below.bar_label(bars, fmt="%.1f", fontsize=7)
+    below.axhline(1, color="#888", lw=0.8)
+    below.set_xticks(range(len(points)), [label.replace(", ", ",\n") for label, _ in points], fontsize=8)
+    below.set(ylabel="times faster than float32")
+    below.legend(frameon=False, fontsize=8)
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
 
 
 def main():
