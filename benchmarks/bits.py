@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from fukami.numerics.onnx import OnnxNetwork, encode
 from matplotlib.figure import Figure
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -29,6 +28,7 @@ from torch.utils.benchmark import Timer
 import fukami
 from fukami.models import binary_convnet
 from fukami.numerics import words
+from fukami.numerics.onnx import OnnxNetwork, encode
 from fukami.numerics.packed import PackedLayer, pack
 from fukami.ops.binary import BinaryConv2d, BinaryLinear, Sign
 from record import FILE, answer, record

@@ -4,6 +4,7 @@ Each step is exported, and loaded by a process of its own, so that its memory is
 being timed, so that whatever else the machine does in the meantime falls on all of them.
 """
 
+import importlib
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +20,7 @@ from torch.utils.benchmark import Timer
 from fukami import checkpoint, exporting, precision
 from fukami.errors import Error, UsageError
 from fukami.recipe import Recipe
+from fukami.runtime import Runtime
 from fukami.tasks.classification import Classification
 
 STEPS = ("float32", "bfloat16", "float16", "int8", "binary", "onnx")
@@ -50,6 +52,8 @@ def climb(run: str | Path, recipe: Recipe, device: str = "auto") -> tuple[list[d
     folder = checkpoint.locate(run)
     if checkpoint.precision_of(folder) in precision.CONVERTED:
         raise UsageError(f"{run} was exported already; give the run it is of")
+    if not isinstance(checkpoint.load(run, device="cpu"), Classification):
+        raise UsageError(f"the precisions of classifiers are compared, and {run} is none")
     steps: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
     with ExitStack() as stack:
@@ -82,27 +86,31 @@ def _open(folder: Path, device: str, threads: int) -> dict[str, Any]:
     global _task, _device
     torch.set_num_threads(threads)
     own = checkpoint.precision_of(folder)
-    _prepare(own)
+    _device = Runtime.start(*precision.where(device, own)).device
+    computed = precision.computed(own, _device)
+    _import(folder, own)
     before = _peak()
     task = checkpoint.load(folder, device=device)
-    if not isinstance(task, Classification):
-        raise UsageError(f"the precisions of classifiers are compared; this is a run of {type(task).__name__}")
-    _task, _device = task, next(task.answering.parameters()).device
+    assert isinstance(task, Classification)
+    _task = task
     memory = {}
     for count in (1, BATCH):
         _answers(count)()
         memory[f"memory_{count}"] = _peak() - before
-    return memory | {"computed": precision.computed(own, _device)}
+    return memory | {"computed": computed}
 
 
-def _prepare(own: str) -> None:
-    """Load the libraries that a precision is computed with, which no network's memory is to answer for."""
+def _import(folder: Path, own: str) -> None:
+    """Have every library at hand before memory is counted, the run built once without numbers."""
+    recipe, labels = checkpoint.describe(folder)
+    with torch.device("meta"):
+        recipe.task(labels)
     if own in precision.BY_ONNX:
-        import onnxruntime  # noqa: F401
+        importlib.import_module("fukami.numerics.onnx")
     elif own == "binary":
         from fukami.numerics.packed import kernels
 
-        kernels(torch.device("cpu"))
+        kernels(_device)
 
 
 def _peak() -> int:
@@ -140,13 +148,14 @@ def _time(count: int) -> float:
 
 
 COLUMNS = (
-    "precision", "accuracy", "as float32", "file, kB", "memory for 1, MB", "for 256", "one picture, ms", "×",
-    "pictures/s, 256 at once", "×", "weights, activations, sums",
+    "precision", "accuracy", "as float32", "file, kB", "for 256, MB", "for 1, ms", "×", "256 at once, /s", "×",
+    "for 1, MB", "weights, activations, sums",
 )  # fmt: skip
+NARROW = 9  # columns that a terminal has room for
 
 
 def rows(steps: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """The cells of each step, as in :data:`COLUMNS`; × is how many times faster than the first."""
+    """The cells of each step, as in :data:`COLUMNS`: times, too, as how many times faster than the first."""
     first = steps[0]
     return [
         (
@@ -154,12 +163,12 @@ def rows(steps: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
             f"{step['accuracy']:.2%}",
             f"{step['agreement']:.2%}",
             f"{step['bytes'] / 1e3:,.1f}",
-            f"{step['memory_1'] / 1e6:,.1f}",
             f"{step['memory_256'] / 1e6:,.1f}",
             f"{1e3 * step['latency']:.3f}",
             f"{first['latency'] / step['latency']:.2f}",
             f"{step['throughput']:,.0f}",
             f"{step['throughput'] / first['throughput']:.2f}",
+            f"{step['memory_1'] / 1e6:,.1f}",
             ", ".join(step["computed"][part] for part in ("weights", "activations", "sums")),
         )
         for step in steps

@@ -66,10 +66,10 @@ class Task:
         """What the network is given for a batch, ``(N, ...)``."""
         raise UsageError(f"{type(self).__name__} cannot be calibrated: it does not define inputs(batch)")
 
-    def interface(self) -> tuple[tuple[int, ...], dict[str, str]]:
-        """The shape of one input of the network, and what another program must know to prepare it and read the answer.
+    def interface(self) -> tuple[tuple[int, int, int], dict[str, str]]:
+        """The shape ``(C, H, W)`` of what the network is given, and what another program must know of it.
 
-        The latter is text by name, some of it JSON: the metadata of an ONNX file.
+        The latter, how to prepare an input and how to read the answer, is the metadata of an ONNX file: text by name.
         """
         raise UsageError(f"{type(self).__name__} cannot be exported to another program: it does not define interface()")
 

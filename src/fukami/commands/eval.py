@@ -72,9 +72,11 @@ def _ladder(run: str, recipe: Any, device: str, facts: dict[str, Any], out: Path
     from fukami import figures, ladder, report
 
     steps, left_out = ladder.climb(run, recipe, device)
-    table = Table(*ladder.COLUMNS, box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ladder.COLUMNS[: ladder.NARROW]:
+        table.add_column(column, justify="left" if column == "precision" else "right")
     for row in ladder.rows(steps):
-        table.add_row(*row)
+        table.add_row(*row[: ladder.NARROW])
     console = Console(stderr=True)
     console.print(table)
     for name, why in left_out.items():

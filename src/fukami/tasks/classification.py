@@ -109,7 +109,7 @@ class Classification(Task):
         """The normalised pictures."""
         return self.normalised(batch[0].to(self.runtime.device))
 
-    def interface(self) -> tuple[tuple[int, ...], dict[str, str]]:
+    def interface(self) -> tuple[tuple[int, int, int], dict[str, str]]:
         """Pictures ``(channels, size, size)``; how they are prepared, and the labels, as JSON."""
         about = {
             "preprocessing": json.dumps(self.prepare.describe()),

@@ -1,0 +1,166 @@
+"""ONNX files: networks that ONNX Runtime and many other programs can run without torch or fukami."""
+
+import contextlib
+import copy
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from fukami.errors import Error
+from fukami.ops.ensemble import Ensemble
+
+INPUT, OUTPUT = "pictures", "scores"
+
+
+def encode(network: nn.Module, shape: tuple[int, int, int], about: dict[str, str]) -> bytes:
+    """The network as an ONNX file: normalised ``pictures`` ``(N, C, H, W)`` to ``scores`` ``(N, classes)``, float32.
+
+    Args:
+        network: it is exported as it answers in evaluation, and stays as it is.
+        shape: ``(C, H, W)`` of a picture. N is free.
+        about: what the file says of itself, such as how pictures are prepared (ONNX calls it the metadata).
+
+    Raises:
+        Error: a layer cannot be exported; the message names it and says why.
+    """
+    return write(translate(network, shape), about)
+
+
+def translate(network: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
+    """The network in ONNX's words; as :func:`encode`."""
+    network = _settled(copy.deepcopy(network).eval().cpu())
+    with _quiet():
+        program = _traced(network, shape)
+        try:
+            translated = torch.onnx.export(program, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
+        except torch.onnx.errors.OnnxExporterError as error:
+            reasons = [str(error), *_causes(error)]
+            raise _refusal(network, _layer(program, reasons[0]), reasons[-1]) from error
+        assert translated is not None
+        return translated.model_proto
+
+
+def write(model: onnx.ModelProto, about: dict[str, str]) -> bytes:
+    """The file of a model, which says ``about`` of itself, and nothing of the sources it was translated from."""
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    onnx.helper.set_model_props(model, about)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+class OnnxNetwork(nn.Module):
+    """The network of an ONNX file, computed by ONNX Runtime on the CPU; it cannot be trained.
+
+    Args:
+        content: of a file that :func:`encode` or :mod:`fukami.numerics.int8` made.
+
+    Attributes:
+        content: the same.
+        metadata: what the file says of itself.
+
+    Raises:
+        Error: the content is damaged, or no such network.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors alone
+        if _overflows():
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        try:
+            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises a class of its own for each kind of damage
+            raise Error(f"ONNX Runtime cannot read the network, so export it again: {error}") from error
+        names = [value.name for value in (*self.session.get_inputs(), *self.session.get_outputs())]
+        if names != [INPUT, OUTPUT]:
+            raise Error(
+                f"the ONNX file has {', '.join(names)} as its inputs and outputs, not {INPUT} and {OUTPUT}: give one "
+                "that fukami exported"
+            )
+        self.empty = nn.Parameter(torch.empty(0))  # by which its device and type are asked for
+        self.content = content
+        self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores ``(N, classes)``, float32 on the CPU, of normalised pictures ``(N, C, H, W)``."""
+        pictures = x.detach().to("cpu", torch.float32).contiguous().numpy()
+        return torch.from_numpy(self.session.run([OUTPUT], {INPUT: pictures})[0])
+
+
+def _overflows() -> bool:
+    """Whether ONNX Runtime's sums of bytes would overflow 16 bits here, as on x86 without VNNI, unless asked not to."""
+    able = torch.cpu.get_capabilities()
+    return able.get("architecture") == "x86_64" and not (able.get("avx512_vnni") or able.get("avx_vnni"))
+
+
+def _settled(network: nn.Module) -> nn.Module:
+    """The network with the number of members that answer fixed: an export cannot follow a number that may change."""
+    for module in network.modules():
+        if isinstance(module, Ensemble):
+            module.models = nn.ModuleList([*module.models[: int(module.joined) - 1], module.models[-1]])
+            del module.joined
+            module.__dict__["joined"] = len(module.models)
+    return network
+
+
+def _traced(network: nn.Module, shape: tuple[int, int, int]) -> torch.export.ExportedProgram:
+    """The operations of the network; where they cannot be followed, the error names the layer."""
+    inside: list[str] = []
+    hooks = []
+    for name, module in network.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: inside.append(name)))
+        hooks.append(module.register_forward_hook(lambda *_: inside.__delitem__(-1)))
+    try:
+        return torch.export.export(network, (torch.zeros(2, *shape),), dynamic_shapes=({0: torch.export.Dim("N")},))
+    except Exception as error:  # whatever the layer itself or the tracing raises
+        raise _refusal(network, inside[-1] if inside else "", str(error)) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _layer(program: torch.export.ExportedProgram, message: str) -> str:
+    """The name of the layer that an exporter's message about the operation ``%name`` speaks of."""
+    found = re.search(r"node %(\w+) ", message)
+    for node in program.run_decompositions().graph.nodes:
+        if found and found[1] in node.name and node.meta.get("nn_module_stack"):
+            name, _ = list(node.meta["nn_module_stack"].values())[-1]
+            return str(name)
+    return ""
+
+
+def _refusal(network: nn.Module, name: str, reason: str) -> Error:
+    layer = network.get_submodule(name)
+    first = reason.strip().partition("\n")[0]
+    return Error(f"{name or 'the network'} ({type(layer).__name__}) cannot be exported to ONNX: {first}")
+
+
+def _causes(error: BaseException) -> Iterator[str]:
+    while error.__cause__ is not None:
+        error = error.__cause__
+        yield str(error)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing of what the exporters say of themselves on the way."""
+    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
