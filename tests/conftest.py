@@ -84,6 +84,17 @@ def trained(tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="session")
+def binarized(tmp_path_factory):
+    """A run of the binarized DeepConvNet on the embedded digits, at full width and of one epoch."""
+    import fukami
+
+    out = tmp_path_factory.mktemp("binarized") / "digits"
+    recipe = fukami.find("binary-deep-convnet")(epochs=1, batch=50)
+    fukami.train(recipe, out, device="cpu", precision="float32")
+    return out
+
+
 @pytest.fixture
 def pageless(monkeypatch):
     """Trainings draw no report, which takes longer than they do."""

@@ -260,46 +260,37 @@ def test_without_a_compiler_plain_torch_answers_and_says_so_once(monkeypatch, ca
 # runs
 
 
-@pytest.fixture(scope="session")
-def run(tmp_path_factory):
-    """A binarized run on the embedded digits, in one file for all tests of a process."""
-    out = tmp_path_factory.mktemp("binary") / "digits"
-    package.train(BinaryDeepConvNet(epochs=1, batch=100), out, device="cpu", precision="float32")
-    return out
-
-
-def test_exported_run_is_small_and_answers_the_same(fukami, run, digit_files, tmp_path):
+def test_exported_run_is_small_and_answers_the_same(fukami, binarized, digit_files, tmp_path):
     """28 times smaller; the same metrics and probabilities, whichever way they are asked for."""
-    exported = fukami("export", run, "--to", "binary")
+    exported = fukami("export", binarized, "--to", "binary")
     assert exported.status == 0, exported.err
     (facts,) = exported.json
     assert facts["run"] == "runs/digits-binary"
     assert facts["bytes"] == (tmp_path / facts["file"]).stat().st_size
     assert facts["smaller"] > 20
-    judged = [fukami("eval", *words).json[0] for words in (
-        [run], [run, "--precision", "binary"], ["runs/digits-binary"], ["runs/digits-binary", "--precision", "binary"],
-    )]  # fmt: skip
+    ways = [[binarized], [binarized, "--precision", "binary"], [facts["run"]], [facts["run"], "--precision", "binary"]]
+    judged = [fukami("eval", *words).json[0] for words in ways]
     assert [each["precision"] for each in judged] == ["float32", "binary", "binary", "binary"]
     assert len({(each["accuracy"], each["loss"], each["count"]) for each in judged}) == 1
     files = sorted(digit_files.rglob("*.png"))[:6]
-    assert fukami("predict", "runs/digits-binary", *files).json == fukami("predict", run, *files).json
+    assert fukami("predict", "runs/digits-binary", *files).json == fukami("predict", binarized, *files).json
     record = json.loads((tmp_path / "runs/digits-binary/recipe.json").read_text())
-    assert record["exported"] == {"to": "binary", "from": str(run)}
+    assert record["exported"] == {"to": "binary", "from": str(binarized)}
     assert sorted(path.name for path in (tmp_path / "runs/digits-binary").iterdir()) == [
         "recipe.json",
         "weights.safetensors",
     ]
 
 
-def test_an_exported_run_is_only_computed_as_it_is(fukami, run, tmp_path):
-    fukami("export", run, "--to", "binary", "--out", "bits")
+def test_an_exported_run_is_only_computed_as_it_is(fukami, binarized, tmp_path):
+    fukami("export", binarized, "--to", "binary", "--out", "bits")
     refused = fukami("eval", "bits", "--precision", "float16")
     assert refused.status == 2
     assert "exported to binary and is computed so, not in float16" in refused.err
     again = fukami("export", "bits", "--to", "binary", "--out", "more")
     assert again.status == 2
     assert "exported to binary already" in again.err
-    taken = fukami("export", run, "--to", "binary", "--out", "bits")
+    taken = fukami("export", binarized, "--to", "binary", "--out", "bits")
     assert taken.status == 2
     assert "not empty" in taken.err
 
@@ -311,8 +302,8 @@ def test_a_run_of_full_precision_has_no_single_bits(fukami, trained):
     assert not refused.out
 
 
-def test_a_damaged_export_is_refused(fukami, run, tmp_path):
-    fukami("export", run, "--to", "binary", "--out", "bits")
+def test_a_damaged_export_is_refused(fukami, binarized, tmp_path):
+    fukami("export", binarized, "--to", "binary", "--out", "bits")
     record = json.loads((tmp_path / "bits/recipe.json").read_text())
     (tmp_path / "bits/recipe.json").write_text(json.dumps(record | {"exported": {"to": "ternary"}}))
     refused = fukami("eval", "bits")

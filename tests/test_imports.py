@@ -35,6 +35,8 @@ ALLOWED = {
     "recipe": {"errors", "task", "recipes"},
     "precision": {"errors", "numerics", "recipe", "runtime", "task"},
     "checkpoint": {"errors", "numerics", "precision", "recipe", "runtime", "task"},
+    "exporting": {"errors", "checkpoint", "precision", "runtime"},
+    "ladder": {"errors", "checkpoint", "exporting", "numerics", "precision", "recipe", "runtime", "tasks"},
     "log": {"errors", "checkpoint", "recipe", "report", "runtime"},
     "report": {"errors", "checkpoint"},
     "doctor": {"errors", "image", "data"},

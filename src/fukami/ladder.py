@@ -148,8 +148,8 @@ def _time(count: int) -> float:
 
 
 COLUMNS = (
-    "precision", "accuracy", "as float32", "file, kB", "for 256, MB", "for 1, ms", "×", "256 at once, /s", "×",
-    "for 1, MB", "weights, activations, sums",
+    "precision", "accuracy", "as float32", "kB", "MB for 256", "ms for 1", "×", "256, /s", "×", "MB for 1",
+     "weights, activations, sums",
 )  # fmt: skip
 NARROW = 9  # columns that a terminal has room for
 

@@ -38,19 +38,19 @@ def command(arguments: list[str]) -> None:
         """
         from fukami import checkpoint
 
-        folder = checkpoint.locate(runs[0]) if runs else Path()
+        if precision == "all" and (len(runs) != 1 or views > 1):
+            raise UsageError(f"every precision is measured for one run and one view, not for {len(runs)} and {views}")
+        task = None if precision == "all" else checkpoint.load(*runs, device=device, precision=precision, vote=vote)
+        folder = checkpoint.locate(runs[0])
         recipe, _ = checkpoint.describe(folder)
         recipe = recipe if data is None else recipe.on(data)
-        facts: dict[str, Any] = {"data": getattr(recipe, "dataset", None), "precision": precision, "runs": list(runs)}
+        own = checkpoint.precision_of(folder) if precision == "auto" else precision
+        facts: dict[str, Any] = {"data": getattr(recipe, "dataset", None), "precision": own, "runs": list(runs)}
         again = f"fukami eval {shlex.join(arguments)}"
-        if precision == "all":
-            if len(runs) > 1 or views > 1:
-                raise UsageError("every precision is measured for one run and one view; leave out the others")
+        if task is None:
             print(json.dumps(_ladder(runs[0], recipe, device, facts, out, again)))
             return
-        task = checkpoint.load(*runs, device=device, precision=precision, vote=vote).views(views)
-        if precision == "auto":
-            facts["precision"] = checkpoint.precision_of(folder)
+        task.views(views)
         batches = recipe.judged()
         result = task.evaluate(batches)
         if out:
@@ -74,13 +74,13 @@ def _ladder(run: str, recipe: Any, device: str, facts: dict[str, Any], out: Path
     steps, left_out = ladder.climb(run, recipe, device)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ladder.COLUMNS[: ladder.NARROW]:
-        table.add_column(column, justify="left" if column == "precision" else "right")
+        table.add_column(column, justify="left" if column == "precision" else "right", no_wrap=True)
     for row in ladder.rows(steps):
         table.add_row(*row[: ladder.NARROW])
     console = Console(stderr=True)
     console.print(table)
     for name, why in left_out.items():
-        console.print(f"without {name}: {why}", markup=False, highlight=False)
+        console.print(f"without {name}: {why}", markup=False, highlight=False, soft_wrap=True)
     if out:
         page = report.ladder(out, ladder.COLUMNS, ladder.rows(steps), figures.ladder(steps), left_out, facts, again)
         facts["report"] = str(page)
