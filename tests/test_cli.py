@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import fukami as package
 
-COMMANDS = ["list", "train", "eval", "predict", "explain", "show", "find-lr", "doctor", "board", "import"]
+COMMANDS = ["list", "train", "eval", "predict", "serve", "explain", "show", "find-lr", "doctor", "board", "import"]
 QUICK = ["--epochs", "1", "--batch", "100"]
 
 
@@ -85,6 +85,10 @@ def test_list(fukami):
         (["eval"], "at least one run"),
         (["predict", "deep-convnet"], "files"),
         (["predict", "no-such-run", "a.png"], "no-such-run"),
+        (["serve"], "at least one run"),
+        (["serve", "no-such-run"], "deep-convnet"),
+        (["serve", "deep-convnet", "--views", "0"], "at least one view"),
+        (["serve", "deep-convnet", "--port", "65536"], "between 0 and 65535"),
         (["import", "params.pkl"], "--out"),
     ],
 )
