@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 
 import fukami as package
 
-COMMANDS = ["list", "train", "eval", "predict", "explain", "show", "find-lr", "doctor", "board", "import"]
+COMMANDS = [
+    "list", "train", "eval", "predict", "export", "serve", "explain", "show", "find-lr", "doctor", "board", "import",
+]  # fmt: skip
 QUICK = ["--epochs", "1", "--batch", "100"]
 
 
@@ -49,7 +51,7 @@ def test_options_of_train_are_these(fukami):
         "--no-compile",
     }
     fields = "seed data holdout memory size channels epochs judge-every batch optimizer lr momentum weight-decay decay "
-    fields += "drop warmup cycles smoothing ema augment balance init freeze no-freeze layer-decay "
+    fields += "drop warmup cycles smoothing ema augment balance init freeze no-freeze layer-decay quantize "
     fields += "dropout convention widths hidden"
     assert options == run | {f"--{field}" for field in fields.split()}
 
@@ -85,6 +87,10 @@ def test_list(fukami):
         (["eval"], "at least one run"),
         (["predict", "deep-convnet"], "files"),
         (["predict", "no-such-run", "a.png"], "no-such-run"),
+        (["serve"], "at least one run"),
+        (["serve", "no-such-run"], "deep-convnet"),
+        (["serve", "deep-convnet", "--views", "0"], "at least one view"),
+        (["serve", "deep-convnet", "--port", "65536"], "between 0 and 65535"),
         (["import", "params.pkl"], "--out"),
     ],
 )

@@ -122,6 +122,17 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path):
             image.read(tmp_path / name)
 
 
+def test_what_a_file_holds_is_read_like_the_file_and_called_by_the_name_given(photo, tmp_path):
+    path = saved(Image.fromarray(photo), tmp_path / "photo.jpg")
+    content = path.read_bytes()
+    assert np.array_equal(np.asarray(image.read(content)), np.asarray(image.read(path)))
+    for broken, what in ((b"", "is empty"), (b"text", "is not a picture"), (content[:99], "is damaged")):
+        with pytest.raises(Error, match=f"^photo.jpg {what}"):
+            image.read(broken, name="photo.jpg")
+        with pytest.raises(Error, match=f"^the file given {what}"):
+            image.read(broken)
+
+
 def png(width, height, body=b""):
     """A PNG file that claims a size."""
 

@@ -41,6 +41,7 @@ ALLOWED = {
     "report": {"errors", "checkpoint"},
     "doctor": {"errors", "image", "data"},
     "board": {"errors", "analysis", "checkpoint", "data", "recipe", "report"},
+    "serving": {"errors", "image", "report", "serving", "task"},
     "loop": {"errors", "checkpoint", "log", "recipe", "resuming", "runtime", "task"},
 }
 FREE = {"cli", "commands", "page", "importing", "__init__", "__main__"}  # they may use everything

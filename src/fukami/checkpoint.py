@@ -297,10 +297,15 @@ def write_run(folder: Path, recipe: Recipe, labels: tuple[str, ...], note: dict[
         "recipe": name_of(type(recipe)),
         "fields": dataclasses.asdict(recipe),
         "labels": labels,
-        "versions": {"fukami": version("fukami"), "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
         **note,
     }
     write(folder / "recipe.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def versions() -> dict[str, str]:
+    """What computes here."""
+    return {"fukami": version("fukami"), "torch": torch.__version__, "python": platform.python_version()}
 
 
 def write_weights(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:

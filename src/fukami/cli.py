@@ -15,7 +15,9 @@ from fukami.errors import Error, UsageError, unknown
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Answered = Literal["auto", "float32", "bfloat16", "float16", "int8", "binary", "onnx"]
-COMMANDS = ("list", "train", "eval", "predict", "export", "explain", "show", "find-lr", "doctor", "board", "import")
+COMMANDS = (
+    "list", "train", "eval", "predict", "export", "serve", "explain", "show", "find-lr", "doctor", "board", "import",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -4,6 +4,7 @@ What is read comes back upright, in 8 bits, grey ("L") or colour ("RGB"), or is 
 """
 
 import functools
+import io
 import os
 import warnings
 from collections.abc import Iterator
@@ -26,7 +27,10 @@ WHITE = (255, 255, 255)
 
 
 def read(
-    source: str | os.PathLike[str] | Image.Image | npt.NDArray[Any], *, max_pixels: int = MAX_PIXELS
+    source: str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any],
+    *,
+    name: str = "",
+    max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
     """The picture in a file, an array or a PIL picture, upright, 8 bits, "L" or "RGB".
 
@@ -34,7 +38,8 @@ def read(
     (0..65535 to 0..255; other integers and floats: see :func:`from_array`), and of several frames the first is taken.
 
     Args:
-        source: a path, a PIL picture, or an array ``(H, W)`` or ``(H, W, 1 | 3 | 4)``.
+        source: a path, what a file holds, a PIL picture, or an array ``(H, W)`` or ``(H, W, 1 | 3 | 4)``.
+        name: what errors call the file; by default its path.
         max_pixels: larger files are refused before they are decoded.
 
     Raises:
@@ -47,16 +52,18 @@ def read(
             return upright(source)
         except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes what it opened only when it is asked to
             raise Error(f"the picture given is damaged or incomplete ({error}); open it again") from error
-    with opened(source, max_pixels=max_pixels) as picture:
+    with opened(source, name=name, max_pixels=max_pixels) as picture:
         return upright(picture)
 
 
 @contextmanager
-def opened(source: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+def opened(
+    source: str | os.PathLike[str] | bytes, *, name: str = "", max_pixels: int = MAX_PIXELS
+) -> Iterator[Image.Image]:
     """The picture in a file, not decoded yet, so that a JPEG can be decoded smaller; what goes wrong is an Error."""
-    name = os.fspath(source)
+    name = name or ("the file given" if isinstance(source, bytes) else os.fspath(source))
     try:
-        with open(name, "rb") as file, _opened(file) as picture:  # noqa: PTH123
+        with _file(source) as file, _opened(file) as picture:
             width, height = picture.size
             if width * height > max_pixels:
                 raise Error(
@@ -70,7 +77,7 @@ def opened(source: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> I
     except IsADirectoryError:
         raise Error(f"{name} is a folder; give the path of a picture") from None
     except UnidentifiedImageError:
-        empty = os.path.getsize(name) == 0  # noqa: PTH202
+        empty = not source if isinstance(source, bytes) else os.path.getsize(source) == 0  # noqa: PTH202
         what = "is empty" if empty else "is not a picture in a known format"
         raise Error(f"{name} {what}; give a PNG, JPEG or other picture file") from None
     except Image.DecompressionBombError as error:
@@ -164,6 +171,10 @@ def _eight_bits(array: npt.NDArray[Any]) -> Bytes:
         unit = np.issubdtype(array.dtype, np.floating) and high <= 1
         low, high = 0.0, 65535.0 if deep else 1.0 if unit else 255.0
     return np.round((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+
+
+def _file(source: str | os.PathLike[str] | bytes) -> IO[bytes]:
+    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: PTH123
 
 
 def _opened(file: IO[bytes]) -> Image.Image:

@@ -1,0 +1,87 @@
+"""The page of ``fukami serve``: a form for pictures and the answers to them, without anything from elsewhere."""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from fukami import report
+
+LARGEST = (1600, 1600)  # of a drawn answer, in pixels
+FORM = """<form method="post" enctype="multipart/form-data">
+<label style="display: block; border: 2px dashed #bbb; border-radius: 6px; margin: 1.5rem 0; padding: 2rem">
+Drop pictures here, paste one, or choose: <input type="file" name="file" accept="image/*" multiple required></label>
+<noscript><button>Ask</button></noscript>
+</form>"""
+SCRIPT = """<script>
+const form = document.forms[0];
+function ask(files) {
+  if (!files.length) return;
+  form.file.files = files;
+  form.submit();
+}
+form.file.onchange = () => form.submit();
+document.ondragover = event => event.preventDefault();
+document.ondrop = event => { event.preventDefault(); ask(event.dataTransfer.files); };
+document.onpaste = event => ask(event.clipboardData.files);
+</script>"""
+
+
+def page(about: dict[str, Any], address: str, answers: Sequence[str] = ()) -> str:
+    """The page at ``address`` of the run that ``about`` describes, with sections of answers."""
+    runs = ", ".join(about["runs"])
+    labels = about["labels"]
+    some = ", ".join(labels[:20]) + (" ..." if len(labels) > 20 else "")
+    facts = {
+        **about,
+        "runs": runs,
+        "labels": f"{len(labels)}: {some}",
+        "versions": ", ".join(f"{name} {number}" for name, number in about["versions"].items()),
+    }
+    body = [
+        f"<h1>{html.escape(runs)}</h1>",
+        FORM,
+        *answers,
+        f"<h2>From a program</h2><pre>{html.escape(f'curl -F file=@picture.png {address}predict')}</pre>",
+        "<h2>What answers</h2>" + report.table(facts),
+        SCRIPT,
+    ]
+    return report.PAGE.format(title=f"{html.escape(runs)} – fukami serve", body="\n".join(body))
+
+
+def section(answer: dict[str, Any], drawn: Image.Image | None) -> str:
+    """An answer: drawn, in one line, its ranking, and all of it as JSON."""
+    parts = [f"<h2>{html.escape(answer['file'])}</h2>"]
+    if "error" in answer:
+        return parts[0] + f"<p>{html.escape(answer['error'])}</p>"
+    if drawn is not None:
+        parts.append(embedded(drawn))
+    line = {name: value for name, value in answer.items() if name != "file" and isinstance(value, str | int | float)}
+    parts.append(f"<p class=answer>{html.escape(report.answer(line))}</p>")
+    if "ranking" in answer:
+        parts.append(ranking(answer["ranking"]))
+    text = json.dumps(answer, ensure_ascii=False, indent=2)
+    parts.append(f"<details><summary>JSON</summary><pre>{html.escape(text)}</pre></details>")
+    return "\n".join(parts)
+
+
+def ranking(entries: Sequence[dict[str, Any]]) -> str:
+    """The likeliest labels with their probabilities, as bars."""
+    rows = (
+        f'<tr><td>{html.escape(entry["label"])}</td><td><meter value="{entry["probability"]:.6f}"></meter></td>'
+        f"<td>{entry['probability']:.2%}</td></tr>"
+        for entry in entries
+    )
+    return f"<table>{''.join(rows)}</table>"
+
+
+def embedded(picture: Image.Image) -> str:
+    """The picture as a part of the page."""
+    picture.thumbnail(LARGEST)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="png")
+    return f'<img alt="the answer, drawn" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
