@@ -17,6 +17,7 @@ from fukami.errors import Error
 from fukami.ops.ensemble import Ensemble
 
 INPUT, OUTPUT = "pictures", "scores"
+BATCH = ({0: "N"},)  # the dimensions that are free, and what they are called
 
 
 def encode(network: nn.Module, shape: tuple[int, int, int], about: dict[str, str]) -> bytes:
@@ -39,7 +40,9 @@ def translate(network: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProt
     with _quiet():
         program = _traced(network, shape)
         try:
-            translated = torch.onnx.export(program, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
+            translated = torch.onnx.export(
+                program, input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=BATCH, verbose=False
+            )
         except torch.onnx.errors.OnnxExporterError as error:
             reasons = [str(error), *_causes(error)]
             raise _refusal(network, _layer(program, reasons[0]), reasons[-1]) from error
