@@ -175,8 +175,8 @@ def test_scores_alone_in_training():
 
 def test_an_ensemble_is_quantised_member_by_member():
     torch.manual_seed(0)
-    members = [nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)) for _ in range(2)]
-    network = Ensemble(members).eval().requires_grad_(False)
+    members = [nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)) for _ in range(3)]
+    network = Ensemble(members, joined=2).eval().requires_grad_(False)  # one has not joined yet, and sees no picture
     pictures = torch.randn(64, 1, 4, 4)
     exported = OnnxNetwork(quantize(network, (1, 4, 4), [pictures], {}))
     assert (exported(pictures) - network(pictures)).abs().max() < 0.05
