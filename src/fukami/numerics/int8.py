@@ -306,7 +306,9 @@ def _is_relu(node: fx.Node) -> bool:
 
 
 def _carries(node: fx.Node) -> bool:
-    """Whether what the node gives out has the range of its first input."""
+    """Whether what the node gives out has the range of its first input (which an element of a tuple has not)."""
+    if node.target is operator.getitem and not isinstance(node.args[1], tuple):
+        return False
     return isinstance(_module(node), CARRYING_LAYERS) or node.target in CARRYING
 
 
