@@ -17,6 +17,7 @@ from fukami.errors import Error
 from fukami.ops.ensemble import Ensemble
 
 INPUT, OUTPUT = "pictures", "scores"
+BATCH = ({0: "N"},)  # the dimensions that are free, and what they are called
 
 
 def encode(network: nn.Module, shape: tuple[int, int, int], about: dict[str, str]) -> bytes:
@@ -35,16 +36,28 @@ def encode(network: nn.Module, shape: tuple[int, int, int], about: dict[str, str
 
 def translate(network: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
     """The network in ONNX's words; as :func:`encode`."""
-    network = _settled(copy.deepcopy(network).eval().cpu())
+    network = settled(copy.deepcopy(network).eval().cpu())
     with _quiet():
         program = _traced(network, shape)
         try:
-            translated = torch.onnx.export(program, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
+            translated = torch.onnx.export(
+                program, input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=BATCH, verbose=False
+            )
         except torch.onnx.errors.OnnxExporterError as error:
             reasons = [str(error), *_causes(error)]
             raise _refusal(network, _layer(program, reasons[0]), reasons[-1]) from error
         assert translated is not None
         return translated.model_proto
+
+
+def settled(network: nn.Module) -> nn.Module:
+    """The network with the number of members that answer fixed: an export cannot follow a number that may change."""
+    for module in network.modules():
+        if isinstance(module, Ensemble):
+            module.models = nn.ModuleList([*module.models[: int(module.joined) - 1], module.models[-1]])
+            del module.joined
+            module.__dict__["joined"] = len(module.models)
+    return network
 
 
 def write(model: onnx.ModelProto, about: dict[str, str]) -> bytes:
@@ -104,16 +117,6 @@ def _overflows() -> bool:
     return able.get("architecture") == "x86_64" and not (able.get("avx512_vnni") or able.get("avx_vnni"))
 
 
-def _settled(network: nn.Module) -> nn.Module:
-    """The network with the number of members that answer fixed: an export cannot follow a number that may change."""
-    for module in network.modules():
-        if isinstance(module, Ensemble):
-            module.models = nn.ModuleList([*module.models[: int(module.joined) - 1], module.models[-1]])
-            del module.joined
-            module.__dict__["joined"] = len(module.models)
-    return network
-
-
 def _traced(network: nn.Module, shape: tuple[int, int, int]) -> torch.export.ExportedProgram:
     """The operations of the network; where they cannot be followed, the error names the layer."""
     inside: list[str] = []
@@ -159,8 +162,10 @@ def _quiet() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        yield
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,287 @@
+"""Networks of eight bits: against sums of whole numbers by hand, against their simulation, and on digits."""
+
+import copy
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fukami import models
+from fukami.data import classification
+from fukami.errors import Error
+from fukami.models.googlenet import Inception
+from fukami.numerics.int8 import RoundedActivation, calibrate, convert, prepare, quantize, rounded
+from fukami.numerics.onnx import OnnxNetwork
+from fukami.ops.ensemble import Ensemble
+from test_onnx import SMALL, Strange, seasoned
+
+
+def inception():
+    """The beginning of GoogLeNet: what its nine modules have in common."""
+    modules = Inception(8, 4, (3, 8), (2, 4), 4, 3), Inception(20, 4, (3, 8), (2, 4), 4, 3)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), *modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 10)
+    )
+
+
+FLOAT = {name: SMALL[name] for name in ("deep_convnet", "vgg11", "resnet20")} | {
+    "resnet20 of projections": (lambda: models.resnet20(shortcut="B"), (3, 16, 16)),
+    "inception": (inception, (3, 8, 8)),
+}
+BYTES = {"QLinearConv", "QGemm", "QLinearAdd", "QLinearConcat", "NhwcMaxPool", "QLinearAveragePool"}
+MOVES = {"QuantizeLinear", "DequantizeLinear", "Transpose", "Reshape", "Slice", "Pad"}
+
+
+def constants(content):
+    return {c.name: onnx.numpy_helper.to_array(c) for c in onnx.load_from_string(content).graph.initializer}
+
+
+def test_sums_of_whole_numbers_by_hand():
+    """Convolution, rectifier and affine layer, each from the definition of Jacob et al., equations 3, 4 and 7."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4)).requires_grad_(False)
+    pictures = torch.randn(50, 1, 3, 3)
+    found = OnnxNetwork(quantize(network, (1, 3, 3), [pictures[:20], pictures[20:]], {}))(pictures)
+
+    def activation(x):
+        low, high = min(x.min(), 0), max(x.max(), 0)
+        step = (high - low) / 255
+        return step, np.round(-low / step)
+
+    def whole(weight):
+        step = np.abs(weight).reshape(len(weight), -1).max(1) / 127
+        return np.round(weight.reshape(len(weight), -1) / step[:, None]), step
+
+    x = pictures.double().numpy()
+    windows = np.lib.stride_tricks.sliding_window_view(x[:, 0], (2, 2), (1, 2)).reshape(50, 4, 4)
+    weight, step = whole(network[0].weight.double().numpy())
+    bias = network[0].bias.double().numpy()
+    x_step, x_zero = activation(x)
+    h_step, h_zero = activation(np.maximum(windows @ (weight * step[:, None]).T + bias, 0))
+    bytes_in = np.clip(np.round(windows / x_step) + x_zero, 0, 255)
+    sums = (bytes_in - x_zero) @ weight.T + np.round(bias / (step * x_step))  # whole numbers (N, positions, 3)
+    bytes_hidden = np.clip(np.round(sums * (step * x_step / h_step)) + h_zero, 0, 255)
+    bytes_hidden = bytes_hidden.transpose(0, 2, 1).reshape(50, 12)
+    weight, step = whole(network[3].weight.double().numpy())
+    bias = np.round(network[3].bias.double().numpy() / (step * h_step))
+    expected = ((bytes_hidden - h_zero) @ weight.T + bias) * (step * h_step)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FLOAT)
+def test_every_model_runs_on_bytes(name, tmp_path):
+    make, shape = FLOAT[name]
+    torch.manual_seed(0)
+    network = seasoned(make())
+    simulated = prepare(network)
+    calibrate(simulated, [torch.randn(16, *shape)])
+    content = convert(simulated.eval(), shape, {"mean": "0.5"})
+    exported = OnnxNetwork(content)
+    assert exported.metadata == {"mean": "0.5"}
+    for count in (1, 2, 7):
+        pictures = torch.randn(count, *shape)
+        expected = simulated(pictures)
+        spread = expected.std()
+        assert (exported(pictures) - expected).abs().mean() < 0.03 * spread, "differs by roundings of biases alone"
+        assert (expected - network(pictures)).abs().mean() < 0.1 * spread
+    kinds = Counter(node.op_type for node in optimized(content, tmp_path))
+    assert kinds.keys() <= BYTES | MOVES | {"ReduceMean", "Add"}
+    layers = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in simulated.modules())
+    assert kinds["QLinearConv"] + kinds["QGemm"] == layers
+    assert sum(weight.dtype == np.int8 and weight.ndim > 1 for weight in constants(content).values()) == layers
+
+
+def optimized(content, folder):
+    """The operations that ONNX Runtime makes of a file."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return onnx.load(options.optimized_model_filepath).graph.node
+
+
+def test_processors_without_vnni_sum_precisely(monkeypatch):
+    """ONNX Runtime rewrites the weights for them; with a zero that tensors share, or none, it would fail."""
+    torch.manual_seed(0)
+    network = seasoned(models.deep_convnet())
+    pictures = torch.randn(8, 1, 28, 28)
+    content = quantize(network, (1, 28, 28), [pictures], {})
+    usual = OnnxNetwork(content)(pictures)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", "avx2": True})
+    assert torch.equal(OnnxNetwork(content)(pictures), usual)
+
+
+def test_weights_keep_their_gradient_and_lie_on_a_grid_for_each_channel():
+    weight = torch.tensor([[[[1.27, -0.634]]], [[[0.0, -254.0]]]], requires_grad=True)
+    result = rounded(weight)
+    torch.testing.assert_close(result, torch.tensor([[[[1.27, -0.63]]], [[[0.0, -254.0]]]]))
+    factors = torch.randn_like(weight)
+    result.backward(factors)
+    torch.testing.assert_close(weight.grad, factors)
+
+
+def test_activations_keep_their_gradient_within_the_range():
+    rounding = RoundedActivation().eval()
+    rounding.range.copy_(torch.tensor([-0.5, 2.05]))  # a step of 0.01, and the byte 50 means 0
+    x = torch.tensor([-0.7, -0.494, 0.0, 0.3149, 2.04, 3.0], requires_grad=True)
+    result = rounding(x)
+    torch.testing.assert_close(result, torch.tensor([-0.5, -0.49, 0.0, 0.31, 2.04, 2.05]))
+    result.backward(torch.arange(1.0, 7.0))
+    torch.testing.assert_close(x.grad, torch.tensor([0.0, 2.0, 3.0, 4.0, 5.0, 0.0]))
+
+
+def test_ranges_follow_in_training_and_rest_in_evaluation():
+    rounding = RoundedActivation()
+    x = torch.tensor([-1.0, 3.0])
+    assert torch.equal(rounding.eval()(x), x), "no range is known yet"
+    rounding.train()(x)
+    torch.testing.assert_close(rounding.range, torch.tensor([-1.0, 3.0]))
+    rounding(torch.tensor([1.0, 5.0]))
+    torch.testing.assert_close(rounding.range, torch.tensor([-0.99, 3.02]))  # the least includes 0
+    rounding.eval()(torch.tensor([-9.0, 9.0]))
+    torch.testing.assert_close(rounding.range, torch.tensor([-0.99, 3.02]))
+
+
+def test_an_aware_network_trains_like_any_other():
+    """In mixed precision, with a moving average, saved and loaded; the digits below train in float32."""
+    torch.manual_seed(0)
+    make, shape = models.resnet20, (3, 16, 16)
+    network = make()
+    aware = prepare(network).to(memory_format=torch.channels_last)
+    average = copy.deepcopy(aware)
+    pictures, targets = torch.randn(16, *shape).to(memory_format=torch.channels_last), torch.arange(16) % 10
+    optimizer = torch.optim.SGD(aware.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for _ in range(8):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(aware(pictures), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    again = prepare(make())
+    again.load_state_dict(aware.state_dict())
+    with torch.no_grad():
+        torch._foreach_copy_(list(average.parameters()), list(aware.parameters()))
+        torch._foreach_copy_(list(average.buffers()), list(aware.buffers()))
+        expected = aware.eval()(pictures)
+        assert torch.equal(average.eval()(pictures), expected)
+        assert torch.equal(again.eval()(pictures), expected)
+        assert {*network.state_dict()} < {*aware.state_dict()}, "weights of the plain network load, by name"
+    exported = OnnxNetwork(convert(aware, shape, {}))
+    assert (exported(pictures) - expected).abs().mean() < 0.03 * expected.std()
+
+
+def test_scores_alone_in_training():
+    aware = prepare(models.googlenet(5))
+    scores = aware.train()(torch.randn(2, 3, 32, 32))
+    assert scores.shape == (2, 5)
+    assert not any(name.startswith("aux") for name, _ in aware.named_parameters())
+
+
+def test_an_ensemble_is_quantised_member_by_member():
+    torch.manual_seed(0)
+    members = [nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)) for _ in range(3)]
+    network = Ensemble(members, joined=2).eval().requires_grad_(False)  # one has not joined yet, and sees no picture
+    pictures = torch.randn(64, 1, 4, 4)
+    exported = OnnxNetwork(quantize(network, (1, 4, 4), [pictures], {}))
+    assert (exported(pictures) - network(pictures)).abs().max() < 0.05
+
+
+def test_a_channel_of_hardly_more_than_a_bias_stays_right():
+    """Its bias would need more than 32 bits in steps of its tiny weights."""
+    layers = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
+    with torch.no_grad():
+        layers[1].weight.copy_(torch.tensor([1e-13, 0.0]))
+        layers[1].bias.copy_(torch.tensor([1.0, -2.0]))
+    pictures = torch.randn(16, 1, 1, 1)
+    exported = OnnxNetwork(quantize(layers.eval().requires_grad_(False), (1, 1, 1), [pictures], {}))
+    torch.testing.assert_close(exported(pictures), layers(pictures), rtol=0, atol=0.02)
+
+
+def test_other_layers_stay_as_they_are():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular"),
+        nn.GroupNorm(2, 4),
+        Strange(lambda x: torch.cat((x.chunk(2, 1)[1], x), 1)),
+        nn.Conv2d(6, 4, 3, padding="same", bias=False),
+        Strange(lambda x: x.chunk(2, 1)[0].sigmoid()),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(8, 8),
+        nn.BatchNorm1d(8),
+        nn.ReLU(),
+        nn.Linear(8, 2),
+    )
+    network = seasoned(network)
+    pictures = torch.randn(64, 1, 4, 4)
+    content = quantize(network, (1, 4, 4), [pictures], {})
+    expected = network(pictures)
+    assert (OnnxNetwork(content)(pictures) - expected).abs().mean() < 0.1 * expected.std()
+    assert sum(weight.dtype == np.int8 and weight.ndim > 1 for weight in constants(content).values()) == 3
+
+
+def test_digits_are_read_as_well():
+    """The weights that ship, on digits of other hands: quantised, and trained on a little with the roundings."""
+    import fukami
+
+    task = fukami.load("deep-convnet", device="cpu")
+    _, digits, _ = classification.read("digits", 0.2)
+    digits = digits.read(task.prepare)
+    pictures, targets = task.normalised(digits.pictures), digits.targets
+    shape = tuple(pictures.shape[1:])
+
+    def right(network):
+        with torch.no_grad():
+            return (network(pictures).argmax(1) == targets).sum().item()
+
+    network = task.answering.eval()
+    expected = right(network)
+    assert expected > 0.9 * len(targets)
+    assert right(OnnxNetwork(quantize(network, shape, pictures[:200].split(50), {}))) >= expected - 2
+    aware = prepare(network)
+    optimizer = torch.optim.SGD(aware.parameters(), lr=1e-3)
+    for batch, labels in zip(pictures.split(40), targets.split(40), strict=True):
+        optimizer.zero_grad()
+        F.cross_entropy(aware(batch), labels).backward()
+        optimizer.step()
+    exported = OnnxNetwork(convert(aware, shape, {}))
+    assert right(exported) >= expected - 2
+    with torch.no_grad():
+        assert (exported(pictures).argmax(1) != aware.eval()(pictures).argmax(1)).sum() <= 2
+
+
+def test_mnist_loses_no_more_than_a_tenth_of_a_point(mnist_folder):
+    import fukami
+
+    task = fukami.load("deep-convnet", device="cpu")
+    train, test, _ = classification.read("mnist", 0.2)
+    test = test.read(task.prepare)
+    unseen, targets = task.normalised(test.pictures[:2000]), test.targets[:2000]
+    calibration = task.normalised(train.read(task.prepare).pictures[:200]).split(100)
+    network = task.answering.eval().requires_grad_(False)
+    quantised = OnnxNetwork(quantize(network, (1, 28, 28), calibration, {}))
+    right, quantised_right = ((n(unseen).argmax(1) == targets).sum().item() for n in (network, quantised))
+    assert quantised_right >= right - 2
+
+
+def test_what_cannot_be_quantised_is_told():
+    pictures = [torch.randn(2, 1, 2, 2)]
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(Error, match="no picture to calibrate"):
+        quantize(plain, (1, 2, 2), [], {})
+    with pytest.raises(Error, match="has seen no picture"):
+        convert(prepare(plain), (1, 2, 2), {})
+    make, shape = SMALL["binary_convnet"]
+    with pytest.raises(Error, match=r"^2 \(Sign\) has one bit .* export the run as binary, or as onnx"):
+        quantize(make(), shape, pictures, {})
+    branching = nn.Sequential(nn.Sequential(Strange(lambda x: x if x.sum() > 0 else -x)), plain)
+    with pytest.raises(Error, match=r"^0.0 \(Strange\) cannot be quantised: .*control flow"):
+        quantize(branching, (1, 2, 2), pictures, {})

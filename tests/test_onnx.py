@@ -1,0 +1,140 @@
+"""ONNX files: ONNX Runtime answers as torch does, whatever the batch; what a file says; and what cannot be one."""
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from fukami import models
+from fukami.errors import Error
+from fukami.numerics.onnx import OnnxNetwork, encode
+from fukami.ops.ensemble import Ensemble
+
+SMALL = {
+    "deep_convnet": (lambda: models.deep_convnet(), (1, 28, 28)),
+    "vgg11": (lambda: models.vgg11(10, size=32, hidden=16), (3, 32, 32)),
+    "resnet18": (lambda: models.resnet18(10, stem="3x3"), (3, 16, 16)),
+    "resnet20": (lambda: models.resnet20(), (3, 32, 32)),
+    "googlenet": (lambda: models.googlenet(10), (3, 32, 32)),
+    "binary_convnet": (lambda: models.binary_convnet(size=16, widths=(8, 8, 8, 8), hidden=(16,)), (3, 16, 16)),
+    "binary_deep_convnet": (lambda: models.binary_deep_convnet(thresholds=True, scaling=True), (1, 28, 28)),
+    "binary_resnet18": (lambda: models.binary_resnet18(10, stem="3x3"), (3, 8, 8)),
+}
+
+
+def seasoned(network):
+    """The network with normalisations that change something, as after a training."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, -0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+    return network.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_model_answers_as_in_torch(name):
+    make, shape = SMALL[name]
+    torch.manual_seed(0)
+    network = seasoned(make()).train()
+    content = encode(network, shape, {})
+    assert network.training, "it is exported as it answers in evaluation, and stays as it is"
+    network.eval()
+    onnx.checker.check_model(content, full_check=True)
+    exported = OnnxNetwork(content)
+    for count in (1, 2, 7):
+        pictures = torch.randn(count, *shape)
+        expected, found = network(pictures), exported(pictures)
+        assert found.dtype == torch.float32
+        assert found.shape == expected.shape
+        assert (found - expected).abs().max() < 1e-4 * expected.std()
+
+
+def test_every_family_is_there():
+    assert {name.removesuffix("_bn").rstrip("0123456789") for name in models.__all__} == {
+        name.removesuffix("_bn").rstrip("0123456789") for name in SMALL
+    }
+
+
+@pytest.mark.parametrize("vote", [False, True])
+def test_an_ensemble_answers_whole(vote):
+    members = [nn.Sequential(nn.Flatten(), nn.Linear(4, 3)) for _ in range(4)]
+    snapshots = Ensemble(members[1:], joined=2)  # its second snapshot has not been taken yet
+    network = Ensemble([members[0], snapshots], vote=vote).eval().requires_grad_(False)
+    exported = OnnxNetwork(encode(network, (1, 2, 2), {}))
+    pictures = torch.randn(7, 1, 2, 2)
+    torch.testing.assert_close(exported(pictures), network(pictures), rtol=0, atol=1e-5)
+    assert int(snapshots.joined) == 2, "the network stays as it is"
+
+
+def test_channels_last_is_exported_alike():
+    network = seasoned(models.resnet20())
+    pictures = torch.randn(2, 3, 32, 32)
+    exported = OnnxNetwork(encode(network.to(memory_format=torch.channels_last), (3, 32, 32), {}))
+    found = exported(pictures.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, network(pictures), rtol=0, atol=1e-4)
+
+
+def test_the_file_says_what_it_is_told_and_no_more():
+    about = {"labels": '["猫", "犬"]', "mean": "0.5"}
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))
+    content = encode(network, (1, 4, 4), about)
+    assert OnnxNetwork(content).metadata == about
+    assert b".py" not in content, "where torch lies on the machine that made it"
+    (pictures,), (scores,) = (
+        [(value.name, [d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim]) for value in values]
+        for values in (onnx.load_from_string(content).graph.input, onnx.load_from_string(content).graph.output)
+    )
+    assert pictures == ("pictures", ["N", 1, 4, 4])
+    assert scores == ("scores", ["N", 2])
+
+
+def test_it_is_a_module_like_any_other():
+    exported = OnnxNetwork(encode(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2), {}))
+    assert not list(exported.parameters())
+    assert exported.train().training
+    pictures = torch.randn(2, 1, 2, 2, requires_grad=True)
+    assert torch.equal(exported(pictures), exported.eval()(pictures))
+    assert exported.session.get_session_options().intra_op_num_threads == torch.get_num_threads()
+
+
+def test_damage_is_told():
+    content = encode(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2), {})
+    for damaged in (b"", b"no network", content[: len(content) // 2]):
+        with pytest.raises(Error, match="export it again"):
+            OnnxNetwork(damaged)
+    other = onnx.load_from_string(content)
+    other.graph.input[0].name = other.graph.node[0].input[0] = "images"
+    with pytest.raises(Error, match="has images, scores as its inputs and outputs, not pictures and scores"):
+        OnnxNetwork(other.SerializeToString())
+
+
+class Strange(nn.Module):
+    """A layer that does what it is told to."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def fail(x):
+    raise ValueError(f"expects pictures of 9 pixels, not {x.shape[1]}")
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (torch.special.bessel_j0, "No ONNX function found for .*bessel_j0"),
+        (lambda x: x if x.sum() > 0 else -x, "data-dependent"),
+        (fail, "expects pictures of 9 pixels, not 4"),
+    ],
+)
+def test_a_layer_that_cannot_be_exported_is_named(function, reason, capfd):
+    network = nn.Sequential(nn.Sequential(nn.Flatten(), Strange(function)), nn.Linear(4, 2))
+    with pytest.raises(Error, match=rf"^0.1 \(Strange\) cannot be exported to ONNX: .*{reason}"):
+        encode(network, (1, 2, 2), {})
+    assert capfd.readouterr().err == ""
