@@ -22,7 +22,7 @@ ALLOWED = {
     "analysis": {"errors", "image", "figures", "analysis"},
     "data": {"errors", "data", "image", "preparation"},
     "numerics": {"errors", "numerics", "ops"},
-    "tasks": {*THIRD, "ops", "proposals", "task"},
+    "tasks": {*THIRD, "numerics", "ops", "proposals", "task"},
     "transfer": BASE,
     "classifier": {*THIRD, "data", "models", "numerics", "recipe", "tasks", "task", "transfer"},
     "recipes": {*THIRD, "classifier", "models", "ops", "data", "recipes", "tasks", "task", "recipe"},

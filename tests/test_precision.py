@@ -1,5 +1,7 @@
 """Runs at fewer bits, from the command line: exported, computed without a new run, and measured side by side."""
 
+import contextlib
+import copy
 import json
 import logging
 
@@ -9,10 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
 import fukami as package
 from fukami import checkpoint, ladder, precision
 from fukami.errors import Error, UsageError
+from fukami.numerics import half
 from fukami.recipes.deep_convnet import DeepConvNet
 
 
@@ -114,9 +118,28 @@ def test_differences_by_hand():
 def test_halves_are_said_to_be_added_as_they_are(monkeypatch):
     """Sums that stop at 2,048 are found out."""
     assert precision.computed("float32", torch.device("cpu"))["sums"] == "float32"
-    assert precision.computed("float16", torch.device("cpu"))["sums"] == "float32"  # oneDNN
+    assert precision.computed("float16", torch.device("cpu"))["sums"] == "float32"
+    monkeypatch.setattr(precision, "native", lambda dtype: True)
     monkeypatch.setattr(precision.F, "conv2d", lambda x, w: torch.tensor([[[[2048.0]]]], dtype=x.dtype))
     assert precision.computed("float16", torch.device("cpu"))["sums"] == "float16"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_without_arithmetic_for_them(dtype, monkeypatch):
+    """Each layer gives what float64 gives of the rounded numbers, rounded once; nothing else is changed."""
+    monkeypatch.setattr(half.torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(100, 2)).to(dtype)
+    x = torch.randn(2, 3, 5, 5).to(dtype)
+    with half.arithmetic(network), torch.no_grad():
+        found = network(x)
+        other = torch.ones(2, dtype=dtype) + 1
+    wide = copy.deepcopy(network).double()
+    between = wide[0](x.double()).to(dtype)
+    expected = wide[2](between.double().flatten(1))
+    assert found.dtype == other.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-3)
+    assert isinstance(half.arithmetic(network.float()), contextlib.nullcontext)
 
 
 def test_where_a_precision_is_computed():
@@ -176,7 +199,7 @@ def test_the_ladder(fukami, name, request, tmp_path, monkeypatch):
     run = request.getfixturevalue(name)
     monkeypatch.setattr(ladder, "ROUNDS", 1)
     monkeypatch.setattr(
-        ladder, "STEPS", ("float32", "float16", "binary") if name == "binarized" else ("float32", "binary")
+        ladder, "STEPS", ("float32", "bfloat16", "binary") if name == "binarized" else ("float32", "binary")
     )
     found = fukami("eval", run, "--precision", "all", "--out", "page")
     assert found.status == 0, found.err

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fukami.errors import Error, UsageError, unknown
+from fukami.numerics.half import native
 from fukami.recipe import Recipe
 from fukami.runtime import PRECISIONS
 from fukami.task import Task
@@ -66,8 +67,11 @@ def computed(precision: str, device: torch.device) -> dict[str, str]:
     dtype = PRECISIONS.get(precision, torch.float32)
     name = str(dtype).removeprefix("torch.")
     found = {"weights": name, "activations": name, "sums": "float32" if _adds_in_float32(dtype, device) else name}
-    if device.type == "cpu" and dtype != torch.float32 and not _native(dtype):
-        found["note"] = f"this processor has no arithmetic for {name}: products are computed in float32, and rounded"
+    if device.type == "cpu" and not native(dtype):
+        found |= {
+            "sums": "float32",
+            "note": f"no arithmetic for {name} here: each layer computes in float32, and rounds",
+        }
     return found
 
 
@@ -75,13 +79,6 @@ def _adds_in_float32(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether a convolution over 4,096 ones gives 4,096: sums of halves stop at 2,048, of bfloat16 at 256."""
     ones = torch.ones(1, 4096, 1, 1, dtype=dtype, device=device)
     return bool(F.conv2d(ones, ones) == 4096)
-
-
-def _native(dtype: torch.dtype) -> bool:
-    """Whether this processor multiplies the type as it is."""
-    known = torch.cpu.get_capabilities()
-    kind = {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
-    return any(kind in name and value is True for name, value in known.items())
 
 
 def _calibration(task: Task, recipe: Recipe, spec: str | None) -> list[Tensor]:

@@ -15,6 +15,7 @@ from torch.quasirandom import SobolEngine
 
 from fukami import image, metrics
 from fukami.errors import Error, UsageError
+from fukami.numerics import half
 from fukami.ops import binary
 from fukami.ops.ensemble import Ensemble, average, decide, opinions
 from fukami.preparation import Preparation
@@ -167,8 +168,9 @@ class Classification(Task):
         Computed in the precision of the weights.
         """
         parameter = next(self.answering.parameters())
-        views = [opinions(self.answering, self.normalised(view)) for view in self._views(pictures.to(parameter.device))]
-        return average(torch.stack(views))
+        views = self._views(pictures.to(parameter.device))
+        with half.arithmetic(self.answering):
+            return average(torch.stack([opinions(self.answering, self.normalised(view)) for view in views]))
 
     def scores(self, pictures: Tensor) -> Tensor:
         """Log-probabilities ``(N, classes)``, float32, of pictures ``(N, C, H, W)`` in 0..255."""
