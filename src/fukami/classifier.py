@@ -227,3 +227,19 @@ class Classifier(Recipe):
             "adamw": partial(torch.optim.AdamW, fused=True),
         }
         return partial(makes[self.optimizer], lr=self.lr, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binarized(Classifier):
+    """A classifier with weights and activations of one bit."""
+
+    optimizer: Optimizer = "adam"
+    """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
+    lr: float = 3e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """Pull of the weights towards 0; latent weights of one bit need none."""
+    scaling: bool = False
+    """Scaling factors of the weights, as in XNOR-Net."""
+    thresholds: bool = False
+    """Learned thresholds of the signs, as in ReActNet."""

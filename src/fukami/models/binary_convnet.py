@@ -59,15 +59,16 @@ def binary_deep_convnet(
     size: int = 28,
     widths: tuple[int, ...] = (32, 32, 64, 64, 128, 128),
     hidden: int = 128,
+    dropout: float = 0.0,
     ends: Ends = "float",
     scaling: bool = False,
     thresholds: bool = False,
 ) -> nn.Sequential:
     """DeepConvNet (Saitoh 2016, figure 8-1) with signs for its rectifiers, twice as wide: a bit says less.
 
-    The arguments are :func:`binary_convnet`'s.
+    The arguments are :func:`binary_convnet`'s, and ``dropout``, the share of the hidden units that training drops.
     """
-    return _binary(classes, channels, size, widths, PADDING, (hidden,), ends, scaling, thresholds)
+    return _binary(classes, channels, size, widths, PADDING, (hidden,), ends, scaling, thresholds, dropout)
 
 
 def _binary(
@@ -80,6 +81,7 @@ def _binary(
     ends: str,
     scaling: bool,
     thresholds: bool,
+    dropout: float = 0.0,
 ) -> nn.Sequential:
     """Convolutions in pairs and affine layers, each followed by batch normalisation; signs between them."""
     if ends not in ("float", "binary"):
@@ -105,6 +107,8 @@ def _binary(
         layers += [BinaryLinear(inputs, width, scaling=scaling), nn.BatchNorm1d(width)]
         layers.append(Sign(width if thresholds else 0))
         inputs = width
+    if dropout:
+        layers.append(nn.Dropout(dropout))
     if ends == "binary":
         layers += [BinaryLinear(inputs, classes, scaling=scaling), nn.BatchNorm1d(classes)]
     else:

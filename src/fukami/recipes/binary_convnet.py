@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fukami.classifier import Classifier, Optimizer
+from fukami.classifier import Binarized
 from fukami.recipe import within
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BinaryConvNet(Classifier):
+class BinaryConvNet(Binarized):
     """The binarized network for CIFAR-10 (Courbariaux et al. 2016, section 2.1): 14 million weights of one bit."""
 
     paper: ClassVar[str] = "Courbariaux et al., Binarized Neural Networks"
@@ -25,12 +25,6 @@ class BinaryConvNet(Classifier):
     """Passes over the training set."""
     batch: int = 100
     """Pictures in an update."""
-    optimizer: Optimizer = "adam"
-    """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
-    lr: float = 3e-3
-    """Peak learning rate."""
-    weight_decay: float = 0.0
-    """Pull of the weights towards 0; latent weights of one bit need none."""
     augment: tuple[str, ...] = ("flip", "pad-crop=4")
     """Changes of the training pictures, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
     widths: tuple[int, ...] = (128, 128, 256, 256, 512, 512)
@@ -39,10 +33,6 @@ class BinaryConvNet(Classifier):
     """Units of the affine layers before the last."""
     ends: Literal["float", "binary"] = "float"
     """Weights of the first and the last layer: of full precision, or, as in the paper, of one bit."""
-    scaling: bool = False
-    """Scaling factors of the weights, as in XNOR-Net."""
-    thresholds: bool = False
-    """Learned thresholds of the signs, as in ReActNet."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can have."""

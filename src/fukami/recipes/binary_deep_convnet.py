@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fukami.classifier import Optimizer
+from fukami.classifier import Binarized
 from fukami.recipes.deep_convnet import DeepConvNet
 
 if TYPE_CHECKING:
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BinaryDeepConvNet(DeepConvNet):
+class BinaryDeepConvNet(Binarized, DeepConvNet):
     """DeepConvNet with weights and activations of one bit (Courbariaux et al. 2016), twice as wide."""
 
     paper: ClassVar[str] = "Courbariaux et al., Binarized Neural Networks"
@@ -20,24 +20,14 @@ class BinaryDeepConvNet(DeepConvNet):
 
     epochs: int = 15
     """Passes over the training set."""
-    optimizer: Optimizer = "adam"
-    """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
-    lr: float = 3e-3
-    """Peak learning rate."""
-    weight_decay: float = 0.0
-    """Pull of the weights towards 0; latent weights of one bit need none."""
     dropout: float = 0.0
-    """Has no place in this network: it is 0."""
+    """Share of the hidden units dropped in training."""
     widths: tuple[int, int, int, int, int, int] = (32, 32, 64, 64, 128, 128)
     """Channels of the six convolutions."""
     hidden: int = 128
     """Units of the first affine layer."""
     ends: Literal["float", "binary"] = "float"
     """Weights of the first and the last layer: of full precision, or, as in the paper, of one bit."""
-    scaling: bool = False
-    """Scaling factors of the weights, as in XNOR-Net."""
-    thresholds: bool = False
-    """Learned thresholds of the signs, as in ReActNet."""
 
     def network(self, classes: int) -> "nn.Module":
         """The network."""
@@ -49,6 +39,7 @@ class BinaryDeepConvNet(DeepConvNet):
             size=self.size,
             widths=self.widths,
             hidden=self.hidden,
+            dropout=self.dropout,
             ends=self.ends,
             scaling=self.scaling,
             thresholds=self.thresholds,
