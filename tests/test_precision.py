@@ -165,6 +165,17 @@ def test_a_failed_export_leaves_no_run(trained, tmp_path, monkeypatch):
         package.load(tmp_path / "half")
 
 
+def test_what_has_no_weights_any_more_says_so(fukami, binarized):
+    """It can neither be explained nor trained on."""
+    fukami("export", binarized, "--to", "binary", "--out", "bits")
+    explained = fukami("explain", "bits")
+    assert explained.status == 2
+    assert "exported to binary" in explained.err
+    trained = fukami("train", "binary-deep-convnet", "--init", "bits", "--out", "more")
+    assert trained.status == 1
+    assert "has no weights to train" in trained.err
+
+
 def test_a_damaged_or_missing_onnx_file_is_named(fukami, trained, tmp_path):
     fukami("export", trained, "--to", "onnx", "--out", "onnx")
     (tmp_path / "onnx/model.onnx").write_bytes(b"nothing")

@@ -1,6 +1,7 @@
 """Transfer: a network that begins with published weights, its features frozen or learning more slowly than its head."""
 
 import io
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -104,6 +105,9 @@ def _unfit(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> Iterator[
 def _read(path: Path) -> dict[str, Tensor]:
     """The state dict in a file, of which nothing is run."""
     file = path / "weights.safetensors" if path.is_dir() else path
+    to = _exported(path)
+    if to in ("int8", "binary", "onnx"):
+        raise Error(f"{path} was exported to {to} and has no weights to train; give the run that it was made of")
     try:
         content = file.read_bytes()
         if file.suffix == ".safetensors":
@@ -121,6 +125,14 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not (isinstance(found, dict) and found and all(isinstance(value, Tensor) for value in found.values())):
         raise Error(f"{path} holds no state dict; expected tensors by name, as model.state_dict() gives them")
     return found
+
+
+def _exported(folder: Path) -> str | None:
+    """What a run was exported to, if it was."""
+    try:
+        return str(json.loads((folder / "recipe.json").read_bytes())["exported"]["to"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -167,11 +167,17 @@ def open_run(name: str) -> "tuple[Path, Classification, Shape]":
     """The folder, the task and the shape of the pictures of a run.
 
     Raises:
-        UsageError: it is no classifier.
+        UsageError: it is no classifier, or was exported to other layers than the network's.
     """
     from fukami import checkpoint
+    from fukami.precision import CONVERTED
     from fukami.tasks.classification import Classification
 
+    own = checkpoint.precision_of(checkpoint.locate(name))
+    if own in CONVERTED:
+        raise UsageError(
+            f"{name} was exported to {own}, and its layers are no longer the network's; give the run it is of"
+        )
     task = checkpoint.load(name)
     if not isinstance(task, Classification):
         raise UsageError(f"explain reads classifiers; {name} is a run of {type(task).__name__}")
