@@ -17,6 +17,7 @@ from fukami.numerics.packed import PackedLayer, PackedPool, PackedSign, pack
 from fukami.ops import binary
 from fukami.ops.binary import BinaryConv2d, BinaryLinear, Sign
 from fukami.recipes.binary_deep_convnet import BinaryDeepConvNet
+from fukami.recipes.deep_convnet import DeepConvNet
 
 CPU = torch.device("cpu")
 
@@ -131,6 +132,14 @@ def test_every_convolution_of_the_resnet_has_its_shortcut():
     weight = torch.where(block.residual[1].weight >= 0, 1.0, -1.0)
     expected = block.residual[2](F.conv2d(signs, weight, padding=1)) + x
     torch.testing.assert_close(block(x), expected)
+
+
+def test_the_binarized_deep_convnet_sees_what_the_other_does():
+    """Only how it is trained, how wide it is, and its bits differ."""
+    ours, theirs = vars(BinaryDeepConvNet()), vars(DeepConvNet())
+    assert theirs.keys() <= ours.keys()
+    differ = {name for name, value in theirs.items() if ours[name] != value}
+    assert differ == {"epochs", "optimizer", "lr", "weight_decay", "dropout", "widths", "hidden"}
 
 
 # kernels

@@ -230,8 +230,8 @@ class Classifier(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Binarized(Classifier):
-    """A classifier with weights and activations of one bit."""
+class Binarized:
+    """The fields in which a classifier with weights and activations of one bit is unlike others; named before it."""
 
     optimizer: Optimizer = "adam"
     """How gradients become updates, as torch has it; momentum and nesterov are SGD."""

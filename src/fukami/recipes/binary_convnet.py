@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fukami.classifier import Binarized
+from fukami.classifier import Binarized, Classifier
 from fukami.recipe import within
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BinaryConvNet(Binarized):
+class BinaryConvNet(Binarized, Classifier):
     """The binarized network for CIFAR-10 (Courbariaux et al. 2016, section 2.1): 14 million weights of one bit."""
 
     paper: ClassVar[str] = "Courbariaux et al., Binarized Neural Networks"

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fukami.classifier import Binarized
+from fukami.classifier import Binarized, Classifier
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
-class BinaryResNet18(Binarized):
+class BinaryResNet18(Binarized, Classifier):
     """Binarized ResNet-18 (Liu et al. 2018, Bi-Real Net): a shortcut for every 3×3 convolution of one bit."""
 
     paper: ClassVar[str] = "Liu et al., Bi-Real Net"
