@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import check_task
 import fukami as package
 from fukami.errors import Error
 from fukami.models import binary_convnet, binary_deep_convnet, binary_resnet18, deep_convnet
@@ -132,6 +133,13 @@ def test_every_convolution_of_the_resnet_has_its_shortcut():
     weight = torch.where(block.residual[1].weight >= 0, 1.0, -1.0)
     expected = block.residual[2](F.conv2d(signs, weight, padding=1)) + x
     torch.testing.assert_close(block(x), expected)
+
+
+def test_eight_digits_are_learned_by_heart():
+    """Through the signs, with every option on."""
+    check_task.check_overfits(
+        lambda **fields: BinaryDeepConvNet(scaling=True, thresholds=True, ends="binary", **fields)
+    )
 
 
 def test_the_binarized_deep_convnet_sees_what_the_other_does():

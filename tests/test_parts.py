@@ -62,7 +62,8 @@ def test_evaluation_agrees_with_a_loop_by_hand(trained):
 
 def test_recipes_are_found_by_name_and_come_back_from_json():
     resnets = [f"resnet{depth}" for depth in (18, 20, 32, 34, 44, 50, 56, 101, 110, 152)]
-    assert recipe.names() == ["deep-convnet", "googlenet", *resnets, "vgg11", "vgg13", "vgg16", "vgg19"]
+    binary = ["binary-convnet", "binary-deep-convnet", "binary-resnet18"]
+    assert recipe.names() == [*binary, "deep-convnet", "googlenet", *resnets, "vgg11", "vgg13", "vgg16", "vgg19"]
     assert package.find("deep-convnet") is DeepConvNet
     original = DeepConvNet(lr=0.5, widths=(1, 2, 3, 4, 5, 6), dataset="mnist")
     import dataclasses

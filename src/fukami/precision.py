@@ -16,11 +16,7 @@ from fukami.recipe import Recipe
 from fukami.runtime import PRECISIONS
 from fukami.task import Task
 
-CONVERTED = (
-    "int8",
-    "binary",
-    "onnx",
-)  # other networks than the one that was trained; the rest are types of its numbers
+CONVERTED = ("int8", "binary", "onnx")  # other layers than the network's; the rest are types of its numbers
 BY_ONNX = ("int8", "onnx")  # computed by ONNX Runtime, on the CPU
 CALIBRATION = 512  # pictures from which the ranges of the activations are taken
 APART = 0.5  # standard deviations between the means of two sets of pictures from which they do not look alike
@@ -37,6 +33,7 @@ def convert(task: Task, precision: str, recipe: Recipe, calibration: str | None 
         calibration: other data to calibrate with, a name or a path.
 
     Raises:
+        UsageError: there is nothing to calibrate.
         Error: a layer cannot be computed so; it is named.
     """
     modules = task.modules()
@@ -52,6 +49,8 @@ def convert(task: Task, precision: str, recipe: Recipe, calibration: str | None 
     from fukami.numerics import int8
 
     if getattr(recipe, "quantize", "none") == "int8":
+        if calibration is not None:
+            raise UsageError("the run was trained with the ranges of int8, so nothing is to calibrate; leave it out")
         return {name: OnnxNetwork(int8.convert(module, shape, about)) for name, module in modules.items()}
     inputs = _calibration(task, recipe, calibration)
     return {name: OnnxNetwork(int8.quantize(module, shape, inputs, about)) for name, module in modules.items()}
@@ -68,10 +67,7 @@ def computed(precision: str, device: torch.device) -> dict[str, str]:
     name = str(dtype).removeprefix("torch.")
     found = {"weights": name, "activations": name, "sums": "float32" if _adds_in_float32(dtype, device) else name}
     if device.type == "cpu" and not native(dtype):
-        found |= {
-            "sums": "float32",
-            "note": f"no arithmetic for {name} here: each layer computes in float32, and rounds",
-        }
+        found |= {"sums": "float32", "note": f"no arithmetic for {name} here: layers compute in float32, and round"}
     return found
 
 
