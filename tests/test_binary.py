@@ -136,10 +136,8 @@ def test_every_convolution_of_the_resnet_has_its_shortcut():
 
 
 def test_eight_digits_are_learned_by_heart():
-    """Through the signs, with every option on."""
-    check_task.check_overfits(
-        lambda **fields: BinaryDeepConvNet(scaling=True, thresholds=True, ends="binary", **fields)
-    )
+    """Through the signs, with scaling factors and thresholds."""
+    check_task.check_overfits(lambda **fields: BinaryDeepConvNet(scaling=True, thresholds=True, **fields))
 
 
 def test_the_binarized_deep_convnet_sees_what_the_other_does():
