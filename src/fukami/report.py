@@ -20,6 +20,7 @@ h1 {{ font-size: 1.6rem; margin-bottom: 0; }} h2 {{ font-size: 1.15rem; margin-t
 .answer {{ font-size: 1.25rem; margin: .3rem 0 1rem; color: #1f5c99; }}
 pre {{ background: #f4f4f2; padding: .7rem 1rem; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere; }}
 table {{ border-collapse: collapse; }} td {{ padding: .15rem 1.2rem .15rem 0; vertical-align: top; }}
+th {{ text-align: left; font-weight: 500; color: #666; padding-right: 1.2rem; vertical-align: bottom; }}
 td:first-child {{ color: #666; }} img {{ max-width: 100%; }}
 </style></head><body>
 {body}
@@ -77,7 +78,8 @@ def ladder(
     command: str,
 ) -> Path:
     """Write the page of a run at every precision into ``folder``; returns its path."""
-    lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in (columns, *rows)]
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    lines = [head, *("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)]
     body = [
         f"<h1>How many bits does {html.escape(', '.join(facts['runs']))} need?</h1>",
         f"<h2>Repeat it</h2><pre>{html.escape(command)}</pre>",
