@@ -36,7 +36,7 @@ ALLOWED = {
     "precision": {"errors", "numerics", "recipe", "runtime", "task"},
     "checkpoint": {"errors", "numerics", "precision", "recipe", "runtime", "task"},
     "exporting": {"errors", "checkpoint", "precision", "runtime"},
-    "ladder": {"errors", "checkpoint", "exporting", "numerics", "precision", "recipe", "runtime", "tasks"},
+    "ladder": {"errors", "checkpoint", "exporting", "numerics", "precision", "runtime", "tasks"},
     "log": {"errors", "checkpoint", "recipe", "report", "runtime"},
     "report": {"errors", "checkpoint"},
     "doctor": {"errors", "image", "data"},

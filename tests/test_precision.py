@@ -239,6 +239,22 @@ def test_the_ladder(fukami, name, request, tmp_path, monkeypatch):
     assert "data:image/png" in page
 
 
+def test_the_ladder_of_a_private_recipe_on_other_data(fukami, digit_files, tmp_path, monkeypatch):
+    """Its class is found by the other processes, too."""
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from fukami.recipes.deep_convnet import DeepConvNet\n\n\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(DeepConvNet):\n    widths: tuple[int, int, int, int, int, int] = (4, 4, 4, 4, 4, 4)\n"
+    )
+    assert fukami("train", "./mine.py", "--epochs", "1", "--batch", "100", "--out", "run").status == 0
+    monkeypatch.setattr(ladder, "ROUNDS", 1)
+    monkeypatch.setattr(ladder, "STEPS", ("float32", "bfloat16"))
+    found = fukami("eval", "run", "--precision", "all", "--data", digit_files)
+    assert found.status == 0, found.err
+    assert [step["count"] for step in found.json[0]["ladder"]] == [40, 40]
+
+
 def test_the_ladder_is_of_one_run(fukami, trained):
     refused = fukami("eval", trained, trained, "--precision", "all")
     assert refused.status == 2

@@ -19,7 +19,6 @@ from torch.utils.benchmark import Timer
 
 from fukami import checkpoint, exporting, precision
 from fukami.errors import Error, UsageError
-from fukami.recipe import Recipe
 from fukami.runtime import Runtime
 from fukami.tasks.classification import Classification
 
@@ -32,12 +31,14 @@ _task: Classification  # of a process that measures
 _device: torch.device
 
 
-def climb(run: str | Path, recipe: Recipe, device: str = "auto") -> tuple[list[dict[str, Any]], dict[str, str]]:
+def climb(
+    run: str | Path, data: str | None = None, device: str = "auto"
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Measure a run at every precision that it can be computed at.
 
     Args:
         run: a folder, or the name of weights that ship with the package; a classifier's.
-        recipe: of the run; its data are judged.
+        data: what is judged, a name or a path; by default the test part of what the run was trained on.
         device: ``auto``, ``cpu``, ``cuda`` ...
 
     Returns:
@@ -54,6 +55,7 @@ def climb(run: str | Path, recipe: Recipe, device: str = "auto") -> tuple[list[d
         raise UsageError(f"{run} was exported already; give the run it is of")
     if not isinstance(checkpoint.load(run, device="cpu"), Classification):
         raise UsageError(f"the precisions of classifiers are compared, and {run} is none")
+    where = str(Runtime.start(device, "float32").device)
     steps: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
     with ExitStack() as stack:
@@ -61,6 +63,7 @@ def climb(run: str | Path, recipe: Recipe, device: str = "auto") -> tuple[list[d
         processes = []
         for name in STEPS:
             try:
+                precision.where(where, name)
                 written = exporting.export(run, name, root / name)
             except Error as error:
                 left_out[name] = str(error)
@@ -71,7 +74,7 @@ def climb(run: str | Path, recipe: Recipe, device: str = "auto") -> tuple[list[d
             processes.append(process)
         answers: list[Tensor] = []
         for step, process in zip(steps, processes, strict=True):
-            metrics, predicted = process.submit(_judge, recipe).result()
+            metrics, predicted = process.submit(_judge, folder, data).result()
             answers.append(torch.tensor(predicted))
             step |= metrics | {"agreement": float((answers[-1] == answers[0]).float().mean())}
         for count, name in ((1, "latency"), (BATCH, "throughput")):
@@ -128,8 +131,10 @@ def _peak() -> int:
 
 
 @torch.inference_mode()
-def _judge(recipe: Recipe) -> tuple[dict[str, float], list[int]]:
-    """The metrics of the recipe's test data, and every answer."""
+def _judge(folder: Path, data: str | None) -> tuple[dict[str, float], list[int]]:
+    """The metrics of the test data, and every answer."""
+    recipe, _ = checkpoint.describe(folder)
+    recipe = recipe if data is None else recipe.on(data)
     found = _task.judge(recipe.judged())
     return found.metrics(), torch.cat(found.answers).tolist()
 

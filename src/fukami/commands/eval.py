@@ -48,7 +48,7 @@ def command(arguments: list[str]) -> None:
         facts: dict[str, Any] = {"data": getattr(recipe, "dataset", None), "precision": own, "runs": list(runs)}
         again = f"fukami eval {shlex.join(arguments)}"
         if task is None:
-            print(json.dumps(_ladder(runs[0], recipe, device, facts, out, again)))
+            print(json.dumps(_ladder(runs[0], data, device, facts, out, again)))
             return
         task.views(views)
         batches = recipe.judged()
@@ -63,7 +63,9 @@ def command(arguments: list[str]) -> None:
     parse(run, arguments, "fukami eval")
 
 
-def _ladder(run: str, recipe: Any, device: str, facts: dict[str, Any], out: Path | None, again: str) -> dict[str, Any]:
+def _ladder(
+    run: str, data: str | None, device: str, facts: dict[str, Any], out: Path | None, again: str
+) -> dict[str, Any]:
     """The answer for every precision; a table of it on stderr, and a page of it in the folder ``out``."""
     from rich import box
     from rich.console import Console
@@ -71,7 +73,7 @@ def _ladder(run: str, recipe: Any, device: str, facts: dict[str, Any], out: Path
 
     from fukami import figures, ladder, report
 
-    steps, left_out = ladder.climb(run, recipe, device)
+    steps, left_out = ladder.climb(run, data, device)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ladder.COLUMNS[: ladder.NARROW]:
         table.add_column(column, justify="left" if column == "precision" else "right", no_wrap=True)

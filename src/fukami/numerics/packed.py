@@ -38,7 +38,9 @@ def pack(network: nn.Module) -> nn.Module:
             f"no layer was trained to have one bit: the first is {layers[0]}, of full precision, and so are the "
             f"others; train binary-convnet, binary-deep-convnet or binary-resnet18, or take int8"
         )
-    return _packed(copy.deepcopy(network).eval())
+    device = next(network.parameters()).device
+    network = copy.deepcopy(network).eval()
+    return _packed(network.cpu() if device.type == "cuda" else network).to(device)  # thresholds are found on the CPU
 
 
 def _packed(module: nn.Module) -> nn.Module:
