@@ -17,6 +17,7 @@ class BinaryDeepConvNet(Binarized, DeepConvNet):
     paper: ClassVar[str] = "Courbariaux et al., Binarized Neural Networks"
     year: ClassVar[int] = 2016
     published: ClassVar[str] = "99.04 % MNIST, affine layers"
+    reached: ClassVar[str] = "99.28 % MNIST"
 
     epochs: int = 15
     """Passes over the training set."""
