@@ -120,7 +120,7 @@ def network(options):
     torch.manual_seed(0)
     binary = binary_convnet().eval()
     float32 = twin(binary).to(memory_format=torch.channels_last)
-    bfloat16 = twin(binary).bfloat16().to(memory_format=torch.channels_last)
+    bfloat16 = copy.deepcopy(float32).bfloat16()
     runtime = OnnxNetwork(encode(float32, (3, 32, 32), {}))
     x = torch.randn(1, 3, 32, 32)
     packed = pack(binary)
@@ -139,7 +139,7 @@ def network(options):
 def twin(binary):
     """The network with numbers of full precision and rectifiers, normalisations folded where they can be."""
     made = []
-    for layer in binary:
+    for layer in copy.deepcopy(binary):
         if isinstance(layer, BinaryConv2d):
             layer = nn.Conv2d(layer.in_channels, layer.out_channels, 3, layer.stride, layer.padding, bias=False).eval()
         elif isinstance(layer, BinaryLinear):
