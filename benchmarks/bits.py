@@ -28,6 +28,7 @@ from torch.utils.benchmark import Timer
 import fukami
 from fukami.models import binary_convnet
 from fukami.numerics import words
+from fukami.numerics.int8 import quantize
 from fukami.numerics.onnx import OnnxNetwork, encode
 from fukami.numerics.packed import PackedLayer, pack
 from fukami.ops.binary import BinaryConv2d, BinaryLinear, Sign
@@ -122,14 +123,21 @@ def network(options):
     float32 = twin(binary).to(memory_format=torch.channels_last)
     bfloat16 = copy.deepcopy(float32).bfloat16()
     runtime = OnnxNetwork(encode(float32, (3, 32, 32), {}))
+    eight = OnnxNetwork(quantize(float32, (3, 32, 32), [torch.randn(64, 3, 32, 32)], {}))
     x = torch.randn(1, 3, 32, 32)
     packed = pack(binary)
     assert torch.equal(packed(x), binary(x))
     found = in_turns(
         binary=partial(packed, x), float32=partial(float32, x), onnx=partial(runtime, x),
+        int8=partial(eight, x),
         bfloat16=partial(bfloat16, x.bfloat16()),
     )  # fmt: skip
-    names = {"float32": "float32 of oneDNN", "onnx": "float32 of ONNX Runtime", "bfloat16": "bfloat16 of oneDNN"}
+    names = {
+        "float32": "float32 of oneDNN",
+        "onnx": "float32 of ONNX Runtime",
+        "int8": "int8 of ONNX Runtime",
+        "bfloat16": "bfloat16 of oneDNN",
+    }
     for kind, name in names.items():
         record("binary-convnet, whole", f"times faster than {name}", found[kind] / found["binary"],
                command="python benchmarks/bits.py network",
