@@ -79,6 +79,8 @@ def test_quantization_aware_training(fukami, trained):
     (begun,) = fukami("eval", trained).json
     (found,) = fukami("train", "deep-convnet", *words, "--precision", "float32").json
     assert found["accuracy"] > begun["accuracy"] - 0.02
+    (half,) = fukami("eval", "aware", "--precision", "bfloat16").json
+    assert half["loss"] == pytest.approx(found["loss"], rel=0.1)
     (facts,) = fukami("export", "aware", "--to", "int8").json
     (exported,) = fukami("eval", facts["run"]).json
     assert exported["loss"] == pytest.approx(found["loss"], rel=0.02)

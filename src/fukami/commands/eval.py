@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,24 +68,18 @@ def _ladder(
     run: str, data: str | None, device: str, facts: dict[str, Any], out: Path | None, again: str
 ) -> dict[str, Any]:
     """The answer for every precision; a table of it on stderr, and a page of it in the folder ``out``."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from fukami import figures, ladder, report
 
     steps, left_out = ladder.climb(run, data, device)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ladder.COLUMNS[: ladder.NARROW]:
-        table.add_column(column, justify="left" if column == "precision" else "right", no_wrap=True)
-    for row in ladder.rows(steps):
-        table.add_row(*row[: ladder.NARROW])
-    console = Console(stderr=True)
-    console.print(table)
+    rows = ladder.rows(steps)
+    narrow = [row[: ladder.NARROW] for row in (ladder.COLUMNS, *rows)]
+    widths = [max(map(len, column)) for column in zip(*narrow, strict=True)]
+    for row in narrow:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)), file=sys.stderr)
     for name, why in left_out.items():
-        console.print(f"without {name}: {why}", markup=False, highlight=False, soft_wrap=True)
+        print(f"without {name}: {why}", file=sys.stderr)
     if out:
-        page = report.ladder(out, ladder.COLUMNS, ladder.rows(steps), figures.ladder(steps), left_out, facts, again)
+        page = report.ladder(out, ladder.COLUMNS, rows, figures.ladder(steps), left_out, facts, again)
         facts["report"] = str(page)
     metrics = {name: steps[0][name] for name in ("accuracy", "errors", "count", "loss")}
     return {**metrics, **facts, "ladder": steps, "left_out": left_out}

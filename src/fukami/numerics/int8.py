@@ -151,7 +151,7 @@ class RoundedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """As ``nn.Conv2d``."""
-        return self._conv_forward(input, rounded(self.weight), self.bias)  # type: ignore[no-any-return]
+        return self._conv_forward(input.to(self.weight.dtype), rounded(self.weight), self.bias)  # type: ignore[no-any-return]
 
 
 class RoundedLinear(nn.Linear):
@@ -159,7 +159,7 @@ class RoundedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """As ``nn.Linear``."""
-        return F.linear(input, rounded(self.weight), self.bias)
+        return F.linear(input.to(self.weight.dtype), rounded(self.weight), self.bias)
 
 
 class RoundedActivation(nn.Module):
