@@ -47,7 +47,11 @@ RUNS = {
     "--widths 64 64 128 128 256 256 --hidden 512 512",
     "binary-convnet-cifar10": "fukami train binary-convnet --data cifar10 --judge-every 5",
 }
-COUNTERPARTS = {"binary-deep-convnet-mnist": "deep-convnet-mnist"}
+COUNTERPARTS = {  # of full precision, beside which a run answers at the precision it was trained for
+    "deep-convnet-mnist-int8": "deep-convnet-mnist",
+    "binary-deep-convnet-mnist": "deep-convnet-mnist",
+    "resnet20-cifar10-int8": "resnet20-cifar10",
+}
 PLOTTED = {
     "DeepConvNet on MNIST": ("deep-convnet-mnist", "deep-convnet-mnist-int8", "binary-deep-convnet-mnist"),
     "ResNet-20 on CIFAR-10": ("resnet20-cifar10", "resnet20-cifar10-int8"),
@@ -190,7 +194,7 @@ def ladder(options):
                 "one picture, times faster than float32": first["latency"] / step["latency"],
                 "256 pictures, times faster than float32": step["throughput"] / first["throughput"],
             }
-            if step["precision"] == "binary" and name in COUNTERPARTS:
+            if name in COUNTERPARTS and step["precision"] == own(name):
                 values |= beside(options.out / name, options.out / COUNTERPARTS[name])
             note = "; ".join(f"{part} {what}" for part, what in step["computed"].items())
             for metric, value in values.items():
@@ -198,16 +202,21 @@ def ladder(options):
                        note=note)  # fmt: skip
 
 
-def beside(binary, full):
-    """How many times faster a packed run answers than its counterpart in float32."""
-    packed, whole = fukami.load(binary, device="cpu", precision="binary"), fukami.load(full, device="cpu")
+def own(name):
+    """The precision that a run was trained for."""
+    return "binary" if name.startswith("binary") else "int8" if name.endswith("-int8") else "float32"
+
+
+def beside(run, full):
+    """How many times faster a run answers, at the precision it was trained for, than its counterpart in float32."""
+    small, whole = fukami.load(run, device="cpu", precision=own(run.name)), fukami.load(full, device="cpu")
     (channels, side, _), _ = whole.interface()
     values = {}
     for count, words_of in ((1, "one picture"), (256, "256 pictures")):
         pictures = torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8)
         with torch.inference_mode():
-            found = in_turns(packed=partial(packed.scores, pictures), whole=partial(whole.scores, pictures))
-        values[f"{words_of}, times faster than {full.name} at float32"] = found["whole"] / found["packed"]
+            found = in_turns(small=partial(small.scores, pictures), whole=partial(whole.scores, pictures))
+        values[f"{words_of}, times faster than {full.name} at float32"] = found["whole"] / found["small"]
     return values
 
 
@@ -229,10 +238,11 @@ def measured(rows, name):
     """What is known of a run at each precision: its name in the table and its numbers."""
     for precision in ("float32", "bfloat16", "float16", "int8", "binary", "onnx"):
         found = {metric: float(row["value"]) for (run, metric), row in rows.items() if run == f"{name} at {precision}"}
-        aware, own = name.endswith("-int8"), name.startswith("binary")
-        if not found or (aware and precision != "int8") or (own and precision != "binary"):
+        if not found or (own(name) not in ("float32", precision)):
             continue
-        label = {"int8": "int8, trained for it" if aware else "int8", "binary": "1 bit"}.get(precision, precision)
+        label = {"int8": "int8, trained for it" if own(name) == "int8" else "int8", "binary": "1 bit"}.get(
+            precision, precision
+        )
         for count in ("one picture", "256 pictures"):
             usual = found[f"{count}, times faster than float32"]
             found[count] = found.get(f"{count}, times faster than {COUNTERPARTS.get(name)} at float32", usual)

@@ -37,6 +37,9 @@ def convert(task: Task, precision: str, recipe: Recipe, calibration: str | None 
         Error: a layer cannot be computed so; it is named.
     """
     modules = task.modules()
+    aware = getattr(recipe, "quantize", "none") == "int8"
+    if precision == "onnx" and aware:
+        raise Error("the run was trained with the roundings of int8, which are ONNX, too: export it to int8")
     if precision == "binary":
         from fukami.numerics.packed import pack
 
@@ -48,7 +51,7 @@ def convert(task: Task, precision: str, recipe: Recipe, calibration: str | None 
         return {name: OnnxNetwork(encode(module, shape, about)) for name, module in modules.items()}
     from fukami.numerics import int8
 
-    if getattr(recipe, "quantize", "none") == "int8":
+    if aware:
         if calibration is not None:
             raise UsageError("the run was trained with the ranges of int8, so nothing is to calibrate; leave it out")
         return {name: OnnxNetwork(int8.convert(module, shape, about)) for name, module in modules.items()}
