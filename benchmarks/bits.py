@@ -47,11 +47,7 @@ RUNS = {
     "--widths 64 64 128 128 256 256 --hidden 512 512",
     "binary-convnet-cifar10": "fukami train binary-convnet --data cifar10 --judge-every 5",
 }
-COUNTERPARTS = {  # of full precision, beside which a run answers at the precision it was trained for
-    "deep-convnet-mnist-int8": "deep-convnet-mnist",
-    "binary-deep-convnet-mnist": "deep-convnet-mnist",
-    "resnet20-cifar10-int8": "resnet20-cifar10",
-}
+COUNTERPARTS = {"binary-deep-convnet-mnist": "deep-convnet-mnist"}  # of full precision
 PLOTTED = {
     "DeepConvNet on MNIST": ("deep-convnet-mnist", "deep-convnet-mnist-int8", "binary-deep-convnet-mnist"),
     "ResNet-20 on CIFAR-10": ("resnet20-cifar10", "resnet20-cifar10-int8"),
@@ -194,7 +190,7 @@ def ladder(options):
                 "one picture, times faster than float32": first["latency"] / step["latency"],
                 "256 pictures, times faster than float32": step["throughput"] / first["throughput"],
             }
-            if name in COUNTERPARTS and step["precision"] == own(name):
+            if name in COUNTERPARTS and step["precision"] == "binary":
                 values |= beside(options.out / name, options.out / COUNTERPARTS[name])
             note = "; ".join(f"{part} {what}" for part, what in step["computed"].items())
             for metric, value in values.items():
@@ -202,21 +198,16 @@ def ladder(options):
                        note=note)  # fmt: skip
 
 
-def own(name):
-    """The precision that a run was trained for."""
-    return "binary" if name.startswith("binary") else "int8" if name.endswith("-int8") else "float32"
-
-
-def beside(run, full):
-    """How many times faster a run answers, at the precision it was trained for, than its counterpart in float32."""
-    small, whole = fukami.load(run, device="cpu", precision=own(run.name)), fukami.load(full, device="cpu")
+def beside(binary, full):
+    """How many times faster a packed run answers than its counterpart in float32."""
+    packed, whole = fukami.load(binary, device="cpu", precision="binary"), fukami.load(full, device="cpu")
     (channels, side, _), _ = whole.interface()
     values = {}
     for count, words_of in ((1, "one picture"), (256, "256 pictures")):
         pictures = torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8)
         with torch.inference_mode():
-            found = in_turns(small=partial(small.scores, pictures), whole=partial(whole.scores, pictures))
-        values[f"{words_of}, times faster than {full.name} at float32"] = found["whole"] / found["small"]
+            found = in_turns(packed=partial(packed.scores, pictures), whole=partial(whole.scores, pictures))
+        values[f"{words_of}, times faster than {full.name} at float32"] = found["whole"] / found["packed"]
     return values
 
 
@@ -235,18 +226,17 @@ def figure(options):
 
 
 def measured(rows, name):
-    """What is known of a run at each precision: its name in the table and its numbers."""
-    for precision in ("float32", "bfloat16", "float16", "int8", "binary", "onnx"):
+    """What is known of a run at each precision that it is shown at: the label and the numbers."""
+    trained_for = "binary" if name.startswith("binary") else "int8" if name.endswith("-int8") else None
+    for precision in (trained_for,) if trained_for else ("float32", "bfloat16", "float16", "int8", "onnx"):
+        # how a file of int8 came about makes it neither faster nor slower
+        timed = name.removesuffix("-int8")
         found = {metric: float(row["value"]) for (run, metric), row in rows.items() if run == f"{name} at {precision}"}
-        if not found or (own(name) not in ("float32", precision)):
-            continue
-        label = {"int8": "int8, trained for it" if own(name) == "int8" else "int8", "binary": "1 bit"}.get(
-            precision, precision
-        )
+        times = {metric: float(row["value"]) for (run, metric), row in rows.items() if run == f"{timed} at {precision}"}
         for count in ("one picture", "256 pictures"):
-            usual = found[f"{count}, times faster than float32"]
-            found[count] = found.get(f"{count}, times faster than {COUNTERPARTS.get(name)} at float32", usual)
-        yield label, found
+            usual = times[f"{count}, times faster than float32"]
+            found[count] = times.get(f"{count}, times faster than {COUNTERPARTS.get(name)} at float32", usual)
+        yield {"binary": "1 bit", "int8": "int8, trained for it"}.get(trained_for, precision), found
 
 
 def table(points):
@@ -269,6 +259,10 @@ def draw(above, below, title, points):
     errors = [100 * (1 - found["test accuracy"]) for _, found in points]
     above.scatter(sizes, errors, color="#1f5c99", zorder=3)
     above.set_xscale("log")
+    above.set_xlim(min(sizes) / 1.7, max(sizes) * 1.5)
+    ticks = sorted({round(size, -1) for size in sizes})
+    above.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+    above.set_xticks([], minor=True)
     above.set(title=title, xlabel="file, kB", ylabel="test errors, %")
     above.set_ylim(0, 1.35 * max(errors))
     for number, (label, size, error) in enumerate(zip([label for label, _ in points], sizes, errors, strict=True)):
