@@ -2,6 +2,7 @@
 
     python benchmarks/bits.py layers              a 3×3 convolution: 1 bit against float32, bfloat16 and int8 of oneDNN
     python benchmarks/bits.py network             the CIFAR-10 network of the BNN paper, 1 bit against others
+    python benchmarks/bits.py gpu                 both on a GPU, 256 pictures at once, beside cuDNN
     python benchmarks/bits.py train OUT [RUN...]  the trainings: with 32 bits, aware of 8, and with 1
                                                   (binary-convnet-cifar10, the paper's network, takes a GPU)
     python benchmarks/bits.py ladder OUT [RUN...] those runs that are in OUT, at every precision
@@ -144,6 +145,37 @@ def network(options):
                note="one thread, one picture; the normalisations of its twin are folded")  # fmt: skip
 
 
+@torch.inference_mode()
+def gpu(options):
+    """Layers and the whole network on a GPU, 256 pictures at once, beside cuDNN."""
+    torch.backends.cudnn.allow_tf32 = False
+    for channels in (128, 256):
+        for side in (16, 32):
+            x = torch.randn(256, channels, side, side, device=options.device).to(memory_format=torch.channels_last)
+            binary = BinaryConv2d(channels, channels, 3, padding=1)
+            step = [nn.BatchNorm2d(channels).eval(), Sign()]
+            beside_dense(
+                "1-bit layer", f"3×3, {channels} channels, {side}×{side}: ",
+                PackedLayer(binary, step, channels).to(options.device), words.from_bools(x.permute(0, 2, 3, 1) > 0),
+                nn.Conv2d(channels, channels, 3, padding=1, bias=False), x,
+            )  # fmt: skip
+    network = binary_convnet().eval()
+    x = torch.randn(256, 3, 32, 32, device=options.device)
+    beside_dense("binary-convnet, whole", "", pack(network.to(options.device)), x, twin(network), x)
+
+
+def beside_dense(benchmark, what, packed, bits, dense, x):
+    """Record how many times faster the packed bits are than dense numbers of 32 and of 16 bits."""
+    float32 = dense.eval().to(x.device, memory_format=torch.channels_last)
+    bfloat16 = copy.deepcopy(float32).bfloat16()
+    found = in_turns(
+        binary=partial(packed, bits), float32=partial(float32, x), bfloat16=partial(bfloat16, x.bfloat16())
+    )
+    for kind in ("float32", "bfloat16"):
+        record(benchmark, f"{what}times faster than {kind}, 256 pictures", found[kind] / found["binary"],
+               command="python benchmarks/bits.py gpu", note="cuDNN without TF32")  # fmt: skip
+
+
 def twin(binary):
     """The network with numbers of full precision and rectifiers, normalisations folded where they can be."""
     made = []
@@ -283,9 +315,10 @@ def draw(above, below, title, points):
 def main():
     """Measure what is asked for."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("action", choices=["layers", "network", "train", "ladder", "figure"])
+    options.add_argument("action", choices=["layers", "network", "gpu", "train", "ladder", "figure"])
     options.add_argument("out", type=Path, nargs="?", default=Path("runs"))
     options.add_argument("runs", nargs="*")
+    options.add_argument("--device", default="cuda", help="of gpu")
     options = options.parse_args()
     globals()[options.action](options)
 

@@ -48,17 +48,7 @@ def sign(x: Tensor, edge: Tensor, direction: Tensor) -> Tensor:
 def convolve(
     x: Tensor, laid: Tensor, start: Tensor, kind: Tensor, valid: Tensor | None, outputs: int, stride: int, padding: int
 ) -> Tensor:
-    """Count, for each output and pixel, the bits in which the weights differ from what lies under them.
-
-    Args:
-        x: words ``(N, H, W, words)``; beyond its borders lie zeros.
-        laid: from :func:`lay`.
-        start: what the counts begin with, ``(kinds, outputs or more)`` int64.
-        kind: of each pixel of the result, ``(H', W')`` int64: its row of ``start``.
-        valid: None: the result is words ``(N, H', W', words')`` with a 1 where the count is not above 0. Otherwise what
-            twice the count is subtracted from, ``(kinds,)`` int64, which gives float32 ``(N, outputs, H', W')``.
-        outputs, stride, padding: of the layer.
-    """
+    """Count, for each output and pixel, the bits that differ; all is as in :func:`fukami.numerics.words.convolve`."""
     height, width = kind.shape
     work = len(x) * height * width * laid.numel() * 64
     function = _parallel if work > PARALLEL and torch.get_num_threads() > 1 else _serial
