@@ -44,7 +44,7 @@ RUNS = {
     "resnet20-cifar10": "fukami train resnet20 --data cifar10 --judge-every 5",
     "resnet20-cifar10-int8": "fukami train resnet20 --data cifar10 --init resnet20-cifar10 --quantize int8 --epochs 2 "
     "--lr 0.002",
-    "binary-convnet-half-cifar10": "fukami train binary-convnet --data cifar10 --judge-every 2 --epochs 12 "
+    "binary-convnet-half-cifar10": "fukami train binary-convnet --data cifar10 --judge-every 2 --epochs 24 "
     "--widths 64 64 128 128 256 256 --hidden 512 512",
     "binary-convnet-cifar10": "fukami train binary-convnet --data cifar10 --judge-every 5",
 }
