@@ -307,7 +307,7 @@ def test_an_exported_run_is_only_computed_as_it_is(fukami, binarized, tmp_path):
     assert "exported to binary already" in again.err
     taken = fukami("export", binarized, "--to", "binary", "--out", "bits")
     assert taken.status == 2
-    assert "not empty" in taken.err
+    assert taken.err.endswith("not empty; give another --out\n")
 
 
 def test_a_run_of_full_precision_has_no_single_bits(fukami, trained):

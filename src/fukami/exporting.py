@@ -32,6 +32,8 @@ def export(run: str | Path, to: str, out: Path, calibration: str | None = None) 
         raise UsageError(f"{run} was exported to {own} already; give the run it is of")
     if calibration is not None and to != "int8":
         raise UsageError(f"{to} needs no calibration; leave out --calibration, or export to int8")
+    if out.is_dir() and any(out.iterdir()):
+        raise UsageError(f"{out} exists and is not empty; give another --out")
     recipe, labels = checkpoint.describe(source)
     task = checkpoint.load(run, device="cpu", precision="float32")
     before = task.modules()

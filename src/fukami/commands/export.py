@@ -17,7 +17,7 @@ def command(arguments: list[str]) -> None:
         out: Path | None = None,
         calibration: str | None = None,
     ) -> None:
-        """Write a run at another precision; eval and predict take the result like any other run.
+        """Write a run at another precision; eval, predict and serve take the result like any other run.
 
         Args:
             run: Folder of a run, or name of weights that ship with the package.
