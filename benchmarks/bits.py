@@ -120,7 +120,7 @@ def network(options):
     """The whole network, one picture, one thread, beside one of full precision with rectifiers for signs."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    binary = binary_convnet().eval()
+    binary = binary_convnet().eval().to(memory_format=torch.channels_last)  # as runs have it
     float32 = twin(binary).to(memory_format=torch.channels_last)
     bfloat16 = copy.deepcopy(float32).bfloat16()
     runtime = OnnxNetwork(encode(float32, (3, 32, 32), {}))

@@ -118,11 +118,13 @@ class PackedSign(nn.Module):
         edge, falling = turn(step, channels, -INFINITY, INFINITY, _real)
         self.register_buffer("edge", edge.int())
         self.register_buffer("falling", falling)
+        self.laid: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Words ``(N, H, W, words)`` of ``(N, C, H, W)``, or ``(N, words)`` of ``(N, C)``."""
-        direction = 1 - 2 * self.falling.float()
-        found = kernels(x.device).sign(x[..., None, None] if x.ndim == 2 else x, _real(self.edge), direction)
+        if x.device not in self.laid:
+            self.laid[x.device] = _real(self.edge), 1 - 2 * self.falling.float()
+        found = kernels(x.device).sign(x[..., None, None] if x.ndim == 2 else x, *self.laid[x.device])
         return found.flatten(1) if x.ndim == 2 else found  # type: ignore[no-any-return]
 
 
