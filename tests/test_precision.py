@@ -84,7 +84,7 @@ def test_quantization_aware_training(fukami, trained):
     (facts,) = fukami("export", "aware", "--to", "int8").json
     (exported,) = fukami("eval", facts["run"]).json
     assert exported["loss"] == pytest.approx(found["loss"], rel=0.02)
-    refused = fukami("export", "aware", "--to", "int8", "--calibration", "digits")
+    refused = fukami("export", "aware", "--to", "int8", "--calibration", "digits", "--out", "more")
     assert refused.status == 2
     assert "nothing is to calibrate" in refused.err
     refused = fukami("train", "deep-convnet", "--quantize", "int8")
