@@ -216,6 +216,13 @@ def test_packed_pooling_is_the_sign_of_the_largest_sum(kernels, size, window, st
     assert torch.equal(found, words.from_bools(largest.permute(0, 2, 3, 1)))
 
 
+def test_the_compiled_kernels_are_those_that_answer():
+    """Not plain torch, which would give the same bits."""
+    module = pytest.importorskip("fukami.numerics.cpu")
+    packed.kernels.cache_clear()
+    assert packed.kernels(CPU) is module
+
+
 def test_population_count():
     numbers = torch.tensor([0, 1, -1, 2**63 - 1, -(2**63), 0x5555555555555555])
     assert words.popcount(numbers).tolist() == [0, 1, 64, 63, 1, 32]

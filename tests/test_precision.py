@@ -124,7 +124,7 @@ def test_halves_are_said_to_be_added_as_they_are(monkeypatch):
     """Sums that stop at 2,048 are found out."""
     assert precision.computed("float32", torch.device("cpu"))["sums"] == "float32"
     assert precision.computed("float16", torch.device("cpu"))["sums"] == "float32"
-    monkeypatch.setattr(precision, "native", lambda dtype: True)
+    monkeypatch.setattr(precision, "native", lambda dtype, device: True)
     monkeypatch.setattr(precision.F, "conv2d", lambda x, w: torch.tensor([[[[2048.0]]]], dtype=x.dtype))
     assert precision.computed("float16", torch.device("cpu"))["sums"] == "float16"
 
@@ -261,3 +261,16 @@ def test_the_ladder_is_of_one_run(fukami, trained):
     refused = fukami("eval", trained, trained, "--precision", "all")
     assert refused.status == 2
     assert "one run" in refused.err
+
+
+def test_the_ladder_of_what_is_no_run(fukami, binarized, tmp_path):
+    """Exported already, or damaged: it says which, and measures nothing."""
+    fukami("export", binarized, "--to", "binary", "--out", "bits")
+    refused = fukami("eval", "bits", "--precision", "all")
+    assert refused.status == 2
+    assert "exported to binary already" in refused.err
+    fukami("export", binarized, "--to", "float16", "--out", "half")
+    (tmp_path / "half/weights.safetensors").write_bytes(b"\x00" * 100)
+    damaged = fukami("eval", "half", "--precision", "all")
+    assert damaged.status == 1
+    assert "weights.safetensors is damaged" in damaged.err

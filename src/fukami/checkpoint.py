@@ -138,11 +138,23 @@ def precision_of(folder: Path) -> str:
     return str(own)
 
 
+def trained(run: str | os.PathLike[str]) -> Path:
+    """The folder of a run that has the layers it was trained with.
+
+    Raises:
+        UsageError: there is no such run, or it was exported to other layers.
+    """
+    folder = locate(run)
+    own = precision_of(folder)
+    if own in precisions.CONVERTED:
+        raise UsageError(f"{run} was exported to {own} already, which has other layers; give the run it is of")
+    return folder
+
+
 def _load_one(folder: Path, device: str, precision: str) -> Task:
     recipe, labels = describe(folder)
     own = precision_of(folder)
     precision = precisions.resolve(precision, own, folder)
-    convert = precision in precisions.CONVERTED and own not in precisions.CONVERTED
     ours = not name_of(type(recipe)).endswith(".py")  # whose tasks have no numbers but those of their networks
     with torch.device("meta") if ours else contextlib.nullcontext():
         task = recipe.task(labels)
@@ -162,7 +174,7 @@ def _load_one(folder: Path, device: str, precision: str) -> Task:
     task.setup(Runtime.start(*precisions.where(device, precision)))
     for module in modules.values():
         module.to(PRECISIONS.get(precision, torch.float32)).eval()
-    if convert:
+    if precision in precisions.CONVERTED and precision != own:
         task.replace(precisions.convert(task, precision, recipe))
     return task
 
@@ -189,11 +201,11 @@ def _read(path: Path) -> bytes:
 
 def weights(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
     """Every parameter and buffer of the modules, named ``module.parameter``, on the CPU."""
-    return {
-        f"{name}.{key}": value.detach().cpu().contiguous()
-        for name, module in modules.items()
-        for key, value in module.state_dict().items()
-    }
+    return {name: value.detach().cpu().contiguous() for name, value in _named(modules).items()}
+
+
+def _named(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
+    return {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
 
 
 def restore(modules: dict[str, nn.Module], tensors: dict[str, Tensor], source: Path) -> None:
@@ -202,9 +214,7 @@ def restore(modules: dict[str, nn.Module], tensors: dict[str, Tensor], source: P
     Raises:
         Error: a tensor is missing, left over, or of another shape; all such are listed.
     """
-    expected = {
-        f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()
-    }
+    expected = _named(modules)
     wrong = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
     wrong += [f"{name} is not known" for name in tensors.keys() - expected.keys()]
     wrong += [

@@ -26,10 +26,7 @@ def export(run: str | Path, to: str, out: Path, calibration: str | None = None) 
         UsageError: there is no such run, or it was exported already; ``out`` is in use.
         Error: a layer cannot be computed so; it is named, with the reason.
     """
-    source = checkpoint.locate(run)
-    own = checkpoint.precision_of(source)
-    if own in precision.CONVERTED:
-        raise UsageError(f"{run} was exported to {own} already; give the run it is of")
+    source = checkpoint.trained(run)
     if calibration is not None and to != "int8":
         raise UsageError(f"{to} needs no calibration; leave out --calibration, or export to int8")
     if out.is_dir() and any(out.iterdir()):

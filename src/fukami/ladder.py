@@ -28,7 +28,6 @@ ROUNDS = 5  # turns of each process
 SECONDS = 0.2  # of each turn, at least
 
 _task: Classification  # of a process that measures
-_device: torch.device
 
 
 def climb(
@@ -49,12 +48,9 @@ def climb(
 
     Raises:
         UsageError: the run was exported already, or is no classifier's.
+        Error: the run is damaged.
     """
-    folder = checkpoint.locate(run)
-    if checkpoint.precision_of(folder) in precision.CONVERTED:
-        raise UsageError(f"{run} was exported already; give the run it is of")
-    if not isinstance(checkpoint.load(run, device="cpu"), Classification):
-        raise UsageError(f"the precisions of classifiers are compared, and {run} is none")
+    folder = checkpoint.trained(run)
     where = str(Runtime.start(device, "float32").device)
     steps: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
@@ -66,6 +62,8 @@ def climb(
                 precision.where(where, name)
                 written = exporting.export(run, name, root / name)
             except Error as error:
+                if not steps:  # what cannot be computed in float32 is no run
+                    raise
                 left_out[name] = str(error)
                 continue
             process = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
@@ -86,15 +84,16 @@ def climb(
 
 def _open(folder: Path, device: str, threads: int) -> dict[str, Any]:
     """Load a run in this process; what memory that and the first answers took."""
-    global _task, _device
+    global _task
     torch.set_num_threads(threads)
     own = checkpoint.precision_of(folder)
-    _device = Runtime.start(*precision.where(device, own)).device
-    computed = precision.computed(own, _device)
-    _import(folder, own)
+    where = Runtime.start(*precision.where(device, own)).device
+    computed = precision.computed(own, where)
+    _import(folder, own, where)
     before = _peak()
     task = checkpoint.load(folder, device=device)
-    assert isinstance(task, Classification)
+    if not isinstance(task, Classification):
+        raise UsageError(f"the precisions of classifiers are compared; this is a run of {type(task).__name__}")
     _task = task
     memory = {}
     for count in (1, BATCH):
@@ -103,7 +102,7 @@ def _open(folder: Path, device: str, threads: int) -> dict[str, Any]:
     return memory | {"computed": computed}
 
 
-def _import(folder: Path, own: str) -> None:
+def _import(folder: Path, own: str, where: torch.device) -> None:
     """Have every library at hand before memory is counted, the run built once without numbers."""
     recipe, labels = checkpoint.describe(folder)
     with torch.device("meta"):
@@ -113,7 +112,7 @@ def _import(folder: Path, own: str) -> None:
     elif own == "binary":
         from fukami.numerics.packed import kernels
 
-        kernels(_device)
+        kernels(where)
 
 
 def _peak() -> int:
@@ -141,8 +140,8 @@ def _judge(folder: Path, data: str | None) -> tuple[dict[str, float], list[int]]
 
 def _answers(count: int) -> Callable[[], Tensor]:
     """What answers for so many pictures of noise, already on the device."""
-    (channels, height, width), _ = _task.interface()
-    pictures = torch.randint(0, 256, (count, channels, height, width), dtype=torch.uint8, device=_device)
+    shape, _ = _task.interface()
+    pictures = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, device=_task.runtime.device)
     return torch.inference_mode()(lambda: _task.scores(pictures))
 
 
@@ -154,7 +153,7 @@ def _time(count: int) -> float:
 
 COLUMNS = (
     "precision", "accuracy", "as float32", "kB", "MB for 256", "ms for 1", "×", "256, /s", "×", "MB for 1",
-     "weights, activations, sums",
+    "weights, activations, sums",
 )  # fmt: skip
 NARROW = 9  # columns that a terminal has room for
 

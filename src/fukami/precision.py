@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,27 +37,26 @@ def convert(task: Task, precision: str, recipe: Recipe, calibration: str | None 
         UsageError: there is nothing to calibrate.
         Error: a layer cannot be computed so; it is named.
     """
-    modules = task.modules()
     aware = getattr(recipe, "quantize", "none") == "int8"
     if precision == "onnx" and aware:
         raise Error("the run was trained with the roundings of int8, which are ONNX, too: export it to int8")
     if precision == "binary":
         from fukami.numerics.packed import pack
 
-        return {name: pack(module) for name, module in modules.items()}
-    from fukami.numerics.onnx import OnnxNetwork, encode
+        return {name: pack(module) for name, module in task.modules().items()}
+    if aware and calibration is not None:
+        raise UsageError("the run was trained with the ranges of int8, so nothing is to calibrate; leave it out")
+    from fukami.numerics import int8, onnx
 
     shape, about = task.interface()
     if precision == "onnx":
-        return {name: OnnxNetwork(encode(module, shape, about)) for name, module in modules.items()}
-    from fukami.numerics import int8
-
-    if aware:
-        if calibration is not None:
-            raise UsageError("the run was trained with the ranges of int8, so nothing is to calibrate; leave it out")
-        return {name: OnnxNetwork(int8.convert(module, shape, about)) for name, module in modules.items()}
-    inputs = _calibration(task, recipe, calibration)
-    return {name: OnnxNetwork(int8.quantize(module, shape, inputs, about)) for name, module in modules.items()}
+        encode = partial(onnx.encode, shape=shape, about=about)
+    elif aware:
+        encode = partial(int8.convert, shape=shape, about=about)
+    else:
+        pictures = _calibration(task, recipe, calibration)
+        encode = partial(int8.quantize, shape=shape, pictures=pictures, about=about)
+    return {name: onnx.OnnxNetwork(encode(module)) for name, module in task.modules().items()}
 
 
 def computed(precision: str, device: torch.device) -> dict[str, str]:
@@ -68,10 +68,11 @@ def computed(precision: str, device: torch.device) -> dict[str, str]:
         return {"weights": "int8", "activations": "uint8", "sums": "int32"}
     dtype = PRECISIONS.get(precision, torch.float32)
     name = str(dtype).removeprefix("torch.")
-    found = {"weights": name, "activations": name, "sums": "float32" if _adds_in_float32(dtype, device) else name}
-    if device.type == "cpu" and not native(dtype):
-        found |= {"sums": "float32", "note": f"no arithmetic for {name} here: layers compute in float32, and round"}
-    return found
+    found = {"weights": name, "activations": name}
+    if not native(dtype, device):
+        note = f"no arithmetic for {name} here: layers compute in float32, and round"
+        return found | {"sums": "float32", "note": note}
+    return found | {"sums": "float32" if _adds_in_float32(dtype, device) else name}
 
 
 def _adds_in_float32(dtype: torch.dtype, device: torch.device) -> bool:

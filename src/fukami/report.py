@@ -46,9 +46,7 @@ def write(folder: Path, figures: Sequence[tuple[str, Figure]], seconds: float) -
         *(picture(title, figure) for title, figure in figures),
         "<h2>What made it</h2>" + table(facts),
     ]
-    path = folder / "report.html"
-    checkpoint.write(path, PAGE.format(title=html.escape(record["recipe"]), body="\n".join(body)).encode())
-    return path
+    return _page(folder, record["recipe"], body)
 
 
 def judgement(
@@ -62,10 +60,7 @@ def judgement(
         *(picture(title, figure) for title, figure in figures),
         "<h2>What was judged</h2>" + table(facts),
     ]
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "report.html"
-    checkpoint.write(path, PAGE.format(title="fukami eval", body="\n".join(body)).encode())
-    return path
+    return _page(folder, "fukami eval", body)
 
 
 def ladder(
@@ -88,9 +83,14 @@ def ladder(
         "<h2>Left out</h2>" + table(left_out) if left_out else "",
         "<h2>What was judged</h2>" + table(facts),
     ]
+    return _page(folder, "fukami eval", body)
+
+
+def _page(folder: Path, title: str, body: Sequence[str]) -> Path:
+    """Write ``report.html`` into the folder, which is made where it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
-    checkpoint.write(path, PAGE.format(title="fukami eval", body="\n".join(body)).encode())
+    checkpoint.write(path, PAGE.format(title=html.escape(title), body="\n".join(body)).encode())
     return path
 
 

@@ -170,19 +170,14 @@ def open_run(name: str) -> "tuple[Path, Classification, Shape]":
         UsageError: it is no classifier, or was exported to other layers than the network's.
     """
     from fukami import checkpoint
-    from fukami.precision import CONVERTED
     from fukami.tasks.classification import Classification
 
-    own = checkpoint.precision_of(checkpoint.locate(name))
-    if own in CONVERTED:
-        raise UsageError(
-            f"{name} was exported to {own}, and its layers are no longer the network's; give the run it is of"
-        )
+    folder = checkpoint.trained(name)
     task = checkpoint.load(name)
     if not isinstance(task, Classification):
         raise UsageError(f"explain reads classifiers; {name} is a run of {type(task).__name__}")
     side = task.prepare.size
-    return checkpoint.locate(name), task, (task.prepare.channels, side, side)
+    return folder, task, (task.prepare.channels, side, side)
 
 
 def network(task: "Classification") -> "nn.Module":

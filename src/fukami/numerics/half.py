@@ -13,18 +13,18 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 
-def native(dtype: torch.dtype) -> bool:
-    """Whether this processor multiplies numbers of the type as they are."""
-    if dtype not in (torch.bfloat16, torch.float16):
+def native(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the device multiplies numbers of the type as they are; of GPUs it is taken for granted."""
+    kind = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)
+    if kind is None or device.type != "cpu":
         return True
-    kind = "bf16" if dtype == torch.bfloat16 else "fp16"
     return any(kind in name and able is True for name, able in torch.cpu.get_capabilities().items())
 
 
 def arithmetic(network: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:
     """In which to call the network: it computes in float32 what the processor cannot in the type of its weights."""
     first = next(network.parameters(), None)
-    if first is None or first.device.type != "cpu" or native(first.dtype):
+    if first is None or native(first.dtype, first.device):
         return contextlib.nullcontext()
     return InFloat32()
 

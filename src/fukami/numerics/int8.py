@@ -126,7 +126,7 @@ def convert(network: nn.Module, shape: tuple[int, int, int], about: dict[str, st
     Raises:
         Error: it has seen no picture, so that no range is known, or a layer cannot be exported.
     """
-    network = onnx.settled(copy.deepcopy(network).eval().cpu())
+    network = onnx.settled(network)
     for module in list(network.modules()):
         if isinstance(module, fx.GraphModule):
             _lower(module)

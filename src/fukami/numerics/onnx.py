@@ -31,12 +31,11 @@ def encode(network: nn.Module, shape: tuple[int, int, int], about: dict[str, str
     Raises:
         Error: a layer cannot be exported; the message names it and says why.
     """
-    return write(translate(network, shape), about)
+    return write(translate(settled(network), shape), about)
 
 
 def translate(network: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
-    """The network in ONNX's words; as :func:`encode`."""
-    network = settled(copy.deepcopy(network).eval().cpu())
+    """A :func:`settled` network in ONNX's words; otherwise as :func:`encode`."""
     with _quiet():
         program = _traced(network, shape)
         try:
@@ -51,7 +50,8 @@ def translate(network: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProt
 
 
 def settled(network: nn.Module) -> nn.Module:
-    """The network with the number of members that answer fixed: an export cannot follow a number that may change."""
+    """A copy on the CPU, in evaluation; the number of members that answer is fixed: an export cannot follow it."""
+    network = copy.deepcopy(network).eval().cpu()
     for module in network.modules():
         if isinstance(module, Ensemble):
             module.models = nn.ModuleList([*module.models[: int(module.joined) - 1], module.models[-1]])
