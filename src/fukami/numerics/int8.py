@@ -12,7 +12,7 @@ by its own largest weight, so that its factor changes the step and not the whole
 
 torchao's flow (PT2E with the quantizer for x86) was tried first. It cannot prepare the ResNets, whose blocks call one
 rectifier twice; it fails under bfloat16's autocast; GoogLeNet would answer with its auxiliary classifiers for ever; and
-what it makes, compiled, takes three (ResNet-20) or four (DeepConvNet) times as long for one picture as ONNX Runtime.
+what it makes has to be compiled on each machine.
 """
 
 import copy
