@@ -1,0 +1,144 @@
+"""Draw what limits the training of ResNet-50 on up to 1,024 GPUs, by the model of fukami.analysis.scaling.
+
+python docs/figures/scaling.py    writes scaling.png beside this file, and prints the tables of ../scale.md
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fukami import models
+from fukami.analysis.layers import layers, multiply_adds, parameters
+from fukami.analysis.scaling import MEBI, Cluster, Job, Step, buckets, predict, strong
+
+HERE = Path(__file__).parent
+SIZE = (3, 224, 224)
+COUNTS = [2**power for power in range(11)]
+BATCH = 256
+GIGABIT = 1e9 / 8  # bytes per second
+OVERHEAD = 0.005
+# An A100 of 80 GB: NVIDIA's DeepLearningExamples tell 2,470 pictures/s, in mixed precision. The latencies are those by
+# which NCCL 2.19 chooses (tuning.cc: protocol LL). The overhead of a step and the bandwidth in a machine are assumed.
+A100 = Cluster(
+    speed=BATCH / (BATCH / 2470 - OVERHEAD),
+    overhead=OVERHEAD,
+    launch=6.8e-6,
+    inside=230e9,
+    inside_latency=0.6e-6,
+    latency=5e-6,
+)
+NETWORKS = {"100 Gb/s": 100 * GIGABIT, "400 Gb/s": 400 * GIGABIT, "3.2 Tb/s": 3200 * GIGABIT}
+PICTURE = 147_897_477_120 / 1_281_167  # bytes: the archive of ImageNet's training part and the pictures in it
+COLOURS = ["#d08a3e", "#3c6a9c", "#5b9a45"]
+INK, GREY = "#23303d", "#66727e"
+
+
+LAYERS = {name: layers(getattr(models, name)(), SIZE) for name in ("resnet50", "resnet101", "vgg16")}
+
+
+def resnet50(batch: float, synchronised: bool = False) -> Job:
+    """ResNet-50 with so many pictures."""
+    return Job(layers=LAYERS["resnet50"], batch=batch, picture=PICTURE, synchronised=synchronised)
+
+
+def published() -> list[tuple[str, float, float]]:
+    """What, the efficiency that was measured, and the model's with the hardware that is told."""
+    # Goyal et al. 2017: 8 P100 and 50 Gb/s in a machine, 32 pictures each, backward 120 ms; relative to one machine.
+    goyal = Job(layers=LAYERS["resnet50"], batch=32)
+    p100 = Cluster(speed=32 / 0.180, inside=20e9, inside_latency=10e-6, network=50 * GIGABIT, latency=30e-6)
+    # Horovod's benchmark: 4 Pascal GPUs and 25 Gb/s in a machine, 64 pictures each, gradients joined to 64 MiB.
+    # Pictures/s: of VGG-16, TensorFlow's benchmark of a P100; of ResNet-101, Horovod's own with 16 GPUs.
+    pascal = Cluster(speed=154, devices=4, inside=10e9, inside_latency=10e-6, network=25 * GIGABIT, latency=30e-6)
+    fused = {"batch": 64, "first": 64 * MEBI, "bucket": 64 * MEBI}
+    vgg = Job(layers=LAYERS["vgg16"], **fused)
+    resnet = Job(layers=LAYERS["resnet101"], **fused)
+    other = replace(pascal, speed=1656.82 / 16)
+    ratio = predict(goyal, p100, 256).efficiency / predict(goyal, p100, 8).efficiency
+    return [
+        ("ResNet-50, 256 P100, 50 Gb/s (Goyal et al. 2017)", 0.90, ratio),
+        ("ResNet-101, 512 Pascal, 25 Gb/s (Horovod)", 0.90, predict(resnet, other, 512).efficiency),
+        ("VGG-16, 128 Pascal, 25 Gb/s (Horovod)", 0.79, predict(vgg, pascal, 128).efficiency),
+        ("VGG-16, 512 Pascal, 25 Gb/s (Horovod)", 0.68, predict(vgg, pascal, 512).efficiency),
+    ]
+
+
+def curves(axes: Axes, title: str, lowest: float, steps: dict[str, list[Step]]) -> None:
+    """Efficiency by the number of devices; dashed where batch normalisation is synchronised."""
+    for name, found in steps.items():
+        network, _, kind = name.partition(", ")
+        number = list(NETWORKS).index(network)
+        values = [100 * step.efficiency for step in found]
+        axes.plot(
+            COUNTS, values, color=COLOURS[number], ls="--" if kind else "-", lw=1.6, label=None if kind else network
+        )
+    axes.plot([], [], color=INK, ls="-", lw=1.2, label="batch norm per GPU")
+    axes.plot([], [], color=INK, ls="--", lw=1.2, label="synchronised")
+    axes.set_title(title, fontsize=10, color=INK)
+    axes.set_ylabel("efficiency, %", fontsize=9, color=GREY)
+    axes.set_ylim(lowest, 100 + (100 - lowest) / 40)
+    axes.legend(fontsize=8, loc="lower left", facecolor="white", edgecolor="none", framealpha=1)
+    plain(axes)
+
+
+def plain(axes: Axes) -> None:
+    """A logarithmic axis of GPUs, and no frame but where the values are."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([1, 8, 64, 256, 1024], ["1", "8", "64", "256", "1,024"])
+    axes.set_xlabel("GPUs, 8 in a machine", fontsize=9, color=GREY)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    axes.grid(axis="y", color="#e6e9ec", lw=0.7)
+    axes.set_axisbelow(True)
+
+
+def draw(weak: dict[str, list[Step]], hard: dict[str, list[Step]]) -> Figure:
+    """The figure."""
+    figure = Figure(figsize=(10.5, 3.7), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    curves(left, f"{BATCH} pictures on each GPU", 60, weak)
+    curves(middle, f"{BATCH * 32:,} pictures on all together", 0, hard)
+    need = [step.speed * PICTURE / 1e9 for step in weak["400 Gb/s"]]
+    right.plot(COUNTS, need, color=INK, lw=1.6)
+    for value, words in ((3, "NVMe disk, 3 GB/s"), (12.5, "server, 100 Gb/s")):
+        right.axhline(value, color=GREY, lw=0.9, ls=":")
+        right.text(1024, value / 1.1, words, fontsize=8, color=GREY, ha="right", va="top")
+    right.set_yscale("log")
+    right.set_yticks([0.3, 1, 3, 10, 30, 100, 300], ["0.3", "1", "3", "10", "30", "100", "300"])
+    right.minorticks_off()
+    right.set_title("JPEG files to read, GB/s", fontsize=10, color=INK)
+    plain(right)
+    return figure
+
+
+def main() -> None:
+    """Predict, print, draw."""
+    both = [(name, width, kind) for kind in (False, True) for name, width in NETWORKS.items()]
+    weak, hard = {}, {}
+    for name, width, synchronised in both:
+        cluster = replace(A100, network=width)
+        words = name + ", synchronised" * synchronised
+        weak[words] = [predict(resnet50(BATCH, synchronised), cluster, count) for count in COUNTS]
+        hard[words] = [strong(resnet50(BATCH * 32, synchronised), cluster, count) for count in COUNTS]
+    write = sys.stdout.write
+    model, sizes = models.resnet50(), (f"{size / MEBI:.1f}" for size in buckets(resnet50(BATCH)))
+    write(f"ResNet-50: {multiply_adds(model, SIZE) / 1e9:.2f} G multiply-adds forward, ")
+    write(f"{4 * parameters(model):,} bytes of gradients in buckets of {', '.join(sizes)} MiB\n")
+    for title, found in ((f"{BATCH} on each GPU", weak), (f"{BATCH * 32:,} on all together", hard)):
+        write(f"\n{title}: efficiency in percent, the time of a step in ms, what is busy longest\n")
+        for words, steps in found.items():
+            shown = [step for step in steps if step.devices in (8, 64, 256, 1024)]
+            cells = [f"{s.devices}: {100 * s.efficiency:.1f} {1e3 * s.seconds:.1f} {s.bound}" for s in shown]
+            write(f"  {words:<24} {', '.join(cells)}\n")
+    write("\nGB/s of JPEG files at 400 Gb/s: ")
+    write(", ".join(f"{step.devices}: {step.speed * PICTURE / 1e9:.2f}" for step in weak["400 Gb/s"]) + "\n")
+    write("\nmeasured by others, and what the model says\n")
+    for words, measured, model_says in published():
+        write(f"  {words:<50} {100 * measured:.0f} % {100 * model_says:.0f} %\n")
+    draw(weak, hard).savefig(HERE / "scaling.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
