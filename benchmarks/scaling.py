@@ -5,15 +5,21 @@
 Counted: the bytes that DistributedDataParallel sums in each step, and in how many buckets, by a communication hook.
 Timed, each process with one thread: the step of one process alone; of two, with and without the all-reduce; the
 all-reduces by themselves; and all-reduces of several sizes, whose straight line gives latency and bandwidth. With these
-and the computation of two processes side by side, the model predicts the step of two. Results go to results.csv.
+and the computation of two processes side by side, the model predicts the step of two.
+
+There the all-reduce takes its time from the same processors as the computation. So the buckets of one process are also
+handed to a thread that only waits, as long as a network would take that needs 0.5, 1 and 2 times the computation.
+Results go to results.csv.
 """
 
 import argparse
 import json
 import os
+import queue
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -28,6 +34,7 @@ from fukami.analysis.layers import layers, parameters
 from fukami.analysis.scaling import BACKWARD, FLOAT, Cluster, Job, buckets, predict
 from record import record
 
+SLOWNESS = (0.5, 1.0, 2.0)  # of the network that only waits: its time for all gradients, by that of the computation
 SIZES = [2**power for power in (12, 16, 20, 22, 24, 25)]  # bytes of the all-reduces that are timed
 
 
@@ -37,6 +44,14 @@ def seconds(function, repeat=1):
     for _ in range(repeat):
         function()
     return (time.monotonic() - began) / repeat
+
+
+def wire(line):
+    """A network that sends one bucket after another and costs no computation."""
+    while (sent := line.get()) is not None:
+        pause, buffer, future = sent
+        time.sleep(pause)
+        future.set_result(buffer)
 
 
 def work(options):
@@ -97,11 +112,42 @@ def work(options):
             buffer = torch.zeros(size // FLOAT)
             distributed.barrier()
             lines[size].append(seconds(partial(distributed.all_reduce, buffer), 4))
+    alone_group = distributed.new_group([0])
+    if first:
+        found |= waiting(options, alone_group, half, sum(sizes))
+    distributed.barrier()
     if first:
         medians = {name: statistics.median(values) for name, values in found.items()}
         line = {size: statistics.median(values) for size, values in lines.items()}
         Path(options.work).write_text(json.dumps(medians | {"sizes": sizes, "line": line}))
     distributed.destroy_process_group()
+
+
+def waiting(options, group, half, size):
+    """The steps of one process whose buckets go through a network that only waits."""
+    replica = DistributedDataParallel(models.resnet50().to(memory_format=torch.channels_last), process_group=group)
+    line, pace = queue.Queue(), [0.0]
+    thread = threading.Thread(target=wire, args=(line,))
+    thread.start()
+
+    def hook(state, bucket):
+        future = torch.futures.Future()
+        line.put((bucket.buffer().nbytes * pace[0], bucket.buffer(), future))
+        return future
+
+    replica.register_comm_hook(None, hook)
+    half(replica)
+    once = statistics.median(half(replica)[0] for _ in range(3))
+    found = {"free": [], **{f"wire {slowness}": [] for slowness in SLOWNESS}}
+    for _ in range(options.rounds):
+        pace[0] = 0.0
+        found["free"].append(half(replica)[0])
+        for slowness in SLOWNESS:
+            pace[0] = slowness * once / size  # seconds for a byte
+            found[f"wire {slowness}"].append(half(replica)[0])
+    line.put(None)
+    thread.join()
+    return found | {"once": [once]}
 
 
 def fit(line):
@@ -172,6 +218,11 @@ def main():
         f"({found['update']:.3f} s) and the all-reduce line")  # fmt: skip
     row("efficiency of two processes, measured", (found["solo"] + found["update"]) / measured,
         f"predicted {(found['solo'] + found['update']) / predicted:.3f}")  # fmt: skip
+    for slowness in SLOWNESS:
+        cluster = Cluster(speed=options.batch / found["free"], devices=2, inside=summed / slowness / found["once"])
+        step, took_step = predict(job, cluster, 2).seconds, found[f"wire {slowness}"]
+        row(f"step with a network that only waits, {slowness:g} times the computation, predicted / measured",
+            step / took_step, f"{step:.3f} s, {took_step:.3f} s; {found['free']:.3f} s without it")  # fmt: skip
     return None
 
 
