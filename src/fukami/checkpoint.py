@@ -201,10 +201,11 @@ def _read(path: Path) -> bytes:
 
 def weights(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
     """Every parameter and buffer of the modules, named ``module.parameter``, on the CPU."""
-    return {name: value.detach().cpu().contiguous() for name, value in _named(modules).items()}
+    return {name: value.detach().cpu().contiguous() for name, value in named(modules).items()}
 
 
-def _named(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
+def named(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """Every parameter and buffer of the modules, where it is, named ``module.parameter``."""
     return {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
 
 
@@ -214,7 +215,7 @@ def restore(modules: dict[str, nn.Module], tensors: dict[str, Tensor], source: P
     Raises:
         Error: a tensor is missing, left over, or of another shape; all such are listed.
     """
-    expected = _named(modules)
+    expected = named(modules)
     wrong = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
     wrong += [f"{name} is not known" for name in tensors.keys() - expected.keys()]
     wrong += [
@@ -266,7 +267,7 @@ def claim(folder: Path, recipe: Recipe, resume: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def conditions(folder: Path, device: str, precision: str, compile: bool) -> tuple[str, str, bool]:
+def conditions(folder: Path, device: str, precision: str, compile: bool | None) -> tuple[str, str, bool | None]:
     """Device, precision and whether to compile, to go on with: those of the run in the folder, where it has one.
 
     Raises:
@@ -311,6 +312,18 @@ def write_run(folder: Path, recipe: Recipe, labels: tuple[str, ...], note: dict[
         **note,
     }
     write(folder / "recipe.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def note(folder: Path, name: str, value: Any) -> None:
+    """Add a fact to ``recipe.json``."""
+    record = _record(folder) | {name: value}
+    write(folder / "recipe.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def switches(folder: Path) -> list[tuple[int, bool]]:
+    """The steps from which on the run's network was compiled, or was not any more."""
+    record = _record(folder) if (folder / "recipe.json").is_file() else {}
+    return [(int(step), bool(on)) for step, on in record.get("switches", ())]
 
 
 def versions() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Classifier: the recipe that every picture classifier shares, from its data to its schedule; each adds its network."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -50,11 +51,19 @@ class Classifier(Recipe):
     judge_every: int = 1
     """Passes between two evaluations; there is one at the end in any case."""
     batch: int = 32
-    """Pictures in an update."""
+    """Pictures in an update, over all processes."""
+    accumulate: int = 1
+    """Parts in which a batch passes through the network, one after another, where it does not fit whole."""
+    rematerialise: bool = False
+    """Compute activations again in the backward pass where they do not fit: less memory for a third more time."""
     optimizer: Optimizer = "nesterov"
     """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
     lr: float = 0.02
-    """Peak learning rate."""
+    """Peak learning rate of the recipe's own batch."""
+    lr_rule: Literal["none", "linear", "sqrt"] = "none"
+    """How it grows with another batch: not, in proportion (Goyal et al. 2017), or with the square root."""
+    clip: float = 0.0
+    """Greatest norm of the gradient, to which a greater one is scaled down; 0: any."""
     momentum: float = 0.9
     """Of momentum, nesterov and rmsprop."""
     weight_decay: float = 5e-4
@@ -90,9 +99,9 @@ class Classifier(Recipe):
         from fukami import schedules
         from fukami.data import augment
 
-        within(self, 1, math.inf, "epochs", "judge_every", "batch", "cycles")
+        within(self, 1, math.inf, "epochs", "judge_every", "batch", "accumulate", "cycles")
         within(self, 4, math.inf, "size")
-        within(self, 0, math.inf, "lr", "weight_decay", "memory")
+        within(self, 0, math.inf, "lr", "weight_decay", "memory", "clip")
         within(self, 0, 1, "holdout", "layer_decay", "drop")
         within(self, 0, 0.9999999, "warmup", "momentum", "smoothing", "ema")
         schedules.parse(self.decay, factor=self.drop, warmup=self.warmup)
@@ -142,8 +151,6 @@ class Classifier(Recipe):
 
     def loader(self, source: "Source", labels: tuple[str, ...], *, train: bool) -> "Shuffled":
         """Batches of a part of the data, to train on or to judge on."""
-        import dataclasses
-
         import torch
 
         from fukami.data import augment
@@ -190,10 +197,13 @@ class Classifier(Recipe):
             self.prepare(labels),
             optimizer=make
             if self.layer_decay == 1
-            else lambda _: make(transfer.layered(model, self.lr, self.layer_decay)),
+            else lambda _: make(transfer.layered(model, self.peak, self.layer_decay)),
             decay=schedules.repeated(decay, self.cycles) if self.cycles > 1 else decay,
             epochs=self.epochs,
             judge_every=self.judge_every,
+            accumulate=self.accumulate,
+            clip=self.clip,
+            rematerialise=self.rematerialise,
             smoothing=self.smoothing,
             ema=self.ema,
             cycles=self.cycles,
@@ -226,7 +236,13 @@ class Classifier(Recipe):
             "adam": partial(torch.optim.Adam, fused=True),
             "adamw": partial(torch.optim.AdamW, fused=True),
         }
-        return partial(makes[self.optimizer], lr=self.lr, weight_decay=self.weight_decay)
+        return partial(makes[self.optimizer], lr=self.peak, weight_decay=self.weight_decay)
+
+    @property
+    def peak(self) -> float:
+        """The peak learning rate of this batch, by the rule."""
+        growth = self.batch / type(self).batch
+        return self.lr * {"none": 1.0, "linear": growth, "sqrt": math.sqrt(growth)}[self.lr_rule]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,16 +7,18 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from fukami.errors import Error, UsageError, unknown
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 Answered = Literal["auto", "float32", "bfloat16", "float16", "int8", "binary", "onnx"]
 COMMANDS = (
-    "list", "train", "eval", "predict", "export", "serve", "explain", "show", "find-lr", "doctor", "board", "import",
+    "list", "train", "eval", "predict", "export", "serve", "explain", "show", "find-lr", "bench", "doctor", "board",
+    "import",
 )  # fmt: skip
 
 
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stdout.flush()
         status = 0
     except Error as error:
-        print(f"fukami: {error}", file=sys.stderr)
+        print(f"{_speaker()}: {error}", file=sys.stderr)
         status = 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         status = 130
@@ -51,10 +53,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if os.environ.get("FUKAMI_TRACEBACK"):
             raise
-        print(f"fukami: {type(error).__name__}: {error}", file=sys.stderr)
+        speaker = _speaker()
+        print(f"{speaker}: {type(error).__name__}: {error}", file=sys.stderr)
+        if os.environ.get("WORLD_SIZE", "1") != "1" and isinstance(error, RuntimeError):
+            print(f"{speaker}: was another process ended, or is it out of reach?", file=sys.stderr)
         print("fukami: this should not happen; FUKAMI_TRACEBACK=1 shows where it did", file=sys.stderr)
         status = 1
     sys.exit(status)
+
+
+def _speaker() -> str:
+    """Who tells of an error. Of several processes the first one has the word: if it failed as well, we end with it."""
+    rank = int(os.environ.get("RANK", 0))
+    time.sleep(2 * (rank > 0))
+    return f"fukami: rank {rank}" if rank else "fukami"
 
 
 def usage() -> str:
@@ -93,14 +105,19 @@ def named(arguments: Sequence[str], what: str | None) -> bool:
     raise UsageError(f"name the recipe first. {text}")
 
 
-def train(recipes: dict[Path, Any], device: str, precision: str, compile: bool, resume: bool) -> None:
+def train(
+    recipes: dict[Path, Any], device: str, precision: str, compile: bool | None, resume: bool, timeout: float
+) -> None:
     """Train and print the results; here and not in ``commands/``, so that four files lead to the line of the loss."""
     from fukami import loop
 
     main = int(os.environ.get("RANK", 0)) == 0
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # torchrun --max-restarts
     for folder, recipe in recipes.items():
-        again = resume and (folder / "recipe.json").is_file()
-        result = loop.train(recipe, folder, device=device, precision=precision, compile=compile, resume=again)
+        again = (resume or restarted) and (folder / "recipe.json").is_file()
+        result = loop.train(
+            recipe, folder, device=device, precision=precision, compile=compile, resume=again, timeout=timeout
+        )
         if main:
             report = folder / "report.html"
             if "accuracy" in result:

@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -9,8 +11,11 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fukami import checkpoint
+from fukami.ceiling import ceiling
+from fukami.clock import TRAINING
 from fukami.recipe import Recipe, command
 from fukami.runtime import Runtime
 
@@ -26,6 +31,7 @@ class Log:
         self.steps, self.epoch = steps, epoch
         self.path = folder / "metrics.jsonl"
         self.last: dict[str, float] = {}
+        self.effort: dict[str, float] = {}  # what the device can do at most, and multiply-adds of a step
         self.before = 0.0  # seconds spent before this process took over
         self.began = self.looked = time.monotonic()
         self.step = 0
@@ -47,8 +53,9 @@ class Log:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.progress.stop()
 
-    def begin(self, labels: tuple[str, ...]) -> None:
+    def begin(self, labels: tuple[str, ...], compile: bool | None) -> None:
         """A run's first step: write down what it is."""
+        self.effort = ceiling(self.runtime)
         if self.runtime.main:
             device, precision = self.runtime.device.type, self.runtime.precision
             note = {
@@ -56,12 +63,22 @@ class Log:
                 "precision": precision,
                 "processes": self.runtime.world,
                 "threads": torch.get_num_threads(),
-                "compile": self.runtime.compile,
+                "compile": compile,
                 "command": f"{command(self.recipe)} --device {device} --precision {precision}"
-                + " --compile" * self.runtime.compile,
+                + {None: "", True: " --compile", False: " --no-compile"}[compile],
             }
             checkpoint.write_run(self.folder, self.recipe, labels, note)
             self.path.write_bytes(b"")
+
+    @contextmanager
+    def counting(self, step: int) -> Iterator[None]:
+        """Count the multiply-adds of what is computed in here, if it is the first step of the run."""
+        if step > 0:
+            yield
+            return
+        with FlopCounterMode(display=False) as counter:
+            yield
+        self.effort["multiply_adds"] = counter.get_total_flops() // 2 * self.runtime.world
 
     def trained(self, step: int, metrics: dict[str, float], rate: float, pictures: int) -> None:
         """Log the means of the last steps; ``rate`` is the learning rate, ``pictures`` how many a step sees."""
@@ -103,8 +120,17 @@ class Log:
         from fukami import report
 
         if self.runtime.main:
+            self._write({"step": self.steps, "phase": "time", **self.spent()})
             report.write(self.folder, figures, self.seconds())
         return self.last
+
+    def spent(self) -> dict[str, Any]:
+        """Seconds by phase, and what the device computed in those of the training beside what it can at most."""
+        seconds = self.runtime.clock.spent(self.steps)
+        training = sum(seconds.get(phase, 0.0) for phase in TRAINING)
+        each = {"multiply_adds_per_second": self.effort.get("multiply_adds", 0) * self.steps / max(training, 1e-9)}
+        most = {f"most_{name}": value for name, value in self.effort.items() if name != "multiply_adds"}
+        return {"seconds": {phase: round(value, 3) for phase, value in seconds.items()}, **each, **most}
 
     def seconds(self) -> float:
         """Seconds of training so far, those before an interruption included."""
@@ -112,11 +138,15 @@ class Log:
 
     def state_dict(self) -> dict[str, Any]:
         """How far the log had come, for a resumed run."""
-        return {"bytes": self.path.stat().st_size, "seconds": self.seconds(), "last": self.last}
+        clock = self.runtime.clock.spent(self.step)
+        found = {"bytes": self.path.stat().st_size, "seconds": self.seconds(), "last": self.last}
+        return found | {"clock": clock, "effort": self.effort}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Forget what was logged after the checkpoint: it will happen again."""
         self.before, self.last = state["seconds"], state["last"]
+        self.effort = state.get("effort", {})
+        self.runtime.clock.add(state.get("clock", {}))
         if self.runtime.main:
             with self.path.open("ab") as file:
                 file.truncate(state["bytes"])

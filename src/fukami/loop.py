@@ -3,7 +3,6 @@
 import math
 import operator
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,17 @@ import torch
 from torch import Tensor
 
 from fukami import checkpoint
+from fukami.compilation import Compilation
 from fukami.errors import Error
 from fukami.log import Log
 from fukami.recipe import Recipe
 from fukami.resuming import Replayed, Stop, random_states, seed, set_random_states
-from fukami.runtime import Runtime
+from fukami.runtime import TIMEOUT, Runtime
+from fukami.saving import Saver
 from fukami.task import Task
+from fukami.watch import Watch
 
 LOOK = 100  # the loop waits for the device, to log and to check the losses, after at most so many steps
-SAVE_SECONDS, SAVE_SHARE = 1.0, 0.02  # a checkpoint this often, unless that would take more than this share of the time
 
 
 def train(
@@ -28,8 +29,9 @@ def train(
     *,
     device: str = "auto",
     precision: str = "auto",
-    compile: bool = False,
+    compile: bool | None = None,
     resume: bool = False,
+    timeout: float = TIMEOUT,
 ) -> dict[str, float]:
     """Train the recipe and leave a run in the folder ``out``; returns the last evaluation.
 
@@ -37,9 +39,11 @@ def train(
         recipe: the experiment, for example ``DeepConvNet(dataset="mnist")``.
         out: a new or empty folder; with ``resume`` the folder of a run that was cut off (or never begun).
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``mps``.
-        precision: ``auto`` (bfloat16 where it is faster), ``float32``, ``bfloat16``, ``float16``.
-        compile: compile the network (``torch.compile``): a start that takes a minute or two, then faster steps.
+        precision: ``auto`` (bfloat16 where it is faster), ``float32``, ``tf32``, ``bfloat16``, ``float16``.
+        compile: compile the network (``torch.compile``), which takes a minute or two, for faster steps; None: where a
+            long training tried it and found that it pays.
         resume: go on from the last checkpoint; the result is that of a run never cut off, bit for bit.
+        timeout: seconds that one process may keep others waiting before the run is cut off.
 
     Raises:
         UsageError: ``out`` is in use, or ``resume`` was asked with another recipe, precision or device than the run's.
@@ -48,31 +52,41 @@ def train(
     """
     folder = Path(out)
     checkpoint.claim(folder, recipe, resume)
-    runtime = Runtime.start(*checkpoint.conditions(folder, device, precision, compile))
-    with Stop() as stop:
+    device, precision, compile = checkpoint.conditions(folder, device, precision, compile)
+    runtime = Runtime.start(device, precision, timeout=timeout)
+    clock = runtime.clock
+    with Stop() as stop, Watch(runtime, timeout), Saver(folder, runtime.main) as saver:
         seed(recipe.seed)
-        data = recipe.data()
-        loader = data.train if hasattr(data.train, "state_dict") else Replayed(data.train)
-        for part in (loader, data.val):
-            if hasattr(part, "place"):
-                part.place(runtime)
+        with clock("data"):
+            data = recipe.data()
+            loader = data.train if hasattr(data.train, "state_dict") else Replayed(data.train)
+            for part in (loader, data.val):
+                if hasattr(part, "place"):
+                    part.place(runtime)
         seed(recipe.seed)
         task = recipe.task(data.labels)
         task.setup(runtime)
+        compilation = Compilation(folder, runtime, compile)
         steps, interval = task.duration(loader)
         with Log(folder, recipe, runtime, steps, operator.length_hint(loader, interval)) as log:
             step = restore(folder, task, loader, log)
+            together(step, runtime)
             if step == 0:
                 recipe.begin(task)
-                log.begin(data.labels)
+                log.begin(data.labels, compile)
             batches = iter(task.batches(loader))
             update = runtime.fast(task.step, task.static)
             history = History(runtime)
-            look, save_at = max(1, min(interval // 10, LOOK)), time.monotonic()
+            look = max(1, min(interval // 10, LOOK))
             while step < steps:
+                clock.step = step
                 rate = task.schedule(step / steps)
-                batch = next(batches)
-                history.add(update(batch))
+                with clock("data"):
+                    batch = next(batches)
+                if compilation.switched(step):
+                    update = runtime.fast(task.step, task.static)
+                with log.counting(step):
+                    history.add(update(batch))
                 step += 1
                 ended = step % interval == 0 or step == steps
                 if not (ended or step % look == 0 or (stop.asked and runtime.world == 1)):
@@ -81,16 +95,23 @@ def train(
                 if hasattr(loader, "waiting"):
                     metrics["waiting"] = loader.waiting()
                 log.trained(step, metrics, rate, runtime.count(batch))
+                compilation.look(step, steps)
                 if ended and data.val:
-                    found = task.evaluate(data.val)
+                    with clock("evaluation"):
+                        found = task.evaluate(data.val)
                     task.judged(found)
                     log.evaluated(step, found)
-                if runtime.any(stop.asked > 0 or time.monotonic() > save_at) or step == steps:
-                    save_at = save(folder, step, task, loader, log)
+                if runtime.any(stop.asked > 0 or saver.due) or step == steps:
+                    save(saver, step, task, loader, log)
                 if runtime.any(stop.asked > 0) and step < steps:
+                    saver.wait()
                     log.stopped(step)
                     stop.leave()
-            return log.finish(list(task.figures(data.val)) if data.val else [])
+            with clock("checkpoint"):
+                saver.wait()
+            with clock("evaluation"):
+                figures = list(task.figures(data.val)) if data.val else []
+            return log.finish(figures)
 
 
 class History:
@@ -114,6 +135,8 @@ class History:
         """
         rows = self.runtime.sum(torch.stack(self.rows)) / self.runtime.world
         self.rows = []
+        with self.runtime.clock("waiting"):
+            rows = rows.cpu()
         for offset, row in enumerate(rows.tolist()):
             for name, value in zip(self.names, row, strict=True):
                 if not math.isfinite(value):
@@ -126,28 +149,18 @@ class History:
         return dict(zip(self.names, rows.mean(0).tolist(), strict=True))
 
 
-def save(folder: Path, step: int, task: Task, loader: Any, log: Log) -> float:
-    """Write the checkpoint and the weights, unless a weight is no longer finite; returns when the next one is due."""
-    began = time.monotonic()
-    tensors = checkpoint.weights(task.modules())
-    for name, value in tensors.items():
-        if not value.isfinite().all():
-            raise Error(
-                f"the weights {name} are no longer finite at step {step}; the run stops here and its last good "
-                "checkpoint stays: try a lower learning rate, or --precision float32"
-            )
-    if log.runtime.main:
-        state = {
-            "step": step,
-            "task": {name: part.state_dict() for name, part in task.state().items()},
-            "loader": loader.state_dict(),
-            "log": log.state_dict(),
-            "random": random_states(),
-        }
-        checkpoint.write_state(folder, state)
-        checkpoint.write_weights(folder, tensors)
-    ended = time.monotonic()
-    return ended + max(SAVE_SECONDS, (ended - began) / SAVE_SHARE)
+def save(saver: Saver, step: int, task: Task, loader: Any, log: Log) -> None:
+    """Let the checkpoint and the weights be written, of what they are now."""
+    if saver.writes:
+        with log.runtime.clock("checkpoint"):
+            state = {
+                "step": step,
+                "task": {name: part.state_dict() for name, part in task.state().items()},
+                "loader": loader.state_dict(),
+                "log": log.state_dict(),
+                "random": random_states(),
+            }
+            saver.save(state, checkpoint.named(task.modules()))
 
 
 def restore(folder: Path, task: Task, loader: Any, log: Log) -> int:
@@ -162,3 +175,19 @@ def restore(folder: Path, task: Task, loader: Any, log: Log) -> int:
     log.load_state_dict(state["log"])
     set_random_states(state["random"])
     return int(state["step"])
+
+
+def together(step: int, runtime: Runtime) -> None:
+    """Make sure that all processes go on from the same step.
+
+    Raises:
+        Error: they do not, since they see different folders.
+    """
+    steps = torch.zeros(runtime.world, device=runtime.device)
+    steps[runtime.rank] = step
+    found = runtime.sum(steps).int().tolist()
+    if any(other != step for other in found):
+        raise Error(
+            f"the processes go on from steps {', '.join(map(str, found))}, and not from the same one: --out should be "
+            "a folder that all machines share"
+        )

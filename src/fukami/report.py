@@ -21,6 +21,8 @@ h1 {{ font-size: 1.6rem; margin-bottom: 0; }} h2 {{ font-size: 1.15rem; margin-t
 pre {{ background: #f4f4f2; padding: .7rem 1rem; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere; }}
 table {{ border-collapse: collapse; }} td {{ padding: .15rem 1.2rem .15rem 0; vertical-align: top; }}
 th {{ text-align: left; font-weight: 500; color: #666; padding-right: 1.2rem; vertical-align: bottom; }}
+.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
+.bar {{ background: #4878a8; height: .9rem; margin-top: .3rem; }}
 td:first-child {{ color: #666; }} img {{ max-width: 100%; }}
 </style></head><body>
 {body}
@@ -43,6 +45,7 @@ def write(folder: Path, figures: Sequence[tuple[str, Figure]], seconds: float) -
         f"<p class=answer>{html.escape(answer(last))}</p>",
         f"<h2>Repeat it</h2><pre>{html.escape(record['command'])}</pre>",
         picture("Training", curves(trained, judged)),
+        "<h2>Where the time went</h2>" + time_spent(lines[-1]) if lines[-1]["phase"] == "time" else "",
         *(picture(title, figure) for title, figure in figures),
         "<h2>What made it</h2>" + table(facts),
     ]
@@ -107,6 +110,36 @@ def table(facts: dict[str, Any]) -> str:
         f"<tr><td>{html.escape(str(name))}</td><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items()
     )
     return f"<table>{''.join(rows)}</table>"
+
+
+def time_spent(line: dict[str, Any]) -> str:
+    """Seconds and shares of each phase with bars, and how near the device came to what it can do."""
+    seconds = line["seconds"]
+    whole = sum(seconds.values())
+    rows = "".join(
+        f"<tr><td>{html.escape(phase)}</td><td class=number>{value:,.1f} s</td>"
+        f"<td class=number>{value / whole:.1%}</td>"
+        f"<td><div class=bar style='width: {20 * value / whole:.2f}rem'></div></td></tr>"
+        for phase, value in seconds.items()
+    )
+    reached, most = line["multiply_adds_per_second"], line.get("most_multiply_adds_per_second", 0)
+    text = ""
+    if reached and most:
+        text = (
+            f"<p>In its steps the network did {_large(reached)} multiply-adds a second, forward and backward: "
+            f"{reached / most:.1%} of the {_large(most)} that a large matrix product reached on the same device at the "
+            f"start (<code>fukami bench</code>). A large copy moved {_large(line['most_bytes_per_second'])} bytes a "
+            "second.</p>"
+        )
+    return f"<table>{rows}</table>{text}"
+
+
+def _large(value: float) -> str:
+    """A large number in words: 1.2 billion."""
+    for size, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if value >= size:
+            return f"{value / size:,.3g} {name}"
+    return f"{value:,.0f}"
 
 
 def picture(title: str, figure: Figure) -> str:

@@ -1,19 +1,34 @@
 """Device, precision and processes: what torch.amp, torch.distributed and CUDA graphs need, said once."""
 
 import contextlib
+import datetime
+import importlib.util
+import inspect
+import math
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fukami.errors import UsageError, unknown
+from fukami.capturing import Captured
+from fukami.clock import Clock
+from fukami.errors import Error, UsageError, unknown
+from fukami.ops.shared import share
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TRAINED = (
+    "float32",
+    "tf32",
+    "bfloat16",
+    "float16",
+)  # tf32: numbers of float32, multiplied with 10 bits behind the point
+TIMEOUT = 600.0  # seconds
 Function = TypeVar("Function", bound=Callable[[Any], Any])
 
 
@@ -25,38 +40,38 @@ class Runtime:
     precision: str
     rank: int = 0
     world: int = 1
-    compile: bool = False
+    clock: Clock = field(default_factory=lambda: Clock(torch.device("cpu")))
+    replicas: list["Replica"] = field(default_factory=list)
 
     @classmethod
-    def start(cls, device: str = "auto", precision: str = "auto", compile: bool = False) -> "Runtime":
+    def start(cls, device: str = "auto", precision: str = "auto", *, timeout: float = TIMEOUT) -> "Runtime":
         """Resolve ``auto``, join the other processes where ``torchrun`` started several, make kernels repeatable.
 
         Raises:
-            UsageError: the device is not there, the precision has another name, or nothing here can compile.
+            UsageError: the device is not there, or does not have the precision, or that has another name.
+            Error: the other processes did not come within ``timeout`` seconds.
         """
         rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         where = _device(device)
         if precision == "auto":
-            precision = "bfloat16" if _fast_bfloat16(where) else "float32"
-        if precision not in PRECISIONS:
-            raise unknown("precision", precision, ["auto", *PRECISIONS])
+            precision = _fastest(where)
+        if precision not in TRAINED:
+            raise unknown("precision", precision, ["auto", *TRAINED])
+        if precision == "tf32" and not (where.type == "cuda" and torch.cuda.get_device_capability(where) >= (8, 0)):
+            raise UsageError("tf32 is a precision of NVIDIA GPUs since Ampere (compute capability 8.0); give another")
         if where.type == "cuda":
             torch.cuda.set_device(where)
-            torch.backends.cudnn.allow_tf32 = False  # "float32" means float32; bfloat16 is the fast default
+            # "float32" means float32; at lower precisions what is left of it may as well be quick
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "float32"
             torch.backends.cudnn.deterministic = True
         if where.type == "cpu":
-            torch.set_flush_denormal(
-                True
-            )  # gradients of what is learned by heart are that small, and ten times as slow
+            # gradients of what is learned by heart are that small, and ten times as slow
+            torch.set_flush_denormal(True)
+            if "OMP_NUM_THREADS" not in os.environ:
+                torch.set_num_threads(max(1, min(torch.get_num_threads(), quota())))
         if world > 1 and not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
-        if (
-            compile
-            and where.type == "cpu"
-            and not any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++")))
-        ):
-            raise UsageError("--compile needs a C++ compiler, and there is none here; install g++, or leave it out")
-        return cls(where, precision, rank, world, compile)
+            _join("nccl" if where.type == "cuda" else "gloo", timeout)
+        return cls(where, precision, rank, world, Clock(where))
 
     @property
     def main(self) -> bool:
@@ -67,11 +82,36 @@ class Runtime:
         """The module on the device, channels last (faster for convolutions on every device)."""
         return module.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
-    def replicate(self, module: nn.Module) -> nn.Module:
-        """The module with its gradients averaged over the processes, compiled where asked for; or else itself."""
+    def replicate(self, module: nn.Module) -> "Replica":
+        """The module as it is trained: over the batch of all processes, with its gradients averaged over them."""
         if self.world > 1 and any(p.requires_grad for p in module.parameters()):
-            module = nn.parallel.DistributedDataParallel(module)
-        return cast(nn.Module, torch.compile(module)) if self.compile else module
+            share(module)
+            kept = {id(buffer) for m in module.modules() if hasattr(m, "running_mean") for buffer in m.buffers(False)}
+            others = any(id(buffer) not in kept for buffer in module.buffers())  # which nothing keeps alike
+            known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+            name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # since 2.13
+            options: dict[str, Any] = {name: others, "gradient_as_bucket_view": True}
+            module = nn.parallel.DistributedDataParallel(module, **options)
+        self.replicas.append(Replica(module))
+        return self.replicas[-1]
+
+    def compile(self, on: bool) -> None:
+        """Compile every replica (``torch.compile``) before it is called again, or compute them as they are.
+
+        Raises:
+            UsageError: nothing here can compile.
+        """
+        if on and not self.can_compile():
+            what = "Triton" if self.device.type == "cuda" else "a C++ compiler such as g++"
+            raise UsageError(f"--compile needs {what}, and there is none here; install it, or leave --compile out")
+        for replica in self.replicas:
+            replica.call = torch.compile(replica.module) if on else replica.module
+
+    def can_compile(self) -> bool:
+        """Whether there is what ``torch.compile`` needs."""
+        if self.device.type == "cuda":
+            return importlib.util.find_spec("triton") is not None
+        return any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++")))
 
     def steer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The optimizer with its learning rate in a tensor, which a captured step reads anew at each replay."""
@@ -88,14 +128,15 @@ class Runtime:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Mixed precision while training; weights stay float32. No weight cache: a captured step must cast anew."""
-        if self.precision == "float32":
+        if self.precision not in PRECISIONS or self.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, PRECISIONS[self.precision], cache_enabled=False)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The tensor summed over the processes, in place."""
         if self.world > 1:
-            torch.distributed.all_reduce(tensor)
+            with self.clock("waiting"):
+                torch.distributed.all_reduce(tensor)
         return tensor
 
     def any(self, flag: bool) -> bool:
@@ -109,44 +150,46 @@ class Runtime:
     def fast(self, function: Function, static: bool) -> Function:
         """The function of a tree of tensors, captured whole in a CUDA graph where that is possible."""
         capture = static and self.device.type == "cuda" and self.world == 1
-        return cast(Function, _Captured(function)) if capture else function
+        return cast(Function, Captured(function)) if capture else function
 
 
-class _Captured:
-    """A function recorded as one CUDA graph: a replay costs one launch instead of one per kernel.
+class Replica:
+    """A module as it is trained: called for what it computes, compiled or not, its gradients averaged."""
 
-    What it returns lies in the same memory each time. The first calls run as they are (they are real steps), so that
-    lazily made optimizer state exists before the recording; inputs of another shape run as they are, too.
-    """
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.call: Callable[..., Any] = module
 
-    def __init__(self, function: Callable[[Any], Any], warmup: int = 3) -> None:
-        self.function, self.warmup = function, warmup
-        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.shapes: list[torch.Size] = []
+    def __call__(self, *inputs: Any) -> Any:
+        """What the module computes."""
+        return self.call(*inputs)
 
-    def __call__(self, inputs: Any) -> Any:
-        tensors = pytree.tree_leaves(inputs)
-        if self.warmup > 0 or (self.graph and [t.shape for t in tensors] != self.shapes):
-            self.warmup -= 1
-            return self._aside(inputs)
-        if self.graph is None:
-            self.inputs = pytree.tree_map(torch.clone, inputs)
-            self.shapes = [t.shape for t in tensors]
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.outputs = self.function(self.inputs)
-        torch._foreach_copy_(pytree.tree_leaves(self.inputs), tensors)
-        self.graph.replay()
-        return self.outputs
+    def alone(self, alone: bool) -> contextlib.AbstractContextManager[Any]:
+        """A context in which gradients add up in this process, not exchanged yet, if ``alone``."""
+        ddp = isinstance(self.module, nn.parallel.DistributedDataParallel)
+        return cast(Any, self.module).no_sync() if alone and ddp else contextlib.nullcontext()
 
-    def _aside(self, inputs: Any) -> Any:
-        """Run on another stream than the default one, as a later capture demands."""
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            outputs = self.function(inputs)
-        torch.cuda.current_stream().wait_stream(self.stream)
-        return outputs
+
+def quota() -> int:
+    """Processors that this process may use: fewer than there are in a container with a limit, as Linux tells it."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    count = len(affinity(0)) if affinity else os.cpu_count() or 1
+    limit = Path("/sys/fs/cgroup/cpu.max")
+    allowed, _, period = limit.read_text().partition(" ") if limit.is_file() else ("max", "", "")
+    return count if allowed == "max" else max(1, min(count, math.ceil(int(allowed) / int(period))))
+
+
+def _join(backend: str, timeout: float) -> None:
+    """Meet the other processes that ``torchrun`` started."""
+    try:
+        # a process that hangs is found and named by fukami.watch; torch's own limit is for what that cannot see
+        limit = datetime.timedelta(seconds=timeout + 60)
+        torch.distributed.init_process_group(backend, timeout=limit)
+    except (RuntimeError, ValueError) as error:
+        first = str(error).partition("\n")[0]
+        raise Error(
+            f"the {os.environ['WORLD_SIZE']} processes did not find each other ({first}); start them again"
+        ) from None
 
 
 def _device(name: str) -> torch.device:
@@ -168,14 +211,17 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 trains faster than float32: on recent GPUs, with AMX, and with AMD's AVX-512-bf16.
+def _fastest(device: torch.device) -> str:
+    """The precision that trains fastest without losing accuracy.
 
-    Measured on ResNet-20: 1.45 times the pictures of float32 on Zen 5, fewer on an Intel core with AVX-512 and no AMX.
+    bfloat16 on recent GPUs, with AMX, and with AMD's AVX-512-bf16; float16, with its loss scaled, on GPUs whose tensor
+    cores know nothing else (Volta, Turing). Measured on ResNet-20: 1.45 times the pictures of float32 on Zen 5, fewer
+    on an Intel core with AVX-512-bf16 and no AMX.
     """
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":
-        return False
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bfloat16"
+        return "float16" if torch.cuda.get_device_capability(device) >= (7, 0) else "float32"
     amd = "AMD" in str(torch.cpu.get_capabilities().get("cpu_name", ""))
-    return bool(torch.cpu._is_amx_tile_supported() or (amd and torch.cpu._is_avx512_bf16_supported()))
+    fast = torch.cpu._is_amx_tile_supported() or (amd and torch.cpu._is_avx512_bf16_supported())
+    return "bfloat16" if device.type == "cpu" and fast else "float32"

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fukami.errors import UsageError
 from fukami.runtime import Runtime
@@ -22,6 +23,14 @@ class Task:
 
     ``step`` owns the update and not only the loss, so that two optimizers (a GAN), data made on the way (a Q-learner)
     and a picture being optimised (style) need no loop of their own.
+
+    Args:
+        model: the network.
+        optimizer: makes the optimizer of its parameters.
+        decay: the learning rate's course, as a factor of it.
+        epochs, judge_every: passes over the data, and passes between two evaluations.
+        accumulate: parts in which a batch passes through the network, one after another, for less memory.
+        clip: the greatest norm of the gradient, to which a greater one is scaled down (Pascanu et al. 2013); 0: any.
     """
 
     static = False  # True: every step is the same GPU work on the same shapes, so the loop may capture it whole
@@ -34,12 +43,16 @@ class Task:
         decay: Schedule = constant,
         epochs: int = 1,
         judge_every: int = 1,
+        accumulate: int = 1,
+        clip: float = 0.0,
     ) -> None:
         self.model = model
         self.make_optimizer = optimizer
         self.decay = decay
         self.epochs = epochs
         self.judge_every = judge_every
+        self.accumulate = accumulate
+        self.clip = clip
 
     def setup(self, runtime: Runtime) -> None:
         """Move to the device and make ready to train."""
@@ -96,14 +109,41 @@ class Task:
 
     def step(self, batch: Any) -> dict[str, Tensor]:
         """One update; returns scalars for the log, still on the device."""
-        with self.runtime.autocast():
-            loss, metrics = self.loss(batch)
+        clock = self.runtime.clock
         self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.updated()
-        return {"loss": loss.detach(), **metrics}
+        found: dict[str, Tensor] = {}
+        for share, part, last in self.parts(batch):
+            with self.replica.alone(not last):
+                with clock("forward"), self.runtime.autocast():
+                    loss, metrics = self.loss(part)
+                with clock("backward"):
+                    self.scaler.scale(share * loss).backward()  # type: ignore[no-untyped-call]
+            for name, value in {"loss": loss.detach(), **metrics}.items():
+                found[name] = share * value + found[name] if name in found else share * value
+        with clock("optimizer"):
+            if self.clip:
+                self.scaler.unscale_(self.optimizer)
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.updated()
+        return found
+
+    def parts(self, batch: Any) -> Iterator[tuple[float, Any, bool]]:
+        """The batch in ``accumulate`` parts: the share of the batch that each is, the part, and whether it is the last.
+
+        Raises:
+            UsageError: there are not as many samples in the batch.
+        """
+        if self.accumulate == 1:
+            yield 1.0, batch, True
+            return
+        leaves, form = pytree.tree_flatten(batch)
+        size = len(leaves[0])
+        if size < self.accumulate:
+            raise UsageError(f"{size} samples cannot pass in {self.accumulate} parts; lower --accumulate")
+        for number, part in enumerate(zip(*(leaf.tensor_split(self.accumulate) for leaf in leaves), strict=True), 1):
+            yield len(part[0]) / size, pytree.tree_unflatten(part, form), number == self.accumulate
 
     def updated(self) -> None:
         """Follow an update of the weights; nothing by default."""

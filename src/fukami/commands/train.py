@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +29,8 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
         compile: bool = False,
         resume: bool = False,
         seeds: int = 1,
+        processes: int = 1,
+        timeout: float = 600,
     ) -> Callable[[], None]:
         """Train.
 
@@ -36,17 +39,30 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
             out: Folder of the run: new or empty. Default: runs/RECIPE, or runs/RECIPE-2 ... if that is taken.
             device: auto, cpu, cuda, cuda:1 or mps.
             precision: auto takes bfloat16 where it is faster.
-            compile: Compile the network first: a start that takes a minute or two, then faster steps.
+            compile: Compile the network, which takes a minute or two, for faster steps; or never. If neither is said, a
+                long training tries it, and keeps what is faster.
             resume: Go on with the run in --out (by default the last one of this recipe) from its last checkpoint.
             seeds: So many runs, with --seed and the numbers after it, in folders seed-0, seed-1 ... of --out, and a
                 page of what they do together.
+            processes: So many processes of this machine share each batch, on a GPU each where there are GPUs.
+            timeout: Seconds that one process may keep the others waiting before all are cut off.
         """
         folder = out or _numbered(name, resume)
-        if seeds < 1:
-            raise UsageError(f"seeds should be at least 1, not {seeds}")
+        for what, value in (("seeds", seeds), ("processes", processes)):
+            if value < 1:
+                raise UsageError(f"{what} should be at least 1, not {value}")
+        if not timeout > 0:
+            raise UsageError(f"timeout should be some seconds, not {timeout:g}")
+        if processes > 1 and "RANK" in os.environ:
+            raise UsageError("torchrun has started the processes already; leave out --processes")
+        if processes > 1:
+            words = ["train", name, *_without("--processes", rest), *(["--out", str(folder)] if out is None else [])]
+            return functools.partial(_launch, words, processes, device)
         numbers = range(recipe.seed, recipe.seed + seeds)
         each = {folder / f"seed-{number}": dataclasses.replace(recipe, seed=number) for number in numbers}
-        return functools.partial(train, each if seeds > 1 else {folder: recipe}, device, precision, compile, resume)
+        said = compile if {"--compile", "--no-compile"} & set(rest) else None
+        asked = (device, precision, said, resume, timeout)
+        return functools.partial(train, each if seeds > 1 else {folder: recipe}, *asked)
 
     run.__annotations__ |= {"recipe": recipe_class}
     run.__doc__ = (run.__doc__ or "").replace(
@@ -55,6 +71,18 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
     if default is not None:
         run.__defaults__ = (default, *(run.__defaults__ or ()))
     return cast(Callable[[], None], parse(run, rest, f"fukami train {name}"))
+
+
+def _launch(words: list[str], processes: int, device: str) -> None:
+    from fukami.launching import launch
+
+    launch(words, processes, device)
+
+
+def _without(flag: str, words: list[str]) -> list[str]:
+    """The words without a flag and its value."""
+    kept = [word for word, before in zip(words, ["", *words], strict=False) if flag not in (word, before)]
+    return [word for word in kept if not word.startswith(f"{flag}=")]
 
 
 def _begun(arguments: list[str], name: str) -> Any:

@@ -349,7 +349,8 @@ class Erase(Operation):
 class Mix(Operation):
     """Two pictures in one: all over (mixup, Zhang et al. 2018) or in a rectangle (CutMix, Yun et al. 2019).
 
-    The other one is the batch's in reverse order. With both, each picture takes one of them at random.
+    The other one is half a batch away, so that it is the same one where several processes share the batch. With both,
+    each picture takes one of them at random.
 
     Args:
         mixup, cutmix: the parameter of the Beta distribution of the picture's own share; 0: never.
@@ -368,7 +369,8 @@ class Mix(Operation):
         own = torch.where(cut, 1 - box.float().mean((1, 2, 3)), _beta(self.mixup, chance)).view(-1, 1, 1, 1)
         keep = torch.where(cut.view(-1, 1, 1, 1), (~box).float(), own)
         own = own.view(-1, 1)
-        return keep * pictures + (1 - keep) * pictures.flip(0), own * targets + (1 - own) * targets.flip(0)
+        pictures = keep * pictures + (1 - keep) * pictures.roll(len(pictures) // 2, 0)
+        return pictures, own * targets + (1 - own) * targets.roll(len(targets) // 2, 0)
 
 
 # what a picture may meet in RandAugment and TrivialAugment: the strongest in each (Cubuk et al. 2020; Müller and Hutter

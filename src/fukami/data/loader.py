@@ -162,7 +162,8 @@ class Resident(Shuffled):
     def place(self, runtime: "Runtime") -> None:
         """Move the set to the device, and take this process's share of each batch."""
         super().place(runtime)
-        self.pictures, self.targets = self.pictures.to(runtime.device), self.targets.to(runtime.device)
+        with runtime.clock("host to device"):
+            self.pictures, self.targets = self.pictures.to(runtime.device), self.targets.to(runtime.device)
         self.assemble = runtime.fast(self._assemble, static=True)
 
     def __iter__(self) -> Iterator[Batch]:

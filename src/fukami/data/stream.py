@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fukami import image
+from fukami.clock import Clock
 from fukami.data.augment import WIDEST, Augmentation
 from fukami.data.loader import EACH, Batch, Shuffled
 from fukami.errors import Error
@@ -132,13 +133,14 @@ class Streamed(Shuffled):
         # of one, it could not tell its processes to end, and would wait five seconds for each.
         weakref.finalize(self, id, self.reader).atexit = False
         self.device = torch.device("cpu")
+        self.clock = Clock(self.device)
         self.waited, self.since = 0.0, time.monotonic()
         self.broken: set[str] = set()
 
     def place(self, runtime: "Runtime") -> None:
         """Send the batches to the device, and take this process's share of each."""
         super().place(runtime)
-        self.device = runtime.device
+        self.device, self.clock = runtime.device, runtime.clock
 
     @property
     def draws(self) -> int:
@@ -185,7 +187,8 @@ class Streamed(Shuffled):
         batches = iter(reader)
         while True:
             began = time.monotonic()
-            batch = next(batches, None)
+            with self.clock("waiting"):
+                batch = next(batches, None)
             self.waited += time.monotonic() - began
             if batch is None:
                 return
@@ -201,8 +204,9 @@ class Streamed(Shuffled):
         if not kept:
             raise Error(f"not one picture of a batch can be read; the first: {errors[0]}")
         targets = self.targets[members[kept].to(self.targets.device)]
-        pictures = pictures.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        return pictures, targets.to(self.device, non_blocking=True), kept
+        with self.clock("host to device"):
+            pictures = pictures.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+            return pictures, targets.to(self.device, non_blocking=True), kept
 
 
 class _Wishes:

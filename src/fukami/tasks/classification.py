@@ -18,6 +18,7 @@ from fukami.errors import Error, UsageError
 from fukami.numerics import half
 from fukami.ops import binary
 from fukami.ops.ensemble import Ensemble, average, decide, opinions
+from fukami.ops.rematerialise import rematerialise
 from fukami.preparation import Preparation
 from fukami.schedules import Schedule, constant
 from fukami.task import MakeOptimizer, Task
@@ -43,7 +44,8 @@ class Classification(Task):
         labels: what the classes are called.
         prepare: a picture of any size as the network sees it, ``(C, H, W)`` uint8, and how it is normalised; it
             travels with the task.
-        optimizer, decay, epochs, judge_every: as for :class:`fukami.Task`.
+        optimizer, decay, epochs, judge_every, accumulate, clip: as for :class:`fukami.Task`.
+        rematerialise: keep the activations between the blocks of the network alone, and compute the others again.
         smoothing: share of the target spread over all classes (Szegedy et al. 2016, section 7).
         ema: decay of a moving average of the weights, which then answers (Polyak and Juditsky 1992); 0: none.
         cycles: the weights at the end of each so long part of the training answer together (Huang et al. 2017).
@@ -63,13 +65,18 @@ class Classification(Task):
         decay: Schedule = constant,
         epochs: int = 1,
         judge_every: int = 1,
+        accumulate: int = 1,
+        clip: float = 0.0,
+        rematerialise: bool = False,
         smoothing: float = 0.0,
         ema: float = 0.0,
         cycles: int = 1,
         weighted: bool = False,
         augment: "Augmentation | None" = None,
     ) -> None:
-        super().__init__(model, optimizer=optimizer, decay=decay, epochs=epochs, judge_every=judge_every)
+        super().__init__(model, optimizer=optimizer, decay=decay, epochs=epochs, judge_every=judge_every,
+                         accumulate=accumulate, clip=clip)  # fmt: skip
+        self.rematerialise = rematerialise
         self.labels = labels
         self.prepare = prepare
         self.smoothing, self.ema, self.cycles, self.weighted, self.augment = smoothing, ema, cycles, weighted, augment
@@ -84,6 +91,8 @@ class Classification(Task):
 
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device and make ready to train; what is frozen keeps its statistics, too."""
+        if self.rematerialise:
+            rematerialise(self.model)
         super().setup(runtime)
         self.answering = runtime.place(self.answering)
         self.latent = binary.latent(self.model)
@@ -155,8 +164,13 @@ class Classification(Task):
         return loss, {"accuracy": right.float().mean()}
 
     def entropy(self, scores: Tensor, targets: Tensor) -> Tensor:
-        """The mean cross entropy that is trained."""
-        return F.cross_entropy(scores, targets, self.weight, label_smoothing=self.smoothing)
+        """The cross entropy that is trained, summed and divided by the pictures.
+
+        Where classes have weights, torch's own mean divides by those of the batch instead, and would be another one for
+        each part of it.
+        """
+        loss = F.cross_entropy(scores, targets, self.weight, reduction="sum", label_smoothing=self.smoothing)
+        return loss / len(scores)
 
     def normalised(self, pictures: Tensor) -> Tensor:
         """Pictures in 0..255 as the network takes them, in float32."""
@@ -211,6 +225,8 @@ class Classification(Task):
         modes = [(module, module.training) for module in self.answering.modules()]
         self.answering.eval()
         for pictures, given in batches:
+            if len(pictures) == 0:  # this process's share of the last batch
+                continue
             targets = number[given.cpu()].to(device) if number is not None else given.to(device)
             each = self.opinions(pictures)
             found.add(each, decide(each, getattr(self.answering, "vote", False)), targets, pictures)
@@ -276,6 +292,8 @@ class Classification(Task):
         from fukami import figures
 
         found = self.judge(batches)
+        if not self.runtime.main:
+            return
         matrix = found.matrix.cpu()
         yield "Confusion matrix", figures.confusion(matrix, self.labels)
         yield "Accuracy per class", figures.per_class(matrix, self.labels)

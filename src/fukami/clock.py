@@ -1,0 +1,90 @@
+"""Where the time of a training goes."""
+
+import time
+from collections import defaultdict
+from types import TracebackType
+
+import torch
+
+STEP = ("forward", "backward", "optimizer")  # the phases that a GPU computes while the processor is ahead of it
+TRAINING = ("data", "host to device", *STEP, "waiting")  # what steps consist of
+PHASES = (*TRAINING, "evaluation", "checkpoint", "compilation", "other")
+
+
+class Clock:
+    """Seconds by phase; a phase inside another one is not counted in the outer one.
+
+    ``with clock("forward"):`` is a phase. On a GPU the processor only launches what the GPU computes later, so events
+    of the GPU time the phases of a step there, those of its last uncaptured step.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.entered: defaultdict[str, int] = defaultdict(int)
+        self.events: dict[str, tuple[torch.cuda.Event, torch.cuda.Event]] = {}
+        self.phase, self.since = "other", time.monotonic()
+        self.instead = ""  # the phase that everything counts for while it lasts, whatever is entered
+        self.step = 0  # the training's, for whoever asks what this process is doing
+
+    def __call__(self, phase: str) -> "Phase":
+        """A context in which the time counts for the phase."""
+        return Phase(self, phase)
+
+    def turn(self, phase: str) -> str:
+        """From now on the time counts for this phase; returns the one before."""
+        now = time.monotonic()
+        self.seconds[self.instead or self.phase] += now - self.since
+        before, self.phase, self.since = self.phase, phase, now
+        return before
+
+    def spent(self, steps: int) -> dict[str, float]:
+        """Seconds of each phase so far, in the order of :data:`PHASES`, of which ``steps`` training steps are part.
+
+        On a GPU the time that steps took and were waited for is shared out among their phases as its events say; what
+        the GPU did not compute in is still waiting.
+        """
+        self.turn(self.phase)
+        seconds = dict(self.seconds)
+        if self.events:
+            busy = {
+                phase: begun.elapsed_time(ended) / 1e3 * self.entered[phase]
+                for phase, (begun, ended) in self.events.items()
+            }
+            whole = sum(seconds.get(phase, 0.0) for phase in (*STEP, "waiting"))
+            captured = steps / max(self.entered["optimizer"], 1)  # replays of a captured step enter no phase
+            factor = min(captured, whole / max(sum(busy.values()), 1e-9))
+            seconds |= {phase: factor * busy[phase] for phase in busy}
+            seconds["waiting"] = whole - sum(seconds[phase] for phase in busy)
+        return {phase: seconds[phase] for phase in PHASES if seconds.get(phase, 0.0) > 0}
+
+    def add(self, seconds: dict[str, float]) -> None:
+        """Count what was spent before this process took over."""
+        for phase, value in seconds.items():
+            self.seconds[phase] += value
+
+
+class Phase:
+    """A context of :class:`Clock`; a class, since a generator would cost a step of a small network its time."""
+
+    def __init__(self, clock: Clock, phase: str) -> None:
+        self.clock, self.phase = clock, phase
+
+    def __enter__(self) -> None:
+        clock = self.clock
+        self.before = clock.turn(self.phase)
+        self.timed = clock.on_gpu and self.phase in STEP and not torch.cuda.is_current_stream_capturing()
+        if self.timed:
+            clock.entered[self.phase] += 1
+            if self.phase not in clock.events:
+                clock.events[self.phase] = (_event(), _event())
+            clock.events[self.phase][0].record()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.timed:
+            self.clock.events[self.phase][1].record()
+        self.clock.turn(self.before)
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -1,0 +1,63 @@
+"""Activations that are computed again in the backward pass instead of being kept (Chen et al. 2016)."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def rematerialise(model: nn.Module) -> None:
+    """Keep what goes into the blocks of the network alone; what lies inside them is computed twice.
+
+    A block is a residual block, the branch of an inception module or the like: a part with a few convolutions, or what
+    lies between two poolings in a chain of layers. The result is the same, bit for bit.
+    """
+    for block in list(_blocks(nn.ModuleList([model]))):
+        parts = _between_poolings(block) if isinstance(block, nn.Sequential) else [block]
+        block.forward = partial(_through, [(part.forward, part) for part in parts])
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The smallest parts of the network that have at least two convolutions."""
+    for child in module.children():
+        if sum(isinstance(part, nn.Conv2d) for part in child.modules()) >= 2:
+            deeper = list(_blocks(child))
+            yield from deeper or [child]
+
+
+def _between_poolings(chain: nn.Sequential) -> list[nn.Module]:
+    parts: list[list[nn.Module]] = [[]]
+    for layer in chain:
+        parts[-1].append(layer)
+        if isinstance(layer, nn.MaxPool2d):
+            parts.append([])
+    return [nn.Sequential(*part) for part in parts if part]
+
+
+def _through(parts: Sequence[tuple[Any, nn.Module]], x: Tensor) -> Tensor:
+    for forward, part in parts:
+        x = checkpoint(forward, x, use_reentrant=False, context_fn=partial(_contexts, part))
+    return x
+
+
+def _contexts(part: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Of the first computation and of the second."""
+    return nullcontext(), _still(part)
+
+
+@contextmanager
+def _still(part: nn.Module) -> Iterator[None]:
+    """The running statistics of batch normalisation, which have seen the batch already, stay as they are."""
+    norms: list[Any] = [module for module in part.modules() if isinstance(module, _BatchNorm) and module.training]
+    before = [norm.track_running_stats for norm in norms]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm, tracking in zip(norms, before, strict=True):
+            norm.track_running_stats = tracking
