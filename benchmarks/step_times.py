@@ -95,7 +95,7 @@ def keep(load, folder):
 
 
 def ours(options, load, folder):
-    """The speeds in metrics.jsonl, and the precision; interrupted as soon as there are enough."""
+    """The speeds in metrics.jsonl, and the settings; stopped as soon as there are enough."""
     words = [sys.executable, "-m", "fukami", "train", *load.words, "--batch", str(options.batch)]
     if options.load == "resnet50":
         words += ["--size", str(options.size), "--pictures", str(PASS * options.batch)]
@@ -107,12 +107,12 @@ def ours(options, load, folder):
             while process.poll() is None and len(trained(lines)) < options.windows:
                 time.sleep(0.2)
             if process.poll() is None:
-                process.send_signal(signal.SIGINT)
+                process.terminate()  # it saves first
             process.wait(LONGEST)
         finally:
             process.kill()
         messages.seek(0)
-        if process.returncode not in (0, 128 + signal.SIGINT):
+        if process.returncode not in (0, 128 + signal.SIGTERM):
             raise RuntimeError(messages.read())
     about = json.loads((folder / "run" / "recipe.json").read_text())
     return trained(lines)[: options.windows], {"precision": about["precision"], "threads": about["threads"]}
