@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Sequence
@@ -51,7 +52,8 @@ def launch(words: Sequence[str], processes: int, device: str) -> None:
             failed = dict(error.failures)
         killed = [f"rank {rank} by {failure.signal_name()}" for rank, failure in failed.items() if failure.exitcode < 0]
         if not killed and not any(failure.exitcode == HUNG for failure in failed.values()):
-            sys.exit(max(failure.exitcode for failure in failed.values()))
+            own = [failure.exitcode for failure in failed.values() if failure.exitcode != 128 + signal.SIGTERM]
+            sys.exit(own[0] if own else 1)  # the others were ended because of it
         if killed:
             logger.warning(f"fukami: killed: {', '.join(killed)}")
         if restarts < RESTARTS:

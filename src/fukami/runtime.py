@@ -170,11 +170,10 @@ class Replica:
         return cast(Any, self.module).no_sync() if alone and ddp else contextlib.nullcontext()
 
 
-def quota() -> int:
-    """Processors that this process may use: fewer than there are in a container with a limit, as Linux tells it."""
+def quota(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Processors that this process may use: fewer than there are in a container with a limit, which Linux tells."""
     affinity = getattr(os, "sched_getaffinity", None)
     count = len(affinity(0)) if affinity else os.cpu_count() or 1
-    limit = Path("/sys/fs/cgroup/cpu.max")
     allowed, _, period = limit.read_text().partition(" ") if limit.is_file() else ("max", "", "")
     return count if allowed == "max" else max(1, min(count, math.ceil(int(allowed) / int(period))))
 

@@ -13,20 +13,22 @@ from torch.utils.checkpoint import checkpoint
 def rematerialise(model: nn.Module) -> None:
     """Keep what goes into the blocks of the network alone; what lies inside them is computed twice.
 
-    A block is a residual block, the branch of an inception module or the like: a part with a few convolutions, or what
-    lies between two poolings in a chain of layers. The result is the same, bit for bit.
+    A block is a residual block, an inception module or the like, or what lies between two poolings in a chain of
+    layers. The result is the same, bit for bit.
     """
-    for block in list(_blocks(nn.ModuleList([model]))):
+    for block in list(_blocks(model)) or [model]:
         parts = _between_poolings(block) if isinstance(block, nn.Sequential) else [block]
         block.forward = partial(_through, [(part.forward, part) for part in parts])
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The smallest parts of the network that have at least two convolutions."""
+    """The parts of a module that have at least two convolutions: chains of layers, and the smallest of other kinds."""
     for child in module.children():
         if sum(isinstance(part, nn.Conv2d) for part in child.modules()) >= 2:
-            deeper = list(_blocks(child))
-            yield from deeper or [child]
+            inside = list(_blocks(child))
+            if not isinstance(child, nn.Sequential):
+                inside = [block for block in inside if not isinstance(block, nn.Sequential)]
+            yield from inside or [child]
 
 
 def _between_poolings(chain: nn.Sequential) -> list[nn.Module]:
@@ -53,11 +55,12 @@ def _contexts(part: nn.Module) -> tuple[AbstractContextManager[None], AbstractCo
 def _still(part: nn.Module) -> Iterator[None]:
     """The running statistics of batch normalisation, which have seen the batch already, stay as they are."""
     norms: list[Any] = [module for module in part.modules() if isinstance(module, _BatchNorm) and module.training]
-    before = [norm.track_running_stats for norm in norms]
+    before = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, tracking in zip(norms, before, strict=True):
-            norm.track_running_stats = tracking
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked -= 1

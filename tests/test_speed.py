@@ -1,0 +1,300 @@
+"""One device: where the time goes, what it costs in memory, and checkpoints that keep nobody waiting."""
+
+import contextlib
+import json
+import shutil
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import fukami as package
+from fukami import Error, checkpoint, compilation, models, saving
+from fukami.analysis import layers
+from fukami.ceiling import ceiling
+from fukami.clock import PHASES, Clock
+from fukami.compilation import Compilation
+from fukami.ops.rematerialise import rematerialise
+from fukami.recipes.deep_convnet import DeepConvNet
+from fukami.runtime import Runtime, quota
+from fukami.saving import Saver
+
+CPU = torch.device("cpu")
+RECIPE = DeepConvNet(epochs=1, batch=100, dropout=0.0, augment=())
+
+
+def task_of(recipe, precision="float32"):
+    """The task of a recipe, its data and its first batch."""
+    runtime = Runtime.start("cpu", precision)
+    data = recipe.data()
+    data.train.place(runtime)
+    torch.manual_seed(0)
+    task = recipe.task(data.labels)
+    task.setup(runtime)
+    task.schedule(0.5)
+    return task, next(iter(task.batches(data.train)))
+
+
+# ---- where the time goes --------------------------------------------------------------------------------------------
+
+
+def test_a_phase_in_a_phase_is_not_counted_twice(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    clock = Clock(CPU)
+
+    def wait(seconds):
+        now[0] += seconds
+
+    wait(1)
+    with clock("data"):
+        wait(2)
+        with clock("waiting"):
+            wait(4)
+        wait(8)
+    with contextlib.suppress(KeyError), clock("forward"):
+        wait(16)
+        raise KeyError
+    clock.add({"evaluation": 32.0})
+    assert clock.spent(1) == {"data": 10, "forward": 16, "waiting": 4, "evaluation": 32, "other": 1}
+
+
+@pytest.fixture(scope="module")
+def timed(tmp_path_factory):
+    """A run, and how long it took."""
+    run = tmp_path_factory.mktemp("runs") / "run"
+    began = time.monotonic()
+    package.train(DeepConvNet(epochs=2, dropout=0.0), run, device="cpu", precision="float32")
+    return run, time.monotonic() - began
+
+
+def test_the_phases_of_a_run_are_its_time(timed):
+    run, whole = timed
+    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["phase"] == "time"
+    seconds = line["seconds"]
+    assert set(seconds) <= set(PHASES)
+    assert {"data", "forward", "backward", "optimizer", "evaluation", "checkpoint"} <= set(seconds)
+    assert 0.5 * whole < sum(seconds.values()) <= whole
+    page = (run / "report.html").read_text()
+    assert "Where the time went" in page
+    assert "multiply-adds a second" in page
+
+
+def test_multiply_adds_are_those_of_the_table(timed):
+    """Forward, and as many for the gradients of weights and of inputs, but for those of the pictures."""
+    run, _ = timed
+    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    training = sum(line["seconds"].get(phase, 0) for phase in ("data", "forward", "backward", "optimizer", "waiting"))
+    training += line["seconds"].get("host to device", 0)
+    model, shape = models.deep_convnet(10), (1, 28, 28)
+    first = next(layer for layer in layers.layers(model, shape) if layer.multiply_adds)
+    expected = 100 * (3 * layers.multiply_adds(model, shape) - first.multiply_adds)
+    assert line["multiply_adds_per_second"] * training == pytest.approx(28 * expected, rel=0.01)
+
+
+def test_the_ceiling_is_above_what_any_training_reaches(timed, fukami):
+    run, _ = timed
+    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert 0 < line["multiply_adds_per_second"] < line["most_multiply_adds_per_second"]
+    answer = json.loads(fukami("bench", "--device", "cpu", "--precision", "float32").out)
+    assert answer["device"] == "cpu"
+    assert answer["precision"] == "float32"
+    assert min(answer["multiply_adds_per_second"], answer["bytes_per_second"]) > 1e8
+    assert ceiling(Runtime.start("cpu", "bfloat16"))["multiply_adds_per_second"] > 1e7
+
+
+def test_processors_of_a_container(tmp_path):
+    limit = tmp_path / "cpu.max"
+    every = quota(tmp_path / "nothing")
+    for text, count in (("max 100000\n", every), ("50000 100000\n", 1), ("150000 100000\n", min(2, every))):
+        limit.write_text(text)
+        assert quota(limit) == count
+
+
+def test_tf32_needs_a_gpu(fukami):
+    answer = fukami("train", "deep-convnet", "--precision", "tf32", "--device", "cpu")
+    assert answer.status == 2
+    assert "Ampere" in answer.err
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_parts_of_a_batch_give_the_gradient_of_all_of_it(precision):
+    whole, batch = task_of(RECIPE, precision)
+    parts, same = task_of(DeepConvNet(**vars(RECIPE) | {"accumulate": 3}), precision)  # 34, 33 and 33 pictures
+    assert torch.equal(batch[0], same[0])
+    one, other = whole.step(batch), parts.step(same)
+    tolerance = {"float32": 1e-5, "bfloat16": 2e-2}[precision]
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=tolerance, atol=tolerance)
+    for p, q in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad, rtol=tolerance, atol=tolerance)
+
+
+def test_more_parts_than_pictures(fukami):
+    answer = fukami("train", "deep-convnet", "--batch", "4", "--accumulate", "5", "--device", "cpu")
+    assert answer.status == 2
+    assert "--accumulate" in answer.err
+
+
+def test_a_gradient_is_clipped():
+    """Plain SGD moves the weights by the rate times the gradient, whose norm is now the given one."""
+    recipe = DeepConvNet(**vars(RECIPE) | {"clip": 0.01, "optimizer": "sgd", "weight_decay": 0.0, "decay": "constant"})
+    task, batch = task_of(recipe)
+    before = [p.detach().clone() for p in task.model.parameters()]
+    rate = task.schedule(0.5)
+    task.step(batch)
+    moved = torch.cat([(p.detach() - q).flatten() for p, q in zip(task.model.parameters(), before, strict=True)])
+    assert float(moved.norm()) == pytest.approx(0.01 * rate, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: models.deep_convnet(10), (1, 28, 28)),
+        (lambda: models.resnet20(10), (3, 32, 32)),
+        (lambda: models.resnet50(10), (3, 64, 64)),
+        (lambda: models.vgg11_bn(10, size=64, hidden=32), (3, 64, 64)),
+        (lambda: models.googlenet(10), (3, 64, 64)),
+    ],
+    ids=["DeepConvNet", "ResNet-20", "ResNet-50", "VGG-11", "GoogLeNet"],
+)
+def test_what_is_computed_again_is_the_same(make, shape):
+    """Outputs, gradients and statistics, bit for bit, dropout too; and much less is kept for the backward pass."""
+    torch.manual_seed(0)
+    plain = make()
+    torch.manual_seed(0)
+    again = make()
+    rematerialise(again)
+    assert plain.state_dict().keys() == again.state_dict().keys()
+    pictures = torch.randn(4, *shape)
+    kept, found = [], []
+    for model in (plain, again):
+        sizes = {}
+
+        def keep(tensor, sizes=sizes):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = model(pictures)
+        out = sum(part.square().sum() for part in out) if isinstance(out, tuple) else out.square().sum()
+        own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        kept.append(sum(size for place, size in sizes.items() if place not in own))
+        out.backward()
+        found.append([out.detach(), *(p.grad for p in model.parameters()), *model.buffers()])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    assert kept[1] < 0.6 * kept[0], kept
+
+
+def test_the_rate_follows_the_batch():
+    own = DeepConvNet()
+    for rule, factor in (("none", 1), ("linear", 4), ("sqrt", 2)):
+        recipe = DeepConvNet(batch=4 * own.batch, lr=0.01, lr_rule=rule)
+        assert recipe.make_optimizer()([nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"] == 0.01 * factor
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def test_a_slow_disk_keeps_nobody_waiting(tmp_path, monkeypatch):
+    """What is written is what was when it was asked for, though the tensors have changed meanwhile."""
+    go, real = threading.Event(), checkpoint.write_state
+
+    def slow(folder, state):
+        assert go.wait(60)
+        real(folder, state)
+
+    monkeypatch.setattr(checkpoint, "write_state", slow)
+    monkeypatch.setattr(saving, "SECONDS", 0.0)
+    weight = torch.ones(3)
+    with Saver(tmp_path, writes=True) as saver:
+        assert saver.due
+        saver.save({"step": 1, "tensors": [weight, {"more": weight}]}, {"model.weight": weight})
+        weight.fill_(7)
+        assert not saver.due
+        go.set()
+        saver.wait()
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert state["step"] == 1
+    assert state["tensors"][0].tolist() == state["tensors"][1]["more"].tolist() == [1, 1, 1]
+    assert (tmp_path / "weights.safetensors").is_file()
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_state", full)
+    with pytest.raises(Error, match=r"step \d+ cannot be written .*No space left"):
+        package.train(DeepConvNet(epochs=1, batch=205), tmp_path / "run", device="cpu")
+
+
+def test_weights_that_are_not_finite_replace_nothing(tmp_path):
+    with Saver(tmp_path, writes=True) as saver:
+        saver.save({"step": 1}, {"model.weight": torch.ones(2)})
+        saver.save({"step": 2}, {"model.weight": torch.tensor([1.0, float("nan")])})
+        with pytest.raises(Error, match=r"model\.weight are no longer finite at step 2"):
+            saver.wait()
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["step"] == 1
+
+
+# ---- compilation ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("plain", "compiled", "steps", "expected"),
+    [
+        (1.0, 0.5, 10_000, [(20, True)]),
+        (1.0, 0.99, 10_000, [(20, True), (40, False)]),
+        (1.0, 2.0, 10_000, [(20, True), (40, False)]),
+        (1.0, 0.5, 600, []),
+    ],
+    ids=["pays", "hardly pays", "is slower", "short training"],
+)
+def test_a_long_training_tries_a_compiled_network(plain, compiled, steps, expected, tmp_path):
+    """A clock that is set by hand: so many seconds for a step, looks every ten steps."""
+    (tmp_path / "recipe.json").write_text(json.dumps({"recipe": "deep-convnet", "fields": {}, "labels": []}))
+    states = []
+    runtime = SimpleNamespace(clock=Clock(CPU), main=True, any=bool, can_compile=lambda: True, compile=states.append)
+
+    def follow(choice, first, last):
+        for step in range(first, last):
+            choice.switched(step)
+            runtime.clock.seconds["forward"] += compiled if choice.on else plain
+            if step % 10 == 9:
+                choice.look(step + 1, steps)
+
+    choice = Compilation(tmp_path, runtime, None)
+    follow(choice, 0, 100)
+    assert choice.switches == expected
+    assert states == [on for _, on in expected]
+    states.clear()
+    follow(Compilation(tmp_path, runtime, None), 30, 100)  # a run that goes on from step 30
+    assert states == [on for _, on in expected]
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch's own, while it compiles
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_run_that_tried_says_so_and_is_resumed_alike(tmp_path, monkeypatch):
+    monkeypatch.setattr(compilation, "TRY", 0.0)
+    recipe = DeepConvNet(epochs=1, batch=70, dropout=0.0, widths=(4, 4, 4, 4, 4, 4), hidden=8)
+    package.train(recipe, tmp_path / "run", device="cpu", precision="float32")
+    record = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert record["compile"] is None
+    assert record["switches"][0] == [4, True]
+    assert "compile" not in record["command"]
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["seconds"]["compilation"] > 0
+    weights = (tmp_path / "run" / "weights.safetensors").read_bytes()
+    (tmp_path / "run" / "last.ckpt").unlink()
+    package.train(recipe, tmp_path / "run", device="cpu", precision="float32", resume=True)
+    assert (tmp_path / "run" / "weights.safetensors").read_bytes() == weights
