@@ -73,8 +73,8 @@ def losses(rank, world, recipe):
 @pytest.mark.parametrize(
     "recipe",
     [
-        DeepConvNet(augment=("rotate=10", "mixup"), balance="loss", clip=1.0),
-        ResNet20(dataset="digits", batch=48, size=16, accumulate=2, rematerialise=True),
+        DeepConvNet(batch=96, augment=("rotate=10", "mixup"), balance="loss", clip=1.0),
+        ResNet20(dataset="digits", batch=48, size=16, lr=1e-3, accumulate=2, rematerialise=True),
     ],
     ids=["dropout, mixup, weights, clipping", "batch norm, accumulation"],
 )
