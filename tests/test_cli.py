@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 import fukami as package
 
 COMMANDS = [
-    "list", "train", "eval", "predict", "export", "serve", "explain", "show", "find-lr", "doctor", "board", "import",
+    "list", "train", "eval", "predict", "export", "serve", "explain", "show", "find-lr", "doctor",
+    "shard", "board", "import",
 ]  # fmt: skip
 QUICK = ["--epochs", "1", "--batch", "100"]
 
@@ -50,8 +51,10 @@ def test_options_of_train_are_these(fukami):
         "--compile",
         "--no-compile",
     }
-    fields = "seed data holdout memory size channels epochs judge-every batch optimizer lr momentum weight-decay decay "
-    fields += "drop warmup cycles smoothing ema augment balance init freeze no-freeze layer-decay quantize "
+    fields = (
+        "seed data holdout memory broken size channels epochs judge-every batch optimizer lr momentum weight-decay "
+    )
+    fields += "decay drop warmup cycles smoothing ema augment balance init freeze no-freeze layer-decay quantize "
     fields += "dropout convention widths hidden"
     assert options == run | {f"--{field}" for field in fields.split()}
 
