@@ -3,8 +3,10 @@
 import io
 import logging
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -46,29 +48,28 @@ def write(
             f"{megabytes:g} MB and {holdout:g}"
         )
     train, test, labels = classification.read(spec, holdout)
-    out.mkdir(parents=True, exist_ok=True)
     index: shards.Index = {"labels": labels, "train": [], "test": []}
     order = np.random.default_rng(seed)
+    work = (
+        out / ".part"
+    )  # what is not whole has no name yet; of what is, the index comes first and tells what is missing
+    work.mkdir(parents=True)
     try:
         for part, source in (("train", train), ("test", test)):
-            each = samples or _fitting(source, megabytes)
             pictures = Pictures(source, labels, order.permutation(len(source)))
-            for number, name in enumerate(f"{part}-{i:06d}.tar" for i in range(-(-len(source) // each))):
-                classes, starts, lengths = tar.write(out / name, pictures.some(number * each, (number + 1) * each))
-                size = (out / name).stat().st_size
-                index[part].append(
-                    {"name": name, "bytes": size, "classes": classes, "starts": starts, "lengths": lengths}
-                )
-        counts = {part: sum(len(shard["classes"]) for shard in index[part]) for part in ("train", "test")}
-        if not any(counts.values()):
+            each = samples or _fitting(source, megabytes)
+            for number in range(-(-len(source) // each)):
+                some = pictures.some(number * each, (number + 1) * each)
+                index[part].append(_written(work / f"{part}-{number:06d}.tar", some))
+        found = _counted(index)
+        if found["train"] + found["test"] == 0:
             raise Error(f"{spec} has no picture that can be read; fukami doctor {spec} says what is wrong with each")
-        shards.save(index, out)
-    except BaseException:  # an interruption, too, leaves the folder as it was, so that the command can be given again
-        for file in out.glob("*-??????.tar"):
-            file.unlink()
-        raise
-    left = len(train) + len(test) - sum(counts.values())
-    return {"out": str(out), **counts, "shards": len(index["train"]) + len(index["test"]), "left_out": left}
+        shards.save(index, work)
+        for file in (work / shards.INDEX, *sorted(work.glob("*.tar"))):
+            file.rename(out / file.name)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return {"out": str(out), **found, "left_out": len(train) + len(test) - found["train"] - found["test"]}
 
 
 def describe(spec: str, out: Path) -> dict[str, int | str]:
@@ -90,10 +91,8 @@ def describe(spec: str, out: Path) -> dict[str, int | str]:
             if not (out / shard["name"]).is_file():
                 shard["name"] = shards.located(home, shard["name"])
     shards.save(index, out)
-    counts = {part: sum(len(shard["classes"]) for shard in index[part]) for part in ("train", "test")}
-    every = (*index["train"], *index["test"])
-    left = sum(len(shard.get("problems", ())) for shard in every)
-    return {"out": str(out), **counts, "shards": len(every), "left_out": left}
+    left = sum(len(shard.get("problems", ())) for part in ("train", "test") for shard in index[part])
+    return {"out": str(out), **_counted(index), "left_out": left}
 
 
 def vacant(out: Path) -> None:
@@ -146,6 +145,19 @@ class Pictures:
             name, content = str(items[number]), items[number].read_bytes()
         with image.opened(content, name=name):  # its head tells whether it is one
             return Path(name).stem, Path(name).suffix, content
+
+
+def _written(path: Path, samples: Iterator[tar.Sample]) -> dict[str, Any]:
+    """A shard of the samples, and what the index says of it."""
+    classes, starts, lengths = tar.write(path, samples)
+    size = path.stat().st_size
+    return {"name": path.name, "bytes": size, "classes": classes, "starts": starts, "lengths": lengths}
+
+
+def _counted(index: shards.Index) -> dict[str, int]:
+    """How many samples each part has, and how many shards there are."""
+    counts = {part: sum(len(shard["classes"]) for shard in index[part]) for part in ("train", "test")}
+    return {**counts, "shards": len(index["train"]) + len(index["test"])}
 
 
 def _fitting(source: Source, megabytes: float) -> int:

@@ -158,13 +158,20 @@ class Streamed(Shuffled):
     def __iter__(self) -> Iterator[Batch]:
         """The batches of one pass, ``(pictures (N, C, H, W) in 0..255, targets)``; a pass cut off is finished."""
         shares = self.shares()
+        seen = False
         for found in self._timed(self.reader):
             members, draws = next(shares)
             self.count()
+            if self.seed is None and not found[1]:  # a stretch that is missing; the rest can be judged
+                self._name(found[2])
+                continue
             pictures, targets, kept = self._placed(found, members)
+            seen = True
             if self.augment is not None and self.seed is not None:
                 pictures, targets = self.augment(pictures, targets, draws[kept, self.crops :].to(self.device))
             yield pictures, targets
+        if self.seed is None and self.broken and not seen:
+            raise Error(f"not one picture can be read; the first: {next(iter(self.broken))}")
         self.ended()
 
     def ordered(self) -> Iterator[Batch]:
@@ -218,16 +225,24 @@ class Streamed(Shuffled):
     def _placed(self, found: tuple[Tensor, list[int], list[str]], members: Tensor) -> tuple[Tensor, Tensor, list[int]]:
         """Pictures and targets on the device, and which of the wished ones they are."""
         pictures, kept, errors = found
-        for error in errors:
-            if error not in self.broken:
-                self.broken[error] = None
-                logger.warning(f"{error}; it is left out")
-                check(list(self.broken), self.allowed)
+        self._name(errors)
         if not kept:
             raise Error(f"not one picture of a batch can be read; the first: {errors[0]}")
         targets = self.targets[members[kept].to(self.targets.device)]
         pictures = pictures.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         return pictures, targets.to(self.device, non_blocking=True), kept
+
+    def _name(self, errors: Sequence[str]) -> None:
+        """Name what is broken, once each.
+
+        Raises:
+            Error: there is more of it than is allowed.
+        """
+        for error in errors:
+            if error not in self.broken:
+                self.broken[error] = None
+                logger.warning(f"{error}; it is left out")
+        check(tuple(self.broken), self.allowed)
 
 
 class _Wishes:

@@ -140,26 +140,21 @@ def scan(where: str) -> Contents:
 
 
 def write(path: Path, samples: Iterable[Sample]) -> tuple[list[int], list[int], list[int]]:
-    """A shard of the samples, the same bytes for the same samples; a file half written never has its name.
+    """A shard of the samples, the same bytes for the same samples.
 
     Returns:
         Of each sample: its class, where it starts, and its length.
     """
-    temporary = path.with_name(f".{path.name}.part")
     classes, starts, lengths = [], [], []
-    try:
-        with tarfile.open(temporary, "w", format=tarfile.GNU_FORMAT) as tar:
-            for key, suffix, content, number in samples:
-                starts.append(tar.offset)
-                classes.append(number)
-                for name, data in ((key + suffix, content), (f"{key}.cls", str(number).encode())):
-                    member = tarfile.TarInfo(name)
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
-                lengths.append(tar.offset - starts[-1])
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        for key, suffix, content, number in samples:
+            starts.append(tar.offset)
+            classes.append(number)
+            for name, data in ((key + suffix, content), (f"{key}.cls", str(number).encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+            lengths.append(tar.offset - starts[-1])
     return classes, starts, lengths
 
 

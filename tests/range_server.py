@@ -1,0 +1,45 @@
+"""An object store for the tests: knows ``Range``, and breaks off as often as it is told. FOLDER BREAKS; tells its port.
+
+Each answer of more than a block ends after two thirds until BREAKS answers did; then every fifth is a 503.
+"""
+
+import itertools
+import re
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+root, breaks = Path(sys.argv[1]), int(sys.argv[2])
+asked = itertools.count()
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        number = next(asked)
+        if breaks and number >= breaks and number % 5 == 0:
+            self.send_error(503)
+            return
+        try:
+            content = (root / self.path.lstrip("/")).read_bytes()
+        except OSError:
+            self.send_error(404)
+            return
+        start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1])
+        if start >= len(content):
+            self.send_error(416)
+            return
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        rest = content[start:]
+        self.wfile.write(rest[: len(rest) * 2 // 3] if number < breaks and len(rest) > 512 else rest)
+
+    def log_message(self, *words):
+        sys.stderr.write(f"{self.headers['Range']} {words}\n")
+
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+sys.stdout.write(f"port {server.server_port}\n")
+sys.stdout.flush()
+server.serve_forever()
