@@ -1,5 +1,7 @@
 """An object store for the tests: knows ``Range``, and breaks off as often as it is told. FOLDER BREAKS; tells its port.
 
+With ``bare`` for BREAKS it knows neither Range nor how long an answer will be.
+
 Each answer of more than a block ends after two thirds until BREAKS answers did; then every fifth is a 503.
 """
 
@@ -9,7 +11,8 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-root, breaks = Path(sys.argv[1]), int(sys.argv[2])
+root, bare = Path(sys.argv[1]), sys.argv[2] == "bare"
+breaks = 0 if bare else int(sys.argv[2])
 asked = itertools.count()
 
 
@@ -23,6 +26,11 @@ class Handler(BaseHTTPRequestHandler):
             content = (root / self.path.lstrip("/")).read_bytes()
         except OSError:
             self.send_error(404)
+            return
+        if bare:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
             return
         start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1])
         if start >= len(content):

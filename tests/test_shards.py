@@ -384,12 +384,13 @@ def serving(*words, log=subprocess.DEVNULL):
 RANGE = Path(__file__).with_name("range_server.py")
 
 
-@pytest.mark.parametrize("kind", ["plain", "store", "broken"])
+@pytest.mark.parametrize("kind", ["plain", "bare", "store", "broken"])
 def test_over_http_as_from_the_disk(folder, kind, monkeypatch):
     """From a server without Range, from one with it, and from one that breaks off most answers and refuses others."""
     monkeypatch.setattr(bytestream, "WAIT", 0.001)
     words = {
         "plain": ("-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", folder),
+        "bare": (RANGE, folder, "bare"),
         "store": (RANGE, folder, 0),
         "broken": (RANGE, folder, 25),
     }
@@ -611,6 +612,14 @@ def test_a_truncated_shard_without_index_is_told(folder, tmp_path, caplog):
         assert len(train[0]) == count
         assert len(train[0].problems) == 1
         assert "cut short" in train[0].problems[0]
+
+
+def test_an_index_on_the_web_leads_to_no_file_here():
+    assert shards.located("http://host/a", "/etc/b.tar") == "http://host/a//etc/b.tar"
+    assert shards.located("http://host/a", "https://other/b.tar") == "https://other/b.tar"
+    assert shards.located("here", "b.tar") == "here/b.tar"
+    assert shards.located("here", "/there/b.tar") == "/there/b.tar"
+    assert shards.located("", "b.tar") == "b.tar"
 
 
 def test_patterns_are_expanded():

@@ -124,14 +124,16 @@ class Web:
         if self.answer is None or not self.at <= start <= self.at + NEAR:
             self.close()
             self.answer = self._ask(start)
-        while self.at < start:
-            self._received(min(start - self.at, NEAR))
+        while self.at < start and self._received(start - self.at):
+            pass
+        if self.at > start:
+            raise ConnectionError("the server answered from another byte on than it was asked for")
         return self._received(count)
 
     def _received(self, count: int) -> bytes:
         """Up to ``count`` of the bytes that come next."""
         assert self.answer is not None
-        part = self.answer.read(count)
+        part = self.answer.read(min(count, NEAR))
         if not part and self.size is not None:
             raise ConnectionError("the connection was closed too early")
         self.at += len(part)

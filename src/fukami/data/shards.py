@@ -203,8 +203,8 @@ def save(index: Index, out: Path) -> None:
 
 
 def located(base: str, name: str) -> str:
-    """Where a shard of that name is: beside the index, unless the name is a URL or a whole path."""
-    whole = bytestream.remote(name) or Path(name).is_absolute()
+    """Where a shard is: beside the index, unless its name is a URL or, in an index on a disk, a whole path."""
+    whole = bytestream.remote(name) or (Path(name).is_absolute() and not bytestream.remote(base))
     return name if whole or not base else f"{base}/{name}"
 
 
