@@ -1,5 +1,6 @@
-"""An object store for the tests: knows ``Range``, and breaks off as often as it is told. FOLDER BREAKS; tells its port.
+"""An object store for the tests: knows ``Range``, and breaks off as often as it is told; tells its port.
 
+FOLDER BREAKS [SECONDS]: it thinks so long before it answers.
 With ``bare`` for BREAKS it knows neither Range nor how long an answer will be.
 
 Each answer of more than a block ends after two thirds until BREAKS answers did; then every fifth is a 503.
@@ -8,17 +9,20 @@ Each answer of more than a block ends after two thirds until BREAKS answers did;
 import itertools
 import re
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 root, bare = Path(sys.argv[1]), sys.argv[2] == "bare"
 breaks = 0 if bare else int(sys.argv[2])
+seconds = float((*sys.argv, "0")[3])
 asked = itertools.count()
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         number = next(asked)
+        time.sleep(seconds)
         if breaks and number >= breaks and number % 5 == 0:
             self.send_error(503)
             return
@@ -47,6 +51,7 @@ class Handler(BaseHTTPRequestHandler):
         sys.stderr.write(f"{self.headers['Range']} {words}\n")
 
 
+ThreadingHTTPServer.request_queue_size = 64
 server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
 sys.stdout.write(f"port {server.server_port}\n")
 sys.stdout.flush()

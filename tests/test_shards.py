@@ -413,6 +413,16 @@ def test_a_store_is_asked_for_no_byte_twice(folder, tmp_path):
     assert {shard for _, shard in asked} == {file.name for file in folder.glob("*.tar")}
 
 
+def test_lanes_are_opened_together(folder, monkeypatch):
+    """Eight answers that take 0.4 seconds each."""
+    monkeypatch.setattr(sharded, "BUFFER", 0)  # so that the first sample of a lane is the first that it reads
+    with serving(RANGE, folder, 0, 0.4) as url:
+        made = loader(url, batch=8, seed=0)
+        began = time.monotonic()
+        assert len(next(made.wishes())) == made.lanes == 8
+        assert 0.4 <= time.monotonic() - began < 2
+
+
 def test_a_server_that_is_gone_is_an_error_that_names_the_url(folder, monkeypatch):
     monkeypatch.setattr(bytestream, "WAIT", 0.001)
     with serving(RANGE, folder, 0) as url:

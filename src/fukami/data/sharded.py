@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 LANES = 256  # at most
 BUFFER = 256e6  # bytes of encoded pictures among which the next one is drawn, over all lanes and processes
 WAITING = 4  # batches that are read ahead of what is asked for
+AT_ONCE = 16  # lanes that are opened at a time
 
 Wish = tuple[str, int, bytes, list[float]]  # a shard, the number of a sample there, its bytes, the draws of its crop
 Share = tuple[Tensor, Tensor]  # (n,) members of a batch, and their random numbers
@@ -174,12 +175,21 @@ class Lane:
     def __init__(self, samples: Samples, reading: Numbers) -> None:
         self.samples, self.held = samples, dict[int, bytes]()
         self.reading = zip(reading.tolist(), samples.blocks(reading), strict=False)
+        self.error: Error | None = None
+
+    def begin(self) -> None:
+        """Read the first sample; an error is kept for whoever asks for one."""
+        try:
+            self.held.update([next(self.reading)])
+        except Error as error:
+            self.error = error
 
     def take(self, number: int, draws: list[float]) -> Wish:
         """A sample, with the draws of its crop."""
+        if self.error is not None:
+            raise self.error
         while number not in self.held:
-            read, block = next(self.reading)
-            self.held[read] = block
+            self.held.update([next(self.reading)])
         return *self.samples.place(number), self.held.pop(number), draws
 
 
@@ -194,7 +204,13 @@ def wished(samples: Samples, reading: Sequence[Numbers], plan: Sequence[Share], 
     """
 
     def batches() -> Iterator[list[Wish]]:
-        lanes = [Lane(samples, each) for each in reading]
+        lanes = [Lane(samples, each) for each in reading if len(each)]
+        for some in range(0, len(lanes), AT_ONCE):  # since a server far away takes its time for the first byte
+            threads = [threading.Thread(target=lane.begin, daemon=True) for lane in lanes[some : some + AT_ONCE]]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
         for members, draws in plan:
             rows = enumerate(zip(members.tolist(), draws[:, :crops].tolist(), strict=True))
             yield [lanes[row % len(lanes)].take(number, crop) for row, (number, crop) in rows]
