@@ -41,8 +41,8 @@ class Process:
     world: int
     device = torch.device("cpu")
 
-    def clock(self):
-        return time.monotonic()
+    def clock(self, part):
+        return contextlib.nullcontext()
 
 
 @pytest.fixture(scope="module")
@@ -475,10 +475,13 @@ def test_a_truncated_shard_and_a_damaged_picture_are_left_out(copied, folder, ca
     assert not caplog.records
 
 
-def test_a_stretch_that_is_missing_is_passed_over_in_judging(copied, folder):
+def test_a_stretch_that_is_missing_is_passed_over_in_judging(copied, folder, monkeypatch):
     """Batches of four from two shards, one of which is empty: those of the other one."""
     (copied / "train-000003.tar").write_bytes(b"")
     made, whole = (list(loader(spec, batch=4)) for spec in (copied, folder))
+    assert same(made, [*whole[:6], *whole[8:]]) == 14
+    monkeypatch.setattr(sharded, "EACH", 4)
+    made, whole = (list(loader(spec, batch=4).ordered()) for spec in (copied, folder))
     assert same(made, [*whole[:6], *whole[8:]]) == 14
     for path in copied.glob("*.tar"):
         path.write_bytes(b"")

@@ -123,7 +123,10 @@ class Sharded(Streamed):
         plan = whole(every, EACH)
         reader = self._reader(wished(self.samples, [every.numpy()], plan, 0))
         for (members, _), found in zip(plan, reader, strict=True):
-            yield self._placed(found, members)[:2]
+            if found[1]:
+                yield self._placed(found, members)[:2]
+            else:  # a stretch that is missing
+                self._name(found[2])
 
     def _generator(self, turn: int) -> torch.Generator:
         return torch.Generator().manual_seed(((self.seed or 0) * 1_000_003 + turn) % 2**63)
