@@ -423,7 +423,7 @@ def test_lanes_are_opened_together(folder, monkeypatch):
         assert 0.4 <= time.monotonic() - began < 2
 
 
-def test_a_server_that_is_gone_is_an_error_that_names_the_url(folder, monkeypatch):
+def test_a_server_that_is_gone_is_an_error_that_names_the_url(folder, monkeypatch, caplog):
     monkeypatch.setattr(bytestream, "WAIT", 0.001)
     with serving(RANGE, folder, 0) as url:
         made = loader(url, batch=4, seed=0)
@@ -433,6 +433,7 @@ def test_a_server_that_is_gone_is_an_error_that_names_the_url(folder, monkeypatc
             shards.read(f"{url}/train-{{8..9}}.tar")
     with pytest.raises(Error, match=rf"{url}/train-\d+\.tar cannot be read"):
         list(made)
+    assert re.search(rf"{url}/train-\d+\.tar: .*refused.*; try 3 of 6 follows", caplog.text)
 
 
 # ---- broken shards --------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Bytes of a file or a web object, from any place on; a connection that breaks is taken up where it broke."""
 
 import http.client
+import logging
 import re
 import time
 import urllib.error
@@ -10,9 +11,10 @@ from typing import Protocol
 
 from fukami.errors import Error
 
+logger = logging.getLogger(__name__)
 TRIES = 6  # in a row without a byte
 WAIT = 0.5  # seconds before the second try; doubled for each further one
-TIMEOUT = 60.0  # seconds without an answer
+TIMEOUT = 30.0  # seconds without an answer
 NEAR = 1 << 20  # bytes that are read and thrown away rather than asked for anew
 PATIENT = {408, 425, 429}  # of the answers from 400 to 499 those that another try may better
 ABSENT = {403, 404, 410}  # a store may say 403 for what is not there
@@ -105,6 +107,8 @@ class Web:
                     raise kind(
                         f"{self.url} cannot be read ({error}); is the address right, and the server up?"
                     ) from None
+                if tries > 1:  # one is nothing to speak of: a store drops who does not read for a while
+                    logger.warning(f"{self.url}: {error}; try {tries + 1} of {TRIES} follows")
                 time.sleep(WAIT * 2 ** (tries - 1))
                 continue
             if not part:  # and the server did not say how much there is
