@@ -418,9 +418,10 @@ def test_lanes_are_opened_together(folder, monkeypatch):
     monkeypatch.setattr(sharded, "BUFFER", 0)  # so that the first sample of a lane is the first that it reads
     with serving(RANGE, folder, 0, 0.4) as url:
         made = loader(url, batch=8, seed=0)
-        began = time.monotonic()
-        assert len(next(made.wishes())) == made.lanes == 8
+        began, wishes = time.monotonic(), made.wishes()
+        assert len(next(wishes)) == made.lanes == 8
         assert 0.4 <= time.monotonic() - began < 2
+        assert len(list(wishes)) == 6  # before the server goes
 
 
 def test_a_server_that_is_gone_is_an_error_that_names_the_url(folder, monkeypatch, caplog):
@@ -690,9 +691,9 @@ def test_a_training_from_shards_that_is_killed_resumes_bit_exactly(root, tmp_pat
     weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("whole", "cut")]
     assert weights[0] == weights[1]
     assert {**whole, "run": 0, "report": 0} == {**resumed, "run": 0, "report": 0}
-    (judged,) = fukami("eval", "whole").json
+    judged = run("eval", "whole")
     assert (judged["accuracy"], judged["count"]) == (whole["accuracy"], 18)
-    (judged,) = fukami("eval", "whole", "--data", root).json
+    judged = run("eval", "whole", "--data", root)
     assert judged["count"] == COUNT
 
 
