@@ -75,6 +75,13 @@ def copied(folder, tmp_path):
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def _collected():
+    """What a test leaves in a cycle, such as a loader in an error's traceback, ends with it and not in another test."""
+    yield
+    gc.collect()
+
+
 def loader(spec, *, rank=0, world=1, **options):
     source, _, labels = classification.read(str(spec), 0.0)
     made = Sharded(source.items, torch.from_numpy(source.targets), labels, PREPARE, **options)

@@ -81,6 +81,7 @@ class Sharded(Streamed):
         self.samples, self.names = samples, samples.names
         check(samples.problems, broken)
         self.broken = dict.fromkeys(samples.problems)
+        self.failed: list[BaseException] = []
         most = min(len(np.unique(samples.shard)), LANES)
         self.lanes = max((each for each in range(1, most + 1) if self.size % each == 0), default=1)
 
@@ -110,12 +111,23 @@ class Sharded(Streamed):
         plan = list(self.shares())
         mine = torch.cat([members for members, _ in plan]) if plan else torch.zeros(0, dtype=torch.int64)
         if self.seed is None:
-            return wished(self.samples, [mine.numpy()], plan, self.crops)
+            return wished(self.samples, [mine.numpy()], plan, self.crops, self.failed)
         when = torch.empty(len(self.targets), dtype=torch.int64)
         when[self._sequence(self._generator(self.turn))] = torch.arange(len(when))
         each = self.lanes // self.world
         lanes = [mine[lane::each] for lane in range(each)]
-        return wished(self.samples, [lane[when[lane].argsort()].numpy() for lane in lanes], plan, self.crops)
+        reading = [lane[when[lane].argsort()].numpy() for lane in lanes]
+        return wished(self.samples, reading, plan, self.crops, self.failed)
+
+    def ended(self) -> None:
+        """Note that the pass is over.
+
+        Raises:
+            Error: it is not; what ended it is told.
+        """
+        if self.failed:
+            raise self.failed.pop()
+        super().ended()
 
     def ordered(self) -> Iterator[Batch]:
         """Every picture once, in order, neither cropped nor augmented; the training goes on as if nothing had been."""
@@ -196,7 +208,13 @@ class Lane:
         return *self.samples.place(number), self.held.pop(number), draws
 
 
-def wished(samples: Samples, reading: Sequence[Numbers], plan: Sequence[Share], crops: int) -> Iterator[list[Wish]]:
+def wished(
+    samples: Samples,
+    reading: Sequence[Numbers],
+    plan: Sequence[Share],
+    crops: int,
+    failed: list[BaseException] | None = None,
+) -> Iterator[list[Wish]]:
     """The samples of each batch of a plan with their bytes, read ahead of what is asked for.
 
     Args:
@@ -204,6 +222,8 @@ def wished(samples: Samples, reading: Sequence[Numbers], plan: Sequence[Share], 
         reading: for each lane, the samples in the order in which they are read.
         plan: the batches; row ``i`` is from lane ``i % len(reading)``.
         crops: how many of the random numbers are those of the crop.
+        failed: gets the error that ends the batches early, which is raised where there is no such list: a reader of
+            torch that meets an error in what it is asked for cannot be taken down cleanly.
     """
 
     def batches() -> Iterator[list[Wish]]:
@@ -218,11 +238,11 @@ def wished(samples: Samples, reading: Sequence[Numbers], plan: Sequence[Share], 
             rows = enumerate(zip(members.tolist(), draws[:, :crops].tolist(), strict=True))
             yield [lanes[row % len(lanes)].take(number, crop) for row, (number, crop) in rows]
 
-    return ahead(batches())
+    return ahead(batches(), failed)
 
 
-def ahead(source: Iterator[Any]) -> Iterator[Any]:
-    """What the source yields, or the error that it raises, from a thread that is a few items ahead."""
+def ahead(source: Iterator[Any], failed: list[BaseException] | None) -> Iterator[Any]:
+    """What the source yields, from a thread that is a few items ahead; its error is raised, or goes into ``failed``."""
     line: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(WAITING)
     left = False
 
@@ -249,6 +269,9 @@ def ahead(source: Iterator[Any]) -> Iterator[Any]:
         while True:
             item, error = line.get()
             if isinstance(error, StopIteration):
+                return
+            if error is not None and failed is not None:
+                failed.append(error)
                 return
             if error is not None:
                 raise error
