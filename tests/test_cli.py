@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 import fukami as package
 
 COMMANDS = [
-    "list", "train", "eval", "predict", "export", "serve", "explain", "show", "find-lr", "bench", "doctor", "board",
-    "import",
+    "list", "train", "eval", "predict", "export", "serve", "explain", "show", "find-lr", "bench", "doctor", "shard",
+    "board", "import",
 ]  # fmt: skip
 QUICK = ["--epochs", "1", "--batch", "100"]
 
@@ -53,10 +53,8 @@ def test_options_of_train_are_these(fukami):
         "--processes",
         "--timeout",
     }
-    fields = (
-        "seed data holdout memory size channels epochs judge-every batch accumulate rematerialise no-rematerialise "
-    )
-    fields += "optimizer lr lr-rule clip momentum weight-decay decay "
+    fields = "seed data holdout memory broken size channels epochs judge-every batch accumulate rematerialise "
+    fields += "no-rematerialise optimizer lr lr-rule clip momentum weight-decay decay "
     fields += "drop warmup cycles smoothing ema augment balance init freeze no-freeze layer-decay quantize "
     fields += "dropout convention widths hidden"
     assert options == run | {f"--{field}" for field in fields.split()}

@@ -386,7 +386,7 @@ def test_a_training_from_files_resumes_bit_exactly(root, tmp_path, pageless, mon
     with pytest.raises(KeyboardInterrupt):
         package.train(replace(whole, stop=6), tmp_path / "cut", **CPU)
     state = torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)
-    assert (state["step"], state["loader"]) == (5, {"turn": 1, "position": 2})
+    assert (state["step"], state["loader"]) == (5, {"turn": 1, "position": 2, "broken": []})
     record = json.loads((tmp_path / "cut" / "recipe.json").read_text())
     record["fields"]["stop"] = 0
     (tmp_path / "cut" / "recipe.json").write_text(json.dumps(record))

@@ -37,11 +37,14 @@ class Classifier(Recipe):
 
     dataset: Dataset = "digits"
     """What to learn from: mnist, digits (embedded), cifar10, cifar100, imagenet, or a folder or archive of pictures by
-    class, or a CSV file of path and label."""
+    class, or a CSV file of path and label, or shards in a folder or at a URL."""
     holdout: float = 0.2
     """Share of each class kept for testing, where the data have no test part of their own."""
     memory: float = 4.0
     """Gigabytes that the decoded pictures may take on the device; a larger set is streamed from its files."""
+    broken: int = 100
+    """Pictures that may be broken, in each part of the data and process; they are left out, and one more stops the
+    run."""
     size: int = 224
     """Side of the pictures that the network sees, in pixels."""
     channels: Literal[1, 3] = 3
@@ -101,7 +104,7 @@ class Classifier(Recipe):
 
         within(self, 1, math.inf, "epochs", "judge_every", "batch", "accumulate", "cycles")
         within(self, 4, math.inf, "size")
-        within(self, 0, math.inf, "lr", "weight_decay", "memory", "clip")
+        within(self, 0, math.inf, "lr", "weight_decay", "memory", "clip", "broken")
         within(self, 0, 1, "holdout", "layer_decay", "drop")
         within(self, 0, 0.9999999, "warmup", "momentum", "smoothing", "ema")
         schedules.parse(self.decay, factor=self.drop, warmup=self.warmup)
@@ -155,6 +158,8 @@ class Classifier(Recipe):
 
         from fukami.data import augment
         from fukami.data.loader import Resident
+        from fukami.data.sharded import Sharded
+        from fukami.data.shards import Samples
         from fukami.data.stream import Streamed
 
         prepare, words = self.prepare(labels), self.augment if train else ()
@@ -163,11 +168,17 @@ class Classifier(Recipe):
         larger = prepare if whole else dataclasses.replace(prepare, size=round(self.size * MARGIN))
         batch = self.batch if train else max(1, min(JUDGED, int(SEEN / prepare.bytes)))
         seed, balanced = (self.seed, self.balance == "sampling") if train else (None, False)
-        if isinstance(source.items, tuple) and len(source) * larger.bytes > self.memory * 1e9:
+        targets = torch.from_numpy(source.targets)
+        if isinstance(source.items, tuple | Samples) and len(source) * larger.bytes > self.memory * 1e9:
             changes = self.changes([word for word in words if word.partition("=")[0] != "crop"], labels)
-            return Streamed(source.items, torch.from_numpy(source.targets), labels, prepare, batch=batch, seed=seed,
-                            balanced=balanced, augment=changes, smallest=crop)  # fmt: skip
-        found = source.read(larger)
+            if isinstance(source.items, tuple):
+                return Streamed(source.items, targets, labels, prepare, batch=batch, seed=seed, balanced=balanced,
+                                augment=changes, smallest=crop, broken=self.broken)  # fmt: skip
+            if balanced:
+                raise UsageError("--balance sampling cannot be streamed from shards; give --balance loss")
+            return Sharded(source.items, targets, labels, prepare, batch=batch, seed=seed, augment=changes,
+                           smallest=crop, broken=self.broken)  # fmt: skip
+        found = source.read(larger, self.broken)
         return Resident(found.pictures, found.targets, labels, batch=batch, names=found.names, seed=seed,
                         balanced=balanced, augment=self.changes(words, labels), size=self.size)  # fmt: skip
 

@@ -1,21 +1,23 @@
 """What training would stumble on in classified pictures, by name: broken files, doubtful labels, leaks, imbalance.
 
-The data are a folder of pictures by class, an archive of one, a CSV of path and label, or a known name. A doctor sees
-more than a reader: what training passes over in silence or refuses at once is a finding here, and the rest is still
-examined.
+The data are a folder of pictures by class, an archive of one, a CSV of path and label, shards, or a known name. A
+doctor sees more than a reader: what training passes over in silence or refuses at once is a finding here, and the rest
+is still examined.
 """
 
 import csv
 import hashlib
+import io
 import os
 import unicodedata
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fukami import image
-from fukami.data import classification, folder
+from fukami.data import bytestream, classification, folder, shards, tar
 from fukami.errors import Error, unknown
 
 UNBALANCED = 10  # times as many pictures in the largest class as in another
@@ -58,6 +60,8 @@ class Item:
     name: str
     label: str
     part: str
+    content: bytes = b""
+    """What the file holds, where it lies in no file of its own."""
 
 
 @dataclass
@@ -95,6 +99,8 @@ def examine(spec: str) -> Findings:
     path = Path(spec)
     if spec in classification.NAMES:
         seen = _known(spec, found)
+    elif shards.known(spec):
+        seen = _decoded(_packed(spec, found), found)
     elif not path.exists():
         raise unknown("data set (and no file or folder)", spec, classification.NAMES)
     else:
@@ -114,7 +120,7 @@ def _known(spec: str, found: Findings) -> Iterator[tuple[Item, bytes]]:
             picture = source.items[number]
             if isinstance(picture, Path):
                 files.append(Item(picture, str(picture), labels[target], part))
-            else:
+            elif isinstance(picture, np.ndarray):
                 found.counts[part][labels[target]] += 1
                 yield Item(Path(), f"{spec} {part} {number}", labels[target], part), _digest(picture)
     yield from _decoded(files, found)
@@ -214,6 +220,44 @@ def _below(place: Path) -> Iterator[Path]:
         yield from (Path(at, name) for name in sorted(files) if not name.startswith("."))
 
 
+# shards
+
+
+def _packed(spec: str, found: Findings) -> Iterator[Item]:
+    """The pictures in shards; what is damaged in these is told on the way."""
+    base, index = shards.described(spec)
+    for part in ("train", "test") if index["test"] else ("train",):
+        for shard in index[part]:
+            for problem in shard.get("problems", ()):
+                found.add("broken", problem, file=shard["name"])
+            yield from _in_shard(base, shard, part if index["test"] else "", index["labels"], found)
+
+
+def _in_shard(base: str, shard: dict[str, Any], part: str, labels: Sequence[str], found: Findings) -> Iterator[Item]:
+    """The pictures in a shard that an index lists."""
+    stream = None
+    try:
+        stream = bytestream.opened(shards.located(base, shard["name"]))
+        places = zip(shard["classes"], shard["starts"], shard["lengths"], strict=True)
+        for number, (target, start, length) in enumerate(places, 1):
+            try:
+                name, content = tar.picture(stream.read(start, length), shard["name"], number)
+            except bytestream.Missing:
+                raise
+            except Error as error:
+                found.add("broken", str(error), file=f"{shard['name']}, sample {number}")
+            else:
+                yield Item(Path(name), name, labels[target], part, content)
+        if stream.size not in (None, shard["bytes"]):
+            detail = f"has {stream.size:,} bytes, and {shards.INDEX} says {shard['bytes']:,}; get it again"
+            found.add("broken", detail, file=shard["name"])
+    except Error as error:
+        found.add("missing", str(error), file=shard["name"])
+    finally:
+        if stream is not None:
+            stream.close()
+
+
 # lists
 
 
@@ -281,7 +325,6 @@ def _once(items: Iterable[Item], found: Findings) -> list[Item]:
 
 def _decoded(items: Iterable[Item], found: Findings) -> Iterator[tuple[Item, bytes]]:
     """The pictures that can be read, each with the digest of its pixels; the others are told."""
-    items = list(items)
     console = Console(stderr=True)
     columns = (
         TextColumn("looking at"),
@@ -293,7 +336,7 @@ def _decoded(items: Iterable[Item], found: Findings) -> Iterator[tuple[Item, byt
         Progress(*columns, console=console, disable=not console.is_terminal) as progress,
         ThreadPoolExecutor() as threads,
     ):
-        bar = progress.add_task("", total=len(items))
+        bar = progress.add_task("", total=len(items) if isinstance(items, list) else None)
         rest = iter(items)
         while chunk := list(islice(rest, CHUNK)):
             for item, (digest, problems) in zip(chunk, threads.map(_look, chunk), strict=True):
@@ -308,13 +351,14 @@ def _decoded(items: Iterable[Item], found: Findings) -> Iterator[tuple[Item, byt
 
 def _look(item: Item) -> tuple[bytes | None, list[Problem]]:
     """The digest of a file's pixels, None where it cannot be read, and what is wrong with the file itself."""
+    source = item.content or item.path
     try:
-        picture = image.read(item.path)
+        picture = image.read(source, name=str(item.path))
     except Error as error:
         return None, [Problem("broken", str(error).removeprefix(f"{item.path} "), item.name)]
     problems = []
     expected = Image.registered_extensions().get(item.path.suffix.lower())
-    kind = _format(item.path)
+    kind = _format(source)
     if expected and kind and kind != expected and (expected, kind) not in ALIKE:
         detail = f"is {kind} by content, not {expected} as its name says"
         problems.append(Problem("wrong suffix", detail, item.name))
@@ -324,12 +368,12 @@ def _look(item: Item) -> tuple[bytes | None, list[Problem]]:
     return _digest(np.asarray(picture.convert("RGB"))), problems
 
 
-def _format(file: Path) -> str | None:
+def _format(file: Path | bytes) -> str | None:
     """The format by content, None for what is no picture; nothing is decoded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            with Image.open(file) as picture:
+            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
                 return picture.format
         except Exception:  # a reader may fail in any way on a strange file
             return None

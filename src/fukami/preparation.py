@@ -58,14 +58,15 @@ class Preparation:
         """
         return digit.as_mnist(picture) if self.digit else image.fit(picture, channels=self.channels, size=self.size)
 
-    def open(self, source: Any) -> npt.NDArray[np.uint8]:
-        """What the network sees of a file (or whatever else :func:`fukami.image.read` takes).
+    def open(self, source: Any, name: str = "") -> npt.NDArray[np.uint8]:
+        """What the network sees of a file (or what else :func:`fukami.image.read` takes); errors call it ``name``.
 
         Raises:
             fukami.Error: it cannot be read, or shows no digit; a file is named.
         """
-        picture = image.read(source)
+        picture = image.read(source, name=name)
         try:
             return self(picture)
         except Error as error:
-            raise Error(f"{source}: {error}" if isinstance(source, str | os.PathLike) else str(error)) from error
+            name = name or (os.fspath(source) if isinstance(source, str | os.PathLike) else "")
+            raise Error(f"{name}: {error}" if name else str(error)) from error

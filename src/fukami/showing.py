@@ -84,6 +84,6 @@ def draw(rows: Rows, out: Path) -> None:
     figures.variants(rows).savefig(out, dpi=110)
 
 
-def _side(item: "Path | np.ndarray") -> tuple[int, int]:
-    """Width and height of a picture."""
-    return image.read(item).size if isinstance(item, Path) else (item.shape[1], item.shape[0])
+def _side(item: "Path | bytes | np.ndarray") -> tuple[int, int]:
+    """Width and height of a picture: a file, what it holds, or an array."""
+    return (item.shape[1], item.shape[0]) if isinstance(item, np.ndarray) else image.read(item).size

@@ -16,7 +16,7 @@ def command(arguments: list[str]) -> None:
 
         Args:
             data: Folder of pictures by class (with or without train, val and test), archive of one, CSV with columns
-                path and label (perhaps split), or a known name (mnist, cifar10 ...).
+                path and label (perhaps split), shards, or a known name (mnist, cifar10 ...).
         """
         from fukami import doctor
 

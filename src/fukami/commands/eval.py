@@ -27,8 +27,8 @@ def command(arguments: list[str]) -> None:
 
         Args:
             runs: Folders of runs, or names of weights that ship with the package.
-            data: Known name (mnist, cifar10 ...), folder, archive or CSV file. Default: what the run was trained on.
-                Always the test part; data that have none and are new to the run are judged whole.
+            data: Known name (mnist, cifar10 ...), folder, archive, CSV file or shards. Default: what the run was
+                trained on. Always the test part; data that have none and are new to the run are judged whole.
             device: auto, cpu, cuda, cuda:1 or mps.
             precision: What is computed, and with how many bits. auto: float32, or what the run was exported to. all:
                 every one of them that the run allows, side by side: accuracy, size, memory and time.

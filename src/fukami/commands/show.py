@@ -25,7 +25,8 @@ def command(arguments: list[str]) -> None:
         """Draw training pictures, and beside each what augmentation makes of it.
 
         Args:
-            data: Known name (mnist, digits, cifar10 ...), folder or archive of pictures by class, or CSV file.
+            data: Known name (mnist, digits, cifar10 ...), folder or archive of pictures by class, CSV file or
+                shards.
             augment: Changes as of fukami train, such as flip crop=0.3 rotate=15 trivial mixup=0.2.
             size: Side of the pictures that a network sees, in pixels. Default: that of a small set, at most 224.
             channels: 1 grey, 3 colour.

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from fukami import image
-from fukami.data import cifar, digits, folder, imagenet, mnist
+from fukami.data import cifar, digits, folder, imagenet, mnist, shards
 from fukami.errors import unknown
 from fukami.preparation import Preparation
 
@@ -34,11 +34,11 @@ class Source:
     """Classified pictures that are not prepared for a network yet.
 
     Args:
-        items: files, or an array of pictures ``(N, H, W)`` or ``(N, H, W, 3)`` uint8.
+        items: files, samples in shards, or an array of pictures ``(N, H, W)`` or ``(N, H, W, 3)`` uint8.
         targets: ``(N,)`` class numbers.
     """
 
-    items: tuple[Path, ...] | folder.Bytes
+    items: tuple[Path, ...] | shards.Samples | folder.Bytes
     targets: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -46,20 +46,32 @@ class Source:
 
     def only(self, which: npt.NDArray[np.bool_]) -> "Source":
         """Those that are marked in ``which`` ``(N,)``."""
-        items = self.items
-        chosen = items[which] if isinstance(items, np.ndarray) else tuple(items[i] for i in np.flatnonzero(which))
-        return Source(chosen, self.targets[which])
+        items: tuple[Path, ...] | shards.Samples | folder.Bytes
+        if isinstance(self.items, shards.Samples):
+            items = self.items.only(which)
+        elif isinstance(self.items, np.ndarray):
+            items = self.items[which]
+        else:
+            items = tuple(self.items[i] for i in np.flatnonzero(which))
+        return Source(items, self.targets[which])
 
-    def read(self, prepare: Preparation) -> Pictures:
+    def read(self, prepare: Preparation, broken: int = folder.BROKEN) -> Pictures:
         """All pictures as a network sees them, in memory; broken ones are left out and named.
 
         Raises:
-            Error: not one picture can be read.
+            Error: more pictures than ``broken`` are, or not one can be read.
         """
+        from fukami.data import sharded, stream
+
         if isinstance(self.items, np.ndarray):
             return Pictures(_sized(self.items, prepare), torch.from_numpy(self.targets))
-        good, pictures = folder.decode(self.items, prepare)
-        names = [str(self.items[i]) for i in good]
+        if isinstance(self.items, shards.Samples):
+            results, names = sharded.decode(self.items, prepare), self.items.names
+            broken -= len(self.items.problems)  # which are told already
+        else:
+            results, names = stream.decode(self.items, prepare), list(map(str, self.items))
+        good, pictures = folder.decode(results, len(self.items), prepare, broken)
+        names = [names[i] for i in good]
         return Pictures(torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.from_numpy(self.targets[good]), names)
 
 
@@ -68,7 +80,8 @@ def read(spec: str, holdout: float) -> tuple[Source, Source, tuple[str, ...]]:
 
     Args:
         spec: ``mnist``, ``digits``, ``cifar10``, ``cifar100``, ``imagenet``, or the path of a folder (or archive) of
-            pictures by class, or of a CSV file with the columns ``path`` and ``label`` (and perhaps ``split``).
+            pictures by class, or of a CSV file with the columns ``path`` and ``label`` (and perhaps ``split``), or
+            shards as :func:`fukami.data.shards.read` takes them.
         holdout: share of each class that is the test part, where the data have none of their own.
 
     Raises:
@@ -88,6 +101,9 @@ def read(spec: str, holdout: float) -> tuple[Source, Source, tuple[str, ...]]:
         arrays, labels = found
     elif spec == "imagenet":
         return _files(*imagenet.scan(), holdout)
+    if arrays is None and shards.known(spec):
+        learned, judged, labels = shards.read(spec)
+        return *_parts(Source(*learned), Source(*judged) if judged else None, holdout), labels
     if arrays is None:
         if not Path(spec).exists():
             raise unknown("data set (and no file or folder)", spec, NAMES)

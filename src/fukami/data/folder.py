@@ -6,7 +6,7 @@ import io
 import logging
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from fukami.preparation import Preparation
 logger = logging.getLogger(__name__)
 TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")
 NAMED = 5  # broken pictures that a message names
+BROKEN = 100  # pictures of a part that may be broken
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -92,32 +93,56 @@ def table(path: Path) -> tuple[Part, Part | None]:
     return train, test if test.files else None
 
 
-def decode(files: Sequence[Path], prepare: Preparation) -> tuple[list[int], Bytes]:
-    """Which files can be read, and the pictures in them ``(N, H, W, C)``, each as the network is to see it.
+def decode(
+    results: Iterable["Bytes | Error"], count: int, prepare: Preparation, allowed: int = BROKEN
+) -> tuple[list[int], Bytes]:
+    """Which of the pictures could be read, and what is in them ``(N, H, W, C)``, each as the network is to see it.
 
-    Those that cannot are left out and named.
+    Those that could not are left out and named.
+
+    Args:
+        results: each picture, or what is wrong with it.
+        count: how many there are.
+        prepare: what their size comes from.
+        allowed: pictures that may be broken.
 
     Raises:
-        Error: not one picture can be read.
+        Error: more are, or not one picture can be read.
     """
-    from fukami.data.stream import decode
-
-    pictures = np.zeros((len(files), prepare.size, prepare.size, prepare.channels), np.uint8)
+    pictures = np.zeros((count, prepare.size, prepare.size, prepare.channels), np.uint8)
     good: list[int] = []
     broken: list[str] = []
-    for number, result in enumerate(decode(files, prepare)):
+    for number, result in enumerate(results):
         if isinstance(result, Error):
             broken.append(str(result))
         else:
             pictures[len(good)] = result
             good.append(number)
-    if broken:
-        more = f"\n  ... and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
-        listed = "\n  ".join(broken[:NAMED])
-        logger.warning(f"{len(broken)} of {len(files)} pictures are left out:\n  {listed}{more}")
     if broken and not good:
-        raise Error(f"not one of the {len(files)} pictures can be read; the first: {broken[0]}")
+        raise Error(f"not one of the {count} pictures can be read; the first: {broken[0]}")
+    if broken:
+        logger.warning(f"{len(broken)} of {count} pictures are left out:\n{listed(broken)}")
+    check(broken, allowed)
     return good, pictures[: len(good)]
+
+
+def check(broken: Sequence[str], allowed: int) -> None:
+    """Refuse more broken pictures than are allowed.
+
+    Raises:
+        Error: there are more; the first are named.
+    """
+    if len(broken) > allowed:
+        raise Error(
+            f"{len(broken)} pictures are broken, and --broken allows {allowed}; mend them or allow more. The first:\n"
+            f"{listed(broken)}"
+        )
+
+
+def listed(broken: Sequence[str]) -> str:
+    """The first of them, a line each, and how many more there are."""
+    more = f"\n  ... and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+    return "  " + "\n  ".join(broken[:NAMED]) + more
 
 
 def held_out(classes: npt.ArrayLike, share: float) -> npt.NDArray[np.bool_]:

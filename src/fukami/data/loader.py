@@ -1,7 +1,7 @@
 """Loaders: batches in an order that can be taken up again at any point."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -97,11 +97,11 @@ class Shuffled:
         """Note that the pass is over."""
         self.turn, self.position = self.turn + (self.seed is not None), 0
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Where the training is."""
         return {"turn": self.turn, "position": self.position}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self.turn, self.position = state["turn"], state["position"]
 

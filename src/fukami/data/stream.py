@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import signal
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from fukami import image
 from fukami.clock import Clock
 from fukami.data.augment import WIDEST, Augmentation
+from fukami.data.folder import BROKEN, check
 from fukami.data.loader import EACH, Batch, Shuffled
 from fukami.errors import Error
 from fukami.preparation import Preparation
@@ -52,16 +54,20 @@ class Decoder(Dataset[Any]):
     def __getitem__(self, wish: Wish) -> Bytes | Error:
         number, draws = wish
         try:
-            if draws:
-                return self._cropped(self.files[number], draws)
-            return self.prepare.open(self.files[number]).transpose(1, 2, 0)
+            return self.decoded(self.files[number], draws)
         except Error as error:
             return error
 
-    def _cropped(self, file: Path, draws: list[float]) -> Bytes:
+    def decoded(self, file: Path | bytes, draws: list[float], name: str = "") -> Bytes:
+        """The picture in a file as the network sees it, cropped where there are draws; errors call it ``name``."""
+        if draws:
+            return self._cropped(file, draws, name)
+        return self.prepare.open(file, name).transpose(1, 2, 0)
+
+    def _cropped(self, file: Path | bytes, draws: list[float], name: str) -> Bytes:
         """A random resized crop; a JPEG is decoded no larger than the crop needs."""
         size = self.prepare.size
-        with image.opened(file) as picture:
+        with image.opened(file, name=name) as picture:
             wide, high, _, _ = crop(draws, self.smallest, picture.width / picture.height)
             picture.draft(None, (int(size / wide), int(size / high)))
             full = image.as_mode(image.upright(picture), "L" if self.prepare.channels == 1 else "RGB")
@@ -107,8 +113,11 @@ class Streamed(Shuffled):
         files: the pictures, one for each of ``targets``.
         prepare: brings a picture to the network's size where it is not cropped.
         smallest: least share of the area in a random resized crop of the training pictures; None: they are not cropped.
+        broken: pictures that may be broken; one more is an error.
         targets, labels, batch, seed, balanced, augment: as for :class:`fukami.data.loader.Shuffled`.
     """
+
+    decoding = Decoder
 
     def __init__(
         self,
@@ -122,12 +131,13 @@ class Streamed(Shuffled):
         balanced: bool = False,
         augment: Augmentation | None = None,
         smallest: float | None = None,
+        broken: int = BROKEN,
     ) -> None:
         super().__init__(
             targets, labels, batch=batch, names=list(map(str, files)), seed=seed, balanced=balanced, augment=augment
         )
         self.crops = 0 if smallest is None else 4
-        self.decoder = Decoder(files, prepare, smallest or 1.0)
+        self.decoder = self.decoding(files, prepare, smallest or 1.0)
         self.reader = self._reader(_Wishes(self), persistent=True)
         # Held from outside, the reader is in no cycle of references that the loader comes to be in: taken down as part
         # of one, it could not tell its processes to end, and would wait five seconds for each.
@@ -135,7 +145,8 @@ class Streamed(Shuffled):
         self.device = torch.device("cpu")
         self.clock = Clock(self.device)
         self.waited, self.since = 0.0, time.monotonic()
-        self.broken: set[str] = set()
+        self.allowed = broken
+        self.broken: dict[str, None] = {}  # what is wrong with each broken picture, in the order in which they came
 
     def place(self, runtime: "Runtime") -> None:
         """Send the batches to the device, and take this process's share of each."""
@@ -150,13 +161,20 @@ class Streamed(Shuffled):
     def __iter__(self) -> Iterator[Batch]:
         """The batches of one pass, ``(pictures (N, C, H, W) in 0..255, targets)``; a pass cut off is finished."""
         shares = self.shares()
+        seen = False
         for found in self._timed(self.reader):
             members, draws = next(shares)
             self.count()
+            if self.seed is None and not found[1]:  # a stretch that is missing; the rest can be judged
+                self._name(found[2])
+                continue
             pictures, targets, kept = self._placed(found, members)
+            seen = True
             if self.augment is not None and self.seed is not None:
                 pictures, targets = self.augment(pictures, targets, draws[kept, self.crops :].to(self.device))
             yield pictures, targets
+        if self.seed is None and self.broken and not seen:
+            raise Error(f"not one picture can be read; the first: {next(iter(self.broken))}")
         self.ended()
 
     def ordered(self) -> Iterator[Batch]:
@@ -164,13 +182,27 @@ class Streamed(Shuffled):
         for wishes, found in zip(every := _all(len(self.targets)), self._reader(every), strict=True):
             yield self._placed(found, torch.tensor([number for number, _ in wishes]))[:2]
 
+    def wishes(self) -> Iterator[list[Any]]:
+        """What the rest of the pass asks the other processes for; it refers to the loader no longer."""
+        crops = self.crops
+        return (list(zip(members.tolist(), draws[:, :crops].tolist(), strict=True)) for members, draws in self.shares())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the training is, and what was broken up to there."""
+        return {**super().state_dict(), "broken": list(self.broken)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        super().load_state_dict(state)
+        self.broken = dict.fromkeys(state.get("broken", ()))
+
     def waiting(self) -> float:
         """The share of the time since the last call that was spent waiting for pictures."""
         now = time.monotonic()
         share, self.waited, self.since = self.waited / max(now - self.since, 1e-9), 0.0, now
         return min(share, 1.0)
 
-    def _reader(self, wishes: Iterable[list[Wish]], persistent: bool = False) -> DataLoader[Any]:
+    def _reader(self, wishes: Iterable[list[Any]], persistent: bool = False) -> DataLoader[Any]:
         return DataLoader(
             self.decoder,
             batch_sampler=wishes,
@@ -179,6 +211,7 @@ class Streamed(Shuffled):
             prefetch_factor=AHEAD,
             persistent_workers=persistent,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_deaf,
             generator=torch.Generator(),  # a reader seeds its processes, which must not move the training's generator
         )
 
@@ -197,16 +230,31 @@ class Streamed(Shuffled):
     def _placed(self, found: tuple[Tensor, list[int], list[str]], members: Tensor) -> tuple[Tensor, Tensor, list[int]]:
         """Pictures and targets on the device, and which of the wished ones they are."""
         pictures, kept, errors = found
-        for error in errors:
-            if error not in self.broken:
-                self.broken.add(error)
-                logger.warning(f"{error}; it is left out")
+        self._name(errors)
         if not kept:
             raise Error(f"not one picture of a batch can be read; the first: {errors[0]}")
         targets = self.targets[members[kept].to(self.targets.device)]
         with self.clock("host to device"):
             pictures = pictures.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
             return pictures, targets.to(self.device, non_blocking=True), kept
+
+    def _name(self, errors: Sequence[str]) -> None:
+        """Name what is broken, once each.
+
+        Raises:
+            Error: there is more of it than is allowed.
+        """
+        for error in errors:
+            if error not in self.broken:
+                self.broken[error] = None
+                logger.warning(f"{error}; it is left out")
+        check(tuple(self.broken), self.allowed)
+
+
+def _deaf(number: int) -> None:
+    """Leave signals to the process that trains: torchrun and a terminal send them to all, and it has a last step to save."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
 
 
 class _Wishes:
@@ -218,9 +266,8 @@ class _Wishes:
     def __len__(self) -> int:
         return len(self.loader) - self.loader.position
 
-    def __iter__(self) -> Iterator[list[Wish]]:
-        for members, draws in self.loader.shares():
-            yield list(zip(members.tolist(), draws[:, : self.loader.crops].tolist(), strict=True))
+    def __iter__(self) -> Iterator[list[Any]]:
+        return self.loader.wishes()
 
 
 def _collated(found: list[Bytes | Error]) -> tuple[Tensor, list[int], list[str]]:

@@ -1,0 +1,41 @@
+"""fukami shard."""
+
+import json
+from pathlib import Path
+
+from fukami.cli import parse
+
+
+def command(arguments: list[str]) -> None:
+    """Write a data set as tar files that are read as streams: fukami shard DATA OUT [--megabytes M] [--index]."""
+    import tyro
+
+    def run(
+        data: tyro.conf.Positional[str],
+        out: tyro.conf.Positional[Path],
+        holdout: float = 0.2,
+        samples: int | None = None,
+        megabytes: float = 100.0,
+        seed: int = 0,
+        index: bool = False,
+    ) -> None:
+        """Write a data set as shards, tar files in the WebDataset layout, with an index; prints one JSON object.
+
+        Args:
+            data: Known name (mnist, cifar10 ...), folder or archive of pictures by class, CSV file, or shards.
+            out: Folder for the shards: new or empty.
+            holdout: Share of each class that becomes the test part, where the data have none of their own.
+            samples: Pictures in a shard. Default: as many as --megabytes allows.
+            megabytes: Size of a shard, about; there are at least eight for each part.
+            seed: Decides the order of the pictures.
+            index: Write only the index of shards that others wrote, in their own folder or another one.
+        """
+        from fukami.data import sharding
+
+        if index:
+            found = sharding.describe(data, out)
+        else:
+            found = sharding.write(data, out, holdout=holdout, samples=samples, megabytes=megabytes, seed=seed)
+        print(json.dumps(found, ensure_ascii=False))
+
+    parse(run, arguments, "fukami shard")

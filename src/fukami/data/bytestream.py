@@ -1,0 +1,163 @@
+"""Bytes of a file or a web object, from any place on; a connection that breaks is taken up where it broke."""
+
+import http.client
+import logging
+import re
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Protocol
+
+from fukami.errors import Error
+
+logger = logging.getLogger(__name__)
+TRIES = 6  # in a row without a byte
+WAIT = 0.5  # seconds before the second try; doubled for each further one
+TIMEOUT = 30.0  # seconds without an answer
+NEAR = 1 << 20  # bytes that are read and thrown away rather than asked for anew
+PATIENT = {408, 425, 429}  # of the answers from 400 to 499 those that another try may better
+ABSENT = {403, 404, 410}  # a store may say 403 for what is not there
+
+
+class Missing(Error):
+    """There is no such file or object."""
+
+
+class Stream(Protocol):
+    """A file on a disk or an object on the web."""
+
+    @property
+    def size(self) -> int | None:
+        """In bytes, as far as it is known."""
+
+    def read(self, start: int, count: int) -> bytes:
+        """``count`` bytes from ``start``; fewer where the file ends before. Reading forwards is cheap."""
+
+    def close(self) -> None:
+        """Give back what is open."""
+
+
+def opened(where: str) -> Stream:
+    """The file at a path or the object at a URL.
+
+    Raises:
+        Missing: there is no such file; an object is asked for when it is read.
+    """
+    return Web(where) if remote(where) else Disk(where)
+
+
+def remote(where: str) -> bool:
+    """Whether this is a URL and not a path."""
+    return re.match(r"https?://", where) is not None
+
+
+class Disk:
+    """A file on a disk."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            self.file = Path(path).open("rb", buffering=0)  # noqa: SIM115  closed by close()
+            self.size: int = Path(path).stat().st_size
+        except OSError as error:
+            raise Missing(f"{path} cannot be opened ({error.strerror}); get it again, or leave it out") from None
+
+    def read(self, start: int, count: int) -> bytes:
+        """As :class:`Stream` has it."""
+        self.file.seek(start)
+        return self.file.read(max(0, min(count, self.size - start)))
+
+    def close(self) -> None:
+        """As :class:`Stream` has it."""
+        self.file.close()
+
+
+class Web:
+    """An object on the web: one connection that is read on, and another one where that is not enough.
+
+    A server that does not know ``Range`` sends an object from its beginning; what comes before is thrown away.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.size: int | None = None
+        self.answer: http.client.HTTPResponse | None = None
+        self.at = 0  # where in the object the answer is
+
+    def read(self, start: int, count: int) -> bytes:
+        """As :class:`Stream` has it.
+
+        Raises:
+            Missing: there is no such object.
+            Error: the server does not answer after several tries.
+        """
+        found = bytearray()
+        tries = 0
+        while len(found) < count and (self.size is None or start + len(found) < self.size):
+            try:
+                part = self._next(start + len(found), count - len(found))
+            except (OSError, http.client.HTTPException) as error:
+                self.close()
+                code = _code(error)
+                if code == 416:  # the object ends before
+                    break
+                tries += 1
+                if tries == TRIES or (code is not None and 400 <= code < 500 and code not in PATIENT):
+                    kind = Missing if code in ABSENT else Error
+                    raise kind(
+                        f"{self.url} cannot be read ({error}); is the address right, and the server up?"
+                    ) from None
+                if tries > 1:  # one is nothing to speak of: a store drops who does not read for a while
+                    logger.warning(f"{self.url}: {error}; try {tries + 1} of {TRIES} follows")
+                time.sleep(WAIT * 2 ** (tries - 1))
+                continue
+            if not part:  # and the server did not say how much there is
+                break
+            found += part
+            tries = 0
+        return bytes(found)
+
+    def close(self) -> None:
+        """As :class:`Stream` has it."""
+        if self.answer is not None:
+            self.answer.close()
+        self.answer = None
+
+    def _next(self, start: int, count: int) -> bytes:
+        """Up to ``count`` bytes from ``start``, from the connection that is open or a new one."""
+        if self.answer is None or not self.at <= start <= self.at + NEAR:
+            self.close()
+            self.answer = self._ask(start)
+        while self.at < start and self._received(start - self.at):
+            pass
+        if self.at > start:
+            raise ConnectionError("the server answered from another byte on than it was asked for")
+        return self._received(count)
+
+    def _received(self, count: int) -> bytes:
+        """Up to ``count`` of the bytes that come next."""
+        assert self.answer is not None
+        part = self.answer.read(min(count, NEAR))
+        if not part and self.size is not None:
+            raise ConnectionError("the connection was closed too early")
+        self.at += len(part)
+        return part
+
+    def _ask(self, start: int) -> http.client.HTTPResponse:
+        request = urllib.request.Request(self.url, headers={"Range": f"bytes={start}-", "User-Agent": "fukami"})
+        answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT)
+        given = re.match(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
+        length = answer.headers.get("Content-Length")
+        if answer.status == 206 and given:
+            self.at, self.size = int(given[1]), int(given[2])
+        else:
+            self.at, self.size = 0, int(length) if length else None
+        return answer
+
+
+def _code(error: Exception) -> int | None:
+    """The status of an answer that is an error; such an answer is closed."""
+    if not isinstance(error, urllib.error.HTTPError):
+        return None
+    error.close()
+    return error.code

@@ -1,0 +1,263 @@
+"""Data sets in shards: tar files of samples in a folder or on the web, and the index that tells what is in them."""
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fukami.data import bytestream, folder, tar
+from fukami.errors import Error, UsageError
+
+logger = logging.getLogger(__name__)
+INDEX = "index.json"
+PACKED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$")
+AT_ONCE = 8  # shards that are scanned at a time
+
+Numbers = npt.NDArray[np.int64]
+Index = dict[
+    str, Any
+]  # "labels", and of "train" and "test" each shard: "name", "bytes", "classes", "starts", "lengths"
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Samples in shards, in the order in which they lie there.
+
+    Args:
+        shards: path or URL of each shard.
+        shard: ``(N,)`` the shard that a sample is in.
+        number: ``(N,)`` which one it is there, from 1.
+        start, length: ``(N,)`` the bytes of it and its headers.
+        problems: what is known to be wrong with other samples, which are left out.
+    """
+
+    shards: tuple[str, ...]
+    shard: Numbers
+    number: Numbers
+    start: Numbers
+    length: Numbers
+    problems: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def __getitem__(self, number: int) -> bytes:
+        """What the file of a sample's picture holds."""
+        (block,) = self.blocks([number])
+        return tar.picture(block, *self.place(number))[1]
+
+    def only(self, which: npt.NDArray[np.bool_]) -> "Samples":
+        """Those that are marked in ``which`` ``(N,)``."""
+        columns = ("shard", "number", "start", "length")
+        return replace(self, **{name: getattr(self, name)[which] for name in columns})
+
+    def place(self, number: int) -> tuple[str, int]:
+        """The name of a sample's shard, and its number there."""
+        return self.shards[self.shard[number]].rpartition("/")[2], int(self.number[number])
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What messages call the samples."""
+        return _Names(self)
+
+    def blocks(self, numbers: Iterable[int]) -> Iterator[bytes]:
+        """The bytes of each of the samples, fewer where a shard is cut short; in file order, they are one stream.
+
+        Raises:
+            Error: a shard is missing, or a server does not answer.
+        """
+        stream, shard = None, -1
+        try:
+            for number in numbers:
+                if stream is None or self.shard[number] != shard:
+                    if stream is not None:
+                        stream.close()
+                    shard = int(self.shard[number])
+                    stream = bytestream.opened(self.shards[shard])
+                yield stream.read(int(self.start[number]), int(self.length[number]))
+        finally:
+            if stream is not None:
+                stream.close()
+
+
+class _Names(Sequence[str]):
+    """Names that are put together when they are asked for: there may be many millions."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, number: Any) -> Any:
+        shard, place = self.samples.place(number)
+        return f"{shard}, sample {place}"
+
+
+Part = tuple[Samples, Numbers]  # the samples, and the number of the class of each
+
+
+def known(spec: str) -> bool:
+    """Whether this names shards: a URL, a pattern with braces, or a folder of tar files."""
+    path = Path(spec)
+    if bytestream.remote(spec) or ("{" in spec and not path.exists()):
+        return True
+    if not path.is_dir():
+        return False
+    names = [file.name for file in path.iterdir() if file.is_file()]
+    by_class = bool(folder.folders(path))
+    return any(name.endswith(".tar") for name in names) or (
+        not by_class and any(name == INDEX or PACKED.search(name) for name in names)
+    )
+
+
+def read(spec: str) -> tuple[Part, Part | None, tuple[str, ...]]:
+    """The training part and the test part (None where there is none of its own) of shards, and the class names.
+
+    Args:
+        spec: a folder of tar files, a pattern such as ``path/train-{000000..000009}.tar``, also of URLs, or the URL of
+            a folder with an ``index.json``.
+
+    Raises:
+        UsageError: the spec names no tar files.
+        Error: a shard is missing, or the index is damaged.
+    """
+    base, index = described(spec)
+    for shard in (*index["train"], *index["test"]):
+        where = located(base, shard["name"])
+        if not bytestream.remote(where) and not Path(where).is_file():
+            raise Error(f"the shard {where} is missing; {INDEX} lists it: copy it there, or write the index anew")
+    for shard in (*index["train"], *index["test"]):
+        for problem in shard.get("problems", ()):
+            logger.warning(f"{problem}; it is left out")
+    train, test = (_part(base, index[name]) for name in ("train", "test"))
+    return train, test if index["test"] else None, tuple(index["labels"])
+
+
+def described(spec: str) -> tuple[str, Index]:
+    """The folder that the shards' names are relative to, and the index: the one that is there, or a new one.
+
+    Raises:
+        UsageError, Error: as for :func:`read`.
+    """
+    single = "{" in spec or spec.endswith(".tar") or PACKED.search(spec)
+    base = spec.rpartition("/")[0] if single else spec.rstrip("/")
+    names = [name.rpartition("/")[2] for name in expanded(spec)] if single else []
+    if any("{" in name for name in (base, *names)):
+        raise UsageError(f"{spec} is no pattern of shards; expected braces in the file's name: train-{{000..009}}.tar")
+    there = _indexed(base, required=not names and bytestream.remote(spec))
+    if there is not None and not names:
+        return base, there
+    if there is not None and set(names) <= {shard["name"] for part in ("train", "test") for shard in there[part]}:
+        parts = {p: [shard for shard in there[p] if shard["name"] in names] for p in ("train", "test")}
+        return base, {**there, **parts}
+    names = names or sorted(file.name for file in Path(base).iterdir() if file.suffix == ".tar")
+    packed = [name for name in names or map(str, Path(base).iterdir()) if PACKED.search(name)]
+    if packed:
+        raise UsageError(f"{packed[0]} is compressed, so it cannot be read from its middle; unpack it to a plain .tar")
+    logger.warning(
+        f"{spec} has no {INDEX}: {len(names)} shards are scanned; `fukami shard {spec} OUT --index` would write one"
+    )
+    return base, scanned(base, names)
+
+
+def scanned(base: str, names: Sequence[str]) -> Index:
+    """The index of shards that others wrote; the parts are told by the names of the files, as of folders.
+
+    Raises:
+        Error: a shard is missing, or there is no sample in any.
+    """
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        found = list(threads.map(lambda name: tar.scan(located(base, name)), names))
+    seen = {label for contents in found for label in contents.classes}
+    labels = sorted(seen, key=lambda label: (int(label), label) if all(map(str.isdecimal, seen)) else (0, label))
+    if not labels:
+        problems = "; ".join(problem for contents in found for problem in contents.problems[:1])
+        raise Error(f"{base} has no classified picture in its shards; {problems or 'they are empty'}")
+    class_of = {label: number for number, label in enumerate(labels)}
+    index: Index = {"labels": labels, "train": [], "test": []}
+    for name, contents in zip(names, found, strict=True):
+        words = re.split("[^a-z]+", name.lower())
+        index["test" if set(words) & set(folder.TEST) else "train"].append({
+            "name": name, "bytes": contents.size, "classes": [class_of[label] for label in contents.classes],
+            "starts": contents.starts, "lengths": contents.lengths, "problems": contents.problems,
+        })  # fmt: skip
+    return index
+
+
+def save(index: Index, out: Path) -> None:
+    """Write the index into a folder, at once or not at all."""
+    temporary = out / f".{INDEX}.part"
+    try:
+        temporary.write_text(json.dumps(index, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+        temporary.replace(out / INDEX)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def located(base: str, name: str) -> str:
+    """Where a shard is: beside the index, unless its name is a URL or, in an index on a disk, a whole path."""
+    whole = bytestream.remote(name) or (Path(name).is_absolute() and not bytestream.remote(base))
+    return name if whole or not base else f"{base}/{name}"
+
+
+def expanded(pattern: str) -> list[str]:
+    """All names of a pattern: ``{000..012}`` counts, ``{a,b}`` lists."""
+    found = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if not found:
+        return [pattern]
+    first, last, listed = found.groups()
+    if listed is None:
+        words = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
+    else:
+        words = listed.split(",")
+    return [name for word in words for name in expanded(pattern[: found.start()] + word + pattern[found.end() :])]
+
+
+def _indexed(base: str, required: bool) -> Index | None:
+    """The index in a folder, None where there is none and it may be missing."""
+    where = f"{base}/{INDEX}" if base else INDEX
+    if not bytestream.remote(where) and not Path(where).is_file():
+        return None
+    stream = bytestream.opened(where)
+    try:
+        text = stream.read(0, 1 << 40)
+    except bytestream.Missing as error:
+        if required:
+            raise Error(
+                f"{error} Shards without an {INDEX} are given by a pattern: {base}/train-{{000..009}}.tar"
+            ) from None
+        return None
+    finally:
+        stream.close()
+    try:
+        index: Index = json.loads(text)
+        for shard in (*index["train"], *index["test"]):
+            if not len(shard["classes"]) == len(shard["starts"]) == len(shard["lengths"]):
+                raise ValueError(f"{shard['name']} has lists of several lengths")
+            if shard["classes"] and not 0 <= min(shard["classes"]) <= max(shard["classes"]) < len(index["labels"]):
+                raise ValueError(f"{shard['name']} has a class without a label")
+    except (ValueError, KeyError, TypeError) as error:
+        raise Error(
+            f"{where} is no index of shards ({error!r}); delete it, or write it anew with fukami shard"
+        ) from None
+    return index
+
+
+def _part(base: str, shards: Sequence[dict[str, Any]]) -> Part:
+    counts = [len(shard["classes"]) for shard in shards]
+    starts, lengths, classes = (
+        np.array([value for shard in shards for value in shard[name]], np.int64)
+        for name in ("starts", "lengths", "classes")
+    )
+    number = np.concatenate([np.arange(1, count + 1) for count in counts] or [np.zeros(0, np.int64)])
+    where = tuple(located(base, shard["name"]) for shard in shards)
+    problems = tuple(problem for shard in shards for problem in shard.get("problems", ()))
+    return Samples(where, np.repeat(np.arange(len(shards)), counts), number, starts, lengths, problems), classes
