@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from fukami import Error, UsageError
+from fukami.clock import Clock
 from fukami.data import classification, digits, folder, mnist
 from fukami.data.loader import Resident
 from fukami.preparation import Preparation
@@ -247,7 +248,7 @@ def test_what_is_only_looked_at_has_the_networks_size():
 
 def test_processes_share_every_batch():
     class Two:
-        device, world = torch.device("cpu"), 2
+        device, world, clock = torch.device("cpu"), 2, Clock(torch.device("cpu"))
 
         def fast(self, function, static):
             return function

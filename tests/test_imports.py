@@ -35,7 +35,7 @@ ALLOWED = {
     "runtime": {"errors", "capturing", "clock", "ops"},
     "ceiling": {"runtime"},
     "watch": {"clock", "runtime"},
-    "compilation": {"checkpoint", "clock", "runtime"},
+    "compilation": {"errors", "checkpoint", "clock", "runtime"},
     "saving": {"errors", "checkpoint"},
     "launching": {"errors", "runtime", "watch"},
     "resuming": BASE,

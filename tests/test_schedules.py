@@ -1,7 +1,6 @@
 """Schedules: what torch's own schedulers do, as functions of the share of the training done."""
 
 import json
-import math
 
 import pytest
 import torch
@@ -153,8 +152,7 @@ def test_a_training_that_waits_for_plateaus_resumes_bit_exactly(tmp_path, monkey
         real(self, {"loss": len(heard)})  # worse each time
 
     monkeypatch.setattr(schedules.Plateau, "judged", judged)
-    monkeypatch.setattr("fukami.loop.SAVE_SECONDS", 0.0)
-    monkeypatch.setattr("fukami.loop.SAVE_SHARE", math.inf)
+    monkeypatch.setattr("fukami.saving.Saver.due", True)
     heard, stop = [], 0
     train("whole")
     heard, stop = [], 5

@@ -664,7 +664,7 @@ def test_a_block_is_read_as_tarfile_reads_it(folder):
 
 WORDS = ["--size", "16", "--channels", "3", "--epochs", "6", "--judge-every", "3", "--batch", "8", "--memory", "0",
          "--hidden", "8", "--augment", "crop=0.3", "flip", "--convention", "picture", "--balance", "loss"]  # fmt: skip
-QUICK = "from fukami import cli, loop; loop.SAVE_SECONDS, loop.SAVE_SHARE = 0.0, float('inf'); cli.main()"
+QUICK = "from fukami import cli, saving; saving.Saver.due = True; cli.main()"
 
 
 def test_a_training_from_shards_that_is_killed_resumes_bit_exactly(root, tmp_path, fukami):

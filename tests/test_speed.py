@@ -73,8 +73,7 @@ def timed(tmp_path_factory):
 
 def test_the_phases_of_a_run_are_its_time(timed):
     run, whole = timed
-    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    assert line["phase"] == "time"
+    line = json.loads((run / "recipe.json").read_text())["time"]
     seconds = line["seconds"]
     assert set(seconds) <= set(PHASES)
     assert {"data", "forward", "backward", "optimizer", "evaluation", "checkpoint"} <= set(seconds)
@@ -87,7 +86,7 @@ def test_the_phases_of_a_run_are_its_time(timed):
 def test_multiply_adds_are_those_of_the_table(timed):
     """Forward, and as many for the gradients of weights and of inputs, but for those of the pictures."""
     run, _ = timed
-    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    line = json.loads((run / "recipe.json").read_text())["time"]
     training = sum(line["seconds"].get(phase, 0) for phase in ("data", "forward", "backward", "optimizer", "waiting"))
     training += line["seconds"].get("host to device", 0)
     model, shape = models.deep_convnet(10), (1, 28, 28)
@@ -98,7 +97,7 @@ def test_multiply_adds_are_those_of_the_table(timed):
 
 def test_the_ceiling_is_above_what_any_training_reaches(timed, fukami):
     run, _ = timed
-    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    line = json.loads((run / "recipe.json").read_text())["time"]
     assert 0 < line["multiply_adds_per_second"] < line["most_multiply_adds_per_second"]
     answer = json.loads(fukami("bench", "--device", "cpu", "--precision", "float32").out)
     assert answer["device"] == "cpu"
@@ -264,7 +263,7 @@ def test_a_long_training_tries_a_compiled_network(plain, compiled, steps, expect
     """A clock that is set by hand: so many seconds for a step, looks every ten steps."""
     (tmp_path / "recipe.json").write_text(json.dumps({"recipe": "deep-convnet", "fields": {}, "labels": []}))
     states = []
-    runtime = SimpleNamespace(clock=Clock(CPU), main=True, any=bool, can_compile=lambda: True, compile=states.append)
+    runtime = SimpleNamespace(clock=Clock(CPU), main=True, any=bool, can_compile=lambda: True)
 
     def follow(choice, first, last):
         for step in range(first, last):
@@ -273,12 +272,12 @@ def test_a_long_training_tries_a_compiled_network(plain, compiled, steps, expect
             if step % 10 == 9:
                 choice.look(step + 1, steps)
 
-    choice = Compilation(tmp_path, runtime, None)
+    choice = Compilation(tmp_path, runtime, states.append, None)
     follow(choice, 0, 100)
     assert choice.switches == expected
     assert states == [on for _, on in expected]
     states.clear()
-    follow(Compilation(tmp_path, runtime, None), 30, 100)  # a run that goes on from step 30
+    follow(Compilation(tmp_path, runtime, states.append, None), 30, 100)  # a run that goes on from step 30
     assert states == [on for _, on in expected]
 
 
@@ -292,8 +291,7 @@ def test_a_run_that_tried_says_so_and_is_resumed_alike(tmp_path, monkeypatch):
     assert record["compile"] is None
     assert record["switches"][0] == [4, True]
     assert "compile" not in record["command"]
-    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert line["seconds"]["compilation"] > 0
+    assert record["time"]["seconds"]["compilation"] > 0
     weights = (tmp_path / "run" / "weights.safetensors").read_bytes()
     (tmp_path / "run" / "last.ckpt").unlink()
     package.train(recipe, tmp_path / "run", device="cpu", precision="float32", resume=True)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import fukami as package
 from fukami import Error, UsageError
+from fukami.clock import Clock
 from fukami.data import augment, classification, stream
 from fukami.data.loader import Resident
 from fukami.data.stream import Decoder, Streamed
@@ -137,6 +138,7 @@ def test_two_processes_share_every_batch(source):
         rank: int
         device = torch.device("cpu")
         world = 2
+        clock = Clock(torch.device("cpu"))
 
     def share(rank, **options):
         loader = streamed(source, batch=6, **options)
@@ -379,8 +381,7 @@ def test_a_training_from_files_is_one_from_memory(root, tmp_path, pageless):
 
 def test_a_training_from_files_resumes_bit_exactly(root, tmp_path, pageless, monkeypatch):
     """Cut off in the second pass, with crops, augmentation and dropout."""
-    monkeypatch.setattr("fukami.loop.SAVE_SECONDS", 0.0)
-    monkeypatch.setattr("fukami.loop.SAVE_SHARE", math.inf)
+    monkeypatch.setattr("fukami.saving.Saver.due", True)
     whole = recipe(root, memory=0.0, augment=("crop=0.3", "flip", "brightness=0.2"))
     package.train(whole, tmp_path / "whole", **CPU)
     with pytest.raises(KeyboardInterrupt):

@@ -1,9 +1,11 @@
 """When a network is compiled: as asked, or where trying it out shows that it pays."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from fukami import checkpoint
 from fukami.clock import TRAINING
+from fukami.errors import UsageError
 from fukami.runtime import Runtime
 
 TRY = 600.0  # seconds that the rest of a training must last for a compilation of a minute or two to be worth a try
@@ -19,19 +21,24 @@ class Compilation:
 
     Args:
         folder: of the run.
-        runtime: compiles, and tells by its clock how long steps take.
+        runtime: its clock tells how long steps take.
+        compile: makes the steps from now on compiled, or not.
         asked: always, never, or (None) where it pays.
+
+    Raises:
+        UsageError: it was asked for, and nothing here can compile.
     """
 
-    def __init__(self, folder: Path, runtime: Runtime, asked: bool | None) -> None:
-        self.folder, self.runtime = folder, runtime
+    def __init__(self, folder: Path, runtime: Runtime, compile: Callable[[bool], None], asked: bool | None) -> None:
+        self.folder, self.runtime, self.compile = folder, runtime, compile
         self.switches: list[tuple[int, bool]] = [(1, True)] if asked else checkpoint.switches(folder)
         self.decided = asked is not None or bool(self.switches) or not runtime.can_compile()
         self.on, self.looks = False, 0
         self.seen = (0, 0.0)  # step and seconds of training at the last look
         self.plain = 0.0  # seconds of a step that is not compiled
         if asked and not runtime.can_compile():
-            runtime.compile(True)  # says what is missing
+            what = "Triton" if runtime.device.type == "cuda" else "a C++ compiler such as g++"
+            raise UsageError(f"--compile needs {what}, and there is none here; install it, or leave --compile out")
 
     def switched(self, step: int) -> bool:
         """Whether the steps from here on are computed otherwise than those before; makes it so."""
@@ -41,7 +48,7 @@ class Compilation:
         if wanted == self.on:
             return False
         self.on = wanted
-        self.runtime.compile(wanted)
+        self.compile(wanted)
         clock.instead = "compilation" if wanted else ""
         return True
 

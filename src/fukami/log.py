@@ -120,7 +120,7 @@ class Log:
         from fukami import report
 
         if self.runtime.main:
-            self._write({"step": self.steps, "phase": "time", **self.spent()})
+            checkpoint.note(self.folder, "time", self.spent())
             report.write(self.folder, figures, self.seconds())
         return self.last
 

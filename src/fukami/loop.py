@@ -66,7 +66,7 @@ def train(
         seed(recipe.seed)
         task = recipe.task(data.labels)
         task.setup(runtime)
-        compilation = Compilation(folder, runtime, compile)
+        compilation = Compilation(folder, runtime, task.compile, compile)
         steps, interval = task.duration(loader)
         with Log(folder, recipe, runtime, steps, operator.length_hint(loader, interval)) as log:
             step = restore(folder, task, loader, log)

@@ -45,7 +45,7 @@ def write(folder: Path, figures: Sequence[tuple[str, Figure]], seconds: float) -
         f"<p class=answer>{html.escape(answer(last))}</p>",
         f"<h2>Repeat it</h2><pre>{html.escape(record['command'])}</pre>",
         picture("Training", curves(trained, judged)),
-        "<h2>Where the time went</h2>" + time_spent(lines[-1]) if lines[-1]["phase"] == "time" else "",
+        "<h2>Where the time went</h2>" + time_spent(record["time"]),
         *(picture(title, figure) for title, figure in figures),
         "<h2>What made it</h2>" + table(facts),
     ]
@@ -112,9 +112,9 @@ def table(facts: dict[str, Any]) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
-def time_spent(line: dict[str, Any]) -> str:
+def time_spent(time: dict[str, Any]) -> str:
     """Seconds and shares of each phase with bars, and how near the device came to what it can do."""
-    seconds = line["seconds"]
+    seconds = time["seconds"]
     whole = sum(seconds.values())
     rows = "".join(
         f"<tr><td>{html.escape(phase)}</td><td class=number>{value:,.1f} s</td>"
@@ -122,13 +122,13 @@ def time_spent(line: dict[str, Any]) -> str:
         f"<td><div class=bar style='width: {20 * value / whole:.2f}rem'></div></td></tr>"
         for phase, value in seconds.items()
     )
-    reached, most = line["multiply_adds_per_second"], line.get("most_multiply_adds_per_second", 0)
+    reached, most = time["multiply_adds_per_second"], time.get("most_multiply_adds_per_second", 0)
     text = ""
     if reached and most:
         text = (
             f"<p>In its steps the network did {_large(reached)} multiply-adds a second, forward and backward: "
             f"{reached / most:.1%} of the {_large(most)} that a large matrix product reached on the same device at the "
-            f"start (<code>fukami bench</code>). A large copy moved {_large(line['most_bytes_per_second'])} bytes a "
+            f"start (<code>fukami bench</code>). A large copy moved {_large(time['most_bytes_per_second'])} bytes a "
             "second.</p>"
         )
     return f"<table>{rows}</table>{text}"

@@ -41,7 +41,6 @@ class Runtime:
     rank: int = 0
     world: int = 1
     clock: Clock = field(default_factory=lambda: Clock(torch.device("cpu")))
-    replicas: list["Replica"] = field(default_factory=list)
 
     @classmethod
     def start(cls, device: str = "auto", precision: str = "auto", *, timeout: float = TIMEOUT) -> "Runtime":
@@ -82,7 +81,7 @@ class Runtime:
         """The module on the device, channels last (faster for convolutions on every device)."""
         return module.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
-    def replicate(self, module: nn.Module) -> "Replica":
+    def replicate(self, module: nn.Module) -> nn.Module:
         """The module as it is trained: over the batch of all processes, with its gradients averaged over them."""
         if self.world > 1 and any(p.requires_grad for p in module.parameters()):
             share(module)
@@ -92,20 +91,12 @@ class Runtime:
             name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # since 2.13
             options: dict[str, Any] = {name: others, "gradient_as_bucket_view": True}
             module = nn.parallel.DistributedDataParallel(module, **options)
-        self.replicas.append(Replica(module))
-        return self.replicas[-1]
+        return module
 
-    def compile(self, on: bool) -> None:
-        """Compile every replica (``torch.compile``) before it is called again, or compute them as they are.
-
-        Raises:
-            UsageError: nothing here can compile.
-        """
-        if on and not self.can_compile():
-            what = "Triton" if self.device.type == "cuda" else "a C++ compiler such as g++"
-            raise UsageError(f"--compile needs {what}, and there is none here; install it, or leave --compile out")
-        for replica in self.replicas:
-            replica.call = torch.compile(replica.module) if on else replica.module
+    def alone(self, replica: nn.Module, alone: bool) -> contextlib.AbstractContextManager[Any]:
+        """A context in which the replica's gradients add up in this process, not exchanged yet, if ``alone``."""
+        ddp = isinstance(replica, nn.parallel.DistributedDataParallel)
+        return cast(Any, replica).no_sync() if alone and ddp else contextlib.nullcontext()
 
     def can_compile(self) -> bool:
         """Whether there is what ``torch.compile`` needs."""
@@ -151,23 +142,6 @@ class Runtime:
         """The function of a tree of tensors, captured whole in a CUDA graph where that is possible."""
         capture = static and self.device.type == "cuda" and self.world == 1
         return cast(Function, Captured(function)) if capture else function
-
-
-class Replica:
-    """A module as it is trained: called for what it computes, compiled or not, its gradients averaged."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.call: Callable[..., Any] = module
-
-    def __call__(self, *inputs: Any) -> Any:
-        """What the module computes."""
-        return self.call(*inputs)
-
-    def alone(self, alone: bool) -> contextlib.AbstractContextManager[Any]:
-        """A context in which gradients add up in this process, not exchanged yet, if ``alone``."""
-        ddp = isinstance(self.module, nn.parallel.DistributedDataParallel)
-        return cast(Any, self.module).no_sync() if alone and ddp else contextlib.nullcontext()
 
 
 def quota(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:

@@ -58,9 +58,14 @@ class Task:
         """Move to the device and make ready to train."""
         self.runtime = runtime
         self.model = runtime.place(self.model)
-        self.replica = runtime.replicate(self.model)
+        self.parallel = runtime.replicate(self.model)
+        self.replica: Callable[..., Any] = self.parallel
         self.optimizer = runtime.steer(self.make_optimizer(self.model.parameters()))
         self.scaler = runtime.scaler()
+
+    def compile(self, on: bool) -> None:
+        """From now on train a compiled network, or the network as it is."""
+        self.replica = torch.compile(self.parallel) if on else self.parallel
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs: objects with ``state_dict`` and ``load_state_dict``, by name."""
@@ -113,7 +118,7 @@ class Task:
         self.optimizer.zero_grad()
         found: dict[str, Tensor] = {}
         for share, part, last in self.parts(batch):
-            with self.replica.alone(not last):
+            with self.runtime.alone(self.parallel, not last):
                 with clock("forward"), self.runtime.autocast():
                     loss, metrics = self.loss(part)
                 with clock("backward"):

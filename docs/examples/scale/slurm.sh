@@ -18,6 +18,7 @@ RUN=${RUN:-$HOME/runs/resnet50-$SLURM_JOB_ID}
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export OMP_NUM_THREADS=1
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=100    # seconds to write the checkpoint; torchrun gives 30 unless told
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # or a machine that comes back is never met
 # export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0    # where the machines have several networks: `ip -brief address`
 
 srun --kill-on-bad-exit=1 torchrun \

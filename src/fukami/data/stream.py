@@ -252,7 +252,7 @@ class Streamed(Shuffled):
 
 
 def _deaf(number: int) -> None:
-    """Leave signals to the process that trains: torchrun and a terminal send them to all, and it has a last step to save."""
+    """Leave signals to the process that trains, which has a last step to save; terminals send them to all."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
 
