@@ -71,18 +71,21 @@ def losses(rank, world, recipe):
 
 
 @pytest.mark.parametrize(
-    "recipe",
+    ("recipe", "worlds"),
     [
-        DeepConvNet(batch=96, augment=("rotate=10", "mixup"), balance="loss", clip=1.0),
-        ResNet20(dataset="digits", batch=48, size=16, lr=1e-3, accumulate=2, rematerialise=True),
+        (
+            DeepConvNet(batch=48, augment=("rotate=10", "mixup"), balance="loss", clip=1.0, widths=(4, 4, 8, 8, 8, 8)),
+            (2, 4),
+        ),
+        (ResNet20(dataset="digits", batch=16, size=8, lr=1e-3, accumulate=2, rematerialise=True), (2,)),
     ],
     ids=["dropout, mixup, weights, clipping", "batch norm, accumulation"],
 )
-def test_one_two_and_four_processes_have_the_same_losses(recipe, tmp_path):
-    one, two, four = (gathered(losses, world, tmp_path, recipe) for world in (1, 2, 4))
+def test_any_number_of_processes_has_the_same_losses(recipe, worlds, tmp_path):
+    one = gathered(losses, 1, tmp_path, recipe)
     assert one[-5:].mean() < one[:5].mean()
-    torch.testing.assert_close(two, one, rtol=0, atol=1e-5)
-    torch.testing.assert_close(four, one, rtol=0, atol=1e-5)
+    for world in worlds:
+        torch.testing.assert_close(gathered(losses, world, tmp_path, recipe), one, rtol=0, atol=1e-5)
 
 
 def network():

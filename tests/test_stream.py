@@ -6,6 +6,9 @@ import math
 import os
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import fukami as package
+from check_task import lines, threads, wait_until
 from fukami import Error, UsageError
 from fukami.clock import Clock
 from fukami.data import augment, classification, stream
@@ -572,3 +576,18 @@ def test_a_crop_for_one_picture_is_that_of_the_batch(aspect):
     whole = torch.stack(augment.crop(draws, 0.1, aspect), 1)
     for row, expected in zip(draws.tolist(), whole.tolist(), strict=True):
         assert stream.crop(row, 0.1, aspect) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_signal_to_the_whole_group_still_saves(root, tmp_path):
+    """Ctrl-C in a terminal, and torchrun, signal the processes that decode as well."""
+    words = ["train", "deep-convnet", "--data", str(root), "--size", "16", "--channels", "3", "--epochs", "2000"]
+    words += ["--batch", "5", "--memory", "0", "--hidden", "8", "--convention", "picture", "--device", "cpu"]
+    command = [sys.executable, "-m", "fukami", *words, "--out", str(tmp_path / "run"), "--augment"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=threads(1))
+    wait_until(lambda: len(lines(tmp_path / "run")) > 8 or process.poll() is not None)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 143, err
+    assert "go on with" in err
+    assert "Traceback" not in err
+    assert "DataLoader" not in err

@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import signal
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -211,7 +210,7 @@ class Streamed(Shuffled):
             prefetch_factor=AHEAD,
             persistent_workers=persistent,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_deaf,
+            worker_init_fn=_apart,
             generator=torch.Generator(),  # a reader seeds its processes, which must not move the training's generator
         )
 
@@ -251,10 +250,9 @@ class Streamed(Shuffled):
         check(tuple(self.broken), self.allowed)
 
 
-def _deaf(number: int) -> None:
-    """Leave signals to the process that trains, which has a last step to save; terminals send them to all."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
+def _apart(number: int) -> None:
+    """Leave Ctrl-C and torchrun's signals, which go to a group of processes, to the one that has a step to save."""
+    os.setpgrp()
 
 
 class _Wishes:
