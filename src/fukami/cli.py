@@ -26,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and leave: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    if os.environ.get("RANK", "0") != "0":  # what is wrong with data that all processes read, the first one tells
+        for name in ("folder", "shards"):
+            logging.getLogger(f"fukami.data.{name}").setLevel(logging.ERROR)
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         if name in ("-h", "--help"):
@@ -109,6 +112,8 @@ def train(
     recipes: dict[Path, Any], device: str, precision: str, compile: bool | None, resume: bool, timeout: float
 ) -> None:
     """Train and print the results; here and not in ``commands/``, so that four files lead to the line of the loss."""
+    import torch
+
     from fukami import loop
 
     main = int(os.environ.get("RANK", 0)) == 0
@@ -125,6 +130,9 @@ def train(
                 print(f"test accuracy {result['accuracy']:.2%}, {counts}", file=sys.stderr)
             print(f"report: {report}", file=sys.stderr)
             print(json.dumps({**result, "run": str(folder), "report": str(report)}), flush=True)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        torch.distributed.destroy_process_group()
+        os.environ["WORLD_SIZE"] = "1"
     if main and len(recipes) > 1:  # what they do together
         folders = list(map(str, recipes))
         find("eval")([*folders, "--device", device, "--out", str(Path(folders[0]).parent)])

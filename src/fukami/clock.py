@@ -25,7 +25,7 @@ class Clock:
         self.events: dict[str, tuple[torch.cuda.Event, torch.cuda.Event]] = {}
         self.phase, self.since = "other", time.monotonic()
         self.instead = ""  # the phase that everything counts for while it lasts, whatever is entered
-        self.step = 0  # the training's, for whoever asks what this process is doing
+        self.step = -1  # the training's, once it steps, for whoever asks what this process is doing
 
     def __call__(self, phase: str) -> "Phase":
         """A context in which the time counts for the phase."""

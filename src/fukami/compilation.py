@@ -1,5 +1,6 @@
 """When a network is compiled: as asked, or where trying it out shows that it pays."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from fukami.clock import TRAINING
 from fukami.errors import UsageError
 from fukami.runtime import Runtime
 
+logger = logging.getLogger(__name__)
 TRY = 600.0  # seconds that the rest of a training must last for a compilation of a minute or two to be worth a try
 GAIN = 0.97  # of the time of a step, at most, for a compiled network to stay
 WARM = 2  # looks before the time of a step means something
@@ -66,14 +68,18 @@ class Compilation:
         if not self.on:
             self.plain = each
             if self.runtime.any(self.runtime.main and each * (steps - step) > TRY):
-                self._switch(step, True)
+                self._switch(step, True, "compiling the network, to see whether its steps get faster")
         else:
             self.decided = True
+            share = f"a step takes {each / self.plain:.0%} of the time it took"
             if self.runtime.any(self.runtime.main and each > GAIN * self.plain):
-                self._switch(step, False)
+                self._switch(step, False, f"compiled, {share}: the network stays as it is")
+            elif self.runtime.main:
+                logger.warning(f"compiled, {share}: it stays so")
 
-    def _switch(self, step: int, on: bool) -> None:
+    def _switch(self, step: int, on: bool, what: str) -> None:
         self.looks = 0
         self.switches.append((step, on))
         if self.runtime.main:
             checkpoint.note(self.folder, "switches", self.switches)
+            logger.warning(what)

@@ -25,6 +25,8 @@ ASLEEP = 3  # looks after which a process that says nothing is thought to be sto
 class Watch:
     """Cuts this process off when it has been in one phase of a step for longer than the limit, and says who hangs.
 
+    How long it takes to read the data before the first step is nobody's fault.
+
     A thread tells the others now and then, through torch's store, what this process is doing. It is idle where there is
     one process.
 
@@ -58,7 +60,7 @@ class Watch:
             own = {"step": clock.step, "phase": phase, "machine": socket.gethostname(), "held": held, "look": number}
             try:
                 self.store.set(f"fukami/{self.runtime.rank}", json.dumps(own))
-                if held > self.limit and phase not in ALONE:
+                if clock.step >= 0 and held > self.limit and phase not in ALONE:
                     self._cut_off()
             except RuntimeError:  # the store went with another process, whose end is the launcher's to tell
                 return

@@ -97,9 +97,10 @@ def _all(count: int) -> list[list[Wish]]:
 
 
 def processors() -> int:
-    """Processors that this process may use, 16 at most."""
+    """Processors that this process may use, 16 at most; those that torchrun started on a machine share them."""
     affinity = getattr(os, "sched_getaffinity", None)
-    return min(len(affinity(0)) if affinity else os.cpu_count() or 1, 16)
+    count = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min(count // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 16))
 
 
 class Streamed(Shuffled):
