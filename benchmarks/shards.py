@@ -14,31 +14,19 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-from torchvision import transforms
-
 from fukami.data import sharding
 from fukami.runtime import Runtime
 from record import record
-from streaming import fill, ours, speed
+from streaming import fill, ours, reference, speed
 
 
 def webdataset(folder, workers):
     """The documented pipeline of the webdataset package, as a generator of batches on the device."""
     import webdataset as wds
 
-    change = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(224, antialias=True),
-            transforms.RandomHorizontalFlip(),
-            transforms.PILToTensor(),
-            transforms.ConvertImageDtype(torch.float),
-            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ]
-    )
     names = [str(path) for path in sorted(folder.glob("train-*.tar"))]
     samples = wds.WebDataset(names, shardshuffle=len(names)).shuffle(1000).decode("pil").to_tuple("jpg", "cls")
-    batches = samples.map_tuple(change, int).batched(64, partial=False)
+    batches = samples.map_tuple(reference(), int).batched(64, partial=False)
     for pictures, targets in wds.WebLoader(batches, batch_size=None, num_workers=workers):
         yield pictures.to(Runtime.start().device, non_blocking=True), targets
 

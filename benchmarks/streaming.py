@@ -52,9 +52,9 @@ def fill(root, count):
         picture.crop((left, top, left + width, top + height)).save(target, quality=90)
 
 
-def theirs(root, workers):
-    """The reference pipeline, as a generator of batches on the device."""
-    change = transforms.Compose(
+def reference():
+    """The transforms of the reference."""
+    return transforms.Compose(
         [
             transforms.RandomResizedCrop(224, antialias=True),
             transforms.RandomHorizontalFlip(),
@@ -63,8 +63,12 @@ def theirs(root, workers):
             transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ]
     )
+
+
+def theirs(root, workers):
+    """The reference pipeline, as a generator of batches on the device."""
     loader = DataLoader(
-        ImageFolder(root, change),
+        ImageFolder(root, reference()),
         64,
         shuffle=True,
         num_workers=workers,

@@ -155,3 +155,13 @@ def wait_until(condition, seconds=120):
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.01)
+
+
+def same(one, other):
+    """The same batches, bit for bit; returns how many."""
+    count = 0
+    for (pictures, targets), (others, numbers) in zip(one, other, strict=True):
+        assert torch.equal(pictures, others)
+        assert torch.equal(targets, numbers)
+        count += 1
+    return count

@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from check_task import same
 from fukami import Error, UsageError
 from fukami.data import augment, bytestream, classification, sharded, sharding, shards, tar
 from fukami.data.loader import Resident
@@ -99,16 +100,6 @@ def originals(folder, root):
                     label, base = name.split("/")
                     found.append(root / label / re.sub(r"^(\w)_", r"\1.", base))
     return found
-
-
-def same(one, other):
-    """The same batches, bit for bit; returns how many."""
-    count = 0
-    for (pictures, targets), (others, numbers) in zip(one, other, strict=True):
-        assert torch.equal(pictures, others)
-        assert torch.equal(targets, numbers)
-        count += 1
-    return count
 
 
 # ---- what is written ------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import fukami as package
-from check_task import lines, threads, wait_until
+from check_task import lines, same, threads, wait_until
 from fukami import Error, UsageError
 from fukami.clock import Clock
 from fukami.data import augment, classification, stream
@@ -60,16 +60,6 @@ def streamed(source, prepare=PREPARE, **options):
 def resident(source, prepare=PREPARE, **options):
     found = source.read(prepare)
     return Resident(found.pictures, found.targets, LABELS, names=found.names, **options)
-
-
-def same(one, other):
-    """The same batches, bit for bit; returns how many."""
-    count = 0
-    for (pictures, targets), (others, numbers) in zip(one, other, strict=True):
-        assert torch.equal(pictures, others)
-        assert torch.equal(targets, numbers)
-        count += 1
-    return count
 
 
 # ---- as from memory -------------------------------------------------------------------------------------------------
