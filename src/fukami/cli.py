@@ -62,13 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             print(f"{speaker}: was another process ended, or is it out of reach?", file=sys.stderr)
         print("fukami: this should not happen; FUKAMI_TRACEBACK=1 shows where it did", file=sys.stderr)
         status = 1
+    if status and os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        os._exit(status)  # threads of torch may still wait for the other processes, and would abort this one
     sys.exit(status)
 
 
 def _speaker() -> str:
     """Who tells of an error. Of several processes the first one has the word: if it failed as well, we end with it."""
     rank = int(os.environ.get("RANK", 0))
-    time.sleep(2 * (rank > 0))
+    time.sleep(10 * (rank > 0))
     return f"fukami: rank {rank}" if rank else "fukami"
 
 
