@@ -194,6 +194,20 @@ def test_what_is_computed_again_is_the_same(make, shape):
     assert kept[1] < 0.6 * kept[0], kept
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_step_that_computes_again_is_the_same(precision):
+    plain, batch = task_of(DeepConvNet(batch=100), precision)
+    again, same = task_of(DeepConvNet(batch=100, rematerialise=True), precision)
+    found = []
+    for task, pictures in ((plain, batch), (again, same)):
+        torch.manual_seed(1)
+        found.append(task.step(pictures)["loss"])
+    assert torch.equal(*found)
+    for p, q in zip(plain.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert not again.static
+
+
 def test_the_rate_follows_the_batch():
     own = DeepConvNet()
     for rule, factor in (("none", 1), ("linear", 4), ("sqrt", 2)):

@@ -114,9 +114,13 @@ class Shuffled:
             f"batch {at + 1} of {len(self)} in epoch {turn + 1} (pictures {first}{' ...' if len(members) > 4 else ''})"
         )
 
+    def _generator(self, turn: int) -> torch.Generator:
+        """That of a pass, at its beginning."""
+        return torch.Generator().manual_seed(((self.seed or 0) * 1_000_003 + turn) % 2**63)
+
     def _plan(self, turn: int) -> tuple[Tensor, Tensor]:
         """For a pass: the order of the pictures, and the random numbers of their augmentation in that order."""
-        generator = torch.Generator().manual_seed(((self.seed or 0) * 1_000_003 + turn) % 2**63)
+        generator = self._generator(turn)
         count = len(self.targets)
         if self.balanced:
             targets = self.targets.cpu()

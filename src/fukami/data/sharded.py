@@ -140,9 +140,6 @@ class Sharded(Streamed):
             else:  # a stretch that is missing
                 self._name(found[2])
 
-    def _generator(self, turn: int) -> torch.Generator:
-        return torch.Generator().manual_seed(((self.seed or 0) * 1_000_003 + turn) % 2**63)
-
     def _sequence(self, generator: torch.Generator) -> Tensor:
         """The samples in the order in which the shards are read, ``(N,)``."""
         order = torch.randperm(len(self.samples.shards), generator=generator)

@@ -32,12 +32,16 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _between_poolings(chain: nn.Sequential) -> list[nn.Module]:
+    """Parts that begin with the first weights after a pooling: a ReLU before them may change its input in place."""
     parts: list[list[nn.Module]] = [[]]
+    pooled = False
     for layer in chain:
-        parts[-1].append(layer)
-        if isinstance(layer, nn.MaxPool2d):
+        if pooled and next(layer.parameters(), None) is not None:
             parts.append([])
-    return [nn.Sequential(*part) for part in parts if part]
+            pooled = False
+        parts[-1].append(layer)
+        pooled |= isinstance(layer, nn.MaxPool2d)
+    return [nn.Sequential(*part) for part in parts]
 
 
 def _through(parts: Sequence[tuple[Any, nn.Module]], x: Tensor) -> Tensor:

@@ -93,6 +93,7 @@ class Classification(Task):
         """Move to the device and make ready to train; what is frozen keeps its statistics, too."""
         if self.rematerialise:
             rematerialise(self.model)
+            self.static = False  # random states are put back for the second computation, which no CUDA graph records
         super().setup(runtime)
         self.answering = runtime.place(self.answering)
         self.latent = binary.latent(self.model)
