@@ -18,8 +18,9 @@ from fukami.ceiling import ceiling
 from fukami.clock import PHASES, Clock
 from fukami.compilation import Compilation
 from fukami.ops.rematerialise import rematerialise
+from fukami.processors import quota
 from fukami.recipes.deep_convnet import DeepConvNet
-from fukami.runtime import Runtime, quota
+from fukami.runtime import Runtime
 from fukami.saving import Saver
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from fukami.errors import Error, UsageError
-from fukami.runtime import quota
+from fukami.processors import quota
 from fukami.watch import HUNG
 
 logger = logging.getLogger(__name__)

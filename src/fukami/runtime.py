@@ -4,12 +4,10 @@ import contextlib
 import datetime
 import importlib.util
 import inspect
-import math
 import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -20,6 +18,7 @@ from fukami.capturing import Captured
 from fukami.clock import Clock
 from fukami.errors import Error, UsageError, unknown
 from fukami.ops.shared import share
+from fukami.processors import quota
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TRAINED = (
@@ -142,14 +141,6 @@ class Runtime:
         """The function of a tree of tensors, captured whole in a CUDA graph where that is possible."""
         capture = static and self.device.type == "cuda" and self.world == 1
         return cast(Function, Captured(function)) if capture else function
-
-
-def quota(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Processors that this process may use: fewer than there are in a container with a limit, which Linux tells."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    count = len(affinity(0)) if affinity else os.cpu_count() or 1
-    allowed, _, period = limit.read_text().partition(" ") if limit.is_file() else ("max", "", "")
-    return count if allowed == "max" else max(1, min(count, math.ceil(int(allowed) / int(period))))
 
 
 def _join(backend: str, timeout: float) -> None:

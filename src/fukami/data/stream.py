@@ -23,6 +23,7 @@ from fukami.data.folder import BROKEN, check
 from fukami.data.loader import EACH, Batch, Shuffled
 from fukami.errors import Error
 from fukami.preparation import Preparation
+from fukami.processors import quota
 
 if TYPE_CHECKING:
     from fukami.runtime import Runtime
@@ -98,9 +99,7 @@ def _all(count: int) -> list[list[Wish]]:
 
 def processors() -> int:
     """Processors that this process may use, 16 at most; those that torchrun started on a machine share them."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    count = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, min(count // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 16))
+    return max(1, min(quota() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 16))
 
 
 class Streamed(Shuffled):
