@@ -9,11 +9,23 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "fukami"
 BASE = {"errors"}
-THIRD = {"errors", "image", "digit", "figures", "metrics", "schedules", "preparation"}
+THIRD = {
+    "errors",
+    "image",
+    "digit",
+    "figures",
+    "figures_boxes",
+    "metrics",
+    "schedules",
+    "preparation",
+    "average_precision",
+}
 ALLOWED = {
     "models": {"models", "ops"},
     "ops": {"ops"},
     "metrics": BASE,
+    "average_precision": {"errors", "coco_metrics", "data.boxes"},
+    "coco_metrics": {"data.boxes"},
     "schedules": BASE,
     "image": BASE,
     "figures": BASE,
