@@ -29,6 +29,7 @@ ALLOWED = {
     "schedules": BASE,
     "image": BASE,
     "figures": BASE,
+    "figures_boxes": {"errors", "image", "average_precision"},
     "digit": BASE,
     "preparation": {"errors", "image", "digit"},
     "analysis": {"errors", "image", "figures", "analysis"},

@@ -154,7 +154,7 @@ def draw_boxes(picture: Image.Image, boxes: Sequence[dict[str, Any]], labels: Se
     colours = [colour(numbers.get(each["label"], len(labels))) for each in ranked]
     edges = [_edges(each["box"], factor, line, size) for each in ranked]
     for box, shade in zip(reversed(edges), reversed(colours), strict=True):
-        draw.rectangle(_grown(box, 1, size), outline=_ink(shade), width=line + 2)
+        draw.rectangle(_grown(box, 1, size), outline=ink(shade), width=line + 2)
         draw.rectangle(box, outline=shade, width=line)
     texts = [_shortened(_drawable(each["label"]), f" {each['score']:.2f}", font, 0.6 * size[0]) for each in ranked]
     pad = letters // 5
@@ -162,7 +162,7 @@ def draw_boxes(picture: Image.Image, boxes: Sequence[dict[str, Any]], labels: Se
     for place, text, shade in zip(places(edges[:NAMED], sizes, size), texts, colours, strict=False):
         if place:
             draw.rounded_rectangle(place, radius=pad, fill=shade)
-            draw.text((place[0] + pad, place[1] + pad / 2), text, _ink(shade), font)
+            draw.text((place[0] + pad, place[1] + pad / 2), text, ink(shade), font)
     return canvas
 
 
@@ -221,7 +221,7 @@ def _shortened(label: str, score: str, font: Font, width: float) -> str:
     return text
 
 
-def _ink(ground: tuple[int, int, int]) -> tuple[int, int, int]:
+def ink(ground: tuple[int, int, int]) -> tuple[int, int, int]:
     """Black or white, whichever has more contrast with the ground (WCAG 2: relative luminance)."""
     linear = [((each / 255 + 0.055) / 1.055) ** 2.4 for each in ground]
     return BLACK if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 else WHITE
