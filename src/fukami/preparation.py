@@ -1,12 +1,16 @@
 """How a picture of any size becomes what a network sees; it travels with the run."""
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
 
 from fukami import digit, image
 from fukami.errors import Error
@@ -70,3 +74,54 @@ class Preparation:
         except Error as error:
             name = name or (os.fspath(source) if isinstance(source, str | os.PathLike) else "")
             raise Error(f"{name}: {error}" if name else str(error)) from error
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Turns a picture into RGB of about one size whose sides keep their ratio, as torchvision's detectors do.
+
+    Args:
+        shortest: pixels of the shorter side that comes out,
+        longest: unless the longer one would then have more than these.
+        mean, std: of each channel, in [0, 1]; a network sees ``(picture / 255 - mean) / std``.
+    """
+
+    shortest: int
+    longest: int
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def describe(self) -> dict[str, Any]:
+        """What another program must do to a picture, in words and numbers that JSON can hold."""
+        return {
+            "channels": "RGB",
+            "shortest": self.shortest,
+            "longest": self.longest,
+            "picture": "upright; the shorter side resized to shortest, or the longer one to longest where it would be "
+            "more (bilinear, not antialiased, sides rounded down)",
+            "values": "(picture / 255 - mean) / std",
+            "mean": self.mean,
+            "std": self.std,
+        }
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height that come out of a picture of this width and height."""
+        factor = min(self.shortest / min(width, height), self.longest / max(width, height))
+        return max(1, math.floor(width * factor)), max(1, math.floor(height * factor))
+
+    def __call__(self, picture: Tensor) -> Tensor:
+        """A picture ``(3, h, w)`` uint8 as ``(3, H, W)`` float in 0..255.
+
+        :class:`torchvision.models.detection.transform.GeneralizedRCNNTransform` resizes like this.
+        """
+        width, height = self.size(picture.shape[2], picture.shape[1])
+        return F.interpolate(picture[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
+
+    def open(self, source: Any, name: str = "") -> Tensor:
+        """The picture in a file (or what else :func:`fukami.image.read` takes), ``(3, h, w)`` uint8, not resized yet.
+
+        Raises:
+            fukami.Error: it cannot be read; errors call it ``name``.
+        """
+        pixels = np.array(image.as_mode(image.read(source, name=name), "RGB"))
+        return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -1,0 +1,219 @@
+"""Annotations in the JSON of COCO (Lin et al. 2014), as Roboflow, CVAT, labelme's converters and others write it, too.
+
+A file is ``annotations/instances_train2017.json`` and the like with the pictures in a folder beside it, a
+``_annotations.coco.json`` in each of the folders ``train``, ``valid`` and ``test``, or a single file. Boxes are left,
+top, width and height, counted from 0.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fukami.data import folder
+from fukami.data.annotations import Box, Entry, Flaw, Sheets, only, part_of
+from fukami.data.boxes import COUNTED, CROWD
+from fukami.data.places import candidates
+from fukami.errors import Error
+
+LISTS = ("images", "annotations", "categories")
+BLANK = re.compile(r"[ \t\r\n]*")
+ROBOFLOW = "_annotations.coco.json"
+
+
+class Record(NamedTuple):
+    """A member of one of the lists of a file, and the line that it begins in."""
+
+    line: int
+    fields: dict[str, Any]
+
+
+def benchmark() -> Path:
+    """The folder of COCO 2017.
+
+    Raises:
+        Error: it is in none of the places where data sets are looked for.
+    """
+    for place in candidates():
+        for root in (place / "coco", place / "COCO", place / "coco2017", place):
+            if (root / "annotations" / "instances_train2017.json").is_file():
+                return root
+    places = ", ".join(str(place / "coco" / "annotations" / "instances_train2017.json") for place in candidates())
+    raise Error(
+        f"COCO was not found: there is no {places}; unpack train2017.zip, val2017.zip and "
+        "annotations_trainval2017.zip from cocodataset.org into a folder coco, and set FUKAMI_DATA to the folder above"
+    )
+
+
+def files(root: Path) -> dict[str, Path]:
+    """The files of a folder by part (empty: all is one part); none where the folder is in no such layout."""
+    found = {
+        _part(path.stem): path for path in sorted((root / "annotations").glob("instances_*.json")) if _part(path.stem)
+    }
+    inside = [each for each in folder.folders(root) if part_of(each.name) and (each / ROBOFLOW).is_file()]
+    found = found or {part_of(each.name): each / ROBOFLOW for each in inside}
+    alone = [
+        path for place in (root, root / "annotations") for path in sorted(place.glob("*.json")) if _looks_right(path)
+    ]
+    if not found and len(alone) > 1 and all(_part(path.stem) for path in alone):
+        found = {_part(path.stem): path for path in alone}
+    return found or ({"": alone[0]} if len(alone) == 1 else {})
+
+
+def read(root: Path) -> Sheets:
+    """What the file at a path, or those of a folder, say.
+
+    Raises:
+        Error: a file is no JSON, or not COCO's.
+    """
+    sheets = Sheets()
+    for part, path in ({"": root} if root.is_file() else files(root)).items():
+        sheets.parts[part] = only(_entries(path, sheets), sheets)
+    return sheets
+
+
+def records(path: Path) -> dict[str, list[Record]]:
+    """The members of the three lists of a file.
+
+    Raises:
+        Error: it is no JSON, or a list is missing.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        found = dict(_lists(text))
+    except json.JSONDecodeError as error:
+        raise Error(
+            f"{path}, line {error.lineno}: is no JSON ({error.msg} at column {error.colno}); get the file again"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise Error(f"{path} is not in UTF-8 ({error}); save it as JSON in UTF-8") from None
+    except OSError as error:
+        raise Error(f"{path} cannot be read ({error.strerror})") from None
+    missing = [name for name in LISTS if name not in found]
+    if missing:
+        raise Error(f"{path} has no list {' and no list '.join(missing)}; expected the JSON of COCO's instances")
+    return found
+
+
+def _lists(text: str) -> Iterator[tuple[str, list[Record]]]:
+    """The three lists of a text, in one pass that knows where it is."""
+    decoder = json.JSONDecoder()
+    line, counted = 1, 0
+
+    def blank(at: int) -> int:
+        match = BLANK.match(text, at)
+        return match.end() if match else at
+
+    def expect(at: int, signs: str) -> int:
+        if text[at : at + 1] not in {*signs}:
+            raise json.JSONDecodeError(f"expected {' or '.join(signs)}", text, min(at, len(text)))
+        return blank(at + 1)
+
+    at = expect(blank(0), "{")
+    while text[at : at + 1] != "}":
+        key, at = decoder.raw_decode(text, at)
+        at = expect(blank(at), ":")
+        if key not in LISTS or text[at : at + 1] != "[":
+            at = blank(decoder.raw_decode(text, at)[1])
+        else:
+            members: list[Record] = []
+            at = blank(at + 1)
+            while text[at : at + 1] != "]":
+                line, counted = line + text.count("\n", counted, at), at
+                fields, at = decoder.raw_decode(text, at)
+                if isinstance(fields, dict):
+                    members.append(Record(line, fields))
+                at = blank(at)
+                if text[at : at + 1] != "]":
+                    at = expect(at, ",")
+            at = blank(at + 1)
+            yield key, members
+        if text[at : at + 1] != "}":
+            at = expect(at, ",")
+
+
+def _entries(path: Path, sheets: Sheets) -> Iterator[Entry]:
+    found = records(path)
+    labels = {each.fields.get("id"): str(each.fields.get("name", "")) for each in _used(found)}
+    sheets.labels = tuple(dict.fromkeys([*sheets.labels, *labels.values()]))
+    known = {each.fields.get("id") for each in found["images"]}
+    boxes: dict[Any, list[Box]] = {}
+    for line, fields in found["annotations"]:
+        note = f"annotation {fields.get('id')}"
+        category, picture = fields.get("category_id"), fields.get("image_id")
+        if picture not in known:
+            detail = f"{note} is of picture {picture}, which is not among the images; add it, or remove the annotation"
+            sheets.flaws.append(Flaw("no picture", path, line, detail))
+            continue
+        if category not in labels:
+            detail = f"{note} is of category {category}, which is not among the categories"
+            sheets.flaws.append(Flaw("no class", path, line, detail))
+        kind = CROWD if fields.get("iscrowd") else COUNTED
+        boxes.setdefault(picture, []).append(Box(labels.get(category, ""), _corners(fields), kind, line, note))
+    locate = _Places(path)
+    for line, fields in found["images"]:
+        width, height = fields.get("width"), fields.get("height")
+        stated = None
+        if isinstance(width, int | float) and isinstance(height, int | float):
+            stated = int(width), int(height)
+        own = tuple(boxes.get(fields.get("id"), ()))
+        yield Entry(locate(str(fields.get("file_name", ""))), path, own, stated, line)
+
+
+def _used(found: dict[str, list[Record]]) -> list[Record]:
+    """The categories without those that only head others, which Roboflow puts first and gives to no box."""
+    used = {each.fields.get("category_id") for each in found["annotations"]}
+    heads = {each.fields.get("supercategory") for each in found["categories"]}
+    return [
+        each
+        for each in found["categories"]
+        if each.fields.get("id") in used
+        or each.fields.get("name") not in heads
+        or each.fields.get("supercategory") not in ("none", "", None)
+    ]
+
+
+def _corners(fields: dict[str, Any]) -> tuple[float, float, float, float]:
+    try:
+        left, top, width, height = map(float, fields["bbox"])
+    except (KeyError, TypeError, ValueError):
+        return (math.nan,) * 4
+    return left, top, left + width, top + height
+
+
+class _Places:
+    """Where the pictures of a file lie: the first of the usual folders that has one, and then that one first."""
+
+    def __init__(self, path: Path) -> None:
+        above = path.parent.parent
+        part = re.sub(r"^(instances|person_keypoints|annotations)_", "", path.stem)
+        own = [path.parent, path.parent / "images"]
+        beside = [above / part, above / "images" / part, above / "images", above]
+        self.folders = [*own, path.parent / part, path.parent / "images" / part]
+        self.folders += beside if path.parent.name.lower() in ("annotations", "labels") else []
+
+    def __call__(self, name: str) -> Path:
+        """The path of a picture, in the first folder where it is in none."""
+        for place in self.folders:
+            if (place / name).is_file():
+                self.folders.remove(place)
+                self.folders.insert(0, place)
+                return place / name
+        return self.folders[0] / name
+
+
+def _part(stem: str) -> str:
+    """The part that a file is of by its name, such as ``instances_val2017``."""
+    words = re.findall(r"[a-z]+", stem.lower())
+    return next((part_of(word) for word in words if part_of(word)), "")
+
+
+def _looks_right(path: Path) -> bool:
+    """Whether a file begins as one of COCO's does, or at least names its lists."""
+    with path.open("rb") as file:
+        start = file.read(1 << 20)
+    return start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and (
+        path.stat().st_size > len(start) or b'"annotations"' in start
+    )

@@ -1,0 +1,105 @@
+"""Pictures with boxes from any source, by name or path."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fukami.data import coco, folder, scenes, voc, yolo
+from fukami.data.annotations import Sheets, parts, settle, stratum
+from fukami.data.boxes import Annotated
+from fukami.data.places import candidates
+from fukami.errors import Error, unknown
+
+NAMES = ("scenes", "bccd", "voc-animals", "voc2007", "voc2012", "coco")
+FOLDERS = ("bccd", "voc-animals")
+FORMATS = {"VOC": voc.read, "COCO": coco.read, "YOLO": yolo.read}
+LAYOUTS = (
+    "Annotations/*.xml and JPEGImages/ (VOC); an .xml beside each picture; annotations/instances_train.json or "
+    "train/_annotations.coco.json (COCO); data.yaml, or images/, labels/ and classes.txt (YOLO)"
+)
+
+Part = tuple[Annotated, ...]
+
+
+def read(spec: str, holdout: float, broken: int = folder.BROKEN) -> tuple[Part, Part, tuple[str, ...]]:
+    """What to train on, what to judge on, and the class names of a data set.
+
+    Args:
+        spec: ``scenes`` (embedded), ``bccd``, ``voc-animals``, ``voc2007``, ``voc2012``, ``coco``, or the path of a
+            folder (or archive) or file in the layout of VOC, COCO or YOLO.
+        holdout: share of the pictures that is judged on, where the data have no parts of their own.
+        broken: pictures that may be missing or broken, in each part; they are left out and named.
+
+    Raises:
+        UsageError: no such name and no such path.
+        Error: the data are in no known layout or damaged, or there are none.
+    """
+    if spec == "scenes":
+        return scenes.annotated(0, scenes.TRAINING), scenes.annotated(scenes.TRAINING, scenes.TESTING), scenes.LABELS
+    sheets = described(located(spec))
+    learned, judged = parts(sheets)
+    labels = sheets.labels
+    train = tuple(settle(learned, labels, sheets.lost, broken))
+    if not labels:
+        raise Error(f"{spec} has no box of any class; annotate its pictures first")
+    if judged is not None:
+        return train, tuple(settle(judged, labels, (), broken)), labels
+    held = folder.held_out(stratum(train), holdout).tolist()
+    kept = tuple(each for each, out in zip(train, held, strict=True) if not out)
+    return kept, tuple(each for each, out in zip(train, held, strict=True) if out), labels
+
+
+def located(spec: str) -> Path:
+    """The folder, archive or file of a known name or a path.
+
+    Raises:
+        UsageError: no such name and no such path.
+        Error: a known set is in none of the places.
+    """
+    if spec in FOLDERS:
+        for place in candidates():
+            for path in (place / spec, place / f"{spec}.zip"):
+                if path.exists():
+                    return path
+        places = " or ".join(str(place / f"{spec}.zip") for place in candidates())
+        raise Error(f"{spec} was not found: there is no {places}; put the archive or its folder there")
+    if spec in ("voc2007", "voc2012"):
+        return voc.challenge(spec.removeprefix("voc"))
+    if spec == "coco":
+        return coco.benchmark()
+    if not Path(spec).exists():
+        raise unknown("data set (and no file or folder)", spec, NAMES)
+    return Path(spec)
+
+
+def described(path: Path) -> Sheets:
+    """What the annotations at a path say.
+
+    Raises:
+        Error: they are in no known layout, or damaged.
+    """
+    found = recognised(path)
+    if found is None:
+        raise Error(f"{path} holds no annotations in a known layout; expected one of: {LAYOUTS}")
+    layout, root = found
+    return FORMATS[layout](root)
+
+
+def recognised(path: Path) -> tuple[str, Path] | None:
+    """The layout of a folder, an archive or a file, and where it begins; None where it is none of detection.
+
+    Raises:
+        Error: the archive cannot be unpacked.
+    """
+    suffix = path.suffix.lower()
+    if path.is_file():
+        if suffix in (".json", ".yaml", ".yml"):
+            return ("COCO" if suffix == ".json" else "YOLO"), path
+        path = folder.unpacked(path)
+    inside: Sequence[Path] = [path]
+    while len(inside) == 1:  # the one folder that an archive packs everything into
+        root = inside[0]
+        for layout, known in (("COCO", lambda root: bool(coco.files(root))), ("YOLO", yolo.known), ("VOC", voc.known)):
+            if known(root):
+                return layout, root
+        inside = folder.folders(root)
+    return None

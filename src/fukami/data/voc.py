@@ -1,0 +1,187 @@
+"""Annotations in the XML of Pascal VOC (Everingham et al. 2010), as labelImg, Roboflow and others write it, too.
+
+Two layouts: VOC's own (``Annotations/``, ``JPEGImages/`` and perhaps lists in ``ImageSets/Main/``), and an XML file
+beside each picture, perhaps in folders such as ``train``, ``valid`` and ``test``. Pixels are counted from 1, and
+``xmax`` is the last one inside.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+from xml.parsers import expat
+
+from fukami.data import folder
+from fukami.data.annotations import Box, Entry, Flaw, Sheets, only, part_of, pictures
+from fukami.data.boxes import COUNTED, DIFFICULT
+from fukami.data.places import candidates
+from fukami.errors import Error
+
+PICTURES = ("JPEGImages", "images", "Images", "JPEGImage", "imgs")
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+LINE = "line of the file"  # an attribute that no file can have
+
+
+def challenge(year: str) -> Path:
+    """The folder of the challenge of a year, ``2007`` or ``2012``.
+
+    Raises:
+        Error: it is in none of the places where data sets are looked for.
+    """
+    name = f"VOC{year}"
+    for place in candidates():
+        for root in (place / "VOCdevkit" / name, place / name, place / name.lower(), place / name.lower() / name):
+            if (root / "Annotations").is_dir():
+                return root
+    places = ", ".join(str(place / "VOCdevkit" / name) for place in candidates())
+    archives = "VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar"
+    archives = archives if year == "2007" else "VOCtrainval_11-May-2012.tar"
+    raise Error(
+        f"VOC {year} was not found in {places}; unpack {archives} from host.robots.ox.ac.uk/pascal/VOC/voc{year} into "
+        "a folder, and set FUKAMI_DATA to that folder, which then holds VOCdevkit"
+    )
+
+
+def known(root: Path) -> bool:
+    """Whether a folder is in one of the two layouts."""
+    places = [_annotations(root), root, *(each for each in folder.folders(root) if part_of(each.name))]
+    return any(next(place.glob("*.xml"), None) for place in places if place)
+
+
+def read(root: Path) -> Sheets:
+    """What the XML files of a folder say."""
+    sheets = Sheets()
+    annotations = _annotations(root)
+    if annotations:
+        _lists(root, annotations, sheets)
+    else:
+        inside = {part_of(each.name): each for each in folder.folders(root) if part_of(each.name)}
+        for part, place in (inside or {"": root}).items():
+            sheets.parts[part] = only(_beside(place, sheets), sheets)
+    entries = [entry for part in sheets.parts.values() for entry in part]
+    sheets.labels = tuple(sorted({box.label for entry in entries for box in entry.boxes if box.label}))
+    return sheets
+
+
+def parse(path: Path) -> ElementTree.Element:
+    """The root of an XML file; every element has its line as an attribute.
+
+    Raises:
+        Error: it is no XML; the line is named.
+    """
+    builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        builder.start(tag, {LINE: str(parser.CurrentLineNumber)})
+
+    parser.StartElementHandler = start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+    try:
+        parser.Parse(path.read_bytes(), True)
+    except expat.ExpatError as error:
+        raise Error(f"{path}, line {error.lineno}: is no XML ({error}); get the file again") from None
+    except OSError as error:
+        raise Error(f"{path} cannot be read ({error.strerror})") from None
+    return builder.close()
+
+
+def entry(path: Path, picture: Path, root: ElementTree.Element) -> Entry:
+    """What a parsed file says of its picture."""
+    size = root.find("size")
+    stated = None if size is None else tuple(_number(size, side) for side in ("width", "height"))
+    boxes = tuple(_box(each) for each in root.iter("object"))
+    whole = (int(stated[0]), int(stated[1])) if stated and all(map(math.isfinite, stated)) else None
+    return Entry(picture, path, boxes, whole, _line(root if size is None else size))
+
+
+def _box(found: ElementTree.Element) -> Box:
+    label = " ".join((found.findtext("name") or "").split())
+    kind = DIFFICULT if (found.findtext("difficult") or "").strip() in ("1", "true", "True") else COUNTED
+    box = found.find("bndbox")
+    if box is None:
+        return Box(label, (math.nan,) * 4, kind, _line(found))
+    left, top, right, bottom = (_number(box, side) for side in SIDES)
+    return Box(label, (left - 1, top - 1, right, bottom), kind, _line(box), zero=min(left, top) == 0)
+
+
+def _number(found: ElementTree.Element, name: str) -> float:
+    try:
+        return float(found.findtext(name) or "nan")
+    except ValueError:
+        return math.nan
+
+
+def _line(found: ElementTree.Element) -> int:
+    return int(found.attrib[LINE])
+
+
+def _annotations(root: Path) -> Path | None:
+    """The folder of XML files of VOC's own layout."""
+    for name in ("Annotations", "annotations"):
+        if (root / name).is_dir() and next((root / name).glob("*.xml"), None):
+            return root / name
+    return None
+
+
+def _lists(root: Path, annotations: Path, sheets: Sheets) -> None:
+    """VOC's own layout: the parts are lists in ``ImageSets/Main``; without one, all is one part."""
+    place = next((root / name for name in PICTURES if (root / name).is_dir()), root)
+    lying = {path.stem: path for path in pictures(place)}
+    files = {path.stem: path for path in sorted(annotations.glob("*.xml"))}
+    sheets.unlisted = [path for stem, path in lying.items() if stem not in files]
+    found: dict[str, Entry] = {}
+    for stem, path in files.items():
+        _take(path, place, lying, stem, found, sheets)
+    lists = {part_of(path.stem): path for path in sorted((root / "ImageSets" / "Main").glob("*.txt"))}
+    for part, path in lists.items():
+        lines = list(_names(path)) if part else []
+        if any(stem in files for _, stem in lines):  # VOC 2012 lists pictures whose annotations are kept secret
+            sheets.parts[part] = [found[stem] for _, stem in lines if stem in found]
+            for line, stem in lines:
+                if stem not in files:
+                    detail = f"lists {stem}, which has no file in {annotations}; add it, or remove the line"
+                    sheets.lost.append(Flaw("missing", path, line, detail))
+    if not sheets.parts:
+        sheets.parts[""] = list(found.values())
+
+
+def _beside(place: Path, sheets: Sheets) -> Iterator[Entry]:
+    """An XML file beside each picture, or below the same folder."""
+    lying = {path.relative_to(place).with_suffix("").as_posix(): path for path in pictures(place, deep=True)}
+    found: dict[str, Entry] = {}
+    files = {path.relative_to(place).with_suffix("").as_posix(): path for path in sorted(place.rglob("*.xml"))}
+    sheets.unlisted += [path for stem, path in lying.items() if stem not in files]
+    for stem, path in files.items():
+        _take(path, path.parent, lying, stem, found, sheets)
+    yield from found.values()
+
+
+def _take(path: Path, place: Path, lying: dict[str, Path], stem: str, found: dict[str, Entry], sheets: Sheets) -> None:
+    """Read one file; its picture is that of the same name, or else the one that it names."""
+    try:
+        root = parse(path)
+    except Error as error:
+        line = re.search(r", line (\d+): (.*)", str(error))
+        detail = line[2] if line else str(error).removeprefix(f"{path} ")
+        sheets.lost.append(Flaw("broken", path, int(line[1]) if line else 0, detail))
+        return
+    if root.tag != "annotation":
+        detail = f"begins with <{root.tag}>, not with <annotation>; expected the XML of Pascal VOC"
+        sheets.lost.append(Flaw("broken", path, _line(root), detail))
+        return
+    picture = lying.get(stem) or place / Path((root.findtext("filename") or f"{path.stem}.jpg").strip()).name
+    made = entry(path, picture, root)
+    if picture.is_file():
+        found[stem] = made
+    else:
+        detail = f"its picture {picture} does not exist; put it there, or remove the annotation"
+        sheets.lost.append(Flaw("missing", path, made.line, detail))
+
+
+def _names(path: Path) -> Iterator[tuple[int, str]]:
+    """The line and the name of each picture in a list; a 1, 0 or -1 behind it, as lists of a class have, is cut off."""
+    for line, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if text.strip():
+            yield line, re.sub(r"\s+-?[01]$", "", text.strip())

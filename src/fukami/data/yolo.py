@@ -1,0 +1,186 @@
+"""Annotations in the text files of YOLO: a line ``CLASS X Y WIDTH HEIGHT`` for each box, in shares of the picture.
+
+The classes are named by a ``data.yaml`` (or another ``.yaml``) that has the parts, too, or by a ``classes.txt`` beside
+the folders ``images`` and ``labels``. A line of a class and the points of a polygon stands for the box around it.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fukami.data import folder
+from fukami.data.annotations import Box, Entry, Flaw, Sheets, only, part_of, pictures
+from fukami.errors import Error
+
+NAMES = ("classes.txt", "obj.names", "_darknet.labels")
+KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
+
+
+def known(root: Path) -> bool:
+    """Whether a folder is in one of the layouts, or a file describes one."""
+    if root.is_file():
+        return bool(_named(root))
+    return any(map(_named, described(root))) or (root / "labels").is_dir() or bool(_split(root))
+
+
+def described(root: Path) -> list[Path]:
+    """The YAML files of a folder, ``data.yaml`` first."""
+    found = [path for path in root.iterdir() if path.suffix.lower() in (".yaml", ".yml")]
+    return sorted(found, key=lambda path: (path.stem.lower() not in ("data", "dataset"), path))
+
+
+def read(path: Path) -> Sheets:
+    """What the label files say that a folder holds or a YAML file describes.
+
+    Raises:
+        Error: the YAML file is broken, or nothing names the classes.
+    """
+    sheets = Sheets()
+    files = [path] if path.is_file() else [file for file in described(path) if _named(file)]
+    root = path.parent if path.is_file() else path
+    if files:
+        said = _described(files[0])
+        names = said["names"]
+        inside = {part: list(_located(files[0], said, said[key])) for key, part in KEYS.items() if said.get(key)}
+        inside = inside or _split(root) or {"": [root / "images"]}
+    else:
+        names, inside = _listed(root), _split(root) or {"": [root / "images"]}
+    try:
+        numbers = {int(number): str(name) for number, name in names.items()} if isinstance(names, dict) else {}
+    except ValueError:
+        raise Error(f"{files[0]}: names should be a list, or a name for each number; got {names}") from None
+    numbers = numbers or dict(enumerate(map(str, names)))
+    sheets.labels = tuple(dict.fromkeys(numbers[number] for number in sorted(numbers)))
+    for part, places in inside.items():
+        every = [picture for place in places for picture in _pictures(place)]
+        sheets.parts[part] = only([_entry(picture, numbers, sheets) for picture in every], sheets)
+    return sheets
+
+
+def label_file(picture: Path) -> Path:
+    """Where the boxes of a picture stand: in ``labels`` where it lies in ``images``, otherwise beside it."""
+    parts = list(picture.parts)
+    if "images" in parts[:-1]:
+        at = len(parts) - 2 - parts[-2::-1].index("images")
+        other = Path(*parts[:at], "labels", *parts[at + 1 :]).with_suffix(".txt")
+        if other.is_file() or not picture.with_suffix(".txt").is_file():
+            return other
+    return picture.with_suffix(".txt")
+
+
+def _entry(picture: Path, names: dict[int, str], sheets: Sheets) -> Entry:
+    """The boxes of a picture; none where there is no file, as YOLO has it."""
+    path = label_file(picture)
+    boxes: list[Box] = []
+    if not path.is_file():
+        sheets.unlisted.append(picture)
+        return Entry(picture, path)
+    for line, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if not text.strip():
+            continue
+        number, corners = _parsed(text)
+        if number is None or number not in names:
+            given = text.split()[0]
+            detail = f"is of class {given}, and there are {len(names)}: 0 to {max(names, default=0)}"
+            sheets.flaws.append(Flaw("no class", path, line, detail))
+        boxes.append(Box("" if number is None else names.get(number, ""), corners, line=line))
+    return Entry(picture, path, tuple(boxes), relative=True)
+
+
+def _parsed(text: str) -> tuple[int | None, tuple[float, float, float, float]]:
+    """The class and the corners of a line, in shares of the picture."""
+    first, *rest = text.split()
+    try:
+        number = int(float(first)) if float(first).is_integer() else None
+    except (ValueError, OverflowError):
+        number = None
+    try:
+        values = list(map(float, rest))
+    except ValueError:
+        values = []
+    if len(values) == 4:
+        x, y, width, height = values
+        return number, (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    if len(values) >= 6 and len(values) % 2 == 0:
+        return number, (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
+    return number, (math.nan,) * 4
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """What a YAML file says.
+
+    Raises:
+        Error: it is no YAML, or no mapping.
+    """
+    try:
+        said = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise Error(f"{path}{where}: is no YAML ({getattr(error, 'problem', error)}); mend it") from None
+    return said if isinstance(said, dict) else {}
+
+
+def _named(path: Path) -> bool:
+    """Whether a YAML file names classes; a broken one might, and is told when it is read."""
+    try:
+        return bool(_described(path).get("names"))
+    except Error:
+        return path.stem.lower() in ("data", "dataset")
+
+
+def _located(path: Path, said: dict[str, Any], given: Any) -> Iterator[Path]:
+    """The folders or lists of a part, which tools write relative to one place or another.
+
+    Raises:
+        Error: there is none.
+    """
+    base = Path(str(said.get("path") or "."))
+    for each in given if isinstance(given, list) else [given]:
+        name = str(each)
+        near = name
+        while near.startswith("../"):  # Roboflow's files are written for a folder further down
+            near = near[3:]
+        tried = [path.parent / base / name, base / name, path.parent / name, path.parent / near]
+        place = next((place for place in tried if place.exists()), None)
+        if place is None and len(tried) > 0 and part_of(Path(near).parts[0] if near else "") == "test":
+            continue  # a test part that is named and not handed out
+        if place is None:
+            raise Error(f"{path} names {name}, and there is no {tried[0]}; put the pictures there, or mend the file")
+        yield place
+
+
+def _pictures(place: Path) -> list[Path]:
+    """The pictures of a folder, or those that a list names."""
+    if place.is_file():
+        lines = place.read_text(encoding="utf-8", errors="replace").splitlines()
+        return [place.parent / line.strip() for line in lines if line.strip()]
+    return pictures(place / "images" if (place / "images").is_dir() else place, deep=True)
+
+
+def _split(root: Path) -> dict[str, list[Path]]:
+    """The parts of a folder without a YAML file: ``train/images`` or ``images/train``."""
+    outer = {part_of(each.name): [each / "images"] for each in folder.folders(root) if (each / "labels").is_dir()}
+    outer = {part: places for part, places in outer.items() if part}
+    images = root / "images"
+    inner = [each for each in folder.folders(images) if part_of(each.name)] if images.is_dir() else []
+    if outer or not (root / "labels").is_dir():
+        return outer
+    return {part_of(each.name): [each] for each in inner}
+
+
+def _listed(root: Path) -> list[str]:
+    """The class names of a folder without a YAML file.
+
+    Raises:
+        Error: nothing names them.
+    """
+    for place in (root, root / "labels"):
+        for name in NAMES:
+            if (place / name).is_file():
+                lines = (place / name).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+                return [line.strip() for line in lines if line.strip()]
+    raise Error(f"{root} has labels of YOLO and nothing that names the classes; add a classes.txt, a name on each line")
