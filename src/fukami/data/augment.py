@@ -22,6 +22,7 @@ from torchvision.transforms.v2.functional import equalize
 from fukami.errors import UsageError, unknown
 
 Batch = tuple[Tensor, Tensor]
+Side = int | Tensor  # pixels of a side, of all pictures or of each, (N,)
 LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue are (ITU-R BT.601), as torchvision weighs them
 YIQ = (LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))  # brightness and two differences of colour
 RGB = tuple(map(tuple, torch.tensor(YIQ).inverse().tolist()))  # and back
@@ -36,7 +37,7 @@ class Operation:
 
     draws: ClassVar[int] = 1
 
-    def move(self, draws: Tensor, height: int, width: int) -> Tensor | None:
+    def move(self, draws: Tensor, height: Side, width: Side) -> Tensor | None:
         """From where each output point comes: ``(N, 3, 3)``, both in [-1, 1] across the picture; None: no move."""
         return None
 
@@ -46,8 +47,8 @@ class Operation:
         """
         return matrix
 
-    def retouch(self, pictures: Tensor, draws: Tensor) -> Tensor:
-        """The pictures ``(N, C, H, W)`` in 0..255 changed pixel by pixel."""
+    def retouch(self, pictures: Tensor, draws: Tensor, covered: Tensor | None = None) -> Tensor:
+        """The pictures ``(N, C, H, W)`` in 0..255 changed pixel by pixel; ``covered``: see :meth:`Augment.coloured`."""
         return pictures
 
     def mix(self, pictures: Tensor, targets: Tensor, draws: Tensor) -> Batch:
@@ -72,7 +73,7 @@ class Augment:
 
     Args:
         operations: in the order in which they are applied.
-        size: side of the pictures that come out, in pixels.
+        size: side of the pictures that come out, in pixels; 0: the sides that they have.
         classes: number of classes, for targets that are mixed.
     """
 
@@ -91,7 +92,7 @@ class Augment:
         What is only mirrored stays uint8, all else becomes float.
         """
         each = self.split(draws)
-        if self.mirroring and pictures.shape[-2:] == (self.size, self.size):
+        if self.mirroring and pictures.shape[-2:] == self.sides(pictures):
             pictures = self.mirrored(pictures, each)
         else:
             pictures = self.moved(pictures.float(), self.geometry(draws, *pictures.shape[-2:]))
@@ -103,6 +104,10 @@ class Augment:
             for operation, own in zip(self.operations, each, strict=True):
                 pictures, targets = operation.mix(pictures, targets, own)
         return pictures, targets
+
+    def sides(self, pictures: Tensor) -> tuple[int, int]:
+        """Height and width of what comes out of pictures ``(N, C, H, W)``."""
+        return (self.size, self.size) if self.size else (pictures.shape[-2], pictures.shape[-1])
 
     def split(self, draws: Tensor) -> tuple[Tensor, ...]:
         """Each operation's own draws."""
@@ -126,7 +131,7 @@ class Augment:
                 pictures = torch.where(which, pictures.flip(operation.dimension), pictures)
         return pictures
 
-    def geometry(self, draws: Tensor, height: int, width: int) -> Tensor | None:
+    def geometry(self, draws: Tensor, height: Side, width: Side) -> Tensor | None:
         """All moves as one matrix ``(N, 3, 3)`` for each picture; None where there are none."""
         if not self.taking("move"):
             return None
@@ -142,31 +147,45 @@ class Augment:
 
         What comes in from outside is 0.
         """
-        size = (self.size, self.size)
+        size = self.sides(pictures)
         if geometry is None:
             return pictures if pictures.shape[-2:] == size else F.interpolate(pictures, size, mode=mode)
         grid = F.affine_grid(geometry[:, :2], [*pictures.shape[:2], *size], align_corners=False)
         return F.grid_sample(pictures, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
-    def moved_boxes(self, boxes: Tensor, geometry: Tensor, height: int, width: int) -> Tensor:
+    def moved_boxes(self, boxes: Tensor, geometry: Tensor, height: Side, width: Side) -> Tensor:
         """Boxes ``(N, M, 4)`` as x1, y1, x2, y2 in pixels: what bounds them in the moved picture, cut at its border.
 
         A box that has left the picture has no area.
         """
-        sides = torch.tensor([width, height], device=boxes.device)
-        corners = boxes[..., [0, 1, 2, 1, 0, 3, 2, 3]].view(*boxes.shape[:-1], 4, 2) / sides * 2 - 1
+        right, bottom = (self.size, self.size) if self.size else (width, height)
+        sides = _pair(right, bottom, boxes).repeat(1, 1, 2)
+        return self.bounds(boxes, geometry, height, width).clamp(min=0).minimum(sides)
+
+    def bounds(self, boxes: Tensor, geometry: Tensor, height: Side, width: Side) -> Tensor:
+        """What bounds boxes ``(N, M, 4)`` in the moved picture and, where they have left it, beyond."""
+        before = _pair(width, height, boxes).unsqueeze(2)
+        after = _pair(self.size, self.size, boxes).unsqueeze(2) if self.size else before
+        corners = boxes[..., [0, 1, 2, 1, 0, 3, 2, 3]].view(*boxes.shape[:-1], 4, 2) / before * 2 - 1
         corners = torch.cat([corners, torch.ones_like(corners[..., :1])], -1).flatten(1, 2)
         found = (corners @ geometry.inverse().mT)[..., :2].view(*boxes.shape[:-1], 4, 2)
-        found = ((found + 1) / 2 * self.size).clamp(0, self.size)
+        found = (found + 1) / 2 * after
         return torch.cat([found.amin(2), found.amax(2)], -1)
 
-    def coloured(self, pictures: Tensor, draws: Tensor) -> Tensor:
-        """The pictures ``(N, C, H, W)`` in 0..255 with other colours, cut off at 0 and 255."""
+    def coloured(self, pictures: Tensor, draws: Tensor, covered: Tensor | None = None) -> Tensor:
+        """The pictures ``(N, C, H, W)`` in 0..255 with other colours, cut off at 0 and 255.
+
+        Args:
+            pictures: what is to be recoloured.
+            draws: random numbers.
+            covered: ``(N, 2)`` shares of H and W that each picture takes where the rest is 0; None: all.
+        """
         if not self.taking("recolour"):
             return pictures
         pictures = pictures.float()
         each = self.split(draws)
         mean = pictures.mean((2, 3)).expand(-1, 3)
+        mean = mean if covered is None else mean / covered.prod(1, keepdim=True)
         matrix = torch.eye(3, 4, device=pictures.device).expand(len(pictures), 3, 4)
         for operation, own in zip(self.operations, each, strict=True):
             matrix = operation.recolour(matrix, _coloured(matrix, mean), own)
@@ -194,7 +213,7 @@ class Affine(Operation):
     scale: float = 0.0
     shear: float = 0.0
 
-    def move(self, draws: Tensor, height: int, width: int) -> Tensor:
+    def move(self, draws: Tensor, height: Side, width: Side) -> Tensor:
         """Stretched, slanted and turned about the middle, then shifted."""
         turn, stretch_x, stretch_y, slant, right, down = (2 * draws - 1).unbind(1)
         return affine(
@@ -213,7 +232,7 @@ class Flip(Operation):
     dimension: ClassVar[int] = 3
     share: float = 0.5
 
-    def move(self, draws: Tensor, height: int, width: int) -> Tensor:
+    def move(self, draws: Tensor, height: Side, width: Side) -> Tensor:
         """A mirror in the middle."""
         sign = torch.where(draws[:, 0] < self.share, -1.0, 1.0)
         one = torch.ones_like(sign)
@@ -234,7 +253,7 @@ class PadCrop(Operation):
     draws: ClassVar[int] = 2
     pixels: float = 4.0
 
-    def move(self, draws: Tensor, height: int, width: int) -> Tensor:
+    def move(self, draws: Tensor, height: Side, width: Side) -> Tensor:
         """Whole pixels to any side."""
         offset = (draws * (2 * self.pixels + 1)).floor() - self.pixels
         matrix = torch.eye(3, device=draws.device).repeat(len(draws), 1, 1)
@@ -249,7 +268,7 @@ class Crop(Operation):
     draws: ClassVar[int] = 4
     smallest: float = 0.08
 
-    def move(self, draws: Tensor, height: int, width: int) -> Tensor:
+    def move(self, draws: Tensor, height: Side, width: Side) -> Tensor:
         """The crop fills the picture."""
         wide, high, left, top = crop(draws, self.smallest, width / height)
         matrix = _diagonal(wide, high)
@@ -257,7 +276,7 @@ class Crop(Operation):
         return matrix
 
 
-def crop(draws: Tensor, smallest: float, aspect: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def crop(draws: Tensor, smallest: float, aspect: float | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Width, height, left and top of random crops ``(N,)`` each, as shares of a picture ``aspect`` times as wide as
     high, from ``(N, 4)`` draws. A side that would not fit is cut.
     """
@@ -335,14 +354,19 @@ class Erase(Operation):
     draws: ClassVar[int] = 5
     share: float = 0.25
 
-    def retouch(self, pictures: Tensor, draws: Tensor) -> Tensor:
+    def retouch(self, pictures: Tensor, draws: Tensor, covered: Tensor | None = None) -> Tensor:
         """Sides from 0.3 to 3.3 times one another."""
         whether, size, shape, across, down = draws.unbind(1)
         area, ratio = 0.02 + 0.31 * size, (math.log(3.3) * (2 * shape - 1)).exp()
         wide, high = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
-        box = _boxes(pictures, (1 - wide) * across + wide / 2, (1 - high) * down + high / 2, wide, high)
-        box &= (whether < self.share).view(-1, 1, 1, 1)
-        return torch.where(box, pictures.float().mean((2, 3), keepdim=True), pictures)
+        x, y = (1 - wide) * across + wide / 2, (1 - high) * down + high / 2
+        mean = pictures.float().mean((2, 3), keepdim=True)
+        if covered is not None:
+            down_share, right_share = covered.unbind(1)
+            x, y, wide, high = x * right_share, y * down_share, wide * right_share, high * down_share
+            mean = mean / covered.prod(1).view(-1, 1, 1, 1)
+        box = _boxes(pictures, x, y, wide, high) & (whether < self.share).view(-1, 1, 1, 1)
+        return torch.where(box, mean, pictures)
 
 
 @dataclass(frozen=True)
@@ -406,7 +430,7 @@ class Pick(Operation):
         """Which pictures picked it, ``(N, 1, 1, 1)``."""
         return ((draws[:, 0] * len(STRONGEST)).floor() == list(STRONGEST).index(name)).view(-1, 1, 1, 1)
 
-    def move(self, draws: Tensor, height: int, width: int) -> Tensor:
+    def move(self, draws: Tensor, height: Side, width: Side) -> Tensor:
         """Shears, translations and rotations."""
         right, down = self.amount(draws, "translate x"), self.amount(draws, "translate y")
         if self.strength is None:  # pixels of the wide space
@@ -429,7 +453,7 @@ class Pick(Operation):
         )
         return _contrast(_saturation(brightness * matrix, saturation), mean, contrast)
 
-    def retouch(self, pictures: Tensor, draws: Tensor) -> Tensor:
+    def retouch(self, pictures: Tensor, draws: Tensor, covered: Tensor | None = None) -> Tensor:
         """Sharpness, posterize, solarize, autocontrast and equalize."""
         shape = (-1, 1, 1, 1)
         pictures = pictures.round()  # these count levels of brightness
@@ -447,7 +471,7 @@ class Pick(Operation):
 
 
 def affine(
-    *, turn: Tensor, stretch: tuple[Tensor, Tensor], slant: Tensor, shift: tuple[Tensor, Tensor], aspect: float
+    *, turn: Tensor, stretch: tuple[Tensor, Tensor], slant: Tensor, shift: tuple[Tensor, Tensor], aspect: float | Tensor
 ) -> Tensor:
     """From where the points of pictures come, ``(N, 3, 3)``: turned (radians), slanted, stretched and shifted.
 
@@ -463,6 +487,13 @@ def affine(
     matrix[:, 1, 2] = shift[1]
     matrix[:, 2, 2] = 1
     return matrix
+
+
+def _pair(x: Side, y: Side, like: Tensor) -> Tensor:
+    """``(N or 1, 1, 2)`` of two numbers, or of two for each picture."""
+    return torch.stack([torch.as_tensor(side, dtype=like.dtype, device=like.device) for side in (x, y)], -1).view(
+        -1, 1, 2
+    )
 
 
 def _diagonal(x: Tensor, y: Tensor) -> Tensor:

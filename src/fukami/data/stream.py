@@ -102,41 +102,16 @@ def processors() -> int:
     return max(1, min(quota() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 16))
 
 
-class Streamed(Shuffled):
-    """A labelled data set in files: decoded and cropped by other processes, augmented on the device in batches.
+class Streaming(Shuffled):
+    """What loaders share whose pictures are decoded by other processes while a network is trained.
 
-    Order, crops and augmentation are functions of the seed and the pass alone, as those of
-    :class:`fukami.data.loader.Resident` are. A picture that cannot be read is left out of its batch and named.
-
-    Args:
-        files: the pictures, one for each of ``targets``.
-        prepare: brings a picture to the network's size where it is not cropped.
-        smallest: least share of the area in a random resized crop of the training pictures; None: they are not cropped.
-        broken: pictures that may be broken; one more is an error.
-        targets, labels, batch, seed, balanced, augment: as for :class:`fukami.data.loader.Shuffled`.
+    What a picture is asked for with and what comes of it is the decoder's; a subclass says in :meth:`wishes` what the
+    rest of a pass asks for. A picture that cannot be read is left out of its batch and named.
     """
 
-    decoding = Decoder
-
-    def __init__(
-        self,
-        files: Sequence[Path],
-        targets: Tensor,
-        labels: tuple[str, ...],
-        prepare: Preparation,
-        *,
-        batch: int,
-        seed: int | None = None,
-        balanced: bool = False,
-        augment: Augmentation | None = None,
-        smallest: float | None = None,
-        broken: int = BROKEN,
-    ) -> None:
-        super().__init__(
-            targets, labels, batch=batch, names=list(map(str, files)), seed=seed, balanced=balanced, augment=augment
-        )
-        self.crops = 0 if smallest is None else 4
-        self.decoder = self.decoding(files, prepare, smallest or 1.0)
+    def begin(self, decoder: Dataset[Any], broken: int) -> None:
+        """Get ready to read with this decoder; more pictures than ``broken`` that cannot be read are an error."""
+        self.decoder = decoder
         self.reader = self._reader(_Wishes(self), persistent=True)
         # Held from outside, the reader is in no cycle of references that the loader comes to be in: taken down as part
         # of one, it could not tell its processes to end, and would wait five seconds for each.
@@ -152,39 +127,9 @@ class Streamed(Shuffled):
         super().place(runtime)
         self.device, self.clock = runtime.device, runtime.clock
 
-    @property
-    def draws(self) -> int:
-        """Random numbers for each picture: those of its crop, then those of the augmentation."""
-        return self.crops + super().draws
-
-    def __iter__(self) -> Iterator[Batch]:
-        """The batches of one pass, ``(pictures (N, C, H, W) in 0..255, targets)``; a pass cut off is finished."""
-        shares = self.shares()
-        seen = False
-        for found in self._timed(self.reader):
-            members, draws = next(shares)
-            self.count()
-            if self.seed is None and not found[1]:  # a stretch that is missing; the rest can be judged
-                self._name(found[2])
-                continue
-            pictures, targets, kept = self._placed(found, members)
-            seen = True
-            if self.augment is not None and self.seed is not None:
-                pictures, targets = self.augment(pictures, targets, draws[kept, self.crops :].to(self.device))
-            yield pictures, targets
-        if self.seed is None and self.broken and not seen:
-            raise Error(f"not one picture can be read; the first: {next(iter(self.broken))}")
-        self.ended()
-
-    def ordered(self) -> Iterator[Batch]:
-        """Every picture once, in order, neither cropped nor augmented; the training goes on as if nothing had been."""
-        for wishes, found in zip(every := _all(len(self.targets)), self._reader(every), strict=True):
-            yield self._placed(found, torch.tensor([number for number, _ in wishes]))[:2]
-
     def wishes(self) -> Iterator[list[Any]]:
         """What the rest of the pass asks the other processes for; it refers to the loader no longer."""
-        crops = self.crops
-        return (list(zip(members.tolist(), draws[:, :crops].tolist(), strict=True)) for members, draws in self.shares())
+        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training is, and what was broken up to there."""
@@ -250,6 +195,77 @@ class Streamed(Shuffled):
         check(tuple(self.broken), self.allowed)
 
 
+class Streamed(Streaming):
+    """A labelled data set in files: decoded and cropped by other processes, augmented on the device in batches.
+
+    Order, crops and augmentation are functions of the seed and the pass alone, as those of
+    :class:`fukami.data.loader.Resident` are. A picture that cannot be read is left out of its batch and named.
+
+    Args:
+        files: the pictures, one for each of ``targets``.
+        prepare: brings a picture to the network's size where it is not cropped.
+        smallest: least share of the area in a random resized crop of the training pictures; None: they are not cropped.
+        broken: pictures that may be broken; one more is an error.
+        targets, labels, batch, seed, balanced, augment: as for :class:`fukami.data.loader.Shuffled`.
+    """
+
+    decoding = Decoder
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        targets: Tensor,
+        labels: tuple[str, ...],
+        prepare: Preparation,
+        *,
+        batch: int,
+        seed: int | None = None,
+        balanced: bool = False,
+        augment: Augmentation | None = None,
+        smallest: float | None = None,
+        broken: int = BROKEN,
+    ) -> None:
+        super().__init__(
+            targets, labels, batch=batch, names=list(map(str, files)), seed=seed, balanced=balanced, augment=augment
+        )
+        self.crops = 0 if smallest is None else 4
+        self.begin(self.decoding(files, prepare, smallest or 1.0), broken)
+
+    @property
+    def draws(self) -> int:
+        """Random numbers for each picture: those of its crop, then those of the augmentation."""
+        return self.crops + super().draws
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of one pass, ``(pictures (N, C, H, W) in 0..255, targets)``; a pass cut off is finished."""
+        shares = self.shares()
+        seen = False
+        for found in self._timed(self.reader):
+            members, draws = next(shares)
+            self.count()
+            if self.seed is None and not found[1]:  # a stretch that is missing; the rest can be judged
+                self._name(found[2])
+                continue
+            pictures, targets, kept = self._placed(found, members)
+            seen = True
+            if self.augment is not None and self.seed is not None:
+                pictures, targets = self.augment(pictures, targets, draws[kept, self.crops :].to(self.device))
+            yield pictures, targets
+        if self.seed is None and self.broken and not seen:
+            raise Error(f"not one picture can be read; the first: {next(iter(self.broken))}")
+        self.ended()
+
+    def ordered(self) -> Iterator[Batch]:
+        """Every picture once, in order, neither cropped nor augmented; the training goes on as if nothing had been."""
+        for wishes, found in zip(every := _all(len(self.targets)), self._reader(every), strict=True):
+            yield self._placed(found, torch.tensor([number for number, _ in wishes]))[:2]
+
+    def wishes(self) -> Iterator[list[Any]]:
+        """What the rest of the pass asks the other processes for; it refers to the loader no longer."""
+        crops = self.crops
+        return (list(zip(members.tolist(), draws[:, :crops].tolist(), strict=True)) for members, draws in self.shares())
+
+
 def _apart(number: int) -> None:
     """Leave Ctrl-C and torchrun's signals, which go to a group of processes, to the one that has a step to save."""
     os.setpgrp()
@@ -258,8 +274,8 @@ def _apart(number: int) -> None:
 class _Wishes:
     """What a pass asks the other processes for: the rest of it, from where the training is."""
 
-    def __init__(self, loader: Streamed) -> None:
-        self.loader: Streamed = weakref.proxy(loader)
+    def __init__(self, loader: Streaming) -> None:
+        self.loader: Streaming = weakref.proxy(loader)
 
     def __len__(self) -> int:
         return len(self.loader) - self.loader.position
