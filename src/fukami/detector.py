@@ -67,7 +67,7 @@ class Detector(Supervised):
         from fukami.data import framed, moves
 
         seed, batch = (self.seed, self.batch) if train else (None, JUDGED)
-        change = moves.parse(self.augment) if train and self.augment else None
+        change = moves.parse(self.augment if train else ())
         return framed.loader(samples, labels, self.prepare(), batch=batch, seed=seed, augment=change,
                              memory=self.memory, broken=self.broken)  # fmt: skip
 

@@ -19,13 +19,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import roi_align, roi_pool
+from torchvision.ops import roi_pool
 
 from fukami.models.resnet import resnet50
 from fukami.models.vgg import convolutions
 from fukami.ops import anchors, boxes, sampling
 from fukami.ops.frozen import freeze
 from fukami.ops.regions import Found, Samples, Truth
+from fukami.ops.roi_align import roi_align
 
 Pooling = Literal["align", "pool"]
 Part = Literal["both", "rpn", "regions"]
@@ -292,11 +293,11 @@ class RegionHeads(nn.Module):
         return pooled[order.argsort()]
 
     def _pool(self, features: Tensor, regions: Tensor, stride: int) -> Tensor:
-        """In float32, the one type in which torchvision pools on every device."""
+        """In float32, whatever the maps are in."""
         features = features.float()
         if self.pooling == "pool":
             return roi_pool(features, regions, SIDE, 1 / stride)  # type: ignore[no-any-return]
-        return roi_align(features, regions, SIDE, 1 / stride, sampling_ratio=2)  # type: ignore[no-any-return]
+        return roi_align(features, regions, SIDE, 1 / stride)
 
 
 class AffineHead(nn.Module):
