@@ -111,7 +111,7 @@ def main():
     for who, classes in found.items():
         note = f"{part}; {who}, {statistics.mean(sizes[who]):.0f} boxes a picture; opencv is {cv2.__version__}"
         for count, best in classes.items():
-            hits = [overlap >= 0.5 for each in best.values() for overlap in each]
+            hits = [float(overlap >= 0.5) for each in best.values() for overlap in each]
             tell(f"recall at IoU 0.5, {count} boxes, {who}", statistics.mean(hits), f"{note}; {len(hits)} objects")
             mabo = statistics.mean(statistics.mean(each) for each in best.values())
             tell(f"MABO, {count} boxes, {who}", mabo, f"{note}; {len(best)} classes")
