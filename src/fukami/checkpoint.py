@@ -168,7 +168,7 @@ def _load_one(folder: Path, device: str, precision: str) -> Task:
 
         modules = {name: OnnxNetwork(_read(folder / f"{name}.onnx")) for name in modules}
     else:
-        restore(modules, _tensors(folder), folder / "weights.safetensors")
+        restore(modules, read_weights(folder), folder / "weights.safetensors")
     if ours or own in precisions.CONVERTED:
         task.replace(modules)
     task.setup(Runtime.start(*precisions.where(device, precision)))
@@ -179,7 +179,7 @@ def _load_one(folder: Path, device: str, precision: str) -> Task:
     return task
 
 
-def _tensors(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path) -> dict[str, Tensor]:
     """What ``weights.safetensors`` holds."""
     path = folder / "weights.safetensors"
     try:
@@ -244,7 +244,10 @@ def claim(folder: Path, recipe: Recipe, resume: bool) -> None:
         return
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; --out should be a new or empty folder")
-    used = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+    stages = recipe.stages(folder)
+    used = folder.is_dir() and any(
+        not path.name.startswith(".") and path.name not in stages for path in folder.iterdir()
+    )
     if used and not resume:
         raise UsageError(
             f"{folder} exists and is not empty; give another --out, or --resume to go on with the run in it"
@@ -265,6 +268,11 @@ def claim(folder: Path, recipe: Recipe, resume: bool) -> None:
                 f"{folder} was begun with {'; '.join(differ)}: resume it as it was, or choose another --out"
             )
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def finished(folder: Path) -> bool:
+    """Whether the training of the run in a folder, if there is one, came to its end."""
+    return (folder / "recipe.json").is_file() and "time" in _record(folder)
 
 
 def conditions(folder: Path, device: str, precision: str, compile: bool | None) -> tuple[str, str, bool | None]:

@@ -54,6 +54,7 @@ def train(
     checkpoint.claim(folder, recipe, resume)
     device, precision, compile = checkpoint.conditions(folder, device, precision, compile)
     runtime = Runtime.start(device, precision, timeout=timeout)
+    before = earlier(recipe, folder, runtime, compile, timeout)
     clock = runtime.clock
     with Stop() as stop, Watch(runtime, timeout), Saver(folder, runtime.main) as saver:
         seed(recipe.seed)
@@ -72,7 +73,7 @@ def train(
             step = restore(folder, task, loader, log)
             together(step, runtime)
             if step == 0:
-                recipe.begin(task)
+                recipe.begin(task) if before is None else recipe.follow(task, before)
                 log.begin(data.labels, compile)
             batches = iter(task.batches(loader))
             update = runtime.fast(task.step, task.static)
@@ -112,6 +113,29 @@ def train(
             with clock("evaluation"):
                 figures = list(task.figures(data.val)) if data.val else []
             return log.finish(figures)
+
+
+def earlier(recipe: Recipe, folder: Path, runtime: Runtime, compile: bool | None, timeout: float) -> Path | None:
+    """Train the stages that come before the recipe, where they are not trained yet; returns the last one's folder."""
+    stages = recipe.stages(folder)
+    if stages and runtime.main and not (folder / "recipe.json").is_file():  # so that the whole can be resumed
+        note = {"device": runtime.device.type, "precision": runtime.precision, "compile": compile}
+        checkpoint.write_run(folder, recipe, (), note)
+    for name, stage in stages.items():
+        begun = (folder / name / "recipe.json").is_file()
+        if checkpoint.finished(folder / name):
+            checkpoint.claim(folder / name, stage, resume=True)
+            continue
+        train(
+            stage,
+            folder / name,
+            device=str(runtime.device),
+            precision=runtime.precision,
+            compile=compile,
+            resume=begun,
+            timeout=timeout,
+        )
+    return folder / list(stages)[-1] if stages else None
 
 
 class History:

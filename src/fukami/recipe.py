@@ -66,6 +66,14 @@ class Recipe:
     def begin(self, task: "Task") -> None:
         """Bring the task of a new training, on its device already, to its first state; nothing by default."""
 
+    def stages(self, folder: Path) -> "dict[str, Recipe]":
+        """The recipes to train before this one, each in the folder of its name in ``folder``; none by default."""
+        return {}
+
+    def follow(self, task: "Task", run: Path) -> None:
+        """What :meth:`begin` is after stages, the last of which left ``run``."""
+        raise NotImplementedError(f"{type(self).__name__} has stages and does not define follow(task, run)")
+
     def on(self, spec: str) -> Self:
         """This recipe judged on the data ``spec``: its test part, or all of it where it has none and is new to the run.
 

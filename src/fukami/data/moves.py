@@ -38,7 +38,7 @@ def parse(words: Sequence[str]) -> Augment | None:
 
 
 def change(what: Augment, batch: Batch, draws: Tensor) -> Batch:
-    """The batch with its pictures and boxes changed; boxes of which too little is left lose their class.
+    """The batch with its pictures and boxes changed; those boxes of which too little is left become 0.
 
     Args:
         what: as :func:`parse` makes it.
@@ -52,7 +52,7 @@ def change(what: Augment, batch: Batch, draws: Tensor) -> Batch:
         pictures = moved(what, pictures, geometry, batch.sizes, draws)
         boxes, seen = visible(what, boxes, geometry, batch.sizes)
         classes = torch.where(seen, classes, -1)
-        boxes = boxes * (classes >= 0).unsqueeze(2)
+        boxes = boxes * seen.unsqueeze(2)
     inside = within(batch.sizes, pictures)
     covered = batch.sizes / torch.tensor(pictures.shape[-2:], device=draws.device)
     coloured = what.coloured(pictures, draws, covered)

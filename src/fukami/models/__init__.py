@@ -1,10 +1,12 @@
 """Networks: one file per paper, each a plain function that returns an ``nn.Module``."""
 
+from fukami.models.alexnet import alexnet
 from fukami.models.binary_convnet import binary_convnet, binary_deep_convnet
 from fukami.models.binary_resnet import binary_resnet18
 from fukami.models.deep_convnet import deep_convnet
 from fukami.models.faster_rcnn import faster_rcnn_resnet50_fpn, faster_rcnn_vgg16
 from fukami.models.googlenet import googlenet
+from fukami.models.rcnn import rcnn_alexnet, rcnn_vgg16
 from fukami.models.resnet import (
     resnet18,
     resnet20,
@@ -20,6 +22,7 @@ from fukami.models.resnet import (
 from fukami.models.vgg import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
 
 __all__ = [
+    "alexnet",
     "binary_convnet",
     "binary_deep_convnet",
     "binary_resnet18",
@@ -27,6 +30,8 @@ __all__ = [
     "faster_rcnn_resnet50_fpn",
     "faster_rcnn_vgg16",
     "googlenet",
+    "rcnn_alexnet",
+    "rcnn_vgg16",
     "resnet18",
     "resnet20",
     "resnet32",

@@ -109,7 +109,7 @@ def _vgg(
             features=convolutions(column, channels, normalise),  # N × 512 × size/32 × size/32
             avgpool=nn.AdaptiveAvgPool2d(side),  # changes nothing at 32, 64 ... 224
             flatten=nn.Flatten(),
-            classifier=_classifier(512 * side * side, hidden, classes, dropout),  # N × classes
+            classifier=classifier(512 * side * side, hidden, classes, dropout),  # N × classes
         )
     )
     for layer in network.modules():
@@ -141,7 +141,7 @@ def convolutions(column: str, channels: int = 3, normalise: bool = False, width:
     return nn.Sequential(*layers)
 
 
-def _classifier(inputs: int, hidden: int, classes: int, dropout: float) -> nn.Sequential:
+def classifier(inputs: int, hidden: int, classes: int, dropout: float) -> nn.Sequential:
     """Three affine layers; one alone where ``hidden`` is 0."""
     if not hidden:
         return nn.Sequential(nn.Linear(inputs, classes))

@@ -20,9 +20,10 @@ from fukami.proposals.selective_search import SETTINGS, VERSION, Boxes, Mode, pr
 
 if TYPE_CHECKING:
     from fukami.data.boxes import Annotated
+    from fukami.preparation import Scaled
 
 
-def of(pictures: "Sequence[Annotated]", mode: Mode = "fast") -> list[Boxes]:
+def of(pictures: "Sequence[Annotated]", mode: Mode = "fast", prepare: "Scaled | None" = None) -> list[Boxes]:
     """The boxes that :func:`propose` finds in each picture, ``(n, 4)`` float32 in pixels of the upright picture.
 
     Each picture's are kept in a file of its own in the cache folder, so that work that was interrupted goes on, and a
@@ -32,6 +33,8 @@ def of(pictures: "Sequence[Annotated]", mode: Mode = "fast") -> list[Boxes]:
     Args:
         pictures: of which only ``source`` and ``name`` matter.
         mode: ``fast`` or ``quality``.
+        prepare: brings a picture to the size in which it is searched, and in whose pixels the boxes then are. A picture
+            that cannot be read has no boxes then: who learns from it will find out.
 
     Raises:
         Error: a picture cannot be read, or the cache folder cannot be written.
@@ -49,7 +52,7 @@ def of(pictures: "Sequence[Annotated]", mode: Mode = "fast") -> list[Boxes]:
     threads = ThreadPoolExecutor(quota())
     try:
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-            found = [threads.submit(_one, picture, mode) for picture in pictures]
+            found = [threads.submit(_one, picture, mode, prepare) for picture in pictures]
             for each in progress.track(as_completed(found), total=len(found)):
                 each.result()  # the first that fails ends it
         return [each.result() for each in found]
@@ -57,20 +60,31 @@ def of(pictures: "Sequence[Annotated]", mode: Mode = "fast") -> list[Boxes]:
         threads.shutdown(cancel_futures=True)
 
 
-def _one(picture: "Annotated", mode: Mode) -> Boxes:
+def _one(picture: "Annotated", mode: Mode, prepare: "Scaled | None") -> Boxes:
     """The boxes of a picture: those that were kept, or else found now."""
-    content, pixels = _content(picture)
-    key = hashlib.blake2b(content, digest_size=16, person=f"{mode} {VERSION}".encode()).hexdigest()
-    path = places.download_folder() / "proposals" / key[:2] / f"{key}.npz"
-    boxes = _kept(path, key)
-    if boxes is None:
-        if pixels is None:
+    try:
+        content, pixels = _content(picture)
+        size = f"{prepare.shortest} {prepare.longest}" if prepare else ""
+        made_by = f"{mode} {VERSION}".encode()
+        key = hashlib.blake2b(content, digest_size=16, person=made_by, salt=size.encode()).hexdigest()
+        path = places.download_folder() / "proposals" / key[:2] / f"{key}.npz"
+        boxes = _kept(path, key)
+        if boxes is not None:
+            return boxes
+        if prepare:
+            resized = prepare(prepare.open(picture.source, picture.name)).round().byte()
+            pixels = np.ascontiguousarray(resized.permute(1, 2, 0).numpy())
+        elif pixels is None:
             pixels = np.asarray(image.read(content, name=picture.name).convert("RGB"))
-        try:
-            boxes = propose(pixels, mode)
-        except Error as error:
-            raise Error(f"{picture.name}: {error}") from error
-        _keep(path, key, boxes)
+    except Error:
+        if prepare is None:
+            raise
+        return np.zeros((0, 4), np.float32)
+    try:
+        boxes = propose(pixels, mode)
+    except Error as error:
+        raise Error(f"{picture.name}: {error}") from error
+    _keep(path, key, boxes)
     return boxes
 
 

@@ -121,6 +121,10 @@ class Detection(Task):
             found: list[Found] = self.model(self.normalised(pictures, sizes).to(kind), sizes)
         return found
 
+    def answer(self, batch: "Batch") -> list[Found]:
+        """What is found in the pictures of a batch, in pixels of the frame."""
+        return self.detect(batch.pictures.to(self.runtime.device), batch.sizes.to(self.runtime.device))
+
     @torch.inference_mode()
     def evaluate(self, batches: Iterable["Batch"]) -> dict[str, Any]:
         """``map`` of PASCAL VOC at an IoU of 0.5, the APs of COCO, ``count`` and the AP of each class.
@@ -138,11 +142,10 @@ class Detection(Task):
         found = Detections(self.labels)
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
-        device = self.runtime.device
         for batch in batches:
             if len(batch.pictures) == 0:  # this process's share of the last batch
                 continue
-            answers = self.detect(batch.pictures.to(device), batch.sizes.to(device))
+            answers = self.answer(batch)
             ratios = (batch.originals.cpu() / batch.sizes.cpu()).flip(1).repeat(1, 2)
             there = batch.classes.cpu() >= 0
             for i, answer in enumerate(answers):

@@ -1,0 +1,96 @@
+"""AlexNet: the network that won ImageNet in 2012, in the form of one column.
+
+Krizhevsky, Sutskever and Hinton, "ImageNet Classification with Deep Convolutional Neural Networks", NIPS 2012. The
+paper's network is split over two GPUs; this is its sequel's for one (Krizhevsky, "One weird trick for parallelizing
+convolutional neural networks", 2014), as torchvision has it, without the local response normalisation. For a picture of
+224×224:
+
+    convolution 11×11, stride 4    64    55 × 55    max pooling 3×3, stride 2    27 × 27
+    convolution  5×5              192    27 × 27    max pooling 3×3, stride 2    13 × 13
+    convolution  3×3              384    13 × 13
+    convolution  3×3              256    13 × 13
+    convolution  3×3              256    13 × 13    max pooling 3×3, stride 2     6 ×  6
+    dropout 0.5   affine 4096   dropout 0.5   affine 4096   affine 1000
+
+The names of the parameters are torchvision's: its published weights load as they are.
+"""
+
+from collections import OrderedDict
+
+from torch import nn
+
+from fukami.ops.stem import StemConv2d
+
+TABLE = ((64, 11, True), (192, 5, True), (384, 3, False), (256, 3, False), (256, 3, True))  # width, side, pooled
+
+
+def alexnet(
+    classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
+) -> nn.Sequential:
+    """AlexNet of one column: 5 convolutions and 3 affine layers.
+
+    Args:
+        classes: number of scores, ``(N, classes)``.
+        channels, size: the input is ``(N, channels, size, size)``. The classifier sees the positions that the last
+            pooling leaves of it, 6 a side at 224; pictures of another size than this one are averaged to as many.
+        hidden: width of the two affine layers before the last.
+        dropout: share of what enters each of them that training drops.
+
+    Raises:
+        ValueError: the picture is too small for the poolings.
+    """
+    side = positions(size)
+    return nn.Sequential(
+        OrderedDict(
+            features=convolutions(channels),
+            avgpool=nn.AdaptiveAvgPool2d(side),
+            flatten=nn.Flatten(),
+            classifier=classifier(256 * side * side, hidden, classes, dropout),
+        )
+    )
+
+
+def positions(size: int) -> int:
+    """How many positions a side the convolutions leave of a picture ``size`` pixels wide.
+
+    Raises:
+        ValueError: not one.
+    """
+    side = (size - 7) // 4 + 1
+    for _ in range(3):
+        side = (side - 3) // 2 + 1
+    if side < 1:
+        raise ValueError(f"AlexNet needs pictures of at least 63×63, not {size}×{size}: enlarge them")
+    return side
+
+
+def convolutions(channels: int = 3, normalise: bool = False, width: float = 1.0) -> nn.Sequential:
+    """The five convolutions and three poolings; ``width`` is the share of the table's channels that there are."""
+    layers: list[nn.Module] = []
+    inputs = channels
+    for number, side, pooled in TABLE:
+        outputs = round(width * number)
+        if layers:
+            layers.append(nn.Conv2d(inputs, outputs, kernel_size=side, padding=side // 2))
+        else:
+            layers.append(StemConv2d(inputs, outputs, kernel_size=side, stride=4, padding=2))
+        if normalise:
+            layers.append(nn.BatchNorm2d(outputs))
+        layers.append(nn.ReLU(inplace=True))
+        if pooled:
+            layers.append(nn.MaxPool2d(kernel_size=3, stride=2))
+        inputs = outputs
+    return nn.Sequential(*layers)
+
+
+def classifier(inputs: int, hidden: int, classes: int, dropout: float) -> nn.Sequential:
+    """Three affine layers."""
+    return nn.Sequential(
+        nn.Dropout(dropout),
+        nn.Linear(inputs, hidden),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, classes),
+    )

@@ -1,0 +1,200 @@
+"""RegionCNN: the recipe that the stages of R-CNN share; each adds what it trains."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from fukami.detector import Detector
+from fukami.errors import UsageError
+from fukami.recipe import Data, name_of, within
+
+if TYPE_CHECKING:
+    from fukami.data.boxes import Annotated
+    from fukami.data.framed import Framed
+    from fukami.models.rcnn import RCNN
+    from fukami.task import Task
+    from fukami.tasks.region_cnn import RegionCNN as Regional
+    from fukami.tasks.region_cnn import Regions
+
+LEAST = {"alexnet": 63, "vgg16": 32}  # pixels of a region that the backbone needs
+SHARED = ("backbone", "size", "context", "hidden", "width", "batch_norm")  # in which all stages have to agree
+IDLE = (  # where nothing is learned by gradients
+    "epochs", "judge_every", "batch", "accumulate", "rematerialise", "optimizer", "lr", "lr_rule", "clip", "momentum",
+    "weight_decay", "decay", "drop", "warmup", "augment", "regions", "dropout",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionCNN(Detector):
+    """A network that looks at each proposed region by itself."""
+
+    paper: ClassVar[str] = "Girshick et al., Rich feature hierarchies for accurate object detection"
+    year: ClassVar[int] = 2014
+
+    shortest: int = 375
+    """Shorter side of the pictures in which regions are proposed, and from which they are warped, in pixels."""
+    longest: int = 500
+    """The longer side at most; a longer picture is made smaller still."""
+    backbone: Literal["alexnet", "vgg16"] = "alexnet"
+    """The classifier that looks at a region."""
+    size: int = 227
+    """Side of a warped region in pixels; VGG-16 was made for 224."""
+    context: int = 16
+    """Pixels of it on each side that show what is around the region."""
+    mode: Literal["fast", "quality"] = "fast"
+    """Of Selective Search: 8 or 80 groupings."""
+    hidden: int = 4096
+    """Units of the two affine layers."""
+    dropout: float = 0.5
+    """Share of them dropped in training."""
+    width: float = 1.0
+    """Share of the paper's channels in the convolutions."""
+    batch_norm: bool = False
+    """Batch normalisation after every convolution."""
+    regions: int = 16
+    """Regions of each picture in an update, a quarter of them objects at most."""
+    init: str = ""
+    """What to begin with."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        super().__post_init__()
+        within(self, LEAST[self.backbone], math.inf, "size")
+        within(self, 0, (self.size - 1) // 2, "context")
+        within(self, 1, math.inf, "hidden")
+        within(self, 4, math.inf, "regions")
+        within(self, 0, 0.99, "dropout")
+        within(self, 1 / 64, 4, "width")
+        if self.rematerialise:
+            raise UsageError("R-CNN cannot rematerialise; give --accumulate, which takes less memory, too")
+
+    def network(self, classes: int) -> "RCNN":
+        """The network, for so many classes without the background."""
+        from fukami import models
+
+        make = {"alexnet": models.rcnn_alexnet, "vgg16": models.rcnn_vgg16}[self.backbone]
+        return make(classes, size=self.size, hidden=self.hidden, dropout=self.dropout, width=self.width,
+                    batch_norm=self.batch_norm)  # fmt: skip
+
+    def task(self, labels: tuple[str, ...]) -> "Regional":
+        """A detector of ``labels``; each stage has its own."""
+        raise NotImplementedError(f"{type(self).__name__} does not define task(labels)")
+
+    def looking(self, cache: float = 0.0) -> "Regions":
+        """How regions are found, warped and remembered."""
+        from fukami.tasks.region_cnn import Regions
+
+        return Regions(self.size, self.context, self.mode, cache, self.regions)
+
+    def loader(self, samples: "tuple[Annotated, ...]", labels: tuple[str, ...], *, train: bool) -> "Framed":
+        """Batches of a part of the data, with proposals."""
+        return super().loader(self.proposed(samples), labels, train=train)
+
+    def proposed(self, samples: "tuple[Annotated, ...]") -> "tuple[Annotated, ...]":
+        """The pictures with the proposals of Selective Search beside their objects."""
+        import numpy as np
+
+        from fukami.data.boxes import PROPOSAL
+        from fukami.proposals import cache
+        from fukami.tasks.region_cnn import usable
+
+        prepare, found = self.prepare(), []
+        for sample, every in zip(samples, cache.of(samples, self.mode, prepare), strict=True):
+            own = usable(every)
+            ratio = np.tile(np.array(sample.size) / np.array(prepare.size(*sample.size)), 2)
+            more = dataclasses.replace(
+                sample,
+                boxes=np.concatenate([sample.boxes, (own * ratio).astype(np.float32)]),
+                classes=np.concatenate([sample.classes, np.full(len(own), -1)]),
+                kinds=np.concatenate([sample.kinds, np.full(len(own), PROPOSAL, np.uint8)]),
+            )
+            found.append(more)
+        return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Later(RegionCNN):
+    """A stage that goes on from the run of the one before, one picture after another."""
+
+    follows: ClassVar[str] = ""  # the name of the recipe before
+
+    cache: float = 10.0
+    """Gigabytes of disk that features of regions may take; what does not fit is computed again. 0: none are kept."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        super().__post_init__()
+        within(self, 0, math.inf, "cache")
+        given = [name for name in IDLE if getattr(self, name) != getattr(type(self), name)]
+        if given:
+            flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise UsageError(f"nothing is learned by gradients in {name_of(type(self))}: leave out {flags}")
+
+    def data(self) -> Data:
+        """The data set, once it is sure that there is a run to go on from."""
+        self.before()
+        return super().data()
+
+    def loader(self, samples: "tuple[Annotated, ...]", labels: tuple[str, ...], *, train: bool) -> "Framed":
+        """Batches of a part of the data, with proposals; what is learned from comes as it is, picture by picture."""
+        return unchanged(self, samples, labels) if train else super().loader(samples, labels, train=False)
+
+    def before(self) -> Path:
+        """The folder of the run before.
+
+        Raises:
+            UsageError: there is none, it is of another stage or not finished, or its network is another one.
+        """
+        from fukami import checkpoint
+
+        own = name_of(type(self))
+        if not self.init:
+            raise UsageError(f"{own} goes on from a run of {self.follows}; give its folder: --init DIR")
+        folder = checkpoint.locate(self.init)
+        other, _ = checkpoint.describe(folder)
+        if name_of(type(other)) != self.follows:
+            raise UsageError(f"{folder} is a run of {name_of(type(other))}; {own} goes on from one of {self.follows}")
+        if not checkpoint.finished(folder):
+            raise UsageError(f"{folder} is not finished; go on with it first: fukami train {self.follows} --resume")
+        differ = {name: getattr(other, name) for name in SHARED if getattr(other, name) != getattr(self, name)}
+        if differ:
+            flags = " ".join(_flag(name, value) for name, value in differ.items())
+            raise UsageError(f"{folder} has a network of other fields; give the same ones: {flags}")
+        return folder
+
+    def begin(self, task: "Task") -> None:
+        """Take the network of the run before."""
+        take(task, self.before())
+
+
+def unchanged(recipe: RegionCNN, samples: "tuple[Annotated, ...]", labels: tuple[str, ...]) -> "Framed":
+    """The pictures one by one with their proposals, in an order of the seed, and not augmented."""
+    from fukami.data import framed
+
+    return framed.loader(recipe.proposed(samples), labels, recipe.prepare(), batch=1, seed=recipe.seed,
+                         memory=recipe.memory, broken=recipe.broken)  # fmt: skip
+
+
+def take(task: "Task", folder: Path) -> None:
+    """Go on with the weights of the stage before.
+
+    Raises:
+        UsageError: it had other classes.
+    """
+    from fukami import checkpoint
+
+    _, labels = checkpoint.describe(folder)
+    own = getattr(task, "labels", ())
+    if labels != own:
+        raise UsageError(f"{folder} knows the classes {', '.join(labels)}, and the data have {', '.join(own)}")
+    tensors = checkpoint.read_weights(folder)
+    task.model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
+
+
+def _flag(name: str, value: object) -> str:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"
