@@ -171,19 +171,3 @@ def test_a_classifier_answers_for_frames_as_for_pictures(fukami, tmp_path):
     assert (answer.json[0]["file"], answer.json[0]["label"]) == (str(source), alone["label"])
     assert len(list(video.frames(tmp_path / "drawn" / "a.mp4"))) == 2
     assert fukami("predict", "deep-convnet", source, "--every", "0").status == 2
-
-
-def test_a_run_judged_by_classes_is_logged_reported_and_ranked(fukami, tmp_path):
-    """What is nested stands in the files and in the answers, and in no line that a person reads."""
-    answer = fukami("train", str(RECIPE), "--out", "run", "--device", "cpu")
-    assert answer.status == 0, answer.err
-    assert answer.json[0]["classes"]["lamp"]["objects"] == 3
-    assert next(iter(answer.json[0])) == "map"
-    assert "classes" not in answer.err
-    report = (tmp_path / "run" / "report.html").read_text()
-    assert f"map {answer.json[0]['map']:.4f} · map 11" in report
-    assert "lamp" not in report.partition("What made it")[0].partition("Repeat it")[0]
-    table = fukami("board", ".")
-    assert ": map" in table.out
-    (judged,) = fukami("eval", "run", "--device", "cpu", "--out", "page").json
-    assert judged["classes"] == answer.json[0]["classes"]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from fukami import checkpoint
 
-ACROSS = 4  # curves in a row
+ACROSS = 3  # curves in a row
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
 <style>
@@ -162,7 +162,9 @@ def curves(trained: Sequence[dict[str, Any]], judged: Sequence[dict[str, Any]]) 
         "best_member",
         "gain",
         "disagreement",
-    }  # these have a figure of their own
+        "map_11",
+        "coco_ap50",
+    }  # these have a figure of their own, or say what another one says
     numbers = (key for line in [*trained, *judged] for key, value in line.items() if isinstance(value, int | float))
     names = [*(name for name in dict.fromkeys(numbers) if name not in unplotted), "lr"]
     columns = min(len(names), ACROSS)
