@@ -32,6 +32,7 @@ ALLOWED = {
     "figures_boxes": {"errors", "image", "average_precision"},
     "digit": BASE,
     "preparation": {"errors", "image", "digit"},
+    "video": BASE,
     "analysis": {"errors", "image", "figures", "analysis"},
     "proposals": {"errors", "image", "proposals", "processors", "data.boxes", "data.places"},
     "data": {"errors", "clock", "data", "image", "preparation", "processors"},
