@@ -73,6 +73,13 @@ def digit_files(tmp_path_factory):
     return root
 
 
+@pytest.fixture
+def few_scenes(monkeypatch):
+    """The data set ``scenes`` with eight pictures to train on and four to judge on."""
+    monkeypatch.setattr("fukami.data.scenes.TRAINING", 8)
+    monkeypatch.setattr("fukami.data.scenes.TESTING", 4)
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """A run of DeepConvNet on the embedded digits, short but right most of the time."""

@@ -37,10 +37,24 @@ ALLOWED = {
     "proposals": {"errors", "image", "proposals", "processors", "data.boxes", "data.places"},
     "data": {"errors", "clock", "data", "image", "preparation", "processors"},
     "numerics": {"errors", "numerics", "ops"},
-    "tasks": {*THIRD, "numerics", "ops", "proposals", "task"},
+    "tasks": {*THIRD, "numerics", "ops", "proposals", "task", "tasks"},
     "transfer": BASE,
-    "classifier": {*THIRD, "data", "models", "numerics", "recipe", "tasks", "task", "transfer"},
-    "recipes": {*THIRD, "classifier", "models", "ops", "data", "recipes", "tasks", "task", "recipe"},
+    "supervised": {"errors", "data", "recipe", "schedules", "task"},
+    "classifier": {*THIRD, "data", "models", "numerics", "recipe", "supervised", "tasks", "task", "transfer"},
+    "detector": {*THIRD, "data", "models", "recipe", "supervised", "tasks", "task", "transfer"},
+    "recipes": {
+        *THIRD,
+        "classifier",
+        "data",
+        "detector",
+        "models",
+        "ops",
+        "recipe",
+        "recipes",
+        "supervised",
+        "tasks",
+        "task",
+    },
     "showing": {"errors", "image", "figures", "preparation", "classifier", "data"},
     "lr_range": {"errors", "recipe", "resuming", "runtime"},
     "scratch": {"errors", "scratch", "data.mnist"},
@@ -79,7 +93,12 @@ ALLOWED = {
     },
 }
 FREE = {"cli", "commands", "page", "importing", "__init__", "__main__"}  # they may use everything
-THIRD_PARTY = {"models": {"torch"}, "ops": {"torch"}, "scratch": {"numpy", "safetensors"}, "recipe": {"tyro"}}
+THIRD_PARTY = {
+    "models": {"torch", "torchvision"},
+    "ops": {"torch", "torchvision"},
+    "scratch": {"numpy", "safetensors"},
+    "recipe": {"tyro"},
+}
 
 
 def imports(path):

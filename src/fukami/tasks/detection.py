@@ -91,7 +91,10 @@ class Detection(Task):
     def loss(self, batch: "Batch") -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of both stages: is there an object, which one, and where are its borders (equation 1)."""
         first, second = self.replica(*self.asked(batch))
-        losses = {**self.losses(first, "objectness", "anchors"), **self.losses(second, "classes", "boxes")}
+        losses = {
+            **self.losses(first, "objectness", "anchor_boxes"),
+            **self.losses(second, "classification", "region_boxes"),
+        }
         return torch.stack(list(losses.values())).sum(), {name: loss.detach() for name, loss in losses.items()}
 
     def asked(self, batch: "Batch") -> tuple[Tensor, Tensor, Truth]:
