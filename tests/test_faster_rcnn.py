@@ -17,6 +17,9 @@ from fukami.models import faster_rcnn_resnet50_fpn, faster_rcnn_vgg16, resnet50
 from fukami.models.faster_rcnn import RegionHeads
 from fukami.ops import anchors, boxes, frozen, sampling
 from fukami.ops.regions import Truth
+from fukami.preparation import Scaled
+from fukami.runtime import Runtime
+from fukami.tasks.detection import Detection
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +107,8 @@ def test_has_the_losses_of_torchvision(theirs, ours, monkeypatch):
     monkeypatch.setattr(theirs.rpn, "fg_bg_sampler", Sampler(256, 0.5, truth.draws))
     monkeypatch.setattr(theirs.roi_heads, "fg_bg_sampler", Sampler(512, 0.25, truth.draws + 1, places=2000))
     expected = theirs.train()(PICTURES, TARGETS)
-    from fukami.preparation import Scaled
-    from fukami.tasks.detection import Detection
-
     task = Detection(ours, tuple(map(str, range(90))), Scaled(shortest=128, longest=256))
+    task.runtime = Runtime.start("cpu", "float32")
     first, second = ours.train()(pictures, sizes, truth)
     found = task.losses(first, "objectness", "anchor_boxes") | task.losses(second, "classification", "region_boxes")
     names = {"objectness": "loss_objectness", "anchor_boxes": "loss_rpn_box_reg", "classification": "loss_classifier",
@@ -185,7 +186,7 @@ def test_anchors_are_torchvisions():
 
 def test_the_papers_anchors():
     """Table 1 has nine; the areas are those of the scales, and the shapes 1:2, 1:1 and 2:1."""
-    cell = anchors.cell((128, 256, 512))
+    cell = torch.tensor(anchors.cell((128, 256, 512)))
     width, height = cell[:, 2] - cell[:, 0], cell[:, 3] - cell[:, 1]
     assert len(cell) == 9
     torch.testing.assert_close((width * height).sqrt(), torch.tensor([128.0, 256, 512]).repeat(3), rtol=0.01, atol=0)

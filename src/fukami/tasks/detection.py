@@ -104,8 +104,8 @@ class Detection(Task):
         return self.normalised(batch.pictures, batch.sizes), batch.sizes, truth
 
     def losses(self, samples: Samples, what: str, where: str) -> dict[str, Tensor]:
-        """Cross entropy, and smooth absolute error of the boxes of objects, both over the number of samples."""
-        count = samples.there.sum().clamp(min=1)
+        """Cross entropy, and smooth absolute error of the boxes of objects, both over the samples of all processes."""
+        count = self.runtime.sum(samples.there.sum()).clamp(min=1) / self.runtime.world
         if samples.scores.ndim == 2:
             wrong = F.binary_cross_entropy_with_logits(samples.scores, samples.targets.float(), reduction="none")
         else:
