@@ -23,14 +23,6 @@ SENTENCES = {
 }
 
 
-def annotated(path: Path) -> bool:
-    """Whether there are annotations of boxes at a path."""
-    try:
-        return path.suffix.lower() != ".csv" and detection.recognised(path) is not None
-    except Error:  # an archive that cannot be unpacked is told by whoever examines it next
-        return False
-
-
 def examine(spec: str, found: Findings) -> Iterator[tuple[Item, bytes]]:
     """The readable pictures of a data set with the digest of their pixels; what is wrong is told on the way."""
     if spec == "scenes":

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from fukami.data import shapes
 from fukami.data.boxes import COUNTED, Annotated
-from fukami.data.shapes import DIGITS, TEXTURES, Array
+from fukami.data.shapes import DIGITS, TEXTURES, Array, uniform
 
 LABELS = ("circle", "cross", "eight", "ring", "seven", "square", "star", "triangle")
 COUNTS = ("no", "a", "two", "three", "four", "five", "six")
@@ -79,7 +79,7 @@ def scene(seed: int, number: int) -> Scene:
     height, width = (int(side) for side in random.integers(*SIDES, 2, endpoint=True))
     page = _ground(random, height, width)
     for _ in range(int(random.integers(0, 4))):
-        _place(random, page, "bar", random.uniform(*SIZES))
+        _place(random, page, "bar", uniform(random, *SIZES))
     instances = np.zeros((height, width), np.uint8)
     things: list[Thing] = []
     whole: list[int] = []  # pixels of each object when nothing hid it
@@ -126,7 +126,7 @@ def _place(
     size = min(size, 0.75 * min(height, width))
     for _ in range(TRIES if instances is not None else 1):
         inside = 0.36 * size
-        x, y = random.uniform(inside, width - inside), random.uniform(inside, height - inside)
+        x, y = uniform(random, inside, width - inside), uniform(random, inside, height - inside)
         reach = int(0.62 * size) + 3
         left, top = max(0, int(x) - reach), max(0, int(y) - reach)
         cut = np.s_[top : min(height, int(y) + reach), left : min(width, int(x) + reach)]
@@ -152,12 +152,12 @@ def _place(
 def _ground(random: np.random.Generator, height: int, width: int) -> Array:
     """What the objects lie on: a faint texture, blotches and a gradient, ``(H, W, 3)``."""
     rows, columns = (axis.astype(np.float32) for axis in np.ogrid[:height, :width])
-    tangent = random.uniform(-1, 1)
+    tangent = uniform(random, -1, 1)
     cos, sin = (1 - tangent * tangent) / (1 + tangent * tangent), 2 * tangent / (1 + tangent * tangent)
     u, v = cos * columns + sin * rows, cos * rows - sin * columns
-    first, second = random.uniform(50, 205, (2, 3)).astype(np.float32)
+    first, second = uniform(random, 50, 205, (2, 3)).astype(np.float32)
     texture = shapes.pattern(random, TEXTURES[random.integers(len(TEXTURES))], u, v)
-    mixed = random.uniform(0.05, 0.3) * texture + random.uniform(0.2, 0.7) * _blotches(random, height, width)
+    mixed = uniform(random, 0.05, 0.3) * texture + uniform(random, 0.2, 0.7) * _blotches(random, height, width)
     return np.asarray(first + mixed[..., None] * (second - first))
 
 
@@ -176,10 +176,10 @@ def _blotches(random: np.random.Generator, height: int, width: int) -> Array:
 def _photographed(random: np.random.Generator, page: Array) -> npt.NDArray[np.uint8]:
     """The page under uneven light, a little out of focus, with the noise of a camera."""
     height, width = page.shape[:2]
-    dark, tilt, lean = random.uniform(0.55, 1.05), random.uniform(-0.35, 0.35), random.uniform(-0.35, 0.35)
+    dark, tilt, lean = uniform(random, 0.55, 1.05), uniform(random, -0.35, 0.35), uniform(random, -0.35, 0.35)
     rows, columns = (axis.astype(np.float32) for axis in np.ogrid[:height, :width])
     lit = page * (dark + tilt * (columns / width - 0.5) + lean * (rows / height - 0.5))[..., None]
-    blur = random.uniform(0, 0.25)
+    blur = uniform(random, 0, 0.25)
     round_about = np.pad(lit, ((1, 1), (0, 0), (0, 0)), "edge")
     lit = lit * (1 - 2 * blur) + (round_about[:-2] + round_about[2:]) * blur
     round_about = np.pad(lit, ((0, 0), (1, 1), (0, 0)), "edge")
