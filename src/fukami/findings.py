@@ -177,7 +177,8 @@ def classes(found: Findings, things: str = "picture") -> None:
     """The names and the sizes of the classes, in pictures or in boxes."""
     counts = found.boxes if things == "box" else found.counts
     labels = sorted({label for counter in counts.values() for label in counter})
-    names(labels, found)
+    every = sum(counts.values(), Counter[str]())
+    names(sorted(labels, key=lambda label: -every[label]), found)  # so that the rare spelling is told
     if len(labels) == 1 and things == "picture":
         found.add("lone class", "there is no other class to tell it from", label=labels[0])
     training = [part for part in counts if part.lower() in (*folder.TRAIN, "")]
