@@ -28,6 +28,16 @@ def mnist_folder(monkeypatch):
     return folder
 
 
+@pytest.fixture(params=["bccd", "voc-animals"])
+def real_boxes(request, monkeypatch):
+    """The name of a real data set of pictures with boxes; skips where it is absent."""
+    folder = Path(os.environ.get("FUKAMI_DATA", SHARED / "data"))
+    if not any((folder / f"{request.param}{suffix}").exists() for suffix in ("", ".zip")):
+        pytest.skip(f"needs {request.param}: no {folder}/{request.param}.zip; set FUKAMI_DATA to the folder above it")
+    monkeypatch.setenv("FUKAMI_DATA", str(folder))
+    return request.param
+
+
 @dataclass
 class Answer:
     """What a command left."""

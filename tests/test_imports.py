@@ -76,7 +76,9 @@ ALLOWED = {
     "ladder": {"errors", "checkpoint", "exporting", "numerics", "precision", "runtime", "tasks"},
     "log": {"errors", "ceiling", "checkpoint", "clock", "recipe", "report", "runtime"},
     "report": {"errors", "checkpoint"},
-    "doctor": {"errors", "image", "data"},
+    "findings": {"errors", "image", "data"},
+    "doctor_boxes": {"errors", "data", "findings"},
+    "doctor": {"errors", "image", "data", "doctor_boxes", "findings"},
     "board": {"errors", "analysis", "checkpoint", "data", "recipe", "report"},
     "serving": {"errors", "image", "report", "serving", "task"},
     "loop": {
