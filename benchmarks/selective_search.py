@@ -1,10 +1,11 @@
 """Our Selective Search beside OpenCV's on the same photographs: how well boxes cover the objects, and in what time.
 
-    python benchmarks/selective_search.py fast|quality [--pictures 250] [--trial]
+    python benchmarks/selective_search.py fast|quality [--every 1] [--trial]
 
-The photographs are the first so many of the part val of `voc-animals`, in VOC's layout: a folder or an archive of this
-name in `$FUKAMI_DATA`. OpenCV is `opencv-contrib-python-headless` (`pip install --group bench`), with its own settings
-of the same name. The two take turns at each photograph, on one thread each.
+The photographs are those of `voc-animals`, both parts, or every so many of them: VOC's layout in a folder or an archive
+of this name in `$FUKAMI_DATA`. Nothing is learned from them. OpenCV is `opencv-contrib-python-headless`
+(`pip install --group bench`), with its own settings of the same name. The two take turns at each photograph, on one
+thread each.
 
 An object, but for those that VOC calls difficult, is covered by the box of the first 500, 1,000 and 2,000 that overlaps
 it most (intersection over union). Recall is the share of the objects covered by at least 0.5. MABO, the mean average
@@ -76,12 +77,13 @@ def main():
     """Measure the two in turn."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("mode", choices=("fast", "quality"))
-    options.add_argument("--pictures", type=int, default=250)
+    options.add_argument("--every", type=int, default=1)
     options.add_argument("--trial", action="store_true")
     options = options.parse_args()
     cv2.setNumThreads(1)
     read = opened()
-    names = [line.split()[0] for line in read("ImageSets/Main/val.txt").decode().splitlines()][: options.pictures]
+    parts = [read(f"ImageSets/Main/{part}.txt").decode().split() for part in ("train", "val")]
+    names = sorted(name for part in parts for name in part)[:: options.every]
     search = {"fukami": selective_search.propose, "opencv": theirs}
     for each in search.values():
         each(np.zeros((32, 32, 3), np.uint8), options.mode)  # our kernels are compiled, or read
@@ -100,8 +102,8 @@ def main():
                 for count in COUNTS:
                     for (label, _), best in zip(annotated, each[:, :count].max(1), strict=True):
                         found[who][count][label].append(best)
-    command = f"python benchmarks/selective_search.py {options.mode} --pictures {options.pictures}"
-    part = f"the first {len(names)} photographs of voc-animals val"
+    command = f"python benchmarks/selective_search.py {options.mode} --every {options.every}"
+    part = f"{len(names)} of the 750 photographs of voc-animals"
 
     def tell(metric, value, note):
         print(metric, f"{value:.4f}", note, flush=True)
