@@ -191,7 +191,7 @@ def slowly_grouped(labels, bins, letters):
     return [list(map(int, box(pixels))) for pixels in regions]
 
 
-@pytest.mark.parametrize("letters", ["CTSF", "TSF", "F", "S"])
+@pytest.mark.parametrize("letters", ["CTSF", "TSF", "C", "F", "S"])
 def test_grouping_is_the_algorithm_of_the_paper(random, letters):
     picture = mottled(random)
     planes = selective_search.colours(picture, "hsv")
