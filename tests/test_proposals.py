@@ -451,6 +451,14 @@ def test_propose_draws_the_stages_of_a_folder(fukami, drawn):
     assert (drawn / "new/here.png").is_file()
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (28, 28)])
+def test_strange_pictures_are_drawn(size):
+    picture = Image.new("L", size, 77)
+    found = propose(np.asarray(picture.convert("RGB")))
+    assert drawing.answer(picture, found).width >= drawing.NARROW
+    assert drawing.stages(picture, found, "quality", 1).width >= 2 * drawing.NARROW
+
+
 def test_propose_names_what_it_cannot_read_and_goes_on(fukami, drawn):
     (drawn / "text.png").write_text("not a picture")
     answer = fukami("propose", "text.png", "a/one.png", "gone.png")
