@@ -34,7 +34,7 @@ ALLOWED = {
     "preparation": {"errors", "image", "digit"},
     "video": BASE,
     "analysis": {"errors", "image", "figures", "analysis"},
-    "proposals": {"errors", "image", "proposals", "processors", "data.boxes", "data.places"},
+    "proposals": {"errors", "image", "proposals", "processors", "data.places"},
     "data": {"errors", "clock", "data", "image", "preparation", "processors"},
     "numerics": {"errors", "numerics", "ops"},
     "tasks": {*THIRD, "numerics", "ops", "proposals", "task", "tasks"},

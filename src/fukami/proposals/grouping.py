@@ -4,7 +4,6 @@ Of all neighbouring regions the two most similar become one, until one is left; 
 numba compiles the kernels on their first call, and keeps them on the disk.
 """
 
-import heapq
 from typing import NamedTuple
 
 import numpy as np
@@ -64,20 +63,14 @@ def group(regions: Regions, similarity: str) -> tuple[npt.NDArray[np.int32], npt
 
     Args:
         regions: what :func:`describe` found.
-        similarity: which of the paper's four are added up: C (colour), T (texture), S (size), F (fill); colour needs
-            texture.
+        similarity: which of the paper's four are added up: C (colour), T (texture), S (size), F (fill).
     """
-    first = 0 if "C" in similarity else regions.colours if "T" in similarity else regions.histograms.shape[1]
-    boxes, made = _group(
-        regions.sizes,
-        regions.boxes,
-        regions.histograms,
-        regions.pairs,
-        regions.area,
-        first,
-        "S" in similarity,
-        "F" in similarity,
-    )
+    used = slice(0 if "C" in similarity else regions.colours, None if "T" in similarity else regions.colours)
+    room = ((0, len(regions.sizes) - 1), (0, 0))  # for the regions that grouping makes
+    sizes = np.pad(regions.sizes, room[0])
+    boxes, histograms = np.pad(regions.boxes, room), np.pad(regions.histograms[:, used], room)
+    settings = (regions.area, "S" in similarity, "F" in similarity)
+    made: npt.NDArray[np.int32] = _group(len(regions.sizes), sizes, boxes, histograms, regions.pairs, *settings)
     return boxes, made
 
 
@@ -159,22 +152,56 @@ def _similarity(a, b, sizes, boxes, histograms, area, by_size, by_fill):  # prag
 
 
 @njit(cache=True, nogil=True)
-def _group(given, given_boxes, given_histograms, pairs, area, first, by_size, by_fill):  # pragma: no cover
-    count, total = len(given), 2 * len(given) - 1
-    sizes, boxes = np.empty(total, np.int64), np.empty((total, 4), np.int32)
+def _push(queue, value, a, b):  # pragma: no cover
+    """Into a heap of the most similar pairs; of pairs alike, the one with the smaller numbers is first."""
+    queue.append((value, a, b))
+    at = len(queue) - 1
+    while at:
+        above = (at - 1) >> 1
+        if not _before(queue[at], queue[above]):
+            break
+        queue[at], queue[above] = queue[above], queue[at]
+        at = above
+
+
+@njit(cache=True, nogil=True)
+def _pop(queue):  # pragma: no cover
+    first = queue[0]
+    moved = queue.pop()
+    size = len(queue)
+    if size:
+        at, below = 0, 1
+        while below < size:
+            if below + 1 < size and _before(queue[below + 1], queue[below]):
+                below += 1
+            if not _before(queue[below], moved):
+                break
+            queue[at] = queue[below]
+            at, below = below, 2 * below + 1
+        queue[at] = moved
+    return first
+
+
+@njit(cache=True, nogil=True)
+def _before(one, other):  # pragma: no cover
+    if one[0] != other[0]:
+        return one[0] > other[0]
+    return one[1] < other[1] if one[1] != other[1] else one[2] < other[2]
+
+
+@njit(cache=True, nogil=True)
+def _group(count, sizes, boxes, histograms, pairs, area, by_size, by_fill):  # pragma: no cover
+    total, chains = len(sizes), 2 * len(pairs)
     made = np.empty((count - 1, 2), np.int32)
-    histograms = np.empty((total, given_histograms.shape[1] - first), np.float32)
-    sizes[:count], boxes[:count], histograms[:count] = given, given_boxes, given_histograms[:, first:]
     # the neighbours of a region, a chain of places: those of two regions are joined as they are, and tidied when read
-    chains = 2 * len(pairs)
     neighbour, following = np.empty(chains, np.int32), np.full(chains, -1, np.int32)
     begin, end = np.full(total, -1, np.int32), np.full(total, -1, np.int32)
-    into = np.arange(total, dtype=np.int32)
+    into = np.arange(total).astype(np.int32)
     seen = np.full(total, -1, np.int32)
-    queue = [(0.0, np.int32(0), np.int32(0))]
-    queue.clear()
+    queue = [(0.0, 0, 0)]
+    queue.pop()
     for p in range(chains):
-        a, b = pairs[p // 2, p % 2], pairs[p // 2, 1 - p % 2]
+        a, b = np.int64(pairs[p >> 1, p & 1]), np.int64(pairs[p >> 1, 1 - (p & 1)])
         neighbour[p] = b
         if begin[a] < 0:
             begin[a] = p
@@ -182,14 +209,13 @@ def _group(given, given_boxes, given_histograms, pairs, area, first, by_size, by
             following[end[a]] = p
         end[a] = p
         if a < b:
-            queue.append((-_similarity(a, b, sizes, boxes, histograms, area, by_size, by_fill), a, b))
-    heapq.heapify(queue)
+            _push(queue, _similarity(a, b, sizes, boxes, histograms, area, by_size, by_fill), a, b)
     for new in range(count, total):
-        _, a, b = heapq.heappop(queue)
+        _, a, b = _pop(queue)
         while into[a] != a or into[b] != b:  # one of them has been grouped since
-            _, a, b = heapq.heappop(queue)
+            _, a, b = _pop(queue)
         into[a] = into[b] = new
-        made[new - count] = a, b
+        made[new - count, 0], made[new - count, 1] = a, b
         sizes[new] = sizes[a] + sizes[b]
         for side in range(2):
             boxes[new, side] = min(boxes[a, side], boxes[b, side])
@@ -201,7 +227,7 @@ def _group(given, given_boxes, given_histograms, pairs, area, first, by_size, by
         at, last = begin[a], np.int32(-1)
         while at >= 0:
             after = following[at]
-            other = root(into, neighbour[at])
+            other = np.int64(root(into, neighbour[at]))
             if other != new and seen[other] != new:
                 seen[other] = new
                 neighbour[at] = other
@@ -211,9 +237,9 @@ def _group(given, given_boxes, given_histograms, pairs, area, first, by_size, by
                     following[last] = at
                 last = at
                 value = _similarity(other, new, sizes, boxes, histograms, area, by_size, by_fill)
-                heapq.heappush(queue, (-value, other, np.int32(new)))
+                _push(queue, value, other, new)
             at = after
         end[new] = last
         if last >= 0:
             following[last] = -1
-    return boxes, made
+    return made
