@@ -1,4 +1,6 @@
-"""The figures of a detector's judgement."""
+"""The figures of a detector's judgement, and who else reads it."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,3 +77,19 @@ def test_the_part_shown_has_the_boxes_and_lies_in_the_picture(box, near):
     for each in (box, near) if near else (box,):
         assert 0 <= left <= each[0] < each[2] <= right <= 100
         assert 0 <= top <= each[1] < each[3] <= bottom <= 50
+
+
+def test_a_run_judged_by_classes_is_logged_reported_and_ranked(fukami, tmp_path):
+    """What is nested stands in the files and in the answers, and in no line that a person reads."""
+    answer = fukami("train", Path(__file__).with_name("bright.py"), "--out", "run", "--device", "cpu")
+    assert answer.status == 0, answer.err
+    assert answer.json[0]["classes"]["lamp"]["objects"] == 3
+    assert next(iter(answer.json[0])) == "map"
+    assert "classes" not in answer.err
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert f"map {answer.json[0]['map']:.4f} · map 11" in report
+    assert "lamp" not in report.partition("What made it")[0].partition("Repeat it")[0]
+    table = fukami("board", ".")
+    assert ": map" in table.out
+    (judged,) = fukami("eval", "run", "--device", "cpu", "--out", "page").json
+    assert judged["classes"] == answer.json[0]["classes"]

@@ -32,14 +32,29 @@ ALLOWED = {
     "figures_boxes": {"errors", "image", "average_precision"},
     "digit": BASE,
     "preparation": {"errors", "image", "digit"},
+    "video": BASE,
     "analysis": {"errors", "image", "figures", "analysis"},
-    "proposals": {"errors", "image", "proposals", "processors", "data.boxes", "data.places"},
+    "proposals": {"errors", "image", "proposals", "processors", "data.places"},
     "data": {"errors", "clock", "data", "image", "preparation", "processors"},
     "numerics": {"errors", "numerics", "ops"},
-    "tasks": {*THIRD, "numerics", "ops", "proposals", "task"},
+    "tasks": {*THIRD, "numerics", "ops", "proposals", "task", "tasks"},
     "transfer": BASE,
-    "classifier": {*THIRD, "data", "models", "numerics", "recipe", "tasks", "task", "transfer"},
-    "recipes": {*THIRD, "classifier", "models", "ops", "data", "recipes", "tasks", "task", "recipe"},
+    "supervised": {"errors", "data", "recipe", "schedules", "task"},
+    "classifier": {*THIRD, "data", "models", "numerics", "recipe", "supervised", "tasks", "task", "transfer"},
+    "detector": {*THIRD, "data", "models", "recipe", "supervised", "tasks", "task", "transfer"},
+    "recipes": {
+        *THIRD,
+        "classifier",
+        "data",
+        "detector",
+        "models",
+        "ops",
+        "recipe",
+        "recipes",
+        "supervised",
+        "tasks",
+        "task",
+    },
     "showing": {"errors", "image", "figures", "preparation", "classifier", "data"},
     "lr_range": {"errors", "recipe", "resuming", "runtime"},
     "scratch": {"errors", "scratch", "data.mnist"},
@@ -61,7 +76,9 @@ ALLOWED = {
     "ladder": {"errors", "checkpoint", "exporting", "numerics", "precision", "runtime", "tasks"},
     "log": {"errors", "ceiling", "checkpoint", "clock", "recipe", "report", "runtime"},
     "report": {"errors", "checkpoint"},
-    "doctor": {"errors", "image", "data"},
+    "findings": {"errors", "image", "data"},
+    "doctor_boxes": {"errors", "data", "findings"},
+    "doctor": {"errors", "image", "data", "doctor_boxes", "findings"},
     "board": {"errors", "analysis", "checkpoint", "data", "recipe", "report"},
     "serving": {"errors", "image", "report", "serving", "task"},
     "loop": {
@@ -78,7 +95,12 @@ ALLOWED = {
     },
 }
 FREE = {"cli", "commands", "page", "importing", "__init__", "__main__"}  # they may use everything
-THIRD_PARTY = {"models": {"torch"}, "ops": {"torch"}, "scratch": {"numpy", "safetensors"}, "recipe": {"tyro"}}
+THIRD_PARTY = {
+    "models": {"torch", "torchvision"},
+    "ops": {"torch", "torchvision"},
+    "scratch": {"numpy", "safetensors"},
+    "recipe": {"tyro"},
+}
 
 
 def imports(path):

@@ -191,7 +191,7 @@ def slowly_grouped(labels, bins, letters):
     return [list(map(int, box(pixels))) for pixels in regions]
 
 
-@pytest.mark.parametrize("letters", ["CTSF", "TSF", "F", "S"])
+@pytest.mark.parametrize("letters", ["CTSF", "TSF", "C", "F", "S"])
 def test_grouping_is_the_algorithm_of_the_paper(random, letters):
     picture = mottled(random)
     planes = selective_search.colours(picture, "hsv")
@@ -449,6 +449,14 @@ def test_propose_draws_the_stages_of_a_folder(fukami, drawn):
         assert picture.width == 2 * 560 + 3 * drawing.MARGIN
     assert fukami("propose", "a", "--out", "new/here.png").json[0]["drawn"] == "new/here.png"
     assert (drawn / "new/here.png").is_file()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (28, 28)])
+def test_strange_pictures_are_drawn(size):
+    picture = Image.new("L", size, 77)
+    found = propose(np.asarray(picture.convert("RGB")))
+    assert drawing.answer(picture, found).width >= drawing.NARROW
+    assert drawing.stages(picture, found, "quality", 1).width >= 2 * drawing.NARROW
 
 
 def test_propose_names_what_it_cannot_read_and_goes_on(fukami, drawn):

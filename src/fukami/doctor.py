@@ -1,90 +1,26 @@
-"""What training would stumble on in classified pictures, by name: broken files, doubtful labels, leaks, imbalance.
+"""What training would stumble on, by name: broken files, doubtful labels, leaks, imbalance.
 
-The data are a folder of pictures by class, an archive of one, a CSV of path and label, shards, or a known name. A
-doctor sees more than a reader: what training passes over in silence or refuses at once is a finding here, and the rest
-is still examined.
+The data are a folder of pictures by class, an archive of one, a CSV of path and label, shards, or a known name; of
+pictures with boxes, :mod:`fukami.doctor_boxes` examines what is said of them. A doctor sees more than a reader: what
+training passes over in silence or refuses at once is a finding here, and the rest is still examined.
 """
 
 import csv
-import hashlib
-import io
 import os
-import unicodedata
-import warnings
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fukami import image
-from fukami.data import bytestream, classification, folder, shards, tar
+from fukami import doctor_boxes, findings
+from fukami.data import bytestream, classification, detection, folder, shards, tar
 from fukami.errors import Error, unknown
+from fukami.findings import Findings, Item
 
-UNBALANCED = 10  # times as many pictures in the largest class as in another
-TINY = 8  # pixels; a side below shows nothing that could be told apart
-CHUNK = 1024  # files that are in flight at a time
 HOLDOUT = 0.2  # share of a known set without a test part of its own that the recipes keep for testing
-ALIKE = {("JPEG", "MPO"), ("BMP", "DIB")}  # formats by name and by content that are one format for every reader
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One finding: its kind, the file or the class it is about, and what is wrong in words."""
-
-    problem: str
-    detail: str
-    file: str = ""
-    label: str = ""
-
-    def record(self) -> dict[str, str]:
-        """As the line of JSON has it."""
-        about = {"file": self.file} if self.file else {}
-        return (
-            {"problem": self.problem} | about | ({"class": self.label} if self.label else {}) | {"detail": self.detail}
-        )
-
-
-@dataclass(frozen=True)
-class Item:
-    """A picture to look at: where it is, what messages call it, its class and its part (empty: no parts)."""
-
-    path: Path
-    name: str
-    label: str
-    part: str
-    content: bytes = b""
-    """What the file holds, where it lies in no file of its own."""
-
-
-@dataclass
-class Findings:
-    """What is wrong, and how much was looked at: readable pictures of each class, by part."""
-
-    problems: list[Problem] = field(default_factory=list)
-    counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-
-    def add(self, problem: str, detail: str, *, file: str = "", label: str = "") -> None:
-        """One more problem."""
-        self.problems.append(Problem(problem, detail, file, label))
-
-    def __str__(self) -> str:
-        """The summary, in one sentence."""
-        pictures = sum(counter.total() for counter in self.counts.values())
-        classes = len({label for counter in self.counts.values() for label in counter})
-        among = f"{_count(pictures, 'readable picture')} of {_count(classes, 'class')}"
-        kinds = Counter(found.problem for found in self.problems)
-        listed = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
-        return (
-            f"{_count(len(self.problems), 'problem')} among {among}: {listed}" if kinds else f"no problem among {among}"
-        )
 
 
 def examine(spec: str) -> Findings:
@@ -97,17 +33,21 @@ def examine(spec: str) -> Findings:
     """
     found = Findings()
     path = Path(spec)
+    if not shards.known(spec) and detection.known(spec):
+        findings.doubles(doctor_boxes.examine(spec, found), found)
+        findings.classes(found, "box")
+        return found
     if spec in classification.NAMES:
         seen = _known(spec, found)
     elif shards.known(spec):
-        seen = _decoded(_packed(spec, found), found)
+        seen = findings.decoded(_packed(spec, found), found)
     elif not path.exists():
-        raise unknown("data set (and no file or folder)", spec, classification.NAMES)
+        raise unknown("data set (and no file or folder)", spec, (*classification.NAMES, *detection.NAMES))
     else:
         items = _listed(path, found) if path.suffix.lower() == ".csv" else _lying(path, found)
-        seen = _decoded(items, found)
-    _doubles(seen, found)
-    _classes(found)
+        seen = findings.decoded(items, found)
+    findings.doubles(seen, found)
+    findings.classes(found)
     return found
 
 
@@ -122,8 +62,8 @@ def _known(spec: str, found: Findings) -> Iterator[tuple[Item, bytes]]:
                 files.append(Item(picture, str(picture), labels[target], part))
             elif isinstance(picture, np.ndarray):
                 found.counts[part][labels[target]] += 1
-                yield Item(Path(), f"{spec} {part} {number}", labels[target], part), _digest(picture)
-    yield from _decoded(files, found)
+                yield Item(Path(), f"{spec} {part} {number}", labels[target], part), findings.digest(picture)
+    yield from findings.decoded(files, found)
 
 
 # folders and archives
@@ -202,7 +142,7 @@ class _Layout:
     def _stranger(self, file: Path) -> None:
         """A file that training passes over because of its name."""
         suffix = f"ends in {file.suffix!r}" if file.suffix else "has no suffix"
-        kind = _format(file)
+        kind = findings.format_of(file)
         if kind:
             ends = [end for end, name in Image.registered_extensions().items() if name == kind]
             right = ".jpg" if ".jpg" in ends else next(iter(ends), "")
@@ -315,141 +255,6 @@ def _once(items: Iterable[Item], found: Findings) -> list[Item]:
     for item in items:
         other = first.setdefault(item.path, item)
         if other is not item:
-            kind, detail = _conflict(item, other)
+            kind, detail = findings.conflict(item, other)
             found.add(kind, f"is listed twice{detail}", file=item.name)
     return list(first.values())
-
-
-# each file
-
-
-def _decoded(items: Iterable[Item], found: Findings) -> Iterator[tuple[Item, bytes]]:
-    """The pictures that can be read, each with the digest of its pixels; the others are told."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("looking at"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-    )
-    with (
-        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
-        ThreadPoolExecutor() as threads,
-    ):
-        bar = progress.add_task("", total=len(items) if isinstance(items, list) else None)
-        rest = iter(items)
-        while chunk := list(islice(rest, CHUNK)):
-            for item, (digest, problems) in zip(chunk, threads.map(_look, chunk), strict=True):
-                found.problems += problems
-                if digest:
-                    found.counts[item.part][item.label] += 1
-                    yield item, digest
-                else:
-                    found.counts[item.part][item.label] += 0
-            progress.advance(bar, len(chunk))
-
-
-def _look(item: Item) -> tuple[bytes | None, list[Problem]]:
-    """The digest of a file's pixels, None where it cannot be read, and what is wrong with the file itself."""
-    source = item.content or item.path
-    try:
-        picture = image.read(source, name=str(item.path))
-    except Error as error:
-        return None, [Problem("broken", str(error).removeprefix(f"{item.path} "), item.name)]
-    problems = []
-    expected = Image.registered_extensions().get(item.path.suffix.lower())
-    kind = _format(source)
-    if expected and kind and kind != expected and (expected, kind) not in ALIKE:
-        detail = f"is {kind} by content, not {expected} as its name says"
-        problems.append(Problem("wrong suffix", detail, item.name))
-    if min(picture.size) < TINY:
-        detail = f"is {picture.width}×{picture.height} pixels; a side below {TINY} shows nothing"
-        problems.append(Problem("tiny", detail, item.name))
-    return _digest(np.asarray(picture.convert("RGB"))), problems
-
-
-def _format(file: Path | bytes) -> str | None:
-    """The format by content, None for what is no picture; nothing is decoded."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
-                return picture.format
-        except Exception:  # a reader may fail in any way on a strange file
-            return None
-
-
-def _digest(pixels: image.Bytes) -> bytes:
-    """16 bytes that are the same for the same pixels in the same shape."""
-    content = np.ascontiguousarray(pixels).tobytes()
-    return hashlib.blake2b(content, digest_size=16, key=repr(pixels.shape).encode()).digest()
-
-
-# all together
-
-
-def _doubles(seen: Iterable[tuple[Item, bytes]], found: Findings) -> None:
-    """The same pixels again: under another class, in another part, or merely twice."""
-    before: dict[bytes, list[Item]] = {}
-    for item, digest in seen:
-        others = before.setdefault(digest, [])
-        if others:
-            worst = min(others, key=lambda other: (other.label == item.label, other.part == item.part))
-            kind, detail = _conflict(item, worst)
-            found.add(kind, f"is the same picture as {worst.name}{detail}", file=item.name)
-        others.append(item)
-
-
-def _conflict(item: Item, other: Item) -> tuple[str, str]:
-    """The kind of problem of one picture that is there twice, and how the two differ."""
-    labels = f", whose class is {other.label!r} and not {item.label!r}" if item.label != other.label else ""
-    parts = f"; one is in {other.part!r}, the other in {item.part!r}" if item.part != other.part else ""
-    kind = "two classes" if labels else "duplicate across parts" if parts else "duplicate"
-    return kind, labels + parts
-
-
-def _classes(found: Findings) -> None:
-    """The names and the sizes of the classes."""
-    labels = sorted({label for counter in found.counts.values() for label in counter})
-    _names(labels, found)
-    if len(labels) == 1:
-        found.add("lone class", "there is no other class to tell it from", label=labels[0])
-    training = [part for part in found.counts if part.lower() in (*folder.TRAIN, "")]
-    sizes = sum((found.counts[part] for part in training), Counter[str]())  # leaves out the empty ones
-    largest, most = next(iter(sizes.most_common(1)), ("", 0))
-    for label in labels:
-        holders = [part for part, counter in found.counts.items() if counter[label]]
-        absent = [part for part in found.counts if not found.counts[part][label]]
-        if holders and absent:
-            detail = f"has pictures in {_named(holders)} and none in {_named(absent)}"
-            found.add("part missing", detail, label=label)
-        count = sizes[label]
-        if count == 1 and len(found.counts) == 1:
-            found.add("too few", "has 1 picture, which cannot be both learned from and judged on", label=label)
-        if 0 < UNBALANCED * count < most:
-            detail = f"has {_count(count, 'picture')}, and {largest!r} has {most}: more than {UNBALANCED} times as many"
-            found.add("unbalanced", detail, label=label)
-        if not holders and not any(each.problem == "empty" and each.label == label for each in found.problems):
-            found.add("empty", "not one of its pictures can be read", label=label)
-
-
-def _names(labels: Iterable[str], found: Findings) -> None:
-    """Names that a person reads as one name, and names with blanks around them."""
-    alike = defaultdict(list)
-    for label in labels:
-        alike[" ".join(unicodedata.normalize("NFKC", label).casefold().split())].append(label)
-    for first, *others in alike.values():
-        for other in others:
-            detail = f"differs from {first!r} only in case or blanks, and is another class"
-            found.add("class name", detail, label=other)
-        if not others and first != first.strip():
-            found.add("class name", "begins or ends with a blank", label=first)
-
-
-def _named(parts: Iterable[str]) -> str:
-    return " and ".join(repr(part) for part in parts)
-
-
-def _count(number: int, thing: str) -> str:
-    plural = thing if number == 1 else f"{thing}es" if thing.endswith("s") else f"{thing}s"
-    return f"{number:,} {plural}"

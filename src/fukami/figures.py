@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 NUMBERED = 20  # up to this many classes the cells carry their counts
@@ -71,6 +72,28 @@ def variants(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Figure:
             axes.imshow(levels.squeeze(), cmap="gray", vmin=0, vmax=255)
             axes.axis("off")
         line[0].set_title(name, fontsize=9)
+    return figure
+
+
+def boxed(rows: Sequence[Sequence[tuple[Tensor, Sequence[tuple[Sequence[float], str]]]]]) -> Figure:
+    """A row for each picture: as it is, and then what became of it; ``(C, H, W)`` in 0..255 each, with the corners
+    (left, top, right, bottom) and the name of each of its boxes.
+    """
+    columns = max(map(len, rows))
+    names = sorted({name for row in rows for _, boxes in row for _, name in boxes})
+    heights = [row[0][0].shape[1] / row[0][0].shape[2] for row in rows]
+    figure = Figure(figsize=(1.9 * columns, 2.0 * sum(heights)), layout="constrained")
+    every = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
+    for line, row in zip(every, rows, strict=True):
+        for axes, (picture, boxes) in zip(line, row, strict=True):
+            axes.imshow(picture.permute(1, 2, 0).numpy().round().astype(np.uint8), aspect="equal")
+            axes.axis("off")
+            for (left, top, right, bottom), name in boxes:
+                colour = f"C{names.index(name) % 10}"
+                axes.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, lw=1.2,
+                                         color=colour))  # fmt: skip
+                axes.text(left, top, name, fontsize=5, color="w", va="top", clip_on=True,
+                          bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.6})  # fmt: skip
     return figure
 
 

@@ -9,13 +9,17 @@ from torch import Tensor
 
 from fukami import figures, image
 from fukami.classifier import MARGIN
-from fukami.data import augment, classification
+from fukami.data import augment, classification, detection, framed, moves
+from fukami.data.annotations import stratum
+from fukami.data.boxes import Batch
 from fukami.errors import Error, UsageError
-from fukami.preparation import Preparation
+from fukami.preparation import Preparation, Scaled
 
 LARGEST = 224  # pixels, where no size is asked for
 
 Rows = list[tuple[str, list[Tensor]]]
+Boxed = tuple[Tensor, list[tuple[list[float], str]]]  # a picture, and the corners and the name of each of its boxes
+BoxedRows = list[list[Boxed]]
 
 
 def samples(
@@ -43,10 +47,7 @@ def samples(
         UsageError: a number or a word makes no sense.
         Error: there is no picture to train on, or not one can be read.
     """
-    if pictures < 1 or variants < 1:
-        raise UsageError(f"there is nothing to show of {pictures} pictures and {variants} variants; give at least 1")
-    if size < 0:
-        raise UsageError(f"size is a number of pixels, or 0 for that of the first picture, not {size}")
+    _sensible(size, pictures, variants)
     source, _, labels = classification.read(data, holdout=0.0)
     if len(source) == 0:
         raise Error(f"{data} has no picture to train on; give data with a training part")
@@ -66,6 +67,62 @@ def samples(
     return rows
 
 
+def annotated(
+    data: str, words: Sequence[str], *, size: int = 0, pictures: int = 6, variants: int = 7, seed: int = 0
+) -> BoxedRows:
+    """Training pictures with the boxes in them, as they are and after each change.
+
+    Args:
+        data: as :func:`fukami.data.detection.read` takes it.
+        words: as :func:`fukami.data.moves.parse` takes them; none: the pictures alone.
+        size: the shorter side in pixels; 0: 224.
+        pictures, variants: rows, and changes of each.
+
+    Returns:
+        A row for each picture: pictures ``(3, H, W)`` in 0..255, the unchanged one first, each with corners and names.
+
+    Raises:
+        UsageError: a number or a word makes no sense.
+        Error: there is no picture to train on, or not one can be read.
+    """
+    _sensible(size, pictures, variants)
+    change = moves.parse(words)
+    samples, _, labels = detection.read(data, holdout=0.0)
+    if not samples:
+        raise Error(f"{data} has no picture to train on; give data with a training part")
+    taken = spread(stratum(samples), pictures, seed)
+    chosen = [sample for sample, take in zip(samples, taken, strict=True) if take]
+    side = size or LARGEST
+    batch = next(framed.loader(chosen, labels, Scaled(side, 2 * side), batch=len(chosen)).ordered())
+    rows = [[shown] for shown in _shown(batch, labels)]
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(variants if change else 0):
+        draws = torch.rand(len(chosen), change.draws if change else 0, generator=generator)
+        for row, shown in zip(
+            rows, _shown(moves.change(change, batch, draws) if change else batch, labels), strict=True
+        ):
+            row.append(shown)
+    return rows
+
+
+def _shown(batch: Batch, labels: Sequence[str]) -> list[Boxed]:
+    """Each picture without its frame, and its boxes."""
+    found = []
+    for row, (height, width) in enumerate(batch.sizes.int().tolist()):
+        named = zip(batch.boxes[row].tolist(), batch.classes[row].tolist(), strict=True)
+        boxes = [(corners, labels[number]) for corners, number in named if number >= 0]
+        found.append((batch.pictures[row, :, :height, :width].float(), boxes))
+    return found
+
+
+def _sensible(size: int, pictures: int, variants: int) -> None:
+    """Refuse numbers of which there is nothing to show."""
+    if pictures < 1 or variants < 1:
+        raise UsageError(f"there is nothing to show of {pictures} pictures and {variants} variants; give at least 1")
+    if size < 0:
+        raise UsageError(f"size is a number of pixels, or 0 for the usual one, not {size}")
+
+
 def spread(targets: "np.ndarray[tuple[int], np.dtype[np.int64]]", count: int, seed: int) -> np.ndarray:
     """Which of the pictures to take: one of each class in turn, until there are ``count``."""
     order = np.random.default_rng(seed).permutation(len(targets))
@@ -82,6 +139,12 @@ def draw(rows: Rows, out: Path) -> None:
     """Write the rows as one picture."""
     out.parent.mkdir(parents=True, exist_ok=True)
     figures.variants(rows).savefig(out, dpi=110)
+
+
+def draw_boxed(rows: BoxedRows, out: Path) -> None:
+    """Write rows with boxes as one picture."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figures.boxed(rows).savefig(out, dpi=110)
 
 
 def _side(item: "Path | bytes | np.ndarray") -> tuple[int, int]:

@@ -162,8 +162,11 @@ class Task:
         """The loss of a batch, a scalar, and what else to log; call the network as ``self.replica``."""
         raise NotImplementedError(f"{type(self).__name__} defines neither loss nor step")
 
-    def evaluate(self, batches: Iterable[Any]) -> dict[str, float]:
-        """The family's metrics and ``count``; changes no weight, and sums counts across processes."""
+    def evaluate(self, batches: Iterable[Any]) -> dict[str, Any]:
+        """The family's metrics and ``count``; changes no weight, and sums counts across processes.
+
+        The first metric is the main one. Numbers, but for those of each class, which may be nested at the end.
+        """
         raise UsageError(f"{type(self).__name__} cannot be judged: it does not define evaluate(batches)")
 
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:

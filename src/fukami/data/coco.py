@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fukami.data import folder
-from fukami.data.annotations import Box, Entry, Flaw, Sheets, only, part_of
+from fukami.data.annotations import Box, Entry, Flaw, Sheets, only, part_of, pictures
 from fukami.data.boxes import COUNTED, CROWD
 from fukami.data.places import candidates
 from fukami.errors import Error
@@ -71,6 +71,10 @@ def read(root: Path) -> Sheets:
     sheets = Sheets()
     for part, path in ({"": root} if root.is_file() else files(root)).items():
         sheets.parts[part] = only(_entries(path, sheets), sheets)
+    if root.is_dir():  # a single file may well be of some of the pictures that lie there
+        listed = {entry.picture for entries in sheets.parts.values() for entry in entries}
+        places = sorted({path.parent for path in listed})
+        sheets.unlisted = [path for place in places for path in pictures(place) if path not in listed]
     return sheets
 
 
@@ -211,9 +215,7 @@ def _part(stem: str) -> str:
 
 
 def _looks_right(path: Path) -> bool:
-    """Whether a file begins as one of COCO's does, or at least names its lists."""
-    with path.open("rb") as file:
-        start = file.read(1 << 20)
-    return start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and (
-        path.stat().st_size > len(start) or b'"annotations"' in start
-    )
+    """Whether a file begins as one of COCO's does."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        start = file.read(100_000)
+    return bool(re.match(r"\s*\{", start) and re.search(r'"(images|annotations|categories|licenses)"\s*:\s*\[', start))

@@ -71,6 +71,17 @@ def located(spec: str) -> Path:
     return Path(spec)
 
 
+def known(spec: str) -> bool:
+    """Whether a name or a path is of pictures with boxes; an archive is unpacked for that."""
+    path = Path(spec)
+    if spec in NAMES or not path.exists() or path.suffix.lower() == ".csv":
+        return spec in NAMES
+    try:
+        return recognised(path) is not None
+    except Error:  # which whoever reads the archive tells
+        return False
+
+
 def described(path: Path) -> Sheets:
     """What the annotations at a path say.
 

@@ -53,13 +53,11 @@ def change(what: Augment, batch: Batch, draws: Tensor) -> Batch:
         boxes, seen = visible(what, boxes, geometry, batch.sizes)
         classes = torch.where(seen, classes, -1)
         boxes = boxes * seen.unsqueeze(2)
-    inside = within(batch.sizes, pictures)
     covered = batch.sizes / torch.tensor(pictures.shape[-2:], device=draws.device)
-    coloured = what.coloured(pictures, draws, covered)
+    if what.taking("recolour"):  # which would light up the frame
+        pictures = what.coloured(pictures, draws, covered) * within(batch.sizes, pictures)
     for operation, own in zip(what.operations, what.split(draws), strict=True):
-        coloured = operation.retouch(coloured, own, covered)
-    if coloured is not pictures:
-        pictures = coloured * inside  # a brightened frame is no longer black
+        pictures = operation.retouch(pictures, own, covered)
     return batch._replace(pictures=pictures, boxes=boxes, classes=classes)
 
 

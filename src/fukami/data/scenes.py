@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fukami.data import shapes
 from fukami.data.boxes import COUNTED, Annotated
+from fukami.data.shapes import DIGITS, TEXTURES, Array, uniform
 
 LABELS = ("circle", "cross", "eight", "ring", "seven", "square", "star", "triangle")
-DIGITS = {"seven": 7, "eight": 8}
-TEXTURES = ("striped", "dotted", "checked", "shaded")
 COUNTS = ("no", "a", "two", "three", "four", "five", "six")
 TRAINING, TESTING = 1000, 200  # pictures of the data set, numbered one after the other
 SIDES = (128, 192)  # pixels, least and most
@@ -30,17 +30,6 @@ SMALL, LARGE = 36.0, 62.0  # what is called so
 NEAR = 12.0  # pixels between two middles below which neither is beside the other
 VISIBLE = 0.4  # least share of an object that the others leave to be seen
 TRIES = 12  # places that are tried for an object
-
-Array = npt.NDArray[np.float64]
-# the sides of a triangle and of a pentagram: directions of their normals
-TRIANGLE = ((0.0, 1.0), (0.8660254037844386, -0.5), (-0.8660254037844386, -0.5))
-PENTAGRAM = (
-    (0.0, 1.0),
-    (0.9510565162951535, 0.30901699437494745),
-    (0.5877852522924731, -0.8090169943749475),
-    (-0.5877852522924731, -0.8090169943749475),
-    (-0.9510565162951535, 0.30901699437494745),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +79,7 @@ def scene(seed: int, number: int) -> Scene:
     height, width = (int(side) for side in random.integers(*SIDES, 2, endpoint=True))
     page = _ground(random, height, width)
     for _ in range(int(random.integers(0, 4))):
-        _place(random, page, "bar", random.uniform(*SIZES))
+        _place(random, page, "bar", uniform(random, *SIZES))
     instances = np.zeros((height, width), np.uint8)
     things: list[Thing] = []
     whole: list[int] = []  # pixels of each object when nothing hid it
@@ -137,12 +126,12 @@ def _place(
     size = min(size, 0.75 * min(height, width))
     for _ in range(TRIES if instances is not None else 1):
         inside = 0.36 * size
-        x, y = random.uniform(inside, width - inside), random.uniform(inside, height - inside)
-        reach = int(0.75 * size) + 2
+        x, y = uniform(random, inside, width - inside), uniform(random, inside, height - inside)
+        reach = int(0.62 * size) + 3
         left, top = max(0, int(x) - reach), max(0, int(y) - reach)
         cut = np.s_[top : min(height, int(y) + reach), left : min(width, int(x) + reach)]
-        rows, columns = np.ogrid[cut]
-        distance, u, v = _shape(random, label, columns + 0.5 - x, rows + 0.5 - y, size / 2)
+        rows, columns = (axis.astype(np.float32) for axis in np.ogrid[cut])
+        distance, u, v = shapes.shape(random, label, columns + (0.5 - x), rows + (0.5 - y), size / 2)
         inner = distance <= 0
         if instances is not None and whole is not None:
             seen = np.bincount(np.where(inner, 0, instances[cut]).ravel(), minlength=len(whole) + 1)
@@ -155,102 +144,28 @@ def _place(
             whole.append(int(inner.sum()))
         texture = TEXTURES[random.integers(len(TEXTURES))]
         alpha = np.clip(0.5 - distance, 0, 1)[..., None]
-        page[cut] += alpha * (_filled(random, texture, u, v, page[cut]) - page[cut])
+        page[cut] += alpha * (shapes.filled(random, texture, u, v, page[cut]) - page[cut])
         return Thing(label, texture, size, x, y)
     return None
 
 
-def _shape(random: np.random.Generator, label: str, x: Array, y: Array, radius: float) -> tuple[Array, Array, Array]:
-    """How far each pixel is outside of the shape, about, in pixels; and coordinates that turn with it, in pixels."""
-    turn = 0.2 if label in DIGITS else 0.41 if label in ("square", "cross") else 1.0
-    tangent = random.uniform(-turn, turn)  # of half the angle: at most 23, 45 and 90 degrees
-    cos, sin = (1 - tangent * tangent) / (1 + tangent * tangent), 2 * tangent / (1 + tangent * tangent)
-    flip = -1.0 if turn == 1.0 and random.random() < 0.5 else 1.0
-    u, v = flip * (cos * x + sin * y), flip * (cos * y - sin * x)
-    a, b = u / (radius * random.uniform(0.88, 1)), v / (radius * random.uniform(0.88, 1))
-    if label in DIGITS:
-        level = _written(random, DIGITS[label], a, b)
-        return (0.45 - level) * (radius / 4), u, v
-    if label == "circle":
-        far = np.sqrt(a * a + b * b) - 1
-    elif label == "ring":
-        far = np.abs(np.sqrt(a * a + b * b) - 0.76) - 0.24
-    elif label == "square":
-        far = np.maximum(np.abs(a), np.abs(b)) - 0.86
-    elif label == "cross":
-        along, across = np.abs(a), np.abs(b)
-        far = np.minimum(np.maximum(along - 1, across - 0.32), np.maximum(along - 0.32, across - 1))
-    elif label == "triangle":
-        far = np.maximum.reduce([p * a + q * b for p, q in TRIANGLE]) - 0.5
-    elif label == "star":  # inside of at least four of the five sides
-        far = np.sort(np.stack([p * a + q * b for p, q in PENTAGRAM]), axis=0)[-2] - 0.30901699437494745
-    else:
-        far = np.maximum(np.abs(a), 6 * np.abs(b)) - 1
-    return far * radius, u, v
-
-
-def _written(random: np.random.Generator, digit: int, a: Array, b: Array) -> Array:
-    """The ink of a handwritten digit at points of the square from -1 to 1, from 0 to 1; bilinear."""
-    drawn = _digits()[digit]
-    ink = drawn[random.integers(len(drawn))]
-    column, row = np.clip(a * 4.4 + 5, 0, 9.999), np.clip(b * 4.4 + 5, 0, 9.999)
-    i, j = np.floor(row).astype(int), np.floor(column).astype(int)
-    down, right = row - i, column - j
-    above = ink[i, j] * (1 - right) + ink[i, j + 1] * right
-    below = ink[i + 1, j] * (1 - right) + ink[i + 1, j + 1] * right
-    return np.asarray(above * (1 - down) + below * down)
-
-
-@functools.cache
-def _digits() -> dict[int, Array]:
-    """scikit-learn's digits of the classes that occur, each in a margin without ink, from 0 to 1."""
-    from sklearn.datasets import load_digits
-
-    pictures, labels = load_digits(return_X_y=True)
-    framed = np.pad(pictures.reshape(-1, 8, 8) / 16, ((0, 0), (1, 2), (1, 2)))
-    return {digit: framed[labels == digit] for digit in DIGITS.values()}
-
-
-def _filled(random: np.random.Generator, texture: str, u: Array, v: Array, under: Array) -> Array:
-    """A texture of two colours ``(h, w, 3)``, the first of which is unlike what is under it."""
-    choice = random.uniform(0, 255, (4, 3))
-    middle = under[under.shape[0] // 2, under.shape[1] // 2]
-    first = choice[np.argmax(np.abs(choice - middle).max(1))]
-    second = random.uniform(0, 255, 3)
-    return np.asarray(first + _pattern(random, texture, u, v)[..., None] * (second - first))
-
-
-def _pattern(random: np.random.Generator, texture: str, u: Array, v: Array) -> Array:
-    """Where a texture has its second colour, from 0 to 1."""
-    cell = random.uniform(6, 13)
-    a, b = u / cell + random.random(), v / cell + random.random()
-    if texture == "striped":
-        return np.asarray((a - np.floor(a) < 0.45) + 0.0 * b)
-    if texture == "dotted":
-        p, q = a - np.floor(a) - 0.5, b - np.floor(b) - 0.5
-        return np.asarray((p * p + q * q < 0.1) + 0.0)
-    if texture == "checked":
-        return np.asarray((np.floor(a) + np.floor(b)) % 2)
-    return np.asarray(np.clip(u / (7 * cell) + 0.5 + 0.0 * v, 0, 1))
-
-
 def _ground(random: np.random.Generator, height: int, width: int) -> Array:
     """What the objects lie on: a faint texture, blotches and a gradient, ``(H, W, 3)``."""
-    rows, columns = np.ogrid[:height, :width]
-    tangent = random.uniform(-1, 1)
+    rows, columns = (axis.astype(np.float32) for axis in np.ogrid[:height, :width])
+    tangent = uniform(random, -1, 1)
     cos, sin = (1 - tangent * tangent) / (1 + tangent * tangent), 2 * tangent / (1 + tangent * tangent)
     u, v = cos * columns + sin * rows, cos * rows - sin * columns
-    first, second = random.uniform(50, 205, (2, 3))
-    texture = _pattern(random, TEXTURES[random.integers(len(TEXTURES))], u, v)
-    mixed = random.uniform(0.05, 0.3) * texture + random.uniform(0.2, 0.7) * _blotches(random, height, width)
+    first, second = uniform(random, 50, 205, (2, 3)).astype(np.float32)
+    texture = shapes.pattern(random, TEXTURES[random.integers(len(TEXTURES))], u, v)
+    mixed = uniform(random, 0.05, 0.3) * texture + uniform(random, 0.2, 0.7) * _blotches(random, height, width)
     return np.asarray(first + mixed[..., None] * (second - first))
 
 
 def _blotches(random: np.random.Generator, height: int, width: int) -> Array:
     """Smooth noise from 0 to 1: a coarse grid of random numbers, between them bilinear."""
     count = int(random.integers(3, 10))
-    grid = random.random((count + 1, count + 1))
-    y, x = np.arange(height) * (count / height), np.arange(width) * (count / width)
+    grid = random.random((count + 1, count + 1)).astype(np.float32)
+    y, x = (np.arange(side, dtype=np.float32) * ((count - 0.001) / side) for side in (height, width))
     i, j = np.floor(y).astype(int), np.floor(x).astype(int)
     down, right = (y - i)[:, None], x - j
     above = grid[i][:, j] * (1 - right) + grid[i][:, j + 1] * right
@@ -261,23 +176,17 @@ def _blotches(random: np.random.Generator, height: int, width: int) -> Array:
 def _photographed(random: np.random.Generator, page: Array) -> npt.NDArray[np.uint8]:
     """The page under uneven light, a little out of focus, with the noise of a camera."""
     height, width = page.shape[:2]
-    dark, tilt, lean = random.uniform(0.55, 1.05), random.uniform(-0.35, 0.35), random.uniform(-0.35, 0.35)
-    rows, columns = np.ogrid[:height, :width]
+    dark, tilt, lean = uniform(random, 0.55, 1.05), uniform(random, -0.35, 0.35), uniform(random, -0.35, 0.35)
+    rows, columns = (axis.astype(np.float32) for axis in np.ogrid[:height, :width])
     lit = page * (dark + tilt * (columns / width - 0.5) + lean * (rows / height - 0.5))[..., None]
-    blur = random.uniform(0, 1) / 4
-    for axis in (0, 1):
-        before, after = (np.concatenate(part, axis) for part in _shifted(lit, axis))
-        lit = lit * (1 - 2 * blur) + (before + after) * blur
+    blur = uniform(random, 0, 0.25)
+    round_about = np.pad(lit, ((1, 1), (0, 0), (0, 0)), "edge")
+    lit = lit * (1 - 2 * blur) + (round_about[:-2] + round_about[2:]) * blur
+    round_about = np.pad(lit, ((0, 0), (1, 1), (0, 0)), "edge")
+    lit = lit * (1 - 2 * blur) + (round_about[:, :-2] + round_about[:, 2:]) * blur
     most = int(random.integers(3, 22))
-    noise = random.integers(-most, most, page.shape, endpoint=True, dtype=np.int16)
-    return np.asarray(np.clip(np.floor(lit + noise + 0.5), 0, 255), np.uint8)
-
-
-def _shifted(page: Array, axis: int) -> tuple[list[Array], list[Array]]:
-    """The parts of the page moved by a pixel back and forth, the border repeated."""
-    first, last = page.take([0], axis), page.take([-1], axis)
-    rest, most = np.delete(page, 0, axis), np.delete(page, -1, axis)
-    return [first, most], [rest, last]
+    noise = random.integers(-most, most, page.shape, endpoint=True, dtype=np.int8)
+    return np.asarray(np.clip(lit + noise + np.float32(0.5), 0, 255), np.uint8)
 
 
 def _bounds(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:

@@ -97,7 +97,7 @@ def entry(path: Path, picture: Path, root: ElementTree.Element) -> Entry:
 
 
 def _box(found: ElementTree.Element) -> Box:
-    label = " ".join((found.findtext("name") or "").split())
+    label = (found.findtext("name") or "").strip()
     kind = DIFFICULT if (found.findtext("difficult") or "").strip() in ("1", "true", "True") else COUNTED
     box = found.find("bndbox")
     if box is None:
@@ -171,6 +171,9 @@ def _take(path: Path, place: Path, lying: dict[str, Path], stem: str, found: dic
         detail = f"begins with <{root.tag}>, not with <annotation>; expected the XML of Pascal VOC"
         sheets.lost.append(Flaw("broken", path, _line(root), detail))
         return
+    for each in root.iter("object"):
+        if not (each.findtext("name") or "").strip():
+            sheets.flaws.append(Flaw("no class", path, _line(each), "the box has no name, and is left out"))
     picture = lying.get(stem) or place / Path((root.findtext("filename") or f"{path.stem}.jpg").strip()).name
     made = entry(path, picture, root)
     if picture.is_file():

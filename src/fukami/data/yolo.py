@@ -23,7 +23,8 @@ def known(root: Path) -> bool:
     """Whether a folder is in one of the layouts, or a file describes one."""
     if root.is_file():
         return bool(_named(root))
-    return any(map(_named, described(root))) or (root / "labels").is_dir() or bool(_split(root))
+    both = (root / "images").is_dir() and (root / "labels").is_dir()
+    return both or bool(_split(root)) or any(map(_named, described(root)))
 
 
 def described(root: Path) -> list[Path]:
@@ -57,6 +58,7 @@ def read(path: Path) -> Sheets:
     for part, places in inside.items():
         every = [picture for place in places for picture in _pictures(place)]
         sheets.parts[part] = only([_entry(picture, numbers, sheets) for picture in every], sheets)
+    _orphans(sheets)
     return sheets
 
 
@@ -88,6 +90,19 @@ def _entry(picture: Path, names: dict[int, str], sheets: Sheets) -> Entry:
             sheets.flaws.append(Flaw("no class", path, line, detail))
         boxes.append(Box("" if number is None else names.get(number, ""), corners, line=line))
     return Entry(picture, path, tuple(boxes), relative=True)
+
+
+def _orphans(sheets: Sheets) -> None:
+    """Note label files whose picture is not there."""
+    lying = {entry.picture.parent: entry.file.parent for entries in sheets.parts.values() for entry in entries}
+    for place, labels in sorted(lying.items()):
+        if labels == place or not labels.is_dir():
+            continue  # text beside pictures may be anything
+        stems = {path.stem for path in pictures(place)}
+        for path in sorted(labels.glob("*.txt")):
+            if path.stem not in stems and path.name not in NAMES:
+                detail = f"there is no picture {path.stem} in {place}; put it there, or remove its labels"
+                sheets.flaws.append(Flaw("missing", path, 0, detail))
 
 
 def _parsed(text: str) -> tuple[int | None, tuple[float, float, float, float]]:

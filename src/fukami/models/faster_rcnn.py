@@ -156,7 +156,7 @@ class FasterRCNN(nn.Module):
 class RegionProposalNetwork(nn.Module):
     """For each anchor, whether an object is there, and how far its box is from the anchor (section 3.1)."""
 
-    def __init__(self, channels: int, about: Sequence[Tensor], *, inside: bool) -> None:
+    def __init__(self, channels: int, about: Sequence[anchors.Cell], *, inside: bool) -> None:
         super().__init__()
         self.about, self.inside = about, inside
         self.head = RPNHead(channels, len(about[0]))
@@ -165,8 +165,7 @@ class RegionProposalNetwork(nn.Module):
         """What all anchors of the maps are, and what the head says of them; ``frame`` is the pictures' size."""
         each = [self.head(features) for features in maps]
         logits, deltas = (torch.cat(parts, 1).float() for parts in zip(*each, strict=True))
-        cells = [cell.to(logits.device) for cell in self.about]
-        return Said(logits, deltas, anchors.grid(cells, maps, frame), [part.shape[1] for part, _ in each])
+        return Said(logits, deltas, anchors.grid(self.about, maps, frame), [part.shape[1] for part, _ in each])
 
     def samples(self, said: Said, sizes: Tensor, truth: Truth, budget: Budget) -> Samples:
         """The anchors that are learned from: half of them objects at most (section 3.1.3)."""

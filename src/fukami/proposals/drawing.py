@@ -17,6 +17,7 @@ LEFT = 12  # regions that are left where the grouping is shown
 COLOURS = ((255, 236, 110), (255, 150, 60), (226, 70, 110), (140, 60, 170), (70, 60, 170))  # from the first box on
 INK, PAPER = (34, 34, 34), (255, 255, 255)
 MARGIN, LINE, TEXT = 12, 30, 18
+NARROW = 240  # a panel has at least this width, for its line of text
 
 
 def answer(picture: Image.Image, found: Boxes, count: int = 100) -> Image.Image:
@@ -34,10 +35,7 @@ def stages(picture: Image.Image, found: Boxes, mode: selective_search.Mode, coun
     few = grouped(labels, grouping.group(described, similarity)[1], LEFT)
     size = _size(picture, SHORT)
     panels = [
-        (
-            picture.convert("RGB").resize(size, Image.Resampling.LANCZOS),
-            f"the picture, {picture.width} by {picture.height} pixels",
-        ),
+        (_resized(picture.convert("RGB"), size), f"the picture, {picture.width} by {picture.height} pixels"),
         (regions(picture, labels), f"segmentation ({space}, k = {scale}): {len(described.sizes):,} regions"),
         (regions(picture, few), f"grouped by {similarity} until {len(np.unique(few))} are left"),
         (boxes(picture, found, count), _told(found, count)),
@@ -51,7 +49,7 @@ def boxes(picture: Image.Image, found: Boxes, count: int = 100, longest: int = S
     scale = np.array([width / picture.width, height / picture.height] * 2) * FINE
     grey = np.asarray(picture.convert("L").convert("RGB"), np.float32)
     pixels = (SHADE * (0.4 * grey + 0.6 * np.asarray(picture.convert("RGB")))).astype(np.uint8)
-    panel = Image.fromarray(pixels).resize((width * FINE, height * FINE), Image.Resampling.BICUBIC)
+    panel = _resized(Image.fromarray(pixels), (width * FINE, height * FINE))
     draw = ImageDraw.Draw(panel, "RGBA")
     for rank, corners in reversed(list(enumerate(found[:count] * scale))):
         share = math.sqrt(rank / count)
@@ -89,7 +87,7 @@ def grouped(labels: segmentation.Labels, made: npt.NDArray[np.int32], left: int)
 
 def page(panels: Sequence[tuple[Image.Image, str]], columns: int) -> Image.Image:
     """Panels of one size in rows, each with a line of text below."""
-    width, height = panels[0][0].size
+    width, height = max(NARROW, panels[0][0].width), panels[0][0].height
     rows = -(-len(panels) // columns)
     size = (MARGIN + columns * (width + MARGIN), MARGIN + rows * (height + LINE + MARGIN // 2))
     sheet = Image.new("RGB", size, PAPER)
@@ -116,6 +114,12 @@ def _size(picture: Image.Image, longest: int) -> tuple[int, int]:
     """Width and height of the picture in its proportions, the longest side this long."""
     scale = longest / max(picture.size)
     return max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+
+
+def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture at this size; a small one shows its pixels."""
+    enlarged = size[0] > 4 * picture.width or size[1] > 4 * picture.height
+    return picture.resize(size, Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS)
 
 
 def _colour(share: float) -> tuple[int, ...]:

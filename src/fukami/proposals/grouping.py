@@ -63,13 +63,12 @@ def group(regions: Regions, similarity: str) -> tuple[npt.NDArray[np.int32], npt
 
     Args:
         regions: what :func:`describe` found.
-        similarity: which of the paper's four are added up: C (colour), T (texture), S (size), F (fill); colour needs
-            texture.
+        similarity: which of the paper's four are added up: C (colour), T (texture), S (size), F (fill).
     """
-    first = 0 if "C" in similarity else regions.colours if "T" in similarity else regions.histograms.shape[1]
+    used = slice(0 if "C" in similarity else regions.colours, None if "T" in similarity else regions.colours)
     room = ((0, len(regions.sizes) - 1), (0, 0))  # for the regions that grouping makes
     sizes = np.pad(regions.sizes, room[0])
-    boxes, histograms = np.pad(regions.boxes, room), np.pad(regions.histograms[:, first:], room)
+    boxes, histograms = np.pad(regions.boxes, room), np.pad(regions.histograms[:, used], room)
     settings = (regions.area, "S" in similarity, "F" in similarity)
     made: npt.NDArray[np.int32] = _group(len(regions.sizes), sizes, boxes, histograms, regions.pairs, *settings)
     return boxes, made

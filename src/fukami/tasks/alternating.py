@@ -83,13 +83,15 @@ class Alternating(Detection):
         pictures, sizes, truth = self.asked(batch)
         if self.current in (PROPOSER, SHARED):
             samples, _ = self.replica(pictures, sizes, truth, part="rpn")
-            losses = self.losses(samples, "objectness", "anchors")
+            losses = self.losses(samples, "objectness", "anchor_boxes")
         else:
             proposals = self.proposer.propose(pictures, sizes) if self.current == REGIONS else None  # type: ignore[operator]
             _, samples = self.replica(pictures, sizes, truth, proposals, part="regions")
-            losses = self.losses(samples, "classes", "boxes")
+            losses = self.losses(samples, "classification", "region_boxes")
         nothing = torch.zeros((), device=pictures.device)
-        every = {name: losses.get(name, nothing) for name in ("objectness", "anchors", "classes", "boxes")}
+        every = {
+            name: losses.get(name, nothing) for name in ("objectness", "anchor_boxes", "classification", "region_boxes")
+        }
         return torch.stack(list(losses.values())).sum(), {name: loss.detach() for name, loss in every.items()}
 
     def detect(self, pictures: Tensor, sizes: Tensor) -> list[Found]:

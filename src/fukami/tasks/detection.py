@@ -91,7 +91,10 @@ class Detection(Task):
     def loss(self, batch: "Batch") -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of both stages: is there an object, which one, and where are its borders (equation 1)."""
         first, second = self.replica(*self.asked(batch))
-        losses = {**self.losses(first, "objectness", "anchors"), **self.losses(second, "classes", "boxes")}
+        losses = {
+            **self.losses(first, "objectness", "anchor_boxes"),
+            **self.losses(second, "classification", "region_boxes"),
+        }
         return torch.stack(list(losses.values())).sum(), {name: loss.detach() for name, loss in losses.items()}
 
     def asked(self, batch: "Batch") -> tuple[Tensor, Tensor, Truth]:
@@ -101,8 +104,8 @@ class Detection(Task):
         return self.normalised(batch.pictures, batch.sizes), batch.sizes, truth
 
     def losses(self, samples: Samples, what: str, where: str) -> dict[str, Tensor]:
-        """Cross entropy, and smooth absolute error of the boxes of objects, both over the number of samples."""
-        count = samples.there.sum().clamp(min=1)
+        """Cross entropy, and smooth absolute error of the boxes of objects, both over the samples of all processes."""
+        count = self.runtime.sum(samples.there.sum()).clamp(min=1) / self.runtime.world
         if samples.scores.ndim == 2:
             wrong = F.binary_cross_entropy_with_logits(samples.scores, samples.targets.float(), reduction="none")
         else:

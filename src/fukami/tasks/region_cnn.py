@@ -191,7 +191,7 @@ class FineTuning(RegionCNN):
         warped = torch.cat([warp(*each, size, context) for each in zip(pictures, regions, strict=True)])
         scores = self.replica(warped.contiguous(memory_format=torch.channels_last)).float()
         targets, there = targets.flatten(), there.flatten()
-        count = there.sum().clamp(min=1)
+        count = self.runtime.sum(there.sum()).clamp(min=1) / self.runtime.world
         loss = torch.where(there, F.cross_entropy(scores, targets, reduction="none"), 0).sum() / count
         right = (there & (scores.argmax(1) == targets)).sum() / count
         return loss, {"right": right.detach()}

@@ -1,0 +1,103 @@
+"""Shapes and textures of which :mod:`fukami.data.scenes` makes pictures.
+
+Sums, products, quotients and square roots alone, so that they are the same bytes on every machine.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+DIGITS = {"seven": 7, "eight": 8}
+TEXTURES = ("striped", "dotted", "checked", "shaded")
+
+Array = npt.NDArray[np.floating[Any]]
+# the sides of a triangle and of a pentagram: directions of their normals
+TRIANGLE = ((0.0, 1.0), (0.8660254037844386, -0.5), (-0.8660254037844386, -0.5))
+PENTAGRAM = (
+    (0.0, 1.0),
+    (0.9510565162951535, 0.30901699437494745),
+    (0.5877852522924731, -0.8090169943749475),
+    (-0.5877852522924731, -0.8090169943749475),
+    (-0.9510565162951535, 0.30901699437494745),
+)
+
+
+def uniform(random: np.random.Generator, low: float, high: float, size: int | tuple[int, ...] | None = None) -> Any:
+    """Random numbers between two bounds; NumPy's own may be fused into one rounding where the processor can."""
+    return low + (high - low) * random.random(size)
+
+
+def shape(random: np.random.Generator, label: str, x: Array, y: Array, radius: float) -> tuple[Array, Array, Array]:
+    """How far each pixel is outside of the shape, about, in pixels; and coordinates that turn with it, in pixels."""
+    turn = 0.2 if label in DIGITS else 0.41 if label in ("square", "cross") else 1.0
+    tangent = uniform(random, -turn, turn)  # of half the angle: at most 23, 45 and 90 degrees
+    cos, sin = (1 - tangent * tangent) / (1 + tangent * tangent), 2 * tangent / (1 + tangent * tangent)
+    flip = -1.0 if turn == 1.0 and random.random() < 0.5 else 1.0
+    u, v = flip * (cos * x + sin * y), flip * (cos * y - sin * x)
+    a, b = u / (radius * uniform(random, 0.88, 1)), v / (radius * uniform(random, 0.88, 1))
+    if label in DIGITS:
+        level = written(random, DIGITS[label], a, b)
+        return (0.45 - level) * (radius / 4), u, v
+    if label == "circle":
+        far = np.sqrt(a * a + b * b) - 1
+    elif label == "ring":
+        far = np.abs(np.sqrt(a * a + b * b) - 0.76) - 0.24
+    elif label == "square":
+        far = np.maximum(np.abs(a), np.abs(b)) - 0.86
+    elif label == "cross":
+        along, across = np.abs(a), np.abs(b)
+        far = np.minimum(np.maximum(along - 1, across - 0.32), np.maximum(along - 0.32, across - 1))
+    elif label == "triangle":
+        far = np.maximum.reduce([p * a + q * b for p, q in TRIANGLE]) - 0.5
+    elif label == "star":  # inside of at least four of the five sides
+        far = np.sort(np.stack([p * a + q * b for p, q in PENTAGRAM]), axis=0)[-2] - 0.30901699437494745
+    else:
+        far = np.maximum(np.abs(a), 6 * np.abs(b)) - 1
+    return far * radius, u, v
+
+
+def written(random: np.random.Generator, digit: int, a: Array, b: Array) -> Array:
+    """The ink of a handwritten digit at points of the square from -1 to 1, from 0 to 1; bilinear."""
+    drawn = digits()[digit]
+    ink = drawn[random.integers(len(drawn))]
+    column, row = np.clip(a * 4.4 + 5, 0, 9.999), np.clip(b * 4.4 + 5, 0, 9.999)
+    i, j = np.floor(row).astype(int), np.floor(column).astype(int)
+    down, right = row - i, column - j
+    above = ink[i, j] * (1 - right) + ink[i, j + 1] * right
+    below = ink[i + 1, j] * (1 - right) + ink[i + 1, j + 1] * right
+    return np.asarray(above * (1 - down) + below * down)
+
+
+@functools.cache
+def digits() -> dict[int, Array]:
+    """scikit-learn's digits of the classes that occur, each in a margin without ink, from 0 to 1."""
+    from sklearn.datasets import load_digits
+
+    pictures, labels = load_digits(return_X_y=True)
+    framed = np.pad(pictures.reshape(-1, 8, 8) / 16, ((0, 0), (1, 2), (1, 2))).astype(np.float32)
+    return {digit: framed[labels == digit] for digit in DIGITS.values()}
+
+
+def filled(random: np.random.Generator, texture: str, u: Array, v: Array, under: Array) -> Array:
+    """A texture of two colours ``(h, w, 3)``, the first of which is unlike what is under it."""
+    choice = uniform(random, 0, 255, (4, 3)).astype(np.float32)
+    middle = under[under.shape[0] // 2, under.shape[1] // 2]
+    first = choice[np.argmax(np.abs(choice - middle).max(1))]
+    second = uniform(random, 0, 255, 3).astype(np.float32)
+    return np.asarray(first + pattern(random, texture, u, v)[..., None] * (second - first))
+
+
+def pattern(random: np.random.Generator, texture: str, u: Array, v: Array) -> Array:
+    """Where a texture has its second colour, from 0 to 1."""
+    cell = uniform(random, 6, 13)
+    a, b = u / cell + random.random(), v / cell + random.random()
+    if texture == "striped":
+        return np.asarray(np.broadcast_to(a - np.floor(a) < 0.45, np.broadcast_shapes(a.shape, b.shape)), np.float32)
+    if texture == "dotted":
+        p, q = a - np.floor(a) - 0.5, b - np.floor(b) - 0.5
+        return np.asarray(p * p + q * q < 0.1, np.float32)
+    if texture == "checked":
+        return np.asarray((np.floor(a) + np.floor(b)) % 2)
+    return np.asarray(np.clip(u / (7 * cell) + 0.5, 0, 1))
