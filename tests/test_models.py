@@ -18,6 +18,7 @@ from fukami.ops.stem import StemConv2d
 
 # By hand from the paper's figure or table where the sum is shown, else as torchvision publishes it.
 PARAMETERS = {
+    "alexnet": 61_100_840,
     # 3×3 convolutions, their normalisations, affine layers and theirs
     "binary_convnet": 9 * (3 * 128 + 128 * 128 + 128 * 256 + 256 * 256 + 256 * 512 + 512 * 512)
     + 4 * (128 + 256 + 512)
@@ -56,10 +57,11 @@ PARAMETERS = {
 }
 CIFAR = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet110": 1.7}  # table 6, millions
 NAMES = list(PARAMETERS)
-DETECTORS = ["faster_rcnn_resnet50_fpn", "faster_rcnn_vgg16"]  # which test_faster_rcnn.py compares with torchvision's
+# which test_faster_rcnn.py compares with torchvision's, and test_rcnn.py with classifiers
+DETECTORS = ["faster_rcnn_resnet50_fpn", "faster_rcnn_vgg16", "rcnn_alexnet", "rcnn_vgg16"]
 TORCHVISION = [name for name in NAMES if name not in CIFAR and "convnet" not in name and "binary" not in name]
 # the others carry their number in their name
-LAYERS = {"deep_convnet": 8, "binary_deep_convnet": 8, "binary_convnet": 9, "googlenet": 22}
+LAYERS = {"alexnet": 8, "deep_convnet": 8, "binary_deep_convnet": 8, "binary_convnet": 9, "googlenet": 22}
 KINDS = (
     nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU, nn.Linear, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
     nn.Flatten, nn.Dropout, nn.Identity, Sign,
@@ -75,6 +77,8 @@ def weightless(name, **options):
 def small(name):
     """All layers of a model for pictures of 32×32, without chance; VGG with few hidden units."""
     options = {"classes": 5, "channels": 3, "size": 32, "hidden": 24, "dropout": 0.0, "auxiliary_dropout": 0.0}
+    if name == "alexnet":
+        options["size"] = 63
     if name == "binary_convnet":
         options |= {"widths": (16, 16, 32, 32), "hidden": (24, 24)}
     model = getattr(models, name)
@@ -119,12 +123,13 @@ def test_shapes_and_gradients(name):
     torch.manual_seed(0)
     # in training, batch normalisation takes out what a bias before it adds: VGG's then have no gradient
     network = small(name).train(not name.endswith("_bn"))
-    answers = listed(network(torch.rand(3, 3, 32, 32)))
+    side = 63 if name == "alexnet" else 32
+    answers = listed(network(torch.rand(3, 3, side, side)))
     assert [scores.shape for scores in answers] == [(3, 5)] * (3 if name == "googlenet" else 1)
     sum(F.cross_entropy(scores, torch.tensor([0, 1, 2])) for scores in answers).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
     if "convnet" not in name:
-        assert network.eval()(torch.rand(1, 3, 75, 40)).shape == (1, 5)  # another size and shape
+        assert network.eval()(torch.rand(1, 3, side + 43, side + 8)).shape == (1, 5)  # another size and shape
 
 
 @pytest.mark.parametrize("name", NAMES)

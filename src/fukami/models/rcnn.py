@@ -83,6 +83,10 @@ class RCNN(nn.Module):
     def __init__(self, network: nn.Sequential, classes: int) -> None:
         super().__init__()
         self.network = network
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         layers = [layer for layer in network.classifier if isinstance(layer, nn.Linear)]  # type: ignore[union-attr]
         for layer in layers:
             nn.init.normal_(layer.weight, std=0.01 if layer is layers[-1] else (2 / layer.in_features) ** 0.5)

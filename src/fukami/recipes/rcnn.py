@@ -38,6 +38,7 @@ class RCNN(rcnn_finetune.RCNNFinetune):
         """Refuse what no run can have."""
         super().__post_init__()
         self.stages(Path())
+        self._stage(rcnn_boxes.RCNNBoxes, "")
 
     def stages(self, folder: Path) -> dict[str, Recipe]:
         """Fine-tuning and the SVMs."""

@@ -232,7 +232,7 @@ def clear(batch: "Batch", proposals: Tensor, classes: int, overlap: float) -> Te
 def machine(x: Tensor, y: Tensor, cost: float, seed: int) -> tuple[Tensor, Tensor]:
     """A linear SVM of samples ``(n, d)`` of which ``y`` are positives: weights ``(d,)`` and bias."""
     solver = LinearSVC(
-        C=cost, loss="hinge", intercept_scaling=BIAS, class_weight={True: 2.0}, tol=1e-3, max_iter=20_000,
+        C=cost, loss="hinge", intercept_scaling=BIAS, class_weight={True: 2.0}, tol=0.01, max_iter=20_000,
         random_state=seed,
     )  # fmt: skip
     solver.fit(x.numpy(), y.numpy())

@@ -154,11 +154,14 @@ class RegionCNN(Detection):
         return (own[which] for own, which in zip(batch.boxes, there, strict=True))
 
     def detect(self, pictures: Tensor, sizes: Tensor) -> list[Found]:
-        """What is in pictures ``(N, 3, H, W)`` in 0..255, by regions that are looked for now."""
-        found = []
+        """What is in pictures ``(N, 3, H, W)`` in 0..255, by regions that are looked for now.
+
+        They are rounded, as those of the data are, so that the same regions are found.
+        """
+        found, pictures = [], pictures.round()
         for picture, each, size in zip(self.normalised(pictures, sizes), pictures, sizes, strict=True):
             height, width = size.int().tolist()
-            pixels = each[:, :height, :width].round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
+            pixels = each[:, :height, :width].byte().permute(1, 2, 0).contiguous().cpu().numpy()
             proposals = torch.from_numpy(usable(selective_search.propose(pixels, self.regions.mode)))
             proposals = proposals.to(picture.device)
             found.append(self.found(picture, size, proposals, self.seen(picture, proposals)))

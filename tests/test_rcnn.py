@@ -1,0 +1,447 @@
+"""R-CNN: regions and features by hand, machines and boxes against scikit-learn, and the stages one after another."""
+
+import dataclasses
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from sklearn.svm import LinearSVC
+
+import check_task
+import fukami as package
+from fukami import Error, UsageError, checkpoint, features
+from fukami.data import detection, moves
+from fukami.data.boxes import COUNTED, CROWD, DIFFICULT, PROPOSAL, Batch
+from fukami.models import rcnn_alexnet, rcnn_vgg16
+from fukami.ops import boxes
+from fukami.ops.warp import warp
+from fukami.recipes.rcnn import RCNN
+from fukami.recipes.rcnn_boxes import RCNNBoxes
+from fukami.recipes.rcnn_finetune import RCNNFinetune
+from fukami.recipes.rcnn_svm import RCNNSVM
+from fukami.runtime import Runtime
+from fukami.tasks import machines
+from fukami.tasks.machines import Machines, Regressors
+from fukami.tasks.region_cnn import FineTuning
+
+SMALL = {"shortest": 96, "longest": 128, "size": 63, "context": 4, "width": 0.125, "hidden": 16}
+QUICK = {"epochs": 2, "batch": 4, "lr": 0.01, "dropout": 0.0, **SMALL}
+
+
+@pytest.fixture
+def make(few_scenes):
+    return partial(RCNNFinetune, **QUICK)
+
+
+@pytest.fixture
+def inputs(scene_files):
+    return sorted(scene_files.rglob("*.png"))[:3]
+
+
+# regions
+
+
+def slowly(picture, box, size, context):
+    """Each pixel of a warped region by itself, from its four neighbours; beyond the picture there is 0."""
+    channels, height, width = picture.shape
+    left, top, right, bottom = box
+    found = np.zeros((channels, size, size))
+    for row in range(size):
+        for column in range(size):
+            x = left + (column + 0.5 - context) * (right - left) / (size - 2 * context) - 0.5
+            y = top + (row + 0.5 - context) * (bottom - top) / (size - 2 * context) - 0.5
+            for j in (int(np.floor(y)), int(np.floor(y)) + 1):
+                for i in (int(np.floor(x)), int(np.floor(x)) + 1):
+                    if 0 <= i < width and 0 <= j < height:
+                        found[:, row, column] += (1 - abs(x - i)) * (1 - abs(y - j)) * picture[:, j, i]
+    return found
+
+
+def test_regions_are_warped_as_slowly_by_hand(random):
+    picture = random.normal(size=(3, 23, 31)).astype(np.float32)
+    regions = np.array([[4, 3, 12, 19], [0, 0, 31, 23], [25.5, 18.25, 31, 23]], np.float32)
+    found = warp(torch.from_numpy(picture), torch.from_numpy(regions), 12, 3)
+    for region, box in zip(found, regions, strict=True):
+        np.testing.assert_allclose(region, slowly(picture, box, 12, 3), atol=1e-5)
+
+
+def test_a_region_has_its_context_around_it():
+    """On a picture whose values are the columns' middles, a region of 16 pixels and 16 of context shows where it is."""
+    picture = (torch.arange(100) + 0.5).expand(3, 80, 100)
+    (region,) = warp(picture, torch.tensor([[40.0, 20, 88, 68]]), 80, 16)
+    torch.testing.assert_close(region[0, 40, 16:64], torch.arange(40, 88) + 0.5)
+    torch.testing.assert_close(region[0, 40, :16], torch.arange(24, 40) + 0.5)
+    torch.testing.assert_close(region[0, 40, 64:76], torch.arange(88, 100) + 0.5)
+    assert not region[:, :, 76:].any()  # beyond the picture: the mean colour
+
+
+def test_networks_are_classifiers_of_one_class_more():
+    with torch.device("meta"):
+        alex, vgg = rcnn_alexnet(20), rcnn_vgg16(20)
+    affine = 4097 * 4096 + 4097 * 21
+    solved = 4097 * 20
+    for network, convolutions, pool5 in ((alex, 2_469_696, 256 * 36), (vgg, 14_714_688, 512 * 49)):
+        count = sum(parameter.numel() for parameter in network.parameters())
+        assert count == convolutions + (pool5 + 1) * 4096 + affine + solved + (pool5 + 1) * 80
+    network = rcnn_alexnet(3, size=63, hidden=8, width=0.125, dropout=0.0).eval()
+    regions = torch.randn(5, 3, 63, 63)
+    torch.testing.assert_close(network.scores(network.fc7(regions)), network(regions))
+    assert network.pool5(regions).shape == (5, 32)
+    with pytest.raises(ValueError, match="at least 63×63, not 62×62"):
+        rcnn_alexnet(size=62)
+    with pytest.raises(ValueError, match="at least 32×32"):
+        rcnn_vgg16(size=31)
+
+
+def test_proposals_move_with_the_pixels(make):
+    """Flipped with their picture, they show the same; those of which too little is left are gone."""
+    batch = next(iter(dataclasses.replace(make(), augment=()).data().train))
+    assert (batch.kinds == PROPOSAL).any(1).all()
+    assert (batch.classes[batch.kinds == PROPOSAL] == -1).all()
+    flip = moves.parse(("flip=1",))
+    moved = moves.change(flip, batch, torch.zeros(4, flip.draws))
+    own = batch.boxes[0][batch.kinds[0] == PROPOSAL]
+    other = moved.boxes[0][moved.kinds[0] == PROPOSAL]
+    width = batch.sizes[0, 1]
+    torch.testing.assert_close(other, torch.stack([width - own[:, 2], own[:, 1], width - own[:, 0], own[:, 3]], 1))
+    crop = moves.parse(("crop=0.2",))
+    cut = moves.change(crop, batch, torch.rand(4, crop.draws, generator=torch.Generator().manual_seed(0)))
+    left = (boxes.area(cut.boxes) > 0) & (cut.kinds == PROPOSAL)
+    assert 0 < left.sum() < (batch.kinds == PROPOSAL).sum()
+
+
+def test_regions_are_drawn_a_quarter_objects(make):
+    recipe = make(regions=8)
+    data = recipe.data()
+    task = recipe.task(data.labels)
+    task.setup(Runtime.start("cpu", "float32"))
+    batch = next(iter(data.train))
+    regions, targets, there = task.drawn(batch)
+    assert regions.shape == (4, 8, 4)
+    assert there.all()
+    assert ((targets > 0).sum(1) <= 2).all()
+    for picture in range(4):
+        known = batch.classes[picture] >= 0
+        overlap = boxes.iou(regions[picture], batch.boxes[picture][known])
+        most, which = overlap.max(1)
+        assert ((most >= 0.5) == (targets[picture] > 0)).all()
+        named = targets[picture] > 0
+        assert (batch.classes[picture][known][which][named] + 1 == targets[picture][named]).all()
+
+
+# the contract
+
+
+def test_overfits(make):
+    check_task.check_overfits(partial(make, optimizer="adam", lr=2e-3, augment=(), decay="constant"))
+
+
+def test_evaluation_changes_nothing(make):
+    check_task.check_evaluation_changes_nothing(make)
+
+
+def test_saves_and_loads(make, inputs, pageless, tmp_path):
+    check_task.check_saves_and_loads(make, inputs, tmp_path)
+
+
+def test_broken_input(make, inputs, tmp_path):
+    check_task.check_broken_input(make, inputs, tmp_path)
+
+
+def test_two_processes(scene_files, tmp_path):
+    check_task.check_two_processes(partial(RCNNFinetune, dataset=str(scene_files), **QUICK), tmp_path)
+
+
+def test_pictures_are_answered_as_they_are_judged(make, inputs, scene_files):
+    """Proposals found on the spot are those of the data."""
+    recipe = make(dataset=str(scene_files))
+    data = recipe.data()
+    torch.manual_seed(0)
+    task = recipe.task(data.labels)
+    task.setup(Runtime.start("cpu", "float32"))
+    task.model.eval()
+    with torch.inference_mode():
+        judged = {
+            int(n): found for batch in data.val for n, found in zip(batch.numbers, task.answer(batch), strict=True)
+        }
+    files = [str(sample.source) for sample in data.val.samples]
+    for number, answer in enumerate(task.predict(files)):
+        ratio = answer["width"] / float(data.val.sides[number][1])
+        expected = judged[number].boxes * torch.tensor([ratio, answer["height"] / float(data.val.sides[number][0])] * 2)
+        assert len(answer["boxes"]) == len(expected) > 0
+        found = torch.tensor([each["box"] for each in answer["boxes"]])
+        torch.testing.assert_close(found.sort(0).values, expected.sort(0).values, atol=0.01, rtol=0)
+        scores = torch.tensor([each["score"] for each in answer["boxes"]])
+        torch.testing.assert_close(scores, judged[number].scores, atol=2e-3, rtol=0)
+
+
+# machines and boxes
+
+
+def solving(cls, **fields):
+    """A stage's task on a random network, and its batches of one pass."""
+    recipe = cls(init="-", **{"cache": 0.0, **SMALL, **fields})
+    samples, _, labels = detection.read("scenes", 0.2)
+    loader = recipe.loader(samples, labels, train=True)
+    torch.manual_seed(0)
+    task = recipe.task(labels)
+    task.setup(Runtime.start("cpu", "float32"))
+    return task, loader
+
+
+def work(task, loader):
+    """The whole stage; returns what it logged."""
+    steps, _ = task.duration(loader)
+    return [task.step(batch) for _, batch in zip(range(steps), task.batches(loader), strict=False)]
+
+
+def seen(task, loader):
+    """Of each picture: its batch, proposals and their features, at once."""
+    for batch in loader.ordered():
+        picture = task.normalised(batch.pictures, batch.sizes)[0]
+        proposals = next(task.proposals(batch))
+        yield batch, picture, proposals
+
+
+@pytest.mark.parametrize(("afresh", "alike", "more"), [(30, 0.94, 1.4), (10**9, 0.998, 1.02)])
+def test_mined_machines_are_those_of_all_negatives_at_once(few_scenes, monkeypatch, afresh, alike, more):
+    monkeypatch.setattr(machines, "AFRESH", afresh)
+    task, loader = solving(RCNNSVM, svm_cost=0.05, hidden=256)
+    logged = work(task, loader)
+    positives, negatives = [[] for _ in task.labels], [[] for _ in task.labels]
+    norms = []
+    with torch.inference_mode():
+        for batch, picture, proposals in seen(task, loader):
+            objects = batch.boxes[0][batch.classes[0] >= 0]
+            numbers = batch.classes[0][batch.classes[0] >= 0]
+            found = task.seen(picture, objects).float()
+            own = task.seen(picture, proposals).float()
+            norms += [*found.norm(dim=1).tolist(), *own[:8].norm(dim=1).tolist()]
+            for number in range(len(task.labels)):
+                overlap = boxes.iou(proposals, objects[numbers == number])
+                positives[number].append(found[numbers == number])
+                negatives[number].append(own[(overlap < 0.3).all(1)])
+    scale = 20 / np.mean(norms)
+    for number in range(len(task.labels)):
+        yes, no = torch.cat(positives[number]), torch.cat(negatives[number])
+        weight, bias = task.model.svm.weight[number], task.model.svm.bias[number]
+        if not len(yes):
+            assert bias == machines.NEVER
+            continue
+        x, y = scale * torch.cat([yes, no]).double().numpy(), np.arange(len(yes) + len(no)) < len(yes)
+        exact = LinearSVC(C=0.05, loss="hinge", intercept_scaling=10, class_weight={True: 2.0}, tol=1e-5,
+                          max_iter=10**6).fit(x, y)  # fmt: skip
+        margins = torch.cat([yes, no]) @ weight + bias
+        assert np.corrcoef(margins, exact.decision_function(x))[0, 1] > alike
+        assert cost(x, y, weight / scale, bias) < more * cost(x, y, exact.coef_[0], exact.intercept_[0])
+    assert sum(step["hard"] for step in logged[:8]) == 0
+    assert task.tally["members"].sum() < 0.7 * sum(len(each) for own in negatives for each in own)  # the easy left
+
+
+def cost(x, y, weight, bias):
+    """What the solver makes least."""
+    weight, bias = np.asarray(weight, np.float64), float(bias)
+    short = np.maximum(0, 1 - np.where(y, 1, -1) * (x @ weight + bias))
+    return 0.5 * weight @ weight + 0.5 * (bias / 10) ** 2 + 0.05 * (np.where(y, 2, 1) * short).sum()
+
+
+def test_regions_on_difficult_objects_and_crowds_are_neither():
+    truth = torch.tensor([[0.0, 0, 20, 20], [50, 0, 70, 20], [0, 50, 60, 90]])
+    proposals = torch.tensor([[0.0, 0, 20, 14], [50, 0, 70, 14], [5, 55, 15, 65], [80, 80, 99, 99], [0, 0, 20, 90]])
+    kinds = torch.tensor([COUNTED, DIFFICULT, CROWD, *[PROPOSAL] * 5])
+    batch = Batch(*[torch.zeros(1)] * 3, torch.cat([truth, proposals])[None], torch.tensor([[0, 1, 1, *[-1] * 5]]),
+                  kinds[None], *[torch.zeros(1)] * 2)  # fmt: skip
+    found = machines.clear(batch, proposals, 3, 0.3)
+    assert found.tolist() == [
+        [False, True, True], [True, False, True], [True, False, True], [True, True, True], [True, True, True],
+    ]  # fmt: skip
+
+
+def test_boxes_are_regressed_as_the_normal_equations_say(few_scenes):
+    task, loader = solving(RCNNBoxes, box_ridge=7.0, box_overlap=0.5)
+    work(task, loader)
+    inputs, goals, numbers = [], [], []
+    with torch.inference_mode():
+        for batch, picture, proposals in seen(task, loader):
+            known = batch.classes[0] >= 0
+            most, which = boxes.iou(proposals, batch.boxes[0][known]).max(1)
+            near = most >= 0.5
+            inputs.append(task.seen(picture, proposals[near], "pool5").double())
+            target = batch.boxes[0][known][which[near]]
+            goals.append(boxes.encode(target, proposals[near]).double())
+            numbers.append(batch.classes[0][known][which[near]])
+    x, y, numbers = torch.cat(inputs), torch.cat(goals), torch.cat(numbers)
+    scale = 20 / x.norm(dim=1).mean()
+    weights, biases = task.model.bbox.weight.double().view(8, 4, -1), task.model.bbox.bias.double().view(8, 4)
+    for number in range(8):
+        own = numbers == number
+        if not own.any():
+            assert not weights[number].any()
+            continue
+        z = scale * x[own]
+        middle, goal = z.mean(0), y[own].mean(0)
+        normal = (z - middle).T @ (z - middle) + 7 * torch.eye(z.shape[1])
+        expected = torch.linalg.solve(normal, (z - middle).T @ (y[own] - goal)).T
+        torch.testing.assert_close(weights[number], scale * expected, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(biases[number], goal - expected @ middle, rtol=1e-3, atol=1e-4)
+
+
+def test_a_class_has_so_many_pairs_at_most(few_scenes):
+    task, loader = solving(RCNNBoxes)
+    task.pairs = 1
+    work(task, loader)
+    assert task.tally["classes"].bincount().max() < 40  # those of one picture
+
+
+# kept features
+
+
+def test_kept_features_make_no_difference(few_scenes, monkeypatch):
+    plain, keeping, again = (solving(RCNNSVM, cache=cache) for cache in (0.0, 1.0, 1.0))
+    work(*plain)
+    work(*keeping)
+    (plain, _), (keeping, _), (again, loader) = plain, keeping, again
+    files = list(keeping.kept.folder.glob("*.safetensors"))
+    assert len(files) == 8
+    files[0].write_bytes(b"damaged")
+    computed = []
+    compute = again.seen
+    monkeypatch.setattr(again, "seen", lambda *given: computed.append(len(given[1])) or compute(*given))
+    work(again, loader)
+    assert len(computed) == 8 + 1  # the positives of each picture, and the damaged one
+    for other in (keeping, again):
+        assert torch.equal(other.model.svm.weight, plain.model.svm.weight)
+
+
+def test_features_take_so_much_room_and_the_oldest_give_way(tmp_path):
+    picture, regions = torch.rand(3, 8, 8), torch.rand(5, 4)
+    old = features.Kept(torch.nn.Linear(2, 2), "", 1e-3)
+    old.write(old.path(picture, regions), torch.zeros(300_000, dtype=torch.float16))
+    assert old.read(old.path(picture, regions)) is not None
+    new = features.Kept(torch.nn.Linear(2, 2), "", 1e-3)
+    assert not old.folder.exists()
+    assert new.folder != old.folder
+    for number in range(4):
+        path = new.path(picture + number, regions)
+        new.write(path, torch.zeros(150_000, dtype=torch.float16))
+        assert (new.read(path) is not None) == (number < 3)
+
+
+def test_a_cache_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    kept = features.Kept(torch.nn.Linear(2, 2), "", 1.0)
+    with pytest.raises(Error, match=r"cannot be written .* give --cache 0"):
+        kept.write(kept.path(torch.zeros(3, 4, 4), torch.zeros(1, 4)), torch.zeros(1, 8))
+
+
+# the stages one after another
+
+
+@pytest.fixture
+def often(monkeypatch, pageless):
+    """A checkpoint whenever the loop looks, and no report."""
+    monkeypatch.setattr("fukami.saving.SECONDS", 0.0)
+    monkeypatch.setattr("fukami.saving.SHARE", 1e9)
+
+
+def test_killed_in_each_stage_and_resumed_it_is_as_if_never_killed(few_scenes, often, tmp_path):
+    recipe = RCNN(**QUICK)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    result = package.train(recipe, whole, device="cpu", precision="float32")
+    assert result["count"] == 4
+    for cls, after in ((FineTuning, 3), (Machines, 5), (Machines, 9), (Regressors, 5)):
+        with pytest.MonkeyPatch.context() as patch:
+            steps, step = [], cls.step
+
+            def fail(self, batch, *, steps=steps, step=step, after=after):
+                steps.append(batch)
+                if len(steps) > after:
+                    raise KeyboardInterrupt
+                return step(self, batch)
+
+            patch.setattr(cls, "step", fail)
+            with pytest.raises(KeyboardInterrupt):
+                package.train(recipe, cut, device="cpu", precision="float32", resume=cut.exists())
+    again = package.train(recipe, cut, device="cpu", precision="float32", resume=True)
+    assert again == result
+    for name in ("finetune", "svm", "."):
+        assert checkpoint.finished(cut / name)
+        one, other = ((run / name / "weights.safetensors").read_bytes() for run in (whole, cut))
+        assert one == other
+    task = package.load(whole, device="cpu")
+    assert task.evaluate(recipe.data().val) == result
+    for name in ("finetune", "svm"):  # each is a run by itself
+        assert package.load(whole / name, device="cpu").evaluate(recipe.data().val)["count"] == 4
+
+
+@pytest.fixture
+def finetuned(few_scenes, pageless, tmp_path):
+    package.train(RCNNFinetune(**{**QUICK, "epochs": 1}), tmp_path / "finetune", device="cpu")
+    return tmp_path / "finetune"
+
+
+def test_stages_by_hand(finetuned, fukami, monkeypatch, tmp_path):
+    small = [f"--{name}={value}" for name, value in SMALL.items()]
+    answer = fukami("train", "rcnn-svm", "--init", finetuned, *small, "--out", tmp_path / "svm", "--device", "cpu")
+    assert answer.status == 0, answer.err
+    answer = fukami("train", "rcnn-boxes", "--init", tmp_path / "svm", *small, "--out", tmp_path / "boxes")
+    assert answer.status == 0, answer.err
+    assert answer.json[-1]["count"] == 4
+    assert "run" in answer.json[-1]
+
+
+def test_finished_stages_are_not_trained_again(finetuned, monkeypatch, pageless):
+    """Of this very recipe, in the folder of the whole."""
+
+    def never(self, batch):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(FineTuning, "step", never)
+    package.train(RCNN(**{**QUICK, "epochs": 1}), finetuned.parent, device="cpu")
+    assert checkpoint.finished(finetuned.parent)
+
+
+def test_the_stage_before_has_to_fit(finetuned, tmp_path):
+    for fields, message in (
+        ({}, r"goes on from a run of rcnn-finetune; give its folder: --init DIR"),
+        ({"init": str(tmp_path / "none")}, r"neither a run's folder nor"),
+        ({"init": str(finetuned), "hidden": 8}, r"network of other fields; give the same ones: --hidden 16"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            package.train(RCNNSVM(**{**SMALL, **fields}), tmp_path / "out", device="cpu")
+    with pytest.raises(UsageError, match=r"is a run of rcnn-finetune; rcnn-boxes goes on from one of rcnn-svm"):
+        package.train(RCNNBoxes(init=str(finetuned), **SMALL), tmp_path / "out", device="cpu")
+    record = json.loads((finetuned / "recipe.json").read_text())
+    checkpoint.write(finetuned / "recipe.json", json.dumps({**record, "labels": ["other"]}).encode())
+    with pytest.raises(UsageError, match=r"knows the classes other, and the data have circle"):
+        package.train(RCNNSVM(init=str(finetuned), **SMALL), tmp_path / "out", device="cpu")
+    del record["time"]
+    checkpoint.write(finetuned / "recipe.json", json.dumps(record).encode())
+    with pytest.raises(UsageError, match=r"is not finished; .* fukami train rcnn-finetune --resume"):
+        package.train(RCNNSVM(init=str(finetuned), **SMALL), tmp_path / "out2", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("cls", "fields", "message"),
+    [
+        (RCNNSVM, {"lr": 0.5, "batch": 3}, r"learned by gradients in rcnn-svm: leave out --batch and --lr"),
+        (RCNNFinetune, {"size": 62}, r"size should be at least 63, not 62"),
+        (RCNN, {"context": 114}, r"context should be between 0 and 113"),
+        (RCNN, {"rematerialise": True}, r"give --accumulate"),
+        (RCNN, {"svm_overlap": 0.0}, r"svm-overlap should be"),
+        (RCNN, {"box_ridge": -1.0}, r"box-ridge should be"),
+        (RCNN, {"cache": -1.0}, r"cache should be"),
+    ],
+)
+def test_fields_that_no_run_can_have(cls, fields, message):
+    with pytest.raises(UsageError, match=message):
+        cls(**fields)
+
+
+def test_one_process_solves():
+    task = RCNNSVM(init="-", **SMALL).task(("a", "b"))
+    with pytest.raises(UsageError, match="one process, not 2"):
+        task.setup(dataclasses.replace(Runtime.start("cpu", "float32"), world=2))
