@@ -87,7 +87,7 @@ def test_every_recipe_trains_two_steps_on_embedded_data(name, digit_files, few_s
     if cls.family == "detection":
         smaller = {"batch": 4, "shortest": 64, "longest": 96, "memory": 0.1}
         smaller |= {"width": 0.125, "hidden": 16} if "resnet" not in name else {}
-        smaller |= {"size": 63} if name.startswith("rcnn") else {}
+        smaller |= {"size": 63, "judge_every": 1} if name.startswith("rcnn") else {}
     else:
         smaller = {"dataset": str(digit_files), "batch": 15} | ({} if name == "deep-convnet" else {"size": 32})
     result = package.train(cls(epochs=1, **smaller), tmp_path / "run", device="cpu")

@@ -1,0 +1,146 @@
+"""R-CNN measured: how long it takes for a picture, and what each of its stages finds.
+
+    python benchmarks/rcnn.py speed [--device cuda] [--backbones alexnet vgg16] [--precisions float32 bfloat16]
+    python benchmarks/rcnn.py train OUT [--data scenes] [--seed 0]
+
+`speed`: 2,000 regions of a picture of 500×375 through the network, and the search for them. The paper (section 3.3) has
+13 s on a GPU and 53 s on a CPU, proposals included. The regions lie in the picture at random, the weights are random:
+none of it changes the time. What is timed is all that prediction does with the regions: warping, features, scores,
+suppression and the boxes of what is left. `train`: the three stages on a data set, small enough for a CPU; the seconds
+are those of the whole command, and those that its processors worked. Results go to results.csv; with --trial, they do
+not.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fukami.data import scenes
+from fukami.preparation import Scaled
+from fukami.proposals import selective_search
+from fukami.recipes.rcnn import RCNN
+from fukami.runtime import PRECISIONS, Runtime
+from fukami.tasks.region_cnn import RegionCNN
+from record import answer, record
+
+WIDTH, HEIGHT = 500, 375
+SIZES = {"alexnet": 227, "vgg16": 224}
+PAPER = "the paper: 13 s on a GPU, 53 s on a CPU, proposals included"
+
+
+SMALL = (
+    "--backbone vgg16 --size 32 --context 4 --width 0.25 --hidden 512 --batch-norm --dropout 0.2 --regions 32 "
+    "--optimizer adamw --lr 2e-3 --weight-decay 0.02"
+)
+FLAGS = {
+    "scenes": f"--shortest 192 --longest 256 {SMALL} --epochs 20 --judge-every 20",
+    "bccd": f"--shortest 375 --longest 500 {SMALL} --epochs 40 --judge-every 40",
+}
+STAGES = {"softmax": "finetune", "SVMs": "svm", "SVMs and boxes": "."}
+
+
+def main() -> None:
+    """Measure what was asked for."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--trial", action="store_true")
+    commands = parser.add_subparsers(required=True)
+    speed = commands.add_parser("speed")
+    speed.add_argument("--device", default="auto")
+    speed.add_argument("--backbones", nargs="+", choices=SIZES, default=list(SIZES))
+    speed.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["float32", "bfloat16"])
+    speed.add_argument("--regions", type=int, default=2000)
+    speed.add_argument("--repeat", type=int, default=5)
+    speed.set_defaults(measure=speeds)
+    train = commands.add_parser("train")
+    train.add_argument("out", type=Path)
+    train.add_argument("--data", choices=FLAGS, default="scenes")
+    train.add_argument("--seed", type=int, default=0)
+    train.set_defaults(measure=stages)
+    given = parser.parse_args()
+    given.measure(given, tried if given.trial else record)
+
+
+def stages(given: argparse.Namespace, note: Callable[..., None]) -> None:
+    """Train R-CNN, and note what each stage finds in the test part."""
+    command = f"fukami train rcnn --data {given.data} {FLAGS[given.data]} --seed {given.seed}"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    _, seconds = answer(f"{command} --out {given.out}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    for name, folder in STAGES.items():
+        lines = (given.out / folder / "metrics.jsonl").read_text().splitlines()
+        found = json.loads(lines[-1])
+        note(f"rcnn {given.data}", f"mAP, {name}", found["map"], command=command, seed=given.seed, seconds=seconds)
+        note(f"rcnn {given.data}", f"COCO AP, {name}", found["coco_ap"], command=command, seed=given.seed)
+    note(f"rcnn {given.data}", "processor seconds", worked, command=command, seed=given.seed, seconds=seconds)
+
+
+def speeds(given: argparse.Namespace, note: Callable[..., None]) -> None:
+    """Time the regions of a picture, and the search for them."""
+    own = f"python benchmarks/rcnn.py speed --device {given.device} --regions {given.regions}"
+    runtime = Runtime.start(given.device, "float32")
+    seconds = statistics.median(searches(given.repeat))
+    note("rcnn prediction", "seconds for the proposals, fast", seconds, command=own)
+    for backbone in given.backbones:
+        for precision in given.precisions:
+            seconds = statistics.median(times(backbone, precision, runtime, given.regions, given.repeat))
+            what = f"seconds for {given.regions} regions, {backbone} {SIZES[backbone]} {precision}"
+            command = f"{own} --backbones {backbone} --precisions {precision}"
+            note("rcnn prediction", what, seconds, command=command, note=PAPER)
+
+
+@torch.inference_mode()
+def times(backbone: str, precision: str, runtime: Runtime, regions: int, repeat: int) -> list[float]:
+    """Seconds of each repetition but the first."""
+    torch.manual_seed(0)
+    recipe = RCNN(backbone=backbone, size=SIZES[backbone], cache=0.0)
+    task = recipe.task(tuple(f"class {number}" for number in range(20)))
+    task.setup(runtime)
+    task.model.to(PRECISIONS[precision]).eval()
+    task.model.svm.weight.normal_(std=0.01)
+    corner = torch.rand(regions, 2) * torch.tensor([WIDTH - 60, HEIGHT - 60])
+    side = 20 + torch.rand(regions, 2) * 200
+    end = (corner + side).minimum(torch.tensor([WIDTH, HEIGHT]))
+    boxes = torch.cat([corner, end], 1).to(runtime.device)
+    picture = torch.randn(3, HEIGHT, WIDTH, device=runtime.device)
+    return [once(task, picture, boxes) for _ in range(repeat + 1)][1:]
+
+
+def once(task: RegionCNN, picture: torch.Tensor, boxes: torch.Tensor) -> float:
+    """Seconds until what was found in a picture is on the host."""
+    began = time.perf_counter()
+    size = torch.tensor([HEIGHT, WIDTH], device=picture.device, dtype=torch.float32)
+    task.found(picture, size, boxes, task.seen(picture, boxes)).boxes.cpu()
+    return time.perf_counter() - began
+
+
+def searches(repeat: int) -> list[float]:
+    """Seconds of Selective Search, each time, in a scene enlarged to the size of the paper's pictures."""
+    scene = torch.from_numpy(scenes.scene(0, 0).picture).permute(2, 0, 1)
+    resized = Scaled(shortest=HEIGHT, longest=WIDTH)(scene).byte().permute(1, 2, 0)
+    pixels = np.ascontiguousarray(resized.numpy())
+    selective_search.propose(pixels)  # compiles
+    seconds = []
+    for _ in range(repeat):
+        began = time.perf_counter()
+        selective_search.propose(pixels)
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def tried(
+    benchmark: str, metric: str, value: float, *, command: str, seed: int = 0, seconds: float = 0.0, note: str = ""
+) -> None:
+    """Say a number that is not kept."""
+    print(f"{benchmark}: {metric} {value:.4g}")
+
+
+if __name__ == "__main__":
+    main()

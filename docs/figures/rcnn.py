@@ -1,0 +1,92 @@
+"""Make the figures of ../rcnn.md, of a run of rcnn on scenes.
+
+python docs/figures/rcnn.py RUN
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import fukami
+from fukami import checkpoint, image
+from fukami.data import scenes
+from fukami.data.boxes import PROPOSAL
+from fukami.ops import boxes
+from fukami.ops.warp import warp
+from fukami.proposals import drawing
+
+HERE = Path(__file__).parent
+NUMBER = 1003  # of the scene
+SIDE, EACH = 300, 72  # pixels of a panel, and of a warped region
+
+
+def save(sheet: Image.Image, name: str) -> None:
+    """Write a figure in few colours."""
+    path = HERE / f"rcnn-{name}.png"
+    sheet.convert("RGB").quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
+    sys.stdout.write(f"{path.name}: {path.stat().st_size:,} bytes\n")
+
+
+def warped(task: fukami.Task, batch: tuple, chosen: torch.Tensor) -> Image.Image:
+    """Regions side by side, as the network sees them."""
+    picture = task.normalised(batch.pictures, batch.sizes)[0]
+    seen = warp(picture, chosen, task.regions.size, task.regions.context)
+    seen = (seen * task.std + task.mean).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    tiles = [np.asarray(Image.fromarray(each).resize((EACH, EACH), Image.Resampling.NEAREST)) for each in seen]
+    return Image.fromarray(
+        np.concatenate([np.pad(each, ((3, 3), (3, 3), (0, 0)), constant_values=255) for each in tiles], 1)
+    )
+
+
+def main() -> None:
+    """The four stages of one picture."""
+    run = Path(sys.argv[1])
+    recipe, _ = checkpoint.describe(run)
+    task = fukami.load(run, device="cpu")
+    samples = scenes.annotated(NUMBER, 1)
+    batch = next(iter(recipe.loader(samples, task.labels, train=False)))
+    proposals, objects = batch.boxes[0][batch.kinds[0] == PROPOSAL], batch.boxes[0][batch.classes[0] >= 0]
+    picture = Image.fromarray(samples[0].source)
+    ratio = picture.width / float(batch.sizes[0][1])
+    own = proposals.numpy() * ratio
+    drawn = drawing.boxes(picture, own, 100, SIDE)
+    save(drawing.page([(drawn, f"the first 100 of {len(own)} proposals")], 1), "proposals")
+
+    overlap = boxes.iou(proposals, objects).amax(1)
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for which, name in ((overlap >= 0.5, "objects: IoU of at least 0.5"), (overlap < 0.5, "background")):
+        some = proposals[which]
+        some = some[torch.randperm(len(some), generator=generator)[:8]]
+        rows.append((warped(task, batch, some), name))
+    save(drawing.page(rows, 1), "regions")
+
+    with torch.inference_mode():
+        seen = task.normalised(batch.pictures, batch.sizes)[0]
+        best, classes = task.scored(task.features(seen, proposals).float()).max(1)
+        found = task.answer(batch)[0]
+    likely = (best >= 0.5).nonzero().flatten()
+    before = [
+        {"label": task.labels[classes[i]], "score": float(best[i]), "box": (proposals[i] * ratio).tolist()}
+        for i in likely[best[likely].argsort(descending=True)].tolist()
+    ]
+    after = [
+        {"label": task.labels[number], "score": score, "box": [side * ratio for side in box]}
+        for box, number, score in zip(found.boxes.tolist(), found.classes.tolist(), found.scores.tolist(), strict=True)
+        if score >= 0.5
+    ]
+    panels = [
+        (image.draw_boxes(picture, before, task.labels), f"{len(before)} regions that a machine takes for an object"),
+        (image.draw_boxes(picture, after, task.labels), f"suppressed and moved: {len(after)} are left"),
+    ]
+    save(
+        drawing.page([(each.resize((SIDE, SIDE * each.height // each.width)), text) for each, text in panels], 2),
+        "found",
+    )
+
+
+if __name__ == "__main__":
+    main()
