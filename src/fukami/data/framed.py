@@ -255,7 +255,10 @@ class FramedStream(Framed, Streaming):
 
 
 class PictureDecoder(Dataset[Any]):
-    """Pictures at their size, ``(3, H, W)`` uint8, or the error of one that cannot be read."""
+    """Pictures at their size, ``(3, H, W)`` uint8, or the error of one that cannot be read.
+
+    In arrays, since each tensor that another process sends holds a file open.
+    """
 
     def __init__(self, samples: Sequence[Annotated], prepare: Scaled) -> None:
         self.samples, self.prepare = samples, prepare
@@ -263,8 +266,9 @@ class PictureDecoder(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, wish: Any) -> Any:
-        return decode(self.samples[wish], self.prepare)
+    def __getitem__(self, wish: Any) -> Bytes | Error:
+        picture = decode(self.samples[wish], self.prepare)
+        return picture if isinstance(picture, Error) else picture.numpy()
 
 
 class FrameDecoder(PictureDecoder):
@@ -276,7 +280,7 @@ class FrameDecoder(PictureDecoder):
         if isinstance(picture, Error):
             return picture
         frame = np.zeros((height, width, 3), np.uint8)
-        frame[: picture.shape[1], : picture.shape[2]] = picture.permute(1, 2, 0).numpy()
+        frame[: picture.shape[1], : picture.shape[2]] = picture.transpose(1, 2, 0)
         return frame
 
 
@@ -318,7 +322,7 @@ def decoded(
                 wrong.append(str(result))
             else:
                 kept.append(sample)
-                pictures.append(result.clone() if files >= MANY else result)  # what is shared holds a file open
+                pictures.append(torch.from_numpy(result))
     if wrong and not kept:
         raise Error(f"not one of the {len(samples)} pictures can be read; the first: {wrong[0]}")
     if wrong:
