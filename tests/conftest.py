@@ -83,6 +83,37 @@ def digit_files(tmp_path_factory):
     return root
 
 
+@pytest.fixture
+def few_scenes(monkeypatch):
+    """The data set ``scenes`` with eight pictures to train on and four to judge on."""
+    monkeypatch.setattr("fukami.data.scenes.TRAINING", 8)
+    monkeypatch.setattr("fukami.data.scenes.TESTING", 4)
+
+
+@pytest.fixture(scope="session")
+def scene_files(tmp_path_factory):
+    """Eight scenes to train on and four to judge on as PNG files with COCO's JSON beside them."""
+    from fukami.data import scenes
+
+    root = tmp_path_factory.mktemp("scenes")
+    categories = [{"id": number, "name": label} for number, label in enumerate(scenes.LABELS)]
+    for part, numbers in (("train", range(8)), ("valid", range(8, 12))):
+        (root / part).mkdir()
+        images, annotations = [], []
+        for number in numbers:
+            scene = scenes.scene(0, number)
+            Image.fromarray(scene.picture).save(root / part / f"{number}.png")
+            height, width = scene.picture.shape[:2]
+            images.append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
+            for (left, top, right, bottom), kind in zip(scene.boxes.tolist(), scene.classes.tolist(), strict=True):
+                box = [left, top, right - left, bottom - top]
+                own = {"id": len(annotations), "image_id": number, "category_id": kind, "bbox": box, "iscrowd": 0}
+                annotations.append({**own, "area": box[2] * box[3]})
+        sheet = {"images": images, "annotations": annotations, "categories": categories}
+        (root / part / "_annotations.coco.json").write_text(json.dumps(sheet))
+    return root
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """A run of DeepConvNet on the embedded digits, short but right most of the time."""
@@ -109,8 +140,10 @@ def binarized(tmp_path_factory):
 def pageless(monkeypatch):
     """Trainings draw no report, which takes longer than they do."""
     from fukami.tasks.classification import Classification
+    from fukami.tasks.detection import Detection
 
-    monkeypatch.setattr(Classification, "figures", lambda self, batches: ())
+    for family in (Classification, Detection):
+        monkeypatch.setattr(family, "figures", lambda self, batches: ())
     monkeypatch.setattr("fukami.report.write", lambda folder, figures, seconds: folder / "report.html")
 
 

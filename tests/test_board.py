@@ -74,6 +74,19 @@ def test_of_some_metrics_less_is_better(fukami, tmp_path):
     assert "less fid is better" in answer.out
 
 
+def test_map_ranks_and_what_is_nested_is_left_alone(fukami, tmp_path):
+    for name, value in (("a", 0.5), ("b", 0.75)):
+        folder = make(tmp_path / name, value)
+        line = {"step": 9, "phase": "eval", "map": value, "coco_ap": 1 - value, "count": 3, "objects": 5}
+        line |= {"classes": {"cat": {"ap": value, "objects": 5}}, "seconds": 1.0}
+        (folder / "metrics.jsonl").write_text(json.dumps(line))
+    answer = fukami("board", ".")
+    assert answer.out.splitlines()[0] == "digits: map"
+    assert cells(answer, "b")[:5] == ["1", "b", "deep-convnet", "75.00", "%"]
+    assert cells(answer, "a")[0] == "2"
+    assert answer.err == "page: board.html\n"
+
+
 def test_loss_is_the_metric_only_where_there_is_no_other(fukami, tmp_path):
     folder = make(tmp_path / "a", 0.5)
     folder.joinpath("metrics.jsonl").write_text(

@@ -13,7 +13,7 @@ import fukami as package
 
 COMMANDS = [
     "list", "train", "eval", "predict", "export", "serve", "explain", "show", "find-lr", "bench", "doctor", "shard",
-    "board", "import",
+    "board", "import", "propose",
 ]  # fmt: skip
 QUICK = ["--epochs", "1", "--batch", "100"]
 

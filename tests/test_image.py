@@ -210,3 +210,57 @@ def test_a_truncated_picture_that_pillow_opened_is_refused(photo):
 @pytest.mark.parametrize("order", ["<u2", ">u2"])
 def test_dark_sixteen_bit_pictures_stay_dark_in_either_byte_order(order):
     assert np.asarray(image.read(np.full((4, 4), 200, order))).max() == 1  # 200 / 257
+
+
+def some_boxes(random, count, size, labels):
+    corners = np.sort(random.uniform(0, 1, (count, 2, 2)), axis=1).reshape(count, 4) * [*size, *size]
+    return [
+        {"label": labels[number % len(labels)], "score": float(score), "box": box.tolist()}
+        for number, (box, score) in enumerate(zip(corners, random.uniform(size=count), strict=True))
+    ]
+
+
+@pytest.mark.parametrize("size", [(640, 480), (120, 500), (2000, 300)])
+def test_labels_do_not_overlap_and_stay_in_the_picture(random, size):
+    boxes = [tuple(each["box"]) for each in some_boxes(random, 60, size, ["cat"])]
+    sizes = [(float(width), 20.0) for width in random.uniform(40, 110, 60)]
+    places = image.places(boxes, sizes, size)
+    assert places[0] is not None
+    shown = [place for place in places if place]
+    assert len(shown) > 10
+    free = np.zeros(size[::-1], int)
+    for left, top, right, bottom in shown:
+        assert 0 <= left <= right <= size[0]
+        assert 0 <= top <= bottom <= size[1]
+        free[round(top) : round(bottom), round(left) + 1 : round(right) - 1] += 1
+    assert free.max() == 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 300), (64, 48), (500, 375), (3000, 1000)])
+def test_boxes_are_drawn_at_any_size(random, size):
+    """In the colour of the class, with a label; a small picture is enlarged, and the one given stays as it is."""
+    picture = Image.new("L", size, 255)
+    drawn = image.draw_boxes(picture, some_boxes(random, 9, size, ["cat", "dög", "犬"]), ("cat", "dög"))
+    assert max(drawn.size) >= 480
+    assert drawn.width * size[1] == drawn.height * size[0]
+    assert {image.colour(0), image.colour(1)} <= {colour for _, colour in drawn.getcolors(2**20)}
+    assert picture.getextrema() == (255, 255)
+    assert image.draw_boxes(picture, [], ("cat",)).getextrema() == ((255, 255),) * 3
+
+
+def test_a_box_is_drawn_on_its_edge_and_the_strongest_on_top():
+    ground = Image.new("RGB", (600, 400))
+    box = [100, 80, 500, 300]
+    boxes = [
+        {"label": label, "score": score, "box": box} for label, score in (("cat", 0.5), ("dog", 0.9), ("cow", 0.1))
+    ]
+    drawn = np.asarray(image.draw_boxes(ground, boxes, ("cat", "dog", "cow")))
+    for y, x in ((200, 100), (200, 499), (80, 450), (299, 300)):
+        assert tuple(drawn[y, x]) == image.colour(1)
+    assert drawn[200, 300].max() == drawn[40, 550].max() == 0
+
+
+def test_colours_of_classes_differ():
+    colours = np.array([image.colour(number) for number in range(20)])
+    apart = np.abs(colours[:, None] - colours[None]).sum(-1) + 999 * np.eye(20)
+    assert apart.min() > 40

@@ -9,23 +9,52 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "fukami"
 BASE = {"errors"}
-THIRD = {"errors", "image", "digit", "figures", "metrics", "schedules", "preparation"}
+THIRD = {
+    "errors",
+    "image",
+    "digit",
+    "figures",
+    "figures_boxes",
+    "metrics",
+    "schedules",
+    "preparation",
+    "average_precision",
+}
 ALLOWED = {
     "models": {"models", "ops"},
     "ops": {"ops"},
     "metrics": BASE,
+    "average_precision": {"errors", "coco_metrics", "data.boxes"},
+    "coco_metrics": {"data.boxes"},
     "schedules": BASE,
     "image": BASE,
     "figures": BASE,
+    "figures_boxes": {"errors", "image", "average_precision"},
     "digit": BASE,
     "preparation": {"errors", "image", "digit"},
+    "video": BASE,
     "analysis": {"errors", "image", "figures", "analysis"},
+    "proposals": {"errors", "image", "proposals", "processors", "data.places"},
     "data": {"errors", "clock", "data", "image", "preparation", "processors"},
     "numerics": {"errors", "numerics", "ops"},
-    "tasks": {*THIRD, "numerics", "ops", "proposals", "task"},
+    "tasks": {*THIRD, "numerics", "ops", "proposals", "task", "tasks"},
     "transfer": BASE,
-    "classifier": {*THIRD, "data", "models", "numerics", "recipe", "tasks", "task", "transfer"},
-    "recipes": {*THIRD, "classifier", "models", "ops", "data", "recipes", "tasks", "task", "recipe"},
+    "supervised": {"errors", "data", "recipe", "schedules", "task"},
+    "classifier": {*THIRD, "data", "models", "numerics", "recipe", "supervised", "tasks", "task", "transfer"},
+    "detector": {*THIRD, "data", "models", "recipe", "supervised", "tasks", "task", "transfer"},
+    "recipes": {
+        *THIRD,
+        "classifier",
+        "data",
+        "detector",
+        "models",
+        "ops",
+        "recipe",
+        "recipes",
+        "supervised",
+        "tasks",
+        "task",
+    },
     "showing": {"errors", "image", "figures", "preparation", "classifier", "data"},
     "lr_range": {"errors", "recipe", "resuming", "runtime"},
     "scratch": {"errors", "scratch", "data.mnist"},
@@ -66,7 +95,12 @@ ALLOWED = {
     },
 }
 FREE = {"cli", "commands", "page", "importing", "__init__", "__main__"}  # they may use everything
-THIRD_PARTY = {"models": {"torch"}, "ops": {"torch"}, "scratch": {"numpy", "safetensors"}, "recipe": {"tyro"}}
+THIRD_PARTY = {
+    "models": {"torch", "torchvision"},
+    "ops": {"torch", "torchvision"},
+    "scratch": {"numpy", "safetensors"},
+    "recipe": {"tyro"},
+}
 
 
 def imports(path):

@@ -56,6 +56,7 @@ PARAMETERS = {
 }
 CIFAR = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet110": 1.7}  # table 6, millions
 NAMES = list(PARAMETERS)
+DETECTORS = ["faster_rcnn_resnet50_fpn", "faster_rcnn_vgg16"]  # which test_faster_rcnn.py compares with torchvision's
 TORCHVISION = [name for name in NAMES if name not in CIFAR and "convnet" not in name and "binary" not in name]
 # the others carry their number in their name
 LAYERS = {"deep_convnet": 8, "binary_deep_convnet": 8, "binary_convnet": 9, "googlenet": 22}
@@ -89,7 +90,15 @@ def listed(answer):
 
 
 def test_every_model_is_tested():
-    assert sorted(models.__all__) == sorted(NAMES)
+    assert sorted(models.__all__) == sorted([*NAMES, *DETECTORS])
+
+
+def test_size_of_detectors():
+    """As by hand, for the 20 classes of VOC, and as torchvision publishes it."""
+    vgg = 14_714_688 + (9 * 512 * 512 + 512 + 513 * 9 * 5) + (25_088 + 1) * 4096 + 4097 * 4096 + 4097 * 21 * 5
+    with torch.device("meta"):
+        assert count(models.faster_rcnn_vgg16(20)) == vgg
+        assert count(models.faster_rcnn_resnet50_fpn(90)) == 41_755_286
 
 
 @pytest.mark.parametrize("name", NAMES)

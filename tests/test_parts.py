@@ -63,7 +63,9 @@ def test_evaluation_agrees_with_a_loop_by_hand(trained):
 def test_recipes_are_found_by_name_and_come_back_from_json():
     resnets = [f"resnet{depth}" for depth in (18, 20, 32, 34, 44, 50, 56, 101, 110, 152)]
     binary = ["binary-convnet", "binary-deep-convnet", "binary-resnet18"]
-    assert recipe.names() == [*binary, "deep-convnet", "googlenet", *resnets, "vgg11", "vgg13", "vgg16", "vgg19"]
+    detectors = ["faster-rcnn-resnet50-fpn", "faster-rcnn-vgg16"]
+    classifiers = ["deep-convnet", *detectors, "googlenet", *resnets, "vgg11", "vgg13", "vgg16", "vgg19"]
+    assert recipe.names() == [*binary, *classifiers]
     assert package.find("deep-convnet") is DeepConvNet
     original = DeepConvNet(lr=0.5, widths=(1, 2, 3, 4, 5, 6), dataset="mnist")
     import dataclasses
@@ -78,12 +80,15 @@ def test_recipes_are_found_by_name_and_come_back_from_json():
 
 
 @pytest.mark.parametrize("name", recipe.names())
-def test_every_recipe_trains_two_steps_on_embedded_data(name, digit_files, tmp_path):
+def test_every_recipe_trains_two_steps_on_embedded_data(name, digit_files, few_scenes, tmp_path):
     cls = package.find(name)
-    smaller = {} if name == "deep-convnet" else {"size": 32}
-    made = cls(dataset=str(digit_files), epochs=1, batch=15, **smaller)
-    result = package.train(made, tmp_path / "run", device="cpu")
-    assert result["count"] == 10
+    if cls.family == "detection":
+        smaller = {"batch": 4, "shortest": 64, "longest": 96, "memory": 0.1}
+        smaller |= {"width": 0.125, "hidden": 16} if "vgg16" in name else {}
+    else:
+        smaller = {"dataset": str(digit_files), "batch": 15} | ({} if name == "deep-convnet" else {"size": 32})
+    result = package.train(cls(epochs=1, **smaller), tmp_path / "run", device="cpu")
+    assert result["count"] == (4 if cls.family == "detection" else 10)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
     assert cls.paper
     assert cls.year

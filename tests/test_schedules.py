@@ -165,3 +165,11 @@ def test_a_training_that_waits_for_plateaus_resumes_bit_exactly(tmp_path, monkey
     assert cut.read_bytes() == whole.read_bytes()
     rates = [line["lr"] for line in map(json.loads, lines(tmp_path / "cut")) if line["phase"] == "train"]
     assert sorted(set(rates), reverse=True) == pytest.approx([0.05, 0.005, 0.0005])
+
+
+def test_a_plateau_of_a_metric_without_a_loss():
+    """The first metric has to rise; what is nested after it is left alone."""
+    plateau = schedules.parse("plateau=1", factor=0.5)
+    for value in (0.1, 0.3, 0.2, 0.3):
+        plateau.judged({"map": value, "coco_ap": 0.9 - value, "classes": {"cat": {"ap": value}}})
+    assert (plateau.best, plateau(0.5)) == (-0.3, 0.5)

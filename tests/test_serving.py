@@ -19,6 +19,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 import fukami as package
+from bright import Bright
 from fukami.serving import app as serving
 
 with warnings.catch_warnings():
@@ -71,7 +72,7 @@ class Captions(package.Task):
         self.most = max(self.most, self.now)
         time.sleep(0.02)
         self.now -= 1
-        return [{"caption": "a <dog> & a cat", "boxes": [[1, 2, 3, 4]]} for _ in inputs]
+        return [{"caption": "a <dog> & a cat", "numbers": [[1, 2], [3]]} for _ in inputs]
 
 
 def test_answers_are_those_of_predict(client, task, files):
@@ -214,11 +215,28 @@ def test_the_page_shows_the_answers(client, task, files):
 def test_a_task_that_answers_otherwise_is_served_too(files):
     other = served(Captions())
     assert other.post("/predict", files=parts(files[0])).json() == [
-        {"file": str(files[0]), "caption": "a <dog> & a cat", "boxes": [[1, 2, 3, 4]]}
+        {"file": str(files[0]), "caption": "a <dog> & a cat", "numbers": [[1, 2], [3]]}
     ]
     text = other.post("/", files=parts(files[0])).text
     assert "caption a &lt;dog&gt; &amp; a cat" in text
     assert "<img" not in text
+
+
+def test_boxes_are_drawn_and_listed(tmp_path):
+    """Of a picture in which something was found, and of one in which nothing was."""
+    for name, level in (("bright", 255), ("dark", 0)):
+        Image.new("L", (90, 60), level).save(tmp_path / f"{name}.png")
+    names = [tmp_path / "bright.png", tmp_path / "dark.png"]
+    other = served(Bright(None))
+    first, second = other.post("/predict", files=parts(*names)).json()
+    assert first["boxes"] == [{"label": "lamp", "score": 0.9, "box": [0, 0, 90, 60]}]
+    assert (second["boxes"], second["width"], second["height"]) == ([], 90, 60)
+    text = other.post("/", files=parts(*names)).text
+    assert re.findall("<p class=answer>(.*?)</p>", text) == ["1 × lamp", "nothing found"]
+    assert text.count('<img alt="the answer, drawn"') == 2
+    (row,) = re.findall("<tr><td>lamp</td>(.*?)</tr>", text)
+    assert ">90.00%<" in row
+    assert "0, 0 – 90, 60" in row
 
 
 def test_a_task_that_gives_no_answers_says_so(files):

@@ -1,18 +1,27 @@
 """Every task keeps the contract."""
 
+from functools import partial
+
 import pytest
 
 import check_task
 from fukami.recipes.deep_convnet import DeepConvNet
+from fukami.recipes.faster_rcnn_vgg16 import FasterRCNNVGG16
 
 
-def classification(**fields):
-    return DeepConvNet(**{"epochs": 4, "dropout": 0.0, **fields})
+def classification(request):
+    return partial(DeepConvNet, epochs=4, dropout=0.0)
 
 
-@pytest.fixture(params=[classification], ids=lambda make: make.__name__)
+def detection(request):
+    small = {"shortest": 96, "longest": 160, "width": 0.125, "hidden": 32, "scales": (24.0, 48.0, 96.0), "dropout": 0.0}
+    data = str(request.getfixturevalue("scene_files"))
+    return partial(FasterRCNNVGG16, dataset=data, epochs=6, batch=2, optimizer="adamw", lr=1e-3, **small)
+
+
+@pytest.fixture(params=[classification, detection], ids=lambda kind: kind.__name__)
 def make(request):
-    return request.param
+    return request.param(request)
 
 
 @pytest.fixture

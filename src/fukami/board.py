@@ -38,7 +38,8 @@ LOWER = {
     "distance",
 }  # metrics of which less is better
 BESIDE = ("loss", "errors")  # metrics that are the main one only where there is no other
-NO_METRICS = {"step", "phase", "seconds", "count"}
+NO_METRICS = {"step", "phase", "seconds", "count", "objects"}
+SHARES = ("accuracy", "map")  # metrics that are shown in percent
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # tensors of the weights that are no parameters
 COLOURED = 10  # runs with a colour and a name of their own in the figures; the others are grey
 NONE = "–"
@@ -372,7 +373,7 @@ def commands(board: Board) -> list[tuple[str, str]]:
 
 
 def _shown(metric: str, value: float) -> str:
-    return f"{100 * value:.2f} %" if metric == "accuracy" else f"{value:,.4f}" if value < 1000 else f"{value:,.0f}"
+    return f"{100 * value:.2f} %" if metric in SHARES else f"{value:,.4f}" if value < 1000 else f"{value:,.0f}"
 
 
 def _si(number: int | None) -> str:
@@ -486,11 +487,11 @@ def _frame(axes: Axes, board: Board, values: Iterable[float], whole: bool = Fals
         reach = span if whole else min(span, 3 * abs(best - finite[len(finite) // 2]) or span)
         away = -reach if board.metric not in LOWER else reach
         low, high = sorted((best + 1.15 * away, best - 0.15 * away))
-        axes.set_ylim(low, min(high, 1 + 0.03 * (1 - low)) if board.metric == "accuracy" else high)
+        axes.set_ylim(low, min(high, 1 + 0.03 * (1 - low)) if board.metric in SHARES else high)
         for entry in board.published:
             if axes.get_ylim()[0] < entry.value < axes.get_ylim()[1]:
                 axes.axhline(entry.value, color="#777777", lw=1, ls=":")
-    if board.metric == "accuracy":
+    if board.metric in SHARES:
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     axes.spines[["top", "right"]].set_visible(False)
 

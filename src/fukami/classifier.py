@@ -3,11 +3,11 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fukami.errors import UsageError
-from fukami.recipe import Data, Dataset, Recipe, name_of, within
+from fukami.recipe import Data, Dataset, name_of, within
+from fukami.supervised import MEAN, STD, Optimizer, Supervised
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,19 +18,17 @@ if TYPE_CHECKING:
     from fukami.data.classification import Source
     from fukami.data.loader import Shuffled
     from fukami.preparation import Preparation
-    from fukami.task import MakeOptimizer, Task
+    from fukami.task import Task
     from fukami.tasks.classification import Classification
 
-Optimizer = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"]
 MARGIN = 8 / 7  # pictures are kept this much larger than the crops that are taken of them: 256 for 224
 JUDGED = 500  # pictures in a batch that is only judged, at most
 SEEN = 6e6  # numbers in such a batch: 500 pictures of 64×64, 40 of 224×224
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, as published weights expect them
 VIEWS = {"rotate", "shift", "scale", "shear", "flip", "flip-vertical", "pad-crop", "crop", "brightness", "contrast"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classifier(Recipe):
+class Classifier(Supervised):
     """A network that tells which class a picture is of."""
 
     family: ClassVar[str] = "classification"
@@ -40,44 +38,10 @@ class Classifier(Recipe):
     class, or a CSV file of path and label, or shards in a folder or at a URL."""
     holdout: float = 0.2
     """Share of each class kept for testing, where the data have no test part of their own."""
-    memory: float = 4.0
-    """Gigabytes that the decoded pictures may take on the device; a larger set is streamed from its files."""
-    broken: int = 100
-    """Pictures that may be broken, in each part of the data and process; they are left out, and one more stops the
-    run."""
     size: int = 224
     """Side of the pictures that the network sees, in pixels."""
     channels: Literal[1, 3] = 3
     """1 grey, 3 colour."""
-    epochs: int = 30
-    """Passes over the training set."""
-    judge_every: int = 1
-    """Passes between two evaluations; there is one at the end in any case."""
-    batch: int = 32
-    """Pictures in an update, over all processes."""
-    accumulate: int = 1
-    """Parts in which a batch passes through the network, one after another, where it does not fit whole."""
-    rematerialise: bool = False
-    """Compute activations again in the backward pass where they do not fit: less memory for a third more time."""
-    optimizer: Optimizer = "nesterov"
-    """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
-    lr: float = 0.02
-    """Peak learning rate of the recipe's own batch."""
-    lr_rule: Literal["none", "linear", "sqrt"] = "none"
-    """How it grows with another batch: not, in proportion (Goyal et al. 2017), or with the square root."""
-    clip: float = 0.0
-    """Greatest norm of the gradient, to which a greater one is scaled down; 0: any."""
-    momentum: float = 0.9
-    """Of momentum, nesterov and rmsprop."""
-    weight_decay: float = 5e-4
-    """Pull of the weights towards 0; decoupled with adamw (Loshchilov and Hutter 2019)."""
-    decay: str = "cosine"
-    """Course of the learning rate: constant, step=DROPS, multistep=SHARE,SHARE, exponential=END, polynomial=POWER,
-    cosine, one-cycle, plateau=PATIENCE."""
-    drop: float = 0.1
-    """What the learning rate is multiplied by at each drop of step, multistep and plateau."""
-    warmup: float = 0.1
-    """Share of the training in which the learning rate rises."""
     cycles: int = 1
     """Courses of the learning rate in a row; the weights at the end of each answer together (snapshots)."""
     smoothing: float = 0.0
@@ -99,16 +63,11 @@ class Classifier(Recipe):
 
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
-        from fukami import schedules
-        from fukami.data import augment
-
-        within(self, 1, math.inf, "epochs", "judge_every", "batch", "accumulate", "cycles")
+        super().__post_init__()
+        within(self, 1, math.inf, "cycles")
         within(self, 4, math.inf, "size")
-        within(self, 0, math.inf, "lr", "weight_decay", "memory", "clip", "broken")
-        within(self, 0, 1, "holdout", "layer_decay", "drop")
-        within(self, 0, 0.9999999, "warmup", "momentum", "smoothing", "ema")
-        schedules.parse(self.decay, factor=self.drop, warmup=self.warmup)
-        augment.strengths(self.augment)
+        within(self, 0, 1, "layer_decay")
+        within(self, 0, 0.9999999, "smoothing", "ema")
         if self.cycles > 1 and self.decay.startswith("plateau"):
             raise UsageError("a plateau is waited for, so it cannot come in --cycles; give another --decay")
         if self.freeze and not self.init:
@@ -200,7 +159,7 @@ class Classifier(Recipe):
             model = int8.prepare(model)
         if self.freeze:
             transfer.freeze(model)
-        decay = schedules.parse(self.decay, factor=self.drop, warmup=self.warmup)
+        decay = self.course()
         make = self.make_optimizer()
         return Classification(
             model,
@@ -233,27 +192,6 @@ class Classifier(Recipe):
                 task.model.load_state_dict(network.state_dict(), strict=False)
             averaged: nn.Module = getattr(task, "averaged", task.model)
             averaged.load_state_dict(task.model.state_dict())
-
-    def make_optimizer(self) -> "MakeOptimizer":
-        """torch's optimizer of that name, fused where it can be."""
-        import torch
-
-        makes: dict[str, Any] = {
-            "sgd": partial(torch.optim.SGD, fused=True),
-            "momentum": partial(torch.optim.SGD, momentum=self.momentum, fused=True),
-            "nesterov": partial(torch.optim.SGD, momentum=self.momentum, nesterov=True, fused=True),
-            "adagrad": torch.optim.Adagrad,
-            "rmsprop": partial(torch.optim.RMSprop, momentum=self.momentum),
-            "adam": partial(torch.optim.Adam, fused=True),
-            "adamw": partial(torch.optim.AdamW, fused=True),
-        }
-        return partial(makes[self.optimizer], lr=self.peak, weight_decay=self.weight_decay)
-
-    @property
-    def peak(self) -> float:
-        """The peak learning rate of this batch, by the rule."""
-        growth = self.batch / type(self).batch
-        return self.lr * {"none": 1.0, "linear": growth, "sqrt": math.sqrt(growth)}[self.lr_rule]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 Answered = Literal["auto", "float32", "bfloat16", "float16", "int8", "binary", "onnx"]
 COMMANDS = (
     "list", "train", "eval", "predict", "export", "serve", "explain", "show", "find-lr", "bench", "doctor", "shard",
-    "board", "import",
+    "board", "import", "propose",
 )  # fmt: skip
 
 

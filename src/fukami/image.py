@@ -3,11 +3,12 @@
 What is read comes back upright, in 8 bits, grey ("L") or colour ("RGB"), or is refused by name.
 """
 
+import colorsys
 import functools
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -23,7 +24,11 @@ PROGRAMS = {"EPS", "WMF"}  # formats that are drawn by running something
 USUAL = {"JPEG", "PNG"}
 GREY = {"1", "L"}
 SHOWN = 280  # height in pixels of a drawn answer
-WHITE = (255, 255, 255)
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+LEGIBLE = 480  # longer side in pixels below which a picture is enlarged for its boxes to be labelled
+NAMED = 40  # boxes of a picture that are labelled at most, the strongest
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def read(
@@ -122,6 +127,104 @@ def draw_answer(picture: Image.Image, seen: Bytes, caption: str) -> Image.Image:
     draw = ImageDraw.Draw(page)
     draw.text((margin, SHOWN + 1.5 * margin), _drawable(caption), (34, 34, 34), ImageFont.load_default(20))
     return page
+
+
+def draw_boxes(picture: Image.Image, boxes: Sequence[dict[str, Any]], labels: Sequence[str]) -> Image.Image:
+    """The picture with boxes in the colours of their classes, the strongest on top, each with its label and score.
+
+    No two labels overlap, and none leaves the picture; a label for which there is no room is left out, as are those
+    after the 40 strongest. Lines and letters grow with the picture; a small picture is enlarged.
+
+    Args:
+        picture: upright.
+        boxes: ``label``, ``score`` and ``box`` (left, top, right, bottom in pixels of the picture) of each.
+        labels: what the classes are called; their order decides the colours.
+    """
+    longer = max(picture.size)
+    factor = -(-LEGIBLE // longer) if longer < LEGIBLE else 1
+    size = (picture.width * factor, picture.height * factor)
+    resampling = Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS
+    canvas = picture.convert("RGB").resize(size, resampling)
+    draw = ImageDraw.Draw(canvas)
+    line = max(2, round(max(size) / 300))
+    letters = max(14, round(max(size) / 45))
+    font = ImageFont.load_default(letters)
+    ranked = sorted(boxes, key=lambda each: -each["score"])
+    numbers = {label: number for number, label in enumerate(labels)}
+    colours = [colour(numbers.get(each["label"], len(labels))) for each in ranked]
+    edges = [_edges(each["box"], factor, line, size) for each in ranked]
+    for box, shade in zip(reversed(edges), reversed(colours), strict=True):
+        draw.rectangle(_grown(box, 1, size), outline=ink(shade), width=line + 2)
+        draw.rectangle(box, outline=shade, width=line)
+    texts = [_shortened(_drawable(each["label"]), f" {each['score']:.2f}", font, 0.6 * size[0]) for each in ranked]
+    pad = letters // 5
+    sizes = [(font.getlength(text) + 2 * pad, 1.25 * letters + pad) for text in texts[:NAMED]]
+    for place, text, shade in zip(places(edges[:NAMED], sizes, size), texts, colours, strict=False):
+        if place:
+            draw.rounded_rectangle(place, radius=pad, fill=shade)
+            draw.text((place[0] + pad, place[1] + pad / 2), text, ink(shade), font)
+    return canvas
+
+
+def colour(number: int) -> tuple[int, int, int]:
+    """A colour for the class ``number``, far from those of the classes before it; always the same."""
+    saturation, value = ((0.85, 0.95), (0.6, 1.0), (0.95, 0.7))[number // 7 % 3]
+    red, green, blue = colorsys.hsv_to_rgb((0.02 + number * 0.618034) % 1, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def places(boxes: Sequence[Box], sizes: Sequence[tuple[float, float]], size: tuple[int, int]) -> list[Box | None]:
+    """Where the label of each box, of a width and height, goes in a picture; None where no room is left.
+
+    The first box chooses first: above it, within its upper edge, below it, within its lower edge; from its left side,
+    then from its right one, then beside it.
+    """
+    taken: list[Box] = []
+    found: list[Box | None] = []
+    for (left, top, right, bottom), (width, height) in zip(boxes, sizes, strict=True):
+        rows = (top - height, top, bottom, bottom - height)
+        corners = [(x, y) for x in (left, right - width) for y in rows]
+        corners += [(x, y) for x in (right, left - width) for y in (top, bottom - height)]
+        within = ((min(max(x, 0), size[0] - width), y) for x, y in corners)
+        free = (
+            (x, y, x + width, y + height)
+            for x, y in within
+            if x >= 0 and 0 <= y <= size[1] - height
+            and not any(x < box[2] and box[0] < x + width and y < box[3] and box[1] < y + height for box in taken)
+        )  # fmt: skip
+        place = next(free, None)
+        found.append(place)
+        taken += [place] if place else []
+    return found
+
+
+def _edges(box: Sequence[float], factor: int, line: int, size: tuple[int, int]) -> Box:
+    """The outermost pixels of a box's line, which lies on its edge, half outside; within the picture."""
+    left, top, right, bottom = (round(factor * edge) for edge in box)
+    return _grown((left, top, max(left, right - 1), max(top, bottom - 1)), line // 2, size)
+
+
+def _grown(box: Box, by: int, size: tuple[int, int]) -> Box:
+    """The box, larger on every side where the picture reaches as far."""
+    left, top, right, bottom = box
+    wide, high = size[0] - 1, size[1] - 1
+    return (min(max(left - by, 0), wide), min(max(top - by, 0), high),
+            min(max(right + by, 0), wide), min(max(bottom + by, 0), high))  # fmt: skip
+
+
+def _shortened(label: str, score: str, font: Font, width: float) -> str:
+    """The label and the score, in at most so many pixels; a longer label ends in dots."""
+    text = label + score
+    while font.getlength(text) > width and label:
+        label = label[:-1]
+        text = f"{label.rstrip()}...{score}"
+    return text
+
+
+def ink(ground: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Black or white, whichever has more contrast with the ground (WCAG 2: relative luminance)."""
+    linear = [((each / 255 + 0.055) / 1.055) ** 2.4 for each in ground]
+    return BLACK if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 else WHITE
 
 
 def _as_high(picture: Image.Image) -> Image.Image:

@@ -30,7 +30,7 @@ class Log:
         self.folder, self.recipe, self.runtime = folder, recipe, runtime
         self.steps, self.epoch = steps, epoch
         self.path = folder / "metrics.jsonl"
-        self.last: dict[str, float] = {}
+        self.last: dict[str, Any] = {}
         self.effort: dict[str, float] = {}  # what the device can do at most, and multiply-adds of a step
         self.before = 0.0  # seconds spent before this process took over
         self.began = self.looked = time.monotonic()
@@ -93,14 +93,14 @@ class Log:
             self.bar, completed=step, epoch=self._epoch(step), values=f"{name} {first:.4f} · {speed:,.0f} pictures/s"
         )
 
-    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
-        """Log an evaluation, and say it."""
+    def evaluated(self, step: int, metrics: dict[str, Any]) -> None:
+        """Log an evaluation, and say what it found over all."""
         self.last = metrics
         self.looked = time.monotonic()  # the time of the evaluation is not the training's
         spent = self.seconds()
         self._write({"step": step, "phase": "eval", **metrics, "seconds": round(spent, 3)})
         left = "" if self.progress.disable is False else f"  {_clock(spent / step * (self.steps - step))} left"
-        answer = "  ".join(f"{name} {_number(value)}" for name, value in metrics.items())
+        answer = "  ".join(f"{name} {_number(value)}" for name, value in metrics.items() if not isinstance(value, dict))
         self.console.print(
             f"epoch {self._epoch(step)}  step {step}/{self.steps}  {self.values}{left}  |  {answer}",
             soft_wrap=True,
@@ -115,7 +115,7 @@ class Log:
             highlight=False,
         )
 
-    def finish(self, figures: "list[tuple[str, Figure]]") -> dict[str, float]:
+    def finish(self, figures: "list[tuple[str, Figure]]") -> dict[str, Any]:
         """Write the report; returns the last evaluation."""
         from fukami import report
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from fukami import checkpoint
 
+ACROSS = 3  # curves in a row
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
 <style>
@@ -98,9 +99,11 @@ def _page(folder: Path, title: str, body: Sequence[str]) -> Path:
 
 
 def answer(metrics: dict[str, Any]) -> str:
-    """What an evaluation found, in one line."""
+    """What an evaluation found over all, in one line."""
     return " · ".join(
-        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics.items()
+        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in metrics.items()
+        if not isinstance(value, dict)
     ).replace("_", " ")
 
 
@@ -152,20 +155,25 @@ def picture(title: str, figure: Figure) -> str:
 
 def curves(trained: Sequence[dict[str, Any]], judged: Sequence[dict[str, Any]]) -> Figure:
     """Every metric of the training over the steps, the evaluations of the same name with it, and the learning rate."""
-    unplotted = {"step", "phase", "pictures_per_second", "lr", "count", "errors", "seconds"}
+    unplotted = {"step", "phase", "pictures_per_second", "lr", "count", "errors", "objects", "seconds"}
     unplotted |= {
         "members",
         "member_accuracy",
         "best_member",
         "gain",
         "disagreement",
-    }  # these have a figure of their own
-    names = [
-        name for name in dict.fromkeys(key for line in [*trained, *judged] for key in line) if name not in unplotted
-    ]
-    figure = Figure(figsize=(4 * (len(names) + 1), 3), layout="constrained")
-    every = figure.subplots(1, len(names) + 1, squeeze=False)[0]
-    for axes, name in zip(every, [*names, "lr"], strict=True):
+        "map_11",
+        "coco_ap50",
+    }  # these have a figure of their own, or say what another one says
+    numbers = (key for line in [*trained, *judged] for key, value in line.items() if isinstance(value, int | float))
+    names = [*(name for name in dict.fromkeys(numbers) if name not in unplotted), "lr"]
+    columns = min(len(names), ACROSS)
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
+    every = figure.subplots(rows, columns, squeeze=False).flat
+    for axes in every[len(names) :]:
+        axes.axis("off")
+    for axes, name in zip(every, names, strict=False):
         for label, lines, style in (("training", trained, {"lw": 1}), ("evaluation", judged, {"marker": "o", "ms": 3})):
             points = [(line["step"], line[name]) for line in lines if name in line]
             if points:

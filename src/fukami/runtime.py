@@ -28,6 +28,7 @@ TRAINED = (
     "float16",
 )  # tf32: numbers of float32, multiplied with 10 bits behind the point
 TIMEOUT = 600.0  # seconds
+Value = TypeVar("Value")
 Function = TypeVar("Function", bound=Callable[[Any], Any])
 
 
@@ -128,6 +129,15 @@ class Runtime:
             with self.clock("waiting"):
                 torch.distributed.all_reduce(tensor)
         return tensor
+
+    def gather(self, value: Value) -> "list[Value]":
+        """The values of all processes, in order."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        with self.clock("waiting"):
+            torch.distributed.all_gather_object(found, value)
+        return found
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in any of the processes."""

@@ -80,7 +80,8 @@ def repeated(schedule: Schedule, cycles: int) -> Schedule:
 
 class Plateau:
     """Multiplied by ``factor`` whenever more than ``patience`` evaluations in a row found no smaller loss, as torch's
-    ``ReduceLROnPlateau`` with no threshold; the warm-up is apart.
+    ``ReduceLROnPlateau`` with no threshold; the warm-up is apart. Of evaluations without a loss, whenever the first of
+    their metrics did not rise.
     """
 
     def __init__(self, patience: int, factor: float, warmup: float = 0.0) -> None:
@@ -94,8 +95,9 @@ class Plateau:
 
     def judged(self, metrics: Mapping[str, float]) -> None:
         """Hear what an evaluation found."""
-        if metrics["loss"] < self.best:
-            self.best, self.waited = metrics["loss"], 0
+        found = metrics["loss"] if "loss" in metrics else -next(iter(metrics.values()))
+        if found < self.best:
+            self.best, self.waited = found, 0
         elif self.waited < self.patience:
             self.waited += 1
         else:

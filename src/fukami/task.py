@@ -55,9 +55,13 @@ class Task:
         self.clip = clip
 
     def setup(self, runtime: Runtime) -> None:
-        """Move to the device and make ready to train."""
+        """Move to the device and make ready to train; what is frozen keeps its statistics, too."""
         self.runtime = runtime
         self.model = runtime.place(self.model)
+        for module in self.model.modules():
+            own = list(module.parameters())
+            if own and not any(parameter.requires_grad for parameter in own):
+                module.eval()
         self.parallel = runtime.replicate(self.model)
         self.replica: Callable[..., Any] = self.parallel
         self.optimizer = runtime.steer(self.make_optimizer(self.model.parameters()))
@@ -128,7 +132,8 @@ class Task:
         with clock("optimizer"):
             if self.clip:
                 self.scaler.unscale_(self.optimizer)
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+                every = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+                nn.utils.clip_grad_norm_(every, self.clip)
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.updated()
@@ -157,8 +162,11 @@ class Task:
         """The loss of a batch, a scalar, and what else to log; call the network as ``self.replica``."""
         raise NotImplementedError(f"{type(self).__name__} defines neither loss nor step")
 
-    def evaluate(self, batches: Iterable[Any]) -> dict[str, float]:
-        """The family's metrics and ``count``; changes no weight, and sums counts across processes."""
+    def evaluate(self, batches: Iterable[Any]) -> dict[str, Any]:
+        """The family's metrics and ``count``; changes no weight, and sums counts across processes.
+
+        The first metric is the main one. Numbers, but for those of each class, which may be nested at the end.
+        """
         raise UsageError(f"{type(self).__name__} cannot be judged: it does not define evaluate(batches)")
 
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,63 @@ def initialise(model: nn.Module, name: str, init: str) -> None:
     model.load_state_dict(fitting, strict=False)
 
 
+def freeze_stages(backbone: nn.Module, count: int) -> None:
+    """Leave the first stages of a chain of layers as they are; one ends at a pooling, or with a part of many layers."""
+    layers = list(backbone.children())
+    while len(layers) == 1:
+        layers = list(layers[0].children())
+    stage, empty = 0, True
+    for layer in layers:
+        if not empty and isinstance(layer, nn.MaxPool2d | nn.Sequential):
+            stage, empty = stage + 1, True
+        for parameter in layer.parameters():
+            parameter.requires_grad &= stage >= count
+            empty = False
+
+
+def initialise_detector(model: nn.Module, prefix: str, name: str, init: str) -> None:
+    """Begin with the weights ``init``: those of a detector, or those of a classifier for the part ``prefix``.
+
+    What belongs to other classes than the model's stays as it is, and is said; all else must fit.
+
+    Args:
+        name: what the classifier is called in :mod:`fukami.models`.
+        init: ``imagenet`` (torchvision's classifier), ``coco`` (its detector), a file of either, or a run's folder.
+
+    Raises:
+        Error: there are no such weights, or they do not fit; every missing and misshapen tensor is listed.
+    """
+    if init == "coco" and name != "resnet50":
+        raise Error(f"there are no published COCO weights of a detector on {name}; give imagenet, a file or a run")
+    tensors = _plain(_published(name)) if init == "imagenet" else detector(init)
+    whole = any(key.startswith("backbone.") for key in tensors)
+    target = model if whole else model.get_submodule(prefix)
+    expected = target.state_dict()
+    own = ("roi_heads.box_predictor.",) if whole else ()
+    unfit = {key: what for key, what in _unfit(tensors, expected) if key in expected}
+    wrong = [f"{key} {what}" for key, what in unfit.items() if not key.startswith(own or ("-",))]
+    if wrong:
+        raise Error(f"{init} does not fit {'the detector' if whole else name}: {'; '.join(wrong)}")
+    if unfit:
+        logger.warning(f"{init} has no {', '.join(unfit)} for these classes: they begin at random")
+    fitting = {key: value for key, value in tensors.items() if key in expected and key not in unfit}
+    target.load_state_dict(fitting, strict=False)
+
+
+def detector(init: str) -> dict[str, Tensor]:
+    """The weights of a detector, ``coco`` or a file, under the names of torchvision's; those of others as they are."""
+    return modern(_plain(_published("fasterrcnn_resnet50_fpn") if init == "coco" else _read(Path(init))))
+
+
+def modern(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A detector's weights under the names of torchvision since 0.13, which its published file does not have yet."""
+    names = {}
+    for key in tensors:
+        new = re.sub(r"((?:inner|layer)_blocks\.\d)\.(?=weight|bias)", r"\1.0.", key)
+        names[key] = re.sub(r"(rpn\.head\.conv)\.(?=weight|bias)", r"\1.0.0.", new)
+    return {names[key]: value for key, value in tensors.items()}
+
+
 def _unfit(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> Iterator[tuple[str, str]]:
     for key, value in expected.items():
         if key not in tensors:
@@ -151,11 +209,11 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _published(name: str) -> dict[str, Tensor]:
-    """torchvision's weights for ImageNet, from its cache or downloaded."""
+    """torchvision's weights for ImageNet, a detector's for COCO, from its cache or downloaded."""
     from torchvision.models import get_model_weights, list_models
 
     if name not in list_models():
-        raise Error(f"there are no published ImageNet weights for {name}; give --init a file, or leave it out")
+        raise Error(f"there are no published weights for {name}; give --init a file, or leave it out")
     weights = next(iter(get_model_weights(name)))
     try:
         return dict(weights.get_state_dict(progress=False, check_hash=True))

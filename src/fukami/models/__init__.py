@@ -3,6 +3,7 @@
 from fukami.models.binary_convnet import binary_convnet, binary_deep_convnet
 from fukami.models.binary_resnet import binary_resnet18
 from fukami.models.deep_convnet import deep_convnet
+from fukami.models.faster_rcnn import faster_rcnn_resnet50_fpn, faster_rcnn_vgg16
 from fukami.models.googlenet import googlenet
 from fukami.models.resnet import (
     resnet18,
@@ -23,6 +24,8 @@ __all__ = [
     "binary_deep_convnet",
     "binary_resnet18",
     "deep_convnet",
+    "faster_rcnn_resnet50_fpn",
+    "faster_rcnn_vgg16",
     "googlenet",
     "resnet18",
     "resnet20",

@@ -106,34 +106,37 @@ def _vgg(
     side = min(7, size // 32) if hidden else 1
     network = nn.Sequential(
         OrderedDict(
-            features=_features(TABLE[column], channels, normalise),  # N × 512 × size/32 × size/32
+            features=convolutions(column, channels, normalise),  # N × 512 × size/32 × size/32
             avgpool=nn.AdaptiveAvgPool2d(side),  # changes nothing at 32, 64 ... 224
             flatten=nn.Flatten(),
             classifier=_classifier(512 * side * side, hidden, classes, dropout),  # N × classes
         )
     )
     for layer in network.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-        elif isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=0.01)  # torchvision's; section 3.1 says variance 0.01
             nn.init.zeros_(layer.bias)
     return network
 
 
-def _features(groups: tuple[tuple[int, ...], ...], channels: int, normalise: bool) -> nn.Sequential:
-    """The 3×3 convolutions, which keep the picture's size, and the five poolings, which halve it."""
+def convolutions(column: str, channels: int = 3, normalise: bool = False, width: float = 1.0) -> nn.Sequential:
+    """The 3×3 convolutions of a column, which keep the picture's size, and the five poolings, which halve it.
+
+    ``width`` is the share of the table's channels that there are.
+    """
     layers: list[nn.Module] = []
     inputs = channels
-    for group in groups:
-        for width in group:
+    for group in TABLE[column]:
+        for outputs in (round(width * each) for each in group):
             convolution = nn.Conv2d if layers else StemConv2d
-            layers.append(convolution(inputs, width, kernel_size=3, padding=1))
+            layer = convolution(inputs, outputs, kernel_size=3, padding=1)
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            layers.append(layer)
             if normalise:
-                layers.append(nn.BatchNorm2d(width))
+                layers.append(nn.BatchNorm2d(outputs))
             layers.append(nn.ReLU(inplace=True))
-            inputs = width
+            inputs = outputs
         layers.append(nn.MaxPool2d(kernel_size=2, stride=2))
     return nn.Sequential(*layers)
 

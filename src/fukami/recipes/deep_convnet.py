@@ -4,8 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fukami.classifier import Classifier, Optimizer
+from fukami.classifier import Classifier
 from fukami.recipe import within
+from fukami.supervised import Optimizer
 
 if TYPE_CHECKING:
     from torch import nn

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from PIL import Image
 
 from fukami import report
 
+ABOUT = {"file", "width", "height"}  # parts of an answer that say what was asked about
+TABLES = {"ranking": "probability", "boxes": "score"}  # parts that are lists, and what is drawn of them as bars
 LARGEST = (1600, 1600)  # of a drawn answer, in pixels
 FORM = """<form method="post" enctype="multipart/form-data">
 <label style="display: block; border: 2px dashed #bbb; border-radius: 6px; margin: 1.5rem 0; padding: 2rem">
@@ -54,29 +57,43 @@ def page(about: dict[str, Any], address: str, answers: Sequence[str] = ()) -> st
 
 
 def section(answer: dict[str, Any], drawn: Image.Image | None) -> str:
-    """An answer: drawn, in one line, its ranking, and all of it as JSON."""
+    """An answer: drawn, in one line, its ranking or its boxes, and all of it as JSON."""
     parts = [f"<h2>{html.escape(answer['file'])}</h2>"]
     if "error" in answer:
         return parts[0] + f"<p>{html.escape(answer['error'])}</p>"
     if drawn is not None:
         parts.append(embedded(drawn))
-    line = {name: value for name, value in answer.items() if name != "file" and isinstance(value, str | int | float)}
-    parts.append(f"<p class=answer>{html.escape(report.answer(line))}</p>")
-    if "ranking" in answer:
-        parts.append(ranking(answer["ranking"]))
+    line = {name: value for name, value in answer.items() if name not in ABOUT and isinstance(value, str | int | float)}
+    found = counted(answer["boxes"]) if "boxes" in answer else ""
+    parts.append(f"<p class=answer>{html.escape(' · '.join(filter(None, (found, report.answer(line)))))}</p>")
+    parts += [bars(answer[name], value) for name, value in TABLES.items() if answer.get(name)]
     text = json.dumps(answer, ensure_ascii=False, indent=2)
     parts.append(f"<details><summary>JSON</summary><pre>{html.escape(text)}</pre></details>")
     return "\n".join(parts)
 
 
-def ranking(entries: Sequence[dict[str, Any]]) -> str:
-    """The likeliest labels with their probabilities, as bars."""
+def counted(boxes: Sequence[dict[str, Any]]) -> str:
+    """How many boxes of each label there are, the label of the strongest first."""
+    labels = Counter(box["label"] for box in boxes)
+    return ", ".join(f"{count} × {label}" for label, count in labels.items()) or "nothing found"
+
+
+def bars(entries: Sequence[dict[str, Any]], value: str) -> str:
+    """A row for each entry: its label, its probability or score as a bar, and where it is, if it has a box."""
     rows = (
-        f'<tr><td>{html.escape(entry["label"])}</td><td><meter value="{entry["probability"]:.6f}"></meter></td>'
-        f"<td>{entry['probability']:.2%}</td></tr>"
+        f'<tr><td>{html.escape(entry["label"])}</td><td><meter value="{entry[value]:.6f}"></meter></td>'
+        f"<td class=number>{entry[value]:.2%}</td>{_corners(entry.get('box'))}</tr>"
         for entry in entries
     )
     return f"<table>{''.join(rows)}</table>"
+
+
+def _corners(box: Sequence[float] | None) -> str:
+    """The corners of a box, left and top, right and bottom, as a cell; nothing without a box."""
+    if box is None:
+        return ""
+    left, top, right, bottom = (f"{edge:.0f}" for edge in box)
+    return f"<td class=number>{left}, {top} – {right}, {bottom}</td>"
 
 
 def embedded(picture: Image.Image) -> str:

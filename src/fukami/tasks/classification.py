@@ -90,7 +90,7 @@ class Classification(Task):
             self.answering = Ensemble([*snapshots, self.averaged], joined=1)
 
     def setup(self, runtime: "Runtime") -> None:
-        """Move to the device and make ready to train; what is frozen keeps its statistics, too."""
+        """Move to the device and make ready to train."""
         if self.rematerialise:
             rematerialise(self.model)
             self.static = False  # random states are put back for the second computation, which no CUDA graph records
@@ -99,10 +99,6 @@ class Classification(Task):
         self.latent = binary.latent(self.model)
         mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (self.prepare.mean, self.prepare.std))
         self.mean, self.std = mean.to(runtime.device), std.to(runtime.device)
-        for module in self.model.modules():
-            own = list(module.parameters())
-            if own and not any(parameter.requires_grad for parameter in own):
-                module.eval()
 
     def state(self) -> dict[str, Any]:
         """Also the weights that answer, where they are not the ones that are trained."""

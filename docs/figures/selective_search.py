@@ -1,0 +1,50 @@
+"""Make the figures of ../selective-search.md, on a picture that comes with scikit-image.
+
+python docs/figures/selective_search.py
+"""
+
+import sys
+from pathlib import Path
+
+from PIL import Image
+from skimage.data import coffee
+
+from fukami.proposals import drawing, grouping, selective_search
+
+HERE = Path(__file__).parent
+SIDE = 380  # of the longest side of a panel
+
+
+def save(panels: list[tuple[Image.Image, str]], name: str) -> None:
+    """Write panels side by side, in few colours."""
+    path = HERE / f"selective-search-{name}.png"
+    sheet = drawing.page(panels, len(panels))
+    sheet.quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
+    sys.stdout.write(f"{path.name}: {path.stat().st_size:,} bytes\n")
+
+
+def main() -> None:
+    """The stages, one file each."""
+    pixels = coffee()
+    picture = Image.fromarray(pixels)
+    segmented = []
+    for scale in (50, 300):
+        labels = selective_search.segment(pixels, scale)
+        segmented.append((drawing.regions(picture, labels, SIDE), f"k = {scale}: {labels.max() + 1} regions"))
+    save(segmented, "segmentation")
+
+    labels = selective_search.segment(pixels, 50)
+    regions = grouping.describe(labels, grouping.features(selective_search.colours(pixels, "hsv")))
+    _, made = grouping.group(regions, "CTSF")
+    steps = [(drawing.grouped(labels, made, left), left) for left in (100, 12)]
+    save([(drawing.regions(picture, some, SIDE), f"{left} regions are left") for some, left in steps], "grouping")
+
+    boxes = selective_search.propose(pixels)
+    drawn = [
+        (drawing.boxes(picture, boxes, count, SIDE), f"the first {count} of {len(boxes):,}") for count in (20, 100)
+    ]
+    save(drawn, "boxes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,400 @@
+"""Faster R-CNN: a network that proposes regions and then says what is in them, from the same feature maps.
+
+Ren et al., "Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks", NIPS 2015; with a feature
+pyramid: Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017.
+
+    picture → backbone → maps ─┬→ 3×3, 512 → 1×1: objectness, 1×1: box, for each anchor → proposals ─┐
+                               └──────────────── RoIAlign 7×7 of each proposal ←──────────────────────┘
+                                                 → affine, affine → affine: class, affine: box for each class
+
+All shapes are fixed but those of the non-maximum suppression: places that no box fills are marked. The names of the
+parameters are torchvision's, so that its published weights for COCO load.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import roi_pool
+
+from fukami.models.resnet import resnet50
+from fukami.models.vgg import convolutions
+from fukami.ops import anchors, boxes, sampling
+from fukami.ops.frozen import freeze
+from fukami.ops.regions import Found, Samples, Truth
+from fukami.ops.roi_align import roi_align
+
+Pooling = Literal["align", "pool"]
+Part = Literal["both", "rpn", "regions"]
+SIDE = 7  # places across and down that a region is pooled to
+
+
+class Said(NamedTuple):
+    """Of all anchors, map after map: objectness ``(N, A)``, deltas ``(N, A, 4)``, where they are ``(A, 4)``, and how
+    many each map has.
+    """
+
+    logits: Tensor
+    deltas: Tensor
+    anchors: Tensor
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many boxes pass each point.
+
+    Attributes:
+        before, after: the suppression of proposals, in training and otherwise.
+        anchors, regions: that a picture is learned from in each stage.
+        found: in a picture, at most.
+    """
+
+    before: tuple[int, int]
+    after: tuple[int, int]
+    anchors: int = 256
+    regions: int = 512
+    found: int = 100
+
+
+def faster_rcnn_vgg16(
+    classes: int = 20,
+    *,
+    scales: Sequence[float] = (128, 256, 512),
+    hidden: int = 4096,
+    dropout: float = 0.5,
+    pooling: Pooling = "align",
+    batch_norm: bool = False,
+    width: float = 1.0,
+) -> "FasterRCNN":
+    """Faster R-CNN on VGG-16 without its last pooling, stride 16 (section 3.3 and 3.1.1).
+
+    Args:
+        classes: without the background.
+        scales: sides of the square anchors in pixels; each comes in the shapes 2:1, 1:1 and 1:2.
+        hidden: units of the two affine layers.
+        dropout: share of them dropped in training.
+        pooling: ``"align"``, RoIAlign (He et al. 2017), or ``"pool"``, the paper's RoIPool.
+        batch_norm: after every convolution of the backbone.
+        width: share of the paper's channels in the backbone.
+    """
+    backbone = Plain(batch_norm, width)
+    rpn = RegionProposalNetwork(backbone.channels, [anchors.cell(scales)], inside=True)
+    heads = RegionHeads(backbone.channels, classes, (16,), hidden, dropout, pooling)
+    return FasterRCNN(backbone, rpn, heads, Budget((12000, 6000), (2000, 300), regions=128))
+
+
+def faster_rcnn_resnet50_fpn(
+    classes: int = 90,
+    *,
+    pooling: Pooling = "align",
+    frozen: bool = True,
+    scales: Sequence[float] = (32, 64, 128, 256, 512),
+) -> "FasterRCNN":
+    """Faster R-CNN on a feature pyramid of ResNet-50, as torchvision's ``fasterrcnn_resnet50_fpn``.
+
+    Args:
+        classes: without the background.
+        pooling: as for :func:`faster_rcnn_vgg16`.
+        frozen: whether batch normalisation stays as it is, as published weights need it; they have to be loaded then.
+        scales: side in pixels of the square anchor of each level of the pyramid.
+    """
+    backbone = Pyramid(frozen)
+    rpn = RegionProposalNetwork(256, [anchors.cell([scale]) for scale in scales], inside=False)
+    heads = RegionHeads(256, classes, (4, 8, 16, 32), 1024, 0.0, pooling)
+    return FasterRCNN(backbone, rpn, heads, Budget((2000, 1000), (2000, 1000)))
+
+
+class FasterRCNN(nn.Module):
+    """Proposals from the maps of a backbone, and what is in them."""
+
+    def __init__(self, backbone: nn.Module, rpn: "RegionProposalNetwork", heads: "RegionHeads", budget: Budget) -> None:
+        super().__init__()
+        self.backbone, self.rpn, self.roi_heads, self.budget = backbone, rpn, heads, budget
+
+    def forward(
+        self,
+        pictures: Tensor,
+        sizes: Tensor,
+        truth: Truth | None = None,
+        proposals: tuple[Tensor, Tensor] | None = None,
+        part: Part = "both",
+    ) -> Any:
+        """What is in normalised pictures ``(N, 3, H, W)``, whose heights and widths in the frame are ``(N, 2)``.
+
+        Args:
+            pictures, sizes: H and W are multiples of 32.
+            truth: what there is; then the samples of the stages are returned, ``(Samples, Samples)``, and without it
+                what was found, a list of :class:`Found`.
+            proposals: boxes ``(N, P, 4)`` to look into and which of them are there ``(N, P)``, instead of our own.
+            part: the stages whose samples are wanted; None stands for those of the other.
+        """
+        maps = self.backbone(pictures)
+        first = None
+        if proposals is None or part != "regions":
+            said = self.rpn(maps, (pictures.shape[-2], pictures.shape[-1]))
+            if truth is not None and part != "regions":
+                first = self.rpn.samples(said, sizes, truth, self.budget)
+            if proposals is None and part != "rpn":
+                proposals = self.rpn.proposals(said, sizes, self.budget)
+        if proposals is None:
+            return first, None
+        if truth is None:
+            return self.roi_heads.found(maps, *proposals, sizes, self.budget)
+        return first, self.roi_heads.samples(maps, *proposals, truth, self.budget)
+
+    def outline(self) -> nn.Module:
+        """The layers alone, of one region that is the whole picture: what is of fixed shape and can be traced."""
+        return Outline(self)
+
+    def propose(self, pictures: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """The proposals alone: boxes ``(N, P, 4)`` best first, and which of them are there ``(N, P)``."""
+        said = self.rpn(self.backbone(pictures), (pictures.shape[-2], pictures.shape[-1]))
+        return self.rpn.proposals(said, sizes, self.budget)
+
+
+class Outline(nn.Module):
+    """The layers of a detector as a chain that depends on no value; every region costs the affine layers once."""
+
+    def __init__(self, detector: FasterRCNN) -> None:
+        super().__init__()
+        self.backbone, self.rpn_head = detector.backbone, detector.rpn.head
+        self.box_head, self.box_predictor = detector.roi_heads.box_head, detector.roi_heads.box_predictor
+        self.pool = nn.AdaptiveAvgPool2d(SIDE)
+
+    def forward(self, pictures: Tensor) -> tuple[list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
+        """``(N, 3, H, W)`` to what the heads say of each map and of the region."""
+        maps = self.backbone(pictures)
+        return [self.rpn_head(each) for each in maps], self.box_predictor(self.box_head(self.pool(maps[-1])))
+
+
+class RegionProposalNetwork(nn.Module):
+    """For each anchor, whether an object is there, and how far its box is from the anchor (section 3.1)."""
+
+    def __init__(self, channels: int, about: Sequence[anchors.Cell], *, inside: bool) -> None:
+        super().__init__()
+        self.about, self.inside = about, inside
+        self.head = RPNHead(channels, len(about[0]))
+
+    def forward(self, maps: Sequence[Tensor], frame: tuple[int, int]) -> Said:
+        """What all anchors of the maps are, and what the head says of them; ``frame`` is the pictures' size."""
+        each = [self.head(features) for features in maps]
+        logits, deltas = (torch.cat(parts, 1).float() for parts in zip(*each, strict=True))
+        return Said(logits, deltas, anchors.grid(self.about, maps, frame), [part.shape[1] for part, _ in each])
+
+    def samples(self, said: Said, sizes: Tensor, truth: Truth, budget: Budget) -> Samples:
+        """The anchors that are learned from: half of them objects at most (section 3.1.3)."""
+        places, inside = said.anchors, None
+        with torch.no_grad():
+            if self.inside:  # anchors across the border give errors that nothing can mend
+                inside = (places[:, :2] >= 0).all(1) & (places[:, 2:] <= sizes.flip(1).unsqueeze(1)).all(2)
+            objects = truth.boxes, truth.classes, truth.ignored
+            which, targets = sampling.match(places, *objects, 0.3, 0.7, best=True, usable=inside)
+            order = sampling.priorities(truth.draws, len(places))
+            chosen, there = sampling.balanced(targets, order, budget.anchors, 0.5)
+            goals = boxes.encode(sampling.pick(truth.boxes, which.gather(1, chosen)), places[chosen])
+            targets = (targets.gather(1, chosen) > 0).long()
+        return Samples(said.logits.gather(1, chosen), targets, sampling.pick(said.deltas, chosen), goals, there)
+
+    @torch.no_grad()
+    def proposals(self, said: Said, sizes: Tensor, budget: Budget) -> tuple[Tensor, Tensor]:
+        """The best boxes of each picture that do not overlap by more than 0.7, and which of the places are filled."""
+        before, after = budget.before[not self.training], budget.after[not self.training]
+        parts = said.logits.split_with_sizes(said.counts, 1)
+        starts = [sum(said.counts[:level]) for level in range(len(parts))]
+        tops = [
+            part.topk(min(before, part.shape[1])).indices + start for part, start in zip(parts, starts, strict=True)
+        ]
+        chosen = torch.cat(tops, 1)
+        levels = torch.cat([torch.full_like(top[0], number) for number, top in enumerate(tops)])
+        found = boxes.clip(boxes.decode(sampling.pick(said.deltas, chosen), said.anchors[chosen]), sizes)
+        there = (found[..., 2:] - found[..., :2] >= 1e-3).all(2)
+        scores = said.logits.gather(1, chosen).masked_fill(~there, -torch.inf)
+        kept, filled = [], []
+        for own, score, valid in zip(found, scores, there, strict=True):
+            keep = boxes.suppress(own, score, levels, 0.7)[:after]
+            missing = after - len(keep)
+            kept.append(F.pad(own[keep], (0, 0, 0, missing)))
+            filled.append(F.pad(valid[keep], (0, missing)))
+        return torch.stack(kept), torch.stack(filled)
+
+
+class RPNHead(nn.Module):
+    """A 3×3 convolution, and from it objectness and box of each anchor at a place."""
+
+    def __init__(self, channels: int, number: int) -> None:
+        super().__init__()
+        convolution = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = nn.Sequential(nn.Sequential(convolution, nn.ReLU(inplace=True)))
+        self.cls_logits = nn.Conv2d(channels, number, 1)
+        self.bbox_pred = nn.Conv2d(channels, 4 * number, 1)
+        for layer in (convolution, self.cls_logits, self.bbox_pred):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """``(N, channels, H, W)`` to ``(N, A)`` and ``(N, A, 4)``."""
+        features = self.conv(features)
+        logits, deltas = (layer(features).permute(0, 2, 3, 1) for layer in (self.cls_logits, self.bbox_pred))
+        return logits.flatten(1), deltas.reshape(deltas.shape[0], -1, 4)
+
+
+class RegionHeads(nn.Module):
+    """What is in each proposal (Girshick 2015, "Fast R-CNN"): its class, and a box for each class."""
+
+    def __init__(
+        self, channels: int, classes: int, strides: Sequence[int], hidden: int, dropout: float, pooling: Pooling
+    ) -> None:
+        super().__init__()
+        self.strides, self.pooling = strides, pooling
+        self.box_head = AffineHead(channels * SIDE * SIDE, hidden, dropout)
+        self.box_predictor = Predictor(hidden, classes)
+
+    def samples(
+        self, maps: Sequence[Tensor], proposals: Tensor, there: Tensor, truth: Truth, budget: Budget
+    ) -> Samples:
+        """The proposals that are learned from, and the objects themselves: a quarter of them objects at most."""
+        with torch.no_grad():
+            objects = (truth.classes >= 0) & ~truth.ignored
+            proposals, there = torch.cat([proposals, truth.boxes], 1), torch.cat([there, objects], 1)
+            which, targets = sampling.match(proposals, truth.boxes, truth.classes, truth.ignored, 0.5, 0.5)
+            targets = torch.where(there, targets, sampling.UNCLEAR)
+            order = sampling.priorities(truth.draws + 1, proposals.shape[1])
+            chosen, filled = sampling.balanced(targets, order, budget.regions, 0.25)
+            proposals, targets = sampling.pick(proposals, chosen), targets.gather(1, chosen).clamp(min=0)
+            goals = sampling.pick(truth.boxes, which.gather(1, chosen))
+            goals = boxes.encode(goals, proposals, boxes.WEIGHTS)
+        scores, deltas = self(maps, proposals)
+        own = sampling.pick(deltas.flatten(0, 1), targets.view(-1, 1)).view_as(goals)
+        return Samples(scores, targets, own, goals, filled)
+
+    def found(
+        self, maps: Sequence[Tensor], proposals: Tensor, there: Tensor, sizes: Tensor, budget: Budget
+    ) -> list[Found]:
+        """What the proposals hold: the best of each class that do not overlap by more than 0.5, from a score of 5 %."""
+        scores, deltas = self(maps, proposals)
+        scores = scores.softmax(2)[..., 1:] * there.unsqueeze(2)
+        every = boxes.decode(deltas[:, :, 1:], proposals.unsqueeze(2), boxes.WEIGHTS)
+        every = boxes.clip(every, sizes)
+        likely = (scores > 0.05) & ((every[..., 2:] - every[..., :2]) >= 1e-2).all(3)
+        answers = []
+        for own, score, which in zip(every, scores, likely, strict=True):
+            _, classes = which.nonzero(as_tuple=True)
+            own, score = own[which], score[which]
+            keep = boxes.suppress(own, score, classes, 0.5)[: budget.found]
+            answers.append(Found(own[keep], classes[keep], score[keep]))
+        return answers
+
+    def forward(self, maps: Sequence[Tensor], regions: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores ``(N, P, classes + 1)`` and deltas ``(N, P, classes + 1, 4)`` of regions ``(N, P, 4)``, float32."""
+        pooled = self.pooled(maps, regions)
+        scores, deltas = self.box_predictor(self.box_head(pooled.to(maps[0].dtype)))
+        shape = regions.shape[:2]
+        return scores.float().view(*shape, -1), deltas.float().view(*shape, -1, 4)
+
+    def pooled(self, maps: Sequence[Tensor], regions: Tensor) -> Tensor:
+        """The regions ``(N, P, 4)`` of the maps as ``(N P, C, 7, 7)``, each from the level of its size."""
+        number = torch.arange(len(regions), device=regions.device, dtype=regions.dtype)
+        flat = torch.cat([number.repeat_interleave(regions.shape[1]).unsqueeze(1), regions.flatten(0, 1)], 1)
+        if len(self.strides) == 1:
+            return self._pool(maps[0], flat, self.strides[0])
+        side = boxes.area(flat[:, 1:]).clamp(min=0).sqrt()
+        level = (4 + (side / 224).log2() + 1e-6).floor().clamp(2, 5).long() - 2  # Lin et al. 2017, equation 1
+        order = level.argsort()
+        counts = level.bincount(minlength=len(self.strides)).tolist()
+        parts = flat[order].split_with_sizes(counts)
+        pooled = torch.cat([self._pool(*each) for each in zip(maps, parts, self.strides, strict=False)])
+        return pooled[order.argsort()]
+
+    def _pool(self, features: Tensor, regions: Tensor, stride: int) -> Tensor:
+        """In float32, whatever the maps are in."""
+        features = features.float()
+        if self.pooling == "pool":
+            return roi_pool(features, regions, SIDE, 1 / stride)  # type: ignore[no-any-return]
+        return roi_align(features, regions, SIDE, 1 / stride)
+
+
+class AffineHead(nn.Module):
+    """Two affine layers on a pooled region."""
+
+    def __init__(self, inputs: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.fc6, self.fc7 = nn.Linear(inputs, hidden), nn.Linear(hidden, hidden)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, regions: Tensor) -> Tensor:
+        """``(K, C, 7, 7)`` to ``(K, hidden)``."""
+        hidden = self.dropout(F.relu(self.fc6(regions.flatten(1))))
+        return self.dropout(F.relu(self.fc7(hidden)))  # type: ignore[no-any-return]
+
+
+class Predictor(nn.Module):
+    """Class scores, background first, and the deltas of a box for each."""
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.cls_score, self.bbox_pred = nn.Linear(inputs, classes + 1), nn.Linear(inputs, 4 * (classes + 1))
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """``(K, inputs)`` to ``(K, classes + 1)`` and ``(K, 4 (classes + 1))``."""
+        return self.cls_score(hidden), self.bbox_pred(hidden)
+
+
+class Plain(nn.Module):
+    """The convolutions of VGG-16: one map of stride 16."""
+
+    def __init__(self, batch_norm: bool, width: float) -> None:
+        super().__init__()
+        self.features = convolutions("D", normalise=batch_norm, width=width)[:-1]
+        self.channels = round(512 * width)
+
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        """``(N, 3, H, W)`` to ``(N, C, H / 16, W / 16)``."""
+        return [self.features(pictures)]
+
+
+class Pyramid(nn.Module):
+    """ResNet-50 and a feature pyramid on its stages: five maps of 256 channels, of strides 4, 8, 16, 32 and 64."""
+
+    def __init__(self, frozen: bool) -> None:
+        super().__init__()
+        network = resnet50(1)
+        stages = list(network.named_children())[:8]
+        body = nn.Sequential(OrderedDict(stages))
+        self.body = freeze(body) if frozen else body
+        self.fpn = FeaturePyramid((256, 512, 1024, 2048), 256)
+
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        """``(N, 3, H, W)`` to the maps, finest first."""
+        x, maps = pictures, []
+        for name, stage in self.body.named_children():
+            x = stage(x)
+            if name.startswith("layer"):
+                maps.append(x)
+        return self.fpn(maps)  # type: ignore[no-any-return]
+
+
+class FeaturePyramid(nn.Module):
+    """Each level: its own stage, brought to the same channels, and the coarser levels above it (figure 3)."""
+
+    def __init__(self, inputs: Sequence[int], channels: int) -> None:
+        super().__init__()
+        self.inner_blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(each, channels, 1)) for each in inputs)
+        self.layer_blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1)) for _ in inputs)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_uniform_(layer.weight, a=1)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The maps of the stages, finest first, to those of the levels and one more of half the side."""
+        top, levels = None, list[Tensor]()
+        for features, inner, outer in reversed(list(zip(maps, self.inner_blocks, self.layer_blocks, strict=True))):
+            own = inner(features)
+            top = own if top is None else own + F.interpolate(top, own.shape[-2:], mode="nearest")
+            levels.insert(0, outer(top))
+        return [*levels, F.max_pool2d(levels[-1], 1, 2)]

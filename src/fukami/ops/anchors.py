@@ -1,0 +1,40 @@
+"""Anchors: boxes of a few sizes and shapes at every place of a feature map (Ren et al. 2015, section 3.1.1)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Cell = Sequence[tuple[float, float, float, float]]
+RATIOS = (0.5, 1.0, 2.0)  # height over width
+
+
+def cell(scales: Sequence[float], ratios: Sequence[float] = RATIOS) -> list[tuple[float, float, float, float]]:
+    """The anchors about one place, of each scale in each shape, rounded to whole pixels as the reference codes do.
+
+    Args:
+        scales: sides in pixels of a square of the same area.
+        ratios: height over width.
+    """
+    halves = [(scale / math.sqrt(ratio) / 2, scale * math.sqrt(ratio) / 2) for ratio in ratios for scale in scales]
+    return [(-round(across), -round(down), round(across), round(down)) for across, down in halves]
+
+
+def grid(cells: Sequence[Cell], maps: Sequence[Tensor], frame: tuple[int, int]) -> Tensor:
+    """All anchors of the feature maps, place by place and map after map, ``(A, 4)`` in pixels of the frame.
+
+    Args:
+        cells: the anchors about one place of each map, as :func:`cell` gives them.
+        maps: ``(N, C, H, W)`` each.
+        frame: height and width of the pictures that they are of.
+    """
+    every = []
+    for cell, features in zip(cells, maps, strict=True):
+        about = torch.tensor(cell, dtype=torch.float32, device=features.device)
+        height, width = features.shape[-2:]
+        down = torch.arange(height, device=about.device) * (frame[0] // height)
+        right = torch.arange(width, device=about.device) * (frame[1] // width)
+        y, x = torch.meshgrid(down, right, indexing="ij")
+        every.append((torch.stack([x, y, x, y], -1).view(-1, 1, 4) + about).view(-1, 4))
+    return torch.cat(every)

@@ -1,0 +1,58 @@
+"""A detector without a network, for tests: what is bright in a picture is a lamp."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fukami import Data, Error, Recipe, Task, image
+from fukami.average_precision import Detections, Found, Truth
+
+LABELS = ("lamp", "night")
+
+
+class Bright(Task):
+    """The box of all pixels above 128."""
+
+    labels = LABELS
+
+    def loss(self, batch):
+        return self.replica(torch.ones(2, 1)).square().mean(), {}
+
+    def evaluate(self, batches):
+        found = Detections(LABELS)
+        for number in range(3):
+            box = [[0, 0, 40 - 10 * number, 40]]
+            found.add(number, Found(box, [0], [0.9 - 0.1 * number]), Truth([[0, 0, 40, 40]], [0], [0]))
+        return found.metrics()
+
+    def predict(self, inputs):
+        return [self._answer(source) for source in inputs]
+
+    def _answer(self, source):
+        file = {"file": str(source)} if isinstance(source, str) else {}
+        try:
+            picture = image.read(source).convert("L")
+        except Error as error:
+            return {**file, "error": str(error)}
+        rows, columns = np.nonzero(np.asarray(picture) > 128)
+        boxes = []
+        if len(rows):
+            box = [float(edge) for edge in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)]
+            boxes.append({"label": "lamp", "score": 0.9, "box": box})
+        return {**file, "width": picture.width, "height": picture.height, "boxes": boxes}
+
+    def draw(self, source, answer):
+        return image.draw_boxes(image.read(source), answer["boxes"], LABELS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lamps(Recipe):
+    """Finds lamps."""
+
+    def data(self):
+        batch = torch.zeros(2, 1)
+        return Data([batch, batch], [batch], LABELS)
+
+    def task(self, labels):
+        return Bright(torch.nn.Linear(1, 1), epochs=2)

@@ -1,0 +1,91 @@
+"""Faster R-CNN trained in the paper's four steps: what each trains, and a run that is cut off in each."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fukami
+from fukami.recipes.faster_rcnn_vgg16 import FasterRCNNVGG16
+from fukami.runtime import Runtime
+from fukami.tasks.alternating import STEPS, Alternating
+from fukami.tasks.detection import Detection
+
+
+@pytest.fixture
+def recipe(scene_files):
+    small = {"shortest": 64, "longest": 96, "width": 0.0625, "hidden": 16, "scales": (24.0, 48.0), "dropout": 0.0}
+    return FasterRCNNVGG16(dataset=str(scene_files), epochs=3, batch=2, training="alternating", **small)
+
+
+def weights(task):
+    parts = {"proposer": task.proposer, "model": task.model}
+    return {f"{name}.{key}": value.clone() for name, part in parts.items() for key, value in part.state_dict().items()}
+
+
+def test_each_step_trains_its_part(recipe):
+    data = recipe.data()
+    task = recipe.task(data.labels)
+    task.setup(Runtime.start("cpu", "float32"))
+    batch = next(iter(data.train))
+    trained = {
+        0: {"proposer.backbone", "proposer.rpn"},
+        1: {"model.backbone", "model.roi_heads"},
+        2: {"model.rpn"},
+        3: {"model.roi_heads"},
+    }
+    for step, parts in trained.items():
+        task.schedule(STEPS[step] + 0.1 * (STEPS[step + 1] - STEPS[step]))  # past the warm-up
+        before = weights(task)
+        if step == 2:
+            assert all(
+                torch.equal(before[f"model.rpn.{key}"], value) for key, value in task.proposer.rpn.state_dict().items()
+            )
+        losses = task.step(batch)
+        after = weights(task)
+        changed = {".".join(name.split(".")[:2]) for name in after if not torch.equal(after[name], before[name])}
+        assert changed == parts, step
+        assert losses["loss"] > 0
+        assert (losses["classification"] > 0) == (step in (1, 3))
+        assert (losses["objectness"] > 0) == (step in (0, 2))
+
+
+def test_both_networks_begin_alike(recipe):
+    """Also where weights were loaded into the detector after the tasks were made."""
+    first = recipe.task(recipe.data().labels)
+    first.setup(Runtime.start("cpu", "float32"))
+    with torch.no_grad():
+        first.model.rpn.head.cls_logits.bias.fill_(3.0)
+    first.schedule(0.0)
+    assert torch.equal(first.proposer.rpn.head.cls_logits.bias, first.model.rpn.head.cls_logits.bias)
+
+
+def test_cut_off_in_each_step_and_resumed(recipe, tmp_path, pageless, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    fukami.train(recipe, whole, device="cpu", precision="float32")
+    monkeypatch.setattr("fukami.saving.Saver.due", True)
+    monkeypatch.setattr("fukami.loop.LOOK", 1)
+    for number in range(4):
+        updates = []
+
+        def step(self, batch, number=number, updates=updates):
+            if int(self.begun.step) == number:
+                updates.append(batch)
+                if len(updates) == 2:
+                    raise KeyboardInterrupt
+            return Detection.step(self, batch)
+
+        monkeypatch.setattr(Alternating, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            fukami.train(recipe, cut, device="cpu", precision="float32", resume=number > 0)
+    monkeypatch.setattr(Alternating, "step", Detection.step)
+    fukami.train(recipe, cut, device="cpu", precision="float32", resume=True)
+    one, other = (load_file(run / "weights.safetensors") for run in (whole, cut))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_answers_without_the_first_network(recipe, tmp_path, scene_files, pageless):
+    fukami.train(recipe, tmp_path / "run", device="cpu", precision="float32")
+    assert not any("proposer" in name for name in load_file(tmp_path / "run" / "weights.safetensors"))
+    task = fukami.load(tmp_path / "run", device="cpu")
+    answers = task.predict([scene_files / "valid" / "8.png"])
+    assert answers[0]["width"] > 0

@@ -1,0 +1,325 @@
+"""Faster R-CNN against torchvision's on the same weights, and its parts against torchvision's and by hand."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models.detection import FasterRCNN, FasterRCNN_ResNet50_FPN_Weights, _utils
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, RoIPool, box_iou
+
+from fukami import Error, image, transfer
+from fukami.models import faster_rcnn_resnet50_fpn, faster_rcnn_vgg16, resnet50
+from fukami.models.faster_rcnn import RegionHeads
+from fukami.ops import anchors, boxes, frozen, sampling
+from fukami.ops.regions import Truth
+from fukami.preparation import Scaled
+from fukami.runtime import Runtime
+from fukami.tasks.detection import Detection
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    """torchvision's detector with random weights and statistics that give a spread of scores."""
+    torch.manual_seed(0)
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=5)
+    network = FasterRCNN(backbone, 91, min_size=128, max_size=256)
+    with torch.no_grad():
+        for name, buffer in network.named_buffers():
+            if name.endswith("running_var"):
+                buffer.uniform_(20, 60)
+            elif name.endswith("running_mean"):
+                buffer.normal_(0, 0.1)
+        network.rpn.head.cls_logits.weight.mul_(30)
+        network.rpn.head.bbox_pred.weight.mul_(10)
+        network.roi_heads.box_predictor.cls_score.weight.mul_(100)
+    return network
+
+
+@pytest.fixture(scope="module")
+def ours(theirs):
+    network = faster_rcnn_resnet50_fpn(90)
+    network.load_state_dict(theirs.state_dict())
+    return network
+
+
+PICTURES = [torch.rand(3, 128, 192, generator=torch.Generator().manual_seed(n)) for n in (1, 2)]
+PICTURES[1] = PICTURES[1][:, :, :180]
+TARGETS = [
+    {"boxes": torch.tensor([[10.0, 20, 90, 120], [80, 30, 170, 110]]), "labels": torch.tensor([3, 17])},
+    {"boxes": torch.tensor([[50.0, 20, 90, 60]]), "labels": torch.tensor([88])},
+]
+
+
+def prepared(theirs):
+    """The pictures as torchvision's network sees them, their sizes, and what is in them as ours is told."""
+    images, targets = theirs.transform(PICTURES, TARGETS)
+    where, classes = torch.zeros(2, 2, 4), torch.full((2, 2), -1)
+    for number, target in enumerate(targets):
+        where[number, : len(target["boxes"])] = target["boxes"]
+        classes[number, : len(target["boxes"])] = target["labels"] - 1
+    truth = Truth(where, classes, torch.zeros(2, 2, dtype=torch.bool), torch.tensor([5, 77]))
+    return images.tensors, torch.tensor(images.image_sizes).float(), truth
+
+
+def test_finds_what_torchvision_finds(theirs, ours):
+    with torch.inference_mode():
+        expected = theirs.eval()(PICTURES)
+        pictures, sizes, _ = prepared(theirs)
+        found = ours.eval()(pictures, sizes)
+    for answer, other in zip(found, expected, strict=True):
+        assert len(answer.boxes) == 100
+        torch.testing.assert_close(answer.boxes, other["boxes"], rtol=0, atol=1e-4)
+        torch.testing.assert_close(answer.scores, other["scores"], rtol=0, atol=1e-4)
+        assert torch.equal(answer.classes + 1, other["labels"])
+
+
+class Sampler:
+    """torchvision's choice of samples replaced by ours, for the same pictures.
+
+    Where there are ``places`` for proposals, ours has places for those that are missing, too, before the objects.
+    """
+
+    def __init__(self, count, share, draws, places=None):
+        self.count, self.share, self.draws, self.places = count, share, draws, places
+
+    def __call__(self, labels):
+        right, wrong = [], []
+        for draw, each, target in zip(self.draws, labels, TARGETS, strict=True):
+            order = sampling.priorities(draw.view(1), len(each) if self.places is None else self.places + 2)
+            if self.places is not None:
+                objects = len(target["boxes"])
+                order = torch.cat([order[:, : len(each) - objects], order[:, self.places :][:, :objects]], 1)
+            chosen, there = sampling.balanced(each.long().unsqueeze(0), order, self.count, self.share)
+            mask = torch.zeros(len(each), dtype=torch.bool)
+            mask[chosen[there]] = True
+            right.append(mask & (each > 0))
+            wrong.append(mask & (each == 0))
+        return right, wrong
+
+
+def test_has_the_losses_of_torchvision(theirs, ours, monkeypatch):
+    pictures, sizes, truth = prepared(theirs)
+    monkeypatch.setattr(theirs.rpn, "fg_bg_sampler", Sampler(256, 0.5, truth.draws))
+    monkeypatch.setattr(theirs.roi_heads, "fg_bg_sampler", Sampler(512, 0.25, truth.draws + 1, places=2000))
+    expected = theirs.train()(PICTURES, TARGETS)
+    task = Detection(ours, tuple(map(str, range(90))), Scaled(shortest=128, longest=256))
+    task.runtime = Runtime.start("cpu", "float32")
+    first, second = ours.train()(pictures, sizes, truth)
+    found = task.losses(first, "objectness", "anchor_boxes") | task.losses(second, "classification", "region_boxes")
+    names = {"objectness": "loss_objectness", "anchor_boxes": "loss_rpn_box_reg", "classification": "loss_classifier",
+             "region_boxes": "loss_box_reg"}  # fmt: skip
+    for name, other in names.items():
+        torch.testing.assert_close(found[name], expected[other], rtol=1e-4, atol=1e-6)
+
+
+def test_torchvisions_file_becomes_a_run(theirs, tmp_path, fukami, random):
+    """In the format and with the names of the published file; its answers to a picture are torchvision's."""
+    old = {
+        name.replace("rpn.head.conv.0.0.", "rpn.head.conv.").replace("blocks.0.0.", "blocks.0."): value
+        for name, value in theirs.state_dict().items()
+    }
+    old["backbone.body.bn1.num_batches_tracked"] = torch.tensor(0)
+    torch.save(old, tmp_path / "coco.pth", _use_new_zipfile_serialization=False)
+    assert fukami("import", "coco.pth", "--out", "run").json == [{"run": "run"}]
+    picture = random.integers(0, 255, (12, 180, 3), np.uint8)
+    Image.fromarray(picture).save("picture.png")
+    (answer,) = fukami("predict", "run", "picture.png", "--out", "drawn").json
+    network = copy.deepcopy(theirs).eval()
+    network.transform.min_size, network.transform.max_size = (800,), 1333
+    with torch.inference_mode():
+        (expected,) = network([torch.from_numpy(picture).permute(2, 0, 1) / 255])
+    assert len(answer["boxes"]) == len(expected["boxes"]) > 10
+    names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    for box, *other in zip(answer["boxes"], *(expected[key] for key in ("boxes", "scores", "labels")), strict=True):
+        assert box["box"] == pytest.approx(other[0].tolist(), abs=0.01)  # as they are rounded
+        assert box["score"] == pytest.approx(other[1].item(), abs=1e-4)
+        assert box["label"] == names[other[2]]
+    assert image.read("drawn/picture.png").width >= 180
+    torch.save({"a": torch.zeros(3)}, tmp_path / "other.pt")
+    assert "expected the state dict of torchvision's" in fukami("import", "other.pt", "--out", "other").err
+
+
+def test_a_detector_begins_with_a_classifier_or_another_detector(theirs, tmp_path, caplog):
+    torch.manual_seed(0)
+    classifier = resnet50(7)
+    torch.save(classifier.state_dict(), tmp_path / "classifier.pt")
+    network = faster_rcnn_resnet50_fpn(3)
+    transfer.initialise_detector(network, "backbone.body", "resnet50", str(tmp_path / "classifier.pt"))
+    assert torch.equal(network.backbone.body.layer3[2].conv2.weight, classifier.layer3[2].conv2.weight)
+    assert torch.equal(network.backbone.body.bn1.running_var, classifier.bn1.running_var)
+    torch.save(theirs.state_dict(), tmp_path / "detector.pt")
+    transfer.initialise_detector(network, "backbone.body", "resnet50", str(tmp_path / "detector.pt"))
+    assert torch.equal(network.roi_heads.box_head.fc7.weight, theirs.roi_heads.box_head.fc7.weight)
+    assert "box_predictor.cls_score.weight" in caplog.text  # of other classes
+    with pytest.raises(Error, match=r"does not fit vgg16: features.0.weight is missing"):
+        transfer.initialise_detector(
+            faster_rcnn_vgg16(3, hidden=8), "backbone", "vgg16", str(tmp_path / "classifier.pt")
+        )
+
+
+def test_frozen_stages():
+    network = faster_rcnn_resnet50_fpn(3)
+    transfer.freeze_stages(network.get_submodule("backbone.body"), 2)
+    still = {name.split(".")[2] for name, p in network.named_parameters() if not p.requires_grad}
+    assert still == {"conv1", "layer1"}
+    network = faster_rcnn_vgg16(3, hidden=8, width=0.125)
+    transfer.freeze_stages(network.get_submodule("backbone"), 2)
+    still = {int(name.split(".")[2]) for name, p in network.named_parameters() if not p.requires_grad}
+    assert still == {0, 2, 5, 7}  # conv1_1 to conv2_2, as Girshick 2015 (section 4.5) has it
+
+
+def test_frozen_normalisation_is_torchvisions():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, stride=2, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+    for parameter in (plain[1].weight, plain[1].bias, plain[1].running_mean):
+        nn.init.normal_(parameter)
+    nn.init.uniform_(plain[1].running_var, 0.5, 2)
+    reference = copy.deepcopy(plain)
+    reference[1] = FrozenBatchNorm2d(8)
+    reference[1].load_state_dict(plain[1].state_dict())
+    network = frozen.freeze(copy.deepcopy(plain))
+    x = torch.randn(2, 3, 9, 9)
+    torch.testing.assert_close(network(x), reference(x))
+    for each in (network, reference):
+        each(x).square().sum().backward()
+    torch.testing.assert_close(network[0].weight.grad, reference[0].weight.grad)
+    assert network.state_dict().keys() == reference.state_dict().keys()
+    assert [name for name, _ in network.named_parameters()] == ["0.weight"]
+    network.load_state_dict(plain.state_dict())  # with the count of batches that only the other one keeps
+
+
+def test_anchors_are_torchvisions():
+    scales, maps = ((32,), (64,), (128,)), [torch.zeros(1, 4, side, side + 3) for side in (16, 8, 4)]
+    theirs = AnchorGenerator(scales, ((0.5, 1.0, 2.0),) * 3)
+    frame = (128, 152)
+    expected = theirs(ImageList(torch.zeros(1, 3, *frame), [frame]), maps)[0]
+    assert torch.equal(anchors.grid([anchors.cell(scale) for scale in scales], maps, frame), expected)
+
+
+def test_the_papers_anchors():
+    """Table 1 has nine; the areas are those of the scales, and the shapes 1:2, 1:1 and 2:1."""
+    cell = torch.tensor(anchors.cell((128, 256, 512)))
+    width, height = cell[:, 2] - cell[:, 0], cell[:, 3] - cell[:, 1]
+    assert len(cell) == 9
+    torch.testing.assert_close((width * height).sqrt(), torch.tensor([128.0, 256, 512]).repeat(3), rtol=0.01, atol=0)
+    torch.testing.assert_close(height / width, torch.tensor([0.5, 1, 2]).repeat_interleave(3), rtol=0.02, atol=0)
+
+
+def random_boxes(*shape):
+    corner, side = 100 * torch.rand(*shape, 2), 2 + 60 * torch.rand(*shape, 2)
+    return torch.cat([corner, corner + side], -1)
+
+
+def test_boxes_are_coded_as_torchvision_codes_them():
+    torch.manual_seed(0)
+    one, other = random_boxes(50), random_boxes(50)
+    coder = _utils.BoxCoder(boxes.WEIGHTS)
+    deltas = boxes.encode(one, other, boxes.WEIGHTS)
+    torch.testing.assert_close(deltas, coder.encode_single(one, other))
+    torch.testing.assert_close(boxes.decode(deltas, other, boxes.WEIGHTS), one, rtol=1e-4, atol=1e-3)
+    wild = 10 * torch.randn(50, 4)
+    torch.testing.assert_close(boxes.decode(wild, other), coder_free(wild, other), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(boxes.iou(one, other), box_iou(one, other))
+
+
+def coder_free(deltas, references):
+    return _utils.BoxCoder((1.0, 1.0, 1.0, 1.0)).decode_single(deltas, references)
+
+
+def test_clip():
+    found = boxes.clip(
+        torch.tensor([[[-5.0, 3, 200, 90]], [[-5.0, 3, 200, 90]]]), torch.tensor([[50.0, 100], [80, 300]])
+    )
+    assert found.tolist() == [[[0, 3, 100, 50]], [[0, 3, 200, 80]]]
+
+
+def test_matching_by_hand():
+    """IoUs of 1, 9/11, 1/3, 1/7 and 0 with an object of class 4, and one box inside an ignored object."""
+    references = torch.tensor([[0.0, 0, 10, 10], [0, 1, 10, 11], [0, 5, 10, 15], [0, 7.5, 10, 17.5], [40, 40, 50, 50],
+                               [60, 60, 65, 65]])  # fmt: skip
+    objects = torch.tensor([[[0.0, 0, 10, 10], [55, 55, 80, 80], [0, 0, 0, 0]]])
+    classes, ignored = torch.tensor([[4, 2, -1]]), torch.tensor([[False, True, False]])
+    which, targets = sampling.match(references, objects, classes, ignored, 0.3, 0.7)
+    assert targets.tolist() == [[5, 5, sampling.UNCLEAR, 0, 0, sampling.UNCLEAR]]
+    assert which[0, :4].tolist() == [0, 0, 0, 0]
+    low = torch.tensor(
+        [[[0.0, 8, 10, 18]]]
+    )  # the best reference has an IoU of 19/21 - covered below 0.7 by none but it
+    _, targets = sampling.match(references[:3], low, torch.tensor([[1]]), torch.tensor([[False]]), 0.3, 0.7, best=True)
+    assert targets.tolist() == [[0, 0, 2]]  # of IoU 7/13, the most there is
+    usable = torch.tensor([[True, True, False]])
+    none = torch.tensor([[False]])
+    _, targets = sampling.match(references[:3], low, torch.tensor([[1]]), none, 0.3, 0.7, best=True, usable=usable)
+    assert targets.tolist() == [[0, 2, sampling.UNCLEAR]]
+
+
+def test_matching_is_torchvisions():
+    torch.manual_seed(0)
+    references, objects = random_boxes(400), random_boxes(6)
+    matcher = _utils.Matcher(0.7, 0.3, allow_low_quality_matches=True)
+    expected = matcher(box_iou(objects, references))
+    classes = torch.arange(6).unsqueeze(0)
+    ignored = torch.zeros(1, 6, dtype=torch.bool)
+    _, targets = sampling.match(references, objects.unsqueeze(0), classes, ignored, 0.3, 0.7, best=True)
+    assert torch.equal(targets[0], torch.where(expected >= 0, expected + 1, torch.where(expected == -1, 0, -1)))
+
+
+def test_samples_are_balanced():
+    order = sampling.priorities(torch.tensor([3, 4]), 1000)
+    targets = torch.zeros(2, 1000, dtype=torch.long)
+    targets[0, :300] = 1
+    targets[1, :5] = 2
+    targets[1, 40:] = sampling.UNCLEAR
+    chosen, there = sampling.balanced(targets, order, 64, 0.25)
+    taken = targets.gather(1, chosen)
+    assert chosen.shape == (2, 64)
+    assert there[0].all()
+    assert (taken[0] == 1).sum() == 16
+    assert (taken[0] == 0).sum() == 48
+    assert there[1].sum() == 40  # 5 objects and 35 of background: no more are clear
+    assert sorted(chosen[1][there[1]].tolist()) == list(range(40))
+
+
+def test_priorities_are_evenly_spread_and_each_pictures_own():
+    order = sampling.priorities(torch.arange(50), 2000)
+    assert torch.equal(sampling.priorities(torch.tensor([7]), 2000)[0], order[7])
+    assert F.one_hot((10 * order).long(), 10).float().mean((0, 1)).sub(0.1).abs().max() < 0.005
+    assert torch.corrcoef(order).fill_diagonal_(0).abs().max() < 0.1
+    assert len(order[0].unique()) > 1990
+
+
+@pytest.mark.parametrize("pooling", ["align", "pool"])
+def test_regions_are_pooled_as_torchvision_does(pooling):
+    torch.manual_seed(0)
+    heads = RegionHeads(4, 3, (4, 8, 16, 32), 8, 0.0, pooling)
+    maps = [torch.randn(2, 4, 256 // stride, 256 // stride) for stride in (4, 8, 16, 32)]
+    regions = torch.stack([random_boxes(30), 2 * random_boxes(30)]).clamp(max=256)
+    found = heads.pooled(maps, regions)
+    if pooling == "align":
+        reference = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
+        expected = reference(dict(zip("0123", maps, strict=True)), list(regions), [(256, 256)] * 2)
+    else:
+        single = RegionHeads(4, 3, (16,), 8, 0.0, pooling)
+        found = single.pooled(maps[2:3], regions)
+        expected = RoIPool(7, 1 / 16)(maps[2], list(regions))
+    torch.testing.assert_close(found, expected)
+
+
+def test_an_empty_picture_is_learned_from_as_background():
+    network = faster_rcnn_vgg16(3, hidden=8, width=0.125, scales=(32,))
+    nothing = Truth(
+        torch.zeros(1, 1, 4), torch.full((1, 1), -1), torch.zeros(1, 1, dtype=torch.bool), torch.tensor([1])
+    )
+    first, second = network(torch.randn(1, 3, 96, 96), torch.tensor([[96.0, 96]]), nothing)
+    assert first.there.any()
+    assert second.there.any()
+    assert not first.targets.any()
+    assert not second.targets.any()
+    assert second.scores.isfinite().all()

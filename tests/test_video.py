@@ -1,0 +1,173 @@
+"""Videos: frames upright and in time, annotated ones written, and the answers of ``fukami predict`` to them."""
+
+import struct
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from bright import Bright
+from fukami import Error, checkpoint, image, video
+
+RECIPE = Path(__file__).with_name("bright.py")
+
+
+def make(path, count=6, size=(64, 48), rate=10, codec="libx264", times=None, **options):
+    """A bright field that moves to the right by 4 pixels a frame over the dark."""
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        for number in range(count):
+            pixels = np.zeros((size[1], size[0], 3), np.uint8)
+            pixels[8:24, 4 * number : 4 * number + 16] = 255
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+            frame.pts, frame.time_base = times[number] if times else number, Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def turned(path):
+    """The same MP4 marked as taken with the camera turned: to be shown a quarter clockwise."""
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 44
+    content[at : at + 36] = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 0, 0, 2**30)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.webm", "libvpx"), ("a.avi", "mpeg4")]
+)
+def test_frames(tmp_path, name, codec):
+    frames = list(video.frames(make(tmp_path / name, codec=codec)))
+    assert [frame.number for frame in frames] == list(range(6))
+    assert [frame.seconds for frame in frames] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    assert frames[0].rate == 10
+    for frame in frames:
+        assert (frame.picture.size, frame.picture.mode) == ((64, 48), "RGB")
+        assert frame.picture.getpixel((4 * frame.number + 8, 16))[0] > 220
+        assert frame.picture.getpixel((4 * frame.number + 30, 16))[0] < 40
+    assert [frame.number for frame in video.frames(tmp_path / name, every=4)] == [0, 4]
+
+
+def test_frames_are_upright(tmp_path):
+    """Turned a quarter clockwise, what was above on the left is above on the right."""
+    frame = next(video.frames(turned(make(tmp_path / "a.mp4"))))
+    assert frame.picture.size == (48, 64)
+    assert frame.picture.getpixel((48 - 16, 8))[0] > 220
+    assert frame.picture.getpixel((10, 8))[0] < 40
+
+
+def test_what_is_a_video(tmp_path):
+    """By its name, or by what it holds; an animated picture is a picture."""
+    clip = make(tmp_path / "a.mkv", count=1)
+    clip.rename(tmp_path / "unnamed")
+    make(tmp_path / "b.mp4", count=1).rename(tmp_path / "other")
+    pictures = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    for suffix in ("gif", "avif", "png"):
+        pictures[0].save(tmp_path / f"c.{suffix}", save_all=True, append_images=pictures[1:])
+    found = {path.name for path in tmp_path.iterdir() if video.is_video(path)}
+    assert found == {"unnamed", "other"}
+    assert video.is_video("missing.MP4")
+    assert not video.is_video("missing")
+
+
+def test_damaged_videos_are_named(tmp_path):
+    """Nothing in it, no video, sound alone, cut off: the frames before come before the error."""
+    content = make(tmp_path / "whole.mkv", count=60).read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(content[: len(content) // 2])
+    content = make(tmp_path / "whole.mp4", count=60, movflags="faststart").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(content[: len(content) * 3 // 4])
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "text.mp4").write_text("no video")
+    with av.open(str(tmp_path / "sound.mkv"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+    for name, few in (("cut.mkv", 1), ("cut.mp4", 1), ("empty.mp4", 0), ("text.mp4", 0), ("sound.mkv", 0)):
+        frames = []
+        chunks = video.chunks(video.frames(tmp_path / name), 4)
+        with pytest.raises(Error, match=name):
+            frames.extend(frame for chunk in chunks for frame in chunk)
+        assert few <= len(frames) < 60, name
+    with pytest.raises(Error, match="does not exist"):
+        next(video.frames(tmp_path / "missing.mp4"))
+
+
+def test_without_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(Error, match=r"pip install 'fukami\[video\]'"):
+        next(video.frames("a.mp4"))
+
+
+def test_what_is_written_is_shown_at_the_same_times(tmp_path):
+    """Of an uneven course, of other sizes and grey, in an even number of pixels, as browsers play it."""
+    source = make(tmp_path / "a.mkv", times=[0, 1, 3, 4, 9, 10])
+    with video.Writer(tmp_path / "b.mp4") as film:
+        for frame in video.frames(source):
+            film.add(frame.picture.convert("L").resize((65 + frame.number, 49)), frame.seconds, frame.rate)
+    times = [frame.seconds for frame in video.frames(tmp_path / "b.mp4")]
+    assert times == pytest.approx([0, 0.1, 0.3, 0.4, 0.9, 1.0], abs=1e-3)
+    with av.open(str(tmp_path / "b.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec.name, stream.pix_fmt, stream.width, stream.height) == ("h264", "yuv420p", 66, 50)
+    with video.Writer(tmp_path / "none.mp4"):
+        pass
+    assert not (tmp_path / "none.mp4").exists()
+
+
+def test_predict_boxes_in_pictures_and_videos(fukami, tmp_path, monkeypatch):
+    """A folder of both: a line for each picture and for each second frame, drawn; what is damaged is named."""
+    monkeypatch.setattr(checkpoint, "load", lambda *runs, **options: Bright(None))
+    (tmp_path / "in").mkdir()
+    make(tmp_path / "in" / "a.mp4", count=11)
+    (tmp_path / "in" / "b.avi").write_text("no video")
+    Image.new("L", (100, 50), 255).save(tmp_path / "in" / "c.png")
+    answer = fukami("predict", "deep-convnet", "in", "--every", "2", "--out", "in")
+    assert answer.status == 1
+    assert answer.err.splitlines()[0].startswith("fukami: in/b.avi is damaged, or no video")
+    assert "1 of 3 files" in answer.err
+    *frames, picture = answer.json
+    box = {"label": "lamp", "score": 0.9, "box": [0, 0, 100, 50]}
+    assert picture == {"file": "in/c.png", "width": 100, "height": 50, "boxes": [box]}
+    assert [frame["frame"] for frame in frames] == [0, 2, 4, 6, 8, 10]
+    assert [frame["seconds"] for frame in frames] == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert all(list(frame)[:3] == ["file", "frame", "seconds"] for frame in frames)
+    for frame in frames:
+        left, top, right, bottom = frame["boxes"][0]["box"]
+        assert (left, top, right, bottom) == pytest.approx(
+            (4 * frame["frame"], 8, min(4 * frame["frame"] + 16, 64), 24), abs=2
+        )
+    names = {path.name for path in (tmp_path / "in").iterdir()}
+    assert names == {"a.mp4", "a-2.mp4", "b.avi", "c.png", "c-2.png", "index.html"}  # what was given stays
+    page = (tmp_path / "in" / "index.html").read_text()
+    assert '<video src="a-2.mp4" controls' in page
+    assert '<img src="c-2.png"' in page
+    drawn = list(video.frames(tmp_path / "in" / "a-2.mp4"))
+    assert [frame.seconds for frame in drawn] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1], abs=1e-3)
+    assert drawn[0].picture.size == (512, 384)
+
+
+def test_a_classifier_answers_for_frames_as_for_pictures(fukami, tmp_path):
+    """The last of the three frames is empty, and so no digit."""
+    source = tmp_path / "a.mp4"
+    digit = image.read(RECIPE.parents[1] / "docs" / "digit.png")
+    with video.Writer(source) as film:
+        for number, picture in enumerate((digit, digit, Image.new("L", digit.size, 255))):
+            film.add(picture, number / 10, Fraction(10))
+    answer = fukami("predict", "deep-convnet", source, "--device", "cpu", "--out", "drawn")
+    assert answer.status == 1
+    assert "a.mp4, frame 2: " in answer.err
+    assert [line["frame"] for line in answer.json] == [0, 1]
+    frame = next(video.frames(source))
+    (alone,) = checkpoint.load("deep-convnet", device="cpu").predict([frame.picture])
+    assert (answer.json[0]["file"], answer.json[0]["label"]) == (str(source), alone["label"])
+    assert len(list(video.frames(tmp_path / "drawn" / "a.mp4"))) == 2
+    assert fukami("predict", "deep-convnet", source, "--every", "0").status == 2
