@@ -362,7 +362,7 @@ def training_pictures(folder: Path, cost: int) -> "tuple[list[Tensor], str]":
         count = min(total, max(LEAST, BUDGET // max(cost, 1)))
         step = -(-total // count)
         batches, at = [], 0
-        for pictures, _ in train.ordered():
+        for pictures, *_ in train.ordered():
             batches.append(pictures[-at % step :: step])
             at += len(pictures)
         batches = [batch for batch in batches if len(batch)]
