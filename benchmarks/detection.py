@@ -22,9 +22,10 @@ from torch import Tensor
 from torchvision.models import vgg16
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
-from fukami import average_precision
+from fukami import average_precision, transfer
 from fukami.data.boxes import Batch
 from fukami.recipe import find
 from fukami.runtime import Runtime
@@ -94,10 +95,12 @@ class Ours:
         self.task.schedule(0.5)
 
     def train(self) -> None:
+        """An update."""
         self.task.model.train()
         self.task.step(self.batch)
 
     def infer(self) -> None:
+        """Answers for the batch."""
         self.task.model.eval()
         with torch.inference_mode(), self.task.runtime.autocast():
             self.task.detect(self.batch.pictures, self.batch.sizes)
@@ -117,9 +120,11 @@ class Theirs:
         self.targets = [{"boxes": box, "labels": kind + 1} for box, kind in zip(boxes, classes, strict=True)]
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """As the precision asks."""
         return torch.autocast(DEVICE, torch.bfloat16) if self.mixed else contextlib.nullcontext()
 
     def train(self) -> None:
+        """An update."""
         self.model.train()
         with self.autocast():
             loss = sum(self.model(self.pictures, self.targets).values())
@@ -128,6 +133,7 @@ class Theirs:
         self.optimizer.step()
 
     def infer(self) -> None:
+        """Answers for the batch."""
         self.model.eval()
         with torch.inference_mode(), self.autocast():
             self.model(self.pictures)
@@ -177,13 +183,7 @@ def theirs_on(recipe) -> float:
     runtime = Runtime.start(DEVICE, "auto")
     torch.manual_seed(recipe.seed)
     features = vgg16(weights=None).features[:-1]
-    tensors = torch.load(recipe.init, weights_only=True) if not recipe.init.endswith("safetensors") else None
-    if tensors is None:
-        from safetensors.torch import load_file
-
-        tensors = load_file(recipe.init)
-    own = {key.removeprefix("features."): value.float() for key, value in tensors.items() if "features." in key}
-    features.load_state_dict(own)
+    transfer.initialise_detector(torch.nn.ModuleDict({"features": features}), "", "vgg16", recipe.init)
     features[:10].requires_grad_(False)
     features.out_channels = 512
     anchors = AnchorGenerator((recipe.scales,), ((0.5, 1.0, 2.0),))
@@ -192,7 +192,7 @@ def theirs_on(recipe) -> float:
     pool = MultiScaleRoIAlign(["0"], 7, 2)
     head = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(512 * 49, recipe.hidden), torch.nn.ReLU(),
                                torch.nn.Linear(recipe.hidden, recipe.hidden), torch.nn.ReLU())  # fmt: skip
-    predictor = torchvision_predictor(recipe.hidden, len(data.labels) + 1)
+    predictor = FastRCNNPredictor(recipe.hidden, len(data.labels) + 1)
     model = FasterRCNN(features, rpn_anchor_generator=anchors, box_roi_pool=pool, box_head=head,
                        box_predictor=predictor, **size, **proposals).to(DEVICE)  # fmt: skip
     optimizer = recipe.make_optimizer()([p for p in model.parameters() if p.requires_grad])
@@ -222,12 +222,6 @@ def theirs_on(recipe) -> float:
             there = (target["every"].numpy(), target["classes"].numpy(), kinds)
             found.add(int(batch.numbers[i]), average_precision.Found(*seen), average_precision.Truth(*there))
     return found.metrics()["map"]
-
-
-def torchvision_predictor(inputs: int, classes: int) -> torch.nn.Module:
-    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
-
-    return FastRCNNPredictor(inputs, classes)
 
 
 def plain(batch: Batch) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
