@@ -157,7 +157,7 @@ def main():
     options = options.parse_args()
     command = f"python benchmarks/selective_search.py {options.mode} --every {options.every}"
     command += " --orders" * options.orders
-    part = f"every {options.every}th of" if options.every > 1 else "all"
+    part = f"one in {options.every} of" if options.every > 1 else "all"
 
     def tell(metric, value, note):
         note = f"{part} 750 photographs of voc-animals; {note}"

@@ -2,17 +2,19 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
-from torchvision.models.detection import FasterRCNN, _utils
+from torchvision.models.detection import FasterRCNN, FasterRCNN_ResNet50_FPN_Weights, _utils
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, RoIPool, box_iou
 
-from fukami import Error, transfer
+from fukami import Error, image, transfer
 from fukami.models import faster_rcnn_resnet50_fpn, faster_rcnn_vgg16, resnet50
 from fukami.models.faster_rcnn import RegionHeads
 from fukami.ops import anchors, boxes, frozen, sampling
@@ -117,14 +119,31 @@ def test_has_the_losses_of_torchvision(theirs, ours, monkeypatch):
         torch.testing.assert_close(found[name], expected[other], rtol=1e-4, atol=1e-6)
 
 
-def test_published_names_load(theirs):
-    """The published file has the names of before torchvision 0.13."""
+def test_torchvisions_file_becomes_a_run(theirs, tmp_path, fukami, random):
+    """In the format and with the names of the published file; its answers to a picture are torchvision's."""
     old = {
         name.replace("rpn.head.conv.0.0.", "rpn.head.conv.").replace("blocks.0.0.", "blocks.0."): value
         for name, value in theirs.state_dict().items()
     }
-    assert old.keys() != theirs.state_dict().keys()
-    assert transfer.modern(old).keys() == theirs.state_dict().keys()
+    old["backbone.body.bn1.num_batches_tracked"] = torch.tensor(0)
+    torch.save(old, tmp_path / "coco.pth", _use_new_zipfile_serialization=False)
+    assert fukami("import", "coco.pth", "--out", "run").json == [{"run": "run"}]
+    picture = random.integers(0, 255, (12, 180, 3), np.uint8)
+    Image.fromarray(picture).save("picture.png")
+    (answer,) = fukami("predict", "run", "picture.png", "--out", "drawn").json
+    network = copy.deepcopy(theirs).eval()
+    network.transform.min_size, network.transform.max_size = (800,), 1333
+    with torch.inference_mode():
+        (expected,) = network([torch.from_numpy(picture).permute(2, 0, 1) / 255])
+    assert len(answer["boxes"]) == len(expected["boxes"]) > 10
+    names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    for box, *other in zip(answer["boxes"], *(expected[key] for key in ("boxes", "scores", "labels")), strict=True):
+        assert box["box"] == pytest.approx(other[0].tolist(), abs=0.01)  # as they are rounded
+        assert box["score"] == pytest.approx(other[1].item(), abs=1e-4)
+        assert box["label"] == names[other[2]]
+    assert image.read("drawn/picture.png").width >= 180
+    torch.save({"a": torch.zeros(3)}, tmp_path / "other.pt")
+    assert "expected the state dict of torchvision's" in fukami("import", "other.pt", "--out", "other").err
 
 
 def test_a_detector_begins_with_a_classifier_or_another_detector(theirs, tmp_path, caplog):

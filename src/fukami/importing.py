@@ -3,13 +3,16 @@
 from pathlib import Path
 
 import torch
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from fukami import checkpoint
+from fukami import checkpoint, transfer
 from fukami.errors import Error
 from fukami.recipe import build
 from fukami.recipes.deep_convnet import DeepConvNet
+from fukami.recipes.faster_rcnn_resnet50_fpn import FasterRCNNResNet50FPN
 from fukami.scratch import read_params
 
+TORCH = (b"PK", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")  # what torch.save writes first, since 1.6 and before
 DROPPED = (
     0.5  # the note's networks keep dropping at test time as a factor: 1 - ratio, on the hidden units and on the scores
 )
@@ -57,3 +60,41 @@ def deep_convnet(file: Path, out: Path) -> None:
     checkpoint.claim(out, recipe, resume=False)
     checkpoint.write_weights(out, checkpoint.weights(task.modules()))
     checkpoint.write_run(out, recipe, labels, {"imported": str(file)})
+
+
+def is_detector(source: str) -> bool:
+    """Whether a file was written by torch, in either of its formats, or names a detector's tensors; ``coco`` is one."""
+    if source == "coco":
+        return True
+    try:
+        with Path(source).open("rb") as file:
+            start = file.read(2**20)
+    except OSError:
+        return False
+    return start.startswith(TORCH) or b'"roi_heads.' in start
+
+
+def detector(source: str, out: Path) -> None:
+    """Make a run of Faster R-CNN from torchvision's detector on a pyramid of ResNet-50.
+
+    Args:
+        source: ``coco``, its published weights, or a file of its state dict, of any number of classes; those of COCO
+            get their names, others their numbers.
+        out: folder of the run.
+
+    Raises:
+        UsageError: ``out`` is in use.
+        Error: there are no such weights, or they are of another network.
+    """
+    tensors = transfer.detector(source)
+    classes = len(tensors.get("roi_heads.box_predictor.cls_score.bias", ())) - 1
+    if classes < 1:
+        raise Error(f"{source} holds no detector; expected the state dict of torchvision's fasterrcnn_resnet50_fpn")
+    categories = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:]
+    labels = tuple(categories) if classes == len(categories) else tuple(map(str, range(1, classes + 1)))
+    recipe = FasterRCNNResNet50FPN(dataset="coco", init=source)
+    task = recipe.task(labels)
+    transfer.initialise_detector(task.model, recipe.prefix, recipe.backbone, source)
+    checkpoint.claim(out, recipe, resume=False)
+    checkpoint.write_weights(out, checkpoint.weights(task.modules()))
+    checkpoint.write_run(out, recipe, labels, {"imported": source})

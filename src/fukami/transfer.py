@@ -117,14 +117,10 @@ def initialise_detector(model: nn.Module, prefix: str, name: str, init: str) -> 
     Raises:
         Error: there are no such weights, or they do not fit; every missing and misshapen tensor is listed.
     """
-    detector = "fasterrcnn_resnet50_fpn"
     if init == "coco" and name != "resnet50":
         raise Error(f"there are no published COCO weights of a detector on {name}; give imagenet, a file or a run")
-    found = _published(detector if init == "coco" else name) if init in ("coco", "imagenet") else _read(Path(init))
-    tensors = _plain(found)
+    tensors = _plain(_published(name)) if init == "imagenet" else detector(init)
     whole = any(key.startswith("backbone.") for key in tensors)
-    if whole:
-        tensors = modern(tensors)
     target = model if whole else model.get_submodule(prefix)
     expected = target.state_dict()
     own = ("roi_heads.box_predictor.",) if whole else ()
@@ -136,6 +132,11 @@ def initialise_detector(model: nn.Module, prefix: str, name: str, init: str) -> 
         logger.warning(f"{init} has no {', '.join(unfit)} for these classes: they begin at random")
     fitting = {key: value for key, value in tensors.items() if key in expected and key not in unfit}
     target.load_state_dict(fitting, strict=False)
+
+
+def detector(init: str) -> dict[str, Tensor]:
+    """The weights of a detector, ``coco`` or a file, under the names of torchvision's; those of others as they are."""
+    return modern(_plain(_published("fasterrcnn_resnet50_fpn") if init == "coco" else _read(Path(init))))
 
 
 def modern(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

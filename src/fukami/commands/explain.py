@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 BUDGET = 2 * 10**11  # multiply-adds spent on looking for patches in the training pictures ...
 LEAST = 100  # ... and pictures that are looked at in any case
+DETECTED = (3, 608, 992)  # about 600×1000, as Faster R-CNN sees pictures
 UNITS = 6  # units of a layer whose patches are shown
 TEXT = '<pre style="font-size: .72rem; white-space: pre; overflow-x: auto">{}</pre>'
 
@@ -88,7 +89,7 @@ def resolve(subject: str, pictures: bool) -> bool:
 def explain_model(name: str, given: str | None, classes: int | None, out: Path | None) -> None:
     """Print the table of a model with random weights, and write its page where a folder is given."""
     model, shape = build(name.replace("-", "_"), given, classes)
-    text, steps, field = describe(model, shape, "random weights")
+    text, steps, field = describe(outline(model), shape, "random weights")
     print(text)
     if out:
         write(out, name, "its layers, their cost, and how far they see", network_sections(text, steps, field))
@@ -96,8 +97,8 @@ def explain_model(name: str, given: str | None, classes: int | None, out: Path |
 
 def explain_run(name: str, out: Path | None) -> None:
     """The same of the network of a run."""
-    _, task, shape = open_run(name)
-    text, steps, field = describe(network(task), shape, "the run's weights")
+    task, shape = open_detector(name) or open_run(name)[1:]
+    text, steps, field = describe(outline(network(task)), shape, "the run's weights")
     print(text)
     if out:
         write(out, name, "its layers, their cost, and how far they see", network_sections(text, steps, field))
@@ -142,7 +143,8 @@ def build(name: str, given: str | None, classes: int | None) -> "tuple[nn.Module
     default = {key: parameter.default for key, parameter in known.items()}
     small = default["classes"] <= 10  # a network for CIFAR's ten classes takes CIFAR's pictures
     side = default.get("size", 32 if small else 224)
-    shape = parse_shape(given) if given else (default.get("channels", 3), side, side)
+    usual = DETECTED if name.startswith("faster") else (default.get("channels", 3), side, side)
+    shape = parse_shape(given) if given else usual
     chosen = {"channels": shape[0], "size": min(shape[1:])} | ({"classes": classes} if classes is not None else {})
     if classes is not None and classes < 1:
         raise UsageError(f"--classes should be at least 1, not {classes}")
@@ -163,6 +165,23 @@ def parse_shape(text: str) -> "Shape":
     return channels, height, width
 
 
+def open_detector(name: str) -> "tuple[Any, Shape] | None":
+    """The task of a run and the shape of the pictures that it sees, if it is a detector."""
+    from fukami import checkpoint
+    from fukami.tasks.detection import STEP, Detection
+
+    task = checkpoint.load(checkpoint.trained(name))
+    if not isinstance(task, Detection):
+        return None
+    sides = (-(-side // STEP) * STEP for side in (task.prepare.shortest, task.prepare.longest))
+    return task, (3, *sides)  # type: ignore[return-value]
+
+
+def outline(model: "nn.Module") -> "nn.Module":
+    """What of a network can be traced: all of a classifier, and the layers of a detector."""
+    return model.outline() if hasattr(model, "outline") else model  # type: ignore[operator]
+
+
 def open_run(name: str) -> "tuple[Path, Classification, Shape]":
     """The folder, the task and the shape of the pictures of a run.
 
@@ -175,15 +194,16 @@ def open_run(name: str) -> "tuple[Path, Classification, Shape]":
     folder = checkpoint.trained(name)
     task = checkpoint.load(name)
     if not isinstance(task, Classification):
-        raise UsageError(f"explain reads classifiers; {name} is a run of {type(task).__name__}")
+        raise UsageError(f"what pictures excite is shown of classifiers; {name} is a run of {type(task).__name__}")
     side = task.prepare.size
     return folder, task, (task.prepare.channels, side, side)
 
 
-def network(task: "Classification") -> "nn.Module":
+def network(task: Any) -> "nn.Module":
     """The network that answers; of snapshots that answer together the last."""
     from fukami.ops.ensemble import Ensemble
 
+    model: nn.Module
     (model,) = task.modules().values()
     if isinstance(model, Ensemble):
         print(f"fukami: {len(model.models)} networks answer together; the last of them is explained", file=sys.stderr)
@@ -342,7 +362,7 @@ def training_pictures(folder: Path, cost: int) -> "tuple[list[Tensor], str]":
         count = min(total, max(LEAST, BUDGET // max(cost, 1)))
         step = -(-total // count)
         batches, at = [], 0
-        for pictures, _ in train.ordered():
+        for pictures, *_ in train.ordered():
             batches.append(pictures[-at % step :: step])
             at += len(pictures)
         batches = [batch for batch in batches if len(batch)]

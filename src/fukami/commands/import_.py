@@ -10,16 +10,21 @@ def command(arguments: list[str]) -> None:
     """Make a run of another program's parameters: fukami import FILE --out DIR."""
     import tyro
 
-    def run(file: tyro.conf.Positional[Path], out: Path) -> None:
-        """Make a run of the DeepConvNet parameters (W1..W8, b1..b8) that a NumPy program saved.
+    def run(file: tyro.conf.Positional[str], out: Path) -> None:
+        """Make a run of parameters that another program saved.
 
         Args:
-            file: A pickle of NumPy arrays (nothing else in it is run) or safetensors.
+            file: The DeepConvNet parameters (W1..W8, b1..b8) of a NumPy program, a pickle (nothing else in it is run)
+                or safetensors; or the state dict of torchvision's fasterrcnn_resnet50_fpn; or coco, its published
+                weights for 91 categories, downloaded unless torch has them.
             out: Folder of the run: new or empty.
         """
         from fukami import importing
 
-        importing.deep_convnet(file, out)
+        if importing.is_detector(file):
+            importing.detector(file, out)
+        else:
+            importing.deep_convnet(Path(file), out)
         print(json.dumps({"run": str(out)}))
 
     parse(run, arguments, "fukami import")

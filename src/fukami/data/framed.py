@@ -1,37 +1,28 @@
 """Batches of pictures with boxes: each picture keeps its shape, and pictures of similar shapes share a batch."""
 
-import itertools
-import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from fukami.data import moves
 from fukami.data.augment import Augment
-from fukami.data.boxes import Annotated, Batch, Bytes
-from fukami.data.folder import BROKEN, check, listed
+from fukami.data.boxes import Annotated, Batch
+from fukami.data.decoding import Frame, FrameDecoder, decoded
+from fukami.data.folder import BROKEN
 from fukami.data.loader import Shuffled
-from fukami.data.stream import Streaming, processors
+from fukami.data.stream import Streaming
 from fukami.errors import Error
 from fukami.preparation import Scaled
 
 if TYPE_CHECKING:
     from fukami.runtime import Runtime
 
-logger = logging.getLogger(__name__)
-EACH = 16  # pictures that are decoded at a time
-MANY = 200  # files from which other processes are worth their start
 MULTIPLE = 32  # pixels of which the sides of a frame are a multiple: the stride of the deepest maps
 SLOTS = 8  # of which the number of boxes of a batch is a multiple, so that there are few shapes
 SHAPES = tuple(2 ** (third / 3) for third in range(-3, 4))  # widths by height that part the groups, as torchvision's
-
-Frame = tuple[int, int]  # height and width
 
 
 class Share(NamedTuple):
@@ -252,90 +243,6 @@ class FramedStream(Framed, Streaming):
         pictures, _, kept = self._placed(found, share.members)
         own = share._replace(members=share.members[kept], draws=share.draws[kept])
         return self.assemble(pictures, own, still=still)
-
-
-class PictureDecoder(Dataset[Any]):
-    """Pictures at their size, ``(3, H, W)`` uint8, or the error of one that cannot be read."""
-
-    def __init__(self, samples: Sequence[Annotated], prepare: Scaled) -> None:
-        self.samples, self.prepare = samples, prepare
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, wish: Any) -> Any:
-        return decode(self.samples[wish], self.prepare)
-
-
-class FrameDecoder(PictureDecoder):
-    """The same in frames, ``(H, W, 3)`` uint8, as what streams is collected; a wish is a number and a frame."""
-
-    def __getitem__(self, wish: tuple[int, Frame]) -> Bytes | Error:
-        number, (height, width) = wish
-        picture = super().__getitem__(number)
-        if isinstance(picture, Error):
-            return picture
-        frame = np.zeros((height, width, 3), np.uint8)
-        frame[: picture.shape[1], : picture.shape[2]] = picture.permute(1, 2, 0).numpy()
-        return frame
-
-
-def decode(sample: Annotated, prepare: Scaled) -> Tensor | Error:
-    """A picture at its size, ``(3, H, W)`` uint8, or what is wrong with it."""
-    try:
-        picture = prepare.open(sample.source, sample.name if isinstance(sample.source, Path) else "")
-    except Error as error:
-        return error
-    if (picture.shape[2], picture.shape[1]) != sample.size:
-        was, now = "×".join(map(str, sample.size)), f"{picture.shape[2]}×{picture.shape[1]}"
-        return Error(f"{sample.name} has {now} pixels, and had {was} when its boxes were read; leave it as it was")
-    return prepare(picture).round().to(torch.uint8)
-
-
-def decoded(
-    samples: Sequence[Annotated], prepare: Scaled, broken: int = BROKEN
-) -> tuple[list[Annotated], list[Tensor]]:
-    """The samples whose pictures can be read, and these pictures; the others are named.
-
-    Raises:
-        Error: more than ``broken`` cannot be read, or all.
-    """
-    kept: list[Annotated] = []
-    pictures: list[Tensor] = []
-    wrong: list[str] = []
-    files = sum(isinstance(sample.source, Path) for sample in samples)
-    numbers = [list(range(at, min(at + EACH, len(samples)))) for at in range(0, len(samples), EACH)]
-    reader = DataLoader(
-        PictureDecoder(samples, prepare),
-        batch_sampler=numbers,
-        num_workers=processors() if files >= MANY else 0,
-        collate_fn=list,
-        generator=torch.Generator(),
-    )
-    with alone():
-        for sample, result in zip(samples, itertools.chain.from_iterable(reader), strict=True):
-            if isinstance(result, Error):
-                wrong.append(str(result))
-            else:
-                kept.append(sample)
-                pictures.append(result.clone() if files >= MANY else result)  # what is shared holds a file open
-    if wrong and not kept:
-        raise Error(f"not one of the {len(samples)} pictures can be read; the first: {wrong[0]}")
-    if wrong:
-        logger.warning(f"{len(wrong)} of {len(samples)} pictures are left out:\n{listed(wrong)}")
-    check(wrong, broken)
-    return kept, pictures
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """One thread for torch, as in the other processes: how work is cut up among several decides how it is rounded."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _wished(share: Share) -> list[tuple[int, Frame]]:

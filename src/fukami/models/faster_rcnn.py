@@ -147,10 +147,29 @@ class FasterRCNN(nn.Module):
             return self.roi_heads.found(maps, *proposals, sizes, self.budget)
         return first, self.roi_heads.samples(maps, *proposals, truth, self.budget)
 
+    def outline(self) -> nn.Module:
+        """The layers alone, of one region that is the whole picture: what is of fixed shape and can be traced."""
+        return Outline(self)
+
     def propose(self, pictures: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """The proposals alone: boxes ``(N, P, 4)`` best first, and which of them are there ``(N, P)``."""
         said = self.rpn(self.backbone(pictures), (pictures.shape[-2], pictures.shape[-1]))
         return self.rpn.proposals(said, sizes, self.budget)
+
+
+class Outline(nn.Module):
+    """The layers of a detector as a chain that depends on no value; every region costs the affine layers once."""
+
+    def __init__(self, detector: FasterRCNN) -> None:
+        super().__init__()
+        self.backbone, self.rpn_head = detector.backbone, detector.rpn.head
+        self.box_head, self.box_predictor = detector.roi_heads.box_head, detector.roi_heads.box_predictor
+        self.pool = nn.AdaptiveAvgPool2d(SIDE)
+
+    def forward(self, pictures: Tensor) -> tuple[list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
+        """``(N, 3, H, W)`` to what the heads say of each map and of the region."""
+        maps = self.backbone(pictures)
+        return [self.rpn_head(each) for each in maps], self.box_predictor(self.box_head(self.pool(maps[-1])))
 
 
 class RegionProposalNetwork(nn.Module):
@@ -221,7 +240,7 @@ class RPNHead(nn.Module):
         """``(N, channels, H, W)`` to ``(N, A)`` and ``(N, A, 4)``."""
         features = self.conv(features)
         logits, deltas = (layer(features).permute(0, 2, 3, 1) for layer in (self.cls_logits, self.bbox_pred))
-        return logits.flatten(1), deltas.reshape(len(deltas), -1, 4)
+        return logits.flatten(1), deltas.reshape(deltas.shape[0], -1, 4)
 
 
 class RegionHeads(nn.Module):

@@ -1,8 +1,9 @@
 """The proposals of a data set: computed once, in parallel, and kept under a checksum of what made them."""
 
+import contextlib
 import hashlib
 import os
-import tempfile
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -111,16 +112,15 @@ def _kept(path: Path, key: str) -> Boxes | None:
 
 def _keep(path: Path, key: str, boxes: Boxes) -> None:
     """Write the file in one step: whoever reads it, and a crash, find all of it or nothing."""
-    temporary = None
+    temporary = path.with_name(f".{key}.{os.getpid()}-{threading.get_ident()}")  # of this process and thread alone
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-            temporary = file.name
+        with temporary.open("wb") as file:
             np.savez_compressed(file, boxes=boxes.astype(np.int32), key=np.array(key))
-        os.replace(temporary, path)  # noqa: PTH105
+        temporary.replace(path)
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         where = path.parent.parent
         raise Error(
             f"{where} cannot be written ({error.strerror}); make room there, or set XDG_CACHE_HOME to another folder"

@@ -1,0 +1,268 @@
+"""Detectors: how fast they are beside torchvision's, and how well they find.
+
+    python benchmarks/detection.py rates [--height 800] [--width 1066] [--batch 8]
+    python benchmarks/detection.py scenes | bccd | animals [--seeds 3] [--epochs N] ...
+
+``rates`` times training steps and answers of Faster R-CNN on a pyramid of ResNet-50, ours and torchvision's in turn on
+the same pictures; what counts are the ratios. The sizes above are for a GPU; on a CPU give smaller ones. ``animals``
+trains both on the same pictures, from the same backbone, for the same number of steps, and judges both with the same
+code; ``--weights`` is a file of VGG-16's convolutions. Results go to results.csv.
+"""
+
+import argparse
+import contextlib
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+
+import torch
+from torch import Tensor
+from torchvision.models import vgg16
+from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.ops import MultiScaleRoIAlign
+
+from fukami import average_precision, transfer
+from fukami.data.boxes import Batch
+from fukami.recipe import find
+from fukami.runtime import Runtime
+from record import answer, record
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+OBJECTS = 8  # in each picture of the rates
+ROUNDS = 7
+
+
+def rates(options: argparse.Namespace) -> None:
+    """Pictures a second in training and in answering, at float32 and in mixed precision."""
+    command = f"python benchmarks/detection.py {shlex.join(sys.argv[1:])}"
+    size = f"{options.height}×{options.width}, batch {options.batch}"
+    for mixed in (False, True):
+        precision = "bfloat16" if mixed else "float32"
+        contestants = {"ours": Ours(options, precision), "torchvision": Theirs(options, mixed)}
+        for what in ("train", "infer"):
+            speeds: dict[str, list[float]] = {name: [] for name in contestants}
+            for number in range(ROUNDS + 1):
+                for name, contestant in contestants.items():
+                    seconds = timed(getattr(contestant, what))
+                    if number:  # the first one warms up
+                        speeds[name].append(options.batch / seconds)
+            ours, theirs = (statistics.median(speeds[name]) for name in contestants)
+            benchmark = f"faster-rcnn-resnet50-fpn {what} {precision}"
+            note = f"{size}; {ours:.3g} and {theirs:.3g} pictures a second, in turn, medians of {ROUNDS}"
+            record(benchmark, "rate over torchvision's", ours / theirs, command=command, note=note)
+
+
+def timed(function) -> float:
+    """Seconds, until the device is done."""
+    began = time.monotonic()
+    function()
+    if CUDA:
+        torch.cuda.synchronize()
+    return time.monotonic() - began
+
+
+def drawn(options: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures of noise with as many boxes and classes in each."""
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randint(0, 256, (options.batch, 3, options.height, options.width), generator=generator)
+    corners = torch.rand(options.batch, OBJECTS, 2, generator=generator) * 0.6
+    sides = 0.05 + 0.3 * torch.rand(options.batch, OBJECTS, 2, generator=generator)
+    boxes = torch.cat([corners, corners + sides], 2) * torch.tensor([options.width, options.height] * 2)
+    return pictures.to(torch.uint8), boxes, torch.randint(0, 90, (options.batch, OBJECTS), generator=generator)
+
+
+class Ours:
+    """The task as a training has it."""
+
+    def __init__(self, options: argparse.Namespace, precision: str) -> None:
+        recipe = find("faster-rcnn-resnet50-fpn")(shortest=options.height, longest=options.width)
+        torch.manual_seed(0)
+        self.task = recipe.task(tuple(map(str, range(90))))
+        self.task.setup(Runtime.start(DEVICE, precision))
+        pictures, boxes, classes = (value.to(DEVICE) for value in drawn(options))
+        height, width = (-(-side // 32) * 32 for side in (options.height, options.width))
+        frames = torch.zeros(options.batch, 3, height, width, dtype=torch.uint8, device=DEVICE)
+        frames[:, :, : options.height, : options.width] = pictures
+        sizes = torch.tensor([[options.height, options.width]] * options.batch, device=DEVICE).float()
+        numbers = torch.arange(options.batch, device=DEVICE)
+        kinds = torch.zeros(classes.shape, dtype=torch.uint8, device=DEVICE)
+        self.batch = Batch(frames, sizes, sizes, boxes, classes, kinds, numbers, numbers)
+        self.task.schedule(0.5)
+
+    def train(self) -> None:
+        """An update."""
+        self.task.model.train()
+        self.task.step(self.batch)
+
+    def infer(self) -> None:
+        """Answers for the batch."""
+        self.task.model.eval()
+        with torch.inference_mode(), self.task.runtime.autocast():
+            self.task.detect(self.batch.pictures, self.batch.sizes)
+
+
+class Theirs:
+    """torchvision's network in the loop that its users write."""
+
+    def __init__(self, options: argparse.Namespace, mixed: bool) -> None:
+        self.mixed = mixed
+        torch.manual_seed(0)
+        sizes = {"min_size": options.height, "max_size": max(options.height, options.width)}
+        self.model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91, **sizes).to(DEVICE)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.0025, momentum=0.9, weight_decay=1e-4)
+        pictures, boxes, classes = (value.to(DEVICE) for value in drawn(options))
+        self.pictures = [picture / 255 for picture in pictures]
+        self.targets = [{"boxes": box, "labels": kind + 1} for box, kind in zip(boxes, classes, strict=True)]
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """As the precision asks."""
+        return torch.autocast(DEVICE, torch.bfloat16) if self.mixed else contextlib.nullcontext()
+
+    def train(self) -> None:
+        """An update."""
+        self.model.train()
+        with self.autocast():
+            loss = sum(self.model(self.pictures, self.targets).values())
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def infer(self) -> None:
+        """Answers for the batch."""
+        self.model.eval()
+        with torch.inference_mode(), self.autocast():
+            self.model(self.pictures)
+
+
+def trainings(name: str, lines: list[str], options: argparse.Namespace, note: str = "") -> None:
+    """Train with each seed from the command line, and record the metrics."""
+    for seed in range(options.seeds):
+        for line in lines:
+            words = [*line.split(), *options.more, "--seed", str(seed)]
+            with tempfile.TemporaryDirectory() as folder:
+                result, seconds = answer(shlex.join([*words, "--out", f"{folder}/run"]))
+            recipe = words[2]
+            for metric in ("map", "coco_ap"):
+                record(f"{recipe} {name}", metric, result[metric], seed=seed, seconds=seconds,
+                       command=shlex.join(words), note=note)  # fmt: skip
+
+
+def animals(options: argparse.Namespace) -> None:
+    """Ours and torchvision's on the sample of VOC's photographs, from the same backbone and for the same steps."""
+    note = "500 photographs of VOC 2012 to train on, 250 to judge on: a sample, not the benchmark"
+    for seed in range(options.seeds):
+        recipe = find("faster-rcnn-vgg16")(
+            dataset="voc-animals", shortest=options.side, longest=2 * options.side, hidden=options.hidden, dropout=0.0,
+            scales=tuple(scale * options.side / 600 for scale in (64.0, 128.0, 256.0, 512.0)), epochs=options.epochs,
+            init=options.weights, seed=seed, judge_every=options.epochs,
+        )  # fmt: skip
+        for name, run in (("ours", ours_on), ("torchvision", theirs_on)):
+            began = time.monotonic()
+            found = run(recipe)
+            command = f"python benchmarks/detection.py {shlex.join(sys.argv[1:])}"
+            record(f"faster-rcnn-vgg16 voc-animals {name}", "map", found, seed=seed, command=command,
+                   seconds=time.monotonic() - began, note=note)  # fmt: skip
+
+
+def ours_on(recipe) -> float:
+    """Our training from the command line's own function."""
+    import fukami
+
+    with tempfile.TemporaryDirectory() as folder:
+        return fukami.train(recipe, f"{folder}/run")["map"]
+
+
+def theirs_on(recipe) -> float:
+    """torchvision's network on our batches, with our optimizer and its course, judged by our code."""
+    data = recipe.data()
+    runtime = Runtime.start(DEVICE, "auto")
+    torch.manual_seed(recipe.seed)
+    features = vgg16(weights=None).features[:-1]
+    transfer.initialise_detector(torch.nn.ModuleDict({"features": features}), "", "vgg16", recipe.init)
+    features[:10].requires_grad_(False)
+    features.out_channels = 512
+    anchors = AnchorGenerator((recipe.scales,), ((0.5, 1.0, 2.0),))
+    size = {"min_size": recipe.shortest, "max_size": recipe.longest, "box_batch_size_per_image": 128}
+    proposals = {"rpn_pre_nms_top_n_train": 12000, "rpn_pre_nms_top_n_test": 6000, "rpn_post_nms_top_n_test": 300}
+    pool = MultiScaleRoIAlign(["0"], 7, 2)
+    head = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(512 * 49, recipe.hidden), torch.nn.ReLU(),
+                               torch.nn.Linear(recipe.hidden, recipe.hidden), torch.nn.ReLU())  # fmt: skip
+    predictor = FastRCNNPredictor(recipe.hidden, len(data.labels) + 1)
+    model = FasterRCNN(features, rpn_anchor_generator=anchors, box_roi_pool=pool, box_head=head,
+                       box_predictor=predictor, **size, **proposals).to(DEVICE)  # fmt: skip
+    optimizer = recipe.make_optimizer()([p for p in model.parameters() if p.requires_grad])
+    steps, course, step = recipe.epochs * len(data.train), recipe.course(), 0
+    model.train()
+    for _ in range(recipe.epochs):
+        for batch in data.train:
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.peak * course(step / steps)
+            pictures, targets = plain(batch)
+            with runtime.autocast():
+                loss = sum(model(pictures, targets).values())
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            optimizer.step()
+            step += 1
+    model.eval()
+    found = average_precision.Detections(data.labels)
+    for batch in data.val:
+        pictures, targets = plain(batch)
+        with torch.inference_mode():
+            answers = model(pictures)
+        for i, (said, target) in enumerate(zip(answers, targets, strict=True)):
+            seen = (said["boxes"].cpu().numpy(), said["labels"].cpu().numpy() - 1, said["scores"].cpu().numpy())
+            kinds = batch.kinds[i][batch.classes[i] >= 0].numpy()
+            there = (target["every"].numpy(), target["classes"].numpy(), kinds)
+            found.add(int(batch.numbers[i]), average_precision.Found(*seen), average_precision.Truth(*there))
+    return found.metrics()["map"]
+
+
+def plain(batch: Batch) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """A batch as torchvision's networks take it: pictures without their frame, and what counts in them."""
+    pictures, targets = [], []
+    for i, (height, width) in enumerate(batch.sizes.int().tolist()):
+        pictures.append((batch.pictures[i, :, :height, :width].float() / 255).to(DEVICE))
+        there = batch.classes[i] >= 0
+        counted = there & (batch.kinds[i] == 0)
+        boxes, labels = batch.boxes[i][counted].to(DEVICE), batch.classes[i][counted].to(DEVICE) + 1
+        every = {"every": batch.boxes[i][there].cpu(), "classes": batch.classes[i][there].cpu()}
+        targets.append({"boxes": boxes, "labels": labels, **every})
+    return pictures, targets
+
+
+def main() -> None:
+    """Run the part that is named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["rates", "scenes", "bccd", "animals"])
+    parser.add_argument("--height", type=int, default=800)
+    parser.add_argument("--width", type=int, default=1066)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--side", type=int, default=320, help="shorter side of the animals")
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--weights", default="imagenet", help="a file of VGG-16's convolutions")
+    options, options.more = parser.parse_known_args()
+    if options.part == "rates":
+        rates(options)
+    elif options.part == "animals":
+        animals(options)
+    elif options.part == "bccd":
+        trainings("bccd", [BCCD.format(weights=options.weights)], options)
+    else:
+        trainings("scenes", [SCENES], options)
+
+
+SCENES = "fukami train faster-rcnn-vgg16"
+BCCD = "fukami train faster-rcnn-vgg16 --data bccd --shortest 480 --hidden 1024 --scales 32 64 128 256 --init {weights}"
+
+
+if __name__ == "__main__":
+    main()
