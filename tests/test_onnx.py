@@ -11,6 +11,7 @@ from fukami.numerics.onnx import OnnxNetwork, encode
 from fukami.ops.ensemble import Ensemble
 
 SMALL = {
+    "alexnet": (lambda: models.alexnet(10, size=63, hidden=16), (3, 63, 63)),
     "deep_convnet": (lambda: models.deep_convnet(), (1, 28, 28)),
     "vgg11": (lambda: models.vgg11(10, size=32, hidden=16), (3, 32, 32)),
     "resnet18": (lambda: models.resnet18(10, stem="3x3"), (3, 16, 16)),
@@ -52,7 +53,8 @@ def test_every_model_answers_as_in_torch(name):
 
 
 def test_every_family_is_there():
-    assert {name.removesuffix("_bn").rstrip("0123456789") for name in models.__all__} == {
+    classifiers = [name for name in models.__all__ if "rcnn" not in name]
+    assert {name.removesuffix("_bn").rstrip("0123456789") for name in classifiers} == {
         name.removesuffix("_bn").rstrip("0123456789") for name in SMALL
     }
 

@@ -441,6 +441,13 @@ def test_fields_that_no_run_can_have(cls, fields, message):
         cls(**fields)
 
 
+def test_what_is_solved_has_no_learning_rate(finetuned, fukami):
+    small = [f"--{name}={value}" for name, value in SMALL.items()]
+    answer = fukami("find-lr", "rcnn-svm", "--init", finetuned, *small)
+    assert answer.status == 2
+    assert "not learned by gradients" in answer.err
+
+
 def test_one_process_solves():
     task = RCNNSVM(init="-", **SMALL).task(("a", "b"))
     with pytest.raises(UsageError, match="one process, not 2"):

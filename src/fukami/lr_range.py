@@ -62,7 +62,10 @@ def measure(
         rate = low * (high / low) ** (step / (steps - 1))
         for group in task.optimizer.param_groups:
             group["lr"].fill_(rate * group["initial_lr"] / highest)
-        average = SMOOTH * average + (1 - SMOOTH) * task.step(batch)["loss"].item()
+        found = task.step(batch)
+        if "loss" not in found:
+            raise UsageError("this recipe is not learned by gradients and has no learning rate to be found")
+        average = SMOOTH * average + (1 - SMOOTH) * found["loss"].item()
         smooth = average / (1 - SMOOTH ** (step + 1))
         if not math.isfinite(smooth) or (losses and smooth > FAR * min(losses)):
             break

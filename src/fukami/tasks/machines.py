@@ -30,6 +30,7 @@ class Solved(RegionCNN):
 
     floor = torch.sigmoid(torch.tensor(-1.5)).item()
     passes = 1  # over the pictures
+    pictures = 0  # of the training part, once its duration was asked for
 
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device and make ready.
