@@ -2,13 +2,14 @@
 
 A scene has the answers to several questions: classes, boxes and pixels of its objects, and a sentence that is true of
 it. Colour and texture say nothing about the class, bars without a class lie between the objects, and objects hide one
-another by up to 60 %.
+another by up to 40 %.
 
 Every number comes from sums, products, quotients and square roots, which IEEE 754 rounds alike everywhere: the same
 seed gives the same bytes on every machine. No sine, no library's resampling and no normal distribution does.
 """
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,11 +25,11 @@ LABELS = ("circle", "cross", "eight", "ring", "seven", "square", "star", "triang
 COUNTS = ("no", "a", "two", "three", "four", "five", "six")
 TRAINING, TESTING = 1000, 200  # pictures of the data set, numbered one after the other
 SIDES = (128, 192)  # pixels, least and most
-SIZES = (24.0, 90.0)  # pixels across an object
-LEGIBLE = 34.0  # pixels that a digit needs at least
+SIZES = (28.0, 92.0)  # pixels across an object
+LEGIBLE = 38.0  # pixels that a digit needs at least
 SMALL, LARGE = 36.0, 62.0  # what is called so
 NEAR = 12.0  # pixels between two middles below which neither is beside the other
-VISIBLE = 0.4  # least share of an object that the others leave to be seen
+VISIBLE = 0.6  # least share of an object that the others leave to be seen
 TRIES = 12  # places that are tried for an object
 
 
@@ -85,7 +86,8 @@ def scene(seed: int, number: int) -> Scene:
     whole: list[int] = []  # pixels of each object when nothing hid it
     for _ in range(int(random.integers(1, 7))):
         label = LABELS[random.integers(len(LABELS))]
-        size = SIZES[0] + (SIZES[1] - SIZES[0]) * random.random() ** 2
+        share = random.random()
+        size = SIZES[0] + (SIZES[1] - SIZES[0]) * share * math.sqrt(share)  # more small ones than large ones
         size = max(size, LEGIBLE) if label in DIGITS else size
         drawn = _place(random, page, label, size, instances, whole)
         if drawn:
@@ -184,7 +186,7 @@ def _photographed(random: np.random.Generator, page: Array) -> npt.NDArray[np.ui
     lit = lit * (1 - 2 * blur) + (round_about[:-2] + round_about[2:]) * blur
     round_about = np.pad(lit, ((0, 0), (1, 1), (0, 0)), "edge")
     lit = lit * (1 - 2 * blur) + (round_about[:, :-2] + round_about[:, 2:]) * blur
-    most = int(random.integers(3, 22))
+    most = int(random.integers(3, 18))
     noise = random.integers(-most, most, page.shape, endpoint=True, dtype=np.int8)
     return np.asarray(np.clip(lit + noise + np.float32(0.5), 0, 255), np.uint8)
 
