@@ -7,7 +7,9 @@ from torch import nn
 
 from fukami import models
 from fukami.errors import Error
-from fukami.numerics.onnx import OnnxNetwork, encode
+from fukami.models.faster_rcnn import Budget, FasterRCNN, RegionHeads, RegionProposalNetwork
+from fukami.numerics.onnx import DETECTOR, OnnxNetwork, encode
+from fukami.ops import anchors
 from fukami.ops.ensemble import Ensemble
 
 SMALL = {
@@ -50,6 +52,50 @@ def test_every_model_answers_as_in_torch(name):
         assert found.dtype == torch.float32
         assert found.shape == expected.shape
         assert (found - expected).abs().max() < 1e-4 * expected.std()
+
+
+class Maps(nn.Module):
+    """Five maps of strides 4 to 64, as of a pyramid."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 4, stride=4)
+        self.others = nn.ModuleList(nn.Conv2d(8, 8, 2, stride=2) for _ in range(4))
+
+    def forward(self, pictures):
+        maps = [self.first(pictures)]
+        for layer in self.others:
+            maps.append(layer(maps[-1]))
+        return maps
+
+
+def pyramid():
+    """A detector like that on ResNet-50 with a pyramid, without the ResNet."""
+    cells = [anchors.cell([scale]) for scale in (16, 32, 64, 128, 256)]
+    rpn = RegionProposalNetwork(8, cells, inside=False)
+    heads = RegionHeads(8, 3, (4, 8, 16, 32), 16, 0.0, "align")
+    return FasterRCNN(Maps(), rpn, heads, Budget((200, 100), (200, 100)))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: models.faster_rcnn_vgg16(5, scales=(16, 32, 64), hidden=16, width=1 / 16), pyramid]
+)
+def test_detectors_answer_as_in_torch(make):
+    """Boxes, classes and scores of pictures of any size."""
+    torch.manual_seed(0)
+    network = make().eval().requires_grad_(False)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    content = encode(network, (3, 128, 192), {}, DETECTOR)
+    onnx.checker.check_model(content, full_check=True)
+    exported = OnnxNetwork(content)
+    for height, width in ((128, 192), (320, 160)):
+        pictures, sizes = torch.randn(2, 3, height, width), torch.tensor([[height, width], [height - 9, width - 30.0]])
+        for found, expected in zip(exported(pictures, sizes), network(pictures, sizes), strict=True):
+            assert len(expected.boxes) > 10
+            torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-2)
+            assert torch.equal(found.classes, expected.classes)
+            torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
 
 
 def test_every_family_is_there():
@@ -108,7 +154,7 @@ def test_damage_is_told():
             OnnxNetwork(damaged)
     other = onnx.load_from_string(content)
     other.graph.input[0].name = other.graph.node[0].input[0] = "images"
-    with pytest.raises(Error, match="has images, scores as its inputs and outputs, not pictures and scores"):
+    with pytest.raises(Error, match="has the inputs images and the outputs scores: it is none that fukami exported"):
         OnnxNetwork(other.SerializeToString())
 
 

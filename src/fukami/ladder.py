@@ -140,7 +140,7 @@ def _judge(folder: Path, data: str | None) -> tuple[dict[str, float], list[int]]
 
 def _answers(count: int) -> Callable[[], Tensor]:
     """What answers for so many pictures of noise, already on the device."""
-    shape, _ = _task.interface()
+    shape = _task.interface().shape
     pictures = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, device=_task.runtime.device)
     return torch.inference_mode()(lambda: _task.scores(pictures))
 

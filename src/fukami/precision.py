@@ -48,9 +48,9 @@ def convert(task: Task, precision: str, recipe: Recipe, calibration: str | None 
         raise UsageError("the run was trained with the ranges of int8, so nothing is to calibrate; leave it out")
     from fukami.numerics import int8, onnx
 
-    shape, about = task.interface()
+    form, shape, about = task.interface()
     if precision == "onnx":
-        encode = partial(onnx.encode, shape=shape, about=about)
+        encode = partial(onnx.encode, shape=shape, about=about, form=onnx.FORMS[form])
     elif aware:
         encode = partial(int8.convert, shape=shape, about=about)
     else:

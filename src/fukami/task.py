@@ -1,7 +1,7 @@
 """Task: an update, a judgement and an answer; one subclass per family of systems."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter] | list[dict[str, Any]]], torch.optim.Optimizer]
+
+
+class Interface(NamedTuple):
+    """How another program would talk to a network.
+
+    Attributes:
+        form: what it is given and what it answers.
+        shape: ``(C, H, W)`` of a picture, as it is given to the network.
+        about: how to prepare an input and how to read the answer, text by name; the metadata of an ONNX file.
+    """
+
+    form: Literal["classifier", "detector"]
+    shape: tuple[int, int, int]
+    about: dict[str, str]
 
 
 class Task:
@@ -88,11 +102,8 @@ class Task:
         """What the network is given for a batch, ``(N, ...)``."""
         raise UsageError(f"{type(self).__name__} cannot be calibrated: it does not define inputs(batch)")
 
-    def interface(self) -> tuple[tuple[int, int, int], dict[str, str]]:
-        """The shape ``(C, H, W)`` of what the network is given, and what another program must know of it.
-
-        The latter, how to prepare an input and how to read the answer, is the metadata of an ONNX file: text by name.
-        """
+    def interface(self) -> Interface:
+        """How another program would talk to the network."""
         raise UsageError(f"{type(self).__name__} cannot be exported to another program: it does not define interface()")
 
     def duration(self, train: Any) -> tuple[int, int]:

@@ -216,10 +216,11 @@ class RegionProposalNetwork(nn.Module):
         scores = said.logits.gather(1, chosen).masked_fill(~there, -torch.inf)
         kept, filled = [], []
         for own, score, valid in zip(found, scores, there, strict=True):
-            keep = boxes.suppress(own, score, levels, 0.7)[:after]
-            missing = after - len(keep)
-            kept.append(F.pad(own[keep], (0, 0, 0, missing)))
-            filled.append(F.pad(valid[keep], (0, missing)))
+            keep = boxes.suppress(own, score, levels, 0.7)
+            places = torch.arange(after, device=keep.device) < keep.shape[0]
+            keep = F.pad(keep, (0, after))[:after]
+            kept.append(own[keep])
+            filled.append(valid[keep] & places)
         return torch.stack(kept), torch.stack(filled)
 
 
@@ -304,11 +305,10 @@ class RegionHeads(nn.Module):
             return self._pool(maps[0], flat, self.strides[0])
         side = boxes.area(flat[:, 1:]).clamp(min=0).sqrt()
         level = (4 + (side / 224).log2() + 1e-6).floor().clamp(2, 5).long() - 2  # Lin et al. 2017, equation 1
-        order = level.argsort()
-        counts = level.bincount(minlength=len(self.strides)).tolist()
-        parts = flat[order].split_with_sizes(counts)
+        rows = [(level == number).nonzero().squeeze(1) for number in range(len(self.strides))]
+        parts = [flat[row] for row in rows]
         pooled = torch.cat([self._pool(*each) for each in zip(maps, parts, self.strides, strict=False)])
-        return pooled[order.argsort()]
+        return pooled[torch.cat(rows).argsort()]
 
     def _pool(self, features: Tensor, regions: Tensor, stride: int) -> Tensor:
         """In float32, whatever the maps are in."""

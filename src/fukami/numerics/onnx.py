@@ -6,7 +6,9 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import onnx
 import onnxruntime
@@ -15,32 +17,54 @@ from torch import Tensor, nn
 
 from fukami.errors import Error
 from fukami.ops.ensemble import Ensemble
-
-INPUT, OUTPUT = "pictures", "scores"
-BATCH = ({0: "N"},)  # the dimensions that are free, and what they are called
+from fukami.ops.regions import Found
 
 
-def encode(network: nn.Module, shape: tuple[int, int, int], about: dict[str, str]) -> bytes:
-    """The network as an ONNX file: normalised ``pictures`` ``(N, C, H, W)`` to ``scores`` ``(N, classes)``, float32.
+@dataclass(frozen=True)
+class Form:
+    """What the network of a file is given and what it answers, by name.
+
+    Attributes:
+        inputs, outputs: their names.
+        count: of pictures that it is traced with.
+        free: the dimensions of each input that are free, and what they are called.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    count: int
+    free: tuple[dict[int, str], ...]
+
+
+CLASSIFIER = Form(("pictures",), ("scores",), 2, ({0: "N"},))
+DETECTOR = Form(("pictures", "sizes"), ("boxes", "classes", "scores"), 1, ({2: "height", 3: "width"}, {}))
+FORMS = {"classifier": CLASSIFIER, "detector": DETECTOR}
+
+
+def encode(network: nn.Module, shape: tuple[int, int, int], about: dict[str, str], form: Form = CLASSIFIER) -> bytes:
+    """The network as an ONNX file, float32.
 
     Args:
         network: it is exported as it answers in evaluation, and stays as it is.
-        shape: ``(C, H, W)`` of a picture. N is free.
+        shape: ``(C, H, W)`` of a picture.
         about: what the file says of itself, such as how pictures are prepared (ONNX calls it the metadata).
+        form: ``CLASSIFIER``: normalised ``pictures`` ``(N, C, H, W)`` to ``scores`` ``(N, classes)``, N is free.
+            ``DETECTOR``: one of the ``pictures`` ``(1, C, H, W)`` and its ``sizes`` ``(1, 2)``, height and width in the
+            frame, to ``boxes`` ``(k, 4)``, ``classes`` ``(k,)`` and ``scores`` ``(k,)``, H and W are free.
 
     Raises:
         Error: a layer cannot be exported; the message names it and says why.
     """
-    return write(translate(settled(network), shape), about)
+    return write(translate(settled(network), shape, form), about)
 
 
-def translate(network: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
+def translate(network: nn.Module, shape: tuple[int, int, int], form: Form = CLASSIFIER) -> onnx.ModelProto:
     """A :func:`settled` network in ONNX's words; otherwise as :func:`encode`."""
     with _quiet():
-        program = _traced(network, shape)
+        program = _traced(network, shape, form)
         try:
             translated = torch.onnx.export(
-                program, input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=BATCH, verbose=False
+                program, input_names=form.inputs, output_names=form.outputs, dynamic_shapes=form.free, verbose=False
             )
         except torch.onnx.errors.OnnxExporterError as error:
             reasons = [str(error), *_causes(error)]
@@ -95,20 +119,28 @@ class OnnxNetwork(nn.Module):
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises a class of its own for each kind of damage
             raise Error(f"ONNX Runtime cannot read the network, so export it again: {error}") from error
-        names = [value.name for value in (*self.session.get_inputs(), *self.session.get_outputs())]
-        if names != [INPUT, OUTPUT]:
-            raise Error(
-                f"the ONNX file has {', '.join(names)} as its inputs and outputs, not {INPUT} and {OUTPUT}: give one "
-                "that fukami exported"
-            )
+        self.inputs = tuple(value.name for value in self.session.get_inputs())
+        self.outputs = tuple(value.name for value in self.session.get_outputs())
+        if (self.inputs, self.outputs) not in [(form.inputs, form.outputs) for form in FORMS.values()]:
+            given = f"the inputs {', '.join(self.inputs)} and the outputs {', '.join(self.outputs)}"
+            raise Error(f"the ONNX file has {given}: it is none that fukami exported")
         self.empty = nn.Parameter(torch.empty(0))  # by which its device and type are asked for
         self.content = content
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Scores ``(N, classes)``, float32 on the CPU, of normalised pictures ``(N, C, H, W)``."""
-        pictures = x.detach().to("cpu", torch.float32).contiguous().numpy()
-        return torch.from_numpy(self.session.run([OUTPUT], {INPUT: pictures})[0])
+    def forward(self, *given: Tensor) -> Any:
+        """Scores ``(N, classes)`` of normalised pictures, or of a detector what it found in each; on the CPU."""
+        if self.inputs == DETECTOR.inputs:
+            return [
+                Found(*self._answers(each)) for each in zip(*(torch.split(value, 1) for value in given), strict=True)
+            ]
+        (scores,) = self._answers(given)
+        return scores
+
+    def _answers(self, given: Sequence[Tensor]) -> list[Tensor]:
+        arrays = [value.detach().to("cpu", torch.float32).contiguous().numpy() for value in given]
+        answers = self.session.run(self.outputs, dict(zip(self.inputs, arrays, strict=True)))
+        return [torch.from_numpy(answer) for answer in answers]
 
 
 def _overflows() -> bool:
@@ -117,7 +149,7 @@ def _overflows() -> bool:
     return able.get("architecture") == "x86_64" and not (able.get("avx512_vnni") or able.get("avx_vnni"))
 
 
-def _traced(network: nn.Module, shape: tuple[int, int, int]) -> torch.export.ExportedProgram:
+def _traced(network: nn.Module, shape: tuple[int, int, int], form: Form) -> torch.export.ExportedProgram:
     """The operations of the network; where they cannot be followed, the error names the layer."""
     inside: list[str] = []
     hooks = []
@@ -125,7 +157,10 @@ def _traced(network: nn.Module, shape: tuple[int, int, int]) -> torch.export.Exp
         hooks.append(module.register_forward_pre_hook(lambda *_, name=name: inside.append(name)))
         hooks.append(module.register_forward_hook(lambda *_: inside.__delitem__(-1)))
     try:
-        return torch.export.export(network, (torch.zeros(2, *shape),), dynamic_shapes=({0: torch.export.Dim("N")},))
+        pictures, sizes = torch.zeros(form.count, *shape), torch.tensor([shape[1:]] * form.count).float()
+        examples = (pictures, sizes)[: len(form.inputs)]
+        free = tuple(dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in form.free)
+        return torch.export.export(network, examples, dynamic_shapes=free)
     except Exception as error:  # whatever the layer itself or the tracing raises
         raise _refusal(network, inside[-1] if inside else "", str(error)) from error
     finally:

@@ -4,7 +4,7 @@ import math
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, nms
 
 LARGEST = math.log(1000 / 16)  # a box grows at most so much from its reference, lest the exponential overflow
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # how much more finely the second stage codes a box than the first
@@ -70,5 +70,8 @@ def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) ->
 
     Non-maximum suppression, apart for each of the ``groups`` ``(n,)``.
     """
+    if torch.compiler.is_exporting():  # torchvision's choice between two ways depends on how many boxes there are
+        far = torch.cat([boxes.flatten(), boxes.new_ones(1)]).max() + 1  # no group reaches into another
+        return nms(boxes + (groups * far).unsqueeze(1), scores, threshold)  # type: ignore[no-any-return]
     keep: Tensor = batched_nms(boxes, scores, groups, threshold)
     return keep

@@ -1,6 +1,7 @@
 """RoIAlign: a region of a feature map brought to so many places across and down (He et al. 2017, section 3)."""
 
 import torch
+import torchvision
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,6 +24,8 @@ def roi_align(features: Tensor, regions: Tensor, side: int, scale: float) -> Ten
     Returns:
         ``(K, C, side, side)``, channels last.
     """
+    if torch.compiler.is_exporting():  # other programs have an operator for it
+        return torchvision.ops.roi_align(features, regions, side, scale, SAMPLES)  # type: ignore[no-any-return]
     number, left, top, right, bottom = regions.unbind(1)
     channels, height, width = features.shape[1:]
     row, down = _sampled(top * scale, bottom * scale, side, height)

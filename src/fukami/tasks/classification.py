@@ -21,7 +21,7 @@ from fukami.ops.ensemble import Ensemble, average, decide, opinions
 from fukami.ops.rematerialise import rematerialise
 from fukami.preparation import Preparation
 from fukami.schedules import Schedule, constant
-from fukami.task import MakeOptimizer, Task
+from fukami.task import Interface, MakeOptimizer, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -116,14 +116,14 @@ class Classification(Task):
         """The normalised pictures."""
         return self.normalised(batch[0].to(self.runtime.device))
 
-    def interface(self) -> tuple[tuple[int, int, int], dict[str, str]]:
+    def interface(self) -> Interface:
         """Pictures ``(channels, size, size)``; how they are prepared, and the labels, as JSON."""
         about = {
             "preprocessing": json.dumps(self.prepare.describe()),
             "labels": json.dumps(self.labels, ensure_ascii=False),
             "answer": "scores; softmax makes probabilities of them",
         }
-        return (self.prepare.channels, self.prepare.size, self.prepare.size), about
+        return Interface("classifier", (self.prepare.channels, self.prepare.size, self.prepare.size), about)
 
     def batches(self, train: Any) -> Iterable[Batch]:
         """Pass after pass over the loader; the weights of the classes come from its ``targets``."""

@@ -1,5 +1,6 @@
 """Detection: where is what in the picture?"""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -19,7 +20,7 @@ from fukami.ops.regions import Found, Samples, Truth
 from fukami.ops.rematerialise import rematerialise
 from fukami.preparation import Scaled
 from fukami.schedules import Schedule, constant
-from fukami.task import MakeOptimizer, Task
+from fukami.task import Interface, MakeOptimizer, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,6 +71,20 @@ class Detection(Task):
         super().setup(runtime)
         mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (self.prepare.mean, self.prepare.std))
         self.mean, self.std = mean.to(runtime.device), std.to(runtime.device)
+
+    def inputs(self, batch: "Batch") -> Tensor:
+        """Refuse: int8 is for classifiers."""
+        raise UsageError("int8 is for classifiers; export a detector to float16, bfloat16 or onnx")
+
+    def interface(self) -> Interface:
+        """A picture in a frame; how it is prepared, the labels, and what the answer is, as JSON and words."""
+        frame = "the frame's sides are multiples of 32, its values 0 to the right of the picture and below it"
+        about = {
+            "preprocessing": json.dumps({**self.prepare.describe(), "frame": frame}),
+            "labels": json.dumps(self.labels, ensure_ascii=False),
+            "answer": "boxes: left, top, right, bottom in pixels of the frame; classes: numbers of labels; best first",
+        }
+        return Interface("detector", (3, 4 * STEP, 6 * STEP), about)
 
     def compile(self, on: bool) -> None:
         """Compile the parts whose shapes are fixed, the backbone and the layers that see a region, or none."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fukami.data.boxes import COUNTED, PROPOSAL
+from fukami.errors import UsageError
 from fukami.features import Kept
 from fukami.numerics import half
 from fukami.ops import boxes, sampling
@@ -22,7 +23,7 @@ from fukami.ops.warp import warp
 from fukami.preparation import Scaled
 from fukami.proposals import selective_search
 from fukami.schedules import Schedule, constant
-from fukami.task import MakeOptimizer
+from fukami.task import Interface, MakeOptimizer
 from fukami.tasks.detection import Detection
 
 if TYPE_CHECKING:
@@ -83,6 +84,10 @@ class RegionCNN(Detection):
                          judge_every=judge_every, accumulate=accumulate, clip=clip)  # fmt: skip
         self.regions = regions
         self.kept: Kept | None = None
+
+    def interface(self) -> Interface:
+        """Refuse: no network proposes the regions."""
+        raise UsageError("R-CNN cannot be exported to another program: regions are proposed by no network, but by ours")
 
     def compile(self, on: bool) -> None:
         """Compile the network, or not."""
