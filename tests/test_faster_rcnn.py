@@ -146,6 +146,30 @@ def test_torchvisions_file_becomes_a_run(theirs, tmp_path, fukami, random):
     assert "expected the state dict of torchvision's" in fukami("import", "other.pt", "--out", "other").err
 
 
+def test_an_exported_detector_finds_the_same(few_scenes, pageless, fukami, random):
+    """In pictures of any shape; int8, which only classifiers have, is refused."""
+    small = (
+        "--width 0.0625 --hidden 16 --shortest 96 --scales 16 32 64 --batch-norm --dropout 0 --epochs 1 --no-compile"
+    )
+    trained = fukami("train", "faster-rcnn-vgg16", *small.split(), "--precision", "float32", "--out", "run")
+    assert trained.status == 0, trained.err
+    for number, shape in enumerate([(100, 180, 3), (130, 90, 3)]):
+        Image.fromarray(random.integers(0, 255, shape, np.uint8)).save(f"{number}.png")
+    exported = fukami("export", "run", "--to", "onnx", "--out", "run-onnx")
+    assert exported.status == 0, exported.err
+    expected, found = (fukami("predict", run, "0.png", "1.png").json for run in ("run", "run-onnx"))
+    for answer, other in zip(found, expected, strict=True):
+        assert len(answer["boxes"]) == len(other["boxes"]) > 10
+        for box, wanted in zip(answer["boxes"], other["boxes"], strict=True):
+            assert box["box"] == pytest.approx(wanted["box"], abs=0.02)
+            assert box["score"] == pytest.approx(wanted["score"], abs=2e-4)
+    judged = fukami("eval", "run-onnx").json[-1]["map"]
+    assert judged == pytest.approx(fukami("eval", "run").json[-1]["map"], abs=1e-3)
+    refused = fukami("export", "run", "--to", "int8")
+    assert refused.status == 2
+    assert "int8 is for classifiers; export a detector to float16, bfloat16 or onnx" in refused.err
+
+
 def test_a_detector_begins_with_a_classifier_or_another_detector(theirs, tmp_path, caplog):
     torch.manual_seed(0)
     classifier = resnet50(7)

@@ -448,6 +448,12 @@ def test_what_is_solved_has_no_learning_rate(finetuned, fukami):
     assert "not learned by gradients" in answer.err
 
 
+def test_regions_that_a_program_proposes_are_not_exported(finetuned, fukami):
+    refused = fukami("export", finetuned, "--to", "onnx")
+    assert refused.status == 2
+    assert "regions are proposed by no network" in refused.err
+
+
 def test_one_process_solves():
     task = RCNNSVM(init="-", **SMALL).task(("a", "b"))
     with pytest.raises(UsageError, match="one process, not 2"):
