@@ -159,26 +159,23 @@ class Classifier(Supervised):
             model = int8.prepare(model)
         if self.freeze:
             transfer.freeze(model)
-        decay = self.course()
-        make = self.make_optimizer()
+        regime = self.regime()
+        if self.layer_decay != 1:
+            make = regime["optimizer"]
+            regime["optimizer"] = lambda _: make(transfer.layered(model, self.peak, self.layer_decay))
+        if self.cycles > 1:
+            regime["decay"] = schedules.repeated(regime["decay"], self.cycles)
         return Classification(
             model,
             labels,
             self.prepare(labels),
-            optimizer=make
-            if self.layer_decay == 1
-            else lambda _: make(transfer.layered(model, self.peak, self.layer_decay)),
-            decay=schedules.repeated(decay, self.cycles) if self.cycles > 1 else decay,
-            epochs=self.epochs,
-            judge_every=self.judge_every,
-            accumulate=self.accumulate,
-            clip=self.clip,
             rematerialise=self.rematerialise,
             smoothing=self.smoothing,
             ema=self.ema,
             cycles=self.cycles,
             weighted=self.balance == "loss",
             augment=self.changes([word for word in self.augment if word.partition("=")[0] in VIEWS], labels),
+            **regime,
         )
 
     def begin(self, task: "Task") -> None:

@@ -127,18 +127,7 @@ class FasterRCNN(Detector):
         if self.init:
             transfer.freeze_stages(model.get_submodule(self.prefix), self.freeze)
         make = Alternating if self.training == "alternating" else Detection
-        return make(
-            model,
-            labels,
-            self.prepare(),
-            optimizer=self.make_optimizer(),
-            decay=self.course(),
-            epochs=self.epochs,
-            judge_every=self.judge_every,
-            accumulate=self.accumulate,
-            clip=self.clip,
-            rematerialise=self.rematerialise,
-        )
+        return make(model, labels, self.prepare(), rematerialise=self.rematerialise, **self.regime())
 
     def begin(self, task: "Task") -> None:
         """Put the weights of ``init`` into the network."""

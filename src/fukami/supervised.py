@@ -9,7 +9,7 @@ from fukami.recipe import Dataset, Recipe, within
 
 if TYPE_CHECKING:
     from fukami.schedules import Schedule
-    from fukami.task import MakeOptimizer
+    from fukami.task import MakeOptimizer, Regime
 
 Optimizer = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, as published weights expect them
@@ -70,6 +70,17 @@ class Supervised(Recipe):
         within(self, 0, 0.9999999, "warmup", "momentum")
         self.course()
         augment.strengths(self.augment)
+
+    def regime(self) -> "Regime":
+        """How the network is trained, as a task takes it."""
+        return {
+            "optimizer": self.make_optimizer(),
+            "decay": self.course(),
+            "epochs": self.epochs,
+            "judge_every": self.judge_every,
+            "accumulate": self.accumulate,
+            "clip": self.clip,
+        }
 
     def course(self) -> "Schedule":
         """The learning rate's course, as a factor of its peak."""

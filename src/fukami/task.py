@@ -1,7 +1,7 @@
 """Task: an update, a judgement and an answer; one subclass per family of systems."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter] | list[dict[str, Any]]], torch.optim.Optimizer]
+
+
+class Regime(TypedDict, total=False):
+    """How a network is trained, whatever it learns: the keyword arguments that every :class:`Task` takes."""
+
+    optimizer: MakeOptimizer
+    decay: Schedule
+    epochs: int
+    judge_every: int
+    accumulate: int
+    clip: float
 
 
 class Interface(NamedTuple):

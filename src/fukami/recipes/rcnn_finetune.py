@@ -34,18 +34,7 @@ class RCNNFinetune(RegionCNN):
         """A detector of ``labels``."""
         from fukami.tasks.region_cnn import FineTuning
 
-        return FineTuning(
-            self.network(len(labels)),
-            labels,
-            self.prepare(),
-            self.looking(),
-            optimizer=self.make_optimizer(),
-            decay=self.course(),
-            epochs=self.epochs,
-            judge_every=self.judge_every,
-            accumulate=self.accumulate,
-            clip=self.clip,
-        )
+        return FineTuning(self.network(len(labels)), labels, self.prepare(), self.looking(), **self.regime())
 
     def begin(self, task: "Task") -> None:
         """Put the weights of ``init`` into the network."""

@@ -4,7 +4,7 @@ import copy
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
 import torch
@@ -20,8 +20,7 @@ from fukami.ops import binary
 from fukami.ops.ensemble import Ensemble, average, decide, opinions
 from fukami.ops.rematerialise import rematerialise
 from fukami.preparation import Preparation
-from fukami.schedules import Schedule, constant
-from fukami.task import Interface, MakeOptimizer, Task
+from fukami.task import Interface, Regime, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,13 +43,13 @@ class Classification(Task):
         labels: what the classes are called.
         prepare: a picture of any size as the network sees it, ``(C, H, W)`` uint8, and how it is normalised; it
             travels with the task.
-        optimizer, decay, epochs, judge_every, accumulate, clip: as for :class:`fukami.Task`.
         rematerialise: keep the activations between the blocks of the network alone, and compute the others again.
         smoothing: share of the target spread over all classes (Szegedy et al. 2016, section 7).
         ema: decay of a moving average of the weights, which then answers (Polyak and Juditsky 1992); 0: none.
         cycles: the weights at the end of each so long part of the training answer together (Huang et al. 2017).
         weighted: the loss of a class counts the more the fewer pictures it has.
         augment: what leaves the class of a picture alone, for test-time augmentation.
+        regime: optimizer, decay, epochs, judge_every, accumulate and clip, as for :class:`fukami.Task`.
     """
 
     static = True
@@ -61,21 +60,15 @@ class Classification(Task):
         labels: tuple[str, ...],
         prepare: Preparation,
         *,
-        optimizer: MakeOptimizer = torch.optim.AdamW,
-        decay: Schedule = constant,
-        epochs: int = 1,
-        judge_every: int = 1,
-        accumulate: int = 1,
-        clip: float = 0.0,
         rematerialise: bool = False,
         smoothing: float = 0.0,
         ema: float = 0.0,
         cycles: int = 1,
         weighted: bool = False,
         augment: "Augmentation | None" = None,
+        **regime: Unpack[Regime],
     ) -> None:
-        super().__init__(model, optimizer=optimizer, decay=decay, epochs=epochs, judge_every=judge_every,
-                         accumulate=accumulate, clip=clip)  # fmt: skip
+        super().__init__(model, **regime)
         self.rematerialise = rematerialise
         self.labels = labels
         self.prepare = prepare

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
@@ -19,8 +19,7 @@ from fukami.numerics import half
 from fukami.ops.regions import Found, Samples, Truth
 from fukami.ops.rematerialise import rematerialise
 from fukami.preparation import Scaled
-from fukami.schedules import Schedule, constant
-from fukami.task import Interface, MakeOptimizer, Task
+from fukami.task import Interface, Regime, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,8 +41,8 @@ class Detection(Task):
             in them to the samples of both stages; without the latter to what it found.
         labels: what the classes are called.
         prepare: to what size a picture is brought, and how it is normalised; it travels with the task.
-        optimizer, decay, epochs, judge_every, accumulate, clip: as for :class:`fukami.Task`.
-        again: keep the activations between the blocks of the backbone alone, and compute the others again.
+        rematerialise: keep the activations between the blocks of the backbone alone, and compute the others again.
+        regime: optimizer, decay, epochs, judge_every, accumulate and clip, as for :class:`fukami.Task`.
     """
 
     def __init__(
@@ -52,16 +51,10 @@ class Detection(Task):
         labels: tuple[str, ...],
         prepare: Scaled,
         *,
-        optimizer: MakeOptimizer = torch.optim.AdamW,
-        decay: Schedule = constant,
-        epochs: int = 1,
-        judge_every: int = 1,
-        accumulate: int = 1,
-        clip: float = 0.0,
         rematerialise: bool = False,
+        **regime: Unpack[Regime],
     ) -> None:
-        super().__init__(model, optimizer=optimizer, decay=decay, epochs=epochs, judge_every=judge_every,
-                         accumulate=accumulate, clip=clip)  # fmt: skip
+        super().__init__(model, **regime)
         self.labels, self.prepare, self.rematerialise = labels, prepare, rematerialise
 
     def setup(self, runtime: "Runtime") -> None:

@@ -6,7 +6,7 @@ softmax, a linear machine of each class, and that with a box of each class.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 import torch
@@ -22,8 +22,7 @@ from fukami.ops.regions import Found
 from fukami.ops.warp import warp
 from fukami.preparation import Scaled
 from fukami.proposals import selective_search
-from fukami.schedules import Schedule, constant
-from fukami.task import Interface, MakeOptimizer
+from fukami.task import Interface, Regime
 from fukami.tasks.detection import Detection
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ class RegionCNN(Detection):
     Args:
         model: as :class:`fukami.models.rcnn.RCNN`: it gives the features ``fc7`` and ``pool5`` of warped regions.
         regions: how these come about; it travels with the task, as ``prepare`` does.
-        labels, prepare, optimizer, decay, epochs, judge_every, accumulate, clip: as for :class:`Detection`.
+        labels, prepare, regime: as for :class:`Detection`.
     """
 
     floor = 0.01  # score from which on a region is an answer
@@ -72,16 +71,9 @@ class RegionCNN(Detection):
         labels: tuple[str, ...],
         prepare: Scaled,
         regions: Regions,
-        *,
-        optimizer: MakeOptimizer = torch.optim.AdamW,
-        decay: Schedule = constant,
-        epochs: int = 1,
-        judge_every: int = 1,
-        accumulate: int = 1,
-        clip: float = 0.0,
+        **regime: Unpack[Regime],
     ) -> None:
-        super().__init__(model, labels, prepare, optimizer=optimizer, decay=decay, epochs=epochs,
-                         judge_every=judge_every, accumulate=accumulate, clip=clip)  # fmt: skip
+        super().__init__(model, labels, prepare, **regime)
         self.regions = regions
         self.kept: Kept | None = None
 
