@@ -236,6 +236,20 @@ def test_the_papers_anchors():
     torch.testing.assert_close(height / width, torch.tensor([0.5, 1, 2]).repeat_interleave(3), rtol=0.02, atol=0)
 
 
+def test_a_stride_of_eight():
+    """A picture moved by eight pixels moves the map by one place; the weights are those of the stride of sixteen."""
+    torch.manual_seed(0)
+    network = faster_rcnn_vgg16(3, hidden=8, width=1 / 16, stride=8)
+    network.load_state_dict(faster_rcnn_vgg16(3, hidden=8, width=1 / 16).state_dict())
+    picture = torch.randn(1, 3, 512, 512)
+    (still,), (moved,) = network.backbone(picture), network.backbone(picture.roll(8, 3))
+    assert still.shape == (1, 32, 64, 64)
+    inside = slice(24, 40)  # what no border reaches
+    torch.testing.assert_close(moved[..., inside, 25:41], still[..., inside, inside], rtol=0, atol=1e-4)
+    assert not torch.allclose(moved[..., inside, inside], still[..., inside, inside], atol=1e-2)
+    assert network.roi_heads.strides == (8,)
+
+
 def random_boxes(*shape):
     corner, side = 100 * torch.rand(*shape, 2), 2 + 60 * torch.rand(*shape, 2)
     return torch.cat([corner, corner + side], -1)

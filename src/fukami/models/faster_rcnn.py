@@ -70,6 +70,7 @@ def faster_rcnn_vgg16(
     pooling: Pooling = "align",
     batch_norm: bool = False,
     width: float = 1.0,
+    stride: Literal[8, 16] = 16,
 ) -> "FasterRCNN":
     """Faster R-CNN on VGG-16 without its last pooling, stride 16 (section 3.3 and 3.1.1).
 
@@ -81,10 +82,11 @@ def faster_rcnn_vgg16(
         pooling: ``"align"``, RoIAlign (He et al. 2017), or ``"pool"``, the paper's RoIPool.
         batch_norm: after every convolution of the backbone.
         width: share of the paper's channels in the backbone.
+        stride: pixels from one place of the map to the next.
     """
-    backbone = Plain(batch_norm, width)
+    backbone = Plain(batch_norm, width, stride)
     rpn = RegionProposalNetwork(backbone.channels, [anchors.cell(scales)], inside=True)
-    heads = RegionHeads(backbone.channels, classes, (16,), hidden, dropout, pooling)
+    heads = RegionHeads(backbone.channels, classes, (stride,), hidden, dropout, pooling)
     return FasterRCNN(backbone, rpn, heads, Budget((12000, 6000), (2000, 300), regions=128))
 
 
@@ -345,15 +347,19 @@ class Predictor(nn.Module):
 
 
 class Plain(nn.Module):
-    """The convolutions of VGG-16: one map of stride 16."""
+    """The convolutions of VGG-16: one map of stride 16; of 8, if the fourth pooling takes every place."""
 
-    def __init__(self, batch_norm: bool, width: float) -> None:
+    def __init__(self, batch_norm: bool, width: float, stride: Literal[8, 16]) -> None:
         super().__init__()
-        self.features = convolutions("D", normalise=batch_norm, width=width)[:-1]
+        layers = list(convolutions("D", normalise=batch_norm, width=width))[:-1]
+        if stride == 8:
+            (*_, fourth) = (number for number, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d))
+            layers[fourth] = nn.MaxPool2d(3, stride=1, padding=1)
+        self.features = nn.Sequential(*layers)
         self.channels = round(512 * width)
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
-        """``(N, 3, H, W)`` to ``(N, C, H / 16, W / 16)``."""
+        """``(N, 3, H, W)`` to ``(N, C, H / stride, W / stride)``."""
         return [self.features(pictures)]
 
 
