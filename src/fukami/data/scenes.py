@@ -2,7 +2,7 @@
 
 A scene has the answers to several questions: classes, boxes and pixels of its objects, and a sentence that is true of
 it. Colour and texture say nothing about the class, bars without a class lie between the objects, and objects hide one
-another by up to 30 %.
+another by up to 20 %.
 
 Every number comes from sums, products, quotients and square roots, which IEEE 754 rounds alike everywhere: the same
 seed gives the same bytes on every machine. No sine, no library's resampling and no normal distribution does.
@@ -25,11 +25,11 @@ LABELS = ("circle", "cross", "eight", "ring", "seven", "square", "star", "triang
 COUNTS = ("no", "a", "two", "three", "four", "five", "six")
 TRAINING, TESTING = 2000, 200  # pictures of the data set, numbered one after the other
 SIDES = (128, 192)  # pixels, least and most
-SIZES = (32.0, 92.0)  # pixels across an object
-LEGIBLE = 44.0  # pixels that a digit needs at least
-SMALL, LARGE = 40.0, 64.0  # what is called so
+SIZES = (40.0, 92.0)  # pixels across an object
+LEGIBLE = 48.0  # pixels that a digit needs at least
+SMALL, LARGE = 48.0, 68.0  # what is called so
 NEAR = 12.0  # pixels between two middles below which neither is beside the other
-VISIBLE = 0.7  # least share of an object that the others leave to be seen
+VISIBLE = 0.8  # least share of an object that the others leave to be seen
 TRIES = 12  # places that are tried for an object
 
 

@@ -31,8 +31,8 @@ def uniform(random: np.random.Generator, low: float, high: float, size: int | tu
 
 def shape(random: np.random.Generator, label: str, x: Array, y: Array, radius: float) -> tuple[Array, Array, Array]:
     """How far each pixel is outside of the shape, about, in pixels; and coordinates that turn with it, in pixels."""
-    turn = 0.2 if label in DIGITS else 0.41 if label in ("square", "cross") else 1.0
-    tangent = uniform(random, -turn, turn)  # of half the angle: at most 23, 45 and 90 degrees
+    turn = 1.0 if label in ("circle", "ring", "bar") else 0.2
+    tangent = uniform(random, -turn, turn)  # of half the angle: at most 90 or 23 degrees
     cos, sin = (1 - tangent * tangent) / (1 + tangent * tangent), 2 * tangent / (1 + tangent * tangent)
     flip = -1.0 if turn == 1.0 and random.random() < 0.5 else 1.0
     u, v = flip * (cos * x + sin * y), flip * (cos * y - sin * x)
