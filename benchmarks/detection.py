@@ -263,7 +263,7 @@ def main() -> None:
 SCENES = (
     "fukami train faster-rcnn-vgg16 --width 0.25 --hidden 256 --batch-norm --dropout 0.3 --stride 8 --shortest 128 "
     "--longest 192 --scales 24 40 64 --batch 4 --optimizer adamw --lr 1e-3 --weight-decay 0.01 --decay one-cycle "
-    "--warmup 0.1 --clip 0 --augment flip brightness=0.2 --epochs 8 --judge-every 8"
+    "--warmup 0.1 --clip 0 --augment flip brightness=0.2 --epochs 7 --judge-every 7"
 )
 BCCD = "fukami train faster-rcnn-vgg16 --data bccd --shortest 480 --hidden 1024 --scales 32 64 128 256 --init {weights}"
 
