@@ -36,11 +36,11 @@ PAPER = "the paper: 13 s on a GPU, 53 s on a CPU, proposals included"
 
 
 SMALL = (
-    "--backbone vgg16 --size 32 --context 4 --width 0.25 --hidden 512 --batch-norm --dropout 0.2 --regions 32 "
-    "--optimizer adamw --lr 2e-3 --weight-decay 0.02"
+    "--backbone vgg16 --size 32 --context 4 --width 0.25 --hidden 256 --batch-norm --dropout 0.2 --regions 32 "
+    "--optimizer adamw --lr 2e-3 --weight-decay 0.02 --decay one-cycle --warmup 0.2 --svm-cost 1e-5"
 )
 FLAGS = {
-    "scenes": f"--shortest 192 --longest 256 {SMALL} --epochs 20 --judge-every 20",
+    "scenes": f"--shortest 144 --longest 216 {SMALL} --epochs 8 --judge-every 8 --augment",
     "bccd": f"--shortest 375 --longest 500 {SMALL} --epochs 40 --judge-every 40",
 }
 STAGES = {"softmax": "finetune", "SVMs": "svm", "SVMs and boxes": "."}

@@ -32,7 +32,7 @@ def draw(run: str, number: int) -> Figure:
     frame = F.pad(picture, (0, -picture.shape[3] % 32, 0, -picture.shape[2] % 32))
     pictures = task.normalised(frame, sizes)
     said = task.model.rpn(task.model.backbone(pictures), tuple(frame.shape[-2:]))
-    side = [length // 16 for length in frame.shape[-2:]]
+    side = [length // task.model.roi_heads.strides[0] for length in frame.shape[-2:]]
     likely = said.logits.view(*side, -1).amax(2).sigmoid()
     proposals, _ = task.model.propose(pictures, sizes)
     (answer,) = task.predict([scene.picture])
