@@ -171,6 +171,19 @@ assert not heavy, heavy
     assert "deep-convnet" in result.stdout
 
 
+def test_no_module_makes_a_tensor_when_it_is_imported():
+    """It may be imported first where networks are made without numbers, before their weights are read."""
+    code = """
+import importlib, pkgutil, torch, fukami
+with torch.device("meta"):
+    for module in pkgutil.walk_packages(fukami.__path__, "fukami."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+
+
 def test_public_names():
     import fukami
 

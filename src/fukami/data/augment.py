@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,7 +26,7 @@ Batch = tuple[Tensor, Tensor]
 Side = int | Tensor  # pixels of a side, of all pictures or of each, (N,)
 LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue are (ITU-R BT.601), as torchvision weighs them
 YIQ = (LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))  # brightness and two differences of colour
-RGB = tuple(map(tuple, torch.tensor(YIQ).inverse().tolist()))  # and back
+RGB = tuple(map(tuple, np.linalg.inv(np.array(YIQ, np.float32)).tolist()))  # and back
 WIDEST = 4 / 3  # ratio of the sides of a random resized crop, either way (Szegedy et al. 2015, section 6)
 
 

@@ -1,5 +1,6 @@
 """R-CNN's second and third stage: what is solved on the features of regions, and not learned by gradients."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +29,7 @@ NEVER = -10.0  # the margin of a class without an object
 class Solved(RegionCNN):
     """A stage of one step for each picture, which keeps the network as it is."""
 
-    floor = torch.sigmoid(torch.tensor(-1.5)).item()
+    floor = 1 / (1 + math.exp(1.5))  # a margin of -1.5
     passes = 1  # over the pictures
     pictures = 0  # of the training part, once its duration was asked for
 
