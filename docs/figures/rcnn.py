@@ -19,7 +19,7 @@ from fukami.ops.warp import warp
 from fukami.proposals import drawing
 
 HERE = Path(__file__).parent
-NUMBER = scenes.TRAINING + 3  # of the scene, which is none that was learned from
+NUMBER = scenes.TRAINING + 58  # of the scene, which is none that was learned from
 SIDE, EACH = 300, 72  # pixels of a panel, and of a warped region
 
 
