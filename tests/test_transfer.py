@@ -369,7 +369,7 @@ def test_without_a_network_the_address_of_the_weights_is_named(monkeypatch, fuka
     assert url.startswith("https://")
     for hint in ("no network", url, f"--init {url.rpartition('/')[2]}"):
         assert hint in answer.err
-    with pytest.raises(Error, match="no published ImageNet weights for resnet20"):
+    with pytest.raises(Error, match="there are no published weights for resnet20"):
         transfer.initialise(meta("resnet20", 3), "resnet20", "imagenet")
 
 
