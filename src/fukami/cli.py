@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _speaker() -> str:
     """Who tells of an error. Of several processes the first one has the word: if it failed as well, we end with it."""
     rank = int(os.environ.get("RANK", 0))
-    time.sleep(20 * (rank > 0))
+    time.sleep(10 * (rank > 0))
     return f"fukami: rank {rank}" if rank else "fukami"
 
 

@@ -107,3 +107,5 @@ class Stop:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+        if self.asked and kind is not None and issubclass(kind, Exception):
+            signal.raise_signal(self.asked)  # we failed before we could leave: whoever else handles it does so
