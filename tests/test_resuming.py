@@ -17,6 +17,7 @@ import fukami
 from check_task import lines, threads, wait_until, words
 from fukami import checkpoint
 from fukami.recipes.deep_convnet import DeepConvNet
+from fukami.resuming import Stop
 
 RECIPE = DeepConvNet(epochs=4)
 
@@ -209,3 +210,18 @@ def test_a_compiled_network_learns_the_same_and_stays_compiled(tmp_path):
     assert record["compile"] is True
     assert record["command"].endswith("--compile")
     assert checkpoint.conditions(tmp_path / "compiled", "auto", "auto", False) == ("cpu", "float32", True)
+
+
+def test_a_signal_before_a_failure_is_not_lost():
+    """The loop could not leave as it was asked to; whoever handles the signal otherwise does."""
+
+    def fail(asked):
+        with Stop():
+            if asked:
+                signal.raise_signal(signal.SIGINT)
+            raise ValueError("what goes wrong before the loop looks")
+
+    with pytest.raises(KeyboardInterrupt):
+        fail(asked=True)
+    with pytest.raises(ValueError, match="goes wrong"):
+        fail(asked=False)

@@ -34,7 +34,7 @@ def convert(task: Task, precision: str, recipe: Recipe, calibration: str | None 
         calibration: other data to calibrate with, a name or a path.
 
     Raises:
-        UsageError: there is nothing to calibrate.
+        UsageError: there is nothing to calibrate, or int8 is asked for of what is no classifier.
         Error: a layer cannot be computed so; it is named.
     """
     aware = getattr(recipe, "quantize", "none") == "int8"
@@ -49,6 +49,8 @@ def convert(task: Task, precision: str, recipe: Recipe, calibration: str | None 
     from fukami.numerics import int8, onnx
 
     form, shape, about = task.interface()
+    if precision != "onnx" and form != "classifier":
+        raise UsageError(f"int8 is for classifiers; export a {form} to float16, bfloat16 or onnx")
     if precision == "onnx":
         encode = partial(onnx.encode, shape=shape, about=about, form=onnx.FORMS[form])
     elif aware:

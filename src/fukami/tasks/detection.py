@@ -65,10 +65,6 @@ class Detection(Task):
         mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (self.prepare.mean, self.prepare.std))
         self.mean, self.std = mean.to(runtime.device), std.to(runtime.device)
 
-    def inputs(self, batch: "Batch") -> Tensor:
-        """Refuse: int8 is for classifiers."""
-        raise UsageError("int8 is for classifiers; export a detector to float16, bfloat16 or onnx")
-
     def interface(self) -> Interface:
         """A picture in a frame; how it is prepared, the labels, and what the answer is, as JSON and words."""
         frame = "the frame's sides are multiples of 32, its values 0 to the right of the picture and below it"
