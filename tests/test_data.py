@@ -2,6 +2,7 @@
 
 import gzip
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -174,6 +175,23 @@ def test_what_is_no_data_set_is_refused_by_name(tmp_path):
             read(str(tmp_path / name), plain(), 0.2)
     with pytest.raises(UsageError, match="'mnist'"):
         read("mnsit", plain(), 0.2)
+
+
+def test_processes_that_unpack_an_archive_at_the_same_time(parted, tmp_path, monkeypatch):
+    """The second one to finish takes what the first one has left, and leaves nothing of its own."""
+    archive = Path(shutil.make_archive(str(tmp_path / "pictures"), "zip", parted))
+    alone = folder.unpacked(archive)
+    shutil.rmtree(alone)
+    real = shutil.unpack_archive
+
+    def overtaken(file, target):
+        monkeypatch.setattr(shutil, "unpack_archive", real)
+        assert folder.unpacked(archive) == alone
+        real(file, target)
+
+    monkeypatch.setattr(shutil, "unpack_archive", overtaken)
+    assert folder.unpacked(archive) == alone
+    assert list(alone.parent.iterdir()) == [alone]
 
 
 @pytest.mark.parametrize(("size", "channels"), [(28, 3), (32, 1), (16, 3)])

@@ -199,7 +199,8 @@ def unpacked(archive: Path) -> Path:
             temporary.rename(target)
         except Exception as error:  # an unpacker may fail in any way on a damaged archive
             shutil.rmtree(temporary, ignore_errors=True)
-            raise Error(
-                f"{archive} cannot be unpacked ({error}); give a folder, or a zip or tar archive of one"
-            ) from error
+            if not target.exists():  # else another process was as quick
+                raise Error(
+                    f"{archive} cannot be unpacked ({error}); give a folder, or a zip or tar archive of one"
+                ) from error
     return target
