@@ -3,11 +3,14 @@
 ``make(**fields)`` returns a recipe of the family that trains a few steps on embedded data, without dropout.
 """
 
+import itertools
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,8 +18,12 @@ import torch
 from safetensors.torch import load_file
 
 import fukami
+from fukami.cli import main
 from fukami.recipe import command
 from fukami.runtime import Runtime
+
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["fukami.loop", "matplotlib.figure", "sklearn.datasets", "torchvision"])
 
 
 def check_overfits(make):
@@ -100,9 +107,10 @@ def check_two_processes(make, tmp_path):
     """Two processes that share each batch end where one process with the whole batch does."""
     recipe = make(epochs=1, lr=2e-4)
     outs = [tmp_path / "one", tmp_path / "two"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    for processes, out in enumerate(outs, start=1):
-        subprocess.run([*torchrun, str(processes), "-m", *words(recipe, out)], check=True, env=threads(1), timeout=240)
+    alone = Started(words(recipe, outs[0]))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    subprocess.run([*torchrun, *words(recipe, outs[1])], check=True, env=threads(1), timeout=240)
+    assert alone.ended()[0] == 0
     one, two = (list(map(json.loads, lines(out))) for out in outs)
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for line, other in zip(one, two, strict=True):
@@ -118,15 +126,50 @@ def check_killed_and_resumed(make, tmp_path, kills=3):
     """Killed with SIGKILL again and again and resumed, the weights are those of a run never killed, bit for bit."""
     recipe = make()
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    subprocess.run([sys.executable, "-m", *words(recipe, undisturbed)], check=True, env=threads(1), timeout=240)
+    assert Started(words(recipe, undisturbed)).ended()[0] == 0
     for kill in range(kills):
-        process = subprocess.Popen([sys.executable, "-m", *words(recipe, killed), "--resume"], env=threads(1))
-        wait_until(lambda p=process, k=kill: len(lines(killed)) > 4 * (k + 1) or p.poll() is not None)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed; give it more steps"
-    subprocess.run([sys.executable, "-m", *words(recipe, killed), "--resume"], check=True, env=threads(1), timeout=240)
+        process = Started([*words(recipe, killed), "--resume"])
+        wait_until(lambda p=process, k=kill: len(lines(killed)) > 4 * (k + 1) or not p.is_alive())
+        process.kill()
+        assert process.ended()[0] == -signal.SIGKILL, "the run ended before it could be killed; give it more steps"
+    assert Started([*words(recipe, killed), "--resume"]).ended()[0] == 0
     assert (killed / "weights.safetensors").read_bytes() == (undisturbed / "weights.safetensors").read_bytes()
     assert judged(killed) == judged(undisturbed)
+
+
+class Started(FORKED.Process):
+    """A command line in a process of its own, forked from one that has imported torch: it starts at once.
+
+    It kills itself at the ``fatal``-th fsync, if there is one.
+    """
+
+    def __init__(self, words, fatal=None):
+        super().__init__()
+        self.words, self.fatal, self.environment = words[1:], fatal, dict(os.environ)
+        files = [tempfile.NamedTemporaryFile(delete=False) for _ in range(2)]  # noqa: SIM115
+        self.paths = [file.name for file in files]
+        self.start()
+
+    def run(self):
+        for number, path in enumerate(self.paths, start=1):
+            os.dup2(os.open(path, os.O_WRONLY), number)
+        os.environ.update(self.environment)
+        torch.set_num_threads(1)
+        fsync, calls = os.fsync, itertools.count(1)
+
+        def fsync_or_die(number):
+            if next(calls) == self.fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+            fsync(number)
+
+        os.fsync = fsync_or_die
+        main(self.words)
+
+    def ended(self, seconds=240):
+        """The exit status, what it printed, and what it said."""
+        self.join(seconds)
+        assert self.exitcode is not None, "waited too long"
+        return self.exitcode, *(Path(path).read_text() for path in self.paths)
 
 
 def words(recipe, out):

@@ -126,12 +126,12 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def binarized(tmp_path_factory):
-    """A run of the binarized DeepConvNet on the embedded digits, at full width and of one epoch."""
+def binarized(tmp_path_factory, digit_files):
+    """A run of the binarized DeepConvNet at full width, of one epoch of a few digits."""
     import fukami
 
     out = tmp_path_factory.mktemp("binarized") / "digits"
-    recipe = fukami.find("binary-deep-convnet")(epochs=1, batch=50)
+    recipe = fukami.find("binary-deep-convnet")(dataset=str(digit_files), epochs=1, batch=8)
     fukami.train(recipe, out, device="cpu", precision="float32")
     return out
 

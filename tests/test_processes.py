@@ -19,7 +19,7 @@ from torch import distributed as dist
 from torch import multiprocessing, nn
 
 import check_task
-from check_task import lines, threads, wait_until, words
+from check_task import Started, lines, threads, wait_until, words
 from fukami.ops.shared import share
 from fukami.recipes.deep_convnet import DeepConvNet
 from fukami.recipes.resnet20 import ResNet20
@@ -32,7 +32,7 @@ def gathered(function, world, tmp_path, *more):
     """What the first of ``world`` processes returns, each of which calls ``function(rank, world, ...)``."""
     folder = tmp_path / f"{function.__name__}-{world}"
     folder.mkdir()
-    multiprocessing.spawn(_process, (function, world, folder, more), world)
+    multiprocessing.start_processes(_process, (function, world, folder, more), world, start_method="forkserver")
     return torch.load(folder / "answer")
 
 
@@ -115,15 +115,14 @@ def test_layers_of_a_shared_batch_are_those_of_the_whole(tmp_path):
     assert gathered(shared_layers, 3, tmp_path).max() < 1e-12
 
 
-def test_every_picture_is_judged_once(tmp_path):
+def test_every_picture_is_judged_once(fukami, tmp_path):
     """359 pictures over 3 processes, which cannot all have the same share."""
     run = tmp_path / "run"
     recipe = DeepConvNet(epochs=1, batch=699)
     command = [sys.executable, "-m", *words(recipe, run)]
     subprocess.run([*command, "--processes", "3"], check=True, env=threads(1), timeout=300)
     assert check_task.judged(run)[-1]["count"] == 359
-    command = [sys.executable, "-m", "fukami", "eval", str(run), "--device", "cpu", "--precision", "float32"]
-    again = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=120).stdout)
+    (again,) = fukami("eval", run, "--device", "cpu", "--precision", "float32").json
     assert again["errors"] == check_task.judged(run)[-1]["errors"]
 
 
@@ -295,7 +294,7 @@ def test_a_machine_leaves_and_comes_back(machines, undisturbed, tmp_path):
     """One to two machines: the batch stays the same, so the losses do, but for the rounding of other sums."""
     recipe = replace(RECIPE, optimizer="sgd", lr=1e-3)  # Adam would make much of the rounding
     alone, run, log = tmp_path / "alone", tmp_path / "run", tmp_path / "log"
-    subprocess.run([sys.executable, "-m", *words(recipe, alone)], check=True, env=threads(1), timeout=300)
+    single = Started(words(recipe, alone))
     first, second = (machine(machines, number, recipe, run, "1:2", log) for number in (0, 1))
     wait_until(lambda: len(lines(run)) > 8 or first.poll() is not None)
     for pid in [second.pid, *children(second).values()]:
@@ -305,6 +304,7 @@ def test_a_machine_leaves_and_comes_back(machines, undisturbed, tmp_path):
     wait_until(lambda: len(lines(run)) > seen + 8 or first.poll() is not None)
     second = machine(machines, 1, recipe, run, "1:2", log)
     assert ended([first, second]) == [0, 0], log.read_text()
+    assert single.ended()[0] == 0
     for line, other in zip(lines(alone), lines(run), strict=True):
         one, two = json.loads(line), json.loads(other)
         assert (one["step"], one["phase"]) == (two["step"], two["phase"])

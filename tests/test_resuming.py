@@ -2,10 +2,7 @@
 
 import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,72 +11,46 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import fukami
-from check_task import lines, threads, wait_until, words
-from fukami import checkpoint
+from check_task import Started, lines, wait_until, words
 from fukami.recipes.deep_convnet import DeepConvNet
 from fukami.resuming import Stop
 
 RECIPE = DeepConvNet(epochs=4)
 
 
-def start(out, *more):
-    return subprocess.Popen(
-        [sys.executable, "-m", *words(RECIPE, out), *more],
-        env=threads(1),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "undisturbed"
-    process = start(out)
-    assert process.communicate(timeout=240) and process.returncode == 0  # noqa: PT018
+    assert Started(words(RECIPE, out)).ended()[0] == 0
     return (out / "weights.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_save_and_leave(number, status, undisturbed, tmp_path):
-    process = start(tmp_path / "run")
+    process = Started(words(RECIPE, tmp_path / "run"))
     wait_until(lambda: len(lines(tmp_path / "run")) > 8)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == status
-    assert out == b""
-    assert b"--resume" in err
-    assert b"Traceback" not in err
+    os.kill(process.pid, number)
+    code, out, err = process.ended(60)
+    assert (code, out) == (status, "")
+    assert "--resume" in err
+    assert "Traceback" not in err
     stopped = len(lines(tmp_path / "run"))
-    process = start(tmp_path / "run", "--resume")
-    assert b"accuracy" in process.communicate(timeout=240)[0]
+    code, out, err = Started([*words(RECIPE, tmp_path / "run"), "--resume"]).ended()
+    assert code == 0, err
+    assert "accuracy" in out
     assert len(lines(tmp_path / "run")) > stopped
     assert (tmp_path / "run" / "weights.safetensors").read_bytes() == undisturbed
 
 
 @pytest.mark.parametrize("call", [2, 3, 4, 5, 6])
 def test_killed_inside_a_save(call, undisturbed, tmp_path):
-    """Killed with SIGKILL at the ``call``-th fsync: in the middle of writing recipe, checkpoint or weights."""
-    code = f"""
-import os, signal
-calls, real = 0, os.fsync
-def fsync(number):
-    global calls
-    calls += 1
-    if calls == {call}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    real(number)
-os.fsync = fsync
-from fukami.cli import main
-main({words(RECIPE, tmp_path / "run")[1:]!r})
-"""
-    assert words(RECIPE, tmp_path)[0] == "fukami"
-    killed = subprocess.run([sys.executable, "-c", code], env=threads(1), timeout=120, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    process = start(tmp_path / "run", "--resume")
-    _, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    assert (tmp_path / "run" / "weights.safetensors").read_bytes() == undisturbed
-    assert not [path.name for path in (tmp_path / "run").iterdir() if path.name.endswith(".tmp")]
+    """Killed in the middle of writing recipe, checkpoint or weights."""
+    run = tmp_path / "run"
+    assert Started(words(RECIPE, run), fatal=call).ended()[0] == -signal.SIGKILL
+    code, _, err = Started([*words(RECIPE, run), "--resume"]).ended()
+    assert code == 0, err
+    assert (run / "weights.safetensors").read_bytes() == undisturbed
+    assert not [path.name for path in run.iterdir() if path.name.endswith(".tmp")]
 
 
 def test_an_exploding_loss_stops_the_run_and_keeps_the_checkpoint(fukami, tmp_path):
@@ -198,22 +169,10 @@ def test_damaged_checkpoints_are_refused_by_name(fukami, trained, tmp_path):
     assert not (tmp_path / "harmed").exists()
 
 
-@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch's own, while it compiles
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_network_learns_the_same_and_stays_compiled(tmp_path):
-    """The same losses but for rounding; a resumed run is compiled again without being told."""
-    recipe = DeepConvNet(epochs=1, batch=700, dropout=0.0, widths=(4, 4, 4, 4, 4, 4), hidden=8)
-    plain = fukami.train(recipe, tmp_path / "plain", device="cpu", precision="float32")
-    compiled = fukami.train(recipe, tmp_path / "compiled", device="cpu", precision="float32", compile=True)
-    assert compiled["loss"] == pytest.approx(plain["loss"], rel=1e-4)
-    record = json.loads((tmp_path / "compiled" / "recipe.json").read_text())
-    assert record["compile"] is True
-    assert record["command"].endswith("--compile")
-    assert checkpoint.conditions(tmp_path / "compiled", "auto", "auto", False) == ("cpu", "float32", True)
-
-
-def test_a_signal_before_a_failure_is_not_lost():
+def test_a_signal_before_a_failure_is_not_lost(request):
     """The loop could not leave as it was asked to; whoever handles the signal otherwise does."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
     def fail(asked):
         with Stop():

@@ -298,12 +298,20 @@ def test_a_long_training_tries_a_compiled_network(plain, compiled, steps, expect
 
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch's own, while it compiles
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_run_that_tried_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(compilation, "TRY", 0.0)
+def test_a_compiled_network_learns_the_same_and_says_so(tmp_path, monkeypatch):
+    """Asked for or tried, the same losses but for rounding; a resumed run is compiled again without being told."""
     recipe = DeepConvNet(epochs=1, batch=70, dropout=0.0, widths=(4, 4, 4, 4, 4, 4), hidden=8)
-    package.train(recipe, tmp_path / "run", device="cpu", precision="float32")
-    record = json.loads((tmp_path / "run" / "recipe.json").read_text())
-    assert record["compile"] is None
-    assert record["switches"][0] == [4, True]
-    assert "compile" not in record["command"]
-    assert record["time"]["seconds"]["compilation"] > 0
+    results, records = {}, {}
+    monkeypatch.setattr(compilation, "TRY", 0.0)
+    for name, choice in (("plain", False), ("asked", True), ("tried", None)):
+        results[name] = package.train(recipe, tmp_path / name, device="cpu", precision="float32", compile=choice)
+        records[name] = json.loads((tmp_path / name / "recipe.json").read_text())
+    assert results["asked"]["loss"] == pytest.approx(results["plain"]["loss"], rel=1e-4)
+    assert results["tried"]["loss"] == pytest.approx(results["plain"]["loss"], rel=1e-4)
+    assert records["asked"]["compile"] is True
+    assert records["asked"]["command"].endswith("--compile")
+    assert checkpoint.conditions(tmp_path / "asked", "auto", "auto", False) == ("cpu", "float32", True)
+    assert records["tried"]["compile"] is None
+    assert "compile" not in records["tried"]["command"]
+    assert records["tried"]["switches"][0] == [4, True]
+    assert records["tried"]["time"]["seconds"]["compilation"] > 0
