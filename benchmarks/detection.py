@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -139,17 +140,21 @@ class Theirs:
             self.model(self.pictures)
 
 
-def trainings(name: str, lines: list[str], options: argparse.Namespace, note: str = "") -> None:
+def trainings(name: str, line: str, options: argparse.Namespace) -> None:
     """Train with each seed from the command line, and record the metrics."""
     for seed in range(options.seeds):
-        for line in lines:
-            words = [*line.split(), *options.more, "--seed", str(seed)]
-            with tempfile.TemporaryDirectory() as folder:
-                result, seconds = answer(shlex.join([*words, "--out", f"{folder}/run"]))
-            recipe = words[2]
-            for metric in ("map", "coco_ap"):
-                record(f"{recipe} {name}", metric, result[metric], seed=seed, seconds=seconds,
-                       command=shlex.join(words), note=note)  # fmt: skip
+        words = [*line.format(weights=options.weights).split(), *options.more, "--seed", str(seed)]
+        with tempfile.TemporaryDirectory() as folder:
+            result, seconds = answer(shlex.join([*words, "--out", f"{folder}/run"]))
+        note = "AP of each class: " + ", ".join(f"{label} {own['ap']:.3f}" for label, own in result["classes"].items())
+        for metric in ("map", "coco_ap"):
+            record(f"{words[2]} {name}", metric, result[metric], seed=seed, seconds=seconds,
+                   command=anywhere(words, options), note=note)  # fmt: skip
+
+
+def anywhere(words: list[str], options: argparse.Namespace) -> str:
+    """The command with the file of weights by its name alone."""
+    return shlex.join(Path(word).name if word == options.weights else word for word in words)
 
 
 def animals(options: argparse.Namespace) -> None:
@@ -164,7 +169,7 @@ def animals(options: argparse.Namespace) -> None:
         for name, run in (("ours", ours_on), ("torchvision", theirs_on)):
             began = time.monotonic()
             found = run(recipe)
-            command = f"python benchmarks/detection.py {shlex.join(sys.argv[1:])}"
+            command = f"python benchmarks/detection.py {anywhere(sys.argv[1:], options)}"
             record(f"faster-rcnn-vgg16 voc-animals {name}", "map", found, seed=seed, command=command,
                    seconds=time.monotonic() - began, note=note)  # fmt: skip
 
@@ -255,9 +260,9 @@ def main() -> None:
     elif options.part == "animals":
         animals(options)
     elif options.part == "bccd":
-        trainings("bccd", [BCCD.format(weights=options.weights)], options)
+        trainings("bccd", BCCD, options)
     else:
-        trainings("scenes", [SCENES], options)
+        trainings("scenes", SCENES, options)
 
 
 SCENES = (
@@ -265,7 +270,11 @@ SCENES = (
     "--longest 192 --scales 24 40 64 --batch 4 --optimizer adamw --lr 1e-3 --weight-decay 0.01 --decay one-cycle "
     "--warmup 0.1 --clip 0 --augment flip brightness=0.2 --epochs 7 --judge-every 7"
 )
-BCCD = "fukami train faster-rcnn-vgg16 --data bccd --shortest 480 --hidden 1024 --scales 32 64 128 256 --init {weights}"
+BCCD = (
+    "fukami train faster-rcnn-vgg16 --data bccd --init {weights} --shortest 320 --longest 448 --stride 8 --hidden 1024 "
+    "--dropout 0 --scales 24 48 80 144 --batch 1 --lr 3e-3 --decay cosine --epochs 12 --judge-every 3 --no-compile "
+    "--augment flip flip-vertical brightness=0.2 contrast=0.2"
+)
 
 
 if __name__ == "__main__":
