@@ -1,5 +1,6 @@
 """Features of regions, kept in the cache folder: what a network said of a picture need not be computed again."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -37,10 +38,12 @@ class Kept:
 
     def _others(self, limit: float) -> float:
         """Bytes that other networks' features take, once the oldest have made room for as many as they."""
-        sizes = {}
+        sizes, used = {}, {}
         for folder in self.folder.parent.glob("*"):
-            sizes[folder] = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        for folder in sorted(sizes.keys() - {self.folder}, key=lambda folder: folder.stat().st_mtime):
+            with contextlib.suppress(FileNotFoundError):  # another process makes room as well
+                used[folder] = folder.stat().st_mtime
+                sizes[folder] = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        for folder in sorted(sizes.keys() - {self.folder}, key=used.__getitem__):
             if sum(sizes.values()) > limit / 2:
                 shutil.rmtree(folder, ignore_errors=True)
                 del sizes[folder]
