@@ -1,7 +1,7 @@
 """Detectors: how fast they are beside torchvision's, and how well they find.
 
     python benchmarks/detection.py rates [--height 800] [--width 1066] [--batch 8]
-    python benchmarks/detection.py scenes | bccd | animals [--seeds 3] [--epochs N] ...
+    python benchmarks/detection.py scenes | bccd | animals [--seeds 0 1 2] [--epochs N] ...
 
 ``rates`` times training steps and answers of Faster R-CNN on a pyramid of ResNet-50, ours and torchvision's in turn on
 the same pictures; what counts are the ratios. The sizes above are for a GPU; on a CPU give smaller ones. ``animals``
@@ -142,7 +142,7 @@ class Theirs:
 
 def trainings(name: str, line: str, options: argparse.Namespace) -> None:
     """Train with each seed from the command line, and record the metrics."""
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         words = [*line.format(weights=options.weights).split(), *options.more, "--seed", str(seed)]
         with tempfile.TemporaryDirectory() as folder:
             result, seconds = answer(shlex.join([*words, "--out", f"{folder}/run"]))
@@ -160,7 +160,7 @@ def anywhere(words: list[str], options: argparse.Namespace) -> str:
 def animals(options: argparse.Namespace) -> None:
     """Ours and torchvision's on the sample of VOC's photographs, from the same backbone and for the same steps."""
     note = "500 photographs of VOC 2012 to train on, 250 to judge on: a sample, not the benchmark"
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         recipe = find("faster-rcnn-vgg16")(
             dataset="voc-animals", shortest=options.side, longest=2 * options.side, hidden=options.hidden, dropout=0.0,
             scales=tuple(scale * options.side / 600 for scale in (64.0, 128.0, 256.0, 512.0)), epochs=options.epochs,
@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=800)
     parser.add_argument("--width", type=int, default=1066)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--side", type=int, default=320, help="shorter side of the animals")
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--epochs", type=int, default=8)
