@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 from functools import partial
 
 import numpy as np
@@ -375,6 +376,25 @@ def test_killed_in_each_stage_and_resumed_it_is_as_if_never_killed(few_scenes, o
     assert task.evaluate(recipe.data().val) == result
     for name in ("finetune", "svm"):  # each is a run by itself
         assert package.load(whole / name, device="cpu").evaluate(recipe.data().val)["count"] == 4
+
+
+@pytest.mark.parametrize("when", ["evaluate", "figures"])
+def test_a_signal_at_the_end_of_a_stage_begins_no_other(when, few_scenes, often, monkeypatch, tmp_path):
+    recipe = RCNN(**{**QUICK, "epochs": 1})
+    real = getattr(FineTuning, when)
+
+    def interrupted(self, batches):
+        signal.raise_signal(signal.SIGTERM)
+        return real(self, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTuning, when, interrupted)
+        with pytest.raises(SystemExit) as left:
+            package.train(recipe, tmp_path / "run", device="cpu", precision="float32")
+    assert left.value.code == 143
+    assert not (tmp_path / "run" / "svm").exists()
+    package.train(recipe, tmp_path / "run", device="cpu", precision="float32", resume=True)
+    assert checkpoint.finished(tmp_path / "run")
 
 
 @pytest.fixture

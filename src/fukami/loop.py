@@ -104,7 +104,7 @@ def train(
                     log.evaluated(step, found)
                 if runtime.any(stop.asked > 0 or saver.due) or step == steps:
                     save(saver, step, task, loader, log)
-                if runtime.any(stop.asked > 0) and step < steps:
+                if runtime.any(stop.asked > 0):
                     saver.wait()
                     log.stopped(step)
                     stop.leave()

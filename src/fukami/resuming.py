@@ -107,5 +107,7 @@ class Stop:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+        if self.asked and kind is None:
+            self.leave()  # asked while the report was made: whatever would come next does not begin
         if self.asked and kind is not None and issubclass(kind, Exception):
             signal.raise_signal(self.asked)  # we failed before we could leave: whoever else handles it does so
