@@ -41,8 +41,8 @@ SMALL = (
 )
 FLAGS = {
     "scenes": f"--shortest 144 --longest 216 {SMALL} --epochs 8 --judge-every 8 --augment",
-    "bccd": "--backbone vgg16 --init {weights} --size 32 --context 4 --hidden 512 --regions 32 --lr 5e-3 "
-    "--epochs 8 --judge-every 8 --augment flip flip-vertical brightness=0.2 contrast=0.2",
+    "bccd": "--backbone vgg16 --init {weights} --shortest 320 --longest 448 --size 64 --context 5 --hidden 512 "
+    "--regions 32 --lr 5e-3 --epochs 8 --judge-every 8 --augment flip flip-vertical brightness=0.2 contrast=0.2",
 }
 STAGES = {"softmax": "finetune", "SVMs": "svm", "SVMs and boxes": "."}
 
