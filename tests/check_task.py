@@ -7,6 +7,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,13 +147,12 @@ class Started(FORKED.Process):
     def __init__(self, words, fatal=None):
         super().__init__()
         self.words, self.fatal, self.environment = words[1:], fatal, dict(os.environ)
-        files = [tempfile.NamedTemporaryFile(delete=False) for _ in range(2)]  # noqa: SIM115
-        self.paths = [file.name for file in files]
+        self.folder = Path(tempfile.mkdtemp())
         self.start()
 
     def run(self):
-        for number, path in enumerate(self.paths, start=1):
-            os.dup2(os.open(path, os.O_WRONLY), number)
+        for number in (1, 2):  # what it prints, and what it says
+            os.dup2(os.open(self.folder / str(number), os.O_WRONLY | os.O_CREAT), number)
         os.environ.update(self.environment)
         torch.set_num_threads(1)
         fsync, calls = os.fsync, itertools.count(1)
@@ -169,7 +169,9 @@ class Started(FORKED.Process):
         """The exit status, what it printed, and what it said."""
         self.join(seconds)
         assert self.exitcode is not None, "waited too long"
-        return self.exitcode, *(Path(path).read_text() for path in self.paths)
+        texts = [(self.folder / str(number)).read_text() for number in (1, 2)]
+        shutil.rmtree(self.folder)
+        return self.exitcode, *texts
 
 
 def words(recipe, out):
