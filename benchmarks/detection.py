@@ -1,7 +1,7 @@
 """Detectors: how fast they are beside torchvision's, and how well they find.
 
     python benchmarks/detection.py rates [--height 800] [--width 1066] [--batch 8]
-    python benchmarks/detection.py scenes | bccd | animals [--seeds 0 1 2] [--epochs N] ...
+    python benchmarks/detection.py scenes | bccd | animals [--seeds 0 1 2] [--out FOLDER] ...
 
 ``rates`` times training steps and answers of Faster R-CNN on a pyramid of ResNet-50, ours and torchvision's in turn on
 the same pictures; what counts are the ratios. The sizes above are for a GPU; on a CPU give smaller ones. ``animals``
@@ -145,7 +145,7 @@ def trainings(name: str, line: str, options: argparse.Namespace) -> None:
     for seed in options.seeds:
         words = [*line.format(weights=options.weights).split(), *options.more, "--seed", str(seed)]
         with tempfile.TemporaryDirectory() as folder:
-            result, seconds = answer(shlex.join([*words, "--out", f"{folder}/run"]))
+            result, seconds = answer(shlex.join([*words, "--out", f"{options.out or folder}/seed-{seed}"]))
         note = "AP of each class: " + ", ".join(f"{label} {own['ap']:.3f}" for label, own in result["classes"].items())
         for metric in ("map", "coco_ap"):
             record(f"{words[2]} {name}", metric, result[metric], seed=seed, seconds=seconds,
@@ -179,7 +179,7 @@ def ours_on(recipe) -> float:
     import fukami
 
     with tempfile.TemporaryDirectory() as folder:
-        return fukami.train(recipe, f"{folder}/run")["map"]
+        return fukami.train(recipe, f"{folder}/run", compile=False)["map"]
 
 
 def theirs_on(recipe) -> float:
@@ -254,6 +254,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--weights", default="imagenet", help="a file of VGG-16's convolutions")
+    parser.add_argument("--out", help="a folder where the runs of scenes and bccd stay")
     options, options.more = parser.parse_known_args()
     if options.part == "rates":
         rates(options)
