@@ -164,7 +164,7 @@ def animals(options: argparse.Namespace) -> None:
         recipe = find("faster-rcnn-vgg16")(
             dataset="voc-animals", shortest=options.side, longest=2 * options.side, hidden=options.hidden, dropout=0.0,
             scales=tuple(scale * options.side / 600 for scale in (64.0, 128.0, 256.0, 512.0)), epochs=options.epochs,
-            init=options.weights, seed=seed, judge_every=options.epochs,
+            init=options.weights, seed=seed, judge_every=options.epochs, batch=1, decay="cosine",
         )  # fmt: skip
         for name, run in (("ours", ours_on), ("torchvision", theirs_on)):
             began = time.monotonic()

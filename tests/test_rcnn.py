@@ -316,6 +316,21 @@ def test_kept_features_make_no_difference(few_scenes, monkeypatch):
         assert torch.equal(other.model.svm.weight, plain.model.svm.weight)
 
 
+def test_what_fine_tuning_was_judged_by_is_kept_for_the_machines(few_scenes, monkeypatch):
+    tuned, loader = solving(RCNNFinetune, cache=1.0)
+    plain, _ = solving(RCNNFinetune, cache=0.0)
+    later, pictures = solving(RCNNSVM, cache=2.0)
+    for learned in (False, True):
+        if learned:
+            tuned.schedule(0.5)
+            tuned.step(next(iter(tuned.batches(loader))))
+        plain.model.load_state_dict(tuned.model.state_dict())
+        assert tuned.evaluate(pictures) == plain.evaluate(pictures)
+    later.model.load_state_dict(tuned.model.state_dict())
+    monkeypatch.setattr(later, "seen", None)
+    later.evaluate(pictures)
+
+
 def test_features_take_so_much_room_and_the_oldest_give_way(tmp_path):
     picture, regions = torch.rand(3, 8, 8), torch.rand(5, 4)
     old = features.Kept(torch.nn.Linear(2, 2), "", 1e-3)

@@ -55,6 +55,8 @@ class RegionCNN(Detector):
     """Batch normalisation after every convolution."""
     regions: int = 16
     """Regions of each picture in an update, a quarter of them objects at most."""
+    cache: float = 10.0
+    """Gigabytes of disk that features of regions may take; what does not fit is computed again. 0: none are kept."""
     init: str = ""
     """What to begin with."""
 
@@ -65,6 +67,7 @@ class RegionCNN(Detector):
         within(self, 0, (self.size - 1) // 2, "context")
         within(self, 1, math.inf, "hidden")
         within(self, 4, math.inf, "regions")
+        within(self, 0, math.inf, "cache")
         within(self, 0, 0.99, "dropout")
         within(self, 1 / 64, 4, "width")
         if self.rematerialise:
@@ -82,11 +85,11 @@ class RegionCNN(Detector):
         """A detector of ``labels``; each stage has its own."""
         raise NotImplementedError(f"{type(self).__name__} does not define task(labels)")
 
-    def looking(self, cache: float = 0.0) -> "Regions":
+    def looking(self) -> "Regions":
         """How regions are found, warped and remembered."""
         from fukami.tasks.region_cnn import Regions
 
-        return Regions(self.size, self.context, self.mode, cache, self.regions)
+        return Regions(self.size, self.context, self.mode, self.cache, self.regions)
 
     def loader(self, samples: "tuple[Annotated, ...]", labels: tuple[str, ...], *, train: bool) -> "Framed":
         """Batches of a part of the data, with proposals."""
@@ -120,13 +123,9 @@ class Later(RegionCNN):
 
     follows: ClassVar[str] = ""  # the name of the recipe before
 
-    cache: float = 10.0
-    """Gigabytes of disk that features of regions may take; what does not fit is computed again. 0: none are kept."""
-
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, 0, math.inf, "cache")
         given = [name for name in IDLE if getattr(self, name) != getattr(type(self), name)]
         if given:
             flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)

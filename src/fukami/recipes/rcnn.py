@@ -23,8 +23,6 @@ class RCNN(rcnn_finetune.RCNNFinetune):
 
     published: ClassVar[str] = "58.5 % mAP VOC 2007"
 
-    cache: float = 10.0
-    """Gigabytes of disk that features of regions may take; what does not fit is computed again. 0: none are kept."""
     svm_cost: float = 1e-3
     """C of the SVMs, for features of norm 20; positives count twice."""
     svm_overlap: float = 0.3

@@ -35,5 +35,5 @@ class RCNNBoxes(Later):
         """A detector of ``labels``."""
         from fukami.tasks.machines import Regressors
 
-        return Regressors(self.network(len(labels)), labels, self.prepare(), self.looking(self.cache),
+        return Regressors(self.network(len(labels)), labels, self.prepare(), self.looking(),
                           ridge=self.box_ridge, overlap=self.box_overlap)  # fmt: skip

@@ -35,5 +35,5 @@ class RCNNSVM(Later):
         """A detector of ``labels``."""
         from fukami.tasks.machines import Machines
 
-        return Machines(self.network(len(labels)), labels, self.prepare(), self.looking(self.cache),
+        return Machines(self.network(len(labels)), labels, self.prepare(), self.looking(),
                         cost=self.svm_cost, overlap=self.svm_overlap, seed=self.seed)  # fmt: skip

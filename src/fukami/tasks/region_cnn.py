@@ -4,7 +4,7 @@ The stages share how regions are found, warped and suppressed; they differ in wh
 softmax, a linear machine of each class, and that with a box of each class.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Unpack
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fukami.average_precision import Detections
 from fukami.data.boxes import COUNTED, PROPOSAL
 from fukami.errors import UsageError
 from fukami.features import Kept
@@ -112,7 +113,7 @@ class RegionCNN(Detection):
         if not self.regions.cache:
             return self.seen(picture, proposals)
         if self.kept is None:
-            self.kept = Kept(self.model.network, repr(self.regions), self.regions.cache)  # type: ignore[arg-type]
+            self.kept = Kept(self.model.network, f"{self.regions.size} {self.regions.context}", self.regions.cache)  # type: ignore[arg-type]
         path = self.kept.path(picture, proposals)
         found = self.kept.read(path)
         if found is None or len(found) != len(proposals):
@@ -181,6 +182,11 @@ class FineTuning(RegionCNN):
     def scored(self, fc7: Tensor) -> Tensor:
         """The softmax, without the background."""
         return self.model.scores(fc7).float().softmax(1)[:, 1:]  # type: ignore[operator, no-any-return]
+
+    def judge(self, batches: Iterable["Batch"]) -> Detections:
+        """As all detectors; the features that were kept before are those of another network, which learned since."""
+        self.kept = None
+        return super().judge(batches)
 
     def loss(self, batch: "Batch") -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropy of the regions drawn, and the share of them that is named rightly."""
