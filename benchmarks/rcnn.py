@@ -41,8 +41,9 @@ SMALL = (
 )
 FLAGS = {
     "scenes": f"--shortest 144 --longest 216 {SMALL} --epochs 8 --judge-every 8 --augment",
-    "bccd": "--backbone vgg16 --init {weights} --shortest 320 --longest 448 --size 64 --context 5 --hidden 512 "
-    "--regions 32 --lr 5e-3 --epochs 8 --judge-every 8 --augment flip flip-vertical brightness=0.2 contrast=0.2",
+    "bccd": "--backbone vgg16 --init {weights} --shortest 320 --longest 448 --size 64 --context 5 --hidden 1024 "
+    "--dropout 0.3 --regions 32 --batch 2 --lr 3e-3 --clip 10 --epochs 5 --judge-every 5 --no-compile "
+    "--augment flip flip-vertical brightness=0.2 contrast=0.2",
 }
 STAGES = {"softmax": "finetune", "SVMs": "svm", "SVMs and boxes": "."}
 
