@@ -81,7 +81,8 @@ class Ours:
     """The task as a training has it."""
 
     def __init__(self, options: argparse.Namespace, precision: str) -> None:
-        recipe = find("faster-rcnn-resnet50-fpn")(shortest=options.height, longest=options.width)
+        size = options.height, options.width
+        recipe = find("faster-rcnn-resnet50-fpn")(shortest=min(size), longest=max(size))
         torch.manual_seed(0)
         self.task = recipe.task(tuple(map(str, range(90))))
         self.task.setup(Runtime.start(DEVICE, precision))
@@ -113,7 +114,8 @@ class Theirs:
     def __init__(self, options: argparse.Namespace, mixed: bool) -> None:
         self.mixed = mixed
         torch.manual_seed(0)
-        sizes = {"min_size": options.height, "max_size": max(options.height, options.width)}
+        size = options.height, options.width
+        sizes = {"min_size": min(size), "max_size": max(size)}
         self.model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91, **sizes).to(DEVICE)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.0025, momentum=0.9, weight_decay=1e-4)
         pictures, boxes, classes = (value.to(DEVICE) for value in drawn(options))
@@ -256,6 +258,8 @@ def main() -> None:
     parser.add_argument("--weights", default="imagenet", help="a file of VGG-16's convolutions")
     parser.add_argument("--out", help="a folder where the runs of scenes and bccd stay")
     options, options.more = parser.parse_known_args()
+    if options.more and options.part in ("rates", "animals"):
+        parser.error(f"{options.part} has no {' '.join(options.more)}")
     if options.part == "rates":
         rates(options)
     elif options.part == "animals":

@@ -1,13 +1,16 @@
 """Faster R-CNN trained in the paper's four steps: what each trains, and a run that is cut off in each."""
 
+import dataclasses
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import fukami
+from fukami import UsageError
 from fukami.recipes.faster_rcnn_vgg16 import FasterRCNNVGG16
 from fukami.runtime import Runtime
-from fukami.tasks.alternating import STEPS, Alternating
+from fukami.tasks.alternating import NONE, STEPS, Alternating
 from fukami.tasks.detection import Detection
 
 
@@ -22,7 +25,10 @@ def weights(task):
     return {f"{name}.{key}": value.clone() for name, part in parts.items() for key, value in part.state_dict().items()}
 
 
-def test_each_step_trains_its_part(recipe):
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_each_step_trains_its_part(recipe, batch_norm):
+    """Statistics of what stays as it is, as well; judging in between changes nothing, and finds the same twice."""
+    recipe = dataclasses.replace(recipe, batch_norm=batch_norm)
     data = recipe.data()
     task = recipe.task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
@@ -42,6 +48,10 @@ def test_each_step_trains_its_part(recipe):
             )
         losses = task.step(batch)
         after = weights(task)
+        modes = [module.training for network in task.networks() for module in network.modules()]
+        assert task.evaluate(data.val) == task.evaluate(data.val)
+        assert [module.training for network in task.networks() for module in network.modules()] == modes
+        assert all(torch.equal(value, after[name]) for name, value in weights(task).items())
         changed = {".".join(name.split(".")[:2]) for name in after if not torch.equal(after[name], before[name])}
         assert changed == parts, step
         assert losses["loss"] > 0
@@ -57,6 +67,24 @@ def test_both_networks_begin_alike(recipe):
         first.model.rpn.head.cls_logits.bias.fill_(3.0)
     first.schedule(0.0)
     assert torch.equal(first.proposer.rpn.head.cls_logits.bias, first.model.rpn.head.cls_logits.bias)
+
+
+def test_a_range_test_is_of_the_first_step(recipe):
+    data = recipe.data()
+    task = recipe.task(data.labels)
+    task.setup(Runtime.start("cpu", "float32"))
+    losses = task.step(next(iter(data.train)))
+    assert losses["objectness"] > 0
+    assert losses["classification"] == 0
+
+
+def test_too_few_updates_for_four_steps(recipe):
+    few = dataclasses.replace(recipe, epochs=1)
+    data = few.data()
+    task = few.task(data.labels)
+    assert len(data.train) < 6
+    with pytest.raises(UsageError, match=r"need 6 updates, and 1 epochs have 4; give more --epochs"):
+        task.duration(data.train)
 
 
 def test_cut_off_in_each_step_and_resumed(recipe, tmp_path, pageless, monkeypatch):
@@ -87,5 +115,11 @@ def test_answers_without_the_first_network(recipe, tmp_path, scene_files, pagele
     fukami.train(recipe, tmp_path / "run", device="cpu", precision="float32")
     assert not any("proposer" in name for name in load_file(tmp_path / "run" / "weights.safetensors"))
     task = fukami.load(tmp_path / "run", device="cpu")
-    answers = task.predict([scene_files / "valid" / "8.png"])
-    assert answers[0]["width"] > 0
+    files = [scene_files / "valid" / "8.png"]
+    answers = task.predict(files)
+    assert answers[0]["boxes"]
+    resumed = recipe.task(recipe.data().labels)  # a finished run, of which only the report is wanting
+    resumed.setup(Runtime.start("cpu", "float32"))
+    resumed.model.load_state_dict(task.model.state_dict())
+    assert resumed.current == NONE
+    assert resumed.predict(files) == answers

@@ -14,12 +14,13 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, RoIPool, box_iou
 
-from fukami import Error, image, transfer
+from fukami import Error, UsageError, image, transfer
 from fukami.models import faster_rcnn_resnet50_fpn, faster_rcnn_vgg16, resnet50
 from fukami.models.faster_rcnn import RegionHeads
 from fukami.ops import anchors, boxes, frozen, sampling
 from fukami.ops.regions import Truth
 from fukami.preparation import Scaled
+from fukami.recipes.faster_rcnn_vgg16 import FasterRCNNVGG16
 from fukami.runtime import Runtime
 from fukami.tasks.detection import Detection
 
@@ -121,9 +122,15 @@ def test_has_the_losses_of_torchvision(theirs, ours, monkeypatch):
 
 def test_torchvisions_file_becomes_a_run(theirs, tmp_path, fukami, random):
     """In the format and with the names of the published file; its answers to a picture are torchvision's."""
+    network = copy.deepcopy(theirs).eval()
+    for module in network.modules():
+        if isinstance(module, FrozenBatchNorm2d):  # variances beside which what is usually added to them counts
+            module.running_var *= 1e-6
+            module.weight *= 1e-3
+    _utils.overwrite_eps(network, 0.0)  # as torchvision does with its published weights
     old = {
         name.replace("rpn.head.conv.0.0.", "rpn.head.conv.").replace("blocks.0.0.", "blocks.0."): value
-        for name, value in theirs.state_dict().items()
+        for name, value in network.state_dict().items()
     }
     old["backbone.body.bn1.num_batches_tracked"] = torch.tensor(0)
     torch.save(old, tmp_path / "coco.pth", _use_new_zipfile_serialization=False)
@@ -131,7 +138,6 @@ def test_torchvisions_file_becomes_a_run(theirs, tmp_path, fukami, random):
     picture = random.integers(0, 255, (12, 180, 3), np.uint8)
     Image.fromarray(picture).save("picture.png")
     (answer,) = fukami("predict", "run", "picture.png", "--out", "drawn").json
-    network = copy.deepcopy(theirs).eval()
     network.transform.min_size, network.transform.max_size = (800,), 1333
     with torch.inference_mode():
         (expected,) = network([torch.from_numpy(picture).permute(2, 0, 1) / 255])
@@ -175,7 +181,7 @@ def test_an_exported_detector_finds_the_same(few_scenes, pageless, fukami, rando
     assert "int8 is for classifiers; export a detector to float16, bfloat16 or onnx" in refused.err
 
 
-def test_a_detector_begins_with_a_classifier_or_another_detector(theirs, tmp_path, caplog):
+def test_a_detector_begins_with_a_classifier_or_another_detector(theirs, tmp_path, caplog, monkeypatch):
     torch.manual_seed(0)
     classifier = resnet50(7)
     torch.save(classifier.state_dict(), tmp_path / "classifier.pt")
@@ -187,6 +193,14 @@ def test_a_detector_begins_with_a_classifier_or_another_detector(theirs, tmp_pat
     transfer.initialise_detector(network, "backbone.body", "resnet50", str(tmp_path / "detector.pt"))
     assert torch.equal(network.roi_heads.box_head.fc7.weight, theirs.roi_heads.box_head.fc7.weight)
     assert "box_predictor.cls_score.weight" in caplog.text  # of other classes
+    for labels, same in ((transfer.categories(), True), (tuple(map(str, range(90))), False)):
+        network = faster_rcnn_resnet50_fpn(90)
+        monkeypatch.setattr(transfer, "_published", lambda name: theirs.state_dict())
+        transfer.initialise_detector(network, "backbone.body", "resnet50", "coco", labels)
+        kept = torch.equal(
+            network.roi_heads.box_predictor.cls_score.weight, theirs.roi_heads.box_predictor.cls_score.weight
+        )
+        assert kept == same
     with pytest.raises(Error, match=r"does not fit vgg16: features.0.weight is missing"):
         transfer.initialise_detector(
             faster_rcnn_vgg16(3, hidden=8), "backbone", "vgg16", str(tmp_path / "classifier.pt")
@@ -355,14 +369,41 @@ def test_regions_are_pooled_as_torchvision_does(pooling):
     torch.testing.assert_close(found, expected)
 
 
-def test_an_empty_picture_is_learned_from_as_background():
+@pytest.mark.parametrize("crowd", [False, True])
+def test_a_picture_without_an_object_is_background_and_under_a_crowd_nothing(crowd):
     network = faster_rcnn_vgg16(3, hidden=8, width=0.125, scales=(32,))
-    nothing = Truth(
-        torch.zeros(1, 1, 4), torch.full((1, 1), -1), torch.zeros(1, 1, dtype=torch.bool), torch.tensor([1])
-    )
+    classes = torch.full((1, 8), -1)
+    classes[0, 1] = 2 if crowd else -1
+    places = torch.tensor([0.0, 0, 96, 96]) * (classes >= 0).unsqueeze(2)
+    nothing = Truth(places, classes, classes >= 0, torch.tensor([1]))
     first, second = network(torch.randn(1, 3, 96, 96), torch.tensor([[96.0, 96]]), nothing)
-    assert first.there.any()
-    assert second.there.any()
-    assert not first.targets.any()
-    assert not second.targets.any()
-    assert second.scores.isfinite().all()
+    task = Detection(network, ("a", "b", "c"), Scaled(shortest=96, longest=96))
+    task.runtime = Runtime.start("cpu", "float32")
+    losses = task.losses(first, "objectness", "anchor_boxes") | task.losses(second, "classification", "region_boxes")
+    sum(losses.values()).backward()
+    for samples in (first, second):
+        assert samples.there.any() != crowd
+        assert not samples.targets.any()
+    assert losses["anchor_boxes"] == losses["region_boxes"] == 0
+    for parameter in network.parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("network", ["vgg16", "resnet50"])
+def test_a_network_that_is_not_finite_gives_losses_that_are_not(network):
+    """And does not fail on the way, so that the loop can say what to do."""
+    model = faster_rcnn_vgg16(3, hidden=8, width=0.125) if network == "vgg16" else faster_rcnn_resnet50_fpn(3)
+    with torch.no_grad():
+        for parameter in model.rpn.parameters():
+            parameter.fill_(torch.nan)
+    truth = Truth(
+        torch.tensor([[[10.0, 10, 90, 90]]]), torch.zeros(1, 1).long(), torch.zeros(1, 1).bool(), torch.ones(1).long()
+    )
+    first, _ = model(torch.randn(1, 3, 96, 96), torch.tensor([[96.0, 96]]), truth)
+    assert first.scores.isnan().all()
+
+
+@pytest.mark.parametrize("scales", [(), (0.0, 32.0), (-8.0,)])
+def test_anchors_without_area_are_refused(scales):
+    with pytest.raises(UsageError, match=r"scales should be sides of anchors, 2 pixels or more"):
+        FasterRCNNVGG16(scales=scales)

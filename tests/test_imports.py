@@ -39,7 +39,7 @@ ALLOWED = {
     "numerics": {"errors", "numerics", "ops"},
     "tasks": {*THIRD, "data.boxes", "features", "numerics", "ops", "proposals", "task", "tasks"},
     "features": {"errors", "data.places"},
-    "transfer": BASE,
+    "transfer": {"errors", "ops"},
     "supervised": {"errors", "data", "recipe", "schedules", "task"},
     "classifier": {*THIRD, "data", "models", "numerics", "recipe", "supervised", "tasks", "task", "transfer"},
     "detector": {*THIRD, "data", "models", "recipe", "supervised", "tasks", "task", "transfer"},

@@ -101,6 +101,8 @@ class FasterRCNN(Detector):
     detector), or a run's folder."""
     freeze: int = 2
     """Stages of the backbone that stay as init has them, from the first one up."""
+    scales: tuple[float, ...] = (128.0, 256.0, 512.0)
+    """Sides of the square anchors in pixels; each comes in the shapes 2:1, 1:1 and 1:2."""
     pooling: Literal["align", "pool"] = "align"
     """How a region is brought to 7×7 places: RoIAlign, or the paper's RoIPool."""
     training: Literal["joint", "alternating"] = "joint"
@@ -110,6 +112,8 @@ class FasterRCNN(Detector):
         """Refuse what no run can have."""
         super().__post_init__()
         within(self, 0, 5, "freeze")
+        if len(self.scales) < 1 or min(self.scales) < 2:
+            raise UsageError(f"scales should be sides of anchors, 2 pixels or more each, not {self.scales}")
         if self.decay.startswith("plateau") and self.training == "alternating":
             raise UsageError("a plateau is waited for, and the four steps have their times; give another --decay")
 
@@ -134,4 +138,5 @@ class FasterRCNN(Detector):
         from fukami import transfer
 
         if self.init:
-            transfer.initialise_detector(task.model, self.prefix, self.backbone, self.init)
+            labels = getattr(task, "labels", ())
+            transfer.initialise_detector(task.model, self.prefix, self.backbone, self.init, labels)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from fukami import checkpoint, transfer
 from fukami.errors import Error
@@ -90,11 +89,11 @@ def detector(source: str, out: Path) -> None:
     classes = len(tensors.get("roi_heads.box_predictor.cls_score.bias", ())) - 1
     if classes < 1:
         raise Error(f"{source} holds no detector; expected the state dict of torchvision's fasterrcnn_resnet50_fpn")
-    categories = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:]
-    labels = tuple(categories) if classes == len(categories) else tuple(map(str, range(1, classes + 1)))
+    categories = transfer.categories()
+    labels = categories if classes == len(categories) else tuple(map(str, range(1, classes + 1)))
     recipe = FasterRCNNResNet50FPN(dataset="coco", init=source)
     task = recipe.task(labels)
-    transfer.initialise_detector(task.model, recipe.prefix, recipe.backbone, source)
+    transfer.initialise_detector(task.model, recipe.prefix, recipe.backbone, source, labels)
     checkpoint.claim(out, recipe, resume=False)
     checkpoint.write_weights(out, checkpoint.weights(task.modules()))
     checkpoint.write_run(out, recipe, labels, {"imported": source})

@@ -15,6 +15,7 @@ from safetensors.torch import load as read_tensors
 from torch import Tensor, nn
 
 from fukami.errors import Error
+from fukami.ops.frozen import EPSILON
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def freeze_stages(backbone: nn.Module, count: int) -> None:
             empty = False
 
 
-def initialise_detector(model: nn.Module, prefix: str, name: str, init: str) -> None:
+def initialise_detector(model: nn.Module, prefix: str, name: str, init: str, labels: tuple[str, ...] = ()) -> None:
     """Begin with the weights ``init``: those of a detector, or those of a classifier for the part ``prefix``.
 
     What belongs to other classes than the model's stays as it is, and is said; all else must fit.
@@ -113,6 +114,7 @@ def initialise_detector(model: nn.Module, prefix: str, name: str, init: str) -> 
     Args:
         name: what the classifier is called in :mod:`fukami.models`.
         init: ``imagenet`` (torchvision's classifier), ``coco`` (its detector), a file of either, or a run's folder.
+        labels: the model's classes; none, and as many as the model's are taken to be these.
 
     Raises:
         Error: there are no such weights, or they do not fit; every missing and misshapen tensor is listed.
@@ -124,6 +126,9 @@ def initialise_detector(model: nn.Module, prefix: str, name: str, init: str) -> 
     target = model if whole else model.get_submodule(prefix)
     expected = target.state_dict()
     own = ("roi_heads.box_predictor.",) if whole else ()
+    theirs = _labels(init)
+    if whole and labels and theirs and labels != theirs:
+        tensors = {key: value for key, value in tensors.items() if not key.startswith(own)}
     unfit = {key: what for key, what in _unfit(tensors, expected) if key in expected}
     wrong = [f"{key} {what}" for key, what in unfit.items() if not key.startswith(own or ("-",))]
     if wrong:
@@ -134,9 +139,34 @@ def initialise_detector(model: nn.Module, prefix: str, name: str, init: str) -> 
     target.load_state_dict(fitting, strict=False)
 
 
+def categories() -> tuple[str, ...]:
+    """The names of COCO's 90 numbers, of which some were never used."""
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+    return tuple(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:])
+
+
+def _labels(init: str) -> tuple[str, ...]:
+    """The classes that weights are of; none where that is not known."""
+    if init == "coco":
+        return categories()
+    try:
+        return tuple(json.loads((Path(init) / "recipe.json").read_bytes())["labels"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+
+
 def detector(init: str) -> dict[str, Tensor]:
-    """The weights of a detector, ``coco`` or a file, under the names of torchvision's; those of others as they are."""
-    return modern(_plain(_published("fasterrcnn_resnet50_fpn") if init == "coco" else _read(Path(init))))
+    """The weights of a detector, ``coco`` or a file, under the names of torchvision's; those of others as they are.
+
+    Those of the time of the published file were learned with a normalisation that adds nothing to the variance.
+    """
+    found = _plain(_published("fasterrcnn_resnet50_fpn") if init == "coco" else _read(Path(init)))
+    if "rpn.head.conv.weight" in found:
+        for key in [key for key in found if key.endswith("running_var")]:
+            weight = key.replace("running_var", "weight")
+            found[weight] = found[weight] * ((found[key] + EPSILON) / found[key]).nan_to_num(1.0, posinf=1.0).sqrt()
+    return modern(found)
 
 
 def modern(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

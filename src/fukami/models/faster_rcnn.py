@@ -7,8 +7,9 @@ pyramid: Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017.
                                └──────────────── RoIAlign 7×7 of each proposal ←──────────────────────┘
                                                  → affine, affine → affine: class, affine: box for each class
 
-All shapes are fixed but those of the non-maximum suppression: places that no box fills are marked. The names of the
-parameters are torchvision's, so that its published weights for COCO load.
+All shapes are fixed but those of the non-maximum suppression and, with the pyramid, of each level's share of the
+regions: places that no box fills are marked. The names of the parameters are torchvision's, so that its published
+weights for COCO load.
 """
 
 from collections import OrderedDict
@@ -137,7 +138,7 @@ class FasterRCNN(nn.Module):
         """
         maps = self.backbone(pictures)
         first = None
-        if proposals is None or part != "regions":
+        if proposals is None or (truth is not None and part != "regions"):
             said = self.rpn(maps, (pictures.shape[-2], pictures.shape[-1]))
             if truth is not None and part != "regions":
                 first = self.rpn.samples(said, sizes, truth, self.budget)
@@ -198,8 +199,9 @@ class RegionProposalNetwork(nn.Module):
             which, targets = sampling.match(places, *objects, 0.3, 0.7, best=True, usable=inside)
             order = sampling.priorities(truth.draws, len(places))
             chosen, there = sampling.balanced(targets, order, budget.anchors, 0.5)
-            goals = boxes.encode(sampling.pick(truth.boxes, which.gather(1, chosen)), places[chosen])
             targets = (targets.gather(1, chosen) > 0).long()
+            goals = boxes.encode(sampling.pick(truth.boxes, which.gather(1, chosen)), places[chosen])
+            goals = goals.where((targets > 0).unsqueeze(2), 0.0)  # background may be beside no object at all
         return Samples(said.logits.gather(1, chosen), targets, sampling.pick(said.deltas, chosen), goals, there)
 
     @torch.no_grad()
@@ -215,6 +217,7 @@ class RegionProposalNetwork(nn.Module):
         levels = torch.cat([torch.full_like(top[0], number) for number, top in enumerate(tops)])
         found = boxes.clip(boxes.decode(sampling.pick(said.deltas, chosen), said.anchors[chosen]), sizes)
         there = (found[..., 2:] - found[..., :2] >= 1e-3).all(2)
+        found = found.where(there.unsqueeze(2), 0.0)  # those of a network that is not finite any more are no places
         scores = said.logits.gather(1, chosen).masked_fill(~there, -torch.inf)
         kept, filled = [], []
         for own, score, valid in zip(found, scores, there, strict=True):
@@ -269,8 +272,8 @@ class RegionHeads(nn.Module):
             order = sampling.priorities(truth.draws + 1, proposals.shape[1])
             chosen, filled = sampling.balanced(targets, order, budget.regions, 0.25)
             proposals, targets = sampling.pick(proposals, chosen), targets.gather(1, chosen).clamp(min=0)
-            goals = sampling.pick(truth.boxes, which.gather(1, chosen))
-            goals = boxes.encode(goals, proposals, boxes.WEIGHTS)
+            goals = boxes.encode(sampling.pick(truth.boxes, which.gather(1, chosen)), proposals, boxes.WEIGHTS)
+            goals = goals.where((targets > 0).unsqueeze(2), 0.0)
         scores, deltas = self(maps, proposals)
         own = sampling.pick(deltas.flatten(0, 1), targets.view(-1, 1)).view_as(goals)
         return Samples(scores, targets, own, goals, filled)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+EPSILON = 1e-5  # added to the variance, as torch does
+
 
 class FrozenNorm(nn.Module):
     """``(x - mean) / deviation * weight + bias`` of constants ``(channels,)``, named as ``nn.BatchNorm2d`` names them.
@@ -23,7 +25,7 @@ class FrozenNorm(nn.Module):
         """Scale and offset, ``(channels,)``."""
         names = ("weight", "bias", "running_mean", "running_var")
         weight, bias, mean, variance = (getattr(self, name).float() for name in names)
-        scale = weight * (variance + 1e-5).rsqrt()
+        scale = weight * (variance + EPSILON).rsqrt()
         return scale, bias - mean * scale
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,6 +50,8 @@ class FoldedConv2d(nn.Conv2d):
             convolution.kernel_size,  # type: ignore[arg-type]
             convolution.stride,  # type: ignore[arg-type]
             convolution.padding,  # type: ignore[arg-type]
+            convolution.dilation,  # type: ignore[arg-type]
+            convolution.groups,
             bias=False,
         )
         self.weight = convolution.weight
@@ -59,7 +63,7 @@ class FoldedConv2d(nn.Conv2d):
         scale, offset = self.norms[0].constants()
         kind = self.weight.dtype
         weight = (self.weight * scale.view(-1, 1, 1, 1)).to(kind)
-        return F.conv2d(input, weight, offset.to(kind), self.stride, self.padding)
+        return F.conv2d(input, weight, offset.to(kind), self.stride, self.padding, self.dilation, self.groups)
 
 
 def freeze(network: nn.Module) -> nn.Module:

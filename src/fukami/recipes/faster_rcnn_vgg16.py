@@ -22,8 +22,6 @@ class FasterRCNNVGG16(FasterRCNN):
     backbone: ClassVar[str] = "vgg16"
     prefix: ClassVar[str] = "backbone"
 
-    scales: tuple[float, ...] = (128.0, 256.0, 512.0)
-    """Sides of the square anchors in pixels; each comes in the shapes 2:1, 1:1 and 1:2."""
     hidden: int = 4096
     """Units of the two affine layers that see a region."""
     dropout: float = 0.5

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fukami.errors import UsageError
 from fukami.ops.regions import Found
 from fukami.tasks.detection import Detection
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from fukami.runtime import Runtime
 
 STEPS = (0, 1 / 3, 1 / 2, 5 / 6, 1)  # as its code had them: 80,000, 40,000, 80,000 and 40,000 updates
-PROPOSER, REGIONS, SHARED, LAST = range(4)
+NONE, PROPOSER, REGIONS, SHARED, LAST = range(-1, 4)
+FEWEST = 6  # updates of which each step has one
 
 
 class Alternating(Detection):
@@ -27,6 +29,7 @@ class Alternating(Detection):
     """
 
     alternates = True
+    current = NONE  # step of the training
 
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device and make ready to train."""
@@ -34,10 +37,27 @@ class Alternating(Detection):
         if self.alternates:
             self.proposer = copy.deepcopy(self.model)
             self.begun = Begun().to(runtime.device)
-            self.current = -1
-            every = [*self.model.parameters(), *self.proposer.parameters()]
+            every = [parameter for network in self.networks() for parameter in network.parameters()]
             self.trainable = {id(parameter) for parameter in every if parameter.requires_grad}
             self.optimizer = runtime.steer(self.make_optimizer(every))
+
+    def networks(self) -> list[nn.Module]:
+        """The detector, and the network that proposes while they are trained."""
+        return [self.model, self.proposer] if self.alternates else [self.model]
+
+    def duration(self, train: Any) -> tuple[int, int]:
+        """As for every detector.
+
+        Raises:
+            UsageError: there are not enough updates for all steps to have one.
+        """
+        steps, interval = super().duration(train)
+        if steps < FEWEST:
+            raise UsageError(
+                f"the four steps of --training alternating need {FEWEST} updates, and {self.epochs} epochs have "
+                f"{steps}; give more --epochs"
+            )
+        return steps, interval
 
     def replace(self, modules: dict[str, nn.Module]) -> None:
         """Answer with another network, which is not trained."""
@@ -66,9 +86,12 @@ class Alternating(Detection):
             self.begun.step.fill_(step)
         self.current = step
         trained = {id(parameter) for part in self._trained(step) for parameter in part.parameters()}
-        for parameter in [*self.model.parameters(), *self.proposer.parameters()]:
-            parameter.requires_grad_(id(parameter) in trained & self.trainable)
-            parameter.grad = None
+        for module in (module for network in self.networks() for module in network.modules()):
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(id(parameter) in trained & self.trainable)
+                parameter.grad = None
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):  # what stays as it is keeps its statistics, too
+                module.train(any(parameter.requires_grad for parameter in module.parameters()))
         self.parallel = self.replica = self.runtime.replicate(self.proposer if step == PROPOSER else self.model)
 
     def _trained(self, step: int) -> Iterator[nn.Module]:
@@ -80,6 +103,8 @@ class Alternating(Detection):
 
     def loss(self, batch: "Batch") -> tuple[Tensor, dict[str, Tensor]]:
         """That of the stage which learns in this step; the other's are 0."""
+        if self.current == NONE:  # nobody asks for a learning rate, as in a range test
+            self._begin(PROPOSER)
         pictures, sizes, truth = self.asked(batch)
         if self.current in (PROPOSER, SHARED):
             samples, _ = self.replica(pictures, sizes, truth, part="rpn")
@@ -96,7 +121,7 @@ class Alternating(Detection):
 
     def detect(self, pictures: Tensor, sizes: Tensor) -> list[Found]:
         """What is in pictures; until the detector can propose itself, the other network proposes."""
-        if not self.alternates or self.current > REGIONS:
+        if self.current not in (PROPOSER, REGIONS):
             return super().detect(pictures, sizes)
         normalised = self.normalised(pictures, sizes)
         found: list[Found] = self.model(normalised, sizes, proposals=self.proposer.propose(normalised, sizes))  # type: ignore[operator]

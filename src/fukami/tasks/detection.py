@@ -77,12 +77,17 @@ class Detection(Task):
 
     def compile(self, on: bool) -> None:
         """Compile the parts whose shapes are fixed, the backbone and the layers that see a region, or none."""
-        for name in ("backbone", "roi_heads.box_head"):
-            part = self.model.get_submodule(name)
-            if on:
-                part.compile()
-            else:
-                part._compiled_call_impl = None
+        for network in self.networks():
+            for name in ("backbone", "roi_heads.box_head"):
+                part = network.get_submodule(name)
+                if on:
+                    part.compile()
+                else:
+                    part._compiled_call_impl = None
+
+    def networks(self) -> list[nn.Module]:
+        """Those that take part in training and in judging."""
+        return [self.model]
 
     def normalised(self, pictures: Tensor, sizes: Tensor) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in 0..255 as the network takes them, 0 beyond their sizes ``(N, 2)``."""
@@ -147,8 +152,9 @@ class Detection(Task):
         """Everything that was found in ``batches``, and what is there, over all processes."""
         number = self._numbers(getattr(batches, "labels", self.labels))
         found = Detections(self.labels)
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
+        modes = [(module, module.training) for network in self.networks() for module in network.modules()]
+        for network in self.networks():
+            network.eval()
         for batch in batches:
             if len(batch.pictures) == 0:  # this process's share of the last batch
                 continue
