@@ -3,7 +3,7 @@
     python benchmarks/rcnn.py speed [--device cuda] [--backbones alexnet vgg16] [--precisions float32 bfloat16]
     python benchmarks/rcnn.py train OUT [--data bccd] [--seed 0]
 
-`speed`: 2,000 regions of a picture of 500×375 through the network, and the search for them. The paper (section 3.3) has
+`speed`: 2,000 regions of a picture of 500×375 through the network, and the search for them. The paper (section 2.2) has
 13 s on a GPU and 53 s on a CPU, proposals included. The regions lie in the picture at random, the weights are random:
 none of it changes the time. What is timed is all that prediction does with the regions: warping, features, scores,
 suppression and the boxes of what is left. `train`: the three stages on a data set, small enough for a CPU; the seconds

@@ -423,6 +423,7 @@ def drawn(tmp_path, random):
     for name in ("a/one.png", "b/one.png"):
         (tmp_path / name).parent.mkdir()
         Image.fromarray(mottled(random)).save(tmp_path / name)
+    (tmp_path / "notes").write_text("")
     return tmp_path
 
 
@@ -459,6 +460,12 @@ def test_strange_pictures_are_drawn(size):
     assert drawing.stages(picture, found, "quality", 1).width >= 2 * drawing.NARROW
 
 
+def test_propose_overwrites_no_picture(fukami, drawn):
+    before = [(drawn / name / "one.png").read_bytes() for name in "ab"]
+    assert [line["drawn"] for line in fukami("propose", "a", "b", "--out", "b").json] == ["b/one-2.png", "b/one-3.png"]
+    assert [(drawn / name / "one.png").read_bytes() for name in "ab"] == before
+
+
 def test_propose_names_what_it_cannot_read_and_goes_on(fukami, drawn):
     (drawn / "text.png").write_text("not a picture")
     answer = fukami("propose", "text.png", "a/one.png", "gone.png")
@@ -474,6 +481,8 @@ def test_propose_names_what_it_cannot_read_and_goes_on(fukami, drawn):
         (["a/one.png", "--count", "0"], "--count should be at least 1"),
         (["a/one.png", "b/one.png", "--out", "x.png"], "folder for 2 pictures"),
         (["a/one.png", "--mode", "slow"], "quality"),
+        (["a/one.png", "--out", "a/one.png"], "would overwrite the picture"),
+        (["a/one.png", "--out", "notes"], "notes is a file; --out should be a folder"),
     ],
 )
 def test_wrong_usage_of_propose(fukami, drawn, words, hint):

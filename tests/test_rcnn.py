@@ -8,11 +8,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.svm import LinearSVC
 
 import check_task
 import fukami as package
-from fukami import Error, UsageError, checkpoint, features
+from fukami import UsageError, checkpoint, features
 from fukami.data import detection, moves
 from fukami.data.boxes import COUNTED, CROWD, DIFFICULT, PROPOSAL, Batch
 from fukami.models import rcnn_alexnet, rcnn_vgg16
@@ -345,12 +346,17 @@ def test_features_take_so_much_room_and_the_oldest_give_way(tmp_path):
         assert (new.read(path) is not None) == (number < 3)
 
 
-def test_a_cache_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+def test_where_the_cache_cannot_be_written_work_goes_on(tmp_path, monkeypatch, caplog):
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     kept = features.Kept(torch.nn.Linear(2, 2), "", 1.0)
-    with pytest.raises(Error, match=r"cannot be written .* give --cache 0"):
-        kept.write(kept.path(torch.zeros(3, 4, 4), torch.zeros(1, 4)), torch.zeros(1, 8))
+    (tmp_path / "cache" / "fukami").write_text("")  # a file where a folder should be
+    path = kept.path(torch.zeros(3, 4, 4), torch.zeros(1, 4))
+    for _ in range(2):
+        kept.write(path, torch.zeros(1, 8))
+    assert kept.read(path) is None
+    assert caplog.text.count("cannot be written") == 1
+    assert "make room there, or set XDG_CACHE_HOME" in caplog.text
 
 
 # the stages one after another
@@ -361,6 +367,35 @@ def often(monkeypatch, pageless):
     """A checkpoint whenever the loop looks, and no report."""
     monkeypatch.setattr("fukami.saving.SECONDS", 0.0)
     monkeypatch.setattr("fukami.saving.SHARE", 1e9)
+
+
+def test_where_nothing_is_found_there_is_no_box(few_scenes, pageless, fukami):
+    """Nor in a strip in which no region is large enough to be looked into."""
+    small = [word for name, value in QUICK.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    trained = fukami("train", "rcnn", *small, "--out", "run", "--no-compile")
+    assert trained.status == 0, trained.err
+    Image.new("RGB", (90, 70), "grey").save("grey.png")
+    Image.new("RGB", (1000, 20), "grey").save("strip.png")
+    found = fukami("predict", "run", "grey.png", "strip.png")
+    assert found.status == 0, found.err
+    assert [answer["width"] for answer in found.json] == [90, 1000]
+    assert found.json[1]["boxes"] == []
+
+
+def test_several_processes_are_refused_before_the_first_stage(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match=r"solved by one process, not 2; start one, or .* rcnn-finetune with several"):
+        RCNN(**QUICK)
+
+
+def test_a_run_that_was_moved_goes_on(few_scenes, often, tmp_path):
+    recipe = RCNN(**QUICK)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Regressors, "solve", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            package.train(recipe, tmp_path / "here", device="cpu", precision="float32")
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert package.train(recipe, tmp_path / "there", device="cpu", precision="float32", resume=True)["count"] == 4
 
 
 def test_killed_in_each_stage_and_resumed_it_is_as_if_never_killed(few_scenes, often, tmp_path):
@@ -443,7 +478,7 @@ def test_the_stage_before_has_to_fit(finetuned, tmp_path):
     for fields, message in (
         ({}, r"goes on from a run of rcnn-finetune; give its folder: --init DIR"),
         ({"init": str(tmp_path / "none")}, r"neither a run's folder nor"),
-        ({"init": str(finetuned), "hidden": 8}, r"network of other fields; give the same ones: --hidden 16"),
+        ({"init": str(finetuned), "hidden": 8}, r"other fields; give the same ones: --hidden 16"),
     ):
         with pytest.raises(UsageError, match=message):
             package.train(RCNNSVM(**{**SMALL, **fields}), tmp_path / "out", device="cpu")
@@ -455,7 +490,7 @@ def test_the_stage_before_has_to_fit(finetuned, tmp_path):
         package.train(RCNNSVM(init=str(finetuned), **SMALL), tmp_path / "out", device="cpu")
     del record["time"]
     checkpoint.write(finetuned / "recipe.json", json.dumps(record).encode())
-    with pytest.raises(UsageError, match=r"is not finished; .* fukami train rcnn-finetune --resume"):
+    with pytest.raises(UsageError, match=r"is not finished; .* fukami train rcnn-finetune --out .* --resume"):
         package.train(RCNNSVM(init=str(finetuned), **SMALL), tmp_path / "out2", device="cpu")
 
 

@@ -130,11 +130,13 @@ def test_predict_boxes_in_pictures_and_videos(fukami, tmp_path, monkeypatch):
     make(tmp_path / "in" / "a.mp4", count=11)
     (tmp_path / "in" / "b.avi").write_text("no video")
     Image.new("L", (100, 50), 255).save(tmp_path / "in" / "c.png")
+    Image.new("L", (40, 20), 255).save(tmp_path / "in" / "c.bmp")  # drawn as a PNG, too
     answer = fukami("predict", "deep-convnet", "in", "--every", "2", "--out", "in")
     assert answer.status == 1
     assert answer.err.splitlines()[0].startswith("fukami: in/b.avi is damaged, or no video")
-    assert "1 of 3 files" in answer.err
-    *frames, picture = answer.json
+    assert "1 of 4 files" in answer.err
+    *frames, small, picture = answer.json
+    assert (small["file"], small["width"]) == ("in/c.bmp", 40)
     box = {"label": "lamp", "score": 0.9, "box": [0, 0, 100, 50]}
     assert picture == {"file": "in/c.png", "width": 100, "height": 50, "boxes": [box]}
     assert [frame["frame"] for frame in frames] == [0, 2, 4, 6, 8, 10]
@@ -146,10 +148,20 @@ def test_predict_boxes_in_pictures_and_videos(fukami, tmp_path, monkeypatch):
             (4 * frame["frame"], 8, min(4 * frame["frame"] + 16, 64), 24), abs=2
         )
     names = {path.name for path in (tmp_path / "in").iterdir()}
-    assert names == {"a.mp4", "a-2.mp4", "b.avi", "c.png", "c-2.png", "index.html"}  # what was given stays
+    assert names == {
+        "a.mp4",
+        "a-2.mp4",
+        "b.avi",
+        "c.bmp",
+        "c.png",
+        "c-2.png",
+        "c-3.png",
+        "index.html",
+    }  # what was given stays
     page = (tmp_path / "in" / "index.html").read_text()
     assert '<video src="a-2.mp4" controls' in page
     assert '<img src="c-2.png"' in page
+    assert '<img src="c-3.png"' in page
     drawn = list(video.frames(tmp_path / "in" / "a-2.mp4"))
     assert [frame.seconds for frame in drawn] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1], abs=1e-3)
     assert drawn[0].picture.size == (512, 384)

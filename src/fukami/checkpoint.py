@@ -22,6 +22,7 @@ from safetensors.torch import load_file as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
+from fukami import answers
 from fukami import precision as precisions
 from fukami.errors import Error, UsageError
 from fukami.recipe import Recipe, build, find, name_of
@@ -72,14 +73,7 @@ def split(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
     runs = list(itertools.takewhile(_is_run, inputs))
     if not runs and inputs:
         locate(inputs[0])  # says what is wrong with it
-    files: list[str] = []
-    for name in inputs[len(runs) :]:
-        path = Path(name)
-        files += (
-            sorted(str(p) for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-            if path.is_dir()
-            else [name]
-        )
+    files = [file for given in inputs[len(runs) :] for file in answers.files(given)]
     if not files:
         raise UsageError(
             f"give the runs first and then the files to answer for; given were: {' '.join(inputs) or 'none'}"
@@ -262,12 +256,20 @@ def claim(folder: Path, recipe: Recipe, resume: bool) -> None:
             f"{name} {begun['fields'].get(name)!r}, not {asked.get(name)!r}"
             for name in sorted(begun["fields"].keys() | asked.keys())
             if begun["fields"].get(name) != asked.get(name)
+            and not _moved(begun["fields"].get(name), asked.get(name), folder)
         ]
         if differ:
             raise UsageError(
                 f"{folder} was begun with {'; '.join(differ)}: resume it as it was, or choose another --out"
             )
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def _moved(begun: Any, asked: Any, folder: Path) -> bool:
+    """Whether two paths are of the same stage of the run that has a stage in ``folder``, which was moved meanwhile."""
+    if not (isinstance(begun, str) and isinstance(asked, str)):
+        return False
+    return Path(asked).parent == folder.resolve().parent and Path(asked).name == Path(begun).name
 
 
 def finished(folder: Path) -> bool:

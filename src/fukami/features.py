@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -13,7 +14,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from fukami.data import places
-from fukami.errors import Error
+
+logger = logging.getLogger(__name__)
 
 
 class Kept:
@@ -32,7 +34,7 @@ class Kept:
             digest.update(f"{name} {value.dtype} {tuple(value.shape)} {value.device.type}".encode())
             digest.update(_bytes(value))
         self.folder = places.download_folder() / "features" / digest.hexdigest()
-        if self.folder.is_dir():
+        with contextlib.suppress(FileNotFoundError):  # it is new, or another process made room
             os.utime(self.folder)  # used now
         self.room = limit * 1e9 - self._others(limit * 1e9)
 
@@ -56,18 +58,14 @@ class Kept:
         return self.folder / f"{digest.hexdigest()}.safetensors"
 
     def read(self, path: Path) -> Tensor | None:
-        """What was kept there; None where there is nothing, or something damaged."""
+        """What was kept there; None where there is nothing, or something that is no file of features."""
         try:
             return load(path.read_bytes())["features"]
         except (OSError, SafetensorError, KeyError):
             return None
 
     def write(self, path: Path, features: Tensor) -> None:
-        """Keep them, in one step: whoever reads finds all or nothing.
-
-        Raises:
-            Error: the folder cannot be written.
-        """
+        """Keep them, in one step: whoever reads finds all or nothing. Once one cannot be written, no more are kept."""
         content = save({"features": features.cpu().contiguous()})
         self.room -= len(content)
         if self.room < 0:
@@ -78,11 +76,11 @@ class Kept:
                 file.write(content)
             os.replace(file.name, path)  # noqa: PTH105
         except OSError as error:
-            where = self.folder.parent
-            raise Error(
-                f"{where} cannot be written ({error.strerror}); make room there, give --cache 0, or set "
-                "XDG_CACHE_HOME to another folder"
-            ) from error
+            self.room = -1.0
+            logger.warning(
+                f"{self.folder.parent} cannot be written ({error.strerror}): features are computed anew each time; "
+                "make room there, or set XDG_CACHE_HOME to another folder"
+            )
 
 
 def _bytes(tensor: Tensor) -> bytes:

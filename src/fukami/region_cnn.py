@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from fukami.tasks.region_cnn import Regions
 
 LEAST = {"alexnet": 63, "vgg16": 32}  # pixels of a region that the backbone needs
-SHARED = ("backbone", "size", "context", "hidden", "width", "batch_norm")  # in which all stages have to agree
+SHARED = (  # in which all stages have to agree: the network, its regions, and what is kept to judge on
+    "backbone", "size", "context", "hidden", "width", "batch_norm", "shortest", "longest", "mode", "holdout",
+)  # fmt: skip
 IDLE = (  # where nothing is learned by gradients
     "epochs", "judge_every", "batch", "accumulate", "rematerialise", "optimizer", "lr", "lr_rule", "clip", "momentum",
     "weight_decay", "decay", "drop", "warmup", "augment", "regions", "dropout",
@@ -156,11 +158,13 @@ class Later(RegionCNN):
         if name_of(type(other)) != self.follows:
             raise UsageError(f"{folder} is a run of {name_of(type(other))}; {own} goes on from one of {self.follows}")
         if not checkpoint.finished(folder):
-            raise UsageError(f"{folder} is not finished; go on with it first: fukami train {self.follows} --resume")
+            raise UsageError(
+                f"{folder} is not finished; go on with it first: fukami train {self.follows} --out {folder} --resume"
+            )
         differ = {name: getattr(other, name) for name in SHARED if getattr(other, name) != getattr(self, name)}
         if differ:
             flags = " ".join(_flag(name, value) for name, value in differ.items())
-            raise UsageError(f"{folder} has a network of other fields; give the same ones: {flags}")
+            raise UsageError(f"{folder} has other fields; give the same ones: {flags}")
         return folder
 
     def begin(self, task: "Task") -> None:

@@ -1,8 +1,8 @@
 """fukami doctor."""
 
-import json
 import sys
 
+from fukami.answers import line
 from fukami.cli import parse
 from fukami.errors import Error
 
@@ -23,12 +23,7 @@ def command(arguments: list[str]) -> None:
 
         found = doctor.examine(data)
         for problem in found.problems:
-            line = json.dumps(problem.record(), ensure_ascii=False)
-            try:
-                line.encode()
-            except UnicodeEncodeError:  # a file name of bytes that are no text
-                line = json.dumps(problem.record())
-            print(line)
+            print(line(problem.record()))
         if found.problems:
             raise Error(str(found))
         print(found, file=sys.stderr)

@@ -2,13 +2,13 @@
 
 import html
 import inspect
-import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fukami.answers import line
 from fukami.cli import parse
 from fukami.errors import Error, UsageError, unknown
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from fukami.analysis.layers import Layer, Shape
     from fukami.analysis.receptive_field import Effective
+    from fukami.task import Task
     from fukami.tasks.classification import Classification
 
 BUDGET = 2 * 10**11  # multiply-adds spent on looking for patches in the training pictures ...
@@ -97,7 +98,10 @@ def explain_model(name: str, given: str | None, classes: int | None, out: Path |
 
 def explain_run(name: str, out: Path | None) -> None:
     """The same of the network of a run."""
-    task, shape = open_detector(name) or open_run(name)[1:]
+    from fukami import checkpoint
+
+    task = checkpoint.load(checkpoint.trained(name))
+    shape = seen(name, task)
     text, steps, field = describe(outline(network(task)), shape, "the run's weights")
     print(text)
     if out:
@@ -122,8 +126,7 @@ def explain_pictures(inputs: Sequence[str], out: Path | None) -> None:
         target = out or (Path("explain") if shipped else folder / "explain")
         page = write(target, runs[0], "what the layers see", list(picture_sections(folder, task, shape, good)))
         for answer in good:
-            line = {key: answer[key] for key in ("file", "label", "probability")}
-            print(json.dumps({**line, "page": str(page)}, ensure_ascii=False))
+            print(line({**{key: answer[key] for key in ("file", "label", "probability")}, "page": str(page)}))
     if len(good) < len(files):
         raise Error(f"{len(files) - len(good)} of {len(files)} files could not be explained")
 
@@ -165,16 +168,24 @@ def parse_shape(text: str) -> "Shape":
     return channels, height, width
 
 
-def open_detector(name: str) -> "tuple[Any, Shape] | None":
-    """The task of a run and the shape of the pictures that it sees, if it is a detector."""
-    from fukami import checkpoint
-    from fukami.tasks.detection import STEP, Detection
+def seen(name: str, task: "Task") -> "Shape":
+    """The shape of what the network of a run is given: a picture, or a region of one.
 
-    task = checkpoint.load(checkpoint.trained(name))
-    if not isinstance(task, Detection):
-        return None
-    sides = (-(-side // STEP) * STEP for side in (task.prepare.shortest, task.prepare.longest))
-    return task, (3, *sides)  # type: ignore[return-value]
+    Raises:
+        UsageError: it is neither a classifier nor a detector.
+    """
+    from fukami.tasks.classification import Classification
+    from fukami.tasks.detection import STEP, Detection
+    from fukami.tasks.region_cnn import RegionCNN
+
+    if isinstance(task, RegionCNN):
+        return 3, task.regions.size, task.regions.size
+    if isinstance(task, Detection):
+        height, width = (-(-side // STEP) * STEP for side in (task.prepare.shortest, task.prepare.longest))
+        return 3, height, width
+    if isinstance(task, Classification):
+        return task.prepare.channels, task.prepare.size, task.prepare.size
+    raise UsageError(f"networks of classifiers and detectors are explained; {name} is a run of {type(task).__name__}")
 
 
 def outline(model: "nn.Module") -> "nn.Module":
@@ -195,8 +206,7 @@ def open_run(name: str) -> "tuple[Path, Classification, Shape]":
     task = checkpoint.load(name)
     if not isinstance(task, Classification):
         raise UsageError(f"what pictures excite is shown of classifiers; {name} is a run of {type(task).__name__}")
-    side = task.prepare.size
-    return folder, task, (task.prepare.channels, side, side)
+    return folder, task, seen(name, task)
 
 
 def network(task: Any) -> "nn.Module":

@@ -1,12 +1,12 @@
 """fukami predict."""
 
 import itertools
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fukami.answers import line
 from fukami.cli import Answered, parse
 from fukami.errors import Error, UsageError
 
@@ -50,7 +50,7 @@ def command(arguments: list[str]) -> None:
         runs, files = checkpoint.split(inputs)
         task = checkpoint.load(*runs, device=device, precision=precision, vote=vote).views(views)
         failed = 0
-        with Page(out, task) as page:
+        with Page(out, task, files) as page:
             for films, group in itertools.groupby(files, video.is_video):
                 if films:
                     failed += sum(_film(task, file, every, page) for file in group)
@@ -71,7 +71,7 @@ def _pictures(task: "Task", files: Sequence[str], page: "Page") -> int:
                 failed += 1
                 print(f"fukami: {answer['error']}", file=sys.stderr)
             else:
-                print(json.dumps(answer, ensure_ascii=False), flush=True)
+                print(line(answer), flush=True)
                 page.add(answer)
     return failed
 
@@ -96,6 +96,6 @@ def _film(task: "Task", file: str, every: int, page: "Page") -> bool:
                     failed = True
                     print(f"fukami: {file}, frame {frame.number}: {answer['error']}", file=sys.stderr)
                 else:
-                    line = {"file": file, "frame": frame.number, "seconds": round(frame.seconds, 6), **answer}
-                    print(json.dumps(line, ensure_ascii=False), flush=True)
+                    about = {"file": file, "frame": frame.number, "seconds": round(frame.seconds, 6)}
+                    print(line({**about, **answer}), flush=True)
                     show(frame, answer)

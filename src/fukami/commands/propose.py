@@ -1,11 +1,10 @@
 """fukami propose."""
 
-import itertools
-import json
 import sys
 from pathlib import Path
 from typing import Literal
 
+from fukami import answers
 from fukami.cli import parse
 from fukami.errors import Error, UsageError
 
@@ -32,7 +31,7 @@ def command(arguments: list[str]) -> None:
             stages: Draw what they are made from, too: the segmentation, and what grouping leaves of it.
             out: Folder for what is drawn, or for one picture a .png file.
         """
-        files = [str(file) for path in pictures for file in _files(path)]
+        files = [file for path in pictures for file in answers.files(path)]
         if not files:
             raise UsageError("give at least one picture: a file, or a folder that has some")
         if count < 1:
@@ -46,9 +45,9 @@ def command(arguments: list[str]) -> None:
         from fukami import image
         from fukami.proposals import drawing, selective_search
 
-        folder = out.parent if single else out
-        folder.mkdir(parents=True, exist_ok=True)
-        drawn: set[str] = set()
+        if single and out.resolve() == Path(files[0]).resolve():
+            raise UsageError(f"--out {out} would overwrite the picture; give another file, or a folder")
+        drawn = answers.Drawn(out.parent if single else out, files)
         failed = 0
         for file in files:
             try:
@@ -58,23 +57,13 @@ def command(arguments: list[str]) -> None:
                 print(f"fukami: {error}", file=sys.stderr)
                 continue
             boxes = selective_search.propose(np.asarray(picture), mode)
-            stem = Path(file).stem
-            names = itertools.chain([f"{stem}.png"], (f"{stem}-{n}.png" for n in itertools.count(2)))
-            place = out if single else folder / next(name for name in names if name not in drawn)
-            drawn.add(place.name)
+            place = out if single else drawn.place(file, "png")
             page = drawing.stages(picture, boxes, mode, count) if stages else drawing.answer(picture, boxes, count)
             page.save(place)
             first = boxes[:count].astype(int).tolist()
             answer = {"file": file, "count": len(boxes), "boxes": first, "drawn": str(place)}
-            print(json.dumps(answer, ensure_ascii=False), flush=True)
+            print(answers.line(answer), flush=True)
         if failed:
             raise Error(f"{failed} of {len(files)} files could not be answered")
 
     parse(run, arguments, "fukami propose")
-
-
-def _files(path: Path) -> list[Path]:
-    """The file itself, or all files in a folder."""
-    if not path.is_dir():
-        return [path]
-    return sorted(each for each in path.rglob("*") if each.is_file() and not each.name.startswith("."))

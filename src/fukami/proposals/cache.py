@@ -50,13 +50,16 @@ def of(pictures: "Sequence[Annotated]", mode: Mode = "fast", prepare: "Scaled | 
         MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),
     )
-    threads = ThreadPoolExecutor(quota())
+    rank, world = (int(os.environ.get(name, single)) for name, single in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
+    first = len(pictures) * rank // world  # processes begin apart, and find what the others have kept
+    threads = ThreadPoolExecutor(max(1, quota() // world))
     try:
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-            found = [threads.submit(_one, picture, mode, prepare) for picture in pictures]
+            found = [threads.submit(_one, picture, mode, prepare) for picture in (*pictures[first:], *pictures[:first])]
             for each in progress.track(as_completed(found), total=len(found)):
                 each.result()  # the first that fails ends it
-        return [each.result() for each in found]
+        boxes = [each.result() for each in found]
+        return boxes[len(boxes) - first :] + boxes[: len(boxes) - first]
     finally:
         threads.shutdown(cancel_futures=True)
 

@@ -1,11 +1,13 @@
 """R-CNN, the whole: its three stages, one after another."""
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from fukami import region_cnn
+from fukami.errors import UsageError
 from fukami.recipe import Recipe
 from fukami.recipes import rcnn_boxes, rcnn_finetune, rcnn_svm
 from fukami.region_cnn import RegionCNN
@@ -39,7 +41,16 @@ class RCNN(rcnn_finetune.RCNNFinetune):
         self._stage(rcnn_boxes.RCNNBoxes, "")
 
     def stages(self, folder: Path) -> dict[str, Recipe]:
-        """Fine-tuning and the SVMs."""
+        """Fine-tuning and the SVMs.
+
+        Raises:
+            UsageError: there are several processes, and the later stages are solved by one.
+        """
+        if (world := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+            raise UsageError(
+                f"the SVMs and boxes of R-CNN are solved by one process, not {world}; start one, or train the stages "
+                "by themselves: rcnn-finetune with several processes, then rcnn-svm and rcnn-boxes"
+            )
         svm = self._stage(rcnn_svm.RCNNSVM, str(folder.resolve() / "finetune"))
         return {"finetune": self._stage(rcnn_finetune.RCNNFinetune, self.init), "svm": svm}
 

@@ -12,7 +12,7 @@ from fukami.data.boxes import COUNTED, CROWD
 from fukami.errors import UsageError
 from fukami.ops import boxes
 from fukami.preparation import Scaled
-from fukami.tasks.region_cnn import RegionCNN, Regions
+from fukami.tasks.region_cnn import TOGETHER, RegionCNN, Regions
 
 if TYPE_CHECKING:
     from fukami.data.boxes import Batch
@@ -174,7 +174,7 @@ class Machines(Solved):
         """The positives of a picture, and the norm of some features."""
         objects = (batch.classes[0] >= 0) & (batch.kinds[0] == COUNTED)
         found = self.seen(picture, torch.cat([batch.boxes[0][objects], proposals[:SAMPLED]]))
-        norms = found.double().norm(dim=1)
+        norms = found.float().norm(dim=1)
         self.tally["norm"] = self.tally["norm"] + torch.tensor([norms.sum().item(), len(norms)], dtype=torch.float64)
         self.tally.add(positives=found[: int(objects.sum())], classes=batch.classes[0][objects])
 
@@ -294,10 +294,11 @@ class Regressors(Solved):
         return {"pairs": torch.tensor(float(len(tally["classes"])))}
 
     def solve(self) -> None:
-        """The regressors of every class that has regions."""
+        """The regressors of every class that has regions, whose features are needed no more."""
         tally = self.tally
         box: Any = self.model.bbox
-        scale = NORM / max(float(tally["features"].float().norm(dim=1).mean()), 1e-12) if len(tally["classes"]) else 1.0
+        norms = [part.float().norm(dim=1) for part in torch.split(tally["features"], TOGETHER)]
+        scale = NORM / max(float(torch.cat(norms).mean().nan_to_num()), 1e-12)
         for number in sorted(set(tally["classes"].tolist())):
             own = tally["classes"] == number
             solver = Ridge(self.ridge, solver="cholesky")  # in as many unknowns as there are features, or samples
@@ -305,10 +306,11 @@ class Regressors(Solved):
             rows = slice(4 * number, 4 * number + 4)
             box.weight[rows] = torch.from_numpy(scale * solver.coef_)
             box.bias[rows] = torch.from_numpy(solver.intercept_)
+        tally["features"] = tally["features"][:0].clone()
 
     def placed(self, picture: Tensor, regions: Tensor, classes: Tensor) -> Tensor:
         """Where the regressors of their classes see the objects."""
         kind = next(self.model.parameters()).dtype
         deltas = self.model.bbox(self.seen(picture, regions, "pool5").to(kind))  # type: ignore[operator]
-        own = deltas.float().view(len(regions), -1, 4)[torch.arange(len(regions)), classes]
+        own = deltas.float().unflatten(1, (len(self.labels), 4))[torch.arange(len(regions)), classes]
         return boxes.decode(own, regions)

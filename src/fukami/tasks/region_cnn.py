@@ -29,6 +29,7 @@ from fukami.tasks.detection import Detection
 if TYPE_CHECKING:
     from fukami.data.boxes import Batch
 
+VERSION = 1  # of how regions are warped and looked at: features that were kept with another are not read
 LEAST = 20  # pixels of the frame that a proposal is at least wide and high, as in the paper's code
 MOST = 2000  # proposals of a picture, about as many as the paper has
 TOGETHER = 256  # regions that pass through the network at once
@@ -106,14 +107,16 @@ class RegionCNN(Detection):
             for part in torch.split(regions, TOGETHER):
                 warped = warp(picture, part, self.regions.size, self.regions.context)
                 found.append(compute(warped.to(kind)).half())
-        return torch.cat(found) if found else compute(picture.new_zeros(1, 3, *[self.regions.size] * 2, dtype=kind))[:0]
+        return torch.cat(found)
 
     def features(self, picture: Tensor, proposals: Tensor) -> Tensor:
         """The features of all proposals of a picture, computed or as they were kept."""
         if not self.regions.cache:
             return self.seen(picture, proposals)
         if self.kept is None:
-            self.kept = Kept(self.model.network, f"{self.regions.size} {self.regions.context}", self.regions.cache)  # type: ignore[arg-type]
+            tf32 = torch.backends.cuda.matmul.allow_tf32
+            settings = f"{VERSION} {self.regions.size} {self.regions.context} {tf32}"
+            self.kept = Kept(self.model.network, settings, self.regions.cache)  # type: ignore[arg-type]
         path = self.kept.path(picture, proposals)
         found = self.kept.read(path)
         if found is None or len(found) != len(proposals):

@@ -1,0 +1,54 @@
+"""What the commands that answer for files share: which files these are, where an answer is drawn, and its line."""
+
+import itertools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from fukami.errors import UsageError
+
+
+def files(given: str | Path) -> list[str]:
+    """The file that was given, or all files in a folder."""
+    path = Path(given)
+    if not path.is_dir():
+        return [str(given)]
+    return sorted(str(each) for each in path.rglob("*") if each.is_file() and not each.name.startswith("."))
+
+
+class Drawn:
+    """Names in a folder for what is drawn of files, none of which is overwritten.
+
+    Args:
+        folder: is made where there is none.
+        spared: the files.
+
+    Raises:
+        UsageError: the folder is a file.
+    """
+
+    def __init__(self, folder: Path, spared: Iterable[str]) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder} is a file; --out should be a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.taken = {Path(file).resolve() for file in spared}
+
+    def place(self, file: str, suffix: str) -> Path:
+        """Where an answer for a file goes; no other one does."""
+        stem = Path(file).stem
+        names = itertools.chain([f"{stem}.{suffix}"], (f"{stem}-{n}.{suffix}" for n in itertools.count(2)))
+        place = next(self.folder / name for name in names if (self.folder / name).resolve() not in self.taken)
+        self.taken.add(place.resolve())
+        return place
+
+
+def line(answer: dict[str, Any]) -> str:
+    """The answer as a line of JSON; in ASCII where a file has a name of bytes that are no text."""
+    text = json.dumps(answer, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(answer)
+    return text
