@@ -113,6 +113,8 @@ def test_pictures_without_objects_and_boxes_of_parts(tmp_path):
         ({"train": "ab", "val": "c", "test": ["secret1", "secret2"]}, "ab", "c"),  # as VOC 2012's
         ({"trainval": "ab", "test": "cd"}, "ab", "cd"),
         ({"train": ["a  1", "b -1", "c  0"], "val": "d", "cat_train": "d"}, "abc", "d"),  # a class's list, with signs
+        ({"trainval": "abcd", "val": "cd"}, "ab", "cd"),
+        ({"trainval": "abcd", "train": "ab"}, "ab", "cd"),
     ],
 )
 def test_lists_of_voc(tmp_path, lists, train, judged):
@@ -150,6 +152,32 @@ def test_xml_beside_pictures(tmp_path, layout):
         assert [stems(train), stems(judged)] == [["0"], ["1"]]
 
 
+def test_of_two_pictures_of_one_name_the_one_that_the_file_names(tmp_path):
+    for suffix, size in (("jpg", (40, 30)), ("png", (20, 10))):
+        picture(tmp_path / "JPEGImages" / f"x.{suffix}", *size)
+    voc(tmp_path, {"x": xml(thing("dog", (1, 1, 9, 9)), filename="x.jpg")})
+    assert one(tmp_path)[0].size == (40, 30)
+    voc(tmp_path, {"x": xml(thing("dog", (1, 1, 9, 9)), filename="x.png", size=(20, 10))})
+    assert one(tmp_path)[0].size == (20, 10)
+    assert detection.described(tmp_path).unlisted == [tmp_path / "JPEGImages" / "x.jpg"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gbk", "euc-kr", "shift_jis", "latin-1", "utf-16"])
+def test_encodings_of_xml(tmp_path, encoding):
+    name = "straße" if encoding == "latin-1" else "犬" if encoding != "euc-kr" else "개"
+    text = f'<?xml version="1.0" encoding="{encoding}"?>\n' + xml(thing(name, (1, 1, 9, 9)))
+    voc(tmp_path, {"x": ""})
+    (tmp_path / "Annotations" / "x.xml").write_bytes(text.encode(encoding))
+    assert one(tmp_path)[1] == (name,)
+
+
+def test_an_encoding_that_nobody_knows(tmp_path, caplog):
+    text = xml(thing("dog", (1, 1, 9, 9)))
+    voc(tmp_path, {"a": text, "x": f'<?xml version="1.0" encoding="klingon"?>{text}'})
+    assert Path(one(tmp_path)[0].name).stem == "a"
+    assert "x.xml, line 1: is not in klingon, as it says; save it in UTF-8" in caplog.text
+
+
 def test_the_picture_that_a_file_names(tmp_path):
     """Where none has the name of the file itself."""
     picture(tmp_path / "JPEGImages" / "photo.JPG")
@@ -183,14 +211,17 @@ UPRIGHT = {  # where the left upper corner (1 wide, 2 high) of a stored picture 
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_boxes_turn_with_a_picture_whose_stored_size_is_stated(tmp_path, orientation):
+def test_boxes_turn_with_a_picture_whose_stored_size_is_stated(tmp_path, orientation, suffix):
     """Beside the mark in the stored picture, once Pillow has turned it."""
-    path = picture(tmp_path / "JPEGImages" / "x.png", orientation=orientation)
-    marked = Image.open(path)
-    marked.load()
+    path = tmp_path / "JPEGImages" / f"x.{suffix}"
+    path.parent.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    marked = Image.new("RGB", (40, 30), "white")
     marked.paste((255, 0, 0), (0, 0, 1, 2))
-    marked.save(path, exif=marked.getexif())
+    marked.save(path, exif=exif)
     sample, _ = one(voc_png(tmp_path, xml(thing("mark", (1, 1, 1, 2)))))
     assert sample.size == ((30, 40) if orientation > 4 else (40, 30))
     assert sample.boxes.tolist() == [list(UPRIGHT[orientation])]
@@ -285,6 +316,16 @@ def test_roboflows_coco(tmp_path):
         (tmp_path / part / "_annotations.coco.json").write_text(json.dumps(content))
     train, judged, labels = detection.read(str(tmp_path), 0.2)
     assert [stems(train), stems(judged), labels] == [["train", "valid"], ["test"], ("RBC",)]
+
+
+def test_two_records_of_one_picture_are_one(tmp_path):
+    """As merged exports have it: each would teach that what the other has is background."""
+    picture(tmp_path / "a.jpg")
+    boxes = [note(1, 1, 3, [1, 1, 5, 5]), note(2, 2, 7, [9, 9, 5, 5]), note(3, 2, 7, [3, 9, 5, 5], iscrowd="0")]
+    (tmp_path / "x.json").write_text(json.dumps(coco([shot(1, "a.jpg"), shot(2, "a.jpg")], boxes)))
+    sample, _ = one(tmp_path)
+    assert sample.classes.tolist() == [0, 1, 1]
+    assert sample.kinds.tolist() == [COUNTED] * 3
 
 
 def test_pycocotools_reads_the_same(tmp_path, random):
@@ -387,6 +428,9 @@ def test_yaml_of_yolo(tmp_path, names, layout):
         ("names: [cat\ntrain: x", r"data.yaml, line \d: is no YAML"),
         ("names: [cat]\ntrain: nowhere", "names nowhere, and there is no"),
         ("names: {a: cat}\ntrain: images", "names should be a list"),
+        ("names: 7\ntrain: images", "names should be a list"),
+        ("names: absent.txt\ntrain: images", r"names absent.txt, and there is no"),
+        ("names: [cat]\ntrain: images\nval: ../test/images", r"names \.\./test/images, and there is no"),
     ],
 )
 def test_yaml_that_is_broken(tmp_path, content, message):
@@ -400,6 +444,79 @@ def test_yolo_without_names(tmp_path):
     yolo(tmp_path, "", "a", "0 .5 .5 .5 .5")
     with pytest.raises(Error, match=r"classes\.txt"):
         detection.read(str(tmp_path), 0.0)
+    for content in ("train: images\nnames:\n", "train: images\n"):
+        (tmp_path / "data.yaml").write_text(content)
+        with pytest.raises(Error, match=r"names should be a list, .* got None"):
+            detection.read(str(tmp_path / "data.yaml"), 0.0)
+
+
+def beside(root, stem, *lines):
+    """A picture and its labels in the same folder."""
+    picture(root / f"{stem}.jpg")
+    (root / f"{stem}.txt").write_bytes("\n".join(lines).encode("utf-8-sig"))
+
+
+@pytest.mark.parametrize("tool", ["labelImg", "labelImg, parts", "Label Studio", "CVAT"])
+def test_yolo_as_tools_leave_it(tmp_path, tool):
+    box = "1 0.5 0.5 0.5 0.5"
+    names = tmp_path / "classes.txt"
+    if tool == "labelImg":
+        for stem in "ab":
+            beside(tmp_path, stem, box)
+    elif tool == "labelImg, parts":
+        beside(tmp_path / "train", "a", box)
+        beside(tmp_path / "valid", "b", box)
+        names = tmp_path / "train" / "classes.txt"
+    elif tool == "Label Studio":
+        for stem in "ab":
+            yolo(tmp_path, "", stem, box)
+        notes = {"categories": [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}], "info": {"year": 2024}}
+        (tmp_path / "notes.json").write_text(json.dumps(notes))
+    else:
+        for stem in "ab":
+            beside(tmp_path / "obj_train_data", stem, box)
+        names = tmp_path / "obj.names"
+        (tmp_path / "train.txt").write_text("data/obj_train_data/a.jpg\ndata/obj_train_data/b.jpg\n")
+        described = "classes = 2\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n"
+        (tmp_path / "obj.data").write_text(described)
+    names.write_text("cat\ndog\n")
+    train, judged, labels = detection.read(str(tmp_path), 0.5)
+    assert labels == ("cat", "dog")
+    assert sorted(stems(train) + stems(judged)) == ["a", "b"]
+    if tool == "labelImg, parts":
+        assert [stems(train), stems(judged)] == [["a"], ["b"]]
+    for sample in (*train, *judged):
+        assert sample.boxes.tolist() == [[10, 7.5, 30, 22.5]]
+        assert sample.classes.tolist() == [1]
+
+
+# ---- parts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["YOLO", "COCO"])
+def test_a_part_without_a_box_is_not_judged_on(tmp_path, layout, caplog):
+    for part in ("train", "val", "test"):
+        if layout == "YOLO":
+            yolo(tmp_path, part, part, *["0 0.5 0.5 0.5 0.5"] * (part != "test"))
+        else:
+            picture(tmp_path / part / f"{part}.jpg")
+            (tmp_path / "annotations").mkdir(exist_ok=True)
+            content = coco([shot(1, f"{part}.jpg")], [note(1, 1, 7, [1, 1, 5, 5])] * (part != "test"))
+            (tmp_path / "annotations" / f"instances_{part}.json").write_text(json.dumps(content))
+    (tmp_path / "classes.txt").write_text("cat\n")
+    train, judged, _ = detection.read(str(tmp_path), 0.0)
+    assert [stems(train), stems(judged)] == [["train"], ["val"]]
+    assert "the test part has no box, and is not judged on" in caplog.text
+
+
+def test_what_is_judged_on_needs_no_training_pictures(tmp_path):
+    voc(tmp_path, {stem: xml(thing("dog", (1, 1, 9, 9))) for stem in "abcd"}, {"train": "abc", "test": "d"})
+    for stem in "abc":
+        (tmp_path / "JPEGImages" / f"{stem}.jpg").unlink()
+    train, judged, labels = detection.read(str(tmp_path), 0.0, 0, training=False)
+    assert (train, stems(judged), labels) == ((), ["d"], ("dog",))
+    with pytest.raises(Error, match="3 pictures are broken, and --broken allows 0"):
+        detection.read(str(tmp_path), 0.0, 0)
 
 
 # ---- by name, archives, nothing at all ------------------------------------------------------------------------------

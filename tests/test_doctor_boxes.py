@@ -204,6 +204,37 @@ def test_yolo(fukami, tmp_path):
     assert one(fukami("doctor", root), "broken")["line"] == 2
 
 
+def test_yolo_as_roboflow_leaves_it_is_healthy(fukami, tmp_path):
+    """With a test part that is named and not there."""
+    for number, part in enumerate(("train", "valid")):
+        yolo(tmp_path / part, "", part, "0 0.5 0.5 0.5 0.5", "1 0.2 0.2 0.4 0.4")
+        draw(tmp_path / part / "images" / f"{part}.jpg", number)
+    (tmp_path / "data.yaml").write_text(
+        "train: ../train/images\nval: ../valid/images\ntest: ../test/images\nnames: [cat, dog]\n"
+    )
+    answer = fukami("doctor", tmp_path)
+    assert (answer.status, answer.out) == (0, "")
+
+
+def test_two_records_of_a_picture(fukami, tmp_path):
+    """Are told with the line of the second, whose bad boxes are, too."""
+    draw(tmp_path / "coco" / "a.jpg", 1)
+    images = [shot(1, "a.jpg"), shot(2, "a.jpg")]
+    boxes = [note(1, 1, 3, [0, 0, 20, 20]), note(2, 2, 3, [2, 2, 0, 20])]
+    file = tmp_path / "coco" / "labels.json"
+    file.write_text(json.dumps(coco(images, boxes, ((3, "cat"),)), indent=1))
+    answer = fukami("doctor", tmp_path / "coco")
+    assert "annotation 2 (cat) has no area" in found(answer, "empty box")["detail"]
+    twice = found(answer, "duplicate")
+    assert twice["file"] == str(file)
+    assert file.read_text().splitlines()[twice["line"]].strip() == '"id": 2,'
+    assert twice["detail"] == "a.jpg is listed twice"
+    file.write_text(json.dumps({"images": [], "annotations": []}))
+    broken = one(fukami("doctor", file), "broken")
+    assert broken["file"] == str(file)
+    assert broken["detail"].startswith("has no list categories")
+
+
 def test_archive(fukami, data, tmp_path):
     """Files are named as they lie in the archive."""
     rewrite(data, thing("cat", (60, 5, 70, 9)))

@@ -182,13 +182,19 @@ def test_two_processes_share_every_batch(make):
         make(batch=3, seed=4).place(Two(0))
 
 
-def test_broken_pictures_are_named_and_left_out(samples, tmp_path, caplog):
-    """Also one that is no longer as large as when its boxes were read."""
+def damaged(samples, tmp_path):
+    """Nine samples, of which the second has an empty file, and the sixth a file of another size."""
     broken = list(samples[:9])
     for number, content in ((1, b""), (5, None)):
         path = tmp_path / f"{number}.png"
         Image.new("RGB", (9, 9)).save(path) if content is None else path.write_bytes(content)
         broken[number] = Annotated(path, *list(vars(broken[number]).values())[1:-1], str(path))
+    return broken
+
+
+def test_broken_pictures_are_named_and_left_out(samples, tmp_path, caplog):
+    """Also one that is no longer as large as when its boxes were read."""
+    broken = damaged(samples, tmp_path)
     for memory in (4, 0):
         caplog.clear()
         loader = framed.loader(broken, LABELS, PREPARE, batch=3, memory=memory)
@@ -198,6 +204,20 @@ def test_broken_pictures_are_named_and_left_out(samples, tmp_path, caplog):
         assert "5.png has 9×9 pixels, and had 41×40" in caplog.text
         with pytest.raises(Error, match="--broken allows 1"):
             list(framed.loader(broken, LABELS, PREPARE, batch=3, memory=memory, broken=1))
+
+
+def test_a_streamed_batch_of_which_nothing_can_be_read_teaches_nothing(samples, tmp_path):
+    """It comes all the same: other processes make a step, too."""
+    loader = framed.loader(damaged(samples, tmp_path), LABELS, PREPARE, batch=1, seed=0, memory=0)
+    batches = {int(batch.numbers): batch for batch in loader}
+    assert sorted(batches) == list(range(9))
+    for number, batch in batches.items():
+        known = number not in (1, 5)
+        assert bool(batch.pictures.any()) == known
+        assert int((batch.classes >= 0).sum()) == known * len(samples[number].boxes)
+        assert known or not batch.boxes.any()
+    with pytest.raises(Error, match="--broken allows 1"):
+        list(framed.loader(loader.samples, LABELS, PREPARE, batch=1, seed=0, memory=0, broken=1))
 
 
 def test_nothing_to_train_on():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 from functools import partial
 
@@ -295,6 +296,25 @@ def test_a_class_has_so_many_pairs_at_most(few_scenes):
     task.pairs = 1
     work(task, loader)
     assert task.tally["classes"].bincount().max() < 40  # those of one picture
+
+
+@pytest.mark.parametrize("stage", [RCNNSVM, RCNNBoxes])
+def test_a_streamed_picture_that_is_broken_is_passed_over(scene_files, tmp_path, stage):
+    shutil.copytree(scene_files, tmp_path / "scenes")
+    file = tmp_path / "scenes" / "train" / "3.png"
+    recipe = stage(init="-", cache=0.0, dataset=str(tmp_path / "scenes"), memory=0.0, **SMALL)
+    samples, _, labels = detection.read(recipe.dataset, 0.2)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    loader = recipe.loader(samples, labels, train=True)
+    torch.manual_seed(0)
+    task = recipe.task(labels)
+    task.setup(Runtime.start("cpu", "float32"))
+    logged = work(task, loader)
+    assert len(logged) == 8 * task.passes
+    assert len(loader.broken) == 1
+    solved = task.model.svm if stage is RCNNSVM else task.model.bbox
+    assert solved.weight.any()
 
 
 # kept features

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     if os.environ.get("RANK", "0") != "0":  # what is wrong with data that all processes read, the first one tells
-        for name in ("folder", "shards"):
+        for name in ("annotations", "decoding", "folder", "shards"):
             logging.getLogger(f"fukami.data.{name}").setLevel(logging.ERROR)
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:

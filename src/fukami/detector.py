@@ -59,7 +59,7 @@ class Detector(Supervised):
         """The test part alone: what there is to train on is not decoded."""
         from fukami.data import detection
 
-        _, test, labels = detection.read(self.dataset, self.holdout, self.broken)
+        _, test, labels = detection.read(self.dataset, self.holdout, self.broken, training=False)
         return self.loader(test, labels, train=False)
 
     def loader(self, samples: "tuple[Annotated, ...]", labels: tuple[str, ...], *, train: bool) -> "Framed":

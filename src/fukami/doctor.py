@@ -2,7 +2,7 @@
 
 The data are a folder of pictures by class, an archive of one, a CSV of path and label, shards, or a known name; of
 pictures with boxes, :mod:`fukami.doctor_boxes` examines what is said of them. A doctor sees more than a reader: what
-training passes over in silence or refuses at once is a finding here, and the rest is still examined.
+training passes over in silence or refuses at once is a finding here, and what can still be read is examined.
 """
 
 import csv

@@ -14,7 +14,7 @@ from fukami.findings import Findings, Item
 
 SMALLEST = 4.0  # pixels; a side below shows nothing that could be told apart
 SLACK = 0.5  # pixels that a box may leave its picture by, as rounded coordinates do
-WHERE = re.compile(r"^(?P<file>.*?), line (?P<line>\d+): (?P<detail>.*)$", re.DOTALL)
+WHERE = re.compile(r"^(?P<file>.*?\.(json|ya?ml|data))(, line (?P<line>\d+))?:? (?P<detail>.*)$", re.DOTALL | re.I)
 SENTENCES = {
     "not a number": "has no box of four finite numbers, and is left out",
     "inverted box": "ends before it begins, and is left out",
@@ -34,11 +34,11 @@ def examine(spec: str, found: Findings) -> Iterator[tuple[Item, bytes]]:
         sheets = detection.described(given)
     except Error as error:
         match = WHERE.match(str(error))
-        where = (names(Path(match["file"])), int(match["line"])) if match else (str(given), 0)
+        where = (names(Path(match["file"])), int(match["line"] or 0)) if match else (str(given), 0)
         detail = match["detail"] if match else str(error).removeprefix(f"{given} ")
         found.add("broken", detail, file=where[0], line=where[1])
         return
-    for flaw in (*sheets.lost, *sheets.flaws):
+    for flaw in dict.fromkeys(flaw._replace(part="") for flaw in (*sheets.lost, *sheets.flaws)):
         found.add(flaw.problem, flaw.detail, file=names(flaw.file), line=flaw.line)
     for picture in sheets.unlisted:
         found.add("no annotation", "no annotation says what is in it", file=names(picture))
@@ -74,15 +74,15 @@ def _items(sheets: Sheets, names: _Names, found: Findings) -> list[Item]:
     items = []
     headers = annotations.headers([entry for _, entry in entries])
     for (part, entry), head in zip(entries, headers, strict=True):
+        if isinstance(head, Header):  # what cannot be read is told when it is decoded
+            _entry(entry, head, names(entry.file), part, found)
         if entry.picture in first:
             kind = "duplicate" if first[entry.picture] == part else "duplicate across parts"
-            detail = f"is listed in {first[entry.picture]!r} and in {part!r}" if part else "is listed twice"
-            found.add(kind, detail, file=names(entry.picture))
+            where = f"in {first[entry.picture]!r} and in {part!r}" if part else "twice"
+            found.add(kind, f"{entry.picture.name} is listed {where}", file=names(entry.file), line=entry.line)
             continue
         first[entry.picture] = part
         items.append(Item(entry.picture, names(entry.picture), "", part))
-        if isinstance(head, Header):  # what cannot be read is told when it is decoded
-            _entry(entry, head, names(entry.file), part, found)
     return items
 
 

@@ -181,7 +181,7 @@ def classes(found: Findings, things: str = "picture") -> None:
     names(sorted(labels, key=lambda label: -every[label]), found)  # so that the rare spelling is told
     if len(labels) == 1 and things == "picture":
         found.add("lone class", "there is no other class to tell it from", label=labels[0])
-    training = [part for part in counts if part.lower() in (*folder.TRAIN, "")]
+    training = [part for part in counts if part.lower() in (*folder.TRAIN, "trainval", "")]
     sizes = sum((counts[part] for part in training), Counter[str]())  # leaves out the empty ones
     largest, most = next(iter(sizes.most_common(1)), ("", 0))
     for label in labels:

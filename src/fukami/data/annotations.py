@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,12 +62,13 @@ class Entry:
 
 
 class Flaw(NamedTuple):
-    """What a reader passed over: the kind of problem as the doctor calls it, the file, the line, and the words."""
+    """What a reader passed over: the kind of problem as the doctor calls it, file, line, the words, and the part."""
 
     problem: str
     file: Path
     line: int
     detail: str
+    part: str = ""
 
 
 @dataclass
@@ -106,7 +107,10 @@ def header(path: Path) -> Header | Error:
     """The header of a picture, which is not decoded, or what is wrong with it."""
     try:
         with image.opened(path) as picture:
-            return Header(*picture.size, orientation(picture))
+            how = orientation(picture)
+            if picture.format == "TIFF" and how > 4:  # whose size Pillow has turned already
+                return Header(picture.height, picture.width, how)
+            return Header(*picture.size, how)
     except Error as error:
         return error
 
@@ -172,6 +176,7 @@ def settle(entries: Sequence[Entry], labels: Sequence[str], lost: Sequence[Flaw]
     kept: list[Annotated] = []
     wrong = [f"{flaw.file}{f', line {flaw.line}' if flaw.line else ''}: {flaw.detail}" for flaw in lost]
     dropped = 0
+    entries = merged(entries)
     for entry, found in zip(entries, headers(entries), strict=True):
         if isinstance(found, Error):
             wrong.append(str(found))
@@ -195,6 +200,16 @@ def settle(entries: Sequence[Entry], labels: Sequence[str], lost: Sequence[Flaw]
     return kept
 
 
+def merged(entries: Sequence[Entry]) -> list[Entry]:
+    """Each picture once, with the boxes of all its entries: what one of them has is no background in another."""
+    found: dict[Path, Entry] = {}
+    for entry in entries:
+        other = found.setdefault(entry.picture, entry)
+        if other != entry:
+            found[entry.picture] = replace(other, boxes=(*other.boxes, *entry.boxes))
+    return list(found.values())
+
+
 def _annotated(picture: Path, size: tuple[int, int], boxes: Sequence[tuple[Corners, int, int]]) -> Annotated:
     corners = np.array([each[0] for each in boxes], np.float64).reshape(-1, 4)
     inside = np.clip(corners, 0, np.array([*size, *size])).astype(np.float32)
@@ -208,20 +223,34 @@ def _annotated(picture: Path, size: tuple[int, int], boxes: Sequence[tuple[Corne
     )
 
 
-def parts(sheets: Sheets) -> tuple[list[Entry], list[Entry] | None]:
-    """What to train on, and what to judge on (None where the data have no parts).
+def parts(sheets: Sheets) -> tuple[tuple[str, ...], str | None]:
+    """The names of the parts to train on, and of the one to judge on (None where the data have none).
 
-    Where there is a test part, it is judged on, and all else is trained on; otherwise the validation part is.
+    Where there is a test part, it is judged on, and all else is trained on; otherwise the validation part is. One
+    without a single box can be no judge.
     """
-    found = {name: entries for name, entries in sheets.parts.items() if entries}
-    if not found.keys() - {""}:
-        return found.get("", []), None
-    train = found.get("train", [])
-    if "test" in found:
-        return found.get("trainval") or [*train, *found.get("val", [])], found["test"]
-    if "val" in found:
-        return train or found.get("trainval", []), found["val"]
-    return found.get("trainval") or train, None
+    found = {name for name, entries in sheets.parts.items() if entries} | {flaw.part for flaw in sheets.lost}
+    for name in sorted(found & {"test", "val"}):
+        if not any(entry.boxes for entry in sheets.parts.get(name, ())):
+            logger.warning(f"the {name} part has no box, and is not judged on; annotate its pictures")
+            found.remove(name)
+    judged = next((name for name in ("test", "val") if name in found), None)
+    every = {"trainval"} if "trainval" in found and judged != "val" else {"", "train", "val"} - {judged}
+    return tuple(sorted(every & found)), judged
+
+
+def apart(sheets: Sheets) -> None:
+    """Where ``trainval`` stands beside one of its halves alone, the other half is what is left of it."""
+    for half, other in (("train", "val"), ("val", "train")):
+        if {"trainval", half, other} & sheets.parts.keys() == {"trainval", half}:
+            there = {entry.picture for entry in sheets.parts[half]}
+            sheets.parts[other] = [each for each in sheets.parts.pop("trainval") if each.picture not in there]
+            lost = {flaw.file for flaw in sheets.lost if flaw.part == half}
+            sheets.lost = [
+                flaw._replace(part=other) if flaw.part == "trainval" else flaw
+                for flaw in sheets.lost
+                if flaw.part != "trainval" or flaw.file not in lost
+            ]
 
 
 def part_of(name: str) -> str:
@@ -236,15 +265,15 @@ def pictures(place: Path, *, deep: bool = False) -> list[Path]:
     return sorted(path for path in found if path.suffix.lower() in endings and not path.name.startswith("."))
 
 
-def only(entries: Iterable[Entry], sheets: Sheets) -> list[Entry]:
-    """The entries whose picture is there; what the others lack is noted as lost."""
+def only(entries: Iterable[Entry], sheets: Sheets, part: str) -> list[Entry]:
+    """The entries of a part whose picture is there; what the others lack is noted as lost."""
     here = []
     for entry in entries:
         if entry.picture.is_file():
             here.append(entry)
         else:
             detail = f"the picture {entry.picture} does not exist; put it there, or remove its annotation"
-            sheets.lost.append(Flaw("missing", entry.file, entry.line, detail))
+            sheets.lost.append(Flaw("missing", entry.file, entry.line, detail, part))
     return here
 
 

@@ -20,6 +20,7 @@ from fukami.errors import Error
 
 LISTS = ("images", "annotations", "categories")
 BLANK = re.compile(r"[ \t\r\n]*")
+START = 100_000  # characters that are looked at to recognise a file
 ROBOFLOW = "_annotations.coco.json"
 
 
@@ -70,7 +71,7 @@ def read(root: Path) -> Sheets:
     """
     sheets = Sheets()
     for part, path in ({"": root} if root.is_file() else files(root)).items():
-        sheets.parts[part] = only(_entries(path, sheets), sheets)
+        sheets.parts[part] = only(_entries(path, sheets), sheets, part)
     if root.is_dir():  # a single file may well be of some of the pictures that lie there
         listed = {entry.picture for entries in sheets.parts.values() for entry in entries}
         places = sorted({path.parent for path in listed})
@@ -154,7 +155,7 @@ def _entries(path: Path, sheets: Sheets) -> Iterator[Entry]:
         if category not in labels:
             detail = f"{note} is of category {category}, which is not among the categories"
             sheets.flaws.append(Flaw("no class", path, line, detail))
-        kind = CROWD if fields.get("iscrowd") else COUNTED
+        kind = CROWD if fields.get("iscrowd") in (1, "1") else COUNTED
         boxes.setdefault(picture, []).append(Box(labels.get(category, ""), _corners(fields), kind, line, note))
     locate = _Places(path)
     for line, fields in found["images"]:
@@ -215,7 +216,8 @@ def _part(stem: str) -> str:
 
 
 def _looks_right(path: Path) -> bool:
-    """Whether a file begins as one of COCO's does."""
+    """Whether a file begins as one of COCO's does; one of categories alone is another's, of a tool for labels."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        start = file.read(100_000)
-    return bool(re.match(r"\s*\{", start) and re.search(r'"(images|annotations|categories|licenses)"\s*:\s*\[', start))
+        start, more = file.read(START), file.read(1)
+    lists = "images|annotations" + ("|categories|licenses" if more else "")
+    return bool(re.match(r"\s*\{", start) and re.search(rf'"({lists})"\s*:\s*\[', start))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fukami.data import coco, folder, scenes, voc, yolo
-from fukami.data.annotations import Sheets, parts, settle, stratum
+from fukami.data.annotations import Sheets, apart, parts, settle, stratum
 from fukami.data.boxes import Annotated
 from fukami.data.places import candidates
 from fukami.errors import Error, unknown
@@ -20,7 +20,9 @@ LAYOUTS = (
 Part = tuple[Annotated, ...]
 
 
-def read(spec: str, holdout: float, broken: int = folder.BROKEN) -> tuple[Part, Part, tuple[str, ...]]:
+def read(
+    spec: str, holdout: float, broken: int = folder.BROKEN, *, training: bool = True
+) -> tuple[Part, Part, tuple[str, ...]]:
     """What to train on, what to judge on, and the class names of a data set.
 
     Args:
@@ -28,6 +30,7 @@ def read(spec: str, holdout: float, broken: int = folder.BROKEN) -> tuple[Part, 
             folder (or archive) or file in the layout of VOC, COCO or YOLO.
         holdout: share of the pictures that is judged on, where the data have no parts of their own.
         broken: pictures that may be missing or broken, in each part; they are left out and named.
+        training: also what to train on, which need not be there otherwise.
 
     Raises:
         UsageError: no such name and no such path.
@@ -36,16 +39,23 @@ def read(spec: str, holdout: float, broken: int = folder.BROKEN) -> tuple[Part, 
     if spec == "scenes":
         return scenes.annotated(0, scenes.TRAINING), scenes.annotated(scenes.TRAINING, scenes.TESTING), scenes.LABELS
     sheets = described(located(spec))
-    learned, judged = parts(sheets)
     labels = sheets.labels
-    train = tuple(settle(learned, labels, sheets.lost, broken))
     if not labels:
         raise Error(f"{spec} has no box of any class; annotate its pictures first")
+    learned, judged = parts(sheets)
+    train = _settled(sheets, learned, broken) if training or judged is None else ()
     if judged is not None:
-        return train, tuple(settle(judged, labels, (), broken)), labels
+        return train, _settled(sheets, (judged,), broken), labels
     held = folder.held_out(stratum(train), holdout).tolist()
     kept = tuple(each for each, out in zip(train, held, strict=True) if not out)
     return kept, tuple(each for each, out in zip(train, held, strict=True) if out), labels
+
+
+def _settled(sheets: Sheets, names: tuple[str, ...], broken: int) -> Part:
+    """What can be learned from the parts of these names."""
+    entries = [entry for name in names for entry in sheets.parts.get(name, ())]
+    lost = [flaw for flaw in sheets.lost if flaw.part in names]
+    return tuple(settle(entries, sheets.labels, lost, broken))
 
 
 def located(spec: str) -> Path:
@@ -92,7 +102,9 @@ def described(path: Path) -> Sheets:
     if found is None:
         raise Error(f"{path} holds no annotations in a known layout; expected one of: {LAYOUTS}")
     layout, root = found
-    return FORMATS[layout](root)
+    sheets = FORMATS[layout](root)
+    apart(sheets)
+    return sheets
 
 
 def recognised(path: Path) -> tuple[str, Path] | None:

@@ -240,6 +240,11 @@ class FramedStream(Framed, Streaming):
         return map(_wished, self.framed())
 
     def _seen(self, found: Any, share: Share, *, still: bool = False) -> Batch:
+        if not found[1]:  # a step for it all the same, as other processes may make one, from which nothing is learned
+            self._name(found[2])
+            black = torch.zeros(len(share.members), 3, *share.frame, dtype=torch.uint8, device=self.device)
+            empty = self.assemble(black, share, still=True)
+            return empty._replace(boxes=empty.boxes * 0, classes=torch.full_like(empty.classes, -1))
         pictures, _, kept = self._placed(found, share.members)
         own = share._replace(members=share.members[kept], draws=share.draws[kept])
         return self.assemble(pictures, own, still=still)

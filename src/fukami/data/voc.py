@@ -13,13 +13,14 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 from fukami.data import folder
-from fukami.data.annotations import Box, Entry, Flaw, Sheets, only, part_of, pictures
+from fukami.data.annotations import Box, Entry, Flaw, Sheets, part_of, pictures
 from fukami.data.boxes import COUNTED, DIFFICULT
 from fukami.data.places import candidates
 from fukami.errors import Error
 
 PICTURES = ("JPEGImages", "images", "Images", "JPEGImage", "imgs")
 SIDES = ("xmin", "ymin", "xmax", "ymax")
+ENCODING = re.compile(rb"""^<\?xml[^>]*encoding=["']([\w.:-]+)""")
 LINE = "line of the file"  # an attribute that no file can have
 
 
@@ -58,7 +59,8 @@ def read(root: Path) -> Sheets:
     else:
         inside = {part_of(each.name): each for each in folder.folders(root) if part_of(each.name)}
         for part, place in (inside or {"": root}).items():
-            sheets.parts[part] = only(_beside(place, sheets), sheets)
+            sheets.parts[part] = []
+            _beside(place, part, sheets)
     entries = [entry for part in sheets.parts.values() for entry in part]
     sheets.labels = tuple(sorted({box.label for entry in entries for box in entry.boxes if box.label}))
     return sheets
@@ -70,6 +72,24 @@ def parse(path: Path) -> ElementTree.Element:
     Raises:
         Error: it is no XML; the line is named.
     """
+    try:
+        content = path.read_bytes()
+        try:
+            return _tree(content)
+        except (ValueError, LookupError):  # an encoding that expat does not know; Python may
+            declared = ENCODING.search(content)
+            name = declared[1].decode() if declared else "utf-8"
+            try:
+                return _tree(content.decode(name))
+            except (ValueError, LookupError):
+                raise Error(f"{path}, line 1: is not in {name}, as it says; save it in UTF-8") from None
+    except expat.ExpatError as error:
+        raise Error(f"{path}, line {error.lineno}: is no XML ({error}); get the file again") from None
+    except OSError as error:
+        raise Error(f"{path} cannot be read ({error.strerror})") from None
+
+
+def _tree(content: bytes | str) -> ElementTree.Element:
     builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
 
     def start(tag: str, attributes: dict[str, str]) -> None:
@@ -78,12 +98,7 @@ def parse(path: Path) -> ElementTree.Element:
     parser.StartElementHandler = start
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data
-    try:
-        parser.Parse(path.read_bytes(), True)
-    except expat.ExpatError as error:
-        raise Error(f"{path}, line {error.lineno}: is no XML ({error}); get the file again") from None
-    except OSError as error:
-        raise Error(f"{path} cannot be read ({error.strerror})") from None
+    parser.Parse(content, True)
     return builder.close()
 
 
@@ -128,59 +143,84 @@ def _annotations(root: Path) -> Path | None:
 def _lists(root: Path, annotations: Path, sheets: Sheets) -> None:
     """VOC's own layout: the parts are lists in ``ImageSets/Main``; without one, all is one part."""
     place = next((root / name for name in PICTURES if (root / name).is_dir()), root)
-    lying = {path.stem: path for path in pictures(place)}
     files = {path.stem: path for path in sorted(annotations.glob("*.xml"))}
-    sheets.unlisted = [path for stem, path in lying.items() if stem not in files]
-    found: dict[str, Entry] = {}
-    for stem, path in files.items():
-        _take(path, place, lying, stem, found, sheets)
-    lists = {part_of(path.stem): path for path in sorted((root / "ImageSets" / "Main").glob("*.txt"))}
-    for part, path in lists.items():
+    said = _said(files, [(path.stem, path) for path in pictures(place)], place, sheets)
+    listed: set[str] = set()
+    for path in sorted((root / "ImageSets" / "Main").glob("*.txt")):
+        part = part_of(path.stem)
         lines = list(_names(path)) if part else []
-        if any(stem in files for _, stem in lines):  # VOC 2012 lists pictures whose annotations are kept secret
-            sheets.parts[part] = [found[stem] for _, stem in lines if stem in found]
-            for line, stem in lines:
-                if stem not in files:
-                    detail = f"lists {stem}, which has no file in {annotations}; add it, or remove the line"
-                    sheets.lost.append(Flaw("missing", path, line, detail))
-    if not sheets.parts:
-        sheets.parts[""] = list(found.values())
+        if not any(stem in files for _, stem in lines):  # VOC 2012 lists pictures whose annotations are kept secret
+            continue
+        for line, stem in lines:
+            detail = f"lists {stem}, which has no file in {annotations}; add it, or remove the line"
+            _put(said.get(stem, Flaw("missing", path, line, detail)), part, sheets)
+            listed.add(stem)
+    for stem, found in said.items():
+        if not listed or (stem not in listed and isinstance(found, Flaw)):
+            _put(found, "", sheets)
 
 
-def _beside(place: Path, sheets: Sheets) -> Iterator[Entry]:
+def _beside(place: Path, part: str, sheets: Sheets) -> None:
     """An XML file beside each picture, or below the same folder."""
-    lying = {path.relative_to(place).with_suffix("").as_posix(): path for path in pictures(place, deep=True)}
-    found: dict[str, Entry] = {}
-    files = {path.relative_to(place).with_suffix("").as_posix(): path for path in sorted(place.rglob("*.xml"))}
-    sheets.unlisted += [path for stem, path in lying.items() if stem not in files]
-    for stem, path in files.items():
-        _take(path, path.parent, lying, stem, found, sheets)
-    yield from found.values()
+
+    def name(path: Path) -> str:
+        return path.relative_to(place).with_suffix("").as_posix()
+
+    files = {name(path): path for path in sorted(place.rglob("*.xml"))}
+    lying = [(name(path), path) for path in pictures(place, deep=True)]
+    for found in _said(files, lying, None, sheets).values():
+        _put(found, part, sheets)
 
 
-def _take(path: Path, place: Path, lying: dict[str, Path], stem: str, found: dict[str, Entry], sheets: Sheets) -> None:
-    """Read one file; its picture is that of the same name, or else the one that it names."""
+def _put(found: Entry | Flaw, part: str, sheets: Sheets) -> None:
+    """Add what a file says to a part."""
+    if isinstance(found, Entry):
+        sheets.parts.setdefault(part, []).append(found)
+    else:
+        sheets.lost.append(found._replace(part=part))
+
+
+def _said(
+    files: dict[str, Path], lying: list[tuple[str, Path]], place: Path | None, sheets: Sheets
+) -> dict[str, Entry | Flaw]:
+    """What each file says, or why it cannot be used; notes the pictures of which none says anything.
+
+    Args:
+        files: by name.
+        lying: the name and the path of each picture.
+        place: where a picture lies that has another name; None: beside its file.
+    """
+    named = dict(lying)
+    found = {name: _one(path, place or path.parent, named.get(name), sheets) for name, path in files.items()}
+    taken = {each.picture for each in found.values() if isinstance(each, Entry)}
+    sheets.unlisted += [
+        path for name, path in lying if path not in taken and isinstance(found.get(name, path), Entry | Path)
+    ]
+    return found
+
+
+def _one(path: Path, place: Path, picture: Path | None, sheets: Sheets) -> Entry | Flaw:
+    """What a file says of its picture, which is that of the same name, or else the one that it names."""
     try:
         root = parse(path)
     except Error as error:
         line = re.search(r", line (\d+): (.*)", str(error))
         detail = line[2] if line else str(error).removeprefix(f"{path} ")
-        sheets.lost.append(Flaw("broken", path, int(line[1]) if line else 0, detail))
-        return
+        return Flaw("broken", path, int(line[1]) if line else 0, detail)
     if root.tag != "annotation":
         detail = f"begins with <{root.tag}>, not with <annotation>; expected the XML of Pascal VOC"
-        sheets.lost.append(Flaw("broken", path, _line(root), detail))
-        return
+        return Flaw("broken", path, _line(root), detail)
     for each in root.iter("object"):
         if not (each.findtext("name") or "").strip():
             sheets.flaws.append(Flaw("no class", path, _line(each), "the box has no name, and is left out"))
-    picture = lying.get(stem) or place / Path((root.findtext("filename") or f"{path.stem}.jpg").strip()).name
+    named = place / Path((root.findtext("filename") or f"{path.stem}.jpg").strip()).name
+    if picture is None or (named.stem == picture.stem and named.is_file()):  # of two that differ in their suffix
+        picture = named
     made = entry(path, picture, root)
     if picture.is_file():
-        found[stem] = made
-    else:
-        detail = f"its picture {picture} does not exist; put it there, or remove the annotation"
-        sheets.lost.append(Flaw("missing", path, made.line, detail))
+        return made
+    detail = f"its picture {picture} does not exist; put it there, or remove the annotation"
+    return Flaw("missing", path, made.line, detail)
 
 
 def _names(path: Path) -> Iterator[tuple[int, str]]:

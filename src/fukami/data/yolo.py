@@ -1,7 +1,8 @@
 """Annotations in the text files of YOLO: a line ``CLASS X Y WIDTH HEIGHT`` for each box, in shares of the picture.
 
-The classes are named by a ``data.yaml`` (or another ``.yaml``) that has the parts, too, or by a ``classes.txt`` beside
-the folders ``images`` and ``labels``. A line of a class and the points of a polygon stands for the box around it.
+The classes are named by a ``data.yaml`` (or another ``.yaml``) or Darknet's ``obj.data``, which have the parts, too, or
+by a ``classes.txt`` beside the folders ``images`` and ``labels``, or among pictures that have their labels beside them.
+A line of a class and the points of a polygon stands for the box around it.
 """
 
 import math
@@ -16,6 +17,7 @@ from fukami.data.annotations import Box, Entry, Flaw, Sheets, only, part_of, pic
 from fukami.errors import Error
 
 NAMES = ("classes.txt", "obj.names", "_darknet.labels")
+DARKNET = ".data"  # the suffix of the files by which Darknet describes data, and CVAT after it
 KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 
 
@@ -24,12 +26,12 @@ def known(root: Path) -> bool:
     if root.is_file():
         return bool(_named(root))
     both = (root / "images").is_dir() and (root / "labels").is_dir()
-    return both or bool(_split(root)) or any(map(_named, described(root)))
+    return both or bool(_split(root)) or any(map(_named, described(root))) or bool(_beside(root))
 
 
 def described(root: Path) -> list[Path]:
-    """The YAML files of a folder, ``data.yaml`` first."""
-    found = [path for path in root.iterdir() if path.suffix.lower() in (".yaml", ".yml")]
+    """The files of a folder that may describe it, ``data.yaml`` first."""
+    found = [path for path in root.iterdir() if path.suffix.lower() in (".yaml", ".yml", DARKNET)]
     return sorted(found, key=lambda path: (path.stem.lower() not in ("data", "dataset"), path))
 
 
@@ -37,27 +39,24 @@ def read(path: Path) -> Sheets:
     """What the label files say that a folder holds or a YAML file describes.
 
     Raises:
-        Error: the YAML file is broken, or nothing names the classes.
+        Error: the file that describes them is broken, or nothing names the classes.
     """
     sheets = Sheets()
     files = [path] if path.is_file() else [file for file in described(path) if _named(file)]
     root = path.parent if path.is_file() else path
     if files:
         said = _described(files[0])
-        names = said["names"]
-        inside = {part: list(_located(files[0], said, said[key])) for key, part in KEYS.items() if said.get(key)}
-        inside = inside or _split(root) or {"": [root / "images"]}
+        numbers = _numbered(files[0], said)
+        inside = {part: list(_located(files[0], said, key)) for key, part in KEYS.items() if said.get(key)}
+        inside = {part: places for part, places in inside.items() if places}
     else:
-        names, inside = _listed(root), _split(root) or {"": [root / "images"]}
-    try:
-        numbers = {int(number): str(name) for number, name in names.items()} if isinstance(names, dict) else {}
-    except ValueError:
-        raise Error(f"{files[0]}: names should be a list, or a name for each number; got {names}") from None
-    numbers = numbers or dict(enumerate(map(str, names)))
+        numbers, inside = dict(enumerate(_listed(root))), {}
+    images = root / "images"
+    inside = inside or _split(root) or ({"": [images]} if images.is_dir() else _beside(root) or {"": [root]})
     sheets.labels = tuple(dict.fromkeys(numbers[number] for number in sorted(numbers)))
     for part, places in inside.items():
         every = [picture for place in places for picture in _pictures(place)]
-        sheets.parts[part] = only([_entry(picture, numbers, sheets) for picture in every], sheets)
+        sheets.parts[part] = only([_entry(picture, numbers, sheets) for picture in every], sheets, part)
     _orphans(sheets)
     return sheets
 
@@ -80,7 +79,7 @@ def _entry(picture: Path, names: dict[int, str], sheets: Sheets) -> Entry:
     if not path.is_file():
         sheets.unlisted.append(picture)
         return Entry(picture, path)
-    for line, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for line, text in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
         if not text.strip():
             continue
         number, corners = _parsed(text)
@@ -125,11 +124,14 @@ def _parsed(text: str) -> tuple[int | None, tuple[float, float, float, float]]:
 
 
 def _described(path: Path) -> dict[str, Any]:
-    """What a YAML file says.
+    """What a YAML file says, or Darknet's ``key = value`` in each line.
 
     Raises:
-        Error: it is no YAML, or no mapping.
+        Error: it is no YAML.
     """
+    if path.suffix.lower() == DARKNET:
+        pairs = (line.partition("=") for line in _lines(path))
+        return {key.strip(): value.strip() for key, sign, value in pairs if sign}
     try:
         said = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -147,22 +149,45 @@ def _named(path: Path) -> bool:
         return path.stem.lower() in ("data", "dataset")
 
 
-def _located(path: Path, said: dict[str, Any], given: Any) -> Iterator[Path]:
+def _numbered(path: Path, said: dict[str, Any]) -> dict[int, str]:
+    """The number and the name of each class.
+
+    Raises:
+        Error: there are none.
+    """
+    names: Any = said.get("names")
+    if isinstance(names, str):
+        names = [line for place in _located(path, said, "names") for line in _lines(place)]
+    try:
+        numbers = dict(names.items() if isinstance(names, dict) else enumerate(names))
+        found = {int(number): str(name) for number, name in numbers.items()}
+    except (TypeError, ValueError):
+        found = {}
+    if not found:
+        raise Error(
+            f"{path}: names should be a list, a name for each number, or a file with a name on each line; got {names}"
+        )
+    return found
+
+
+def _located(path: Path, said: dict[str, Any], key: str) -> Iterator[Path]:
     """The folders or lists of a part, which tools write relative to one place or another.
 
     Raises:
         Error: there is none.
     """
-    base = Path(str(said.get("path") or "."))
+    base, given = Path(str(said.get("path") or ".")), said[key]
     for each in given if isinstance(given, list) else [given]:
         name = str(each)
         near = name
         while near.startswith("../"):  # Roboflow's files are written for a folder further down
             near = near[3:]
         tried = [path.parent / base / name, base / name, path.parent / name, path.parent / near]
+        if path.suffix.lower() == DARKNET:
+            tried.append(path.parent / _below(name))
         place = next((place for place in tried if place.exists()), None)
-        if place is None and len(tried) > 0 and part_of(Path(near).parts[0] if near else "") == "test":
-            continue  # a test part that is named and not handed out
+        if place is None and key == "test":
+            continue  # one that is named and not handed out
         if place is None:
             raise Error(f"{path} names {name}, and there is no {tried[0]}; put the pictures there, or mend the file")
         yield place
@@ -171,9 +196,30 @@ def _located(path: Path, said: dict[str, Any], given: Any) -> Iterator[Path]:
 def _pictures(place: Path) -> list[Path]:
     """The pictures of a folder, or those that a list names."""
     if place.is_file():
-        lines = place.read_text(encoding="utf-8", errors="replace").splitlines()
-        return [place.parent / line.strip() for line in lines if line.strip()]
+        named = ((place.parent / line, place.parent / _below(line)) for line in _lines(place))
+        return [other if other.is_file() and not path.is_file() else path for path, other in named]
     return pictures(place / "images" if (place / "images").is_dir() else place, deep=True)
+
+
+def _below(name: str) -> Path:
+    """A path without its first folder, which Darknet's files have where the program expects the data."""
+    return Path(*Path(name).parts[1:])
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file that have something in them."""
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _beside(root: Path) -> dict[str, list[Path]]:
+    """The parts of a folder in which labels lie beside the pictures, and names in a file in it or in a part."""
+    inside = {part_of(each.name): [each] for each in folder.folders(root) if part_of(each.name)}
+    places = [place for each in (inside or {"": [root]}).values() for place in each]
+    named = any((place / name).is_file() for place in (root, *places) for name in NAMES)
+    if not named or not any(path.with_suffix(".txt").is_file() for place in places for path in pictures(place)):
+        return {}
+    return inside or {"": [root]}
 
 
 def _split(root: Path) -> dict[str, list[Path]]:
@@ -193,9 +239,8 @@ def _listed(root: Path) -> list[str]:
     Raises:
         Error: nothing names them.
     """
-    for place in (root, root / "labels"):
+    for place in (root, root / "labels", *(each for each in folder.folders(root) if part_of(each.name))):
         for name in NAMES:
             if (place / name).is_file():
-                lines = (place / name).read_text(encoding="utf-8-sig", errors="replace").splitlines()
-                return [line.strip() for line in lines if line.strip()]
+                return _lines(place / name)
     raise Error(f"{root} has labels of YOLO and nothing that names the classes; add a classes.txt, a name on each line")
