@@ -7,6 +7,7 @@ import pytest
 import check_task
 from fukami.recipes.deep_convnet import DeepConvNet
 from fukami.recipes.faster_rcnn_vgg16 import FasterRCNNVGG16
+from fukami.runtime import Runtime
 
 
 def classification(request):
@@ -35,6 +36,26 @@ def test_overfits(make):
 
 def test_evaluation_changes_nothing(make):
     check_task.check_evaluation_changes_nothing(make)
+
+
+def test_the_figures_of_a_detector_are_those_of_its_last_evaluation(request, monkeypatch):
+    """Judged once more where the network or the data are others."""
+    recipe = detection(request)()
+    data = recipe.data()
+    task = recipe.task(data.labels)
+    task.setup(Runtime.start("cpu", "float32"))
+    judged = []
+    monkeypatch.setattr(task, "judge", lambda batches: judged.append(1) or type(task).judge(task, batches))
+    task.evaluate(data.val)
+    assert [*task.figures(data.val)]
+    assert len(judged) == 1
+    task.schedule(0.5)
+    task.step(next(iter(data.train)))
+    assert [*task.figures(data.val)]
+    assert len(judged) == 2
+    task.evaluate(data.val)
+    assert [*task.figures([*data.val])]
+    assert len(judged) == 4
 
 
 def test_saves_and_loads(make, inputs, tmp_path):

@@ -56,6 +56,7 @@ class Detection(Task):
     ) -> None:
         super().__init__(model, **regime)
         self.labels, self.prepare, self.rematerialise = labels, prepare, rematerialise
+        self.latest: tuple[Any, Detections] | None = None  # what was evaluated last, and what was found
 
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device and make ready to train."""
@@ -146,7 +147,13 @@ class Detection(Task):
         Raises:
             Error: there is no object to judge, or the data have a class that the task does not know.
         """
-        return self.judge(batches).metrics()
+        found = self.judge(batches)
+        self.latest = batches, found
+        return found.metrics()
+
+    def updated(self) -> None:
+        """Know that what was found is found no more."""
+        self.latest = None
 
     def judge(self, batches: Iterable["Batch"]) -> Detections:
         """Everything that was found in ``batches``, and what is there, over all processes."""
@@ -241,7 +248,7 @@ class Detection(Task):
         """Precision and recall, what goes wrong, and the worst of it as pictures."""
         from fukami import figures_boxes
 
-        found = self.judge(batches)
+        found = self.latest[1] if self.latest and self.latest[0] is batches else self.judge(batches)
         if self.runtime.main:
             samples = getattr(batches, "samples", ())
             yield from figures_boxes.judgement(found, lambda number: image.read(samples[number].source))

@@ -66,6 +66,7 @@ class Solved(RegionCNN):
 
     def step(self, batch: "Batch") -> dict[str, Tensor]:
         """Look at one picture."""
+        self.updated()
         with self.runtime.clock("forward"), torch.inference_mode():
             batch = self.moved(batch)
             picture = self.normalised(batch.pictures, batch.sizes)[0]
