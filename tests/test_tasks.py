@@ -54,7 +54,7 @@ def test_the_figures_of_a_detector_are_those_of_its_last_evaluation(request, mon
     assert [*task.figures(data.val)]
     assert len(judged) == 2
     task.evaluate(data.val)
-    assert [*task.figures([*data.val])]
+    assert [*task.figures(recipe.data().val)]
     assert len(judged) == 4
 
 
