@@ -123,6 +123,17 @@ def test_what_is_written_is_shown_at_the_same_times(tmp_path):
     assert not (tmp_path / "none.mp4").exists()
 
 
+def test_videos_are_written_where_there_is_no_encoder_of_h264(tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "CODECS", ("vp6", "mpeg4"))  # the first can only be read
+    with video.Writer(tmp_path / "drawn.mp4") as film:
+        for number in range(3):
+            film.add(Image.new("RGB", (64, 48)), number / 30, Fraction(30))
+    assert [round(frame.seconds, 4) for frame in video.frames(tmp_path / "drawn.mp4")] == [0, 0.0333, 0.0667]
+    monkeypatch.setattr(video, "CODECS", ("vp6",))
+    with pytest.raises(Error, match="this PyAV has none; pip install av"), video.Writer(tmp_path / "other.mp4") as film:
+        film.add(Image.new("RGB", (64, 48)), 0, Fraction(30))
+
+
 def test_predict_boxes_in_pictures_and_videos(fukami, tmp_path, monkeypatch):
     """A folder of both: a line for each picture and for each second frame, drawn; what is damaged is named."""
     monkeypatch.setattr(checkpoint, "load", lambda *runs, **options: Bright(None))

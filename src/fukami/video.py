@@ -14,8 +14,8 @@ from fukami.errors import Error
 
 SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".3gp"}
 STILL = {b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1"}  # pictures in the container of MP4
-TICKS = 90_000  # of the clock of what is written, in a second: all usual frame rates divide it
-CODECS = ("libx264", "h264", "mpeg4")  # the first that is there
+TICKS = 60_000  # of the clock of what is written, in a second: more than 65,535 MPEG-4 has not
+CODECS = ("libx264", "h264", "mpeg4")  # the first that is there; h264 is any encoder of it
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ class Writer:
         """The next picture, shown from ``seconds`` on; all get the size of the first, in even numbers of pixels."""
         av = _av()
         if self.container is None:
+            codec = _encoder(av)
             self.container = av.open(str(self.path), "w", format="mp4", options={"movflags": "faststart"})
-            codec = next(name for name in CODECS if name in av.codecs_available)
             self.stream = self.container.add_stream(codec, rate=rate)
             self.stream.width, self.stream.height = (side + side % 2 for side in picture.size)
             self.stream.pix_fmt = "yuv420p"
@@ -120,6 +120,20 @@ class Writer:
         if self.container is not None:
             self.container.mux(self.stream.encode())
             self.container.close()
+
+
+def _encoder(av: ModuleType) -> str:
+    """The first of the codecs that this PyAV can write with.
+
+    Raises:
+        Error: there is none.
+    """
+    for name in CODECS:
+        try:
+            return str(av.codec.Codec(name, "w").name)
+        except ValueError:  # it can be read at most
+            continue
+    raise Error(f"videos are written with one of {', '.join(CODECS)}, and this PyAV has none; pip install av")
 
 
 def chunks(every: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
