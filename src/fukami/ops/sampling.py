@@ -54,7 +54,7 @@ def match(
 def priorities(draws: Tensor, count: int) -> Tensor:
     """Random numbers in [0, 1) that depend on the draws ``(N,)`` alone, ``(N, count)``.
 
-    A hash of place and draw: unlike a generator it gives each picture the same numbers in whatever batch and process
+    A hash of place and draw: unlike a generator it gives each picture of a batch the same numbers in whatever process
     it is, and asks nothing of the host.
     """
     places = torch.arange(count, device=draws.device)
