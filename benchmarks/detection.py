@@ -271,9 +271,9 @@ def main() -> None:
 
 
 SCENES = (
-    "fukami train faster-rcnn-vgg16 --width 0.25 --hidden 256 --batch-norm --dropout 0.3 --stride 8 --shortest 128 "
-    "--longest 192 --scales 24 40 64 --batch 4 --optimizer adamw --lr 1e-3 --weight-decay 0.01 --decay one-cycle "
-    "--warmup 0.1 --clip 0 --augment flip brightness=0.2 --epochs 7 --judge-every 7"
+    "fukami train faster-rcnn-vgg16 --width 0.25 --hidden 256 --batch-norm --dropout 0.1 --stride 8 --shortest 128 "
+    "--longest 192 --scales 24 40 64 --batch 4 --optimizer adamw --lr 1.5e-3 --weight-decay 0.02 --decay one-cycle "
+    "--warmup 0.2 --clip 0 --augment flip brightness=0.2 --epochs 6 --judge-every 6 --no-compile"
 )
 BCCD = (
     "fukami train faster-rcnn-vgg16 --data bccd --init {weights} --shortest 320 --longest 448 --stride 8 --hidden 1024 "
