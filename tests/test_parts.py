@@ -83,7 +83,7 @@ def test_recipes_are_found_by_name_and_come_back_from_json():
 
 # the later stages of R-CNN take an earlier one's run: test_rcnn.py trains them
 @pytest.mark.parametrize("name", [name for name in recipe.names() if name not in ("rcnn-svm", "rcnn-boxes")])
-def test_every_recipe_trains_two_steps_on_embedded_data(name, digit_files, few_scenes, tmp_path):
+def test_every_recipe_trains_two_steps_on_embedded_data(name, digit_files, few_scenes, pageless, tmp_path):
     cls = package.find(name)
     if cls.family == "detection":
         smaller = {"batch": 4, "shortest": 64, "longest": 96, "memory": 0.1}
