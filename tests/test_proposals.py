@@ -321,6 +321,20 @@ def kept():
     return sorted(path for path in cache.places.download_folder().rglob("*") if path.is_file())
 
 
+def test_each_process_begins_elsewhere_and_has_the_same(pictures, searched, monkeypatch):
+    expected = [boxes.tolist() for boxes in cache.of(pictures)]
+    for path in kept():
+        path.unlink()
+    monkeypatch.setattr(cache, "quota", lambda: 1)  # one thread, in order
+    begun = []
+    one = cache._one
+    monkeypatch.setattr(cache, "_one", lambda picture, *rest: begun.append(picture.name) or one(picture, *rest))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert [boxes.tolist() for boxes in cache.of(pictures)] == expected
+    assert begun == ["1.png", "the third", "0.png"]
+
+
 def test_proposals_are_found_once(pictures, searched):
     first = cache.of(pictures)
     assert searched == ["fast"] * 3

@@ -150,10 +150,7 @@ def _labels(init: str) -> tuple[str, ...]:
     """The classes that weights are of; none where that is not known."""
     if init == "coco":
         return categories()
-    try:
-        return tuple(json.loads((Path(init) / "recipe.json").read_bytes())["labels"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ()
+    return tuple(_record(Path(init)).get("labels", ()))
 
 
 def detector(init: str) -> dict[str, Tensor]:
@@ -217,10 +214,17 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _exported(folder: Path) -> str | None:
     """What a run was exported to, if it was."""
+    exported = _record(folder).get("exported")
+    return str(exported.get("to")) if isinstance(exported, dict) else None
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """What a run's folder says of the run; nothing where it is no such folder."""
     try:
-        return str(json.loads((folder / "recipe.json").read_bytes())["exported"]["to"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        record = json.loads((folder / "recipe.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -193,9 +193,7 @@ def _said(
     named = dict(lying)
     found = {name: _one(path, place or path.parent, named.get(name), sheets) for name, path in files.items()}
     taken = {each.picture for each in found.values() if isinstance(each, Entry)}
-    sheets.unlisted += [
-        path for name, path in lying if path not in taken and isinstance(found.get(name, path), Entry | Path)
-    ]
+    sheets.unlisted += [path for name, path in lying if path not in taken and not isinstance(found.get(name), Flaw)]
     return found
 
 

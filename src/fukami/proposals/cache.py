@@ -50,16 +50,16 @@ def of(pictures: "Sequence[Annotated]", mode: Mode = "fast", prepare: "Scaled | 
         MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),
     )
-    rank, world = (int(os.environ.get(name, single)) for name, single in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
-    first = len(pictures) * rank // world  # processes begin apart, and find what the others have kept
+    rank, world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    first, every = len(pictures) * rank // world, range(len(pictures))
+    order = (*every[first:], *every[:first])  # processes begin apart, and find what the others have kept
     threads = ThreadPoolExecutor(max(1, quota() // world))
     try:
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-            found = [threads.submit(_one, picture, mode, prepare) for picture in (*pictures[first:], *pictures[:first])]
-            for each in progress.track(as_completed(found), total=len(found)):
+            found = {number: threads.submit(_one, pictures[number], mode, prepare) for number in order}
+            for each in progress.track(as_completed(found.values()), total=len(found)):
                 each.result()  # the first that fails ends it
-        boxes = [each.result() for each in found]
-        return boxes[len(boxes) - first :] + boxes[: len(boxes) - first]
+        return [found[number].result() for number in every]
     finally:
         threads.shutdown(cancel_futures=True)
 
