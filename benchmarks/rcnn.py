@@ -2,13 +2,15 @@
 
     python benchmarks/rcnn.py speed [--device cuda] [--backbones alexnet vgg16] [--precisions float32 bfloat16]
     python benchmarks/rcnn.py train OUT [--data bccd] [--seed 0]
+    python benchmarks/rcnn.py proposed
 
 `speed`: 2,000 regions of a picture of 500×375 through the network, and the search for them. The paper (section 2.2) has
 13 s on a GPU and 53 s on a CPU, proposals included. The regions lie in the picture at random, the weights are random:
 none of it changes the time. What is timed is all that prediction does with the regions: warping, features, scores,
 suppression and the boxes of what is left. `train`: the three stages on a data set, small enough for a CPU; the seconds
-are those of the whole command, and those that its processors worked. Results go to results.csv; with --trial, they do
-not.
+are those of the whole command, and those that its processors worked. `proposed`: which objects of the blood cells' test
+part R-CNN could find at all: those that a proposal covers, and those that no other of their class overlaps so much that
+suppression leaves one of both. Results go to results.csv; with --trial, they do not.
 """
 
 import argparse
@@ -21,10 +23,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torchvision.ops import box_iou
 
 from fukami.data import scenes
+from fukami.data.boxes import COUNTED, PROPOSAL
 from fukami.preparation import Scaled
 from fukami.proposals import selective_search
+from fukami.recipe import find
 from fukami.recipes.rcnn import RCNN
 from fukami.runtime import PRECISIONS, Runtime
 from fukami.tasks.region_cnn import RegionCNN
@@ -66,6 +71,7 @@ def main() -> None:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--weights", default="imagenet", help="a file of VGG-16's convolutions, for bccd")
     train.set_defaults(measure=stages)
+    commands.add_parser("proposed").set_defaults(measure=proposed)
     given = parser.parse_args()
     given.measure(given, tried if given.trial else record)
 
@@ -98,6 +104,28 @@ def speeds(given: argparse.Namespace, note: Callable[..., None]) -> None:
             what = f"seconds for {given.regions} regions, {backbone} {SIZES[backbone]} {precision}"
             command = f"{own} --backbones {backbone} --precisions {precision}"
             note("rcnn prediction", what, seconds, command=command, note=PAPER)
+
+
+def proposed(given: argparse.Namespace, note: Callable[..., None]) -> None:
+    """How many blood cells of each class a proposal covers, and how many overlap another of their class."""
+    data = find("rcnn-finetune")(dataset="bccd", shortest=320, longest=448, size=64, context=5).judged()
+    covered: dict[str, list[float]] = {label: [] for label in data.labels}
+    crowded: dict[str, list[float]] = {label: [] for label in data.labels}
+    for sample in data.samples:
+        boxes = torch.from_numpy(sample.boxes)
+        regions = boxes[torch.from_numpy(sample.kinds == PROPOSAL)]
+        for number, label in enumerate(data.labels):
+            objects = boxes[torch.from_numpy((sample.kinds == COUNTED) & (sample.classes == number))]
+            if len(objects):
+                covered[label] += box_iou(objects, regions).amax(1).tolist()
+                crowded[label] += box_iou(objects, objects).fill_diagonal_(0).amax(1).tolist()
+    command = "python benchmarks/rcnn.py proposed"
+    for label in data.labels:
+        for least in (0.5, 0.7):
+            share = statistics.mean(overlap >= least for overlap in covered[label])
+            note("rcnn bccd", f"share of {label} proposed by {least}", share, command=command)
+        share = statistics.mean(overlap > 0.3 for overlap in crowded[label])
+        note("rcnn bccd", f"share of {label} that overlap another by 0.3", share, command=command)
 
 
 @torch.inference_mode()
