@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -22,6 +23,8 @@ import fukami
 from fukami.cli import main
 from fukami.recipe import command
 from fukami.runtime import Runtime
+from fukami.tasks.classification import Classification
+from fukami.tasks.detection import Detection
 
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["fukami.loop", "matplotlib.figure", "sklearn.datasets", "torchvision"])
@@ -138,15 +141,22 @@ def check_killed_and_resumed(make, tmp_path, kills=3):
     assert judged(killed) == judged(undisturbed)
 
 
+def leave_out_pages(patch):
+    """Trainings draw no report, which takes longer than they do."""
+    for family in (Classification, Detection):
+        patch.setattr(family, "figures", lambda self, batches: ())
+    patch.setattr("fukami.report.write", lambda folder, figures, seconds: folder / "report.html")
+
+
 class Started(FORKED.Process):
     """A command line in a process of its own, forked from one that has imported torch: it starts at once.
 
-    It kills itself at the ``fatal``-th fsync, if there is one.
+    It kills itself at the ``fatal``-th fsync, if there is one, and leaves a report only where its ``page`` is wanted.
     """
 
-    def __init__(self, words, fatal=None):
+    def __init__(self, words, fatal=None, *, page=False):
         super().__init__()
-        self.words, self.fatal, self.environment = words[1:], fatal, dict(os.environ)
+        self.words, self.fatal, self.page, self.environment = words[1:], fatal, page, dict(os.environ)
         self.folder = Path(tempfile.mkdtemp())
         self.start()
 
@@ -163,6 +173,8 @@ class Started(FORKED.Process):
             fsync(number)
 
         os.fsync = fsync_or_die
+        if not self.page:
+            leave_out_pages(pytest.MonkeyPatch())
         main(self.words)
 
     def ended(self, seconds=240):

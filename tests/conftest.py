@@ -12,6 +12,14 @@ from PIL import Image
 SHARED = Path(__file__).parents[2] / "shared"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """One more than there are processors, since some tests do nothing but wait for other processes."""
+    from fukami.processors import quota
+
+    return quota() + 1
+
+
 @pytest.fixture(autouse=True)
 def _isolated(tmp_path_factory, monkeypatch):
     """No test reads or fills the user's cache folder."""
@@ -139,12 +147,9 @@ def binarized(tmp_path_factory, digit_files):
 @pytest.fixture
 def pageless(monkeypatch):
     """Trainings draw no report, which takes longer than they do."""
-    from fukami.tasks.classification import Classification
-    from fukami.tasks.detection import Detection
+    import check_task
 
-    for family in (Classification, Detection):
-        monkeypatch.setattr(family, "figures", lambda self, batches: ())
-    monkeypatch.setattr("fukami.report.write", lambda folder, figures, seconds: folder / "report.html")
+    check_task.leave_out_pages(monkeypatch)
 
 
 @pytest.fixture

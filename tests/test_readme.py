@@ -37,7 +37,7 @@ def test_commands_run(tmp_path, mnist_folder, monkeypatch):
         if slow or words[0] in ("git", "cd", "make", "pip", "uv", "export", "python3"):
             continue
         if words[0] == "fukami":
-            status, _, err = check_task.Started(words).ended()
+            status, _, err = check_task.Started(words, page=True).ended()
         else:
             done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=200)
             status, err = done.returncode, done.stderr
