@@ -12,14 +12,6 @@ from PIL import Image
 SHARED = Path(__file__).parents[2] / "shared"
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config):
-    """One more than there are processors, since some tests do nothing but wait for other processes."""
-    from fukami.processors import quota
-
-    return quota() + 1
-
-
 @pytest.fixture(autouse=True)
 def _isolated(tmp_path_factory, monkeypatch):
     """No test reads or fills the user's cache folder."""

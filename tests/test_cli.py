@@ -144,7 +144,7 @@ def test_train_eval_predict(fukami, digit_files, tmp_path):
     Image.open(tmp_path / "drawn" / files[0].name).verify()
 
 
-def test_each_run_gets_a_folder_of_its_own(fukami, tmp_path):
+def test_each_run_gets_a_folder_of_its_own(fukami, pageless, tmp_path):
     for expected in ("runs/deep-convnet", "runs/deep-convnet-2", "runs/deep-convnet-3"):
         assert fukami("train", "deep-convnet", *QUICK).json[0]["run"] == expected
     resumed = fukami("train", "deep-convnet", "--resume")

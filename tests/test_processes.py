@@ -25,7 +25,7 @@ from fukami.recipes.deep_convnet import DeepConvNet
 from fukami.recipes.resnet20 import ResNet20
 from fukami.runtime import Runtime
 
-STEPS = 50
+STEPS = 30
 
 
 def gathered(function, world, tmp_path, *more):
@@ -213,7 +213,7 @@ def test_signals_save_and_leave(number, status, tmp_path):
     [
         (["--processes", "0"], 2, "processes should be at least 1"),
         (["--timeout", "0"], 2, "timeout should be some seconds"),
-        (["--processes", "3"], 2, "3 processes cannot share a batch of 100 evenly"),
+        (["--processes", "2", "--batch", "99"], 2, "2 processes cannot share a batch of 99 evenly"),
         (["--processes", "2", "--lr", "1e30"], 1, "try a lower learning rate"),
         (["--processes", "2", "--data", "nowhere"], 2, "nowhere"),
     ],

@@ -689,9 +689,9 @@ def test_a_training_from_shards_that_is_killed_resumes_bit_exactly(root, tmp_pat
     weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("whole", "cut")]
     assert weights[0] == weights[1]
     assert {**whole, "run": 0, "report": 0} == {**resumed, "run": 0, "report": 0}
-    judged = run("eval", "whole")
+    (judged,) = fukami("eval", "whole").json
     assert (judged["accuracy"], judged["count"]) == (whole["accuracy"], 18)
-    judged = run("eval", "whole", "--data", root)
+    (judged,) = fukami("eval", "whole", "--data", root).json
     assert judged["count"] == COUNT
 
 

@@ -58,11 +58,11 @@ def test_the_figures_of_a_detector_are_those_of_its_last_evaluation(request, mon
     assert len(judged) == 4
 
 
-def test_saves_and_loads(make, inputs, tmp_path):
+def test_saves_and_loads(make, inputs, pageless, tmp_path):
     check_task.check_saves_and_loads(make, inputs, tmp_path)
 
 
-def test_precisions(make, inputs, tmp_path):
+def test_precisions(make, inputs, pageless, tmp_path):
     check_task.check_precisions(make, inputs, tmp_path)
 
 
