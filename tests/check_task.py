@@ -126,7 +126,7 @@ def check_two_processes(make, tmp_path):
         torch.testing.assert_close(others[name], value, rtol=0, atol=2e-4)
 
 
-def check_killed_and_resumed(make, tmp_path, kills=2):
+def check_killed_and_resumed(make, tmp_path, kills=3):
     """Killed with SIGKILL again and again and resumed, the weights are those of a run never killed, bit for bit."""
     recipe = make()
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"

@@ -25,7 +25,7 @@ from fukami.recipes.deep_convnet import DeepConvNet
 from fukami.recipes.resnet20 import ResNet20
 from fukami.runtime import Runtime
 
-STEPS = 30
+STEPS = 50
 
 
 def gathered(function, world, tmp_path, *more):
@@ -145,12 +145,10 @@ def undisturbed(tmp_path_factory):
     return (run / "weights.safetensors").read_bytes()
 
 
-def started(run, *more, **options):
+def started(run, *more):
     command = [sys.executable, "-m", *words(RECIPE, run), "--processes", "2", *more]
     environment = {**threads(1), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "60"}
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def children(process):

@@ -42,7 +42,7 @@ def test_signals_save_and_leave(number, status, undisturbed, tmp_path):
     assert (tmp_path / "run" / "weights.safetensors").read_bytes() == undisturbed
 
 
-@pytest.mark.parametrize("call", [2, 4, 6])
+@pytest.mark.parametrize("call", [2, 3, 4, 5, 6])
 def test_killed_inside_a_save(call, undisturbed, tmp_path):
     """Killed in the middle of writing recipe, checkpoint or weights."""
     run = tmp_path / "run"

@@ -398,3 +398,12 @@ def test_a_run_with_snapshots_gives_its_last_one(digit_files, tmp_path):
     saved = load_file(tmp_path / "run" / "weights.safetensors")
     for name, value in network.state_dict().items():
         torch.testing.assert_close(value, saved[f"model.models.2.{name}"])
+
+
+@pytest.mark.parametrize(
+    "text", ['{"labels": null, "exported": null}', '{"labels": 3, "exported": {}}', "[]", "no JSON"]
+)
+def test_a_strange_record_beside_weights_says_nothing(tmp_path, text):
+    (tmp_path / "recipe.json").write_text(text)
+    assert transfer._labels(str(tmp_path)) == ()
+    assert transfer._exported(tmp_path) is None

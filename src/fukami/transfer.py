@@ -150,7 +150,8 @@ def _labels(init: str) -> tuple[str, ...]:
     """The classes that weights are of; none where that is not known."""
     if init == "coco":
         return categories()
-    return tuple(_record(Path(init)).get("labels", ()))
+    labels = _record(Path(init)).get("labels")
+    return tuple(labels) if isinstance(labels, list) else ()
 
 
 def detector(init: str) -> dict[str, Tensor]:
@@ -215,7 +216,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 def _exported(folder: Path) -> str | None:
     """What a run was exported to, if it was."""
     exported = _record(folder).get("exported")
-    return str(exported.get("to")) if isinstance(exported, dict) else None
+    return str(exported["to"]) if isinstance(exported, dict) and "to" in exported else None
 
 
 def _record(folder: Path) -> dict[str, Any]:
