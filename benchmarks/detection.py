@@ -93,7 +93,9 @@ class Ours:
         sizes = torch.tensor([[options.height, options.width]] * options.batch, device=DEVICE).float()
         numbers = torch.arange(options.batch, device=DEVICE)
         kinds = torch.zeros(classes.shape, dtype=torch.uint8, device=DEVICE)
-        self.batch = Batch(frames, sizes, sizes, boxes, classes, kinds, numbers, numbers)
+        self.batch = Batch(
+            frames, sizes, sizes, boxes, classes, kinds, numbers, numbers, frames.new_zeros(len(frames), 0, 0)
+        )
         self.task.schedule(0.5)
 
     def train(self) -> None:

@@ -1,6 +1,6 @@
 """Batches of pictures with boxes: sizes as torchvision has them, boxes that move with masks, passes that resume."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -188,7 +188,7 @@ def damaged(samples, tmp_path):
     for number, content in ((1, b""), (5, None)):
         path = tmp_path / f"{number}.png"
         Image.new("RGB", (9, 9)).save(path) if content is None else path.write_bytes(content)
-        broken[number] = Annotated(path, *list(vars(broken[number]).values())[1:-1], str(path))
+        broken[number] = replace(broken[number], source=path, name=str(path))
     return broken
 
 

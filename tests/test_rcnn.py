@@ -255,7 +255,7 @@ def test_regions_on_difficult_objects_and_crowds_are_neither():
     proposals = torch.tensor([[0.0, 0, 20, 14], [50, 0, 70, 14], [5, 55, 15, 65], [80, 80, 99, 99], [0, 0, 20, 90]])
     kinds = torch.tensor([COUNTED, DIFFICULT, CROWD, *[PROPOSAL] * 5])
     batch = Batch(*[torch.zeros(1)] * 3, torch.cat([truth, proposals])[None], torch.tensor([[0, 1, 1, *[-1] * 5]]),
-                  kinds[None], *[torch.zeros(1)] * 2)  # fmt: skip
+                  kinds[None], *[torch.zeros(1)] * 3)  # fmt: skip
     found = machines.clear(batch, proposals, 3, 0.3)
     assert found.tolist() == [
         [False, True, True], [True, False, True], [True, False, True], [True, True, True], [True, True, True],

@@ -128,7 +128,7 @@ def train(
         )
         if main:
             report = folder / "report.html"
-            if "accuracy" in result:
+            if "errors" in result:
                 counts = f"{result['errors']} errors of {result['count']}"
                 print(f"test accuracy {result['accuracy']:.2%}, {counts}", file=sys.stderr)
             print(f"report: {report}", file=sys.stderr)

@@ -72,7 +72,7 @@ def _items(sheets: Sheets, names: _Names, found: Findings) -> list[Item]:
         found.boxes[part].update(dict.fromkeys(sheets.labels, 0))
     first: dict[Path, str] = {}
     items = []
-    headers = annotations.headers([entry for _, entry in entries])
+    headers = annotations.headers([entry.picture for _, entry in entries])
     for (part, entry), head in zip(entries, headers, strict=True):
         if isinstance(head, Header):  # what cannot be read is told when it is decoded
             _entry(entry, head, names(entry.file), part, found)

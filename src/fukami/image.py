@@ -27,6 +27,16 @@ SHOWN = 280  # height in pixels of a drawn answer
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 LEGIBLE = 480  # longer side in pixels below which a picture is enlarged for its boxes to be labelled
 NAMED = 40  # boxes of a picture that are labelled at most, the strongest
+STREET = {  # the colours that people know these classes in, from Cityscapes (Cordts et al. 2016)
+    "road": (128, 64, 128), "pavement": (244, 35, 232), "sidewalk": (244, 35, 232), "building": (70, 70, 70),
+    "wall": (102, 102, 156), "fence": (190, 153, 153), "pole": (153, 153, 153), "traffic light": (250, 170, 30),
+    "traffic sign": (220, 220, 0), "sign": (220, 220, 0), "vegetation": (107, 142, 35), "tree": (107, 142, 35),
+    "terrain": (152, 251, 152), "sky": (70, 130, 180), "person": (220, 20, 60), "pedestrian": (220, 20, 60),
+    "rider": (255, 0, 0), "car": (0, 0, 142), "truck": (0, 0, 70), "bus": (0, 60, 100), "train": (0, 80, 100),
+    "motorcycle": (0, 0, 230), "bicycle": (119, 11, 32), "bicyclist": (119, 11, 32), "background": (0, 0, 0),
+}  # fmt: skip
+TINT = 0.55  # share of the colour of a class in what is drawn over a picture
+Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -171,6 +181,60 @@ def colour(number: int) -> tuple[int, int, int]:
     saturation, value = ((0.85, 0.95), (0.6, 1.0), (0.95, 0.7))[number // 7 % 3]
     red, green, blue = colorsys.hsv_to_rgb((0.02 + number * 0.618034) % 1, saturation, value)
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def shades(labels: Sequence[str]) -> list[Colour]:
+    """The colour of each class: the one that people know it in, or one far from those before it."""
+    return [STREET.get(label, colour(number)) for number, label in enumerate(labels)]
+
+
+def overlaid(picture: Image.Image, pixels: Bytes, shades: Sequence[Colour]) -> Image.Image:
+    """The picture in the colours of its pixels' classes ``(H, W)``; black, as of the background, leaves it as it is.
+
+    Two classes are parted by a light line.
+    """
+    tinted = np.array(shades, np.float32)[pixels]
+    share = np.where(np.array(shades).any(1), TINT, 0.0).astype(np.float32)[pixels][..., None]
+    drawn = np.asarray(as_mode(picture, "RGB")) * (1 - share) + tinted * share
+    edge = np.zeros(pixels.shape, bool)
+    edge[1:] |= pixels[1:] != pixels[:-1]
+    edge[:, 1:] |= pixels[:, 1:] != pixels[:, :-1]
+    drawn[edge] = 0.5 * drawn[edge] + 0.5 * 255
+    return Image.fromarray(drawn.round().astype(np.uint8))
+
+
+def with_legend(picture: Image.Image, named: Sequence[tuple[str, Colour]]) -> Image.Image:
+    """The picture, and names beside patches of their colours in lines below; a small picture is enlarged."""
+    factor = -(-LEGIBLE // max(picture.size)) if max(picture.size) < LEGIBLE else 1
+    if factor > 1:
+        size = (picture.width * factor, picture.height * factor)
+        picture = picture.resize(size, Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS)
+    letters = max(14, round(max(picture.size) / 45))
+    font = ImageFont.load_default(letters)
+    pad, row = letters // 2, round(1.6 * letters)
+    x, y, placed = pad, pad, []
+    for name, shade in named:
+        text = _shortened(_drawable(name), "", font, picture.width - 4 * pad - letters)
+        wide = letters + pad + font.getlength(text) + 2 * pad
+        if x > pad and x + wide > picture.width:
+            x, y = pad, y + row
+        placed.append((x, y, text, shade))
+        x += round(wide)
+    page = Image.new("RGB", (picture.width, picture.height + (y + row + pad // 2 if placed else 0)), WHITE)
+    page.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(page)
+    for x, y, text, shade in placed:
+        top = picture.height + y
+        draw.rectangle((x, top, x + letters, top + letters), fill=shade, outline=(120, 120, 120))
+        draw.text((x + letters + pad, top - letters // 8), text, (34, 34, 34), font)
+    return page
+
+
+def with_palette(pixels: Bytes, shades: Sequence[Colour]) -> Image.Image:
+    """A picture whose values ``(H, W)`` are shown in these colours."""
+    picture = Image.fromarray(pixels).convert("P")
+    picture.putpalette([level for shade in shades for level in shade])
+    return picture
 
 
 def places(boxes: Sequence[Box], sizes: Sequence[tuple[float, float]], size: tuple[int, int]) -> list[Box | None]:

@@ -81,8 +81,8 @@ class Scaled:
     """Turns a picture into RGB of about one size whose sides keep their ratio, as torchvision's detectors do.
 
     Args:
-        shortest: pixels of the shorter side that comes out,
-        longest: unless the longer one would then have more than these.
+        shortest: pixels of the shorter side that comes out; 0: as many as it has,
+        longest: unless the longer one would then have more than these; 0: it may.
         mean, std: of each channel, in [0, 1]; a network sees ``(picture / 255 - mean) / std``.
     """
 
@@ -98,7 +98,7 @@ class Scaled:
             "shortest": self.shortest,
             "longest": self.longest,
             "picture": "upright; the shorter side resized to shortest, or the longer one to longest where it would be "
-            "more (bilinear, not antialiased, sides rounded down)",
+            "more (bilinear, not antialiased, sides rounded down); a 0 asks for nothing",
             "values": "(picture / 255 - mean) / std",
             "mean": self.mean,
             "std": self.std,
@@ -106,7 +106,8 @@ class Scaled:
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height that come out of a picture of this width and height."""
-        factor = min(self.shortest / min(width, height), self.longest / max(width, height))
+        factor = self.shortest / min(width, height) if self.shortest else 1.0
+        factor = min(factor, self.longest / max(width, height)) if self.longest else factor
         return max(1, math.floor(width * factor)), max(1, math.floor(height * factor))
 
     def __call__(self, picture: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Interface(NamedTuple):
         about: how to prepare an input and how to read the answer, text by name; the metadata of an ONNX file.
     """
 
-    form: Literal["classifier", "detector"]
+    form: Literal["classifier", "detector", "segmenter"]
     shape: tuple[int, int, int]
     about: dict[str, str]
 
@@ -198,6 +198,10 @@ class Task:
     def draw(self, source: Any, answer: dict[str, Any]) -> "Image":
         """The answer to ``source`` as a picture."""
         raise UsageError(f"{type(self).__name__} cannot draw its answers; predict without --out")
+
+    def layers(self, answer: dict[str, Any]) -> "dict[str, Image]":
+        """What else of an answer can be kept as pictures, by name; nothing by default."""
+        return {}
 
     def figures(self, batches: Iterable[Any]) -> "Iterator[tuple[str, Figure]]":
         """Titled figures of the judgement for the run's report."""

@@ -139,6 +139,53 @@ def initialise_detector(model: nn.Module, prefix: str, name: str, init: str, lab
     target.load_state_dict(fitting, strict=False)
 
 
+def initialise_segmenter(model: Any, name: str, init: str, labels: tuple[str, ...] = ()) -> None:
+    """Begin with the weights ``init``: those of a network for pixels, or those of the classifier that it is made of.
+
+    What belongs to other classes than the model's stays as it is, and is said; all else of the classifier must fit.
+
+    Args:
+        model: a network of :mod:`fukami.models`, which says in ``trunk`` what part of it is the classifier's, in
+            ``answers`` what belongs to the classes, and in ``adopt`` what it takes of a classifier's tensors.
+        name: what the classifier is called in :mod:`fukami.models`; empty where there is none.
+        init: ``imagenet`` (torchvision's classifier), ``coco`` (its FCN), a file of either, or a run's folder.
+        labels: the model's classes; as many others are not taken for these where a run knows its own.
+
+    Raises:
+        Error: there are no such weights, or they do not fit; every missing and misshapen tensor is listed.
+    """
+    if init == "imagenet" and not name:
+        raise Error("there are no published weights for this network; give --init a file or a run, or leave it out")
+    if init == "coco" and not name.startswith("resnet"):
+        raise Error(f"there are no published COCO weights of an FCN on {name or 'this network'}; give a file or a run")
+    published = {"imagenet": name, "coco": f"fcn_{name}"}.get(init)
+    tensors = _plain(_published(published) if published else _read(Path(init)))
+    expected = model.state_dict()
+    whole = any(key in tensors for key in expected if not key.startswith(f"{model.trunk}."))
+    tensors = tensors if whole else model.adopt(tensors)
+    theirs = _labels(init) if init != "coco" else ()
+    unfit = {key: what for key, what in _unfit(tensors, expected) if key in expected}
+    if whole and labels and theirs and labels != theirs:  # though they may be as many
+        unfit |= {key: "is of other classes" for key in expected if key.startswith(model.answers)}
+    needed = [key for key in expected if key.startswith(f"{model.trunk}.")]
+    if not any(key.endswith("running_mean") for key in tensors):  # a classifier without batch normalisation
+        norms = {key.rpartition(".")[0] for key in needed if key.endswith("running_mean")}
+        needed = [key for key in needed if key.rpartition(".")[0] not in norms]
+    wrong = [f"{key} {unfit[key]}" for key in needed if key in unfit]
+    if wrong:
+        raise Error(f"{init} does not fit {type(model).__name__}: {'; '.join(wrong)}")
+    fresh = [key for key in unfit if not key.endswith("num_batches_tracked")]
+    if whole and fresh:
+        logger.warning(f"{init} has no {_few(fresh)} for this network: they begin anew")
+    fitting = {key: value for key, value in tensors.items() if key in expected and key not in unfit}
+    model.load_state_dict(fitting, strict=False)
+
+
+def _few(names: list[str]) -> str:
+    """The first of the names, and how many more there are."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
 def categories() -> tuple[str, ...]:
     """The names of COCO's 90 numbers, of which some were never used."""
     from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights

@@ -175,7 +175,8 @@ def seen(name: str, task: "Task") -> "Shape":
         UsageError: it is neither a classifier nor a detector.
     """
     from fukami.tasks.classification import Classification
-    from fukami.tasks.detection import STEP, Detection
+    from fukami.tasks.detection import Detection
+    from fukami.tasks.framed import STEP
     from fukami.tasks.region_cnn import RegionCNN
 
     if isinstance(task, RegionCNN):

@@ -123,10 +123,10 @@ def orientation(picture: Image.Image) -> int:
     return found if found in range(1, 9) else 1
 
 
-def headers(entries: Sequence[Entry]) -> Iterator[Header | Error]:
+def headers(pictures: Sequence[Path]) -> Iterator[Header | Error]:
     """The header of each picture, read in threads."""
     with ThreadPoolExecutor() as threads:
-        yield from threads.map(header, [entry.picture for entry in entries])
+        yield from threads.map(header, pictures)
 
 
 def turned(corners: Corners, found: Header) -> Corners:
@@ -177,7 +177,7 @@ def settle(entries: Sequence[Entry], labels: Sequence[str], lost: Sequence[Flaw]
     wrong = [f"{flaw.file}{f', line {flaw.line}' if flaw.line else ''}: {flaw.detail}" for flaw in lost]
     dropped = 0
     entries = merged(entries)
-    for entry, found in zip(entries, headers(entries), strict=True):
+    for entry, found in zip(entries, headers([entry.picture for entry in entries]), strict=True):
         if isinstance(found, Error):
             wrong.append(str(found))
             continue

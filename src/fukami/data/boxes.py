@@ -1,8 +1,8 @@
-"""Pictures with boxes around what is in them: what a source yields, and the batches that a detector sees."""
+"""Pictures with boxes or masks of what is in them: what a source yields, and the batches that a network sees."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,18 @@ from torch import Tensor
 Bytes = npt.NDArray[np.uint8]
 COUNTED, DIFFICULT, CROWD = 0, 1, 2  # what a box is for: to be found, or not to count whether it is found or not
 PROPOSAL = 3  # a box in which something may be, after all others; its class is -1
+UNLABELLED = 0  # in a map of classes, whose other values are the numbers of the classes and 1
+
+
+class Mask(Protocol):
+    """What each pixel of a picture is."""
+
+    def read(self) -> Bytes:
+        """The map ``(H, W)`` of the upright picture: 0 unlabelled, from 1 on the number of the class and 1.
+
+        Raises:
+            fukami.Error: there is none, or it has what is of no class.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +37,7 @@ class Annotated:
         classes: ``(n,)`` int64, numbers of the labels.
         kinds: ``(n,)`` uint8: ``COUNTED``, ``DIFFICULT`` (VOC), ``CROWD`` (COCO: a box around many) or ``PROPOSAL``.
         name: what messages call it.
+        mask: what each of its pixels is; None: not known.
     """
 
     source: Path | Bytes
@@ -33,6 +46,13 @@ class Annotated:
     classes: npt.NDArray[np.int64]
     kinds: npt.NDArray[np.uint8]
     name: str
+    mask: Mask | None = None
+
+    @classmethod
+    def masked(cls, source: Path | Bytes, size: tuple[int, int], name: str, mask: Mask) -> Self:
+        """A picture whose pixels are known, without boxes."""
+        none = np.zeros(0, np.int64)
+        return cls(source, size, np.zeros((0, 4), np.float32), none, none.astype(np.uint8), name, mask)
 
 
 class Batch(NamedTuple):
@@ -47,6 +67,8 @@ class Batch(NamedTuple):
         kinds: ``(N, M)`` uint8 as in :class:`Annotated`.
         numbers: ``(N,)`` int64, of the pictures in their part of the data.
         draws: ``(N,)`` int64 below 2^31, from which a detector draws its samples; 0 where nothing is trained.
+        masks: ``(N, H, W)`` uint8 maps as of :class:`Mask`, 0 beyond the pictures; ``(N, 0, 0)`` where there are
+            boxes.
     """
 
     pictures: Tensor
@@ -57,3 +79,4 @@ class Batch(NamedTuple):
     kinds: Tensor
     numbers: Tensor
     draws: Tensor
+    masks: Tensor

@@ -141,7 +141,7 @@ def _lists(text: str) -> Iterator[tuple[str, list[Record]]]:
 
 def _entries(path: Path, sheets: Sheets) -> Iterator[Entry]:
     found = records(path)
-    labels = {each.fields.get("id"): str(each.fields.get("name", "")) for each in _used(found)}
+    labels = {each.fields.get("id"): str(each.fields.get("name", "")) for each in used(found)}
     sheets.labels = tuple(dict.fromkeys([*sheets.labels, *labels.values()]))
     known = {each.fields.get("id") for each in found["images"]}
     boxes: dict[Any, list[Box]] = {}
@@ -157,7 +157,7 @@ def _entries(path: Path, sheets: Sheets) -> Iterator[Entry]:
             sheets.flaws.append(Flaw("no class", path, line, detail))
         kind = CROWD if fields.get("iscrowd") in (1, "1") else COUNTED
         boxes.setdefault(picture, []).append(Box(labels.get(category, ""), _corners(fields), kind, line, note))
-    locate = _Places(path)
+    locate = Places(path)
     for line, fields in found["images"]:
         width, height = fields.get("width"), fields.get("height")
         stated = None
@@ -167,7 +167,7 @@ def _entries(path: Path, sheets: Sheets) -> Iterator[Entry]:
         yield Entry(locate(str(fields.get("file_name", ""))), path, own, stated, line)
 
 
-def _used(found: dict[str, list[Record]]) -> list[Record]:
+def used(found: dict[str, list[Record]]) -> list[Record]:
     """The categories without those that only head others, which Roboflow puts first and gives to no box."""
     used = {each.fields.get("category_id") for each in found["annotations"]}
     heads = {each.fields.get("supercategory") for each in found["categories"]}
@@ -188,7 +188,7 @@ def _corners(fields: dict[str, Any]) -> tuple[float, float, float, float]:
     return left, top, left + width, top + height
 
 
-class _Places:
+class Places:
     """Where the pictures of a file lie: the first of the usual folders that has one, and then that one first."""
 
     def __init__(self, path: Path) -> None:

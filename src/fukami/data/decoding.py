@@ -1,4 +1,4 @@
-"""Pictures with boxes, decoded at their size: all at once, or one by one in frames for a stream."""
+"""Pictures with boxes or masks, decoded at their size: all at once, or one by one in frames for a stream."""
 
 import itertools
 import logging
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fukami.data.boxes import Annotated, Bytes
 from fukami.data.folder import BROKEN, check, listed
+from fukami.data.masks import nearest
 from fukami.data.stream import processors
 from fukami.errors import Error
 from fukami.preparation import Scaled
@@ -26,7 +27,7 @@ Frame = tuple[int, int]  # height and width
 
 
 class PictureDecoder(Dataset[Any]):
-    """Pictures at their size, ``(3, H, W)`` uint8, or the error of one that cannot be read.
+    """Pictures at their size, ``(3 or 4, H, W)`` uint8, or the error of one that cannot be read.
 
     In arrays, since each tensor that another process sends holds a file open.
     """
@@ -43,28 +44,39 @@ class PictureDecoder(Dataset[Any]):
 
 
 class FrameDecoder(PictureDecoder):
-    """The same in frames, ``(H, W, 3)`` uint8, as what streams is collected; a wish is a number and a frame."""
+    """The same in frames, ``(H, W, 3 or 4)`` uint8, as what streams is collected; a wish is a number and a frame."""
 
     def __getitem__(self, wish: tuple[int, Frame]) -> Bytes | Error:
         number, (height, width) = wish
         picture = super().__getitem__(number)
         if isinstance(picture, Error):
             return picture
-        frame = np.zeros((height, width, 3), np.uint8)
+        frame = np.zeros((height, width, len(picture)), np.uint8)
         frame[: picture.shape[1], : picture.shape[2]] = picture.transpose(1, 2, 0)
         return frame
 
 
 def decode(sample: Annotated, prepare: Scaled) -> Tensor | Error:
-    """A picture at its size, ``(3, H, W)`` uint8, or what is wrong with it."""
+    """A picture at its size, ``(3, H, W)`` uint8, with its mask as a fourth channel; or what is wrong with it."""
     try:
         picture = prepare.open(sample.source, sample.name if isinstance(sample.source, Path) else "")
     except Error as error:
         return error
     if (picture.shape[2], picture.shape[1]) != sample.size:
         was, now = "×".join(map(str, sample.size)), f"{picture.shape[2]}×{picture.shape[1]}"
-        return Error(f"{sample.name} has {now} pixels, and had {was} when its boxes were read; leave it as it was")
-    return prepare(picture).round().to(torch.uint8)
+        return Error(f"{sample.name} has {now} pixels, and had {was} when its header was read; leave it as it was")
+    pixels = prepare(picture).round().to(torch.uint8)
+    if sample.mask is None:
+        return pixels
+    try:
+        mask = sample.mask.read()
+    except Error as error:
+        return error
+    if (mask.shape[1], mask.shape[0]) != sample.size:
+        sides = "×".join(map(str, sample.size))
+        return Error(f"{sample.name} has {sides} pixels, and its mask {mask.shape[1]}×{mask.shape[0]}; they must agree")
+    resized = nearest(mask, pixels.shape[2], pixels.shape[1])
+    return torch.cat([pixels, torch.from_numpy(np.array(resized))[None]])
 
 
 def decoded(

@@ -1,4 +1,4 @@
-"""Batches of pictures with boxes: each picture keeps its shape, and pictures of similar shapes share a batch."""
+"""Batches of pictures with boxes or masks: each keeps its shape, and pictures of similar shapes share a batch."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +12,9 @@ from fukami.data.augment import Augment
 from fukami.data.boxes import Annotated, Batch
 from fukami.data.decoding import Frame, FrameDecoder, decoded
 from fukami.data.folder import BROKEN
+from fukami.data.frequencies import Counts, counted
 from fukami.data.loader import Shuffled
+from fukami.data.moves import MULTIPLE
 from fukami.data.stream import Streaming
 from fukami.errors import Error
 from fukami.preparation import Scaled
@@ -20,7 +22,6 @@ from fukami.preparation import Scaled
 if TYPE_CHECKING:
     from fukami.runtime import Runtime
 
-MULTIPLE = 32  # pixels of which the sides of a frame are a multiple: the stride of the deepest maps
 SLOTS = 8  # of which the number of boxes of a batch is a multiple, so that there are few shapes
 SHAPES = tuple(2 ** (third / 3) for third in range(-3, 4))  # widths by height that part the groups, as torchvision's
 
@@ -42,6 +43,7 @@ def loader(
     batch: int,
     seed: int | None = None,
     augment: Augment | None = None,
+    window: int = 0,
     memory: float = 4.0,
     broken: int = BROKEN,
 ) -> "Framed":
@@ -54,6 +56,7 @@ def loader(
         batch: pictures in a batch, over all processes.
         seed: shuffle, drop what is over and augment, repeatably; None: every picture once, all of them.
         augment: changes of the training pictures, as :func:`fukami.data.moves.parse` makes them.
+        window: side in pixels of what is cut at random out of larger training pictures; 0: they stay whole.
         memory: gigabytes that the decoded pictures may take.
         broken: pictures that may be broken; they are left out and named.
 
@@ -62,21 +65,23 @@ def loader(
     """
     sides = [prepare.size(*sample.size) for sample in samples]
     arrays = all(isinstance(sample.source, np.ndarray) for sample in samples)
-    if arrays or sum(3 * width * height for width, height in sides) <= memory * 1e9:
+    channels = 3 + any(sample.mask is not None for sample in samples)
+    if arrays or sum(channels * width * height for width, height in sides) <= memory * 1e9:
         kept, pictures = decoded(samples, prepare, broken)
-        return Framed(kept, labels, prepare, batch=batch, seed=seed, augment=augment, pictures=pictures)
-    return FramedStream(samples, labels, prepare, batch=batch, seed=seed, augment=augment, broken=broken)
+        return Framed(kept, labels, prepare, batch=batch, seed=seed, augment=augment, window=window, pictures=pictures)
+    return FramedStream(samples, labels, prepare, batch=batch, seed=seed, augment=augment, window=window, broken=broken)
 
 
 class Framed(Shuffled):
-    """Pictures with boxes, held in memory, in batches of similar shapes.
+    """Pictures with boxes or masks, held in memory, in batches of similar shapes.
 
     Order, augmentation and draws are functions of the seed and the pass alone. A pass leaves out what does not fill a
     batch, other pictures each time; those of a part to be judged on (``seed`` None) all come.
 
     Args:
-        pictures: of each sample, ``(3, H, W)`` uint8 at its size; they move to the device.
-        samples, labels, prepare, batch, seed, augment: as for :func:`loader`.
+        pictures: of each sample, ``(3, H, W)`` uint8 at its size, or ``(4, H, W)`` with its mask; they move to the
+            device.
+        samples, labels, prepare, batch, seed, augment, window: as for :func:`loader`.
     """
 
     def __init__(
@@ -88,11 +93,14 @@ class Framed(Shuffled):
         batch: int,
         seed: int | None = None,
         augment: Augment | None = None,
+        window: int = 0,
         pictures: Sequence[Tensor] = (),
     ) -> None:
         names = [sample.name for sample in samples]
         super().__init__(torch.arange(len(samples)), labels, batch=batch, names=names, seed=seed)
         self.samples, self.prepare, self.pictures, self.change = tuple(samples), prepare, list(pictures), augment
+        self.window = window
+        self.channels = 3 + any(sample.mask is not None for sample in samples)
         self.device = torch.device("cpu")
         sizes = np.array([sample.size for sample in samples], np.int64).reshape(-1, 2)
         self.originals = torch.from_numpy(sizes).flip(1)
@@ -110,8 +118,8 @@ class Framed(Shuffled):
 
     @property
     def draws(self) -> int:
-        """Random numbers for each picture: the detector's own, then those of the augmentation."""
-        return 1 + (self.change.draws if self.change else 0)
+        """Random numbers for each picture: the detector's own, those of the augmentation, then those of the window."""
+        return 1 + (self.change.draws if self.change else 0) + (2 if self.window else 0)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """The batches of one pass; a pass cut off is finished."""
@@ -126,6 +134,10 @@ class Framed(Shuffled):
         for share in self._every():
             yield self.assemble(self._frames(share), share, still=True)
 
+    def frequencies(self) -> Counts:
+        """Pixels of each class, and of the pictures that have any of it, ``(2, classes)``; counted once and kept."""
+        return counted(self.samples, len(self.labels))
+
     def framed(self) -> Iterator[Share]:
         """This process's share of each batch in the rest of the pass."""
         order, draws = self._plan(self.turn) if self.seed is not None else self._in_order()
@@ -134,8 +146,9 @@ class Framed(Shuffled):
             yield self._share(order[whole], draws[whole], slice(self.rank, None, self.world))
 
     def assemble(self, pictures: Tensor, share: Share, *, still: bool = False) -> Batch:
-        """Pictures ``(n, 3, H, W)`` on the device with all that belongs to them, augmented where they are trained on
-        and not ``still``.
+        """Pictures ``(n, 3, H, W)`` on the device, or 4 with their masks, with all that belongs to them.
+
+        They are augmented where they are trained on and not ``still``.
         """
         boxes = torch.zeros(len(share.members), share.slots, 4)
         classes = torch.full(boxes.shape[:2], -1)
@@ -149,11 +162,15 @@ class Framed(Shuffled):
         boxes *= (sides / originals).flip(1).repeat(1, 2).unsqueeze(1)
         training = self.seed is not None and not still
         seeds = (share.draws[:, 0] * 2**31).long() * training
-        rest = (sides, originals, boxes, classes, kinds, share.members, seeds)
-        batch = Batch(pictures, *(each.to(self.device, non_blocking=True) for each in rest))
-        if self.change is None or not training:
+        masks = pictures[:, 3] if self.channels == 4 else torch.zeros(len(pictures), 0, 0, dtype=torch.uint8)
+        rest = (sides, originals, boxes, classes, kinds, share.members, seeds, masks)
+        batch = Batch(pictures[:, :3], *(each.to(self.device, non_blocking=True) for each in rest))
+        if not training:
             return batch
-        return moves.change(self.change, batch, share.draws[:, 1:].to(self.device))
+        changes = self.change.draws if self.change else 0
+        _, draws, places = share.draws.to(self.device).tensor_split((1, 1 + changes), 1)
+        batch = moves.change(self.change, batch, draws) if self.change else batch
+        return moves.cut(batch, self.window, places) if self.window else batch
 
     def _every(self) -> Iterator[Share]:
         """All pictures in order, in batches."""
@@ -169,7 +186,7 @@ class Framed(Shuffled):
 
     def _frames(self, share: Share) -> Tensor:
         """The pictures of a share in their frames, from memory."""
-        shape = (len(share.members), *share.frame, 3)  # channels last, as other processes send them
+        shape = (len(share.members), *share.frame, self.channels)  # channels last, as other processes send them
         frames = torch.zeros(shape, dtype=torch.uint8, device=self.device).permute(0, 3, 1, 2)
         for frame, number in zip(frames, share.members.tolist(), strict=True):
             picture = self.pictures[number]
@@ -197,7 +214,7 @@ class FramedStream(Framed, Streaming):
 
     Args:
         broken: pictures that may be broken; one more is an error.
-        samples, labels, prepare, batch, seed, augment: as for :func:`loader`.
+        samples, labels, prepare, batch, seed, augment, window: as for :func:`loader`.
     """
 
     def __init__(
@@ -209,9 +226,10 @@ class FramedStream(Framed, Streaming):
         batch: int,
         seed: int | None = None,
         augment: Augment | None = None,
+        window: int = 0,
         broken: int = BROKEN,
     ) -> None:
-        super().__init__(samples, labels, prepare, batch=batch, seed=seed, augment=augment)
+        super().__init__(samples, labels, prepare, batch=batch, seed=seed, augment=augment, window=window)
         self.begin(FrameDecoder(self.samples, prepare), broken)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -242,7 +260,8 @@ class FramedStream(Framed, Streaming):
     def _seen(self, found: Any, share: Share, *, still: bool = False) -> Batch:
         if not found[1]:  # a step for it all the same, as other processes may make one, from which nothing is learned
             self._name(found[2])
-            black = torch.zeros(len(share.members), 3, *share.frame, dtype=torch.uint8, device=self.device)
+            shape = (len(share.members), self.channels, *share.frame)
+            black = torch.zeros(shape, dtype=torch.uint8, device=self.device)
             empty = self.assemble(black, share, still=True)
             return empty._replace(boxes=empty.boxes * 0, classes=torch.full_like(empty.classes, -1))
         pictures, _, kept = self._placed(found, share.members)

@@ -15,20 +15,22 @@ from fukami.data.augment import Augment
 from fukami.data.boxes import Batch
 from fukami.errors import UsageError
 
+MULTIPLE = 32  # pixels of which the sides of a frame are a multiple: the stride of the deepest maps
 VISIBLE = 0.3  # least share of a box that a move leaves in the picture
 SENSELESS = {
-    "mixup": "mixes two pictures, whose boxes cannot be mixed",
-    "cutmix": "mixes two pictures, whose boxes cannot be mixed",
+    "mixup": "mixes two pictures, whose boxes and masks cannot be mixed",
+    "cutmix": "mixes two pictures, whose boxes and masks cannot be mixed",
     "trivial": "counts the black of the frame among a picture's colours",
     "rand": "counts the black of the frame among a picture's colours",
 }
 
 
 def parse(words: Sequence[str]) -> Augment | None:
-    """The augmentation of pictures with boxes that the words ask for, which keeps their sides; None: there are none.
+    """The augmentation of pictures with boxes or masks that the words ask for, which keeps their sides; None: none.
 
     Raises:
-        UsageError: a word is unknown or given twice or makes no sense with boxes, or its strength is out of bounds.
+        UsageError: a word is unknown or given twice or makes no sense with boxes and masks, or its strength is out of
+            bounds.
     """
     for name in augment.strengths(words):
         if name in SENSELESS:
@@ -38,7 +40,7 @@ def parse(words: Sequence[str]) -> Augment | None:
 
 
 def change(what: Augment, batch: Batch, draws: Tensor) -> Batch:
-    """The batch with its pictures and boxes changed; those boxes of which too little is left become 0.
+    """The batch with its pictures, boxes and masks changed; those boxes of which too little is left become 0.
 
     Args:
         what: as :func:`parse` makes it.
@@ -47,9 +49,11 @@ def change(what: Augment, batch: Batch, draws: Tensor) -> Batch:
     """
     heights, widths = batch.sizes.unbind(1)
     geometry = what.geometry(draws, heights, widths)
-    pictures, boxes, classes = batch.pictures, batch.boxes, batch.classes
+    pictures, boxes, classes, masks = batch.pictures, batch.boxes, batch.classes, batch.masks
     if geometry is not None:
         pictures = moved(what, pictures, geometry, batch.sizes, draws)
+        if masks.numel():
+            masks = moved(what, masks.unsqueeze(1), geometry, batch.sizes).squeeze(1)
         boxes, seen = visible(what, boxes, geometry, batch.sizes)
         classes = torch.where(seen, classes, -1)
         boxes = boxes * seen.unsqueeze(2)
@@ -58,7 +62,32 @@ def change(what: Augment, batch: Batch, draws: Tensor) -> Batch:
         pictures = what.coloured(pictures, draws, covered) * within(batch.sizes, pictures)
     for operation, own in zip(what.operations, what.split(draws), strict=True):
         pictures = operation.retouch(pictures, own, covered)
-    return batch._replace(pictures=pictures, boxes=boxes, classes=classes)
+    return batch._replace(pictures=pictures, boxes=boxes, classes=classes, masks=masks)
+
+
+def cut(batch: Batch, window: int, draws: Tensor) -> Batch:
+    """A square of at most ``window`` pixels a side out of each picture and its mask, anywhere in it.
+
+    Args:
+        batch: with masks; boxes are not cut.
+        window: the side.
+        draws: ``(N, 2)`` random numbers in [0, 1).
+    """
+    if max(batch.masks.shape[-2:]) <= window:
+        return batch
+    spare = (batch.sizes - window).clamp(min=0)
+    corners = ((spare + 1) * draws).floor().minimum(spare).long().tolist()
+    height, width = (min(-(-window // MULTIPLE) * MULTIPLE, side) for side in batch.masks.shape[-2:])
+    sizes = batch.sizes.clamp(max=window)
+    inside = within(sizes, batch.pictures[..., :height, :width])
+
+    def part(maps: Tensor) -> Tensor:
+        """The windows of maps ``(N, C, H, W)``."""
+        padded = F.pad(maps, (0, width, 0, height))
+        cuts = [m[:, top : top + height, left : left + width] for m, (top, left) in zip(padded, corners, strict=True)]
+        return torch.stack(cuts) * inside
+
+    return batch._replace(pictures=part(batch.pictures), masks=part(batch.masks.unsqueeze(1)).squeeze(1), sizes=sizes)
 
 
 def moved(what: Augment, pictures: Tensor, geometry: Tensor, sizes: Tensor, draws: Tensor | None = None) -> Tensor:

@@ -19,9 +19,11 @@ import numpy.typing as npt
 
 from fukami.data import shapes
 from fukami.data.boxes import COUNTED, Annotated
+from fukami.data.masks import Drawn
 from fukami.data.shapes import DIGITS, TEXTURES, Array, uniform
 
 LABELS = ("circle", "cross", "eight", "ring", "seven", "square", "star", "triangle")
+MASKED: tuple[str, ...] = ("background", *LABELS)  # what a pixel can be
 COUNTS = ("no", "a", "two", "three", "four", "five", "six")
 TRAINING, TESTING = 2000, 200  # pictures of the data set, numbered one after the other
 SIDES = (128, 192)  # pixels, least and most
@@ -112,6 +114,21 @@ def annotated(first: int, count: int, seed: int = 0) -> tuple[Annotated, ...]:
             f"scene {number}",
         )
         for number, each in enumerate(found, first)
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def masked(first: int, count: int, seed: int = 0) -> tuple[Annotated, ...]:
+    """Scenes ``first`` to ``first + count`` of a seed, as pictures with masks; bars and the ground are background."""
+    found = ((number, scene(seed, number)) for number in range(first, first + count))
+    return tuple(
+        Annotated.masked(
+            each.picture,
+            (each.picture.shape[1], each.picture.shape[0]),
+            f"scene {number}",
+            Drawn(np.concatenate([[1], each.classes + 2]).astype(np.uint8)[each.instances]),
+        )
+        for number, each in found
     )
 
 

@@ -5,6 +5,7 @@ from fukami.models.binary_convnet import binary_convnet, binary_deep_convnet
 from fukami.models.binary_resnet import binary_resnet18
 from fukami.models.deep_convnet import deep_convnet
 from fukami.models.faster_rcnn import faster_rcnn_resnet50_fpn, faster_rcnn_vgg16
+from fukami.models.fcn import fcn8s_vgg16, fcn16s_vgg16, fcn32s_vgg16, fcn_resnet50, fcn_resnet101
 from fukami.models.googlenet import googlenet
 from fukami.models.rcnn import rcnn_alexnet, rcnn_vgg16
 from fukami.models.resnet import (
@@ -19,6 +20,7 @@ from fukami.models.resnet import (
     resnet110,
     resnet152,
 )
+from fukami.models.segnet import segnet_basic, segnet_vgg16
 from fukami.models.vgg import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
 
 __all__ = [
@@ -29,6 +31,11 @@ __all__ = [
     "deep_convnet",
     "faster_rcnn_resnet50_fpn",
     "faster_rcnn_vgg16",
+    "fcn8s_vgg16",
+    "fcn16s_vgg16",
+    "fcn32s_vgg16",
+    "fcn_resnet50",
+    "fcn_resnet101",
     "googlenet",
     "rcnn_alexnet",
     "rcnn_vgg16",
@@ -42,6 +49,8 @@ __all__ = [
     "resnet101",
     "resnet110",
     "resnet152",
+    "segnet_basic",
+    "segnet_vgg16",
     "vgg11",
     "vgg11_bn",
     "vgg13",

@@ -145,10 +145,6 @@ class RegionCNN(Detection):
         every = zip(pictures, batch.sizes, self.proposals(batch), strict=True)
         return [self.found(picture, size, own, self.features(picture, own)) for picture, size, own in every]
 
-    def moved(self, batch: "Batch") -> "Batch":
-        """The batch on the device."""
-        return type(batch)(*(value.to(self.runtime.device, non_blocking=True) for value in batch))
-
     def proposals(self, batch: "Batch") -> Iterator[Tensor]:
         """Those of each picture, ``(P, 4)``."""
         there = (batch.kinds == PROPOSAL) & (boxes.area(batch.boxes) > 0)

@@ -1,0 +1,142 @@
+"""Masks in files and in memory: what each pixel of a picture is."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fukami import image
+from fukami.data.boxes import UNLABELLED, Bytes
+from fukami.data.legends import Colour, Legend, coded
+from fukami.errors import Error
+
+MOST = 254  # classes that a map can tell apart
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A map that is there already.
+
+    Args:
+        pixels: ``(H, W)`` uint8 as of :class:`fukami.data.boxes.Mask`.
+    """
+
+    pixels: Bytes
+
+    def read(self) -> Bytes:
+        """The map."""
+        return self.pixels
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """A picture of the classes: by value (grey, or with a palette) or by colour, as the legend says.
+
+    Raises of :meth:`read`: see :class:`fukami.data.boxes.Mask`; the first pixel of no class is named.
+    """
+
+    path: Path
+    legend: Legend
+
+    def read(self) -> Bytes:
+        """The map."""
+        codes, known = self.codes(), self.known()
+        place = np.searchsorted(known[0], codes).clip(max=len(known[0]) - 1)
+        strange = known[0][place] != codes
+        if strange.any():
+            row, column = np.argwhere(strange)[0].tolist()
+            raise Error(
+                f"{self.path} has {self.named(int(codes[row, column]))} at column {column} of row {row}, which is none "
+                f"of the {len(known[0])} {'colours' if self.legend.colours else 'values'} of the class table; add it "
+                "there, or mend the mask"
+            )
+        return np.asarray(known[1][place])
+
+    def codes(self) -> npt.NDArray[np.int32]:
+        """The value of each pixel ``(H, W)``, or its colour as one number."""
+        return codes(self.path, bool(self.legend.colours))
+
+    def known(self) -> tuple[npt.NDArray[np.int32], Bytes]:
+        """The codes that the legend knows, in order, and what each is in a map."""
+        if self.legend.colours:
+            keys = coded(np.array(list(self.legend.colours), np.uint8))
+            classes = list(self.legend.colours.values())
+        else:
+            keys, classes = np.array(list(self.legend.values), np.int32), list(self.legend.values.values())
+        order = keys.argsort()
+        return keys[order], (np.array(classes) + 1).astype(np.uint8)[order]
+
+    def named(self, code: int) -> str:
+        """A code in words."""
+        return f"the colour {colour(code)}" if self.legend.colours else f"the value {code}"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """The mask of a picture that has none."""
+
+    detail: str
+
+    def read(self) -> Bytes:
+        """Never a map."""
+        raise Error(self.detail)
+
+
+def codes(path: Path, coloured: bool) -> npt.NDArray[np.int32]:
+    """The value of each pixel of a mask's file, ``(H, W)``, or its colour as one number.
+
+    Raises:
+        Error: the file cannot be read, or is in colour and should not be.
+    """
+    with image.opened(path) as picture:
+        if coloured:
+            return coded(np.asarray(picture.convert("RGB")))
+        if picture.mode in ("RGB", "RGBA"):
+            levels = np.asarray(picture)[..., :3]
+            if (levels != levels[..., :1]).any():
+                raise Error(
+                    f"{path} is in colour, and no class table gives the classes colours; put one beside the folders, "
+                    "classes.txt with a line such as road 128 64 128 for each class"
+                )
+            return levels[..., 0].astype(np.int32)
+        if picture.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
+            raise Error(f"{path} has pixels of the kind {picture.mode}; a mask has one whole number or colour a pixel")
+        return np.asarray(picture).astype(np.int32)
+
+
+def colour(code: int) -> Colour:
+    """The colour of a code."""
+    return code >> 16, code >> 8 & 255, code & 255
+
+
+def is_coloured(path: Path) -> bool:
+    """Whether a mask's file is in colours that are no shades of grey."""
+    with image.opened(path) as picture:
+        if picture.mode not in ("RGB", "RGBA"):
+            return False
+        levels = np.asarray(picture)[..., :3]
+        return bool((levels != levels[..., :1]).any())
+
+
+def size(path: Path) -> tuple[int, int]:
+    """Width and height of a mask's file.
+
+    Raises:
+        Error: it cannot be read.
+    """
+    with image.opened(path) as picture:
+        return picture.size
+
+
+def labelled(pixels: Bytes) -> npt.NDArray[np.bool_]:
+    """Which pixels of a map are of a class."""
+    return np.asarray(pixels != UNLABELLED)
+
+
+def nearest(pixels: Bytes, width: int, height: int) -> Bytes:
+    """A map in another size, each pixel that of its middle."""
+    if pixels.shape == (height, width):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST))

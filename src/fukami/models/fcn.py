@@ -1,0 +1,219 @@
+"""FCN: a classifier whose affine layers are convolutions says what is at every place of the picture.
+
+Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015. On VGG-16 (figure 3):
+
+    picture → conv1, conv2, conv3 → pool3 → conv4 → pool4 → conv5 → pool5 → 7×7, 4096 → 1×1, 4096 → 1×1, classes
+                                      │                │                                        ┌──────┘
+                                      │                │                                        ├→ ×32:  FCN-32s
+                                      │                └────────→ 1×1, classes ─────────→ + ← ×2
+                                      │                                                   ├→ ×16:        FCN-16s
+                                      └─────────→ 1×1, classes ────────→ + ← ×2 ──────────┘
+                                                                         └→ ×8:                          FCN-8s
+
+Enlarging is a transposed convolution that begins as bilinear interpolation; the scores of pool4 and pool3 begin at
+zero, so that a finer network begins with the answers of the coarser one (section 4.2). The names of the convolutions
+are torchvision's. On ResNet, as torchvision's ``fcn_resnet50``: layer3 and layer4 see with dilated filters instead of
+halving their maps (Chen et al. 2017), and the scores of an eighth of the side are interpolated.
+"""
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fukami.models.resnet import resnet50, resnet101
+from fukami.models.vgg import convolutions
+from fukami.ops.enlarge import Enlarge, whole
+
+POOL3, POOL4 = 17, 24  # layers of VGG-16's features up to these poolings
+MULTIPLE = 32  # pixels that one place of the deepest maps stands for
+
+
+def fcn32s_vgg16(classes: int = 21, *, hidden: int = 4096, dropout: float = 0.5, width: float = 1.0) -> "FCNVGG":
+    """FCN-32s: ``(N, 3, H, W)`` to scores ``(N, classes, H, W)``. H and W: any.
+
+    Args:
+        classes: number of scores at a pixel; 21 are those of Pascal VOC with the background.
+        hidden: channels of the two convolutions that were affine layers.
+        dropout: share of them that training drops.
+        width: share of the paper's channels in the convolutions before.
+    """
+    return FCNVGG(classes, 32, hidden, dropout, width)
+
+
+def fcn16s_vgg16(classes: int = 21, *, hidden: int = 4096, dropout: float = 0.5, width: float = 1.0) -> "FCNVGG":
+    """FCN-16s, which adds the scores of pool4. The arguments are ``fcn32s_vgg16``'s."""
+    return FCNVGG(classes, 16, hidden, dropout, width)
+
+
+def fcn8s_vgg16(classes: int = 21, *, hidden: int = 4096, dropout: float = 0.5, width: float = 1.0) -> "FCNVGG":
+    """FCN-8s, which adds the scores of pool4 and pool3. The arguments are ``fcn32s_vgg16``'s."""
+    return FCNVGG(classes, 8, hidden, dropout, width)
+
+
+def fcn_resnet50(classes: int = 21, *, auxiliary: bool = True) -> "FCNResNet":
+    """FCN on a dilated ResNet-50: ``(N, 3, H, W)`` to scores ``(N, classes, H, W)``. H and W: any.
+
+    In training with ``auxiliary`` a second answer comes from layer3: ``(scores, scores)``.
+
+    Args:
+        classes: number of scores at a pixel; 21 are those of Pascal VOC with the background.
+        auxiliary: whether there is the second answer.
+    """
+    return FCNResNet(resnet50(), classes, auxiliary)
+
+
+def fcn_resnet101(classes: int = 21, *, auxiliary: bool = True) -> "FCNResNet":
+    """FCN on a dilated ResNet-101. The arguments are ``fcn_resnet50``'s."""
+    return FCNResNet(resnet101(), classes, auxiliary)
+
+
+class FCNVGG(nn.Module):
+    """Scores of VGG-16's maps, enlarged ``stride`` times to the picture (section 4)."""
+
+    trunk = "features"  # the layers of the classifier
+    answers = ("head.score.", "score4.", "score3.", "twice4.", "twice3.", "enlarge.")  # those of the classes
+
+    def __init__(self, classes: int, stride: int, hidden: int, dropout: float, width: float) -> None:
+        super().__init__()
+        self.features = convolutions("D", width=width)
+        c3, c4, c5 = (round(width * channels) for channels in (256, 512, 512))
+        self.head = nn.Sequential(
+            OrderedDict(
+                fc6=nn.Conv2d(c5, hidden, 7, padding=3),  # N × hidden × H/32 × W/32
+                relu6=nn.ReLU(inplace=True),
+                drop6=nn.Dropout(dropout),
+                fc7=nn.Conv2d(hidden, hidden, 1),
+                relu7=nn.ReLU(inplace=True),
+                drop7=nn.Dropout(dropout),
+                score=nn.Conv2d(hidden, classes, 1),  # N × classes × H/32 × W/32
+            )
+        )
+        for name in ("fc6", "fc7"):
+            layer = self.head.get_submodule(name)
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        self.score4 = _zero(c4, classes) if stride < 32 else None
+        self.twice4 = Enlarge(classes, 2) if stride < 32 else None
+        self.score3 = _zero(c3, classes) if stride < 16 else None
+        self.twice3 = Enlarge(classes, 2) if stride < 16 else None
+        self.enlarge = Enlarge(classes, stride)
+        # in a list, since their layers are the network's already
+        self.stages = [self.features[:POOL3], self.features[POOL3:POOL4], self.features[POOL4:], self.head]
+
+    def forward(self, pictures: Tensor) -> Any:
+        """Normalised ``(N, 3, H, W)`` to scores ``(N, classes, H, W)``."""
+        return whole(self.scores, pictures, MULTIPLE)
+
+    def scores(self, pictures: Tensor) -> Tensor:
+        """The same where H and W are multiples of 32."""
+        third, fourth, fifth, head = self.stages
+        pool3 = third(pictures)  # N × 256 × H/8 × W/8
+        pool4 = fourth(pool3)  # N × 512 × H/16 × W/16
+        scores = head(fifth(pool4))  # N × classes × H/32 × W/32
+        if self.score4 is not None and self.twice4 is not None:
+            scores = self.twice4(scores) + self.score4(pool4)
+        if self.score3 is not None and self.twice3 is not None:
+            scores = self.twice3(scores) + self.score3(pool3)
+        return self.enlarge(scores)  # type: ignore[no-any-return]
+
+    def outline(self) -> nn.Module:
+        """The layers without what fits other sizes to them."""
+        return Outline(self)
+
+    def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of a classifier's tensors, those that fit here: its affine layers as convolutions (figure 2)."""
+        found = {key: value for key, value in tensors.items() if key.startswith("features.")}
+        for old, new in (("classifier.0", "head.fc6"), ("classifier.3", "head.fc7")):
+            weight, expected = tensors.get(f"{old}.weight"), self.get_parameter(f"{new}.weight")
+            if weight is not None and weight.numel() == expected.numel():
+                found[f"{new}.weight"] = weight.view_as(expected)
+                found[f"{new}.bias"] = tensors[f"{old}.bias"]
+        return found
+
+
+class FCNResNet(nn.Module):
+    """Scores of a dilated ResNet's maps, interpolated to the picture, as torchvision has it."""
+
+    trunk = "backbone"
+    answers = ("classifier.4.", "aux_classifier.4.")
+
+    def __init__(self, resnet: nn.Sequential, classes: int, auxiliary: bool) -> None:
+        super().__init__()
+        layers = OrderedDict(list(resnet.named_children())[:-3])  # without pooling, flattening and affine layer
+        dilate(layers["layer3"], 1, 2)
+        dilate(layers["layer4"], 2, 4)
+        self.backbone = nn.Sequential(layers)
+        self.classifier = _head(2048, classes)
+        self.aux_classifier = _head(1024, classes) if auxiliary else None
+
+    def forward(self, pictures: Tensor) -> Any:
+        """Normalised ``(N, 3, H, W)`` to scores ``(N, classes, H, W)``, in training perhaps a pair of them."""
+        side = pictures.shape[-2:]
+        third = self.backbone[:-1](pictures)  # N × 1024 × H/8 × W/8
+        scores = _interpolated(self.classifier(self.backbone[-1](third)), side)  # of N × 2048 × H/8 × W/8
+        if self.training and self.aux_classifier is not None:
+            return scores, _interpolated(self.aux_classifier(third), side)
+        return scores
+
+    def outline(self) -> nn.Module:
+        """The layers without what fits other sizes to them."""
+        return nn.Sequential(OrderedDict(backbone=self.backbone, classifier=self.classifier))
+
+    def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of a classifier's tensors, those that fit here."""
+        return {f"backbone.{key}": value for key, value in tensors.items() if not key.startswith("fc.")}
+
+
+class Outline(nn.Module):
+    """The scores of an :class:`FCNVGG`, whose stages are modules of their own here."""
+
+    def __init__(self, network: FCNVGG) -> None:
+        super().__init__()
+        for name, child in network.named_children():
+            self.add_module(name, child)
+        self.stages = nn.ModuleList(network.stages)
+        self.scores = network.scores
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """``(N, 3, H, W)``."""
+        return self.scores(pictures)
+
+
+def dilate(stage: nn.Module, first: int, others: int) -> None:
+    """Let a stage of blocks keep the size of its maps: filters reach as far as if it had halved them.
+
+    ``first`` and ``others`` are the dilations of the 3×3 convolutions in its first block and in the others.
+    """
+    for name, layer in stage.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.stride = (1, 1)
+            if layer.kernel_size == (3, 3):
+                apart = first if name.startswith("0.") else others
+                layer.dilation, layer.padding = (apart, apart), (apart, apart)
+
+
+def _zero(inputs: int, classes: int) -> nn.Conv2d:
+    """Scores that are 0 at first."""
+    layer = nn.Conv2d(inputs, classes, 1)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+def _head(inputs: int, classes: int) -> nn.Sequential:
+    """torchvision's ``FCNHead``."""
+    middle = inputs // 4
+    return nn.Sequential(
+        nn.Conv2d(inputs, middle, 3, padding=1, bias=False),
+        nn.BatchNorm2d(middle),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.1),
+        nn.Conv2d(middle, classes, 1),
+    )
+
+
+def _interpolated(scores: Tensor, side: torch.Size) -> Tensor:
+    return F.interpolate(scores, side, mode="bilinear", align_corners=False)

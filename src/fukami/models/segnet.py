@@ -1,0 +1,145 @@
+"""SegNet: a decoder that puts each value back where the encoder's pooling found it.
+
+Badrinarayanan, Kendall and Cipolla, "SegNet: A Deep Convolutional Encoder-Decoder Architecture for Image Segmentation",
+PAMI 2017, figure 2. The encoder is VGG-16's 13 convolutions, each with batch normalisation and ReLU; every pooling
+remembers where in its 2×2 pixels the greatest value lay. The decoder mirrors it:
+
+    encoder                                decoder
+    64   64           pool ─── places ───→ unpool   64   classes
+    128  128          pool ─── places ───→ unpool   128  64
+    256  256  256     pool ─── places ───→ unpool   256  256  128
+    512  512  512     pool ─── places ───→ unpool   512  512  256
+    512  512  512     pool ─── places ───→ unpool   512  512  512
+
+SegNet-Basic (section 3.1) has four poolings, a convolution of 7×7 and 64 filters before each and after each unpooling,
+no ReLU in the decoder, and a 1×1 convolution for the classes. The names of the encoder's parameters are those of
+torchvision's ``vgg16_bn``.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fukami.models.vgg import TABLE, convolutions
+from fukami.ops.enlarge import whole
+from fukami.ops.stem import StemConv2d
+
+
+def segnet_vgg16(classes: int = 11, *, width: float = 1.0) -> "SegNet":
+    """SegNet: ``(N, 3, H, W)`` to scores ``(N, classes, H, W)``. H and W: any; 360 and 480 in the paper.
+
+    Args:
+        classes: number of scores at a pixel; 11 are those of CamVid.
+        width: share of the paper's channels.
+    """
+    widths = [[round(width * channels) for channels in group] for group in TABLE["D"]]
+    decoder = []
+    for number in range(4, -1, -1):
+        group = widths[number]
+        last = widths[number - 1][-1] if number else classes
+        channels = [group[-1], *reversed(group[1:]), last]
+        decoder.append(nn.Sequential(*_decoding(list(pairwise(channels)), bare=number == 0)))
+    return SegNet(convolutions("D", normalise=True, width=width), decoder)
+
+
+def segnet_basic(classes: int = 11, *, channels: int = 3, filters: int = 64) -> "SegNet":
+    """SegNet-Basic: ``(N, channels, H, W)`` to scores ``(N, classes, H, W)``. H and W: any.
+
+    Args:
+        classes: number of scores at a pixel.
+        channels: of the pictures.
+        filters: of every convolution.
+    """
+    encoder: list[nn.Module] = []
+    for number in range(4):
+        first = StemConv2d(channels, filters, 7, padding=3) if number == 0 else _seven(filters)
+        encoder += [first, nn.BatchNorm2d(filters), nn.ReLU(inplace=True), nn.MaxPool2d(2, 2)]
+    decoder = [nn.Sequential(_seven(filters), nn.BatchNorm2d(filters)) for _ in range(4)]
+    decoder[-1].append(nn.Conv2d(filters, classes, 1))
+    for layer in [*encoder, *(layer for stage in decoder for layer in stage)]:
+        _initialise(layer)
+    return SegNet(nn.Sequential(*encoder), decoder)
+
+
+class SegNet(nn.Module):
+    """An encoder whose poolings remember their places, and the stages of a decoder that begin with them."""
+
+    trunk = "features"
+
+    def __init__(self, features: nn.Sequential, decoder: Iterable[nn.Sequential]) -> None:
+        super().__init__()
+        self.features = features
+        self.decoder = nn.ModuleList(decoder)
+        ends = [number for number, layer in enumerate(features) if isinstance(layer, nn.MaxPool2d)]
+        between = pairwise([-1, *ends])
+        # in a list, since their layers are the network's already
+        self.answers = (f"decoder.{len(self.decoder) - 1}.{len(self.decoder[-1]) - 1}.",)  # type: ignore[arg-type]
+        self.stages = [*(features[before + 1 : end] for before, end in between), *self.decoder]
+
+    def forward(self, pictures: Tensor) -> Any:
+        """Normalised ``(N, C, H, W)`` to scores ``(N, classes, H, W)``."""
+        return whole(self.scores, pictures, 2 ** len(self.decoder))
+
+    def scores(self, pictures: Tensor) -> Tensor:
+        """The same where H and W are multiples of 2 to the number of poolings."""
+        x, places = pictures, []
+        depth = len(self.decoder)
+        for stage in self.stages[:depth]:
+            x, indices = F.max_pool2d(stage(x), 2, return_indices=True)
+            places.append(indices)
+        for stage in self.stages[depth:]:
+            x = stage(unpool(x, places.pop()))
+        return x
+
+    def outline(self) -> nn.Module:
+        """The layers as a chain, in which plain enlarging stands for the unpooling."""
+        layers: dict[str, nn.Module] = {"features": self.features}
+        for number, stage in enumerate(self.decoder):
+            layers |= {f"unpool{number}": nn.Upsample(scale_factor=2), f"decoder{number}": stage}
+        return nn.Sequential(OrderedDict(layers))
+
+    def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of the tensors of VGG-16, with batch normalisation or without it, those that fit here."""
+        plain = [name for name, layer in convolutions("D", width=1 / 64).named_children() if hasattr(layer, "weight")]
+        ours = [name for name, layer in self.features.named_children() if isinstance(layer, nn.Conv2d)]
+        if "features.41.running_mean" in tensors or len(ours) != len(plain):
+            return {key: value for key, value in tensors.items() if key.startswith("features.")}
+        numbers = dict(zip(plain, ours, strict=True))
+        split = {key: key.split(".") for key in tensors if key.startswith("features.")}
+        return {f"features.{numbers[n]}.{kind}": tensors[key] for key, (_, n, kind) in split.items() if n in numbers}
+
+
+def unpool(x: Tensor, indices: Tensor) -> Tensor:
+    """Maps ``(N, C, H, W)`` as ``(N, C, 2 H, 2 W)``: each value at its place, 0 elsewhere (figure 3)."""
+    size = (2 * x.shape[2], 2 * x.shape[3])
+    if torch.compiler.is_exporting():  # to a format that has no unpooling
+        flat = x.new_zeros(1).expand(*x.shape[:2], size[0] * size[1])
+        return flat.scatter(2, indices.flatten(2), x.flatten(2)).view(*x.shape[:2], *size)
+    return F.max_unpool2d(x, indices, (2, 2), output_size=list(size))
+
+
+def _decoding(pairs: list[tuple[int, int]], bare: bool) -> list[nn.Module]:
+    """3×3 convolutions, each with batch normalisation and ReLU; with ``bare`` the last one gives the scores."""
+    layers: list[nn.Module] = []
+    for number, (inputs, outputs) in enumerate(pairs, 1):
+        layers.append(nn.Conv2d(inputs, outputs, 3, padding=1))
+        if not (bare and number == len(pairs)):
+            layers += [nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    for layer in layers:
+        _initialise(layer)
+    return layers
+
+
+def _seven(filters: int) -> nn.Conv2d:
+    return nn.Conv2d(filters, filters, 7, padding=3)
+
+
+def _initialise(layer: nn.Module) -> None:
+    if isinstance(layer, nn.Conv2d):
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

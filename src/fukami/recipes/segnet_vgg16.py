@@ -1,0 +1,36 @@
+"""SegNet: VGG-16 and its mirror image, which unpools with the places of the maxima."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from fukami.recipe import within
+from fukami.segmenter import Segmenter
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegNetVGG16(Segmenter):
+    """SegNet (Badrinarayanan et al. 2017): VGG-16 and its mirror image, which unpools with the places of the maxima."""
+
+    paper: ClassVar[str] = "Badrinarayanan et al., SegNet: A Deep Convolutional Encoder-Decoder Architecture"
+    year: ClassVar[int] = 2017
+    published: ClassVar[str] = "60.1 % mIoU CamVid, 3,433 training pictures"
+    backbone: ClassVar[str] = "vgg16_bn"
+
+    balance: Literal["none", "median"] = "median"
+    """For unequal classes: weigh the loss of each by the median of their frequencies over its own."""
+    width: float = 1.0
+    """Share of the paper's channels."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        super().__post_init__()
+        within(self, 1 / 64, 4, "width")
+
+    def network(self, classes: int) -> "nn.Module":
+        """The network."""
+        from fukami.models import segnet_vgg16
+
+        return segnet_vgg16(classes, width=self.width)
