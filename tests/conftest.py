@@ -38,6 +38,16 @@ def real_boxes(request, monkeypatch):
     return request.param
 
 
+@pytest.fixture
+def camvid(monkeypatch):
+    """The folder with ``camvid.zip``, as ``FUKAMI_DATA``; skips where it is absent."""
+    folder = Path(os.environ.get("FUKAMI_DATA", SHARED / "data"))
+    if not any((folder / f"camvid{suffix}").exists() for suffix in ("", ".zip")):
+        pytest.skip(f"needs CamVid: no {folder}/camvid.zip; set FUKAMI_DATA to the folder above it")
+    monkeypatch.setenv("FUKAMI_DATA", str(folder))
+    return folder
+
+
 @dataclass
 class Answer:
     """What a command left."""
@@ -111,6 +121,21 @@ def scene_files(tmp_path_factory):
                 annotations.append({**own, "area": box[2] * box[3]})
         sheet = {"images": images, "annotations": annotations, "categories": categories}
         (root / part / "_annotations.coco.json").write_text(json.dumps(sheet))
+    return root
+
+
+@pytest.fixture(scope="session")
+def mask_files(tmp_path_factory):
+    """Eight scenes to train on and four to judge on as PNG files, with masks by value and a class table."""
+    from fukami.data import scenes
+
+    root = tmp_path_factory.mktemp("masks")
+    for number, sample in enumerate(scenes.masked(0, 12)):
+        part = "train" if number < 8 else "val"
+        for folder, pixels in (("images", sample.source), ("masks", sample.mask.read() - 1)):
+            (root / part / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / part / folder / f"{number}.png")
+    (root / "classes.txt").write_text("\n".join(scenes.MASKED))
     return root
 
 

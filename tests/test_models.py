@@ -59,6 +59,9 @@ CIFAR = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85,
 NAMES = list(PARAMETERS)
 # which test_faster_rcnn.py compares with torchvision's, and test_rcnn.py with classifiers
 DETECTORS = ["faster_rcnn_resnet50_fpn", "faster_rcnn_vgg16", "rcnn_alexnet", "rcnn_vgg16"]
+SEGMENTERS = [  # which test_segmentation_models.py tests
+    *(f"fcn{stride}s_vgg16" for stride in (8, 16, 32)), "fcn_resnet50", "fcn_resnet101", "segnet_basic", "segnet_vgg16",
+]  # fmt: skip
 TORCHVISION = [name for name in NAMES if name not in CIFAR and "convnet" not in name and "binary" not in name]
 # the others carry their number in their name
 LAYERS = {"alexnet": 8, "deep_convnet": 8, "binary_deep_convnet": 8, "binary_convnet": 9, "googlenet": 22}
@@ -94,7 +97,7 @@ def listed(answer):
 
 
 def test_every_model_is_tested():
-    assert sorted(models.__all__) == sorted([*NAMES, *DETECTORS])
+    assert sorted(models.__all__) == sorted([*NAMES, *DETECTORS, *SEGMENTERS])
 
 
 def test_size_of_detectors():

@@ -1,8 +1,9 @@
 """What training would stumble on, by name: broken files, doubtful labels, leaks, imbalance.
 
 The data are a folder of pictures by class, an archive of one, a CSV of path and label, shards, or a known name; of
-pictures with boxes, :mod:`fukami.doctor_boxes` examines what is said of them. A doctor sees more than a reader: what
-training passes over in silence or refuses at once is a finding here, and what can still be read is examined.
+pictures with boxes or masks, :mod:`fukami.doctor_boxes` and :mod:`fukami.doctor_masks` examine these. A doctor sees
+more than a reader: what training passes over in silence or refuses at once is a finding here, and what can still be
+read is examined.
 """
 
 import csv
@@ -15,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fukami import doctor_boxes, findings
-from fukami.data import bytestream, classification, detection, folder, shards, tar
+from fukami import doctor_boxes, doctor_masks, findings
+from fukami.data import bytestream, classification, detection, folder, segmentation, shards, tar
 from fukami.errors import Error, unknown
 from fukami.findings import Findings, Item
 
@@ -33,16 +34,25 @@ def examine(spec: str) -> Findings:
     """
     found = Findings()
     path = Path(spec)
-    if not shards.known(spec) and detection.known(spec):
-        findings.doubles(doctor_boxes.examine(spec, found), found)
-        findings.classes(found, "box")
-        return found
+    if not shards.known(spec):
+        boxed, masked = detection.known(spec), segmentation.known(spec)
+        if boxed or masked:
+            findings.doubles((doctor_boxes if boxed else doctor_masks).examine(spec, found), found)
+            findings.classes(found)
+        if boxed and masked:
+            masks = Findings()
+            doctor_masks.masks(spec, masks)
+            found.problems += masks.problems
+        if boxed or masked:
+            return found
     if spec in classification.NAMES:
         seen = _known(spec, found)
     elif shards.known(spec):
         seen = findings.decoded(_packed(spec, found), found)
     elif not path.exists():
-        raise unknown("data set (and no file or folder)", spec, (*classification.NAMES, *detection.NAMES))
+        raise unknown(
+            "data set (and no file or folder)", spec, (*classification.NAMES, *detection.NAMES, *segmentation.NAMES)
+        )
     else:
         items = _listed(path, found) if path.suffix.lower() == ".csv" else _lying(path, found)
         seen = findings.decoded(items, found)

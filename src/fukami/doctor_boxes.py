@@ -29,7 +29,7 @@ def examine(spec: str, found: Findings) -> Iterator[tuple[Item, bytes]]:
         yield from _scenes(found)
         return
     given = detection.located(spec)
-    names = _Names(given, folder.unpacked(given) if folder_in(given) else given)
+    names = Names(given)
     try:
         sheets = detection.described(given)
     except Error as error:
@@ -45,23 +45,19 @@ def examine(spec: str, found: Findings) -> Iterator[tuple[Item, bytes]]:
     yield from findings.decoded(_items(sheets, names, found), found)
 
 
-def folder_in(given: Path) -> bool:
-    """Whether a path is an archive."""
-    return given.is_file() and given.suffix.lower() not in (".json", ".yaml", ".yml")
-
-
-class _Names:
+class Names:
     """The names under which the user knows files, also of what was unpacked elsewhere."""
 
-    def __init__(self, given: Path, root: Path) -> None:
-        self.given, self.root = given, root
+    def __init__(self, given: Path) -> None:
+        archive = given.is_file() and given.suffix.lower() not in (".json", ".yaml", ".yml")
+        self.given, self.root = given, folder.unpacked(given) if archive else given
 
     def __call__(self, path: Path) -> str:
         """The path below what was given."""
         return str(self.given / path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
 
-def _items(sheets: Sheets, names: _Names, found: Findings) -> list[Item]:
+def _items(sheets: Sheets, names: Names, found: Findings) -> list[Item]:
     """Every picture once; what its annotation says is examined on the way."""
     parts = dict(sheets.parts)
     if {"train", "val"} & parts.keys():
@@ -69,7 +65,7 @@ def _items(sheets: Sheets, names: _Names, found: Findings) -> list[Item]:
     entries = [(part, entry) for part, some in parts.items() for entry in some]
     entries.sort(key=lambda each: ("", "trainval", "train", "val", "test").index(each[0]))
     for part in parts:
-        found.boxes[part].update(dict.fromkeys(sheets.labels, 0))
+        found.inside[part].update(dict.fromkeys(sheets.labels, 0))
     first: dict[Path, str] = {}
     items = []
     headers = annotations.headers([entry.picture for _, entry in entries])
@@ -108,7 +104,7 @@ def _entry(entry: Entry, head: Header, file: str, part: str, found: Findings) ->
             found.add(problem, f"{note} {SENTENCES[problem]}{where}", file=file, line=box.line)
             continue
         if box.label:
-            found.boxes[part][box.label] += 1
+            found.inside[part][box.label] += 1
             found.first.setdefault(box.label, (file, box.line))
         for kind, detail in _doubtful(corners, head.upright, box.zero):
             found.add(kind, f"{note} {detail}", file=file, line=box.line)
@@ -138,5 +134,5 @@ def _scenes(found: Findings) -> Iterator[tuple[Item, bytes]]:
     for part, samples in (("train", train), ("test", test)):
         for sample in samples:
             found.counts[part][""] += 1
-            found.boxes[part].update(labels[number] for number in sample.classes.tolist())
+            found.inside[part].update(labels[number] for number in sample.classes.tolist())
             yield Item(Path(), sample.name, "", part), findings.digest(np.asarray(sample.source))

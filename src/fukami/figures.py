@@ -64,14 +64,16 @@ def gallery(pictures: Tensor, captions: Sequence[str]) -> Figure:
 def variants(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Figure:
     """A row for each picture: as it is, under its name, and then what became of it; ``(C, H, W)`` in 0..255 each."""
     columns = max(len(pictures) for _, pictures in rows)
-    figure = Figure(figsize=(1.3 * columns, 1.45 * len(rows)), layout="constrained")
-    every = figure.subplots(len(rows), columns, squeeze=False)
+    heights = [pictures[0].shape[1] / pictures[0].shape[2] for _, pictures in rows]
+    figure = Figure(figsize=(1.3 * columns, 1.3 * sum(heights) + 0.15 * len(rows)), layout="constrained")
+    every = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for line, (name, pictures) in zip(every, rows, strict=True):
         for axes, picture in zip(line, pictures, strict=True):
             levels = picture.permute(1, 2, 0).numpy().round().astype(np.uint8)
             axes.imshow(levels.squeeze(), cmap="gray", vmin=0, vmax=255)
             axes.axis("off")
-        line[0].set_title(name, fontsize=9)
+        long = len(name) > 20
+        line[0].set_title(f"{name[:40]}..." if len(name) > 40 else name, fontsize=9, loc="left" if long else "center")
     return figure
 
 

@@ -59,13 +59,14 @@ class Item:
 class Findings:
     """What is wrong, and how much was looked at: readable pictures of each class, by part.
 
-    Of pictures with boxes, which are of no one class, ``boxes`` has the boxes of each class by part, and ``first`` the
-    file and line in which a class is first named.
+    Of pictures with boxes or masks, which are of no one class, ``inside`` has the boxes or pixels of each class by
+    part, as ``thing`` says, and ``first`` the file and line in which a class is first named.
     """
 
     problems: list[Problem] = field(default_factory=list)
     counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    boxes: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    inside: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    thing: str = "box"
     first: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def add(self, problem: str, detail: str, *, file: str = "", label: str = "", line: int = 0) -> None:
@@ -75,9 +76,9 @@ class Findings:
     def __str__(self) -> str:
         """The summary, in one sentence."""
         pictures = sum(counter.total() for counter in self.counts.values())
-        boxes = sum(counter.total() for counter in self.boxes.values())
-        classes = len({label for counter in (self.boxes or self.counts).values() for label in counter})
-        between = f" with {counted(boxes, 'box')}" if self.boxes else ""
+        things = sum(counter.total() for counter in self.inside.values())
+        classes = len({label for counter in (self.inside or self.counts).values() for label in counter})
+        between = f" with {counted(things, self.thing)}" if self.inside else ""
         among = f"{counted(pictures, 'readable picture')}{between} of {counted(classes, 'class')}"
         kinds = Counter(found.problem for found in self.problems)
         listed = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
@@ -173,9 +174,9 @@ def conflict(item: Item, other: Item) -> tuple[str, str]:
     return kind, labels + parts
 
 
-def classes(found: Findings, things: str = "picture") -> None:
-    """The names and the sizes of the classes, in pictures or in boxes."""
-    counts = found.boxes if things == "box" else found.counts
+def classes(found: Findings) -> None:
+    """The names and the sizes of the classes, in pictures, boxes or pixels."""
+    counts, things = (found.inside, found.thing) if found.inside else (found.counts, "picture")
     labels = sorted({label for counter in counts.values() for label in counter})
     every = sum(counts.values(), Counter[str]())
     names(sorted(labels, key=lambda label: -every[label]), found)  # so that the rare spelling is told
@@ -194,11 +195,11 @@ def classes(found: Findings, things: str = "picture") -> None:
         if number == 1 and len(counts) == 1:
             detail = f"has 1 {things}, which cannot be both learned from and judged on"
             found.add("too few", detail, label=label)
-        if 0 < UNBALANCED * number < most:
+        if 0 < UNBALANCED * number < most and things != "pixel":  # of which a sky has more than a pole
             detail = f"has {counted(number, things)}, and {largest!r} has {most}: more than {UNBALANCED} times as many"
             found.add("unbalanced", detail, label=label)
         if not holders and not any(each.problem == "empty" and each.label == label for each in found.problems):
-            none = "not one of its pictures can be read" if things == "picture" else "not one box of it is good"
+            none = "not one of its pictures can be read" if things == "picture" else f"not one {things} of it is good"
             found.add("empty", none, label=label)
 
 

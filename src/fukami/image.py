@@ -203,8 +203,17 @@ def overlaid(picture: Image.Image, pixels: Bytes, shades: Sequence[Colour]) -> I
     return Image.fromarray(drawn.round().astype(np.uint8))
 
 
-def with_legend(picture: Image.Image, named: Sequence[tuple[str, Colour]]) -> Image.Image:
-    """The picture, and names beside patches of their colours in lines below; a small picture is enlarged."""
+def with_legend(
+    picture: Image.Image, named: Sequence[tuple[str, Colour]], widest: Sequence[str], lines: int
+) -> Image.Image:
+    """The picture, and names beside patches of their colours in a grid below; a small picture is enlarged.
+
+    Args:
+        picture: upright.
+        named: the names, the first ones where there is no room for all, and their colours.
+        widest: what the columns have room for, so that the pictures of a film are alike.
+        lines: of how many names the grid has room.
+    """
     factor = -(-LEGIBLE // max(picture.size)) if max(picture.size) < LEGIBLE else 1
     if factor > 1:
         size = (picture.width * factor, picture.height * factor)
@@ -212,21 +221,17 @@ def with_legend(picture: Image.Image, named: Sequence[tuple[str, Colour]]) -> Im
     letters = max(14, round(max(picture.size) / 45))
     font = ImageFont.load_default(letters)
     pad, row = letters // 2, round(1.6 * letters)
-    x, y, placed = pad, pad, []
-    for name, shade in named:
-        text = _shortened(_drawable(name), "", font, picture.width - 4 * pad - letters)
-        wide = letters + pad + font.getlength(text) + 2 * pad
-        if x > pad and x + wide > picture.width:
-            x, y = pad, y + row
-        placed.append((x, y, text, shade))
-        x += round(wide)
-    page = Image.new("RGB", (picture.width, picture.height + (y + row + pad // 2 if placed else 0)), WHITE)
+    room = max(font.getlength(_drawable(name)) for name in widest) + letters + 4 * pad
+    columns = min(max(1, int((picture.width - pad) / room)), lines)
+    across = (picture.width - pad) // columns
+    page = Image.new("RGB", (picture.width, picture.height + -(-lines // columns) * row + pad), WHITE)
     page.paste(picture, (0, 0))
     draw = ImageDraw.Draw(page)
-    for x, y, text, shade in placed:
-        top = picture.height + y
-        draw.rectangle((x, top, x + letters, top + letters), fill=shade, outline=(120, 120, 120))
-        draw.text((x + letters + pad, top - letters // 8), text, (34, 34, 34), font)
+    for number, (name, shade) in enumerate(named[:lines]):
+        left, top = pad + number % columns * across, picture.height + pad + number // columns * row
+        text = _shortened(_drawable(name), "", font, across - letters - 2 * pad)
+        draw.rectangle((left, top, left + letters, top + letters), fill=shade, outline=(120, 120, 120))
+        draw.text((left + letters + pad, top - letters // 8), text, (34, 34, 34), font)
     return page
 
 

@@ -5,13 +5,17 @@ from pathlib import Path
 import torch
 
 from fukami import checkpoint, transfer
+from fukami.data.legends import VOC_LABELS
 from fukami.errors import Error
 from fukami.recipe import build
 from fukami.recipes.deep_convnet import DeepConvNet
 from fukami.recipes.faster_rcnn_resnet50_fpn import FasterRCNNResNet50FPN
+from fukami.recipes.fcn_resnet50 import FCNResNet50
+from fukami.recipes.fcn_resnet101 import FCNResNet101
 from fukami.scratch import read_params
 
 TORCH = (b"PK", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")  # what torch.save writes first, since 1.6 and before
+PUBLISHED = {"coco-fcn": "fcn_resnet50", "coco-fcn-resnet101": "fcn_resnet101"}
 DROPPED = (
     0.5  # the note's networks keep dropping at test time as a factor: 1 - ratio, on the hidden units and on the scores
 )
@@ -61,16 +65,54 @@ def deep_convnet(file: Path, out: Path) -> None:
     checkpoint.write_run(out, recipe, labels, {"imported": str(file)})
 
 
-def is_detector(source: str) -> bool:
-    """Whether a file was written by torch, in either of its formats, or names a detector's tensors; ``coco`` is one."""
-    if source == "coco":
+def is_torchvision(source: str) -> bool:
+    """Whether a file was written by torch, in either of its formats, or names tensors of torchvision's networks.
+
+    ``coco`` and ``coco-fcn`` are those that it publishes.
+    """
+    if source in ("coco", *PUBLISHED):
         return True
     try:
         with Path(source).open("rb") as file:
             start = file.read(2**20)
     except OSError:
         return False
-    return start.startswith(TORCH) or b'"roi_heads.' in start
+    return start.startswith(TORCH) or b'"roi_heads.' in start or b'"aux_classifier.' in start
+
+
+def torchvision(source: str, out: Path) -> None:
+    """Make a run of torchvision's detector on a pyramid of ResNet-50, or of its FCN on a dilated ResNet.
+
+    Raises:
+        UsageError: ``out`` is in use.
+        Error: there are no such weights, or they are of another network.
+    """
+    tensors = transfer.detector(source) if source not in PUBLISHED else transfer.published(PUBLISHED[source])
+    if "classifier.4.weight" in tensors and any(key.startswith("backbone.layer4.") for key in tensors):
+        segmenter(source, tensors, out)
+    else:
+        detector(source, out)
+
+
+def segmenter(source: str, tensors: dict[str, torch.Tensor], out: Path) -> None:
+    """Make a run of an FCN from the tensors of torchvision's, of any number of classes.
+
+    Those of 21 classes get Pascal VOC's names, as the published weights have them; others their numbers.
+    """
+    deep = "backbone.layer3.22.conv1.weight" in tensors
+    kind = FCNResNet101 if deep else FCNResNet50
+    classes = len(tensors["classifier.4.weight"])
+    labels = VOC_LABELS if classes == len(VOC_LABELS) else tuple(map(str, range(classes)))
+    recipe = kind(dataset="voc2012", shortest=520, init=source, auxiliary="aux_classifier.4.weight" in tensors)
+    task = recipe.task(labels)
+    expected = task.model.state_dict()
+    wrong = [f"{key} {what}" for key, what in transfer.unfit(tensors, expected)]
+    if wrong:
+        raise Error(f"{source} does not fit {kind.__name__}: {'; '.join(wrong)}")
+    task.model.load_state_dict(tensors)
+    checkpoint.claim(out, recipe, resume=False)
+    checkpoint.write_weights(out, checkpoint.weights(task.modules()))
+    checkpoint.write_run(out, recipe, labels, {"imported": source})
 
 
 def detector(source: str, out: Path) -> None:

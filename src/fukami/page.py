@@ -32,6 +32,8 @@ class Page:
             place = self.drawn.place(answer["file"], "png")
             self.task.draw(Path(answer["file"]), answer).save(place)
             self.shown.append(place.name)
+            for name, picture in self.task.layers(answer).items():
+                picture.save(self.drawn.place(f"{place.stem}-{name}", "png"))
 
     @contextlib.contextmanager
     def film(self, file: str) -> Iterator[Callable[[Frame, dict[str, Any]], None]]:

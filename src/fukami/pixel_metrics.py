@@ -134,5 +134,6 @@ def borders(pixels: Bytes) -> tuple[npt.NDArray[np.int64], Bytes]:
 
 def near(points: npt.NDArray[np.int64], others: npt.NDArray[np.int64], reach: float) -> float:
     """The share of the points that have one of the others within reach."""
-    distances, _ = cKDTree(others).query(points, distance_upper_bound=reach)
+    # from 1 on: around 0 the tree relies on denormal numbers, and breaks where the processor takes these for 0
+    distances, _ = cKDTree(others + 1).query(points + 1, distance_upper_bound=reach)
     return float(np.isfinite(distances).mean())

@@ -1,17 +1,19 @@
 """What augmentation makes of a data set's pictures, for the eye."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from fukami import figures, image
 from fukami.classifier import MARGIN
-from fukami.data import augment, classification, detection, framed, moves
+from fukami.data import augment, classification, detection, framed, moves, segmentation
 from fukami.data.annotations import stratum
-from fukami.data.boxes import Batch
+from fukami.data.boxes import Annotated, Batch
 from fukami.errors import Error, UsageError
 from fukami.preparation import Preparation, Scaled
 
@@ -86,23 +88,64 @@ def annotated(
         Error: there is no picture to train on, or not one can be read.
     """
     _sensible(size, pictures, variants)
-    change = moves.parse(words)
     samples, _, labels = detection.read(data, holdout=0.0)
+    batches = _framed(data, samples, labels, stratum(samples), words, size or LARGEST, pictures, variants, seed)
+    return [list(row) for row in zip(*(_shown(batch, labels) for batch in batches), strict=True)]
+
+
+def masked(
+    data: str, words: Sequence[str], *, size: int = 0, pictures: int = 6, variants: int = 7, seed: int = 0
+) -> Rows:
+    """Training pictures in the colours of their masks, as they are and after each change; otherwise as
+    :func:`annotated`.
+
+    Args:
+        data: as :func:`fukami.data.segmentation.read` takes it.
+        words, size, pictures, variants, seed: as for :func:`annotated`.
+
+    Returns:
+        A row for each picture: the classes that it shows, and pictures ``(3, H, W)`` in 0..255.
+    """
+    _sensible(size, pictures, variants)
+    samples, _, labels = segmentation.read(data, holdout=0.0)
+    every = np.zeros(len(samples), np.int64)
+    batches = list(_framed(data, samples, labels, every, words, size or LARGEST, pictures, variants, seed))
+    shades = [image.WHITE, *image.shades(labels)]
+    rows: Rows = []
+    for row, (height, width) in enumerate(batches[0].sizes.int().tolist()):
+        tinted = []
+        for batch in batches:
+            levels = batch.pictures[row, :, :height, :width].permute(1, 2, 0).round().byte().numpy()
+            drawn = image.overlaid(Image.fromarray(levels), batch.masks[row, :height, :width].numpy(), shades)
+            tinted.append(torch.from_numpy(np.array(drawn)).permute(2, 0, 1).float())
+        there = [labels[number - 1] for number in np.unique(batches[0].masks[row].numpy()).tolist() if number]
+        rows.append((", ".join(there), tinted))
+    return rows
+
+
+def _framed(
+    data: str,
+    samples: Sequence[Annotated],
+    labels: tuple[str, ...],
+    strata: npt.NDArray[np.int64],
+    words: Sequence[str],
+    side: int,
+    pictures: int,
+    variants: int,
+    seed: int,
+) -> Iterator[Batch]:
+    """A batch of some of the samples as they are, and then one for each change of them."""
+    change = moves.parse(words)
     if not samples:
         raise Error(f"{data} has no picture to train on; give data with a training part")
-    taken = spread(stratum(samples), pictures, seed)
+    taken = spread(strata, pictures, seed)
     chosen = [sample for sample, take in zip(samples, taken, strict=True) if take]
-    side = size or LARGEST
     batch = next(framed.loader(chosen, labels, Scaled(side, 2 * side), batch=len(chosen)).ordered())
-    rows = [[shown] for shown in _shown(batch, labels)]
+    yield batch
     generator = torch.Generator().manual_seed(seed)
     for _ in range(variants if change else 0):
-        draws = torch.rand(len(chosen), change.draws if change else 0, generator=generator)
-        for row, shown in zip(
-            rows, _shown(moves.change(change, batch, draws) if change else batch, labels), strict=True
-        ):
-            row.append(shown)
-    return rows
+        assert change is not None
+        yield moves.change(change, batch, torch.rand(len(chosen), change.draws, generator=generator))
 
 
 def _shown(batch: Batch, labels: Sequence[str]) -> list[Boxed]:

@@ -79,16 +79,16 @@ def initialise(model: nn.Module, name: str, init: str) -> None:
     first = next(iter(expected))
     if first in tensors and tensors[first].shape[1:2] == (3,) and expected[first].shape[1] == 1:
         tensors[first] = tensors[first].sum(1, keepdim=True)
-    unfit = dict(_unfit(tensors, expected))
-    wrong = [f"{key} {what}" for key, what in unfit.items() if key.partition(".")[0] not in (*own, "aux1", "aux2")]
+    lacking = dict(unfit(tensors, expected))
+    wrong = [f"{key} {what}" for key, what in lacking.items() if key.partition(".")[0] not in (*own, "aux1", "aux2")]
     if wrong:
         raise Error(f"{init} does not fit {name}: {'; '.join(wrong)}")
     if not tensors.keys() & expected.keys():
         raise Error(f"{init} holds nothing of {name}")
-    fresh = [key for key in unfit if key in expected]
+    fresh = [key for key in lacking if key in expected]
     if fresh:
         logger.warning(f"{init} has no {', '.join(fresh)} for this network: they begin at random")
-    fitting = {key: value for key, value in tensors.items() if key in expected and key not in unfit}
+    fitting = {key: value for key, value in tensors.items() if key in expected and key not in lacking}
     model.load_state_dict(fitting, strict=False)
 
 
@@ -129,13 +129,13 @@ def initialise_detector(model: nn.Module, prefix: str, name: str, init: str, lab
     theirs = _labels(init)
     if whole and labels and theirs and labels != theirs:
         tensors = {key: value for key, value in tensors.items() if not key.startswith(own)}
-    unfit = {key: what for key, what in _unfit(tensors, expected) if key in expected}
-    wrong = [f"{key} {what}" for key, what in unfit.items() if not key.startswith(own or ("-",))]
+    lacking = {key: what for key, what in unfit(tensors, expected) if key in expected}
+    wrong = [f"{key} {what}" for key, what in lacking.items() if not key.startswith(own or ("-",))]
     if wrong:
         raise Error(f"{init} does not fit {'the detector' if whole else name}: {'; '.join(wrong)}")
-    if unfit:
-        logger.warning(f"{init} has no {', '.join(unfit)} for these classes: they begin at random")
-    fitting = {key: value for key, value in tensors.items() if key in expected and key not in unfit}
+    if lacking:
+        logger.warning(f"{init} has no {', '.join(lacking)} for these classes: they begin at random")
+    fitting = {key: value for key, value in tensors.items() if key in expected and key not in lacking}
     target.load_state_dict(fitting, strict=False)
 
 
@@ -164,20 +164,20 @@ def initialise_segmenter(model: Any, name: str, init: str, labels: tuple[str, ..
     whole = any(key in tensors for key in expected if not key.startswith(f"{model.trunk}."))
     tensors = tensors if whole else model.adopt(tensors)
     theirs = _labels(init) if init != "coco" else ()
-    unfit = {key: what for key, what in _unfit(tensors, expected) if key in expected}
+    lacking = {key: what for key, what in unfit(tensors, expected) if key in expected}
     if whole and labels and theirs and labels != theirs:  # though they may be as many
-        unfit |= {key: "is of other classes" for key in expected if key.startswith(model.answers)}
+        lacking |= {key: "is of other classes" for key in expected if key.startswith(model.answers)}
     needed = [key for key in expected if key.startswith(f"{model.trunk}.")]
     if not any(key.endswith("running_mean") for key in tensors):  # a classifier without batch normalisation
         norms = {key.rpartition(".")[0] for key in needed if key.endswith("running_mean")}
         needed = [key for key in needed if key.rpartition(".")[0] not in norms]
-    wrong = [f"{key} {unfit[key]}" for key in needed if key in unfit]
+    wrong = [f"{key} {lacking[key]}" for key in needed if key in lacking]
     if wrong:
         raise Error(f"{init} does not fit {type(model).__name__}: {'; '.join(wrong)}")
-    fresh = [key for key in unfit if not key.endswith("num_batches_tracked")]
+    fresh = [key for key in lacking if not key.endswith("num_batches_tracked")]
     if whole and fresh:
         logger.warning(f"{init} has no {_few(fresh)} for this network: they begin anew")
-    fitting = {key: value for key, value in tensors.items() if key in expected and key not in unfit}
+    fitting = {key: value for key, value in tensors.items() if key in expected and key not in lacking}
     model.load_state_dict(fitting, strict=False)
 
 
@@ -223,7 +223,8 @@ def modern(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {names[key]: value for key, value in tensors.items()}
 
 
-def _unfit(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> Iterator[tuple[str, str]]:
+def unfit(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """What of the tensors is missing, of another shape, or not expected: its name, and what is wrong with it."""
     for key, value in expected.items():
         if key not in tensors:
             if not key.endswith("num_batches_tracked"):  # files older than 2019 have none
@@ -288,6 +289,11 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+
+
+def published(name: str) -> dict[str, Tensor]:
+    """torchvision's weights of a network under the names that it gives them, in float32."""
+    return _plain(_published(name))
 
 
 def _published(name: str) -> dict[str, Tensor]:

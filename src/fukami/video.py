@@ -1,7 +1,7 @@
 """Videos: their frames one after another, upright, and annotated ones written; by PyAV, which is an extra."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from PIL import Image
 
+from fukami import image
 from fukami.errors import Error
 
 SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".3gp"}
@@ -27,12 +28,14 @@ class Frame:
         seconds: from the beginning of the video to when it is shown.
         rate: frames of the video in a second.
         picture: upright, "RGB".
+        file: where it has one of its own.
     """
 
     number: int
     seconds: float
     rate: Fraction
     picture: Image.Image
+    file: str = ""
 
 
 def is_video(path: str | os.PathLike[str]) -> bool:
@@ -80,6 +83,19 @@ def frames(path: str | os.PathLike[str], every: int = 1) -> Iterator[Frame]:
         raise Error(f"{name} has not one frame in it; get the file again")
     if reached < 0.9 * whole:
         raise Error(f"{name} ends after {reached:.1f} of {whole:.1f} seconds; get the file again")
+
+
+def still(files: Sequence[str], rate: float, broken: list[Error]) -> Iterator[Frame]:
+    """Pictures as the frames of a film, so many a second; read as they are asked for.
+
+    What is wrong with those that cannot be read comes into ``broken``.
+    """
+    exact = Fraction(rate).limit_denominator(1001)
+    for number, file in enumerate(files):
+        try:
+            yield Frame(number, float(number / exact), exact, image.as_mode(image.read(file), "RGB"), file)
+        except Error as error:
+            broken.append(error)
 
 
 def _duration(container: Any, stream: Any) -> float:

@@ -17,7 +17,7 @@ def command(arguments: list[str]) -> None:
         Args:
             data: Folder of pictures by class (with or without train, val and test), archive of one, CSV with columns
                 path and label (perhaps split), shards, or a known name (mnist, cifar10 ...); or pictures with boxes in
-                the layout of VOC, COCO or YOLO, or a known name of those (scenes, voc2007 ...).
+                the layout of VOC, COCO or YOLO, or with masks, or a known name of those (scenes, voc2007, camvid ...).
         """
         from fukami import doctor
 

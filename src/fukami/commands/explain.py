@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BUDGET = 2 * 10**11  # multiply-adds spent on looking for patches in the training pictures ...
 LEAST = 100  # ... and pictures that are looked at in any case
 DETECTED = (3, 608, 992)  # about 600×1000, as Faster R-CNN sees pictures
+SEGMENTED = (3, 384, 480)  # about 360×480, as SegNet sees them
 UNITS = 6  # units of a layer whose patches are shown
 TEXT = '<pre style="font-size: .72rem; white-space: pre; overflow-x: auto">{}</pre>'
 
@@ -146,7 +147,9 @@ def build(name: str, given: str | None, classes: int | None) -> "tuple[nn.Module
     default = {key: parameter.default for key, parameter in known.items()}
     small = default["classes"] <= 10  # a network for CIFAR's ten classes takes CIFAR's pictures
     side = default.get("size", 32 if small else 224)
-    usual = DETECTED if name.startswith("faster") else (default.get("channels", 3), side, side)
+    usual = (default.get("channels", 3), side, side)
+    for family, theirs in (("faster", DETECTED), ("fcn", SEGMENTED), ("segnet", SEGMENTED)):
+        usual = theirs if name.startswith(family) else usual
     shape = parse_shape(given) if given else usual
     chosen = {"channels": shape[0], "size": min(shape[1:])} | ({"classes": classes} if classes is not None else {})
     if classes is not None and classes < 1:
@@ -172,25 +175,30 @@ def seen(name: str, task: "Task") -> "Shape":
     """The shape of what the network of a run is given: a picture, or a region of one.
 
     Raises:
-        UsageError: it is neither a classifier nor a detector.
+        UsageError: it is none that is explained.
     """
     from fukami.tasks.classification import Classification
     from fukami.tasks.detection import Detection
     from fukami.tasks.framed import STEP
     from fukami.tasks.region_cnn import RegionCNN
+    from fukami.tasks.segmentation import Segmentation
 
     if isinstance(task, RegionCNN):
         return 3, task.regions.size, task.regions.size
     if isinstance(task, Detection):
         height, width = (-(-side // STEP) * STEP for side in (task.prepare.shortest, task.prepare.longest))
         return 3, height, width
+    if isinstance(task, Segmentation):
+        return SEGMENTED
     if isinstance(task, Classification):
         return task.prepare.channels, task.prepare.size, task.prepare.size
-    raise UsageError(f"networks of classifiers and detectors are explained; {name} is a run of {type(task).__name__}")
+    raise UsageError(
+        f"networks of classifiers, detectors and segmenters are explained; {name} is a run of {type(task).__name__}"
+    )
 
 
 def outline(model: "nn.Module") -> "nn.Module":
-    """What of a network can be traced: all of a classifier, and the layers of a detector."""
+    """What of a network can be traced: all of a classifier, and the layers of a detector or a segmenter."""
     return model.outline() if hasattr(model, "outline") else model  # type: ignore[operator]
 
 

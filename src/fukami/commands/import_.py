@@ -15,14 +15,15 @@ def command(arguments: list[str]) -> None:
 
         Args:
             file: The DeepConvNet parameters (W1..W8, b1..b8) of a NumPy program, a pickle (nothing else in it is run)
-                or safetensors; or the state dict of torchvision's fasterrcnn_resnet50_fpn; or coco, its published
-                weights for 91 categories, downloaded unless torch has them.
+                or safetensors; or the state dict of torchvision's fasterrcnn_resnet50_fpn, fcn_resnet50 or
+                fcn_resnet101; or coco, coco-fcn or coco-fcn-resnet101, its published weights of these, downloaded
+                unless torch has them.
             out: Folder of the run: new or empty.
         """
         from fukami import importing
 
-        if importing.is_detector(file):
-            importing.detector(file, out)
+        if importing.is_torchvision(file):
+            importing.torchvision(file, out)
         else:
             importing.deep_convnet(Path(file), out)
         print(json.dumps({"run": str(out)}))

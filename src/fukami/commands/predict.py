@@ -2,7 +2,8 @@
 
 import itertools
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from fukami.errors import Error, UsageError
 if TYPE_CHECKING:
     from fukami.page import Page
     from fukami.task import Task
+    from fukami.video import Frame
 
 PICTURES, FRAMES = 256, 8  # that are answered for at a time; frames are in memory
 
@@ -25,6 +27,7 @@ def command(arguments: list[str]) -> None:
         inputs: tyro.conf.Positional[tuple[str, ...]],
         out: Path | None = None,
         every: int = 1,
+        film: float = 0.0,
         device: str = "auto",
         precision: Answered = "auto",
         vote: bool = False,
@@ -37,6 +40,7 @@ def command(arguments: list[str]) -> None:
                 videos, and folders of them.
             out: Folder for drawn answers and a page of them.
             every: Of a video, answer for every so many frames.
+            film: The pictures are the frames of one film, so many a second; they are drawn as a video.
             device: auto, cpu, cuda, cuda:1 or mps.
             precision: What is computed, and with how many bits. auto: float32, or what the run was exported to.
             vote: The majority of the runs decides, and not the average of their probabilities.
@@ -47,13 +51,24 @@ def command(arguments: list[str]) -> None:
 
         if every < 1:
             raise UsageError(f"--every should be a whole number from 1 on, not {every}")
+        if not 0 <= film <= 1000:
+            raise UsageError(f"--film should be frames a second, up to 1000, not {film:g}")
         runs, files = checkpoint.split(inputs)
         task = checkpoint.load(*runs, device=device, precision=precision, vote=vote).views(views)
         failed = 0
         with Page(out, task, files) as page:
             for films, group in itertools.groupby(files, video.is_video):
                 if films:
-                    failed += sum(_film(task, file, every, page) for file in group)
+                    for file in group:
+                        failed += _film(task, file, video.frames(file, every), page)
+                elif film:
+                    pictures = list(group)
+                    name = Path(pictures[0]).resolve().parent.name or "film"
+                    broken: list[Error] = []
+                    failed += _film(task, name, video.still(pictures, film, broken), page)
+                    failed += len(broken)
+                    for error in broken:
+                        print(f"fukami: {error}", file=sys.stderr)
                 else:
                     failed += _pictures(task, list(group), page)
         if failed:
@@ -76,26 +91,35 @@ def _pictures(task: "Task", files: Sequence[str], page: "Page") -> int:
     return failed
 
 
-def _film(task: "Task", file: str, every: int, page: "Page") -> bool:
-    """Answer for every so many frames of a video; returns whether it, or one of them, could not be answered."""
+def _film(task: "Task", file: str, frames: "Iterator[Frame]", page: "Page") -> int:
+    """Answer for the frames of a film, and tell how many a second; returns 1 if one could not be answered."""
     from fukami import video
 
-    failed = False
-    chunks = video.chunks(video.frames(file, every), FRAMES)
+    failed, count, spent, began = 0, 0, 0.0, time.perf_counter()
+    chunks = video.chunks(frames, FRAMES)
     with page.film(file) as show:
         while True:
             try:
-                frames = next(chunks, [])
+                some = next(chunks, [])
             except Error as error:
                 print(f"fukami: {error}", file=sys.stderr)
-                return True
-            if not frames:
-                return failed
-            for frame, answer in zip(frames, task.predict([frame.picture for frame in frames]), strict=True):
+                return 1
+            if not some:
+                break
+            asked = time.perf_counter()
+            answers = task.predict([frame.picture for frame in some])
+            spent += time.perf_counter() - asked
+            count += len(some)
+            for frame, answer in zip(some, answers, strict=True):
                 if "error" in answer:
-                    failed = True
+                    failed = 1
                     print(f"fukami: {file}, frame {frame.number}: {answer['error']}", file=sys.stderr)
                 else:
-                    about = {"file": file, "frame": frame.number, "seconds": round(frame.seconds, 6)}
+                    about = {"file": frame.file or file, "frame": frame.number, "seconds": round(frame.seconds, 6)}
                     print(line({**about, **answer}), flush=True)
                     show(frame, answer)
+    if count:
+        whole = time.perf_counter() - began
+        rates = f"{count / spent:.1f} frames a second, {count / whole:.1f} with reading and drawing"
+        print(f"{file}: {count} frames answered at {rates}", file=sys.stderr)
+    return failed

@@ -26,10 +26,11 @@ def command(arguments: list[str]) -> None:
 
         Args:
             data: Known name (mnist, digits, cifar10 ...), folder or archive of pictures by class, CSV file or
-                shards; or pictures with boxes (scenes, voc2007 ... or a path), which are drawn.
+                shards; or pictures with boxes (scenes, voc2007 ... or a path) or masks (camvid ... or a path), which
+                are drawn.
             augment: Changes as of fukami train, such as flip crop=0.3 rotate=15 trivial mixup=0.2.
-            size: Side of the pictures that a network sees, in pixels; with boxes the shorter one. Default: that of a
-                small set, at most 224.
+            size: Side of the pictures that a network sees, in pixels; with boxes or masks the shorter one. Default:
+                that of a small set, at most 224.
             channels: 1 grey, 3 colour.
             pictures: Rows: so many training pictures, of as many classes as there are.
             variants: Columns: so many changes of each.
@@ -37,7 +38,7 @@ def command(arguments: list[str]) -> None:
             out: Picture file to write.
         """
         from fukami import showing
-        from fukami.data import detection
+        from fukami.data import detection, segmentation
 
         if out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
             raise UsageError(f"--out should name a .png, .jpg, .pdf or .svg file, not {out}")
@@ -49,9 +50,14 @@ def command(arguments: list[str]) -> None:
             labels = [", ".join(sorted({name for _, name in row[0][1]})) for row in boxed]
             print(json.dumps({"file": str(out), "labels": labels, "variants": variants}))
             return
-        rows = showing.samples(
-            data, augment, size=size, channels=channels, pictures=pictures, variants=variants, seed=seed
-        )
+        if segmentation.known(data):
+            if channels != 3:
+                raise UsageError("pictures with masks are in colour; leave out --channels")
+            rows = showing.masked(data, augment, size=size, pictures=pictures, variants=variants, seed=seed)
+        else:
+            rows = showing.samples(
+                data, augment, size=size, channels=channels, pictures=pictures, variants=variants, seed=seed
+            )
         showing.draw(rows, out)
         print(json.dumps({"file": str(out), "labels": [name for name, _ in rows], "variants": variants}))
 

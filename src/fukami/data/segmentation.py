@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fukami.data import coco, coco_masks, folder, legends, mask_folders, masks, scenes, voc
-from fukami.data.annotations import Header, header, headers
+from fukami.data.annotations import Flaw, Header, header, headers
 from fukami.data.boxes import Annotated, Mask
 from fukami.data.legends import Legend
 from fukami.data.places import candidates
@@ -26,6 +26,7 @@ class Described:
 
     legend: Legend
     parts: dict[str, list[tuple[Path, Mask]]]
+    flaws: Sequence[Flaw] = ()  # what of the data is of no picture
 
     @property
     def learned(self) -> str:
@@ -77,10 +78,10 @@ def described(path: Path, ignore: int = legends.IGNORED) -> Described:
     layout, root = recognised(path) or ("folders", folder.unpacked(path) if path.is_file() else path)
     if layout == "COCO":
         sheets, painted = coco_masks.read(root)
-        parts = {
+        parts: dict[str, list[tuple[Path, Mask]]] = {
             part: [(entry.picture, painted[entry.picture]) for entry in some] for part, some in sheets.parts.items()
         }
-        return Described(coco_masks.labels(sheets), {part: list(some) for part, some in parts.items() if some})
+        return Described(coco_masks.labels(sheets), {part: some for part, some in parts.items() if some})
     pairs = mask_folders.read(root)
     legend = pairs.legend.ignoring(ignore)
     if len(legend.labels) > masks.MOST:
@@ -88,6 +89,7 @@ def described(path: Path, ignore: int = legends.IGNORED) -> Described:
     return Described(
         legend,
         {part: [(pair.picture, _mask(pair, legend)) for pair in some] for part, some in pairs.parts.items() if some},
+        pairs.flaws,
     )
 
 

@@ -38,7 +38,8 @@ class Form:
 
 CLASSIFIER = Form(("pictures",), ("scores",), 2, ({0: "N"},))
 DETECTOR = Form(("pictures", "sizes"), ("boxes", "classes", "scores"), 1, ({2: "height", 3: "width"}, {}))
-FORMS = {"classifier": CLASSIFIER, "detector": DETECTOR}
+SEGMENTER = Form(("pictures",), ("scores",), 2, ({0: "N", 2: "height", 3: "width"},))
+FORMS = {"classifier": CLASSIFIER, "detector": DETECTOR, "segmenter": SEGMENTER}
 
 
 def encode(network: nn.Module, shape: tuple[int, int, int], about: dict[str, str], form: Form = CLASSIFIER) -> bytes:
@@ -51,6 +52,7 @@ def encode(network: nn.Module, shape: tuple[int, int, int], about: dict[str, str
         form: ``CLASSIFIER``: normalised ``pictures`` ``(N, C, H, W)`` to ``scores`` ``(N, classes)``, N is free.
             ``DETECTOR``: one of the ``pictures`` ``(1, C, H, W)`` and its ``sizes`` ``(1, 2)``, height and width in the
             frame, to ``boxes`` ``(k, 4)``, ``classes`` ``(k,)`` and ``scores`` ``(k,)``, H and W are free.
+            ``SEGMENTER``: ``pictures`` ``(N, C, H, W)`` to ``scores`` ``(N, classes, H, W)``, N, H and W are free.
 
     Raises:
         Error: a layer cannot be exported; the message names it and says why.
@@ -129,7 +131,7 @@ class OnnxNetwork(nn.Module):
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
 
     def forward(self, *given: Tensor) -> Any:
-        """Scores ``(N, classes)`` of normalised pictures, or of a detector what it found in each; on the CPU."""
+        """Scores of normalised pictures, or of a detector what it found in each; on the CPU."""
         if self.inputs == DETECTOR.inputs:
             return [
                 Found(*self._answers(each)) for each in zip(*(torch.split(value, 1) for value in given), strict=True)

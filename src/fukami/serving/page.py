@@ -57,7 +57,7 @@ def page(about: dict[str, Any], address: str, answers: Sequence[str] = ()) -> st
 
 
 def section(answer: dict[str, Any], drawn: Image.Image | None) -> str:
-    """An answer: drawn, in one line, its ranking or its boxes, and all of it as JSON."""
+    """An answer: drawn, in one line, its ranking, boxes or shares, and all of it as JSON."""
     parts = [f"<h2>{html.escape(answer['file'])}</h2>"]
     if "error" in answer:
         return parts[0] + f"<p>{html.escape(answer['error'])}</p>"
@@ -67,6 +67,8 @@ def section(answer: dict[str, Any], drawn: Image.Image | None) -> str:
     found = counted(answer["boxes"]) if "boxes" in answer else ""
     parts.append(f"<p class=answer>{html.escape(' · '.join(filter(None, (found, report.answer(line)))))}</p>")
     parts += [bars(answer[name], value) for name, value in TABLES.items() if answer.get(name)]
+    if "shares" in answer:
+        parts.append(bars([{"label": label, "share": share} for label, share in answer["shares"].items()], "share"))
     text = json.dumps(answer, ensure_ascii=False, indent=2)
     parts.append(f"<details><summary>JSON</summary><pre>{html.escape(text)}</pre></details>")
     return "\n".join(parts)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 TILE, OVERLAP = 1024, 256  # pixels of the squares that a larger picture is answered in, and of what two of them share
 AUXILIARY = 0.5  # weight of the loss of a second answer, as torchvision's reference training has it
+NAMED = 21  # classes that are named below a picture at most, the largest
 STRIP = 2**25  # scores that are enlarged at a time
 
 
@@ -189,12 +190,10 @@ class Segmentation(Framed):
 
     def draw(self, source: Any, answer: dict[str, Any]) -> Image.Image:
         """The picture under the colours of the classes, which are named below."""
-        shades = image.shades(self.labels)
-        shown = [self.labels.index(label) for label in answer["shares"]]
-        named = [
-            (f"{self.labels[number]} {answer['shares'][self.labels[number]]:.0%}", shades[number]) for number in shown
-        ]
-        return image.with_legend(image.overlaid(image.read(source), self.map(answer), shades), named)
+        shades = dict(zip(self.labels, image.shades(self.labels), strict=True))
+        named = [(f"{label} {share:.0%}", shades[label]) for label, share in answer["shares"].items()]
+        drawn = image.overlaid(image.read(source), self.map(answer), list(shades.values()))
+        return image.with_legend(drawn, named, [f"{label} 100%" for label in self.labels], min(NAMED, len(shades)))
 
     def layers(self, answer: dict[str, Any]) -> dict[str, Image.Image]:
         """The map of the classes as a picture with a palette, whose values are the numbers of the labels."""

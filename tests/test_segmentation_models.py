@@ -1,0 +1,259 @@
+"""FCN and SegNet against torchvision's networks, the classifiers that they are made of, and what their figures say."""
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import fx, nn
+from torch.nn import functional as F
+
+from fukami import models, transfer
+from fukami.analysis import layers as analysis
+from fukami.errors import Error
+from fukami.models.fcn import FCNVGG
+from fukami.models.segnet import unpool
+from fukami.ops.enlarge import Enlarge, whole
+from test_models import count, randomise, weightless
+
+VGG = 14_714_688  # of its 13 convolutions
+BN = 2 * (2 * 64 + 2 * 128 + 3 * 256 + 6 * 512)  # of the normalisation after each
+HEAD = (25_088 + 1) * 4096 + 4097 * 4096  # the affine layers
+DECODER = (  # 3×3 filters, and a bias and a normalisation for each of their channels but the last ones
+    9 * (5 * 512 * 512 + 512 * 256 + 2 * 256 * 256 + 256 * 128 + 128 * 128 + 128 * 64 + 64 * 64 + 64 * 11)
+    + 3 * (5 * 512 + 3 * 256 + 2 * 128 + 2 * 64)
+    + 11
+)
+PARAMETERS = {
+    "fcn32s_vgg16": VGG + HEAD + 4097 * 21 + 21 * 64**2,
+    "fcn16s_vgg16": VGG + HEAD + 4097 * 21 + 513 * 21 + 21 * (4**2 + 32**2),
+    "fcn8s_vgg16": VGG + HEAD + 4097 * 21 + 513 * 21 + 257 * 21 + 21 * (2 * 4**2 + 16**2),
+    "fcn_resnet50": 35_322_218,  # torchvision's with the second answer
+    "fcn_resnet101": 54_314_346,
+    "segnet_vgg16": VGG + BN + DECODER,
+    # 7×7 filters of 3 and of 64 channels, biases, normalisations, and the classes
+    "segnet_basic": 49 * 64 * (3 + 7 * 64) + 3 * 8 * 64 + 65 * 11,
+}
+
+
+def small(name, classes=5):
+    """A network with every layer of its kind and few channels, without chance."""
+    options = {
+        "fcn_resnet50": {},
+        "fcn_resnet101": {},
+        "segnet_basic": {"filters": 8},
+        "segnet_vgg16": {"width": 1 / 16},
+    }
+    return getattr(models, name)(classes, **options.get(name, {"width": 1 / 16, "hidden": 12, "dropout": 0.0}))
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_size(name):
+    assert count(weightless(name)) == PARAMETERS[name]
+    millions = {"segnet_vgg16": 29.45, "segnet_basic": 1.42}.get(name)  # table 6 of the paper, and table 1
+    assert millions is None or PARAMETERS[name] / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+@pytest.mark.parametrize("name", [name for name in PARAMETERS if "101" not in name])
+def test_shapes_and_gradients(name):
+    """A score for each pixel of a picture of any size, and every parameter learns."""
+    torch.manual_seed(0)
+    network = small(name)
+    assert network.eval()(torch.rand(1, 3, 45, 70)).shape == (1, 5, 45, 70)
+    answers = network.train()(torch.rand(2, 3, 64, 96))
+    answers = answers if isinstance(answers, tuple) else (answers,)
+    assert [scores.shape for scores in answers] == [(2, 5, 64, 96)] * (2 if "resnet" in name else 1)
+    sum(F.cross_entropy(scores, torch.randint(0, 5, (2, 64, 96))) for scores in answers).backward()
+    for key, parameter in network.named_parameters():
+        after_norm = "segnet" in name and key.endswith("bias")  # which the normalisation takes out
+        assert parameter.grad is not None, key
+        assert after_norm or parameter.grad.abs().sum() > 0, key
+
+
+@pytest.mark.parametrize("name", ["fcn_resnet50", "fcn_resnet101"])
+def test_same_as_torchvision(name):
+    """Its tensors load as they are; the same answers, in training the second one, too."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.get_model(name, weights=None, weights_backbone=None, aux_loss=True)
+    randomise(theirs)
+    ours = weightless(name)
+    ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
+    pictures = torch.randn(2, 3, 65, 97)
+    with torch.inference_mode():
+        expected, found = theirs.eval()(pictures)["out"], ours.eval()(pictures)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+        for network in (theirs, ours):
+            network.train()
+            for layer in network.modules():
+                if isinstance(layer, nn.Dropout):
+                    layer.p = 0.0
+        expected, (scores, second) = theirs(pictures), ours(pictures)
+    for found, wanted in ((scores, expected["out"]), (second, expected["aux"])):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * wanted.abs().max().item())
+
+
+def test_a_classifiers_affine_layers_are_convolutions():
+    """Figure 2: at the middle of a picture of its size, the convolutions see what the affine layers see."""
+    torch.manual_seed(0)
+    classifier = models.vgg16(4, hidden=32, dropout=0.0).eval()
+    for layer in classifier.classifier:
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)
+    network = models.fcn32s_vgg16(4, hidden=32).eval()
+    missing = network.load_state_dict(network.adopt(classifier.state_dict()), strict=False).missing_keys
+    assert sorted(missing) == ["enlarge.weight", "head.score.bias", "head.score.weight"]
+    last = classifier.classifier[-1]
+    network.head.score.load_state_dict({"weight": last.weight.view(4, 32, 1, 1), "bias": last.bias})
+    pictures = torch.rand(2, 3, 224, 224)
+    with torch.inference_mode():
+        maps = network.head(network.features(pictures))
+        assert maps.shape == (2, 4, 7, 7)
+        torch.testing.assert_close(maps[:, :, 3, 3], classifier(pictures), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [2, 8, 32])
+def test_enlarging_begins_as_bilinear_interpolation(factor):
+    maps = torch.randn(2, 3, 5, 6)
+    expected = F.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=False)
+    inside = (..., slice(factor // 2, -factor // 2), slice(factor // 2, -factor // 2))  # beyond, it fades out
+    torch.testing.assert_close(Enlarge(3, factor)(maps)[inside], expected[inside])
+
+
+def test_a_finer_network_begins_with_the_answers_of_the_coarser_one(tmp_path):
+    """The scores that it adds are zero at first (section 4.2), and what they share is taken over."""
+    torch.manual_seed(0)
+    coarse, fine = small("fcn32s_vgg16").eval(), small("fcn16s_vgg16").eval()
+    torch.save(coarse.state_dict(), tmp_path / "coarse.pt")
+    transfer.initialise_segmenter(fine, "vgg16", str(tmp_path / "coarse.pt"))
+    pictures = torch.rand(1, 3, 128, 160)
+    assert torch.equal(coarse.head(coarse.features(pictures)), fine.head(fine.features(pictures)))
+    inside = (..., slice(32, -32), slice(32, -32))
+    one, other = coarse(pictures)[inside], fine(pictures)[inside]
+    assert (one - other).abs().max() < 0.1 * (one.max() - one.min())  # interpolated in two steps
+    assert not torch.equal(one, other)
+
+
+def test_unpooling_puts_values_where_they_were():
+    """Figure 3, by hand; what is exported instead gives the same, and so do the gradients."""
+    maps = torch.tensor([[[[1.0, 9, 2, 2], [3, 4, 8, 5], [7, 0, 0, 1], [0, 0, 6, 0]]]])
+    pooled, places = F.max_pool2d(maps, 2, return_indices=True)
+    expected = torch.tensor([[[[0.0, 9, 0, 0], [0, 0, 8, 0], [7, 0, 0, 0], [0, 0, 6, 0]]]])
+    assert torch.equal(unpool(pooled, places), expected)
+    x = torch.randn(2, 3, 4, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: unpool(*F.max_pool2d(x, 2, return_indices=True)), x)
+
+
+def test_unpooling_as_it_is_exported(monkeypatch):
+    pooled, places = F.max_pool2d(torch.randn(2, 3, 8, 6), 2, return_indices=True)
+    expected = unpool(pooled, places)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    assert torch.equal(unpool(pooled, places), expected)
+
+
+def test_segnet_is_its_layers_one_after_another():
+    """The same function as the figure, written out."""
+    torch.manual_seed(0)
+    network = small("segnet_basic").eval()
+    randomise(network)
+    pictures = torch.rand(2, 3, 48, 32)
+    x, places = pictures, []
+    for at in range(0, 16, 4):
+        x = network.features[at + 1](network.features[at](x)).relu()
+        x, indices = F.max_pool2d(x, 2, return_indices=True)
+        places.append(indices)
+    for stage, indices in zip(network.decoder, places[::-1], strict=True):
+        x = F.max_unpool2d(x, indices, 2)
+        for layer in stage:
+            x = layer(x)
+    torch.testing.assert_close(network(pictures), x)
+    assert len(network.decoder[-1]) == 3  # a convolution, its normalisation, and the classes: no ReLU
+    assert [len(stage) for stage in small("segnet_vgg16").decoder] == [9, 9, 9, 6, 4]
+
+
+def test_other_sizes_are_filled_up_and_cut_off():
+    seen = []
+
+    def scores(pictures):
+        seen.append(pictures)
+        return pictures
+
+    pictures = torch.rand(1, 3, 33, 64)
+    assert torch.equal(whole(scores, pictures, 32), pictures)
+    assert seen[0].shape == (1, 3, 64, 64)
+    assert not seen[0][..., 33:, :].any()
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_explained(name):
+    """Every layer with weights is there, with its place and its cost, as deep as the paper says."""
+    network = weightless(name)
+    steps = analysis.layers(network.outline(), (3, 64, 96))
+    auxiliary = sum(p.numel() for key, p in network.named_parameters() if key.startswith("aux"))
+    assert sum(step.parameters for step in steps) == PARAMETERS[name] - auxiliary
+    assert steps[-1].shape == ((11 if "segnet" in name else 21), *((8, 12) if "resnet" in name else (64, 96)))
+    depth = max(step.depth for step in steps)
+    assert depth == {"segnet_vgg16": 26, "segnet_basic": 9}.get(name, depth)
+
+
+def test_vgg_sees_as_far_as_the_paper_says():
+    """Figure 3 counts strides of 32, 16 and 8; 404 pixels is the field of fc7 (section 3.1)."""
+    with torch.device("meta"):
+        network = FCNVGG(21, 8, 64, 0.5, 0.125)
+    steps = {step.name: step for step in analysis.layers(network.outline(), (3, 64, 64))}
+    assert steps["head.fc7"].receptive_field == (404, 404)
+    assert [steps[name].jump[0] for name in ("head.score", "score4", "score3")] == [32, 16, 8]
+
+
+@pytest.mark.parametrize("source", ["vgg16", "vgg16_bn"])
+def test_segnet_begins_with_vgg(source, tmp_path, caplog):
+    """Published weights of either kind are put where they belong."""
+    torch.manual_seed(0)
+    classifier = getattr(models, source)(3, size=32, hidden=8)
+    torch.save(classifier.state_dict(), tmp_path / "vgg.pt")
+    network = models.segnet_vgg16(5)
+    transfer.initialise_segmenter(network, "vgg16_bn", str(tmp_path / "vgg.pt"), ("a", "b", "c", "d", "e"))
+    theirs = [layer for layer in classifier.features if isinstance(layer, nn.Conv2d)]
+    ours = [layer for layer in network.features if isinstance(layer, nn.Conv2d)]
+    assert len(ours) == 13
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one.weight, other.weight)
+        assert torch.equal(one.bias, other.bias)
+    assert caplog.text == ""
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    torch.save(models.vgg11(3, size=32, hidden=8).state_dict(), tmp_path / "vgg11.pt")
+    with pytest.raises(Error, match=r"does not fit FCNVGG: features\.\d+\.(weight|bias)"):
+        transfer.initialise_segmenter(models.fcn32s_vgg16(3, hidden=8), "vgg16", str(tmp_path / "vgg11.pt"))
+    with pytest.raises(Error, match="no published COCO weights of an FCN on vgg16"):
+        transfer.initialise_segmenter(models.fcn32s_vgg16(3, hidden=8), "vgg16", "coco")
+    with pytest.raises(Error, match="no published weights for this network"):
+        transfer.initialise_segmenter(small("segnet_basic"), "", "imagenet")
+
+
+def test_scores_of_other_classes_begin_anew(tmp_path, caplog):
+    """Also where they are as many."""
+    torch.manual_seed(0)
+    other = small("fcn8s_vgg16")
+    torch.save(other.state_dict(), tmp_path / "other.pt")
+    same = small("fcn8s_vgg16")
+    transfer.initialise_segmenter(same, "vgg16", str(tmp_path / "other.pt"), tuple("abcde"))
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in same.state_dict().items())
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.json").write_text('{"labels": ["v", "w", "x", "y", "z"]}')
+    save_file(
+        {f"model.{key}": value for key, value in other.state_dict().items()}, tmp_path / "run" / "weights.safetensors"
+    )
+    fresh = small("fcn8s_vgg16")
+    before = fresh.head.score.weight.clone()
+    transfer.initialise_segmenter(fresh, "vgg16", str(tmp_path / "run"), tuple("abcde"))
+    assert torch.equal(fresh.head.score.weight, before)
+    assert torch.equal(fresh.head.fc7.weight, other.head.fc7.weight)
+    assert "begin anew" in caplog.text
+
+
+def test_the_trace_of_an_outline_is_the_network():
+    torch.manual_seed(0)
+    network = small("fcn8s_vgg16").eval()
+    traced = fx.GraphModule(network.outline(), analysis._Tracer().trace(network.outline()))
+    pictures = torch.rand(1, 3, 64, 64)
+    assert torch.equal(traced(pictures), network(pictures))
