@@ -25,6 +25,7 @@ from fukami.recipe import command
 from fukami.runtime import Runtime
 from fukami.tasks.classification import Classification
 from fukami.tasks.detection import Detection
+from fukami.tasks.segmentation import Segmentation
 
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["fukami.loop", "matplotlib.figure", "sklearn.datasets", "torchvision"])
@@ -118,7 +119,7 @@ def check_two_processes(make, tmp_path):
     one, two = (list(map(json.loads, lines(out))) for out in outs)
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for line, other in zip(one, two, strict=True):
-        metric = "loss" if "loss" in line else "map"
+        metric = next(name for name in ("loss", "map", "miou") if name in line)
         assert abs(line[metric] - other[metric]) < 1e-4, (line, other)
     assert one[-1]["count"] == two[-1]["count"]
     weights, others = (load_file(out / "weights.safetensors") for out in outs)
@@ -143,7 +144,7 @@ def check_killed_and_resumed(make, tmp_path, kills=3):
 
 def leave_out_pages(patch):
     """Trainings draw no report, which takes longer than they do."""
-    for family in (Classification, Detection):
+    for family in (Classification, Detection, Segmentation):
         patch.setattr(family, "figures", lambda self, batches: ())
     patch.setattr("fukami.report.write", lambda folder, figures, seconds: folder / "report.html")
 

@@ -7,6 +7,7 @@ import pytest
 import check_task
 from fukami.recipes.deep_convnet import DeepConvNet
 from fukami.recipes.faster_rcnn_vgg16 import FasterRCNNVGG16
+from fukami.recipes.fcn8s_vgg16 import FCN8sVGG16
 from fukami.runtime import Runtime
 
 
@@ -20,7 +21,13 @@ def detection(request):
     return partial(FasterRCNNVGG16, dataset=data, epochs=6, batch=2, optimizer="adamw", lr=1e-3, **small)
 
 
-@pytest.fixture(params=[classification, detection], ids=lambda kind: kind.__name__)
+def segmentation(request):
+    data = str(request.getfixturevalue("mask_files"))
+    small = {"width": 0.125, "hidden": 32, "dropout": 0.0, "augment": ("flip", "crop=0.6", "hue")}
+    return partial(FCN8sVGG16, dataset=data, epochs=6, batch=2, lr=1e-3, judge_every=1, balance="median", **small)
+
+
+@pytest.fixture(params=[classification, detection, segmentation], ids=lambda kind: kind.__name__)
 def make(request):
     return request.param(request)
 
@@ -38,9 +45,10 @@ def test_evaluation_changes_nothing(make):
     check_task.check_evaluation_changes_nothing(make)
 
 
-def test_the_figures_of_a_detector_are_those_of_its_last_evaluation(request, monkeypatch):
+@pytest.mark.parametrize("family", [detection, segmentation], ids=lambda kind: kind.__name__)
+def test_figures_are_those_of_the_last_evaluation(family, request, monkeypatch):
     """Judged once more where the network or the data are others."""
-    recipe = detection(request)()
+    recipe = family(request)()
     data = recipe.data()
     task = recipe.task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
