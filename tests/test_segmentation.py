@@ -274,6 +274,22 @@ def test_rematerialised_steps_are_the_same(name, mask_files):
     assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
+def test_several_runs_answer_with_their_averaged_probabilities():
+    torch.manual_seed(0)
+    tasks = [ready(nn.Conv2d(3, 4, 3, padding=1), tuple("abcd")) for _ in range(3)]
+    picture = Image.effect_noise((64, 32), 60).convert("RGB")
+    pixels_of = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        frame = tasks[0].normalised(pixels_of, torch.tensor([[32.0, 64.0]]))
+        expected = sum(task.model(frame).softmax(1) for task in tasks).argmax(1)[0]
+    whole = tasks[0].ensemble(tasks[1:])
+    assert np.array_equal(whole.map(whole.predict([picture])[0]), expected.numpy())
+    with pytest.raises(UsageError, match="leave out --vote"):
+        tasks[1].ensemble(tasks[2:], vote=True)
+    with pytest.raises(UsageError, match="the same classes"):
+        tasks[1].ensemble([ready(nn.Conv2d(3, 2, 1), tuple("ab"))])
+
+
 # drawings
 
 

@@ -8,7 +8,7 @@ top, width and height, counted from 0.
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,9 @@ class Record(NamedTuple):
 
     line: int
     fields: dict[str, Any]
+
+
+Records = dict[str, list[Record]]
 
 
 def benchmark() -> Path:
@@ -63,15 +66,22 @@ def files(root: Path) -> dict[str, Path]:
     return found or ({"": alone[0]} if len(alone) == 1 else {})
 
 
-def read(root: Path) -> Sheets:
+def read(root: Path, also: Callable[[Path, Records, Sheets], None] | None = None) -> Sheets:
     """What the file at a path, or those of a folder, say.
+
+    Args:
+        root: the file or the folder.
+        also: is told the records of each file, and what is known after it.
 
     Raises:
         Error: a file is no JSON, or not COCO's.
     """
     sheets = Sheets()
     for part, path in ({"": root} if root.is_file() else files(root)).items():
-        sheets.parts[part] = only(_entries(path, sheets), sheets, part)
+        found = records(path)
+        sheets.parts[part] = only(_entries(path, found, sheets), sheets, part)
+        if also:
+            also(path, found, sheets)
     if root.is_dir():  # a single file may well be of some of the pictures that lie there
         listed = {entry.picture for entries in sheets.parts.values() for entry in entries}
         places = sorted({path.parent for path in listed})
@@ -79,7 +89,7 @@ def read(root: Path) -> Sheets:
     return sheets
 
 
-def records(path: Path) -> dict[str, list[Record]]:
+def records(path: Path) -> Records:
     """The members of the three lists of a file.
 
     Raises:
@@ -139,8 +149,7 @@ def _lists(text: str) -> Iterator[tuple[str, list[Record]]]:
             at = expect(at, ",")
 
 
-def _entries(path: Path, sheets: Sheets) -> Iterator[Entry]:
-    found = records(path)
+def _entries(path: Path, found: Records, sheets: Sheets) -> Iterator[Entry]:
     labels = {each.fields.get("id"): str(each.fields.get("name", "")) for each in used(found)}
     sheets.labels = tuple(dict.fromkeys([*sheets.labels, *labels.values()]))
     known = {each.fields.get("id") for each in found["images"]}
@@ -167,7 +176,7 @@ def _entries(path: Path, sheets: Sheets) -> Iterator[Entry]:
         yield Entry(locate(str(fields.get("file_name", ""))), path, own, stated, line)
 
 
-def used(found: dict[str, list[Record]]) -> list[Record]:
+def used(found: Records) -> list[Record]:
     """The categories without those that only head others, which Roboflow puts first and gives to no box."""
     used = {each.fields.get("category_id") for each in found["annotations"]}
     heads = {each.fields.get("supercategory") for each in found["categories"]}

@@ -1,6 +1,7 @@
 """Masks painted from the polygons and the run lengths in COCO's JSON (Lin et al. 2014)."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from fukami.data.legends import Legend
 from fukami.errors import Error
 
 GROUND = "background"
+OUTLINE = re.compile(r'"segmentation"\s*:\s*(\[\s*\[|\{)')
+CHUNK, OVERLAP = 2**20, 64  # characters that are looked through at a time
 
 
 class Shape(NamedTuple):
@@ -50,10 +53,15 @@ class Painted:
         width, height = self.size
         pixels = np.ones((height, width), np.uint8)
         for shape in sorted(self.shapes, key=lambda each: -each.area):
+            outline = shape.outline
             try:
-                found = mask.frPyObjects(shape.outline, height, width)
-                whole = mask.merge(found) if isinstance(found, list) else found
-                pixels[mask.decode(whole).astype(bool)] = shape.number
+                if isinstance(outline, list):
+                    found = mask.merge(mask.frPyObjects([each.tolist() for each in outline], height, width))
+                elif isinstance(outline["counts"], str):
+                    found = {**outline, "counts": outline["counts"].encode()}
+                else:
+                    found = mask.frPyObjects(outline, height, width)
+                pixels[mask.decode(found).astype(bool)] = shape.number
             except Exception as error:  # whatever the library says to numbers that are no outline
                 raise Error(f"{self.file}: {shape.note} has no outline that can be painted ({error})") from error
         return pixels
@@ -70,40 +78,57 @@ def read(root: Path) -> tuple[Sheets, dict[Path, Painted]]:
     Raises:
         Error: a file is no JSON, or not COCO's.
     """
-    sheets = coco.read(root)
-    found: dict[Path, Painted] = {}
-    for path in ({"": root} if root.is_file() else coco.files(root)).values():
-        records = coco.records(path)
-        names = {each.fields.get("id"): str(each.fields.get("name", "")) for each in coco.used(records)}
-        number = {key: sheets.labels.index(name) + 2 for key, name in names.items()}
-        shapes: dict[Any, list[Shape]] = {}
-        for _, fields in records["annotations"]:
-            if fields.get("category_id") in number and fields.get("segmentation"):
-                crowd = fields.get("iscrowd") in (1, "1")
-                own = UNLABELLED if crowd else number[fields["category_id"]]
-                area = float(fields.get("area") or _area(fields.get("bbox")))
-                note = f"annotation {fields.get('id')}"
-                shapes.setdefault(fields.get("image_id"), []).append(Shape(own, fields["segmentation"], area, note))
-        locate = coco.Places(path)
-        for _, fields in records["images"]:
-            place = locate(str(fields.get("file_name", "")))
-            if isinstance(fields.get("width"), int) and isinstance(fields.get("height"), int):
-                size = fields["width"], fields["height"]
-            else:
-                head = header(place)
-                size = (0, 0) if isinstance(head, Error) else head.upright
-            found[place] = Painted(size, tuple(shapes.get(fields.get("id"), ())), path)
-    return sheets, found
+    painted: dict[Path, Painted] = {}
+
+    def paint(path: Path, records: coco.Records, sheets: Sheets) -> None:
+        painted.update(_painted(path, records, sheets.labels))
+
+    return coco.read(root, paint), painted
+
+
+def _painted(path: Path, records: coco.Records, labels: Sequence[str]) -> Iterator[tuple[Path, Painted]]:
+    """The pictures of a file with their masks."""
+    used = {each.fields.get("id"): str(each.fields.get("name", "")) for each in coco.used(records)}
+    number = {key: labels.index(name) + 2 for key, name in used.items()}  # after the background, which is 1
+    shapes: dict[Any, list[Shape]] = {}
+    for _, fields in records["annotations"]:
+        outline = fields.get("segmentation")
+        if fields.get("category_id") in number and outline:
+            own = UNLABELLED if fields.get("iscrowd") in (1, "1") else number[fields["category_id"]]
+            area = float(fields.get("area") or _area(fields.get("bbox")))
+            shape = Shape(own, _kept(outline), area, f"annotation {fields.get('id')}")
+            shapes.setdefault(fields.get("image_id"), []).append(shape)
+    locate = coco.Places(path)
+    for _, fields in records["images"]:
+        place = locate(str(fields.get("file_name", "")))
+        size = fields.get("width"), fields.get("height")
+        if not all(isinstance(side, int) for side in size):
+            head = header(place)
+            size = (0, 0) if isinstance(head, Error) else head.upright
+        yield place, Painted(size, tuple(shapes.get(fields.get("id"), ())), path)  # type: ignore[arg-type]
 
 
 def outlined(path: Path) -> bool:
-    """Whether a file or a folder of COCO's JSON has an outline of an object.
+    """Whether a file or a folder of COCO's JSON has an outline of an object; the files are read up to the first."""
+    return any(map(_outlined, [path] if path.is_file() else coco.files(path).values()))
 
-    Raises:
-        Error: a file is no JSON, or not COCO's.
-    """
-    files = [path] if path.is_file() else coco.files(path).values()
-    return any(each.fields.get("segmentation") for file in files for each in coco.records(file)["annotations"])
+
+def _outlined(path: Path) -> bool:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        before = ""
+        while more := file.read(CHUNK):
+            if OUTLINE.search(before + more):
+                return True
+            before = more[-OVERLAP:]
+    return False
+
+
+def _kept(outline: Any) -> Any:
+    """An outline in a tenth of the memory: the numbers of polygons as arrays."""
+    try:
+        return [np.array(polygon, np.float64) for polygon in outline] if isinstance(outline, list) else outline
+    except (TypeError, ValueError):  # which whoever paints it tells
+        return outline
 
 
 def _area(box: Any) -> float:

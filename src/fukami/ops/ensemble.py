@@ -14,7 +14,7 @@ class Ensemble(nn.Module):
     """Classifiers that answer together: by their averaged probabilities, or by the vote of the majority.
 
     Args:
-        models: each gives scores ``(N, classes)``.
+        models: each gives scores ``(N, classes)``, or without a vote ``(N, classes, H, W)``.
         vote: count votes; between as many votes the averaged probabilities decide.
         joined: how many of the models answer so far, the last one always among them.
     """

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
 import torch
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fukami import image
+from fukami.errors import UsageError
 from fukami.numerics import half
+from fukami.ops.ensemble import Ensemble
 from fukami.ops.rematerialise import rematerialise
 from fukami.pixel_metrics import Pixels
 from fukami.preparation import Scaled
@@ -198,6 +200,20 @@ class Segmentation(Framed):
     def layers(self, answer: dict[str, Any]) -> dict[str, Image.Image]:
         """The map of the classes as a picture with a palette, whose values are the numbers of the labels."""
         return {"classes": image.with_palette(self.map(answer), image.shades(self.labels))}
+
+    def ensemble(self, others: Sequence[Self], *, vote: bool = False) -> Self:
+        """This task and ``others`` together: the class of a pixel by their averaged probabilities.
+
+        Raises:
+            UsageError: they have other classes, or see pictures otherwise; or a vote is asked for.
+        """
+        if vote:
+            raise UsageError("the runs decide on pixels by their averaged probabilities; leave out --vote")
+        for other in others:
+            if other.labels != self.labels or other.prepare != self.prepare:
+                raise UsageError("runs that answer together must have the same classes and see pictures the same way")
+        self.model = Ensemble([self.model, *(other.model for other in others)])
+        return self
 
     @torch.inference_mode()
     def figures(self, batches: Any) -> "Iterator[tuple[str, Figure]]":

@@ -1,0 +1,326 @@
+"""FCN and SegNet: how well they tell pixels apart, and how fast they are beside networks that people use instead.
+
+    python benchmarks/segmentation.py scenes [--seeds 0 1 2]
+    python benchmarks/segmentation.py camvid NETWORK [--full] [--weights FILE] [--seeds 0] [--out FOLDER] [OPTIONS]
+    python benchmarks/segmentation.py rates [--height 360] [--width 480] [--batch 4]
+    python benchmarks/segmentation.py patches [--weights FILE] [--steps 6]
+    python benchmarks/segmentation.py frames RUN
+
+``camvid`` trains ``segnet-vgg16``, ``segnet-basic`` or ``fcn8s-vgg16`` on CamVid's 367 pictures and judges on its 233
+test pictures at their own size: at half the size (180×240), for a CPU, or with ``--full`` at 360×480, for a GPU;
+``--weights`` is a file of VGG-16's convolutions. ``rates`` times training steps of ours and of torchvision's
+FCN-ResNet50, and of ours on VGG-16 and segmentation-models-pytorch's U-Net on VGG-16, in turn on the same pictures, and
+compares what memory they take; what counts are the ratios. ``patches`` slides a classifier over a picture, and lets it
+pass over all of it at once. ``frames`` answers for CamVid's test pictures as a film. Results go to results.csv.
+"""
+
+import argparse
+import contextlib
+import multiprocessing
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from record import answer, record
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+CLASSES = 11
+ROUNDS = 7
+PATCH = 404  # pixels that a place of VGG-16's first affine layer sees
+DRIVING = 30  # frames a second
+METRICS = ("miou", "accuracy", "class_accuracy", "fw_iou", "boundary_f1")
+
+
+def trainings(benchmark: str, line: str, options: argparse.Namespace, note: str) -> None:
+    """Train with each seed from the command line, and record the metrics."""
+    for seed in options.seeds:
+        words = [*line.format(weights=options.weights).split(), *options.more, "--seed", str(seed)]
+        with tempfile.TemporaryDirectory() as folder:
+            out = f"{options.out or folder}/{words[2]}-seed-{seed}"
+            result, seconds = answer(shlex.join([*words, "--out", out]))
+        each = ", ".join(f"{label} {own['iou']:.3f}" for label, own in result["classes"].items())
+        for metric in METRICS:
+            record(benchmark, metric, result[metric], seed=seed, seconds=seconds, command=anywhere(words, options),
+                   note=f"{note}; IoU of each class: {each}" if metric == "miou" else note)  # fmt: skip
+
+
+def anywhere(words: list[str], options: argparse.Namespace) -> str:
+    """The command with the file of weights by its name alone."""
+    return shlex.join(Path(word).name if word == options.weights else word for word in words)
+
+
+def camvid(options: argparse.Namespace) -> None:
+    """The training of a network on CamVid."""
+    kind = "full" if options.full else "half"
+    size = "360×480" if options.full else "180×240"
+    note = f"trained at {size} on 367 pictures, judged at 360×480 on 233, 11 classes, unlabelled ignored"
+    trainings(f"{options.names[0]} camvid {kind}", CAMVID[options.names[0]][options.full], options, note)
+
+
+# rates
+
+
+def networks() -> dict[str, Callable[[], nn.Module]]:
+    """What is compared, by name."""
+    import segmentation_models_pytorch as smp
+    from torchvision.models.segmentation import fcn_resnet50
+
+    return {
+        "torchvision FCN-ResNet50": lambda: fcn_resnet50(
+            weights=None, weights_backbone=None, num_classes=CLASSES, aux_loss=True
+        ),
+        "U-Net VGG16": lambda: smp.Unet("vgg16", encoder_weights=None, classes=CLASSES),
+    }
+
+
+PAIRS = (
+    ("fcn-resnet50", "torchvision FCN-ResNet50"),
+    ("segnet-vgg16", "U-Net VGG16"),
+    ("fcn8s-vgg16", "U-Net VGG16"),
+)
+
+
+def drawn(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Pictures of noise ``(N, 3, H, W)`` uint8 and maps ``(N, H, W)`` of which some pixels are unlabelled, 0."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (options.batch, 3, options.height, options.width)
+    pictures = torch.randint(0, 256, shape, generator=generator).to(torch.uint8)
+    return pictures, torch.randint(0, CLASSES + 1, (shape[0], *shape[2:]), generator=generator).to(torch.uint8)
+
+
+class Ours:
+    """The task as a training has it."""
+
+    def __init__(self, name: str, options: argparse.Namespace, precision: str) -> None:
+        from fukami.data.boxes import Batch
+        from fukami.recipe import find
+        from fukami.runtime import Runtime
+
+        torch.manual_seed(0)
+        self.task = find(name)(balance="none").task(tuple(map(str, range(CLASSES))))
+        self.task.setup(Runtime.start(DEVICE, precision))
+        self.task.model.train()
+        self.task.schedule(0.5)
+        pictures, masks = drawn(options)
+        bottom, right = -options.height % 32, -options.width % 32
+        sizes = torch.tensor([[options.height, options.width]] * options.batch).float()
+        nothing = torch.zeros(options.batch)
+        frames = F.pad(pictures, (0, right, 0, bottom))
+        self.batch = Batch(frames, sizes, sizes, *[nothing] * 5, F.pad(masks, (0, right, 0, bottom)))
+
+    def train(self) -> None:
+        """An update."""
+        self.task.step(self.batch)
+
+
+class Theirs:
+    """Another network in the loop that its users write."""
+
+    def __init__(self, name: str, options: argparse.Namespace, precision: str) -> None:
+        torch.manual_seed(0)
+        self.mixed = precision == "bfloat16"
+        self.model = networks()[name]().to(DEVICE).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        pictures, masks = drawn(options)
+        # to the multiple of 32 that the U-Net asks for; ours is given the same
+        pictures = F.pad(pictures, (0, -options.width % 32, 0, -options.height % 32))
+        masks = F.pad(masks, (0, -options.width % 32, 0, -options.height % 32))
+        self.pictures, self.targets = (pictures.float() / 255).to(DEVICE), masks.long().to(DEVICE) - 1
+
+    def train(self) -> None:
+        """An update."""
+        context = torch.autocast(DEVICE, torch.bfloat16) if self.mixed else contextlib.nullcontext()
+        with context:
+            found = self.model(self.pictures)
+            scores, second = (found["out"], found["aux"]) if isinstance(found, dict) else (found, None)
+            loss = F.cross_entropy(scores, self.targets, ignore_index=-1)
+            if second is not None:
+                loss = loss + 0.5 * F.cross_entropy(second, self.targets, ignore_index=-1)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+
+def contestant(name: str, options: argparse.Namespace, precision: str) -> "Ours | Theirs":
+    """One of ours, or another."""
+    return (Ours if "-" in name and name == name.lower() else Theirs)(name, options, precision)
+
+
+def peak(name: str, options: argparse.Namespace, precision: str, answers) -> None:
+    """Put the memory in bytes that the network and two updates take into a queue."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    network = contestant(name, options, precision)
+    for _ in range(2):
+        network.train()
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    answers.put(torch.cuda.max_memory_allocated() if CUDA else 1024 * (after - before))
+
+
+def memory(name: str, options: argparse.Namespace, precision: str) -> int:
+    """The same, in a process of its own."""
+    spawned = multiprocessing.get_context("spawn")
+    answers = spawned.Queue()
+    process = spawned.Process(target=peak, args=(name, options, precision, answers))
+    process.start()
+    found = answers.get()
+    process.join()
+    return found
+
+
+def rates(options: argparse.Namespace) -> None:
+    """Pictures a second in training, and memory, at float32 and in mixed precision."""
+    command = f"python benchmarks/segmentation.py {shlex.join(sys.argv[1:])}"
+    size = f"{options.height}×{options.width}, batch {options.batch}"
+    for precision in options.precisions:
+        for ours, theirs in PAIRS:
+            both = {name: contestant(name, options, precision) for name in (ours, theirs)}
+            speeds: dict[str, list[float]] = {name: [] for name in both}
+            for number in range(ROUNDS + 1):
+                for name, each in both.items():
+                    began = time.monotonic()
+                    each.train()
+                    if CUDA:
+                        torch.cuda.synchronize()
+                    if number:  # the first one warms up
+                        speeds[name].append(options.batch / (time.monotonic() - began))
+            del both, each
+            rate = [statistics.median(values) for values in speeds.values()]
+            taken = [memory(name, options, precision) for name in (ours, theirs)]
+            what = f"{ours} train {precision}"
+            speed = f"{size}; {rate[0]:.3g} and {rate[1]:.3g} pictures a second, in turn, medians of {ROUNDS}"
+            record(what, f"rate over that of {theirs}", rate[0] / rate[1], command=command, note=speed)
+            room = f"{size}; {taken[0] / 1e9:.2f} and {taken[1] / 1e9:.2f} GB at most, each in a process of its own"
+            record(what, f"memory over that of {theirs}", taken[0] / taken[1], command=command, note=room)
+
+
+# one pass, or many
+
+
+def patches(options: argparse.Namespace) -> None:
+    """The answers of a classifier at every 32nd pixel: patch by patch, and in one pass over the whole picture."""
+    from fukami import models, transfer
+
+    torch.manual_seed(0)
+    network = models.fcn32s_vgg16(CLASSES).eval()
+    if options.weights != "imagenet":
+        transfer.initialise_segmenter(network, "vgg16", options.weights)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.padding = (0, 0)  # zeros around a patch are not what lies around it in the picture
+    network = network.to(DEVICE).to(memory_format=torch.channels_last)
+    side = PATCH + 32 * options.steps
+    picture = torch.rand(1, 3, side, side, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    places = [(top, left) for top in range(0, side - PATCH + 1, 32) for left in range(0, side - PATCH + 1, 32)]
+
+    def classify(pictures: Tensor) -> Tensor:
+        return network.head(network.features(pictures))
+
+    def slid() -> Tensor:
+        every = [classify(picture[..., top : top + PATCH, left : left + PATCH]) for top, left in places]
+        return torch.cat(every, 0).flatten(1).T.reshape(1, CLASSES, options.steps + 1, -1)
+
+    command = f"python benchmarks/segmentation.py {anywhere(sys.argv[1:], options)}"
+    with torch.inference_mode():
+        seconds = []
+        for function in (lambda: classify(picture), slid):
+            function() if function is not slid else None
+            began = time.monotonic()
+            found = function()
+            if CUDA:
+                torch.cuda.synchronize()
+            seconds.append((time.monotonic() - began, found))
+    (once, whole), (many, parts) = seconds
+    apart = float((whole - parts).abs().max() / whole.abs().max())
+    note = f"VGG-16 without padding over {side}×{side} pixels, {len(places)} patches of {PATCH}×{PATCH}"
+    record("fcn patches", "time of patches over that of one pass", many / once, command=command, note=note)
+    record("fcn patches", "largest difference of scores by the largest score", apart, command=command, note=note)
+
+
+def frames(options: argparse.Namespace) -> None:
+    """The frames a second of a run over CamVid's test pictures, as the command line tells, over what driving needs."""
+    from fukami.data import folder, segmentation
+
+    root = folder.unpacked(segmentation.located("camvid"))
+    place = next(path for path in root.rglob("test") if path.is_dir())
+    for drawing in (False, True):
+        with tempfile.TemporaryDirectory() as out:
+            words = [
+                "fukami",
+                "predict",
+                *options.names,
+                str(place),
+                "--film",
+                "30",
+                *(["--out", out] if drawing else []),
+            ]
+            done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=True)
+        said = done.stderr.strip().splitlines()[-1]
+        answered, whole = (float(word) for word in said.split() if word.replace(".", "").isdigit() and "." in word)
+        command = f"python benchmarks/segmentation.py frames {Path(options.names[0]).name}"
+        note = f"{said}; 360×480"
+        if drawing:
+            record(f"{Path(options.names[0]).name} film", "rate with drawing over 30 frames a second", whole / DRIVING,
+                   command=command, note=note)  # fmt: skip
+        else:
+            record(f"{Path(options.names[0]).name} film", "rate over 30 frames a second", answered / DRIVING,
+                   command=command, note=note)  # fmt: skip
+
+
+def main() -> None:
+    """Run the part that is named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["scenes", "camvid", "rates", "patches", "frames"])
+    parser.add_argument("names", nargs="*", help="of a network, or a run")
+    parser.add_argument("--full", action="store_true", help="at 360×480, for a GPU")
+    parser.add_argument("--height", type=int, default=360)
+    parser.add_argument("--width", type=int, default=480)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--weights", default="imagenet", help="a file of VGG-16's convolutions")
+    parser.add_argument("--out", help="a folder where the runs stay")
+    options, options.more = parser.parse_known_args()
+    if options.part == "scenes":
+        trainings("segmentation scenes", SCENES, options, "2,000 scenes to train on, 200 to judge on")
+    elif options.part == "camvid":
+        if options.names not in [[name] for name in CAMVID]:
+            parser.error(f"name one of {', '.join(CAMVID)}")
+        camvid(options)
+    elif options.part == "frames" and len(options.names) != 1:
+        parser.error("name a run")
+    else:
+        {"rates": rates, "patches": patches, "frames": frames}[options.part](options)
+
+
+SCENES = "fukami train fcn8s-vgg16 --width 0.25 --hidden 256 --epochs 6 --batch 8 --judge-every 6 --no-compile"
+COMMON = "--data camvid --augment flip crop=0.5 brightness=0.3 --judge-every 5"
+CAMVID = {  # at half the size, and at full size
+    "segnet-vgg16": (
+        f"fukami train segnet-vgg16 {COMMON} --init {{weights}} --shortest 180 --epochs 40 --batch 4",
+        f"fukami train segnet-vgg16 {COMMON} --init {{weights}} --epochs 120 --batch 8",
+    ),
+    "segnet-basic": (
+        f"fukami train segnet-basic {COMMON} --shortest 180 --epochs 100 --batch 4",
+        f"fukami train segnet-basic {COMMON} --epochs 300 --batch 8",
+    ),
+    "fcn8s-vgg16": (
+        f"fukami train fcn8s-vgg16 {COMMON} --init {{weights}} --shortest 180 --hidden 1024 --epochs 40 --batch 4",
+        f"fukami train fcn8s-vgg16 {COMMON} --init {{weights}} --epochs 120 --batch 8",
+    ),
+}
+
+
+if __name__ == "__main__":
+    main()

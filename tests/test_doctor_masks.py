@@ -1,0 +1,139 @@
+"""The doctor on pictures with masks: each finding by file, with the words that help."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fukami import doctor
+
+
+def save(path, pixels):
+    """An array as a picture file, in a folder that is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def street(tmp_path):
+    """Six good pictures with masks of three classes."""
+    random = np.random.default_rng(0)
+    for number in range(6):
+        save(tmp_path / f"images/{number}.png", random.integers(0, 256, (20, 30, 3)))
+        save(tmp_path / f"masks/{number}.png", np.tile([0, 1, 2], (20, 10)))
+    (tmp_path / "classes.txt").write_text("road\ncar\nsign\n")
+    return tmp_path
+
+
+def found(spec):
+    """Kind, file and words of each problem."""
+    return [(each.problem, each.file, each.detail) for each in doctor.examine(str(spec)).problems]
+
+
+def test_nothing_is_wrong(street):
+    findings = doctor.examine(str(street))
+    assert findings.problems == []
+    assert str(findings) == "no problem among 6 readable pictures with 3,600 pixels of 3 classes"
+
+
+def test_unknown_values_are_counted_and_placed(street):
+    pixels = np.tile([0, 1, 2], (20, 10))
+    pixels[3, 4:9], pixels[7, 0] = 37, 99
+    file = save(street / "masks" / "1.png", pixels)
+    assert found(street) == [
+        ("unknown value", str(file), "has the value 37 in 5 pixels, the first at column 4 of row 3, which the class "
+         "table does not have"),
+        ("unknown value", str(file), "has the value 99 in 1 pixel, the first at column 0 of row 7, which the class "
+         "table does not have"),
+    ]  # fmt: skip
+
+
+def test_a_mask_that_was_saved_as_jpeg(street):
+    noise = np.random.default_rng(0).integers(0, 200, (20, 30))
+    save(street / "masks" / "2.png", noise)
+    kinds = found(street)
+    assert len(kinds) == 6
+    assert "was it saved as JPEG, or resized?" in kinds[-1][2]
+
+
+def test_unknown_colours(street):
+    (street / "classes.txt").write_text("road 0 0 0\ncar 1 1 1\nsign 2 2 2\n")
+    pixels = np.zeros((20, 30, 3))
+    pixels[5, 6] = (200, 10, 0)
+    file = save(street / "masks" / "3.png", pixels)
+    assert found(street) == [
+        ("unknown colour", str(file), "has the colour (200, 10, 0) in 1 pixel, the first at column 6 of row 5, which "
+         "the class table does not have")
+    ]  # fmt: skip
+
+
+def test_what_is_missing_broken_or_of_another_size(street):
+    (street / "masks" / "0.png").unlink()
+    save(street / "masks" / "1.png", np.zeros((20, 31)))
+    (street / "masks" / "2.png").write_bytes(b"none")
+    save(street / "masks" / "3.png", np.full((20, 30), 255))
+    (street / "images" / "4.png").write_bytes(b"")
+    stray = save(street / "masks" / "stray.png", np.zeros((20, 30)))
+    problems = {(kind, file.rpartition("/")[2]): detail for kind, file, detail in found(street)}
+    assert problems.keys() == {
+        ("no mask", "0.png"), ("wrong size", "1.png"), ("broken", "2.png"), ("unlabelled", "3.png"),
+        ("broken", "4.png"), ("no picture", "stray.png"),
+    }  # fmt: skip
+    assert "has 30×20 pixels, and its mask" in problems["wrong size", "1.png"]
+    assert "31×20; make the mask of the picture as it is" in problems["wrong size", "1.png"]
+    assert problems["broken", "2.png"] == "is not a picture in a known format; give a PNG, JPEG or other picture file"
+    assert stray.is_file()
+
+
+def test_classes_of_the_parts_and_pictures_that_are_there_twice(street, tmp_path):
+    """Counted in pixels; a class that no mask has, and one that a part lacks."""
+    for part in ("train", "val"):
+        for number in range(2):
+            picture = Image.open(street / f"images/{number + 2 * (part == 'val')}.png")
+            save(tmp_path / "parts" / part / f"images/{number}.png", picture)
+            top = 2 if part == "train" else 1
+            save(tmp_path / "parts" / part / f"masks/{number}.png", np.tile([0, 1, top], (20, 10)))
+    save(tmp_path / "parts" / "val" / "images" / "0.png", Image.open(tmp_path / "parts" / "train" / "images" / "0.png"))
+    (tmp_path / "parts" / "classes.txt").write_text("road\ncar\nsign\nboat\n")
+    kinds = [(each.problem, each.label) for each in doctor.examine(str(tmp_path / "parts")).problems]
+    assert kinds == [("duplicate across parts", ""), ("empty", "boat"), ("part missing", "sign")]
+
+
+def test_outlines_of_coco(tmp_path):
+    """Boxes and outlines are examined, and an outline that is none is named."""
+    save(tmp_path / "1.png", np.zeros((20, 30, 3)))
+    good = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 2, 9, 9], "iscrowd": 0, "area": 81}
+    good["segmentation"] = [[2, 2, 11, 2, 11, 11, 2, 11]]
+    bad = {**good, "id": 2, "bbox": [12, 2, 9, 9], "segmentation": {"size": [20, 30], "counts": {"no": "counts"}}}
+    other = {**good, "id": 3, "category_id": 2, "bbox": [2, 12, 5, 5]}
+    sheet = {"images": [{"id": 1, "file_name": "1.png", "width": 30, "height": 20}], "annotations": [good, bad, other],
+             "categories": [{"id": 1, "name": "cup"}, {"id": 2, "name": "mug"}]}  # fmt: skip
+    (tmp_path / "sheet.json").write_text(json.dumps(sheet))
+    problems = found(tmp_path / "sheet.json")
+    (broken,) = [detail for kind, _, detail in problems if kind == "broken"]
+    assert "annotation 2 has no outline that can be painted" in broken
+    assert {kind for kind, _, _ in problems} == {"broken", "too few"}
+
+
+def test_data_that_cannot_be_read_at_all(street):
+    (street / "classes.txt").write_text("road 1 2\n")
+    ((kind, file, detail),) = found(street)
+    assert (kind, file) == ("broken", str(street))
+    assert "line 1: 'road 1 2' is no class" in detail
+
+
+def test_the_command(street, fukami):
+    assert fukami("doctor", street).status == 0
+    (street / "masks" / "0.png").unlink()
+    answer = fukami("doctor", street)
+    assert answer.status == 1
+    assert answer.json[0]["problem"] == "no mask"
+    assert "1 problem among 6 readable pictures with 3,000 pixels of 3 classes: 1 no mask" in answer.err
+
+
+def test_the_embedded_set_has_boxes_and_masks(few_scenes):
+    findings = doctor.examine("scenes")
+    assert findings.thing == "box"
+    assert findings.problems == [] or {each.problem for each in findings.problems} <= {"part missing", "too few"}
