@@ -12,7 +12,7 @@ from fukami.analysis import layers as analysis
 from fukami.errors import Error
 from fukami.models.fcn import FCNVGG
 from fukami.models.segnet import unpool
-from fukami.ops.enlarge import Enlarge, whole
+from fukami.ops.enlarge import Enlarge, interpolated, whole
 from test_models import count, randomise, weightless
 
 VGG = 14_714_688  # of its 13 convolutions
@@ -116,6 +116,19 @@ def test_enlarging_begins_as_bilinear_interpolation(factor):
     expected = F.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=False)
     inside = (..., slice(factor // 2, -factor // 2), slice(factor // 2, -factor // 2))  # beyond, it fades out
     torch.testing.assert_close(Enlarge(3, factor)(maps)[inside], expected[inside])
+
+
+@pytest.mark.parametrize("size", [(40, 56), (33, 90), (5, 7), (3, 4)])
+def test_interpolation_that_is_trained_is_torchs(size):
+    """Values and gradients."""
+    maps = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
+    expected = F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    found = interpolated(maps, *size)
+    weights = torch.randn_like(expected)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    one, other = (torch.autograd.grad((each * weights).sum(), maps)[0] for each in (found, expected))
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    assert torch.equal(interpolated(maps.detach(), *size), expected.detach())
 
 
 def test_a_finer_network_begins_with_the_answers_of_the_coarser_one(tmp_path):

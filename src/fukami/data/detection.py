@@ -6,7 +6,7 @@ from pathlib import Path
 from fukami.data import coco, folder, scenes, voc, yolo
 from fukami.data.annotations import Sheets, apart, parts, settle, stratum
 from fukami.data.boxes import Annotated
-from fukami.data.places import candidates
+from fukami.data.places import lying
 from fukami.errors import Error, unknown
 
 NAMES = ("scenes", "bccd", "voc-animals", "voc2007", "voc2012", "coco")
@@ -66,12 +66,7 @@ def located(spec: str) -> Path:
         Error: a known set is in none of the places.
     """
     if spec in FOLDERS:
-        for place in candidates():
-            for path in (place / spec, place / f"{spec}.zip"):
-                if path.exists():
-                    return path
-        places = " or ".join(str(place / f"{spec}.zip") for place in candidates())
-        raise Error(f"{spec} was not found: there is no {places}; put the archive or its folder there")
+        return lying(spec, "the archive, or its folder")
     if spec in ("voc2007", "voc2012"):
         return voc.challenge(spec.removeprefix("voc"))
     if spec == "coco":

@@ -3,11 +3,27 @@
 import os
 from pathlib import Path
 
+from fukami.errors import Error
+
 
 def candidates() -> list[Path]:
     """The folders that are searched, in order: ``$FUKAMI_DATA`` where it is set, then the cache folder."""
     given = os.environ.get("FUKAMI_DATA")
     return [*([Path(given)] if given else []), download_folder()]
+
+
+def lying(name: str, what: str) -> Path:
+    """The folder or the zip archive of a name.
+
+    Raises:
+        Error: it is in none of the places; ``what`` should lie there is said.
+    """
+    for place in candidates():
+        for path in (place / name, place / f"{name}.zip"):
+            if path.exists():
+                return path
+    places = " or ".join(str(place / name) for place in candidates())
+    raise Error(f"{name} was not found: there is no {places}, nor {name}.zip; put {what} there")
 
 
 def download_folder() -> Path:

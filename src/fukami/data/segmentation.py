@@ -11,11 +11,12 @@ from fukami.data import coco, coco_masks, folder, legends, mask_folders, masks, 
 from fukami.data.annotations import Flaw, Header, header, headers
 from fukami.data.boxes import Annotated, Mask
 from fukami.data.legends import Legend
-from fukami.data.places import candidates
+from fukami.data.places import lying
 from fukami.errors import Error, unknown
 
 logger = logging.getLogger(__name__)
 NAMES = ("scenes", "camvid", "voc2012", "cityscapes", "coco")
+FOLDERS = {"camvid": "the archive, or its folder", "cityscapes": "its folders leftImg8bit and gtFine"}
 
 Part = tuple[Annotated, ...]
 
@@ -151,14 +152,8 @@ def located(spec: str) -> Path:
         return voc.challenge("2012")
     if spec == "coco":
         return coco.benchmark()
-    if spec in NAMES:
-        for place in candidates():
-            for path in (place / spec, place / f"{spec}.zip"):
-                if path.exists():
-                    return path
-        places = " or ".join(str(place / spec) for place in candidates())
-        how = "its folder or the archive camvid.zip" if spec == "camvid" else "leftImg8bit and gtFine"
-        raise Error(f"{spec} was not found: there is no {places}; put {how} there")
+    if spec in FOLDERS:
+        return lying(spec, FOLDERS[spec])
     if not Path(spec).exists():
         raise unknown("data set (and no file or folder)", spec, NAMES)
     return Path(spec)

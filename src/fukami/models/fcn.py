@@ -19,13 +19,11 @@ halving their maps (Chen et al. 2017), and the scores of an eighth of the side a
 from collections import OrderedDict
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fukami.models.resnet import resnet50, resnet101
 from fukami.models.vgg import convolutions
-from fukami.ops.enlarge import Enlarge, whole
+from fukami.ops.enlarge import Enlarge, interpolated, whole
 
 POOL3, POOL4 = 17, 24  # layers of VGG-16's features up to these poolings
 MULTIPLE = 32  # pixels that one place of the deepest maps stands for
@@ -151,11 +149,12 @@ class FCNResNet(nn.Module):
 
     def forward(self, pictures: Tensor) -> Any:
         """Normalised ``(N, 3, H, W)`` to scores ``(N, classes, H, W)``, in training perhaps a pair of them."""
-        side = pictures.shape[-2:]
+        height, width = pictures.shape[-2:]
         third = self.backbone[:-1](pictures)  # N × 1024 × H/8 × W/8
-        scores = _interpolated(self.classifier(self.backbone[-1](third)), side)  # of N × 2048 × H/8 × W/8
+        scores = self.classifier(self.backbone[-1](third))  # from N × 2048 × H/8 × W/8
+        scores = interpolated(scores, height, width)
         if self.training and self.aux_classifier is not None:
-            return scores, _interpolated(self.aux_classifier(third), side)
+            return scores, interpolated(self.aux_classifier(third), height, width)
         return scores
 
     def outline(self) -> nn.Module:
@@ -213,7 +212,3 @@ def _head(inputs: int, classes: int) -> nn.Sequential:
         nn.Dropout(0.1),
         nn.Conv2d(middle, classes, 1),
     )
-
-
-def _interpolated(scores: Tensor, side: torch.Size) -> Tensor:
-    return F.interpolate(scores, side, mode="bilinear", align_corners=False)

@@ -24,6 +24,24 @@ class Enlarge(nn.ConvTranspose2d):
         self.weight = nn.Parameter(line.outer(line).expand_as(self.weight).clone())
 
 
+def interpolated(maps: Tensor, height: int, width: int) -> Tensor:
+    """Maps ``(N, C, h, w)`` at another size, bilinear, as ``F.interpolate`` gives them without aligned corners.
+
+    Where they are trained, by products with two matrices: the gradient of torch's own is summed in any order on a GPU.
+    """
+    if not maps.requires_grad:
+        return F.interpolate(maps, (height, width), mode="bilinear", align_corners=False)
+    down, across = (_between(inner, outer, maps) for inner, outer in zip(maps.shape[-2:], (height, width), strict=True))
+    return down @ maps @ across.T
+
+
+def _between(inner: int, outer: int, like: Tensor) -> Tensor:
+    """What each of ``outer`` places takes of each of ``inner``, ``(outer, inner)``."""
+    place = ((torch.arange(outer, device=like.device) + 0.5) * (inner / outer) - 0.5).clamp(0, inner - 1)
+    distance = (place.unsqueeze(1) - torch.arange(inner, device=like.device)).abs()
+    return (1 - distance).clamp(min=0).to(like.dtype)
+
+
 def whole(scores: Callable[[Tensor], Answers], pictures: Tensor, multiple: int) -> Answers:
     """The scores of pictures ``(N, C, H, W)`` of any size, by a network that takes multiples of so many pixels.
 

@@ -1,31 +1,14 @@
 """FCN on a dilated ResNet-101, as torchvision has it."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from fukami.segmenter import Segmenter
-
-if TYPE_CHECKING:
-    from torch import nn
+from fukami.recipes.fcn_resnet50 import FCNResNet50
 
 
 @dataclass(frozen=True, kw_only=True)
-class FCNResNet101(Segmenter):
+class FCNResNet101(FCNResNet50):
     """FCN on a dilated ResNet-101 (Long et al. 2015), as torchvision has it."""
 
-    paper: ClassVar[str] = "Long et al., Fully Convolutional Networks for Semantic Segmentation"
-    year: ClassVar[int] = 2015
     published: ClassVar[str] = "63.7 % mIoU COCO, VOC classes (torchvision)"
     backbone: ClassVar[str] = "resnet101"
-
-    init: str = ""
-    """Weights to begin with: coco or imagenet (torchvision's network or classifier, downloaded), a file of a state dict
-    of either, or a run's folder."""
-    auxiliary: bool = True
-    """A second answer from layer3 in training, whose loss counts a half."""
-
-    def network(self, classes: int) -> "nn.Module":
-        """The network."""
-        from fukami.models import fcn_resnet101
-
-        return fcn_resnet101(classes, auxiliary=self.auxiliary)

@@ -25,7 +25,8 @@ class FCNResNet50(Segmenter):
     """A second answer from layer3 in training, whose loss counts a half."""
 
     def network(self, classes: int) -> "nn.Module":
-        """The network."""
-        from fukami.models import fcn_resnet50
+        """The network on the recipe's ResNet."""
+        from fukami import models
 
-        return fcn_resnet50(classes, auxiliary=self.auxiliary)
+        network: nn.Module = getattr(models, f"fcn_{self.backbone}")(classes, auxiliary=self.auxiliary)
+        return network

@@ -97,8 +97,8 @@ class Segmentation(Framed):
         return loss / counts[0], {"accuracy": right.sum() / counts[1]}
 
     def entropy(self, scores: Tensor, targets: Tensor) -> Tensor:
-        """The weighted cross entropy, summed."""
-        return F.cross_entropy(scores.float(), targets, self.weight, ignore_index=-1, reduction="sum")
+        """The weighted cross entropy, summed; by torch itself it would be summed in any order on a GPU."""
+        return F.cross_entropy(scores.float(), targets, self.weight, ignore_index=-1, reduction="none").sum()
 
     def updated(self) -> None:
         """Know that what was found is found no more."""

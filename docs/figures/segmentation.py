@@ -1,0 +1,79 @@
+"""Make fcn.png of ../fcn.md, and segnet.png and driving.webp of ../segnet.md.
+
+python docs/figures/segmentation.py fcn RUN [NUMBER of the scene]   # of fcn8s-vgg16 --training staged, on scenes
+python docs/figures/segmentation.py segnet RUN                      # of segnet-vgg16 --data camvid
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+import fukami
+from fukami import image
+from fukami.data import scenes, segmentation
+
+HERE = Path(__file__).parent
+SHOWN = (20, 120, 200)  # test pictures beside each other
+DRIVE = range(0, 60, 2)  # test pictures of the film: a drive at dusk
+RATE = 5  # of them in a second
+
+
+def fcn(run: str, number: int) -> None:
+    """A scene, what is true, and what the networks of a staged training say."""
+    (sample,) = scenes.masked(scenes.TRAINING + number, 1)
+    picture = Image.fromarray(np.asarray(sample.source))
+    columns = [("a scene", picture), ("true", coloured(sample.mask.read() - 1, scenes.MASKED))]
+    for name, folder in (("FCN-32s", "fcn32s-vgg16"), ("FCN-16s", "fcn16s-vgg16"), ("FCN-8s", "")):
+        task = fukami.load(Path(run) / folder, device="cpu")
+        columns.append((name, coloured(task.map(task.predict([picture])[0]), task.labels)))
+    figure = Figure(figsize=(11, 2.6), layout="constrained")
+    for axes, (title, shown) in zip(figure.subplots(1, len(columns)), columns, strict=True):
+        axes.imshow(np.asarray(shown))
+        axes.set_title(title, fontsize=9)
+        axes.axis("off")
+    figure.savefig(HERE / "fcn.png", dpi=100)
+
+
+def coloured(numbers: image.Bytes, labels: tuple[str, ...]) -> Image.Image:
+    """A map in the colours of its classes, the background light."""
+    shades = [
+        (238, 238, 238) if label == "background" else shade
+        for label, shade in zip(labels, image.shades(labels), strict=True)
+    ]
+    return image.with_palette(numbers, shades).convert("RGB")
+
+
+def segnet(run: str) -> None:
+    """Test pictures beside what is true and what was answered, and a film of many of them."""
+    task = fukami.load(run, device="cpu")
+    _, test, _ = segmentation.read("camvid", 0.2)
+    shades = [image.WHITE, *image.shades(task.labels)]
+    figure = Figure(figsize=(9.6, 7.4), layout="constrained")
+    for line, number in zip(figure.subplots(len(SHOWN), 3), SHOWN, strict=True):
+        picture = image.read(test[number].source)
+        truth = image.overlaid(picture, test[number].mask.read(), shades)
+        columns = (("the picture", picture), ("true", truth), ("answered", drawn(task, picture)))
+        for axes, (title, shown) in zip(line, columns, strict=True):
+            axes.imshow(np.asarray(shown))
+            axes.set_title(title if number == SHOWN[0] else "", fontsize=9)
+            axes.axis("off")
+    figure.savefig(HERE / "segnet.png", dpi=100)
+    frames = [drawn(task, image.read(test[number].source)).resize((320, 240)) for number in DRIVE]
+    options = {"save_all": True, "append_images": frames[1:], "duration": 1000 // RATE, "loop": 0}
+    frames[0].save(HERE / "driving.webp", quality=45, method=6, **options)
+
+
+def drawn(task: fukami.Task, picture: Image.Image) -> Image.Image:
+    """The picture under the colours of the answer."""
+    (answer,) = task.predict([picture])
+    return image.overlaid(picture, task.map(answer), image.shades(task.labels))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "fcn":
+        fcn(sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 0)
+    else:
+        segnet(sys.argv[2])
