@@ -12,6 +12,7 @@ from fukami.analysis import layers as analysis
 from fukami.errors import Error
 from fukami.models.fcn import FCNVGG
 from fukami.models.segnet import unpool
+from fukami.ops.calibration import calibrate
 from fukami.ops.enlarge import Enlarge, interpolated, whole
 from test_models import count, randomise, weightless
 
@@ -270,3 +271,34 @@ def test_the_trace_of_an_outline_is_the_network():
     traced = fx.GraphModule(network.outline(), analysis._Tracer().trace(network.outline()))
     pictures = torch.rand(1, 3, 64, 64)
     assert torch.equal(traced(pictures), network(pictures))
+
+
+@pytest.mark.parametrize("name", ["segnet_vgg16", "fcn8s_vgg16"])
+def test_calibrated_layers_compute_what_they_computed(name):
+    """But for a factor, whatever the sizes of the classifier's maps; with normalisation, too, which takes them out."""
+    torch.manual_seed(0)
+    classifier = models.vgg16(3, hidden=16, dropout=0.0)
+    for layer in classifier.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)
+            layer.weight.data *= 1.7  # so that maps grow, and biases are lost in them
+            nn.init.normal_(layer.bias, std=30)
+    pictures = torch.randn(4, 3, 96, 64)
+    with torch.no_grad():
+        expected = classifier.features(pictures)
+    network = getattr(models, name)(5, **({"hidden": 16, "dropout": 0.0} if "fcn" in name else {}))
+    network.load_state_dict(network.adopt(classifier.state_dict()), strict=False)
+    calibrate(network.chain(), pictures)
+    for training in (True, False):
+        with torch.no_grad():
+            found = network.features.train(training)(pictures)
+        factor = expected.norm() / found.norm()
+        torch.testing.assert_close(factor * found, expected, rtol=1e-2, atol=1e-3 * expected.max().item())
+        assert factor > 100
+    sizes = []
+    for layer in network.features:
+        pictures = layer(pictures)
+        if isinstance(layer, nn.ReLU):
+            sizes.append(pictures.square().mean().sqrt().item())
+    assert len(sizes) == 13
+    assert all(0.3 < size <= 1.01 for size in sizes)

@@ -128,7 +128,9 @@ class Segmenter(Supervised):
         from fukami import transfer
 
         if self.init:
-            transfer.initialise_segmenter(task.model, self.backbone, self.init, getattr(task, "labels", ()))
+            labels = getattr(task, "labels", ())
+            plain = transfer.initialise_segmenter(task.model, self.backbone, self.init, labels)
+            setattr(task, "uncalibrated", plain)  # noqa: B010  a task of any kind may be given
 
 
 @dataclass(frozen=True, kw_only=True)

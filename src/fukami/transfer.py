@@ -139,10 +139,11 @@ def initialise_detector(model: nn.Module, prefix: str, name: str, init: str, lab
     target.load_state_dict(fitting, strict=False)
 
 
-def initialise_segmenter(model: Any, name: str, init: str, labels: tuple[str, ...] = ()) -> None:
+def initialise_segmenter(model: Any, name: str, init: str, labels: tuple[str, ...] = ()) -> bool:
     """Begin with the weights ``init``: those of a network for pixels, or those of the classifier that it is made of.
 
     What belongs to other classes than the model's stays as it is, and is said; all else of the classifier must fit.
+    Returns whether they are a classifier's that was learned without normalisation, so that its maps may have any size.
 
     Args:
         model: a network of :mod:`fukami.models`, which says in ``trunk`` what part of it is the classifier's, in
@@ -168,7 +169,8 @@ def initialise_segmenter(model: Any, name: str, init: str, labels: tuple[str, ..
     if whole and labels and theirs and labels != theirs:  # though they may be as many
         lacking |= {key: "is of other classes" for key in expected if key.startswith(model.answers)}
     needed = [key for key in expected if key.startswith(f"{model.trunk}.")]
-    if not any(key.endswith("running_mean") for key in tensors):  # a classifier without batch normalisation
+    plain = not any(key.endswith("running_mean") for key in tensors)
+    if plain:  # a classifier without batch normalisation, which the model may have
         norms = {key.rpartition(".")[0] for key in needed if key.endswith("running_mean")}
         needed = [key for key in needed if key.rpartition(".")[0] not in norms]
     wrong = [f"{key} {lacking[key]}" for key in needed if key in lacking]
@@ -179,6 +181,7 @@ def initialise_segmenter(model: Any, name: str, init: str, labels: tuple[str, ..
         logger.warning(f"{init} has no {_few(fresh)} for this network: they begin anew")
     fitting = {key: value for key, value in tensors.items() if key in expected and key not in lacking}
     model.load_state_dict(fitting, strict=False)
+    return plain and not whole
 
 
 def _few(names: list[str]) -> str:

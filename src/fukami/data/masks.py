@@ -8,7 +8,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fukami import image
-from fukami.data.boxes import UNLABELLED, Bytes
+from fukami.data.boxes import Bytes
 from fukami.data.legends import Colour, Legend, coded
 from fukami.errors import Error
 
@@ -128,11 +128,6 @@ def size(path: Path) -> tuple[int, int]:
     """
     with image.opened(path) as picture:
         return picture.size
-
-
-def labelled(pixels: Bytes) -> npt.NDArray[np.bool_]:
-    """Which pixels of a map are of a class."""
-    return np.asarray(pixels != UNLABELLED)
 
 
 def nearest(pixels: Bytes, width: int, height: int) -> Bytes:

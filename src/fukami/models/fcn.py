@@ -121,6 +121,10 @@ class FCNVGG(nn.Module):
         """The layers without what fits other sizes to them."""
         return Outline(self)
 
+    def chain(self) -> list[nn.Module]:
+        """The layers of the classifier, one after another."""
+        return [*self.features, *list(self.head)[:-1]]
+
     def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of a classifier's tensors, those that fit here: its affine layers as convolutions (figure 2)."""
         found = {key: value for key, value in tensors.items() if key.startswith("features.")}

@@ -103,6 +103,10 @@ class SegNet(nn.Module):
             layers |= {f"unpool{number}": nn.Upsample(scale_factor=2), f"decoder{number}": stage}
         return nn.Sequential(OrderedDict(layers))
 
+    def chain(self) -> list[nn.Module]:
+        """The layers of the classifier, one after another."""
+        return [*self.features]
+
     def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of the tensors of VGG-16, with batch normalisation or without it, those that fit here."""
         plain = [name for name, layer in convolutions("D", width=1 / 64).named_children() if hasattr(layer, "weight")]

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from fukami import image
 from fukami.errors import UsageError
 from fukami.numerics import half
+from fukami.ops.calibration import calibrate
 from fukami.ops.ensemble import Ensemble
 from fukami.ops.rematerialise import rematerialise
 from fukami.pixel_metrics import Pixels
@@ -56,6 +57,7 @@ class Segmentation(Framed):
     ) -> None:
         super().__init__(model, labels, prepare, **regime)
         self.balanced, self.rematerialise = balanced, rematerialise
+        self.uncalibrated = False  # whether it begins with layers whose maps may have any size
         self.weight: Tensor | None = None
         self.latest: tuple[Any, Pixels] | None = None  # what was evaluated last, and what was found
 
@@ -81,6 +83,9 @@ class Segmentation(Framed):
         """Pass after pass over the loader; the weights of the classes come from its ``frequencies()``."""
         if self.balanced:
             self.weight = torch.from_numpy(median_balance(train.frequencies())).to(self.runtime.device)
+        if self.uncalibrated:
+            first = self.moved(next(train.ordered()))
+            calibrate(self.model.chain(), self.normalised(first.pictures, first.sizes))  # type: ignore[operator]
         return super().batches(train)
 
     def loss(self, batch: "Batch") -> tuple[Tensor, dict[str, Tensor]]:
