@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fukami.tasks.segmentation import Segmentation
 
 JUDGED = 4  # pictures in a batch that is only judged
+POWERS = {"none": 0.0, "root": 0.5, "median": 1.0}  # of the weights of the classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +44,8 @@ class Segmenter(Supervised):
     augment: tuple[str, ...] = ("flip", "crop=0.5")
     """Changes of the training pictures and their masks, such as flip crop=0.5 rotate brightness; none: give the flag
     alone."""
-    balance: Literal["none", "median"] = "none"
-    """For unequal classes: weigh the loss of each by the median of their frequencies over its own."""
+    balance: Literal["none", "median", "root"] = "none"
+    """For unequal classes: weigh the loss of each by the median of their frequencies over its own, or its root."""
     epochs: int = 60
     """Passes over the training set."""
     batch: int = 8
@@ -118,7 +119,7 @@ class Segmenter(Supervised):
             self.network(len(labels)),
             labels,
             self.prepare(),
-            balanced=self.balance == "median",
+            balance=POWERS[self.balance],
             rematerialise=self.rematerialise,
             **self.regime(),
         )

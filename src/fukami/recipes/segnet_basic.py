@@ -21,8 +21,8 @@ class SegNetBasic(Segmenter):
 
     lr: float = 2e-3
     """Peak learning rate of the recipe's own batch."""
-    balance: Literal["none", "median"] = "median"
-    """For unequal classes: weigh the loss of each by the median of their frequencies over its own."""
+    balance: Literal["none", "median", "root"] = "median"
+    """For unequal classes: weigh the loss of each by the median of their frequencies over its own, or its root."""
     filters: int = 64
     """Of every convolution."""
 

@@ -19,8 +19,8 @@ class SegNetVGG16(Segmenter):
     published: ClassVar[str] = "60.1 % mIoU CamVid, 3,433 training pictures"
     backbone: ClassVar[str] = "vgg16_bn"
 
-    balance: Literal["none", "median"] = "median"
-    """For unequal classes: weigh the loss of each by the median of their frequencies over its own."""
+    balance: Literal["none", "median", "root"] = "median"
+    """For unequal classes: weigh the loss of each by the median of their frequencies over its own, or its root."""
     width: float = 1.0
     """Share of the paper's channels."""
 

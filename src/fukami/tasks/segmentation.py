@@ -40,7 +40,8 @@ class Segmentation(Framed):
         model: scores ``(N, classes, H, W)`` of normalised pictures ``(N, 3, H, W)``; in training a tuple where it has a
             second answer, whose loss counts a half.
         labels, prepare: as for :class:`fukami.tasks.framed.Framed`.
-        balanced: the loss of a class counts the more the rarer it is (median-frequency balancing).
+        balance: the loss of a class counts the more the rarer it is: the power of its weight in median-frequency
+            balancing, from 0, all classes alike, to 1, the paper's.
         rematerialise: keep the activations between the stages of the network alone, and compute the others again.
         regime: optimizer, decay, epochs, judge_every, accumulate and clip, as for :class:`fukami.Task`.
     """
@@ -51,12 +52,12 @@ class Segmentation(Framed):
         labels: tuple[str, ...],
         prepare: Scaled,
         *,
-        balanced: bool = False,
+        balance: float = 0.0,
         rematerialise: bool = False,
         **regime: Unpack[Regime],
     ) -> None:
         super().__init__(model, labels, prepare, **regime)
-        self.balanced, self.rematerialise = balanced, rematerialise
+        self.balance, self.rematerialise = balance, rematerialise
         self.uncalibrated = False  # whether it begins with layers whose maps may have any size
         self.weight: Tensor | None = None
         self.latest: tuple[Any, Pixels] | None = None  # what was evaluated last, and what was found
@@ -81,8 +82,9 @@ class Segmentation(Framed):
 
     def batches(self, train: Any) -> Iterable["Batch"]:
         """Pass after pass over the loader; the weights of the classes come from its ``frequencies()``."""
-        if self.balanced:
-            self.weight = torch.from_numpy(median_balance(train.frequencies())).to(self.runtime.device)
+        if self.balance:
+            weight = median_balance(train.frequencies()) ** self.balance
+            self.weight = torch.from_numpy(weight).to(self.runtime.device)
         if self.uncalibrated:
             first = self.moved(next(train.ordered()))
             calibrate(self.model.chain(), self.normalised(first.pictures, first.sizes))  # type: ignore[operator]
