@@ -1,5 +1,7 @@
 """FCN and SegNet against torchvision's networks, the classifiers that they are made of, and what their figures say."""
 
+from functools import partial
+
 import pytest
 import torch
 import torchvision
@@ -217,14 +219,16 @@ def test_vgg_sees_as_far_as_the_paper_says():
     assert [steps[name].jump[0] for name in ("head.score", "score4", "score3")] == [32, 16, 8]
 
 
+@pytest.mark.parametrize("make", [models.segnet_vgg16, partial(models.fcn8s_vgg16, hidden=8, batch_norm=True)])
 @pytest.mark.parametrize("source", ["vgg16", "vgg16_bn"])
-def test_segnet_begins_with_vgg(source, tmp_path, caplog):
+def test_normalised_networks_begin_with_vgg(source, make, tmp_path, caplog):
     """Published weights of either kind are put where they belong."""
     torch.manual_seed(0)
     classifier = getattr(models, source)(3, size=32, hidden=8)
     torch.save(classifier.state_dict(), tmp_path / "vgg.pt")
-    network = models.segnet_vgg16(5)
-    transfer.initialise_segmenter(network, "vgg16_bn", str(tmp_path / "vgg.pt"), ("a", "b", "c", "d", "e"))
+    network = make(5)
+    plain = transfer.initialise_segmenter(network, "vgg16_bn", str(tmp_path / "vgg.pt"), ("a", "b", "c", "d", "e"))
+    assert plain == (source == "vgg16")
     theirs = [layer for layer in classifier.features if isinstance(layer, nn.Conv2d)]
     ours = [layer for layer in network.features if isinstance(layer, nn.Conv2d)]
     assert len(ours) == 13

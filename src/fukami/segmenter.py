@@ -107,6 +107,11 @@ class Segmenter(Supervised):
         return framed.loader(samples, labels, self.prepare(), batch=batch, seed=seed, augment=change, window=window,
                              memory=self.memory, broken=self.broken)  # fmt: skip
 
+    @property
+    def classifier(self) -> str:
+        """What the classifier is called in :mod:`fukami.models` whose weights it can begin with; empty: none."""
+        return self.backbone
+
     def network(self, classes: int) -> "nn.Module":
         """The network of the recipe's name, for so many classes."""
         raise NotImplementedError(f"{type(self).__name__} does not define network(classes)")
@@ -130,7 +135,7 @@ class Segmenter(Supervised):
 
         if self.init:
             labels = getattr(task, "labels", ())
-            plain = transfer.initialise_segmenter(task.model, self.backbone, self.init, labels)
+            plain = transfer.initialise_segmenter(task.model, self.classifier, self.init, labels)
             setattr(task, "uncalibrated", plain)  # noqa: B010  a task of any kind may be given
 
 
@@ -149,6 +154,8 @@ class FCNVGG(Segmenter):
     """Share of them dropped in training."""
     width: float = 1.0
     """Share of the paper's channels in the convolutions before."""
+    batch_norm: bool = False
+    """Batch normalisation after every convolution but the last."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
@@ -157,12 +164,19 @@ class FCNVGG(Segmenter):
         within(self, 0, 0.99, "dropout")
         within(self, 1 / 64, 4, "width")
 
+    @property
+    def classifier(self) -> str:
+        """VGG-16 with batch normalisation, or without it."""
+        return self.backbone + ("_bn" if self.batch_norm else "")
+
     def network(self, classes: int) -> "nn.Module":
         """The network of the recipe's name."""
         from fukami import models
 
         make = getattr(models, name_of(type(self)).replace("-", "_"))
-        network: nn.Module = make(classes, hidden=self.hidden, dropout=self.dropout, width=self.width)
+        network: nn.Module = make(
+            classes, hidden=self.hidden, dropout=self.dropout, width=self.width, batch_norm=self.batch_norm
+        )
         return network
 
 

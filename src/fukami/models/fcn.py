@@ -22,14 +22,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from fukami.models.resnet import resnet50, resnet101
-from fukami.models.vgg import convolutions
+from fukami.models.vgg import convolutions, renumbered
 from fukami.ops.enlarge import Enlarge, interpolated, whole
 
-POOL3, POOL4 = 17, 24  # layers of VGG-16's features up to these poolings
 MULTIPLE = 32  # pixels that one place of the deepest maps stands for
 
 
-def fcn32s_vgg16(classes: int = 21, *, hidden: int = 4096, dropout: float = 0.5, width: float = 1.0) -> "FCNVGG":
+def fcn32s_vgg16(
+    classes: int = 21, *, hidden: int = 4096, dropout: float = 0.5, width: float = 1.0, batch_norm: bool = False
+) -> "FCNVGG":
     """FCN-32s: ``(N, 3, H, W)`` to scores ``(N, classes, H, W)``. H and W: any.
 
     Args:
@@ -37,18 +38,23 @@ def fcn32s_vgg16(classes: int = 21, *, hidden: int = 4096, dropout: float = 0.5,
         hidden: channels of the two convolutions that were affine layers.
         dropout: share of them that training drops.
         width: share of the paper's channels in the convolutions before.
+        batch_norm: after every convolution but the last, which the paper had not yet.
     """
-    return FCNVGG(classes, 32, hidden, dropout, width)
+    return FCNVGG(classes, 32, hidden, dropout, width, batch_norm)
 
 
-def fcn16s_vgg16(classes: int = 21, *, hidden: int = 4096, dropout: float = 0.5, width: float = 1.0) -> "FCNVGG":
+def fcn16s_vgg16(
+    classes: int = 21, *, hidden: int = 4096, dropout: float = 0.5, width: float = 1.0, batch_norm: bool = False
+) -> "FCNVGG":
     """FCN-16s, which adds the scores of pool4. The arguments are ``fcn32s_vgg16``'s."""
-    return FCNVGG(classes, 16, hidden, dropout, width)
+    return FCNVGG(classes, 16, hidden, dropout, width, batch_norm)
 
 
-def fcn8s_vgg16(classes: int = 21, *, hidden: int = 4096, dropout: float = 0.5, width: float = 1.0) -> "FCNVGG":
+def fcn8s_vgg16(
+    classes: int = 21, *, hidden: int = 4096, dropout: float = 0.5, width: float = 1.0, batch_norm: bool = False
+) -> "FCNVGG":
     """FCN-8s, which adds the scores of pool4 and pool3. The arguments are ``fcn32s_vgg16``'s."""
-    return FCNVGG(classes, 8, hidden, dropout, width)
+    return FCNVGG(classes, 8, hidden, dropout, width, batch_norm)
 
 
 def fcn_resnet50(classes: int = 21, *, auxiliary: bool = True) -> "FCNResNet":
@@ -74,21 +80,20 @@ class FCNVGG(nn.Module):
     trunk = "features"  # the layers of the classifier
     answers = ("head.score.", "score4.", "score3.", "twice4.", "twice3.", "enlarge.")  # those of the classes
 
-    def __init__(self, classes: int, stride: int, hidden: int, dropout: float, width: float) -> None:
+    def __init__(
+        self, classes: int, stride: int, hidden: int, dropout: float, width: float, batch_norm: bool = False
+    ) -> None:
         super().__init__()
-        self.features = convolutions("D", width=width)
+        self.features = convolutions("D", normalise=batch_norm, width=width)
         c3, c4, c5 = (round(width * channels) for channels in (256, 512, 512))
-        self.head = nn.Sequential(
-            OrderedDict(
-                fc6=nn.Conv2d(c5, hidden, 7, padding=3),  # N × hidden × H/32 × W/32
-                relu6=nn.ReLU(inplace=True),
-                drop6=nn.Dropout(dropout),
-                fc7=nn.Conv2d(hidden, hidden, 1),
-                relu7=nn.ReLU(inplace=True),
-                drop7=nn.Dropout(dropout),
-                score=nn.Conv2d(hidden, classes, 1),  # N × classes × H/32 × W/32
-            )
-        )
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        for number, inputs, side in ((6, c5, 7), (7, hidden, 1)):  # N × hidden × H/32 × W/32
+            layers[f"fc{number}"] = nn.Conv2d(inputs, hidden, side, padding=side // 2)
+            if batch_norm:
+                layers[f"norm{number}"] = nn.BatchNorm2d(hidden)
+            layers |= {f"relu{number}": nn.ReLU(inplace=True), f"drop{number}": nn.Dropout(dropout)}
+        layers["score"] = nn.Conv2d(hidden, classes, 1)  # N × classes × H/32 × W/32
+        self.head = nn.Sequential(layers)
         for name in ("fc6", "fc7"):
             layer = self.head.get_submodule(name)
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # type: ignore[arg-type]
@@ -98,8 +103,9 @@ class FCNVGG(nn.Module):
         self.score3 = _zero(c3, classes) if stride < 16 else None
         self.twice3 = Enlarge(classes, 2) if stride < 16 else None
         self.enlarge = Enlarge(classes, stride)
+        pool3, pool4 = [n for n, layer in enumerate(self.features, 1) if isinstance(layer, nn.MaxPool2d)][2:4]
         # in a list, since their layers are the network's already
-        self.stages = [self.features[:POOL3], self.features[POOL3:POOL4], self.features[POOL4:], self.head]
+        self.stages = [self.features[:pool3], self.features[pool3:pool4], self.features[pool4:], self.head]
 
     def forward(self, pictures: Tensor) -> Any:
         """Normalised ``(N, 3, H, W)`` to scores ``(N, classes, H, W)``."""
@@ -127,7 +133,7 @@ class FCNVGG(nn.Module):
 
     def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of a classifier's tensors, those that fit here: its affine layers as convolutions (figure 2)."""
-        found = {key: value for key, value in tensors.items() if key.startswith("features.")}
+        found = renumbered(tensors, self.features)
         for old, new in (("classifier.0", "head.fc6"), ("classifier.3", "head.fc7")):
             weight, expected = tensors.get(f"{old}.weight"), self.get_parameter(f"{new}.weight")
             if weight is not None and weight.numel() == expected.numel():

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fukami.models.vgg import TABLE, convolutions
+from fukami.models.vgg import TABLE, convolutions, renumbered
 from fukami.ops.enlarge import whole
 from fukami.ops.stem import StemConv2d
 
@@ -109,13 +109,7 @@ class SegNet(nn.Module):
 
     def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of the tensors of VGG-16, with batch normalisation or without it, those that fit here."""
-        plain = [name for name, layer in convolutions("D", width=1 / 64).named_children() if hasattr(layer, "weight")]
-        ours = [name for name, layer in self.features.named_children() if isinstance(layer, nn.Conv2d)]
-        if "features.41.running_mean" in tensors or len(ours) != len(plain):
-            return {key: value for key, value in tensors.items() if key.startswith("features.")}
-        numbers = dict(zip(plain, ours, strict=True))
-        split = {key: key.split(".") for key in tensors if key.startswith("features.")}
-        return {f"features.{numbers[n]}.{kind}": tensors[key] for key, (_, n, kind) in split.items() if n in numbers}
+        return renumbered(tensors, self.features)
 
 
 def unpool(x: Tensor, indices: Tensor) -> Tensor:
@@ -135,7 +129,8 @@ def _decoding(pairs: list[tuple[int, int]], bare: bool) -> list[nn.Module]:
         if not (bare and number == len(pairs)):
             layers += [nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
     for layer in layers:
-        _initialise(layer)
+        if not (bare and layer is layers[-1]):  # else scores begin as alike as torch has them
+            _initialise(layer)
     return layers
 
 

@@ -17,7 +17,7 @@ parameters are torchvision's: its published weights load as they are.
 
 from collections import OrderedDict
 
-from torch import nn
+from torch import Tensor, nn
 
 from fukami.ops.stem import StemConv2d
 
@@ -139,6 +139,21 @@ def convolutions(column: str, channels: int = 3, normalise: bool = False, width:
             inputs = outputs
         layers.append(nn.MaxPool2d(kernel_size=2, stride=2))
     return nn.Sequential(*layers)
+
+
+def renumbered(tensors: dict[str, Tensor], features: nn.Sequential) -> dict[str, Tensor]:
+    """A classifier's tensors of its convolutions, under the names of those of ``features``.
+
+    These have other numbers where one of the two has batch normalisation between them and the other has not.
+    """
+    own = {key: value for key, value in tensors.items() if key.startswith("features.")}
+    ours = [name for name, layer in features.named_children() if isinstance(layer, nn.Conv2d)]
+    theirs = sorted({int(key.split(".")[1]) for key, value in own.items() if value.ndim == 4})
+    if len(ours) != len(theirs) or list(map(str, theirs)) == ours:
+        return own
+    number = dict(zip(map(str, theirs), ours, strict=True))
+    split = {key: key.split(".") for key in own}
+    return {f"features.{number[n]}.{kind}": own[key] for key, (_, n, kind) in split.items() if n in number}
 
 
 def classifier(inputs: int, hidden: int, classes: int, dropout: float) -> nn.Sequential:
