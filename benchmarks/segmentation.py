@@ -2,7 +2,7 @@
 
     python benchmarks/segmentation.py scenes [--seeds 0 1 2]
     python benchmarks/segmentation.py camvid NETWORK [--full] [--weights FILE] [--seeds 0] [--out FOLDER] [OPTIONS]
-    python benchmarks/segmentation.py rates [--height 360] [--width 480] [--batch 4]
+    python benchmarks/segmentation.py rates [NETWORK ...] [--height 360] [--width 480] [--batch 4]
     python benchmarks/segmentation.py patches [--weights FILE] [--steps 6]
     python benchmarks/segmentation.py frames RUN
 
@@ -17,7 +17,6 @@ pass over all of it at once. ``frames`` answers for CamVid's test pictures as a 
 import argparse
 import contextlib
 import multiprocessing
-import resource
 import shlex
 import statistics
 import subprocess
@@ -89,6 +88,7 @@ PAIRS = (
     ("segnet-vgg16", "U-Net VGG16"),
     ("fcn8s-vgg16", "U-Net VGG16"),
 )
+FIELDS = {"fcn8s-vgg16": {"hidden": 512}}  # as it is trained where there are no affine layers to begin with
 
 
 def drawn(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
@@ -108,7 +108,7 @@ class Ours:
         from fukami.runtime import Runtime
 
         torch.manual_seed(0)
-        self.task = find(name)(balance="none").task(tuple(map(str, range(CLASSES))))
+        self.task = find(name)(balance="none", **FIELDS.get(name, {})).task(tuple(map(str, range(CLASSES))))
         self.task.setup(Runtime.start(DEVICE, precision))
         self.task.model.train()
         self.task.schedule(0.5)
@@ -159,12 +159,17 @@ def contestant(name: str, options: argparse.Namespace, precision: str) -> "Ours 
 
 def peak(name: str, options: argparse.Namespace, precision: str, answers) -> None:
     """Put the memory in bytes that the network and two updates take into a queue."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident("VmRSS")
     network = contestant(name, options, precision)
     for _ in range(2):
         network.train()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    answers.put(torch.cuda.max_memory_allocated() if CUDA else 1024 * (after - before))
+    answers.put(torch.cuda.max_memory_allocated() if CUDA else resident("VmHWM") - before)
+
+
+def resident(what: str) -> int:
+    """Bytes of this process in memory, now (VmRSS) or at most (VmHWM), as Linux tells."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(what))
 
 
 def memory(name: str, options: argparse.Namespace, precision: str) -> int:
@@ -181,9 +186,9 @@ def memory(name: str, options: argparse.Namespace, precision: str) -> int:
 def rates(options: argparse.Namespace) -> None:
     """Pictures a second in training, and memory, at float32 and in mixed precision."""
     command = f"python benchmarks/segmentation.py {shlex.join(sys.argv[1:])}"
-    size = f"{options.height}×{options.width}, batch {options.batch}"
+    shape = f"{options.height}×{options.width}, batch {options.batch}"
     for precision in options.precisions:
-        for ours, theirs in PAIRS:
+        for ours, theirs in (pair for pair in PAIRS if not options.names or pair[0] in options.names):
             both = {name: contestant(name, options, precision) for name in (ours, theirs)}
             speeds: dict[str, list[float]] = {name: [] for name in both}
             for number in range(ROUNDS + 1):
@@ -198,6 +203,7 @@ def rates(options: argparse.Namespace) -> None:
             rate = [statistics.median(values) for values in speeds.values()]
             taken = [memory(name, options, precision) for name in (ours, theirs)]
             what = f"{ours} train {precision}"
+            size = shape + "".join(f", {field} {value}" for field, value in FIELDS.get(ours, {}).items())
             speed = f"{size}; {rate[0]:.3g} and {rate[1]:.3g} pictures a second, in turn, medians of {ROUNDS}"
             record(what, f"rate over that of {theirs}", rate[0] / rate[1], command=command, note=speed)
             room = f"{size}; {taken[0] / 1e9:.2f} and {taken[1] / 1e9:.2f} GB at most, each in a process of its own"
@@ -316,7 +322,7 @@ CAMVID = {  # at half the size, and at full size
         f"fukami train segnet-basic {COMMON} --epochs 300 --batch 8",
     ),
     "fcn8s-vgg16": (
-        f"fukami train fcn8s-vgg16 {COMMON} --init {{weights}} --shortest 180 --hidden 1024 --epochs 40 --batch 4",
+        f"fukami train fcn8s-vgg16 {COMMON} --init {{weights}} --shortest 180 --hidden 512 --epochs 40 --batch 4",
         f"fukami train fcn8s-vgg16 {COMMON} --init {{weights}} --epochs 120 --batch 8",
     ),
 }
