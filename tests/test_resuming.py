@@ -65,8 +65,9 @@ def test_an_exploding_loss_stops_the_run_and_keeps_the_checkpoint(fukami, tmp_pa
         assert all(value.isfinite().all() for value in state["task"]["model"].values())
 
 
-def test_the_step_and_the_batch_of_a_nan_are_named(tmp_path):
+def test_the_step_and_the_batch_of_a_nan_are_named(tmp_path, monkeypatch):
     """The fourth batch of the second epoch gives a loss that is not a number."""
+    monkeypatch.setattr("fukami.saving.SECONDS", 0.0)  # between two checkpoints, however fast the steps are
 
     @dataclass(frozen=True, kw_only=True)
     class Poisoned(DeepConvNet):

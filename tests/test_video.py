@@ -144,7 +144,7 @@ def test_predict_boxes_in_pictures_and_videos(fukami, tmp_path, monkeypatch):
     Image.new("L", (40, 20), 255).save(tmp_path / "in" / "c.bmp")  # drawn as a PNG, too
     answer = fukami("predict", "deep-convnet", "in", "--every", "2", "--out", "in")
     assert answer.status == 1
-    assert answer.err.splitlines()[0].startswith("fukami: in/b.avi is damaged, or no video")
+    assert "\nfukami: in/b.avi is damaged, or no video" in answer.err
     assert "1 of 4 files" in answer.err
     *frames, small, picture = answer.json
     assert (small["file"], small["width"]) == ("in/c.bmp", 40)
