@@ -238,6 +238,21 @@ def test_normalised_networks_begin_with_vgg(source, make, tmp_path, caplog):
     assert caplog.text == ""
 
 
+def test_layers_that_have_learned_go_on_more_slowly(tmp_path):
+    """Those of the classifier alone, and only where there are weights to begin with."""
+    from fukami.recipe import find
+
+    torch.save(models.vgg16(3, size=32, hidden=8).state_dict(), tmp_path / "vgg.pt")
+    for init, groups in ((str(tmp_path / "vgg.pt"), 2), ("", 1)):
+        task = find("fcn8s-vgg16")(hidden=8, init=init, lr=0.5, backbone_lr=0.1).task(("a", "b"))
+        optimizer = task.make_optimizer(task.model.parameters())
+        assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.05][:groups]
+        slow = {id(parameter) for parameter in optimizer.param_groups[-1]["params"]}
+        own = {id(parameter) for parameter in (task.model.features if init else task.model).parameters()}
+        assert slow == own
+        assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(task.model.parameters()))
+
+
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     torch.save(models.vgg11(3, size=32, hidden=8).state_dict(), tmp_path / "vgg11.pt")
     with pytest.raises(Error, match=r"does not fit FCNVGG: features\.\d+\.(weight|bias)"):

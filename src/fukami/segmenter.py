@@ -67,10 +67,14 @@ class Segmenter(Supervised):
     """Weights to begin with: imagenet (torchvision's, downloaded), a file of a state dict (of a classifier or of this
     network), or a run's folder."""
 
+    backbone_lr: float = 1.0
+    """What the learning rate is multiplied by in the layers of the classifier that init begins with."""
+
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
         within(self, 0, math.inf, "shortest", "longest", "window")
+        within(self, 0, 1, "backbone_lr")
         within(self, 0, 65535, "ignore")
         if self.longest and self.longest < self.shortest:
             raise UsageError(f"longest should be at least shortest, {self.shortest}, or 0, not {self.longest}")
@@ -118,15 +122,15 @@ class Segmenter(Supervised):
 
     def task(self, labels: tuple[str, ...]) -> "Segmentation":
         """A segmentation into ``labels``."""
+        from fukami import transfer
         from fukami.tasks.segmentation import Segmentation
 
+        model, regime = self.network(len(labels)), self.regime()
+        if self.init and self.backbone_lr != 1:
+            make = regime["optimizer"]
+            regime["optimizer"] = lambda _: make(transfer.trunk_and_rest(model, self.peak, self.backbone_lr))
         return Segmentation(
-            self.network(len(labels)),
-            labels,
-            self.prepare(),
-            balance=POWERS[self.balance],
-            rematerialise=self.rematerialise,
-            **self.regime(),
+            model, labels, self.prepare(), balance=POWERS[self.balance], rematerialise=self.rematerialise, **regime
         )
 
     def begin(self, task: "Task") -> None:

@@ -139,6 +139,21 @@ def initialise_detector(model: nn.Module, prefix: str, name: str, init: str, lab
     target.load_state_dict(fitting, strict=False)
 
 
+def trunk_and_rest(model: Any, lr: float, factor: float) -> list[dict[str, Any]]:
+    """Parameter groups of a network for pixels: ``lr``, and ``factor`` times as much for the classifier's layers.
+
+    Args:
+        model: a network of :mod:`fukami.models`, which says in ``trunk`` what part of it is the classifier's.
+        lr: of all other layers.
+        factor: for those of the classifier, which have learned already.
+    """
+    trunk: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        (trunk if name.startswith(f"{model.trunk}.") else rest).append(parameter)
+    return [{"params": rest, "lr": lr}, {"params": trunk, "lr": factor * lr}]
+
+
 def initialise_segmenter(model: Any, name: str, init: str, labels: tuple[str, ...] = ()) -> bool:
     """Begin with the weights ``init``: those of a network for pixels, or those of the classifier that it is made of.
 
