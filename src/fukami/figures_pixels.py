@@ -15,7 +15,6 @@ Shown = tuple[Image.Image, Bytes, Bytes]  # a picture, and the class and 1 of it
 SOME = 2  # of the best, the median and the worst pictures
 NUMBERED = 25  # classes up to which the cells carry numbers
 BLUE, PALE = "#4878a8", "#c3d3e6"
-NOTHING = (255, 255, 255)  # the colour of what is not labelled
 
 
 def judgement(found: Pixels, shown: Callable[[int], Shown]) -> Iterator[tuple[str, Figure]]:
@@ -87,7 +86,7 @@ def confusion(found: Pixels) -> Figure:
 
 def gallery(rows: Sequence[tuple[str, Image.Image, Bytes, Bytes]], labels: Sequence[str]) -> Figure:
     """Pictures beside what is true and what was answered, and the colours of the classes that occur."""
-    shades = [NOTHING, *image.shades(labels)]
+    shades = [image.WHITE, *image.shades(labels)]
     heights = [picture.height / picture.width for _, picture, _, _ in rows]
     seen = sorted({int(number) for _, _, *maps in rows for pixels in maps for number in np.unique(pixels)} - {0})
     lines = -(-len(seen) // 6)

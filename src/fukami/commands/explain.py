@@ -147,9 +147,8 @@ def build(name: str, given: str | None, classes: int | None) -> "tuple[nn.Module
     default = {key: parameter.default for key, parameter in known.items()}
     small = default["classes"] <= 10  # a network for CIFAR's ten classes takes CIFAR's pictures
     side = default.get("size", 32 if small else 224)
-    usual = (default.get("channels", 3), side, side)
-    for family, theirs in (("faster", DETECTED), ("fcn", SEGMENTED), ("segnet", SEGMENTED)):
-        usual = theirs if name.startswith(family) else usual
+    own = {"faster": DETECTED, "fcn": SEGMENTED, "segnet": SEGMENTED}
+    usual = next((own[family] for family in own if name.startswith(family)), (default.get("channels", 3), side, side))
     shape = parse_shape(given) if given else usual
     chosen = {"channels": shape[0], "size": min(shape[1:])} | ({"classes": classes} if classes is not None else {})
     if classes is not None and classes < 1:

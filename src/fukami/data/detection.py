@@ -1,6 +1,5 @@
 """Pictures with boxes from any source, by name or path."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from fukami.data import coco, folder, scenes, voc, yolo
@@ -113,11 +112,8 @@ def recognised(path: Path) -> tuple[str, Path] | None:
         if suffix in (".json", ".yaml", ".yml"):
             return ("COCO" if suffix == ".json" else "YOLO"), path
         path = folder.unpacked(path)
-    inside: Sequence[Path] = [path]
-    while len(inside) == 1:  # the one folder that an archive packs everything into
-        root = inside[0]
+    for root in folder.nested(path):
         for layout, known in (("COCO", lambda root: bool(coco.files(root))), ("YOLO", yolo.known), ("VOC", voc.known)):
             if known(root):
                 return layout, root
-        inside = folder.folders(root)
     return None

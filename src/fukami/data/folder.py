@@ -6,7 +6,7 @@ import io
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -179,6 +179,14 @@ def _part(path: Path, root: Path) -> Part:
 def folders(root: Path) -> list[Path]:
     """The folders in a folder, in order, without hidden ones and what macOS adds to archives."""
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
+
+
+def nested(path: Path) -> Iterator[Path]:
+    """A folder, and as long as it holds just one, that one: an archive may pack everything into a folder of its own."""
+    inside = [path]
+    while len(inside) == 1:
+        yield inside[0]
+        inside = folders(inside[0])
 
 
 def suffixes() -> set[str]:

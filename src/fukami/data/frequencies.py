@@ -24,8 +24,7 @@ def counted(samples: Sequence[Annotated], classes: int) -> Counts:
 
     What was counted of the same files before is read from the cache folder. Masks that cannot be read count nothing.
     """
-    files = [sample.source for sample in samples if isinstance(sample.source, Path)]
-    cache = _cache(samples, classes) if len(files) == len(samples) else None
+    cache = _cache(samples, classes) if all(isinstance(sample.source, Path) for sample in samples) else None
     if cache is not None:
         try:
             found = np.array(json.loads(cache.read_text()), np.int64)

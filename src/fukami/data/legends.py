@@ -39,10 +39,10 @@ class Legend:
         return Legend(self.labels, {value: -1, **self.values} if self.values else {}, self.colours)
 
 
-def by_value(labels: Sequence[str], first: int = 0, ignored: Iterable[int] = ()) -> Legend:
-    """Classes that are numbered from ``first`` on; one that is called nothing is unlabelled."""
+def by_value(labels: Sequence[str], ignored: Iterable[int] = ()) -> Legend:
+    """Classes that are numbered from 0 on; one that is called nothing is unlabelled."""
     kept = tuple(label for label in labels if label.lower() not in NOTHING)
-    values = {first + number: kept.index(label) if label in kept else -1 for number, label in enumerate(labels)}
+    values = {number: kept.index(label) if label in kept else -1 for number, label in enumerate(labels)}
     return Legend(kept, {**dict.fromkeys(ignored, -1), **values})
 
 
@@ -69,16 +69,16 @@ def voc_colour(number: int) -> Colour:
     return levels[0], levels[1], levels[2]
 
 
-VOC = Legend(VOC_LABELS, {number: number for number in range(21)} | {IGNORED: -1})
+VOC = by_value(VOC_LABELS, (IGNORED,))
 VOC_COLOURED = Legend(
     VOC_LABELS, colours={voc_colour(number): number for number in range(21)} | {voc_colour(IGNORED): -1}
 )
-CAMVID = Legend(CAMVID_LABELS, {number: number for number in range(11)} | {11: -1, IGNORED: -1})
+CAMVID = by_value(CAMVID_LABELS, (11, IGNORED))
 CITYSCAPES = Legend(
     CITYSCAPES_LABELS,
     dict.fromkeys((*range(34), IGNORED), -1) | {value: n for n, value in enumerate(CITYSCAPES_IDS)},
 )
-CITYSCAPES_TRAINING = Legend(CITYSCAPES_LABELS, {number: number for number in range(19)} | {IGNORED: -1})
+CITYSCAPES_TRAINING = by_value(CITYSCAPES_LABELS, (IGNORED,))
 
 
 def found(root: Path) -> Legend | None:

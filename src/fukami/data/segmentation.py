@@ -182,12 +182,9 @@ def recognised(path: Path) -> tuple[str, Path] | None:
         if path.suffix.lower() in (".yaml", ".yml"):
             return None
         path = folder.unpacked(path)
-    inside: Sequence[Path] = [path]
-    while len(inside) == 1:  # the one folder that an archive packs everything into
-        root = inside[0]
+    for root in folder.nested(path):
         if mask_folders.known(root):
             return "folders", root
         if coco.files(root) and coco_masks.outlined(root):
             return "COCO", root
-        inside = folder.folders(root)
     return None
