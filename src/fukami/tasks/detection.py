@@ -51,7 +51,6 @@ class Detection(Framed):
     ) -> None:
         super().__init__(model, labels, prepare, **regime)
         self.rematerialise = rematerialise
-        self.latest: tuple[Any, Detections] | None = None  # what was evaluated last, and what was found
 
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device and make ready to train."""
@@ -119,23 +118,6 @@ class Detection(Framed):
         """What is found in the pictures of a batch, in pixels of the frame."""
         return self.detect(batch.pictures.to(self.runtime.device), batch.sizes.to(self.runtime.device))
 
-    @torch.inference_mode()
-    def evaluate(self, batches: Iterable["Batch"]) -> dict[str, Any]:
-        """``map`` of PASCAL VOC at an IoU of 0.5, the APs of COCO, ``count`` and the AP of each class.
-
-        Classes are matched by name where ``batches`` has ``labels``.
-
-        Raises:
-            Error: there is no object to judge, or the data have a class that the task does not know.
-        """
-        found = self.judge(batches)
-        self.latest = batches, found
-        return found.metrics()
-
-    def updated(self) -> None:
-        """Know that what was found is found no more."""
-        self.latest = None
-
     def judge(self, batches: Iterable["Batch"]) -> Detections:
         """Everything that was found in ``batches``, and what is there, over all processes."""
         number = self.numbers(getattr(batches, "labels", self.labels))
@@ -188,7 +170,7 @@ class Detection(Framed):
         """Precision and recall, what goes wrong, and the worst of it as pictures."""
         from fukami import figures_boxes
 
-        found = self.latest[1] if self.latest and self.latest[0] is batches else self.judge(batches)
+        found: Detections = self.judged_last(batches)
         if self.runtime.main:
             samples = getattr(batches, "samples", ())
             yield from figures_boxes.judgement(found, lambda number: image.read(samples[number].source))

@@ -1,6 +1,6 @@
 """What detection and segmentation share: pictures of any shape, each in the upper left corner of a frame."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -36,6 +36,7 @@ class Framed(Task):
     def __init__(self, model: nn.Module, labels: tuple[str, ...], prepare: Scaled, **regime: Unpack[Regime]) -> None:
         super().__init__(model, **regime)
         self.labels, self.prepare = labels, prepare
+        self.latest: tuple[Any, Any] | None = None  # what was evaluated last, and what was found
 
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device and make ready to train."""
@@ -56,6 +57,31 @@ class Framed(Task):
         yield
         for module, mode in modes:
             module.training = mode
+
+    def updated(self) -> None:
+        """Know that what was found is found no more."""
+        self.latest = None
+
+    def judge(self, batches: Any) -> Any:
+        """What was found in ``batches`` and what is there, over all processes; its ``metrics()`` are the judgement."""
+        raise NotImplementedError(f"{type(self).__name__} does not define judge(batches)")
+
+    @torch.inference_mode()
+    def evaluate(self, batches: Iterable["Batch"]) -> dict[str, Any]:
+        """The metrics of :meth:`judge`; classes are matched by name where ``batches`` has ``labels``.
+
+        Raises:
+            UsageError: the data have a class that the task does not know.
+            Error: there is nothing to judge.
+        """
+        found = self.judge(batches)
+        self.latest = batches, found
+        metrics: dict[str, Any] = found.metrics()
+        return metrics
+
+    def judged_last(self, batches: Any) -> Any:
+        """What :meth:`judge` finds, without a second look where nothing was learned since it was evaluated."""
+        return self.latest[1] if self.latest and self.latest[0] is batches else self.judge(batches)
 
     def moved(self, batch: "Batch") -> "Batch":
         """The batch on the device."""

@@ -60,7 +60,6 @@ class Segmentation(Framed):
         self.balance, self.rematerialise = balance, rematerialise
         self.uncalibrated = False  # whether it begins with layers whose maps may have any size
         self.weight: Tensor | None = None
-        self.latest: tuple[Any, Pixels] | None = None  # what was evaluated last, and what was found
 
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device and make ready to train."""
@@ -107,10 +106,6 @@ class Segmentation(Framed):
         """The weighted cross entropy, summed; by torch itself it would be summed in any order on a GPU."""
         return F.cross_entropy(scores.float(), targets, self.weight, ignore_index=-1, reduction="none").sum()
 
-    def updated(self) -> None:
-        """Know that what was found is found no more."""
-        self.latest = None
-
     def scores(self, pictures: Tensor, sizes: Tensor) -> Tensor:
         """Scores ``(N, classes, H, W)``, float32, of frames ``(N, 3, H, W)`` in 0..255; of large ones probabilities.
 
@@ -139,20 +134,6 @@ class Segmentation(Framed):
         sides = zip(scores, batch.sizes.int().tolist(), batch.originals.int().tolist(), strict=True)
         for own, (height, width), original in sides:
             yield decided(own[:, :height, :width], *original).cpu().numpy()
-
-    @torch.inference_mode()
-    def evaluate(self, batches: Iterable["Batch"]) -> dict[str, Any]:
-        """``miou`` and what else :meth:`fukami.pixel_metrics.Pixels.metrics` tells, at the masks' own size.
-
-        Classes are matched by name where ``batches`` has ``labels``.
-
-        Raises:
-            UsageError: the data have a class that the task does not know.
-            Error: there is no labelled pixel.
-        """
-        found = self.judge(batches)
-        self.latest = batches, found
-        return found.metrics()
 
     def judge(self, batches: Any) -> Pixels:
         """What every pixel of ``batches`` was taken for, over all processes."""
@@ -227,7 +208,7 @@ class Segmentation(Framed):
         """IoU by class, what was taken for what, and pictures from the best to the worst."""
         from fukami import figures_pixels
 
-        found = self.latest[1] if self.latest and self.latest[0] is batches else self.judge(batches)
+        found: Pixels = self.judged_last(batches)
         if not self.runtime.main:
             return
         samples = batches.samples
