@@ -115,6 +115,10 @@ def test_outlines_of_coco(tmp_path):
     (broken,) = [detail for kind, _, detail in problems if kind == "broken"]
     assert "annotation 2 has no outline that can be painted" in broken
     assert {kind for kind, _, _ in problems} == {"broken", "too few"}
+    (tmp_path / "sheet.json").write_text(json.dumps(sheet).removesuffix("}"))  # told once, not of boxes and of masks
+    ((kind, file, detail),) = found(tmp_path / "sheet.json")
+    assert (kind, file) == ("broken", str(tmp_path / "sheet.json"))
+    assert "is no JSON" in detail
 
 
 def test_data_that_cannot_be_read_at_all(street):

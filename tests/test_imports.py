@@ -27,7 +27,7 @@ ALLOWED = {
     "ops": {"ops"},
     "metrics": BASE,
     "average_precision": {"errors", "coco_metrics", "data.boxes"},
-    "pixel_metrics": BASE,
+    "pixel_metrics": {"errors", "metrics"},
     "coco_metrics": {"data.boxes"},
     "schedules": BASE,
     "image": BASE,

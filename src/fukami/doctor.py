@@ -42,7 +42,7 @@ def examine(spec: str) -> Findings:
         if boxed and masked:
             masks = Findings()
             doctor_masks.masks(spec, masks)
-            found.problems += masks.problems
+            found.problems += [problem for problem in masks.problems if problem not in found.problems]
         if boxed or masked:
             return found
     if spec in classification.NAMES:

@@ -33,10 +33,7 @@ def examine(spec: str, found: Findings) -> Iterator[tuple[Item, bytes]]:
     try:
         sheets = detection.described(given)
     except Error as error:
-        match = WHERE.match(str(error))
-        where = (names(Path(match["file"])), int(match["line"] or 0)) if match else (str(given), 0)
-        detail = match["detail"] if match else str(error).removeprefix(f"{given} ")
-        found.add("broken", detail, file=where[0], line=where[1])
+        broken(error, names, found)
         return
     for flaw in dict.fromkeys(flaw._replace(part="") for flaw in (*sheets.lost, *sheets.flaws)):
         found.add(flaw.problem, flaw.detail, file=names(flaw.file), line=flaw.line)
@@ -55,6 +52,14 @@ class Names:
     def __call__(self, path: Path) -> str:
         """The path below what was given."""
         return str(self.given / path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
+
+
+def broken(error: Error, names: Names, found: Findings) -> None:
+    """Tell why the data cannot be read at all, with the file and the line that the error names."""
+    match = WHERE.match(str(error))
+    where = (names(Path(match["file"])), int(match["line"] or 0)) if match else (str(names.given), 0)
+    detail = match["detail"] if match else str(error).removeprefix(f"{names.given} ")
+    found.add("broken", detail, file=where[0], line=where[1])
 
 
 def _items(sheets: Sheets, names: Names, found: Findings) -> list[Item]:

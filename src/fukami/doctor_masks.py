@@ -13,7 +13,7 @@ from fukami.data import segmentation
 from fukami.data.annotations import Header, header
 from fukami.data.boxes import Mask
 from fukami.data.masks import MaskFile, Missing
-from fukami.doctor_boxes import Names
+from fukami.doctor_boxes import Names, broken
 from fukami.errors import Error
 from fukami.findings import Findings, Item
 
@@ -47,7 +47,7 @@ def _pairs(spec: str, found: Findings) -> tuple[dict[str, list[Pair]], Names]:
     try:
         described = segmentation.described(given)
     except Error as error:
-        found.add("broken", str(error).removeprefix(f"{given} "), file=str(given))
+        broken(error, names, found)
         return {}, names
     for flaw in described.flaws:
         found.add(flaw.problem, flaw.detail, file=names(flaw.file), line=flaw.line)

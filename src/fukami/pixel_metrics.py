@@ -5,9 +5,11 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.spatial import cKDTree
 
 from fukami.errors import Error
+from fukami.metrics import confusion
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -34,7 +36,8 @@ class Pixels:
     def add(self, number: int, found: Bytes, truth: Bytes) -> None:
         """The maps ``(H, W)`` of a picture: 0 unlabelled, which counts nothing in the truth, else a class and 1."""
         found = np.where(truth > 0, found, 0).astype(np.uint8)
-        matrix = confusion(found, truth, len(self.labels))
+        answers, targets = (torch.from_numpy(pixels[truth > 0]).long() - 1 for pixels in (found, truth))
+        matrix = confusion(answers, targets, len(self.labels)).numpy()
         self.matrix += matrix
         ious = iou(matrix)[matrix.sum(1) > 0]
         self.pictures[number] = (float(ious.mean()) if len(ious) else float("nan"), boundary_f1(found, truth))
@@ -84,13 +87,6 @@ class Pixels:
         """The numbers of the pictures, the best understood first."""
         known = {number: value for number, (value, _) in self.pictures.items() if np.isfinite(value)}
         return sorted(known, key=lambda number: -known[number])
-
-
-def confusion(found: Bytes, truth: Bytes, classes: int) -> npt.NDArray[np.int64]:
-    """How many pixels of each class were taken for each, ``(classes, classes)``, the true class by row."""
-    there = truth > 0
-    pairs = (truth[there].astype(np.int64) - 1) * classes + found[there] - 1
-    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 def iou(matrix: npt.NDArray[np.int64]) -> Floats:

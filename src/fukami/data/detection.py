@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from fukami.data import coco, folder, scenes, voc, yolo
+from fukami.data import coco, folder, places, scenes, voc, yolo
 from fukami.data.annotations import Sheets, apart, parts, settle, stratum
 from fukami.data.boxes import Annotated
-from fukami.data.places import lying
 from fukami.errors import Error, unknown
 
 NAMES = ("scenes", "bccd", "voc-animals", "voc2007", "voc2012", "coco")
@@ -65,7 +64,7 @@ def located(spec: str) -> Path:
         Error: a known set is in none of the places.
     """
     if spec in FOLDERS:
-        return lying(spec, "the archive, or its folder")
+        return places.lying(spec, "the archive, or its folder")
     if spec in ("voc2007", "voc2012"):
         return voc.challenge(spec.removeprefix("voc"))
     if spec == "coco":
@@ -77,13 +76,7 @@ def located(spec: str) -> Path:
 
 def known(spec: str) -> bool:
     """Whether a name or a path is of pictures with boxes; an archive is unpacked for that."""
-    path = Path(spec)
-    if spec in NAMES or not path.exists() or path.suffix.lower() == ".csv":
-        return spec in NAMES
-    try:
-        return recognised(path) is not None
-    except Error:  # which whoever reads the archive tells
-        return False
+    return places.known(spec, NAMES, recognised)
 
 
 def described(path: Path) -> Sheets:

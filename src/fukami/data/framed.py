@@ -65,11 +65,15 @@ def loader(
     """
     sides = [prepare.size(*sample.size) for sample in samples]
     arrays = all(isinstance(sample.source, np.ndarray) for sample in samples)
-    channels = 3 + any(sample.mask is not None for sample in samples)
-    if arrays or sum(channels * width * height for width, height in sides) <= memory * 1e9:
+    if arrays or planes(samples) * sum(width * height for width, height in sides) <= memory * 1e9:
         kept, pictures = decoded(samples, prepare, broken)
         return Framed(kept, labels, prepare, batch=batch, seed=seed, augment=augment, window=window, pictures=pictures)
     return FramedStream(samples, labels, prepare, batch=batch, seed=seed, augment=augment, window=window, broken=broken)
+
+
+def planes(samples: Sequence[Annotated]) -> int:
+    """Channels of the decoded pictures: masks, where there are any, are the fourth."""
+    return 3 + any(sample.mask is not None for sample in samples)
 
 
 class Framed(Shuffled):
@@ -100,7 +104,7 @@ class Framed(Shuffled):
         super().__init__(torch.arange(len(samples)), labels, batch=batch, names=names, seed=seed)
         self.samples, self.prepare, self.pictures, self.change = tuple(samples), prepare, list(pictures), augment
         self.window = window
-        self.channels = 3 + any(sample.mask is not None for sample in samples)
+        self.channels = planes(samples)
         self.device = torch.device("cpu")
         sizes = np.array([sample.size for sample in samples], np.int64).reshape(-1, 2)
         self.originals = torch.from_numpy(sizes).flip(1)

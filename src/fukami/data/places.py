@@ -1,6 +1,7 @@
 """Where data sets with a known name are looked for."""
 
 import os
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from fukami.errors import Error
@@ -24,6 +25,17 @@ def lying(name: str, what: str) -> Path:
                 return path
     places = " or ".join(str(place / name) for place in candidates())
     raise Error(f"{name} was not found: there is no {places}, nor {name}.zip; put {what} there")
+
+
+def known(spec: str, names: Collection[str], recognised: Callable[[Path], object]) -> bool:
+    """Whether it is one of the names, or a path where ``recognised`` finds a layout; an archive is unpacked."""
+    path = Path(spec)
+    if spec in names or not path.exists() or path.suffix.lower() == ".csv":
+        return spec in names
+    try:
+        return recognised(path) is not None
+    except Error:  # which whoever reads the archive tells
+        return False
 
 
 def download_folder() -> Path:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fukami.data import coco, coco_masks, folder, legends, mask_folders, masks, scenes, voc
+from fukami.data import coco, coco_masks, folder, legends, mask_folders, masks, places, scenes, voc
 from fukami.data.annotations import Flaw, Header, header, headers
 from fukami.data.boxes import Annotated, Mask
 from fukami.data.legends import Legend
-from fukami.data.places import lying
 from fukami.errors import Error, unknown
 
 logger = logging.getLogger(__name__)
@@ -153,7 +152,7 @@ def located(spec: str) -> Path:
     if spec == "coco":
         return coco.benchmark()
     if spec in FOLDERS:
-        return lying(spec, FOLDERS[spec])
+        return places.lying(spec, FOLDERS[spec])
     if not Path(spec).exists():
         raise unknown("data set (and no file or folder)", spec, NAMES)
     return Path(spec)
@@ -161,13 +160,7 @@ def located(spec: str) -> Path:
 
 def known(spec: str) -> bool:
     """Whether a name or a path is of pictures with masks; an archive is unpacked for that."""
-    path = Path(spec)
-    if spec in NAMES or not path.exists() or path.suffix.lower() == ".csv":
-        return spec in NAMES
-    try:
-        return recognised(path) is not None
-    except Error:  # which whoever reads the archive tells
-        return False
+    return places.known(spec, NAMES, recognised)
 
 
 def recognised(path: Path) -> tuple[str, Path] | None:

@@ -135,15 +135,20 @@ class Segmentation(Framed):
         for own, (height, width), original in sides:
             yield decided(own[:, :height, :width], *original).cpu().numpy()
 
+    def truth(self, batches: Any, at: int) -> "np.typing.NDArray[np.uint8]":
+        """The mask ``(h, w)`` of a picture of ``batches``, in our numbers of the classes and 1."""
+        ours = np.concatenate([[0], self.numbers(getattr(batches, "labels", self.labels)) + 1]).astype(np.uint8)
+        found: np.typing.NDArray[np.uint8] = ours[batches.samples[at].mask.read()]
+        return found
+
     def judge(self, batches: Any) -> Pixels:
         """What every pixel of ``batches`` was taken for, over all processes."""
-        number = np.concatenate([[0], self.numbers(getattr(batches, "labels", self.labels)) + 1]).astype(np.uint8)
         found = Pixels(self.labels)
         with self.answering():
             for batch in batches:
                 if len(batch.pictures):  # else this process's share of the last batch
                     for at, pixels in zip(batch.numbers.tolist(), self.maps(batch), strict=True):
-                        found.add(at, pixels, number[batches.samples[at].mask.read()])
+                        found.add(at, pixels, self.truth(batches, at))
         found.merge(self.runtime.gather(found))
         return found
 
@@ -211,13 +216,11 @@ class Segmentation(Framed):
         found: Pixels = self.judged_last(batches)
         if not self.runtime.main:
             return
-        samples = batches.samples
-        number = np.concatenate([[0], self.numbers(getattr(batches, "labels", self.labels)) + 1]).astype(np.uint8)
 
         def shown(at: int) -> figures_pixels.Shown:
-            picture = image.read(samples[at].source)
+            picture = image.read(batches.samples[at].source)
             (answer,) = self.predict([picture])
-            return picture, number[samples[at].mask.read()], self.map(answer) + 1
+            return picture, self.truth(batches, at), self.map(answer) + 1
 
         with self.answering():
             yield from figures_pixels.judgement(found, shown)
