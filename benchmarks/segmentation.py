@@ -35,7 +35,7 @@ from record import answer, record
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 CLASSES = 11
-ROUNDS = 7
+ROUNDS, WARMING = 7, 2  # updates that are timed, and before these
 PATCH = 404  # pixels that a place of VGG-16's first affine layer sees
 DRIVING = 30  # frames a second
 METRICS = ("miou", "accuracy", "class_accuracy", "fw_iou", "boundary_f1")
@@ -157,13 +157,17 @@ def contestant(name: str, options: argparse.Namespace, precision: str) -> "Ours 
     return (Ours if "-" in name and name == name.lower() else Theirs)(name, options, precision)
 
 
-def peak(name: str, options: argparse.Namespace, precision: str, answers) -> None:
-    """Put the memory in bytes that the network and two updates take into a queue."""
+def trained(name: str, options: argparse.Namespace, precision: str, asked) -> None:
+    """Make an update and tell its pictures a second as often as asked to; then tell the bytes taken at most."""
     before = resident("VmRSS")
     network = contestant(name, options, precision)
-    for _ in range(2):
+    while asked.recv():
+        began = time.monotonic()
         network.train()
-    answers.put(torch.cuda.max_memory_allocated() if CUDA else resident("VmHWM") - before)
+        if CUDA:
+            torch.cuda.synchronize()
+        asked.send(options.batch / (time.monotonic() - began))
+    asked.send(torch.cuda.max_memory_allocated() if CUDA else resident("VmHWM") - before)
 
 
 def resident(what: str) -> int:
@@ -172,15 +176,22 @@ def resident(what: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(what))
 
 
-def memory(name: str, options: argparse.Namespace, precision: str) -> int:
-    """The same, in a process of its own."""
-    spawned = multiprocessing.get_context("spawn")
-    answers = spawned.Queue()
-    process = spawned.Process(target=peak, args=(name, options, precision, answers))
-    process.start()
-    found = answers.get()
-    process.join()
-    return found
+class Apart:
+    """A network in a process of its own, where what one of them tells the processor and the allocator is its alone."""
+
+    def __init__(self, *what) -> None:
+        spawned = multiprocessing.get_context("spawn")
+        self.pipe, theirs = spawned.Pipe()
+        self.process = spawned.Process(target=trained, args=(*what, theirs))
+        self.process.start()
+
+    def ask(self, *, more: bool) -> float:
+        """The pictures a second of an update, or at the end the bytes taken at most."""
+        self.pipe.send(more)
+        found = self.pipe.recv()
+        if not more:
+            self.process.join()
+        return found
 
 
 def rates(options: argparse.Namespace) -> None:
@@ -189,24 +200,15 @@ def rates(options: argparse.Namespace) -> None:
     shape = f"{options.height}×{options.width}, batch {options.batch}"
     for precision in options.precisions:
         for ours, theirs in (pair for pair in PAIRS if not options.names or pair[0] in options.names):
-            both = {name: contestant(name, options, precision) for name in (ours, theirs)}
-            speeds: dict[str, list[float]] = {name: [] for name in both}
-            for number in range(ROUNDS + 1):
-                for name, each in both.items():
-                    began = time.monotonic()
-                    each.train()
-                    if CUDA:
-                        torch.cuda.synchronize()
-                    if number:  # the first one warms up
-                        speeds[name].append(options.batch / (time.monotonic() - began))
-            del both, each
-            rate = [statistics.median(values) for values in speeds.values()]
-            taken = [memory(name, options, precision) for name in (ours, theirs)]
+            both = [Apart(name, options, precision) for name in (ours, theirs)]
+            speeds = [[each.ask(more=True) for each in both] for _ in range(ROUNDS + WARMING)][WARMING:]
+            rate = [statistics.median(values) for values in zip(*speeds, strict=True)]
+            taken = [each.ask(more=False) for each in both]
             what = f"{ours} train {precision}"
             size = shape + "".join(f", {field} {value}" for field, value in FIELDS.get(ours, {}).items())
-            speed = f"{size}; {rate[0]:.3g} and {rate[1]:.3g} pictures a second, in turn, medians of {ROUNDS}"
+            speed = f"{size}; {rate[0]:.3g} and {rate[1]:.3g} pictures a second, medians of {ROUNDS} in turn"
             record(what, f"rate over that of {theirs}", rate[0] / rate[1], command=command, note=speed)
-            room = f"{size}; {taken[0] / 1e9:.2f} and {taken[1] / 1e9:.2f} GB at most, each in a process of its own"
+            room = f"{size}; {taken[0] / 1e9:.2f} and {taken[1] / 1e9:.2f} GB at most"
             record(what, f"memory over that of {theirs}", taken[0] / taken[1], command=command, note=room)
 
 
@@ -310,21 +312,23 @@ def main() -> None:
         {"rates": rates, "patches": patches, "frames": frames}[options.part](options)
 
 
-SCENES = "fukami train fcn8s-vgg16 --width 0.25 --hidden 256 --epochs 6 --batch 8 --judge-every 6 --no-compile"
-COMMON = "--data camvid --augment flip crop=0.5 brightness=0.3 --judge-every 5"
+SCENES = (
+    "fukami train fcn8s-vgg16 --batch-norm --width 0.25 --hidden 256 --dropout 0.1 --shortest 112 "
+    "--augment flip crop=0.7 --lr 3e-3 --decay one-cycle --epochs 8 --batch 4 --judge-every 8 --no-compile"
+)
+COMMON = "--data camvid --augment flip crop=0.5 brightness=0.3 --balance root --judge-every 10"
+TUNED = {  # so that what has learned already goes on slowly
+    "segnet-vgg16": "--init {weights} --lr 3e-3 --backbone-lr 0.08",
+    "segnet-basic": "--lr 2e-3",
+    "fcn8s-vgg16": "--init {weights} --batch-norm --hidden 512 --lr 2e-3 --backbone-lr 0.1",
+}
+HALF = {"segnet-vgg16": 36, "segnet-basic": 60, "fcn8s-vgg16": 40}  # passes that two hours on a CPU are enough for
 CAMVID = {  # at half the size, and at full size
-    "segnet-vgg16": (
-        f"fukami train segnet-vgg16 {COMMON} --init {{weights}} --shortest 180 --epochs 40 --batch 4",
-        f"fukami train segnet-vgg16 {COMMON} --init {{weights}} --epochs 120 --batch 8",
-    ),
-    "segnet-basic": (
-        f"fukami train segnet-basic {COMMON} --shortest 180 --epochs 100 --batch 4",
-        f"fukami train segnet-basic {COMMON} --epochs 300 --batch 8",
-    ),
-    "fcn8s-vgg16": (
-        f"fukami train fcn8s-vgg16 {COMMON} --init {{weights}} --shortest 180 --hidden 512 --epochs 40 --batch 4",
-        f"fukami train fcn8s-vgg16 {COMMON} --init {{weights}} --epochs 120 --batch 8",
-    ),
+    name: (
+        f"fukami train {name} {COMMON} {tuned} --shortest 180 --epochs {HALF[name]} --batch 2 --no-compile",
+        f"fukami train {name} {COMMON} {tuned} --epochs 150 --batch 4",
+    )
+    for name, tuned in TUNED.items()
 }
 
 

@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import platform
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -113,6 +116,25 @@ def test_processors_of_a_container(tmp_path):
     for text, count in (("max 100000\n", every), ("50000 100000\n", 1), ("150000 100000\n", min(2, every))):
         limit.write_text(text)
         assert quota(limit) == count
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's")
+def test_memory_that_is_freed_is_not_cleared_again():
+    """Large tensors come and go, and the system gives no new pages for them; it would at once otherwise."""
+    script = """
+import resource, torch
+from fukami.runtime import Runtime
+for start in (None, Runtime.start):
+    if start:
+        start("cpu")
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**26)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    given, kept = map(int, done.stdout.split())
+    assert given > 100 > kept  # even of pages of 2 MB
 
 
 def test_tf32_needs_a_gpu(fukami):
