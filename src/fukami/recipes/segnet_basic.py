@@ -19,9 +19,11 @@ class SegNetBasic(Segmenter):
     year: ClassVar[int] = 2017
     published: ClassVar[str] = "46.3 % mIoU CamVid"
 
+    batch: int = 4
+    """Pictures in an update, over all processes."""
     lr: float = 2e-3
     """Peak learning rate of the recipe's own batch."""
-    balance: Literal["none", "median", "root"] = "median"
+    balance: Literal["none", "median", "root"] = "root"
     """For unequal classes: weigh the loss of each by the median of their frequencies over its own, or its root."""
     filters: int = 64
     """Of every convolution."""

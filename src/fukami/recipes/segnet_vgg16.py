@@ -19,7 +19,13 @@ class SegNetVGG16(Segmenter):
     published: ClassVar[str] = "60.1 % mIoU CamVid, 3,433 training pictures"
     backbone: ClassVar[str] = "vgg16_bn"
 
-    balance: Literal["none", "median", "root"] = "median"
+    batch: int = 4
+    """Pictures in an update, over all processes."""
+    lr: float = 3e-3
+    """Peak learning rate of the recipe's own batch."""
+    backbone_lr: float = 0.08
+    """What the learning rate is multiplied by in the layers of the classifier that init begins with."""
+    balance: Literal["none", "median", "root"] = "root"
     """For unequal classes: weigh the loss of each by the median of their frequencies over its own, or its root."""
     width: float = 1.0
     """Share of the paper's channels."""
