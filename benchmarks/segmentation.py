@@ -324,7 +324,7 @@ TUNED = {  # so that what has learned already goes on slowly
 }
 HALF = {
     "segnet-vgg16": 36,
-    "segnet-basic": 44,
+    "segnet-basic": 40,
     "fcn8s-vgg16": 16,
 }  # passes that a CPU has time for in two hours at most
 CAMVID = {  # at half the size, and at full size
