@@ -34,7 +34,7 @@ def fcn(run: str, number: int) -> None:
         axes.imshow(np.asarray(shown))
         axes.set_title(title, fontsize=9)
         axes.axis("off")
-    figure.savefig(HERE / "fcn.png", dpi=100)
+    figure.savefig(HERE / "fcn.png", dpi=100, bbox_inches="tight", pad_inches=0.05)
 
 
 def coloured(numbers: image.Bytes, labels: tuple[str, ...]) -> Image.Image:

@@ -38,7 +38,7 @@ LOWER = {
     "distance",
 }  # metrics of which less is better
 BESIDE = ("loss", "errors")  # metrics that are the main one only where there is no other
-NO_METRICS = {"step", "phase", "seconds", "count", "objects"}
+NO_METRICS = {"step", "phase", "seconds", "count", "objects", "pixels"}
 SHARES = ("accuracy", "map", "miou")  # metrics that are shown in percent
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # tensors of the weights that are no parameters
 COLOURED = 10  # runs with a colour and a name of their own in the figures; the others are grey

@@ -155,7 +155,7 @@ def picture(title: str, figure: Figure) -> str:
 
 def curves(trained: Sequence[dict[str, Any]], judged: Sequence[dict[str, Any]]) -> Figure:
     """Every metric of the training over the steps, the evaluations of the same name with it, and the learning rate."""
-    unplotted = {"step", "phase", "pictures_per_second", "lr", "count", "errors", "objects", "seconds"}
+    unplotted = {"step", "phase", "pictures_per_second", "lr", "count", "errors", "objects", "pixels", "seconds"}
     unplotted |= {
         "members",
         "member_accuracy",
