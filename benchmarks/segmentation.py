@@ -322,11 +322,8 @@ TUNED = {  # so that what has learned already goes on slowly
     "segnet-basic": "--lr 2e-3",
     "fcn8s-vgg16": "--init {weights} --batch-norm --hidden 512 --lr 2e-3 --backbone-lr 0.1",
 }
-HALF = {
-    "segnet-vgg16": 36,
-    "segnet-basic": 40,
-    "fcn8s-vgg16": 16,
-}  # passes that a CPU has time for in two hours at most
+# passes at half the size, for which a CPU has time in two hours
+HALF = {"segnet-vgg16": 36, "segnet-basic": 40, "fcn8s-vgg16": 16}
 CAMVID = {  # at half the size, and at full size
     name: (
         f"fukami train {name} {COMMON} {tuned} --shortest 180 --epochs {HALF[name]} --batch 2 --no-compile",

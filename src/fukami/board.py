@@ -38,7 +38,6 @@ LOWER = {
     "distance",
 }  # metrics of which less is better
 BESIDE = ("loss", "errors")  # metrics that are the main one only where there is no other
-NO_METRICS = {"step", "phase", "seconds", "count", "objects", "pixels"}
 SHARES = ("accuracy", "map", "miou")  # metrics that are shown in percent
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # tensors of the weights that are no parameters
 COLOURED = 10  # runs with a colour and a name of their own in the figures; the others are grey
@@ -100,7 +99,7 @@ class Run:
     @property
     def metric(self) -> str:
         """The main metric: the first that is not a count, an error or a loss; empty before the first evaluation."""
-        names = [name for line in self.evaluations[-1:] for name in line if name not in NO_METRICS]
+        names = [name for line in self.evaluations[-1:] for name in line if name not in report.NO_METRICS]
         return next((name for name in names if name not in BESIDE), names[0] if names else "")
 
     @property
@@ -191,7 +190,7 @@ def _read(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Run:
             entry = json.loads(line)
             if entry["phase"] == "eval":
                 numbers = {name: value for name, value in entry.items() if type(value) in (int, float)}
-                if "step" not in numbers or not numbers.keys() - NO_METRICS:
+                if "step" not in numbers or not numbers.keys() - report.NO_METRICS:
                     raise ValueError(line)
                 evaluations.append(numbers)
         except (ValueError, KeyError, TypeError):

@@ -42,7 +42,8 @@ def examine(spec: str) -> Findings:
         if boxed and masked:
             masks = Findings()
             doctor_masks.masks(spec, masks)
-            found.problems += [problem for problem in masks.problems if problem not in found.problems]
+            told = set(found.problems)
+            found.problems += [problem for problem in masks.problems if problem not in told]
         if boxed or masked:
             return found
     if spec in classification.NAMES:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from fukami import checkpoint
 
 ACROSS = 3  # curves in a row
+NO_METRICS = {"step", "phase", "seconds", "count", "objects", "pixels"}  # of a line of the log
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
 <style>
@@ -155,8 +156,10 @@ def picture(title: str, figure: Figure) -> str:
 
 def curves(trained: Sequence[dict[str, Any]], judged: Sequence[dict[str, Any]]) -> Figure:
     """Every metric of the training over the steps, the evaluations of the same name with it, and the learning rate."""
-    unplotted = {"step", "phase", "pictures_per_second", "lr", "count", "errors", "objects", "pixels", "seconds"}
-    unplotted |= {
+    unplotted = NO_METRICS | {
+        "pictures_per_second",
+        "lr",
+        "errors",
         "members",
         "member_accuracy",
         "best_member",

@@ -135,20 +135,18 @@ class Segmentation(Framed):
         for own, (height, width), original in sides:
             yield decided(own[:, :height, :width], *original).cpu().numpy()
 
-    def truth(self, batches: Any, at: int) -> "np.typing.NDArray[np.uint8]":
-        """The mask ``(h, w)`` of a picture of ``batches``, in our numbers of the classes and 1."""
-        ours = np.concatenate([[0], self.numbers(getattr(batches, "labels", self.labels)) + 1]).astype(np.uint8)
-        found: np.typing.NDArray[np.uint8] = ours[batches.samples[at].mask.read()]
-        return found
+    def values(self, batches: Any) -> "np.typing.NDArray[np.uint8]":
+        """What each value of the masks of ``batches`` is in our maps: 0 unlabelled, else our class and 1."""
+        return np.concatenate([[0], self.numbers(getattr(batches, "labels", self.labels)) + 1]).astype(np.uint8)
 
     def judge(self, batches: Any) -> Pixels:
         """What every pixel of ``batches`` was taken for, over all processes."""
-        found = Pixels(self.labels)
+        found, ours = Pixels(self.labels), self.values(batches)
         with self.answering():
             for batch in batches:
                 if len(batch.pictures):  # else this process's share of the last batch
                     for at, pixels in zip(batch.numbers.tolist(), self.maps(batch), strict=True):
-                        found.add(at, pixels, self.truth(batches, at))
+                        found.add(at, pixels, ours[batches.samples[at].mask.read()])
         found.merge(self.runtime.gather(found))
         return found
 
@@ -216,11 +214,13 @@ class Segmentation(Framed):
         found: Pixels = self.judged_last(batches)
         if not self.runtime.main:
             return
+        ours = self.values(batches)
 
         def shown(at: int) -> figures_pixels.Shown:
-            picture = image.read(batches.samples[at].source)
+            sample = batches.samples[at]
+            picture = image.read(sample.source)
             (answer,) = self.predict([picture])
-            return picture, self.truth(batches, at), self.map(answer) + 1
+            return picture, ours[sample.mask.read()], self.map(answer) + 1
 
         with self.answering():
             yield from figures_pixels.judgement(found, shown)
