@@ -26,6 +26,7 @@ from fukami.runtime import Runtime
 from fukami.tasks.classification import Classification
 from fukami.tasks.detection import Detection
 from fukami.tasks.segmentation import Segmentation
+from fukami.tasks.style import Style
 
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["fukami.loop", "matplotlib.figure", "sklearn.datasets", "torchvision"])
@@ -144,7 +145,7 @@ def check_killed_and_resumed(make, tmp_path, kills=3):
 
 def leave_out_pages(patch):
     """Trainings draw no report, which takes longer than they do."""
-    for family in (Classification, Detection, Segmentation):
+    for family in (Classification, Detection, Segmentation, Style):
         patch.setattr(family, "figures", lambda self, batches: ())
     patch.setattr("fukami.report.write", lambda folder, figures, seconds: folder / "report.html")
 

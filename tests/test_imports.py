@@ -43,7 +43,7 @@ ALLOWED = {
     "numerics": {"errors", "numerics", "ops"},
     "tasks": {*THIRD, "data.boxes", "features", "numerics", "ops", "proposals", "task", "tasks"},
     "features": {"errors", "data.places"},
-    "transfer": {"errors", "ops"},
+    "transfer": {"errors", "data.places", "ops"},
     "supervised": {"errors", "data", "recipe", "schedules", "task"},
     "classifier": {*THIRD, "data", "models", "numerics", "recipe", "supervised", "tasks", "task", "transfer"},
     "detector": {*THIRD, "data", "models", "recipe", "supervised", "tasks", "task", "transfer"},

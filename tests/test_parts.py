@@ -68,7 +68,7 @@ def test_recipes_are_found_by_name_and_come_back_from_json():
     regions = ["rcnn", "rcnn-boxes", "rcnn-finetune", "rcnn-svm"]
     fcns = [*(f"fcn-resnet{depth}" for depth in (50, 101)), *(f"fcn{stride}s-vgg16" for stride in (16, 32, 8))]
     segnets = ["segnet-basic", "segnet-vgg16"]
-    others = ["deep-convnet", *detectors, *fcns, "googlenet", *regions, *resnets, *segnets]
+    others = ["deep-convnet", *detectors, *fcns, "googlenet", "neural-style", *regions, *resnets, *segnets]
     assert recipe.names() == [*binary, *others, "vgg11", "vgg13", "vgg16", "vgg19"]
     assert package.find("deep-convnet") is DeepConvNet
     original = DeepConvNet(lr=0.5, widths=(1, 2, 3, 4, 5, 6), dataset="mnist")
@@ -95,10 +95,13 @@ def test_every_recipe_trains_two_steps_on_embedded_data(name, digit_files, few_s
         smaller = {"batch": 4, "shortest": 64}
         smaller |= {"filters": 8} if name == "segnet-basic" else {"width": 0.125} if "vgg" in name else {}
         smaller |= {"hidden": 16} if name.startswith("fcn") and "vgg" in name else {}
+    elif cls.family == "style":
+        smaller = {"steps": 2, "size": 64, "levels": 1, "judge_every": 2}
     else:
         smaller = {"dataset": str(digit_files), "batch": 15} | ({} if name == "deep-convnet" else {"size": 32})
-    result = package.train(cls(epochs=1, **smaller), tmp_path / "run", device="cpu")
-    assert result["count"] == (10 if cls.family == "classification" else 4)
+    passes = {} if cls.family == "style" else {"epochs": 1}
+    result = package.train(cls(**passes, **smaller), tmp_path / "run", device="cpu")
+    assert result["count"] == {"classification": 10, "style": 1}.get(cls.family, 4)
     if name != "rcnn":  # whose last stage has a step for each picture
         assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
     assert cls.paper

@@ -8,6 +8,7 @@ import check_task
 from fukami.recipes.deep_convnet import DeepConvNet
 from fukami.recipes.faster_rcnn_vgg16 import FasterRCNNVGG16
 from fukami.recipes.fcn8s_vgg16 import FCN8sVGG16
+from fukami.recipes.neural_style import NeuralStyle
 from fukami.runtime import Runtime
 
 
@@ -27,7 +28,13 @@ def segmentation(request):
     return partial(FCN8sVGG16, dataset=data, epochs=6, batch=2, lr=1e-3, judge_every=1, balance="median", **small)
 
 
-@pytest.fixture(params=[classification, detection, segmentation], ids=lambda kind: kind.__name__)
+def style(request):
+    """It knows no epochs and no batches of more than one picture."""
+    small = {"size": 96, "levels": 2, "steps": 16, "judge_every": 8}
+    return lambda **fields: NeuralStyle(**small)
+
+
+@pytest.fixture(params=[classification, detection, segmentation, style], ids=lambda kind: kind.__name__)
 def make(request):
     return request.param(request)
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 from torch import Tensor
 
 NUMBERED = 20  # up to this many classes the cells carry their counts
@@ -45,6 +46,18 @@ def per_class(matrix: Tensor, labels: Sequence[str]) -> Figure:
         axes.set_xticks(range(len(labels)), labels, rotation=0 if max(map(len, labels)) < 4 else 60)
         axes.bar_label(bars, fmt="%.1f", fontsize=7)
     axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def row(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Figure:
+    """Pictures of one height side by side, with a caption each."""
+    widths = [picture.width / picture.height for picture in pictures]
+    figure = Figure(figsize=(12, 12 / sum(widths) + 0.4), layout="constrained")
+    every = figure.subplots(1, len(pictures), squeeze=False, width_ratios=widths).flat
+    for axes, picture, caption in zip(every, pictures, captions, strict=True):
+        axes.imshow(picture)
+        axes.set_title(caption, fontsize=9)
+        axes.axis("off")
     return figure
 
 

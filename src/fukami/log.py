@@ -1,8 +1,9 @@
 """The log of a run: lines in ``metrics.jsonl``, progress on stderr, and at the end the report."""
 
+import io
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -21,14 +22,25 @@ from fukami.runtime import Runtime
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 
 class Log:
-    """Writes what happens in a training; silent in all processes but the first."""
+    """Writes what happens in a training; silent in all processes but the first.
 
-    def __init__(self, folder: Path, recipe: Recipe, runtime: Runtime, steps: int, epoch: int) -> None:
+    Args:
+        folder: of the run.
+        recipe, runtime: what is trained, and where.
+        steps: updates in the whole training.
+        epoch: updates in a pass over the data.
+        work: how much there is before a step, by which the time that is left is told.
+    """
+
+    def __init__(
+        self, folder: Path, recipe: Recipe, runtime: Runtime, steps: int, epoch: int, work: Callable[[int], float]
+    ) -> None:
         self.folder, self.recipe, self.runtime = folder, recipe, runtime
-        self.steps, self.epoch = steps, epoch
+        self.steps, self.epoch, self.work = steps, epoch, work
         self.path = folder / "metrics.jsonl"
         self.last: dict[str, Any] = {}
         self.effort: dict[str, float] = {}  # what the device can do at most, and multiply-adds of a step
@@ -37,14 +49,14 @@ class Log:
         self.step = 0
         self.console = Console(stderr=True, quiet=not runtime.main)
         self.progress = Progress(
-            TextColumn("epoch {task.fields[epoch]} · step {task.completed}/{task.total}"),
+            TextColumn("{task.fields[place]}"),
             BarColumn(bar_width=12),
             TextColumn("{task.fields[values]}"),
             TimeRemainingColumn(compact=True),
             console=self.console,
             disable=not (runtime.main and self.console.is_terminal),
         )
-        self.bar = self.progress.add_task("", total=steps, epoch=self._epoch(0), values="")
+        self.bar = self.progress.add_task("", total=work(steps), place=self._place(0), values="")
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -90,19 +102,27 @@ class Log:
         self.values = f"{values}  lr {rate:.2e}  {speed:,.0f} pictures/s"
         name, first = next(iter(metrics.items()))  # the bar has one line of the terminal: the loss, and how fast
         self.progress.update(
-            self.bar, completed=step, epoch=self._epoch(step), values=f"{name} {first:.4f} · {speed:,.0f} pictures/s"
+            self.bar,
+            completed=self.work(step),
+            place=self._place(step),
+            values=f"{name} {first:.4f} · {speed:,.0f} pictures/s",
         )
 
-    def evaluated(self, step: int, metrics: dict[str, Any]) -> None:
-        """Log an evaluation, and say what it found over all."""
+    def evaluated(self, step: int, metrics: dict[str, Any], preview: "Image | None" = None) -> None:
+        """Log an evaluation, say what it found over all, and keep the picture of it in ``preview.png``."""
         self.last = metrics
         self.looked = time.monotonic()  # the time of the evaluation is not the training's
         spent = self.seconds()
         self._write({"step": step, "phase": "eval", **metrics, "seconds": round(spent, 3)})
-        left = "" if self.progress.disable is False else f"  {_clock(spent / step * (self.steps - step))} left"
+        if preview is not None and self.runtime.main:
+            buffer = io.BytesIO()
+            preview.save(buffer, "PNG")
+            checkpoint.write(self.folder / "preview.png", buffer.getvalue())
+        done, whole = self.work(step), self.work(self.steps)
+        left = "" if self.progress.disable is False else f"  {_clock(spent / done * (whole - done))} left"
         answer = "  ".join(f"{name} {_number(value)}" for name, value in metrics.items() if not isinstance(value, dict))
         self.console.print(
-            f"epoch {self._epoch(step)}  step {step}/{self.steps}  {self.values}{left}  |  {answer}",
+            f"{self._place(step)}  {self.values}{left}  |  {answer}",
             soft_wrap=True,
             highlight=False,
         )
@@ -156,8 +176,10 @@ class Log:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def _epoch(self, step: int) -> str:
-        return f"{-(-step // self.epoch)}/{-(-self.steps // self.epoch)}"
+    def _place(self, step: int) -> str:
+        """How far the training is: passes over the data, where one has several steps, and steps."""
+        passes = f"epoch {-(-step // self.epoch)}/{-(-self.steps // self.epoch)}  " if self.epoch > 1 else ""
+        return f"{passes}step {step}/{self.steps}"
 
 
 def _number(value: float) -> str:

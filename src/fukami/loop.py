@@ -69,7 +69,7 @@ def train(
         task.setup(runtime)
         compilation = Compilation(folder, runtime, task.compile, compile)
         steps, interval = task.duration(loader)
-        with Log(folder, recipe, runtime, steps, operator.length_hint(loader, interval)) as log:
+        with Log(folder, recipe, runtime, steps, operator.length_hint(loader, interval), task.work) as log:
             step = restore(folder, task, loader, log)
             together(step, runtime)
             if step == 0:
@@ -101,7 +101,7 @@ def train(
                     with clock("evaluation"):
                         found = task.evaluate(data.val)
                     task.judged(found)
-                    log.evaluated(step, found)
+                    log.evaluated(step, found, task.preview())
                 if runtime.any(stop.asked > 0 or saver.due) or step == steps:
                     save(saver, step, task, loader, log)
                 if runtime.any(stop.asked > 0):

@@ -121,6 +121,10 @@ class Task:
         """Updates in the whole training, and between two evaluations; by default ``epochs`` passes, ``judge_every``."""
         return self.epochs * len(train), self.judge_every * len(train)
 
+    def work(self, step: int) -> float:
+        """The work before a step, in any unit, by which the time that is left is told; by default steps are alike."""
+        return step
+
     def batches(self, train: Any) -> Iterable[Any]:
         """The batches of the training, without end; by default pass after pass over the loader."""
         while True:
@@ -202,6 +206,10 @@ class Task:
     def layers(self, answer: dict[str, Any]) -> "dict[str, Image]":
         """What else of an answer can be kept as pictures, by name; nothing by default."""
         return {}
+
+    def preview(self) -> "Image | None":
+        """What a training has made so far, as it was evaluated last, where that is a picture; None: it is none."""
+        return None
 
     def figures(self, batches: Iterable[Any]) -> "Iterator[tuple[str, Figure]]":
         """Titled figures of the judgement for the run's report."""

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from torch import Tensor, nn
 
+from fukami.data.places import candidates
 from fukami.errors import Error
 from fukami.ops.frozen import EPSILON
 
@@ -197,6 +198,50 @@ def initialise_segmenter(model: Any, name: str, init: str, labels: tuple[str, ..
     fitting = {key: value for key, value in tensors.items() if key in expected and key not in lacking}
     model.load_state_dict(fitting, strict=False)
     return plain and not whole
+
+
+def vgg(given: str) -> tuple[str, dict[str, Tensor]]:
+    """VGG-19 or VGG-16 as trained on ImageNet: which of them it is, and the tensors of its convolutions.
+
+    Args:
+        given: ``imagenet`` (torchvision's VGG-19, downloaded), a file, or empty: VGG-19's where there is a file
+            ``vgg19*`` (safetensors, pth or pt) in one of the folders that data sets are looked for in, in ``weights``
+            beside one of them, or in torch's cache; else VGG-16's; else there are no tensors.
+
+    Raises:
+        Error: the file cannot be read, or holds another network.
+    """
+    if given == "imagenet":
+        return "vgg19", _convolutions(_published("vgg19"), given)
+    path = Path(given) if given else _lying()
+    if path is None:
+        return "vgg16", {}
+    tensors = _convolutions(_read(path), str(path))
+    return {13: "vgg16", 16: "vgg19"}[sum(value.ndim == 4 for value in tensors.values())], tensors
+
+
+def _lying() -> Path | None:
+    """A file of VGG-19, or else of VGG-16, that is there."""
+    places = [folder for place in candidates() for folder in (place, place.parent / "weights")]
+    places.append(Path(torch.hub.get_dir()) / "checkpoints")
+    for name in ("vgg19", "vgg16"):
+        for place in places:
+            for file in sorted(place.glob(f"{name}*")):
+                if file.suffix in (".safetensors", ".pth", ".pt") and "_bn" not in file.name:
+                    return file
+    return None
+
+
+def _convolutions(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Of VGG's tensors those of its convolutions, in float32."""
+    found = {key: value for key, value in _plain(tensors).items() if key.startswith("features.")}
+    count = sum(value.ndim == 4 for value in found.values())
+    if count not in (13, 16) or len(found) != 2 * count:
+        raise Error(
+            f"{source} is not of VGG-16 or VGG-19 without batch normalisation: it should have 13 or 16 convolutions "
+            f"with biases, named features.0.weight and so on, and has {count}"
+        )
+    return found
 
 
 def _few(names: list[str]) -> str:

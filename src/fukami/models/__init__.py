@@ -7,6 +7,7 @@ from fukami.models.deep_convnet import deep_convnet
 from fukami.models.faster_rcnn import faster_rcnn_resnet50_fpn, faster_rcnn_vgg16
 from fukami.models.fcn import fcn8s_vgg16, fcn16s_vgg16, fcn32s_vgg16, fcn_resnet50, fcn_resnet101
 from fukami.models.googlenet import googlenet
+from fukami.models.neural_style import neural_style_vgg16, neural_style_vgg19
 from fukami.models.rcnn import rcnn_alexnet, rcnn_vgg16
 from fukami.models.resnet import (
     resnet18,
@@ -37,6 +38,8 @@ __all__ = [
     "fcn_resnet50",
     "fcn_resnet101",
     "googlenet",
+    "neural_style_vgg16",
+    "neural_style_vgg19",
     "rcnn_alexnet",
     "rcnn_vgg16",
     "resnet18",

@@ -1,0 +1,123 @@
+"""Neural style: one picture, painted like others (Gatys, Ecker and Bethge 2016)."""
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
+
+from fukami.errors import UsageError
+from fukami.recipe import Data, Recipe, within
+
+if TYPE_CHECKING:
+    from fukami.task import MakeOptimizer, Task
+    from fukami.tasks.style import Style
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuralStyle(Recipe):
+    """A picture that shows what one picture shows, painted as others are."""
+
+    paper: ClassVar[str] = "Gatys et al., Image Style Transfer Using Convolutional Neural Networks, CVPR 2016"
+    year: ClassVar[int] = 2016
+    family: ClassVar[str] = "style"
+    published: ClassVar[str] = "up to an hour on a K40, 512×512"
+
+    content: str = ""
+    """The picture that tells what is shown; by default an embedded photograph."""
+    style: tuple[str, ...] = ()
+    """The pictures that tell how it is painted; by default an embedded one."""
+    style_weights: tuple[float, ...] = ()
+    """How much there is of each style; by default as much of one as of another."""
+    size: int = 512
+    """Longer side of the picture in pixels; 0: that of the content."""
+    strength: float = 1.0
+    """Of the style; less of it leaves more of the content."""
+    init: Literal["content", "noise"] = "content"
+    """What the picture begins as."""
+    colors: Literal["style", "content"] = "style"
+    """Those of the style, or the content's own."""
+    tv: float = 0.0
+    """Weight of the total variation, which makes the picture smoother; 0: none."""
+    optimizer: Literal["lbfgs", "adam"] = "lbfgs"
+    """How gradients become changes of the picture."""
+    lr: float = 1.0
+    """Length of its steps; 1 is right for lbfgs, and with adam a fiftieth of the way from black to white."""
+    levels: int = 3
+    """Sizes that it is painted at, from coarse to fine, each twice the one before; 1: at once."""
+    steps: int = 240
+    """Changes of the picture, as many at one size as at another."""
+    judge_every: int = 40
+    """Steps between two evaluations, each with a preview."""
+    weights: str = ""
+    """Of VGG-19 or VGG-16: a file, or imagenet (torchvision's VGG-19, downloaded); by default those that are there."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        within(self, 0, math.inf, "size", "strength", "tv")
+        within(self, 1e-6, math.inf, "lr")
+        within(self, 1, math.inf, "levels", "steps", "judge_every")
+        if self.style_weights and len(self.style_weights) != max(1, len(self.style)):
+            raise UsageError(f"give as many style-weights as styles, {len(self.style)}, not {len(self.style_weights)}")
+        if any(not 0 <= share < math.inf for share in self.style_weights) or sum(self.style_weights or (1,)) <= 0:
+            raise UsageError(f"style-weights should be from 0 on, and not all 0, not {self.style_weights}")
+
+    def data(self) -> Data:
+        """The pictures; the labels are which VGG looks at them, and the width and the height of what is painted."""
+        from fukami import transfer
+        from fukami.data import paintings
+        from fukami.tasks.style import Pictures, opened
+
+        pictures = Pictures(
+            opened(self.content or paintings.content(), self.size),
+            tuple(opened(each, self.size) for each in self.style or (paintings.style(),)),
+        )
+        height, width = pictures.content.shape[2:]
+        return Data([pictures], [pictures], (transfer.vgg(self.weights)[0], str(width), str(height)))
+
+    def task(self, labels: tuple[str, ...]) -> "Style":
+        """A picture as large as the labels say."""
+        from fukami import models
+        from fukami.tasks.style import Manner, Style
+
+        name, width, height = labels
+        manner = Manner(
+            longer=self.size,
+            shares=self.style_weights or (1.0,) * max(1, len(self.style)),
+            strength=self.strength,
+            tv=self.tv,
+            init=self.init,
+            colors=self.colors,
+            levels=self.levels,
+            steps=self.steps,
+        )
+        network = getattr(models, f"neural_style_{name}")()
+        return Style(network, (int(width), int(height)), manner, self.make_optimizer(), self.judge_every)
+
+    def make_optimizer(self) -> "MakeOptimizer":
+        """L-BFGS, or torch's Adam."""
+        from functools import partial
+
+        import torch
+
+        from fukami.ops.lbfgs import LBFGS
+
+        if self.optimizer == "lbfgs":
+            return partial(LBFGS, lr=self.lr)
+        return partial(torch.optim.Adam, lr=0.02 * self.lr, fused=True)
+
+    def begin(self, task: "Task") -> None:
+        """Put the weights into the network, and look at the pictures."""
+        from fukami import transfer
+
+        _, tensors = transfer.vgg(self.weights)
+        if not tensors:
+            logger.warning(
+                "no trained VGG was found: its filters are random, which gives colours and coarse texture alone; give "
+                "--weights FILE, or --weights imagenet, which downloads torchvision's VGG-19 once"
+            )
+        own = task.model.state_dict()
+        task.model.load_state_dict({key: tensors.get(key, value) for key, value in own.items()})
+        (pictures,) = self.data().train
+        cast("Style", task).begin(pictures)
