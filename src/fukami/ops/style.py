@@ -24,7 +24,9 @@ class Gram(torch.autograd.Function):
         """The gradient at the maps, in their precision and their order in memory."""
         (maps,) = context.saved_tensors
         flat = _flat(maps)
-        found = flat @ ((slope + slope.T) / len(flat)).to(maps.dtype)
+        if maps.dtype == torch.float16:  # in which the slopes would be 0
+            flat = flat.float()
+        found = (flat @ ((slope + slope.T) / len(flat)).to(flat.dtype)).to(maps.dtype)
         return found.view(*maps.shape[2:], -1).permute(2, 0, 1).unsqueeze(0)
 
 
