@@ -1,7 +1,7 @@
 """Style: a picture is changed until it shows what one picture shows, painted as others are."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -195,7 +195,7 @@ class Style(Task):
     def losses(self, picture: Tensor, content: Tensor, level: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The whole loss of a picture ``(depth, H, W)`` and its parts, at the size of a level."""
         if level not in self.contents:
-            with torch.no_grad(), torch.autocast(self.runtime.device.type, enabled=False):
+            with torch.no_grad(), torch.autocast(self.runtime.device.type, enabled=False), half.arithmetic(self.model):
                 self.contents[level] = self.model(self.normalised(resized(self.seen(content), self.sizes[level])))[1]
         target = self.contents[level]
         with half.arithmetic(self.model):
@@ -247,7 +247,7 @@ class Style(Task):
             fukami.Error: it is too narrow.
         """
         other = Style(self.model, (content.shape[3], content.shape[2]), self.manner, self.make_optimizer)
-        other.setup(self.runtime)
+        other.setup(replace(self.runtime, precision="float32"))  # the weights have theirs
         for level in range(len(other.sizes)):
             own = max(0, len(self.sizes) - len(other.sizes) + level)
             for target, mine in zip(other.canvas.targets(level), self.canvas.targets(own), strict=True):
