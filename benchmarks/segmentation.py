@@ -16,7 +16,6 @@ pass over all of it at once. ``frames`` answers for CamVid's test pictures as a 
 
 import argparse
 import contextlib
-import multiprocessing
 import shlex
 import statistics
 import subprocess
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from apart import Apart, resident
 from record import answer, record
 
 CUDA = torch.cuda.is_available()
@@ -170,40 +170,16 @@ def trained(name: str, options: argparse.Namespace, precision: str, asked) -> No
     asked.send(torch.cuda.max_memory_allocated() if CUDA else resident("VmHWM") - before)
 
 
-def resident(what: str) -> int:
-    """Bytes of this process in memory, now (VmRSS) or at most (VmHWM), as Linux tells."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(what))
-
-
-class Apart:
-    """A network in a process of its own, where what one of them tells the processor and the allocator is its alone."""
-
-    def __init__(self, *what) -> None:
-        spawned = multiprocessing.get_context("spawn")
-        self.pipe, theirs = spawned.Pipe()
-        self.process = spawned.Process(target=trained, args=(*what, theirs))
-        self.process.start()
-
-    def ask(self, *, more: bool) -> float:
-        """The pictures a second of an update, or at the end the bytes taken at most."""
-        self.pipe.send(more)
-        found = self.pipe.recv()
-        if not more:
-            self.process.join()
-        return found
-
-
 def rates(options: argparse.Namespace) -> None:
     """Pictures a second in training, and memory, at float32 and in mixed precision."""
     command = f"python benchmarks/segmentation.py {shlex.join(sys.argv[1:])}"
     shape = f"{options.height}×{options.width}, batch {options.batch}"
     for precision in options.precisions:
         for ours, theirs in (pair for pair in PAIRS if not options.names or pair[0] in options.names):
-            both = [Apart(name, options, precision) for name in (ours, theirs)]
-            speeds = [[each.ask(more=True) for each in both] for _ in range(ROUNDS + WARMING)][WARMING:]
+            both = [Apart(trained, name, options, precision) for name in (ours, theirs)]
+            speeds = [[each.ask(True) for each in both] for _ in range(ROUNDS + WARMING)][WARMING:]
             rate = [statistics.median(values) for values in zip(*speeds, strict=True)]
-            taken = [each.ask(more=False) for each in both]
+            taken = [each.ask(False) for each in both]
             what = f"{ours} train {precision}"
             size = shape + "".join(f", {field} {value}" for field, value in FIELDS.get(ours, {}).items())
             speed = f"{size}; {rate[0]:.3g} and {rate[1]:.3g} pictures a second, medians of {ROUNDS} in turn"

@@ -1,0 +1,208 @@
+"""Neural style: how soon it is where the loop that tutorials have is after 500 iterations, and what memory it takes.
+
+    python benchmarks/style.py race CONTENT STYLE [--weights FILE] [--size 512] [--iterations 500]
+    python benchmarks/style.py memory CONTENT STYLE [--weights FILE] [--sizes 512 1024 2048]
+
+``race`` paints CONTENT like STYLE twice, in turn, each in a process of its own: as ``fukami stylize`` does by default,
+but that the finest size goes on until the other is done; and by the loop of PyTorch's tutorial, float32, torch's L-BFGS
+with its defaults, losses in the middle of a ``Sequential``, the picture clamped in the closure. Both have the same loss
+on the same weights, which ours evaluates for both in float32. ``memory`` tells what a step takes at most for each
+megapixel. Results go to results.csv.
+"""
+
+import argparse
+import itertools
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from apart import Apart, resident
+from record import record
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+ROUNDS = 10  # in which the two have their turns
+
+
+def begun(options: argparse.Namespace, precision: str = "auto"):
+    """Our task at its first step, and its batch."""
+    from fukami.recipe import find
+    from fukami.runtime import Runtime
+
+    recipe = find("neural-style")(
+        content=options.pictures[0], style=(options.pictures[1],), weights=options.weights, size=options.size
+    )
+    torch.manual_seed(0)
+    data = recipe.data()
+    task = recipe.task(data.labels)
+    task.setup(Runtime.start(DEVICE, precision))
+    recipe.begin(task)
+    return recipe, task, data.train[0]
+
+
+def ours(options: argparse.Namespace, pipe) -> None:
+    """So many steps as are asked for; tells the seconds so far, and the loss."""
+    recipe, task, batch = begun(options)
+    room, spent, steps = resident("VmRSS"), 0.0, itertools.count()
+    while count := pipe.recv():
+        for _, step in zip(range(count), steps, strict=False):
+            began = time.monotonic()
+            task.schedule(min(step / recipe.steps, 1 - 1e-9))
+            task.step(batch)
+            synchronize()
+            spent += time.monotonic() - began
+        pipe.send((spent, task.evaluate([batch])["loss"]))
+    pipe.send(taken(room))
+
+
+class Loss(nn.Module):
+    """A layer that lets maps through and remembers how far they are from a target, as in the tutorial."""
+
+    def __init__(self, target: Tensor, weight: float, style: bool) -> None:
+        super().__init__()
+        self.weight, self.style = weight, style
+        self.target = self.of(target).detach()
+
+    def of(self, maps: Tensor) -> Tensor:
+        """The maps, or their Gram matrix."""
+        if not self.style:
+            return maps
+        flat = maps.view(maps.shape[1], -1)
+        return flat @ flat.t() / flat.shape[1]
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """The maps."""
+        self.loss = self.weight * ((self.of(maps) - self.target) ** 2).sum()
+        return maps
+
+
+def plain(options: argparse.Namespace, pipe) -> None:
+    """So many evaluations of the closure as are asked for; tells the seconds so far, and the loss by our measure."""
+    from fukami.tasks.style import RATIO
+
+    _, task, batch = begun(options, "float32")
+    content, style = (task.normalised(each[0].to(DEVICE) / 255).contiguous() for each in (batch.content, *batch.styles))
+    picture = (batch.content.to(DEVICE) / 255).requires_grad_()
+    layers, losses = nn.Sequential(), []
+    with torch.no_grad():
+        for number, layer in enumerate(task.model.features):
+            layer = nn.ReLU() if isinstance(layer, nn.ReLU) else layer
+            layers.append(layer)
+            content, style = layer(content.contiguous()), layer(style.contiguous())
+            if number == task.model.content:
+                size = content.numel()
+                losses.append(Loss(content, 0.5, style=False))
+                layers.append(losses[-1])
+            if number in task.model.style:
+                losses.append(Loss(style, 1 / (5 * 4 * style.shape[1] ** 2), style=True))
+                layers.append(losses[-1])
+    for loss in losses:
+        loss.weight *= RATIO * size if loss.style else 1
+    optimizer = torch.optim.LBFGS([picture])
+    room, spent, count = resident("VmRSS"), 0.0, [0]
+
+    def closure() -> Tensor:
+        with torch.no_grad():
+            picture.clamp_(0, 1)
+        optimizer.zero_grad()
+        layers((picture - task.mean) / task.std)
+        whole = sum(loss.loss for loss in losses)
+        whole.backward()
+        count[0] += 1
+        return whole
+
+    while asked := pipe.recv():
+        goal = count[0] + asked
+        began = time.monotonic()
+        while count[0] < goal:
+            optimizer.step(closure)
+        synchronize()
+        spent += time.monotonic() - began
+        with torch.no_grad():
+            found, _ = task.losses(picture[0].clamp(0, 1), batch.content, len(task.sizes) - 1)
+        pipe.send((spent, float(found)))
+    pipe.send(taken(room))
+
+
+def synchronize() -> None:
+    """Wait for the GPU, if there is one."""
+    if CUDA:
+        torch.cuda.synchronize()
+
+
+def taken(before: int) -> int:
+    """Bytes taken at most."""
+    return torch.cuda.max_memory_allocated() if CUDA else resident("VmHWM") - before
+
+
+def race(options: argparse.Namespace) -> None:
+    """The time that ours takes to where the other is at its end."""
+    mine, other = Apart(ours, options), Apart(plain, options)
+    course = []
+    for _ in range(ROUNDS):
+        seconds, goal = other.ask(options.iterations // ROUNDS)
+        course += [mine.ask(5) for _ in range(options.iterations // ROUNDS // 5)]
+        print(f"plain {seconds:.0f} s {goal:.0f}, ours {course[-1][0]:.0f} s {course[-1][1]:.0f}", flush=True)
+    memory = [each.ask(0) for each in (mine, other)]
+    own = next((spent for spent, loss in course if loss <= goal), float("inf"))
+    names = [Path(each).stem for each in options.pictures]
+    what = f"{names[0]} like {names[1]}, {options.size} pixels"
+    command = f"python benchmarks/style.py {anywhere(options)}"
+    record("neural-style race", f"time to the loss of {options.iterations} iterations of a plain loop over its time",
+           own / seconds, command=command, note=f"{what}; {own:.1f} and {seconds:.1f} seconds")  # fmt: skip
+    at = next((loss for spent, loss in course if spent >= seconds / 3), float("inf"))
+    record("neural-style race", "loss after a third of its time over its loss", at / goal, command=command, note=what)
+    room = f"{what}; {memory[0] / 1e9:.2f} and {memory[1] / 1e9:.2f} GB at most"
+    record("neural-style race", "memory over that of a plain loop", memory[0] / memory[1], command=command, note=room)
+
+
+def memory(options: argparse.Namespace) -> None:
+    """Gigabytes for each megapixel, of a picture of each size."""
+    for size in options.sizes:
+        own = argparse.Namespace(**{**vars(options), "size": size})
+        contestant = Apart(last, own)
+        pixels = contestant.ask(1)
+        room = contestant.ask(0)
+        record("neural-style memory", f"gigabytes a megapixel at {size} pixels", room / 1e9 / (pixels / 1e6),
+               command=f"python benchmarks/style.py {anywhere(options)}",
+               note=f"{room / 1e9:.2f} GB for {pixels / 1e6:.2f} megapixels")  # fmt: skip
+
+
+def last(options: argparse.Namespace, pipe) -> None:
+    """Two steps at the finest size; tells its pixels."""
+    room = resident("VmRSS")
+    _, task, batch = begun(options)
+    pipe.recv()
+    for progress in (0.99, 0.995):
+        task.schedule(progress)
+        task.step(batch)
+    pipe.send(task.size[0] * task.size[1])
+    pipe.recv()
+    pipe.send(taken(room))
+
+
+def anywhere(options: argparse.Namespace) -> str:
+    """The command with files by their names alone."""
+    files = {*options.pictures, options.weights}
+    return shlex.join(Path(word).name if word in files else word for word in sys.argv[1:])
+
+
+def main() -> None:
+    """Run the part that is named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["race", "memory"])
+    parser.add_argument("pictures", nargs=2, metavar="PICTURE", help="the content, and the style")
+    parser.add_argument("--weights", default="", help="a file of VGG-19 or VGG-16")
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048])
+    parser.add_argument("--iterations", type=int, default=500)
+    options = parser.parse_args()
+    {"race": race, "memory": memory}[options.part](options)
+
+
+if __name__ == "__main__":
+    main()
