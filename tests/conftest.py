@@ -125,6 +125,20 @@ def scene_files(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def told_files(tmp_path_factory):
+    """Twelve scenes as PNG files, with two sentences for each."""
+    from fukami.data import scenes
+
+    root = tmp_path_factory.mktemp("told")
+    lines = ["image,caption"]
+    for number, (picture, (sentence,)) in enumerate(zip(*scenes.told(0, 12), strict=True)):
+        Image.fromarray(picture).save(root / f"{number:02}.png")
+        lines += [f"{number:02}.png,{text}" for text in (sentence, sentence.replace("a ", "one ", 1))]
+    (root / "captions.txt").write_text("\n".join(lines))
+    return root
+
+
+@pytest.fixture(scope="session")
 def mask_files(tmp_path_factory):
     """Eight scenes to train on and four to judge on as PNG files, with masks by value and a class table."""
     from fukami.data import scenes

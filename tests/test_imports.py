@@ -21,6 +21,9 @@ THIRD = {
     "preparation",
     "average_precision",
     "pixel_metrics",
+    "caption_metrics",
+    "figures_captions",
+    "language",
 }
 ALLOWED = {
     "models": {"models", "ops"},
@@ -28,6 +31,9 @@ ALLOWED = {
     "metrics": BASE,
     "average_precision": {"errors", "coco_metrics", "data.boxes"},
     "pixel_metrics": {"errors", "metrics"},
+    "caption_metrics": BASE,
+    "language": BASE,
+    "figures_captions": {"errors", "image", "caption_metrics"},
     "coco_metrics": {"data.boxes"},
     "schedules": BASE,
     "image": BASE,
@@ -99,7 +105,8 @@ ALLOWED = {
     "findings": {"errors", "image", "data"},
     "doctor_boxes": {"errors", "data", "findings"},
     "doctor_masks": {"errors", "data", "doctor_boxes", "findings"},
-    "doctor": {"errors", "image", "data", "doctor_boxes", "doctor_masks", "findings"},
+    "doctor_captions": {"errors", "data", "findings"},
+    "doctor": {"errors", "image", "data", "doctor_boxes", "doctor_captions", "doctor_masks", "findings"},
     "board": {"errors", "analysis", "checkpoint", "data", "recipe", "report"},
     "serving": {"errors", "image", "report", "serving", "task"},
     "loop": {

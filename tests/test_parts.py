@@ -68,7 +68,17 @@ def test_recipes_are_found_by_name_and_come_back_from_json():
     regions = ["rcnn", "rcnn-boxes", "rcnn-finetune", "rcnn-svm"]
     fcns = [*(f"fcn-resnet{depth}" for depth in (50, 101)), *(f"fcn{stride}s-vgg16" for stride in (16, 32, 8))]
     segnets = ["segnet-basic", "segnet-vgg16"]
-    others = ["deep-convnet", *detectors, *fcns, "googlenet", "neural-style", *regions, *resnets, *segnets]
+    others = [
+        "deep-convnet",
+        *detectors,
+        *fcns,
+        "googlenet",
+        "neural-style",
+        *regions,
+        *resnets,
+        *segnets,
+        "show-and-tell",
+    ]
     assert recipe.names() == [*binary, *others, "vgg11", "vgg13", "vgg16", "vgg19"]
     assert package.find("deep-convnet") is DeepConvNet
     original = DeepConvNet(lr=0.5, widths=(1, 2, 3, 4, 5, 6), dataset="mnist")
@@ -95,6 +105,8 @@ def test_every_recipe_trains_two_steps_on_embedded_data(name, digit_files, few_s
         smaller = {"batch": 4, "shortest": 64}
         smaller |= {"filters": 8} if name == "segnet-basic" else {"width": 0.125} if "vgg" in name else {}
         smaller |= {"hidden": 16} if name.startswith("fcn") and "vgg" in name else {}
+    elif cls.family == "captioning":
+        smaller = {"encoder": "resnet20", "size": 32, "batch": 4, "hidden": 8, "beams": 2, "longest": 5}
     elif cls.family == "style":
         smaller = {"steps": 2, "size": 64, "levels": 1, "judge_every": 2}
     else:

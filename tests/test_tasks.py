@@ -9,6 +9,7 @@ from fukami.recipes.deep_convnet import DeepConvNet
 from fukami.recipes.faster_rcnn_vgg16 import FasterRCNNVGG16
 from fukami.recipes.fcn8s_vgg16 import FCN8sVGG16
 from fukami.recipes.neural_style import NeuralStyle
+from fukami.recipes.show_and_tell import ShowAndTell
 from fukami.runtime import Runtime
 
 
@@ -28,13 +29,19 @@ def segmentation(request):
     return partial(FCN8sVGG16, dataset=data, epochs=6, batch=2, lr=1e-3, judge_every=1, balance="median", **small)
 
 
+def captioning(request):
+    small = {"encoder": "resnet20", "size": 32, "hidden": 64, "dropout": 0.0, "augment": (), "beams": 2, "floor": 1}
+    data = str(request.getfixturevalue("told_files"))
+    return partial(ShowAndTell, **{"dataset": data, "batch": 8, "epochs": 6, "lr": 3e-3, "judge_every": 1, **small})
+
+
 def style(request):
     """It knows no epochs and no batches of more than one picture."""
     small = {"size": 96, "levels": 2, "steps": 16, "judge_every": 8}
     return lambda **fields: NeuralStyle(**small)
 
 
-@pytest.fixture(params=[classification, detection, segmentation, style], ids=lambda kind: kind.__name__)
+@pytest.fixture(params=[classification, detection, segmentation, captioning, style], ids=lambda kind: kind.__name__)
 def make(request):
     return request.param(request)
 

@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,20 @@ from torch import Tensor, nn
 from fukami import answers
 from fukami import precision as precisions
 from fukami.errors import Error, UsageError
-from fukami.recipe import Recipe, build, find, name_of
+from fukami.recipe import Recipe, build, find, name_of, parse_changes
 from fukami.runtime import PRECISIONS, Runtime
 from fukami.task import Task
 
 SHIPPED = Path(__file__).parent / "weights"
 
 
-def load(*runs: str | os.PathLike[str], device: str = "auto", precision: str = "auto", vote: bool = False) -> Task:
+def load(
+    *runs: str | os.PathLike[str],
+    device: str = "auto",
+    precision: str = "auto",
+    vote: bool = False,
+    changes: Mapping[str, Any] | None = None,
+) -> Task:
     """The task of a finished run, ready to predict and evaluate; several runs answer together, as an ensemble.
 
     Args:
@@ -41,6 +47,7 @@ def load(*runs: str | os.PathLike[str], device: str = "auto", precision: str = "
         precision: ``float32``, ``bfloat16`` or ``float16``: the type of the weights and of the activations; ``int8``,
             ``binary`` or ``onnx``: as ``fukami export`` would convert them; ``auto``: float32, or as it was exported.
         vote: the majority of several runs decides, and not the average of their probabilities.
+        changes: fields of the recipe, by name, that have another value now, such as ``{"beams": 3}``.
 
     Raises:
         UsageError: a run is not there, or cannot be computed at this precision.
@@ -48,7 +55,7 @@ def load(*runs: str | os.PathLike[str], device: str = "auto", precision: str = "
     """
     if not runs:
         raise UsageError("give at least one run: a folder, or the name of weights that ship with the package")
-    first, *others = (_load_one(locate(run), device, precision) for run in runs)
+    first, *others = (_load_one(locate(run), device, precision, changes or {}) for run in runs)
     return first.ensemble(others, vote=vote) if others else first
 
 
@@ -104,6 +111,11 @@ def describe(folder: Path) -> tuple[Recipe, tuple[str, ...]]:
     return build(find(name), record["fields"]), tuple(record["labels"])
 
 
+def changes(run: str | os.PathLike[str], words: Iterable[str]) -> dict[str, Any]:
+    """Values of fields of the run's recipe by name, from words such as ``beams=3``; raises as :func:`load` does."""
+    return parse_changes(type(describe(locate(run))[0]), words)
+
+
 def _record(folder: Path) -> dict[str, Any]:
     """What ``recipe.json`` holds, of the right types."""
     path = folder / "recipe.json"
@@ -145,8 +157,9 @@ def trained(run: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def _load_one(folder: Path, device: str, precision: str) -> Task:
+def _load_one(folder: Path, device: str, precision: str, changes: Mapping[str, Any]) -> Task:
     recipe, labels = describe(folder)
+    recipe = dataclasses.replace(recipe, **changes)
     own = precision_of(folder)
     precision = precisions.resolve(precision, own, folder)
     ours = not name_of(type(recipe)).endswith(".py")  # whose tasks have no numbers but those of their networks

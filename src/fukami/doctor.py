@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fukami import doctor_boxes, doctor_masks, findings
-from fukami.data import bytestream, classification, detection, folder, segmentation, shards, tar
+from fukami import doctor_boxes, doctor_captions, doctor_masks, findings
+from fukami.data import bytestream, captions, classification, detection, folder, segmentation, shards, tar
 from fukami.errors import Error, unknown
 from fukami.findings import Findings, Item
 
@@ -45,6 +45,9 @@ def examine(spec: str) -> Findings:
             told = set(found.problems)
             found.problems += [problem for problem in masks.problems if problem not in told]
         if boxed or masked:
+            return found
+        if captions.known(spec):
+            findings.doubles(doctor_captions.examine(spec, found), found)
             return found
     if spec in classification.NAMES:
         seen = _known(spec, found)

@@ -79,7 +79,8 @@ class Findings:
         things = sum(counter.total() for counter in self.inside.values())
         classes = len({label for counter in (self.inside or self.counts).values() for label in counter})
         between = f" with {counted(things, self.thing)}" if self.inside else ""
-        among = f"{counted(pictures, 'readable picture')}{between} of {counted(classes, 'class')}"
+        of = "" if self.thing == "sentence" else f" of {counted(classes, 'class')}"
+        among = f"{counted(pictures, 'readable picture')}{between}{of}"
         kinds = Counter(found.problem for found in self.problems)
         listed = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
         all_told = counted(len(self.problems), "problem")

@@ -4,9 +4,11 @@ What is read comes back upright, in 8 bits, grey ("L") or colour ("RGB"), or is 
 """
 
 import colorsys
+import contextlib
 import functools
 import io
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +37,11 @@ STREET = {  # the colours that people know these classes in, from Cityscapes (Co
     "rider": (255, 0, 0), "car": (0, 0, 142), "truck": (0, 0, 70), "bus": (0, 60, 100), "train": (0, 80, 100),
     "motorcycle": (0, 0, 230), "bicycle": (119, 11, 32), "bicyclist": (119, 11, 32), "background": (0, 0, 0),
 }  # fmt: skip
+JAPANESE = (  # files of fonts that systems come with
+    "NotoSansCJK-Regular.ttc", "NotoSansJP-Regular.otf", "ipaexg.ttf", "ipag.ttf", "YuGothM.ttc", "meiryo.ttc",
+    "msgothic.ttc", "ヒラギノ角ゴシック W3.ttc",
+)  # fmt: skip
+ALPHABETS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "Arial Unicode.ttf")
 TINT = 0.55  # share of the colour of a class in what is drawn over a picture
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -235,6 +242,28 @@ def with_legend(
     return page
 
 
+def captioned(picture: Image.Image, sentence: str) -> Image.Image:
+    """The picture with a sentence below it, in as many lines as it takes; a small picture is enlarged."""
+    factor = -(-LEGIBLE // max(picture.size)) if max(picture.size) < LEGIBLE else 1
+    if factor > 1:
+        size = (picture.width * factor, picture.height * factor)
+        picture = picture.resize(size, Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS)
+    letters = max(16, round(max(picture.size) / 28))
+    sentence, font = _legible(sentence, letters)
+    pad = letters // 2
+    lines = [""]
+    for piece in re.findall(r"\S+\s*", sentence) if " " in sentence else sentence:
+        if lines[-1] and font.getlength(lines[-1] + piece) > picture.width - 2 * pad:
+            lines.append("")
+        lines[-1] += piece
+    page = Image.new("RGB", (picture.width, picture.height + round(1.4 * letters * len(lines)) + 2 * pad), WHITE)
+    page.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(page)
+    for number, line in enumerate(lines):
+        draw.text((pad, picture.height + pad + round(1.4 * letters * number)), line, (34, 34, 34), font)
+    return page
+
+
 def with_palette(pixels: Bytes, shades: Sequence[Colour]) -> Image.Image:
     """A picture whose values ``(H, W)`` are shown in these colours."""
     picture = Image.fromarray(pixels).convert("P")
@@ -306,6 +335,16 @@ def _as_high(picture: Image.Image) -> Image.Image:
 def _drawable(text: str) -> str:
     """The text in signs that Pillow's own font has; the others by their code, since no font can be counted on."""
     return text.encode("latin-1", "backslashreplace").decode("latin-1")
+
+
+def _legible(text: str, letters: int) -> tuple[str, Font]:
+    """The text and a font that has its signs: Pillow's own, or one of the system; else signs by their code."""
+    if _drawable(text) == text:
+        return text, ImageFont.load_default(letters)
+    for name in JAPANESE if any("\u3040" <= sign <= "\u9fff" for sign in text) else ALPHABETS:
+        with contextlib.suppress(OSError):
+            return text, ImageFont.truetype(name, letters)
+    return _drawable(text), ImageFont.load_default(letters)
 
 
 def upright(picture: Image.Image) -> Image.Image:

@@ -102,6 +102,31 @@ def within(recipe: Recipe, low: float, high: float, *fields: str) -> None:
             raise UsageError(f"{name.replace('_', '-')} should be {bounds}, not {value:g}")
 
 
+def parse_changes(recipe: type[Recipe], words: Iterable[str]) -> dict[str, Any]:
+    """Values of fields by name, from words such as ``beams=3``.
+
+    Raises:
+        UsageError: a word is not of this form, there is no such field, or the value is of another type.
+    """
+    hints = typing.get_type_hints(recipe)
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        name = name.replace("-", "_")
+        kind = hints.get(name)
+        if name not in {field.name for field in dataclasses.fields(recipe)}:
+            raise unknown(f"field of {name_of(recipe)}", name, {field.name for field in dataclasses.fields(recipe)})
+        choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+        try:
+            if not equals or (choices and value not in choices):
+                raise ValueError
+            found[name] = value if choices or kind is str else {int: int, float: float}[kind](value)  # type: ignore[index]
+        except (ValueError, KeyError):
+            expected = f"one of {', '.join(choices)}" if choices else getattr(kind, "__name__", str(kind))
+            raise UsageError(f"--set {word}: expected {name}=VALUE, where the value is {expected}") from None
+    return found
+
+
 def same_place(one: str, other: str) -> bool:
     """Whether two specs are the same name or lead to the same file or folder."""
     return one == other or Path(one).resolve() == Path(other).resolve()

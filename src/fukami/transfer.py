@@ -244,6 +244,30 @@ def _convolutions(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     return found
 
 
+def initialise_captioner(model: Any, name: str, init: str, labels: tuple[str, ...] = ()) -> None:
+    """Begin with the weights ``init``: those of a network that speaks, or those of the classifier that is its encoder.
+
+    Args:
+        model: as :class:`fukami.models.show_and_tell.ShowAndTell`, whose ``encoder`` is a classifier without its head.
+        name: what the classifier is called in :mod:`fukami.models`.
+        init: ``imagenet`` (torchvision's classifier), a file of a state dict, or a run's folder.
+        labels: the model's words, which a run's should be, too.
+
+    Raises:
+        Error: there are no such weights, or they do not fit; every missing and misshapen tensor is listed.
+    """
+    tensors = _plain(_published(name) if init == "imagenet" else _read(Path(init)))
+    whole = any(key.startswith("lstm.") for key in tensors)
+    if whole and labels and _labels(init) != labels:
+        raise Error(f"{init} speaks with other words; give the run of a network that learned from the same sentences")
+    target = model if whole else model.encoder
+    expected = target.state_dict()
+    wrong = [f"{key} {what}" for key, what in unfit(tensors, expected) if key in expected]
+    if wrong:
+        raise Error(f"{init} does not fit {'the network' if whole else name}: {'; '.join(wrong)}")
+    target.load_state_dict({key: tensors.get(key, value) for key, value in expected.items()})
+
+
 def _few(names: list[str]) -> str:
     """The first of the names, and how many more there are."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -22,6 +22,7 @@ def command(arguments: list[str]) -> None:
         vote: bool = False,
         views: int = 1,
         out: Path | None = None,
+        set: tuple[str, ...] = (),
     ) -> None:
         """Judge a run on test data, or several runs as an ensemble; prints one JSON object.
 
@@ -36,14 +37,21 @@ def command(arguments: list[str]) -> None:
             views: Test-time augmentation: answers are averaged over each picture and so many less one changed as in
                 the training.
             out: Folder for a page about the judgement.
+            set: Fields of the recipe that decide how it answers and on what it is judged, such as beams=3.
         """
+        import dataclasses
+
         from fukami import checkpoint
 
         if precision == "all" and (len(runs) != 1 or views > 1):
             raise UsageError(f"every precision is measured for one run and one view, not for {len(runs)} and {views}")
-        task = None if precision == "all" else checkpoint.load(*runs, device=device, precision=precision, vote=vote)
         folder = checkpoint.locate(runs[0])
         recipe, _ = checkpoint.describe(folder)
+        changed = checkpoint.changes(runs[0], set)
+        recipe = dataclasses.replace(recipe, **changed)
+        task = None
+        if precision != "all":
+            task = checkpoint.load(*runs, device=device, precision=precision, vote=vote, changes=changed)
         recipe = recipe if data is None else recipe.on(data)
         own = checkpoint.precision_of(folder) if precision == "auto" else precision
         facts: dict[str, Any] = {"data": getattr(recipe, "dataset", None), "precision": own, "runs": list(runs)}

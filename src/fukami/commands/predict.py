@@ -32,6 +32,7 @@ def command(arguments: list[str]) -> None:
         precision: Answered = "auto",
         vote: bool = False,
         views: int = 1,
+        set: tuple[str, ...] = (),
     ) -> None:
         """Answer for each picture, and for each frame of a video; prints one JSON object for each.
 
@@ -45,6 +46,7 @@ def command(arguments: list[str]) -> None:
             precision: What is computed, and with how many bits. auto: float32, or what the run was exported to.
             vote: The majority of the runs decides, and not the average of their probabilities.
             views: Test-time augmentation: answers are averaged over so many views of each picture.
+            set: Fields of the recipe that decide how it answers, such as beams=3.
         """
         from fukami import checkpoint, video
         from fukami.page import Page
@@ -54,7 +56,8 @@ def command(arguments: list[str]) -> None:
         if not 0 <= film <= 1000:
             raise UsageError(f"--film should be frames a second, up to 1000, not {film:g}")
         runs, files = checkpoint.split(inputs)
-        task = checkpoint.load(*runs, device=device, precision=precision, vote=vote).views(views)
+        changed = checkpoint.changes(runs[0], set)
+        task = checkpoint.load(*runs, device=device, precision=precision, vote=vote, changes=changed).views(views)
         failed = 0
         with Page(out, task, files) as page:
             for films, group in itertools.groupby(files, video.is_video):

@@ -24,6 +24,7 @@ def command(arguments: list[str]) -> None:
         precision: Answered = "auto",
         vote: bool = False,
         views: int = 1,
+        set: tuple[str, ...] = (),
     ) -> None:
         """Serve a page to ask a run with pictures, and an HTTP API; until Ctrl-C.
 
@@ -35,13 +36,15 @@ def command(arguments: list[str]) -> None:
             precision: What is computed, and with how many bits. auto: float32, or what the run was exported to.
             vote: The majority of the runs decides, and not the average of their probabilities.
             views: Test-time augmentation: answers are averaged over so many views of each picture.
+            set: Fields of the recipe that decide how it answers, such as beams=3.
         """
         import uvicorn
 
         from fukami import checkpoint
         from fukami.serving.app import app
 
-        task = checkpoint.load(*runs, device=device, precision=precision, vote=vote).views(views)
+        changed = checkpoint.changes(runs[0], set)
+        task = checkpoint.load(*runs, device=device, precision=precision, vote=vote, changes=changed).views(views)
         application = app(task, describe(runs, precision))
         with listen(host, port) as listener:
             name = f"[{host}]" if ":" in host else host

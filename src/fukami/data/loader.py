@@ -188,11 +188,14 @@ class Resident(Shuffled):
     def ordered(self) -> Iterator[Batch]:
         """Every picture once, in order and not augmented, in batches; the training goes on as if nothing had been."""
         for at in range(0, len(self.targets), EACH):
-            pictures = self.pictures[at : at + EACH]
-            if self.seen != pictures.shape[-1]:
-                smaller = F.interpolate(pictures.float(), (self.seen, self.seen), mode="bilinear", antialias=True)
-                pictures = smaller.round().to(torch.uint8)
-            yield pictures, self.targets[at : at + EACH]
+            yield self.smaller(self.pictures[at : at + EACH]), self.targets[at : at + EACH]
+
+    def smaller(self, pictures: Tensor) -> Tensor:
+        """Pictures ``(N, C, H, W)`` at the size that a network sees."""
+        if self.seen == pictures.shape[-1]:
+            return pictures
+        found = F.interpolate(pictures.float(), (self.seen, self.seen), mode="bilinear", antialias=True)
+        return found.round().to(torch.uint8)
 
     def _assemble(self, plan: tuple[Tensor, Tensor]) -> Batch:
         members, draws = plan

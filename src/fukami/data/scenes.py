@@ -32,6 +32,7 @@ LEGIBLE = 48.0  # pixels that a digit needs at least
 SMALL, LARGE = 48.0, 68.0  # what is called so
 NEAR = 12.0  # pixels between two middles below which neither is beside the other
 VISIBLE = 0.8  # least share of an object that the others leave to be seen
+FEW = 2  # objects of a scene at most where its sentence names all of them, so that there is one right sentence
 TRIES = 12  # places that are tried for an object
 
 
@@ -76,8 +77,8 @@ class Thing:
         return f"a {size}{self.texture} {self.label}"
 
 
-def scene(seed: int, number: int) -> Scene:
-    """Scene ``number`` of a seed, with one to six objects; the same one each time."""
+def scene(seed: int, number: int, most: int = 6) -> Scene:
+    """Scene ``number`` of a seed, with one to ``most`` objects; the same one each time."""
     random = np.random.Generator(np.random.PCG64([seed, number]))
     height, width = (int(side) for side in random.integers(*SIDES, 2, endpoint=True))
     page = _ground(random, height, width)
@@ -86,7 +87,7 @@ def scene(seed: int, number: int) -> Scene:
     instances = np.zeros((height, width), np.uint8)
     things: list[Thing] = []
     whole: list[int] = []  # pixels of each object when nothing hid it
-    for _ in range(int(random.integers(1, 7))):
+    for _ in range(int(random.integers(1, most + 1))):
         label = LABELS[random.integers(len(LABELS))]
         share = random.random()
         size = SIZES[0] + (SIZES[1] - SIZES[0]) * share * math.sqrt(share)  # more small ones than large ones
@@ -97,7 +98,8 @@ def scene(seed: int, number: int) -> Scene:
     picture = _photographed(random, page)
     boxes = np.array([_bounds(instances == i + 1) for i in range(len(things))], np.float32).reshape(-1, 4)
     classes = np.array([LABELS.index(thing.label) for thing in things], np.int64)
-    return Scene(picture, boxes, classes, instances, _sentence(random, things))
+    said = _sentence(random, things) if most > FEW else _named(things)
+    return Scene(picture, boxes, classes, instances, said)
 
 
 @functools.lru_cache(maxsize=4)
@@ -130,6 +132,13 @@ def masked(first: int, count: int, seed: int = 0) -> tuple[Annotated, ...]:
         )
         for number, each in found
     )
+
+
+@functools.lru_cache(maxsize=4)
+def told(first: int, count: int, seed: int = 0) -> tuple[tuple[npt.NDArray[np.uint8], ...], tuple[tuple[str], ...]]:
+    """Scenes of one or two objects, ``first`` to ``first + count`` of a seed: pictures, and the sentence of each."""
+    found = [scene(seed, number, FEW) for number in range(first, first + count)]
+    return tuple(each.picture for each in found), tuple((each.sentence,) for each in found)
 
 
 def _place(
@@ -227,6 +236,11 @@ def _sentence(random: np.random.Generator, things: Sequence[Thing]) -> str:
     chosen = random.permutation(len(others))[: 1 + (random.random() < 0.5)]
     relations = [f"{_relation(one, others[i], i < at)} {others[i].phrase}" for i in chosen]
     return f"{one.phrase} {' and '.join(relations)}"
+
+
+def _named(things: Sequence[Thing]) -> str:
+    """All of them, from left to right, each with its texture."""
+    return " and ".join(f"a {thing.texture} {thing.label}" for thing in sorted(things, key=lambda thing: thing.x))
 
 
 def _relation(one: Thing, other: Thing, later: bool) -> str:

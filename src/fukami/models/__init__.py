@@ -22,6 +22,7 @@ from fukami.models.resnet import (
     resnet152,
 )
 from fukami.models.segnet import segnet_basic, segnet_vgg16
+from fukami.models.show_and_tell import show_and_tell
 from fukami.models.vgg import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "resnet152",
     "segnet_basic",
     "segnet_vgg16",
+    "show_and_tell",
     "vgg11",
     "vgg11_bn",
     "vgg13",

@@ -67,6 +67,9 @@ def section(answer: dict[str, Any], drawn: Image.Image | None) -> str:
     found = counted(answer["boxes"]) if "boxes" in answer else ""
     parts.append(f"<p class=answer>{html.escape(' · '.join(filter(None, (found, report.answer(line)))))}</p>")
     parts += [bars(answer[name], value) for name, value in TABLES.items() if answer.get(name)]
+    if "captions" in answer:
+        told = [{"label": each["caption"], "probability": each["probability"]} for each in answer["captions"]]
+        parts.append(bars(told, "probability"))
     if "shares" in answer:
         parts.append(bars([{"label": label, "share": share} for label, share in answer["shares"].items()], "share"))
     text = json.dumps(answer, ensure_ascii=False, indent=2)

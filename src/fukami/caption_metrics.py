@@ -1,0 +1,133 @@
+"""How sentences are judged: BLEU, ROUGE-L and CIDEr-D as coco-caption computes them, and how much they repeat.
+
+Chen et al., "Microsoft COCO Captions: Data Collection and Evaluation Server", 2015. Sentences are lists of words.
+METEOR is left out: it needs Java, or another definition of synonyms than the one that published numbers have.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+Words = Sequence[str]
+LONGEST = 4  # words of an n-gram
+BETA = 1.2  # how much more recall counts than precision in ROUGE-L
+SIGMA = 6.0  # of CIDEr-D's penalty for another length
+TINY, SMALL = 1e-15, 1e-9
+
+
+def judge(found: Sequence[Words], references: Sequence[Sequence[Words]], learned: set[str]) -> dict[str, float]:
+    """Every metric of sentences for pictures.
+
+    ``bleu1`` to ``bleu4``, ``rouge_l`` and ``cider`` (CIDEr-D; 1 is usual, 10 the most); ``exact``, the share that is
+    word for word one of the references; ``distinct``, the share of different sentences; ``copied``, the share that was
+    learned from word for word (Vinyals et al. 2015, section 4.3.4); and ``count``.
+
+    Args:
+        found: a sentence for each picture.
+        references: what people said of each.
+        learned: the sentences of the training, their words joined by spaces; without them there is no ``copied``.
+    """
+    scores = bleu(found, references)
+    texts = [" ".join(words) for words in found]
+    exact = [text in {" ".join(words) for words in own} for text, own in zip(texts, references, strict=True)]
+    copied = {"copied": mean(text in learned for text in texts)} if learned else {}
+    return {
+        "bleu4": scores[3],
+        "bleu1": scores[0],
+        "bleu2": scores[1],
+        "bleu3": scores[2],
+        "rouge_l": mean(rouge_l(words, own) for words, own in zip(found, references, strict=True)),
+        "cider": mean(cider(found, references)),
+        "exact": mean(exact),
+        "distinct": len(set(texts)) / len(texts),
+        **copied,
+        "count": len(texts),
+    }
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean."""
+    every = list(values)
+    return sum(every) / len(every)
+
+
+def grams(words: Words) -> list[Counter[tuple[str, ...]]]:
+    """How often each n-gram occurs, for each n from 1 to 4."""
+    return [Counter(zip(*(words[i:] for i in range(n)), strict=False)) for n in range(1, LONGEST + 1)]
+
+
+def bleu(found: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
+    """BLEU-1 to BLEU-4 of all sentences together (Papineni et al. 2002); lengths are those of the closest reference."""
+    right, all_, length, reference = [0] * LONGEST, [0] * LONGEST, 0, 0
+    for words, own in zip(found, references, strict=True):
+        length += len(words)
+        reference += min((abs(len(each) - len(words)), len(each)) for each in own)[1]
+        counted = [grams(each) for each in own]
+        for n, counts in enumerate(grams(words)):
+            most = Counter[tuple[str, ...]]()
+            for each in counted:
+                most |= each[n]
+            right[n] += (counts & most).total()
+            all_[n] += max(0, len(words) - n)
+    ratio = (length + TINY) / (reference + SMALL)
+    brevity = 1.0 if ratio >= 1 else math.exp(1 - 1 / ratio)
+    product, scores = 1.0, []
+    for n in range(LONGEST):
+        product *= (right[n] + TINY) / (all_[n] + SMALL)
+        scores.append(brevity * product ** (1 / (n + 1)))
+    return scores
+
+
+def rouge_l(words: Words, references: Sequence[Words]) -> float:
+    """ROUGE-L of a sentence (Lin 2004): of the longest common subsequence, with the best precision and recall."""
+    common = [subsequence(words, own) for own in references]
+    precision = max(count / max(len(words), 1) for count in common)
+    recall = max(count / max(len(own), 1) for count, own in zip(common, references, strict=True))
+    if precision == 0 or recall == 0:
+        return 0.0
+    return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
+
+
+def subsequence(one: Words, other: Words) -> int:
+    """The length of the longest common subsequence."""
+    row = [0] * (len(other) + 1)
+    for word in one:
+        before = row
+        row = [0]
+        for at, own in enumerate(other):
+            row.append(before[at] + 1 if word == own else max(row[at], before[at + 1]))
+    return row[-1]
+
+
+def cider(found: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
+    """CIDEr-D of each sentence (Vedantam et al. 2015), with document frequencies of these references."""
+    counted = [[grams(each) for each in own] for own in references]
+    documents = [
+        Counter(gram for own in counted for gram in {g for each in own for g in each[n]}) for n in range(LONGEST)
+    ]
+    whole = math.log(len(references))
+
+    def weighted(counts: list[Counter[tuple[str, ...]]]) -> list[dict[tuple[str, ...], float]]:
+        return [
+            {gram: count * (whole - math.log(max(1, documents[n][gram]))) for gram, count in own.items()}
+            for n, own in enumerate(counts)
+        ]
+
+    scores = []
+    for words, own in zip(found, counted, strict=True):
+        counts = grams(words)
+        mine = weighted(counts)
+        total = 0.0
+        for each in own:
+            gap = counts[1].total() - each[1].total()
+            total += math.exp(-(gap**2) / (2 * SIGMA**2)) * sum(map(similarity, mine, weighted(each)))
+        scores.append(10 * total / LONGEST / len(own))
+    return scores
+
+
+def similarity(mine: dict[tuple[str, ...], float], other: dict[tuple[str, ...], float]) -> float:
+    """The cosine of two weighted counts, the first one clipped to the second."""
+    norms = math.sqrt(sum(value**2 for value in mine.values())) * math.sqrt(sum(value**2 for value in other.values()))
+    if norms == 0:
+        return 0.0
+    return sum(min(value, other[gram]) * other[gram] for gram, value in mine.items() if gram in other) / norms

@@ -1,0 +1,327 @@
+"""Pictures and what people said of them, from any source, by name or path.
+
+Recognised are the files of Flickr8k and Flickr30k (``captions.txt``, ``results.csv``, ``*.token``, ``*.token.txt``,
+with ``*trainImages.txt`` and the like where they lie beside them), COCO's ``captions_*.json``, Karpathy's
+``dataset*.json``, and a CSV of pictures and sentences; the pictures lie anywhere below the same folder.
+"""
+
+import csv
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+
+from fukami.data import coco, folder, places, scenes, stream
+from fukami.data.annotations import PARTS, Flaw
+from fukami.data.classification import Pictures
+from fukami.errors import Error, unknown
+from fukami.preparation import Preparation
+
+logger = logging.getLogger(__name__)
+NAMES = ("scenes", "flickr8k", "flickr30k", "coco")
+PICTURE, SENTENCE = (
+    ("image", "picture", "path", "file", "image_name", "filename"),
+    ("caption", "sentence", "comment", "text"),
+)
+LISTS = (("train", "*[._]trainImages.txt"), ("val", "*[._]devImages.txt"), ("test", "*[._]testImages.txt"))
+FILES = (".csv", ".json", ".txt", ".token")  # endings of files of sentences
+KARPATHY = {"restval": "train"}  # pictures of COCO's validation part that are trained on there
+NUMBERED = re.compile(r"#[a-z]*\d+$")  # what tells the sentences of a picture apart
+
+
+class Line(NamedTuple):
+    """A sentence as its file has it: the picture's name, and the part where that is told."""
+
+    picture: str
+    sentence: str
+    line: int
+    part: str = ""
+
+
+@dataclass
+class Sheet:
+    """What the files say.
+
+    Attributes:
+        parts: the pictures of ``train``, ``val`` and ``test``, or of an empty name where all are one part, each with
+            what was said of it.
+        flaws: what cannot be learned from.
+    """
+
+    parts: dict[str, dict[Path, list[str]]] = field(default_factory=dict)
+    flaws: list[Flaw] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Told:
+    """Pictures, files or arrays ``(H, W, 3)`` uint8, and the sentences that were said of each."""
+
+    items: tuple[Any, ...]
+    sentences: tuple[tuple[str, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def files(self) -> bool:
+        """Whether the pictures lie in files."""
+        return all(isinstance(item, Path) for item in self.items)
+
+    def kept(self, which: Iterable[int]) -> "Told":
+        """Those of these numbers."""
+        numbers = list(which)
+        return Told(tuple(self.items[i] for i in numbers), tuple(self.sentences[i] for i in numbers))
+
+    def read(self, prepare: Preparation, broken: int = folder.BROKEN) -> "tuple[Told, Pictures]":
+        """All pictures as a network sees them, in memory; broken ones are left out, with their sentences, and named.
+
+        Raises:
+            Error: more pictures than ``broken`` are, or not one can be read.
+        """
+        if self.files:
+            results: Iterable[Any] = stream.decode(self.items, prepare)
+        else:
+            results = (prepare(Image.fromarray(item)).transpose(1, 2, 0) for item in self.items)
+        good, pictures = folder.decode(results, len(self), prepare, broken)
+        kept = self if len(good) == len(self) else self.kept(good)
+        names = [item if isinstance(item, Path) else f"scene {number}" for number, item in enumerate(kept.items)]
+        return kept, Pictures(
+            torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.arange(len(good)), list(map(str, names))
+        )
+
+
+def read(spec: str, holdout: float) -> tuple[Told, Told, Told]:
+    """The training, the validation and the test part of a data set.
+
+    Args:
+        spec: ``scenes``, ``flickr8k``, ``flickr30k``, ``coco``, or the path of a folder, an archive, a CSV or a JSON
+            file. Any other name is looked for among the known data sets, too.
+        holdout: share of the pictures, the last by name, that is the test part where the data have none; as many before
+            them are the validation part where there is none either.
+
+    Raises:
+        UsageError: no such name and no such path.
+        Error: the data are damaged, or there are none.
+    """
+    if spec == "scenes":
+        learned, judged = (
+            Told(*scenes.told(*some)) for some in ((0, scenes.TRAINING), (scenes.TRAINING, scenes.TESTING))
+        )
+        return learned, Told((), ()), judged
+    sheet = described(located(spec))
+    if sheet.flaws:
+        first = sheet.flaws[0]
+        logger.warning(
+            f"{len(sheet.flaws)} pictures or sentences are left out; the first: {first.file}, line {first.line}: "
+            f"{first.detail}; fukami doctor names each"
+        )
+    parts = {name: _told(pictures) for name, pictures in sheet.parts.items() if pictures}
+    if not parts:
+        raise Error(f"{spec} has no picture with a sentence; fukami doctor {spec} says what is wrong")
+    nothing = Told((), ())
+    learned = _joined(parts.get(name, nothing) for name in ("", "train"))
+    val, test = parts.get("val", nothing), parts.get("test", nothing)
+    if not len(test):
+        test, val = val, nothing  # what there is besides the training part is judged on
+    if not len(test):
+        count = round(holdout * len(learned))
+        bounds = [0, max(0, len(learned) - 2 * count), len(learned) - count, len(learned)]
+        learned, val, test = (learned.kept(range(*ends)) for ends in pairwise(bounds))
+    return learned, val, test
+
+
+def located(spec: str) -> Path:
+    """The folder or file of a data set.
+
+    Raises:
+        UsageError: there is no such name and no such path.
+        Error: it is a known name, and lies nowhere.
+    """
+    if spec == "coco":
+        return coco.benchmark()
+    if Path(spec).exists():
+        return Path(spec)
+    if spec in NAMES or any((place / f"{spec}{end}").exists() for place in places.candidates() for end in ("", ".zip")):
+        return places.lying(spec, "the pictures and their sentences, in a folder or a zip archive of that name,")
+    raise unknown("data set (and no file or folder)", spec, NAMES)
+
+
+def known(spec: str) -> bool:
+    """Whether it is a name of sentences alone, or a path with files of them; an archive is unpacked."""
+    if spec in ("flickr8k", "flickr30k"):
+        return True
+    try:
+        return spec not in NAMES and bool(_sources(located(spec)))
+    except Error:  # which whoever reads it tells
+        return False
+
+
+def described(path: Path) -> Sheet:
+    """What the files at a path say, and what is wrong with them.
+
+    Raises:
+        Error: there is no file of sentences, or one cannot be read at all.
+    """
+    sources = _sources(path)
+    if not sources:
+        raise Error(
+            f"{path} has no sentences: expected captions.txt, captions_*.json, dataset.json, *.token, or a CSV with "
+            "the columns image and caption"
+        )
+    root = _root(path)
+    there = _pictures(root)
+    sheet = Sheet()
+    listed = _listed(root)
+    for file in sources:
+        for line in _lines(file):
+            _note(sheet, file, line, there, listed)
+    return sheet
+
+
+def silent(path: Path, sheet: Sheet) -> list[Path]:
+    """The pictures at a path of which nothing is said."""
+    said = {picture for pictures in sheet.parts.values() for picture in pictures}
+    return sorted({*_pictures(_root(path)).values()} - said)
+
+
+def _root(path: Path) -> Path:
+    """The folder that the pictures lie in."""
+    if path.is_dir():
+        return path
+    return path.parent if path.suffix.lower() in FILES else folder.unpacked(path)
+
+
+def _note(sheet: Sheet, file: Path, line: Line, there: dict[str, Path], listed: dict[str, str]) -> None:
+    """Add a sentence to the picture it is about, or say why it cannot be learned from."""
+    part = line.part or listed.get(Path(line.picture).name, "")
+    picture = there.get(line.picture) or there.get(Path(line.picture).name)
+    if picture is None:
+        named = line.picture or "no picture"
+        sheet.flaws.append(Flaw("missing", file, line.line, f"names {named}, which is not there", part))
+    elif not line.sentence.strip():
+        sheet.flaws.append(Flaw("no sentence", file, line.line, f"says nothing of {line.picture}", part))
+    else:
+        sheet.parts.setdefault(part, {}).setdefault(picture, []).append(line.sentence.strip())
+
+
+def _pictures(root: Path) -> dict[str, Path]:
+    """The pictures below a folder, by their path in it and by their name."""
+    endings = folder.suffixes()
+    found: dict[str, Path] = {}
+    for path in sorted(root.rglob("*")):
+        if path.suffix.lower() in endings and not path.name.startswith("."):
+            found.setdefault(path.name, path)
+            found[path.relative_to(root).as_posix()] = path
+    return found
+
+
+def _sources(path: Path) -> list[Path]:
+    """The files of sentences of a data set."""
+    if path.suffix.lower() in FILES:
+        return [path] if path.suffix.lower() != ".csv" or _columns(path) else []
+    root = _root(path)
+    for pattern in ("dataset*.json", "captions_*.json", "*.token.txt", "*.token", "captions.txt", "*.csv"):
+        found = [each for each in sorted(root.rglob(pattern)) if each.suffix != ".csv" or _columns(each)]
+        if found:
+            return found if pattern.startswith("captions_") else found[:1]
+    return []
+
+
+def _columns(path: Path) -> tuple[str, str, str] | None:
+    """The columns of pictures, of sentences, and of parts (empty: none); None where a file has none of these."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        first = file.readline()
+    names = [name.strip().lower() for name in first.strip().split("|" if "|" in first else ",")]
+    picture = next((name for name in PICTURE if name in names), None)
+    sentence = next((name for name in SENTENCE if name in names), None)
+    return (picture, sentence, "split" if "split" in names else "") if picture and sentence else None
+
+
+def _listed(root: Path) -> dict[str, str]:
+    """The part of each picture that a list beside Flickr8k's sentences names."""
+    lists = ((part, file) for part, pattern in LISTS for file in sorted(root.rglob(pattern)))
+    return {name.strip(): part for part, file in lists for name in file.read_text(encoding="utf-8").splitlines()}
+
+
+def _lines(file: Path) -> Iterator[Line]:
+    """The sentences in a file.
+
+    Raises:
+        Error: it is no text in UTF-8, no JSON, or lacks what it should have.
+    """
+    try:
+        if file.suffix.lower() == ".json":
+            yield from _json(file)
+        elif file.suffix.lower() == ".csv" or _columns(file):
+            yield from _table(file)
+        else:
+            with file.open(encoding="utf-8") as lines:
+                for number, line in enumerate(lines, 1):
+                    name, _, sentence = line.rstrip("\n").partition("\t")
+                    if name.strip():
+                        yield Line(NUMBERED.sub("", name.strip()), sentence, number)
+    except UnicodeDecodeError as error:
+        raise Error(f"{file} is not in UTF-8 ({error}); save it in UTF-8") from None
+
+
+def _table(file: Path) -> Iterator[Line]:
+    """A table of pictures and sentences. A sentence may hold commas that nothing marks, as Flickr8k's do."""
+    columns = _columns(file)
+    if columns is None:
+        raise Error(f"{file}: the first line should name the columns image and caption (and perhaps split)")
+    with file.open(encoding="utf-8-sig", newline="") as text:
+        between = "|" if "|" in text.readline() else ","
+        text.seek(0)
+        rows = csv.reader(text, delimiter=between)
+        names = [name.strip().lower() for name in next(rows)]
+        picture, sentence, split = (names.index(name) if name else -1 for name in columns)
+        for row in rows:
+            if not any(map(str.strip, row)):
+                continue
+            over = len(row) - len(names)
+            if over > 0 and sentence == len(names) - 1:
+                row = [*row[:sentence], between.join(row[sentence:])]
+            cells = [cell.strip() for cell in row] + [""] * len(names)
+            part = PARTS.get(cells[split].lower(), cells[split].lower()) if split >= 0 else ""
+            yield Line(cells[picture], cells[sentence], rows.line_num, part)
+
+
+def _json(file: Path) -> Iterator[Line]:
+    """COCO's captions, or Karpathy's."""
+    try:
+        content = json.loads(file.read_bytes())
+        images = content["images"]
+        if "annotations" in content:
+            names = {image["id"]: image["file_name"] for image in images}
+            part = next((part for name, part in PARTS.items() if name in re.split(r"[^a-z]+", file.stem.lower())), "")
+            for each in content["annotations"]:
+                yield Line(names.get(each["image_id"], ""), each["caption"], 0, part)
+            return
+        for image in images:
+            part = KARPATHY.get(image.get("split", ""), PARTS.get(image.get("split", ""), ""))
+            name = "/".join(filter(None, (image.get("filepath", ""), image["filename"])))
+            for sentence in image["sentences"]:
+                yield Line(name, sentence["raw"], 0, part)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Error(
+            f"{file} is damaged, or no JSON as COCO's captions or Karpathy's are ({type(error).__name__}: {error})"
+        ) from None
+
+
+def _told(pictures: dict[Path, list[str]]) -> Told:
+    """The pictures in the order of their names."""
+    order = sorted(pictures, key=lambda path: (path.name, path))
+    return Told(tuple(order), tuple(tuple(pictures[path]) for path in order))
+
+
+def _joined(parts: Iterable[Told]) -> Told:
+    """All of them."""
+    some = list(parts)
+    return Told(sum((part.items for part in some), ()), sum((part.sentences for part in some), ()))

@@ -1,0 +1,81 @@
+"""Sentences as numbers and back: how they are cut into words, and which words a network knows."""
+
+import functools
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+from fukami.errors import Error
+
+Tokens = Literal["words", "characters", "japanese"]
+END, BEGIN, UNKNOWN = 0, 1, 2
+SPECIAL = ("<end>", "<begin>", "<unknown>")
+WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+LATIN = re.compile(r"[\x00-\u024f]+")
+LETTERS = re.compile(rf"{LATIN.pattern}|.")
+UNSPACED = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]{8,}")  # kana and kanji, more of them than a word has
+
+
+def cut(sentence: str, tokens: Tokens) -> list[str]:
+    """The words of a sentence, in lower case and without punctuation, as coco-caption's protocol has them.
+
+    Args:
+        sentence: any text; full-width letters and digits become plain ones (Unicode NFKC).
+        tokens: ``words`` are parted by spaces; ``characters`` are single ones where a script has no spaces, and words
+            of Latin letters; ``japanese`` are words that Janome finds.
+
+    Raises:
+        Error: the sentence is in a script without spaces, and words were asked for; or Janome is not installed.
+    """
+    plain = unicodedata.normalize("NFKC", sentence).lower()
+    if tokens == "japanese":
+        return [word for part in _japanese()(plain) for word in WORD.findall(part)]
+    found = WORD.findall(plain)
+    if tokens == "characters":
+        return [each for word in found for each in LETTERS.findall(word)]
+    if UNSPACED.search(plain):
+        raise Error(
+            f"there are no spaces between the words of {sentence!r}; give --tokens japanese (which needs "
+            "pip install 'fukami[japanese]') or --tokens characters"
+        )
+    return found
+
+
+def joined(words: Iterable[str], tokens: Tokens) -> str:
+    """A sentence of these words: spaces between them, or in scripts without spaces between Latin ones alone."""
+    if tokens == "words":
+        return " ".join(words)
+    text = ""
+    for word in words:
+        text += " " * bool(text and LATIN.fullmatch(text[-1]) and LATIN.fullmatch(word[0])) + word
+    return text
+
+
+@functools.cache
+def _japanese() -> Callable[[str], Iterable[str]]:
+    try:
+        from janome.tokenizer import Tokenizer
+    except ImportError:
+        raise Error("--tokens japanese needs Janome: pip install 'fukami[japanese]'") from None
+    tokenizer = Tokenizer()
+    return lambda text: map(str, tokenizer.tokenize(text, wakati=True))
+
+
+def vocabulary(sentences: Iterable[Sequence[str]], floor: int) -> tuple[str, ...]:
+    """The words that occur at least ``floor`` times, the commonest first, after those for end, begin and unknown.
+
+    Raises:
+        Error: there is no such word.
+    """
+    counts = Counter(word for sentence in sentences for word in sentence)
+    kept = sorted((word for word, count in counts.items() if count >= floor), key=lambda word: (-counts[word], word))
+    if not kept:
+        raise Error(f"no word occurs {floor} times in the sentences; give more of them, or a lower --floor")
+    return *SPECIAL, *kept
+
+
+def numbered(words: Sequence[str], known: dict[str, int]) -> list[int]:
+    """The number of each word, between those for begin and end."""
+    return [BEGIN, *(known.get(word, UNKNOWN) for word in words), END]

@@ -1,0 +1,99 @@
+"""Show and Tell, also called NIC: a network that sees is followed by one that speaks.
+
+Vinyals, Toshev, Bengio and Erhan, "Show and Tell: A Neural Image Caption Generator", CVPR 2015, section 3.1 and
+figure 3:
+
+    picture ─ encoder ─ affine ──┐
+                                 v
+                               LSTM ─ LSTM ─ LSTM ─ ... ─ LSTM
+                                       ^      ^             ^
+                                    <begin>  word 1       word n
+                                       v      v             v
+                                    word 1   word 2        <end>
+
+The picture is shown once, before the first word (equations 10 to 12). The vectors of the words serve twice: they are
+what the LSTM is given, and what its answer is compared with to find the next word. The encoder is any classifier of the
+library without its last layer.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+RANGE = 0.08  # of the vectors of the words at the beginning
+
+
+def show_and_tell(
+    words: int = 8791, *, encoder: str = "googlenet", size: int = 224, hidden: int = 512, dropout: float = 0.5
+) -> "ShowAndTell":
+    """NIC: ``(N, 3, H, W)`` and the words ``(N, T)`` before to scores of the next words ``(N, T, words)``.
+
+    Args:
+        words: of the vocabulary; 8,791 are those of COCO that occur five times.
+        encoder: what the classifier is called in :mod:`fukami.models`; of VGG the average of the 512 features.
+        size: of the pictures, for encoders that need to know it.
+        hidden: width of the LSTM, and of the vectors of the words.
+        dropout: share of what the LSTM is given and gives that training drops.
+
+    Raises:
+        ValueError: there is no such classifier.
+    """
+    from fukami import models
+
+    make = getattr(models, encoder, None)
+    known = inspect.signature(make).parameters if callable(make) else {}
+    if make is None or "classes" not in known:
+        raise ValueError(f"there is no classifier {encoder!r} in fukami.models to be the encoder")
+    options = {"classes": 1, "size": size, "auxiliary": False}
+    if encoder.startswith("vgg"):
+        options["hidden"] = 0
+    classifier = make(**{name: value for name, value in options.items() if name in known})
+    return ShowAndTell(classifier, words, hidden, dropout)
+
+
+class ShowAndTell(nn.Module):
+    """An encoder, an LSTM, and the vectors of the words."""
+
+    def __init__(self, classifier: nn.Module, words: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        name, head = [each for each in classifier.named_modules() if isinstance(each[1], nn.Linear)][-1]
+        classifier.set_submodule(name, nn.Identity())
+        self.encoder = classifier
+        self.picture = nn.Linear(head.in_features, hidden)
+        self.words = nn.Embedding(words, hidden)
+        self.lstm = nn.LSTM(hidden, hidden, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+        self.bias = nn.Parameter(torch.zeros(words))
+        nn.init.uniform_(self.words.weight, -RANGE, RANGE)
+
+    def forward(self, pictures: Tensor, words: Tensor) -> Tensor:
+        """Scores ``(N, T, words)`` of the word after each of the words ``(N, T)``; the first of these is ``<begin>``.
+
+        ``pictures`` are normalised, ``(N, 3, H, W)``, or what :meth:`see` gave for them, ``(N, features)``.
+        """
+        seen = self.picture(pictures if pictures.ndim == 2 else self.see(pictures))
+        given = torch.cat([seen.unsqueeze(1), self.words(words).to(seen.dtype)], 1)
+        found, _ = self.lstm(self.dropout(given))
+        return self.scored(found[:, 1:])
+
+    def see(self, pictures: Tensor) -> Tensor:
+        """What the encoder makes of normalised pictures ``(N, 3, H, W)``: ``(N, features)``."""
+        return self.encoder(pictures).flatten(1)  # type: ignore[no-any-return]
+
+    def begin(self, features: Tensor) -> Any:
+        """The state of the LSTM once it was shown the picture: two tensors ``(N, hidden)``."""
+        _, state = self.lstm(self.dropout(self.picture(features)).unsqueeze(1))
+        return tuple(value[0] for value in state)
+
+    def step(self, state: Any, words: Tensor) -> tuple[Any, Tensor]:
+        """The state after the words ``(N,)``, and the log-probabilities ``(N, words)`` of the next ones, float32."""
+        given = self.dropout(self.words(words)).unsqueeze(1)
+        found, state = self.lstm(given, tuple(value.unsqueeze(0).contiguous() for value in state))
+        return tuple(value[0] for value in state), self.scored(found[:, 0]).float().log_softmax(1)
+
+    def scored(self, found: Tensor) -> Tensor:
+        """Scores ``(..., words)`` by what the LSTM gives, ``(..., hidden)``."""
+        return F.linear(self.dropout(found), self.words.weight, self.bias)

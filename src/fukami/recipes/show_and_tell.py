@@ -1,0 +1,222 @@
+"""Show and Tell: a network that sees, and one that says what (Vinyals et al. 2015)."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from fukami import language
+from fukami.classifier import MARGIN, Classifier
+from fukami.errors import UsageError
+from fukami.recipe import Data, Dataset, Recipe, find, within
+from fukami.supervised import Optimizer, Supervised
+
+if TYPE_CHECKING:
+    from fukami.data.captioned import Captioned, CaptionedStream, References
+    from fukami.data.captions import Told
+    from fukami.preparation import Preparation
+    from fukami.task import Task
+    from fukami.tasks.captioning import Captioning
+
+JUDGED = 50  # pictures in a batch that is only judged
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowAndTell(Supervised):
+    """A sentence about a picture: an encoder that sees it, and an LSTM that speaks."""
+
+    paper: ClassVar[str] = "Vinyals et al., Show and Tell: A Neural Image Caption Generator, CVPR 2015"
+    year: ClassVar[int] = 2015
+    family: ClassVar[str] = "captioning"
+    published: ClassVar[str] = "27.7 BLEU-4 COCO"
+
+    dataset: Dataset = "scenes"
+    """What to learn from: scenes (embedded), flickr8k, flickr30k, coco, or a folder, an archive, a CSV or a JSON file
+    of pictures and sentences."""
+    holdout: float = 0.1
+    """Share of the pictures, the last by name, kept for testing where the data have no parts of their own; as many
+    before them are kept for validation."""
+    part: Literal["test", "val"] = "test"
+    """The part that is judged on."""
+    tokens: language.Tokens = "words"
+    """What sentences are cut into: words between spaces, characters, or japanese words (which needs an extra)."""
+    floor: int = 5
+    """Times that a word must occur in the training to be known."""
+    encoder: str = "googlenet"
+    """The recipe of the classifier that sees."""
+    init: str = ""
+    """Weights of the encoder to begin with, which then stays as it is: imagenet (torchvision's, downloaded), a file of
+    a state dict, or a run's folder."""
+    finetune: int = 0
+    """Passes after these in which such an encoder learns on, too."""
+    size: int = 224
+    """Side of the pictures that the network sees, in pixels."""
+    hidden: int = 512
+    """Width of the LSTM, and of the vectors of the words."""
+    dropout: float = 0.5
+    """Share of what the LSTM is given and gives that is dropped in training."""
+    augment: tuple[str, ...] = ("flip", "crop=0.6")
+    """Changes of the training pictures while the encoder learns, such as flip crop=0.6 brightness; none: give the flag
+    alone."""
+    cache: float = 4.0
+    """Gigabytes of disk for what an encoder sees that stays as it is; 0: it is computed in each run."""
+    epochs: int = 30
+    """Passes over the sentences."""
+    batch: int = 64
+    """Sentences in an update, over all processes."""
+    optimizer: Optimizer = "adamw"
+    """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
+    lr: float = 1e-3
+    """Peak learning rate of the recipe's own batch."""
+    weight_decay: float = 0.01
+    """Pull of the weights towards 0; decoupled with adamw (Loshchilov and Hutter 2019)."""
+    clip: float = 5.0
+    """Greatest norm of the gradient, to which a greater one is scaled down; 0: any."""
+    judge_every: int = 5
+    """Passes between two evaluations; there is one at the end in any case."""
+    decoding: Literal["beam", "greedy", "sample"] = "beam"
+    """The likeliest sentence that a beam search finds, the likeliest word each time, or by chance."""
+    beams: int = 20
+    """Beginnings of sentences that a beam search keeps."""
+    length: float = 0.0
+    """Power of a sentence's length by which its log-probability is divided before sentences are ranked; 0: not."""
+    temperature: float = 1.0
+    """Of chance; below 1 likely words become likelier."""
+    sentences: int = 5
+    """Told for each picture, the likeliest first."""
+    longest: int = 30
+    """Words of a sentence at most."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        super().__post_init__()
+        within(self, 1, math.inf, "floor", "hidden", "beams", "sentences", "longest")
+        within(self, 0, math.inf, "finetune", "cache", "length")
+        within(self, 1e-3, math.inf, "temperature")
+        within(self, 0, 0.99, "dropout")
+        within(self, 4, math.inf, "size")
+        if self.finetune and not self.init:
+            raise UsageError("--finetune goes on with an encoder that began with weights; give them with --init")
+        mixed = {"mixup", "cutmix"} & {word.partition("=")[0] for word in self.augment}
+        if mixed:
+            raise UsageError(f"{' and '.join(sorted(mixed))} would need a sentence for a mixture; leave it out")
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the encoder stays as it is."""
+        return bool(self.init) and not self.finetune
+
+    @property
+    def classifier(self) -> Classifier:
+        """The recipe of the classifier that sees.
+
+        Raises:
+            UsageError: there is no such recipe, or it is of something else.
+        """
+        kind = find(self.encoder)
+        if not issubclass(kind, Classifier):
+            raise UsageError(f"the encoder should be a classifier such as googlenet or resnet50, not {self.encoder}")
+        return kind(size=self.size)
+
+    def prepare(self) -> "Preparation":
+        """How a picture is brought to the form that the encoder sees."""
+        from fukami.preparation import Preparation
+
+        own = self.classifier.prepare(())
+        return Preparation(channels=3, size=self.size, mean=own.mean, std=own.std)
+
+    def data(self) -> Data:
+        """The data set, in memory; the labels are the words."""
+        from fukami.data import captions
+
+        learned, *judged = captions.read(self.dataset, self.holdout)
+        words = [[language.cut(text, self.tokens) for text in own] for own in learned.sentences]
+        labels = language.vocabulary((each for own in words for each in own), self.floor)
+        return Data(self.loader(learned, labels), self.references(judged, words), labels)
+
+    def judged(self) -> "References":
+        """The part that is judged on alone; of the training only its sentences are read."""
+        from fukami.data import captions
+
+        learned, *judged = captions.read(self.dataset, self.holdout)
+        return self.references(judged, [[language.cut(text, self.tokens) for text in own] for own in learned.sentences])
+
+    def loader(self, told: "Told", labels: tuple[str, ...]) -> "Captioned | CaptionedStream":
+        """Batches of sentences and their pictures to train on: from memory where these fit, streamed where not."""
+        import torch
+
+        from fukami.data import augment
+        from fukami.data.captioned import Captioned, CaptionedStream, table
+
+        changes = () if self.frozen else self.augment
+        crop = augment.strengths(changes).get("crop")
+        prepare = self.prepare()
+        larger = dataclasses.replace(prepare, size=round(self.size * MARGIN)) if crop else prepare
+        streamed = told.files and len(told) * larger.bytes > self.memory * 1e9
+        if not streamed:
+            told, pictures = told.read(larger, self.broken)
+        known = {label: number for number, label in enumerate(labels)}
+        words = [[language.numbered(language.cut(text, self.tokens), known) for text in own] for own in told.sentences]
+        of = torch.repeat_interleave(torch.arange(len(told)), torch.tensor([len(own) for own in words]))
+        every = table([each for own in words for each in own], self.longest + 2)
+        if streamed:
+            changes = tuple(word for word in changes if word.partition("=")[0] != "crop")  # which decoding does
+        augmentation = augment.parse(changes, size=self.size, classes=len(labels)) if changes else None
+        if streamed:
+            return CaptionedStream(told.items, every, of, labels, prepare, batch=self.batch, seed=self.seed,
+                                   augment=augmentation, smallest=crop, broken=self.broken)  # fmt: skip
+        return Captioned(pictures, every, of, labels, batch=self.batch, seed=self.seed, augment=augmentation,
+                         size=self.size)  # fmt: skip
+
+    def references(self, judged: "Iterable[Told]", words: list[list[list[str]]]) -> "References":
+        """The pictures to judge on, and what people said of them."""
+        from fukami.data.captioned import References
+
+        val, test = judged
+        told, pictures = (val if self.part == "val" else test).read(self.prepare(), self.broken)
+        said = [[language.cut(text, self.tokens) for text in own] for own in told.sentences]
+        return References(pictures, said, {" ".join(each) for own in words for each in own}, batch=JUDGED)
+
+    def task(self, labels: tuple[str, ...]) -> "Captioning":
+        """A network that speaks with these words."""
+        from fukami import models
+        from fukami.tasks.captioning import Captioning, Speech
+
+        model = models.show_and_tell(
+            len(labels),
+            encoder=self.classifier.architecture,
+            size=self.size,
+            hidden=self.hidden,
+            dropout=self.dropout,
+        )
+        speech = Speech(
+            self.decoding,
+            self.beams,
+            self.length,
+            self.temperature,
+            self.sentences,
+            self.longest,
+            self.tokens,
+            self.seed,
+        )
+        regime = self.regime()
+        regime["epochs"] = self.finetune or self.epochs
+        return Captioning(model, labels, self.prepare(), speech, frozen=self.frozen, cache=self.cache, **regime)
+
+    def begin(self, task: "Task") -> None:
+        """Put the weights of ``init`` into the encoder, or those of a run that speaks into all of the network."""
+        from fukami import transfer
+
+        if self.init:
+            labels = getattr(task, "labels", ())
+            transfer.initialise_captioner(task.model, self.classifier.architecture, self.init, labels)
+
+    def stages(self, folder: Path) -> dict[str, Recipe]:
+        """The training on an encoder that stays as it is, before it learns on."""
+        return {"frozen": dataclasses.replace(self, finetune=0)} if self.finetune else {}
+
+    def follow(self, task: "Task", run: Path) -> None:
+        """Go on with what was learned on the encoder as it was."""
+        dataclasses.replace(self, init=str(run)).begin(task)

@@ -1,0 +1,267 @@
+"""Captioning: what would a person say of the picture?"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Unpack
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fukami import caption_metrics, image, language
+from fukami.errors import Error, UsageError
+from fukami.features import Kept
+from fukami.numerics import half
+from fukami.ops import beam
+from fukami.preparation import Preparation
+from fukami.task import Interface, Regime, Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from fukami.runtime import Runtime
+
+Batch = tuple[Tensor, Tensor]
+VERSION = 1  # of how pictures are looked at: features that were kept with another are not read
+CHUNK = 32  # pictures that are answered at once
+
+
+@dataclass(frozen=True)
+class Speech:
+    """How a network speaks.
+
+    Attributes:
+        decoding: the likeliest sentence that a beam search finds, the likeliest word each time, or by chance.
+        beams: beginnings of sentences that a beam search keeps.
+        length: power of a sentence's length by which its log-probability is divided for the ranking; 0: not divided.
+        temperature: of chance; below 1 likely words become likelier.
+        sentences: that are told for each picture, the likeliest first.
+        longest: words of a sentence at most.
+        tokens: as for :func:`fukami.language.cut`.
+        seed: of chance.
+    """
+
+    decoding: Literal["beam", "greedy", "sample"] = "beam"
+    beams: int = 20
+    length: float = 0.0
+    temperature: float = 1.0
+    sentences: int = 5
+    longest: int = 30
+    tokens: language.Tokens = "words"
+    seed: int = 0
+
+
+class Captioning(Task):
+    """The likelihood of the words of a sentence, one after another, given the picture.
+
+    Args:
+        model: as :class:`fukami.models.show_and_tell.ShowAndTell` is called.
+        labels: the words, those for end, begin and unknown first.
+        prepare: a picture of any size as the network sees it; it travels with the task.
+        speech: how it speaks.
+        frozen: the encoder stays as it is; what it sees is computed once, and kept on the disk.
+        cache: gigabytes of disk that this may take; 0: it is not kept.
+        regime: optimizer, decay, epochs, judge_every, accumulate and clip, as for :class:`fukami.Task`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        labels: tuple[str, ...],
+        prepare: Preparation,
+        speech: Speech,
+        *,
+        frozen: bool = False,
+        cache: float = 0.0,
+        **regime: Unpack[Regime],
+    ) -> None:
+        super().__init__(model, **regime)
+        self.labels, self.prepare, self.speech, self.frozen, self.cache = labels, prepare, speech, frozen, cache
+
+    def setup(self, runtime: "Runtime") -> None:
+        """Move to the device and make ready to train."""
+        if self.frozen:
+            self.model.encoder.requires_grad_(False)
+        super().setup(runtime)
+        mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (self.prepare.mean, self.prepare.std))
+        self.mean, self.std = mean.to(runtime.device), std.to(runtime.device)
+
+    def interface(self) -> Interface:
+        """Refuse: a sentence is found by a search, and not by a network alone."""
+        raise UsageError("sentences are found by a search, which another program does not have: keep the run as it is")
+
+    def batches(self, train: Any) -> Iterable[Batch]:
+        """Pass after pass over the loader, once the encoder has seen its pictures if it stays as it is."""
+        if self.frozen:
+            train.replace(torch.stack([self.seen(train), self.seen(train, mirrored=True)], 1))
+        return super().batches(train)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean of minus the log-probability of each word, ``<end>`` included, over all processes (equation 13).
+
+        ``batch`` is pictures ``(N, C, H, W)`` in 0..255, or features ``(N, F)``, and words ``(N, T)``.
+        """
+        pictures, words = batch
+        scores = self.replica(self.normalised(pictures), words[:, :-1].clamp(min=0))
+        targets = words[:, 1:]
+        loss = F.cross_entropy(scores.flatten(0, 1).float(), targets.flatten(), ignore_index=-1, reduction="none").sum()
+        there = targets >= 0
+        right = ((scores.detach().argmax(2) == targets) & there).sum()
+        count = self.runtime.sum(there.sum().float()) / self.runtime.world
+        return loss / count, {"accuracy": right / count}
+
+    def normalised(self, pictures: Tensor) -> Tensor:
+        """Pictures ``(N, C, H, W)`` in 0..255 as the network takes them; features as they are."""
+        kind = next(self.model.parameters()).dtype
+        if pictures.ndim == 2:
+            return pictures.to(kind)
+        return ((pictures - self.mean) / self.std).to(kind).contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def seen(self, loader: Any, *, mirrored: bool = False) -> Tensor:
+        """What the encoder sees in each picture of a loader ``(P, F)``, from the disk where that is known."""
+        settings = f"show and tell {VERSION} {self.prepare} {self.runtime.precision} {mirrored}"
+        kept = Kept(self.model.encoder, settings, self.cache) if self.cache else None  # type: ignore[arg-type]
+        nothing = torch.zeros(0)
+        found: list[Tensor | None] = []
+        for pictures in loader.once():
+            paths = [kept.path(picture, nothing) for picture in pictures] if kept else []
+            rows = [kept.read(path) for path in paths] if kept else [None] * len(pictures)
+            missing = [number for number, row in enumerate(rows) if row is None]
+            for at in range(0, len(missing), CHUNK):
+                numbers = missing[at : at + CHUNK]
+                some = pictures[numbers].to(self.runtime.device)
+                with self.runtime.autocast():
+                    features = self.model.see(self.normalised(some.flip(3) if mirrored else some)).float().cpu()  # type: ignore[operator]
+                for number, row in zip(numbers, features, strict=True):
+                    rows[number] = row
+                    if kept:
+                        kept.write(paths[number], row)
+            found += rows
+        return torch.stack(found).to(self.runtime.device)  # type: ignore[arg-type]
+
+    @torch.inference_mode()
+    def evaluate(self, batches: Any) -> dict[str, Any]:
+        """The metrics of :func:`fukami.caption_metrics.judge`, of the best sentence for each picture."""
+        if self.frozen and batches.features is None:
+            batches.replace(self.seen(batches).unsqueeze(1))
+        said: dict[int, str] = {}
+        with self.answering():
+            for pictures, numbers in batches:
+                if len(numbers):
+                    said |= zip(numbers.tolist(), (own[0]["caption"] for own in self.told(pictures)), strict=True)
+        for other in self.runtime.gather(said):
+            said |= other
+        if not said:
+            raise Error("there is no picture to judge on; give data with a test part, or a larger --holdout")
+        order = sorted(said)
+        found = [language.cut(said[number], self.speech.tokens) for number in order]
+        self.said = said
+        return caption_metrics.judge(found, [batches.said[number] for number in order], batches.learned)
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """The network answers, and goes on as it was afterwards."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        yield
+        for module, mode in modes:
+            module.training = mode
+
+    def told(self, pictures: Tensor) -> list[list[dict[str, Any]]]:
+        """Sentences for pictures ``(N, C, H, W)`` in 0..255 or features ``(N, F)``, the likeliest first.
+
+        Each is a ``caption``, its ``probability``, and the ``score`` by which it is ranked: the log-probability,
+        divided by a power of the words.
+        """
+        speech, model = self.speech, self.model
+        seen = self.normalised(pictures.to(self.runtime.device))
+        with half.arithmetic(model):
+            state = model.begin(model.see(seen) if seen.ndim == 4 else seen)  # type: ignore[operator]
+            how: dict[str, Any] = {"longest": speech.longest, "begin": language.BEGIN, "end": language.END}
+            if speech.decoding == "sample":
+                generator = torch.Generator().manual_seed(speech.seed)
+                how |= {"temperature": speech.temperature, "generator": generator}
+                words, total, lengths = beam.sample(self.speak, state, draws=speech.sentences, **how)
+            else:
+                beams = 1 if speech.decoding == "greedy" else speech.beams
+                words, total, lengths = beam.search(self.speak, state, beams=beams, **how)
+        score = total / lengths.float() ** speech.length
+        order = score.argsort(dim=1, descending=True, stable=True)
+        each = zip(words.tolist(), total.tolist(), score.tolist(), order.tolist(), strict=True)
+        return [self.listed(*own) for own in each]
+
+    def listed(
+        self, words: list[list[int]], total: list[float], score: list[float], order: list[int]
+    ) -> list[dict[str, Any]]:
+        """The best sentences for a picture, no two of them alike."""
+        found: dict[str, dict[str, Any]] = {}
+        for at in order:
+            if total[at] == -math.inf:
+                continue
+            said = words[at][: words[at].index(language.END)] if language.END in words[at] else words[at]
+            text = language.joined((self.labels[word] for word in said), self.speech.tokens)
+            answer = {"caption": text, "probability": math.exp(total[at]), "score": score[at]}
+            found.setdefault(text, answer)
+        return list(found.values())[: self.speech.sentences]
+
+    def speak(self, state: Any, words: Tensor) -> tuple[Any, Tensor]:
+        """Go on by a word; what is not said are the words for begin and unknown."""
+        state, scores = self.model.step(state, words)  # type: ignore[operator]
+        scores[:, [language.BEGIN, language.UNKNOWN]] = -torch.inf
+        return state, scores
+
+    @torch.inference_mode()
+    def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """The ``caption`` of each picture and its ``probability``, and in ``captions`` the best ones.
+
+        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.read` takes them. A picture that cannot be
+        read yields ``{"file", "error"}``.
+        """
+        self.model.eval()
+        answers: list[dict[str, Any]] = []
+        for at in range(0, len(inputs), CHUNK):
+            sources = inputs[at : at + CHUNK]
+            seen = [self.open(source) for source in sources]
+            good = [each for each in seen if isinstance(each, Tensor)]
+            told = iter(self.told(torch.stack(good)) if good else ())
+            for source, each in zip(sources, seen, strict=True):
+                named = {"file": str(source)} if isinstance(source, str | Path) else {}
+                if isinstance(each, Error):
+                    answers.append({**named, "error": str(each)})
+                    continue
+                captions = next(told)
+                best = {name: captions[0][name] for name in ("caption", "probability")}
+                answers.append({**named, **best, "captions": captions})
+        return answers
+
+    def open(self, source: Any) -> Tensor | Error:
+        """The picture as the network sees it, ``(C, H, W)`` uint8, or why there is none."""
+        try:
+            return torch.from_numpy(self.prepare.open(source))
+        except Error as error:
+            return error
+
+    def draw(self, source: Any, answer: dict[str, Any]) -> Image.Image:
+        """The picture with its sentence below."""
+        return image.captioned(image.read(source), answer["caption"])
+
+    def figures(self, batches: Any) -> "Iterator[tuple[str, Figure]]":
+        """Pictures from the best to the worst sentence by CIDEr-D, with what a person said; the commonest sentences."""
+        from fukami import figures_captions
+
+        self.evaluate(batches)
+        order = sorted(self.said)
+        found = [language.cut(self.said[number], self.speech.tokens) for number in order]
+        scores = caption_metrics.cider(found, [batches.said[number] for number in order])
+
+        def shown(at: int) -> figures_captions.Shown:
+            picture = batches.pictures[order[at]].permute(1, 2, 0).cpu().numpy()
+            own = language.joined(batches.said[order[at]][0], self.speech.tokens)
+            return picture, self.said[order[at]], own
+
+        yield from figures_captions.judgement(scores, list(self.said.values()), shown)
