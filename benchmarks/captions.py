@@ -1,0 +1,167 @@
+"""Show and Tell: what it says of Flickr8k's pictures and of scenes beside what costs nothing, and how fast it speaks.
+
+    python benchmarks/captions.py flickr8k [--weights FILE] [--seeds 0 1 2] [--part test] [OPTIONS]
+    python benchmarks/captions.py scenes [--seeds 0]
+    python benchmarks/captions.py rate RUN [--beams 3]
+
+``flickr8k`` trains on 800 of the sample's 1,000 pictures, the encoder VGG-16 whose convolutions are in FILE, and judges
+on its last 100; beside it are the training set's commonest sentence, and the first sentence of the training picture
+whose features are nearest. ``scenes`` trains on the embedded scenes. ``rate`` times a run's beam search against one
+written in plain Python, picture by picture, on the same features. Results go to results.csv.
+"""
+
+import argparse
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from record import answer, record
+
+METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider", "exact", "distinct", "copied")
+SAMPLE = "flickr8k-1000"
+ROUNDS = 5
+FLICKR8K = f"fukami train show-and-tell --data {SAMPLE} --encoder vgg16 --init {{weights}} --judge-every 50"
+SCENES = "fukami train show-and-tell --data scenes"
+
+
+def trainings(benchmark: str, line: str, options: argparse.Namespace, note: str) -> None:
+    """Train with each seed from the command line, and record the metrics."""
+    for seed in options.seeds:
+        words = [*line.format(weights=options.weights).split(), *options.more, "--seed", str(seed)]
+        with tempfile.TemporaryDirectory() as folder:
+            result, seconds = answer(shlex.join([*words, "--out", f"{options.out or folder}/{benchmark}-{seed}"]))
+        command = shlex.join(Path(word).name if word == options.weights else word for word in words)
+        for metric in METRICS:
+            record(benchmark, metric, result[metric], seed=seed, seconds=seconds, command=command, note=note)
+
+
+def flickr8k(options: argparse.Namespace) -> None:
+    """The network, and what costs nothing."""
+    trainings("show-and-tell flickr8k sample", FLICKR8K + f" --part {options.part}", options, note(options))
+    baselines(options)
+
+
+def note(options: argparse.Namespace) -> str:
+    """What was learned from and judged on."""
+    return f"a sample of Flickr8k: 800 pictures to train on, 100 to judge on ({options.part})"
+
+
+def baselines(options: argparse.Namespace) -> None:
+    """The commonest sentence of the training, and that of the picture whose features are nearest (cosine)."""
+    from fukami import caption_metrics, language
+    from fukami.data import captions
+    from fukami.recipe import find
+    from fukami.runtime import Runtime
+
+    recipe = find("show-and-tell")(dataset=SAMPLE, encoder="vgg16", init=options.weights, part=options.part)
+    data = recipe.data()
+    task = recipe.task(data.labels)
+    task.setup(Runtime.start())
+    for part in (data.train, data.val):
+        part.place(task.runtime)
+    recipe.begin(task)
+    learned, judged = (F.normalize(task.seen(part), dim=1) for part in (data.train, data.val))
+    told = captions.read(SAMPLE, recipe.holdout)[0].sentences
+    sentences = [[language.cut(text, recipe.tokens) for text in own] for own in told]
+    counts = Counter(" ".join(words) for own in sentences for words in own)
+    commonest = min(counts, key=lambda text: (-counts[text], text)).split()
+    nearest = (judged @ learned.T).argmax(1).tolist()
+    command = f"python benchmarks/captions.py {shlex.join(Path(word).name for word in sys.argv[1:])}"
+    for name, found in (
+        ("commonest sentence", [commonest] * len(judged)),
+        ("nearest neighbour", [sentences[at][0] for at in nearest]),
+    ):
+        scores = caption_metrics.judge(found, data.val.said, data.val.learned)
+        for metric in METRICS:
+            record(f"flickr8k sample, {name}", metric, scores[metric], command=command, note=note(options))
+
+
+def scenes(options: argparse.Namespace) -> None:
+    """Sentences of scenes, word for word."""
+    trainings(
+        "show-and-tell scenes", SCENES, options, "2,000 scenes of one or two objects to train on, 200 to judge on"
+    )
+
+
+def rate(options: argparse.Namespace) -> None:
+    """The pictures a second that a run says something of, by its own search and by one in plain Python."""
+    import fukami
+    from fukami import checkpoint
+
+    task = fukami.load(options.run, changes={"beams": options.beams, "sentences": 1})
+    recipe, _ = checkpoint.describe(Path(options.run))
+    judged = recipe.judged()
+    features = task.seen(judged)
+    ours, theirs = [], []
+    with torch.inference_mode():
+        for _ in range(ROUNDS):
+            began = time.monotonic()
+            found = [own[0]["caption"] for own in task.told(features)]
+            ours.append(time.monotonic() - began)
+            began = time.monotonic()
+            plainly = [plain(task, row[None], options.beams) for row in features]
+            theirs.append(time.monotonic() - began)
+    alike = statistics.mean(one == other for one, other in zip(found, plainly, strict=True))
+    ratio = statistics.median(theirs) / statistics.median(ours)
+    speeds = ", ".join(f"{len(features) / statistics.median(each):.4g}" for each in (ours, theirs))
+    record(f"{recipe_name(options.run)} rate", f"rate of beam {options.beams} over that of a plain search", ratio,
+           command=f"python benchmarks/captions.py rate {Path(options.run).name} --beams {options.beams}",
+           note=f"{speeds} pictures a second from their features; {alike:.0%} of the sentences are alike")  # fmt: skip
+
+
+def recipe_name(run: str) -> str:
+    """The name of a run's recipe."""
+    from fukami import checkpoint
+    from fukami.recipe import name_of
+
+    return name_of(type(checkpoint.describe(Path(run))[0]))
+
+
+def plain(task, features, beams: int) -> str:
+    """The likeliest sentence for one picture, beam by beam, as it is usually written."""
+    from fukami import language
+
+    alive, done = [(0.0, [language.BEGIN], task.model.begin(task.normalised(features)))], []
+    for _ in range(task.speech.longest):
+        grown = []
+        for score, words, state in alive:
+            after, scores = task.speak(state, torch.tensor([words[-1]], device=features.device))
+            best, numbers = scores[0].topk(beams)
+            grown += [
+                (score + own, [*words, number], after)
+                for own, number in zip(best.tolist(), numbers.tolist(), strict=True)
+            ]
+        kept = sorted([*grown, *done], key=lambda each: -each[0])[:beams]
+        done = [each for each in kept if each[1][-1] == language.END]
+        alive = [each for each in kept if each[1][-1] != language.END]
+        if not alive:
+            break
+    _, words, _ = max([*alive, *done], key=lambda each: each[0])
+    return language.joined((task.labels[word] for word in words if word > language.UNKNOWN), task.speech.tokens)
+
+
+def main() -> None:
+    """Run the part that is named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("benchmark", choices=["flickr8k", "scenes", "rate"])
+    parser.add_argument("run", nargs="?")
+    parser.add_argument("--weights", default="imagenet", help="a file of VGG-16's convolutions")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--part", default="test", choices=["test", "val"])
+    parser.add_argument("--beams", type=int, default=3)
+    parser.add_argument("--out", help="a folder where the runs stay")
+    options, options.more = parser.parse_known_args()
+    if options.benchmark == "rate" and not options.run:
+        parser.error("name a run")
+    {"flickr8k": flickr8k, "scenes": scenes, "rate": rate}[options.benchmark](options)
+
+
+if __name__ == "__main__":
+    main()
