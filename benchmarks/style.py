@@ -51,7 +51,7 @@ def ours(options: argparse.Namespace, pipe) -> None:
     while count := pipe.recv():
         for _, step in zip(range(count), steps, strict=False):
             began = time.monotonic()
-            task.schedule(min(step / recipe.steps, 1 - 1e-9))
+            task.schedule(min(step / recipe.iterations, 1 - 1e-9))
             task.step(batch)
             synchronize()
             spent += time.monotonic() - began

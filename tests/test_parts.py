@@ -108,7 +108,7 @@ def test_every_recipe_trains_two_steps_on_embedded_data(name, digit_files, few_s
     elif cls.family == "captioning":
         smaller = {"encoder": "resnet20", "size": 32, "batch": 4, "hidden": 8, "beams": 2, "longest": 5}
     elif cls.family == "style":
-        smaller = {"steps": 2, "size": 64, "levels": 1, "judge_every": 2}
+        smaller = {"iterations": 2, "size": 64, "levels": 1, "judge_every": 2}
     else:
         smaller = {"dataset": str(digit_files), "batch": 15} | ({} if name == "deep-convnet" else {"size": 32})
     passes = {} if cls.family == "style" else {"epochs": 1}

@@ -23,7 +23,7 @@ from fukami.runtime import Runtime
 from fukami.tasks.style import BOUND, RATIO, Pictures, opened, pyramid
 
 READ = {"vgg16": ([1, 6, 11, 18, 25], 20), "vgg19": ([1, 6, 11, 20, 29], 22)}  # ReLUs of torchvision's features
-SMALL = {"size": 96, "levels": 2, "steps": 24, "judge_every": 8}
+SMALL = {"size": 96, "levels": 2, "iterations": 24, "judge_every": 8}
 
 
 @pytest.fixture(scope="module")
@@ -100,16 +100,16 @@ def test_the_loss_is_the_papers_in_float64(pictures):
         (N, M), m = F.shape, S.shape[1]
         G, A = np.einsum("ik,jk->ij", F, F), np.einsum("ik,jk->ij", S, S) * M / m  # the style's, of as many positions
         terms.append(np.sum((G - A) ** 2) / (4 * N**2 * M**2))
-    expected = {"content": np.sum((shown - content) ** 2) / 2, "style": sum(terms) / 5}
+    expected = {"content_loss": np.sum((shown - content) ** 2) / 2, "style_loss": sum(terms) / 5}
     loss, parts = task.losses(picture, batch.content, 0)
     for name, value in expected.items():
         assert float(parts[name]) == pytest.approx(value, rel=1e-4), name
-    whole = expected["content"] + RATIO * content.size * expected["style"]
+    whole = expected["content_loss"] + RATIO * content.size * expected["style_loss"]
     assert float(loss) == pytest.approx(whole, rel=1e-4)
     bright = 2 * picture - 0.3
     loss, parts = task.losses(bright, batch.content, 0)
     outside = np.maximum(bright.numpy() - 1, 0) + np.maximum(-bright.numpy(), 0)
-    whole = float(parts["content"]) + RATIO * content.size * float(parts["style"])
+    whole = float(parts["content_loss"]) + RATIO * content.size * float(parts["style_loss"])
     assert float(loss) - whole == pytest.approx(BOUND * np.sum(outside**2), rel=1e-3)
 
 
@@ -188,8 +188,8 @@ def test_sizes_from_coarse_to_fine():
 def test_each_size_begins_as_the_one_before_ended(pictures):
     recipe = NeuralStyle(content=str(pictures / "content.png"), **SMALL)
     task, batch = begun(recipe)
-    for step in range(recipe.steps // 2):
-        task.schedule(step / recipe.steps)
+    for step in range(recipe.iterations // 2):
+        task.schedule(step / recipe.iterations)
         task.step(batch)
     coarse = task.canvas.pictures[0].detach().clone()
     assert not task.canvas.pictures[1].any()
@@ -225,8 +225,8 @@ def test_the_contents_own_colors_stay(pictures):
     """Only the lightness is painted: what YCbCr calls colour is the content's."""
     recipe = NeuralStyle(content=str(pictures / "content.png"), colors="content", **SMALL)
     task, batch = begun(recipe)
-    for step in range(recipe.steps):
-        task.schedule(step / recipe.steps)
+    for step in range(recipe.iterations):
+        task.schedule(step / recipe.iterations)
         task.step(batch)
     task.evaluate([batch])
     content = Image.fromarray(batch.content[0].permute(1, 2, 0).numpy())
@@ -241,12 +241,12 @@ def test_less_strength_leaves_more_of_the_content(pictures):
     for strength in (1e-6, 1.0):
         recipe = NeuralStyle(content=str(pictures / "content.png"), strength=strength, **SMALL)
         task, batch = begun(recipe)
-        for step in range(recipe.steps):
-            task.schedule(step / recipe.steps)
+        for step in range(recipe.iterations):
+            task.schedule(step / recipe.iterations)
             task.step(batch)
         found[strength] = task.evaluate([batch])
-    assert found[1e-6]["content"] < 0.5 * found[1.0]["content"]
-    assert found[1e-6]["style"] > found[1.0]["style"]
+    assert found[1e-6]["content_loss"] < 0.5 * found[1.0]["content_loss"]
+    assert found[1e-6]["style_loss"] > found[1.0]["style_loss"]
 
 
 def test_smoothness(pictures):
@@ -254,8 +254,8 @@ def test_smoothness(pictures):
     for tv in (0.0, 100.0):
         recipe = NeuralStyle(content=str(pictures / "content.png"), tv=tv, **SMALL)
         task, batch = begun(recipe)
-        for step in range(recipe.steps):
-            task.schedule(step / recipe.steps)
+        for step in range(recipe.iterations):
+            task.schedule(step / recipe.iterations)
             task.step(batch)
         found[tv] = float(style.total_variation(task.canvas.at(1).detach()))
     assert found[100.0] < 0.7 * found[0.0]
@@ -342,7 +342,7 @@ def words(pictures, out, *more):
         96,
         "--levels",
         2,
-        "--steps",
+        "--iterations",
         24,
         "--judge-every",
         8,
@@ -360,6 +360,8 @@ def test_the_command_writes_a_picture(fukami, pictures, tmp_path):
     (found,) = answer.json
     assert found["picture"] == "art.png"
     assert found["file"] == str(pictures / "content.png")
+    assert found["style"] == [str(pictures / "style.png")]
+    assert found["loss"] > found["content_loss"] > 0
     assert found["count"] == 1
     assert image.read("art.png").size == (96, 72)
     assert sorted(path.name for path in Path().iterdir()) == ["art.png"]  # the run is gone
@@ -398,8 +400,8 @@ def test_the_command_overwrites_no_picture_it_is_made_from(fukami, pictures):
 
 def test_interrupted_the_picture_so_far_stays_and_goes_on(pictures, tmp_path):
     """Interrupted and resumed, the picture is that of one never interrupted."""
-    whole = [str(word) for word in words(pictures, tmp_path / "whole.png", "--steps", 120)]
-    parts = [str(word) for word in words(pictures, tmp_path / "parts.png", "--steps", 120)]
+    whole = [str(word) for word in words(pictures, tmp_path / "whole.png", "--iterations", 120)]
+    parts = [str(word) for word in words(pictures, tmp_path / "parts.png", "--iterations", 120)]
     alone = check_task.Started(["fukami", *whole])
     process = check_task.Started(["fukami", *parts])
     check_task.wait_until(lambda: (tmp_path / "parts.run" / "preview.png").exists() or not process.is_alive())

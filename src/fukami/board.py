@@ -37,7 +37,7 @@ LOWER = {
     "rmse",
     "distance",
 }  # metrics of which less is better
-BESIDE = ("loss", "errors")  # metrics that are the main one only where there is no other
+BESIDE = ("loss", "errors", "content_loss", "style_loss", "variation")  # main only where there is no other
 SHARES = ("accuracy", "map", "miou")  # metrics that are shown in percent
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # tensors of the weights that are no parameters
 COLOURED = 10  # runs with a colour and a name of their own in the figures; the others are grey
@@ -261,7 +261,8 @@ def _measured(recipe: Recipe, labels: tuple[str, ...]) -> tuple[int, int | None,
     parameters = sum(tensor.numel() for module in task.modules().values() for tensor in module.parameters())
     try:
         prepare = task.prepare  # type: ignore[attr-defined]
-        steps = layers(task.model, (prepare.channels, prepare.size, prepare.size))
+        whole = getattr(task.model, "outline", lambda: task.model)()
+        steps = layers(whole, (prepare.channels, prepare.size, prepare.size))
     except Exception as error:  # not every network takes one picture of one size
         return parameters, None, f"multiply-adds are not known ({str(error).partition(chr(10))[0]})"
     return parameters, sum(step.multiply_adds for step in steps), ""

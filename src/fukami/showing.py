@@ -1,5 +1,6 @@
 """What augmentation makes of a data set's pictures, for the eye."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from torch import Tensor
 
 from fukami import figures, image
 from fukami.classifier import MARGIN
-from fukami.data import augment, classification, detection, framed, moves, segmentation
+from fukami.data import augment, captions, classification, detection, framed, moves, segmentation
 from fukami.data.annotations import stratum
 from fukami.data.boxes import Annotated, Batch
 from fukami.errors import Error, UsageError
 from fukami.preparation import Preparation, Scaled
 
 LARGEST = 224  # pixels, where no size is asked for
+LINE = 24  # letters of a sentence beside its picture
 
 Rows = list[tuple[str, list[Tensor]]]
 Boxed = tuple[Tensor, list[tuple[list[float], str]]]  # a picture, and the corners and the name of each of its boxes
@@ -49,8 +51,38 @@ def samples(
         UsageError: a number or a word makes no sense.
         Error: there is no picture to train on, or not one can be read.
     """
-    _sensible(size, pictures, variants)
     source, _, labels = classification.read(data, holdout=0.0)
+    return _rows(data, source, labels, words, size, channels, pictures, variants, seed)
+
+
+def told(
+    data: str, words: Sequence[str], *, size: int = 0, pictures: int = 6, variants: int = 7, seed: int = 0
+) -> Rows:
+    """Training pictures with the first sentence that was said of each; otherwise as :func:`samples`.
+
+    Args:
+        data: as :func:`fukami.data.captions.read` takes it.
+        words, size, pictures, variants, seed: as for :func:`samples`.
+    """
+    learned, _, _ = captions.read(data, holdout=0.0)
+    source = classification.Source(learned.items, np.arange(len(learned)))
+    labels = tuple(textwrap.fill(own[0], LINE) for own in learned.sentences)
+    return _rows(data, source, labels, words, size, 3, pictures, variants, seed)
+
+
+def _rows(
+    data: str,
+    source: classification.Source,
+    labels: Sequence[str],
+    words: Sequence[str],
+    size: int,
+    channels: int,
+    pictures: int,
+    variants: int,
+    seed: int,
+) -> Rows:
+    """Some pictures of a source as they are, and after each change."""
+    _sensible(size, pictures, variants)
     if len(source) == 0:
         raise Error(f"{data} has no picture to train on; give data with a training part")
     chosen = source.only(spread(source.targets, pictures, seed))

@@ -145,12 +145,14 @@ def build(name: str, given: str | None, classes: int | None) -> "tuple[nn.Module
     function = getattr(models, name)
     known = inspect.signature(function).parameters
     default = {key: parameter.default for key, parameter in known.items()}
-    small = default["classes"] <= 10  # a network for CIFAR's ten classes takes CIFAR's pictures
+    small = default.get("classes", 1000) <= 10  # a network for CIFAR's ten classes takes CIFAR's pictures
     side = default.get("size", 32 if small else 224)
     own = {"faster": DETECTED, "fcn": SEGMENTED, "segnet": SEGMENTED}
     usual = next((own[family] for family in own if name.startswith(family)), (default.get("channels", 3), side, side))
     shape = parse_shape(given) if given else usual
     chosen = {"channels": shape[0], "size": min(shape[1:])} | ({"classes": classes} if classes is not None else {})
+    if classes is not None and "classes" not in known:
+        raise UsageError(f"{name} has no classes; leave out --classes")
     if classes is not None and classes < 1:
         raise UsageError(f"--classes should be at least 1, not {classes}")
     with torch.random.fork_rng(devices=[]):
@@ -176,11 +178,13 @@ def seen(name: str, task: "Task") -> "Shape":
     Raises:
         UsageError: it is none that is explained.
     """
+    from fukami.tasks.captioning import Captioning
     from fukami.tasks.classification import Classification
     from fukami.tasks.detection import Detection
     from fukami.tasks.framed import STEP
     from fukami.tasks.region_cnn import RegionCNN
     from fukami.tasks.segmentation import Segmentation
+    from fukami.tasks.style import Style
 
     if isinstance(task, RegionCNN):
         return 3, task.regions.size, task.regions.size
@@ -189,11 +193,11 @@ def seen(name: str, task: "Task") -> "Shape":
         return 3, height, width
     if isinstance(task, Segmentation):
         return SEGMENTED
-    if isinstance(task, Classification):
+    if isinstance(task, Style):
+        return 3, task.size[1], task.size[0]
+    if isinstance(task, Classification | Captioning):
         return task.prepare.channels, task.prepare.size, task.prepare.size
-    raise UsageError(
-        f"networks of classifiers, detectors and segmenters are explained; {name} is a run of {type(task).__name__}"
-    )
+    raise UsageError(f"the networks of fukami's own tasks are explained; {name} is a run of {type(task).__name__}")
 
 
 def outline(model: "nn.Module") -> "nn.Module":
@@ -222,7 +226,7 @@ def network(task: Any) -> "nn.Module":
     from fukami.ops.ensemble import Ensemble
 
     model: nn.Module
-    (model,) = task.modules().values()
+    model = next(iter(task.modules().values()))
     if isinstance(model, Ensemble):
         print(f"fukami: {len(model.models)} networks answer together; the last of them is explained", file=sys.stderr)
         return model.models[-1]

@@ -27,7 +27,7 @@ def command(arguments: list[str]) -> None:
         Args:
             data: Known name (mnist, digits, cifar10 ...), folder or archive of pictures by class, CSV file or
                 shards; or pictures with boxes (scenes, voc2007 ... or a path) or masks (camvid ... or a path), which
-                are drawn.
+                are drawn; or pictures with sentences.
             augment: Changes as of fukami train, such as flip crop=0.3 rotate=15 trivial mixup=0.2.
             size: Side of the pictures that a network sees, in pixels; with boxes or masks the shorter one. Default:
                 that of a small set, at most 224.
@@ -38,7 +38,7 @@ def command(arguments: list[str]) -> None:
             out: Picture file to write.
         """
         from fukami import showing
-        from fukami.data import detection, segmentation
+        from fukami.data import captions, detection, segmentation
 
         if out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
             raise UsageError(f"--out should name a .png, .jpg, .pdf or .svg file, not {out}")
@@ -54,6 +54,8 @@ def command(arguments: list[str]) -> None:
             if channels != 3:
                 raise UsageError("pictures with masks are in colour; leave out --channels")
             rows = showing.masked(data, augment, size=size, pictures=pictures, variants=variants, seed=seed)
+        elif captions.known(data):
+            rows = showing.told(data, augment, size=size, pictures=pictures, variants=variants, seed=seed)
         else:
             rows = showing.samples(
                 data, augment, size=size, channels=channels, pictures=pictures, variants=variants, seed=seed

@@ -10,6 +10,8 @@ only these maps are looked at, each after its ReLU:
 Poolings average (section 2). What comes after the last map is left out. The names of the parameters are torchvision's.
 """
 
+from collections import OrderedDict
+
 from torch import Tensor, nn
 
 from fukami.models.vgg import TABLE, convolutions
@@ -47,6 +49,10 @@ class StyleFeatures(nn.Module):
                 break
         self.features = nn.Sequential(*layers)
         self.channels = [group[0] for group in TABLE[column]]  # of the maps that tell the style
+
+    def outline(self) -> nn.Module:
+        """The layers as a chain."""
+        return nn.Sequential(OrderedDict(features=self.features))
 
     def forward(self, pictures: Tensor) -> tuple[list[Tensor], Tensor]:
         """The five maps of the style and the one of the content of normalised pictures ``(N, 3, H, W)``.

@@ -54,6 +54,23 @@ def show_and_tell(
     return ShowAndTell(classifier, words, hidden, dropout)
 
 
+class FirstWord(nn.Module):
+    """What there is between a picture and the scores of the first word, the LSTM as the affine maps that it is."""
+
+    def __init__(self, network: "ShowAndTell") -> None:
+        super().__init__()
+        hidden, words = network.lstm.hidden_size, network.words.num_embeddings
+        self.encoder, self.picture = network.encoder, network.picture
+        self.given, self.remembered = nn.Linear(hidden, 4 * hidden), nn.Linear(hidden, 4 * hidden)
+        self.scores = nn.Linear(hidden, words)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Scores ``(N, words)`` of pictures ``(N, 3, H, W)``."""
+        seen = self.picture(self.encoder(pictures).flatten(1))
+        enter, _, change, leave = (self.given(seen) + self.remembered(seen)).chunk(4, 1)
+        return self.scores(leave.sigmoid() * (enter.sigmoid() * change.tanh()).tanh())  # type: ignore[no-any-return]
+
+
 class ShowAndTell(nn.Module):
     """An encoder, an LSTM, and the vectors of the words."""
 
@@ -68,6 +85,10 @@ class ShowAndTell(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.bias = nn.Parameter(torch.zeros(words))
         nn.init.uniform_(self.words.weight, -RANGE, RANGE)
+
+    def outline(self) -> nn.Module:
+        """The layers, in the order in which a picture passes them before the first word."""
+        return FirstWord(self)
 
     def forward(self, pictures: Tensor, words: Tensor) -> Tensor:
         """Scores ``(N, T, words)`` of the word after each of the words ``(N, T)``; the first of these is ``<begin>``.

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 class NeuralStyle(Recipe):
     """A picture that shows what one picture shows, painted as others are."""
 
-    paper: ClassVar[str] = "Gatys et al., Image Style Transfer Using Convolutional Neural Networks, CVPR 2016"
+    paper: ClassVar[str] = "Gatys et al., Image Style Transfer Using Convolutional Neural Networks"
     year: ClassVar[int] = 2016
     family: ClassVar[str] = "style"
     published: ClassVar[str] = "up to an hour on a K40, 512×512"
@@ -46,10 +46,10 @@ class NeuralStyle(Recipe):
     """Length of its steps; 1 is right for lbfgs, and with adam a fiftieth of the way from black to white."""
     levels: int = 3
     """Sizes that it is painted at, from coarse to fine, each twice the one before; 1: at once."""
-    steps: int = 240
+    iterations: int = 240
     """Changes of the picture, as many at one size as at another."""
     judge_every: int = 40
-    """Steps between two evaluations, each with a preview."""
+    """Iterations between two evaluations, each with a preview."""
     weights: str = ""
     """Of VGG-19 or VGG-16: a file, or imagenet (torchvision's VGG-19, downloaded); by default those that are there."""
 
@@ -57,7 +57,7 @@ class NeuralStyle(Recipe):
         """Refuse what no run can have."""
         within(self, 0, math.inf, "size", "strength", "tv")
         within(self, 1e-6, math.inf, "lr")
-        within(self, 1, math.inf, "levels", "steps", "judge_every")
+        within(self, 1, math.inf, "levels", "iterations", "judge_every")
         if self.style_weights and len(self.style_weights) != max(1, len(self.style)):
             raise UsageError(f"give as many style-weights as styles, {len(self.style)}, not {len(self.style_weights)}")
         if any(not 0 <= share < math.inf for share in self.style_weights) or sum(self.style_weights or (1,)) <= 0:
@@ -90,7 +90,7 @@ class NeuralStyle(Recipe):
             init=self.init,
             colors=self.colors,
             levels=self.levels,
-            steps=self.steps,
+            iterations=self.iterations,
         )
         network = getattr(models, f"neural_style_{name}")()
         return Style(network, (int(width), int(height)), manner, self.make_optimizer(), self.judge_every)

@@ -27,7 +27,7 @@ JUDGED = 50  # pictures in a batch that is only judged
 class ShowAndTell(Supervised):
     """A sentence about a picture: an encoder that sees it, and an LSTM that speaks."""
 
-    paper: ClassVar[str] = "Vinyals et al., Show and Tell: A Neural Image Caption Generator, CVPR 2015"
+    paper: ClassVar[str] = "Vinyals et al., Show and Tell: A Neural Image Caption Generator"
     year: ClassVar[int] = 2015
     family: ClassVar[str] = "captioning"
     published: ClassVar[str] = "27.7 BLEU-4 COCO"

@@ -80,7 +80,7 @@ class Manner:
         init: begin with the content, or with noise.
         colors: of the style, or those that the content has.
         levels: sizes from coarse to fine, each twice the one before it; fewer where one would be too small.
-        steps: updates, as many at one level as at another.
+        iterations: updates, as many at one level as at another.
     """
 
     longer: int = 512
@@ -90,7 +90,7 @@ class Manner:
     init: Literal["content", "noise"] = "content"
     colors: Literal["style", "content"] = "style"
     levels: int = 3
-    steps: int = 240
+    iterations: int = 240
 
 
 class Style(Task):
@@ -102,7 +102,7 @@ class Style(Task):
         size: width and height of the picture.
         manner: how it is painted.
         optimizer: makes the optimizer of the picture.
-        judge_every: steps between two evaluations.
+        judge_every: iterations between two evaluations.
     """
 
     def __init__(
@@ -143,12 +143,14 @@ class Style(Task):
 
     def duration(self, train: Any) -> tuple[int, int]:
         """Updates in the whole training, and between two evaluations."""
-        return self.manner.steps, self.judge_every
+        return self.manner.iterations, self.judge_every
 
     def work(self, step: int) -> float:
         """Pixels that were looked at before a step."""
         area = [height * width for height, width in self.sizes]
-        return sum(max(0.0, min(1.0, step / self.manner.steps * len(area) - at)) * own for at, own in enumerate(area))
+        return sum(
+            max(0.0, min(1.0, step / self.manner.iterations * len(area) - at)) * own for at, own in enumerate(area)
+        )
 
     @torch.no_grad()
     def begin(self, pictures: Pictures) -> None:
@@ -201,10 +203,10 @@ class Style(Task):
         with half.arithmetic(self.model):
             maps, shown = self.replica(self.normalised(picture))
         parts = {
-            "content": style.content_loss(shown, target),
-            "style": style.style_loss([style.gram(each) for each in maps], self.canvas.targets(level)),
+            "content_loss": style.content_loss(shown, target),
+            "style_loss": style.style_loss([style.gram(each) for each in maps], self.canvas.targets(level)),
         }
-        whole = parts["content"] + self.manner.strength * RATIO * target.numel() * parts["style"]
+        whole = parts["content_loss"] + self.manner.strength * RATIO * target.numel() * parts["style_loss"]
         whole = whole + BOUND * (picture - picture.clamp(0, 1)).square().sum()
         if self.manner.tv:
             parts["variation"] = style.total_variation(picture)
@@ -255,8 +257,8 @@ class Style(Task):
         with torch.no_grad():
             other.lay(other.seen(content))
         batch = Pictures(content, ())
-        for step in range(self.manner.steps):
-            other.schedule(step / self.manner.steps)
+        for step in range(self.manner.iterations):
+            other.schedule(step / self.manner.iterations)
             other.step(batch)
         return other, other.evaluate([batch])
 
