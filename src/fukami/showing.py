@@ -1,6 +1,5 @@
 """What augmentation makes of a data set's pictures, for the eye."""
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from fukami.errors import Error, UsageError
 from fukami.preparation import Preparation, Scaled
 
 LARGEST = 224  # pixels, where no size is asked for
-LINE = 24  # letters of a sentence beside its picture
 
 Rows = list[tuple[str, list[Tensor]]]
 Boxed = tuple[Tensor, list[tuple[list[float], str]]]  # a picture, and the corners and the name of each of its boxes
@@ -66,7 +64,7 @@ def told(
     """
     learned, _, _ = captions.read(data, holdout=0.0)
     source = classification.Source(learned.items, np.arange(len(learned)))
-    labels = tuple(textwrap.fill(own[0], LINE) for own in learned.sentences)
+    labels = tuple(own[0] for own in learned.sentences)
     return _rows(data, source, labels, words, size, 3, pictures, variants, seed)
 
 
