@@ -41,17 +41,17 @@ def begun(options: argparse.Namespace, precision: str = "auto"):
     task = recipe.task(data.labels)
     task.setup(Runtime.start(DEVICE, precision))
     recipe.begin(task)
-    return recipe, task, data.train[0]
+    return task, data.train[0]
 
 
 def ours(options: argparse.Namespace, pipe) -> None:
     """So many steps as are asked for; tells the seconds so far, and the loss."""
-    recipe, task, batch = begun(options)
+    task, batch = begun(options)
     room, spent, steps = resident("VmRSS"), 0.0, itertools.count()
     while count := pipe.recv():
         for _, step in zip(range(count), steps, strict=False):
             began = time.monotonic()
-            task.schedule(min(step / recipe.iterations, 1 - 1e-9))
+            task.schedule(min(step / task.duration(None)[0], 1 - 1e-9))
             task.step(batch)
             synchronize()
             spent += time.monotonic() - began
@@ -84,7 +84,7 @@ def plain(options: argparse.Namespace, pipe) -> None:
     """So many evaluations of the closure as are asked for; tells the seconds so far, and the loss by our measure."""
     from fukami.tasks.style import RATIO
 
-    _, task, batch = begun(options, "float32")
+    task, batch = begun(options, "float32")
     content, style = (task.normalised(each[0].to(DEVICE) / 255).contiguous() for each in (batch.content, *batch.styles))
     picture = (batch.content.to(DEVICE) / 255).requires_grad_()
     layers, losses = nn.Sequential(), []
@@ -175,7 +175,7 @@ def memory(options: argparse.Namespace) -> None:
 def last(options: argparse.Namespace, pipe) -> None:
     """Two steps at the finest size; tells its pixels."""
     room = resident("VmRSS")
-    _, task, batch = begun(options)
+    task, batch = begun(options)
     pipe.recv()
     for progress in (0.99, 0.995):
         task.schedule(progress)

@@ -9,8 +9,7 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import socket
 import tempfile
 import time
 from pathlib import Path
@@ -115,10 +114,12 @@ def check_two_processes(make, tmp_path):
     """Two processes that share each batch end where one process with the whole batch does."""
     recipe = make(epochs=1, lr=2e-4)
     outs = [tmp_path / "one", tmp_path / "two"]
-    alone = Started(words(recipe, outs[0]))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    subprocess.run([*torchrun, *words(recipe, outs[1])], check=True, env=threads(1), timeout=240)
-    assert alone.ended()[0] == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    processes = [Started(words(recipe, outs[0]))]  # the others as torchrun starts them, which test_processes.py does
+    processes += [Started(words(recipe, outs[1]), more={**meeting, "RANK": n, "LOCAL_RANK": n}) for n in "01"]
+    assert [process.ended()[0] for process in processes] == [0, 0, 0]
     one, two = (list(map(json.loads, lines(out))) for out in outs)
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for line, other in zip(one, two, strict=True):
@@ -156,11 +157,12 @@ class Started(FORKED.Process):
     """A command line in a process of its own, forked from one that has imported torch: it starts at once.
 
     It kills itself at the ``fatal``-th fsync, if there is one, and leaves a report only where its ``page`` is wanted.
+    ``more`` is added to its environment.
     """
 
-    def __init__(self, words, fatal=None, *, page=False):
+    def __init__(self, words, fatal=None, *, page=False, more=()):
         super().__init__()
-        self.words, self.fatal, self.page, self.environment = words[1:], fatal, page, dict(os.environ)
+        self.words, self.fatal, self.page, self.environment = words[1:], fatal, page, {**os.environ, **dict(more)}
         self.folder = Path(tempfile.mkdtemp())
         self.start()
 

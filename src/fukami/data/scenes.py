@@ -81,6 +81,8 @@ def scene(seed: int, number: int, most: int = 6) -> Scene:
     """Scene ``number`` of a seed, with one to ``most`` objects; the same one each time."""
     random = np.random.Generator(np.random.PCG64([seed, number]))
     height, width = (int(side) for side in random.integers(*SIDES, 2, endpoint=True))
+    if most <= FEW:  # a square, of which a classifier's crop leaves all
+        height = width
     page = _ground(random, height, width)
     for _ in range(int(random.integers(0, 3))):
         _place(random, page, "bar", uniform(random, *SIZES))

@@ -44,10 +44,11 @@ class NeuralStyle(Recipe):
     """How gradients become changes of the picture."""
     lr: float = 1.0
     """Length of its steps; 1 is right for lbfgs, and with adam a fiftieth of the way from black to white."""
-    levels: int = 3
-    """Sizes that it is painted at, from coarse to fine, each twice the one before; 1: at once."""
-    iterations: int = 240
-    """Changes of the picture, as many at one size as at another."""
+    levels: int = 0
+    """Sizes that it is painted at, from coarse to fine, each twice the one before; 1: at once; 0: as many as it takes
+    to begin with 128 to 256 pixels."""
+    iterations: int = 80
+    """Changes of the picture at each size."""
     judge_every: int = 40
     """Iterations between two evaluations, each with a preview."""
     weights: str = ""
@@ -57,7 +58,8 @@ class NeuralStyle(Recipe):
         """Refuse what no run can have."""
         within(self, 0, math.inf, "size", "strength", "tv")
         within(self, 1e-6, math.inf, "lr")
-        within(self, 1, math.inf, "levels", "iterations", "judge_every")
+        within(self, 0, 12, "levels")
+        within(self, 1, math.inf, "iterations", "judge_every")
         if self.style_weights and len(self.style_weights) != max(1, len(self.style)):
             raise UsageError(f"give as many style-weights as styles, {len(self.style)}, not {len(self.style_weights)}")
         if any(not 0 <= share < math.inf for share in self.style_weights) or sum(self.style_weights or (1,)) <= 0:

@@ -1,5 +1,6 @@
 """Style: a picture is changed until it shows what one picture shows, painted as others are."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from fukami.runtime import Runtime
 
 SMALLEST = 32  # pixels that a side has at least, four poolings before the last map
+COARSE = 128  # pixels of the longer side from which on a picture has a coarser level
 SQUARE = 256  # pixels of the squares that the network is calibrated on
 RATIO = 300.0  # weight of the style, of which the content has as many as it has activations, at strength 1
 BOUND = 100.0  # weight of the squares by which values lie outside what a file can hold
@@ -79,8 +81,9 @@ class Manner:
         tv: weight of the total variation, which makes a picture smoother; 0: none.
         init: begin with the content, or with noise.
         colors: of the style, or those that the content has.
-        levels: sizes from coarse to fine, each twice the one before it; fewer where one would be too small.
-        iterations: updates, as many at one level as at another.
+        levels: sizes from coarse to fine, each twice the one before it, fewer where one would be too small; 0: as many
+            as it takes to begin with 128 to 256 pixels.
+        iterations: updates at each of them.
     """
 
     longer: int = 512
@@ -89,8 +92,8 @@ class Manner:
     tv: float = 0.0
     init: Literal["content", "noise"] = "content"
     colors: Literal["style", "content"] = "style"
-    levels: int = 3
-    iterations: int = 240
+    levels: int = 0
+    iterations: int = 80
 
 
 class Style(Task):
@@ -143,14 +146,12 @@ class Style(Task):
 
     def duration(self, train: Any) -> tuple[int, int]:
         """Updates in the whole training, and between two evaluations."""
-        return self.manner.iterations, self.judge_every
+        return self.manner.iterations * len(self.sizes), self.judge_every
 
     def work(self, step: int) -> float:
         """Pixels that were looked at before a step."""
-        area = [height * width for height, width in self.sizes]
-        return sum(
-            max(0.0, min(1.0, step / self.manner.iterations * len(area) - at)) * own for at, own in enumerate(area)
-        )
+        each = self.manner.iterations
+        return sum(min(max(step - at * each, 0), each) * math.prod(size) for at, size in enumerate(self.sizes))
 
     @torch.no_grad()
     def begin(self, pictures: Pictures) -> None:
@@ -257,8 +258,9 @@ class Style(Task):
         with torch.no_grad():
             other.lay(other.seen(content))
         batch = Pictures(content, ())
-        for step in range(self.manner.iterations):
-            other.schedule(step / self.manner.iterations)
+        steps, _ = other.duration(None)
+        for step in range(steps):
+            other.schedule(step / steps)
             other.step(batch)
         return other, other.evaluate([batch])
 
@@ -325,6 +327,7 @@ def pyramid(size: tuple[int, int], levels: int) -> list[tuple[int, int]]:
     width, height = size
     if min(size) < SMALLEST:
         raise Error(f"a picture of {width}×{height} pixels is too narrow: no side may have less than {SMALLEST}")
+    levels = levels or max(1, max(size).bit_length() - COARSE.bit_length() + 1)
     sizes = [(round(height / 2**level), round(width / 2**level)) for level in range(levels)]
     return [each for each in reversed(sizes) if min(each) >= SMALLEST]
 
