@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -111,9 +111,9 @@ def describe(folder: Path) -> tuple[Recipe, tuple[str, ...]]:
     return build(find(name), record["fields"]), tuple(record["labels"])
 
 
-def changes(run: str | os.PathLike[str], words: Iterable[str]) -> dict[str, Any]:
-    """Values of fields of the run's recipe by name, from words such as ``beams=3``; raises as :func:`load` does."""
-    return parse_changes(type(describe(locate(run))[0]), words)
+def changes(runs: Sequence[str], words: Sequence[str]) -> dict[str, Any]:
+    """Values of fields of the first run's recipe by name, from words such as ``beams=3``; raises as :func:`load`."""
+    return parse_changes(type(describe(locate(runs[0]))[0]), words) if runs and words else {}
 
 
 def _record(folder: Path) -> dict[str, Any]:

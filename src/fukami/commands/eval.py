@@ -45,13 +45,13 @@ def command(arguments: list[str]) -> None:
 
         if precision == "all" and (len(runs) != 1 or views > 1):
             raise UsageError(f"every precision is measured for one run and one view, not for {len(runs)} and {views}")
-        folder = checkpoint.locate(runs[0])
-        recipe, _ = checkpoint.describe(folder)
-        changed = checkpoint.changes(runs[0], set)
-        recipe = dataclasses.replace(recipe, **changed)
+        changed = checkpoint.changes(runs, set)
         task = None
         if precision != "all":
             task = checkpoint.load(*runs, device=device, precision=precision, vote=vote, changes=changed)
+        folder = checkpoint.locate(runs[0])
+        recipe, _ = checkpoint.describe(folder)
+        recipe = dataclasses.replace(recipe, **changed)
         recipe = recipe if data is None else recipe.on(data)
         own = checkpoint.precision_of(folder) if precision == "auto" else precision
         facts: dict[str, Any] = {"data": getattr(recipe, "dataset", None), "precision": own, "runs": list(runs)}

@@ -56,7 +56,7 @@ def command(arguments: list[str]) -> None:
         if not 0 <= film <= 1000:
             raise UsageError(f"--film should be frames a second, up to 1000, not {film:g}")
         runs, files = checkpoint.split(inputs)
-        changed = checkpoint.changes(runs[0], set)
+        changed = checkpoint.changes(runs, set)
         task = checkpoint.load(*runs, device=device, precision=precision, vote=vote, changes=changed).views(views)
         failed = 0
         with Page(out, task, files) as page:

@@ -43,7 +43,7 @@ def command(arguments: list[str]) -> None:
         from fukami import checkpoint
         from fukami.serving.app import app
 
-        changed = checkpoint.changes(runs[0], set)
+        changed = checkpoint.changes(runs, set)
         task = checkpoint.load(*runs, device=device, precision=precision, vote=vote, changes=changed).views(views)
         application = app(task, describe(runs, precision))
         with listen(host, port) as listener:
