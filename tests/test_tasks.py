@@ -59,7 +59,7 @@ def test_evaluation_changes_nothing(make):
     check_task.check_evaluation_changes_nothing(make)
 
 
-@pytest.mark.parametrize("family", [detection, segmentation], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("family", [detection, segmentation, captioning], ids=lambda kind: kind.__name__)
 def test_figures_are_those_of_the_last_evaluation(family, request, monkeypatch):
     """Judged once more where the network or the data are others."""
     recipe = family(request)()

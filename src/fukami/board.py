@@ -254,15 +254,14 @@ def _cost(path: Path) -> tuple[int | None, int | None, str]:
 @functools.cache
 def _measured(recipe: Recipe, labels: tuple[str, ...]) -> tuple[int, int | None, str]:
     """The same of a recipe, whose network is built without memory for its weights."""
-    from fukami.analysis.layers import layers
+    from fukami.analysis.layers import layers, outline
 
     with torch.device("meta"):
         task = recipe.task(labels)
     parameters = sum(tensor.numel() for module in task.modules().values() for tensor in module.parameters())
     try:
         prepare = task.prepare  # type: ignore[attr-defined]
-        whole = getattr(task.model, "outline", lambda: task.model)()
-        steps = layers(whole, (prepare.channels, prepare.size, prepare.size))
+        steps = layers(outline(task.model), (prepare.channels, prepare.size, prepare.size))
     except Exception as error:  # not every network takes one picture of one size
         return parameters, None, f"multiply-adds are not known ({str(error).partition(chr(10))[0]})"
     return parameters, sum(step.multiply_adds for step in steps), ""

@@ -6,7 +6,8 @@ METEOR is left out: it needs Java, or another definition of synonyms than the on
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from statistics import fmean
 
 Words = Sequence[str]
 LONGEST = 4  # words of an n-gram
@@ -30,25 +31,19 @@ def judge(found: Sequence[Words], references: Sequence[Sequence[Words]], learned
     scores = bleu(found, references)
     texts = [" ".join(words) for words in found]
     exact = [text in {" ".join(words) for words in own} for text, own in zip(texts, references, strict=True)]
-    copied = {"copied": mean(text in learned for text in texts)} if learned else {}
+    copied = {"copied": fmean(text in learned for text in texts)} if learned else {}
     return {
         "bleu4": scores[3],
         "bleu1": scores[0],
         "bleu2": scores[1],
         "bleu3": scores[2],
-        "rouge_l": mean(rouge_l(words, own) for words, own in zip(found, references, strict=True)),
-        "cider": mean(cider(found, references)),
-        "exact": mean(exact),
+        "rouge_l": fmean(rouge_l(words, own) for words, own in zip(found, references, strict=True)),
+        "cider": fmean(cider(found, references)),
+        "exact": fmean(exact),
         "distinct": len(set(texts)) / len(texts),
         **copied,
         "count": len(texts),
     }
-
-
-def mean(values: Iterable[float]) -> float:
-    """The mean."""
-    every = list(values)
-    return sum(every) / len(every)
 
 
 def grams(words: Words) -> list[Counter[tuple[str, ...]]]:

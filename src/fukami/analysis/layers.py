@@ -126,6 +126,11 @@ def layers(model: nn.Module, shape: Shape) -> list[Layer]:
     return walk.found
 
 
+def outline(model: nn.Module) -> nn.Module:
+    """What of a network can be traced: all of a classifier, of others what they say in ``outline``."""
+    return model.outline() if hasattr(model, "outline") else model  # type: ignore[operator]
+
+
 def parameters(model: nn.Module) -> int:
     """Numbers that training sets, each once, also those of parts that only training uses."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -91,7 +91,7 @@ def resolve(subject: str, pictures: bool) -> bool:
 def explain_model(name: str, given: str | None, classes: int | None, out: Path | None) -> None:
     """Print the table of a model with random weights, and write its page where a folder is given."""
     model, shape = build(name.replace("-", "_"), given, classes)
-    text, steps, field = describe(outline(model), shape, "random weights")
+    text, steps, field = describe(model, shape, "random weights")
     print(text)
     if out:
         write(out, name, "its layers, their cost, and how far they see", network_sections(text, steps, field))
@@ -103,7 +103,7 @@ def explain_run(name: str, out: Path | None) -> None:
 
     task = checkpoint.load(checkpoint.trained(name))
     shape = seen(name, task)
-    text, steps, field = describe(outline(network(task)), shape, "the run's weights")
+    text, steps, field = describe(network(task), shape, "the run's weights")
     print(text)
     if out:
         write(out, name, "its layers, their cost, and how far they see", network_sections(text, steps, field))
@@ -200,11 +200,6 @@ def seen(name: str, task: "Task") -> "Shape":
     raise UsageError(f"the networks of fukami's own tasks are explained; {name} is a run of {type(task).__name__}")
 
 
-def outline(model: "nn.Module") -> "nn.Module":
-    """What of a network can be traced: all of a classifier, and the layers of a detector or a segmenter."""
-    return model.outline() if hasattr(model, "outline") else model  # type: ignore[operator]
-
-
 def open_run(name: str) -> "tuple[Path, Classification, Shape]":
     """The folder, the task and the shape of the pictures of a run.
 
@@ -240,6 +235,7 @@ def describe(
     from fukami.analysis import layers as analysis
     from fukami.analysis.receptive_field import SHARE, effective
 
+    model = analysis.outline(model)
     steps = analysis.layers(model, shape)
     counted = analysis.parameters(model)
     inside = sum(layer.parameters for layer in steps)

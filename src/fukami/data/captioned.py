@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 class Seen(Shuffled):
     """What is given in place of the pictures once an encoder that stays as it is has seen each of them."""
 
+    of: Tensor  # the number of the picture of each target
     features: Tensor | None = None  # (P, V, F): of each picture and view of it
 
     def once(self) -> Iterator[Tensor]:
@@ -33,19 +34,24 @@ class Seen(Shuffled):
     def replace(self, features: Tensor) -> None:
         """Give features ``(P, V, F)`` from now on, of a view by chance, and no pictures."""
         self.features = features
+        self.of = self.of.to(features.device)
+        self.targets = self.targets.to(features.device)
 
     @property
     def draws(self) -> int:
-        """Random numbers for each sentence."""
+        """Random numbers for each target."""
         return 1 if self.features is not None else super().draws
 
-    def rows(self, features: Tensor, of: Tensor) -> Iterator[Batch]:
-        """The batches of one pass, ``(features (N, F), targets)``; ``of`` are the numbers of the targets' pictures."""
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of one pass, ``(pictures in 0..255 or features, targets)``; a pass cut off is finished."""
+        if self.features is None:
+            yield from super().__iter__()
+            return
         for members, draws in self.shares():
             self.count()
-            members = members.to(of.device)
-            view = (draws.sum(1) * features.shape[1]).long().to(of.device)
-            yield features[of[members], view], self.targets[members]
+            members = members.to(self.of.device)
+            view = (draws.sum(1) * self.features.shape[1]).long().to(self.of.device)  # the first where none is drawn
+            yield self.features[self.of[members], view], self.targets[members]
         self.ended()
 
 
@@ -82,10 +88,6 @@ class Captioned(Seen, Resident):
         """Move all of it to the device, and take this process's share of each batch."""
         self.of = self.of.to(runtime.device)
         super().place(runtime)
-
-    def __iter__(self) -> Iterator[Batch]:
-        """The batches of one pass, ``(pictures in 0..255 or features, words (N, T))``; a pass cut off is finished."""
-        yield from super().__iter__() if self.features is None else self.rows(self.features, self.of)
 
     def once(self) -> Iterator[Tensor]:
         """The pictures, as they are judged on."""
@@ -127,14 +129,6 @@ class CaptionedStream(Seen, Streamed):
         )
         self.files, self.of, self.prepare = files, of, prepare
 
-    def __iter__(self) -> Iterator[Batch]:
-        """The batches of one pass, ``(pictures in 0..255 or features, words (N, T))``; a pass cut off is finished."""
-        if self.features is None:
-            yield from super().__iter__()
-            return
-        for features, words in self.rows(self.features, self.of.to(self.features.device)):
-            yield features, words.to(features.device)
-
     def once(self) -> Iterator[Tensor]:
         """The pictures; one that cannot be read is black, and named."""
         size, channels = self.prepare.size, self.prepare.channels
@@ -163,17 +157,11 @@ class References(Seen, Resident):
         self, pictures: Pictures, said: Sequence[Sequence[Sequence[str]]], learned: set[str], *, batch: int
     ) -> None:
         super().__init__(pictures.pictures, pictures.targets, (), batch=batch, names=pictures.names)
-        self.said, self.learned = said, learned
-
-    def __iter__(self) -> Iterator[Batch]:
-        """This process's share of each batch: ``(pictures in 0..255 or features, numbers)``."""
-        for pictures, numbers in super().__iter__():
-            yield (pictures if self.features is None else self.features[numbers, 0]), numbers
+        self.said, self.learned, self.of = said, learned, pictures.targets
 
     def once(self) -> Iterator[Tensor]:
         """The pictures."""
-        for at in range(0, len(self.pictures), EACH):
-            yield self.pictures[at : at + EACH]
+        yield from (pictures for pictures, _ in self.ordered())
 
 
 def table(sentences: Sequence[Sequence[int]], longest: int) -> Tensor:

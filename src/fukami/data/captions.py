@@ -9,7 +9,7 @@ import csv
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from fukami.data import coco, folder, places, scenes, stream
+from fukami.data import classification, coco, folder, places, scenes, stream
 from fukami.data.annotations import PARTS, Flaw
-from fukami.data.classification import Pictures
 from fukami.errors import Error, unknown
 from fukami.preparation import Preparation
 
@@ -61,10 +60,10 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Told:
-    """Pictures, files or arrays ``(H, W, 3)`` uint8, and the sentences that were said of each."""
+    """Pictures, files or arrays ``(H, W, 3)`` uint8, and the sentences that were said of each, or their words."""
 
     items: tuple[Any, ...]
-    sentences: tuple[tuple[str, ...], ...]
+    sentences: tuple[tuple[Any, ...], ...]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -79,7 +78,7 @@ class Told:
         numbers = list(which)
         return Told(tuple(self.items[i] for i in numbers), tuple(self.sentences[i] for i in numbers))
 
-    def read(self, prepare: Preparation, broken: int = folder.BROKEN) -> "tuple[Told, Pictures]":
+    def read(self, prepare: Preparation, broken: int = folder.BROKEN) -> "tuple[Told, classification.Pictures]":
         """All pictures as a network sees them, in memory; broken ones are left out, with their sentences, and named.
 
         Raises:
@@ -92,7 +91,7 @@ class Told:
         good, pictures = folder.decode(results, len(self), prepare, broken)
         kept = self if len(good) == len(self) else self.kept(good)
         names = [item if isinstance(item, Path) else f"scene {number}" for number, item in enumerate(kept.items)]
-        return kept, Pictures(
+        return kept, classification.Pictures(
             torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.arange(len(good)), list(map(str, names))
         )
 
@@ -158,7 +157,10 @@ def known(spec: str) -> bool:
     if spec in ("flickr8k", "flickr30k"):
         return True
     try:
-        return spec not in NAMES and bool(_sources(located(spec)))
+        if spec in (*NAMES, *classification.NAMES):
+            return False
+        path = located(spec)
+        return bool(_sources(path, _files(_root(path))))
     except Error:  # which whoever reads it tells
         return False
 
@@ -169,16 +171,17 @@ def described(path: Path) -> Sheet:
     Raises:
         Error: there is no file of sentences, or one cannot be read at all.
     """
-    sources = _sources(path)
+    root = _root(path)
+    files = _files(root)
+    sources = _sources(path, files)
     if not sources:
         raise Error(
             f"{path} has no sentences: expected captions.txt, captions_*.json, dataset.json, *.token, or a CSV with "
             "the columns image and caption"
         )
-    root = _root(path)
-    there = _pictures(root)
+    there = _pictures(root, files)
     sheet = Sheet()
-    listed = _listed(root)
+    listed = _listed(files)
     for file in sources:
         for line in _lines(file):
             _note(sheet, file, line, there, listed)
@@ -188,7 +191,8 @@ def described(path: Path) -> Sheet:
 def silent(path: Path, sheet: Sheet) -> list[Path]:
     """The pictures at a path of which nothing is said."""
     said = {picture for pictures in sheet.parts.values() for picture in pictures}
-    return sorted({*_pictures(_root(path)).values()} - said)
+    root = _root(path)
+    return sorted({*_pictures(root, _files(root)).values()} - said)
 
 
 def _root(path: Path) -> Path:
@@ -196,6 +200,11 @@ def _root(path: Path) -> Path:
     if path.is_dir():
         return path
     return path.parent if path.suffix.lower() in FILES else folder.unpacked(path)
+
+
+def _files(root: Path) -> list[Path]:
+    """Every file below a folder, in order."""
+    return sorted(path for path in root.rglob("*") if not path.name.startswith("."))
 
 
 def _note(sheet: Sheet, file: Path, line: Line, there: dict[str, Path], listed: dict[str, str]) -> None:
@@ -211,24 +220,24 @@ def _note(sheet: Sheet, file: Path, line: Line, there: dict[str, Path], listed: 
         sheet.parts.setdefault(part, {}).setdefault(picture, []).append(line.sentence.strip())
 
 
-def _pictures(root: Path) -> dict[str, Path]:
+def _pictures(root: Path, files: Iterable[Path]) -> dict[str, Path]:
     """The pictures below a folder, by their path in it and by their name."""
     endings = folder.suffixes()
     found: dict[str, Path] = {}
-    for path in sorted(root.rglob("*")):
-        if path.suffix.lower() in endings and not path.name.startswith("."):
+    for path in files:
+        if path.suffix.lower() in endings:
             found.setdefault(path.name, path)
             found[path.relative_to(root).as_posix()] = path
     return found
 
 
-def _sources(path: Path) -> list[Path]:
-    """The files of sentences of a data set."""
+def _sources(path: Path, files: Iterable[Path]) -> list[Path]:
+    """The files of sentences of a data set, whose folder has these files."""
     if path.suffix.lower() in FILES:
         return [path] if path.suffix.lower() != ".csv" or _columns(path) else []
-    root = _root(path)
+    ours = [each for each in files if each.suffix.lower() in FILES]
     for pattern in ("dataset*.json", "captions_*.json", "*.token.txt", "*.token", "captions.txt", "*.csv"):
-        found = [each for each in sorted(root.rglob(pattern)) if each.suffix != ".csv" or _columns(each)]
+        found = [each for each in ours if each.match(pattern) and (each.suffix != ".csv" or _columns(each))]
         if found:
             return found if pattern.startswith("captions_") else found[:1]
     return []
@@ -244,9 +253,9 @@ def _columns(path: Path) -> tuple[str, str, str] | None:
     return (picture, sentence, "split" if "split" in names else "") if picture and sentence else None
 
 
-def _listed(root: Path) -> dict[str, str]:
+def _listed(files: Sequence[Path]) -> dict[str, str]:
     """The part of each picture that a list beside Flickr8k's sentences names."""
-    lists = ((part, file) for part, pattern in LISTS for file in sorted(root.rglob(pattern)))
+    lists = ((part, file) for part, pattern in LISTS for file in files if file.match(pattern))
     return {name.strip(): part for part, file in lists for name in file.read_text(encoding="utf-8").splitlines()}
 
 

@@ -10,7 +10,7 @@ from fukami.recipe import Data, Recipe, within
 
 if TYPE_CHECKING:
     from fukami.task import MakeOptimizer, Task
-    from fukami.tasks.style import Style
+    from fukami.tasks.style import Pictures, Style
 
 logger = logging.getLogger(__name__)
 
@@ -68,15 +68,20 @@ class NeuralStyle(Recipe):
     def data(self) -> Data:
         """The pictures; the labels are which VGG looks at them, and the width and the height of what is painted."""
         from fukami import transfer
+
+        pictures = self.pictures()
+        height, width = pictures.content.shape[2:]
+        return Data([pictures], [pictures], (transfer.vgg(self.weights)[0], str(width), str(height)))
+
+    def pictures(self) -> "Pictures":
+        """The content and the styles at their size."""
         from fukami.data import paintings
         from fukami.tasks.style import Pictures, opened
 
-        pictures = Pictures(
+        return Pictures(
             opened(self.content or paintings.content(), self.size),
             tuple(opened(each, self.size) for each in self.style or (paintings.style(),)),
         )
-        height, width = pictures.content.shape[2:]
-        return Data([pictures], [pictures], (transfer.vgg(self.weights)[0], str(width), str(height)))
 
     def task(self, labels: tuple[str, ...]) -> "Style":
         """A picture as large as the labels say."""
@@ -121,5 +126,4 @@ class NeuralStyle(Recipe):
             )
         own = task.model.state_dict()
         task.model.load_state_dict({key: tensors.get(key, value) for key, value in own.items()})
-        (pictures,) = self.data().train
-        cast("Style", task).begin(pictures)
+        cast("Style", task).begin(self.pictures())

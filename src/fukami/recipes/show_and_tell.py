@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -129,19 +128,28 @@ class ShowAndTell(Supervised):
 
     def data(self) -> Data:
         """The data set, in memory; the labels are the words."""
-        from fukami.data import captions
-
-        learned, *judged = captions.read(self.dataset, self.holdout)
-        words = [[language.cut(text, self.tokens) for text in own] for own in learned.sentences]
-        labels = language.vocabulary((each for own in words for each in own), self.floor)
-        return Data(self.loader(learned, labels), self.references(judged, words), labels)
+        learned, judged = self.parts()
+        labels = language.vocabulary((words for own in learned.sentences for words in own), self.floor)
+        return Data(self.loader(learned, labels), self.references(judged, learned), labels)
 
     def judged(self) -> "References":
         """The part that is judged on alone; of the training only its sentences are read."""
+        learned, judged = self.parts()
+        return self.references(judged, learned)
+
+    def parts(self) -> "tuple[Told, Told]":
+        """What there is to learn from and to judge on, each sentence cut into words."""
         from fukami.data import captions
 
-        learned, *judged = captions.read(self.dataset, self.holdout)
-        return self.references(judged, [[language.cut(text, self.tokens) for text in own] for own in learned.sentences])
+        learned, val, test = captions.read(self.dataset, self.holdout)
+        some = learned, val if self.part == "val" else test
+        learned, judged = (
+            dataclasses.replace(
+                told, sentences=tuple(tuple(language.cut(text, self.tokens) for text in own) for own in told.sentences)
+            )
+            for told in some
+        )
+        return learned, judged
 
     def loader(self, told: "Told", labels: tuple[str, ...]) -> "Captioned | CaptionedStream":
         """Batches of sentences and their pictures to train on: from memory where these fit, streamed where not."""
@@ -158,7 +166,7 @@ class ShowAndTell(Supervised):
         if not streamed:
             told, pictures = told.read(larger, self.broken)
         known = {label: number for number, label in enumerate(labels)}
-        words = [[language.numbered(language.cut(text, self.tokens), known) for text in own] for own in told.sentences]
+        words = [[language.numbered(each, known) for each in own] for own in told.sentences]
         of = torch.repeat_interleave(torch.arange(len(told)), torch.tensor([len(own) for own in words]))
         every = table([each for own in words for each in own], self.longest + 2)
         if streamed:
@@ -170,14 +178,13 @@ class ShowAndTell(Supervised):
         return Captioned(pictures, every, of, labels, batch=self.batch, seed=self.seed, augment=augmentation,
                          size=self.size)  # fmt: skip
 
-    def references(self, judged: "Iterable[Told]", words: list[list[list[str]]]) -> "References":
+    def references(self, judged: "Told", learned: "Told") -> "References":
         """The pictures to judge on, and what people said of them."""
         from fukami.data.captioned import References
 
-        val, test = judged
-        told, pictures = (val if self.part == "val" else test).read(self.prepare(), self.broken)
-        said = [[language.cut(text, self.tokens) for text in own] for own in told.sentences]
-        return References(pictures, said, {" ".join(each) for own in words for each in own}, batch=JUDGED)
+        told, pictures = judged.read(self.prepare(), self.broken)
+        before = {" ".join(words) for own in learned.sentences for words in own}
+        return References(pictures, told.sentences, before, batch=JUDGED)
 
     def task(self, labels: tuple[str, ...]) -> "Captioning":
         """A network that speaks with these words."""
@@ -192,14 +199,14 @@ class ShowAndTell(Supervised):
             dropout=self.dropout,
         )
         speech = Speech(
-            self.decoding,
-            self.beams,
-            self.length,
-            self.temperature,
-            self.sentences,
-            self.longest,
-            self.tokens,
-            self.seed,
+            decoding=self.decoding,
+            beams=self.beams,
+            length=self.length,
+            temperature=self.temperature,
+            sentences=self.sentences,
+            longest=self.longest,
+            tokens=self.tokens,
+            seed=self.seed,
         )
         regime = self.regime()
         regime["epochs"] = self.finetune or self.epochs

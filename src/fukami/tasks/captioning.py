@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
@@ -18,7 +17,8 @@ from fukami.features import Kept
 from fukami.numerics import half
 from fukami.ops import beam
 from fukami.preparation import Preparation
-from fukami.task import Interface, Regime, Task
+from fukami.task import Interface, Regime
+from fukami.tasks.judging import Judging
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,7 +55,38 @@ class Speech:
     seed: int = 0
 
 
-class Captioning(Task):
+@dataclass(frozen=True)
+class Said:
+    """What was said of pictures, and what people said of them.
+
+    Attributes:
+        sentences: by the number of the picture, in order.
+        tokens: what they are cut into.
+        references: the sentences of people for each picture, as lists of words.
+        learned: the sentences of the training, their words joined by spaces.
+    """
+
+    sentences: dict[int, str]
+    tokens: language.Tokens
+    references: Sequence[Sequence[Sequence[str]]]
+    learned: set[str]
+
+    @property
+    def words(self) -> list[list[str]]:
+        """The words of each sentence."""
+        return [language.cut(sentence, self.tokens) for sentence in self.sentences.values()]
+
+    @property
+    def own(self) -> list[Sequence[Sequence[str]]]:
+        """What people said of these pictures."""
+        return [self.references[number] for number in self.sentences]
+
+    def metrics(self) -> dict[str, Any]:
+        """Those of :func:`fukami.caption_metrics.judge`."""
+        return dict(caption_metrics.judge(self.words, self.own, self.learned))
+
+
+class Captioning(Judging):
     """The likelihood of the words of a sentence, one after another, given the picture.
 
     Args:
@@ -144,9 +175,8 @@ class Captioning(Task):
             found += rows
         return torch.stack(found).to(self.runtime.device)  # type: ignore[arg-type]
 
-    @torch.inference_mode()
-    def evaluate(self, batches: Any) -> dict[str, Any]:
-        """The metrics of :func:`fukami.caption_metrics.judge`, of the best sentence for each picture."""
+    def judge(self, batches: Any) -> Said:
+        """The best sentence for each picture of ``batches``, over all processes."""
         if self.frozen and batches.features is None:
             batches.replace(self.seen(batches).unsqueeze(1))
         said: dict[int, str] = {}
@@ -158,19 +188,7 @@ class Captioning(Task):
             said |= other
         if not said:
             raise Error("there is no picture to judge on; give data with a test part, or a larger --holdout")
-        order = sorted(said)
-        found = [language.cut(said[number], self.speech.tokens) for number in order]
-        self.said = said
-        return caption_metrics.judge(found, [batches.said[number] for number in order], batches.learned)
-
-    @contextmanager
-    def answering(self) -> Iterator[None]:
-        """The network answers, and goes on as it was afterwards."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        yield
-        for module, mode in modes:
-            module.training = mode
+        return Said(dict(sorted(said.items())), self.speech.tokens, batches.said, batches.learned)
 
     def told(self, pictures: Tensor) -> list[list[dict[str, Any]]]:
         """Sentences for pictures ``(N, C, H, W)`` in 0..255 or features ``(N, F)``, the likeliest first.
@@ -250,18 +268,18 @@ class Captioning(Task):
         """The picture with its sentence below."""
         return image.captioned(image.read(source), answer["caption"])
 
+    @torch.inference_mode()
     def figures(self, batches: Any) -> "Iterator[tuple[str, Figure]]":
         """Pictures from the best to the worst sentence by CIDEr-D, with what a person said; the commonest sentences."""
         from fukami import figures_captions
 
-        self.evaluate(batches)
-        order = sorted(self.said)
-        found = [language.cut(self.said[number], self.speech.tokens) for number in order]
-        scores = caption_metrics.cider(found, [batches.said[number] for number in order])
+        found: Said = self.judged_last(batches)
+        numbers = list(found.sentences)
 
         def shown(at: int) -> figures_captions.Shown:
-            picture = batches.pictures[order[at]].permute(1, 2, 0).cpu().numpy()
-            own = language.joined(batches.said[order[at]][0], self.speech.tokens)
-            return picture, self.said[order[at]], own
+            picture = batches.pictures[numbers[at]].permute(1, 2, 0).cpu().numpy()
+            own = language.joined(batches.said[numbers[at]][0], self.speech.tokens)
+            return picture, found.sentences[numbers[at]], own
 
-        yield from figures_captions.judgement(scores, list(self.said.values()), shown)
+        scores = caption_metrics.cider(found.words, found.own)
+        yield from figures_captions.judgement(scores, list(found.sentences.values()), shown)

@@ -1,7 +1,6 @@
 """What detection and segmentation share: pictures of any shape, each in the upper left corner of a frame."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -13,7 +12,8 @@ from torch.nn import functional as F
 
 from fukami.errors import Error, UsageError
 from fukami.preparation import Scaled
-from fukami.task import Regime, Task
+from fukami.task import Regime
+from fukami.tasks.judging import Judging
 
 if TYPE_CHECKING:
     from fukami.data.boxes import Batch
@@ -23,7 +23,7 @@ STEP = 32  # pixels of which the sides of a frame are multiples
 CHUNK = 8  # pictures that are answered at once
 
 
-class Framed(Task):
+class Framed(Judging):
     """A network that is given pictures in frames, whose sides are multiples of 32.
 
     Args:
@@ -36,52 +36,12 @@ class Framed(Task):
     def __init__(self, model: nn.Module, labels: tuple[str, ...], prepare: Scaled, **regime: Unpack[Regime]) -> None:
         super().__init__(model, **regime)
         self.labels, self.prepare = labels, prepare
-        self.latest: tuple[Any, Any] | None = None  # what was evaluated last, and what was found
 
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device and make ready to train."""
         super().setup(runtime)
         mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (self.prepare.mean, self.prepare.std))
         self.mean, self.std = mean.to(runtime.device), std.to(runtime.device)
-
-    def networks(self) -> list[nn.Module]:
-        """Those that take part in training and in judging."""
-        return [self.model]
-
-    @contextmanager
-    def answering(self) -> Iterator[None]:
-        """The networks answer, and go on as they were afterwards."""
-        modes = [(module, module.training) for network in self.networks() for module in network.modules()]
-        for network in self.networks():
-            network.eval()
-        yield
-        for module, mode in modes:
-            module.training = mode
-
-    def updated(self) -> None:
-        """Know that what was found is found no more."""
-        self.latest = None
-
-    def judge(self, batches: Any) -> Any:
-        """What was found in ``batches`` and what is there, over all processes; its ``metrics()`` are the judgement."""
-        raise NotImplementedError(f"{type(self).__name__} does not define judge(batches)")
-
-    @torch.inference_mode()
-    def evaluate(self, batches: Iterable["Batch"]) -> dict[str, Any]:
-        """The metrics of :meth:`judge`; classes are matched by name where ``batches`` has ``labels``.
-
-        Raises:
-            UsageError: the data have a class that the task does not know.
-            Error: there is nothing to judge.
-        """
-        found = self.judge(batches)
-        self.latest = batches, found
-        metrics: dict[str, Any] = found.metrics()
-        return metrics
-
-    def judged_last(self, batches: Any) -> Any:
-        """What :meth:`judge` finds, without a second look where nothing was learned since it was evaluated."""
-        return self.latest[1] if self.latest and self.latest[0] is batches else self.judge(batches)
 
     def moved(self, batch: "Batch") -> "Batch":
         """The batch on the device."""
