@@ -28,7 +28,11 @@ METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider", "exact", "dis
 SAMPLE = "flickr8k-1000"
 ROUNDS = 5
 FLICKR8K = f"fukami train show-and-tell --data {SAMPLE} --encoder vgg16 --init {{weights}} --judge-every 50"
-SCENES = "fukami train show-and-tell --data scenes"
+SCENES = (
+    "fukami train show-and-tell --data scenes --encoder deep-convnet "
+    "--encoder-options batch_norm=true hidden=256 dropout=0 --size 48 --hidden 256 --dropout 0.1 "
+    "--augment rotate=10 shift=6 scale=0.1 --lr 5e-3 --decay one-cycle --epochs 26 --judge-every 26"
+)
 
 
 def trainings(benchmark: str, line: str, options: argparse.Namespace, note: str) -> None:
@@ -86,7 +90,7 @@ def baselines(options: argparse.Namespace) -> None:
 def scenes(options: argparse.Namespace) -> None:
     """Sentences of scenes, word for word."""
     trainings(
-        "show-and-tell scenes", SCENES, options, "2,000 scenes of one or two objects to train on, 200 to judge on"
+        "show-and-tell scenes", SCENES, options, "8,000 scenes of one or two objects to train on, 200 to judge on"
     )
 
 

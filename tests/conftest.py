@@ -98,6 +98,7 @@ def few_scenes(monkeypatch):
     """The data set ``scenes`` with eight pictures to train on and four to judge on."""
     monkeypatch.setattr("fukami.data.scenes.TRAINING", 8)
     monkeypatch.setattr("fukami.data.scenes.TESTING", 4)
+    monkeypatch.setattr("fukami.data.scenes.SENTENCES", 8)
 
 
 @pytest.fixture(scope="session")

@@ -121,21 +121,35 @@ def test_rows_of_words():
 
 
 def test_size_of_the_network():
-    """GoogLeNet without its heads, an affine layer, the vectors of 8,791 words, an LSTM, and a bias for each word."""
+    """GoogLeNet without its heads, an affine layer, its normalisation, the vectors of 8,791 words, an LSTM, and a bias
+    for each word."""
     with torch.device("meta"):
         network = models.show_and_tell()
     lstm = 4 * 512 * (512 + 512 + 2)
-    assert sum(p.numel() for p in network.parameters()) == 6_624_904 - 1025 * 1000 + 1025 * 512 + 8791 * 513 + lstm
+    assert (
+        sum(p.numel() for p in network.parameters())
+        == 6_624_904 - 1025 * 1000 + 1024 * 512 + 2 * 512 + 8791 * 513 + lstm
+    )
 
 
 @pytest.mark.parametrize(
-    ("encoder", "features"), [("resnet18", 512), ("vgg11", 512), ("googlenet", 1024), ("deep_convnet", 50)]
+    ("encoder", "options", "features"),
+    [
+        ("resnet18", (), 512),
+        ("vgg11", (), 512),
+        ("vgg11", ("batch_norm=true",), 512),
+        ("googlenet", ("kernel=5",), 1024),
+        ("deep-convnet", ("batch_norm=true", "hidden=30"), 30),
+        ("binary-deep-convnet", (), 128),
+    ],
 )
-def test_any_classifier_sees(encoder, features):
+def test_any_classifier_sees(encoder, options, features):
     torch.manual_seed(0)
-    network = models.show_and_tell(11, encoder=encoder, size=64 if encoder != "deep_convnet" else 28, hidden=16)
-    side, channels = (64, 3) if encoder != "deep_convnet" else (28, 1)
-    pictures = torch.rand(2, channels, side, side)
+    own = ShowAndTell(encoder=encoder, encoder_options=options, size=64, hidden=16)
+    network = own.task(tuple(map(str, range(11)))).model
+    normal = any(isinstance(layer, torch.nn.BatchNorm2d) for layer in network.encoder.modules())
+    assert normal == (encoder not in ("vgg11", "deep-convnet") or "batch_norm=true" in options)
+    pictures = torch.rand(2, 3, 64, 64)
     assert network.see(pictures).shape == (2, features)
     scores = network(pictures, torch.tensor([[1, 4, 5], [1, 6, 0]]))
     assert scores.shape == (2, 3, 11)
@@ -146,7 +160,7 @@ def test_any_classifier_sees(encoder, features):
 def test_it_speaks_as_it_was_taught():
     """Word by word, the scores are those of the whole sentence at once; and those of equations 10 to 12 by hand."""
     torch.manual_seed(0)
-    network = models.show_and_tell(9, encoder="resnet20", hidden=8, dropout=0.5).eval()
+    network = models.show_and_tell(models.resnet20(1), 9, hidden=8, dropout=0.5).eval()
     features, words = torch.randn(2, 64), torch.tensor([[1, 4, 5], [1, 8, 3]])
     whole = network(features, words).log_softmax(2)
     state = network.begin(features)
@@ -155,7 +169,7 @@ def test_it_speaks_as_it_was_taught():
         torch.testing.assert_close(scores, whole[:, at])
     lstm = network.lstm
     h = c = torch.zeros(2, 8)
-    for x in (network.picture(features), *network.words(words).unbind(1)):
+    for x in (network.normal(network.picture(features)), *network.words(words).unbind(1)):
         i, f, g, o = (x @ lstm.weight_ih_l0.T + lstm.bias_ih_l0 + h @ lstm.weight_hh_l0.T + lstm.bias_hh_l0).chunk(4, 1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
@@ -371,7 +385,7 @@ def test_scenes_say_what_is_there():
     counts = {sentence.count(" and ") for (sentence,) in sentences}
     assert counts == {0, 1}
     for number, ((sentence,), picture) in enumerate(zip(sentences, pictures, strict=True)):
-        own = scenes.scene(0, number, 2)
+        own = scenes.scene(0, number, scenes.FEW)
         assert np.array_equal(picture, own.picture)
         middles = (own.boxes[:, 0] + own.boxes[:, 2]).tolist()
         order = sorted(range(len(middles)), key=middles.__getitem__)
@@ -481,6 +495,8 @@ def test_it_answers_in_the_ways_it_is_asked_to(folder, tmp_path, pageless, fukam
         ({"finetune": 2}, "give them with --init"),
         ({"encoder": "rcnn"}, "should be a classifier"),
         ({"encoder": "resnet19"}, "did you mean 'resnet18'"),
+        ({"encoder": "vgg11", "encoder_options": ("batch_norms=true",)}, "did you mean 'batch_norm'"),
+        ({"encoder": "vgg11", "encoder_options": ("batch_norm=1",)}, "batch_norm=1: expected batch_norm=VALUE"),
         ({"augment": ("mixup",)}, "a sentence for a mixture"),
         ({"floor": 0}, "floor should be at least 1"),
     ],

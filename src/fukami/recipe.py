@@ -8,7 +8,7 @@ import pkgutil
 import sys
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
@@ -19,6 +19,14 @@ from fukami.errors import Error, UsageError, unknown
 
 if TYPE_CHECKING:
     from fukami.task import Task
+
+# What a word of the command line says of a field of this type.
+READ: dict[type, Callable[[str], Any]] = {
+    str: str,
+    int: int,
+    float: float,
+    bool: {"true": True, "false": False}.__getitem__,
+}
 
 # The field of a data set's name or path: the flag is --data, and the method that reads it is called data.
 Dataset = Annotated[str, tyro.conf.arg(name="data", metavar="SPEC")]
@@ -116,14 +124,15 @@ def parse_changes(recipe: type[Recipe], words: Iterable[str]) -> dict[str, Any]:
         kind = hints.get(name)
         if name not in {field.name for field in dataclasses.fields(recipe)}:
             raise unknown(f"field of {name_of(recipe)}", name, {field.name for field in dataclasses.fields(recipe)})
-        choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+        literal = typing.get_origin(kind) is typing.Literal
+        choices = {str(choice): choice for choice in typing.get_args(kind)} if literal else {}
         try:
-            if not equals or (choices and value not in choices):
+            if not equals:
                 raise ValueError
-            found[name] = value if choices or kind is str else {int: int, float: float}[kind](value)  # type: ignore[index]
+            found[name] = choices[value] if literal else READ[kind](value)  # type: ignore[index]
         except (ValueError, KeyError):
             expected = f"one of {', '.join(choices)}" if choices else getattr(kind, "__name__", str(kind))
-            raise UsageError(f"--set {word}: expected {name}=VALUE, where the value is {expected}") from None
+            raise UsageError(f"{word}: expected {name}=VALUE, where the value is {expected}") from None
     return found
 
 

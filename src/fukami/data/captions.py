@@ -111,7 +111,7 @@ def read(spec: str, holdout: float) -> tuple[Told, Told, Told]:
     """
     if spec == "scenes":
         learned, judged = (
-            Told(*scenes.told(*some)) for some in ((0, scenes.TRAINING), (scenes.TRAINING, scenes.TESTING))
+            Told(*scenes.told(*some)) for some in ((0, scenes.SENTENCES), (scenes.SENTENCES, scenes.TESTING))
         )
         return learned, Told((), ()), judged
     sheet = described(located(spec))

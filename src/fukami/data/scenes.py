@@ -12,7 +12,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -26,14 +26,49 @@ LABELS = ("circle", "cross", "eight", "ring", "seven", "square", "star", "triang
 MASKED: tuple[str, ...] = ("background", *LABELS)  # what a pixel can be
 COUNTS = ("no", "a", "two", "three", "four", "five", "six")
 TRAINING, TESTING = 2000, 200  # pictures of the data set, numbered one after the other
-SIDES = (128, 192)  # pixels, least and most
-SIZES = (40.0, 92.0)  # pixels across an object
-LEGIBLE = 48.0  # pixels that a digit needs at least
+SENTENCES = 8000  # pictures with few objects to learn sentences from
 SMALL, LARGE = 48.0, 68.0  # what is called so
 NEAR = 12.0  # pixels between two middles below which neither is beside the other
-VISIBLE = 0.8  # least share of an object that the others leave to be seen
-FEW = 2  # objects of a scene at most where its sentence names all of them, so that there is one right sentence
+COLOURS = {
+    "red": (215, 45, 40),
+    "green": (45, 165, 60),
+    "blue": (45, 75, 220),
+    "yellow": (240, 220, 60),
+    "purple": (150, 60, 185),
+    "white": (245, 245, 240),
+}
+UNLIKE = 90  # of 255 between a colour and the ground, in one of red, green and blue
+SHADE = 20  # of 255 either way
 TRIES = 12  # places that are tried for an object
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What scenes are like.
+
+    Attributes:
+        most: objects at most.
+        bars: without a class, at most.
+        sides: of a picture in pixels, least and most.
+        sizes: pixels across an object, least and most.
+        legible: pixels that a digit needs at least.
+        visible: least share of an object that the others leave to be seen.
+        apart: pixels at least from the middle of an object to that of one on its right.
+        plain: each object is of one colour of ``COLOURS``, and has no texture.
+    """
+
+    most: int = 6
+    bars: int = 2
+    sides: tuple[int, int] = (128, 192)
+    sizes: tuple[float, float] = (40.0, 92.0)
+    legible: float = 48.0
+    visible: float = 0.8
+    apart: float = 0.0
+    plain: bool = False
+
+
+CROWDED = Kind()
+FEW = Kind(most=2, bars=1, sides=(96, 96), sizes=(42.0, 60.0), legible=52.0, visible=0.95, apart=12.0, plain=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +97,10 @@ class Scene:
 
 @dataclass(frozen=True)
 class Thing:
-    """An object that is to be drawn: its class, how it is filled, how large it is, and the middle of it."""
+    """An object: its class, the name of its texture or colour, how large it is, and the middle of it."""
 
     label: str
-    texture: str
+    look: str
     size: float
     x: float
     y: float
@@ -74,34 +109,43 @@ class Thing:
     def phrase(self) -> str:
         """The object in words."""
         size = "large " if self.size >= LARGE else "small " if self.size <= SMALL else ""
-        return f"a {size}{self.texture} {self.label}"
+        return f"a {size}{self.look} {self.label}"
 
 
-def scene(seed: int, number: int, most: int = 6) -> Scene:
-    """Scene ``number`` of a seed, with one to ``most`` objects; the same one each time."""
+@dataclass(frozen=True)
+class Laid:
+    """The objects that a page has already.
+
+    Attributes:
+        instances: as those of a scene.
+        things: the objects.
+        whole: their pixels when nothing hid them.
+    """
+
+    instances: npt.NDArray[np.uint8]
+    things: list[Thing] = field(default_factory=list)
+    whole: list[int] = field(default_factory=list)
+
+
+def scene(seed: int, number: int, kind: Kind = CROWDED) -> Scene:
+    """Scene ``number`` of a seed; the same one each time. Of ``FEW`` objects the sentence names every one."""
     random = np.random.Generator(np.random.PCG64([seed, number]))
-    height, width = (int(side) for side in random.integers(*SIDES, 2, endpoint=True))
-    if most <= FEW:  # a square, of which a classifier's crop leaves all
-        height = width
+    height, width = (int(side) for side in random.integers(*kind.sides, 2, endpoint=True))
     page = _ground(random, height, width)
-    for _ in range(int(random.integers(0, 3))):
-        _place(random, page, "bar", uniform(random, *SIZES))
-    instances = np.zeros((height, width), np.uint8)
-    things: list[Thing] = []
-    whole: list[int] = []  # pixels of each object when nothing hid it
-    for _ in range(int(random.integers(1, most + 1))):
+    for _ in range(int(random.integers(0, kind.bars + 1))):
+        _place(random, page, "bar", uniform(random, *kind.sizes))
+    laid = Laid(np.zeros((height, width), np.uint8))
+    small, large = kind.sizes
+    for _ in range(int(random.integers(1, kind.most + 1))):
         label = LABELS[random.integers(len(LABELS))]
         share = random.random()
-        size = SIZES[0] + (SIZES[1] - SIZES[0]) * share * math.sqrt(share)  # more small ones than large ones
-        size = max(size, LEGIBLE) if label in DIGITS else size
-        drawn = _place(random, page, label, size, instances, whole)
-        if drawn:
-            things.append(drawn)
+        size = small + (large - small) * share * math.sqrt(share)  # more small ones than large ones
+        _place(random, page, label, max(size, kind.legible) if label in DIGITS else size, kind, laid)
     picture = _photographed(random, page)
-    boxes = np.array([_bounds(instances == i + 1) for i in range(len(things))], np.float32).reshape(-1, 4)
+    things = laid.things
+    boxes = np.array([_bounds(laid.instances == i + 1) for i in range(len(things))], np.float32).reshape(-1, 4)
     classes = np.array([LABELS.index(thing.label) for thing in things], np.int64)
-    said = _sentence(random, things) if most > FEW else _named(things)
-    return Scene(picture, boxes, classes, instances, said)
+    return Scene(picture, boxes, classes, laid.instances, _named(things) if kind is FEW else _sentence(random, things))
 
 
 @functools.lru_cache(maxsize=4)
@@ -144,17 +188,12 @@ def told(first: int, count: int, seed: int = 0) -> tuple[tuple[npt.NDArray[np.ui
 
 
 def _place(
-    random: np.random.Generator,
-    page: Array,
-    label: str,
-    size: float,
-    instances: npt.NDArray[np.uint8] | None = None,
-    whole: list[int] | None = None,
-) -> Thing | None:
-    """Draw an object where it hides no other one too much, and note its pixels; None where there is no such place."""
+    random: np.random.Generator, page: Array, label: str, size: float, kind: Kind = CROWDED, laid: Laid | None = None
+) -> None:
+    """Draw an object, and note it, where it hides no other one too much; not at all where there is no such place."""
     height, width = page.shape[:2]
     size = min(size, 0.75 * min(height, width))
-    for _ in range(TRIES if instances is not None else 1):
+    for _ in range(TRIES if laid else 1):
         inside = 0.36 * size
         x, y = uniform(random, inside, width - inside), uniform(random, inside, height - inside)
         reach = int(0.62 * size) + 3
@@ -163,20 +202,37 @@ def _place(
         rows, columns = (axis.astype(np.float32) for axis in np.ogrid[cut])
         distance, u, v = shapes.shape(random, label, columns + (0.5 - x), rows + (0.5 - y), size / 2)
         inner = distance <= 0
-        if instances is not None and whole is not None:
-            seen = np.bincount(np.where(inner, 0, instances[cut]).ravel(), minlength=len(whole) + 1)
-            before = np.bincount(instances[cut].ravel(), minlength=len(whole) + 1)
-            total = np.bincount(instances.ravel(), minlength=len(whole) + 1)
-            left_over = (total - before + seen)[1:]
-            if (left_over < VISIBLE * np.array(whole)).any():
+        if laid:
+            count = len(laid.whole) + 1
+            seen = np.bincount(np.where(inner, 0, laid.instances[cut]).ravel(), minlength=count)
+            before = np.bincount(laid.instances[cut].ravel(), minlength=count)
+            left_over = (np.bincount(laid.instances.ravel(), minlength=count) - before + seen)[1:]
+            hidden = (left_over < kind.visible * np.array(laid.whole)).any()
+            if hidden or any(abs(x - other.x) < kind.apart for other in laid.things):
                 continue
-            instances[cut][inner] = len(whole) + 1
-            whole.append(int(inner.sum()))
-        texture = TEXTURES[random.integers(len(TEXTURES))]
+            laid.instances[cut][inner] = count
+            laid.whole.append(int(inner.sum()))
+        look, fill = _coloured(random, page[cut]) if kind.plain else _textured(random, u, v, page[cut])
         alpha = np.clip(0.5 - distance, 0, 1)[..., None]
-        page[cut] += alpha * (shapes.filled(random, texture, u, v, page[cut]) - page[cut])
-        return Thing(label, texture, size, x, y)
-    return None
+        page[cut] += alpha * (fill - page[cut])
+        if laid:
+            laid.things.append(Thing(label, look, size, x, y))
+        return
+
+
+def _textured(random: np.random.Generator, u: Array, v: Array, under: Array) -> tuple[str, Array]:
+    """A texture, and its colours ``(h, w, 3)``."""
+    texture = TEXTURES[random.integers(len(TEXTURES))]
+    return texture, shapes.filled(random, texture, u, v, under)
+
+
+def _coloured(random: np.random.Generator, under: Array) -> tuple[str, Array]:
+    """The name of a colour that is unlike what is under it, and one of its shades ``(3,)``."""
+    middle = under[under.shape[0] // 2, under.shape[1] // 2]
+    unlike = [name for name, colour in COLOURS.items() if np.abs(colour - middle).max() > UNLIKE]
+    name = unlike[random.integers(len(unlike))]
+    shade = np.array(COLOURS[name]) + uniform(random, -SHADE, SHADE, 3)
+    return name, shade.astype(np.float32)
 
 
 def _ground(random: np.random.Generator, height: int, width: int) -> Array:
@@ -241,8 +297,8 @@ def _sentence(random: np.random.Generator, things: Sequence[Thing]) -> str:
 
 
 def _named(things: Sequence[Thing]) -> str:
-    """All of them, from left to right, each with its texture."""
-    return " and ".join(f"a {thing.texture} {thing.label}" for thing in sorted(things, key=lambda thing: thing.x))
+    """All of them, from left to right, each with its colour."""
+    return " and ".join(f"a {thing.look} {thing.label}" for thing in sorted(things, key=lambda thing: thing.x))
 
 
 def _relation(one: Thing, other: Thing, later: bool) -> str:

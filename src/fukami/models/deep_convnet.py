@@ -23,6 +23,7 @@ def deep_convnet(
     widths: tuple[int, int, int, int, int, int] = (16, 16, 32, 32, 64, 64),
     hidden: int = 50,
     dropout: float = 0.5,
+    batch_norm: bool = False,
 ) -> nn.Sequential:
     """DeepConvNet (Saitoh 2016, figure 8-1): 3×3 convolutions in three pairs, then two affine layers.
 
@@ -32,6 +33,7 @@ def deep_convnet(
         widths: channels of the six convolutions.
         hidden: width of the first affine layer.
         dropout: share of the hidden units that training drops. The book also drops out the scores; we do not.
+        batch_norm: after every convolution, which the book's network has not.
 
     Raises:
         ValueError: the picture is too small for three poolings.
@@ -44,6 +46,8 @@ def deep_convnet(
     for number, (width, padding) in enumerate(zip(widths, PADDING, strict=True), start=1):
         convolution = nn.Conv2d if layers else StemConv2d
         layers.append(convolution(inputs, width, kernel_size=3, padding=padding))
+        if batch_norm:
+            layers.append(nn.BatchNorm2d(width))
         if number % 2 == 0:
             layers.append(nn.MaxPool2d(2))  # before the ReLU: the maximum is the same, on a quarter of the values
         layers.append(nn.ReLU(inplace=True))

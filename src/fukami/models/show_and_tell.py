@@ -3,7 +3,7 @@
 Vinyals, Toshev, Bengio and Erhan, "Show and Tell: A Neural Image Caption Generator", CVPR 2015, section 3.1 and
 figure 3:
 
-    picture ─ encoder ─ affine ──┐
+    picture ─ encoder ─ affine ──┐              normalised over the batch, which the paper's is not
                                  v
                                LSTM ─ LSTM ─ LSTM ─ ... ─ LSTM
                                        ^      ^             ^
@@ -16,42 +16,29 @@ what the LSTM is given, and what its answer is compared with to find the next wo
 library without its last layer.
 """
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-RANGE = 0.08  # of the vectors of the words at the beginning
+from fukami.models.googlenet import googlenet
+
+DEVIATION = 0.3  # of the vectors of the words at the beginning: with far less, the LSTM learns to see them late
 
 
 def show_and_tell(
-    words: int = 8791, *, encoder: str = "googlenet", size: int = 224, hidden: int = 512, dropout: float = 0.5
+    classifier: nn.Module | None = None, words: int = 8791, *, hidden: int = 512, dropout: float = 0.5
 ) -> "ShowAndTell":
     """NIC: ``(N, 3, H, W)`` and the words ``(N, T)`` before to scores of the next words ``(N, T, words)``.
 
     Args:
+        classifier: what becomes the encoder by losing its last affine layer; by default, as in the paper, GoogLeNet.
         words: of the vocabulary; 8,791 are those of COCO that occur five times.
-        encoder: what the classifier is called in :mod:`fukami.models`; of VGG the average of the 512 features.
-        size: of the pictures, for encoders that need to know it.
         hidden: width of the LSTM, and of the vectors of the words.
         dropout: share of what the LSTM is given and gives that training drops.
-
-    Raises:
-        ValueError: there is no such classifier.
     """
-    from fukami import models
-
-    make = getattr(models, encoder, None)
-    known = inspect.signature(make).parameters if callable(make) else {}
-    if make is None or "classes" not in known:
-        raise ValueError(f"there is no classifier {encoder!r} in fukami.models to be the encoder")
-    options = {"classes": 1, "size": size, "auxiliary": False}
-    if encoder.startswith("vgg"):
-        options["hidden"] = 0
-    classifier = make(**{name: value for name, value in options.items() if name in known})
-    return ShowAndTell(classifier, words, hidden, dropout)
+    return ShowAndTell(classifier or googlenet(1, auxiliary=False), words, hidden, dropout)
 
 
 class FirstWord(nn.Module):
@@ -60,13 +47,13 @@ class FirstWord(nn.Module):
     def __init__(self, network: "ShowAndTell") -> None:
         super().__init__()
         hidden, words = network.lstm.hidden_size, network.words.num_embeddings
-        self.encoder, self.picture = network.encoder, network.picture
+        self.encoder, self.picture, self.normal = network.encoder, network.picture, network.normal
         self.given, self.remembered = nn.Linear(hidden, 4 * hidden), nn.Linear(hidden, 4 * hidden)
         self.scores = nn.Linear(hidden, words)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Scores ``(N, words)`` of pictures ``(N, 3, H, W)``."""
-        seen = self.picture(self.encoder(pictures).flatten(1))
+        seen = self.normal(self.picture(self.encoder(pictures).flatten(1)))
         enter, _, change, leave = (self.given(seen) + self.remembered(seen)).chunk(4, 1)
         return self.scores(leave.sigmoid() * (enter.sigmoid() * change.tanh()).tanh())  # type: ignore[no-any-return]
 
@@ -79,12 +66,13 @@ class ShowAndTell(nn.Module):
         name, head = [each for each in classifier.named_modules() if isinstance(each[1], nn.Linear)][-1]
         classifier.set_submodule(name, nn.Identity())
         self.encoder = classifier
-        self.picture = nn.Linear(head.in_features, hidden)
+        self.picture = nn.Linear(head.in_features, hidden, bias=False)
+        self.normal = nn.BatchNorm1d(hidden)
         self.words = nn.Embedding(words, hidden)
         self.lstm = nn.LSTM(hidden, hidden, batch_first=True)
         self.dropout = nn.Dropout(dropout)
         self.bias = nn.Parameter(torch.zeros(words))
-        nn.init.uniform_(self.words.weight, -RANGE, RANGE)
+        nn.init.normal_(self.words.weight, std=DEVIATION)
 
     def outline(self) -> nn.Module:
         """The layers, in the order in which a picture passes them before the first word."""
@@ -95,7 +83,7 @@ class ShowAndTell(nn.Module):
 
         ``pictures`` are normalised, ``(N, 3, H, W)``, or what :meth:`see` gave for them, ``(N, features)``.
         """
-        seen = self.picture(pictures if pictures.ndim == 2 else self.see(pictures))
+        seen = self.normal(self.picture(pictures if pictures.ndim == 2 else self.see(pictures)))
         given = torch.cat([seen.unsqueeze(1), self.words(words).to(seen.dtype)], 1)
         found, _ = self.lstm(self.dropout(given))
         return self.scored(found[:, 1:])
@@ -106,7 +94,7 @@ class ShowAndTell(nn.Module):
 
     def begin(self, features: Tensor) -> Any:
         """The state of the LSTM once it was shown the picture: two tensors ``(N, hidden)``."""
-        _, state = self.lstm(self.dropout(self.picture(features)).unsqueeze(1))
+        _, state = self.lstm(self.dropout(self.normal(self.picture(features))).unsqueeze(1))
         return tuple(value[0] for value in state)
 
     def step(self, state: Any, words: Tensor) -> tuple[Any, Tensor]:

@@ -48,6 +48,8 @@ class DeepConvNet(Classifier):
     """Channels of the six convolutions."""
     hidden: int = 50
     """Units of the first affine layer."""
+    batch_norm: bool = False
+    """Batch normalisation after every convolution (Ioffe and Szegedy 2015)."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
@@ -66,6 +68,7 @@ class DeepConvNet(Classifier):
             widths=self.widths,
             hidden=self.hidden,
             dropout=self.dropout,
+            batch_norm=self.batch_norm,
         )
 
     def prepare(self, labels: tuple[str, ...]) -> "Preparation":

@@ -4,12 +4,12 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fukami import language
 from fukami.classifier import MARGIN, Classifier
 from fukami.errors import UsageError
-from fukami.recipe import Data, Dataset, Recipe, find, within
+from fukami.recipe import Data, Dataset, Recipe, find, parse_changes, within
 from fukami.supervised import Optimizer, Supervised
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class ShowAndTell(Supervised):
     """Times that a word must occur in the training to be known."""
     encoder: str = "googlenet"
     """The recipe of the classifier that sees."""
+    encoder_options: tuple[str, ...] = ()
+    """Fields of that recipe, such as batch_norm=true."""
     init: str = ""
     """Weights of the encoder to begin with, which then stays as it is: imagenet (torchvision's, downloaded), a file of
     a state dict, or a run's folder."""
@@ -112,12 +114,16 @@ class ShowAndTell(Supervised):
         """The recipe of the classifier that sees.
 
         Raises:
-            UsageError: there is no such recipe, or it is of something else.
+            UsageError: there is no such recipe, or it is of something else, or it has no such fields.
         """
         kind = find(self.encoder)
         if not issubclass(kind, Classifier):
             raise UsageError(f"the encoder should be a classifier such as googlenet or resnet50, not {self.encoder}")
-        return kind(size=self.size)
+        fields: dict[str, Any] = {"auxiliary": False} if self.encoder == "googlenet" else {}
+        if self.encoder.startswith("vgg"):
+            fields["hidden"] = 0  # the average of the last maps: published features have no affine layers
+        fields |= parse_changes(kind, self.encoder_options)
+        return kind(**{**fields, "size": self.size, "channels": 3})
 
     def prepare(self) -> "Preparation":
         """How a picture is brought to the form that the encoder sees."""
@@ -191,13 +197,7 @@ class ShowAndTell(Supervised):
         from fukami import models
         from fukami.tasks.captioning import Captioning, Speech
 
-        model = models.show_and_tell(
-            len(labels),
-            encoder=self.classifier.architecture,
-            size=self.size,
-            hidden=self.hidden,
-            dropout=self.dropout,
-        )
+        model = models.show_and_tell(self.classifier.network(1), len(labels), hidden=self.hidden, dropout=self.dropout)
         speech = Speech(
             decoding=self.decoding,
             beams=self.beams,
