@@ -12,8 +12,9 @@ class Apart:
     def __init__(self, function: Callable, *arguments: Any) -> None:
         spawned = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawned.Pipe()
-        self.process = spawned.Process(target=function, args=(*arguments, theirs))
+        self.process = spawned.Process(target=function, args=(*arguments, theirs), daemon=True)
         self.process.start()
+        theirs.close()  # so that one that ends is noticed
 
     def ask(self, more: Any) -> Any:
         """What it answers to ``more``; to something false its last word."""
