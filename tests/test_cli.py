@@ -56,7 +56,7 @@ def test_options_of_train_are_these(fukami):
     fields = "seed data holdout memory broken size channels epochs judge-every batch accumulate rematerialise "
     fields += "no-rematerialise optimizer lr lr-rule clip momentum weight-decay decay "
     fields += "drop warmup cycles smoothing ema augment balance init freeze no-freeze layer-decay quantize "
-    fields += "dropout convention widths hidden"
+    fields += "dropout convention widths hidden batch-norm no-batch-norm"
     assert options == run | {f"--{field}" for field in fields.split()}
 
 

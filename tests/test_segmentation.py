@@ -421,14 +421,14 @@ def test_served_and_explained(run, fukami, mask_files):
     explained = fukami("explain", run)
     assert explained.status == 0
     assert "head.fc7" in explained.out
-    assert fukami("explain", "segnet_vgg16", "--classes", "11").out.count("Conv2d") == 26
+    assert fukami("explain", "segnet_vgg16", "--classes", "11", "--input", "3x64x64").out.count("Conv2d") == 26
 
 
 @pytest.mark.parametrize("name", ["fcn8s-vgg16", "segnet-vgg16", "fcn-resnet50"])
 def test_exported(name, mask_files, pageless, tmp_path, fukami):
     """ONNX and halves answer as float32 does, on pictures of other shapes than it was traced with."""
     smaller = {} if "resnet" in name else {"width": 1 / 8} | ({"hidden": 16} if "fcn" in name else {})
-    recipe = package.find(name)(dataset=str(mask_files), epochs=1, batch=4, lr=1e-4, **smaller)
+    recipe = package.find(name)(dataset=str(mask_files), shortest=64, epochs=1, batch=4, lr=1e-4, **smaller)
     package.train(recipe, tmp_path / "run", device="cpu", precision="float32")
     files = sorted((mask_files / "val" / "images").iterdir())[:2]
     task = package.load(tmp_path / "run", device="cpu")

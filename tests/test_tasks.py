@@ -25,7 +25,7 @@ def detection(request):
 
 def segmentation(request):
     data = str(request.getfixturevalue("mask_files"))
-    small = {"width": 0.125, "hidden": 32, "dropout": 0.0, "augment": ("flip", "crop=0.6", "hue")}
+    small = {"width": 0.125, "hidden": 32, "dropout": 0.0, "augment": ("flip", "crop=0.6", "hue"), "shortest": 96}
     return partial(FCN8sVGG16, dataset=data, epochs=6, batch=2, lr=1e-3, judge_every=1, balance="median", **small)
 
 
