@@ -110,10 +110,8 @@ def read(spec: str, holdout: float) -> tuple[Told, Told, Told]:
         Error: the data are damaged, or there are none.
     """
     if spec == "scenes":
-        learned, judged = (
-            Told(*scenes.told(*some)) for some in ((0, scenes.SENTENCES), (scenes.SENTENCES, scenes.TESTING))
-        )
-        return learned, Told((), ()), judged
+        learned = Told(*scenes.told(0, scenes.SENTENCES))
+        return learned, Told((), ()), Told(*scenes.told(scenes.SENTENCES, scenes.TESTING))
     sheet = described(located(spec))
     if sheet.flaws:
         first = sheet.flaws[0]

@@ -54,7 +54,7 @@ class Kind:
         legible: pixels that a digit needs at least.
         visible: least share of an object that the others leave to be seen.
         apart: pixels at least from the middle of an object to that of one on its right.
-        plain: each object is of one colour of ``COLOURS``, and has no texture.
+        plain: each object is of one colour of ``COLOURS``, without a texture, and the sentence names all of them.
     """
 
     most: int = 6
@@ -128,7 +128,7 @@ class Laid:
 
 
 def scene(seed: int, number: int, kind: Kind = CROWDED) -> Scene:
-    """Scene ``number`` of a seed; the same one each time. Of ``FEW`` objects the sentence names every one."""
+    """Scene ``number`` of a seed; the same one each time."""
     random = np.random.Generator(np.random.PCG64([seed, number]))
     height, width = (int(side) for side in random.integers(*kind.sides, 2, endpoint=True))
     page = _ground(random, height, width)
@@ -145,7 +145,7 @@ def scene(seed: int, number: int, kind: Kind = CROWDED) -> Scene:
     things = laid.things
     boxes = np.array([_bounds(laid.instances == i + 1) for i in range(len(things))], np.float32).reshape(-1, 4)
     classes = np.array([LABELS.index(thing.label) for thing in things], np.int64)
-    return Scene(picture, boxes, classes, laid.instances, _named(things) if kind is FEW else _sentence(random, things))
+    return Scene(picture, boxes, classes, laid.instances, _named(things) if kind.plain else _sentence(random, things))
 
 
 @functools.lru_cache(maxsize=4)
@@ -190,7 +190,10 @@ def told(first: int, count: int, seed: int = 0) -> tuple[tuple[npt.NDArray[np.ui
 def _place(
     random: np.random.Generator, page: Array, label: str, size: float, kind: Kind = CROWDED, laid: Laid | None = None
 ) -> None:
-    """Draw an object, and note it, where it hides no other one too much; not at all where there is no such place."""
+    """Draw an object where it hides no other one too much and is apart from all, if there is such a place, and note it.
+
+    What is not ``laid`` with others is no object of the scene, and goes anywhere.
+    """
     height, width = page.shape[:2]
     size = min(size, 0.75 * min(height, width))
     for _ in range(TRIES if laid else 1):

@@ -47,13 +47,13 @@ class FirstWord(nn.Module):
     def __init__(self, network: "ShowAndTell") -> None:
         super().__init__()
         hidden, words = network.lstm.hidden_size, network.words.num_embeddings
-        self.encoder, self.picture, self.normal = network.encoder, network.picture, network.normal
+        self.encoder, self.picture = network.encoder, network.picture
         self.given, self.remembered = nn.Linear(hidden, 4 * hidden), nn.Linear(hidden, 4 * hidden)
         self.scores = nn.Linear(hidden, words)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Scores ``(N, words)`` of pictures ``(N, 3, H, W)``."""
-        seen = self.normal(self.picture(self.encoder(pictures).flatten(1)))
+        seen = self.picture(self.encoder(pictures).flatten(1))
         enter, _, change, leave = (self.given(seen) + self.remembered(seen)).chunk(4, 1)
         return self.scores(leave.sigmoid() * (enter.sigmoid() * change.tanh()).tanh())  # type: ignore[no-any-return]
 
@@ -66,8 +66,7 @@ class ShowAndTell(nn.Module):
         name, head = [each for each in classifier.named_modules() if isinstance(each[1], nn.Linear)][-1]
         classifier.set_submodule(name, nn.Identity())
         self.encoder = classifier
-        self.picture = nn.Linear(head.in_features, hidden, bias=False)
-        self.normal = nn.BatchNorm1d(hidden)
+        self.picture = nn.Sequential(nn.Linear(head.in_features, hidden, bias=False), nn.BatchNorm1d(hidden))
         self.words = nn.Embedding(words, hidden)
         self.lstm = nn.LSTM(hidden, hidden, batch_first=True)
         self.dropout = nn.Dropout(dropout)
@@ -83,7 +82,7 @@ class ShowAndTell(nn.Module):
 
         ``pictures`` are normalised, ``(N, 3, H, W)``, or what :meth:`see` gave for them, ``(N, features)``.
         """
-        seen = self.normal(self.picture(pictures if pictures.ndim == 2 else self.see(pictures)))
+        seen = self.picture(pictures if pictures.ndim == 2 else self.see(pictures))
         given = torch.cat([seen.unsqueeze(1), self.words(words).to(seen.dtype)], 1)
         found, _ = self.lstm(self.dropout(given))
         return self.scored(found[:, 1:])
@@ -94,7 +93,7 @@ class ShowAndTell(nn.Module):
 
     def begin(self, features: Tensor) -> Any:
         """The state of the LSTM once it was shown the picture: two tensors ``(N, hidden)``."""
-        _, state = self.lstm(self.dropout(self.normal(self.picture(features))).unsqueeze(1))
+        _, state = self.lstm(self.dropout(self.picture(features)).unsqueeze(1))
         return tuple(value[0] for value in state)
 
     def step(self, state: Any, words: Tensor) -> tuple[Any, Tensor]:

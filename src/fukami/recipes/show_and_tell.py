@@ -10,6 +10,8 @@ from fukami import language
 from fukami.classifier import MARGIN, Classifier
 from fukami.errors import UsageError
 from fukami.recipe import Data, Dataset, Recipe, find, parse_changes, within
+from fukami.recipes.googlenet import GoogLeNet
+from fukami.recipes.vgg16 import VGG16
 from fukami.supervised import Optimizer, Supervised
 
 if TYPE_CHECKING:
@@ -119,8 +121,8 @@ class ShowAndTell(Supervised):
         kind = find(self.encoder)
         if not issubclass(kind, Classifier):
             raise UsageError(f"the encoder should be a classifier such as googlenet or resnet50, not {self.encoder}")
-        fields: dict[str, Any] = {"auxiliary": False} if self.encoder == "googlenet" else {}
-        if self.encoder.startswith("vgg"):
+        fields: dict[str, Any] = {"auxiliary": False} if issubclass(kind, GoogLeNet) else {}
+        if issubclass(kind, VGG16):
             fields["hidden"] = 0  # the average of the last maps: published features have no affine layers
         fields |= parse_changes(kind, self.encoder_options)
         return kind(**{**fields, "size": self.size, "channels": 3})
