@@ -11,10 +11,8 @@ written in plain Python, picture by picture, on the same features. Results go to
 """
 
 import argparse
-import shlex
 import statistics
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -22,26 +20,22 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from record import answer, record
+from record import anywhere, each_seed, record
 
 METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider", "exact", "distinct", "copied")
 SAMPLE = "flickr8k-1000"
 ROUNDS = 5
-FLICKR8K = f"fukami train show-and-tell --data {SAMPLE} --encoder vgg16 --init {{weights}} --judge-every 50"
+FLICKR8K = f"fukami train show-and-tell --data {SAMPLE} --encoder vgg16 --init {{weights}} --epochs 10 --judge-every 10"
 SCENES = (
     "fukami train show-and-tell --data scenes --encoder deep-convnet "
     "--encoder-options batch_norm=true hidden=256 dropout=0 --size 48 --hidden 256 --dropout 0.1 "
-    "--augment rotate=10 shift=6 scale=0.1 --lr 5e-3 --decay one-cycle --epochs 26 --judge-every 26"
+    "--augment rotate=10 shift=6 scale=0.1 --lr 5e-3 --decay one-cycle --epochs 32 --judge-every 32"
 )
 
 
 def trainings(benchmark: str, line: str, options: argparse.Namespace, note: str) -> None:
     """Train with each seed from the command line, and record the metrics."""
-    for seed in options.seeds:
-        words = [*line.format(weights=options.weights).split(), *options.more, "--seed", str(seed)]
-        with tempfile.TemporaryDirectory() as folder:
-            result, seconds = answer(shlex.join([*words, "--out", f"{options.out or folder}/{benchmark}-{seed}"]))
-        command = shlex.join(Path(word).name if word == options.weights else word for word in words)
+    for seed, result, seconds, command in each_seed(line, options):
         for metric in METRICS:
             record(benchmark, metric, result[metric], seed=seed, seconds=seconds, command=command, note=note)
 
@@ -77,7 +71,7 @@ def baselines(options: argparse.Namespace) -> None:
     counts = Counter(" ".join(words) for own in sentences for words in own)
     commonest = min(counts, key=lambda text: (-counts[text], text)).split()
     nearest = (judged @ learned.T).argmax(1).tolist()
-    command = f"python benchmarks/captions.py {shlex.join(Path(word).name for word in sys.argv[1:])}"
+    command = f"python benchmarks/captions.py {anywhere(sys.argv[1:], options.weights)}"
     for name, found in (
         ("commonest sentence", [commonest] * len(judged)),
         ("nearest neighbour", [sentences[at][0] for at in nearest]),

@@ -16,7 +16,6 @@ import statistics
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ from fukami import average_precision, transfer
 from fukami.data.boxes import Batch
 from fukami.recipe import find
 from fukami.runtime import Runtime
-from record import answer, record
+from record import anywhere, each_seed, record
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -146,19 +145,11 @@ class Theirs:
 
 def trainings(name: str, line: str, options: argparse.Namespace) -> None:
     """Train with each seed from the command line, and record the metrics."""
-    for seed in options.seeds:
-        words = [*line.format(weights=options.weights).split(), *options.more, "--seed", str(seed)]
-        with tempfile.TemporaryDirectory() as folder:
-            result, seconds = answer(shlex.join([*words, "--out", f"{options.out or folder}/seed-{seed}"]))
+    for seed, result, seconds, command in each_seed(line, options):
         note = "AP of each class: " + ", ".join(f"{label} {own['ap']:.3f}" for label, own in result["classes"].items())
         for metric in ("map", "coco_ap"):
-            record(f"{words[2]} {name}", metric, result[metric], seed=seed, seconds=seconds,
-                   command=anywhere(words, options), note=note)  # fmt: skip
-
-
-def anywhere(words: list[str], options: argparse.Namespace) -> str:
-    """The command with the file of weights by its name alone."""
-    return shlex.join(Path(word).name if word == options.weights else word for word in words)
+            record(f"faster-rcnn-vgg16 {name}", metric, result[metric], seed=seed, seconds=seconds, command=command,
+                   note=note)  # fmt: skip
 
 
 def animals(options: argparse.Namespace) -> None:
@@ -173,7 +164,7 @@ def animals(options: argparse.Namespace) -> None:
         for name, run in (("ours", ours_on), ("torchvision", theirs_on)):
             began = time.monotonic()
             found = run(recipe)
-            command = f"python benchmarks/detection.py {anywhere(sys.argv[1:], options)}"
+            command = f"python benchmarks/detection.py {anywhere(sys.argv[1:], options.weights)}"
             record(f"faster-rcnn-vgg16 voc-animals {name}", "map", found, seed=seed, command=command,
                    seconds=time.monotonic() - began, note=note)  # fmt: skip
 

@@ -8,7 +8,10 @@ import platform
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -60,6 +63,25 @@ def answer(command: str, *, cwd: Path | None = None, threads: int | None = None)
     began = time.monotonic()
     done = subprocess.run(words, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1]), time.monotonic() - began
+
+
+def each_seed(line: str, options: Namespace) -> Iterator[tuple[int, dict, float, str]]:
+    """Train with each of ``options.seeds``: the seed, what the command printed, its seconds, and the command.
+
+    ``{weights}`` in the line is the file ``options.weights``, ``options.more`` are words to add, and ``options.out`` a
+    folder where the runs stay.
+    """
+    for seed in options.seeds:
+        words = [*line.format(weights=options.weights).split(), *options.more, "--seed", str(seed)]
+        with tempfile.TemporaryDirectory() as folder:
+            out = f"{options.out or folder}/{words[2]}-seed-{seed}"
+            result, seconds = answer(shlex.join([*words, "--out", out]))
+        yield seed, result, seconds, anywhere(words, options.weights)
+
+
+def anywhere(words: list[str], *files: str) -> str:
+    """The command with files by their names alone."""
+    return shlex.join(Path(word).name if word in files else word for word in words)
 
 
 def record(

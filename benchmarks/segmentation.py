@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apart import Apart, resident
-from record import answer, record
+from record import anywhere, each_seed, record
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -43,20 +43,11 @@ METRICS = ("miou", "accuracy", "class_accuracy", "fw_iou", "boundary_f1")
 
 def trainings(benchmark: str, line: str, options: argparse.Namespace, note: str) -> None:
     """Train with each seed from the command line, and record the metrics."""
-    for seed in options.seeds:
-        words = [*line.format(weights=options.weights).split(), *options.more, "--seed", str(seed)]
-        with tempfile.TemporaryDirectory() as folder:
-            out = f"{options.out or folder}/{words[2]}-seed-{seed}"
-            result, seconds = answer(shlex.join([*words, "--out", out]))
+    for seed, result, seconds, command in each_seed(line, options):
         each = ", ".join(f"{label} {own['iou']:.3f}" for label, own in result["classes"].items())
         for metric in METRICS:
-            record(benchmark, metric, result[metric], seed=seed, seconds=seconds, command=anywhere(words, options),
+            record(benchmark, metric, result[metric], seed=seed, seconds=seconds, command=command,
                    note=f"{note}; IoU of each class: {each}" if metric == "miou" else note)  # fmt: skip
-
-
-def anywhere(words: list[str], options: argparse.Namespace) -> str:
-    """The command with the file of weights by its name alone."""
-    return shlex.join(Path(word).name if word == options.weights else word for word in words)
 
 
 def camvid(options: argparse.Namespace) -> None:
@@ -214,7 +205,7 @@ def patches(options: argparse.Namespace) -> None:
         every = [classify(picture[..., top : top + PATCH, left : left + PATCH]) for top, left in places]
         return torch.cat(every, 0).flatten(1).T.reshape(1, CLASSES, options.steps + 1, -1)
 
-    command = f"python benchmarks/segmentation.py {anywhere(sys.argv[1:], options)}"
+    command = f"python benchmarks/segmentation.py {anywhere(sys.argv[1:], options.weights)}"
     with torch.inference_mode():
         seconds = []
         for function in (lambda: classify(picture), slid):

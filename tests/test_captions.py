@@ -497,6 +497,8 @@ def test_it_answers_in_the_ways_it_is_asked_to(folder, tmp_path, pageless, fukam
         ({"encoder": "resnet19"}, "did you mean 'resnet18'"),
         ({"encoder": "vgg11", "encoder_options": ("batch_norms=true",)}, "did you mean 'batch_norm'"),
         ({"encoder": "vgg11", "encoder_options": ("batch_norm=1",)}, "batch_norm=1: expected batch_norm=VALUE"),
+        ({"encoder": "vgg11", "encoder_options": ("size=32",)}, "whose own fields are .*batch_norm.*; size is no such"),
+        ({"encoder": "resnet18", "encoder_options": ("lr=0.1",)}, "lr is no such field"),
         ({"augment": ("mixup",)}, "a sentence for a mixture"),
         ({"floor": 0}, "floor should be at least 1"),
     ],

@@ -1,5 +1,6 @@
 """The command line: one file per command in ``commands/``; what is heavy is imported inside its functions."""
 
+import dataclasses
 import importlib
 import json
 import keyword
@@ -8,6 +9,7 @@ import os
 import signal
 import sys
 import time
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -91,7 +93,22 @@ def parse(function: Callable[..., Any], arguments: Sequence[str], prog: str) -> 
     """Call the function with the arguments, as its signature and docstrings tell; wrong usage exits with 2."""
     import tyro
 
+    given = [word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
+    twice = sorted(flag for flag in several(function) if given.count(flag) > 1)
+    if twice:
+        raise UsageError(f"{twice[0]} is given twice; give all its values after one: {twice[0]} VALUE VALUE")
     return tyro.cli(function, args=arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def several(function: Any) -> set[str]:
+    """The flags of a function, and of the dataclasses that it takes, that are followed by any number of values."""
+    found = set()
+    for name, kind in typing.get_type_hints(function).items():
+        if dataclasses.is_dataclass(kind):
+            found |= several(kind)
+        elif typing.get_origin(kind) is tuple:
+            found.add(f"--{name.replace('_', '-')}")
+    return found
 
 
 def named(arguments: Sequence[str], what: str | None) -> bool:

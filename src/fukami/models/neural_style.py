@@ -12,6 +12,7 @@ Poolings average (section 2). What comes after the last map is left out. The nam
 
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
 
 from fukami.models.vgg import TABLE, convolutions
@@ -59,8 +60,11 @@ class StyleFeatures(nn.Module):
 
         Their sizes are ``(N, 64, H, W)`` to ``(N, 512, H/16, W/16)``, and ``(N, 512, H/8, W/8)``.
         """
-        style, content, x = [], pictures, pictures
-        for number, layer in enumerate(self.features):
+        first, *layers = self.features
+        with torch.autocast(pictures.device.type, enabled=False):  # bfloat16 would not see small changes of a pixel
+            x = first(pictures)
+        style, content = [], x
+        for number, layer in enumerate(layers, 1):
             x = layer(x)
             if number in self.style:
                 style.append(x)

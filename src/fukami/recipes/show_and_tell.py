@@ -32,6 +32,7 @@ class ShowAndTell(Supervised):
     year: ClassVar[int] = 2015
     family: ClassVar[str] = "captioning"
     published: ClassVar[str] = "27.7 BLEU-4 COCO"
+    reached: ClassVar[str] = "12.74 BLEU-4 on 1,000 pictures of Flickr8k"
 
     dataset: Dataset = "scenes"
     """What to learn from: scenes (embedded), flickr8k, flickr30k, coco, or a folder, an archive, a CSV or a JSON file
@@ -48,7 +49,7 @@ class ShowAndTell(Supervised):
     encoder: str = "googlenet"
     """The recipe of the classifier that sees."""
     encoder_options: tuple[str, ...] = ()
-    """Fields of that recipe, such as batch_norm=true."""
+    """Fields of that recipe's network, such as batch_norm=true."""
     init: str = ""
     """Weights of the encoder to begin with, which then stays as it is: imagenet (torchvision's, downloaded), a file of
     a state dict, or a run's folder."""
@@ -116,7 +117,7 @@ class ShowAndTell(Supervised):
         """The recipe of the classifier that sees.
 
         Raises:
-            UsageError: there is no such recipe, or it is of something else, or it has no such fields.
+            UsageError: there is no such recipe, or it is of something else, or its network has no such fields.
         """
         kind = find(self.encoder)
         if not issubclass(kind, Classifier):
@@ -124,8 +125,16 @@ class ShowAndTell(Supervised):
         fields: dict[str, Any] = {"auxiliary": False} if issubclass(kind, GoogLeNet) else {}
         if issubclass(kind, VGG16):
             fields["hidden"] = 0  # the average of the last maps: published features have no affine layers
-        fields |= parse_changes(kind, self.encoder_options)
-        return kind(**{**fields, "size": self.size, "channels": 3})
+        changes = parse_changes(kind, self.encoder_options)
+        shared = {field.name for field in dataclasses.fields(Classifier)}  # of every classifier: how it learns
+        if changes.keys() & shared:
+            own = ", ".join(field.name for field in dataclasses.fields(kind) if field.name not in shared) or "none"
+            raise UsageError(
+                f"--encoder-options change the network of {self.encoder}, whose own fields are {own}; "
+                f"{' and '.join(sorted(changes.keys() & shared))} is no such field: how it learns and the size of what "
+                "it sees are those of this recipe"
+            )
+        return kind(**fields | changes, size=self.size, channels=3)
 
     def prepare(self) -> "Preparation":
         """How a picture is brought to the form that the encoder sees."""

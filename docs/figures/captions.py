@@ -1,0 +1,38 @@
+"""Make show-and-tell.png of ../show-and-tell.md: pictures of Flickr8k's sample from the best sentence to the worst.
+
+python docs/figures/captions.py RUN   # of show-and-tell --data flickr8k-1000
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import fukami
+from fukami import caption_metrics, checkpoint, figures_captions, language
+
+HERE = Path(__file__).parent
+RANKS = (0.02, 0.2, 0.5, 0.95)  # of the sentences by CIDEr-D, the best first
+
+
+def gallery(run: str) -> Figure:
+    """Pictures at some ranks, what was said of each, and what a person says."""
+    task = fukami.load(run)
+    recipe, _ = checkpoint.describe(Path(run))
+    judged = recipe.judged()
+    found = task.judge(judged)
+    scores = caption_metrics.cider(found.words, found.own)
+    order = np.argsort(scores)[::-1]
+    said = list(found.sentences.values())
+    rows = []
+    for rank in RANKS:
+        at = int(order[int(rank * len(order))])
+        picture = judged.pictures[at].permute(1, 2, 0).numpy()
+        own = language.joined(judged.said[at][0], task.speech.tokens)
+        rows.append((f"better than {1 - rank:.0%}", picture, said[at], own))
+    return figures_captions.gallery(rows)
+
+
+if __name__ == "__main__":
+    gallery(sys.argv[1]).savefig(HERE / "show-and-tell.png", dpi=90)
