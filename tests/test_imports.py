@@ -22,6 +22,7 @@ THIRD = {
     "average_precision",
     "pixel_metrics",
     "caption_metrics",
+    "generation_metrics",
     "figures_captions",
     "language",
 }
@@ -32,6 +33,9 @@ ALLOWED = {
     "average_precision": {"errors", "coco_metrics", "data.boxes"},
     "pixel_metrics": {"errors", "metrics"},
     "caption_metrics": BASE,
+    "generation_metrics": BASE,
+    "figures_generation": BASE,
+    "perception": {"errors", "checkpoint", "models", "transfer"},
     "language": BASE,
     "figures_captions": {"errors", "image", "caption_metrics"},
     "coco_metrics": {"data.boxes"},
@@ -71,6 +75,7 @@ ALLOWED = {
         "detector",
         "models",
         "ops",
+        "perception",
         "recipe",
         "recipes",
         "region_cnn",
@@ -122,7 +127,7 @@ ALLOWED = {
         "watch",
     },
 }
-FREE = {"cli", "commands", "page", "importing", "__init__", "__main__"}  # they may use everything
+FREE = {"cli", "commands", "page", "importing", "making", "__init__", "__main__"}  # they may use everything
 THIRD_PARTY = {
     "models": {"torch", "torchvision"},
     "ops": {"torch", "torchvision"},

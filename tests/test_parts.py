@@ -69,6 +69,7 @@ def test_recipes_are_found_by_name_and_come_back_from_json():
     fcns = [*(f"fcn-resnet{depth}" for depth in (50, 101)), *(f"fcn{stride}s-vgg16" for stride in (16, 32, 8))]
     segnets = ["segnet-basic", "segnet-vgg16"]
     others = [
+        "dcgan",
         "deep-convnet",
         *detectors,
         *fcns,
@@ -107,13 +108,15 @@ def test_every_recipe_trains_two_steps_on_embedded_data(name, digit_files, few_s
         smaller |= {"hidden": 16} if name.startswith("fcn") and "vgg" in name else {}
     elif cls.family == "captioning":
         smaller = {"encoder": "resnet20", "size": 32, "batch": 4, "hidden": 8, "beams": 2, "longest": 5}
+    elif cls.family == "generation":
+        smaller = {"dataset": str(digit_files), "batch": 20, "width": 4, "size": 28, "channels": 1, "samples": 10}
     elif cls.family == "style":
         smaller = {"iterations": 2, "size": 64, "levels": 1, "judge_every": 2}
     else:
         smaller = {"dataset": str(digit_files), "batch": 15} | ({} if name == "deep-convnet" else {"size": 32})
     passes = {} if cls.family == "style" else {"epochs": 1}
     result = package.train(cls(**passes, **smaller), tmp_path / "run", device="cpu")
-    assert result["count"] == {"classification": 10, "style": 1}.get(cls.family, 4)
+    assert result["count"] == {"classification": 10, "generation": 10, "style": 1}.get(cls.family, 4)
     if name != "rcnn":  # whose last stage has a step for each picture
         assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
     assert cls.paper

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 
 import check_task
+from fukami.recipes.dcgan import DCGAN
 from fukami.recipes.deep_convnet import DeepConvNet
 from fukami.recipes.faster_rcnn_vgg16 import FasterRCNNVGG16
 from fukami.recipes.fcn8s_vgg16 import FCN8sVGG16
@@ -41,7 +42,15 @@ def style(request):
     return lambda **fields: NeuralStyle(**small)
 
 
-@pytest.fixture(params=[classification, detection, segmentation, captioning, style], ids=lambda kind: kind.__name__)
+def generation(request):
+    small = {"width": 4, "batch": 8, "samples": 40, "size": 28, "channels": 1, "epochs": 6}
+    return partial(DCGAN, **{"dataset": str(request.getfixturevalue("digit_files")), **small})
+
+
+LEARNERS = [classification, detection, segmentation, captioning, style]
+
+
+@pytest.fixture(params=[*LEARNERS, generation], ids=lambda kind: kind.__name__)
 def make(request):
     return request.param(request)
 
@@ -51,15 +60,16 @@ def inputs(digit_files):
     return sorted(digit_files.rglob("*.png"))[:5]
 
 
-def test_overfits(make):
-    check_task.check_overfits(make)
+@pytest.mark.parametrize("family", LEARNERS, ids=lambda kind: kind.__name__)  # a generator's loss need not fall
+def test_overfits(family, request):
+    check_task.check_overfits(family(request))
 
 
 def test_evaluation_changes_nothing(make):
     check_task.check_evaluation_changes_nothing(make)
 
 
-@pytest.mark.parametrize("family", [detection, segmentation, captioning], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("family", [detection, segmentation, captioning, generation], ids=lambda kind: kind.__name__)
 def test_figures_are_those_of_the_last_evaluation(family, request, monkeypatch):
     """Judged once more where the network or the data are others."""
     recipe = family(request)()

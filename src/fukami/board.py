@@ -29,14 +29,14 @@ LOWER = {
     "loss",
     "errors",
     "error",
-    "fid",
-    "kid",
+    "repeated",
     "perplexity",
     "mse",
     "mae",
     "rmse",
     "distance",
 }  # metrics of which less is better
+DISTANCES = ("fid_", "kid_")
 BESIDE = ("loss", "errors", "content_loss", "style_loss", "variation")  # main only where there is no other
 SHARES = ("accuracy", "map", "miou")  # metrics that are shown in percent
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # tensors of the weights that are no parameters
@@ -144,7 +144,7 @@ class Board:
         """What a reader should know before comparing."""
         counts = sorted({run.evaluations[-1].get("count", 0) for run in self.runs})
         differ = f"judged on different test parts ({', '.join(map(str, counts))} items): compare with care"
-        less = f"less {self.metric} is better" if self.metric in LOWER else ""
+        less = f"less {self.metric} is better" if lower(self.metric) else ""
         return [note for note in (differ if len(counts) > 1 else "", less, *self.claims) if note]
 
 
@@ -285,9 +285,14 @@ def _place(data: str) -> str:
     return str(Path(data).resolve()) if data not in NAMES and Path(data).exists() else data
 
 
+def lower(metric: str) -> bool:
+    """Whether less of it is better; distances such as ``fid_vgg16`` end with the name of the network that saw."""
+    return metric in LOWER or metric.startswith(DISTANCES)
+
+
 def _badness(metric: str, value: float) -> float:
     """Less is better, and what is not finite is worst."""
-    return (value if metric in LOWER else -value) if math.isfinite(value) else math.inf
+    return (value if lower(metric) else -value) if math.isfinite(value) else math.inf
 
 
 def _compare(board: Board) -> None:
@@ -481,10 +486,10 @@ def _frame(axes: Axes, board: Board, values: Iterable[float], whole: bool = Fals
     """Limits that show all values, or else the better half of them well; published numbers within them as lines."""
     finite = sorted(value for value in values if math.isfinite(value))
     if finite:
-        worst, best = (finite[-1], finite[0]) if board.metric in LOWER else (finite[0], finite[-1])
+        worst, best = (finite[-1], finite[0]) if lower(board.metric) else (finite[0], finite[-1])
         span = abs(best - worst) or 0.02 * abs(best) or 1.0
         reach = span if whole else min(span, 3 * abs(best - finite[len(finite) // 2]) or span)
-        away = -reach if board.metric not in LOWER else reach
+        away = -reach if not lower(board.metric) else reach
         low, high = sorted((best + 1.15 * away, best - 0.15 * away))
         axes.set_ylim(low, min(high, 1 + 0.03 * (1 - low)) if board.metric in SHARES else high)
         for entry in board.published:

@@ -3,7 +3,7 @@
 import io
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -135,7 +135,7 @@ class Log:
             highlight=False,
         )
 
-    def finish(self, figures: "list[tuple[str, Figure]]") -> dict[str, Any]:
+    def finish(self, figures: "list[tuple[str, Figure | Sequence[Image]]]") -> dict[str, Any]:
         """Write the report; returns the last evaluation."""
         from fukami import report
 

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from PIL.Image import Image
 
 from fukami import checkpoint
 
 ACROSS = 3  # curves in a row
+FRAME, LAST = 250, 3000  # milliseconds that a picture of an animation is shown, and the last one
+QUALITY = 85  # of WebP
 NO_METRICS = {"step", "phase", "seconds", "count", "objects", "pixels"}  # of a line of the log
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
@@ -32,7 +35,7 @@ td:first-child {{ color: #666; }} img {{ max-width: 100%; }}
 """
 
 
-def write(folder: Path, figures: Sequence[tuple[str, Figure]], seconds: float) -> Path:
+def write(folder: Path, figures: Sequence[tuple[str, Figure | Sequence[Image]]], seconds: float) -> Path:
     """Write the page of the run in ``folder`` from its files and the task's figures; returns its path."""
     record = json.loads((folder / "recipe.json").read_bytes())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -55,7 +58,11 @@ def write(folder: Path, figures: Sequence[tuple[str, Figure]], seconds: float) -
 
 
 def judgement(
-    folder: Path, result: dict[str, Any], facts: dict[str, Any], figures: Sequence[tuple[str, Figure]], command: str
+    folder: Path,
+    result: dict[str, Any],
+    facts: dict[str, Any],
+    figures: Sequence[tuple[str, Figure | Sequence[Image]]],
+    command: str,
 ) -> Path:
     """Write the page of a judgement (of an ensemble, above all) into ``folder``; returns its path."""
     body = [
@@ -146,12 +153,19 @@ def _large(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def picture(title: str, figure: Figure) -> str:
-    """A figure as a section of the page, embedded."""
+def picture(title: str, figure: Figure | Sequence[Image]) -> str:
+    """A figure as a section of the page, embedded; of several pictures an animation, which stays at the last one."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    kind = "png" if isinstance(figure, Figure) else "webp"
+    if isinstance(figure, Figure):
+        figure.savefig(buffer, format=kind, dpi=110)
+    else:
+        times = [FRAME] * (len(figure) - 1) + [LAST]
+        figure[0].save(
+            buffer, kind, save_all=True, append_images=figure[1:], duration=times, loop=0, quality=QUALITY, method=6
+        )
     code = base64.b64encode(buffer.getvalue()).decode()
-    return f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" src="data:image/png;base64,{code}">'
+    return f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" src="data:image/{kind};base64,{code}">'
 
 
 def curves(trained: Sequence[dict[str, Any]], judged: Sequence[dict[str, Any]]) -> Figure:

@@ -156,14 +156,18 @@ class Task:
             for name, value in {"loss": loss.detach(), **metrics}.items():
                 found[name] = share * value + found[name] if name in found else share * value
         with clock("optimizer"):
-            if self.clip:
-                self.scaler.unscale_(self.optimizer)
-                every = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
-                nn.utils.clip_grad_norm_(every, self.clip)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+            self.descend(self.optimizer, self.scaler)
             self.updated()
         return found
+
+    def descend(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+        """Follow the gradients that there are, scaled down where their norm is too great."""
+        if self.clip:
+            scaler.unscale_(optimizer)
+            every = (parameter for group in optimizer.param_groups for parameter in group["params"])
+            nn.utils.clip_grad_norm_(every, self.clip)
+        scaler.step(optimizer)
+        scaler.update()
 
     def parts(self, batch: Any) -> Iterator[tuple[float, Any, bool]]:
         """The batch in ``accumulate`` parts: the share of the batch that each is, the part, and whether it is the last.
@@ -211,8 +215,8 @@ class Task:
         """What a training has made so far, as it was evaluated last, where that is a picture; None: it is none."""
         return None
 
-    def figures(self, batches: Iterable[Any]) -> "Iterator[tuple[str, Figure]]":
-        """Titled figures of the judgement for the run's report."""
+    def figures(self, batches: Iterable[Any]) -> "Iterator[tuple[str, Figure | Sequence[Image]]]":
+        """Titled figures of the judgement for the run's report; of several pictures an animation."""
         yield from ()
 
     def views(self, number: int) -> Self:

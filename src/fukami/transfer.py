@@ -213,18 +213,21 @@ def vgg(given: str) -> tuple[str, dict[str, Tensor]]:
     """
     if given == "imagenet":
         return "vgg19", _convolutions(_published("vgg19"), given)
-    path = Path(given) if given else _lying()
+    path = Path(given) if given else lying("vgg19", "vgg16")
     if path is None:
         return "vgg16", {}
     tensors = _convolutions(_read(path), str(path))
     return {13: "vgg16", 16: "vgg19"}[sum(value.ndim == 4 for value in tensors.values())], tensors
 
 
-def _lying() -> Path | None:
-    """A file of VGG-19, or else of VGG-16, that is there."""
+def lying(*names: str) -> Path | None:
+    """A file of weights whose name begins with the first of the names, or else with the next, in one of those places.
+
+    Those of networks with batch normalisation are passed over.
+    """
     places = [folder for place in candidates() for folder in (place, place.parent / "weights")]
     places.append(Path(torch.hub.get_dir()) / "checkpoints")
-    for name in ("vgg19", "vgg16"):
+    for name in names:
         for place in places:
             for file in sorted(place.glob(f"{name}*")):
                 if file.suffix in (".safetensors", ".pth", ".pt") and "_bn" not in file.name:
@@ -321,6 +324,15 @@ def unfit(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> Iterator[t
     for key in tensors:
         if key not in expected:
             yield key, "is not known"
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file of published weights or a run's folder, in float32.
+
+    Raises:
+        Error: it cannot be read, or holds something else.
+    """
+    return _plain(_read(path))
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from fukami.models.alexnet import alexnet
 from fukami.models.binary_convnet import binary_convnet, binary_deep_convnet
 from fukami.models.binary_resnet import binary_resnet18
+from fukami.models.dcgan import dcgan_discriminator, dcgan_generator
 from fukami.models.deep_convnet import deep_convnet
 from fukami.models.faster_rcnn import faster_rcnn_resnet50_fpn, faster_rcnn_vgg16
 from fukami.models.fcn import fcn8s_vgg16, fcn16s_vgg16, fcn32s_vgg16, fcn_resnet50, fcn_resnet101
@@ -30,6 +31,8 @@ __all__ = [
     "binary_convnet",
     "binary_deep_convnet",
     "binary_resnet18",
+    "dcgan_discriminator",
+    "dcgan_generator",
     "deep_convnet",
     "faster_rcnn_resnet50_fpn",
     "faster_rcnn_vgg16",

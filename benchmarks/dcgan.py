@@ -1,0 +1,271 @@
+"""DCGAN: how near its pictures come to real ones beside a plain loop, and how fast; digits; and what its features know.
+
+    python benchmarks/dcgan.py faces ARCHIVE | cifar10 [--seeds 0 1 2] [--epochs 25] [--judge vgg] [--out FOLDER] ...
+    python benchmarks/dcgan.py mnist [--seeds 0]
+    python benchmarks/dcgan.py rate [--size 64] [--batch 64]
+    python benchmarks/dcgan.py svm RUN
+
+``faces`` and ``cifar10`` train ours, and the networks and the loop of PyTorch's examples (64 maps, 4×4 filters, normal
+noise, batches of 64, float32), on as many pictures, and judge both in the same features. ``mnist`` counts the digits
+that the shipped classifier reads. ``rate`` times updates of both in turn, on the same batches, each in a process of its
+own. ``svm`` trains a linear machine on what the discriminator of a run on CIFAR-10 sees, as in the paper's section 5.1.
+Results go to results.csv.
+"""
+
+import argparse
+import shlex
+import statistics
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from apart import Apart, resident
+from record import anywhere, each_seed, record
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+ROUNDS, WARMING = 7, 2  # turns that are timed, and before these
+UPDATES = 100 if CUDA else 4  # of a turn
+NOISE = 100
+GRID = 4  # maps are pooled to 4×4 (section 5.1)
+COSTS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of the machine's weights, of which a tenth of the training part chooses
+STEPS = 120  # of L-BFGS
+
+
+def generator(size: int, channels: int, width: int = 64) -> nn.Sequential:
+    """The generator of PyTorch's examples, with a layer less for 32×32."""
+    widths = [width * 2**number for number in range(3 if size == 64 else 2, -1, -1)]
+    layers = [nn.ConvTranspose2d(NOISE, widths[0], 4, 1, 0, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(True)]
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(True)]
+    return nn.Sequential(*layers, nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1, bias=False), nn.Tanh()).apply(begin)
+
+
+def discriminator(size: int, channels: int, width: int = 64) -> nn.Sequential:
+    """The discriminator of PyTorch's examples."""
+    widths = [width * 2**number for number in range(4 if size == 64 else 3)]
+    layers = [nn.Conv2d(channels, widths[0], 4, 2, 1, bias=False), nn.LeakyReLU(0.2, True)]
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2, True)]
+    return nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, 1, 0, bias=False)).apply(begin)
+
+
+def begin(layer: nn.Module) -> None:
+    """The weights at the beginning."""
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(layer.weight, 0.0, 0.02)
+    elif isinstance(layer, nn.BatchNorm2d):
+        nn.init.normal_(layer.weight, 1.0, 0.02)
+
+
+class Plain:
+    """The loop of PyTorch's examples."""
+
+    def __init__(self, size: int, channels: int) -> None:
+        self.networks = generator(size, channels).to(DEVICE), discriminator(size, channels).to(DEVICE)
+        self.steps = [torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999)) for network in self.networks]
+
+    def update(self, pictures: Tensor) -> None:
+        """An update of both on pictures ``(N, C, H, W)`` uint8."""
+        netg, netd = self.networks
+        real = pictures.float() / 127.5 - 1
+        ones, zeros = real.new_ones(len(real)), real.new_zeros(len(real))
+        netd.zero_grad()
+        F.binary_cross_entropy_with_logits(netd(real).view(-1), ones).backward()
+        fake = netg(torch.randn(len(real), NOISE, 1, 1, device=real.device))
+        F.binary_cross_entropy_with_logits(netd(fake.detach()).view(-1), zeros).backward()
+        self.steps[1].step()
+        netg.zero_grad()
+        F.binary_cross_entropy_with_logits(netd(fake).view(-1), ones).backward()
+        self.steps[0].step()
+
+    @torch.inference_mode()
+    def make(self, count: int) -> Tensor:
+        """So many pictures ``(N, C, H, W)`` uint8."""
+        network = self.networks[0].eval()
+        noise = torch.randn(count, NOISE, 1, 1, generator=torch.Generator().manual_seed(0)).split(100)
+        parts = [((network(part.to(DEVICE)) + 1) * 127.5).round().to(torch.uint8).cpu() for part in noise]
+        return torch.cat(parts)
+
+
+def compared(options: argparse.Namespace) -> None:
+    """Ours and the plain loop, on the same pictures, judged alike."""
+    from fukami import generation_metrics, perception
+    from fukami.recipes.dcgan import DCGAN
+    from fukami.tasks.adversarial import grid
+
+    data = options.archive if options.benchmark == "faces" else "cifar10"
+    name = Path(data).stem
+    command = f"python benchmarks/dcgan.py {anywhere(sys.argv[1:], data)}"
+    line = f"fukami train dcgan --data {data} --epochs {options.epochs} --judge-every {options.epochs}"
+    line += f" --judge {options.judge}"
+    for seed, result, seconds, own in each_seed(line, options):
+        for metric in (each for each in result if each.startswith(("fid", "kid", "repeated"))):
+            record(f"dcgan {name}", metric, result[metric], seed=seed, seconds=seconds, command=own.replace(data, name),
+                   note=f"{result['count']} pictures made, {options.epochs} passes")  # fmt: skip
+    recipe = DCGAN(dataset=data, batch=64)
+    parts = recipe.data()
+    size, channels = map(int, parts.labels)
+    seen = perception.find(options.judge, size, channels)
+    real = seen.see(parts.val.pictures, torch.device(DEVICE))
+    for seed in options.seeds:
+        torch.manual_seed(seed)
+        plain, began = Plain(size, channels), time.monotonic()
+        for _ in range(options.epochs):
+            for pictures, _ in parts.train:
+                plain.update(pictures.to(DEVICE))
+        seconds = time.monotonic() - began
+        made = plain.make(len(real))
+        if options.out:
+            grid(made[:64]).save(Path(options.out) / f"plain-{name}-seed-{seed}.png")
+        found = generation_metrics.judge(seen.see(made, torch.device(DEVICE)), real)
+        found = {f"{key}_{seen.name}" if key != "repeated" else key: value for key, value in found.items()}
+        for metric, value in found.items():
+            record(f"plain dcgan {name}", metric, value, seed=seed, seconds=seconds, command=command,
+                   note=f"PyTorch's example; {len(real)} pictures made, {options.epochs} passes")  # fmt: skip
+
+
+def mnist(options: argparse.Namespace) -> None:
+    """Digits that the shipped classifier reads."""
+    line = f"fukami train dcgan --data mnist --epochs {options.epochs} --judge-every {options.epochs}"
+    for seed, result, seconds, own in each_seed(line, options):
+        for metric in ("legible", "classes", "fid_digits", "repeated"):
+            record("dcgan mnist", metric, result[metric], seed=seed, seconds=seconds, command=own,
+                   note=f"{result['count']} digits made")  # fmt: skip
+
+
+def rate(options: argparse.Namespace) -> None:
+    """Pictures a second of both, in turn."""
+    for precision in ("float32", "auto"):
+        mine, other = Apart(ours, options, precision), Apart(theirs, options)
+        rates: dict[str, list[float]] = {"ours": [], "plain": []}
+        for turn in range(WARMING + ROUNDS):
+            for name, contestant in (("ours", mine), ("plain", other)):
+                found = contestant.ask(UPDATES)
+                if turn >= WARMING:
+                    rates[name].append(found)
+        memory = [each.ask(0) for each in (mine, other)]
+        speeds = [statistics.median(each) for each in rates.values()]
+        note = f"{options.size} pixels, batch {options.batch}; {speeds[0]:.4g} and {speeds[1]:.4g} pictures a second"
+        command = f"python benchmarks/dcgan.py {shlex.join(sys.argv[1:])}"
+        record(f"dcgan rate {precision}", "training rate over that of a plain loop in float32", speeds[0] / speeds[1],
+               command=command, note=note)  # fmt: skip
+        record(f"dcgan rate {precision}", "memory over that of a plain loop in float32", memory[0] / memory[1],
+               command=command, note=note)  # fmt: skip
+
+
+def ours(options: argparse.Namespace, precision: str, pipe) -> None:
+    """Make updates of our task as often as asked; tells the pictures a second, and at last the memory."""
+    from fukami.recipes.dcgan import DCGAN
+    from fukami.runtime import Runtime
+
+    runtime = Runtime.start(DEVICE, precision)
+    torch.manual_seed(0)
+    task = DCGAN(batch=options.batch).task((str(options.size), "3"))
+    task.setup(runtime)
+    update = runtime.fast(task.step, task.static)
+    timed(lambda pictures: update((pictures, pictures[:, 0, 0, 0])), options, pipe)
+
+
+def theirs(options: argparse.Namespace, pipe) -> None:
+    """The same of the plain loop."""
+    torch.manual_seed(0)
+    timed(Plain(options.size, 3).update, options, pipe)
+
+
+def timed(update, options: argparse.Namespace, pipe) -> None:
+    """As many updates as asked for on batches of noise."""
+    before = resident("VmRSS")
+    pictures = torch.randint(0, 256, (options.batch, 3, options.size, options.size), dtype=torch.uint8, device=DEVICE)
+    while count := pipe.recv():
+        began = time.monotonic()
+        for _ in range(count):
+            update(pictures)
+        if CUDA:
+            torch.cuda.synchronize()
+        pipe.send(count * len(pictures) / (time.monotonic() - began))
+    pipe.send(torch.cuda.max_memory_allocated() if CUDA else resident("VmHWM") - before)
+
+
+def svm(options: argparse.Namespace) -> None:
+    """A linear machine on the discriminator's maps, each pooled to 4×4 by its maximum (section 5.1)."""
+    import fukami
+    from fukami.data import classification
+
+    task = fukami.load(options.archive)
+    train, test, labels = classification.read("cifar10", 0.2)
+    sets = [part.read(task.prepare) for part in (train, test)]
+    seen = [features(task, part.pictures) for part in sets]
+    scale = seen[0].square().mean(0).sqrt().clamp(min=1e-6)
+    for part in seen:
+        part /= scale * part.shape[1] ** 0.5
+    held = torch.arange(len(seen[0])) % 10 == 0
+    targets = sets[0].targets
+    best = max(COSTS, key=lambda cost: right(machine(seen[0][~held], targets[~held], len(labels), cost), seen[0][held],
+                                             targets[held]))  # fmt: skip
+    found = right(machine(seen[0], targets, len(labels), best), seen[1], sets[1].targets)
+    record("dcgan features", "accuracy of a linear SVM on CIFAR-10", found,
+           command=f"python benchmarks/dcgan.py svm {Path(options.archive).name}",
+           note=f"{seen[0].shape[1]} features, weights' cost {best:g}; learned from CIFAR-10 itself")  # fmt: skip
+
+
+@torch.inference_mode()
+def features(task, pictures: Tensor) -> Tensor:
+    """What the discriminator sees in pictures ``(N, C, H, W)`` uint8, ``(N, F)``."""
+    found = []
+    with task.answering():
+        for part in pictures.split(500):
+            maps = task.discriminator.seen(task.normalised(part.to(DEVICE)))
+            found.append(torch.cat([F.adaptive_max_pool2d(each, GRID).flatten(1) for each in maps], 1).cpu())
+    return torch.cat(found)
+
+
+def machine(seen: Tensor, targets: Tensor, classes: int, cost: float) -> Tensor:
+    """The weights ``(F + 1, classes)`` of machines against the rest, with the squared hinge loss."""
+    seen, signs = seen.to(DEVICE), (2.0 * F.one_hot(targets, classes) - 1).to(DEVICE)
+    weights = torch.zeros(seen.shape[1] + 1, classes, device=DEVICE, requires_grad=True)
+    solver = torch.optim.LBFGS([weights], max_iter=STEPS, history_size=20, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        scores = seen @ weights[:-1] + weights[-1]
+        loss = (1 - signs * scores).relu().square().mean(0).sum() + cost * weights[:-1].square().sum()
+        loss.backward()
+        return loss
+
+    solver.step(closure)
+    return weights.detach()
+
+
+def right(weights: Tensor, seen: Tensor, targets: Tensor) -> float:
+    """The share that the machines name rightly."""
+    scores = seen.to(DEVICE) @ weights[:-1] + weights[-1]
+    return float((scores.argmax(1).cpu() == targets).double().mean())
+
+
+def main() -> None:
+    """Run the part that is named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("benchmark", choices=["faces", "cifar10", "mnist", "rate", "svm"])
+    parser.add_argument("archive", nargs="?", help="the pictures of faces, or the run of svm")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--judge", default="vgg")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--out", help="a folder where the runs stay")
+    options, options.more = parser.parse_known_args()
+    options.weights = ""
+    if options.benchmark in ("faces", "svm") and not options.archive:
+        parser.error("name the archive of faces, or the run of svm")
+    parts = {"faces": compared, "cifar10": compared, "mnist": mnist, "rate": rate, "svm": svm}
+    parts[options.benchmark](options)
+
+
+if __name__ == "__main__":
+    main()
