@@ -23,7 +23,7 @@ from fukami.runtime import Runtime
 from fukami.tasks.style import BOUND, RATIO, Pictures, opened, pyramid
 
 READ = {"vgg16": ([1, 6, 11, 18, 25], 20), "vgg19": ([1, 6, 11, 20, 29], 22)}  # ReLUs of torchvision's features
-SMALL = {"size": 96, "levels": 2, "iterations": 12, "judge_every": 8}
+SMALL = {"size": 96, "levels": 2, "iterations": 16, "judge_every": 8}
 
 
 @pytest.fixture(scope="module")
@@ -190,21 +190,21 @@ def test_sizes_from_coarse_to_fine():
 def test_each_size_begins_as_the_one_before_ended(pictures):
     recipe = NeuralStyle(content=str(pictures / "content.png"), **SMALL)
     task, batch = begun(recipe)
-    for step in range(12):
+    for step in range(8):
         task.schedule(step / 24)
         task.step(batch)
     coarse = task.canvas.pictures[0].detach().clone()
     assert not task.canvas.pictures[1].any()
-    task.schedule(0.5)
+    task.schedule(8 / 24)
     expected = nn.functional.interpolate(coarse[None], (72, 96), mode="bicubic", antialias=True)[0]
     assert torch.equal(task.canvas.pictures[1], expected)
     task.step(batch)
     assert torch.equal(task.canvas.pictures[0], coarse)
-    assert [task.work(step) for step in (0, 12, 18, 24)] == [
+    assert [task.work(step) for step in (0, 8, 16, 24)] == [
         0,
-        12 * 36 * 48,
-        12 * 36 * 48 + 6 * 72 * 96,
-        12 * (36 * 48 + 72 * 96),
+        8 * 36 * 48,
+        8 * 36 * 48 + 8 * 72 * 96,
+        8 * 36 * 48 + 16 * 72 * 96,
     ]
 
 

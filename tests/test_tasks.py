@@ -38,7 +38,7 @@ def captioning(request):
 
 def style(request):
     """It knows no epochs and no batches of more than one picture."""
-    small = {"size": 96, "levels": 2, "iterations": 8, "judge_every": 8}
+    small = {"size": 96, "levels": 2, "iterations": 12, "judge_every": 8}
     return lambda **fields: NeuralStyle(**small)
 
 

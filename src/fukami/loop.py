@@ -61,6 +61,8 @@ def train(
         with clock("data"):
             data = recipe.data()
             loader = data.train if hasattr(data.train, "state_dict") else Replayed(data.train)
+            if hasattr(loader, "keep"):  # what is too much for a checkpoint
+                loader.keep(folder)
             for part in (loader, data.val):
                 if hasattr(part, "place"):
                     part.place(runtime)
@@ -102,7 +104,8 @@ def train(
                         found = task.evaluate(data.val)
                     task.judged(found)
                     log.evaluated(step, found, task.preview())
-                if runtime.any(stop.asked > 0 or saver.due) or step == steps:
+                due = saver.due or getattr(loader, "pressing", False)
+                if runtime.any(stop.asked > 0 or due) or step == steps:
                     save(saver, step, task, loader, log)
                 if runtime.any(stop.asked > 0):
                     saver.wait()
@@ -110,6 +113,8 @@ def train(
                     stop.leave()
             with clock("checkpoint"):
                 saver.wait()
+            if hasattr(loader, "forget"):
+                loader.forget()
             with clock("evaluation"):
                 figures = list(task.figures(data.val)) if data.val else []
             return log.finish(figures)

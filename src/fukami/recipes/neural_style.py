@@ -48,7 +48,7 @@ class NeuralStyle(Recipe):
     """Sizes that it is painted at, from coarse to fine, each twice the one before; 1: at once; 0: as many as it takes
     to begin with 128 to 256 pixels."""
     iterations: int = 80
-    """Changes of the picture at each size."""
+    """Changes of the picture at its full size; half as many at each coarser one."""
     judge_every: int = 40
     """Iterations between two evaluations, each with a preview."""
     weights: str = ""

@@ -1,5 +1,6 @@
 """Style: a picture is changed until it shows what one picture shows, painted as others are."""
 
+import bisect
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -83,7 +84,7 @@ class Manner:
         colors: of the style, or those that the content has.
         levels: sizes from coarse to fine, each twice the one before it, fewer where one would be too small; 0: as many
             as it takes to begin with 128 to 256 pixels.
-        iterations: updates at each of them.
+        iterations: updates at the finest of them, and half as many at each other.
     """
 
     longer: int = 512
@@ -114,6 +115,8 @@ class Style(Task):
         super().__init__(model, optimizer=optimizer, judge_every=judge_every)
         self.size, self.manner = size, manner
         self.sizes = pyramid(size, manner.levels)
+        coarser = -(-manner.iterations // 2)
+        self.starts = [coarser * level for level in range(len(self.sizes))]  # the first step at each size
         self.canvas = Canvas(self.sizes, 1 if manner.colors == "content" else 3, model.channels)  # type: ignore[arg-type]
         self.contents: dict[int, Tensor] = {}
         self.painted: dict[Any, Image.Image] = {}
@@ -146,12 +149,13 @@ class Style(Task):
 
     def duration(self, train: Any) -> tuple[int, int]:
         """Updates in the whole training, and between two evaluations."""
-        return self.manner.iterations * len(self.sizes), self.judge_every
+        return self.starts[-1] + self.manner.iterations, self.judge_every
 
     def work(self, step: int) -> float:
         """Pixels that were looked at before a step."""
-        each = self.manner.iterations
-        return sum(min(max(step - at * each, 0), each) * math.prod(size) for at, size in enumerate(self.sizes))
+        ends = [*self.starts[1:], math.inf]
+        levels = zip(self.sizes, self.starts, ends, strict=True)
+        return sum(max(min(step, end) - start, 0) * math.prod(size) for size, start, end in levels)
 
     @torch.no_grad()
     def begin(self, pictures: Pictures) -> None:
@@ -182,7 +186,7 @@ class Style(Task):
 
     def schedule(self, progress: float) -> float:
         """Go on to the next level where it is time; the learning rate stays as it is."""
-        level = int(progress * len(self.sizes))
+        level = bisect.bisect(self.starts, round(progress * self.duration(None)[0])) - 1
         if level > int(self.canvas.level):  # type: ignore[arg-type]
             with torch.no_grad():
                 self.canvas.pictures[level].copy_(self.canvas.at(level))
