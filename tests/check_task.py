@@ -26,6 +26,7 @@ from fukami.tasks.adversarial import Adversarial
 from fukami.tasks.captioning import Captioning
 from fukami.tasks.classification import Classification
 from fukami.tasks.detection import Detection
+from fukami.tasks.q_learning import QLearning
 from fukami.tasks.segmentation import Segmentation
 from fukami.tasks.style import Style
 
@@ -150,7 +151,7 @@ def check_killed_and_resumed(make, tmp_path, kills=3):
 
 def leave_out_pages(patch):
     """Trainings draw no report, which takes longer than they do."""
-    for family in (Adversarial, Captioning, Classification, Detection, Segmentation, Style):
+    for family in (Adversarial, Captioning, Classification, Detection, QLearning, Segmentation, Style):
         patch.setattr(family, "figures", lambda self, batches: ())
     patch.setattr("fukami.report.write", lambda folder, figures, seconds: folder / "report.html")
 

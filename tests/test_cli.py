@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 import fukami as package
 
 COMMANDS = [
-    "list", "train", "eval", "predict", "export", "serve", "explain", "stylize", "show", "find-lr", "bench", "doctor",
-    "shard", "board", "import", "propose",
+    "list", "train", "eval", "predict", "export", "serve", "explain", "stylize", "play", "show", "find-lr", "bench",
+    "doctor", "shard", "board", "import", "propose",
 ]  # fmt: skip
 QUICK = ["--epochs", "1", "--batch", "100"]
 

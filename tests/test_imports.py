@@ -24,6 +24,7 @@ THIRD = {
     "caption_metrics",
     "generation_metrics",
     "figures_captions",
+    "figures_play",
     "language",
 }
 ALLOWED = {
@@ -35,6 +36,7 @@ ALLOWED = {
     "caption_metrics": BASE,
     "generation_metrics": BASE,
     "figures_generation": BASE,
+    "figures_play": BASE,
     "perception": {"errors", "checkpoint", "models", "transfer"},
     "language": BASE,
     "figures_captions": {"errors", "image", "caption_metrics"},
@@ -51,7 +53,7 @@ ALLOWED = {
     "proposals": {"errors", "image", "proposals", "processors", "data.places"},
     "data": {"errors", "clock", "data", "image", "preparation", "processors"},
     "numerics": {"errors", "numerics", "ops"},
-    "tasks": {*THIRD, "data.boxes", "features", "numerics", "ops", "proposals", "task", "tasks"},
+    "tasks": {*THIRD, "data.boxes", "data.experience", "features", "numerics", "ops", "proposals", "task", "tasks"},
     "features": {"errors", "data.places"},
     "transfer": {"errors", "data.places", "ops"},
     "supervised": {"errors", "data", "recipe", "schedules", "task"},

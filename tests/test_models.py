@@ -63,6 +63,7 @@ SEGMENTERS = [  # which test_segmentation_models.py tests
     *(f"fcn{stride}s_vgg16" for stride in (8, 16, 32)), "fcn_resnet50", "fcn_resnet101", "segnet_basic", "segnet_vgg16",
 ]  # fmt: skip
 GENERATORS = ["dcgan_discriminator", "dcgan_generator"]  # which test_dcgan.py tests
+PLAYERS = ["dqn"]  # which test_dqn.py tests
 SPEAKERS = ["show_and_tell"]  # which test_captions.py tests
 STYLISTS = ["neural_style_vgg16", "neural_style_vgg19"]  # which test_style.py tests
 TORCHVISION = [name for name in NAMES if name not in CIFAR and "convnet" not in name and "binary" not in name]
@@ -100,7 +101,9 @@ def listed(answer):
 
 
 def test_every_model_is_tested():
-    assert sorted(models.__all__) == sorted([*NAMES, *DETECTORS, *SEGMENTERS, *STYLISTS, *SPEAKERS, *GENERATORS])
+    assert sorted(models.__all__) == sorted(
+        [*NAMES, *DETECTORS, *SEGMENTERS, *STYLISTS, *SPEAKERS, *GENERATORS, *PLAYERS]
+    )
 
 
 def test_size_of_detectors():

@@ -71,6 +71,7 @@ def test_recipes_are_found_by_name_and_come_back_from_json():
     others = [
         "dcgan",
         "deep-convnet",
+        "dqn",
         *detectors,
         *fcns,
         "googlenet",
@@ -110,11 +111,13 @@ def test_every_recipe_trains_two_steps_on_embedded_data(name, digit_files, few_s
         smaller = {"encoder": "resnet20", "size": 32, "batch": 4, "hidden": 8, "beams": 2, "longest": 5}
     elif cls.family == "generation":
         smaller = {"dataset": str(digit_files), "batch": 20, "width": 4, "size": 28, "channels": 1, "samples": 10}
+    elif cls.family == "play":
+        smaller = {"steps": 168, "learning_starts": 160, "memory": 160, "hidden": 4, "episodes": 4}
     elif cls.family == "style":
         smaller = {"iterations": 2, "size": 64, "levels": 1, "judge_every": 2}
     else:
         smaller = {"dataset": str(digit_files), "batch": 15} | ({} if name == "deep-convnet" else {"size": 32})
-    passes = {} if cls.family == "style" else {"epochs": 1}
+    passes = {} if cls.family in ("style", "play") else {"epochs": 1}
     result = package.train(cls(**passes, **smaller), tmp_path / "run", device="cpu")
     assert result["count"] == {"classification": 10, "generation": 10, "style": 1}.get(cls.family, 4)
     if name != "rcnn":  # whose last stage has a step for each picture

@@ -168,13 +168,31 @@ def test_lbfgs_goes_where_torchs_goes():
 
     reference = torch.optim.LBFGS([theirs], max_iter=15, history_size=20, tolerance_grad=0, tolerance_change=0)
     reference.step(closure)
-    optimizer = LBFGS([ours])
+    loss(ours).backward()
+    first = (ours.grad / ours.grad.abs().sum()).abs().max().item()  # that of torch's first step
+    optimizer = LBFGS([ours], first=first, most=100.0)
     for _ in range(15):
         optimizer.zero_grad()
         loss(ours).backward()
         optimizer.step()
     torch.testing.assert_close(ours, theirs)
     assert loss(ours) < 0.01 * loss(begin)
+
+
+def test_lbfgs_never_leaps():
+    """No value changes by more than is said, whatever the slope, and the first step is no whisper."""
+    torch.manual_seed(0)
+    value = torch.rand(1000, requires_grad=True)
+    optimizer = LBFGS([value], first=0.02, most=0.1)
+    scale = torch.logspace(0, 6, 1000)
+    for number in range(12):
+        before = value.detach().clone()
+        optimizer.zero_grad()
+        (scale * (value - 0.5) ** 2).sum().backward()
+        optimizer.step()
+        change = (value.detach() - before).abs().max().item()
+        assert change == pytest.approx(0.02, rel=1e-4) if number == 0 else change <= 0.1 * 1.0001
+    assert (scale * (value - 0.5) ** 2).sum() < 0.02 * (scale * (torch.tensor(0.25))).sum()
 
 
 def test_sizes_from_coarse_to_fine():

@@ -1,4 +1,4 @@
-"""Make show-and-tell.png of ../show-and-tell.md: pictures of Flickr8k's sample from the best sentence to the worst.
+"""Make show-and-tell.webp of ../show-and-tell.md: pictures of Flickr8k's sample from the best sentence to the worst.
 
 python docs/figures/captions.py RUN   # of show-and-tell --data flickr8k-1000
 """
@@ -35,4 +35,4 @@ def gallery(run: str) -> Figure:
 
 
 if __name__ == "__main__":
-    gallery(sys.argv[1]).savefig(HERE / "show-and-tell.png", dpi=90)
+    gallery(sys.argv[1]).savefig(HERE / "show-and-tell.webp", dpi=90, pil_kwargs={"quality": 85})

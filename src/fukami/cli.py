@@ -19,8 +19,8 @@ from fukami.errors import Error, UsageError, unknown
 Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 Answered = Literal["auto", "float32", "bfloat16", "float16", "int8", "binary", "onnx"]
 COMMANDS = (
-    "list", "train", "eval", "predict", "export", "serve", "explain", "stylize", "show", "find-lr", "bench", "doctor",
-    "shard", "board", "import", "propose",
+    "list", "train", "eval", "predict", "export", "serve", "explain", "stylize", "play", "show", "find-lr", "bench",
+    "doctor", "shard", "board", "import", "propose",
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from fukami.models.binary_convnet import binary_convnet, binary_deep_convnet
 from fukami.models.binary_resnet import binary_resnet18
 from fukami.models.dcgan import dcgan_discriminator, dcgan_generator
 from fukami.models.deep_convnet import deep_convnet
+from fukami.models.dqn import dqn
 from fukami.models.faster_rcnn import faster_rcnn_resnet50_fpn, faster_rcnn_vgg16
 from fukami.models.fcn import fcn8s_vgg16, fcn16s_vgg16, fcn32s_vgg16, fcn_resnet50, fcn_resnet101
 from fukami.models.googlenet import googlenet
@@ -34,6 +35,7 @@ __all__ = [
     "dcgan_discriminator",
     "dcgan_generator",
     "deep_convnet",
+    "dqn",
     "faster_rcnn_resnet50_fpn",
     "faster_rcnn_vgg16",
     "fcn8s_vgg16",

@@ -1,0 +1,83 @@
+"""fukami play."""
+
+import json
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fukami.cli import Answered, parse
+from fukami.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FPS = 15  # of a game: four frames of sixty a second are one step
+
+
+def command(arguments: list[str]) -> None:
+    """Let an agent play, and show what it thinks: fukami play RUN --out game.mp4 [--seed 0] [--episodes 1]."""
+    import tyro
+
+    def run(
+        folder: tyro.conf.Positional[str],
+        out: Path,
+        seed: int = 0,
+        episodes: int = 1,
+        epsilon: float = 0.0,
+        seconds: float = 120.0,
+        device: str = "auto",
+        precision: Answered = "auto",
+    ) -> None:
+        """Let an agent play, and show the game with what each action is worth; prints a JSON object.
+
+        Args:
+            folder: The run.
+            out: File for the film: .mp4 (which needs the extra fukami[video]), .gif or .webp.
+            seed: Decides the beginnings.
+            episodes: To be played, one after another.
+            epsilon: Share of actions by chance.
+            seconds: Of the film, at most; the game goes on.
+            device: auto, cpu, cuda, cuda:1 or mps.
+            precision: What is computed, and with how many bits. auto: float32, or what the run was exported to.
+        """
+        from fukami import checkpoint, figures_play
+        from fukami.data import games
+        from fukami.tasks.q_learning import QLearning
+
+        if out.suffix.lower() not in (".mp4", ".gif", ".webp"):
+            raise UsageError(f"--out should be an .mp4, .gif or .webp file, not {out}")
+        if not out.resolve().parent.is_dir():
+            raise UsageError(f"there is no folder {out.parent} for the film; make it, or give another --out")
+        if episodes < 1 or seconds <= 0 or not 0 <= epsilon <= 1:
+            raise UsageError("--episodes should be at least 1, --seconds more than 0, and --epsilon between 0 and 1")
+        task = checkpoint.load(folder, device=device, precision=precision)
+        if not isinstance(task, QLearning):
+            raise UsageError(f"{folder} plays no game; give the run of an agent, as fukami train dqn leaves it")
+        recipe, _ = checkpoint.describe(checkpoint.locate(folder))
+        frames: list[Image] = []
+        returns, lengths = [], []
+        for episode in range(episodes):
+            total, steps = 0.0, 0
+            for moment in task.watch(games.find(recipe.game, 1, colour=True), seed + episode, epsilon):  # type: ignore[attr-defined]
+                if len(frames) < seconds * FPS:
+                    frames.append(figures_play.drawn(moment, task.labels, total))
+                total, steps = total + moment.reward, steps + 1
+            returns.append(total)
+            lengths.append(steps)
+        _write(out, frames)
+        print(json.dumps({"file": str(out), "returns": returns, "lengths": lengths, "frames": len(frames)}))
+
+    parse(run, arguments, "fukami play")
+
+
+def _write(out: Path, frames: "Sequence[Image]") -> None:
+    """The frames as a film."""
+    from fukami.video import Writer
+
+    if out.suffix.lower() == ".mp4":
+        with Writer(out) as film:
+            for number, frame in enumerate(frames):
+                film.add(frame, number / FPS, Fraction(FPS))
+        return
+    frames[0].save(out, save_all=True, append_images=frames[1:], duration=round(1000 / FPS), loop=0)

@@ -1,0 +1,66 @@
+"""Deep Q-Network: what each action is worth, from the last four frames of a game.
+
+Mnih et al., "Human-level control through deep reinforcement learning", Nature 518, 2015, extended data table 1 and
+methods, "Model architecture". For pictures of 84×84:
+
+    conv8-32 stride 4     32 × 20 × 20
+    conv4-64 stride 2     64 × 9 × 9
+    conv3-64              64 × 7 × 7
+    affine 512  affine, a value for each action
+
+Every layer but the last is followed by ReLU. Observations that are vectors pass two affine layers instead.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LEAST = 36  # pixels that the three convolutions need
+
+
+def dqn(actions: int = 18, *, shape: tuple[int, ...] = (4, 84, 84), hidden: int = 512) -> "DQN":
+    """The network of the Nature paper: states ``(N, *shape)`` to the value of each action ``(N, actions)``.
+
+    Args:
+        actions: that can be taken; 18 are those of the Atari 2600.
+        shape: of a state: frames, height and width in 0..255, at least 36×36, or the length of a vector.
+        hidden: width of the affine layer, of both where states are vectors.
+
+    Raises:
+        ValueError: the pictures are too small, or the shape is of something else.
+    """
+    return DQN(actions, shape, hidden)
+
+
+class DQN(nn.Module):
+    """Convolutions over frames, or affine layers over numbers, and an affine layer for the values."""
+
+    def __init__(self, actions: int, shape: tuple[int, ...], hidden: int) -> None:
+        super().__init__()
+        self.pictures = len(shape) == 3
+        if self.pictures:
+            channels, *sides = shape
+            if min(sides) < LEAST:
+                raise ValueError(f"dqn needs pictures of at least {LEAST}×{LEAST}, not {sides[0]}×{sides[1]}")
+            convolutions = [nn.Conv2d(channels, 32, 8, 4), nn.Conv2d(32, 64, 4, 2), nn.Conv2d(64, 64, 3, 1)]
+            height, width = (((side - 4) // 4 - 2) // 2 - 2 for side in sides)
+            inputs = 64 * height * width
+        elif len(shape) == 1:
+            convolutions, inputs = [], shape[0]
+        else:
+            raise ValueError(f"a state is pictures (frames, height, width) or a vector (length,), not {shape}")
+        layers: list[nn.Module] = [part for layer in convolutions for part in (layer, nn.ReLU(inplace=True))]
+        layers.append(nn.Flatten())
+        for _ in range(1 if self.pictures else 2):
+            layers += [nn.Linear(inputs, hidden), nn.ReLU(inplace=True)]
+            inputs = hidden
+        self.layers = nn.Sequential(*layers, nn.Linear(inputs, actions))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """``(N, *shape)``, pictures in 0..255, to ``(N, actions)``."""
+        if self.pictures:
+            kind = next(self.parameters()).dtype
+            states = (states.to(kind) / 255).contiguous(memory_format=torch.channels_last)
+        found: Any = self.layers(states)
+        return found  # type: ignore[no-any-return]

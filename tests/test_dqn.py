@@ -1,0 +1,372 @@
+"""Deep Q-network: games, memory, updates, and playing on after a kill."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import check_task
+from fukami import UsageError, models
+from fukami.data import games
+from fukami.data.catch import CELLS, PADDLE, Catch
+from fukami.data.experience import Experience, Memory
+from fukami.recipes.dqn import DQN
+from fukami.runtime import Runtime
+
+SMALL = {
+    "steps": 400,
+    "learning_starts": 160,
+    "memory": 400,
+    "explore": 100,
+    "hidden": 16,
+    "episodes": 4,
+    "judge_every": 120,
+}
+
+
+@pytest.fixture
+def begun():
+    """A task at its beginning, and its data."""
+
+    def make(**fields):
+        recipe = DQN(**SMALL | fields)
+        data = recipe.data()
+        torch.manual_seed(0)
+        task = recipe.task(data.labels)
+        runtime = Runtime.start("cpu", "float32")
+        data.train.place(runtime)
+        task.setup(runtime)
+        return task, data
+
+    return make
+
+
+def test_the_papers_network():
+    """Extended data table 1; 1,693,362 parameters with 18 actions, counted by hand."""
+    network = models.dqn()
+    convolutions = [layer for layer in network.layers if isinstance(layer, nn.Conv2d)]
+    assert [(each.out_channels, each.kernel_size[0], each.stride[0]) for each in convolutions] == [
+        (32, 8, 4), (64, 4, 2), (64, 3, 1),
+    ]  # fmt: skip
+    by_hand = (4 * 64 * 32 + 32) + (32 * 16 * 64 + 64) + (64 * 9 * 64 + 64) + (3136 * 512 + 512) + (512 * 18 + 18)
+    assert sum(parameter.numel() for parameter in network.parameters()) == by_hand
+    assert network(torch.zeros(2, 4, 84, 84, dtype=torch.uint8)).shape == (2, 18)
+    assert models.dqn(3, shape=(8,))(torch.zeros(2, 4, 2)).shape == (2, 3)
+    with pytest.raises(ValueError, match="at least 36×36"):
+        models.dqn(shape=(4, 20, 20))
+    with pytest.raises(ValueError, match="or a vector"):
+        models.dqn(shape=(4, 20))
+
+
+def test_a_perfect_player_catches_every_ball():
+    """One that knows where the ball will land; so 1 is the optimum."""
+    count = 200
+    game = Catch(count)
+    game.reset(np.ones(count, bool), np.arange(count))
+    total = np.zeros(count)
+    for _ in range(CELLS - 1):
+        target = _landing(game)
+        middle = game.paddle + PADDLE // 2
+        game.send(np.where(target < middle, 1, np.where(target > middle, 2, 0)))
+        seen = game.receive()
+        total += seen.rewards
+    assert seen.ended.all()
+    assert (total == 1).all()
+
+
+def _landing(game):
+    """The column where each ball will land, by reflection."""
+    left = CELLS - 1 - game.ball[:, 1]
+    period = 2 * (CELLS - 1)
+    place = np.mod(game.ball[:, 0] + game.drift * left, period)
+    return np.where(place < CELLS, place, period - place)
+
+
+def test_the_same_seed_is_the_same_ball():
+    one, other = Catch(3), Catch(3)
+    for game in (one, other):
+        game.reset(np.ones(3, bool), np.array([5, 6, 7]))
+    one.reset(np.array([False, True, False]), np.array([0, 6, 0]))
+    assert np.array_equal(one.ball, other.ball)
+    assert np.array_equal(one.picture(1), other.picture(1))
+
+
+def test_memory_gives_back_what_was_seen():
+    """States and what followed, against lists by hand; frames of the episode before are 0."""
+    memory = Memory(2, (3, 3), torch.uint8, steps=6)
+    memory.place(torch.device("cpu"))
+    begins = {0: {0, 4}, 1: {0, 6, 7}}
+    for step in range(9):
+        frames = torch.stack([torch.full((3, 3), 10 * step + game + 1, dtype=torch.uint8) for game in range(2)])
+        memory.see(frames, torch.tensor([step in begins[game] for game in range(2)]))
+    for game in range(2):
+        for step in range(4, 8):
+            found = memory.stack(torch.tensor([step]), torch.tensor([game]), 4, after=1)[0, :, 0, 0].tolist()
+            start = max(begin for begin in begins[game] if begin <= step)
+            expected = [10 * at + game + 1 if at >= start else 0 for at in range(step - 3, step + 1)]
+            assert found == [*expected, 10 * (step + 1) + game + 1]
+
+
+def test_each_frame_is_stored_once():
+    """A million steps of the paper's frames take 7 GB, and not 28."""
+    assert Memory(4, (84, 84), torch.uint8, 250_000).bytes < 1.06 * 7.1e9
+
+
+def test_memory_in_files_is_found_again(tmp_path):
+    """By another object; and what a checkpoint remembers is not written over within the slack."""
+    one = Memory(1, (2, 2), torch.uint8, steps=10)
+    one.keep(tmp_path)
+    one.place(torch.device("cpu"))
+    for step in range(300):
+        one.see(torch.full((1, 2, 2), step % 251, dtype=torch.uint8), torch.tensor([step == 0]))
+    then, oldest = one.now, one.oldest()
+    for step in range(300, 300 + one.slack):
+        one.see(torch.full((1, 2, 2), step % 251, dtype=torch.uint8), torch.tensor([False]))
+    other = Memory(1, (2, 2), torch.uint8, steps=10)
+    other.keep(tmp_path)
+    other.place(torch.device("cpu"))
+    other.now = then
+    steps = torch.arange(oldest, then + 1)
+    found = other.stack(steps, torch.zeros_like(steps), 1)[:, 0, 0, 0]
+    assert found.tolist() == [step % 251 for step in range(oldest, then + 1)]
+    other.forget()
+    assert not list(tmp_path.glob("*.bin"))
+
+
+def test_lessons_are_moments_that_were(begun):
+    """Of games whose frames, rewards and ends are known."""
+    task, data = begun(games=2, every=2)
+    train = data.train
+    moments = []
+    batches = task.batches(train)
+    for _ in range(30):
+        lesson = next(batches)
+        assert lesson.frames.shape == (32, 5, 84, 84)
+        moments.append(lesson)
+    ended = torch.cat([lesson.going for lesson in moments]) == 0
+    rewards = torch.cat([lesson.rewards for lesson in moments])
+    assert (rewards[ended].abs() == 1).all()
+    assert (rewards[~ended] == 0).all()
+    # before a ball lands it is in the row above the paddle's: the paddle is all there is in the last row
+    last = torch.cat([lesson.frames[:, 3] for lesson in moments])[ended]
+    assert (last[:, -12:-6] == 255).flatten(1).any(1).all()
+    assert train.epsilon == pytest.approx(1 + (0.02 - 1) * min((train.rounds * 2 - 160) / 100, 1))
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_the_loss_by_hand(begun, double):
+    """Moment for moment: Huber's loss of the value said against the reward and the discounted best of the target."""
+    task, data = begun(double=double)
+    batches = task.batches(data.train)
+    for _ in range(5):
+        task.step(next(batches))
+    lesson = next(batches)
+    lesson = lesson._replace(rewards=lesson.rewards * 3, counted=(torch.arange(32) != 4).float())
+    found, more = task.loss(lesson)
+    total = 0.0
+    with torch.no_grad():
+        for number in range(32):
+            state, later = lesson.frames[number, :4][None], lesson.frames[number, 1:][None]
+            said = task.model(state)[0, lesson.actions[number]]
+            chosen = (task.model if double else task.target)(later)[0].argmax()
+            worth = task.target(later)[0, chosen]
+            goal = max(-1.0, min(1.0, lesson.rewards[number].item())) + 0.99 * lesson.going[number] * worth
+            error = abs(said - goal)
+            total += float(0 if number == 4 else 0.5 * error**2 if error < 1 else error - 0.5)
+    assert found.item() == pytest.approx(total / 32, rel=1e-4)
+    assert more["epsilon"] == pytest.approx(data.train.epsilon)
+
+
+def test_targets_come_from_a_copy(begun):
+    """It is as the network was at the last copy, and stays so in between."""
+    task, data = begun(target=3)
+    batches = task.batches(data.train)
+    for number in range(7):
+        lesson = next(batches)
+        if number % 3 == 0:
+            copied = {name: value.clone() for name, value in task.model.state_dict().items()}
+        task.step(lesson)
+        for name, value in task.target.state_dict().items():
+            assert torch.equal(value, copied[name])
+    assert any(not torch.equal(value, copied[name]) for name, value in task.model.state_dict().items())
+
+
+def test_updates_and_steps_of_play(begun):
+    """An update for every four steps, however many games there are."""
+    for count, every in ((1, 4), (4, 4), (8, 4), (2, 1), (3, 4)):
+        task, data = begun(games=count, every=every, steps=800, learning_starts=320)
+        batches = task.batches(data.train)
+        for _ in range(20):
+            next(batches)
+        assert abs(data.train.rounds * count - 320 - 20 * every) <= max(count, every), (count, every)
+
+
+def test_double_learning_and_rmsprop_train(begun):
+    for fields in ({"double": True}, {"optimizer": "rmsprop"}, {"clip_rewards": False}):
+        task, data = begun(**fields)
+        batches = task.batches(data.train)
+        losses = [task.step(next(batches))["loss"].item() for _ in range(5)]
+        assert all(np.isfinite(losses))
+
+
+def test_evaluation_changes_nothing(begun):
+    task, data = begun()
+    before = torch.get_rng_state()
+    first = task.evaluate(data.val)
+    assert task.evaluate(data.val) == first
+    assert first["count"] == 4
+    assert -1 <= first["return"] <= 1
+    assert first["length"] == CELLS - 1
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [title for title, _ in task.figures(data.val)]
+
+
+def test_killed_and_resumed(pageless, tmp_path):
+    """Killed with SIGKILL again and again, it ends with the same weights, bit for bit."""
+    small = {**SMALL, "steps": 1200, "memory": 300}
+    check_task.check_killed_and_resumed(lambda **fields: DQN(**small), tmp_path)
+
+
+def test_memory_files_are_gone_when_it_is_done(fukami, tmp_path):
+    small = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", value)]
+    answer = fukami("train", "dqn", *small, "--device", "cpu", "--out", tmp_path / "run")
+    assert answer.status == 0, answer.err
+    assert not (tmp_path / "run" / "memory").exists()
+    assert {"return", "length", "value", "count"} <= answer.json[-1].keys()
+    again = fukami("train", "dqn", "--resume", "--out", tmp_path / "run", "--device", "cpu")
+    assert again.status == 0, again.err
+    assert again.json[-1]["return"] == answer.json[-1]["return"]
+    judged = fukami("eval", tmp_path / "run", "--device", "cpu", "--set", "episodes=6")
+    assert judged.json[0]["count"] == 6
+    played = fukami("play", tmp_path / "run", "--out", tmp_path / "game.gif", "--device", "cpu")
+    assert played.status == 0, played.err
+    assert played.json[0]["lengths"] == [CELLS - 1]
+    with Image.open(tmp_path / "game.gif") as film:
+        assert film.n_frames > 1
+    film = fukami("play", tmp_path / "run", "--out", tmp_path / "game.mp4", "--episodes", "2", "--device", "cpu")
+    assert film.json[0]["frames"] == 2 * (CELLS - 1)
+    assert (tmp_path / "game.mp4").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["play", "deep-convnet", "--out", "x.gif"], "plays no game"),
+        (["play", "deep-convnet", "--out", "x.png"], ".mp4, .gif or .webp"),
+        (["play", "deep-convnet", "--out", "no/x.gif"], "there is no folder"),
+        (["play", "deep-convnet", "--out", "x.gif", "--episodes", "0"], "at least 1"),
+        (["train", "dqn", "--learning-starts", "10"], "learning-starts should be"),
+        (["train", "dqn", "--steps", "100"], "steps should be"),
+    ],
+)
+def test_wrong_usage(fukami, words, hint):
+    answer = fukami(*words)
+    assert answer.status == 2
+    assert hint in answer.err
+
+
+def test_a_picture_is_answered(begun, tmp_path):
+    task, _ = begun()
+    Image.fromarray(Catch(1).picture(0)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    good, bad = task.predict([tmp_path / "a.png", tmp_path / "b.png"])
+    assert json.loads(json.dumps(good)) == good
+    assert good["action"] == max(good["values"], key=good["values"].get)
+    assert "b.png" in bad["error"]
+    assert task.draw(tmp_path / "a.png", good).size[1] == 420
+
+
+ATARI = pytest.mark.skipif(
+    importlib.util.find_spec("ale_py") is None, reason="needs the extra: pip install 'fukami[atari]'"
+)
+
+
+@ATARI
+def test_an_atari_game_is_seen_as_in_the_paper():
+    """84×84 grey, which is what people see, only smaller: two emulators that play in step."""
+    played = games.find("ALE/Pong-v5", 1, colour=True)
+    assert played.actions == ("noop", "fire", "right", "left", "rightfire", "leftfire")
+    seen = played.reset(np.ones(1, bool), np.array([3]))
+    assert seen.frames.shape == (1, 84, 84)
+    for number in range(40):
+        played.send(np.array([number % 6]))
+        seen = played.receive()
+        picture = Image.fromarray(played.picture(0))
+        assert picture.size == (160, 210)
+        grey = np.asarray(picture.convert("L").resize((84, 84), Image.Resampling.BOX), int)
+        assert np.abs(grey - seen.frames[0]).mean() < 3
+    played.close()
+
+
+@ATARI
+@pytest.mark.parametrize("name", ["breakout", "CartPole-v1"])
+def test_experience_goes_on_where_it_was(name, tmp_path):
+    """Games that were begun at other times are played to where they were; what follows is the same."""
+
+    def experience():
+        return Experience(
+            games.find(name, 3), batch=8, history=4, steps=3000, begin=0, every=3, explore=1, least=0.5, seed=1
+        )
+
+    def choose(states):
+        return states.flatten(1).float().sum(1).long() % 2
+
+    one = experience()
+    one.keep(tmp_path)
+    one.place(Runtime.start("cpu", "float32"))
+    for _ in range(130):
+        one.play(choose)
+    state = one.state_dict()
+    assert max(map(len, state["taken"])) > min(map(len, state["taken"])) or name == "breakout"
+    other = experience()
+    other.keep(tmp_path)
+    other.place(Runtime.start("cpu", "float32"))
+    other.load_state_dict(state)
+    seen = []
+    for each in (other, one):  # both write the same into the same files
+        for _ in range(60):
+            each.play(choose)
+        seen.append((each.state().clone(), [list(own) for own in each.taken], list(each.returns), each.lesson()))
+    assert torch.equal(seen[0][0], seen[1][0])
+    assert seen[0][1:3] == seen[1][1:3]
+    assert all(torch.equal(a, b) for a, b in zip(seen[0][3], seen[1][3], strict=True))
+
+
+@ATARI
+def test_a_pole_is_balanced():
+    """By chance it falls after some 20 steps."""
+    recipe = DQN(game="CartPole-v1", steps=9_000, explore=3_000, hidden=64, lr=1e-3, target=100, every=2, games=2)
+    data = recipe.data()
+    torch.manual_seed(0)
+    task = recipe.task(data.labels)
+    runtime = Runtime.start("cpu", "float32")
+    data.train.place(runtime)
+    task.setup(runtime)
+    assert task.evaluate(data.val)["return"] < 50
+    for _, lesson in zip(range(task.duration(None)[0]), task.batches(data.train), strict=False):
+        task.step(lesson)
+    assert task.evaluate(data.val)["return"] > 70
+
+
+@ATARI
+def test_a_vector_is_learned_from(begun):
+    task, data = begun(game="CartPole-v1", games=2)
+    assert task.labels == ("0", "1")
+    batches = task.batches(data.train)
+    assert np.isfinite(task.step(next(batches))["loss"].item())
+    assert task.evaluate(data.val)["length"] > 5
+    with pytest.raises(UsageError, match="does not see pictures"):
+        task.predict(["a.png"])
+
+
+@ATARI
+@pytest.mark.parametrize(
+    ("name", "hint"), [("ponk", "did you mean 'pong'"), ("Pendulum-v1", "one of a few"), ("Blackjack-v1", "one sees")]
+)
+def test_games_that_there_are_not(name, hint):
+    with pytest.raises(UsageError, match=hint):
+        games.find(name, 1)
