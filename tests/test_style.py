@@ -206,6 +206,7 @@ def test_sizes_from_coarse_to_fine():
 
 
 def test_each_size_begins_as_the_one_before_ended(pictures):
+    """Enlarged, with the details of the content that were too fine before; and then comes a step."""
     recipe = NeuralStyle(content=str(pictures / "content.png"), **SMALL)
     task, batch = begun(recipe)
     for step in range(8):
@@ -214,8 +215,15 @@ def test_each_size_begins_as_the_one_before_ended(pictures):
     coarse = task.canvas.pictures[0].detach().clone()
     assert not task.canvas.pictures[1].any()
     task.schedule(8 / 24)
-    expected = nn.functional.interpolate(coarse[None], (72, 96), mode="bicubic", antialias=True)[0]
-    assert torch.equal(task.canvas.pictures[1], expected)
+    task.enlarge(batch.content)
+
+    def resized(picture, *size):
+        return nn.functional.interpolate(picture[None], size, mode="bicubic", antialias=True)[0]
+
+    content = batch.content[0] / 255
+    details = resized(content, 72, 96) - resized(resized(content, 36, 48), 72, 96)
+    torch.testing.assert_close(task.canvas.pictures[1], resized(coarse, 72, 96) + details)
+    assert int(task.canvas.level) == 1
     task.step(batch)
     assert torch.equal(task.canvas.pictures[0], coarse)
     assert [task.work(step) for step in (0, 8, 16, 24)] == [

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 HISTORY = 20  # pairs of differences that are kept; each is two pictures
+TINY = 1e-30  # instead of 0, where there is no slope
 FIRST, MOST = 0.02, 0.1  # that a value may change in the first step, and in any other: values are from 0 to 1
 
 
@@ -35,7 +36,7 @@ class LBFGS(torch.optim.LBFGS):
         """One iteration; what the loss is makes no difference to it."""
         loss: Tensor = super().step(closure or (lambda: torch.zeros(())))  # type: ignore[no-untyped-call]
         state = self.state[self._params[0]]
-        length, greatest = float(state["t"]), float(state["d"].abs().max())
+        length, greatest = float(state["t"]), max(float(state["d"].abs().max()), TINY)
         wanted = self.first / greatest if state["n_iter"] == 1 else min(length, self.most / greatest)
         self._add_grad(wanted - length, state["d"])
         state["t"] = wanted

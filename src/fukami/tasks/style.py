@@ -118,6 +118,7 @@ class Style(Task):
         coarser = -(-manner.iterations // 2)
         self.starts = [coarser * level for level in range(len(self.sizes))]  # the first step at each size
         self.canvas = Canvas(self.sizes, 1 if manner.colors == "content" else 3, model.channels)  # type: ignore[arg-type]
+        self.due = 0  # the level of the next step
         self.contents: dict[int, Tensor] = {}
         self.painted: dict[Any, Image.Image] = {}
 
@@ -185,14 +186,27 @@ class Style(Task):
         )
 
     def schedule(self, progress: float) -> float:
-        """Go on to the next level where it is time; the learning rate stays as it is."""
-        level = bisect.bisect(self.starts, round(progress * self.duration(None)[0])) - 1
-        if level > int(self.canvas.level):  # type: ignore[arg-type]
-            with torch.no_grad():
-                self.canvas.pictures[level].copy_(self.canvas.at(level))
-                self.canvas.level.fill_(level)  # type: ignore[operator]
-        self.optimizer = self.optimizers[level]
+        """Know at which level the next step is; the learning rate stays as it is."""
+        self.due = bisect.bisect(self.starts, round(progress * self.duration(None)[0])) - 1
+        self.optimizer = self.optimizers[self.due]
         return super().schedule(progress)
+
+    def step(self, batch: Pictures) -> dict[str, Tensor]:
+        """One update of the picture, which first goes on to the next level where it is time."""
+        if self.due > int(self.canvas.level):  # type: ignore[arg-type]
+            self.enlarge(batch.content)
+        return super().step(batch)
+
+    @torch.no_grad()
+    def enlarge(self, content: Tensor) -> None:
+        """Go on at the level that is due, with those details of the content that were too fine for the one before."""
+        before, size = self.sizes[int(self.canvas.level)], self.sizes[self.due]  # type: ignore[arg-type]
+        picture = self.canvas.at(self.due)
+        if self.manner.init == "content":
+            seen = self.seen(content)
+            picture = picture + resized(seen, size) - resized(resized(seen, before), size)
+        self.canvas.pictures[self.due].copy_(picture)
+        self.canvas.level.fill_(self.due)  # type: ignore[operator]
 
     def loss(self, batch: Pictures) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of content and style at the level, and their weighted sum (equation 7)."""

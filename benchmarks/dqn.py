@@ -1,0 +1,126 @@
+"""Deep Q-Network: what it wins, and how many steps a second it plays and learns beside Stable-Baselines3.
+
+    python benchmarks/dqn.py catch [--seeds 0 1 2] [OPTIONS]
+    python benchmarks/dqn.py pong [--seeds 0] [--out FOLDER] [OPTIONS]
+    python benchmarks/dqn.py breakout [--seeds 0] [--out FOLDER] [OPTIONS]
+    python benchmarks/dqn.py rate [--game pong] [--steps 4000]
+
+``catch``, ``pong`` and ``breakout`` train from the command line and record the mean return over 30 episodes with 5 % of
+the actions by chance: no sticky actions, whole games. ``rate`` lets ours and Stable-Baselines3's DQN play and learn in
+turn, each in a process of its own: the same game as both have it (84×84, four frames, an update of 32 for every four
+steps of four games, Adam). Results go to results.csv.
+"""
+
+import argparse
+import shlex
+import statistics
+import sys
+import time
+
+import torch
+
+from apart import Apart, resident
+from record import each_seed, record
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+ROUNDS, WARMING = 5, 1  # turns that are timed, and before these
+GAMES = 4
+LINES = {
+    "catch": "fukami train dqn",
+    "pong": "fukami train dqn --game pong --steps 1000000 --memory 400000 --learning-starts 10000 --explore 100000 "
+    "--target 1000 --least 0.01 --lr 1e-4 --judge-every 100000 --double",
+    "breakout": "fukami train dqn --game breakout --steps 10000000 --learning-starts 80000 --explore 1000000 "
+    "--target 1000 --least 0.01 --lr 1e-4 --judge-every 500000",
+}
+
+
+def trainings(options: argparse.Namespace) -> None:
+    """Train with each seed, and record what it wins."""
+    for seed, result, seconds, command in each_seed(LINES[options.benchmark], options):
+        note = f"{result['count']} episodes, epsilon 0.05; deviation {result['return_deviation']:.2f}, not sticky"
+        record(f"dqn {options.benchmark}", "return", result["return"], seed=seed, seconds=seconds, command=command,
+               note=note)  # fmt: skip
+
+
+def rate(options: argparse.Namespace) -> None:
+    """Steps a second of both, in turn."""
+    contestants = {"ours": Apart(ours, options), "theirs": Apart(theirs, options)}
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(WARMING + ROUNDS):
+        for name, contestant in contestants.items():
+            found = contestant.ask(options.steps)
+            if turn >= WARMING:
+                rates[name].append(found)
+    memory = [each.ask(0) for each in contestants.values()]
+    speeds = [statistics.median(each) for each in rates.values()]
+    command = f"python benchmarks/dqn.py {shlex.join(sys.argv[1:])}"
+    note = f"{options.game}, acting and learning, 4 games; {speeds[0]:.4g} and {speeds[1]:.4g} steps a second"
+    record("dqn rate", "steps a second over those of Stable-Baselines3", speeds[0] / speeds[1], command=command,
+           note=note)  # fmt: skip
+    record("dqn rate", "memory over that of Stable-Baselines3", memory[0] / memory[1], command=command, note=note)
+
+
+def ours(options: argparse.Namespace, pipe) -> None:
+    """Play and learn as often as asked; tells the steps a second, and at last the memory."""
+    from fukami.recipe import find
+    from fukami.runtime import Runtime
+
+    before = resident("VmRSS")
+    recipe = find("dqn")(game=options.game, games=GAMES, steps=10**6, memory=20_000, learning_starts=1_000, lr=1e-4)
+    runtime = Runtime.start(DEVICE)
+    torch.manual_seed(0)
+    data = recipe.data()
+    data.train.place(runtime)
+    task = recipe.task(data.labels)
+    task.setup(runtime)
+    batches, update = iter(task.batches(data.train)), runtime.fast(task.step, task.static)
+    update(next(batches))
+    while steps := pipe.recv():
+        began = time.monotonic()
+        for _ in range(steps // recipe.every):
+            update(next(batches))
+        if CUDA:
+            torch.cuda.synchronize()
+        pipe.send(steps / (time.monotonic() - began))
+    pipe.send(torch.cuda.max_memory_allocated() if CUDA else resident("VmHWM") - before)
+
+
+def theirs(options: argparse.Namespace, pipe) -> None:
+    """The same of Stable-Baselines3."""
+    import ale_py
+    import gymnasium
+    from stable_baselines3 import DQN
+    from stable_baselines3.common.env_util import make_atari_env
+    from stable_baselines3.common.vec_env import VecFrameStack
+
+    before = resident("VmRSS")
+    gymnasium.register_envs(ale_py)
+    name = f"{''.join(word.capitalize() for word in options.game.split('_'))}NoFrameskip-v4"
+    games = VecFrameStack(make_atari_env(name, n_envs=GAMES, seed=0), n_stack=4)
+    model = DQN("CnnPolicy", games, learning_rate=1e-4, buffer_size=20_000, learning_starts=1_000, batch_size=32,
+                train_freq=1, gradient_steps=1, target_update_interval=1_000, exploration_fraction=0.01,
+                exploration_final_eps=0.02, optimize_memory_usage=False, device=DEVICE, seed=0)  # fmt: skip
+    model.learn(1_100)
+    while steps := pipe.recv():
+        began = time.monotonic()
+        model.learn(steps, reset_num_timesteps=False)
+        pipe.send(steps / (time.monotonic() - began))
+    pipe.send(torch.cuda.max_memory_allocated() if CUDA else resident("VmHWM") - before)
+
+
+def main() -> None:
+    """Run the part that is named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("benchmark", choices=[*LINES, "rate"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--game", default="pong")
+    parser.add_argument("--steps", type=int, default=4_000)
+    parser.add_argument("--out", help="a folder where the runs stay")
+    options, options.more = parser.parse_known_args()
+    options.weights = ""
+    rate(options) if options.benchmark == "rate" else trainings(options)
+
+
+if __name__ == "__main__":
+    main()
