@@ -112,7 +112,7 @@ def test_every_recipe_trains_two_steps_on_embedded_data(name, digit_files, few_s
     elif cls.family == "generation":
         smaller = {"dataset": str(digit_files), "batch": 20, "width": 4, "size": 28, "channels": 1, "samples": 10}
     elif cls.family == "play":
-        smaller = {"steps": 168, "learning_starts": 160, "memory": 160, "hidden": 4, "episodes": 4}
+        smaller = {"steps": 168, "learning_starts": 160, "memory": 160, "hidden": 4, "episodes": 4, "judge_every": 8}
     elif cls.family == "style":
         smaller = {"iterations": 2, "size": 64, "levels": 1, "judge_every": 2}
     else:

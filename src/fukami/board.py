@@ -29,6 +29,8 @@ LOWER = {
     "loss",
     "errors",
     "error",
+    "fid",
+    "kid",
     "repeated",
     "perplexity",
     "mse",
@@ -36,7 +38,6 @@ LOWER = {
     "rmse",
     "distance",
 }  # metrics of which less is better
-DISTANCES = ("fid_", "kid_")
 BESIDE = ("loss", "errors", "content_loss", "style_loss", "variation")  # main only where there is no other
 SHARES = ("accuracy", "map", "miou")  # metrics that are shown in percent
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # tensors of the weights that are no parameters
@@ -286,8 +287,8 @@ def _place(data: str) -> str:
 
 
 def lower(metric: str) -> bool:
-    """Whether less of it is better; distances such as ``fid_vgg16`` end with the name of the network that saw."""
-    return metric in LOWER or metric.startswith(DISTANCES)
+    """Whether less of it is better; a distance such as ``fid_vgg16`` ends with the name of a network."""
+    return metric.partition("_")[0] in LOWER
 
 
 def _badness(metric: str, value: float) -> float:
