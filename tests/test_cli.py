@@ -96,6 +96,9 @@ def test_list(fukami):
         (["serve", "deep-convnet", "--views", "0"], "at least one view"),
         (["serve", "deep-convnet", "--port", "65536"], "between 0 and 65535"),
         (["import", "params.pkl"], "--out"),
+        (["stylize", "a.png", "--style", "b.png", "--style", "c.png", "--out", "x.png"], "--style is given twice"),
+        (["predict", "run", "a.png", "--set", "beams=3", "--set", "length=1"], "--set VALUE VALUE"),
+        (["train", "deep-convnet", "--augment", "flip", "--augment=hue"], "--augment is given twice"),
     ],
 )
 def test_wrong_usage_leaves_with_2_and_says_what_is_right(fukami, words, hint):
