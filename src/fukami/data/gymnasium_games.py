@@ -164,8 +164,15 @@ class Gymnasium:
         return np.array(picture.resize((SIDE, SIDE), Image.Resampling.BOX))
 
     def picture(self, game: int) -> npt.NDArray[np.uint8]:
-        """A game in colour, ``(H, W, 3)``."""
-        return np.asarray(self.envs[game].render(), np.uint8)
+        """A game in colour, ``(H, W, 3)``.
+
+        Raises:
+            Error: gymnasium needs more to draw it.
+        """
+        try:
+            return np.asarray(self.envs[game].render(), np.uint8)
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise Error(f"this game cannot be drawn yet: {error}") from None
 
     def close(self) -> None:
         """End them all."""
