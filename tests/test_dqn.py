@@ -97,7 +97,7 @@ def test_the_same_seed_is_the_same_ball():
 
 def test_memory_gives_back_what_was_seen():
     """States and what followed, against lists by hand; frames of the episode before are 0."""
-    memory = Memory(2, (3, 3), torch.uint8, steps=6)
+    memory = Memory(2, (3, 3), steps=6)
     memory.place(torch.device("cpu"))
     begins = {0: {0, 4}, 1: {0, 6, 7}}
     for step in range(9):
@@ -113,12 +113,12 @@ def test_memory_gives_back_what_was_seen():
 
 def test_each_frame_is_stored_once():
     """A million steps of the paper's frames take 7 GB, and not 28."""
-    assert Memory(4, (84, 84), torch.uint8, 250_000).bytes < 1.06 * 7.1e9
+    assert Memory(4, (84, 84), 250_000).bytes < 1.06 * 7.1e9
 
 
 def test_memory_in_files_is_found_again(tmp_path):
     """By another object; and what a checkpoint remembers is not written over within the slack."""
-    one = Memory(1, (2, 2), torch.uint8, steps=10)
+    one = Memory(1, (2, 2), steps=10)
     one.keep(tmp_path)
     one.place(torch.device("cpu"))
     for step in range(300):
@@ -126,7 +126,7 @@ def test_memory_in_files_is_found_again(tmp_path):
     then, oldest = one.now, one.oldest()
     for step in range(300, 300 + one.slack):
         one.see(torch.full((1, 2, 2), step % 251, dtype=torch.uint8), torch.tensor([False]))
-    other = Memory(1, (2, 2), torch.uint8, steps=10)
+    other = Memory(1, (2, 2), steps=10)
     other.keep(tmp_path)
     other.place(torch.device("cpu"))
     other.now = then

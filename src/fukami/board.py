@@ -490,7 +490,7 @@ def _frame(axes: Axes, board: Board, values: Iterable[float], whole: bool = Fals
         worst, best = (finite[-1], finite[0]) if lower(board.metric) else (finite[0], finite[-1])
         span = abs(best - worst) or 0.02 * abs(best) or 1.0
         reach = span if whole else min(span, 3 * abs(best - finite[len(finite) // 2]) or span)
-        away = -reach if not lower(board.metric) else reach
+        away = reach if lower(board.metric) else -reach
         low, high = sorted((best + 1.15 * away, best - 0.15 * away))
         axes.set_ylim(low, min(high, 1 + 0.03 * (1 - low)) if board.metric in SHARES else high)
         for entry in board.published:

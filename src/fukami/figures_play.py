@@ -1,11 +1,12 @@
 """Figures of games and of what an agent thinks of them."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
+
+from fukami.image import Bytes
 
 SIDE = 420  # pixels of a game's height
 PANEL = 300  # of the width of what is beside it
@@ -26,9 +27,9 @@ def returns(values: Sequence[float], lengths: Sequence[int]) -> Figure:
     return figure
 
 
-def drawn(moment: Any, labels: Sequence[str], total: float) -> Image.Image:
-    """A moment of a game, and beside it what each action is worth, the one taken in red, and the return so far."""
-    picture = Image.fromarray(moment.picture)
+def drawn(seen: Bytes, labels: Sequence[str], values: Sequence[float], action: int, total: float) -> Image.Image:
+    """A moment of a game ``(H, W, 3)``, beside it what each action is worth, the one taken in red, and the return."""
+    picture = Image.fromarray(seen)
     scale = SIDE / picture.height
     picture = picture.resize((round(picture.width * scale) // 2 * 2, SIDE), Image.Resampling.NEAREST)
     page = Image.new("RGB", (picture.width + PANEL, SIDE), "white")
@@ -37,11 +38,11 @@ def drawn(moment: Any, labels: Sequence[str], total: float) -> Image.Image:
     left, top = picture.width + 16, 16
     draw.text((left, top), f"return {total:g}", (34, 34, 34), ImageFont.load_default(20))
     draw.text((left, top + 30), "what each action is worth", GREY, font)
-    least, most = min(moment.values), max(moment.values)
+    least, most = min(values), max(values)
     line = min(30.0, (SIDE - top - 70) / len(labels))
-    for number, (label, value) in enumerate(zip(labels, moment.values, strict=True)):
+    for number, (label, value) in enumerate(zip(labels, values, strict=True)):
         y = top + 60 + number * line
         share = (value - least) / max(most - least, 1e-9)
-        draw.rectangle((left, y, left + 6 + 110 * share, y + line - 8), fill=TAKEN if number == moment.action else BAR)
+        draw.rectangle((left, y, left + 6 + 110 * share, y + line - 8), fill=TAKEN if number == action else BAR)
         draw.text((left + 124, y - 2), f"{value:.2f}  {label}", (34, 34, 34), font)
     return page

@@ -13,8 +13,8 @@ from torchvision.models import inception_v3
 
 from fukami import transfer
 from fukami.errors import Error
+from fukami.supervised import MEAN, STD
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, as VGG's weights expect them
 INCEPTION = ("pt_inception", "inception_v3")  # what files are called: FID's network before torchvision's
 SIDE = 299  # pixels of the pictures that it was trained on
 LEAST = 32  # pixels that five poolings need

@@ -1,16 +1,20 @@
 """fukami play."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from fukami.cli import Answered, parse
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from PIL.Image import Image
+
+    Array = npt.NDArray[Any]
 
 FPS = 15  # of a game: four frames of sixty a second are one step
 
@@ -43,6 +47,7 @@ def command(arguments: list[str]) -> None:
         """
         from fukami import checkpoint, figures_play
         from fukami.data import games
+        from fukami.recipes.dqn import DQN
         from fukami.tasks.q_learning import QLearning
 
         if out.suffix.lower() not in (".mp4", ".gif", ".webp"):
@@ -54,17 +59,21 @@ def command(arguments: list[str]) -> None:
         task = checkpoint.load(folder, device=device, precision=precision)
         if not isinstance(task, QLearning):
             raise UsageError(f"{folder} plays no game; give the run of an agent, as fukami train dqn leaves it")
-        recipe, _ = checkpoint.describe(checkpoint.locate(folder))
+        recipe = cast(DQN, checkpoint.describe(checkpoint.locate(folder))[0])
         frames: list[Image] = []
-        returns, lengths = [], []
+        returns: list[float] = []
+        lengths: list[int] = []
+
+        def look(played: games.Games, values: "Array", actions: "Array", total: "Array") -> None:
+            if len(frames) < seconds * FPS:
+                worth = values[0].tolist()
+                frames.append(figures_play.drawn(played.picture(0), task.labels, worth, int(actions[0]), total[0]))
+
         for episode in range(episodes):
-            total, steps = 0.0, 0
-            for moment in task.watch(games.find(recipe.game, 1, colour=True), seed + episode, epsilon):  # type: ignore[attr-defined]
-                if len(frames) < seconds * FPS:
-                    frames.append(figures_play.drawn(moment, task.labels, total))
-                total, steps = total + moment.reward, steps + 1
-            returns.append(total)
-            lengths.append(steps)
+            trial = dataclasses.replace(recipe, seed=seed + episode, episodes=1, epsilon=epsilon).judged(colour=True)
+            found = task.judge(trial, look)
+            returns += found.returns
+            lengths += found.lengths
         _write(out, frames)
         print(json.dumps({"file": str(out), "returns": returns, "lengths": lengths, "frames": len(frames)}))
 

@@ -54,12 +54,12 @@ class Memory:
 
     Args:
         games: side by side.
-        shape: of a frame.
-        kind: of its numbers.
+        shape: of a frame, whose two sides are of a picture in bytes, or its length that of a vector of float32.
         steps: that are remembered, of each game.
     """
 
-    def __init__(self, games: int, shape: tuple[int, ...], kind: torch.dtype, steps: int) -> None:
+    def __init__(self, games: int, shape: tuple[int, ...], steps: int) -> None:
+        kind = torch.uint8 if len(shape) == 2 else torch.float32
         self.games, self.steps = games, steps
         self.slack = max(LEAST, round(SLACK * steps))
         self.length = steps + self.slack
@@ -191,8 +191,7 @@ class Experience:
     ) -> None:
         self.games, self.batch, self.history, self.seed = games, batch, history, seed
         self.begin, self.every, self.explore, self.least = begin, every, explore, least
-        kind = torch.uint8 if len(games.shape) == 2 else torch.float32
-        self.memory = Memory(games.count, games.shape, kind, -(-steps // games.count))
+        self.memory = Memory(games.count, games.shape, -(-steps // games.count))
         self.rounds = self.updates = 0
         self.saved = 0  # the step of the last checkpoint
         self.episodes = np.zeros(games.count, np.int64)  # which one each game is in

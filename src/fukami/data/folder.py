@@ -163,13 +163,7 @@ def held_out(classes: npt.ArrayLike, share: float) -> npt.NDArray[np.bool_]:
 
 
 def _part(path: Path, root: Path) -> Part:
-    pictures = suffixes()
-    found = [
-        (file, folder.name)
-        for folder in folders(root)
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in pictures and not file.name.startswith(".") and file.is_file()
-    ]
+    found = [(file, folder.name) for folder in folders(root) for file in pictures(folder)]
     if not found:
         raise Error(f"{path}: no pictures in the folders of {root}; expected {root.name}/CLASS/picture.png")
     files, classes = zip(*found, strict=True)
@@ -187,6 +181,19 @@ def nested(path: Path) -> Iterator[Path]:
     while len(inside) == 1:
         yield inside[0]
         inside = folders(inside[0])
+
+
+def pictures(root: Path) -> list[Path]:
+    """The files below a folder that are pictures by name, in order, without hidden ones and what macOS adds."""
+    kinds = suffixes()
+    return [
+        file
+        for file in sorted(root.rglob("*"))
+        if file.suffix.lower() in kinds
+        and not file.name.startswith(".")
+        and "__MACOSX" not in file.relative_to(root).parts
+        and file.is_file()
+    ]
 
 
 def suffixes() -> set[str]:

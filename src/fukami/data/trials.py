@@ -4,11 +4,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fukami.data.experience import Memory
 from fukami.data.games import Games
+
+Look = Callable[[Games, npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float64]], None]
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,17 @@ class Trials:
         """The seed of each episode."""
         return iter(self.seeds)
 
-    def play(self, values: Callable[[Tensor], Tensor]) -> tuple[list[float], list[int], float]:
+    def play(
+        self, values: Callable[[Tensor], Tensor], look: Look | None = None
+    ) -> tuple[list[float], list[int], float]:
         """The return and the length of each episode, and what the best action was worth on average.
 
-        ``values`` tells what each action is worth in states ``(G, H, ...)``, ``(G, A)``.
+        ``values`` tells what each action is worth in states ``(G, H, ...)``, ``(G, A)``. ``look`` is called before each
+        step with the games, what each action is worth, the actions ``(G,)``, and the returns so far ``(G,)``.
         """
         games = self.make(len(self))
         count = games.count
-        memory = Memory(count, games.shape, torch.uint8 if len(games.shape) == 2 else torch.float32, self.history)
+        memory = Memory(count, games.shape, self.history)
         memory.place(torch.device("cpu"))
         chance = np.random.default_rng([4, *self.seeds])
         returns, lengths, going = np.zeros(count), np.zeros(count, np.int64), np.ones(count, bool)
@@ -54,7 +60,10 @@ class Trials:
             worth, looked = worth + float(found.max(1)[going].sum()), looked + float(going.sum())
             by_chance = chance.random(count) < self.epsilon
             other = chance.integers(found.shape[1], size=count)
-            games.send(np.where(by_chance, other, found.argmax(1)))
+            actions = np.where(by_chance, other, found.argmax(1))
+            if look:
+                look(games, found, actions, returns)
+            games.send(actions)
             seen, first = games.receive(), np.zeros(count, bool)
             returns += np.where(going, seen.rewards, 0)
             lengths += going

@@ -65,13 +65,7 @@ def _all(spec: str) -> Source:
     if spec not in classification.NAMES and not shards.known(spec) and not spec.lower().endswith(".csv"):
         if not path.exists():
             raise unknown("data set (and no file or folder)", spec, (*classification.NAMES, "scenes"))
-        root = folder.unpacked(path) if path.is_file() else path
-        kinds = folder.suffixes()
-        files = sorted(
-            file
-            for file in root.rglob("*")
-            if file.suffix.lower() in kinds and not file.name.startswith(".") and "__MACOSX" not in file.parts
-        )
+        files = folder.pictures(folder.unpacked(path) if path.is_file() else path)
         return Source(tuple(files), np.zeros(len(files), np.int64))
     source, _, _ = classification.read(spec, 0.0)
     return Source(source.items, np.zeros(len(source), np.int64))

@@ -1,5 +1,6 @@
 """Deep Q-Network: an agent that learns to play from what it sees (Mnih et al. 2015)."""
 
+import contextlib
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -92,13 +93,13 @@ class DQN(Recipe):
         )
         return Data(experience, self.judged(), played.actions)
 
-    def judged(self) -> "Trials":
-        """The episodes that it is judged by."""
+    def judged(self, *, colour: bool = False) -> "Trials":
+        """The episodes that it is judged by, with ``colour`` to be shown, too."""
         from fukami.data import games
         from fukami.data.trials import Trials
 
         seeds = tuple(range(self.seed, self.seed + self.episodes))
-        return Trials(partial(games.find, self.game), seeds, self.history, self.epsilon)
+        return Trials(partial(games.find, self.game, colour=colour), seeds, self.history, self.epsilon)
 
     def task(self, labels: tuple[str, ...]) -> "QLearning":
         """An agent that can take these actions."""
@@ -106,14 +107,14 @@ class DQN(Recipe):
         from fukami.data import games
         from fukami.tasks.q_learning import QLearning
 
-        shape = games.find(self.game, 1).shape
+        with contextlib.closing(games.find(self.game, 1)) as game:
+            shape = game.shape
         shape = (self.history, *shape) if len(shape) == 2 else (self.history * shape[0],)
         updates = (self.steps - self.learning_starts) // self.every
         return QLearning(
             models.dqn(len(labels), shape=shape, hidden=self.hidden),
             labels,
             shape,
-            history=self.history,
             discount=self.discount,
             target=self.target,
             double=self.double,

@@ -21,25 +21,8 @@ from fukami.tasks.judging import Judging
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from fukami.data.games import Games
-    from fukami.data.trials import Trials
+    from fukami.data.trials import Look, Trials
     from fukami.runtime import Runtime
-
-
-class Moment(NamedTuple):
-    """A moment of a game that is shown.
-
-    Attributes:
-        picture: in colour, ``(H, W, 3)`` uint8.
-        values: of each action.
-        action: that was taken.
-        reward: that followed.
-    """
-
-    picture: image.Bytes
-    values: list[float]
-    action: int
-    reward: float
 
 
 class QLearning(Judging):
@@ -49,7 +32,6 @@ class QLearning(Judging):
         model: states ``(N, H, ...)`` to the value of each action ``(N, A)``.
         labels: what the actions are called.
         shape: of a state.
-        history: frames of it.
         discount: of what comes a step later.
         target: updates between two copies of the network into the one that the targets come from.
         double: the network itself chooses the action whose value the other one tells (van Hasselt et al. 2016).
@@ -66,7 +48,6 @@ class QLearning(Judging):
         labels: tuple[str, ...],
         shape: tuple[int, ...],
         *,
-        history: int,
         discount: float,
         target: int,
         double: bool,
@@ -75,8 +56,7 @@ class QLearning(Judging):
         **regime: Unpack[Regime],
     ) -> None:
         super().__init__(model, **regime)
-        self.labels, self.shape, self.history = labels, shape, history
-        self.discount, self.every = discount, target
+        self.labels, self.shape, self.discount, self.every = labels, shape, discount, target
         self.double, self.clip_rewards, self.steps = double, clip_rewards, steps
         self.target = copy.deepcopy(model)
 
@@ -138,10 +118,10 @@ class QLearning(Judging):
         return loss, {"value": said.detach().mean(), "epsilon": batch.epsilon, "return": batch.returned}
 
     @torch.inference_mode()
-    def judge(self, batches: "Trials") -> "Played":
-        """Episodes from random beginnings, with a few actions by chance."""
+    def judge(self, batches: "Trials", look: "Look | None" = None) -> "Played":
+        """Episodes from random beginnings, with a few actions by chance; ``look`` sees them before each step."""
         with self.answering():
-            return Played(*batches.play(self.values))
+            return Played(*batches.play(self.values, look))
 
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """The best ``action`` where a frame of the game has been seen all along, and what each is worth in ``values``.
@@ -170,31 +150,7 @@ class QLearning(Judging):
         """The picture, and what each action is worth."""
         picture = np.array(image.as_mode(image.read(source), "RGB"))
         values = list(answer["values"].values())
-        return figures_play.drawn(Moment(picture, values, int(np.argmax(values)), 0.0), self.labels, 0.0)
-
-    @torch.inference_mode()
-    def watch(self, games: "Games", seed: int, epsilon: float) -> Iterator[Moment]:
-        """A game of one, from its beginning to its end."""
-        from fukami.data.experience import Memory
-
-        memory = Memory(1, games.shape, torch.uint8 if len(games.shape) == 2 else torch.float32, self.history)
-        memory.place(torch.device("cpu"))
-        chance = np.random.default_rng([seed, 3])
-        seen = games.reset(np.ones(1, bool), np.array([seed]))
-        first = np.ones(1, bool)
-        with self.answering():
-            while True:
-                memory.see(torch.from_numpy(np.ascontiguousarray(seen.frames)), torch.from_numpy(first))
-                state = memory.stack(torch.tensor([memory.now]), torch.tensor([0]), self.history)
-                (values,) = self.values(state).tolist()
-                random, other = chance.random(), int(chance.integers(len(values)))
-                action = other if random < epsilon else int(np.argmax(values))
-                picture = games.picture(0)
-                games.send(np.array([action]))
-                seen, first = games.receive(), np.zeros(1, bool)
-                yield Moment(picture, values, action, float(seen.rewards[0]))
-                if seen.ended[0] or seen.cut[0]:
-                    return
+        return figures_play.drawn(picture, self.labels, values, int(np.argmax(values)), 0.0)
 
     def figures(self, batches: Any) -> "Iterator[tuple[str, Figure]]":
         """The returns of the episodes, and the values of the states on the way."""
