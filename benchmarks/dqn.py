@@ -12,6 +12,7 @@ steps of four games, Adam). Results go to results.csv.
 """
 
 import argparse
+import math
 import shlex
 import statistics
 import sys
@@ -28,8 +29,8 @@ ROUNDS, WARMING = 5, 1  # turns that are timed, and before these
 GAMES = 4
 LINES = {
     "catch": "fukami train dqn",
-    "pong": "fukami train dqn --game pong --steps 1000000 --memory 400000 --learning-starts 10000 --explore 100000 "
-    "--target 1000 --least 0.01 --lr 1e-4 --judge-every 100000 --double",
+    "pong": "fukami train dqn --game pong --steps 1200000 --memory 400000 --learning-starts 10000 --explore 100000 "
+    "--least 0.01 --judge-every 100000 --double",
     "breakout": "fukami train dqn --game breakout --steps 10000000 --learning-starts 80000 --explore 1000000 "
     "--target 1000 --least 0.01 --lr 1e-4 --judge-every 500000",
 }
@@ -100,7 +101,7 @@ def theirs(options: argparse.Namespace, pipe) -> None:
     games = VecFrameStack(make_atari_env(name, n_envs=GAMES, seed=0), n_stack=4)
     model = DQN("CnnPolicy", games, learning_rate=1e-4, buffer_size=20_000, learning_starts=1_000, batch_size=32,
                 train_freq=1, gradient_steps=1, target_update_interval=1_000, exploration_fraction=0.01,
-                exploration_final_eps=0.02, optimize_memory_usage=False, device=DEVICE, seed=0)  # fmt: skip
+                exploration_final_eps=0.02, max_grad_norm=math.inf, device=DEVICE, seed=0)  # fmt: skip
     model.learn(1_100)
     while steps := pipe.recv():
         began = time.monotonic()

@@ -146,13 +146,14 @@ class Memory:
         """
         ages = torch.arange(1 - count, 1 + after, device=self.device)
         slots = (steps.unsqueeze(1) + ages) % self.length
-        games = games.unsqueeze(1)
-        frames = self.parts["frames"][slots, games]
-        first = self.parts["first"][slots[:, :count], games]
+        rows = slots * self.games + games.unsqueeze(1)
+        frames = self.parts["frames"].flatten(0, 1).index_select(0, rows.flatten())  # each a copy of one piece
+        frames = frames.view(*rows.shape, *frames.shape[1:])
+        first = self.parts["first"].flatten()[rows[:, :count]]
         later = first.flip(1).cumsum(1).flip(1) - first.long()  # episodes that begin after a frame, up to the moment
         own = later == 0
         known = torch.cat([own, own.new_ones(len(own), after)], 1)
-        return frames * known.view(*known.shape, *[1] * (frames.ndim - 2)).to(frames.dtype)
+        return frames.mul_(known.view(*known.shape, *[1] * (frames.ndim - 2)).to(frames.dtype))
 
     def oldest(self) -> int:
         """The first step that is remembered."""

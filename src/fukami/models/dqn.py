@@ -60,7 +60,9 @@ class DQN(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """``(N, *shape)``, pictures in 0..255, to ``(N, actions)``."""
         if self.pictures:
-            kind = next(self.parameters()).dtype
-            states = (states.to(kind) / 255).contiguous(memory_format=torch.channels_last)
+            device = states.device.type
+            mixed = torch.is_autocast_enabled(device)
+            kind = torch.get_autocast_dtype(device) if mixed else next(self.parameters()).dtype
+            states = states.contiguous(memory_format=torch.channels_last).to(kind).div_(255)
         found: Any = self.layers(states)
         return found  # type: ignore[no-any-return]

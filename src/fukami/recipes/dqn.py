@@ -57,8 +57,8 @@ class DQN(Recipe):
     """How gradients become updates; the paper has rmsprop, centred."""
     lr: float = 2.5e-4
     """Learning rate."""
-    clip: float = 10.0
-    """Greatest norm of the gradient, to which a greater one is scaled down; 0: any."""
+    clip: float = 0.0
+    """Greatest norm of the gradient, to which a greater one is scaled down; 0, as in the paper: any."""
     judge_every: int = 8_000
     """Steps between two evaluations; there is one at the end in any case."""
     episodes: int = 30
