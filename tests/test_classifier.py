@@ -23,6 +23,7 @@ from fukami.ops.ensemble import Ensemble, decide
 from fukami.preparation import Preparation
 from fukami.recipes.deep_convnet import DeepConvNet
 from fukami.runtime import Runtime
+from fukami.supervised import changes
 from fukami.tasks.classification import Classification
 
 CPU = {"device": "cpu", "precision": "float32"}
@@ -53,8 +54,8 @@ class Tiny(Classifier):
         targets = torch.arange(3).repeat_interleave(torch.tensor([10, 20, 30]))
         pictures = torch.randint(0, 256, (60, 1, 4, 4), generator=generator, dtype=torch.uint8)
         train = Resident(pictures, targets, LABELS, batch=self.batch, seed=self.seed,
-                         balanced=self.balance == "sampling", augment=self.changes(self.augment, LABELS)
-                         if self.augment else None)  # fmt: skip
+                         balanced=self.balance == "sampling",
+                         augment=changes(self.augment, self.prepare(LABELS), LABELS))  # fmt: skip
         return package.Data(train, Resident(pictures, targets, LABELS, batch=25), LABELS)
 
     def network(self, classes):

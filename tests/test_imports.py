@@ -87,7 +87,7 @@ ALLOWED = {
         "task",
         "transfer",
     },
-    "showing": {"errors", "image", "figures", "preparation", "classifier", "data"},
+    "showing": {"errors", "image", "figures", "preparation", "supervised", "data"},
     "lr_range": {"errors", "recipe", "resuming", "runtime"},
     "scratch": {"errors", "scratch", "data.mnist"},
     "task": {"errors", "runtime", "schedules"},

@@ -1,27 +1,22 @@
 """Classifier: the recipe that every picture classifier shares, from its data to its schedule; each adds its network."""
 
-import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fukami.errors import UsageError
 from fukami.recipe import Data, Dataset, name_of, within
-from fukami.supervised import MEAN, STD, Optimizer, Supervised
+from fukami.supervised import MEAN, STD, Optimizer, Supervised, changes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import nn
 
-    from fukami.data.augment import Augment
     from fukami.data.classification import Source
     from fukami.data.loader import Shuffled
     from fukami.preparation import Preparation
     from fukami.task import Task
     from fukami.tasks.classification import Classification
 
-MARGIN = 8 / 7  # pictures are kept this much larger than the crops that are taken of them: 256 for 224
 JUDGED = 500  # pictures in a batch that is only judged, at most
 SEEN = 6e6  # numbers in such a batch: 500 pictures of 64×64, 40 of 224×224
 VIEWS = {"rotate", "shift", "scale", "shear", "flip", "flip-vertical", "pad-crop", "crop", "brightness", "contrast"}
@@ -113,46 +108,19 @@ class Classifier(Supervised):
 
     def loader(self, source: "Source", labels: tuple[str, ...], *, train: bool) -> "Shuffled":
         """Batches of a part of the data, to train on or to judge on."""
-        import torch
-
-        from fukami.data import augment
-        from fukami.data.loader import Resident
-        from fukami.data.sharded import Sharded
-        from fukami.data.shards import Samples
-        from fukami.data.stream import Streamed
-
-        prepare, words = self.prepare(labels), self.augment if train else ()
-        crop = augment.strengths(words).get("crop")
-        whole = crop is None or prepare.digit  # a digit comes in one size
-        larger = prepare if whole else dataclasses.replace(prepare, size=round(self.size * MARGIN))
-        batch = self.batch if train else max(1, min(JUDGED, int(SEEN / prepare.bytes)))
-        seed, balanced = (self.seed, self.balance == "sampling") if train else (None, False)
-        targets = torch.from_numpy(source.targets)
-        if isinstance(source.items, tuple | Samples) and len(source) * larger.bytes > self.memory * 1e9:
-            changes = self.changes([word for word in words if word.partition("=")[0] != "crop"], labels)
-            if isinstance(source.items, tuple):
-                return Streamed(source.items, targets, labels, prepare, batch=batch, seed=seed, balanced=balanced,
-                                augment=changes, smallest=crop, broken=self.broken)  # fmt: skip
-            if balanced:
-                raise UsageError("--balance sampling cannot be streamed from shards; give --balance loss")
-            return Sharded(source.items, targets, labels, prepare, batch=batch, seed=seed, augment=changes,
-                           smallest=crop, broken=self.broken)  # fmt: skip
-        found = source.read(larger, self.broken)
-        return Resident(found.pictures, found.targets, labels, batch=batch, names=found.names, seed=seed,
-                        balanced=balanced, augment=self.changes(words, labels), size=self.size)  # fmt: skip
-
-    def changes(self, words: "Sequence[str]", labels: tuple[str, ...]) -> "Augment | None":
-        """The augmentation that the words ask for; None where there are none."""
-        from fukami.data import augment
-
-        return augment.parse(words, size=self.size, classes=len(labels)) if words else None
+        prepare = self.prepare(labels)
+        if train:
+            how: dict[str, Any] = {"batch": self.batch, "seed": self.seed, "balanced": self.balance == "sampling"}
+            return self.batches(source, labels, prepare, self.augment, **how)
+        batch = max(1, min(JUDGED, int(SEEN / prepare.bytes)))
+        return self.batches(source, labels, prepare, (), batch=batch, seed=None)
 
     def task(self, labels: tuple[str, ...]) -> "Classification":
         """A classifier over ``labels``."""
         from fukami import schedules, transfer
         from fukami.tasks.classification import Classification
 
-        model = self.network(len(labels))
+        model, prepare = self.network(len(labels)), self.prepare(labels)
         if self.quantize == "int8":
             from fukami.numerics import int8
 
@@ -168,13 +136,13 @@ class Classifier(Supervised):
         return Classification(
             model,
             labels,
-            self.prepare(labels),
+            prepare,
             rematerialise=self.rematerialise,
             smoothing=self.smoothing,
             ema=self.ema,
             cycles=self.cycles,
             weighted=self.balance == "loss",
-            augment=self.changes([word for word in self.augment if word.partition("=")[0] in VIEWS], labels),
+            augment=changes([word for word in self.augment if word.partition("=")[0] in VIEWS], prepare, labels),
             **regime,
         )
 

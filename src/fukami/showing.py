@@ -10,12 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from fukami import figures, image
-from fukami.classifier import MARGIN
 from fukami.data import augment, captions, classification, detection, framed, moves, segmentation
 from fukami.data.annotations import stratum
 from fukami.data.boxes import Annotated, Batch
 from fukami.errors import Error, UsageError
 from fukami.preparation import Preparation, Scaled
+from fukami.supervised import MARGIN
 
 LARGEST = 224  # pixels, where no size is asked for
 

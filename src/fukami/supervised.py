@@ -1,18 +1,27 @@
 """Supervised: the fields of every recipe that learns from labelled pictures, pass after pass."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from fukami.errors import UsageError
 from fukami.recipe import Dataset, Recipe, within
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fukami.data.augment import Augment
+    from fukami.data.classification import Source
+    from fukami.data.loader import Shuffled
+    from fukami.preparation import Preparation
     from fukami.schedules import Schedule
     from fukami.task import MakeOptimizer, Regime
 
 Optimizer = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, as published weights expect them
+MARGIN = 8 / 7  # pictures are kept this much larger than the crops that are taken of them: 256 for 224
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +91,47 @@ class Supervised(Recipe):
             "clip": self.clip,
         }
 
+    def batches(
+        self,
+        source: "Source",
+        labels: tuple[str, ...],
+        prepare: "Preparation",
+        words: "Sequence[str]",
+        *,
+        batch: int,
+        seed: int | None,
+        balanced: bool = False,
+    ) -> "Shuffled":
+        """Batches of pictures, changed as ``words`` say: from memory where all fit, streamed where not.
+
+        Raises:
+            UsageError: classes are to be drawn equally often from shards that do not fit.
+        """
+        import torch
+
+        from fukami.data import augment
+        from fukami.data.loader import Resident
+        from fukami.data.sharded import Sharded
+        from fukami.data.shards import Samples
+        from fukami.data.stream import Streamed
+
+        crop = augment.strengths(words).get("crop")
+        whole = crop is None or prepare.digit  # a digit comes in one size
+        larger = prepare if whole else dataclasses.replace(prepare, size=round(prepare.size * MARGIN))
+        targets = torch.from_numpy(source.targets)
+        how: dict[str, Any] = {"batch": batch, "seed": seed}
+        if isinstance(source.items, tuple | Samples) and len(source) * larger.bytes > self.memory * 1e9:
+            own = [word for word in words if word.partition("=")[0] != "crop"]  # which decoding does
+            how |= {"augment": changes(own, prepare, labels), "smallest": crop, "broken": self.broken}
+            if isinstance(source.items, tuple):
+                return Streamed(source.items, targets, labels, prepare, balanced=balanced, **how)
+            if balanced:
+                raise UsageError("--balance sampling cannot be streamed from shards; give --balance loss")
+            return Sharded(source.items, targets, labels, prepare, **how)
+        found = source.read(larger, self.broken)
+        how |= {"augment": changes(words, prepare, labels), "size": prepare.size}
+        return Resident(found.pictures, found.targets, labels, names=found.names, balanced=balanced, **how)
+
     def course(self) -> "Schedule":
         """The learning rate's course, as a factor of its peak."""
         from fukami import schedules
@@ -108,3 +158,10 @@ class Supervised(Recipe):
         """The peak learning rate of this batch, by the rule."""
         growth = self.batch / type(self).batch
         return self.lr * {"none": 1.0, "linear": growth, "sqrt": math.sqrt(growth)}[self.lr_rule]
+
+
+def changes(words: "Sequence[str]", prepare: "Preparation", labels: tuple[str, ...]) -> "Augment | None":
+    """The augmentation that the words ask for; None where there are none."""
+    from fukami.data import augment
+
+    return augment.parse(words, size=prepare.size, classes=max(1, len(labels))) if words else None

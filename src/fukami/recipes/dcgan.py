@@ -11,7 +11,7 @@ from fukami.supervised import Optimizer, Supervised
 
 if TYPE_CHECKING:
     from fukami.data.classification import Source
-    from fukami.data.loader import Resident, Shuffled
+    from fukami.data.loader import Resident
     from fukami.preparation import Preparation
     from fukami.task import MakeOptimizer
     from fukami.tasks.adversarial import Adversarial
@@ -93,37 +93,16 @@ class DCGAN(Supervised):
         learned, judged = unlabelled.read(self.dataset, self.holdout)
         size, channels = unlabelled.shape(learned)
         size, channels = self.size or size, self.channels or channels
-        return Data(
-            self.loader(learned, size, channels), self.gallery(judged, size, channels), (str(size), str(channels))
-        )
+        prepare = self.prepare(size, channels)
+        train = self.batches(learned, (), prepare, self.augment, batch=self.batch, seed=self.seed)
+        return Data(train, self.gallery(judged, prepare), (str(size), str(channels)))
 
-    def loader(self, source: "Source", size: int, channels: int) -> "Shuffled":
-        """Batches to learn from: from memory where the pictures fit, streamed where not."""
-        import torch
-
-        from fukami.data import augment
-        from fukami.data.loader import Resident
-        from fukami.data.sharded import Sharded
-        from fukami.data.shards import Samples
-        from fukami.data.stream import Streamed
-
-        prepare, targets = self.prepare(size, channels), torch.from_numpy(source.targets)
-        changes = augment.parse(self.augment, size=size, classes=1) if self.augment else None
-        how: dict[str, Any] = {"batch": self.batch, "seed": self.seed, "augment": changes}
-        streamed = len(source) * prepare.bytes > self.memory * 1e9
-        if streamed and isinstance(source.items, tuple):
-            return Streamed(source.items, targets, (), prepare, **how, broken=self.broken)
-        if streamed and isinstance(source.items, Samples):
-            return Sharded(source.items, targets, (), prepare, **how, broken=self.broken)
-        found = source.read(prepare, self.broken)
-        return Resident(found.pictures, found.targets, (), **how, names=found.names, size=size)
-
-    def gallery(self, source: "Source", size: int, channels: int) -> "Resident":
+    def gallery(self, source: "Source", prepare: "Preparation") -> "Resident":
         """Real pictures to be compared with."""
         from fukami.data import unlabelled
         from fukami.data.loader import Resident
 
-        found = unlabelled.some(source, self.samples).read(self.prepare(size, channels), self.broken)
+        found = unlabelled.some(source, self.samples).read(prepare, self.broken)
         return Resident(found.pictures, found.targets, (), batch=JUDGED, names=found.names)
 
     def task(self, labels: tuple[str, ...]) -> "Adversarial":

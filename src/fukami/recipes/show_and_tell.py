@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fukami import language
-from fukami.classifier import MARGIN, Classifier
+from fukami.classifier import Classifier
 from fukami.errors import UsageError
 from fukami.recipe import Data, Dataset, Recipe, find, parse_changes, within
 from fukami.recipes.googlenet import GoogLeNet
 from fukami.recipes.vgg16 import VGG16
-from fukami.supervised import Optimizer, Supervised
+from fukami.supervised import MARGIN, Optimizer, Supervised
 
 if TYPE_CHECKING:
     from fukami.data.captioned import Captioned, CaptionedStream, References

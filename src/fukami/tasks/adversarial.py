@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import torch
 from PIL import Image
@@ -282,7 +282,7 @@ class Adversarial(Judging):
         yield "Real", [grid(real.cpu())]
 
 
-class Made:
+class Made(NamedTuple):
     """What was made and seen.
 
     Attributes:
@@ -291,8 +291,10 @@ class Made:
         shown: some of the pictures made, ``(n, C, H, W)`` uint8.
     """
 
-    def __init__(self, perception: "Perception", made: Tensor, real: Tensor, shown: Tensor) -> None:
-        self.perception, self.made, self.real, self.shown = perception, made, real, shown
+    perception: "Perception"
+    made: Tensor
+    real: Tensor
+    shown: Tensor
 
     def metrics(self) -> dict[str, Any]:
         """FID and KID, called after what saw; how much is repeated; of digits, how many are legible."""
