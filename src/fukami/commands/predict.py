@@ -1,9 +1,11 @@
 """fukami predict."""
 
+import dataclasses
 import itertools
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,24 @@ if TYPE_CHECKING:
     from fukami.task import Task
     from fukami.video import Frame
 
+
+@dataclass(frozen=True)
+class Making:
+    """Pictures that a generator makes."""
+
+    count: int = 0
+    """Make so many pictures, and a grid of them."""
+    seed: int = 0
+    """Which ones: the same seed makes the same pictures."""
+    interpolate: int = 0
+    """Also so many pictures on the way from each one to the next."""
+    arithmetic: str = ""
+    """Also the sum of means of samples, by their numbers, such as '1 2 3 - 4 5 6 + 7 8 9'."""
+    nearest: bool = False
+    """Also the nearest pictures that were learned from beside each one."""
+
+
+NONE = Making()
 PICTURES, FRAMES = 256, 8  # that are answered for at a time; frames are in memory
 
 
@@ -33,11 +53,7 @@ def command(arguments: list[str]) -> None:
         vote: bool = False,
         views: int = 1,
         set: tuple[str, ...] = (),
-        count: int = 0,
-        seed: int = 0,
-        interpolate: int = 0,
-        arithmetic: str = "",
-        nearest: bool = False,
+        making: Making = NONE,
     ) -> None:
         """Answer for each picture, and for each frame of a video; prints one JSON object for each.
 
@@ -54,19 +70,15 @@ def command(arguments: list[str]) -> None:
             vote: The majority of the runs decides, and not the average of their probabilities.
             views: Test-time augmentation: answers are averaged over so many views of each picture.
             set: Fields of the recipe that decide how it answers, such as beams=3.
-            count: Make so many pictures, and a grid of them.
-            seed: Which ones: the same seed makes the same pictures.
-            interpolate: Also so many pictures on the way from each one to the next.
-            arithmetic: Also the sum of means of samples, by their numbers, such as '1 2 3 - 4 5 6 + 7 8 9'.
-            nearest: Also the nearest pictures that were learned from beside each one.
+            making: Pictures that a generator makes.
         """
         from fukami import checkpoint, video
         from fukami.page import Page
 
-        if count:
-            _make(inputs, count, seed, interpolate, arithmetic, nearest, out, device, precision)
+        if making.count:
+            _make(inputs, making, out, device, precision)
             return
-        if interpolate or arithmetic or nearest:
+        if making != dataclasses.replace(NONE, seed=making.seed):
             raise UsageError("--interpolate, --arithmetic and --nearest are about pictures made: give --count, too")
         if every < 1:
             raise UsageError(f"--every should be a whole number from 1 on, not {every}")
@@ -97,39 +109,29 @@ def command(arguments: list[str]) -> None:
     parse(run, arguments, "fukami predict")
 
 
-def _make(
-    runs: Sequence[str],
-    count: int,
-    seed: int,
-    steps: int,
-    arithmetic: str,
-    nearest: bool,
-    out: Path | None,
-    device: str,
-    precision: str,
-) -> None:
+def _make(runs: Sequence[str], wanted: Making, out: Path | None, device: str, precision: str) -> None:
     """Make pictures, write them to the folder ``out``, and print an answer for each."""
     from fukami import checkpoint, making
     from fukami.tasks.adversarial import Adversarial
 
     if len(runs) != 1:
         raise UsageError(f"--count makes pictures with one run and of no files; give one run, not {len(runs)} words")
-    if count < 1 or (steps and (steps < 2 or count < 2)):
+    if wanted.count < 1 or (wanted.interpolate and (wanted.interpolate < 2 or wanted.count < 2)):
         raise UsageError("--count should be 1 or more; --interpolate 2 or more, between at least 2 pictures")
     if out is None:
         raise UsageError("give a folder for the pictures with --out")
     task = checkpoint.load(runs[0], device=device, precision=precision)
     if not isinstance(task, Adversarial):
         raise UsageError(f"{runs[0]} answers for pictures and makes none; leave out --count, and give files")
-    terms = making.parse(arithmetic, count) if arithmetic else []
+    terms = making.parse(wanted.arithmetic, wanted.count) if wanted.arithmetic else []
     folder = Drawn(out, ()).folder
-    codes = task.codes(count, seed)
-    pictures, answers = making.samples(task, codes, seed, folder)
-    if steps:
-        making.interpolate(task, codes, steps, folder)
+    codes = task.codes(wanted.count, wanted.seed)
+    pictures, answers = making.samples(task, codes, wanted.seed, folder)
+    if wanted.interpolate:
+        making.interpolate(task, codes, wanted.interpolate, folder)
     if terms:
         making.add(task, codes, terms, folder)
-    if nearest:
+    if wanted.nearest:
         recipe, _ = checkpoint.describe(checkpoint.locate(runs[0]))
         found = making.compare(pictures, recipe.data().train, task.perceive(), task.runtime.device, folder)
         answers = [{**answer, **own} for answer, own in zip(answers, found, strict=True)]
