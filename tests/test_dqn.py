@@ -237,6 +237,8 @@ def test_memory_files_are_gone_when_it_is_done(fukami, tmp_path):
     assert answer.status == 0, answer.err
     assert not (tmp_path / "run" / "memory").exists()
     assert {"return", "length", "value", "count"} <= answer.json[-1].keys()
+    trained = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().partition("\n")[0])
+    assert {"return", "value", "epsilon", "steps_per_second"} <= trained.keys()
     again = fukami("train", "dqn", "--resume", "--out", tmp_path / "run", "--device", "cpu")
     assert again.status == 0, again.err
     assert again.json[-1]["return"] == answer.json[-1]["return"]

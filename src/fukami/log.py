@@ -92,20 +92,20 @@ class Log:
             yield
         self.effort["multiply_adds"] = counter.get_total_flops() // 2 * self.runtime.world
 
-    def trained(self, step: int, metrics: dict[str, float], rate: float, pictures: int) -> None:
-        """Log the means of the last steps; ``rate`` is the learning rate, ``pictures`` how many a step sees."""
+    def trained(self, step: int, metrics: dict[str, float], rate: float, count: int, kind: str) -> None:
+        """Log the means of the last steps; ``rate`` is the learning rate, ``count`` what a step sees of a ``kind``."""
         now = time.monotonic()
-        speed = (step - self.step) * pictures / max(now - self.looked, 1e-9)
+        speed = (step - self.step) * count / max(now - self.looked, 1e-9)
         self.step, self.looked = step, now
-        self._write({"step": step, "phase": "train", **metrics, "lr": rate, "pictures_per_second": round(speed, 1)})
+        self._write({"step": step, "phase": "train", **metrics, "lr": rate, f"{kind}_per_second": round(speed, 1)})
         values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        self.values = f"{values}  lr {rate:.2e}  {speed:,.0f} pictures/s"
+        self.values = f"{values}  lr {rate:.2e}  {speed:,.0f} {kind}/s"
         name, first = next(iter(metrics.items()))  # the bar has one line of the terminal: the loss, and how fast
         self.progress.update(
             self.bar,
             completed=self.work(step),
             place=self._place(step),
-            values=f"{name} {first:.4f} · {speed:,.0f} pictures/s",
+            values=f"{name} {first:.4f} · {speed:,.0f} {kind}/s",
         )
 
     def evaluated(self, step: int, metrics: dict[str, Any], preview: "Image | None" = None) -> None:

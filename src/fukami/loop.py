@@ -97,7 +97,7 @@ def train(
                 metrics = history.read(step, loader)
                 if hasattr(loader, "waiting"):
                     metrics["waiting"] = loader.waiting()
-                log.trained(step, metrics, rate, runtime.count(batch))
+                log.trained(step, metrics, rate, *getattr(loader, "pace", (runtime.count(batch), "pictures")))
                 compilation.look(step, steps)
                 if ended and data.val:
                     with clock("evaluation"):

@@ -234,6 +234,11 @@ class Experience:
         return 1.0 + (self.least - 1.0) * min(max(played / max(self.explore, 1), 0.0), 1.0)
 
     @property
+    def pace(self) -> tuple[int, str]:
+        """What is seen for an update."""
+        return self.every, "steps"
+
+    @property
     def pressing(self) -> bool:
         """Whether a checkpoint is due before more is written over what the last one remembers."""
         return self.memory.now - self.saved > self.memory.slack // 2
