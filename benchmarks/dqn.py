@@ -4,11 +4,13 @@
     python benchmarks/dqn.py pong [--seeds 0] [--out FOLDER] [OPTIONS]
     python benchmarks/dqn.py breakout [--seeds 0] [--out FOLDER] [OPTIONS]
     python benchmarks/dqn.py rate [--game pong] [--steps 4000]
+    python benchmarks/dqn.py memory
 
 ``catch``, ``pong`` and ``breakout`` train from the command line and record the mean return over 30 episodes with 5 % of
 the actions by chance: no sticky actions, whole games. ``rate`` lets ours and Stable-Baselines3's DQN play and learn in
 turn, each in a process of its own: the same game as both have it (84×84, four frames, an update of 32 for every four
-steps of four games, Adam). Results go to results.csv.
+steps of four games, Adam, gradients not scaled). ``memory`` fills the memory with a million steps of 84×84 pixels.
+Results go to results.csv.
 """
 
 import argparse
@@ -62,6 +64,21 @@ def rate(options: argparse.Namespace) -> None:
     record("dqn rate", "memory over that of Stable-Baselines3", memory[0] / memory[1], command=command, note=note)
 
 
+def memory(options: argparse.Namespace) -> None:
+    """Gigabytes in which a million steps are remembered."""
+    from fukami.data.experience import Memory
+
+    before = resident("VmRSS")
+    remembered = Memory(GAMES, (84, 84), 10**6 // GAMES)
+    remembered.place(torch.device("cpu"))
+    seen = torch.randint(0, 256, (GAMES, 84, 84), dtype=torch.uint8)
+    for _ in range(remembered.length):
+        remembered.see(seen, torch.zeros(GAMES, dtype=torch.bool))
+    taken = (resident("VmRSS") - before) / 1e9
+    record("dqn memory", "gigabytes of a million steps", taken, command="python benchmarks/dqn.py memory",
+           note=f"{remembered.games * remembered.length:,} steps with the slack that a resumed run needs")  # fmt: skip
+
+
 def ours(options: argparse.Namespace, pipe) -> None:
     """Play and learn as often as asked; tells the steps a second, and at last the memory."""
     from fukami.recipe import find
@@ -113,14 +130,14 @@ def theirs(options: argparse.Namespace, pipe) -> None:
 def main() -> None:
     """Run the part that is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("benchmark", choices=[*LINES, "rate"])
+    parser.add_argument("benchmark", choices=[*LINES, "rate", "memory"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--game", default="pong")
     parser.add_argument("--steps", type=int, default=4_000)
     parser.add_argument("--out", help="a folder where the runs stay")
     options, options.more = parser.parse_known_args()
     options.weights = ""
-    rate(options) if options.benchmark == "rate" else trainings(options)
+    {"rate": rate, "memory": memory}.get(options.benchmark, trainings)(options)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,10 @@ the last of the other; at 64×64, with ``width`` 128:
     discriminator   C×64×64 ─ 128×32×32 ─ 256×16×16 ─ 512×8×8 ─ 1024×4×4 ─ 1
 
 Each step of the generator is a transposed convolution, batch normalisation and ReLU, the last one tanh alone; each of
-the discriminator a convolution, batch normalisation (but the first) and LeakyReLU. A picture of 28×28 begins with 7×7.
+the discriminator a convolution, batch normalisation (but the first) and LeakyReLU. A picture of 28×28 goes from 4×4 by
+way of 7×7 and 14×14.
 """
 
-from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,7 +21,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 NOISE = 100  # numbers that a picture is made of (section 4)
 LEAK = 0.2  # slope of LeakyReLU below 0 (section 4)
 DEVIATION = 0.02  # of all weights at the beginning (section 4)
-SIZES = {28: 7, 32: 4, 64: 4, 128: 4}  # the side of a picture, and that of the generator's first maps
+SIZES = (28, 32, 64, 128)  # the side of a picture
+FIRST = 4  # that of the generator's first maps
 WIDEST = 8  # times as many maps as in the widest layer of a picture of 64×64, of larger ones, too
 
 
@@ -57,16 +57,17 @@ class Generator(nn.Module):
 
     def __init__(self, size: int, channels: int, width: int, kernel: int) -> None:
         super().__init__()
-        widths = _widths(size, width)[::-1]
-        self.first = (widths[0], SIZES[size], SIZES[size])
-        self.noise = nn.Linear(NOISE, widths[0] * SIZES[size] ** 2, bias=False)
-        layers: list[nn.Module] = [nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)]
-        form = {"kernel_size": kernel, "stride": 2, "padding": (kernel - 1) // 2, "output_padding": kernel % 2}
-        twofold: Any = partial(nn.ConvTranspose2d, **form)  # type: ignore[arg-type]
-        for inputs, outputs in pairwise(widths):
-            layers.append(twofold(inputs, outputs, bias=False))
-            layers += [nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
-        self.layers = nn.Sequential(*layers, twofold(widths[-1], channels), nn.Tanh())
+        steps = _steps(size, channels, width)[::-1]
+        widest = steps[0][2]
+        self.first = (widest, FIRST, FIRST)
+        self.noise = nn.Linear(NOISE, widest * FIRST**2, bias=False)
+        layers: list[nn.Module] = []
+        for side, outputs, inputs in steps:
+            layers += [nn.BatchNorm2d(inputs), nn.ReLU(inplace=True)]
+            form = _form(kernel, side)
+            more = form["kernel_size"] % 2 - side % 2
+            layers.append(nn.ConvTranspose2d(inputs, outputs, **form, output_padding=more, bias=side == size))
+        self.layers = nn.Sequential(*layers, nn.Tanh())
         self.apply(_initialise)
 
     def forward(self, noise: Tensor) -> Tensor:
@@ -80,14 +81,13 @@ class Discriminator(nn.Module):
 
     def __init__(self, size: int, channels: int, width: int, kernel: int, spectral: bool) -> None:
         super().__init__()
-        widths = _widths(size, width)
         layers: list[nn.Module] = []
-        for inputs, outputs in pairwise([channels, *widths]):
+        for side, inputs, outputs in _steps(size, channels, width):
             plain = spectral or not layers
-            layers.append(nn.Conv2d(inputs, outputs, kernel, stride=2, padding=(kernel - 1) // 2, bias=plain))
+            layers.append(nn.Conv2d(inputs, outputs, **_form(kernel, side), bias=plain))
             layers += ([] if plain else [nn.BatchNorm2d(outputs)]) + [nn.LeakyReLU(LEAK, inplace=True)]
         self.features = nn.Sequential(*layers)
-        self.score = nn.Linear(widths[-1] * SIZES[size] ** 2, 1)
+        self.score = nn.Linear(outputs * FIRST**2, 1)
         self.apply(_initialise)
         if spectral:
             for layer in [*self.features, self.score]:
@@ -108,12 +108,23 @@ class Discriminator(nn.Module):
         return found
 
 
-def _widths(size: int, width: int) -> list[int]:
-    """The maps of each layer of the discriminator, from the pictures on."""
+def _steps(size: int, channels: int, width: int) -> list[tuple[int, int, int]]:
+    """The steps of the discriminator: the side of what comes in, its maps, and those that go out."""
     if size not in SIZES:
         raise ValueError(f"size should be one of {', '.join(map(str, SIZES))}, not {size}")
-    halvings = (size // SIZES[size]).bit_length() - 1
-    return [width * min(2**number, WIDEST) for number in range(halvings)]
+    steps: list[tuple[int, int, int]] = []
+    inputs = channels
+    while size > FIRST:
+        outputs = width * min(2 ** len(steps), WIDEST)
+        steps.append((size, inputs, outputs))
+        size, inputs = (size + 1) // 2, outputs
+    return steps
+
+
+def _form(kernel: int, side: int) -> dict[str, Any]:
+    """Of a filter that halves a side; an odd one takes an odd filter."""
+    kernel -= (kernel + 1) % 2 * (side % 2)
+    return {"kernel_size": kernel, "stride": 2, "padding": (kernel - 1) // 2}
 
 
 def _initialise(layer: nn.Module) -> None:
