@@ -11,8 +11,6 @@ methods, "Model architecture". For pictures of 84×84:
 Every layer but the last is followed by ReLU. Observations that are vectors pass two affine layers instead.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -55,14 +53,17 @@ class DQN(nn.Module):
         for _ in range(1 if self.pictures else 2):
             layers += [nn.Linear(inputs, hidden), nn.ReLU(inplace=True)]
             inputs = hidden
-        self.layers = nn.Sequential(*layers, nn.Linear(inputs, actions))
+        self.layers, self.values = nn.Sequential(*layers), nn.Linear(inputs, actions)
 
     def forward(self, states: Tensor) -> Tensor:
         """``(N, *shape)``, pictures in 0..255, to ``(N, actions)``."""
+        device = states.device.type
         if self.pictures:
-            device = states.device.type
             mixed = torch.is_autocast_enabled(device)
             kind = torch.get_autocast_dtype(device) if mixed else next(self.parameters()).dtype
             states = states.contiguous(memory_format=torch.channels_last).to(kind).div_(255)
-        found: Any = self.layers(states)
-        return found  # type: ignore[no-any-return]
+        seen = self.layers(states).to(self.values.weight.dtype)
+        # what actions are worth differs by less than half precision can tell, where they are worth much
+        with torch.autocast(device, enabled=False):
+            found: Tensor = self.values(seen)
+        return found
