@@ -339,15 +339,10 @@ def test_experience_goes_on_where_it_was(name, tmp_path):
 
 
 @ATARI
-def test_a_pole_is_balanced():
+def test_a_pole_is_balanced(begun):
     """By chance it falls after some 20 steps."""
-    recipe = DQN(game="CartPole-v1", steps=9_000, explore=3_000, hidden=64, lr=1e-3, target=100, every=2, games=2)
-    data = recipe.data()
-    torch.manual_seed(0)
-    task = recipe.task(data.labels)
-    runtime = Runtime.start("cpu", "float32")
-    data.train.place(runtime)
-    task.setup(runtime)
+    long = {"steps": 6_000, "memory": 6_000, "learning_starts": 500, "explore": 2_000, "hidden": 64}
+    task, data = begun(game="CartPole-v1", lr=1e-3, target=100, every=2, games=2, episodes=10, **long)
     assert task.evaluate(data.val)["return"] < 50
     for _, lesson in zip(range(task.duration(None)[0]), task.batches(data.train), strict=False):
         task.step(lesson)
