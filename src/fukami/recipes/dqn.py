@@ -129,5 +129,5 @@ class DQN(Recipe):
         import torch
 
         if self.optimizer == "adam":
-            return partial(torch.optim.Adam, lr=self.lr, fused=True)
+            return partial(torch.optim.Adam, lr=self.lr, eps=1.5e-4, fused=True)
         return partial(torch.optim.RMSprop, lr=self.lr, alpha=0.95, eps=0.01, centered=True)
