@@ -16,11 +16,10 @@ from fukami.errors import Error
 from fukami.supervised import MEAN, STD
 
 INCEPTION = ("pt_inception", "inception_v3")  # what files are called: FID's network before torchvision's
-SIDE = 299  # pixels of the pictures that it was trained on
-LEAST = 32  # pixels that five poolings need
+SIDES = {"inception": 299, "vgg": 224}  # pixels of the pictures that they were trained on
 THUMBNAIL = 8  # pixels of the pictures that are compared as they are
 SURE = 0.95  # the probability from which on a digit counts as legible
-CHUNK = 100
+CHUNK = 20
 
 
 @dataclass(frozen=True)
@@ -92,19 +91,17 @@ class Thumbnail(nn.Module):
 
 
 class Averaged(nn.Module):
-    """The average of a network's last maps, of pictures at a size that it can take."""
+    """The average of a network's last maps, of pictures at the size that it was trained on: it knows no other scale."""
 
-    def __init__(self, layers: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], side: int = 0) -> None:
+    def __init__(self, layers: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], side: int) -> None:
         super().__init__()
         self.layers, self.side = layers.eval(), side
         self.register_buffer("mean", 255 * torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """``(N, C, H, W)`` in 0..255 to ``(N, F)``; smaller pictures than 32×32, or than ``side``, are enlarged."""
-        side = self.side or max(LEAST, pictures.shape[-1])
-        if pictures.shape[-1] != side:
-            pictures = F.interpolate(pictures, (side, side), mode="bilinear", align_corners=False)
+        """``(N, C, H, W)`` in 0..255 to ``(N, F)``."""
+        pictures = F.interpolate(pictures, (self.side, self.side), mode="bilinear", align_corners=False)
         maps: Tensor = self.layers((pictures.expand(-1, 3, -1, -1) - self.mean) / self.std)  # type: ignore[operator]
         return maps.mean((2, 3)) if maps.ndim == 4 else maps
 
@@ -156,7 +153,7 @@ def _inception(tensors: dict[str, Tensor], source: str) -> Perception:
     defined = classes == 1008
     layers = AsDefined(network.eval()) if defined else network
     name = "inception" if defined else "torchvision_inception"
-    return Perception(name, Averaged(layers, (0.5,) * 3, (0.5,) * 3, SIDE))
+    return Perception(name, Averaged(layers, (0.5,) * 3, (0.5,) * 3, SIDES["inception"]))
 
 
 def _vgg(given: str) -> Perception:
@@ -168,7 +165,7 @@ def _vgg(given: str) -> Perception:
         raise Error("there is no file vgg19* or vgg16* among the weights; give the path of one, or --judge pixels")
     network = getattr(models, name)(1, hidden=0)
     network.load_state_dict(tensors, strict=False)
-    return Perception(name, Averaged(network.features, MEAN, STD))
+    return Perception(name, Averaged(network.features, MEAN, STD, SIDES["vgg"]))
 
 
 def _digits() -> Perception:

@@ -47,13 +47,15 @@ class DCGAN(Supervised):
     """Spectral normalisation and the hinge loss, in place of batch normalisation and cross entropy."""
     ema: float = 0.999
     """Decay of a moving average of the generator, which then draws; 0: none."""
-    samples: int = 2000
+    samples: int = 1000
     """Pictures that are made at each evaluation, and as many real ones, where there are."""
     judge: str = "auto"
     """In whose features they are compared: digits (the shipped DeepConvNet), inception or vgg where their weights are,
     or a file of these, or pixels; auto: the first of these that fits."""
     epochs: int = 25
     """Passes over the pictures."""
+    judge_every: int = 5
+    """Passes between two evaluations; there is one at the end in any case."""
     batch: int = 128
     """Pictures in an update, over all processes."""
     optimizer: Optimizer = "adam"
