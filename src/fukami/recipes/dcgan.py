@@ -56,7 +56,7 @@ class DCGAN(Supervised):
     """Passes over the pictures."""
     judge_every: int = 5
     """Passes between two evaluations; there is one at the end in any case."""
-    batch: int = 128
+    batch: int = 32
     """Pictures in an update, over all processes."""
     optimizer: Optimizer = "adam"
     """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
