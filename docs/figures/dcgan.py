@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from fukami.cli import main
+from fukami.cli import find
 
 HERE = Path(__file__).parent
 SUM = "1 2 3 - 4 5 6 + 7 8 9"
@@ -22,6 +22,6 @@ MADE = {  # a figure: the file that it comes from, and what it takes to make thi
 
 for name, (file, words) in MADE.items():
     with tempfile.TemporaryDirectory() as folder:
-        main(["predict", sys.argv[1], *words, "--seed", "1", "--out", folder])
+        find("predict")([sys.argv[1], *words, "--seed", "1", "--out", folder])
         with Image.open(f"{folder}/{file}.png") as picture:
             picture.convert("RGB").save(HERE / f"dcgan-{name}.webp", quality=85, method=6)
