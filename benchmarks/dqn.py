@@ -55,13 +55,13 @@ def rate(options: argparse.Namespace) -> None:
             found = contestant.ask(options.steps)
             if turn >= WARMING:
                 rates[name].append(found)
-    memory = [each.ask(0) for each in contestants.values()]
+    taken = [each.ask(0) for each in contestants.values()]
     speeds = [statistics.median(each) for each in rates.values()]
     command = f"python benchmarks/dqn.py {shlex.join(sys.argv[1:])}"
     note = f"{options.game}, acting and learning, 4 games; {speeds[0]:.4g} and {speeds[1]:.4g} steps a second"
     record("dqn rate", "steps a second over those of Stable-Baselines3", speeds[0] / speeds[1], command=command,
            note=note)  # fmt: skip
-    record("dqn rate", "memory over that of Stable-Baselines3", memory[0] / memory[1], command=command, note=note)
+    record("dqn rate", "memory over that of Stable-Baselines3", taken[0] / taken[1], command=command, note=note)
 
 
 def memory(options: argparse.Namespace) -> None:

@@ -337,7 +337,7 @@ def test_command_line(fukami, colours, tmp_path):
     """Trained on a folder of colours; pictures made, a way between them, a sum, and the nearest real ones."""
     small = ["--width", "4", "--batch", "8", "--samples", "12", "--judge", "pixels", "--device", "cpu"]
     answer = fukami(
-        "train", "dcgan", "--data", colours, "--epochs", "8", "--lr", "2e-3", *small, "--out", tmp_path / "run"
+        "train", "dcgan", "--data", colours, "--epochs", "30", "--lr", "2e-3", *small, "--out", tmp_path / "run"
     )
     assert answer.status == 0, answer.err
     (found,) = answer.json
@@ -355,7 +355,7 @@ def test_command_line(fukami, colours, tmp_path):
     for name in ("grid.png", "interpolation.png", "interpolation.webp", "arithmetic.png", "nearest.png"):
         with Image.open(tmp_path / "made" / name) as picture:
             assert min(picture.size) >= 64
-            assert name.endswith("png") or 1 < picture.n_frames <= 25  # WebP joins frames that are alike
+            assert name.endswith("png") or 5 < picture.n_frames <= 25  # WebP joins frames that are alike
     again = fukami("predict", tmp_path / "run", "--count", "6", "--seed", "3", "--out", tmp_path / "again")
     assert (tmp_path / "again" / "0001.png").read_bytes() == (tmp_path / "made" / "0001.png").read_bytes()
     assert "grid.png" in again.err

@@ -62,6 +62,17 @@ def test_the_papers_network():
         models.dqn(shape=(4, 20))
 
 
+def test_in_mixed_precision_values_are_finer_than_half():
+    torch.manual_seed(0)
+    network, states = models.dqn(), torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        values = network(states)
+    assert values.dtype == torch.float32
+    assert (values != values.bfloat16()).any()
+    with torch.inference_mode():
+        torch.testing.assert_close(values, network(states), rtol=0.02, atol=0.01)
+
+
 def test_a_perfect_player_catches_every_ball():
     """One that knows where the ball will land; so 1 is the optimum."""
     count = 200

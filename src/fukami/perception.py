@@ -19,7 +19,7 @@ INCEPTION = ("pt_inception", "inception_v3")  # what files are called: FID's net
 SIDES = {"inception": 299, "vgg": 224}  # pixels of the pictures that they were trained on
 THUMBNAIL = 8  # pixels of the pictures that are compared as they are
 SURE = 0.95  # the probability from which on a digit counts as legible
-CHUNK = 20
+CHUNK = 20  # pictures at a time, of which VGG keeps 13 MB each
 
 
 @dataclass(frozen=True)

@@ -164,4 +164,4 @@ def changes(words: "Sequence[str]", prepare: "Preparation", labels: tuple[str, .
     """The augmentation that the words ask for; None where there are none."""
     from fukami.data import augment
 
-    return augment.parse(words, size=prepare.size, classes=max(1, len(labels))) if words else None
+    return augment.parse(words, size=prepare.size, classes=len(labels)) if words else None

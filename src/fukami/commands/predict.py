@@ -1,6 +1,5 @@
 """fukami predict."""
 
-import dataclasses
 import itertools
 import sys
 import time
@@ -78,7 +77,7 @@ def command(arguments: list[str]) -> None:
         if making.count:
             _make(inputs, making, out, device, precision)
             return
-        if making != dataclasses.replace(NONE, seed=making.seed):
+        if making.interpolate or making.arithmetic or making.nearest:
             raise UsageError("--interpolate, --arithmetic and --nearest are about pictures made: give --count, too")
         if every < 1:
             raise UsageError(f"--every should be a whole number from 1 on, not {every}")

@@ -123,7 +123,8 @@ def _steps(size: int, channels: int, width: int) -> list[tuple[int, int, int]]:
 
 def _form(kernel: int, side: int) -> dict[str, Any]:
     """Of a filter that halves a side; an odd one takes an odd filter."""
-    kernel -= (kernel + 1) % 2 * (side % 2)
+    if side % 2 == 1 and kernel % 2 == 0:
+        kernel -= 1
     return {"kernel_size": kernel, "stride": 2, "padding": (kernel - 1) // 2}
 
 

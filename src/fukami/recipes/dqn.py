@@ -125,7 +125,7 @@ class DQN(Recipe):
         )
 
     def make_optimizer(self) -> "MakeOptimizer":
-        """torch's Adam, or RMSprop as in the paper (extended data table 1)."""
+        """Adam with the epsilon of Hessel et al. 2018 (table 1), or RMSprop as in the paper (extended data table 1)."""
         import torch
 
         if self.optimizer == "adam":

@@ -12,7 +12,7 @@ from fukami.errors import UsageError
 from fukami.recipe import Data, Dataset, Recipe, find, parse_changes, within
 from fukami.recipes.googlenet import GoogLeNet
 from fukami.recipes.vgg16 import VGG16
-from fukami.supervised import MARGIN, Optimizer, Supervised
+from fukami.supervised import MARGIN, Optimizer, Supervised, changes
 
 if TYPE_CHECKING:
     from fukami.data.captioned import Captioned, CaptionedStream, References
@@ -175,8 +175,8 @@ class ShowAndTell(Supervised):
         from fukami.data import augment
         from fukami.data.captioned import Captioned, CaptionedStream, table
 
-        changes = () if self.frozen else self.augment
-        crop = augment.strengths(changes).get("crop")
+        asked = () if self.frozen else self.augment
+        crop = augment.strengths(asked).get("crop")
         prepare = self.prepare()
         larger = dataclasses.replace(prepare, size=round(self.size * MARGIN)) if crop else prepare
         streamed = told.files and len(told) * larger.bytes > self.memory * 1e9
@@ -187,8 +187,8 @@ class ShowAndTell(Supervised):
         of = torch.repeat_interleave(torch.arange(len(told)), torch.tensor([len(own) for own in words]))
         every = table([each for own in words for each in own], self.longest + 2)
         if streamed:
-            changes = tuple(word for word in changes if word.partition("=")[0] != "crop")  # which decoding does
-        augmentation = augment.parse(changes, size=self.size, classes=len(labels)) if changes else None
+            asked = tuple(word for word in asked if word.partition("=")[0] != "crop")  # which decoding does
+        augmentation = changes(asked, prepare, labels)
         if streamed:
             return CaptionedStream(told.items, every, of, labels, prepare, batch=self.batch, seed=self.seed,
                                    augment=augmentation, smallest=crop, broken=self.broken)  # fmt: skip

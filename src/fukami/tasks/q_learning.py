@@ -103,10 +103,10 @@ class QLearning(Judging):
         Mnih et al. 2015, equation 3 of the methods, and "Training details": the error term is clipped to -1..1.
         """
         own = self.replica(batch.frames[:, :-1])
-        said = own.gather(1, batch.actions.unsqueeze(1)).squeeze(1).float()
+        said = own.gather(1, batch.actions.unsqueeze(1)).squeeze(1)
         with torch.no_grad():
             following = batch.frames[:, 1:]
-            later = self.target(following).float()
+            later = self.target(following)
             if self.double:
                 best = self.replica(following).argmax(1, keepdim=True)
                 worth = later.gather(1, best).squeeze(1)
