@@ -2,7 +2,7 @@
 
     python benchmarks/dcgan.py faces ARCHIVE | cifar10 [--seeds 0 1 2] [--epochs 25] [--judge vgg] [--out FOLDER] ...
     python benchmarks/dcgan.py mnist [--seeds 0]
-    python benchmarks/dcgan.py rate [--size 64] [--batch 64]
+    python benchmarks/dcgan.py rate [--size 64]
     python benchmarks/dcgan.py svm RUN
 
 ``faces`` and ``cifar10`` train ours, and the networks and the loop of PyTorch's examples (64 maps, 4×4 filters, normal
@@ -31,6 +31,7 @@ CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 ROUNDS, WARMING = 7, 2  # turns that are timed, and before these
 UPDATES = 100 if CUDA else 4  # of a turn
+BATCH = 64  # of the plain loop, and of both where they are timed
 NOISE = 100
 GRID = 4  # maps are pooled to 4×4 (section 5.1)
 COSTS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of the machine's weights, of which a tenth of the training part chooses
@@ -101,14 +102,14 @@ def compared(options: argparse.Namespace) -> None:
 
     data = options.archive if options.benchmark == "faces" else "cifar10"
     name = Path(data).stem
-    command = f"python benchmarks/dcgan.py {anywhere(sys.argv[1:], data)}"
+    command = f"python benchmarks/dcgan.py {anywhere(sys.argv[1:], data, options.out or '')}"
     line = f"fukami train dcgan --data {data} --epochs {options.epochs} --judge-every {options.epochs}"
     line += f" --judge {options.judge}"
     for seed, result, seconds, own in each_seed(line, options):
         for metric in (each for each in result if each.startswith(("fid", "kid", "repeated"))):
             record(f"dcgan {name}", metric, result[metric], seed=seed, seconds=seconds, command=own.replace(data, name),
                    note=f"{result['count']} pictures made, {options.epochs} passes")  # fmt: skip
-    recipe = DCGAN(dataset=data, batch=64)
+    recipe = DCGAN(dataset=data, batch=BATCH)
     parts = recipe.data()
     size, channels = map(int, parts.labels)
     seen = perception.find(options.judge, size, channels)
@@ -151,7 +152,7 @@ def rate(options: argparse.Namespace) -> None:
                     rates[name].append(found)
         memory = [each.ask(0) for each in (mine, other)]
         speeds = [statistics.median(each) for each in rates.values()]
-        note = f"{options.size} pixels, batch {options.batch}; {speeds[0]:.4g} and {speeds[1]:.4g} pictures a second"
+        note = f"{options.size} pixels, batch {BATCH}; {speeds[0]:.4g} and {speeds[1]:.4g} pictures a second"
         command = f"python benchmarks/dcgan.py {shlex.join(sys.argv[1:])}"
         record(f"dcgan rate {precision}", "training rate over that of a plain loop in float32", speeds[0] / speeds[1],
                command=command, note=note)  # fmt: skip
@@ -166,7 +167,7 @@ def ours(options: argparse.Namespace, precision: str, pipe) -> None:
 
     runtime = Runtime.start(DEVICE, precision)
     torch.manual_seed(0)
-    task = DCGAN(batch=options.batch).task((str(options.size), "3"))
+    task = DCGAN(batch=BATCH).task((str(options.size), "3"))
     task.setup(runtime)
     update = runtime.fast(task.step, task.static)
     timed(lambda pictures: update((pictures, pictures[:, 0, 0, 0])), options, pipe)
@@ -181,7 +182,7 @@ def theirs(options: argparse.Namespace, pipe) -> None:
 def timed(update, options: argparse.Namespace, pipe) -> None:
     """As many updates as asked for on batches of noise."""
     before = resident("VmRSS")
-    pictures = torch.randint(0, 256, (options.batch, 3, options.size, options.size), dtype=torch.uint8, device=DEVICE)
+    pictures = torch.randint(0, 256, (BATCH, 3, options.size, options.size), dtype=torch.uint8, device=DEVICE)
     while count := pipe.recv():
         began = time.monotonic()
         for _ in range(count):
@@ -257,7 +258,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--judge", default="vgg")
     parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--out", help="a folder where the runs stay")
     options, options.more = parser.parse_known_args()
     options.weights = ""
