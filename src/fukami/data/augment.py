@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2.functional import equalize
 
 from fukami.errors import UsageError, unknown
 
@@ -456,6 +455,8 @@ class Pick(Operation):
 
     def retouch(self, pictures: Tensor, draws: Tensor, covered: Tensor | None = None) -> Tensor:
         """Sharpness, posterize, solarize, autocontrast and equalize."""
+        from torchvision.transforms.v2.functional import equalize  # which takes a second
+
         shape = (-1, 1, 1, 1)
         pictures = pictures.round()  # these count levels of brightness
         sharp = self.amount(draws, "sharpness").view(shape)

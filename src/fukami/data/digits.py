@@ -3,6 +3,8 @@
 Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998; 8×8 pixels, 0..16.
 """
 
+from importlib.metadata import distribution
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -16,9 +18,14 @@ def read() -> tuple[Bytes, Bytes]:
     Each 8×8 picture is enlarged to 20×20 and set into 28×28, MNIST's convention, so that networks trained on the one
     read the other.
     """
-    from sklearn.datasets import load_digits
-
-    small, labels = load_digits(return_X_y=True)
-    small = np.clip(small.reshape(-1, 8, 8) * (255 / 16), 0, 255).astype(np.uint8)
+    small, labels = originals()
+    small = np.clip(small * (255 / 16), 0, 255).astype(np.uint8)
     large = [np.asarray(Image.fromarray(picture).resize((20, 20), Image.Resampling.BICUBIC)) for picture in small]
-    return np.pad(np.stack(large), ((0, 0), (4, 4), (4, 4))), labels.astype(np.uint8)
+    return np.pad(np.stack(large), ((0, 0), (4, 4), (4, 4))), labels
+
+
+def originals() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
+    """As they were published: pictures ``(1797, 8, 8)`` in 0..16 and labels 0..9."""
+    file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+    table = np.loadtxt(str(file), delimiter=",")  # to import scikit-learn for it takes longer than a short training
+    return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.uint8)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fukami.data.digits import originals
+
 DIGITS = {"seven": 7, "eight": 8}
 TEXTURES = ("striped", "dotted", "checked", "shaded")
 
@@ -73,10 +75,8 @@ def written(random: np.random.Generator, digit: int, a: Array, b: Array) -> Arra
 @functools.cache
 def digits() -> dict[int, Array]:
     """scikit-learn's digits of the classes that occur, each in a margin without ink, from 0 to 1."""
-    from sklearn.datasets import load_digits
-
-    pictures, labels = load_digits(return_X_y=True)
-    framed = np.pad(pictures.reshape(-1, 8, 8) / 16, ((0, 0), (1, 2), (1, 2))).astype(np.float32)
+    pictures, labels = originals()
+    framed = np.pad(pictures / 16, ((0, 0), (1, 2), (1, 2))).astype(np.float32)
     return {digit: framed[labels == digit] for digit in DIGITS.values()}
 
 
