@@ -12,8 +12,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fukami
 from check_task import Started, lines, wait_until, words
+from fukami.log import Log
 from fukami.recipes.deep_convnet import DeepConvNet
 from fukami.resuming import Stop
+from fukami.runtime import Runtime
 
 RECIPE = DeepConvNet(epochs=4)
 
@@ -136,6 +138,20 @@ def test_any_loader_resumes_in_mid_epoch(tmp_path):
     fukami.train(recipe, tmp_path / "run", device="cpu", precision="float32", resume=True)
     weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("undisturbed", "run")]
     assert weights[0] == weights[1]
+
+
+def test_a_resumed_run_tells_its_own_speed(tmp_path, monkeypatch):
+    """Not the steps of all the process before in the seconds of this one."""
+    now = [0.0]
+    monkeypatch.setattr("fukami.log.time.monotonic", lambda: now[0])
+    before, after = (Log(tmp_path, RECIPE, Runtime.start("cpu"), 1000, 100, float) for _ in range(2))
+    now[0] = 50.0
+    before.trained(500, {"loss": 1.0}, 0.1, 32, "pictures")
+    after.load_state_dict(before.state_dict())
+    now[0] = 54.0
+    after.trained(510, {"loss": 1.0}, 0.1, 32, "pictures")
+    told = [json.loads(line)["pictures_per_second"] for line in lines(tmp_path)]
+    assert told == [500 * 32 / 50, 10 * 32 / 4]
 
 
 def test_resume_under_other_conditions_is_refused(fukami, trained):

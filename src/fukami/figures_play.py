@@ -44,5 +44,5 @@ def drawn(seen: Bytes, labels: Sequence[str], values: Sequence[float], action: i
         y = top + 60 + number * line
         share = (value - least) / max(most - least, 1e-9)
         draw.rectangle((left, y, left + 6 + 110 * share, y + line - 8), fill=TAKEN if number == action else BAR)
-        draw.text((left + 124, y - 2), f"{value:.2f}  {label}", (34, 34, 34), font)
+        draw.text((left + 124, y - 2), f"{value:.3f}  {label}", (34, 34, 34), font)
     return page

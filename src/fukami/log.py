@@ -159,12 +159,13 @@ class Log:
     def state_dict(self) -> dict[str, Any]:
         """How far the log had come, for a resumed run."""
         clock = self.runtime.clock.spent(self.step)
-        found = {"bytes": self.path.stat().st_size, "seconds": self.seconds(), "last": self.last}
+        found = {"step": self.step, "bytes": self.path.stat().st_size, "seconds": self.seconds(), "last": self.last}
         return found | {"clock": clock, "effort": self.effort}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Forget what was logged after the checkpoint: it will happen again."""
         self.before, self.last = state["seconds"], state["last"]
+        self.step, self.looked = state.get("step", 0), time.monotonic()
         self.effort = state.get("effort", {})
         self.runtime.clock.add(state.get("clock", {}))
         if self.runtime.main:
