@@ -17,6 +17,7 @@ import shlex
 import statistics
 import sys
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def compared(options: argparse.Namespace) -> None:
     """Ours and the plain loop, on the same pictures, judged alike."""
     from fukami import generation_metrics, perception
     from fukami.recipes.dcgan import DCGAN
-    from fukami.tasks.adversarial import grid
+    from fukami.tasks.adversarial import Made, grid
 
     data = options.archive if options.benchmark == "faces" else "cifar10"
     name = Path(data).stem
@@ -113,7 +114,8 @@ def compared(options: argparse.Namespace) -> None:
     parts = recipe.data()
     size, channels = map(int, parts.labels)
     seen = perception.find(options.judge, size, channels)
-    real = seen.see(parts.val.pictures, torch.device(DEVICE))
+    looks = partial(seen.see, device=torch.device(DEVICE)), generation_metrics.small
+    real = [look(parts.val.pictures) for look in looks]
     for seed in options.seeds:
         torch.manual_seed(seed)
         plain, began = Plain(size, channels), time.monotonic()
@@ -121,14 +123,13 @@ def compared(options: argparse.Namespace) -> None:
             for pictures, _ in parts.train:
                 plain.update(pictures.to(DEVICE))
         seconds = time.monotonic() - began
-        made = plain.make(len(real))
+        made = plain.make(len(real[0]))
         if options.out:
             grid(made[:64]).save(Path(options.out) / f"plain-{name}-seed-{seed}.png")
-        found = generation_metrics.judge(seen.see(made, torch.device(DEVICE)), real)
-        found = {f"{key}_{seen.name}" if key != "repeated" else key: value for key, value in found.items()}
-        for metric, value in found.items():
-            record(f"plain dcgan {name}", metric, value, seed=seed, seconds=seconds, command=command,
-                   note=f"PyTorch's example; {len(real)} pictures made, {options.epochs} passes")  # fmt: skip
+        found = Made(seen, [look(made) for look in looks], real, made[:64]).metrics()
+        for metric in (each for each in found if each != "count"):
+            record(f"plain dcgan {name}", metric, found[metric], seed=seed, seconds=seconds, command=command,
+                   note=f"PyTorch's example; {found['count']} pictures made, {options.epochs} passes")  # fmt: skip
 
 
 def mnist(options: argparse.Namespace) -> None:

@@ -215,9 +215,25 @@ def test_repeated_samples_are_counted():
     """Of a hundred samples thirty are one again."""
     torch.manual_seed(0)
     real, made = torch.randn(500, 8), torch.randn(500, 8)
-    assert generation_metrics.judge(made, real)["repeated"] < 0.05
+    assert generation_metrics.repeated(made, real) < 0.05
     made[:150] = made[0] + 1e-3 * torch.randn(150, 8)
-    assert generation_metrics.judge(made, real)["repeated"] == pytest.approx(0.3, abs=0.03)
+    assert generation_metrics.repeated(made, real) == pytest.approx(0.3, abs=0.03)
+
+
+def test_what_is_repeated_does_not_depend_on_the_judge(begun):
+    """Pictures are compared as they are: features of a network lie near each other for what is merely alike."""
+    task, data = begun()
+    found = []
+    for judge in ("digits", "pixels"):
+        task.known, task.perceive = None, lambda judge=judge: perception.find(judge, 28, 1)
+        found.append(task.evaluate(data.val)["repeated"])
+    real = data.val.pictures
+    blocks = [
+        F.interpolate(each.float(), (56, 56)).unfold(2, 7, 7).unfold(3, 7, 7).mean((4, 5)).flatten(1) / 255
+        for each in (task.make(task.codes(len(real))), real)
+    ]
+    made, usual = ((each[:, None] - each).square().sum(2).sqrt().fill_diagonal_(9).amin(1) for each in blocks)
+    assert found == [pytest.approx(float((made < usual.quantile(0.01)).float().mean()), abs=0.01)] * 2
 
 
 def test_digits_are_seen_by_the_shipped_network(few_digits):

@@ -11,13 +11,12 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torchvision.models import inception_v3
 
-from fukami import transfer
+from fukami import generation_metrics, transfer
 from fukami.errors import Error
 from fukami.supervised import MEAN, STD
 
 INCEPTION = ("pt_inception", "inception_v3")  # what files are called: FID's network before torchvision's
 SIDES = {"inception": 299, "vgg": 224}  # pixels of the pictures that they were trained on
-THUMBNAIL = 8  # pixels of the pictures that are compared as they are
 SURE = 0.95  # the probability from which on a digit counts as legible
 CHUNK = 20  # pictures at a time, of which VGG keeps 13 MB each
 
@@ -70,7 +69,7 @@ def find(given: str, size: int, channels: int) -> Perception:
     if given == "digits":
         return _digits()
     if given == "pixels":
-        return Perception("pixels", Thumbnail())
+        return Perception("pixels", Pixels())
     if given == "inception":
         file = transfer.lying(*INCEPTION)
         if file is None:
@@ -82,12 +81,12 @@ def find(given: str, size: int, channels: int) -> Perception:
     return _inception(tensors, given) if any(key.startswith("Mixed_7c.") for key in tensors) else _vgg(given)
 
 
-class Thumbnail(nn.Module):
+class Pixels(nn.Module):
     """The pictures themselves, 8×8 pixels small."""
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """``(N, C, H, W)`` in 0..255 to ``(N, F)`` in 0..1."""
-        return F.adaptive_avg_pool2d(pictures / 255, THUMBNAIL).flatten(1)
+        """``(N, C, H, W)`` in 0..255 to ``(N, 64 C)`` in 0..1."""
+        return generation_metrics.small(pictures)
 
 
 class Averaged(nn.Module):

@@ -5,6 +5,7 @@ import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
@@ -72,7 +73,7 @@ class Adversarial(Judging):
         self.numbers: int = generator.numbers  # type: ignore[assignment]
         self.averaged = copy.deepcopy(generator) if ema else generator
         self.album = Album()
-        self.known: tuple[Any, Perception, Tensor] | None = None  # real pictures, and what is seen in them
+        self.known: tuple[Any, Perception, list[Tensor]] | None = None  # real pictures, and what is seen in them
 
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device and make ready to train, each network with an optimizer of its own."""
@@ -218,16 +219,24 @@ class Adversarial(Judging):
         if self.known is None or self.known[0] is not batches:
             perception = self.known[1] if self.known else self.perceive()
             parts = [pictures for pictures, _ in batches if len(pictures)]
-            seen = [perception.see(part, self.runtime.device) for part in parts]
-            gathered = self.runtime.gather(torch.cat(seen) if seen else torch.zeros(0))
-            self.known = batches, perception, torch.cat([part for part in gathered if len(part)])
+            real = []
+            for look in self.looks(perception):
+                seen = [look(part) for part in parts]
+                gathered = self.runtime.gather(torch.cat(seen) if seen else torch.zeros(0))
+                real.append(torch.cat([part for part in gathered if len(part)]))
+            self.known = batches, perception, real
         _, perception, real = self.known
-        codes = self.codes(len(real))
-        own = perception.see(self.make(codes[rank::world]), self.runtime.device)
-        made = torch.empty_like(real)
-        for other, rows in enumerate(self.runtime.gather(own)):
-            made[other::world] = rows
+        codes = self.codes(len(real[0]))
+        own = self.make(codes[rank::world])
+        made = [torch.empty_like(each) for each in real]
+        for whole, look in zip(made, self.looks(perception), strict=True):
+            for other, rows in enumerate(self.runtime.gather(look(own))):
+                whole[other::world] = rows
         return Made(perception, made, real, self.make(codes[:SHOWN]))
+
+    def looks(self, perception: "Perception") -> "tuple[Callable[[Tensor], Tensor], ...]":
+        """How pictures are looked at: as features, and as they are but small."""
+        return partial(perception.see, device=self.runtime.device), generation_metrics.small
 
     def judged(self, metrics: dict[str, Any]) -> None:
         """Keep the grid, and warn where the generator repeats itself or the discriminator knows everything."""
@@ -287,21 +296,25 @@ class Made(NamedTuple):
 
     Attributes:
         perception: the network that saw it.
-        made, real: features ``(N, F)``.
+        made, real: features ``(N, F)``, and the pictures 8×8 pixels small ``(N, 64 C)``.
         shown: some of the pictures made, ``(n, C, H, W)`` uint8.
     """
 
     perception: "Perception"
-    made: Tensor
-    real: Tensor
+    made: Sequence[Tensor]
+    real: Sequence[Tensor]
     shown: Tensor
 
     def metrics(self) -> dict[str, Any]:
         """FID and KID, called after what saw; how much is repeated; of digits, how many are legible."""
-        found = generation_metrics.judge(self.made, self.real)
+        (made, small), (real, small_real) = self.made, self.real
         name = self.perception.name
-        distances = {f"fid_{name}": found["fid"], f"kid_{name}": found["kid"], "repeated": found["repeated"]}
-        return distances | self.perception.legible(self.made) | {"count": len(self.made)}
+        found: dict[str, Any] = {
+            f"fid_{name}": generation_metrics.frechet(made, real),
+            f"kid_{name}": generation_metrics.kernel(made, real),
+            "repeated": generation_metrics.repeated(small, small_real),
+        }
+        return found | self.perception.legible(made) | {"count": len(made)}
 
 
 class Tally(nn.Module):
