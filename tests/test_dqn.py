@@ -224,6 +224,12 @@ def test_double_learning_and_rmsprop_train(begun):
         assert all(np.isfinite(losses))
 
 
+def test_the_learning_rate_falls(begun):
+    task, _ = begun(decay="polynomial")
+    assert [task.schedule(share) for share in (0.0, 0.5, 0.9)] == pytest.approx([2.5e-4, 1.25e-4, 2.5e-5])
+    assert task.optimizer.param_groups[0]["lr"].item() == pytest.approx(2.5e-5)
+
+
 def test_evaluation_changes_nothing(begun):
     task, data = begun()
     before = torch.get_rng_state()
@@ -274,6 +280,7 @@ def test_memory_files_are_gone_when_it_is_done(fukami, tmp_path):
         (["play", "deep-convnet", "--out", "x.gif", "--episodes", "0"], "at least 1"),
         (["train", "dqn", "--learning-starts", "10"], "learning-starts should be"),
         (["train", "dqn", "--steps", "100"], "steps should be"),
+        (["train", "dqn", "--decay", "linear"], "unknown decay 'linear'"),
     ],
 )
 def test_wrong_usage(fukami, words, hint):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from fukami import schedules
 from fukami.recipe import Data, Recipe, within
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ class DQN(Recipe):
     """How gradients become updates; the paper has rmsprop, centred."""
     lr: float = 2.5e-4
     """Learning rate."""
+    decay: str = "constant"
+    """Course of the learning rate: constant, as in the paper, step=DROPS, multistep=SHARE,SHARE, exponential=END,
+    polynomial=POWER, cosine, one-cycle, plateau=PATIENCE."""
     clip: float = 0.0
     """Greatest norm of the gradient, to which a greater one is scaled down; 0, as in the paper: any."""
     judge_every: int = 8_000
@@ -73,6 +77,7 @@ class DQN(Recipe):
         within(self, 0, 1, "least", "discount", "epsilon")
         within(self, max(self.history + 1, self.batch) * self.games, math.inf, "learning_starts", "memory")
         within(self, self.learning_starts + self.every, math.inf, "steps")
+        schedules.parse(self.decay)
 
     def data(self) -> Data:
         """The games; the labels are what the actions are called."""
@@ -121,6 +126,7 @@ class DQN(Recipe):
             clip_rewards=self.clip_rewards,
             steps=(updates, max(1, self.judge_every // self.every)),
             optimizer=self.make_optimizer(),
+            decay=schedules.parse(self.decay),
             clip=self.clip,
         )
 
