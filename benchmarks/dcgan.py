@@ -17,7 +17,6 @@ import shlex
 import statistics
 import sys
 import time
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -97,7 +96,7 @@ class Plain:
 
 def compared(options: argparse.Namespace) -> None:
     """Ours and the plain loop, on the same pictures, judged alike."""
-    from fukami import generation_metrics, perception
+    from fukami import perception
     from fukami.recipes.dcgan import DCGAN
     from fukami.tasks.adversarial import Made, grid
 
@@ -114,7 +113,7 @@ def compared(options: argparse.Namespace) -> None:
     parts = recipe.data()
     size, channels = map(int, parts.labels)
     seen = perception.find(options.judge, size, channels)
-    looks = partial(seen.see, device=torch.device(DEVICE)), generation_metrics.small
+    looks = seen.looks(torch.device(DEVICE))
     real = [look(parts.val.pictures) for look in looks]
     for seed in options.seeds:
         torch.manual_seed(seed)

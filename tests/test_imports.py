@@ -37,7 +37,7 @@ ALLOWED = {
     "generation_metrics": BASE,
     "figures_generation": BASE,
     "figures_play": {"errors", "image"},
-    "perception": {"errors", "checkpoint", "generation_metrics", "models", "supervised", "transfer"},
+    "perception": {"errors", "checkpoint", "models", "supervised", "transfer"},
     "language": BASE,
     "figures_captions": {"errors", "image", "caption_metrics"},
     "coco_metrics": {"data.boxes"},

@@ -6,16 +6,9 @@ or another number.
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-SMALL = 8  # pixels of the pictures that are compared as they are
 NEAR = 0.01  # share of real pictures that have a neighbour as near as what counts as repeated
 DEGREE = 3  # of KID's polynomial kernel
-
-
-def small(pictures: Tensor) -> Tensor:
-    """Pictures ``(N, C, H, W)`` in 0..255 themselves, 8×8 pixels small, as features ``(N, 64 C)`` in 0..1."""
-    return F.adaptive_avg_pool2d(pictures / 255, SMALL).flatten(1)
 
 
 def repeated(made: Tensor, real: Tensor) -> float:

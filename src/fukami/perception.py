@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torchvision.models import inception_v3
 
-from fukami import generation_metrics, transfer
+from fukami import transfer
 from fukami.errors import Error
 from fukami.supervised import MEAN, STD
 
 INCEPTION = ("pt_inception", "inception_v3")  # what files are called: FID's network before torchvision's
 SIDES = {"inception": 299, "vgg": 224}  # pixels of the pictures that they were trained on
+SMALL = 8  # pixels of the pictures that are compared as they are
 SURE = 0.95  # the probability from which on a digit counts as legible
 CHUNK = 20  # pictures at a time, of which VGG keeps 13 MB each
 
@@ -41,6 +43,10 @@ class Perception:
         network = self.network.to(device)
         parts = torch.split(pictures, CHUNK)
         return torch.cat([network(part.to(device).float()).float().cpu() for part in parts])
+
+    def looks(self, device: torch.device) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """How pictures are compared, each as :meth:`see`: by these features, and as they are, 8×8 pixels small."""
+        return partial(self.see, device=device), partial(Perception("pixels", Pixels()).see, device=device)
 
     @torch.inference_mode()
     def legible(self, features: Tensor) -> dict[str, float]:
@@ -86,7 +92,7 @@ class Pixels(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """``(N, C, H, W)`` in 0..255 to ``(N, 64 C)`` in 0..1."""
-        return generation_metrics.small(pictures)
+        return F.adaptive_avg_pool2d(pictures / 255, SMALL).flatten(1)
 
 
 class Averaged(nn.Module):

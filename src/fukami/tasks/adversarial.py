@@ -5,7 +5,6 @@ import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
@@ -220,7 +219,7 @@ class Adversarial(Judging):
             perception = self.known[1] if self.known else self.perceive()
             parts = [pictures for pictures, _ in batches if len(pictures)]
             real = []
-            for look in self.looks(perception):
+            for look in perception.looks(self.runtime.device):
                 seen = [look(part) for part in parts]
                 gathered = self.runtime.gather(torch.cat(seen) if seen else torch.zeros(0))
                 real.append(torch.cat([part for part in gathered if len(part)]))
@@ -229,14 +228,10 @@ class Adversarial(Judging):
         codes = self.codes(len(real[0]))
         own = self.make(codes[rank::world])
         made = [torch.empty_like(each) for each in real]
-        for whole, look in zip(made, self.looks(perception), strict=True):
+        for whole, look in zip(made, perception.looks(self.runtime.device), strict=True):
             for other, rows in enumerate(self.runtime.gather(look(own))):
                 whole[other::world] = rows
         return Made(perception, made, real, self.make(codes[:SHOWN]))
-
-    def looks(self, perception: "Perception") -> "tuple[Callable[[Tensor], Tensor], ...]":
-        """How pictures are looked at: as features, and as they are but small."""
-        return partial(perception.see, device=self.runtime.device), generation_metrics.small
 
     def judged(self, metrics: dict[str, Any]) -> None:
         """Keep the grid, and warn where the generator repeats itself or the discriminator knows everything."""
