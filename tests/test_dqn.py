@@ -65,12 +65,40 @@ def test_the_papers_network():
 def test_in_mixed_precision_values_are_finer_than_half():
     torch.manual_seed(0)
     network, states = models.dqn(), torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8)
+    network.values.reset_parameters()  # they would be too close to 0 to be told from it
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         values = network(states)
     assert values.dtype == torch.float32
     assert (values != values.bfloat16()).any()
     with torch.inference_mode():
         torch.testing.assert_close(values, network(states), rtol=0.02, atol=0.01)
+
+
+def test_pictures_are_standardised():
+    """What an untrained network sees of frames has the mean 0 everywhere and the variance 1, whatever they show."""
+    torch.manual_seed(0)
+    network, seen = models.dqn(shape=(1, 40, 36)), []
+    network.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    frames = (torch.rand(40, 36) * 200 + torch.rand(30, 40, 36) * 50).byte()
+    network.standardise(frames)
+    network(frames.unsqueeze(1))
+    assert seen[0].mean(0).abs().max() < 1e-4
+    assert seen[0].square().mean().item() == pytest.approx(1, rel=1e-4)
+    assert frames.dtype == torch.uint8
+    network.standardise(torch.full((2, 40, 36), 7))
+    assert network(frames.unsqueeze(1)).isfinite().all()
+
+
+def test_it_is_standardised_by_what_was_played_by_chance(begun):
+    task, data = begun()
+    assert task.model.deviation == 255
+    next(task.batches(data.train))
+    memory = data.train.memory
+    frames = memory.parts["frames"][: memory.now + 1].flatten(0, 1).float()
+    torch.testing.assert_close(task.model.mean, frames.mean(0))
+    assert torch.equal(task.target.mean, task.model.mean)
+    assert torch.equal(task.target.deviation, task.model.deviation)
+    assert task.model.deviation < 100
 
 
 def test_a_perfect_player_catches_every_ball():
@@ -107,7 +135,7 @@ def test_the_same_seed_is_the_same_ball():
 
 
 def test_memory_gives_back_what_was_seen():
-    """States and what followed, against lists by hand; frames of the episode before are 0."""
+    """States and what followed, against lists by hand; before an episode there is its first frame."""
     memory = Memory(2, (3, 3), steps=6)
     memory.place(torch.device("cpu"))
     begins = {0: {0, 4}, 1: {0, 6, 7}}
@@ -118,7 +146,7 @@ def test_memory_gives_back_what_was_seen():
         for step in range(4, 8):
             found = memory.stack(torch.tensor([step]), torch.tensor([game]), 4, after=1)[0, :, 0, 0].tolist()
             start = max(begin for begin in begins[game] if begin <= step)
-            expected = [10 * at + game + 1 if at >= start else 0 for at in range(step - 3, step + 1)]
+            expected = [10 * max(at, start) + game + 1 for at in range(step - 3, step + 1)]
             assert found == [*expected, 10 * (step + 1) + game + 1]
 
 

@@ -142,18 +142,22 @@ class Memory:
     def stack(self, steps: Tensor, games: Tensor, count: int, after: int = 0) -> Tensor:
         """What was seen in ``count`` steps up to each of ``steps`` ``(N,)``, and after it: ``(N, count + after, ...)``.
 
-        What lies before the episode's beginning is 0.
+        Before the episode's beginning there is its first frame again.
         """
-        ages = torch.arange(1 - count, 1 + after, device=self.device)
-        slots = (steps.unsqueeze(1) + ages) % self.length
+        places = torch.arange(count + after, device=self.device)
+        early = (steps.unsqueeze(1) + places[:count] - (count - 1)) % self.length
+        first = self.parts["first"][early, games.unsqueeze(1)]
+        begun = (places[:count] * first).amax(1, keepdim=True)
+        slots = (steps.unsqueeze(1) + places.maximum(begun) - (count - 1)) % self.length
         rows = slots * self.games + games.unsqueeze(1)
         frames = self.parts["frames"].flatten(0, 1).index_select(0, rows.flatten())  # each a copy of one piece
-        frames = frames.view(*rows.shape, *frames.shape[1:])
-        first = self.parts["first"].flatten()[rows[:, :count]]
-        later = first.flip(1).cumsum(1).flip(1) - first.long()  # episodes that begin after a frame, up to the moment
-        own = later == 0
-        known = torch.cat([own, own.new_ones(len(own), after)], 1)
-        return frames.mul_(known.view(*known.shape, *[1] * (frames.ndim - 2)).to(frames.dtype))
+        return frames.view(*rows.shape, *frames.shape[1:])
+
+    def sample(self, count: int) -> Tensor:
+        """So many of the frames that are remembered, at even distances, ``(M, ...)``."""
+        seen = min(self.now + 1, self.length) * self.games
+        rows = torch.linspace(0, seen - 1, min(count, seen), device=self.device).long()
+        return self.parts["frames"].flatten(0, 1).index_select(0, rows)
 
     def oldest(self) -> int:
         """The first step that is remembered."""

@@ -9,12 +9,16 @@ methods, "Model architecture". For pictures of 84×84:
     affine 512  affine, a value for each action
 
 Every layer but the last is followed by ReLU. Observations that are vectors pass two affine layers instead.
+
+The paper gives pictures in 0..1; here they are standardised by what was seen, as pictures are for classifiers, and
+weights begin as in He et al. 2015: in a picture of Pong all but a hundredth of the variance is what never changes.
 """
 
 import torch
 from torch import Tensor, nn
 
 LEAST = 36  # pixels that the three convolutions need
+DEVIATION = 0.01  # of the last layer's weights at the beginning, as an orthogonal matrix: it knows no values yet
 
 
 def dqn(actions: int = 18, *, shape: tuple[int, ...] = (4, 84, 84), hidden: int = 512) -> "DQN":
@@ -34,6 +38,9 @@ def dqn(actions: int = 18, *, shape: tuple[int, ...] = (4, 84, 84), hidden: int 
 class DQN(nn.Module):
     """Convolutions over frames, or affine layers over numbers, and an affine layer for the values."""
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, actions: int, shape: tuple[int, ...], hidden: int) -> None:
         super().__init__()
         self.pictures = len(shape) == 3
@@ -44,6 +51,8 @@ class DQN(nn.Module):
             convolutions = [nn.Conv2d(channels, 32, 8, 4), nn.Conv2d(32, 64, 4, 2), nn.Conv2d(64, 64, 3, 1)]
             height, width = (((side - 4) // 4 - 2) // 2 - 2 for side in sides)
             inputs = 64 * height * width
+            self.register_buffer("mean", torch.zeros(sides))
+            self.register_buffer("deviation", torch.tensor(255.0))
         elif len(shape) == 1:
             convolutions, inputs = [], shape[0]
         else:
@@ -54,6 +63,18 @@ class DQN(nn.Module):
             layers += [nn.Linear(inputs, hidden), nn.ReLU(inplace=True)]
             inputs = hidden
         self.layers, self.values = nn.Sequential(*layers), nn.Linear(inputs, actions)
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # He et al. 2015, eq. 10
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        nn.init.orthogonal_(self.values.weight, DEVIATION)
+        nn.init.zeros_(self.values.bias)
+
+    def standardise(self, frames: Tensor) -> None:
+        """Take from frames ``(M, H, W)`` that were seen what is subtracted from each pixel, and divided by."""
+        seen = frames.float()
+        self.mean.copy_(seen.mean(0))
+        self.deviation.copy_((seen - self.mean).square().mean().sqrt().clamp(min=1))
 
     def forward(self, states: Tensor) -> Tensor:
         """``(N, *shape)``, pictures in 0..255, to ``(N, actions)``."""
@@ -61,7 +82,8 @@ class DQN(nn.Module):
         if self.pictures:
             mixed = torch.is_autocast_enabled(device)
             kind = torch.get_autocast_dtype(device) if mixed else next(self.parameters()).dtype
-            states = states.contiguous(memory_format=torch.channels_last).to(kind).div_(255)
+            states = states.contiguous(memory_format=torch.channels_last).to(kind)
+            states = states.sub(self.mean.to(kind)).div_(self.deviation)
         seen = self.layers(states).to(self.values.weight.dtype)
         # what actions are worth differs by less than half precision can tell, where they are worth much
         with torch.autocast(device, enabled=False):

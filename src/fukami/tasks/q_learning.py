@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from fukami.data.trials import Look, Trials
     from fukami.runtime import Runtime
 
+SAMPLE = 1_000  # frames that were played by chance, by which pictures are standardised
+
 
 class QLearning(Judging):
     """Deep Q-learning with a memory and a target network (Mnih et al. 2015, algorithm 1).
 
     Args:
-        model: states ``(N, H, ...)`` to the value of each action ``(N, A)``.
+        model: states ``(N, H, ...)`` to the value of each action ``(N, A)``; it can ``standardise`` pictures.
         labels: what the actions are called.
         shape: of a state.
         discount: of what comes a step later.
@@ -82,6 +84,8 @@ class QLearning(Judging):
         while True:
             for _ in range(train.due):
                 train.play(self.choose)
+            if train.updates == 0 and len(self.shape) == 3:
+                self.model.standardise(train.memory.sample(SAMPLE))  # type: ignore[operator]
             if train.updates % self.every == 0:
                 self.target.load_state_dict(self.model.state_dict())
             train.updates += 1
