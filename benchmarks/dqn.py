@@ -31,8 +31,8 @@ ROUNDS, WARMING = 5, 1  # turns that are timed, and before these
 GAMES = 4
 LINES = {
     "catch": "fukami train dqn",
-    "pong": "fukami train dqn --game pong --steps 2000000 --memory 400000 --learning-starts 10000 --explore 200000 "
-    "--least 0.01 --games 8 --decay polynomial --judge-every 200000 --double",
+    "pong": "fukami train dqn --game pong --steps 1200000 --memory 400000 --learning-starts 10000 --explore 200000 "
+    "--least 0.05 --target 1000 --games 8 --decay polynomial --judge-every 200000 --double",
     "breakout": "fukami train dqn --game breakout --steps 10000000 --learning-starts 80000 --explore 1000000 "
     "--target 1000 --least 0.01 --lr 1e-4 --judge-every 500000",
 }
