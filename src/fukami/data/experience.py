@@ -144,11 +144,11 @@ class Memory:
 
         Before the episode's beginning there is its first frame again.
         """
-        places = torch.arange(count + after, device=self.device)
-        early = (steps.unsqueeze(1) + places[:count] - (count - 1)) % self.length
+        ages = torch.arange(1 - count, 1 + after, device=self.device)
+        early = (steps.unsqueeze(1) + ages[:count]) % self.length
         first = self.parts["first"][early, games.unsqueeze(1)]
-        begun = (places[:count] * first).amax(1, keepdim=True)
-        slots = (steps.unsqueeze(1) + places.maximum(begun) - (count - 1)) % self.length
+        begun = ages[:count].where(first, 1 - count).amax(1, keepdim=True)
+        slots = (steps.unsqueeze(1) + ages.maximum(begun)) % self.length
         rows = slots * self.games + games.unsqueeze(1)
         frames = self.parts["frames"].flatten(0, 1).index_select(0, rows.flatten())  # each a copy of one piece
         return frames.view(*rows.shape, *frames.shape[1:])
