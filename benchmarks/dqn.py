@@ -7,10 +7,10 @@
     python benchmarks/dqn.py memory
 
 ``catch``, ``pong`` and ``breakout`` train from the command line and record the mean return over 30 episodes with 5 % of
-the actions by chance: no sticky actions, whole games. ``rate`` lets ours and Stable-Baselines3's DQN play and learn in
-turn, each in a process of its own: the same game as both have it (84×84, four frames, an update of 32 for every four
-steps of four games, Adam, gradients not scaled). ``memory`` fills the memory with a million steps of 84×84 pixels.
-Results go to results.csv.
+the actions by chance: no sticky actions, whole games. ``catch`` is judged by 1,000 balls, too, with chance and without.
+``rate`` lets ours and Stable-Baselines3's DQN play and learn in turn, each in a process of its own: the same game as
+both have it (84×84, four frames, an update of 32 for every four steps of four games, Adam, gradients not scaled).
+``memory`` fills the memory with a million steps of 84×84 pixels. Results go to results.csv.
 """
 
 import argparse
@@ -18,12 +18,13 @@ import math
 import shlex
 import statistics
 import sys
+import tempfile
 import time
 
 import torch
 
 from apart import Apart, resident
-from record import each_seed, record
+from record import answer, each_seed, record
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -32,7 +33,7 @@ GAMES = 4
 LINES = {
     "catch": "fukami train dqn",
     "pong": "fukami train dqn --game pong --steps 1200000 --memory 400000 --learning-starts 10000 --explore 200000 "
-    "--least 0.05 --target 1000 --games 8 --decay polynomial --judge-every 200000 --double",
+    "--target 1000 --games 8 --decay polynomial --judge-every 200000 --double",
     "breakout": "fukami train dqn --game breakout --steps 10000000 --learning-starts 80000 --explore 1000000 "
     "--target 1000 --least 0.01 --lr 1e-4 --judge-every 500000",
 }
@@ -40,10 +41,23 @@ LINES = {
 
 def trainings(options: argparse.Namespace) -> None:
     """Train with each seed, and record what it wins."""
-    for seed, result, seconds, command in each_seed(LINES[options.benchmark], options):
-        note = f"{result['count']} episodes, epsilon 0.05; deviation {result['return_deviation']:.2f}, not sticky"
-        record(f"dqn {options.benchmark}", "return", result["return"], seed=seed, seconds=seconds, command=command,
-               note=note)  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        options.out = options.out or folder
+        for seed, result, seconds, command in each_seed(LINES[options.benchmark], options):
+            note = f"{result['count']} episodes, epsilon 0.05; deviation {result['return_deviation']:.2f}, not sticky"
+            record(f"dqn {options.benchmark}", "return", result["return"], seed=seed, seconds=seconds, command=command,
+                   note=note)  # fmt: skip
+            if options.benchmark == "catch":
+                without_chance(f"{options.out}/dqn-seed-{seed}", seed)
+
+
+def without_chance(run: str, seed: int) -> None:
+    """What the run wins in a thousand episodes, with actions by chance and without."""
+    for epsilon in (0, 0.05):
+        command = f"fukami eval {run} --set epsilon={epsilon} episodes=1000"
+        result, seconds = answer(command)
+        record("dqn catch judged", f"return, epsilon {epsilon}", result["return"], seed=seed, seconds=seconds,
+               command=command.replace(run, "runs/dqn"), note=f"{result['count']} episodes")  # fmt: skip
 
 
 def rate(options: argparse.Namespace) -> None:

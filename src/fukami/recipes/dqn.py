@@ -41,7 +41,7 @@ class DQN(Recipe):
     """Steps between two updates."""
     explore: int = 10_000
     """Steps in which the share of actions by chance falls from 1 to the least; the paper has a million."""
-    least: float = 0.02
+    least: float = 0.05
     """That share at least; the paper has 0.1."""
     discount: float = 0.99
     """Of what comes a step later."""
