@@ -117,6 +117,22 @@ def test_a_perfect_player_catches_every_ball():
     assert (total == 1).all()
 
 
+def test_what_the_best_player_wins_where_a_twentieth_is_by_chance():
+    """By backward induction over all that can be seen: what docs/dqn.md says."""
+    columns, drifts, paddles = (each.ravel() for each in np.mgrid[:CELLS, -1:2, : CELLS - PADDLE + 1])
+    game = Catch(len(columns))
+    value = np.zeros((CELLS, 3, CELLS - PADDLE + 1))
+    for row in reversed(range(CELLS - 1)):
+        worth = np.zeros((len(game.actions), len(columns)))
+        for action in range(len(worth)):
+            game.ball = np.stack([columns, np.full(len(columns), row)], 1)
+            game.drift, game.paddle = drifts, paddles
+            game.send(np.full(len(columns), action))
+            worth[action] = game.receive().rewards + value[game.ball[:, 0], game.drift + 1, game.paddle]
+        value = (0.95 * worth.max(0) + 0.05 * worth.mean(0)).reshape(value.shape)
+    assert value.mean() == pytest.approx(0.992, abs=5e-4)
+
+
 def _landing(game):
     """The column where each ball will land, by reflection."""
     left = CELLS - 1 - game.ball[:, 1]
