@@ -246,7 +246,7 @@ class Adversarial(Judging):
         if self.tally.apart > APART:
             logger.warning(
                 f"the discriminator has told {self.tally.apart.item():.1%} apart lately, from which the generator "
-                "learns little; try --stable, or a lower --lr"
+                "learns little; try --stable, or another --lr"
             )
 
     def preview(self) -> Image.Image | None:
