@@ -209,7 +209,7 @@ def test_lessons_are_moments_that_were(begun):
     # before a ball lands it is in the row above the paddle's: the paddle is all there is in the last row
     last = torch.cat([lesson.frames[:, 3] for lesson in moments])[ended]
     assert (last[:, -12:-6] == 255).flatten(1).any(1).all()
-    assert train.epsilon == pytest.approx(1 + (0.02 - 1) * min((train.rounds * 2 - 160) / 100, 1))
+    assert train.epsilon == pytest.approx(1 + (0.05 - 1) * min((train.rounds * 2 - 160) / 100, 1))
 
 
 @pytest.mark.parametrize("double", [False, True])
