@@ -18,7 +18,6 @@ import math
 import shlex
 import statistics
 import sys
-import tempfile
 import time
 
 import torch
@@ -41,17 +40,15 @@ LINES = {
 
 def trainings(options: argparse.Namespace) -> None:
     """Train with each seed, and record what it wins."""
-    with tempfile.TemporaryDirectory() as folder:
-        options.out = options.out or folder
-        for seed, result, seconds, command in each_seed(LINES[options.benchmark], options):
-            note = f"{result['count']} episodes, epsilon 0.05; deviation {result['return_deviation']:.2f}, not sticky"
-            record(f"dqn {options.benchmark}", "return", result["return"], seed=seed, seconds=seconds, command=command,
-                   note=note)  # fmt: skip
-            if options.benchmark == "catch":
-                without_chance(f"{options.out}/dqn-seed-{seed}", seed)
+    for seed, result, seconds, command in each_seed(LINES[options.benchmark], options):
+        note = f"{result['count']} episodes, epsilon 0.05; deviation {result['return_deviation']:.2f}, not sticky"
+        record(f"dqn {options.benchmark}", "return", result["return"], seed=seed, seconds=seconds, command=command,
+               note=note)  # fmt: skip
+        if options.benchmark == "catch":
+            judge(result["run"], seed)
 
 
-def without_chance(run: str, seed: int) -> None:
+def judge(run: str, seed: int) -> None:
     """What the run wins in a thousand episodes, with actions by chance and without."""
     for epsilon in (0, 0.05):
         command = f"fukami eval {run} --set epsilon={epsilon} episodes=1000"

@@ -69,14 +69,14 @@ def each_seed(line: str, options: Namespace) -> Iterator[tuple[int, dict, float,
     """Train with each of ``options.seeds``: the seed, what the command printed, its seconds, and the command.
 
     ``{weights}`` in the line is the file ``options.weights``, ``options.more`` are words to add, and ``options.out`` a
-    folder where the runs stay.
+    folder where the runs stay; without it ``result["run"]`` is there until the next one begins.
     """
     for seed in options.seeds:
         words = [*line.format(weights=options.weights).split(), *options.more, "--seed", str(seed)]
         with tempfile.TemporaryDirectory() as folder:
             out = f"{options.out or folder}/{words[2]}-seed-{seed}"
             result, seconds = answer(shlex.join([*words, "--out", out]))
-        yield seed, result, seconds, anywhere(words, options.weights)
+            yield seed, result, seconds, anywhere(words, options.weights)
 
 
 def anywhere(words: list[str], *files: str) -> str:
