@@ -207,13 +207,14 @@ def svm(options: argparse.Namespace) -> None:
         part.sub_(mean).div_(deviation.clamp(min=1e-6) * part.shape[1] ** 0.5)
     held = torch.arange(len(seen[0])) % 10 == 0
     targets = sets[0].targets
-    weights, rated = None, {}
+    machine, rated = nn.Linear(seen[0].shape[1], len(labels)).to(DEVICE), {}
     for cost in COSTS:
-        weights = machine(seen[0][~held], targets[~held], len(labels), cost, weights)
-        rated[cost] = right(weights, seen[0][held], targets[held])
+        fit(machine, seen[0][~held], targets[~held], cost)
+        rated[cost] = right(machine, seen[0][held], targets[held])
         print(f"cost {cost:g}: {rated[cost]:.4f} of the tenth that chooses")
     best = max(COSTS, key=lambda cost: rated[cost])
-    found = right(machine(seen[0], targets, len(labels), best, weights), seen[1], sets[1].targets)
+    fit(machine, seen[0], targets, best)
+    found = right(machine, seen[1], sets[1].targets)
     record("dcgan features", "accuracy of a linear SVM on CIFAR-10", found,
            command=f"python benchmarks/dcgan.py svm {Path(options.archive).name}",
            note=f"{seen[0].shape[1]} features, weights' cost {best:g}; learned from CIFAR-10 itself")  # fmt: skip
@@ -230,28 +231,24 @@ def features(task, pictures: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def machine(seen: Tensor, targets: Tensor, classes: int, cost: float, weights: Tensor | None) -> Tensor:
-    """The weights ``(F + 1, classes)`` of machines against the rest, with the squared hinge loss, from weights on."""
-    seen, signs = seen.to(DEVICE), (2.0 * F.one_hot(targets, classes) - 1).to(DEVICE)
-    weights = torch.zeros(seen.shape[1] + 1, classes) if weights is None else weights.clone()
-    weights = weights.to(DEVICE).requires_grad_()
-    solver = torch.optim.LBFGS([weights], max_iter=STEPS, history_size=20, line_search_fn="strong_wolfe")
+def fit(machine: nn.Linear, seen: Tensor, targets: Tensor, cost: float) -> None:
+    """Go on until each class stands against the rest with the least squared hinge loss (Tang 2013)."""
+    seen, signs = seen.to(DEVICE), (2.0 * F.one_hot(targets, machine.out_features) - 1).to(DEVICE)
+    solver = torch.optim.LBFGS(machine.parameters(), max_iter=STEPS, history_size=20, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         solver.zero_grad()
-        scores = seen @ weights[:-1] + weights[-1]
-        loss = (1 - signs * scores).relu().square().mean(0).sum() + cost * weights[:-1].square().sum()
+        loss = (1 - signs * machine(seen)).relu().square().mean(0).sum() + cost * machine.weight.square().sum()
         loss.backward()
         return loss
 
     solver.step(closure)
-    return weights.detach()
 
 
-def right(weights: Tensor, seen: Tensor, targets: Tensor) -> float:
-    """The share that the machines name rightly."""
-    scores = seen.to(DEVICE) @ weights[:-1] + weights[-1]
-    return float((scores.argmax(1).cpu() == targets).double().mean())
+@torch.no_grad()
+def right(machine: nn.Linear, seen: Tensor, targets: Tensor) -> float:
+    """The share that the machine names rightly."""
+    return float((machine(seen.to(DEVICE)).argmax(1).cpu() == targets).double().mean())
 
 
 def main() -> None:
