@@ -8,11 +8,13 @@
 ``faces`` and ``cifar10`` train ours, and the networks and the loop of PyTorch's examples (64 maps, 4×4 filters, normal
 noise, batches of 64, float32), on as many pictures, and judge both in the same features. ``mnist`` counts the digits
 that the shipped classifier reads. ``rate`` times updates of both in turn, on the same batches, each in a process of its
-own. ``svm`` trains a linear machine on what the discriminator of a run on CIFAR-10 sees, as in the paper's section 5.1.
+own. ``svm`` trains a linear machine on what the discriminator of a run on CIFAR-10 sees, as in the paper's section 5.1;
+its row names the command of the run, too.
 Results go to results.csv.
 """
 
 import argparse
+import json
 import shlex
 import statistics
 import sys
@@ -215,8 +217,9 @@ def svm(options: argparse.Namespace) -> None:
     best = max(COSTS, key=lambda cost: rated[cost])
     fit(machine, seen[0], targets, best)
     found = right(machine, seen[1], sets[1].targets)
-    record("dcgan features", "accuracy of a linear SVM on CIFAR-10", found,
-           command=f"python benchmarks/dcgan.py svm {Path(options.archive).name}",
+    made = json.loads((Path(options.archive) / "recipe.json").read_text())
+    record("dcgan features", "accuracy of a linear SVM on CIFAR-10", found, seed=made["fields"]["seed"],
+           command=f"{made['command']} --out RUN && python benchmarks/dcgan.py svm RUN",
            note=f"{seen[0].shape[1]} features, weights' cost {best:g}; learned from CIFAR-10 itself")  # fmt: skip
 
 
