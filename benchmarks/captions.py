@@ -71,7 +71,7 @@ def baselines(options: argparse.Namespace) -> None:
     counts = Counter(" ".join(words) for own in sentences for words in own)
     commonest = min(counts, key=lambda text: (-counts[text], text)).split()
     nearest = (judged @ learned.T).argmax(1).tolist()
-    command = f"python benchmarks/captions.py {anywhere(sys.argv[1:], options.weights, options.out or '')}"
+    command = f"python benchmarks/captions.py {anywhere(sys.argv[1:])}"
     for name, found in (
         ("commonest sentence", [commonest] * len(judged)),
         ("nearest neighbour", [sentences[at][0] for at in nearest]),

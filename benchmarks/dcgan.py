@@ -9,8 +9,7 @@
 noise, batches of 64, float32), on as many pictures, and judge both in the same features. ``mnist`` counts the digits
 that the shipped classifier reads. ``rate`` times updates of both in turn, on the same batches, each in a process of its
 own. ``svm`` trains a linear machine on what the discriminator of a run on CIFAR-10 sees, as in the paper's section 5.1;
-its row names the command of the run, too.
-Results go to results.csv.
+its row names the command of the run, too. Results go to results.csv.
 """
 
 import argparse
@@ -104,12 +103,12 @@ def compared(options: argparse.Namespace) -> None:
 
     data = options.archive if options.benchmark == "faces" else "cifar10"
     name = Path(data).stem
-    command = f"python benchmarks/dcgan.py {anywhere(sys.argv[1:], data, options.out or '')}"
+    command = f"python benchmarks/dcgan.py {anywhere(sys.argv[1:])}"
     line = f"fukami train dcgan --data {data} --epochs {options.epochs} --judge-every {options.epochs}"
     line += f" --judge {options.judge}"
     for seed, result, seconds, own in each_seed(line, options):
         for metric in (each for each in result if each.startswith(("fid", "kid", "repeated"))):
-            record(f"dcgan {name}", metric, result[metric], seed=seed, seconds=seconds, command=own.replace(data, name),
+            record(f"dcgan {name}", metric, result[metric], seed=seed, seconds=seconds, command=own,
                    note=f"{result['count']} pictures made, {options.epochs} passes")  # fmt: skip
     recipe = DCGAN(dataset=data, batch=BATCH)
     parts = recipe.data()
@@ -207,19 +206,21 @@ def svm(options: argparse.Namespace) -> None:
     deviation, mean = torch.std_mean(seen[0], 0)
     for part in seen:
         part.sub_(mean).div_(deviation.clamp(min=1e-6) * part.shape[1] ** 0.5)
-    held = torch.arange(len(seen[0])) % 10 == 0
     targets = sets[0].targets
+    held = torch.arange(len(targets)) % 10 == 0
+    learned, chooses = (seen[0][~held], targets[~held]), (seen[0][held], targets[held])
+    torch.manual_seed(0)
     machine, rated = nn.Linear(seen[0].shape[1], len(labels)).to(DEVICE), {}
     for cost in COSTS:
-        fit(machine, seen[0][~held], targets[~held], cost)
-        rated[cost] = right(machine, seen[0][held], targets[held])
+        fit(machine, *learned, cost)
+        rated[cost] = right(machine, *chooses)
         print(f"cost {cost:g}: {rated[cost]:.4f} of the tenth that chooses")
-    best = max(COSTS, key=lambda cost: rated[cost])
+    best = max(rated, key=rated.__getitem__)
     fit(machine, seen[0], targets, best)
     found = right(machine, seen[1], sets[1].targets)
     made = json.loads((Path(options.archive) / "recipe.json").read_text())
     record("dcgan features", "accuracy of a linear SVM on CIFAR-10", found, seed=made["fields"]["seed"],
-           command=f"{made['command']} --out RUN && python benchmarks/dcgan.py svm RUN",
+           command=f"{anywhere(shlex.split(made['command']))} --out RUN && python benchmarks/dcgan.py svm RUN",
            note=f"{seen[0].shape[1]} features, weights' cost {best:g}; learned from CIFAR-10 itself")  # fmt: skip
 
 

@@ -164,7 +164,7 @@ def animals(options: argparse.Namespace) -> None:
         for name, run in (("ours", ours_on), ("torchvision", theirs_on)):
             began = time.monotonic()
             found = run(recipe)
-            command = f"python benchmarks/detection.py {anywhere(sys.argv[1:], options.weights)}"
+            command = f"python benchmarks/detection.py {anywhere(sys.argv[1:])}"
             record(f"faster-rcnn-vgg16 voc-animals {name}", "map", found, seed=seed, command=command,
                    seconds=time.monotonic() - began, note=note)  # fmt: skip
 

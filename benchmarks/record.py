@@ -76,12 +76,12 @@ def each_seed(line: str, options: Namespace) -> Iterator[tuple[int, dict, float,
         with tempfile.TemporaryDirectory() as folder:
             out = f"{options.out or folder}/{words[2]}-seed-{seed}"
             result, seconds = answer(shlex.join([*words, "--out", out]))
-            yield seed, result, seconds, anywhere(words, options.weights)
+            yield seed, result, seconds, anywhere(words)
 
 
-def anywhere(words: list[str], *files: str) -> str:
-    """The command with files by their names alone."""
-    return shlex.join(Path(word).name if word in files else word for word in words)
+def anywhere(words: list[str]) -> str:
+    """The command with files and folders by their names alone, wherever they lie."""
+    return shlex.join(Path(word).name if os.sep in word else word for word in words)
 
 
 def record(

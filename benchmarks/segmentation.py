@@ -205,7 +205,7 @@ def patches(options: argparse.Namespace) -> None:
         every = [classify(picture[..., top : top + PATCH, left : left + PATCH]) for top, left in places]
         return torch.cat(every, 0).flatten(1).T.reshape(1, CLASSES, options.steps + 1, -1)
 
-    command = f"python benchmarks/segmentation.py {anywhere(sys.argv[1:], options.weights)}"
+    command = f"python benchmarks/segmentation.py {anywhere(sys.argv[1:])}"
     with torch.inference_mode():
         seconds = []
         for function in (lambda: classify(picture), slid):

@@ -152,7 +152,7 @@ def race(options: argparse.Namespace) -> None:
     own = next((spent for spent, loss in course if loss <= goal), float("inf"))
     names = [Path(each).stem for each in options.pictures]
     what = f"{names[0]} like {names[1]}, {options.size} pixels"
-    command = f"python benchmarks/style.py {anywhere(sys.argv[1:], *options.pictures, options.weights)}"
+    command = f"python benchmarks/style.py {anywhere(sys.argv[1:])}"
     record("neural-style race", f"time to the loss of {options.iterations} iterations of a plain loop over its time",
            own / seconds, command=command, note=f"{what}; {own:.1f} and {seconds:.1f} seconds")  # fmt: skip
     at = next((loss for spent, loss in course if spent >= seconds / 3), float("inf"))
@@ -169,7 +169,7 @@ def memory(options: argparse.Namespace) -> None:
         pixels = contestant.ask(1)
         room = contestant.ask(0)
         record("neural-style memory", f"gigabytes a megapixel at {size} pixels", room / 1e9 / (pixels / 1e6),
-               command=f"python benchmarks/style.py {anywhere(sys.argv[1:], *options.pictures, options.weights)}",
+               command=f"python benchmarks/style.py {anywhere(sys.argv[1:])}",
                note=f"{room / 1e9:.2f} GB for {pixels / 1e6:.2f} megapixels")  # fmt: skip
 
 
