@@ -1,6 +1,7 @@
 """One device: where the time goes, what it costs in memory, and checkpoints that keep nobody waiting."""
 
 import contextlib
+import itertools
 import json
 import platform
 import shutil
@@ -8,23 +9,23 @@ import subprocess
 import sys
 import threading
 import time
-from types import SimpleNamespace
+from functools import partialmethod
 
 import pytest
 import torch
 from torch import nn
 
 import fukami as package
-from fukami import Error, checkpoint, compilation, models, saving
+from fukami import Error, UsageError, checkpoint, models, saving
 from fukami.analysis import layers
 from fukami.ceiling import ceiling
 from fukami.clock import PHASES, Clock
-from fukami.compilation import Compilation
 from fukami.ops.rematerialise import rematerialise
 from fukami.processors import quota
 from fukami.recipes.deep_convnet import DeepConvNet
 from fukami.runtime import Runtime
 from fukami.saving import Saver
+from fukami.tasks.classification import Classification
 
 CPU = torch.device("cpu")
 RECIPE = DeepConvNet(epochs=1, batch=100, dropout=0.0, augment=())
@@ -286,54 +287,55 @@ def test_weights_that_are_not_finite_replace_nothing(tmp_path):
 # ---- compilation ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("plain", "compiled", "steps", "expected"),
-    [
-        (1.0, 0.5, 10_000, [(20, True)]),
-        (1.0, 0.99, 10_000, [(20, True), (40, False)]),
-        (1.0, 2.0, 10_000, [(20, True), (40, False)]),
-        (1.0, 0.5, 600, []),
-    ],
-    ids=["pays", "hardly pays", "is slower", "short training"],
-)
-def test_a_long_training_tries_a_compiled_network(plain, compiled, steps, expected, tmp_path):
-    """A clock that is set by hand: so many seconds for a step, looks every ten steps."""
-    (tmp_path / "recipe.json").write_text(json.dumps({"recipe": "deep-convnet", "fields": {}, "labels": []}))
-    states = []
-    runtime = SimpleNamespace(clock=Clock(CPU), main=True, any=bool, can_compile=lambda: True)
-
-    def follow(choice, first, last):
-        for step in range(first, last):
-            choice.switched(step)
-            runtime.clock.seconds["forward"] += compiled if choice.on else plain
-            if step % 10 == 9:
-                choice.look(step + 1, steps)
-
-    choice = Compilation(tmp_path, runtime, states.append, None)
-    follow(choice, 0, 100)
-    assert choice.switches == expected
-    assert states == [on for _, on in expected]
-    states.clear()
-    follow(Compilation(tmp_path, runtime, states.append, None), 30, 100)  # a run that goes on from step 30
-    assert states == [on for _, on in expected]
-
-
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch's own, while it compiles
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_network_learns_the_same_and_says_so(tmp_path, monkeypatch):
-    """Asked for or tried, the same losses but for rounding; a resumed run is compiled again without being told."""
-    recipe = DeepConvNet(epochs=1, batch=70, dropout=0.0, widths=(4, 4, 4, 4, 4, 4), hidden=8)
-    results, records = {}, {}
-    monkeypatch.setattr(compilation, "TRY", 0.0)
-    for name, choice in (("plain", False), ("asked", True), ("tried", None)):
-        results[name] = package.train(recipe, tmp_path / name, device="cpu", precision="float32", compile=choice)
-        records[name] = json.loads((tmp_path / name / "recipe.json").read_text())
-    assert results["asked"]["loss"] == pytest.approx(results["plain"]["loss"], rel=1e-4)
-    assert results["tried"]["loss"] == pytest.approx(results["plain"]["loss"], rel=1e-4)
-    assert records["asked"]["compile"] is True
-    assert records["asked"]["command"].endswith("--compile")
-    assert checkpoint.conditions(tmp_path / "asked", "auto", "auto", False) == ("cpu", "float32", True)
-    assert records["tried"]["compile"] is None
-    assert "compile" not in records["tried"]["command"]
-    assert records["tried"]["switches"][0] == [4, True]
-    assert records["tried"]["time"]["seconds"]["compilation"] > 0
+def test_compiled_if_asked_from_the_second_step_on(tmp_path, monkeypatch, pageless):
+    """The same losses but for rounding; cut off and resumed, compiled without being told, the same bits."""
+    monkeypatch.setattr(saving.Saver, "due", True)
+    recipe = DeepConvNet(epochs=1, batch=70, widths=(4, 4, 4, 4, 4, 4), hidden=8)
+    how = {"device": "cpu", "precision": "float32"}
+    steps, real = [], Classification.step
+
+    def step(self, batch, stop_at=0):
+        steps.append(self.replica is not self.parallel)
+        if len(steps) == stop_at:
+            raise KeyboardInterrupt
+        return real(self, batch)
+
+    plain = package.train(recipe, tmp_path / "plain", **how)
+    monkeypatch.setattr(Classification, "step", step)
+    compiled = package.train(recipe, tmp_path / "whole", **how, compile=True)
+    assert steps == [False] + [True] * (len(steps) - 1)
+    assert compiled["loss"] == pytest.approx(plain["loss"], rel=1e-4)
+    assert compiled["loss"] != plain["loss"]
+    monkeypatch.setattr(Classification, "step", partialmethod(step, stop_at=9))
+    steps.clear()
+    with pytest.raises(KeyboardInterrupt):
+        package.train(recipe, tmp_path / "cut", **how, compile=True)
+    torch.compiler.reset()
+    monkeypatch.setattr(Classification, "step", step)
+    assert package.train(recipe, tmp_path / "cut", **how, resume=True) == compiled
+    one, other = ((tmp_path / run / "weights.safetensors").read_bytes() for run in ("whole", "cut"))
+    assert one == other
+    record = json.loads((tmp_path / "cut" / "recipe.json").read_text())
+    assert record["compile"] is True
+    assert record["command"].endswith("--compile")
+    assert record["time"]["seconds"]["compilation"] > 0
+    with pytest.raises(UsageError, match="begun with compile False, not True"):
+        package.train(recipe, tmp_path / "plain", **how, resume=True, compile=True)
+
+
+def test_no_clock_decides_about_compilation(tmp_path, monkeypatch, pageless):
+    """However long its steps take, a training is never compiled that was not asked to be."""
+
+    def never(self):
+        raise AssertionError("compiled")
+
+    now = itertools.count(step=50.0)
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(Classification, "compile", never)
+    package.train(DeepConvNet(epochs=1, batch=35), tmp_path / "run", device="cpu", precision="float32")
+    record = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert record["compile"] is False
+    assert "switches" not in record
+    assert "compile" not in record["command"]

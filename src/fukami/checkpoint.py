@@ -11,10 +11,10 @@ import itertools
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -24,12 +24,24 @@ from torch import Tensor, nn
 
 from fukami import answers
 from fukami import precision as precisions
-from fukami.errors import Error, UsageError
+from fukami.errors import Error, UsageError, WriteError
+from fukami.locking import lock_folder
 from fukami.recipe import Recipe, build, find, name_of, parse_changes
 from fukami.runtime import PRECISIONS, Runtime
 from fukami.task import Task
 
 SHIPPED = Path(__file__).parent / "weights"
+FILES = ("recipe.json", "weights.safetensors", "last.ckpt", "preview.png", "report.html")  # that :func:`write` replaces
+MOST_THREADS = 1024  # that a run can have been computed with
+
+
+class Conditions(NamedTuple):
+    """What a training computes with; ``threads`` is None where that is not decided yet."""
+
+    device: str
+    precision: str
+    compile: bool
+    threads: int | None
 
 
 def load(
@@ -241,41 +253,94 @@ def restore(modules: dict[str, nn.Module], tensors: dict[str, Tensor], source: P
                 raise Error(f"{source} lacks {name}.{key}, which the network keeps out of its state_dict; put it in")
 
 
-def claim(folder: Path, recipe: Recipe, resume: bool) -> None:
-    """Make the folder ready for a run of this recipe; in a group of processes the first one does.
+@contextlib.contextmanager
+def claim(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
+    """Hold the folder for a run of this recipe; in a group of processes the first one does.
+
+    Nobody else writes to it meanwhile. A folder that was not there and in which nothing was written is removed again.
 
     Raises:
-        UsageError: the folder is in use, or holds the run of another recipe.
+        UsageError: the folder is in use or holds the run of another recipe, another process writes there, or there is
+            nothing to resume.
+        Error: the folder cannot be written.
     """
     if int(os.environ.get("RANK", 0)) > 0:
+        yield
         return
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; --out should be a new or empty folder")
+    if resume:
+        check_begun(folder)
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(folder, error) from None
+    try:
+        with lock_folder(folder):
+            if resume:
+                check_recipe(folder, recipe)
+            else:
+                check_unused(folder, recipe)
+            _remove_temporaries(folder)
+            yield
+    finally:
+        if new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def check_begun(folder: Path) -> None:
+    """Refuse to resume where there is no run.
+
+    Raises:
+        UsageError: the folder is not there, or has no ``recipe.json``.
+    """
+    if not (folder / "recipe.json").is_file():
+        what = "holds no run (it has no recipe.json)" if folder.is_dir() else "does not exist"
+        raise UsageError(
+            f"nothing to resume in {folder}, which {what}; give the folder of a run with --out, or leave --resume out "
+            "to begin one"
+        )
+
+
+def check_unused(folder: Path, recipe: Recipe) -> None:
+    """Refuse a folder that holds more than hidden files and stages of the recipe.
+
+    Raises:
+        UsageError: it does.
+    """
     stages = recipe.stages(folder)
-    used = folder.is_dir() and any(
-        not path.name.startswith(".") and path.name not in stages for path in folder.iterdir()
-    )
-    if used and not resume:
+    if any(not path.name.startswith(".") and path.name not in stages for path in folder.iterdir()):
         raise UsageError(
             f"{folder} exists and is not empty; give another --out, or --resume to go on with the run in it"
         )
-    if used:
-        if not (folder / "recipe.json").is_file():
-            raise UsageError(f"{folder} holds no run (it has no recipe.json), so there is nothing to resume in it")
-        begun, asked = _record(folder), _jsonable(recipe)
-        if begun["recipe"] != name_of(type(recipe)):
-            raise UsageError(f"{folder} is a run of {begun['recipe']}, not of {name_of(type(recipe))}")
-        differ = [
-            f"{name} {begun['fields'].get(name)!r}, not {asked.get(name)!r}"
-            for name in sorted(begun["fields"].keys() | asked.keys())
-            if begun["fields"].get(name) != asked.get(name)
-            and not _moved(begun["fields"].get(name), asked.get(name), folder)
-        ]
-        if differ:
-            raise UsageError(
-                f"{folder} was begun with {'; '.join(differ)}: resume it as it was, or choose another --out"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
+
+
+def check_recipe(folder: Path, recipe: Recipe) -> None:
+    """Refuse to go on with the run in the folder as one of another recipe.
+
+    Raises:
+        UsageError: it was begun with another recipe, or with other fields.
+    """
+    begun, asked = _record(folder), _jsonable(recipe)
+    if begun["recipe"] != name_of(type(recipe)):
+        raise UsageError(f"{folder} is a run of {begun['recipe']}, not of {name_of(type(recipe))}")
+    differ = [
+        f"{name} {begun['fields'].get(name)!r}, not {asked.get(name)!r}"
+        for name in sorted(begun["fields"].keys() | asked.keys())
+        if begun["fields"].get(name) != asked.get(name)
+        and not _moved(begun["fields"].get(name), asked.get(name), folder)
+    ]
+    if differ:
+        raise UsageError(f"{folder} was begun with {'; '.join(differ)}: resume it as it was, or choose another --out")
+
+
+def _remove_temporaries(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote has left."""
+    for name in FILES:
+        with contextlib.suppress(OSError):
+            _temporary(folder / name).unlink()
 
 
 def _moved(begun: Any, asked: Any, folder: Path) -> bool:
@@ -290,16 +355,17 @@ def finished(folder: Path) -> bool:
     return (folder / "recipe.json").is_file() and "time" in _record(folder)
 
 
-def conditions(folder: Path, device: str, precision: str, compile: bool | None) -> tuple[str, str, bool | None]:
-    """Device, precision and whether to compile, to go on with: those of the run in the folder, where it has one.
+def conditions(folder: Path, device: str, precision: str, compile: bool) -> Conditions:
+    """What to compute with: as asked, or as the run in the folder was begun, where it has one.
 
     Raises:
-        UsageError: others were asked for than those the run was begun with.
+        UsageError: something else was asked for than the run was begun with.
+        Error: ``recipe.json`` is damaged.
     """
     if not (folder / "recipe.json").is_file():
-        return device, precision, compile
+        return Conditions(device, precision, compile, None)
     record = _record(folder)
-    asked = {"device": device.partition(":")[0], "precision": precision}
+    asked = {"device": device.partition(":")[0], "precision": precision, "compile": compile or "auto"}
     for what, value in asked.items():
         if value not in ("auto", record.get(what)):
             begun = record.get(what)
@@ -307,22 +373,39 @@ def conditions(folder: Path, device: str, precision: str, compile: bool | None) 
                 f"{folder} was begun with {what} {begun!r}, not {value!r}: only the same gives the same run"
             )
     device = record.get("device", device) if device == "auto" else device
-    return device, record.get("precision", precision), record.get("compile", compile)
+    threads = record.get("threads")
+    if threads is not None and not (type(threads) is int and 1 <= threads <= MOST_THREADS):
+        raise Error(f"{folder / 'recipe.json'} is damaged: 'threads' should be 1 to {MOST_THREADS}, not {threads!r}")
+    return Conditions(device, record.get("precision", precision), bool(record.get("compile", compile)), threads)
+
+
+def _temporary(path: Path) -> Path:
+    """The file that becomes ``path`` once it is written."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def write(path: Path, content: bytes) -> None:
-    """Replace the file in one step: after a crash it holds either the old content or the new."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    """Replace the file in one step: after a crash it holds either the old content or the new.
+
+    Raises:
+        WriteError: it cannot be written; the old content stays.
+    """
+    temporary = _temporary(path)
     try:
-        os.fsync(folder)  # the rename itself must survive, too
-    finally:
-        os.close(folder)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself must survive, too
+        finally:
+            os.close(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise WriteError(path, error) from error
 
 
 def write_run(folder: Path, recipe: Recipe, labels: tuple[str, ...], note: dict[str, Any]) -> None:
@@ -343,10 +426,10 @@ def note(folder: Path, name: str, value: Any) -> None:
     write(folder / "recipe.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def switches(folder: Path) -> list[tuple[int, bool]]:
-    """The steps from which on the run's network was compiled, or was not any more."""
-    record = _record(folder) if (folder / "recipe.json").is_file() else {}
-    return [(int(step), bool(on)) for step, on in record.get("switches", ())]
+def note_resumption(folder: Path, facts: dict[str, Any]) -> None:
+    """Add to ``recipe.json`` what is otherwise since the run was resumed."""
+    before = _record(folder).get("resumed")
+    note(folder, "resumed", [*(before if isinstance(before, list) else ()), facts])
 
 
 def versions() -> dict[str, str]:

@@ -128,9 +128,7 @@ def named(arguments: Sequence[str], what: str | None) -> bool:
     raise UsageError(f"name the recipe first. {text}")
 
 
-def train(
-    recipes: dict[Path, Any], device: str, precision: str, compile: bool | None, resume: bool, timeout: float
-) -> None:
+def train(recipes: dict[Path, Any], *, resume: bool, **settings: Any) -> None:
     """Train and print the results; here and not in ``commands/``, so that four files lead to the line of the loss."""
     import torch
 
@@ -140,9 +138,7 @@ def train(
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # torchrun --max-restarts
     for folder, recipe in recipes.items():
         again = (resume or restarted) and (folder / "recipe.json").is_file()
-        result = loop.train(
-            recipe, folder, device=device, precision=precision, compile=compile, resume=again, timeout=timeout
-        )
+        result = loop.train(recipe, folder, resume=again, **settings)
         if main:
             report = folder / "report.html"
             if "errors" in result:
@@ -155,4 +151,4 @@ def train(
         os.environ["WORLD_SIZE"] = "1"
     if main and len(recipes) > 1:  # what they do together
         folders = list(map(str, recipes))
-        find("eval")([*folders, "--device", device, "--out", str(Path(folders[0]).parent)])
+        find("eval")([*folders, "--device", settings["device"], "--out", str(Path(folders[0]).parent)])

@@ -2,6 +2,8 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import torch
@@ -37,6 +39,20 @@ class Clock:
         self.seconds[self.instead or self.phase] += now - self.since
         before, self.phase, self.since = self.phase, phase, now
         return before
+
+    @contextmanager
+    def counting_as(self, phase: str) -> Iterator[None]:
+        """Count all time in the context for the phase, whatever is entered there; an empty name changes nothing."""
+        if not phase:
+            yield
+            return
+        self.turn(self.phase)
+        self.instead = phase
+        try:
+            yield
+        finally:
+            self.turn(self.phase)
+            self.instead = ""
 
     def spent(self, steps: int) -> dict[str, float]:
         """Seconds of each phase so far, in the order of :data:`PHASES`, of which ``steps`` training steps are part.

@@ -1,6 +1,7 @@
 """What goes wrong in a way that the user can mend."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -10,6 +11,26 @@ class Error(Exception):
 
 class UsageError(Error):
     """A wrong name, flag or combination of flags; the command line leaves with status 2."""
+
+
+class WriteError(Error):
+    """A file that cannot be written: the disk is full, the folder is read-only or was removed.
+
+    Args:
+        path: the file.
+        error: what the operating system said.
+    """
+
+    def __init__(self, path: object, error: OSError) -> None:
+        self.reason = f"{path} cannot be written ({error.strerror or error})"
+        hint = {
+            errno.ENOSPC: "make room on the disk",
+            errno.EDQUOT: "make room on the disk",
+            errno.ENOENT: "its folder was removed or moved: put it back, or begin a new run",
+            errno.EROFS: "make the folder writable, or give another",
+            errno.EACCES: "make the folder writable, or give another",
+        }.get(error.errno or 0, "fix the disk or the folder")
+        super().__init__(f"{self.reason}; {hint}. A training goes on from its last checkpoint with --resume")
 
 
 def unknown(kind: str, given: str, valid: Iterable[str]) -> UsageError:

@@ -35,15 +35,15 @@ def export(run: str | Path, to: str, out: Path, calibration: str | None = None) 
     task = checkpoint.load(run, device="cpu", precision="float32")
     before = task.modules()
     modules = before if to in PRECISIONS else precision.convert(task, to, recipe, calibration)
-    checkpoint.claim(out, recipe, resume=False)
-    if to in precision.BY_ONNX:
-        files = [out / f"{name}.onnx" for name in modules]
-        for file, module in zip(files, modules.values(), strict=True):
-            checkpoint.write(file, module.content)  # type: ignore[arg-type]  # of an OnnxNetwork
-    else:
-        files = [out / "weights.safetensors"]
-        checkpoint.write_weights(out, checkpoint.weights(modules), PRECISIONS.get(to))
-    checkpoint.write_run(out, recipe, labels, {"exported": {"to": to, "from": str(run)}})
+    with checkpoint.claim(out, recipe, resume=False):
+        if to in precision.BY_ONNX:
+            files = [out / f"{name}.onnx" for name in modules]
+            for file, module in zip(files, modules.values(), strict=True):
+                checkpoint.write(file, module.content)  # type: ignore[arg-type]  # of an OnnxNetwork
+        else:
+            files = [out / "weights.safetensors"]
+            checkpoint.write_weights(out, checkpoint.weights(modules), PRECISIONS.get(to))
+        checkpoint.write_run(out, recipe, labels, {"exported": {"to": to, "from": str(run)}})
     size = sum(file.stat().st_size for file in files)
     facts = {"run": str(out), "from": str(run), "to": to, "file": str(files[0]), "bytes": size}
     return facts | {"smaller": round(sum(map(_bytes, before.values())) / size, 2)}

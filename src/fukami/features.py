@@ -29,6 +29,7 @@ class Kept:
     """
 
     def __init__(self, network: nn.Module, settings: str, limit: float) -> None:
+        settings += f" {torch.__version__} {torch.get_num_threads()}"  # which decide how sums are rounded
         digest = hashlib.blake2b(settings.encode(), digest_size=16)
         for name, value in network.state_dict().items():
             digest.update(f"{name} {value.dtype} {tuple(value.shape)} {value.device.type}".encode())

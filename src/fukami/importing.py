@@ -60,9 +60,9 @@ def deep_convnet(file: Path, out: Path) -> None:
             given = f"W{number} {tuple(weight.shape)} and b{number} {tuple(bias.shape)}"
             raise Error(f"{file}: {given} do not fit a DeepConvNet for 28×28 pictures, {tuple(layer.weight.shape)}")
         layer.load_state_dict({"weight": weight, "bias": bias})
-    checkpoint.claim(out, recipe, resume=False)
-    checkpoint.write_weights(out, checkpoint.weights(task.modules()))
-    checkpoint.write_run(out, recipe, labels, {"imported": str(file)})
+    with checkpoint.claim(out, recipe, resume=False):
+        checkpoint.write_weights(out, checkpoint.weights(task.modules()))
+        checkpoint.write_run(out, recipe, labels, {"imported": str(file)})
 
 
 def is_torchvision(source: str) -> bool:
@@ -110,9 +110,9 @@ def segmenter(source: str, tensors: dict[str, torch.Tensor], out: Path) -> None:
     if wrong:
         raise Error(f"{source} does not fit {kind.__name__}: {'; '.join(wrong)}")
     task.model.load_state_dict(tensors)
-    checkpoint.claim(out, recipe, resume=False)
-    checkpoint.write_weights(out, checkpoint.weights(task.modules()))
-    checkpoint.write_run(out, recipe, labels, {"imported": source})
+    with checkpoint.claim(out, recipe, resume=False):
+        checkpoint.write_weights(out, checkpoint.weights(task.modules()))
+        checkpoint.write_run(out, recipe, labels, {"imported": source})
 
 
 def detector(source: str, out: Path) -> None:
@@ -136,6 +136,6 @@ def detector(source: str, out: Path) -> None:
     recipe = FasterRCNNResNet50FPN(dataset="coco", init=source)
     task = recipe.task(labels)
     transfer.initialise_detector(task.model, recipe.prefix, recipe.backbone, source, labels)
-    checkpoint.claim(out, recipe, resume=False)
-    checkpoint.write_weights(out, checkpoint.weights(task.modules()))
-    checkpoint.write_run(out, recipe, labels, {"imported": source})
+    with checkpoint.claim(out, recipe, resume=False):
+        checkpoint.write_weights(out, checkpoint.weights(task.modules()))
+        checkpoint.write_run(out, recipe, labels, {"imported": source})

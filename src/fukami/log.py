@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fukami import checkpoint
 from fukami.ceiling import ceiling
 from fukami.clock import TRAINING
+from fukami.errors import WriteError
 from fukami.recipe import Recipe, command
 from fukami.runtime import Runtime
 
@@ -65,22 +66,13 @@ class Log:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.progress.stop()
 
-    def begin(self, labels: tuple[str, ...], compile: bool | None) -> None:
+    def begin(self, labels: tuple[str, ...], compile: bool) -> None:
         """A run's first step: write down what it is."""
         self.effort = ceiling(self.runtime)
         if self.runtime.main:
-            device, precision = self.runtime.device.type, self.runtime.precision
-            note = {
-                "device": device,
-                "precision": precision,
-                "processes": self.runtime.world,
-                "threads": torch.get_num_threads(),
-                "compile": compile,
-                "command": f"{command(self.recipe)} --device {device} --precision {precision}"
-                + {None: "", True: " --compile", False: " --no-compile"}[compile],
-            }
-            checkpoint.write_run(self.folder, self.recipe, labels, note)
-            self.path.write_bytes(b"")
+            checkpoint.write_run(self.folder, self.recipe, labels, conditions(self.recipe, self.runtime, compile))
+            with self._writing():
+                self.path.write_bytes(b"")
 
     @contextmanager
     def counting(self, step: int) -> Iterator[None]:
@@ -159,7 +151,9 @@ class Log:
     def state_dict(self) -> dict[str, Any]:
         """How far the log had come, for a resumed run."""
         clock = self.runtime.clock.spent(self.step)
-        found = {"step": self.step, "bytes": self.path.stat().st_size, "seconds": self.seconds(), "last": self.last}
+        with self._writing():
+            size = self.path.stat().st_size
+        found = {"step": self.step, "bytes": size, "seconds": self.seconds(), "last": self.last}
         return found | {"clock": clock, "effort": self.effort}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -169,18 +163,39 @@ class Log:
         self.effort = state.get("effort", {})
         self.runtime.clock.add(state.get("clock", {}))
         if self.runtime.main:
-            with self.path.open("ab") as file:
-                file.truncate(state["bytes"])
+            with self._writing(), self.path.open("ab") as file:
+                file.truncate(min(file.tell(), state["bytes"]))  # not longer, if the file was cut meanwhile
 
     def _write(self, line: dict[str, Any]) -> None:
         if self.runtime.main:
-            with self.path.open("a", encoding="utf-8") as file:
+            with self._writing(), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say what to do if the log cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            raise WriteError(self.path, error) from error
 
     def _place(self, step: int) -> str:
         """How far the training is: passes over the data, where one has several steps, and steps."""
         passes = f"epoch {-(-step // self.epoch)}/{-(-self.steps // self.epoch)}  " if self.epoch > 1 else ""
         return f"{passes}step {step}/{self.steps}"
+
+
+def conditions(recipe: Recipe, runtime: Runtime, compile: bool) -> dict[str, Any]:
+    """What a run is computed with, and the command that repeats it, for ``recipe.json``."""
+    device, precision = runtime.device.type, runtime.precision
+    return {
+        "device": device,
+        "precision": precision,
+        "processes": runtime.world,
+        "threads": torch.get_num_threads(),
+        "compile": compile,
+        "command": f"{command(recipe)} --device {device} --precision {precision}" + " --compile" * compile,
+    }
 
 
 def _number(value: float) -> str:

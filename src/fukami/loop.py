@@ -3,6 +3,7 @@
 import math
 import operator
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,19 @@ import torch
 from torch import Tensor
 
 from fukami import checkpoint
-from fukami.compilation import Compilation
+from fukami.data.manifest import Manifest
 from fukami.errors import Error
-from fukami.log import Log
-from fukami.recipe import Recipe
-from fukami.resuming import Replayed, Stop, random_states, seed, set_random_states
+from fukami.log import Log, conditions
+from fukami.recipe import Data, Recipe
+from fukami.resuming import (
+    Replayed,
+    Stop,
+    check_conditions,
+    describe_conditions,
+    random_states,
+    seed,
+    set_random_states,
+)
 from fukami.runtime import TIMEOUT, Runtime
 from fukami.saving import Saver
 from fukami.task import Task
@@ -23,90 +32,119 @@ from fukami.watch import Watch
 LOOK = 100  # the loop waits for the device, to log and to check the losses, after at most so many steps
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What a training was asked for; see :func:`train`."""
+
+    device: str
+    precision: str
+    compile: bool
+    resume: bool
+    allow_changed_data: bool
+    timeout: float
+
+
 def train(
     recipe: Recipe,
     out: str | os.PathLike[str],
     *,
     device: str = "auto",
     precision: str = "auto",
-    compile: bool | None = None,
+    compile: bool = False,
     resume: bool = False,
+    allow_changed_data: bool = False,
     timeout: float = TIMEOUT,
 ) -> dict[str, float]:
     """Train the recipe and leave a run in the folder ``out``; returns the last evaluation.
 
     Args:
         recipe: the experiment, for example ``DeepConvNet(dataset="mnist")``.
-        out: a new or empty folder; with ``resume`` the folder of a run that was cut off (or never begun).
+        out: a new or empty folder; with ``resume`` the folder of a run that was cut off.
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``mps``.
         precision: ``auto`` (bfloat16 where it is faster), ``float32``, ``tf32``, ``bfloat16``, ``float16``.
-        compile: compile the network (``torch.compile``), which takes a minute or two, for faster steps; None: where a
-            long training tried it and found that it pays.
+        compile: compile the network (``torch.compile``) from the second step on, which takes a minute or two, for
+            faster steps; a resumed run is compiled if it was begun so.
         resume: go on from the last checkpoint; the result is that of a run never cut off, bit for bit.
+        allow_changed_data: resume although the data have changed since the checkpoint; the run records it.
         timeout: seconds that one process may keep others waiting before the run is cut off.
 
     Raises:
-        UsageError: ``out`` is in use, or ``resume`` was asked with another recipe, precision or device than the run's.
-        Error: the loss or the weights are no longer finite; the last good checkpoint stays.
+        UsageError: ``out`` is in use, also by another training at this moment; or ``resume`` was asked where there is
+            no run, or with another recipe, precision, device or data than the run's.
+        Error: the loss or the weights are no longer finite, or something cannot be written; the last good checkpoint
+            stays.
         KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
-    folder = Path(out)
-    checkpoint.claim(folder, recipe, resume)
-    device, precision, compile = checkpoint.conditions(folder, device, precision, compile)
-    runtime = Runtime.start(device, precision, timeout=timeout)
-    before = earlier(recipe, folder, runtime, compile, timeout)
+    return _claim_and_train(
+        recipe, Path(out), Settings(device, precision, compile, resume, allow_changed_data, timeout)
+    )
+
+
+def _claim_and_train(recipe: Recipe, folder: Path, settings: Settings) -> dict[str, float]:
+    with checkpoint.claim(folder, recipe, settings.resume):
+        device, precision, compile, threads = checkpoint.conditions(
+            folder, settings.device, settings.precision, settings.compile
+        )
+        runtime = Runtime.start(device, precision, timeout=settings.timeout, threads=threads)
+        settings = replace(settings, device=str(runtime.device), precision=runtime.precision, compile=compile)
+        if compile:
+            runtime.check_compiler()
+        before = train_stages(recipe, folder, runtime, settings)
+        return _train(recipe, folder, runtime, settings, before)
+
+
+def _train(recipe: Recipe, folder: Path, runtime: Runtime, settings: Settings, before: Path | None) -> dict[str, float]:
     clock = runtime.clock
-    with Stop() as stop, Watch(runtime, timeout), Saver(folder, runtime.main) as saver:
+    with Stop() as stop, Watch(runtime, settings.timeout), Saver(folder, runtime.main) as saver:
         seed(recipe.seed)
-        with clock("data"):
-            data = recipe.data()
-            loader = data.train if hasattr(data.train, "state_dict") else Replayed(data.train)
-            if hasattr(loader, "keep"):  # what is too much for a checkpoint
-                loader.keep(folder)
-            for part in (loader, data.val):
-                if hasattr(part, "place"):
-                    part.place(runtime)
+        data, loader = prepare_data(recipe, folder, runtime)
+        manifest = Manifest(data.train, data.val, data.labels)
         seed(recipe.seed)
         task = recipe.task(data.labels)
         task.setup(runtime)
-        compilation = Compilation(folder, runtime, task.compile, compile)
         steps, interval = task.duration(loader)
         with Log(folder, recipe, runtime, steps, operator.length_hint(loader, interval), task.work) as log:
-            step = restore(folder, task, loader, log)
+            history = History(runtime)
+            run = Progress(task, loader, log, history)
+            step = run.restore(folder, manifest, settings.allow_changed_data)
             together(step, runtime)
             if step == 0:
                 recipe.begin(task) if before is None else recipe.follow(task, before)
-                log.begin(data.labels, compile)
+                log.begin(data.labels, settings.compile)
+                run.begin(folder, manifest)
             batches = iter(task.batches(loader))
             update = runtime.fast(task.step, task.static)
-            history = History(runtime)
             look = max(1, min(interval // 10, LOOK))
+            compiled = not settings.compile
             while step < steps:
                 clock.step = step
                 rate = task.schedule(step / steps)
                 with clock("data"):
                     batch = next(batches)
-                if compilation.switched(step):
-                    update = runtime.fast(task.step, task.static)
-                with log.counting(step):
+                first = not compiled and step > 0  # the first step of a run, whose multiply-adds are counted, never is
+                if first:
+                    task.compile()
+                    update, compiled = runtime.fast(task.step, task.static), True
+                with log.counting(step), clock.counting_as("compilation" if first else ""):
                     history.add(update(batch))
                 step += 1
                 ended = step % interval == 0 or step == steps
-                if not (ended or step % look == 0 or (stop.asked and runtime.world == 1)):
+                looks = ended or step % look == 0
+                pressing = getattr(loader, "pressing", False)
+                if not (looks or pressing or (stop.asked and runtime.world == 1)):
                     continue
-                metrics = history.read(step, loader)
-                if hasattr(loader, "waiting"):
-                    metrics["waiting"] = loader.waiting()
-                log.trained(step, metrics, rate, *getattr(loader, "pace", (runtime.count(batch), "pictures")))
-                compilation.look(step, steps)
+                if looks:
+                    metrics = history.read(step, loader)
+                    if hasattr(loader, "waiting"):
+                        metrics["waiting"] = loader.waiting()
+                    log.trained(step, metrics, rate, *getattr(loader, "pace", (runtime.count(batch), "pictures")))
                 if ended and data.val:
                     with clock("evaluation"):
                         found = task.evaluate(data.val)
                     task.judged(found)
                     log.evaluated(step, found, task.preview())
-                due = saver.due or getattr(loader, "pressing", False)
-                if runtime.any(stop.asked > 0 or due) or step == steps:
-                    save(saver, step, task, loader, log)
+                if runtime.any(stop.asked > 0 or saver.due or pressing) or step == steps:
+                    run.save(saver, step)
                 if runtime.any(stop.asked > 0):
                     saver.wait()
                     log.stopped(step)
@@ -120,26 +158,30 @@ def train(
             return log.finish(figures)
 
 
-def earlier(recipe: Recipe, folder: Path, runtime: Runtime, compile: bool | None, timeout: float) -> Path | None:
+def prepare_data(recipe: Recipe, folder: Path, runtime: Runtime) -> tuple[Data, Any]:
+    """The data of the recipe on their device, and what gives the batches to train on, which can be resumed."""
+    with runtime.clock("data"):
+        data = recipe.data()
+        loader = data.train if hasattr(data.train, "state_dict") else Replayed(data.train)
+        if hasattr(loader, "keep"):  # what is too much for a checkpoint
+            loader.keep(folder)
+        for part in (loader, data.val):
+            if hasattr(part, "place"):
+                part.place(runtime)
+    return data, loader
+
+
+def train_stages(recipe: Recipe, folder: Path, runtime: Runtime, settings: Settings) -> Path | None:
     """Train the stages that come before the recipe, where they are not trained yet; returns the last one's folder."""
     stages = recipe.stages(folder)
     if stages and runtime.main and not (folder / "recipe.json").is_file():  # so that the whole can be resumed
-        note = {"device": runtime.device.type, "precision": runtime.precision, "compile": compile}
-        checkpoint.write_run(folder, recipe, (), note)
+        checkpoint.write_run(folder, recipe, (), conditions(recipe, runtime, settings.compile))
     for name, stage in stages.items():
-        begun = (folder / name / "recipe.json").is_file()
         if checkpoint.finished(folder / name):
-            checkpoint.claim(folder / name, stage, resume=True)
+            checkpoint.check_recipe(folder / name, stage)
             continue
-        train(
-            stage,
-            folder / name,
-            device=str(runtime.device),
-            precision=runtime.precision,
-            compile=compile,
-            resume=begun,
-            timeout=timeout,
-        )
+        begun = (folder / name / "recipe.json").is_file()
+        _claim_and_train(stage, folder / name, replace(settings, resume=begun))
     return folder / list(stages)[-1] if stages else None
 
 
@@ -155,6 +197,14 @@ class History:
         """Remember the scalars of a step."""
         self.names = list(metrics)
         self.rows.append(torch.stack([value.float() for value in metrics.values()]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was not looked at yet."""
+        return {"names": self.names, "rows": list(self.rows)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with it."""
+        self.names, self.rows = list(state["names"]), [row.to(self.runtime.device) for row in state["rows"]]
 
     def read(self, step: int, loader: Any) -> dict[str, float]:
         """The mean of each scalar over the steps up to ``step`` since the last call.
@@ -178,32 +228,64 @@ class History:
         return dict(zip(self.names, rows.mean(0).tolist(), strict=True))
 
 
-def save(saver: Saver, step: int, task: Task, loader: Any, log: Log) -> None:
-    """Let the checkpoint and the weights be written, of what they are now."""
-    if saver.writes:
-        with log.runtime.clock("checkpoint"):
+class Progress:
+    """How far a training is: all that goes into a checkpoint, and comes from it."""
+
+    def __init__(self, task: Task, loader: Any, log: Log, history: History) -> None:
+        self.task, self.loader, self.log, self.history = task, loader, log, history
+        self.conditions: dict[str, Any] = {}
+
+    def begin(self, folder: Path, manifest: Manifest) -> None:
+        """Note what a new run is computed on and with."""
+        if self.log.runtime.main:
+            self.conditions = describe_conditions(manifest.write(folder))
+
+    def save(self, saver: Saver, step: int) -> None:
+        """Let the checkpoint and the weights be written, of what they are now."""
+        if not saver.writes:
+            return
+        with self.log.runtime.clock("checkpoint"):
             state = {
+                **self.conditions,
                 "step": step,
-                "task": {name: part.state_dict() for name, part in task.state().items()},
-                "loader": loader.state_dict(),
-                "log": log.state_dict(),
+                "task": {name: part.state_dict() for name, part in self.task.state().items()},
+                "loader": self.loader.state_dict(),
+                "log": self.log.state_dict(),
+                "history": self.history.state_dict(),
                 "random": random_states(),
             }
-            saver.save(state, checkpoint.named(task.modules()))
+            files = [self.log.path, *getattr(self.loader, "files", ())]
+            saver.save(state, checkpoint.named(self.task.modules()), files)
 
+    def restore(self, folder: Path, manifest: Manifest, allow_changed_data: bool) -> int:
+        """Put everything back as :meth:`save` found it; returns the step, 0 where nothing was saved yet.
 
-def restore(folder: Path, task: Task, loader: Any, log: Log) -> int:
-    """Put everything back as :func:`save` found it; returns the step, 0 where nothing was saved yet."""
-    state = checkpoint.read_state(folder, log.runtime.device)
-    if state is None:
-        return 0
-    parts = task.state()
-    for name, part in parts.items():
-        part.load_state_dict(state["task"][name])
-    loader.load_state_dict(state["loader"])
-    log.load_state_dict(state["log"])
-    set_random_states(state["random"])
-    return int(state["step"])
+        Raises:
+            UsageError: the data have changed.
+            Error: the checkpoint is damaged, of an unknown format, or of another network.
+        """
+        runtime = self.log.runtime
+        state = checkpoint.read_state(folder, runtime.device)
+        if state is None:
+            return 0
+        if runtime.main:
+            self.conditions = check_conditions(folder, state, manifest, allow_changed_data)
+        try:
+            for name, part in self.task.state().items():
+                part.load_state_dict(state["task"][name])
+            self.loader.load_state_dict(state["loader"])
+            self.log.load_state_dict(state["log"])
+            self.history.load_state_dict(state["history"])
+            set_random_states(state["random"])
+            return int(state["step"])
+        except Error:
+            raise
+        except Exception as error:  # whatever a part says to values that are not its own
+            first, _, _ = str(error).partition("\n")
+            raise Error(
+                f"{folder / 'last.ckpt'} does not fit the run ({type(error).__name__}: {first}); remove it to start "
+                "the run again from its first step"
+            ) from error
 
 
 def together(step: int, runtime: Runtime) -> None:

@@ -1,13 +1,22 @@
 """What a training needs to be stopped anywhere and go on as if it had not been."""
 
+import logging
 import random
 import signal
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 import numpy as np
 import torch
+
+from fukami import checkpoint
+from fukami.data.manifest import Manifest
+from fukami.errors import Error, UsageError
+
+logger = logging.getLogger(__name__)
+FORMAT = 1  # of what last.ckpt holds
 
 
 def seed(number: int) -> None:
@@ -37,6 +46,73 @@ def set_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"].cpu())
 
 
+def describe_conditions(manifest: str | None) -> dict[str, Any]:
+    """What a checkpoint holds of the conditions that it was written under.
+
+    Args:
+        manifest: the digest of the data.
+    """
+    versions, threads = checkpoint.versions(), torch.get_num_threads()
+    return {"format": FORMAT, "versions": versions, "threads": threads, "manifest": manifest}
+
+
+def check_conditions(
+    folder: Path, state: dict[str, Any], manifest: Manifest, allow_changed_data: bool
+) -> dict[str, Any]:
+    """Refuse a checkpoint of an unknown format or of other data; say and record what else is otherwise than it was.
+
+    Returns the conditions under which the run goes on.
+
+    Args:
+        folder: of the run.
+        state: what the checkpoint holds.
+        manifest: what the run would go on with.
+        allow_changed_data: say and record it if the data are others, too.
+
+    Raises:
+        UsageError: the data are others.
+        Error: the format is unknown.
+    """
+    now = describe_conditions(manifest.compute_digest())
+    before = {name: state.get(name) for name in now}
+    if before["format"] != FORMAT:
+        raise Error(
+            f"{folder / 'last.ckpt'} has the format {before['format']!r} and was written by "
+            f"{_versions(before['versions'])}; this is {_versions(now['versions'])}, which reads the format {FORMAT}: "
+            "resume the run with the version that it was begun with, or begin it again in another --out"
+        )
+    facts = {name: now[name] for name in ("versions", "threads") if now[name] != before[name]}
+    if now["manifest"] != before["manifest"]:
+        found = manifest.compare(folder, before["manifest"])
+        if not allow_changed_data:
+            raise UsageError(
+                f"the data of {folder} have changed since its checkpoint: {found}; put them back as they were, or go "
+                "on with --allow-changed-data, which the run then records"
+            )
+        logger.warning(f"the data have changed since the checkpoint: {found}; the run goes on with them as they are")
+        facts["data"] = found
+        manifest.write(folder)
+    if "versions" in facts:
+        logger.warning(
+            f"the checkpoint is of {_versions(before['versions'])}, and this is {_versions(now['versions'])}: equal "
+            "numbers are not promised"
+        )
+    if "threads" in facts:
+        logger.warning(
+            f"the checkpoint was computed with {before['threads']} threads, and OMP_NUM_THREADS says {now['threads']}: "
+            "sums may be rounded otherwise"
+        )
+    if facts:
+        checkpoint.note_resumption(folder, {"step": state["step"], **facts})
+    return now
+
+
+def _versions(versions: Any) -> str:
+    """Versions by name in words."""
+    known = versions if isinstance(versions, dict) else {}
+    return ", ".join(f"{name} {version}" for name, version in known.items()) or "an unknown version"
+
+
 class Replayed:
     """Any other iterable of batches, made resumable: a pass cut off is begun again with the random states it had then,
     and the batches already seen are drawn and dropped.
@@ -60,7 +136,7 @@ class Replayed:
         self.begun = random_states()
         batches = iter(self.batches)
         for _ in range(skip):
-            next(batches)
+            next(batches, None)  # there may be fewer than there were
         if skip:
             set_random_states(now)
         self.position = skip

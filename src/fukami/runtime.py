@@ -10,6 +10,7 @@ import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -31,7 +32,9 @@ TRAINED = (
 )  # tf32: numbers of float32, multiplied with 10 bits behind the point
 TIMEOUT = 600.0  # seconds
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # numbers of glibc's malloc.h
+MANY_SHAPES = 2**30  # more than any training sees; torch would stop compiling after 8
 Value = TypeVar("Value")
+Module = TypeVar("Module", bound=Callable[..., Any])
 Function = TypeVar("Function", bound=Callable[[Any], Any])
 
 
@@ -46,8 +49,13 @@ class Runtime:
     clock: Clock = field(default_factory=lambda: Clock(torch.device("cpu")))
 
     @classmethod
-    def start(cls, device: str = "auto", precision: str = "auto", *, timeout: float = TIMEOUT) -> "Runtime":
+    def start(
+        cls, device: str = "auto", precision: str = "auto", *, timeout: float = TIMEOUT, threads: int | None = None
+    ) -> "Runtime":
         """Resolve ``auto``, join the other processes where ``torchrun`` started several, make kernels repeatable.
+
+        A CPU computes with ``threads``, or with one for each processor, unless OMP_NUM_THREADS says otherwise: how work
+        is divided among threads decides how sums are rounded.
 
         Raises:
             UsageError: the device is not there, or does not have the precision, or that has another name.
@@ -69,9 +77,10 @@ class Runtime:
         if where.type == "cpu":
             # gradients of what is learned by heart are that small, and ten times as slow
             torch.set_flush_denormal(True)
+            _end_threads()
             _keep_freed()
             if "OMP_NUM_THREADS" not in os.environ:
-                torch.set_num_threads(max(1, min(torch.get_num_threads(), quota())))
+                torch.set_num_threads(threads or max(1, min(torch.get_num_threads(), quota())))
         if world > 1 and not torch.distributed.is_initialized():
             _join("nccl" if where.type == "cuda" else "gloo", timeout)
         return cls(where, precision, rank, world, Clock(where))
@@ -102,11 +111,32 @@ class Runtime:
         ddp = isinstance(replica, nn.parallel.DistributedDataParallel)
         return cast(Any, replica).no_sync() if alone and ddp else contextlib.nullcontext()
 
-    def can_compile(self) -> bool:
-        """Whether there is what ``torch.compile`` needs."""
+    def check_compiler(self) -> None:
+        """Refuse to compile where there is nothing that ``torch.compile`` needs.
+
+        Raises:
+            UsageError: there is neither Triton (on a GPU) nor a C++ compiler (on a CPU).
+        """
         if self.device.type == "cuda":
-            return importlib.util.find_spec("triton") is not None
-        return any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++")))
+            found = importlib.util.find_spec("triton") is not None
+        else:
+            found = any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++")))
+        if not found:
+            what = "Triton" if self.device.type == "cuda" else "a C++ compiler such as g++"
+            raise UsageError(f"--compile needs {what}, and there is none here; install it, or leave --compile out")
+
+    def compile(self, module: Module) -> Module:
+        """The module compiled (``torch.compile``), with kernels that depend on the shape of its input alone.
+
+        Nothing is timed, no kernel is made for several shapes, and however many shapes there are, each is compiled: a
+        run that was resumed, which sees them in another order, computes with the same kernels.
+        """
+        import torch._dynamo.config
+        import torch._inductor.config
+
+        torch._inductor.config.deterministic = True
+        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = MANY_SHAPES
+        return cast(Module, torch.compile(module, dynamic=False))
 
     def steer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The optimizer with its learning rate in a tensor, which a captured step reads anew at each replay."""
@@ -163,6 +193,12 @@ def _keep_freed() -> None:
         glibc = ctypes.CDLL(None)
         glibc.mallopt(MMAP_MAX, 0)
         glibc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _end_threads() -> None:
+    """Let the threads that have computed so far end: each keeps how denormal numbers were treated when it began."""
+    for path in Path(torch.__file__).parent.glob("lib/libgomp*"):
+        ctypes.CDLL(str(path)).omp_pause_resource_all(1)
 
 
 def _join(backend: str, timeout: float) -> None:

@@ -92,9 +92,9 @@ class Task:
         self.optimizer = runtime.steer(self.make_optimizer(self.model.parameters()))
         self.scaler = runtime.scaler()
 
-    def compile(self, on: bool) -> None:
-        """From now on train a compiled network, or the network as it is."""
-        self.replica = torch.compile(self.parallel) if on else self.parallel
+    def compile(self) -> None:
+        """From now on train a compiled network."""
+        self.replica = self.runtime.compile(self.parallel)
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs: objects with ``state_dict`` and ``load_state_dict``, by name."""

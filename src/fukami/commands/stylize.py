@@ -61,10 +61,13 @@ def command(arguments: list[str]) -> None:
             )
         plain = NeuralStyle(**{field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)})
         try:
-            found = loop.train(plain, folder, device=device, precision=precision, resume=folder.exists())
+            begun = (folder / "recipe.json").is_file()
+            found = loop.train(plain, folder, device=device, precision=precision, resume=begun)
         except (KeyboardInterrupt, SystemExit):
             if _keep(folder, out):
                 print(f"the picture so far is in {out}; --resume goes on with it", file=sys.stderr)
+            raise
+        except UsageError:  # another process paints there, perhaps
             raise
         except Error:
             if not (folder / "last.ckpt").exists():

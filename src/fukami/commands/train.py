@@ -28,6 +28,7 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
         precision: Precision = "auto",
         compile: bool = False,
         resume: bool = False,
+        allow_changed_data: bool = False,
         seeds: int = 1,
         processes: int = 1,
         timeout: float = 600,
@@ -39,9 +40,10 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
             out: Folder of the run: new or empty. Default: runs/RECIPE, or runs/RECIPE-2 ... if that is taken.
             device: auto, cpu, cuda, cuda:1 or mps.
             precision: auto takes bfloat16 where it is faster.
-            compile: Compile the network, which takes a minute or two, for faster steps; or never. If neither is said, a
-                long training tries it, and keeps what is faster.
+            compile: Compile the network (torch.compile), which takes a minute or two, for faster steps. A resumed run
+                is compiled if it was begun so.
             resume: Go on with the run in --out (by default the last one of this recipe) from its last checkpoint.
+            allow_changed_data: Resume although the data have changed since the checkpoint; the run records it.
             seeds: So many runs, with --seed and the numbers after it, in folders seed-0, seed-1 ... of --out, and a
                 page of what they do together.
             processes: So many processes of this machine share each batch, on a GPU each where there are GPUs.
@@ -55,14 +57,18 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
             raise UsageError(f"timeout should be some seconds, not {timeout:g}")
         if processes > 1 and "RANK" in os.environ:
             raise UsageError("torchrun has started the processes already; leave out --processes")
-        if processes > 1:
-            words = ["train", name, *_without("--processes", rest), *(["--out", str(folder)] if out is None else [])]
-            return functools.partial(_launch, words, processes, device)
         numbers = range(recipe.seed, recipe.seed + seeds)
         each = {folder / f"seed-{number}": dataclasses.replace(recipe, seed=number) for number in numbers}
-        said = compile if {"--compile", "--no-compile"} & set(rest) else None
-        asked = (device, precision, said, resume, timeout)
-        return functools.partial(train, each if seeds > 1 else {folder: recipe}, *asked)
+        recipes = each if seeds > 1 else {folder: recipe}
+        if resume and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun gives a command again as it is
+            _check_begun(list(recipes), folder)
+        if processes > 1:
+            words = ["train", name, *_without("--processes", rest), *(["--out", str(folder)] if out is None else [])]
+            return functools.partial(_launch, words, processes, device, list(recipes))
+        return functools.partial(
+            train, recipes, device=device, precision=precision, compile=compile, resume=resume,
+            allow_changed_data=allow_changed_data, timeout=timeout,
+        )  # fmt: skip
 
     run.__annotations__ |= {"recipe": recipe_class}
     run.__doc__ = (run.__doc__ or "").replace(
@@ -73,10 +79,18 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
     return cast(Callable[[], None], parse(run, rest, f"fukami train {name}"))
 
 
-def _launch(words: list[str], processes: int, device: str) -> None:
+def _check_begun(runs: list[Path], folder: Path) -> None:
+    """Refuse to resume where none of the runs was begun."""
+    from fukami import checkpoint
+
+    if not any((run / "recipe.json").is_file() for run in runs):
+        checkpoint.check_begun(folder)
+
+
+def _launch(words: list[str], processes: int, device: str, runs: list[Path]) -> None:
     from fukami.launching import launch
 
-    launch(words, processes, device)
+    launch(words, processes, device, runs)
 
 
 def _without(flag: str, words: list[str]) -> list[str]:

@@ -24,6 +24,9 @@ class Mask(Protocol):
             fukami.Error: there is none, or it has what is of no class.
         """
 
+    def identity(self) -> bytes:
+        """What changes when the mask does, found without decoding a file."""
+
 
 @dataclass(frozen=True, eq=False)
 class Annotated:

@@ -1,6 +1,7 @@
 """Batches of pictures and the words of a sentence that was said of each; and pictures to say something of."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -158,6 +159,10 @@ class References(Seen, Resident):
     ) -> None:
         super().__init__(pictures.pictures, pictures.targets, (), batch=batch, names=pictures.names)
         self.said, self.learned, self.of = said, learned, pictures.targets
+
+    def annotations(self) -> Iterable[bytes]:
+        """The sentences of each picture."""
+        return (json.dumps(own, ensure_ascii=False).encode() for own in self.said)
 
     def once(self) -> Iterator[Tensor]:
         """The pictures."""

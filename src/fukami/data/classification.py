@@ -66,12 +66,15 @@ class Source:
         if isinstance(self.items, np.ndarray):
             return Pictures(_sized(self.items, prepare), torch.from_numpy(self.targets))
         if isinstance(self.items, shards.Samples):
-            results, names = sharded.decode(self.items, prepare), self.items.names
+            results = sharded.decode(self.items, prepare)
             broken -= len(self.items.problems)  # which are told already
         else:
-            results, names = stream.decode(self.items, prepare), list(map(str, self.items))
+            results = stream.decode(self.items, prepare)
         good, pictures = folder.decode(results, len(self.items), prepare, broken)
-        names = [names[i] for i in good]
+        which = np.zeros(len(self.items), bool)
+        which[good] = True
+        kept = self.only(which).items
+        names = kept.names if isinstance(kept, shards.Samples) else list(map(str, kept))
         return Pictures(torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.from_numpy(self.targets[good]), names)
 
 

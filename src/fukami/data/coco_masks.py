@@ -1,5 +1,6 @@
 """Masks painted from the polygons and the run lengths in COCO's JSON (Lin et al. 2014)."""
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,16 @@ class Painted:
             except Exception as error:  # whatever the library says to numbers that are no outline
                 raise Error(f"{self.file}: {shape.note} has no outline that can be painted ({error})") from error
         return pixels
+
+    def identity(self) -> bytes:
+        """The outlines."""
+        found = hashlib.blake2b(repr(self.size).encode(), digest_size=16)
+        for shape in self.shapes:
+            found.update(f"{shape.number} {shape.area} ".encode())
+            polygons = shape.outline if isinstance(shape.outline, list) else [shape.outline]
+            for each in polygons:
+                found.update(each.tobytes() if isinstance(each, np.ndarray) else repr(each).encode())
+        return found.digest()
 
 
 def labels(sheets: Sheets) -> Legend:

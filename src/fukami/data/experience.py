@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fukami.runtime import Runtime
 
 SLACK = 0.05  # share of the memory beyond what is remembered, which a resumed run finds as it was
-LEAST = 256  # steps of it at least
+LEAST = 1024  # steps of it at least
 ROOM = 0.8  # share of what is free on a GPU that it may take
 RECENT = 100  # episodes whose return is averaged
 
@@ -75,6 +75,7 @@ class Memory:
         self.files: dict[str, Tensor] = {}
         self.parts: dict[str, Tensor] = {}
         self.now = -1  # the step whose frames are the last ones
+        self.is_new = False  # whether the files were not there before
 
     @property
     def bytes(self) -> int:
@@ -87,26 +88,36 @@ class Memory:
         Raises:
             Error: there is no room for them.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
+        self.folder, new = folder, []
         for name, (shape, kind) in self.forms.items():
             path = folder / f"{name}.bin"
             size = torch.Size(shape).numel()
             try:
+                folder.mkdir(parents=True, exist_ok=True)
+                if not path.exists() or path.stat().st_size != size * kind.itemsize:
+                    new.append(path)
                 with path.open("ab") as file:
                     if hasattr(os, "posix_fallocate"):  # else there is none until it is written, if then
                         os.posix_fallocate(file.fileno(), 0, size * kind.itemsize)
                     file.truncate(size * kind.itemsize)
             except OSError as error:
+                for made in new:
+                    made.unlink(missing_ok=True)
                 raise Error(
                     f"{path} cannot be made ({error.strerror}); the memory needs {self.bytes / 1e9:.1f} GB on the disk"
                 ) from None
             self.files[name] = torch.from_file(str(path), shared=True, size=size, dtype=kind).view(shape)
+        self.is_new = bool(new)
+
+    @property
+    def paths(self) -> list[Path]:
+        """Where the files are."""
+        return [self.folder / f"{name}.bin" for name in self.files]
 
     def forget(self) -> None:
         """Remove the files."""
-        for name in self.files:
-            (self.folder / f"{name}.bin").unlink(missing_ok=True)
+        for path in self.paths:
+            path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.folder.rmdir()
 
@@ -199,6 +210,7 @@ class Experience:
         self.memory = Memory(games.count, games.shape, -(-steps // games.count))
         self.rounds = self.updates = 0
         self.saved = 0  # the step of the last checkpoint
+        self.lost = False  # whether a resumed run did not find its memory
         self.episodes = np.zeros(games.count, np.int64)  # which one each game is in
         self.taken: list[list[int]] = [[] for _ in range(games.count)]  # actions of that episode
         self.gained = np.zeros(games.count)  # rewards of that episode
@@ -244,8 +256,17 @@ class Experience:
 
     @property
     def pressing(self) -> bool:
-        """Whether a checkpoint is due before more is written over what the last one remembers."""
-        return self.memory.now - self.saved > self.memory.slack // 2
+        """Whether a checkpoint is due before more is written over what the last one on the disk remembers.
+
+        That may be the last but one, while the last is written; it is written when the next one begins. So from one
+        that is on the disk to the end of the next there are two thirds of the slack, and some steps.
+        """
+        return self.memory.now - self.saved > self.memory.slack // 3
+
+    @property
+    def files(self) -> list[Path]:
+        """What has to be on the disk before a checkpoint that refers to it."""
+        return self.memory.paths
 
     def name(self, number: int) -> str:
         """Where training step ``number`` is, in words."""
@@ -294,8 +315,16 @@ class Experience:
         return self.memory.stack(torch.full_like(games, self.memory.now), games, self.history)
 
     def lesson(self) -> Lesson:
-        """Moments of the past, drawn evenly."""
+        """Moments of the past, drawn evenly.
+
+        Raises:
+            Error: the files in which they are remembered were not there when the run was resumed.
+        """
         memory = self.memory
+        if self.lost:
+            raise Error(
+                f"{memory.folder} is not what the run left, so it cannot go on; begin it again in another --out"
+            )
         chance = np.random.default_rng([self.seed, 2, self.updates])
         oldest = memory.oldest() + self.history - 1
         drawn = chance.integers(oldest, memory.now, size=self.batch), chance.integers(memory.games, size=self.batch)
@@ -336,6 +365,7 @@ class Experience:
         self.episodes, self.gained = state["episodes"].cpu().numpy(), state["gained"].cpu().numpy()
         self.taken = [each.tolist() for each in state["taken"]]
         self.returns = state["returns"]
+        self.lost = self.memory.is_new
         self.memory.recall()
         if self.rounds:
             longest = max(map(len, self.taken))

@@ -1,6 +1,6 @@
 """Batches of pictures with boxes or masks: each keeps its shape, and pictures of similar shapes share a batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from fukami.data.decoding import Frame, FrameDecoder, decoded
 from fukami.data.folder import BROKEN
 from fukami.data.frequencies import Counts, counted
 from fukami.data.loader import Shuffled
+from fukami.data.manifest import file_size
 from fukami.data.moves import MULTIPLE
 from fukami.data.stream import Streaming
 from fukami.errors import Error
@@ -137,6 +138,18 @@ class Framed(Shuffled):
         """Every picture once, in order and not augmented; the training goes on as if nothing had been."""
         for share in self._every():
             yield self.assemble(self._frames(share), share, still=True)
+
+    def sizes(self) -> Iterable[int]:
+        """Bytes of each picture's file, or of its pixels."""
+        sources = (sample.source for sample in self.samples)
+        return (source.nbytes if isinstance(source, np.ndarray) else file_size(source) for source in sources)
+
+    def annotations(self) -> Iterable[bytes]:
+        """The boxes of each picture, and what tells its mask from another; also its pixels where it has no file."""
+        for sample in self.samples:
+            own = sample.boxes.tobytes() + sample.classes.tobytes() + sample.kinds.tobytes()
+            pixels = sample.source.tobytes() if isinstance(sample.source, np.ndarray) else b""
+            yield own + (sample.mask.identity() if sample.mask else b"") + pixels
 
     def frequencies(self) -> Counts:
         """Pixels of each class, and of the pictures that have any of it, ``(2, classes)``; counted once and kept."""

@@ -1,9 +1,11 @@
 """What the values of a mask mean: legends of well-known data sets, and those that a class table tells."""
 
 import csv
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,11 @@ class Legend:
     labels: tuple[str, ...]
     values: dict[int, int] = field(default_factory=dict)
     colours: dict[Colour, int] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Hash of all of it."""
+        return hashlib.blake2b(repr((self.labels, self.values, self.colours)).encode(), digest_size=16).digest()
 
     def ignoring(self, value: int) -> "Legend":
         """The same in which a value stands for no class, unless it stands for one."""

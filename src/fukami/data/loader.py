@@ -1,6 +1,6 @@
 """Loaders: batches in an order that can be taken up again at any point."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fukami.data.augment import Augmentation
+from fukami.data.manifest import Item, file_size, hash_tensors
 from fukami.errors import Error, UsageError
 
 if TYPE_CHECKING:
@@ -103,7 +104,20 @@ class Shuffled:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
-        self.turn, self.position = state["turn"], state["position"]
+        self.turn, self.position = state["turn"], min(state["position"], len(self))  # of fewer items than there were
+
+    def list_items(self) -> Iterator[Item]:
+        """Everything it gives, in order, for the manifest of a run; made of :meth:`sizes` and :meth:`annotations`."""
+        return map(Item, self.names, self.sizes(), self.annotations())
+
+    def sizes(self) -> Iterable[int]:
+        """Bytes of each item's file, -1 where it has none."""
+        known: Iterable[int] | None = getattr(self.names, "sizes", None)
+        return map(file_size, self.names) if known is None else known
+
+    def annotations(self) -> Iterable[bytes]:
+        """The label of each item."""
+        return (row.tobytes() for row in self.targets.cpu().numpy())
 
     def name(self, number: int) -> str:
         """The batch that training step ``number`` (from 0) saw, in words."""
@@ -169,6 +183,12 @@ class Resident(Shuffled):
         with runtime.clock("host to device"):
             self.pictures, self.targets = self.pictures.to(runtime.device), self.targets.to(runtime.device)
         self.assemble = runtime.fast(self._assemble, static=True)
+
+    def list_items(self) -> Iterator[Item]:
+        """Everything it gives, in order; one item where nothing has a name."""
+        if len(self.names):
+            return super().list_items()
+        return iter([Item("images in memory", *hash_tensors(self.pictures, self.targets))])
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of one pass, ``(pictures (N, C, H, W) in 0..255, targets)``; a pass cut off is finished."""

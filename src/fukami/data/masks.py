@@ -10,6 +10,7 @@ from PIL import Image
 from fukami import image
 from fukami.data.boxes import Bytes
 from fukami.data.legends import Colour, Legend, coded
+from fukami.data.manifest import file_size
 from fukami.errors import Error
 
 MOST = 254  # classes that a map can tell apart
@@ -28,6 +29,10 @@ class Drawn:
     def read(self) -> Bytes:
         """The map."""
         return self.pixels
+
+    def identity(self) -> bytes:
+        """The map itself."""
+        return self.pixels.tobytes()
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,10 @@ class MaskFile:
                 "there, or mend the mask"
             )
         return np.asarray(known[1][place])
+
+    def identity(self) -> bytes:
+        """The size of the file, and the legend."""
+        return f"{self.path.name} {file_size(self.path)} ".encode() + self.legend.digest
 
     def codes(self) -> npt.NDArray[np.int32]:
         """The value of each pixel ``(H, W)``, or its colour as one number."""
@@ -82,6 +91,10 @@ class Missing:
     def read(self) -> Bytes:
         """Never a map."""
         raise Error(self.detail)
+
+    def identity(self) -> bytes:
+        """That there is none."""
+        return b"missing"
 
 
 def codes(path: Path, coloured: bool) -> npt.NDArray[np.int32]:

@@ -96,6 +96,11 @@ class _Names(Sequence[str]):
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each sample and its headers, by the index."""
+        return self.samples.length.tolist()  # type: ignore[no-any-return]
+
     def __getitem__(self, number: Any) -> Any:
         shard, place = self.samples.place(number)
         return f"{shard}, sample {place}"

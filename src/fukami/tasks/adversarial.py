@@ -85,10 +85,10 @@ class Adversarial(Judging):
         self.rival_scaler = runtime.scaler()
         self.tally = Tally().to(runtime.device)
 
-    def compile(self, on: bool) -> None:
-        """From now on train compiled networks, or the networks as they are."""
-        super().compile(on)
-        self.telling = torch.compile(self.rival) if on else self.rival
+    def compile(self) -> None:
+        """From now on train compiled networks."""
+        super().compile()
+        self.telling = self.runtime.compile(self.rival)
 
     def networks(self) -> list[nn.Module]:
         """Those that draw and tell."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fukami.runtime import Runtime
 
 Batch = tuple[Tensor, Tensor]
-VERSION = 1  # of how pictures are looked at: features that were kept with another are not read
+VERSION = 2  # of how pictures are looked at: features that were kept with another are not read
 CHUNK = 32  # pictures that are answered at once
 
 
@@ -154,26 +154,25 @@ class Captioning(Judging):
 
     @torch.inference_mode()
     def seen(self, loader: Any, *, mirrored: bool = False) -> Tensor:
-        """What the encoder sees in each picture of a loader ``(P, F)``, from the disk where that is known."""
+        """What the encoder sees in each picture of a loader ``(P, F)``, from the disk where that is known.
+
+        It is kept for the pictures that are looked at together, as how many these are decides how sums are rounded.
+        """
         settings = f"show and tell {VERSION} {self.prepare} {self.runtime.precision} {mirrored}"
         kept = Kept(self.model.encoder, settings, self.cache) if self.cache else None  # type: ignore[arg-type]
-        nothing = torch.zeros(0)
-        found: list[Tensor | None] = []
+        found: list[Tensor] = []
         for pictures in loader.once():
-            paths = [kept.path(picture, nothing) for picture in pictures] if kept else []
-            rows = [kept.read(path) for path in paths] if kept else [None] * len(pictures)
-            missing = [number for number, row in enumerate(rows) if row is None]
-            for at in range(0, len(missing), CHUNK):
-                numbers = missing[at : at + CHUNK]
-                some = pictures[numbers].to(self.runtime.device)
-                with self.runtime.autocast():
-                    features = self.model.see(self.normalised(some.flip(3) if mirrored else some)).float().cpu()  # type: ignore[operator]
-                for number, row in zip(numbers, features, strict=True):
-                    rows[number] = row
-                    if kept:
-                        kept.write(paths[number], row)
-            found += rows
-        return torch.stack(found).to(self.runtime.device)  # type: ignore[arg-type]
+            for some in pictures.split(CHUNK):
+                path = kept.path(some, torch.zeros(0)) if kept else None
+                features = kept.read(path) if kept and path else None
+                if features is None or len(features) != len(some):
+                    some = some.to(self.runtime.device)
+                    with self.runtime.autocast():
+                        features = self.model.see(self.normalised(some.flip(3) if mirrored else some)).float().cpu()  # type: ignore[operator]
+                    if kept and path:
+                        kept.write(path, features)
+                found.append(features)
+        return torch.cat(found).to(self.runtime.device)
 
     def judge(self, batches: Any) -> Said:
         """The best sentence for each picture of ``batches``, over all processes."""

@@ -68,15 +68,12 @@ class Detection(Framed):
         }
         return Interface("detector", (3, 4 * STEP, 6 * STEP), about)
 
-    def compile(self, on: bool) -> None:
-        """Compile the parts whose shapes are fixed, the backbone and the layers that see a region, or none."""
+    def compile(self) -> None:
+        """Compile the parts whose shapes are fixed, the backbone and the layers that see a region."""
         for network in self.networks():
             for name in ("backbone", "roi_heads.box_head"):
                 part = network.get_submodule(name)
-                if on:
-                    part.compile()
-                else:
-                    part._compiled_call_impl = None
+                part._compiled_call_impl = self.runtime.compile(part._call_impl)
 
     def loss(self, batch: "Batch") -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of both stages: is there an object, which one, and where are its borders (equation 1)."""

@@ -83,9 +83,9 @@ class RegionCNN(Detection):
         """Refuse: no network proposes the regions."""
         raise UsageError("R-CNN cannot be exported to another program: regions are proposed by no network, but by ours")
 
-    def compile(self, on: bool) -> None:
-        """Compile the network, or not."""
-        self.replica = torch.compile(self.parallel) if on else self.parallel
+    def compile(self) -> None:
+        """From now on train a compiled network; its regions all have one shape."""
+        self.replica = self.runtime.compile(self.parallel)
 
     def scored(self, fc7: Tensor) -> Tensor:
         """The score in [0, 1] of each class for features ``(K, hidden)``, ``(K, classes)``."""

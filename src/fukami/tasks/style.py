@@ -132,7 +132,7 @@ class Style(Task):
         self.optimizers = [runtime.steer(self.make_optimizer([picture])) for picture in self.canvas.pictures]
         self.optimizer, self.scaler = self.optimizers[0], runtime.scaler()
 
-    def compile(self, on: bool) -> None:
+    def compile(self) -> None:
         """Stay as it is: each level would be compiled anew, which takes longer than its steps."""
 
     def state(self) -> dict[str, Any]:
