@@ -3,8 +3,10 @@
 ``make(**fields)`` returns a recipe of the family that trains a few steps on embedded data, without dropout.
 """
 
+import contextlib
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -17,8 +19,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils import _pytree as pytree
 
 import fukami
+from fukami import saving
 from fukami.cli import main
 from fukami.recipe import command
 from fukami.runtime import Runtime
@@ -135,18 +139,47 @@ def check_two_processes(make, tmp_path):
 
 
 def check_killed_and_resumed(make, tmp_path, kills=3):
-    """Killed with SIGKILL again and again and resumed, the weights are those of a run never killed, bit for bit."""
+    """Killed with SIGKILL again and again after its first checkpoint, and resumed, a run is as if never killed.
+
+    Bit for bit are the weights, all that the last checkpoint holds, and the log but for times.
+    """
     recipe = make()
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    assert Started(words(recipe, undisturbed)).ended()[0] == 0
+    assert Started(words(recipe, undisturbed), often=True).ended()[0] == 0
     for kill in range(kills):
-        process = Started([*words(recipe, killed), "--resume"])
-        wait_until(lambda p=process, k=kill: len(lines(killed)) > 4 * (k + 1) or not p.is_alive())
+        process = Started([*words(recipe, killed), *["--resume"] * (kill > 0)], often=True)
+        few = max(len(lines(killed)), 4)
+        wait_until(
+            lambda p=process, n=few: (len(lines(killed)) > n and (killed / "last.ckpt").exists()) or not p.is_alive()
+        )
         process.kill()
         assert process.ended()[0] == -signal.SIGKILL, "the run ended before it could be killed; give it more steps"
-    assert Started([*words(recipe, killed), "--resume"]).ended()[0] == 0
-    assert (killed / "weights.safetensors").read_bytes() == (undisturbed / "weights.safetensors").read_bytes()
-    assert judged(killed) == judged(undisturbed)
+        assert (killed / "last.ckpt").exists()
+    status, _, err = Started([*words(recipe, killed), "--resume"], often=True).ended()
+    assert status == 0, err
+    check_same_run(killed, undisturbed)
+
+
+def check_same_run(one, other):
+    """Two runs have the same weights, last checkpoints and logs, but for times."""
+    assert (one / "weights.safetensors").read_bytes() == (other / "weights.safetensors").read_bytes()
+    states = [torch.load(run / "last.ckpt", weights_only=True) for run in (one, other)]
+    for name in ("step", "task", "loader", "random", "history", "manifest"):
+        leaves, forms = zip(*(pytree.tree_flatten(state[name]) for state in states), strict=True)
+        assert forms[0] == forms[1], name
+        for value, same in zip(*leaves, strict=True):
+            assert torch.equal(value, same) if isinstance(value, torch.Tensor) else value == same, name
+    assert logged(one) == logged(other)
+    assert not [path.name for run in (one, other) for path in run.iterdir() if path.name.startswith(".")]
+
+
+def logged(run):
+    """The lines of a run's log without times."""
+    timed = ("seconds", "waiting")
+    return [
+        {name: value for name, value in json.loads(line).items() if name not in timed and "_per_second" not in name}
+        for line in lines(run)
+    ]
 
 
 def leave_out_pages(patch):
@@ -159,13 +192,19 @@ def leave_out_pages(patch):
 class Started(FORKED.Process):
     """A command line in a process of its own, forked from one that has imported torch: it starts at once.
 
-    It kills itself at the ``fatal``-th fsync, if there is one, and leaves a report only where its ``page`` is wanted.
-    ``more`` is added to its environment.
+    It kills itself at the ``fatal``-th fsync, if there is one, writes a checkpoint whenever it can where that is wanted
+    ``often``, and leaves a report only where its ``page`` is wanted. ``more`` is added to its environment.
     """
 
-    def __init__(self, words, fatal=None, *, page=False, more=()):
+    def __init__(self, words, fatal=None, *, often=False, page=False, more=()):
         super().__init__()
-        self.words, self.fatal, self.page, self.environment = words[1:], fatal, page, {**os.environ, **dict(more)}
+        self.words, self.fatal, self.often, self.page, self.environment = (
+            words[1:],
+            fatal,
+            often,
+            page,
+            {**os.environ, **dict(more)},
+        )
         self.folder = Path(tempfile.mkdtemp())
         self.start()
 
@@ -182,6 +221,8 @@ class Started(FORKED.Process):
             fsync(number)
 
         os.fsync = fsync_or_die
+        if self.often:
+            saving.SECONDS, saving.SHARE = 0.0, math.inf
         if not self.page:
             leave_out_pages(pytest.MonkeyPatch())
         main(self.words)
@@ -193,6 +234,16 @@ class Started(FORKED.Process):
         texts = [(self.folder / str(number)).read_text() for number in (1, 2)]
         shutil.rmtree(self.folder)
         return self.exitcode, *texts
+
+
+def children_of(parent):
+    """The numbers of the processes that a process started."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(folder.name))
+    return found
 
 
 def words(recipe, out):

@@ -47,6 +47,8 @@ def test_options_of_train_are_these(fukami):
         "--precision",
         "--resume",
         "--no-resume",
+        "--allow-changed-data",
+        "--no-allow-changed-data",
         "--seeds",
         "--compile",
         "--no-compile",
@@ -120,7 +122,8 @@ def test_train_eval_predict(fukami, digit_files, tmp_path):
     assert "report: runs/deep-convnet/report.html" in answer.err
     run = tmp_path / "runs" / "deep-convnet"
     assert {path.name for path in run.iterdir()} == {
-        "weights.safetensors", "recipe.json", "metrics.jsonl", "last.ckpt", "report.html",
+        "weights.safetensors", "recipe.json", "metrics.jsonl", "manifest.jsonl", "last.ckpt",
+        "report.html",
     }  # fmt: skip
     record = json.loads((run / "recipe.json").read_text())
     assert record["recipe"] == "deep-convnet"

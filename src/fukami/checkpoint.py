@@ -434,7 +434,7 @@ def note_resumption(folder: Path, facts: dict[str, Any]) -> None:
 
 def versions() -> dict[str, str]:
     """What computes here."""
-    return {"fukami": version("fukami"), "torch": torch.__version__, "python": platform.python_version()}
+    return {"fukami": version("fukami"), "torch": str(torch.__version__), "python": platform.python_version()}
 
 
 def write_weights(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:

@@ -138,7 +138,7 @@ def train(recipes: dict[Path, Any], *, resume: bool, **settings: Any) -> None:
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # torchrun --max-restarts
     for folder, recipe in recipes.items():
         again = (resume or restarted) and (folder / "recipe.json").is_file()
-        result = loop.train(recipe, folder, resume=again, **settings)
+        result = loop.run_training(recipe, folder, loop.Settings(resume=again, **settings))
         if main:
             report = folder / "report.html"
             if "errors" in result:

@@ -41,7 +41,7 @@ class Log:
         self, folder: Path, recipe: Recipe, runtime: Runtime, steps: int, epoch: int, work: Callable[[int], float]
     ) -> None:
         self.folder, self.recipe, self.runtime = folder, recipe, runtime
-        self.steps, self.epoch, self.work = steps, epoch, work
+        self.steps, self.epoch, self.work, self.clock = steps, epoch, work, runtime.clock
         self.path = folder / "metrics.jsonl"
         self.last: dict[str, Any] = {}
         self.effort: dict[str, float] = {}  # what the device can do at most, and multiply-adds of a step

@@ -1,8 +1,10 @@
 """The loop; there is one. (Not ``train.py``: a module of that name would hide the function ``fukami.train``.)"""
 
+import contextlib
 import math
 import operator
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,8 +42,9 @@ class Settings:
     precision: str
     compile: bool
     resume: bool
-    allow_changed_data: bool
-    timeout: float
+    allow_changed_data: bool = False
+    timeout: float = TIMEOUT
+    threads: int | None = None  # of a stage: those of the run that it belongs to
 
 
 def train(
@@ -75,27 +78,18 @@ def train(
             stays.
         KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
-    return _claim_and_train(
-        recipe, Path(out), Settings(device, precision, compile, resume, allow_changed_data, timeout)
-    )
+    settings = Settings(device, precision, compile, resume, allow_changed_data, timeout)
+    return run_training(recipe, Path(out), settings)
 
 
-def _claim_and_train(recipe: Recipe, folder: Path, settings: Settings) -> dict[str, float]:
-    with checkpoint.claim(folder, recipe, settings.resume):
-        device, precision, compile, threads = checkpoint.conditions(
-            folder, settings.device, settings.precision, settings.compile
-        )
-        runtime = Runtime.start(device, precision, timeout=settings.timeout, threads=threads)
-        settings = replace(settings, device=str(runtime.device), precision=runtime.precision, compile=compile)
-        if compile:
-            runtime.check_compiler()
-        before = train_stages(recipe, folder, runtime, settings)
-        return _train(recipe, folder, runtime, settings, before)
-
-
-def _train(recipe: Recipe, folder: Path, runtime: Runtime, settings: Settings, before: Path | None) -> dict[str, float]:
-    clock = runtime.clock
-    with Stop() as stop, Watch(runtime, settings.timeout), Saver(folder, runtime.main) as saver:
+def run_training(recipe: Recipe, folder: Path, settings: Settings) -> dict[str, float]:
+    """Train as :func:`train` says."""
+    with (
+        open_run(recipe, folder, settings) as (runtime, compile, before),
+        Stop() as stop,
+        Watch(runtime, settings.timeout),
+        Saver(folder, runtime.main) as saver,
+    ):
         seed(recipe.seed)
         data, loader = prepare_data(recipe, folder, runtime)
         manifest = Manifest(data.train, data.val, data.labels)
@@ -104,29 +98,27 @@ def _train(recipe: Recipe, folder: Path, runtime: Runtime, settings: Settings, b
         task.setup(runtime)
         steps, interval = task.duration(loader)
         with Log(folder, recipe, runtime, steps, operator.length_hint(loader, interval), task.work) as log:
-            history = History(runtime)
-            run = Progress(task, loader, log, history)
-            step = run.restore(folder, manifest, settings.allow_changed_data)
+            progress = Progress(task, loader, log)
+            step = progress.restore(folder, manifest, settings.allow_changed_data)
             together(step, runtime)
             if step == 0:
                 recipe.begin(task) if before is None else recipe.follow(task, before)
-                log.begin(data.labels, settings.compile)
-                run.begin(folder, manifest)
+                log.begin(data.labels, compile)
+                progress.begin(folder, manifest)
             batches = iter(task.batches(loader))
             update = runtime.fast(task.step, task.static)
             look = max(1, min(interval // 10, LOOK))
-            compiled = not settings.compile
             while step < steps:
-                clock.step = step
+                log.clock.step = step
                 rate = task.schedule(step / steps)
-                with clock("data"):
+                with log.clock("data"):
                     batch = next(batches)
-                first = not compiled and step > 0  # the first step of a run, whose multiply-adds are counted, never is
+                first = compile and step > 0  # the first step of a run, whose multiply-adds are counted, never is
                 if first:
                     task.compile()
-                    update, compiled = runtime.fast(task.step, task.static), True
-                with log.counting(step), clock.counting_as("compilation" if first else ""):
-                    history.add(update(batch))
+                    update, compile = runtime.fast(task.step, task.static), False
+                with log.counting(step), log.clock.counting_as("compilation" if first else ""):
+                    progress.add(update(batch))
                 step += 1
                 ended = step % interval == 0 or step == steps
                 looks = ended or step % look == 0
@@ -134,28 +126,31 @@ def _train(recipe: Recipe, folder: Path, runtime: Runtime, settings: Settings, b
                 if not (looks or pressing or (stop.asked and runtime.world == 1)):
                     continue
                 if looks:
-                    metrics = history.read(step, loader)
-                    if hasattr(loader, "waiting"):
-                        metrics["waiting"] = loader.waiting()
-                    log.trained(step, metrics, rate, *getattr(loader, "pace", (runtime.count(batch), "pictures")))
+                    progress.report(step, rate, batch)
                 if ended and data.val:
-                    with clock("evaluation"):
-                        found = task.evaluate(data.val)
-                    task.judged(found)
-                    log.evaluated(step, found, task.preview())
+                    progress.evaluate(step, data.val)
                 if runtime.any(stop.asked > 0 or saver.due or pressing) or step == steps:
-                    run.save(saver, step)
+                    progress.save(saver, step)
                 if runtime.any(stop.asked > 0):
                     saver.wait()
                     log.stopped(step)
                     stop.leave()
-            with clock("checkpoint"):
-                saver.wait()
-            if hasattr(loader, "forget"):
-                loader.forget()
-            with clock("evaluation"):
-                figures = list(task.figures(data.val)) if data.val else []
-            return log.finish(figures)
+            return progress.finish(saver, data.val)
+
+
+@contextlib.contextmanager
+def open_run(recipe: Recipe, folder: Path, settings: Settings) -> Iterator[tuple[Runtime, bool, Path | None]]:
+    """Hold the folder, start computing as asked or as the run in it was begun, and train the stages before.
+
+    Yields the runtime, whether to compile, and the folder of the last stage.
+    """
+    with checkpoint.claim(folder, recipe, settings.resume):
+        found = checkpoint.conditions(folder, settings.device, settings.precision, settings.compile)
+        threads = found.threads or settings.threads
+        runtime = Runtime.start(found.device, found.precision, timeout=settings.timeout, threads=threads)
+        if found.compile:
+            runtime.check_compiler()
+        yield runtime, found.compile, train_stages(recipe, folder, runtime, replace(settings, compile=found.compile))
 
 
 def prepare_data(recipe: Recipe, folder: Path, runtime: Runtime) -> tuple[Data, Any]:
@@ -181,7 +176,10 @@ def train_stages(recipe: Recipe, folder: Path, runtime: Runtime, settings: Setti
             checkpoint.check_recipe(folder / name, stage)
             continue
         begun = (folder / name / "recipe.json").is_file()
-        _claim_and_train(stage, folder / name, replace(settings, resume=begun))
+        same = replace(
+            settings, device=str(runtime.device), precision=runtime.precision, threads=torch.get_num_threads()
+        )
+        run_training(stage, folder / name, replace(same, resume=begun))
     return folder / list(stages)[-1] if stages else None
 
 
@@ -229,11 +227,41 @@ class History:
 
 
 class Progress:
-    """How far a training is: all that goes into a checkpoint, and comes from it."""
+    """How far a training is: what it writes into the log and the checkpoints, and what it takes from one."""
 
-    def __init__(self, task: Task, loader: Any, log: Log, history: History) -> None:
-        self.task, self.loader, self.log, self.history = task, loader, log, history
+    def __init__(self, task: Task, loader: Any, log: Log) -> None:
+        self.task, self.loader, self.log = task, loader, log
+        self.history = History(log.runtime)
         self.conditions: dict[str, Any] = {}
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        """Remember what a step returned, until it is looked at."""
+        self.history.add(metrics)
+
+    def report(self, step: int, rate: float, batch: Any) -> None:
+        """Log the steps since the last time."""
+        metrics = self.history.read(step, self.loader)
+        if hasattr(self.loader, "waiting"):
+            metrics["waiting"] = self.loader.waiting()
+        pace = getattr(self.loader, "pace", (self.log.runtime.count(batch), "pictures"))
+        self.log.trained(step, metrics, rate, *pace)
+
+    def evaluate(self, step: int, val: Any) -> None:
+        """Evaluate the task and log what is found."""
+        with self.log.clock("evaluation"):
+            found = self.task.evaluate(val)
+        self.task.judged(found)
+        self.log.evaluated(step, found, self.task.preview())
+
+    def finish(self, saver: Saver, val: Any) -> dict[str, float]:
+        """Wait for the last checkpoint, and write the report; returns the last evaluation."""
+        with self.log.clock("checkpoint"):
+            saver.wait()
+        if hasattr(self.loader, "forget"):
+            self.loader.forget()
+        with self.log.clock("evaluation"):
+            figures = list(self.task.figures(val)) if val else []
+        return self.log.finish(figures)
 
     def begin(self, folder: Path, manifest: Manifest) -> None:
         """Note what a new run is computed on and with."""
@@ -244,7 +272,7 @@ class Progress:
         """Let the checkpoint and the weights be written, of what they are now."""
         if not saver.writes:
             return
-        with self.log.runtime.clock("checkpoint"):
+        with self.log.clock("checkpoint"):
             state = {
                 **self.conditions,
                 "step": step,

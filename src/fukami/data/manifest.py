@@ -138,7 +138,8 @@ def hash_tensors(*tensors: Tensor) -> tuple[int, bytes]:
     for tensor in tensors:
         whole = tensor.detach().cpu().contiguous()
         found.update(f"{tuple(whole.shape)} {whole.dtype}".encode())
-        found.update(whole.reshape(-1).view(torch.uint8).numpy().data)
+        if whole.numel():
+            found.update(whole.reshape(-1).view(torch.uint8).numpy().data)
         size += whole.numel() * whole.element_size()
     return size, found.digest()
 

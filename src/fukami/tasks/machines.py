@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sklearn.linear_model import Ridge
 from sklearn.svm import LinearSVC
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from fukami.data.boxes import COUNTED, CROWD
@@ -238,7 +239,8 @@ def machine(x: Tensor, y: Tensor, cost: float, seed: int) -> tuple[Tensor, Tenso
         C=cost, loss="hinge", intercept_scaling=BIAS, class_weight={True: 2.0}, tol=0.01, max_iter=20_000,
         random_state=seed,
     )  # fmt: skip
-    solver.fit(x.numpy(), y.numpy())
+    with threadpool_limits(torch.get_num_threads(), "blas"):  # which decide how sums are rounded
+        solver.fit(x.numpy(), y.numpy())
     return torch.from_numpy(solver.coef_[0]), torch.from_numpy(solver.intercept_)[0]
 
 
@@ -303,7 +305,9 @@ class Regressors(Solved):
         for number in sorted(set(tally["classes"].tolist())):
             own = tally["classes"] == number
             solver = Ridge(self.ridge, solver="cholesky")  # in as many unknowns as there are features, or samples
-            solver.fit((scale * tally["features"][own].double()).numpy(), tally["goals"][own].double().numpy())
+            features, goals = scale * tally["features"][own].double(), tally["goals"][own].double()
+            with threadpool_limits(torch.get_num_threads(), "blas"):
+                solver.fit(features.numpy(), goals.numpy())
             rows = slice(4 * number, 4 * number + 4)
             box.weight[rows] = torch.from_numpy(scale * solver.coef_)
             box.bias[rows] = torch.from_numpy(solver.intercept_)
