@@ -1,0 +1,192 @@
+"""Kill trainings with SIGKILL at random times after their first checkpoint, resume them, and compare bit for bit.
+
+    python benchmarks/kills.py [deep-convnet dcgan dqn faster-rcnn show-and-tell neural-style] [--kills 20] [--record]
+
+Each recipe is trained once without interruption; then again, killed at random times and resumed each time until it is
+done, as often as it takes to reach the number of kills (100 for deep-convnet, 20 for each other by default). A training
+in which all is over before the next kill is followed by another one. Equal have to be ``weights.safetensors`` and
+``manifest.jsonl`` byte for byte, every tensor and number of ``last.ckpt`` but times, and ``metrics.jsonl`` but times.
+
+Trainings write a checkpoint at each look at the log, compute with one thread on the CPU in float32, and are forked from
+a process that has imported torch. Half of the kills come at a random time after the process has begun to go on, the
+others at a random time after its start, so that reading the checkpoint is interrupted, too. A line of JSON for each
+recipe says how many kills there were and what differs; the exit status is 1 if anything does. ``--record`` appends to
+results.csv.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ENTRIES = {
+    "deep-convnet": "deep-convnet --epochs 12 --batch 50",
+    "dcgan": "dcgan --width 8 --size 28 --channels 1 --epochs 4 --judge-every 1 --samples 50",
+    "dqn": "dqn --steps 4000 --memory 2000 --games 4 --hidden 64 --judge-every 2000 --episodes 4",
+    "faster-rcnn": "faster-rcnn-vgg16 --shortest 64 --longest 96 --width 0.0625 --hidden 16 --scales 24 48 --epochs 4 "
+    "--judge-every 1 --batch 2",
+    "show-and-tell": "show-and-tell --encoder resnet20 --size 32 --hidden 32 --epochs 3 --judge-every 1 --beams 2",
+    "neural-style": "neural-style --size 128 --levels 2 --iterations 60 --judge-every 20",
+}
+KILLS = {"deep-convnet": 100}  # 20 for each other
+STEPS_BETWEEN = 6  # kills that fall into a training on average
+COMPARED = ("format", "versions", "threads", "manifest", "step", "task", "loader", "history", "random")
+FORKED = multiprocessing.get_context("forkserver")
+
+
+def train(words: list[str], log: str) -> None:
+    """Run the command line in this process, a fork, with a checkpoint at each look."""
+    import torch
+
+    from fukami import saving
+    from fukami.cli import main
+
+    for number in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    saving.SECONDS, saving.SHARE = 0.0, math.inf
+    main(words)
+
+
+def command(entry: str, run: Path, *more: str) -> list[str]:
+    """The words of a training."""
+    return ["train", *ENTRIES[entry].split(), "--device", "cpu", "--precision", "float32", "--out", str(run), *more]
+
+
+def size(path: Path) -> int:
+    """Bytes of a file; 0 where there is none."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def run_alone(entry: str, run: Path, log: Path) -> float:
+    """Train without interruption; returns seconds from the first checkpoint on."""
+    process = FORKED.Process(target=train, args=(command(entry, run), str(log)))
+    process.start()
+    while process.is_alive() and not (run / "last.ckpt").exists():
+        time.sleep(0.002)
+    began = time.monotonic()
+    process.join()
+    if process.exitcode:
+        sys.exit(f"{entry} failed:\n{log.read_text()[-2000:]}")
+    return time.monotonic() - began
+
+
+def run_killed(entry: str, run: Path, log: Path, rest: float, most: int, chance: random.Random) -> int:
+    """Train and be killed at most so often; returns the number of kills."""
+    kills = 0
+    while True:
+        more = ["--resume"] if kills else []
+        before = (run / "last.ckpt").stat().st_mtime_ns if kills else 0
+        process = FORKED.Process(target=train, args=(command(entry, run, *more), str(log)))
+        began = time.monotonic()
+        process.start()
+        goes_on = kills == 0 or chance.random() < 0.5
+        while goes_on and process.is_alive():
+            if (run / "last.ckpt").exists() and (run / "last.ckpt").stat().st_mtime_ns != before:
+                break
+            time.sleep(0.002)
+        delay = chance.uniform(0, 2 * rest / STEPS_BETWEEN) if goes_on else chance.uniform(0, 2.0)
+        if kills < most:
+            process.join(delay)
+        else:
+            process.join()
+        if process.exitcode is not None:
+            if process.exitcode:
+                sys.exit(f"{entry} failed after {kills} kills:\n{log.read_text()[-2000:]}")
+            return kills
+        process.kill()
+        process.join()
+        if process.exitcode == -signal.SIGKILL:
+            kills += 1
+        print(f"{entry}: kill {kills} after {time.monotonic() - began:.2f} s", file=sys.stderr)
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What of two runs differs."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    found = [
+        name
+        for name in ("weights.safetensors", "manifest.jsonl")
+        if ((one / name).read_bytes() if (one / name).exists() else b"")
+        != ((other / name).read_bytes() if (other / name).exists() else b"")
+    ]
+    states = [torch.load(run / "last.ckpt", weights_only=True) for run in (one, other)]
+    for name in COMPARED:
+        values, forms = zip(*(pytree.tree_flatten(state[name]) for state in states), strict=True)
+        same = forms[0] == forms[1] and all(
+            torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(*values, strict=True)
+        )
+        found += [] if same else [f"last.ckpt: {name}"]
+    return found + ([] if logged(one) == logged(other) else ["metrics.jsonl"])
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    """The lines of the log without times."""
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in ("seconds", "waiting", *_speeds(line))}
+        for line in (run / "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+def _speeds(line: str) -> list[str]:
+    return [key for key in json.loads(line) if key.endswith("_per_second")]
+
+
+def measure(entry: str, kills: int, seed: int) -> dict[str, Any]:
+    """Kill trainings of an entry so often in all; what there is to say."""
+    chance = random.Random(f"{entry} {seed}")
+    began, done, trainings, found = time.monotonic(), 0, 0, set()
+    with tempfile.TemporaryDirectory() as folder:
+        alone, log = Path(folder) / "alone", Path(folder) / "log"
+        rest = run_alone(entry, alone, log)
+        checkpoints = len(logged(alone))
+        while done < kills:
+            run = Path(folder) / f"killed-{trainings}"
+            done += run_killed(entry, run, log, rest, kills - done, chance)
+            trainings += 1
+            found |= set(differences(alone, run))
+    return {
+        "entry": entry, "kills": done, "trainings": trainings, "lines": checkpoints, "different": sorted(found),
+        "seconds": round(time.monotonic() - began, 1),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure the entries that are named, or all."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("entries", nargs="*", choices=[*ENTRIES, []], default=[])
+    options.add_argument("--kills", type=int, help="of each entry; by default 100 of deep-convnet, 20 of the others")
+    options.add_argument("--seed", type=int, default=0, help="of the random times")
+    options.add_argument("--record", action="store_true", help="append to results.csv")
+    given = options.parse_args()
+    FORKED.set_forkserver_preload(["fukami.loop", "fukami.cli", "matplotlib.figure", "sklearn.datasets", "torchvision"])
+    failed = False
+    for entry in given.entries or ENTRIES:
+        kills = given.kills or KILLS.get(entry, 20)
+        found = measure(entry, kills, given.seed)
+        print(json.dumps(found), flush=True)
+        failed |= bool(found["different"])
+        if given.record:
+            from record import record
+
+            note = f"{found['trainings']} trainings of: fukami train {ENTRIES[entry]}"
+            line = f"python benchmarks/kills.py {entry} --kills {kills} --seed {given.seed}"
+            equal = 0 if found["different"] else found["kills"]
+            record(f"kills {entry}", "SIGKILLs after which the resumed run is byte-equal", equal, command=line,
+                   seed=given.seed, seconds=found["seconds"], note=note)  # fmt: skip
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
