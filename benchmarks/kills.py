@@ -7,7 +7,7 @@ done, as often as it takes to reach the number of kills (100 for deep-convnet, 2
 in which all is over before the next kill is followed by another one. Equal have to be ``weights.safetensors`` and
 ``manifest.jsonl`` byte for byte, every tensor and number of ``last.ckpt`` but times, and ``metrics.jsonl`` but times.
 
-Trainings write a checkpoint at each look at the log, compute with one thread on the CPU in float32, and are forked from
+The embedded scenes are few here. Trainings write a checkpoint at each look at the log, compute with one thread on the CPU in float32, and are forked from
 a process that has imported torch. Half of the kills come at a random time after the process has begun to go on, the
 others at a random time after its start, so that reading the checkpoint is interrupted, too. A line of JSON for each
 recipe says how many kills there were and what differs; the exit status is 1 if anything does. ``--record`` appends to
@@ -48,12 +48,14 @@ def train(words: list[str], log: str) -> None:
 
     from fukami import saving
     from fukami.cli import main
+    from fukami.data import scenes
 
     for number in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     saving.SECONDS, saving.SHARE = 0.0, math.inf
+    scenes.TRAINING, scenes.TESTING, scenes.SENTENCES = 16, 4, 64
     main(words)
 
 

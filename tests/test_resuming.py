@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import fukami
-from check_task import Started, lines, wait_until, words
+from check_task import Started, lines, logged, wait_until, words
 from fukami.log import Log
 from fukami.recipes.deep_convnet import DeepConvNet
 from fukami.resuming import Stop
@@ -24,11 +24,13 @@ RECIPE = DeepConvNet(epochs=4)
 def undisturbed(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "undisturbed"
     assert Started(words(RECIPE, out)).ended()[0] == 0
-    return (out / "weights.safetensors").read_bytes()
+    return (out / "weights.safetensors").read_bytes(), logged(out)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_save_and_leave(number, status, undisturbed, tmp_path):
+    """The weights and the log are those of a run never stopped, wherever between two lines it was."""
+    weights, undisturbed_log = undisturbed
     process = Started(words(RECIPE, tmp_path / "run"))
     wait_until(lambda: len(lines(tmp_path / "run")) > 8)
     os.kill(process.pid, number)
@@ -41,17 +43,18 @@ def test_signals_save_and_leave(number, status, undisturbed, tmp_path):
     assert code == 0, err
     assert "accuracy" in out
     assert len(lines(tmp_path / "run")) > stopped
-    assert (tmp_path / "run" / "weights.safetensors").read_bytes() == undisturbed
+    assert logged(tmp_path / "run") == undisturbed_log
+    assert (tmp_path / "run" / "weights.safetensors").read_bytes() == weights
 
 
-@pytest.mark.parametrize("call", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("call", [2, 3, 4, 5, 6, 7, 8])
 def test_killed_inside_a_save(call, undisturbed, tmp_path):
     """Killed in the middle of writing recipe, checkpoint or weights."""
     run = tmp_path / "run"
     assert Started(words(RECIPE, run), fatal=call).ended()[0] == -signal.SIGKILL
     code, _, err = Started([*words(RECIPE, run), "--resume"]).ended()
     assert code == 0, err
-    assert (run / "weights.safetensors").read_bytes() == undisturbed
+    assert ((run / "weights.safetensors").read_bytes(), logged(run)) == undisturbed
     assert not [path.name for path in run.iterdir() if path.name.endswith(".tmp")]
 
 
