@@ -7,10 +7,11 @@ done, as often as it takes to reach the number of kills (100 for deep-convnet, 2
 in which all is over before the next kill is followed by another one. Equal have to be ``weights.safetensors`` and
 ``manifest.jsonl`` byte for byte, every tensor and number of ``last.ckpt`` but times, and ``metrics.jsonl`` but times.
 
-The embedded scenes are few here. Trainings write a checkpoint at each look at the log, compute with one thread on the CPU in float32, and are forked from
-a process that has imported torch. Half of the kills come at a random time after the process has begun to go on, the
-others at a random time after its start, so that reading the checkpoint is interrupted, too. A line of JSON for each
-recipe says how many kills there were and what differs; the exit status is 1 if anything does. ``--record`` appends to
+The embedded scenes are few here. Trainings write a checkpoint at each look at the log, compute with one thread on the
+CPU in float32, and are forked from a process that has imported torch. Half of the kills come at a random time after the
+process has begun to go on, the others at a random time after its start, so that reading the checkpoint is interrupted,
+too. A line of JSON for each recipe says how many kills there were and what differs; the exit status is 1 if anything
+does. ``--record`` appends to
 results.csv.
 """
 
@@ -33,7 +34,8 @@ ENTRIES = {
     "dqn": "dqn --steps 4000 --memory 2000 --games 4 --hidden 64 --judge-every 2000 --episodes 4",
     "faster-rcnn": "faster-rcnn-vgg16 --shortest 64 --longest 96 --width 0.0625 --hidden 16 --scales 24 48 --epochs 4 "
     "--judge-every 1 --batch 2",
-    "show-and-tell": "show-and-tell --encoder resnet20 --size 32 --hidden 32 --epochs 3 --judge-every 1 --beams 2",
+    "show-and-tell": "show-and-tell --encoder resnet20 --size 32 --hidden 32 --batch 8 --epochs 8 "
+    "--judge-every 4 --beams 2",
     "neural-style": "neural-style --size 128 --levels 2 --iterations 60 --judge-every 20",
 }
 KILLS = {"deep-convnet": 100}  # 20 for each other

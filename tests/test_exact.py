@@ -22,8 +22,9 @@ from PIL import Image
 import fukami as package
 from check_task import Started, children_of, lines, logged, wait_until, words
 from fukami import checkpoint, saving
+from fukami.data.loader import Resident
 from fukami.data.manifest import Manifest
-from fukami.errors import Error, UsageError
+from fukami.errors import Error, UsageError, WriteError
 from fukami.locking import lock_folder
 from fukami.recipes.deep_convnet import DeepConvNet
 from fukami.recipes.dqn import DQN
@@ -31,7 +32,7 @@ from fukami.recipes.faster_rcnn_vgg16 import FasterRCNNVGG16
 from fukami.recipes.fcn8s_vgg16 import FCN8sVGG16
 from fukami.recipes.neural_style import NeuralStyle
 from fukami.recipes.show_and_tell import ShowAndTell
-from fukami.resuming import FORMAT
+from fukami.resuming import FORMAT, Replayed, random_states
 from fukami.runtime import Runtime
 from fukami.tasks.classification import Classification
 
@@ -66,9 +67,7 @@ def test_a_second_training_into_a_folder_is_refused(fukami, tmp_path):
     assert first.ended()[0] == -signal.SIGKILL
     assert (run / ".lock").exists()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            Classification, "step", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or {"loss": torch.ones(())}
-        )
+        patch.setattr(Classification, "step", end_at_once)
         third = fukami(*words(LONG, run)[1:], "--resume")
     assert third.status == 143, third.err
     assert not (run / ".lock").exists()
@@ -77,23 +76,32 @@ def test_a_second_training_into_a_folder_is_refused(fukami, tmp_path):
 def test_the_lock_of_a_dead_process_does_not_block_while_its_children_live(digit_files, tmp_path, fukami, pageless):
     """Processes that decode were forked from it, and are stopped, so that they outlive it for certain."""
     run = tmp_path / "run"
-    recipe = DeepConvNet(dataset=str(digit_files), memory=0.0, epochs=30, batch=8)
-    first = Started(words(recipe, run), often=True)
-    wait_until(lambda: (run / "last.ckpt").exists() or not first.is_alive())
+    recipe = DeepConvNet(dataset=str(digit_files), memory=0.0, epochs=300, batch=8, judge_every=300)
+    script = "from fukami import cli, saving; saving.SECONDS, saving.SHARE = 0.0, 1e9; cli.main()"
+    first = subprocess.Popen([sys.executable, "-c", script, *words(recipe, run)[1:]], stderr=subprocess.DEVNULL)
+    wait_until(lambda: (run / "last.ckpt").exists() or first.poll() is not None)
     readers = children_of(first.pid)
     assert readers
     for reader in readers:
         os.kill(reader, signal.SIGSTOP)
     first.kill()
-    assert first.ended()[0] == -signal.SIGKILL
+    assert first.wait() == -signal.SIGKILL
     try:
         for reader in readers:
             os.kill(reader, 0)
-        again = fukami(*words(recipe, run)[1:], "--resume")
-        assert again.status == 0, again.err
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Classification, "step", end_at_once)
+            again = fukami(*words(recipe, run)[1:], "--resume")
+        assert again.status == 143, again.err
     finally:
         for reader in readers:
             os.kill(reader, signal.SIGKILL)
+
+
+def end_at_once(task, batch):
+    """A step in which the training is asked to end."""
+    signal.raise_signal(signal.SIGTERM)
+    return {"loss": torch.ones(())}
 
 
 def test_each_folder_that_is_written_is_locked(fukami, few_scenes, tmp_path, trained, pageless):
@@ -450,6 +458,58 @@ def test_what_a_killed_process_left_is_removed(tmp_path, pageless):
     (run / ".mine").write_text("kept")
     package.train(replace(RECIPE, epochs=1), run, **CPU, resume=True)
     assert [path.name for path in run.iterdir() if path.name.startswith(".")] == [".mine"]
+
+
+def test_a_save_that_ends_between_its_two_files(tmp_path, undisturbed, monkeypatch, pageless):
+    """The last one, and the only one: the weights are not those of a checkpoint before."""
+    monkeypatch.setattr(saving, "SECONDS", 1e9)
+    real, names = checkpoint.write, []
+
+    def write(path, content):
+        names.append(path.name)
+        if {"last.ckpt", "weights.safetensors"} <= {*names}:
+            raise WriteError(path, OSError(errno.EIO, "Input/output error"))
+        real(path, content)
+
+    monkeypatch.setattr(checkpoint, "write", write)
+    with pytest.raises(Error, match="Input/output error"):
+        package.train(RECIPE, tmp_path / "run", **CPU)
+    monkeypatch.setattr(checkpoint, "write", real)
+    package.train(RECIPE, tmp_path / "run", **CPU, resume=True)
+    assert (tmp_path / "run" / "weights.safetensors").read_bytes() == (undisturbed / "weights.safetensors").read_bytes()
+
+
+def test_stopped_between_two_lines_of_the_log(tmp_path, monkeypatch, pageless):
+    """The resumed run's log has the lines of a run that was not stopped, with the means of the same steps."""
+    recipe, real, steps = DeepConvNet(epochs=2, batch=20), Classification.step, itertools.count()
+    package.train(recipe, tmp_path / "whole", **CPU)
+
+    def step(self, batch):
+        if next(steps) == 38:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, batch)
+
+    monkeypatch.setattr(Classification, "step", step)
+    with pytest.raises(SystemExit):
+        package.train(recipe, tmp_path / "run", **CPU)
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["step"] == 39
+    assert json.loads(lines(tmp_path / "run")[-1])["step"] == 35
+    package.train(recipe, tmp_path / "run", **CPU, resume=True)
+    assert logged(tmp_path / "run") == logged(tmp_path / "whole")
+    weights = [(tmp_path / run / "weights.safetensors").read_bytes() for run in ("whole", "run")]
+    assert weights[0] == weights[1]
+
+
+def test_a_loader_goes_on_with_fewer_items_than_there_were():
+    loader = Resident(torch.zeros(6, 1, 4, 4, dtype=torch.uint8), torch.zeros(6).long(), ("x",), batch=2, seed=0)
+    loader.load_state_dict({"turn": 3, "position": 8})
+    assert list(loader) == []
+    assert len(list(loader)) == 3
+    assert loader.turn == 5
+    others = Replayed([1, 2])
+    others.load_state_dict({"position": 4, "begun": random_states()})
+    assert list(others) == []
+    assert list(others) == [1, 2]
 
 
 # ---- clocks, versions, threads --------------------------------------------------------------------------------------
