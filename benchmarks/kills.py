@@ -11,8 +11,7 @@ The embedded scenes are few here. Trainings write a checkpoint at each look at t
 CPU in float32, and are forked from a process that has imported torch. Half of the kills come at a random time after the
 process has begun to go on, the others at a random time after its start, so that reading the checkpoint is interrupted,
 too. A line of JSON for each recipe says how many kills there were and what differs; the exit status is 1 if anything
-does. ``--record`` appends to
-results.csv.
+does. ``--record`` appends to results.csv.
 """
 
 import argparse

@@ -619,19 +619,24 @@ def test_an_agent_that_has_lost_its_memory(tmp_path, pageless, monkeypatch, ofte
         package.train(DQN(**small), run, **CPU, resume=True)
 
 
-def test_what_an_encoder_saw_does_not_depend_on_what_is_kept(few_scenes, tmp_path):
-    """Some of it is removed from the cache, and computed again with the same neighbours."""
-    recipe = ShowAndTell(encoder="resnet20", size=32, hidden=8, floor=1, init="x", cache=0.0)
-    found = []
+def test_what_an_encoder_saw_does_not_depend_on_what_is_kept(few_scenes, monkeypatch):
+    """Where some of it is gone, it is computed again with the same neighbours: their number decides about rounding."""
+    recipe = ShowAndTell(encoder="resnet20", size=32, hidden=8, floor=1, init="x")
     pictures = torch.randint(0, 256, (50, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     loader = SimpleNamespace(once=lambda: iter([pictures]))
+    found, together = [], []
     for cache in (0.0, 1.0, 1.0):
         torch.manual_seed(0)
         task = replace(recipe, cache=cache).task(tuple("abcd"))
         task.setup(Runtime.start(**CPU))
+        real = task.model.see
+        monkeypatch.setattr(task.model, "see", lambda some, real=real: together.append(len(some)) or real(some))
         found.append(task.seen(loader))
         for number, file in enumerate(sorted(Path(os.environ["XDG_CACHE_HOME"]).rglob("*.safetensors"))):
             if number % 2:
                 file.unlink()
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
+    assert together[:4] == together[:2] * 2
+    assert len(together) == 5
+    assert together[4] in together[:2]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sklearn.linear_model import Ridge
 from sklearn.svm import LinearSVC
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from fukami.data.boxes import COUNTED, CROWD
