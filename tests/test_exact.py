@@ -226,9 +226,11 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("make", "data", "change", "said"), CHANGES)
-@pytest.mark.parametrize("memory", [4.0, 0.0], ids=["memory", "stream"])
-def test_other_data_are_refused_by_name(make, data, change, said, memory, request, fukami, caplog, tmp_path):
+@pytest.mark.parametrize("number", range(len(CHANGES)))
+def test_other_data_are_refused_by_name(number, request, fukami, caplog, tmp_path):
+    """In turn from memory and streamed, which share what they list."""
+    make, data, change, said = CHANGES[number]
+    memory = 4.0 * (number % 2)
     request.getfixturevalue("pageless")
     root = shutil.copytree(request.getfixturevalue(data), tmp_path / "data")
     recipe = make(root, memory=memory)
@@ -447,6 +449,19 @@ def test_a_folder_removed_while_training(tmp_path):
     assert "its folder was removed or moved" in err
     assert "should not happen" not in err
     assert not run.exists()
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "manifest.jsonl", "memory", "memory/frames.bin"])
+def test_a_link_in_a_run_leads_nowhere(name, trained, fukami, tmp_path):
+    run, mine = shutil.copytree(trained, tmp_path / "run"), tmp_path / "thesis.txt"
+    mine.write_text("precious")
+    (run / name).unlink(missing_ok=True)
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).symlink_to(mine)
+    answer = fukami("train", "deep-convnet", "--resume", "--out", run)
+    assert answer.status == 1
+    assert f"{run / name} is a symbolic link" in answer.err
+    assert mine.read_text() == "precious"
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path, pageless):

@@ -271,6 +271,7 @@ def claim(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
         raise UsageError(f"{folder} is a file; --out should be a new or empty folder")
     if resume:
         check_begun(folder)
+    check_links(folder)
     new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -302,6 +303,18 @@ def check_begun(folder: Path) -> None:
             f"nothing to resume in {folder}, which {what}; give the folder of a run with --out, or leave --resume out "
             "to begin one"
         )
+
+
+def check_links(folder: Path) -> None:
+    """Refuse to write through a symbolic link to a file elsewhere.
+
+    Raises:
+        Error: what a training would write to is one.
+    """
+    written = [folder / name for name in (".lock", "metrics.jsonl", "manifest.jsonl", "memory")]
+    for path in (*written, *(folder / "memory").glob("*")):
+        if path.is_symlink():
+            raise Error(f"{path} is a symbolic link, and a training would write to the file it leads to; remove it")
 
 
 def check_unused(folder: Path, recipe: Recipe) -> None:
