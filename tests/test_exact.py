@@ -76,7 +76,7 @@ def test_a_second_training_into_a_folder_is_refused(fukami, tmp_path):
 def test_the_lock_of_a_dead_process_does_not_block_while_its_children_live(digit_files, tmp_path, fukami, pageless):
     """Processes that decode were forked from it, and are stopped, so that they outlive it for certain."""
     run = tmp_path / "run"
-    recipe = DeepConvNet(dataset=str(digit_files), memory=0.0, epochs=300, batch=8, judge_every=300)
+    recipe = DeepConvNet(dataset=str(digit_files), memory=0.0, epochs=300, batch=8, judge_every=2)
     script = "from fukami import cli, saving; saving.SECONDS, saving.SHARE = 0.0, 1e9; cli.main()"
     first = subprocess.Popen([sys.executable, "-c", script, *words(recipe, run)[1:]], stderr=subprocess.DEVNULL)
     wait_until(lambda: (run / "last.ckpt").exists() or first.poll() is not None)
