@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fukami.answers import Drawn, line
 from fukami.cli import Answered, parse
-from fukami.errors import Error, UsageError
+from fukami.errors import Error, UsageError, refuse_if_out_of_memory
 
 if TYPE_CHECKING:
     from fukami.page import Page
@@ -140,7 +140,7 @@ def _make(runs: Sequence[str], wanted: Making, out: Path | None, device: str, pr
 
 
 def _pictures(task: "Task", files: Sequence[str], page: "Page") -> int:
-    """Answer for pictures; returns how many could not be read."""
+    """Answer for pictures; returns how many could not be read or drawn."""
     failed = 0
     for at in range(0, len(files), PICTURES):
         for answer in task.predict(files[at : at + PICTURES]):
@@ -149,7 +149,14 @@ def _pictures(task: "Task", files: Sequence[str], page: "Page") -> int:
                 print(f"fukami: {answer['error']}", file=sys.stderr)
             else:
                 print(line(answer), flush=True)
-                page.add(answer)
+                try:
+                    with refuse_if_out_of_memory(answer["file"]):
+                        page.add(answer)
+                except UsageError:
+                    raise
+                except Error as error:
+                    failed += 1
+                    print(f"fukami: {error}", file=sys.stderr)
     return failed
 
 

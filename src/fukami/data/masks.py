@@ -10,7 +10,7 @@ from PIL import Image
 from fukami import image
 from fukami.data.boxes import Bytes
 from fukami.data.legends import Colour, Legend, coded
-from fukami.errors import Error
+from fukami.errors import Error, refuse_if_out_of_memory
 
 MOST = 254  # classes that a map can tell apart
 
@@ -42,6 +42,10 @@ class MaskFile:
 
     def read(self) -> Bytes:
         """The map."""
+        with refuse_if_out_of_memory(str(self.path)):
+            return self._map()
+
+    def _map(self) -> Bytes:
         codes, known = self.codes(), self.known()
         place = np.searchsorted(known[0], codes).clip(max=len(known[0]) - 1)
         strange = known[0][place] != codes

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fukami import figures_play, image
 from fukami.data.experience import Experience, Lesson
-from fukami.errors import Error, UsageError
+from fukami.errors import Error, UsageError, refuse_if_out_of_memory
 from fukami.numerics import half
 from fukami.task import Regime
 from fukami.tasks.judging import Judging
@@ -139,7 +139,8 @@ class QLearning(Judging):
         for source in inputs:
             named = {"file": str(source)} if isinstance(source, str | Path) else {}
             try:
-                picture = image.as_mode(image.read(source), "L").resize(self.shape[:0:-1], Image.Resampling.BOX)
+                with refuse_if_out_of_memory(named.get("file", "the picture given")):
+                    picture = image.as_mode(image.read(source), "L").resize(self.shape[:0:-1], Image.Resampling.BOX)
             except Error as error:
                 answers.append({**named, "error": str(error)})
                 continue
