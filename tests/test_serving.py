@@ -27,8 +27,8 @@ with warnings.catch_warnings():
     from fastapi.testclient import TestClient
 
 ABOUT = {
-    "runs": ["deep-convnet"],
     "recipe": "deep-convnet",
+    "members": 1,
     "labels": list("0123456789"),
     "precision": "float32",
     "versions": {"fukami": "0.1.0"},
@@ -43,7 +43,8 @@ def task():
 
 @pytest.fixture(scope="module")
 def client(task):
-    return TestClient(serving.app(task, ABOUT))
+    with TestClient(serving.app(task, ABOUT), base_url="http://localhost") as client:
+        yield client
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def parts(*files):
 
 def served(task):
     """A client of another task, which gets a response also where the server fails."""
-    return TestClient(serving.app(task, ABOUT), raise_server_exceptions=False)
+    return TestClient(serving.app(task, ABOUT), "http://localhost", raise_server_exceptions=False)
 
 
 class Captions(package.Task):
@@ -184,7 +185,7 @@ def test_the_page_needs_nothing_from_elsewhere(client, files):
         text = response.text
         assert "<h1>deep-convnet</h1>" in text
         assert not re.search(r"\b(src|href|action)\s*=(?!\"data:)|@import|url\(", text)
-        assert set(re.findall(r"https?://[^/]+", text)) == {"http://testserver"}  # in the example for curl
+        assert set(re.findall(r"https?://[^/]+", text)) == {"http://localhost"}  # in the example for curl
 
 
 def test_the_page_shows_the_answers(client, task, files):
@@ -300,7 +301,9 @@ def test_from_start_to_stop(task, signal_, status):
         with urllib.request.urlopen(request) as response:
             assert json.load(response) == [{**task.predict([DIGIT])[0], "file": "picture"}]
         gone = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))
-        gone.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\nPNG")
+        gone.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\nPNG"
+        )
         gone.close()
         process.send_signal(signal_)
         out, err = process.communicate()

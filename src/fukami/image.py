@@ -102,10 +102,9 @@ def opened(
             with _opened(file) as picture:
                 check_size(*picture.size, name, max_pixels)
                 if isinstance(picture, TiffImagePlugin.TiffImageFile):  # a tile is decoded whole
-                    tile = (
-                        picture.tag_v2.get(tag, 1) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
-                    )
-                    check_size(*tile, f"{name}, in a tile,", max_pixels)
+                    wide = picture.tag_v2.get(TiffImagePlugin.TILEWIDTH, 1)
+                    high = picture.tag_v2.get(TiffImagePlugin.TILELENGTH, 1)
+                    check_size(wide, high, f"{name}, in a tile,", max_pixels)
                 yield picture
     except Error:
         raise
