@@ -119,7 +119,7 @@ class Worker:
         with self.lock:
             self.taken -= 1
 
-    async def run(self, place: Place, gone: "asyncio.Future[None]", function: Callable[[], T]) -> T:
+    async def run(self, place: Place, gone: "asyncio.Future[Any]", function: Callable[[], T]) -> T:
         """What the function returns in the thread of the worker, when its turn has come.
 
         Args:
@@ -133,7 +133,7 @@ class Worker:
         """
         future: Future[T] = self.thread.submit(function)
         place.last = future
-        waiting = asyncio.wrap_future(future)
+        waiting: asyncio.Future[Any] = asyncio.wrap_future(future)
         waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # also where nobody waits for it
         await asyncio.wait({waiting, gone}, timeout=SECONDS, return_when=asyncio.FIRST_COMPLETED)
         if future.done():
