@@ -13,17 +13,15 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.types import Message, Receive
 
 from fukami.errors import UsageError
-from fukami.serving import page
+from fukami.serving import bodies, page
 from fukami.serving.access import LOCAL, Access
 from fukami.serving.metrics import TYPE, Measure, Metrics
 from fukami.serving.worker import Dropped, Place, Worker
 from fukami.task import Task
 
 T = TypeVar("T")
-MOST = 64 * 2**20  # bytes in the body of a request
 FILES = 100  # images in a request
 PATHS = {"/", "/predict", "/run", "/health", "/ready", "/metrics"}
 UNNAMED = "picture"  # what a picture is called that is the whole body and so has no name
@@ -56,6 +54,7 @@ def app(task: Task, about: dict[str, Any], *, hosts: Collection[str] = LOCAL, to
 
     served = FastAPI(openapi_url=None, lifespan=lifespan)
     served.add_middleware(Access, hosts=hosts, token=token)
+    served.add_middleware(bodies.Drain)
     served.add_middleware(Measure, metrics=metrics, paths=PATHS)
 
     async def each(function: Callable[[Worker, Place, str, BinaryIO], T], request: Request) -> list[T]:
@@ -156,12 +155,11 @@ async def uploads(request: Request, worker: Worker) -> AsyncIterator[list[tuple[
         HTTPException: there is none (422), the body is of another type (415), too large (413) or cut off (400), there
             is no room for the request (429), or the server is stopped before all are answered (503).
     """
-    length = request.headers.get("content-length", "0")
-    if int(length) > MOST:
-        raise too_large()
+    if int(request.headers.get("content-length", 0)) > bodies.MOST:
+        raise bodies.too_large()
     worker.check()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    receive = Received(request.receive, worker)
+    receive = bodies.Received(request.receive, worker)
     request = Request(request.scope, receive)
     try:
         if kind == "multipart/form-data":
@@ -183,25 +181,3 @@ async def uploads(request: Request, worker: Worker) -> AsyncIterator[list[tuple[
         raise HTTPException(503, "the server is being stopped; send it again later") from None
     finally:
         worker.release(receive.length)
-
-
-class Received:
-    """``receive`` for as many bytes as a body, and all bodies, may have, whatever the client says will come."""
-
-    def __init__(self, receive: Receive, worker: Worker) -> None:
-        self.receive, self.worker, self.length = receive, worker, 0
-
-    async def __call__(self) -> Message:
-        """The next part, where there is room for it."""
-        message = await self.receive()
-        length = len(message.get("body", b""))
-        self.length += length
-        self.worker.check(length)
-        if self.length > MOST:
-            raise too_large()
-        return message
-
-
-def too_large() -> HTTPException:
-    """The refusal of a body that is too large."""
-    return HTTPException(413, f"the request is larger than {MOST:,} bytes; send smaller or fewer pictures at once")

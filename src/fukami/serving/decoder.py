@@ -39,6 +39,8 @@ class Decoder:
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start the process, where there is none that runs."""
+        if self.process is not None and self.process.poll() is not None:
+            self.close()
         if self.process is None:
             # -P: never a module from the current folder, which may be one that somebody sent.
             self.process = subprocess.Popen(
