@@ -71,9 +71,9 @@ def parts(*files):
     return [("file", (str(file), file.read_bytes(), "image/png")) for file in files]
 
 
-def served(task):
+def served(task, **options):
     """A client of another task, which gets a response also where the server fails."""
-    return TestClient(serving.app(task, ABOUT), "http://localhost", raise_server_exceptions=False)
+    return TestClient(serving.app(task, ABOUT, **options), "http://localhost", raise_server_exceptions=False)
 
 
 class Captions(package.Task):
@@ -408,7 +408,7 @@ def test_the_token(task, files, monkeypatch):
             assert ABOUT["recipe"] not in response.text
         assert client.post("/predict", files=parts(files[0]), headers=headers).status_code == 401
     assert [client.get(path).status_code for path in ("/health", "/ready")] == [200, 200]
-    assert all(own == b"s3cret:token" for _, own in compared)
+    assert {own for _, own in compared} == {b"s3cret:token"}
     page = client.get("/", headers=bearer).text
     assert "Authorization: Bearer $FUKAMI_TOKEN" in html.unescape(page)
     assert "s3cret" not in page
@@ -478,6 +478,7 @@ def test_more_requests_than_places_are_refused_until_one_is_free(monkeypatch):
             assert response.status_code == 429
             assert 1 <= int(response.headers["retry-after"]) <= 60
             assert "try again later" in response.text
+        assert client.post("/predict", content=b"x", headers={"content-type": "multipart/form-data"}).status_code == 429
         assert client.get("/health").status_code == client.get("/run").status_code == 200
         assert client.get("/ready").status_code == 503
         task.may.set()
@@ -500,11 +501,10 @@ def test_bodies_are_held_up_to_a_bound(monkeypatch):
     assert ask(client).status_code == 200  # what was refused is held no longer
 
 
-def test_an_image_that_is_late_is_given_up_and_keeps_its_place_until_it_ends(monkeypatch):
+def test_an_image_that_is_late_is_given_up_and_keeps_its_place_until_it_ends():
     """One that has not begun by then is never asked about."""
-    monkeypatch.setattr(worker, "SECONDS", 0.5)
     task = Waiting()
-    client = served(task)
+    client = served(task, deadline=0.5)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(ask, client, 11)
         eventually(lambda: task.asked)
@@ -810,11 +810,14 @@ def test_the_environment_gives_the_token_and_nobody_gets_it(monkeypatch, fukami)
     monkeypatch.setattr(uvicorn, "Config", lambda *arguments, **options: options)
     monkeypatch.setenv("FUKAMI_TOKEN", "from-the-environment")
     assert fukami("serve", "deep-convnet", "--port", "0", "--allowed-hosts", "a.example.com", "b").status == 130
+    assert given["deadline"] == 60
     assert "FUKAMI_TOKEN" not in os.environ
     assert given["token"] == "from-the-environment"
     assert given["hosts"] == {"localhost", "127.0.0.1", "::1", "a.example.com", "b"}
     monkeypatch.setenv("FUKAMI_TOKEN", "from-the-environment")
-    fukami("serve", "deep-convnet", "--port", "0", "--host", "0.0.0.0", "--token", "from-the-command")
+    others = ["--host", "0.0.0.0", "--token", "from-the-command", "--deadline", "9"]
+    fukami("serve", "deep-convnet", "--port", "0", *others)
+    assert given["deadline"] == 9
     assert given["token"] == "from-the-command"
     assert "0.0.0.0" in given["hosts"]
     assert given["config"]["http"].keywords["limit"] <= 4096

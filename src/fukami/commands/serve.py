@@ -27,6 +27,7 @@ def command(arguments: list[str]) -> None:
         port: int = 8000,
         token: str = "",
         allowed_hosts: tuple[str, ...] = (),
+        deadline: float = 60.0,
         device: str = "auto",
         precision: Answered = "auto",
         vote: bool = False,
@@ -44,6 +45,7 @@ def command(arguments: list[str]) -> None:
                 either, none is needed.
             allowed_hosts: Names of this server, other than localhost and --host, under which it may be asked, such as
                 demo.example.com of a proxy.
+            deadline: Seconds that an image has until it is answered, the time that it waits included.
             device: auto, cpu, cuda, cuda:1 or mps.
             precision: What is computed, and with how many bits. auto: float32, or what the run was exported to.
             vote: The majority of the runs decides, and not the average of their probabilities.
@@ -59,10 +61,12 @@ def command(arguments: list[str]) -> None:
 
         secret = os.environ.pop("FUKAMI_TOKEN", "")  # nor do the processes that we start know it
         secret = check_token(token or secret)
+        if not deadline > 0:
+            raise UsageError(f"--deadline should be seconds, more than 0, not {deadline:g}")
         changed = checkpoint.changes(runs, set)
         task = checkpoint.load(*runs, device=device, precision=precision, vote=vote, changes=changed).views(views)
         hosts = {*LOCAL, host, *allowed_hosts}
-        application = app(task, describe(runs, precision), hosts=hosts, token=secret)
+        application = app(task, describe(runs, precision), hosts=hosts, token=secret, deadline=deadline)
         files = raise_file_limit()
         with listen(host, port) as listener:
             name = f"[{host}]" if ":" in host else host

@@ -18,7 +18,7 @@ from fukami.errors import UsageError
 from fukami.serving import bodies, page
 from fukami.serving.access import LOCAL, Access
 from fukami.serving.metrics import TYPE, Measure, Metrics
-from fukami.serving.worker import Dropped, Place, Worker
+from fukami.serving.worker import DEADLINE, Dropped, Place, Worker
 from fukami.task import Task
 
 T = TypeVar("T")
@@ -34,7 +34,9 @@ HEADERS = {
 }
 
 
-def app(task: Task, about: dict[str, Any], *, hosts: Collection[str] = LOCAL, token: str = "") -> FastAPI:
+def app(
+    task: Task, about: dict[str, Any], *, hosts: Collection[str] = LOCAL, token: str = "", deadline: float = DEADLINE
+) -> FastAPI:
     """The application that answers with ``task``.
 
     Args:
@@ -42,9 +44,10 @@ def app(task: Task, about: dict[str, Any], *, hosts: Collection[str] = LOCAL, to
         about: what ``/run`` tells: ``recipe``, ``members``, ``labels``, ``precision`` and ``versions``.
         hosts: names and addresses of the server; see :class:`fukami.serving.access.Access`.
         token: what a client must know; "": nothing.
+        deadline: seconds that an image has until it is answered, with the time that it waits.
     """
     metrics = Metrics()
-    worker = Worker(task, metrics)
+    worker = Worker(task, metrics, deadline)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -89,6 +92,13 @@ def app(task: Task, about: dict[str, Any], *, hosts: Collection[str] = LOCAL, to
     async def run() -> JSONResponse:
         return JSONResponse(about)
 
+    _add_checks(served, worker)
+    return served
+
+
+def _add_checks(served: FastAPI, worker: Worker) -> None:
+    """Add what a watcher of the server asks for, and how refusals are told."""
+
     @served.get("/health")
     async def health() -> JSONResponse:
         return JSONResponse({"status": "ok"})
@@ -99,7 +109,7 @@ def app(task: Task, about: dict[str, Any], *, hosts: Collection[str] = LOCAL, to
 
     @served.get("/metrics")
     async def measured() -> Response:
-        return Response(metrics.text(), media_type=TYPE)
+        return Response(worker.metrics.text(), media_type=TYPE)
 
     @served.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
@@ -108,8 +118,6 @@ def app(task: Task, about: dict[str, Any], *, hosts: Collection[str] = LOCAL, to
     @served.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"error": "this should not happen; the server's messages on stderr say more"}, 500)
-
-    return served
 
 
 def answer_to(worker: Worker, place: Place, name: str, file: BinaryIO) -> dict[str, Any]:
@@ -157,7 +165,8 @@ async def uploads(request: Request, worker: Worker) -> AsyncIterator[list[tuple[
     """
     if int(request.headers.get("content-length", 0)) > bodies.MOST:
         raise bodies.too_large()
-    worker.check()
+    if worker.full:  # nor is a body kept for nothing
+        raise worker.busy()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     receive = bodies.Received(request.receive, worker)
     request = Request(request.scope, receive)

@@ -20,7 +20,7 @@ class Received:
         message = await self.receive()
         length = len(message.get("body", b""))
         self.length += length
-        self.worker.check(length)
+        self.worker.hold(length)
         if self.length > MOST:
             raise too_large()
         return message

@@ -21,7 +21,7 @@ from fukami.task import Task
 T = TypeVar("T")
 MAX_PIXELS = 50_000_000  # of an image: those of cameras have up to 50 million
 DECODE_SECONDS = 10.0  # that an image has to be decoded; 50 megapixels of PNG take 2
-SECONDS = 60.0  # that an image has until it is answered, with the time that it waits
+DEADLINE = 60.0  # seconds that an image has until it is answered, with the time that it waits
 REQUESTS = 100  # that wait or are answered; further ones are refused
 BYTES = 512 * 2**20  # of bodies that are held at a time
 
@@ -44,18 +44,19 @@ class Worker:
     Admission: at most ``REQUESTS`` requests have a place, and one more is refused at once (429): no request waits
     behind more than these.
 
-    Deadline: an image that is not answered after ``SECONDS`` is given up (503). One that has not begun is dropped. One
-    that has begun cannot be interrupted, and its request keeps its place until it ends, so that no more work is
-    accepted than is done. It does end: decoding is killed after ``DECODE_SECONDS``, in a process of its own, and a
+    Deadline: an image that is not answered by then is given up (503). One that has not begun is dropped. One that has
+    begun cannot be interrupted, and its request keeps its place until it ends, so that no more work is accepted than
+    is done. It does end: decoding is killed after ``DECODE_SECONDS``, in a process of its own, and a
     prediction is of at most ``MAX_PIXELS``.
 
     Args:
         task: loaded.
         metrics: counts what is answered.
+        deadline: seconds that an image has until it is answered, with the time that it waits.
     """
 
-    def __init__(self, task: Task, metrics: Metrics) -> None:
-        self.task, self.metrics = task, metrics
+    def __init__(self, task: Task, metrics: Metrics, deadline: float = DEADLINE) -> None:
+        self.task, self.metrics, self.deadline = task, metrics, deadline
         self.decoder = Decoder(MAX_PIXELS, DECODE_SECONDS)
         # One thread: a task is not made for several, and each one would get a team of torch's threads for itself. What
         # fukami.runtime sets for the thread that loads the task is set here again, so that the last digits are equal.
@@ -67,16 +68,21 @@ class Worker:
         self.seconds = 0.0  # that the last image took
         metrics.queue.set_function(lambda: self.taken)
 
-    def check(self, received: int = 0) -> None:
-        """Count the bytes of a body that have come, and refuse the request where there is no room for it.
+    @property
+    def full(self) -> bool:
+        """Whether all places are taken."""
+        return self.taken >= REQUESTS
+
+    def hold(self, received: int) -> None:
+        """Count the bytes of a body that have come.
 
         Raises:
-            HTTPException: 429.
+            HTTPException: 429, there is no room for as many.
         """
         with self.lock:
             self.held += received
-            full = self.taken >= REQUESTS or self.held > BYTES
-        if full:
+            over = self.held > BYTES
+        if over:
             raise self.busy()
 
     def release(self, received: int) -> None:
@@ -87,7 +93,7 @@ class Worker:
     @property
     def ready(self) -> bool:
         """Whether a request would be answered soon."""
-        return self.taken < REQUESTS and self.held <= BYTES and not self.overdue
+        return not self.full and self.held <= BYTES and not self.overdue
 
     def busy(self) -> HTTPException:
         """The refusal of a request for which there is no room, which says when there may be."""
@@ -102,7 +108,7 @@ class Worker:
             HTTPException: 429.
         """
         with self.lock:
-            if self.taken >= REQUESTS:
+            if self.full:
                 raise self.busy()
             self.taken += 1
         place = Place()
@@ -135,7 +141,7 @@ class Worker:
         place.last = future
         waiting: asyncio.Future[Any] = asyncio.wrap_future(future)
         waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # also where nobody waits for it
-        await asyncio.wait({waiting, gone}, timeout=SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({waiting, gone}, timeout=self.deadline, return_when=asyncio.FIRST_COMPLETED)
         if future.done():
             return future.result()
         if gone.done():
@@ -146,7 +152,7 @@ class Worker:
             with self.lock:
                 self.overdue += 1
             future.add_done_callback(lambda _: self._caught_up())
-        message = f"no answer within {SECONDS:g} seconds; try again later, or send a smaller picture"
+        message = f"no answer within {self.deadline:g} seconds; try again later, or send a smaller picture"
         raise HTTPException(503, message, {"Retry-After": "60"})
 
     def _caught_up(self) -> None:
