@@ -762,6 +762,21 @@ def test_a_client_that_leaves_is_not_worked_for():
             each.close()
 
 
+def test_requests_that_began_while_there_was_room_are_refused_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(worker, "REQUESTS", 3)
+    task, content = Waiting(), sized(8)
+    with listening(serving.app(task, ABOUT)) as port, contextlib.ExitStack() as stack:
+        begun = POST + f"Content-Length: {len(content)}\r\n\r\n".encode() + content[:9]
+        clients = [stack.enter_context(connect(port, begun)) for _ in range(8)]
+        eventually(lambda: gauge(port, "fukami_requests_in_flight") == 9)
+        for client in clients:
+            client.sendall(content[9:])
+        eventually(lambda: gauge(port, "fukami_requests_in_flight") == 4)
+        task.may.set()
+        found = Counter(answer(client)[:12] for client in clients)
+    assert found == {b"HTTP/1.1 200": 3, b"HTTP/1.1 429": 5}
+
+
 def gauge(port, name):
     """A value of the metrics."""
     text = exchange(port, GET.replace(b"/health", b"/metrics")).decode()

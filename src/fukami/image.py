@@ -387,11 +387,11 @@ def upright(picture: Image.Image) -> Image.Image:
     if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith(("I", "F")):
-        picture = Image.fromarray(_eight_bits(lambda: (np.asarray(strip) for _, strip in _strips(picture))))
+        picture = Image.fromarray(_eight_bits(lambda: (np.asarray(strip) for _, strip in _split_into_strips(picture))))
     if picture.has_transparency_data:
         grey = picture.mode in ("LA", "La", *GREY)
         page = Image.new("L" if grey else "RGB", picture.size)
-        for top, strip in _strips(picture):
+        for top, strip in _split_into_strips(picture):
             layers = strip.convert("RGBA")
             ground = Image.new("RGBA", layers.size, WHITE)
             page.paste(Image.alpha_composite(ground, layers).convert(page.mode), (0, top))
@@ -399,7 +399,7 @@ def upright(picture: Image.Image) -> Image.Image:
     return as_mode(picture, "L" if picture.mode in GREY else "RGB")
 
 
-def _strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+def _split_into_strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
     """The picture in strips, each with the row where it begins."""
     rows = max(1, STRIP // picture.width)
     for top in range(0, picture.height, rows):
@@ -466,7 +466,7 @@ def _check_jpeg(file: IO[bytes], name: str) -> None:
         Error: more than 2,000 segments before the pixels, or more than 100 scans.
     """
     if file.read(2) == b"\xff\xd8":
-        segments, scans = _jpeg_work(file)
+        segments, scans = _count_jpeg_work(file)
         if segments > MAX_SEGMENTS or scans > MAX_SCANS:
             raise Error(
                 f"{name} is a JPEG of more than {MAX_SCANS} scans or {MAX_SEGMENTS:,} segments; usual are up to 10 and "
@@ -475,7 +475,7 @@ def _check_jpeg(file: IO[bytes], name: str) -> None:
     file.seek(0)
 
 
-def _jpeg_work(file: IO[bytes]) -> tuple[int, int]:
+def _count_jpeg_work(file: IO[bytes]) -> tuple[int, int]:
     """The segments before the first scan of a JPEG, and its scans; of a file without such an order, at least as many.
 
     Where a segment does not follow the one before, decoders look for the next one in their own ways: all is counted
@@ -492,13 +492,13 @@ def _jpeg_work(file: IO[bytes]) -> tuple[int, int]:
         body = file.read(max(0, int.from_bytes(head[2:]) - 2))
         if marker == 0xDA:
             single = not progressive and len(body) > 0 and body[0] == components
-            return count, 1 if single else 1 + _further_scans(file.read())
+            return count, 1 if single else 1 + _count_further_scans(file.read())
         if marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(body) > 5:
             progressive, components = marker & 3 == 2, body[5]
     return MAX_SEGMENTS + 1, 0
 
 
-def _further_scans(content: bytes) -> int:
+def _count_further_scans(content: bytes) -> int:
     """The scans that begin in what follows the head of the first scan of a JPEG."""
     scans = at = 0
     for _ in range(MAX_SEGMENTS):

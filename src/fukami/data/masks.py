@@ -43,9 +43,9 @@ class MaskFile:
     def read(self) -> Bytes:
         """The map."""
         with refuse_if_out_of_memory(str(self.path)):
-            return self._map()
+            return self._read_map()
 
-    def _map(self) -> Bytes:
+    def _read_map(self) -> Bytes:
         codes, known = self.codes(), self.known()
         place = np.searchsorted(known[0], codes).clip(max=len(known[0]) - 1)
         strange = known[0][place] != codes

@@ -1,4 +1,4 @@
-"""Who may ask a server: requests for its own names, from its own pages, with its token."""
+"""Access to a server: by its own host names, from its own pages, with its token."""
 
 import base64
 import binascii
@@ -20,8 +20,8 @@ OPEN = {"/health", "/ready"}  # that need no token
 REALM = 'Basic realm="fukami", charset="UTF-8"'
 
 
-class Access:
-    """Refuses requests to an application.
+class AccessMiddleware:
+    """Middleware that refuses requests to an application.
 
     - 400: to another host name, under which a page from elsewhere may have had a browser resolve our address (DNS
       rebinding). An IP address cannot be taken over so: where the server listens on all of them, any will do.

@@ -1,4 +1,4 @@
-"""The HTTP interface to a task: ``/`` for people, ``/predict`` and ``/run`` for programs, and what watches a server."""
+"""The HTTP interface to a task: ``/`` for people, ``/predict``, ``/run``, ``/health``, ``/ready`` and ``/metrics``."""
 
 import asyncio
 import contextlib
@@ -16,9 +16,9 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from fukami.errors import UsageError
 from fukami.serving import bodies, page
-from fukami.serving.access import LOCAL, Access
-from fukami.serving.metrics import TYPE, Measure, Metrics
-from fukami.serving.worker import DEADLINE, Dropped, Place, Worker
+from fukami.serving.access import LOCAL, AccessMiddleware
+from fukami.serving.metrics import TYPE, Metrics, MetricsMiddleware
+from fukami.serving.worker import DEADLINE, ClientLeft, Slot, Worker
 from fukami.task import Task
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ def app(
     Args:
         task: loaded; it answers one picture at a time, in a thread of its own.
         about: what ``/run`` tells: ``recipe``, ``members``, ``labels``, ``precision`` and ``versions``.
-        hosts: names and addresses of the server; see :class:`fukami.serving.access.Access`.
+        hosts: names and addresses of the server; see :class:`fukami.serving.access.AccessMiddleware`.
         token: what a client must know; "": nothing.
         deadline: seconds that an image has until it is answered, with the time that it waits.
     """
@@ -56,16 +56,16 @@ def app(
         worker.decoder.close()
 
     served = FastAPI(openapi_url=None, lifespan=lifespan)
-    served.add_middleware(Access, hosts=hosts, token=token)
-    served.add_middleware(bodies.Drain)
-    served.add_middleware(Measure, metrics=metrics, paths=PATHS)
+    served.add_middleware(AccessMiddleware, hosts=hosts, token=token)
+    served.add_middleware(bodies.DrainMiddleware)
+    served.add_middleware(MetricsMiddleware, metrics=metrics, paths=PATHS)
 
-    async def each(function: Callable[[Worker, Place, str, BinaryIO], T], request: Request) -> list[T]:
+    async def each(function: Callable[[Worker, Slot, str, BinaryIO], T], request: Request) -> list[T]:
         """What the function makes of each picture of the request; between two of them others have their turn."""
-        async with uploads(request, worker) as files, departure(request) as gone:
-            with worker.place() as place:
-                calls = [partial(function, worker, place, name, file) for name, file in files]
-                return [await worker.run(place, gone, call) for call in calls]
+        async with uploads(request, worker) as files, watch_disconnect(request) as gone:
+            with worker.slot() as slot:
+                calls = [partial(function, worker, slot, name, file) for name, file in files]
+                return [await worker.run(slot, gone, call) for call in calls]
 
     def show(request: Request, sections: list[str], status: int = 200, own: Any = None) -> HTMLResponse:
         text = page.page(about, str(request.base_url), sections, bool(token))
@@ -97,7 +97,7 @@ def app(
 
 
 def _add_checks(served: FastAPI, worker: Worker) -> None:
-    """Add what a watcher of the server asks for, and how refusals are told."""
+    """Add the routes for monitoring, and the handlers of errors."""
 
     @served.get("/health")
     async def health() -> JSONResponse:
@@ -120,14 +120,14 @@ def _add_checks(served: FastAPI, worker: Worker) -> None:
         return JSONResponse({"error": "this should not happen; the server's messages on stderr say more"}, 500)
 
 
-def answer_to(worker: Worker, place: Place, name: str, file: BinaryIO) -> dict[str, Any]:
+def answer_to(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> dict[str, Any]:
     """The answer as ``fukami predict`` prints it, or ``{"file", "error"}``."""
-    return worker.ask(place, name, file.read())[0]  # the image is not kept while others of the request are answered
+    return worker.predict(slot, name, file.read())[0]  # the image is not kept while others of the request are answered
 
 
-def drawn(worker: Worker, place: Place, name: str, file: BinaryIO) -> tuple[dict[str, Any], str]:
+def drawn(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> tuple[dict[str, Any], str]:
     """The answer, and its section of the page."""
-    answer, picture = worker.ask(place, name, file.read())
+    answer, picture = worker.predict(slot, name, file.read())
     drawing = None
     if "error" not in answer:
         with contextlib.suppress(UsageError):  # a task that cannot draw still answers
@@ -141,7 +141,7 @@ def status(answers: list[dict[str, Any]]) -> int:
 
 
 @contextlib.asynccontextmanager
-async def departure(request: Request) -> AsyncIterator["asyncio.Future[None]"]:
+async def watch_disconnect(request: Request) -> AsyncIterator["asyncio.Future[None]"]:
     """A future that is done when the client of a request, whose body has come, has left."""
 
     async def wait() -> None:
@@ -168,7 +168,7 @@ async def uploads(request: Request, worker: Worker) -> AsyncIterator[list[tuple[
     if worker.full:  # nor is a body kept for nothing
         raise worker.busy()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    receive = bodies.Received(request.receive, worker)
+    receive = bodies.BoundedBody(request.receive, worker)
     request = Request(request.scope, receive)
     try:
         if kind == "multipart/form-data":
@@ -184,9 +184,9 @@ async def uploads(request: Request, worker: Worker) -> AsyncIterator[list[tuple[
             raise HTTPException(415, f"the body is of type {kind or 'unknown'}; {HOW}")
     except ClientDisconnect:
         raise HTTPException(400, "the connection was closed before the whole body had come") from None
-    except Dropped:
+    except ClientLeft:
         raise HTTPException(400, "the connection was closed before the answer") from None
     except asyncio.CancelledError:
         raise HTTPException(503, "the server is being stopped; send it again later") from None
     finally:
-        worker.release(receive.length)
+        worker.release_bytes(receive.length)

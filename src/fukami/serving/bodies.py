@@ -9,25 +9,25 @@ from fukami.serving.worker import Worker
 MOST = 64 * 2**20  # bytes in the body of a request
 
 
-class Received:
+class BoundedBody:
     """``receive`` for as many bytes as a body, and all bodies, may have, whatever the client says will come."""
 
     def __init__(self, receive: Receive, worker: Worker) -> None:
         self.receive, self.worker, self.length = receive, worker, 0
 
     async def __call__(self) -> Message:
-        """The next part, where there is room for it."""
+        """Receive the next part, where there is room for it."""
         message = await self.receive()
         length = len(message.get("body", b""))
         self.length += length
-        self.worker.hold(length)
+        self.worker.reserve_bytes(length)
         if self.length > MOST:
             raise too_large()
         return message
 
 
-class Drain:
-    """Reads what is left of a body before the response of an application that did not read it, and forgets it.
+class DrainMiddleware:
+    """Middleware that reads what is left of a body before a response, and forgets it.
 
     A connection that is closed with bytes unread is reset, and the client never sees why it was refused. At most as
     many bytes are read as a body may have, in the time that one has.

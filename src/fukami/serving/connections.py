@@ -1,4 +1,4 @@
-"""Connections to a server that nobody can hold for nothing."""
+"""HTTP connections with deadlines, and a bound on their number."""
 
 import asyncio
 from typing import Any
@@ -16,7 +16,7 @@ TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nco
 
 
 class Connection(H11Protocol):
-    """A connection with an end to each of its phases, and with room made for it where there are too many.
+    """HTTP connection with a deadline for each of its phases, which replaces an idle one where there are too many.
 
     uvicorn limits only how long a connection idles after a response. Here a deadline, which no byte moves, ends one
     that waits for the head of a request, for its body, or for the client to take a response. Of more than ``limit``
@@ -37,42 +37,42 @@ class Connection(H11Protocol):
         self.stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Make room, and wait for a head."""
+        """Make room for the connection, and start the deadline of its first head."""
         if len(self.connections) >= self.limit:
             self.make_room()
         super().connection_made(transport)
         self.watch()
 
     def data_received(self, data: bytes) -> None:
-        """Go on to the phase that the bytes lead to."""
+        """Parse bytes, and start the deadline of the phase that they begin."""
         super().data_received(data)
         self.watch()
 
     def on_response_complete(self) -> None:
-        """Wait for the next head, or for the end of the connection."""
+        """Start the deadline of the next head, or of the end of the connection."""
         super().on_response_complete()
         self.watch()
 
     def pause_writing(self) -> None:
-        """Wait for the client to take what is sent to it."""
+        """Start the deadline for the client to take a response."""
         super().pause_writing()
         self.stalled = self.loop.call_later(SENT, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Wait no longer."""
+        """Cancel the deadline for the client to take a response."""
         super().resume_writing()
         if self.stalled:
             self.stalled.cancel()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing any more."""
+        """Cancel all deadlines."""
         for timer in (self.timer, self.stalled):
             if timer:
                 timer.cancel()
         super().connection_lost(exc)
 
     def watch(self) -> None:
-        """Set the deadline of the phase that has begun, if one has."""
+        """Start the deadline of the phase that has begun, if one has."""
         phase = {h11.IDLE: "head", h11.SEND_BODY: "body"}.get(self.conn.their_state, "")
         if self.transport.is_closing():
             phase = "sent"

@@ -53,7 +53,7 @@ class Decoder:
         return self.process
 
     def read(self, content: bytes, name: str) -> Image.Image:
-        """What :func:`fukami.image.read` gives for the content of a file that is called ``name``.
+        """Decode the content of a file that errors call ``name``, as :func:`fukami.image.read` does.
 
         Raises:
             Error: it cannot be read, took too long, or broke the decoder.
@@ -120,8 +120,8 @@ def _receive(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes]:
     return head, content
 
 
-def answer(asked: dict[str, Any], content: bytes) -> tuple[dict[str, Any], bytes]:
-    """The image in a message as another message: its mode, size and pixels, or an error."""
+def decode_message(asked: dict[str, Any], content: bytes) -> tuple[dict[str, Any], bytes]:
+    """Decode the image in a message to another message: its mode, size and pixels, or an error."""
     try:
         with refuse_if_out_of_memory(asked["name"]):
             picture = image.read(content, name=asked["name"], max_pixels=asked["max_pixels"])
@@ -138,12 +138,10 @@ def main() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    while True:
-        try:
-            asked, content = _receive(sys.stdin.buffer)
-        except ValueError:  # the server has ended
-            return
-        _send(sys.stdout.buffer, *answer(asked, content))
+    with contextlib.suppress(ValueError, OSError):  # the server has ended
+        while True:
+            _send(sys.stdout.buffer, *decode_message(*_receive(sys.stdin.buffer)))
+    os._exit(0)  # without another attempt to write what nobody reads
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What ``/metrics`` tells, in the text format of Prometheus."""
+"""Metrics of a server, in the text format of Prometheus."""
 
 import time
 from collections.abc import Collection
@@ -29,17 +29,17 @@ class Metrics:
         self.queue = Gauge("fukami_queue_length", "Requests that wait for a prediction or have one.", registry=own)
 
     def text(self) -> bytes:
-        """All of it."""
+        """Return all metrics as text."""
         return generate_latest(self.registry)
 
 
-class Measure:
-    """Counts and times the requests to an application.
+class MetricsMiddleware:
+    """Middleware that counts and times the requests to an application.
 
     Args:
         app: the application.
         metrics: where they are counted.
-        paths: what is told apart; all others are one, as a client can make up any number of them.
+        paths: values of the label ``path``; any other path is "other", as a client can make up any number of them.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str]) -> None:

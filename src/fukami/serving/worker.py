@@ -1,4 +1,4 @@
-"""The thread that predicts, and the bound on what waits for it."""
+"""The thread that predicts, with a bounded queue and deadlines."""
 
 import asyncio
 import math
@@ -26,26 +26,26 @@ REQUESTS = 100  # that wait or are answered; further ones are refused
 BYTES = 512 * 2**20  # of bodies that are held at a time
 
 
-class Dropped(Exception):
-    """Nobody waits for the answer any more."""
+class ClientLeft(Exception):
+    """The client has closed the connection before the answer."""
 
 
-class Place:
-    """What a request holds from when its body has come until it is answered, and its work has ended."""
+class Slot:
+    """Part of the queue that a request takes, from when its body has come until its work has ended."""
 
     def __init__(self) -> None:
-        self.left = threading.Event()  # nobody waits any more
+        self.abandoned = threading.Event()  # the request has ended
         self.last: Future[Any] | None = None
 
 
 class Worker:
     """Answers one image at a time, in a thread of its own.
 
-    Admission: at most ``REQUESTS`` requests have a place, and one more is refused at once (429): no request waits
+    Admission: at most ``REQUESTS`` requests have a slot, and one more is refused at once (429): no request waits
     behind more than these.
 
     Deadline: an image that is not answered by then is given up (503). One that has not begun is dropped. One that has
-    begun cannot be interrupted, and its request keeps its place until it ends, so that no more work is accepted than
+    begun cannot be interrupted, and its request keeps its slot until it ends, so that no more work is accepted than
     is done. It does end: decoding is killed after ``DECODE_SECONDS``, in a process of its own, and a
     prediction is of at most ``MAX_PIXELS``.
 
@@ -62,38 +62,38 @@ class Worker:
         # fukami.runtime sets for the thread that loads the task is set here again, so that the last digits are equal.
         self.thread = ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(True,))
         self.lock = threading.Lock()
-        self.taken = 0  # places
+        self.taken = 0  # slots
         self.overdue = 0  # images that were given up and still run
-        self.held = 0  # bytes of bodies
+        self.buffered = 0  # bytes of bodies
         self.seconds = 0.0  # that the last image took
         metrics.queue.set_function(lambda: self.taken)
 
     @property
     def full(self) -> bool:
-        """Whether all places are taken."""
+        """Whether all slots are taken."""
         return self.taken >= REQUESTS
 
-    def hold(self, received: int) -> None:
+    def reserve_bytes(self, received: int) -> None:
         """Count the bytes of a body that have come.
 
         Raises:
             HTTPException: 429, there is no room for as many.
         """
         with self.lock:
-            self.held += received
-            over = self.held > BYTES
+            self.buffered += received
+            over = self.buffered > BYTES
         if over:
             raise self.busy()
 
-    def release(self, received: int) -> None:
+    def release_bytes(self, received: int) -> None:
         """Count the bytes of a body no longer."""
         with self.lock:
-            self.held -= received
+            self.buffered -= received
 
     @property
     def ready(self) -> bool:
         """Whether a request would be answered soon."""
-        return not self.full and self.held <= BYTES and not self.overdue
+        return not self.full and self.buffered <= BYTES and not self.overdue
 
     def busy(self) -> HTTPException:
         """The refusal of a request for which there is no room, which says when there may be."""
@@ -101,8 +101,8 @@ class Worker:
         return HTTPException(429, "too many requests wait for an answer; try again later", {"Retry-After": str(after)})
 
     @contextmanager
-    def place(self) -> Iterator[Place]:
-        """A place for a request; it is free again when the request is answered and its work has ended.
+    def slot(self) -> Iterator[Slot]:
+        """Take a slot for a request; it is free again when the request is answered and its work has ended.
 
         Raises:
             HTTPException: 429.
@@ -111,13 +111,13 @@ class Worker:
             if self.full:
                 raise self.busy()
             self.taken += 1
-        place = Place()
+        slot = Slot()
         try:
-            yield place
+            yield slot
         finally:
-            place.left.set()
-            if place.last is not None and not place.last.cancel():
-                place.last.add_done_callback(lambda _: self._free())
+            slot.abandoned.set()
+            if slot.last is not None and not slot.last.cancel():
+                slot.last.add_done_callback(lambda _: self._free())
             else:
                 self._free()
 
@@ -125,27 +125,27 @@ class Worker:
         with self.lock:
             self.taken -= 1
 
-    async def run(self, place: Place, gone: "asyncio.Future[Any]", function: Callable[[], T]) -> T:
-        """What the function returns in the thread of the worker, when its turn has come.
+    async def run(self, slot: Slot, gone: "asyncio.Future[Any]", function: Callable[[], T]) -> T:
+        """Run a function in the thread of the worker, and return its result.
 
         Args:
-            place: of the request.
+            slot: of the request.
             gone: done when the client has left.
             function: is called.
 
         Raises:
-            Dropped: the client has left.
+            ClientLeft: the client has left.
             HTTPException: 503, the deadline has passed.
         """
         future: Future[T] = self.thread.submit(function)
-        place.last = future
+        slot.last = future
         waiting: asyncio.Future[Any] = asyncio.wrap_future(future)
         waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # also where nobody waits for it
         await asyncio.wait({waiting, gone}, timeout=self.deadline, return_when=asyncio.FIRST_COMPLETED)
         if future.done():
             return future.result()
         if gone.done():
-            raise Dropped
+            raise ClientLeft
         if future.cancel():
             self.metrics.predictions.labels("late").inc()
         else:
@@ -159,25 +159,25 @@ class Worker:
         with self.lock:
             self.overdue -= 1
 
-    def ask(self, place: Place, name: str, content: bytes) -> tuple[dict[str, Any], Image.Image | None]:
-        """The answer for the content of a file, as ``fukami predict`` prints it, and its image; or an ``error``.
+    def predict(self, slot: Slot, name: str, content: bytes) -> tuple[dict[str, Any], Image.Image | None]:
+        """Predict the content of a file: the answer as ``fukami predict`` prints it, and the image; or an ``error``.
 
         Raises:
-            Dropped: nobody waits for it any more.
+            ClientLeft: the request has ended.
         """
-        if place.left.is_set():
-            raise Dropped
+        if slot.abandoned.is_set():
+            raise ClientLeft
         began = time.perf_counter()
         try:
             picture = self.decoder.read(content, name)
-            if place.left.is_set():
-                raise Dropped
+            if slot.abandoned.is_set():
+                raise ClientLeft
             with refuse_if_out_of_memory(name):
                 (answer,) = self.task.predict([picture])
         except Error as error:
             answer, picture = {"error": str(error)}, None
         self.seconds = time.perf_counter() - began
         self.metrics.seconds.observe(self.seconds)
-        result = "late" if place.left.is_set() else "refused" if "error" in answer else "answered"
+        result = "late" if slot.abandoned.is_set() else "refused" if "error" in answer else "answered"
         self.metrics.predictions.labels(result).inc()
         return {"file": name, **answer}, picture

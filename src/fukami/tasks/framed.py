@@ -84,7 +84,7 @@ class Framed(Judging):
                     found = [{"error": str(error)} for error in pictures]
                 else:
                     sides = {"width": pictures[0].shape[2], "height": pictures[0].shape[1]}
-                    found = [sides | answer for answer in self.apart(sources, pictures)]
+                    found = [sides | answer for answer in self.predict_within_memory(sources, pictures)]
                 for source, answer in zip(sources, found, strict=True):
                     answers.append(({"file": str(source)} if isinstance(source, str | Path) else {}) | answer)
         return answers
@@ -96,7 +96,7 @@ class Framed(Judging):
         except Error as error:
             return error
 
-    def apart(self, sources: Sequence[Any], pictures: Sequence[Tensor]) -> list[dict[str, Any]]:
+    def predict_within_memory(self, sources: Sequence[Any], pictures: Sequence[Tensor]) -> list[dict[str, Any]]:
         """The answers for pictures of one size; where they take too much memory at once, for each alone."""
         try:
             return self.answers(torch.stack(list(pictures)))
@@ -105,7 +105,7 @@ class Framed(Judging):
                 raise
         if len(pictures) > 1:
             pairs = zip(sources, pictures, strict=True)
-            return [answer for source, picture in pairs for answer in self.apart([source], [picture])]
+            return [answer for source, picture in pairs for answer in self.predict_within_memory([source], [picture])]
         name = str(sources[0]) if isinstance(sources[0], str | Path) else "the picture given"
         return [{"error": f"{name} needs more memory than there is; make it smaller"}]
 
