@@ -25,6 +25,7 @@ def command(arguments: list[str]) -> None:
         vote: bool = False,
         views: int = 1,
         set: tuple[str, ...] = (),
+        recipe: Path | None = None,
     ) -> None:
         """Serve a page to ask a run with pictures, and an HTTP API; until Ctrl-C.
 
@@ -37,15 +38,18 @@ def command(arguments: list[str]) -> None:
             vote: The majority of the runs decides, and not the average of their probabilities.
             views: Test-time augmentation: answers are averaged over so many views of each picture.
             set: Fields of the recipe that decide how it answers, such as beams=3.
+            recipe: File of the private recipe that the run was trained with; code is never taken from a run.
         """
         import uvicorn
 
         from fukami import checkpoint
         from fukami.serving.app import app
 
-        changed = checkpoint.changes(runs, set)
-        task = checkpoint.load(*runs, device=device, precision=precision, vote=vote, changes=changed).views(views)
-        application = app(task, describe(runs, precision))
+        changed = checkpoint.changes(runs, set, recipe)
+        task = checkpoint.load(
+            *runs, device=device, precision=precision, vote=vote, changes=changed, recipe=recipe
+        ).views(views)
+        application = app(task, describe(runs, precision, recipe))
         with listen(host, port) as listener:
             name = f"[{host}]" if ":" in host else host
             at = f"http://{name}:{listener.getsockname()[1]}"
@@ -63,14 +67,14 @@ def command(arguments: list[str]) -> None:
     parse(run, arguments, "fukami serve")
 
 
-def describe(runs: tuple[str, ...], precision: str) -> dict[str, Any]:
+def describe(runs: tuple[str, ...], precision: str, recipe: Path | None) -> dict[str, Any]:
     """What is served, for whoever asks the server."""
     from fukami import checkpoint
     from fukami.recipe import name_of
 
     folders = [checkpoint.locate(run) for run in runs]
-    described = [checkpoint.describe(folder) for folder in folders]
-    recipes = dict.fromkeys(Path(name_of(type(recipe))).name for recipe, _ in described)
+    described = [checkpoint.describe(folder, recipe) for folder in folders]
+    recipes = dict.fromkeys(Path(name_of(type(each))).name for each, _ in described)
     return {
         "runs": list(runs),
         "recipe": ", ".join(recipes),
