@@ -808,7 +808,7 @@ def test_of_many_at_once_each_gets_an_answer_or_a_refusal(monkeypatch):
 def test_no_path_of_the_server_is_told(monkeypatch, tmp_path):
     folder = tmp_path / "secret-place"
     shutil.copytree(checkpoint.SHIPPED / "deep-convnet", folder)
-    about = command.describe((str(folder), "deep-convnet"), "auto")
+    about = command.describe((str(folder), "deep-convnet"), "auto", None)
     assert about == {**ABOUT, "members": 2, "versions": about["versions"]}
     client = TestClient(serving.app(Waiting(), about), "http://localhost")
     for path in ("/", "/run", "/openapi.json", "/docs", "/nothing", "/metrics", "/ready"):

@@ -28,6 +28,7 @@ from fukami.data.sharded import Sharded
 from fukami.data.stream import Decoder, Streamed
 from fukami.preparation import Preparation
 from fukami.recipes.deep_convnet import DeepConvNet
+from fukami.state_file import load_state
 
 LABELS = ("dark", "light", "red")
 PREPARE = Preparation(channels=3, size=16)
@@ -683,7 +684,7 @@ def test_a_training_from_shards_that_is_killed_resumes_bit_exactly(root, tmp_pat
         time.sleep(0.005)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    state = torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)
+    state = load_state(tmp_path / "cut" / "last.ckpt", torch.device("cpu"))
     assert 0 < state["step"] < 30
     resumed = run("train", "deep-convnet", "--out", "cut", "--resume")
     weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("whole", "cut")]

@@ -25,6 +25,7 @@ from fukami.processors import quota
 from fukami.recipes.deep_convnet import DeepConvNet
 from fukami.runtime import Runtime
 from fukami.saving import Saver
+from fukami.state_file import load_state
 
 CPU = torch.device("cpu")
 RECIPE = DeepConvNet(epochs=1, batch=100, dropout=0.0, augment=())
@@ -259,7 +260,7 @@ def test_a_slow_disk_keeps_nobody_waiting(tmp_path, monkeypatch):
         assert not saver.due
         go.set()
         saver.wait()
-    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    state = load_state(tmp_path / "last.ckpt", torch.device("cpu"))
     assert state["step"] == 1
     assert state["tensors"][0].tolist() == state["tensors"][1]["more"].tolist() == [1, 1, 1]
     assert (tmp_path / "weights.safetensors").is_file()
@@ -280,7 +281,7 @@ def test_weights_that_are_not_finite_replace_nothing(tmp_path):
         saver.save({"step": 2}, {"model.weight": torch.tensor([1.0, float("nan")])})
         with pytest.raises(Error, match=r"model\.weight are no longer finite at step 2"):
             saver.wait()
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["step"] == 1
+    assert load_state(tmp_path / "last.ckpt", torch.device("cpu"))["step"] == 1
 
 
 # ---- compilation ----------------------------------------------------------------------------------------------------

@@ -15,10 +15,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fukami import checkpoint
+from fukami.analysis.layers import measure_costs
 from fukami.ceiling import ceiling
 from fukami.clock import TRAINING
 from fukami.recipe import Recipe, command
 from fukami.runtime import Runtime
+from fukami.task import Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,12 +67,16 @@ class Log:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.progress.stop()
 
-    def begin(self, labels: tuple[str, ...], compile: bool | None) -> None:
-        """A run's first step: write down what it is."""
+    def begin(self, labels: tuple[str, ...], compile: bool | None, task: Task) -> None:
+        """A run's first step: write down what it is and what its networks cost, which ``fukami board`` shows."""
         self.effort = ceiling(self.runtime)
         if self.runtime.main:
             device, precision = self.runtime.device.type, self.runtime.precision
+            prepare: Any = getattr(task, "prepare", None)
+            square = hasattr(prepare, "channels") and hasattr(prepare, "size")
+            shape = (prepare.channels, prepare.size, prepare.size) if square else None
             note = {
+                **measure_costs(list(task.modules().values()), shape),
                 "device": device,
                 "precision": precision,
                 "processes": self.runtime.world,
@@ -170,7 +176,7 @@ class Log:
         self.runtime.clock.add(state.get("clock", {}))
         if self.runtime.main:
             with self.path.open("ab") as file:
-                file.truncate(state["bytes"])
+                file.truncate(min(state["bytes"], file.tell()))
 
     def _write(self, line: dict[str, Any]) -> None:
         if self.runtime.main:

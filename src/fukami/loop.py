@@ -76,7 +76,7 @@ def train(
             together(step, runtime)
             if step == 0:
                 recipe.begin(task) if before is None else recipe.follow(task, before)
-                log.begin(data.labels, compile)
+                log.begin(data.labels, compile, task)
             batches = iter(task.batches(loader))
             update = runtime.fast(task.step, task.static)
             history = History(runtime)
@@ -197,12 +197,19 @@ def restore(folder: Path, task: Task, loader: Any, log: Log) -> int:
     state = checkpoint.read_state(folder, log.runtime.device)
     if state is None:
         return 0
-    parts = task.state()
-    for name, part in parts.items():
-        part.load_state_dict(state["task"][name])
-    loader.load_state_dict(state["loader"])
-    log.load_state_dict(state["log"])
-    set_random_states(state["random"])
+    try:
+        for name, part in task.state().items():
+            part.load_state_dict(state["task"][name])
+        loader.load_state_dict(state["loader"])
+        log.load_state_dict(state["log"])
+        set_random_states(state["random"])
+    except Error:
+        raise
+    except Exception as error:  # the parts of a damaged checkpoint can be anything
+        raise Error(
+            f"{folder / 'last.ckpt'} does not fit its recipe ({type(error).__name__}: {error}); remove it to start the "
+            "run again from its first step"
+        ) from error
     return int(state["step"])
 
 

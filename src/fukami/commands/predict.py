@@ -52,6 +52,7 @@ def command(arguments: list[str]) -> None:
         vote: bool = False,
         views: int = 1,
         set: tuple[str, ...] = (),
+        recipe: Path | None = None,
         making: Making = NONE,
     ) -> None:
         """Answer for each picture, and for each frame of a video; prints one JSON object for each.
@@ -69,12 +70,15 @@ def command(arguments: list[str]) -> None:
             vote: The majority of the runs decides, and not the average of their probabilities.
             views: Test-time augmentation: answers are averaged over so many views of each picture.
             set: Fields of the recipe that decide how it answers, such as beams=3.
+            recipe: File of the private recipe that the run was trained with; code is never taken from a run.
             making: Pictures that a generator makes.
         """
         from fukami import checkpoint, video
         from fukami.page import Page
 
         if making.count:
+            if recipe is not None:
+                raise UsageError("the generators come with fukami; leave out --recipe")
             _make(inputs, making, out, device, precision)
             return
         if making.interpolate or making.arithmetic or making.nearest:
@@ -84,8 +88,10 @@ def command(arguments: list[str]) -> None:
         if not 0 <= film <= 1000:
             raise UsageError(f"--film should be frames a second, up to 1000, not {film:g}")
         runs, files = checkpoint.split(inputs)
-        changed = checkpoint.changes(runs, set)
-        task = checkpoint.load(*runs, device=device, precision=precision, vote=vote, changes=changed).views(views)
+        changed = checkpoint.changes(runs, set, recipe)
+        task = checkpoint.load(
+            *runs, device=device, precision=precision, vote=vote, changes=changed, recipe=recipe
+        ).views(views)
         failed = 0
         with Page(out, task, files) as page:
             for films, group in itertools.groupby(files, video.is_video):
@@ -111,6 +117,7 @@ def command(arguments: list[str]) -> None:
 def _make(runs: Sequence[str], wanted: Making, out: Path | None, device: str, precision: str) -> None:
     """Make pictures, write them to the folder ``out``, and print an answer for each."""
     from fukami import checkpoint, making
+    from fukami.recipe import check_data
     from fukami.tasks.adversarial import Adversarial
 
     if len(runs) != 1:
@@ -132,6 +139,7 @@ def _make(runs: Sequence[str], wanted: Making, out: Path | None, device: str, pr
         making.add(task, codes, terms, folder)
     if wanted.nearest:
         recipe, _ = checkpoint.describe(checkpoint.locate(runs[0]))
+        check_data(recipe)
         found = making.compare(pictures, recipe.data().train, task.perceive(), task.runtime.device, folder)
         answers = [{**answer, **own} for answer, own in zip(answers, found, strict=True)]
     for answer in answers:

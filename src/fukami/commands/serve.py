@@ -33,6 +33,7 @@ def command(arguments: list[str]) -> None:
         vote: bool = False,
         views: int = 1,
         set: tuple[str, ...] = (),
+        recipe: Path | None = None,
     ) -> None:
         """Serve a page to ask a run with pictures, and an HTTP API; until Ctrl-C.
 
@@ -51,6 +52,7 @@ def command(arguments: list[str]) -> None:
             vote: The majority of the runs decides, and not the average of their probabilities.
             views: Test-time augmentation: answers are averaged over so many views of each picture.
             set: Fields of the recipe that decide how it answers, such as beams=3.
+            recipe: File of the private recipe that the run was trained with; code is never taken from a run.
         """
         import uvicorn
 
@@ -63,10 +65,12 @@ def command(arguments: list[str]) -> None:
         secret = check_token(token or secret)
         if not deadline > 0:
             raise UsageError(f"--deadline should be seconds, more than 0, not {deadline:g}")
-        changed = checkpoint.changes(runs, set)
-        task = checkpoint.load(*runs, device=device, precision=precision, vote=vote, changes=changed).views(views)
+        changed = checkpoint.changes(runs, set, recipe)
+        task = checkpoint.load(
+            *runs, device=device, precision=precision, vote=vote, changes=changed, recipe=recipe
+        ).views(views)
         hosts = {*LOCAL, host, *allowed_hosts}
-        application = app(task, describe(runs, precision), hosts=hosts, token=secret, deadline=deadline)
+        application = app(task, describe(runs, precision, recipe), hosts=hosts, token=secret, deadline=deadline)
         files = raise_file_limit()
         with listen(host, port) as listener:
             name = f"[{host}]" if ":" in host else host
@@ -101,14 +105,14 @@ def check_token(token: str) -> str:
     return token
 
 
-def describe(runs: tuple[str, ...], precision: str) -> dict[str, Any]:
+def describe(runs: tuple[str, ...], precision: str, recipe: Path | None) -> dict[str, Any]:
     """What is served, for whoever asks the server; no path of this machine."""
     from fukami import checkpoint
     from fukami.recipe import name_of
 
     folders = [checkpoint.locate(run) for run in runs]
-    described = [checkpoint.describe(folder) for folder in folders]
-    recipes = dict.fromkeys(Path(name_of(type(recipe))).name for recipe, _ in described)
+    described = [checkpoint.describe(folder, recipe) for folder in folders]
+    recipes = dict.fromkeys(Path(name_of(type(each))).name for each, _ in described)
     return {
         "recipe": ", ".join(recipes),
         "members": len(runs),
