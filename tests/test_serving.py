@@ -692,19 +692,39 @@ def test_a_body_has_to_come_in_time(monkeypatch):
         assert "try again" in json.loads(said.partition(b"\r\n\r\n")[2])["error"]
 
 
-def test_a_response_has_to_be_taken_in_time(monkeypatch):
-    """Longer than the buffers between the two hold: what the client has not taken by then does not come."""
+LENGTH = 50 * 2**20  # more than the buffers between a server and a client hold
+
+
+async def long_response(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % LENGTH)]})
+    await send({"type": "http.response.body", "body": bytes(LENGTH)})
+
+
+@pytest.mark.parametrize("request_", [GET, GET.replace(b"close", b"keep-alive")], ids=["close", "keep-alive"])
+def test_a_response_has_to_be_taken_in_time(monkeypatch, request_):
+    """What the client has not taken by then does not come."""
+    monkeypatch.setattr(connections, "HEAD", 0.1)
     monkeypatch.setattr(connections, "SENT", 0.3)
-    length, lost, real = 200 * 2**20, threading.Event(), connections.Connection.connection_lost
+    lost, real = threading.Event(), connections.Connection.connection_lost
     monkeypatch.setattr(connections.Connection, "connection_lost", lambda *both: lost.set() or real(*both))
-
-    async def application(scope, receive, send):
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % length)]})
-        await send({"type": "http.response.body", "body": bytes(length)})
-
-    with listening(application) as port, connect(port, GET) as slow:
+    with listening(long_response) as port, connect(port, request_) as slow:
         assert lost.wait(60)
-        assert len(answer(slow)) < length
+        assert len(answer(slow)) < LENGTH
+
+
+def test_a_response_may_take_longer_than_a_head(monkeypatch):
+    monkeypatch.setattr(connections, "HEAD", 0.1)
+    started, real = threading.Event(), connections.Connection.start
+
+    def start(self, phase):
+        real(self, phase)
+        if phase == "sent":
+            started.set()
+
+    monkeypatch.setattr(connections.Connection, "start", start)
+    with listening(long_response) as port, connect(port, GET.replace(b"close", b"keep-alive")) as slow:
+        assert started.wait(60)
+        assert sum(iter(lambda: len(slow.recv(2**20)), 0)) > LENGTH
 
 
 def test_a_client_that_idles_makes_room_for_a_new_one(monkeypatch):

@@ -34,7 +34,6 @@ class Connection(H11Protocol):
         self.phase = ""
         self.since = 0.0
         self.timer: asyncio.TimerHandle | None = None
-        self.stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Make room for the connection, and start the deadline of its first head."""
@@ -53,22 +52,10 @@ class Connection(H11Protocol):
         super().on_response_complete()
         self.watch()
 
-    def pause_writing(self) -> None:
-        """Start the deadline for the client to take a response."""
-        super().pause_writing()
-        self.stalled = self.loop.call_later(SENT, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        """Cancel the deadline for the client to take a response."""
-        super().resume_writing()
-        if self.stalled:
-            self.stalled.cancel()
-
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel all deadlines."""
-        for timer in (self.timer, self.stalled):
-            if timer:
-                timer.cancel()
+        """Cancel the deadline."""
+        if self.timer:
+            self.timer.cancel()
         super().connection_lost(exc)
 
     def watch(self) -> None:
@@ -76,24 +63,35 @@ class Connection(H11Protocol):
         phase = {h11.IDLE: "head", h11.SEND_BODY: "body"}.get(self.conn.their_state, "")
         if self.transport.is_closing():
             phase = "sent"
-        if phase == self.phase:
-            return
-        self.phase, self.since = phase, self.loop.time()
+        if phase != self.phase:
+            self.since = self.loop.time()
+            self.start(phase)
+
+    def start(self, phase: str) -> None:
+        """Start the deadline of a phase."""
+        self.phase = phase
         if self.timer:
             self.timer.cancel()
         seconds = {"head": HEAD, "body": BODY, "sent": SENT}.get(phase)
         self.timer = self.loop.call_later(seconds, self.expire) if seconds else None
 
     def expire(self) -> None:
-        """Close the connection; a client whose body is late learns why."""
+        """Close the connection, or wait for a client that still takes a response; one whose body is late learns why."""
+        if self.phase == "head" and self.transport.get_write_buffer_size():
+            self.start("sent")
+            return
         if self.phase == "body" and not self.cycle.response_started:
             self.transport.write(TIMEOUT)
         self.transport.abort()
 
+    def is_busy(self) -> bool:
+        """Whether a body or a response is on its way."""
+        return self.phase == "body" or self.transport.get_write_buffer_size() > 0
+
     def make_room(self) -> None:
-        """Close the connection that has waited longest, for a head rather than for a body."""
+        """Close the connection that has waited longest, for a head rather than for a body or to take a response."""
         waiting = [each for each in self.connections if isinstance(each, Connection) and each.phase]
-        oldest = min(waiting, key=lambda each: (each.phase == "body", each.since), default=None)
+        oldest = min(waiting, key=lambda each: (each.is_busy(), each.since), default=None)
         if oldest:
             self.connections.discard(oldest)
             oldest.transport.abort()
