@@ -21,6 +21,7 @@ import contextlib
 import io
 import json
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -225,6 +226,7 @@ def main():
     options.add_argument("--scale", type=float, default=1.0)
     options.add_argument("--record", action="store_true")
     options = options.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the server, too
     for name in options.benchmarks or every:
         with server() as (process, port):
             asyncio.run(measure(name, options, process, port))

@@ -20,7 +20,7 @@ from fukami.task import Task
 
 T = TypeVar("T")
 MAX_PIXELS = 50_000_000  # of an image: those of cameras have up to 50 million
-DECODE_SECONDS = 10.0  # that an image has to be decoded; 50 megapixels of PNG take 2
+DECODE_SECONDS = 20.0  # that an image has to be decoded; 50 megapixels of JPEG 2000, the slowest, take 3
 DEADLINE = 60.0  # seconds that an image has until it is answered, with the time that it waits
 REQUESTS = 100  # that wait or are answered; further ones are refused
 BYTES = 512 * 2**20  # of bodies that are held at a time
