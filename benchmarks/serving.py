@@ -189,19 +189,29 @@ def memory_of(process):
     return sum(1024 * int(re.search(r"VmRSS:\s+(\d+)", text)[1]) for text in texts)
 
 
+def small():
+    """A digit of 28 by 28 pixels, which takes a tenth of the time of a photograph."""
+    buffer = io.BytesIO()
+    pixels = np.zeros((28, 28), np.uint8)
+    pixels[4:24, 12:15] = 255
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 async def memory(process, port, scale):
-    """Memory after many predictions."""
+    """Memory after many predictions, one in ten of a photograph."""
     places = asyncio.Semaphore(8)
     statuses = collections.Counter()
+    messages = [request(), *9 * [request(content=small())]]
 
-    async def one():
+    async def one(number):
         async with places:
-            status, _ = await ask(port, request())
+            status, _ = await ask(port, messages[number % 10])
             statuses[status] += 1
 
     levels = []
     for count in (500, 4500):
-        await asyncio.gather(*(one() for _ in range(round(count * scale))))
+        await asyncio.gather(*(one(number) for number in range(round(count * scale))))
         levels.append(memory_of(process))
     note = {**statuses, "megabytes": [round(level / 1e6, 1) for level in levels]}
     yield "growth of memory from 500 to 5,000 predictions", levels[1] / levels[0] - 1, note
