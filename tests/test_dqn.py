@@ -268,6 +268,84 @@ def test_double_learning_and_rmsprop_train(begun):
         assert all(np.isfinite(losses))
 
 
+def test_rmsprop_is_that_of_deepminds_code():
+    """Twelve steps against NeuralQLearner.lua's formula in NumPy: gradients of many sizes, a rate that is halved."""
+    random = np.random.default_rng(0)
+    weights = [random.normal(size=shape) for shape in ((3, 2), (4,))]
+    parameters = [nn.Parameter(torch.tensor(weight)) for weight in weights]
+    make = DQN(optimizer="rmsprop", lr=1e-3).make_optimizer()
+    optimizer = Runtime.start("cpu", "float32").steer(make(parameters))
+    means, squares, lr = [0.0, 0.0], [0.0, 0.0], 1e-3
+    for number in range(12):
+        if number == 6:
+            lr /= 2
+            optimizer.param_groups[0]["lr"].fill_(lr)
+        for at, parameter in enumerate(parameters):
+            gradient = random.normal(size=weights[at].shape) * 10.0 ** random.integers(-4, 2, weights[at].shape)
+            parameter.grad = torch.tensor(gradient)
+            means[at] = 0.95 * means[at] + 0.05 * gradient
+            squares[at] = 0.95 * squares[at] + 0.05 * gradient**2
+            weights[at] = weights[at] - lr * gradient / np.sqrt(squares[at] - means[at] ** 2 + 0.01)
+        optimizer.step()
+        for parameter, weight in zip(parameters, weights, strict=True):
+            np.testing.assert_allclose(parameter.detach().numpy(), weight, rtol=1e-6)
+
+
+def test_rmsprop_of_a_small_gradient_steps_by_ten_times_it():
+    """The root of 0.01 is 0.1; with the constant outside of the root it would be a hundred times."""
+    weight = nn.Parameter(torch.zeros(1))
+    weight.grad = torch.full((1,), 1e-6)
+    DQN(optimizer="rmsprop", lr=1.0).make_optimizer()([weight]).step()
+    assert weight.item() == pytest.approx(-1e-5, rel=1e-4)
+
+
+def test_rmsprop_of_large_gradients_that_stay_the_same_is_finite():
+    """Their variance is rounding, which may be negative."""
+    weight = nn.Parameter(torch.zeros(1000))
+    optimizer = DQN(optimizer="rmsprop").make_optimizer()([weight])
+    weight.grad = torch.linspace(1e3, 1e5, 1000)
+    for _ in range(300):
+        optimizer.step()
+        assert weight.isfinite().all()
+
+
+def test_rmsprop_goes_on_from_its_state_bit_for_bit():
+    def step(parameter, optimizer, numbers):
+        for number in numbers:
+            parameter.grad = torch.randn(5, 4, generator=torch.Generator().manual_seed(number))
+            optimizer.step()
+
+    make = DQN(optimizer="rmsprop").make_optimizer()
+    whole, first, second = (nn.Parameter(torch.ones(5, 4)) for _ in range(3))
+    step(whole, make([whole]), range(6))
+    optimizer = make([first])
+    step(first, optimizer, range(3))
+    other = make([second])
+    other.load_state_dict(optimizer.state_dict())
+    second.data.copy_(first.data)
+    step(second, other, range(3, 6))
+    assert torch.equal(second, whole)
+
+
+@pytest.mark.parametrize(("optimizer", "share"), [("rmsprop", 1), ("adam", 1 / 32)])
+def test_rmsprop_learns_from_the_sum_of_a_batch_and_adam_from_its_mean(begun, optimizer, share):
+    """The gradient of the last layer's bias is the sum of the errors of the values, each clipped to -1..1."""
+    task, data = begun(optimizer=optimizer, clip_rewards=False)
+    batches = task.batches(data.train)
+    next(batches)
+    lesson = next(batches)
+    lesson = lesson._replace(rewards=torch.linspace(-3, 3, 32))
+    task.optimizer.zero_grad()
+    task.loss(lesson)[0].backward()
+    with torch.no_grad():
+        said = task.model(lesson.frames[:, :-1]).gather(1, lesson.actions[:, None])[:, 0]
+        goal = lesson.rewards + 0.99 * lesson.going * task.target(lesson.frames[:, 1:]).amax(1)
+    errors = (said - goal).clamp(-1, 1)
+    assert 0 < (errors.abs() == 1).sum() < 32
+    expected = torch.zeros(3).index_add(0, lesson.actions, errors)
+    torch.testing.assert_close(task.model.values.bias.grad, share * expected, rtol=1e-4, atol=1e-6)
+
+
 def test_the_learning_rate_falls(begun):
     task, _ = begun(decay="polynomial")
     assert [task.schedule(share) for share in (0.0, 0.5, 0.9)] == pytest.approx([2.5e-4, 1.25e-4, 2.5e-5])
