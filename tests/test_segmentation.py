@@ -455,6 +455,7 @@ def test_staged_training_begins_each_network_with_the_one_before(mask_files, pag
     coarse = load_file(tmp_path / "one" / "fcn32s-vgg16" / "weights.safetensors")
     finer = json.loads((tmp_path / "one" / "fcn16s-vgg16" / "recipe.json").read_text())
     assert finer["fields"]["init"].endswith("fcn32s-vgg16")
+    assert finer["fields"]["lr"] == pytest.approx(1e-5)
     begun = package.find("fcn8s-vgg16")(dataset=str(mask_files), training="staged", **SMALL)
     assert [*begun.stages(tmp_path)] == ["fcn32s-vgg16", "fcn16s-vgg16"]
     after = load_file(tmp_path / "one" / "fcn16s-vgg16" / "weights.safetensors")
@@ -462,6 +463,22 @@ def test_staged_training_begins_each_network_with_the_one_before(mask_files, pag
     assert 0 < moved < 0.02  # a few small steps from where the coarser one ended
     assert fukami(*words, "--out", tmp_path / "one", "--resume").status == 0
     assert fukami("eval", tmp_path / "one").json[0]["count"] == 4
+
+
+@pytest.mark.parametrize(("factor", "rates"), [(0.01, [1e-3, 1e-5, 1e-7]), (0.5, [1e-3, 5e-4, 2.5e-4])])
+def test_each_stage_lowers_the_learning_rate(tmp_path, factor, rates):
+    """By 100: FCN-16s in section 4.2, FCN-8s in the authors' solvers. At once nothing is lowered."""
+    kind = package.find("fcn8s-vgg16")
+    recipe = kind(training="staged", stage_lr_factor=factor, lr=1e-3, init="imagenet", backbone_lr=0.1, **SMALL)
+    found = []
+    for stage in (*recipe.stages(tmp_path).values(), recipe):
+        task = stage.task(tuple("abc"))
+        task.setup(Runtime.start("cpu", "float32"))
+        found.append([group["initial_lr"] for group in task.optimizer.param_groups])
+    assert found == [[pytest.approx(rate), pytest.approx(0.1 * rate)] for rate in rates]
+    assert kind(lr=1e-3).peak == 1e-3
+    with pytest.raises(UsageError, match="add --training staged"):
+        kind(stage_lr_factor=0.1)
 
 
 def test_published_weights_become_a_run(fukami, mask_files, tmp_path):
