@@ -1,6 +1,7 @@
 """Deep Q-network: games, memory, updates, and playing on after a kill."""
 
 import importlib.util
+import itertools
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ from fukami import UsageError, models
 from fukami.data import games
 from fukami.data.catch import CELLS, PADDLE, Catch
 from fukami.data.experience import Experience, Memory
+from fukami.data.trials import Trials
 from fukami.recipes.dqn import DQN
 from fukami.runtime import Runtime
 
@@ -210,6 +212,50 @@ def test_lessons_are_moments_that_were(begun):
     last = torch.cat([lesson.frames[:, 3] for lesson in moments])[ended]
     assert (last[:, -12:-6] == 255).flatten(1).any(1).all()
     assert train.epsilon == pytest.approx(1 + (0.05 - 1) * min((train.rounds * 2 - 160) / 100, 1))
+
+
+class Lives:
+    """A game of twelve steps, each worth 1, whose frames are the number of the step; lives are lost at 4 and 8."""
+
+    actions, shape = ("left", "right"), (2, 2)
+
+    def __init__(self, count):
+        self.count = count
+
+    def reset(self, which, seeds):
+        self.at = np.where(which, 0, self.at) if hasattr(self, "at") else np.zeros(self.count, np.int64)
+        return self.seen(np.zeros(self.count))
+
+    def send(self, actions):
+        self.at = self.at + 1
+
+    def receive(self):
+        return self.seen(np.ones(self.count))
+
+    def seen(self, rewards):
+        frames = np.repeat(self.at, 4).reshape(-1, 2, 2).astype(np.uint8)
+        return games.Seen(frames, rewards.astype(np.float32), self.at == 12, self.at > 12, np.isin(self.at, (4, 8)))
+
+    def close(self):
+        pass
+
+
+def test_a_lost_life_is_an_end_where_it_is_learned_from_and_not_of_the_episode():
+    experience = Experience(Lives(2), batch=200, history=2, steps=1000, begin=0, every=1, explore=1, least=1, seed=0)
+    experience.place(Runtime.start("cpu", "float32"))
+    for _ in range(60):
+        experience.play(lambda states: torch.zeros(2, dtype=torch.long))
+    lesson = experience.lesson()
+    step = lesson.frames[:, 1, 0, 0]  # before the action
+    assert {*step.tolist()} == {*range(12)}
+    assert torch.equal(lesson.going == 0, torch.isin(step, torch.tensor([3, 7, 11])))
+    assert (lesson.counted == 1).all()
+    assert experience.returns == [12.0] * 8  # two games, four whole episodes of each
+
+
+def test_an_evaluation_plays_whole_games_whatever_lives_are_lost():
+    trials = Trials(Lives, (0, 1, 2), 2, 0.0)
+    assert trials.play(lambda states: torch.zeros(3, 2))[:2] == ([12.0] * 3, [12] * 3)
 
 
 @pytest.mark.parametrize("double", [False, True])
@@ -442,6 +488,36 @@ def test_an_atari_game_is_seen_as_in_the_paper():
         grey = np.asarray(picture.convert("L").resize((84, 84), Image.Resampling.BOX), int)
         assert np.abs(grey - seen.frames[0]).mean() < 3
     played.close()
+
+
+@ATARI
+def test_an_atari_game_begins_after_up_to_30_frames_without_an_action():
+    """As many as the seed says; the wall's colours in Breakout tell them apart. Without, all games begin alike."""
+    played, every = games.find("breakout", 4), np.ones(4, bool)
+    first = [played.reset(every, np.arange(4 * number, 4 * number + 4)).frames.copy() for number in range(40)]
+    assert 20 < len(np.unique(np.concatenate(first).reshape(160, -1), axis=0)) <= 31
+    assert np.array_equal(played.reset(every, np.arange(4)).frames, first[0])
+    played.close()
+
+
+@ATARI
+def test_a_life_that_is_lost_in_an_atari_game_is_seen():
+    """Of five in Breakout four are lost, and with the fifth the game is over; so says the emulator's own count."""
+    played = games.find("breakout", 1)
+    played.reset(np.ones(1, bool), np.array([0]))
+    receive, lives, lost = played.envs.recv, [5], []
+    played.envs.recv = lambda: (found := receive(), lives.append(int(found[4]["lives"][0])))[0]
+    for _ in range(2000):
+        played.send(np.array([1]))  # the fire button alone brings the next ball
+        seen = played.receive()
+        lost.append(bool(seen.lost[0]))
+        if seen.ended[0]:
+            break
+    played.close()
+    fell = [after < before for before, after in itertools.pairwise(lives)]
+    assert sum(fell) == 5
+    assert lives[-1] == 0
+    assert lost == [*fell[:-1], False]
 
 
 @ATARI

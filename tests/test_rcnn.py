@@ -180,6 +180,23 @@ def test_pictures_are_answered_as_they_are_judged(make, inputs, scene_files):
         torch.testing.assert_close(scores, judged[number].scores, atol=2e-3, rtol=0)
 
 
+def test_a_region_is_suppressed_by_a_better_one_that_it_overlaps_by_three_tenths(make):
+    """Of its class: one that overlaps it by 0.32 is, one by 0.28 is not (the threshold of the authors' code is 0.3)."""
+    recipe = make()
+    task = recipe.task(tuple("ab"))
+    task.setup(Runtime.start("cpu", "float32"))
+    proposals = torch.tensor([[0.0, 0, 60, 50]] * 4)
+    for number, overlap in ((1, 0.32), (2, 0.28), (3, 0.6)):
+        proposals[number, [0, 2]] += 60 * (1 - overlap) / (1 + overlap) * (-1 if number == 2 else 1)
+    assert boxes.iou(proposals[:1], proposals)[0].tolist() == pytest.approx([1, 0.32, 0.28, 0.6])
+    proposals = proposals + torch.tensor([60.0, 0, 60, 0])
+    scores = torch.tensor([[0.9, 0], [0.8, 0], [0.7, 0], [0, 0.6]])  # the last one is of the other class
+    task.scored = lambda fc7: scores
+    found = task.found(torch.zeros(3, 100, 200), torch.tensor([100.0, 200]), proposals, torch.zeros(4, 16))
+    assert torch.equal(found.boxes, proposals[[0, 2, 3]])
+    assert found.classes.tolist() == [0, 0, 1]
+
+
 # machines and boxes
 
 

@@ -112,6 +112,15 @@ def test_the_boundary_measure_by_hand():
     assert found == pytest.approx(np.mean(measures))
 
 
+def test_borders_that_are_found_in_an_unlabelled_area_count_nothing():
+    """There may be any class; where there are labels, the answer is right."""
+    truth, answer = halves(200, 100), halves(200, 100)
+    truth[:80], answer[:80, ::2] = 0, 2
+    found = Pixels("ab")
+    found.add(0, answer, truth)
+    assert found.metrics()["boundary_f1"] == 1.0
+
+
 def test_the_boundary_measure_of_what_was_not_found_or_has_no_border():
     assert boundary_f1(np.ones((50, 50), np.uint8), halves(50, 20)) == 0.0
     assert math.isnan(boundary_f1(halves(50, 20), np.ones((50, 50), np.uint8)))
@@ -176,8 +185,9 @@ def test_tiles_have_no_seams(monkeypatch):
     assert (task.map(whole) != task.map(task.predict([picture])[0])).mean() > differ.mean()
 
 
-def test_the_loss_by_hand():
-    """Weighted cross entropy over the labelled pixels, and a second answer that counts a half."""
+@pytest.mark.parametrize("weight", [None, [1.0, 2.0, 0.5]])
+def test_the_loss_by_hand(weight):
+    """Cross entropy over the labelled pixels, with weights or without, and a second answer that counts a half."""
     torch.manual_seed(0)
 
     class Twice(nn.Module):
@@ -189,7 +199,7 @@ def test_the_loss_by_hand():
             return self.one(x), self.other(x)
 
     task = ready(Twice(), tuple("abc"))
-    task.weight = torch.tensor([1.0, 2.0, 0.5])
+    task.weight = None if weight is None else torch.tensor(weight)
     pictures = torch.randint(0, 256, (2, 3, 32, 64), dtype=torch.uint8)
     masks = torch.randint(0, 4, (2, 32, 64), dtype=torch.uint8)
     sizes = torch.tensor([[32.0, 64.0], [20.0, 50.0]])
