@@ -23,7 +23,7 @@ class DQN(Recipe):
     year: ClassVar[int] = 2015
     family: ClassVar[str] = "play"
     published: ClassVar[str] = "18.9 Pong, mean return"
-    reached: ClassVar[str] = "19.17 Pong, 4.8 million frames"
+    reached: ClassVar[str] = "19.17 Pong, Double DQN with Adam, one seed"
 
     game: str = "catch"
     """catch (embedded), an Atari game such as pong, or what gymnasium calls so, such as CartPole-v1."""
