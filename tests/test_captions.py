@@ -491,6 +491,11 @@ def test_it_answers_in_the_ways_it_is_asked_to(folder, tmp_path, pageless, fukam
     assert "beams" in wrong.err
 
 
+def test_a_beam_search_keeps_twenty_as_in_the_paper():
+    """Vinyals et al. 2015, section 3.1; without a normalisation by the length."""
+    assert (Speech().decoding, Speech().beams, Speech().length) == ("beam", 20, 0)
+
+
 @pytest.mark.parametrize("decoding", ["beam", "greedy", "sample"])
 def test_unknown_and_begin_are_never_said(decoding):
     """Even where the network finds nothing likelier."""

@@ -258,6 +258,22 @@ def test_an_evaluation_plays_whole_games_whatever_lives_are_lost():
     assert trials.play(lambda states: torch.zeros(3, 2))[:2] == ([12.0] * 3, [12] * 3)
 
 
+def test_evaluations_take_a_twentieth_of_the_actions_by_chance():
+    """In 30 episodes, as in the paper; of a random action in two, half are the other one."""
+    found = DQN().judged()
+    assert (len(found), found.epsilon) == (30, 0.05)
+
+    class Counted(Lives):
+        def send(self, actions):
+            sent.append(actions.mean())
+            super().send(actions)
+
+    for epsilon, share in ((0.0, 0.0), (0.2, 0.1), (1.0, 0.5)):
+        sent = []
+        Trials(Counted, tuple(range(500)), 2, epsilon).play(lambda states: torch.tensor([[1.0, 0.0]]).expand(500, 2))
+        assert np.mean(sent) == pytest.approx(share, abs=0.02)
+
+
 @pytest.mark.parametrize("double", [False, True])
 def test_the_loss_by_hand(begun, double):
     """Moment for moment: Huber's loss of the value said against the reward and the discounted best of the target."""
@@ -502,6 +518,29 @@ def test_an_atari_game_begins_after_up_to_30_frames_without_an_action():
     assert 20 < max(counts) <= 30
     assert len(np.unique(np.concatenate(first).reshape(25, -1), axis=0)) == len({*counts}) > 10
     assert np.array_equal(first[0], first[-1])
+
+
+@ATARI
+def test_an_atari_action_is_taken_for_four_frames_and_never_repeated_by_chance():
+    """Rewards, not clipped, are those of the emulator stepped frame by frame."""
+    import gymnasium
+
+    played = games.find("ms_pacman", 1)
+    reset, begun = played.envs.reset, []
+    played.envs.reset = lambda **how: (found := reset(**how), begun.append(found[1]["episode_frame_number"][0]))[0]
+    played.reset(np.ones(1, bool), np.array([3]))
+    plain = gymnasium.make("ALE/MsPacman-v5", frameskip=1, repeat_action_probability=0.0)
+    plain.reset(seed=0)
+    while plain.unwrapped.ale.getEpisodeFrameNumber() < begun[0]:
+        plain.step(0)
+    rewards = []
+    for action in np.random.default_rng(0).integers(len(played.actions), size=120):
+        played.send(np.array([action]))
+        rewards.append((float(played.receive().rewards[0]), sum(plain.step(action)[1] for _ in range(4))))
+    played.close()
+    plain.close()
+    assert all(ours == theirs for ours, theirs in rewards)
+    assert max(ours for ours, _ in rewards) == 10  # of a pellet
 
 
 @ATARI

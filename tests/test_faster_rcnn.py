@@ -375,6 +375,23 @@ def test_anchors_are_learned_from_half_objects():
     assert (samples.targets > 0).sum() == 128
 
 
+@pytest.mark.parametrize(("training", "before", "after"), [(True, 12_000, 2_000), (False, 6_000, 300)])
+def test_so_many_proposals_are_suppressed_and_kept(monkeypatch, training, before, after):
+    """Ren et al. 2015, section 3.3: 2,000 in training and 300 for an answer; before it as in the authors' code."""
+    network = faster_rcnn_vgg16(3, hidden=8, width=0.0625).train(training)
+    count, corner = 15_000, torch.arange(15_000.0)
+    places = torch.stack([corner % 150, corner // 150, corner % 150 + 1, corner // 150 + 1], 1)  # none overlaps another
+    said = Said(torch.randn(1, count), torch.zeros(1, count, 4), places, [count])
+    seen, suppress = [], boxes.suppress
+    monkeypatch.setattr(boxes, "suppress", lambda own, *more: seen.append(len(own)) or suppress(own, *more))
+    found, there = network.rpn.proposals(said, torch.tensor([[200.0, 200]]), network.budget)
+    assert seen == [before]
+    assert found.shape == (1, after, 4)
+    assert there.all()
+    best = places[said.logits[0].topk(after).indices]
+    assert torch.equal(found[0], best)
+
+
 def test_priorities_are_evenly_spread_and_each_pictures_own():
     order = sampling.priorities(torch.arange(50), 2000)
     assert torch.equal(sampling.priorities(torch.tensor([7]), 2000)[0], order[7])

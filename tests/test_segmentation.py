@@ -143,6 +143,19 @@ def test_median_frequency_balancing_by_hand():
     assert median_balance(counts).tolist() == [0.5, 1.0, 2.0, 0.0]
 
 
+@pytest.mark.parametrize(("balance", "power"), [("none", None), ("root", 0.5), ("median", 1)])
+def test_classes_are_weighed_by_a_power_of_median_frequency_balancing(mask_files, balance, power):
+    recipe = package.find("segnet-basic")(dataset=str(mask_files), filters=4, batch=2, balance=balance)
+    data = recipe.data()
+    task = recipe.task(data.labels)
+    task.setup(Runtime.start("cpu", "float32"))
+    next(iter(task.batches(data.train)))
+    if power is None:
+        assert task.weight is None
+    else:
+        torch.testing.assert_close(task.weight, torch.from_numpy(median_balance(data.train.frequencies())) ** power)
+
+
 # the network's answers
 
 
