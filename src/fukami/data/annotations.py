@@ -16,8 +16,9 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from fukami import image
-from fukami.data import folder
+from fukami.data import archives, folder
 from fukami.data.boxes import COUNTED, Annotated
+from fukami.data.parsing import is_file
 from fukami.errors import Error
 
 logger = logging.getLogger(__name__)
@@ -266,14 +267,21 @@ def pictures(place: Path, *, deep: bool = False) -> list[Path]:
 
 
 def only(entries: Iterable[Entry], sheets: Sheets, part: str) -> list[Entry]:
-    """The entries of a part whose picture is there; what the others lack is noted as lost."""
+    """The entries of a part whose picture is there; what the others lack is noted as lost.
+
+    Annotations may name images anywhere, as the user's own do; those in an archive none outside of it.
+    """
     here = []
     for entry in entries:
-        if entry.picture.is_file():
+        root = archives.root_of(entry.file)
+        if root and not archives.is_inside(entry.picture, root):
+            detail = f"the picture {entry.picture} lies outside of the archive; put it there, or remove its annotation"
+        elif is_file(entry.picture):
             here.append(entry)
+            continue
         else:
             detail = f"the picture {entry.picture} does not exist; put it there, or remove its annotation"
-            sheets.lost.append(Flaw("missing", entry.file, entry.line, detail, part))
+        sheets.lost.append(Flaw("missing", entry.file, entry.line, detail, part))
     return here
 
 
