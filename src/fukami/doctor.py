@@ -55,7 +55,7 @@ def examine(spec: str) -> Findings:
         seen = _known(spec, found)
     elif shards.known(spec):
         seen = findings.decoded(_packed(spec, found), found)
-    elif not path.exists():
+    elif not exists(path):
         raise unknown(
             "data set (and no file or folder)", spec, (*classification.NAMES, *detection.NAMES, *segmentation.NAMES)
         )

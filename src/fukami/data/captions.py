@@ -20,7 +20,7 @@ from PIL import Image
 
 from fukami.data import classification, coco, folder, places, scenes, stream
 from fukami.data.annotations import PARTS, Flaw
-from fukami.data.parsing import key_of, parse_json, read_bytes, read_text, text_of
+from fukami.data.parsing import exists, key_of, parse_json, read_bytes, read_text, text_of
 from fukami.errors import Error, unknown
 from fukami.preparation import Preparation
 
@@ -145,9 +145,9 @@ def located(spec: str) -> Path:
     """
     if spec == "coco":
         return coco.benchmark()
-    if Path(spec).exists():
+    if exists(Path(spec)):
         return Path(spec)
-    if spec in NAMES or any((place / f"{spec}{end}").exists() for place in places.candidates() for end in ("", ".zip")):
+    if spec in NAMES or any(exists(place / f"{spec}{end}") for place in places.candidates() for end in ("", ".zip")):
         return places.lying(spec, "the pictures and their sentences, in a folder or a zip archive of that name,")
     raise unknown("data set (and no file or folder)", spec, NAMES)
 

@@ -139,7 +139,7 @@ def _painted(path: Path, records: coco.Records, labels: Sequence[str]) -> Iterat
     for _, fields in records["images"]:
         place = locate(text_of(fields.get("file_name")))
         width, height = fields.get("width"), fields.get("height")
-        if not (isinstance(width, int) and isinstance(height, int)):
+        if not (type(width) is int and type(height) is int):
             head = header(place)
             width, height = (0, 0) if isinstance(head, Error) else head.upright
         yield place, Painted((width, height), tuple(shapes.get(key_of(fields.get("id")), ())), path)

@@ -125,6 +125,11 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; likewise."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def exists(path: Path) -> bool:
-    """Whether there is a file or a folder; likewise."""
-    return os.path.exists(path)  # noqa: PTH110
+    """Whether there is a regular file or a folder; likewise."""
+    return is_file(path) or is_folder(path)

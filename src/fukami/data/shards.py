@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fukami.data import bytestream, folder, tar
-from fukami.data.parsing import exists, is_file, parse_json, text_of
+from fukami.data.parsing import exists, is_file, is_folder, parse_json, text_of
 from fukami.data.places import download_folder
 from fukami.errors import Error, UsageError
 
@@ -122,7 +122,7 @@ def known(spec: str) -> bool:
     path = Path(spec)
     if bytestream.remote(spec) or ("{" in spec and not exists(path)):
         return True
-    if not path.is_dir():
+    if not is_folder(path):
         return False
     names = [file.name for file in path.iterdir() if file.is_file()]
     packed = sum(name.endswith(".tar") or PACKED.search(name) is not None for name in names) or int(INDEX in names)
@@ -143,7 +143,7 @@ def read(spec: str) -> tuple[Part, Part | None, tuple[str, ...]]:
     base, index = described(spec)
     for shard in (*index["train"], *index["test"]):
         where = located(base, shard["name"])
-        if not bytestream.remote(where) and not Path(where).is_file():
+        if not bytestream.remote(where) and not is_file(Path(where)):
             raise Error(f"the shard {where} is missing; {INDEX} lists it: copy it there, or write the index anew")
     for shard in (*index["train"], *index["test"]):
         for problem in shard.get("problems", ()):
@@ -160,6 +160,10 @@ def described(spec: str) -> tuple[str, Index]:
     """
     single, base = _single(spec), base_of(spec)
     names = [name.rpartition("/")[2] for name in expanded(spec)] if single else []
+    if bytestream.remote(spec) and not bytestream.remote(base):
+        raise UsageError(
+            f"{spec[:200]} is no address; expected https://host/path/ or https://host/train-{{000..009}}.tar"
+        )
     if any("{" in name for name in (base, *names)):
         raise UsageError(f"{spec} is no pattern of shards; expected braces in the file's name: train-{{000..009}}.tar")
     there = _indexed(base, required=not names and bytestream.remote(spec))
