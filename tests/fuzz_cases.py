@@ -9,6 +9,7 @@ allocation that is too large an error, and a crash or a hang ends this process a
 
 import argparse
 import faulthandler
+import functools
 import io
 import json
 import logging
@@ -375,7 +376,7 @@ def bomb(random: Random) -> tuple[str, bytes]:
     if kind == 1:
         with zipfile.ZipFile(found, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             for number in range(8):
-                archive.writestr(f"{number}.png", bytes(10 << 20))
+                archive.writestr(f"{number}.png", bytes(20 << 20))
         return "zip", found.getvalue()
     with tarfile.open(fileobj=found, mode=f"w:{('gz', 'bz2', 'xz')[kind - 2]}") as compressed:
         member = tarfile.TarInfo("a/1.png")
@@ -632,6 +633,7 @@ def read_captions(place: Path) -> None:
 # ---- ONNX ------------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
 def onnx_model() -> bytes:
     """A small classifier as ``fukami export`` writes it."""
     from fukami.numerics.onnx import encode
@@ -772,6 +774,7 @@ def run_case(target: Target, number: int, seed: int, work: Path) -> tuple[str, s
     try:
         target.make(Random(f"{seed} {number}"), place)
         before = peak_from_now()
+        os.chdir(place)
         try:
             target.read(place)
         finally:
@@ -792,6 +795,7 @@ def run_case(target: Target, number: int, seed: int, work: Path) -> tuple[str, s
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         faulthandler.cancel_dump_traceback_later()
+        os.chdir(work)
         shutil.rmtree(place, ignore_errors=True)
 
 

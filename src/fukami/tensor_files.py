@@ -1,6 +1,7 @@
 """Tensors from files that somebody else wrote: read without running anything, and checked before they are used."""
 
 import io
+import re
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -36,9 +37,10 @@ def load_torch(content: bytes, device: torch.device | str = "cpu") -> Any:
 
 def explain(error: Exception) -> str:
     """Why a file was not loaded, in one line, without torch's advice to switch its protection off."""
+    asked = re.search(r"GLOBAL (\S+)", str(error))
     first = str(error).strip().partition("\n")[0]
-    if "weights_only" in first:
-        return "it holds more than tensors and plain values"
+    if asked or "weights only" in first.lower().replace("_", " "):
+        return f"it asks for {asked[1][:100]}, which is no tensor" if asked else "it is no pickle of tensors"
     return first[:300] or type(error).__name__
 
 

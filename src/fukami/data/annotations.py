@@ -266,15 +266,17 @@ def pictures(place: Path, *, deep: bool = False) -> list[Path]:
     return sorted(path for path in found if path.suffix.lower() in endings and not path.name.startswith("."))
 
 
-def only(entries: Iterable[Entry], sheets: Sheets, part: str) -> list[Entry]:
-    """The entries of a part whose picture is there; what the others lack is noted as lost.
+def leads_out(picture: Path, source: Path) -> bool:
+    """Whether annotations in an archive name an image outside of it; the user's own may name images anywhere."""
+    root = archives.root_of(source)
+    return root is not None and not archives.is_inside(picture, root)
 
-    Annotations may name images anywhere, as the user's own do; those in an archive none outside of it.
-    """
+
+def only(entries: Iterable[Entry], sheets: Sheets, part: str, source: Path) -> list[Entry]:
+    """The entries of a part whose picture is there, as ``source`` names them; what the others lack is noted as lost."""
     here = []
     for entry in entries:
-        root = archives.root_of(entry.file)
-        if root and not archives.is_inside(entry.picture, root):
+        if leads_out(entry.picture, source):
             detail = f"the picture {entry.picture} lies outside of the archive; put it there, or remove its annotation"
         elif is_file(entry.picture):
             here.append(entry)

@@ -25,8 +25,8 @@ from fukami.data import tar
 from fukami.data.places import download_folder
 from fukami.errors import Error
 
-RATIO = 200  # times the archive's own size that it may unpack to
-ALLOWANCE = 64 << 20  # bytes that any archive may unpack to
+RATIO = 100  # times the archive's own size that it may unpack to
+ALLOWANCE = 32 << 20  # bytes that any archive may unpack to
 MOST_MEMBERS = 5_000_000
 DEEPEST = 32  # folders inside one another
 LONGEST_NAME = 1024  # bytes

@@ -80,7 +80,7 @@ def read(root: Path, also: Callable[[Path, Records, Sheets], None] | None = None
     sheets = Sheets()
     for part, path in ({"": root} if root.is_file() else files(root)).items():
         found = records(path)
-        sheets.parts[part] = only(_entries(path, found, sheets), sheets, part)
+        sheets.parts[part] = only(_entries(path, found, sheets), sheets, part, path)
         if also:
             also(path, found, sheets)
     if root.is_dir():  # a single file may well be of some of the pictures that lie there

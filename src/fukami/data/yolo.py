@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fukami.data import archives, folder
-from fukami.data.annotations import Box, Entry, Flaw, Sheets, only, part_of, pictures
+from fukami.data.annotations import Box, Entry, Flaw, Sheets, leads_out, only, part_of, pictures
 from fukami.data.parsing import SMALL, exists, is_file, load_yaml, number_of, read_text
 from fukami.errors import Error
 
@@ -55,7 +55,10 @@ def read(path: Path) -> Sheets:
     sheets.labels = tuple(dict.fromkeys(numbers[number] for number in sorted(numbers)))
     for part, places in inside.items():
         every = [picture for place in places for picture in _pictures(place)]
-        sheets.parts[part] = only([_entry(picture, numbers, sheets) for picture in every], sheets, part)
+        entries = [
+            Entry(picture, path) if leads_out(picture, path) else _entry(picture, numbers, sheets) for picture in every
+        ]
+        sheets.parts[part] = only(entries, sheets, part, path)
     _orphans(sheets)
     return sheets
 

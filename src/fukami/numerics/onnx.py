@@ -125,16 +125,16 @@ class OnnxNetwork(nn.Module):
             options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self.inputs = tuple(value.name for value in self.session.get_inputs())
+            self.outputs = tuple(value.name for value in self.session.get_outputs())
+            self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         except Exception as error:  # ONNX Runtime raises a class of its own for each kind of damage
             raise Error(f"ONNX Runtime cannot read the network, so export it again: {error}") from error
-        self.inputs = tuple(value.name for value in self.session.get_inputs())
-        self.outputs = tuple(value.name for value in self.session.get_outputs())
         if (self.inputs, self.outputs) not in [(form.inputs, form.outputs) for form in FORMS.values()]:
             given = f"the inputs {', '.join(self.inputs)} and the outputs {', '.join(self.outputs)}"
             raise Error(f"the ONNX file has {given}: it is none that fukami exported")
         self.empty = nn.Parameter(torch.empty(0))  # by which its device and type are asked for
         self.content = content
-        self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
 
     def forward(self, *given: Tensor) -> Any:
         """Scores of normalised pictures, or of a detector what it found in each; on the CPU."""
