@@ -130,10 +130,11 @@ def mutate_text(random: Random, content: str) -> bytes:
             words[place] = random.choice([new, old[:cut] + new + old[cut:], old[:cut] + new])
             lines[at] = " ".join(words)
         elif kind == 3:
-            lines[at:at] = [lines[random.randrange(len(lines))]] * random.choice([1, 1000])
+            again = lines[random.randrange(len(lines))]
+            lines[at:at] = [again] * min(random.choice([1, 1000]), LARGEST // (len(again) + 1))
         else:
             lines[at] = random.choice(
-                ["[" * 5000, "- " * 5000, "<a>" * 5000, "{a: " * 2000, lines[at] * 500, " " * 50_000 + "x"]
+                ["[" * 5000, "- " * 5000, "<a>" * 5000, "{a: " * 2000, (lines[at] * 500)[:LARGEST], " " * 50_000 + "x"]
             )
         content = "\n".join(lines)[:LARGEST]
     return content.encode("utf-8", "surrogatepass")

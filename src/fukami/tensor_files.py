@@ -80,7 +80,8 @@ def _fault(tensor: Tensor) -> str:
 
 def _is_finite(tensor: Tensor) -> bool:
     """Whether every value is; in pieces, so that it takes little memory."""
-    return all(bool(part.isfinite().all()) for part in tensor.flatten().split(1 << 20)) if tensor.numel() else True
+    parts = torch.split(tensor.flatten(), 1 << 20) if tensor.numel() else ()
+    return all(bool(part.isfinite().all()) for part in parts)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -289,8 +289,9 @@ def _labels(init: str) -> tuple[str, ...]:
     if init == "coco":
         return categories()
     labels = _record(Path(init)).get("labels")
-    texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
-    return tuple(labels) if texts else ()
+    if not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+        return ()
+    return tuple(labels)
 
 
 def detector(init: str) -> dict[str, Tensor]:

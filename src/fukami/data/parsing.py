@@ -94,7 +94,7 @@ class _PlainLoader(yaml.BaseLoader):
     """PyYAML's loader without types and anchors; the numbers of YAML 1.1 can take hours to compute."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise yaml.composer.ComposerError(None, None, "anchors and aliases are not read", event.start_mark)
         return super().compose_node(parent, index)
