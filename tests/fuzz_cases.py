@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fukami import board, checkpoint, transfer
+from fukami import board, checkpoint, doctor, importing, transfer
 from fukami.data import (
     bytestream,
     captions,
@@ -49,7 +49,6 @@ from fukami.data import (
     unlabelled,
 )
 from fukami.errors import Error
-from fukami.scratch import read_params
 
 SECONDS = 20  # that a case may take: a hang, on a machine that is busy
 HEADROOM = 700 << 20  # bytes of address space beyond what is mapped before the first case
@@ -267,11 +266,17 @@ def weights_file(random: Random, place: Path) -> None:
 
 
 def params_file(random: Random, place: Path) -> None:
-    """Parameters of a NumPy program, a pickle."""
+    """Parameters of a NumPy program, a pickle, of a DeepConvNet as small as there is."""
     import pickle
 
-    content = pickle.dumps({"W1": np.ones((2, 3), np.float32), "b1": np.zeros(3, np.float32)}, random.choice([0, 2, 4]))
-    (place / "params.pkl").write_bytes(mutate_bytes(random, content))
+    convolutions = {f"W{n}": np.ones((1, 1, 3, 3), np.float32) for n in range(1, 7)}
+    params = {**convolutions, "W7": np.ones((16, 1), np.float32), "W8": np.ones((1, 2), np.float32)}
+    params |= {f"b{n}": np.zeros(2 if n == 8 else 1, np.float32) for n in range(1, 9)}
+    if random.random() < 0.4:
+        shape = random.choice([(0, 1 << 40), (1 << 16, 1), (1, 1 << 16), (0,), (), (1 << 14, 1, 1, 1), (1, 0, 3, 3)])
+        params[random.choice([*params])] = np.ones(shape, random.choice([np.float32, np.float16, np.int64]))
+    content = pickle.dumps(params, random.choice([0, 2, 4]))
+    (place / "params.pkl").write_bytes(mutate_bytes(random, content) if random.random() < 0.6 else content)
 
 
 # ---- shards and archives ---------------------------------------------------------------------------------------------
@@ -347,6 +352,7 @@ def shards_folder(random: Random, place: Path) -> None:
 
 def read_shards(place: Path) -> None:
     """Every sample."""
+    doctor.examine(str(place / "shards"))
     train, _, _ = classification.read(str(place / "shards"), 0.0)
     items = train.items
     assert isinstance(items, shards.Samples)
@@ -509,8 +515,6 @@ def coco_folder(random: Random, place: Path) -> None:
 
 def read_boxes(place: Path) -> None:
     """Every box, and every mask where there are any; as training reads them, and as the doctor does."""
-    from fukami import doctor
-
     doctor.examine(str(place))
     if segmentation.known(str(place)):
         train, test, _ = segmentation.read(str(place), 0.0)
@@ -549,6 +553,13 @@ def voc_folder(random: Random, place: Path) -> None:
     )
     text = random.choice(special) if random.random() < 0.15 else ""
     (place / "1.xml").write_bytes(text.encode() or mutate_text(random, VOC))
+    if random.random() < 0.4:
+        for name, pattern in (("Annotations", "*.xml"), ("JPEGImages", "*.png")):
+            (place / name).mkdir()
+            for file in place.glob(pattern):
+                file.rename(place / name / file.name)
+        (place / "ImageSets" / "Main").mkdir(parents=True)
+        (place / "ImageSets" / "Main" / "train.txt").write_bytes(mutate_text(random, "1  1\n2 -1\n3\n"))
 
 
 def yolo_folder(random: Random, place: Path) -> None:
@@ -579,6 +590,13 @@ def yolo_folder(random: Random, place: Path) -> None:
         other.encode() if which < 0.1 else mutate_text(random, data) if which < 0.5 else data.encode()
     )
     (place / "labels" / "1.txt").write_bytes(mutate_text(random, labels))
+    if random.random() < 0.3:  # as Darknet has it
+        (place / "data.yaml").unlink()
+        (place / "obj.data").write_bytes(
+            mutate_text(random, "classes = 2\ntrain = data/train.txt\nnames = data/obj.names\n")
+        )
+        (place / "obj.names").write_bytes(mutate_text(random, "cat\ndog\n"))
+        (place / "train.txt").write_bytes(mutate_text(random, "data/images/1.png\ndata/images/2.png\n"))
 
 
 def csv_file(random: Random, place: Path) -> None:
@@ -619,6 +637,7 @@ def masks_folder(random: Random, place: Path) -> None:
 
 def read_masks(place: Path) -> None:
     """Every mask, and the class table."""
+    doctor.examine(str(place))
     legends.found(place)
     train, _, _ = segmentation.read(str(place), 0.0)
     for sample in train:
@@ -626,8 +645,15 @@ def read_masks(place: Path) -> None:
         sample.mask.read()
 
 
+def read_table(place: Path) -> None:
+    """Every row."""
+    doctor.examine(str(place / "list.csv"))
+    folder.table(place / "list.csv")
+
+
 def read_captions(place: Path) -> None:
     """Every sentence."""
+    doctor.examine(str(place))
     captions.read(str(place), 0.2)
 
 
@@ -691,12 +717,12 @@ def all_targets(run: Path | None) -> dict[str, Target]:
         "coco": Target(coco_folder, read_boxes),
         "voc": Target(voc_folder, read_boxes),
         "yolo": Target(yolo_folder, read_boxes),
-        "csv": Target(csv_file, lambda place: folder.table(place / "list.csv")),
+        "csv": Target(csv_file, read_table),
         "captions": Target(captions_folder, read_captions),
         "masks": Target(masks_folder, read_masks),
         "onnx": Target(onnx_file(onnx_model()), read_onnx),
         "weights": Target(weights_file, lambda place: transfer.read(place / "weights.pth")),
-        "params": Target(params_file, lambda place: read_params(place / "params.pkl")),
+        "params": Target(params_file, lambda place: importing.deep_convnet(place / "params.pkl", place / "out")),
     }
     if run is None:
         return found

@@ -69,6 +69,8 @@ def find_misfit(tensor: Tensor, expected: Tensor) -> str:
 def _fault(tensor: Tensor) -> str:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
         return "is sparse, quantized, nested or without values"
+    if tensor.numel() == 0 and max(tensor.shape) > 1:  # which costs a file nothing, and a network any number of bytes
+        return f"is {tuple(tensor.shape)}, which has no values"
     if tensor.is_complex():
         return f"is {_name(tensor.dtype)}"
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():

@@ -5,7 +5,7 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from fukami.ops.frozen import EPSILON
 from fukami.tensor_files import explain, find_faults, find_misfit, load_torch
 
 logger = logging.getLogger(__name__)
+VGG = {13: (2, 2, 3, 3, 3), 16: (2, 2, 4, 4, 4)}  # convolutions in each group of VGG-16 and VGG-19
 
 
 def head(model: nn.Module) -> tuple[str, ...]:
@@ -240,11 +241,26 @@ def _convolutions(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     """Of VGG's tensors those of its convolutions, in float32."""
     found = {key: value for key, value in _plain(tensors).items() if key.startswith("features.")}
     count = sum(value.ndim == 4 for value in found.values())
-    if count not in (13, 16) or len(found) != 2 * count:
+    if count not in VGG or len(found) != 2 * count:
         raise Error(
             f"{source} is not of VGG-16 or VGG-19 without batch normalisation: it should have 13 or 16 convolutions "
             f"with biases, named features.0.weight and so on, and has {count}"
         )
+    wrong = [f"{key} {what}" for key, what in unfit(found, _vgg_tensors(VGG[count]))]
+    if wrong:
+        raise Error(f"{source} does not fit VGG-{count + 3}: {_few(wrong)}")
+    return found
+
+
+def _vgg_tensors(groups: Sequence[int]) -> dict[str, Tensor]:
+    """The convolutions of a VGG with so many in each group, without values (Simonyan and Zisserman 2015, table 1)."""
+    found, at, channels = {}, 0, 3
+    for width, count in zip((64, 128, 256, 512, 512), groups, strict=True):
+        for _ in range(count):
+            found[f"features.{at}.weight"] = torch.empty(width, channels, 3, 3, device="meta")
+            found[f"features.{at}.bias"] = torch.empty(width, device="meta")
+            at, channels = at + 2, width  # a rectifier follows
+        at += 1  # the pooling
     return found
 
 
