@@ -8,8 +8,10 @@ allocation that is too large an error, and a crash or a hang ends this process a
 """
 
 import argparse
+import ctypes
 import faulthandler
 import functools
+import gc
 import io
 import json
 import logging
@@ -850,6 +852,9 @@ def run_cases(targets: dict[str, Target], numbers: Sequence[int], seed: int, not
             counts[how] += 1
             if how == "failed":
                 failures.append({"case": number, "seed": seed, "target": name, "why": why})
+        gc.collect()
+        if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+            libc.malloc_trim(0)  # what is free already is no growth
         growth = memory("VmRSS") - before
     if growth > GROWTH:
         failures.append({"why": f"the process grew by {growth:,} bytes over all cases"})

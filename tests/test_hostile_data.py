@@ -106,6 +106,15 @@ def test_a_bomb_is_refused_and_leaves_nothing(number, tmp_path, cache, random):
     refused(tmp_path / f"x.{suffix}", "unpacks to more than|overlaps another one|damaged|a name of", cache)
 
 
+def test_members_that_share_their_bytes_are_refused(tmp_path, cache):
+    """Both names of the directory lead to the first member."""
+    archive = zipped(tmp_path / "x.zip", [("a/1.png", png()), ("a/2.png", png())])
+    content = archive.read_bytes()
+    second = content.index(b"PK\x01\x02", content.index(b"PK\x01\x02") + 4)
+    archive.write_bytes(content[: second + 42] + bytes(4) + content[second + 46 :])
+    refused(archive, "overlaps another one", cache)
+
+
 def test_the_bytes_that_an_archive_may_take_are_bounded_by_the_disk(tmp_path, cache, monkeypatch):
     archive = zipped(tmp_path / "x.zip", [("a/1.bin", os.urandom(5000)), ("b/2.bin", os.urandom(5000))])
     usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
