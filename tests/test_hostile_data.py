@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 from fukami import Error, transfer
 from fukami.data import archives, captions, coco, detection, folder, mnist, segmentation, tar, voc, yolo
 from fukami.data.experience import Memory
-from fukami.data.parsing import load_yaml
 from fuzz_cases import LAUGHS, OUTSIDE, QUADRATIC, bomb, png
 
 
@@ -251,7 +250,7 @@ def test_a_header_of_pax_has_the_size_too():
         (OUTSIDE, "declares an entity"),
         ("<a>" * 60, "more than 50 elements"),
         ("<a>" * 200_000, "more than 50 elements"),
-        ('<?xml version="1.0" encoding="punycode"?><a>é</a>', "is not in punycode"),
+        ('<?xml version="1.0" encoding="unicode_escape"?><a>x</a>', "is not in unicode_escape"),
         (" " * (9 << 20), "more than the 8,388,608"),
     ],
 )
@@ -273,7 +272,7 @@ def test_xml_that_is_no_annotation_is_refused(text, words, tmp_path):
 def test_yaml_that_describes_no_data_is_refused(text, words, tmp_path):
     (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(Error, match=words):
-        load_yaml(tmp_path / "data.yaml")
+        yolo.load_yaml(tmp_path / "data.yaml")
 
 
 def test_names_in_yaml_are_what_is_written(tmp_path):
@@ -338,6 +337,17 @@ def test_an_outline_that_cannot_be_painted_is_named(outline, tmp_path):
     ((_, mask),) = described.parts[""]
     with pytest.raises(Error, match="annotation 7 has no outline"):
         mask.read()
+
+
+def test_run_lengths_of_another_size_are_not_even_unpacked(tmp_path, monkeypatch):
+    from faster_coco_eval.core import mask
+
+    monkeypatch.setattr(mask, "decode", None)
+    (tmp_path / "1.png").write_bytes(png())
+    (tmp_path / "x.json").write_text(json.dumps(sheet({"size": [1 << 14, 1 << 14], "counts": "0"})))
+    ((_, painted),) = segmentation.described(tmp_path / "x.json").parts[""]
+    with pytest.raises(Error, match="its size is not that of the image"):
+        painted.read()
 
 
 @pytest.mark.parametrize(("width", "height"), [(1 << 20, 1 << 20), (-1, 8), (0, 0)])

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import http.server
 import io
 import json
 import os
@@ -423,6 +424,25 @@ def test_lanes_are_opened_together(folder, monkeypatch):
         assert len(next(wishes)) == made.lanes == 8
         assert 0.4 <= time.monotonic() - began < 2
         assert len(list(wishes)) == 6  # before the server goes
+
+
+@pytest.mark.parametrize("there", ["ftp://127.0.0.1:9/x", "file:///etc/passwd"])
+def test_a_server_sends_on_to_the_web_alone(there, monkeypatch):
+    class Redirection(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(302)
+            self.send_header("Location", there)
+            self.end_headers()
+
+        def log_message(self, *words):
+            pass
+
+    monkeypatch.setattr(bytestream, "WAIT", 0.001)
+    with http.server.HTTPServer(("127.0.0.1", 0), Redirection) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(Error, match=r"unknown url type: ftp|302"):
+            bytestream.opened(f"http://127.0.0.1:{server.server_port}/x").read(0, 9)
+        server.shutdown()
 
 
 def test_a_server_that_is_gone_is_an_error_that_names_the_url(folder, monkeypatch, caplog):

@@ -25,6 +25,7 @@ from fukami.data import tar
 from fukami.data.places import download_folder
 from fukami.errors import Error
 
+RULES = 1  # of what is refused; others unpack an archive again
 RATIO = 100  # times the archive's own size that it may unpack to
 ALLOWANCE = 32 << 20  # bytes that any archive may unpack to
 MOST_MEMBERS = 5_000_000
@@ -48,7 +49,7 @@ def unpack(archive: Path) -> Path:
         Error: it is no zip or tar archive, is damaged, or has members that are refused.
     """
     facts = archive.stat()
-    key = hashlib.sha256(f"{archive.resolve()} {facts.st_size} {facts.st_mtime_ns}".encode()).hexdigest()[:12]
+    key = hashlib.sha256(f"{RULES} {archive.resolve()} {facts.st_size} {facts.st_mtime_ns}".encode()).hexdigest()[:12]
     target = _unpacked() / f"{archive.stem}-{key}"
     if target.exists():
         return target

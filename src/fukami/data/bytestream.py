@@ -98,7 +98,7 @@ class Web:
             try:
                 part = self._next(start + len(found), count - len(found))
             except (ValueError, http.client.InvalidURL) as error:
-                raise Error(f"{self.url} is no address ({error}); spaces and the like are written as %20") from None
+                raise Error(f"{self.url} cannot be read ({error}); spaces and the like are written as %20") from None
             except (OSError, http.client.HTTPException) as error:
                 self.close()
                 code = _code(error)

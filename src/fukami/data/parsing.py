@@ -11,13 +11,9 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fukami.errors import Error
 
 SMALL = 8 << 20  # bytes of a file about one image, or of a table of classes
-YAML = 2 << 20  # bytes; PyYAML reads a megabyte in ten seconds
-ABSENT = ("", "~", "null", "Null", "NULL", "none", "None")  # what YAML files write for no value
 
 
 def read_text(path: Path, *, limit: int | None = None, errors: str = "strict") -> str:
@@ -66,38 +62,6 @@ def parse_json(content: bytes | str) -> Any:
         return json.loads(content)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-
-
-def load_yaml(path: Path) -> dict[str, Any]:
-    """Mapping in a YAML file, each scalar as the text that it is written as, None where it has no value.
-
-    Anchors are refused: a few lines of them can stand for a value of any size.
-
-    Raises:
-        Error: it is no YAML, nested too deeply, too large, or has anchors.
-    """
-    text = read_text(path, limit=YAML)
-    try:
-        found = yaml.load(text, _PlainLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise Error(f"{path}{where}: is no YAML ({getattr(error, 'problem', error)}); fix it") from None
-    except RecursionError:
-        raise Error(f"{path}: is no YAML of a data set (it is nested too deeply); fix it") from None
-    if not isinstance(found, dict):
-        return {}
-    return {key: None if value in ABSENT else value for key, value in found.items() if isinstance(key, str)}
-
-
-class _PlainLoader(yaml.BaseLoader):
-    """PyYAML's loader without types and anchors; the numbers of YAML 1.1 can take hours to compute."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise yaml.composer.ComposerError(None, None, "anchors and aliases are not read", event.start_mark)
-        return super().compose_node(parent, index)
 
 
 def text_of(value: Any) -> str:

@@ -27,7 +27,7 @@ BRACES = re.compile(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}")
 AT_ONCE = 8  # shards that are scanned at a time
 MOST_SHARDS = 1_000_000  # that a pattern may name
 LARGEST_INDEX = 1 << 29  # bytes; 27 MB are ImageNet's
-LARGEST_SAMPLE = 1 << 30  # bytes
+LARGEST_SAMPLE = 1 << 28  # bytes
 
 Numbers = npt.NDArray[np.int64]
 Index = dict[

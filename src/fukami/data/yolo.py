@@ -10,13 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from fukami.data import archives, folder
 from fukami.data.annotations import Box, Entry, Flaw, Sheets, leads_out, only, part_of, pictures
-from fukami.data.parsing import SMALL, exists, is_file, load_yaml, number_of, read_text
+from fukami.data.parsing import SMALL, exists, is_file, number_of, read_text
 from fukami.errors import Error
 
 NAMES = ("classes.txt", "obj.names", "_darknet.labels")
 DARKNET = ".data"  # the suffix of the files by which Darknet describes data, and CVAT after it
+LARGEST_YAML = 2 << 20  # bytes; PyYAML reads a megabyte in ten seconds
+ABSENT = ("", "~", "null", "Null", "NULL", "none", "None")  # what YAML files write for no value
 KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 
 
@@ -130,6 +134,38 @@ def _described(path: Path) -> dict[str, Any]:
         pairs = (line.partition("=") for line in _lines(path))
         return {key.strip(): value.strip() for key, sign, value in pairs if sign}
     return load_yaml(path)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Mapping in a YAML file, each scalar as the text that it is written as, None where it has no value.
+
+    Anchors are refused: a few lines of them can stand for a value of any size.
+
+    Raises:
+        Error: it is no YAML, nested too deeply, too large, or has anchors.
+    """
+    text = read_text(path, limit=LARGEST_YAML)
+    try:
+        found = yaml.load(text, _PlainLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise Error(f"{path}{where}: is no YAML ({getattr(error, 'problem', error)}); fix it") from None
+    except RecursionError:
+        raise Error(f"{path}: is no YAML of a data set (it is nested too deeply); fix it") from None
+    if not isinstance(found, dict):
+        return {}
+    return {key: None if value in ABSENT else value for key, value in found.items() if isinstance(key, str)}
+
+
+class _PlainLoader(yaml.BaseLoader):
+    """PyYAML's loader without types and anchors; the numbers of YAML 1.1 can take hours to compute."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise yaml.composer.ComposerError(None, None, "anchors and aliases are not read", event.start_mark)
+        return super().compose_node(parent, index)
 
 
 def _named(path: Path) -> bool:
