@@ -8,13 +8,16 @@ allocation that is too large an error, and a crash or a hang ends this process a
 """
 
 import argparse
+import bz2
 import ctypes
 import faulthandler
 import functools
 import gc
+import gzip
 import io
 import json
 import logging
+import lzma
 import os
 import random
 import resource
@@ -430,6 +433,9 @@ def archive_file(random: Random, place: Path) -> None:
                 member.size = len(png())
                 archive.addfile(member, io.BytesIO(png()))
         content = mutate_bytes(random, found.getvalue())
+        if random.random() < 0.5:
+            pack = {"tar.gz": gzip.compress, "tar.bz2": bz2.compress, "tar.xz": lzma.compress}[suffix]
+            content = pack(mutate_tar(random, tar_bytes()))
     else:
         found, suffix = io.BytesIO(), "zip"
         with zipfile.ZipFile(

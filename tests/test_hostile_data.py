@@ -1,5 +1,6 @@
 """Data that somebody else made: nothing outside is read or written, and nothing small becomes large."""
 
+import bz2
 import gzip
 import io
 import json
@@ -102,7 +103,7 @@ def test_a_bomb_is_refused_and_leaves_nothing(number, tmp_path, cache, random):
 
     suffix, content = bomb(randomness.Random(number))
     (tmp_path / f"x.{suffix}").write_bytes(content)
-    refused(tmp_path / f"x.{suffix}", "unpacks to more than|overlaps another one|damaged|a name of", cache)
+    refused(tmp_path / f"x.{suffix}", "unpacks to more than|overlaps another one|a header has a name of", cache)
 
 
 def test_members_that_share_their_bytes_are_refused(tmp_path, cache):
@@ -163,13 +164,22 @@ def test_a_tar_archive_is_unpacked_as_tarfile_unpacks_it(mode, form, tmp_path):
             assert (found / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
 
 
-def test_streams_that_follow_one_another_are_one(tmp_path):
-    """As ``cat`` and parallel packers make them."""
+@pytest.mark.parametrize("at", [100, 3000, 5700])
+def test_streams_that_follow_one_another_are_one(at, tmp_path):
+    """As ``cat`` and parallel packers make them; one ends in a header, in a file, and in the next header."""
     plain = tarred(tmp_path / "plain.tar", [("a/1", os.urandom(5000)), ("b/2", os.urandom(5000))]).read_bytes()
     for suffix, pack in (("gz", gzip.compress), ("xz", lzma.compress)):
         packed = tmp_path / f"x.tar.{suffix}"
-        packed.write_bytes(pack(plain[:3000]) + pack(plain[3000:]))
+        packed.write_bytes(pack(plain[:at]) + pack(plain[at:]))
         assert sorted(path.name for path in archives.unpack(packed).rglob("*")) == ["1", "2", "a", "b"]
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.bz2", "tar.xz"])
+def test_a_name_of_no_bytes_is_passed_over(suffix, tmp_path):
+    content = header("", 0, tarfile.GNUTYPE_LONGNAME) + header("x", 0) + bytes(1024)
+    pack = {"tar": bytes, "tar.gz": gzip.compress, "tar.bz2": bz2.compress, "tar.xz": lzma.compress}[suffix]
+    (tmp_path / f"x.{suffix}").write_bytes(pack(content))
+    assert [path.name for path in archives.unpack(tmp_path / f"x.{suffix}").iterdir()] == ["x"]
 
 
 def test_xz_that_asks_for_gigabytes_is_refused(tmp_path, cache):
@@ -212,13 +222,13 @@ def listed(content):
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
 def test_a_size_below_zero_ends_a_tar_file(size, kind):
     """One of -512 led back to the same header for ever."""
-    with pytest.raises(tarfile.HeaderError, match="a size of -"):
+    with pytest.raises(tarfile.HeaderError, match="a header has a size of -"):
         listed(header("x", 0) + header("y", size, kind))
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGLINK])
 def test_a_name_of_terabytes_is_not_read(kind):
-    with pytest.raises(tarfile.HeaderError, match="a name of"):
+    with pytest.raises(tarfile.HeaderError, match="a header has a name of"):
         listed(header("x", 1 << 40, kind) + bytes(512))
 
 

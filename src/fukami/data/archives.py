@@ -207,9 +207,11 @@ class _Forward:
         return self._next(count) if self.at == start else b""
 
     def _next(self, count: int) -> bytes:
-        found = self.file.read(min(count, CHUNK))
+        found, count = bytearray(), min(count, CHUNK)
+        while len(found) < count and (part := self.file.read(count - len(found))):
+            found += part
         self.at += len(found)
-        return found
+        return bytes(found)
 
 
 class _Tarred:

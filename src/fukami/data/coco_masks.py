@@ -82,7 +82,7 @@ def _mask(outline: Any, width: int, height: int) -> npt.NDArray[np.bool_]:
 
     if isinstance(outline, list):
         for polygon in outline:
-            corners = polygon.reshape(-1, 2)
+            corners = polygon[: len(polygon) // 2 * 2].reshape(-1, 2)
             if not np.isfinite(corners).all() or np.abs(corners).max(initial=0) > FAR * max(width, height):
                 raise ValueError("a corner lies far outside of the image")
             if np.abs(np.diff(corners, axis=0, append=corners[:1])).sum() > LONGEST:

@@ -84,10 +84,10 @@ def members(read: Callable[[int, int], bytes], *, errors: str = "replace") -> It
     while (header := read(at, BLOCK)).strip(b"\0"):
         info = tarfile.TarInfo.frombuf(header, "utf-8", errors)
         if info.size < 0:
-            raise tarfile.HeaderError(f"a size of {info.size}")
+            raise tarfile.HeaderError(f"a header has a size of {info.size}")
         if info.type in (*LONG, *PASSED_OVER):
             if info.size > LONGEST_HEADER:
-                raise tarfile.HeaderError(f"a name of {info.size:,} bytes")
+                raise tarfile.HeaderError(f"a header has a name of {info.size:,} bytes")
             content, at = at + BLOCK, at + BLOCK + -(-info.size // BLOCK) * BLOCK
             if info.type in LONG:
                 found, given = _long(read(content, info.size), info.type, errors)
