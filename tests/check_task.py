@@ -30,7 +30,7 @@ from fukami.tasks.q_learning import QLearning
 from fukami.tasks.segmentation import Segmentation
 from fukami.tasks.style import Style
 
-MAIN = ("loss", "map", "miou", "bleu4", "discriminator_loss", "fid_digits")  # of a line of the log
+MAIN = ("loss", "map", "miou", "bleu4", "discriminator_loss", "frechet_digits")  # of a line of the log
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["fukami.loop", "matplotlib.figure", "sklearn.datasets", "torchvision"])
 

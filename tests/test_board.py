@@ -68,12 +68,12 @@ def test_epochs_between_two_evaluations_count(fukami, tmp_path):
 
 
 def test_of_some_metrics_less_is_better(fukami, tmp_path):
-    make(tmp_path / "a", 30.0, metric="fid_vgg16")
-    make(tmp_path / "b", 20.0, 25.0, metric="fid_vgg16")
+    make(tmp_path / "a", 30.0, metric="frechet_vgg16")
+    make(tmp_path / "b", 20.0, 25.0, metric="frechet_vgg16")
     answer = fukami("board", ".")
-    assert answer.out.splitlines()[0] == "digits: fid_vgg16"
+    assert answer.out.splitlines()[0] == "digits: frechet_vgg16"
     assert cells(answer, "b")[:5] == ["1", "b", "deep-convnet", "25.0000", "20.0000"]
-    assert "less fid_vgg16 is better" in answer.out
+    assert "less frechet_vgg16 is better" in answer.out
 
 
 def test_map_ranks_and_what_is_nested_is_left_alone(fukami, tmp_path):

@@ -31,6 +31,8 @@ LOWER = {
     "error",
     "fid",
     "kid",
+    "frechet",
+    "kernel",
     "repeated",
     "perplexity",
     "mse",
@@ -308,7 +310,7 @@ def _place(data: str) -> str:
 
 
 def lower(metric: str) -> bool:
-    """Whether less of it is better; a distance such as ``fid_vgg16`` ends with the name of a network."""
+    """Whether less of it is better; a distance such as ``frechet_vgg16`` ends with the name of a network."""
     return metric.partition("_")[0] in LOWER
 
 

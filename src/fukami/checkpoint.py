@@ -22,6 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from fukami import answers
 from fukami import precision as precisions
@@ -33,6 +37,7 @@ from fukami.task import Task
 
 SHIPPED = Path(__file__).parent / "weights"
 HALVES = (torch.float16, torch.bfloat16)  # in which float32 weights may be stored, for smaller files
+MAX_PARTS = 50_000  # layers and tensors of a network; ResNet-152 has about a thousand
 LISTED = 20  # tensors that a message names at most
 MAX_RECORD = 64 << 20  # bytes of a recipe.json; one with a thousand classes has 30 kB
 RecipeSource = str | os.PathLike[str] | type[Recipe]  # the file of a private recipe, or its class
@@ -263,6 +268,15 @@ def _load_one(
 
 def _task(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Task:
     """The task of a run's recipe; fields that no network can have are an Error."""
+    count = 0
+
+    def limit(*parts: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > MAX_PARTS:
+            raise Error(f"{folder / 'recipe.json'} describes a network of more than {MAX_PARTS:,} layers and tensors")
+
+    hooks = (register_module_parameter_registration_hook(limit), register_module_module_registration_hook(limit))
     try:
         return recipe.task(labels)
     except (Error, MemoryError):
@@ -271,6 +285,9 @@ def _task(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Task:
         raise Error(
             f"{folder / 'recipe.json'} describes no network that can be built ({type(error).__name__}: {error})"
         ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -16,9 +16,9 @@ class UsageError(Error):
 def unknown(kind: str, given: str, valid: Iterable[str]) -> UsageError:
     """The error for a name that does not exist, with the nearest that do."""
     names = sorted(valid)
-    near = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(given[:100], names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"the valid ones are {', '.join(names)}"
-    return UsageError(f"unknown {kind} {given!r}; {hint}")
+    return UsageError(f"unknown {kind} {given[:200]!r}; {hint}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

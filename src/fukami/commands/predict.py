@@ -77,9 +77,7 @@ def command(arguments: list[str]) -> None:
         from fukami.page import Page
 
         if making.count:
-            if recipe is not None:
-                raise UsageError("the generators come with fukami; leave out --recipe")
-            _make(inputs, making, out, device, precision)
+            _make(inputs, making, out, device, precision, recipe)
             return
         if making.interpolate or making.arithmetic or making.nearest:
             raise UsageError("--interpolate, --arithmetic and --nearest are about pictures made: give --count, too")
@@ -114,7 +112,9 @@ def command(arguments: list[str]) -> None:
     parse(run, arguments, "fukami predict")
 
 
-def _make(runs: Sequence[str], wanted: Making, out: Path | None, device: str, precision: str) -> None:
+def _make(
+    runs: Sequence[str], wanted: Making, out: Path | None, device: str, precision: str, source: Path | None
+) -> None:
     """Make pictures, write them to the folder ``out``, and print an answer for each."""
     from fukami import checkpoint, making
     from fukami.recipe import check_data
@@ -126,7 +126,7 @@ def _make(runs: Sequence[str], wanted: Making, out: Path | None, device: str, pr
         raise UsageError("--count should be 1 or more; --interpolate 2 or more, between at least 2 pictures")
     if out is None:
         raise UsageError("give a folder for the pictures with --out")
-    task = checkpoint.load(runs[0], device=device, precision=precision)
+    task = checkpoint.load(runs[0], device=device, precision=precision, recipe=source)
     if not isinstance(task, Adversarial):
         raise UsageError(f"{runs[0]} answers for pictures and makes none; leave out --count, and give files")
     terms = making.parse(wanted.arithmetic, wanted.count) if wanted.arithmetic else []
@@ -138,7 +138,7 @@ def _make(runs: Sequence[str], wanted: Making, out: Path | None, device: str, pr
     if terms:
         making.add(task, codes, terms, folder)
     if wanted.nearest:
-        recipe, _ = checkpoint.describe(checkpoint.locate(runs[0]))
+        recipe, _ = checkpoint.describe(checkpoint.locate(runs[0]), source)
         check_data(recipe)
         found = making.compare(pictures, recipe.data().train, task.perceive(), task.runtime.device, folder)
         answers = [{**answer, **own} for answer, own in zip(answers, found, strict=True)]

@@ -85,8 +85,11 @@ class Memory:
         """Lie in files of this folder.
 
         Raises:
-            Error: there is no room for them.
+            Error: there is no room for them, or one of them is a link.
         """
+        for place in (folder, *(folder / f"{name}.bin" for name in self.forms)):
+            if place.is_symlink():  # which may lead to a file that is none of the run's
+                raise Error(f"{place} is a link, which no training leaves; remove it")
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         for name, (shape, kind) in self.forms.items():
