@@ -321,6 +321,18 @@ def test_fields_of_another_type_are_refused(field, value, trained, tmp_path):
         package.load(run)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "field", "value"),
+    [("deep-convnet", "cycles", 10**9), ("binary-convnet", "hidden", [4] * 100_000)],
+)
+def test_networks_without_end_are_refused(recipe, field, value, trained, tmp_path):
+    """A few bytes of recipe.json could otherwise ask for layers until memory ends."""
+    run = copy(trained, tmp_path / "run")
+    change(run, recipe=recipe, fields={field: value})
+    with pytest.raises(Error, match="more than 50,000 layers|between 1 and 100"):
+        package.load(run)
+
+
 def test_types_of_fields():
     assert _is_of((1, 2), tuple[int, ...])
     assert _is_of((1, 2.5), tuple[int, float])
