@@ -107,7 +107,7 @@ def compared(options: argparse.Namespace) -> None:
     line = f"fukami train dcgan --data {data} --epochs {options.epochs} --judge-every {options.epochs}"
     line += f" --judge {options.judge}"
     for seed, result, seconds, own in each_seed(line, options):
-        for metric in (each for each in result if each.startswith(("fid", "kid", "repeated"))):
+        for metric in (each for each in result if each.startswith(("fid", "kid", "frechet", "kernel", "repeated"))):
             record(f"dcgan {name}", metric, result[metric], seed=seed, seconds=seconds, command=own,
                    note=f"{result['count']} pictures made, {options.epochs} passes")  # fmt: skip
     recipe = DCGAN(dataset=data, batch=BATCH)
@@ -136,7 +136,7 @@ def mnist(options: argparse.Namespace) -> None:
     """Digits that the shipped classifier reads."""
     line = f"fukami train dcgan --data mnist --epochs {options.epochs} --judge-every {options.epochs}"
     for seed, result, seconds, own in each_seed(line, options):
-        for metric in ("legible", "classes", "fid_digits", "repeated"):
+        for metric in ("legible", "classes", "frechet_digits", "repeated"):
             record("dcgan mnist", metric, result[metric], seed=seed, seconds=seconds, command=own,
                    note=f"{result['count']} digits made")  # fmt: skip
 

@@ -3,13 +3,15 @@
     python benchmarks/dqn.py catch [--seeds 0 1 2] [OPTIONS]
     python benchmarks/dqn.py pong [--seeds 0] [--out FOLDER] [OPTIONS]
     python benchmarks/dqn.py breakout [--seeds 0] [--out FOLDER] [OPTIONS]
-    python benchmarks/dqn.py rate [--game pong] [--steps 4000]
+    python benchmarks/dqn.py rate [--game pong] [--steps 4000] [--precision float32]
     python benchmarks/dqn.py memory
 
 ``catch``, ``pong`` and ``breakout`` train from the command line and record the mean return over 30 episodes with 5 % of
 the actions by chance: no sticky actions, whole games. ``catch`` is judged by 1,000 balls, too, with chance and without.
 ``rate`` lets ours and Stable-Baselines3's DQN play and learn in turn, each in a process of its own: the same game as
 both have it (84×84, four frames, an update of 32 for every four steps of four games, Adam, gradients not scaled).
+Stable-Baselines3 computes in float32, and so does ours unless ``--precision`` is another, such as ``auto``, its default
+in a training.
 ``memory`` fills the memory with a million steps of 84×84 pixels. Results go to results.csv.
 """
 
@@ -58,7 +60,7 @@ def judge(run: str, seed: int) -> None:
 
 
 def rate(options: argparse.Namespace) -> None:
-    """Steps a second of both, in turn."""
+    """Steps a second of both, in turn; ours in ``options.precision``, theirs in float32."""
     contestants = {"ours": Apart(ours, options), "theirs": Apart(theirs, options)}
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(WARMING + ROUNDS):
@@ -70,9 +72,9 @@ def rate(options: argparse.Namespace) -> None:
     speeds = [statistics.median(each) for each in rates.values()]
     command = f"python benchmarks/dqn.py {shlex.join(sys.argv[1:])}"
     note = f"{options.game}, acting and learning, 4 games; {speeds[0]:.4g} and {speeds[1]:.4g} steps a second"
-    record("dqn rate", "steps a second over those of Stable-Baselines3", speeds[0] / speeds[1], command=command,
-           note=note)  # fmt: skip
-    record("dqn rate", "memory over that of Stable-Baselines3", taken[0] / taken[1], command=command, note=note)
+    name, other = f"dqn rate {options.precision}", "Stable-Baselines3 in float32"
+    record(name, f"steps a second over those of {other}", speeds[0] / speeds[1], command=command, note=note)
+    record(name, f"memory over that of {other}", taken[0] / taken[1], command=command, note=note)
 
 
 def memory(options: argparse.Namespace) -> None:
@@ -97,7 +99,7 @@ def ours(options: argparse.Namespace, pipe) -> None:
 
     before = resident("VmRSS")
     recipe = find("dqn")(game=options.game, games=GAMES, steps=10**6, memory=20_000, learning_starts=1_000, lr=1e-4)
-    runtime = Runtime.start(DEVICE)
+    runtime = Runtime.start(DEVICE, options.precision)
     torch.manual_seed(0)
     data = recipe.data()
     data.train.place(runtime)
@@ -145,9 +147,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--game", default="pong")
     parser.add_argument("--steps", type=int, default=4_000)
+    parser.add_argument("--precision", help="ours; by default float32 in rate, and the fastest in a training")
     parser.add_argument("--out", help="a folder where the runs stay")
     options, options.more = parser.parse_known_args()
     options.weights = ""
+    if options.benchmark == "rate":
+        options.precision = options.precision or "float32"
+    elif options.precision:
+        options.more += ["--precision", options.precision]
     {"rate": rate, "memory": memory}.get(options.benchmark, trainings)(options)
 
 

@@ -1,12 +1,13 @@
 """Neural style: how soon it is where the loop that tutorials have is after 500 iterations, and what memory it takes.
 
-    python benchmarks/style.py race CONTENT STYLE [--weights FILE] [--size 512] [--iterations 500]
+    python benchmarks/style.py race CONTENT STYLE [--weights FILE] [--size 512] [--iterations 500] [--precision float32]
     python benchmarks/style.py memory CONTENT STYLE [--weights FILE] [--sizes 512 1024 2048]
 
 ``race`` paints CONTENT like STYLE twice, in turn, each in a process of its own: as ``fukami stylize`` does by default,
 but that the finest size goes on until the other is done; and by the loop of PyTorch's tutorial, float32, torch's L-BFGS
-with its defaults, losses in the middle of a ``Sequential``, the picture clamped in the closure. Both have the same loss
-on the same weights, which ours evaluates for both in float32. ``memory`` tells what a step takes at most for each
+with its defaults, losses in the middle of a ``Sequential``, the picture clamped in the closure. Ours is in float32, as
+well, unless ``--precision`` is another, such as ``auto``, the default of ``fukami stylize``. Both have the same loss on
+the same weights, which ours evaluates for both in float32. ``memory`` tells what a step takes at most for each
 megapixel. Results go to results.csv.
 """
 
@@ -27,7 +28,7 @@ DEVICE = "cuda" if CUDA else "cpu"
 ROUNDS = 10  # in which the two have their turns
 
 
-def begun(options: argparse.Namespace, precision: str = "auto"):
+def begun(options: argparse.Namespace, precision: str):
     """Our task at its first step, and its batch."""
     from fukami.recipe import find
     from fukami.runtime import Runtime
@@ -45,7 +46,7 @@ def begun(options: argparse.Namespace, precision: str = "auto"):
 
 def ours(options: argparse.Namespace, pipe) -> None:
     """So many steps as are asked for; tells the seconds so far, and the loss."""
-    task, batch = begun(options)
+    task, batch = begun(options, options.precision)
     room, spent, steps = resident("VmRSS"), 0.0, itertools.count()
     while count := pipe.recv():
         for _, step in zip(range(count), steps, strict=False):
@@ -153,12 +154,13 @@ def race(options: argparse.Namespace) -> None:
     names = [Path(each).stem for each in options.pictures]
     what = f"{names[0]} like {names[1]}, {options.size} pixels"
     command = f"python benchmarks/style.py {anywhere(sys.argv[1:])}"
-    record("neural-style race", f"time to the loss of {options.iterations} iterations of a plain loop over its time",
+    benchmark, loop = f"neural-style race {options.precision}", "a plain loop in float32"
+    record(benchmark, f"time to the loss of {options.iterations} iterations of {loop} over its time",
            own / seconds, command=command, note=f"{what}; {own:.1f} and {seconds:.1f} seconds")  # fmt: skip
     at = next((loss for spent, loss in course if spent >= seconds / 3), float("inf"))
-    record("neural-style race", "loss after a third of its time over its loss", at / goal, command=command, note=what)
+    record(benchmark, f"loss after a third of the time of {loop} over its loss", at / goal, command=command, note=what)
     room = f"{what}; {memory[0] / 1e9:.2f} and {memory[1] / 1e9:.2f} GB at most"
-    record("neural-style race", "memory over that of a plain loop", memory[0] / memory[1], command=command, note=room)
+    record(benchmark, f"memory over that of {loop}", memory[0] / memory[1], command=command, note=room)
 
 
 def memory(options: argparse.Namespace) -> None:
@@ -176,7 +178,7 @@ def memory(options: argparse.Namespace) -> None:
 def last(options: argparse.Namespace, pipe) -> None:
     """Two steps at the finest size; tells its pixels."""
     room = resident("VmRSS")
-    task, batch = begun(options)
+    task, batch = begun(options, "auto")
     pipe.recv()
     for progress in (0.99, 0.995):
         task.schedule(progress)
@@ -195,6 +197,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048])
     parser.add_argument("--iterations", type=int, default=500)
+    parser.add_argument("--precision", default="float32", help="ours in race; auto: the fastest of the device")
     options = parser.parse_args()
     {"race": race, "memory": memory}[options.part](options)
 

@@ -26,6 +26,7 @@ from fukami import saving
 from fukami.cli import main
 from fukami.recipe import command
 from fukami.runtime import Runtime
+from fukami.state_file import load_state
 from fukami.tasks.adversarial import Adversarial
 from fukami.tasks.captioning import Captioning
 from fukami.tasks.classification import Classification
@@ -34,7 +35,7 @@ from fukami.tasks.q_learning import QLearning
 from fukami.tasks.segmentation import Segmentation
 from fukami.tasks.style import Style
 
-MAIN = ("loss", "map", "miou", "bleu4", "discriminator_loss", "fid_digits")  # of a line of the log
+MAIN = ("loss", "map", "miou", "bleu4", "discriminator_loss", "frechet_digits")  # of a line of the log
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["fukami.loop", "matplotlib.figure", "sklearn.datasets", "torchvision"])
 
@@ -163,7 +164,7 @@ def check_killed_and_resumed(make, tmp_path, kills=3):
 def check_same_run(one, other):
     """Two runs have the same weights, last checkpoints and logs, but for times."""
     assert (one / "weights.safetensors").read_bytes() == (other / "weights.safetensors").read_bytes()
-    states = [torch.load(run / "last.ckpt", weights_only=True) for run in (one, other)]
+    states = [load_state(run / "last.ckpt", torch.device("cpu")) for run in (one, other)]
     for name in ("step", "task", "loader", "random", "history", "manifest"):
         leaves, forms = zip(*(pytree.tree_flatten(state[name]) for state in states), strict=True)
         assert forms[0] == forms[1], name

@@ -7,6 +7,8 @@ import pytest
 
 from fukami import board, checkpoint
 
+COSTS = {"parameters": 123_552, "multiply_adds": 8_772_340}
+
 
 def make(
     folder, *values, dataset="digits", metric="accuracy", recipe="deep-convnet", epochs=None, judge_every=1, **changes
@@ -17,7 +19,7 @@ def make(
     fields = {"seed": 0, "dataset": dataset, "epochs": epochs, "judge_every": judge_every}
     record = {"recipe": recipe, "fields": fields, "labels": list("0123456789"), "device": "cpu", "precision": "float32"}
     command = f"fukami train {recipe} --data {dataset} --out '<{folder.name}>'"
-    (folder / "recipe.json").write_text(json.dumps(record | {"processes": 1, "command": command} | changes))
+    (folder / "recipe.json").write_text(json.dumps(record | {"processes": 1, "command": command} | COSTS | changes))
     lines = [{"step": 1, "phase": "train", "loss": 2.3, "accuracy": 0.1, "lr": 0.1, "pictures_per_second": 9.0}]
     for number, value in enumerate(values, 1):
         line = {"step": 100 * number, "phase": "eval", "count": 359, "errors": 1, metric: value, "loss": 0.5}
@@ -66,12 +68,12 @@ def test_epochs_between_two_evaluations_count(fukami, tmp_path):
 
 
 def test_of_some_metrics_less_is_better(fukami, tmp_path):
-    make(tmp_path / "a", 30.0, metric="fid_vgg16")
-    make(tmp_path / "b", 20.0, 25.0, metric="fid_vgg16")
+    make(tmp_path / "a", 30.0, metric="frechet_vgg16")
+    make(tmp_path / "b", 20.0, 25.0, metric="frechet_vgg16")
     answer = fukami("board", ".")
-    assert answer.out.splitlines()[0] == "digits: fid_vgg16"
+    assert answer.out.splitlines()[0] == "digits: frechet_vgg16"
     assert cells(answer, "b")[:5] == ["1", "b", "deep-convnet", "25.0000", "20.0000"]
-    assert "less fid_vgg16 is better" in answer.out
+    assert "less frechet_vgg16 is better" in answer.out
 
 
 def test_map_ranks_and_what_is_nested_is_left_alone(fukami, tmp_path):
@@ -149,8 +151,7 @@ def test_unfinished_and_damaged_runs_stay(fukami, tmp_path):
     with (tmp_path / "torn" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 200, "phase": "eval", "accuracy": "high", "bad": null}\n[1]\n{"step": 200, "phase": "ev')
     make(tmp_path / "wreck", 0.2).joinpath("recipe.json").write_text('{"recipe": "deep-')
-    make(tmp_path / "gone", 0.1, recipe="/nowhere/mine.py")
-    make(tmp_path / "left", 0.1, recipe="/nowhere/mine.py")
+    make(tmp_path / "gone", 0.1, recipe="mine.py", parameters=None, multiply_adds=None)
     answer = fukami("board", ".")
     assert answer.status == 0, answer.err
     assert cells(answer, "young")[:4] == ["–", "young", "deep-convnet", "unfinished"]
@@ -161,13 +162,11 @@ def test_unfinished_and_damaged_runs_stay(fukami, tmp_path):
     assert "unknown data: accuracy" in answer.out
     assert "wreck: recipe.json is damaged" in answer.err
     assert "torn: metrics.jsonl has a line" in answer.err
-    assert answer.err.count("there is no recipe file") == 1
-    assert "gone, left: its network cannot be built again" in answer.err
     assert "Traceback" not in answer.err
 
 
 def test_parameters_of_a_run_whose_recipe_is_gone(tmp_path):
-    folder = make(tmp_path / "a", 0.5, recipe="/nowhere/mine.py")
+    folder = make(tmp_path / "a", 0.5, recipe="mine.py", parameters=None, multiply_adds=None)
     (folder / "weights.safetensors").write_bytes(
         (checkpoint.SHIPPED / "deep-convnet" / "weights.safetensors").read_bytes()
     )

@@ -18,8 +18,10 @@ from fukami import Error, UsageError, caption_metrics, image, language, load, mo
 from fukami.data import captions, scenes
 from fukami.data.captioned import table
 from fukami.ops import beam
+from fukami.preparation import Preparation
 from fukami.recipes.show_and_tell import ShowAndTell
 from fukami.runtime import Runtime
+from fukami.tasks.captioning import Captioning, Speech
 
 FIXTURE = Path(__file__).parent / "fixtures" / "captions.json"
 SAID = {
@@ -487,6 +489,29 @@ def test_it_answers_in_the_ways_it_is_asked_to(folder, tmp_path, pageless, fukam
     wrong = fukami("predict", tmp_path / "run", picture, "--set", "beams=many")
     assert wrong.status == 2
     assert "beams" in wrong.err
+
+
+def test_a_beam_search_keeps_twenty_as_in_the_paper():
+    """Vinyals et al. 2015, section 3.1; without a normalisation by the length."""
+    assert (Speech().decoding, Speech().beams, Speech().length) == ("beam", 20, 0)
+
+
+@pytest.mark.parametrize("decoding", ["beam", "greedy", "sample"])
+def test_unknown_and_begin_are_never_said(decoding):
+    """Even where the network finds nothing likelier."""
+    torch.manual_seed(0)
+    network = models.show_and_tell(models.resnet20(1), 8, hidden=8, dropout=0.0)
+    with torch.no_grad():
+        network.bias[[language.BEGIN, language.UNKNOWN]] = 20.0
+    labels = ("<end>", "<begin>", "<unknown>", *"abcde")
+    task = Captioning(network, labels, Preparation(channels=3, size=32), Speech(decoding, beams=4, longest=6))
+    task.setup(Runtime.start("cpu", "float32"))
+    network.eval()
+    with torch.inference_mode():
+        told = task.told(torch.randn(3, 64))
+    words = {word for own in told for each in own for word in each["caption"].split()}
+    assert words
+    assert words <= set("abcde")
 
 
 @pytest.mark.parametrize(

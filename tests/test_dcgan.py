@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 import fukami as package
-from fukami import Error, UsageError, generation_metrics, making, models, perception
+from fukami import Error, UsageError, board, generation_metrics, making, models, perception
 from fukami.data import unlabelled
 from fukami.recipes.dcgan import DCGAN
 from fukami.runtime import Runtime
+from fukami.tasks.adversarial import Made
 
 SMALL = {"width": 4, "batch": 32, "samples": 40, "epochs": 1}
 
@@ -301,6 +302,17 @@ def _pools(monkeypatch, last):
     monkeypatch.setattr(F, "avg_pool2d", most if last else plain)
 
 
+@pytest.mark.parametrize("name", ["inception", "torchvision_inception", "vgg16", "digits", "pixels"])
+def test_fid_and_kid_are_said_of_the_network_alone_that_they_are_defined_with(name):
+    features = [torch.randn(30, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    own = perception.Perception(name, nn.Identity())
+    found = Made(own, features, features[::-1], torch.zeros(1, 1, 8, 8)).metrics()
+    expected = ("fid_inception", "kid_inception") if name == "inception" else (f"frechet_{name}", f"kernel_{name}")
+    assert tuple(found)[:2] == expected
+    assert board.lower(expected[0])
+    assert board.lower(expected[1])
+
+
 def test_wrong_weights_of_inception_are_refused(tmp_path):
     torch.save({"Mixed_7c.branch": torch.zeros(1), "fc.bias": torch.zeros(1000)}, tmp_path / "x.pth")
     with pytest.raises(Error, match=r"does not fit Inception v3.*Conv2d_1a_3x3.conv.weight is missing"):
@@ -357,7 +369,7 @@ def test_command_line(fukami, colours, tmp_path):
     )
     assert answer.status == 0, answer.err
     (found,) = answer.json
-    assert {"fid_pixels", "kid_pixels", "repeated", "count"} <= found.keys()
+    assert {"frechet_pixels", "kernel_pixels", "repeated", "count"} <= found.keys()
     assert (tmp_path / "run" / "preview.png").exists()
     assert "data:image/webp" in (tmp_path / "run" / "report.html").read_text()
     more = ["--interpolate", "5", "--arithmetic", "1 2 - 3 + 4", "--nearest"]
@@ -376,7 +388,7 @@ def test_command_line(fukami, colours, tmp_path):
     assert (tmp_path / "again" / "0001.png").read_bytes() == (tmp_path / "made" / "0001.png").read_bytes()
     assert "grid.png" in again.err
     judged = fukami("eval", tmp_path / "run", "--data", colours, "--device", "cpu")
-    assert judged.json[0]["fid_pixels"] == pytest.approx(found["fid_pixels"], rel=1e-3)
+    assert judged.json[0]["frechet_pixels"] == pytest.approx(found["frechet_pixels"], rel=1e-3)
     told = fukami("predict", tmp_path / "run", colours / "0.png", "--out", tmp_path / "told")
     assert 0 <= told.json[0]["real"] <= 1
 
@@ -471,4 +483,4 @@ def test_digits_are_learned_a_little():
         for batch in data.train:
             task.step(batch)
     after = task.evaluate(data.val)
-    assert after["fid_digits"] < 0.6 * before["fid_digits"]
+    assert after["frechet_digits"] < 0.6 * before["frechet_digits"]

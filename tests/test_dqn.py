@@ -1,6 +1,7 @@
 """Deep Q-network: games, memory, updates, and playing on after a kill."""
 
 import importlib.util
+import itertools
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ from fukami import UsageError, models
 from fukami.data import games
 from fukami.data.catch import CELLS, PADDLE, Catch
 from fukami.data.experience import Experience, Memory
+from fukami.data.trials import Trials
 from fukami.recipes.dqn import DQN
 from fukami.runtime import Runtime
 
@@ -212,6 +214,66 @@ def test_lessons_are_moments_that_were(begun):
     assert train.epsilon == pytest.approx(1 + (0.05 - 1) * min((train.rounds * 2 - 160) / 100, 1))
 
 
+class Lives:
+    """A game of twelve steps, each worth 1, whose frames are the number of the step; lives are lost at 4 and 8."""
+
+    actions, shape = ("left", "right"), (2, 2)
+
+    def __init__(self, count):
+        self.count = count
+
+    def reset(self, which, seeds):
+        self.at = np.where(which, 0, self.at) if hasattr(self, "at") else np.zeros(self.count, np.int64)
+        return self.seen(np.zeros(self.count))
+
+    def send(self, actions):
+        self.at = self.at + 1
+
+    def receive(self):
+        return self.seen(np.ones(self.count))
+
+    def seen(self, rewards):
+        frames = np.repeat(self.at, 4).reshape(-1, 2, 2).astype(np.uint8)
+        return games.Seen(frames, rewards.astype(np.float32), self.at == 12, self.at > 12, np.isin(self.at, (4, 8)))
+
+    def close(self):
+        pass
+
+
+def test_a_lost_life_is_an_end_where_it_is_learned_from_and_not_of_the_episode():
+    experience = Experience(Lives(2), batch=200, history=2, steps=1000, begin=0, every=1, explore=1, least=1, seed=0)
+    experience.place(Runtime.start("cpu", "float32"))
+    for _ in range(60):
+        experience.play(lambda states: torch.zeros(2, dtype=torch.long))
+    lesson = experience.lesson()
+    step = lesson.frames[:, 1, 0, 0]  # before the action
+    assert {*step.tolist()} == {*range(12)}
+    assert torch.equal(lesson.going == 0, torch.isin(step, torch.tensor([3, 7, 11])))
+    assert (lesson.counted == 1).all()
+    assert experience.returns == [12.0] * 8  # two games, four whole episodes of each
+
+
+def test_an_evaluation_plays_whole_games_whatever_lives_are_lost():
+    trials = Trials(Lives, (0, 1, 2), 2, 0.0)
+    assert trials.play(lambda states: torch.zeros(3, 2))[:2] == ([12.0] * 3, [12] * 3)
+
+
+def test_evaluations_take_a_twentieth_of_the_actions_by_chance():
+    """In 30 episodes, as in the paper; of a random action in two, half are the other one."""
+    found = DQN().judged()
+    assert (len(found), found.epsilon) == (30, 0.05)
+
+    class Counted(Lives):
+        def send(self, actions):
+            sent.append(actions.mean())
+            super().send(actions)
+
+    for epsilon, share in ((0.0, 0.0), (0.2, 0.1), (1.0, 0.5)):
+        sent = []
+        Trials(Counted, tuple(range(500)), 2, epsilon).play(lambda states: torch.tensor([[1.0, 0.0]]).expand(500, 2))
+        assert np.mean(sent) == pytest.approx(share, abs=0.02)
+
+
 @pytest.mark.parametrize("double", [False, True])
 def test_the_loss_by_hand(begun, double):
     """Moment for moment: Huber's loss of the value said against the reward and the discounted best of the target."""
@@ -266,6 +328,84 @@ def test_double_learning_and_rmsprop_train(begun):
         batches = task.batches(data.train)
         losses = [task.step(next(batches))["loss"].item() for _ in range(5)]
         assert all(np.isfinite(losses))
+
+
+def test_rmsprop_is_that_of_deepminds_code():
+    """Twelve steps against NeuralQLearner.lua's formula in NumPy: gradients of many sizes, a rate that is halved."""
+    random = np.random.default_rng(0)
+    weights = [random.normal(size=shape) for shape in ((3, 2), (4,))]
+    parameters = [nn.Parameter(torch.tensor(weight)) for weight in weights]
+    make = DQN(optimizer="rmsprop", lr=1e-3).make_optimizer()
+    optimizer = Runtime.start("cpu", "float32").steer(make(parameters))
+    means, squares, lr = [0.0, 0.0], [0.0, 0.0], 1e-3
+    for number in range(12):
+        if number == 6:
+            lr /= 2
+            optimizer.param_groups[0]["lr"].fill_(lr)
+        for at, parameter in enumerate(parameters):
+            gradient = random.normal(size=weights[at].shape) * 10.0 ** random.integers(-4, 2, weights[at].shape)
+            parameter.grad = torch.tensor(gradient)
+            means[at] = 0.95 * means[at] + 0.05 * gradient
+            squares[at] = 0.95 * squares[at] + 0.05 * gradient**2
+            weights[at] = weights[at] - lr * gradient / np.sqrt(squares[at] - means[at] ** 2 + 0.01)
+        optimizer.step()
+        for parameter, weight in zip(parameters, weights, strict=True):
+            np.testing.assert_allclose(parameter.detach().numpy(), weight, rtol=1e-6)
+
+
+def test_rmsprop_of_a_small_gradient_steps_by_ten_times_it():
+    """The root of 0.01 is 0.1; with the constant outside of the root it would be a hundred times."""
+    weight = nn.Parameter(torch.zeros(1))
+    weight.grad = torch.full((1,), 1e-6)
+    DQN(optimizer="rmsprop", lr=1.0).make_optimizer()([weight]).step()
+    assert weight.item() == pytest.approx(-1e-5, rel=1e-4)
+
+
+def test_rmsprop_of_large_gradients_that_stay_the_same_is_finite():
+    """Their variance is rounding, which may be negative."""
+    weight = nn.Parameter(torch.zeros(1000))
+    optimizer = DQN(optimizer="rmsprop").make_optimizer()([weight])
+    weight.grad = torch.linspace(1e3, 1e5, 1000)
+    for _ in range(300):
+        optimizer.step()
+        assert weight.isfinite().all()
+
+
+def test_rmsprop_goes_on_from_its_state_bit_for_bit():
+    def step(parameter, optimizer, numbers):
+        for number in numbers:
+            parameter.grad = torch.randn(5, 4, generator=torch.Generator().manual_seed(number))
+            optimizer.step()
+
+    make = DQN(optimizer="rmsprop").make_optimizer()
+    whole, first, second = (nn.Parameter(torch.ones(5, 4)) for _ in range(3))
+    step(whole, make([whole]), range(6))
+    optimizer = make([first])
+    step(first, optimizer, range(3))
+    other = make([second])
+    other.load_state_dict(optimizer.state_dict())
+    second.data.copy_(first.data)
+    step(second, other, range(3, 6))
+    assert torch.equal(second, whole)
+
+
+@pytest.mark.parametrize(("optimizer", "share"), [("rmsprop", 1), ("adam", 1 / 32)])
+def test_rmsprop_learns_from_the_sum_of_a_batch_and_adam_from_its_mean(begun, optimizer, share):
+    """The gradient of the last layer's bias is the sum of the errors of the values, each clipped to -1..1."""
+    task, data = begun(optimizer=optimizer, clip_rewards=False)
+    batches = task.batches(data.train)
+    next(batches)
+    lesson = next(batches)
+    lesson = lesson._replace(rewards=torch.linspace(-3, 3, 32))
+    task.optimizer.zero_grad()
+    task.loss(lesson)[0].backward()
+    with torch.no_grad():
+        said = task.model(lesson.frames[:, :-1]).gather(1, lesson.actions[:, None])[:, 0]
+        goal = lesson.rewards + 0.99 * lesson.going * task.target(lesson.frames[:, 1:]).amax(1)
+    errors = (said - goal).clamp(-1, 1)
+    assert 0 < (errors.abs() == 1).sum() < 32
+    expected = torch.zeros(3).index_add(0, lesson.actions, errors)
+    torch.testing.assert_close(task.model.values.bias.grad, share * expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_learning_rate_falls(begun):
@@ -364,6 +504,63 @@ def test_an_atari_game_is_seen_as_in_the_paper():
         grey = np.asarray(picture.convert("L").resize((84, 84), Image.Resampling.BOX), int)
         assert np.abs(grey - seen.frames[0]).mean() < 3
     played.close()
+
+
+@ATARI
+def test_an_atari_game_begins_after_up_to_30_frames_without_an_action():
+    """As many as the seed says, by the emulator's own count; what is seen in Breakout depends on it."""
+    played = games.find("breakout", 1)
+    reset, counts = played.envs.reset, []
+    played.envs.reset = lambda **how: (found := reset(**how), counts.append(found[1]["episode_frame_number"][0]))[0]
+    first = [played.reset(np.ones(1, bool), np.array([seed])).frames.copy() for seed in (*range(24), 0)]
+    played.close()
+    assert min(counts) < 6
+    assert 20 < max(counts) <= 30
+    assert len(np.unique(np.concatenate(first).reshape(25, -1), axis=0)) == len({*counts}) > 10
+    assert np.array_equal(first[0], first[-1])
+
+
+@ATARI
+def test_an_atari_action_is_taken_for_four_frames_and_never_repeated_by_chance():
+    """Rewards, not clipped, are those of the emulator stepped frame by frame."""
+    import gymnasium
+
+    played = games.find("ms_pacman", 1)
+    reset, begun = played.envs.reset, []
+    played.envs.reset = lambda **how: (found := reset(**how), begun.append(found[1]["episode_frame_number"][0]))[0]
+    played.reset(np.ones(1, bool), np.array([3]))
+    plain = gymnasium.make("ALE/MsPacman-v5", frameskip=1, repeat_action_probability=0.0)
+    plain.reset(seed=0)
+    while plain.unwrapped.ale.getEpisodeFrameNumber() < begun[0]:
+        plain.step(0)
+    rewards = []
+    for action in np.random.default_rng(0).integers(len(played.actions), size=120):
+        played.send(np.array([action]))
+        rewards.append((float(played.receive().rewards[0]), sum(plain.step(action)[1] for _ in range(4))))
+    played.close()
+    plain.close()
+    assert all(ours == theirs for ours, theirs in rewards)
+    assert max(ours for ours, _ in rewards) == 10  # of a pellet
+
+
+@ATARI
+def test_a_life_that_is_lost_in_an_atari_game_is_seen():
+    """Of five in Breakout four are lost, and with the fifth the game is over; so says the emulator's own count."""
+    played = games.find("breakout", 1)
+    played.reset(np.ones(1, bool), np.array([0]))
+    receive, lives, lost = played.envs.recv, [5], []
+    played.envs.recv = lambda: (found := receive(), lives.append(int(found[4]["lives"][0])))[0]
+    for _ in range(2000):
+        played.send(np.array([1]))  # the fire button alone brings the next ball
+        seen = played.receive()
+        lost.append(bool(seen.lost[0]))
+        if seen.ended[0]:
+            break
+    played.close()
+    fell = [after < before for before, after in itertools.pairwise(lives)]
+    assert sum(fell) == 5
+    assert lives[-1] == 0
+    assert lost == [*fell[:-1], False]
 
 
 @ATARI

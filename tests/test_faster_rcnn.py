@@ -16,7 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, RoIPool, box_
 
 from fukami import Error, UsageError, image, transfer
 from fukami.models import faster_rcnn_resnet50_fpn, faster_rcnn_vgg16, resnet50
-from fukami.models.faster_rcnn import RegionHeads
+from fukami.models.faster_rcnn import RegionHeads, Said
 from fukami.ops import anchors, boxes, frozen, sampling
 from fukami.ops.regions import Truth
 from fukami.preparation import Scaled
@@ -342,6 +342,54 @@ def test_samples_are_balanced():
     assert (taken[0] == 0).sum() == 48
     assert there[1].sum() == 40  # 5 objects and 35 of background: no more are clear
     assert sorted(chosen[1][there[1]].tolist()) == list(range(40))
+
+
+def test_regions_are_learned_from_a_quarter_objects():
+    """Girshick 2015, section 2.3: 25 % of the sample overlaps an object by 0.5 or more, the rest is background."""
+    torch.manual_seed(0)
+    network = faster_rcnn_vgg16(3, hidden=8, width=0.0625)
+    truth = Truth(
+        torch.tensor([[[10.0, 10, 74, 74]]]), torch.ones(1, 1).long(), torch.zeros(1, 1).bool(), torch.tensor([3])
+    )
+    shift = torch.arange(0, 64, 0.25).view(-1, 1) * torch.tensor([1.0, 0, 1, 0])
+    proposals = (truth.boxes[0] + shift).unsqueeze(0)  # the first 86 overlap it by half: 64 · 1/3 pixels to the side
+    maps, there = [torch.randn(1, 32, 8, 12)], torch.ones(1, 256, dtype=torch.bool)
+    samples = network.roi_heads.samples(maps, proposals, there, truth, network.budget)
+    assert samples.there.sum() == 128
+    assert (samples.targets == 2).sum() == 32
+    assert (samples.targets == 0).sum() == 96
+    few = network.roi_heads.samples(maps, proposals[:, 80:], there[:, 80:], truth, network.budget)
+    assert (few.targets == 2).sum() == 6 + 1  # with the object itself
+    assert few.there.sum() == 128
+
+
+def test_anchors_are_learned_from_half_objects():
+    """Ren et al. 2015, section 3.1.3: 256 anchors of a picture, 128 of them objects at most."""
+    network = faster_rcnn_vgg16(3, hidden=8, width=0.0625, scales=(32,))
+    about = torch.tensor([[[0.0, 0, 32, 32]]])
+    truth = Truth(about, torch.zeros(1, 1).long(), torch.zeros(1, 1).bool(), torch.tensor([3]))
+    places = torch.cat([about[0].expand(300, 4), about[0].expand(500, 4) + 100])
+    said = Said(torch.zeros(1, 800), torch.zeros(1, 800, 4), places, [800])
+    samples = network.rpn.samples(said, torch.tensor([[200.0, 200]]), truth, network.budget)
+    assert samples.there.sum() == 256
+    assert (samples.targets > 0).sum() == 128
+
+
+@pytest.mark.parametrize(("training", "before", "after"), [(True, 12_000, 2_000), (False, 6_000, 300)])
+def test_so_many_proposals_are_suppressed_and_kept(monkeypatch, training, before, after):
+    """Ren et al. 2015, section 3.3: 2,000 in training and 300 for an answer; before it as in the authors' code."""
+    network = faster_rcnn_vgg16(3, hidden=8, width=0.0625).train(training)
+    count, corner = 15_000, torch.arange(15_000.0)
+    places = torch.stack([corner % 150, corner // 150, corner % 150 + 1, corner // 150 + 1], 1)  # none overlaps another
+    said = Said(torch.randn(1, count), torch.zeros(1, count, 4), places, [count])
+    seen, suppress = [], boxes.suppress
+    monkeypatch.setattr(boxes, "suppress", lambda own, *more: seen.append(len(own)) or suppress(own, *more))
+    found, there = network.rpn.proposals(said, torch.tensor([[200.0, 200]]), network.budget)
+    assert seen == [before]
+    assert found.shape == (1, after, 4)
+    assert there.all()
+    best = places[said.logits[0].topk(after).indices]
+    assert torch.equal(found[0], best)
 
 
 def test_priorities_are_evenly_spread_and_each_pictures_own():

@@ -9,6 +9,8 @@ from PIL import Image
 from fukami import figures_boxes
 from fukami.average_precision import Detections, Found, Mistake, Truth
 
+RECIPE = Path(__file__).with_name("bright.py")
+
 
 def judged(answers, objects, labels):
     found = Detections(labels)
@@ -81,7 +83,7 @@ def test_the_part_shown_has_the_boxes_and_lies_in_the_picture(box, near):
 
 def test_a_run_judged_by_classes_is_logged_reported_and_ranked(fukami, tmp_path):
     """What is nested stands in the files and in the answers, and in no line that a person reads."""
-    answer = fukami("train", Path(__file__).with_name("bright.py"), "--out", "run", "--device", "cpu")
+    answer = fukami("train", RECIPE, "--out", "run", "--device", "cpu")
     assert answer.status == 0, answer.err
     assert answer.json[0]["classes"]["lamp"]["objects"] == 3
     assert next(iter(answer.json[0])) == "map"
@@ -91,5 +93,5 @@ def test_a_run_judged_by_classes_is_logged_reported_and_ranked(fukami, tmp_path)
     assert "lamp" not in report.partition("What made it")[0].partition("Repeat it")[0]
     table = fukami("board", ".")
     assert ": map" in table.out
-    (judged,) = fukami("eval", "run", "--device", "cpu", "--out", "page").json
+    (judged,) = fukami("eval", "run", "--device", "cpu", "--out", "page", "--recipe", RECIPE).json
     assert judged["classes"] == answer.json[0]["classes"]

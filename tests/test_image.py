@@ -1,16 +1,23 @@
 """Pictures of every kind come out right, and what is no picture is refused by name."""
 
 import io
+import re
 import struct
+import subprocess
+import sys
 import time
 import zipfile
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
+from torch import nn
 
-from fukami import Error, image
+from fukami import Error, digit, image
+from fukami.data.stream import Decoder
+from fukami.preparation import Preparation, Scaled
+from fukami.tasks.framed import Framed
 
 
 @pytest.fixture
@@ -133,16 +140,238 @@ def test_what_a_file_holds_is_read_like_the_file_and_called_by_the_name_given(ph
             image.read(broken)
 
 
-def png(width, height, body=b""):
-    """A PNG file that claims a size."""
+def png(width, height, body=b"", pixels=b""):
+    """A PNG file, in colour, that claims a size."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    rest = body + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + rest
+
+
+def icon(content):
+    """An icon of 16 by 16 pixels that holds a picture."""
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(content), 22) + content
+
+
+def tiff(size, tile):
+    """A TIFF of one tile, black."""
+    content = zlib.compress(bytes(tile * tile))
+    tags = {256: size, 257: size, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile, 324: 134, 325: len(content)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + content
+
+
+def jpeg(**options):
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48), (90, 0, 0)).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def decoded(monkeypatch):
+    """The sizes of the pictures that Pillow decodes from now on."""
+    sizes = []
+    for kind in (ImageFile.ImageFile, TiffImagePlugin.TiffImageFile):
+
+        def load(self, real=kind.load):
+            if self.tile:
+                sizes.append(self.size)
+            return real(self)
+
+        monkeypatch.setattr(kind, "load", load)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (png(1, 99_999_999), "a side may have 65,535"),
+        (png(99_999_999, 1), "a side may have 65,535"),
+        (png(300, 65_536), "a side may have 65,535"),
+        (png(100, 20_001), "200 times as long"),
+        (png(20_001, 100), "200 times as long"),
+        (icon(png(1, 99_999_999)), "1×99999999 pixels"),
+        (icon(png(13_000, 13_000)), "13000×13000 pixels"),
+        (tiff(16, 12_000), "12000×12000 pixels"),
+    ],
+    ids=["tall", "wide", "side", "strip", "band", "icon of a strip", "icon", "tile"],
+)
+def test_long_strips_and_hidden_pictures_are_refused_undecoded(monkeypatch, content, reason):
+    """Within the bound of pixels or not; also of what an icon holds, and of a tile, which is decoded whole."""
+    sizes = decoded(monkeypatch)
+    with pytest.raises(Error, match=rf"small\.png.*{reason}"):
+        image.read(content, name="small.png")
+    assert sizes == []
+
+
+def test_strips_that_exist_are_read(monkeypatch):
+    sizes = decoded(monkeypatch)
+    pixels = b"".join(bytes(1 + 3 * 4) for _ in range(800))
+    assert image.read(png(4, 800, pixels=pixels)).size == (4, 800)
+    assert image.read(icon(png(16, 16, pixels=bytes(49 * 16)))).size == (16, 16)
+    assert image.read(tiff(16, 64)).size == (16, 16)
+    assert len(sizes) >= 3
+
+
+def scan(content):
+    """The head of the last scan of a JPEG: a whole scan, in which all coefficients stay as they are."""
+    return re.findall(rb"\xff\xda\x00\x08.{6}", content, re.DOTALL)[-1]
+
+
+PROGRESSIVE = jpeg(progressive=True)
+EXIF = b"\xff\xe1\x00\x0cExif\0\0abcd"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        PROGRESSIVE[:-2] + 200 * scan(PROGRESSIVE) + b"\xff\xd9",
+        PROGRESSIVE[:-2] + b"\xff\xfe\x00\x04\xff\xd9" + 200 * scan(PROGRESSIVE) + b"\xff\xd9",  # an end in a comment
+        PROGRESSIVE[:-2] + b"\xff\x01" + 200 * scan(PROGRESSIVE) + b"\xff\xd9",  # a marker without a length
+        PROGRESSIVE[:-2] + b"\xff\xff" + 200 * scan(PROGRESSIVE) + b"\xff\xd9",  # a marker that is filled up
+        b"\xff\xd8\xff" + PROGRESSIVE[2:-2] + 200 * scan(PROGRESSIVE) + b"\xff\xd9",
+        jpeg()[:2] + 3000 * EXIF + jpeg()[2:],
+        jpeg()[:2] + b"\0" + 3000 * EXIF + jpeg()[2:],
+    ],
+    ids=["scans", "after a comment", "after a marker", "after fill", "fill first", "exif", "exif after a gap"],
+)
+def test_a_jpeg_with_more_work_than_bytes_is_refused_undecoded(monkeypatch, content):
+    """Pillow reads each of them: a scan of ten bytes takes as long as the first one."""
+    sizes = decoded(monkeypatch)
+    with pytest.raises(Error, match=r"^photo\.jpg is a JPEG of more than 100 scans or 2,000 segments"):
+        image.read(content, name="photo.jpg")
+    assert sizes == []
+
+
+def test_a_jpeg_with_much_metadata_or_a_video_behind_it_is_read():
+    film = 1000 * b"\xff\xda\x00\x08\xff\xe1"  # as an encoded video has it here and there
+    plain = jpeg()
+    for content in (jpeg(progressive=True), plain[:2] + 300 * EXIF + plain[2:], plain + film, PROGRESSIVE + film):
+        assert image.read(content).getpixel((9, 9)) == image.read(plain).getpixel((9, 9))
+
+
+READ = """
+import re, sys
+from pathlib import Path
+from fukami import image
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+before = peak()
+picture = image.read(sys.argv[1])
+print(picture.mode, peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("mode", "suffix"), [("I;16", "png"), ("I", "tiff"), ("F", "tiff"), ("RGBA", "png")])
+def test_memory_is_that_of_the_picture_in_its_own_depth(tmp_path, mode, suffix):
+    """16 million pixels take up to 5 bytes each as they are; as float64 they would take 8 more, or 16 with a copy."""
+    colour = (9, 8, 7, 100) if mode == "RGBA" else 300
+    path = saved(Image.new(mode, (4000, 4000), colour), tmp_path / f"x.{suffix}")
+    done = subprocess.run([sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True)
+    kind, kilobytes = done.stdout.split()
+    assert kind == ("RGB" if mode == "RGBA" else "L")
+    assert int(kilobytes) * 1024 < 16e6 * (13 if mode == "RGBA" else 9)
+
+
+def test_values_are_scaled_alike_in_parts(monkeypatch, random):
+    """What decides is the range of the whole picture, not of a part."""
+    values = random.normal(0, 900, (50, 40, 3))
+    expected = np.round((values - values.min()) * (255 / (values.max() - values.min())))
+    deep = random.integers(0, 65536, (64, 30), dtype=np.uint16)
+    clear = Image.fromarray(random.integers(0, 256, (50, 40, 4), dtype=np.uint8))
+    whole = image.read(clear)
+    monkeypatch.setattr(image, "STRIP", 100)
+    assert np.array_equal(np.asarray(image.read(values)), expected)
+    assert np.array_equal(np.asarray(image.read(Image.fromarray(deep))), np.round(deep * (255 / 65535)))
+    assert np.array_equal(np.asarray(image.read(clear)), np.asarray(whole))
+    values[-1, -1, -1] = np.inf
+    with pytest.raises(Error, match="not finite"):
+        image.read(values)
+
+
+def scarce(*arguments, **options):
+    raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("place", "open_"),
+    [
+        ("fukami.image.upright", image.read),
+        ("PIL.Image.open", image.read),
+        ("PIL.ImageFile.ImageFile.load", image.read),
+        ("fukami.image.fit", Preparation(3, 28).open),
+        ("fukami.digit.as_mnist", Preparation(1, 28, digit=True).open),
+        ("fukami.image.as_mode", Scaled(30, 40).open),
+        ("PIL.Image.Image.resize", lambda path: Decoder([path], Preparation(3, 28)).decoded(path, [0.5] * 4)),
+    ],
+)
+def test_a_lack_of_memory_is_an_error_of_the_file(monkeypatch, tmp_path, photo, place, open_):
+    """Wherever it comes: from the decoder, or while what was read is converted."""
+    path = saved(Image.fromarray(photo), tmp_path / "x.png")
+    monkeypatch.setattr(place, scarce)
+    with pytest.raises(Error, match=r"x\.png needs more memory than there is"):
+        open_(path)
+
+
+def test_a_lack_of_memory_for_an_array(monkeypatch, photo):
+    monkeypatch.setattr("fukami.image.upright", scarce)
+    with pytest.raises(Error, match="the array given needs more memory than there is"):
+        image.read(photo)
+
+
+def test_a_batch_goes_on_after_files_that_take_all_memory(fukami, monkeypatch, digit_files, tmp_path):
+    """One that is refused by its head, one for which memory runs out as it is read, one as its answer is drawn."""
+    good, large, drawn = sorted(digit_files.rglob("*.png"))[:3]
+    (tmp_path / "wide.png").write_bytes(png(99_999_999, 1))
+    Image.open(large).resize((41, 43)).save(tmp_path / "large.png")
+    Image.open(drawn).resize((37, 39)).save(tmp_path / "drawn.png")
+    prepare, draw = Preparation.__call__, image.draw_answer
+    monkeypatch.setattr(
+        Preparation, "__call__", lambda self, at: scarce() if at.size == (41, 43) else prepare(self, at)
     )
+    monkeypatch.setattr(image, "draw_answer", lambda at, *rest: scarce() if at.size == (37, 39) else draw(at, *rest))
+    answer = fukami("predict", "deep-convnet", "wide.png", "large.png", "drawn.png", good, "--out", "out")
+    assert answer.status == 1
+    assert [each["file"] for each in answer.json] == ["drawn.png", str(good)]
+    for words in ("wide.png has 99999999×1 pixels", "large.png needs more memory", "drawn.png needs more memory"):
+        assert words in answer.err
+    assert "3 of 4 files could not be answered" in answer.err
+    assert (tmp_path / "out" / f"{good.stem}.png").is_file()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[...] DefaultCPUAllocator: can't allocate memory")])
+def test_pictures_that_take_all_memory_together_are_answered_alone(photo, error):
+    class Small(Framed):
+        def __init__(self):
+            self.model, self.prepare = nn.Identity(), Scaled(0, 0)
+
+        def answers(self, pictures):
+            if len(pictures) > 1 or pictures.max() == 255:
+                raise error
+            return [{"mean": float(picture.float().mean())} for picture in pictures]
+
+    dark, light = np.zeros_like(photo), np.full_like(photo, 255)
+    first, second, third = Small().predict([dark, light, dark])
+    assert (first["mean"], first["width"], third["mean"]) == (0, 40, 0)
+    assert second["error"] == "the picture given needs more memory than there is; make it smaller"
+
+
+def test_a_strip_is_no_large_page_for_a_digit(monkeypatch):
+    """The room around it is as wide as it is long, and must not make 2,000 million pixels of 20 million."""
+    largest = []
+    real = ImageOps.expand
+
+    def expand(picture, *arguments):
+        largest.append(real(picture, *arguments))
+        return largest[-1]
+
+    monkeypatch.setattr(ImageOps, "expand", expand)
+    with pytest.raises(Error, match="no ink"):
+        digit.as_mnist(Image.new("L", (300, 60_000), 250))
+    assert [picture.width * picture.height < 40e6 for picture in largest] == [True]
 
 
 @pytest.mark.parametrize("side", [10_001, 60_000, 2**31 - 1])

@@ -252,7 +252,7 @@ def test_the_ladder_of_a_private_recipe_on_other_data(fukami, digit_files, tmp_p
     assert fukami("train", "./mine.py", "--epochs", "1", "--batch", "100", "--out", "run").status == 0
     monkeypatch.setattr(ladder, "ROUNDS", 1)
     monkeypatch.setattr(ladder, "STEPS", ("float32", "bfloat16"))
-    found = fukami("eval", "run", "--precision", "all", "--data", digit_files)
+    found = fukami("eval", "run", "--precision", "all", "--data", digit_files, "--recipe", "mine.py")
     assert found.status == 0, found.err
     assert [step["count"] for step in found.json[0]["ladder"]] == [40, 40]
 

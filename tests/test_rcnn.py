@@ -27,7 +27,7 @@ from fukami.recipes.rcnn_svm import RCNNSVM
 from fukami.runtime import Runtime
 from fukami.tasks import machines
 from fukami.tasks.machines import Machines, Regressors
-from fukami.tasks.region_cnn import FineTuning
+from fukami.tasks.region_cnn import FineTuning, usable
 
 SMALL = {"shortest": 96, "longest": 128, "size": 63, "context": 4, "width": 0.125, "hidden": 16}
 QUICK = {"epochs": 2, "batch": 4, "lr": 0.01, "dropout": 0.0, **SMALL}
@@ -178,6 +178,44 @@ def test_pictures_are_answered_as_they_are_judged(make, inputs, scene_files):
         torch.testing.assert_close(found.sort(0).values, expected.sort(0).values, atol=0.01, rtol=0)
         scores = torch.tensor([each["score"] for each in answer["boxes"]])
         torch.testing.assert_close(scores, judged[number].scores, atol=2e-3, rtol=0)
+
+
+def test_the_papers_constants_are_the_defaults():
+    """Girshick et al. 2014: section 2.3 and appendices B and C."""
+    recipe = RCNN()
+    assert (recipe.svm_cost, recipe.svm_overlap) == (1e-3, 0.3)
+    assert (recipe.box_ridge, recipe.box_overlap) == (1000, 0.6)
+    assert (RCNNSVM(init="-").svm_cost, RCNNSVM(init="-").svm_overlap) == (1e-3, 0.3)
+    assert (RCNNBoxes(init="-").box_ridge, RCNNBoxes(init="-").box_overlap) == (1000, 0.6)
+    assert (recipe.size, recipe.context) == (227, 16)  # appendix A
+
+
+def test_small_proposals_and_those_after_the_first_2000_are_not_looked_into():
+    """As in the authors' code: 20 pixels wide and high, at least."""
+    proposals = np.zeros((2500, 4), np.float32)
+    proposals[:, 2:] = (30, 20)
+    proposals[:, 0] = np.arange(2500) / 1000  # at least 27.5 wide
+    proposals[3, 2:], proposals[5, 2:] = (100, 19), (19, 100)
+    found = usable(proposals)
+    kept = [number for number in range(2002) if number not in (3, 5)]
+    assert np.array_equal(found, proposals[kept])
+
+
+def test_a_region_is_suppressed_by_a_better_one_that_it_overlaps_by_three_tenths(make):
+    """Of its class: one that overlaps it by 0.32 is, one by 0.28 is not (the threshold of the authors' code is 0.3)."""
+    recipe = make()
+    task = recipe.task(tuple("ab"))
+    task.setup(Runtime.start("cpu", "float32"))
+    proposals = torch.tensor([[0.0, 0, 60, 50]] * 4)
+    for number, overlap in ((1, 0.32), (2, 0.28), (3, 0.6)):
+        proposals[number, [0, 2]] += 60 * (1 - overlap) / (1 + overlap) * (-1 if number == 2 else 1)
+    assert boxes.iou(proposals[:1], proposals)[0].tolist() == pytest.approx([1, 0.32, 0.28, 0.6])
+    proposals = proposals + torch.tensor([60.0, 0, 60, 0])
+    scores = torch.tensor([[0.9, 0], [0.8, 0], [0.7, 0], [0, 0.6]])  # the last one is of the other class
+    task.scored = lambda fc7: scores
+    found = task.found(torch.zeros(3, 100, 200), torch.tensor([100.0, 200]), proposals, torch.zeros(4, 16))
+    assert torch.equal(found.boxes, proposals[[0, 2, 3]])
+    assert found.classes.tolist() == [0, 0, 1]
 
 
 # machines and boxes

@@ -1,15 +1,18 @@
 """The README's commands run, in order, in an empty folder; those that take minutes only where they are asked for."""
 
+import csv
 import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
 import check_task
+from fukami.recipe import find, names
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(bash[^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -50,3 +53,52 @@ def test_every_target_of_make_that_the_readme_names_exists():
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for name in ("README.md", "CONTRIBUTING.md"):
         assert set(re.findall(r"`make (\w+)`", (ROOT / name).read_text())) <= targets
+
+
+def measured(benchmark, metric):
+    """The values on record, by seed."""
+    with (ROOT / "benchmarks" / "results.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if (row["benchmark"], row["metric"]) == (benchmark, metric)]
+    return {row["seed"]: float(row["value"]) for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "benchmark", "metric", "in_readme"),
+    [
+        ("deep-convnet", "deep-convnet mnist default", "test accuracy", "99.58 %, mean of five seeds"),
+        ("show-and-tell", "show-and-tell flickr8k sample", "bleu4", "12.8 on 1,000 images of Flickr8k, mean of three"),
+    ],
+)
+def test_means_are_means_of_the_seeds_on_record(recipe, benchmark, metric, in_readme):
+    values = measured(benchmark, metric)
+    ours, readme = find(recipe).reached, (ROOT / "README.md").read_text(encoding="utf-8")
+    number = ours.split()[0]
+    assert f"{100 * mean(values.values()):.{len(number.partition('.')[2])}f}" == number
+    assert f"mean of {len(values)} seeds" in ours
+    assert in_readme in readme
+    shown = in_readme.split()[0]
+    assert f"{100 * mean(values.values()):.{len(shown.partition('.')[2])}f}" == shown
+
+
+def test_our_numbers_say_of_how_many_seeds_they_are():
+    """In fukami list and in both READMEs; the time of a painting depends on none."""
+    for name in set(names()) - {"neural-style"}:
+        ours = find(name).reached
+        assert not ours or "seed" in ours, name
+    for file, seed, columns in (("README.md", "seed", 6), ("README.ja.md", "シード", 6)):
+        rows = [line.strip("| ").split(" | ") for line in (ROOT / file).read_text(encoding="utf-8").splitlines()
+                if line.startswith("| [")]  # fmt: skip
+        assert len(rows) == 14
+        for row in rows:
+            assert len(row) == columns
+            measured_here = row[4] not in ("not trained", "未学習") and "neural-style" not in row[0]
+            assert not measured_here or seed in row[4], row[0]
+
+
+def test_pong_is_not_said_to_be_the_papers_agent():
+    """Wherever its number stands, the line names the algorithm."""
+    assert "Double DQN" in find("dqn").reached
+    places = [ROOT / "README.md", ROOT / "README.ja.md", *sorted((ROOT / "docs").glob("*.md"))]
+    lines = [line for path in places for line in path.read_text(encoding="utf-8").splitlines() if "19.17" in line]
+    assert len(lines) >= 4
+    assert all("Double DQN" in line or "not the result of the paper's DQN" in line for line in lines)

@@ -16,6 +16,7 @@ from fukami.log import Log
 from fukami.recipes.deep_convnet import DeepConvNet
 from fukami.resuming import Stop
 from fukami.runtime import Runtime
+from fukami.state_file import load_state
 
 RECIPE = DeepConvNet(epochs=4)
 
@@ -66,7 +67,7 @@ def test_an_exploding_loss_stops_the_run_and_keeps_the_checkpoint(fukami, tmp_pa
     assert "step" in answer.err
     assert "became" in answer.err or "no longer finite" in answer.err
     if (tmp_path / "run" / "last.ckpt").exists():
-        state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+        state = load_state(tmp_path / "run" / "last.ckpt", torch.device("cpu"))
         assert all(value.isfinite().all() for value in state["task"]["model"].values())
 
 
@@ -90,7 +91,7 @@ def test_the_step_and_the_batch_of_a_nan_are_named(tmp_path, monkeypatch):
 
     with pytest.raises(fukami.Error, match=r"loss became nan at step 18, on batch 4 of 14 in epoch 2 \(pictures #\d+"):
         fukami.train(Poisoned(epochs=3), tmp_path / "run", device="cpu")
-    state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    state = load_state(tmp_path / "run" / "last.ckpt", torch.device("cpu"))
     assert 0 < state["step"] < 18
     assert all(value.isfinite().all() for value in state["task"]["model"].values())
 
@@ -133,7 +134,7 @@ def test_any_loader_resumes_in_mid_epoch(tmp_path):
     with pytest.raises(SystemExit) as left:
         fukami.train(AnyLoader(epochs=3, interrupt=True), tmp_path / "run", device="cpu", precision="float32")
     assert left.value.code == 143
-    state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    state = load_state(tmp_path / "run" / "last.ckpt", torch.device("cpu"))
     assert 10 < state["step"] < 20
     record = json.loads((tmp_path / "run" / "recipe.json").read_text())
     record["fields"]["interrupt"] = False

@@ -112,6 +112,15 @@ def test_the_boundary_measure_by_hand():
     assert found == pytest.approx(np.mean(measures))
 
 
+def test_borders_that_are_found_in_an_unlabelled_area_count_nothing():
+    """There may be any class; where there are labels, the answer is right."""
+    truth, answer = halves(200, 100), halves(200, 100)
+    truth[:80], answer[:80, ::2] = 0, 2
+    found = Pixels("ab")
+    found.add(0, answer, truth)
+    assert found.metrics()["boundary_f1"] == 1.0
+
+
 def test_the_boundary_measure_of_what_was_not_found_or_has_no_border():
     assert boundary_f1(np.ones((50, 50), np.uint8), halves(50, 20)) == 0.0
     assert math.isnan(boundary_f1(halves(50, 20), np.ones((50, 50), np.uint8)))
@@ -132,6 +141,19 @@ def test_median_frequency_balancing_by_hand():
     """Frequencies of 1/2, 1/4 and 1/8 of the pictures that have the class; a class that never occurs weighs nothing."""
     counts = np.array([[50, 25, 5, 0], [100, 100, 40, 0]])
     assert median_balance(counts).tolist() == [0.5, 1.0, 2.0, 0.0]
+
+
+@pytest.mark.parametrize(("balance", "power"), [("none", None), ("root", 0.5), ("median", 1)])
+def test_classes_are_weighed_by_a_power_of_median_frequency_balancing(mask_files, balance, power):
+    recipe = package.find("segnet-basic")(dataset=str(mask_files), filters=4, batch=2, balance=balance)
+    data = recipe.data()
+    task = recipe.task(data.labels)
+    task.setup(Runtime.start("cpu", "float32"))
+    next(iter(task.batches(data.train)))
+    if power is None:
+        assert task.weight is None
+    else:
+        torch.testing.assert_close(task.weight, torch.from_numpy(median_balance(data.train.frequencies())) ** power)
 
 
 # the network's answers
@@ -176,8 +198,9 @@ def test_tiles_have_no_seams(monkeypatch):
     assert (task.map(whole) != task.map(task.predict([picture])[0])).mean() > differ.mean()
 
 
-def test_the_loss_by_hand():
-    """Weighted cross entropy over the labelled pixels, and a second answer that counts a half."""
+@pytest.mark.parametrize("weight", [None, [1.0, 2.0, 0.5]])
+def test_the_loss_by_hand(weight):
+    """Cross entropy over the labelled pixels, with weights or without, and a second answer that counts a half."""
     torch.manual_seed(0)
 
     class Twice(nn.Module):
@@ -189,7 +212,7 @@ def test_the_loss_by_hand():
             return self.one(x), self.other(x)
 
     task = ready(Twice(), tuple("abc"))
-    task.weight = torch.tensor([1.0, 2.0, 0.5])
+    task.weight = None if weight is None else torch.tensor(weight)
     pictures = torch.randint(0, 256, (2, 3, 32, 64), dtype=torch.uint8)
     masks = torch.randint(0, 4, (2, 32, 64), dtype=torch.uint8)
     sizes = torch.tensor([[32.0, 64.0], [20.0, 50.0]])
@@ -455,6 +478,7 @@ def test_staged_training_begins_each_network_with_the_one_before(mask_files, pag
     coarse = load_file(tmp_path / "one" / "fcn32s-vgg16" / "weights.safetensors")
     finer = json.loads((tmp_path / "one" / "fcn16s-vgg16" / "recipe.json").read_text())
     assert finer["fields"]["init"].endswith("fcn32s-vgg16")
+    assert finer["fields"]["lr"] == pytest.approx(1e-5)
     begun = package.find("fcn8s-vgg16")(dataset=str(mask_files), training="staged", **SMALL)
     assert [*begun.stages(tmp_path)] == ["fcn32s-vgg16", "fcn16s-vgg16"]
     after = load_file(tmp_path / "one" / "fcn16s-vgg16" / "weights.safetensors")
@@ -462,6 +486,22 @@ def test_staged_training_begins_each_network_with_the_one_before(mask_files, pag
     assert 0 < moved < 0.02  # a few small steps from where the coarser one ended
     assert fukami(*words, "--out", tmp_path / "one", "--resume").status == 0
     assert fukami("eval", tmp_path / "one").json[0]["count"] == 4
+
+
+@pytest.mark.parametrize(("factor", "rates"), [(0.01, [1e-3, 1e-5, 1e-7]), (0.5, [1e-3, 5e-4, 2.5e-4])])
+def test_each_stage_lowers_the_learning_rate(tmp_path, factor, rates):
+    """By 100: FCN-16s in section 4.2, FCN-8s in the authors' solvers. At once nothing is lowered."""
+    kind = package.find("fcn8s-vgg16")
+    recipe = kind(training="staged", stage_lr_factor=factor, lr=1e-3, init="imagenet", backbone_lr=0.1, **SMALL)
+    found = []
+    for stage in (*recipe.stages(tmp_path).values(), recipe):
+        task = stage.task(tuple("abc"))
+        task.setup(Runtime.start("cpu", "float32"))
+        found.append([group["initial_lr"] for group in task.optimizer.param_groups])
+    assert found == [[pytest.approx(rate), pytest.approx(0.1 * rate)] for rate in rates]
+    assert kind(lr=1e-3).peak == 1e-3
+    with pytest.raises(UsageError, match="add --training staged"):
+        kind(stage_lr_factor=0.1)
 
 
 def test_published_weights_become_a_run(fukami, mask_files, tmp_path):

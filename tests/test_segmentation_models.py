@@ -148,6 +148,38 @@ def test_a_finer_network_begins_with_the_answers_of_the_coarser_one(tmp_path):
     assert not torch.equal(one, other)
 
 
+def padded(network, pictures, padding):
+    """FCN-32s as the authors' prototxt has it: the picture is padded for conv1_1; the scores are not cropped."""
+    maps = pictures
+    for layer in network.features:
+        if isinstance(layer, nn.Conv2d):
+            maps = F.conv2d(maps, layer.weight, layer.bias, padding=padding if layer is network.features[0] else 1)
+        else:
+            maps = F.max_pool2d(maps, 2, ceil_mode=True) if isinstance(layer, nn.MaxPool2d) else layer(maps)
+    fc6, fc7, score = network.head.fc6, network.head.fc7, network.head.score
+    maps = score(F.conv2d(F.conv2d(maps, fc6.weight, fc6.bias).relu(), fc7.weight, fc7.bias).relu())
+    return F.conv_transpose2d(maps, network.enlarge.weight, stride=32, groups=maps.shape[1])
+
+
+@pytest.mark.parametrize(("height", "width"), [(180, 240), (448, 480)])
+@torch.inference_mode()
+def test_the_papers_padding_gives_other_scores(height, width):
+    """At no pixel the same: the scored places are 3 pixels apart. With 97 pixels they are not, and then the scores are
+    the same from 208 pixels of all borders on.
+    """
+    torch.manual_seed(0)
+    network = small("fcn32s_vgg16").eval().double()
+    pictures = torch.randn(1, 3, height, width, dtype=torch.float64)
+    ours = network(pictures)
+    for padding, crop in ((100, 19), (97, 16)):
+        theirs = padded(network, pictures, padding)[..., crop : crop + height, crop : crop + width]
+        same = ((theirs - ours).abs() < 1e-6 * ours.abs().max()).all(1)[0]
+        expected = torch.zeros_like(same)
+        if padding == 97:
+            expected[208 : max(208, height - 208), 208 : max(208, width - 208)] = True
+        assert torch.equal(same, expected)
+
+
 def test_unpooling_puts_values_where_they_were():
     """Figure 3, by hand; what is exported instead gives the same, and so do the gradients."""
     maps = torch.tensor([[[[1.0, 9, 2, 2], [3, 4, 8, 5], [7, 0, 0, 1], [0, 0, 6, 0]]]])

@@ -2,9 +2,12 @@
 
 import contextlib
 import gc
+import http.server
 import io
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +31,7 @@ from fukami.data.sharded import Sharded
 from fukami.data.stream import Decoder, Streamed
 from fukami.preparation import Preparation
 from fukami.recipes.deep_convnet import DeepConvNet
+from fukami.state_file import load_state
 
 LABELS = ("dark", "light", "red")
 PREPARE = Preparation(channels=3, size=16)
@@ -422,6 +426,25 @@ def test_lanes_are_opened_together(folder, monkeypatch):
         assert len(list(wishes)) == 6  # before the server goes
 
 
+@pytest.mark.parametrize("there", ["ftp://127.0.0.1:9/x", "file:///etc/passwd"])
+def test_a_server_sends_on_to_the_web_alone(there, monkeypatch):
+    class Redirection(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(302)
+            self.send_header("Location", there)
+            self.end_headers()
+
+        def log_message(self, *words):
+            pass
+
+    monkeypatch.setattr(bytestream, "WAIT", 0.001)
+    with http.server.HTTPServer(("127.0.0.1", 0), Redirection) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(Error, match=r"unknown url type: ftp|302"):
+            bytestream.opened(f"http://127.0.0.1:{server.server_port}/x").read(0, 9)
+        server.shutdown()
+
+
 def test_a_server_that_is_gone_is_an_error_that_names_the_url(folder, monkeypatch, caplog):
     monkeypatch.setattr(bytestream, "WAIT", 0.001)
     with serving(RANGE, folder, 0) as url:
@@ -527,6 +550,37 @@ def test_a_missing_shard_is_an_error_at_once(copied):
         shards.read(str(copied))
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("starts", -512),
+        ("starts", 1.0),
+        ("starts", 1 << 70),
+        ("lengths", -1),
+        ("lengths", 1 << 42),
+        ("lengths", 1 << 29),
+        ("classes", True),
+        ("classes", 3),
+        ("classes", -1),
+        ("classes", "0"),
+        ("classes", None),
+    ],
+)
+def test_an_index_with_a_number_that_is_none_is_refused(copied, column, value):
+    index = json.loads((copied / "index.json").read_text())
+    index["train"][1][column][2] = value
+    (copied / "index.json").write_text(json.dumps(index))
+    with pytest.raises(Error, match=r"index\.json is no index of shards"):
+        shards.read(str(copied))
+
+
+def test_a_pattern_names_a_million_shards_at_most():
+    assert len(shards.expanded("{0..999}-{a,b}")) == 2000
+    for pattern in ("{0..999999999999}.tar", "{0..999}" * 9, "{a,b}" * 40):
+        with pytest.raises(UsageError, match="names more than 1,000,000 shards"):
+            shards.expanded(pattern)
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"labels": ["a"], "train": []}', '{"train": [{"name": "x"}], "test": []}'])
 def test_a_damaged_index_is_refused(copied, text):
     (copied / "index.json").write_text(text)
@@ -601,9 +655,13 @@ def tar_value(content):
 
 
 def test_a_test_part_is_held_out_of_shards(folder, tmp_path):
-    """Both parts stream through the same shards; the index may lie elsewhere than these."""
+    """Both parts stream through the same shards; an index that was written elsewhere leads to them once it is there."""
     found = sharding.describe(f"{folder}/train-{{000000..000007}}.tar", tmp_path / "index")
     assert (found["train"], found["shards"]) == (COUNT, 8)
+    with pytest.raises(Error, match=r"index/train-000000\.tar is missing"):
+        classification.read(str(tmp_path / "index"), 0.3)
+    for file in folder.glob("*.tar"):
+        (tmp_path / "index" / file.name).write_bytes(file.read_bytes())
     train, test, labels = classification.read(str(tmp_path / "index"), 0.3)
     assert labels == LABELS
     assert (len(train), len(test)) == (45, 18)
@@ -627,12 +685,69 @@ def test_a_truncated_shard_without_index_is_told(folder, tmp_path, caplog):
         assert "cut short" in train[0].problems[0]
 
 
-def test_an_index_on_the_web_leads_to_no_file_here():
-    assert shards.located("http://host/a", "/etc/b.tar") == "http://host/a//etc/b.tar"
-    assert shards.located("http://host/a", "https://other/b.tar") == "https://other/b.tar"
+@pytest.mark.parametrize("name", ["/etc/b.tar", "https://other/b.tar", "../b.tar", "a/../../b.tar", "C:\\b.tar", ""])
+@pytest.mark.parametrize("base", ["http://host/a", "here", ""])
+def test_an_index_leads_to_no_shard_outside_of_its_folder(base, name):
+    with pytest.raises(Error, match=r"is not below .*copy the index"):
+        shards.located(base, name)
+
+
+def test_an_index_leads_to_the_shards_in_its_folder():
     assert shards.located("here", "b.tar") == "here/b.tar"
-    assert shards.located("here", "/there/b.tar") == "/there/b.tar"
+    assert shards.located("http://host/a", "b/c.tar") == "http://host/a/b/c.tar"
     assert shards.located("", "b.tar") == "b.tar"
+
+
+@pytest.mark.parametrize("place", ["folder", "web"])
+def test_what_an_index_names_outside_is_refused_unread(copied, place, monkeypatch):
+    """A file that exists is named by its whole path, and by the way up to it."""
+    index = json.loads((copied / "index.json").read_text())
+    (copied / "below").mkdir()
+    for name in (str(copied / "train-000000.tar"), "../train-000000.tar", "http://127.0.0.1:9/train-000000.tar"):
+        index["train"][0]["name"] = name
+        (copied / "below" / "index.json").write_text(json.dumps(index))
+        with contextlib.ExitStack() as stack:
+            spec = str(copied / "below")
+            if place == "web":
+                spec = stack.enter_context(serving(RANGE, copied, 0)) + "/below"
+            with pytest.raises(Error, match="is not below"):
+                shards.read(spec)
+
+
+def test_an_index_of_shards_elsewhere_is_kept_in_the_cache_folder(folder, tmp_path, monkeypatch, caplog):
+    """It is found by where the shards are, which the user says; none of its names leads elsewhere."""
+    with serving(RANGE, folder, 0) as url:
+        spec = f"{url}/train-{{000000..000007}}.tar"
+        monkeypatch.setattr(shards, "INDEX", "other.json")  # there is none on the server
+        found = sharding.describe(spec)
+        assert Path(found["out"]).is_relative_to(Path(os.environ["XDG_CACHE_HOME"]) / "fukami")
+        with pytest.raises(UsageError, match="is there already"):
+            sharding.describe(spec)
+        monkeypatch.setattr(tar, "scan", None)
+        assert len(shards.read(spec)[0][0]) == COUNT
+        assert f"is read by the index {found['out']}" in caplog.text
+
+
+def test_an_index_is_written_beside_the_shards(copied):
+    (copied / "index.json").unlink()
+    assert sharding.describe(str(copied))["out"] == str(copied / "index.json")
+    assert len(shards.read(str(copied))[0][0]) == COUNT
+
+
+def test_a_tar_file_among_images_makes_no_shards_of_them(root, folder, copied, tmp_path_factory):
+    """And an image among shards no folder of images; where there are as many, they are images."""
+    photographs = tmp_path_factory.mktemp("photographs")
+    shutil.copytree(root, photographs, dirs_exist_ok=True)
+    (photographs / "backup.tar").write_bytes((folder / "train-000000.tar").read_bytes())
+    assert not shards.known(str(photographs))
+    assert len(classification.read(str(photographs), 0.0)[0]) == COUNT
+    (copied / "figures").mkdir()
+    Image.new("RGB", (9, 9)).save(copied / "figures" / "preview.png")
+    assert shards.known(str(copied))
+    assert len(classification.read(str(copied), 0.0)[0]) == COUNT
+    for number in range(8):
+        Image.new("RGB", (9, 9)).save(copied / f"{number}.png")
+    assert not shards.known(str(copied))
 
 
 def test_patterns_are_expanded():
@@ -683,7 +798,7 @@ def test_a_training_from_shards_that_is_killed_resumes_bit_exactly(root, tmp_pat
         time.sleep(0.005)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    state = torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)
+    state = load_state(tmp_path / "cut" / "last.ckpt", torch.device("cpu"))
     assert 0 < state["step"] < 30
     resumed = run("train", "deep-convnet", "--out", "cut", "--resume")
     weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("whole", "cut")]

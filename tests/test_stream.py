@@ -28,6 +28,7 @@ from fukami.data.loader import Resident
 from fukami.data.stream import Decoder, Streamed
 from fukami.preparation import Preparation
 from fukami.recipes.deep_convnet import DeepConvNet
+from fukami.state_file import load_state
 
 CPU = {"device": "cpu", "precision": "float32"}
 LABELS = ("dark", "light", "red")
@@ -380,7 +381,7 @@ def test_a_training_from_files_resumes_bit_exactly(root, tmp_path, pageless, mon
     package.train(whole, tmp_path / "whole", **CPU)
     with pytest.raises(KeyboardInterrupt):
         package.train(replace(whole, stop=6), tmp_path / "cut", **CPU)
-    state = torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)
+    state = load_state(tmp_path / "cut" / "last.ckpt", torch.device("cpu"))
     assert (state["step"], state["loader"]) == (5, {"turn": 1, "position": 2, "broken": []})
     record = json.loads((tmp_path / "cut" / "recipe.json").read_text())
     record["fields"]["stop"] = 0

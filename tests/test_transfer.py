@@ -331,7 +331,7 @@ def test_a_first_layer_for_colour_becomes_one_for_grey(name, tmp_path):
 
 @pytest.mark.parametrize(("recipe", "fields"), [("resnet18", {}), ("vgg11", {"batch_norm": True}), ("vgg11", {})])
 def test_imagenet_asks_torchvision_for_the_weights_of_that_network(recipe, fields, monkeypatch, colours):
-    """For the class of weights that torchvision publishes under the network's name, checked by their hash."""
+    """For those that torchvision publishes under the network's name, checked by their hash, and tensors alone."""
     asked = []
 
     def answered(self, **options):
@@ -343,7 +343,7 @@ def test_imagenet_asks_torchvision_for_the_weights_of_that_network(recipe, field
     monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", answered)
     with pytest.raises(Error, match="does not fit"):
         transfer.initialise(meta(recipe.architecture, 3), recipe.architecture, recipe.init)
-    assert asked == [(weights.IMAGENET1K_V1, {"progress": False, "check_hash": True})]
+    assert asked == [(weights.IMAGENET1K_V1, {"progress": False, "check_hash": True, "weights_only": True})]
 
 
 def test_published_weights_go_into_the_network(monkeypatch, colours, tmp_path, pageless):

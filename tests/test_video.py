@@ -64,6 +64,12 @@ def test_frames_are_upright(tmp_path):
     assert frame.picture.getpixel((10, 8))[0] < 40
 
 
+def test_frames_have_the_limits_of_pictures(tmp_path):
+    clip = make(tmp_path / "a.mp4", size=(8200, 40))
+    with pytest.raises(Error, match=r"a\.mp4, in frame 0, has 8200×40 pixels, and a side may be 200 times as long"):
+        next(video.frames(clip))
+
+
 def test_what_is_a_video(tmp_path):
     """By its name, or by what it holds; an animated picture is a picture."""
     clip = make(tmp_path / "a.mkv", count=1)

@@ -4,6 +4,7 @@ import functools
 import html
 import json
 import math
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -23,7 +23,7 @@ from safetensors import safe_open
 from fukami import checkpoint, report
 from fukami.data.classification import NAMES
 from fukami.errors import Error, UsageError
-from fukami.recipe import Recipe, find, names
+from fukami.recipe import find, names
 
 LOWER = {
     "loss",
@@ -31,6 +31,8 @@ LOWER = {
     "error",
     "fid",
     "kid",
+    "frechet",
+    "kernel",
     "repeated",
     "perplexity",
     "mse",
@@ -43,6 +45,9 @@ SHARES = ("accuracy", "map", "miou")  # metrics that are shown in percent
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # tensors of the weights that are no parameters
 COLOURED = 10  # runs with a colour and a name of their own in the figures; the others are grey
 NONE = "–"
+MOST_TEXT = 20_000  # characters of a cell, such as a command with many fields
+MOST_METRICS = 256 << 20  # bytes of a metrics.jsonl, which has about 200 for a line
+MOST_INTEGER = 1 << 62
 UNBOUNDED = Console(width=10_000, markup=False, emoji=False)  # what a table is measured against
 COLUMNS = ("#", "run", "recipe", "", "best", "parameters", "multiply-adds", "seconds", "epochs", "seed", "on")
 SAID = {"recipe", "seed", "on"}  # columns that the command says, too: a narrow terminal goes without them
@@ -182,48 +187,84 @@ def survey(folder: Path) -> tuple[list[Board], dict[str, list[str]]]:
 
 def _read(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Run:
     """The run in a folder; whatever cannot be read is left out and named in ``reasons``."""
-    name = path.relative_to(folder).as_posix() if path != folder else path.resolve().name
-    record, evaluations = _record(path), []
-    if not record:
-        reasons["recipe.json is damaged"].append(name)
-    for line in (path / "metrics.jsonl").read_bytes().splitlines():
+    name = _text(path.relative_to(folder).as_posix() if path != folder else path.resolve().name)
+    record: dict[str, Any] = {}
+    lines: list[bytes] = []
+    stored: int | None = None
+    try:
+        checkpoint.check_files(path)
+        record, lines, stored = _record(path), _lines(path), _stored(path)
+        if not record:
+            reasons["recipe.json is damaged"].append(name)
+    except (Error, OSError) as error:
+        reasons[_text(str(error))].append(name)
+    evaluations = []
+    for line in lines:
         try:
             entry = json.loads(line)
             if entry["phase"] == "eval":
-                numbers = {name: value for name, value in entry.items() if type(value) in (int, float)}
-                if "step" not in numbers or not numbers.keys() - report.NO_METRICS:
-                    raise ValueError(line)
-                evaluations.append(numbers)
-        except (ValueError, KeyError, TypeError):
+                evaluations.append(_numbers(entry))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             reasons["metrics.jsonl has a line that cannot be read"].append(name)
-    parameters, multiply_adds, reason = _cost(path) if record else (None, None, "")
-    if reason:
-        reasons[reason].append(name)
     fields = record.get("fields", {})
     epoch = _epoch(fields, evaluations)
-    recipe = str(record.get("recipe", NONE))
+    recipe = _text(record.get("recipe", NONE))
     processes = record.get("processes", 1)
-    where = f"{record.get('device', NONE)} {record.get('precision', '')}"
+    where = _text(f"{record.get('device', NONE)} {record.get('precision', '')}")
     return Run(
         name=name,
-        recipe=Path(recipe).name if recipe.endswith(".py") else recipe,
-        data=str(fields.get("dataset", f"what {recipe} makes" if record else "unknown data")),
+        recipe=recipe,
+        data=_text(fields.get("dataset", f"what {recipe} makes" if record else "unknown data")),
         evaluations=tuple(evaluations),
         epoch=epoch,
-        parameters=parameters if parameters is not None else _stored(path),
-        multiply_adds=multiply_adds,
+        parameters=_count(record, "parameters") or stored,
+        multiply_adds=_count(record, "multiply_adds"),
         epochs=_epochs(path, fields.get("epochs"), round(evaluations[-1]["step"] / epoch) if evaluations else 0),
-        seed=str(fields.get("seed", NONE)),
-        on=where.strip() + (f" ×{processes}" if processes != 1 else ""),
-        command=str(record.get("command", NONE)),
+        seed=_text(fields.get("seed", NONE)),
+        on=where.strip() + (_text(f" ×{processes}") if processes != 1 else ""),
+        command=_text(record.get("command", NONE)),
     )
+
+
+def _text(value: object) -> str:
+    """A value for the table and the page, without characters that would control a terminal."""
+    return "".join(letter if letter.isprintable() else "�" for letter in str(value)[:MOST_TEXT])
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The lines of ``metrics.jsonl``.
+
+    Raises:
+        Error: it is longer than any training makes it.
+    """
+    file = path / "metrics.jsonl"
+    if file.stat().st_size > MOST_METRICS:
+        raise Error(f"metrics.jsonl has more than {MOST_METRICS:,} bytes")
+    return file.read_bytes().splitlines()
+
+
+def _numbers(entry: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of an evaluation.
+
+    Raises:
+        ValueError: it names no step, or has no metric.
+    """
+    numbers = {_text(name): value for name, value in entry.items() if type(value) in (int, float)}
+    step, seconds = numbers["step"], numbers.get("seconds", 0)
+    if not (numbers.keys() - report.NO_METRICS and type(step) is int and step > 0 and 0 <= seconds < math.inf):
+        raise ValueError("no evaluation")
+    if any(type(value) is int and abs(value) > MOST_INTEGER for value in numbers.values()):
+        raise ValueError("a number that no training writes")
+    return numbers
 
 
 def _record(path: Path) -> dict[str, Any]:
     """What ``recipe.json`` holds; nothing where it is damaged."""
     try:
+        if (path / "recipe.json").stat().st_size > checkpoint.MAX_RECORD:
+            return {}
         record = json.loads((path / "recipe.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     sound = isinstance(record, dict) and isinstance(record.get("fields"), dict)
     return dict(record) if sound else {}
@@ -243,33 +284,14 @@ def _epochs(path: Path, asked: object, reached: int) -> str:
     return str(asked) if (path / "report.html").is_file() or reached >= asked else f"{reached} of {asked}"
 
 
-def _cost(path: Path) -> tuple[int | None, int | None, str]:
-    """Parameters, multiply-adds for one picture, and why one of them is not known."""
-    try:
-        recipe, labels = checkpoint.describe(path)
-        return _measured(recipe, labels)
-    except Exception as error:  # a recipe may be gone, or do anything when it is built again
-        return None, None, f"its network cannot be built again ({str(error).partition(chr(10))[0]})"
-
-
-@functools.cache
-def _measured(recipe: Recipe, labels: tuple[str, ...]) -> tuple[int, int | None, str]:
-    """The same of a recipe, whose network is built without memory for its weights."""
-    from fukami.analysis.layers import layers, outline
-
-    with torch.device("meta"):
-        task = recipe.task(labels)
-    parameters = sum(tensor.numel() for module in task.modules().values() for tensor in module.parameters())
-    try:
-        prepare = task.prepare  # type: ignore[attr-defined]
-        steps = layers(outline(task.model), (prepare.channels, prepare.size, prepare.size))
-    except Exception as error:  # not every network takes one picture of one size
-        return parameters, None, f"multiply-adds are not known ({str(error).partition(chr(10))[0]})"
-    return parameters, sum(step.multiply_adds for step in steps), ""
+def _count(record: dict[str, Any], name: str) -> int | None:
+    """A whole number that the training recorded."""
+    value = record.get(name)
+    return value if type(value) is int and value >= 0 else None
 
 
 def _stored(path: Path) -> int | None:
-    """Parameters by the weights that were saved, for a run whose recipe is gone."""
+    """Parameters by the header of the saved weights, for a run whose training recorded none."""
     try:
         with safe_open(path / "weights.safetensors", "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  no mapping
@@ -283,11 +305,12 @@ def _stored(path: Path) -> int | None:
 
 def _place(data: str) -> str:
     """The same for all names of a data set: a known name, or where a path leads."""
-    return str(Path(data).resolve()) if data not in NAMES and Path(data).exists() else data
+    exists = os.path.exists(data)  # noqa: PTH110  Path.exists raises where a name is too long
+    return str(Path(data).resolve()) if data not in NAMES and exists else data
 
 
 def lower(metric: str) -> bool:
-    """Whether less of it is better; a distance such as ``fid_vgg16`` ends with the name of a network."""
+    """Whether less of it is better; a distance such as ``frechet_vgg16`` ends with the name of a network."""
     return metric.partition("_")[0] in LOWER
 
 

@@ -1,4 +1,4 @@
-"""Runs on disk: written so that a crash at any instant loses nothing, read without ever unpickling code.
+"""Runs on disk: written so that a crash at any instant loses nothing, read without ever executing code of theirs.
 
 A run is a folder: ``recipe.json`` (recipe, fields, labels, versions), ``weights.safetensors``, ``metrics.jsonl``,
 ``report.html``, and ``last.ckpt``, which only a resumed training reads.
@@ -6,11 +6,12 @@ A run is a folder: ``recipe.json`` (recipe, fields, labels, versions), ``weights
 
 import contextlib
 import dataclasses
-import io
 import itertools
 import json
+import logging
 import os
 import platform
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,18 +22,30 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from fukami import answers
 from fukami import precision as precisions
-from fukami.errors import Error, UsageError, WriteError
+from fukami.errors import Error, UsageError, WriteError, unknown
 from fukami.locking import lock_folder
-from fukami.recipe import Recipe, build, find, name_of, parse_changes
+from fukami.recipe import Recipe, build, find, identify, is_built_in, load_recipe_file, names, parse_changes
 from fukami.runtime import PRECISIONS, Runtime
+from fukami.state_file import encode_state, load_state
 from fukami.task import Task
 
 SHIPPED = Path(__file__).parent / "weights"
 FILES = ("recipe.json", "weights.safetensors", "last.ckpt", "preview.png", "report.html")  # that :func:`write` replaces
 MOST_THREADS = 1024  # that a run can have been computed with
+HALVES = (torch.float16, torch.bfloat16)  # in which float32 weights may be stored, for smaller files
+MAX_PARTS = 50_000  # layers and tensors of a network; ResNet-152 has about a thousand
+LISTED = 20  # tensors that a message names at most
+MAX_RECORD = 64 << 20  # bytes of a recipe.json; one with a thousand classes has 30 kB
+RecipeSource = str | os.PathLike[str] | type[Recipe]  # the file of a private recipe, or its class
+
+logger = logging.getLogger(__name__)
 
 
 class Conditions(NamedTuple):
@@ -50,6 +63,7 @@ def load(
     precision: str = "auto",
     vote: bool = False,
     changes: Mapping[str, Any] | None = None,
+    recipe: RecipeSource | None = None,
 ) -> Task:
     """The task of a finished run, ready to predict and evaluate; several runs answer together, as an ensemble.
 
@@ -60,21 +74,29 @@ def load(
             ``binary`` or ``onnx``: as ``fukami export`` would convert them; ``auto``: float32, or as it was exported.
         vote: the majority of several runs decides, and not the average of their probabilities.
         changes: fields of the recipe, by name, that have another value now, such as ``{"beams": 3}``.
+        recipe: for runs of a private recipe, its file (or class): code is never taken from a run. Its SHA-256 has to
+            be the one that the run recorded.
 
     Raises:
-        UsageError: a run is not there, or cannot be computed at this precision.
+        UsageError: a run is not there, cannot be computed at this precision, or needs another ``recipe``.
         Error: a run is damaged, its parts do not fit together, or a layer of it cannot be converted.
     """
     if not runs:
         raise UsageError("give at least one run: a folder, or the name of weights that ship with the package")
-    first, *others = (_load_one(locate(run), device, precision, changes or {}) for run in runs)
+    first, *others = (_load_one(locate(run), device, precision, changes or {}, recipe) for run in runs)
     return first.ensemble(others, vote=vote) if others else first
 
 
 def locate(run: str | os.PathLike[str]) -> Path:
-    """The folder of a run, given as a folder or as the name of shipped weights."""
+    """The folder of a run, given as a folder or as the name of shipped weights.
+
+    Raises:
+        UsageError: it is neither.
+        Error: the folder holds what leads out of it.
+    """
     folder = Path(run)
     if (folder / "recipe.json").is_file():
+        check_files(folder)
         return folder
     if (SHIPPED / folder.name / "recipe.json").is_file() and str(run) == folder.name:
         return SHIPPED / folder.name
@@ -108,33 +130,89 @@ def _is_run(name: str) -> bool:
     return True
 
 
-def describe(folder: Path) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe and the labels that ``recipe.json`` tells.
+def check_files(folder: Path, *, below: bool = False) -> None:
+    """Refuse a run's folder with links, pipes or devices in it: nothing outside of it may be read or written.
+
+    Args:
+        folder: of the run.
+        below: check the folders in it, too.
 
     Raises:
+        Error: there is such an entry; it is named.
+    """
+    for path in sorted(folder.rglob("*") if below else folder.iterdir()):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            what = "a link" if stat.S_ISLNK(mode) else "no regular file"
+            raise Error(f"{path} is {what}, which a run may not hold; replace it by a copy of the file, or remove it")
+
+
+def describe(folder: Path, recipe: RecipeSource | None = None) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe and the labels that ``recipe.json`` records; ``recipe`` as for :func:`load`.
+
+    Raises:
+        UsageError: the run is of a private recipe and ``recipe`` is not the one, or of another one and it is given.
         Error: the file is damaged.
     """
     record = _record(folder)
+    return build(_recipe_class(folder, record, recipe), record["fields"]), tuple(record["labels"])
+
+
+def _recipe_class(folder: Path, record: dict[str, Any], given: RecipeSource | None) -> type[Recipe]:
+    """The class of a run's recipe: one that comes with fukami, or the one ``given`` if it is the same as recorded."""
     name = record["recipe"]
-    if name.endswith(".py") and Path(name).is_relative_to(folder.resolve()):
-        raise Error(
-            f"{folder} asks to run code from inside the run ({name}), which is refused: move the recipe elsewhere"
+    if "recipe_sha256" not in record:
+        if given is not None:
+            raise UsageError(f"{folder} is a run of {name!r}, which is not a private recipe: leave out the recipe file")
+        if name not in names():
+            raise Error(f"{folder / 'recipe.json'} is damaged or of another version of fukami: "
+                        f"{unknown('recipe', name, names())}")  # fmt: skip
+        return find(name)
+    digest = record["recipe_sha256"]
+    if not (isinstance(digest, str) or digest is None):
+        raise Error(f"{folder / 'recipe.json'} is damaged: 'recipe_sha256' should be text, not {digest!r:.100}")
+    if given is None:
+        raise UsageError(
+            f"{folder} is a run of the private recipe {name}, and code is never taken from a run: give the recipe "
+            f"file, --recipe {name} (in Python: recipe={name!r})"
         )
-    return build(find(name), record["fields"]), tuple(record["labels"])
+    if not isinstance(given, type):
+        if digest is None:
+            raise UsageError(f"{folder} is a run of {name}, which was defined in no file: in Python, give the class")
+        return load_recipe_file(Path(given), digest)
+    own = identify(given)
+    if own != {"recipe": name, "recipe_sha256": digest}:
+        raise UsageError(
+            f"{folder} is a run of {name} with the SHA-256 {digest}, not of {own['recipe']} with "
+            f"{own.get('recipe_sha256')}: give the recipe as it was"
+        )
+    return given
 
 
-def changes(runs: Sequence[str], words: Sequence[str]) -> dict[str, Any]:
+def recipe_of(folder: Path) -> str:
+    """The name of the recipe, or of its file, that ``recipe.json`` records."""
+    return str(_record(folder)["recipe"])
+
+
+def labels_of(folder: Path) -> tuple[str, ...]:
+    """The labels that ``recipe.json`` records."""
+    return tuple(_record(folder)["labels"])
+
+
+def changes(runs: Sequence[str], words: Sequence[str], recipe: RecipeSource | None = None) -> dict[str, Any]:
     """Values of fields of the first run's recipe by name, from words such as ``beams=3``; raises as :func:`load`."""
-    return parse_changes(type(describe(locate(runs[0]))[0]), words) if runs and words else {}
+    return parse_changes(type(describe(locate(runs[0]), recipe)[0]), words) if runs and words else {}
 
 
 def _record(folder: Path) -> dict[str, Any]:
     """What ``recipe.json`` holds, of the right types."""
     path = folder / "recipe.json"
     try:
+        if path.stat().st_size > MAX_RECORD:
+            raise ValueError(f"it has more than {MAX_RECORD:,} bytes")
         record = json.loads(path.read_bytes())
         name, fields, labels = record["recipe"], record["fields"], record["labels"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Error(f"{path} is damaged ({type(error).__name__}: {error}); the run cannot be used") from error
     texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
     if not (isinstance(name, str) and isinstance(fields, dict) and texts):
@@ -169,14 +247,16 @@ def trained(run: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def _load_one(folder: Path, device: str, precision: str, changes: Mapping[str, Any]) -> Task:
-    recipe, labels = describe(folder)
+def _load_one(
+    folder: Path, device: str, precision: str, changes: Mapping[str, Any], source: RecipeSource | None
+) -> Task:
+    recipe, labels = describe(folder, source)
     recipe = dataclasses.replace(recipe, **changes)
     own = precision_of(folder)
     precision = precisions.resolve(precision, own, folder)
-    ours = not name_of(type(recipe)).endswith(".py")  # whose tasks have no numbers but those of their networks
+    ours = is_built_in(type(recipe))  # whose tasks have no numbers but those of their networks
     with torch.device("meta") if ours else contextlib.nullcontext():
-        task = recipe.task(labels)
+        task = _task(folder, recipe, labels)
         modules = task.modules()
         if own == "binary":
             from fukami.numerics.packed import pack
@@ -198,11 +278,36 @@ def _load_one(folder: Path, device: str, precision: str, changes: Mapping[str, A
     return task
 
 
+def _task(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Task:
+    """The task of a run's recipe; fields that no network can have are an Error."""
+    count = 0
+
+    def limit(*parts: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > MAX_PARTS:
+            raise Error(f"{folder / 'recipe.json'} describes a network of more than {MAX_PARTS:,} layers and tensors")
+
+    hooks = (register_module_parameter_registration_hook(limit), register_module_module_registration_hook(limit))
+    try:
+        return recipe.task(labels)
+    except (Error, MemoryError):
+        raise
+    except Exception as error:
+        raise Error(
+            f"{folder / 'recipe.json'} describes no network that can be built ({type(error).__name__}: {error})"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """What ``weights.safetensors`` holds."""
     path = folder / "weights.safetensors"
     try:
-        return read_tensors(path)
+        # copied, since they are else the file itself, mapped into memory, and end with it
+        return {name: value.clone() for name, value in read_tensors(path).items()}
     except FileNotFoundError:
         raise Error(
             f"{folder} has no weights.safetensors yet; its training has to reach its first evaluation"
@@ -231,19 +336,29 @@ def named(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
 def restore(modules: dict[str, nn.Module], tensors: dict[str, Tensor], source: Path) -> None:
     """Make ``tensors`` the modules' own, all of them, in the precision in which they are stored.
 
+    Args:
+        modules: by name, with tensors that may be on the meta device.
+        tensors: named ``module.parameter``.
+        source: the file that they are from, for messages.
+
     Raises:
-        Error: a tensor is missing, left over, or of another shape; all such are listed.
+        Error: a tensor is missing, left over, of another shape or type, or not finite; all such are listed.
     """
     expected = named(modules)
     wrong = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
     wrong += [f"{name} is not known" for name in tensors.keys() - expected.keys()]
-    wrong += [
-        f"{name} is {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in expected.keys() & tensors.keys()
-        if tensors[name].shape != expected[name].shape
-    ]
+    for name in expected.keys() & tensors.keys():
+        found, wanted = tensors[name], expected[name]
+        stored = HALVES if wanted.dtype == torch.float32 else ()
+        if found.shape != wanted.shape:
+            wrong.append(f"{name} is {tuple(found.shape)} instead of {tuple(wanted.shape)}")
+        elif found.dtype not in (wanted.dtype, *stored):
+            wrong.append(f"{name} is of {found.dtype} instead of {wanted.dtype}")
+        elif not found.isfinite().all():
+            wrong.append(f"{name} has values that are not finite")
     if wrong:
-        raise Error(f"{source} does not fit its recipe: {'; '.join(sorted(wrong))}")
+        listed = "; ".join(sorted(wrong)[:LISTED]) + (f"; and {len(wrong) - LISTED} more" if wrong[LISTED:] else "")
+        raise Error(f"{source} does not fit its recipe: {listed}")
     for name, module in modules.items():
         prefix = f"{name}."
         own = {key.removeprefix(prefix): tensors[key] for key in expected if key.startswith(prefix)}
@@ -269,20 +384,22 @@ def claim(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
         return
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; --out should be a new or empty folder")
+    new = not folder.exists()
     if resume:
         check_begun(folder)
-    check_links(folder)
-    new = not folder.exists()
+    if (folder / ".lock").is_symlink():  # which would be opened before anything is checked
+        check_files(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WriteError(folder, error) from None
     try:
         with lock_folder(folder):
+            if not resume:
+                check_unused(folder, recipe)
+            check_files(folder, below=True)
             if resume:
                 check_recipe(folder, recipe)
-            else:
-                check_unused(folder, recipe)
             _remove_temporaries(folder)
             yield
     finally:
@@ -305,18 +422,6 @@ def check_begun(folder: Path) -> None:
         )
 
 
-def check_links(folder: Path) -> None:
-    """Refuse to write through a symbolic link to a file elsewhere.
-
-    Raises:
-        Error: what a training would write to is one.
-    """
-    written = [folder / name for name in (".lock", "metrics.jsonl", "manifest.jsonl", "memory")]
-    for path in (*written, *(folder / "memory").glob("*")):
-        if path.is_symlink():
-            raise Error(f"{path} is a symbolic link, and a training would write to the file it leads to; remove it")
-
-
 def check_unused(folder: Path, recipe: Recipe) -> None:
     """Refuse a folder that holds more than hidden files and stages of the recipe.
 
@@ -336,9 +441,14 @@ def check_recipe(folder: Path, recipe: Recipe) -> None:
     Raises:
         UsageError: it was begun with another recipe, or with other fields.
     """
-    begun, asked = _record(folder), _jsonable(recipe)
-    if begun["recipe"] != name_of(type(recipe)):
-        raise UsageError(f"{folder} is a run of {begun['recipe']}, not of {name_of(type(recipe))}")
+    begun, asked, own = _record(folder), _jsonable(recipe), identify(type(recipe))
+    if begun["recipe"] != own["recipe"]:
+        raise UsageError(f"{folder} is a run of {begun['recipe']}, not of {own['recipe']}")
+    if begun.get("recipe_sha256") != own.get("recipe_sha256"):
+        raise UsageError(
+            f"{folder} was begun with {own['recipe']} of the SHA-256 {begun.get('recipe_sha256')}, not with "
+            f"{own.get('recipe_sha256')}: resume it with the recipe as it was, or choose another --out"
+        )
     differ = [
         f"{name} {begun['fields'].get(name)!r}, not {asked.get(name)!r}"
         for name in sorted(begun["fields"].keys() | asked.keys())
@@ -405,7 +515,8 @@ def write(path: Path, content: bytes) -> None:
     """
     temporary = _temporary(path)
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # left by a crash
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -424,7 +535,7 @@ def write(path: Path, content: bytes) -> None:
 def write_run(folder: Path, recipe: Recipe, labels: tuple[str, ...], note: dict[str, Any]) -> None:
     """Write ``recipe.json``; ``note`` is added to it for the reader."""
     record = {
-        "recipe": name_of(type(recipe)),
+        **identify(type(recipe)),
         "fields": dataclasses.asdict(recipe),
         "labels": labels,
         "versions": versions(),
@@ -459,28 +570,25 @@ def write_weights(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype |
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:
     """Write ``last.ckpt``: tensors and plain values only."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write(folder / "last.ckpt", buffer.getvalue())
+    write(folder / "last.ckpt", encode_state(state))
 
 
 def read_state(folder: Path, device: torch.device) -> dict[str, Any] | None:
     """What ``last.ckpt`` holds, or None where the run never got that far; nothing in the file is executed.
 
     Raises:
-        Error: the file is damaged, or holds something other than tensors and plain values.
+        Error: the file is damaged, or no checkpoint of fukami.
     """
     path = folder / "last.ckpt"
     if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = load_state(path, device)
+        if not isinstance(state, dict) or type(state["step"]) is not int or state["step"] < 0:
+            raise ValueError("it names no step")
     except Exception as error:  # a damaged file can fail in any way
-        first, _, _ = str(error).partition("\n")
         raise Error(
-            f"{path} is damaged or hostile, and nothing of it was run ({first}); "
-            "remove it to start the run again from its first step"
+            f"{path} is damaged, or no checkpoint of this version of fukami ({type(error).__name__}: {error}); nothing "
+            "of it was used: remove it to start the run again from its first step"
         ) from error
-    if not isinstance(state, dict) or "step" not in state:
-        raise Error(f"{path} is not a checkpoint of fukami; remove it to start the run again from its first step")
     return state

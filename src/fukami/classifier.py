@@ -59,7 +59,7 @@ class Classifier(Supervised):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, 1, math.inf, "cycles")
+        within(self, 1, 100, "cycles")
         within(self, 4, math.inf, "size")
         within(self, 0, 1, "layer_decay")
         within(self, 0, 0.9999999, "smoothing", "ema")

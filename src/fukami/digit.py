@@ -14,6 +14,7 @@ Mask = npt.NDArray[np.bool_]
 Box = npt.NDArray[np.float64]  # left, top, right, bottom in pixels
 
 PAGE, CROP = 256, 160  # longest side in pixels on which the digit is looked for, and on which it is cut out
+LONGEST = 4000  # pixels; the longer side of what is looked at is less than twice as many
 FAINTEST = 0.08  # ink takes at least this part of the paper's light
 PLAINEST = 8  # the least `likeness` of a digit; most empty sheets lie below, and one photograph of a digit in a hundred
 THINNEST, THICKEST = 2.3, 4.2  # strokes in a digit that is 20 pixels high: the middle nine tenths of MNIST's
@@ -43,7 +44,8 @@ def as_mnist(picture: Image.Image) -> Bytes:
         ground = np.median(border(grey))
         if ground <= 16 or ground >= 239:
             return (grey.copy() if ground <= 16 else 255 - grey)[np.newaxis]
-    picture = with_room(picture.reduce(max(1, min(picture.size) // 500)))
+    # By the shorter side, and a strip by its longer one: the room around it is as wide as it is long.
+    picture = with_room(picture.reduce(max(1, min(picture.size) // 500, max(picture.size) // LONGEST)))
     mask, light = locate(picture)
     box: Box = np.array((0, 0, *picture.size), np.float64)
     for _ in range(2):  # the second look sees whole what the first one found more of

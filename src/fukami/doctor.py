@@ -7,6 +7,7 @@ read is examined.
 """
 
 import csv
+import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from PIL import Image
 
 from fukami import doctor_boxes, doctor_captions, doctor_masks, findings
 from fukami.data import bytestream, captions, classification, detection, folder, segmentation, shards, tar
+from fukami.data.parsing import exists, is_file, read_text
 from fukami.errors import Error, unknown
 from fukami.findings import Findings, Item
 
@@ -53,7 +55,7 @@ def examine(spec: str) -> Findings:
         seen = _known(spec, found)
     elif shards.known(spec):
         seen = findings.decoded(_packed(spec, found), found)
-    elif not path.exists():
+    elif not exists(path):
         raise unknown(
             "data set (and no file or folder)", spec, (*classification.NAMES, *detection.NAMES, *segmentation.NAMES)
         )
@@ -89,8 +91,8 @@ def _lying(path: Path, found: Findings) -> list[Item]:
     if path.is_file():
         try:
             root = folder.unpacked(path)
-        except Exception as error:  # an unpacker may fail in any way on a damaged file
-            found.add("broken", str(error) or type(error).__name__, file=str(path))
+        except Error as error:
+            found.add("broken", str(error).removeprefix(f"{path} "), file=str(path))
             return []
     layout = _Layout(path, root, found)
     top = root
@@ -218,7 +220,7 @@ def _in_shard(base: str, shard: dict[str, Any], part: str, labels: Sequence[str]
 def _listed(path: Path, found: Findings) -> list[Item]:
     """The pictures that a CSV with the columns ``path``, ``label`` and perhaps ``split`` lists."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.StringIO(read_text(path), newline="") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
             header = [name.strip().lower() for name in reader.fieldnames or ()]
             reader.fieldnames = header
@@ -229,8 +231,9 @@ def _listed(path: Path, found: Findings) -> list[Item]:
                 found.add("no column", detail, file=str(path))
                 return []
             rows = [(reader.line_num, row) for row in reader]
-    except (OSError, ValueError, csv.Error) as error:
-        found.add("broken", f"cannot be read as CSV in UTF-8 ({error})", file=str(path))
+    except (Error, csv.Error) as error:
+        detail = str(error).removeprefix(f"{path} ") if isinstance(error, Error) else f"is no CSV ({error})"
+        found.add("broken", detail, file=str(path))
         return []
     if not rows:
         found.add("empty", "lists no pictures", file=str(path))
@@ -249,8 +252,8 @@ def _row(path: Path, line: int, row: dict[str, str | None], found: Findings) -> 
         found.add("missing", f"{where} has no path", file=str(path))
         return None
     file = path.parent / place
-    if not file.is_file():
-        what = "is no file" if file.exists() else "does not exist"
+    if not is_file(file):
+        what = "is no file" if exists(file) else "does not exist"
         found.add("missing", f"{what}, but {where} lists it", file=str(file))
         return None
     if not label:

@@ -2,7 +2,8 @@
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class Error(Exception):
@@ -36,6 +37,32 @@ class WriteError(Error):
 def unknown(kind: str, given: str, valid: Iterable[str]) -> UsageError:
     """The error for a name that does not exist, with the nearest that do."""
     names = sorted(valid)
-    near = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(given[:100], names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"the valid ones are {', '.join(names)}"
-    return UsageError(f"unknown {kind} {given!r}; {hint}")
+    return UsageError(f"unknown {kind} {given[:200]!r}; {hint}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, NumPy's and Pillow's, or torch's on a CPU or a GPU."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's, which is not imported for it
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    )
+
+
+@contextmanager
+def refuse_if_out_of_memory(name: str) -> Iterator[None]:
+    """Turn a lack of memory while a file is read or predicted into an error of that file.
+
+    Every place that works on one file at a time does so within this, so that one file cannot end a batch.
+
+    Raises:
+        Error: memory ran out; the file is named.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise Error(f"{name} needs more memory than there is; make it smaller") from None

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fukami import image
 from fukami.data import folder
-from fukami.errors import Error
+from fukami.errors import Error, refuse_if_out_of_memory
 
 UNBALANCED = 10  # times as many in the largest class as in another
 TINY = 8  # pixels; a side below shows nothing that could be told apart
@@ -120,7 +120,9 @@ def look(item: Item) -> tuple[bytes | None, list[Problem]]:
     """The digest of a file's pixels, None where it cannot be read, and what is wrong with the file itself."""
     source = item.content or item.path
     try:
-        picture = image.read(source, name=str(item.path))
+        with refuse_if_out_of_memory(str(item.path)):
+            picture = image.read(source, name=str(item.path))
+            pixels = digest(np.asarray(picture.convert("RGB")))
     except Error as error:
         return None, [Problem("broken", str(error).removeprefix(f"{item.path} "), item.name)]
     problems = []
@@ -132,7 +134,7 @@ def look(item: Item) -> tuple[bytes | None, list[Problem]]:
     if min(picture.size) < TINY:
         detail = f"is {picture.width}×{picture.height} pixels; a side below {TINY} shows nothing"
         problems.append(Problem("tiny", detail, item.name))
-    return digest(np.asarray(picture.convert("RGB"))), problems
+    return pixels, problems
 
 
 def format_of(file: Path | bytes) -> str | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 NEAR = 0.01  # share of real pictures that have a neighbour as near as what counts as repeated
-DEGREE = 3  # of KID's polynomial kernel
+DEGREE = 3  # of the polynomial kernel
 
 
 def repeated(made: Tensor, real: Tensor) -> float:
@@ -22,11 +22,12 @@ def repeated(made: Tensor, real: Tensor) -> float:
 
 
 def frechet(one: Tensor, other: Tensor) -> float:
-    """FID: the Fréchet distance of two normal distributions with the moments of features ``(N, F)`` and ``(M, F)``.
+    """Fréchet distance of two normal distributions with the moments of features ``(N, F)`` and ``(M, F)``.
 
-    Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium", NeurIPS 2017,
-    equation 6. With centred features X and Y, the trace of the root of the covariances' product is the sum of the
-    singular values of X Yᵀ, which needs no root of a matrix.
+    It is called FID where the features are those of the published Inception v3. Heusel et al., "GANs Trained by a Two
+    Time-Scale Update Rule Converge to a Local Nash Equilibrium", NeurIPS 2017, equation 6. With centred features X and
+    Y, the trace of the root of the covariances' product is the sum of the singular values of X Yᵀ, which needs no root
+    of a matrix.
     """
     means, centred, roots = [], [], []
     for features in (one, other):
@@ -40,9 +41,10 @@ def frechet(one: Tensor, other: Tensor) -> float:
 
 
 def kernel(one: Tensor, other: Tensor) -> float:
-    """KID: the unbiased squared maximum mean discrepancy of features ``(N, F)`` and ``(M, F)``, with a cubic kernel.
+    """Unbiased squared maximum mean discrepancy of features ``(N, F)`` and ``(M, F)``, with a cubic kernel.
 
-    Binkowski et al., "Demystifying MMD GANs", ICLR 2018, section 4. It may be a little below 0.
+    It is called KID where the features are those of the published Inception v3. Binkowski et al., "Demystifying MMD
+    GANs", ICLR 2018, section 4. It may be a little below 0.
     """
     one, other = one.double(), other.double()
 

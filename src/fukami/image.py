@@ -5,25 +5,33 @@ What is read comes back upright, in 8 bits, grey ("L") or colour ("RGB"), or is 
 
 import colorsys
 import contextlib
-import functools
 import io
 import os
 import re
+import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from fukami.errors import Error
+from fukami.errors import Error, refuse_if_out_of_memory
 
 Bytes = npt.NDArray[np.uint8]
 MAX_PIXELS = 100_000_000
-PROGRAMS = {"EPS", "WMF"}  # formats that are drawn by running something
-USUAL = {"JPEG", "PNG"}
+MAX_SIDE = 65_535  # pixels, as many as a JPEG can have; within MAX_PIXELS only strips of more than 43:1 are longer
+MAX_ASPECT = 200  # to 1; panoramas reach 20:1, receipts and pages of a browser 50:1, strips of film or sprites 100:1
+MAX_SEGMENTS = 2000  # of a JPEG before its pixels; cameras write 10, and depth maps or thermal images a few hundred
+MAX_SCANS = 100  # of a JPEG, as many as libtiff reads; a progressive one has about 10
+MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # that ends the pixels of a scan of a JPEG
+FORMATS = (  # that C decodes in this process alone, from a header that states the size; the usual ones are tried first
+    "JPEG", "PNG", "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG2000", "PCX", "PPM", "PSD", "SGI", "SUN", "TGA", "TIFF",
+    "WEBP",
+)  # fmt: skip
+STRIP = 2**20  # values that are converted at a time, so that a large picture takes little more than itself
 GREY = {"1", "L"}
 SHOWN = 280  # height in pixels of a drawn answer
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
@@ -62,16 +70,19 @@ def read(
     Args:
         source: a path, what a file holds, a PIL picture, or an array ``(H, W)`` or ``(H, W, 1 | 3 | 4)``.
         name: what errors call the file; by default its path.
-        max_pixels: larger files are refused before they are decoded.
+        max_pixels: larger files are refused before they are decoded, as are those with a side of more than 65,535
+            pixels, or longer than 200 times their width.
 
     Raises:
         Error: the file is missing, no picture, truncated, damaged or too large.
     """
     if isinstance(source, np.ndarray):
-        return from_array(source)
+        with refuse_if_out_of_memory("the array given"):
+            return from_array(source)
     if isinstance(source, Image.Image):
         try:
-            return upright(source)
+            with refuse_if_out_of_memory("the picture given"):
+                return upright(source)
         except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes what it opened only when it is asked to
             raise Error(f"the picture given is damaged or incomplete ({error}); open it again") from error
     with opened(source, name=name, max_pixels=max_pixels) as picture:
@@ -85,13 +96,16 @@ def opened(
     """The picture in a file, not decoded yet, so that a JPEG can be decoded smaller; what goes wrong is an Error."""
     name = name or ("the file given" if isinstance(source, bytes) else os.fspath(source))
     try:
-        with _file(source) as file, _opened(file) as picture:
-            width, height = picture.size
-            if width * height > max_pixels:
-                raise Error(
-                    f"{name} has {width}×{height} pixels, more than the {max_pixels:,} that are read; make it smaller"
-                )
-            yield picture
+        with refuse_if_out_of_memory(name), _file(source) as file:
+            _check_jpeg(file, name)
+            _check_icon(file, name)
+            with _opened(file) as picture:
+                check_size(*picture.size, name, max_pixels)
+                if isinstance(picture, TiffImagePlugin.TiffImageFile):  # a tile is decoded whole
+                    wide = picture.tag_v2.get(TiffImagePlugin.TILEWIDTH, 1)
+                    high = picture.tag_v2.get(TiffImagePlugin.TILELENGTH, 1)
+                    check_size(wide, high, f"{name}, in a tile,", max_pixels)
+                yield picture
     except Error:
         raise
     except FileNotFoundError:
@@ -108,6 +122,23 @@ def opened(
         raise Error(f"{name} is damaged or incomplete ({type(error).__name__}: {error}); get the file again") from error
 
 
+def check_size(width: int, height: int, name: str, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse a picture that is too large to be decoded, or too long for its width.
+
+    A strip of one pixel by 100 million is within the bound of pixels, and takes a codec 100 million rows.
+
+    Raises:
+        Error: more than ``max_pixels``, a side of more than 65,535 pixels, or one 200 times as long as the other.
+    """
+    has = f"{name} has {width}×{height} pixels"
+    if width * height > max_pixels:
+        raise Error(f"{has}, more than the {max_pixels:,} that are read; make it smaller")
+    if max(width, height) > MAX_SIDE:
+        raise Error(f"{has}, and a side may have {MAX_SIDE:,}; make it smaller, or cut it into parts")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise Error(f"{has}, and a side may be {MAX_ASPECT} times as long as the other; cut it into parts")
+
+
 def from_array(array: npt.NDArray[Any]) -> Image.Image:
     """The picture in an array ``(H, W)`` or ``(H, W, 1 | 3 | 4)``.
 
@@ -121,7 +152,10 @@ def from_array(array: npt.NDArray[Any]) -> Image.Image:
         array = array[..., 0]
     if not (array.size and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)))):
         raise Error(f"an array of shape {array.shape} is no picture; expected (H, W) or (H, W, 1 | 3 | 4)")
-    return upright(Image.fromarray(_eight_bits(array)))
+    if array.dtype == np.uint8:
+        return upright(Image.fromarray(array))
+    rows = max(1, STRIP * array.shape[0] // array.size)
+    return upright(Image.fromarray(_eight_bits(lambda: (array[at : at + rows] for at in range(0, len(array), rows)))))
 
 
 def fit(picture: Image.Image, *, channels: int, size: int) -> Bytes:
@@ -353,13 +387,23 @@ def upright(picture: Image.Image) -> Image.Image:
     if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith(("I", "F")):
-        picture = Image.fromarray(_eight_bits(np.asarray(picture)))
+        picture = Image.fromarray(_eight_bits(lambda: (np.asarray(strip) for _, strip in _split_into_strips(picture))))
     if picture.has_transparency_data:
-        layers = picture.convert("RGBA")
-        ground = Image.new("RGBA", layers.size, WHITE)
         grey = picture.mode in ("LA", "La", *GREY)
-        return Image.alpha_composite(ground, layers).convert("L" if grey else "RGB")
+        page = Image.new("L" if grey else "RGB", picture.size)
+        for top, strip in _split_into_strips(picture):
+            layers = strip.convert("RGBA")
+            ground = Image.new("RGBA", layers.size, WHITE)
+            page.paste(Image.alpha_composite(ground, layers).convert(page.mode), (0, top))
+        return page
     return as_mode(picture, "L" if picture.mode in GREY else "RGB")
+
+
+def _split_into_strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The picture in strips, each with the row where it begins."""
+    rows = max(1, STRIP // picture.width)
+    for top in range(0, picture.height, rows):
+        yield top, picture.crop((0, top, picture.width, min(top + rows, picture.height)))
 
 
 def as_mode(picture: Image.Image, mode: str) -> Image.Image:
@@ -367,21 +411,25 @@ def as_mode(picture: Image.Image, mode: str) -> Image.Image:
     return picture if picture.mode == mode else picture.convert(mode)
 
 
-def _eight_bits(array: npt.NDArray[Any]) -> Bytes:
-    """0..255 from the least of 0..1 (floats), 0..255 and 0..65535 that holds all values, or else from their range."""
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == bool:
-        return array.astype(np.uint8) * np.uint8(255)
-    values = array.astype(np.float64)
-    if not np.isfinite(values).all():
+def _eight_bits(strips: Callable[[], Iterator[npt.NDArray[Any]]]) -> Bytes:
+    """0..255 from the least of 0..1 (floats), 0..255 and 0..65535 that holds all values, or else from their range.
+
+    Args:
+        strips: gives the rows of an array in parts, each time that it is called.
+    """
+    low, high = np.inf, -np.inf
+    for strip in strips():
+        if strip.dtype == bool:
+            return np.concatenate([part.astype(np.uint8) * np.uint8(255) for part in strips()])
+        low, high = np.minimum(low, float(strip.min())), np.maximum(high, float(strip.max()))  # which keep a NaN
+    if not (np.isfinite(low) and np.isfinite(high)):
         raise Error("the picture has values that are not finite; expected numbers in 0..1, 0..255 or 0..65535")
-    low, high = float(values.min()), float(values.max())
     if low >= 0 and high <= 65535:
-        deep = np.issubdtype(array.dtype, np.uint16) or high > 255
-        unit = np.issubdtype(array.dtype, np.floating) and high <= 1
+        deep = np.issubdtype(strip.dtype, np.uint16) or high > 255
+        unit = np.issubdtype(strip.dtype, np.floating) and high <= 1
         low, high = 0.0, 65535.0 if deep else 1.0 if unit else 255.0
-    return np.round((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+    factor = 255 / max(high - low, 1e-12)
+    return np.concatenate([np.round((strip.astype(np.float64) - low) * factor).astype(np.uint8) for strip in strips()])
 
 
 def _file(source: str | os.PathLike[str] | bytes) -> IO[bytes]:
@@ -392,11 +440,73 @@ def _opened(file: IO[bytes]) -> Image.Image:
     """The picture in a file, not yet decoded; our own bound takes the place of Pillow's warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(file, formats=_formats())
+        return Image.open(file, formats=FORMATS)
 
 
-@functools.cache
-def _formats() -> list[str]:
-    """Every format that Pillow reads without running another program; the usual ones are tried first."""
-    Image.init()
-    return sorted((name for name in Image.ID if name not in PROGRAMS), key=lambda name: name not in USUAL)
+def _check_icon(file: IO[bytes], name: str) -> None:
+    """Refuse an icon that holds a picture which is too large; Pillow decodes it as it opens the file."""
+    if file.read(4) == b"\0\0\1\0":
+        for entry in range(int.from_bytes(file.read(2), "little")):
+            file.seek(6 + 16 * entry + 12)
+            file.seek(int.from_bytes(file.read(4), "little"))
+            head = file.read(24)
+            png = head.startswith(b"\x89PNG")
+            width, height = struct.unpack(">II", head[16:]) if png else struct.unpack("<ii", head[4:12])
+            check_size(abs(width), abs(height), name)
+    file.seek(0)
+
+
+def _check_jpeg(file: IO[bytes], name: str) -> None:
+    """Refuse a JPEG that has few bytes and much work in it; other files pass. The file is at its beginning again.
+
+    A scan of ten bytes takes as long as the whole picture: 1 MB of them would keep a decoder busy for minutes. Pillow
+    joins the segments of EXIF one by one, in a time that grows with the square of their number.
+
+    Raises:
+        Error: more than 2,000 segments before the pixels, or more than 100 scans.
+    """
+    if file.read(2) == b"\xff\xd8":
+        segments, scans = _count_jpeg_work(file)
+        if segments > MAX_SEGMENTS or scans > MAX_SCANS:
+            raise Error(
+                f"{name} is a JPEG of more than {MAX_SCANS} scans or {MAX_SEGMENTS:,} segments; usual are up to 10 and "
+                "100: save it anew"
+            )
+    file.seek(0)
+
+
+def _count_jpeg_work(file: IO[bytes]) -> tuple[int, int]:
+    """The segments before the first scan of a JPEG, and its scans; of a file without such an order, at least as many.
+
+    Where a segment does not follow the one before, decoders look for the next one in their own ways: all is counted
+    that may be one.
+    """
+    progressive, components = False, 0
+    for count in range(MAX_SEGMENTS):
+        head = file.read(4)
+        marker = head[1] if len(head) == 4 and head[0] == 0xFF else 0
+        if marker < 0xC0 or 0xD0 <= marker <= 0xD9 or marker == 0xFF:
+            file.seek(0)
+            content = file.read()
+            return content.count(b"\xff\xe1"), content.count(b"\xff\xda")
+        body = file.read(max(0, int.from_bytes(head[2:]) - 2))
+        if marker == 0xDA:
+            single = not progressive and len(body) > 0 and body[0] == components
+            return count, 1 if single else 1 + _count_further_scans(file.read())
+        if marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(body) > 5:
+            progressive, components = marker & 3 == 2, body[5]
+    return MAX_SEGMENTS + 1, 0
+
+
+def _count_further_scans(content: bytes) -> int:
+    """The scans that begin in what follows the head of the first scan of a JPEG."""
+    scans = at = 0
+    for _ in range(MAX_SEGMENTS):
+        found = MARKER.search(content, at)
+        if found is None or found[0] == b"\xff\xd9":
+            return scans
+        at = found.end()
+        if found[0] != b"\xff\x01":  # which alone has no length
+            at += int.from_bytes(content[at : at + 2])
+        scans += found[0] == b"\xff\xda"
+    return MAX_SEGMENTS

@@ -1,6 +1,7 @@
 """Parameters of another program become a run."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from fukami.recipes.faster_rcnn_resnet50_fpn import FasterRCNNResNet50FPN
 from fukami.recipes.fcn_resnet50 import FCNResNet50
 from fukami.recipes.fcn_resnet101 import FCNResNet101
 from fukami.scratch import read_params
+from fukami.tensor_files import find_faults
 
 TORCH = (b"PK", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")  # what torch.save writes first, since 1.6 and before
 PUBLISHED = {"coco-fcn": "fcn_resnet50", "coco-fcn-resnet101": "fcn_resnet101"}
@@ -39,6 +41,8 @@ def deep_convnet(file: Path, out: Path) -> None:
         )
     tensors = {name: torch.from_numpy(array).float() for name, array in params.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if faults := find_faults(tensors):
+        raise Error(f"{file}: {'; '.join(f'{name} {fault}' for name, fault in faults.items())}; give other parameters")
     if [tensors[f"W{n}"].ndim for n in range(1, 9)] != [4] * 6 + [2] * 2:
         raise Error(f"{file}: W1..W6 should have four dimensions and W7, W8 two; they are {shapes}")
     fields = {
@@ -49,20 +53,28 @@ def deep_convnet(file: Path, out: Path) -> None:
     }
     recipe = build(DeepConvNet, fields)
     labels = tuple(map(str, range(tensors["W8"].shape[1])))
-    task = recipe.task(labels)
-    layers = [layer for layer in task.model.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
     tensors["W8"] *= DROPPED * DROPPED
     tensors["b8"] *= DROPPED
+    with torch.device("meta"):  # what does not fit could be larger than any memory
+        layers = _layers(recipe.task(labels).model)
     for number, layer in enumerate(layers, start=1):
         weight, bias = tensors[f"W{number}"], tensors[f"b{number}"]
         weight = weight if weight.ndim == 4 else weight.T  # affine weights are (in, out) there, (out, in) here
         if weight.shape != layer.weight.shape or bias.shape != layer.weight.shape[:1]:
             given = f"W{number} {tuple(weight.shape)} and b{number} {tuple(bias.shape)}"
             raise Error(f"{file}: {given} do not fit a DeepConvNet for 28×28 pictures, {tuple(layer.weight.shape)}")
-        layer.load_state_dict({"weight": weight, "bias": bias})
+        tensors[f"W{number}"] = weight
+    task = recipe.task(labels)
+    for number, layer in enumerate(_layers(task.model), start=1):
+        layer.load_state_dict({"weight": tensors[f"W{number}"], "bias": tensors[f"b{number}"]})
     with checkpoint.claim(out, recipe, resume=False):
         checkpoint.write_weights(out, checkpoint.weights(task.modules()))
         checkpoint.write_run(out, recipe, labels, {"imported": str(file)})
+
+
+def _layers(model: Any) -> list[Any]:
+    """The convolutions and affine layers of a network, in their order."""
+    return [layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
 
 
 def is_torchvision(source: str) -> bool:
@@ -104,11 +116,12 @@ def segmenter(source: str, tensors: dict[str, torch.Tensor], out: Path) -> None:
     classes = len(tensors["classifier.4.weight"])
     labels = VOC_LABELS if classes == len(VOC_LABELS) else tuple(map(str, range(classes)))
     recipe = kind(dataset="voc2012", shortest=520, init=source, auxiliary="aux_classifier.4.weight" in tensors)
-    task = recipe.task(labels)
-    expected = task.model.state_dict()
+    with torch.device("meta"):  # what does not fit could be larger than any memory
+        expected = recipe.task(labels).model.state_dict()
     wrong = [f"{key} {what}" for key, what in transfer.unfit(tensors, expected)]
     if wrong:
         raise Error(f"{source} does not fit {kind.__name__}: {'; '.join(wrong)}")
+    task = recipe.task(labels)
     task.model.load_state_dict(tensors)
     with checkpoint.claim(out, recipe, resume=False):
         checkpoint.write_weights(out, checkpoint.weights(task.modules()))
@@ -134,6 +147,11 @@ def detector(source: str, out: Path) -> None:
     categories = transfer.categories()
     labels = categories if classes == len(categories) else tuple(map(str, range(1, classes + 1)))
     recipe = FasterRCNNResNet50FPN(dataset="coco", init=source)
+    with torch.device("meta"):
+        expected = recipe.task(labels).model.state_dict()
+    wrong = [f"{key} {what}" for key, what in transfer.unfit(tensors, expected) if key in expected]
+    if wrong:
+        raise Error(f"{source} does not fit Faster R-CNN: {'; '.join(wrong)}")
     task = recipe.task(labels)
     transfer.initialise_detector(task.model, recipe.prefix, recipe.backbone, source, labels)
     with checkpoint.claim(out, recipe, resume=False):

@@ -19,6 +19,7 @@ from torch.utils.benchmark import Timer
 
 from fukami import checkpoint, exporting, precision
 from fukami.errors import Error, UsageError
+from fukami.recipe import check_data
 from fukami.runtime import Runtime
 from fukami.tasks.classification import Classification
 
@@ -31,7 +32,7 @@ _task: Classification  # of a process that measures
 
 
 def climb(
-    run: str | Path, data: str | None = None, device: str = "auto"
+    run: str | Path, data: str | None = None, device: str = "auto", recipe: Path | None = None
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Measure a run at every precision that it can be computed at.
 
@@ -39,6 +40,7 @@ def climb(
         run: a folder, or the name of weights that ship with the package; a classifier's.
         data: what is judged, a name or a path; by default the test part of what the run was trained on.
         device: ``auto``, ``cpu``, ``cuda`` ...
+        recipe: file of the private recipe that the run was trained with.
 
     Returns:
         The steps, each with its ``precision``, the metrics, ``agreement`` (share of the answers that are those of
@@ -52,6 +54,8 @@ def climb(
     """
     folder = checkpoint.trained(run)
     where = str(Runtime.start(device, "float32").device)
+    if data is None:
+        check_data(checkpoint.describe(folder, recipe)[0])
     steps: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
     with ExitStack() as stack:
@@ -60,19 +64,19 @@ def climb(
         for name in STEPS:
             try:
                 precision.where(where, name)
-                written = exporting.export(run, name, root / name)
+                written = exporting.export(run, name, root / name, recipe=recipe)
             except Error as error:
                 if not steps:  # what cannot be computed in float32 is no run
                     raise
                 left_out[name] = str(error)
                 continue
             process = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
-            found = process.submit(_open, root / name, device, torch.get_num_threads()).result()
+            found = process.submit(_open, root / name, device, torch.get_num_threads(), recipe).result()
             steps.append({"precision": name, "bytes": written["bytes"], **found})
             processes.append(process)
         answers: list[Tensor] = []
         for step, process in zip(steps, processes, strict=True):
-            metrics, predicted = process.submit(_judge, folder, data).result()
+            metrics, predicted = process.submit(_judge, folder, data, recipe).result()
             answers.append(torch.tensor(predicted))
             step |= metrics | {"agreement": float((answers[-1] == answers[0]).float().mean())}
         for count, name in ((1, "latency"), (BATCH, "throughput")):
@@ -82,16 +86,16 @@ def climb(
     return steps, left_out
 
 
-def _open(folder: Path, device: str, threads: int) -> dict[str, Any]:
+def _open(folder: Path, device: str, threads: int, recipe: Path | None) -> dict[str, Any]:
     """Load a run in this process; what memory that and the first answers took."""
     global _task
     torch.set_num_threads(threads)
     own = checkpoint.precision_of(folder)
     where = Runtime.start(*precision.where(device, own)).device
     computed = precision.computed(own, where)
-    _import(folder, own, where)
+    _import(folder, own, where, recipe)
     before = _peak()
-    task = checkpoint.load(folder, device=device)
+    task = checkpoint.load(folder, device=device, recipe=recipe)
     if not isinstance(task, Classification):
         raise UsageError(f"the precisions of classifiers are compared; this is a run of {type(task).__name__}")
     _task = task
@@ -102,9 +106,9 @@ def _open(folder: Path, device: str, threads: int) -> dict[str, Any]:
     return memory | {"computed": computed}
 
 
-def _import(folder: Path, own: str, where: torch.device) -> None:
+def _import(folder: Path, own: str, where: torch.device, source: Path | None) -> None:
     """Have every library at hand before memory is counted, the run built once without numbers."""
-    recipe, labels = checkpoint.describe(folder)
+    recipe, labels = checkpoint.describe(folder, source)
     with torch.device("meta"):
         recipe.task(labels)
     if own in precision.BY_ONNX:
@@ -130,9 +134,9 @@ def _peak() -> int:
 
 
 @torch.inference_mode()
-def _judge(folder: Path, data: str | None) -> tuple[dict[str, float], list[int]]:
+def _judge(folder: Path, data: str | None, source: Path | None) -> tuple[dict[str, float], list[int]]:
     """The metrics of the test data, and every answer."""
-    recipe, _ = checkpoint.describe(folder)
+    recipe, _ = checkpoint.describe(folder, source)
     recipe = recipe if data is None else recipe.on(data)
     found = _task.judge(recipe.judged())
     return found.metrics(), torch.cat(found.answers).tolist()

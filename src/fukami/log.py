@@ -15,11 +15,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fukami import checkpoint
+from fukami.analysis.layers import measure_costs
 from fukami.ceiling import ceiling
 from fukami.clock import TRAINING
 from fukami.errors import WriteError
 from fukami.recipe import Recipe, command
 from fukami.runtime import Runtime
+from fukami.task import Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,11 +68,16 @@ class Log:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.progress.stop()
 
-    def begin(self, labels: tuple[str, ...], compile: bool) -> None:
-        """A run's first step: write down what it is."""
+    def begin(self, labels: tuple[str, ...], compile: bool, task: Task) -> None:
+        """A run's first step: write down what it is and what its networks cost, which ``fukami board`` shows."""
         self.effort = ceiling(self.runtime)
         if self.runtime.main:
-            checkpoint.write_run(self.folder, self.recipe, labels, conditions(self.recipe, self.runtime, compile))
+            prepare: Any = getattr(task, "prepare", None)
+            square = hasattr(prepare, "channels") and hasattr(prepare, "size")
+            shape = (prepare.channels, prepare.size, prepare.size) if square else None
+            costs = measure_costs(list(task.modules().values()), shape)
+            note = {**costs, **conditions(self.recipe, self.runtime, compile)}
+            checkpoint.write_run(self.folder, self.recipe, labels, note)
             with self._writing():
                 self.path.write_bytes(b"")
 
@@ -158,13 +165,13 @@ class Log:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Forget what was logged after the checkpoint: it will happen again."""
-        self.before, self.last = state["seconds"], state["last"]
+        self.before, self.last = float(state["seconds"]), dict(state["last"])
         self.step, self.looked = state.get("step", 0), time.monotonic()
         self.effort = state.get("effort", {})
         self.runtime.clock.add(state.get("clock", {}))
         if self.runtime.main:
             with self._writing(), self.path.open("ab") as file:
-                file.truncate(min(file.tell(), state["bytes"]))  # not longer, if the file was cut meanwhile
+                file.truncate(min(file.tell(), max(0, state["bytes"])))  # not longer, if it was cut meanwhile
 
     def _write(self, line: dict[str, Any]) -> None:
         if self.runtime.main:

@@ -103,7 +103,7 @@ def run_training(recipe: Recipe, folder: Path, settings: Settings) -> dict[str, 
             together(step, runtime)
             if step == 0:
                 recipe.begin(task) if before is None else recipe.follow(task, before)
-                log.begin(data.labels, compile)
+                log.begin(data.labels, compile, task)
                 progress.begin(folder, manifest)
             batches = iter(task.batches(loader))
             update = runtime.fast(task.step, task.static)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fukami.errors import Error, UsageError, unknown
 from fukami.numerics.half import native
-from fukami.recipe import Recipe
+from fukami.recipe import Recipe, check_data
 from fukami.runtime import PRECISIONS
 from fukami.task import Task
 
@@ -89,12 +89,14 @@ def _calibration(task: Task, recipe: Recipe, spec: str | None) -> list[Tensor]:
     changes: dict[str, Any] = {"augment": ()} if "augment" in fields else {}
     plain = dataclasses.replace(recipe, **changes)
     if spec is None:
+        check_data(plain)
         return list(_inputs(task, plain.data().train))
     changes["dataset"] = spec
     other = dataclasses.replace(recipe, **changes)
     given = list(_inputs(task, other.data().train))
     logger = logging.getLogger("fukami")
     try:
+        check_data(plain)
         usual = list(_inputs(task, plain.data().train))
     except Error as error:
         logger.warning("the calibration data cannot be compared with the training data, which are not here: %s", error)

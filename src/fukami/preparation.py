@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fukami import digit, image
-from fukami.errors import Error
+from fukami.errors import Error, refuse_if_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,15 @@ class Preparation:
         """What the network sees of a file (or what else :func:`fukami.image.read` takes); errors call it ``name``.
 
         Raises:
-            fukami.Error: it cannot be read, or shows no digit; a file is named.
+            fukami.Error: it cannot be read, takes more memory than there is, or shows no digit; a file is named.
         """
         picture = image.read(source, name=name)
-        try:
-            return self(picture)
-        except Error as error:
-            name = name or (os.fspath(source) if isinstance(source, str | os.PathLike) else "")
-            raise Error(f"{name}: {error}" if name else str(error)) from error
+        name = name or (os.fspath(source) if isinstance(source, str | os.PathLike) else "")
+        with refuse_if_out_of_memory(name or "the picture given"):
+            try:
+                return self(picture)
+            except Error as error:
+                raise Error(f"{name}: {error}" if name else str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,9 @@ class Scaled:
         """The picture in a file (or what else :func:`fukami.image.read` takes), ``(3, h, w)`` uint8, not resized yet.
 
         Raises:
-            fukami.Error: it cannot be read; errors call it ``name``.
+            fukami.Error: it cannot be read, or takes more memory than there is; errors call it ``name``.
         """
-        pixels = np.array(image.as_mode(image.read(source, name=name), "RGB"))
-        return torch.from_numpy(pixels).permute(2, 0, 1)
+        picture = image.read(source, name=name)
+        name = name or (os.fspath(source) if isinstance(source, str | os.PathLike) else "the picture given")
+        with refuse_if_out_of_memory(name):
+            return torch.from_numpy(np.array(image.as_mode(picture, "RGB"))).permute(2, 0, 1)

@@ -1,8 +1,9 @@
 """Recipe and Data: an experiment, and what it learns from."""
 
 import dataclasses
+import hashlib
 import importlib
-import importlib.util
+import logging
 import math
 import pkgutil
 import sys
@@ -27,6 +28,9 @@ READ: dict[type, Callable[[str], Any]] = {
     float: float,
     bool: {"true": True, "false": False}.__getitem__,
 }
+
+logger = logging.getLogger(__name__)
+_digests: dict[str, str] = {}  # SHA-256 of the content of recipe files that ran, by the name of their module
 
 # The field of a data set's name or path: the flag is --data, and the method that reads it is called data.
 Dataset = Annotated[str, tyro.conf.arg(name="data", metavar="SPEC")]
@@ -97,6 +101,22 @@ class Recipe:
         return dataclasses.replace(self, **changes)
 
 
+def check_data(recipe: Recipe) -> None:
+    """Name the local data that a run asks to read, and refuse data on the web.
+
+    Raises:
+        UsageError: the recipe's data set is a URL.
+    """
+    spec = str(getattr(recipe, "dataset", ""))
+    if "://" in spec:
+        raise UsageError(
+            f"the run names data on the web, {spec}, which are fetched only when you name them yourself: give --data "
+            "(--calibration of fukami export)"
+        )
+    if Path(spec).exists() and spec:
+        logger.warning(f"fukami: reading the data that the run names: {spec}")
+
+
 def within(recipe: Recipe, low: float, high: float, *fields: str) -> None:
     """Refuse a recipe in which one of the fields is not between ``low`` and ``high``.
 
@@ -157,11 +177,49 @@ def find(name: str) -> type[Recipe]:
         Error: the file cannot be run, or does not define exactly one recipe.
     """
     if name.endswith(".py"):
-        module = _run_file(Path(name))
-    elif name in names():
-        module = importlib.import_module(f"fukami.recipes.{name.replace('-', '_')}")
-    else:
+        return load_recipe_file(Path(name))
+    if name not in names():
         raise unknown("recipe", name, names())
+    return _defined_in(importlib.import_module(f"fukami.recipes.{name.replace('-', '_')}"), name)
+
+
+def load_recipe_file(path: Path, sha256: str | None = None) -> type[Recipe]:
+    """The recipe that a Python file defines; the file runs, unless a module of this process is it already.
+
+    Args:
+        path: of the file.
+        sha256: hexadecimal digest that its content should have; checked before anything of it runs.
+
+    Raises:
+        UsageError: there is no such file, or its content has another digest.
+        Error: the file cannot be run, or does not define exactly one recipe.
+    """
+    path = path.resolve()
+    if not path.is_file():
+        raise UsageError(f"there is no recipe file {path}; give the path of a Python file that defines a fukami.Recipe")
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if sha256 not in (None, digest):
+        raise UsageError(
+            f"{path} has the SHA-256 {digest}, but the run was trained with {sha256}: give the recipe file as it was"
+        )
+    for module in list(sys.modules.values()):
+        if getattr(module, "__file__", None) == str(path) and _digests.get(module.__name__, digest) == digest:
+            return _defined_in(module, str(path))
+    module = types.ModuleType(f"fukami_recipe:{path}:{digest}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses look their module up there
+    try:
+        exec(compile(content, path, "exec"), module.__dict__)
+    except Exception as error:
+        del sys.modules[module.__name__]
+        raise Error(f"{path} failed while it was read: {type(error).__name__}: {error}") from error
+    _digests[module.__name__] = digest
+    return _defined_in(module, str(path))
+
+
+def _defined_in(module: types.ModuleType, name: str) -> type[Recipe]:
+    """The one recipe that a module defines."""
     found = [
         value
         for value in vars(module).values()
@@ -173,31 +231,31 @@ def find(name: str) -> type[Recipe]:
     return found[0]
 
 
-def _run_file(path: Path) -> types.ModuleType:
-    """The module of a recipe's file, which is run only where it has not been imported yet."""
-    path = path.resolve()
-    if not path.is_file():
-        raise UsageError(f"there is no recipe file {path}; give the path of a Python file that defines a fukami.Recipe")
-    for module in list(sys.modules.values()):
-        if getattr(module, "__file__", None) == str(path):
-            return module
-    spec = importlib.util.spec_from_file_location(f"fukami_recipe:{path}", path)
-    assert spec is not None  # as for every path that ends in .py
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[spec.name]
-        raise Error(f"{path} failed while it was read: {type(error).__name__}: {error}") from error
-    return module
+def is_built_in(recipe: type[Recipe]) -> bool:
+    """Whether the recipe comes with fukami."""
+    return recipe.__module__.startswith("fukami.recipes.")
 
 
 def name_of(recipe: type[Recipe]) -> str:
     """The name under which :func:`find` finds this recipe: ``deep-convnet``, or the path of a private recipe's file."""
-    if recipe.__module__.startswith("fukami.recipes."):
+    if is_built_in(recipe):
         return recipe.__module__.rpartition(".")[2].replace("_", "-")
-    return str(Path(sys.modules[recipe.__module__].__file__ or recipe.__module__).resolve())
+    file = getattr(sys.modules[recipe.__module__], "__file__", None)  # a notebook has none
+    return str(Path(file).resolve()) if file else recipe.__qualname__
+
+
+def identify(recipe: type[Recipe]) -> dict[str, str | None]:
+    """What ``recipe.json`` records of a recipe: its name; of a private one the name of its file and the SHA-256.
+
+    The digest is None for a class that is defined in no file, as in a notebook.
+    """
+    name = name_of(recipe)
+    if is_built_in(recipe):
+        return {"recipe": name}
+    digest = _digests.get(recipe.__module__)
+    if digest is None and Path(name).is_file():
+        digest = hashlib.sha256(Path(name).read_bytes()).hexdigest()
+    return {"recipe": Path(name).name, "recipe_sha256": digest}
 
 
 def command(recipe: Recipe) -> str:
@@ -220,7 +278,7 @@ def build(recipe: type[Recipe], fields: dict[str, Any]) -> Recipe:
     """A recipe from the fields that JSON gave back: lists become tuples; names and types are checked.
 
     Raises:
-        Error: a field is unknown, or its value is of another type.
+        Error: a field is unknown, or its value is of another type or out of range.
     """
     hints = typing.get_type_hints(recipe)
     known = {field.name for field in dataclasses.fields(recipe)}
@@ -229,10 +287,25 @@ def build(recipe: type[Recipe], fields: dict[str, Any]) -> Recipe:
         if name not in known:
             raise Error(f"{unknown(f'field of {name_of(recipe)}', name, known)}; another version of fukami wrote it?")
         value = tuple(value) if isinstance(value, list) else value
-        origin = typing.get_origin(hints[name])
-        expected = {float: (int, float)}.get(hints[name], hints[name])
-        plain = origin in (None, tuple)  # a Literal or a union is left to the recipe
-        if plain and not isinstance(value, tuple if origin else expected):
-            raise Error(f"the field {name!r} of {name_of(recipe)} should be of type {hints[name]}, not {value!r}")
+        if not _is_of(value, hints[name]):
+            raise Error(f"the field {name!r} of {name_of(recipe)} should be of type {hints[name]}, not {value!r:.100}")
         values[name] = value
-    return recipe(**values)
+    try:
+        return recipe(**values)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise Error(f"{name_of(recipe)} cannot have these fields ({type(error).__name__}: {error})") from error
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value from JSON is of the type of a field; of other types than those of JSON the recipe decides."""
+    parts = typing.get_args(kind)
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return any(_is_of(value, part) for part in parts)
+    if typing.get_origin(kind) is typing.Literal:
+        return any(type(value) is type(part) and value == part for part in parts)
+    if typing.get_origin(kind) is tuple:
+        of = parts[:1] * len(value) if parts[1:] == (...,) and isinstance(value, tuple) else parts
+        return isinstance(value, tuple) and len(value) == len(of) and all(map(_is_of, value, of))
+    if kind is float:
+        return type(value) in (int, float)
+    return type(value) is kind if kind in (int, str, bool, types.NoneType) else True

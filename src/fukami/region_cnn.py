@@ -188,7 +188,7 @@ def take(task: "Task", folder: Path) -> None:
     """
     from fukami import checkpoint
 
-    _, labels = checkpoint.describe(folder)
+    labels = checkpoint.labels_of(folder)
     own = getattr(task, "labels", ())
     if labels != own:
         raise UsageError(f"{folder} knows the classes {', '.join(labels)}, and the data have {', '.join(own)}")

@@ -190,20 +190,36 @@ class SkippingFCN(FCNVGG):
 
     training: Literal["at-once", "staged"] = "at-once"
     """All scores together, or as the paper did: a coarser network first, with which the finer one begins."""
+    stage_lr_factor: float = 0.01
+    """Factor by which each stage of staged training lowers the learning rate of the one before; the paper has 0.01
+    (Long et al. 2015, section 4.2)."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        super().__post_init__()
+        within(self, 1e-6, 1, "stage_lr_factor")
+        if self.training == "at-once" and self.stage_lr_factor != type(self).stage_lr_factor:
+            raise UsageError("--stage-lr-factor is of staged training; add --training staged, or leave it out")
+
+    @property
+    def peak(self) -> float:
+        """The peak learning rate of this network, which is the last stage of a staged training."""
+        lowered = self.stage_lr_factor ** len(self.coarser) if self.training == "staged" else 1.0
+        return super().peak * lowered
 
     def stages(self, folder: Path) -> dict[str, Recipe]:
-        """The coarser networks, each begun with the one before it."""
+        """The coarser networks, each begun with the one before it, at a lower learning rate."""
         if self.training == "at-once":
             return {}
         from fukami.recipe import find
 
         found: dict[str, Recipe] = {}
         init = self.init
-        for name in self.coarser:
+        for number, name in enumerate(self.coarser):
             kind = find(name)
-            known = {field.name for field in dataclasses.fields(kind)} - {"training"}
+            known = {field.name for field in dataclasses.fields(kind)} - {"training", "stage_lr_factor"}
             fields = {name: value for name, value in vars(self).items() if name in known}
-            found[name] = kind(**{**fields, "init": init})
+            found[name] = kind(**{**fields, "init": init, "lr": self.lr * self.stage_lr_factor**number})
             init = str(folder.resolve() / name)
         return found
 

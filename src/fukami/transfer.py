@@ -1,11 +1,11 @@
 """Transfer: a network that begins with published weights, its features frozen or learning more slowly than its head."""
 
-import io
 import json
 import logging
 import os
+import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from fukami.data.places import candidates
 from fukami.errors import Error
 from fukami.ops.frozen import EPSILON
+from fukami.tensor_files import explain, find_faults, find_misfit, load_torch
 
 logger = logging.getLogger(__name__)
+VGG = {13: (2, 2, 3, 3, 3), 16: (2, 2, 4, 4, 4)}  # convolutions in each group of VGG-16 and VGG-19
 
 
 def head(model: nn.Module) -> tuple[str, ...]:
@@ -239,11 +241,26 @@ def _convolutions(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     """Of VGG's tensors those of its convolutions, in float32."""
     found = {key: value for key, value in _plain(tensors).items() if key.startswith("features.")}
     count = sum(value.ndim == 4 for value in found.values())
-    if count not in (13, 16) or len(found) != 2 * count:
+    if count not in VGG or len(found) != 2 * count:
         raise Error(
             f"{source} is not of VGG-16 or VGG-19 without batch normalisation: it should have 13 or 16 convolutions "
             f"with biases, named features.0.weight and so on, and has {count}"
         )
+    wrong = [f"{key} {what}" for key, what in unfit(found, _vgg_tensors(VGG[count]))]
+    if wrong:
+        raise Error(f"{source} does not fit VGG-{count + 3}: {_few(wrong)}")
+    return found
+
+
+def _vgg_tensors(groups: Sequence[int]) -> dict[str, Tensor]:
+    """The convolutions of a VGG with so many in each group, without values (Simonyan and Zisserman 2015, table 1)."""
+    found, at, channels = {}, 0, 3
+    for width, count in zip((64, 128, 256, 512, 512), groups, strict=True):
+        for _ in range(count):
+            found[f"features.{at}.weight"] = torch.empty(width, channels, 3, 3, device="meta")
+            found[f"features.{at}.bias"] = torch.empty(width, device="meta")
+            at, channels = at + 2, width  # a rectifier follows
+        at += 1  # the pooling
     return found
 
 
@@ -288,7 +305,9 @@ def _labels(init: str) -> tuple[str, ...]:
     if init == "coco":
         return categories()
     labels = _record(Path(init)).get("labels")
-    return tuple(labels) if isinstance(labels, list) else ()
+    if not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+        return ()
+    return tuple(labels)
 
 
 def detector(init: str) -> dict[str, Tensor]:
@@ -314,13 +333,13 @@ def modern(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unfit(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> Iterator[tuple[str, str]]:
-    """What of the tensors is missing, of another shape, or not expected: its name, and what is wrong with it."""
+    """What of the tensors is missing, of another shape or type, or not expected: its name, and what is wrong."""
     for key, value in expected.items():
         if key not in tensors:
             if not key.endswith("num_batches_tracked"):  # files older than 2019 have none
                 yield key, "is missing"
-        elif tensors[key].shape != value.shape:
-            yield key, f"is {tuple(tensors[key].shape)} instead of {tuple(value.shape)}"
+        elif misfit := find_misfit(tensors[key], value):
+            yield key, misfit
     for key in tensors:
         if key not in expected:
             yield key, "is not known"
@@ -336,7 +355,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, of which nothing is run."""
+    """The state dict in a file, of which nothing is run; every tensor is one that a network can begin with."""
     file = path / "weights.safetensors" if path.is_dir() else path
     to = _exported(path)
     if to in ("int8", "binary", "onnx"):
@@ -344,20 +363,35 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         content = file.read_bytes()
         if file.suffix == ".safetensors":
-            return read_tensors(content)
-        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            return _checked(path, read_tensors(content))
+        found = load_torch(content)
     except OSError as error:
         raise Error(f"{path} cannot be read ({error.strerror}); give imagenet, a file of weights or a run") from None
+    except Error:
+        raise
     except Exception as error:  # a damaged file can fail in any way
         reason = "damaged" if isinstance(error, SafetensorError) else "damaged, or holds more than tensors"
-        first = str(error).partition("\n")[0]
         raise Error(
-            f"{path} is {reason} ({first}); give a state dict as safetensors or as torch.save wrote it"
+            f"{path} is {reason} ({explain(error)}); give a state dict as safetensors or as torch.save wrote it"
         ) from None
     found = found.get("state_dict", found) if isinstance(found, dict) else found
-    if not (isinstance(found, dict) and found and all(isinstance(value, Tensor) for value in found.values())):
+    named = isinstance(found, dict) and all(isinstance(name, str) for name in found)
+    if not (named and found and all(isinstance(value, Tensor) for value in found.values())):
         raise Error(f"{path} holds no state dict; expected tensors by name, as model.state_dict() gives them")
-    return found
+    return _checked(path, found)
+
+
+def _checked(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file.
+
+    Raises:
+        Error: a network cannot begin with one of them; it is named.
+    """
+    faults = find_faults(tensors)
+    if faults:
+        few = [f"{name[:100]} {fault}" for name, fault in list(faults.items())[:4]]
+        raise Error(f"{path} holds what no network can begin with: {'; '.join(few)}; give other weights")
+    return tensors
 
 
 def _exported(folder: Path) -> str | None:
@@ -370,7 +404,7 @@ def _record(folder: Path) -> dict[str, Any]:
     """What a run's folder says of the run; nothing where it is no such folder."""
     try:
         record = json.loads((folder / "recipe.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 
@@ -380,9 +414,8 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Of a run with snapshots, the last one.
     """
-    snapshots = sum(key.endswith(".joined") for key in tensors) and max(
-        int(key.split(".")[2]) for key in tensors if key.startswith("model.models.")
-    )
+    numbers = [int(found[1]) for key in tensors if (found := re.match(r"model\.models\.(\d{1,6})\.", key))]
+    snapshots = max(numbers, default=0) if any(key.endswith(".joined") for key in tensors) else 0
     tensors = {key: value for key, value in tensors.items() if key.startswith(f"model.models.{snapshots}.")} or tensors
     for prefix in (f"model.models.{snapshots}.", "model.", "module."):
         if all(key.startswith(prefix) for key in tensors):
@@ -403,10 +436,11 @@ def _published(name: str) -> dict[str, Tensor]:
         raise Error(f"there are no published weights for {name}; give --init a file, or leave it out")
     weights = next(iter(get_model_weights(name)))
     try:
-        return dict(weights.get_state_dict(progress=False, check_hash=True))
-    except (OSError, RuntimeError) as error:
+        found = dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
+        return _checked(Path(weights.url), found)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         file = os.path.basename(weights.url)  # noqa: PTH119
         raise Error(
-            f"the published weights of {name} cannot be downloaded ({error}); get {weights.url} by other means, "
-            f"and give --init {file}"
+            f"the published weights of {name} cannot be downloaded ({explain(error)}); get {weights.url} by other "
+            f"means, and give --init {file}"
         ) from error

@@ -71,6 +71,7 @@ def frames(path: str | os.PathLike[str], every: int = 1) -> Iterator[Frame]:
                     seconds = float((frame.pts - (stream.start_time or 0)) * frame.time_base)
                 reached = seconds + float((frame.duration or 0) * (frame.time_base or 0))
                 if number % every == 0:
+                    image.check_size(frame.width, frame.height, f"{name}, in frame {number},")
                     picture = frame.to_image().rotate(frame.rotation, expand=True)
                     yield Frame(number, seconds, rate, picture)
             whole = _duration(container, stream)

@@ -8,6 +8,7 @@ them in the padding, on units that lie j pixels apart, moves the first unit's in
 module of an unknown kind that shrinks its input is taken for a pooling.
 """
 
+import contextlib
 import copy
 import math
 import operator
@@ -139,6 +140,20 @@ def parameters(model: nn.Module) -> int:
 def multiply_adds(model: nn.Module, shape: Shape) -> int:
     """Multiply-adds of the convolutions and linear layers for one picture."""
     return sum(layer.multiply_adds for layer in layers(model, shape))
+
+
+def measure_costs(networks: Sequence[nn.Module], shape: Shape | None) -> dict[str, int]:
+    """Parameters of the networks and multiply-adds of the first one for one picture, as far as they can be known.
+
+    Args:
+        networks: of a task.
+        shape: of the picture; None where the network takes no single picture of one size.
+    """
+    costs = {"parameters": sum(map(parameters, networks))}
+    if shape is not None:
+        with contextlib.suppress(Exception):  # a network of the user's own may do anything when it is traced
+            costs["multiply_adds"] = multiply_adds(outline(networks[0]), shape)
+    return costs
 
 
 def stages(steps: Sequence[Layer]) -> list[Layer]:

@@ -23,6 +23,7 @@ def command(arguments: list[str]) -> None:
         views: int = 1,
         out: Path | None = None,
         set: tuple[str, ...] = (),
+        recipe: Path | None = None,
     ) -> None:
         """Judge a run on test data, or several runs as an ensemble; prints one JSON object.
 
@@ -38,29 +39,37 @@ def command(arguments: list[str]) -> None:
                 the training.
             out: Folder for a page about the judgement.
             set: Fields of the recipe that decide how it answers and on what it is judged, such as beams=3.
+            recipe: File of the private recipe that the run was trained with; code is never taken from a run.
         """
         import dataclasses
 
         from fukami import checkpoint
+        from fukami.recipe import check_data
 
         if precision == "all" and (len(runs) != 1 or views > 1):
             raise UsageError(f"every precision is measured for one run and one view, not for {len(runs)} and {views}")
-        changed = checkpoint.changes(runs, set)
+        changed = checkpoint.changes(runs, set, recipe)
         task = None
         if precision != "all":
-            task = checkpoint.load(*runs, device=device, precision=precision, vote=vote, changes=changed)
+            task = checkpoint.load(*runs, device=device, precision=precision, vote=vote, changes=changed, recipe=recipe)
         folder = checkpoint.locate(runs[0])
-        recipe, _ = checkpoint.describe(folder)
-        recipe = dataclasses.replace(recipe, **changed)
-        recipe = recipe if data is None else recipe.on(data)
+        experiment, _ = checkpoint.describe(folder, recipe)
+        experiment = dataclasses.replace(experiment, **changed)
+        if data is None:
+            check_data(experiment)
+        else:
+            experiment = experiment.on(data)
         own = checkpoint.precision_of(folder) if precision == "auto" else precision
-        facts: dict[str, Any] = {"data": getattr(recipe, "dataset", None), "precision": own, "runs": list(runs)}
+        facts: dict[str, Any] = {"data": getattr(experiment, "dataset", None), "precision": own, "runs": list(runs)}
         again = f"fukami eval {shlex.join(arguments)}"
         if task is None:
-            print(json.dumps(_ladder(runs[0], data, device, facts, out, again)))
+            from fukami import ladder
+
+            steps, left_out = ladder.climb(runs[0], data, device, recipe)
+            print(json.dumps(_ladder(steps, left_out, facts, out, again)))
             return
         task.views(views)
-        batches = recipe.judged()
+        batches = experiment.judged()
         result = task.evaluate(batches)
         if out:
             from fukami import report
@@ -73,12 +82,11 @@ def command(arguments: list[str]) -> None:
 
 
 def _ladder(
-    run: str, data: str | None, device: str, facts: dict[str, Any], out: Path | None, again: str
+    steps: list[dict[str, Any]], left_out: dict[str, str], facts: dict[str, Any], out: Path | None, again: str
 ) -> dict[str, Any]:
     """The answer for every precision; a table of it on stderr, and a page of it in the folder ``out``."""
     from fukami import figures, ladder, report
 
-    steps, left_out = ladder.climb(run, data, device)
     rows = ladder.rows(steps)
     narrow = [row[: ladder.NARROW] for row in (ladder.COLUMNS, *rows)]
     widths = [max(map(len, column)) for column in zip(*narrow, strict=True)]

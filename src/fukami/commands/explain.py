@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from fukami.analysis.layers import Layer, Shape
     from fukami.analysis.receptive_field import Effective
+    from fukami.recipe import Recipe
     from fukami.task import Task
     from fukami.tasks.classification import Classification
 
@@ -37,6 +38,7 @@ def command(arguments: list[str]) -> None:
         input: str | None = None,
         classes: int | None = None,
         out: Path | None = None,
+        recipe: Path | None = None,
     ) -> None:
         """Print the layers of a network with shape, parameters, multiply-adds, memory and receptive field.
 
@@ -50,6 +52,7 @@ def command(arguments: list[str]) -> None:
             classes: Of a model: how many classes.
             out: Folder for the page, index.html. Default: none for a model or a run alone; with pictures explain in
                 the run's folder, or ./explain for shipped weights.
+            recipe: File of the private recipe that the run was trained with; code is never taken from a run.
         """
         if not inputs:
             raise UsageError("name a model or a run first: fukami explain vgg16, or fukami explain RUN picture.jpg")
@@ -58,9 +61,9 @@ def command(arguments: list[str]) -> None:
         elif input is not None or classes is not None:
             raise UsageError(f"--input and --classes belong to a model; the run {inputs[0]} has its own")
         elif len(inputs) == 1:
-            explain_run(inputs[0], out)
+            explain_run(inputs[0], out, recipe)
         else:
-            explain_pictures(inputs, out)
+            explain_pictures(inputs, out, recipe)
 
     parse(run, arguments, "fukami explain")
 
@@ -97,11 +100,11 @@ def explain_model(name: str, given: str | None, classes: int | None, out: Path |
         write(out, name, "its layers, their cost, and how far they see", network_sections(text, steps, field))
 
 
-def explain_run(name: str, out: Path | None) -> None:
+def explain_run(name: str, out: Path | None, recipe: Path | None) -> None:
     """The same of the network of a run."""
     from fukami import checkpoint
 
-    task = checkpoint.load(checkpoint.trained(name))
+    task = checkpoint.load(checkpoint.trained(name), recipe=recipe)
     shape = seen(name, task)
     text, steps, field = describe(network(task), shape, "the run's weights")
     print(text)
@@ -109,14 +112,15 @@ def explain_run(name: str, out: Path | None) -> None:
         write(out, name, "its layers, their cost, and how far they see", network_sections(text, steps, field))
 
 
-def explain_pictures(inputs: Sequence[str], out: Path | None) -> None:
+def explain_pictures(inputs: Sequence[str], out: Path | None, recipe: Path | None) -> None:
     """Write the page of what a run sees in pictures, and print an object for each."""
     from fukami import checkpoint
 
     runs, files = checkpoint.split(inputs)
     if len(runs) > 1:
         raise UsageError(f"explain looks at one run at a time, not at {' and '.join(runs)}")
-    folder, task, shape = open_run(runs[0])
+    folder, task, shape = open_run(runs[0], recipe)
+    experiment, _ = checkpoint.describe(folder, recipe)
     answers = task.predict(files)
     for answer in answers:
         if "error" in answer:
@@ -125,7 +129,7 @@ def explain_pictures(inputs: Sequence[str], out: Path | None) -> None:
     if good:
         shipped = folder.parent == checkpoint.SHIPPED
         target = out or (Path("explain") if shipped else folder / "explain")
-        page = write(target, runs[0], "what the layers see", list(picture_sections(folder, task, shape, good)))
+        page = write(target, runs[0], "what the layers see", list(picture_sections(experiment, task, shape, good)))
         for answer in good:
             print(line({**{key: answer[key] for key in ("file", "label", "probability")}, "page": str(page)}))
     if len(good) < len(files):
@@ -200,7 +204,7 @@ def seen(name: str, task: "Task") -> "Shape":
     raise UsageError(f"the networks of fukami's own tasks are explained; {name} is a run of {type(task).__name__}")
 
 
-def open_run(name: str) -> "tuple[Path, Classification, Shape]":
+def open_run(name: str, recipe: Path | None) -> "tuple[Path, Classification, Shape]":
     """The folder, the task and the shape of the pictures of a run.
 
     Raises:
@@ -210,7 +214,7 @@ def open_run(name: str) -> "tuple[Path, Classification, Shape]":
     from fukami.tasks.classification import Classification
 
     folder = checkpoint.trained(name)
-    task = checkpoint.load(name)
+    task = checkpoint.load(name, recipe=recipe)
     if not isinstance(task, Classification):
         raise UsageError(f"what pictures excite is shown of classifiers; {name} is a run of {type(task).__name__}")
     return folder, task, seen(name, task)
@@ -311,7 +315,7 @@ def network_sections(text: str, steps: "list[Layer]", field: "Effective | None")
 
 
 def picture_sections(
-    folder: Path, task: "Classification", shape: "Shape", answers: Sequence[dict[str, Any]]
+    experiment: "Recipe", task: "Classification", shape: "Shape", answers: Sequence[dict[str, Any]]
 ) -> Iterator[str]:
     """What a page says about pictures and about the network that answered for them."""
     import torch
@@ -342,7 +346,7 @@ def picture_sections(
         yield f"<h3>Feature maps</h3>{image(seeing.draw_maps(maps))}<p>{MAPS}</p>"
     yield picture("The filters of the first layer", seeing.draw_filters(seeing.first_filters(model, shape)))
     cost = sum(layer.multiply_adds for layer in steps)
-    train, said = training_pictures(folder, cost)
+    train, said = training_pictures(experiment, cost)
     if train:
         units = [(layer, seeing.strongest(excited[layer.name], UNITS)) for layer in depths]
         found = seeing.exciting(model, train, units, normalise=normalise)
@@ -367,13 +371,13 @@ def image(figure: Any) -> str:
     return picture("", figure).removeprefix("<h2></h2>")
 
 
-def training_pictures(folder: Path, cost: int) -> "tuple[list[Tensor], str]":
+def training_pictures(experiment: "Recipe", cost: int) -> "tuple[list[Tensor], str]":
     """Batches of the run's training pictures, evenly spaced and as many as the budget pays for, and a word on it."""
-    from fukami import checkpoint
+    from fukami.recipe import check_data
 
-    recipe, _ = checkpoint.describe(folder)
     try:
-        train = recipe.data().train
+        check_data(experiment)
+        train = experiment.data().train
         if not hasattr(train, "ordered"):
             raise Error(f"{type(train).__name__} cannot be read in order")
         total = len(train.targets)

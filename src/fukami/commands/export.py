@@ -16,6 +16,7 @@ def command(arguments: list[str]) -> None:
         to: Literal["float16", "bfloat16", "int8", "binary", "onnx"],
         out: Path | None = None,
         calibration: str | None = None,
+        recipe: Path | None = None,
     ) -> None:
         """Write a run at another precision; eval, predict and serve take the result like any other run.
 
@@ -27,10 +28,11 @@ def command(arguments: list[str]) -> None:
             out: Folder of the exported run: new or empty. Default: runs/RUN-TO.
             calibration: Data from which int8 takes the ranges of the activations: known name, folder, archive or CSV
                 file. Default: what the run was trained on.
+            recipe: File of the private recipe that the run was trained with; code is never taken from a run.
         """
         from fukami import exporting
 
         folder = out or Path("runs") / f"{Path(run).resolve().name}-{to}"
-        print(json.dumps(exporting.export(run, to, folder, calibration)))
+        print(json.dumps(exporting.export(run, to, folder, calibration, recipe)))
 
     parse(run, arguments, "fukami export")

@@ -32,6 +32,7 @@ def command(arguments: list[str]) -> None:
         seconds: float = 120.0,
         device: str = "auto",
         precision: Answered = "auto",
+        recipe: Path | None = None,
     ) -> None:
         """Let an agent play, and show the game with what each action is worth; prints a JSON object.
 
@@ -44,6 +45,7 @@ def command(arguments: list[str]) -> None:
             seconds: Of the film, at most; the game goes on.
             device: auto, cpu, cuda, cuda:1 or mps.
             precision: What is computed, and with how many bits. auto: float32, or what the run was exported to.
+            recipe: File of the private recipe that the run was trained with; code is never taken from a run.
         """
         from fukami import checkpoint, figures_play
         from fukami.data import games
@@ -56,10 +58,10 @@ def command(arguments: list[str]) -> None:
             raise UsageError(f"there is no folder {out.parent} for the film; make it, or give another --out")
         if episodes < 1 or seconds <= 0 or not 0 <= epsilon <= 1:
             raise UsageError("--episodes should be at least 1, --seconds more than 0, and --epsilon between 0 and 1")
-        task = checkpoint.load(folder, device=device, precision=precision)
+        task = checkpoint.load(folder, device=device, precision=precision, recipe=recipe)
         if not isinstance(task, QLearning):
             raise UsageError(f"{folder} plays no game; give the run of an agent, as fukami train dqn leaves it")
-        recipe = cast(DQN, checkpoint.describe(checkpoint.locate(folder))[0])
+        experiment = cast(DQN, checkpoint.describe(checkpoint.locate(folder), recipe)[0])
         frames: list[Image] = []
         returns: list[float] = []
         lengths: list[int] = []
@@ -70,7 +72,9 @@ def command(arguments: list[str]) -> None:
                 frames.append(figures_play.drawn(played.picture(0), task.labels, worth, int(actions[0]), total[0]))
 
         for episode in range(episodes):
-            trial = dataclasses.replace(recipe, seed=seed + episode, episodes=1, epsilon=epsilon).judged(colour=True)
+            trial = dataclasses.replace(experiment, seed=seed + episode, episodes=1, epsilon=epsilon).judged(
+                colour=True
+            )
             found = task.judge(trial, look)
             returns += found.returns
             lengths += found.lengths

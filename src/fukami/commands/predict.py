@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fukami.answers import Drawn, line
 from fukami.cli import Answered, parse
-from fukami.errors import Error, UsageError
+from fukami.errors import Error, UsageError, refuse_if_out_of_memory
 
 if TYPE_CHECKING:
     from fukami.page import Page
@@ -52,6 +52,7 @@ def command(arguments: list[str]) -> None:
         vote: bool = False,
         views: int = 1,
         set: tuple[str, ...] = (),
+        recipe: Path | None = None,
         making: Making = NONE,
     ) -> None:
         """Answer for each picture, and for each frame of a video; prints one JSON object for each.
@@ -69,13 +70,14 @@ def command(arguments: list[str]) -> None:
             vote: The majority of the runs decides, and not the average of their probabilities.
             views: Test-time augmentation: answers are averaged over so many views of each picture.
             set: Fields of the recipe that decide how it answers, such as beams=3.
+            recipe: File of the private recipe that the run was trained with; code is never taken from a run.
             making: Pictures that a generator makes.
         """
         from fukami import checkpoint, video
         from fukami.page import Page
 
         if making.count:
-            _make(inputs, making, out, device, precision)
+            _make(inputs, making, out, device, precision, recipe)
             return
         if making.interpolate or making.arithmetic or making.nearest:
             raise UsageError("--interpolate, --arithmetic and --nearest are about pictures made: give --count, too")
@@ -84,8 +86,10 @@ def command(arguments: list[str]) -> None:
         if not 0 <= film <= 1000:
             raise UsageError(f"--film should be frames a second, up to 1000, not {film:g}")
         runs, files = checkpoint.split(inputs)
-        changed = checkpoint.changes(runs, set)
-        task = checkpoint.load(*runs, device=device, precision=precision, vote=vote, changes=changed).views(views)
+        changed = checkpoint.changes(runs, set, recipe)
+        task = checkpoint.load(
+            *runs, device=device, precision=precision, vote=vote, changes=changed, recipe=recipe
+        ).views(views)
         failed = 0
         with Page(out, task, files) as page:
             for films, group in itertools.groupby(files, video.is_video):
@@ -108,9 +112,12 @@ def command(arguments: list[str]) -> None:
     parse(run, arguments, "fukami predict")
 
 
-def _make(runs: Sequence[str], wanted: Making, out: Path | None, device: str, precision: str) -> None:
+def _make(
+    runs: Sequence[str], wanted: Making, out: Path | None, device: str, precision: str, source: Path | None
+) -> None:
     """Make pictures, write them to the folder ``out``, and print an answer for each."""
     from fukami import checkpoint, making
+    from fukami.recipe import check_data
     from fukami.tasks.adversarial import Adversarial
 
     if len(runs) != 1:
@@ -119,7 +126,7 @@ def _make(runs: Sequence[str], wanted: Making, out: Path | None, device: str, pr
         raise UsageError("--count should be 1 or more; --interpolate 2 or more, between at least 2 pictures")
     if out is None:
         raise UsageError("give a folder for the pictures with --out")
-    task = checkpoint.load(runs[0], device=device, precision=precision)
+    task = checkpoint.load(runs[0], device=device, precision=precision, recipe=source)
     if not isinstance(task, Adversarial):
         raise UsageError(f"{runs[0]} answers for pictures and makes none; leave out --count, and give files")
     terms = making.parse(wanted.arithmetic, wanted.count) if wanted.arithmetic else []
@@ -131,7 +138,8 @@ def _make(runs: Sequence[str], wanted: Making, out: Path | None, device: str, pr
     if terms:
         making.add(task, codes, terms, folder)
     if wanted.nearest:
-        recipe, _ = checkpoint.describe(checkpoint.locate(runs[0]))
+        recipe, _ = checkpoint.describe(checkpoint.locate(runs[0]), source)
+        check_data(recipe)
         found = making.compare(pictures, recipe.data().train, task.perceive(), task.runtime.device, folder)
         answers = [{**answer, **own} for answer, own in zip(answers, found, strict=True)]
     for answer in answers:
@@ -140,7 +148,7 @@ def _make(runs: Sequence[str], wanted: Making, out: Path | None, device: str, pr
 
 
 def _pictures(task: "Task", files: Sequence[str], page: "Page") -> int:
-    """Answer for pictures; returns how many could not be read."""
+    """Answer for pictures; returns how many could not be read or drawn."""
     failed = 0
     for at in range(0, len(files), PICTURES):
         for answer in task.predict(files[at : at + PICTURES]):
@@ -149,7 +157,14 @@ def _pictures(task: "Task", files: Sequence[str], page: "Page") -> int:
                 print(f"fukami: {answer['error']}", file=sys.stderr)
             else:
                 print(line(answer), flush=True)
-                page.add(answer)
+                try:
+                    with refuse_if_out_of_memory(answer["file"]):
+                        page.add(answer)
+                except UsageError:
+                    raise
+                except Error as error:
+                    failed += 1
+                    print(f"fukami: {error}", file=sys.stderr)
     return failed
 
 

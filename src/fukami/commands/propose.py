@@ -6,7 +6,7 @@ from typing import Literal
 
 from fukami import answers
 from fukami.cli import parse
-from fukami.errors import Error, UsageError
+from fukami.errors import Error, UsageError, refuse_if_out_of_memory
 
 
 def command(arguments: list[str]) -> None:
@@ -51,12 +51,13 @@ def command(arguments: list[str]) -> None:
         failed = 0
         for file in files:
             try:
-                picture = image.read(file).convert("RGB")
+                with refuse_if_out_of_memory(file):
+                    picture = image.read(file).convert("RGB")
+                    boxes = selective_search.propose(np.asarray(picture), mode)
             except Error as error:
                 failed += 1
                 print(f"fukami: {error}", file=sys.stderr)
                 continue
-            boxes = selective_search.propose(np.asarray(picture), mode)
             place = out if single else drawn.place(file, "png")
             page = drawing.stages(picture, boxes, mode, count) if stages else drawing.answer(picture, boxes, count)
             page.save(place)

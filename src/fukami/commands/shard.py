@@ -4,15 +4,16 @@ import json
 from pathlib import Path
 
 from fukami.cli import parse
+from fukami.errors import UsageError
 
 
 def command(arguments: list[str]) -> None:
-    """Write a data set as tar files that are read as streams: fukami shard DATA OUT [--megabytes M] [--index]."""
+    """Write a data set as tar files that are read as streams: fukami shard DATA [OUT] [--megabytes M] [--index]."""
     import tyro
 
     def run(
         data: tyro.conf.Positional[str],
-        out: tyro.conf.Positional[Path],
+        out: tyro.conf.Positional[Path | None] = None,
         holdout: float = 0.2,
         samples: int | None = None,
         megabytes: float = 100.0,
@@ -23,17 +24,20 @@ def command(arguments: list[str]) -> None:
 
         Args:
             data: Known name (mnist, cifar10 ...), folder or archive of pictures by class, CSV file, or shards.
-            out: Folder for the shards: new or empty.
+            out: Folder for the shards: new or empty. With --index the folder for the index; by default the shards'
+                own, or the cache folder where that is at a URL or cannot be written.
             holdout: Share of each class that becomes the test part, where the data have none of their own.
             samples: Pictures in a shard. Default: as many as --megabytes allows.
             megabytes: Size of a shard, about; there are at least eight for each part.
             seed: Decides the order of the pictures.
-            index: Write only the index of shards that others wrote, in their own folder or another one.
+            index: Write only the index of shards that others wrote.
         """
         from fukami.data import sharding
 
         if index:
             found = sharding.describe(data, out)
+        elif out is None:
+            raise UsageError("give the folder for the shards: fukami shard DATA OUT")
         else:
             found = sharding.write(data, out, holdout=holdout, samples=samples, megabytes=megabytes, seed=seed)
         print(json.dumps(found, ensure_ascii=False))

@@ -5,21 +5,24 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from fukami.cli import Precision, named, parse, train
 from fukami.errors import Error, UsageError
 
+if TYPE_CHECKING:
+    from fukami.recipe import Recipe
+
 
 def command(arguments: list[str]) -> Callable[[], None] | None:
     """Train a recipe: fukami train RECIPE [--field value ...] [--out DIR] [--resume] [--seeds N]."""
-    from fukami.recipe import find, name_of
+    from fukami.recipe import find
 
     if not named(arguments, command.__doc__):
         return None
     name, *rest = arguments
     recipe_class = find(name)
-    default = _begun(rest, name_of(recipe_class)) if "--resume" in rest else None
+    default = _begun(rest, recipe_class) if "--resume" in rest else None
 
     def run(
         recipe: Any,
@@ -99,20 +102,24 @@ def _without(flag: str, words: list[str]) -> list[str]:
     return [word for word in kept if not word.startswith(f"{flag}=")]
 
 
-def _begun(arguments: list[str], name: str) -> Any:
+def _begun(arguments: list[str], recipe: "type[Recipe]") -> Any:
     """The recipe of the run to be resumed, whose fields then need not be repeated; None where nothing was begun."""
     from fukami import checkpoint
-    from fukami.recipe import name_of
+    from fukami.recipe import check_data, identify, is_built_in, name_of
 
     given = [value for flag, value in zip(arguments, [*arguments[1:], ""], strict=True) if flag == "--out"]
     given += [flag.removeprefix("--out=") for flag in arguments if flag.startswith("--out=")]
-    folder = Path(given[-1]) if given else _numbered(name, resume=True)
+    folder = Path(given[-1]) if given else _numbered(name_of(recipe), resume=True)
     seeds = sorted(folder.glob("seed-*"), key=lambda run: (len(run.name), run.name))
     begun = [run for run in (folder, *seeds) if (run / "recipe.json").is_file()]
     if not begun:
         return None
-    recipe, _ = checkpoint.describe(begun[0])
-    return recipe if name_of(type(recipe)) == name else None
+    if checkpoint.recipe_of(begun[0]) != identify(recipe)["recipe"]:
+        return None  # the training says so
+    found, _ = checkpoint.describe(begun[0], None if is_built_in(recipe) else recipe)
+    if not any(word.partition("=")[0] == "--data" for word in arguments):
+        check_data(found)
+    return found
 
 
 def _numbered(name: str, resume: bool) -> Path:

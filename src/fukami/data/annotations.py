@@ -16,8 +16,9 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from fukami import image
-from fukami.data import folder
+from fukami.data import archives, folder
 from fukami.data.boxes import COUNTED, Annotated
+from fukami.data.parsing import is_file
 from fukami.errors import Error
 
 logger = logging.getLogger(__name__)
@@ -265,15 +266,24 @@ def pictures(place: Path, *, deep: bool = False) -> list[Path]:
     return sorted(path for path in found if path.suffix.lower() in endings and not path.name.startswith("."))
 
 
-def only(entries: Iterable[Entry], sheets: Sheets, part: str) -> list[Entry]:
-    """The entries of a part whose picture is there; what the others lack is noted as lost."""
+def leads_out(picture: Path, source: Path) -> bool:
+    """Whether annotations in an archive name an image outside of it; the user's own may name images anywhere."""
+    root = archives.root_of(source)
+    return root is not None and not archives.is_inside(picture, root)
+
+
+def only(entries: Iterable[Entry], sheets: Sheets, part: str, source: Path) -> list[Entry]:
+    """The entries of a part whose picture is there, as ``source`` names them; what the others lack is noted as lost."""
     here = []
     for entry in entries:
-        if entry.picture.is_file():
+        if leads_out(entry.picture, source):
+            detail = f"the picture {entry.picture} lies outside of the archive; put it there, or remove its annotation"
+        elif is_file(entry.picture):
             here.append(entry)
+            continue
         else:
             detail = f"the picture {entry.picture} does not exist; put it there, or remove its annotation"
-            sheets.lost.append(Flaw("missing", entry.file, entry.line, detail, part))
+        sheets.lost.append(Flaw("missing", entry.file, entry.line, detail, part))
     return here
 
 

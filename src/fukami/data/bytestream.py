@@ -1,5 +1,6 @@
 """Bytes of a file or a web object, from any place on; a connection that breaks is taken up where it broke."""
 
+import functools
 import http.client
 import logging
 import re
@@ -96,6 +97,8 @@ class Web:
         while len(found) < count and (self.size is None or start + len(found) < self.size):
             try:
                 part = self._next(start + len(found), count - len(found))
+            except (ValueError, http.client.InvalidURL) as error:
+                raise Error(f"{self.url} cannot be read ({error}); spaces and the like are written as %20") from None
             except (OSError, http.client.HTTPException) as error:
                 self.close()
                 code = _code(error)
@@ -145,7 +148,7 @@ class Web:
 
     def _ask(self, start: int) -> http.client.HTTPResponse:
         request = urllib.request.Request(self.url, headers={"Range": f"bytes={start}-", "User-Agent": "fukami"})
-        answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT)
+        answer: http.client.HTTPResponse = _opener().open(request, timeout=TIMEOUT)
         given = re.match(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
         length = answer.headers.get("Content-Length")
         if answer.status == 206 and given:
@@ -153,6 +156,23 @@ class Web:
         else:
             self.at, self.size = 0, int(length) if length else None
         return answer
+
+
+@functools.cache
+def _opener() -> urllib.request.OpenerDirector:
+    """What follows addresses of http and https alone: a server must not send us to a file or to ftp."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),
+    ):
+        opener.add_handler(handler)
+    return opener
 
 
 def _code(error: Exception) -> int | None:

@@ -6,7 +6,7 @@ with ``*trainImages.txt`` and the like where they lie beside them), COCO's ``cap
 """
 
 import csv
-import json
+import io
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +20,7 @@ from PIL import Image
 
 from fukami.data import classification, coco, folder, places, scenes, stream
 from fukami.data.annotations import PARTS, Flaw
+from fukami.data.parsing import exists, key_of, parse_json, read_bytes, read_text, text_of
 from fukami.errors import Error, unknown
 from fukami.preparation import Preparation
 
@@ -32,6 +33,7 @@ PICTURE, SENTENCE = (
 LISTS = (("train", "*[._]trainImages.txt"), ("val", "*[._]devImages.txt"), ("test", "*[._]testImages.txt"))
 FILES = (".csv", ".json", ".txt", ".token")  # endings of files of sentences
 KARPATHY = {"restval": "train"}  # pictures of COCO's validation part that are trained on there
+LONGEST = 2**16  # characters of the line that names the columns
 NUMBERED = re.compile(r"#[a-z]*\d+$")  # what tells the sentences of a picture apart
 
 
@@ -143,9 +145,9 @@ def located(spec: str) -> Path:
     """
     if spec == "coco":
         return coco.benchmark()
-    if Path(spec).exists():
+    if exists(Path(spec)):
         return Path(spec)
-    if spec in NAMES or any((place / f"{spec}{end}").exists() for place in places.candidates() for end in ("", ".zip")):
+    if spec in NAMES or any(exists(place / f"{spec}{end}") for place in places.candidates() for end in ("", ".zip")):
         return places.lying(spec, "the pictures and their sentences, in a folder or a zip archive of that name,")
     raise unknown("data set (and no file or folder)", spec, NAMES)
 
@@ -208,10 +210,15 @@ def _files(root: Path) -> list[Path]:
 def _note(sheet: Sheet, file: Path, line: Line, there: dict[str, Path], listed: dict[str, str]) -> None:
     """Add a sentence to the picture it is about, or say why it cannot be learned from."""
     part = line.part or listed.get(Path(line.picture).name, "")
+    part = "train" if part == "trainval" else part
     picture = there.get(line.picture) or there.get(Path(line.picture).name)
     if picture is None:
         named = line.picture or "no picture"
         sheet.flaws.append(Flaw("missing", file, line.line, f"names {named}, which is not there", part))
+    elif part not in ("", "train", "val", "test"):
+        sheet.flaws.append(
+            Flaw("no split", file, line.line, f"has the split {part[:50]!r}; expected train, val or test")
+        )
     elif not line.sentence.strip():
         sheet.flaws.append(Flaw("no sentence", file, line.line, f"says nothing of {line.picture}", part))
     else:
@@ -243,8 +250,11 @@ def _sources(path: Path, files: Iterable[Path]) -> list[Path]:
 
 def _columns(path: Path) -> tuple[str, str, str] | None:
     """The columns of pictures, of sentences, and of parts (empty: none); None where a file has none of these."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        first = file.readline()
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            first = file.readline(LONGEST)
+    except OSError:  # which whoever reads it tells, or a folder of that name
+        return None
     names = [name.strip().lower() for name in first.strip().split("|" if "|" in first else ",")]
     picture = next((name for name in PICTURE if name in names), None)
     sentence = next((name for name in SENTENCE if name in names), None)
@@ -254,7 +264,7 @@ def _columns(path: Path) -> tuple[str, str, str] | None:
 def _listed(files: Sequence[Path]) -> dict[str, str]:
     """The part of each picture that a list beside Flickr8k's sentences names."""
     lists = ((part, file) for part, pattern in LISTS for file in files if file.match(pattern))
-    return {name.strip(): part for part, file in lists for name in file.read_text(encoding="utf-8").splitlines()}
+    return {name.strip(): part for part, file in lists for name in read_text(file).splitlines()}
 
 
 def _lines(file: Path) -> Iterator[Line]:
@@ -263,19 +273,15 @@ def _lines(file: Path) -> Iterator[Line]:
     Raises:
         Error: it is no text in UTF-8, no JSON, or lacks what it should have.
     """
-    try:
-        if file.suffix.lower() == ".json":
-            yield from _json(file)
-        elif file.suffix.lower() == ".csv" or _columns(file):
-            yield from _table(file)
-        else:
-            with file.open(encoding="utf-8") as lines:
-                for number, line in enumerate(lines, 1):
-                    name, _, sentence = line.rstrip("\n").partition("\t")
-                    if name.strip():
-                        yield Line(NUMBERED.sub("", name.strip()), sentence, number)
-    except UnicodeDecodeError as error:
-        raise Error(f"{file} is not in UTF-8 ({error}); save it in UTF-8") from None
+    if file.suffix.lower() == ".json":
+        yield from _json(file)
+    elif file.suffix.lower() == ".csv" or _columns(file):
+        yield from _table(file)
+    else:
+        for number, line in enumerate(read_text(file).split("\n"), 1):
+            name, _, sentence = line.partition("\t")
+            if name.strip():
+                yield Line(NUMBERED.sub("", name.strip()), sentence, number)
 
 
 def _table(file: Path) -> Iterator[Line]:
@@ -283,11 +289,13 @@ def _table(file: Path) -> Iterator[Line]:
     columns = _columns(file)
     if columns is None:
         raise Error(f"{file}: the first line should name the columns image and caption (and perhaps split)")
-    with file.open(encoding="utf-8-sig", newline="") as text:
-        between = "|" if "|" in text.readline() else ","
-        text.seek(0)
-        rows = csv.reader(text, delimiter=between)
-        names = [name.strip().lower() for name in next(rows)]
+    text = read_text(file)
+    between = "|" if "|" in text.partition("\n")[0] else ","
+    rows = csv.reader(io.StringIO(text), delimiter=between)
+    try:
+        names = [name.strip().lower() for name in next(rows, ())]
+        if not {*columns} - {""} <= {*names}:
+            raise csv.Error("its first line is quoted in another way than the others")
         picture, sentence, split = (names.index(name) if name else -1 for name in columns)
         for row in rows:
             if not any(map(str.strip, row)):
@@ -298,24 +306,27 @@ def _table(file: Path) -> Iterator[Line]:
             cells = [cell.strip() for cell in row] + [""] * len(names)
             part = PARTS.get(cells[split].lower(), cells[split].lower()) if split >= 0 else ""
             yield Line(cells[picture], cells[sentence], rows.line_num, part)
+    except csv.Error as error:
+        raise Error(f"{file}, line {rows.line_num}: is no CSV ({error}); fix it") from None
 
 
 def _json(file: Path) -> Iterator[Line]:
     """COCO's captions, or Karpathy's."""
     try:
-        content = json.loads(file.read_bytes())
+        content = parse_json(read_bytes(file))
         images = content["images"]
         if "annotations" in content:
-            names = {image["id"]: image["file_name"] for image in images}
+            names = {key_of(image["id"]): text_of(image["file_name"]) for image in images}
             part = next((part for name, part in PARTS.items() if name in re.split(r"[^a-z]+", file.stem.lower())), "")
             for each in content["annotations"]:
-                yield Line(names.get(each["image_id"], ""), each["caption"], 0, part)
+                yield Line(names.get(key_of(each["image_id"]), ""), text_of(each["caption"]), 0, part)
             return
         for image in images:
-            part = KARPATHY.get(image.get("split", ""), PARTS.get(image.get("split", ""), ""))
-            name = "/".join(filter(None, (image.get("filepath", ""), image["filename"])))
+            split = text_of(image.get("split"))
+            part = KARPATHY.get(split, PARTS.get(split, ""))
+            name = "/".join(filter(None, (text_of(image.get("filepath")), text_of(image["filename"]))))
             for sentence in image["sentences"]:
-                yield Line(name, sentence["raw"], 0, part)
+                yield Line(name, text_of(sentence["raw"]), 0, part)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Error(
             f"{file} is damaged, or no JSON as COCO's captions or Karpathy's are ({type(error).__name__}: {error})"

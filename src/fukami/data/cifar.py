@@ -33,7 +33,7 @@ def read(name: str) -> Path | tuple[tuple[Any, Any], tuple[str, ...]]:
         place = download_folder()
     try:
         parts = [reader(str(place), train=train, download=place == download_folder()) for train in (True, False)]
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # a damaged file can fail in any way
         raise Error(
             f"{name} was not found in {', '.join(map(str, candidates()))}, or is damaged, and the download failed "
             f"({error}); unpack its python version there, and set FUKAMI_DATA to the folder that holds {FOLDERS[name]}"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fukami import image
 from fukami.data import cifar, digits, folder, imagenet, mnist, shards
+from fukami.data.parsing import exists
 from fukami.errors import unknown
 from fukami.preparation import Preparation
 
@@ -108,7 +109,7 @@ def read(spec: str, holdout: float) -> tuple[Source, Source, tuple[str, ...]]:
         learned, judged, labels = shards.read(spec)
         return *_parts(Source(*learned), Source(*judged) if judged else None, holdout), labels
     if arrays is None:
-        if not Path(spec).exists():
+        if not exists(Path(spec)):
             raise unknown("data set (and no file or folder)", spec, NAMES)
         scan = folder.table if spec.lower().endswith(".csv") else folder.scan
         return _files(*scan(Path(spec)), holdout)

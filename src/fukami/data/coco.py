@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from fukami.data import folder
 from fukami.data.annotations import Box, Entry, Flaw, Sheets, only, part_of, pictures
 from fukami.data.boxes import COUNTED, CROWD
+from fukami.data.parsing import is_file, key_of, number_of, read_text, text_of
 from fukami.data.places import candidates
 from fukami.errors import Error
 
@@ -79,7 +80,7 @@ def read(root: Path, also: Callable[[Path, Records, Sheets], None] | None = None
     sheets = Sheets()
     for part, path in ({"": root} if root.is_file() else files(root)).items():
         found = records(path)
-        sheets.parts[part] = only(_entries(path, found, sheets), sheets, part)
+        sheets.parts[part] = only(_entries(path, found, sheets), sheets, part, path)
         if also:
             also(path, found, sheets)
     if root.is_dir():  # a single file may well be of some of the pictures that lie there
@@ -95,17 +96,17 @@ def records(path: Path) -> Records:
     Raises:
         Error: it is no JSON, or a list is missing.
     """
+    text = read_text(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
         found = dict(_lists(text))
     except json.JSONDecodeError as error:
         raise Error(
             f"{path}, line {error.lineno}: is no JSON ({error.msg} at column {error.colno}); get the file again"
         ) from None
-    except UnicodeDecodeError as error:
-        raise Error(f"{path} is not in UTF-8 ({error}); save it as JSON in UTF-8") from None
-    except OSError as error:
-        raise Error(f"{path} cannot be read ({error.strerror})") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise Error(f"{path} is no JSON of COCO's ({error}); get the file again") from None
+    except RecursionError:
+        raise Error(f"{path} is no JSON of COCO's (it is nested too deeply); get the file again") from None
     missing = [name for name in LISTS if name not in found]
     if missing:
         raise Error(f"{path} has no list {' and no list '.join(missing)}; expected the JSON of COCO's instances")
@@ -150,13 +151,13 @@ def _lists(text: str) -> Iterator[tuple[str, list[Record]]]:
 
 
 def _entries(path: Path, found: Records, sheets: Sheets) -> Iterator[Entry]:
-    labels = {each.fields.get("id"): str(each.fields.get("name", "")) for each in used(found)}
+    labels = {key_of(each.fields.get("id")): text_of(each.fields.get("name")) for each in used(found)}
     sheets.labels = tuple(dict.fromkeys([*sheets.labels, *labels.values()]))
-    known = {each.fields.get("id") for each in found["images"]}
+    known = {key_of(each.fields.get("id")) for each in found["images"]}
     boxes: dict[Any, list[Box]] = {}
     for line, fields in found["annotations"]:
-        note = f"annotation {fields.get('id')}"
-        category, picture = fields.get("category_id"), fields.get("image_id")
+        note = f"annotation {text_of(fields.get('id'))}"
+        category, picture = key_of(fields.get("category_id")), key_of(fields.get("image_id"))
         if picture not in known:
             detail = f"{note} is of picture {picture}, which is not among the images; add it, or remove the annotation"
             sheets.flaws.append(Flaw("no picture", path, line, detail))
@@ -168,32 +169,28 @@ def _entries(path: Path, found: Records, sheets: Sheets) -> Iterator[Entry]:
         boxes.setdefault(picture, []).append(Box(labels.get(category, ""), _corners(fields), kind, line, note))
     locate = Places(path)
     for line, fields in found["images"]:
-        width, height = fields.get("width"), fields.get("height")
-        stated = None
-        if isinstance(width, int | float) and isinstance(height, int | float):
-            stated = int(width), int(height)
-        own = tuple(boxes.get(fields.get("id"), ()))
-        yield Entry(locate(str(fields.get("file_name", ""))), path, own, stated, line)
+        width, height = number_of(fields.get("width")), number_of(fields.get("height"))
+        stated = (int(width), int(height)) if math.isfinite(width) and math.isfinite(height) else None
+        own = tuple(boxes.get(key_of(fields.get("id")), ()))
+        yield Entry(locate(text_of(fields.get("file_name"))), path, own, stated, line)
 
 
 def used(found: Records) -> list[Record]:
     """The categories without those that only head others, which Roboflow puts first and gives to no box."""
-    used = {each.fields.get("category_id") for each in found["annotations"]}
-    heads = {each.fields.get("supercategory") for each in found["categories"]}
+    used = {key_of(each.fields.get("category_id")) for each in found["annotations"]}
+    heads = {text_of(each.fields.get("supercategory")) for each in found["categories"]}
     return [
         each
         for each in found["categories"]
-        if each.fields.get("id") in used
-        or each.fields.get("name") not in heads
-        or each.fields.get("supercategory") not in ("none", "", None)
+        if key_of(each.fields.get("id")) in used
+        or text_of(each.fields.get("name")) not in heads
+        or text_of(each.fields.get("supercategory")) not in ("none", "")
     ]
 
 
 def _corners(fields: dict[str, Any]) -> tuple[float, float, float, float]:
-    try:
-        left, top, width, height = map(float, fields["bbox"])
-    except (KeyError, TypeError, ValueError):
-        return (math.nan,) * 4
+    box = fields.get("bbox")
+    left, top, width, height = map(number_of, box) if isinstance(box, list) and len(box) == 4 else (math.nan,) * 4
     return left, top, left + width, top + height
 
 
@@ -211,7 +208,7 @@ class Places:
     def __call__(self, name: str) -> Path:
         """The path of a picture, in the first folder where it is in none."""
         for place in self.folders:
-            if (place / name).is_file():
+            if is_file(place / name):
                 self.folders.remove(place)
                 self.folders.insert(0, place)
                 return place / name

@@ -1,6 +1,7 @@
 """Masks painted from the polygons and the run lengths in COCO's JSON (Lin et al. 2014)."""
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,16 +9,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from fukami import image
 from fukami.data import coco
 from fukami.data.annotations import Sheets, header
 from fukami.data.boxes import UNLABELLED, Bytes
 from fukami.data.legends import Legend
+from fukami.data.parsing import key_of, number_of, text_of
 from fukami.errors import Error
 
 GROUND = "background"
 OUTLINE = re.compile(r'"segmentation"\s*:\s*(\[\s*\[|\{)')
 CHUNK, OVERLAP = 2**20, 64  # characters that are looked through at a time
+FAR = 16  # times the longer side of the image that a corner of a polygon may lie outside of it
+LONGEST = 1e6  # pixels of a polygon's outline, which takes 50 bytes each while it is painted
+MOST_PAINTED = 5e10  # pixels of all objects of an image, each of which is painted in the whole of it: about a minute
 
 
 class Shape(NamedTuple):
@@ -49,20 +56,18 @@ class Painted:
         Raises:
             Error: an outline is none; its object is named.
         """
-        from faster_coco_eval.core import mask
-
         width, height = self.size
+        if min(self.size) < 1 or width * height > image.MAX_PIXELS:
+            raise Error(f"{self.file} states an image of {width}×{height} pixels; state the size that it has")
+        if width * height * len(self.shapes) > MOST_PAINTED:
+            raise Error(
+                f"{self.file} has {len(self.shapes):,} objects in an image of {width}×{height} pixels, more than can "
+                "be painted in a minute; cut the image into tiles"
+            )
         pixels = np.ones((height, width), np.uint8)
         for shape in sorted(self.shapes, key=lambda each: -each.area):
-            outline = shape.outline
             try:
-                if isinstance(outline, list):
-                    found = mask.merge(mask.frPyObjects([each.tolist() for each in outline], height, width))
-                elif isinstance(outline["counts"], str):
-                    found = {**outline, "counts": outline["counts"].encode()}
-                else:
-                    found = mask.frPyObjects(outline, height, width)
-                pixels[mask.decode(found).astype(bool)] = shape.number
+                pixels[_mask(shape.outline, width, height)] = shape.number
             except Exception as error:  # whatever the library says to numbers that are no outline
                 raise Error(f"{self.file}: {shape.note} has no outline that can be painted ({error})") from error
         return pixels
@@ -76,6 +81,36 @@ class Painted:
             for each in polygons:
                 found.update(each.tobytes() if isinstance(each, np.ndarray) else repr(each).encode())
         return found.digest()
+
+
+def _mask(outline: Any, width: int, height: int) -> npt.NDArray[np.bool_]:
+    """Pixels inside an outline, ``(height, width)``.
+
+    Raises:
+        Exception: it is no outline of an image of this size, or painting it takes too much memory.
+    """
+    from faster_coco_eval.core import mask
+
+    if isinstance(outline, list):
+        for polygon in outline:
+            corners = polygon[: len(polygon) // 2 * 2].reshape(-1, 2)
+            if not np.isfinite(corners).all() or np.abs(corners).max(initial=0) > FAR * max(width, height):
+                raise ValueError("a corner lies far outside of the image")
+            if np.abs(np.diff(corners, axis=0, append=corners[:1])).sum() > LONGEST:
+                raise ValueError(f"a polygon is longer than {LONGEST:,.0f} pixels")
+        found = mask.merge(mask.frPyObjects([each.tolist() for each in outline], height, width))
+    else:
+        if list(outline.get("size", ())) != [height, width]:
+            raise ValueError(f"its size is not that of the image, [{height}, {width}]")
+        counts = outline["counts"]
+        if isinstance(counts, str):
+            found = {**outline, "counts": counts.encode()}
+        else:
+            found = mask.frPyObjects(outline, height, width)
+    pixels = mask.decode(found)
+    if pixels.shape != (height, width):
+        raise ValueError("it has no corners")
+    return np.asarray(pixels, bool)
 
 
 def labels(sheets: Sheets) -> Legend:
@@ -99,24 +134,26 @@ def read(root: Path) -> tuple[Sheets, dict[Path, Painted]]:
 
 def _painted(path: Path, records: coco.Records, labels: Sequence[str]) -> Iterator[tuple[Path, Painted]]:
     """The pictures of a file with their masks."""
-    used = {each.fields.get("id"): str(each.fields.get("name", "")) for each in coco.used(records)}
-    number = {key: labels.index(name) + 2 for key, name in used.items()}  # after the background, which is 1
+    used = {key_of(each.fields.get("id")): text_of(each.fields.get("name")) for each in coco.used(records)}
+    place_of = {name: place for place, name in enumerate(labels, 2)}  # after the background, which is 1
+    number = {key: place_of[name] for key, name in used.items()}
     shapes: dict[Any, list[Shape]] = {}
     for _, fields in records["annotations"]:
-        outline = fields.get("segmentation")
-        if fields.get("category_id") in number and outline:
-            own = UNLABELLED if fields.get("iscrowd") in (1, "1") else number[fields["category_id"]]
-            area = float(fields.get("area") or _area(fields.get("bbox")))
-            shape = Shape(own, _kept(outline), area, f"annotation {fields.get('id')}")
-            shapes.setdefault(fields.get("image_id"), []).append(shape)
+        outline, category = fields.get("segmentation"), key_of(fields.get("category_id"))
+        if category in number and outline:
+            own = UNLABELLED if fields.get("iscrowd") in (1, "1") else number[category]
+            area = number_of(fields.get("area") or _area(fields.get("bbox")))
+            area = 0.0 if math.isnan(area) else area  # by which the objects are sorted
+            shape = Shape(own, _kept(outline), area, f"annotation {text_of(fields.get('id'))}")
+            shapes.setdefault(key_of(fields.get("image_id")), []).append(shape)
     locate = coco.Places(path)
     for _, fields in records["images"]:
-        place = locate(str(fields.get("file_name", "")))
-        size = fields.get("width"), fields.get("height")
-        if not all(isinstance(side, int) for side in size):
+        place = locate(text_of(fields.get("file_name")))
+        width, height = fields.get("width"), fields.get("height")
+        if not (type(width) is int and type(height) is int):
             head = header(place)
-            size = (0, 0) if isinstance(head, Error) else head.upright
-        yield place, Painted(size, tuple(shapes.get(fields.get("id"), ())), path)  # type: ignore[arg-type]
+            width, height = (0, 0) if isinstance(head, Error) else head.upright
+        yield place, Painted((width, height), tuple(shapes.get(key_of(fields.get("id")), ())), path)
 
 
 def outlined(path: Path) -> bool:
@@ -138,9 +175,9 @@ def _kept(outline: Any) -> Any:
     """An outline in a tenth of the memory: the numbers of polygons as arrays."""
     try:
         return [np.array(polygon, np.float64) for polygon in outline] if isinstance(outline, list) else outline
-    except (TypeError, ValueError):  # which whoever paints it tells
+    except (TypeError, ValueError, OverflowError):  # which whoever paints it tells
         return outline
 
 
 def _area(box: Any) -> float:
-    return float(box[2]) * float(box[3]) if isinstance(box, Sequence) and len(box) == 4 else 0.0
+    return number_of(box[2]) * number_of(box[3]) if isinstance(box, Sequence) and len(box) == 4 else 0.0

@@ -16,7 +16,7 @@ from fukami.data.boxes import Annotated, Bytes
 from fukami.data.folder import BROKEN, check, listed
 from fukami.data.masks import nearest
 from fukami.data.stream import processors
-from fukami.errors import Error
+from fukami.errors import Error, refuse_if_out_of_memory
 from fukami.preparation import Scaled
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,12 @@ class PictureDecoder(Dataset[Any]):
         return len(self.samples)
 
     def __getitem__(self, wish: Any) -> Bytes | Error:
-        picture = decode(self.samples[wish], self.prepare)
+        sample = self.samples[wish]
+        try:
+            with refuse_if_out_of_memory(sample.name):
+                picture = decode(sample, self.prepare)
+        except Error as error:
+            return error
         return picture if isinstance(picture, Error) else picture.numpy()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from fukami.data import coco, folder, places, scenes, voc, yolo
 from fukami.data.annotations import Sheets, apart, parts, settle, stratum
 from fukami.data.boxes import Annotated
+from fukami.data.parsing import exists
 from fukami.errors import Error, unknown
 
 NAMES = ("scenes", "bccd", "voc-animals", "voc2007", "voc2012", "coco")
@@ -69,7 +70,7 @@ def located(spec: str) -> Path:
         return voc.challenge(spec.removeprefix("voc"))
     if spec == "coco":
         return coco.benchmark()
-    if not Path(spec).exists():
+    if not exists(Path(spec)):
         raise unknown("data set (and no file or folder)", spec, NAMES)
     return Path(spec)
 

@@ -86,7 +86,7 @@ class Memory:
         """Lie in files of this folder.
 
         Raises:
-            Error: there is no room for them.
+            Error: there is no room for them, or one of them is a link.
         """
         self.folder, new = folder, []
         for name, (shape, kind) in self.forms.items():

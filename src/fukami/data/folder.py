@@ -1,11 +1,9 @@
 """A folder of pictures by class, the user's own; an archive of one is unpacked into the cache folder first."""
 
 import csv
-import hashlib
 import io
 import logging
-import shutil
-import tempfile
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fukami.data.places import download_folder
+from fukami.data import archives
+from fukami.data.parsing import read_text
 from fukami.errors import Error
 from fukami.preparation import Preparation
 
@@ -66,27 +65,26 @@ def table(path: Path) -> tuple[Part, Part | None]:
         Error: a column is missing, a field is empty, or a split has another name; the line is named. Or the file is no
             text in UTF-8.
     """
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
+    parts: dict[bool, list[tuple[Path, str]]] = {False: [], True: []}
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Error(f"{path} is not in UTF-8 ({error}); save it as CSV in UTF-8") from None
-    with io.StringIO(text, newline="") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
         columns = [name.strip().lower() for name in reader.fieldnames or ()]
         if not {"path", "label"} <= set(columns):
-            found = ", ".join(columns) or "nothing"
+            found = ", ".join(columns)[:200] or "nothing"
             raise Error(
                 f"{path}: the first line should name the columns path and label (and perhaps split), not {found}"
             )
         reader.fieldnames = columns
-        parts: dict[bool, list[tuple[Path, str]]] = {False: [], True: []}
         for row in reader:
             name, label, split = ((row.get(column) or "").strip() for column in ("path", "label", "split"))
             if not name or not label or (split and split.lower() not in TRAIN + TEST):
                 raise Error(
-                    f"{path}, line {reader.line_num}: expected a path, a label and train, val or test; got {row}"
+                    f"{path}, line {reader.line_num}: expected a path, a label and train, val or test; got "
+                    f"{str(row)[:200]}"
                 )
             parts[split.lower() in TEST].append((path.parent / name, label))
+    except csv.Error as error:
+        raise Error(f"{path}, line {reader.line_num}: is no CSV ({error}); fix it") from None
     if not any(parts.values()):
         raise Error(f"{path} names no picture; expected a line for each, as in: cats/1.jpg,cat")
     train, test = (Part(*map(tuple, zip(*part, strict=True))) if part else Part((), ()) for part in parts.values())
@@ -196,6 +194,14 @@ def pictures(root: Path) -> list[Path]:
     ]
 
 
+def found_below(root: Path) -> Iterator[Path]:
+    """The same files in no order, each as soon as it is found."""
+    kinds = suffixes()
+    for at, inside, files in os.walk(root):
+        inside[:] = [name for name in inside if not name.startswith((".", "__MACOSX"))]
+        yield from (Path(at, name) for name in files if Path(name).suffix.lower() in kinds and name[0] != ".")
+
+
 def suffixes() -> set[str]:
     """What the names of picture files end in."""
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
@@ -203,19 +209,4 @@ def suffixes() -> set[str]:
 
 def unpacked(archive: Path) -> Path:
     """The folder that the archive was unpacked into, now or earlier."""
-    facts = archive.stat()
-    key = hashlib.sha256(f"{archive.resolve()} {facts.st_size} {facts.st_mtime_ns}".encode()).hexdigest()[:12]
-    target = download_folder() / "unpacked" / f"{archive.stem}-{key}"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent))
-        try:
-            shutil.unpack_archive(archive, temporary)
-            temporary.rename(target)
-        except Exception as error:  # an unpacker may fail in any way on a damaged archive
-            shutil.rmtree(temporary, ignore_errors=True)
-            if not target.exists():  # else another process was as quick
-                raise Error(
-                    f"{archive} cannot be unpacked ({error}); give a folder, or a zip or tar archive of one"
-                ) from error
-    return target
+    return archives.unpack(archive)

@@ -35,7 +35,7 @@ def _part(root: Path, split: str) -> folder.Part:
 
     try:
         found = ImageNet(str(root), split=split)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # a damaged file can fail in any way
         raise Error(f"{root} holds no complete ImageNet ({error}); put the three original archives there") from error
     names = [", ".join(words) for words in found.classes]
     return folder.Part(

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fukami.data.parsing import SMALL, read_text
 from fukami.errors import Error
 
 Colour = tuple[int, int, int]
@@ -104,10 +106,7 @@ def read(path: Path) -> Legend:
     Raises:
         Error: a line is none of these, two classes have one value or name, or there is no class.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise Error(f"{path} cannot be read as text in UTF-8 ({error})") from None
+    lines = read_text(path, limit=SMALL).splitlines()
     rows = [_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip() and line[0] not in "#;"]
     if rows and path.suffix.lower() == ".csv" and not rows[0][1]:
         rows = rows[1:]  # the names of the columns
@@ -118,9 +117,9 @@ def read(path: Path) -> Legend:
         raise Error(f"{path} gives some classes a colour or a value and others none; give each of them the same")
     names = [name for name, _ in rows]
     labels = tuple(name for name in dict.fromkeys(names) if name.lower() not in NOTHING)
-    number = {name: labels.index(name) if name in labels else -1 for name in names}
+    number = {**dict.fromkeys(names, -1), **{name: at for at, name in enumerate(labels)}}
     keys = [numbers or (at,) for at, (_, numbers) in enumerate(rows)]
-    twice = next((key for key in keys if keys.count(key) > 1), None)
+    twice = next((key for key, count in Counter(keys).items() if count > 1), None)
     if twice is not None or not labels:
         what = f"two classes with {' '.join(map(str, twice))}" if twice else "no class but what stands for none"
         raise Error(f"{path} has {what}; give each class a value of its own")
@@ -132,15 +131,18 @@ def read(path: Path) -> Legend:
 
 def _row(path: Path, number: int, line: str) -> tuple[str, tuple[int, ...]]:
     """The name in a line, and the numbers in it: none, a value, or a colour."""
-    separated = next(csv.reader([line], skipinitialspace=True)) if "," in line and ":" not in line else None
+    try:
+        separated = next(csv.reader([line], skipinitialspace=True)) if "," in line and ":" not in line else None
+    except csv.Error as error:
+        raise Error(f"{path}, line {number}: is no CSV ({error}); expected a name and perhaps numbers") from None
     cells = [cell.strip() for cell in separated or re.split(r"[\s,:;]+", line.strip()) if cell.strip()]
     numbers = tuple(int(cell) for cell in cells if re.fullmatch(r"\d{1,5}", cell))
     words = [cell for cell in cells if not re.fullmatch(r"\d{1,5}", cell)]
     good = len(numbers) in (0, 1, 3) and words and (len(numbers) < 3 or max(numbers) < 256)
     if not good:
         raise Error(
-            f"{path}, line {number}: {line.strip()!r} is no class; expected its name, and perhaps its value or its "
-            "red, green and blue from 0 to 255"
+            f"{path}, line {number}: {line.strip()[:200]!r} is no class; expected its name, and perhaps its value or "
+            "its red, green and blue from 0 to 255"
         )
     return " ".join(words), numbers
 

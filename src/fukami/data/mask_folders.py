@@ -11,6 +11,7 @@ import numpy as np
 from fukami.data import folder, legends, masks
 from fukami.data.annotations import Flaw, part_of, pictures
 from fukami.data.legends import IGNORED, Legend
+from fukami.data.parsing import read_text
 from fukami.errors import Error
 
 PICTURES = ("images", "image", "imgs", "img", "pictures", "photos", "jpegimages", "leftimg8bit")
@@ -89,7 +90,7 @@ def voc(root: Path) -> Pairs | None:
     for path in sorted((root / "ImageSets" / "Segmentation").glob("*.txt")):
         part = part_of(path.stem)
         if part in ("train", "val", "test"):
-            names = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+            names = [line.strip() for line in read_text(path, errors="replace").splitlines()]
             for number, name in enumerate(names, 1):
                 if name in stems:
                     result.parts.setdefault(part, []).append(stems[name])

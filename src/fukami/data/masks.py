@@ -11,7 +11,7 @@ from fukami import image
 from fukami.data.boxes import Bytes
 from fukami.data.legends import Colour, Legend, coded
 from fukami.data.manifest import file_size
-from fukami.errors import Error
+from fukami.errors import Error, refuse_if_out_of_memory
 
 MOST = 254  # classes that a map can tell apart
 
@@ -47,6 +47,10 @@ class MaskFile:
 
     def read(self) -> Bytes:
         """The map."""
+        with refuse_if_out_of_memory(str(self.path)):
+            return self._read_map()
+
+    def _read_map(self) -> Bytes:
         codes, known = self.codes(), self.known()
         place = np.searchsorted(known[0], codes).clip(max=len(known[0]) - 1)
         strange = known[0][place] != codes

@@ -19,6 +19,8 @@ CHECKSUMS = {
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
 
+LARGEST = 47_040_016  # bytes of an unpacked file
+
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -60,9 +62,12 @@ def read_idx(path: Path, md5: str) -> Bytes:
     packed = path.with_name(path.name + ".gz")
     file = path if path.is_file() else packed
     try:
-        content = file.read_bytes() if file == path else gzip.decompress(file.read_bytes())
+        with file.open("rb") if file == path else gzip.open(file) as opened:
+            content = opened.read(LARGEST + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise Error(f"{file} cannot be unpacked ({error}); delete it and get it again") from error
+    if len(content) > LARGEST:
+        raise Error(f"{file} is not the original file: it has more than {LARGEST:,} bytes; get it again")
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
         raise Error(f"{file} is not the original file: md5 {found}, expected {md5}; delete it and get it again")

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from fukami.data.parsing import exists
 from fukami.errors import Error
 
 
@@ -30,7 +31,7 @@ def lying(name: str, what: str) -> Path:
 def known(spec: str, names: Collection[str], recognised: Callable[[Path], object]) -> bool:
     """Whether it is one of the names, or a path where ``recognised`` finds a layout; an archive is unpacked."""
     path = Path(spec)
-    if spec in names or not path.exists() or path.suffix.lower() == ".csv":
+    if spec in names or not exists(path) or path.suffix.lower() == ".csv":
         return spec in names
     try:
         return recognised(path) is not None

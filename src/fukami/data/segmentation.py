@@ -11,6 +11,7 @@ from fukami.data import coco, coco_masks, folder, legends, mask_folders, masks, 
 from fukami.data.annotations import Flaw, Header, header, headers
 from fukami.data.boxes import Annotated, Mask
 from fukami.data.legends import Legend
+from fukami.data.parsing import exists
 from fukami.errors import Error, unknown
 
 logger = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ def located(spec: str) -> Path:
         return coco.benchmark()
     if spec in FOLDERS:
         return places.lying(spec, FOLDERS[spec])
-    if not Path(spec).exists():
+    if not exists(Path(spec)):
         raise unknown("data set (and no file or folder)", spec, NAMES)
     return Path(spec)
 

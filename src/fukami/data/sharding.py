@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from fukami import image
-from fukami.data import classification, shards, tar
+from fukami.data import bytestream, classification, shards, tar
 from fukami.data.classification import Source
 from fukami.errors import Error, UsageError
 
@@ -64,7 +65,7 @@ def write(
         found = _counted(index)
         if found["train"] + found["test"] == 0:
             raise Error(f"{spec} has no picture that can be read; fukami doctor {spec} says what is wrong with each")
-        shards.save(index, work)
+        shards.save(index, work / shards.INDEX)
         for file in (work / shards.INDEX, *sorted(work.glob("*.tar"))):
             file.rename(out / file.name)
     finally:
@@ -72,8 +73,15 @@ def write(
     return {"out": str(out), **found, "left_out": len(train) + len(test) - found["train"] - found["test"]}
 
 
-def describe(spec: str, out: Path) -> dict[str, int | str]:
-    """Write the index of shards that others wrote into the folder ``out``, which may be the one that they are in.
+def describe(spec: str, out: Path | None = None) -> dict[str, int | str]:
+    """Write the index of shards that others wrote.
+
+    An index leads to no shard outside of its own folder, so it belongs beside them.
+
+    Args:
+        spec: the shards.
+        out: folder for the index, which is then to be copied beside the shards; None: the shards' own folder or, where
+            that is at a URL or cannot be written, the cache folder, where it is found for the same folder or URL.
 
     Raises:
         UsageError: the spec names no shards, or there is an index already.
@@ -81,18 +89,21 @@ def describe(spec: str, out: Path) -> dict[str, int | str]:
     """
     if not shards.known(spec):
         raise UsageError(f"{spec} is no folder of tar files and no pattern of some; --index is for shards")
-    if (out / shards.INDEX).exists():
-        raise UsageError(f"{out / shards.INDEX} is there already; delete it, or give another folder")
-    base, index = shards.described(spec)
-    out.mkdir(parents=True, exist_ok=True)
-    home = shards.located(str(Path.cwd()), base) if base else str(Path.cwd())
-    for part in ("train", "test"):
-        for shard in index[part]:
-            if not (out / shard["name"]).is_file():
-                shard["name"] = shards.located(home, shard["name"])
-    shards.save(index, out)
+    base = shards.base_of(spec)
+    there = Path(base or ".")
+    if out:
+        path = out / shards.INDEX
+    elif bytestream.remote(base) or not os.access(there, os.W_OK):
+        path = shards.kept_index(base)
+    else:
+        path = there / shards.INDEX
+    if path.exists():
+        raise UsageError(f"{path} is there already; delete it, or give another folder")
+    _, index = shards.described(spec)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shards.save(index, path)
     left = sum(len(shard.get("problems", ())) for part in ("train", "test") for shard in index[part])
-    return {"out": str(out), **_counted(index), "left_out": left}
+    return {"out": str(path), **_counted(index), "left_out": left}
 
 
 def vacant(out: Path) -> None:

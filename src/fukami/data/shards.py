@@ -1,24 +1,33 @@
 """Data sets in shards: tar files of samples in a folder or on the web, and the index that tells what is in them."""
 
+import hashlib
+import itertools
 import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fukami.data import bytestream, folder, tar
+from fukami.data.parsing import exists, is_file, is_folder, parse_json, text_of
+from fukami.data.places import download_folder
 from fukami.errors import Error, UsageError
 
 logger = logging.getLogger(__name__)
 INDEX = "index.json"
 PACKED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$")
+UNUSUAL = re.compile(r"[\\\0]|^[A-Za-z]:")  # in a name that would lead elsewhere on Windows
+BRACES = re.compile(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}")
 AT_ONCE = 8  # shards that are scanned at a time
+MOST_SHARDS = 1_000_000  # that a pattern may name
+LARGEST_INDEX = 1 << 29  # bytes; 27 MB are ImageNet's
+LARGEST_SAMPLE = 1 << 28  # bytes
 
 Numbers = npt.NDArray[np.int64]
 Index = dict[
@@ -110,17 +119,19 @@ Part = tuple[Samples, Numbers]  # the samples, and the number of the class of ea
 
 
 def known(spec: str) -> bool:
-    """Whether this names shards: a URL, a pattern with braces, or a folder of tar files."""
+    """Whether this names shards: a URL, a pattern with braces, or a folder of tar files.
+
+    A folder is one of tar files where it has more of them than images, at any depth: neither does a tar file among
+    images make shards of them, nor an image among shards images. One with an index and no image is one, too.
+    """
     path = Path(spec)
-    if bytestream.remote(spec) or ("{" in spec and not path.exists()):
+    if bytestream.remote(spec) or ("{" in spec and not exists(path)):
         return True
-    if not path.is_dir():
+    if not is_folder(path):
         return False
     names = [file.name for file in path.iterdir() if file.is_file()]
-    by_class = bool(folder.folders(path))
-    return any(name.endswith(".tar") for name in names) or (
-        not by_class and any(name == INDEX or PACKED.search(name) for name in names)
-    )
+    packed = sum(name.endswith(".tar") or PACKED.search(name) is not None for name in names) or int(INDEX in names)
+    return packed > sum(1 for _ in itertools.islice(folder.found_below(path), packed))
 
 
 def read(spec: str) -> tuple[Part, Part | None, tuple[str, ...]]:
@@ -137,7 +148,7 @@ def read(spec: str) -> tuple[Part, Part | None, tuple[str, ...]]:
     base, index = described(spec)
     for shard in (*index["train"], *index["test"]):
         where = located(base, shard["name"])
-        if not bytestream.remote(where) and not Path(where).is_file():
+        if not bytestream.remote(where) and not is_file(Path(where)):
             raise Error(f"the shard {where} is missing; {INDEX} lists it: copy it there, or write the index anew")
     for shard in (*index["train"], *index["test"]):
         for problem in shard.get("problems", ()):
@@ -152,9 +163,12 @@ def described(spec: str) -> tuple[str, Index]:
     Raises:
         UsageError, Error: as for :func:`read`.
     """
-    single = "{" in spec or spec.endswith(".tar") or PACKED.search(spec)
-    base = spec.rpartition("/")[0] if single else spec.rstrip("/")
+    single, base = _single(spec), base_of(spec)
     names = [name.rpartition("/")[2] for name in expanded(spec)] if single else []
+    if bytestream.remote(spec) and not bytestream.remote(base):
+        raise UsageError(
+            f"{spec[:200]} is no address; expected https://host/path/ or https://host/train-{{000..009}}.tar"
+        )
     if any("{" in name for name in (base, *names)):
         raise UsageError(f"{spec} is no pattern of shards; expected braces in the file's name: train-{{000..009}}.tar")
     there = _indexed(base, required=not names and bytestream.remote(spec))
@@ -168,9 +182,19 @@ def described(spec: str) -> tuple[str, Index]:
     if packed:
         raise UsageError(f"{packed[0]} is compressed, so it cannot be read from its middle; unpack it to a plain .tar")
     logger.warning(
-        f"{spec} has no {INDEX}: {len(names)} shards are scanned; `fukami shard {spec} OUT --index` would write one"
+        f"{spec} has no {INDEX}: {len(names)} shards are scanned; `fukami shard {spec} --index` would write one"
     )
     return base, scanned(base, names)
+
+
+def base_of(spec: str) -> str:
+    """Folder or URL that the names of shards are relative to; empty for the current folder."""
+    return spec.rpartition("/")[0] if _single(spec) else spec.rstrip("/")
+
+
+def _single(spec: str) -> bool:
+    """Whether a spec names shards one by one, and not their folder."""
+    return "{" in spec or spec.endswith(".tar") or PACKED.search(spec) is not None
 
 
 def scanned(base: str, names: Sequence[str]) -> Index:
@@ -182,7 +206,8 @@ def scanned(base: str, names: Sequence[str]) -> Index:
     with ThreadPoolExecutor(AT_ONCE) as threads:
         found = list(threads.map(lambda name: tar.scan(located(base, name)), names))
     seen = {label for contents in found for label in contents.classes}
-    labels = sorted(seen, key=lambda label: (int(label), label) if all(map(str.isdecimal, seen)) else (0, label))
+    numbered = all(map(str.isdecimal, seen))
+    labels = sorted(seen, key=lambda label: (int(label) if numbered else 0, label))
     if not labels:
         problems = "; ".join(problem for contents in found for problem in contents.problems[:1])
         raise Error(f"{base} has no classified picture in its shards; {problems or 'they are empty'}")
@@ -197,43 +222,71 @@ def scanned(base: str, names: Sequence[str]) -> Index:
     return index
 
 
-def save(index: Index, out: Path) -> None:
-    """Write the index into a folder, at once or not at all."""
-    temporary = out / f".{INDEX}.part"
+def save(index: Index, path: Path) -> None:
+    """Write the index to a file, at once or not at all."""
+    temporary = path.with_name(f".{path.name}.part")
     try:
         temporary.write_text(json.dumps(index, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
-        temporary.replace(out / INDEX)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def kept_index(base: str) -> Path:
+    """File in the cache folder of the index of shards to which none can be added where they are.
+
+    The user gives the base; nothing in the file says where the shards are.
+    """
+    whole = base if bytestream.remote(base) else str(Path(base).resolve())
+    return download_folder() / "indexes" / f"{hashlib.sha256(whole.encode()).hexdigest()[:24]}.json"
+
+
 def located(base: str, name: str) -> str:
-    """Where a shard is: beside the index, unless its name is a URL or, in an index on a disk, a whole path."""
-    whole = bytestream.remote(name) or (Path(name).is_absolute() and not bytestream.remote(base))
-    return name if whole or not base else f"{base}/{name}"
+    """Path or URL of a shard, which is below the folder that the user named.
+
+    Raises:
+        Error: its name leads elsewhere.
+    """
+    path = PurePosixPath(name)
+    if not name or bytestream.remote(name) or path.is_absolute() or ".." in path.parts or UNUSUAL.search(name):
+        raise Error(
+            f"the shard {name[:200]!r} is not below {base or 'this folder'}, where its {INDEX} is; copy the {INDEX} "
+            "beside the shards, and give that folder"
+        )
+    return f"{base}/{name}" if base else name
 
 
 def expanded(pattern: str) -> list[str]:
-    """All names of a pattern: ``{000..012}`` counts, ``{a,b}`` lists."""
-    found = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
-    if not found:
-        return [pattern]
-    first, last, listed = found.groups()
-    if listed is None:
-        words = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
-    else:
-        words = listed.split(",")
-    return [name for word in words for name in expanded(pattern[: found.start()] + word + pattern[found.end() :])]
+    """All names of a pattern: ``{000..012}`` counts, ``{a,b}`` lists.
+
+    Raises:
+        UsageError: they are more than a million.
+    """
+    names, rest = [""], pattern
+    while found := BRACES.search(rest):
+        first, last, listed = found.groups()
+        if listed is None:
+            numbers = range(int(first), int(last) + 1)
+            count = int(last) + 1 - int(first)
+        else:
+            count = listed.count(",") + 1
+        if count * len(names) > MOST_SHARDS:
+            raise UsageError(f"{pattern[:200]} names more than {MOST_SHARDS:,} shards; give a shorter range")
+        words = [f"{number:0{len(first)}}" for number in numbers] if listed is None else listed.split(",")
+        names = [name + rest[: found.start()] + word for name in names for word in words]
+        rest = rest[found.end() :]
+    return [name + rest for name in names]
 
 
 def _indexed(base: str, required: bool) -> Index | None:
     """The index in a folder, None where there is none and it may be missing."""
-    where = f"{base}/{INDEX}" if base else INDEX
-    if not bytestream.remote(where) and not Path(where).is_file():
+    kept = kept_index(base)
+    where = str(kept) if is_file(kept) else f"{base}/{INDEX}" if base else INDEX
+    if not bytestream.remote(where) and not is_file(Path(where)):
         return None
     stream = bytestream.opened(where)
     try:
-        text = stream.read(0, 1 << 40)
+        text = stream.read(0, LARGEST_INDEX + 1)
     except bytestream.Missing as error:
         if required:
             raise Error(
@@ -243,17 +296,50 @@ def _indexed(base: str, required: bool) -> Index | None:
     finally:
         stream.close()
     try:
-        index: Index = json.loads(text)
-        for shard in (*index["train"], *index["test"]):
-            if not len(shard["classes"]) == len(shard["starts"]) == len(shard["lengths"]):
-                raise ValueError(f"{shard['name']} has lists of several lengths")
-            if shard["classes"] and not 0 <= min(shard["classes"]) <= max(shard["classes"]) < len(index["labels"]):
-                raise ValueError(f"{shard['name']} has a class without a label")
+        if len(text) > LARGEST_INDEX:
+            raise ValueError(f"it has more than {LARGEST_INDEX:,} bytes")
+        index = parse_json(text)
+        check_index(index)
     except (ValueError, KeyError, TypeError) as error:
         raise Error(
-            f"{where} is no index of shards ({error!r}); delete it, or write it anew with fukami shard"
+            f"{where} is no index of shards ({str(error)[:300]}); delete it, or write it anew with fukami shard"
         ) from None
-    return index
+    if where == str(kept):
+        logger.warning(f"{base} is read by the index {kept}; delete that where the shards have changed")
+    return dict(index)
+
+
+def check_index(index: Any) -> None:
+    """Refuse what is no index of shards.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is none; the words say why.
+    """
+    labels = index["labels"]
+    if not (isinstance(labels, list) and all(isinstance(label, str) and label == text_of(label) for label in labels)):
+        raise TypeError("its labels are no list of texts")
+    for shard in (*index["train"], *index["test"]):
+        name, problems = shard["name"], shard.get("problems", [])
+        if not isinstance(name, str) or name != text_of(name):
+            raise TypeError("a shard has no name")
+        if not (isinstance(problems, list) and all(isinstance(problem, str) for problem in problems)):
+            raise TypeError(f"the problems of {name} are no texts")
+        size = _numbers(name, [shard["bytes"]], 1 << 60)[0]
+        starts, lengths, classes = (
+            _numbers(name, shard[column], most)
+            for column, most in (("starts", size), ("lengths", LARGEST_SAMPLE), ("classes", len(labels) - 1))
+        )
+        if not len(classes) == len(starts) == len(lengths):
+            raise ValueError(f"{name} has lists of several lengths")
+        if any(start + length > size + tar.BLOCK for start, length in zip(starts, lengths, strict=True)):
+            raise ValueError(f"{name} has a sample that ends after its {size:,} bytes")
+
+
+def _numbers(name: str, values: Any, most: int) -> list[int]:
+    """The values of a list, all of which should be whole numbers from 0 to ``most``."""
+    if not (isinstance(values, list) and all(type(value) is int and 0 <= value <= most for value in values)):
+        raise ValueError(f"{name} has a number that is none, or not between 0 and {most:,}")
+    return values
 
 
 def _part(base: str, shards: Sequence[dict[str, Any]]) -> Part:

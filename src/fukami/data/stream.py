@@ -21,7 +21,7 @@ from fukami.clock import Clock
 from fukami.data.augment import WIDEST, Augmentation
 from fukami.data.folder import BROKEN, check
 from fukami.data.loader import EACH, Batch, Shuffled
-from fukami.errors import Error
+from fukami.errors import Error, refuse_if_out_of_memory
 from fukami.preparation import Preparation
 from fukami.processors import quota
 
@@ -61,7 +61,8 @@ class Decoder(Dataset[Any]):
     def decoded(self, file: Path | bytes, draws: list[float], name: str = "") -> Bytes:
         """The picture in a file as the network sees it, cropped where there are draws; errors call it ``name``."""
         if draws:
-            return self._cropped(file, draws, name)
+            with refuse_if_out_of_memory(name or str(file)):
+                return self._cropped(file, draws, name)
         return self.prepare.open(file, name).transpose(1, 2, 0)
 
     def _cropped(self, file: Path | bytes, draws: list[float], name: str) -> Bytes:

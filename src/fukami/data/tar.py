@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import io
-import json
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
@@ -12,11 +11,16 @@ from pathlib import Path
 
 from fukami.data import folder
 from fukami.data.bytestream import opened
+from fukami.data.parsing import parse_json, text_of
 from fukami.errors import Error
 
 BLOCK = 512
 LABELS = ("cls", "json")  # what says the class, by extension
 LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)  # headers that hold the name of the member after them
+PASSED_OVER = (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)  # headers that hold nothing that is used
+LONGEST_HEADER = 1 << 20  # bytes of what follows such a header
+LONGEST_LABEL = 1 << 20  # bytes of what says the class of a sample
+LONGEST_CLASS = 200  # letters of its name
 
 Sample = tuple[str, str, bytes, int]  # key, suffix, what the picture's file holds, number of its class
 
@@ -30,7 +34,12 @@ class Member:
     content: int
     size: int
     end: int
-    regular: bool
+    kind: bytes
+
+    @property
+    def regular(self) -> bool:
+        """Whether it is a file."""
+        return self.kind in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
     @property
     def key(self) -> str:
@@ -60,22 +69,34 @@ class Contents:
     problems: list[str] = field(default_factory=list)
 
 
-def members(read: Callable[[int, int], bytes]) -> Iterator[Member]:
-    """The members of a tar file, or of a part of one, in order; ``read(start, count)`` gives its bytes.
+def members(read: Callable[[int, int], bytes], *, errors: str = "replace") -> Iterator[Member]:
+    """The members of a tar file, or of a part of one, in order.
+
+    Args:
+        read: ``read(start, count)`` returns its bytes; ``start`` only grows.
+        errors: how names that are not in UTF-8 are decoded, as :meth:`bytes.decode` takes it.
 
     Raises:
         tarfile.HeaderError: a header is cut short or damaged.
     """
     start = at = 0
-    name = ""
+    name, size = "", -1
     while (header := read(at, BLOCK)).strip(b"\0"):
-        info = tarfile.TarInfo.frombuf(header, "utf-8", "replace")
-        content, at = at + BLOCK, at + BLOCK + -(-info.size // BLOCK) * BLOCK
-        if info.type in LONG:
-            name = _long(read(content, info.size), info.type) or name
-        elif info.type != tarfile.XGLTYPE:
-            yield Member((name or info.name).removeprefix("./"), start, content, info.size, at, info.isreg())
-            start, name = at, ""
+        info = tarfile.TarInfo.frombuf(header, "utf-8", errors)
+        if info.size < 0:
+            raise tarfile.HeaderError(f"a header has a size of {info.size}")
+        if info.type in (*LONG, *PASSED_OVER):
+            if info.size > LONGEST_HEADER:
+                raise tarfile.HeaderError(f"a header has a name of {info.size:,} bytes")
+            content, at = at + BLOCK, at + BLOCK + -(-info.size // BLOCK) * BLOCK
+            if info.type in LONG:
+                found, given = _long(read(content, info.size), info.type, errors)
+                name, size = found or name, given if given >= 0 else size
+        else:
+            size = info.size if size < 0 else size
+            content, at = at + BLOCK, at + BLOCK + -(-size // BLOCK) * BLOCK
+            yield Member((name or info.name).removeprefix("./"), start, content, size, at, info.type)
+            start, name, size = at, "", -1
 
 
 def picture(block: bytes, shard: str, number: int) -> tuple[str, bytes]:
@@ -121,7 +142,8 @@ def scan(where: str) -> Contents:
             if sample and member.key != next(iter(sample)).key:
                 _add(found, sample, shard)
                 sample = {}
-            sample[member] = stream.read(member.content, member.size) if member.extension in LABELS else b""
+            said = min(member.size, LONGEST_LABEL)
+            sample[member] = stream.read(member.content, said) if member.extension in LABELS else b""
             end = member.end
             if stream.size is not None and member.content + member.size > stream.size:
                 raise tarfile.HeaderError("the file ends before")
@@ -163,7 +185,7 @@ def _add(found: Contents, sample: dict[Member, bytes], shard: str) -> None:
     first, *_, last = (next(iter(sample)), *sample)
     if not any(member.picture for member in sample):
         found.problems.append(f"{shard}/{first.key} has no picture; it is expected beside {first.name}")
-    elif (label := _label(first.key, {member.extension: text for member, text in sample.items()})) is None:
+    elif not (label := _label(first.key, {member.extension: text for member, text in sample.items()})):
         wanted = "a KEY.cls with its number, a KEY.json with a label, or a folder in the key"
         found.problems.append(f"{shard}/{first.key} has no class; expected {wanted}")
     else:
@@ -172,22 +194,27 @@ def _add(found: Contents, sample: dict[Member, bytes], shard: str) -> None:
         found.classes.append(label)
 
 
-def _label(key: str, texts: dict[str, bytes]) -> str | None:
-    """The name of a sample's class, from what its members of each extension say; None where nothing says it."""
+def _label(key: str, texts: dict[str, bytes]) -> str:
+    """The name of a sample's class, from what its members of each extension say; empty where nothing says it."""
     text = texts.get("cls", b"").decode("utf-8", "replace").strip()
+    if len(text) > LONGEST_CLASS:
+        return ""
     if text:
-        return str(int(text)) if text.isdecimal() else text  # 007 is class 7
+        return text.lstrip("0") or "0" if text.isdecimal() and text.isascii() else text  # 007 is class 7
     with contextlib.suppress(ValueError, KeyError, TypeError):
-        return str(json.loads(texts["json"])["label"])
-    return key.rpartition("/")[0].rpartition("/")[2] or None
+        label = text_of(parse_json(texts["json"])["label"])
+        if 0 < len(label) <= LONGEST_CLASS:
+            return label
+    return key.rpartition("/")[0].rpartition("/")[2][:LONGEST_CLASS]
 
 
-def _long(payload: bytes, kind: bytes) -> str:
-    """The name that a header of GNU or pax has for the next member; empty where it has none."""
+def _long(payload: bytes, kind: bytes, errors: str) -> tuple[str, int]:
+    """Name and size that a header of GNU or pax has for the next member; empty and -1 where it has none."""
     if kind == tarfile.GNUTYPE_LONGNAME:
-        return payload.rstrip(b"\0").decode("utf-8", "replace")
-    found = re.search(rb"\d+ path=([^\n]*)\n", payload)
-    return found[1].decode("utf-8", "replace") if found else ""
+        return payload.rstrip(b"\0").decode("utf-8", errors), -1
+    found = dict(re.findall(rb"^\d{1,7} (path|size)=([^\n]*)$", payload, re.MULTILINE))
+    size = int(found[b"size"]) if re.fullmatch(rb"\d{1,18}", found.get(b"size", b"")) else -1
+    return found.get(b"path", b"").decode("utf-8", errors), size
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import numpy as np
 from fukami import image
 from fukami.data import classification, folder, scenes, shards
 from fukami.data.classification import Source
+from fukami.data.parsing import exists
 from fukami.errors import Error, unknown
 
 USUAL = 64  # pixels of a side, where the pictures are no thumbnails
@@ -63,7 +64,7 @@ def _all(spec: str) -> Source:
         return Source(np.stack([*pictures]), np.zeros(len(pictures), np.int64))
     path = Path(spec)
     if spec not in classification.NAMES and not shards.known(spec) and not spec.lower().endswith(".csv"):
-        if not path.exists():
+        if not exists(path):
             raise unknown("data set (and no file or folder)", spec, (*classification.NAMES, "scenes"))
         files = folder.pictures(folder.unpacked(path) if path.is_file() else path)
         return Source(tuple(files), np.zeros(len(files), np.int64))

@@ -5,6 +5,7 @@ beside each picture, perhaps in folders such as ``train``, ``valid`` and ``test`
 ``xmax`` is the last one inside.
 """
 
+import codecs
 import math
 import re
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from xml.parsers import expat
 from fukami.data import folder
 from fukami.data.annotations import Box, Entry, Flaw, Sheets, part_of, pictures
 from fukami.data.boxes import COUNTED, DIFFICULT
+from fukami.data.parsing import SMALL, is_file, read_bytes, read_text
 from fukami.data.places import candidates
 from fukami.errors import Error
 
@@ -22,6 +24,8 @@ PICTURES = ("JPEGImages", "images", "Images", "JPEGImage", "imgs")
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 ENCODING = re.compile(rb"""^<\?xml[^>]*encoding=["']([\w.:-]+)""")
 LINE = "line of the file"  # an attribute that no file can have
+MAX_NESTING = 50  # elements inside one another; VOC's are four
+PYTHON_ONLY = {"idna", "punycode"}  # encodings that Python has, which take the square of the length
 
 
 def challenge(year: str) -> Path:
@@ -70,33 +74,53 @@ def parse(path: Path) -> ElementTree.Element:
     """The root of an XML file; every element has its line as an attribute.
 
     Raises:
-        Error: it is no XML; the line is named.
+        Error: it is no XML, declares entities, is nested too deeply or too large; the line is named.
     """
+    content = read_bytes(path, limit=SMALL)
     try:
-        content = path.read_bytes()
         try:
             return _tree(content)
         except (ValueError, LookupError):  # an encoding that expat does not know; Python may
             declared = ENCODING.search(content)
             name = declared[1].decode() if declared else "utf-8"
             try:
+                if codecs.lookup(name).name in PYTHON_ONLY:
+                    raise LookupError
                 return _tree(content.decode(name))
             except (ValueError, LookupError):
                 raise Error(f"{path}, line 1: is not in {name}, as it says; save it in UTF-8") from None
+    except _Hostile as error:
+        raise Error(f"{path}, line {error.args[1]}: {error.args[0]}; expected the XML of Pascal VOC") from None
     except expat.ExpatError as error:
         raise Error(f"{path}, line {error.lineno}: is no XML ({error}); get the file again") from None
-    except OSError as error:
-        raise Error(f"{path} cannot be read ({error.strerror})") from None
+
+
+class _Hostile(Exception):
+    """What no annotation has: the words and the line."""
 
 
 def _tree(content: bytes | str) -> ElementTree.Element:
     builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
+    depth = 0
 
     def start(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > MAX_NESTING:
+            raise _Hostile(f"has more than {MAX_NESTING} elements inside one another", parser.CurrentLineNumber)
         builder.start(tag, {LINE: str(parser.CurrentLineNumber)})
 
+    def end(tag: str) -> None:
+        nonlocal depth
+        depth -= 1
+        builder.end(tag)
+
+    def declared(*_: object) -> None:  # a few lines of entities can stand for a text of any length
+        raise _Hostile("declares an entity", parser.CurrentLineNumber)
+
+    parser.EntityDeclHandler = declared
     parser.StartElementHandler = start
-    parser.EndElementHandler = builder.end
+    parser.EndElementHandler = end
     parser.CharacterDataHandler = builder.data
     parser.Parse(content, True)
     return builder.close()
@@ -212,10 +236,10 @@ def _one(path: Path, place: Path, picture: Path | None, sheets: Sheets) -> Entry
         if not (each.findtext("name") or "").strip():
             sheets.flaws.append(Flaw("no class", path, _line(each), "the box has no name, and is left out"))
     named = place / Path((root.findtext("filename") or f"{path.stem}.jpg").strip()).name
-    if picture is None or (named.stem == picture.stem and named.is_file()):  # of two that differ in their suffix
+    if picture is None or (named.stem == picture.stem and is_file(named)):  # of two that differ in their suffix
         picture = named
     made = entry(path, picture, root)
-    if picture.is_file():
+    if is_file(picture):
         return made
     detail = f"its picture {picture} does not exist; put it there, or remove the annotation"
     return Flaw("missing", path, made.line, detail)
@@ -223,6 +247,7 @@ def _one(path: Path, place: Path, picture: Path | None, sheets: Sheets) -> Entry
 
 def _names(path: Path) -> Iterator[tuple[int, str]]:
     """The line and the name of each picture in a list; a 1, 0 or -1 behind it, as lists of a class have, is cut off."""
-    for line, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        if text.strip():
-            yield line, re.sub(r"\s+-?[01]$", "", text.strip())
+    for line, text in enumerate(read_text(path, errors="replace").split("\n"), 1):
+        words = text.rsplit(maxsplit=1)
+        if words:
+            yield line, words[0] if len(words) == 2 and words[1] in ("1", "0", "-1") else text.strip()

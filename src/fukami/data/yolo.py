@@ -12,12 +12,15 @@ from typing import Any
 
 import yaml
 
-from fukami.data import folder
-from fukami.data.annotations import Box, Entry, Flaw, Sheets, only, part_of, pictures
+from fukami.data import archives, folder
+from fukami.data.annotations import Box, Entry, Flaw, Sheets, leads_out, only, part_of, pictures
+from fukami.data.parsing import SMALL, exists, is_file, number_of, read_text
 from fukami.errors import Error
 
 NAMES = ("classes.txt", "obj.names", "_darknet.labels")
 DARKNET = ".data"  # the suffix of the files by which Darknet describes data, and CVAT after it
+LARGEST_YAML = 2 << 20  # bytes; PyYAML reads a megabyte in ten seconds
+ABSENT = ("", "~", "null", "Null", "NULL", "none", "None")  # what YAML files write for no value
 KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 
 
@@ -56,7 +59,10 @@ def read(path: Path) -> Sheets:
     sheets.labels = tuple(dict.fromkeys(numbers[number] for number in sorted(numbers)))
     for part, places in inside.items():
         every = [picture for place in places for picture in _pictures(place)]
-        sheets.parts[part] = only([_entry(picture, numbers, sheets) for picture in every], sheets, part)
+        entries = [
+            Entry(picture, path) if leads_out(picture, path) else _entry(picture, numbers, sheets) for picture in every
+        ]
+        sheets.parts[part] = only(entries, sheets, part, path)
     _orphans(sheets)
     return sheets
 
@@ -67,7 +73,7 @@ def label_file(picture: Path) -> Path:
     if "images" in parts[:-1]:
         at = len(parts) - 2 - parts[-2::-1].index("images")
         other = Path(*parts[:at], "labels", *parts[at + 1 :]).with_suffix(".txt")
-        if other.is_file() or not picture.with_suffix(".txt").is_file():
+        if is_file(other) or not is_file(picture.with_suffix(".txt")):
             return other
     return picture.with_suffix(".txt")
 
@@ -76,15 +82,15 @@ def _entry(picture: Path, names: dict[int, str], sheets: Sheets) -> Entry:
     """The boxes of a picture; none where there is no file, as YOLO has it."""
     path = label_file(picture)
     boxes: list[Box] = []
-    if not path.is_file():
+    if not is_file(path):
         sheets.unlisted.append(picture)
         return Entry(picture, path)
-    for line, text in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
+    for line, text in enumerate(read_text(path, limit=SMALL, errors="replace").splitlines(), 1):
         if not text.strip():
             continue
         number, corners = _parsed(text)
         if number is None or number not in names:
-            given = text.split()[0]
+            given = text.split()[0][:50]
             detail = f"is of class {given}, and there are {len(names)}: 0 to {max(names, default=0)}"
             sheets.flaws.append(Flaw("no class", path, line, detail))
         boxes.append(Box("" if number is None else names.get(number, ""), corners, line=line))
@@ -106,15 +112,10 @@ def _orphans(sheets: Sheets) -> None:
 
 def _parsed(text: str) -> tuple[int | None, tuple[float, float, float, float]]:
     """The class and the corners of a line, in shares of the picture."""
-    first, *rest = text.split()
-    try:
-        number = int(float(first)) if float(first).is_integer() else None
-    except (ValueError, OverflowError):
-        number = None
-    try:
-        values = list(map(float, rest))
-    except ValueError:
-        values = []
+    first, *values = map(number_of, text.split())
+    number = int(first) if first.is_integer() else None
+    if not all(map(math.isfinite, values)):
+        return number, (math.nan,) * 4
     if len(values) == 4:
         x, y, width, height = values
         return number, (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
@@ -132,13 +133,39 @@ def _described(path: Path) -> dict[str, Any]:
     if path.suffix.lower() == DARKNET:
         pairs = (line.partition("=") for line in _lines(path))
         return {key.strip(): value.strip() for key, sign, value in pairs if sign}
+    return load_yaml(path)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Mapping in a YAML file, each scalar as the text that it is written as, None where it has no value.
+
+    Anchors are refused: a few lines of them can stand for a value of any size.
+
+    Raises:
+        Error: it is no YAML, nested too deeply, too large, or has anchors.
+    """
+    text = read_text(path, limit=LARGEST_YAML)
     try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        found = yaml.load(text, _PlainLoader)
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise Error(f"{path}{where}: is no YAML ({getattr(error, 'problem', error)}); mend it") from None
-    return said if isinstance(said, dict) else {}
+        raise Error(f"{path}{where}: is no YAML ({getattr(error, 'problem', error)}); fix it") from None
+    except RecursionError:
+        raise Error(f"{path}: is no YAML of a data set (it is nested too deeply); fix it") from None
+    if not isinstance(found, dict):
+        return {}
+    return {key: None if value in ABSENT else value for key, value in found.items() if isinstance(key, str)}
+
+
+class _PlainLoader(yaml.BaseLoader):
+    """PyYAML's loader without types and anchors; the numbers of YAML 1.1 can take hours to compute."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise yaml.composer.ComposerError(None, None, "anchors and aliases are not read", event.start_mark)
+        return super().compose_node(parent, index)
 
 
 def _named(path: Path) -> bool:
@@ -157,15 +184,16 @@ def _numbered(path: Path, said: dict[str, Any]) -> dict[int, str]:
     """
     names: Any = said.get("names")
     if isinstance(names, str):
-        names = [line for place in _located(path, said, "names") for line in _lines(place)]
+        names = [] if names.isdecimal() else [line for place in _located(path, said, "names") for line in _lines(place)]
     try:
         numbers = dict(names.items() if isinstance(names, dict) else enumerate(names))
-        found = {int(number): str(name) for number, name in numbers.items()}
+        found = {int(number): name for number, name in numbers.items()}
     except (TypeError, ValueError):
         found = {}
-    if not found:
+    if not found or not all(isinstance(name, str) for name in found.values()):
         raise Error(
-            f"{path}: names should be a list, a name for each number, or a file with a name on each line; got {names}"
+            f"{path}: names should be a list, a name for each number, or a file with a name on each line; got "
+            f"{str(said.get('names'))[:200]}"
         )
     return found
 
@@ -176,16 +204,16 @@ def _located(path: Path, said: dict[str, Any], key: str) -> Iterator[Path]:
     Raises:
         Error: there is none.
     """
-    base, given = Path(str(said.get("path") or ".")), said[key]
+    base, given = Path(_text(path, said.get("path") or ".", "path")), said[key]
     for each in given if isinstance(given, list) else [given]:
-        name = str(each)
-        near = name
+        near = name = _text(path, each, key)
         while near.startswith("../"):  # Roboflow's files are written for a folder further down
             near = near[3:]
         tried = [path.parent / base / name, base / name, path.parent / name, path.parent / near]
         if path.suffix.lower() == DARKNET:
             tried.append(path.parent / _below(name))
-        place = next((place for place in tried if place.exists()), None)
+        within = path.parent if key == "names" else archives.root_of(path)  # names become the labels of a run
+        place = next((at for at in tried if exists(at) and (not within or archives.is_inside(at, within))), None)
         if place is None and key == "test":
             continue  # one that is named and not handed out
         if place is None:
@@ -193,11 +221,18 @@ def _located(path: Path, said: dict[str, Any], key: str) -> Iterator[Path]:
         yield place
 
 
+def _text(path: Path, value: Any, key: str) -> str:
+    """A value that should be the name of a folder or a file."""
+    if not isinstance(value, str):
+        raise Error(f"{path}: {key} should be the name of a folder or a list, not {str(value)[:200]}")
+    return value
+
+
 def _pictures(place: Path) -> list[Path]:
     """The pictures of a folder, or those that a list names."""
     if place.is_file():
         named = ((place.parent / line, place.parent / _below(line)) for line in _lines(place))
-        return [other if other.is_file() and not path.is_file() else path for path, other in named]
+        return [other if is_file(other) and not is_file(path) else path for path, other in named]
     return pictures(place / "images" if (place / "images").is_dir() else place, deep=True)
 
 
@@ -208,7 +243,7 @@ def _below(name: str) -> Path:
 
 def _lines(path: Path) -> list[str]:
     """The lines of a file that have something in them."""
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    lines = read_text(path, errors="replace").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import logging
+import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,10 @@ class Form:
 
 
 CLASSIFIER = Form(("pictures",), ("scores",), 2, ({0: "N"},))
+DOMAINS = ("", "ai.onnx", "com.microsoft")  # of operations that exports have; others are of other libraries
+REPEATING = {"Loop", "Scan", "SequenceMap"}
+LARGEST_VALUE = 1 << 26  # numbers; 64 maps of 1,024×1,024
+SHAPE = 1 << 12  # bytes of a tensor that may be a shape; larger ones are weights
 DETECTOR = Form(("pictures", "sizes"), ("boxes", "classes", "scores"), 1, ({2: "height", 3: "width"}, {}))
 SEGMENTER = Form(("pictures",), ("scores",), 2, ({0: "N", 2: "height", 3: "width"},))
 FORMS = {"classifier": CLASSIFIER, "detector": DETECTOR, "segmenter": SEGMENTER}
@@ -107,28 +112,29 @@ class OnnxNetwork(nn.Module):
         metadata: what the file says of itself.
 
     Raises:
-        Error: the content is damaged, or no such network.
+        Error: the content is damaged, or no such network; or it reads other files.
     """
 
     def __init__(self, content: bytes) -> None:
         super().__init__()
+        check_model(content)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # errors alone
+        options.log_severity_level = 4  # nothing: what goes wrong is an error of ours
         if _overflows():
             options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self.inputs = tuple(value.name for value in self.session.get_inputs())
+            self.outputs = tuple(value.name for value in self.session.get_outputs())
+            self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         except Exception as error:  # ONNX Runtime raises a class of its own for each kind of damage
             raise Error(f"ONNX Runtime cannot read the network, so export it again: {error}") from error
-        self.inputs = tuple(value.name for value in self.session.get_inputs())
-        self.outputs = tuple(value.name for value in self.session.get_outputs())
         if (self.inputs, self.outputs) not in [(form.inputs, form.outputs) for form in FORMS.values()]:
             given = f"the inputs {', '.join(self.inputs)} and the outputs {', '.join(self.outputs)}"
             raise Error(f"the ONNX file has {given}: it is none that fukami exported")
         self.empty = nn.Parameter(torch.empty(0))  # by which its device and type are asked for
         self.content = content
-        self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
 
     def forward(self, *given: Tensor) -> Any:
         """Scores of normalised pictures, or of a detector what it found in each; on the CPU."""
@@ -141,8 +147,81 @@ class OnnxNetwork(nn.Module):
 
     def _answers(self, given: Sequence[Tensor]) -> list[Tensor]:
         arrays = [value.detach().to("cpu", torch.float32).contiguous().numpy() for value in given]
-        answers = self.session.run(self.outputs, dict(zip(self.inputs, arrays, strict=True)))
+        try:
+            answers = self.session.run(self.outputs, dict(zip(self.inputs, arrays, strict=True)))
+        except Exception as error:  # likewise
+            first = str(error).partition("\n")[0]
+            raise Error(f"ONNX Runtime cannot compute the network ({first[:300]}); export it again") from error
         return [torch.from_numpy(answer) for answer in answers]
+
+
+def check_model(content: bytes) -> None:
+    """Refuse an ONNX file that is more than a network of its own numbers.
+
+    Raises:
+        Error: it is damaged; its weights lie in other files (external data); it has operations of other libraries or
+            ones that repeat others; or it computes more than 67 million numbers at once, whatever it is given.
+    """
+    try:
+        model = onnx.ModelProto.FromString(content)
+    except Exception as error:  # of protobuf's own class
+        raise Error(f"the ONNX file is damaged ({error}): export it again") from None
+    known = {*DOMAINS, *(function.domain for function in model.functions)}
+    for graph in (model.graph, *model.functions):
+        for node, tensors in _walk(graph):
+            for tensor in tensors:
+                if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+                    raise Error(
+                        f"the ONNX file has the weights {tensor.name[:100]!r} in another file (external data), which "
+                        "is not read; export the network again, into one file"
+                    )
+            if node is not None and (node.domain not in known or node.op_type in REPEATING):
+                raise Error(
+                    f"the ONNX file has the operation {node.domain[:50]}.{node.op_type[:50]}, which no export of "
+                    "fukami has; export the network again"
+                )
+    largest = _largest_value(model)
+    if largest > max(LARGEST_VALUE, len(content)):  # the weights of a large layer, turned round
+        raise Error(
+            f"the ONNX file computes {largest:,} numbers at once, whatever it is given; export the network again"
+        )
+
+
+def _walk(graph: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """Every operation of a graph or a function and of those inside it, each with the tensors that belong to it."""
+    sparse = [part for each in getattr(graph, "sparse_initializer", ()) for part in (each.values, each.indices)]
+    yield None, [*getattr(graph, "initializer", ()), *sparse]
+    for node in graph.node:
+        tensors: list[Any] = []
+        for attribute in node.attribute:
+            tensors += [attribute.t, *attribute.tensors]
+            for each in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                tensors += [each.values, each.indices]
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.ByteSize():
+                    yield from _walk(inner)
+        yield node, tensors
+
+
+def _largest_value(model: Any) -> int:
+    """Numbers in the largest value of a model, as far as its shape does not depend on what the model is given.
+
+    The weights are left out of ``model`` for that, which are as large as the file has them.
+    """
+    shapes = []
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) <= SHAPE:
+            shapes.append(onnx.TensorProto.FromString(tensor.SerializeToString()))
+        else:
+            model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(shapes)
+    try:
+        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except Exception:  # which ONNX Runtime tells in its own words
+        return 0
+    values = (value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.output))
+    return max((math.prod(max(side.dim_value, 1) for side in sides) for sides in values), default=0)
 
 
 def _overflows() -> bool:

@@ -23,7 +23,7 @@ class DQN(Recipe):
     year: ClassVar[int] = 2015
     family: ClassVar[str] = "play"
     published: ClassVar[str] = "18.9 Pong, mean return"
-    reached: ClassVar[str] = "19.17 Pong, 4.8 million frames"
+    reached: ClassVar[str] = "19.17 Pong, Double DQN with Adam, one seed"
 
     game: str = "catch"
     """catch (embedded), an Atari game such as pong, or what gymnasium calls so, such as CartPole-v1."""
@@ -56,7 +56,7 @@ class DQN(Recipe):
     hidden: int = 512
     """Width of the affine layer."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
-    """How gradients become updates; the paper has rmsprop, centred."""
+    """How gradients become updates: adam, of the mean error of a batch, or rmsprop, the paper's, of its sum."""
     lr: float = 2.5e-4
     """Learning rate."""
     decay: str = "constant"
@@ -125,6 +125,7 @@ class DQN(Recipe):
             target=self.target,
             double=self.double,
             clip_rewards=self.clip_rewards,
+            reduction="sum" if self.optimizer == "rmsprop" else "mean",
             steps=(updates, max(1, self.judge_every // self.every)),
             optimizer=self.make_optimizer(),
             decay=schedules.parse(self.decay),
@@ -132,9 +133,11 @@ class DQN(Recipe):
         )
 
     def make_optimizer(self) -> "MakeOptimizer":
-        """Adam with the epsilon of Hessel et al. 2018 (table 1), or RMSprop as in the paper (extended data table 1)."""
+        """Adam with the epsilon of Hessel et al. 2018 (table 1), or the paper's RMSprop."""
         import torch
+
+        from fukami.ops.rmsprop import CenteredRMSprop
 
         if self.optimizer == "adam":
             return partial(torch.optim.Adam, lr=self.lr, eps=1.5e-4, fused=True)
-        return partial(torch.optim.RMSprop, lr=self.lr, alpha=0.95, eps=0.01, centered=True)
+        return partial(CenteredRMSprop, lr=self.lr)

@@ -1,55 +1,75 @@
-"""The HTTP interface to a task: ``/`` for people, ``/predict``, ``/run`` and ``/health`` for programs."""
+"""The HTTP interface to a task: ``/`` for people, ``/predict``, ``/run``, ``/health``, ``/ready`` and ``/metrics``."""
 
 import asyncio
 import contextlib
 import html
 import io
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Collection
+from functools import partial
 from typing import Any, BinaryIO, TypeVar
 
-import torch
 from fastapi import FastAPI
-from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse
-from starlette.types import Message, Receive
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from fukami import image
-from fukami.errors import Error, UsageError
-from fukami.serving import page
+from fukami.errors import UsageError
+from fukami.serving import bodies, page
+from fukami.serving.access import LOCAL, AccessMiddleware
+from fukami.serving.metrics import TYPE, Metrics, MetricsMiddleware
+from fukami.serving.worker import DEADLINE, ClientLeft, Slot, Worker
 from fukami.task import Task
 
 T = TypeVar("T")
-MOST = 64 * 2**20  # bytes in the body of a request
+FILES = 100  # images in a request
+PATHS = {"/", "/predict", "/run", "/health", "/ready", "/metrics"}
 UNNAMED = "picture"  # what a picture is called that is the whole body and so has no name
 HOW = "send pictures as fields of a form (curl -F file=@picture.png), or one as the body with its type (image/png)"
-ALONE = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; form-action 'self'"
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "img-src data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
 
 
-def app(task: Task, about: dict[str, Any]) -> FastAPI:
+def app(
+    task: Task, about: dict[str, Any], *, hosts: Collection[str] = LOCAL, token: str = "", deadline: float = DEADLINE
+) -> FastAPI:
     """The application that answers with ``task``.
 
     Args:
         task: loaded; it answers one picture at a time, in a thread of its own.
-        about: what ``/run`` tells: ``runs``, ``recipe``, ``labels``, ``precision`` and ``versions``.
+        about: what ``/run`` tells: ``recipe``, ``members``, ``labels``, ``precision`` and ``versions``.
+        hosts: names and addresses of the server; see :class:`fukami.serving.access.AccessMiddleware`.
+        token: what a client must know; "": nothing.
+        deadline: seconds that an image has until it is answered, with the time that it waits.
     """
-    served = FastAPI(openapi_url=None)
-    # One thread: a task is not made for several, and each one would get a team of torch's threads for itself. What
-    # fukami.runtime sets for the thread that loads the task is set here again, so that the last digits are equal.
-    worker = ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(True,))
+    metrics = Metrics()
+    worker = Worker(task, metrics, deadline)
 
-    async def each(function: Callable[[Task, str, BinaryIO], T], request: Request) -> list[T]:
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        worker.decoder.start()
+        yield
+        worker.decoder.close()
+
+    served = FastAPI(openapi_url=None, lifespan=lifespan)
+    served.add_middleware(AccessMiddleware, hosts=hosts, token=token)
+    served.add_middleware(bodies.DrainMiddleware)
+    served.add_middleware(MetricsMiddleware, metrics=metrics, paths=PATHS)
+
+    async def each(function: Callable[[Worker, Slot, str, BinaryIO], T], request: Request) -> list[T]:
         """What the function makes of each picture of the request; between two of them others have their turn."""
-        loop = asyncio.get_running_loop()
-        async with uploads(request) as files:
-            return [await loop.run_in_executor(worker, function, task, name, file) for name, file in files]
+        async with uploads(request, worker) as files, watch_disconnect(request) as gone:
+            with worker.slot() as slot:
+                calls = [partial(function, worker, slot, name, file) for name, file in files]
+                return [await worker.run(slot, gone, call) for call in calls]
 
-    def show(request: Request, sections: list[str], status: int = 200) -> HTMLResponse:
-        text = page.page(about, str(request.base_url), sections)
-        return HTMLResponse(text, status, {"Content-Security-Policy": ALONE})
+    def show(request: Request, sections: list[str], status: int = 200, own: Any = None) -> HTMLResponse:
+        text = page.page(about, str(request.base_url), sections, bool(token))
+        return HTMLResponse(text, status, HEADERS | (own or {}))
 
     @served.get("/")
     async def form(request: Request) -> HTMLResponse:
@@ -60,7 +80,7 @@ def app(task: Task, about: dict[str, Any]) -> FastAPI:
         try:
             found = await each(drawn, request)
         except HTTPException as error:
-            return show(request, [f"<p>{html.escape(error.detail)}</p>"], error.status_code)
+            return show(request, [f"<p>{html.escape(error.detail)}</p>"], error.status_code, error.headers)
         return show(request, [section for _, section in found], status([answer for answer, _ in found]))
 
     @served.post("/predict")
@@ -72,9 +92,24 @@ def app(task: Task, about: dict[str, Any]) -> FastAPI:
     async def run() -> JSONResponse:
         return JSONResponse(about)
 
+    _add_checks(served, worker)
+    return served
+
+
+def _add_checks(served: FastAPI, worker: Worker) -> None:
+    """Add the routes for monitoring, and the handlers of errors."""
+
     @served.get("/health")
     async def health() -> JSONResponse:
         return JSONResponse({"status": "ok"})
+
+    @served.get("/ready")
+    async def ready() -> JSONResponse:
+        return JSONResponse({"status": "ready"}) if worker.ready else JSONResponse({"status": "busy"}, 503)
+
+    @served.get("/metrics")
+    async def measured() -> Response:
+        return Response(worker.metrics.text(), media_type=TYPE)
 
     @served.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
@@ -84,31 +119,19 @@ def app(task: Task, about: dict[str, Any]) -> FastAPI:
     async def failed(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"error": "this should not happen; the server's messages on stderr say more"}, 500)
 
-    return served
 
-
-def answer_to(task: Task, name: str, file: BinaryIO) -> dict[str, Any]:
+def answer_to(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> dict[str, Any]:
     """The answer as ``fukami predict`` prints it, or ``{"file", "error"}``."""
-    return ask(task, name, file)[0]
+    return worker.predict(slot, name, file.read())[0]  # the image is not kept while others of the request are answered
 
 
-def ask(task: Task, name: str, file: BinaryIO) -> tuple[dict[str, Any], Image.Image | None]:
-    """The answer, and the picture where it could be read; who asks about many pictures should not keep them."""
-    try:
-        picture = image.read(file.read(), name=name)
-        (answer,) = task.predict([picture])
-    except Error as error:
-        return {"file": name, "error": str(error)}, None
-    return {"file": name, **answer}, picture
-
-
-def drawn(task: Task, name: str, file: BinaryIO) -> tuple[dict[str, Any], str]:
+def drawn(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> tuple[dict[str, Any], str]:
     """The answer, and its section of the page."""
-    answer, picture = ask(task, name, file)
+    answer, picture = worker.predict(slot, name, file.read())
     drawing = None
     if "error" not in answer:
         with contextlib.suppress(UsageError):  # a task that cannot draw still answers
-            drawing = task.draw(picture, answer)
+            drawing = worker.task.draw(picture, answer)
     return answer, page.section(answer, drawing)
 
 
@@ -118,20 +141,38 @@ def status(answers: list[dict[str, Any]]) -> int:
 
 
 @contextlib.asynccontextmanager
-async def uploads(request: Request) -> AsyncIterator[list[tuple[str, BinaryIO]]]:
+async def watch_disconnect(request: Request) -> AsyncIterator["asyncio.Future[None]"]:
+    """A future that is done when the client of a request, whose body has come, has left."""
+
+    async def wait() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    gone = asyncio.ensure_future(wait())
+    try:
+        yield gone
+    finally:
+        gone.cancel()
+
+
+@contextlib.asynccontextmanager
+async def uploads(request: Request, worker: Worker) -> AsyncIterator[list[tuple[str, BinaryIO]]]:
     """The pictures that a request carries, each with the name that the client gives it; names are never opened.
 
     Raises:
-        HTTPException: there is none (422), the body is of another type (415), too large (413) or cut off (400),
-            or the server is stopped before all are answered (503).
+        HTTPException: there is none (422), the body is of another type (415), too large (413) or cut off (400), there
+            is no room for the request (429), or the server is stopped before all are answered (503).
     """
-    if int(request.headers.get("content-length", 0)) > MOST:
-        raise too_large()
-    request = Request(request.scope, bounded(request.receive))
+    if int(request.headers.get("content-length", 0)) > bodies.MOST:
+        raise bodies.too_large()
+    if worker.full:  # nor is a body kept for nothing
+        raise worker.busy()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    receive = bodies.BoundedBody(request.receive, worker)
+    request = Request(request.scope, receive)
     try:
         if kind == "multipart/form-data":
-            async with request.form() as form:
+            async with request.form(max_files=FILES, max_fields=FILES) as form:
                 parts = [part for part in form.getlist("file") if isinstance(part, UploadFile)]
                 files = [(part.filename, part.file) for part in parts if part.filename]
                 if not files:
@@ -143,25 +184,9 @@ async def uploads(request: Request) -> AsyncIterator[list[tuple[str, BinaryIO]]]
             raise HTTPException(415, f"the body is of type {kind or 'unknown'}; {HOW}")
     except ClientDisconnect:
         raise HTTPException(400, "the connection was closed before the whole body had come") from None
+    except ClientLeft:
+        raise HTTPException(400, "the connection was closed before the answer") from None
     except asyncio.CancelledError:
         raise HTTPException(503, "the server is being stopped; send it again later") from None
-
-
-def bounded(receive: Receive) -> Receive:
-    """``receive`` for as many bytes as a body may have, also where the client did not say how many will come."""
-    length = 0
-
-    async def counted() -> Message:
-        nonlocal length
-        message = await receive()
-        length += len(message.get("body", b""))
-        if length > MOST:
-            raise too_large()
-        return message
-
-    return counted
-
-
-def too_large() -> HTTPException:
-    """The refusal of a body that is too large."""
-    return HTTPException(413, f"the request is larger than {MOST:,} bytes; send smaller or fewer pictures at once")
+    finally:
+        worker.release_bytes(receive.length)

@@ -15,6 +15,7 @@ from fukami import report
 ABOUT = {"file", "width", "height"}  # parts of an answer that say what was asked about
 TABLES = {"ranking": "probability", "boxes": "score"}  # parts that are lists, and what is drawn of them as bars
 LARGEST = (1600, 1600)  # of a drawn answer, in pixels
+TOKEN = '-H "Authorization: Bearer $FUKAMI_TOKEN" '  # of a command
 FORM = """<form method="post" enctype="multipart/form-data">
 <label style="display: block; border: 2px dashed #bbb; border-radius: 6px; margin: 1.5rem 0; padding: 2rem">
 Drop pictures here, paste one, or choose: <input type="file" name="file" accept="image/*" multiple required></label>
@@ -34,26 +35,29 @@ document.onpaste = event => ask(event.clipboardData.files);
 </script>"""
 
 
-def page(about: dict[str, Any], address: str, answers: Sequence[str] = ()) -> str:
-    """The page at ``address`` of the run that ``about`` describes, with sections of answers."""
-    runs = ", ".join(about["runs"])
+def page(about: dict[str, Any], address: str, answers: Sequence[str] = (), token: bool = False) -> str:
+    """The page at ``address`` of the run that ``about`` describes, with sections of answers.
+
+    ``token``: whether a program has to send one.
+    """
+    name = html.escape(about["recipe"])
+    command = f"curl {TOKEN if token else ''}-F file=@picture.png {address}predict"
     labels = about["labels"]
     some = ", ".join(labels[:20]) + (" ..." if len(labels) > 20 else "")
     facts = {
         **about,
-        "runs": runs,
         "labels": f"{len(labels)}: {some}",
         "versions": ", ".join(f"{name} {number}" for name, number in about["versions"].items()),
     }
     body = [
-        f"<h1>{html.escape(runs)}</h1>",
+        f"<h1>{name}</h1>",
         FORM,
         *answers,
-        f"<h2>From a program</h2><pre>{html.escape(f'curl -F file=@picture.png {address}predict')}</pre>",
+        f"<h2>From a program</h2><pre>{html.escape(command)}</pre>",
         "<h2>What answers</h2>" + report.table(facts),
         SCRIPT,
     ]
-    return report.PAGE.format(title=f"{html.escape(runs)} – fukami serve", body="\n".join(body))
+    return report.PAGE.format(title=f"{name} – fukami serve", body="\n".join(body))
 
 
 def section(answer: dict[str, Any], drawn: Image.Image | None) -> str:

@@ -301,12 +301,17 @@ class Made(NamedTuple):
     shown: Tensor
 
     def metrics(self) -> dict[str, Any]:
-        """FID and KID, called after what saw; how much is repeated; of digits, how many are legible."""
+        """Fréchet and kernel distance, named after the features; how much is repeated; how many digits are legible.
+
+        With the network that FID and KID are defined with they are ``fid_inception`` and ``kid_inception``; with any
+        other they are ``frechet_...`` and ``kernel_...``, since such numbers cannot be compared with those of papers.
+        """
         (made, small), (real, small_real) = self.made, self.real
         name = self.perception.name
+        frechet, kernel = ("fid", "kid") if name == "inception" else ("frechet", "kernel")
         found: dict[str, Any] = {
-            f"fid_{name}": generation_metrics.frechet(made, real),
-            f"kid_{name}": generation_metrics.kernel(made, real),
+            f"{frechet}_{name}": generation_metrics.frechet(made, real),
+            f"{kernel}_{name}": generation_metrics.kernel(made, real),
             "repeated": generation_metrics.repeated(small, small_real),
         }
         return found | self.perception.legible(made) | {"count": len(made)}

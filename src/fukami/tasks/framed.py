@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fukami.errors import Error, UsageError
+from fukami.errors import Error, UsageError, is_out_of_memory
 from fukami.preparation import Scaled
 from fukami.task import Regime
 from fukami.tasks.judging import Judging
@@ -84,7 +84,7 @@ class Framed(Judging):
                     found = [{"error": str(error)} for error in pictures]
                 else:
                     sides = {"width": pictures[0].shape[2], "height": pictures[0].shape[1]}
-                    found = [sides | answer for answer in self.answers(torch.stack(pictures))]
+                    found = [sides | answer for answer in self.predict_within_memory(sources, pictures)]
                 for source, answer in zip(sources, found, strict=True):
                     answers.append(({"file": str(source)} if isinstance(source, str | Path) else {}) | answer)
         return answers
@@ -95,6 +95,19 @@ class Framed(Judging):
             return self.prepare.open(source)
         except Error as error:
             return error
+
+    def predict_within_memory(self, sources: Sequence[Any], pictures: Sequence[Tensor]) -> list[dict[str, Any]]:
+        """The answers for pictures of one size; where they take too much memory at once, for each alone."""
+        try:
+            return self.answers(torch.stack(list(pictures)))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        if len(pictures) > 1:
+            pairs = zip(sources, pictures, strict=True)
+            return [answer for source, picture in pairs for answer in self.predict_within_memory([source], [picture])]
+        name = str(sources[0]) if isinstance(sources[0], str | Path) else "the picture given"
+        return [{"error": f"{name} needs more memory than there is; make it smaller"}]
 
     def answers(self, pictures: Tensor) -> list[dict[str, Any]]:
         """What there is to say of each of the pictures ``(N, 3, h, w)`` uint8."""

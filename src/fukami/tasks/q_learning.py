@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fukami import figures_play, image
 from fukami.data.experience import Experience, Lesson
-from fukami.errors import Error, UsageError
+from fukami.errors import Error, UsageError, refuse_if_out_of_memory
 from fukami.numerics import half
 from fukami.task import Regime
 from fukami.tasks.judging import Judging
@@ -38,6 +38,7 @@ class QLearning(Judging):
         target: updates between two copies of the network into the one that the targets come from.
         double: the network itself chooses the action whose value the other one tells (van Hasselt et al. 2016).
         clip_rewards: to -1..1, so that one learning rate suits all games.
+        reduction: ``"mean"`` or ``"sum"`` of the errors of a batch, as DeepMind's code has it.
         steps: updates in the whole training, and between two evaluations.
         regime: optimizer, decay and clip, as for :class:`fukami.Task`.
     """
@@ -54,12 +55,13 @@ class QLearning(Judging):
         target: int,
         double: bool,
         clip_rewards: bool,
+        reduction: Literal["mean", "sum"] = "mean",
         steps: tuple[int, int],
         **regime: Unpack[Regime],
     ) -> None:
         super().__init__(model, **regime)
         self.labels, self.shape, self.discount, self.every = labels, shape, discount, target
-        self.double, self.clip_rewards, self.steps = double, clip_rewards, steps
+        self.double, self.clip_rewards, self.reduction, self.steps = double, clip_rewards, reduction, steps
         self.target = copy.deepcopy(model)
 
     def setup(self, runtime: "Runtime") -> None:
@@ -118,7 +120,8 @@ class QLearning(Judging):
                 worth = later.amax(1)
             rewards = batch.rewards.clamp(-1, 1) if self.clip_rewards else batch.rewards
             goal = rewards + self.discount * batch.going * worth
-        loss = (F.smooth_l1_loss(said, goal, reduction="none") * batch.counted).mean()
+        errors = F.smooth_l1_loss(said, goal, reduction="none") * batch.counted
+        loss = errors.sum() if self.reduction == "sum" else errors.mean()
         return loss, {"value": said.detach().mean(), "epsilon": batch.epsilon, "return": batch.returned}
 
     @torch.inference_mode()
@@ -139,7 +142,8 @@ class QLearning(Judging):
         for source in inputs:
             named = {"file": str(source)} if isinstance(source, str | Path) else {}
             try:
-                picture = image.as_mode(image.read(source), "L").resize(self.shape[:0:-1], Image.Resampling.BOX)
+                with refuse_if_out_of_memory(named.get("file", "the picture given")):
+                    picture = image.as_mode(image.read(source), "L").resize(self.shape[:0:-1], Image.Resampling.BOX)
             except Error as error:
                 answers.append({**named, "error": str(error)})
                 continue

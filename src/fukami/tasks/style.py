@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fukami import image
-from fukami.errors import Error
+from fukami.errors import Error, refuse_if_out_of_memory
 from fukami.numerics import half
 from fukami.ops import style
 from fukami.ops.calibration import calibrate
@@ -252,7 +252,8 @@ class Style(Task):
         for source in inputs:
             named = {"file": str(source)} if isinstance(source, str | Path) else {}
             try:
-                painting, found = self.painting(opened(source, self.manner.longer))
+                with refuse_if_out_of_memory(named.get("file", "the picture given")):
+                    painting, found = self.painting(opened(source, self.manner.longer))
             except Error as error:
                 answers.append({**named, "error": str(error)})
                 continue

@@ -1,0 +1,183 @@
+"""The thread that predicts, with a bounded queue and deadlines."""
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from PIL import Image
+from starlette.exceptions import HTTPException
+
+from fukami.errors import Error, refuse_if_out_of_memory
+from fukami.serving.decoder import Decoder
+from fukami.serving.metrics import Metrics
+from fukami.task import Task
+
+T = TypeVar("T")
+MAX_PIXELS = 50_000_000  # of an image: those of cameras have up to 50 million
+DECODE_SECONDS = 20.0  # that an image has to be decoded; 50 megapixels of JPEG 2000, the slowest, take 3
+DEADLINE = 60.0  # seconds that an image has until it is answered, with the time that it waits
+REQUESTS = 100  # that wait or are answered; further ones are refused
+BYTES = 512 * 2**20  # of bodies that are held at a time
+
+
+class ClientLeft(Exception):
+    """The client has closed the connection before the answer."""
+
+
+class Slot:
+    """Part of the queue that a request takes, from when its body has come until its work has ended."""
+
+    def __init__(self) -> None:
+        self.abandoned = threading.Event()  # the request has ended
+        self.last: Future[Any] | None = None
+
+
+class Worker:
+    """Answers one image at a time, in a thread of its own.
+
+    Admission: at most ``REQUESTS`` requests have a slot, and one more is refused at once (429): no request waits
+    behind more than these.
+
+    Deadline: an image that is not answered by then is given up (503). One that has not begun is dropped. One that has
+    begun cannot be interrupted, and its request keeps its slot until it ends, so that no more work is accepted than
+    is done. It does end: decoding is killed after ``DECODE_SECONDS``, in a process of its own, and a
+    prediction is of at most ``MAX_PIXELS``.
+
+    Args:
+        task: loaded.
+        metrics: counts what is answered.
+        deadline: seconds that an image has until it is answered, with the time that it waits.
+    """
+
+    def __init__(self, task: Task, metrics: Metrics, deadline: float = DEADLINE) -> None:
+        self.task, self.metrics, self.deadline = task, metrics, deadline
+        self.decoder = Decoder(MAX_PIXELS, DECODE_SECONDS)
+        # One thread: a task is not made for several, and each one would get a team of torch's threads for itself. What
+        # fukami.runtime sets for the thread that loads the task is set here again, so that the last digits are equal.
+        self.thread = ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(True,))
+        self.lock = threading.Lock()
+        self.taken = 0  # slots
+        self.overdue = 0  # images that were given up and still run
+        self.buffered = 0  # bytes of bodies
+        self.seconds = 0.0  # that the last image took
+        metrics.queue.set_function(lambda: self.taken)
+
+    @property
+    def full(self) -> bool:
+        """Whether all slots are taken."""
+        return self.taken >= REQUESTS
+
+    def reserve_bytes(self, received: int) -> None:
+        """Count the bytes of a body that have come.
+
+        Raises:
+            HTTPException: 429, there is no room for as many.
+        """
+        with self.lock:
+            self.buffered += received
+            over = self.buffered > BYTES
+        if over:
+            raise self.busy()
+
+    def release_bytes(self, received: int) -> None:
+        """Count the bytes of a body no longer."""
+        with self.lock:
+            self.buffered -= received
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be answered soon."""
+        return not self.full and self.buffered <= BYTES and not self.overdue
+
+    def busy(self) -> HTTPException:
+        """The refusal of a request for which there is no room, which says when there may be."""
+        after = min(60, max(1, math.ceil(self.taken * self.seconds)))
+        return HTTPException(429, "too many requests wait for an answer; try again later", {"Retry-After": str(after)})
+
+    @contextmanager
+    def slot(self) -> Iterator[Slot]:
+        """Take a slot for a request; it is free again when the request is answered and its work has ended.
+
+        Raises:
+            HTTPException: 429.
+        """
+        with self.lock:
+            if self.full:
+                raise self.busy()
+            self.taken += 1
+        slot = Slot()
+        try:
+            yield slot
+        finally:
+            slot.abandoned.set()
+            if slot.last is not None and not slot.last.cancel():
+                slot.last.add_done_callback(lambda _: self._free())
+            else:
+                self._free()
+
+    def _free(self) -> None:
+        with self.lock:
+            self.taken -= 1
+
+    async def run(self, slot: Slot, gone: "asyncio.Future[Any]", function: Callable[[], T]) -> T:
+        """Run a function in the thread of the worker, and return its result.
+
+        Args:
+            slot: of the request.
+            gone: done when the client has left.
+            function: is called.
+
+        Raises:
+            ClientLeft: the client has left.
+            HTTPException: 503, the deadline has passed.
+        """
+        future: Future[T] = self.thread.submit(function)
+        slot.last = future
+        waiting: asyncio.Future[Any] = asyncio.wrap_future(future)
+        waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # also where nobody waits for it
+        await asyncio.wait({waiting, gone}, timeout=self.deadline, return_when=asyncio.FIRST_COMPLETED)
+        if future.done():
+            return future.result()
+        if gone.done():
+            raise ClientLeft
+        if future.cancel():
+            self.metrics.predictions.labels("late").inc()
+        else:
+            with self.lock:
+                self.overdue += 1
+            future.add_done_callback(lambda _: self._caught_up())
+        message = f"no answer within {self.deadline:g} seconds; try again later, or send a smaller picture"
+        raise HTTPException(503, message, {"Retry-After": "60"})
+
+    def _caught_up(self) -> None:
+        with self.lock:
+            self.overdue -= 1
+
+    def predict(self, slot: Slot, name: str, content: bytes) -> tuple[dict[str, Any], Image.Image | None]:
+        """Predict the content of a file: the answer as ``fukami predict`` prints it, and the image; or an ``error``.
+
+        Raises:
+            ClientLeft: the request has ended.
+        """
+        if slot.abandoned.is_set():
+            raise ClientLeft
+        began = time.perf_counter()
+        try:
+            picture = self.decoder.read(content, name)
+            if slot.abandoned.is_set():
+                raise ClientLeft
+            with refuse_if_out_of_memory(name):
+                (answer,) = self.task.predict([picture])
+        except Error as error:
+            answer, picture = {"error": str(error)}, None
+        self.seconds = time.perf_counter() - began
+        self.metrics.seconds.observe(self.seconds)
+        result = "late" if slot.abandoned.is_set() else "refused" if "error" in answer else "answered"
+        self.metrics.predictions.labels(result).inc()
+        return {"file": name, **answer}, picture

@@ -1,0 +1,377 @@
+"""Runs that an enemy wrote: no code of theirs runs, and nothing outside of their folder is read, written or fetched."""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import threading
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import fukami as package
+from fukami import board, checkpoint
+from fukami.errors import Error, UsageError
+from fukami.recipe import _is_of, identify
+from fukami.recipes.deep_convnet import DeepConvNet
+from fukami.state_file import encode_state, load_state
+
+SOURCE = """
+from dataclasses import dataclass
+from fukami.recipes.deep_convnet import DeepConvNet
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(DeepConvNet):
+    '''A private recipe.'''
+"""
+
+
+def copy(trained, folder):
+    """A copy of a run whose files can be changed."""
+    shutil.copytree(trained, folder)
+    return folder
+
+
+def change(run, **changes):
+    """Other values in ``recipe.json``."""
+    path = run / "recipe.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture
+def private(fukami, trained, tmp_path):
+    """A run of the private recipe ``mine.py``, made from a finished one."""
+    (tmp_path / "mine.py").write_text(SOURCE)
+    run = copy(trained, tmp_path / "run")
+    change(run, recipe="mine.py", recipe_sha256=hashlib.sha256(SOURCE.encode()).hexdigest())
+    return run
+
+
+COMMANDS = (
+    ("predict", "{run}", "{image}"),
+    ("eval", "{run}"),
+    ("export", "{run}", "--to", "float16", "--out", "exported"),
+    ("explain", "{run}"),
+    ("explain", "{run}", "{image}", "--out", "page"),
+    ("serve", "{run}", "--port", "0"),
+    ("board", "."),
+    ("train", "deep-convnet", "--out", "{run}", "--resume"),
+)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize(
+    "recipe", ["run/evil.py", "./run/../run/evil.py", "/proc/self/cwd/run/evil.py", "evil.py", "{run}/evil.py", "evil"]
+)
+def test_no_command_runs_the_recipe_file_that_a_run_names(words, recipe, fukami, trained, tmp_path):
+    run = copy(trained, tmp_path / "run")
+    evil = "import os, pathlib\nos.environ['HARMED'] = pathlib.Path('harmed').write_text('') or 'yes'\n"
+    for place in (run / "evil.py", tmp_path / "evil.py"):
+        place.write_text(evil + SOURCE)
+    digest = hashlib.sha256((evil + SOURCE).encode()).hexdigest()
+    given = {"run": "run", "image": str(next(tmp_path.parent.glob("*/*/*.png"), "none.png"))}
+    for more in ({}, {"recipe_sha256": digest}, {"recipe_sha256": None}):
+        change(run, recipe=recipe.format(run=run), **more)
+        answer = fukami(*(word.format(**given) for word in words))
+        assert not (tmp_path / "harmed").exists(), words
+        assert "HARMED" not in os.environ
+        assert answer.status == (0 if words[0] == "board" else 1 if not more and words[0] != "train" else 2), answer.err
+        assert "Traceback" not in answer.err
+
+
+def test_a_private_recipe_is_given_again(private, fukami, tmp_path):
+    image = tmp_path / "black.png"
+    from PIL import Image
+
+    Image.new("L", (28, 28)).save(image)
+    for words in (["eval", "run"], ["predict", "run", image], ["explain", "run"], ["explain", "run", image]):
+        answer = fukami(*words)
+        assert answer.status == 2
+        assert "give the recipe file, --recipe mine.py" in answer.err
+        answer = fukami(*words, "--recipe", "mine.py")
+        assert answer.status == 0, answer.err
+    assert fukami("export", "run", "--to", "float16", "--out", "half", "--recipe", "mine.py").status == 0
+    assert fukami("eval", "half", "--recipe", "mine.py").status == 0
+    with pytest.raises(UsageError, match="code is never taken from a run"):
+        package.load(private)
+    assert package.load(private, recipe=tmp_path / "mine.py").labels == tuple("0123456789")
+    assert package.load(private, recipe=package.find(str(tmp_path / "mine.py"))).labels == tuple("0123456789")
+
+
+def test_another_recipe_than_the_recorded_one_is_refused(private, fukami, tmp_path):
+    """Both digests are named, and nothing of the other file runs."""
+    recorded = hashlib.sha256(SOURCE.encode()).hexdigest()
+    other = f"open({str(tmp_path / 'harmed')!r}, 'w')\n{SOURCE}"
+    (tmp_path / "other.py").write_text(other)
+    for words in (["eval", "run", "--recipe", "other.py"], ["export", "run", "--to", "onnx", "--recipe", "other.py"]):
+        answer = fukami(*words)
+        assert answer.status == 2
+        assert recorded in answer.err
+        assert hashlib.sha256(other.encode()).hexdigest() in answer.err
+    assert not (tmp_path / "harmed").exists()
+    with pytest.raises(UsageError, match=recorded):
+        package.load(private, recipe=DeepConvNet)
+    with pytest.raises(UsageError, match="not a private recipe"):
+        package.load("deep-convnet", recipe=tmp_path / "mine.py")
+
+
+def test_resuming_an_edited_recipe_is_refused(fukami, tmp_path):
+    (tmp_path / "mine.py").write_text(SOURCE)
+    assert fukami("train", "./mine.py", "--epochs", "1", "--batch", "200", "--out", "run").status == 0
+    assert fukami("train", "./mine.py", "--out", "run", "--resume").status == 0
+    (tmp_path / "mine.py").write_text(SOURCE + "# edited\n")
+    answer = fukami("train", "./mine.py", "--out", "run", "--resume")
+    assert answer.status == 2
+    for text in (SOURCE, SOURCE + "# edited\n"):
+        assert hashlib.sha256(text.encode()).hexdigest() in answer.err
+
+
+def test_a_recipe_of_a_notebook_is_given_as_its_class(trained, tmp_path):
+    """It is defined in no file, so there is nothing to hash."""
+    namespace = {"__name__": "notebook"}
+    module = type(torch)("notebook")
+    import sys
+
+    sys.modules["notebook"] = module
+    try:
+        exec(SOURCE, namespace)
+        module.Mine = recipe = namespace["Mine"]
+        assert identify(recipe) == {"recipe": "Mine", "recipe_sha256": None}
+        run = copy(trained, tmp_path / "run")
+        change(run, **identify(recipe))
+        assert package.load(run, recipe=recipe).labels == tuple("0123456789")
+        (tmp_path / "mine.py").write_text(SOURCE)
+        with pytest.raises(UsageError, match="give the class"):
+            package.load(run, recipe=tmp_path / "mine.py")
+    finally:
+        del sys.modules["notebook"]
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("not finite", lambda value: value.fill_(float("nan"))),
+        ("not finite", lambda value: value.index_fill_(0, torch.tensor(0), float("inf"))),
+        ("complex64", lambda value: value.to(torch.complex64)),
+        ("float64", lambda value: value.double()),
+        ("int64", lambda value: value.long()),
+        (r"instead of \(10, 50\)", lambda value: value[:, :-1].contiguous()),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(name, make, trained, tmp_path):
+    run = copy(trained, tmp_path / "run")
+    tensors = load_file(run / "weights.safetensors")
+    last = [key for key, value in tensors.items() if value.shape == (10, 50)]
+    save_file(tensors | {last[0]: make(tensors[last[0]])}, run / "weights.safetensors")
+    with pytest.raises(Error, match=f"{last[0]}.*{name}"):
+        package.load(run)
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "metrics.jsonl", "last.ckpt", "elsewhere"])
+@pytest.mark.parametrize("kind", ["link", "dangling", "pipe"])
+def test_what_leads_out_of_a_run_is_refused(file, kind, fukami, trained, tmp_path):
+    run = copy(trained, tmp_path / "run")
+    outside = tmp_path / "outside"
+    outside.write_text("untouched")
+    (run / file).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(run / file)
+    else:
+        (run / file).symlink_to(outside if kind == "link" else tmp_path / "nothing")
+    for words in (["eval", "run"], ["train", "deep-convnet", "--out", "run", "--resume"]):
+        answer = fukami(*words)
+        assert answer.status == 1
+        assert f"run/{file}" in answer.err
+    if file != "metrics.jsonl" or kind == "link":  # else there is no run to rank
+        assert fukami("board", ".").status == 0
+    assert outside.read_text() == "untouched"
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_checkpoint_is_written_into_no_link(fukami, trained, tmp_path):
+    """Neither into the temporary file of an earlier crash, nor into the folders below."""
+    run = copy(trained, tmp_path / "run")
+    (tmp_path / "outside").write_text("untouched")
+    (run / ".last.ckpt.tmp").symlink_to(tmp_path / "outside")
+    checkpoint.write(run / "last.ckpt", b"new")
+    assert (tmp_path / "outside").read_text() == "untouched"
+    assert (run / "last.ckpt").read_bytes() == b"new"
+    (run / "memory").mkdir()
+    (run / "memory" / "frames.bin").symlink_to(tmp_path / "outside")
+    answer = fukami("train", "deep-convnet", "--out", "run", "--resume")
+    assert answer.status == 1
+    assert "frames.bin is a link" in answer.err
+
+
+@pytest.fixture
+def listener():
+    """The address of a server, and the connections that came to it."""
+    came = []
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def accept():
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            came.append(connection)
+            connection.close()
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    yield f"http://127.0.0.1:{server.getsockname()[1]}", came
+    server.shutdown(socket.SHUT_RDWR)
+    server.close()
+    thread.join()
+
+
+def test_a_url_that_a_run_names_is_not_contacted(listener, fukami, trained, tmp_path):
+    address, came = listener
+    run = copy(trained, tmp_path / "run")
+    fields = json.loads((run / "recipe.json").read_text())["fields"]
+    for spec in (f"{address}/train-{{000..001}}.tar", f"{address}/shards"):
+        change(run, fields=fields | {"dataset": spec})
+        for words in (
+            ["eval", "run"],
+            ["export", "run", "--to", "int8", "--out", "exported"],
+            ["eval", "run", "--precision", "int8"],
+            ["eval", "run", "--precision", "all"],
+            ["train", "deep-convnet", "--out", "run", "--resume"],
+        ):
+            answer = fukami(*words)
+            assert answer.status == 2, answer.err
+            assert spec in answer.err
+            assert "--data" in answer.err
+        assert fukami("board", ".").status == 0
+    assert not came
+    assert fukami("eval", "run", "--data", "digits").status == 0
+
+
+def test_local_data_that_a_run_names_are_named(fukami, trained, digit_files, tmp_path, caplog):
+    run = copy(trained, tmp_path / "run")
+    fields = json.loads((run / "recipe.json").read_text())["fields"]
+    change(run, fields=fields | {"dataset": str(digit_files)})
+    assert fukami("eval", "run").status == 0
+    assert f"reading the data that the run names: {digit_files}" in caplog.text
+    caplog.clear()
+    assert fukami("eval", "run", "--data", "digits").status == 0
+    assert not caplog.text
+
+
+def test_a_checkpoint_keeps_values_types_and_memory_layouts(tmp_path):
+    image = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    state = {
+        "step": 3,
+        "tensors": [image, torch.zeros(0, 3), torch.tensor(2.5), torch.arange(5, dtype=torch.uint8).bfloat16()],
+        "plain": (None, True, -1.5, float("inf"), 2**80, "あ", (), [], {}),
+        "optimizer": {0: {"step": 1}, "groups": [{"$tensor": 1}]},
+    }
+    (tmp_path / "last.ckpt").write_bytes(encode_state(state))
+    found = load_state(tmp_path / "last.ckpt", torch.device("cpu"))
+    for one, other in zip(state.pop("tensors"), found.pop("tensors"), strict=True):
+        assert torch.equal(one, other)
+        assert one.dtype == other.dtype
+    assert found == state
+    with pytest.raises(TypeError, match="not set"):
+        encode_state({"step": {1, 2}})
+    (tmp_path / "last.ckpt").write_bytes(encode_state({"step": 1, "image": image}))
+    found = load_state(tmp_path / "last.ckpt", torch.device("cpu"))
+    assert found["image"].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("task", {}),
+        ("task", {"model": {}, "optimizer": {}, "scaler": {}}),
+        ("loader", None),
+        ("loader", {"position": "far"}),
+        ("log", {"seconds": [], "last": 1, "bytes": -1}),
+        ("random", {"python": (1, 2), "numpy": [], "torch": torch.zeros(1)}),
+        ("step", -1),
+        ("step", "1"),
+    ],
+)
+def test_parts_of_a_checkpoint_that_do_not_fit_are_refused(part, value, fukami, trained, tmp_path):
+    run = copy(trained, tmp_path / "run")
+    state = load_state(run / "last.ckpt", torch.device("cpu"))
+    (run / "last.ckpt").write_bytes(encode_state({**state, part: value}))
+    answer = fukami("train", "deep-convnet", "--out", "run", "--resume")
+    assert answer.status == 1, answer.err
+    assert "last.ckpt" in answer.err
+    assert "remove it to start the run again" in answer.err
+    assert "weights_only" not in answer.err
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", True), ("epochs", 1.5), ("epochs", None), ("lr", "1"), ("augment", ["flip", 1]),
+        ("augment", "flip"), ("dataset", 3), ("width", 10**30), ("size", -5), ("size", 0), ("nothing", 1),
+    ],
+)  # fmt: skip
+def test_fields_of_another_type_are_refused(field, value, trained, tmp_path):
+    run = copy(trained, tmp_path / "run")
+    fields = json.loads((run / "recipe.json").read_text())["fields"]
+    change(run, fields=fields | {field: value})
+    with pytest.raises(Error, match=r"field|network|between|at least"):
+        package.load(run)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "field", "value"),
+    [("deep-convnet", "cycles", 10**9), ("binary-convnet", "hidden", [4] * 100_000)],
+)
+def test_networks_without_end_are_refused(recipe, field, value, trained, tmp_path):
+    """A few bytes of recipe.json could otherwise ask for layers until memory ends."""
+    run = copy(trained, tmp_path / "run")
+    change(run, recipe=recipe, fields={field: value})
+    with pytest.raises(Error, match=r"more than 50,000 layers|between 1 and 100"):
+        package.load(run)
+
+
+def test_types_of_fields():
+    assert _is_of((1, 2), tuple[int, ...])
+    assert _is_of((1, 2.5), tuple[int, float])
+    assert not _is_of((1, 2, 3), tuple[int, float])
+    assert not _is_of(1, tuple[int, ...])
+    assert _is_of(None, int | None)
+    assert not _is_of(False, int)
+    assert _is_of(1, float)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 0, "phase": "eval", "accuracy": 0.5}',
+        '{"step": 1e999, "phase": "eval", "accuracy": 0.5}',
+        f'{{"step": {10**400}, "phase": "eval", "accuracy": 0.5}}',
+        f'{{"step": 1, "phase": "eval", "accuracy": {10**400}}}',
+        '{"step": 1, "phase": "eval", "accuracy": 0.5, "seconds": -1}',
+        "[" * 100_000,
+        '[{"step": 1}]',
+        '"eval"',
+    ],
+    ids=range(8),
+)
+def test_the_board_passes_over_lines_that_no_training_writes(line, trained, tmp_path):
+    run = copy(trained, tmp_path / "run")
+    (run / "metrics.jsonl").write_text(line)
+    boards, reasons = board.survey(tmp_path)
+    assert [found.name for found in boards[0].unfinished] == ["run"]
+    assert list(reasons) == ["metrics.jsonl has a line that cannot be read"]
+    assert board.rows(boards[0])
+
+
+def test_the_board_shows_no_control_characters(fukami, trained, tmp_path):
+    """What a run records could otherwise move the cursor, or more, in the terminal that shows it."""
+    run = copy(trained, tmp_path / "run\x1b[2J")
+    fields = json.loads((run / "recipe.json").read_text())["fields"] | {"dataset": "a\x1b]0;b\x07" + "c" * 5000}
+    change(run, recipe="\x1b[31mred", command="fukami\x1b[1A train", device="\x9b1m", fields=fields)
+    answer = fukami("board", ".")
+    assert answer.status == 0
+    assert not {"\x1b", "\x07", "\x9b"} & set(answer.out + answer.err)
+    assert "fukami�[1A train" in answer.out
