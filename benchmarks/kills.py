@@ -118,13 +118,15 @@ def differences(one: Path, other: Path) -> list[str]:
     import torch
     from torch.utils import _pytree as pytree
 
+    from fukami.state_file import load_state
+
     found = [
         name
         for name in ("weights.safetensors", "manifest.jsonl")
         if ((one / name).read_bytes() if (one / name).exists() else b"")
         != ((other / name).read_bytes() if (other / name).exists() else b"")
     ]
-    states = [torch.load(run / "last.ckpt", weights_only=True) for run in (one, other)]
+    states = [load_state(run / "last.ckpt", torch.device("cpu")) for run in (one, other)]
     for name in COMPARED:
         values, forms = zip(*(pytree.tree_flatten(state[name]) for state in states), strict=True)
         same = forms[0] == forms[1] and all(
