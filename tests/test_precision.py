@@ -166,7 +166,7 @@ def test_a_failed_export_leaves_no_run(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "write_weights", fail)
     with pytest.raises(OSError, match="no space"):
         export(trained, "float16", tmp_path / "half")
-    with pytest.raises(UsageError, match=r"without a recipe\.json"):
+    with pytest.raises(UsageError, match="neither a run's folder"):
         package.load(tmp_path / "half")
 
 
@@ -186,7 +186,7 @@ def test_a_damaged_or_missing_onnx_file_is_named(fukami, trained, tmp_path):
     (tmp_path / "onnx/model.onnx").write_bytes(b"nothing")
     damaged = fukami("eval", "onnx")
     assert damaged.status == 1
-    assert "cannot read the network" in damaged.err
+    assert "the ONNX file is damaged" in damaged.err
     (tmp_path / "onnx/model.onnx").unlink()
     missing = fukami("eval", "onnx")
     assert missing.status == 1

@@ -432,12 +432,15 @@ def test_a_folder_of_frames_becomes_a_film(run, fukami, mask_files, tmp_path):
 
 
 def test_served_and_explained(run, fukami, mask_files):
+    from fukami.serving import metrics, worker
     from fukami.serving.app import drawn
 
     task = package.load(run, device="cpu")
     path = sorted((mask_files / "val" / "images").iterdir())[0]
+    server = worker.Worker(task, metrics.Metrics())
     with path.open("rb") as file:
-        answer, section = drawn(task, "street.png", file)
+        answer, section = drawn(server, worker.Slot(), "street.png", file)
+    server.decoder.close()
     assert answer["shares"] == task.predict([path])[0]["shares"]
     assert section.count("<meter") == len(answer["shares"])
     assert "the answer, drawn" in section
