@@ -70,9 +70,12 @@ def pool(x: Tensor, minimum: Tensor, size: int, stride: int) -> Tensor:
 
 
 def _run(function: Callable[..., None], *arguments: Any) -> None:
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     with compiling.timed(function, "processor"):
         function(*arguments)
+    if torch.get_num_threads() != threads:  # numba sets those of OpenMP when it starts its own, which torch shares
+        torch.set_num_threads(threads)
 
 
 def _vector(builder: ir.IRBuilder, address: ir.Value, element: ir.Type) -> ir.Value:
