@@ -596,6 +596,21 @@ def test_a_resumed_run_computes_with_as_many_threads(tmp_path, pageless, monkeyp
 
 
 @pytest.mark.skipif(not list(Path(torch.__file__).parent.glob("lib/libgomp*")), reason="another OpenMP than GNU's")
+def test_1_bit_kernels_leave_the_number_of_threads_alone():
+    """numba's threads are OpenMP's, as torch's are; with another number of them the next training rounds otherwise."""
+    script = """
+import torch
+from fukami.numerics import cpu
+torch.set_num_threads(1)
+cpu.pool(torch.zeros(1, 4, 4, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 2, 2)
+assert torch.get_num_threads() == 1, torch.get_num_threads()
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    environment["NUMBA_NUM_THREADS"] = "2"
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_threads_that_have_computed_before_flush_denormal_numbers_too():
     script = """
 import torch
