@@ -54,6 +54,7 @@ def load_state(path: str | os.PathLike[str], device: torch.device) -> Any:
     """
     with safe_open(path, "pt", device=str(device)) as file:
         state = json.loads(file.metadata()["state"])
+        unread = set(file.keys())
 
         def value(found: Any) -> Any:
             if isinstance(found, list):
@@ -62,6 +63,7 @@ def load_state(path: str | os.PathLike[str], device: torch.device) -> Any:
                 return found
             if TENSOR in found:
                 order = found["order"]
+                unread.remove(found[TENSOR])  # each is named once: a small file could ask for any number of copies
                 stored = file.get_tensor(found[TENSOR]).clone()  # else it is the file itself, mapped into memory
                 return stored.permute([order.index(axis) for axis in range(stored.ndim)])
             if TUPLE in found:
