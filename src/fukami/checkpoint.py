@@ -42,6 +42,9 @@ MOST_THREADS = 1024  # that a run can have been computed with
 HALVES = (torch.float16, torch.bfloat16)  # in which float32 weights may be stored, for smaller files
 MAX_PARTS = 50_000  # layers and tensors of a network; ResNet-152 has about a thousand
 LISTED = 20  # tensors that a message names at most
+BEGUN = {"versions": dict, "device": str, "precision": str, "command": str, "processes": int, "compile": bool}
+NONE = type(None)
+CONDITIONS = {"format": (int,), "versions": (dict,), "threads": (int,), "manifest": (str, NONE)}  # of a checkpoint
 MAX_RECORD = 64 << 20  # bytes of a recipe.json; one with a thousand classes has 30 kB
 RecipeSource = str | os.PathLike[str] | type[Recipe]  # the file of a private recipe, or its class
 
@@ -130,20 +133,22 @@ def _is_run(name: str) -> bool:
     return True
 
 
-def check_files(folder: Path, *, below: bool = False) -> None:
+def check_files(folder: Path, *, writes: bool = False) -> None:
     """Refuse a run's folder with links, pipes or devices in it: nothing outside of it may be read or written.
 
     Args:
         folder: of the run.
-        below: check the folders in it, too.
+        writes: files will be written: check the folders in it, too, and refuse hard links, such as ``cp -l`` makes, by
+            which the run that was copied would change.
 
     Raises:
         Error: there is such an entry; it is named.
     """
-    for path in sorted(folder.rglob("*") if below else folder.iterdir()):
-        mode = path.lstat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            what = "a link" if stat.S_ISLNK(mode) else "no regular file"
+    for path in sorted(folder.rglob("*") if writes else folder.iterdir()):
+        facts = path.lstat()
+        regular, linked = stat.S_ISREG(facts.st_mode), writes and facts.st_nlink > 1
+        if not (stat.S_ISDIR(facts.st_mode) or (regular and not linked)):
+            what = "a link" if stat.S_ISLNK(facts.st_mode) else "a hard link" if regular else "no regular file"
             raise Error(f"{path} is {what}, which a run may not hold; replace it by a copy of the file, or remove it")
 
 
@@ -212,6 +217,7 @@ def _record(folder: Path) -> dict[str, Any]:
             raise ValueError(f"it has more than {MAX_RECORD:,} bytes")
         record = json.loads(path.read_bytes())
         name, fields, labels = record["recipe"], record["fields"], record["labels"]
+        json.dumps(record, ensure_ascii=False).encode()  # what a file is written from has no lone surrogates
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Error(f"{path} is damaged ({type(error).__name__}: {error}); the run cannot be used") from error
     texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
@@ -312,7 +318,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         raise Error(
             f"{folder} has no weights.safetensors yet; its training has to reach its first evaluation"
         ) from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError, MemoryError) as error:  # the last two where it is too large to map
         raise Error(f"{path} is damaged ({error}); the run cannot be used") from error
 
 
@@ -342,6 +348,22 @@ def restore(modules: dict[str, nn.Module], tensors: dict[str, Tensor], source: P
         source: the file that they are from, for messages.
 
     Raises:
+        Error: as for :func:`check_tensors`.
+    """
+    check_tensors(modules, tensors, source)
+    for name, module in modules.items():
+        prefix = f"{name}."
+        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        module.load_state_dict(own, assign=True)
+        for key, value in [*module.named_parameters(), *module.named_buffers()]:
+            if value.is_meta:
+                raise Error(f"{source} lacks {name}.{key}, which the network keeps out of its state_dict; put it in")
+
+
+def check_tensors(modules: dict[str, nn.Module], tensors: dict[str, Tensor], source: Path) -> None:
+    """Refuse tensors that are not exactly those of the modules; arguments as for :func:`restore`.
+
+    Raises:
         Error: a tensor is missing, left over, of another shape or type, or not finite; all such are listed.
     """
     expected = named(modules)
@@ -359,13 +381,6 @@ def restore(modules: dict[str, nn.Module], tensors: dict[str, Tensor], source: P
     if wrong:
         listed = "; ".join(sorted(wrong)[:LISTED]) + (f"; and {len(wrong) - LISTED} more" if wrong[LISTED:] else "")
         raise Error(f"{source} does not fit its recipe: {listed}")
-    for name, module in modules.items():
-        prefix = f"{name}."
-        own = {key.removeprefix(prefix): tensors[key] for key in expected if key.startswith(prefix)}
-        module.load_state_dict(own, assign=True)
-        for key, value in [*module.named_parameters(), *module.named_buffers()]:
-            if value.is_meta:
-                raise Error(f"{source} lacks {name}.{key}, which the network keeps out of its state_dict; put it in")
 
 
 @contextlib.contextmanager
@@ -387,8 +402,8 @@ def claim(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
     new = not folder.exists()
     if resume:
         check_begun(folder)
-    if (folder / ".lock").is_symlink():  # which would be opened before anything is checked
-        check_files(folder)
+    if os.path.lexists(folder / ".lock"):  # which would be opened, if it is a link, before anything is checked
+        check_files(folder, writes=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -397,7 +412,7 @@ def claim(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
         with lock_folder(folder):
             if not resume:
                 check_unused(folder, recipe)
-            check_files(folder, below=True)
+            check_files(folder, writes=True)
             if resume:
                 check_recipe(folder, recipe)
             _remove_temporaries(folder)
@@ -488,6 +503,10 @@ def conditions(folder: Path, device: str, precision: str, compile: bool) -> Cond
     if not (folder / "recipe.json").is_file():
         return Conditions(device, precision, compile, None)
     record = _record(folder)
+    for name, kind in BEGUN.items():
+        if type(record.get(name)) is not kind:
+            raise Error(f"{folder / 'recipe.json'} is damaged: {name!r} should be of type {kind.__name__}, not "
+                        f"{record.get(name)!r:.100}; the run cannot be resumed")  # fmt: skip
     asked = {"device": device.partition(":")[0], "precision": precision, "compile": compile or "auto"}
     for what, value in asked.items():
         if value not in ("auto", record.get(what)):
@@ -586,6 +605,9 @@ def read_state(folder: Path, device: torch.device) -> dict[str, Any] | None:
         state = load_state(path, device)
         if not isinstance(state, dict) or type(state["step"]) is not int or state["step"] < 0:
             raise ValueError("it names no step")
+        for name, kinds in CONDITIONS.items():
+            if name in state and type(state[name]) not in kinds:
+                raise ValueError(f"its {name} is of type {type(state[name]).__name__}")
     except Exception as error:  # a damaged file can fail in any way
         raise Error(
             f"{path} is damaged, or no checkpoint of this version of fukami ({type(error).__name__}: {error}); nothing "

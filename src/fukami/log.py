@@ -166,6 +166,9 @@ class Log:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Forget what was logged after the checkpoint: it will happen again."""
         self.before, self.last = float(state["seconds"]), dict(state["last"])
+        if not all(isinstance(value, int | float | dict) for value in self.last.values()):
+            raise TypeError("the last evaluation has a value that is no number")
+        json.dumps(self.last)
         self.step, self.looked = state.get("step", 0), time.monotonic()
         self.effort = state.get("effort", {})
         self.runtime.clock.add(state.get("clock", {}))

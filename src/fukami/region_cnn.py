@@ -193,6 +193,7 @@ def take(task: "Task", folder: Path) -> None:
     if labels != own:
         raise UsageError(f"{folder} knows the classes {', '.join(labels)}, and the data have {', '.join(own)}")
     tensors = checkpoint.read_weights(folder)
+    checkpoint.check_tensors(task.modules(), tensors, folder / "weights.safetensors")
     task.model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
 
 

@@ -27,7 +27,7 @@ def seed(number: int) -> None:
 
 
 def random_states() -> dict[str, Any]:
-    """The states of every random generator, in values that ``torch.load(weights_only=True)`` reads."""
+    """The states of every random generator, in values that a checkpoint can hold."""
     numpy_state = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fukami.errors import WriteError
+from fukami.errors import Error, WriteError
 
 FILE = "manifest.jsonl"
 NAMED = 5  # items that a message names
@@ -71,7 +71,7 @@ class Manifest:
     def compare(self, folder: Path, digest: str | None) -> str:
         """What is otherwise than in the list of this digest that :meth:`write` left in the folder, in words."""
         path = folder / FILE
-        if _digest_of(path) != digest:
+        if digest is None or _digest_of(path) != digest:
             return f"it cannot be told which: {path} is missing, or is not the list that belongs to the checkpoint"
         now: dict[str, list[list[Any]]] = defaultdict(list)
         for part, item in self._items():
@@ -82,7 +82,7 @@ class Manifest:
         with path.open("rb") as file:
             same_classes = file.readline() == classes
             for line in file:
-                name, *values = json.loads(line)
+                name, *values = _parse(path, line)
                 left = now.get(name, [])
                 seen.add(name)
                 if values in left:
@@ -150,6 +150,21 @@ def _values(part: str, item: Item) -> list[Any]:
 
 def _is_listed(data: Any) -> bool:
     return hasattr(data, "list_items") or (isinstance(data, list | tuple) and len(data) > 0)
+
+
+def _parse(path: Path, line: bytes) -> list[Any]:
+    """A line of a list: a name and values.
+
+    Raises:
+        Error: it is none, although the digest is right: nobody but an enemy writes it so.
+    """
+    try:
+        found = json.loads(line)
+        if isinstance(found, list) and found and isinstance(found[0], str):
+            return found
+    except (ValueError, RecursionError):
+        pass
+    raise Error(f"{path} is damaged: it has a line that is no item; the run cannot be resumed with other data")
 
 
 def _in_memory(data: Any) -> Item:
