@@ -9,10 +9,10 @@ import threading
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 import fukami as package
-from fukami import board, checkpoint
+from fukami import board, checkpoint, figures, region_cnn, report
 from fukami.errors import Error, UsageError
 from fukami.recipe import _is_of, identify
 from fukami.recipes.deep_convnet import DeepConvNet
@@ -375,3 +375,115 @@ def test_the_board_shows_no_control_characters(fukami, trained, tmp_path):
     assert answer.status == 0
     assert not {"\x1b", "\x07", "\x9b"} & set(answer.out + answer.err)
     assert "fukami�[1A train" in answer.out
+
+
+def test_a_checkpoint_that_names_a_tensor_twice_is_refused(tmp_path):
+    """A few kilobytes could otherwise ask for any number of copies of a megabyte."""
+    tensor = {"$tensor": "0", "order": [0]}
+    state = json.dumps({"step": 1, "tensors": [tensor] * 2})
+    (tmp_path / "last.ckpt").write_bytes(save({"0": torch.zeros(3)}, {"state": state}))
+    with pytest.raises(Error, match="damaged"):
+        checkpoint.read_state(tmp_path, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("versions", 5), ("versions", None), ("device", None), ("precision", []), ("command", 1.5), ("processes", "1"),
+     ("compile", None), ("labels", ["\ud800"]), ("command", "\ud800")],
+)  # fmt: skip
+def test_a_record_of_other_types_is_not_resumed(name, value, fukami, trained, tmp_path):
+    run = copy(trained, tmp_path / "run")
+    change(run, **{name: value})
+    answer = fukami("train", "deep-convnet", "--out", "run", "--resume")
+    assert answer.status == 1, answer.err
+    assert "recipe.json is damaged" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("threads", torch.ones(3)), ("versions", torch.ones(3)), ("format", torch.ones(3)), ("manifest", 5),
+     ("log", {"seconds": 1.0, "bytes": 0, "last": {"accuracy": "all"}}),
+     ("log", {"seconds": 1.0, "bytes": 0, "last": {"accuracy": torch.ones(1)}})],
+)  # fmt: skip
+def test_a_checkpoint_of_other_types_is_refused(name, value, fukami, trained, tmp_path):
+    run = copy(trained, tmp_path / "run")
+    state = load_state(run / "last.ckpt", torch.device("cpu"))
+    (run / "last.ckpt").write_bytes(encode_state({**state, name: value}))
+    answer = fukami("train", "deep-convnet", "--out", "run", "--resume")
+    assert answer.status == 1, answer.err
+    assert "last.ckpt" in answer.err
+    assert "remove it to start the run again" in answer.err
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"5\n", b"{}\n", b"\xff\n", b"[" * 100_000, b'{"phase": "eval", "step": "1"}', None]
+)
+def test_a_log_that_no_training_wrote_is_named(text, fukami, trained, tmp_path):
+    run = copy(trained, tmp_path / "run")
+    if text is None:
+        (run / "metrics.jsonl").unlink()
+    else:
+        (run / "metrics.jsonl").write_bytes(text)
+    answer = fukami("train", "deep-convnet", "--out", "run", "--resume")
+    assert answer.status == 1, answer.err
+    assert "metrics.jsonl is damaged" in answer.err
+
+
+@pytest.mark.parametrize("line", [b"5\n", b"[]\n", b"{}\n", b"\xff\n", b'["a'])
+def test_a_manifest_that_no_training_wrote_is_named(line, fukami, trained, tmp_path):
+    run = copy(trained, tmp_path / "run")
+    content = b"{}\n" + line
+    (run / "manifest.jsonl").write_bytes(content)
+    state = load_state(run / "last.ckpt", torch.device("cpu"))
+    state["manifest"] = hashlib.sha256(content).hexdigest()
+    (run / "last.ckpt").write_bytes(encode_state(state))
+    answer = fukami("train", "deep-convnet", "--out", "run", "--resume")
+    assert answer.status == 1, answer.err
+    assert "manifest.jsonl is damaged" in answer.err
+
+
+def test_a_checkpoint_without_a_manifest_and_a_run_without_one(fukami, trained, tmp_path):
+    run = copy(trained, tmp_path / "run")
+    state = load_state(run / "last.ckpt", torch.device("cpu"))
+    (run / "last.ckpt").write_bytes(encode_state({**state, "manifest": None}))
+    (run / "manifest.jsonl").unlink()
+    answer = fukami("train", "deep-convnet", "--out", "run", "--resume")
+    assert answer.status == 2, answer.err
+    assert "manifest.jsonl is missing" in answer.err
+
+
+@pytest.mark.parametrize("file", [".lock", "metrics.jsonl", "manifest.jsonl"])
+def test_nothing_is_written_through_a_hard_link(file, fukami, trained, tmp_path):
+    run = copy(trained, tmp_path / "run")
+    (tmp_path / "other").write_text("of somebody else")
+    (run / file).unlink(missing_ok=True)
+    (run / file).hardlink_to(tmp_path / "other")
+    answer = fukami("train", "deep-convnet", "--out", "run", "--resume")
+    assert answer.status == 1, answer.err
+    assert f"{file} is a hard link" in answer.err
+    assert (tmp_path / "other").read_text() == "of somebody else"
+
+
+def test_names_with_dollars_are_no_formulas(fukami, trained, tmp_path):
+    """A name such as ``$\\frac{$`` is a formula that cannot be read; it ended ``board`` and reports."""
+    name = "$\\frac{$"
+    run = copy(trained, tmp_path / "runs" / name)
+    (run / "metrics.jsonl").write_text(json.dumps({"phase": "eval", "step": 1, name: 0.5}) + "\n")
+    assert fukami("board", "runs").status == 0
+    assert report.picture("names of classes", figures.confusion(torch.eye(2), [name, "other"]))
+
+
+def test_the_board_shows_no_numbers_that_no_training_writes(fukami, trained, tmp_path):
+    run = copy(trained, tmp_path / "run")
+    change(run, parameters=10**30, multiply_adds=10**400)
+    assert fukami("board", ".").status == 0
+
+
+def test_the_weights_of_a_stage_are_checked(trained, tmp_path):
+    run = copy(trained, tmp_path / "run")
+    tensors = load_file(run / "weights.safetensors")
+    name = min(tensors)
+    save_file(tensors | {name: torch.full_like(tensors[name], torch.nan)}, run / "weights.safetensors")
+    task = package.load(trained)
+    with pytest.raises(Error, match=f"{name} has values that are not finite"):
+        region_cnn.take(task, run)

@@ -287,7 +287,7 @@ def _epochs(path: Path, asked: object, reached: int) -> str:
 def _count(record: dict[str, Any], name: str) -> int | None:
     """A whole number that the training recorded."""
     value = record.get(name)
-    return value if type(value) is int and value >= 0 else None
+    return value if type(value) is int and 0 <= value <= MOST_INTEGER else None
 
 
 def _stored(path: Path) -> int | None:

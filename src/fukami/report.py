@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter
 from PIL.Image import Image
 
 from fukami import checkpoint
+from fukami.errors import Error
 
 ACROSS = 3  # curves in a row
 FRAME, LAST = 250, 3000  # milliseconds that a picture of an animation is shown, and the last one
@@ -38,7 +41,7 @@ td:first-child {{ color: #666; }} img {{ max-width: 100%; }}
 def write(folder: Path, figures: Sequence[tuple[str, Figure | Sequence[Image]]], seconds: float) -> Path:
     """Write the page of the run in ``folder`` from its files and the task's figures; returns its path."""
     record = json.loads((folder / "recipe.json").read_bytes())
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = _logged(folder / "metrics.jsonl")
     trained = [line for line in lines if line["phase"] == "train"]
     judged = [line for line in lines if line["phase"] == "eval"]
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
@@ -55,6 +58,30 @@ def write(folder: Path, figures: Sequence[tuple[str, Figure | Sequence[Image]]],
         "<h2>What made it</h2>" + table(facts),
     ]
     return _page(folder, record["recipe"], body)
+
+
+def _logged(path: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``, at least one.
+
+    Raises:
+        Error: there are none, or one is of no training.
+    """
+    try:
+        lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+        for line in lines:
+            kinds = (int, float, dict)
+            if line["phase"] not in ("train", "eval") or type(line["step"]) is not int:
+                raise ValueError("a line names no phase or no step")
+            if not all(isinstance(value, kinds) for name, value in line.items() if name != "phase"):
+                raise ValueError("a line has a value that is no number")
+        if not lines:
+            raise ValueError("it is empty")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Error(
+            f"{path} is damaged ({type(error).__name__}: {error}), so that no report can be written; the weights of "
+            "the run are complete"
+        ) from error
+    return lines
 
 
 def judgement(
@@ -158,6 +185,7 @@ def picture(title: str, figure: Figure | Sequence[Image]) -> str:
     buffer = io.BytesIO()
     kind = "png" if isinstance(figure, Figure) else "webp"
     if isinstance(figure, Figure):
+        show_dollars(figure)
         figure.savefig(buffer, format=kind, dpi=110)
     else:
         times = [FRAME] * (len(figure) - 1) + [LAST]
@@ -166,6 +194,23 @@ def picture(title: str, figure: Figure | Sequence[Image]) -> str:
         )
     code = base64.b64encode(buffer.getvalue()).decode()
     return f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" src="data:image/{kind};base64,{code}">'
+
+
+def show_dollars(figure: Figure) -> None:
+    """Draw dollar signs in the texts of a figure as such: they may be names of classes, metrics and runs.
+
+    A formula is drawn only where matplotlib writes it itself, at the ticks of a logarithmic axis.
+    """
+    kept = {
+        id(label)
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        if isinstance(axis.get_major_formatter(), LogFormatter)
+        for label in axis.get_ticklabels(which="both")
+    }
+    for text in figure.findobj(Text):
+        if id(text) not in kept:
+            text.set_parse_math(False)
 
 
 def curves(trained: Sequence[dict[str, Any]], judged: Sequence[dict[str, Any]]) -> Figure:
