@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save, save_file
 import fukami as package
 from fukami import board, checkpoint, figures, region_cnn, report
 from fukami.errors import Error, UsageError
-from fukami.recipe import _is_of, identify
+from fukami.recipe import _is_of, build, find, identify
 from fukami.recipes.deep_convnet import DeepConvNet
 from fukami.state_file import encode_state, load_state
 
@@ -289,6 +289,9 @@ def test_a_checkpoint_keeps_values_types_and_memory_layouts(tmp_path):
         ("task", {"model": {}, "optimizer": {}, "scaler": {}}),
         ("loader", None),
         ("loader", {"position": "far"}),
+        ("loader", {"turn": 0, "position": -3}),
+        ("loader", {"turn": 10**30, "position": 3}),
+        ("loader", {"turn": 0, "position": 1.5}),
         ("log", {"seconds": [], "last": 1, "bytes": -1}),
         ("random", {"python": (1, 2), "numpy": [], "torch": torch.zeros(1)}),
         ("step", -1),
@@ -319,6 +322,21 @@ def test_fields_of_another_type_are_refused(field, value, trained, tmp_path):
     change(run, fields=fields | {field: value})
     with pytest.raises(Error, match=r"field|network|between|at least"):
         package.load(run)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fields"),
+    [
+        ("resnet20", {"size": 2049}), ("vgg16", {"size": 10**6}), ("binary-convnet", {"size": 10**6}),
+        ("rcnn-finetune", {"shortest": 10**6, "longest": 10**6}), ("rcnn", {"size": 10**6}),
+        ("faster-rcnn-vgg16", {"shortest": 800, "longest": 10**6}), ("fcn8s-vgg16", {"longest": 10**6}),
+        ("show-and-tell", {"beams": 10**6}), ("show-and-tell", {"longest": 10**6}),
+    ],
+)  # fmt: skip
+def test_images_and_searches_without_end_are_refused(recipe, fields):
+    """A run of a network for images of any size could ask for a small image to be made so large."""
+    with pytest.raises(UsageError, match="should be between"):
+        build(find(recipe), fields)
 
 
 @pytest.mark.parametrize(

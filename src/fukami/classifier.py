@@ -1,11 +1,10 @@
 """Classifier: the recipe that every picture classifier shares, from its data to its schedule; each adds its network."""
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fukami.errors import UsageError
-from fukami.recipe import Data, Dataset, name_of, within
+from fukami.recipe import MAX_SIZE, Data, Dataset, name_of, within
 from fukami.supervised import MEAN, STD, Optimizer, Supervised, changes
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ class Classifier(Supervised):
         """Refuse what no run can have."""
         super().__post_init__()
         within(self, 1, 100, "cycles")
-        within(self, 4, math.inf, "size")
+        within(self, 4, MAX_SIZE, "size")
         within(self, 0, 1, "layer_decay")
         within(self, 0, 0.9999999, "smoothing", "ema")
         if self.cycles > 1 and self.decay.startswith("plateau"):

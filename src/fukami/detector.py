@@ -1,11 +1,10 @@
 """Detector: the recipe that every detector shares; each adds its network."""
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fukami.errors import UsageError
-from fukami.recipe import Data, Dataset, within
+from fukami.recipe import MAX_SIDE, Data, Dataset, within
 from fukami.supervised import MEAN, STD, Supervised
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class Detector(Supervised):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, 32, math.inf, "shortest")
+        within(self, 32, MAX_SIDE, "shortest", "longest")
         if self.longest < self.shortest:
             raise UsageError(f"longest should be at least shortest, {self.shortest}, not {self.longest}")
 

@@ -29,6 +29,8 @@ READ: dict[type, Callable[[str], Any]] = {
     bool: {"true": True, "false": False}.__getitem__,
 }
 
+MAX_SIZE, MAX_SIDE = 2048, 4096  # pixels of a square that a network sees, and of a side of an image that is not cut
+
 logger = logging.getLogger(__name__)
 _digests: dict[str, str] = {}  # SHA-256 of the content of recipe files that ran, by the name of their module
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fukami.detector import Detector
 from fukami.errors import UsageError
-from fukami.recipe import Data, name_of, within
+from fukami.recipe import MAX_SIDE, MAX_SIZE, Data, name_of, within
 
 if TYPE_CHECKING:
     from fukami.data.boxes import Annotated
@@ -65,7 +65,8 @@ class RegionCNN(Detector):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, LEAST[self.backbone], math.inf, "size")
+        within(self, LEAST[self.backbone], MAX_SIZE, "size")
+        within(self, 1, MAX_SIDE, "shortest", "longest")
         within(self, 0, (self.size - 1) // 2, "context")
         within(self, 1, math.inf, "hidden")
         within(self, 4, math.inf, "regions")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fukami.errors import UsageError
-from fukami.recipe import Data, Dataset, Recipe, name_of, within
+from fukami.recipe import MAX_SIDE, Data, Dataset, Recipe, name_of, within
 from fukami.supervised import MEAN, STD, Optimizer, Supervised
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Segmenter(Supervised):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, 0, math.inf, "shortest", "longest", "window")
+        within(self, 0, MAX_SIDE, "shortest", "longest", "window")
         within(self, 0, 1, "backbone_lr")
         within(self, 0, 65535, "ignore")
         if self.longest and self.longest < self.shortest:

@@ -103,7 +103,14 @@ class Shuffled:
         return {"turn": self.turn, "position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there.
+
+        Raises:
+            ValueError: it is no place in the data.
+        """
+        for name in ("turn", "position"):
+            if type(state[name]) is not int or not 0 <= state[name] < 1 << 62:
+                raise ValueError(f"the {name} of the data is {state[name]!r:.100}")
         self.turn, self.position = state["turn"], min(state["position"], len(self))  # of fewer items than there were
 
     def list_items(self) -> Iterator[Item]:

@@ -1,11 +1,10 @@
 """The binarized network of the BNN paper on small pictures: one bit for each weight and each activation."""
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fukami.classifier import Binarized, Classifier
-from fukami.recipe import within
+from fukami.recipe import MAX_SIZE, within
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,7 +37,7 @@ class BinaryConvNet(Binarized, Classifier):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, 2 ** (len(self.widths) // 2), math.inf, "size")
+        within(self, 2 ** (len(self.widths) // 2), MAX_SIZE, "size")
 
     def network(self, classes: int) -> "nn.Module":
         """The network."""

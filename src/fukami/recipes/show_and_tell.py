@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from fukami import language
 from fukami.classifier import Classifier
 from fukami.errors import UsageError
-from fukami.recipe import Data, Dataset, Recipe, find, parse_changes, within
+from fukami.recipe import MAX_SIZE, Data, Dataset, Recipe, find, parse_changes, within
 from fukami.recipes.googlenet import GoogLeNet
 from fukami.recipes.vgg16 import VGG16
 from fukami.supervised import MARGIN, Optimizer, Supervised, changes
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fukami.tasks.captioning import Captioning
 
 JUDGED = 50  # pictures in a batch that is only judged
+MOST_BEAMS, MOST_WORDS = 100, 1000  # that a sentence may be searched with, and have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +97,13 @@ class ShowAndTell(Supervised):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, 1, math.inf, "floor", "hidden", "beams", "sentences", "longest")
+        within(self, 1, math.inf, "floor", "hidden", "sentences")
+        within(self, 1, MOST_BEAMS, "beams")
+        within(self, 1, MOST_WORDS, "longest")
         within(self, 0, math.inf, "finetune", "cache", "length")
         within(self, 1e-3, math.inf, "temperature")
         within(self, 0, 0.99, "dropout")
-        within(self, 4, math.inf, "size")
+        within(self, 4, MAX_SIZE, "size")
         if self.finetune and not self.init:
             raise UsageError("--finetune goes on with an encoder that began with weights; give them with --init")
         mixed = {"mixup", "cutmix"} & {word.partition("=")[0] for word in self.augment}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from fukami.classifier import Classifier
-from fukami.recipe import within
+from fukami.recipe import MAX_SIZE, within
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,7 +33,7 @@ class VGG16(Classifier):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, 32, math.inf, "size")
+        within(self, 32, MAX_SIZE, "size")
         within(self, 0, math.inf, "hidden")
         within(self, 0, 0.99, "dropout")
 
