@@ -121,7 +121,7 @@ def quick(monkeypatch, pageless):
         ({"epochs": 0}, "epochs should be at least 1"),
         ({"batch": 0}, "batch should be at least 1"),
         ({"cycles": 0}, "cycles should be between 1 and 100"),
-        ({"size": 3}, "size should be at least 4"),
+        ({"size": 3}, "size should be between 4 and 2048"),
         ({"lr": -0.1}, "lr should be at least 0"),
         ({"lr": math.nan}, "lr should be at least 0"),
         ({"weight_decay": -1.0}, "weight-decay should be at least 0"),

@@ -88,7 +88,7 @@ def test_list(fukami):
         (["train", "deep-convnet", "--lr", "nan"], "lr should be"),
         (["train", "deep-convnet", "--warmup", "1"], "warmup should be between"),
         (["train", "deep-convnet", "--dropout", "1.5"], "dropout should be between"),
-        (["train", "deep-convnet", "--size", "3"], "size should be at least 4"),
+        (["train", "deep-convnet", "--size", "3"], "size should be between 4 and 2048"),
         (["eval", "no-such-run"], "deep-convnet"),
         (["eval"], "at least one run"),
         (["predict", "deep-convnet"], "files"),

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -505,3 +507,27 @@ def test_the_weights_of_a_stage_are_checked(trained, tmp_path):
     task = package.load(trained)
     with pytest.raises(Error, match=f"{name} has values that are not finite"):
         region_cnn.take(task, run)
+
+
+def test_messages_control_no_terminal(trained, tmp_path):
+    run = copy(trained, tmp_path / "run")
+    fields = json.loads((run / "recipe.json").read_text())["fields"]
+    change(run, fields=fields | {"dataset": "http://127.0.0.1:1/\x1b[31m\x9b"})
+    done = subprocess.run([sys.executable, "-m", "fukami", "eval", run], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert r"http://127.0.0.1:1/\x1b[31m\x9b" in done.stderr
+    assert done.stderr.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [("dataset", "a" * 5000, "unknown data"), ("dataset", "{0..999999}.tar", "there is no shard 0.tar"),
+     ("seed", 10**30, "at most 64 bits")],
+)  # fmt: skip
+def test_fields_that_ask_for_what_there_is_not(field, value, words, fukami, trained, tmp_path):
+    run = copy(trained, tmp_path / "run")
+    fields = json.loads((run / "recipe.json").read_text())["fields"]
+    change(run, fields=fields | {field: value})
+    answer = fukami("train", "deep-convnet", "--out", "run", "--resume")
+    assert answer.status in (1, 2), answer.err
+    assert words in answer.err

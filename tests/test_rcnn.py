@@ -556,7 +556,7 @@ def test_the_stage_before_has_to_fit(finetuned, tmp_path):
     ("cls", "fields", "message"),
     [
         (RCNNSVM, {"lr": 0.5, "batch": 3}, r"learned by gradients in rcnn-svm: leave out --batch and --lr"),
-        (RCNNFinetune, {"size": 62}, r"size should be at least 63, not 62"),
+        (RCNNFinetune, {"size": 62}, r"size should be between 63 and 2048, not 62"),
         (RCNN, {"context": 114}, r"context should be between 0 and 113"),
         (RCNN, {"rematerialise": True}, r"give --accumulate"),
         (RCNN, {"svm_overlap": 0.0}, r"svm-overlap should be"),

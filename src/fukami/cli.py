@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import typing
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -27,7 +28,9 @@ COMMANDS = (
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and leave: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     if os.environ.get("RANK", "0") != "0":  # what is wrong with data that all processes read, the first one tells
         for name in ("annotations", "decoding", "folder", "shards"):
             logging.getLogger(f"fukami.data.{name}").setLevel(logging.ERROR)
@@ -48,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stdout.flush()
         status = 0
     except Error as error:
-        print(f"{_speaker()}: {error}", file=sys.stderr)
+        print(f"{_speaker()}: {escape_controls(str(error))}", file=sys.stderr)
         status = 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         status = 130
@@ -59,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if os.environ.get("FUKAMI_TRACEBACK"):
             raise
         speaker = _speaker()
-        print(f"{speaker}: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"{speaker}: {type(error).__name__}: {escape_controls(str(error))}", file=sys.stderr)
         if os.environ.get("WORLD_SIZE", "1") != "1" and isinstance(error, RuntimeError):
             print(f"{speaker}: was another process ended, or is it out of reach?", file=sys.stderr)
         print("fukami: this should not happen; FUKAMI_TRACEBACK=1 shows where it did", file=sys.stderr)
@@ -68,6 +71,22 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stdout.flush()
         os._exit(status)  # threads of torch may still wait for the other processes, and would abort this one
     sys.exit(status)
+
+
+class PlainFormatter(logging.Formatter):
+    """Formats messages without characters that would control a terminal, which names in files may have."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a message."""
+        return escape_controls(super().format(record))
+
+
+def escape_controls(text: str) -> str:
+    """Escape characters that would control a terminal, as Python writes them; ends of lines and tabs stay."""
+    return "".join(
+        ascii(letter)[1:-1] if unicodedata.category(letter).startswith("C") and letter not in "\n\t" else letter
+        for letter in text
+    )
 
 
 def _speaker() -> str:

@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import logging
 import math
+import os
 import pkgutil
 import sys
 import types
@@ -112,10 +113,10 @@ def check_data(recipe: Recipe) -> None:
     spec = str(getattr(recipe, "dataset", ""))
     if "://" in spec:
         raise UsageError(
-            f"the run names data on the web, {spec}, which are fetched only when you name them yourself: give --data "
-            "(--calibration of fukami export)"
+            f"the run names data on the web, {spec[:200]}, which are fetched only when you name them yourself: give "
+            "--data (--calibration of fukami export)"
         )
-    if Path(spec).exists() and spec:
+    if os.path.exists(spec):  # noqa: PTH110  Path.exists raises where a name is too long
         logger.warning(f"fukami: reading the data that the run names: {spec}")
 
 

@@ -20,7 +20,13 @@ FORMAT = 1  # of what last.ckpt holds
 
 
 def seed(number: int) -> None:
-    """Seed Python, NumPy and torch on every device."""
+    """Seed Python, NumPy and torch on every device.
+
+    Raises:
+        UsageError: it has more than 64 bits.
+    """
+    if not -(2**63) <= number < 2**64:
+        raise UsageError(f"seed should have at most 64 bits, not be {number}")
     random.seed(number)
     np.random.seed(number % 2**32)
     torch.manual_seed(number)

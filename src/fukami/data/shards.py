@@ -181,6 +181,9 @@ def described(spec: str) -> tuple[str, Index]:
     packed = [name for name in names or map(str, Path(base).iterdir()) if PACKED.search(name)]
     if packed:
         raise UsageError(f"{packed[0]} is compressed, so it cannot be read from its middle; unpack it to a plain .tar")
+    for where in (located(base, name) for name in names):  # before anything is done for a million of them
+        if not bytestream.remote(where) and not is_file(Path(where)):
+            raise Error(f"there is no shard {where[:200]}; check the pattern, or copy the shard there")
     logger.warning(
         f"{spec} has no {INDEX}: {len(names)} shards are scanned; `fukami shard {spec} --index` would write one"
     )
