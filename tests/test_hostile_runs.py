@@ -353,6 +353,41 @@ def test_networks_without_end_are_refused(recipe, field, value, trained, tmp_pat
         package.load(run)
 
 
+def test_sparse_weights_take_no_memory(trained, tmp_path):
+    """A file of eight gigabytes of nothing costs its sender nothing; its shapes are compared before it is read."""
+    import resource
+
+    run = copy(trained, tmp_path / "run")
+    header = {"model.0.weight": {"dtype": "F32", "shape": [2**31], "data_offsets": [0, 2**33]}}
+    text = json.dumps(header).encode()
+    with (run / "weights.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + 2**33)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(Error, match=r"model\.0\.weight is \(2147483648,\) instead of"):
+        package.load(run)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # kB
+
+
+def test_a_checkpoint_beyond_the_end_is_refused(fukami, trained, tmp_path):
+    """Its own log would otherwise be the result of a training that never was."""
+    run = copy(trained, tmp_path / "run")
+    state = load_state(run / "last.ckpt", torch.device("cpu"))
+    (run / "last.ckpt").write_bytes(encode_state({**state, "step": state["step"] + 1}))
+    answer = fukami("train", "deep-convnet", "--out", "run", "--resume")
+    assert answer.status == 1
+    assert "and the training has" in answer.err
+
+
+def test_a_prediction_controls_no_terminal(fukami, trained, digit_files, tmp_path):
+    run = copy(trained, tmp_path / "run")
+    change(run, labels=[f"\x9b1m{number}" for number in range(10)])
+    answer = fukami("predict", "run", next(digit_files.rglob("*.png")))
+    assert answer.status == 0
+    assert "\x9b" not in answer.out
+    assert answer.json[0]["label"].startswith("\x9b1m")
+
+
 def test_types_of_fields():
     assert _is_of((1, 2), tuple[int, ...])
     assert _is_of((1, 2.5), tuple[int, float])

@@ -45,10 +45,6 @@ class Drawn:
 
 
 def line(answer: dict[str, Any]) -> str:
-    """The answer as a line of JSON; in ASCII where a file has a name of bytes that are no text."""
+    """The answer as a line of JSON; in ASCII where it has bytes that are no text, or what would control a terminal."""
     text = json.dumps(answer, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(answer)
-    return text
+    return text if text.isprintable() else json.dumps(answer)

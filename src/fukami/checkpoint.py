@@ -312,8 +312,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """What ``weights.safetensors`` holds."""
     path = folder / "weights.safetensors"
     try:
-        # copied, since they are else the file itself, mapped into memory, and end with it
-        return {name: value.clone() for name, value in read_tensors(path).items()}
+        return read_tensors(path)  # not read yet: the file is mapped into memory
     except FileNotFoundError:
         raise Error(
             f"{folder} has no weights.safetensors yet; its training has to reach its first evaluation"
@@ -353,7 +352,8 @@ def restore(modules: dict[str, nn.Module], tensors: dict[str, Tensor], source: P
     check_tensors(modules, tensors, source)
     for name, module in modules.items():
         prefix = f"{name}."
-        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        # copied, since they are else the file itself, mapped into memory, and end with it
+        own = {key.removeprefix(prefix): value.clone() for key, value in tensors.items() if key.startswith(prefix)}
         module.load_state_dict(own, assign=True)
         for key, value in [*module.named_parameters(), *module.named_buffers()]:
             if value.is_meta:

@@ -299,6 +299,8 @@ class Progress:
         if runtime.main:
             self.conditions = check_conditions(folder, state, manifest, allow_changed_data)
         try:
+            if state["step"] > self.log.steps:
+                raise ValueError(f"it is of step {state['step']}, and the training has {self.log.steps}")
             for name, part in self.task.state().items():
                 part.load_state_dict(state["task"][name])
             self.loader.load_state_dict(state["loader"])
