@@ -124,7 +124,12 @@ class OnnxNetwork(nn.Module):
         if _overflows():
             options.add_session_config_entry("session.x64quantprecision", "1")
         try:
-            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(
+                content,
+                options,
+                providers=["CPUExecutionProvider"],
+                enable_fallback=0,  # which prints to stdout
+            )
             self.inputs = tuple(value.name for value in self.session.get_inputs())
             self.outputs = tuple(value.name for value in self.session.get_outputs())
             self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
