@@ -4,7 +4,6 @@ import functools
 import html
 import json
 import math
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from safetensors import safe_open
 
 from fukami import checkpoint, report
 from fukami.data.classification import NAMES
+from fukami.data.parsing import exists
 from fukami.errors import Error, UsageError
 from fukami.recipe import find, names
 
@@ -305,8 +305,7 @@ def _stored(path: Path) -> int | None:
 
 def _place(data: str) -> str:
     """The same for all names of a data set: a known name, or where a path leads."""
-    exists = os.path.exists(data)  # noqa: PTH110  Path.exists raises where a name is too long
-    return str(Path(data).resolve()) if data not in NAMES and exists else data
+    return str(Path(data).resolve()) if data not in NAMES and exists(Path(data)) else data
 
 
 def lower(metric: str) -> bool:

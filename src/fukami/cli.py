@@ -147,7 +147,16 @@ def named(arguments: Sequence[str], what: str | None) -> bool:
     raise UsageError(f"name the recipe first. {text}")
 
 
-def train(recipes: dict[Path, Any], *, resume: bool, **settings: Any) -> None:
+def train(
+    recipes: dict[Path, Any],
+    *,
+    device: str,
+    precision: str,
+    compile: bool,
+    resume: bool,
+    allow_changed_data: bool,
+    timeout: float,
+) -> None:
     """Train and print the results; here and not in ``commands/``, so that four files lead to the line of the loss."""
     import torch
 
@@ -157,7 +166,8 @@ def train(recipes: dict[Path, Any], *, resume: bool, **settings: Any) -> None:
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # torchrun --max-restarts
     for folder, recipe in recipes.items():
         again = (resume or restarted) and (folder / "recipe.json").is_file()
-        result = loop.run_training(recipe, folder, loop.Settings(resume=again, **settings))
+        settings = loop.Settings(device, precision, compile, again, allow_changed_data, timeout)
+        result = loop.run_training(recipe, folder, settings)
         if main:
             report = folder / "report.html"
             if "errors" in result:
@@ -170,4 +180,4 @@ def train(recipes: dict[Path, Any], *, resume: bool, **settings: Any) -> None:
         os.environ["WORLD_SIZE"] = "1"
     if main and len(recipes) > 1:  # what they do together
         folders = list(map(str, recipes))
-        find("eval")([*folders, "--device", settings["device"], "--out", str(Path(folders[0]).parent)])
+        find("eval")([*folders, "--device", device, "--out", str(Path(folders[0]).parent)])
