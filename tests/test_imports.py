@@ -109,7 +109,7 @@ ALLOWED = {
     "checkpoint": {"errors", "answers", "locking", "numerics", "precision", "recipe", "runtime", "state_file", "task"},
     "exporting": {"errors", "checkpoint", "precision", "runtime"},
     "ladder": {"errors", "checkpoint", "exporting", "numerics", "precision", "recipe", "runtime", "tasks"},
-    "log": {"errors", "analysis", "ceiling", "checkpoint", "clock", "recipe", "report", "runtime", "task"},
+    "log": {"errors", "analysis", "checkpoint", "clock", "recipe", "report", "runtime", "task"},
     "report": {"errors", "checkpoint"},
     "findings": {"errors", "image", "data"},
     "doctor_boxes": {"errors", "data", "findings"},

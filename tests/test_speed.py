@@ -86,7 +86,7 @@ def test_the_phases_of_a_run_are_its_time(timed):
     assert 0.5 * whole < sum(seconds.values()) <= whole
     page = (run / "report.html").read_text()
     assert "Where the time went" in page
-    assert "multiply-adds a second" in page
+    assert "multiply-adds per second" in page
 
 
 def test_multiply_adds_are_those_of_the_table(timed):
@@ -101,11 +101,7 @@ def test_multiply_adds_are_those_of_the_table(timed):
     assert line["multiply_adds_per_second"] * training == pytest.approx(28 * expected, rel=0.01)
 
 
-def test_what_a_training_reaches_stands_beside_the_ceiling(timed, fukami):
-    run, _ = timed
-    line = json.loads((run / "recipe.json").read_text())["time"]
-    assert line["multiply_adds_per_second"] > 0
-    assert line["most_multiply_adds_per_second"] > 0
+def test_bench(fukami):
     answer = json.loads(fukami("bench", "--device", "cpu", "--precision", "float32").out)
     assert answer["device"] == "cpu"
     assert answer["precision"] == "float32"

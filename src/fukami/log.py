@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fukami import checkpoint
 from fukami.analysis.layers import measure_costs
-from fukami.ceiling import ceiling
 from fukami.clock import TRAINING
 from fukami.errors import WriteError
 from fukami.recipe import Recipe, command
@@ -46,7 +45,7 @@ class Log:
         self.steps, self.epoch, self.work, self.clock = steps, epoch, work, runtime.clock
         self.path = folder / "metrics.jsonl"
         self.last: dict[str, Any] = {}
-        self.effort: dict[str, float] = {}  # what the device can do at most, and multiply-adds of a step
+        self.multiply_adds = 0  # of a step, over all processes
         self.before = 0.0  # seconds spent before this process took over
         self.began = self.looked = time.monotonic()
         self.step = 0
@@ -70,7 +69,6 @@ class Log:
 
     def begin(self, labels: tuple[str, ...], compile: bool, task: Task) -> None:
         """A run's first step: write down what it is and what its networks cost, which ``fukami board`` shows."""
-        self.effort = ceiling(self.runtime)
         if self.runtime.main:
             prepare: Any = getattr(task, "prepare", None)
             square = hasattr(prepare, "channels") and hasattr(prepare, "size")
@@ -89,7 +87,7 @@ class Log:
             return
         with FlopCounterMode(display=False) as counter:
             yield
-        self.effort["multiply_adds"] = counter.get_total_flops() // 2 * self.runtime.world
+        self.multiply_adds = counter.get_total_flops() // 2 * self.runtime.world
 
     def trained(self, step: int, metrics: dict[str, float], rate: float, count: int, kind: str) -> None:
         """Log the means of the last steps; ``rate`` is the learning rate, ``count`` what a step sees of a ``kind``."""
@@ -144,12 +142,12 @@ class Log:
         return self.last
 
     def spent(self) -> dict[str, Any]:
-        """Seconds by phase, and what the device computed in those of the training beside what it can at most."""
+        """Seconds by phase, and the multiply-adds per second of the training steps."""
         seconds = self.runtime.clock.spent(self.steps)
         training = sum(seconds.get(phase, 0.0) for phase in TRAINING)
-        each = {"multiply_adds_per_second": self.effort.get("multiply_adds", 0) * self.steps / max(training, 1e-9)}
-        most = {f"most_{name}": value for name, value in self.effort.items() if name != "multiply_adds"}
-        return {"seconds": {phase: round(value, 3) for phase, value in seconds.items()}, **each, **most}
+        rate = self.multiply_adds * self.steps / max(training, 1e-9)
+        rounded = {phase: round(value, 3) for phase, value in seconds.items()}
+        return {"seconds": rounded, "multiply_adds_per_second": rate}
 
     def seconds(self) -> float:
         """Seconds of training so far, those before an interruption included."""
@@ -161,7 +159,7 @@ class Log:
         with self._writing():
             size = self.path.stat().st_size
         found = {"step": self.step, "bytes": size, "seconds": self.seconds(), "last": self.last}
-        return found | {"clock": clock, "effort": self.effort}
+        return found | {"clock": clock, "multiply_adds": self.multiply_adds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Forget what was logged after the checkpoint: it will happen again."""
@@ -170,7 +168,7 @@ class Log:
             raise TypeError("the last evaluation has a value that is no number")
         json.dumps(self.last)
         self.step, self.looked = state.get("step", 0), time.monotonic()
-        self.effort = state.get("effort", {})
+        self.multiply_adds = int(state.get("multiply_adds", 0))
         self.runtime.clock.add(state.get("clock", {}))
         if self.runtime.main:
             with self._writing(), self.path.open("ab") as file:
