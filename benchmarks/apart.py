@@ -1,6 +1,8 @@
 """Contestants in processes of their own, where what one of them tells the processor and the allocator is its alone."""
 
+import importlib.util
 import multiprocessing
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,3 +31,11 @@ def resident(what: str) -> int:
     """Bytes of this process in memory, now (VmRSS) or at most (VmHWM), as Linux tells."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(what))
+
+
+def installed(package: str, name: str) -> bool:
+    """Whether the package of a peer is installed; where it is not, stderr says that the peer is left out."""
+    found = importlib.util.find_spec(package) is not None
+    if not found:
+        print(f"{name} needs the package {package}, which is not installed; ours is measured alone", file=sys.stderr)
+    return found

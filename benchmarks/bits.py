@@ -149,9 +149,11 @@ def network(options):
 def gpu(options):
     """Layers and the whole network on a GPU, 256 pictures at once, beside cuDNN."""
     torch.backends.cudnn.allow_tf32 = False
-    for channels in (128, 256):
-        for side in (16, 32):
-            x = torch.randn(256, channels, side, side, device=options.device).to(memory_format=torch.channels_last)
+    for channels in options.channels:
+        for side in options.sides:
+            x = torch.randn(options.batch, channels, side, side, device=options.device).to(
+                memory_format=torch.channels_last
+            )
             binary = BinaryConv2d(channels, channels, 3, padding=1)
             step = [nn.BatchNorm2d(channels).eval(), Sign()]
             beside_dense(
@@ -160,7 +162,7 @@ def gpu(options):
                 nn.Conv2d(channels, channels, 3, padding=1, bias=False), x,
             )  # fmt: skip
     network = binary_convnet().eval()
-    x = torch.randn(256, 3, 32, 32, device=options.device)
+    x = torch.randn(options.batch, 3, 32, 32, device=options.device)
     beside_dense("binary-convnet, whole", "", pack(network.to(options.device)), x, twin(network), x)
 
 
@@ -172,7 +174,7 @@ def beside_dense(benchmark, what, packed, bits, dense, x):
         binary=partial(packed, bits), float32=partial(float32, x), bfloat16=partial(bfloat16, x.bfloat16())
     )
     for kind in ("float32", "bfloat16"):
-        record(benchmark, f"{what}times faster than {kind}, 256 pictures", found[kind] / found["binary"],
+        record(benchmark, f"{what}times faster than {kind}, {len(x)} pictures", found[kind] / found["binary"],
                command="python benchmarks/bits.py gpu", note="cuDNN without TF32")  # fmt: skip
 
 
@@ -319,6 +321,9 @@ def main():
     options.add_argument("out", type=Path, nargs="?", default=Path("runs"))
     options.add_argument("runs", nargs="*")
     options.add_argument("--device", default="cuda", help="of gpu")
+    options.add_argument("--batch", type=int, default=256, help="of gpu")
+    options.add_argument("--channels", type=int, nargs="+", default=[128, 256], help="of the layers of gpu")
+    options.add_argument("--sides", type=int, nargs="+", default=[16, 32], help="of their maps")
     options = options.parse_args()
     globals()[options.action](options)
 

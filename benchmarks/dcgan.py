@@ -30,8 +30,7 @@ from record import anywhere, each_seed, record
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-ROUNDS, WARMING = 7, 2  # turns that are timed, and before these
-UPDATES = 100 if CUDA else 4  # of a turn
+WARMING = 2  # turns before those that are timed
 BATCH = 64  # of the plain loop, and of both where they are timed
 NOISE = 100
 GRID = 4  # maps are pooled to 4×4 (section 5.1)
@@ -143,12 +142,12 @@ def mnist(options: argparse.Namespace) -> None:
 
 def rate(options: argparse.Namespace) -> None:
     """Pictures a second of both, in turn."""
-    for precision in ("float32", "auto"):
+    for precision in options.precisions:
         mine, other = Apart(ours, options, precision), Apart(theirs, options)
         rates: dict[str, list[float]] = {"ours": [], "plain": []}
-        for turn in range(WARMING + ROUNDS):
+        for turn in range(WARMING + options.rounds):
             for name, contestant in (("ours", mine), ("plain", other)):
-                found = contestant.ask(UPDATES)
+                found = contestant.ask(options.updates)
                 if turn >= WARMING:
                     rates[name].append(found)
         memory = [each.ask(0) for each in (mine, other)]
@@ -264,6 +263,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--judge", default="vgg")
     parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--precisions", nargs="+", default=["float32", "auto"], help="ours in rate")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of rate that are timed")
+    parser.add_argument("--updates", type=int, default=100 if CUDA else 4, help="in a turn")
     parser.add_argument("--out", help="a folder where the runs stay")
     options, options.more = parser.parse_known_args()
     options.weights = ""

@@ -1,21 +1,26 @@
 """Detectors: how fast they are beside torchvision's, and how well they find.
 
     python benchmarks/detection.py rates [--height 800] [--width 1066] [--batch 8]
+    python benchmarks/detection.py loop [--data bccd] [--height 800] [--width 1066] [--batch 8]
     python benchmarks/detection.py scenes | bccd | animals [--seeds 0 1 2] [--out FOLDER] ...
 
 ``rates`` times training steps and answers of Faster R-CNN on a pyramid of ResNet-50, ours and torchvision's in turn on
-the same pictures; what counts are the ratios. The sizes above are for a GPU; on a CPU give smaller ones. ``animals``
-trains both on the same pictures, from the same backbone, for the same number of steps, and judges both with the same
-code; ``--weights`` is a file of VGG-16's convolutions. Results go to results.csv.
+the same pictures; what counts are the ratios. The sizes above are for a GPU; on a CPU give smaller ones. ``loop``
+trains for 20 epochs from the command line, files decoded and augmented. ``animals`` trains both on the same pictures,
+from the same backbone, for the same number of steps, and judges both with the same code; ``--weights`` is a file of
+VGG-16's convolutions. Results go to results.csv.
 """
 
 import argparse
 import contextlib
+import json
 import shlex
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,6 +31,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
 from fukami import average_precision, transfer
+from fukami.clock import TRAINING
 from fukami.data.boxes import Batch
 from fukami.recipe import find
 from fukami.runtime import Runtime
@@ -34,27 +40,42 @@ from record import anywhere, each_seed, record
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 OBJECTS = 8  # in each picture of the rates
-ROUNDS = 7
+WARMING = 3  # turns before those that are timed
 
 
 def rates(options: argparse.Namespace) -> None:
     """Pictures a second in training and in answering, at float32 and in mixed precision."""
     command = f"python benchmarks/detection.py {shlex.join(sys.argv[1:])}"
     size = f"{options.height}×{options.width}, batch {options.batch}"
-    for mixed in (False, True):
-        precision = "bfloat16" if mixed else "float32"
-        contestants = {"ours": Ours(options, precision), "torchvision": Theirs(options, mixed)}
+    for precision in options.precisions:
+        contestants = {"ours": Ours(options, precision), "torchvision": Theirs(options, precision == "bfloat16")}
         for what in ("train", "infer"):
             speeds: dict[str, list[float]] = {name: [] for name in contestants}
-            for number in range(ROUNDS + 1):
+            for number in range(WARMING + options.rounds):
                 for name, contestant in contestants.items():
                     seconds = timed(getattr(contestant, what))
-                    if number:  # the first one warms up
+                    if number >= WARMING:
                         speeds[name].append(options.batch / seconds)
             ours, theirs = (statistics.median(speeds[name]) for name in contestants)
             benchmark = f"faster-rcnn-resnet50-fpn {what} {precision}"
-            note = f"{size}; {ours:.3g} and {theirs:.3g} pictures a second, in turn, medians of {ROUNDS}"
+            note = f"{size}; {ours:.3g} and {theirs:.3g} pictures a second, in turn, medians of {options.rounds}"
             record(benchmark, "rate over torchvision's", ours / theirs, command=command, note=note)
+
+
+def loop(options: argparse.Namespace) -> None:
+    """Images per second of a training from the command line, and the fraction of its time that it waited for data."""
+    size = f"--shortest {min(options.height, options.width)} --longest {max(options.height, options.width)}"
+    line = f"fukami train faster-rcnn-resnet50-fpn --data {options.data} {size} --batch {options.batch} --epochs 20"
+    with tempfile.TemporaryDirectory() as folder:
+        words = [*line.split()[1:], "--judge-every", "20", "--out", f"{folder}/run"]
+        subprocess.run([sys.executable, "-m", "fukami", *words, *options.more], check=True, stdout=subprocess.DEVNULL)
+        lines = map(json.loads, Path(folder, "run", "metrics.jsonl").read_text().splitlines())
+        seconds = json.loads(Path(folder, "run", "recipe.json").read_text())["time"]["seconds"]
+    rates = [each["pictures_per_second"] for each in lines if each["phase"] == "train"]
+    training = {phase: seconds.get(phase, 0.0) for phase in TRAINING}
+    waiting = training["data"] / sum(training.values())
+    record("faster-rcnn-resnet50-fpn loop", "images per second", statistics.median(rates[len(rates) // 10 :]),
+           command=line, note=f"{waiting:.0%} of the time of the steps is for the data")  # fmt: skip
 
 
 def timed(function) -> float:
@@ -240,10 +261,13 @@ def plain(batch: Batch) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
 def main() -> None:
     """Run the part that is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["rates", "scenes", "bccd", "animals"])
+    parser.add_argument("part", choices=["rates", "loop", "scenes", "bccd", "animals"])
     parser.add_argument("--height", type=int, default=800)
     parser.add_argument("--width", type=int, default=1066)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--data", default="bccd", help="of loop")
+    parser.add_argument("--precisions", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
+    parser.add_argument("--rounds", type=int, default=7, help="turns of rates that are timed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--side", type=int, default=320, help="shorter side of the animals")
     parser.add_argument("--hidden", type=int, default=1024)
@@ -255,6 +279,8 @@ def main() -> None:
         parser.error(f"{options.part} has no {' '.join(options.more)}")
     if options.part == "rates":
         rates(options)
+    elif options.part == "loop":
+        loop(options)
     elif options.part == "animals":
         animals(options)
     elif options.part == "bccd":

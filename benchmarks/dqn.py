@@ -1,35 +1,42 @@
 """Deep Q-Network: what it wins, and how many steps a second it plays and learns beside Stable-Baselines3.
 
     python benchmarks/dqn.py catch [--seeds 0 1 2] [OPTIONS]
-    python benchmarks/dqn.py pong [--seeds 0] [--out FOLDER] [OPTIONS]
+    python benchmarks/dqn.py pong [--seeds 0] [--out FOLDER] [--minutes 15] [OPTIONS]
     python benchmarks/dqn.py breakout [--seeds 0] [--out FOLDER] [OPTIONS]
     python benchmarks/dqn.py rate [--game pong] [--steps 4000] [--precision float32]
     python benchmarks/dqn.py memory
 
 ``catch``, ``pong`` and ``breakout`` train from the command line and record the mean return over 30 episodes with 5 % of
 the actions by chance: no sticky actions, whole games. ``catch`` is judged by 1,000 balls, too, with chance and without.
+With ``--minutes`` the training is stopped after as many, and evaluated as far as it is; repeated with the same
+``--out``, it is resumed.
+
 ``rate`` lets ours and Stable-Baselines3's DQN play and learn in turn, each in a process of its own: the same game as
 both have it (84×84, four frames, an update of 32 for every four steps of four games, Adam, gradients not scaled).
 Stable-Baselines3 computes in float32, and so does ours unless ``--precision`` is another, such as ``auto``, its default
-in a training.
-``memory`` fills the memory with a million steps of 84×84 pixels. Results go to results.csv.
+in a training. ``memory`` fills the memory with a million steps of 84×84 pixels. Results go to results.csv.
 """
 
 import argparse
+import json
 import math
 import shlex
+import signal
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import torch
 
-from apart import Apart, resident
-from record import answer, each_seed, record
+from apart import Apart, installed, resident
+from record import answer, anywhere, each_seed, record
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-ROUNDS, WARMING = 5, 1  # turns that are timed, and before these
+WARMING = 1  # turns before those that are timed
 GAMES = 4
 LINES = {
     "catch": "fukami train dqn",
@@ -42,12 +49,41 @@ LINES = {
 
 def trainings(options: argparse.Namespace) -> None:
     """Train with each seed, and record what it wins."""
+    if options.minutes:
+        train_for_minutes(options)
+        return
     for seed, result, seconds, command in each_seed(LINES[options.benchmark], options):
         note = f"{result['count']} episodes, epsilon 0.05; deviation {result['return_deviation']:.2f}, not sticky"
         record(f"dqn {options.benchmark}", "return", result["return"], seed=seed, seconds=seconds, command=command,
                note=note)  # fmt: skip
         if options.benchmark == "catch":
             judge(result["run"], seed)
+
+
+def train_for_minutes(options: argparse.Namespace) -> None:
+    """Train with the first seed for so many minutes, from the last checkpoint on where there is one, and evaluate."""
+    (seed, *_), out = options.seeds, Path(options.out or tempfile.mkdtemp())
+    run = out / f"dqn-{options.benchmark}-seed-{seed}"
+    words = [*LINES[options.benchmark].split(), *options.more, "--seed", str(seed)]
+    more = ["--resume"] if (run / "last.ckpt").exists() else []
+    began = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", *words, "--out", str(run), *more], stdout=subprocess.DEVNULL)
+    try:
+        process.wait(60 * options.minutes)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # it writes a checkpoint first
+        process.wait()
+    finally:
+        process.kill()
+    if process.returncode not in (0, 128 + signal.SIGTERM):
+        sys.exit(f"the training ended with status {process.returncode}")
+    seconds = time.monotonic() - began
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    result, _ = answer(f"fukami eval {run}")
+    note = f"{last['step']:,} updates, the last {seconds / 60:.1f} minutes of them here; {result['count']} episodes, "
+    note += f"epsilon 0.05; deviation {result['return_deviation']:.2f}, no sticky actions"
+    record(f"dqn {options.benchmark} {'whole' if process.returncode == 0 else 'stopped'}", "return", result["return"],
+           seed=seed, seconds=seconds, command=anywhere(words), note=note)  # fmt: skip
 
 
 def judge(run: str, seed: int) -> None:
@@ -61,9 +97,11 @@ def judge(run: str, seed: int) -> None:
 
 def rate(options: argparse.Namespace) -> None:
     """Steps a second of both, in turn; ours in ``options.precision``, theirs in float32."""
-    contestants = {"ours": Apart(ours, options), "theirs": Apart(theirs, options)}
+    contestants = {"ours": Apart(ours, options)}
+    if installed("stable_baselines3", "Stable-Baselines3") and installed("cv2", "its Atari games"):
+        contestants["theirs"] = Apart(theirs, options)
     rates: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(WARMING + ROUNDS):
+    for turn in range(WARMING + options.rounds):
         for name, contestant in contestants.items():
             found = contestant.ask(options.steps)
             if turn >= WARMING:
@@ -71,8 +109,13 @@ def rate(options: argparse.Namespace) -> None:
     taken = [each.ask(0) for each in contestants.values()]
     speeds = [statistics.median(each) for each in rates.values()]
     command = f"python benchmarks/dqn.py {shlex.join(sys.argv[1:])}"
-    note = f"{options.game}, acting and learning, 4 games; {speeds[0]:.4g} and {speeds[1]:.4g} steps a second"
+    note = (
+        f"{options.game}, acting and learning, 4 games; {' and '.join(f'{each:.4g}' for each in speeds)} steps a second"
+    )
     name, other = f"dqn rate {options.precision}", "Stable-Baselines3 in float32"
+    if len(speeds) == 1:
+        record(name, "steps per second", speeds[0], command=command, note=note)
+        return
     record(name, f"steps a second over those of {other}", speeds[0] / speeds[1], command=command, note=note)
     record(name, f"memory over that of {other}", taken[0] / taken[1], command=command, note=note)
 
@@ -146,15 +189,18 @@ def main() -> None:
     parser.add_argument("benchmark", choices=[*LINES, "rate", "memory"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--game", default="pong")
-    parser.add_argument("--steps", type=int, default=4_000)
+    parser.add_argument("--steps", type=int, help="of a turn of rate, 4,000 by default; or of a training")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of rate that are timed")
     parser.add_argument("--precision", help="ours; by default float32 in rate, and the fastest in a training")
+    parser.add_argument("--minutes", type=float, help="of a training; without it, until it is done")
     parser.add_argument("--out", help="a folder where the runs stay")
     options, options.more = parser.parse_known_args()
     options.weights = ""
     if options.benchmark == "rate":
-        options.precision = options.precision or "float32"
-    elif options.precision:
-        options.more += ["--precision", options.precision]
+        options.precision, options.steps = options.precision or "float32", options.steps or 4_000
+    else:
+        given = {"--precision": options.precision, "--steps": options.steps}
+        options.more += [word for flag, value in given.items() if value for word in (flag, str(value))]
     {"rate": rate, "memory": memory}.get(options.benchmark, trainings)(options)
 
 

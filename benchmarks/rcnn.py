@@ -96,14 +96,17 @@ def speeds(given: argparse.Namespace, note: Callable[..., None]) -> None:
     """Time the regions of a picture, and the search for them."""
     own = f"python benchmarks/rcnn.py speed --device {given.device} --regions {given.regions}"
     runtime = Runtime.start(given.device, "float32")
-    seconds = statistics.median(searches(given.repeat))
-    note("rcnn prediction", "seconds for the proposals, fast", seconds, command=own)
+    proposing = statistics.median(searches(given.repeat))
+    note("rcnn prediction", "seconds for the proposals, fast", proposing, command=own)
     for backbone in given.backbones:
         for precision in given.precisions:
             seconds = statistics.median(times(backbone, precision, runtime, given.regions, given.repeat))
             what = f"seconds for {given.regions} regions, {backbone} {SIZES[backbone]} {precision}"
             command = f"{own} --backbones {backbone} --precisions {precision}"
-            note("rcnn prediction", what, seconds, command=command, note=PAPER)
+            note("rcnn prediction", what, seconds, command=command)
+            what = f"seconds an image, {backbone} {SIZES[backbone]} {precision}"
+            about = f"{given.regions} regions; {proposing:.2f} s of these for the proposals, on the CPU; {PAPER}"
+            note("rcnn prediction", what, proposing + seconds, command=command, note=about)
 
 
 def proposed(given: argparse.Namespace, note: Callable[..., None]) -> None:

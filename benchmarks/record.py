@@ -1,4 +1,7 @@
-"""Run the product's commands, and append measurements to ``results.csv`` with what it takes to measure them again."""
+"""Run the product's commands, and append measurements to ``results.csv`` with what it takes to measure them again.
+
+``FUKAMI_RESULTS`` names another file than ``results.csv``.
+"""
 
 import csv
 import datetime
@@ -16,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-FILE = Path(__file__).parent / "results.csv"
+FILE = Path(os.environ.get("FUKAMI_RESULTS") or Path(__file__).parent / "results.csv")
 FIELDS = [
     "date",
     "commit",
@@ -50,7 +53,7 @@ def commit() -> str:
     """The commit that is measured; ``FUKAMI_COMMIT`` where there is no git."""
     given = os.environ.get("FUKAMI_COMMIT")
     words = ["git", "rev-parse", "--short", "HEAD"]
-    return given or subprocess.run(words, cwd=FILE.parent, capture_output=True, text=True).stdout.strip()
+    return given or subprocess.run(words, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
 
 
 def answer(command: str, *, cwd: Path | None = None, threads: int | None = None) -> tuple[dict, float]:

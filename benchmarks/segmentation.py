@@ -4,38 +4,44 @@
     python benchmarks/segmentation.py camvid NETWORK [--full] [--weights FILE] [--seeds 0] [--out FOLDER] [OPTIONS]
     python benchmarks/segmentation.py rates [NETWORK ...] [--height 360] [--width 480] [--batch 4]
     python benchmarks/segmentation.py patches [--weights FILE] [--steps 6]
-    python benchmarks/segmentation.py frames RUN
+    python benchmarks/segmentation.py frames RUN|NETWORK [--frames 1200]
 
 ``camvid`` trains ``segnet-vgg16``, ``segnet-basic`` or ``fcn8s-vgg16`` on CamVid's 367 pictures and judges on its 233
 test pictures at their own size: at half the size (180×240), for a CPU, or with ``--full`` at 360×480, for a GPU;
 ``--weights`` is a file of VGG-16's convolutions. ``rates`` times training steps of ours and of torchvision's
 FCN-ResNet50, and of ours on VGG-16 and segmentation-models-pytorch's U-Net on VGG-16, in turn on the same pictures, and
 compares what memory they take; what counts are the ratios. ``patches`` slides a classifier over a picture, and lets it
-pass over all of it at once. ``frames`` answers for CamVid's test pictures as a film. Results go to results.csv.
+pass over all of it at once. ``frames`` predicts CamVid's test pictures as a video. Results go to results.csv.
 """
 
 import argparse
 import contextlib
+import re
 import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apart import Apart, resident
+import few_scenes
+from apart import Apart, installed, resident
+from fukami.data import scenes, segmentation
+from fukami.data.folder import unpacked
+from fukami.errors import Error
+from fukami.recipe import names
 from record import anywhere, each_seed, record
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 CLASSES = 11
-ROUNDS, WARMING = 7, 2  # updates that are timed, and before these
+WARMING = 2  # updates before those that are timed
 PATCH = 404  # pixels that a place of VGG-16's first affine layer sees
 DRIVING = 30  # frames a second
 METRICS = ("miou", "accuracy", "class_accuracy", "fw_iou", "boundary_f1")
@@ -61,17 +67,24 @@ def camvid(options: argparse.Namespace) -> None:
 # rates
 
 
-def networks() -> dict[str, Callable[[], nn.Module]]:
-    """What is compared, by name."""
-    import segmentation_models_pytorch as smp
+def build_fcn_resnet50() -> nn.Module:
+    """torchvision's network."""
     from torchvision.models.segmentation import fcn_resnet50
 
-    return {
-        "torchvision FCN-ResNet50": lambda: fcn_resnet50(
-            weights=None, weights_backbone=None, num_classes=CLASSES, aux_loss=True
-        ),
-        "U-Net VGG16": lambda: smp.Unet("vgg16", encoder_weights=None, classes=CLASSES),
-    }
+    return fcn_resnet50(weights=None, weights_backbone=None, num_classes=CLASSES, aux_loss=True)
+
+
+def build_unet() -> nn.Module:
+    """The U-Net of segmentation-models-pytorch."""
+    import segmentation_models_pytorch as smp
+
+    return smp.Unet("vgg16", encoder_weights=None, classes=CLASSES)
+
+
+PEERS = {  # the package that each needs, and what builds it
+    "torchvision FCN-ResNet50": ("torchvision", build_fcn_resnet50),
+    "U-Net VGG16": ("segmentation_models_pytorch", build_unet),
+}
 
 
 PAIRS = (
@@ -108,7 +121,8 @@ class Ours:
         sizes = torch.tensor([[options.height, options.width]] * options.batch).float()
         nothing = torch.zeros(options.batch)
         frames = F.pad(pictures, (0, right, 0, bottom))
-        self.batch = Batch(frames, sizes, sizes, *[nothing] * 5, F.pad(masks, (0, right, 0, bottom)))
+        batch = frames, sizes, sizes, *[nothing] * 5, F.pad(masks, (0, right, 0, bottom))
+        self.batch = Batch(*(value.to(DEVICE) for value in batch))
 
     def train(self) -> None:
         """An update."""
@@ -121,7 +135,7 @@ class Theirs:
     def __init__(self, name: str, options: argparse.Namespace, precision: str) -> None:
         torch.manual_seed(0)
         self.mixed = precision == "bfloat16"
-        self.model = networks()[name]().to(DEVICE).train()
+        self.model = PEERS[name][1]().to(DEVICE).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
         pictures, masks = drawn(options)
         # to the multiple of 32 that the U-Net asks for; ours is given the same
@@ -164,19 +178,25 @@ def trained(name: str, options: argparse.Namespace, precision: str, asked) -> No
 def rates(options: argparse.Namespace) -> None:
     """Pictures a second in training, and memory, at float32 and in mixed precision."""
     command = f"python benchmarks/segmentation.py {shlex.join(sys.argv[1:])}"
-    shape = f"{options.height}×{options.width}, batch {options.batch}"
     for precision in options.precisions:
         for ours, theirs in (pair for pair in PAIRS if not options.names or pair[0] in options.names):
-            both = [Apart(trained, name, options, precision) for name in (ours, theirs)]
-            speeds = [[each.ask(True) for each in both] for _ in range(ROUNDS + WARMING)][WARMING:]
+            names = [ours, theirs] if installed(PEERS[theirs][0], theirs) else [ours]
+            processes = [Apart(trained, name, options, precision) for name in names]
+            speeds = [[each.ask(True) for each in processes] for _ in range(options.rounds + WARMING)][WARMING:]
             rate = [statistics.median(values) for values in zip(*speeds, strict=True)]
-            taken = [each.ask(False) for each in both]
+            taken = [each.ask(False) for each in processes]
             what = f"{ours} train {precision}"
-            size = shape + "".join(f", {field} {value}" for field, value in FIELDS.get(ours, {}).items())
-            speed = f"{size}; {rate[0]:.3g} and {rate[1]:.3g} pictures a second, medians of {ROUNDS} in turn"
-            record(what, f"rate over that of {theirs}", rate[0] / rate[1], command=command, note=speed)
-            room = f"{size}; {taken[0] / 1e9:.2f} and {taken[1] / 1e9:.2f} GB at most"
-            record(what, f"memory over that of {theirs}", taken[0] / taken[1], command=command, note=room)
+            note = f"{options.height}×{options.width}, batch {options.batch}"
+            note += "".join(f", {field} {value}" for field, value in FIELDS.get(ours, {}).items())
+            note += f"; {' and '.join(f'{each:.3g}' for each in rate)} images per second, "
+            note += (
+                f"medians of {options.rounds} in turn; {' and '.join(f'{each / 1e9:.2f}' for each in taken)} GB at most"
+            )
+            if len(names) == 1:
+                record(what, "images per second", rate[0], command=command, note=note)
+                continue
+            record(what, f"rate over that of {theirs}", rate[0] / rate[1], command=command, note=note)
+            record(what, f"memory over that of {theirs}", taken[0] / taken[1], command=command, note=note)
 
 
 # one pass, or many
@@ -223,33 +243,42 @@ def patches(options: argparse.Namespace) -> None:
 
 
 def frames(options: argparse.Namespace) -> None:
-    """The frames a second of a run over CamVid's test pictures, as the command line tells, over what driving needs."""
-    from fukami.data import folder, segmentation
+    """Frames per second at 360×480 of a run, as ``fukami predict`` reports them.
 
-    root = folder.unpacked(segmentation.located("camvid"))
-    place = next(path for path in root.rglob("test") if path.is_dir())
-    for drawing in (False, True):
-        with tempfile.TemporaryDirectory() as out:
-            words = [
-                "fukami",
-                "predict",
-                *options.names,
-                str(place),
-                "--film",
-                "30",
-                *(["--out", out] if drawing else []),
-            ]
+    The name of a network instead of a run is trained for one epoch first: what it predicts does not change the time.
+    """
+    (run,) = options.names
+    command = f"python benchmarks/segmentation.py {anywhere(sys.argv[1:])}"
+    with tempfile.TemporaryDirectory() as name:
+        images, what = driving(Path(name))
+        video = Path(name) / "frames"
+        video.mkdir()
+        for number in range(options.frames):
+            (video / f"{number:06}{images[0].suffix}").symlink_to(images[number % len(images)].resolve())
+        if run in names():
+            run, script = f"{name}/run", str(Path(few_scenes.__file__))
+            words = ["train", *options.names, "--shortest", "360", "--epochs", "1", "--out", run, *options.more]
+            subprocess.run([sys.executable, script, *words], check=True, stdout=subprocess.DEVNULL)
+        for drawing in (False, True):
+            words = ["fukami", "predict", run, str(video), "--film", "30", *["--out", f"{name}/out"] * drawing]
             done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=True)
-        said = done.stderr.strip().splitlines()[-1]
-        answered, whole = (float(word) for word in said.split() if word.replace(".", "").isdigit() and "." in word)
-        command = f"python benchmarks/segmentation.py frames {Path(options.names[0]).name}"
-        note = f"{said}; 360×480"
-        if drawing:
-            record(f"{Path(options.names[0]).name} film", "rate with drawing over 30 frames a second", whole / DRIVING,
-                   command=command, note=note)  # fmt: skip
-        else:
-            record(f"{Path(options.names[0]).name} film", "rate over 30 frames a second", answered / DRIVING,
-                   command=command, note=note)  # fmt: skip
+            *_, rates = done.stderr.strip().splitlines()
+            predicted, whole = map(float, re.findall(r"(\d+\.\d) ", rates))
+            metric, value = ("rate with drawing", whole) if drawing else ("rate", predicted)
+            record(f"{Path(options.names[0]).name} film", f"{metric} over {DRIVING} frames a second", value / DRIVING,
+                   command=command, note=f"{rates.partition(': ')[2]}; {what}")  # fmt: skip
+
+
+def driving(folder: Path) -> tuple[list[Path], str]:
+    """CamVid's test images, or embedded scenes of their size where it is absent; and which of these."""
+    try:
+        root = unpacked(segmentation.located("camvid"))
+        return sorted(next(path for path in root.rglob("test") if path.is_dir()).iterdir()), "CamVid's test images"
+    except Error:
+        files = [folder / f"{number}.png" for number in range(2)]
+        for number, file in enumerate(files):
+            Image.fromarray(scenes.scene(0, number).picture).resize((480, 360)).save(file)
+        return files, "embedded scenes"
 
 
 def main() -> None:
@@ -261,7 +290,9 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=360)
     parser.add_argument("--width", type=int, default=480)
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=7, help="updates of rates that are timed")
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--frames", type=int, default=1200, help="of the video, the same images again and again")
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--weights", default="imagenet", help="a file of VGG-16's convolutions")

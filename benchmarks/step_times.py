@@ -1,6 +1,6 @@
 """The time of a training step, ours beside that of other loops; and the time from the shell to the first step.
 
-    python benchmarks/step_times.py deep-convnet|deep-convnet-augmented|resnet20|resnet50 [--compile] [--trial]
+    python benchmarks/step_times.py deep-convnet|deep-convnet-augmented|resnet20|resnet56|resnet50 [--compile] [--trial]
     python benchmarks/step_times.py first-step [--rounds 5]
 
 Ours is `fukami train` as a user runs it, at its own precision. The others lie in `benchmarks/peers/`: the plain eager
@@ -14,13 +14,13 @@ median over the rounds a loop's. What counts is the ratio, ours over theirs.
 
 - The data are in the form that each loop's users would have them in: see `peers/work.py`. DeepConvNet sees MNIST as it
   is; in the load deep-convnet-augmented it is turned, shifted, scaled and slanted, as the recipe does by default, and
-  ResNet-20 sees CIFAR-10 padded, cropped and mirrored. The others do that in worker processes, as many as there are
-  processors. ResNet-50 sees random pictures on the device, whole batches for the others, so that nothing but the
-  step is timed.
+  ResNet-20 and ResNet-56 see CIFAR-10 padded, cropped and mirrored. The others do that in worker processes, as many as
+  there are processors. ResNet-50 sees random pictures on the device, whole batches for the others, so that nothing but
+  the step is timed.
 - None of the others logs, judges or saves while it is timed, but for torchvision's, which fetches its metrics at each
   step. Ours logs, and saves what a resumed run needs.
-- Nothing is compiled, unless with --compile; then all are. On a GPU, torch's default lets the convolutions of the
-  others compute in TF32 where ours in float32 would not.
+- Nothing is compiled, unless with --compile; then all are, or ours alone with --compile ours. On a GPU, torch's default
+  lets the convolutions of the others compute in TF32 where ours in float32 would not.
 
 The first step: from the start of the process to the end of the first optimizer step of
 `fukami train deep-convnet --data mnist`, beside `plain_loop.py`; on a GPU also with --compile, whose cache is empty.
@@ -29,6 +29,7 @@ Results go to results.csv; with --trial, which is short, they do not.
 """
 
 import argparse
+import csv
 import importlib.util
 import json
 import os
@@ -64,7 +65,7 @@ LONGEST = 3600  # seconds that a process may take
 
 @dataclass(frozen=True)
 class Load:
-    """What is trained: the words after `fukami train`, the data set and the batch of the recipe."""
+    """What is trained: the words after `fukami train` but the data set, the data set and the batch of the recipe."""
 
     words: tuple[str, ...]
     data: str
@@ -72,9 +73,10 @@ class Load:
 
 
 LOADS = {
-    "deep-convnet": Load(("deep-convnet", "--data", "mnist", "--augment"), "mnist", 100),
-    "deep-convnet-augmented": Load(("deep-convnet", "--data", "mnist"), "mnist", 100),
-    "resnet20": Load(("resnet20", "--data", "cifar10"), "cifar10", 128),
+    "deep-convnet": Load(("deep-convnet", "--augment"), "mnist", 100),
+    "deep-convnet-augmented": Load(("deep-convnet",), "mnist", 100),
+    "resnet20": Load(("resnet20",), "cifar10", 128),
+    "resnet56": Load(("resnet56",), "cifar10", 128),
     "resnet50": Load((str(HERE / "random_pictures.py"), "--lr", "0.01"), "", 256 if CUDA else 16),
 }
 
@@ -84,9 +86,10 @@ def typical(speeds):
     return statistics.median(speeds[max(1, len(speeds) // 10) :])
 
 
-def keep(load, folder):
+def keep(options, folder):
     """The pictures of a load for the others, in two files; returns how many there are."""
-    (train, _, _), colour = classification.read(load.data, 0.0), load.data == "cifar10"
+    colour = not options.load.startswith("deep-convnet")
+    (train, *_) = classification.read(options.data, 0.2)
     found = train.read(Preparation(channels=3 if colour else 1, size=32 if colour else 28))
     pictures = found.pictures.permute(0, 2, 3, 1) if colour else found.pictures[:, 0]
     np.save(folder / "pictures.npy", np.ascontiguousarray(pictures))
@@ -94,12 +97,22 @@ def keep(load, folder):
     return len(pictures)
 
 
+def write_repeated(options, folder):
+    """List each training image of the data set ``--repeat`` times in a CSV file, so that few make a usual epoch."""
+    train, _, labels = classification.read(options.data, 0.2)
+    rows = [(path, labels[target]) for path, target in zip(train.items, train.targets, strict=True)]
+    with (folder / "repeated.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label"), *rows * options.repeat])
+    return str(folder / "repeated.csv")
+
+
 def ours(options, load, folder):
     """The speeds in metrics.jsonl, and the settings; stopped as soon as there are enough."""
     words = [sys.executable, "-m", "fukami", "train", *load.words, "--batch", str(options.batch)]
+    words += ["--data", options.data] if options.data else []
     if options.load == "resnet50":
         words += ["--size", str(options.size), "--pictures", str(PASS * options.batch)]
-    words += ["--precision", options.precision, *["--compile"] * options.compile, "--out", str(folder / "run")]
+    words += ["--precision", options.precision, *["--compile"] * bool(options.compile), "--out", str(folder / "run")]
     lines = folder / "run" / "metrics.jsonl"
     with (folder / "messages").open("w+") as messages:
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=messages)
@@ -130,7 +143,7 @@ def theirs(options, file, mixed, data):
     words = [sys.executable, str(HERE / "peers" / file), options.load, "--data", str(data)]
     for knob in ("batch", "size", "steps", "windows", "workers"):
         words += [f"--{knob}", str(getattr(options, knob))]
-    words += ["--mixed"] * mixed + ["--compile"] * options.compile
+    words += ["--mixed"] * mixed + ["--compile"] * (options.compile == "all")
     done = subprocess.run(words, capture_output=True, text=True, timeout=LONGEST)
     if done.returncode:
         raise RuntimeError(done.stderr)
@@ -150,12 +163,14 @@ def installed(names):
 def compare(options):
     """Time all in turn; a table, and a row for each of the others."""
     load, command = LOADS[options.load], shlex.join(["python", "benchmarks/step_times.py", *sys.argv[1:]])
-    options.batch = options.batch or load.batch
-    turns = [("ours", None), *((name, mixed) for name in installed(options.only) for mixed in (False, True))]
+    options.batch, options.data = options.batch or load.batch, load.data and (options.data or load.data)
+    turns = [("ours", None), *((name, kind == "mixed") for name in installed(options.only) for kind in options.theirs)]
     found, settings = {}, {}
     with tempfile.TemporaryDirectory() as name:
         data = Path(name)
-        count = keep(load, data) if load.data else PASS * options.batch
+        if options.repeat > 1:
+            options.data = write_repeated(options, data)
+        count = keep(options, data) if load.data else PASS * options.batch
         options.steps = max(1, min(count // options.batch // 10, LOOK))  # as the loop has it
         for turn in range(options.rounds):
             for who, mixed in turns:
@@ -185,7 +200,7 @@ def said(about):
 
 def show(options, found, settings):
     """The table."""
-    print(f"{options.load}, batches of {options.batch}{', compiled' * options.compile}")
+    print(f"{options.load}, batches of {options.batch}{', compiled' * bool(options.compile)}")
     print(f"{'loop':<22}  {'pictures/s':>10}  {'ours/theirs':>11}  settings")
     mine = statistics.median(found["ours", None])
     for who, speeds in found.items():
@@ -196,15 +211,19 @@ def show(options, found, settings):
 def write(options, found, settings, command):
     """The rows."""
     mine = statistics.median(found["ours", None])
+    about = said(settings["ours", None]) + ", compiled" * bool(options.compile)
+    record(f"step times {options.load}", f"pictures per second, {about}", mine, command=command, seed=0,
+           note=f"batches of {options.batch}")  # fmt: skip
     for who, speeds in found.items():
         if who[0] != "ours":
-            kind = ("mixed" if who[1] else "float32") + ", compiled" * options.compile
+            kind = ("mixed" if who[1] else "float32") + ", compiled" * (options.compile == "all")
             speed = statistics.median(speeds)
             note = (
                 f"ours {mine:.0f}/s ({said(settings['ours', None])}), theirs {speed:.0f}/s ({said(settings[who])}); "
                 f"batches of {options.batch}, {len(speeds)} times {options.windows} windows of {options.steps} steps"
             )
-            metric = f"pictures per second, ours / {who[0]} {kind}"
+            own = "ours" + ", compiled," * (options.compile == "ours")
+            metric = f"pictures per second, {own} / {who[0]} {kind}"
             record(f"step times {options.load}", metric, mine / speed, command=command, seed=0, note=note)
 
 
@@ -250,11 +269,14 @@ def main():
     options.add_argument("--rounds", type=int, help="3; 5 for the first step")
     options.add_argument("--windows", type=int, default=30 if CUDA else 10, help="in a round")
     options.add_argument("--batch", type=int, help="by default the recipe's; 256 for ResNet-50 on a GPU, else 16")
+    options.add_argument("--data", help="another data set than the recipe's")
+    options.add_argument("--repeat", type=int, default=1, help="of each image, where there are few files")
     options.add_argument("--size", type=int, default=224, help="of the pictures for ResNet-50")
     options.add_argument("--precision", default="auto", help="ours")
+    options.add_argument("--theirs", nargs="+", choices=["float32", "mixed"], default=["float32", "mixed"])
     options.add_argument("--workers", type=int, default=min(16, os.cpu_count()), help="of the others' loaders")
     options.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS), help="some of the others")
-    options.add_argument("--compile", action="store_true", help="all of them")
+    options.add_argument("--compile", nargs="?", const="all", default="", choices=["all", "ours"])
     options.add_argument("--trial", action="store_true", help="one short round, nothing recorded")
     options = options.parse_args()
     options.rounds = options.rounds or (5 if options.load == "first-step" else 3)

@@ -1,40 +1,46 @@
 """Neural style: how soon it is where the loop that tutorials have is after 500 iterations, and what memory it takes.
 
-    python benchmarks/style.py race CONTENT STYLE [--weights FILE] [--size 512] [--iterations 500] [--precision float32]
-    python benchmarks/style.py memory CONTENT STYLE [--weights FILE] [--sizes 512 1024 2048]
+    python benchmarks/style.py race [CONTENT STYLE] [--weights FILE] [--size 512] [--iterations 500]
+    python benchmarks/style.py seconds [CONTENT STYLE] [--weights FILE] [--size 512]
+    python benchmarks/style.py memory [CONTENT STYLE] [--weights FILE] [--sizes 512 1024 2048]
 
 ``race`` paints CONTENT like STYLE twice, in turn, each in a process of its own: as ``fukami stylize`` does by default,
 but that the finest size goes on until the other is done; and by the loop of PyTorch's tutorial, float32, torch's L-BFGS
 with its defaults, losses in the middle of a ``Sequential``, the picture clamped in the closure. Ours is in float32, as
 well, unless ``--precision`` is another, such as ``auto``, the default of ``fukami stylize``. Both have the same loss on
-the same weights, which ours evaluates for both in float32. ``memory`` tells what a step takes at most for each
-megapixel. Results go to results.csv.
+the same weights, which ours evaluates for both in float32. ``seconds`` times ``fukami stylize`` with its defaults.
+``memory`` tells what a step takes at most for each megapixel. Without CONTENT and STYLE the embedded images are used;
+``--weights random`` is VGG-19 with random weights, for the time alone. Results go to results.csv.
 """
 
 import argparse
 import itertools
+import shlex
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision.models import vgg19
 
 from apart import Apart, resident
-from record import anywhere, record
+from fukami.data import paintings
+from fukami.recipe import find
+from record import answer, anywhere, record
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-ROUNDS = 10  # in which the two have their turns
 
 
 def begun(options: argparse.Namespace, precision: str):
     """Our task at its first step, and its batch."""
-    from fukami.recipe import find
     from fukami.runtime import Runtime
 
     recipe = find("neural-style")(
-        content=options.pictures[0], style=(options.pictures[1],), weights=options.weights, size=options.size
+        content=options.pictures[0], style=tuple(options.pictures[1:]), weights=options.weights, size=options.size
     )
     torch.manual_seed(0)
     data = recipe.data()
@@ -143,17 +149,15 @@ def race(options: argparse.Namespace) -> None:
     """The time that ours takes to where the other is at its end."""
     mine, other = Apart(ours, options), Apart(plain, options)
     course = []
-    for _ in range(ROUNDS):
-        seconds, goal = other.ask(options.iterations // ROUNDS)
-        course += [mine.ask(5) for _ in range(options.iterations // ROUNDS // 5)]
+    for _ in range(options.rounds):
+        seconds, goal = other.ask(max(1, options.iterations // options.rounds))
+        course += [mine.ask(5) for _ in range(max(1, options.iterations // options.rounds // 5))]
         print(f"plain {seconds:.0f} s {goal:.0f}, ours {course[-1][0]:.0f} s {course[-1][1]:.0f}", flush=True)
     while course[-1][1] > goal and course[-1][0] < seconds:
         course.append(mine.ask(5))
     memory = [each.ask(0) for each in (mine, other)]
     own = next((spent for spent, loss in course if loss <= goal), float("inf"))
-    names = [Path(each).stem for each in options.pictures]
-    what = f"{names[0]} like {names[1]}, {options.size} pixels"
-    command = f"python benchmarks/style.py {anywhere(sys.argv[1:])}"
+    what, command = described(options), f"python benchmarks/style.py {anywhere(sys.argv[1:])}"
     benchmark, loop = f"neural-style race {options.precision}", "a plain loop in float32"
     record(benchmark, f"time to the loss of {options.iterations} iterations of {loop} over its time",
            own / seconds, command=command, note=f"{what}; {own:.1f} and {seconds:.1f} seconds")  # fmt: skip
@@ -161,6 +165,35 @@ def race(options: argparse.Namespace) -> None:
     record(benchmark, f"loss after a third of the time of {loop} over its loss", at / goal, command=command, note=what)
     room = f"{what}; {memory[0] / 1e9:.2f} and {memory[1] / 1e9:.2f} GB at most"
     record(benchmark, f"memory over that of {loop}", memory[0] / memory[1], command=command, note=room)
+
+
+def described(options: argparse.Namespace) -> str:
+    """What is painted, in words."""
+    names = [Path(each).stem for each in options.pictures if each] or ["embedded image", "an embedded one"]
+    return f"{' like '.join(names)}, {options.size} pixels"
+
+
+def write_embedded(folder: Path) -> list[str]:
+    """The embedded images as files."""
+    files = [str(folder / "content.png"), str(folder / "style.png")]
+    for file, image in zip(files, (paintings.content(), paintings.style()), strict=True):
+        image.save(file)
+    return files
+
+
+def seconds(options: argparse.Namespace) -> None:
+    """Seconds of ``fukami stylize``, from the start of its process to its end, and in its loop."""
+    recipe = find("neural-style")()
+    with tempfile.TemporaryDirectory() as folder:
+        content, *styles = options.pictures if options.pictures[0] else write_embedded(Path(folder))
+        words = ["fukami", "stylize", content, "--style", *styles, "--size", str(options.size)]
+        words += ["--weights", options.weights, "--precision", options.precision]
+        words += ["--iterations", str(options.changes)] if options.changes else []
+        result, whole = answer(shlex.join([*words, "--out", f"{folder}/image.png"]))
+    what = f"{described(options)}, {options.changes or recipe.iterations} iterations at the full size"
+    command = f"python benchmarks/style.py {anywhere(sys.argv[1:])}"
+    record(f"neural-style seconds {options.precision}", "seconds from the shell to the image", whole, command=command,
+           note=f"{what}; final loss {result['loss']:.4g}")  # fmt: skip
 
 
 def memory(options: argparse.Namespace) -> None:
@@ -191,15 +224,27 @@ def last(options: argparse.Namespace, pipe) -> None:
 def main() -> None:
     """Run the part that is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["race", "memory"])
-    parser.add_argument("pictures", nargs=2, metavar="PICTURE", help="the content, and the style")
-    parser.add_argument("--weights", default="", help="a file of VGG-19 or VGG-16")
+    parser.add_argument("part", choices=["race", "seconds", "memory"])
+    parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="the content, and the style")
+    parser.add_argument("--weights", default="", help="a file of VGG-19 or VGG-16, or random")
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048])
     parser.add_argument("--iterations", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=10, help="in which the two of race have their turns")
+    parser.add_argument(
+        "--changes", type=int, help="of the image at its full size, in seconds; by default the recipe's"
+    )
     parser.add_argument("--precision", default="float32", help="ours in race; auto: the fastest of the device")
     options = parser.parse_args()
-    {"race": race, "memory": memory}[options.part](options)
+    if len(options.pictures) not in (0, 2):
+        parser.error("give the content and the style, or neither")
+    options.pictures = options.pictures or [""]
+    with tempfile.TemporaryDirectory() as folder:
+        if options.weights == "random":
+            options.weights = f"{folder}/vgg19_random.safetensors"
+            torch.manual_seed(0)
+            save_file(vgg19(weights=None).features.state_dict(prefix="features."), options.weights)
+        {"race": race, "seconds": seconds, "memory": memory}[options.part](options)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def batches(work):
     moves, normalise = [], []
     if work.load == "deep-convnet-augmented":
         moves = [transforms.RandomAffine(**AFFINE)]
-    if work.load == "resnet20":
+    if work.load in ("resnet20", "resnet56"):
         moves = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
         normalise = [transforms.Normalize(MEAN, STD)]
     floats = [transforms.PILToTensor(), transforms.ConvertImageDtype(torch.float)]

@@ -41,7 +41,7 @@ class Work:
     @property
     def augmented(self):
         """Whether the pictures are changed one by one, in the loader."""
-        return self.load in ("deep-convnet-augmented", "resnet20")
+        return self.load in ("deep-convnet-augmented", "resnet20", "resnet56")
 
     def network(self):
         """The recipe's own, but torchvision's ResNet-50; on the CPU still."""
@@ -81,7 +81,7 @@ class Work:
 
         moves = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
         normalise = [v2.Normalize(MEAN, STD)]
-        if self.load != "resnet20":
+        if self.load == "deep-convnet-augmented":
             moves, normalise = [v2.RandomAffine(**AFFINE)], []
         return v2.Compose([*moves, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), *normalise])
 

@@ -1,0 +1,45 @@
+"""Run the tests that need a GPU, and record how many pass.
+
+    python benchmarks/device_tests.py [--select EXPRESSION]
+
+``--select`` is pytest's ``-k`` for other tests than those marked ``gpu``, for a trial without a GPU.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from record import record
+
+ROOT = Path(__file__).parents[1]
+FILES = ("tests/test_cuda_kernels.py", "tests/test_devices.py")
+
+
+def main() -> None:
+    """Run them; the exit status is pytest's."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--select", help="pytest's -k")
+    options = parser.parse_args()
+    which = ["-k", options.select] if options.select else ["-m", "gpu"]
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        words = [sys.executable, "-m", "pytest", "-q", *which, f"--junit-xml={report}", *FILES]
+        status = subprocess.run(words, cwd=ROOT).returncode
+        if not report.is_file():
+            sys.exit(status)
+        cases = list(ElementTree.parse(report).iter("testcase"))
+    ends = {case.attrib["name"]: {child.tag for child in case} for case in cases}
+    failed = sorted(name for name, tags in ends.items() if tags & {"failure", "error"})
+    skipped = sum("skipped" in tags for tags in ends.values())
+    seconds = sum(float(case.attrib["time"]) for case in cases)
+    note = f"{len(failed)} failed, {skipped} skipped" + "".join(f"; {name}" for name in failed)
+    record("device tests", "tests passed", len(ends) - len(failed) - skipped, seconds=seconds, note=note,
+           command=f"python -m pytest {' '.join(which)} {' '.join(FILES)}")  # fmt: skip
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,346 @@
+"""Measure everything that needs a GPU, in the order of its value, by one command.
+
+    python benchmarks/gpu.py [--minutes 25] [--only NAME...]
+    python benchmarks/gpu.py --device cpu --smoke         every entry at toy size, on a machine without a GPU
+    python benchmarks/gpu.py pack [FOLDER] [--installed FILE]
+    python benchmarks/gpu.py merge
+
+Each command of an entry is a process of its own with a time limit. An entry that does not fit into the minutes left is
+skipped, and one that the machine cannot run is named with the reason. Rows in the form of results.csv are printed and
+written as they come into results_gpu.csv beside it (``--results``), the output of the commands into results_gpu.log and
+the progress into results_gpu.json: repeated at the same commit on the same GPU, the command continues with what is not
+measured yet, and its exit status is 0 once everything is. ``merge`` moves the rows into results.csv. With ``--smoke``
+nothing is kept unless ``--results`` is given.
+
+A machine with Python 3.12, torch and torchvision alone needs the folder that ``pack`` makes where there is a network,
+gpu_pack beside this file: wheels of what is missing there, which are installed into an environment of their own, and
+the data sets, cut down. ``--installed`` is the output of ``pip freeze`` there, and leaves those wheels out. Where there
+is no git, FUKAMI_COMMIT names the commit.
+"""
+
+import argparse
+import csv
+import importlib.metadata
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import packing
+
+HERE = Path(__file__).parent
+PACK = HERE / "gpu_pack"
+TAIL = 15  # lines of the output of a command that failed
+REFERENCE = "--only 'torchvision reference'"
+SHORT = "--rounds 1 --windows 2 --theirs mixed"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is measured: commands, scripts of this folder, and toy commands for a machine without a GPU."""
+
+    name: str
+    minutes: float  # that all commands may take
+    memory: float  # GB that the GPU should have
+    commands: tuple[str, ...]
+    smoke: tuple[str, ...]
+    packages: tuple[str, ...] = ()  # imports besides fukami's own dependencies, without which there is nothing
+
+
+ENTRIES = (
+    Entry(
+        "device-tests", 5, 8,
+        ("device_tests.py",),
+        ("device_tests.py --select 'pool and interpreter'",),
+        ("pytest",),
+    ),
+    Entry(
+        "deep-convnet", 3, 4,
+        ("deep_convnet.py goal --seeds 3 4 5",),
+        ("deep_convnet.py goal --data digits --goal 0.2 --epochs 1 --passes 1 --batch 100",),
+    ),
+    Entry(
+        "resnet50", 5, 40,
+        tuple(f"step_times.py resnet50 {REFERENCE} --rounds 2{more}" for more in ("", " --compile ours")),
+        (f"step_times.py resnet50 {REFERENCE} {SHORT} --batch 2 --size 32",),
+    ),
+    Entry(
+        "faster-rcnn", 5, 40,
+        ("detection.py rates", "detection.py loop"),
+        ("detection.py rates --height 64 --width 64 --batch 1 --rounds 1 --precisions bfloat16",),
+    ),
+    Entry(
+        "dcgan", 2, 8,
+        ("dcgan.py rate",),
+        ("dcgan.py rate --size 32 --rounds 1 --updates 1 --precisions auto",),
+    ),
+    Entry(
+        "segmentation", 6, 24,
+        ("segmentation.py rates", "segmentation.py frames segnet-vgg16", "segmentation.py frames fcn8s-vgg16"),
+        (
+            "segmentation.py rates segnet-vgg16 --height 64 --width 64 --batch 1 --rounds 1 --precisions bfloat16",
+            "segmentation.py frames segnet-basic --frames 2 --shortest 32",
+        ),
+    ),
+    Entry("dqn", 3, 8, ("dqn.py rate",), ("dqn.py rate --steps 32 --rounds 1",), ("gymnasium", "ale_py")),
+    Entry(
+        "pong", 17, 8,
+        ("dqn.py pong --minutes 15 --out {runs}",),
+        ("dqn.py pong --minutes 1 --steps 600 --learning-starts 400 --memory 2000 --games 2 --episodes 1 --hidden 16",),
+        ("gymnasium", "ale_py"),
+    ),
+    Entry(
+        "style", 4, 16,
+        (
+            "style.py seconds {images} --weights random --precision auto",
+            "style.py race {images} --weights random",
+            "style.py race {images} --weights random --precision auto",
+        ),
+        (
+            "style.py seconds --weights random --size 64 --changes 1",
+            "style.py race --weights random --size 64 --iterations 1 --rounds 1",
+        ),
+    ),
+    Entry(
+        "resnet20-56", 5, 8,
+        tuple(f"step_times.py {name} {REFERENCE} --repeat 25 --rounds 2" for name in ("resnet20", "resnet56")),
+        tuple(
+            f"step_times.py {name} {REFERENCE} {SHORT} --batch 4 --data digits --workers 0"
+            for name in ("resnet20", "resnet56")
+        ),
+    ),
+    Entry(
+        "binary", 2, 8,
+        ("bits.py gpu",),
+        ("bits.py gpu --device cpu --batch 1 --channels 32 --sides 4",),
+        ("triton",),
+    ),
+    Entry(
+        "rcnn", 2, 16,
+        ("rcnn.py speed --device cuda",),
+        ("rcnn.py speed --device cpu --backbones alexnet --precisions float32 --regions 2 --repeat 1",),
+    ),
+    Entry(
+        "resume", 4, 8,
+        ("kills.py deep-convnet dcgan --kills 3 --device cuda --record",),
+        ("kills.py deep-convnet --kills 1 --record",),
+    ),
+    Entry(
+        "memory", 6, 40,
+        ("memory.py peaks", "style.py memory {images} --weights random --sizes 512 1024"),
+        ("memory.py peaks deep-convnet",),
+    ),
+)  # fmt: skip
+
+
+class Results:
+    """The rows that commands write, and which commands are done; both go on where they stopped.
+
+    Args:
+        path: the CSV file; the progress and the output lie beside it.
+        conditions: commit and hardware; the progress of other ones is forgotten.
+    """
+
+    def __init__(self, path: Path, conditions: dict[str, str]) -> None:
+        self.path, self.progress, self.log = path, path.with_suffix(".json"), path.with_suffix(".log")
+        self.state = {"conditions": conditions, "done": {}}
+        if self.progress.exists():
+            state = json.loads(self.progress.read_text())
+            if state["conditions"] == conditions:
+                self.state = state
+        self.printed = len(self.rows())
+
+    def rows(self) -> list[dict[str, str]]:
+        """The rows that are written to their end."""
+        text = self.path.read_text() if self.path.exists() else ""
+        return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines(keepends=True)))
+
+    def is_done(self, command: str) -> bool:
+        """Whether the command was measured to its end."""
+        return command in self.state["done"]
+
+    def finish(self, command: str, seconds: float) -> None:
+        """Note that the command is done."""
+        self.state["done"][command] = round(seconds, 1)
+        self.progress.write_text(json.dumps(self.state, indent=1) + "\n")
+
+    def print_new(self, name: str) -> None:
+        """Print a line for each row that was written since the last time."""
+        rows = self.rows()
+        for row in rows[self.printed :]:
+            note = f"  ({row['note']})" if row["note"] else ""
+            print(f"{name:<12}  {row['benchmark']}: {row['metric']} = {row['value']}{note}", flush=True)
+        self.printed = len(rows)
+
+
+class Machine:
+    """The interpreter that measures, its environment, and what the device is."""
+
+    def __init__(self, device: str, smoke: bool) -> None:
+        self.device, self.smoke = device, smoke
+        self.python, self.environment = sys.executable, dict(os.environ)
+        if not _has_fukami():
+            if not PACK.is_dir():
+                sys.exit(
+                    f"fukami is not installed for {sys.executable}: pip install -e ., or, without a network, put the "
+                    f"folder that `gpu.py pack` makes elsewhere at {PACK}"
+                )
+            self.python, data = packing.install(PACK)
+            self.environment.setdefault("FUKAMI_DATA", str(data))
+        if device == "cpu":
+            self.environment["CUDA_VISIBLE_DEVICES"] = ""
+        self.found = json.loads(subprocess.check_output([self.python, "-c", LOOK], env=self.environment, cwd=HERE))
+
+    def problem(self, entry: Entry) -> str:
+        """Why the entry cannot be measured here; empty where it can."""
+        missing = [name for name in entry.packages if name not in self.found["packages"]]
+        if missing:
+            return f"needs the package {' and '.join(missing)}, which is not installed"
+        if self.device == "cpu":
+            return "" if self.smoke else "needs a GPU: --smoke measures it at toy size on a CPU"
+        if not self.found["cuda"]:
+            return f"needs a GPU: torch {self.found['torch']} sees no CUDA device (--device cpu --smoke needs none)"
+        if self.found["memory"] < entry.memory:
+            return f"needs {entry.memory:g} GB of GPU memory; {self.found['hardware']} has {self.found['memory']:.1f}"
+        return ""
+
+
+LOOK = """
+import importlib.util, json, torch, record
+cuda = torch.cuda.is_available()
+names = ("pytest", "gymnasium", "ale_py", "triton")
+print(json.dumps({
+    "cuda": cuda, "torch": torch.__version__, "commit": record.commit(), "hardware": record.hardware(),
+    "memory": torch.cuda.get_device_properties(0).total_memory / 1e9 if cuda else 0,
+    "packages": [name for name in names if importlib.util.find_spec(name)],
+}))
+"""
+
+
+def _has_fukami() -> bool:
+    """Whether fukami and its dependencies are installed for this interpreter."""
+    try:
+        importlib.metadata.version("fukami")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def measure(entries: list[Entry], machine: Machine, results: Results, minutes: float) -> bool:
+    """Run the entries; returns whether all of them are measured."""
+    end, good = time.monotonic() + 60 * minutes, True
+    for entry in entries:
+        commands = [fill(command, machine, results) for command in (entry.smoke if machine.smoke else entry.commands)]
+        left = [command for command in commands if not results.is_done(command)]
+        remaining = (end - time.monotonic()) / 60
+        reason = machine.problem(entry)
+        if not left:
+            reason = "measured already"
+        elif not reason and entry.minutes > remaining:
+            reason = f"skipped: may take {entry.minutes:g} minutes, and {max(0.0, remaining):.1f} are left"
+        if reason:
+            print(f"{entry.name:<12}  {reason}", flush=True)
+            good &= not left
+            continue
+        limit = time.monotonic() + 60 * entry.minutes
+        for command in left:
+            began = time.monotonic()
+            status = run(command, entry.name, machine, results, limit - began)
+            seconds = time.monotonic() - began
+            if status == 0:
+                results.finish(command, seconds)
+                print(f"{entry.name:<12}  done in {seconds:.0f} s: {command}", flush=True)
+            else:
+                how = "stopped at its time limit" if status is None else f"failed with status {status}"
+                print(f"{entry.name:<12}  {how} after {seconds:.0f} s: {command}", flush=True)
+                print(*results.log.read_text().splitlines()[-TAIL:], sep="\n", file=sys.stderr, flush=True)
+                good = False
+    return good
+
+
+def fill(command: str, machine: Machine, results: Results) -> str:
+    """The command with its folders and files."""
+    style = Path(machine.environment.get("FUKAMI_DATA", "")) / "style"
+    images = [next(iter(sorted((style / part).glob("*.jpg"))), None) for part in ("content", "style")]
+    words = shlex.join(map(str, images)) if all(images) else ""
+    return command.format(images=words, runs=results.path.parent / f"{results.path.stem}_runs")
+
+
+def run(command: str, name: str, machine: Machine, results: Results, seconds: float) -> int | None:
+    """Run a command and print the rows that it writes; returns its exit status, or None where the time was over."""
+    script, *words = shlex.split(command)
+    environment = machine.environment | {"FUKAMI_RESULTS": str(results.path), "PYTHONUNBUFFERED": "1"}
+    with results.log.open("a") as log:
+        log.write(f"\n== {command}\n")
+        log.flush()
+        files = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
+        words = [machine.python, str(HERE / script), *words]
+        process = subprocess.Popen(words, env=environment, start_new_session=True, **files)
+    end = time.monotonic() + seconds
+    try:
+        while process.poll() is None and time.monotonic() < end:
+            time.sleep(0.1)
+            results.print_new(name)
+        status = process.poll()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
+            process.wait()
+    results.print_new(name)
+    return status
+
+
+def merge(results: Path, target: Path) -> int:
+    """Move the rows of a file to the end of another, the last one of each measurement; returns how many."""
+    with results.open(newline="") as file:
+        reader = csv.DictReader(file)
+        same = ("commit", "benchmark", "metric", "seed", "hardware", "command")
+        rows = {tuple(row[name] for name in same): row for row in reader}
+        fields = reader.fieldnames or []
+    with target.open("a", newline="") as file:
+        csv.DictWriter(file, fields, lineterminator="\n").writerows(rows.values())
+    for path in (results, results.with_suffix(".json")):
+        path.unlink(missing_ok=True)
+    return len(rows)
+
+
+def main() -> None:
+    """Measure, pack or merge."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [entry.name for entry in ENTRIES]
+    parser.add_argument("action", nargs="?", choices=["measure", "pack", "merge"], default="measure")
+    parser.add_argument("folder", nargs="?", type=Path, default=PACK, help="that pack makes")
+    parser.add_argument("--minutes", type=float, default=25.0, help="for all entries")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--smoke", action="store_true", help="every entry at toy size")
+    parser.add_argument(
+        "--results", type=Path, help="CSV file for the rows; by default results_gpu.csv beside results.csv"
+    )
+    parser.add_argument("--installed", type=Path, help="of pack: output of pip freeze on the machine with the GPU")
+    options = parser.parse_args()
+    results = options.results or HERE / "results_gpu.csv"
+    if options.action == "pack":
+        packing.pack(options.folder, options.installed)
+    elif options.action == "merge":
+        if not results.is_file():
+            parser.error(f"there is no {results}; measure first, or name the file with --results")
+        print(f"{merge(results, HERE / 'results.csv')} rows of {results} are in results.csv now")
+    else:
+        machine = Machine(options.device, options.smoke)
+        with tempfile.TemporaryDirectory() as folder:
+            if options.smoke and not options.results:
+                results = Path(folder) / "results.csv"
+            conditions = {name: str(machine.found[name]) for name in ("commit", "hardware", "torch")}
+            entries = [entry for entry in ENTRIES if entry.name in options.only]
+            sys.exit(not measure(entries, machine, Results(results.absolute(), conditions), options.minutes))
+
+
+if __name__ == "__main__":
+    main()
