@@ -163,7 +163,8 @@ def gpu(options):
             )  # fmt: skip
     network = binary_convnet().eval()
     x = torch.randn(options.batch, 3, 32, 32, device=options.device)
-    beside_dense("binary-convnet, whole", "", pack(network.to(options.device)), x, twin(network), x)
+    dense = twin(network)  # before the network moves to the device
+    beside_dense("binary-convnet, whole", "", pack(network.to(options.device)), x, dense, x)
 
 
 def beside_dense(benchmark, what, packed, bits, dense, x):

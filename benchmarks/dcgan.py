@@ -32,6 +32,7 @@ CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 WARMING = 2  # turns before those that are timed
 BATCH = 64  # of the plain loop, and of both where they are timed
+PLAIN = "; the plain loop's convolutions in TF32, torch's default" if CUDA else ""
 NOISE = 100
 GRID = 4  # maps are pooled to 4×4 (section 5.1)
 COSTS = (1e-3, 1e-4, 3e-5, 1e-5, 3e-6)  # of the machine's weights, of which a tenth of the training part chooses
@@ -152,7 +153,7 @@ def rate(options: argparse.Namespace) -> None:
                     rates[name].append(found)
         memory = [each.ask(0) for each in (mine, other)]
         speeds = [statistics.median(each) for each in rates.values()]
-        note = f"{options.size} pixels, batch {BATCH}; {speeds[0]:.4g} and {speeds[1]:.4g} pictures a second"
+        note = f"{options.size} pixels, batch {BATCH}; {speeds[0]:.4g} and {speeds[1]:.4g} pictures a second{PLAIN}"
         command = f"python benchmarks/dcgan.py {shlex.join(sys.argv[1:])}"
         record(f"dcgan rate {precision}", "training rate over that of a plain loop in float32", speeds[0] / speeds[1],
                command=command, note=note)  # fmt: skip

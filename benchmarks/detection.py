@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -144,9 +145,16 @@ class Theirs:
         self.pictures = [picture / 255 for picture in pictures]
         self.targets = [{"boxes": box, "labels": kind + 1} for box, kind in zip(boxes, classes, strict=True)]
 
-    def autocast(self) -> contextlib.AbstractContextManager[None]:
+    def kernels(self) -> contextlib.AbstractContextManager[None]:
+        """cuDNN may take any kernel, where ours in the same process takes repeatable ones."""
+        return torch.backends.cudnn.flags(deterministic=False, allow_tf32=self.mixed)
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
         """As the precision asks."""
-        return torch.autocast(DEVICE, torch.bfloat16) if self.mixed else contextlib.nullcontext()
+        mixed = torch.autocast(DEVICE, torch.bfloat16) if self.mixed else contextlib.nullcontext()
+        with self.kernels(), mixed:
+            yield
 
     def train(self) -> None:
         """An update."""
@@ -154,7 +162,8 @@ class Theirs:
         with self.autocast():
             loss = sum(self.model(self.pictures, self.targets).values())
         self.optimizer.zero_grad()
-        loss.backward()
+        with self.kernels():
+            loss.backward()
         self.optimizer.step()
 
     def infer(self) -> None:

@@ -189,9 +189,9 @@ def rates(options: argparse.Namespace) -> None:
             note = f"{options.height}×{options.width}, batch {options.batch}"
             note += "".join(f", {field} {value}" for field, value in FIELDS.get(ours, {}).items())
             note += f"; {' and '.join(f'{each:.3g}' for each in rate)} images per second, "
-            note += (
-                f"medians of {options.rounds} in turn; {' and '.join(f'{each / 1e9:.2f}' for each in taken)} GB at most"
-            )
+            memory = " and ".join(f"{each / 1e9:.2f}" for each in taken)
+            note += f"medians of {options.rounds} in turn; {memory} GB at most"
+            note += "; theirs with convolutions in TF32, torch's default" if CUDA and precision != "bfloat16" else ""
             if len(names) == 1:
                 record(what, "images per second", rate[0], command=command, note=note)
                 continue

@@ -91,6 +91,7 @@ def plain(options: argparse.Namespace, pipe) -> None:
     from fukami.tasks.style import RATIO
 
     task, batch = begun(options, "float32")
+    torch.backends.cudnn.deterministic = False  # which ours asks for
     content, style = (task.normalised(each[0].to(DEVICE) / 255).contiguous() for each in (batch.content, *batch.styles))
     picture = (batch.content.to(DEVICE) / 255).contiguous().requires_grad_()
     layers, losses = nn.Sequential(), []

@@ -86,7 +86,7 @@ def test_entries_that_do_not_fit_are_named_and_others_run(benchmarks, tmp_path, 
     assert "needs 40 GB of GPU memory; a small GPU has 8.5" in lines["resnet50"]
     assert "needs the package gymnasium and ale_py" in lines["pong"]
     assert ran[0] == "device_tests.py"
-    assert "deep_convnet.py goal --seeds 3 4 5" in ran
+    assert "deep_convnet.py goal --seeds 3 4 5 --epochs 10" in ran
     monkeypatch.undo()
     large = machine(gpu, memory=80.0, packages=["pytest", "triton", "gymnasium", "ale_py"])
     assert not gpu.measure(list(gpu.ENTRIES), large, gpu.Results(tmp_path / "other.csv", {}), 0.0)
