@@ -91,6 +91,7 @@ class Task:
         self.replica: Callable[..., Any] = self.parallel
         self.optimizer = runtime.steer(self.make_optimizer(self.model.parameters()))
         self.scaler = runtime.scaler()
+        self.static = self.static and _capturable(self.optimizer, self.scaler)
 
     def compile(self) -> None:
         """From now on train a compiled network."""
@@ -228,3 +229,13 @@ class Task:
     def ensemble(self, others: Sequence[Self], *, vote: bool = False) -> Self:
         """This task answering together with ``others``: averaged, or by the vote of the majority."""
         raise UsageError(f"runs of {type(self).__name__} cannot answer together; give one run")
+
+
+def _capturable(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> bool:
+    """Whether a CUDA graph can record an update, in which the processor may not ask for a number on the device.
+
+    Adagrad counts its steps on the processor, and after it was resumed asks for them; the scaler asks whether gradients
+    are finite, but for optimizers that see to that themselves.
+    """
+    asks = scaler.is_enabled() and not getattr(optimizer, "_step_supports_amp_scaling", False)
+    return not (asks or isinstance(optimizer, torch.optim.Adagrad))
