@@ -10,25 +10,25 @@ import itertools
 import json
 import math
 import signal
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from torch.utils import _pytree as pytree
 
 import check_task
 import fukami as package
 from fukami import clock, exporting, loop, saving
-from fukami.analysis import seeing
+from fukami.analysis import layers, seeing
 from fukami.capturing import Captured
 from fukami.data import augment
-from fukami.data.experience import Experience
+from fukami.data.boxes import COUNTED, PROPOSAL, Batch
 from fukami.numerics import packed
 from fukami.resuming import seed
 from fukami.runtime import Runtime
 from fukami.state_file import load_state
+from fukami.task import Task
 from fukami.tasks.adversarial import Adversarial
 from fukami.tasks.detection import Detection
 
@@ -48,17 +48,18 @@ def there(device):
     return device
 
 
-def on_both(*cheap):
-    """Every family on CUDA, and the cheap ones on the CPU as well: the others' CPU is the business of test_tasks.py."""
+def on_both(*cheap, without=()):
+    """The families on CUDA, and the cheap ones on the CPU as well: the others' CPU is the business of test_tasks.py."""
     pairs = [pytest.param(name, "cpu", id=f"{name}-cpu") for name in cheap]
-    pairs += [pytest.param(name, "cuda", id=f"{name}-cuda", marks=CUDA.marks) for name in FAMILIES]
+    every = [name for name in FAMILIES if name not in without]
+    pairs += [pytest.param(name, "cuda", id=f"{name}-cuda", marks=CUDA.marks) for name in every]
     return pytest.mark.parametrize(("family", "device"), pairs)
 
 
 # ---- the families, each with a recipe of a few steps. What is learned is smooth in the weights (momentum, where Adam
 # makes a full step of a gradient that is 0 but for rounding), and nothing is dropped, as CUDA draws other numbers.
 
-SLOW = {"optimizer": "momentum", "epochs": 2, "judge_every": 2}
+SLOW = {"optimizer": "momentum", "epochs": 1}
 
 
 def deep_convnet(data, **fields):
@@ -111,7 +112,7 @@ def captioner(data, **fields):
 
 def dcgan(data, **fields):
     small = {"width": 4, "batch": 8, "samples": 40, "size": 28, "channels": 1}
-    return package.find("dcgan")(**{**SLOW, "dataset": data("digit_files"), "lr": 0.01, **small} | fields)
+    return package.find("dcgan")(**{**SLOW, "dataset": data("digit_files"), "epochs": 3, "lr": 0.01, **small} | fields)
 
 
 def dqn(data, **fields):
@@ -214,19 +215,20 @@ def size(changes):
 # ---- the same steps as on the CPU ------------------------------------------------------------------------------------
 
 # Each device adds up in an order of its own. Relative to the CPU, what it may do to a loss of the first step, to one of
-# the later steps, and to the change of all weights. The rounding of float32 is 6e-8, sums of a thousand numbers have
-# 2e-6. A sign (binary) or a maximum's place (segnet) that rounding decides otherwise makes a small step.
+# the later steps, and to the change of all weights together: at least thrice what came of weights that were changed by
+# a hundred thousandth each, on the CPU; the rounding of float32 is 6e-8. A sign (binary) or a slope (dcgan) that
+# rounding decides otherwise is more than rounding.
 TOLERANCES = {
-    "deep-convnet": (1e-4, 1e-3, 1e-2),
-    "resnet20": (1e-4, 1e-3, 1e-2),
-    "binary": (1e-2, 5e-2, 0.2),
+    "deep-convnet": (1e-4, 1e-3, 3e-2),
+    "resnet20": (1e-4, 1e-3, 2e-2),
+    "binary": (1e-2, 0.1, 0.2),
     "vgg-detector": (1e-4, 1e-3, 1e-2),
-    "pyramid-detector": (1e-3, 1e-2, 5e-2),
-    "fcn": (1e-4, 1e-3, 1e-2),
+    "pyramid-detector": (2e-3, 1e-2, 5e-2),
+    "fcn": (1e-4, 1e-3, 5e-2),
     "segnet": (1e-3, 1e-2, 5e-2),
-    "captioner": (1e-4, 1e-3, 1e-2),
-    "dcgan": (1e-4, 1e-3, 1e-2),
-    "dqn": (1e-4, 1e-3, 1e-2),
+    "captioner": (1e-4, 1e-3, 2e-2),
+    "dcgan": (2e-3, 5e-2, 3e-2),
+    "dqn": (1e-3, 1e-3, 1e-2),
     "style": (1e-3, 1e-2, 5e-2),
 }
 COUNTS = ("accuracy", "told_apart", "right")  # shares of a few decisions, each of which rounding may turn round
@@ -242,12 +244,51 @@ def test_steps_are_those_of_the_cpu(family, device, make, tmp_path):
     first, later, update = TOLERANCES[family]
     for step, (values, others) in enumerate(zip(found, expected, strict=True)):
         for name, value in values.items():
-            allowed = {"rel": later if step else first, "abs": 1e-6}
+            allowed = {"rel": later if step else first, "abs": 1e-6 * max(1, others.get("loss", 1))}
             if name not in COUNTS:
                 assert value == pytest.approx(others[name], **allowed), (step, name)
     assert changes.keys() == own.keys()
     assert size(own.values()) > 0
     assert size(changes[name] - own[name] for name in own) <= update * size(own.values())
+
+
+@pytest.mark.parametrize("stage", ["rcnn-finetune", "rcnn-svm", "rcnn-boxes"])
+def test_stages_of_rcnn_are_those_of_the_cpu(stage, device):
+    """What they learn or solve on three pictures with regions; features are rounded to float16 in between."""
+    generator = torch.Generator().manual_seed(0)
+    small = {"shortest": 96, "longest": 128, "size": 63, "context": 4, "width": 0.125, "hidden": 16, "cache": 0.0}
+    recipe = package.find(stage)(**small | ({"batch": 1, "dropout": 0.0} if stage == "rcnn-finetune" else {}))
+    objects = torch.tensor([[8.0, 8, 56, 56], [64, 16, 112, 88]])
+    near = (objects.repeat(10, 1) + 8 * torch.rand(20, 4, generator=generator) - 4).clamp(0, 96)
+    far = 40 * torch.rand(20, 4, generator=generator) + torch.tensor([0.0, 0, 40, 40])
+    boxes = torch.cat([objects, near, far])[None]
+    kinds = torch.tensor([COUNTED] * 2 + [PROPOSAL] * 40, dtype=torch.uint8)[None]
+    classes = torch.tensor([0, 1] + [-1] * 40)[None]
+    size = torch.tensor([[96.0, 128.0]])
+    pictures = [torch.randint(256, (1, 3, 96, 128), generator=generator, dtype=torch.uint8) for _ in range(3)]
+    nothing = torch.zeros(1, 0, 0, dtype=torch.uint8)
+    batches = [
+        Batch(picture, size, size, boxes, classes, kinds, torch.tensor([at]), torch.tensor([at]), nothing)
+        for at, picture in enumerate(pictures)
+    ]
+    learned = []
+    for place in ("cpu", device):
+        runtime = Runtime.start(place, "float32")
+        seed(0)
+        task = recipe.task(("one", "other"))
+        task.setup(runtime)
+        steps, _ = task.duration(batches)
+        before = weights({"model": task.model})
+        for step in range(min(steps, 6)):
+            task.schedule(step / 6)
+            task.step(batches[step % 3])
+        after = weights({"model": task.model})
+        learned.append(torch.cat([(after[name] - before[name]).flatten() for name in after]))
+        with task.answering(), torch.inference_mode():
+            (found,) = task.answer(batches[0])
+        assert found.boxes.device.type == place
+    assert learned[0].norm() > 0
+    assert (learned[1] - learned[0]).norm() <= 0.05 * learned[0].norm()
 
 
 def test_batches_are_those_of_the_cpu(device, make, tmp_path):
@@ -304,6 +345,7 @@ def test_augmentation_is_that_of_the_cpu(word, device):
 
 CAPTURED = {
     "adamw": ("deep-convnet", {"optimizer": "adamw", "dropout": 0.5, "batch_norm": True, "ema": 0.9, "clip": 1.0}),
+    "nesterov": ("deep-convnet", {"optimizer": "nesterov"}),
     "rmsprop": ("deep-convnet", {"optimizer": "rmsprop", "lr": 1e-3}),
     "adagrad": ("deep-convnet", {"optimizer": "adagrad"}),
     "dcgan": ("dcgan", {"optimizer": "adam", "lr": 2e-4}),
@@ -330,15 +372,16 @@ def replay(recipe, device, precision, folder, *, capture):
     if isinstance(update, Captured):
         assert update.graph is not None
     parts = [part.state_dict() for part in task.state().values() if hasattr(part, "state_dict")]
-    return task, update, torch.utils._pytree.tree_leaves([found, parts])
+    return task, update, pytree.tree_leaves([found, parts])
 
 
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [(name, "float32") for name in CAPTURED] + [("adamw", "bfloat16"), ("adamw", "float16"), ("rmsprop", "float16")],
+    [(name, "float32") for name in CAPTURED]
+    + [("adamw", "bfloat16"), ("adamw", "float16"), ("nesterov", "float16"), ("rmsprop", "float16")],
 )
 def test_captured_steps_are_those_that_are_not(name, precision, device, make, tmp_path):
-    """Bit for bit, since a resumed run launches what the other one replayed: losses, weights, and the optimizer's state.
+    """Bit for bit, since a resumed run launches what the other one replayed: losses, weights and optimizer state.
 
     Over steps whose learning rates and dropouts differ, and with a batch of another shape between.
     """
@@ -373,11 +416,11 @@ def test_what_asks_the_processor_is_not_captured(optimizer, precision, static, m
 STOPS = {"dqn": 7, "style": 3, "deep-convnet": 9, "dcgan": 6}  # else during the first steps, which are never captured
 
 
-@on_both("deep-convnet", "dcgan")
+@on_both("deep-convnet", "dcgan", without=("resnet20", "binary"))
 def test_a_run_resumed_is_as_if_never_stopped(family, device, make, tmp_path, monkeypatch, pageless):
     """Bit for bit the weights, the last checkpoint and the log; also with dropout and noise drawn on the device."""
     there(device)
-    fields = {"deep-convnet": {"dropout": 0.5, "epochs": 1}, "captioner": {"dropout": 0.5}, "dqn": {"least": 0.1}}.get(family, {})
+    fields = {"deep-convnet": {"dropout": 0.5}, "captioner": {"dropout": 0.5}, "dqn": {"least": 0.1}}.get(family, {})
     fields |= {"optimizer": "adamw"} if family in ("deep-convnet", "fcn", "captioner") else {}
     recipe, how = make(family, **fields), {"device": device, "precision": "float32"}
     package.train(recipe, tmp_path / "whole", **how)
@@ -402,12 +445,12 @@ def test_a_run_resumed_is_as_if_never_stopped(family, device, make, tmp_path, mo
 
 LEARNING = {  # what has to be seen by then: fields for a training that is a little longer
     "deep-convnet": {"batch": 50, "optimizer": "adamw", "lr": 3e-3},
-    "vgg-detector": {"epochs": 5, "optimizer": "adamw", "lr": 1e-3},
-    "captioner": {"epochs": 6, "optimizer": "adamw", "lr": 3e-3},
+    "vgg-detector": {"epochs": 5, "judge_every": 5, "optimizer": "adamw", "lr": 1e-3},
+    "captioner": {"epochs": 6, "judge_every": 6, "optimizer": "adamw", "lr": 3e-3},
 }
 
 
-@on_both("deep-convnet", "vgg-detector")
+@on_both("deep-convnet", "vgg-detector", without=("resnet20", "binary"))
 def test_a_run_answers_as_on_the_cpu(family, device, make, digit_files, tmp_path, pageless):
     """What the device trained is evaluated and predicted with there, after it was loaded again, and on the CPU."""
     there(device)
@@ -416,12 +459,10 @@ def test_a_run_answers_as_on_the_cpu(family, device, make, digit_files, tmp_path
     own, plain = (package.load(out, device=place) for place in (device, "cpu"))
     assert next(own.model.parameters()).device.type == device
     assert next(plain.model.parameters()).device.type == "cpu"
-    _, loader = loop.prepare_data(recipe, tmp_path / "data", Runtime.start(device, "float32"))
+    name = next(iter(result))
     for task in (own, plain):
-        val = recipe.data().val
-        found = task.evaluate(val)
+        found = task.evaluate(recipe.data().val)
         assert found["count"] == result["count"]
-        name = next(iter(result))
         assert found[name] == pytest.approx(result[name], rel=0.05, abs=0.05), name
     inputs = sorted(digit_files.rglob("*.png"))[:5]
     if family in ("vgg-detector", "pyramid-detector", "fcn", "segnet", "captioner"):
@@ -436,8 +477,7 @@ def numbers_alike(one, other):
     for name, value in one.items():
         if isinstance(value, float):
             assert value == pytest.approx(other[name], rel=1e-2, abs=2e-3), name
-        elif isinstance(value, dict) and name != "masks":
-            assert value.keys() == other[name].keys()
+        elif name == "values":
             numbers_alike(value, other[name])
         elif not isinstance(value, dict | list):
             assert value == other[name], name
@@ -449,6 +489,12 @@ def classes_alike(one, other):
     assert one["probability"] == pytest.approx(other["probability"], rel=1e-2, abs=2e-3)
     if best[0] - best[1] > 4e-3:
         assert one["label"] == other["label"]
+
+
+def shares_alike(one, other):
+    """The classes of all but a few pixels; one that is nearly nowhere may be there or not."""
+    for label in one["shares"].keys() | other["shares"].keys():
+        assert one["shares"].get(label, 0) == pytest.approx(other["shares"].get(label, 0), abs=0.01), label
 
 
 def boxes_alike(one, other):
@@ -465,10 +511,10 @@ def is_like(box, found):
 
 ALIKE = {
     "deep-convnet": classes_alike,
-    "resnet20": classes_alike,
-    "binary": lambda one, other: None,  # a sign that rounding decides may turn an answer of a small network
     "vgg-detector": boxes_alike,
     "pyramid-detector": boxes_alike,
+    "fcn": shares_alike,
+    "segnet": shares_alike,
 }
 
 
@@ -490,7 +536,7 @@ def test_streamed_batches_are_those_in_memory(device, make, digit_files, tmp_pat
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16", "tf32"])
-@on_both("deep-convnet")
+@on_both("deep-convnet", without=("resnet20", "binary", "pyramid-detector", "segnet", "style"))
 def test_precisions_learn(family, device, precision, make, tmp_path):
     """Six steps at a lower precision: finite, in weights of float32, and near the losses of float32 at first."""
     there(device)
@@ -498,8 +544,6 @@ def test_precisions_learn(family, device, precision, make, tmp_path):
         pytest.skip("test_precision.py has float16, and tf32 is a precision of GPUs")
     if precision == "tf32" and torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("needs an NVIDIA GPU since Ampere")
-    if family in ("style", "pyramid-detector"):
-        pytest.skip("style is painted in float32 where it matters; the other detector stands for this one")
     task, batches, _ = begin(make(family), device, precision, tmp_path)
     update = task.runtime.fast(task.step, task.static)
     found = []
@@ -521,22 +565,27 @@ def test_precisions_learn(family, device, precision, make, tmp_path):
 def test_float32_is_float32(device):
     """Products and convolutions have 23 bits behind the point; tf32, which has 10, is seen at once."""
     generator = torch.Generator().manual_seed(0)
-    one, other = (torch.rand(256, 256, generator=generator).double() + 0.5 for _ in range(2))
-    pictures, filters = one.view(4, 16, 32, 32), other.view(64, 16, 8, 8)[:, :, :3, :3]
-    wide = one @ other, torch.nn.functional.conv2d(pictures, filters)
+    one, other = (torch.rand(256, 16, generator=generator).double() + 0.5 for _ in range(2))
+    pictures, filters = (torch.rand(4, 16, side, side, generator=generator).double() + 0.5 for side in (24, 3))
+    exact = one @ other.T, torch.nn.functional.conv2d(pictures, filters)
 
     def off():
+        """The greatest relative error of a product of 16 numbers, and of a convolution, which has faster ways."""
         narrow = [value.float().to(device) for value in (one, other, pictures, filters)]
-        found = narrow[0] @ narrow[1], torch.nn.functional.conv2d(*narrow[2:])
-        return [float(((a.cpu() - b) / b).abs().max()) for a, b in zip(found, wide, strict=True)]
+        found = narrow[0] @ narrow[1].T, torch.nn.functional.conv2d(*narrow[2:])
+        return [float(((value.cpu() - right) / right).abs().max()) for value, right in zip(found, exact, strict=True)]
 
-    Runtime.start(device, "float32")
-    assert max(off()) < 5e-6
+    def check_exact():
+        Runtime.start(device, "float32")
+        product, convolution = off()
+        assert product < 5e-6
+        assert convolution < 4e-5
+
+    check_exact()
     if device == "cuda" and torch.cuda.get_device_capability() >= (8, 0):
         Runtime.start(device, "tf32")
-        assert off()[0] > 2e-5
-        Runtime.start(device, "float32")
-        assert max(off()) < 5e-6
+        assert off()[0] > 5e-5
+        check_exact()
 
 
 # ---- what else takes a device ----------------------------------------------------------------------------------------
@@ -568,7 +617,12 @@ def test_commands_answer_there(device, run, digit_files, fukami):
         evaluated, predicted = fukami("eval", folder, *how), fukami("predict", folder, picture, *how)
         assert (evaluated.status, predicted.status) == (0, 0), evaluated.err + predicted.err
         assert evaluated.json[0]["accuracy"] > 0.8
-        assert predicted.json[0]["probability"] == pytest.approx(expected["probability"], abs=0.02)
+        assert predicted.json[0]["probability"] == pytest.approx(expected["probability"], abs=0.05)
+    if device == "cuda":  # which --device auto is; on a CPU test_explain.py and test_classifier.py have these
+        explained = fukami("explain", folder, picture, "--out", "page")
+        assert explained.status == 0, explained.err
+        rates = fukami("find-lr", "deep-convnet", "--device", device, "--steps", "20")
+        assert rates.status == 0, rates.err
     measured = fukami("bench", "--device", device, "--precision", "float32")
     assert measured.status == 0, measured.err
     assert measured.json[0]["device"].startswith(device)
@@ -583,7 +637,7 @@ def test_exports_answer_there(device, run, digit_files, tmp_path):
         exporting.export(run(device), to, out)
         own, plain = (package.load(out, device=each).predict(inputs) for each in (device, "cpu"))
         for one, other in zip(own, plain, strict=True):
-            assert one["probability"] == pytest.approx(other["probability"], abs=0.02)
+            assert one["probability"] == pytest.approx(other["probability"], abs=0.05)
 
 
 @pytest.mark.parametrize("device", [CUDA])
@@ -607,13 +661,16 @@ def test_what_is_explained_is_the_same(device, run, digit_files):
     """Heat maps and feature maps."""
     tasks = [package.load(run(device), device=place) for place in ("cpu", device)]
     picture = torch.from_numpy(tasks[0].prepare.open(sorted(digit_files.rglob("*.png"))[0]))
+    steps = layers.layers(tasks[0].model, (1, 28, 28))
+    names = [layer.name for layer in layers.stages(steps)]
     heats, maps = [], []
     for task in tasks:
         given = task.normalised(picture[None].to(task.runtime.device))[0]
         heats.append(seeing.grad_cam(task.model, given, 3))
-        maps.append(seeing.feature_maps(task.model, given, ["conv1", "conv6"] if hasattr(task.model, "conv1") else []))
+        maps.append(seeing.feature_maps(task.model, given, names))
     torch.testing.assert_close(heats[1], heats[0], rtol=1e-3, atol=1e-4 * float(heats[0].max()))
     assert heats[0].max() > 0
+    assert len(names) > 1
     torch.testing.assert_close(maps[1], maps[0], rtol=1e-3, atol=1e-4)
 
 
@@ -701,7 +758,7 @@ def test_a_checkpoint_is_copied_on_the_gpu_of_the_training(monkeypatch):
 
 
 def test_what_was_not_looked_at_is_gone_on_with_on_the_device(device):
-    """A stage that is solved on the CPU, as R-CNN's machines are, returns its counts there, and goes on from GPU ones."""
+    """A stage that is solved on the CPU, as R-CNN's machines are, gives its counts there, and goes on from GPU ones."""
     runtime = Runtime(torch.device("meta" if device == "cpu" else device), "float32")
     history = loop.History(runtime)
     history.load_state_dict({"names": ["pairs"], "rows": [torch.ones(1)]})
@@ -725,3 +782,21 @@ def test_a_memory_that_does_not_fit_lies_on_the_cpu(device, make, tmp_path, monk
         expected, own = follow(recipe, device, 4, tmp_path / "device")
     assert found == expected
     assert all(torch.equal(changes[name], own[name]) for name in own)
+
+
+def test_a_first_step_that_is_left_out_leaves_no_momentum(device, monkeypatch):
+    """Fused SGD in float16 is as the one that is not, also where the first gradients are not finite, as is usual."""
+    monkeypatch.setattr(torch, "empty_like", lambda value: torch.full_like(value, torch.nan))  # which memory may hold
+    task = Task(torch.nn.Identity())
+    found = []
+    for fused in (True, False):
+        weight = torch.nn.Parameter(torch.ones(5, device=device))
+        optimizer = torch.optim.SGD([weight], 0.1, momentum=0.9, nesterov=True, fused=fused)
+        scaler = torch.amp.GradScaler(device, init_scale=4.0)
+        for gradient in (torch.inf, 4.0, 8.0):
+            scaler.scale(torch.zeros((), device=device))
+            weight.grad = torch.full_like(weight, gradient)
+            task.descend(optimizer, scaler)
+        found.append(weight.detach())
+    assert found[0].isfinite().all()
+    torch.testing.assert_close(found[0], found[1])

@@ -167,6 +167,8 @@ class Task:
             scaler.unscale_(optimizer)
             every = (parameter for group in optimizer.param_groups for parameter in group["params"])
             nn.utils.clip_grad_norm_(every, self.clip)
+        if scaler.is_enabled():
+            _begin_momentum(optimizer)
         scaler.step(optimizer)
         scaler.update()
 
@@ -239,3 +241,16 @@ def _capturable(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) 
     """
     asks = scaler.is_enabled() and not getattr(optimizer, "_step_supports_amp_scaling", False)
     return not (asks or isinstance(optimizer, torch.optim.Adagrad))
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Let the momentum of torch's fused SGD begin at 0, with which the first step is what it would be anyway.
+
+    torch leaves it to that step to write into memory that may hold anything. Where the scaler leaves the step out, as
+    gradients are not finite, the next one would add to the weights what the memory holds.
+    """
+    for group in optimizer.param_groups:
+        if group.get("fused") and group.get("momentum"):
+            for parameter in group["params"]:
+                if parameter.grad is not None and "momentum_buffer" not in optimizer.state[parameter]:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.grad)
