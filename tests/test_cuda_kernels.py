@@ -43,7 +43,7 @@ def interpreter():
         yield pool
 
 
-@pytest.fixture(params=["interpreter", "cuda"])
+@pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
 def check(request):
     """Calls one of the checks below with a device: a GPU, or the CPU in the interpreter's process."""
     if request.param == "interpreter":

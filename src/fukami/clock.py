@@ -63,6 +63,8 @@ class Clock:
         self.turn(self.phase)
         seconds = dict(self.seconds)
         if self.events:
+            for _, ended in self.events.values():
+                ended.synchronize()  # a step may have been launched just now, and what is computed still is not timed
             busy = {
                 phase: begun.elapsed_time(ended) / 1e3 * self.entered[phase]
                 for phase, (begun, ended) in self.events.items()

@@ -194,7 +194,7 @@ class History:
     def add(self, metrics: dict[str, Tensor]) -> None:
         """Remember the scalars of a step."""
         self.names = list(metrics)
-        self.rows.append(torch.stack([value.float() for value in metrics.values()]))
+        self.rows.append(torch.stack([value.float() for value in metrics.values()]).to(self.runtime.device))
 
     def state_dict(self) -> dict[str, Any]:
         """What was not looked at yet."""

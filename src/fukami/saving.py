@@ -123,6 +123,7 @@ def _beside(ready: "torch.cuda.Event | None") -> contextlib.AbstractContextManag
     """On a stream of its own once the copies are made, so that no training step waits behind them."""
     if ready is None:
         return contextlib.nullcontext()
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    # a new thread's own GPU is the first one, wherever the training is
+    stream = torch.cuda.Stream(ready.device)  # type: ignore[no-untyped-call]
     stream.wait_event(ready)
     return torch.cuda.stream(stream)

@@ -91,6 +91,7 @@ class Task:
         self.replica: Callable[..., Any] = self.parallel
         self.optimizer = runtime.steer(self.make_optimizer(self.model.parameters()))
         self.scaler = runtime.scaler()
+        self.static = self.static and _capturable(self.optimizer, self.scaler)
 
     def compile(self) -> None:
         """From now on train a compiled network."""
@@ -166,6 +167,8 @@ class Task:
             scaler.unscale_(optimizer)
             every = (parameter for group in optimizer.param_groups for parameter in group["params"])
             nn.utils.clip_grad_norm_(every, self.clip)
+        if scaler.is_enabled():
+            _begin_momentum(optimizer)
         scaler.step(optimizer)
         scaler.update()
 
@@ -228,3 +231,26 @@ class Task:
     def ensemble(self, others: Sequence[Self], *, vote: bool = False) -> Self:
         """This task answering together with ``others``: averaged, or by the vote of the majority."""
         raise UsageError(f"runs of {type(self).__name__} cannot answer together; give one run")
+
+
+def _capturable(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> bool:
+    """Whether a CUDA graph can record an update, in which the processor may not ask for a number on the device.
+
+    Adagrad counts its steps on the processor, and after it was resumed asks for them; the scaler asks whether gradients
+    are finite, but for optimizers that see to that themselves.
+    """
+    asks = scaler.is_enabled() and not getattr(optimizer, "_step_supports_amp_scaling", False)
+    return not (asks or isinstance(optimizer, torch.optim.Adagrad))
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Let the momentum of torch's fused SGD begin at 0, with which the first step is what it would be anyway.
+
+    torch leaves it to that step to write into memory that may hold anything. Where the scaler leaves the step out, as
+    gradients are not finite, the next one would add to the weights what the memory holds.
+    """
+    for group in optimizer.param_groups:
+        if group.get("fused") and group.get("momentum"):
+            for parameter in group["params"]:
+                if parameter.grad is not None and "momentum_buffer" not in optimizer.state[parameter]:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.grad)

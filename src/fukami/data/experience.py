@@ -208,6 +208,7 @@ class Experience:
         self.games, self.batch, self.history, self.seed = games, batch, history, seed
         self.begin, self.every, self.explore, self.least = begin, every, explore, least
         self.memory = Memory(games.count, games.shape, -(-steps // games.count))
+        self.device = self.memory.device
         self.rounds = self.updates = 0
         self.saved = 0  # the step of the last checkpoint
         self.lost = False  # whether a resumed run did not find its memory
@@ -225,14 +226,14 @@ class Experience:
         self.memory.forget()
 
     def place(self, runtime: "Runtime") -> None:
-        """Remember on the device, where there is room.
+        """Remember on the device, where there is room; what is learned from lies there in any case.
 
         Raises:
             UsageError: there are several processes.
         """
         if runtime.world > 1:
             raise UsageError(f"one process plays and learns, not {runtime.world}; start one, with more --games")
-        device = runtime.device
+        self.device = device = runtime.device
         if device.type == "cuda" and self.memory.bytes > ROOM * torch.cuda.mem_get_info(device)[0]:
             device = torch.device("cpu")
         self.memory.place(device)
@@ -336,7 +337,8 @@ class Experience:
         recent = sum(self.returns) / len(self.returns) if self.returns else 0.0
         facts = torch.tensor([self.epsilon, recent], device=memory.device)
         frames = memory.stack(steps, games, self.history, after=1)
-        return Lesson(frames, actions.long(), rewards, 1 - ended.float(), 1 - cut.float(), facts[0], facts[1])
+        found = Lesson(frames, actions.long(), rewards, 1 - ended.float(), 1 - cut.float(), facts[0], facts[1])
+        return Lesson(*(each.to(self.device) for each in found))
 
     def _seeds(self) -> npt.NDArray[np.int64]:
         """That of the episode that each game is in."""

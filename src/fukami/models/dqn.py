@@ -72,7 +72,7 @@ class DQN(nn.Module):
 
     def standardise(self, frames: Tensor) -> None:
         """Take from frames ``(M, H, W)`` that were seen what is subtracted from each pixel, and divided by."""
-        seen = frames.float()
+        seen = frames.to(self.mean.device).float()
         self.mean.copy_(seen.mean(0))
         self.deviation.copy_((seen - self.mean).square().mean().sqrt().clamp(min=1))
 
