@@ -7,6 +7,8 @@ errors here: the versions on the machine with the GPU may be others.
 """
 
 import argparse
+import importlib.util
+import os
 import subprocess
 import sys
 import tempfile
@@ -28,6 +30,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         words = [sys.executable, "-m", "pytest", "-q", "-W", "default", *which, f"--junit-xml={report}", *FILES]
+        if not options.select and importlib.util.find_spec("xdist"):
+            words += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "worksteal"]
         status = subprocess.run(words, cwd=ROOT).returncode
         if not report.is_file():
             sys.exit(status)

@@ -19,7 +19,7 @@ PYTHON = "3.12"  # there
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (39, 35, 34, 31, 28, 27, 24, 17, 12, 5)]
 PLATFORMS += ["manylinux2014_x86_64", "manylinux1_x86_64", "linux_x86_64"]
 # fukami with what the benchmarks and the tests on a GPU need besides, and what builds it
-WANTED = ["hatchling", "editables", "pytest", "av", "opencv-python-headless", "stable-baselines3",
+WANTED = ["hatchling", "editables", "pytest", "pytest-xdist", "av", "opencv-python-headless", "stable-baselines3",
           "segmentation-models-pytorch"]  # fmt: skip
 PRESENT = ("torch", "torchvision")  # on any machine with a GPU
 IMAGES = {"cifar10": 2000, "bccd": 40, "camvid": 40}
