@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from fukami.data import cifar, folder
-from fukami.data.stream import processors
+from fukami.data.streaming import processors
 from record import answer, record
 
 BASE = "fukami train resnet20 --data cifar10-1000.csv --batch 50 --lr 0.1 --epochs 60 --judge-every 60"

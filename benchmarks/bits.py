@@ -27,12 +27,12 @@ from torch.utils import mkldnn
 from torch.utils.benchmark import Timer
 
 import fukami
+from fukami.layers.binary import BinaryConv2d, BinaryLinear, Sign
 from fukami.models import binary_convnet
-from fukami.numerics import words
-from fukami.numerics.int8 import quantize
-from fukami.numerics.onnx import OnnxNetwork, encode
-from fukami.numerics.packed import PackedLayer, pack
-from fukami.ops.binary import BinaryConv2d, BinaryLinear, Sign
+from fukami.quantization import binary_reference
+from fukami.quantization.binary_layers import PackedLayer, pack
+from fukami.quantization.int8 import quantize
+from fukami.quantization.onnx import OnnxNetwork, encode
 from record import FILE, answer, record
 
 ROUNDS = 15
@@ -92,7 +92,7 @@ def ways(channels, side):
     own, own_bfloat16 = mkldnn.to_mkldnn(float32), mkldnn.to_mkldnn(float32, torch.bfloat16)
     step = [nn.BatchNorm2d(channels).eval(), Sign()]
     packed = PackedLayer(BinaryConv2d(channels, channels, 3, padding=1), step, channels)
-    bits = words.from_bools(x.permute(0, 2, 3, 1) > 0)
+    bits = binary_reference.from_bools(x.permute(0, 2, 3, 1) > 0)
     return {
         "binary": partial(packed, bits),
         "float32": partial(float32, x),
@@ -158,7 +158,8 @@ def gpu(options):
             step = [nn.BatchNorm2d(channels).eval(), Sign()]
             beside_dense(
                 "1-bit layer", f"3×3, {channels} channels, {side}×{side}: ",
-                PackedLayer(binary, step, channels).to(options.device), words.from_bools(x.permute(0, 2, 3, 1) > 0),
+                PackedLayer(binary, step, channels).to(options.device),
+                binary_reference.from_bools(x.permute(0, 2, 3, 1) > 0),
                 nn.Conv2d(channels, channels, 3, padding=1, bias=False), x,
             )  # fmt: skip
     network = binary_convnet().eval()

@@ -53,10 +53,11 @@ def note(options: argparse.Namespace) -> str:
 
 def baselines(options: argparse.Namespace) -> None:
     """The commonest sentence of the training, and that of the picture whose features are nearest (cosine)."""
-    from fukami import caption_metrics, language
-    from fukami.data import captions
-    from fukami.recipe import find
-    from fukami.runtime import Runtime
+    from fukami.captioning import data as captioning_data
+    from fukami.captioning import metrics as captioning_metrics
+    from fukami.captioning import tokenizer
+    from fukami.engine.recipe import find
+    from fukami.engine.runtime import Runtime
 
     recipe = find("show-and-tell")(dataset=SAMPLE, encoder="vgg16", init=options.weights, part=options.part)
     data = recipe.data()
@@ -66,8 +67,8 @@ def baselines(options: argparse.Namespace) -> None:
         part.place(task.runtime)
     recipe.begin(task)
     learned, judged = (F.normalize(task.seen(part), dim=1) for part in (data.train, data.val))
-    told = captions.read(SAMPLE, recipe.holdout)[0].sentences
-    sentences = [[language.cut(text, recipe.tokens) for text in own] for own in told]
+    told = captioning_data.read(SAMPLE, recipe.holdout)[0].sentences
+    sentences = [[tokenizer.cut(text, recipe.tokens) for text in own] for own in told]
     counts = Counter(" ".join(words) for own in sentences for words in own)
     commonest = min(counts, key=lambda text: (-counts[text], text)).split()
     nearest = (judged @ learned.T).argmax(1).tolist()
@@ -76,7 +77,7 @@ def baselines(options: argparse.Namespace) -> None:
         ("commonest sentence", [commonest] * len(judged)),
         ("nearest neighbour", [sentences[at][0] for at in nearest]),
     ):
-        scores = caption_metrics.judge(found, data.val.said, data.val.learned)
+        scores = captioning_metrics.judge(found, data.val.said, data.val.learned)
         for metric in METRICS:
             record(f"flickr8k sample, {name}", metric, scores[metric], command=command, note=note(options))
 
@@ -91,7 +92,7 @@ def scenes(options: argparse.Namespace) -> None:
 def rate(options: argparse.Namespace) -> None:
     """The pictures a second that a run says something of, by its own search and by one in plain Python."""
     import fukami
-    from fukami import checkpoint
+    from fukami.engine import checkpoint
 
     task = fukami.load(options.run, changes={"beams": options.beams, "sentences": 1})
     recipe, _ = checkpoint.describe(Path(options.run))
@@ -116,17 +117,17 @@ def rate(options: argparse.Namespace) -> None:
 
 def recipe_name(run: str) -> str:
     """The name of a run's recipe."""
-    from fukami import checkpoint
-    from fukami.recipe import name_of
+    from fukami.engine import checkpoint
+    from fukami.engine.recipe import name_of
 
     return name_of(type(checkpoint.describe(Path(run))[0]))
 
 
 def plain(task, features, beams: int) -> str:
     """The likeliest sentence for one picture, beam by beam, as it is usually written."""
-    from fukami import language
+    from fukami.captioning import tokenizer
 
-    alive, done = [(0.0, [language.BEGIN], task.model.begin(task.normalised(features)))], []
+    alive, done = [(0.0, [tokenizer.BEGIN], task.model.begin(task.normalised(features)))], []
     for _ in range(task.speech.longest):
         grown = []
         for score, words, state in alive:
@@ -137,12 +138,12 @@ def plain(task, features, beams: int) -> str:
                 for own, number in zip(best.tolist(), numbers.tolist(), strict=True)
             ]
         kept = sorted([*grown, *done], key=lambda each: -each[0])[:beams]
-        done = [each for each in kept if each[1][-1] == language.END]
-        alive = [each for each in kept if each[1][-1] != language.END]
+        done = [each for each in kept if each[1][-1] == tokenizer.END]
+        alive = [each for each in kept if each[1][-1] != tokenizer.END]
         if not alive:
             break
     _, words, _ = max([*alive, *done], key=lambda each: each[0])
-    return language.joined((task.labels[word] for word in words if word > language.UNKNOWN), task.speech.tokens)
+    return tokenizer.joined((task.labels[word] for word in words if word > tokenizer.UNKNOWN), task.speech.tokens)
 
 
 def main() -> None:

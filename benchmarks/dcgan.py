@@ -97,9 +97,9 @@ class Plain:
 
 def compared(options: argparse.Namespace) -> None:
     """Ours and the plain loop, on the same pictures, judged alike."""
-    from fukami import perception
-    from fukami.recipes.dcgan import DCGAN
-    from fukami.tasks.adversarial import Made, grid
+    from fukami.generation import features as generation_features
+    from fukami.generation.dcgan import DCGAN
+    from fukami.generation.task import Made, grid
 
     data = options.archive if options.benchmark == "faces" else "cifar10"
     name = Path(data).stem
@@ -113,7 +113,7 @@ def compared(options: argparse.Namespace) -> None:
     recipe = DCGAN(dataset=data, batch=BATCH)
     parts = recipe.data()
     size, channels = map(int, parts.labels)
-    seen = perception.find(options.judge, size, channels)
+    seen = generation_features.find(options.judge, size, channels)
     looks = seen.looks(torch.device(DEVICE))
     real = [look(parts.val.pictures) for look in looks]
     for seed in options.seeds:
@@ -163,8 +163,8 @@ def rate(options: argparse.Namespace) -> None:
 
 def ours(options: argparse.Namespace, precision: str, pipe) -> None:
     """Make updates of our task as often as asked; tells the pictures a second, and at last the memory."""
-    from fukami.recipes.dcgan import DCGAN
-    from fukami.runtime import Runtime
+    from fukami.engine.runtime import Runtime
+    from fukami.generation.dcgan import DCGAN
 
     runtime = Runtime.start(DEVICE, precision)
     torch.manual_seed(0)
@@ -197,10 +197,10 @@ def timed(update, options: argparse.Namespace, pipe) -> None:
 def svm(options: argparse.Namespace) -> None:
     """A linear machine on the discriminator's maps, each pooled to 4×4 by its maximum (section 5.1)."""
     import fukami
-    from fukami.data import classification
+    from fukami.data import labelled
 
     task = fukami.load(options.archive)
-    train, test, labels = classification.read("cifar10", 0.2)
+    train, test, labels = labelled.read("cifar10", 0.2)
     sets = [part.read(task.prepare) for part in (train, test)]
     seen = [features(task, part.pictures) for part in sets]
     deviation, mean = torch.std_mean(seen[0], 0)

@@ -31,11 +31,12 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
-from fukami import average_precision, transfer
-from fukami.clock import TRAINING
-from fukami.data.boxes import Batch
-from fukami.recipe import find
-from fukami.runtime import Runtime
+from fukami.data.annotated import Batch
+from fukami.detection import metrics as detection_metrics
+from fukami.engine import weights as engine_weights
+from fukami.engine.recipe import find
+from fukami.engine.runtime import Runtime
+from fukami.timing import TRAINING
 from record import anywhere, each_seed, record
 
 CUDA = torch.cuda.is_available()
@@ -213,7 +214,7 @@ def theirs_on(recipe) -> float:
     runtime = Runtime.start(DEVICE, "auto")
     torch.manual_seed(recipe.seed)
     features = vgg16(weights=None).features[:-1]
-    transfer.initialise_detector(torch.nn.ModuleDict({"features": features}), "", "vgg16", recipe.init)
+    engine_weights.initialise_detector(torch.nn.ModuleDict({"features": features}), "", "vgg16", recipe.init)
     features[:10].requires_grad_(False)
     features.out_channels = 512
     anchors = AnchorGenerator((recipe.scales,), ((0.5, 1.0, 2.0),))
@@ -241,7 +242,7 @@ def theirs_on(recipe) -> float:
             optimizer.step()
             step += 1
     model.eval()
-    found = average_precision.Detections(data.labels)
+    found = detection_metrics.Detections(data.labels)
     for batch in data.val:
         pictures, targets = plain(batch)
         with torch.inference_mode():
@@ -250,7 +251,7 @@ def theirs_on(recipe) -> float:
             seen = (said["boxes"].cpu().numpy(), said["labels"].cpu().numpy() - 1, said["scores"].cpu().numpy())
             kinds = batch.kinds[i][batch.classes[i] >= 0].numpy()
             there = (target["every"].numpy(), target["classes"].numpy(), kinds)
-            found.add(int(batch.numbers[i]), average_precision.Found(*seen), average_precision.Truth(*there))
+            found.add(int(batch.numbers[i]), detection_metrics.Found(*seen), detection_metrics.Truth(*there))
     return found.metrics()["map"]
 
 

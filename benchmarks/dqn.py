@@ -122,7 +122,7 @@ def rate(options: argparse.Namespace) -> None:
 
 def memory(options: argparse.Namespace) -> None:
     """Gigabytes in which a million steps are remembered."""
-    from fukami.data.experience import Memory
+    from fukami.reinforcement.replay import Memory
 
     before = resident("VmRSS")
     remembered = Memory(GAMES, (84, 84), 10**6 // GAMES)
@@ -137,8 +137,8 @@ def memory(options: argparse.Namespace) -> None:
 
 def ours(options: argparse.Namespace, pipe) -> None:
     """Play and learn as often as asked; tells the steps a second, and at last the memory."""
-    from fukami.recipe import find
-    from fukami.runtime import Runtime
+    from fukami.engine.recipe import find
+    from fukami.engine.runtime import Runtime
 
     before = resident("VmRSS")
     recipe = find("dqn")(game=options.game, games=GAMES, steps=10**6, memory=20_000, learning_starts=1_000, lr=1e-4)

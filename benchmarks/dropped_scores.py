@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fukami.recipes.deep_convnet import DeepConvNet
+from fukami.classification.deep_convnet import DeepConvNet
 
 
 @dataclass(frozen=True, kw_only=True)

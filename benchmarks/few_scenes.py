@@ -11,7 +11,7 @@ SENTENCES = 64  # and scenes with a sentence
 
 def run(words: list[str]) -> None:
     """Run the command line in this process; it leaves with SystemExit."""
-    from fukami.cli import main
+    from fukami.cli.main import main
     from fukami.data import scenes
 
     scenes.TRAINING, scenes.TESTING, scenes.SENTENCES = TRAINING, TESTING, SENTENCES

@@ -49,13 +49,13 @@ def train(words: list[str], log: str) -> None:
     import torch
 
     import few_scenes
-    from fukami import saving
+    from fukami.engine import async_checkpoint
 
     for number in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    saving.SECONDS, saving.SHARE = 0.0, math.inf
+    async_checkpoint.SECONDS, async_checkpoint.SHARE = 0.0, math.inf
     few_scenes.run(words)
 
 
@@ -65,7 +65,7 @@ class Training:
     def __init__(self, entry: str, device: str) -> None:
         self.entry, self.device = entry, device
         self.context = multiprocessing.get_context("spawn" if device.startswith("cuda") else "forkserver")
-        preload = ["fukami.loop", "fukami.cli", "matplotlib.figure", "sklearn.datasets", "torchvision"]
+        preload = ["fukami.engine.train", "fukami.cli.main", "matplotlib.figure", "sklearn.datasets", "torchvision"]
         self.context.set_forkserver_preload(preload)
 
     def start(self, run: Path, log: Path, *more: str) -> BaseProcess:
@@ -126,7 +126,7 @@ def differences(one: Path, other: Path) -> list[str]:
     import torch
     from torch.utils import _pytree as pytree
 
-    from fukami.state_file import load_state
+    from fukami.engine.state_file import load_state
 
     found = [
         name

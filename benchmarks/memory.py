@@ -22,7 +22,7 @@ from torch import Tensor
 import few_scenes
 from apart import resident
 from fukami import models
-from fukami.ops.rematerialise import rematerialise
+from fukami.layers.checkpointing import rematerialise
 from record import record
 
 SHAPES = {

@@ -51,7 +51,7 @@ def pack_data(folder: Path) -> None:
     """Cut the data sets in ``$FUKAMI_DATA`` down: MNIST whole, the first images of the others."""
     from fukami.data import mnist
     from fukami.data.folder import unpacked
-    from fukami.data.places import lying
+    from fukami.data.locate import lying
 
     place = mnist.find()
     (folder / "mnist").mkdir(parents=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from fukami import Data
+from fukami.classification.resnet import ResNet50
 from fukami.data.loader import Resident
-from fukami.recipes.resnet50 import ResNet50
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,13 +26,13 @@ import torch
 from torchvision.ops import box_iou
 
 from fukami.data import scenes
-from fukami.data.boxes import COUNTED, PROPOSAL
-from fukami.preparation import Scaled
-from fukami.proposals import selective_search
-from fukami.recipe import find
-from fukami.recipes.rcnn import RCNN
-from fukami.runtime import PRECISIONS, Runtime
-from fukami.tasks.region_cnn import RegionCNN
+from fukami.data.annotated import COUNTED, PROPOSAL
+from fukami.detection.rcnn import RCNN
+from fukami.detection.rcnn_task import RegionCNN
+from fukami.engine.recipe import find
+from fukami.engine.runtime import PRECISIONS, Runtime
+from fukami.image.transform import Scaled
+from fukami.selective_search import search
 from record import answer, record
 
 WIDTH, HEIGHT = 500, 375
@@ -161,11 +161,11 @@ def searches(repeat: int) -> list[float]:
     scene = torch.from_numpy(scenes.scene(0, 0).picture).permute(2, 0, 1)
     resized = Scaled(shortest=HEIGHT, longest=WIDTH)(scene).byte().permute(1, 2, 0)
     pixels = np.ascontiguousarray(resized.numpy())
-    selective_search.propose(pixels)  # compiles
+    search.propose(pixels)  # compiles
     seconds = []
     for _ in range(repeat):
         began = time.perf_counter()
-        selective_search.propose(pixels)
+        search.propose(pixels)
         seconds.append(time.perf_counter() - began)
     return seconds
 

@@ -1,4 +1,4 @@
-"""What of the scaling on paper (fukami.analysis.scaling) one machine can check: ResNet-50 on two processes over gloo.
+"""What of fukami.explain.batch_scaling one machine can check: ResNet-50 on two processes over gloo.
 
     python benchmarks/scaling.py [--size 64] [--batch 8] [--rounds 12]
 
@@ -30,8 +30,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from fukami import models
-from fukami.analysis.layers import layers, parameters
-from fukami.analysis.scaling import BACKWARD, FLOAT, Cluster, Job, buckets, predict
+from fukami.explain.batch_scaling import BACKWARD, FLOAT, Cluster, Job, buckets, predict
+from fukami.explain.summary import layers, parameters
 from record import record
 
 SLOWNESS = (0.5, 1.0, 2.0)  # of the network that only waits: its time for all gradients, by that of the computation

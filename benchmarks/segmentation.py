@@ -32,10 +32,11 @@ from torch.nn import functional as F
 
 import few_scenes
 from apart import Apart, installed, resident
-from fukami.data import scenes, segmentation
+from fukami.data import scenes
 from fukami.data.folder import unpacked
+from fukami.engine.recipe import names
 from fukami.errors import Error
-from fukami.recipe import names
+from fukami.segmentation import data as segmentation_data
 from record import anywhere, each_seed, record
 
 CUDA = torch.cuda.is_available()
@@ -107,9 +108,9 @@ class Ours:
     """The task as a training has it."""
 
     def __init__(self, name: str, options: argparse.Namespace, precision: str) -> None:
-        from fukami.data.boxes import Batch
-        from fukami.recipe import find
-        from fukami.runtime import Runtime
+        from fukami.data.annotated import Batch
+        from fukami.engine.recipe import find
+        from fukami.engine.runtime import Runtime
 
         torch.manual_seed(0)
         self.task = find(name)(balance="none", **FIELDS.get(name, {})).task(tuple(map(str, range(CLASSES))))
@@ -204,12 +205,13 @@ def rates(options: argparse.Namespace) -> None:
 
 def patches(options: argparse.Namespace) -> None:
     """The answers of a classifier at every 32nd pixel: patch by patch, and in one pass over the whole picture."""
-    from fukami import models, transfer
+    from fukami import models
+    from fukami.engine import weights as engine_weights
 
     torch.manual_seed(0)
     network = models.fcn32s_vgg16(CLASSES).eval()
     if options.weights != "imagenet":
-        transfer.initialise_segmenter(network, "vgg16", options.weights)
+        engine_weights.initialise_segmenter(network, "vgg16", options.weights)
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             layer.padding = (0, 0)  # zeros around a patch are not what lies around it in the picture
@@ -272,7 +274,7 @@ def frames(options: argparse.Namespace) -> None:
 def driving(folder: Path) -> tuple[list[Path], str]:
     """CamVid's test images, or embedded scenes of their size where it is absent; and which of these."""
     try:
-        root = unpacked(segmentation.located("camvid"))
+        root = unpacked(segmentation_data.located("camvid"))
         return sorted(next(path for path in root.rglob("test") if path.is_dir()).iterdir()), "CamVid's test images"
     except Error:
         files = [folder / f"{number}.png" for number in range(2)]

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import fukami
-from fukami import checkpoint
+from fukami.engine import checkpoint
 from record import record
 
 COMMAND = (

@@ -46,9 +46,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fukami.data import classification
-from fukami.loop import LOOK
-from fukami.preparation import Preparation
+from fukami.data import labelled
+from fukami.engine.train import LOOK
+from fukami.image.transform import Preparation
 from record import record
 
 HERE = Path(__file__).parent
@@ -89,7 +89,7 @@ def typical(speeds):
 def keep(options, folder):
     """The pictures of a load for the others, in two files; returns how many there are."""
     colour = not options.load.startswith("deep-convnet")
-    (train, *_) = classification.read(options.data, 0.2)
+    (train, *_) = labelled.read(options.data, 0.2)
     found = train.read(Preparation(channels=3 if colour else 1, size=32 if colour else 28))
     pictures = found.pictures.permute(0, 2, 3, 1) if colour else found.pictures[:, 0]
     np.save(folder / "pictures.npy", np.ascontiguousarray(pictures))
@@ -99,7 +99,7 @@ def keep(options, folder):
 
 def write_repeated(options, folder):
     """List each training image of the data set ``--repeat`` times in a CSV file, so that few make a usual epoch."""
-    train, _, labels = classification.read(options.data, 0.2)
+    train, _, labels = labelled.read(options.data, 0.2)
     rows = [(path, labels[target]) for path, target in zip(train.items, train.targets, strict=True)]
     with (folder / "repeated.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "label"), *rows * options.repeat])

@@ -22,10 +22,10 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from fukami.classification.resnet import ResNet50
 from fukami.data import folder
-from fukami.data.places import candidates
-from fukami.recipes.resnet50 import ResNet50
-from fukami.runtime import Runtime
+from fukami.data.locate import candidates
+from fukami.engine.runtime import Runtime
 from record import record
 
 CLASSES = 20

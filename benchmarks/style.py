@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torchvision.models import vgg19
 
 from apart import Apart, resident
-from fukami.data import paintings
-from fukami.recipe import find
+from fukami.engine.recipe import find
+from fukami.style import data as style_data
 from record import answer, anywhere, record
 
 CUDA = torch.cuda.is_available()
@@ -37,7 +37,7 @@ DEVICE = "cuda" if CUDA else "cpu"
 
 def begun(options: argparse.Namespace, precision: str):
     """Our task at its first step, and its batch."""
-    from fukami.runtime import Runtime
+    from fukami.engine.runtime import Runtime
 
     recipe = find("neural-style")(
         content=options.pictures[0], style=tuple(options.pictures[1:]), weights=options.weights, size=options.size
@@ -88,7 +88,7 @@ class Loss(nn.Module):
 
 def plain(options: argparse.Namespace, pipe) -> None:
     """So many evaluations of the closure as are asked for; tells the seconds so far, and the loss by our measure."""
-    from fukami.tasks.style import RATIO
+    from fukami.style.task import RATIO
 
     task, batch = begun(options, "float32")
     torch.backends.cudnn.deterministic = False  # which ours asks for
@@ -177,7 +177,7 @@ def described(options: argparse.Namespace) -> str:
 def write_embedded(folder: Path) -> list[str]:
     """The embedded images as files."""
     files = [str(folder / "content.png"), str(folder / "style.png")]
-    for file, image in zip(files, (paintings.content(), paintings.style()), strict=True):
+    for file, image in zip(files, (style_data.content(), style_data.style()), strict=True):
         image.save(file)
     return files
 

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from fukami.data import folder
-from fukami.data.places import candidates
+from fukami.data.locate import candidates
 from record import answer, record
 
 CLASSES = ("cat", "cow", "dog", "horse", "person", "sheep")

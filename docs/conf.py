@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as version_of
 
-from fukami.classifier import Classifier
+from fukami.classification.recipe import Classifier
 
 project = "fukami"
 author = "fukami contributors"

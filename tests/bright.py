@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fukami import Data, Error, Recipe, Task, image
-from fukami.average_precision import Detections, Found, Truth
+from fukami import Data, Error, Recipe, Task
+from fukami.detection.metrics import Detections, Found, Truth
+from fukami.image import io as image_io
 
 LABELS = ("lamp", "night")
 
@@ -32,7 +33,7 @@ class Bright(Task):
     def _answer(self, source):
         file = {"file": str(source)} if isinstance(source, str) else {}
         try:
-            picture = image.read(source).convert("L")
+            picture = image_io.read(source).convert("L")
         except Error as error:
             return {**file, "error": str(error)}
         rows, columns = np.nonzero(np.asarray(picture) > 128)
@@ -43,7 +44,7 @@ class Bright(Task):
         return {**file, "width": picture.width, "height": picture.height, "boxes": boxes}
 
     def draw(self, source, answer):
-        return image.draw_boxes(image.read(source), answer["boxes"], LABELS)
+        return image_io.draw_boxes(image_io.read(source), answer["boxes"], LABELS)
 
 
 @dataclass(frozen=True, kw_only=True)

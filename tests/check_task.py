@@ -22,22 +22,22 @@ from safetensors.torch import load_file
 from torch.utils import _pytree as pytree
 
 import fukami
-from fukami import saving
-from fukami.cli import main
-from fukami.recipe import command
-from fukami.runtime import Runtime
-from fukami.state_file import load_state
-from fukami.tasks.adversarial import Adversarial
-from fukami.tasks.captioning import Captioning
-from fukami.tasks.classification import Classification
-from fukami.tasks.detection import Detection
-from fukami.tasks.q_learning import QLearning
-from fukami.tasks.segmentation import Segmentation
-from fukami.tasks.style import Style
+from fukami.captioning.task import Captioning
+from fukami.classification.task import Classification
+from fukami.cli.main import main
+from fukami.detection.task import Detection
+from fukami.engine import async_checkpoint
+from fukami.engine.recipe import command
+from fukami.engine.runtime import Runtime
+from fukami.engine.state_file import load_state
+from fukami.generation.task import Adversarial
+from fukami.reinforcement.task import QLearning
+from fukami.segmentation.task import Segmentation
+from fukami.style.task import Style
 
 MAIN = ("loss", "map", "miou", "bleu4", "discriminator_loss", "frechet_digits")  # of a line of the log
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["fukami.loop", "matplotlib.figure", "sklearn.datasets", "torchvision"])
+FORKED.set_forkserver_preload(["fukami.engine.train", "matplotlib.figure", "sklearn.datasets", "torchvision"])
 
 
 def check_overfits(make):
@@ -187,7 +187,7 @@ def leave_out_pages(patch):
     """Trainings draw no report, which takes longer than they do."""
     for family in (Adversarial, Captioning, Classification, Detection, QLearning, Segmentation, Style):
         patch.setattr(family, "figures", lambda self, batches: ())
-    patch.setattr("fukami.report.write", lambda folder, figures, seconds: folder / "report.html")
+    patch.setattr("fukami.engine.report.write", lambda folder, figures, seconds: folder / "report.html")
 
 
 class Started(FORKED.Process):
@@ -223,7 +223,7 @@ class Started(FORKED.Process):
 
         os.fsync = fsync_or_die
         if self.often:
-            saving.SECONDS, saving.SHARE = 0.0, math.inf
+            async_checkpoint.SECONDS, async_checkpoint.SHARE = 0.0, math.inf
         if not self.page:
             leave_out_pages(pytest.MonkeyPatch())
         main(self.words)

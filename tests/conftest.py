@@ -68,7 +68,7 @@ def fukami(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "100")
 
     def command(*arguments):
-        from fukami.cli import main
+        from fukami.cli.main import main
 
         with pytest.raises(SystemExit) as left:
             main([str(argument) for argument in arguments])

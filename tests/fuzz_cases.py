@@ -41,19 +41,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fukami import board, checkpoint, doctor, importing, transfer
-from fukami.data import (
-    bytestream,
-    captions,
-    classification,
-    detection,
-    folder,
-    legends,
-    segmentation,
-    shards,
-    unlabelled,
-)
+from fukami import leaderboard
+from fukami.captioning import data as captioning_data
+from fukami.cli import dataset_checks, import_weights
+from fukami.data import folder, labelled, palettes, remote, shards
+from fukami.detection import data as detection_data
+from fukami.engine import checkpoint
+from fukami.engine import weights as engine_weights
 from fukami.errors import Error
+from fukami.generation import data as generation_data
+from fukami.segmentation import data as segmentation_data
 
 SECONDS = 20  # that a case may take: a hang, on a machine that is busy
 HEADROOM = 700 << 20  # bytes of address space beyond what is mapped before the first case
@@ -357,8 +354,8 @@ def shards_folder(random: Random, place: Path) -> None:
 
 def read_shards(place: Path) -> None:
     """Every sample."""
-    doctor.examine(str(place / "shards"))
-    train, _, _ = classification.read(str(place / "shards"), 0.0)
+    dataset_checks.examine(str(place / "shards"))
+    train, _, _ = labelled.read(str(place / "shards"), 0.0)
     items = train.items
     assert isinstance(items, shards.Samples)
     for number in range(min(len(items), 20)):
@@ -456,7 +453,7 @@ def read_archive(place: Path) -> None:
     cache = Path(os.environ["XDG_CACHE_HOME"]) / "fukami" / "unpacked"
     (archive,) = place.glob("images.*")
     try:
-        classification.read(str(archive), 0.2)
+        labelled.read(str(archive), 0.2)
     finally:
         escaped = [path for root in (place, cache.parent, Path("/tmp")) for path in root.glob("escaped*")]
         left = [path for path in cache.iterdir() if not path.name.startswith("images")] if cache.exists() else []
@@ -476,7 +473,7 @@ def name_of(random: Random) -> str:
 def read_name(place: Path) -> None:
     """Look for a data set of every kind under a name."""
     name = (place / "name").read_text()
-    readers = [classification.read, detection.read, segmentation.read, captions.read, unlabelled.read]
+    readers = [labelled.read, detection_data.read, segmentation_data.read, captioning_data.read, generation_data.read]
     refusals = []
     for read in readers:
         try:
@@ -523,13 +520,13 @@ def coco_folder(random: Random, place: Path) -> None:
 
 def read_boxes(place: Path) -> None:
     """Every box, and every mask where there are any; as training reads them, and as the doctor does."""
-    doctor.examine(str(place))
-    if segmentation.known(str(place)):
-        train, test, _ = segmentation.read(str(place), 0.0)
+    dataset_checks.examine(str(place))
+    if segmentation_data.known(str(place)):
+        train, test, _ = segmentation_data.read(str(place), 0.0)
         for sample in (*train, *test):
             assert sample.mask is not None
             sample.mask.read()
-    detection.read(str(place), 0.0)
+    detection_data.read(str(place), 0.0)
 
 
 VOC = """<?xml version="1.0"?>
@@ -645,9 +642,9 @@ def masks_folder(random: Random, place: Path) -> None:
 
 def read_masks(place: Path) -> None:
     """Every mask, and the class table."""
-    doctor.examine(str(place))
-    legends.found(place)
-    train, _, _ = segmentation.read(str(place), 0.0)
+    dataset_checks.examine(str(place))
+    palettes.found(place)
+    train, _, _ = segmentation_data.read(str(place), 0.0)
     for sample in train:
         assert sample.mask is not None
         sample.mask.read()
@@ -655,14 +652,14 @@ def read_masks(place: Path) -> None:
 
 def read_table(place: Path) -> None:
     """Every row."""
-    doctor.examine(str(place / "list.csv"))
+    dataset_checks.examine(str(place / "list.csv"))
     folder.table(place / "list.csv")
 
 
 def read_captions(place: Path) -> None:
     """Every sentence."""
-    doctor.examine(str(place))
-    captions.read(str(place), 0.2)
+    dataset_checks.examine(str(place))
+    captioning_data.read(str(place), 0.2)
 
 
 # ---- ONNX ------------------------------------------------------------------------------------------------------------
@@ -671,7 +668,7 @@ def read_captions(place: Path) -> None:
 @functools.cache
 def onnx_model() -> bytes:
     """A small classifier as ``fukami export`` writes it."""
-    from fukami.numerics.onnx import encode
+    from fukami.quantization.onnx import encode
 
     return encode(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)), (1, 2, 2), {"labels": "a b"})
 
@@ -708,7 +705,7 @@ def onnx_file(content: bytes) -> Callable[[Random, Path], None]:
 
 def read_onnx(place: Path) -> None:
     """Load the network and compute with it."""
-    from fukami.numerics.onnx import OnnxNetwork
+    from fukami.quantization.onnx import OnnxNetwork
 
     OnnxNetwork((place / "model.onnx").read_bytes())(torch.zeros(2, 1, 2, 2))
 
@@ -729,8 +726,8 @@ def all_targets(run: Path | None) -> dict[str, Target]:
         "captions": Target(captions_folder, read_captions),
         "masks": Target(masks_folder, read_masks),
         "onnx": Target(onnx_file(onnx_model()), read_onnx),
-        "weights": Target(weights_file, lambda place: transfer.read(place / "weights.pth")),
-        "params": Target(params_file, lambda place: importing.deep_convnet(place / "params.pkl", place / "out")),
+        "weights": Target(weights_file, lambda place: engine_weights.read(place / "weights.pth")),
+        "params": Target(params_file, lambda place: import_weights.deep_convnet(place / "params.pkl", place / "out")),
     }
     if run is None:
         return found
@@ -742,7 +739,7 @@ def all_targets(run: Path | None) -> dict[str, Target]:
         checkpoint.read_state(place / "run", torch.device("cpu"))
 
     def survey(place: Path) -> None:
-        board.survey(place)
+        leaderboard.survey(place)
 
     def described(place: Path) -> None:
         checkpoint.describe(place / "run")
@@ -885,7 +882,7 @@ def main() -> int:
     options.add_argument("--only", help="kinds of files, by name, separated by commas")
     options.add_argument("--note", type=Path, default=Path(tempfile.gettempdir()) / "fuzz-case.txt")
     given = options.parse_args()
-    bytestream.WAIT = 0.0
+    remote.WAIT = 0.0
     logging.disable(logging.CRITICAL)
     threading.stack_size(1 << 20)
     targets = all_targets(given.run.resolve() if given.run else None)

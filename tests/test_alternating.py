@@ -8,10 +8,10 @@ from safetensors.torch import load_file
 
 import fukami
 from fukami import UsageError
-from fukami.recipes.faster_rcnn_vgg16 import FasterRCNNVGG16
-from fukami.runtime import Runtime
-from fukami.tasks.alternating import NONE, STEPS, Alternating
-from fukami.tasks.detection import Detection
+from fukami.detection.alternating_task import NONE, STEPS, Alternating
+from fukami.detection.faster_rcnn import FasterRCNNVGG16
+from fukami.detection.task import Detection
+from fukami.engine.runtime import Runtime
 
 
 @pytest.fixture
@@ -90,8 +90,8 @@ def test_too_few_updates_for_four_steps(recipe):
 def test_cut_off_in_each_step_and_resumed(recipe, tmp_path, pageless, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     fukami.train(recipe, whole, device="cpu", precision="float32")
-    monkeypatch.setattr("fukami.saving.Saver.due", True)
-    monkeypatch.setattr("fukami.loop.LOOK", 1)
+    monkeypatch.setattr("fukami.engine.async_checkpoint.Saver.due", True)
+    monkeypatch.setattr("fukami.engine.train.LOOK", 1)
     for number in range(4):
         updates = []
 

@@ -10,8 +10,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from fukami import Error
-from fukami.average_precision import Detections, Found, Truth
-from fukami.data.boxes import COUNTED, CROWD, DIFFICULT
+from fukami.data.annotated import COUNTED, CROWD, DIFFICULT
+from fukami.detection.metrics import Detections, Found, Truth
 
 A, B, C = (0, 0, 10, 10), (20, 0, 30, 10), (40, 0, 50, 10)
 LABELS = ("cat", "dog")

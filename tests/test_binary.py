@@ -11,14 +11,14 @@ from torch.nn import functional as F
 
 import check_task
 import fukami as package
+from fukami.classification.binary import BinaryDeepConvNet
+from fukami.classification.deep_convnet import DeepConvNet
 from fukami.errors import Error
+from fukami.layers import binary
+from fukami.layers.binary import BinaryConv2d, BinaryLinear, Sign
 from fukami.models import binary_convnet, binary_deep_convnet, binary_resnet18, deep_convnet
-from fukami.numerics import packed, words
-from fukami.numerics.packed import PackedLayer, PackedPool, PackedSign, pack
-from fukami.ops import binary
-from fukami.ops.binary import BinaryConv2d, BinaryLinear, Sign
-from fukami.recipes.binary_deep_convnet import BinaryDeepConvNet
-from fukami.recipes.deep_convnet import DeepConvNet
+from fukami.quantization import binary_layers, binary_reference
+from fukami.quantization.binary_layers import PackedLayer, PackedPool, PackedSign, pack
 
 CPU = torch.device("cpu")
 
@@ -31,8 +31,8 @@ def _seeded():
 @pytest.fixture(params=["words", "cpu"])
 def kernels(request, monkeypatch):
     """The kernels in plain torch, and those that numba compiles."""
-    module = words if request.param == "words" else pytest.importorskip("fukami.numerics.cpu")
-    monkeypatch.setattr(packed, "kernels", lambda device: module)
+    module = binary_reference if request.param == "words" else pytest.importorskip("fukami.quantization.binary_cpu")
+    monkeypatch.setattr(binary_layers, "kernels", lambda device: module)
     return module
 
 
@@ -163,12 +163,14 @@ def test_packed_convolution_is_the_convolution(kernels, channels, size, kernel, 
     step = [nn.BatchNorm2d(outputs), Sign(outputs)]
     randomise(nn.Sequential(layer, *step))
     signs = torch.randint(0, 2, (3, channels, *size)).float() * 2 - 1
-    bits = words.from_bools(signs.permute(0, 2, 3, 1) > 0)
+    bits = binary_reference.from_bools(signs.permute(0, 2, 3, 1) > 0)
     with torch.no_grad():
         sums = layer(signs)
         answer = step[1](step[0](sums))
     assert torch.equal(PackedLayer(layer, [], channels)(bits), sums)
-    assert torch.equal(PackedLayer(layer, step, channels)(bits), words.from_bools(answer.permute(0, 2, 3, 1) > 0))
+    assert torch.equal(
+        PackedLayer(layer, step, channels)(bits), binary_reference.from_bools(answer.permute(0, 2, 3, 1) > 0)
+    )
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (63, 10), (200, 65)])
@@ -179,12 +181,12 @@ def test_packed_affine_layer_is_the_affine_layer(kernels, inputs, outputs, pixel
     step = [nn.BatchNorm1d(outputs), Sign()]
     randomise(nn.Sequential(layer, *step))
     signs = torch.randint(0, 2, (5, inputs, pixels)).float() * 2 - 1
-    bits = words.from_bools(signs.mT > 0).flatten(1)
+    bits = binary_reference.from_bools(signs.mT > 0).flatten(1)
     with torch.no_grad():
         scores = layer(signs.flatten(1))
         answer = step[1](step[0](scores))
     assert torch.equal(PackedLayer(layer, [], inputs)(bits), scores)
-    assert torch.equal(PackedLayer(layer, step, inputs)(bits), words.from_bools(answer > 0))
+    assert torch.equal(PackedLayer(layer, step, inputs)(bits), binary_reference.from_bools(answer > 0))
 
 
 @pytest.mark.parametrize("channels", [3, 64, 77])
@@ -202,7 +204,7 @@ def test_packed_sign_is_the_sign_of_the_normalisation(kernels, channels):
         )
         x = x.view(2, 7, 1, channels).permute(0, 3, 1, 2)
         expected = step[1](norm(x))
-    assert torch.equal(PackedSign(step, channels)(x), words.from_bools(expected.permute(0, 2, 3, 1) > 0))
+    assert torch.equal(PackedSign(step, channels)(x), binary_reference.from_bools(expected.permute(0, 2, 3, 1) > 0))
 
 
 @pytest.mark.parametrize(("size", "window", "stride"), [((4, 4), 2, 2), ((7, 5), 2, 2), ((7, 6), 3, 2)])
@@ -210,22 +212,22 @@ def test_packed_pooling_is_the_sign_of_the_largest_sum(kernels, size, window, st
     """Where the sign falls with the sum, the largest sum has the smallest sign."""
     sums, falling = torch.randn(2, 70, *size), torch.rand(70) < 0.5
     direction = (1 - 2 * falling.float()).view(-1, 1, 1)
-    signs = words.from_bools((sums * direction >= 0.3).permute(0, 2, 3, 1))
+    signs = binary_reference.from_bools((sums * direction >= 0.3).permute(0, 2, 3, 1))
     largest = F.max_pool2d(sums, window, stride) * direction >= 0.3
     found = PackedPool(nn.MaxPool2d(window, stride), falling)(signs)
-    assert torch.equal(found, words.from_bools(largest.permute(0, 2, 3, 1)))
+    assert torch.equal(found, binary_reference.from_bools(largest.permute(0, 2, 3, 1)))
 
 
 def test_the_compiled_kernels_are_those_that_answer():
     """Not plain torch, which would give the same bits."""
-    module = pytest.importorskip("fukami.numerics.cpu")
-    packed.kernels.cache_clear()
-    assert packed.kernels(CPU) is module
+    module = pytest.importorskip("fukami.quantization.binary_cpu")
+    binary_layers.kernels.cache_clear()
+    assert binary_layers.kernels(CPU) is module
 
 
 def test_population_count():
     numbers = torch.tensor([0, 1, -1, 2**63 - 1, -(2**63), 0x5555555555555555])
-    assert words.popcount(numbers).tolist() == [0, 1, 64, 63, 1, 32]
+    assert binary_reference.popcount(numbers).tolist() == [0, 1, 64, 63, 1, 32]
 
 
 # whole networks
@@ -266,8 +268,8 @@ def test_what_cannot_be_packed_is_named():
 
 def test_without_a_compiler_plain_torch_answers_and_says_so_once(monkeypatch, caplog):
     """One clear message, and the same answers."""
-    monkeypatch.setitem(sys.modules, "fukami.numerics.cpu", None)
-    packed.kernels.cache_clear()
+    monkeypatch.setitem(sys.modules, "fukami.quantization.binary_cpu", None)
+    binary_layers.kernels.cache_clear()
     network = randomise(NETWORKS["convnet"]())
     pictures = torch.randn(2, 3, 16, 16)
     with caplog.at_level(logging.WARNING), torch.no_grad():
@@ -276,7 +278,7 @@ def test_without_a_compiler_plain_torch_answers_and_says_so_once(monkeypatch, ca
     (message,) = caplog.messages
     assert "plain torch computes them" in message
     assert "pip install numba" in message
-    packed.kernels.cache_clear()
+    binary_layers.kernels.cache_clear()
 
 
 # runs

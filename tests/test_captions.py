@@ -14,14 +14,17 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from fukami import Error, UsageError, caption_metrics, image, language, load, models, train
-from fukami.data import captions, scenes
-from fukami.data.captioned import table
-from fukami.ops import beam
-from fukami.preparation import Preparation
-from fukami.recipes.show_and_tell import ShowAndTell
-from fukami.runtime import Runtime
-from fukami.tasks.captioning import Captioning, Speech
+from fukami import Error, UsageError, load, models, train
+from fukami.captioning import beam_search, tokenizer
+from fukami.captioning import data as captioning_data
+from fukami.captioning import metrics as captioning_metrics
+from fukami.captioning.loader import table
+from fukami.captioning.show_and_tell import ShowAndTell
+from fukami.captioning.task import Captioning, Speech
+from fukami.data import scenes
+from fukami.engine.runtime import Runtime
+from fukami.image import io as image_io
+from fukami.image.transform import Preparation
 
 FIXTURE = Path(__file__).parent / "fixtures" / "captions.json"
 SAID = {
@@ -60,29 +63,29 @@ def test_metrics_are_coco_captions():
     facts = json.loads(FIXTURE.read_text())
     found = [own[0].split() for own in facts["found"].values()]
     references = [[each.split() for each in own] for own in facts["references"].values()]
-    scores = caption_metrics.judge(found, references, {"a dog"})
+    scores = captioning_metrics.judge(found, references, {"a dog"})
     assert [scores[f"bleu{n}"] for n in (1, 2, 3, 4)] == pytest.approx(facts["bleu"], rel=1e-12)
     assert scores["rouge_l"] == pytest.approx(facts["rouge_l"], rel=1e-12)
     assert scores["cider"] == pytest.approx(facts["cider"], rel=1e-12)
-    each = [caption_metrics.rouge_l(words, own) for words, own in zip(found, references, strict=True)]
+    each = [captioning_metrics.rouge_l(words, own) for words, own in zip(found, references, strict=True)]
     assert each == pytest.approx(facts["rouge_l_each"], rel=1e-12)
-    assert caption_metrics.cider(found, references) == pytest.approx(facts["cider_each"], rel=1e-12)
+    assert captioning_metrics.cider(found, references) == pytest.approx(facts["cider_each"], rel=1e-12)
     assert scores["count"] == 40
 
 
 def test_what_is_said_again_is_counted():
     found = [["a", "dog"], ["a", "dog"], ["a", "cat"], ["two", "cats"]]
     references = [[["a", "dog"]], [["a", "cat"], ["a", "dog"]], [["the", "cat"]], [["cats"]]]
-    scores = caption_metrics.judge(found, references, {"a dog", "a bird"})
+    scores = captioning_metrics.judge(found, references, {"a dog", "a bird"})
     assert (scores["exact"], scores["distinct"], scores["copied"]) == (0.5, 0.75, 0.5)
-    assert "copied" not in caption_metrics.judge(found, references, set())
+    assert "copied" not in captioning_metrics.judge(found, references, set())
 
 
 # words
 
 
 def test_sentences_are_cut_as_coco_caption_does():
-    assert language.cut("A dog's tri-colored coat, isn't it?", "words") == [
+    assert tokenizer.cut("A dog's tri-colored coat, isn't it?", "words") == [
         "a",
         "dog's",
         "tri-colored",
@@ -90,29 +93,29 @@ def test_sentences_are_cut_as_coco_caption_does():
         "isn't",
         "it",
     ]
-    assert language.cut("Ｔｗｏ ＤＯＧＳ — running...", "words") == ["two", "dogs", "running"]
-    assert language.cut("Ein großer Hund läuft über die Straße.", "words")[:3] == ["ein", "großer", "hund"]
+    assert tokenizer.cut("Ｔｗｏ ＤＯＧＳ — running...", "words") == ["two", "dogs", "running"]
+    assert tokenizer.cut("Ein großer Hund läuft über die Straße.", "words")[:3] == ["ein", "großer", "hund"]
 
 
 def test_japanese():
     sentence = "赤い服を着た女の子が階段を登っています。"
-    assert language.cut(sentence, "characters")[:4] == ["赤", "い", "服", "を"]
-    assert language.joined(language.cut("犬がAIを見る", "characters"), "characters") == "犬がaiを見る"
+    assert tokenizer.cut(sentence, "characters")[:4] == ["赤", "い", "服", "を"]
+    assert tokenizer.joined(tokenizer.cut("犬がAIを見る", "characters"), "characters") == "犬がaiを見る"
     with pytest.raises(Error, match=r"no spaces between the words.*--tokens japanese"):
-        language.cut(sentence, "words")
+        tokenizer.cut(sentence, "words")
     pytest.importorskip("janome", reason="needs the extra japanese")
-    words = language.cut(sentence, "japanese")
+    words = tokenizer.cut(sentence, "japanese")
     assert words[:4] == ["赤い", "服", "を", "着"]
-    assert language.joined(words, "japanese") == sentence.rstrip("。")
+    assert tokenizer.joined(words, "japanese") == sentence.rstrip("。")
 
 
 def test_the_vocabulary_has_what_is_said_often():
-    labels = language.vocabulary([["a", "dog"], ["a", "cat"], ["the", "dog"], ["a"]], 2)
+    labels = tokenizer.vocabulary([["a", "dog"], ["a", "cat"], ["the", "dog"], ["a"]], 2)
     assert labels == ("<end>", "<begin>", "<unknown>", "a", "dog")
     known = {label: number for number, label in enumerate(labels)}
-    assert language.numbered(["a", "cat"], known) == [1, 3, 2, 0]
+    assert tokenizer.numbered(["a", "cat"], known) == [1, 3, 2, 0]
     with pytest.raises(Error, match="no word occurs 9 times"):
-        language.vocabulary([["a"]], 9)
+        tokenizer.vocabulary([["a"]], 9)
 
 
 def test_rows_of_words():
@@ -226,7 +229,7 @@ def test_a_wide_search_finds_what_a_search_of_all_finds(length):
     """Of 4 words and sentences of 4 at most, for two pictures at once."""
     words, longest = 4, 4
     step, state = chances(words, longest)
-    said, total, lengths = beam.search(step, state, beams=4**4, longest=longest, begin=1, end=0)
+    said, total, lengths = beam_search.search(step, state, beams=4**4, longest=longest, begin=1, end=0)
     # a beam may hold no more than there are words at the first step
     for picture in range(2):
         best = {}
@@ -244,7 +247,7 @@ def test_a_wide_search_finds_what_a_search_of_all_finds(length):
 
 def test_a_search_of_one_is_greedy():
     step, state = chances(6, 5)
-    said, total, lengths = beam.search(step, state, beams=1, longest=5, begin=1, end=0)
+    said, total, lengths = beam_search.search(step, state, beams=1, longest=5, begin=1, end=0)
     for picture in range(2):
         own, last, score, sentence = (torch.tensor([picture]), torch.zeros(1, dtype=torch.long)), 1, 0.0, []
         while len(sentence) < 5 and (not sentence or sentence[-1]):
@@ -259,7 +262,7 @@ def test_a_search_of_one_is_greedy():
 
 def test_a_wider_search_finds_no_worse_sentences():
     step, state = chances(7, 6, seed=3)
-    best = [beam.search(step, state, beams=beams, longest=6, begin=1, end=0)[1][:, 0] for beams in (1, 3, 7)]
+    best = [beam_search.search(step, state, beams=beams, longest=6, begin=1, end=0)[1][:, 0] for beams in (1, 3, 7)]
     assert (best[1] >= best[0] - 1e-6).all()
     assert (best[2] >= best[1] - 1e-6).all()
 
@@ -269,13 +272,13 @@ def test_samples_come_as_often_as_they_should():
     step, state = chances(5, 1)
     how = {"longest": 1, "begin": 1, "end": 0}
     generator = torch.Generator().manual_seed(0)
-    said, total, _ = beam.sample(step, state, draws=4000, temperature=1.0, generator=generator, **how)
+    said, total, _ = beam_search.sample(step, state, draws=4000, temperature=1.0, generator=generator, **how)
     _, scores = step(state, torch.ones(2, dtype=torch.long))
     for picture in range(2):
         shares = said[picture, :, 0].bincount(minlength=5) / 4000
         torch.testing.assert_close(shares, scores[picture].exp(), rtol=0, atol=0.03)
         assert total[picture].tolist() == sorted(total[picture].tolist(), reverse=True)
-    cold, _, _ = beam.sample(step, state, draws=50, temperature=0.01, generator=generator, **how)
+    cold, _, _ = beam_search.sample(step, state, draws=50, temperature=0.01, generator=generator, **how)
     assert (cold[:, :, 0] == scores.argmax(1, keepdim=True)).all()
 
 
@@ -283,7 +286,7 @@ def test_samples_come_as_often_as_they_should():
 
 
 def test_flickr8k(folder):
-    learned, val, test = captions.read(str(folder), 0.1)
+    learned, val, test = captioning_data.read(str(folder), 0.1)
     assert [len(part) for part in (learned, val, test)] == [24, 3, 3]
     assert [path.name for path in test.items] == ["27.png", "28.png", "29.png"]
     assert test.sentences[0] == ("A red square, on grey.", "Something red!")  # commas that nothing marks
@@ -332,28 +335,28 @@ def test_every_form(form, folder):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content)
     sizes = {"flickr30k": [24, 3, 3], "coco": [20, 0, 10]}.get(form, [20, 5, 5])
-    parts = captions.read(str(folder), 0.1)
+    parts = captioning_data.read(str(folder), 0.1)
     assert [len(part) for part in parts] == sizes
     for part in parts:
         for path, sentences in zip(part.items, part.sentences, strict=True):
             assert sentences == SAID[f"{'abc'[int(path.name[:2]) % 3]}.png"]
             assert path.exists()
-    assert captions.known(str(folder))
+    assert captioning_data.known(str(folder))
 
 
 def test_a_csv_alone_and_an_archive(folder, tmp_path):
     import shutil
 
     (folder / "captions.txt").rename(folder / "said.csv")
-    assert len(captions.read(str(folder / "said.csv"), 0.0)[0]) == 30
+    assert len(captioning_data.read(str(folder / "said.csv"), 0.0)[0]) == 30
     archive = shutil.make_archive(str(tmp_path / "packed"), "zip", folder)
-    assert len(captions.read(archive, 0.0)[0]) == 30
+    assert len(captioning_data.read(archive, 0.0)[0]) == 30
 
 
 def test_what_is_wrong_is_told(folder, fukami, caplog):
     with (folder / "captions.txt").open("a") as file:
         file.write("nowhere.png,A dog\n29.png,\n")
-    assert len(captions.read(str(folder), 0.1)[0]) == 24
+    assert len(captioning_data.read(str(folder), 0.1)[0]) == 24
     assert "2 pictures or sentences are left out" in caplog.text
     (folder / "Images" / "03.png").write_bytes(b"broken")
     (folder / "Images" / "more.png").write_bytes((folder / "Images" / "04.png").read_bytes())
@@ -378,7 +381,7 @@ def test_what_is_wrong_is_told(folder, fukami, caplog):
 def test_broken_files_are_refused(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(Error, match=message):
-        captions.read(str(tmp_path), 0.1)
+        captioning_data.read(str(tmp_path), 0.1)
 
 
 def test_scenes_say_what_is_there():
@@ -397,7 +400,7 @@ def test_scenes_say_what_is_there():
         if len(middles) == 2 and abs(middles[0] - middles[1]) > 8:  # hidden parts move a middle a little
             assert said == named
     with pytest.raises(UsageError, match="unknown data set"):
-        captions.read("scenez", 0.1)
+        captioning_data.read("scenez", 0.1)
 
 
 # trainings
@@ -502,7 +505,7 @@ def test_unknown_and_begin_are_never_said(decoding):
     torch.manual_seed(0)
     network = models.show_and_tell(models.resnet20(1), 8, hidden=8, dropout=0.0)
     with torch.no_grad():
-        network.bias[[language.BEGIN, language.UNKNOWN]] = 20.0
+        network.bias[[tokenizer.BEGIN, tokenizer.UNKNOWN]] = 20.0
     labels = ("<end>", "<begin>", "<unknown>", *"abcde")
     task = Captioning(network, labels, Preparation(channels=3, size=32), Speech(decoding, beams=4, longest=6))
     task.setup(Runtime.start("cpu", "float32"))
@@ -543,8 +546,8 @@ def test_weights_of_another_classifier_are_refused(folder, tmp_path):
 
 def test_a_sentence_is_drawn_below_its_picture():
     picture = Image.new("RGB", (300, 200), "blue")
-    short, long = (image.captioned(picture, sentence) for sentence in ("a dog", "a dog and " * 20))
+    short, long = (image_io.captioned(picture, sentence) for sentence in ("a dog", "a dog and " * 20))
     assert short.width == long.width >= 300
     assert long.height > short.height > 2 * 200
-    assert image.captioned(picture, "犬が走る").height >= short.height
+    assert image_io.captioned(picture, "犬が走る").height >= short.height
     assert isinstance(nn.Identity(), nn.Module)

@@ -17,15 +17,15 @@ from torch.nn import functional as F
 import check_task
 import fukami as package
 from fukami import UsageError
-from fukami.classifier import Classifier
+from fukami.classification.deep_convnet import DeepConvNet
+from fukami.classification.recipe import Classifier
+from fukami.classification.task import Classification
 from fukami.data.loader import Resident
-from fukami.ops.ensemble import Ensemble, decide
-from fukami.preparation import Preparation
-from fukami.recipes.deep_convnet import DeepConvNet
-from fukami.runtime import Runtime
-from fukami.state_file import load_state
-from fukami.supervised import changes
-from fukami.tasks.classification import Classification
+from fukami.engine.epochs import changes
+from fukami.engine.runtime import Runtime
+from fukami.engine.state_file import load_state
+from fukami.image.transform import Preparation
+from fukami.layers.ensemble import Ensemble, decide
 
 CPU = {"device": "cpu", "precision": "float32"}
 LABELS = ("a", "b", "c")
@@ -109,7 +109,7 @@ def inputs(recipe, pictures):
 @pytest.fixture
 def quick(monkeypatch, pageless):
     """A checkpoint at every look of the loop, and no report."""
-    monkeypatch.setattr("fukami.saving.Saver.due", True)
+    monkeypatch.setattr("fukami.engine.async_checkpoint.Saver.due", True)
 
 
 # ---- fields ---------------------------------------------------------------------------------------------------------
@@ -548,9 +548,9 @@ def test_show_draws_what_augmentation_makes(fukami, digit_files, tmp_path):
 
 
 def test_samples_are_the_pictures_and_their_changes(digit_files):
-    from fukami import showing
+    from fukami.cli import show_samples
 
-    rows = showing.samples(str(digit_files), ["flip=1"], size=32, channels=1, pictures=12, variants=2)
+    rows = show_samples.samples(str(digit_files), ["flip=1"], size=32, channels=1, pictures=12, variants=2)
     assert len(rows) == 12
     assert {label for label, _ in rows} == set("0123456789")  # every class before any comes twice
     files = {label: [np.asarray(Image.open(f).convert("L").resize((32, 32), Image.Resampling.BICUBIC)) for f in
@@ -560,8 +560,8 @@ def test_samples_are_the_pictures_and_their_changes(digit_files):
         assert len(changed) == 2
         for picture in changed:
             torch.testing.assert_close(picture, plain.flip(2), atol=0.01, rtol=0)
-    assert all(len(pictures) == 1 for _, pictures in showing.samples(str(digit_files), [], pictures=2))
-    crops = showing.samples(str(digit_files), ["crop=0.2"], pictures=3, variants=1)
+    assert all(len(pictures) == 1 for _, pictures in show_samples.samples(str(digit_files), [], pictures=2))
+    crops = show_samples.samples(str(digit_files), ["crop=0.2"], pictures=3, variants=1)
     assert {picture.shape for _, pictures in crops for picture in pictures} == {(3, 112, 112)}
 
 
@@ -611,7 +611,7 @@ def test_find_lr(fukami, tmp_path):
 
 def test_a_range_test_finds_where_a_training_breaks():
     """The rates are the powers asked for; on a parabola the loss falls up to a rate of 2 / curvature, then rises."""
-    from fukami import lr_range
+    from fukami.engine import lr_finder
 
     class Parabola(package.Task):
         def __init__(self):
@@ -632,7 +632,7 @@ def test_a_range_test_finds_where_a_training_breaks():
         def task(self, labels):
             return task
 
-    found = lr_range.measure(Fall(), 1e-3, 10.0, 60, device="cpu")
+    found = lr_finder.measure(Fall(), 1e-3, 10.0, 60, device="cpu")
     expected = np.geomspace(1e-3, 10.0, 60)
     assert found.rates == pytest.approx(expected[: len(found.rates)])
     assert task.rates == pytest.approx(expected[: len(task.rates)], rel=1e-5)

@@ -284,7 +284,7 @@ def test_private_recipe(fukami, tmp_path):
     """A recipe of one's own needs no fork; its run is judged like any other."""
     source = (
         "from dataclasses import dataclass\n"
-        "from fukami.recipes.deep_convnet import DeepConvNet\n"
+        "from fukami.classification.deep_convnet import DeepConvNet\n"
         "@dataclass(frozen=True, kw_only=True)\n"
         "class Mine(DeepConvNet):\n"
         '    """Mine."""\n'
@@ -308,7 +308,7 @@ def test_few_frames_between_the_command_and_the_loss(fukami, tmp_path):
     """At most 5 frames of our code, in 4 files, from the command to the line that computes the loss."""
     (tmp_path / "deep.py").write_text(
         "import traceback\n"
-        "from fukami.recipes.deep_convnet import DeepConvNet\n"
+        "from fukami.classification.deep_convnet import DeepConvNet\n"
         "class Deep(DeepConvNet):\n"
         "    def task(self, labels):\n"
         "        task = super().task(labels)\n"

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from fukami.models import binary_convnet
-from fukami.numerics import packed, words
+from fukami.quantization import binary_layers, binary_reference
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="needs Triton, which is published for Linux only"
@@ -59,11 +59,11 @@ def _same(found, expected):
 
 
 def _bits(*shape):
-    return words.from_bools(torch.rand(shape) < 0.5)
+    return binary_reference.from_bools(torch.rand(shape) < 0.5)
 
 
 def _convolves(device, pictures, size, channels, outputs, layer):
-    from fukami.numerics import cuda
+    from fukami.quantization import binary_cuda
 
     torch.manual_seed(0)
     kernel, stride, padding = layer
@@ -73,20 +73,22 @@ def _convolves(device, pictures, size, channels, outputs, layer):
     start = F.pad(torch.randint(-half - 3, -half + 4, (3, outputs)), (0, -outputs % 16), value=1).to(device)
     kind = torch.randint(3, (rows, columns), device=device)
     for valid in None, torch.randint(2 * half + 1, (3,), device=device):
-        expected = words.convolve(x, words.lay(weight), start, kind, valid, outputs, stride, padding)
-        _same(cuda.convolve(x, cuda.lay(weight), start, kind, valid, outputs, stride, padding), expected)
+        expected = binary_reference.convolve(
+            x, binary_reference.lay(weight), start, kind, valid, outputs, stride, padding
+        )
+        _same(binary_cuda.convolve(x, binary_cuda.lay(weight), start, kind, valid, outputs, stride, padding), expected)
 
 
 def _convolves_in_large_blocks(device):
-    from fukami.numerics import cuda
+    from fukami.quantization import binary_cuda
 
-    with mock.patch.object(cuda, "BUSY", 0):
+    with mock.patch.object(binary_cuda, "BUSY", 0):
         _convolves(device, 2, (7, 9), 65, 40, (3, 1, 1))
         _convolves(device, 1, (1, 67), 200, 70, (1, 1, 0))  # as an affine layer, with as many samples
 
 
 def _signs(device, channels, kind, layout):
-    from fukami.numerics import cuda
+    from fukami.quantization import binary_cuda
 
     torch.manual_seed(0)
     x = torch.randint(-2, 3, (2, channels, 3, 25)).to(kind)
@@ -97,27 +99,27 @@ def _signs(device, channels, kind, layout):
     edge[channels // 2] = -torch.inf
     edge[0] = 1e-40
     direction = torch.randint(2, (channels,), device=device) * 2.0 - 1
-    _same(cuda.sign(x, edge, direction), words.sign(x, edge, direction))
+    _same(binary_cuda.sign(x, edge, direction), binary_reference.sign(x, edge, direction))
 
 
 def _tells_denormal_numbers_apart(device):
-    from fukami.numerics import cuda
+    from fukami.quantization import binary_cuda
 
     x = torch.tensor([1e-40, 2e-40, 3e-40, 0], device=device).view(4, 1, 1, 1)
-    found = cuda.sign(x, torch.tensor([2e-40], device=device), torch.ones(1, device=device))
+    found = binary_cuda.sign(x, torch.tensor([2e-40], device=device), torch.ones(1, device=device))
     assert found.flatten().tolist() == [0, 1, 1, 0]
 
 
 def _pools(device, size, stride, channels):
-    from fukami.numerics import cuda
+    from fukami.quantization import binary_cuda
 
     torch.manual_seed(0)
     x, minimum = _bits(3, 7, 6, channels).to(device), _bits(channels).to(device)
-    _same(cuda.pool(x, minimum, size, stride), words.pool(x, minimum, size, stride))
+    _same(binary_cuda.pool(x, minimum, size, stride), binary_reference.pool(x, minimum, size, stride))
 
 
 def _answers(device, options):
-    from fukami.numerics import cuda
+    from fukami.quantization import binary_cuda
 
     torch.manual_seed(0)
     network = binary_convnet(widths=(16, 16, 40, 70), hidden=(24, 24), size=8, **options).eval()
@@ -126,21 +128,21 @@ def _answers(device, options):
             tensor.uniform_(0.5, 2.0)
     x = torch.randn(3, 3, 8, 8)
     expected = network(x) if device == "cpu" else None
-    small = packed.pack(network).to(device)
-    with mock.patch.object(packed, "kernels", return_value=cuda):
+    small = binary_layers.pack(network).to(device)
+    with mock.patch.object(binary_layers, "kernels", return_value=binary_cuda):
         found = small(x.to(device))
     if expected is None:
-        with mock.patch.object(packed, "kernels", return_value=words):
-            expected = packed.pack(network).to(device)(x.to(device))
+        with mock.patch.object(binary_layers, "kernels", return_value=binary_reference):
+            expected = binary_layers.pack(network).to(device)(x.to(device))
     _same(found, expected)
 
 
 def _pass_their_trial(device):
-    from fukami.numerics import cuda
+    from fukami.quantization import binary_cuda
 
-    with mock.patch.object(packed, "importlib") as imports:
-        imports.import_module.return_value = cuda
-        assert packed.kernels.__wrapped__(torch.device(device)) is cuda
+    with mock.patch.object(binary_layers, "importlib") as imports:
+        imports.import_module.return_value = binary_cuda
+        assert binary_layers.kernels.__wrapped__(torch.device(device)) is binary_cuda
 
 
 @pytest.mark.parametrize("shape", random.Random(0).sample(SHAPES, 30), ids=str)
@@ -195,15 +197,15 @@ def test_compiles_without_a_gpu(name, types, constants, instruction, target, tmp
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from fukami.numerics import cuda
+    from fukami.quantization import binary_cuda
 
     if "nvidia" not in backends:
         pytest.skip("this build of Triton has no compiler for NVIDIA GPUs")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    kernel = getattr(cuda, name)
+    kernel = getattr(binary_cuda, name)
     signature = dict(itertools.zip_longest(kernel.arg_names, types.split(), fillvalue="i32"))
     signature |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(key),): value for key, value in constants.items()})
-    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=cuda.OPTIONS)
+    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=binary_cuda.OPTIONS)
     assert instruction in compiled.asm["ptx"]
     assert len(compiled.asm["cubin"]) > 0

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from fukami import Error, UsageError
-from fukami.clock import Clock
-from fukami.data import classification, digits, folder, mnist
+from fukami.data import digits, folder, labelled, mnist
 from fukami.data.loader import Resident
-from fukami.preparation import Preparation
+from fukami.image.transform import Preparation
+from fukami.timing import Clock
 
 
 def plain(size=28, channels=1):
@@ -102,7 +102,7 @@ def paint(path, value, size=(30, 20)):
 
 def read(spec, prepare, holdout):
     """Both parts of a data set, in memory, and its labels."""
-    train, test, labels = classification.read(spec, holdout)
+    train, test, labels = labelled.read(spec, holdout)
     prepared = prepare(labels)
     return train.read(prepared), test.read(prepared), labels
 

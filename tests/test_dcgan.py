@@ -11,11 +11,20 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 import fukami as package
-from fukami import Error, UsageError, board, generation_metrics, making, models, perception
-from fukami.data import unlabelled
-from fukami.recipes.dcgan import DCGAN
-from fukami.runtime import Runtime
-from fukami.tasks.adversarial import Made
+from fukami import Error, UsageError, leaderboard, models
+from fukami.engine.runtime import Runtime
+from fukami.generation import data as generation_data
+from fukami.generation import (
+    features as generation_features,
+)
+from fukami.generation import (
+    metrics as generation_metrics,
+)
+from fukami.generation import (
+    samples as generation_samples,
+)
+from fukami.generation.dcgan import DCGAN
+from fukami.generation.task import Made
 
 SMALL = {"width": 4, "batch": 32, "samples": 40, "epochs": 1}
 
@@ -226,7 +235,7 @@ def test_what_is_repeated_does_not_depend_on_the_judge(begun):
     task, data = begun()
     found = []
     for judge in ("digits", "pixels"):
-        task.known, task.perceive = None, lambda judge=judge: perception.find(judge, 28, 1)
+        task.known, task.perceive = None, lambda judge=judge: generation_features.find(judge, 28, 1)
         found.append(task.evaluate(data.val)["repeated"])
     real = data.val.pictures
     blocks = [
@@ -239,7 +248,7 @@ def test_what_is_repeated_does_not_depend_on_the_judge(begun):
 
 def test_digits_are_seen_by_the_shipped_network(few_digits):
     """Its scores are those that it gives as a classifier; real digits are legible."""
-    seen = perception.find("auto", 28, 1)
+    seen = generation_features.find("auto", 28, 1)
     assert seen.name == "digits"
     val = DCGAN(**SMALL).data().val
     features = seen.see(val.pictures, torch.device("cpu"))
@@ -258,10 +267,10 @@ def test_vgg_sees_as_torchvisions_features(tmp_path):
     torch.manual_seed(0)
     theirs = vgg16(weights=None).features.eval()
     torch.save({f"features.{key}": value for key, value in theirs.state_dict().items()}, tmp_path / "vgg16.pth")
-    seen = perception.find(str(tmp_path / "vgg16.pth"), 32, 3)
+    seen = generation_features.find(str(tmp_path / "vgg16.pth"), 32, 3)
     assert seen.name == "vgg16"
     pictures = torch.randint(0, 256, (3, 3, 48, 48), dtype=torch.uint8)
-    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (perception.MEAN, perception.STD))
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (generation_features.MEAN, generation_features.STD))
     with torch.inference_mode():
         large = F.interpolate(pictures / 255, (224, 224), mode="bilinear", align_corners=False)
         expected = theirs((large - mean) / std).mean((2, 3))
@@ -280,7 +289,7 @@ def test_inception_as_torchvision_and_as_fid_have_it(tmp_path, monkeypatch):
     for classes in (1000, 1008):
         network = inception_v3(weights=None, num_classes=classes, init_weights=False).eval()
         torch.save(network.state_dict(), tmp_path / f"{classes}.pth")
-        seen = perception.find(str(tmp_path / f"{classes}.pth"), 64, 3)
+        seen = generation_features.find(str(tmp_path / f"{classes}.pth"), 64, 3)
         found[seen.name] = seen.see(pictures, torch.device("cpu"))
         network.fc = nn.Identity()
         if classes == 1008:  # by hand: each module's pooling replaced by one that is asked for its kind
@@ -305,40 +314,40 @@ def _pools(monkeypatch, last):
 @pytest.mark.parametrize("name", ["inception", "torchvision_inception", "vgg16", "digits", "pixels"])
 def test_fid_and_kid_are_said_of_the_network_alone_that_they_are_defined_with(name):
     features = [torch.randn(30, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
-    own = perception.Perception(name, nn.Identity())
+    own = generation_features.Perception(name, nn.Identity())
     found = Made(own, features, features[::-1], torch.zeros(1, 1, 8, 8)).metrics()
     expected = ("fid_inception", "kid_inception") if name == "inception" else (f"frechet_{name}", f"kernel_{name}")
     assert tuple(found)[:2] == expected
-    assert board.lower(expected[0])
-    assert board.lower(expected[1])
+    assert leaderboard.lower(expected[0])
+    assert leaderboard.lower(expected[1])
 
 
 def test_wrong_weights_of_inception_are_refused(tmp_path):
     torch.save({"Mixed_7c.branch": torch.zeros(1), "fc.bias": torch.zeros(1000)}, tmp_path / "x.pth")
     with pytest.raises(Error, match=r"does not fit Inception v3.*Conv2d_1a_3x3.conv.weight is missing"):
-        perception.find(str(tmp_path / "x.pth"), 64, 3)
+        generation_features.find(str(tmp_path / "x.pth"), 64, 3)
     torch.save({"Mixed_7c.branch": torch.zeros(1), "fc.bias": torch.zeros(10)}, tmp_path / "x.pth")
     with pytest.raises(Error, match="1,000 or 1,008 classes, not 10"):
-        perception.find(str(tmp_path / "x.pth"), 64, 3)
+        generation_features.find(str(tmp_path / "x.pth"), 64, 3)
     for name in ("inception", "vgg"):
         monkey = pytest.MonkeyPatch()
         monkey.setenv("FUKAMI_DATA", str(tmp_path))
         with pytest.raises(Error, match="there is no file"):
-            perception.find(name, 64, 3)
+            generation_features.find(name, 64, 3)
         monkey.undo()
 
 
 def test_any_folder_of_pictures(colours, few_scenes):
-    learned, judged = unlabelled.read(str(colours), 0.0)
+    learned, judged = generation_data.read(str(colours), 0.0)
     assert len(learned) == len(judged) == 24
-    assert unlabelled.shape(learned) == (32, 3)
-    kept, compared = unlabelled.read(str(colours), 0.25)
+    assert generation_data.shape(learned) == (32, 3)
+    kept, compared = generation_data.read(str(colours), 0.25)
     assert (len(kept), len(compared)) == (18, 6)
     assert not {*kept.items} & {*compared.items}
-    assert len(unlabelled.read("scenes", 0.0)[0]) == 8
-    assert unlabelled.shape(unlabelled.read("digits", 0.0)[0]) == (28, 1)
+    assert len(generation_data.read("scenes", 0.0)[0]) == 8
+    assert generation_data.shape(generation_data.read("digits", 0.0)[0]) == (28, 1)
     with pytest.raises(UsageError, match="did you mean 'mnist'"):
-        unlabelled.read("mnits", 0.0)
+        generation_data.read("mnits", 0.0)
 
 
 def test_a_folder_without_pictures(tmp_path):
@@ -420,14 +429,14 @@ def test_sums_are_of_means(begun, tmp_path, monkeypatch):
     """The picture in the middle is that of the sum of the means."""
     task, _ = begun()
     codes = task.codes(5, seed=2)
-    terms = making.parse("1, 2 - 3 +4 5", 5)
+    terms = generation_samples.parse("1, 2 - 3 +4 5", 5)
     assert [(term.sign, term.numbers) for term in terms] == [(1, (1, 2)), (-1, (3,)), (1, (4, 5))]
     drawn = []
-    sums = making.figures_generation.sums
+    sums = generation_samples.figures_generation.sums
     monkeypatch.setattr(
-        "fukami.figures_generation.sums", lambda columns, around: drawn.append(around) or sums(columns, around)
+        "fukami.generation.plots.sums", lambda columns, around: drawn.append(around) or sums(columns, around)
     )
-    making.add(task, codes, terms, tmp_path)
+    generation_samples.add(task, codes, terms, tmp_path)
     middle = (codes[0] + codes[1]) / 2 - codes[2] + (codes[3] + codes[4]) / 2
     assert torch.equal(drawn[0][4], task.make(middle[None])[0])
 
@@ -435,9 +444,9 @@ def test_sums_are_of_means(begun, tmp_path, monkeypatch):
 def test_the_nearest_are_found(begun, tmp_path):
     """Pictures that were learned from are their own nearest."""
     _, data = begun()
-    seen = perception.find("pixels", 28, 1)
+    seen = generation_features.find("pixels", 28, 1)
     own = data.train.pictures[[3, 150, 77]]
-    found = making.compare(own, data.train, seen, torch.device("cpu"), tmp_path)
+    found = generation_samples.compare(own, data.train, seen, torch.device("cpu"), tmp_path)
     assert [each["nearest"] for each in found] == ["#3", "#150", "#77"]
     assert all(each["distance"] == pytest.approx(0, abs=1e-3) for each in found)
 
@@ -458,7 +467,7 @@ def test_a_generator_that_repeats_itself_is_told_of(begun, caplog):
 
 
 def test_the_album_keeps_so_many_grids():
-    from fukami.tasks.adversarial import FRAMES, Album
+    from fukami.generation.task import FRAMES, Album
 
     album = Album()
     for number in range(3 * FRAMES):

@@ -19,18 +19,22 @@ from torch.utils import _pytree as pytree
 
 import check_task
 import fukami as package
-from fukami import clock, exporting, loop, saving
-from fukami.analysis import layers, seeing
-from fukami.capturing import Captured
+from fukami import timing
 from fukami.data import augment
-from fukami.data.boxes import COUNTED, PROPOSAL, Batch
-from fukami.numerics import packed
-from fukami.resuming import seed
-from fukami.runtime import Runtime
-from fukami.state_file import load_state
-from fukami.task import Task
-from fukami.tasks.adversarial import Adversarial
-from fukami.tasks.detection import Detection
+from fukami.data.annotated import COUNTED, PROPOSAL, Batch
+from fukami.detection.task import Detection
+from fukami.engine import async_checkpoint
+from fukami.engine import export as engine_export
+from fukami.engine import train as engine_train
+from fukami.engine.cuda_graph import Captured
+from fukami.engine.resume import seed
+from fukami.engine.runtime import Runtime
+from fukami.engine.state_file import load_state
+from fukami.engine.task import Task
+from fukami.explain import saliency
+from fukami.explain import summary as explain_summary
+from fukami.generation.task import Adversarial
+from fukami.quantization import binary_layers
 
 # A library may warn on a GPU of what it does not on a CPU: that is told in pytest's summary and fails nothing.
 CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.filterwarnings("default")])
@@ -151,7 +155,7 @@ def begin(recipe, device, precision, folder):
     """The task of a recipe at its beginning, and its batches, on a device."""
     runtime = Runtime.start(device, precision)
     seed(recipe.seed)
-    data, loader = loop.prepare_data(recipe, folder, runtime)
+    data, loader = engine_train.prepare_data(recipe, folder, runtime)
     seed(recipe.seed)
     task = recipe.task(data.labels)
     task.setup(runtime)
@@ -302,7 +306,7 @@ def test_batches_are_those_of_the_cpu(device, make, tmp_path):
         recipe = make(family, augment=words)
         every = []
         for place in ("cpu", device):
-            _, loader = loop.prepare_data(recipe, tmp_path / place, Runtime.start(place, "float32"))
+            _, loader = engine_train.prepare_data(recipe, tmp_path / place, Runtime.start(place, "float32"))
             every.append([[value.cpu() for value in batch] for batch in list(loader)])
         assert len(every[0]) == len(every[1]) > 3
         for one, other in zip(*every, strict=True):
@@ -525,7 +529,7 @@ def test_streamed_batches_are_those_in_memory(device, make, digit_files, tmp_pat
     every = []
     for memory, place in ((4.0, "cpu"), (0.0, device)):
         recipe = make("deep-convnet", dataset=str(digit_files), memory=memory, batch=4, augment=("shift=1",))
-        _, loader = loop.prepare_data(recipe, tmp_path / place, Runtime.start(place, "float32"))
+        _, loader = engine_train.prepare_data(recipe, tmp_path / place, Runtime.start(place, "float32"))
         every.append([[value.cpu() for value in batch] for batch in [*loader, *loader]])
     for one, other in zip(*every, strict=True):
         for value, own in zip(other, one, strict=True):
@@ -634,7 +638,7 @@ def test_exports_answer_there(device, run, digit_files, tmp_path):
     inputs = sorted(digit_files.rglob("*.png"))[:5]
     for to in ("float16", "bfloat16")[: 2 if device == "cuda" else 1]:
         out = tmp_path / to
-        exporting.export(run(device), to, out)
+        engine_export.export(run(device), to, out)
         own, plain = (package.load(out, device=each).predict(inputs) for each in (device, "cpu"))
         for one, other in zip(own, plain, strict=True):
             assert one["probability"] == pytest.approx(other["probability"], abs=0.05)
@@ -648,10 +652,10 @@ def test_one_bit_answers_there(device, request, digit_files, tmp_path):
     """
     there(device)
     binarized = request.getfixturevalue("binarized")
-    exporting.export(binarized, "binary", tmp_path / "bits")
+    engine_export.export(binarized, "binary", tmp_path / "bits")
     task, plain = package.load(tmp_path / "bits", device=device), package.load(binarized, device=device)
-    name = packed.kernels(next(task.model.parameters()).device).__name__
-    assert name in (f"fukami.numerics.{device}", "fukami.numerics.words")
+    name = binary_layers.kernels(next(task.model.parameters()).device).__name__
+    assert name in (f"fukami.quantization.{device}", "fukami.quantization.binary_reference")
     inputs = sorted(digit_files.rglob("*.png"))[:20]
     pairs = zip(task.predict(inputs), plain.predict(inputs), strict=True)
     assert sum(one["label"] == other["label"] for one, other in pairs) >= 18
@@ -661,13 +665,13 @@ def test_what_is_explained_is_the_same(device, run, digit_files):
     """Heat maps and feature maps."""
     tasks = [package.load(run(device), device=place) for place in ("cpu", device)]
     picture = torch.from_numpy(tasks[0].prepare.open(sorted(digit_files.rglob("*.png"))[0]))
-    steps = layers.layers(tasks[0].model, (1, 28, 28))
-    names = [layer.name for layer in layers.stages(steps)]
+    steps = explain_summary.layers(tasks[0].model, (1, 28, 28))
+    names = [layer.name for layer in explain_summary.stages(steps)]
     heats, maps = [], []
     for task in tasks:
         given = task.normalised(picture[None].to(task.runtime.device))[0]
-        heats.append(seeing.grad_cam(task.model, given, 3))
-        maps.append(seeing.feature_maps(task.model, given, names))
+        heats.append(saliency.grad_cam(task.model, given, 3))
+        maps.append(saliency.feature_maps(task.model, given, names))
     torch.testing.assert_close(heats[1], heats[0], rtol=1e-3, atol=1e-4 * float(heats[0].max()))
     assert heats[0].max() > 0
     assert len(names) > 1
@@ -730,9 +734,9 @@ class Behind:
 def test_a_step_that_is_still_computed_can_be_timed(device, monkeypatch):
     """A training that is asked to stop writes down where its time went at once, however far the GPU is behind."""
     if device == "cpu":
-        monkeypatch.setattr(clock, "_event", Behind)
+        monkeypatch.setattr(timing, "_event", Behind)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    own = clock.Clock(torch.device("cuda"))
+    own = timing.Clock(torch.device("cuda"))
     with own("forward"):
         if device == "cuda":
             torch.cuda._sleep(200_000_000)
@@ -753,14 +757,14 @@ def test_a_checkpoint_is_copied_on_the_gpu_of_the_training(monkeypatch):
     ready = SimpleNamespace(device=torch.device("cuda:1"))
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
-    saving._beside(ready)
+    async_checkpoint._beside(ready)
     assert asked == [ready.device, ready]
 
 
 def test_what_was_not_looked_at_is_gone_on_with_on_the_device(device):
     """A stage that is solved on the CPU, as R-CNN's machines are, gives its counts there, and goes on from GPU ones."""
     runtime = Runtime(torch.device("meta" if device == "cpu" else device), "float32")
-    history = loop.History(runtime)
+    history = engine_train.History(runtime)
     history.load_state_dict({"names": ["pairs"], "rows": [torch.ones(1)]})
     history.add({"pairs": torch.tensor(2.0)})
     assert torch.stack(history.rows).device.type == runtime.device.type
@@ -768,7 +772,7 @@ def test_what_was_not_looked_at_is_gone_on_with_on_the_device(device):
 
 def test_a_memory_that_does_not_fit_lies_on_the_cpu(device, make, tmp_path, monkeypatch):
     """What is learned from is sent to the device, and is the same."""
-    monkeypatch.setattr("fukami.data.experience.ROOM", 0.0)
+    monkeypatch.setattr("fukami.reinforcement.replay.ROOM", 0.0)
     if device == "cpu":
         _, batches, data = begin(make("dqn"), "cpu", "float32", tmp_path)
         next(batches)
@@ -778,7 +782,7 @@ def test_a_memory_that_does_not_fit_lies_on_the_cpu(device, make, tmp_path, monk
     recipe = make("dqn")
     found, changes = follow(recipe, device, 4, tmp_path / "cpu")
     with monkeypatch.context() as patch:
-        patch.setattr("fukami.data.experience.ROOM", 1.0)
+        patch.setattr("fukami.reinforcement.replay.ROOM", 1.0)
         expected, own = follow(recipe, device, 4, tmp_path / "device")
     assert found == expected
     assert all(torch.equal(changes[name], own[name]) for name in own)

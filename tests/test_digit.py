@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from fukami import Error
-from fukami.digit import as_mnist
+from fukami.image.digit import as_mnist
 
 FIVE = [
     [(0.2, 0.12), (0.15, 0.48), (0.55, 0.4), (0.9, 0.65), (0.6, 0.98), (0.08, 0.9)],

@@ -12,12 +12,13 @@ from torch import nn
 
 import check_task
 from fukami import UsageError, models
-from fukami.data import games
-from fukami.data.catch import CELLS, PADDLE, Catch
-from fukami.data.experience import Experience, Memory
-from fukami.data.trials import Trials
-from fukami.recipes.dqn import DQN
-from fukami.runtime import Runtime
+from fukami.engine.runtime import Runtime
+from fukami.reinforcement import data as reinforcement_data
+from fukami.reinforcement import games
+from fukami.reinforcement.catch import CELLS, PADDLE, Catch
+from fukami.reinforcement.dqn import DQN
+from fukami.reinforcement.replay import Experience, Memory
+from fukami.reinforcement.rollout import Trials
 
 SMALL = {
     "steps": 400,
@@ -492,7 +493,7 @@ ATARI = pytest.mark.skipif(
 @ATARI
 def test_an_atari_game_is_seen_as_in_the_paper():
     """84×84 grey, which is what people see, only smaller: two emulators that play in step."""
-    played = games.find("ALE/Pong-v5", 1, colour=True)
+    played = reinforcement_data.find("ALE/Pong-v5", 1, colour=True)
     assert played.actions == ("noop", "fire", "right", "left", "rightfire", "leftfire")
     seen = played.reset(np.ones(1, bool), np.array([3]))
     assert seen.frames.shape == (1, 84, 84)
@@ -509,7 +510,7 @@ def test_an_atari_game_is_seen_as_in_the_paper():
 @ATARI
 def test_an_atari_game_begins_after_up_to_30_frames_without_an_action():
     """As many as the seed says, by the emulator's own count; what is seen in Breakout depends on it."""
-    played = games.find("breakout", 1)
+    played = reinforcement_data.find("breakout", 1)
     reset, counts = played.envs.reset, []
     played.envs.reset = lambda **how: (found := reset(**how), counts.append(found[1]["episode_frame_number"][0]))[0]
     first = [played.reset(np.ones(1, bool), np.array([seed])).frames.copy() for seed in (*range(24), 0)]
@@ -525,7 +526,7 @@ def test_an_atari_action_is_taken_for_four_frames_and_never_repeated_by_chance()
     """Rewards, not clipped, are those of the emulator stepped frame by frame."""
     import gymnasium
 
-    played = games.find("ms_pacman", 1)
+    played = reinforcement_data.find("ms_pacman", 1)
     reset, begun = played.envs.reset, []
     played.envs.reset = lambda **how: (found := reset(**how), begun.append(found[1]["episode_frame_number"][0]))[0]
     played.reset(np.ones(1, bool), np.array([3]))
@@ -546,7 +547,7 @@ def test_an_atari_action_is_taken_for_four_frames_and_never_repeated_by_chance()
 @ATARI
 def test_a_life_that_is_lost_in_an_atari_game_is_seen():
     """Of five in Breakout four are lost, and with the fifth the game is over; so says the emulator's own count."""
-    played = games.find("breakout", 1)
+    played = reinforcement_data.find("breakout", 1)
     played.reset(np.ones(1, bool), np.array([0]))
     receive, lives, lost = played.envs.recv, [5], []
     played.envs.recv = lambda: (found := receive(), lives.append(int(found[4]["lives"][0])))[0]
@@ -570,7 +571,15 @@ def test_experience_goes_on_where_it_was(name, tmp_path):
 
     def experience():
         return Experience(
-            games.find(name, 3), batch=8, history=4, steps=3000, begin=0, every=3, explore=1, least=0.5, seed=1
+            reinforcement_data.find(name, 3),
+            batch=8,
+            history=4,
+            steps=3000,
+            begin=0,
+            every=3,
+            explore=1,
+            least=0.5,
+            seed=1,
         )
 
     def choose(states):
@@ -625,4 +634,4 @@ def test_a_vector_is_learned_from(begun):
 )
 def test_games_that_there_are_not(name, hint):
     with pytest.raises(UsageError, match=hint):
-        games.find(name, 1)
+        reinforcement_data.find(name, 1)

@@ -21,21 +21,21 @@ from PIL import Image
 
 import fukami as package
 from check_task import Started, children_of, lines, logged, wait_until, words
-from fukami import checkpoint, saving
+from fukami.captioning.show_and_tell import ShowAndTell
+from fukami.classification.deep_convnet import DeepConvNet
+from fukami.classification.task import Classification
 from fukami.data.loader import Resident
 from fukami.data.manifest import Manifest
+from fukami.detection.faster_rcnn import FasterRCNNVGG16
+from fukami.engine import async_checkpoint, checkpoint
+from fukami.engine.locking import lock_folder
+from fukami.engine.resume import FORMAT, Replayed, random_states
+from fukami.engine.runtime import Runtime
+from fukami.engine.state_file import encode_state, load_state
 from fukami.errors import Error, UsageError, WriteError
-from fukami.locking import lock_folder
-from fukami.recipes.deep_convnet import DeepConvNet
-from fukami.recipes.dqn import DQN
-from fukami.recipes.faster_rcnn_vgg16 import FasterRCNNVGG16
-from fukami.recipes.fcn8s_vgg16 import FCN8sVGG16
-from fukami.recipes.neural_style import NeuralStyle
-from fukami.recipes.show_and_tell import ShowAndTell
-from fukami.resuming import FORMAT, Replayed, random_states
-from fukami.runtime import Runtime
-from fukami.state_file import encode_state, load_state
-from fukami.tasks.classification import Classification
+from fukami.reinforcement.dqn import DQN
+from fukami.segmentation.fcn import FCN8sVGG16
+from fukami.style.neural_style import NeuralStyle
 
 CPU = {"device": "cpu", "precision": "float32"}
 RECIPE = DeepConvNet(epochs=4)
@@ -45,8 +45,8 @@ LONG = DeepConvNet(epochs=200)
 @pytest.fixture
 def often(monkeypatch):
     """A checkpoint at each look."""
-    monkeypatch.setattr(saving, "SECONDS", 0.0)
-    monkeypatch.setattr(saving, "SHARE", float("inf"))
+    monkeypatch.setattr(async_checkpoint, "SECONDS", 0.0)
+    monkeypatch.setattr(async_checkpoint, "SHARE", float("inf"))
 
 
 def files_of(folder):
@@ -120,7 +120,7 @@ def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, caplog):
     def refuse(self):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("fukami.locking.FileLock.acquire", refuse)
+    monkeypatch.setattr("fukami.engine.locking.FileLock.acquire", refuse)
     with lock_folder(tmp_path):
         pass
     assert "has no locks; make sure that no other training writes there" in caplog.text
@@ -474,7 +474,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path, pageless):
 
 def test_a_save_that_ends_between_its_two_files(tmp_path, undisturbed, monkeypatch, pageless):
     """The last one, and the only one: the weights are not those of a checkpoint before."""
-    monkeypatch.setattr(saving, "SECONDS", 1e9)
+    monkeypatch.setattr(async_checkpoint, "SECONDS", 1e9)
     real, names = checkpoint.write, []
 
     def write(path, content):
@@ -600,7 +600,7 @@ def test_1_bit_kernels_leave_the_number_of_threads_alone():
     """numba's threads are OpenMP's, as torch's are; with another number of them the next training rounds otherwise."""
     script = """
 import torch
-from fukami.numerics import cpu
+from fukami.quantization import cpu
 torch.set_num_threads(1)
 cpu.pool(torch.zeros(1, 4, 4, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 2, 2)
 assert torch.get_num_threads() == 1, torch.get_num_threads()
@@ -614,7 +614,7 @@ assert torch.get_num_threads() == 1, torch.get_num_threads()
 def test_threads_that_have_computed_before_flush_denormal_numbers_too():
     script = """
 import torch
-from fukami.runtime import Runtime
+from fukami.engine.runtime import Runtime
 torch.set_num_threads(2)
 x = torch.full((4_000_000,), 1e-38)
 x * 1.0
@@ -630,7 +630,7 @@ print(int((x * 0.5 == 0).sum()))
 def test_an_agent_that_has_lost_its_memory(tmp_path, pageless, monkeypatch, often):
     small = {"steps": 400, "memory": 300, "learning_starts": 200, "games": 2, "batch": 4, "hidden": 8, "episodes": 2,
              "judge_every": 40}  # fmt: skip
-    run, real = tmp_path / "run", saving.Saver.save
+    run, real = tmp_path / "run", async_checkpoint.Saver.save
 
     def save(self, *arguments):
         real(self, *arguments)
@@ -638,7 +638,7 @@ def test_an_agent_that_has_lost_its_memory(tmp_path, pageless, monkeypatch, ofte
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(saving.Saver, "save", save)
+        patch.setattr(async_checkpoint.Saver, "save", save)
         with pytest.raises(KeyboardInterrupt):
             package.train(DQN(**small), run, **CPU)
     shutil.rmtree(run / "memory")

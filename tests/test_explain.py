@@ -13,9 +13,9 @@ from PIL import Image
 from torch import nn
 
 from fukami import models
-from fukami.analysis import layers as analysis
-from fukami.analysis import receptive_field, seeing, stacking
 from fukami.errors import Error, UsageError
+from fukami.explain import receptive_field, saliency, stacking
+from fukami.explain import summary as analysis
 
 
 def empty(name, *arguments, **keywords):
@@ -167,7 +167,7 @@ def test_the_callers_network_is_left_as_it_is():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     analysis.layers(model, (1, 28, 28))
     receptive_field.effective(model, (1, 28, 28), samples=1)
-    seeing.grad_cam(model, torch.rand(1, 28, 28), 3)
+    saliency.grad_cam(model, torch.rand(1, 28, 28), 3)
     assert model.training
     assert all(module.training for module in model.modules())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
@@ -246,7 +246,7 @@ def test_grad_cam_of_a_network_that_ends_in_average_pooling_is_its_class_activat
     for target in range(4):
         weights = model[4].weight[target].detach()
         activation = torch.einsum("k,khw->hw", weights, maps).relu()
-        found = seeing.grad_cam(model, picture, target)
+        found = saliency.grad_cam(model, picture, target)
         torch.testing.assert_close(found, activation / (6 * 8))
 
 
@@ -258,13 +258,13 @@ def test_grad_cam_by_hand():
         model[3].weight.fill_(3)
         model[3].bias.fill_(4)
     picture = torch.tensor([[[0.0, 1.0], [0.5, -1.0]]])
-    torch.testing.assert_close(seeing.grad_cam(model, picture, 0), torch.tensor([[0.0, 6.0], [3.0, 0.0]]))
+    torch.testing.assert_close(saliency.grad_cam(model, picture, 0), torch.tensor([[0.0, 6.0], [3.0, 0.0]]))
 
 
 def test_feature_maps_are_not_spoilt_by_what_works_in_place():
     model = models.deep_convnet().eval()
     picture = torch.rand(1, 28, 28)
-    maps = seeing.feature_maps(model, picture, ["0", "1", "14"])
+    maps = saliency.feature_maps(model, picture, ["0", "1", "14"])
     with torch.no_grad():
         first = model[0](picture[None])[0]
         torch.testing.assert_close(maps["0"], first)
@@ -284,7 +284,7 @@ def test_the_patch_that_excites_a_unit_is_the_one_it_looks_for(random):
         pictures[number, 0, row : row + 3, column : column + 3] = (pattern * (200 + number)).to(torch.uint8)
     pictures[6, 0, :2, :2] = 0  # where darkness is looked for; the padding counts as dark, so a corner is darkest
     steps = analysis.layers(model, (1, 12, 15))
-    found = seeing.exciting(
+    found = saliency.exciting(
         model, pictures.split(3), [(steps[-1], [0, 1])], normalise=lambda given: given / 255, best=2
     )
     bright, dark = found["1"]
@@ -292,7 +292,7 @@ def test_the_patch_that_excites_a_unit_is_the_one_it_looks_for(random):
     for patch in bright:
         torch.testing.assert_close(patch.pixels[0].float() / patch.pixels.max(), pattern)
         assert patch.value == pytest.approx(5 * int(patch.pixels.max()) / 255, rel=1e-5)
-    grey = seeing.OUTSIDE
+    grey = saliency.OUTSIDE
     assert dark[0].pixels[0].tolist() == [[grey, grey, grey], [grey, 0, 0], [grey, 0, 0]]
     assert dark[0].value == pytest.approx(9)
     assert len(dark) == 2
@@ -394,15 +394,15 @@ def test_explain_goes_on_where_the_training_data_are_gone(fukami, trained, digit
 def test_colour_filters_are_drawn_in_colour_and_grey_ones_grey():
     weights = torch.zeros(2, 3, 2, 2)
     weights[0, 0] = 1.0  # red alone
-    image = seeing.draw_filters(weights).axes[0].get_images()[0].get_array()
+    image = saliency.draw_filters(weights).axes[0].get_images()[0].get_array()
     assert tuple(image[0, 0]) == (1.0, 0.5, 0.5)
-    grey = seeing.draw_filters(torch.ones(2, 1, 2, 2)).axes[0].get_images()[0].get_array()
+    grey = saliency.draw_filters(torch.ones(2, 1, 2, 2)).axes[0].get_images()[0].get_array()
     assert np.ptp(grey[0, 0]) == 0
 
 
 def test_a_grey_picture_and_its_heat_are_drawn():
     heat = torch.zeros(4, 4)
-    figure = seeing.draw_prediction(
+    figure = saliency.draw_prediction(
         torch.zeros(1, 28, 28, dtype=torch.uint8), heat, [("a price of $5$ and a very long name", 1.0)]
     )
     buffer = io.BytesIO()

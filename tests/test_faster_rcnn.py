@@ -14,15 +14,17 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, RoIPool, box_iou
 
-from fukami import Error, UsageError, image, transfer
+from fukami import Error, UsageError
+from fukami.detection.faster_rcnn import FasterRCNNVGG16
+from fukami.detection.task import Detection
+from fukami.engine import weights as engine_weights
+from fukami.engine.runtime import Runtime
+from fukami.image import io as image_io
+from fukami.image.transform import Scaled
+from fukami.layers import anchors, boxes, frozen_batch_norm, sampling
+from fukami.layers.detection_types import Truth
 from fukami.models import faster_rcnn_resnet50_fpn, faster_rcnn_vgg16, resnet50
 from fukami.models.faster_rcnn import RegionHeads, Said
-from fukami.ops import anchors, boxes, frozen, sampling
-from fukami.ops.regions import Truth
-from fukami.preparation import Scaled
-from fukami.recipes.faster_rcnn_vgg16 import FasterRCNNVGG16
-from fukami.runtime import Runtime
-from fukami.tasks.detection import Detection
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +154,7 @@ def test_torchvisions_file_becomes_a_run(theirs, tmp_path, fukami, random):
         assert box["box"] == pytest.approx(place.tolist(), abs=0.01)  # as they are rounded
         assert box["score"] == pytest.approx(score.item(), abs=1e-4)
         assert box["label"] == names[label]
-    assert image.read("drawn/picture.png").width >= 180
+    assert image_io.read("drawn/picture.png").width >= 180
     torch.save({"a": torch.zeros(3)}, tmp_path / "other.pt")
     assert "expected the state dict of torchvision's" in fukami("import", "other.pt", "--out", "other").err
 
@@ -186,34 +188,34 @@ def test_a_detector_begins_with_a_classifier_or_another_detector(theirs, tmp_pat
     classifier = resnet50(7)
     torch.save(classifier.state_dict(), tmp_path / "classifier.pt")
     network = faster_rcnn_resnet50_fpn(3)
-    transfer.initialise_detector(network, "backbone.body", "resnet50", str(tmp_path / "classifier.pt"))
+    engine_weights.initialise_detector(network, "backbone.body", "resnet50", str(tmp_path / "classifier.pt"))
     assert torch.equal(network.backbone.body.layer3[2].conv2.weight, classifier.layer3[2].conv2.weight)
     assert torch.equal(network.backbone.body.bn1.running_var, classifier.bn1.running_var)
     torch.save(theirs.state_dict(), tmp_path / "detector.pt")
-    transfer.initialise_detector(network, "backbone.body", "resnet50", str(tmp_path / "detector.pt"))
+    engine_weights.initialise_detector(network, "backbone.body", "resnet50", str(tmp_path / "detector.pt"))
     assert torch.equal(network.roi_heads.box_head.fc7.weight, theirs.roi_heads.box_head.fc7.weight)
     assert "box_predictor.cls_score.weight" in caplog.text  # of other classes
-    for labels, same in ((transfer.categories(), True), (tuple(map(str, range(90))), False)):
+    for labels, same in ((engine_weights.categories(), True), (tuple(map(str, range(90))), False)):
         network = faster_rcnn_resnet50_fpn(90)
-        monkeypatch.setattr(transfer, "_published", lambda name: theirs.state_dict())
-        transfer.initialise_detector(network, "backbone.body", "resnet50", "coco", labels)
+        monkeypatch.setattr(engine_weights, "_published", lambda name: theirs.state_dict())
+        engine_weights.initialise_detector(network, "backbone.body", "resnet50", "coco", labels)
         kept = torch.equal(
             network.roi_heads.box_predictor.cls_score.weight, theirs.roi_heads.box_predictor.cls_score.weight
         )
         assert kept == same
     with pytest.raises(Error, match=r"does not fit vgg16: features.0.weight is missing"):
-        transfer.initialise_detector(
+        engine_weights.initialise_detector(
             faster_rcnn_vgg16(3, hidden=8), "backbone", "vgg16", str(tmp_path / "classifier.pt")
         )
 
 
 def test_frozen_stages():
     network = faster_rcnn_resnet50_fpn(3)
-    transfer.freeze_stages(network.get_submodule("backbone.body"), 2)
+    engine_weights.freeze_stages(network.get_submodule("backbone.body"), 2)
     still = {name.split(".")[2] for name, p in network.named_parameters() if not p.requires_grad}
     assert still == {"conv1", "layer1"}
     network = faster_rcnn_vgg16(3, hidden=8, width=0.125)
-    transfer.freeze_stages(network.get_submodule("backbone"), 2)
+    engine_weights.freeze_stages(network.get_submodule("backbone"), 2)
     still = {int(name.split(".")[2]) for name, p in network.named_parameters() if not p.requires_grad}
     assert still == {0, 2, 5, 7}  # conv1_1 to conv2_2, as Girshick 2015 (section 4.5) has it
 
@@ -227,7 +229,7 @@ def test_frozen_normalisation_is_torchvisions():
     reference = copy.deepcopy(plain)
     reference[1] = FrozenBatchNorm2d(8)
     reference[1].load_state_dict(plain[1].state_dict())
-    network = frozen.freeze(copy.deepcopy(plain))
+    network = frozen_batch_norm.freeze(copy.deepcopy(plain))
     x = torch.randn(2, 3, 9, 9)
     torch.testing.assert_close(network(x), reference(x))
     for each in (network, reference):

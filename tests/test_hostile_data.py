@@ -19,8 +19,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from fukami import Error, transfer
-from fukami.data import archives, captions, coco, detection, folder, mnist, segmentation, tar, voc, yolo
+from fukami import Error
+from fukami.captioning import data as captioning_data
+from fukami.data import archives, coco, folder, mnist, tar, voc, yolo
+from fukami.detection import data as detection_data
+from fukami.engine import weights as engine_weights
+from fukami.segmentation import data as segmentation_data
 from fuzz_cases import LAUGHS, OUTSIDE, QUADRATIC, bomb, png
 
 
@@ -312,7 +316,7 @@ def test_json_that_is_nested_too_deeply_is_refused(deep, tmp_path):
         coco.read(tmp_path / "x.json")
     (tmp_path / "dataset.json").write_text(f'{{"images": {deep}')
     with pytest.raises(Error, match="nested too deeply"):
-        captions.described(tmp_path)
+        captioning_data.described(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["path,label\n" + "x" * 200_000 + ",a\n", 'path,label\n"1.png' + "x" * 200_000])
@@ -354,7 +358,7 @@ ZIGZAG = [value for number in range(100_000) for value in (number % 2 * 9, numbe
 def test_an_outline_that_cannot_be_painted_is_named(outline, tmp_path):
     (tmp_path / "1.png").write_bytes(png())
     (tmp_path / "x.json").write_text(json.dumps(sheet(outline)))
-    described = segmentation.described(tmp_path / "x.json")
+    described = segmentation_data.described(tmp_path / "x.json")
     ((_, mask),) = described.parts[""]
     with pytest.raises(Error, match="annotation 7 has no outline"):
         mask.read()
@@ -366,7 +370,7 @@ def test_run_lengths_of_another_size_are_not_even_unpacked(tmp_path, monkeypatch
     monkeypatch.setattr(mask, "decode", None)
     (tmp_path / "1.png").write_bytes(png())
     (tmp_path / "x.json").write_text(json.dumps(sheet({"size": [1 << 14, 1 << 14], "counts": "0"})))
-    ((_, painted),) = segmentation.described(tmp_path / "x.json").parts[""]
+    ((_, painted),) = segmentation_data.described(tmp_path / "x.json").parts[""]
     with pytest.raises(Error, match="its size is not that of the image"):
         painted.read()
 
@@ -375,7 +379,7 @@ def test_run_lengths_of_another_size_are_not_even_unpacked(tmp_path, monkeypatch
 def test_a_size_that_no_image_has_is_not_painted(width, height, tmp_path):
     (tmp_path / "1.png").write_bytes(png())
     (tmp_path / "x.json").write_text(json.dumps(sheet([[0, 0, 5, 5, 0, 5]], width, height)))
-    ((_, mask),) = segmentation.described(tmp_path / "x.json").parts[""]
+    ((_, mask),) = segmentation_data.described(tmp_path / "x.json").parts[""]
     with pytest.raises(Error, match=f"states an image of {width}×{height}"):
         mask.read()
 
@@ -399,12 +403,12 @@ def test_annotations_in_an_archive_name_no_image_outside_of_it(up, secret, tmp_p
     name = "../../../../../../../../../../.." * up + str(secret / "images" / "secret.png")
     text = json.dumps(sheet([])).replace("1.png", name)
     zipped(tmp_path / "x.zip", [("data/annotations.json", text)])
-    sheets = detection.described(tmp_path / "x.zip")
+    sheets = detection_data.described(tmp_path / "x.zip")
     assert sheets.parts == {"": []}
     assert "lies outside of the archive" in sheets.lost[0].detail
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "annotations.json").write_text(text)
-    assert len(detection.described(tmp_path / "own").parts[""]) == 1
+    assert len(detection_data.described(tmp_path / "own").parts[""]) == 1
 
 
 @pytest.mark.parametrize("key", ["train", "names", "list"])
@@ -419,12 +423,12 @@ def test_yaml_in_an_archive_names_no_folder_outside_of_it(key, secret, tmp_path)
     members.append(("list.txt", f"images/1.png\n{secret}/images/secret.png\n"))
     zipped(tmp_path / "x.zip", members)
     if key == "list":
-        sheets = detection.described(tmp_path / "x.zip")
+        sheets = detection_data.described(tmp_path / "x.zip")
         assert [entry.picture.name for entry in sheets.parts["train"]] == ["1.png"]
         assert "lies outside of the archive" in sheets.lost[0].detail
     else:
         with pytest.raises(Error, match=f"names {secret}"):
-            detection.described(tmp_path / "x.zip")
+            detection_data.described(tmp_path / "x.zip")
 
 
 def test_names_are_read_from_no_file_outside_of_the_data(secret, tmp_path):
@@ -433,9 +437,9 @@ def test_names_are_read_from_no_file_outside_of_the_data(secret, tmp_path):
     (tmp_path / "own" / "images" / "1.png").write_bytes(png())
     (tmp_path / "own" / "data.yaml").write_text(f"train: {secret}/images\nnames: {secret}/words.txt\n")
     with pytest.raises(Error, match=r"names .*words\.txt, and there is no"):
-        detection.described(tmp_path / "own")
+        detection_data.described(tmp_path / "own")
     (tmp_path / "own" / "data.yaml").write_text(f"train: {secret}/images\nnames: [a]\n")
-    assert len(detection.described(tmp_path / "own").parts["train"]) == 1
+    assert len(detection_data.described(tmp_path / "own").parts["train"]) == 1
 
 
 # ---- weights, and the memory of an agent -----------------------------------------------------------------------------
@@ -461,23 +465,23 @@ ODD = {
 def test_tensors_that_no_network_can_begin_with_are_named(kind, tmp_path):
     tensor, words = ODD[kind]
     with pytest.raises(Error, match=rf"x\.pth holds what no network can begin with: b {words}"):
-        transfer.read(written(tmp_path / "x.pth", {"a": torch.ones(2), "b": tensor}))
+        engine_weights.read(written(tmp_path / "x.pth", {"a": torch.ones(2), "b": tensor}))
     if kind in ("nan", "inf", "complex", "eight bits"):
         save_file({"a": torch.ones(2), "b": tensor}, tmp_path / "x.safetensors")
         with pytest.raises(Error, match=rf"x\.safetensors holds what no network can begin with: b {words}"):
-            transfer.read(tmp_path / "x.safetensors")
+            engine_weights.read(tmp_path / "x.safetensors")
 
 
 def test_weights_of_another_type_or_shape_are_named():
     expected = {"a": torch.zeros(2, 3), "b": torch.zeros(2), "c": torch.zeros((), dtype=torch.int64)}
     given = {"a": torch.zeros(3, 2), "b": torch.zeros(2, dtype=torch.int64), "c": torch.zeros(())}
-    assert dict(transfer.unfit(given, expected)) == {
+    assert dict(engine_weights.unfit(given, expected)) == {
         "a": "is (3, 2) instead of (2, 3)",
         "b": "is int64 instead of float32",
         "c": "is float32 instead of int64",
     }
     half = {"a": torch.zeros(2, 3).half(), "b": torch.zeros(2).double(), "c": expected["c"]}
-    assert dict(transfer.unfit(half, expected)) == {}
+    assert dict(engine_weights.unfit(half, expected)) == {}
 
 
 def test_weights_that_are_compressed_are_refused(tmp_path):
@@ -488,8 +492,8 @@ def test_weights_that_are_compressed_are_refused(tmp_path):
             new.writestr(name, old.read(name))
     assert (tmp_path / "x.pth").stat().st_size < 20_000
     with pytest.raises(Error, match=r"it is compressed, which torch\.save never does"):
-        transfer.read(tmp_path / "x.pth")
-    assert transfer.read(stored)["a"].shape == (1 << 20,)
+        engine_weights.read(tmp_path / "x.pth")
+    assert engine_weights.read(stored)["a"].shape == (1 << 20,)
 
 
 def test_torch_s_advice_to_run_a_file_is_not_repeated(tmp_path):
@@ -498,7 +502,7 @@ def test_torch_s_advice_to_run_a_file_is_not_repeated(tmp_path):
             return print, ("run",)
 
     with pytest.raises(Error, match=r"it asks for (builtins\.)?print, which is no tensor") as caught:
-        transfer.read(written(tmp_path / "x.pth", {"a": Code()}))
+        engine_weights.read(written(tmp_path / "x.pth", {"a": Code()}))
     assert "weights_only" not in str(caught.value)
 
 
@@ -557,7 +561,7 @@ def huge(model, onnx):
 )
 def test_an_onnx_file_is_a_network_of_its_own_numbers_alone(change, words, tmp_path, monkeypatch):
     """The file that it names is there, where ONNX Runtime would look for it."""
-    from fukami.numerics.onnx import OnnxNetwork
+    from fukami.quantization.onnx import OnnxNetwork
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.bin").write_bytes(struct.pack("<8f", *range(8)))

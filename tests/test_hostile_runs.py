@@ -14,15 +14,18 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 import fukami as package
-from fukami import board, checkpoint, figures, region_cnn, report
+from fukami import leaderboard
+from fukami.classification import plots as classification_plots
+from fukami.classification.deep_convnet import DeepConvNet
+from fukami.detection import rcnn
+from fukami.engine import checkpoint, report
+from fukami.engine.recipe import _is_of, build, find, identify
+from fukami.engine.state_file import encode_state, load_state
 from fukami.errors import Error, UsageError
-from fukami.recipe import _is_of, build, find, identify
-from fukami.recipes.deep_convnet import DeepConvNet
-from fukami.state_file import encode_state, load_state
 
 SOURCE = """
 from dataclasses import dataclass
-from fukami.recipes.deep_convnet import DeepConvNet
+from fukami.classification.deep_convnet import DeepConvNet
 
 @dataclass(frozen=True, kw_only=True)
 class Mine(DeepConvNet):
@@ -415,10 +418,10 @@ def test_types_of_fields():
 def test_the_board_passes_over_lines_that_no_training_writes(line, trained, tmp_path):
     run = copy(trained, tmp_path / "run")
     (run / "metrics.jsonl").write_text(line)
-    boards, reasons = board.survey(tmp_path)
+    boards, reasons = leaderboard.survey(tmp_path)
     assert [found.name for found in boards[0].unfinished] == ["run"]
     assert list(reasons) == ["metrics.jsonl has a line that cannot be read"]
-    assert board.rows(boards[0])
+    assert leaderboard.rows(boards[0])
 
 
 def test_the_board_shows_no_control_characters(fukami, trained, tmp_path):
@@ -525,7 +528,7 @@ def test_names_with_dollars_are_no_formulas(fukami, trained, tmp_path):
     run = copy(trained, tmp_path / "runs" / name)
     (run / "metrics.jsonl").write_text(json.dumps({"phase": "eval", "step": 1, name: 0.5}) + "\n")
     assert fukami("board", "runs").status == 0
-    assert report.picture("names of classes", figures.confusion(torch.eye(2), [name, "other"]))
+    assert report.picture("names of classes", classification_plots.confusion(torch.eye(2), [name, "other"]))
 
 
 def test_the_board_shows_no_numbers_that_no_training_writes(fukami, trained, tmp_path):
@@ -541,7 +544,7 @@ def test_the_weights_of_a_stage_are_checked(trained, tmp_path):
     save_file(tensors | {name: torch.full_like(tensors[name], torch.nan)}, run / "weights.safetensors")
     task = package.load(trained)
     with pytest.raises(Error, match=f"{name} has values that are not finite"):
-        region_cnn.take(task, run)
+        rcnn.take(task, run)
 
 
 def test_messages_control_no_terminal(trained, tmp_path):

@@ -1,6 +1,7 @@
-"""Who may import whom: section 5 of the design, and nothing heavy when the package is imported."""
+"""Who may import whom, and nothing heavy when the package is imported."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -8,140 +9,38 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "fukami"
-BASE = {"errors"}
-THIRD = {
-    "errors",
-    "image",
-    "digit",
-    "figures",
-    "figures_boxes",
-    "metrics",
-    "schedules",
-    "figures_pixels",
-    "preparation",
-    "average_precision",
-    "pixel_metrics",
-    "caption_metrics",
-    "generation_metrics",
-    "figures_captions",
-    "figures_play",
-    "language",
-}
-ALLOWED = {
-    "models": {"models", "ops"},
-    "ops": {"ops"},
-    "metrics": BASE,
-    "average_precision": {"errors", "coco_metrics", "data.boxes"},
-    "pixel_metrics": {"errors", "metrics"},
-    "caption_metrics": BASE,
-    "generation_metrics": BASE,
-    "figures_generation": BASE,
-    "figures_play": {"errors", "image"},
-    "perception": {"errors", "checkpoint", "models", "supervised", "transfer"},
-    "language": BASE,
-    "figures_captions": {"errors", "image", "caption_metrics"},
-    "coco_metrics": {"data.boxes"},
-    "schedules": BASE,
-    "image": BASE,
-    "figures": BASE,
-    "figures_boxes": {"errors", "image", "average_precision"},
-    "figures_pixels": {"errors", "image", "pixel_metrics"},
-    "digit": BASE,
-    "preparation": {"errors", "image", "digit"},
-    "video": {"errors", "image"},
-    "analysis": {"errors", "image", "figures", "analysis"},
-    "proposals": {"errors", "image", "proposals", "processors", "data.places"},
-    "data": {"errors", "clock", "data", "image", "preparation", "processors"},
-    "numerics": {"errors", "numerics", "ops"},
-    "tasks": {*THIRD, "data.boxes", "data.experience", "features", "numerics", "ops", "proposals", "task", "tasks"},
-    "features": {"errors", "data.places"},
-    "tensor_files": set(),
-    "transfer": {"errors", "data.places", "ops", "tensor_files"},
-    "supervised": {"errors", "data", "recipe", "schedules", "task"},
-    "classifier": {*THIRD, "data", "models", "numerics", "recipe", "supervised", "tasks", "task", "transfer"},
-    "detector": {*THIRD, "data", "models", "recipe", "supervised", "tasks", "task", "transfer"},
-    "segmenter": {*THIRD, "data", "models", "recipe", "supervised", "tasks", "task", "transfer"},
-    "region_cnn": {
-        "errors",
-        "checkpoint",
-        "data",
-        "detector",
-        "models",
-        "proposals",
-        "recipe",
-        "tasks",
+# A package imports from those below it alone: neither a family another one, nor the engine a family.
+LEVELS = (
+    {"__init__", "__main__"},
+    {"cli"},
+    {"serving"},
+    {
+        "classification",
+        "detection",
+        "segmentation",
+        "captioning",
+        "generation",
+        "style",
+        "reinforcement",
+        "leaderboard",
     },
-    "recipes": {
-        *THIRD,
-        "classifier",
-        "data",
-        "detector",
-        "models",
-        "ops",
-        "perception",
-        "recipe",
-        "recipes",
-        "region_cnn",
-        "segmenter",
-        "supervised",
-        "tasks",
-        "task",
-        "transfer",
-    },
-    "showing": {"errors", "image", "figures", "preparation", "supervised", "data"},
-    "lr_range": {"errors", "recipe", "resuming", "runtime"},
-    "scratch": {"errors", "scratch", "data.mnist"},
-    "task": {"errors", "runtime", "schedules"},
-    "clock": BASE,
-    "capturing": BASE,
-    "processors": BASE,
-    "runtime": {"errors", "capturing", "clock", "ops", "processors"},
-    "ceiling": {"runtime"},
-    "watch": {"clock", "runtime"},
-    "saving": {"errors", "checkpoint"},
-    "launching": {"errors", "checkpoint", "processors", "watch"},
-    "locking": BASE,
-    "resuming": {"errors", "checkpoint", "data.manifest"},
-    "recipe": {"errors", "task", "recipes"},
-    "precision": {"errors", "numerics", "recipe", "runtime", "task"},
-    "answers": BASE,
-    "state_file": BASE,
-    "checkpoint": {"errors", "answers", "locking", "numerics", "precision", "recipe", "runtime", "state_file", "task"},
-    "exporting": {"errors", "checkpoint", "precision", "runtime"},
-    "ladder": {"errors", "checkpoint", "exporting", "numerics", "precision", "recipe", "runtime", "tasks"},
-    "log": {"errors", "analysis", "checkpoint", "clock", "recipe", "report", "runtime", "task"},
-    "report": {"errors", "checkpoint"},
-    "findings": {"errors", "image", "data"},
-    "doctor_boxes": {"errors", "data", "findings"},
-    "doctor_masks": {"errors", "data", "doctor_boxes", "findings"},
-    "doctor_captions": {"errors", "data", "findings"},
-    "doctor": {"errors", "image", "data", "doctor_boxes", "doctor_captions", "doctor_masks", "findings"},
-    "board": {"errors", "checkpoint", "data", "recipe", "report"},
-    "serving": {"errors", "image", "report", "serving", "task"},
-    "loop": {
-        "errors",
-        "checkpoint",
-        "data.manifest",
-        "log",
-        "recipe",
-        "resuming",
-        "runtime",
-        "saving",
-        "task",
-        "watch",
-    },
-}
-FREE = {"cli", "commands", "page", "importing", "making", "__init__", "__main__"}  # they may use everything
+    {"engine"},
+    {"selective_search", "scratch"},
+    {"data", "models", "quantization"},
+    {"explain"},
+    {"image", "layers"},
+    {"system", "timing"},
+    {"catalogue", "errors"},
+)
 THIRD_PARTY = {
     "models": {"torch", "torchvision"},
-    "ops": {"torch", "torchvision"},
+    "layers": {"torch", "torchvision"},
     "scratch": {"numpy", "safetensors"},
-    "recipe": {"tyro"},
 }
 
 
-def imports(path):
-    """``(module, only for types)`` of each import in a file."""
+def imports(path, *, names=False):
+    """The modules that a file imports but for types; with the imported ``names``, which may be modules, too."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     typing = {
         id(node)
@@ -156,25 +55,30 @@ def imports(path):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert all(alias.name != "*" for alias in node.names), f"{path}: import *"
-            if node.module == "fukami" or node.module in {"fukami.data"}:
+            if node.module == "fukami" or names:
                 yield from (f"{node.module}.{alias.name}" for alias in node.names)
-            else:
+            if node.module != "fukami":
                 yield "." * node.level + (node.module or "")
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
-def test_only_allowed_imports(path):
-    part = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    if part in FREE:
-        return
+def test_imports_go_down(path):
+    level = {name: number for number, names in enumerate(LEVELS) for name in names}
+    own = path.relative_to(ROOT).parts[0].removesuffix(".py")
     for module in imports(path):
-        names = module.split(".")
-        if names[0] == "fukami":
-            inner = ".".join(names[1:])
-            allowed = ALLOWED[part]
-            assert names[1] in allowed or inner in allowed, f"{path.name} imports {module}"
-        elif names[0] and part in THIRD_PARTY and names[0] not in sys.stdlib_module_names:
-            assert names[0] in THIRD_PARTY[part], f"{path.name} imports {module}"
+        first, _, rest = module.partition(".")
+        if first == "fukami" and (other := rest.partition(".")[0] or "__init__") != own:
+            assert level[other] > level[own], f"{path.name} imports {module}"
+            assert own != "models" or other == "layers", f"{path.name} imports {module}"
+        elif first not in ("", "fukami", *sys.stdlib_module_names):
+            assert first in THIRD_PARTY.get(own, {first}), f"{path.name} imports {module}"
+
+
+def test_no_import_cycle():
+    """Imports inside functions count, too."""
+    modules = {".".join(("fukami", *path.relative_to(ROOT).with_suffix("").parts)): path for path in ROOT.rglob("*.py")}
+    graph = {name: {other for other in imports(path, names=True) if other in modules} for name, path in modules.items()}
+    graphlib.TopologicalSorter(graph).prepare()
 
 
 def test_light_commands_import_nothing_heavy():
@@ -182,7 +86,7 @@ def test_light_commands_import_nothing_heavy():
     code = """
 import sys, fukami
 assert not {"torch", "numpy", "rich", "tyro"} & set(sys.modules), "import fukami"
-from fukami.cli import main
+from fukami.cli.main import main
 try:
     main(["list"])
 except SystemExit as left:

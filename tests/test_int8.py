@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from fukami import models
-from fukami.data import classification
+from fukami.data import labelled
 from fukami.errors import Error
+from fukami.layers.ensemble import Ensemble
 from fukami.models.googlenet import Inception
-from fukami.numerics.int8 import RoundedActivation, calibrate, convert, prepare, quantize, rounded
-from fukami.numerics.onnx import OnnxNetwork
-from fukami.ops.ensemble import Ensemble
+from fukami.quantization.int8 import RoundedActivation, calibrate, convert, prepare, quantize, rounded
+from fukami.quantization.onnx import OnnxNetwork
 from test_onnx import SMALL, Strange, seasoned
 
 
@@ -233,7 +233,7 @@ def test_digits_are_read_as_well():
     import fukami
 
     task = fukami.load("deep-convnet", device="cpu")
-    _, digits, _ = classification.read("digits", 0.2)
+    _, digits, _ = labelled.read("digits", 0.2)
     digits = digits.read(task.prepare)
     pictures, targets = task.normalised(digits.pictures), digits.targets
     shape = tuple(pictures.shape[1:])
@@ -262,7 +262,7 @@ def test_mnist_loses_no_more_than_a_tenth_of_a_point(mnist_folder):
     import fukami
 
     task = fukami.load("deep-convnet", device="cpu")
-    train, test, _ = classification.read("mnist", 0.2)
+    train, test, _ = labelled.read("mnist", 0.2)
     test = test.read(task.prepare)
     unseen, targets = task.normalised(test.pictures[:2000]), test.targets[:2000]
     calibration = task.normalised(train.read(task.prepare).pictures[:200]).split(100)

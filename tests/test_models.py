@@ -11,10 +11,11 @@ import torchvision
 from torch import fx, nn
 from torch.nn import functional as F
 
-from fukami import models, recipe
+from fukami import models
+from fukami.engine import recipe
+from fukami.layers.binary import Sign
+from fukami.layers.stem import StemConv2d
 from fukami.models import deep_convnet, googlenet, resnet18, resnet20, resnet50, vgg11, vgg16_bn
-from fukami.ops.binary import Sign
-from fukami.ops.stem import StemConv2d
 
 # By hand from the paper's figure or table where the sum is shown, else as torchvision publishes it.
 PARAMETERS = {

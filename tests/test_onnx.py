@@ -9,10 +9,10 @@ from torch import nn
 
 from fukami import models
 from fukami.errors import Error
+from fukami.layers import anchors
+from fukami.layers.ensemble import Ensemble
 from fukami.models.faster_rcnn import Budget, FasterRCNN, RegionHeads, RegionProposalNetwork
-from fukami.numerics.onnx import DETECTOR, OnnxNetwork, encode
-from fukami.ops import anchors
-from fukami.ops.ensemble import Ensemble
+from fukami.quantization.onnx import DETECTOR, OnnxNetwork, encode
 
 SMALL = {
     "alexnet": (lambda: models.alexnet(10, size=63, hidden=16), (3, 63, 63)),

@@ -14,10 +14,12 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from torch.nn import functional as F
 
 import fukami as package
-from fukami import Error, UsageError, checkpoint, metrics, recipe
-from fukami.ops.ensemble import Ensemble
-from fukami.recipes.deep_convnet import DeepConvNet
-from fukami.runtime import Runtime
+from fukami import Error, UsageError
+from fukami.classification import metrics
+from fukami.classification.deep_convnet import DeepConvNet
+from fukami.engine import checkpoint, recipe
+from fukami.engine.runtime import Runtime
+from fukami.layers.ensemble import Ensemble
 
 
 def test_confusion_agrees_with_scikit_learn(random):

@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import fukami as package
-from fukami import checkpoint, ladder, precision
+from fukami.classification import precision_ladder
+from fukami.classification.deep_convnet import DeepConvNet
+from fukami.engine import checkpoint, precision
 from fukami.errors import Error, UsageError
-from fukami.numerics import half
-from fukami.recipes.deep_convnet import DeepConvNet
+from fukami.quantization import half
 
 
 def numbers(result):
@@ -158,7 +159,7 @@ def test_where_a_precision_is_computed():
 
 def test_a_failed_export_leaves_no_run(trained, tmp_path, monkeypatch):
     """The folder is a run only once everything is in it."""
-    from fukami.exporting import export
+    from fukami.engine.export import export
 
     def fail(*arguments):
         raise OSError("no space left")
@@ -213,9 +214,9 @@ def test_a_layer_that_onnx_does_not_know_is_named(tmp_path):
 def test_the_ladder(fukami, name, request, tmp_path, monkeypatch):
     """Every step with its numbers, each as when it is asked for alone; what is left out says why."""
     run = request.getfixturevalue(name)
-    monkeypatch.setattr(ladder, "ROUNDS", 1)
+    monkeypatch.setattr(precision_ladder, "ROUNDS", 1)
     monkeypatch.setattr(
-        ladder, "STEPS", ("float32", "bfloat16", "binary") if name == "binarized" else ("float32", "binary")
+        precision_ladder, "STEPS", ("float32", "bfloat16", "binary") if name == "binarized" else ("float32", "binary")
     )
     found = fukami("eval", run, "--precision", "all", "--out", "page")
     assert found.status == 0, found.err
@@ -245,13 +246,13 @@ def test_the_ladder_of_a_private_recipe_on_other_data(fukami, digit_files, tmp_p
     """Its class is found by the other processes, too."""
     (tmp_path / "mine.py").write_text(
         "from dataclasses import dataclass\n"
-        "from fukami.recipes.deep_convnet import DeepConvNet\n\n\n"
+        "from fukami.classification.deep_convnet import DeepConvNet\n\n\n"
         "@dataclass(frozen=True, kw_only=True)\n"
         "class Mine(DeepConvNet):\n    widths: tuple[int, int, int, int, int, int] = (4, 4, 4, 4, 4, 4)\n"
     )
     assert fukami("train", "./mine.py", "--epochs", "1", "--batch", "100", "--out", "run").status == 0
-    monkeypatch.setattr(ladder, "ROUNDS", 1)
-    monkeypatch.setattr(ladder, "STEPS", ("float32", "bfloat16"))
+    monkeypatch.setattr(precision_ladder, "ROUNDS", 1)
+    monkeypatch.setattr(precision_ladder, "STEPS", ("float32", "bfloat16"))
     found = fukami("eval", "run", "--precision", "all", "--data", digit_files, "--recipe", "mine.py")
     assert found.status == 0, found.err
     assert [step["count"] for step in found.json[0]["ladder"]] == [40, 40]

@@ -20,11 +20,11 @@ from torch import multiprocessing, nn
 
 import check_task
 from check_task import Started, lines, threads, wait_until, words
-from fukami.ops.shared import share
-from fukami.recipes.deep_convnet import DeepConvNet
-from fukami.recipes.resnet20 import ResNet20
-from fukami.runtime import Runtime
-from fukami.state_file import load_state
+from fukami.classification.deep_convnet import DeepConvNet
+from fukami.classification.resnet import ResNet20
+from fukami.engine.runtime import Runtime
+from fukami.engine.state_file import load_state
+from fukami.layers.sync_batch_norm import share
 
 STEPS = 50
 

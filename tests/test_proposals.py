@@ -11,10 +11,11 @@ from PIL import Image
 from skimage import color
 from skimage.segmentation import felzenszwalb
 
-from fukami.data.boxes import Annotated
+from fukami.data.annotated import Annotated
 from fukami.errors import Error, UsageError
-from fukami.proposals import cache, drawing, grouping, segmentation, selective_search
-from fukami.proposals.selective_search import propose
+from fukami.selective_search import cache, grouping, search, superpixels
+from fukami.selective_search import plots as selective_search_plots
+from fukami.selective_search.search import propose
 
 
 def blocks(*rectangles, size=(120, 90), ground=(40, 90, 160)):
@@ -47,7 +48,7 @@ def same_partition(one, other):
 @pytest.mark.parametrize(("scale", "smallest"), [(20, 1), (100, 1), (100, 30), (250, 60)])
 def test_segmentation_is_that_of_scikit_image(random, scale, smallest):
     picture = random.integers(0, 256, (61, 83, 3)).astype(np.float32)
-    ours = segmentation.components(segmentation.edges(picture.transpose(2, 0, 1).copy()), (61, 83), scale, smallest)
+    ours = superpixels.components(superpixels.edges(picture.transpose(2, 0, 1).copy()), (61, 83), scale, smallest)
     theirs = felzenszwalb(picture.astype(np.float64) / 255, scale=scale, sigma=0, min_size=smallest)
     assert ours.max() >= 5
     assert same_partition(ours, theirs)
@@ -57,16 +58,16 @@ def test_a_gaussian_is_that_of_scipy(random):
     from scipy.ndimage import gaussian_filter
 
     plane = random.random((17, 23), np.float32)
-    bell, slope = segmentation.gaussian(0.8), segmentation.gaussian(1.0, derivative=True)
-    smooth = segmentation.filtered(plane[None], bell, bell)[0]
+    bell, slope = superpixels.gaussian(0.8), superpixels.gaussian(1.0, derivative=True)
+    smooth = superpixels.filtered(plane[None], bell, bell)[0]
     np.testing.assert_allclose(smooth, gaussian_filter(plane, 0.8, mode="nearest"), atol=1e-5)
-    derived = segmentation.filtered(plane[None], segmentation.gaussian(1.0), slope)[0]
+    derived = superpixels.filtered(plane[None], superpixels.gaussian(1.0), slope)[0]
     np.testing.assert_allclose(derived, gaussian_filter(plane, 1, order=(0, 1), mode="nearest"), atol=1e-5)
 
 
 def test_flat_regions_are_found_whole_and_counted_in_reading_order():
     picture = blocks((10, 10, 50, 60, (250, 30, 30)), (70, 20, 110, 80, (40, 220, 40)))
-    labels = selective_search.segment(picture, 50)
+    labels = search.segment(picture, 50)
     assert labels[0, 0] == 0
     assert labels[30, 30] != labels[50, 90]
     assert list(dict.fromkeys(labels.ravel())) == list(range(labels.max() + 1))
@@ -79,24 +80,24 @@ def test_colours_are_those_of_scikit_image(random):
     picture = random.integers(0, 256, (31, 29, 3), np.uint8)
     picture[:3] = picture[:3, :, :1]  # grey, of no hue
     hsv = color.rgb2hsv(picture) * 255
-    np.testing.assert_allclose(selective_search.colours(picture, "hsv"), hsv.transpose(2, 0, 1), atol=0.01)
-    np.testing.assert_allclose(selective_search.colours(picture, "hue")[0], hsv[..., 0], atol=0.01)
+    np.testing.assert_allclose(search.colours(picture, "hsv"), hsv.transpose(2, 0, 1), atol=0.01)
+    np.testing.assert_allclose(search.colours(picture, "hue")[0], hsv[..., 0], atol=0.01)
     lab = color.rgb2lab(picture) * [2.55, 1, 1] + [0, 128, 128]
-    np.testing.assert_allclose(selective_search.colours(picture, "lab"), lab.transpose(2, 0, 1), atol=0.1)
+    np.testing.assert_allclose(search.colours(picture, "lab"), lab.transpose(2, 0, 1), atol=0.1)
 
 
 def test_shares_of_red_and_green_and_the_intensity():
     picture = np.array([[[60, 30, 10], [0, 0, 0], [255, 255, 255]]], np.uint8)
-    planes = selective_search.colours(picture, "rgi")
+    planes = search.colours(picture, "rgi")
     np.testing.assert_allclose(planes[:, 0, 0], [0.6 * 255, 0.3 * 255, 100 / 3], rtol=1e-5)
     np.testing.assert_allclose(planes[:, 0, 1], 0)
     np.testing.assert_allclose(planes[:, 0, 2], [85, 85, 255], rtol=1e-5)
-    np.testing.assert_allclose(selective_search.colours(picture, "intensity")[0, 0], [100 / 3, 0, 255], rtol=1e-5)
+    np.testing.assert_allclose(search.colours(picture, "intensity")[0, 0], [100 / 3, 0, 255], rtol=1e-5)
 
 
 def test_an_unknown_space_is_answered_with_the_nearest(random):
     with pytest.raises(UsageError, match="'hsv'"):
-        selective_search.colours(mottled(random), "hsw")
+        search.colours(mottled(random), "hsw")
 
 
 # regions
@@ -194,8 +195,8 @@ def slowly_grouped(labels, bins, letters):
 @pytest.mark.parametrize("letters", ["CTSF", "TSF", "C", "F", "S"])
 def test_grouping_is_the_algorithm_of_the_paper(random, letters):
     picture = mottled(random)
-    planes = selective_search.colours(picture, "hsv")
-    labels = selective_search.segment(picture, 20)
+    planes = search.colours(picture, "hsv")
+    labels = search.segment(picture, 20)
     assert 10 < labels.max() < 80
     bins = grouping.features(planes)
     boxes, _ = grouping.group(grouping.describe(labels, bins), letters)
@@ -204,16 +205,16 @@ def test_grouping_is_the_algorithm_of_the_paper(random, letters):
 
 def test_a_hierarchy_holds_each_region_once(random):
     picture = mottled(random, 80, 100)
-    labels = selective_search.segment(picture, 30)
-    regions = grouping.describe(labels, grouping.features(selective_search.colours(picture, "hsv")))
+    labels = search.segment(picture, 30)
+    regions = grouping.describe(labels, grouping.features(search.colours(picture, "hsv")))
     boxes, made = grouping.group(regions, "CTSF")
     count = len(regions.sizes)
     assert boxes.shape == (2 * count - 1, 4)
     assert boxes[-1].tolist() == [0, 0, 100, 80]
     assert sorted(made.ravel().tolist()) == list(range(2 * count - 2))
     for left in (1, 2, 7, count):
-        assert len(np.unique(drawing.grouped(labels, made, left))) == left
-    halves = drawing.grouped(labels, made, 2)
+        assert len(np.unique(selective_search_plots.grouped(labels, made, left))) == left
+    halves = selective_search_plots.grouped(labels, made, 2)
     assert set(np.unique(halves)) == set(made[-1])
 
 
@@ -453,7 +454,7 @@ def test_propose_prints_and_draws(fukami, drawn):
         "drawn": "proposals/one.png",
     }
     with Image.open(drawn / "proposals/one.png") as picture:
-        assert picture.width == 900 + 2 * drawing.MARGIN
+        assert picture.width == 900 + 2 * selective_search_plots.MARGIN
     assert len(fukami("propose", "a/one.png", "--mode", "quality").json[0]["boxes"]) == 100
 
 
@@ -461,7 +462,7 @@ def test_propose_draws_the_stages_of_a_folder(fukami, drawn):
     answer = fukami("propose", "a", "b", "--stages", "--out", "all")
     assert [line["drawn"] for line in answer.json] == ["all/one.png", "all/one-2.png"]
     with Image.open(drawn / "all/one-2.png") as picture:
-        assert picture.width == 2 * 560 + 3 * drawing.MARGIN
+        assert picture.width == 2 * 560 + 3 * selective_search_plots.MARGIN
     assert fukami("propose", "a", "--out", "new/here.png").json[0]["drawn"] == "new/here.png"
     assert (drawn / "new/here.png").is_file()
 
@@ -470,8 +471,8 @@ def test_propose_draws_the_stages_of_a_folder(fukami, drawn):
 def test_strange_pictures_are_drawn(size):
     picture = Image.new("L", size, 77)
     found = propose(np.asarray(picture.convert("RGB")))
-    assert drawing.answer(picture, found).width >= drawing.NARROW
-    assert drawing.stages(picture, found, "quality", 1).width >= 2 * drawing.NARROW
+    assert selective_search_plots.answer(picture, found).width >= selective_search_plots.NARROW
+    assert selective_search_plots.stages(picture, found, "quality", 1).width >= 2 * selective_search_plots.NARROW
 
 
 def test_propose_overwrites_no_picture(fukami, drawn):

@@ -14,20 +14,19 @@ from sklearn.svm import LinearSVC
 
 import check_task
 import fukami as package
-from fukami import UsageError, checkpoint, features
-from fukami.data import detection, moves
-from fukami.data.boxes import COUNTED, CROWD, DIFFICULT, PROPOSAL, Batch
+from fukami import UsageError
+from fukami.data import augment_boxes, feature_cache
+from fukami.data.annotated import COUNTED, CROWD, DIFFICULT, PROPOSAL, Batch
+from fukami.detection import data as detection_data
+from fukami.detection import rcnn_svm_task
+from fukami.detection.rcnn import RCNN, RCNNSVM, RCNNBoxes, RCNNFinetune
+from fukami.detection.rcnn_svm_task import Machines, Regressors
+from fukami.detection.rcnn_task import FineTuning, usable
+from fukami.engine import checkpoint
+from fukami.engine.runtime import Runtime
+from fukami.layers import boxes
+from fukami.layers.roi_warp import warp
 from fukami.models import rcnn_alexnet, rcnn_vgg16
-from fukami.ops import boxes
-from fukami.ops.warp import warp
-from fukami.recipes.rcnn import RCNN
-from fukami.recipes.rcnn_boxes import RCNNBoxes
-from fukami.recipes.rcnn_finetune import RCNNFinetune
-from fukami.recipes.rcnn_svm import RCNNSVM
-from fukami.runtime import Runtime
-from fukami.tasks import machines
-from fukami.tasks.machines import Machines, Regressors
-from fukami.tasks.region_cnn import FineTuning, usable
 
 SMALL = {"shortest": 96, "longest": 128, "size": 63, "context": 4, "width": 0.125, "hidden": 16}
 QUICK = {"epochs": 2, "batch": 4, "lr": 0.01, "dropout": 0.0, **SMALL}
@@ -103,14 +102,14 @@ def test_proposals_move_with_the_pixels(make):
     batch = next(iter(dataclasses.replace(make(), augment=()).data().train))
     assert (batch.kinds == PROPOSAL).any(1).all()
     assert (batch.classes[batch.kinds == PROPOSAL] == -1).all()
-    flip = moves.parse(("flip=1",))
-    moved = moves.change(flip, batch, torch.zeros(4, flip.draws))
+    flip = augment_boxes.parse(("flip=1",))
+    moved = augment_boxes.change(flip, batch, torch.zeros(4, flip.draws))
     own = batch.boxes[0][batch.kinds[0] == PROPOSAL]
     other = moved.boxes[0][moved.kinds[0] == PROPOSAL]
     width = batch.sizes[0, 1]
     torch.testing.assert_close(other, torch.stack([width - own[:, 2], own[:, 1], width - own[:, 0], own[:, 3]], 1))
-    crop = moves.parse(("crop=0.2",))
-    cut = moves.change(crop, batch, torch.rand(4, crop.draws, generator=torch.Generator().manual_seed(0)))
+    crop = augment_boxes.parse(("crop=0.2",))
+    cut = augment_boxes.change(crop, batch, torch.rand(4, crop.draws, generator=torch.Generator().manual_seed(0)))
     left = (boxes.area(cut.boxes) > 0) & (cut.kinds == PROPOSAL)
     assert 0 < left.sum() < (batch.kinds == PROPOSAL).sum()
 
@@ -224,7 +223,7 @@ def test_a_region_is_suppressed_by_a_better_one_that_it_overlaps_by_three_tenths
 def solving(cls, **fields):
     """A stage's task on a random network, and its batches of one pass."""
     recipe = cls(init="-", **{"cache": 0.0, **SMALL, **fields})
-    samples, _, labels = detection.read("scenes", 0.2)
+    samples, _, labels = detection_data.read("scenes", 0.2)
     loader = recipe.loader(samples, labels, train=True)
     torch.manual_seed(0)
     task = recipe.task(labels)
@@ -248,7 +247,7 @@ def seen(task, loader):
 
 @pytest.mark.parametrize(("afresh", "alike", "more"), [(30, 0.94, 1.4), (10**9, 0.998, 1.02)])
 def test_mined_machines_are_those_of_all_negatives_at_once(few_scenes, monkeypatch, afresh, alike, more):
-    monkeypatch.setattr(machines, "AFRESH", afresh)
+    monkeypatch.setattr(rcnn_svm_task, "AFRESH", afresh)
     task, loader = solving(RCNNSVM, svm_cost=0.05, hidden=256)
     logged = work(task, loader)
     positives, negatives = [[] for _ in task.labels], [[] for _ in task.labels]
@@ -269,7 +268,7 @@ def test_mined_machines_are_those_of_all_negatives_at_once(few_scenes, monkeypat
         yes, no = torch.cat(positives[number]), torch.cat(negatives[number])
         weight, bias = task.model.svm.weight[number], task.model.svm.bias[number]
         if not len(yes):
-            assert bias == machines.NEVER
+            assert bias == rcnn_svm_task.NEVER
             continue
         x, y = scale * torch.cat([yes, no]).double().numpy(), np.arange(len(yes) + len(no)) < len(yes)
         exact = LinearSVC(C=0.05, loss="hinge", intercept_scaling=10, class_weight={True: 2.0}, tol=1e-5,
@@ -294,7 +293,7 @@ def test_regions_on_difficult_objects_and_crowds_are_neither():
     kinds = torch.tensor([COUNTED, DIFFICULT, CROWD, *[PROPOSAL] * 5])
     batch = Batch(*[torch.zeros(1)] * 3, torch.cat([truth, proposals])[None], torch.tensor([[0, 1, 1, *[-1] * 5]]),
                   kinds[None], *[torch.zeros(1)] * 3)  # fmt: skip
-    found = machines.clear(batch, proposals, 3, 0.3)
+    found = rcnn_svm_task.clear(batch, proposals, 3, 0.3)
     assert found.tolist() == [
         [False, True, True], [True, False, True], [True, False, True], [True, True, True], [True, True, True],
     ]  # fmt: skip
@@ -341,7 +340,7 @@ def test_a_streamed_picture_that_is_broken_is_passed_over(scene_files, tmp_path,
     shutil.copytree(scene_files, tmp_path / "scenes")
     file = tmp_path / "scenes" / "train" / "3.png"
     recipe = stage(init="-", cache=0.0, dataset=str(tmp_path / "scenes"), memory=0.0, **SMALL)
-    samples, _, labels = detection.read(recipe.dataset, 0.2)
+    samples, _, labels = detection_data.read(recipe.dataset, 0.2)
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     loader = recipe.loader(samples, labels, train=True)
@@ -392,10 +391,10 @@ def test_what_fine_tuning_was_judged_by_is_kept_for_the_machines(few_scenes, mon
 
 def test_features_take_so_much_room_and_the_oldest_give_way(tmp_path):
     picture, regions = torch.rand(3, 8, 8), torch.rand(5, 4)
-    old = features.Kept(torch.nn.Linear(2, 2), "", 1e-3)
+    old = feature_cache.Kept(torch.nn.Linear(2, 2), "", 1e-3)
     old.write(old.path(picture, regions), torch.zeros(300_000, dtype=torch.float16))
     assert old.read(old.path(picture, regions)) is not None
-    new = features.Kept(torch.nn.Linear(2, 2), "", 1e-3)
+    new = feature_cache.Kept(torch.nn.Linear(2, 2), "", 1e-3)
     assert not old.folder.exists()
     assert new.folder != old.folder
     for number in range(4):
@@ -407,7 +406,7 @@ def test_features_take_so_much_room_and_the_oldest_give_way(tmp_path):
 def test_where_the_cache_cannot_be_written_work_goes_on(tmp_path, monkeypatch, caplog):
     (tmp_path / "cache").mkdir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    kept = features.Kept(torch.nn.Linear(2, 2), "", 1.0)
+    kept = feature_cache.Kept(torch.nn.Linear(2, 2), "", 1.0)
     (tmp_path / "cache" / "fukami").write_text("")  # a file where a folder should be
     path = kept.path(torch.zeros(3, 4, 4), torch.zeros(1, 4))
     for _ in range(2):
@@ -423,8 +422,8 @@ def test_where_the_cache_cannot_be_written_work_goes_on(tmp_path, monkeypatch, c
 @pytest.fixture
 def often(monkeypatch, pageless):
     """A checkpoint whenever the loop looks, and no report."""
-    monkeypatch.setattr("fukami.saving.SECONDS", 0.0)
-    monkeypatch.setattr("fukami.saving.SHARE", 1e9)
+    monkeypatch.setattr("fukami.engine.async_checkpoint.SECONDS", 0.0)
+    monkeypatch.setattr("fukami.engine.async_checkpoint.SHARE", 1e9)
 
 
 def test_where_nothing_is_found_there_is_no_box(few_scenes, pageless, fukami):

@@ -12,7 +12,7 @@ from statistics import mean
 import pytest
 
 import check_task
-from fukami.recipe import find, names
+from fukami.engine.recipe import find, names
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(bash[^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fukami.recipe import find
+from fukami.engine.recipe import find
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "docs" / "examples" / "scale").iterdir())

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fukami import models
-from fukami.analysis.layers import layers, parameters
-from fukami.analysis.scaling import MEBI, Cluster, Job, all_reduce, buckets, predict, ring, strong, tree
+from fukami.explain.batch_scaling import MEBI, Cluster, Job, all_reduce, buckets, predict, ring, strong, tree
+from fukami.explain.summary import layers, parameters
 
 SIZE = (3, 224, 224)
 

@@ -7,8 +7,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from fukami.data import detection, scenes
+from fukami.data import scenes
 from fukami.data.scenes import LABELS, Scene
+from fukami.detection import data as detection_data
 
 NUMBERS = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
 SIDE = re.compile(r"(right of|left of|above|below|in front of|behind)")
@@ -113,7 +114,7 @@ def test_sentences_are_true_and_differ(some):
 def test_the_data_set(monkeypatch):
     monkeypatch.setattr(scenes, "TRAINING", 6)
     monkeypatch.setattr(scenes, "TESTING", 3)
-    train, test, labels = detection.read("scenes", 0.2)
+    train, test, labels = detection_data.read("scenes", 0.2)
     assert (len(train), len(test), labels) == (6, 3, LABELS)
     assert len({sample.name for sample in (*train, *test)}) == 9
     for sample in (*train, *test):

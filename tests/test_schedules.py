@@ -8,8 +8,9 @@ from torch.optim import lr_scheduler as reference
 
 import fukami
 from check_task import lines
-from fukami import UsageError, schedules
-from fukami.recipes.deep_convnet import DeepConvNet
+from fukami import UsageError
+from fukami.classification.deep_convnet import DeepConvNet
+from fukami.engine import schedules
 
 STEPS = 120
 
@@ -152,7 +153,7 @@ def test_a_training_that_waits_for_plateaus_resumes_bit_exactly(tmp_path, monkey
         real(self, {"loss": len(heard)})  # worse each time
 
     monkeypatch.setattr(schedules.Plateau, "judged", judged)
-    monkeypatch.setattr("fukami.saving.Saver.due", True)
+    monkeypatch.setattr("fukami.engine.async_checkpoint.Saver.due", True)
     heard, stop = [], 0
     train("whole")
     heard, stop = [], 5

@@ -13,14 +13,17 @@ from torch import nn
 from torch.nn import functional as F
 
 import fukami as package
-from fukami import Error, UsageError, figures_pixels, image
-from fukami.data import scenes, segmentation
-from fukami.data.boxes import Batch
-from fukami.pixel_metrics import Pixels, borders, boundary_f1
-from fukami.preparation import Scaled
-from fukami.runtime import Runtime
-from fukami.tasks import segmentation as pixels
-from fukami.tasks.segmentation import Segmentation, decided, median_balance, starts
+from fukami import Error, UsageError
+from fukami.data import scenes
+from fukami.data.annotated import Batch
+from fukami.engine.runtime import Runtime
+from fukami.image import io as image_io
+from fukami.image.transform import Scaled
+from fukami.segmentation import data as segmentation_data
+from fukami.segmentation import plots as segmentation_plots
+from fukami.segmentation import task as pixels
+from fukami.segmentation.metrics import Pixels, borders, boundary_f1
+from fukami.segmentation.task import Segmentation, decided, median_balance, starts
 
 SMALL = {"width": 1 / 8, "hidden": 16, "dropout": 0.0}
 
@@ -318,17 +321,17 @@ def test_several_runs_answer_with_their_averaged_probabilities():
 
 def test_drawn_in_the_colours_of_the_classes():
     """A known class in the colour that people know it in; the background leaves the picture as it is."""
-    shades = image.shades(("background", "road", "otter"))
+    shades = image_io.shades(("background", "road", "otter"))
     assert shades[:2] == [(0, 0, 0), (128, 64, 128)]
-    assert shades[2] == image.colour(2)
+    assert shades[2] == image_io.colour(2)
     numbers = np.zeros((8, 12), np.uint8)
     numbers[:, 6:] = 1
-    drawn = np.asarray(image.overlaid(Image.new("L", (12, 8), 200), numbers, shades))
+    drawn = np.asarray(image_io.overlaid(Image.new("L", (12, 8), 200), numbers, shades))
     assert (drawn[:, :6] == 200).all()
-    tinted = [round(200 * (1 - image.TINT) + image.TINT * level) for level in (128, 64, 128)]
+    tinted = [round(200 * (1 - image_io.TINT) + image_io.TINT * level) for level in (128, 64, 128)]
     assert (drawn[:, 7:] == tinted).all()
     assert (drawn[:, 6] > drawn[:, 7]).all()  # the line between the two
-    palette = image.with_palette(numbers, shades)
+    palette = image_io.with_palette(numbers, shades)
     assert np.array_equal(np.asarray(palette), numbers)
     assert palette.convert("RGB").getpixel((9, 3)) == (128, 64, 128)
 
@@ -337,27 +340,29 @@ def test_legends_of_a_film_are_of_one_size():
     """Whatever is in the frame; as many names as there is room for."""
     names = [f"class {number}" for number in range(30)]
     named = [(name, (9, 9, 9)) for name in names]
-    pages = [image.with_legend(Image.new("RGB", (640, 360)), named[:count], names, 21) for count in (0, 1, 13, 30)]
+    pages = [image_io.with_legend(Image.new("RGB", (640, 360)), named[:count], names, 21) for count in (0, 1, 13, 30)]
     assert len({page.size for page in pages}) == 1
     assert pages[0].size[0] == 640
     assert len({page.tobytes() for page in pages}) == 4
-    assert image.with_legend(Image.new("RGB", (64, 36)), named[:1], names, 2).width == 64 * 8
+    assert image_io.with_legend(Image.new("RGB", (64, 36)), named[:1], names, 2).width == 64 * 8
 
 
 def test_the_report_shows_the_best_the_median_and_the_worst():
     found = Pixels(("a", "b"))
     for number in range(9):
         found.add(number, halves(20, 10 + number), halves(20, 10))
-    assert figures_pixels.chosen(found) == {"best": [0, 1], "median": [3, 4], "worst": [8, 7]}
+    assert segmentation_plots.chosen(found) == {"best": [0, 1], "median": [3, 4], "worst": [8, 7]}
     picture = Image.new("RGB", (20, 20))
-    titles = dict(figures_pixels.judgement(found, lambda number: (picture, halves(20, 10), halves(20, 10 + number))))
+    titles = dict(
+        segmentation_plots.judgement(found, lambda number: (picture, halves(20, 10), halves(20, 10 + number)))
+    )
     assert [*titles] == [
         "Intersection over union by class", "What was taken for what", "The best pictures", "The median pictures",
         "The worst pictures",
     ]  # fmt: skip
     few = Pixels(("a", "b"))
     few.add(0, halves(20, 10), halves(20, 10))
-    assert figures_pixels.chosen(few) == {"best": [0]}
+    assert segmentation_plots.chosen(few) == {"best": [0]}
 
 
 # the command line
@@ -395,9 +400,9 @@ def test_eval_and_predict(run, fukami, mask_files, tmp_path):
     assert "broken.png is damaged" in answer.err
     assert [each["file"] for each in answer.json] == [str(path) for path in files]
     for path, each in zip(files, answer.json, strict=True):
-        size = image.read(path).size
+        size = image_io.read(path).size
         assert (each["width"], each["height"]) == size
-        assert image.read(tmp_path / "drawn" / f"{path.stem}.png").width % size[0] == 0
+        assert image_io.read(tmp_path / "drawn" / f"{path.stem}.png").width % size[0] == 0
         with Image.open(tmp_path / "drawn" / f"{path.stem}-classes.png") as mapped:
             assert (mapped.mode, mapped.size) == ("P", size)
             counts = np.bincount(np.asarray(mapped).ravel(), minlength=9) / (size[0] * size[1])
@@ -412,7 +417,7 @@ def test_a_folder_of_frames_becomes_a_film(run, fukami, mask_files, tmp_path):
     av = pytest.importorskip("av")
     frames = tmp_path / "drive"
     frames.mkdir()
-    first = image.read(sorted((mask_files / "val" / "images").iterdir())[0])
+    first = image_io.read(sorted((mask_files / "val" / "images").iterdir())[0])
     for number in range(5):
         first.rotate(number).save(frames / f"{number}.png")
     (frames / "3.png").write_bytes(b"")
@@ -567,7 +572,7 @@ def test_shown(fukami, mask_files, tmp_path):
     assert answer.status == 0
     assert answer.json[0]["variants"] == 3
     assert "background" in answer.json[0]["labels"][0]
-    assert image.read(tmp_path / "s.png").width > 300
+    assert image_io.read(tmp_path / "s.png").width > 300
     assert fukami("show", mask_files, "--channels", "1").status == 2
 
 
@@ -577,7 +582,7 @@ def test_camvid_learns_a_little(camvid, pageless, tmp_path):
     result = package.train(recipe, tmp_path / "run", device="cpu")
     assert result["count"] == 233
     assert result["accuracy"] > 0.3
-    assert segmentation.known("camvid")
+    assert segmentation_data.known("camvid")
 
 
 def test_borders_are_compared_where_denormal_numbers_are_taken_for_zero(random):

@@ -9,13 +9,14 @@ from safetensors.torch import save_file
 from torch import fx, nn
 from torch.nn import functional as F
 
-from fukami import models, transfer
-from fukami.analysis import layers as analysis
+from fukami import models
+from fukami.engine import weights as engine_weights
 from fukami.errors import Error
+from fukami.explain import summary as analysis
+from fukami.layers.init_scale import calibrate
+from fukami.layers.upsample import Enlarge, interpolated, whole
 from fukami.models.fcn import FCNVGG
 from fukami.models.segnet import unpool
-from fukami.ops.calibration import calibrate
-from fukami.ops.enlarge import Enlarge, interpolated, whole
 from test_models import count, randomise, weightless
 
 VGG = 14_714_688  # of its 13 convolutions
@@ -139,7 +140,7 @@ def test_a_finer_network_begins_with_the_answers_of_the_coarser_one(tmp_path):
     torch.manual_seed(0)
     coarse, fine = small("fcn32s_vgg16").eval(), small("fcn16s_vgg16").eval()
     torch.save(coarse.state_dict(), tmp_path / "coarse.pt")
-    transfer.initialise_segmenter(fine, "vgg16", str(tmp_path / "coarse.pt"))
+    engine_weights.initialise_segmenter(fine, "vgg16", str(tmp_path / "coarse.pt"))
     pictures = torch.rand(1, 3, 128, 160)
     assert torch.equal(coarse.head(coarse.features(pictures)), fine.head(fine.features(pictures)))
     inside = (..., slice(32, -32), slice(32, -32))
@@ -259,7 +260,9 @@ def test_normalised_networks_begin_with_vgg(source, make, tmp_path, caplog):
     classifier = getattr(models, source)(3, size=32, hidden=8)
     torch.save(classifier.state_dict(), tmp_path / "vgg.pt")
     network = make(5)
-    plain = transfer.initialise_segmenter(network, "vgg16_bn", str(tmp_path / "vgg.pt"), ("a", "b", "c", "d", "e"))
+    plain = engine_weights.initialise_segmenter(
+        network, "vgg16_bn", str(tmp_path / "vgg.pt"), ("a", "b", "c", "d", "e")
+    )
     assert plain == (source == "vgg16")
     theirs = [layer for layer in classifier.features if isinstance(layer, nn.Conv2d)]
     ours = [layer for layer in network.features if isinstance(layer, nn.Conv2d)]
@@ -272,7 +275,7 @@ def test_normalised_networks_begin_with_vgg(source, make, tmp_path, caplog):
 
 def test_layers_that_have_learned_go_on_more_slowly(tmp_path):
     """Those of the classifier alone, and only where there are weights to begin with."""
-    from fukami.recipe import find
+    from fukami.engine.recipe import find
 
     torch.save(models.vgg16(3, size=32, hidden=8).state_dict(), tmp_path / "vgg.pt")
     for init, groups in ((str(tmp_path / "vgg.pt"), 2), ("", 1)):
@@ -288,11 +291,11 @@ def test_layers_that_have_learned_go_on_more_slowly(tmp_path):
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     torch.save(models.vgg11(3, size=32, hidden=8).state_dict(), tmp_path / "vgg11.pt")
     with pytest.raises(Error, match=r"does not fit FCNVGG: features\.\d+\.(weight|bias)"):
-        transfer.initialise_segmenter(models.fcn32s_vgg16(3, hidden=8), "vgg16", str(tmp_path / "vgg11.pt"))
+        engine_weights.initialise_segmenter(models.fcn32s_vgg16(3, hidden=8), "vgg16", str(tmp_path / "vgg11.pt"))
     with pytest.raises(Error, match="no published COCO weights of an FCN on vgg16"):
-        transfer.initialise_segmenter(models.fcn32s_vgg16(3, hidden=8), "vgg16", "coco")
+        engine_weights.initialise_segmenter(models.fcn32s_vgg16(3, hidden=8), "vgg16", "coco")
     with pytest.raises(Error, match="no published weights for this network"):
-        transfer.initialise_segmenter(small("segnet_basic"), "", "imagenet")
+        engine_weights.initialise_segmenter(small("segnet_basic"), "", "imagenet")
 
 
 def test_scores_of_other_classes_begin_anew(tmp_path, caplog):
@@ -301,7 +304,7 @@ def test_scores_of_other_classes_begin_anew(tmp_path, caplog):
     other = small("fcn8s_vgg16")
     torch.save(other.state_dict(), tmp_path / "other.pt")
     same = small("fcn8s_vgg16")
-    transfer.initialise_segmenter(same, "vgg16", str(tmp_path / "other.pt"), tuple("abcde"))
+    engine_weights.initialise_segmenter(same, "vgg16", str(tmp_path / "other.pt"), tuple("abcde"))
     assert all(torch.equal(value, other.state_dict()[key]) for key, value in same.state_dict().items())
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.json").write_text('{"labels": ["v", "w", "x", "y", "z"]}')
@@ -310,7 +313,7 @@ def test_scores_of_other_classes_begin_anew(tmp_path, caplog):
     )
     fresh = small("fcn8s_vgg16")
     before = fresh.head.score.weight.clone()
-    transfer.initialise_segmenter(fresh, "vgg16", str(tmp_path / "run"), tuple("abcde"))
+    engine_weights.initialise_segmenter(fresh, "vgg16", str(tmp_path / "run"), tuple("abcde"))
     assert torch.equal(fresh.head.score.weight, before)
     assert torch.equal(fresh.head.fc7.weight, other.head.fc7.weight)
     assert "begin anew" in caplog.text

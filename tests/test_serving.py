@@ -29,8 +29,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import fukami as package
 from bright import Bright
-from fukami import checkpoint, image
-from fukami.commands import serve as command
+from fukami.cli import serve as command
+from fukami.engine import checkpoint
+from fukami.image import io as image_io
 from fukami.serving import access, bodies, connections, worker
 from fukami.serving import app as serving
 from fukami.serving import decoder as decoding
@@ -565,13 +566,13 @@ def test_a_decoder_reads_as_image_read_does(decoder, tmp_path):
     for mode, suffix in (("L", "png"), ("RGB", "jpg"), ("RGBA", "png"), ("P", "gif"), ("I;16", "tiff")):
         path = tmp_path / f"{mode.replace(';', '')}.{suffix}"
         picture.convert(mode).save(path)
-        found, expected = decoder.read(path.read_bytes(), "x"), image.read(path)
+        found, expected = decoder.read(path.read_bytes(), "x"), image_io.read(path)
         assert (found.mode, found.size, found.tobytes()) == (expected.mode, expected.size, expected.tobytes())
     for content in (b"", b"x", sized(8)[:40], sized(5000)):
         with pytest.raises(package.Error) as ours:
             decoder.read(content, "näme\n.png")
         with pytest.raises(package.Error) as other:
-            image.read(content, name="näme\n.png", max_pixels=10_000)
+            image_io.read(content, name="näme\n.png", max_pixels=10_000)
         assert str(ours.value) == str(other.value)
 
 
@@ -864,7 +865,7 @@ def test_the_environment_gives_the_token_and_nobody_gets_it(monkeypatch, fukami)
 @pytest.mark.skipif(sys.platform == "win32", reason="sockets are no files there")
 def test_as_many_files_may_be_open_as_the_system_allows():
     code = (
-        "import resource; from fukami.commands.serve import raise_file_limit\n"
+        "import resource; from fukami.cli.serve import raise_file_limit\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (200, 900))\n"
         "print(raise_file_limit(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     )

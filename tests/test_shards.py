@@ -25,13 +25,13 @@ from PIL import Image
 
 from check_task import same
 from fukami import Error, UsageError
-from fukami.data import augment, bytestream, classification, sharded, sharding, shards, tar
+from fukami.classification.deep_convnet import DeepConvNet
+from fukami.data import augment, labelled, remote, shards, tar, webdataset, webdataset_write
 from fukami.data.loader import Resident
-from fukami.data.sharded import Sharded
-from fukami.data.stream import Decoder, Streamed
-from fukami.preparation import Preparation
-from fukami.recipes.deep_convnet import DeepConvNet
-from fukami.state_file import load_state
+from fukami.data.streaming import Decoder, Streamed
+from fukami.data.webdataset import Sharded
+from fukami.engine.state_file import load_state
+from fukami.image.transform import Preparation
 
 LABELS = ("dark", "light", "red")
 PREPARE = Preparation(channels=3, size=16)
@@ -67,7 +67,7 @@ def root(tmp_path_factory):
 def folder(root, tmp_path_factory):
     """All of them as training shards of eight, the last of seven."""
     out = tmp_path_factory.mktemp("shards") / "out"
-    found = sharding.write(str(root), out, holdout=0.0, samples=8)
+    found = webdataset_write.write(str(root), out, holdout=0.0, samples=8)
     assert found == {"out": str(out), "train": COUNT, "test": 0, "shards": 8, "left_out": 0}
     return out
 
@@ -88,7 +88,7 @@ def _collected():
 
 
 def loader(spec, *, rank=0, world=1, **options):
-    source, _, labels = classification.read(str(spec), 0.0)
+    source, _, labels = labelled.read(str(spec), 0.0)
     made = Sharded(source.items, torch.from_numpy(source.targets), labels, PREPARE, **options)
     made.place(Process(rank, world))
     return made
@@ -139,26 +139,26 @@ def originals_of(root, name):
 
 
 def test_the_same_data_give_the_same_bytes(folder, root, tmp_path):
-    sharding.write(str(root), tmp_path / "again", holdout=0.0, samples=8)
+    webdataset_write.write(str(root), tmp_path / "again", holdout=0.0, samples=8)
     for file in folder.iterdir():
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
-    sharding.write(str(root), tmp_path / "other", holdout=0.0, samples=8, seed=1)
+    webdataset_write.write(str(root), tmp_path / "other", holdout=0.0, samples=8, seed=1)
     assert (tmp_path / "other" / "train-000000.tar").read_bytes() != (folder / "train-000000.tar").read_bytes()
 
 
 def test_parts_sizes_and_arrays(root, tmp_path):
     """The parts are those that training would have; by default a part has eight shards; arrays become PNG files."""
-    found = sharding.write("digits", tmp_path / "digits")
+    found = webdataset_write.write("digits", tmp_path / "digits")
     assert (found["train"], found["test"], found["shards"]) == (1438, 359, 16)
-    train, test, labels = classification.read(str(tmp_path / "digits"), 0.2)
-    for part, expected in zip((train, test), classification.read("digits", 0.2)[:2], strict=True):
+    train, test, labels = labelled.read(str(tmp_path / "digits"), 0.2)
+    for part, expected in zip((train, test), labelled.read("digits", 0.2)[:2], strict=True):
         assert np.array_equal(np.bincount(part.targets), np.bincount(expected.targets))
         pictures = {np.asarray(Image.open(io.BytesIO(part.items[i]))).tobytes() for i in range(len(part))}
         assert pictures == {picture.tobytes() for picture in expected.items}
-    assert labels == classification.DIGITS
-    small = sharding.write("digits", tmp_path / "small", megabytes=0.01)
+    assert labels == labelled.DIGITS
+    small = webdataset_write.write("digits", tmp_path / "small", megabytes=0.01)
     assert small["shards"] > 16
-    again = sharding.write(str(tmp_path / "digits"), tmp_path / "resharded", samples=1000)
+    again = webdataset_write.write(str(tmp_path / "digits"), tmp_path / "resharded", samples=1000)
     assert (again["train"], again["test"], again["shards"]) == (1438, 359, 3)
 
 
@@ -171,7 +171,7 @@ def test_broken_files_are_left_out_and_namesakes_kept(root, tmp_path, caplog):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_bytes((root / source).read_bytes())
     (tmp_path / "in" / "a" / "no.png").write_text("no picture")
-    found = sharding.write(str(tmp_path / "in"), tmp_path / "out", holdout=0.0, samples=9)
+    found = webdataset_write.write(str(tmp_path / "in"), tmp_path / "out", holdout=0.0, samples=9)
     assert (found["train"], found["left_out"], found["shards"]) == (3, 1, 1)
     assert "no.png is not a picture" in caplog.text
     with tarfile.open(tmp_path / "out" / "train-000000.tar") as shard:
@@ -182,16 +182,16 @@ def test_what_cannot_be_written_leaves_nothing(root, tmp_path, monkeypatch):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
     with pytest.raises(UsageError, match="not empty"):
-        sharding.write(str(root), tmp_path / "used")
+        webdataset_write.write(str(root), tmp_path / "used")
     with pytest.raises(UsageError, match="at least one sample"):
-        sharding.write(str(root), tmp_path / "new", samples=0)
+        webdataset_write.write(str(root), tmp_path / "new", samples=0)
 
     def interrupted(index, out):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(shards, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        sharding.write(str(root), tmp_path / "new")
+        webdataset_write.write(str(root), tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
 
 
@@ -201,7 +201,7 @@ def test_what_cannot_be_written_leaves_nothing(root, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("count", "buffer"), [(1, 1), (5, 1), (5, 9), (40, 7), (1000, 64)])
 def test_a_buffer_is_a_buffer(count, buffer):
     """Played through slot by slot, with the same slots drawn."""
-    found = sharded.drawn(count, buffer, torch.Generator().manual_seed(3)).tolist()
+    found = webdataset.drawn(count, buffer, torch.Generator().manual_seed(3)).tolist()
     held = min(buffer, count)
     slots = torch.randint(held, (count - held,), generator=torch.Generator().manual_seed(3)).tolist()
     content, left = list(range(held)), []
@@ -228,7 +228,7 @@ def test_every_sample_once_in_a_pass_in_another_order_each_time(folder):
 
 def test_a_lane_reads_few_shards_from_end_to_end(folder, monkeypatch):
     """With a buffer of one there is no shuffle but that of the shards: row i of all batches is a stretch of shards."""
-    monkeypatch.setattr(sharded, "BUFFER", 0)
+    monkeypatch.setattr(webdataset, "BUFFER", 0)
     made = loader(folder, batch=4, seed=0)
     order = made._plan(0)[0].reshape(-1, 4)
     assert len(order) == 15
@@ -275,11 +275,11 @@ def test_a_lane_is_read_forwards(folder, monkeypatch):
     """From the first pass on and after a resumption: no byte twice, and what was emitted is passed over."""
     read = []
 
-    def watched(self, start, count, real=bytestream.Disk.read):
+    def watched(self, start, count, real=remote.Disk.read):
         read.append((self.file.name, start, start + count))
         return real(self, start, count)
 
-    monkeypatch.setattr(bytestream.Disk, "read", watched)
+    monkeypatch.setattr(remote.Disk, "read", watched)
     made = loader(folder, batch=4, seed=0)
     made.load_state_dict({"turn": 1, "position": 6, "broken": []})
     read.clear()
@@ -389,7 +389,7 @@ RANGE = Path(__file__).with_name("range_server.py")
 @pytest.mark.parametrize("kind", ["plain", "bare", "store", "broken"])
 def test_over_http_as_from_the_disk(folder, kind, monkeypatch):
     """From a server without Range, from one with it, and from one that breaks off most answers and refuses others."""
-    monkeypatch.setattr(bytestream, "WAIT", 0.001)
+    monkeypatch.setattr(remote, "WAIT", 0.001)
     words = {
         "plain": ("-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", folder),
         "bare": (RANGE, folder, "bare"),
@@ -417,7 +417,7 @@ def test_a_store_is_asked_for_no_byte_twice(folder, tmp_path):
 
 def test_lanes_are_opened_together(folder, monkeypatch):
     """Eight answers that take 0.4 seconds each."""
-    monkeypatch.setattr(sharded, "BUFFER", 0)  # so that the first sample of a lane is the first that it reads
+    monkeypatch.setattr(webdataset, "BUFFER", 0)  # so that the first sample of a lane is the first that it reads
     with serving(RANGE, folder, 0, 0.4) as url:
         made = loader(url, batch=8, seed=0)
         began, wishes = time.monotonic(), made.wishes()
@@ -437,16 +437,16 @@ def test_a_server_sends_on_to_the_web_alone(there, monkeypatch):
         def log_message(self, *words):
             pass
 
-    monkeypatch.setattr(bytestream, "WAIT", 0.001)
+    monkeypatch.setattr(remote, "WAIT", 0.001)
     with http.server.HTTPServer(("127.0.0.1", 0), Redirection) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(Error, match=r"unknown url type: ftp|302"):
-            bytestream.opened(f"http://127.0.0.1:{server.server_port}/x").read(0, 9)
+            remote.opened(f"http://127.0.0.1:{server.server_port}/x").read(0, 9)
         server.shutdown()
 
 
 def test_a_server_that_is_gone_is_an_error_that_names_the_url(folder, monkeypatch, caplog):
-    monkeypatch.setattr(bytestream, "WAIT", 0.001)
+    monkeypatch.setattr(remote, "WAIT", 0.001)
     with serving(RANGE, folder, 0) as url:
         made = loader(url, batch=4, seed=0)
         with pytest.raises(Error, match=r"nothing/index\.json cannot be read .*404.*given by a pattern"):
@@ -503,7 +503,7 @@ def test_a_stretch_that_is_missing_is_passed_over_in_judging(copied, folder, mon
     (copied / "train-000003.tar").write_bytes(b"")
     made, whole = (list(loader(spec, batch=4)) for spec in (copied, folder))
     assert same(made, [*whole[:6], *whole[8:]]) == 14
-    monkeypatch.setattr(sharded, "EACH", 4)
+    monkeypatch.setattr(webdataset, "EACH", 4)
     made, whole = (list(loader(spec, batch=4).ordered()) for spec in (copied, folder))
     assert same(made, [*whole[:6], *whole[8:]]) == 14
     for path in copied.glob("*.tar"):
@@ -516,7 +516,7 @@ def test_in_memory_the_same_are_left_out(copied, caplog):
     index = json.loads((copied / "index.json").read_text())
     cut = copied / index["train"][0]["name"]
     cut.write_bytes(cut.read_bytes()[: index["train"][0]["starts"][5]])
-    source = classification.read(str(copied), 0.0)[0]
+    source = labelled.read(str(copied), 0.0)[0]
     found = source.read(PREPARE)
     assert len(found.pictures) == len(found.targets) == len(found.names) == COUNT - 3
     assert "3 of 63 pictures are left out" in caplog.text
@@ -530,7 +530,7 @@ def test_streams_from_files_stop_at_the_limit_too(root, tmp_path):
         for number in range(6):
             content = b"" if number < 2 else (root / "dark" / "d.0.png").read_bytes()
             (tmp_path / label / f"{number}.png").write_bytes(content)
-    source = classification.read(str(tmp_path), 0.0)[0]
+    source = labelled.read(str(tmp_path), 0.0)[0]
 
     def streamed(broken):
         return Streamed(
@@ -642,7 +642,7 @@ def test_shards_of_others_are_scanned(tmp_path, caplog, form):
     assert "data-val-0.tar/3 has no class" in caplog.text
     assert "data-val-0.tar/5 has no picture" in caplog.text
     assert len(test[0].problems) == 2
-    made = sharding.describe(str(tmp_path), tmp_path)
+    made = webdataset_write.describe(str(tmp_path), tmp_path)
     assert (made["train"], made["test"], made["left_out"]) == (12, 2, 2)
     caplog.clear()
     again, _, _ = shards.read(f"{tmp_path}/data-{{train,val}}-0.tar")
@@ -656,13 +656,13 @@ def tar_value(content):
 
 def test_a_test_part_is_held_out_of_shards(folder, tmp_path):
     """Both parts stream through the same shards; an index that was written elsewhere leads to them once it is there."""
-    found = sharding.describe(f"{folder}/train-{{000000..000007}}.tar", tmp_path / "index")
+    found = webdataset_write.describe(f"{folder}/train-{{000000..000007}}.tar", tmp_path / "index")
     assert (found["train"], found["shards"]) == (COUNT, 8)
     with pytest.raises(Error, match=r"index/train-000000\.tar is missing"):
-        classification.read(str(tmp_path / "index"), 0.3)
+        labelled.read(str(tmp_path / "index"), 0.3)
     for file in folder.glob("*.tar"):
         (tmp_path / "index" / file.name).write_bytes(file.read_bytes())
-    train, test, labels = classification.read(str(tmp_path / "index"), 0.3)
+    train, test, labels = labelled.read(str(tmp_path / "index"), 0.3)
     assert labels == LABELS
     assert (len(train), len(test)) == (45, 18)
     assert np.bincount(test.targets).tolist() == [6, 6, 6]
@@ -719,10 +719,10 @@ def test_an_index_of_shards_elsewhere_is_kept_in_the_cache_folder(folder, tmp_pa
     with serving(RANGE, folder, 0) as url:
         spec = f"{url}/train-{{000000..000007}}.tar"
         monkeypatch.setattr(shards, "INDEX", "other.json")  # there is none on the server
-        found = sharding.describe(spec)
+        found = webdataset_write.describe(spec)
         assert Path(found["out"]).is_relative_to(Path(os.environ["XDG_CACHE_HOME"]) / "fukami")
         with pytest.raises(UsageError, match="is there already"):
-            sharding.describe(spec)
+            webdataset_write.describe(spec)
         monkeypatch.setattr(tar, "scan", None)
         assert len(shards.read(spec)[0][0]) == COUNT
         assert f"is read by the index {found['out']}" in caplog.text
@@ -730,7 +730,7 @@ def test_an_index_of_shards_elsewhere_is_kept_in_the_cache_folder(folder, tmp_pa
 
 def test_an_index_is_written_beside_the_shards(copied):
     (copied / "index.json").unlink()
-    assert sharding.describe(str(copied))["out"] == str(copied / "index.json")
+    assert webdataset_write.describe(str(copied))["out"] == str(copied / "index.json")
     assert len(shards.read(str(copied))[0][0]) == COUNT
 
 
@@ -740,11 +740,11 @@ def test_a_tar_file_among_images_makes_no_shards_of_them(root, folder, copied, t
     shutil.copytree(root, photographs, dirs_exist_ok=True)
     (photographs / "backup.tar").write_bytes((folder / "train-000000.tar").read_bytes())
     assert not shards.known(str(photographs))
-    assert len(classification.read(str(photographs), 0.0)[0]) == COUNT
+    assert len(labelled.read(str(photographs), 0.0)[0]) == COUNT
     (copied / "figures").mkdir()
     Image.new("RGB", (9, 9)).save(copied / "figures" / "preview.png")
     assert shards.known(str(copied))
-    assert len(classification.read(str(copied), 0.0)[0]) == COUNT
+    assert len(labelled.read(str(copied), 0.0)[0]) == COUNT
     for number in range(8):
         Image.new("RGB", (9, 9)).save(copied / f"{number}.png")
     assert not shards.known(str(copied))
@@ -842,9 +842,9 @@ def test_in_memory_where_it_fits(folder, monkeypatch):
     assert isinstance(data.train, Resident)
     assert isinstance(data.val, Resident)
     assert len(data.train.targets) + len(data.val.targets) == COUNT
-    source = classification.read(str(folder), 0.0)[0]
+    source = labelled.read(str(folder), 0.0)[0]
     found = source.read(PREPARE)
     assert torch.equal(found.pictures, torch.cat([pictures for pictures, _ in loader(folder, batch=10)]))
     assert found.names[8] == "train-000001.tar, sample 1"
-    monkeypatch.setattr(sharded, "MANY", 1)
+    monkeypatch.setattr(webdataset, "MANY", 1)
     assert torch.equal(source.read(PREPARE).pictures, found.pictures)

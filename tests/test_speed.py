@@ -16,17 +16,18 @@ import torch
 from torch import nn
 
 import fukami as package
-from fukami import Error, UsageError, checkpoint, models, saving
-from fukami.analysis import layers
-from fukami.ceiling import ceiling
-from fukami.clock import PHASES, Clock
-from fukami.ops.rematerialise import rematerialise
-from fukami.processors import quota
-from fukami.recipes.deep_convnet import DeepConvNet
-from fukami.runtime import Runtime
-from fukami.saving import Saver
-from fukami.state_file import load_state
-from fukami.tasks.classification import Classification
+from fukami import Error, UsageError, models
+from fukami.classification.deep_convnet import DeepConvNet
+from fukami.classification.task import Classification
+from fukami.engine import async_checkpoint, checkpoint
+from fukami.engine.async_checkpoint import Saver
+from fukami.engine.bench import ceiling
+from fukami.engine.runtime import Runtime
+from fukami.engine.state_file import load_state
+from fukami.explain import summary as explain_summary
+from fukami.layers.checkpointing import rematerialise
+from fukami.system import quota
+from fukami.timing import PHASES, Clock
 
 CPU = torch.device("cpu")
 RECIPE = DeepConvNet(epochs=1, batch=100, dropout=0.0, augment=())
@@ -96,8 +97,8 @@ def test_multiply_adds_are_those_of_the_table(timed):
     training = sum(line["seconds"].get(phase, 0) for phase in ("data", "forward", "backward", "optimizer", "waiting"))
     training += line["seconds"].get("host to device", 0)
     model, shape = models.deep_convnet(10), (1, 28, 28)
-    first = next(layer for layer in layers.layers(model, shape) if layer.multiply_adds)
-    expected = 100 * (3 * layers.multiply_adds(model, shape) - first.multiply_adds)
+    first = next(layer for layer in explain_summary.layers(model, shape) if layer.multiply_adds)
+    expected = 100 * (3 * explain_summary.multiply_adds(model, shape) - first.multiply_adds)
     assert line["multiply_adds_per_second"] * training == pytest.approx(28 * expected, rel=0.01)
 
 
@@ -122,7 +123,7 @@ def test_memory_that_is_freed_is_not_cleared_again():
     """Large tensors come and go, and the system gives no new pages for them; it would at once otherwise."""
     script = """
 import resource, torch
-from fukami.runtime import Runtime
+from fukami.engine.runtime import Runtime
 for start in (None, Runtime.start):
     if start:
         start("cpu")
@@ -249,7 +250,7 @@ def test_a_slow_disk_keeps_nobody_waiting(tmp_path, monkeypatch):
         real(folder, state)
 
     monkeypatch.setattr(checkpoint, "write_state", slow)
-    monkeypatch.setattr(saving, "SECONDS", 0.0)
+    monkeypatch.setattr(async_checkpoint, "SECONDS", 0.0)
     weight = torch.ones(3)
     with Saver(tmp_path, writes=True) as saver:
         assert saver.due
@@ -280,7 +281,7 @@ def test_weights_that_are_not_finite_replace_nothing(tmp_path):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_if_asked_from_the_second_step_on(tmp_path, monkeypatch, pageless):
     """Nearly the same loss; cut off and resumed, compiled without being told, the same bits."""
-    monkeypatch.setattr(saving.Saver, "due", True)
+    monkeypatch.setattr(async_checkpoint.Saver, "due", True)
     recipe = DeepConvNet(epochs=1, batch=70, widths=(4, 4, 4, 4, 4, 4), hidden=8)
     how = {"device": "cpu", "precision": "float32"}
     steps, real = [], Classification.step

@@ -22,13 +22,13 @@ from safetensors.torch import load_file
 import fukami as package
 from check_task import lines, same, threads, wait_until
 from fukami import Error, UsageError
-from fukami.clock import Clock
-from fukami.data import augment, classification, stream
+from fukami.classification.deep_convnet import DeepConvNet
+from fukami.data import augment, labelled, streaming
 from fukami.data.loader import Resident
-from fukami.data.stream import Decoder, Streamed
-from fukami.preparation import Preparation
-from fukami.recipes.deep_convnet import DeepConvNet
-from fukami.state_file import load_state
+from fukami.data.streaming import Decoder, Streamed
+from fukami.engine.state_file import load_state
+from fukami.image.transform import Preparation
+from fukami.timing import Clock
 
 CPU = {"device": "cpu", "precision": "float32"}
 LABELS = ("dark", "light", "red")
@@ -51,7 +51,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def source(root):
-    return classification.read(str(root), 0.0)[0]
+    return labelled.read(str(root), 0.0)[0]
 
 
 def streamed(source, prepare=PREPARE, **options):
@@ -87,7 +87,7 @@ def test_streamed_batches_are_those_from_memory(source, options):
 
 
 def test_ordered_yields_everything_once_and_disturbs_nothing(source, monkeypatch):
-    monkeypatch.setattr(stream, "EACH", 8)
+    monkeypatch.setattr(streaming, "EACH", 8)
     loader, other = (streamed(source, batch=5, seed=1, smallest=0.3) for _ in range(2))
     batches, undisturbed = iter(loader), iter(other)
     for number in range(4):
@@ -167,7 +167,7 @@ def test_the_share_of_waiting_is_one(source):
 @pytest.mark.parametrize("batches", [2, 4])
 def test_the_processes_end_with_the_loader(source, batches, monkeypatch):
     """Told to and not terminated, though the loader be in a cycle of references, or in the midst of a pass."""
-    monkeypatch.setattr(stream, "processors", lambda: 2)
+    monkeypatch.setattr(streaming, "processors", lambda: 2)
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 2.0)  # until one is terminated
     terminated = []
 
@@ -203,7 +203,7 @@ def damaged(root, tmp_path):
 @pytest.mark.parametrize("options", [{"seed": 6, "smallest": 0.3}, {"seed": None}], ids=["training", "judging"])
 def test_broken_files_are_left_out_and_named_once(root, damaged, caplog, options):
     """What is left has the draws and the targets that it has in the whole set."""
-    found, whole = (classification.read(str(path), 0.0)[0] for path in (damaged, root))
+    found, whole = (labelled.read(str(path), 0.0)[0] for path in (damaged, root))
     change = augment.parse(["flip"], size=16) if options["seed"] is not None else None
     loader, good = (streamed(source, batch=7, augment=change, **options) for source in (found, whole))
     order = loader._plan(0)[0] if options["seed"] is not None else torch.arange(21)
@@ -227,7 +227,7 @@ def test_a_batch_of_broken_files_alone_is_an_error(tmp_path):
         (tmp_path / label).mkdir()
         for number in range(4):
             (tmp_path / label / f"{number}.png").write_text("no picture")
-    source = classification.read(str(tmp_path), 0.0)[0]
+    source = labelled.read(str(tmp_path), 0.0)[0]
     with pytest.raises(Error, match=r"not one picture of a batch can be read; .*\.png is not a picture"):
         list(streamed(source, batch=4, seed=0))
 
@@ -291,7 +291,7 @@ def test_a_jpeg_is_decoded_no_larger_than_its_crop_needs(tmp_path, monkeypatch, 
         sizes.append(found.size)
         return found
 
-    monkeypatch.setattr("fukami.image.upright", upright)
+    monkeypatch.setattr("fukami.image.io.upright", upright)
     full = package.image.read(tmp_path / "a.jpg")
     assert sizes.pop() == full.size == ((384, 512) if turned else (512, 384))
     for size, scale in ((1.0, 8), (0.25, 4), (0.01, 1)):
@@ -308,14 +308,14 @@ def test_a_jpeg_is_decoded_no_larger_than_its_crop_needs(tmp_path, monkeypatch, 
 
 
 def test_many_files_are_read_by_many_processes_alike(damaged, monkeypatch):
-    source = classification.read(str(damaged), 0.0)[0]
+    source = labelled.read(str(damaged), 0.0)[0]
     asked = []
-    monkeypatch.setattr(stream, "processors", lambda: asked.append(True) or 2)
-    alone = list(stream.decode(source.items, PREPARE))
+    monkeypatch.setattr(streaming, "processors", lambda: asked.append(True) or 2)
+    alone = list(streaming.decode(source.items, PREPARE))
     assert not asked
-    monkeypatch.setattr(stream, "MANY", 21)
-    monkeypatch.setattr(stream, "EACH", 4)
-    together = list(stream.decode(source.items, PREPARE))
+    monkeypatch.setattr(streaming, "MANY", 21)
+    monkeypatch.setattr(streaming, "EACH", 4)
+    together = list(streaming.decode(source.items, PREPARE))
     assert asked
     assert len(alone) == len(together) == 21
     for one, other in zip(alone, together, strict=True):
@@ -325,9 +325,9 @@ def test_many_files_are_read_by_many_processes_alike(damaged, monkeypatch):
 
 
 def test_processors_are_those_of_this_process():
-    assert 1 <= stream.processors() <= min(16, os.cpu_count())
+    assert 1 <= streaming.processors() <= min(16, os.cpu_count())
     if hasattr(os, "sched_getaffinity"):
-        assert stream.processors() == min(16, len(os.sched_getaffinity(0)))
+        assert streaming.processors() == min(16, len(os.sched_getaffinity(0)))
 
 
 # ---- a training -----------------------------------------------------------------------------------------------------
@@ -376,7 +376,7 @@ def test_a_training_from_files_is_one_from_memory(root, tmp_path, pageless):
 
 def test_a_training_from_files_resumes_bit_exactly(root, tmp_path, pageless, monkeypatch):
     """Cut off in the second pass, with crops, augmentation and dropout."""
-    monkeypatch.setattr("fukami.saving.Saver.due", True)
+    monkeypatch.setattr("fukami.engine.async_checkpoint.Saver.due", True)
     whole = recipe(root, memory=0.0, augment=("crop=0.3", "flip", "brightness=0.2"))
     package.train(whole, tmp_path / "whole", **CPU)
     with pytest.raises(KeyboardInterrupt):
@@ -417,7 +417,7 @@ def named(source, labels):
 def test_a_table_without_parts_is_split(tmp_path):
     lines = [f"deep/{number}.png, {'even' if number % 2 == 0 else 'odd'}" for number in range(20)]
     spec = table(tmp_path, "\ufeffPath, Label", *lines)
-    train, test, labels = classification.read(spec, 0.3)
+    train, test, labels = labelled.read(spec, 0.3)
     assert labels == ("even", "odd")
     assert (len(train), len(test)) == (14, 6)
     assert test.targets.tolist().count(0) == 3
@@ -428,7 +428,7 @@ def test_a_table_without_parts_is_split(tmp_path):
 
 def test_a_table_with_parts(tmp_path):
     lines = ["x,train,a.png,1", "y,val,b.png,2", "x,,c.png,3", '"y, z",Testing,d.png,4', f"x,train,{tmp_path}/e.png,5"]
-    train, test, labels = classification.read(table(tmp_path, "label,split,path,note", *lines), 0.3)
+    train, test, labels = labelled.read(table(tmp_path, "label,split,path,note", *lines), 0.3)
     assert labels == ("x", "y", "y, z")
     assert named(train, labels) == [("a.png", "x"), ("c.png", "x"), ("e.png", "x")]
     assert named(test, labels) == [("b.png", "y"), ("d.png", "y, z")]
@@ -448,15 +448,15 @@ def test_a_table_with_parts(tmp_path):
 )
 def test_a_wrong_table_is_refused_by_line(tmp_path, lines, hint):
     with pytest.raises(Error, match=hint) as caught:
-        classification.read(table(tmp_path, *lines), 0.2)
+        labelled.read(table(tmp_path, *lines), 0.2)
     assert "table.csv" in str(caught.value)
 
 
 def test_a_table_in_another_code_is_refused(tmp_path):
     spec = table(tmp_path, "path,label", "é.png,x", encoding="latin-1")
     with pytest.raises(Error, match=r"table\.csv is not in UTF-8"):
-        classification.read(spec, 0.2)
-    train, _, _ = classification.read(table(tmp_path, "path,label", "é.png,x"), 0.2)
+        labelled.read(spec, 0.2)
+    train, _, _ = labelled.read(table(tmp_path, "path,label", "é.png,x"), 0.2)
     assert train.items[0].name == "é.png"
 
 
@@ -496,9 +496,9 @@ def test_cifar_in_its_original_form(name, tmp_path, monkeypatch):
     (place / ("batches.meta" if name == "cifar10" else "meta")).write_bytes(pickle.dumps({meta: names}))
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path))
     with pytest.raises(Error, match=f"{name} was not found in .*damaged"):
-        classification.read(name, 0.2)  # torchvision knows the sums of the true files
+        labelled.read(name, 0.2)  # torchvision knows the sums of the true files
     monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *arguments: True)
-    train, test, found = classification.read(name, 0.2)
+    train, test, found = labelled.read(name, 0.2)
     assert found == tuple(names)
     assert (train.targets.tolist(), test.targets.tolist()) == (labels[:50], labels[50:])
     assert np.array_equal(train.items, pictures[:50])
@@ -517,7 +517,7 @@ def test_cifar_as_files(packed, tmp_path, monkeypatch):
         shutil.make_archive(str(tmp_path / "data" / "cifar10"), "zip", tmp_path / "data", "cifar10")
         shutil.rmtree(tmp_path / "data" / "cifar10")
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path / "data"))
-    train, test, labels = classification.read("cifar10", 0.2)
+    train, test, labels = labelled.read("cifar10", 0.2)
     assert labels == ("cat", "dog")
     assert train.targets.tolist() == [0, 0, 1, 1]
     found = test.read(Preparation(channels=3, size=32))
@@ -541,22 +541,22 @@ def test_imagenet_as_folders(root, tmp_path, monkeypatch):
     for part in ("train", "val"):
         shutil.copytree(root, tmp_path / "imagenet" / part)
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path))
-    train, test, labels = classification.read("imagenet", 0.2)
+    train, test, labels = labelled.read("imagenet", 0.2)
     assert labels == LABELS
     assert (len(train), len(test)) == (21, 21)
     assert {path.parts[-3] for path in test.items} == {"val"}
     shutil.rmtree(tmp_path / "imagenet" / "val")
-    assert len(classification.read("imagenet", 0.2)[1]) == 0  # nothing is held out of what is for training
+    assert len(labelled.read("imagenet", 0.2)[1]) == 0  # nothing is held out of what is for training
 
 
 def test_imagenet_is_not_downloaded(tmp_path, monkeypatch):
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(Error, match=r"nowhere/imagenet.*ILSVRC2012_img_train\.tar.*image-net\.org.*FUKAMI_DATA"):
-        classification.read("imagenet", 0.2)
+        labelled.read("imagenet", 0.2)
     (tmp_path / "nowhere" / "imagenet").mkdir(parents=True)
     (tmp_path / "nowhere" / "imagenet" / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(b"cut")
     with pytest.raises(Error, match="imagenet holds no complete ImageNet"):
-        classification.read("imagenet", 0.2)
+        labelled.read("imagenet", 0.2)
 
 
 @pytest.mark.parametrize("aspect", [0.4, 1.0, 2.5])
@@ -566,7 +566,7 @@ def test_a_crop_for_one_picture_is_that_of_the_batch(aspect):
     draws = torch.rand(50, 4)
     whole = torch.stack(augment.crop(draws, 0.1, aspect), 1)
     for row, expected in zip(draws.tolist(), whole.tolist(), strict=True):
-        assert stream.crop(row, 0.1, aspect) == pytest.approx(expected, abs=1e-5)
+        assert streaming.crop(row, 0.1, aspect) == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_signal_to_the_whole_group_still_saves(root, tmp_path):

@@ -5,13 +5,13 @@ from functools import partial
 import pytest
 
 import check_task
-from fukami.recipes.dcgan import DCGAN
-from fukami.recipes.deep_convnet import DeepConvNet
-from fukami.recipes.faster_rcnn_vgg16 import FasterRCNNVGG16
-from fukami.recipes.fcn8s_vgg16 import FCN8sVGG16
-from fukami.recipes.neural_style import NeuralStyle
-from fukami.recipes.show_and_tell import ShowAndTell
-from fukami.runtime import Runtime
+from fukami.captioning.show_and_tell import ShowAndTell
+from fukami.classification.deep_convnet import DeepConvNet
+from fukami.detection.faster_rcnn import FasterRCNNVGG16
+from fukami.engine.runtime import Runtime
+from fukami.generation.dcgan import DCGAN
+from fukami.segmentation.fcn import FCN8sVGG16
+from fukami.style.neural_style import NeuralStyle
 
 
 def classification(request):

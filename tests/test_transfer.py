@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import fukami as package
-from fukami import Error, UsageError, models, transfer
+from fukami import Error, UsageError, models
+from fukami.engine import weights as engine_weights
 
 SHARED = Path(__file__).parents[2] / "shared"
 CPU = {"device": "cpu", "precision": "float32"}
@@ -65,7 +66,7 @@ def small(colours, name="resnet20", **fields):
 def test_the_head_is_what_depends_on_the_classes(name, options, expected):
     """And nothing else does: the shapes of all other parts are the same for another number of classes."""
     network, other = (meta(name, classes, **options) for classes in (7, 8))
-    head = transfer.head(network)
+    head = engine_weights.head(network)
     assert set(head) == expected
     assert len(head) == len(expected)
     wider = dict(other.named_parameters())
@@ -86,14 +87,14 @@ def test_the_head_is_what_depends_on_the_classes(name, options, expected):
 )  # fmt: skip
 def test_each_stage_learns_more_slowly_than_the_one_above(name, stages):
     network = meta(name, 5)
-    groups = transfer.layered(network, 0.4, 0.5)
+    groups = engine_weights.layered(network, 0.4, 0.5)
     assert [group["lr"] for group in groups] == [0.4 * 0.5**depth for depth in range(len(stages))]
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert sum(len(group["params"]) for group in groups) == len(rates) == len(list(network.parameters()))
     for depth, prefix in enumerate(stages):
         found = {rates[id(p)] for key, p in network.named_parameters() if key.startswith(f"{prefix}.")}
         assert found == {0.4 * 0.5**depth}, prefix
-    head = transfer.head(network)
+    head = engine_weights.head(network)
     assert {rates[id(p)] for key, p in network.named_parameters() if key.partition(".")[0] in head} == {0.4}
 
 
@@ -101,7 +102,7 @@ def test_stages_of_networks_that_begin_otherwise():
     """With a normalisation, or a parameter of the whole network; what normalises goes with what it normalises."""
     network = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     network.register_parameter("token", nn.Parameter(torch.zeros(1)))
-    groups = transfer.layered(network, 1.0, 0.5)
+    groups = engine_weights.layered(network, 1.0, 0.5)
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     found = {key: rates[id(p)] for key, p in network.named_parameters() if not key.endswith("bias")}
     assert found == {"4.weight": 1, "1.weight": 0.5, "2.weight": 0.5, "0.weight": 0.25, "token": 0.25}
@@ -190,7 +191,7 @@ def start():
 def initialised(path, classes=3, seed=2, name="resnet20", **options):
     torch.manual_seed(seed)
     network = getattr(models, name)(classes, **options)
-    transfer.initialise(network, name, str(path))
+    engine_weights.initialise(network, name, str(path))
     return network.state_dict()
 
 
@@ -320,7 +321,7 @@ def test_a_first_layer_for_colour_becomes_one_for_grey(name, tmp_path):
     colour = getattr(models, name)(3, **options).eval()
     save_file(colour.state_dict(), tmp_path / "colour.safetensors")
     grey = getattr(models, name)(3, channels=1, **options).eval()
-    transfer.initialise(grey, name, str(tmp_path / "colour.safetensors"))
+    engine_weights.initialise(grey, name, str(tmp_path / "colour.safetensors"))
     picture = torch.rand(2, 1, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(grey(picture), colour(picture.expand(-1, 3, -1, -1)))
@@ -342,7 +343,7 @@ def test_imagenet_asks_torchvision_for_the_weights_of_that_network(recipe, field
     weights = torchvision.models.get_model_weights(recipe.architecture)
     monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", answered)
     with pytest.raises(Error, match="does not fit"):
-        transfer.initialise(meta(recipe.architecture, 3), recipe.architecture, recipe.init)
+        engine_weights.initialise(meta(recipe.architecture, 3), recipe.architecture, recipe.init)
     assert asked == [(weights.IMAGENET1K_V1, {"progress": False, "check_hash": True, "weights_only": True})]
 
 
@@ -370,7 +371,7 @@ def test_without_a_network_the_address_of_the_weights_is_named(monkeypatch, fuka
     for hint in ("no network", url, f"--init {url.rpartition('/')[2]}"):
         assert hint in answer.err
     with pytest.raises(Error, match="there are no published weights for resnet20"):
-        transfer.initialise(meta("resnet20", 3), "resnet20", "imagenet")
+        engine_weights.initialise(meta("resnet20", 3), "resnet20", "imagenet")
 
 
 def test_pictures_are_normalised_as_the_published_weights_expect(colours):
@@ -389,12 +390,12 @@ def test_pictures_are_normalised_as_the_published_weights_expect(colours):
 
 def test_a_run_with_snapshots_gives_its_last_one(digit_files, tmp_path):
     """Three courses of the learning rate: what the next run begins with is what the last of them reached."""
-    from fukami.recipes.resnet20 import ResNet20
+    from fukami.classification.resnet import ResNet20
 
     recipe = ResNet20(dataset=str(digit_files), epochs=3, cycles=3, batch=15, warmup=0.0)
     package.train(recipe, tmp_path / "run", device="cpu")
     network = recipe.network(10)
-    transfer.initialise(network, "resnet20", str(tmp_path / "run"))
+    engine_weights.initialise(network, "resnet20", str(tmp_path / "run"))
     saved = load_file(tmp_path / "run" / "weights.safetensors")
     for name, value in network.state_dict().items():
         torch.testing.assert_close(value, saved[f"model.models.2.{name}"])
@@ -405,5 +406,5 @@ def test_a_run_with_snapshots_gives_its_last_one(digit_files, tmp_path):
 )
 def test_a_strange_record_beside_weights_says_nothing(tmp_path, text):
     (tmp_path / "recipe.json").write_text(text)
-    assert transfer._labels(str(tmp_path)) == ()
-    assert transfer._exported(tmp_path) is None
+    assert engine_weights._labels(str(tmp_path)) == ()
+    assert engine_weights._exported(tmp_path) is None

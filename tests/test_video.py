@@ -11,7 +11,10 @@ import pytest
 from PIL import Image
 
 from bright import Bright
-from fukami import Error, checkpoint, image, video
+from fukami import Error
+from fukami.engine import checkpoint
+from fukami.image import io as image_io
+from fukami.image import video
 
 RECIPE = Path(__file__).with_name("bright.py")
 
@@ -187,7 +190,7 @@ def test_predict_boxes_in_pictures_and_videos(fukami, tmp_path, monkeypatch):
 def test_a_classifier_answers_for_frames_as_for_pictures(fukami, tmp_path):
     """The last of the three frames is empty, and so no digit."""
     source = tmp_path / "a.mp4"
-    digit = image.read(RECIPE.parents[1] / "docs" / "digit.png")
+    digit = image_io.read(RECIPE.parents[1] / "docs" / "digit.png")
     with video.Writer(source) as film:
         for number, picture in enumerate((digit, digit, Image.new("L", digit.size, 255))):
             film.add(picture, number / 10, Fraction(10))

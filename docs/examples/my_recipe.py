@@ -5,8 +5,8 @@ from typing import Literal
 
 from torch import nn
 
-from fukami.classifier import Classifier, Optimizer
-from fukami.preparation import Preparation
+from fukami.classification.recipe import Classifier, Optimizer
+from fukami.image.transform import Preparation
 
 
 @dataclass(frozen=True, kw_only=True)

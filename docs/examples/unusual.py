@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fukami import Data, Error, Recipe, Task, image
-from fukami.data import classification
+from fukami import Data, Error, Recipe, Task
+from fukami.data import labelled
 from fukami.data.loader import Resident
-from fukami.preparation import Preparation
-from fukami.recipe import Dataset
+from fukami.engine.recipe import Dataset
+from fukami.image import io as image_io
+from fukami.image.transform import Preparation
 
 
 class Copying(Task):
@@ -51,7 +52,7 @@ class Copying(Task):
         for source in inputs:
             answer: dict[str, Any] = {"file": str(source)} if isinstance(source, str | Path) else {}
             try:
-                picture = torch.from_numpy(self.prepare(image.read(source)))
+                picture = torch.from_numpy(self.prepare(image_io.read(source)))
                 answers.append({**answer, "distance": self.distances(picture[None]).item()})
             except Error as error:
                 answers.append({**answer, "error": str(error)})
@@ -75,7 +76,7 @@ class Unusual(Recipe):
 
     def data(self) -> Data:
         """The data set; what the classes are does not matter here."""
-        *parts, labels = classification.read(self.dataset, self.holdout)
+        *parts, labels = labelled.read(self.dataset, self.holdout)
         train, test = (part.read(self.prepare(labels)) for part in parts)
         training = Resident(train.pictures, train.targets, labels, batch=64, names=train.names, seed=self.seed)
         return Data(training, Resident(test.pictures, test.targets, labels, batch=500), labels)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import matplotlib
 
-from fukami import board
+from fukami import leaderboard
 
 RUNS = {"deep-convnet": [], "seed-1": ["--seed", "1"], "slow": ["--lr", "0.0005"], "plain": ["--augment"]}
 
@@ -21,9 +21,9 @@ def main() -> None:
         for name, fields in RUNS.items():
             words = ["train", "deep-convnet", "--epochs", "8", "--batch", "50", *fields, "--out", f"{place}/{name}"]
             subprocess.run([sys.executable, "-m", "fukami", *words], check=True)
-        (found,), _ = board.survey(Path(place))
+        (found,), _ = leaderboard.survey(Path(place))
     matplotlib.rcParams.update({"svg.hashsalt": "fukami", "svg.fonttype": "path", "font.family": "DejaVu Sans"})
-    board.curves(found).savefig(Path(__file__).with_name("board.svg"), metadata={"Date": None})
+    leaderboard.curves(found).savefig(Path(__file__).with_name("board.svg"), metadata={"Date": None})
 
 
 if __name__ == "__main__":

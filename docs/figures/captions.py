@@ -10,7 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import fukami
-from fukami import caption_metrics, checkpoint, figures_captions, language
+from fukami.captioning import metrics as captioning_metrics
+from fukami.captioning import plots as captioning_plots
+from fukami.captioning import tokenizer
+from fukami.engine import checkpoint
 
 HERE = Path(__file__).parent
 RANKS = (0.02, 0.2, 0.5, 0.95)  # of the sentences by CIDEr-D, the best first
@@ -22,16 +25,16 @@ def gallery(run: str) -> Figure:
     recipe, _ = checkpoint.describe(Path(run))
     judged = recipe.judged()
     found = task.judge(judged)
-    scores = caption_metrics.cider(found.words, found.own)
+    scores = captioning_metrics.cider(found.words, found.own)
     order = np.argsort(scores)[::-1]
     said = list(found.sentences.values())
     rows = []
     for rank in RANKS:
         at = int(order[int(rank * len(order))])
         picture = judged.pictures[at].permute(1, 2, 0).numpy()
-        own = language.joined(judged.said[at][0], task.speech.tokens)
+        own = tokenizer.joined(judged.said[at][0], task.speech.tokens)
         rows.append((f"better than {1 - rank:.0%}", picture, said[at], own))
-    return figures_captions.gallery(rows)
+    return captioning_plots.gallery(rows)
 
 
 if __name__ == "__main__":

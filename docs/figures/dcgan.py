@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from fukami.cli import find
+from fukami.cli.main import find
 
 HERE = Path(__file__).parent
 MADE = {  # a figure, and what it takes to make it

@@ -7,8 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from fukami import report
-from fukami.cli import find
+from fukami.cli.main import find
+from fukami.engine import report
 
 HERE = Path(__file__).parent
 

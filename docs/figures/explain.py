@@ -16,8 +16,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import fukami
-from fukami import checkpoint, image, models
-from fukami.analysis import layers, receptive_field, seeing, stacking
+from fukami import models
+from fukami.engine import checkpoint
+from fukami.explain import receptive_field, saliency, stacking
+from fukami.explain import summary as explain_summary
+from fukami.image import io as image_io
 
 HERE = Path(__file__).parent
 SIDE = 448  # the largest theoretical field, ResNet-50's 427, fits
@@ -36,7 +39,9 @@ def fields(features: Path, folder: Path) -> None:
     """Theoretical and effective fields of the last layer with positions, at the same scale."""
     vgg = models.vgg16(hidden=0)
     photographs = sorted(folder.rglob("*.jpg"))[:: max(1, len(list(folder.rglob("*.jpg"))) // 8)][:8]
-    pictures = [torch.from_numpy(image.fit(image.read(path), channels=3, size=SIDE)) / 255 for path in photographs]
+    pictures = [
+        torch.from_numpy(image_io.fit(image_io.read(path), channels=3, size=SIDE)) / 255 for path in photographs
+    ]
     real = (torch.stack(pictures) - MEAN) / STD
     noise = torch.randn(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     trained = models.vgg16(hidden=0)
@@ -64,18 +69,18 @@ def seen() -> None:
     pixels = torch.from_numpy(task.prepare.open(HERE.parent / "digit.png"))
     picture = task.normalised(pixels)
     (answer,) = task.predict([HERE.parent / "digit.png"])
-    depths = layers.stages(layers.layers(model, tuple(pixels.shape)))
-    maps = seeing.feature_maps(model, picture, [layer.name for layer in depths])
-    heat = seeing.grad_cam(model, picture, task.labels.index(answer["label"]))
+    depths = explain_summary.stages(explain_summary.layers(model, tuple(pixels.shape)))
+    maps = saliency.feature_maps(model, picture, [layer.name for layer in depths])
+    heat = saliency.grad_cam(model, picture, task.labels.index(answer["label"]))
     ranking = [(entry["label"], entry["probability"]) for entry in answer["ranking"]]
-    save(seeing.draw_prediction(pixels, heat, ranking), "grad-cam")
-    save(seeing.draw_maps(maps), "maps")
+    save(saliency.draw_prediction(pixels, heat, ranking), "grad-cam")
+    save(saliency.draw_maps(maps), "maps")
     recipe, _ = checkpoint.describe(checkpoint.locate("deep-convnet"))
     batches = [pictures for pictures, _ in recipe.data().train.ordered()]
-    units = [(layer, seeing.strongest(maps[layer.name], 6)) for layer in depths]
-    found = seeing.exciting(model, batches, units, normalise=task.normalised)
+    units = [(layer, saliency.strongest(maps[layer.name], 6)) for layer in depths]
+    found = saliency.exciting(model, batches, units, normalise=task.normalised)
     rows = [(f"layer {layer.name}: units {', '.join(map(str, chosen))}", found[layer.name]) for layer, chosen in units]
-    save(seeing.draw_exciting(rows), "patches")
+    save(saliency.draw_exciting(rows), "patches")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 import fukami
-from fukami import image
 from fukami.data import scenes
+from fukami.image import io as image_io
 
 HERE = Path(__file__).parent
 BEST = 60  # proposals that are shown
@@ -36,7 +36,7 @@ def draw(run: str, number: int) -> Figure:
     likely = said.logits.view(*side, -1).amax(2).sigmoid()
     proposals, _ = task.model.propose(pictures, sizes)
     (answer,) = task.predict([scene.picture])
-    shown = image.draw_boxes(
+    shown = image_io.draw_boxes(
         Image.fromarray(scene.picture), [b for b in answer["boxes"] if b["score"] >= 0.5], task.labels
     )
     figure = Figure(figsize=(11, 3.1), layout="constrained")

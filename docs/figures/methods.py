@@ -18,7 +18,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import fukami
-from fukami import board, lr_range, schedules, showing
+from fukami import leaderboard
+from fukami.cli import show_samples
+from fukami.engine import lr_finder, schedules
 
 HERE = Path(__file__).parent
 WORDS = ("flip", "pad-crop=4", "rotate=15", "brightness", "saturation", "hue=0.05", "cutmix")
@@ -57,15 +59,15 @@ def courses() -> None:
 
 def rates() -> None:
     """The range test that ``fukami find-lr deep-convnet`` makes."""
-    found = lr_range.measure(fukami.find("deep-convnet")(), 1e-6, 10.0, 200, device="cpu", precision="float32")
-    save(lr_range.figure(found), "find-lr")
+    found = lr_finder.measure(fukami.find("deep-convnet")(), 1e-6, 10.0, 200, device="cpu", precision="float32")
+    save(lr_finder.figure(found), "find-lr")
     sys.stdout.write(f"falls quickest at {found.steepest:.2g}, least at {found.most:.2g}\n")
 
 
 def augmentation() -> None:
     """The picture that ``fukami show cifar10`` writes."""
     path = HERE / "augmentation.png"
-    showing.draw(showing.samples("cifar10", WORDS, pictures=6, variants=6, seed=2), path)
+    show_samples.draw(show_samples.samples("cifar10", WORDS, pictures=6, variants=6, seed=2), path)
     Image.open(path).convert("RGB").save(path, optimize=True)
     sys.stdout.write(f"{path.name}: {path.stat().st_size:,} bytes\n")
 
@@ -82,8 +84,8 @@ def members() -> None:
 
 def transfer(runs: str) -> None:
     """The left curves of ``fukami board``: a network from scratch, and others that begin with published weights."""
-    (found,), _ = board.survey(Path(runs))
-    figure = board.curves(found)
+    (found,), _ = leaderboard.survey(Path(runs))
+    figure = leaderboard.curves(found)
     left, right = figure.axes
     right.remove()
     left.set_subplotspec(figure.add_gridspec(1, 1)[0])

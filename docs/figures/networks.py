@@ -2,7 +2,7 @@
 
 python docs/figures/networks.py    writes vgg.svg, googlenet.svg and resnet.svg beside this file
 
-All numbers come from fukami.analysis.layers, which fukami explain prints.
+All numbers come from fukami.explain.summary, which fukami explain prints.
 """
 
 from collections import defaultdict
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fukami import models
-from fukami.analysis.layers import Layer, layers
+from fukami.explain.summary import Layer, layers
 
 HERE = Path(__file__).parent
 INK, GREY = "#23303d", "#66727e"

@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 import fukami
-from fukami import checkpoint, image
 from fukami.data import scenes
-from fukami.data.boxes import PROPOSAL
-from fukami.ops import boxes
-from fukami.ops.warp import warp
-from fukami.proposals import drawing
+from fukami.data.annotated import PROPOSAL
+from fukami.engine import checkpoint
+from fukami.image import io as image_io
+from fukami.layers import boxes
+from fukami.layers.roi_warp import warp
+from fukami.selective_search import plots as selective_search_plots
 
 HERE = Path(__file__).parent
 NUMBER = scenes.TRAINING + 58  # of the scene, which is none that was learned from
@@ -52,8 +53,8 @@ def main() -> None:
     picture = Image.fromarray(samples[0].source)
     ratio = picture.width / float(batch.sizes[0][1])
     own = proposals.numpy() * ratio
-    drawn = drawing.boxes(picture, own, 100, SIDE)
-    save(drawing.page([(drawn, f"the first 100 of {len(own)} proposals")], 1), "proposals")
+    drawn = selective_search_plots.boxes(picture, own, 100, SIDE)
+    save(selective_search_plots.page([(drawn, f"the first 100 of {len(own)} proposals")], 1), "proposals")
 
     overlap = boxes.iou(proposals, objects).amax(1)
     generator = torch.Generator().manual_seed(0)
@@ -62,7 +63,7 @@ def main() -> None:
         some = proposals[which]
         some = some[torch.randperm(len(some), generator=generator)[:8]]
         rows.append((warped(task, batch, some), name))
-    save(drawing.page(rows, 1), "regions")
+    save(selective_search_plots.page(rows, 1), "regions")
 
     with torch.inference_mode():
         seen = task.normalised(batch.pictures, batch.sizes)[0]
@@ -79,11 +80,16 @@ def main() -> None:
         if score >= 0.5
     ]
     panels = [
-        (image.draw_boxes(picture, before, task.labels), f"{len(before)} regions that a machine takes for an object"),
-        (image.draw_boxes(picture, after, task.labels), f"suppressed and moved: {len(after)} are left"),
+        (
+            image_io.draw_boxes(picture, before, task.labels),
+            f"{len(before)} regions that a machine takes for an object",
+        ),
+        (image_io.draw_boxes(picture, after, task.labels), f"suppressed and moved: {len(after)} are left"),
     ]
     save(
-        drawing.page([(each.resize((SIDE, SIDE * each.height // each.width)), text) for each, text in panels], 2),
+        selective_search_plots.page(
+            [(each.resize((SIDE, SIDE * each.height // each.width)), text) for each, text in panels], 2
+        ),
         "found",
     )
 

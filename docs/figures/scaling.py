@@ -1,4 +1,4 @@
-"""Draw what limits the training of ResNet-50 on up to 1,024 GPUs, by the model of fukami.analysis.scaling.
+"""Draw what limits the training of ResNet-50 on up to 1,024 GPUs, by the model of fukami.explain.batch_scaling.
 
 python docs/figures/scaling.py    writes scaling.png beside this file, and prints the tables of ../scale.md
 """
@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fukami import models
-from fukami.analysis.layers import layers, multiply_adds, parameters
-from fukami.analysis.scaling import MEBI, Cluster, Job, Step, buckets, predict, strong
+from fukami.explain.batch_scaling import MEBI, Cluster, Job, Step, buckets, predict, strong
+from fukami.explain.summary import layers, multiply_adds, parameters
 
 HERE = Path(__file__).parent
 SIZE = (3, 224, 224)

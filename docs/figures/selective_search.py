@@ -9,7 +9,8 @@ from pathlib import Path
 from PIL import Image
 from skimage.data import coffee
 
-from fukami.proposals import drawing, grouping, selective_search
+from fukami.selective_search import grouping, search
+from fukami.selective_search import plots as selective_search_plots
 
 HERE = Path(__file__).parent
 SIDE = 380  # of the longest side of a panel
@@ -18,7 +19,7 @@ SIDE = 380  # of the longest side of a panel
 def save(panels: list[tuple[Image.Image, str]], name: str) -> None:
     """Write panels side by side, in few colours."""
     path = HERE / f"selective-search-{name}.png"
-    sheet = drawing.page(panels, len(panels))
+    sheet = selective_search_plots.page(panels, len(panels))
     sheet.quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
     sys.stdout.write(f"{path.name}: {path.stat().st_size:,} bytes\n")
 
@@ -29,19 +30,25 @@ def main() -> None:
     picture = Image.fromarray(pixels)
     segmented = []
     for scale in (50, 300):
-        labels = selective_search.segment(pixels, scale)
-        segmented.append((drawing.regions(picture, labels, SIDE), f"k = {scale}: {labels.max() + 1} regions"))
+        labels = search.segment(pixels, scale)
+        segmented.append(
+            (selective_search_plots.regions(picture, labels, SIDE), f"k = {scale}: {labels.max() + 1} regions")
+        )
     save(segmented, "segmentation")
 
-    labels = selective_search.segment(pixels, 50)
-    regions = grouping.describe(labels, grouping.features(selective_search.colours(pixels, "hsv")))
+    labels = search.segment(pixels, 50)
+    regions = grouping.describe(labels, grouping.features(search.colours(pixels, "hsv")))
     _, made = grouping.group(regions, "CTSF")
-    steps = [(drawing.grouped(labels, made, left), left) for left in (100, 12)]
-    save([(drawing.regions(picture, some, SIDE), f"{left} regions are left") for some, left in steps], "grouping")
+    steps = [(selective_search_plots.grouped(labels, made, left), left) for left in (100, 12)]
+    save(
+        [(selective_search_plots.regions(picture, some, SIDE), f"{left} regions are left") for some, left in steps],
+        "grouping",
+    )
 
-    boxes = selective_search.propose(pixels)
+    boxes = search.propose(pixels)
     drawn = [
-        (drawing.boxes(picture, boxes, count, SIDE), f"the first {count} of {len(boxes):,}") for count in (20, 100)
+        (selective_search_plots.boxes(picture, boxes, count, SIDE), f"the first {count} of {len(boxes):,}")
+        for count in (20, 100)
     ]
     save(drawn, "boxes")
 

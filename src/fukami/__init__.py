@@ -10,24 +10,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fukami.checkpoint import load
+    from fukami.engine.checkpoint import load
+    from fukami.engine.recipe import Data, Recipe, find, names
+    from fukami.engine.task import Task
+    from fukami.engine.train import train
     from fukami.errors import Error, UsageError
-    from fukami.loop import train
-    from fukami.recipe import Data, Recipe, find, names
-    from fukami.task import Task
 
 __all__ = ["Data", "Error", "Recipe", "Task", "UsageError", "find", "load", "names", "train"]
 
 _HOME = {
-    "load": "checkpoint",
+    "load": "engine.checkpoint",
     "Error": "errors",
     "UsageError": "errors",
-    "train": "loop",
-    "Data": "recipe",
-    "Recipe": "recipe",
-    "find": "recipe",
-    "names": "recipe",
-    "Task": "task",
+    "train": "engine.train",
+    "Data": "engine.recipe",
+    "Recipe": "engine.recipe",
+    "find": "engine.recipe",
+    "names": "engine.recipe",
+    "Task": "engine.task",
 }
 
 

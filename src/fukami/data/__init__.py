@@ -1,1 +1,1 @@
-"""Data sets: one file per source; what the sources share lies in `loader`, `augment` and `places`."""
+"""Datasets: formats, sources, augmentation and loaders that two families share."""

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
 
-from fukami import image
 from fukami.data import archives, folder
-from fukami.data.boxes import COUNTED, Annotated
+from fukami.data.annotated import COUNTED, Annotated
 from fukami.data.parsing import is_file
 from fukami.errors import Error
+from fukami.image import io as image_io
 
 logger = logging.getLogger(__name__)
 SLIVER = 0.01  # pixels; a side below is none
@@ -36,7 +36,7 @@ class Box(NamedTuple):
         label: the class; empty: none is given.
         corners: left, top, right, bottom as the edges of pixels, counted from 0, or shares of the picture where the
             entry is ``relative``; nan where no number is given.
-        kind: as in :mod:`fukami.data.boxes`.
+        kind: as in :mod:`fukami.data.annotated`.
         line: where the file has it, from 1.
         note: how the file tells it apart, such as ``annotation 17``.
         zero: it begins at 0 in a format that counts from 1.
@@ -107,7 +107,7 @@ class Header(NamedTuple):
 def header(path: Path) -> Header | Error:
     """The header of a picture, which is not decoded, or what is wrong with it."""
     try:
-        with image.opened(path) as picture:
+        with image_io.opened(path) as picture:
             how = orientation(picture)
             if picture.format == "TIFF" and how > 4:  # whose size Pillow has turned already
                 return Header(picture.height, picture.width, how)
@@ -261,7 +261,7 @@ def part_of(name: str) -> str:
 
 def pictures(place: Path, *, deep: bool = False) -> list[Path]:
     """The picture files in a folder, in order; with ``deep`` also those further down."""
-    endings = folder.suffixes()
+    endings = image_io.suffixes()
     found = place.rglob("*") if deep else place.iterdir()
     return sorted(path for path in found if path.suffix.lower() in endings and not path.name.startswith("."))
 

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Protocol
 
 from fukami.data import tar
-from fukami.data.places import download_folder
+from fukami.data.locate import download_folder
 from fukami.errors import Error
 
 RULES = 1  # of what is refused; others unpack an archive again

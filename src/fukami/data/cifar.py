@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fukami.data.places import candidates, download_folder
+from fukami.data.locate import candidates, download_folder
 from fukami.errors import Error
 
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}

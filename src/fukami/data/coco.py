@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fukami.data import folder
+from fukami.data.annotated import COUNTED, CROWD
 from fukami.data.annotations import Box, Entry, Flaw, Sheets, only, part_of, pictures
-from fukami.data.boxes import COUNTED, CROWD
+from fukami.data.locate import candidates
 from fukami.data.parsing import is_file, key_of, number_of, read_text, text_of
-from fukami.data.places import candidates
 from fukami.errors import Error
 
 LISTS = ("images", "annotations", "categories")

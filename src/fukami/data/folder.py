@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from fukami.data import archives
 from fukami.data.parsing import read_text
 from fukami.errors import Error
-from fukami.preparation import Preparation
+from fukami.image import io as image_io
+from fukami.image.transform import Preparation
 
 logger = logging.getLogger(__name__)
 TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")
@@ -183,7 +183,7 @@ def nested(path: Path) -> Iterator[Path]:
 
 def pictures(root: Path) -> list[Path]:
     """The files below a folder that are pictures by name, in order, without hidden ones and what macOS adds."""
-    kinds = suffixes()
+    kinds = image_io.suffixes()
     return [
         file
         for file in sorted(root.rglob("*"))
@@ -196,15 +196,10 @@ def pictures(root: Path) -> list[Path]:
 
 def found_below(root: Path) -> Iterator[Path]:
     """The same files in no order, each as soon as it is found."""
-    kinds = suffixes()
+    kinds = image_io.suffixes()
     for at, inside, files in os.walk(root):
         inside[:] = [name for name in inside if not name.startswith((".", "__MACOSX"))]
         yield from (Path(at, name) for name in files if Path(name).suffix.lower() in kinds and name[0] != ".")
-
-
-def suffixes() -> set[str]:
-    """What the names of picture files end in."""
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
 def unpacked(archive: Path) -> Path:

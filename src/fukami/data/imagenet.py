@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fukami.data import folder
-from fukami.data.places import candidates
+from fukami.data.locate import candidates
 from fukami.errors import Error
 
 

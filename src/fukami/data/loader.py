@@ -12,7 +12,7 @@ from fukami.data.manifest import Item, file_size, hash_tensors
 from fukami.errors import Error, UsageError
 
 if TYPE_CHECKING:
-    from fukami.runtime import Runtime
+    from fukami.engine.runtime import Runtime
 
 Batch = tuple[Tensor, Tensor]
 EACH = 256  # pictures in a batch that is only looked at

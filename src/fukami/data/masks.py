@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fukami import image
-from fukami.data.boxes import Bytes
-from fukami.data.legends import Colour, Legend, coded
+from fukami.data.annotated import Bytes
 from fukami.data.manifest import file_size
+from fukami.data.palettes import Colour, Legend, coded
 from fukami.errors import Error, refuse_if_out_of_memory
+from fukami.image import io as image_io
 
 MOST = 254  # classes that a map can tell apart
 
@@ -21,7 +21,7 @@ class Drawn:
     """A map that is there already.
 
     Args:
-        pixels: ``(H, W)`` uint8 as of :class:`fukami.data.boxes.Mask`.
+        pixels: ``(H, W)`` uint8 as of :class:`fukami.data.annotated.Mask`.
     """
 
     pixels: Bytes
@@ -39,7 +39,7 @@ class Drawn:
 class MaskFile:
     """A picture of the classes: by value (grey, or with a palette) or by colour, as the legend says.
 
-    Raises of :meth:`read`: see :class:`fukami.data.boxes.Mask`; the first pixel of no class is named.
+    Raises of :meth:`read`: see :class:`fukami.data.annotated.Mask`; the first pixel of no class is named.
     """
 
     path: Path
@@ -107,7 +107,7 @@ def codes(path: Path, coloured: bool) -> npt.NDArray[np.int32]:
     Raises:
         Error: the file cannot be read, or is in colour and should not be.
     """
-    with image.opened(path) as picture:
+    with image_io.opened(path) as picture:
         if coloured:
             return coded(np.asarray(picture.convert("RGB")))
         if picture.mode in ("RGB", "RGBA"):
@@ -130,7 +130,7 @@ def colour(code: int) -> Colour:
 
 def is_coloured(path: Path) -> bool:
     """Whether a mask's file is in colours that are no shades of grey."""
-    with image.opened(path) as picture:
+    with image_io.opened(path) as picture:
         if picture.mode not in ("RGB", "RGBA"):
             return False
         levels = np.asarray(picture)[..., :3]
@@ -143,7 +143,7 @@ def size(path: Path) -> tuple[int, int]:
     Raises:
         Error: it cannot be read.
     """
-    with image.opened(path) as picture:
+    with image_io.opened(path) as picture:
         return picture.size
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fukami.data.places import candidates, download_folder
+from fukami.data.locate import candidates, download_folder
 from fukami.errors import Error
 
 # md5 of the unpacked files, so that a gzip of any origin and an unpacked copy are verified alike

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fukami.data import shapes
-from fukami.data.boxes import COUNTED, Annotated
+from fukami.data.annotated import COUNTED, Annotated
 from fukami.data.masks import Drawn
 from fukami.data.shapes import DIGITS, TEXTURES, Array, uniform
 

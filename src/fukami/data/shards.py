@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fukami.data import bytestream, folder, tar
+from fukami.data import folder, tar
+from fukami.data import remote as data_remote
+from fukami.data.locate import download_folder
 from fukami.data.parsing import exists, is_file, is_folder, parse_json, text_of
-from fukami.data.places import download_folder
 from fukami.errors import Error, UsageError
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class Samples:
                     if stream is not None:
                         stream.close()
                     shard = int(self.shard[number])
-                    stream = bytestream.opened(self.shards[shard])
+                    stream = data_remote.opened(self.shards[shard])
                 yield stream.read(int(self.start[number]), int(self.length[number]))
         finally:
             if stream is not None:
@@ -125,7 +126,7 @@ def known(spec: str) -> bool:
     images make shards of them, nor an image among shards images. One with an index and no image is one, too.
     """
     path = Path(spec)
-    if bytestream.remote(spec) or ("{" in spec and not exists(path)):
+    if data_remote.remote(spec) or ("{" in spec and not exists(path)):
         return True
     if not is_folder(path):
         return False
@@ -148,7 +149,7 @@ def read(spec: str) -> tuple[Part, Part | None, tuple[str, ...]]:
     base, index = described(spec)
     for shard in (*index["train"], *index["test"]):
         where = located(base, shard["name"])
-        if not bytestream.remote(where) and not is_file(Path(where)):
+        if not data_remote.remote(where) and not is_file(Path(where)):
             raise Error(f"the shard {where} is missing; {INDEX} lists it: copy it there, or write the index anew")
     for shard in (*index["train"], *index["test"]):
         for problem in shard.get("problems", ()):
@@ -165,13 +166,13 @@ def described(spec: str) -> tuple[str, Index]:
     """
     single, base = _single(spec), base_of(spec)
     names = [name.rpartition("/")[2] for name in expanded(spec)] if single else []
-    if bytestream.remote(spec) and not bytestream.remote(base):
+    if data_remote.remote(spec) and not data_remote.remote(base):
         raise UsageError(
             f"{spec[:200]} is no address; expected https://host/path/ or https://host/train-{{000..009}}.tar"
         )
     if any("{" in name for name in (base, *names)):
         raise UsageError(f"{spec} is no pattern of shards; expected braces in the file's name: train-{{000..009}}.tar")
-    there = _indexed(base, required=not names and bytestream.remote(spec))
+    there = _indexed(base, required=not names and data_remote.remote(spec))
     if there is not None and not names:
         return base, there
     if there is not None and set(names) <= {shard["name"] for part in ("train", "test") for shard in there[part]}:
@@ -182,7 +183,7 @@ def described(spec: str) -> tuple[str, Index]:
     if packed:
         raise UsageError(f"{packed[0]} is compressed, so it cannot be read from its middle; unpack it to a plain .tar")
     for where in (located(base, name) for name in names):  # before anything is done for a million of them
-        if not bytestream.remote(where) and not is_file(Path(where)):
+        if not data_remote.remote(where) and not is_file(Path(where)):
             raise Error(f"there is no shard {where[:200]}; check the pattern, or copy the shard there")
     logger.warning(
         f"{spec} has no {INDEX}: {len(names)} shards are scanned; `fukami shard {spec} --index` would write one"
@@ -240,7 +241,7 @@ def kept_index(base: str) -> Path:
 
     The user gives the base; nothing in the file says where the shards are.
     """
-    whole = base if bytestream.remote(base) else str(Path(base).resolve())
+    whole = base if data_remote.remote(base) else str(Path(base).resolve())
     return download_folder() / "indexes" / f"{hashlib.sha256(whole.encode()).hexdigest()[:24]}.json"
 
 
@@ -251,7 +252,7 @@ def located(base: str, name: str) -> str:
         Error: its name leads elsewhere.
     """
     path = PurePosixPath(name)
-    if not name or bytestream.remote(name) or path.is_absolute() or ".." in path.parts or UNUSUAL.search(name):
+    if not name or data_remote.remote(name) or path.is_absolute() or ".." in path.parts or UNUSUAL.search(name):
         raise Error(
             f"the shard {name[:200]!r} is not below {base or 'this folder'}, where its {INDEX} is; copy the {INDEX} "
             "beside the shards, and give that folder"
@@ -285,12 +286,12 @@ def _indexed(base: str, required: bool) -> Index | None:
     """The index in a folder, None where there is none and it may be missing."""
     kept = kept_index(base)
     where = str(kept) if is_file(kept) else f"{base}/{INDEX}" if base else INDEX
-    if not bytestream.remote(where) and not is_file(Path(where)):
+    if not data_remote.remote(where) and not is_file(Path(where)):
         return None
-    stream = bytestream.opened(where)
+    stream = data_remote.opened(where)
     try:
         text = stream.read(0, LARGEST_INDEX + 1)
-    except bytestream.Missing as error:
+    except data_remote.Missing as error:
         if required:
             raise Error(
                 f"{error} Shards without an {INDEX} are given by a pattern: {base}/train-{{000..009}}.tar"

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fukami.data import folder
-from fukami.data.bytestream import opened
 from fukami.data.parsing import parse_json, text_of
+from fukami.data.remote import opened
 from fukami.errors import Error
+from fukami.image import io as image_io
 
 BLOCK = 512
 LABELS = ("cls", "json")  # what says the class, by extension
@@ -219,4 +219,4 @@ def _long(payload: bytes, kind: bytes, errors: str) -> tuple[str, int]:
 
 @functools.cache
 def _suffixes() -> set[str]:
-    return folder.suffixes()
+    return image_io.suffixes()

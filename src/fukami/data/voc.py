@@ -14,10 +14,10 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 from fukami.data import folder
+from fukami.data.annotated import COUNTED, DIFFICULT
 from fukami.data.annotations import Box, Entry, Flaw, Sheets, part_of, pictures
-from fukami.data.boxes import COUNTED, DIFFICULT
+from fukami.data.locate import candidates
 from fukami.data.parsing import SMALL, is_file, read_bytes, read_text
-from fukami.data.places import candidates
 from fukami.errors import Error
 
 PICTURES = ("JPEGImages", "images", "Images", "JPEGImage", "imgs")

@@ -19,7 +19,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from fukami.ops.stem import StemConv2d
+from fukami.layers.stem import StemConv2d
 
 TABLE = ((64, 11, True), (192, 5, True), (384, 3, False), (256, 3, False), (256, 3, True))  # width, side, pooled
 

@@ -16,9 +16,9 @@ from typing import Literal
 
 from torch import nn
 
+from fukami.layers.binary import BinaryConv2d, BinaryLinear, Sign
+from fukami.layers.stem import StemConv2d
 from fukami.models.deep_convnet import PADDING
-from fukami.ops.binary import BinaryConv2d, BinaryLinear, Sign
-from fukami.ops.stem import StemConv2d
 
 Ends = Literal["float", "binary"]
 

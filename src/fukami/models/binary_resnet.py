@@ -10,8 +10,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from fukami.ops.binary import BinaryConv2d, Sign
-from fukami.ops.stem import StemConv2d
+from fukami.layers.binary import BinaryConv2d, Sign
+from fukami.layers.stem import StemConv2d
 
 
 def binary_resnet18(

@@ -10,7 +10,7 @@ Saitoh, "Deep Learning from Scratch" (O'Reilly Japan, 2016), section 8.1.1, figu
 
 from torch import nn
 
-from fukami.ops.stem import StemConv2d
+from fukami.layers.stem import StemConv2d
 
 PADDING = (1, 1, 1, 2, 1, 1)  # the fourth layer's 2 turns 14×14 into 16×16, which halves evenly twice
 

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_pool
 
+from fukami.layers import anchors, boxes, sampling
+from fukami.layers.detection_types import Found, Samples, Truth
+from fukami.layers.frozen_batch_norm import freeze
+from fukami.layers.roi_align import roi_align
 from fukami.models.resnet import resnet50
 from fukami.models.vgg import convolutions
-from fukami.ops import anchors, boxes, sampling
-from fukami.ops.frozen import freeze
-from fukami.ops.regions import Found, Samples, Truth
-from fukami.ops.roi_align import roi_align
 
 Pooling = Literal["align", "pool"]
 Part = Literal["both", "rpn", "regions"]

@@ -21,9 +21,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fukami.layers.upsample import Enlarge, interpolated, whole
 from fukami.models.resnet import resnet50, resnet101
 from fukami.models.vgg import convolutions, renumbered
-from fukami.ops.enlarge import Enlarge, interpolated, whole
 
 MULTIPLE = 32  # pixels that one place of the deepest maps stands for
 

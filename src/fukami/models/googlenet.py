@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fukami.ops.stem import StemConv2d
+from fukami.layers.stem import StemConv2d
 
 
 def googlenet(

@@ -33,7 +33,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fukami.ops.stem import StemConv2d
+from fukami.layers.stem import StemConv2d
 
 Stem = Literal["7x7", "3x3"]
 StrideIn = Literal["3x3", "1x1"]

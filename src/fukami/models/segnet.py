@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fukami.layers.stem import StemConv2d
+from fukami.layers.upsample import whole
 from fukami.models.vgg import TABLE, convolutions, renumbered
-from fukami.ops.enlarge import whole
-from fukami.ops.stem import StemConv2d
 
 
 def segnet_vgg16(classes: int = 11, *, width: float = 1.0) -> "SegNet":

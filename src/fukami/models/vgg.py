@@ -19,7 +19,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from fukami.ops.stem import StemConv2d
+from fukami.layers.stem import StemConv2d
 
 TABLE = {  # widths of the 3×3 convolutions, a group per pooling
     "A": ((64,), (128,), (256, 256), (512, 512), (512, 512)),

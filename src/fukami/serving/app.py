@@ -14,12 +14,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
+from fukami.engine.task import Task
 from fukami.errors import UsageError
 from fukami.serving import bodies, page
 from fukami.serving.access import LOCAL, AccessMiddleware
 from fukami.serving.metrics import TYPE, Metrics, MetricsMiddleware
 from fukami.serving.worker import DEADLINE, ClientLeft, Slot, Worker
-from fukami.task import Task
 
 T = TypeVar("T")
 FILES = 100  # images in a request

@@ -18,8 +18,8 @@ from typing import IO, Any
 
 from PIL import Image
 
-from fukami import image
 from fukami.errors import Error, refuse_if_out_of_memory
+from fukami.image import io as image_io
 
 MEMORY = 3 * 2**30  # bytes that the process may take, of Linux; 50 megapixels of AVIF, the worst, take 1 GB
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -53,7 +53,7 @@ class Decoder:
         return self.process
 
     def read(self, content: bytes, name: str) -> Image.Image:
-        """Decode the content of a file that errors call ``name``, as :func:`fukami.image.read` does.
+        """Decode the content of a file that errors call ``name``, as :func:`fukami.image.io.read` does.
 
         Raises:
             Error: it cannot be read, took too long, or broke the decoder.
@@ -124,7 +124,7 @@ def decode_message(asked: dict[str, Any], content: bytes) -> tuple[dict[str, Any
     """Decode the image in a message to another message: its mode, size and pixels, or an error."""
     try:
         with refuse_if_out_of_memory(asked["name"]):
-            picture = image.read(content, name=asked["name"], max_pixels=asked["max_pixels"])
+            picture = image_io.read(content, name=asked["name"], max_pixels=asked["max_pixels"])
             return {"mode": picture.mode, "size": picture.size}, picture.tobytes()
     except Error as error:
         return {"error": str(error)}, b""

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from fukami import report
+from fukami.engine import report
 
 ABOUT = {"file", "width", "height"}  # parts of an answer that say what was asked about
 TABLES = {"ranking": "probability", "boxes": "score"}  # parts that are lists, and what is drawn of them as bars

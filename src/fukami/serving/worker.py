@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from starlette.exceptions import HTTPException
 
+from fukami.engine.task import Task
 from fukami.errors import Error, refuse_if_out_of_memory
 from fukami.serving.decoder import Decoder
 from fukami.serving.metrics import Metrics
-from fukami.task import Task
 
 T = TypeVar("T")
 MAX_PIXELS = 50_000_000  # of an image: those of cameras have up to 50 million
@@ -59,7 +59,7 @@ class Worker:
         self.task, self.metrics, self.deadline = task, metrics, deadline
         self.decoder = Decoder(MAX_PIXELS, DECODE_SECONDS)
         # One thread: a task is not made for several, and each one would get a team of torch's threads for itself. What
-        # fukami.runtime sets for the thread that loads the task is set here again, so that the last digits are equal.
+        # Runtime.start sets for the thread that loads the task is set here again, so that the last digits are equal.
         self.thread = ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(True,))
         self.lock = threading.Lock()
         self.taken = 0  # slots

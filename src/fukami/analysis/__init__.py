@@ -1,1 +1,0 @@
-"""What a network is made of, what it costs, and what it sees."""

@@ -1,0 +1,1 @@
+"""Image captioning: Show and Tell."""

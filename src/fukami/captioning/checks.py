@@ -1,0 +1,29 @@
+"""What training would stumble on in pictures with sentences: pictures that are missing, and nothing that was said."""
+
+from collections.abc import Iterator
+
+from fukami.captioning import data as captioning_data
+from fukami.data import findings
+from fukami.data.findings import Findings, Item
+from fukami.errors import Error
+
+
+def examine(spec: str, found: Findings) -> Iterator[tuple[Item, bytes]]:
+    """The readable pictures of a data set with the digest of their pixels; what is wrong is told on the way."""
+    found.thing = "sentence"
+    given = captioning_data.located(spec)
+    try:
+        sheet = captioning_data.described(given)
+    except Error as error:
+        found.add("broken", str(error).removeprefix(f"{given} "), file=str(given))
+        return
+    for flaw in sheet.flaws:
+        found.add(flaw.problem, flaw.detail, file=str(flaw.file), line=flaw.line)
+    items = []
+    for part in sorted(sheet.parts, key=("", "train", "val", "test").index):
+        for picture, sentences in sheet.parts[part].items():
+            found.inside[part][""] += len(sentences)
+            items.append(Item(picture, str(picture), "", part))
+    for picture in captioning_data.silent(given, sheet):
+        found.add("no sentence", "has no sentence; say something of it, or remove it", file=str(picture))
+    yield from findings.decoded(items, found)

@@ -1,0 +1,61 @@
+"""Figures that the judgement of sentences is shown in."""
+
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fukami.image.io import Bytes
+
+Shown = tuple[Bytes, str, str]  # a picture, what was said of it, and what a person says
+SOME = 4  # of the best, the median and the worst pictures
+COMMON = 12  # sentences that are counted
+ACROSS = 34  # letters in a line below a picture
+
+
+def judgement(
+    scores: Sequence[float], said: Sequence[str], shown: Callable[[int], Shown]
+) -> Iterator[tuple[str, Figure]]:
+    """Every figure with its title, for the report of a run.
+
+    Args:
+        scores: CIDEr-D of the sentence for each picture.
+        said: the sentences.
+        shown: what there is to see of a picture by its number.
+    """
+    ranked = np.argsort(scores, kind="stable")[::-1].tolist()
+    middle = max(0, len(ranked) // 2 - SOME // 2)
+    for name, some in (("best", ranked[:SOME]), ("median", ranked[middle : middle + SOME]), ("worst", ranked[-SOME:])):
+        yield f"The {name} sentences", gallery([(f"CIDEr-D {scores[at]:.2f}", *shown(at)) for at in some])
+    yield "The commonest sentences", commonest(said)
+
+
+def gallery(rows: Sequence[tuple[str, Bytes, str, str]]) -> Figure:
+    """Pictures side by side, what was said of each, and below it what a person says."""
+    figure = Figure(figsize=(2.9 * len(rows), 4.1), layout="constrained")
+    for axes, (title, picture, said, own) in zip(figure.subplots(1, len(rows), squeeze=False).flat, rows, strict=True):
+        axes.imshow(picture)
+        axes.set_title(title, fontsize=8, color="#666")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for side in axes.spines.values():
+            side.set_visible(False)
+        lines = "\n".join(textwrap.wrap(said, ACROSS) or ["(nothing)"])
+        person = "\n".join(textwrap.wrap(f"a person: {own}", ACROSS))
+        axes.set_xlabel(f"{lines}\n\n{person}", fontsize=8)
+    return figure
+
+
+def commonest(said: Sequence[str]) -> Figure:
+    """How often the commonest sentences were said."""
+    counts = Counter(said).most_common(COMMON)
+    figure = Figure(figsize=(8, 0.4 + 0.28 * len(counts)), layout="constrained")
+    axes = figure.add_subplot(xlabel="pictures")
+    bars = axes.barh([textwrap.shorten(text, 80) or "(nothing)" for text, _ in counts][::-1],
+                     [number for _, number in counts][::-1], color="#4878a8")  # fmt: skip
+    axes.bar_label(bars, fontsize=7, padding=2)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

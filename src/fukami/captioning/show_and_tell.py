@@ -1,0 +1,228 @@
+"""Show and Tell: a network that sees, and one that says what (Vinyals et al. 2015)."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from fukami.captioning import tokenizer
+from fukami.engine.epochs import MARGIN, Optimizer, Supervised, changes
+from fukami.engine.recipe import MAX_SIZE, Data, Dataset, Recipe, find, within
+from fukami.errors import UsageError
+
+if TYPE_CHECKING:
+    from fukami.captioning.data import Told
+    from fukami.captioning.loader import Captioned, CaptionedStream, References
+    from fukami.captioning.task import Captioning
+    from fukami.engine.task import Task
+    from fukami.image.transform import Preparation
+
+JUDGED = 50  # pictures in a batch that is only judged
+MOST_BEAMS, MOST_WORDS = 100, 1000  # that a sentence may be searched with, and have
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowAndTell(Supervised):
+    """A sentence about a picture: an encoder that sees it, and an LSTM that speaks."""
+
+    paper: ClassVar[str] = "Vinyals et al., Show and Tell: A Neural Image Caption Generator"
+    year: ClassVar[int] = 2015
+    family: ClassVar[str] = "captioning"
+    published: ClassVar[str] = "27.7 BLEU-4 COCO"
+    reached: ClassVar[str] = "12.76 BLEU-4 on 1,000 images of Flickr8k, mean of 3 seeds"
+
+    dataset: Dataset = "scenes"
+    """What to learn from: scenes (embedded), flickr8k, flickr30k, coco, or a folder, an archive, a CSV or a JSON file
+    of pictures and sentences."""
+    holdout: float = 0.1
+    """Share of the pictures, the last by name, kept for testing where the data have no parts of their own; as many
+    before them are kept for validation."""
+    part: Literal["test", "val"] = "test"
+    """The part that is judged on."""
+    tokens: tokenizer.Tokens = "words"
+    """What sentences are cut into: words between spaces, characters, or japanese words (which needs an extra)."""
+    floor: int = 5
+    """Times that a word must occur in the training to be known."""
+    encoder: str = "googlenet"
+    """The recipe of the classifier that sees."""
+    encoder_options: tuple[str, ...] = ()
+    """Fields of that recipe's network, such as batch_norm=true."""
+    init: str = ""
+    """Weights of the encoder to begin with, which then stays as it is: imagenet (torchvision's, downloaded), a file of
+    a state dict, or a run's folder."""
+    finetune: int = 0
+    """Passes after these in which such an encoder learns on, too."""
+    size: int = 224
+    """Side of the pictures that the network sees, in pixels."""
+    hidden: int = 512
+    """Width of the LSTM, and of the vectors of the words."""
+    dropout: float = 0.5
+    """Share of what the LSTM is given and gives that is dropped in training."""
+    augment: tuple[str, ...] = ("flip", "crop=0.6")
+    """Changes of the training pictures while the encoder learns, such as flip crop=0.6 brightness; none: give the flag
+    alone."""
+    cache: float = 4.0
+    """Gigabytes of disk for what an encoder sees that stays as it is; 0: it is computed in each run."""
+    epochs: int = 30
+    """Passes over the sentences."""
+    batch: int = 64
+    """Sentences in an update, over all processes."""
+    optimizer: Optimizer = "adamw"
+    """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
+    lr: float = 1e-3
+    """Peak learning rate of the recipe's own batch."""
+    weight_decay: float = 0.01
+    """Pull of the weights towards 0; decoupled with adamw (Loshchilov and Hutter 2019)."""
+    clip: float = 5.0
+    """Greatest norm of the gradient, to which a greater one is scaled down; 0: any."""
+    judge_every: int = 5
+    """Passes between two evaluations; there is one at the end in any case."""
+    decoding: Literal["beam", "greedy", "sample"] = "beam"
+    """The likeliest sentence that a beam search finds, the likeliest word each time, or by chance."""
+    beams: int = 20
+    """Beginnings of sentences that a beam search keeps."""
+    length: float = 0.0
+    """Power of a sentence's length by which its log-probability is divided before sentences are ranked; 0: not."""
+    temperature: float = 1.0
+    """Of chance; below 1 likely words become likelier."""
+    sentences: int = 5
+    """Told for each picture, the likeliest first."""
+    longest: int = 30
+    """Words of a sentence at most."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        super().__post_init__()
+        within(self, 1, math.inf, "floor", "hidden", "sentences")
+        within(self, 1, MOST_BEAMS, "beams")
+        within(self, 1, MOST_WORDS, "longest")
+        within(self, 0, math.inf, "finetune", "cache", "length")
+        within(self, 1e-3, math.inf, "temperature")
+        within(self, 0, 0.99, "dropout")
+        within(self, 4, MAX_SIZE, "size")
+        if self.finetune and not self.init:
+            raise UsageError("--finetune goes on with an encoder that began with weights; give them with --init")
+        mixed = {"mixup", "cutmix"} & {word.partition("=")[0] for word in self.augment}
+        if mixed:
+            raise UsageError(f"{' and '.join(sorted(mixed))} would need a sentence for a mixture; leave it out")
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the encoder stays as it is."""
+        return bool(self.init) and not self.finetune
+
+    @property
+    def classifier(self) -> Any:
+        """The recipe of the classifier that sees.
+
+        Raises:
+            UsageError: there is no such recipe, or it is of something else, or its network has no such fields.
+        """
+        kind = find(self.encoder)
+        if not hasattr(kind, "as_encoder"):
+            raise UsageError(f"the encoder should be a classifier such as googlenet or resnet50, not {self.encoder}")
+        return kind.as_encoder(self.encoder_options, self.size)
+
+    def prepare(self) -> "Preparation":
+        """How a picture is brought to the form that the encoder sees."""
+        from fukami.image.transform import Preparation
+
+        own = self.classifier.prepare(())
+        return Preparation(channels=3, size=self.size, mean=own.mean, std=own.std)
+
+    def data(self) -> Data:
+        """The data set, in memory; the labels are the words."""
+        learned, judged = self.parts()
+        labels = tokenizer.vocabulary((words for own in learned.sentences for words in own), self.floor)
+        return Data(self.loader(learned, labels), self.references(judged, learned), labels)
+
+    def judged(self) -> "References":
+        """The part that is judged on alone; of the training only its sentences are read."""
+        learned, judged = self.parts()
+        return self.references(judged, learned)
+
+    def parts(self) -> "tuple[Told, Told]":
+        """What there is to learn from and to judge on, each sentence cut into words."""
+        from fukami.captioning import data as captioning_data
+
+        learned, val, test = captioning_data.read(self.dataset, self.holdout)
+        some = learned, val if self.part == "val" else test
+        learned, judged = (
+            dataclasses.replace(
+                told, sentences=tuple(tuple(tokenizer.cut(text, self.tokens) for text in own) for own in told.sentences)
+            )
+            for told in some
+        )
+        return learned, judged
+
+    def loader(self, told: "Told", labels: tuple[str, ...]) -> "Captioned | CaptionedStream":
+        """Batches of sentences and their pictures to train on: from memory where these fit, streamed where not."""
+        import torch
+
+        from fukami.captioning.loader import Captioned, CaptionedStream, table
+        from fukami.data import augment
+
+        asked = () if self.frozen else self.augment
+        crop = augment.strengths(asked).get("crop")
+        prepare = self.prepare()
+        larger = dataclasses.replace(prepare, size=round(self.size * MARGIN)) if crop else prepare
+        streamed = told.files and len(told) * larger.bytes > self.memory * 1e9
+        if not streamed:
+            told, pictures = told.read(larger, self.broken)
+        known = {label: number for number, label in enumerate(labels)}
+        words = [[tokenizer.numbered(each, known) for each in own] for own in told.sentences]
+        of = torch.repeat_interleave(torch.arange(len(told)), torch.tensor([len(own) for own in words]))
+        every = table([each for own in words for each in own], self.longest + 2)
+        if streamed:
+            asked = tuple(word for word in asked if word.partition("=")[0] != "crop")  # which decoding does
+        augmentation = changes(asked, prepare, labels)
+        if streamed:
+            return CaptionedStream(told.items, every, of, labels, prepare, batch=self.batch, seed=self.seed,
+                                   augment=augmentation, smallest=crop, broken=self.broken)  # fmt: skip
+        return Captioned(pictures, every, of, labels, batch=self.batch, seed=self.seed, augment=augmentation,
+                         size=self.size)  # fmt: skip
+
+    def references(self, judged: "Told", learned: "Told") -> "References":
+        """The pictures to judge on, and what people said of them."""
+        from fukami.captioning.loader import References
+
+        told, pictures = judged.read(self.prepare(), self.broken)
+        before = {" ".join(words) for own in learned.sentences for words in own}
+        return References(pictures, told.sentences, before, batch=JUDGED)
+
+    def task(self, labels: tuple[str, ...]) -> "Captioning":
+        """A network that speaks with these words."""
+        from fukami import models
+        from fukami.captioning.task import Captioning, Speech
+
+        model = models.show_and_tell(self.classifier.network(1), len(labels), hidden=self.hidden, dropout=self.dropout)
+        speech = Speech(
+            decoding=self.decoding,
+            beams=self.beams,
+            length=self.length,
+            temperature=self.temperature,
+            sentences=self.sentences,
+            longest=self.longest,
+            tokens=self.tokens,
+            seed=self.seed,
+        )
+        regime = self.regime()
+        regime["epochs"] = self.finetune or self.epochs
+        return Captioning(model, labels, self.prepare(), speech, frozen=self.frozen, cache=self.cache, **regime)
+
+    def begin(self, task: "Task") -> None:
+        """Put the weights of ``init`` into the encoder, or those of a run that speaks into all of the network."""
+        from fukami.engine import weights as engine_weights
+
+        if self.init:
+            labels = getattr(task, "labels", ())
+            engine_weights.initialise_captioner(task.model, self.classifier.architecture, self.init, labels)
+
+    def stages(self, folder: Path) -> dict[str, Recipe]:
+        """The training on an encoder that stays as it is, before it learns on."""
+        return {"frozen": dataclasses.replace(self, finetune=0)} if self.finetune else {}
+
+    def follow(self, task: "Task", run: Path) -> None:
+        """Go on with what was learned on the encoder as it was."""
+        dataclasses.replace(self, init=str(run)).begin(task)

@@ -1,0 +1,1 @@
+"""Image classification: DeepConvNet, VGG, GoogLeNet, ResNet and binarized networks."""

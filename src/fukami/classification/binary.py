@@ -1,0 +1,119 @@
+"""Networks with weights and activations of one bit (Courbariaux et al. 2016; Rastegari et al. 2016)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from fukami.classification.deep_convnet import DeepConvNet
+from fukami.classification.recipe import Binarized, Classifier
+from fukami.engine.recipe import MAX_SIZE, within
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinaryConvNet(Binarized, Classifier):
+    """The binarized network for CIFAR-10 (Courbariaux et al. 2016, section 2.1): 14 million weights of one bit."""
+
+    paper: ClassVar[str] = "Courbariaux et al., Binarized Neural Networks"
+    year: ClassVar[int] = 2016
+    published: ClassVar[str] = "88.6 % CIFAR-10"
+    reached: ClassVar[str] = "80.88 % CIFAR-10 as JPEG, half as wide, 24 epochs, one seed"
+
+    size: int = 32
+    """Side of the pictures that the network sees, in pixels."""
+    epochs: int = 100
+    """Passes over the training set."""
+    batch: int = 100
+    """Pictures in an update."""
+    augment: tuple[str, ...] = ("flip", "pad-crop=4")
+    """Changes of the training pictures, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
+    widths: tuple[int, ...] = (128, 128, 256, 256, 512, 512)
+    """Channels of the convolutions; each pair ends with a pooling."""
+    hidden: tuple[int, ...] = (1024, 1024)
+    """Units of the affine layers before the last."""
+    ends: Literal["float", "binary"] = "float"
+    """Weights of the first and the last layer: of full precision, or, as in the paper, of one bit."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        super().__post_init__()
+        within(self, 2 ** (len(self.widths) // 2), MAX_SIZE, "size")
+
+    def network(self, classes: int) -> "nn.Module":
+        """The network."""
+        from fukami.models import binary_convnet
+
+        return binary_convnet(
+            classes,
+            channels=self.channels,
+            size=self.size,
+            widths=self.widths,
+            hidden=self.hidden,
+            ends=self.ends,
+            scaling=self.scaling,
+            thresholds=self.thresholds,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinaryDeepConvNet(Binarized, DeepConvNet):
+    """DeepConvNet with weights and activations of one bit (Courbariaux et al. 2016), twice as wide."""
+
+    paper: ClassVar[str] = "Courbariaux et al., Binarized Neural Networks"
+    year: ClassVar[int] = 2016
+    published: ClassVar[str] = "99.04 % MNIST, affine layers"
+    reached: ClassVar[str] = "99.28 % MNIST, one seed"
+    batch_norm: ClassVar[bool] = True  # type: ignore[misc]  # always: signs need it
+
+    epochs: int = 15
+    """Passes over the training set."""
+    dropout: float = 0.0
+    """Share of the hidden units dropped in training."""
+    widths: tuple[int, int, int, int, int, int] = (32, 32, 64, 64, 128, 128)
+    """Channels of the six convolutions."""
+    hidden: int = 128
+    """Units of the first affine layer."""
+    ends: Literal["float", "binary"] = "float"
+    """Weights of the first and the last layer: of full precision, or, as in the paper, of one bit."""
+
+    def network(self, classes: int) -> "nn.Module":
+        """The network."""
+        from fukami.models import binary_deep_convnet
+
+        return binary_deep_convnet(
+            classes,
+            channels=self.channels,
+            size=self.size,
+            widths=self.widths,
+            hidden=self.hidden,
+            dropout=self.dropout,
+            ends=self.ends,
+            scaling=self.scaling,
+            thresholds=self.thresholds,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinaryResNet18(Binarized, Classifier):
+    """Binarized ResNet-18 (Liu et al. 2018, Bi-Real Net): a shortcut for every 3×3 convolution of one bit."""
+
+    paper: ClassVar[str] = "Liu et al., Bi-Real Net"
+    year: ClassVar[int] = 2018
+    published: ClassVar[str] = "56.4 % ImageNet top-1"
+
+    lr: float = 2e-3
+    """Peak learning rate."""
+    augment: tuple[str, ...] = ("crop=0.3", "flip")
+    """Changes of the training pictures, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
+    stem: Literal["7x7", "3x3"] = "7x7"
+    """How the network begins: 7x7, the paper's, leaves a quarter of the side; 3x3, for pictures of 32 to 64 pixels, all
+    of it."""
+
+    def network(self, classes: int) -> "nn.Module":
+        """The network."""
+        from fukami.models import binary_resnet18
+
+        return binary_resnet18(
+            classes, channels=self.channels, stem=self.stem, scaling=self.scaling, thresholds=self.thresholds
+        )

@@ -1,0 +1,38 @@
+"""GoogLeNet: wide as well as deep."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from fukami.classification.recipe import Classifier
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fukami.image.transform import Preparation
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoogLeNet(Classifier):
+    """GoogLeNet (Szegedy et al. 2015, table 1): nine inception blocks and two auxiliary classifiers."""
+
+    paper: ClassVar[str] = "Szegedy et al., Going Deeper with Convolutions"
+    year: ClassVar[int] = 2015
+    encoder_fields: ClassVar[dict[str, Any]] = {"auxiliary": False}
+    published: ClassVar[str] = "93.33 % ImageNet top-5, 7 networks, 144 crops"
+
+    augment: tuple[str, ...] = ("crop=0.3", "flip")
+    """Changes of the training pictures, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
+    auxiliary: bool = True
+    """Two classifiers halfway, whose losses count 0.3 each in training."""
+    kernel: Literal[3, 5] = 3
+    """Side of the largest filters: 5 in the paper, 3 in the weights that torchvision publishes."""
+
+    def network(self, classes: int) -> "nn.Module":
+        """The network."""
+        from fukami.models import googlenet
+
+        return googlenet(classes, channels=self.channels, auxiliary=self.auxiliary, kernel=self.kernel)
+
+    def prepare(self, labels: tuple[str, ...]) -> "Preparation":
+        """How a picture is brought to the form that the network sees: colours in [-1, 1], as its weights expect."""
+        return replace(super().prepare(labels), mean=(0.5,), std=(0.5,))

@@ -1,0 +1,196 @@
+"""Classifier: the recipe that every picture classifier shares, from its data to its schedule; each adds its network."""
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from fukami.engine.epochs import MEAN, STD, Optimizer, Supervised, changes
+from fukami.engine.recipe import MAX_SIZE, Data, Dataset, name_of, parse_changes, within
+from fukami.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fukami.classification.task import Classification
+    from fukami.data.labelled import Source
+    from fukami.data.loader import Shuffled
+    from fukami.engine.task import Task
+    from fukami.image.transform import Preparation
+
+JUDGED = 500  # pictures in a batch that is only judged, at most
+SEEN = 6e6  # numbers in such a batch: 500 pictures of 64×64, 40 of 224×224
+VIEWS = {"rotate", "shift", "scale", "shear", "flip", "flip-vertical", "pad-crop", "crop", "brightness", "contrast"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier(Supervised):
+    """A network that tells which class a picture is of."""
+
+    family: ClassVar[str] = "classification"
+    encoder_fields: ClassVar[dict[str, Any]] = {}  # in which the network that another task sees with is unlike this one
+
+    dataset: Dataset = "digits"
+    """What to learn from: mnist, digits (embedded), cifar10, cifar100, imagenet, or a folder or archive of pictures by
+    class, or a CSV file of path and label, or shards in a folder or at a URL."""
+    holdout: float = 0.2
+    """Share of each class kept for testing, where the data have no test part of their own."""
+    size: int = 224
+    """Side of the pictures that the network sees, in pixels."""
+    channels: Literal[1, 3] = 3
+    """1 grey, 3 colour."""
+    cycles: int = 1
+    """Courses of the learning rate in a row; the weights at the end of each answer together (snapshots)."""
+    smoothing: float = 0.0
+    """Share of the target spread over all classes."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, such as 0.999, which then answers; 0: none."""
+    augment: tuple[str, ...] = ()
+    """Changes of the training pictures, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
+    balance: Literal["none", "loss", "sampling"] = "none"
+    """For unequal classes: weigh the loss of each, or draw them equally often."""
+    init: str = ""
+    """Weights to begin with: imagenet (torchvision's, downloaded), a file of a state dict, or a run's folder."""
+    freeze: bool = False
+    """Train the head alone, on features that stay as they are."""
+    layer_decay: float = 1.0
+    """What the learning rate is multiplied by from each stage of the network to the one below."""
+    quantize: Literal["none", "int8"] = "none"
+    """Go on training a run (--init) with weights and activations rounded as int8 will round them."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        super().__post_init__()
+        within(self, 1, 100, "cycles")
+        within(self, 4, MAX_SIZE, "size")
+        within(self, 0, 1, "layer_decay")
+        within(self, 0, 0.9999999, "smoothing", "ema")
+        if self.cycles > 1 and self.decay.startswith("plateau"):
+            raise UsageError("a plateau is waited for, so it cannot come in --cycles; give another --decay")
+        if self.freeze and not self.init:
+            raise UsageError("--freeze keeps the features as they are at the beginning; give weights with --init")
+        if self.quantize != "none" and (not self.init or self.freeze or self.layer_decay != 1 or self.cycles > 1):
+            raise UsageError(
+                f"--quantize {self.quantize} goes on training the whole network of a run: give it with --init, and "
+                "leave out --freeze, --layer-decay and --cycles"
+            )
+
+    @classmethod
+    def as_encoder(cls, options: Iterable[str], size: int) -> Self:
+        """The classifier whose network another task sees images of ``size`` pixels with; ``options`` change its fields.
+
+        Raises:
+            UsageError: its network has no such fields.
+        """
+        changed = parse_changes(cls, options)
+        shared = {field.name for field in dataclasses.fields(Classifier)}  # of every classifier: how it is trained
+        if changed.keys() & shared:
+            own = ", ".join(field.name for field in dataclasses.fields(cls) if field.name not in shared) or "none"
+            raise UsageError(
+                f"--encoder-options change the network of {name_of(cls)}, whose own fields are {own}; "
+                f"{' and '.join(sorted(changed.keys() & shared))} is no such field: how it learns and the size of what "
+                "it sees are those of this recipe"
+            )
+        return cls(**cls.encoder_fields | changed, size=size, channels=3)
+
+    @property
+    def architecture(self) -> str:
+        """What the network is called in :mod:`fukami.models`; by default as the recipe is."""
+        return name_of(type(self)).replace("-", "_")
+
+    def network(self, classes: int) -> "nn.Module":
+        """The network, with scores ``(N, classes)`` for pictures ``(N, channels, size, size)``."""
+        from fukami import models
+
+        network: nn.Module = getattr(models, self.architecture)(classes, channels=self.channels)
+        return network
+
+    def prepare(self, labels: tuple[str, ...]) -> "Preparation":
+        """How a picture is brought to the form that the network sees."""
+        from fukami.image.transform import Preparation
+
+        mean, std = (MEAN, STD) if self.channels == 3 else ((sum(MEAN) / 3,), (sum(STD) / 3,))
+        return Preparation(channels=self.channels, size=self.size, mean=mean, std=std)
+
+    def data(self) -> Data:
+        """The data set: in memory where it fits, streamed from its files where it does not."""
+        from fukami.data import labelled
+
+        train, test, labels = labelled.read(self.dataset, self.holdout)
+        return Data(self.loader(train, labels, train=True), self.loader(test, labels, train=False), labels)
+
+    def judged(self) -> "Shuffled":
+        """The test part alone: what there is to train on is not decoded."""
+        from fukami.data import labelled
+
+        _, test, labels = labelled.read(self.dataset, self.holdout)
+        return self.loader(test, labels, train=False)
+
+    def loader(self, source: "Source", labels: tuple[str, ...], *, train: bool) -> "Shuffled":
+        """Batches of a part of the data, to train on or to judge on."""
+        prepare = self.prepare(labels)
+        if train:
+            how: dict[str, Any] = {"batch": self.batch, "seed": self.seed, "balanced": self.balance == "sampling"}
+            return self.batches(source, labels, prepare, self.augment, **how)
+        batch = max(1, min(JUDGED, int(SEEN / prepare.bytes)))
+        return self.batches(source, labels, prepare, (), batch=batch, seed=None)
+
+    def task(self, labels: tuple[str, ...]) -> "Classification":
+        """A classifier over ``labels``."""
+        from fukami.classification.task import Classification
+        from fukami.engine import schedules
+        from fukami.engine import weights as engine_weights
+
+        model, prepare = self.network(len(labels)), self.prepare(labels)
+        if self.quantize == "int8":
+            from fukami.quantization import int8
+
+            model = int8.prepare(model)
+        if self.freeze:
+            engine_weights.freeze(model)
+        regime = self.regime()
+        if self.layer_decay != 1:
+            make = regime["optimizer"]
+            regime["optimizer"] = lambda _: make(engine_weights.layered(model, self.peak, self.layer_decay))
+        if self.cycles > 1:
+            regime["decay"] = schedules.repeated(regime["decay"], self.cycles)
+        return Classification(
+            model,
+            labels,
+            prepare,
+            rematerialise=self.rematerialise,
+            smoothing=self.smoothing,
+            ema=self.ema,
+            cycles=self.cycles,
+            weighted=self.balance == "loss",
+            augment=changes([word for word in self.augment if word.partition("=")[0] in VIEWS], prepare, labels),
+            **regime,
+        )
+
+    def begin(self, task: "Task") -> None:
+        """Put the weights of ``init`` into the network."""
+        from fukami.engine import weights as engine_weights
+
+        if self.init:
+            network = self.network(len(getattr(task, "labels", ()))) if self.quantize != "none" else task.model
+            engine_weights.initialise(network, self.architecture, self.init)
+            if network is not task.model:  # which has the ranges of the activations besides, still unknown
+                task.model.load_state_dict(network.state_dict(), strict=False)
+            averaged: nn.Module = getattr(task, "averaged", task.model)
+            averaged.load_state_dict(task.model.state_dict())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binarized:
+    """The fields in which a classifier with weights and activations of one bit is unlike others; named before it."""
+
+    optimizer: Optimizer = "adam"
+    """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
+    lr: float = 3e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """Pull of the weights towards 0; latent weights of one bit need none."""
+    scaling: bool = False
+    """Scaling factors of the weights, as in XNOR-Net."""
+    thresholds: bool = False
+    """Learned thresholds of the signs, as in ReActNet."""

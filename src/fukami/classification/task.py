@@ -1,0 +1,330 @@
+"""Classification: which of these classes is the picture?"""
+
+import copy
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.quasirandom import SobolEngine
+
+from fukami.classification import metrics
+from fukami.engine.task import Interface, Regime, Task
+from fukami.errors import Error, UsageError
+from fukami.image import io as image_io
+from fukami.image.transform import Preparation
+from fukami.layers import binary
+from fukami.layers.checkpointing import rematerialise
+from fukami.layers.ensemble import Ensemble, average, decide, opinions
+from fukami.quantization import half
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from fukami.data.augment import Augmentation
+    from fukami.engine.runtime import Runtime
+
+Batch = tuple[Tensor, Tensor]
+RANKS = 10  # classes in a prediction's ranking
+CHUNK = 256  # pictures that predict holds at a time
+AUXILIARY = 0.3  # weight of the loss of an auxiliary classifier (Szegedy et al. 2015, section 5)
+
+
+class Classification(Task):
+    """Softmax and cross entropy over the classes ``labels``.
+
+    Args:
+        model: scores ``(N, classes)`` of normalised pictures ``(N, C, H, W)``; in training a tuple where it has
+            auxiliary classifiers, whose losses count 0.3.
+        labels: what the classes are called.
+        prepare: a picture of any size as the network sees it, ``(C, H, W)`` uint8, and how it is normalised; it
+            travels with the task.
+        rematerialise: keep the activations between the blocks of the network alone, and compute the others again.
+        smoothing: share of the target spread over all classes (Szegedy et al. 2016, section 7).
+        ema: decay of a moving average of the weights, which then answers (Polyak and Juditsky 1992); 0: none.
+        cycles: the weights at the end of each so long part of the training answer together (Huang et al. 2017).
+        weighted: the loss of a class counts the more the fewer pictures it has.
+        augment: what leaves the class of a picture alone, for test-time augmentation.
+        regime: optimizer, decay, epochs, judge_every, accumulate and clip, as for :class:`fukami.Task`.
+    """
+
+    static = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        labels: tuple[str, ...],
+        prepare: Preparation,
+        *,
+        rematerialise: bool = False,
+        smoothing: float = 0.0,
+        ema: float = 0.0,
+        cycles: int = 1,
+        weighted: bool = False,
+        augment: "Augmentation | None" = None,
+        **regime: Unpack[Regime],
+    ) -> None:
+        super().__init__(model, **regime)
+        self.rematerialise = rematerialise
+        self.labels = labels
+        self.prepare = prepare
+        self.smoothing, self.ema, self.cycles, self.weighted, self.augment = smoothing, ema, cycles, weighted, augment
+        self.weight: Tensor | None = None
+        self.seen = 1  # views of each picture
+        self.cycle = -1
+        self.averaged = copy.deepcopy(model) if ema else model
+        self.answering = self.averaged
+        if cycles > 1:
+            snapshots = [copy.deepcopy(model) for _ in range(cycles - 1)]
+            self.answering = Ensemble([*snapshots, self.averaged], joined=1)
+
+    def setup(self, runtime: "Runtime") -> None:
+        """Move to the device and make ready to train."""
+        if self.rematerialise:
+            rematerialise(self.model)
+            self.static = False  # random states are put back for the second computation, which no CUDA graph records
+        super().setup(runtime)
+        self.answering = runtime.place(self.answering)
+        self.latent = binary.latent(self.model)
+        mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (self.prepare.mean, self.prepare.std))
+        self.mean, self.std = mean.to(runtime.device), std.to(runtime.device)
+
+    def state(self) -> dict[str, Any]:
+        """Also the weights that answer, where they are not the ones that are trained."""
+        return super().state() | ({} if self.answering is self.model else {"answering": self.answering})
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The network, its moving average, or its snapshots."""
+        return {"model": self.answering}
+
+    def replace(self, modules: dict[str, nn.Module]) -> None:
+        """Answer with another network."""
+        self.model = self.averaged = self.answering = modules["model"]
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """The normalised pictures."""
+        return self.normalised(batch[0].to(self.runtime.device))
+
+    def interface(self) -> Interface:
+        """Pictures ``(channels, size, size)``; how they are prepared, and the labels, as JSON."""
+        about = {
+            "preprocessing": json.dumps(self.prepare.describe()),
+            "labels": json.dumps(self.labels, ensure_ascii=False),
+            "answer": "scores; softmax makes probabilities of them",
+        }
+        return Interface("classifier", (self.prepare.channels, self.prepare.size, self.prepare.size), about)
+
+    def batches(self, train: Any) -> Iterable[Batch]:
+        """Pass after pass over the loader; the weights of the classes come from its ``targets``."""
+        if self.weighted:
+            counts = train.targets.bincount(minlength=len(self.labels)).clamp(min=1)
+            self.weight = (len(train.targets) / (len(self.labels) * counts)).to(self.runtime.device)
+        return super().batches(train)
+
+    def schedule(self, progress: float) -> float:
+        """Set the learning rate; where a cycle has ended, keep a snapshot of what it reached."""
+        cycle = int(progress * self.cycles)
+        if isinstance(self.answering, Ensemble) and cycle != self.cycle:
+            self.cycle = cycle
+            if cycle >= int(self.answering.joined):
+                self.answering.join(self.averaged)
+        return super().schedule(progress)
+
+    @torch.no_grad()
+    def updated(self) -> None:
+        """Keep the latent weights of binarized layers in their bounds, and let the moving average follow."""
+        if self.latent:
+            torch._foreach_clamp_min_(self.latent, -1.0)
+            torch._foreach_clamp_max_(self.latent, 1.0)
+        if self.averaged is not self.model:
+            torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1 - self.ema)
+            torch._foreach_copy_(list(self.averaged.buffers()), list(self.model.buffers()))
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross entropy of pictures ``(N, C, H, W)`` in 0..255 and targets ``(N,)``, ``(N, classes)`` where mixed."""
+        pictures, targets = batch
+        scores = self.replica(self.normalised(pictures))
+        scores, *auxiliary = scores if isinstance(scores, tuple) else (scores,)
+        loss = self.entropy(scores, targets) + AUXILIARY * sum(self.entropy(other, targets) for other in auxiliary)
+        right = scores.detach().argmax(1) == (targets if targets.ndim == 1 else targets.argmax(1))
+        return loss, {"accuracy": right.float().mean()}
+
+    def entropy(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """The cross entropy that is trained, summed and divided by the pictures.
+
+        Where classes have weights, torch's own mean divides by those of the batch instead, and would be another one for
+        each part of it.
+        """
+        loss = F.cross_entropy(scores, targets, self.weight, reduction="sum", label_smoothing=self.smoothing)
+        return loss / len(scores)
+
+    def normalised(self, pictures: Tensor) -> Tensor:
+        """Pictures in 0..255 as the network takes them, in float32."""
+        return (pictures - self.mean).div_(self.std)
+
+    def opinions(self, pictures: Tensor) -> Tensor:
+        """Log-probabilities of each member ``(members, N, classes)``, float32, averaged over the views.
+
+        Computed in the precision of the weights.
+        """
+        parameter = next(self.answering.parameters())
+        views = self._views(pictures.to(parameter.device))
+        with half.arithmetic(self.answering):
+            return average(torch.stack([opinions(self.answering, self.normalised(view)) for view in views]))
+
+    def scores(self, pictures: Tensor) -> Tensor:
+        """Log-probabilities ``(N, classes)``, float32, of pictures ``(N, C, H, W)`` in 0..255."""
+        return decide(self.opinions(pictures), getattr(self.answering, "vote", False))
+
+    def _views(self, pictures: Tensor) -> Iterator[Tensor]:
+        """The pictures themselves, then views of them: evenly spread draws, the same for every picture."""
+        yield pictures
+        if self.seen > 1 and self.augment is not None:
+            draws = SobolEngine(self.augment.draws).draw(self.seen - 1)  # type: ignore[no-untyped-call]
+            for draw in (draws + 0.25) % 1:  # so that the one view beside the picture of a flip is its mirror image
+                plan = draw.to(pictures.device).expand(len(pictures), -1)
+                yield self.augment(pictures, torch.zeros(len(pictures), dtype=torch.long), plan)[0]
+
+    @torch.inference_mode()
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """``accuracy`` in [0, 1], ``errors``, ``count`` and the mean cross entropy ``loss``.
+
+        Of more than ten classes there is also ``top5_accuracy``: the right one is among the five likeliest. An ensemble
+        also has ``member_accuracy``, the mean over its members, and ``best_member``, the ``gain`` over that mean, and
+        the ``disagreement``: the share of pictures on which two members differ, the mean over all pairs.
+        Classes are matched by name where ``batches`` has ``labels``.
+
+        Raises:
+            Error: the data have a class that the task does not know, or no picture at all.
+        """
+        found = self.judge(batches).metrics()
+        if found["count"] == 0:
+            raise Error("there is no picture to judge; give data with a test part, or a larger --holdout")
+        return found
+
+    def judge(self, batches: Iterable[Batch]) -> metrics.Judgement:
+        """Count what is right and wrong in all of ``batches``, over all processes."""
+        number = self._numbers(getattr(batches, "labels", self.labels))
+        device = next(self.answering.parameters()).device
+        members = int(self.answering.joined) if isinstance(self.answering, Ensemble) else 1
+        found = metrics.Judgement(len(self.labels), members, device)
+        modes = [(module, module.training) for module in self.answering.modules()]
+        self.answering.eval()
+        for pictures, given in batches:
+            if len(pictures) == 0:  # this process's share of the last batch
+                continue
+            targets = number[given.cpu()].to(device) if number is not None else given.to(device)
+            each = self.opinions(pictures)
+            found.add(each, decide(each, getattr(self.answering, "vote", False)), targets, pictures)
+        for module, mode in modes:
+            module.training = mode
+        for counts in found.counts:
+            self.runtime.sum(counts)
+        return found
+
+    def _numbers(self, labels: tuple[str, ...]) -> Tensor | None:
+        """Our number of each of the classes ``labels``; None where they are the same."""
+        if labels == self.labels:
+            return None
+        unknown = [label for label in labels if label not in self.labels]
+        if unknown:
+            ours = ", ".join(self.labels[:20])
+            raise UsageError(f"the data have classes that the run does not know: {', '.join(unknown)}; it knows {ours}")
+        return torch.tensor([self.labels.index(label) for label in labels])
+
+    @torch.inference_mode()
+    def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """The class of each picture: ``file``, ``label``, ``probability`` and the ``ranking`` of the likeliest classes.
+
+        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read` takes them. A picture that cannot
+        be read yields ``{"file", "error"}``.
+        """
+        answers: list[dict[str, Any]] = []
+        self.answering.eval()
+        for at in range(0, len(inputs), CHUNK):
+            chunk = [self.see(source) for source in inputs[at : at + CHUNK]]
+            seen = [torch.from_numpy(picture) for picture in chunk if not isinstance(picture, Error)]
+            ranked = iter(self.scores(torch.stack(seen)).exp().cpu() if seen else ())
+            for source, picture in zip(inputs[at : at + CHUNK], chunk, strict=True):
+                file = {"file": str(source)} if isinstance(source, str | Path) else {}
+                error = {"error": str(picture)} if isinstance(picture, Error) else None
+                answers.append(file | (error or self._answer(next(ranked))))
+        return answers
+
+    def see(self, source: Any) -> "np.typing.NDArray[np.uint8] | Error":
+        """What the network sees of a picture, ``(C, H, W)`` uint8, or why it sees nothing."""
+        try:
+            return self.prepare.open(source)
+        except Error as error:
+            return error
+
+    def _answer(self, probabilities: Tensor) -> dict[str, Any]:
+        top = probabilities.topk(min(RANKS, len(self.labels)))
+        ranking = [
+            {"label": self.labels[number], "probability": probability}
+            for probability, number in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        ]
+        return {**ranking[0], "ranking": ranking}
+
+    def draw(self, source: Any, answer: dict[str, Any]) -> Image.Image:
+        """The picture beside what the network saw of it, and the answer."""
+        picture = image_io.read(source)
+        caption = f"{answer['label']}  ({answer['probability']:.1%})"
+        return image_io.draw_answer(picture, self.prepare(picture), caption)
+
+    @torch.inference_mode()
+    def figures(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, Figure]]":
+        """Confusion matrix, accuracy per class, the most confidently wrong pictures, and the members of an ensemble."""
+        from fukami.classification import plots as classification_plots
+
+        found = self.judge(batches)
+        if not self.runtime.main:
+            return
+        matrix = found.matrix.cpu()
+        yield "Confusion matrix", classification_plots.confusion(matrix, self.labels)
+        yield "Accuracy per class", classification_plots.per_class(matrix, self.labels)
+        if len(found.right) > 1:
+            count = int(matrix.sum())
+            share, apart = found.right.cpu() / count, found.apart.cpu() / count
+            yield (
+                "The members and what they do together",
+                classification_plots.members(share, int(matrix.trace()) / count, apart),
+            )
+        confidence, pictures, targets, predicted = (torch.cat(column) for column in zip(*found.wrong, strict=True))
+        likely = confidence.topk(min(metrics.WRONG, len(confidence))).indices.tolist()
+        best = [i for i in likely if confidence[i] > 0]
+        captions = [f"{self.labels[targets[i]]} → {self.labels[predicted[i]]}  {confidence[i]:.0%}" for i in best]
+        if best:
+            yield "Most confidently wrong", classification_plots.gallery(pictures[best].cpu(), captions)
+
+    def views(self, number: int) -> Self:
+        """This task answering from so many views of each picture, drawn from the augmentation it was trained with.
+
+        Raises:
+            UsageError: ``number`` is less than 1, or the training had no augmentation that moves or recolours.
+        """
+        if number < 1:
+            raise UsageError(f"a picture has at least one view, not {number}")
+        if number > 1 and self.augment is None:
+            raise UsageError(
+                "the run was trained without moves or changes of colour, so there are no views to answer from"
+            )
+        self.seen = number
+        return self
+
+    def ensemble(self, others: Sequence[Self], *, vote: bool = False) -> Self:
+        """This task and ``others`` together: their averaged probabilities, or the majority's vote.
+
+        Raises:
+            UsageError: they have other classes, or see pictures otherwise.
+        """
+        for other in others:
+            if other.labels != self.labels or other.prepare != self.prepare:
+                raise UsageError("runs that answer together must have the same classes and see pictures the same way")
+        self.answering = Ensemble([self.answering, *(other.answering for other in others)], vote=vote)
+        return self

@@ -1,0 +1,74 @@
+"""VGG (Simonyan and Zisserman 2015): depth from filters of 3×3 alone."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fukami.classification.recipe import Classifier
+from fukami.engine.recipe import MAX_SIZE, within
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class VGG16(Classifier):
+    """VGG-16 (Simonyan and Zisserman 2015, table 1, D): 13 convolutions of 3×3 and three affine layers."""
+
+    paper: ClassVar[str] = "Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition"
+    year: ClassVar[int] = 2015
+    encoder_fields: ClassVar[dict[str, Any]] = {"hidden": 0}  # published features have no fully connected layers
+    published: ClassVar[str] = "74.4 % ImageNet top-1, one scale"
+
+    lr: float = 0.01
+    """Peak learning rate."""
+    augment: tuple[str, ...] = ("crop=0.3", "flip")
+    """Changes of the training pictures, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
+    batch_norm: bool = False
+    """Batch normalisation after every convolution (Ioffe and Szegedy 2015)."""
+    hidden: int = 4096
+    """Units of the two hidden affine layers; 0: one affine layer on the average of the last maps."""
+    dropout: float = 0.5
+    """Share of the hidden units dropped in training."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        super().__post_init__()
+        within(self, 32, MAX_SIZE, "size")
+        within(self, 0, math.inf, "hidden")
+        within(self, 0, 0.99, "dropout")
+
+    @property
+    def architecture(self) -> str:
+        """What the network is called in :mod:`fukami.models`."""
+        return super().architecture + ("_bn" if self.batch_norm else "")
+
+    def network(self, classes: int) -> "nn.Module":
+        """The network of the recipe's name."""
+        from fukami import models
+
+        network: nn.Module = getattr(models, self.architecture)(
+            classes, channels=self.channels, size=self.size, hidden=self.hidden, dropout=self.dropout
+        )
+        return network
+
+
+@dataclass(frozen=True, kw_only=True)
+class VGG11(VGG16):
+    """VGG-11 (Simonyan and Zisserman 2015, table 1, A): eight convolutions of 3×3 and three affine layers."""
+
+    published: ClassVar[str] = "70.4 % ImageNet top-1, one scale"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VGG13(VGG16):
+    """VGG-13 (Simonyan and Zisserman 2015, table 1, B): ten convolutions of 3×3 and three affine layers."""
+
+    published: ClassVar[str] = "71.3 % ImageNet top-1, one scale"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VGG19(VGG16):
+    """VGG-19 (Simonyan and Zisserman 2015, table 1, E): 16 convolutions of 3×3 and three affine layers."""
+
+    published: ClassVar[str] = "74.5 % ImageNet top-1, one scale"

@@ -1,0 +1,1 @@
+"""The command line: one file per command, whose ``command(arguments)`` runs it."""

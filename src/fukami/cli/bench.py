@@ -1,0 +1,27 @@
+"""fukami bench."""
+
+import json
+
+from fukami.cli.main import Precision, parse
+
+
+def command(arguments: list[str]) -> None:
+    """What a device can do at most: multiply-adds and bytes a second: fukami bench [--device D] [--precision P]."""
+
+    def run(device: str = "auto", precision: Precision = "auto") -> None:
+        """Time a large matrix product and a large copy; prints one JSON object.
+
+        Args:
+            device: auto, cpu, cuda, cuda:1 or mps.
+            precision: That of the product; auto takes bfloat16 where it is faster.
+        """
+        import torch
+
+        from fukami.engine.bench import ceiling
+        from fukami.engine.runtime import Runtime
+
+        runtime = Runtime.start(device, precision)
+        found = {"device": str(runtime.device), "precision": runtime.precision, "threads": torch.get_num_threads()}
+        print(json.dumps(found | ceiling(runtime)))
+
+    parse(run, arguments, "fukami bench")

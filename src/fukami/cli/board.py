@@ -1,0 +1,43 @@
+"""fukami board."""
+
+import sys
+from pathlib import Path
+
+from fukami.cli.main import parse
+
+
+def command(arguments: list[str]) -> None:
+    """The runs of a folder, ranked, as a table and a page: fukami board DIR [--out FILE]."""
+    import tyro
+
+    def run(folder: tyro.conf.Positional[Path], out: Path | None = None) -> None:
+        """Rank all runs of a folder for each data set and metric, as a table and one HTML page.
+
+        Args:
+            folder: Searched for runs, also in the folders below.
+            out: The page. Default: board.html in the folder.
+        """
+        from rich.console import Console
+
+        from fukami import leaderboard
+
+        boards, reasons = leaderboard.survey(folder)
+        console = Console(highlight=False, markup=False, emoji=False)
+        width = console.width if console.is_terminal else None
+        console.width = width or 10_000  # nothing is wrapped for a program that reads along
+        for each in boards:
+            with console.capture() as drawn:
+                console.print(leaderboard.table(each, width))
+            print(*(line.rstrip() for line in drawn.get().splitlines()), sep="\n")
+            for rank, line in leaderboard.commands(each):
+                print(f"{rank:>2}  {line}")
+            for note in filter(None, (leaderboard.sources(each), *each.notes)):
+                print(f"    {note}")
+            print()
+        for reason, names in reasons.items():
+            print(f"fukami: {', '.join(dict.fromkeys(names))}: {reason}", file=sys.stderr)
+        page = out or folder / "board.html"
+        leaderboard.write(boards, folder, page)
+        print(f"page: {page}", file=sys.stderr)
+
+    parse(run, arguments, "fukami board")

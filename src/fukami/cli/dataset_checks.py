@@ -1,0 +1,283 @@
+"""What training would stumble on, by name: broken files, doubtful labels, leaks, imbalance.
+
+The data are a folder of pictures by class, an archive of one, a CSV of path and label, shards, or a known name; of
+pictures with boxes or masks, :mod:`fukami.doctor_boxes` and :mod:`fukami.doctor_masks` examine these. A doctor sees
+more than a reader: what training passes over in silence or refuses at once is a finding here, and what can still be
+read is examined.
+"""
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fukami.captioning import checks as captioning_checks
+from fukami.captioning import data as captioning_data
+from fukami.data import findings, folder, labelled, remote, shards, tar
+from fukami.data.findings import Findings, Item
+from fukami.data.parsing import exists, is_file, read_text
+from fukami.detection import checks as detection_checks
+from fukami.detection import data as detection_data
+from fukami.errors import Error, unknown
+from fukami.image import io as image_io
+from fukami.segmentation import checks as segmentation_checks
+from fukami.segmentation import data as segmentation_data
+
+HOLDOUT = 0.2  # share of a known set without a test part of its own that the recipes keep for testing
+
+
+def examine(spec: str) -> Findings:
+    """Everything that is wrong with the data at a path, or with the known data set of that name.
+
+    Files are decoded once, in threads; what is kept of each is a digest of 16 bytes.
+
+    Raises:
+        UsageError: no such path and no such name.
+    """
+    found = Findings()
+    path = Path(spec)
+    if not shards.known(spec):
+        boxed, masked = detection_data.known(spec), segmentation_data.known(spec)
+        if boxed or masked:
+            findings.doubles((detection_checks if boxed else segmentation_checks).examine(spec, found), found)
+            findings.classes(found)
+        if boxed and masked:
+            masks = Findings()
+            segmentation_checks.masks(spec, masks)
+            told = set(found.problems)
+            found.problems += [problem for problem in masks.problems if problem not in told]
+        if boxed or masked:
+            return found
+        if captioning_data.known(spec):
+            findings.doubles(captioning_checks.examine(spec, found), found)
+            return found
+    if spec in labelled.NAMES:
+        seen = _known(spec, found)
+    elif shards.known(spec):
+        seen = findings.decoded(_packed(spec, found), found)
+    elif not exists(path):
+        raise unknown(
+            "data set (and no file or folder)", spec, (*labelled.NAMES, *detection_data.NAMES, *segmentation_data.NAMES)
+        )
+    else:
+        items = _listed(path, found) if path.suffix.lower() == ".csv" else _lying(path, found)
+        seen = findings.decoded(items, found)
+    findings.doubles(seen, found)
+    findings.classes(found)
+    return found
+
+
+def _known(spec: str, found: Findings) -> Iterator[tuple[Item, bytes]]:
+    """The pictures of a known data set, in files or as arrays."""
+    train, test, labels = labelled.read(spec, HOLDOUT)
+    files: list[Item] = []
+    for part, source in (("train", train), ("test", test)):
+        for number, target in enumerate(source.targets.tolist()):
+            picture = source.items[number]
+            if isinstance(picture, Path):
+                files.append(Item(picture, str(picture), labels[target], part))
+            elif isinstance(picture, np.ndarray):
+                found.counts[part][labels[target]] += 1
+                yield Item(Path(), f"{spec} {part} {number}", labels[target], part), findings.digest(picture)
+    yield from findings.decoded(files, found)
+
+
+# folders and archives
+
+
+def _lying(path: Path, found: Findings) -> list[Item]:
+    """The pictures of a folder or an archive by class; the layout is examined on the way."""
+    root = path
+    if path.is_file():
+        try:
+            root = folder.unpacked(path)
+        except Error as error:
+            found.add("broken", str(error).removeprefix(f"{path} "), file=str(path))
+            return []
+    layout = _Layout(path, root, found)
+    top = root
+    while len(inside := folder.folders(top)) == 1 and len(folder.folders(inside[0])) > 1:
+        top = inside[0]  # the one folder that an archive packs everything into, as for training
+    parts = [each for each in inside if each.name.lower() in (*folder.TRAIN, *folder.TEST)]
+    if not inside:
+        found.add("empty", "there are no folders in it; expected one folder of pictures for each class", file=str(path))
+    parts.sort(key=lambda part: part.name.lower() not in folder.TRAIN)  # so that of a leak the test file is named
+    layout.loose(top)
+    if not parts:
+        return layout.classes(top, "")
+    for other in inside:
+        if other not in parts:
+            detail = f"a folder beside {parts[0].name} is neither a class nor a part, and nothing in it is read"
+            found.add("passed over", detail, file=layout.name(other))
+    if not any(part.name.lower() in folder.TRAIN for part in parts):
+        found.add("empty", "there is no train folder, so there is nothing to learn from", file=layout.name(top))
+    items = []
+    for part in parts:
+        layout.loose(part)
+        items += layout.classes(part, part.name)
+    return items
+
+
+@dataclass
+class _Layout:
+    """A folder of pictures by class, with the names under which the user knows its files."""
+
+    given: Path
+    root: Path
+    found: Findings
+
+    def __post_init__(self) -> None:
+        self.suffixes = image_io.suffixes()
+
+    def name(self, path: Path) -> str:
+        """The path below what was given, also for what was unpacked elsewhere."""
+        return str(self.given / path.relative_to(self.root))
+
+    def loose(self, place: Path) -> None:
+        """Pictures that lie where the folders of the classes are, and so belong to none."""
+        for file in sorted(place.iterdir()):
+            if file.suffix.lower() in self.suffixes and not file.name.startswith(".") and not file.is_dir():
+                detail = f"lies beside the folders of the classes and is not read; move it into one: {place.name}/CLASS"
+                self.found.add("no class", detail, file=self.name(file))
+
+    def classes(self, place: Path, part: str) -> list[Item]:
+        """The pictures of a part, and what lies between them."""
+        items: list[Item] = []
+        for each in folder.folders(place):
+            self.found.counts[part][each.name] += 0
+            before = len(items)
+            for file in _below(each):
+                if file.suffix.lower() in self.suffixes:
+                    items.append(Item(file, self.name(file), each.name, part))
+                else:
+                    self._stranger(file)
+            if len(items) == before:
+                self.found.add("empty", f"the folder {self.name(each)} has no pictures", label=each.name)
+        return items
+
+    def _stranger(self, file: Path) -> None:
+        """A file that training passes over because of its name."""
+        suffix = f"ends in {file.suffix!r}" if file.suffix else "has no suffix"
+        kind = findings.format_of(file)
+        if kind:
+            ends = [end for end, name in Image.registered_extensions().items() if name == kind]
+            right = ".jpg" if ".jpg" in ends else next(iter(ends), "")
+            detail = f"is {kind} by content but {suffix}, so it is not read; rename it to {file.stem}{right}"
+            self.found.add("wrong suffix", detail, file=self.name(file))
+        else:
+            detail = f"{suffix} and is not read; pictures end in .png, .jpg ..."
+            self.found.add("not a picture", detail, file=self.name(file))
+
+
+def _below(place: Path) -> Iterator[Path]:
+    """Every file below a folder in order, links that lead nowhere among them; hidden ones are nobody's business."""
+    for at, folders, files in os.walk(place):
+        folders.sort()
+        yield from (Path(at, name) for name in sorted(files) if not name.startswith("."))
+
+
+# shards
+
+
+def _packed(spec: str, found: Findings) -> Iterator[Item]:
+    """The pictures in shards; what is damaged in these is told on the way."""
+    base, index = shards.described(spec)
+    for part in ("train", "test") if index["test"] else ("train",):
+        for shard in index[part]:
+            for problem in shard.get("problems", ()):
+                found.add("broken", problem, file=shard["name"])
+            yield from _in_shard(base, shard, part if index["test"] else "", index["labels"], found)
+
+
+def _in_shard(base: str, shard: dict[str, Any], part: str, labels: Sequence[str], found: Findings) -> Iterator[Item]:
+    """The pictures in a shard that an index lists."""
+    stream = None
+    try:
+        stream = remote.opened(shards.located(base, shard["name"]))
+        places = zip(shard["classes"], shard["starts"], shard["lengths"], strict=True)
+        for number, (target, start, length) in enumerate(places, 1):
+            try:
+                name, content = tar.picture(stream.read(start, length), shard["name"], number)
+            except remote.Missing:
+                raise
+            except Error as error:
+                found.add("broken", str(error), file=f"{shard['name']}, sample {number}")
+            else:
+                yield Item(Path(name), name, labels[target], part, content)
+        if stream.size not in (None, shard["bytes"]):
+            detail = f"has {stream.size:,} bytes, and {shards.INDEX} says {shard['bytes']:,}; get it again"
+            found.add("broken", detail, file=shard["name"])
+    except Error as error:
+        found.add("missing", str(error), file=shard["name"])
+    finally:
+        if stream is not None:
+            stream.close()
+
+
+# lists
+
+
+def _listed(path: Path, found: Findings) -> list[Item]:
+    """The pictures that a CSV with the columns ``path``, ``label`` and perhaps ``split`` lists."""
+    try:
+        with io.StringIO(read_text(path), newline="") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            header = [name.strip().lower() for name in reader.fieldnames or ()]
+            reader.fieldnames = header
+            missing = [name for name in ("path", "label") if name not in header]
+            if missing:
+                given = ", ".join(map(repr, header)) or "nothing"
+                detail = f"has no column {' and no column '.join(missing)}; its first line names {given}"
+                found.add("no column", detail, file=str(path))
+                return []
+            rows = [(reader.line_num, row) for row in reader]
+    except (Error, csv.Error) as error:
+        detail = str(error).removeprefix(f"{path} ") if isinstance(error, Error) else f"is no CSV ({error})"
+        found.add("broken", detail, file=str(path))
+        return []
+    if not rows:
+        found.add("empty", "lists no pictures", file=str(path))
+    items = [item for line, row in rows if (item := _row(path, line, row, found))]
+    if len({bool(item.part) for item in items}) > 1:
+        detail = "has rows with a split and rows without one, which are trained on; give all of them one, or none"
+        found.add("no split", detail, file=str(path))
+    return _once(sorted(items, key=lambda item: item.part not in ("", "train")), found)
+
+
+def _row(path: Path, line: int, row: dict[str, str | None], found: Findings) -> Item | None:
+    """The picture of a row, or None where there is none to look at."""
+    place, label, split = ((row.get(name) or "").strip() for name in ("path", "label", "split"))
+    where = f"line {line} of {path}"
+    if not place:
+        found.add("missing", f"{where} has no path", file=str(path))
+        return None
+    file = path.parent / place
+    if not is_file(file):
+        what = "is no file" if exists(file) else "does not exist"
+        found.add("missing", f"{what}, but {where} lists it", file=str(file))
+        return None
+    if not label:
+        found.add("no class", f"{where} has no label", file=str(file))
+        return None
+    part = "train" if split.lower() in folder.TRAIN else split.lower()
+    if part and part not in ("train", *folder.TEST):
+        allowed = ", ".join((*folder.TRAIN, *folder.TEST))
+        found.add("no split", f"{where} has the split {split!r}; expected one of {allowed}", file=str(file))
+    return Item(file, str(file), label, part)
+
+
+def _once(items: Iterable[Item], found: Findings) -> list[Item]:
+    """Each file once; what is listed again is told here."""
+    first: dict[Path, Item] = {}
+    for item in items:
+        other = first.setdefault(item.path, item)
+        if other is not item:
+            kind, detail = findings.conflict(item, other)
+            found.add(kind, f"is listed twice{detail}", file=item.name)
+    return list(first.values())

@@ -1,0 +1,31 @@
+"""fukami doctor."""
+
+import sys
+
+from fukami.cli.inputs import line
+from fukami.cli.main import parse
+from fukami.errors import Error
+
+
+def command(arguments: list[str]) -> None:
+    """Every file that training would stumble on, by name: fukami doctor DATA."""
+    import tyro
+
+    def run(data: tyro.conf.Positional[str]) -> None:
+        """Every file that training would stumble on, by name; prints one JSON object for each problem, exits 1 if any.
+
+        Args:
+            data: Folder of pictures by class (with or without train, val and test), archive of one, CSV with columns
+                path and label (perhaps split), shards, or a known name (mnist, cifar10 ...); or pictures with boxes in
+                the layout of VOC, COCO or YOLO, or with masks, or a known name of those (scenes, voc2007, camvid ...).
+        """
+        from fukami.cli import dataset_checks
+
+        found = dataset_checks.examine(data)
+        for problem in found.problems:
+            print(line(problem.record()))
+        if found.problems:
+            raise Error(str(found))
+        print(found, file=sys.stderr)
+
+    parse(run, arguments, "fukami doctor")

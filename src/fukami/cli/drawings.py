@@ -1,0 +1,62 @@
+"""The drawn answers of ``fukami predict --out``: a picture or a video for each input, and one page of them all."""
+
+import contextlib
+import html
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+from fukami.cli.inputs import Drawn
+from fukami.engine import checkpoint
+from fukami.engine.report import PAGE
+from fukami.engine.task import Task
+from fukami.image.video import Frame, Writer
+
+
+class Page:
+    """A folder of drawn answers for files, which ``index.html`` shows; without a folder, nothing is drawn."""
+
+    def __init__(self, folder: Path | None, task: Task, files: Sequence[str]) -> None:
+        self.task = task
+        self.drawn = Drawn(folder, files) if folder else None
+        self.shown: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def add(self, answer: dict[str, Any]) -> None:
+        """Draw the answer for the picture ``answer["file"]``."""
+        if self.drawn:
+            place = self.drawn.place(answer["file"], "png")
+            self.task.draw(Path(answer["file"]), answer).save(place)
+            self.shown.append(place.name)
+            for name, picture in self.task.layers(answer).items():
+                picture.save(self.drawn.place(f"{place.stem}-{name}", "png"))
+
+    @contextlib.contextmanager
+    def film(self, file: str) -> Iterator[Callable[[Frame, dict[str, Any]], None]]:
+        """What draws the answer for a frame of the video ``file``; the frames drawn become a video."""
+        if self.drawn is None:
+            yield lambda frame, answer: None
+            return
+        place = self.drawn.place(file, "mp4")
+        with Writer(place) as film:
+            yield lambda frame, answer: film.add(self.task.draw(frame.picture, answer), frame.seconds, frame.rate)
+        if place.exists():  # there is none of a video without a frame
+            self.shown.append(place.name)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.drawn:
+            sections = (f"<h2>{html.escape(name)}</h2>{_element(name)}" for name in self.shown)
+            body = f"<h1>{len(self.shown)} answers, and what the network saw</h1>\n" + "\n".join(sections)
+            page = PAGE.format(title="fukami predict", body=body).encode(errors="backslashreplace")
+            checkpoint.write(self.drawn.folder / "index.html", page)
+
+
+def _element(name: str) -> str:
+    """A picture, or a video with its controls."""
+    if name.endswith(".mp4"):
+        return f'<video src="{quote(name)}" controls loop muted style="max-width: 100%"></video>'
+    return f'<img src="{quote(name)}" alt="">'

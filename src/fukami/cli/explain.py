@@ -1,0 +1,426 @@
+"""fukami explain."""
+
+import html
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fukami.cli.inputs import line, split
+from fukami.cli.main import parse
+from fukami.errors import Error, UsageError, unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fukami.classification.task import Classification
+    from fukami.engine.recipe import Recipe
+    from fukami.engine.task import Task
+    from fukami.explain.receptive_field import Effective
+    from fukami.explain.summary import Layer, Shape
+
+BUDGET = 2 * 10**11  # multiply-adds spent on looking for patches in the training pictures ...
+LEAST = 100  # ... and pictures that are looked at in any case
+DETECTED = (3, 608, 992)  # about 600×1000, as Faster R-CNN sees pictures
+SEGMENTED = (3, 384, 480)  # about 360×480, as SegNet sees them
+UNITS = 6  # units of a layer whose patches are shown
+TEXT = '<pre style="font-size: .72rem; white-space: pre; overflow-x: auto">{}</pre>'
+
+
+def command(arguments: list[str]) -> None:
+    """What a network is made of, what it costs, and what it sees: fukami explain MODEL | RUN [FILE...] [--out DIR]."""
+    import tyro
+
+    def run(
+        inputs: tyro.conf.Positional[tuple[str, ...]],
+        input: str | None = None,
+        classes: int | None = None,
+        out: Path | None = None,
+        recipe: Path | None = None,
+    ) -> None:
+        """Print the layers of a network with shape, parameters, multiply-adds, memory and receptive field.
+
+        With pictures: write a page of what the layers of a trained network see in them, and print one JSON object for
+        each.
+
+        Args:
+            inputs: A model (vgg16, resnet50 ...) or a run (a folder, or the name of shipped weights); after a run,
+                pictures.
+            input: Of a model: channels, height and width of the picture, such as 3x224x224.
+            classes: Of a model: how many classes.
+            out: Folder for the page, index.html. Default: none for a model or a run alone; with pictures explain in
+                the run's folder, or ./explain for shipped weights.
+            recipe: File of the private recipe that the run was trained with; code is never taken from a run.
+        """
+        if not inputs:
+            raise UsageError("name a model or a run first: fukami explain vgg16, or fukami explain RUN picture.jpg")
+        if not resolve(inputs[0], len(inputs) > 1):
+            explain_model(inputs[0], input, classes, out)
+        elif input is not None or classes is not None:
+            raise UsageError(f"--input and --classes belong to a model; the run {inputs[0]} has its own")
+        elif len(inputs) == 1:
+            explain_run(inputs[0], out, recipe)
+        else:
+            explain_pictures(inputs, out, recipe)
+
+    parse(run, arguments, "fukami explain")
+
+
+def resolve(subject: str, pictures: bool) -> bool:
+    """Whether the subject is a run (True) or a model; a run of that name comes first.
+
+    Raises:
+        UsageError: it is neither, or a model to which pictures were given.
+    """
+    from fukami import models
+    from fukami.engine import checkpoint
+
+    try:
+        checkpoint.locate(subject)
+    except UsageError:
+        if subject.replace("-", "_") not in models.__all__:
+            if Path(subject).exists():
+                raise
+            shipped = (path.parent.name for path in checkpoint.SHIPPED.glob("*/recipe.json"))
+            raise unknown("model or run", subject, [*models.__all__, *shipped]) from None
+    else:
+        return True
+    if pictures:
+        raise UsageError(f"{subject} is a model without weights; to see what it sees in pictures, give a run of it")
+    return False
+
+
+def explain_model(name: str, given: str | None, classes: int | None, out: Path | None) -> None:
+    """Print the table of a model with random weights, and write its page where a folder is given."""
+    model, shape = build(name.replace("-", "_"), given, classes)
+    text, steps, field = describe(model, shape, "random weights")
+    print(text)
+    if out:
+        write(out, name, "its layers, their cost, and how far they see", network_sections(text, steps, field))
+
+
+def explain_run(name: str, out: Path | None, recipe: Path | None) -> None:
+    """The same of the network of a run."""
+    from fukami.engine import checkpoint
+
+    task = checkpoint.load(checkpoint.trained(name), recipe=recipe)
+    shape = seen(name, task)
+    text, steps, field = describe(network(task), shape, "the run's weights")
+    print(text)
+    if out:
+        write(out, name, "its layers, their cost, and how far they see", network_sections(text, steps, field))
+
+
+def explain_pictures(inputs: Sequence[str], out: Path | None, recipe: Path | None) -> None:
+    """Write the page of what a run sees in pictures, and print an object for each."""
+    from fukami.engine import checkpoint
+
+    runs, files = split(inputs)
+    if len(runs) > 1:
+        raise UsageError(f"explain looks at one run at a time, not at {' and '.join(runs)}")
+    folder, task, shape = open_run(runs[0], recipe)
+    experiment, _ = checkpoint.describe(folder, recipe)
+    answers = task.predict(files)
+    for answer in answers:
+        if "error" in answer:
+            print(f"fukami: {answer['error']}", file=sys.stderr)
+    good = [answer for answer in answers if "error" not in answer]
+    if good:
+        shipped = folder.parent == checkpoint.SHIPPED
+        target = out or (Path("explain") if shipped else folder / "explain")
+        page = write(target, runs[0], "what the layers see", list(picture_sections(experiment, task, shape, good)))
+        for answer in good:
+            print(line({**{key: answer[key] for key in ("file", "label", "probability")}, "page": str(page)}))
+    if len(good) < len(files):
+        raise Error(f"{len(files) - len(good)} of {len(files)} files could not be explained")
+
+
+def build(name: str, given: str | None, classes: int | None) -> "tuple[nn.Module, Shape]":
+    """A model with random weights, always the same, and the shape of its pictures.
+
+    Raises:
+        UsageError: ``--input`` is no shape, or the model has no such size.
+    """
+    import torch
+
+    from fukami import models
+
+    function = getattr(models, name)
+    known = inspect.signature(function).parameters
+    default = {key: parameter.default for key, parameter in known.items()}
+    small = default.get("classes", 1000) <= 10  # a network for CIFAR's ten classes takes CIFAR's pictures
+    side = default.get("size", 32 if small else 224)
+    own = {"faster": DETECTED, "fcn": SEGMENTED, "segnet": SEGMENTED}
+    usual = next((own[family] for family in own if name.startswith(family)), (default.get("channels", 3), side, side))
+    shape = parse_shape(given) if given else usual
+    chosen = {"channels": shape[0], "size": min(shape[1:])} | ({"classes": classes} if classes is not None else {})
+    if classes is not None and "classes" not in known:
+        raise UsageError(f"{name} has no classes; leave out --classes")
+    if classes is not None and classes < 1:
+        raise UsageError(f"--classes should be at least 1, not {classes}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            return function(**{key: value for key, value in chosen.items() if key in known}), shape
+        except ValueError as error:  # how a model refuses a size
+            raise UsageError(str(error)) from error
+
+
+def parse_shape(text: str) -> "Shape":
+    """``3x224x224`` as numbers."""
+    found = re.fullmatch(r"(\d+)[x×](\d+)[x×](\d+)", text.strip())
+    if not found or "0" in found.groups():
+        raise UsageError(f"--input should be channels x height x width, such as 3x224x224, not {text!r}")
+    channels, height, width = map(int, found.groups())
+    return channels, height, width
+
+
+def seen(name: str, task: "Task") -> "Shape":
+    """The shape of what the network of a run is given: a picture, or a region of one.
+
+    Raises:
+        UsageError: it is none that is explained.
+    """
+    from fukami.captioning.task import Captioning
+    from fukami.classification.task import Classification
+    from fukami.detection.rcnn_task import RegionCNN
+    from fukami.detection.task import Detection
+    from fukami.engine.padded_task import STEP
+    from fukami.segmentation.task import Segmentation
+    from fukami.style.task import Style
+
+    if isinstance(task, RegionCNN):
+        return 3, task.regions.size, task.regions.size
+    if isinstance(task, Detection):
+        height, width = (-(-side // STEP) * STEP for side in (task.prepare.shortest, task.prepare.longest))
+        return 3, height, width
+    if isinstance(task, Segmentation):
+        return SEGMENTED
+    if isinstance(task, Style):
+        return 3, task.size[1], task.size[0]
+    if isinstance(task, Classification | Captioning):
+        return task.prepare.channels, task.prepare.size, task.prepare.size
+    raise UsageError(f"the networks of fukami's own tasks are explained; {name} is a run of {type(task).__name__}")
+
+
+def open_run(name: str, recipe: Path | None) -> "tuple[Path, Classification, Shape]":
+    """The folder, the task and the shape of the pictures of a run.
+
+    Raises:
+        UsageError: it is no classifier, or was exported to other layers than the network's.
+    """
+    from fukami.classification.task import Classification
+    from fukami.engine import checkpoint
+
+    folder = checkpoint.trained(name)
+    task = checkpoint.load(name, recipe=recipe)
+    if not isinstance(task, Classification):
+        raise UsageError(f"what pictures excite is shown of classifiers; {name} is a run of {type(task).__name__}")
+    return folder, task, seen(name, task)
+
+
+def network(task: Any) -> "nn.Module":
+    """The network that answers; of snapshots that answer together the last."""
+    from fukami.layers.ensemble import Ensemble
+
+    model: nn.Module
+    model = next(iter(task.modules().values()))
+    if isinstance(model, Ensemble):
+        print(f"fukami: {len(model.models)} networks answer together; the last of them is explained", file=sys.stderr)
+        return model.models[-1]
+    return model
+
+
+def describe(
+    model: "nn.Module", shape: "Shape", weights: str, pictures: "Tensor | None" = None
+) -> "tuple[str, list[Layer], Effective | None]":
+    """The table of a network as text, its layers, and the effective receptive field of the last spatial layer."""
+    from fukami.explain import summary as analysis
+    from fukami.explain.receptive_field import SHARE, effective
+
+    model = analysis.outline(model)
+    steps = analysis.layers(model, shape)
+    counted = analysis.parameters(model)
+    inside = sum(layer.parameters for layer in steps)
+    only = f", {counted - inside:,} of them in parts that only training uses" if counted > inside else ""
+    weighing = sum(layer.multiply_adds > 0 for layer in steps)
+    facts = {
+        "input": "×".join(map(str, shape)),
+        "depth": f"{max(layer.depth for layer in steps)} layers with weights one after another, {weighing} in all",
+        "parameters": f"{counted:,}{only}",
+        "multiply-adds": f"{sum(layer.multiply_adds for layer in steps):,} in convolutions and linear layers",
+        "memory": f"{sum(layer.memory for layer in steps):,} bytes of outputs for one picture in float32",
+    }
+    field = None
+    try:
+        field = effective(model, shape, pictures=pictures)
+        kind = "noise" if pictures is None else "the training set"
+        facts["field, theory"] = f"{size(field.layer)} pixels, layer {field.layer.name}"
+        facts["field, effective"] = (
+            f"{field.side}×{field.side} pixels hold {SHARE:.2%} of the gradient ({weights}, "
+            f"{field.samples} pictures of {kind})"
+        )
+    except UsageError as error:
+        facts["field"] = str(error)
+    width = max(map(len, facts))
+    totals = "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
+    return f"{table(steps)}\n\n{totals}", steps, field
+
+
+def table(steps: "Sequence[Layer]") -> str:
+    """A line for each layer; those that have no parameters and take no memory of their own are left out."""
+    rows = [("layer", "kind", "output", "parameters", "multiply-adds", "memory", "field", "stride")]
+    for layer in steps:
+        if layer.parameters or layer.memory or layer.multiply_adds:
+            stride = "-" if layer.jump is None or layer.receptive_field is None else f"{layer.jump[0]:g}"
+            shape = "×".join(map(str, layer.shape))
+            numbers = (f"{value:,}" for value in (layer.parameters, layer.multiply_adds, layer.memory))
+            rows.append((layer.name, layer.kind, shape, *numbers, size(layer), stride))  # type: ignore[arg-type]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if number < 3 else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def size(layer: "Layer") -> str:
+    """The theoretical receptive field of a layer in words."""
+    return "all" if layer.receptive_field is None else "×".join(map(str, layer.receptive_field))
+
+
+def network_sections(text: str, steps: "list[Layer]", field: "Effective | None") -> list[str]:
+    """What a page says about a network: table, costs, fields, and what stacked filters save."""
+    from fukami.engine.report import picture
+    from fukami.explain import receptive_field, stacking
+    from fukami.explain.summary import draw_costs
+
+    parts = ["<h2>Layers</h2>", TEXT.format(html.escape(text)), LEGEND]
+    parts.append(picture("What each resolution costs", draw_costs(steps)))
+    if field:
+        title = f"layer {field.layer.name}:\n{size(field.layer)} in theory, {field.side}×{field.side} in effect"
+        parts += [picture("How far the last layer with positions sees", receptive_field.figure((title, field))), FIELD]
+    rows = [("layers of 3×3", "one filter", "weights", "weights of one", "saved")]
+    rows += [(str(n), f"{one}×{one}", str(a), str(b), f"{share:.3f}") for n, one, a, b, share in stacking.table()]
+    cells = ("".join(f"<td>{cell}</td>" for cell in row) for row in rows)
+    return [
+        *parts,
+        picture("What stacked small filters save", stacking.figure()),
+        STACKED,
+        f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>",
+    ]
+
+
+def picture_sections(
+    experiment: "Recipe", task: "Classification", shape: "Shape", answers: Sequence[dict[str, Any]]
+) -> Iterator[str]:
+    """What a page says about pictures and about the network that answered for them."""
+    import torch
+
+    from fukami.engine.report import picture
+    from fukami.explain import receptive_field, saliency
+    from fukami.explain import summary as analysis
+
+    model = network(task)
+    weight = next(model.parameters())
+
+    def normalise(pictures: "Tensor") -> "Tensor":
+        return task.normalised(pictures.to(weight.device)).to(weight.dtype)
+
+    steps = analysis.layers(model, shape)
+    depths = analysis.stages(steps)
+    seen = [torch.from_numpy(task.prepare.open(answer["file"])) for answer in answers]
+    excited: dict[str, Tensor] = {}
+    for answer, pixels in zip(answers, seen, strict=True):
+        given = normalise(pixels[None])[0]
+        heat = saliency.grad_cam(model, given, task.labels.index(answer["label"]))
+        maps = saliency.feature_maps(model, given, [layer.name for layer in depths])
+        for name, values in maps.items():
+            excited[name] = torch.maximum(excited.get(name, values), values)
+        ranking = [(entry["label"], entry["probability"]) for entry in answer["ranking"]]
+        title = f"{answer['file']}: {answer['label']} ({answer['probability']:.1%})"
+        yield picture(title, saliency.draw_prediction(pixels, heat, ranking))
+        yield f"<h3>Feature maps</h3>{image(saliency.draw_maps(maps))}<p>{MAPS}</p>"
+    yield picture("The filters of the first layer", saliency.draw_filters(saliency.first_filters(model, shape)))
+    cost = sum(layer.multiply_adds for layer in steps)
+    train, said = training_pictures(experiment, cost)
+    if train:
+        units = [(layer, saliency.strongest(excited[layer.name], UNITS)) for layer in depths]
+        found = saliency.exciting(model, train, units, normalise=normalise)
+        rows = [
+            (f"layer {layer.name}: field {size(layer)}, units {', '.join(map(str, chosen))}", found[layer.name])
+            for layer, chosen in units
+        ]
+        yield picture("The training patches that excite a unit most", saliency.draw_exciting(rows))
+        yield f"<p>{PATCHES} {said}</p>"
+    few = normalise(torch.cat(train)[:: -(-sum(map(len, train)) // 8)]) if train else None
+    text, _, field = describe(model, shape, "the run's weights", few)
+    if field:
+        title = f"layer {field.layer.name}:\n{size(field.layer)} in theory, {field.side}×{field.side} in effect"
+        yield picture("How far the last layer with positions sees", receptive_field.figure((title, field))) + FIELD
+    yield f"<h2>Layers</h2>{TEXT.format(html.escape(text))}{LEGEND}"
+
+
+def image(figure: Any) -> str:
+    """A figure without a title."""
+    from fukami.engine.report import picture
+
+    return picture("", figure).removeprefix("<h2></h2>")
+
+
+def training_pictures(experiment: "Recipe", cost: int) -> "tuple[list[Tensor], str]":
+    """Batches of the run's training pictures, evenly spaced and as many as the budget pays for, and a word on it."""
+    from fukami.engine.recipe import check_data
+
+    try:
+        check_data(experiment)
+        train = experiment.data().train
+        if not hasattr(train, "ordered"):
+            raise Error(f"{type(train).__name__} cannot be read in order")
+        total = len(train.targets)
+        count = min(total, max(LEAST, BUDGET // max(cost, 1)))
+        step = -(-total // count)
+        batches, at = [], 0
+        for pictures, *_ in train.ordered():
+            batches.append(pictures[-at % step :: step])
+            at += len(pictures)
+        batches = [batch for batch in batches if len(batch)]
+        looked = sum(map(len, batches))
+        return batches, f"{looked:,} of the {total:,} training pictures were looked at, evenly spaced."
+    except Error as error:
+        print(f"fukami: the page shows no training patches: {error}", file=sys.stderr)
+        return [], ""
+
+
+def write(folder: Path, name: str, subject: str, parts: Sequence[str]) -> Path:
+    """Write the page and say where it is."""
+    from fukami.engine import checkpoint
+    from fukami.engine.report import PAGE
+
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; --out should be a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    title = html.escape(f"{name}: {subject}")
+    body = "\n".join((f"<h1>{title}</h1>", *parts))
+    page = folder / "index.html"
+    checkpoint.write(page, PAGE.format(title=title, body=body).encode())
+    print(f"page: {page}", file=sys.stderr)
+    return page
+
+
+LEGEND = """<p>field: height and width in pixels of what a unit could see, parts in the padding counted; all: the whole
+picture. stride: pixels between the fields of neighbouring units. memory: bytes of the output in float32. Layers that
+work in place or only reshape cost nothing and are left out.</p>"""
+FIELD = """<p>The mean absolute gradient of the layer's central unit with respect to each pixel (its root is drawn).
+Pixels near the edge of the theoretical field have few paths to the unit and hardly count (Luo et al. 2016).</p>"""
+STACKED = """<p>n layers of m×m filters see as much as one of n(m−1)+1 pixels a side, and save
+1 − n·m²/(n(m−1)+1)² of its weights.</p>"""
+MAPS = """In each row the maps of a layer that are greatest somewhere; black is the least value of a map, white its
+greatest. The layers are the last ones of each resolution."""
+PATCHES = """Each square holds the nine patches that excite a unit most, the strongest at its upper left; the units are
+those that the pictures above excite most. A patch is the unit's theoretical field, grey outside the picture; fields no
+smaller than the picture show all of it."""

@@ -1,0 +1,49 @@
+"""fukami find-lr."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fukami.cli.main import Precision, named, parse
+from fukami.errors import UsageError
+
+
+def command(arguments: list[str]) -> None:
+    """The learning rates at which a recipe learns, by a range test: fukami find-lr RECIPE [--field value ...]."""
+    from fukami.engine.recipe import find
+
+    if not named(arguments, command.__doc__):
+        return
+    name, *rest = arguments
+
+    def run(
+        recipe: Any,
+        low: float = 1e-6,
+        high: float = 10.0,
+        steps: int = 200,
+        out: Path = Path("learning-rates.png"),
+        device: str = "auto",
+        precision: Precision = "auto",
+    ) -> None:
+        """Train for some steps with a rate that grows at each, draw the loss, and print which rates to try.
+
+        Args:
+            recipe: The experiment.
+            low: Learning rate of the first step.
+            high: Learning rate of the last step; the test ends before, once the loss is far above its least.
+            steps: Updates from the one to the other.
+            out: Picture file of the curve.
+            device: auto, cpu, cuda, cuda:1 or mps.
+            precision: auto takes bfloat16 where it is faster.
+        """
+        from fukami.engine import lr_finder
+
+        if out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
+            raise UsageError(f"--out should name a .png, .jpg, .pdf or .svg file, not {out}")
+        found = lr_finder.measure(recipe, low, high, steps, device=device, precision=precision)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lr_finder.figure(found).savefig(out, dpi=110)
+        print(json.dumps({"lr": found.steepest, "most": found.most, "steps": len(found.rates), "figure": str(out)}))
+
+    run.__annotations__ |= {"recipe": find(name)}
+    parse(run, rest, f"fukami find-lr {name}")

@@ -1,0 +1,159 @@
+"""Parameters of another program become a run."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fukami.classification.deep_convnet import DeepConvNet
+from fukami.data.palettes import VOC_LABELS
+from fukami.detection.faster_rcnn import FasterRCNNResNet50FPN
+from fukami.engine import checkpoint
+from fukami.engine import weights as engine_weights
+from fukami.engine.recipe import build
+from fukami.engine.tensor_files import find_faults
+from fukami.errors import Error
+from fukami.scratch import read_params
+from fukami.segmentation.fcn import FCNResNet50, FCNResNet101
+
+TORCH = (b"PK", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")  # what torch.save writes first, since 1.6 and before
+PUBLISHED = {"coco-fcn": "fcn_resnet50", "coco-fcn-resnet101": "fcn_resnet101"}
+DROPPED = (
+    0.5  # the note's networks keep dropping at test time as a factor: 1 - ratio, on the hidden units and on the scores
+)
+
+
+def deep_convnet(file: Path, out: Path) -> None:
+    """Make a run of DeepConvNet from the parameters ``W1..W8``, ``b1..b8`` of the note's NumPy program.
+
+    The program multiplies the hidden units and the scores by 0.5 at test time, where torch multiplies by 1: the last
+    layer's weights take over both factors, its bias the second one. Both networks then give the same probabilities.
+
+    Raises:
+        UsageError: ``out`` is in use.
+        Error: the file holds something else, or parameters of another network.
+    """
+    params = read_params(file)
+    expected = [f"{kind}{number}" for number in range(1, 9) for kind in "Wb"]
+    if sorted(params) != sorted(expected):
+        raise Error(
+            f"{file} holds {', '.join(sorted(params)) or 'nothing'}; expected W1..W8 and b1..b8 of a DeepConvNet"
+        )
+    tensors = {name: torch.from_numpy(array).float() for name, array in params.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if faults := find_faults(tensors):
+        raise Error(f"{file}: {'; '.join(f'{name} {fault}' for name, fault in faults.items())}; give other parameters")
+    if [tensors[f"W{n}"].ndim for n in range(1, 9)] != [4] * 6 + [2] * 2:
+        raise Error(f"{file}: W1..W6 should have four dimensions and W7, W8 two; they are {shapes}")
+    fields = {
+        "dataset": "mnist",
+        "channels": tensors["W1"].shape[1],
+        "widths": tuple(tensors[f"W{n}"].shape[0] for n in range(1, 7)),
+        "hidden": tensors["W7"].shape[1],
+    }
+    recipe = build(DeepConvNet, fields)
+    labels = tuple(map(str, range(tensors["W8"].shape[1])))
+    tensors["W8"] *= DROPPED * DROPPED
+    tensors["b8"] *= DROPPED
+    with torch.device("meta"):  # what does not fit could be larger than any memory
+        layers = _layers(recipe.task(labels).model)
+    for number, layer in enumerate(layers, start=1):
+        weight, bias = tensors[f"W{number}"], tensors[f"b{number}"]
+        weight = weight if weight.ndim == 4 else weight.T  # affine weights are (in, out) there, (out, in) here
+        if weight.shape != layer.weight.shape or bias.shape != layer.weight.shape[:1]:
+            given = f"W{number} {tuple(weight.shape)} and b{number} {tuple(bias.shape)}"
+            raise Error(f"{file}: {given} do not fit a DeepConvNet for 28×28 pictures, {tuple(layer.weight.shape)}")
+        tensors[f"W{number}"] = weight
+    task = recipe.task(labels)
+    for number, layer in enumerate(_layers(task.model), start=1):
+        layer.load_state_dict({"weight": tensors[f"W{number}"], "bias": tensors[f"b{number}"]})
+    with checkpoint.claim(out, recipe, resume=False):
+        checkpoint.write_weights(out, checkpoint.weights(task.modules()))
+        checkpoint.write_run(out, recipe, labels, {"imported": str(file)})
+
+
+def _layers(model: Any) -> list[Any]:
+    """The convolutions and affine layers of a network, in their order."""
+    return [layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
+
+
+def is_torchvision(source: str) -> bool:
+    """Whether a file was written by torch, in either of its formats, or names tensors of torchvision's networks.
+
+    ``coco`` and ``coco-fcn`` are those that it publishes.
+    """
+    if source in ("coco", *PUBLISHED):
+        return True
+    try:
+        with Path(source).open("rb") as file:
+            start = file.read(2**20)
+    except OSError:
+        return False
+    return start.startswith(TORCH) or b'"roi_heads.' in start or b'"aux_classifier.' in start
+
+
+def torchvision(source: str, out: Path) -> None:
+    """Make a run of torchvision's detector on a pyramid of ResNet-50, or of its FCN on a dilated ResNet.
+
+    Raises:
+        UsageError: ``out`` is in use.
+        Error: there are no such weights, or they are of another network.
+    """
+    tensors = engine_weights.published(PUBLISHED[source]) if source in PUBLISHED else engine_weights.detector(source)
+    if "classifier.4.weight" in tensors and any(key.startswith("backbone.layer4.") for key in tensors):
+        segmenter(source, tensors, out)
+    else:
+        detector(source, out)
+
+
+def segmenter(source: str, tensors: dict[str, torch.Tensor], out: Path) -> None:
+    """Make a run of an FCN from the tensors of torchvision's, of any number of classes.
+
+    Those of 21 classes get Pascal VOC's names, as the published weights have them; others their numbers.
+    """
+    deep = "backbone.layer3.22.conv1.weight" in tensors
+    kind = FCNResNet101 if deep else FCNResNet50
+    classes = len(tensors["classifier.4.weight"])
+    labels = VOC_LABELS if classes == len(VOC_LABELS) else tuple(map(str, range(classes)))
+    recipe = kind(dataset="voc2012", shortest=520, init=source, auxiliary="aux_classifier.4.weight" in tensors)
+    with torch.device("meta"):  # what does not fit could be larger than any memory
+        expected = recipe.task(labels).model.state_dict()
+    wrong = [f"{key} {what}" for key, what in engine_weights.unfit(tensors, expected)]
+    if wrong:
+        raise Error(f"{source} does not fit {kind.__name__}: {'; '.join(wrong)}")
+    task = recipe.task(labels)
+    task.model.load_state_dict(tensors)
+    with checkpoint.claim(out, recipe, resume=False):
+        checkpoint.write_weights(out, checkpoint.weights(task.modules()))
+        checkpoint.write_run(out, recipe, labels, {"imported": source})
+
+
+def detector(source: str, out: Path) -> None:
+    """Make a run of Faster R-CNN from torchvision's detector on a pyramid of ResNet-50.
+
+    Args:
+        source: ``coco``, its published weights, or a file of its state dict, of any number of classes; those of COCO
+            get their names, others their numbers.
+        out: folder of the run.
+
+    Raises:
+        UsageError: ``out`` is in use.
+        Error: there are no such weights, or they are of another network.
+    """
+    tensors = engine_weights.detector(source)
+    classes = len(tensors.get("roi_heads.box_predictor.cls_score.bias", ())) - 1
+    if classes < 1:
+        raise Error(f"{source} holds no detector; expected the state dict of torchvision's fasterrcnn_resnet50_fpn")
+    categories = engine_weights.categories()
+    labels = categories if classes == len(categories) else tuple(map(str, range(1, classes + 1)))
+    recipe = FasterRCNNResNet50FPN(dataset="coco", init=source)
+    with torch.device("meta"):
+        expected = recipe.task(labels).model.state_dict()
+    wrong = [f"{key} {what}" for key, what in engine_weights.unfit(tensors, expected) if key in expected]
+    if wrong:
+        raise Error(f"{source} does not fit Faster R-CNN: {'; '.join(wrong)}")
+    task = recipe.task(labels)
+    engine_weights.initialise_detector(task.model, recipe.prefix, recipe.backbone, source, labels)
+    with checkpoint.claim(out, recipe, resume=False):
+        checkpoint.write_weights(out, checkpoint.weights(task.modules()))
+        checkpoint.write_run(out, recipe, labels, {"imported": source})

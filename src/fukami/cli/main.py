@@ -1,0 +1,183 @@
+"""The command line; what is heavy is imported inside its functions."""
+
+import dataclasses
+import importlib
+import json
+import keyword
+import logging
+import os
+import signal
+import sys
+import time
+import typing
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from fukami.errors import Error, UsageError, unknown
+
+Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
+Answered = Literal["auto", "float32", "bfloat16", "float16", "int8", "binary", "onnx"]
+COMMANDS = (
+    "list", "train", "eval", "predict", "export", "serve", "explain", "stylize", "play", "show", "find-lr", "bench",
+    "doctor", "shard", "board", "import", "propose",
+)  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and leave: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler])
+    if os.environ.get("RANK", "0") != "0":  # what is wrong with data that all processes read, the first one tells
+        for name in ("annotations", "decode", "folder", "shards"):
+            logging.getLogger(f"fukami.data.{name}").setLevel(logging.ERROR)
+    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        if name in ("-h", "--help"):
+            print(usage())
+        elif name == "--version":
+            from importlib.metadata import version
+
+            print(f"fukami {version('fukami')}")
+        elif name not in COMMANDS:
+            raise unknown("command", name, COMMANDS)
+        else:
+            action = find(name)(rest)
+            if action:  # a training starts from here, so that few frames lie between the command and the loss
+                action()
+        sys.stdout.flush()
+        status = 0
+    except Error as error:
+        print(f"{_speaker()}: {escape_controls(str(error))}", file=sys.stderr)
+        status = 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:  # whoever read our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except Exception as error:
+        if os.environ.get("FUKAMI_TRACEBACK"):
+            raise
+        speaker = _speaker()
+        print(f"{speaker}: {type(error).__name__}: {escape_controls(str(error))}", file=sys.stderr)
+        if os.environ.get("WORLD_SIZE", "1") != "1" and isinstance(error, RuntimeError):
+            print(f"{speaker}: was another process ended, or is it out of reach?", file=sys.stderr)
+        print("fukami: this should not happen; FUKAMI_TRACEBACK=1 shows where it did", file=sys.stderr)
+        status = 1
+    if status and os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        os._exit(status)  # threads of torch may still wait for the other processes, and would abort this one
+    sys.exit(status)
+
+
+class PlainFormatter(logging.Formatter):
+    """Formats messages without characters that would control a terminal, which names in files may have."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a message."""
+        return escape_controls(super().format(record))
+
+
+def escape_controls(text: str) -> str:
+    """Escape characters that would control a terminal, as Python writes them; ends of lines and tabs stay."""
+    return "".join(
+        ascii(letter)[1:-1] if unicodedata.category(letter).startswith("C") and letter not in "\n\t" else letter
+        for letter in text
+    )
+
+
+def _speaker() -> str:
+    """Who tells of an error. Of several processes the first one has the word: if it failed as well, we end with it."""
+    rank = int(os.environ.get("RANK", 0))
+    time.sleep(10 * (rank > 0))
+    return f"fukami: rank {rank}" if rank else "fukami"
+
+
+def usage() -> str:
+    """What ``fukami --help`` says."""
+    lines = [f"  {name:<8} {(find(name).__doc__ or '').splitlines()[0]}" for name in COMMANDS]
+    return "\n".join(["usage: fukami COMMAND ...", "", *lines, "", "fukami COMMAND --help tells more."])
+
+
+def find(name: str) -> Callable[[list[str]], Callable[[], None] | None]:
+    """The function of a command: it runs the command, or returns what is left to run."""
+    module = name.replace("-", "_") + ("_" if keyword.iskeyword(name) else "")
+    return importlib.import_module(f"fukami.cli.{module}").command  # type: ignore[no-any-return]
+
+
+def parse(function: Callable[..., Any], arguments: Sequence[str], prog: str) -> Any:
+    """Call the function with the arguments, as its signature and docstrings tell; wrong usage exits with 2."""
+    import tyro
+
+    given = [word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
+    twice = sorted(flag for flag in several(function) if given.count(flag) > 1)
+    if twice:
+        raise UsageError(f"{twice[0]} is given twice; give all its values after one: {twice[0]} VALUE VALUE")
+    return tyro.cli(function, args=arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def several(function: Any) -> set[str]:
+    """The flags of a function, and of the dataclasses that it takes, that are followed by any number of values."""
+    found = set()
+    for name, kind in typing.get_type_hints(function).items():
+        if dataclasses.is_dataclass(kind):
+            found |= several(kind)
+        elif typing.get_origin(kind) is tuple:
+            found.add(f"--{name.replace('_', '-')}")
+    return found
+
+
+def named(arguments: Sequence[str], what: str | None) -> bool:
+    """Whether a recipe is named first; where only help is asked for instead, what the command does and the recipes.
+
+    Raises:
+        UsageError: neither.
+    """
+    if arguments and not arguments[0].startswith("-"):
+        return True
+    from fukami.engine.recipe import names
+
+    text = f"{what}\nRecipes: {', '.join(names())}, or the path of a Python file with one of your own."
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(text)
+        return False
+    raise UsageError(f"name the recipe first. {text}")
+
+
+def train(
+    recipes: dict[Path, Any],
+    *,
+    device: str,
+    precision: str,
+    compile: bool,
+    resume: bool,
+    allow_changed_data: bool,
+    timeout: float,
+) -> None:
+    """Train and print the results; here and not in ``train.py``, so that four files lead to the line of the loss."""
+    import torch
+
+    from fukami.engine import train as engine_train
+
+    main = int(os.environ.get("RANK", 0)) == 0
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # torchrun --max-restarts
+    for folder, recipe in recipes.items():
+        again = (resume or restarted) and (folder / "recipe.json").is_file()
+        settings = engine_train.Settings(device, precision, compile, again, allow_changed_data, timeout)
+        result = engine_train.run_training(recipe, folder, settings)
+        if main:
+            report = folder / "report.html"
+            if "errors" in result:
+                counts = f"{result['errors']} errors of {result['count']}"
+                print(f"test accuracy {result['accuracy']:.2%}, {counts}", file=sys.stderr)
+            print(f"report: {report}", file=sys.stderr)
+            print(json.dumps({**result, "run": str(folder), "report": str(report)}), flush=True)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        torch.distributed.destroy_process_group()
+        os.environ["WORLD_SIZE"] = "1"
+    if main and len(recipes) > 1:  # what they do together
+        folders = list(map(str, recipes))
+        find("eval")([*folders, "--device", device, "--out", str(Path(folders[0]).parent)])

@@ -1,0 +1,204 @@
+"""fukami predict."""
+
+import itertools
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fukami.cli.inputs import Drawn, line, split
+from fukami.cli.main import Answered, parse
+from fukami.errors import Error, UsageError, refuse_if_out_of_memory
+
+if TYPE_CHECKING:
+    from fukami.cli.drawings import Page
+    from fukami.engine.task import Task
+    from fukami.image.video import Frame
+
+
+@dataclass(frozen=True)
+class Making:
+    """Pictures that a generator makes."""
+
+    count: int = 0
+    """Make so many pictures, and a grid of them."""
+    seed: int = 0
+    """Which ones: the same seed makes the same pictures."""
+    interpolate: int = 0
+    """Also so many pictures on the way from each one to the next."""
+    arithmetic: str = ""
+    """Also the sum of means of samples, by their numbers, such as '1 2 3 - 4 5 6 + 7 8 9'."""
+    nearest: bool = False
+    """Also the nearest pictures that were learned from beside each one."""
+
+
+NONE = Making()
+PICTURES, FRAMES = 256, 8  # that are answered for at a time; frames are in memory
+
+
+def command(arguments: list[str]) -> None:
+    """Answer for pictures and videos, or make some: fukami predict RUN... FILE... [--count N] [--out DIR]."""
+    import tyro
+
+    def run(
+        inputs: tyro.conf.Positional[tuple[str, ...]],
+        out: Path | None = None,
+        every: int = 1,
+        film: float = 0.0,
+        device: str = "auto",
+        precision: Answered = "auto",
+        vote: bool = False,
+        views: int = 1,
+        set: tuple[str, ...] = (),
+        recipe: Path | None = None,
+        making: Making = NONE,
+    ) -> None:
+        """Answer for each picture, and for each frame of a video; prints one JSON object for each.
+
+        A run of a generator makes pictures instead: fukami predict RUN --count 64 --out DIR.
+
+        Args:
+            inputs: First the runs (folders, or names of shipped weights; several are an ensemble), then the pictures,
+                videos, and folders of them.
+            out: Folder for drawn answers and a page of them.
+            every: Of a video, answer for every so many frames.
+            film: The pictures are the frames of one film, so many a second; they are drawn as a video.
+            device: auto, cpu, cuda, cuda:1 or mps.
+            precision: What is computed, and with how many bits. auto: float32, or what the run was exported to.
+            vote: The majority of the runs decides, and not the average of their probabilities.
+            views: Test-time augmentation: answers are averaged over so many views of each picture.
+            set: Fields of the recipe that decide how it answers, such as beams=3.
+            recipe: File of the private recipe that the run was trained with; code is never taken from a run.
+            making: Pictures that a generator makes.
+        """
+        from fukami.cli.drawings import Page
+        from fukami.engine import checkpoint
+        from fukami.image import video
+
+        if making.count:
+            _make(inputs, making, out, device, precision, recipe)
+            return
+        if making.interpolate or making.arithmetic or making.nearest:
+            raise UsageError("--interpolate, --arithmetic and --nearest are about pictures made: give --count, too")
+        if every < 1:
+            raise UsageError(f"--every should be a whole number from 1 on, not {every}")
+        if not 0 <= film <= 1000:
+            raise UsageError(f"--film should be frames a second, up to 1000, not {film:g}")
+        runs, files = split(inputs)
+        changed = checkpoint.changes(runs, set, recipe)
+        task = checkpoint.load(
+            *runs, device=device, precision=precision, vote=vote, changes=changed, recipe=recipe
+        ).views(views)
+        failed = 0
+        with Page(out, task, files) as page:
+            for films, group in itertools.groupby(files, video.is_video):
+                if films:
+                    for file in group:
+                        failed += _film(task, file, video.frames(file, every), page)
+                elif film:
+                    pictures = list(group)
+                    name = Path(pictures[0]).resolve().parent.name or "film"
+                    broken: list[Error] = []
+                    failed += _film(task, name, video.still(pictures, film, broken), page)
+                    failed += len(broken)
+                    for error in broken:
+                        print(f"fukami: {error}", file=sys.stderr)
+                else:
+                    failed += _pictures(task, list(group), page)
+        if failed:
+            raise Error(f"{failed} of {len(files)} files could not be answered")
+
+    parse(run, arguments, "fukami predict")
+
+
+def _make(
+    runs: Sequence[str], wanted: Making, out: Path | None, device: str, precision: str, source: Path | None
+) -> None:
+    """Make pictures, write them to the folder ``out``, and print an answer for each."""
+    from fukami.engine import checkpoint
+    from fukami.engine.recipe import check_data
+    from fukami.generation import samples as generation_samples
+    from fukami.generation.task import Adversarial
+
+    if len(runs) != 1:
+        raise UsageError(f"--count makes pictures with one run and of no files; give one run, not {len(runs)} words")
+    if wanted.count < 1 or (wanted.interpolate and (wanted.interpolate < 2 or wanted.count < 2)):
+        raise UsageError("--count should be 1 or more; --interpolate 2 or more, between at least 2 pictures")
+    if out is None:
+        raise UsageError("give a folder for the pictures with --out")
+    task = checkpoint.load(runs[0], device=device, precision=precision, recipe=source)
+    if not isinstance(task, Adversarial):
+        raise UsageError(f"{runs[0]} answers for pictures and makes none; leave out --count, and give files")
+    terms = generation_samples.parse(wanted.arithmetic, wanted.count) if wanted.arithmetic else []
+    folder = Drawn(out, ()).folder
+    codes = task.codes(wanted.count, wanted.seed)
+    pictures, answers = generation_samples.samples(task, codes, wanted.seed, folder)
+    if wanted.interpolate:
+        generation_samples.interpolate(task, codes, wanted.interpolate, folder)
+    if terms:
+        generation_samples.add(task, codes, terms, folder)
+    if wanted.nearest:
+        recipe, _ = checkpoint.describe(checkpoint.locate(runs[0]), source)
+        check_data(recipe)
+        found = generation_samples.compare(pictures, recipe.data().train, task.perceive(), task.runtime.device, folder)
+        answers = [{**answer, **own} for answer, own in zip(answers, found, strict=True)]
+    for answer in answers:
+        print(line(answer), flush=True)
+    print(f"{folder / 'grid.png'} shows all of them", file=sys.stderr)
+
+
+def _pictures(task: "Task", files: Sequence[str], page: "Page") -> int:
+    """Answer for pictures; returns how many could not be read or drawn."""
+    failed = 0
+    for at in range(0, len(files), PICTURES):
+        for answer in task.predict(files[at : at + PICTURES]):
+            if "error" in answer:
+                failed += 1
+                print(f"fukami: {answer['error']}", file=sys.stderr)
+            else:
+                print(line(answer), flush=True)
+                try:
+                    with refuse_if_out_of_memory(answer["file"]):
+                        page.add(answer)
+                except UsageError:
+                    raise
+                except Error as error:
+                    failed += 1
+                    print(f"fukami: {error}", file=sys.stderr)
+    return failed
+
+
+def _film(task: "Task", file: str, frames: "Iterator[Frame]", page: "Page") -> int:
+    """Answer for the frames of a film, and tell how many a second; returns 1 if one could not be answered."""
+    from fukami.image import video
+
+    failed, count, spent, began = 0, 0, 0.0, time.perf_counter()
+    chunks = video.chunks(frames, FRAMES)
+    with page.film(file) as show:
+        while True:
+            try:
+                some = next(chunks, [])
+            except Error as error:
+                print(f"fukami: {error}", file=sys.stderr)
+                return 1
+            if not some:
+                break
+            asked = time.perf_counter()
+            answers = task.predict([frame.picture for frame in some])
+            spent += time.perf_counter() - asked
+            count += len(some)
+            for frame, answer in zip(some, answers, strict=True):
+                if "error" in answer:
+                    failed = 1
+                    print(f"fukami: {file}, frame {frame.number}: {answer['error']}", file=sys.stderr)
+                else:
+                    about = {"file": frame.file or file, "frame": frame.number, "seconds": round(frame.seconds, 6)}
+                    print(line({**about, **answer}), flush=True)
+                    show(frame, answer)
+    if count:
+        whole = time.perf_counter() - began
+        rates = f"{count / spent:.1f} frames a second, {count / whole:.1f} with reading and drawing"
+        print(f"{file}: {count} frames answered at {rates}", file=sys.stderr)
+    return failed

@@ -1,0 +1,75 @@
+"""fukami propose."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+from fukami.cli import inputs as cli_inputs
+from fukami.cli.main import parse
+from fukami.errors import Error, UsageError, refuse_if_out_of_memory
+
+
+def command(arguments: list[str]) -> None:
+    """Boxes that may hold an object: fukami propose PICTURE... [--mode M] [--stages] [--out DIR]."""
+    import tyro
+
+    def run(
+        pictures: tyro.conf.Positional[tuple[Path, ...]],
+        mode: Literal["fast", "quality"] = "fast",
+        count: int = 100,
+        stages: tyro.conf.FlagCreatePairsOff[bool] = False,
+        out: Path = Path("proposals"),
+    ) -> None:
+        """Find boxes that may hold an object, and draw them; prints one JSON object for each picture.
+
+        The method is Selective Search; its first call on a machine compiles it, which takes some seconds.
+
+        Args:
+            pictures: Files; a folder stands for all files in it.
+            mode: quality finds more boxes, and takes three times as long.
+            count: Boxes to print and to draw, the likeliest first.
+            stages: Draw what they are made from, too: the segmentation, and what grouping leaves of it.
+            out: Folder for what is drawn, or for one picture a .png file.
+        """
+        files = [file for path in pictures for file in cli_inputs.files(path)]
+        if not files:
+            raise UsageError("give at least one picture: a file, or a folder that has some")
+        if count < 1:
+            raise UsageError(f"--count should be at least 1, not {count}")
+        single = out.suffix.lower() == ".png"
+        if single and len(files) > 1:
+            raise UsageError(f"--out should name a folder for {len(files)} pictures, not the file {out}")
+
+        import numpy as np
+
+        from fukami.image import io as image_io
+        from fukami.selective_search import plots as selective_search_plots
+        from fukami.selective_search import search
+
+        if single and out.resolve() == Path(files[0]).resolve():
+            raise UsageError(f"--out {out} would overwrite the picture; give another file, or a folder")
+        drawn = cli_inputs.Drawn(out.parent if single else out, files)
+        failed = 0
+        for file in files:
+            try:
+                with refuse_if_out_of_memory(file):
+                    picture = image_io.read(file).convert("RGB")
+                    boxes = search.propose(np.asarray(picture), mode)
+            except Error as error:
+                failed += 1
+                print(f"fukami: {error}", file=sys.stderr)
+                continue
+            place = out if single else drawn.place(file, "png")
+            page = (
+                selective_search_plots.stages(picture, boxes, mode, count)
+                if stages
+                else selective_search_plots.answer(picture, boxes, count)
+            )
+            page.save(place)
+            first = boxes[:count].astype(int).tolist()
+            answer = {"file": file, "count": len(boxes), "boxes": first, "drawn": str(place)}
+            print(cli_inputs.line(answer), flush=True)
+        if failed:
+            raise Error(f"{failed} of {len(files)} files could not be answered")
+
+    parse(run, arguments, "fukami propose")

@@ -1,0 +1,45 @@
+"""fukami shard."""
+
+import json
+from pathlib import Path
+
+from fukami.cli.main import parse
+from fukami.errors import UsageError
+
+
+def command(arguments: list[str]) -> None:
+    """Write a data set as tar files that are read as streams: fukami shard DATA [OUT] [--megabytes M] [--index]."""
+    import tyro
+
+    def run(
+        data: tyro.conf.Positional[str],
+        out: tyro.conf.Positional[Path | None] = None,
+        holdout: float = 0.2,
+        samples: int | None = None,
+        megabytes: float = 100.0,
+        seed: int = 0,
+        index: bool = False,
+    ) -> None:
+        """Write a data set as shards, tar files in the WebDataset layout, with an index; prints one JSON object.
+
+        Args:
+            data: Known name (mnist, cifar10 ...), folder or archive of pictures by class, CSV file, or shards.
+            out: Folder for the shards: new or empty. With --index the folder for the index; by default the shards'
+                own, or the cache folder where that is at a URL or cannot be written.
+            holdout: Share of each class that becomes the test part, where the data have none of their own.
+            samples: Pictures in a shard. Default: as many as --megabytes allows.
+            megabytes: Size of a shard, about; there are at least eight for each part.
+            seed: Decides the order of the pictures.
+            index: Write only the index of shards that others wrote.
+        """
+        from fukami.data import webdataset_write
+
+        if index:
+            found = webdataset_write.describe(data, out)
+        elif out is None:
+            raise UsageError("give the folder for the shards: fukami shard DATA OUT")
+        else:
+            found = webdataset_write.write(data, out, holdout=holdout, samples=samples, megabytes=megabytes, seed=seed)
+        print(json.dumps(found, ensure_ascii=False))
+
+    parse(run, arguments, "fukami shard")

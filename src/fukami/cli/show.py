@@ -1,0 +1,68 @@
+"""fukami show."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from fukami.cli.main import parse
+from fukami.errors import UsageError
+
+
+def command(arguments: list[str]) -> None:
+    """Pictures before and after augmentation, in a grid: fukami show DATA [--augment ...] [--out FILE]."""
+    import tyro
+
+    def run(
+        data: tyro.conf.Positional[str],
+        augment: tuple[str, ...] = (),
+        size: int = 0,
+        channels: Literal[1, 3] = 3,
+        pictures: int = 6,
+        variants: int = 7,
+        seed: int = 0,
+        out: Path = Path("augmented.png"),
+    ) -> None:
+        """Draw training pictures, and beside each what augmentation makes of it.
+
+        Args:
+            data: Known name (mnist, digits, cifar10 ...), folder or archive of pictures by class, CSV file or
+                shards; or pictures with boxes (scenes, voc2007 ... or a path) or masks (camvid ... or a path), which
+                are drawn; or pictures with sentences.
+            augment: Changes as of fukami train, such as flip crop=0.3 rotate=15 trivial mixup=0.2.
+            size: Side of the pictures that a network sees, in pixels; with boxes or masks the shorter one. Default:
+                that of a small set, at most 224.
+            channels: 1 grey, 3 colour.
+            pictures: Rows: so many training pictures, of as many classes as there are.
+            variants: Columns: so many changes of each.
+            seed: Decides which pictures and which changes.
+            out: Picture file to write.
+        """
+        from fukami.captioning import data as captioning_data
+        from fukami.cli import show_samples
+        from fukami.detection import data as detection_data
+        from fukami.segmentation import data as segmentation_data
+
+        if out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
+            raise UsageError(f"--out should name a .png, .jpg, .pdf or .svg file, not {out}")
+        if detection_data.known(data):
+            if channels != 3:
+                raise UsageError("pictures with boxes are in colour; leave out --channels")
+            boxed = show_samples.annotated(data, augment, size=size, pictures=pictures, variants=variants, seed=seed)
+            show_samples.draw_boxed(boxed, out)
+            labels = [", ".join(sorted({name for _, name in row[0][1]})) for row in boxed]
+            print(json.dumps({"file": str(out), "labels": labels, "variants": variants}))
+            return
+        if segmentation_data.known(data):
+            if channels != 3:
+                raise UsageError("pictures with masks are in colour; leave out --channels")
+            rows = show_samples.masked(data, augment, size=size, pictures=pictures, variants=variants, seed=seed)
+        elif captioning_data.known(data):
+            rows = show_samples.told(data, augment, size=size, pictures=pictures, variants=variants, seed=seed)
+        else:
+            rows = show_samples.samples(
+                data, augment, size=size, channels=channels, pictures=pictures, variants=variants, seed=seed
+            )
+        show_samples.draw(rows, out)
+        print(json.dumps({"file": str(out), "labels": [name for name, _ in rows], "variants": variants}))
+
+    parse(run, arguments, "fukami show")

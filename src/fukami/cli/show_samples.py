@@ -1,0 +1,229 @@
+"""What augmentation makes of a data set's pictures, for the eye."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fukami.captioning import data as captioning_data
+from fukami.data import augment, augment_boxes, labelled, padded
+from fukami.data.annotated import Annotated, Batch
+from fukami.data.annotations import stratum
+from fukami.detection import data as detection_data
+from fukami.engine.epochs import MARGIN
+from fukami.errors import Error, UsageError
+from fukami.image import grids
+from fukami.image import io as image_io
+from fukami.image.transform import Preparation, Scaled
+from fukami.segmentation import data as segmentation_data
+
+LARGEST = 224  # pixels, where no size is asked for
+
+Rows = list[tuple[str, list[Tensor]]]
+Boxed = tuple[Tensor, list[tuple[list[float], str]]]  # a picture, and the corners and the name of each of its boxes
+BoxedRows = list[list[Boxed]]
+
+
+def samples(
+    data: str,
+    words: Sequence[str],
+    *,
+    size: int = 0,
+    channels: int = 3,
+    pictures: int = 6,
+    variants: int = 7,
+    seed: int = 0,
+) -> Rows:
+    """Training pictures of as many classes as there are, each with its label, as it is and after each change.
+
+    Args:
+        data: as :func:`fukami.data.classification.read` takes it.
+        words: as :func:`fukami.data.augment.parse` takes them; none: the pictures alone.
+        size: side in pixels; 0: that of the first picture, 224 at most.
+        pictures, variants: rows, and changes of each; pictures are mixed with others of these.
+
+    Returns:
+        A row for each picture: its label, and pictures ``(C, size, size)`` in 0..255, the unchanged one first.
+
+    Raises:
+        UsageError: a number or a word makes no sense.
+        Error: there is no picture to train on, or not one can be read.
+    """
+    source, _, labels = labelled.read(data, holdout=0.0)
+    return _rows(data, source, labels, words, size, channels, pictures, variants, seed)
+
+
+def told(
+    data: str, words: Sequence[str], *, size: int = 0, pictures: int = 6, variants: int = 7, seed: int = 0
+) -> Rows:
+    """Training pictures with the first sentence that was said of each; otherwise as :func:`samples`.
+
+    Args:
+        data: as :func:`fukami.data.captions.read` takes it.
+        words, size, pictures, variants, seed: as for :func:`samples`.
+    """
+    learned, _, _ = captioning_data.read(data, holdout=0.0)
+    source = labelled.Source(learned.items, np.arange(len(learned)))
+    labels = tuple(own[0] for own in learned.sentences)
+    return _rows(data, source, labels, words, size, 3, pictures, variants, seed)
+
+
+def _rows(
+    data: str,
+    source: labelled.Source,
+    labels: Sequence[str],
+    words: Sequence[str],
+    size: int,
+    channels: int,
+    pictures: int,
+    variants: int,
+    seed: int,
+) -> Rows:
+    """Some pictures of a source as they are, and after each change."""
+    _sensible(size, pictures, variants)
+    if len(source) == 0:
+        raise Error(f"{data} has no picture to train on; give data with a training part")
+    chosen = source.only(spread(source.targets, pictures, seed))
+    size = size or min(LARGEST, *_side(chosen.items[0]))
+    cropped = "crop" in augment.strengths(words)
+    plain = chosen.read(Preparation(channels, size))
+    found = chosen.read(Preparation(channels, round(size * MARGIN))) if cropped else plain
+    rows: Rows = [(labels[t], [p.float()]) for p, t in zip(plain.pictures, plain.targets.tolist(), strict=True)]
+    if words:
+        change = augment.parse(words, size=size, classes=len(labels))
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(variants):
+            draws = torch.rand(len(rows), change.draws, generator=generator)
+            for (_, row), picture in zip(rows, change(found.pictures, found.targets, draws)[0], strict=True):
+                row.append(picture.float())
+    return rows
+
+
+def annotated(
+    data: str, words: Sequence[str], *, size: int = 0, pictures: int = 6, variants: int = 7, seed: int = 0
+) -> BoxedRows:
+    """Training pictures with the boxes in them, as they are and after each change.
+
+    Args:
+        data: as :func:`fukami.data.detection.read` takes it.
+        words: as :func:`fukami.data.moves.parse` takes them; none: the pictures alone.
+        size: the shorter side in pixels; 0: 224.
+        pictures, variants: rows, and changes of each.
+
+    Returns:
+        A row for each picture: pictures ``(3, H, W)`` in 0..255, the unchanged one first, each with corners and names.
+
+    Raises:
+        UsageError: a number or a word makes no sense.
+        Error: there is no picture to train on, or not one can be read.
+    """
+    _sensible(size, pictures, variants)
+    samples, _, labels = detection_data.read(data, holdout=0.0)
+    batches = _framed(data, samples, labels, stratum(samples), words, size or LARGEST, pictures, variants, seed)
+    return [list(row) for row in zip(*(_shown(batch, labels) for batch in batches), strict=True)]
+
+
+def masked(
+    data: str, words: Sequence[str], *, size: int = 0, pictures: int = 6, variants: int = 7, seed: int = 0
+) -> Rows:
+    """Training pictures in the colours of their masks, as they are and after each change; otherwise as
+    :func:`annotated`.
+
+    Args:
+        data: as :func:`fukami.data.segmentation.read` takes it.
+        words, size, pictures, variants, seed: as for :func:`annotated`.
+
+    Returns:
+        A row for each picture: the classes that it shows, and pictures ``(3, H, W)`` in 0..255.
+    """
+    _sensible(size, pictures, variants)
+    samples, _, labels = segmentation_data.read(data, holdout=0.0)
+    every = np.zeros(len(samples), np.int64)
+    batches = list(_framed(data, samples, labels, every, words, size or LARGEST, pictures, variants, seed))
+    shades = [image_io.WHITE, *image_io.shades(labels)]
+    rows: Rows = []
+    for row, (height, width) in enumerate(batches[0].sizes.int().tolist()):
+        tinted = []
+        for batch in batches:
+            levels = batch.pictures[row, :, :height, :width].permute(1, 2, 0).round().byte().numpy()
+            drawn = image_io.overlaid(Image.fromarray(levels), batch.masks[row, :height, :width].numpy(), shades)
+            tinted.append(torch.from_numpy(np.array(drawn)).permute(2, 0, 1).float())
+        there = [labels[number - 1] for number in np.unique(batches[0].masks[row].numpy()).tolist() if number]
+        rows.append((", ".join(there), tinted))
+    return rows
+
+
+def _framed(
+    data: str,
+    samples: Sequence[Annotated],
+    labels: tuple[str, ...],
+    strata: npt.NDArray[np.int64],
+    words: Sequence[str],
+    side: int,
+    pictures: int,
+    variants: int,
+    seed: int,
+) -> Iterator[Batch]:
+    """A batch of some of the samples as they are, and then one for each change of them."""
+    change = augment_boxes.parse(words)
+    if not samples:
+        raise Error(f"{data} has no picture to train on; give data with a training part")
+    taken = spread(strata, pictures, seed)
+    chosen = [sample for sample, take in zip(samples, taken, strict=True) if take]
+    batch = next(padded.loader(chosen, labels, Scaled(side, 2 * side), batch=len(chosen)).ordered())
+    yield batch
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(variants if change else 0):
+        assert change is not None
+        yield augment_boxes.change(change, batch, torch.rand(len(chosen), change.draws, generator=generator))
+
+
+def _shown(batch: Batch, labels: Sequence[str]) -> list[Boxed]:
+    """Each picture without its frame, and its boxes."""
+    found = []
+    for row, (height, width) in enumerate(batch.sizes.int().tolist()):
+        named = zip(batch.boxes[row].tolist(), batch.classes[row].tolist(), strict=True)
+        boxes = [(corners, labels[number]) for corners, number in named if number >= 0]
+        found.append((batch.pictures[row, :, :height, :width].float(), boxes))
+    return found
+
+
+def _sensible(size: int, pictures: int, variants: int) -> None:
+    """Refuse numbers of which there is nothing to show."""
+    if pictures < 1 or variants < 1:
+        raise UsageError(f"there is nothing to show of {pictures} pictures and {variants} variants; give at least 1")
+    if size < 0:
+        raise UsageError(f"size is a number of pixels, or 0 for the usual one, not {size}")
+
+
+def spread(targets: "np.ndarray[tuple[int], np.dtype[np.int64]]", count: int, seed: int) -> np.ndarray:
+    """Which of the pictures to take: one of each class in turn, until there are ``count``."""
+    order = np.random.default_rng(seed).permutation(len(targets))
+    turn = np.empty(len(targets), int)
+    seen: dict[int, int] = {}
+    for number in order:
+        turn[number] = seen[targets[number]] = seen.get(targets[number], -1) + 1
+    taken = np.zeros(len(targets), bool)
+    taken[order[np.argsort(turn[order], kind="stable")[:count]]] = True
+    return taken
+
+
+def draw(rows: Rows, out: Path) -> None:
+    """Write the rows as one picture."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    grids.variants(rows).savefig(out, dpi=110)
+
+
+def draw_boxed(rows: BoxedRows, out: Path) -> None:
+    """Write rows with boxes as one picture."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    grids.boxed(rows).savefig(out, dpi=110)
+
+
+def _side(item: "Path | bytes | np.ndarray") -> tuple[int, int]:
+    """Width and height of a picture: a file, what it holds, or an array."""
+    return (item.shape[1], item.shape[0]) if isinstance(item, np.ndarray) else image_io.read(item).size

@@ -1,0 +1,93 @@
+"""fukami stylize."""
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from fukami.cli.main import Precision, parse
+from fukami.errors import Error, UsageError
+
+
+def command(arguments: list[str]) -> None:
+    """A picture painted like others: fukami stylize CONTENT --style STYLE... --out PNG [--size 512] [--strength 1]."""
+    import tyro
+
+    from fukami.style.neural_style import NeuralStyle
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Stylized(NeuralStyle):
+        content: tyro.conf.Positional[str] = dataclasses.field()
+        """The picture that tells what is shown."""
+        style: tuple[str, ...] = dataclasses.field()
+        """The pictures that tell how it is painted."""
+
+    def run(
+        recipe: Stylized,
+        out: Path,
+        device: str = "auto",
+        precision: Precision = "auto",
+        resume: bool = False,
+    ) -> None:
+        """Change a picture until it shows what one picture shows, painted as others are; prints a JSON object.
+
+        While it is painted, its run lies in a folder beside it, with the picture so far in preview.png. Ctrl-C keeps
+        the picture so far, and the run, which goes on with --resume.
+
+        Args:
+            recipe: The picture.
+            out: File for the picture, .png or .jpg.
+            device: auto, cpu, cuda, cuda:1 or mps.
+            precision: auto takes bfloat16 where it is faster.
+            resume: Go on with a picture that was interrupted.
+        """
+        from PIL import Image
+
+        from fukami.engine import train as engine_train
+
+        Image.init()
+        if Image.EXTENSION.get(out.suffix.lower()) not in ("PNG", "JPEG", "WEBP", "TIFF"):
+            raise UsageError(f"--out should be a .png, .jpg, .webp or .tiff file, not {out}")
+        if not out.resolve().parent.is_dir():
+            raise UsageError(f"there is no folder {out.parent} for the picture; make it, or give another --out")
+        if out.resolve() in {Path(file).resolve() for file in (recipe.content, *recipe.style)}:
+            raise UsageError(f"--out {out} would overwrite a picture that it is made from; give another file")
+        folder = out.with_name(f"{out.stem}.run")
+        if folder.exists() and not resume:
+            raise UsageError(
+                f"{folder} holds a picture that was interrupted: go on with --resume, or remove the folder"
+            )
+        plain = NeuralStyle(**{field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)})
+        try:
+            begun = (folder / "recipe.json").is_file()
+            found = engine_train.train(plain, folder, device=device, precision=precision, resume=begun)
+        except (KeyboardInterrupt, SystemExit):
+            if _keep(folder, out):
+                print(f"the picture so far is in {out}; --resume goes on with it", file=sys.stderr)
+            raise
+        except UsageError:  # another process paints there, perhaps
+            raise
+        except Error:
+            if not (folder / "last.ckpt").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        _keep(folder, out)
+        shutil.rmtree(folder)
+        answer: dict[str, Any] = {"file": plain.content, "style": plain.style, "picture": str(out), **found}
+        print(json.dumps(answer, ensure_ascii=False))
+
+    parse(run, arguments, "fukami stylize")
+
+
+def _keep(folder: Path, out: Path) -> bool:
+    """Write the picture so far, if there is one."""
+    from PIL import Image
+
+    preview = folder / "preview.png"
+    if not preview.is_file():
+        return False
+    with Image.open(preview) as picture:
+        picture.save(out, quality=95)
+    return True

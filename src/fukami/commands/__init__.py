@@ -1,1 +1,0 @@
-"""The commands: the file name is the command's name, and ``command(arguments)`` runs it."""

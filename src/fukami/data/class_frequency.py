@@ -1,0 +1,65 @@
+"""How many pixels of each class there are, counted once and kept."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fukami.data.annotated import Annotated
+from fukami.data.locate import download_folder
+from fukami.errors import Error
+
+logger = logging.getLogger(__name__)
+Counts = npt.NDArray[np.int64]
+
+
+def counted(samples: Sequence[Annotated], classes: int) -> Counts:
+    """Of the masks of the samples: the pixels of each class, and the labelled ones of all pictures that have any of
+    it, ``(2, classes)``.
+
+    What was counted of the same files before is read from the cache folder. Masks that cannot be read count nothing.
+    """
+    cache = _cache(samples, classes) if all(isinstance(sample.source, Path) for sample in samples) else None
+    if cache is not None:
+        try:
+            found = np.array(json.loads(cache.read_text()), np.int64)
+            if found.shape == (2, classes):
+                return found
+        except (OSError, ValueError):  # there is none, or a damaged one
+            pass
+    with ThreadPoolExecutor() as threads:
+        every = threads.map(lambda sample: _one(sample, classes), samples)
+        counts = sum(every, np.zeros((2, classes), np.int64))
+    if cache is not None:
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            cache.write_text(json.dumps(counts.tolist()))
+        except OSError as error:
+            logger.warning(f"the frequencies of the classes cannot be kept in {cache} ({error.strerror})")
+    return counts
+
+
+def _one(sample: Annotated, classes: int) -> Counts:
+    if sample.mask is None:
+        return np.zeros((2, classes), np.int64)
+    try:
+        counts = np.bincount(sample.mask.read().ravel(), minlength=classes + 1)[1 : classes + 1]
+    except Error:
+        return np.zeros((2, classes), np.int64)
+    return np.stack([counts, np.where(counts > 0, counts.sum(), 0)])
+
+
+def _cache(samples: Sequence[Annotated], classes: int) -> Path:
+    """Where the counts of these files, as they are now, are kept."""
+    digest = hashlib.sha256(f"{classes}".encode())
+    for sample in samples:
+        path = getattr(sample.mask, "path", getattr(sample.mask, "file", None))
+        facts = path.stat() if isinstance(path, Path) and path.exists() else None
+        what = (path, facts and (facts.st_size, facts.st_mtime_ns), getattr(sample.mask, "legend", None), sample.name)
+        digest.update(repr(what).encode())
+    return download_folder() / "frequencies" / f"{digest.hexdigest()[:24]}.json"

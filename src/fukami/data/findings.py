@@ -1,0 +1,259 @@
+"""What is wrong with data, and what there is to look at: the doctor's findings, of whichever kind of data."""
+
+import hashlib
+import io
+import re
+import unicodedata
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fukami.data import folder
+from fukami.errors import Error, refuse_if_out_of_memory
+from fukami.image import io as image_io
+
+UNBALANCED = 10  # times as many in the largest class as in another
+TINY = 8  # pixels; a side below shows nothing that could be told apart
+CHUNK = 1024  # files that are in flight at a time
+# the file and the line that an error of a reader of annotations names
+WHERE = re.compile(r"^(?P<file>.*?\.(json|ya?ml|data))(, line (?P<line>\d+))?:? (?P<detail>.*)$", re.DOTALL | re.I)
+ALIKE = {("JPEG", "MPO"), ("BMP", "DIB")}  # formats by name and by content that are one format for every reader
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One finding: its kind, the file and line or the class it is about, and what is wrong in words."""
+
+    problem: str
+    detail: str
+    file: str = ""
+    label: str = ""
+    line: int = 0
+
+    def record(self) -> dict[str, str | int]:
+        """As the line of JSON has it."""
+        about: dict[str, str | int] = {"file": self.file, "line": self.line, "class": self.label}
+        given = {name: value for name, value in about.items() if value}
+        return {"problem": self.problem, **given, "detail": self.detail}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture to look at: where it is, what messages call it, its class and its part (empty: no parts)."""
+
+    path: Path
+    name: str
+    label: str
+    part: str
+    content: bytes = b""
+    """What the file holds, where it lies in no file of its own."""
+
+
+@dataclass
+class Findings:
+    """What is wrong, and how much was looked at: readable pictures of each class, by part.
+
+    Of pictures with boxes or masks, which are of no one class, ``inside`` has the boxes or pixels of each class by
+    part, as ``thing`` says, and ``first`` the file and line in which a class is first named.
+    """
+
+    problems: list[Problem] = field(default_factory=list)
+    counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    inside: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    thing: str = "box"
+    first: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+    def add(self, problem: str, detail: str, *, file: str = "", label: str = "", line: int = 0) -> None:
+        """One more problem."""
+        self.problems.append(Problem(problem, detail, file, label, line))
+
+    def __str__(self) -> str:
+        """The summary, in one sentence."""
+        pictures = sum(counter.total() for counter in self.counts.values())
+        things = sum(counter.total() for counter in self.inside.values())
+        classes = len({label for counter in (self.inside or self.counts).values() for label in counter})
+        between = f" with {counted(things, self.thing)}" if self.inside else ""
+        of = "" if self.thing == "sentence" else f" of {counted(classes, 'class')}"
+        among = f"{counted(pictures, 'readable picture')}{between}{of}"
+        kinds = Counter(found.problem for found in self.problems)
+        listed = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
+        all_told = counted(len(self.problems), "problem")
+        return f"{all_told} among {among}: {listed}" if kinds else f"no problem among {among}"
+
+
+# each file
+
+
+def decoded(items: Iterable[Item], found: Findings) -> Iterator[tuple[Item, bytes]]:
+    """The pictures that can be read, each with the digest of its pixels; the others are told."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("looking at"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+    )
+    with (
+        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+        ThreadPoolExecutor() as threads,
+    ):
+        bar = progress.add_task("", total=len(items) if isinstance(items, list) else None)
+        rest = iter(items)
+        while chunk := list(islice(rest, CHUNK)):
+            for item, (digest, problems) in zip(chunk, threads.map(look, chunk), strict=True):
+                found.problems += problems
+                if digest:
+                    found.counts[item.part][item.label] += 1
+                    yield item, digest
+                else:
+                    found.counts[item.part][item.label] += 0
+            progress.advance(bar, len(chunk))
+
+
+def look(item: Item) -> tuple[bytes | None, list[Problem]]:
+    """The digest of a file's pixels, None where it cannot be read, and what is wrong with the file itself."""
+    source = item.content or item.path
+    try:
+        with refuse_if_out_of_memory(str(item.path)):
+            picture = image_io.read(source, name=str(item.path))
+            pixels = digest(np.asarray(picture.convert("RGB")))
+    except Error as error:
+        return None, [Problem("broken", str(error).removeprefix(f"{item.path} "), item.name)]
+    problems = []
+    expected = Image.registered_extensions().get(item.path.suffix.lower())
+    kind = format_of(source)
+    if expected and kind and kind != expected and (expected, kind) not in ALIKE:
+        detail = f"is {kind} by content, not {expected} as its name says"
+        problems.append(Problem("wrong suffix", detail, item.name))
+    if min(picture.size) < TINY:
+        detail = f"is {picture.width}×{picture.height} pixels; a side below {TINY} shows nothing"
+        problems.append(Problem("tiny", detail, item.name))
+    return pixels, problems
+
+
+def format_of(file: Path | bytes) -> str | None:
+    """The format by content, None for what is no picture; nothing is decoded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
+                return picture.format
+        except Exception:  # a reader may fail in any way on a strange file
+            return None
+
+
+def digest(pixels: image_io.Bytes) -> bytes:
+    """16 bytes that are the same for the same pixels in the same shape."""
+    content = np.ascontiguousarray(pixels).tobytes()
+    return hashlib.blake2b(content, digest_size=16, key=repr(pixels.shape).encode()).digest()
+
+
+# all together
+
+
+def doubles(seen: Iterable[tuple[Item, bytes]], found: Findings) -> None:
+    """The same pixels again: under another class, in another part, or merely twice."""
+    before: dict[bytes, list[Item]] = {}
+    for item, digest in seen:
+        others = before.setdefault(digest, [])
+        if others:
+            worst = min(others, key=lambda other: (other.label == item.label, other.part == item.part))
+            kind, detail = conflict(item, worst)
+            found.add(kind, f"is the same picture as {worst.name}{detail}", file=item.name)
+        others.append(item)
+
+
+def conflict(item: Item, other: Item) -> tuple[str, str]:
+    """The kind of problem of one picture that is there twice, and how the two differ."""
+    labels = f", whose class is {other.label!r} and not {item.label!r}" if item.label != other.label else ""
+    parts = f"; one is in {other.part!r}, the other in {item.part!r}" if item.part != other.part else ""
+    kind = "two classes" if labels else "duplicate across parts" if parts else "duplicate"
+    return kind, labels + parts
+
+
+def classes(found: Findings) -> None:
+    """The names and the sizes of the classes, in pictures, boxes or pixels."""
+    counts, things = (found.inside, found.thing) if found.inside else (found.counts, "picture")
+    labels = sorted({label for counter in counts.values() for label in counter})
+    every = sum(counts.values(), Counter[str]())
+    names(sorted(labels, key=lambda label: -every[label]), found)  # so that the rare spelling is told
+    if len(labels) == 1 and things == "picture":
+        found.add("lone class", "there is no other class to tell it from", label=labels[0])
+    training = [part for part in counts if part.lower() in (*folder.TRAIN, "trainval", "")]
+    sizes = sum((counts[part] for part in training), Counter[str]())  # leaves out the empty ones
+    largest, most = next(iter(sizes.most_common(1)), ("", 0))
+    for label in labels:
+        holders = [part for part, counter in counts.items() if counter[label]]
+        absent = [part for part in counts if not counts[part][label]]
+        if holders and absent:
+            detail = f"has {plural(things)} in {named(holders)} and none in {named(absent)}"
+            found.add("part missing", detail, label=label)
+        number = sizes[label]
+        if number == 1 and len(counts) == 1:
+            detail = f"has 1 {things}, which cannot be both learned from and judged on"
+            found.add("too few", detail, label=label)
+        if 0 < UNBALANCED * number < most and things != "pixel":  # of which a sky has more than a pole
+            detail = f"has {counted(number, things)}, and {largest!r} has {most}: more than {UNBALANCED} times as many"
+            found.add("unbalanced", detail, label=label)
+        if not holders and not any(each.problem == "empty" and each.label == label for each in found.problems):
+            none = "not one of its pictures can be read" if things == "picture" else f"not one {things} of it is good"
+            found.add("empty", none, label=label)
+
+
+def names(labels: Iterable[str], found: Findings) -> None:
+    """Names that a person reads as one name, and names with blanks around them."""
+    alike = defaultdict(list)
+    for label in labels:
+        alike[" ".join(unicodedata.normalize("NFKC", label).casefold().split())].append(label)
+    for first, *others in alike.values():
+        for other in others:
+            detail = f"differs from {first!r} only in case or blanks, and is another class"
+            file, line = found.first.get(other, ("", 0))
+            found.add("class name", detail, label=other, file=file, line=line)
+        if not others and first != first.strip():
+            file, line = found.first.get(first, ("", 0))
+            found.add("class name", "begins or ends with a blank", label=first, file=file, line=line)
+
+
+def named(parts: Iterable[str]) -> str:
+    """The parts in words."""
+    return " and ".join(repr(part) for part in parts)
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things in words."""
+    return f"{number:,} {thing if number == 1 else plural(thing)}"
+
+
+def plural(thing: str) -> str:
+    """More than one of them."""
+    return f"{thing}es" if thing.endswith(("s", "x")) else f"{thing}s"
+
+
+class Names:
+    """The names under which the user knows files, also of what was unpacked elsewhere."""
+
+    def __init__(self, given: Path) -> None:
+        archive = given.is_file() and given.suffix.lower() not in (".json", ".yaml", ".yml")
+        self.given, self.root = given, folder.unpacked(given) if archive else given
+
+    def __call__(self, path: Path) -> str:
+        """The path below what was given."""
+        return str(self.given / path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
+
+
+def broken(error: Error, names: Names, found: Findings) -> None:
+    """Tell why the data cannot be read at all, with the file and the line that the error names."""
+    match = WHERE.match(str(error))
+    where = (names(Path(match["file"])), int(match["line"] or 0)) if match else (str(names.given), 0)
+    detail = match["detail"] if match else str(error).removeprefix(f"{names.given} ")
+    found.add("broken", detail, file=where[0], line=where[1])

@@ -1,0 +1,293 @@
+"""Pictures read from their files by other processes: all at once, or batch by batch while a network is trained."""
+
+import logging
+import math
+import os
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from fukami.data.augment import WIDEST, Augmentation
+from fukami.data.folder import BROKEN, check
+from fukami.data.loader import EACH, Batch, Shuffled
+from fukami.errors import Error, refuse_if_out_of_memory
+from fukami.image import io as image_io
+from fukami.image.transform import Preparation
+from fukami.system import quota
+from fukami.timing import Clock
+
+if TYPE_CHECKING:
+    from fukami.engine.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+AHEAD = 4  # batches that each process prepares ahead
+MANY = 1000  # files from which other processes are worth their start
+
+Bytes = npt.NDArray[np.uint8]
+Wish = tuple[int, list[float]]  # the number of a picture, and the draws of its crop
+
+
+class Decoder(Dataset[Any]):
+    """Files as the network sees them, ``(H, W, C)`` uint8, or the error of one that cannot be read.
+
+    Args:
+        files: the pictures.
+        prepare: brings a picture to the network's size.
+        smallest: least share of the area where a picture is asked for with the draws of a random resized crop.
+    """
+
+    def __init__(self, files: Sequence[Path], prepare: Preparation, smallest: float = 1.0) -> None:
+        self.files, self.prepare, self.smallest = files, prepare, smallest
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, wish: Wish) -> Bytes | Error:
+        number, draws = wish
+        try:
+            return self.decoded(self.files[number], draws)
+        except Error as error:
+            return error
+
+    def decoded(self, file: Path | bytes, draws: list[float], name: str = "") -> Bytes:
+        """The picture in a file as the network sees it, cropped where there are draws; errors call it ``name``."""
+        if draws:
+            with refuse_if_out_of_memory(name or str(file)):
+                return self._cropped(file, draws, name)
+        return self.prepare.open(file, name).transpose(1, 2, 0)
+
+    def _cropped(self, file: Path | bytes, draws: list[float], name: str) -> Bytes:
+        """A random resized crop; a JPEG is decoded no larger than the crop needs."""
+        size = self.prepare.size
+        with image_io.opened(file, name=name) as picture:
+            wide, high, _, _ = crop(draws, self.smallest, picture.width / picture.height)
+            picture.draft(None, (int(size / wide), int(size / high)))
+            full = image_io.as_mode(image_io.upright(picture), "L" if self.prepare.channels == 1 else "RGB")
+        wide, high, left, top = crop(draws, self.smallest, full.width / full.height)
+        box = (left * full.width, top * full.height, (left + wide) * full.width, (top + high) * full.height)
+        part = full.resize((size, size), Image.Resampling.BILINEAR, box=box)
+        return np.array(part).reshape(size, size, -1)
+
+
+def crop(draws: Sequence[float], smallest: float, aspect: float) -> tuple[float, float, float, float]:
+    """What :func:`fukami.data.augment.crop` gives for a batch, for one picture: a hundred times as quick for one."""
+    area, ratio = smallest + (1 - smallest) * draws[0], WIDEST ** (2 * draws[1] - 1)
+    wide, high = min(1.0, math.sqrt(area * ratio / aspect)), min(1.0, math.sqrt(area / ratio * aspect))
+    return wide, high, (1 - wide) * draws[2], (1 - high) * draws[3]
+
+
+def decode(files: Sequence[Path], prepare: Preparation) -> Iterator[Bytes | Error]:
+    """Each file in turn as the network sees it, ``(H, W, C)`` uint8, or the error; many are read by many processes."""
+    decoder = Decoder(files, prepare)
+    workers = processors() if len(files) >= MANY else 0
+    for batch in DataLoader(decoder, batch_sampler=_all(len(files)), num_workers=workers, collate_fn=list):
+        yield from batch
+
+
+def _all(count: int) -> list[list[Wish]]:
+    """Every picture once, in order, whole."""
+    return [[(number, []) for number in range(at, min(at + EACH, count))] for at in range(0, count, EACH)]
+
+
+def processors() -> int:
+    """Processors that this process may use, 16 at most; those that torchrun started on a machine share them."""
+    return max(1, min(quota() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 16))
+
+
+class Streaming(Shuffled):
+    """What loaders share whose pictures are decoded by other processes while a network is trained.
+
+    What a picture is asked for with and what comes of it is the decoder's; a subclass says in :meth:`wishes` what the
+    rest of a pass asks for. A picture that cannot be read is left out of its batch and named.
+    """
+
+    def begin(self, decoder: Dataset[Any], broken: int) -> None:
+        """Get ready to read with this decoder; more pictures than ``broken`` that cannot be read are an error."""
+        self.decoder = decoder
+        self.reader = self._reader(_Wishes(self), persistent=True)
+        # Held from outside, the reader is in no cycle of references that the loader comes to be in: taken down as part
+        # of one, it could not tell its processes to end, and would wait five seconds for each.
+        weakref.finalize(self, id, self.reader).atexit = False
+        self.device = torch.device("cpu")
+        self.clock = Clock(self.device)
+        self.waited, self.since = 0.0, time.monotonic()
+        self.allowed = broken
+        self.broken: dict[str, None] = {}  # what is wrong with each broken picture, in the order in which they came
+
+    def place(self, runtime: "Runtime") -> None:
+        """Send the batches to the device, and take this process's share of each."""
+        super().place(runtime)
+        self.device, self.clock = runtime.device, runtime.clock
+
+    def wishes(self) -> Iterator[list[Any]]:
+        """What the rest of the pass asks the other processes for; it refers to the loader no longer."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the training is, and what was broken up to there."""
+        return {**super().state_dict(), "broken": list(self.broken)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        super().load_state_dict(state)
+        self.broken = dict.fromkeys(state.get("broken", ()))
+
+    def waiting(self) -> float:
+        """The share of the time since the last call that was spent waiting for pictures."""
+        now = time.monotonic()
+        share, self.waited, self.since = self.waited / max(now - self.since, 1e-9), 0.0, now
+        return min(share, 1.0)
+
+    def _reader(self, wishes: Iterable[list[Any]], persistent: bool = False) -> DataLoader[Any]:
+        return DataLoader(
+            self.decoder,
+            batch_sampler=wishes,
+            num_workers=processors(),
+            collate_fn=_collated,
+            prefetch_factor=AHEAD,
+            persistent_workers=persistent,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_apart,
+            generator=torch.Generator(),  # a reader seeds its processes, which must not move the training's generator
+        )
+
+    def _timed(self, reader: Iterable[Any]) -> Iterator[Any]:
+        """What the other processes decoded, while the time is noted that it was waited for."""
+        batches = iter(reader)
+        while True:
+            began = time.monotonic()
+            with self.clock("waiting"):
+                batch = next(batches, None)
+            self.waited += time.monotonic() - began
+            if batch is None:
+                return
+            yield batch
+
+    def _placed(self, found: tuple[Tensor, list[int], list[str]], members: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+        """Pictures and targets on the device, and which of the wished ones they are."""
+        pictures, kept, errors = found
+        self._name(errors)
+        if not kept:
+            raise Error(f"not one picture of a batch can be read; the first: {errors[0]}")
+        targets = self.targets[members[kept].to(self.targets.device)]
+        with self.clock("host to device"):
+            pictures = pictures.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+            return pictures, targets.to(self.device, non_blocking=True), kept
+
+    def _name(self, errors: Sequence[str]) -> None:
+        """Name what is broken, once each.
+
+        Raises:
+            Error: there is more of it than is allowed.
+        """
+        for error in errors:
+            if error not in self.broken:
+                self.broken[error] = None
+                logger.warning(f"{error}; it is left out")
+        check(tuple(self.broken), self.allowed)
+
+
+class Streamed(Streaming):
+    """A labelled data set in files: decoded and cropped by other processes, augmented on the device in batches.
+
+    Order, crops and augmentation are functions of the seed and the pass alone, as those of
+    :class:`fukami.data.loader.Resident` are. A picture that cannot be read is left out of its batch and named.
+
+    Args:
+        files: the pictures, one for each of ``targets``.
+        prepare: brings a picture to the network's size where it is not cropped.
+        smallest: least share of the area in a random resized crop of the training pictures; None: they are not cropped.
+        broken: pictures that may be broken; one more is an error.
+        targets, labels, batch, seed, balanced, augment: as for :class:`fukami.data.loader.Shuffled`.
+    """
+
+    decoding = Decoder
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        targets: Tensor,
+        labels: tuple[str, ...],
+        prepare: Preparation,
+        *,
+        batch: int,
+        seed: int | None = None,
+        balanced: bool = False,
+        augment: Augmentation | None = None,
+        smallest: float | None = None,
+        broken: int = BROKEN,
+    ) -> None:
+        super().__init__(
+            targets, labels, batch=batch, names=list(map(str, files)), seed=seed, balanced=balanced, augment=augment
+        )
+        self.crops = 0 if smallest is None else 4
+        self.begin(self.decoding(files, prepare, smallest or 1.0), broken)
+
+    @property
+    def draws(self) -> int:
+        """Random numbers for each picture: those of its crop, then those of the augmentation."""
+        return self.crops + super().draws
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of one pass, ``(pictures (N, C, H, W) in 0..255, targets)``; a pass cut off is finished."""
+        shares = self.shares()
+        seen = False
+        for found in self._timed(self.reader):
+            members, draws = next(shares)
+            self.count()
+            if self.seed is None and not found[1]:  # a stretch that is missing; the rest can be judged
+                self._name(found[2])
+                continue
+            pictures, targets, kept = self._placed(found, members)
+            seen = True
+            if self.augment is not None and self.seed is not None:
+                pictures, targets = self.augment(pictures, targets, draws[kept, self.crops :].to(self.device))
+            yield pictures, targets
+        if self.seed is None and self.broken and not seen:
+            raise Error(f"not one picture can be read; the first: {next(iter(self.broken))}")
+        self.ended()
+
+    def ordered(self) -> Iterator[Batch]:
+        """Every picture once, in order, neither cropped nor augmented; the training goes on as if nothing had been."""
+        for wishes, found in zip(every := _all(len(self.targets)), self._reader(every), strict=True):
+            yield self._placed(found, torch.tensor([number for number, _ in wishes]))[:2]
+
+    def wishes(self) -> Iterator[list[Any]]:
+        """What the rest of the pass asks the other processes for; it refers to the loader no longer."""
+        crops = self.crops
+        return (list(zip(members.tolist(), draws[:, :crops].tolist(), strict=True)) for members, draws in self.shares())
+
+
+def _apart(number: int) -> None:
+    """Leave Ctrl-C and torchrun's signals, which go to a group of processes, to the one that has a step to save."""
+    os.setpgrp()
+
+
+class _Wishes:
+    """What a pass asks the other processes for: the rest of it, from where the training is."""
+
+    def __init__(self, loader: Streaming) -> None:
+        self.loader: Streaming = weakref.proxy(loader)
+
+    def __len__(self) -> int:
+        return len(self.loader) - self.loader.position
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        return self.loader.wishes()
+
+
+def _collated(found: list[Bytes | Error]) -> tuple[Tensor, list[int], list[str]]:
+    """The pictures that could be read ``(N, H, W, C)``, which ones they are, and what is wrong with the others."""
+    kept = [place for place, picture in enumerate(found) if not isinstance(picture, Error)]
+    pictures = [torch.from_numpy(np.ascontiguousarray(found[place])) for place in kept]
+    errors = [str(picture) for picture in found if isinstance(picture, Error)]
+    return torch.stack(pictures) if pictures else torch.zeros(0), kept, errors

@@ -1,0 +1,286 @@
+"""Pictures streamed from shards: each lies in one of several lanes, which are read from end to end and shuffled."""
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fukami.data import tar
+from fukami.data.augment import Augmentation
+from fukami.data.folder import BROKEN, check
+from fukami.data.loader import EACH, Batch
+from fukami.data.shards import Numbers, Samples
+from fukami.data.streaming import MANY, Bytes, Decoder, Streamed, processors
+from fukami.errors import Error, UsageError
+from fukami.image.transform import Preparation
+
+if TYPE_CHECKING:
+    from fukami.engine.runtime import Runtime
+
+LANES = 256  # at most
+BUFFER = 256e6  # bytes of encoded pictures among which the next one is drawn, over all lanes and processes
+WAITING = 4  # batches that are read ahead of what is asked for
+AT_ONCE = 16  # lanes that are opened at a time
+
+Wish = tuple[str, int, bytes, list[float]]  # a shard, the number of a sample there, its bytes, the draws of its crop
+Share = tuple[Tensor, Tensor]  # (n,) members of a batch, and their random numbers
+
+
+class Unpacker(Decoder):
+    """Samples as the network sees their pictures, ``(H, W, C)`` uint8, or the error of one that cannot be read."""
+
+    def __getitem__(self, wish: Any) -> Bytes | Error:
+        shard, number, block, draws = wish
+        try:
+            name, content = tar.picture(block, shard, number)
+            return self.decoded(content, draws, name)
+        except Error as error:
+            return error
+
+
+class Sharded(Streamed):
+    """A labelled data set in shards: read as streams, decoded by other processes, augmented on the device in batches.
+
+    The shards of a pass are put in a random order, and what is in them is cut into lanes of one length; row ``i`` of a
+    batch is from lane ``i % lanes``. A lane is read from end to end through a buffer, from which the next picture is
+    drawn. All that follows from the seed and the pass alone: several processes have the batches of one, and a training
+    goes on where it was, with more or fewer processes, too.
+
+    Args:
+        samples: where the pictures are, one for each of ``targets``.
+        prepare, smallest, broken: as for :class:`fukami.data.streaming.Streamed`.
+        targets, labels, batch, seed, augment: as for :class:`fukami.data.loader.Shuffled`.
+
+    Raises:
+        Error: more samples than ``broken`` are known to be broken.
+    """
+
+    decoding = Unpacker
+
+    def __init__(
+        self,
+        samples: Samples,
+        targets: Tensor,
+        labels: tuple[str, ...],
+        prepare: Preparation,
+        *,
+        batch: int,
+        seed: int | None = None,
+        augment: Augmentation | None = None,
+        smallest: float | None = None,
+        broken: int = BROKEN,
+    ) -> None:
+        super().__init__((), targets, labels, prepare, batch=batch, seed=seed, augment=augment, smallest=smallest,
+                         broken=broken)  # fmt: skip
+        self.samples, self.names = samples, samples.names
+        check(samples.problems, broken)
+        self.broken = dict.fromkeys(samples.problems)
+        self.failed: list[BaseException] = []
+        most = min(len(np.unique(samples.shard)), LANES)
+        self.lanes = max((each for each in range(1, most + 1) if self.size % each == 0), default=1)
+
+    def place(self, runtime: "Runtime") -> None:
+        """Send the batches to the device, and take this process's lanes.
+
+        Raises:
+            UsageError: the processes cannot share the lanes evenly.
+        """
+        super().place(runtime)
+        if self.seed is not None and self.lanes % runtime.world:
+            raise UsageError(
+                f"{runtime.world} processes cannot share {self.lanes} lanes of shards evenly; a batch of {self.size} "
+                f"has as many lanes as divide it, one for a shard at most: write more shards, or change --batch"
+            )
+
+    def shares(self) -> Iterator[Share]:
+        """This process's members of each batch in the rest of the pass, ``(n,)``, and their random numbers."""
+        if self.seed is not None:
+            return super().shares()
+        count, size = len(self.targets), -(-self.size // self.world)
+        mine = torch.arange(self.rank * count // self.world, (self.rank + 1) * count // self.world)
+        return iter(whole(mine, size))
+
+    def wishes(self) -> Iterator[list[Any]]:
+        """What the rest of the pass asks the other processes for; it refers to the loader no longer."""
+        plan = list(self.shares())
+        mine = torch.cat([members for members, _ in plan]) if plan else torch.zeros(0, dtype=torch.int64)
+        if self.seed is None:
+            return wished(self.samples, [mine.numpy()], plan, self.crops, self.failed)
+        when = torch.empty(len(self.targets), dtype=torch.int64)
+        when[self._sequence(self._generator(self.turn))] = torch.arange(len(when))
+        each = self.lanes // self.world
+        lanes = [mine[lane::each] for lane in range(each)]
+        reading = [lane[when[lane].argsort()].numpy() for lane in lanes]
+        return wished(self.samples, reading, plan, self.crops, self.failed)
+
+    def ended(self) -> None:
+        """Note that the pass is over.
+
+        Raises:
+            Error: it is not; what ended it is told.
+        """
+        if self.failed:
+            raise self.failed.pop()
+        super().ended()
+
+    def ordered(self) -> Iterator[Batch]:
+        """Every picture once, in order, neither cropped nor augmented; the training goes on as if nothing had been."""
+        every = torch.arange(len(self.targets))
+        plan = whole(every, EACH)
+        reader = self._reader(wished(self.samples, [every.numpy()], plan, 0))
+        for (members, _), found in zip(plan, reader, strict=True):
+            if found[1]:
+                yield self._placed(found, members)[:2]
+            else:  # a stretch that is missing
+                self._name(found[2])
+
+    def _sequence(self, generator: torch.Generator) -> Tensor:
+        """The samples in the order in which the shards are read, ``(N,)``."""
+        order = torch.randperm(len(self.samples.shards), generator=generator)
+        return order[torch.from_numpy(self.samples.shard)].argsort(stable=True)
+
+    def _plan(self, turn: int) -> tuple[Tensor, Tensor]:
+        """For a pass: the order of the pictures, and the random numbers of their augmentation in that order."""
+        generator = self._generator(turn)
+        sequence = self._sequence(generator)
+        count, lanes = len(sequence), self.lanes
+        buffer = max(1, int(BUFFER / max(float(self.samples.length.mean()), 1.0) / lanes))
+        bounds = [count * lane // lanes for lane in range(lanes + 1)]
+        each = [
+            sequence[low:high][drawn(high - low, buffer, generator)][: count // lanes] for low, high in pairwise(bounds)
+        ]
+        order = torch.stack(each, 1).flatten()
+        return order, torch.rand(len(order), self.draws, generator=generator)
+
+
+def drawn(count: int, buffer: int, generator: torch.Generator) -> Tensor:
+    """The order in which ``count`` samples leave a buffer, ``(count,)``.
+
+    It is filled with the first ones; then one is drawn and leaves, and the next takes its slot; at the end the rest
+    leaves.
+    """
+    held = min(buffer, count)
+    slots = torch.cat([torch.arange(held), torch.randint(max(held, 1), (count - held,), generator=generator)])
+    by_slot = slots.argsort(stable=True)  # those that were in a slot one after the other
+    followed = slots[by_slot[1:]] == slots[by_slot[:-1]]
+    order = torch.empty(count, dtype=torch.int64)
+    order[by_slot[1:][followed] - held] = by_slot[:-1][followed]  # a sample leaves as the next of its slot comes
+    rest = torch.cat([by_slot[:-1][~followed], by_slot[-1:]])
+    order[count - held :] = rest[torch.randperm(held, generator=generator)]
+    return order
+
+
+def whole(members: Tensor, size: int) -> list[Share]:
+    """The members in batches of a size, without random numbers."""
+    return [(members[at : at + size], torch.zeros(size, 0)[: len(members) - at]) for at in range(0, len(members), size)]
+
+
+class Lane:
+    """Samples that are read in one order and taken in another; what was read and not yet taken is held, encoded."""
+
+    def __init__(self, samples: Samples, reading: Numbers) -> None:
+        self.samples, self.held = samples, dict[int, bytes]()
+        self.reading = zip(reading.tolist(), samples.blocks(reading), strict=False)
+        self.error: Error | None = None
+
+    def begin(self) -> None:
+        """Read the first sample; an error is kept for whoever asks for one."""
+        try:
+            self.held.update([next(self.reading)])
+        except Error as error:
+            self.error = error
+
+    def take(self, number: int, draws: list[float]) -> Wish:
+        """A sample, with the draws of its crop."""
+        if self.error is not None:
+            raise self.error
+        while number not in self.held:
+            self.held.update([next(self.reading)])
+        return *self.samples.place(number), self.held.pop(number), draws
+
+
+def wished(
+    samples: Samples,
+    reading: Sequence[Numbers],
+    plan: Sequence[Share],
+    crops: int,
+    failed: list[BaseException] | None = None,
+) -> Iterator[list[Wish]]:
+    """The samples of each batch of a plan with their bytes, read ahead of what is asked for.
+
+    Args:
+        samples: where they are.
+        reading: for each lane, the samples in the order in which they are read.
+        plan: the batches; row ``i`` is from lane ``i % len(reading)``.
+        crops: how many of the random numbers are those of the crop.
+        failed: gets the error that ends the batches early, which is raised where there is no such list: a reader of
+            torch that meets an error in what it is asked for cannot be taken down cleanly.
+    """
+
+    def batches() -> Iterator[list[Wish]]:
+        lanes = [Lane(samples, each) for each in reading if len(each)]
+        for some in range(0, len(lanes), AT_ONCE):  # since a server far away takes its time for the first byte
+            threads = [threading.Thread(target=lane.begin, daemon=True) for lane in lanes[some : some + AT_ONCE]]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        for members, draws in plan:
+            rows = enumerate(zip(members.tolist(), draws[:, :crops].tolist(), strict=True))
+            yield [lanes[row % len(lanes)].take(number, crop) for row, (number, crop) in rows]
+
+    return ahead(batches(), failed)
+
+
+def ahead(source: Iterator[Any], failed: list[BaseException] | None) -> Iterator[Any]:
+    """What the source yields, from a thread that is a few items ahead; its error is raised, or goes into ``failed``."""
+    line: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(WAITING)
+    left = False
+
+    def put(item: Any, error: BaseException | None) -> None:
+        while not left:
+            try:
+                return line.put((item, error), timeout=0.1)
+            except queue.Full:
+                pass
+
+    def fill() -> None:
+        try:
+            for item in source:
+                put(item, None)
+                if left:
+                    return
+            put(None, StopIteration())
+        except BaseException as error:
+            put(None, error)
+
+    # a daemon: a program that ends does not wait for a server
+    threading.Thread(target=fill, name="shards", daemon=True).start()
+    try:
+        while True:
+            item, error = line.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None and failed is not None:
+                failed.append(error)
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        left = True
+
+
+def decode(samples: Samples, prepare: Preparation) -> Iterator[Bytes | Error]:
+    """Each sample in turn as the network sees it, ``(H, W, C)`` uint8, or the error; many processes decode."""
+    every = torch.arange(len(samples))
+    workers = processors() if len(samples) >= MANY else 0
+    wishes = wished(samples, [every.numpy()], whole(every, EACH), 0)
+    for batch in DataLoader(Unpacker((), prepare), batch_sampler=wishes, num_workers=workers, collate_fn=list):
+        yield from batch

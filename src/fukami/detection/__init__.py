@@ -1,0 +1,1 @@
+"""Object detection: R-CNN and Faster R-CNN."""

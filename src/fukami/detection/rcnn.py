@@ -1,0 +1,354 @@
+"""R-CNN (Girshick et al. 2014): region proposals, a fine-tuned network, SVMs and box regression, stage by stage."""
+
+import dataclasses
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from fukami.detection.recipe import Detector
+from fukami.engine.recipe import MAX_SIDE, MAX_SIZE, Data, Recipe, name_of, within
+from fukami.errors import UsageError
+
+if TYPE_CHECKING:
+    from fukami.data.annotated import Annotated
+    from fukami.data.padded import Framed
+    from fukami.detection.rcnn_task import RegionCNN as Regional
+    from fukami.detection.rcnn_task import Regions
+    from fukami.engine.task import Task
+    from fukami.models.rcnn import RCNN as RCNNModel
+
+
+LEAST = {"alexnet": 63, "vgg16": 32}  # pixels of a region that the backbone needs
+
+SHARED = (  # in which all stages have to agree: the network, its regions, and what is kept to judge on
+    "backbone", "size", "context", "hidden", "width", "batch_norm", "shortest", "longest", "mode", "holdout",
+)  # fmt: skip
+
+IDLE = (  # where nothing is learned by gradients
+    "epochs", "judge_every", "batch", "accumulate", "rematerialise", "optimizer", "lr", "lr_rule", "clip", "momentum",
+    "weight_decay", "decay", "drop", "warmup", "augment", "regions", "dropout",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionCNN(Detector):
+    """A network that looks at each proposed region by itself."""
+
+    paper: ClassVar[str] = "Girshick et al., Rich feature hierarchies for accurate object detection"
+    year: ClassVar[int] = 2014
+
+    shortest: int = 375
+    """Shorter side of the pictures in which regions are proposed, and from which they are warped, in pixels."""
+    longest: int = 500
+    """The longer side at most; a longer picture is made smaller still."""
+    backbone: Literal["alexnet", "vgg16"] = "alexnet"
+    """The classifier that looks at a region."""
+    size: int = 227
+    """Side of a warped region in pixels; VGG-16 was made for 224."""
+    context: int = 16
+    """Pixels of it on each side that show what is around the region."""
+    mode: Literal["fast", "quality"] = "fast"
+    """Of Selective Search: 8 or 80 groupings."""
+    hidden: int = 4096
+    """Units of the two affine layers."""
+    dropout: float = 0.5
+    """Share of them dropped in training."""
+    width: float = 1.0
+    """Share of the paper's channels in the convolutions."""
+    batch_norm: bool = False
+    """Batch normalisation after every convolution."""
+    regions: int = 16
+    """Regions of each picture in an update, a quarter of them objects at most."""
+    cache: float = 10.0
+    """Gigabytes of disk that features of regions may take; what does not fit is computed again. 0: none are kept."""
+    init: str = ""
+    """What to begin with."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        super().__post_init__()
+        within(self, LEAST[self.backbone], MAX_SIZE, "size")
+        within(self, 1, MAX_SIDE, "shortest", "longest")
+        within(self, 0, (self.size - 1) // 2, "context")
+        within(self, 1, math.inf, "hidden")
+        within(self, 4, math.inf, "regions")
+        within(self, 0, math.inf, "cache")
+        within(self, 0, 0.99, "dropout")
+        within(self, 1 / 64, 4, "width")
+        if self.rematerialise:
+            raise UsageError("R-CNN cannot rematerialise; give --accumulate, which takes less memory, too")
+
+    def network(self, classes: int) -> "RCNNModel":
+        """The network, for so many classes without the background."""
+        from fukami import models
+
+        make = {"alexnet": models.rcnn_alexnet, "vgg16": models.rcnn_vgg16}[self.backbone]
+        return make(classes, size=self.size, hidden=self.hidden, dropout=self.dropout, width=self.width,
+                    batch_norm=self.batch_norm)  # fmt: skip
+
+    def task(self, labels: tuple[str, ...]) -> "Regional":
+        """A detector of ``labels``; each stage has its own."""
+        raise NotImplementedError(f"{type(self).__name__} does not define task(labels)")
+
+    def looking(self) -> "Regions":
+        """How regions are found, warped and remembered."""
+        from fukami.detection.rcnn_task import Regions
+
+        return Regions(self.size, self.context, self.mode, self.cache, self.regions)
+
+    def loader(self, samples: "tuple[Annotated, ...]", labels: tuple[str, ...], *, train: bool) -> "Framed":
+        """Batches of a part of the data, with proposals."""
+        return super().loader(self.proposed(samples), labels, train=train)
+
+    def proposed(self, samples: "tuple[Annotated, ...]") -> "tuple[Annotated, ...]":
+        """The pictures with the proposals of Selective Search beside their objects."""
+        import numpy as np
+
+        from fukami.data.annotated import PROPOSAL
+        from fukami.detection.rcnn_task import usable
+        from fukami.selective_search import cache
+
+        prepare, found = self.prepare(), []
+        for sample, every in zip(samples, cache.of(samples, self.mode, prepare), strict=True):
+            own = usable(every)
+            ratio = np.tile(np.array(sample.size) / np.array(prepare.size(*sample.size)), 2)
+            more = dataclasses.replace(
+                sample,
+                boxes=np.concatenate([sample.boxes, (own * ratio).astype(np.float32)]),
+                classes=np.concatenate([sample.classes, np.full(len(own), -1)]),
+                kinds=np.concatenate([sample.kinds, np.full(len(own), PROPOSAL, np.uint8)]),
+            )
+            found.append(more)
+        return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Later(RegionCNN):
+    """A stage that goes on from the run of the one before, one picture after another."""
+
+    follows: ClassVar[str] = ""  # the name of the recipe before
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        super().__post_init__()
+        given = [name for name in IDLE if getattr(self, name) != getattr(type(self), name)]
+        if given:
+            flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise UsageError(f"nothing is learned by gradients in {name_of(type(self))}: leave out {flags}")
+
+    def data(self) -> Data:
+        """The data set, once it is sure that there is a run to go on from."""
+        self.before()
+        return super().data()
+
+    def loader(self, samples: "tuple[Annotated, ...]", labels: tuple[str, ...], *, train: bool) -> "Framed":
+        """Batches of a part of the data, with proposals; what is learned from comes as it is, picture by picture."""
+        return unchanged(self, samples, labels) if train else super().loader(samples, labels, train=False)
+
+    def before(self) -> Path:
+        """The folder of the run before.
+
+        Raises:
+            UsageError: there is none, it is of another stage or not finished, or its network is another one.
+        """
+        from fukami.engine import checkpoint
+
+        own = name_of(type(self))
+        if not self.init:
+            raise UsageError(f"{own} goes on from a run of {self.follows}; give its folder: --init DIR")
+        folder = checkpoint.locate(self.init)
+        other, _ = checkpoint.describe(folder)
+        if name_of(type(other)) != self.follows:
+            raise UsageError(f"{folder} is a run of {name_of(type(other))}; {own} goes on from one of {self.follows}")
+        if not checkpoint.finished(folder):
+            raise UsageError(
+                f"{folder} is not finished; go on with it first: fukami train {self.follows} --out {folder} --resume"
+            )
+        differ = {name: getattr(other, name) for name in SHARED if getattr(other, name) != getattr(self, name)}
+        if differ:
+            flags = " ".join(_flag(name, value) for name, value in differ.items())
+            raise UsageError(f"{folder} has other fields; give the same ones: {flags}")
+        return folder
+
+    def begin(self, task: "Task") -> None:
+        """Take the network of the run before."""
+        take(task, self.before())
+
+
+def unchanged(recipe: RegionCNN, samples: "tuple[Annotated, ...]", labels: tuple[str, ...]) -> "Framed":
+    """The pictures one by one with their proposals, in an order of the seed, and not augmented."""
+    from fukami.data import padded
+
+    return padded.loader(recipe.proposed(samples), labels, recipe.prepare(), batch=1, seed=recipe.seed,
+                         memory=recipe.memory, broken=recipe.broken)  # fmt: skip
+
+
+def take(task: "Task", folder: Path) -> None:
+    """Go on with the weights of the stage before.
+
+    Raises:
+        UsageError: it had other classes.
+    """
+    from fukami.engine import checkpoint
+
+    labels = checkpoint.labels_of(folder)
+    own = getattr(task, "labels", ())
+    if labels != own:
+        raise UsageError(f"{folder} knows the classes {', '.join(labels)}, and the data have {', '.join(own)}")
+    tensors = checkpoint.read_weights(folder)
+    checkpoint.check_tensors(task.modules(), tensors, folder / "weights.safetensors")
+    task.model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
+
+
+def _flag(name: str, value: object) -> str:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RCNNFinetune(RegionCNN):
+    """R-CNN's first stage (Girshick et al. 2014): a classifier learns to name regions; its softmax detects."""
+
+    published: ClassVar[str] = "not given; with the SVMs 54.2 % mAP VOC 2007"
+
+    epochs: int = 30
+    """Passes over the training set."""
+    judge_every: int = 10
+    """Passes between two evaluations; there is one at the end in any case."""
+    batch: int = 8
+    """Pictures in an update, over all processes."""
+    optimizer: Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"] = "momentum"
+    """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
+    lr: float = 1e-3
+    """Peak learning rate of the recipe's own batch; the paper's is for a network that has seen ImageNet."""
+    init: str = ""
+    """Weights of a classifier to begin with: imagenet (torchvision's, downloaded), a file of a state dict, or a run's
+    folder."""
+
+    def task(self, labels: tuple[str, ...]) -> "Regional":
+        """A detector of ``labels``."""
+        from fukami.detection.rcnn_task import FineTuning
+
+        return FineTuning(self.network(len(labels)), labels, self.prepare(), self.looking(), **self.regime())
+
+    def begin(self, task: "Task") -> None:
+        """Put the weights of ``init`` into the network."""
+        from fukami.engine import weights as engine_weights
+
+        if self.init:
+            engine_weights.initialise(task.model.get_submodule("network"), self.backbone, self.init)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RCNNSVM(Later):
+    """R-CNN's second stage (Girshick et al. 2014): linear SVMs with mined negatives, on a run of rcnn-finetune."""
+
+    published: ClassVar[str] = "54.2 % mAP VOC 2007"
+    follows: ClassVar[str] = "rcnn-finetune"
+
+    init: str = ""
+    """The folder of a finished run of rcnn-finetune."""
+    svm_cost: float = 1e-3
+    """C of the SVMs, for features of norm 20; positives count twice."""
+    svm_overlap: float = 0.3
+    """IoU with the objects of a class below which a region is its negative."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        super().__post_init__()
+        within(self, 1e-12, math.inf, "svm_cost")
+        within(self, 0.01, 1, "svm_overlap")
+
+    def task(self, labels: tuple[str, ...]) -> "Regional":
+        """A detector of ``labels``."""
+        from fukami.detection.rcnn_svm_task import Machines
+
+        return Machines(self.network(len(labels)), labels, self.prepare(), self.looking(),
+                        cost=self.svm_cost, overlap=self.svm_overlap, seed=self.seed)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class RCNNBoxes(Later):
+    """R-CNN's third stage (Girshick et al. 2014): regressed boxes, on a run of rcnn-svm."""
+
+    published: ClassVar[str] = "58.5 % mAP VOC 2007"
+    follows: ClassVar[str] = "rcnn-svm"
+
+    init: str = ""
+    """The folder of a finished run of rcnn-svm."""
+    box_ridge: float = 1000.0
+    """Weight of the penalty, λ, for features of norm 20."""
+    box_overlap: float = 0.6
+    """IoU with an object from which on a region is learned from."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        super().__post_init__()
+        within(self, 0, math.inf, "box_ridge")
+        within(self, 0.01, 1, "box_overlap")
+
+    def task(self, labels: tuple[str, ...]) -> "Regional":
+        """A detector of ``labels``."""
+        from fukami.detection.rcnn_svm_task import Regressors
+
+        return Regressors(self.network(len(labels)), labels, self.prepare(), self.looking(),
+                          ridge=self.box_ridge, overlap=self.box_overlap)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class RCNN(RCNNFinetune):
+    """R-CNN (Girshick et al. 2014): proposed regions, a fine-tuned network, linear SVMs and regressed boxes."""
+
+    published: ClassVar[str] = "58.5 % mAP VOC 2007"
+    reached: ClassVar[str] = "73.15 % mAP BCCD, 320 pixels, one seed"
+
+    svm_cost: float = 1e-3
+    """C of the SVMs, for features of norm 20; positives count twice."""
+    svm_overlap: float = 0.3
+    """IoU with the objects of a class below which a region is its negative."""
+    box_ridge: float = 1000.0
+    """Weight of the penalty of the regressed boxes, λ, for features of norm 20."""
+    box_overlap: float = 0.6
+    """IoU with an object from which on its box is learned from a region."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        super().__post_init__()
+        self.stages(Path())
+        self._stage(RCNNBoxes, "")
+
+    def stages(self, folder: Path) -> dict[str, Recipe]:
+        """Fine-tuning and the SVMs.
+
+        Raises:
+            UsageError: there are several processes, and the later stages are solved by one.
+        """
+        if (world := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+            raise UsageError(
+                f"the SVMs and boxes of R-CNN are solved by one process, not {world}; start one, or train the stages "
+                "by themselves: rcnn-finetune with several processes, then rcnn-svm and rcnn-boxes"
+            )
+        svm = self._stage(RCNNSVM, str(folder.resolve() / "finetune"))
+        return {"finetune": self._stage(RCNNFinetune, self.init), "svm": svm}
+
+    def _stage(self, kind: type[RegionCNN], init: str) -> RegionCNN:
+        """A stage of this recipe, with the fields that it has."""
+        names = {field.name for field in dataclasses.fields(kind)} & {field.name for field in dataclasses.fields(self)}
+        idle = IDLE if issubclass(kind, Later) else ()
+        return kind(**{name: getattr(self, name) for name in names.difference(idle)} | {"init": init})
+
+    def loader(self, samples: "tuple[Annotated, ...]", labels: tuple[str, ...], *, train: bool) -> "Framed":
+        """Batches for the last stage, the boxes."""
+        return self._stage(RCNNBoxes, "").loader(samples, labels, train=train)
+
+    def task(self, labels: tuple[str, ...]) -> "Regional":
+        """A detector of ``labels`` by SVMs, whose boxes the last stage finds."""
+        return self._stage(RCNNBoxes, "").task(labels)
+
+    def follow(self, task: "Task", run: Path) -> None:
+        """Take the network and the SVMs of the stage before."""
+        take(task, run)

@@ -1,0 +1,321 @@
+"""R-CNN's second and third stage: what is solved on the features of regions, and not learned by gradients."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sklearn.linear_model import Ridge
+from sklearn.svm import LinearSVC
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from torch import Tensor, nn
+
+from fukami.data.annotated import COUNTED, CROWD
+from fukami.detection.rcnn_task import TOGETHER, RegionCNN, Regions
+from fukami.errors import UsageError
+from fukami.image.transform import Scaled
+from fukami.layers import boxes
+
+if TYPE_CHECKING:
+    from fukami.data.annotated import Batch
+    from fukami.engine.runtime import Runtime
+
+NORM = 20.0  # to which the features are scaled, on average: the costs below are meant for such
+BIAS = 10.0  # what the machines' constant feature is, lest its weight be held back
+SAMPLED = 8  # regions of a picture whose features' norm is looked at
+HARD, EASY = -1.0, -1.2  # margins from which on a negative is kept, and below which one leaves
+AFRESH = 2000  # negatives more, and a machine is trained again
+NEVER = -10.0  # the margin of a class without an object
+
+
+class Solved(RegionCNN):
+    """A stage of one step for each picture, which keeps the network as it is."""
+
+    floor = 1 / (1 + math.exp(1.5))  # a margin of -1.5
+    passes = 1  # over the pictures
+    pictures = 0  # of the training part, once its duration was asked for
+
+    def setup(self, runtime: "Runtime") -> None:
+        """Move to the device and make ready.
+
+        Raises:
+            UsageError: there are several processes.
+        """
+        if runtime.world > 1:
+            raise UsageError(f"the SVMs and boxes of R-CNN are solved by one process, not {runtime.world}; start one")
+        for parameter in self.model.parameters():
+            parameter.requires_grad = False
+        super().setup(runtime)
+        self.tally = Tally()
+
+    def duration(self, train: Any) -> tuple[int, int]:
+        """A step for each picture and pass; judged at the end."""
+        self.pictures = len(train)
+        steps = self.passes * self.pictures
+        return steps, steps
+
+    def schedule(self, progress: float) -> float:
+        """Nothing is learned by gradients."""
+        return 0.0
+
+    def state(self) -> dict[str, Any]:
+        """The network with what was solved, and what was collected."""
+        return {"model": self.model, "tally": self.tally}
+
+    def scored(self, fc7: Tensor) -> Tensor:
+        """The margins of the machines as numbers in [0, 1]; a half is on the boundary. They are no probabilities."""
+        return torch.sigmoid(self.model.svm(fc7).float())  # type: ignore[operator]
+
+    def step(self, batch: "Batch") -> dict[str, Tensor]:
+        """Look at one picture."""
+        self.updated()
+        with self.runtime.clock("forward"), torch.inference_mode():
+            batch = self.moved(batch)
+            picture = self.normalised(batch.pictures, batch.sizes)[0]
+            return self.look(picture, batch, next(self.proposals(batch)))
+
+    def look(self, picture: Tensor, batch: "Batch", proposals: Tensor) -> dict[str, Tensor]:
+        """Collect from a picture and its proposals, and solve when it is time; returns scalars for the log."""
+        raise NotImplementedError(f"{type(self).__name__} does not define look(picture, batch, proposals)")
+
+
+class Tally:
+    """Tensors by name that grow in the course of a stage, and are saved with it."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[Tensor]] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The tensor of a name, on the CPU."""
+        if len(self.parts[name]) > 1:
+            self.parts[name] = [torch.cat(self.parts[name])]
+        return self.parts[name][0]
+
+    def __setitem__(self, name: str, rows: Tensor) -> None:
+        self.parts[name] = [rows.cpu()]
+
+    def add(self, **rows: Tensor) -> None:
+        """Append rows to the tensors of these names."""
+        for name, own in rows.items():
+            self.parts.setdefault(name, []).append(own.cpu())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All of them."""
+        return {name: self[name] for name in self.parts}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on with these."""
+        for name, rows in state.items():
+            self[name] = rows
+
+
+class Machines(Solved):
+    """Stage 2: a linear SVM of each class, its negatives mined from all pictures (section 2.3, appendix B).
+
+    The first pass collects the positives, which are the objects themselves, and the features' norm. In the second one,
+    regions that overlap every object of a class by less than ``overlap`` are its negatives: those that its machine does
+    not tell by a margin are kept, and at each 2,000 new ones, and at the end, it is trained again and the easy ones
+    leave. Regions on difficult objects and crowds are neither.
+
+    Args:
+        cost: the SVMs' C; positives count twice.
+        overlap: IoU.
+        seed: of the solver.
+        model, labels, prepare, regions: as for :class:`RegionCNN`.
+    """
+
+    passes = 2
+
+    def __init__(
+        self,
+        model: nn.Module,
+        labels: tuple[str, ...],
+        prepare: Scaled,
+        regions: Regions,
+        *,
+        cost: float = 1e-3,
+        overlap: float = 0.3,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, labels, prepare, regions)
+        self.cost, self.overlap, self.seed = cost, overlap, seed
+
+    def setup(self, runtime: "Runtime") -> None:
+        """Move to the device and make ready."""
+        super().setup(runtime)
+        svm: Any = self.model.svm
+        classes, hidden = svm.out_features, svm.in_features
+        nothing = torch.zeros(0, hidden, dtype=torch.float16)
+        self.tally.add(
+            looked=torch.zeros(1, dtype=torch.int64),
+            norm=torch.zeros(2, dtype=torch.float64),  # sum, and of how many
+            positives=nothing,
+            classes=torch.zeros(0, dtype=torch.int64),
+            negatives=nothing,
+            members=torch.zeros(0, classes, dtype=torch.bool),  # of which classes each is a negative
+            fresh=torch.zeros(classes, dtype=torch.int64),  # negatives since the last training
+        )
+
+    def look(self, picture: Tensor, batch: "Batch", proposals: Tensor) -> dict[str, Tensor]:
+        """Collect the positives in the first pass, and mine negatives in the second."""
+        tally = self.tally
+        tally["looked"] = tally["looked"] + 1
+        looked, hard = int(tally["looked"]), 0
+        if looked <= self.pictures:
+            self.gather(picture, batch, proposals)
+            if looked == self.pictures:
+                self.begin()
+        else:
+            hard = self.mine(picture, batch, proposals)
+            last = looked == self.passes * self.pictures
+            for number in (tally["fresh"] >= (1 if last else AFRESH)).nonzero().flatten().tolist():
+                self.train(number)
+        counts = {"hard": hard, "negatives": len(tally["negatives"]), "positives": len(tally["positives"])}
+        return {name: torch.tensor(float(count)) for name, count in counts.items()}
+
+    def gather(self, picture: Tensor, batch: "Batch", proposals: Tensor) -> None:
+        """The positives of a picture, and the norm of some features."""
+        objects = (batch.classes[0] >= 0) & (batch.kinds[0] == COUNTED)
+        found = self.seen(picture, torch.cat([batch.boxes[0][objects], proposals[:SAMPLED]]))
+        norms = found.float().norm(dim=1)
+        self.tally["norm"] = self.tally["norm"] + torch.tensor([norms.sum().item(), len(norms)], dtype=torch.float64)
+        self.tally.add(positives=found[: int(objects.sum())], classes=batch.classes[0][objects])
+
+    def begin(self) -> None:
+        """Machines of which every region is a hard negative; none of a class without positives."""
+        there = self.tally["classes"].bincount(minlength=len(self.labels)) > 0
+        svm: Any = self.model.svm
+        svm.weight.zero_()
+        svm.bias.copy_(torch.where(there, 0.0, NEVER))
+
+    def mine(self, picture: Tensor, batch: "Batch", proposals: Tensor) -> int:
+        """Keep the hard negatives of a picture; returns how many there are."""
+        features = self.features(picture, proposals)
+        margins = self.model.svm(features.float())  # type: ignore[operator]
+        hard = (margins > HARD) & clear(batch, proposals, len(self.labels), self.overlap)
+        rows = hard.any(1)
+        self.tally.add(negatives=features[rows], members=hard[rows])
+        self.tally["fresh"] = self.tally["fresh"] + hard.sum(0).cpu()
+        return int(hard.sum())
+
+    def train(self, number: int) -> None:
+        """Train the machine of a class on its positives and what it has of negatives; the easy ones leave."""
+        tally, members = self.tally, self.tally["members"][:, number]
+        positives, negatives = tally["positives"][tally["classes"] == number], tally["negatives"][members]
+        scale = NORM / max(float(tally["norm"][0] / tally["norm"][1].clamp(min=1)), 1e-12)
+        x = torch.cat([positives, negatives]).double() * scale
+        y = torch.arange(len(x)) < len(positives)
+        weight, bias = machine(x, y, self.cost, self.seed)
+        svm: Any = self.model.svm
+        svm.weight[number] = scale * weight
+        svm.bias[number] = bias
+        left = members.clone()
+        left[members] = (x[len(positives) :] @ weight + bias) >= EASY
+        every = tally["members"].clone()
+        every[:, number] = left
+        needed = every.any(1)
+        tally["members"], tally["negatives"] = every[needed], tally["negatives"][needed]
+        fresh = tally["fresh"].clone()
+        fresh[number] = 0
+        tally["fresh"] = fresh
+
+
+def clear(batch: "Batch", proposals: Tensor, classes: int, overlap: float) -> Tensor:
+    """``(P, classes)``: which proposals of a picture overlap no object of a class by ``overlap``.
+
+    Of a crowd, those are taken out that lie in it by half.
+    """
+    known = batch.classes[0] >= 0
+    objects, numbers, kinds = batch.boxes[0][known], batch.classes[0][known], batch.kinds[0][known]
+    near = boxes.iou(proposals, objects) >= overlap
+    inside = boxes.intersection(proposals, objects) >= 0.5 * boxes.area(proposals).unsqueeze(1)
+    taken = torch.where(kinds == CROWD, inside, near)
+    own = nn.functional.one_hot(numbers, classes).bool()
+    return ~(taken.unsqueeze(2) & own).any(1)
+
+
+def machine(x: Tensor, y: Tensor, cost: float, seed: int) -> tuple[Tensor, Tensor]:
+    """A linear SVM of samples ``(n, d)`` of which ``y`` are positives: weights ``(d,)`` and bias."""
+    solver = LinearSVC(
+        C=cost, loss="hinge", intercept_scaling=BIAS, class_weight={True: 2.0}, tol=0.01, max_iter=20_000,
+        random_state=seed,
+    )  # fmt: skip
+    with threadpool_limits(torch.get_num_threads(), "blas"):  # which decide how sums are rounded
+        solver.fit(x.numpy(), y.numpy())
+    return torch.from_numpy(solver.coef_[0]), torch.from_numpy(solver.intercept_)[0]
+
+
+class Regressors(Solved):
+    """Stage 3: how far an object is from a region that overlaps it, by ridge regression on pool5 (appendix C).
+
+    Args:
+        ridge: the weight of the penalty, λ, for features of norm 20.
+        overlap: IoU with an object from which on a region is learned from.
+        pairs: regions of a class at most; of more, the first in the order of the pass, which the seed shuffles.
+        model, labels, prepare, regions: as for :class:`RegionCNN`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        labels: tuple[str, ...],
+        prepare: Scaled,
+        regions: Regions,
+        *,
+        ridge: float = 1000.0,
+        overlap: float = 0.6,
+        pairs: int = 4000,
+    ) -> None:
+        super().__init__(model, labels, prepare, regions)
+        self.ridge, self.overlap, self.pairs = ridge, overlap, pairs
+
+    def setup(self, runtime: "Runtime") -> None:
+        """Move to the device and make ready."""
+        super().setup(runtime)
+        box: Any = self.model.bbox
+        self.tally.add(
+            looked=torch.zeros(1, dtype=torch.int64),
+            features=torch.zeros(0, box.in_features, dtype=torch.float16),
+            classes=torch.zeros(0, dtype=torch.int64),
+            goals=torch.zeros(0, 4),
+        )
+
+    def look(self, picture: Tensor, batch: "Batch", proposals: Tensor) -> dict[str, Tensor]:
+        """Collect the regions that overlap an object; at the end, solve."""
+        tally = self.tally
+        tally["looked"] = tally["looked"] + 1
+        objects = (batch.classes[0] >= 0) & (batch.kinds[0] == COUNTED)
+        if objects.any() and len(proposals):
+            truth, numbers = batch.boxes[0][objects], batch.classes[0][objects]
+            most, which = boxes.iou(proposals, truth).max(1)
+            full = tally["classes"].bincount(minlength=len(self.labels)) >= self.pairs
+            used = (most >= self.overlap) & ~full.to(which.device)[numbers[which]]
+            near, goals = proposals[used], truth[which[used]]
+            features = self.seen(picture, near, "pool5")
+            tally.add(features=features, classes=numbers[which[used]], goals=boxes.encode(goals, near))
+        if int(tally["looked"]) == self.pictures:
+            self.solve()
+        return {"pairs": torch.tensor(float(len(tally["classes"])))}
+
+    def solve(self) -> None:
+        """The regressors of every class that has regions, whose features are needed no more."""
+        tally = self.tally
+        box: Any = self.model.bbox
+        norms = [part.float().norm(dim=1) for part in torch.split(tally["features"], TOGETHER)]
+        scale = NORM / max(float(torch.cat(norms).mean().nan_to_num()), 1e-12)
+        for number in sorted(set(tally["classes"].tolist())):
+            own = tally["classes"] == number
+            solver = Ridge(self.ridge, solver="cholesky")  # in as many unknowns as there are features, or samples
+            features, goals = scale * tally["features"][own].double(), tally["goals"][own].double()
+            with threadpool_limits(torch.get_num_threads(), "blas"):
+                solver.fit(features.numpy(), goals.numpy())
+            rows = slice(4 * number, 4 * number + 4)
+            box.weight[rows] = torch.from_numpy(scale * solver.coef_)
+            box.bias[rows] = torch.from_numpy(solver.intercept_)
+        tally["features"] = tally["features"][:0].clone()
+
+    def placed(self, picture: Tensor, regions: Tensor, classes: Tensor) -> Tensor:
+        """Where the regressors of their classes see the objects."""
+        kind = next(self.model.parameters()).dtype
+        deltas = self.model.bbox(self.seen(picture, regions, "pool5").to(kind))  # type: ignore[operator]
+        own = deltas.float().unflatten(1, (len(self.labels), 4))[torch.arange(len(regions)), classes]
+        return boxes.decode(own, regions)

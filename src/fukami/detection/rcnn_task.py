@@ -1,0 +1,216 @@
+"""R-CNN: a network says of each proposed region what is in it (Girshick et al. 2014); its three stages.
+
+The stages share how regions are found, warped and suppressed; they differ in what scores a region: the network's own
+softmax, a linear machine of each class, and that with a box of each class.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Unpack
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fukami.data.annotated import COUNTED, PROPOSAL
+from fukami.data.feature_cache import Kept
+from fukami.detection.metrics import Detections
+from fukami.detection.task import Detection
+from fukami.engine.task import Interface, Regime
+from fukami.errors import UsageError
+from fukami.image.transform import Scaled
+from fukami.layers import boxes, sampling
+from fukami.layers.detection_types import Found
+from fukami.layers.roi_warp import warp
+from fukami.quantization import half
+from fukami.selective_search import search
+
+if TYPE_CHECKING:
+    from fukami.data.annotated import Batch
+
+VERSION = 1  # of how regions are warped and looked at: features that were kept with another are not read
+LEAST = 20  # pixels of the frame that a proposal is at least wide and high, as in the paper's code
+MOST = 2000  # proposals of a picture, about as many as the paper has
+TOGETHER = 256  # regions that pass through the network at once
+OVERLAP = 0.3  # IoU with a better one of its class from which on a region is suppressed
+RANKED, ANSWERED = 2000, 100  # boxes of a picture before and after the suppression
+
+
+@dataclass(frozen=True)
+class Regions:
+    """How the regions of a picture are found, warped and remembered.
+
+    Args:
+        size: side of a warped region in pixels.
+        context: pixels of it on each side that show what is around the region.
+        mode: of Selective Search, where a picture has no proposals yet.
+        cache: gigabytes of disk that features may take; 0: none are kept.
+        each: regions of a picture that an update learns from.
+    """
+
+    size: int
+    context: int
+    mode: search.Mode = "fast"
+    cache: float = 0.0
+    each: int = 16
+
+
+class RegionCNN(Detection):
+    """What the stages share; each defines how it scores.
+
+    Args:
+        model: as :class:`fukami.models.rcnn.RCNN`: it gives the features ``fc7`` and ``pool5`` of warped regions.
+        regions: how these come about; it travels with the task, as ``prepare`` does.
+        labels, prepare, regime: as for :class:`Detection`.
+    """
+
+    floor = 0.01  # score from which on a region is an answer
+
+    def __init__(
+        self,
+        model: nn.Module,
+        labels: tuple[str, ...],
+        prepare: Scaled,
+        regions: Regions,
+        **regime: Unpack[Regime],
+    ) -> None:
+        super().__init__(model, labels, prepare, **regime)
+        self.regions = regions
+        self.kept: Kept | None = None
+
+    def interface(self) -> Interface:
+        """Refuse: no network proposes the regions."""
+        raise UsageError("R-CNN cannot be exported to another program: regions are proposed by no network, but by ours")
+
+    def compile(self) -> None:
+        """From now on train a compiled network; its regions all have one shape."""
+        self.replica = self.runtime.compile(self.parallel)
+
+    def scored(self, fc7: Tensor) -> Tensor:
+        """The score in [0, 1] of each class for features ``(K, hidden)``, ``(K, classes)``."""
+        raise NotImplementedError(f"{type(self).__name__} does not define scored(fc7)")
+
+    def placed(self, picture: Tensor, regions: Tensor, classes: Tensor) -> Tensor:
+        """Where the objects are that were found in regions ``(k, 4)`` of a picture; by default in these."""
+        return regions
+
+    def seen(self, picture: Tensor, regions: Tensor, layer: str = "fc7") -> Tensor:
+        """The features of regions ``(K, 4)`` of a normalised picture ``(3, H, W)``, ``(K, inputs)`` float16.
+
+        They are rounded to it whether they are kept or not, so that this makes no difference.
+        """
+        compute = getattr(self.model, layer)
+        kind = next(self.model.parameters()).dtype
+        found = []
+        with half.arithmetic(self.model):
+            for part in torch.split(regions, TOGETHER):
+                warped = warp(picture, part, self.regions.size, self.regions.context)
+                found.append(compute(warped.to(kind)).half())
+        return torch.cat(found)
+
+    def features(self, picture: Tensor, proposals: Tensor) -> Tensor:
+        """The features of all proposals of a picture, computed or as they were kept."""
+        if not self.regions.cache:
+            return self.seen(picture, proposals)
+        if self.kept is None:
+            tf32 = torch.backends.cuda.matmul.allow_tf32
+            settings = f"{VERSION} {self.regions.size} {self.regions.context} {tf32}"
+            self.kept = Kept(self.model.network, settings, self.regions.cache)  # type: ignore[arg-type]
+        path = self.kept.path(picture, proposals)
+        found = self.kept.read(path)
+        if found is None or len(found) != len(proposals):
+            found = self.seen(picture, proposals)
+            self.kept.write(path, found)
+        return found.to(picture.device)
+
+    def found(self, picture: Tensor, size: Tensor, proposals: Tensor, fc7: Tensor) -> Found:
+        """What is in a normalised picture ``(3, H, W)`` of so many pixels, by proposals ``(P, 4)`` and features."""
+        kind = next(self.model.parameters()).dtype
+        with half.arithmetic(self.model):
+            scores = self.scored(fc7.to(kind)).float()
+        row, classes = (scores > self.floor).nonzero(as_tuple=True)
+        best, which = scores[row, classes].sort(descending=True, stable=True)
+        which, best = which[:RANKED], best[:RANKED]
+        row, classes = row[which], classes[which]
+        keep = boxes.suppress(proposals[row], best, classes, OVERLAP)[:ANSWERED]
+        row, classes, best = row[keep], classes[keep], best[keep]
+        own = boxes.clip(self.placed(picture, proposals[row], classes).unsqueeze(0), size.unsqueeze(0))[0]
+        return Found(own, classes, best)
+
+    def answer(self, batch: "Batch") -> list[Found]:
+        """What is found in the pictures of a batch, by the proposals that it has."""
+        batch = self.moved(batch)
+        pictures = self.normalised(batch.pictures, batch.sizes)
+        every = zip(pictures, batch.sizes, self.proposals(batch), strict=True)
+        return [self.found(picture, size, own, self.features(picture, own)) for picture, size, own in every]
+
+    def proposals(self, batch: "Batch") -> Iterator[Tensor]:
+        """Those of each picture, ``(P, 4)``."""
+        there = (batch.kinds == PROPOSAL) & (boxes.area(batch.boxes) > 0)
+        return (own[which] for own, which in zip(batch.boxes, there, strict=True))
+
+    def detect(self, pictures: Tensor, sizes: Tensor) -> list[Found]:
+        """What is in pictures ``(N, 3, H, W)`` in 0..255, by regions that are looked for now.
+
+        They are rounded, as those of the data are, so that the same regions are found.
+        """
+        found, pictures = [], pictures.round()
+        for picture, each, size in zip(self.normalised(pictures, sizes), pictures, sizes, strict=True):
+            height, width = size.int().tolist()
+            pixels = each[:, :height, :width].byte().permute(1, 2, 0).contiguous().cpu().numpy()
+            proposals = torch.from_numpy(usable(search.propose(pixels, self.regions.mode)))
+            proposals = proposals.to(picture.device)
+            found.append(self.found(picture, size, proposals, self.seen(picture, proposals)))
+        return found
+
+
+def usable(proposals: search.Boxes) -> search.Boxes:
+    """Those of the proposals ``(n, 4)`` of a frame that are looked into: not too small, and not too many."""
+    large = ((proposals[:, 2:] - proposals[:, :2]) >= LEAST).all(1)
+    return np.ascontiguousarray(proposals[large][:MOST])
+
+
+class FineTuning(RegionCNN):
+    """Stage 1: the classifier learns the classes and the background on warped regions (section 2.3).
+
+    Each picture of a batch gives ``each`` regions: a quarter of them, at most, such as overlap an object by half, or
+    the object itself; the rest background. (The paper draws 32 and 96 regions from all pictures at once.)
+    """
+
+    def scored(self, fc7: Tensor) -> Tensor:
+        """The softmax, without the background."""
+        return self.model.scores(fc7).float().softmax(1)[:, 1:]  # type: ignore[operator, no-any-return]
+
+    def judge(self, batches: Iterable["Batch"]) -> Detections:
+        """As all detectors; the features that were kept before are those of another network, which learned since."""
+        self.kept = None
+        return super().judge(batches)
+
+    def loss(self, batch: "Batch") -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross entropy of the regions drawn, and the share of them that is named rightly."""
+        batch = self.moved(batch)
+        regions, targets, there = self.drawn(batch)
+        pictures = self.normalised(batch.pictures, batch.sizes)
+        size, context = self.regions.size, self.regions.context
+        warped = torch.cat([warp(*each, size, context) for each in zip(pictures, regions, strict=True)])
+        scores = self.replica(warped.contiguous(memory_format=torch.channels_last)).float()
+        targets, there = targets.flatten(), there.flatten()
+        count = self.runtime.sum(there.sum()).clamp(min=1) / self.runtime.world
+        loss = torch.where(there, F.cross_entropy(scores, targets, reduction="none"), 0).sum() / count
+        right = (there & (scores.argmax(1) == targets)).sum() / count
+        return loss, {"right": right.detach()}
+
+    def drawn(self, batch: "Batch") -> tuple[Tensor, Tensor, Tensor]:
+        """Regions ``(N, each, 4)``, their targets ``(N, each)`` with 0 for background, and which of them there are."""
+        known = (batch.classes >= 0).any(0).nonzero()
+        objects = int(known[-1]) + 1 if len(known) else 1  # they come before the proposals
+        truth = batch.boxes[:, :objects], batch.classes[:, :objects], batch.kinds[:, :objects]
+        _, targets = sampling.match(batch.boxes, truth[0], truth[1], truth[2] > COUNTED, 0.5, 0.5)
+        either = (batch.kinds == PROPOSAL) | ((batch.kinds == COUNTED) & (batch.classes >= 0))
+        either &= boxes.area(batch.boxes) > 0
+        targets = torch.where(either, targets, sampling.UNCLEAR)
+        chosen, there = sampling.balanced(
+            targets, sampling.priorities(batch.draws, targets.shape[1]), self.regions.each, 0.25
+        )
+        return sampling.pick(batch.boxes, chosen), targets.gather(1, chosen).clamp(min=0), there

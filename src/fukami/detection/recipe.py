@@ -1,0 +1,141 @@
+"""Detector: the recipe that every detector shares; each adds its network."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from fukami.engine.epochs import MEAN, STD, Supervised
+from fukami.engine.recipe import MAX_SIDE, Data, Dataset, within
+from fukami.errors import UsageError
+
+if TYPE_CHECKING:
+    from fukami.data.annotated import Annotated
+    from fukami.data.padded import Framed
+    from fukami.detection.task import Detection
+    from fukami.engine.task import Task
+    from fukami.image.transform import Scaled
+    from fukami.models.faster_rcnn import FasterRCNN as Network
+
+JUDGED = 8  # pictures in a batch that is only judged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detector(Supervised):
+    """A network that tells where in a picture there is what."""
+
+    family: ClassVar[str] = "detection"
+
+    dataset: Dataset = "scenes"
+    """What to learn from: scenes (embedded), bccd, voc-animals, voc2007, voc2012, coco, or a folder or archive of
+    pictures with boxes: Pascal VOC, COCO or YOLO."""
+    shortest: int = 600
+    """Shorter side of the pictures that the network sees, in pixels."""
+    longest: int = 1000
+    """The longer side at most; a longer picture is made smaller still."""
+    augment: tuple[str, ...] = ("flip",)
+    """Changes of the training pictures and their boxes, such as flip crop=0.5 brightness; none: give the flag alone."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        super().__post_init__()
+        within(self, 32, MAX_SIDE, "shortest", "longest")
+        if self.longest < self.shortest:
+            raise UsageError(f"longest should be at least shortest, {self.shortest}, not {self.longest}")
+
+    def prepare(self) -> "Scaled":
+        """How a picture is brought to the form that the network sees."""
+        from fukami.image.transform import Scaled
+
+        return Scaled(shortest=self.shortest, longest=self.longest, mean=MEAN, std=STD)
+
+    def data(self) -> Data:
+        """The data set: in memory where it fits, streamed from its files where it does not."""
+        from fukami.detection import data as detection_data
+
+        train, test, labels = detection_data.read(self.dataset, self.holdout, self.broken)
+        return Data(self.loader(train, labels, train=True), self.loader(test, labels, train=False), labels)
+
+    def judged(self) -> "Framed":
+        """The test part alone: what there is to train on is not decoded."""
+        from fukami.detection import data as detection_data
+
+        _, test, labels = detection_data.read(self.dataset, self.holdout, self.broken, training=False)
+        return self.loader(test, labels, train=False)
+
+    def loader(self, samples: "tuple[Annotated, ...]", labels: tuple[str, ...], *, train: bool) -> "Framed":
+        """Batches of a part of the data, to train on or to judge on."""
+        from fukami.data import augment_boxes, padded
+
+        seed, batch = (self.seed, self.batch) if train else (None, JUDGED)
+        change = augment_boxes.parse(self.augment if train else ())
+        return padded.loader(samples, labels, self.prepare(), batch=batch, seed=seed, augment=change,
+                             memory=self.memory, broken=self.broken)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class FasterRCNN(Detector):
+    """Proposals of regions, and what is in them, from one network."""
+
+    backbone: ClassVar[str] = ""  # the classifier that it is made of
+    prefix: ClassVar[str] = ""  # the part of the network that has the classifier's layers
+
+    epochs: int = 12
+    """Passes over the training set."""
+    batch: int = 2
+    """Pictures in an update, over all processes."""
+    optimizer: Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"] = "momentum"
+    """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
+    lr: float = 2.5e-3
+    """Peak learning rate of the recipe's own batch."""
+    decay: str = "multistep=0.667,0.917"
+    """Course of the learning rate: constant, step=DROPS, multistep=SHARE,SHARE, exponential=END, polynomial=POWER,
+    cosine, one-cycle, plateau=PATIENCE."""
+    warmup: float = 0.02
+    """Share of the training in which the learning rate rises."""
+    clip: float = 10.0
+    """Greatest norm of the gradient, to which a greater one is scaled down; 0: any."""
+    weight_decay: float = 1e-4
+    """Pull of the weights towards 0; decoupled with adamw (Loshchilov and Hutter 2019)."""
+    init: str = ""
+    """Weights to begin with: imagenet (torchvision's, downloaded), a file of a state dict (of a classifier or a
+    detector), or a run's folder."""
+    freeze: int = 2
+    """Stages of the backbone that stay as init has them, from the first one up."""
+    scales: tuple[float, ...] = (128.0, 256.0, 512.0)
+    """Sides of the square anchors in pixels; each comes in the shapes 2:1, 1:1 and 1:2."""
+    pooling: Literal["align", "pool"] = "align"
+    """How a region is brought to 7×7 places: RoIAlign, or the paper's RoIPool."""
+    training: Literal["joint", "alternating"] = "joint"
+    """Both stages together, or the four steps of the paper, one after another."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        super().__post_init__()
+        within(self, 0, 5, "freeze")
+        if len(self.scales) < 1 or min(self.scales) < 2:
+            raise UsageError(f"scales should be sides of anchors, 2 pixels or more each, not {self.scales}")
+        if self.decay.startswith("plateau") and self.training == "alternating":
+            raise UsageError("a plateau is waited for, and the four steps have their times; give another --decay")
+
+    def network(self, classes: int) -> "Network":
+        """The network, for so many classes without the background."""
+        raise NotImplementedError(f"{type(self).__name__} does not define network(classes)")
+
+    def task(self, labels: tuple[str, ...]) -> "Detection":
+        """A detector of ``labels``."""
+        from fukami.detection.alternating_task import Alternating
+        from fukami.detection.task import Detection
+        from fukami.engine import weights as engine_weights
+
+        model = self.network(len(labels))
+        if self.init:
+            engine_weights.freeze_stages(model.get_submodule(self.prefix), self.freeze)
+        make = Alternating if self.training == "alternating" else Detection
+        return make(model, labels, self.prepare(), rematerialise=self.rematerialise, **self.regime())
+
+    def begin(self, task: "Task") -> None:
+        """Put the weights of ``init`` into the network."""
+        from fukami.engine import weights as engine_weights
+
+        if self.init:
+            labels = getattr(task, "labels", ())
+            engine_weights.initialise_detector(task.model, self.prefix, self.backbone, self.init, labels)

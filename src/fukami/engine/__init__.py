@@ -1,0 +1,1 @@
+"""What trains, evaluates, saves and loads any task."""

@@ -1,0 +1,62 @@
+"""What tasks share whose judgement is more than a few sums: it is made once, and the report is drawn from it."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Unpack
+
+import torch
+from torch import nn
+
+from fukami.engine.task import Regime, Task
+
+
+class Judging(Task):
+    """A task that remembers what it found in the data that it judged last.
+
+    Args:
+        model: the network.
+        regime: optimizer, decay, epochs, judge_every, accumulate and clip, as for :class:`fukami.Task`.
+    """
+
+    def __init__(self, model: nn.Module, **regime: Unpack[Regime]) -> None:
+        super().__init__(model, **regime)
+        self.latest: tuple[Any, Any] | None = None  # what was evaluated last, and what was found
+
+    def networks(self) -> list[nn.Module]:
+        """Those that take part in training and in judging."""
+        return [self.model]
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """The networks answer, and go on as they were afterwards."""
+        modes = [(module, module.training) for network in self.networks() for module in network.modules()]
+        for network in self.networks():
+            network.eval()
+        yield
+        for module, mode in modes:
+            module.training = mode
+
+    def updated(self) -> None:
+        """Know that what was found is found no more."""
+        self.latest = None
+
+    def judge(self, batches: Any) -> Any:
+        """What was found in ``batches`` and what is there, over all processes; its ``metrics()`` are the judgement."""
+        raise NotImplementedError(f"{type(self).__name__} does not define judge(batches)")
+
+    @torch.inference_mode()
+    def evaluate(self, batches: Iterable[Any]) -> dict[str, Any]:
+        """The metrics of :meth:`judge`; classes are matched by name where ``batches`` has ``labels``.
+
+        Raises:
+            UsageError: the data have a class that the task does not know.
+            Error: there is nothing to judge.
+        """
+        found = self.judge(batches)
+        self.latest = batches, found
+        metrics: dict[str, Any] = found.metrics()
+        return metrics
+
+    def judged_last(self, batches: Any) -> Any:
+        """What :meth:`judge` finds, without a second look where nothing was learned since it was evaluated."""
+        return self.latest[1] if self.latest and self.latest[0] is batches else self.judge(batches)

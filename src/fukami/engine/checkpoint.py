@@ -1,0 +1,589 @@
+"""Runs on disk: written so that a crash at any instant loses nothing, read without ever executing code of theirs.
+
+A run is a folder: ``recipe.json`` (recipe, fields, labels, versions), ``weights.safetensors``, ``metrics.jsonl``,
+``report.html``, and ``last.ckpt``, which only a resumed training reads.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import platform
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file as read_tensors
+from safetensors.torch import save as write_tensors
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from fukami.engine import precision as precisions
+from fukami.engine.locking import lock_folder
+from fukami.engine.recipe import Recipe, build, find, identify, is_built_in, load_recipe_file, names, parse_changes
+from fukami.engine.runtime import PRECISIONS, Runtime
+from fukami.engine.state_file import encode_state, load_state
+from fukami.engine.task import Task
+from fukami.errors import Error, UsageError, WriteError, unknown
+
+SHIPPED = Path(__file__).parents[1] / "weights"
+FILES = ("recipe.json", "weights.safetensors", "last.ckpt", "preview.png", "report.html")  # that :func:`write` replaces
+MOST_THREADS = 1024  # that a run can have been computed with
+HALVES = (torch.float16, torch.bfloat16)  # in which float32 weights may be stored, for smaller files
+MAX_PARTS = 50_000  # layers and tensors of a network; ResNet-152 has about a thousand
+LISTED = 20  # tensors that a message names at most
+BEGUN = {"versions": dict, "device": str, "precision": str, "command": str, "processes": int, "compile": bool}
+NONE = type(None)
+CONDITIONS = {"format": (int,), "versions": (dict,), "threads": (int,), "manifest": (str, NONE)}  # of a checkpoint
+MAX_RECORD = 64 << 20  # bytes of a recipe.json; one with a thousand classes has 30 kB
+RecipeSource = str | os.PathLike[str] | type[Recipe]  # the file of a private recipe, or its class
+
+logger = logging.getLogger(__name__)
+
+
+class Conditions(NamedTuple):
+    """What a training computes with; ``threads`` is None where that is not decided yet."""
+
+    device: str
+    precision: str
+    compile: bool
+    threads: int | None
+
+
+def load(
+    *runs: str | os.PathLike[str],
+    device: str = "auto",
+    precision: str = "auto",
+    vote: bool = False,
+    changes: Mapping[str, Any] | None = None,
+    recipe: RecipeSource | None = None,
+) -> Task:
+    """The task of a finished run, ready to predict and evaluate; several runs answer together, as an ensemble.
+
+    Args:
+        runs: folders, or names of weights that ship with the package (``deep-convnet``).
+        device: ``auto``, ``cpu``, ``cuda`` ...
+        precision: ``float32``, ``bfloat16`` or ``float16``: the type of the weights and of the activations; ``int8``,
+            ``binary`` or ``onnx``: as ``fukami export`` would convert them; ``auto``: float32, or as it was exported.
+        vote: the majority of several runs decides, and not the average of their probabilities.
+        changes: fields of the recipe, by name, that have another value now, such as ``{"beams": 3}``.
+        recipe: for runs of a private recipe, its file (or class): code is never taken from a run. Its SHA-256 has to
+            be the one that the run recorded.
+
+    Raises:
+        UsageError: a run is not there, cannot be computed at this precision, or needs another ``recipe``.
+        Error: a run is damaged, its parts do not fit together, or a layer of it cannot be converted.
+    """
+    if not runs:
+        raise UsageError("give at least one run: a folder, or the name of weights that ship with the package")
+    first, *others = (_load_one(locate(run), device, precision, changes or {}, recipe) for run in runs)
+    return first.ensemble(others, vote=vote) if others else first
+
+
+def locate(run: str | os.PathLike[str]) -> Path:
+    """The folder of a run, given as a folder or as the name of shipped weights.
+
+    Raises:
+        UsageError: it is neither.
+        Error: the folder holds what leads out of it.
+    """
+    folder = Path(run)
+    if (folder / "recipe.json").is_file():
+        check_files(folder)
+        return folder
+    if (SHIPPED / folder.name / "recipe.json").is_file() and str(run) == folder.name:
+        return SHIPPED / folder.name
+    shipped = ", ".join(sorted(path.parent.name for path in SHIPPED.glob("*/recipe.json")))
+    what = "is a folder without a recipe.json" if folder.is_dir() else "is neither a run's folder nor shipped weights"
+    raise UsageError(f"{str(run)!r} {what}; give a folder that fukami train left, or one of: {shipped}")
+
+
+def check_files(folder: Path, *, writes: bool = False) -> None:
+    """Refuse a run's folder with links, pipes or devices in it: nothing outside of it may be read or written.
+
+    Args:
+        folder: of the run.
+        writes: files will be written: check the folders in it, too, and refuse hard links, such as ``cp -l`` makes, by
+            which the run that was copied would change.
+
+    Raises:
+        Error: there is such an entry; it is named.
+    """
+    for path in sorted(folder.rglob("*") if writes else folder.iterdir()):
+        facts = path.lstat()
+        regular, linked = stat.S_ISREG(facts.st_mode), writes and facts.st_nlink > 1
+        if not (stat.S_ISDIR(facts.st_mode) or (regular and not linked)):
+            what = "a link" if stat.S_ISLNK(facts.st_mode) else "a hard link" if regular else "no regular file"
+            raise Error(f"{path} is {what}, which a run may not hold; replace it by a copy of the file, or remove it")
+
+
+def describe(folder: Path, recipe: RecipeSource | None = None) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe and the labels that ``recipe.json`` records; ``recipe`` as for :func:`load`.
+
+    Raises:
+        UsageError: the run is of a private recipe and ``recipe`` is not the one, or of another one and it is given.
+        Error: the file is damaged.
+    """
+    record = _record(folder)
+    return build(_recipe_class(folder, record, recipe), record["fields"]), tuple(record["labels"])
+
+
+def _recipe_class(folder: Path, record: dict[str, Any], given: RecipeSource | None) -> type[Recipe]:
+    """The class of a run's recipe: one that comes with fukami, or the one ``given`` if it is the same as recorded."""
+    name = record["recipe"]
+    if "recipe_sha256" not in record:
+        if given is not None:
+            raise UsageError(f"{folder} is a run of {name!r}, which is not a private recipe: leave out the recipe file")
+        if name not in names():
+            raise Error(f"{folder / 'recipe.json'} is damaged or of another version of fukami: "
+                        f"{unknown('recipe', name, names())}")  # fmt: skip
+        return find(name)
+    digest = record["recipe_sha256"]
+    if not (isinstance(digest, str) or digest is None):
+        raise Error(f"{folder / 'recipe.json'} is damaged: 'recipe_sha256' should be text, not {digest!r:.100}")
+    if given is None:
+        raise UsageError(
+            f"{folder} is a run of the private recipe {name}, and code is never taken from a run: give the recipe "
+            f"file, --recipe {name} (in Python: recipe={name!r})"
+        )
+    if not isinstance(given, type):
+        if digest is None:
+            raise UsageError(f"{folder} is a run of {name}, which was defined in no file: in Python, give the class")
+        return load_recipe_file(Path(given), digest)
+    own = identify(given)
+    if own != {"recipe": name, "recipe_sha256": digest}:
+        raise UsageError(
+            f"{folder} is a run of {name} with the SHA-256 {digest}, not of {own['recipe']} with "
+            f"{own.get('recipe_sha256')}: give the recipe as it was"
+        )
+    return given
+
+
+def recipe_of(folder: Path) -> str:
+    """The name of the recipe, or of its file, that ``recipe.json`` records."""
+    return str(_record(folder)["recipe"])
+
+
+def labels_of(folder: Path) -> tuple[str, ...]:
+    """The labels that ``recipe.json`` records."""
+    return tuple(_record(folder)["labels"])
+
+
+def changes(runs: Sequence[str], words: Sequence[str], recipe: RecipeSource | None = None) -> dict[str, Any]:
+    """Values of fields of the first run's recipe by name, from words such as ``beams=3``; raises as :func:`load`."""
+    return parse_changes(type(describe(locate(runs[0]), recipe)[0]), words) if runs and words else {}
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """What ``recipe.json`` holds, of the right types."""
+    path = folder / "recipe.json"
+    try:
+        if path.stat().st_size > MAX_RECORD:
+            raise ValueError(f"it has more than {MAX_RECORD:,} bytes")
+        record = json.loads(path.read_bytes())
+        name, fields, labels = record["recipe"], record["fields"], record["labels"]
+        json.dumps(record, ensure_ascii=False).encode()  # what a file is written from has no lone surrogates
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Error(f"{path} is damaged ({type(error).__name__}: {error}); the run cannot be used") from error
+    texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    if not (isinstance(name, str) and isinstance(fields, dict) and texts):
+        raise Error(f"{path} is damaged: 'recipe' should be text, 'fields' an object, 'labels' a list of texts")
+    return dict(record)
+
+
+def _jsonable(recipe: Recipe) -> dict[str, Any]:
+    """The fields as JSON gives them back: tuples are lists there."""
+    return dict(json.loads(json.dumps(dataclasses.asdict(recipe))))
+
+
+def precision_of(folder: Path) -> str:
+    """What the run was exported to; float32 where it is as its training left it."""
+    exported = _record(folder).get("exported")
+    own = exported.get("to") if isinstance(exported, dict) else "float32"
+    if own not in (*PRECISIONS, *precisions.CONVERTED):
+        raise Error(f"{folder / 'recipe.json'} is damaged: it was exported to {own!r}; the run cannot be used")
+    return str(own)
+
+
+def trained(run: str | os.PathLike[str]) -> Path:
+    """The folder of a run that has the layers it was trained with.
+
+    Raises:
+        UsageError: there is no such run, or it was exported to other layers.
+    """
+    folder = locate(run)
+    own = precision_of(folder)
+    if own in precisions.CONVERTED:
+        raise UsageError(f"{run} was exported to {own} already, which has other layers; give the run it is of")
+    return folder
+
+
+def _load_one(
+    folder: Path, device: str, precision: str, changes: Mapping[str, Any], source: RecipeSource | None
+) -> Task:
+    recipe, labels = describe(folder, source)
+    recipe = dataclasses.replace(recipe, **changes)
+    own = precision_of(folder)
+    precision = precisions.resolve(precision, own, folder)
+    ours = is_built_in(type(recipe))  # whose tasks have no numbers but those of their networks
+    with torch.device("meta") if ours else contextlib.nullcontext():
+        task = _task(folder, recipe, labels)
+        modules = task.modules()
+        if own == "binary":
+            from fukami.quantization.binary_layers import pack
+
+            modules = {name: pack(module) for name, module in modules.items()}
+    if own in precisions.BY_ONNX:
+        from fukami.quantization.onnx import OnnxNetwork
+
+        modules = {name: OnnxNetwork(_read(folder / f"{name}.onnx")) for name in modules}
+    else:
+        restore(modules, read_weights(folder), folder / "weights.safetensors")
+    if ours or own in precisions.CONVERTED:
+        task.replace(modules)
+    task.setup(Runtime.start(*precisions.where(device, precision)))
+    for module in modules.values():
+        module.to(PRECISIONS.get(precision, torch.float32)).eval()
+    if precision in precisions.CONVERTED and precision != own:
+        task.replace(precisions.convert(task, precision, recipe))
+    return task
+
+
+def _task(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Task:
+    """The task of a run's recipe; fields that no network can have are an Error."""
+    count = 0
+
+    def limit(*parts: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > MAX_PARTS:
+            raise Error(f"{folder / 'recipe.json'} describes a network of more than {MAX_PARTS:,} layers and tensors")
+
+    hooks = (register_module_parameter_registration_hook(limit), register_module_module_registration_hook(limit))
+    try:
+        return recipe.task(labels)
+    except (Error, MemoryError):
+        raise
+    except Exception as error:
+        raise Error(
+            f"{folder / 'recipe.json'} describes no network that can be built ({type(error).__name__}: {error})"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """What ``weights.safetensors`` holds."""
+    path = folder / "weights.safetensors"
+    try:
+        return read_tensors(path)  # not read yet: the file is mapped into memory
+    except FileNotFoundError:
+        raise Error(
+            f"{folder} has no weights.safetensors yet; its training has to reach its first evaluation"
+        ) from None
+    except (SafetensorError, OSError, RuntimeError, MemoryError) as error:  # the last two where it is too large to map
+        raise Error(f"{path} is damaged ({error}); the run cannot be used") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Error(f"{path} cannot be read ({error.strerror}); the run cannot be used") from error
+
+
+def weights(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """Every parameter and buffer of the modules, named ``module.parameter``, on the CPU."""
+    return {name: value.detach().cpu().contiguous() for name, value in named(modules).items()}
+
+
+def named(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """Every parameter and buffer of the modules, where it is, named ``module.parameter``."""
+    return {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+
+
+def restore(modules: dict[str, nn.Module], tensors: dict[str, Tensor], source: Path) -> None:
+    """Make ``tensors`` the modules' own, all of them, in the precision in which they are stored.
+
+    Args:
+        modules: by name, with tensors that may be on the meta device.
+        tensors: named ``module.parameter``.
+        source: the file that they are from, for messages.
+
+    Raises:
+        Error: as for :func:`check_tensors`.
+    """
+    check_tensors(modules, tensors, source)
+    for name, module in modules.items():
+        prefix = f"{name}."
+        # copied, since they are else the file itself, mapped into memory, and end with it
+        own = {key.removeprefix(prefix): value.clone() for key, value in tensors.items() if key.startswith(prefix)}
+        module.load_state_dict(own, assign=True)
+        for key, value in [*module.named_parameters(), *module.named_buffers()]:
+            if value.is_meta:
+                raise Error(f"{source} lacks {name}.{key}, which the network keeps out of its state_dict; put it in")
+
+
+def check_tensors(modules: dict[str, nn.Module], tensors: dict[str, Tensor], source: Path) -> None:
+    """Refuse tensors that are not exactly those of the modules; arguments as for :func:`restore`.
+
+    Raises:
+        Error: a tensor is missing, left over, of another shape or type, or not finite; all such are listed.
+    """
+    expected = named(modules)
+    wrong = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
+    wrong += [f"{name} is not known" for name in tensors.keys() - expected.keys()]
+    for name in expected.keys() & tensors.keys():
+        found, wanted = tensors[name], expected[name]
+        stored = HALVES if wanted.dtype == torch.float32 else ()
+        if found.shape != wanted.shape:
+            wrong.append(f"{name} is {tuple(found.shape)} instead of {tuple(wanted.shape)}")
+        elif found.dtype not in (wanted.dtype, *stored):
+            wrong.append(f"{name} is of {found.dtype} instead of {wanted.dtype}")
+        elif not found.isfinite().all():
+            wrong.append(f"{name} has values that are not finite")
+    if wrong:
+        listed = "; ".join(sorted(wrong)[:LISTED]) + (f"; and {len(wrong) - LISTED} more" if wrong[LISTED:] else "")
+        raise Error(f"{source} does not fit its recipe: {listed}")
+
+
+@contextlib.contextmanager
+def claim(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
+    """Hold the folder for a run of this recipe; in a group of processes the first one does.
+
+    Nobody else writes to it meanwhile. A folder that was not there and in which nothing was written is removed again.
+
+    Raises:
+        UsageError: the folder is in use or holds the run of another recipe, another process writes there, or there is
+            nothing to resume.
+        Error: the folder cannot be written.
+    """
+    if int(os.environ.get("RANK", 0)) > 0:
+        yield
+        return
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; --out should be a new or empty folder")
+    new = not folder.exists()
+    if resume:
+        check_begun(folder)
+    if os.path.lexists(folder / ".lock"):  # which would be opened, if it is a link, before anything is checked
+        check_files(folder, writes=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(folder, error) from None
+    try:
+        with lock_folder(folder):
+            if not resume:
+                check_unused(folder, recipe)
+            check_files(folder, writes=True)
+            if resume:
+                check_recipe(folder, recipe)
+            _remove_temporaries(folder)
+            yield
+    finally:
+        if new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def check_begun(folder: Path) -> None:
+    """Refuse to resume where there is no run.
+
+    Raises:
+        UsageError: the folder is not there, or has no ``recipe.json``.
+    """
+    if not (folder / "recipe.json").is_file():
+        what = "holds no run (it has no recipe.json)" if folder.is_dir() else "does not exist"
+        raise UsageError(
+            f"nothing to resume in {folder}, which {what}; give the folder of a run with --out, or leave --resume out "
+            "to begin one"
+        )
+
+
+def check_unused(folder: Path, recipe: Recipe) -> None:
+    """Refuse a folder that holds more than hidden files and stages of the recipe.
+
+    Raises:
+        UsageError: it does.
+    """
+    stages = recipe.stages(folder)
+    if any(not path.name.startswith(".") and path.name not in stages for path in folder.iterdir()):
+        raise UsageError(
+            f"{folder} exists and is not empty; give another --out, or --resume to go on with the run in it"
+        )
+
+
+def check_recipe(folder: Path, recipe: Recipe) -> None:
+    """Refuse to go on with the run in the folder as one of another recipe.
+
+    Raises:
+        UsageError: it was begun with another recipe, or with other fields.
+    """
+    begun, asked, own = _record(folder), _jsonable(recipe), identify(type(recipe))
+    if begun["recipe"] != own["recipe"]:
+        raise UsageError(f"{folder} is a run of {begun['recipe']}, not of {own['recipe']}")
+    if begun.get("recipe_sha256") != own.get("recipe_sha256"):
+        raise UsageError(
+            f"{folder} was begun with {own['recipe']} of the SHA-256 {begun.get('recipe_sha256')}, not with "
+            f"{own.get('recipe_sha256')}: resume it with the recipe as it was, or choose another --out"
+        )
+    differ = [
+        f"{name} {begun['fields'].get(name)!r}, not {asked.get(name)!r}"
+        for name in sorted(begun["fields"].keys() | asked.keys())
+        if begun["fields"].get(name) != asked.get(name)
+        and not _moved(begun["fields"].get(name), asked.get(name), folder)
+    ]
+    if differ:
+        raise UsageError(f"{folder} was begun with {'; '.join(differ)}: resume it as it was, or choose another --out")
+
+
+def _remove_temporaries(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote has left."""
+    for name in FILES:
+        with contextlib.suppress(OSError):
+            _temporary(folder / name).unlink()
+
+
+def _moved(begun: Any, asked: Any, folder: Path) -> bool:
+    """Whether two paths are of the same stage of the run that has a stage in ``folder``, which was moved meanwhile."""
+    if not (isinstance(begun, str) and isinstance(asked, str)):
+        return False
+    return Path(asked).parent == folder.resolve().parent and Path(asked).name == Path(begun).name
+
+
+def finished(folder: Path) -> bool:
+    """Whether the training of the run in a folder, if there is one, came to its end."""
+    return (folder / "recipe.json").is_file() and "time" in _record(folder)
+
+
+def conditions(folder: Path, device: str, precision: str, compile: bool) -> Conditions:
+    """What to compute with: as asked, or as the run in the folder was begun, where it has one.
+
+    Raises:
+        UsageError: something else was asked for than the run was begun with.
+        Error: ``recipe.json`` is damaged.
+    """
+    if not (folder / "recipe.json").is_file():
+        return Conditions(device, precision, compile, None)
+    record = _record(folder)
+    for name, kind in BEGUN.items():
+        if type(record.get(name)) is not kind:
+            raise Error(f"{folder / 'recipe.json'} is damaged: {name!r} should be of type {kind.__name__}, not "
+                        f"{record.get(name)!r:.100}; the run cannot be resumed")  # fmt: skip
+    asked = {"device": device.partition(":")[0], "precision": precision, "compile": compile or "auto"}
+    for what, value in asked.items():
+        if value not in ("auto", record.get(what)):
+            begun = record.get(what)
+            raise UsageError(
+                f"{folder} was begun with {what} {begun!r}, not {value!r}: only the same gives the same run"
+            )
+    device = record.get("device", device) if device == "auto" else device
+    threads = record.get("threads")
+    if threads is not None and not (type(threads) is int and 1 <= threads <= MOST_THREADS):
+        raise Error(f"{folder / 'recipe.json'} is damaged: 'threads' should be 1 to {MOST_THREADS}, not {threads!r}")
+    return Conditions(device, record.get("precision", precision), bool(record.get("compile", compile)), threads)
+
+
+def _temporary(path: Path) -> Path:
+    """The file that becomes ``path`` once it is written."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def write(path: Path, content: bytes) -> None:
+    """Replace the file in one step: after a crash it holds either the old content or the new.
+
+    Raises:
+        WriteError: it cannot be written; the old content stays.
+    """
+    temporary = _temporary(path)
+    try:
+        temporary.unlink(missing_ok=True)  # left by a crash
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself must survive, too
+        finally:
+            os.close(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise WriteError(path, error) from error
+
+
+def write_run(folder: Path, recipe: Recipe, labels: tuple[str, ...], note: dict[str, Any]) -> None:
+    """Write ``recipe.json``; ``note`` is added to it for the reader."""
+    record = {
+        **identify(type(recipe)),
+        "fields": dataclasses.asdict(recipe),
+        "labels": labels,
+        "versions": versions(),
+        **note,
+    }
+    write(folder / "recipe.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def note(folder: Path, name: str, value: Any) -> None:
+    """Add a fact to ``recipe.json``."""
+    record = _record(folder) | {name: value}
+    write(folder / "recipe.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def note_resumption(folder: Path, facts: dict[str, Any]) -> None:
+    """Add to ``recipe.json`` what is otherwise since the run was resumed."""
+    before = _record(folder).get("resumed")
+    note(folder, "resumed", [*(before if isinstance(before, list) else ()), facts])
+
+
+def versions() -> dict[str, str]:
+    """What computes here."""
+    return {"fukami": version("fukami"), "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def write_weights(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:
+    """Write ``weights.safetensors`` from what :func:`weights` gave; ``dtype`` stores floating ones in another type."""
+    if dtype is not None:
+        tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+    write(folder / "weights.safetensors", write_tensors(tensors))
+
+
+def write_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write ``last.ckpt``: tensors and plain values only."""
+    write(folder / "last.ckpt", encode_state(state))
+
+
+def read_state(folder: Path, device: torch.device) -> dict[str, Any] | None:
+    """What ``last.ckpt`` holds, or None where the run never got that far; nothing in the file is executed.
+
+    Raises:
+        Error: the file is damaged, or no checkpoint of fukami.
+    """
+    path = folder / "last.ckpt"
+    if not path.exists():
+        return None
+    try:
+        state = load_state(path, device)
+        if not isinstance(state, dict) or type(state["step"]) is not int or state["step"] < 0:
+            raise ValueError("it names no step")
+        for name, kinds in CONDITIONS.items():
+            if name in state and type(state[name]) not in kinds:
+                raise ValueError(f"its {name} is of type {type(state[name]).__name__}")
+    except Exception as error:  # a damaged file can fail in any way
+        raise Error(
+            f"{path} is damaged, or no checkpoint of this version of fukami ({type(error).__name__}: {error}); nothing "
+            "of it was used: remove it to start the run again from its first step"
+        ) from error
+    return state

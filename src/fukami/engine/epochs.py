@@ -1,0 +1,167 @@
+"""Supervised: the fields of every recipe that learns from labelled pictures, pass after pass."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from fukami.engine.recipe import Dataset, Recipe, within
+from fukami.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fukami.data.augment import Augment
+    from fukami.data.labelled import Source
+    from fukami.data.loader import Shuffled
+    from fukami.engine.schedules import Schedule
+    from fukami.engine.task import MakeOptimizer, Regime
+    from fukami.image.transform import Preparation
+
+Optimizer = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"]
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, as published weights expect them
+MARGIN = 8 / 7  # pictures are kept this much larger than the crops that are taken of them: 256 for 224
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervised(Recipe):
+    """Epochs, batches, an optimizer and the course of its learning rate."""
+
+    dataset: Dataset = ""
+    """What to learn from, a name or a path."""
+    holdout: float = 0.2
+    """Share of the pictures kept for testing, where the data have no test part of their own."""
+    memory: float = 4.0
+    """Gigabytes that the decoded pictures may take; a larger set is streamed from its files."""
+    broken: int = 100
+    """Pictures that may be broken, in each part of the data and process; they are left out, and one more stops the
+    run."""
+    epochs: int = 30
+    """Passes over the training set."""
+    judge_every: int = 1
+    """Passes between two evaluations; there is one at the end in any case."""
+    batch: int = 32
+    """Pictures in an update, over all processes."""
+    accumulate: int = 1
+    """Parts in which a batch passes through the network, one after another, where it does not fit whole."""
+    rematerialise: bool = False
+    """Compute activations again in the backward pass where they do not fit: less memory for a third more time."""
+    optimizer: Optimizer = "nesterov"
+    """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
+    lr: float = 0.02
+    """Peak learning rate of the recipe's own batch."""
+    lr_rule: Literal["none", "linear", "sqrt"] = "none"
+    """How it grows with another batch: not, in proportion (Goyal et al. 2017), or with the square root."""
+    clip: float = 0.0
+    """Greatest norm of the gradient, to which a greater one is scaled down; 0: any."""
+    momentum: float = 0.9
+    """Of momentum, nesterov and rmsprop."""
+    weight_decay: float = 5e-4
+    """Pull of the weights towards 0; decoupled with adamw (Loshchilov and Hutter 2019)."""
+    decay: str = "cosine"
+    """Course of the learning rate: constant, step=DROPS, multistep=SHARE,SHARE, exponential=END, polynomial=POWER,
+    cosine, one-cycle, plateau=PATIENCE."""
+    drop: float = 0.1
+    """What the learning rate is multiplied by at each drop of step, multistep and plateau."""
+    warmup: float = 0.1
+    """Share of the training in which the learning rate rises."""
+    augment: tuple[str, ...] = ()
+    """Changes of the training pictures, such as flip crop=0.3 brightness; none: give the flag alone."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        from fukami.data import augment
+
+        within(self, 1, math.inf, "epochs", "judge_every", "batch", "accumulate")
+        within(self, 0, math.inf, "lr", "weight_decay", "memory", "clip", "broken")
+        within(self, 0, 1, "holdout", "drop")
+        within(self, 0, 0.9999999, "warmup", "momentum")
+        self.course()
+        augment.strengths(self.augment)
+
+    def regime(self) -> "Regime":
+        """How the network is trained, as a task takes it."""
+        return {
+            "optimizer": self.make_optimizer(),
+            "decay": self.course(),
+            "epochs": self.epochs,
+            "judge_every": self.judge_every,
+            "accumulate": self.accumulate,
+            "clip": self.clip,
+        }
+
+    def batches(
+        self,
+        source: "Source",
+        labels: tuple[str, ...],
+        prepare: "Preparation",
+        words: "Sequence[str]",
+        *,
+        batch: int,
+        seed: int | None,
+        balanced: bool = False,
+    ) -> "Shuffled":
+        """Batches of pictures, changed as ``words`` say: from memory where all fit, streamed where not.
+
+        Raises:
+            UsageError: classes are to be drawn equally often from shards that do not fit.
+        """
+        import torch
+
+        from fukami.data import augment
+        from fukami.data.loader import Resident
+        from fukami.data.shards import Samples
+        from fukami.data.streaming import Streamed
+        from fukami.data.webdataset import Sharded
+
+        crop = augment.strengths(words).get("crop")
+        whole = crop is None or prepare.digit  # a digit comes in one size
+        larger = prepare if whole else dataclasses.replace(prepare, size=round(prepare.size * MARGIN))
+        targets = torch.from_numpy(source.targets)
+        how: dict[str, Any] = {"batch": batch, "seed": seed}
+        if isinstance(source.items, tuple | Samples) and len(source) * larger.bytes > self.memory * 1e9:
+            own = [word for word in words if word.partition("=")[0] != "crop"]  # which decoding does
+            how |= {"augment": changes(own, prepare, labels), "smallest": crop, "broken": self.broken}
+            if isinstance(source.items, tuple):
+                return Streamed(source.items, targets, labels, prepare, balanced=balanced, **how)
+            if balanced:
+                raise UsageError("--balance sampling cannot be streamed from shards; give --balance loss")
+            return Sharded(source.items, targets, labels, prepare, **how)
+        found = source.read(larger, self.broken)
+        how |= {"augment": changes(words, prepare, labels), "size": prepare.size}
+        return Resident(found.pictures, found.targets, labels, names=found.names, balanced=balanced, **how)
+
+    def course(self) -> "Schedule":
+        """The learning rate's course, as a factor of its peak."""
+        from fukami.engine import schedules
+
+        return schedules.parse(self.decay, factor=self.drop, warmup=self.warmup)
+
+    def make_optimizer(self) -> "MakeOptimizer":
+        """torch's optimizer of that name, fused where it can be."""
+        import torch
+
+        makes: dict[str, Any] = {
+            "sgd": partial(torch.optim.SGD, fused=True),
+            "momentum": partial(torch.optim.SGD, momentum=self.momentum, fused=True),
+            "nesterov": partial(torch.optim.SGD, momentum=self.momentum, nesterov=True, fused=True),
+            "adagrad": torch.optim.Adagrad,
+            "rmsprop": partial(torch.optim.RMSprop, momentum=self.momentum),
+            "adam": partial(torch.optim.Adam, fused=True),
+            "adamw": partial(torch.optim.AdamW, fused=True),
+        }
+        return partial(makes[self.optimizer], lr=self.peak, weight_decay=self.weight_decay)
+
+    @property
+    def peak(self) -> float:
+        """The peak learning rate of this batch, by the rule."""
+        growth = self.batch / type(self).batch
+        return self.lr * {"none": 1.0, "linear": growth, "sqrt": math.sqrt(growth)}[self.lr_rule]
+
+
+def changes(words: "Sequence[str]", prepare: "Preparation", labels: tuple[str, ...]) -> "Augment | None":
+    """The augmentation that the words ask for; None where there are none."""
+    from fukami.data import augment
+
+    return augment.parse(words, size=prepare.size, classes=len(labels)) if words else None

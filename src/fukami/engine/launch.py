@@ -1,0 +1,69 @@
+"""Several processes on this machine, started again when one is killed: torch's own launcher, without its tracebacks."""
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from fukami.engine import checkpoint
+from fukami.engine.watchdog import HUNG
+from fukami.errors import Error, UsageError
+from fukami.system import quota
+
+logger = logging.getLogger(__name__)
+RESTARTS = 3  # in a row
+PATIENCE = 60  # seconds that a process has to save when it is asked to stop
+
+
+def launch(words: Sequence[str], processes: int, device: str, runs: Sequence[Path]) -> None:
+    """Run ``fukami`` with these words in so many processes that train together, and leave with their exit status.
+
+    They compute with as many threads as the first of the ``runs`` that they resume was begun with, or else share the
+    processors, unless OMP_NUM_THREADS says otherwise.
+
+    A process that is killed, or hangs, takes the others with it, and all are started again with ``--resume``; one that
+    ends with an error of its own has said what it is.
+
+    Raises:
+        UsageError: there are fewer GPUs.
+        Error: processes were killed again and again.
+    """
+    gpus = torch.cuda.device_count()
+    if gpus and processes > gpus and device in ("auto", "cuda"):
+        raise UsageError(f"--processes {processes} need a GPU each, and there are {gpus}; give fewer, or --device cpu")
+    threads = [checkpoint.conditions(run, "auto", "auto", False).threads for run in runs if "--resume" in words]
+    begun = next((number for number in threads if number), max(1, quota() // processes))
+    os.environ.setdefault("OMP_NUM_THREADS", str(begun))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(PATIENCE))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for restarts in range(RESTARTS + 1):
+        begun_there = any((run / "recipe.json").is_file() for run in runs)
+        again = ["--resume"] if restarts and begun_there and "--resume" not in words else []
+        config = LaunchConfig(
+            min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+            run_id=str(uuid.uuid4()), max_restarts=0, local_addr="localhost",
+        )  # fmt: skip
+        try:
+            elastic_launch(config, sys.executable)("-m", "fukami", *words, *again)
+            return
+        except SignalException as error:
+            sys.exit(128 + error.sigval)
+        except ChildFailedError as error:
+            failed = dict(error.failures)
+        killed = [f"rank {rank} by {failure.signal_name()}" for rank, failure in failed.items() if failure.exitcode < 0]
+        if not killed and not any(failure.exitcode == HUNG for failure in failed.values()):
+            own = [failure.exitcode for failure in failed.values() if failure.exitcode != 128 + signal.SIGTERM]
+            sys.exit(own[0] if own else 1)  # the others were ended because of it
+        if killed:
+            logger.warning(f"fukami: killed: {', '.join(killed)}")
+        if restarts < RESTARTS:
+            logger.warning("fukami: all processes start again from the last checkpoint")
+    raise Error(f"processes were killed or cut off {RESTARTS + 1} times; go on with --resume once the reason is mended")

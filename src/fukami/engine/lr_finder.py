@@ -1,0 +1,91 @@
+"""The learning-rate range test (Smith 2017, section 3.3): which rates does a training bear?"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fukami.engine.recipe import Recipe
+from fukami.engine.resume import seed
+from fukami.engine.runtime import Runtime
+from fukami.errors import Error, UsageError
+
+SMOOTH = 0.9  # of the moving average of the losses
+SETTLED = 10  # steps after which the average means something
+FAR = 4.0  # the loss has left when it is so many times its least
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a range test found.
+
+    Args:
+        rates, losses: of each step, the losses smoothed.
+        steepest: the rate at which the loss falls the quickest.
+        most: the rate at which it is least, beyond which it rises: the peak of a schedule lies below.
+    """
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    steepest: float
+    most: float
+
+
+def measure(
+    recipe: Recipe, low: float, high: float, steps: int, *, device: str = "auto", precision: str = "auto"
+) -> Found:
+    """Train for ``steps`` updates at rates that grow from ``low`` to ``high`` by the same factor; nothing is kept.
+
+    Raises:
+        UsageError: the bounds, the number of steps or the recipe's own learning rate make no sense.
+        Error: the loss is not finite at the lowest rates already.
+    """
+    if not (0 < low < high < math.inf) or steps < 10:
+        raise UsageError(f"expected 0 < low < high and at least 10 steps, not {low:g}, {high:g} and {steps}")
+    runtime = Runtime.start(device, precision)
+    seed(recipe.seed)
+    data = recipe.data()
+    if hasattr(data.train, "place"):
+        data.train.place(runtime)
+    seed(recipe.seed)
+    task = recipe.task(data.labels)
+    task.setup(runtime)
+    recipe.begin(task)
+    highest = max(group["initial_lr"] for group in task.optimizer.param_groups)
+    if highest == 0:
+        raise UsageError("a recipe with --lr 0 learns at no rate; leave --lr out")
+    rates: list[float] = []
+    losses: list[float] = []
+    average = 0.0
+    for step, batch in zip(range(steps), task.batches(data.train)):  # noqa: B905  the batches have no end
+        rate = low * (high / low) ** (step / (steps - 1))
+        for group in task.optimizer.param_groups:
+            group["lr"].fill_(rate * group["initial_lr"] / highest)
+        found = task.step(batch)
+        if "loss" not in found:
+            raise UsageError("this recipe is not learned by gradients and has no learning rate to be found")
+        average = SMOOTH * average + (1 - SMOOTH) * found["loss"].item()
+        smooth = average / (1 - SMOOTH ** (step + 1))
+        if not math.isfinite(smooth) or (losses and smooth > FAR * min(losses)):
+            break
+        rates.append(rate)
+        losses.append(smooth)
+    if len(losses) < min(10, steps // 2):
+        raise Error(f"the loss left at once, from a rate of {low:g}; try a smaller --low")
+    slope = np.gradient(np.array(losses), np.log(rates))
+    best = int(np.argmin(losses))
+    first = min(SETTLED, best)  # the average of a few losses is noise
+    return Found(tuple(rates), tuple(losses), rates[first + int(np.argmin(slope[first : best + 1]))], rates[best])
+
+
+def figure(found: Found) -> Figure:
+    """The smoothed loss over the learning rate, and the two rates that matter."""
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.add_subplot(xlabel="learning rate", ylabel="loss", xscale="log")
+    axes.plot(found.rates, found.losses, color="#4878a8")
+    for rate, what in ((found.steepest, "falls quickest"), (found.most, "least")):
+        axes.axvline(rate, color="#c44", lw=1, ls=":" if what == "least" else "--", label=f"{what}: {rate:.2g}")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

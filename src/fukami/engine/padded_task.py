@@ -1,0 +1,125 @@
+"""What detection and segmentation share: pictures of any shape, each in the upper left corner of a frame."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fukami.engine.cached_evaluation import Judging
+from fukami.engine.task import Regime
+from fukami.errors import Error, UsageError, is_out_of_memory
+from fukami.image.transform import Scaled
+
+if TYPE_CHECKING:
+    from fukami.data.annotated import Batch
+    from fukami.engine.runtime import Runtime
+
+STEP = 32  # pixels of which the sides of a frame are multiples
+CHUNK = 8  # pictures that are answered at once
+
+
+class Framed(Judging):
+    """A network that is given pictures in frames, whose sides are multiples of 32.
+
+    Args:
+        model: of normalised frames.
+        labels: what the classes are called.
+        prepare: to what size a picture is brought, and how it is normalised; it travels with the task.
+        regime: optimizer, decay, epochs, judge_every, accumulate and clip, as for :class:`fukami.Task`.
+    """
+
+    def __init__(self, model: nn.Module, labels: tuple[str, ...], prepare: Scaled, **regime: Unpack[Regime]) -> None:
+        super().__init__(model, **regime)
+        self.labels, self.prepare = labels, prepare
+
+    def setup(self, runtime: "Runtime") -> None:
+        """Move to the device and make ready to train."""
+        super().setup(runtime)
+        mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (self.prepare.mean, self.prepare.std))
+        self.mean, self.std = mean.to(runtime.device), std.to(runtime.device)
+
+    def moved(self, batch: "Batch") -> "Batch":
+        """The batch on the device."""
+        return type(batch)(*(value.to(self.runtime.device, non_blocking=True) for value in batch))
+
+    def normalised(self, pictures: Tensor, sizes: Tensor) -> Tensor:
+        """Pictures ``(N, 3, H, W)`` in 0..255 as the network takes them, 0 beyond their sizes ``(N, 2)``."""
+        across = torch.arange(pictures.shape[3], device=pictures.device)
+        down = torch.arange(pictures.shape[2], device=pictures.device).unsqueeze(1)
+        height, width = sizes.view(-1, 2, 1, 1, 1).unbind(1)
+        found = ((pictures - self.mean) / self.std) * ((down < height) & (across < width))
+        return found.contiguous(memory_format=torch.channels_last)
+
+    def numbers(self, labels: tuple[str, ...]) -> "np.typing.NDArray[np.int64]":
+        """Our number of each of the classes ``labels``.
+
+        Raises:
+            UsageError: one of them is none of ours.
+        """
+        unknown = [label for label in labels if label not in self.labels]
+        if unknown:
+            ours = ", ".join(self.labels[:20])
+            raise UsageError(f"the data have classes that the run does not know: {', '.join(unknown)}; it knows {ours}")
+        return np.array([self.labels.index(label) for label in labels], np.int64)
+
+    @torch.inference_mode()
+    def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """An answer for each picture, with ``file``, ``width`` and ``height``; :meth:`answers` says what else.
+
+        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read` takes them. A picture that cannot
+        be read yields ``{"file", "error"}``.
+        """
+        self.model.eval()
+        answers: list[dict[str, Any]] = []
+        for at in range(0, len(inputs), CHUNK):
+            chunk = [self.see(source) for source in inputs[at : at + CHUNK]]
+            for _, alike in groupby(zip(inputs[at : at + CHUNK], chunk, strict=True), key=_shape):
+                sources, pictures = zip(*alike, strict=True)
+                if isinstance(pictures[0], Error):
+                    found = [{"error": str(error)} for error in pictures]
+                else:
+                    sides = {"width": pictures[0].shape[2], "height": pictures[0].shape[1]}
+                    found = [sides | answer for answer in self.predict_within_memory(sources, pictures)]
+                for source, answer in zip(sources, found, strict=True):
+                    answers.append(({"file": str(source)} if isinstance(source, str | Path) else {}) | answer)
+        return answers
+
+    def see(self, source: Any) -> Tensor | Error:
+        """The picture, ``(3, h, w)`` uint8, or why there is none."""
+        try:
+            return self.prepare.open(source)
+        except Error as error:
+            return error
+
+    def predict_within_memory(self, sources: Sequence[Any], pictures: Sequence[Tensor]) -> list[dict[str, Any]]:
+        """The answers for pictures of one size; where they take too much memory at once, for each alone."""
+        try:
+            return self.answers(torch.stack(list(pictures)))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        if len(pictures) > 1:
+            pairs = zip(sources, pictures, strict=True)
+            return [answer for source, picture in pairs for answer in self.predict_within_memory([source], [picture])]
+        name = str(sources[0]) if isinstance(sources[0], str | Path) else "the picture given"
+        return [{"error": f"{name} needs more memory than there is; make it smaller"}]
+
+    def answers(self, pictures: Tensor) -> list[dict[str, Any]]:
+        """What there is to say of each of the pictures ``(N, 3, h, w)`` uint8."""
+        raise NotImplementedError(f"{type(self).__name__} does not define answers(pictures)")
+
+    def framed(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures of one size ``(N, 3, h, w)`` uint8 at their size in frames, and these sizes ``(N, 2)``."""
+        resized = torch.stack([self.prepare(picture) for picture in pictures.to(self.runtime.device)])
+        inside = torch.tensor([resized.shape[-2:]] * len(resized), device=resized.device, dtype=torch.float32)
+        return F.pad(resized, (0, -resized.shape[-1] % STEP, 0, -resized.shape[-2] % STEP)), inside
+
+
+def _shape(pair: tuple[Any, Tensor | Error]) -> tuple[int, ...]:
+    """What pictures have to share to be answered at once."""
+    return () if isinstance(pair[1], Error) else tuple(pair[1].shape)

@@ -1,0 +1,256 @@
+"""``report.html``: one self-contained page about a run."""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter
+from PIL.Image import Image
+
+from fukami.engine import checkpoint
+from fukami.errors import Error
+
+ACROSS = 3  # curves in a row
+FRAME, LAST = 250, 3000  # milliseconds that a picture of an animation is shown, and the last one
+QUALITY = 85  # of WebP
+NO_METRICS = {"step", "phase", "seconds", "count", "objects", "pixels"}  # of a line of the log
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+h1 {{ font-size: 1.6rem; margin-bottom: 0; }} h2 {{ font-size: 1.15rem; margin-top: 2.2rem; }}
+.answer {{ font-size: 1.25rem; margin: .3rem 0 1rem; color: #1f5c99; }}
+pre {{ background: #f4f4f2; padding: .7rem 1rem; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere; }}
+table {{ border-collapse: collapse; }} td {{ padding: .15rem 1.2rem .15rem 0; vertical-align: top; }}
+th {{ text-align: left; font-weight: 500; color: #666; padding-right: 1.2rem; vertical-align: bottom; }}
+.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
+.bar {{ background: #4878a8; height: .9rem; margin-top: .3rem; }}
+td:first-child {{ color: #666; }} img {{ max-width: 100%; }}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+
+def write(folder: Path, figures: Sequence[tuple[str, Figure | Sequence[Image]]], seconds: float) -> Path:
+    """Write the page of the run in ``folder`` from its files and the task's figures; returns its path."""
+    record = json.loads((folder / "recipe.json").read_bytes())
+    lines = _logged(folder / "metrics.jsonl")
+    trained = [line for line in lines if line["phase"] == "train"]
+    judged = [line for line in lines if line["phase"] == "eval"]
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    where = f"{record['device']}, {record['precision']}, {record['threads']} threads, {record['processes']} process(es)"
+    facts = {**record["fields"], "versions": versions, "computed on": where, "time": f"{seconds:,.0f} s"}
+    last = {name: value for name, value in (judged or trained)[-1].items() if name not in ("step", "phase", "seconds")}
+    body = [
+        f"<h1>{html.escape(record['recipe'])}</h1>",
+        f"<p class=answer>{html.escape(answer(last))}</p>",
+        f"<h2>Repeat it</h2><pre>{html.escape(record['command'])}</pre>",
+        picture("Training", curves(trained, judged)),
+        "<h2>Where the time went</h2>" + time_spent(record["time"]),
+        *(picture(title, figure) for title, figure in figures),
+        "<h2>What made it</h2>" + table(facts),
+    ]
+    return _page(folder, record["recipe"], body)
+
+
+def _logged(path: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``, at least one.
+
+    Raises:
+        Error: there are none, or one is of no training.
+    """
+    try:
+        lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+        for line in lines:
+            kinds = (int, float, dict)
+            if line["phase"] not in ("train", "eval") or type(line["step"]) is not int:
+                raise ValueError("a line names no phase or no step")
+            if not all(isinstance(value, kinds) for name, value in line.items() if name != "phase"):
+                raise ValueError("a line has a value that is no number")
+        if not lines:
+            raise ValueError("it is empty")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Error(
+            f"{path} is damaged ({type(error).__name__}: {error}), so that no report can be written; the weights of "
+            "the run are complete"
+        ) from error
+    return lines
+
+
+def judgement(
+    folder: Path,
+    result: dict[str, Any],
+    facts: dict[str, Any],
+    figures: Sequence[tuple[str, Figure | Sequence[Image]]],
+    command: str,
+) -> Path:
+    """Write the page of a judgement (of an ensemble, above all) into ``folder``; returns its path."""
+    body = [
+        f"<h1>{html.escape(', '.join(map(str, facts['runs'])))}</h1>",
+        f"<p class=answer>{html.escape(answer(result))}</p>",
+        f"<h2>Repeat it</h2><pre>{html.escape(command)}</pre>",
+        *(picture(title, figure) for title, figure in figures),
+        "<h2>What was judged</h2>" + table(facts),
+    ]
+    return _page(folder, "fukami eval", body)
+
+
+def ladder(
+    folder: Path,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    figure: Figure,
+    left_out: dict[str, str],
+    facts: dict[str, Any],
+    command: str,
+) -> Path:
+    """Write the page of a run at every precision into ``folder``; returns its path."""
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    lines = [head, *("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)]
+    body = [
+        f"<h1>How many bits does {html.escape(', '.join(facts['runs']))} need?</h1>",
+        f"<h2>Repeat it</h2><pre>{html.escape(command)}</pre>",
+        f"<h2>At each precision</h2><table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>",
+        picture("Side by side", figure),
+        "<h2>Left out</h2>" + table(left_out) if left_out else "",
+        "<h2>What was judged</h2>" + table(facts),
+    ]
+    return _page(folder, "fukami eval", body)
+
+
+def _page(folder: Path, title: str, body: Sequence[str]) -> Path:
+    """Write ``report.html`` into the folder, which is made where it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "report.html"
+    checkpoint.write(path, PAGE.format(title=html.escape(title), body="\n".join(body)).encode())
+    return path
+
+
+def answer(metrics: dict[str, Any]) -> str:
+    """What an evaluation found over all, in one line."""
+    return " · ".join(
+        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in metrics.items()
+        if not isinstance(value, dict)
+    ).replace("_", " ")
+
+
+def table(facts: dict[str, Any]) -> str:
+    """A two-column table."""
+    rows = (
+        f"<tr><td>{html.escape(str(name))}</td><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items()
+    )
+    return f"<table>{''.join(rows)}</table>"
+
+
+def time_spent(time: dict[str, Any]) -> str:
+    """Seconds and fraction of each phase with bars, and the multiply-adds per second of the training steps."""
+    seconds = time["seconds"]
+    whole = sum(seconds.values())
+    rows = "".join(
+        f"<tr><td>{html.escape(phase)}</td><td class=number>{value:,.1f} s</td>"
+        f"<td class=number>{value / whole:.1%}</td>"
+        f"<td><div class=bar style='width: {20 * value / whole:.2f}rem'></div></td></tr>"
+        for phase, value in seconds.items()
+    )
+    rate, text = time["multiply_adds_per_second"], ""
+    if rate:
+        text = (
+            f"<p>The training steps computed {_large(rate)} multiply-adds per second, forward and backward; "
+            "<code>fukami bench</code> measures what the device reaches in a large matrix product.</p>"
+        )
+    return f"<table>{rows}</table>{text}"
+
+
+def _large(value: float) -> str:
+    """A large number in words: 1.2 billion."""
+    for size, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if value >= size:
+            return f"{value / size:,.3g} {name}"
+    return f"{value:,.0f}"
+
+
+def picture(title: str, figure: Figure | Sequence[Image]) -> str:
+    """A figure as a section of the page, embedded; of several pictures an animation, which stays at the last one."""
+    buffer = io.BytesIO()
+    kind = "png" if isinstance(figure, Figure) else "webp"
+    if isinstance(figure, Figure):
+        show_dollars(figure)
+        figure.savefig(buffer, format=kind, dpi=110)
+    else:
+        times = [FRAME] * (len(figure) - 1) + [LAST]
+        figure[0].save(
+            buffer, kind, save_all=True, append_images=figure[1:], duration=times, loop=0, quality=QUALITY, method=6
+        )
+    code = base64.b64encode(buffer.getvalue()).decode()
+    return f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" src="data:image/{kind};base64,{code}">'
+
+
+def show_dollars(figure: Figure) -> None:
+    """Draw dollar signs in the texts of a figure as such: they may be names of classes, metrics and runs.
+
+    A formula is drawn only where matplotlib writes it itself, at the ticks of a logarithmic axis.
+    """
+    kept = {
+        id(label)
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        if isinstance(axis.get_major_formatter(), LogFormatter)
+        for label in axis.get_ticklabels(which="both")
+    }
+    for text in figure.findobj(Text):
+        if id(text) not in kept:
+            text.set_parse_math(False)
+
+
+def curves(trained: Sequence[dict[str, Any]], judged: Sequence[dict[str, Any]]) -> Figure:
+    """Every metric of the training over the steps, the evaluations of the same name with it, and the learning rate."""
+    unplotted = NO_METRICS | {
+        "pictures_per_second",
+        "lr",
+        "errors",
+        "members",
+        "member_accuracy",
+        "best_member",
+        "gain",
+        "disagreement",
+        "map_11",
+        "coco_ap50",
+    }  # these have a figure of their own, or say what another one says
+    numbers = (key for line in [*trained, *judged] for key, value in line.items() if isinstance(value, int | float))
+    names = [*(name for name in dict.fromkeys(numbers) if name not in unplotted), "lr"]
+    columns = min(len(names), ACROSS)
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
+    every = figure.subplots(rows, columns, squeeze=False).flat
+    for axes in every[len(names) :]:
+        axes.axis("off")
+    for axes, name in zip(every, names, strict=False):
+        for label, lines, style in (("training", trained, {"lw": 1}), ("evaluation", judged, {"marker": "o", "ms": 3})):
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label, **style)
+        axes.set_title({"lr": "learning rate"}.get(name, name), fontsize=10)
+        axes.set_xlabel("step")
+        axes.locator_params(axis="x", nbins=4)
+        axes.spines[["top", "right"]].set_visible(False)
+        if name == "loss":
+            axes.set_yscale("log")
+        if name == "accuracy":
+            axes.set_ylim(*_zoom([line[name] for line in [*trained, *judged] if name in line]))
+        if name != "lr":
+            axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _zoom(values: Sequence[float]) -> tuple[float, float]:
+    """From the median of what lies below 1 down as far again, so that the last tenths of a percent can be seen."""
+    middle = sorted(values)[len(values) // 2]
+    return max(0.0, 1 - 3 * max(1 - middle, 0.001)), 1.0

@@ -1,0 +1,89 @@
+"""A watch over the processes of a training: one that hangs is named, and the others do not wait for it for ever."""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from fukami.engine.runtime import Runtime
+from fukami.timing import STEP
+
+logger = logging.getLogger(__name__)
+ORDER = ("data", "host to device", *STEP, "compilation", "evaluation", "checkpoint", "other", "waiting")
+ALONE = ("compilation", "evaluation", "checkpoint", "other")  # phases that take as long as they take
+HUNG = 75  # the exit status of processes that were cut off (sysexits: try again)
+LOOKS = 20  # in the time limit
+ASLEEP = 3  # looks after which a process that says nothing is thought to be stopped
+
+
+class Watch:
+    """Cuts this process off when it has been in one phase of a step for longer than the limit, and says who hangs.
+
+    How long it takes to read the data before the first step is nobody's fault.
+
+    A thread tells the others now and then, through torch's store, what this process is doing. It is idle where there is
+    one process.
+
+    Args:
+        runtime: its clock tells the phase.
+        limit: seconds.
+    """
+
+    def __init__(self, runtime: Runtime, limit: float) -> None:
+        self.runtime, self.limit = runtime, limit
+        self.done = threading.Event()
+
+    def __enter__(self) -> Self:
+        if self.runtime.world > 1:
+            store: Any = torch.distributed.distributed_c10d._get_default_store()
+            self.store = store.clone()  # a connection of its own, on which nobody waits
+            self.thread = threading.Thread(target=self._look, daemon=True, name="fukami watch")
+            self.thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.done.set()
+        if self.runtime.world > 1:
+            self.thread.join()
+
+    def _look(self) -> None:
+        clock, pause, number = self.runtime.clock, self.limit / LOOKS, 0
+        while not self.done.wait(pause):
+            phase, since, number = clock.phase, clock.since, number + 1
+            held = time.monotonic() - since
+            own = {"step": clock.step, "phase": phase, "machine": socket.gethostname(), "held": held, "look": number}
+            try:
+                self.store.set(f"fukami/{self.runtime.rank}", json.dumps(own))
+                if clock.step >= 0 and held > self.limit and phase not in ALONE:
+                    self._cut_off()
+            except RuntimeError:  # the store went with another process, whose end is the launcher's to tell
+                return
+
+    def _cut_off(self) -> None:
+        """Say who keeps the others waiting, and leave; no exception would get through to a thread that waits."""
+        first = self._all()
+        time.sleep(ASLEEP * self.limit / LOOKS)
+        found = self._all()
+        missing = [rank for rank in range(self.runtime.world) if rank not in found]
+        asleep = [rank for rank in found if rank != self.runtime.rank and found[rank]["look"] == first[rank]["look"]]
+        places = {rank: (state["step"], ORDER.index(state["phase"])) for rank, state in found.items()}
+        behind = [rank for rank, place in places.items() if place == min(places.values())]
+        for rank in missing or asleep or behind:
+            state = found.get(rank)
+            what = f"on {state['machine']} in step {state['step'] + 1} ({state['phase']})" if state else "never seen"
+            logger.error(
+                f"fukami: rank {rank}, {what}, keeps the others waiting for more than {self.limit:g} s (--timeout); "
+                f"rank {self.runtime.rank} stops here: go on with --resume"
+            )
+        os._exit(HUNG)
+
+    def _all(self) -> dict[int, Any]:
+        """What every process that was ever seen last said of itself, by rank."""
+        ranks = [rank for rank in range(self.runtime.world) if self.store.check([f"fukami/{rank}"])]
+        return {rank: json.loads(self.store.get(f"fukami/{rank}")) for rank in ranks}

@@ -1,0 +1,1 @@
+"""What a network consists of, what it costs, and what it sees."""

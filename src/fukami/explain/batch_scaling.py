@@ -1,0 +1,209 @@
+"""What data-parallel training costs on many devices, on paper: computation, all-reduce, network and input.
+
+The gradients of a step are summed over the devices in buckets, each as soon as the backward pass has filled it (Li et
+al., "PyTorch Distributed", VLDB 2020), so that most of the all-reduce hides behind the computation. :func:`predict`
+walks through one such step. An all-reduce of b bytes takes, among n at bandwidth w and latency a per hop,
+
+- in a ring ``2 (n-1)/n b/w + 2 (n-1) a``, the least traffic there can be (Patarasuk and Yuan 2009);
+- in a double binary tree ``2 b/w + 2 log2(n) a`` (Sanders, Speck and Träff 2009), for which NCCL has fewer hops.
+
+The quicker of the two is taken. Between machines every device handles its part of a bucket, which is summed within the
+machine before and handed round there after.
+
+Not in the model: all-reduces slow the computation that they hide behind, networks are shared with others, and a switch
+may be oversubscribed. ``spread`` stands for devices that are not equally fast at each step. What is measured is
+therefore rather below the prediction than above it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fukami.explain.summary import Layer
+
+FLOAT = 4  # bytes; gradients are float32 at every precision of the computation
+MEBI = 2**20
+BACKWARD = 2 / 3  # of the computation: one convolution forward, two backward (to the input and to the weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Machines of equal devices; every bandwidth in bytes per second, every time in seconds.
+
+    Args:
+        speed: pictures per second on which one device trains alone.
+        overhead: of a step on one device, whatever its batch.
+        update: of the optimizer, after the gradients are there.
+        spread: standard deviation of a device's time for a step, as a share of it; the slowest decides.
+        launch: of any all-reduce, whatever its size.
+        devices: in a machine.
+        inside: bandwidth of a device to the others in its machine.
+        inside_latency: of a hop within the machine.
+        network: bandwidth of a machine to the others.
+        latency: of a hop between machines.
+        disk: from which each machine reads its share of the pictures.
+        storage: from which all machines read together.
+    """
+
+    speed: float
+    overhead: float = 0.0
+    update: float = 0.0
+    spread: float = 0.0
+    launch: float = 0.0
+    devices: int = 8
+    inside: float = math.inf
+    inside_latency: float = 0.0
+    network: float = math.inf
+    latency: float = 0.0
+    disk: float = math.inf
+    storage: float = math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What each step of the training does.
+
+    Args:
+        layers: of the network, from :func:`fukami.explain.summary.layers`.
+        batch: pictures of a device in a step (all devices' for :func:`strong`).
+        picture: bytes to read for one.
+        synchronised: batch normalisation over all devices: an exchange per layer forward, another backward.
+        first: bytes after which the first bucket is full; the first one is small, so that the network begins early.
+        bucket: bytes after which another is.
+    """
+
+    layers: "Sequence[Layer]"
+    batch: float
+    picture: float = 0.0
+    synchronised: bool = False
+    first: int = MEBI
+    bucket: int = 25 * MEBI
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the training on so many devices.
+
+    Args:
+        devices: in all.
+        batch: pictures of one device.
+        seconds: from one step to the next.
+        compute: seconds that a device computes, or waits for a slower one.
+        network: seconds that all-reduces take, hidden or not.
+        input: seconds that reading takes, which goes on beside all else.
+        efficiency: pictures per second and device, as a share of those of one device alone.
+    """
+
+    devices: int
+    batch: float
+    seconds: float
+    compute: float
+    network: float
+    input: float
+    efficiency: float
+
+    @property
+    def speed(self) -> float:
+        """Pictures per second of all devices together."""
+        return self.devices * self.batch / self.seconds
+
+    @property
+    def bound(self) -> str:
+        """What sets the pace, because it is busy longest: ``compute``, ``network`` or ``input``."""
+        return max(("compute", "network", "input"), key=lambda part: float(getattr(self, part)))
+
+
+def ring(size: float, number: int, bandwidth: float, latency: float) -> float:
+    """Seconds of an all-reduce of ``size`` bytes around a ring."""
+    return 2 * (number - 1) / number * size / bandwidth + 2 * (number - 1) * latency
+
+
+def tree(size: float, number: int, bandwidth: float, latency: float) -> float:
+    """Seconds of an all-reduce of ``size`` bytes up and down a double binary tree."""
+    return 2 * size / bandwidth + 2 * math.ceil(math.log2(number)) * latency if number > 1 else 0.0
+
+
+def all_reduce(size: float, cluster: Cluster, devices: int) -> float:
+    """Seconds to sum ``size`` bytes over the devices: within each machine, between machines, within each again."""
+    if devices == 1:
+        return 0.0
+    levels = (
+        (min(devices, cluster.devices), cluster.inside, cluster.inside_latency),
+        (math.ceil(devices / cluster.devices), cluster.network, cluster.latency),
+    )
+    return cluster.launch + sum(min(ring(size, *level), tree(size, *level)) for level in levels)
+
+
+def buckets(job: Job) -> list[int]:
+    """Bytes of gradients in each bucket, in the order in which the backward pass fills them."""
+    return [size for size, _ in _filled(job)]
+
+
+def predict(job: Job, cluster: Cluster, devices: int) -> Step:
+    """A step with ``job.batch`` pictures on each device, however many there are (weak scaling)."""
+    return _step(job, cluster, devices, _alone(job, cluster))
+
+
+def strong(job: Job, cluster: Cluster, devices: int) -> Step:
+    """A step with ``job.batch`` pictures on all devices together (strong scaling)."""
+    return _step(replace(job, batch=job.batch / devices), cluster, devices, _alone(job, cluster))
+
+
+def _alone(job: Job, cluster: Cluster) -> float:
+    """Pictures per second of one device that waits for nothing."""
+    return job.batch / (job.batch / cluster.speed + cluster.overhead + cluster.update)
+
+
+def _step(job: Job, cluster: Cluster, devices: int, alone: float) -> Step:
+    """Walk through a step: forward, then backward with the all-reduces beside it, one after another."""
+    slowest = NormalDist().inv_cdf((devices - 0.375) / (devices + 0.25))  # of so many, in deviations (Blom 1958)
+    compute = (job.batch / cluster.speed + cluster.overhead) * (1 + cluster.spread * slowest)
+    total = sum(layer.multiply_adds for layer in job.layers)
+    ends = {position: size for size, position in _filled(job)}
+    exchanges = 0.0
+    now = (1 - BACKWARD) * compute
+    if job.synchronised:
+        exchanges = sum(_exchange(layer, cluster, devices) for layer in job.layers)
+        now += exchanges
+    free = now  # when the network is done with what it was given
+    busy = exchanges
+    for position in reversed(range(len(job.layers))):
+        layer = job.layers[position]
+        now += BACKWARD * compute * layer.multiply_adds / total
+        exchange = _exchange(layer, cluster, devices) if job.synchronised else 0.0
+        if exchange:  # the backward pass waits for it, and it waits for the buckets before it
+            now = free = max(now, free) + exchange
+            busy += exchange
+        if position in ends:
+            taken = all_reduce(ends[position], cluster, devices)
+            free = max(now, free) + taken
+            busy += taken
+    machines = math.ceil(devices / cluster.devices)
+    pictures = job.batch * devices
+    reading = max(pictures / machines / cluster.disk, pictures / cluster.storage) * job.picture
+    seconds = max(max(now, free) + cluster.update, reading)
+    speed = job.batch / seconds
+    return Step(devices, job.batch, seconds, compute + cluster.update, busy, reading, speed / alone)
+
+
+def _exchange(layer: "Layer", cluster: Cluster, devices: int) -> float:
+    """Seconds to exchange the mean and the variance of every channel of a batch normalisation; 0 for other layers."""
+    if not layer.kind.startswith("BatchNorm"):
+        return 0.0
+    return all_reduce(2 * FLOAT * layer.shape[0], cluster, devices)
+
+
+def _filled(job: Job) -> list[tuple[int, int]]:
+    """Of each bucket its bytes, and the position of the layer that fills it."""
+    found: list[tuple[int, int]] = []
+    size, limit = 0, job.first
+    weighted = [position for position, layer in enumerate(job.layers) if layer.parameters]
+    for position in reversed(weighted):
+        size += FLOAT * job.layers[position].parameters
+        if size >= limit or position == weighted[0]:
+            found.append((size, position))
+            size, limit = 0, job.bucket
+    return found

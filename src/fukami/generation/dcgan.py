@@ -1,0 +1,132 @@
+"""DCGAN: a generator that draws pictures nobody took (Radford et al. 2016)."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from fukami.engine.epochs import Optimizer, Supervised
+from fukami.engine.recipe import Data, Dataset, within
+from fukami.errors import UsageError
+
+if TYPE_CHECKING:
+    from fukami.data.labelled import Source
+    from fukami.data.loader import Resident
+    from fukami.engine.task import MakeOptimizer
+    from fukami.generation.task import Adversarial
+    from fukami.image.transform import Preparation
+
+BETAS = (0.5, 0.999)  # of Adam (section 4)
+JUDGED = 500  # real pictures that are looked at together
+
+
+@dataclass(frozen=True, kw_only=True)
+class DCGAN(Supervised):
+    """Pictures like those that it was shown, from noise: a generator and a discriminator that learn by competing."""
+
+    paper: ClassVar[str] = "Radford et al., Unsupervised Representation Learning with DCGAN"
+    year: ClassVar[int] = 2016
+    family: ClassVar[str] = "generation"
+    published: ClassVar[str] = "82.8 % CIFAR-10, its features with an SVM"
+    reached: ClassVar[str] = "72.70 % CIFAR-10, features learned there, one seed"
+
+    dataset: Dataset = "digits"
+    """What to learn from: digits (embedded), scenes (embedded), mnist, cifar10, cifar100, imagenet, or a folder or an
+    archive of pictures, or a CSV file or shards of them; labels are not looked at."""
+    holdout: float = 0.0
+    """Share of the pictures kept to be compared with; 0: what is made is compared with what was learned from, as
+    usual."""
+    size: Literal[0, 28, 32, 64, 128] = 0
+    """Side of the pictures in pixels; 0: 28 or 32 where all have so many, else 64."""
+    channels: Literal[0, 1, 3] = 0
+    """1 grey, 3 colour; 0: as the first picture is."""
+    width: int = 64
+    """Maps of the widest layer of a picture; the paper has 128."""
+    kernel: Literal[4, 5] = 4
+    """Side of the filters; the paper has 5."""
+    stable: bool = False
+    """Spectral normalisation and the hinge loss, in place of batch normalisation and cross entropy."""
+    ema: float = 0.999
+    """Decay of a moving average of the generator, which then draws; 0: none."""
+    samples: int = 1000
+    """Pictures that are made at each evaluation, and as many real ones, where there are."""
+    judge: str = "auto"
+    """In whose features they are compared: digits (the shipped DeepConvNet), inception or vgg where their weights are,
+    or a file of these, or pixels; auto: the first of these that fits."""
+    epochs: int = 25
+    """Passes over the pictures."""
+    judge_every: int = 5
+    """Passes between two evaluations; there is one at the end in any case."""
+    batch: int = 32
+    """Pictures in an update, over all processes."""
+    optimizer: Optimizer = "adam"
+    """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
+    lr: float = 2e-4
+    """Learning rate of both networks."""
+    weight_decay: float = 0.0
+    """Pull of the weights towards 0; decoupled with adamw (Loshchilov and Hutter 2019)."""
+    decay: str = "constant"
+    """Course of the learning rate: constant, step=DROPS, multistep=SHARE,SHARE, exponential=END, polynomial=POWER,
+    cosine, one-cycle, plateau=PATIENCE."""
+    warmup: float = 0.0
+    """Share of the training in which the learning rate rises."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        super().__post_init__()
+        within(self, 1, math.inf, "width")
+        within(self, 2, math.inf, "samples")
+        within(self, 0, 0.9999999, "ema")
+        if self.accumulate > 1 or self.rematerialise:
+            raise UsageError("dcgan can neither accumulate nor rematerialise; give a smaller --batch")
+        mixed = {"mixup", "cutmix"} & {word.partition("=")[0] for word in self.augment}
+        if mixed:
+            raise UsageError(f"{' and '.join(sorted(mixed))} would be learned as pictures; leave it out")
+
+    def prepare(self, size: int, channels: int) -> "Preparation":
+        """How a picture is brought to the form that the discriminator sees."""
+        from fukami.image.transform import Preparation
+
+        return Preparation(channels=channels, size=size, mean=(0.5,), std=(0.5,))
+
+    def data(self) -> Data:
+        """The pictures; the labels are their size and channels."""
+        from fukami.generation import data as generation_data
+
+        learned, judged = generation_data.read(self.dataset, self.holdout)
+        size, channels = generation_data.shape(learned)
+        size, channels = self.size or size, self.channels or channels
+        prepare = self.prepare(size, channels)
+        train = self.batches(learned, (), prepare, self.augment, batch=self.batch, seed=self.seed)
+        return Data(train, self.gallery(judged, prepare), (str(size), str(channels)))
+
+    def gallery(self, source: "Source", prepare: "Preparation") -> "Resident":
+        """Real pictures to be compared with."""
+        from fukami.data.loader import Resident
+        from fukami.generation import data as generation_data
+
+        found = generation_data.some(source, self.samples).read(prepare, self.broken)
+        return Resident(found.pictures, found.targets, (), batch=JUDGED, names=found.names)
+
+    def task(self, labels: tuple[str, ...]) -> "Adversarial":
+        """Two networks for pictures of this size."""
+        from fukami import models
+        from fukami.generation import features as generation_features
+        from fukami.generation.task import Adversarial
+
+        size, channels = map(int, labels)
+        form = {"channels": channels, "width": self.width, "kernel": self.kernel}
+        return Adversarial(
+            models.dcgan_generator(size, **form),
+            models.dcgan_discriminator(size, **form, spectral=self.stable),
+            self.prepare(size, channels),
+            partial(generation_features.find, self.judge, size, channels),
+            hinge=self.stable,
+            ema=self.ema,
+            **self.regime(),
+        )
+
+    def make_optimizer(self) -> "MakeOptimizer":
+        """torch's optimizer of that name; Adam with the paper's β1."""
+        made: Any = super().make_optimizer()
+        return partial(made, betas=BETAS) if self.optimizer in ("adam", "adamw") else made

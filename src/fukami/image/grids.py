@@ -1,0 +1,59 @@
+"""Figures of images side by side."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+from torch import Tensor
+
+
+def row(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Figure:
+    """Pictures of one height side by side, with a caption each."""
+    widths = [picture.width / picture.height for picture in pictures]
+    figure = Figure(figsize=(12, 12 / sum(widths) + 0.4), layout="constrained")
+    every = figure.subplots(1, len(pictures), squeeze=False, width_ratios=widths).flat
+    for axes, picture, caption in zip(every, pictures, captions, strict=True):
+        axes.imshow(picture)
+        axes.set_title(caption, fontsize=9)
+        axes.axis("off")
+    return figure
+
+
+def variants(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Figure:
+    """A row for each picture: as it is, under its name, and then what became of it; ``(C, H, W)`` in 0..255 each."""
+    columns = max(len(pictures) for _, pictures in rows)
+    heights = [pictures[0].shape[1] / pictures[0].shape[2] for _, pictures in rows]
+    figure = Figure(figsize=(1.3 * columns, 1.3 * sum(heights) + 0.15 * len(rows)), layout="constrained")
+    every = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
+    for line, (name, pictures) in zip(every, rows, strict=True):
+        for axes, picture in zip(line, pictures, strict=True):
+            levels = picture.permute(1, 2, 0).numpy().round().astype(np.uint8)
+            axes.imshow(levels.squeeze(), cmap="gray", vmin=0, vmax=255)
+            axes.axis("off")
+        long = len(name) > 20
+        line[0].set_title(f"{name[:40]}..." if len(name) > 40 else name, fontsize=9, loc="left" if long else "center")
+    return figure
+
+
+def boxed(rows: Sequence[Sequence[tuple[Tensor, Sequence[tuple[Sequence[float], str]]]]]) -> Figure:
+    """A row for each picture: as it is, and then what became of it; ``(C, H, W)`` in 0..255 each, with the corners
+    (left, top, right, bottom) and the name of each of its boxes.
+    """
+    columns = max(map(len, rows))
+    names = sorted({name for row in rows for _, boxes in row for _, name in boxes})
+    heights = [row[0][0].shape[1] / row[0][0].shape[2] for row in rows]
+    figure = Figure(figsize=(1.9 * columns, 2.0 * sum(heights)), layout="constrained")
+    every = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
+    for line, row in zip(every, rows, strict=True):
+        for axes, (picture, boxes) in zip(line, row, strict=True):
+            axes.imshow(picture.permute(1, 2, 0).numpy().round().astype(np.uint8), aspect="equal")
+            axes.axis("off")
+            for (left, top, right, bottom), name in boxes:
+                colour = f"C{names.index(name) % 10}"
+                axes.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, lw=1.2,
+                                         color=colour))  # fmt: skip
+                axes.text(left, top, name, fontsize=5, color="w", va="top", clip_on=True,
+                          bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.6})  # fmt: skip
+    return figure

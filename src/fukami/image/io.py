@@ -1,0 +1,517 @@
+"""Pictures: read any of them safely, bring them to a size, draw answers.
+
+What is read comes back upright, in 8 bits, grey ("L") or colour ("RGB"), or is refused by name.
+"""
+
+import colorsys
+import contextlib
+import io
+import os
+import re
+import struct
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, TiffImagePlugin, UnidentifiedImageError
+
+from fukami.errors import Error, refuse_if_out_of_memory
+
+Bytes = npt.NDArray[np.uint8]
+MAX_PIXELS = 100_000_000
+MAX_SIDE = 65_535  # pixels, as many as a JPEG can have; within MAX_PIXELS only strips of more than 43:1 are longer
+MAX_ASPECT = 200  # to 1; panoramas reach 20:1, receipts and pages of a browser 50:1, strips of film or sprites 100:1
+MAX_SEGMENTS = 2000  # of a JPEG before its pixels; cameras write 10, and depth maps or thermal images a few hundred
+MAX_SCANS = 100  # of a JPEG, as many as libtiff reads; a progressive one has about 10
+MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # that ends the pixels of a scan of a JPEG
+FORMATS = (  # that C decodes in this process alone, from a header that states the size; the usual ones are tried first
+    "JPEG", "PNG", "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG2000", "PCX", "PPM", "PSD", "SGI", "SUN", "TGA", "TIFF",
+    "WEBP",
+)  # fmt: skip
+STRIP = 2**20  # values that are converted at a time, so that a large picture takes little more than itself
+GREY = {"1", "L"}
+SHOWN = 280  # height in pixels of a drawn answer
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+LEGIBLE = 480  # longer side in pixels below which a picture is enlarged for its boxes to be labelled
+NAMED = 40  # boxes of a picture that are labelled at most, the strongest
+STREET = {  # the colours that people know these classes in, from Cityscapes (Cordts et al. 2016)
+    "road": (128, 64, 128), "pavement": (244, 35, 232), "sidewalk": (244, 35, 232), "building": (70, 70, 70),
+    "wall": (102, 102, 156), "fence": (190, 153, 153), "pole": (153, 153, 153), "traffic light": (250, 170, 30),
+    "traffic sign": (220, 220, 0), "sign": (220, 220, 0), "vegetation": (107, 142, 35), "tree": (107, 142, 35),
+    "terrain": (152, 251, 152), "sky": (70, 130, 180), "person": (220, 20, 60), "pedestrian": (220, 20, 60),
+    "rider": (255, 0, 0), "car": (0, 0, 142), "truck": (0, 0, 70), "bus": (0, 60, 100), "train": (0, 80, 100),
+    "motorcycle": (0, 0, 230), "bicycle": (119, 11, 32), "bicyclist": (119, 11, 32), "background": (0, 0, 0),
+}  # fmt: skip
+JAPANESE = (  # files of fonts that systems come with
+    "NotoSansCJK-Regular.ttc", "NotoSansJP-Regular.otf", "ipaexg.ttf", "ipag.ttf", "YuGothM.ttc", "meiryo.ttc",
+    "msgothic.ttc", "ヒラギノ角ゴシック W3.ttc",
+)  # fmt: skip
+ALPHABETS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "Arial Unicode.ttf")
+TINT = 0.55  # share of the colour of a class in what is drawn over a picture
+Colour = tuple[int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def read(
+    source: str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any],
+    *,
+    name: str = "",
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
+    """The picture in a file, an array or a PIL picture, upright, 8 bits, "L" or "RGB".
+
+    EXIF rotation is applied, transparency lies on white, palettes and CMYK become RGB, 16-bit grey is scaled to 8 bits
+    (0..65535 to 0..255; other integers and floats: see :func:`from_array`), and of several frames the first is taken.
+
+    Args:
+        source: a path, what a file holds, a PIL picture, or an array ``(H, W)`` or ``(H, W, 1 | 3 | 4)``.
+        name: what errors call the file; by default its path.
+        max_pixels: larger files are refused before they are decoded, as are those with a side of more than 65,535
+            pixels, or longer than 200 times their width.
+
+    Raises:
+        Error: the file is missing, no picture, truncated, damaged or too large.
+    """
+    if isinstance(source, np.ndarray):
+        with refuse_if_out_of_memory("the array given"):
+            return from_array(source)
+    if isinstance(source, Image.Image):
+        try:
+            with refuse_if_out_of_memory("the picture given"):
+                return upright(source)
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes what it opened only when it is asked to
+            raise Error(f"the picture given is damaged or incomplete ({error}); open it again") from error
+    with opened(source, name=name, max_pixels=max_pixels) as picture:
+        return upright(picture)
+
+
+@contextmanager
+def opened(
+    source: str | os.PathLike[str] | bytes, *, name: str = "", max_pixels: int = MAX_PIXELS
+) -> Iterator[Image.Image]:
+    """The picture in a file, not decoded yet, so that a JPEG can be decoded smaller; what goes wrong is an Error."""
+    name = name or ("the file given" if isinstance(source, bytes) else os.fspath(source))
+    try:
+        with refuse_if_out_of_memory(name), _file(source) as file:
+            _check_jpeg(file, name)
+            _check_icon(file, name)
+            with _opened(file) as picture:
+                check_size(*picture.size, name, max_pixels)
+                if isinstance(picture, TiffImagePlugin.TiffImageFile):  # a tile is decoded whole
+                    wide = picture.tag_v2.get(TiffImagePlugin.TILEWIDTH, 1)
+                    high = picture.tag_v2.get(TiffImagePlugin.TILELENGTH, 1)
+                    check_size(wide, high, f"{name}, in a tile,", max_pixels)
+                yield picture
+    except Error:
+        raise
+    except FileNotFoundError:
+        raise Error(f"{name} does not exist; give the path of a picture") from None
+    except IsADirectoryError:
+        raise Error(f"{name} is a folder; give the path of a picture") from None
+    except UnidentifiedImageError:
+        empty = not source if isinstance(source, bytes) else os.path.getsize(source) == 0  # noqa: PTH202
+        what = "is empty" if empty else "is not a picture in a known format"
+        raise Error(f"{name} {what}; give a PNG, JPEG or other picture file") from None
+    except Image.DecompressionBombError as error:
+        raise Error(f"{name} is too large ({error}); make it smaller") from None
+    except Exception as error:  # a decoder may fail in any way on a damaged file
+        raise Error(f"{name} is damaged or incomplete ({type(error).__name__}: {error}); get the file again") from error
+
+
+def check_size(width: int, height: int, name: str, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse a picture that is too large to be decoded, or too long for its width.
+
+    A strip of one pixel by 100 million is within the bound of pixels, and takes a codec 100 million rows.
+
+    Raises:
+        Error: more than ``max_pixels``, a side of more than 65,535 pixels, or one 200 times as long as the other.
+    """
+    has = f"{name} has {width}×{height} pixels"
+    if width * height > max_pixels:
+        raise Error(f"{has}, more than the {max_pixels:,} that are read; make it smaller")
+    if max(width, height) > MAX_SIDE:
+        raise Error(f"{has}, and a side may have {MAX_SIDE:,}; make it smaller, or cut it into parts")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise Error(f"{has}, and a side may be {MAX_ASPECT} times as long as the other; cut it into parts")
+
+
+def from_array(array: npt.NDArray[Any]) -> Image.Image:
+    """The picture in an array ``(H, W)`` or ``(H, W, 1 | 3 | 4)``.
+
+    bool and uint8 are taken as they are, uint16 as 0..65535; for other types the values tell: floats up to 1 are 0..1,
+    up to 255 is 0..255, up to 65535 is 0..65535, and anything else is stretched from its least to its greatest.
+
+    Raises:
+        Error: another shape, or values that are not finite.
+    """
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if not (array.size and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)))):
+        raise Error(f"an array of shape {array.shape} is no picture; expected (H, W) or (H, W, 1 | 3 | 4)")
+    if array.dtype == np.uint8:
+        return upright(Image.fromarray(array))
+    rows = max(1, STRIP * array.shape[0] // array.size)
+    return upright(Image.fromarray(_eight_bits(lambda: (array[at : at + rows] for at in range(0, len(array), rows)))))
+
+
+def fit(picture: Image.Image, *, channels: int, size: int) -> Bytes:
+    """The picture as ``(channels, size, size)`` uint8: shortest side resized, centre cropped; 1 channel grey, 3 RGB."""
+    picture = as_mode(picture, "L" if channels == 1 else "RGB")
+    if picture.size != (size, size):
+        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+    return np.asarray(picture).reshape(size, size, channels).transpose(2, 0, 1).copy()
+
+
+def draw_answer(picture: Image.Image, seen: Bytes, caption: str) -> Image.Image:
+    """The picture beside what the network saw of it, ``(C, H, W)`` uint8, with a caption below."""
+    saw = Image.fromarray(seen.transpose(1, 2, 0).squeeze())
+    left, right = (_as_high(each.convert("RGB")) for each in (picture, saw))
+    margin, line = 10, 30
+    width = left.width + right.width + 3 * margin
+    page = Image.new("RGB", (width, SHOWN + 2 * margin + line), WHITE)
+    page.paste(left, (margin, margin))
+    page.paste(right, (left.width + 2 * margin, margin))
+    draw = ImageDraw.Draw(page)
+    draw.text((margin, SHOWN + 1.5 * margin), _drawable(caption), (34, 34, 34), ImageFont.load_default(20))
+    return page
+
+
+def draw_boxes(picture: Image.Image, boxes: Sequence[dict[str, Any]], labels: Sequence[str]) -> Image.Image:
+    """The picture with boxes in the colours of their classes, the strongest on top, each with its label and score.
+
+    No two labels overlap, and none leaves the picture; a label for which there is no room is left out, as are those
+    after the 40 strongest. Lines and letters grow with the picture; a small picture is enlarged.
+
+    Args:
+        picture: upright.
+        boxes: ``label``, ``score`` and ``box`` (left, top, right, bottom in pixels of the picture) of each.
+        labels: what the classes are called; their order decides the colours.
+    """
+    longer = max(picture.size)
+    factor = -(-LEGIBLE // longer) if longer < LEGIBLE else 1
+    size = (picture.width * factor, picture.height * factor)
+    resampling = Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS
+    canvas = picture.convert("RGB").resize(size, resampling)
+    draw = ImageDraw.Draw(canvas)
+    line = max(2, round(max(size) / 300))
+    letters = max(14, round(max(size) / 45))
+    font = ImageFont.load_default(letters)
+    ranked = sorted(boxes, key=lambda each: -each["score"])
+    numbers = {label: number for number, label in enumerate(labels)}
+    colours = [colour(numbers.get(each["label"], len(labels))) for each in ranked]
+    edges = [_edges(each["box"], factor, line, size) for each in ranked]
+    for box, shade in zip(reversed(edges), reversed(colours), strict=True):
+        draw.rectangle(_grown(box, 1, size), outline=ink(shade), width=line + 2)
+        draw.rectangle(box, outline=shade, width=line)
+    texts = [_shortened(_drawable(each["label"]), f" {each['score']:.2f}", font, 0.6 * size[0]) for each in ranked]
+    pad = letters // 5
+    sizes = [(font.getlength(text) + 2 * pad, 1.25 * letters + pad) for text in texts[:NAMED]]
+    for place, text, shade in zip(places(edges[:NAMED], sizes, size), texts, colours, strict=False):
+        if place:
+            draw.rounded_rectangle(place, radius=pad, fill=shade)
+            draw.text((place[0] + pad, place[1] + pad / 2), text, ink(shade), font)
+    return canvas
+
+
+def colour(number: int) -> tuple[int, int, int]:
+    """A colour for the class ``number``, far from those of the classes before it; always the same."""
+    saturation, value = ((0.85, 0.95), (0.6, 1.0), (0.95, 0.7))[number // 7 % 3]
+    red, green, blue = colorsys.hsv_to_rgb((0.02 + number * 0.618034) % 1, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def shades(labels: Sequence[str]) -> list[Colour]:
+    """The colour of each class: the one that people know it in, or one far from those before it."""
+    return [STREET.get(label, colour(number)) for number, label in enumerate(labels)]
+
+
+def overlaid(picture: Image.Image, pixels: Bytes, shades: Sequence[Colour]) -> Image.Image:
+    """The picture in the colours of its pixels' classes ``(H, W)``; black, as of the background, leaves it as it is.
+
+    Two classes are parted by a light line.
+    """
+    tinted = np.array(shades, np.float32)[pixels]
+    share = np.where(np.array(shades).any(1), TINT, 0.0).astype(np.float32)[pixels][..., None]
+    drawn = np.asarray(as_mode(picture, "RGB")) * (1 - share) + tinted * share
+    edge = np.zeros(pixels.shape, bool)
+    edge[1:] |= pixels[1:] != pixels[:-1]
+    edge[:, 1:] |= pixels[:, 1:] != pixels[:, :-1]
+    drawn[edge] = 0.5 * drawn[edge] + 0.5 * 255
+    return Image.fromarray(drawn.round().astype(np.uint8))
+
+
+def with_legend(
+    picture: Image.Image, named: Sequence[tuple[str, Colour]], widest: Sequence[str], lines: int
+) -> Image.Image:
+    """The picture, and names beside patches of their colours in a grid below; a small picture is enlarged.
+
+    Args:
+        picture: upright.
+        named: the names, the first ones where there is no room for all, and their colours.
+        widest: what the columns have room for, so that the pictures of a film are alike.
+        lines: of how many names the grid has room.
+    """
+    factor = -(-LEGIBLE // max(picture.size)) if max(picture.size) < LEGIBLE else 1
+    if factor > 1:
+        size = (picture.width * factor, picture.height * factor)
+        picture = picture.resize(size, Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS)
+    letters = max(14, round(max(picture.size) / 45))
+    font = ImageFont.load_default(letters)
+    pad, row = letters // 2, round(1.6 * letters)
+    room = max(font.getlength(_drawable(name)) for name in widest) + letters + 4 * pad
+    columns = min(max(1, int((picture.width - pad) / room)), lines)
+    across = (picture.width - pad) // columns
+    page = Image.new("RGB", (picture.width, picture.height + -(-lines // columns) * row + pad), WHITE)
+    page.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(page)
+    for number, (name, shade) in enumerate(named[:lines]):
+        left, top = pad + number % columns * across, picture.height + pad + number // columns * row
+        text = _shortened(_drawable(name), "", font, across - letters - 2 * pad)
+        draw.rectangle((left, top, left + letters, top + letters), fill=shade, outline=(120, 120, 120))
+        draw.text((left + letters + pad, top - letters // 8), text, (34, 34, 34), font)
+    return page
+
+
+def captioned(picture: Image.Image, sentence: str) -> Image.Image:
+    """The picture with a sentence below it, in as many lines as it takes; a small picture is enlarged."""
+    factor = -(-LEGIBLE // max(picture.size)) if max(picture.size) < LEGIBLE else 1
+    if factor > 1:
+        size = (picture.width * factor, picture.height * factor)
+        picture = picture.resize(size, Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS)
+    letters = max(16, round(max(picture.size) / 28))
+    sentence, font = _legible(sentence, letters)
+    pad = letters // 2
+    lines = [""]
+    for piece in re.findall(r"\S+\s*", sentence) if " " in sentence else sentence:
+        if lines[-1] and font.getlength(lines[-1] + piece) > picture.width - 2 * pad:
+            lines.append("")
+        lines[-1] += piece
+    page = Image.new("RGB", (picture.width, picture.height + round(1.4 * letters * len(lines)) + 2 * pad), WHITE)
+    page.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(page)
+    for number, line in enumerate(lines):
+        draw.text((pad, picture.height + pad + round(1.4 * letters * number)), line, (34, 34, 34), font)
+    return page
+
+
+def with_palette(pixels: Bytes, shades: Sequence[Colour]) -> Image.Image:
+    """A picture whose values ``(H, W)`` are shown in these colours."""
+    picture = Image.fromarray(pixels).convert("P")
+    picture.putpalette([level for shade in shades for level in shade])
+    return picture
+
+
+def places(boxes: Sequence[Box], sizes: Sequence[tuple[float, float]], size: tuple[int, int]) -> list[Box | None]:
+    """Where the label of each box, of a width and height, goes in a picture; None where no room is left.
+
+    The first box chooses first: above it, within its upper edge, below it, within its lower edge; from its left side,
+    then from its right one, then beside it.
+    """
+    taken: list[Box] = []
+    found: list[Box | None] = []
+    for (left, top, right, bottom), (width, height) in zip(boxes, sizes, strict=True):
+        rows = (top - height, top, bottom, bottom - height)
+        corners = [(x, y) for x in (left, right - width) for y in rows]
+        corners += [(x, y) for x in (right, left - width) for y in (top, bottom - height)]
+        within = ((min(max(x, 0), size[0] - width), y) for x, y in corners)
+        free = (
+            (x, y, x + width, y + height)
+            for x, y in within
+            if x >= 0 and 0 <= y <= size[1] - height
+            and not any(x < box[2] and box[0] < x + width and y < box[3] and box[1] < y + height for box in taken)
+        )  # fmt: skip
+        place = next(free, None)
+        found.append(place)
+        taken += [place] if place else []
+    return found
+
+
+def _edges(box: Sequence[float], factor: int, line: int, size: tuple[int, int]) -> Box:
+    """The outermost pixels of a box's line, which lies on its edge, half outside; within the picture."""
+    left, top, right, bottom = (round(factor * edge) for edge in box)
+    return _grown((left, top, max(left, right - 1), max(top, bottom - 1)), line // 2, size)
+
+
+def _grown(box: Box, by: int, size: tuple[int, int]) -> Box:
+    """The box, larger on every side where the picture reaches as far."""
+    left, top, right, bottom = box
+    wide, high = size[0] - 1, size[1] - 1
+    return (min(max(left - by, 0), wide), min(max(top - by, 0), high),
+            min(max(right + by, 0), wide), min(max(bottom + by, 0), high))  # fmt: skip
+
+
+def _shortened(label: str, score: str, font: Font, width: float) -> str:
+    """The label and the score, in at most so many pixels; a longer label ends in dots."""
+    text = label + score
+    while font.getlength(text) > width and label:
+        label = label[:-1]
+        text = f"{label.rstrip()}...{score}"
+    return text
+
+
+def ink(ground: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Black or white, whichever has more contrast with the ground (WCAG 2: relative luminance)."""
+    linear = [((each / 255 + 0.055) / 1.055) ** 2.4 for each in ground]
+    return BLACK if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 else WHITE
+
+
+def _as_high(picture: Image.Image) -> Image.Image:
+    """The picture ``SHOWN`` pixels high, at most twice as wide; small ones show their pixels."""
+    width = min(max(1, round(picture.width * SHOWN / picture.height)), 2 * SHOWN)
+    enlarged = picture.height < SHOWN / 2
+    return picture.resize((width, SHOWN), Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS)
+
+
+def _drawable(text: str) -> str:
+    """The text in signs that Pillow's own font has; the others by their code, since no font can be counted on."""
+    return text.encode("latin-1", "backslashreplace").decode("latin-1")
+
+
+def _legible(text: str, letters: int) -> tuple[str, Font]:
+    """The text and a font that has its signs: Pillow's own, or one of the system; else signs by their code."""
+    if _drawable(text) == text:
+        return text, ImageFont.load_default(letters)
+    for name in JAPANESE if any("\u3040" <= sign <= "\u9fff" for sign in text) else ALPHABETS:
+        with contextlib.suppress(OSError):
+            return text, ImageFont.truetype(name, letters)
+    return _drawable(text), ImageFont.load_default(letters)
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """The picture decoded: upright, 8 bits, transparency on white, "L" or "RGB"."""
+    picture.load()
+    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith(("I", "F")):
+        picture = Image.fromarray(_eight_bits(lambda: (np.asarray(strip) for _, strip in _split_into_strips(picture))))
+    if picture.has_transparency_data:
+        grey = picture.mode in ("LA", "La", *GREY)
+        page = Image.new("L" if grey else "RGB", picture.size)
+        for top, strip in _split_into_strips(picture):
+            layers = strip.convert("RGBA")
+            ground = Image.new("RGBA", layers.size, WHITE)
+            page.paste(Image.alpha_composite(ground, layers).convert(page.mode), (0, top))
+        return page
+    return as_mode(picture, "L" if picture.mode in GREY else "RGB")
+
+
+def _split_into_strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The picture in strips, each with the row where it begins."""
+    rows = max(1, STRIP // picture.width)
+    for top in range(0, picture.height, rows):
+        yield top, picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+
+
+def as_mode(picture: Image.Image, mode: str) -> Image.Image:
+    """The picture in a mode, itself where it is in that one already."""
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _eight_bits(strips: Callable[[], Iterator[npt.NDArray[Any]]]) -> Bytes:
+    """0..255 from the least of 0..1 (floats), 0..255 and 0..65535 that holds all values, or else from their range.
+
+    Args:
+        strips: gives the rows of an array in parts, each time that it is called.
+    """
+    low, high = np.inf, -np.inf
+    for strip in strips():
+        if strip.dtype == bool:
+            return np.concatenate([part.astype(np.uint8) * np.uint8(255) for part in strips()])
+        low, high = np.minimum(low, float(strip.min())), np.maximum(high, float(strip.max()))  # which keep a NaN
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise Error("the picture has values that are not finite; expected numbers in 0..1, 0..255 or 0..65535")
+    if low >= 0 and high <= 65535:
+        deep = np.issubdtype(strip.dtype, np.uint16) or high > 255
+        unit = np.issubdtype(strip.dtype, np.floating) and high <= 1
+        low, high = 0.0, 65535.0 if deep else 1.0 if unit else 255.0
+    factor = 255 / max(high - low, 1e-12)
+    return np.concatenate([np.round((strip.astype(np.float64) - low) * factor).astype(np.uint8) for strip in strips()])
+
+
+def _file(source: str | os.PathLike[str] | bytes) -> IO[bytes]:
+    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: PTH123
+
+
+def _opened(file: IO[bytes]) -> Image.Image:
+    """The picture in a file, not yet decoded; our own bound takes the place of Pillow's warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(file, formats=FORMATS)
+
+
+def _check_icon(file: IO[bytes], name: str) -> None:
+    """Refuse an icon that holds a picture which is too large; Pillow decodes it as it opens the file."""
+    if file.read(4) == b"\0\0\1\0":
+        for entry in range(int.from_bytes(file.read(2), "little")):
+            file.seek(6 + 16 * entry + 12)
+            file.seek(int.from_bytes(file.read(4), "little"))
+            head = file.read(24)
+            png = head.startswith(b"\x89PNG")
+            width, height = struct.unpack(">II", head[16:]) if png else struct.unpack("<ii", head[4:12])
+            check_size(abs(width), abs(height), name)
+    file.seek(0)
+
+
+def _check_jpeg(file: IO[bytes], name: str) -> None:
+    """Refuse a JPEG that has few bytes and much work in it; other files pass. The file is at its beginning again.
+
+    A scan of ten bytes takes as long as the whole picture: 1 MB of them would keep a decoder busy for minutes. Pillow
+    joins the segments of EXIF one by one, in a time that grows with the square of their number.
+
+    Raises:
+        Error: more than 2,000 segments before the pixels, or more than 100 scans.
+    """
+    if file.read(2) == b"\xff\xd8":
+        segments, scans = _count_jpeg_work(file)
+        if segments > MAX_SEGMENTS or scans > MAX_SCANS:
+            raise Error(
+                f"{name} is a JPEG of more than {MAX_SCANS} scans or {MAX_SEGMENTS:,} segments; usual are up to 10 and "
+                "100: save it anew"
+            )
+    file.seek(0)
+
+
+def _count_jpeg_work(file: IO[bytes]) -> tuple[int, int]:
+    """The segments before the first scan of a JPEG, and its scans; of a file without such an order, at least as many.
+
+    Where a segment does not follow the one before, decoders look for the next one in their own ways: all is counted
+    that may be one.
+    """
+    progressive, components = False, 0
+    for count in range(MAX_SEGMENTS):
+        head = file.read(4)
+        marker = head[1] if len(head) == 4 and head[0] == 0xFF else 0
+        if marker < 0xC0 or 0xD0 <= marker <= 0xD9 or marker == 0xFF:
+            file.seek(0)
+            content = file.read()
+            return content.count(b"\xff\xe1"), content.count(b"\xff\xda")
+        body = file.read(max(0, int.from_bytes(head[2:]) - 2))
+        if marker == 0xDA:
+            single = not progressive and len(body) > 0 and body[0] == components
+            return count, 1 if single else 1 + _count_further_scans(file.read())
+        if marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(body) > 5:
+            progressive, components = marker & 3 == 2, body[5]
+    return MAX_SEGMENTS + 1, 0
+
+
+def _count_further_scans(content: bytes) -> int:
+    """The scans that begin in what follows the head of the first scan of a JPEG."""
+    scans = at = 0
+    for _ in range(MAX_SEGMENTS):
+        found = MARKER.search(content, at)
+        if found is None or found[0] == b"\xff\xd9":
+            return scans
+        at = found.end()
+        if found[0] != b"\xff\x01":  # which alone has no length
+            at += int.from_bytes(content[at : at + 2])
+        scans += found[0] == b"\xff\xda"
+    return MAX_SEGMENTS
+
+
+def suffixes() -> set[str]:
+    """What the names of picture files end in."""
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}

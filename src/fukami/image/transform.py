@@ -1,0 +1,132 @@
+"""How a picture of any size becomes what a network sees; it travels with the run."""
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from fukami.errors import Error, refuse_if_out_of_memory
+from fukami.image import digit
+from fukami.image import io as image_io
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Turns a picture into ``(channels, size, size)`` uint8.
+
+    Args:
+        channels: 1 grey, 3 colour.
+        size: side in pixels.
+        digit: one character on a plain ground, brought to MNIST's form (28×28 grey); otherwise resized and cropped.
+        mean, std: of each channel, or one for all, in [0, 1]; a network sees ``(picture / 255 - mean) / std``.
+    """
+
+    channels: int
+    size: int
+    digit: bool = False
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    @property
+    def bytes(self) -> int:
+        """What a prepared picture takes."""
+        return self.channels * self.size**2
+
+    def describe(self) -> dict[str, Any]:
+        """What another program must do to a picture, in words and numbers that JSON can hold."""
+        fitted = (
+            "a digit as MNIST shows it: light on 0, its longer side 20 pixels, centred by mass"
+            if self.digit
+            else "the shorter side resized to size (bicubic), the centre cropped"
+        )
+        return {
+            "channels": "grey" if self.channels == 1 else "RGB",
+            "size": self.size,
+            "picture": fitted,
+            "values": "(picture / 255 - mean) / std",
+            "mean": self.mean,
+            "std": self.std,
+        }
+
+    def __call__(self, picture: Image.Image) -> npt.NDArray[np.uint8]:
+        """The picture as the network sees it.
+
+        Raises:
+            fukami.Error: a digit was expected, and there is no ink.
+        """
+        return digit.as_mnist(picture) if self.digit else image_io.fit(picture, channels=self.channels, size=self.size)
+
+    def open(self, source: Any, name: str = "") -> npt.NDArray[np.uint8]:
+        """What the network sees of a file (or what else :func:`fukami.image.io.read` takes); errors call it ``name``.
+
+        Raises:
+            fukami.Error: it cannot be read, takes more memory than there is, or shows no digit; a file is named.
+        """
+        picture = image_io.read(source, name=name)
+        name = name or (os.fspath(source) if isinstance(source, str | os.PathLike) else "")
+        with refuse_if_out_of_memory(name or "the picture given"):
+            try:
+                return self(picture)
+            except Error as error:
+                raise Error(f"{name}: {error}" if name else str(error)) from error
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Turns a picture into RGB of about one size whose sides keep their ratio, as torchvision's detectors do.
+
+    Args:
+        shortest: pixels of the shorter side that comes out; 0: as many as it has,
+        longest: unless the longer one would then have more than these; 0: it may.
+        mean, std: of each channel, in [0, 1]; a network sees ``(picture / 255 - mean) / std``.
+    """
+
+    shortest: int
+    longest: int
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def describe(self) -> dict[str, Any]:
+        """What another program must do to a picture, in words and numbers that JSON can hold."""
+        return {
+            "channels": "RGB",
+            "shortest": self.shortest,
+            "longest": self.longest,
+            "picture": "upright; the shorter side resized to shortest, or the longer one to longest where it would be "
+            "more (bilinear, not antialiased, sides rounded down); a 0 asks for nothing",
+            "values": "(picture / 255 - mean) / std",
+            "mean": self.mean,
+            "std": self.std,
+        }
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height that come out of a picture of this width and height."""
+        factor = self.shortest / min(width, height) if self.shortest else 1.0
+        factor = min(factor, self.longest / max(width, height)) if self.longest else factor
+        return max(1, math.floor(width * factor)), max(1, math.floor(height * factor))
+
+    def __call__(self, picture: Tensor) -> Tensor:
+        """A picture ``(3, h, w)`` uint8 as ``(3, H, W)`` float in 0..255.
+
+        :class:`torchvision.models.detection.transform.GeneralizedRCNNTransform` resizes like this.
+        """
+        width, height = self.size(picture.shape[2], picture.shape[1])
+        return F.interpolate(picture[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
+
+    def open(self, source: Any, name: str = "") -> Tensor:
+        """The picture in a file, or what :func:`fukami.image.io.read` takes, ``(3, h, w)`` uint8, not resized yet.
+
+        Raises:
+            fukami.Error: it cannot be read, or takes more memory than there is; errors call it ``name``.
+        """
+        picture = image_io.read(source, name=name)
+        name = name or (os.fspath(source) if isinstance(source, str | os.PathLike) else "the picture given")
+        with refuse_if_out_of_memory(name):
+            return torch.from_numpy(np.array(image_io.as_mode(picture, "RGB"))).permute(2, 0, 1)

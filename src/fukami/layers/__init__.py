@@ -1,0 +1,1 @@
+"""Layers and functions that two networks share."""

@@ -1,0 +1,96 @@
+"""What each reference box should learn, and which of them are learned from; all shapes are fixed, nothing waits."""
+
+import torch
+from torch import Tensor
+
+from fukami.layers.boxes import area, intersection, iou
+
+UNCLEAR = -1  # a reference that is learned from neither as an object nor as background
+MANY = 0xFFFFFFFF
+
+
+def match(
+    references: Tensor,
+    boxes: Tensor,
+    classes: Tensor,
+    ignored: Tensor,
+    low: float,
+    high: float,
+    *,
+    best: bool = False,
+    usable: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """For each reference box, the object that it covers best, and 1 + its class, 0 (background) or :data:`UNCLEAR`.
+
+    Args:
+        references: ``(A, 4)``, or ``(N, A, 4)`` where each picture has its own.
+        boxes: of the objects, ``(N, M, 4)``.
+        classes: ``(N, M)``, -1 where there is no object.
+        ignored: ``(N, M)``, objects that nothing should be learned from.
+        low, high: background overlaps less than ``low``, an object at least ``high``; between them it is unclear.
+        best: the references that cover an object best stand for it even so.
+        usable: ``(N, A)``, references that may be learned from at all; None: all of them.
+
+    Returns:
+        Numbers of objects and targets, ``(N, A)`` each.
+    """
+    counted = (classes >= 0) & ~ignored
+    overlap = iou(boxes, references).masked_fill_(~counted.unsqueeze(-1), -1)
+    if usable is not None:
+        overlap.masked_fill_(~usable.unsqueeze(1), -1)
+    most, which = overlap.max(1)
+    target = torch.where(most >= high, classes.gather(1, which) + 1, 0)
+    target = torch.where((most < high) & (most >= low), UNCLEAR, target)
+    if best:
+        top = overlap.amax(2, keepdim=True)
+        chosen = ((overlap == top) & (top > 0)).any(1)
+        target = torch.where(chosen, classes.gather(1, which) + 1, target)
+    hidden = intersection(boxes, references) / area(references).clamp(min=1e-6).unsqueeze(-2)
+    hidden = ((hidden >= 0.5) & (ignored & (classes >= 0)).unsqueeze(-1)).any(1)
+    unclear = hidden & (target == 0) if usable is None else hidden & (target == 0) | ~usable
+    return which, torch.where(unclear, UNCLEAR, target)
+
+
+def priorities(draws: Tensor, count: int) -> Tensor:
+    """Random numbers in [0, 1) that depend on the draws ``(N,)`` alone, ``(N, count)``.
+
+    A hash of place and draw: unlike a generator it gives each picture of a batch the same numbers in whatever process
+    it is, and asks nothing of the host.
+    """
+    places = torch.arange(count, device=draws.device)
+    return (_hashed(_hashed(places) ^ _hashed(draws).unsqueeze(1)) >> 8).float() / 2**24
+
+
+def _hashed(value: Tensor) -> Tensor:
+    """Thomas Wang's mixing of 32 bits, in int64."""
+    value = ((value ^ 61) ^ (value >> 16)) & MANY
+    value = (value * 9) & MANY
+    value = value ^ (value >> 4)
+    value = (value * 0x27D4EB2D) & MANY
+    return value ^ (value >> 15)
+
+
+def balanced(targets: Tensor, order: Tensor, count: int, share: float) -> tuple[Tensor, Tensor]:
+    """``count`` references of each picture, at most ``share`` of them objects, the rest background.
+
+    Args:
+        targets: ``(N, A)`` as :func:`match` gives them.
+        order: ``(N, A)`` random numbers in [0, 1); those with the greatest are taken.
+
+    Returns:
+        Their numbers ``(N, count)``, and whether there are so many, ``(N, count)``.
+    """
+    count = min(count, targets.shape[1])
+    objects = torch.where(targets > 0, order, -1.0).topk(min(int(count * share), targets.shape[1]))
+    ground = torch.where(targets == 0, order, -1.0).topk(count)
+    found = (objects.values >= 0).sum(1, keepdim=True)
+    places = torch.arange(count, device=targets.device)
+    there = torch.cat([objects.values >= 0, (ground.values >= 0) & (places < count - found)], 1)
+    chosen = there.float().topk(count)  # stable enough: which of equal ones come first makes no difference
+    return torch.cat([objects.indices, ground.indices], 1).gather(1, chosen.indices), chosen.values > 0
+
+
+def pick(values: Tensor, numbers: Tensor) -> Tensor:
+    """Of values ``(N, A, ...)`` those with the numbers ``(N, k)``, ``(N, k, ...)``."""
+    index = numbers.view(*numbers.shape, *[1] * (values.ndim - 2)).expand(-1, -1, *values.shape[2:])
+    return values.gather(1, index)

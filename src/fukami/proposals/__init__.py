@@ -1,1 +1,0 @@
-"""Where objects may be: boxes for a network to look into."""

@@ -1,0 +1,1 @@
+"""Quantization: float16, int8, one bit, and ONNX."""

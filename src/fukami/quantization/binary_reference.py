@@ -1,0 +1,90 @@
+"""The kernels of the 1-bit layers in plain torch: on every device, and what the fast ones are measured against.
+
+:mod:`fukami.quantization.binary_cpu` and :mod:`fukami.quantization.binary_cuda` have the same functions. A word holds
+the bits of 64 channels, 1 for +1; words lie behind each other as the pixels do: ``(N, H, W, words)`` int64.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CHUNK = 2**22  # words that are compared at a time
+
+
+def lay(weight: Tensor) -> Tensor:
+    """Weights ``(outputs, kh, kw, words)`` as :func:`convolve` reads them: as they are."""
+    return weight
+
+
+def sign(x: Tensor, edge: Tensor, direction: Tensor) -> Tensor:
+    """Words ``(N, H, W, words)`` of ``x`` ``(N, C, H, W)``: 1 where ``x * direction >= edge``, both ``(C,)``."""
+    return from_bools(x.float().permute(0, 2, 3, 1) * direction >= edge)
+
+
+def convolve(
+    x: Tensor, laid: Tensor, start: Tensor, kind: Tensor, valid: Tensor | None, outputs: int, stride: int, padding: int
+) -> Tensor:
+    """Count, for each output and pixel, the bits in which the weights differ from what lies under them.
+
+    Args:
+        x: words ``(N, H, W, words)``; beyond its borders lie zeros.
+        laid: from :func:`lay`.
+        start: what the counts begin with, ``(kinds, outputs or more)`` int64.
+        kind: of each pixel of the result, ``(H', W')`` int64: its row of ``start``.
+        valid: None: the result is words ``(N, H', W', words')`` with a 1 where the count is not above 0. Otherwise what
+            twice the count is subtracted from, ``(kinds,)`` int64, which gives float32 ``(N, outputs, H', W')``.
+        outputs, stride, padding: of the layer.
+    """
+    _, kh, kw, _ = laid.shape
+    bordered = F.pad(x, (0, 0, padding, padding, padding, padding))
+    under = bordered.unfold(1, kh, stride).unfold(2, kw, stride).permute(0, 1, 2, 4, 5, 3).flatten(3)
+    weights = laid.flatten(1)
+    at_once = max(1, CHUNK // under.numel())
+    counts = torch.cat(
+        [popcount(under.unsqueeze(3) ^ part).sum(4) for part in torch.split(weights, at_once)], dim=3
+    )  # (N, H', W', outputs)
+    counts += start[kind, :outputs]
+    if valid is None:
+        return from_bools(counts <= 0)
+    return (valid[kind].unsqueeze(2) - 2 * counts).float().permute(0, 3, 1, 2)
+
+
+def pool(x: Tensor, minimum: Tensor, size: int, stride: int) -> Tensor:
+    """Max pooling of words ``(N, H, W, words)``; of the bits set in ``minimum`` ``(words,)`` the smallest is taken."""
+    windows = (x ^ minimum).unfold(1, size, stride).unfold(2, size, stride).flatten(4)
+    found = windows[..., 0]
+    for other in windows.unbind(-1)[1:]:
+        found = found | other
+    return found ^ minimum
+
+
+def from_bools(bits: Tensor) -> Tensor:
+    """Bools ``(..., C)`` as words ``(..., words)`` int64, with zeros behind the last."""
+    missing = -bits.shape[-1] % 64
+    return to_bytes(F.pad(bits, (0, missing))).view(torch.int64)
+
+
+def to_bools(words: Tensor, count: int) -> Tensor:
+    """The first ``count`` bits of words ``(..., words)``, ``(..., count)`` bool."""
+    return from_bytes(words.contiguous().view(torch.uint8), count)
+
+
+def to_bytes(bits: Tensor) -> Tensor:
+    """Bools ``(..., C)`` as bytes ``(..., ceil(C / 8))`` uint8, the first bit the lowest."""
+    padded = F.pad(bits, (0, -bits.shape[-1] % 8)).to(torch.uint8)
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return (padded.view(*padded.shape[:-1], -1, 8) << places).sum(-1, dtype=torch.uint8)
+
+
+def from_bytes(packed: Tensor, count: int) -> Tensor:
+    """The first ``count`` bits of bytes ``(..., bytes)``, ``(..., count)`` bool."""
+    places = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return (packed.unsqueeze(-1) >> places & 1).flatten(-2)[..., :count].bool()
+
+
+def popcount(x: Tensor) -> Tensor:
+    """How many bits of each int64 are 1 (Warren, Hacker's Delight, section 5-1)."""
+    x = x - (x >> 1 & 0x5555555555555555)
+    x = (x & 0x3333333333333333) + (x >> 2 & 0x3333333333333333)
+    x = x + (x >> 4) & 0x0F0F0F0F0F0F0F0F
+    return x * 0x0101010101010101 >> 56

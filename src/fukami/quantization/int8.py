@@ -1,0 +1,420 @@
+"""Networks of eight bits: quantised after training, or aware of it while they train, and run by ONNX Runtime.
+
+Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference" (CVPR
+2018); Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference" (2018). A weight is a whole
+number from -127 to 127 times the step of its output channel; an activation is a byte, less the byte that means 0,
+times the step of its tensor. Convolutions, affine layers, sums and concatenations are computed on bytes.
+
+There is one way for both: :func:`prepare` puts roundings into the network's graph, calibration or training finds the
+ranges of the activations, and :func:`convert` writes the same numbers down. Quantising after training is that without
+the training. The papers fold the batch normalisation into the weights before they round them; a channel's step is set
+by its own largest weight, so that its factor changes the step and not the whole numbers, and here it is folded last.
+
+torchao's flow (PT2E with the quantizer for x86) was tried first. It cannot prepare the ResNets, whose blocks call one
+rectifier twice; it fails under bfloat16's autocast; GoogLeNet would answer with its auxiliary classifiers for ever; and
+what it makes has to be compiled on each machine.
+"""
+
+import copy
+import operator
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import GraphProto, TensorProto
+from onnx.numpy_helper import from_array
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.onnx.ops import symbolic
+
+from fukami.errors import Error
+from fukami.layers.binary import BinaryConv2d, BinaryLinear, Sign
+from fukami.layers.ensemble import Ensemble
+from fukami.quantization import onnx
+
+WEIGHT = 127  # the largest; -128 is left out, so that plus and minus have the same steps
+ACTIVATION = 255
+BIAS = 2.0**30  # the largest in steps of the sums, which have 32 bits
+FOLLOW = 0.01  # how far a batch moves the ranges in training
+TINY = 1e-12  # the smallest step
+PLACE = ("stride", "padding", "dilation", "groups")  # of a convolution, as torch calls them
+
+Layer = nn.Conv2d | nn.Linear
+JOINS = {operator.add, operator.iadd, torch.add, torch.cat}
+# What these give out is what they take in, or 0, which every range has; so it needs no other range.
+CARRYING_LAYERS = (nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Dropout, nn.Identity)
+CARRYING = {F.relu, torch.relu, F.max_pool2d, torch.flatten, "flatten", "view", "reshape", operator.getitem, F.pad}
+
+
+def quantize(
+    network: nn.Module, shape: tuple[int, int, int], pictures: Iterable[Tensor], about: dict[str, str]
+) -> bytes:
+    """The network in int8, quantised after its training, as ONNX for :class:`fukami.quantization.onnx.OnnxNetwork`.
+
+    Args:
+        network: stays as it is.
+        shape: ``(C, H, W)`` of a picture.
+        pictures: normalised batches ``(N, C, H, W)``, some hundreds of pictures such as those it was trained on; the
+            ranges of the activations are taken from them.
+        about: what the file says of itself.
+
+    Raises:
+        Error: there are no pictures, or a layer cannot be quantised or exported; the message names it and says why.
+    """
+    prepared = prepare(network)
+    calibrate(prepared, pictures)
+    return convert(prepared, shape, about)
+
+
+def prepare(network: nn.Module) -> nn.Module:
+    """A copy that rounds weights and activations as int8 will, to train or to calibrate.
+
+    Gradients pass the rounding unchanged (straight through), except beyond the range of an activation. In training the
+    ranges follow the least and the greatest value of each batch. The parameters have the names that the network's have;
+    buffers ``ranges.*`` are added. It answers with scores alone: auxiliary classifiers are left out.
+
+    Raises:
+        Error: a layer cannot be quantised; the message names it and says why.
+    """
+    network = copy.deepcopy(network)
+    if isinstance(network, Ensemble):
+        network.models = nn.ModuleList(prepare(member) for member in network.models)
+        return network
+    for name, module in network.named_modules():
+        if isinstance(module, BinaryConv2d | BinaryLinear | Sign):
+            raise Error(
+                f"{name} ({type(module).__name__}) has one bit and would gain nothing from int8: export the run as "
+                "binary, or as onnx"
+            )
+    prepared = _traced(network)
+    _pool_last(prepared.graph)
+    for node in list(prepared.graph.nodes):
+        layer = _layer(node)
+        if layer is not None:
+            prepared.set_submodule(str(node.target), _aware(layer))
+        if _is_rounded(node):
+            _insert_after(_end(node), f"ranges.{node.name}", RoundedActivation())
+    prepared.recompile()
+    return prepared.to(next(prepared.parameters()).device).train()
+
+
+@torch.no_grad()
+def calibrate(prepared: nn.Module, pictures: Iterable[Tensor]) -> None:
+    """Set the ranges of the activations to those that normalised batches ``(N, C, H, W)`` have without rounding.
+
+    Raises:
+        Error: there are no pictures.
+    """
+    roundings = [module for module in prepared.modules() if isinstance(module, RoundedActivation)]
+    mode = prepared.training
+    prepared.eval()
+    for rounding in roundings:
+        rounding.calibrating = True
+    count = sum(len(prepared(batch)) for batch in pictures)
+    for rounding in roundings:
+        rounding.calibrating = False
+    prepared.train(mode)
+    if not count:
+        raise Error("there is no picture to calibrate int8 with; give a few hundred such as the run was trained on")
+
+
+def convert(network: nn.Module, shape: tuple[int, int, int], about: dict[str, str]) -> bytes:
+    """What :func:`prepare` made, trained or calibrated, as an int8 ONNX file that answers as it does in evaluation.
+
+    Raises:
+        Error: it has seen no picture, so that no range is known, or a layer cannot be exported.
+    """
+    network = onnx.settled(network)
+    for module in list(network.modules()):
+        if isinstance(module, fx.GraphModule):
+            _lower(module)
+    model = onnx.translate(network, shape)
+    _add_zeros(model.graph)
+    return onnx.write(model, about)
+
+
+def _add_zeros(graph: GraphProto) -> None:
+    """Say that 0 means 0 in each tensor of weights: where ONNX Runtime rewrites them (no VNNI), it needs it said."""
+    constants = {constant.name: constant for constant in graph.initializer}
+    for node in graph.node:
+        weight = constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if weight is not None and weight.data_type == TensorProto.INT8:
+            name = f"{weight.name}_zero"
+            graph.initializer.append(from_array(np.zeros(weight.dims[0], np.int8), name))
+            node.input.append(name)
+
+
+class RoundedConv2d(nn.Conv2d):
+    """A convolution whose weights are rounded as int8 will have them."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As ``nn.Conv2d``."""
+        return self._conv_forward(input.to(self.weight.dtype), rounded(self.weight), self.bias)  # type: ignore[no-any-return]
+
+
+class RoundedLinear(nn.Linear):
+    """An affine layer whose weights are rounded as int8 will have them."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As ``nn.Linear``."""
+        return F.linear(input.to(self.weight.dtype), rounded(self.weight), self.bias)
+
+
+class RoundedActivation(nn.Module):
+    """An activation rounded to one of 256 evenly spaced values of which 0 is one; what lies beyond is clipped."""
+
+    range: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("range", torch.zeros(2))  # the least and the greatest value; both 0: not yet known
+        self.calibrating = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float32 of the shape of ``x``."""
+        x = x.float()
+        if self.training or self.calibrating:
+            self._observe(x.detach())
+        if self.calibrating or not (self.training or self.range.any()):
+            return x
+        step, zero = self.grid()
+        result: Tensor = torch.fake_quantize_per_tensor_affine(x, step, zero, 0, ACTIVATION)
+        return result
+
+    def grid(self) -> tuple[Tensor, Tensor]:
+        """The step between two values, and the byte that means 0."""
+        low, high = self.range
+        step = ((high - low) / ACTIVATION).clamp(min=TINY)
+        return step, (-low / step).round().int()
+
+    def _observe(self, x: Tensor) -> None:
+        low, high = torch.aminmax(x)
+        seen = torch.stack((low.clamp(max=0), high.clamp(min=0)))
+        if self.calibrating:
+            seen = torch.stack((torch.minimum(self.range[0], seen[0]), torch.maximum(self.range[1], seen[1])))
+        else:
+            seen = torch.where(self.range.any(), self.range.lerp(seen, FOLLOW), seen)
+        self.range.copy_(seen)
+
+
+def rounded(weight: Tensor) -> Tensor:
+    """The weight ``(outputs, ...)`` as int8 will have it; the gradient passes unchanged."""
+    step = steps(weight)
+    return weight + ((weight / step).round() * step - weight).detach()
+
+
+def steps(weight: Tensor) -> Tensor:
+    """The step of each output's weights ``(outputs, ...)``, of the shape ``(outputs, 1, ...)``."""
+    return (weight.detach().abs().amax(list(range(1, weight.ndim)), keepdim=True) / WEIGHT).clamp(min=TINY)
+
+
+class ByteActivation(nn.Module):
+    """Rounds to bytes and back, in ONNX's words; exists to be exported."""
+
+    step: Tensor
+    zero: Tensor
+
+    def __init__(self, step: Tensor, zero: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("step", step)
+        self.register_buffer("zero", zero.to(torch.uint8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float32 of the shape of ``x``."""
+        parts = symbolic("QuantizeLinear", (x, self.step, self.zero), dtype=torch.uint8, shape=x.shape)
+        return symbolic("DequantizeLinear", (parts, self.step, self.zero), dtype=torch.float32, shape=x.shape)
+
+
+class ByteLayer(nn.Module):
+    """A convolution or an affine layer of whole numbers, in ONNX's words; exists to be exported.
+
+    Args:
+        layer: the layer, with the batch normalisation folded in.
+        step: of its input.
+    """
+
+    weight: Tensor
+    weight_step: Tensor
+    bias: Tensor
+    bias_step: Tensor
+
+    def __init__(self, layer: Layer, step: Tensor) -> None:
+        super().__init__()
+        weight = layer.weight.detach()
+        bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.detach()
+        own = steps(weight).flatten()
+        own = torch.maximum(own, bias.abs() / (BIAS * step))  # a channel of hardly more than a bias
+        shape = (-1, *[1] * (weight.ndim - 1))
+        self.register_buffer("weight", (weight / own.view(shape)).round().to(torch.int8).contiguous())
+        self.register_buffer("weight_step", own)
+        self.register_buffer("bias", (bias / (own * step)).round().to(torch.int32))
+        self.register_buffer("bias_step", own * step)
+        self.place = {name: getattr(layer, name) for name in PLACE} if isinstance(layer, nn.Conv2d) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the layer."""
+        weight, bias = _real(self.weight, self.weight_step), _real(self.bias, self.bias_step)
+        return F.linear(x, weight, bias) if self.place is None else F.conv2d(x, weight, bias, **self.place)
+
+
+def _real(whole: Tensor, step: Tensor) -> Tensor:
+    """Whole numbers ``(outputs, ...)`` times the steps ``(outputs,)``, which the file keeps apart."""
+    return symbolic("DequantizeLinear", (whole, step), {"axis": 0}, dtype=torch.float32, shape=whole.shape)
+
+
+class _Tracer(fx.Tracer):
+    """Follows a network down to torch's own layers, and knows where it is."""
+
+    inside: tuple[str, ...] = ()
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        before = self.inside
+        self.inside = (*before, self.path_of_module(m))
+        result = super().call_module(m, forward, args, kwargs)
+        self.inside = before
+        return result
+
+
+def _traced(network: nn.Module) -> fx.GraphModule:
+    """The operations of the network, as it answers in evaluation."""
+    tracer = _Tracer()
+    try:
+        return fx.GraphModule(network, tracer.trace(network.eval()))
+    except Exception as error:  # whatever a layer raises of a tensor that has no values
+        name = tracer.inside[-1] if tracer.inside else ""
+        layer = type(network.get_submodule(name)).__name__
+        raise Error(f"{name or 'the network'} ({layer}) cannot be quantised: {error}") from error
+
+
+def _module(node: fx.Node) -> nn.Module | None:
+    """The layer that a node calls, if it calls one."""
+    owner = node.graph.owning_module
+    return owner.get_submodule(str(node.target)) if owner is not None and node.op == "call_module" else None
+
+
+def _layer(node: fx.Node) -> Layer | None:
+    """The convolution or affine layer that a node calls, if it calls one; ONNX pads with nothing but zeros."""
+    module = _module(node)
+    padded = isinstance(module, nn.Conv2d) and module.padding_mode != "zeros"
+    return module if isinstance(module, Layer) and not padded else None
+
+
+def _is_relu(node: fx.Node) -> bool:
+    return isinstance(_module(node), nn.ReLU) or node.target in (F.relu, torch.relu)
+
+
+def _carries(node: fx.Node) -> bool:
+    """Whether what the node gives out has the range of its first input (which an element of a tuple has not)."""
+    if node.target is operator.getitem and not isinstance(node.args[1], tuple):
+        return False
+    return isinstance(_module(node), CARRYING_LAYERS) or node.target in CARRYING
+
+
+def _computes(node: fx.Node) -> bool:
+    """Whether the node is computed on bytes."""
+    return _layer(node) is not None or node.target in JOINS
+
+
+def _only_user(node: fx.Node) -> fx.Node:
+    """The one node that uses this one; where there are several, the node itself."""
+    return next(iter(node.users)) if len(node.users) == 1 else node
+
+
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
+    """The nodes that use this one's values, directly or carried."""
+    for user in node.users:
+        if not _carries(user):
+            yield user
+        elif user.args[0] is node:
+            yield from _readers(user)
+
+
+def _is_rounded(node: fx.Node) -> bool:
+    """Whether bytes are made of the node's values: those that are computed of bytes or read as such; not of scores."""
+    if _carries(node) or _norm(_before(node)) is node:
+        return False
+    readers = [reader for reader in _readers(_end(node)) if reader.op != "output"]
+    return any(map(_computes, readers)) or (_computes(node) and bool(readers))
+
+
+def _before(node: fx.Node) -> fx.Node:
+    first = node.args[0] if node.args else node
+    return first if isinstance(first, fx.Node) else node
+
+
+def _norm(node: fx.Node) -> fx.Node | None:
+    """The batch normalisation that can be folded into the layer of this node, if there is one."""
+    user = _only_user(node)
+    return user if _layer(node) and isinstance(_module(user), nn.BatchNorm1d | nn.BatchNorm2d) else None
+
+
+def _end(node: fx.Node) -> fx.Node:
+    """The last of what is computed along with the node: its batch normalisation, its rectifier."""
+    node = _norm(node) or node
+    return user if _is_relu(user := _only_user(node)) else node
+
+
+def _pool_last(graph: fx.Graph) -> None:
+    """Exchange a maximum pooling and the rectifier after it: the result is the same, and the pooling is of bytes."""
+    for pool in list(graph.nodes):
+        before, relu = _before(pool), _only_user(pool)
+        if isinstance(_module(pool), nn.MaxPool2d) and _is_relu(relu) and _only_user(before) is pool:
+            relu.replace_all_uses_with(pool)
+            relu.replace_input_with(pool, before)
+            pool.replace_input_with(before, relu)
+            pool.prepend(relu)
+
+
+def _insert_after(node: fx.Node, name: str, module: nn.Module) -> None:
+    """Pass what the node gives out through the module."""
+    assert node.graph.owning_module is not None
+    node.graph.owning_module.add_submodule(name, module)
+    with node.graph.inserting_after(node):
+        inserted = node.graph.call_module(name, (node,))
+    node.replace_all_uses_with(inserted, lambda user: user is not inserted)
+
+
+def _aware(layer: Layer) -> RoundedConv2d | RoundedLinear:
+    """The layer with rounded weights; the parameters are the same."""
+    made: RoundedConv2d | RoundedLinear
+    if isinstance(layer, nn.Conv2d):
+        place: dict[str, Any] = {name: getattr(layer, name) for name in PLACE}
+        made = RoundedConv2d(layer.in_channels, layer.out_channels, layer.kernel_size, device="meta", **place)  # type: ignore[arg-type]
+    else:
+        made = RoundedLinear(layer.in_features, layer.out_features, device="meta")
+    made.weight, made.bias = layer.weight, layer.bias
+    return made
+
+
+def _lower(prepared: fx.GraphModule) -> None:
+    """Put ONNX's words in the place of the roundings."""
+    graph = prepared.graph
+    for node in list(graph.nodes):
+        module, layer, norm = _module(node), _layer(node), _norm(node)
+        if isinstance(module, RoundedActivation):
+            if not module.range.any():
+                raise Error("the network has seen no picture, so its ranges are not known: train or calibrate it first")
+            prepared.set_submodule(str(node.target), ByteActivation(*module.grid()))
+        elif layer is not None:
+            if norm is not None:
+                layer = _folded(layer, _module(norm))
+                norm.replace_all_uses_with(node)
+                graph.erase_node(norm)
+            name = f"layers.{node.name}"
+            prepared.add_submodule(name, ByteLayer(layer, _source(_before(node)).step))
+            node.target = name
+    prepared.recompile()
+
+
+def _folded(layer: Layer, norm: Any) -> Layer:
+    """The layer and the batch normalisation after it as one layer."""
+    return fuse_conv_bn_eval(layer, norm) if isinstance(layer, nn.Conv2d) else fuse_linear_bn_eval(layer, norm)
+
+
+def _source(node: fx.Node) -> ByteActivation:
+    """The rounding that a node's values have gone through."""
+    while not isinstance(module := _module(node), ByteActivation):
+        node = _before(node)
+    return module

@@ -1,0 +1,292 @@
+"""ONNX files: networks that ONNX Runtime and many other programs can run without torch or fukami."""
+
+import contextlib
+import copy
+import io
+import logging
+import math
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from fukami.errors import Error
+from fukami.layers.detection_types import Found
+from fukami.layers.ensemble import Ensemble
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the network of a file is given and what it answers, by name.
+
+    Attributes:
+        inputs, outputs: their names.
+        count: of pictures that it is traced with.
+        free: the dimensions of each input that are free, and what they are called.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    count: int
+    free: tuple[dict[int, str], ...]
+
+
+CLASSIFIER = Form(("pictures",), ("scores",), 2, ({0: "N"},))
+DOMAINS = ("", "ai.onnx", "com.microsoft")  # of operations that exports have; others are of other libraries
+REPEATING = {"Loop", "Scan", "SequenceMap"}
+LARGEST_VALUE = 1 << 26  # numbers; 64 maps of 1,024×1,024
+SHAPE = 1 << 12  # bytes of a tensor that may be a shape; larger ones are weights
+DETECTOR = Form(("pictures", "sizes"), ("boxes", "classes", "scores"), 1, ({2: "height", 3: "width"}, {}))
+SEGMENTER = Form(("pictures",), ("scores",), 2, ({0: "N", 2: "height", 3: "width"},))
+FORMS = {"classifier": CLASSIFIER, "detector": DETECTOR, "segmenter": SEGMENTER}
+
+
+def encode(network: nn.Module, shape: tuple[int, int, int], about: dict[str, str], form: Form = CLASSIFIER) -> bytes:
+    """The network as an ONNX file, float32.
+
+    Args:
+        network: it is exported as it answers in evaluation, and stays as it is.
+        shape: ``(C, H, W)`` of a picture.
+        about: what the file says of itself, such as how pictures are prepared (ONNX calls it the metadata).
+        form: ``CLASSIFIER``: normalised ``pictures`` ``(N, C, H, W)`` to ``scores`` ``(N, classes)``, N is free.
+            ``DETECTOR``: one of the ``pictures`` ``(1, C, H, W)`` and its ``sizes`` ``(1, 2)``, height and width in the
+            frame, to ``boxes`` ``(k, 4)``, ``classes`` ``(k,)`` and ``scores`` ``(k,)``, H and W are free.
+            ``SEGMENTER``: ``pictures`` ``(N, C, H, W)`` to ``scores`` ``(N, classes, H, W)``, N, H and W are free.
+
+    Raises:
+        Error: a layer cannot be exported; the message names it and says why.
+    """
+    return write(translate(settled(network), shape, form), about)
+
+
+def translate(network: nn.Module, shape: tuple[int, int, int], form: Form = CLASSIFIER) -> onnx.ModelProto:
+    """A :func:`settled` network in ONNX's words; otherwise as :func:`encode`."""
+    with _quiet():
+        program = _traced(network, shape, form)
+        try:
+            translated = torch.onnx.export(
+                program, input_names=form.inputs, output_names=form.outputs, dynamic_shapes=form.free, verbose=False
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            reasons = [str(error), *_causes(error)]
+            raise _refusal(network, _layer(program, reasons[0]), reasons[-1]) from error
+        assert translated is not None
+        return translated.model_proto
+
+
+def settled(network: nn.Module) -> nn.Module:
+    """A copy on the CPU, in evaluation; the number of members that answer is fixed: an export cannot follow it."""
+    network = copy.deepcopy(network).eval().cpu()
+    for module in network.modules():
+        if isinstance(module, Ensemble):
+            module.models = nn.ModuleList([*module.models[: int(module.joined) - 1], module.models[-1]])
+            del module.joined
+            module.__dict__["joined"] = len(module.models)
+    return network
+
+
+def write(model: onnx.ModelProto, about: dict[str, str]) -> bytes:
+    """The file of a model, which says ``about`` of itself, and nothing of the sources it was translated from."""
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    onnx.helper.set_model_props(model, about)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+class OnnxNetwork(nn.Module):
+    """The network of an ONNX file, computed by ONNX Runtime on the CPU; it cannot be trained.
+
+    Args:
+        content: of a file that :func:`encode` or :mod:`fukami.quantization.int8` made.
+
+    Attributes:
+        content: the same.
+        metadata: what the file says of itself.
+
+    Raises:
+        Error: the content is damaged, or no such network; or it reads other files.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__()
+        check_model(content)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 4  # nothing: what goes wrong is an error of ours
+        if _overflows():
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        try:
+            self.session = onnxruntime.InferenceSession(
+                content,
+                options,
+                providers=["CPUExecutionProvider"],
+                enable_fallback=0,  # which prints to stdout
+            )
+            self.inputs = tuple(value.name for value in self.session.get_inputs())
+            self.outputs = tuple(value.name for value in self.session.get_outputs())
+            self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+        except Exception as error:  # ONNX Runtime raises a class of its own for each kind of damage
+            raise Error(f"ONNX Runtime cannot read the network, so export it again: {error}") from error
+        if (self.inputs, self.outputs) not in [(form.inputs, form.outputs) for form in FORMS.values()]:
+            given = f"the inputs {', '.join(self.inputs)} and the outputs {', '.join(self.outputs)}"
+            raise Error(f"the ONNX file has {given}: it is none that fukami exported")
+        self.empty = nn.Parameter(torch.empty(0))  # by which its device and type are asked for
+        self.content = content
+
+    def forward(self, *given: Tensor) -> Any:
+        """Scores of normalised pictures, or of a detector what it found in each; on the CPU."""
+        if self.inputs == DETECTOR.inputs:
+            return [
+                Found(*self._answers(each)) for each in zip(*(torch.split(value, 1) for value in given), strict=True)
+            ]
+        (scores,) = self._answers(given)
+        return scores
+
+    def _answers(self, given: Sequence[Tensor]) -> list[Tensor]:
+        arrays = [value.detach().to("cpu", torch.float32).contiguous().numpy() for value in given]
+        try:
+            answers = self.session.run(self.outputs, dict(zip(self.inputs, arrays, strict=True)))
+        except Exception as error:  # likewise
+            first = str(error).partition("\n")[0]
+            raise Error(f"ONNX Runtime cannot compute the network ({first[:300]}); export it again") from error
+        return [torch.from_numpy(answer) for answer in answers]
+
+
+def check_model(content: bytes) -> None:
+    """Refuse an ONNX file that is more than a network of its own numbers.
+
+    Raises:
+        Error: it is damaged; its weights lie in other files (external data); it has operations of other libraries or
+            ones that repeat others; or it computes more than 67 million numbers at once, whatever it is given.
+    """
+    try:
+        model = onnx.ModelProto.FromString(content)
+    except Exception as error:  # of protobuf's own class
+        raise Error(f"the ONNX file is damaged ({error}): export it again") from None
+    known = {*DOMAINS, *(function.domain for function in model.functions)}
+    for graph in (model.graph, *model.functions):
+        for node, tensors in _walk(graph):
+            for tensor in tensors:
+                if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+                    raise Error(
+                        f"the ONNX file has the weights {tensor.name[:100]!r} in another file (external data), which "
+                        "is not read; export the network again, into one file"
+                    )
+            if node is not None and (node.domain not in known or node.op_type in REPEATING):
+                raise Error(
+                    f"the ONNX file has the operation {node.domain[:50]}.{node.op_type[:50]}, which no export of "
+                    "fukami has; export the network again"
+                )
+    largest = _largest_value(model)
+    if largest > max(LARGEST_VALUE, len(content)):  # the weights of a large layer, turned round
+        raise Error(
+            f"the ONNX file computes {largest:,} numbers at once, whatever it is given; export the network again"
+        )
+
+
+def _walk(graph: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """Every operation of a graph or a function and of those inside it, each with the tensors that belong to it."""
+    sparse = [part for each in getattr(graph, "sparse_initializer", ()) for part in (each.values, each.indices)]
+    yield None, [*getattr(graph, "initializer", ()), *sparse]
+    for node in graph.node:
+        tensors: list[Any] = []
+        for attribute in node.attribute:
+            tensors += [attribute.t, *attribute.tensors]
+            for each in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                tensors += [each.values, each.indices]
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.ByteSize():
+                    yield from _walk(inner)
+        yield node, tensors
+
+
+def _largest_value(model: Any) -> int:
+    """Numbers in the largest value of a model, as far as its shape does not depend on what the model is given.
+
+    The weights are left out of ``model`` for that, which are as large as the file has them.
+    """
+    shapes = []
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) <= SHAPE:
+            shapes.append(onnx.TensorProto.FromString(tensor.SerializeToString()))
+        else:
+            model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(shapes)
+    try:
+        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except Exception:  # which ONNX Runtime tells in its own words
+        return 0
+    values = (value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.output))
+    return max((math.prod(max(side.dim_value, 1) for side in sides) for sides in values), default=0)
+
+
+def _overflows() -> bool:
+    """Whether ONNX Runtime's sums of bytes would overflow 16 bits here, as on x86 without VNNI, unless asked not to."""
+    able = torch.cpu.get_capabilities()
+    return able.get("architecture") == "x86_64" and not (able.get("avx512_vnni") or able.get("avx_vnni"))
+
+
+def _traced(network: nn.Module, shape: tuple[int, int, int], form: Form) -> torch.export.ExportedProgram:
+    """The operations of the network; where they cannot be followed, the error names the layer."""
+    inside: list[str] = []
+    hooks = []
+    for name, module in network.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: inside.append(name)))
+        hooks.append(module.register_forward_hook(lambda *_: inside.__delitem__(-1)))
+    try:
+        pictures, sizes = torch.zeros(form.count, *shape), torch.tensor([shape[1:]] * form.count).float()
+        examples = (pictures, sizes)[: len(form.inputs)]
+        free = tuple(dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in form.free)
+        return torch.export.export(network, examples, dynamic_shapes=free)
+    except Exception as error:  # whatever the layer itself or the tracing raises
+        raise _refusal(network, inside[-1] if inside else "", str(error)) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _layer(program: torch.export.ExportedProgram, message: str) -> str:
+    """The name of the layer that an exporter's message about the operation ``%name`` speaks of."""
+    found = re.search(r"node %(\w+) ", message)
+    for node in program.run_decompositions().graph.nodes:
+        if found and found[1] in node.name and node.meta.get("nn_module_stack"):
+            name, _ = list(node.meta["nn_module_stack"].values())[-1]
+            return str(name)
+    return ""
+
+
+def _refusal(network: nn.Module, name: str, reason: str) -> Error:
+    layer = network.get_submodule(name)
+    first = reason.strip().partition("\n")[0]
+    return Error(f"{name or 'the network'} ({type(layer).__name__}) cannot be exported to ONNX: {first}")
+
+
+def _causes(error: BaseException) -> Iterator[str]:
+    while error.__cause__ is not None:
+        error = error.__cause__
+        yield str(error)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing of what the exporters say of themselves on the way."""
+    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""Reinforcement learning: the Deep Q-Network."""

@@ -1,0 +1,81 @@
+"""Catch: a ball falls, and a paddle at the bottom has to be under it; a game that needs nothing and is soon learned.
+
+After Mnih, Heess, Graves and Kavukcuoglu, "Recurrent Models of Visual Attention", 2014, section 4.2. Here the ball
+drifts aside and bounces off the walls, so that where it will land can be told from several frames alone.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from fukami.reinforcement.games import Seen
+
+ACTIONS = ("stay", "left", "right")
+CELLS = 14  # across and down
+PIXELS = 6  # of a cell
+SIDE = CELLS * PIXELS  # 84
+PADDLE = 3  # cells of its width
+COLOURS = ((24, 24, 32), (240, 200, 60), (110, 190, 250))  # of the ground, the ball and the paddle
+
+
+class Catch:
+    """Several games side by side. An episode is one ball: its return is 1 where it is caught, and -1 where not.
+
+    Args:
+        count: of the games.
+    """
+
+    actions: tuple[str, ...] = ACTIONS
+    shape: tuple[int, ...] = (SIDE, SIDE)
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.ball = np.zeros((count, 2), np.int64)  # column and row
+        self.drift = np.zeros(count, np.int64)
+        self.paddle = np.zeros(count, np.int64)  # its leftmost cell
+        self.chosen = np.zeros(count, np.int64)
+
+    def reset(self, which: npt.NDArray[np.bool_], seeds: npt.NDArray[np.int64]) -> Seen:
+        """Begin anew where ``which`` ``(count,)`` says so, each game with its seed."""
+        for game in np.flatnonzero(which):
+            random = np.random.default_rng(int(seeds[game]))
+            self.ball[game] = random.integers(CELLS), 0
+            self.drift[game] = random.integers(-1, 2)
+            self.paddle[game] = random.integers(CELLS - PADDLE + 1)
+        return self._seen(np.zeros(self.count, np.float32), np.zeros(self.count, bool))
+
+    def send(self, actions: npt.NDArray[np.int64]) -> None:
+        """Take an action in each game."""
+        self.chosen = actions
+
+    def receive(self) -> Seen:
+        """What has become of them."""
+        self.paddle = np.clip(self.paddle + np.array([0, -1, 1])[self.chosen], 0, CELLS - PADDLE)
+        column = self.ball[:, 0] + self.drift
+        self.drift = np.where((column < 0) | (column >= CELLS), -self.drift, self.drift)
+        self.ball[:, 0] = np.where(column < 0, -column, np.where(column >= CELLS, 2 * (CELLS - 1) - column, column))
+        self.ball[:, 1] += 1
+        landed = self.ball[:, 1] == CELLS - 1
+        under = (self.ball[:, 0] >= self.paddle) & (self.ball[:, 0] < self.paddle + PADDLE)
+        return self._seen(np.where(landed, np.where(under, 1.0, -1.0), 0.0).astype(np.float32), landed)
+
+    def picture(self, game: int) -> npt.NDArray[np.uint8]:
+        """A game in colour, ``(H, W, 3)``."""
+        cells = self._cells()[game].repeat(4 * PIXELS, 0).repeat(4 * PIXELS, 1)
+        return np.asarray(np.array(COLOURS, np.uint8)[cells])
+
+    def _cells(self) -> npt.NDArray[np.int64]:
+        """What is in each cell: 0 nothing, 1 the ball, 2 the paddle."""
+        cells = np.zeros((self.count, CELLS, CELLS), np.int64)
+        games = np.arange(self.count)
+        for cell in range(PADDLE):
+            cells[games, CELLS - 1, self.paddle + cell] = 2
+        cells[games, np.minimum(self.ball[:, 1], CELLS - 1), self.ball[:, 0]] = 1
+        return cells
+
+    def _seen(self, rewards: npt.NDArray[np.float32], ended: npt.NDArray[np.bool_]) -> Seen:
+        frames = np.array([0, 255, 160], np.uint8)[self._cells()].repeat(PIXELS, 1).repeat(PIXELS, 2)
+        never = np.zeros(self.count, bool)
+        return Seen(frames, rewards, ended, never, never)
+
+    def close(self) -> None:
+        """Nothing is open."""

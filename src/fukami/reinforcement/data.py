@@ -1,0 +1,25 @@
+"""Games by their name: our own, those of gymnasium, and those of the Atari 2600."""
+
+import importlib.util
+
+from fukami.errors import UsageError
+from fukami.reinforcement.games import Games
+
+
+def find(name: str, count: int, *, colour: bool = False) -> Games:
+    """So many games of a name: ``catch`` (embedded), an Atari game such as ``pong``, or what gymnasium calls so.
+
+    With ``colour`` its pictures are shown as people see them, which takes longer.
+
+    Raises:
+        UsageError: there is no such game, or it takes more than one number as an action, or the extra is not installed.
+    """
+    if name == "catch":
+        from fukami.reinforcement.catch import Catch
+
+        return Catch(count)
+    if importlib.util.find_spec("gymnasium") is None or importlib.util.find_spec("ale_py") is None:
+        raise UsageError(f"the game {name!r} needs gymnasium and ale-py: pip install 'fukami[atari]', or play catch")
+    from fukami.reinforcement import gymnasium_env
+
+    return gymnasium_env.find(name, count, colour)

@@ -1,0 +1,48 @@
+"""Figures of games and of what an agent thinks of them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from fukami.image.io import Bytes
+
+SIDE = 420  # pixels of a game's height
+PANEL = 300  # of the width of what is beside it
+BAR, TAKEN, GREY = (72, 120, 168), (209, 73, 91), (102, 102, 102)
+
+
+def returns(values: Sequence[float], lengths: Sequence[int]) -> Figure:
+    """The return of each episode, sorted, and how long it was."""
+    order = np.argsort(values)
+    figure = Figure(figsize=(8, 2.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, each, title in ((left, values, "return"), (right, lengths, "steps")):
+        axes.bar(range(len(each)), np.asarray(each)[order], color="#4878a8")
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("episodes, by their return", fontsize=8)
+        axes.axhline(0, color="#222", lw=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def drawn(seen: Bytes, labels: Sequence[str], values: Sequence[float], action: int, total: float) -> Image.Image:
+    """A moment of a game ``(H, W, 3)``, beside it what each action is worth, the one taken in red, and the return."""
+    picture = Image.fromarray(seen)
+    scale = SIDE / picture.height
+    picture = picture.resize((round(picture.width * scale) // 2 * 2, SIDE), Image.Resampling.NEAREST)
+    page = Image.new("RGB", (picture.width + PANEL, SIDE), "white")
+    page.paste(picture, (0, 0))
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(15)
+    left, top = picture.width + 16, 16
+    draw.text((left, top), f"return {total:g}", (34, 34, 34), ImageFont.load_default(20))
+    draw.text((left, top + 30), "what each action is worth", GREY, font)
+    least, most = min(values), max(values)
+    line = min(30.0, (SIDE - top - 70) / len(labels))
+    for number, (label, value) in enumerate(zip(labels, values, strict=True)):
+        y = top + 60 + number * line
+        share = (value - least) / max(most - least, 1e-9)
+        draw.rectangle((left, y, left + 6 + 110 * share, y + line - 8), fill=TAKEN if number == action else BAR)
+        draw.text((left + 124, y - 2), f"{value:.3f}  {label}", (34, 34, 34), font)
+    return page

@@ -1,0 +1,193 @@
+"""Q-learning: an agent plays, remembers, and learns what each action is worth."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fukami.engine.cached_evaluation import Judging
+from fukami.engine.task import Regime
+from fukami.errors import Error, UsageError, refuse_if_out_of_memory
+from fukami.image import io as image_io
+from fukami.quantization import half
+from fukami.reinforcement import plots as reinforcement_plots
+from fukami.reinforcement.replay import Experience, Lesson
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from fukami.engine.runtime import Runtime
+    from fukami.reinforcement.rollout import Look, Trials
+
+SAMPLE = 1_000  # frames that were played by chance, by which pictures are standardised
+
+
+class QLearning(Judging):
+    """Deep Q-learning with a memory and a target network (Mnih et al. 2015, algorithm 1).
+
+    Args:
+        model: states ``(N, H, ...)`` to the value of each action ``(N, A)``; it can ``standardise`` pictures.
+        labels: what the actions are called.
+        shape: of a state.
+        discount: of what comes a step later.
+        target: updates between two copies of the network into the one that the targets come from.
+        double: the network itself chooses the action whose value the other one tells (van Hasselt et al. 2016).
+        clip_rewards: to -1..1, so that one learning rate suits all games.
+        reduction: ``"mean"`` or ``"sum"`` of the errors of a batch, as DeepMind's code has it.
+        steps: updates in the whole training, and between two evaluations.
+        regime: optimizer, decay and clip, as for :class:`fukami.Task`.
+    """
+
+    static = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        labels: tuple[str, ...],
+        shape: tuple[int, ...],
+        *,
+        discount: float,
+        target: int,
+        double: bool,
+        clip_rewards: bool,
+        reduction: Literal["mean", "sum"] = "mean",
+        steps: tuple[int, int],
+        **regime: Unpack[Regime],
+    ) -> None:
+        super().__init__(model, **regime)
+        self.labels, self.shape, self.discount, self.every = labels, shape, discount, target
+        self.double, self.clip_rewards, self.reduction, self.steps = double, clip_rewards, reduction, steps
+        self.target = copy.deepcopy(model)
+
+    def setup(self, runtime: "Runtime") -> None:
+        """Move to the device and make ready to train."""
+        super().setup(runtime)
+        self.target = runtime.place(self.target).requires_grad_(False)
+
+    def state(self) -> dict[str, Any]:
+        """Also the network that the targets come from."""
+        return super().state() | {"target": self.target}
+
+    def replace(self, modules: dict[str, nn.Module]) -> None:
+        """Answer with another network."""
+        self.model = self.target = modules["model"]
+
+    def duration(self, train: Any) -> tuple[int, int]:
+        """Updates in the whole training, and between two evaluations."""
+        return self.steps
+
+    def batches(self, train: Experience) -> Iterator[Lesson]:
+        """Rounds of play and moments to learn from; while these are learned from, the games go on."""
+        while True:
+            for _ in range(train.due):
+                train.play(self.choose)
+            if train.updates == 0 and len(self.shape) == 3:
+                self.model.standardise(train.memory.sample(SAMPLE))  # type: ignore[operator]
+            if train.updates % self.every == 0:
+                self.target.load_state_dict(self.model.state_dict())
+            train.updates += 1
+            yield train.lesson()
+
+    @torch.inference_mode()
+    def choose(self, states: Tensor) -> Tensor:
+        """The action that is worth most in each of ``(N, H, ...)``."""
+        return self.values(states).argmax(1)
+
+    def values(self, states: Tensor) -> Tensor:
+        """What each action is worth in each of ``(N, H, ...)``, ``(N, A)``."""
+        with half.arithmetic(self.model), self.runtime.autocast():
+            return self.model(states.to(self.runtime.device)).float()  # type: ignore[no-any-return]
+
+    def loss(self, batch: Lesson) -> tuple[Tensor, dict[str, Tensor]]:
+        """The error of what the actions taken were said to be worth, squared near 0 and absolute beyond 1.
+
+        Mnih et al. 2015, equation 3 of the methods, and "Training details": the error term is clipped to -1..1.
+        """
+        own = self.replica(batch.frames[:, :-1])
+        said = own.gather(1, batch.actions.unsqueeze(1)).squeeze(1)
+        with torch.no_grad():
+            following = batch.frames[:, 1:]
+            later = self.target(following)
+            if self.double:
+                best = self.replica(following).argmax(1, keepdim=True)
+                worth = later.gather(1, best).squeeze(1)
+            else:
+                worth = later.amax(1)
+            rewards = batch.rewards.clamp(-1, 1) if self.clip_rewards else batch.rewards
+            goal = rewards + self.discount * batch.going * worth
+        errors = F.smooth_l1_loss(said, goal, reduction="none") * batch.counted
+        loss = errors.sum() if self.reduction == "sum" else errors.mean()
+        return loss, {"value": said.detach().mean(), "epsilon": batch.epsilon, "return": batch.returned}
+
+    @torch.inference_mode()
+    def judge(self, batches: "Trials", look: "Look | None" = None) -> "Played":
+        """Episodes from random beginnings, with a few actions by chance; ``look`` sees them before each step."""
+        with self.answering():
+            return Played(*batches.play(self.values, look))
+
+    def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """The best ``action`` where a frame of the game has been seen all along, and what each is worth in ``values``.
+
+        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read` takes them. A picture that cannot
+        be read yields ``{"file", "error"}``.
+        """
+        if len(self.shape) != 3:
+            raise UsageError("this agent does not see pictures: let it play, with fukami play")
+        answers: list[dict[str, Any]] = []
+        for source in inputs:
+            named = {"file": str(source)} if isinstance(source, str | Path) else {}
+            try:
+                with refuse_if_out_of_memory(named.get("file", "the picture given")):
+                    picture = image_io.as_mode(image_io.read(source), "L").resize(
+                        self.shape[:0:-1], Image.Resampling.BOX
+                    )
+            except Error as error:
+                answers.append({**named, "error": str(error)})
+                continue
+            frame = torch.from_numpy(np.array(picture))
+            with torch.inference_mode(), self.answering():
+                (values,) = self.values(frame.expand(1, *self.shape)).tolist()
+            each = dict(zip(self.labels, values, strict=True))
+            answers.append({**named, "action": max(each, key=each.__getitem__), "values": each})
+        return answers
+
+    def draw(self, source: Any, answer: dict[str, Any]) -> Image.Image:
+        """The picture, and what each action is worth."""
+        picture = np.array(image_io.as_mode(image_io.read(source), "RGB"))
+        values = list(answer["values"].values())
+        return reinforcement_plots.drawn(picture, self.labels, values, int(np.argmax(values)), 0.0)
+
+    def figures(self, batches: Any) -> "Iterator[tuple[str, Figure]]":
+        """The returns of the episodes, and the values of the states on the way."""
+        found: Played = self.judged_last(batches)
+        yield "Returns of the episodes", reinforcement_plots.returns(found.returns, found.lengths)
+
+
+class Played(NamedTuple):
+    """Episodes.
+
+    Attributes:
+        returns: of each, not clipped.
+        lengths: their steps.
+        values: what the best action was worth on the way, on average.
+    """
+
+    returns: list[float]
+    lengths: list[int]
+    values: float
+
+    def metrics(self) -> dict[str, Any]:
+        """The mean return first."""
+        count = len(self.returns)
+        mean = sum(self.returns) / count
+        deviation = (sum((each - mean) ** 2 for each in self.returns) / count) ** 0.5
+        return {
+            "return": mean, "return_deviation": deviation, "length": sum(self.lengths) / count, "value": self.values,
+            "count": count,
+        }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Semantic segmentation: FCN and SegNet."""

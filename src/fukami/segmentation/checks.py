@@ -1,0 +1,116 @@
+"""What training would stumble on in pictures with masks: masks that are missing, of another size or of no class."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from fukami.data import findings
+from fukami.data.annotated import Mask
+from fukami.data.annotations import Header, header
+from fukami.data.findings import Findings, Item, Names, broken
+from fukami.data.masks import MaskFile, Missing
+from fukami.errors import Error
+from fukami.segmentation import data as segmentation_data
+
+FEW = 5  # values or colours of no class that are named in a mask
+Pair = tuple[Path, Mask]
+Seen = tuple[Counter[str], list[tuple[str, str, str]]]  # pixels of each class; problem, file and words of each finding
+
+
+def examine(spec: str, found: Findings) -> Iterator[tuple[Item, bytes]]:
+    """The readable pictures of a data set with the digest of their pixels; what is wrong is told on the way."""
+    found.thing = "pixel"
+    if spec == "scenes":
+        yield from _scenes(found)
+        return
+    pairs, names = _pairs(spec, found)
+    every = [(part, pair) for part, some in pairs.items() for pair in some]
+    items = [Item(picture, names(picture), "", part) for part, (picture, _) in every]
+    yield from findings.decoded(items, found)
+
+
+def masks(spec: str, found: Findings) -> None:
+    """What is wrong with the masks alone, of data whose pictures are looked at already."""
+    if spec != "scenes":
+        _pairs(spec, found)
+
+
+def _pairs(spec: str, found: Findings) -> tuple[dict[str, list[Pair]], Names]:
+    """The pairs of each part; their masks are examined."""
+    given = segmentation_data.located(spec)
+    names = Names(given)
+    try:
+        described = segmentation_data.described(given)
+    except Error as error:
+        broken(error, names, found)
+        return {}, names
+    for flaw in described.flaws:
+        found.add(flaw.problem, flaw.detail, file=names(flaw.file), line=flaw.line)
+    order = sorted(described.parts, key=("", "train", "val", "test").index)
+    labels = described.legend.labels
+    for part in order:
+        found.inside[part].update(dict.fromkeys(labels, 0))
+        with ThreadPoolExecutor() as threads:
+            for counts, problems in threads.map(partial(_look, labels), described.parts[part]):
+                found.inside[part].update(counts)
+                for problem, file, detail in problems:
+                    found.add(problem, detail, file=names(Path(file)))
+    return {part: described.parts[part] for part in order}, names
+
+
+def _look(labels: Sequence[str], pair: Pair) -> Seen:
+    """The pixels of each class in a mask, and what is wrong with it."""
+    picture, mask = pair
+    if isinstance(mask, Missing):
+        return Counter(), [("no mask", str(picture), "has no mask of its name; draw one, or remove the picture")]
+    file = str(mask.path if isinstance(mask, MaskFile) else picture)
+    head, problems = header(picture), []
+    if isinstance(head, Header):
+        wrong = segmentation_data.misfit(picture, head, mask)
+        if wrong:
+            problems.append(
+                ("wrong size" if "pixels, and" in wrong else "broken", file, wrong.removeprefix(f"{file} "))
+            )
+    try:
+        if isinstance(mask, MaskFile):
+            problems += [(kind, file, detail) for kind, detail in _strange(mask)]
+            if problems:
+                return Counter(), problems
+        pixels = mask.read()
+    except Error as error:
+        told = [("broken", file, str(error).removeprefix(f"{file} "))]
+        return Counter(), problems or told
+    counts = np.bincount(pixels.ravel(), minlength=len(labels) + 1)
+    if counts[1:].sum() == 0:
+        problems.append(("unlabelled", file, "has no pixel of any class, so nothing is learned from it"))
+    return Counter(dict(zip(labels, counts[1:].tolist(), strict=False))), problems
+
+
+def _strange(mask: MaskFile) -> Iterator[tuple[str, str]]:
+    """The values or colours of a mask that its legend does not have: the kind of problem, and the words."""
+    codes, known = mask.codes(), mask.known()[0]
+    values, first, counts = np.unique(codes, return_index=True, return_counts=True)
+    strange = np.flatnonzero(~np.isin(values, known))
+    for at in strange[np.argsort(-counts[strange])][:FEW].tolist():
+        row, column = divmod(int(first[at]), codes.shape[1])
+        where = f"in {findings.counted(int(counts[at]), 'pixel')}, the first at column {column} of row {row}"
+        detail = f"has {mask.named(int(values[at]))} {where}, which the class table does not have"
+        yield "unknown colour" if mask.legend.colours else "unknown value", detail
+    if len(strange) > FEW:
+        yield "unknown value", f"has {len(strange)} values of no class in all; was it saved as JPEG, or resized?"
+
+
+def _scenes(found: Findings) -> Iterator[tuple[Item, bytes]]:
+    """The embedded set, which has no files."""
+    train, test, labels = segmentation_data.read("scenes", 0)
+    for part, samples in (("train", train), ("test", test)):
+        for sample in samples:
+            assert sample.mask is not None
+            found.counts[part][""] += 1
+            counts = np.bincount(sample.mask.read().ravel(), minlength=len(labels) + 1)[1:]
+            found.inside[part].update(dict(zip(labels, counts.tolist(), strict=True)))
+            yield Item(Path(), sample.name, "", part), findings.digest(np.asarray(sample.source))

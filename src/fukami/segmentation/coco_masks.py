@@ -1,0 +1,183 @@
+"""Masks painted from the polygons and the run lengths in COCO's JSON (Lin et al. 2014)."""
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fukami.data import coco
+from fukami.data.annotated import UNLABELLED, Bytes
+from fukami.data.annotations import Sheets, header
+from fukami.data.palettes import Legend
+from fukami.data.parsing import key_of, number_of, text_of
+from fukami.errors import Error
+from fukami.image import io as image_io
+
+GROUND = "background"
+OUTLINE = re.compile(r'"segmentation"\s*:\s*(\[\s*\[|\{)')
+CHUNK, OVERLAP = 2**20, 64  # characters that are looked through at a time
+FAR = 16  # times the longer side of the image that a corner of a polygon may lie outside of it
+LONGEST = 1e6  # pixels of a polygon's outline, which takes 50 bytes each while it is painted
+MOST_PAINTED = 5e10  # pixels of all objects of an image, each of which is painted in the whole of it: about a minute
+
+
+class Shape(NamedTuple):
+    """An object: its number in a map, its outline as the file has it, its area, and how the file tells it apart."""
+
+    number: int
+    outline: Any
+    area: float
+    note: str
+
+
+@dataclass(frozen=True)
+class Painted:
+    """The objects of a picture, the smaller ones on top; what is in none is background.
+
+    Args:
+        size: width and height that the outlines are in.
+        shapes: the objects.
+        file: that has them.
+    """
+
+    size: tuple[int, int]
+    shapes: tuple[Shape, ...]
+    file: Path
+
+    def read(self) -> Bytes:
+        """The map.
+
+        Raises:
+            Error: an outline is none; its object is named.
+        """
+        width, height = self.size
+        if min(self.size) < 1 or width * height > image_io.MAX_PIXELS:
+            raise Error(f"{self.file} states an image of {width}×{height} pixels; state the size that it has")
+        if width * height * len(self.shapes) > MOST_PAINTED:
+            raise Error(
+                f"{self.file} has {len(self.shapes):,} objects in an image of {width}×{height} pixels, more than can "
+                "be painted in a minute; cut the image into tiles"
+            )
+        pixels = np.ones((height, width), np.uint8)
+        for shape in sorted(self.shapes, key=lambda each: -each.area):
+            try:
+                pixels[_mask(shape.outline, width, height)] = shape.number
+            except Exception as error:  # whatever the library says to numbers that are no outline
+                raise Error(f"{self.file}: {shape.note} has no outline that can be painted ({error})") from error
+        return pixels
+
+    def identity(self) -> bytes:
+        """The outlines."""
+        found = hashlib.blake2b(repr(self.size).encode(), digest_size=16)
+        for shape in self.shapes:
+            found.update(f"{shape.number} {shape.area} ".encode())
+            polygons = shape.outline if isinstance(shape.outline, list) else [shape.outline]
+            for each in polygons:
+                found.update(each.tobytes() if isinstance(each, np.ndarray) else repr(each).encode())
+        return found.digest()
+
+
+def _mask(outline: Any, width: int, height: int) -> npt.NDArray[np.bool_]:
+    """Pixels inside an outline, ``(height, width)``.
+
+    Raises:
+        Exception: it is no outline of an image of this size, or painting it takes too much memory.
+    """
+    from faster_coco_eval.core import mask
+
+    if isinstance(outline, list):
+        for polygon in outline:
+            corners = polygon[: len(polygon) // 2 * 2].reshape(-1, 2)
+            if not np.isfinite(corners).all() or np.abs(corners).max(initial=0) > FAR * max(width, height):
+                raise ValueError("a corner lies far outside of the image")
+            if np.abs(np.diff(corners, axis=0, append=corners[:1])).sum() > LONGEST:
+                raise ValueError(f"a polygon is longer than {LONGEST:,.0f} pixels")
+        found = mask.merge(mask.frPyObjects([each.tolist() for each in outline], height, width))
+    else:
+        if list(outline.get("size", ())) != [height, width]:
+            raise ValueError(f"its size is not that of the image, [{height}, {width}]")
+        counts = outline["counts"]
+        if isinstance(counts, str):
+            found = {**outline, "counts": counts.encode()}
+        else:
+            found = mask.frPyObjects(outline, height, width)
+    pixels = mask.decode(found)
+    if pixels.shape != (height, width):
+        raise ValueError("it has no corners")
+    return np.asarray(pixels, bool)
+
+
+def labels(sheets: Sheets) -> Legend:
+    """The classes with the background before them; there are no values, since nothing is read from a mask's file."""
+    return Legend((GROUND, *sheets.labels))
+
+
+def read(root: Path) -> tuple[Sheets, dict[Path, Painted]]:
+    """What the file at a path, or those of a folder, say, and the mask of each picture.
+
+    Raises:
+        Error: a file is no JSON, or not COCO's.
+    """
+    painted: dict[Path, Painted] = {}
+
+    def paint(path: Path, records: coco.Records, sheets: Sheets) -> None:
+        painted.update(_painted(path, records, sheets.labels))
+
+    return coco.read(root, paint), painted
+
+
+def _painted(path: Path, records: coco.Records, labels: Sequence[str]) -> Iterator[tuple[Path, Painted]]:
+    """The pictures of a file with their masks."""
+    used = {key_of(each.fields.get("id")): text_of(each.fields.get("name")) for each in coco.used(records)}
+    place_of = {name: place for place, name in enumerate(labels, 2)}  # after the background, which is 1
+    number = {key: place_of[name] for key, name in used.items()}
+    shapes: dict[Any, list[Shape]] = {}
+    for _, fields in records["annotations"]:
+        outline, category = fields.get("segmentation"), key_of(fields.get("category_id"))
+        if category in number and outline:
+            own = UNLABELLED if fields.get("iscrowd") in (1, "1") else number[category]
+            area = number_of(fields.get("area") or _area(fields.get("bbox")))
+            area = 0.0 if math.isnan(area) else area  # by which the objects are sorted
+            shape = Shape(own, _kept(outline), area, f"annotation {text_of(fields.get('id'))}")
+            shapes.setdefault(key_of(fields.get("image_id")), []).append(shape)
+    locate = coco.Places(path)
+    for _, fields in records["images"]:
+        place = locate(text_of(fields.get("file_name")))
+        width, height = fields.get("width"), fields.get("height")
+        if not (type(width) is int and type(height) is int):
+            head = header(place)
+            width, height = (0, 0) if isinstance(head, Error) else head.upright
+        yield place, Painted((width, height), tuple(shapes.get(key_of(fields.get("id")), ())), path)
+
+
+def outlined(path: Path) -> bool:
+    """Whether a file or a folder of COCO's JSON has an outline of an object; the files are read up to the first."""
+    return any(map(_outlined, [path] if path.is_file() else coco.files(path).values()))
+
+
+def _outlined(path: Path) -> bool:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        before = ""
+        while more := file.read(CHUNK):
+            if OUTLINE.search(before + more):
+                return True
+            before = more[-OVERLAP:]
+    return False
+
+
+def _kept(outline: Any) -> Any:
+    """An outline in a tenth of the memory: the numbers of polygons as arrays."""
+    try:
+        return [np.array(polygon, np.float64) for polygon in outline] if isinstance(outline, list) else outline
+    except (TypeError, ValueError, OverflowError):  # which whoever paints it tells
+        return outline
+
+
+def _area(box: Any) -> float:
+    return number_of(box[2]) * number_of(box[3]) if isinstance(box, Sequence) and len(box) == 4 else 0.0

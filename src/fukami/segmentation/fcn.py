@@ -1,0 +1,70 @@
+"""FCN (Long et al. 2015): fully convolutional networks on VGG-16, and on dilated ResNets as torchvision has them."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from fukami.segmentation.recipe import FCNVGG, Segmenter, SkippingFCN
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class FCN32sVGG16(FCNVGG):
+    """FCN-32s (Long et al. 2015): VGG-16 as convolutions, its scores enlarged 32 times."""
+
+    paper: ClassVar[str] = "Long et al., Fully Convolutional Networks for Semantic Segmentation"
+    year: ClassVar[int] = 2015
+    published: ClassVar[str] = "59.4 % mIoU VOC 2011"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FCN16sVGG16(SkippingFCN):
+    """FCN-16s (Long et al. 2015): FCN-32s with the scores of pool4, enlarged 16 times."""
+
+    paper: ClassVar[str] = "Long et al., Fully Convolutional Networks for Semantic Segmentation"
+    year: ClassVar[int] = 2015
+    published: ClassVar[str] = "62.4 % mIoU VOC 2011"
+    coarser: ClassVar[tuple[str, ...]] = ("fcn32s-vgg16",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FCN8sVGG16(SkippingFCN):
+    """FCN-8s (Long et al. 2015): FCN-16s with the scores of pool3, enlarged 8 times."""
+
+    paper: ClassVar[str] = "Long et al., Fully Convolutional Networks for Semantic Segmentation"
+    year: ClassVar[int] = 2015
+    published: ClassVar[str] = "62.7 % mIoU VOC 2011"
+    reached: ClassVar[str] = "56.95 % mIoU CamVid at half the size, one seed"
+    coarser: ClassVar[tuple[str, ...]] = ("fcn32s-vgg16", "fcn16s-vgg16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FCNResNet50(Segmenter):
+    """FCN on a dilated ResNet-50 (Long et al. 2015), as torchvision has it."""
+
+    paper: ClassVar[str] = "Long et al., Fully Convolutional Networks for Semantic Segmentation"
+    year: ClassVar[int] = 2015
+    published: ClassVar[str] = "60.5 % mIoU COCO, VOC classes (torchvision)"
+    backbone: ClassVar[str] = "resnet50"
+
+    init: str = ""
+    """Weights to begin with: coco or imagenet (torchvision's network or classifier, downloaded), a file of a state dict
+    of either, or a run's folder."""
+    auxiliary: bool = True
+    """A second answer from layer3 in training, whose loss counts a half."""
+
+    def network(self, classes: int) -> "nn.Module":
+        """The network on the recipe's ResNet."""
+        from fukami import models
+
+        network: nn.Module = getattr(models, f"fcn_{self.backbone}")(classes, auxiliary=self.auxiliary)
+        return network
+
+
+@dataclass(frozen=True, kw_only=True)
+class FCNResNet101(FCNResNet50):
+    """FCN on a dilated ResNet-101 (Long et al. 2015), as torchvision has it."""
+
+    published: ClassVar[str] = "63.7 % mIoU COCO, VOC classes (torchvision)"
+    backbone: ClassVar[str] = "resnet101"

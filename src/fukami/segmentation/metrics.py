@@ -1,0 +1,136 @@
+"""How well the classes of pixels are found, and their borders."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.spatial import cKDTree
+
+from fukami.errors import Error
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float64]
+TOLERANCE = 0.0075  # of a picture's diagonal, by which a border may be off (Csurka et al. 2013, section 3.1)
+
+
+class Pixels:
+    """What was taken for what, pixel by pixel, and how well each picture was understood.
+
+    Args:
+        labels: what the classes are called.
+
+    Attributes:
+        matrix: ``(classes, classes)`` pixels, the true class by row.
+        pictures: of each picture by its number, the mean IoU of the classes that it shows and the boundary F-measure,
+            nan where it has no border.
+    """
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.labels = tuple(labels)
+        self.matrix = np.zeros((len(labels), len(labels)), np.int64)
+        self.pictures: dict[int, tuple[float, float]] = {}
+
+    def add(self, number: int, found: Bytes, truth: Bytes) -> None:
+        """The maps ``(H, W)`` of a picture: 0 unlabelled, which counts nothing in the truth, else a class and 1."""
+        found = np.where(truth > 0, found, 0).astype(np.uint8)
+        answers, targets = (torch.from_numpy(pixels[truth > 0]).long() - 1 for pixels in (found, truth))
+        classes = len(self.labels)
+        counts = torch.bincount(targets * classes + answers, minlength=classes * classes)
+        matrix = counts.view(classes, classes).numpy()
+        self.matrix += matrix
+        ious = iou(matrix)[matrix.sum(1) > 0]
+        self.pictures[number] = (float(ious.mean()) if len(ious) else float("nan"), boundary_f1(found, truth))
+
+    def merge(self, every: Iterable[Self]) -> None:
+        """Become what all of them are together."""
+        several = list(every)
+        self.matrix = sum((each.matrix for each in several), np.zeros_like(self.matrix))
+        self.pictures = {number: value for each in several for number, value in each.pictures.items()}
+
+    def metrics(self) -> dict[str, Any]:
+        """What the counts say.
+
+        ``miou``: mean over the classes that occur of intersection by union; ``accuracy``: share of the pixels;
+        ``class_accuracy``: mean over the classes of the share of their pixels; ``fw_iou``: IoU weighted by the pixels
+        of each class; ``boundary_f1``; ``count`` pictures and their labelled ``pixels``; and of each of the
+        ``classes`` its ``iou``, ``accuracy`` and ``pixels``.
+
+        Raises:
+            Error: no pixel has a class.
+        """
+        own = self.matrix.sum(1)
+        pixels = int(own.sum())
+        if pixels == 0:
+            raise Error("there is no labelled pixel to judge; give data with a test part, or a larger --holdout")
+        there = own > 0
+        ious, right = iou(self.matrix), np.diag(self.matrix) / np.maximum(own, 1)
+        borders = np.array([border for _, border in self.pictures.values()])
+        known = borders[np.isfinite(borders)]
+        classes = {
+            label: {"iou": float(ious[number]), "accuracy": float(right[number]), "pixels": int(own[number])}
+            for number, label in enumerate(self.labels)
+            if there[number]
+        }
+        return {
+            "miou": float(ious[there].mean()),
+            "accuracy": float(np.trace(self.matrix) / pixels),
+            "class_accuracy": float(right[there].mean()),
+            "fw_iou": float((own * ious).sum() / pixels),
+            **({"boundary_f1": float(known.mean())} if len(known) else {}),
+            "count": len(self.pictures),
+            "pixels": pixels,
+            "classes": classes,
+        }
+
+    def ranked(self) -> list[int]:
+        """The numbers of the pictures, the best understood first."""
+        known = {number: value for number, (value, _) in self.pictures.items() if np.isfinite(value)}
+        return sorted(known, key=lambda number: -known[number])
+
+
+def iou(matrix: npt.NDArray[np.int64]) -> Floats:
+    """Intersection by union of each class ``(classes,)``; 0 where there is neither."""
+    right = np.diag(matrix)
+    return np.asarray(right / np.maximum(matrix.sum(0) + matrix.sum(1) - right, 1))
+
+
+def boundary_f1(found: Bytes, truth: Bytes) -> float:
+    """The boundary F-measure of a picture (Csurka et al. 2013, section 3.1): the mean over its true classes.
+
+    Precision is the share of a class's found border that lies within 0.75 % of the diagonal of the true one, recall the
+    other way round. A border is where the class meets another one, not what is unlabelled nor the end of the picture.
+    Nan where no class has a border.
+    """
+    reach = TOLERANCE * float(np.hypot(*truth.shape)) + 1e-9
+    (ours, seen), (theirs, true) = borders(found), borders(truth)
+    measures = []
+    for label in np.unique(true):
+        mine, real = ours[seen == label], theirs[true == label]
+        if len(mine) == 0:
+            measures.append(0.0)
+            continue
+        precision, recall = near(mine, real, reach), near(real, mine, reach)
+        measures.append(2 * precision * recall / max(precision + recall, 1e-12))
+    return float(np.mean(measures)) if measures else float("nan")
+
+
+def borders(pixels: Bytes) -> tuple[npt.NDArray[np.int64], Bytes]:
+    """The pixels ``(n, 2)`` beside one of another class, none of them unlabelled, and their classes ``(n,)``."""
+    edge = np.zeros(pixels.shape, bool)
+    for one, other in (
+        ((slice(1, None),), (slice(None, -1),)),
+        ((slice(None), slice(1, None)), (..., slice(None, -1))),
+    ):
+        differ = (pixels[one] != pixels[other]) & (pixels[one] > 0) & (pixels[other] > 0)
+        edge[one] |= differ
+        edge[other] |= differ
+    return np.argwhere(edge), pixels[edge]
+
+
+def near(points: npt.NDArray[np.int64], others: npt.NDArray[np.int64], reach: float) -> float:
+    """The share of the points that have one of the others within reach."""
+    # from 1 on: around 0 the tree relies on denormal numbers, and breaks where the processor takes these for 0
+    distances, _ = cKDTree(others + 1).query(points + 1, distance_upper_bound=reach)
+    return float(np.isfinite(distances).mean())

@@ -1,0 +1,230 @@
+"""Segmenter: the recipe that every network for pixels shares; each adds its network."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from fukami.engine.epochs import MEAN, STD, Optimizer, Supervised
+from fukami.engine.recipe import MAX_SIDE, Data, Dataset, Recipe, name_of, within
+from fukami.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fukami.data.annotated import Annotated
+    from fukami.data.padded import Framed
+    from fukami.engine.task import Task
+    from fukami.image.transform import Scaled
+    from fukami.segmentation.task import Segmentation
+
+JUDGED = 4  # pictures in a batch that is only judged
+POWERS = {"none": 0.0, "root": 0.5, "median": 1.0}  # of the weights of the classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmenter(Supervised):
+    """A network that tells what each pixel of a picture is."""
+
+    family: ClassVar[str] = "segmentation"
+    backbone: ClassVar[str] = ""  # the classifier that it is made of, whose published weights fit
+
+    dataset: Dataset = "scenes"
+    """What to learn from: scenes (embedded), camvid, voc2012, cityscapes, coco, or a folder or archive of pictures and
+    masks, or COCO's JSON."""
+    ignore: int = 255
+    """The value in masks that stands for no class, and is neither learned nor judged."""
+    shortest: int = 0
+    """Shorter side of the pictures that the network sees, in pixels; 0: as it is."""
+    longest: int = 0
+    """The longer side at most; a longer picture is made smaller still; 0: any."""
+    window: int = 512
+    """Side of the squares that are cut at random out of larger pictures in training; 0: they stay whole."""
+    augment: tuple[str, ...] = ("flip", "crop=0.5")
+    """Changes of the training pictures and their masks, such as flip crop=0.5 rotate brightness; none: give the flag
+    alone."""
+    balance: Literal["none", "median", "root"] = "none"
+    """For unequal classes: weigh the loss of each by the median of their frequencies over its own, or its root."""
+    epochs: int = 60
+    """Passes over the training set."""
+    batch: int = 8
+    """Pictures in an update, over all processes."""
+    optimizer: Optimizer = "adamw"
+    """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
+    lr: float = 5e-4
+    """Peak learning rate of the recipe's own batch."""
+    weight_decay: float = 0.01
+    """Pull of the weights towards 0; decoupled with adamw (Loshchilov and Hutter 2019)."""
+    decay: str = "polynomial=0.9"
+    """Course of the learning rate: constant, step=DROPS, multistep=SHARE,SHARE, exponential=END, polynomial=POWER,
+    cosine, one-cycle, plateau=PATIENCE."""
+    warmup: float = 0.02
+    """Share of the training in which the learning rate rises."""
+    judge_every: int = 5
+    """Passes between two evaluations; there is one at the end in any case."""
+    init: str = ""
+    """Weights to begin with: imagenet (torchvision's, downloaded), a file of a state dict (of a classifier or of this
+    network), or a run's folder."""
+
+    backbone_lr: float = 1.0
+    """What the learning rate is multiplied by in the layers of the classifier that init begins with."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        super().__post_init__()
+        within(self, 0, MAX_SIDE, "shortest", "longest", "window")
+        within(self, 0, 1, "backbone_lr")
+        within(self, 0, 65535, "ignore")
+        if self.longest and self.longest < self.shortest:
+            raise UsageError(f"longest should be at least shortest, {self.shortest}, or 0, not {self.longest}")
+        for name in ("shortest", "longest", "window"):
+            if 0 < getattr(self, name) < 32:
+                raise UsageError(f"{name} should be at least 32 pixels, or 0, not {getattr(self, name)}")
+
+    def prepare(self) -> "Scaled":
+        """How a picture is brought to the form that the network sees."""
+        from fukami.image.transform import Scaled
+
+        return Scaled(shortest=self.shortest, longest=self.longest, mean=MEAN, std=STD)
+
+    def data(self) -> Data:
+        """The data set: in memory where it fits, streamed from its files where it does not."""
+        from fukami.segmentation import data as segmentation_data
+
+        train, test, labels = segmentation_data.read(self.dataset, self.holdout, self.broken, ignore=self.ignore)
+        return Data(self.loader(train, labels, train=True), self.loader(test, labels, train=False), labels)
+
+    def judged(self) -> "Framed":
+        """The test part alone: what there is to train on is not decoded."""
+        from fukami.segmentation import data as segmentation_data
+
+        _, test, labels = segmentation_data.read(
+            self.dataset, self.holdout, self.broken, ignore=self.ignore, training=False
+        )
+        return self.loader(test, labels, train=False)
+
+    def loader(self, samples: "tuple[Annotated, ...]", labels: tuple[str, ...], *, train: bool) -> "Framed":
+        """Batches of a part of the data, to train on or to judge on."""
+        from fukami.data import augment_boxes, padded
+
+        seed, batch, window = (self.seed, self.batch, self.window) if train else (None, JUDGED, 0)
+        change = augment_boxes.parse(self.augment if train else ())
+        return padded.loader(samples, labels, self.prepare(), batch=batch, seed=seed, augment=change, window=window,
+                             memory=self.memory, broken=self.broken)  # fmt: skip
+
+    @property
+    def classifier(self) -> str:
+        """What the classifier is called in :mod:`fukami.models` whose weights it can begin with; empty: none."""
+        return self.backbone
+
+    def network(self, classes: int) -> "nn.Module":
+        """The network of the recipe's name, for so many classes."""
+        raise NotImplementedError(f"{type(self).__name__} does not define network(classes)")
+
+    def task(self, labels: tuple[str, ...]) -> "Segmentation":
+        """A segmentation into ``labels``."""
+        from fukami.engine import weights as engine_weights
+        from fukami.segmentation.task import Segmentation
+
+        model, regime = self.network(len(labels)), self.regime()
+        if self.init and self.backbone_lr != 1:
+            make = regime["optimizer"]
+            regime["optimizer"] = lambda _: make(engine_weights.trunk_and_rest(model, self.peak, self.backbone_lr))
+        return Segmentation(
+            model, labels, self.prepare(), balance=POWERS[self.balance], rematerialise=self.rematerialise, **regime
+        )
+
+    def begin(self, task: "Task") -> None:
+        """Put the weights of ``init`` into the network."""
+        from fukami.engine import weights as engine_weights
+
+        if self.init:
+            labels = getattr(task, "labels", ())
+            plain = engine_weights.initialise_segmenter(task.model, self.classifier, self.init, labels)
+            setattr(task, "uncalibrated", plain)  # noqa: B010  a task of any kind may be given
+
+
+@dataclass(frozen=True, kw_only=True)
+class FCNVGG(Segmenter):
+    """VGG-16 with convolutions for its affine layers, and scores enlarged to the picture."""
+
+    backbone: ClassVar[str] = "vgg16"
+    coarser: ClassVar[tuple[str, ...]] = ()  # the recipes of the networks to learn before, the coarsest first
+
+    lr: float = 2e-4
+    """Peak learning rate of the recipe's own batch."""
+    hidden: int = 4096
+    """Channels of the two convolutions that were affine layers."""
+    dropout: float = 0.5
+    """Share of them dropped in training."""
+    width: float = 1.0
+    """Share of the paper's channels in the convolutions before."""
+    batch_norm: bool = False
+    """Batch normalisation after every convolution but the last."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        super().__post_init__()
+        within(self, 1, math.inf, "hidden")
+        within(self, 0, 0.99, "dropout")
+        within(self, 1 / 64, 4, "width")
+
+    @property
+    def classifier(self) -> str:
+        """VGG-16 with batch normalisation, or without it."""
+        return self.backbone + ("_bn" if self.batch_norm else "")
+
+    def network(self, classes: int) -> "nn.Module":
+        """The network of the recipe's name."""
+        from fukami import models
+
+        make = getattr(models, name_of(type(self)).replace("-", "_"))
+        network: nn.Module = make(
+            classes, hidden=self.hidden, dropout=self.dropout, width=self.width, batch_norm=self.batch_norm
+        )
+        return network
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippingFCN(FCNVGG):
+    """An FCN that adds the scores of earlier maps."""
+
+    training: Literal["at-once", "staged"] = "at-once"
+    """All scores together, or as the paper did: a coarser network first, with which the finer one begins."""
+    stage_lr_factor: float = 0.01
+    """Factor by which each stage of staged training lowers the learning rate of the one before; the paper has 0.01
+    (Long et al. 2015, section 4.2)."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        super().__post_init__()
+        within(self, 1e-6, 1, "stage_lr_factor")
+        if self.training == "at-once" and self.stage_lr_factor != type(self).stage_lr_factor:
+            raise UsageError("--stage-lr-factor is of staged training; add --training staged, or leave it out")
+
+    @property
+    def peak(self) -> float:
+        """The peak learning rate of this network, which is the last stage of a staged training."""
+        lowered = self.stage_lr_factor ** len(self.coarser) if self.training == "staged" else 1.0
+        return super().peak * lowered
+
+    def stages(self, folder: Path) -> dict[str, Recipe]:
+        """The coarser networks, each begun with the one before it, at a lower learning rate."""
+        if self.training == "at-once":
+            return {}
+        from fukami.engine.recipe import find
+
+        found: dict[str, Recipe] = {}
+        init = self.init
+        for number, name in enumerate(self.coarser):
+            kind = find(name)
+            known = {field.name for field in dataclasses.fields(kind)} - {"training", "stage_lr_factor"}
+            fields = {name: value for name, value in vars(self).items() if name in known}
+            found[name] = kind(**{**fields, "init": init, "lr": self.lr * self.stage_lr_factor**number})
+            init = str(folder.resolve() / name)
+        return found
+
+    def follow(self, task: "Task", run: Path) -> None:
+        """Begin with the network of the last stage, whose answers are this one's first answers."""
+        dataclasses.replace(self, init=str(run)).begin(task)

@@ -1,0 +1,273 @@
+"""Segmentation: what is each pixel of the picture?"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fukami.engine.padded_task import STEP, Framed
+from fukami.engine.task import Interface, Regime
+from fukami.errors import UsageError
+from fukami.image import io as image_io
+from fukami.image.transform import Scaled
+from fukami.layers.checkpointing import rematerialise
+from fukami.layers.ensemble import Ensemble
+from fukami.layers.init_scale import calibrate
+from fukami.quantization import half
+from fukami.segmentation.metrics import Pixels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from fukami.data.annotated import Batch
+    from fukami.engine.runtime import Runtime
+
+TILE, OVERLAP = 1024, 256  # pixels of the squares that a larger picture is answered in, and of what two of them share
+AUXILIARY = 0.5  # weight of the loss of a second answer, as torchvision's reference training has it
+NAMED = 21  # classes that are named below a picture at most, the largest
+STRIP = 2**25  # scores that are enlarged at a time
+
+
+class Segmentation(Framed):
+    """The class of each pixel: softmax and cross entropy over those that are labelled.
+
+    Args:
+        model: scores ``(N, classes, H, W)`` of normalised pictures ``(N, 3, H, W)``; in training a tuple where it has a
+            second answer, whose loss counts a half.
+        labels, prepare: as for :class:`fukami.engine.padded_task.Framed`.
+        balance: the loss of a class counts the more the rarer it is: the power of its weight in median-frequency
+            balancing, from 0, all classes alike, to 1, the paper's.
+        rematerialise: keep the activations between the stages of the network alone, and compute the others again.
+        regime: optimizer, decay, epochs, judge_every, accumulate and clip, as for :class:`fukami.Task`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        labels: tuple[str, ...],
+        prepare: Scaled,
+        *,
+        balance: float = 0.0,
+        rematerialise: bool = False,
+        **regime: Unpack[Regime],
+    ) -> None:
+        super().__init__(model, labels, prepare, **regime)
+        self.balance, self.rematerialise = balance, rematerialise
+        self.uncalibrated = False  # whether it begins with layers whose maps may have any size
+        self.weight: Tensor | None = None
+
+    def setup(self, runtime: "Runtime") -> None:
+        """Move to the device and make ready to train."""
+        if self.rematerialise:
+            stages: Any = getattr(self.model, "stages", [self.model])
+            for stage in stages:
+                rematerialise(stage)
+        super().setup(runtime)
+
+    def interface(self) -> Interface:
+        """A picture in a frame; how it is prepared, the labels, and what the answer is, as JSON and words."""
+        frame = "the frame's sides are multiples of 32, its values 0 to the right of the picture and below it"
+        about = {
+            "preprocessing": json.dumps({**self.prepare.describe(), "frame": frame}),
+            "labels": json.dumps(self.labels, ensure_ascii=False),
+            "answer": "scores of each pixel of the frame; the greatest is that of its class",
+        }
+        return Interface("segmenter", (3, 4 * STEP, 6 * STEP), about)
+
+    def batches(self, train: Any) -> Iterable["Batch"]:
+        """Pass after pass over the loader; the weights of the classes come from its ``frequencies()``."""
+        if self.balance:
+            weight = median_balance(train.frequencies()) ** self.balance
+            self.weight = torch.from_numpy(weight).to(self.runtime.device)
+        if self.uncalibrated:
+            first = self.moved(next(train.ordered()))
+            calibrate(self.model.chain(), self.normalised(first.pictures, first.sizes))  # type: ignore[operator]
+        return super().batches(train)
+
+    def loss(self, batch: "Batch") -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross entropy over the labelled pixels of all processes, and the share of them that is right."""
+        batch = self.moved(batch)
+        targets = batch.masks.long() - 1
+        scores = self.replica(self.normalised(batch.pictures, batch.sizes))
+        scores, *others = scores if isinstance(scores, tuple) else (scores,)
+        there = targets >= 0
+        mass = there.float() if self.weight is None else self.weight[targets.clamp(min=0)] * there
+        right = (scores.detach().argmax(1) == targets) & there
+        counts = self.runtime.sum(torch.stack([mass.sum(), there.sum().float()])).clamp(min=1e-6) / self.runtime.world
+        loss = self.entropy(scores, targets) + AUXILIARY * sum(self.entropy(other, targets) for other in others)
+        return loss / counts[0], {"accuracy": right.sum() / counts[1]}
+
+    def entropy(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """The weighted cross entropy, summed; by torch itself it would be summed in any order on a GPU."""
+        return F.cross_entropy(scores.float(), targets, self.weight, ignore_index=-1, reduction="none").sum()
+
+    def scores(self, pictures: Tensor, sizes: Tensor) -> Tensor:
+        """Scores ``(N, classes, H, W)``, float32, of frames ``(N, 3, H, W)`` in 0..255; of large ones probabilities.
+
+        What is larger than a tile is answered in tiles, which are blended where they overlap, so that no seam is seen.
+        """
+        kind = next(self.model.parameters()).dtype
+        frames = self.normalised(pictures, sizes).to(kind)
+        with half.arithmetic(self.model):
+            if max(frames.shape[-2:]) <= TILE:
+                found: Tensor = self.model(frames)
+                return found.float()
+            height, width = frames.shape[-2:]
+            whole = torch.zeros(len(frames), len(self.labels), height, width, device=frames.device)
+            for top in starts(height):
+                for left in starts(width):
+                    place = np.s_[..., top : top + TILE, left : left + TILE]
+                    tile = frames[place]
+                    weight = ramp(tile.shape[-2], whole).unsqueeze(1) * ramp(tile.shape[-1], whole)
+                    whole[place] += weight * self.model(tile).float().softmax(1)
+        return whole
+
+    def maps(self, batch: "Batch") -> Iterator["np.typing.NDArray[np.uint8]"]:
+        """The class and 1 of each pixel of each picture of a batch, ``(h, w)``, at its own size."""
+        batch = self.moved(batch)
+        scores = self.scores(batch.pictures, batch.sizes)
+        sides = zip(scores, batch.sizes.int().tolist(), batch.originals.int().tolist(), strict=True)
+        for own, (height, width), original in sides:
+            yield decided(own[:, :height, :width], *original).cpu().numpy()
+
+    def values(self, batches: Any) -> "np.typing.NDArray[np.uint8]":
+        """What each value of the masks of ``batches`` is in our maps: 0 unlabelled, else our class and 1."""
+        return np.concatenate([[0], self.numbers(getattr(batches, "labels", self.labels)) + 1]).astype(np.uint8)
+
+    def judge(self, batches: Any) -> Pixels:
+        """What every pixel of ``batches`` was taken for, over all processes."""
+        found, ours = Pixels(self.labels), self.values(batches)
+        with self.answering():
+            for batch in batches:
+                if len(batch.pictures):  # else this process's share of the last batch
+                    for at, pixels in zip(batch.numbers.tolist(), self.maps(batch), strict=True):
+                        found.add(at, pixels, ours[batches.samples[at].mask.read()])
+        found.merge(self.runtime.gather(found))
+        return found
+
+    def answers(self, pictures: Tensor) -> list[dict[str, Any]]:
+        """The ``shares`` of the classes in each picture, the largest first, and the ``masks`` of their pixels.
+
+        A mask is ``{"size": [height, width], "counts"}``, the compressed run lengths of COCO's tools.
+        """
+        from faster_coco_eval.core import mask
+
+        height, width = pictures.shape[-2:]
+        frame, inside = self.framed(pictures)
+        answers = []
+        for own, size in zip(self.scores(frame, inside), inside.int().tolist(), strict=True):
+            pixels = decided(own[:, : size[0], : size[1]], height, width).cpu().numpy()
+            counts = np.bincount(pixels.ravel(), minlength=len(self.labels) + 1)[1:]
+            shares, masks = {}, {}
+            for number in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].tolist():
+                label = self.labels[number]
+                shares[label] = round(float(counts[number] / pixels.size), 6)
+                found = mask.encode(np.asfortranarray(pixels == number + 1, np.uint8))
+                masks[label] = {"size": [height, width], "counts": found["counts"].decode()}
+            answers.append({"shares": shares, "masks": masks})
+        return answers
+
+    def map(self, answer: dict[str, Any]) -> "np.typing.NDArray[np.uint8]":
+        """The number of the class of each pixel ``(height, width)`` that an answer tells."""
+        from faster_coco_eval.core import mask
+
+        pixels = np.zeros((answer["height"], answer["width"]), np.uint8)
+        for label, found in answer["masks"].items():
+            pixels[mask.decode(found).astype(bool)] = self.labels.index(label)
+        return pixels
+
+    def draw(self, source: Any, answer: dict[str, Any]) -> Image.Image:
+        """The picture under the colours of the classes, which are named below."""
+        shades = dict(zip(self.labels, image_io.shades(self.labels), strict=True))
+        named = [(f"{label} {share:.0%}", shades[label]) for label, share in answer["shares"].items()]
+        drawn = image_io.overlaid(image_io.read(source), self.map(answer), list(shades.values()))
+        return image_io.with_legend(drawn, named, [f"{label} 100%" for label in self.labels], min(NAMED, len(shades)))
+
+    def layers(self, answer: dict[str, Any]) -> dict[str, Image.Image]:
+        """The map of the classes as a picture with a palette, whose values are the numbers of the labels."""
+        return {"classes": image_io.with_palette(self.map(answer), image_io.shades(self.labels))}
+
+    def ensemble(self, others: Sequence[Self], *, vote: bool = False) -> Self:
+        """This task and ``others`` together: the class of a pixel by their averaged probabilities.
+
+        Raises:
+            UsageError: they have other classes, or see pictures otherwise; or a vote is asked for.
+        """
+        if vote:
+            raise UsageError("the runs decide on pixels by their averaged probabilities; leave out --vote")
+        for other in others:
+            if other.labels != self.labels or other.prepare != self.prepare:
+                raise UsageError("runs that answer together must have the same classes and see pictures the same way")
+        self.model = Ensemble([self.model, *(other.model for other in others)])
+        return self
+
+    @torch.inference_mode()
+    def figures(self, batches: Any) -> "Iterator[tuple[str, Figure]]":
+        """IoU by class, what was taken for what, and pictures from the best to the worst."""
+        from fukami.segmentation import plots as segmentation_plots
+
+        found: Pixels = self.judged_last(batches)
+        if not self.runtime.main:
+            return
+        ours = self.values(batches)
+
+        def shown(at: int) -> segmentation_plots.Shown:
+            sample = batches.samples[at]
+            picture = image_io.read(sample.source)
+            (answer,) = self.predict([picture])
+            return picture, ours[sample.mask.read()], self.map(answer) + 1
+
+        with self.answering():
+            yield from segmentation_plots.judgement(found, shown)
+
+
+def median_balance(counts: "np.typing.NDArray[np.int64]") -> "np.typing.NDArray[np.float32]":
+    """The weight of each class ``(classes,)``: the median of the frequencies by its own; 0 where it has no pixel.
+
+    The frequency of a class is its share of the pixels of the pictures that it is in (Eigen and Fergus 2015, section
+    6.3.2; Badrinarayanan et al. 2017, section 3.2). ``counts`` ``(2, classes)`` are both numbers of pixels.
+    """
+    own, whole = counts.astype(np.float64)
+    there = own > 0
+    weights = np.zeros(len(own), np.float32)
+    if there.any():
+        frequency = own[there] / whole[there]
+        weights[there] = np.median(frequency) / frequency
+    return weights
+
+
+def starts(side: int) -> Sequence[int]:
+    """Where the tiles of a side begin; the last one ends with it."""
+    if side <= TILE:
+        return (0,)
+    return *range(0, side - TILE, TILE - OVERLAP), side - TILE
+
+
+def ramp(side: int, like: Tensor) -> Tensor:
+    """The weight of each place across a tile ``(side,)``: it rises to 1 over what two tiles share."""
+    place = torch.arange(side, device=like.device, dtype=like.dtype) + 0.5
+    return (torch.minimum(place, side - place) / OVERLAP).clamp(max=1)
+
+
+def decided(scores: Tensor, height: int, width: int) -> Tensor:
+    """The class and 1 of the greatest of scores ``(classes, h, w)``, at another size: ``(height, width)`` uint8.
+
+    Scores are interpolated (bilinear) before they are compared; in strips, since enlarged they may not fit.
+    """
+    if scores.shape[1:] == (height, width):
+        return (scores.argmax(0) + 1).to(torch.uint8)
+    wide = F.interpolate(scores[None], (scores.shape[1], width), mode="bilinear", align_corners=False)[0]
+    place = ((torch.arange(height, device=scores.device) + 0.5) * (scores.shape[1] / height) - 0.5).clamp(min=0)
+    above = place.floor().long()
+    below = (above + 1).clamp(max=scores.shape[1] - 1)
+    rows = max(1, STRIP // (len(scores) * width))
+    strips = [
+        wide[:, above[cut]].lerp(wide[:, below[cut]], (place - above)[cut].unsqueeze(1)).argmax(0)
+        for cut in (slice(at, at + rows) for at in range(0, height, rows))
+    ]
+    return (torch.cat(strips) + 1).to(torch.uint8)

@@ -1,0 +1,150 @@
+"""Selective Search: Uijlings, van de Sande, Gevers and Smeulders, IJCV 104(2), 2013.
+
+A picture is segmented in several colour spaces and at several scales; the regions of each segmentation are grouped by
+several similarities; the boxes of all regions on the way are the proposals.
+"""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fukami.errors import Error, unknown
+from fukami.selective_search import grouping, superpixels
+
+VERSION = 1  # of what is computed; proposals that another one made are made anew
+SIGMA = 0.8  # of the Gaussian before the segmentation
+Mode = Literal["fast", "quality"]
+Bytes = npt.NDArray[np.uint8]
+Boxes = npt.NDArray[np.float32]
+
+
+class Setting(NamedTuple):
+    """What is varied (section 5.3, table 5); every combination is a grouping of its own."""
+
+    spaces: tuple[str, ...]
+    scales: tuple[int, ...]
+    similarities: tuple[str, ...]
+
+
+SETTINGS: dict[str, Setting] = {
+    "fast": Setting(("hsv", "lab"), (50, 100), ("CTSF", "TSF")),
+    "quality": Setting(("hsv", "lab", "rgi", "hue", "intensity"), (50, 100, 150, 300), ("CTSF", "TSF", "F", "S")),
+}
+
+
+def propose(picture: Bytes, mode: Mode = "fast") -> Boxes:
+    """Boxes that may hold an object, ``(n, 4)`` float32, the likeliest first, each once.
+
+    A box is left, top, right and bottom in pixels; 0 is the outer edge of the first pixel, and right and bottom are the
+    outer edges of the last ones inside. The order is the paper's (section 3.3): the position of a region in its
+    hierarchy, 1 for the whole picture, times a random number; the numbers are the same in every call.
+
+    Args:
+        picture: ``(H, W, 3)`` uint8, RGB.
+        mode: ``fast`` has 8 groupings, ``quality`` 80.
+
+    Raises:
+        Error: the picture is not of this shape and type.
+        UsageError: an unknown mode.
+    """
+    if mode not in SETTINGS:
+        raise unknown("mode", mode, SETTINGS)
+    return ordered(list(hierarchies(picture, SETTINGS[mode])), np.random.default_rng(0))
+
+
+def ordered(found: list[npt.NDArray[np.int32]], random: np.random.Generator) -> Boxes:
+    """The boxes of hierarchies, each ending with its whole picture, in the order of :func:`propose`, each once.
+
+    A box of several hierarchies keeps the best of its places.
+    """
+    boxes = np.concatenate(found)
+    position = np.concatenate([np.arange(len(each), 0, -1) for each in found])
+    ranked = boxes[np.argsort(position * random.random(len(boxes)), kind="stable")]
+    width, height = boxes.max(0)[2:] + 1
+    codes = np.ravel_multi_index(tuple(ranked.T), (width, height, width, height))  # far faster than rows to tell apart
+    first = np.unique(codes, return_index=True)[1]
+    return ranked[np.sort(first)].astype(np.float32)
+
+
+def hierarchies(picture: Bytes, setting: Setting) -> Iterator[npt.NDArray[np.int32]]:
+    """The boxes of each grouping, from the regions of its segmentation to the whole picture."""
+    for name in setting.spaces:
+        planes = colours(picture, name)
+        edges = _edges(planes)
+        features = grouping.features(planes)
+        for scale in setting.scales:
+            labels = superpixels.components(edges, planes.shape[1:], scale, scale)
+            regions = grouping.describe(labels, features)
+            for similarity in setting.similarities:
+                yield grouping.group(regions, similarity)[0]
+
+
+def segment(picture: Bytes, scale: int = 100, space: str = "hsv") -> superpixels.Labels:
+    """The segmentation that grouping begins with: ``(H, W)`` int32, a number for each region.
+
+    Args:
+        picture: ``(H, W, 3)`` uint8, RGB.
+        scale: k of Felzenszwalb and Huttenlocher, and the smallest region in pixels.
+        space: one of the colour spaces of :func:`colours`.
+    """
+    planes = colours(picture, space)
+    return superpixels.components(_edges(planes), planes.shape[1:], scale, scale)
+
+
+def _edges(planes: superpixels.Planes) -> superpixels.Edges:
+    bell = superpixels.gaussian(SIGMA)
+    return superpixels.edges(superpixels.filtered(planes, bell, bell))
+
+
+def colours(picture: Bytes, space: str) -> superpixels.Planes:
+    """The channels of a colour space, each in 0..255: ``(3 or 1, H, W)`` float32.
+
+    Args:
+        picture: ``(H, W, 3)`` uint8, RGB (sRGB where it matters).
+        space: ``hsv``; ``lab``; ``rgi``, the shares of red and green, and the intensity; ``hue``, that of hsv;
+            ``intensity``, the mean of the three.
+    """
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
+        given = f"{picture.dtype} of shape {picture.shape}"
+        raise Error(f"a picture should be uint8 of shape (H, W, 3), not {given}; fukami.image.io.read reads any")
+    pixels = np.ascontiguousarray(picture.transpose(2, 0, 1))
+    if space == "lab":
+        return _lab(pixels)
+    planes = pixels.astype(np.float32)
+    if space in ("rgi", "intensity"):
+        total: superpixels.Planes = planes.sum(0, keepdims=True)
+        intensity = total / np.float32(3)
+        if space == "intensity":
+            return intensity
+        return np.concatenate([planes[:2] * (255 / np.maximum(total, 1)), intensity])
+    if space not in ("hsv", "hue"):
+        raise unknown("colour space", space, ("hsv", "lab", "rgi", "hue", "intensity"))
+    red, green, blue = planes
+    most = planes.max(0)
+    spread = most - planes.min(0)
+    by = 1 / np.maximum(spread, 1)
+    sixth = np.where(most == red, (green - blue) * by, 2 + (blue - red) * by)
+    sixth = np.where((most == blue) & (most != red) & (most != green), 4 + (red - green) * by, sixth)
+    hue = np.where(sixth < 0, sixth + 6, sixth) * np.float32(255 / 6)
+    return np.stack([hue] if space == "hue" else [hue, spread * (255 / np.maximum(most, 1)), most])
+
+
+# CIE 1976 L*a*b* of sRGB under D65: linear light, the three responses as shares of the white's, their cube roots
+_LEVELS = np.arange(256) / 255
+_LINEAR = np.where(_LEVELS <= 0.04045, _LEVELS / 12.92, ((_LEVELS + 0.055) / 1.055) ** 2.4).astype(np.float32)
+_XYZ = np.array(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+)
+_RESPONSES = (_XYZ / _XYZ.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _lab(pixels: Bytes) -> superpixels.Planes:
+    """L* of 0..100 as 0..255, a* and b* plus 128."""
+    linear = _LINEAR[pixels].reshape(3, -1)
+    shares = _RESPONSES @ linear
+    x, y, z = np.where(
+        shares > (6 / 29) ** 3, np.cbrt(shares), shares * np.float32((29 / 6) ** 2 / 3) + np.float32(4 / 29)
+    )
+    return np.stack([(116 * y - 16) * np.float32(2.55), 500 * (x - y) + 128, 200 * (y - z) + 128]).reshape(pixels.shape)

@@ -1,0 +1,371 @@
+"""Style: a picture is changed until it shows what one picture shows, painted as others are."""
+
+import bisect
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fukami.engine.task import MakeOptimizer, Task
+from fukami.errors import Error, refuse_if_out_of_memory
+from fukami.image import io as image_io
+from fukami.layers.init_scale import calibrate
+from fukami.quantization import half
+from fukami.style import losses as style_losses
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from fukami.engine.runtime import Runtime
+
+SMALLEST = 32  # pixels that a side has at least, four poolings before the last map
+COARSE = 128  # pixels of the longer side from which on a picture has a coarser level
+SQUARE = 256  # pixels of the squares that the network is calibrated on
+RATIO = 300.0  # weight of the style, of which the content has as many as it has activations, at strength 1
+BOUND = 100.0  # weight of the squares by which values lie outside what a file can hold
+SMOOTH = 1.0  # weight of the total variation, likewise, at tv 1
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, as VGG's weights expect them
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
+
+
+class Pictures(NamedTuple):
+    """What to paint, and the pictures to paint it like: ``(1, 3, H, W)`` uint8 each."""
+
+    content: Tensor
+    styles: tuple[Tensor, ...]
+
+
+class Canvas(nn.Module):
+    """The picture at each of its sizes, from coarse to fine, and the style that it should have at each of them.
+
+    Args:
+        sizes: height and width at each level.
+        depth: 1 grey, 3 colour; values are 0..1, and may lie outside on the way.
+        channels: of the maps that the style is read from.
+    """
+
+    def __init__(self, sizes: Sequence[tuple[int, int]], depth: int, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.pictures = nn.ParameterList([nn.Parameter(torch.zeros(depth, *size)) for size in sizes])
+        self.register_buffer("level", torch.tensor(0.0))
+        for number in range(len(sizes)):
+            for layer, count in enumerate(channels, 1):
+                self.register_buffer(f"style{number}_{layer}", torch.zeros(count, count))
+        self.layers = len(channels)
+
+    def targets(self, level: int) -> list[Tensor]:
+        """The Gram matrices ``(C, C)`` of the style at a level."""
+        return [self.get_buffer(f"style{level}_{layer}") for layer in range(1, self.layers + 1)]
+
+    def at(self, level: int) -> Tensor:
+        """The picture as it is, ``(depth, H, W)``, at the size of a level."""
+        own = self.pictures[int(self.level)]  # type: ignore[arg-type]
+        size = self.pictures[level].shape[1:]
+        return own if own.shape[1:] == size else resized(own, size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """How pictures are painted.
+
+    Attributes:
+        longer: pixels of the longer side of pictures that are asked about; 0: as many as they have.
+        shares: how much of each style there is.
+        strength: of the style; 1: as much as suits most pictures.
+        tv: weight of the total variation, which makes a picture smoother; 0: none.
+        init: begin with the content, or with noise.
+        colors: of the style, or those that the content has.
+        levels: sizes from coarse to fine, each twice the one before it, fewer where one would be too small; 0: as many
+            as it takes to begin with 128 to 256 pixels.
+        iterations: updates at the finest of them, and half as many at each other.
+    """
+
+    longer: int = 512
+    shares: tuple[float, ...] = (1.0,)
+    strength: float = 1.0
+    tv: float = 0.0
+    init: Literal["content", "noise"] = "content"
+    colors: Literal["style", "content"] = "style"
+    levels: int = 0
+    iterations: int = 80
+
+
+class Style(Task):
+    """One picture, whose pixels are the parameters; its style is the Gram matrices of a network's maps.
+
+    Args:
+        model: gives the maps of the style and of the content of normalised pictures ``(1, 3, H, W)``, says in
+            ``channels`` how many the first ones have; ``features`` are its layers, a chain.
+        size: width and height of the picture.
+        manner: how it is painted.
+        optimizer: makes the optimizer of the picture.
+        judge_every: iterations between two evaluations.
+    """
+
+    def __init__(
+        self, model: nn.Module, size: tuple[int, int], manner: Manner, optimizer: MakeOptimizer, judge_every: int = 50
+    ) -> None:
+        super().__init__(model, optimizer=optimizer, judge_every=judge_every)
+        self.size, self.manner = size, manner
+        self.sizes = pyramid(size, manner.levels)
+        coarser = -(-manner.iterations // 2)
+        self.starts = [coarser * level for level in range(len(self.sizes))]  # the first step at each size
+        self.canvas = Canvas(self.sizes, 1 if manner.colors == "content" else 3, model.channels)  # type: ignore[arg-type]
+        self.due = 0  # the level of the next step
+        self.contents: dict[int, Tensor] = {}
+        self.painted: dict[Any, Image.Image] = {}
+
+    def setup(self, runtime: "Runtime") -> None:
+        """Move to the device; an optimizer for each level, since the pixels are others."""
+        self.runtime = runtime
+        self.model = runtime.place(self.model).requires_grad_(False)
+        self.parallel = self.replica = self.model
+        self.canvas = self.canvas.to(runtime.device)
+        self.mean, self.std = (torch.tensor(value, device=runtime.device).view(3, 1, 1) for value in (MEAN, STD))
+        self.optimizers = [runtime.steer(self.make_optimizer([picture])) for picture in self.canvas.pictures]
+        self.optimizer, self.scaler = self.optimizers[0], runtime.scaler()
+
+    def compile(self) -> None:
+        """Stay as it is: each level would be compiled anew, which takes longer than its steps."""
+
+    def state(self) -> dict[str, Any]:
+        """The picture, the style, and an optimizer for each level."""
+        optimizers = {f"optimizer {level}": optimizer for level, optimizer in enumerate(self.optimizers)}
+        return {"model": self.model, "canvas": self.canvas, "scaler": self.scaler, **optimizers}
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The network, and the picture with the style it is painted in."""
+        return {"model": self.model, "canvas": self.canvas}
+
+    def replace(self, modules: dict[str, nn.Module]) -> None:
+        """Answer with another network and another canvas."""
+        self.model, self.canvas = modules["model"], modules["canvas"]  # type: ignore[assignment]
+
+    def duration(self, train: Any) -> tuple[int, int]:
+        """Updates in the whole training, and between two evaluations."""
+        return self.starts[-1] + self.manner.iterations, self.judge_every
+
+    def work(self, step: int) -> float:
+        """Pixels that were looked at before a step."""
+        ends = [*self.starts[1:], math.inf]
+        levels = zip(self.sizes, self.starts, ends, strict=True)
+        return sum(max(min(step, end) - start, 0) * math.prod(size) for size, start, end in levels)
+
+    @torch.no_grad()
+    def begin(self, pictures: Pictures) -> None:
+        """Look at the pictures: bring the network's maps to one size, remember the styles, lay the content out."""
+        content = self.seen(pictures.content)
+        styles = [self.seen(each) for each in pictures.styles]
+        if self.manner.colors == "content":
+            styles = [matched(each, content) for each in styles]
+        squares = [self.normalised(resized(each, (SQUARE, SQUARE))) for each in (content, *styles)]
+        calibrate(list(self.model.features), torch.cat(squares))  # type: ignore[arg-type]
+        for level in range(len(self.sizes)):
+            factor = max(self.sizes[level]) / max(self.sizes[-1])
+            sides = [[max(SMALLEST, round(side * factor)) for side in each.shape[1:]] for each in styles]
+            fitted = [self.normalised(resized(each, size)) for each, size in zip(styles, sides, strict=True)]
+            grams = [list(map(style_losses.gram, self.model(each)[0])) for each in fitted]
+            for layer, target in enumerate(self.canvas.targets(level)):
+                each = torch.stack([share * own[layer] for share, own in zip(self.manner.shares, grams, strict=True)])
+                target.copy_(each.sum(0) / sum(self.manner.shares))
+        self.lay(content)
+
+    @torch.no_grad()
+    def lay(self, content: Tensor) -> None:
+        """Begin the picture."""
+        first = self.canvas.pictures[0]
+        first.copy_(
+            resized(content, self.sizes[0]) if self.manner.init == "content" else torch.rand(first.shape).to(first)
+        )
+
+    def schedule(self, progress: float) -> float:
+        """Know at which level the next step is; the learning rate stays as it is."""
+        self.due = bisect.bisect(self.starts, round(progress * self.duration(None)[0])) - 1
+        self.optimizer = self.optimizers[self.due]
+        return super().schedule(progress)
+
+    def step(self, batch: Pictures) -> dict[str, Tensor]:
+        """One update of the picture, which first goes on to the next level where it is time."""
+        if self.due > int(self.canvas.level):  # type: ignore[arg-type]
+            self.enlarge(batch.content)
+        return super().step(batch)
+
+    @torch.no_grad()
+    def enlarge(self, content: Tensor) -> None:
+        """Go on at the level that is due, with those details of the content that were too fine for the one before."""
+        before, size = self.sizes[int(self.canvas.level)], self.sizes[self.due]  # type: ignore[arg-type]
+        picture = self.canvas.at(self.due)
+        if self.manner.init == "content":
+            seen = self.seen(content)
+            picture = picture + resized(seen, size) - resized(resized(seen, before), size)
+        self.canvas.pictures[self.due].copy_(picture)
+        self.canvas.level.fill_(self.due)  # type: ignore[operator]
+
+    def loss(self, batch: Pictures) -> tuple[Tensor, dict[str, Tensor]]:
+        """The losses of content and style at the level, and their weighted sum (equation 7)."""
+        level = int(self.canvas.level)  # type: ignore[arg-type]
+        return self.losses(self.canvas.pictures[level], batch.content, level)
+
+    def losses(self, picture: Tensor, content: Tensor, level: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The whole loss of a picture ``(depth, H, W)`` and its parts, at the size of a level."""
+        if level not in self.contents:
+            with torch.no_grad(), torch.autocast(self.runtime.device.type, enabled=False), half.arithmetic(self.model):
+                self.contents[level] = self.model(self.normalised(resized(self.seen(content), self.sizes[level])))[1]
+        target = self.contents[level]
+        with half.arithmetic(self.model):
+            maps, shown = self.replica(self.normalised(picture))
+        parts = {
+            "content_loss": style_losses.content_loss(shown, target),
+            "style_loss": style_losses.style_loss(
+                [style_losses.gram(each) for each in maps], self.canvas.targets(level)
+            ),
+        }
+        whole = parts["content_loss"] + self.manner.strength * RATIO * target.numel() * parts["style_loss"]
+        whole = whole + BOUND * (picture - picture.clamp(0, 1)).square().sum()
+        if self.manner.tv:
+            parts["variation"] = style_losses.total_variation(picture)
+            whole = whole + self.manner.tv * SMOOTH * parts["variation"]
+        return whole, {name: part.detach() for name, part in parts.items()}
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Pictures]) -> dict[str, float]:
+        """The losses of the picture at its full size, with values that a file can hold."""
+        (batch,) = batches
+        self.shown = batch.content
+        last = len(self.sizes) - 1
+        loss, parts = self.losses(self.canvas.at(last).clamp(0, 1), batch.content, last)
+        return {"loss": float(loss), **{name: float(part) for name, part in parts.items()}, "count": 1}
+
+    def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """Paint other pictures in this style: ``width``, ``height``, ``loss`` and its parts; :meth:`draw` shows them.
+
+        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read` takes them. A picture that cannot
+        be painted yields ``{"file", "error"}``.
+        """
+        answers: list[dict[str, Any]] = []
+        self.painted = {}
+        for source in inputs:
+            named = {"file": str(source)} if isinstance(source, str | Path) else {}
+            try:
+                with refuse_if_out_of_memory(named.get("file", "the picture given")):
+                    painting, found = self.painting(opened(source, self.manner.longer))
+            except Error as error:
+                answers.append({**named, "error": str(error)})
+                continue
+            self.painted[key(source)] = painting.preview()
+            width, height = painting.size
+            answers.append({**named, "width": width, "height": height, **found})
+        return answers
+
+    def painting(self, content: Tensor) -> "tuple[Style, dict[str, float]]":
+        """Another picture ``(1, 3, H, W)`` painted in this style, and its losses.
+
+        Raises:
+            fukami.Error: it is too narrow.
+        """
+        other = Style(self.model, (content.shape[3], content.shape[2]), self.manner, self.make_optimizer)
+        other.setup(replace(self.runtime, precision="float32"))  # the weights have theirs
+        for level in range(len(other.sizes)):
+            own = max(0, len(self.sizes) - len(other.sizes) + level)
+            for target, mine in zip(other.canvas.targets(level), self.canvas.targets(own), strict=True):
+                target.copy_(mine)
+        with torch.no_grad():
+            other.lay(other.seen(content))
+        batch = Pictures(content, ())
+        steps, _ = other.duration(None)
+        for step in range(steps):
+            other.schedule(step / steps)
+            other.step(batch)
+        return other, other.evaluate([batch])
+
+    def draw(self, source: Any, answer: dict[str, Any]) -> Image.Image:
+        """The picture, painted in this style."""
+        if key(source) not in self.painted:
+            self.predict([source])
+        return self.painted[key(source)]
+
+    def preview(self) -> Image.Image:
+        """The picture so far, at its full size, as it was evaluated last."""
+        pixels = (255 * self.canvas.at(len(self.sizes) - 1).detach().float().clamp(0, 1)).round().byte().cpu()
+        if self.manner.colors == "style":
+            return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        _, blue, red = Image.fromarray(self.shown[0].permute(1, 2, 0).cpu().numpy()).convert("YCbCr").split()
+        return Image.merge("YCbCr", (Image.fromarray(pixels[0].numpy()), blue, red)).convert("RGB")
+
+    def figures(self, batches: Iterable[Pictures]) -> "Iterator[tuple[str, Figure]]":
+        """The content, the styles and the picture side by side."""
+        from fukami.image.grids import row
+
+        (batch,) = batches
+        originals = [Image.fromarray(each[0].permute(1, 2, 0).cpu().numpy()) for each in (batch.content, *batch.styles)]
+        names = ["content", *("style" for _ in batch.styles), "picture"]
+        yield "What it was painted from", row([*originals, self.preview()], names)
+
+    def seen(self, picture: Tensor) -> Tensor:
+        """A picture ``(1, 3, H, W)`` uint8 as the canvas holds one: ``(depth, H, W)`` in 0..1."""
+        values = picture[0].to(self.runtime.device).float() / 255
+        if self.manner.colors == "style":
+            return values
+        return (values.new_tensor(LUMINANCE).view(3, 1, 1) * values).sum(0, keepdim=True)
+
+    def normalised(self, picture: Tensor) -> Tensor:
+        """A picture ``(depth, H, W)`` in 0..1 as the network takes it, ``(1, 3, H, W)``."""
+        found = ((picture - self.mean) / self.std)[None].to(next(self.model.parameters()).dtype)
+        return found.contiguous(memory_format=torch.channels_last)
+
+
+def opened(source: Any, longer: int) -> Tensor:
+    """The picture in a file (or what else :func:`fukami.image.io.read` takes), ``(1, 3, H, W)`` uint8.
+
+    Args:
+        source: what to read.
+        longer: pixels of the longer side that comes out; 0: as many as it has.
+
+    Raises:
+        fukami.Error: it cannot be read.
+    """
+    picture = image_io.as_mode(image_io.read(source), "RGB")
+    if longer:
+        factor = longer / max(picture.size)
+        width, height = (max(1, round(factor * side)) for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+
+
+def pyramid(size: tuple[int, int], levels: int) -> list[tuple[int, int]]:
+    """Height and width at each level, from coarse to fine, of a picture of this width and height.
+
+    Raises:
+        fukami.Error: the picture is too narrow for the network.
+    """
+    width, height = size
+    if min(size) < SMALLEST:
+        raise Error(f"a picture of {width}×{height} pixels is too narrow: no side may have less than {SMALLEST}")
+    levels = levels or max(1, max(size).bit_length() - COARSE.bit_length() + 1)
+    sizes = [(round(height / 2**level), round(width / 2**level)) for level in range(levels)]
+    return [each for each in reversed(sizes) if min(each) >= SMALLEST]
+
+
+def resized(picture: Tensor, size: Sequence[int]) -> Tensor:
+    """A picture ``(C, H, W)`` at another height and width, without aliasing."""
+    return F.interpolate(picture[None], tuple(size), mode="bicubic", antialias=True, align_corners=False)[0]
+
+
+def matched(picture: Tensor, like: Tensor) -> Tensor:
+    """Grey values with the mean and the deviation of those of another picture.
+
+    Gatys, Bethge, Hertzmann and Shechtman, "Preserving Color in Neural Artistic Style Transfer", 2016, section 4.2.
+    """
+    return like.std() / picture.std().clamp(min=1e-3) * (picture - picture.mean()) + like.mean()
+
+
+def key(source: Any) -> Any:
+    """What a picture is known by."""
+    return Path(source) if isinstance(source, str | Path) else id(source)

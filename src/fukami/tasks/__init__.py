@@ -1,1 +1,0 @@
-"""Families of systems: an update, a judgement and an answer each."""
