@@ -21,6 +21,7 @@ from fukami.classification.deep_convnet import DeepConvNet
 from fukami.classification.recipe import Classifier
 from fukami.classification.task import Classification
 from fukami.data.loader import Resident
+from fukami.engine import checkpoint
 from fukami.engine.epochs import changes
 from fukami.engine.runtime import Runtime
 from fukami.engine.state_file import load_state
@@ -315,7 +316,7 @@ def test_snapshots_are_the_weights_at_the_ends_of_the_cycles_and_answer_together
     assert result["member_accuracy"] == pytest.approx(right.mean().item())
     assert result["best_member"] == pytest.approx(right.max().item())
     task = replace(recipe, history=[]).task(LABELS)
-    package.checkpoint.restore(task.modules(), load_file(tmp_path / "run" / "weights.safetensors"), Path("run"))
+    checkpoint.restore(task.modules(), load_file(tmp_path / "run" / "weights.safetensors"), Path("run"))
     task.setup(Runtime.start(**CPU))
     again = task.evaluate(val)
     assert {**again, "loss": 0} == {**result, "loss": 0}

@@ -432,7 +432,7 @@ def test_sums_are_of_means(begun, tmp_path, monkeypatch):
     terms = generation_samples.parse("1, 2 - 3 +4 5", 5)
     assert [(term.sign, term.numbers) for term in terms] == [(1, (1, 2)), (-1, (3,)), (1, (4, 5))]
     drawn = []
-    sums = generation_samples.figures_generation.sums
+    sums = generation_samples.generation_plots.sums
     monkeypatch.setattr(
         "fukami.generation.plots.sums", lambda columns, around: drawn.append(around) or sums(columns, around)
     )

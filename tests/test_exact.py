@@ -78,7 +78,10 @@ def test_the_lock_of_a_dead_process_does_not_block_while_its_children_live(digit
     """Processes that decode were forked from it; they look every few seconds whether it lives."""
     run = tmp_path / "run"
     recipe = DeepConvNet(dataset=str(digit_files), memory=0.0, epochs=300, batch=8, judge_every=2)
-    script = "from fukami import cli, saving; saving.SECONDS, saving.SHARE = 0.0, 1e9; cli.main()"
+    script = (
+        "from fukami.cli.main import main; from fukami.engine import async_checkpoint; "
+        "async_checkpoint.SECONDS, async_checkpoint.SHARE = 0.0, 1e9; main()"
+    )
     first = subprocess.Popen([sys.executable, "-c", script, *words(recipe, run)[1:]], stderr=subprocess.DEVNULL)
     wait_until(lambda: (run / "last.ckpt").exists() or first.poll() is not None)
     first.send_signal(signal.SIGSTOP)
@@ -600,9 +603,9 @@ def test_1_bit_kernels_leave_the_number_of_threads_alone():
     """numba's threads are OpenMP's, as torch's are; with another number of them the next training rounds otherwise."""
     script = """
 import torch
-from fukami.quantization import cpu
+from fukami.quantization import binary_cpu
 torch.set_num_threads(1)
-cpu.pool(torch.zeros(1, 4, 4, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 2, 2)
+binary_cpu.pool(torch.zeros(1, 4, 4, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 2, 2)
 assert torch.get_num_threads() == 1, torch.get_num_threads()
 """
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}

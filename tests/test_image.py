@@ -261,11 +261,11 @@ def test_a_jpeg_with_much_metadata_or_a_video_behind_it_is_read():
 READ = """
 import re, sys
 from pathlib import Path
-from fukami import image
+from fukami.image import io
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 before = peak()
-picture = image.read(sys.argv[1])
+picture = io.read(sys.argv[1])
 print(picture.mode, peak() - before)
 """
 

@@ -148,7 +148,7 @@ def test_on_keeps_the_held_out_part_of_the_runs_own_data(tmp_path):
     assert own.on(f"{tmp_path}/../{tmp_path.name}") is own
     assert own.on("digits").holdout == 1.0
     with pytest.raises(UsageError, match="takes no --data"):
-        type("Own", (package.Recipe,), {"__module__": "fukami.recipes.own"})().on("mnist")
+        type("Own", (package.Recipe,), {"__module__": __name__})().on("mnist")
 
 
 @pytest.fixture

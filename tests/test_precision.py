@@ -17,6 +17,7 @@ import fukami as package
 from fukami.classification import precision_ladder
 from fukami.classification.deep_convnet import DeepConvNet
 from fukami.engine import checkpoint, precision
+from fukami.engine.runtime import Runtime
 from fukami.errors import Error, UsageError
 from fukami.quantization import half
 
@@ -204,7 +205,7 @@ def test_a_layer_that_onnx_does_not_know_is_named(tmp_path):
     recipe = DeepConvNet(epochs=1)
     task = recipe.task(tuple("0123456789"))
     task.model[3] = Odd()
-    task.setup(package.runtime.Runtime.start("cpu", "float32"))
+    task.setup(Runtime.start("cpu", "float32"))
     for to in ("onnx", "int8"):
         with pytest.raises(Error, match=r"3 \(Odd\) cannot be"):
             precision.convert(task, to, recipe)

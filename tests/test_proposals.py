@@ -282,7 +282,7 @@ def test_a_view_of_a_larger_array_is_taken_as_it_is(random):
     [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4, 4), np.uint8)],
 )
 def test_what_is_no_picture_is_refused(given):
-    with pytest.raises(Error, match=r"fukami\.image\.read"):
+    with pytest.raises(Error, match=r"fukami\.image\.io\.read"):
         propose(given)
 
 
@@ -319,7 +319,7 @@ def searched(monkeypatch):
 
 
 def kept():
-    return sorted(path for path in cache.places.download_folder().rglob("*") if path.is_file())
+    return sorted(path for path in cache.locate.download_folder().rglob("*") if path.is_file())
 
 
 def test_each_process_begins_elsewhere_and_has_the_same(pictures, searched, monkeypatch):

@@ -770,7 +770,10 @@ def test_a_block_is_read_as_tarfile_reads_it(folder):
 
 WORDS = ["--size", "16", "--channels", "3", "--epochs", "6", "--judge-every", "3", "--batch", "8", "--memory", "0",
          "--hidden", "8", "--augment", "crop=0.3", "flip", "--convention", "picture", "--balance", "loss"]  # fmt: skip
-QUICK = "from fukami import cli, saving; saving.Saver.due = True; cli.main()"
+QUICK = (
+    "from fukami.cli.main import main; from fukami.engine import async_checkpoint; "
+    "async_checkpoint.Saver.due = True; main()"
+)
 
 
 def test_a_training_from_shards_that_is_killed_resumes_bit_exactly(root, tmp_path, fukami):

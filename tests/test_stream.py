@@ -27,6 +27,7 @@ from fukami.data import augment, labelled, streaming
 from fukami.data.loader import Resident
 from fukami.data.streaming import Decoder, Streamed
 from fukami.engine.state_file import load_state
+from fukami.image import io as image_io
 from fukami.image.transform import Preparation
 from fukami.timing import Clock
 
@@ -286,13 +287,13 @@ def test_a_jpeg_is_decoded_no_larger_than_its_crop_needs(tmp_path, monkeypatch, 
     decoder = Decoder([tmp_path / "a.jpg"], Preparation(channels=3, size=32), 0.01)
     sizes = []
 
-    def upright(picture, real=package.image.upright):
+    def upright(picture, real=image_io.upright):
         found = real(picture)
         sizes.append(found.size)
         return found
 
     monkeypatch.setattr("fukami.image.io.upright", upright)
-    full = package.image.read(tmp_path / "a.jpg")
+    full = image_io.read(tmp_path / "a.jpg")
     assert sizes.pop() == full.size == ((384, 512) if turned else (512, 384))
     for size, scale in ((1.0, 8), (0.25, 4), (0.01, 1)):
         draws = [(size - 0.01) / 0.99, 0.5, 0.4, 0.6]

@@ -13,6 +13,7 @@ from torch import nn
 import fukami as package
 from fukami import Error, UsageError, models
 from fukami.engine import weights as engine_weights
+from fukami.engine.runtime import Runtime
 
 SHARED = Path(__file__).parents[2] / "shared"
 CPU = {"device": "cpu", "precision": "float32"}
@@ -117,7 +118,7 @@ def test_a_training_steps_at_the_rates_of_the_stages(colours, tmp_path, pageless
     network = recipe.network(3)
     torch.manual_seed(recipe.seed)
     task = recipe.task(data.labels)
-    task.setup(package.runtime.Runtime.start(**CPU))
+    task.setup(Runtime.start(**CPU))
     batch = next(iter(recipe.data().train))
     assert len(batch[1]) == 18
     task.schedule(0.0)

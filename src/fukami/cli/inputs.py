@@ -28,12 +28,12 @@ def split(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
     runs = list(itertools.takewhile(_is_run, inputs))
     if not runs and inputs:
         checkpoint.locate(inputs[0])  # says what is wrong with it
-    files = [file for given in inputs[len(runs) :] for file in files(given)]
-    if not files:
+    found = [file for given in inputs[len(runs) :] for file in files(given)]
+    if not found:
         raise UsageError(
             f"give the runs first and then the files to answer for; given were: {' '.join(inputs) or 'none'}"
         )
-    return runs, files
+    return runs, found
 
 
 def _is_run(name: str) -> bool:

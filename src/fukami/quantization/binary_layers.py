@@ -316,11 +316,10 @@ def _real(key: Tensor) -> Tensor:
 @functools.cache
 def kernels(device: torch.device) -> Any:
     """The module of the kernels for a device: compiled ones where they can be, those in plain torch elsewhere."""
-    name = {"cpu": "cpu", "cuda": "cuda"}.get(device.type)
-    if name is None:
+    if device.type not in ("cpu", "cuda"):
         return binary_reference
     try:
-        module = importlib.import_module(f"fukami.quantization.{name}")
+        module = importlib.import_module(f"fukami.quantization.binary_{device.type}")
         one = torch.ones(1, 1, 1, 1, dtype=torch.long, device=device)
         module.convolve(one, module.lay(one), one[0, 0], one[0, 0], None, 1, 1, 0)
     except Exception as error:  # no compiler, no numba, a processor that LLVM does not know
