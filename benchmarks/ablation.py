@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from fukami.data import cifar, folder
-from fukami.data.streaming import processors
+from fukami.data import cifar, image_folder
+from fukami.data.streaming import count_workers
 from record import answer, record
 
 BASE = "fukami train resnet20 --data cifar10-1000.csv --batch 50 --lr 0.1 --epochs 60 --judge-every 60"
@@ -32,7 +32,7 @@ WAYS = ["", "--ema 0.99", "--cycles 4", "--smoothing 0.1"]  # of training, for a
 
 def table(path):
     """A CSV file that names the first pictures of each class for training, and all of the test part."""
-    train, test = folder.scan(cifar.read("cifar10"))
+    train, test = image_folder.scan_folder(cifar.load_cifar("cifar10"))
     taken = dict.fromkeys(train.classes, 0)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -71,7 +71,7 @@ def main():
     options.add_argument("--words", nargs="+", default=WORDS)
     options = options.parse_args()
     seeds = options.seeds
-    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(processors()) as pool:
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(count_workers()) as pool:
         root = Path(name)
         table(root / "cifar10-1000.csv")
         submit = partial(pool.submit, answer, cwd=root, threads=1)

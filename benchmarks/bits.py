@@ -30,9 +30,9 @@ import fukami
 from fukami.layers.binary import BinaryConv2d, BinaryLinear, Sign
 from fukami.models import binary_convnet
 from fukami.quantization import binary_reference
-from fukami.quantization.binary_layers import PackedLayer, pack
+from fukami.quantization.binary_layers import PackedLayer, pack_model
 from fukami.quantization.int8 import quantize
-from fukami.quantization.onnx import OnnxNetwork, encode
+from fukami.quantization.onnx_export import OnnxNetwork, export_onnx
 from record import FILE, answer, record
 
 ROUNDS = 15
@@ -92,7 +92,7 @@ def ways(channels, side):
     own, own_bfloat16 = mkldnn.to_mkldnn(float32), mkldnn.to_mkldnn(float32, torch.bfloat16)
     step = [nn.BatchNorm2d(channels).eval(), Sign()]
     packed = PackedLayer(BinaryConv2d(channels, channels, 3, padding=1), step, channels)
-    bits = binary_reference.from_bools(x.permute(0, 2, 3, 1) > 0)
+    bits = binary_reference.pack_words(x.permute(0, 2, 3, 1) > 0)
     return {
         "binary": partial(packed, bits),
         "float32": partial(float32, x),
@@ -123,10 +123,10 @@ def network(options):
     binary = binary_convnet().eval().to(memory_format=torch.channels_last)  # as runs have it
     float32 = twin(binary).to(memory_format=torch.channels_last)
     bfloat16 = copy.deepcopy(float32).bfloat16()
-    runtime = OnnxNetwork(encode(float32, (3, 32, 32), {}))
+    runtime = OnnxNetwork(export_onnx(float32, (3, 32, 32), {}))
     eight = OnnxNetwork(quantize(float32, (3, 32, 32), [torch.randn(64, 3, 32, 32)], {}))
     x = torch.randn(1, 3, 32, 32)
-    packed = pack(binary)
+    packed = pack_model(binary)
     assert torch.equal(packed(x), binary(x))
     found = in_turns(
         binary=partial(packed, x), float32=partial(float32, x), onnx=partial(runtime, x),
@@ -159,13 +159,13 @@ def gpu(options):
             beside_dense(
                 "1-bit layer", f"3×3, {channels} channels, {side}×{side}: ",
                 PackedLayer(binary, step, channels).to(options.device),
-                binary_reference.from_bools(x.permute(0, 2, 3, 1) > 0),
+                binary_reference.pack_words(x.permute(0, 2, 3, 1) > 0),
                 nn.Conv2d(channels, channels, 3, padding=1, bias=False), x,
             )  # fmt: skip
     network = binary_convnet().eval()
     x = torch.randn(options.batch, 3, 32, 32, device=options.device)
     dense = twin(network)  # before the network moves to the device
-    beside_dense("binary-convnet, whole", "", pack(network.to(options.device)), x, dense, x)
+    beside_dense("binary-convnet, whole", "", pack_model(network.to(options.device)), x, dense, x)
 
 
 def beside_dense(benchmark, what, packed, bits, dense, x):

@@ -56,10 +56,10 @@ def baselines(options: argparse.Namespace) -> None:
     from fukami.captioning import data as captioning_data
     from fukami.captioning import metrics as captioning_metrics
     from fukami.captioning import tokenizer
-    from fukami.engine.recipe import find
+    from fukami.engine.recipe import get_recipe
     from fukami.engine.runtime import Runtime
 
-    recipe = find("show-and-tell")(dataset=SAMPLE, encoder="vgg16", init=options.weights, part=options.part)
+    recipe = get_recipe("show-and-tell")(dataset=SAMPLE, encoder="vgg16", init=options.weights, part=options.part)
     data = recipe.data()
     task = recipe.task(data.labels)
     task.setup(Runtime.start())
@@ -67,8 +67,8 @@ def baselines(options: argparse.Namespace) -> None:
         part.place(task.runtime)
     recipe.begin(task)
     learned, judged = (F.normalize(task.seen(part), dim=1) for part in (data.train, data.val))
-    told = captioning_data.read(SAMPLE, recipe.holdout)[0].sentences
-    sentences = [[tokenizer.cut(text, recipe.tokens) for text in own] for own in told]
+    told = captioning_data.load_dataset(SAMPLE, recipe.holdout)[0].sentences
+    sentences = [[tokenizer.tokenize(text, recipe.tokens) for text in own] for own in told]
     counts = Counter(" ".join(words) for own in sentences for words in own)
     commonest = min(counts, key=lambda text: (-counts[text], text)).split()
     nearest = (judged @ learned.T).argmax(1).tolist()
@@ -77,7 +77,7 @@ def baselines(options: argparse.Namespace) -> None:
         ("commonest sentence", [commonest] * len(judged)),
         ("nearest neighbour", [sentences[at][0] for at in nearest]),
     ):
-        scores = captioning_metrics.judge(found, data.val.said, data.val.learned)
+        scores = captioning_metrics.evaluate_captions(found, data.val.said, data.val.learned)
         for metric in METRICS:
             record(f"flickr8k sample, {name}", metric, scores[metric], command=command, note=note(options))
 
@@ -95,7 +95,7 @@ def rate(options: argparse.Namespace) -> None:
     from fukami.engine import checkpoint
 
     task = fukami.load(options.run, changes={"beams": options.beams, "sentences": 1})
-    recipe, _ = checkpoint.describe(Path(options.run))
+    recipe, _ = checkpoint.read_recipe(Path(options.run))
     judged = recipe.judged()
     features = task.seen(judged)
     ours, theirs = [], []
@@ -118,9 +118,9 @@ def rate(options: argparse.Namespace) -> None:
 def recipe_name(run: str) -> str:
     """The name of a run's recipe."""
     from fukami.engine import checkpoint
-    from fukami.engine.recipe import name_of
+    from fukami.engine.recipe import get_recipe_name
 
-    return name_of(type(checkpoint.describe(Path(run))[0]))
+    return get_recipe_name(type(checkpoint.read_recipe(Path(run))[0]))
 
 
 def plain(task, features, beams: int) -> str:
@@ -143,7 +143,7 @@ def plain(task, features, beams: int) -> str:
         if not alive:
             break
     _, words, _ = max([*alive, *done], key=lambda each: each[0])
-    return tokenizer.joined((task.labels[word] for word in words if word > tokenizer.UNKNOWN), task.speech.tokens)
+    return tokenizer.detokenize((task.labels[word] for word in words if word > tokenizer.UNKNOWN), task.speech.tokens)
 
 
 def main() -> None:

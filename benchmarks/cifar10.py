@@ -43,7 +43,7 @@ def run(benchmark, command, seed, views=()):
     Then judge the run again, answering from so many views of each picture.
     """
     command = f"{command} --seed {seed}"
-    note = "CIFAR-10 as JPEG files" if isinstance(cifar.read("cifar10"), Path) else ""
+    note = "CIFAR-10 as JPEG files" if isinstance(cifar.load_cifar("cifar10"), Path) else ""
     with tempfile.TemporaryDirectory() as out:
         found, seconds = answer(f"{command} --out {out}/run")
         record(benchmark, "test accuracy", found["accuracy"], command=command, seed=seed, seconds=seconds, note=note)

@@ -99,7 +99,7 @@ def compared(options: argparse.Namespace) -> None:
     """Ours and the plain loop, on the same pictures, judged alike."""
     from fukami.generation import features as generation_features
     from fukami.generation.dcgan import DCGAN
-    from fukami.generation.task import Made, grid
+    from fukami.generation.task import GenerationResults, draw_image_grid
 
     data = options.archive if options.benchmark == "faces" else "cifar10"
     name = Path(data).stem
@@ -113,7 +113,7 @@ def compared(options: argparse.Namespace) -> None:
     recipe = DCGAN(dataset=data, batch=BATCH)
     parts = recipe.data()
     size, channels = map(int, parts.labels)
-    seen = generation_features.find(options.judge, size, channels)
+    seen = generation_features.load_feature_extractor(options.judge, size, channels)
     looks = seen.looks(torch.device(DEVICE))
     real = [look(parts.val.pictures) for look in looks]
     for seed in options.seeds:
@@ -125,8 +125,8 @@ def compared(options: argparse.Namespace) -> None:
         seconds = time.monotonic() - began
         made = plain.make(len(real[0]))
         if options.out:
-            grid(made[:64]).save(Path(options.out) / f"plain-{name}-seed-{seed}.png")
-        found = Made(seen, [look(made) for look in looks], real, made[:64]).metrics()
+            draw_image_grid(made[:64]).save(Path(options.out) / f"plain-{name}-seed-{seed}.png")
+        found = GenerationResults(seen, [look(made) for look in looks], real, made[:64]).metrics()
         for metric in (each for each in found if each != "count"):
             record(f"plain dcgan {name}", metric, found[metric], seed=seed, seconds=seconds, command=command,
                    note=f"PyTorch's example; {found['count']} pictures made, {options.epochs} passes")  # fmt: skip
@@ -197,10 +197,10 @@ def timed(update, options: argparse.Namespace, pipe) -> None:
 def svm(options: argparse.Namespace) -> None:
     """A linear machine on the discriminator's maps, each pooled to 4×4 by its maximum (section 5.1)."""
     import fukami
-    from fukami.data import labelled
+    from fukami.data import labelled_images
 
     task = fukami.load(options.archive)
-    train, test, labels = labelled.read("cifar10", 0.2)
+    train, test, labels = labelled_images.load_labelled_images("cifar10", 0.2)
     sets = [part.read(task.prepare) for part in (train, test)]
     seen = [features(task, part.pictures) for part in sets]
     deviation, mean = torch.std_mean(seen[0], 0)

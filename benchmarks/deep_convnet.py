@@ -176,7 +176,7 @@ def train_to_goal(options, seed, pipe):
     """Train whenever asked: seconds in the loop to the goal, the last accuracy, and seconds since the moment given."""
     import fukami
 
-    recipe = fukami.find("deep-convnet")(
+    recipe = fukami.get_recipe("deep-convnet")(
         dataset=options.data, epochs=options.passes, batch=options.batch, lr=options.lr, augment=LIGHT, seed=seed
     )
     while began := pipe.recv():

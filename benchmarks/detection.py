@@ -31,12 +31,12 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
-from fukami.data.annotated import Batch
+from fukami.data.samples import PaddedBatch
 from fukami.detection import metrics as detection_metrics
-from fukami.engine import weights as engine_weights
-from fukami.engine.recipe import find
+from fukami.engine import pretrained
+from fukami.engine.recipe import get_recipe
 from fukami.engine.runtime import Runtime
-from fukami.timing import TRAINING
+from fukami.timing import TRAINING_PHASES
 from record import anywhere, each_seed, record
 
 CUDA = torch.cuda.is_available()
@@ -74,7 +74,7 @@ def loop(options: argparse.Namespace) -> None:
         lines = map(json.loads, Path(folder, "run", "metrics.jsonl").read_text().splitlines())
         seconds = json.loads(Path(folder, "run", "recipe.json").read_text())["time"]["seconds"]
     rates = [each["pictures_per_second"] for each in lines if each["phase"] == "train"]
-    training = {phase: seconds.get(phase, 0.0) for phase in TRAINING}
+    training = {phase: seconds.get(phase, 0.0) for phase in TRAINING_PHASES}
     waiting = training["data"] / sum(training.values())
     record("faster-rcnn-resnet50-fpn loop", "images per second", statistics.median(rates[len(rates) // 10 :]),
            command=line, note=f"{waiting:.0%} of the time of the steps is for the data")  # fmt: skip
@@ -104,7 +104,7 @@ class Ours:
 
     def __init__(self, options: argparse.Namespace, precision: str) -> None:
         size = options.height, options.width
-        recipe = find("faster-rcnn-resnet50-fpn")(shortest=min(size), longest=max(size))
+        recipe = get_recipe("faster-rcnn-resnet50-fpn")(shortest=min(size), longest=max(size))
         torch.manual_seed(0)
         self.task = recipe.task(tuple(map(str, range(90))))
         self.task.setup(Runtime.start(DEVICE, precision))
@@ -115,7 +115,7 @@ class Ours:
         sizes = torch.tensor([[options.height, options.width]] * options.batch, device=DEVICE).float()
         numbers = torch.arange(options.batch, device=DEVICE)
         kinds = torch.zeros(classes.shape, dtype=torch.uint8, device=DEVICE)
-        self.batch = Batch(
+        self.batch = PaddedBatch(
             frames, sizes, sizes, boxes, classes, kinds, numbers, numbers, frames.new_zeros(len(frames), 0, 0)
         )
         self.task.schedule(0.5)
@@ -187,7 +187,7 @@ def animals(options: argparse.Namespace) -> None:
     """Ours and torchvision's on the sample of VOC's photographs, from the same backbone and for the same steps."""
     note = "500 photographs of VOC 2012 to train on, 250 to judge on: a sample, not the benchmark"
     for seed in options.seeds:
-        recipe = find("faster-rcnn-vgg16")(
+        recipe = get_recipe("faster-rcnn-vgg16")(
             dataset="voc-animals", shortest=options.side, longest=2 * options.side, hidden=options.hidden, dropout=0.0,
             scales=tuple(scale * options.side / 600 for scale in (64.0, 128.0, 256.0, 512.0)), epochs=options.epochs,
             init=options.weights, seed=seed, judge_every=options.epochs, batch=1, decay="cosine",
@@ -214,7 +214,7 @@ def theirs_on(recipe) -> float:
     runtime = Runtime.start(DEVICE, "auto")
     torch.manual_seed(recipe.seed)
     features = vgg16(weights=None).features[:-1]
-    engine_weights.initialise_detector(torch.nn.ModuleDict({"features": features}), "", "vgg16", recipe.init)
+    pretrained.initialize_detector(torch.nn.ModuleDict({"features": features}), "", "vgg16", recipe.init)
     features[:10].requires_grad_(False)
     features.out_channels = 512
     anchors = AnchorGenerator((recipe.scales,), ((0.5, 1.0, 2.0),))
@@ -242,7 +242,7 @@ def theirs_on(recipe) -> float:
             optimizer.step()
             step += 1
     model.eval()
-    found = detection_metrics.Detections(data.labels)
+    found = detection_metrics.DetectionResults(data.labels)
     for batch in data.val:
         pictures, targets = plain(batch)
         with torch.inference_mode():
@@ -251,11 +251,11 @@ def theirs_on(recipe) -> float:
             seen = (said["boxes"].cpu().numpy(), said["labels"].cpu().numpy() - 1, said["scores"].cpu().numpy())
             kinds = batch.kinds[i][batch.classes[i] >= 0].numpy()
             there = (target["every"].numpy(), target["classes"].numpy(), kinds)
-            found.add(int(batch.numbers[i]), detection_metrics.Found(*seen), detection_metrics.Truth(*there))
+            found.add(int(batch.numbers[i]), detection_metrics.Prediction(*seen), detection_metrics.GroundTruth(*there))
     return found.metrics()["map"]
 
 
-def plain(batch: Batch) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+def plain(batch: PaddedBatch) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     """A batch as torchvision's networks take it: pictures without their frame, and what counts in them."""
     pictures, targets = [], []
     for i, (height, width) in enumerate(batch.sizes.int().tolist()):

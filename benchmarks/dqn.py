@@ -122,10 +122,10 @@ def rate(options: argparse.Namespace) -> None:
 
 def memory(options: argparse.Namespace) -> None:
     """Gigabytes in which a million steps are remembered."""
-    from fukami.reinforcement.replay import Memory
+    from fukami.reinforcement.replay import ReplayBuffer
 
     before = resident("VmRSS")
-    remembered = Memory(GAMES, (84, 84), 10**6 // GAMES)
+    remembered = ReplayBuffer(GAMES, (84, 84), 10**6 // GAMES)
     remembered.place(torch.device("cpu"))
     seen = torch.randint(0, 256, (GAMES, 84, 84), dtype=torch.uint8)
     for _ in range(remembered.length):
@@ -137,11 +137,13 @@ def memory(options: argparse.Namespace) -> None:
 
 def ours(options: argparse.Namespace, pipe) -> None:
     """Play and learn as often as asked; tells the steps a second, and at last the memory."""
-    from fukami.engine.recipe import find
+    from fukami.engine.recipe import get_recipe
     from fukami.engine.runtime import Runtime
 
     before = resident("VmRSS")
-    recipe = find("dqn")(game=options.game, games=GAMES, steps=10**6, memory=20_000, learning_starts=1_000, lr=1e-4)
+    recipe = get_recipe("dqn")(
+        game=options.game, games=GAMES, steps=10**6, memory=20_000, learning_starts=1_000, lr=1e-4
+    )
     runtime = Runtime.start(DEVICE, options.precision)
     torch.manual_seed(0)
     data = recipe.data()

@@ -14,7 +14,7 @@ def run(words: list[str]) -> None:
     from fukami.cli.main import main
     from fukami.data import scenes
 
-    scenes.TRAINING, scenes.TESTING, scenes.SENTENCES = TRAINING, TESTING, SENTENCES
+    scenes.NUM_TRAIN, scenes.NUM_TEST, scenes.NUM_CAPTIONED = TRAINING, TESTING, SENTENCES
     main(words)
 
 

@@ -55,7 +55,7 @@ def train(words: list[str], log: str) -> None:
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    async_checkpoint.SECONDS, async_checkpoint.SHARE = 0.0, math.inf
+    async_checkpoint.MIN_CHECKPOINT_INTERVAL, async_checkpoint.MAX_CHECKPOINT_FRACTION = 0.0, math.inf
     few_scenes.run(words)
 
 

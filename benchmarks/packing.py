@@ -50,10 +50,10 @@ def pack(folder: Path, installed: Path | None) -> None:
 def pack_data(folder: Path) -> None:
     """Cut the data sets in ``$FUKAMI_DATA`` down: MNIST whole, the first images of the others."""
     from fukami.data import mnist
-    from fukami.data.folder import unpacked
-    from fukami.data.locate import lying
+    from fukami.data.image_folder import unpack_archive
+    from fukami.data.locations import find_dataset
 
-    place = mnist.find()
+    place = mnist.find_mnist()
     (folder / "mnist").mkdir(parents=True)
     for name, digest in mnist.CHECKSUMS.items():
         mnist.read_idx(place / name, digest)
@@ -62,13 +62,13 @@ def pack_data(folder: Path) -> None:
         (folder / "mnist" / f"{name}.bz2").write_bytes(bz2.compress(content))  # a seventh smaller than gzip
     choose = {"cifar10": choose_cifar, "bccd": choose_bccd, "camvid": choose_camvid}
     for name, count in IMAGES.items():
-        root = unpacked(lying(name, "the data set"))
+        root = unpack_archive(find_dataset(name, "the data set"))
         root = root / name if (root / name).is_dir() else root
         with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
             for path, content in choose[name](root, count):
                 kind = zipfile.ZIP_STORED if path.endswith(".jpg") else zipfile.ZIP_DEFLATED
                 archive.writestr(zipfile.ZipInfo(path), content, kind)
-    root = unpacked(lying("style", "images of the literature on neural style"))
+    root = unpack_archive(find_dataset("style", "images of the literature on neural style"))
     for part in ("content", "style"):
         first = min(path for path in root.rglob("*.jpg") if path.parent.name == part)
         (folder / "style" / part).mkdir(parents=True)

@@ -31,7 +31,7 @@ def network():
 
 def read_digits():
     """scikit-learn's digits, every fifth one to test with; for a trial without MNIST."""
-    images, labels = digits.read()
+    images, labels = digits.load_digits()
     test = np.arange(len(labels)) % 5 == 0
     return (images[~test], labels[~test]), (images[test], labels[test])
 
@@ -48,7 +48,7 @@ def main():
     device = "cuda" if torch.cuda.is_available() else "cpu"
     train, test = (
         TensorDataset(torch.from_numpy(x)[:, None].float() / 255, torch.from_numpy(y).long())
-        for x, y in (mnist.read() if options.data == "mnist" else read_digits())
+        for x, y in (mnist.load_mnist() if options.data == "mnist" else read_digits())
     )
     model = network().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)

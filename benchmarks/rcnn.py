@@ -26,12 +26,12 @@ import torch
 from torchvision.ops import box_iou
 
 from fukami.data import scenes
-from fukami.data.annotated import COUNTED, PROPOSAL
+from fukami.data.samples import PROPOSAL, REGULAR
 from fukami.detection.rcnn import RCNN
-from fukami.detection.rcnn_task import RegionCNN
-from fukami.engine.recipe import find
+from fukami.detection.rcnn_task import RCNNTask
+from fukami.engine.recipe import get_recipe
 from fukami.engine.runtime import PRECISIONS, Runtime
-from fukami.image.transform import Scaled
+from fukami.image.transform import ResizeTransform
 from fukami.selective_search import search
 from record import answer, record
 
@@ -111,14 +111,14 @@ def speeds(given: argparse.Namespace, note: Callable[..., None]) -> None:
 
 def proposed(given: argparse.Namespace, note: Callable[..., None]) -> None:
     """How many blood cells of each class a proposal covers, and how many overlap another of their class."""
-    data = find("rcnn-finetune")(dataset="bccd", shortest=320, longest=448, size=64, context=5).judged()
+    data = get_recipe("rcnn-finetune")(dataset="bccd", shortest=320, longest=448, size=64, context=5).judged()
     covered: dict[str, list[float]] = {label: [] for label in data.labels}
     crowded: dict[str, list[float]] = {label: [] for label in data.labels}
     for sample in data.samples:
         boxes = torch.from_numpy(sample.boxes)
         regions = boxes[torch.from_numpy(sample.kinds == PROPOSAL)]
         for number, label in enumerate(data.labels):
-            objects = boxes[torch.from_numpy((sample.kinds == COUNTED) & (sample.classes == number))]
+            objects = boxes[torch.from_numpy((sample.kinds == REGULAR) & (sample.classes == number))]
             if len(objects):
                 covered[label] += box_iou(objects, regions).amax(1).tolist()
                 crowded[label] += box_iou(objects, objects).fill_diagonal_(0).amax(1).tolist()
@@ -148,7 +148,7 @@ def times(backbone: str, precision: str, runtime: Runtime, regions: int, repeat:
     return [once(task, picture, boxes) for _ in range(repeat + 1)][1:]
 
 
-def once(task: RegionCNN, picture: torch.Tensor, boxes: torch.Tensor) -> float:
+def once(task: RCNNTask, picture: torch.Tensor, boxes: torch.Tensor) -> float:
     """Seconds until what was found in a picture is on the host."""
     began = time.perf_counter()
     size = torch.tensor([HEIGHT, WIDTH], device=picture.device, dtype=torch.float32)
@@ -158,14 +158,14 @@ def once(task: RegionCNN, picture: torch.Tensor, boxes: torch.Tensor) -> float:
 
 def searches(repeat: int) -> list[float]:
     """Seconds of Selective Search, each time, in a scene enlarged to the size of the paper's pictures."""
-    scene = torch.from_numpy(scenes.scene(0, 0).picture).permute(2, 0, 1)
-    resized = Scaled(shortest=HEIGHT, longest=WIDTH)(scene).byte().permute(1, 2, 0)
+    scene = torch.from_numpy(scenes.generate_scene(0, 0).picture).permute(2, 0, 1)
+    resized = ResizeTransform(shortest=HEIGHT, longest=WIDTH)(scene).byte().permute(1, 2, 0)
     pixels = np.ascontiguousarray(resized.numpy())
-    search.propose(pixels)  # compiles
+    search.propose_regions(pixels)  # compiles
     seconds = []
     for _ in range(repeat):
         began = time.perf_counter()
-        search.propose(pixels)
+        search.propose_regions(pixels)
         seconds.append(time.perf_counter() - began)
     return seconds
 

@@ -1,4 +1,4 @@
-"""What of fukami.explain.batch_scaling one machine can check: ResNet-50 on two processes over gloo.
+"""What of fukami.explain.data_parallel_cost one machine can check: ResNet-50 on two processes over gloo.
 
     python benchmarks/scaling.py [--size 64] [--batch 8] [--rounds 12]
 
@@ -30,8 +30,15 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from fukami import models
-from fukami.explain.batch_scaling import BACKWARD, FLOAT, Cluster, Job, buckets, predict
-from fukami.explain.summary import layers, parameters
+from fukami.explain.data_parallel_cost import (
+    BACKWARD_FRACTION,
+    FLOAT_BYTES,
+    Cluster,
+    TrainingJob,
+    compute_bucket_sizes,
+    predict_weak_scaling,
+)
+from fukami.explain.summary import count_parameters, summarize_layers
 from record import record
 
 SLOWNESS = (0.5, 1.0, 2.0)  # of the network that only waits: its time for all gradients, by that of the computation
@@ -91,7 +98,7 @@ def work(options):
     del counted
     found = {name: [] for name in ("solo", "side", "backward", "synced", "update", "reduce")}
     lines = {size: [] for size in SIZES}
-    flat = [torch.zeros(size // FLOAT) for size in sizes]
+    flat = [torch.zeros(size // FLOAT_BYTES) for size in sizes]
     for _ in range(3):
         half(replica)
         optimizer.step()
@@ -109,7 +116,7 @@ def work(options):
         distributed.barrier()
         found["reduce"].append(seconds(lambda: [distributed.all_reduce(buffer) for buffer in flat]))
         for size in SIZES:
-            buffer = torch.zeros(size // FLOAT)
+            buffer = torch.zeros(size // FLOAT_BYTES)
             distributed.barrier()
             lines[size].append(seconds(partial(distributed.all_reduce, buffer), 4))
     alone_group = distributed.new_group([0])
@@ -184,12 +191,12 @@ def main():
     file.unlink()
 
     latency, bandwidth = fit({int(size): value for size, value in found["line"].items()})
-    found_layers = layers(models.resnet50(), (3, options.size, options.size))
-    job = Job(layers=found_layers, batch=options.batch)
+    found_layers = summarize_layers(models.resnet50(), (3, options.size, options.size))
+    job = TrainingJob(layers=found_layers, batch=options.batch)
     cluster = Cluster(
         speed=options.batch / found["side"], devices=2, inside=bandwidth, inside_latency=latency, update=found["update"]
     )
-    predicted = predict(job, cluster, 2).seconds
+    predicted = predict_weak_scaling(job, cluster, 2).seconds
     measured = found["synced"] + found["update"]
     exposed = found["synced"] - found["side"]
     hidden = 1 - exposed / found["reduce"]
@@ -201,13 +208,19 @@ def main():
 
     mebi = ", ".join(f"{size / 2**20:.1f}" for size in found["sizes"])
     summed = sum(found["sizes"])
-    row("bytes all-reduced in a step, counted / parameters x 4", summed / (FLOAT * parameters(models.resnet50())),
+    row("bytes all-reduced in a step, counted / parameters x 4", summed / (FLOAT_BYTES * count_parameters(models.resnet50())),
         f"{summed} bytes")  # fmt: skip
-    same = sum(one == other for one, other in zip(found["sizes"], buckets(job), strict=False))
-    row("buckets, counted", len(found["sizes"]), f"{mebi} MiB; {same} have the size of the model's {len(buckets(job))}")
+    same = sum(one == other for one, other in zip(found["sizes"], compute_bucket_sizes(job), strict=False))
+    row(
+        "buckets, counted",
+        len(found["sizes"]),
+        f"{mebi} MiB; {same} have the size of the model's {len(compute_bucket_sizes(job))}",
+    )
     row("all-reduce bandwidth, MB/s", bandwidth / 1e6,
         f"gloo on the loopback; 2 latency + bytes / bandwidth, latency {1e6 * latency:.0f} us")  # fmt: skip
-    row("backward share of the computation", found["backward"] / found["side"], f"the model has {BACKWARD:.3f}")
+    row(
+        "backward share of the computation", found["backward"] / found["side"], f"the model has {BACKWARD_FRACTION:.3f}"
+    )
     row("share of the all-reduce hidden behind the backward pass", hidden,
         f"forward and backward {found['synced']:.3f} s, without all-reduce {found['side']:.3f} s, "
         f"all-reduces alone {found['reduce']:.3f} s")  # fmt: skip
@@ -220,7 +233,7 @@ def main():
         f"predicted {(found['solo'] + found['update']) / predicted:.3f}")  # fmt: skip
     for slowness in SLOWNESS:
         cluster = Cluster(speed=options.batch / found["free"], devices=2, inside=summed / slowness / found["once"])
-        step, took_step = predict(job, cluster, 2).seconds, found[f"wire {slowness}"]
+        step, took_step = predict_weak_scaling(job, cluster, 2).seconds, found[f"wire {slowness}"]
         row(f"step with a network that only waits, {slowness:g} times the computation, predicted / measured",
             step / took_step, f"{step:.3f} s, {took_step:.3f} s; {found['free']:.3f} s without it")  # fmt: skip
     return None

@@ -33,8 +33,8 @@ from torch.nn import functional as F
 import few_scenes
 from apart import Apart, installed, resident
 from fukami.data import scenes
-from fukami.data.folder import unpacked
-from fukami.engine.recipe import names
+from fukami.data.image_folder import unpack_archive
+from fukami.engine.recipe import list_recipes
 from fukami.errors import Error
 from fukami.segmentation import data as segmentation_data
 from record import anywhere, each_seed, record
@@ -108,12 +108,12 @@ class Ours:
     """The task as a training has it."""
 
     def __init__(self, name: str, options: argparse.Namespace, precision: str) -> None:
-        from fukami.data.annotated import Batch
-        from fukami.engine.recipe import find
+        from fukami.data.samples import PaddedBatch
+        from fukami.engine.recipe import get_recipe
         from fukami.engine.runtime import Runtime
 
         torch.manual_seed(0)
-        self.task = find(name)(balance="none", **FIELDS.get(name, {})).task(tuple(map(str, range(CLASSES))))
+        self.task = get_recipe(name)(balance="none", **FIELDS.get(name, {})).task(tuple(map(str, range(CLASSES))))
         self.task.setup(Runtime.start(DEVICE, precision))
         self.task.model.train()
         self.task.schedule(0.5)
@@ -123,7 +123,7 @@ class Ours:
         nothing = torch.zeros(options.batch)
         frames = F.pad(pictures, (0, right, 0, bottom))
         batch = frames, sizes, sizes, *[nothing] * 5, F.pad(masks, (0, right, 0, bottom))
-        self.batch = Batch(*(value.to(DEVICE) for value in batch))
+        self.batch = PaddedBatch(*(value.to(DEVICE) for value in batch))
 
     def train(self) -> None:
         """An update."""
@@ -206,12 +206,12 @@ def rates(options: argparse.Namespace) -> None:
 def patches(options: argparse.Namespace) -> None:
     """The answers of a classifier at every 32nd pixel: patch by patch, and in one pass over the whole picture."""
     from fukami import models
-    from fukami.engine import weights as engine_weights
+    from fukami.engine import pretrained
 
     torch.manual_seed(0)
     network = models.fcn32s_vgg16(CLASSES).eval()
     if options.weights != "imagenet":
-        engine_weights.initialise_segmenter(network, "vgg16", options.weights)
+        pretrained.initialize_segmenter(network, "vgg16", options.weights)
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             layer.padding = (0, 0)  # zeros around a patch are not what lies around it in the picture
@@ -257,7 +257,7 @@ def frames(options: argparse.Namespace) -> None:
         video.mkdir()
         for number in range(options.frames):
             (video / f"{number:06}{images[0].suffix}").symlink_to(images[number % len(images)].resolve())
-        if run in names():
+        if run in list_recipes():
             run, script = f"{name}/run", str(Path(few_scenes.__file__))
             words = ["train", *options.names, "--shortest", "360", "--epochs", "1", "--out", run, *options.more]
             subprocess.run([sys.executable, script, *words], check=True, stdout=subprocess.DEVNULL)
@@ -274,12 +274,12 @@ def frames(options: argparse.Namespace) -> None:
 def driving(folder: Path) -> tuple[list[Path], str]:
     """CamVid's test images, or embedded scenes of their size where it is absent; and which of these."""
     try:
-        root = unpacked(segmentation_data.located("camvid"))
+        root = unpack_archive(segmentation_data.find_dataset("camvid"))
         return sorted(next(path for path in root.rglob("test") if path.is_dir()).iterdir()), "CamVid's test images"
     except Error:
         files = [folder / f"{number}.png" for number in range(2)]
         for number, file in enumerate(files):
-            Image.fromarray(scenes.scene(0, number).picture).resize((480, 360)).save(file)
+            Image.fromarray(scenes.generate_scene(0, number).picture).resize((480, 360)).save(file)
         return files, "embedded scenes"
 
 

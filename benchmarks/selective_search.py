@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from fukami.data import locate
+from fukami.data import locations
 from fukami.errors import UsageError
 from fukami.image import io as image_io
 from fukami.selective_search import search as selective_search_search
@@ -38,7 +38,7 @@ COUNTS = (500, 1000, 2000)
 
 def opened():
     """A function that reads a file of the data set by its path inside."""
-    for folder in locate.candidates():
+    for folder in locations.list_data_folders():
         if (folder / "voc-animals").is_dir():
             return lambda name: (folder / "voc-animals" / name).read_bytes()
         if (folder / "voc-animals.zip").is_file():
@@ -106,13 +106,13 @@ def photographs(every):
     read = opened()
     parts = [read(f"ImageSets/Main/{part}.txt").decode().split() for part in ("train", "val")]
     for name in sorted(name for part in parts for name in part)[::every]:
-        picture = np.asarray(image_io.read(read(f"JPEGImages/{name}.jpg")).convert("RGB"))
+        picture = np.asarray(image_io.read_image(read(f"JPEGImages/{name}.jpg")).convert("RGB"))
         yield picture, list(objects(read(f"Annotations/{name}.xml")))
 
 
 def compare(mode, every, tell):
     """The two in turn, at each photograph."""
-    search = {"fukami": selective_search_search.propose, "opencv": theirs}
+    search = {"fukami": selective_search_search.propose_regions, "opencv": theirs}
     for propose in search.values():
         propose(np.zeros((32, 32, 3), np.uint8), mode)  # our kernels are compiled, or read
     judged = {who: Judged() for who in search}
@@ -137,9 +137,9 @@ def orders(mode, every, tell):
     """The same boxes in other orders: what the random numbers are good for."""
     judged = [Judged() for _ in range(10)]
     for picture, annotated in photographs(every):
-        found = list(selective_search_search.hierarchies(picture, selective_search_search.SETTINGS[mode]))
+        found = list(selective_search_search.build_hierarchies(picture, selective_search_search.SETTINGS[mode]))
         for seed, each in enumerate(judged):
-            each.add(annotated, selective_search_search.ordered(found, np.random.default_rng(seed)))
+            each.add(annotated, selective_search_search.rank_boxes(found, np.random.default_rng(seed)))
     for count in COUNTS:
         for metric, measure in (("recall at IoU 0.5", Judged.recall), ("MABO", Judged.mabo)):
             values = [measure(each, count) for each in judged]

@@ -14,7 +14,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from fukami.data import webdataset_write
+from fukami.data import webdataset_writer
 from fukami.engine.runtime import Runtime
 from record import record
 from streaming import fill, ours, reference, speed
@@ -42,7 +42,7 @@ def main():
         root, folder = Path(name) / "pictures", Path(name) / "shards"
         root.mkdir()
         fill(root, options.pictures)
-        webdataset_write.write(str(root), folder, holdout=0.0, megabytes=30)
+        webdataset_writer.write_shards(str(root), folder, holdout=0.0, megabytes=30)
         pipelines = {"folder": (ours, root), "shards": (ours, folder)}
         if find_spec("webdataset"):
             pipelines["webdataset"] = (webdataset, folder)

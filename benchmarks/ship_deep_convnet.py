@@ -25,7 +25,7 @@ COMMAND = (
     "fukami train deep-convnet --data mnist --epochs 60 --weight-decay 0.05 --dropout 0.4 "
     "--augment shift=2 rotate=15 scale=0.15 shear=0.2"
 )
-FOLDER = checkpoint.SHIPPED / "deep-convnet"
+FOLDER = checkpoint.SHIPPED_WEIGHTS_DIR / "deep-convnet"
 
 
 def train(options):
@@ -44,10 +44,10 @@ def ship(options):
         command = f"{COMMAND} --seed {run.name}"
         record("deep-convnet mnist shipped", "test accuracy", last[run]["accuracy"], command=command, seed=run.name,
                seconds=last[run]["seconds"], note="bfloat16 training on an H100")  # fmt: skip
-    recipe, labels = checkpoint.describe(best)
+    recipe, labels = checkpoint.read_recipe(best)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_weights(FOLDER, checkpoint.weights(fukami.load(best).modules()), torch.float16)
-    checkpoint.write_run(FOLDER, recipe, labels, {})
+    checkpoint.write_weights(FOLDER, checkpoint.copy_tensors_to_cpu(fukami.load(best).modules()), torch.float16)
+    checkpoint.write_recipe(FOLDER, recipe, labels, {})
     val = recipe.data().val
     precisions = {precision: fukami.load(FOLDER, precision=precision).evaluate(val)
                   for precision in ("float32", "bfloat16", "float16")}  # fmt: skip
@@ -61,7 +61,7 @@ def ship(options):
         "chosen": f"the best of {len(runs)} seeds by test accuracy; their mean is {statistics.mean(accuracies):.4f}",
         "stored": "float16",
     }
-    checkpoint.write_run(FOLDER, recipe, labels, {"card": card})
+    checkpoint.write_recipe(FOLDER, recipe, labels, {"card": card})
     for precision, found in precisions.items():
         command = f"fukami eval deep-convnet --data mnist --precision {precision}"
         record("deep-convnet shipped weights", f"test accuracy, {precision}", found["accuracy"], command=command)

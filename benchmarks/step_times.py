@@ -46,9 +46,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fukami.data import labelled
-from fukami.engine.train import LOOK
-from fukami.image.transform import Preparation
+from fukami.data import labelled_images
+from fukami.engine.train import MAX_LOG_INTERVAL
+from fukami.image.transform import SquareTransform
 from record import record
 
 HERE = Path(__file__).parent
@@ -89,8 +89,8 @@ def typical(speeds):
 def keep(options, folder):
     """The pictures of a load for the others, in two files; returns how many there are."""
     colour = not options.load.startswith("deep-convnet")
-    (train, *_) = labelled.read(options.data, 0.2)
-    found = train.read(Preparation(channels=3 if colour else 1, size=32 if colour else 28))
+    (train, *_) = labelled_images.load_labelled_images(options.data, 0.2)
+    found = train.read(SquareTransform(channels=3 if colour else 1, size=32 if colour else 28))
     pictures = found.pictures.permute(0, 2, 3, 1) if colour else found.pictures[:, 0]
     np.save(folder / "pictures.npy", np.ascontiguousarray(pictures))
     np.save(folder / "targets.npy", found.targets)
@@ -99,7 +99,7 @@ def keep(options, folder):
 
 def write_repeated(options, folder):
     """List each training image of the data set ``--repeat`` times in a CSV file, so that few make a usual epoch."""
-    train, _, labels = labelled.read(options.data, 0.2)
+    train, _, labels = labelled_images.load_labelled_images(options.data, 0.2)
     rows = [(path, labels[target]) for path, target in zip(train.items, train.targets, strict=True)]
     with (folder / "repeated.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "label"), *rows * options.repeat])
@@ -171,7 +171,7 @@ def compare(options):
         if options.repeat > 1:
             options.data = write_repeated(options, data)
         count = keep(options, data) if load.data else PASS * options.batch
-        options.steps = max(1, min(count // options.batch // 10, LOOK))  # as the loop has it
+        options.steps = max(1, min(count // options.batch // 10, MAX_LOG_INTERVAL))  # as the loop has it
         for turn in range(options.rounds):
             for who, mixed in turns:
                 try:

@@ -23,8 +23,8 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from fukami.classification.resnet import ResNet50
-from fukami.data import folder
-from fukami.data.locate import candidates
+from fukami.data import image_folder
+from fukami.data.locations import list_data_folders
 from fukami.engine.runtime import Runtime
 from record import record
 
@@ -34,8 +34,8 @@ CLASSES = 20
 def photographs():
     """The photographs that are at hand."""
     for name in ("flickr8k-1000.zip", "voc-animals.zip"):
-        archive = next(place / name for place in candidates() if (place / name).is_file())
-        yield from sorted(folder.unpacked(archive).rglob("*.jpg"))
+        archive = next(place / name for place in list_data_folders() if (place / name).is_file())
+        yield from sorted(image_folder.unpack_archive(archive).rglob("*.jpg"))
 
 
 def fill(root, count):

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torchvision.models import vgg19
 
 from apart import Apart, resident
-from fukami.engine.recipe import find
+from fukami.engine.recipe import get_recipe
 from fukami.style import data as style_data
 from record import answer, anywhere, record
 
@@ -39,7 +39,7 @@ def begun(options: argparse.Namespace, precision: str):
     """Our task at its first step, and its batch."""
     from fukami.engine.runtime import Runtime
 
-    recipe = find("neural-style")(
+    recipe = get_recipe("neural-style")(
         content=options.pictures[0], style=tuple(options.pictures[1:]), weights=options.weights, size=options.size
     )
     torch.manual_seed(0)
@@ -88,7 +88,7 @@ class Loss(nn.Module):
 
 def plain(options: argparse.Namespace, pipe) -> None:
     """So many evaluations of the closure as are asked for; tells the seconds so far, and the loss by our measure."""
-    from fukami.style.task import RATIO
+    from fukami.style.task import STYLE_WEIGHT
 
     task, batch = begun(options, "float32")
     torch.backends.cudnn.deterministic = False  # which ours asks for
@@ -108,7 +108,7 @@ def plain(options: argparse.Namespace, pipe) -> None:
                 losses.append(Loss(style, 1 / (5 * 4 * style.shape[1] ** 2), style=True))
                 layers.append(losses[-1])
     for loss in losses:
-        loss.weight *= RATIO * size if loss.style else 1
+        loss.weight *= STYLE_WEIGHT * size if loss.style else 1
     optimizer = torch.optim.LBFGS([picture])
     room, spent, count = resident("VmRSS"), 0.0, [0]
 
@@ -177,14 +177,14 @@ def described(options: argparse.Namespace) -> str:
 def write_embedded(folder: Path) -> list[str]:
     """The embedded images as files."""
     files = [str(folder / "content.png"), str(folder / "style.png")]
-    for file, image in zip(files, (style_data.content(), style_data.style()), strict=True):
+    for file, image in zip(files, (style_data.load_content_image(), style_data.load_style_image()), strict=True):
         image.save(file)
     return files
 
 
 def seconds(options: argparse.Namespace) -> None:
     """Seconds of ``fukami stylize``, from the start of its process to its end, and in its loop."""
-    recipe = find("neural-style")()
+    recipe = get_recipe("neural-style")()
     with tempfile.TemporaryDirectory() as folder:
         content, *styles = options.pictures if options.pictures[0] else write_embedded(Path(folder))
         words = ["fukami", "stylize", content, "--style", *styles, "--size", str(options.size)]

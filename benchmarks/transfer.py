@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
-from fukami.data import folder
-from fukami.data.locate import candidates
+from fukami.data import image_folder
+from fukami.data.locations import list_data_folders
 from record import answer, record
 
 CLASSES = ("cat", "cow", "dog", "horse", "person", "sheep")
@@ -31,8 +31,8 @@ WAYS = {
 
 def cut(root):
     """The set, as a folder by class in two parts."""
-    archive = next(place / "voc-animals.zip" for place in candidates() if (place / "voc-animals.zip").is_file())
-    voc = next(folder.unpacked(archive).rglob("Annotations")).parent
+    archive = next(place / "voc-animals.zip" for place in list_data_folders() if (place / "voc-animals.zip").is_file())
+    voc = next(image_folder.unpack_archive(archive).rglob("Annotations")).parent
     for part, split in (("train", "train"), ("test", "val")):
         counts = dict.fromkeys(CLASSES, 0)
         for name in (voc / "ImageSets" / "Main" / f"{split}.txt").read_text().split():

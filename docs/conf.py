@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as version_of
 
-from fukami.classification.recipe import Classifier
+from fukami.classification.recipe import ClassificationRecipe
 
 project = "fukami"
 author = "fukami contributors"
@@ -30,7 +30,7 @@ html_theme_options = {"navigation_with_keys": True}
 def setup(app):
     """Show fields as they are written."""
     fields = {}  # napoleon would take what stands before a colon in their docstrings for a type
-    for annotations in (Classifier.__annotations__, Classifier.__init__.__annotations__):
+    for annotations in (ClassificationRecipe.__annotations__, ClassificationRecipe.__init__.__annotations__):
         annotations["dataset"] = str  # and not what tyro is told about it
 
     def keep(app, what, name, obj, options, lines):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from fukami import Data, Error, Recipe, Task
-from fukami.detection.metrics import Detections, Found, Truth
+from fukami.detection.metrics import DetectionResults, GroundTruth, Prediction
 from fukami.image import io as image_io
 
 LABELS = ("lamp", "night")
@@ -21,10 +21,10 @@ class Bright(Task):
         return self.replica(torch.ones(2, 1)).square().mean(), {}
 
     def evaluate(self, batches):
-        found = Detections(LABELS)
+        found = DetectionResults(LABELS)
         for number in range(3):
             box = [[0, 0, 40 - 10 * number, 40]]
-            found.add(number, Found(box, [0], [0.9 - 0.1 * number]), Truth([[0, 0, 40, 40]], [0], [0]))
+            found.add(number, Prediction(box, [0], [0.9 - 0.1 * number]), GroundTruth([[0, 0, 40, 40]], [0], [0]))
         return found.metrics()
 
     def predict(self, inputs):
@@ -33,7 +33,7 @@ class Bright(Task):
     def _answer(self, source):
         file = {"file": str(source)} if isinstance(source, str) else {}
         try:
-            picture = image_io.read(source).convert("L")
+            picture = image_io.read_image(source).convert("L")
         except Error as error:
             return {**file, "error": str(error)}
         rows, columns = np.nonzero(np.asarray(picture) > 128)
@@ -44,7 +44,7 @@ class Bright(Task):
         return {**file, "width": picture.width, "height": picture.height, "boxes": boxes}
 
     def draw(self, source, answer):
-        return image_io.draw_boxes(image_io.read(source), answer["boxes"], LABELS)
+        return image_io.draw_boxes(image_io.read_image(source), answer["boxes"], LABELS)
 
 
 @dataclass(frozen=True, kw_only=True)

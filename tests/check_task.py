@@ -22,18 +22,18 @@ from safetensors.torch import load_file
 from torch.utils import _pytree as pytree
 
 import fukami
-from fukami.captioning.task import Captioning
-from fukami.classification.task import Classification
+from fukami.captioning.task import CaptioningTask
+from fukami.classification.task import ClassificationTask
 from fukami.cli.main import main
-from fukami.detection.task import Detection
+from fukami.detection.task import DetectionTask
 from fukami.engine import async_checkpoint
-from fukami.engine.recipe import command
+from fukami.engine.recipe import build_train_command
 from fukami.engine.runtime import Runtime
 from fukami.engine.state_file import load_state
-from fukami.generation.task import Adversarial
-from fukami.reinforcement.task import QLearning
-from fukami.segmentation.task import Segmentation
-from fukami.style.task import Style
+from fukami.generation.task import GANTask
+from fukami.reinforcement.task import QLearningTask
+from fukami.segmentation.task import SegmentationTask
+from fukami.style.task import StyleTransferTask
 
 MAIN = ("loss", "map", "miou", "bleu4", "discriminator_loss", "frechet_digits")  # of a line of the log
 FORKED = multiprocessing.get_context("forkserver")
@@ -185,9 +185,17 @@ def logged(run):
 
 def leave_out_pages(patch):
     """Trainings draw no report, which takes longer than they do."""
-    for family in (Adversarial, Captioning, Classification, Detection, QLearning, Segmentation, Style):
+    for family in (
+        GANTask,
+        CaptioningTask,
+        ClassificationTask,
+        DetectionTask,
+        QLearningTask,
+        SegmentationTask,
+        StyleTransferTask,
+    ):
         patch.setattr(family, "figures", lambda self, batches: ())
-    patch.setattr("fukami.engine.report.write", lambda folder, figures, seconds: folder / "report.html")
+    patch.setattr("fukami.engine.report.write_report", lambda folder, figures, seconds: folder / "report.html")
 
 
 class Started(FORKED.Process):
@@ -223,7 +231,7 @@ class Started(FORKED.Process):
 
         os.fsync = fsync_or_die
         if self.often:
-            async_checkpoint.SECONDS, async_checkpoint.SHARE = 0.0, math.inf
+            async_checkpoint.MIN_CHECKPOINT_INTERVAL, async_checkpoint.MAX_CHECKPOINT_FRACTION = 0.0, math.inf
         if not self.page:
             leave_out_pages(pytest.MonkeyPatch())
         main(self.words)
@@ -249,7 +257,7 @@ def children_of(parent):
 
 def words(recipe, out):
     """The command line of a run, after ``python -m``."""
-    return [*command(recipe).split(), "--out", str(out), "--device", "cpu", "--precision", "float32"]
+    return [*build_train_command(recipe).split(), "--out", str(out), "--device", "cpu", "--precision", "float32"]
 
 
 def threads(number):

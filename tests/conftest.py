@@ -84,7 +84,7 @@ def digit_files(tmp_path_factory):
     from fukami.data import digits
 
     root = tmp_path_factory.mktemp("digits")
-    pictures, labels = digits.read()
+    pictures, labels = digits.load_digits()
     for number in range(40):
         folder = root / str(labels[number])
         folder.mkdir(exist_ok=True)
@@ -96,9 +96,9 @@ def digit_files(tmp_path_factory):
 @pytest.fixture
 def few_scenes(monkeypatch):
     """The data set ``scenes`` with eight pictures to train on and four to judge on."""
-    monkeypatch.setattr("fukami.data.scenes.TRAINING", 8)
-    monkeypatch.setattr("fukami.data.scenes.TESTING", 4)
-    monkeypatch.setattr("fukami.data.scenes.SENTENCES", 8)
+    monkeypatch.setattr("fukami.data.scenes.NUM_TRAIN", 8)
+    monkeypatch.setattr("fukami.data.scenes.NUM_TEST", 4)
+    monkeypatch.setattr("fukami.data.scenes.NUM_CAPTIONED", 8)
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +112,7 @@ def scene_files(tmp_path_factory):
         (root / part).mkdir()
         images, annotations = [], []
         for number in numbers:
-            scene = scenes.scene(0, number)
+            scene = scenes.generate_scene(0, number)
             Image.fromarray(scene.picture).save(root / part / f"{number}.png")
             height, width = scene.picture.shape[:2]
             images.append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
@@ -132,7 +132,7 @@ def told_files(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("told")
     lines = ["image,caption"]
-    for number, (picture, (sentence,)) in enumerate(zip(*scenes.told(0, 12), strict=True)):
+    for number, (picture, (sentence,)) in enumerate(zip(*scenes.generate_captioned_images(0, 12), strict=True)):
         Image.fromarray(picture).save(root / f"{number:02}.png")
         lines += [f"{number:02}.png,{text}" for text in (sentence, sentence.replace("a ", "one ", 1))]
     (root / "captions.txt").write_text("\n".join(lines))
@@ -145,12 +145,12 @@ def mask_files(tmp_path_factory):
     from fukami.data import scenes
 
     root = tmp_path_factory.mktemp("masks")
-    for number, sample in enumerate(scenes.masked(0, 12)):
+    for number, sample in enumerate(scenes.generate_mask_samples(0, 12)):
         part = "train" if number < 8 else "val"
         for folder, pixels in (("images", sample.source), ("masks", sample.mask.read() - 1)):
             (root / part / folder).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(root / part / folder / f"{number}.png")
-    (root / "classes.txt").write_text("\n".join(scenes.MASKED))
+    (root / "classes.txt").write_text("\n".join(scenes.MASK_LABELS))
     return root
 
 
@@ -160,7 +160,7 @@ def trained(tmp_path_factory):
     import fukami
 
     out = tmp_path_factory.mktemp("runs") / "digits"
-    recipe = fukami.find("deep-convnet")(epochs=8, batch=50, augment=("shift=1",))
+    recipe = fukami.get_recipe("deep-convnet")(epochs=8, batch=50, augment=("shift=1",))
     fukami.train(recipe, out, precision="float32")
     return out
 
@@ -171,7 +171,7 @@ def binarized(tmp_path_factory, digit_files):
     import fukami
 
     out = tmp_path_factory.mktemp("binarized") / "digits"
-    recipe = fukami.find("binary-deep-convnet")(dataset=str(digit_files), epochs=1, batch=8)
+    recipe = fukami.get_recipe("binary-deep-convnet")(dataset=str(digit_files), epochs=1, batch=8)
     fukami.train(recipe, out, device="cpu", precision="float32")
     return out
 

@@ -44,10 +44,9 @@ from PIL import Image
 from fukami import leaderboard
 from fukami.captioning import data as captioning_data
 from fukami.cli import dataset_checks, import_weights
-from fukami.data import folder, labelled, palettes, remote, shards
+from fukami.data import class_tables, image_folder, labelled_images, remote, shards
 from fukami.detection import data as detection_data
-from fukami.engine import checkpoint
-from fukami.engine import weights as engine_weights
+from fukami.engine import checkpoint, pretrained
 from fukami.errors import Error
 from fukami.generation import data as generation_data
 from fukami.segmentation import data as segmentation_data
@@ -354,10 +353,10 @@ def shards_folder(random: Random, place: Path) -> None:
 
 def read_shards(place: Path) -> None:
     """Every sample."""
-    dataset_checks.examine(str(place / "shards"))
-    train, _, _ = labelled.read(str(place / "shards"), 0.0)
+    dataset_checks.validate_dataset(str(place / "shards"))
+    train, _, _ = labelled_images.load_labelled_images(str(place / "shards"), 0.0)
     items = train.items
-    assert isinstance(items, shards.Samples)
+    assert isinstance(items, shards.ShardSamples)
     for number in range(min(len(items), 20)):
         items[number]
 
@@ -453,7 +452,7 @@ def read_archive(place: Path) -> None:
     cache = Path(os.environ["XDG_CACHE_HOME"]) / "fukami" / "unpacked"
     (archive,) = place.glob("images.*")
     try:
-        labelled.read(str(archive), 0.2)
+        labelled_images.load_labelled_images(str(archive), 0.2)
     finally:
         escaped = [path for root in (place, cache.parent, Path("/tmp")) for path in root.glob("escaped*")]
         left = [path for path in cache.iterdir() if not path.name.startswith("images")] if cache.exists() else []
@@ -473,7 +472,13 @@ def name_of(random: Random) -> str:
 def read_name(place: Path) -> None:
     """Look for a data set of every kind under a name."""
     name = (place / "name").read_text()
-    readers = [labelled.read, detection_data.read, segmentation_data.read, captioning_data.read, generation_data.read]
+    readers = [
+        labelled_images.load_labelled_images,
+        detection_data.load_dataset,
+        segmentation_data.load_dataset,
+        captioning_data.load_dataset,
+        generation_data.load_dataset,
+    ]
     refusals = []
     for read in readers:
         try:
@@ -520,13 +525,13 @@ def coco_folder(random: Random, place: Path) -> None:
 
 def read_boxes(place: Path) -> None:
     """Every box, and every mask where there are any; as training reads them, and as the doctor does."""
-    dataset_checks.examine(str(place))
-    if segmentation_data.known(str(place)):
-        train, test, _ = segmentation_data.read(str(place), 0.0)
+    dataset_checks.validate_dataset(str(place))
+    if segmentation_data.is_segmentation_dataset(str(place)):
+        train, test, _ = segmentation_data.load_dataset(str(place), 0.0)
         for sample in (*train, *test):
             assert sample.mask is not None
             sample.mask.read()
-    detection_data.read(str(place), 0.0)
+    detection_data.load_dataset(str(place), 0.0)
 
 
 VOC = """<?xml version="1.0"?>
@@ -642,9 +647,9 @@ def masks_folder(random: Random, place: Path) -> None:
 
 def read_masks(place: Path) -> None:
     """Every mask, and the class table."""
-    dataset_checks.examine(str(place))
-    palettes.found(place)
-    train, _, _ = segmentation_data.read(str(place), 0.0)
+    dataset_checks.validate_dataset(str(place))
+    class_tables.find_class_table(place)
+    train, _, _ = segmentation_data.load_dataset(str(place), 0.0)
     for sample in train:
         assert sample.mask is not None
         sample.mask.read()
@@ -652,14 +657,14 @@ def read_masks(place: Path) -> None:
 
 def read_table(place: Path) -> None:
     """Every row."""
-    dataset_checks.examine(str(place / "list.csv"))
-    folder.table(place / "list.csv")
+    dataset_checks.validate_dataset(str(place / "list.csv"))
+    image_folder.read_csv(place / "list.csv")
 
 
 def read_captions(place: Path) -> None:
     """Every sentence."""
-    dataset_checks.examine(str(place))
-    captioning_data.read(str(place), 0.2)
+    dataset_checks.validate_dataset(str(place))
+    captioning_data.load_dataset(str(place), 0.2)
 
 
 # ---- ONNX ------------------------------------------------------------------------------------------------------------
@@ -668,9 +673,9 @@ def read_captions(place: Path) -> None:
 @functools.cache
 def onnx_model() -> bytes:
     """A small classifier as ``fukami export`` writes it."""
-    from fukami.quantization.onnx import encode
+    from fukami.quantization.onnx_export import export_onnx
 
-    return encode(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)), (1, 2, 2), {"labels": "a b"})
+    return export_onnx(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)), (1, 2, 2), {"labels": "a b"})
 
 
 def onnx_file(content: bytes) -> Callable[[Random, Path], None]:
@@ -705,7 +710,7 @@ def onnx_file(content: bytes) -> Callable[[Random, Path], None]:
 
 def read_onnx(place: Path) -> None:
     """Load the network and compute with it."""
-    from fukami.quantization.onnx import OnnxNetwork
+    from fukami.quantization.onnx_export import OnnxNetwork
 
     OnnxNetwork((place / "model.onnx").read_bytes())(torch.zeros(2, 1, 2, 2))
 
@@ -726,8 +731,10 @@ def all_targets(run: Path | None) -> dict[str, Target]:
         "captions": Target(captions_folder, read_captions),
         "masks": Target(masks_folder, read_masks),
         "onnx": Target(onnx_file(onnx_model()), read_onnx),
-        "weights": Target(weights_file, lambda place: engine_weights.read(place / "weights.pth")),
-        "params": Target(params_file, lambda place: import_weights.deep_convnet(place / "params.pkl", place / "out")),
+        "weights": Target(weights_file, lambda place: pretrained.read_state_dict(place / "weights.pth")),
+        "params": Target(
+            params_file, lambda place: import_weights.import_deep_convnet(place / "params.pkl", place / "out")
+        ),
     }
     if run is None:
         return found
@@ -739,10 +746,10 @@ def all_targets(run: Path | None) -> dict[str, Target]:
         checkpoint.read_state(place / "run", torch.device("cpu"))
 
     def survey(place: Path) -> None:
-        leaderboard.survey(place)
+        leaderboard.load_leaderboards(place)
 
     def described(place: Path) -> None:
-        checkpoint.describe(place / "run")
+        checkpoint.read_recipe(place / "run")
 
     def of_run(name: str, change: Callable[[Random, bytes], bytes], read: Callable[[Path], object]) -> Target:
         return Target(run_with(run, name, change), read)
@@ -882,7 +889,7 @@ def main() -> int:
     options.add_argument("--only", help="kinds of files, by name, separated by commas")
     options.add_argument("--note", type=Path, default=Path(tempfile.gettempdir()) / "fuzz-case.txt")
     given = options.parse_args()
-    remote.WAIT = 0.0
+    remote.RETRY_DELAY = 0.0
     logging.disable(logging.CRITICAL)
     threading.stack_size(1 << 20)
     targets = all_targets(given.run.resolve() if given.run else None)

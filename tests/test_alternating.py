@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 
 import fukami
 from fukami import UsageError
-from fukami.detection.alternating_task import NONE, STEPS, Alternating
+from fukami.detection.alternating_task import NOT_STARTED, STEP_BOUNDARIES, AlternatingDetectionTask
 from fukami.detection.faster_rcnn import FasterRCNNVGG16
-from fukami.detection.task import Detection
+from fukami.detection.task import DetectionTask
 from fukami.engine.runtime import Runtime
 
 
@@ -40,7 +40,9 @@ def test_each_step_trains_its_part(recipe, batch_norm):
         3: {"model.roi_heads"},
     }
     for step, parts in trained.items():
-        task.schedule(STEPS[step] + 0.1 * (STEPS[step + 1] - STEPS[step]))  # past the warm-up
+        task.schedule(
+            STEP_BOUNDARIES[step] + 0.1 * (STEP_BOUNDARIES[step + 1] - STEP_BOUNDARIES[step])
+        )  # past the warm-up
         before = weights(task)
         if step == 2:
             assert all(
@@ -90,8 +92,8 @@ def test_too_few_updates_for_four_steps(recipe):
 def test_cut_off_in_each_step_and_resumed(recipe, tmp_path, pageless, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     fukami.train(recipe, whole, device="cpu", precision="float32")
-    monkeypatch.setattr("fukami.engine.async_checkpoint.Saver.due", True)
-    monkeypatch.setattr("fukami.engine.train.LOOK", 1)
+    monkeypatch.setattr("fukami.engine.async_checkpoint.CheckpointWriter.due", True)
+    monkeypatch.setattr("fukami.engine.train.MAX_LOG_INTERVAL", 1)
     for number in range(4):
         updates = []
 
@@ -100,12 +102,12 @@ def test_cut_off_in_each_step_and_resumed(recipe, tmp_path, pageless, monkeypatc
                 updates.append(batch)
                 if len(updates) == 2:
                     raise KeyboardInterrupt
-            return Detection.step(self, batch)
+            return DetectionTask.step(self, batch)
 
-        monkeypatch.setattr(Alternating, "step", step)
+        monkeypatch.setattr(AlternatingDetectionTask, "step", step)
         with pytest.raises(KeyboardInterrupt):
             fukami.train(recipe, cut, device="cpu", precision="float32", resume=number > 0)
-    monkeypatch.setattr(Alternating, "step", Detection.step)
+    monkeypatch.setattr(AlternatingDetectionTask, "step", DetectionTask.step)
     fukami.train(recipe, cut, device="cpu", precision="float32", resume=True)
     one, other = (load_file(run / "weights.safetensors") for run in (whole, cut))
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -121,5 +123,5 @@ def test_answers_without_the_first_network(recipe, tmp_path, scene_files, pagele
     resumed = recipe.task(recipe.data().labels)  # a finished run, of which only the report is wanting
     resumed.setup(Runtime.start("cpu", "float32"))
     resumed.model.load_state_dict(task.model.state_dict())
-    assert resumed.current == NONE
+    assert resumed.current == NOT_STARTED
     assert resumed.predict(files) == answers

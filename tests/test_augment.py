@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as v2
 
 from fukami import UsageError
 from fukami.data import augment
-from fukami.data.augment import STRONGEST, Affine, Augment, Hue, Pick
+from fukami.data.augment import MAX_STRENGTHS, AugmentationPipeline, RandomAffine, RandomHue, RandomOperation
 
 ZERO, FULL = 0.5, 1 - 1e-7  # draws in [0, 1): the middle changes nothing, the end is the most
 
@@ -25,9 +25,9 @@ def changed(operation, pictures, numbers):
     """The pictures after one operation, or after the words that ask for some."""
     size = pictures.shape[-1]
     if isinstance(operation, str):
-        whole = augment.parse(operation.split(), size=size, classes=3)
+        whole = augment.parse_augmentation(operation.split(), size=size, classes=3)
     else:
-        whole = Augment((operation,), size, 3)
+        whole = AugmentationPipeline((operation,), size, 3)
     numbers = torch.as_tensor(numbers, dtype=torch.float32)
     return whole(pictures, torch.zeros(len(pictures), dtype=torch.long), numbers.expand(len(pictures), -1))[0]
 
@@ -49,18 +49,18 @@ def colours():
 
 
 def test_the_middle_of_every_draw_changes_nothing(picture):
-    torch.testing.assert_close(changed(Affine(3, 20, 0.2, 0.2), picture, draws()), picture, atol=0.01, rtol=0)
+    torch.testing.assert_close(changed(RandomAffine(3, 20, 0.2, 0.2), picture, draws()), picture, atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize(("right", "down"), [(1, 0), (0, 2), (-2, 1)])
 def test_shift_moves_whole_pixels(picture, right, down):
-    moved = changed(Affine(shift=2), picture, draws(right=(1 - right / 2) / 2, down=(1 - down / 2) / 2))
+    moved = changed(RandomAffine(shift=2), picture, draws(right=(1 - right / 2) / 2, down=(1 - down / 2) / 2))
     torch.testing.assert_close(moved, torch.roll(picture, (down, right), (2, 3)), atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize("degrees", [90.0, 30.0, -12.0])
 def test_rotation_is_torchvisions(picture, degrees):
-    turned = changed(Affine(rotate=abs(degrees)), picture, draws(turn=FULL if degrees > 0 else 0.0))
+    turned = changed(RandomAffine(rotate=abs(degrees)), picture, draws(turn=FULL if degrees > 0 else 0.0))
     expected = reference.rotate(picture, degrees, InterpolationMode.BILINEAR)
     torch.testing.assert_close(turned, expected, atol=0.6, rtol=0)
 
@@ -68,14 +68,14 @@ def test_rotation_is_torchvisions(picture, degrees):
 def test_scale_makes_ink_as_much_more_as_it_says(picture):
     """The area grows with the square of the scale, the mass with the area."""
     for draw, factor in ((FULL, 1.2), (0.0, 0.8)):
-        scaled = changed(Affine(scale=0.2), picture, draws(stretch_x=draw, stretch_y=draw))
+        scaled = changed(RandomAffine(scale=0.2), picture, draws(stretch_x=draw, stretch_y=draw))
         assert (scaled.sum() / picture.sum()).item() == pytest.approx(factor**2, rel=0.02)
 
 
 def test_shear_slants_and_keeps_the_mass():
     column = torch.zeros(1, 1, 21, 21)
     column[..., 5:16, 10] = 1
-    slanted = changed(Affine(shear=0.4), column, draws(slant=FULL))[0, 0]
+    slanted = changed(RandomAffine(shear=0.4), column, draws(slant=FULL))[0, 0]
     centre = (slanted * torch.arange(21)).sum(1)[5:16] / slanted.sum(1)[5:16]
     slope = (centre[-1] - centre[0]) / 10
     assert abs(slope.item()) == pytest.approx(0.4, abs=0.02)
@@ -84,7 +84,9 @@ def test_shear_slants_and_keeps_the_mass():
 
 def test_each_picture_has_its_own_draws(picture):
     both = picture.repeat(2, 1, 1, 1)
-    both = Augment((Affine(rotate=45),), 29)(both, torch.zeros(2), torch.cat([draws(), draws(turn=FULL)]))[0]
+    both = AugmentationPipeline((RandomAffine(rotate=45),), 29)(
+        both, torch.zeros(2), torch.cat([draws(), draws(turn=FULL)])
+    )[0]
     torch.testing.assert_close(both[:1], picture, atol=0.01, rtol=0)
     assert (both[1] - picture[0]).abs().mean() > 1
 
@@ -92,7 +94,7 @@ def test_each_picture_has_its_own_draws(picture):
 def test_bytes_come_out_as_floats_in_their_range():
     torch.manual_seed(0)
     pictures = torch.randint(0, 256, (5, 1, 28, 28), dtype=torch.uint8)
-    moved = Augment((Affine(2, 10, 0.1, 0.1),), 28)(pictures, torch.zeros(5), torch.rand(5, 6))[0]
+    moved = AugmentationPipeline((RandomAffine(2, 10, 0.1, 0.1),), 28)(pictures, torch.zeros(5), torch.rand(5, 6))[0]
     assert moved.dtype == torch.float32
     assert 0 <= moved.min() <= moved.max() <= 255
     assert math.isclose(moved.mean(), pictures.float().mean(), rel_tol=0.2)
@@ -125,7 +127,7 @@ def test_a_random_resized_crop_is_the_part_resized(picture):
 
 def test_random_crops_have_the_areas_and_ratios_they_should():
     torch.manual_seed(0)
-    wide, high, left, top = augment.crop(torch.rand(4000, 4), 0.08, 1.0)
+    wide, high, left, top = augment.compute_crops(torch.rand(4000, 4), 0.08, 1.0)
     inside = (wide < 1) & (high < 1)
     ratio = (wide / high)[inside]
     assert ratio.min() > 3 / 4 - 0.01
@@ -151,7 +153,7 @@ def test_masks_and_boxes_go_where_the_picture_goes():
     pictures = torch.zeros(20, 1, 40, 40)
     pictures[..., 10:22, 14:30] = 255
     boxes = torch.tensor([[[14.0, 10.0, 30.0, 22.0], [0.0, 0.0, 2.0, 2.0]]]).expand(20, 2, 4)
-    change = augment.parse(["shift=6", "flip", "crop=0.5", "flip-vertical"], size=40)
+    change = augment.parse_augmentation(["shift=6", "flip", "crop=0.5", "flip-vertical"], size=40)
     geometry = change.geometry(torch.rand(20, change.draws), 40, 40)
     moved = change.moved(pictures, geometry)[:, 0] > 127
     mask = change.moved((pictures > 0).float(), geometry, mode="nearest")[:, 0] > 0
@@ -195,13 +197,13 @@ def test_grey_has_no_colour_and_keeps_the_brightness(colours):
 
 def test_hue_turns_red_into_green_and_leaves_grey_alone():
     red = torch.tensor([150.0, 100.0, 100.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
-    turned = changed(Hue(1 / 3), red, [FULL])[0, :, 0, 0]
-    other = changed(Hue(1 / 3), red, [0.0])[0, :, 0, 0]
+    turned = changed(RandomHue(1 / 3), red, [FULL])[0, :, 0, 0]
+    other = changed(RandomHue(1 / 3), red, [0.0])[0, :, 0, 0]
     assert {turned.argmax().item(), other.argmax().item()} == {1, 2}
     luma = torch.tensor(augment.LUMA)
     assert (turned @ luma).item() == pytest.approx((red[0, :, 0, 0] @ luma).item(), rel=0.01)
     grey = torch.full((1, 3, 4, 4), 90.0)
-    torch.testing.assert_close(changed(Hue(0.5), grey, [0.1]), grey, atol=0.05, rtol=0)
+    torch.testing.assert_close(changed(RandomHue(0.5), grey, [0.1]), grey, atol=0.05, rtol=0)
 
 
 def test_grey_pictures_take_the_changes_that_they_can():
@@ -217,21 +219,21 @@ def test_grey_pictures_take_the_changes_that_they_can():
 def test_erasing_paints_a_rectangle_of_the_right_area():
     torch.manual_seed(0)
     pictures = torch.rand(400, 3, 32, 32) * 255
-    found = Augment(augment.parse(["erase=1"], size=32).operations, 32)(pictures, torch.zeros(400), torch.rand(400, 5))[
-        0
-    ]
+    found = AugmentationPipeline(augment.parse_augmentation(["erase=1"], size=32).operations, 32)(
+        pictures, torch.zeros(400), torch.rand(400, 5)
+    )[0]
     erased = (found != pictures).any(1).float().mean((1, 2))
     assert 0.01 < erased.min() < erased.max() < 0.36
     assert erased.mean().item() == pytest.approx((0.02 + 0.33) / 2, abs=0.02)
     torch.testing.assert_close(changed("erase=0.3", pictures[:2], [0.4, 0, 0, 0, 0]), pictures[:2])
 
 
-PICKED = list(STRONGEST)
+PICKED = list(MAX_STRENGTHS)
 
 
 def picked(name, pictures, strength, sign=0.9):
     """The pictures after this one of TrivialAugment's changes."""
-    return changed(Pick(), pictures, [(PICKED.index(name) + 0.5) / len(PICKED), strength, sign])
+    return changed(RandomOperation(), pictures, [(PICKED.index(name) + 0.5) / len(PICKED), strength, sign])
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.34, 0.7])
@@ -261,12 +263,12 @@ def test_trivial_augment_does_what_torchvisions_does(colours, name, theirs, stre
 
 
 def test_rand_augment_changes_twice_and_trivial_once():
-    assert len(augment.parse(["rand=9"], size=8).operations) == 2
-    assert augment.parse(["trivial"], size=8).operations == (Pick(),)
+    assert len(augment.parse_augmentation(["rand=9"], size=8).operations) == 2
+    assert augment.parse_augmentation(["trivial"], size=8).operations == (RandomOperation(),)
     torch.manual_seed(0)
     pictures = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8)
     for word in ("trivial", "rand", "rand=20"):
-        change = augment.parse([word], size=16)
+        change = augment.parse_augmentation([word], size=16)
         found = change(pictures, torch.zeros(64), torch.rand(64, change.draws))[0]
         assert 0 <= found.min() <= found.max() <= 255.01
         assert 0.5 < ((found - pictures).abs().amax((1, 2, 3)) > 1).float().mean() <= 1
@@ -278,7 +280,9 @@ def test_rand_augment_changes_twice_and_trivial_once():
 def test_mixup_mixes_pictures_and_targets_in_the_same_shares():
     torch.manual_seed(0)
     pictures, targets = torch.rand(6, 3, 8, 8) * 255, torch.tensor([0, 1, 2, 1, 2, 0])
-    found, shares = augment.parse(["mixup=1"], size=8, classes=3)(pictures, targets, torch.full((6, 4), 0.3))
+    found, shares = augment.parse_augmentation(["mixup=1"], size=8, classes=3)(
+        pictures, targets, torch.full((6, 4), 0.3)
+    )
     torch.testing.assert_close(found, 0.3 * pictures + 0.7 * pictures[[3, 4, 5, 0, 1, 2]])
     assert shares[0].tolist() == pytest.approx([0.3, 0.7, 0])
     torch.testing.assert_close(shares.sum(1), torch.ones(6))
@@ -288,7 +292,7 @@ def test_cutmix_targets_are_the_shares_of_the_area():
     torch.manual_seed(0)
     pictures = torch.cat([torch.zeros(50, 1, 32, 32), torch.ones(50, 1, 32, 32)])
     targets = torch.cat([torch.zeros(50), torch.ones(50)]).long()
-    found, shares = augment.parse(["cutmix"], size=32, classes=2)(pictures, targets, torch.rand(100, 4))
+    found, shares = augment.parse_augmentation(["cutmix"], size=32, classes=2)(pictures, targets, torch.rand(100, 4))
     torch.testing.assert_close(found.mean((1, 2, 3)), shares[:, 1], atol=1e-5, rtol=0)
     assert (shares.amax(1) < 0.98).float().mean() > 0.2
 
@@ -296,7 +300,7 @@ def test_cutmix_targets_are_the_shares_of_the_area():
 def test_with_both_each_picture_takes_one():
     torch.manual_seed(0)
     pictures, targets = torch.rand(400, 1, 16, 16) * 255, torch.zeros(400).long()
-    change = augment.parse(["mixup=1", "cutmix=1"], size=16, classes=2)
+    change = augment.parse_augmentation(["mixup=1", "cutmix=1"], size=16, classes=2)
     found = change(pictures, targets, torch.rand(400, 4))[0]
     one_of_the_two = (found == pictures) | (found == pictures.roll(200, 0))
     assert 0.35 < one_of_the_two.flatten(1).all(1).float().mean() < 0.65
@@ -305,7 +309,7 @@ def test_with_both_each_picture_takes_one():
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
 def test_shares_are_distributed_as_beta(alpha):
     chances = (torch.arange(20_000) + 0.5) / 20_000
-    found = augment._beta(alpha, chances)
+    found = augment._sample_beta(alpha, chances)
     beta = torch.distributions.Beta(alpha, alpha)
     assert found.mean().item() == pytest.approx(0.5, abs=0.005)
     assert found.var().item() == pytest.approx(beta.variance.item(), rel=0.02)
@@ -327,14 +331,14 @@ def test_shares_are_distributed_as_beta(alpha):
 )
 def test_wrong_words_are_refused(words, hint):
     with pytest.raises(UsageError, match=hint):
-        augment.parse(words, size=8)
+        augment.parse_augmentation(words, size=8)
 
 
 def test_every_word_changes_pictures_and_repeats_itself(colours):
     colours = torch.cat([colours, colours.flip(2)])
     targets = torch.arange(6) % 3
     for word in augment.OPERATIONS:
-        change = augment.parse([word], size=16, classes=3)
+        change = augment.parse_augmentation([word], size=16, classes=3)
         generator = torch.Generator().manual_seed(1)
         numbers = torch.rand(6, change.draws, generator=generator)
         numbers[0, 0] = 0.1  # one picture at least takes what only a share takes

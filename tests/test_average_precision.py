@@ -10,8 +10,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from fukami import Error
-from fukami.data.annotated import COUNTED, CROWD, DIFFICULT
-from fukami.detection.metrics import Detections, Found, Truth
+from fukami.data.samples import CROWD, DIFFICULT, REGULAR
+from fukami.detection.metrics import DetectionResults, GroundTruth, Prediction
 
 A, B, C = (0, 0, 10, 10), (20, 0, 30, 10), (40, 0, 50, 10)
 LABELS = ("cat", "dog")
@@ -19,20 +19,20 @@ LABELS = ("cat", "dog")
 
 def detections(*pictures, labels=LABELS):
     """Pictures of ``[(class, score, box)], [(class, kind, box)]`` each."""
-    found = Detections(labels)
+    found = DetectionResults(labels)
     for number, (answers, objects) in enumerate(pictures):
         classes, scores, boxes = zip(*answers, strict=True) if answers else ((), (), ())
         labels, kinds, there = zip(*objects, strict=True) if objects else ((), (), ())
-        found.add(number, Found(np.array(boxes), classes, scores), Truth(np.array(there), labels, kinds))
+        found.add(number, Prediction(np.array(boxes), classes, scores), GroundTruth(np.array(there), labels, kinds))
     return found
 
 
-def cats(*boxes, kind=COUNTED):
+def cats(*boxes, kind=REGULAR):
     return [(0, kind, box) for box in boxes]
 
 
 def test_all_are_found():
-    found = detections(([(0, 0.9, A), (1, 0.8, B)], [*cats(A), (1, COUNTED, B)]))
+    found = detections(([(0, 0.9, A), (1, 0.8, B)], [*cats(A), (1, REGULAR, B)]))
     assert found.metrics() == {
         "map": 1, "map_11": 1, "coco_ap": pytest.approx(1), "coco_ap50": pytest.approx(1),
         "coco_ap75": pytest.approx(1), "coco_ap_small": pytest.approx(1), "coco_ar100": 1, "count": 1, "objects": 2,
@@ -98,7 +98,7 @@ def test_equal_scores_keep_the_order_of_the_pictures_whoever_had_them():
 
 def test_a_picture_that_comes_twice_counts_once():
     found = detections(([(0, 0.5, A)], cats(A)))
-    found.add(0, Found([C], [0], [0.9]), Truth([A], [0], [COUNTED]))
+    found.add(0, Prediction([C], [0], [0.9]), GroundTruth([A], [0], [REGULAR]))
     assert found.metrics()["count"] == found.metrics()["map"] == 1
 
 
@@ -117,7 +117,7 @@ def test_nothing_found_at_all_is_quiet(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def world(random, pictures=40, classes=3, kinds=(COUNTED,)):
+def world(random, pictures=40, classes=3, kinds=(REGULAR,)):
     """Random objects, detections more or less on them, and false alarms; some scores are equal."""
     for number in range(pictures):
         count = random.integers(0, 6)
@@ -128,7 +128,7 @@ def world(random, pictures=40, classes=3, kinds=(COUNTED,)):
                                 random.uniform((0, 0, 210, 210), (200, 200, 410, 410), (3, 4))])  # fmt: skip
         answers = np.concatenate([labels, labels, random.integers(0, classes, 3)])
         scores = random.integers(1, 60, len(answers)) / 60
-        yield number, Found(boxes, answers, scores), Truth(objects, labels, random.choice(kinds, count))
+        yield number, Prediction(boxes, answers, scores), GroundTruth(objects, labels, random.choice(kinds, count))
 
 
 def development_kit(pictures, label):
@@ -172,8 +172,8 @@ def development_kit(pictures, label):
 
 
 def test_voc_agrees_with_its_development_kit(random):
-    pictures = list(world(random, kinds=(COUNTED, COUNTED, DIFFICULT)))
-    found = Detections(("a", "b", "c"))
+    pictures = list(world(random, kinds=(REGULAR, REGULAR, DIFFICULT)))
+    found = DetectionResults(("a", "b", "c"))
     for picture in pictures:
         found.add(*picture)
     for number, each in enumerate(found.metrics()["classes"].values()):
@@ -214,8 +214,8 @@ def pycocotools(pictures, classes):
 
 
 def test_coco_agrees_with_pycocotools(random):
-    pictures = list(world(random, kinds=(COUNTED, COUNTED, CROWD, DIFFICULT)))
-    found = Detections(("a", "b", "c"))
+    pictures = list(world(random, kinds=(REGULAR, REGULAR, CROWD, DIFFICULT)))
+    found = DetectionResults(("a", "b", "c"))
     for picture in pictures:
         found.add(*picture)
     metrics = found.metrics()
@@ -224,12 +224,12 @@ def test_coco_agrees_with_pycocotools(random):
     assert [metrics[f"coco_{name}"] for name in names] == pytest.approx(stats[:6])
     assert metrics["coco_ar100"] == pytest.approx(stats[8])
     assert [line["coco_ap"] for line in metrics["classes"].values()] == pytest.approx(each)
-    assert metrics["objects"] == sum((truth.kinds == COUNTED).sum() for *_, truth in pictures)
+    assert metrics["objects"] == sum((truth.kinds == REGULAR).sum() for *_, truth in pictures)
 
 
 def test_voc_is_near_coco_at_half(random):
     """Both judge the same curve at the same IoU: by its area, and by 101 points of it."""
-    found = Detections(("a", "b", "c"))
+    found = DetectionResults(("a", "b", "c"))
     for picture in world(random, pictures=150):
         found.add(*picture)
     metrics = found.metrics()
@@ -243,7 +243,7 @@ def test_kinds_of_mistakes():
     answers = [
         (0, 0.9, C), (0, 0.8, beside), (0, 0.7, B), (0, 0.6, A), (0, 0.5, A), (0, 0.95, (60, 0, 70, 10)),
     ]  # fmt: skip
-    objects = [*cats(A), (1, COUNTED, B), *cats((60, 0, 70, 10), kind=DIFFICULT), *cats((80, 0, 99, 9))]
+    objects = [*cats(A), (1, REGULAR, B), *cats((60, 0, 70, 10), kind=DIFFICULT), *cats((80, 0, 99, 9))]
     found = detections((answers, objects))
     alarms = found.false_alarms(9)
     assert [(alarm.kind, alarm.score, alarm.other) for alarm in alarms] == [

@@ -18,7 +18,7 @@ from fukami.layers import binary
 from fukami.layers.binary import BinaryConv2d, BinaryLinear, Sign
 from fukami.models import binary_convnet, binary_deep_convnet, binary_resnet18, deep_convnet
 from fukami.quantization import binary_layers, binary_reference
-from fukami.quantization.binary_layers import PackedLayer, PackedPool, PackedSign, pack
+from fukami.quantization.binary_layers import PackedLayer, PackedPool, PackedSign, pack_model
 
 CPU = torch.device("cpu")
 
@@ -32,7 +32,7 @@ def _seeded():
 def kernels(request, monkeypatch):
     """The kernels in plain torch, and those that numba compiles."""
     module = binary_reference if request.param == "words" else pytest.importorskip("fukami.quantization.binary_cpu")
-    monkeypatch.setattr(binary_layers, "kernels", lambda device: module)
+    monkeypatch.setattr(binary_layers, "get_kernels", lambda device: module)
     return module
 
 
@@ -57,7 +57,7 @@ def randomise(network):
 def test_sign_and_its_gradient():
     """1 at 0; the gradient passes between -1 and 1, both included, and nowhere else (BNN, equation 4)."""
     x = torch.tensor([-2.0, -1.0, -0.3, -0.0, 0.0, 0.7, 1.0, 1.1], requires_grad=True)
-    y = binary.sign(x)
+    y = binary.binarize(x)
     assert y.tolist() == [-1, -1, -1, 1, 1, 1, 1, 1]
     (y * torch.arange(1.0, 9.0)).sum().backward()
     assert x.grad.tolist() == [0, 2, 3, 4, 5, 6, 7, 0]
@@ -99,13 +99,13 @@ def test_training_keeps_the_latent_weights_in_their_bounds(options, tmp_path):
     """At a rate that would drive them far away, they end between -1 and 1, some at the bound, and turn back."""
     recipe = BinaryDeepConvNet(epochs=1, lr=0.5, batch=100, widths=(8,) * 6, hidden=16, **options)
     package.train(recipe, tmp_path / "run", device="cpu", precision="float32")
-    latent = binary.latent(package.load(tmp_path / "run", device="cpu").model)
+    latent = binary.get_latent_weights(package.load(tmp_path / "run", device="cpu").model)
     assert len(latent) == 6  # of eight layers the first and the last have full precision
     largest = torch.stack([weight.abs().max() for weight in latent])
     assert (largest == 1).any()
     assert (largest <= 1).all()
     weight = torch.ones(1, 1, requires_grad=True)  # at the bound: a gradient turns it back
-    binary.sign(weight).sum().backward()
+    binary.binarize(weight).sum().backward()
     assert weight.grad.item() == 1
 
 
@@ -163,13 +163,13 @@ def test_packed_convolution_is_the_convolution(kernels, channels, size, kernel, 
     step = [nn.BatchNorm2d(outputs), Sign(outputs)]
     randomise(nn.Sequential(layer, *step))
     signs = torch.randint(0, 2, (3, channels, *size)).float() * 2 - 1
-    bits = binary_reference.from_bools(signs.permute(0, 2, 3, 1) > 0)
+    bits = binary_reference.pack_words(signs.permute(0, 2, 3, 1) > 0)
     with torch.no_grad():
         sums = layer(signs)
         answer = step[1](step[0](sums))
     assert torch.equal(PackedLayer(layer, [], channels)(bits), sums)
     assert torch.equal(
-        PackedLayer(layer, step, channels)(bits), binary_reference.from_bools(answer.permute(0, 2, 3, 1) > 0)
+        PackedLayer(layer, step, channels)(bits), binary_reference.pack_words(answer.permute(0, 2, 3, 1) > 0)
     )
 
 
@@ -181,12 +181,12 @@ def test_packed_affine_layer_is_the_affine_layer(kernels, inputs, outputs, pixel
     step = [nn.BatchNorm1d(outputs), Sign()]
     randomise(nn.Sequential(layer, *step))
     signs = torch.randint(0, 2, (5, inputs, pixels)).float() * 2 - 1
-    bits = binary_reference.from_bools(signs.mT > 0).flatten(1)
+    bits = binary_reference.pack_words(signs.mT > 0).flatten(1)
     with torch.no_grad():
         scores = layer(signs.flatten(1))
         answer = step[1](step[0](scores))
     assert torch.equal(PackedLayer(layer, [], inputs)(bits), scores)
-    assert torch.equal(PackedLayer(layer, step, inputs)(bits), binary_reference.from_bools(answer > 0))
+    assert torch.equal(PackedLayer(layer, step, inputs)(bits), binary_reference.pack_words(answer > 0))
 
 
 @pytest.mark.parametrize("channels", [3, 64, 77])
@@ -204,7 +204,7 @@ def test_packed_sign_is_the_sign_of_the_normalisation(kernels, channels):
         )
         x = x.view(2, 7, 1, channels).permute(0, 3, 1, 2)
         expected = step[1](norm(x))
-    assert torch.equal(PackedSign(step, channels)(x), binary_reference.from_bools(expected.permute(0, 2, 3, 1) > 0))
+    assert torch.equal(PackedSign(step, channels)(x), binary_reference.pack_words(expected.permute(0, 2, 3, 1) > 0))
 
 
 @pytest.mark.parametrize(("size", "window", "stride"), [((4, 4), 2, 2), ((7, 5), 2, 2), ((7, 6), 3, 2)])
@@ -212,17 +212,17 @@ def test_packed_pooling_is_the_sign_of_the_largest_sum(kernels, size, window, st
     """Where the sign falls with the sum, the largest sum has the smallest sign."""
     sums, falling = torch.randn(2, 70, *size), torch.rand(70) < 0.5
     direction = (1 - 2 * falling.float()).view(-1, 1, 1)
-    signs = binary_reference.from_bools((sums * direction >= 0.3).permute(0, 2, 3, 1))
+    signs = binary_reference.pack_words((sums * direction >= 0.3).permute(0, 2, 3, 1))
     largest = F.max_pool2d(sums, window, stride) * direction >= 0.3
     found = PackedPool(nn.MaxPool2d(window, stride), falling)(signs)
-    assert torch.equal(found, binary_reference.from_bools(largest.permute(0, 2, 3, 1)))
+    assert torch.equal(found, binary_reference.pack_words(largest.permute(0, 2, 3, 1)))
 
 
 def test_the_compiled_kernels_are_those_that_answer():
     """Not plain torch, which would give the same bits."""
     module = pytest.importorskip("fukami.quantization.binary_cpu")
-    binary_layers.kernels.cache_clear()
-    assert binary_layers.kernels(CPU) is module
+    binary_layers.get_kernels.cache_clear()
+    assert binary_layers.get_kernels(CPU) is module
 
 
 def test_population_count():
@@ -246,7 +246,7 @@ def test_packed_network_answers_bit_for_bit(kernels, name, ends, options):
     pictures = torch.randn(3, 3, 16, 16)
     with torch.no_grad():
         expected = network(pictures)
-        found = pack(network)(pictures)
+        found = pack_model(network)(pictures)
     assert expected.unique().numel() > 3
     assert torch.equal(found, expected)
 
@@ -256,12 +256,12 @@ def test_packed_resnet_answers_bit_for_bit(kernels, size, layout):
     network = randomise(binary_resnet18(5, scaling=True, thresholds=True)).to(memory_format=getattr(torch, layout))
     pictures = torch.randn(1, 3, *size)
     with torch.no_grad():
-        assert torch.equal(pack(network)(pictures), network(pictures))
+        assert torch.equal(pack_model(network)(pictures), network(pictures))
 
 
 def test_what_cannot_be_packed_is_named():
     with pytest.raises(Error, match=r"the first is 0 \(StemConv2d\), of full precision"):
-        pack(deep_convnet())
+        pack_model(deep_convnet())
     with pytest.raises(Error, match="1×1 is too small for a kernel of 3×3"):
         PackedLayer(BinaryConv2d(8, 8, 3), [], 8)(torch.zeros(1, 1, 1, 1, dtype=torch.long))
 
@@ -269,16 +269,16 @@ def test_what_cannot_be_packed_is_named():
 def test_without_a_compiler_plain_torch_answers_and_says_so_once(monkeypatch, caplog):
     """One clear message, and the same answers."""
     monkeypatch.setitem(sys.modules, "fukami.quantization.binary_cpu", None)
-    binary_layers.kernels.cache_clear()
+    binary_layers.get_kernels.cache_clear()
     network = randomise(NETWORKS["convnet"]())
     pictures = torch.randn(2, 3, 16, 16)
     with caplog.at_level(logging.WARNING), torch.no_grad():
-        assert torch.equal(pack(network)(pictures), network(pictures))
-        pack(network)(pictures)
+        assert torch.equal(pack_model(network)(pictures), network(pictures))
+        pack_model(network)(pictures)
     (message,) = caplog.messages
     assert "plain torch computes them" in message
     assert "pip install numba" in message
-    binary_layers.kernels.cache_clear()
+    binary_layers.get_kernels.cache_clear()
 
 
 # runs

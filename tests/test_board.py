@@ -62,8 +62,8 @@ def test_epochs_between_two_evaluations_count(fukami, tmp_path):
     make(tmp_path / "left", 0.4, 0.5, judge_every=10, epochs=60)
     make(tmp_path / "rare", 0.6, judge_every=100, epochs=20)
     assert " 20 of 60 " in fukami("board", ".").out
-    (found,), _ = leaderboard.survey(tmp_path)
-    epochs, _ = leaderboard.curves(found).axes
+    (found,), _ = leaderboard.load_leaderboards(tmp_path)
+    epochs, _ = leaderboard.plot_curves(found).axes
     assert [run.name for run in found.runs] == ["rare", "left"]
     assert [list(line.get_xdata()) for line in epochs.lines] == [[20], [10, 20]]
 
@@ -113,7 +113,7 @@ def test_data_sets_and_metrics_apart(fukami, tmp_path, monkeypatch):
     make(tmp_path / "runs" / "b", 0.6, dataset=str(tmp_path / "photos"))
     make(tmp_path / "runs" / "c", 0.7)
     make(tmp_path / "runs" / "d", 0.7, metric="miou")
-    boards, _ = leaderboard.survey(tmp_path / "runs")
+    boards, _ = leaderboard.load_leaderboards(tmp_path / "runs")
     found = {(each.metric, tuple(run.name for run in each.runs)) for each in boards}
     assert found == {("accuracy", ("b", "a")), ("accuracy", ("c",)), ("miou", ("d",))}
 
@@ -139,7 +139,7 @@ def test_published_numbers_stand_beside(fukami, tmp_path):
 def test_published_numbers_of_an_archive_by_its_name(tmp_path):
     make(tmp_path / "a", 0.9, dataset="somewhere/CIFAR-10.zip")
     make(tmp_path / "b", 30.0, dataset="cifar10", metric="fid")
-    by_metric = {each.metric: each for each in leaderboard.survey(tmp_path)[0]}
+    by_metric = {each.metric: each for each in leaderboard.load_leaderboards(tmp_path)[0]}
     assert [entry.method for entry in by_metric["accuracy"].published] == ["ResNet-20", "ResNet-56", "ResNet-110"]
     assert by_metric["fid"].published == []
 
@@ -169,9 +169,9 @@ def test_unfinished_and_damaged_runs_stay(fukami, tmp_path):
 def test_parameters_of_a_run_whose_recipe_is_gone(tmp_path):
     folder = make(tmp_path / "a", 0.5, recipe="mine.py", parameters=None, multiply_adds=None)
     (folder / "weights.safetensors").write_bytes(
-        (checkpoint.SHIPPED / "deep-convnet" / "weights.safetensors").read_bytes()
+        (checkpoint.SHIPPED_WEIGHTS_DIR / "deep-convnet" / "weights.safetensors").read_bytes()
     )
-    (found,), _ = leaderboard.survey(tmp_path)
+    (found,), _ = leaderboard.load_leaderboards(tmp_path)
     assert found.runs[0].parameters == 123_552
     assert found.runs[0].multiply_adds is None
 
@@ -219,14 +219,14 @@ def test_the_page_needs_no_other_file(fukami, tmp_path):
 def test_figures_show_every_run(tmp_path):
     make(tmp_path / "a", 0.8, 0.9)
     make(tmp_path / "b", 0.7, 0.85)
-    (found,), _ = leaderboard.survey(tmp_path)
-    epochs, seconds = leaderboard.curves(found).axes
+    (found,), _ = leaderboard.load_leaderboards(tmp_path)
+    epochs, seconds = leaderboard.plot_curves(found).axes
     assert [list(line.get_xdata()) for line in epochs.lines] == [[1, 2], [1, 2]]
     assert [list(line.get_xdata()) for line in seconds.lines] == [[2, 4], [2, 4]]
     assert [list(line.get_ydata()) for line in epochs.lines] == [[0.8, 0.9], [0.7, 0.85]]
     points = {
         axes.get_xlabel(): [line.get_xydata()[0].tolist() for line in axes.lines]
-        for axes in leaderboard.scatter(found).axes
+        for axes in leaderboard.plot_costs(found).axes
     }
     assert points["parameters"] == [[123_552, 0.85], [123_552, 0.9]]
     assert points["seconds"] == [[4, 0.85], [4, 0.9]]
@@ -238,11 +238,11 @@ def test_figures_show_the_best_well_and_every_cost(tmp_path, metric):
     good, failed = ([0.9, 0.91, 0.92, 0.93], 0.1) if metric == "accuracy" else ([23.0, 22.0, 21.0, 20.0], 300.0)
     make(tmp_path / "a", *good, metric=metric)
     make(tmp_path / "b", failed, metric=metric)
-    (found,), _ = leaderboard.survey(tmp_path)
-    low, high = leaderboard.curves(found).axes[0].get_ylim()
+    (found,), _ = leaderboard.load_leaderboards(tmp_path)
+    low, high = leaderboard.plot_curves(found).axes[0].get_ylim()
     assert all(low < value < high for value in good)
     assert not low < failed < high
-    for axes in leaderboard.scatter(found).axes:
+    for axes in leaderboard.plot_costs(found).axes:
         low, high = axes.get_ylim()
         assert low < failed < high
         assert low < good[-1] < high
@@ -253,7 +253,7 @@ def test_figures_show_the_best_well_and_every_cost(tmp_path, metric):
     [(0, "0"), (999, "999"), (1000, "1 k"), (123_552, "124 k"), (999_999, "1 M"), (8_770_000, "8.77 M"), (None, "–")],
 )
 def test_counts_in_three_digits(number, text):
-    assert leaderboard._si(number) == text
+    assert leaderboard._format_count(number) == text
 
 
 def test_nothing_to_rank(fukami, tmp_path):
@@ -265,8 +265,8 @@ def test_nothing_to_rank(fukami, tmp_path):
 
 def test_a_narrow_terminal_goes_without_what_the_command_says(tmp_path):
     make(tmp_path / "a", 0.5)
-    (found,), _ = leaderboard.survey(tmp_path)
-    wide = [column.header for column in leaderboard.table(found, 200).columns]
-    narrow = [column.header for column in leaderboard.table(found, 80).columns]
+    (found,), _ = leaderboard.load_leaderboards(tmp_path)
+    wide = [column.header for column in leaderboard.build_table(found, 200).columns]
+    narrow = [column.header for column in leaderboard.build_table(found, 80).columns]
     assert wide == ["#", "run", "recipe", "accuracy", "best", "params", "mult-adds", "seconds", "epochs", "seed", "on"]
     assert narrow == ["#", "run", "accuracy", "best", "params", "mult-adds", "seconds", "epochs"]

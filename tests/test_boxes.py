@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fukami import Error, UsageError
-from fukami.data.annotated import COUNTED, CROWD, DIFFICULT
+from fukami.data.samples import CROWD, DIFFICULT, REGULAR
 from fukami.detection import data as detection_data
 
 
@@ -49,7 +49,7 @@ def voc(root, entries, lists=None):
 
 def one(root):
     """The only picture of a data set."""
-    train, _, labels = detection_data.read(str(root), 0.0)
+    train, _, labels = detection_data.load_dataset(str(root), 0.0)
     assert len(train) == 1
     return train[0], labels
 
@@ -69,7 +69,7 @@ def test_voc_counts_from_one_and_includes_the_last_pixel(tmp_path):
     assert sample.boxes.tolist() == [[0, 0, 40, 30], [10, 5, 20, 15], [4.5, 1.25, 9, 4]]
     assert sample.boxes.dtype == np.float32
     assert sample.classes.tolist() == [1, 0, 1]
-    assert sample.kinds.tolist() == [COUNTED, DIFFICULT, COUNTED]
+    assert sample.kinds.tolist() == [REGULAR, DIFFICULT, REGULAR]
 
 
 def test_boxes_are_cut_and_bad_ones_left_out_with_one_warning(tmp_path, caplog):
@@ -98,7 +98,7 @@ def test_pictures_without_objects_and_boxes_of_parts(tmp_path):
         "</object>", "<part><name>head</name><bndbox><xmin>3</xmin></bndbox></part></object>"
     )
     voc(tmp_path, {"a": xml(), "b": xml(person)})
-    train, _, labels = detection_data.read(str(tmp_path), 0.0)
+    train, _, labels = detection_data.load_dataset(str(tmp_path), 0.0)
     assert labels == ("person",)
     assert [sample.boxes.shape for sample in train] == [(0, 4), (1, 4)]
     assert train[0].classes.dtype == np.int64
@@ -119,7 +119,7 @@ def test_pictures_without_objects_and_boxes_of_parts(tmp_path):
 )
 def test_lists_of_voc(tmp_path, lists, train, judged):
     voc(tmp_path, {stem: xml(thing("dog", (1, 1, 9, 9))) for stem in "abcd"}, lists)
-    found = detection_data.read(str(tmp_path), 0.5)
+    found = detection_data.load_dataset(str(tmp_path), 0.5)
     assert [stems(part) for part in found[:2]] == [list(train), list(judged)]
 
 
@@ -129,11 +129,11 @@ def test_without_a_list_a_share_is_held_out_the_same_each_time(tmp_path):
         f"{i:02}": xml(thing("rare" if i < 4 else "dog", (1, 1, 9, 9)), thing("dog", (1, 1, 9, 9))) for i in range(20)
     }
     voc(tmp_path, boxes)
-    train, judged, _ = detection_data.read(str(tmp_path), 0.25)
+    train, judged, _ = detection_data.load_dataset(str(tmp_path), 0.25)
     assert len(train) == 15
     assert len(judged) == 5
     assert sum("rare" in boxes[stem] for stem in stems(judged)) == 1
-    again = detection_data.read(str(tmp_path), 0.25)
+    again = detection_data.load_dataset(str(tmp_path), 0.25)
     assert stems(again[1]) == stems(judged)
 
 
@@ -146,7 +146,7 @@ def test_xml_beside_pictures(tmp_path, layout):
         picture(tmp_path / pictures / f"{number}.png")
         (tmp_path / annotations).mkdir(exist_ok=True)
         (tmp_path / annotations / f"{number}.xml").write_text(xml(thing("dog", (2, 2, 3, 3))))
-    train, judged, labels = detection_data.read(str(tmp_path), 0.5)
+    train, judged, labels = detection_data.load_dataset(str(tmp_path), 0.5)
     assert (len(train), len(judged), labels) == (1, 1, ("dog",))
     if layout == "parts":
         assert [stems(train), stems(judged)] == [["0"], ["1"]]
@@ -159,7 +159,7 @@ def test_of_two_pictures_of_one_name_the_one_that_the_file_names(tmp_path):
     assert one(tmp_path)[0].size == (40, 30)
     voc(tmp_path, {"x": xml(thing("dog", (1, 1, 9, 9)), filename="x.png", size=(20, 10))})
     assert one(tmp_path)[0].size == (20, 10)
-    assert detection_data.described(tmp_path).unlisted == [tmp_path / "JPEGImages" / "x.jpg"]
+    assert detection_data.read_annotations(tmp_path).unlisted == [tmp_path / "JPEGImages" / "x.jpg"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "gbk", "euc-kr", "shift_jis", "latin-1", "utf-16"])
@@ -200,7 +200,7 @@ def test_missing_pictures_and_broken_files_are_left_out_and_named(tmp_path, capl
     assert "a.xml, line 3: its picture" in caplog.text
     assert "b.jpg is empty" in caplog.text
     with pytest.raises(Error, match="3 pictures are broken, and --broken allows 2"):
-        detection_data.read(str(tmp_path), 0.0, broken=2)
+        detection_data.load_dataset(str(tmp_path), 0.0, broken=2)
 
 
 # ---- sizes and rotation ---------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_boxes_turn_with_a_picture_whose_stored_size_is_stated(tmp_path, orienta
     assert sample.boxes.tolist() == [list(UPRIGHT[orientation])]
     from fukami.image import io as image_io
 
-    pixels = np.asarray(image_io.read(path))
+    pixels = np.asarray(image_io.read_image(path))
     rows, columns = np.nonzero((pixels == (255, 0, 0)).all(2))
     assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == UPRIGHT[orientation]
 
@@ -280,13 +280,13 @@ def test_coco(tmp_path, caplog):
     file.write_text(json.dumps(coco([shot(5, "a.jpg"), shot(6, "b.jpg")], annotations, ((7, "dog"), (3, "cat")))))
     for spec in (file, tmp_path):
         with caplog.at_level(logging.WARNING):
-            train, judged, labels = detection_data.read(str(spec), 0.0)
+            train, judged, labels = detection_data.load_dataset(str(spec), 0.0)
         assert labels == ("dog", "cat")
         assert stems(train) == ["a", "b"]
         assert judged == ()
         assert train[0].boxes.tolist() == [[0.5, 1.25, 11, 9.25], [30, 20, 40, 30]]
         assert train[0].classes.tolist() == [0, 1]
-        assert train[0].kinds.tolist() == [COUNTED, CROWD]
+        assert train[0].kinds.tolist() == [REGULAR, CROWD]
         assert len(train[1].boxes) == 0
     assert "4 of 6 boxes are left out" in caplog.text
 
@@ -300,7 +300,7 @@ def test_places_of_cocos_pictures(tmp_path, folder):
         content = coco([shot(1, f"{part}.jpg")], [note(1, 1, 7, [1, 1, 5, 5])])
         (tmp_path / "annotations" / f"instances_{part}.json").write_text(json.dumps(content, indent=1))
     (tmp_path / "annotations" / "captions_train2017.json").write_text("{}")
-    train, judged, labels = detection_data.read(str(tmp_path), 0.2)
+    train, judged, labels = detection_data.load_dataset(str(tmp_path), 0.2)
     assert [stems(train), stems(judged), labels] == [["train2017"], ["val2017"], ("cat", "dog")]
 
 
@@ -314,7 +314,7 @@ def test_roboflows_coco(tmp_path):
             {"id": 1, "name": "RBC", "supercategory": "cells"},
         ]
         (tmp_path / part / "_annotations.coco.json").write_text(json.dumps(content))
-    train, judged, labels = detection_data.read(str(tmp_path), 0.2)
+    train, judged, labels = detection_data.load_dataset(str(tmp_path), 0.2)
     assert [stems(train), stems(judged), labels] == [["train", "valid"], ["test"], ("RBC",)]
 
 
@@ -325,7 +325,7 @@ def test_two_records_of_one_picture_are_one(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps(coco([shot(1, "a.jpg"), shot(2, "a.jpg")], boxes)))
     sample, _ = one(tmp_path)
     assert sample.classes.tolist() == [0, 1, 1]
-    assert sample.kinds.tolist() == [COUNTED] * 3
+    assert sample.kinds.tolist() == [REGULAR] * 3
 
 
 def test_pycocotools_reads_the_same(tmp_path, random):
@@ -346,7 +346,7 @@ def test_pycocotools_reads_the_same(tmp_path, random):
         )
     (tmp_path / "x.json").write_text(json.dumps(coco(images, annotations)))
     reference = COCO(tmp_path / "x.json")
-    train, _, labels = detection_data.read(str(tmp_path / "x.json"), 0.0)
+    train, _, labels = detection_data.load_dataset(str(tmp_path / "x.json"), 0.0)
     ids = reference.getCatIds()
     assert [each["name"] for each in reference.loadCats(ids)] == list(labels)
     for each, sample in zip(images, train, strict=True):
@@ -369,7 +369,7 @@ def test_pycocotools_reads_the_same(tmp_path, random):
 def test_json_that_is_broken(tmp_path, content, message):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(Error, match=message):
-        detection_data.read(str(tmp_path / "x.json"), 0.0)
+        detection_data.load_dataset(str(tmp_path / "x.json"), 0.0)
 
 
 # ---- YOLO -----------------------------------------------------------------------------------------------------------
@@ -388,7 +388,7 @@ def test_yolo(tmp_path, caplog):
     picture(tmp_path / "images" / "b.jpg")
     (tmp_path / "classes.txt").write_text("cat\ndog\n\n")
     with caplog.at_level(logging.WARNING):
-        train, _, labels = detection_data.read(str(tmp_path), 0.0)
+        train, _, labels = detection_data.load_dataset(str(tmp_path), 0.0)
     assert labels == ("cat", "dog")
     assert stems(train) == ["a", "b"]
     np.testing.assert_allclose(train[0].boxes, [[15, 12, 25, 18], [4, 3, 20, 27], [30, 0, 40, 30]], atol=1e-5)
@@ -417,7 +417,7 @@ def test_yaml_of_yolo(tmp_path, names, layout):
             paths = "train: train.txt\nval: images/val"
     (tmp_path / "data.yaml").write_text(f"{paths}\n{names}\n")
     for spec in (tmp_path, tmp_path / "data.yaml"):
-        train, judged, labels = detection_data.read(str(spec), 0.2)
+        train, judged, labels = detection_data.load_dataset(str(spec), 0.2)
         assert [stems(train), stems(judged), labels] == [["train"], ["valid"], ("cat", "dog")]
         assert train[0].boxes.tolist() == [[10, 7.5, 30, 22.5]]
 
@@ -437,17 +437,17 @@ def test_yaml_that_is_broken(tmp_path, content, message):
     yolo(tmp_path, "", "a", "0 .5 .5 .5 .5")
     (tmp_path / "data.yaml").write_text(content)
     with pytest.raises(Error, match=message):
-        detection_data.read(str(tmp_path), 0.0)
+        detection_data.load_dataset(str(tmp_path), 0.0)
 
 
 def test_yolo_without_names(tmp_path):
     yolo(tmp_path, "", "a", "0 .5 .5 .5 .5")
     with pytest.raises(Error, match=r"classes\.txt"):
-        detection_data.read(str(tmp_path), 0.0)
+        detection_data.load_dataset(str(tmp_path), 0.0)
     for content in ("train: images\nnames:\n", "train: images\n"):
         (tmp_path / "data.yaml").write_text(content)
         with pytest.raises(Error, match=r"names should be a list, .* got None"):
-            detection_data.read(str(tmp_path / "data.yaml"), 0.0)
+            detection_data.load_dataset(str(tmp_path / "data.yaml"), 0.0)
 
 
 def beside(root, stem, *lines):
@@ -480,7 +480,7 @@ def test_yolo_as_tools_leave_it(tmp_path, tool):
         described = "classes = 2\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n"
         (tmp_path / "obj.data").write_text(described)
     names.write_text("cat\ndog\n")
-    train, judged, labels = detection_data.read(str(tmp_path), 0.5)
+    train, judged, labels = detection_data.load_dataset(str(tmp_path), 0.5)
     assert labels == ("cat", "dog")
     assert sorted(stems(train) + stems(judged)) == ["a", "b"]
     if tool == "labelImg, parts":
@@ -504,7 +504,7 @@ def test_a_part_without_a_box_is_not_judged_on(tmp_path, layout, caplog):
             content = coco([shot(1, f"{part}.jpg")], [note(1, 1, 7, [1, 1, 5, 5])] * (part != "test"))
             (tmp_path / "annotations" / f"instances_{part}.json").write_text(json.dumps(content))
     (tmp_path / "classes.txt").write_text("cat\n")
-    train, judged, _ = detection_data.read(str(tmp_path), 0.0)
+    train, judged, _ = detection_data.load_dataset(str(tmp_path), 0.0)
     assert [stems(train), stems(judged)] == [["train"], ["val"]]
     assert "the test part has no box, and is not judged on" in caplog.text
 
@@ -513,10 +513,10 @@ def test_what_is_judged_on_needs_no_training_pictures(tmp_path):
     voc(tmp_path, {stem: xml(thing("dog", (1, 1, 9, 9))) for stem in "abcd"}, {"train": "abc", "test": "d"})
     for stem in "abc":
         (tmp_path / "JPEGImages" / f"{stem}.jpg").unlink()
-    train, judged, labels = detection_data.read(str(tmp_path), 0.0, 0, training=False)
+    train, judged, labels = detection_data.load_dataset(str(tmp_path), 0.0, 0, training=False)
     assert (train, stems(judged), labels) == ((), ["d"], ("dog",))
     with pytest.raises(Error, match="3 pictures are broken, and --broken allows 0"):
-        detection_data.read(str(tmp_path), 0.0, 0)
+        detection_data.load_dataset(str(tmp_path), 0.0, 0)
 
 
 # ---- by name, archives, nothing at all ------------------------------------------------------------------------------
@@ -533,33 +533,33 @@ def test_known_names_are_looked_for(tmp_path, monkeypatch):
     for name, missing in (("voc2007", "VOCtest_06-Nov-2007.tar"), ("voc2012", "VOCdevkit"), ("bccd", "bccd.zip"),
                           ("coco", "instances_train2017.json")):  # fmt: skip
         with pytest.raises(Error, match=missing):
-            detection_data.read(name, 0.2)
+            detection_data.load_dataset(name, 0.2)
     voc(tmp_path / "VOCdevkit" / "VOC2007", {"x": xml(thing("dog", (1, 1, 9, 9)))})
     voc(tmp_path / "bccd", {"x": xml(thing("RBC", (1, 1, 9, 9)))})
-    assert detection_data.read("voc2007", 0.0)[2] == ("dog",)
-    assert detection_data.read("bccd", 0.0)[2] == ("RBC",)
+    assert detection_data.load_dataset("voc2007", 0.0)[2] == ("dog",)
+    assert detection_data.load_dataset("bccd", 0.0)[2] == ("RBC",)
     picture(tmp_path / "coco" / "train2017" / "x.jpg")
     for part in ("train", "val"):
         (tmp_path / "coco" / "annotations").mkdir(exist_ok=True)
         file = tmp_path / "coco" / "annotations" / f"instances_{part}2017.json"
         file.write_text(json.dumps(coco([shot(1, "x.jpg")] if part == "train" else [], [])))
-    assert len(detection_data.read("coco", 0.0)[0]) == 1
+    assert len(detection_data.load_dataset("coco", 0.0)[0]) == 1
     with pytest.raises(UsageError, match="'scenes'"):
-        detection_data.read("scene", 0.2)
+        detection_data.load_dataset("scene", 0.2)
 
 
 def test_a_folder_in_no_layout(tmp_path):
     picture(tmp_path / "cat" / "x.jpg")
     with pytest.raises(Error, match=r"Annotations/\*\.xml .* data\.yaml"):
-        detection_data.read(str(tmp_path), 0.2)
+        detection_data.load_dataset(str(tmp_path), 0.2)
     voc(tmp_path / "empty", {"x": xml()})
     with pytest.raises(Error, match="no box of any class"):
-        detection_data.read(str(tmp_path / "empty"), 0.2)
+        detection_data.load_dataset(str(tmp_path / "empty"), 0.2)
 
 
 def test_real_data(real_boxes):
     """As many pictures and boxes as a search of the files finds, each box inside of its picture."""
-    train, judged, labels = detection_data.read(real_boxes, 0.2)
+    train, judged, labels = detection_data.load_dataset(real_boxes, 0.2)
     counts = {"bccd": (292, 72, 4888), "voc-animals": (500, 250, 1602)}
     boxes = sum(len(sample.boxes) for sample in (*train, *judged))
     assert (len(train), len(judged), boxes) == counts[real_boxes]

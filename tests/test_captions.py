@@ -18,13 +18,13 @@ from fukami import Error, UsageError, load, models, train
 from fukami.captioning import beam_search, tokenizer
 from fukami.captioning import data as captioning_data
 from fukami.captioning import metrics as captioning_metrics
-from fukami.captioning.loader import table
+from fukami.captioning.loader import pad_sequences
 from fukami.captioning.show_and_tell import ShowAndTell
-from fukami.captioning.task import Captioning, Speech
+from fukami.captioning.task import CaptioningTask, DecodingConfig
 from fukami.data import scenes
 from fukami.engine.runtime import Runtime
 from fukami.image import io as image_io
-from fukami.image.transform import Preparation
+from fukami.image.transform import SquareTransform
 
 FIXTURE = Path(__file__).parent / "fixtures" / "captions.json"
 SAID = {
@@ -63,29 +63,29 @@ def test_metrics_are_coco_captions():
     facts = json.loads(FIXTURE.read_text())
     found = [own[0].split() for own in facts["found"].values()]
     references = [[each.split() for each in own] for own in facts["references"].values()]
-    scores = captioning_metrics.judge(found, references, {"a dog"})
+    scores = captioning_metrics.evaluate_captions(found, references, {"a dog"})
     assert [scores[f"bleu{n}"] for n in (1, 2, 3, 4)] == pytest.approx(facts["bleu"], rel=1e-12)
     assert scores["rouge_l"] == pytest.approx(facts["rouge_l"], rel=1e-12)
     assert scores["cider"] == pytest.approx(facts["cider"], rel=1e-12)
-    each = [captioning_metrics.rouge_l(words, own) for words, own in zip(found, references, strict=True)]
+    each = [captioning_metrics.compute_rouge_l(words, own) for words, own in zip(found, references, strict=True)]
     assert each == pytest.approx(facts["rouge_l_each"], rel=1e-12)
-    assert captioning_metrics.cider(found, references) == pytest.approx(facts["cider_each"], rel=1e-12)
+    assert captioning_metrics.compute_cider(found, references) == pytest.approx(facts["cider_each"], rel=1e-12)
     assert scores["count"] == 40
 
 
 def test_what_is_said_again_is_counted():
     found = [["a", "dog"], ["a", "dog"], ["a", "cat"], ["two", "cats"]]
     references = [[["a", "dog"]], [["a", "cat"], ["a", "dog"]], [["the", "cat"]], [["cats"]]]
-    scores = captioning_metrics.judge(found, references, {"a dog", "a bird"})
+    scores = captioning_metrics.evaluate_captions(found, references, {"a dog", "a bird"})
     assert (scores["exact"], scores["distinct"], scores["copied"]) == (0.5, 0.75, 0.5)
-    assert "copied" not in captioning_metrics.judge(found, references, set())
+    assert "copied" not in captioning_metrics.evaluate_captions(found, references, set())
 
 
 # words
 
 
 def test_sentences_are_cut_as_coco_caption_does():
-    assert tokenizer.cut("A dog's tri-colored coat, isn't it?", "words") == [
+    assert tokenizer.tokenize("A dog's tri-colored coat, isn't it?", "words") == [
         "a",
         "dog's",
         "tri-colored",
@@ -93,33 +93,33 @@ def test_sentences_are_cut_as_coco_caption_does():
         "isn't",
         "it",
     ]
-    assert tokenizer.cut("Ｔｗｏ ＤＯＧＳ — running...", "words") == ["two", "dogs", "running"]
-    assert tokenizer.cut("Ein großer Hund läuft über die Straße.", "words")[:3] == ["ein", "großer", "hund"]
+    assert tokenizer.tokenize("Ｔｗｏ ＤＯＧＳ — running...", "words") == ["two", "dogs", "running"]
+    assert tokenizer.tokenize("Ein großer Hund läuft über die Straße.", "words")[:3] == ["ein", "großer", "hund"]
 
 
 def test_japanese():
     sentence = "赤い服を着た女の子が階段を登っています。"
-    assert tokenizer.cut(sentence, "characters")[:4] == ["赤", "い", "服", "を"]
-    assert tokenizer.joined(tokenizer.cut("犬がAIを見る", "characters"), "characters") == "犬がaiを見る"
+    assert tokenizer.tokenize(sentence, "characters")[:4] == ["赤", "い", "服", "を"]
+    assert tokenizer.detokenize(tokenizer.tokenize("犬がAIを見る", "characters"), "characters") == "犬がaiを見る"
     with pytest.raises(Error, match=r"no spaces between the words.*--tokens japanese"):
-        tokenizer.cut(sentence, "words")
+        tokenizer.tokenize(sentence, "words")
     pytest.importorskip("janome", reason="needs the extra japanese")
-    words = tokenizer.cut(sentence, "japanese")
+    words = tokenizer.tokenize(sentence, "japanese")
     assert words[:4] == ["赤い", "服", "を", "着"]
-    assert tokenizer.joined(words, "japanese") == sentence.rstrip("。")
+    assert tokenizer.detokenize(words, "japanese") == sentence.rstrip("。")
 
 
 def test_the_vocabulary_has_what_is_said_often():
-    labels = tokenizer.vocabulary([["a", "dog"], ["a", "cat"], ["the", "dog"], ["a"]], 2)
+    labels = tokenizer.build_vocabulary([["a", "dog"], ["a", "cat"], ["the", "dog"], ["a"]], 2)
     assert labels == ("<end>", "<begin>", "<unknown>", "a", "dog")
     known = {label: number for number, label in enumerate(labels)}
-    assert tokenizer.numbered(["a", "cat"], known) == [1, 3, 2, 0]
+    assert tokenizer.encode_words(["a", "cat"], known) == [1, 3, 2, 0]
     with pytest.raises(Error, match="no word occurs 9 times"):
-        tokenizer.vocabulary([["a"]], 9)
+        tokenizer.build_vocabulary([["a"]], 9)
 
 
 def test_rows_of_words():
-    assert table([[1, 5, 0], [1, 5, 6, 7, 0]], 4).tolist() == [[1, 5, 0, -1], [1, 5, 6, 0]]
+    assert pad_sequences([[1, 5, 0], [1, 5, 6, 7, 0]], 4).tolist() == [[1, 5, 0, -1], [1, 5, 6, 0]]
 
 
 # the network
@@ -286,7 +286,7 @@ def test_samples_come_as_often_as_they_should():
 
 
 def test_flickr8k(folder):
-    learned, val, test = captioning_data.read(str(folder), 0.1)
+    learned, val, test = captioning_data.load_dataset(str(folder), 0.1)
     assert [len(part) for part in (learned, val, test)] == [24, 3, 3]
     assert [path.name for path in test.items] == ["27.png", "28.png", "29.png"]
     assert test.sentences[0] == ("A red square, on grey.", "Something red!")  # commas that nothing marks
@@ -335,28 +335,28 @@ def test_every_form(form, folder):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content)
     sizes = {"flickr30k": [24, 3, 3], "coco": [20, 0, 10]}.get(form, [20, 5, 5])
-    parts = captioning_data.read(str(folder), 0.1)
+    parts = captioning_data.load_dataset(str(folder), 0.1)
     assert [len(part) for part in parts] == sizes
     for part in parts:
         for path, sentences in zip(part.items, part.sentences, strict=True):
             assert sentences == SAID[f"{'abc'[int(path.name[:2]) % 3]}.png"]
             assert path.exists()
-    assert captioning_data.known(str(folder))
+    assert captioning_data.is_caption_dataset(str(folder))
 
 
 def test_a_csv_alone_and_an_archive(folder, tmp_path):
     import shutil
 
     (folder / "captions.txt").rename(folder / "said.csv")
-    assert len(captioning_data.read(str(folder / "said.csv"), 0.0)[0]) == 30
+    assert len(captioning_data.load_dataset(str(folder / "said.csv"), 0.0)[0]) == 30
     archive = shutil.make_archive(str(tmp_path / "packed"), "zip", folder)
-    assert len(captioning_data.read(archive, 0.0)[0]) == 30
+    assert len(captioning_data.load_dataset(archive, 0.0)[0]) == 30
 
 
 def test_what_is_wrong_is_told(folder, fukami, caplog):
     with (folder / "captions.txt").open("a") as file:
         file.write("nowhere.png,A dog\n29.png,\n")
-    assert len(captioning_data.read(str(folder), 0.1)[0]) == 24
+    assert len(captioning_data.load_dataset(str(folder), 0.1)[0]) == 24
     assert "2 pictures or sentences are left out" in caplog.text
     (folder / "Images" / "03.png").write_bytes(b"broken")
     (folder / "Images" / "more.png").write_bytes((folder / "Images" / "04.png").read_bytes())
@@ -381,16 +381,16 @@ def test_what_is_wrong_is_told(folder, fukami, caplog):
 def test_broken_files_are_refused(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(Error, match=message):
-        captioning_data.read(str(tmp_path), 0.1)
+        captioning_data.load_dataset(str(tmp_path), 0.1)
 
 
 def test_scenes_say_what_is_there():
     """Each object with its texture, from left to right, in one or two objects; always the same."""
-    pictures, sentences = scenes.told(0, 40)
+    pictures, sentences = scenes.generate_captioned_images(0, 40)
     counts = {sentence.count(" and ") for (sentence,) in sentences}
     assert counts == {0, 1}
     for number, ((sentence,), picture) in enumerate(zip(sentences, pictures, strict=True)):
-        own = scenes.scene(0, number, scenes.FEW)
+        own = scenes.generate_scene(0, number, scenes.SPARSE)
         assert np.array_equal(picture, own.picture)
         middles = (own.boxes[:, 0] + own.boxes[:, 2]).tolist()
         order = sorted(range(len(middles)), key=middles.__getitem__)
@@ -400,7 +400,7 @@ def test_scenes_say_what_is_there():
         if len(middles) == 2 and abs(middles[0] - middles[1]) > 8:  # hidden parts move a middle a little
             assert said == named
     with pytest.raises(UsageError, match="unknown data set"):
-        captioning_data.read("scenez", 0.1)
+        captioning_data.load_dataset("scenez", 0.1)
 
 
 # trainings
@@ -496,7 +496,7 @@ def test_it_answers_in_the_ways_it_is_asked_to(folder, tmp_path, pageless, fukam
 
 def test_a_beam_search_keeps_twenty_as_in_the_paper():
     """Vinyals et al. 2015, section 3.1; without a normalisation by the length."""
-    assert (Speech().decoding, Speech().beams, Speech().length) == ("beam", 20, 0)
+    assert (DecodingConfig().decoding, DecodingConfig().beams, DecodingConfig().length) == ("beam", 20, 0)
 
 
 @pytest.mark.parametrize("decoding", ["beam", "greedy", "sample"])
@@ -507,7 +507,9 @@ def test_unknown_and_begin_are_never_said(decoding):
     with torch.no_grad():
         network.bias[[tokenizer.BEGIN, tokenizer.UNKNOWN]] = 20.0
     labels = ("<end>", "<begin>", "<unknown>", *"abcde")
-    task = Captioning(network, labels, Preparation(channels=3, size=32), Speech(decoding, beams=4, longest=6))
+    task = CaptioningTask(
+        network, labels, SquareTransform(channels=3, size=32), DecodingConfig(decoding, beams=4, longest=6)
+    )
     task.setup(Runtime.start("cpu", "float32"))
     network.eval()
     with torch.inference_mode():
@@ -546,8 +548,8 @@ def test_weights_of_another_classifier_are_refused(folder, tmp_path):
 
 def test_a_sentence_is_drawn_below_its_picture():
     picture = Image.new("RGB", (300, 200), "blue")
-    short, long = (image_io.captioned(picture, sentence) for sentence in ("a dog", "a dog and " * 20))
+    short, long = (image_io.draw_caption(picture, sentence) for sentence in ("a dog", "a dog and " * 20))
     assert short.width == long.width >= 300
     assert long.height > short.height > 2 * 200
-    assert image_io.captioned(picture, "犬が走る").height >= short.height
+    assert image_io.draw_caption(picture, "犬が走る").height >= short.height
     assert isinstance(nn.Identity(), nn.Module)

@@ -18,22 +18,22 @@ import check_task
 import fukami as package
 from fukami import UsageError
 from fukami.classification.deep_convnet import DeepConvNet
-from fukami.classification.recipe import Classifier
-from fukami.classification.task import Classification
-from fukami.data.loader import Resident
+from fukami.classification.recipe import ClassificationRecipe
+from fukami.classification.task import ClassificationTask
+from fukami.data.loader import InMemoryLoader
 from fukami.engine import checkpoint
-from fukami.engine.epochs import changes
 from fukami.engine.runtime import Runtime
 from fukami.engine.state_file import load_state
-from fukami.image.transform import Preparation
-from fukami.layers.ensemble import Ensemble, decide
+from fukami.engine.supervised import build_augmentation
+from fukami.image.transform import SquareTransform
+from fukami.layers.ensemble import Ensemble, combine_log_probs
 
 CPU = {"device": "cpu", "precision": "float32"}
 LABELS = ("a", "b", "c")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tiny(Classifier):
+class Tiny(ClassificationRecipe):
     """One affine layer on 4×4 grey pictures of three classes, 10, 20 and 30 of each, drawn from the seed."""
 
     size: int = 4
@@ -55,10 +55,10 @@ class Tiny(Classifier):
         generator = torch.Generator().manual_seed(7)
         targets = torch.arange(3).repeat_interleave(torch.tensor([10, 20, 30]))
         pictures = torch.randint(0, 256, (60, 1, 4, 4), generator=generator, dtype=torch.uint8)
-        train = Resident(pictures, targets, LABELS, batch=self.batch, seed=self.seed,
+        train = InMemoryLoader(pictures, targets, LABELS, batch=self.batch, seed=self.seed,
                          balanced=self.balance == "sampling",
-                         augment=changes(self.augment, self.prepare(LABELS), LABELS))  # fmt: skip
-        return package.Data(train, Resident(pictures, targets, LABELS, batch=25), LABELS)
+                         augment=build_augmentation(self.augment, self.prepare(LABELS), LABELS))  # fmt: skip
+        return package.Data(train, InMemoryLoader(pictures, targets, LABELS, batch=25), LABELS)
 
     def network(self, classes):
         return Heads(classes, self.heads, self.noise)
@@ -110,7 +110,7 @@ def inputs(recipe, pictures):
 @pytest.fixture
 def quick(monkeypatch, pageless):
     """A checkpoint at every look of the loop, and no report."""
-    monkeypatch.setattr("fukami.engine.async_checkpoint.Saver.due", True)
+    monkeypatch.setattr("fukami.engine.async_checkpoint.CheckpointWriter.due", True)
 
 
 # ---- fields ---------------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ OPTIMIZERS = {
 
 
 def test_every_optimizer_of_the_recipe_is_here():
-    (words,) = {field.type.__args__ for field in fields(Classifier) if field.name == "optimizer"}
+    (words,) = {field.type.__args__ for field in fields(ClassificationRecipe) if field.name == "optimizer"}
     assert set(words) == set(OPTIMIZERS)
 
 
@@ -316,7 +316,7 @@ def test_snapshots_are_the_weights_at_the_ends_of_the_cycles_and_answer_together
     assert result["member_accuracy"] == pytest.approx(right.mean().item())
     assert result["best_member"] == pytest.approx(right.max().item())
     task = replace(recipe, history=[]).task(LABELS)
-    checkpoint.restore(task.modules(), load_file(tmp_path / "run" / "weights.safetensors"), Path("run"))
+    checkpoint.assign_weights(task.modules(), load_file(tmp_path / "run" / "weights.safetensors"), Path("run"))
     task.setup(Runtime.start(**CPU))
     again = task.evaluate(val)
     assert {**again, "loss": 0} == {**result, "loss": 0}
@@ -355,7 +355,7 @@ class Fixed(nn.Module):
 
 def answering(*models, vote=False):
     """A task over three classes whose members say these probabilities of pictures 0, 1, 2 ..."""
-    tasks = [Classification(Fixed(model), LABELS, Preparation(1, 4, std=(1 / 255,))) for model in models]
+    tasks = [ClassificationTask(Fixed(model), LABELS, SquareTransform(1, 4, std=(1 / 255,))) for model in models]
     for task in tasks:
         task.setup(Runtime.start(**CPU))
     return tasks[0].ensemble(tasks[1:], vote=vote) if len(tasks) > 1 else tasks[0]
@@ -388,7 +388,7 @@ def test_a_vote_never_loses_to_the_average_and_stays_finite():
     """However sure the minority is; and the loss of what nobody believes in is a number."""
     torch.manual_seed(0)
     logs = (torch.randn(5, 400, 3) * 100).log_softmax(2)
-    found = decide(logs, vote=True)
+    found = combine_log_probs(logs, vote=True)
     assert found.isfinite().all()
     votes = F.one_hot(logs.argmax(2), 3).sum(0)
     assert (votes.gather(1, found.argmax(1, keepdim=True)).squeeze() == votes.amax(1)).all()
@@ -457,14 +457,14 @@ def runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         check_task.leave_out_pages(patch)
         for seed in range(3):
-            package.train(package.find("deep-convnet")(**SMALL, seed=seed), folder / str(seed), **CPU)
+            package.train(package.get_recipe("deep-convnet")(**SMALL, seed=seed), folder / str(seed), **CPU)
     return [folder / str(seed) for seed in range(3)]
 
 
 @pytest.fixture(scope="module")
 def said(runs):
     """What each of the runs says of the test pictures and of their mirror images ``(2, runs, N, classes)``."""
-    val = package.find("deep-convnet")(**SMALL).data().val
+    val = package.get_recipe("deep-convnet")(**SMALL).data().val
     tasks = [package.load(run, device="cpu") for run in runs]
     with torch.inference_mode():
         each = [[task.scores(p).exp() for task in tasks] for p in (val.pictures, val.pictures.flip(3))]
@@ -549,9 +549,9 @@ def test_show_draws_what_augmentation_makes(fukami, digit_files, tmp_path):
 
 
 def test_samples_are_the_pictures_and_their_changes(digit_files):
-    from fukami.cli import show_samples
+    from fukami.cli import augmentation_grids
 
-    rows = show_samples.samples(str(digit_files), ["flip=1"], size=32, channels=1, pictures=12, variants=2)
+    rows = augmentation_grids.sample_images(str(digit_files), ["flip=1"], size=32, channels=1, pictures=12, variants=2)
     assert len(rows) == 12
     assert {label for label, _ in rows} == set("0123456789")  # every class before any comes twice
     files = {label: [np.asarray(Image.open(f).convert("L").resize((32, 32), Image.Resampling.BICUBIC)) for f in
@@ -561,8 +561,8 @@ def test_samples_are_the_pictures_and_their_changes(digit_files):
         assert len(changed) == 2
         for picture in changed:
             torch.testing.assert_close(picture, plain.flip(2), atol=0.01, rtol=0)
-    assert all(len(pictures) == 1 for _, pictures in show_samples.samples(str(digit_files), [], pictures=2))
-    crops = show_samples.samples(str(digit_files), ["crop=0.2"], pictures=3, variants=1)
+    assert all(len(pictures) == 1 for _, pictures in augmentation_grids.sample_images(str(digit_files), [], pictures=2))
+    crops = augmentation_grids.sample_images(str(digit_files), ["crop=0.2"], pictures=3, variants=1)
     assert {picture.shape for _, pictures in crops for picture in pictures} == {(3, 112, 112)}
 
 
@@ -633,7 +633,7 @@ def test_a_range_test_finds_where_a_training_breaks():
         def task(self, labels):
             return task
 
-    found = lr_finder.measure(Fall(), 1e-3, 10.0, 60, device="cpu")
+    found = lr_finder.find_lr(Fall(), 1e-3, 10.0, 60, device="cpu")
     expected = np.geomspace(1e-3, 10.0, 60)
     assert found.rates == pytest.approx(expected[: len(found.rates)])
     assert task.rates == pytest.approx(expected[: len(task.rates)], rel=1e-5)

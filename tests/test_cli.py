@@ -327,7 +327,7 @@ def test_few_frames_between_the_command_and_the_loss(fukami, tmp_path):
 
 
 def test_python_is_as_short(trained, digit_files, tmp_path):
-    recipe = package.find("deep-convnet")(epochs=1)
+    recipe = package.get_recipe("deep-convnet")(epochs=1)
     result = package.train(recipe, tmp_path / "run")
     task = package.load(tmp_path / "run")
     judged = task.evaluate(recipe.data().val)

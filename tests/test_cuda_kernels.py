@@ -59,7 +59,7 @@ def _same(found, expected):
 
 
 def _bits(*shape):
-    return binary_reference.from_bools(torch.rand(shape) < 0.5)
+    return binary_reference.pack_words(torch.rand(shape) < 0.5)
 
 
 def _convolves(device, pictures, size, channels, outputs, layer):
@@ -74,15 +74,18 @@ def _convolves(device, pictures, size, channels, outputs, layer):
     kind = torch.randint(3, (rows, columns), device=device)
     for valid in None, torch.randint(2 * half + 1, (3,), device=device):
         expected = binary_reference.convolve(
-            x, binary_reference.lay(weight), start, kind, valid, outputs, stride, padding
+            x, binary_reference.prepack_weights(weight), start, kind, valid, outputs, stride, padding
         )
-        _same(binary_cuda.convolve(x, binary_cuda.lay(weight), start, kind, valid, outputs, stride, padding), expected)
+        _same(
+            binary_cuda.convolve(x, binary_cuda.prepack_weights(weight), start, kind, valid, outputs, stride, padding),
+            expected,
+        )
 
 
 def _convolves_in_large_blocks(device):
     from fukami.quantization import binary_cuda
 
-    with mock.patch.object(binary_cuda, "BUSY", 0):
+    with mock.patch.object(binary_cuda, "MIN_BUSY_BLOCKS", 0):
         _convolves(device, 2, (7, 9), 65, 40, (3, 1, 1))
         _convolves(device, 1, (1, 67), 200, 70, (1, 1, 0))  # as an affine layer, with as many samples
 
@@ -99,14 +102,14 @@ def _signs(device, channels, kind, layout):
     edge[channels // 2] = -torch.inf
     edge[0] = 1e-40
     direction = torch.randint(2, (channels,), device=device) * 2.0 - 1
-    _same(binary_cuda.sign(x, edge, direction), binary_reference.sign(x, edge, direction))
+    _same(binary_cuda.pack_signs(x, edge, direction), binary_reference.pack_signs(x, edge, direction))
 
 
 def _tells_denormal_numbers_apart(device):
     from fukami.quantization import binary_cuda
 
     x = torch.tensor([1e-40, 2e-40, 3e-40, 0], device=device).view(4, 1, 1, 1)
-    found = binary_cuda.sign(x, torch.tensor([2e-40], device=device), torch.ones(1, device=device))
+    found = binary_cuda.pack_signs(x, torch.tensor([2e-40], device=device), torch.ones(1, device=device))
     assert found.flatten().tolist() == [0, 1, 1, 0]
 
 
@@ -115,7 +118,7 @@ def _pools(device, size, stride, channels):
 
     torch.manual_seed(0)
     x, minimum = _bits(3, 7, 6, channels).to(device), _bits(channels).to(device)
-    _same(binary_cuda.pool(x, minimum, size, stride), binary_reference.pool(x, minimum, size, stride))
+    _same(binary_cuda.max_pool(x, minimum, size, stride), binary_reference.max_pool(x, minimum, size, stride))
 
 
 def _answers(device, options):
@@ -128,12 +131,12 @@ def _answers(device, options):
             tensor.uniform_(0.5, 2.0)
     x = torch.randn(3, 3, 8, 8)
     expected = network(x) if device == "cpu" else None
-    small = binary_layers.pack(network).to(device)
-    with mock.patch.object(binary_layers, "kernels", return_value=binary_cuda):
+    small = binary_layers.pack_model(network).to(device)
+    with mock.patch.object(binary_layers, "get_kernels", return_value=binary_cuda):
         found = small(x.to(device))
     if expected is None:
-        with mock.patch.object(binary_layers, "kernels", return_value=binary_reference):
-            expected = binary_layers.pack(network).to(device)(x.to(device))
+        with mock.patch.object(binary_layers, "get_kernels", return_value=binary_reference):
+            expected = binary_layers.pack_model(network).to(device)(x.to(device))
     _same(found, expected)
 
 
@@ -142,7 +145,7 @@ def _pass_their_trial(device):
 
     with mock.patch.object(binary_layers, "importlib") as imports:
         imports.import_module.return_value = binary_cuda
-        assert binary_layers.kernels.__wrapped__(torch.device(device)) is binary_cuda
+        assert binary_layers.get_kernels.__wrapped__(torch.device(device)) is binary_cuda
 
 
 @pytest.mark.parametrize("shape", random.Random(0).sample(SHAPES, 30), ids=str)
@@ -206,6 +209,6 @@ def test_compiles_without_a_gpu(name, types, constants, instruction, target, tmp
     signature = dict(itertools.zip_longest(kernel.arg_names, types.split(), fillvalue="i32"))
     signature |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(key),): value for key, value in constants.items()})
-    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=binary_cuda.OPTIONS)
+    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=binary_cuda.LAUNCH_OPTIONS)
     assert instruction in compiled.asm["ptx"]
     assert len(compiled.asm["cubin"]) > 0

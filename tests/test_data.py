@@ -10,19 +10,19 @@ import torch
 from PIL import Image
 
 from fukami import Error, UsageError
-from fukami.data import digits, folder, labelled, mnist
-from fukami.data.loader import Resident
-from fukami.image.transform import Preparation
-from fukami.timing import Clock
+from fukami.data import digits, image_folder, labelled_images, mnist
+from fukami.data.loader import InMemoryLoader
+from fukami.image.transform import SquareTransform
+from fukami.timing import PhaseTimer
 
 
 def plain(size=28, channels=1):
-    return lambda labels: Preparation(channels=channels, size=size)
+    return lambda labels: SquareTransform(channels=channels, size=size)
 
 
 def test_mnist_is_the_original(mnist_folder):
     """Counts per class as published with the set, and pictures that torchvision's reader agrees with."""
-    (train, labels), (test, test_labels) = mnist.read()
+    (train, labels), (test, test_labels) = mnist.load_mnist()
     assert train.shape == (60_000, 28, 28)
     assert test.shape == (10_000, 28, 28)
     assert np.bincount(labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
@@ -36,9 +36,9 @@ def test_mnist_unpacked_and_in_torchvisions_layout(mnist_folder, tmp_path, monke
     for name in mnist.CHECKSUMS:
         packed = mnist_folder / "mnist" / f"{name}.gz"
         (raw / name).write_bytes(gzip.decompress(packed.read_bytes()))
-    expected = mnist.read()[1][0]
+    expected = mnist.load_mnist()[1][0]
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path))
-    assert np.array_equal(mnist.read()[1][0], expected)
+    assert np.array_equal(mnist.load_mnist()[1][0], expected)
 
 
 def test_a_damaged_mnist_is_named(mnist_folder, tmp_path, monkeypatch):
@@ -49,12 +49,12 @@ def test_a_damaged_mnist_is_named(mnist_folder, tmp_path, monkeypatch):
     good = victim.read_bytes()
     victim.write_bytes(good[:1000])
     with pytest.raises(Error, match=r"t10k-labels-idx1-ubyte\.gz cannot be unpacked"):
-        mnist.read()
+        mnist.load_mnist()
     content = bytearray(gzip.decompress(good))
     content[500] ^= 1
     victim.write_bytes(gzip.compress(bytes(content)))
     with pytest.raises(Error, match="md5"):
-        mnist.read()
+        mnist.load_mnist()
 
 
 def test_without_mnist_the_error_says_where_it_was_looked_for(tmp_path, monkeypatch):
@@ -66,14 +66,14 @@ def test_without_mnist_the_error_says_where_it_was_looked_for(tmp_path, monkeypa
     monkeypatch.setattr(torchvision.datasets, "MNIST", offline)
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(Error, match=r"nowhere.*no network.*FUKAMI_DATA"):
-        mnist.read()
+        mnist.load_mnist()
 
 
 def test_digits_have_mnists_form():
     """1,797 pictures in the 20×20 box within 28×28, each still its own 8×8 original when averaged back."""
     from sklearn.datasets import load_digits
 
-    pictures, labels = digits.read()
+    pictures, labels = digits.load_digits()
     originals, expected = load_digits(return_X_y=True)
     assert pictures.shape == (1797, 28, 28)
     assert labels.tolist() == expected.tolist()
@@ -87,12 +87,12 @@ def test_digits_have_mnists_form():
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
 def test_held_out_is_the_same_share_of_each_class_every_time(share):
     classes = ["a"] * 100 + ["b"] * 30 + ["c"] * 2 + ["d"]
-    held = folder.held_out(classes, share)
-    assert np.array_equal(held, folder.held_out(classes, share))
+    held = image_folder.select_holdout(classes, share)
+    assert np.array_equal(held, image_folder.select_holdout(classes, share))
     counts = [held[:100].sum(), held[100:130].sum(), held[130:132].sum(), held[132:].sum()]
     assert counts == [round(share * 100), round(share * 30), 1, 0]
-    assert folder.held_out(classes, 1.0).all()
-    assert not folder.held_out(classes, 0.0).any()
+    assert image_folder.select_holdout(classes, 1.0).all()
+    assert not image_folder.select_holdout(classes, 0.0).any()
 
 
 def paint(path, value, size=(30, 20)):
@@ -102,7 +102,7 @@ def paint(path, value, size=(30, 20)):
 
 def read(spec, prepare, holdout):
     """Both parts of a data set, in memory, and its labels."""
-    train, test, labels = labelled.read(spec, holdout)
+    train, test, labels = labelled_images.load_labelled_images(spec, holdout)
     prepared = prepare(labels)
     return train.read(prepared), test.read(prepared), labels
 
@@ -180,17 +180,17 @@ def test_what_is_no_data_set_is_refused_by_name(tmp_path):
 def test_processes_that_unpack_an_archive_at_the_same_time(parted, tmp_path, monkeypatch):
     """The second one to finish takes what the first one has left, and leaves nothing of its own."""
     archive = Path(shutil.make_archive(str(tmp_path / "pictures"), "zip", parted))
-    alone = folder.unpacked(archive)
+    alone = image_folder.unpack_archive(archive)
     shutil.rmtree(alone)
     real = shutil.unpack_archive
 
     def overtaken(file, target):
         monkeypatch.setattr(shutil, "unpack_archive", real)
-        assert folder.unpacked(archive) == alone
+        assert image_folder.unpack_archive(archive) == alone
         real(file, target)
 
     monkeypatch.setattr(shutil, "unpack_archive", overtaken)
-    assert folder.unpacked(archive) == alone
+    assert image_folder.unpack_archive(archive) == alone
     assert list(alone.parent.iterdir()) == [alone]
 
 
@@ -207,7 +207,7 @@ def test_known_sets_come_in_the_networks_size(size, channels):
 def numbered(count=10, **options):
     """A loader of pictures whose pixel tells their number."""
     pictures = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1)
-    return Resident(pictures, torch.arange(count), ("x",) * count, **options)
+    return InMemoryLoader(pictures, torch.arange(count), ("x",) * count, **options)
 
 
 def seen(loader):
@@ -255,7 +255,7 @@ def test_loader_goes_on_where_it_was(steps):
 def test_what_is_only_looked_at_has_the_networks_size():
     """Though it is kept larger, for the crops that are taken of it."""
     pictures = torch.randint(0, 256, (300, 1, 8, 8), dtype=torch.uint8)
-    loader = Resident(pictures, torch.arange(300), ("x",) * 300, batch=9, seed=0, size=4)
+    loader = InMemoryLoader(pictures, torch.arange(300), ("x",) * 300, batch=9, seed=0, size=4)
     found = torch.cat([each for each, _ in loader.ordered()])
     assert found.shape == (300, 1, 4, 4)
     assert torch.cat([targets for _, targets in loader.ordered()]).tolist() == list(range(300))
@@ -266,7 +266,7 @@ def test_what_is_only_looked_at_has_the_networks_size():
 
 def test_processes_share_every_batch():
     class Two:
-        device, world, clock = torch.device("cpu"), 2, Clock(torch.device("cpu"))
+        device, world, clock = torch.device("cpu"), 2, PhaseTimer(torch.device("cpu"))
 
         def fast(self, function, static):
             return function

@@ -14,17 +14,11 @@ import fukami as package
 from fukami import Error, UsageError, leaderboard, models
 from fukami.engine.runtime import Runtime
 from fukami.generation import data as generation_data
-from fukami.generation import (
-    features as generation_features,
-)
-from fukami.generation import (
-    metrics as generation_metrics,
-)
-from fukami.generation import (
-    samples as generation_samples,
-)
+from fukami.generation import features as generation_features
+from fukami.generation import metrics as generation_metrics
+from fukami.generation import samples as generation_samples
 from fukami.generation.dcgan import DCGAN
-from fukami.generation.task import Made
+from fukami.generation.task import GenerationResults
 
 SMALL = {"width": 4, "batch": 32, "samples": 40, "epochs": 1}
 
@@ -34,8 +28,8 @@ def few_digits(monkeypatch):
     """The embedded digits, two hundred of them."""
     from fukami.data import digits
 
-    pictures, targets = digits.read()
-    monkeypatch.setattr(digits, "read", lambda: (pictures[:200], targets[:200]))
+    pictures, targets = digits.load_digits()
+    monkeypatch.setattr(digits, "load_digits", lambda: (pictures[:200], targets[:200]))
 
 
 @pytest.fixture
@@ -189,8 +183,8 @@ def test_fid_of_normal_distributions():
     torch.manual_seed(0)
     one, other = torch.randn(200_000, 3), torch.randn(200_000, 3) * torch.tensor([1.0, 2.0, 0.5]) + 1
     expected = 3 + (0 + (2 - 1) ** 2 + (0.5 - 1) ** 2)
-    assert generation_metrics.frechet(one, other) == pytest.approx(expected, rel=0.02)
-    assert generation_metrics.frechet(one, one) == pytest.approx(0, abs=1e-9)
+    assert generation_metrics.compute_frechet_distance(one, other) == pytest.approx(expected, rel=0.02)
+    assert generation_metrics.compute_frechet_distance(one, one) == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize(("count", "width"), [(300, 20), (30, 50)])
@@ -204,7 +198,7 @@ def test_fid_agrees_with_scipy(count, width):
     first, second = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
     difference = one.mean(0) - other.mean(0)
     expected = difference @ difference + np.trace(first + second - 2 * np.real(sqrtm(first @ second)))
-    found = generation_metrics.frechet(torch.from_numpy(one), torch.from_numpy(other))
+    found = generation_metrics.compute_frechet_distance(torch.from_numpy(one), torch.from_numpy(other))
     assert found == pytest.approx(expected, rel=1e-4)
 
 
@@ -218,16 +212,16 @@ def test_kid_by_hand():
         for x in (one, other)
     ]
     between = sum(kernel(a, b) for a in one for b in other) / 35
-    assert generation_metrics.kernel(one, other) == pytest.approx(sum(within) - 2 * between)
+    assert generation_metrics.compute_kernel_distance(one, other) == pytest.approx(sum(within) - 2 * between)
 
 
 def test_repeated_samples_are_counted():
     """Of a hundred samples thirty are one again."""
     torch.manual_seed(0)
     real, made = torch.randn(500, 8), torch.randn(500, 8)
-    assert generation_metrics.repeated(made, real) < 0.05
+    assert generation_metrics.compute_repetition(made, real) < 0.05
     made[:150] = made[0] + 1e-3 * torch.randn(150, 8)
-    assert generation_metrics.repeated(made, real) == pytest.approx(0.3, abs=0.03)
+    assert generation_metrics.compute_repetition(made, real) == pytest.approx(0.3, abs=0.03)
 
 
 def test_what_is_repeated_does_not_depend_on_the_judge(begun):
@@ -235,7 +229,7 @@ def test_what_is_repeated_does_not_depend_on_the_judge(begun):
     task, data = begun()
     found = []
     for judge in ("digits", "pixels"):
-        task.known, task.perceive = None, lambda judge=judge: generation_features.find(judge, 28, 1)
+        task.known, task.perceive = None, lambda judge=judge: generation_features.load_feature_extractor(judge, 28, 1)
         found.append(task.evaluate(data.val)["repeated"])
     real = data.val.pictures
     blocks = [
@@ -248,7 +242,7 @@ def test_what_is_repeated_does_not_depend_on_the_judge(begun):
 
 def test_digits_are_seen_by_the_shipped_network(few_digits):
     """Its scores are those that it gives as a classifier; real digits are legible."""
-    seen = generation_features.find("auto", 28, 1)
+    seen = generation_features.load_feature_extractor("auto", 28, 1)
     assert seen.name == "digits"
     val = DCGAN(**SMALL).data().val
     features = seen.see(val.pictures, torch.device("cpu"))
@@ -267,7 +261,7 @@ def test_vgg_sees_as_torchvisions_features(tmp_path):
     torch.manual_seed(0)
     theirs = vgg16(weights=None).features.eval()
     torch.save({f"features.{key}": value for key, value in theirs.state_dict().items()}, tmp_path / "vgg16.pth")
-    seen = generation_features.find(str(tmp_path / "vgg16.pth"), 32, 3)
+    seen = generation_features.load_feature_extractor(str(tmp_path / "vgg16.pth"), 32, 3)
     assert seen.name == "vgg16"
     pictures = torch.randint(0, 256, (3, 3, 48, 48), dtype=torch.uint8)
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (generation_features.MEAN, generation_features.STD))
@@ -289,7 +283,7 @@ def test_inception_as_torchvision_and_as_fid_have_it(tmp_path, monkeypatch):
     for classes in (1000, 1008):
         network = inception_v3(weights=None, num_classes=classes, init_weights=False).eval()
         torch.save(network.state_dict(), tmp_path / f"{classes}.pth")
-        seen = generation_features.find(str(tmp_path / f"{classes}.pth"), 64, 3)
+        seen = generation_features.load_feature_extractor(str(tmp_path / f"{classes}.pth"), 64, 3)
         found[seen.name] = seen.see(pictures, torch.device("cpu"))
         network.fc = nn.Identity()
         if classes == 1008:  # by hand: each module's pooling replaced by one that is asked for its kind
@@ -314,40 +308,40 @@ def _pools(monkeypatch, last):
 @pytest.mark.parametrize("name", ["inception", "torchvision_inception", "vgg16", "digits", "pixels"])
 def test_fid_and_kid_are_said_of_the_network_alone_that_they_are_defined_with(name):
     features = [torch.randn(30, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
-    own = generation_features.Perception(name, nn.Identity())
-    found = Made(own, features, features[::-1], torch.zeros(1, 1, 8, 8)).metrics()
+    own = generation_features.FeatureExtractor(name, nn.Identity())
+    found = GenerationResults(own, features, features[::-1], torch.zeros(1, 1, 8, 8)).metrics()
     expected = ("fid_inception", "kid_inception") if name == "inception" else (f"frechet_{name}", f"kernel_{name}")
     assert tuple(found)[:2] == expected
-    assert leaderboard.lower(expected[0])
-    assert leaderboard.lower(expected[1])
+    assert leaderboard.is_lower_better(expected[0])
+    assert leaderboard.is_lower_better(expected[1])
 
 
 def test_wrong_weights_of_inception_are_refused(tmp_path):
     torch.save({"Mixed_7c.branch": torch.zeros(1), "fc.bias": torch.zeros(1000)}, tmp_path / "x.pth")
     with pytest.raises(Error, match=r"does not fit Inception v3.*Conv2d_1a_3x3.conv.weight is missing"):
-        generation_features.find(str(tmp_path / "x.pth"), 64, 3)
+        generation_features.load_feature_extractor(str(tmp_path / "x.pth"), 64, 3)
     torch.save({"Mixed_7c.branch": torch.zeros(1), "fc.bias": torch.zeros(10)}, tmp_path / "x.pth")
     with pytest.raises(Error, match="1,000 or 1,008 classes, not 10"):
-        generation_features.find(str(tmp_path / "x.pth"), 64, 3)
+        generation_features.load_feature_extractor(str(tmp_path / "x.pth"), 64, 3)
     for name in ("inception", "vgg"):
         monkey = pytest.MonkeyPatch()
         monkey.setenv("FUKAMI_DATA", str(tmp_path))
         with pytest.raises(Error, match="there is no file"):
-            generation_features.find(name, 64, 3)
+            generation_features.load_feature_extractor(name, 64, 3)
         monkey.undo()
 
 
 def test_any_folder_of_pictures(colours, few_scenes):
-    learned, judged = generation_data.read(str(colours), 0.0)
+    learned, judged = generation_data.load_dataset(str(colours), 0.0)
     assert len(learned) == len(judged) == 24
-    assert generation_data.shape(learned) == (32, 3)
-    kept, compared = generation_data.read(str(colours), 0.25)
+    assert generation_data.infer_image_shape(learned) == (32, 3)
+    kept, compared = generation_data.load_dataset(str(colours), 0.25)
     assert (len(kept), len(compared)) == (18, 6)
     assert not {*kept.items} & {*compared.items}
-    assert len(generation_data.read("scenes", 0.0)[0]) == 8
-    assert generation_data.shape(generation_data.read("digits", 0.0)[0]) == (28, 1)
+    assert len(generation_data.load_dataset("scenes", 0.0)[0]) == 8
+    assert generation_data.infer_image_shape(generation_data.load_dataset("digits", 0.0)[0]) == (28, 1)
     with pytest.raises(UsageError, match="did you mean 'mnist'"):
-        generation_data.read("mnits", 0.0)
+        generation_data.load_dataset("mnits", 0.0)
 
 
 def test_a_folder_without_pictures(tmp_path):
@@ -429,14 +423,15 @@ def test_sums_are_of_means(begun, tmp_path, monkeypatch):
     """The picture in the middle is that of the sum of the means."""
     task, _ = begun()
     codes = task.codes(5, seed=2)
-    terms = generation_samples.parse("1, 2 - 3 +4 5", 5)
+    terms = generation_samples.parse_arithmetic("1, 2 - 3 +4 5", 5)
     assert [(term.sign, term.numbers) for term in terms] == [(1, (1, 2)), (-1, (3,)), (1, (4, 5))]
     drawn = []
     sums = generation_samples.generation_plots.sums
     monkeypatch.setattr(
-        "fukami.generation.plots.sums", lambda columns, around: drawn.append(around) or sums(columns, around)
+        "fukami.generation.plots.plot_latent_arithmetic",
+        lambda columns, around: drawn.append(around) or sums(columns, around),
     )
-    generation_samples.add(task, codes, terms, tmp_path)
+    generation_samples.write_arithmetic(task, codes, terms, tmp_path)
     middle = (codes[0] + codes[1]) / 2 - codes[2] + (codes[3] + codes[4]) / 2
     assert torch.equal(drawn[0][4], task.make(middle[None])[0])
 
@@ -444,9 +439,9 @@ def test_sums_are_of_means(begun, tmp_path, monkeypatch):
 def test_the_nearest_are_found(begun, tmp_path):
     """Pictures that were learned from are their own nearest."""
     _, data = begun()
-    seen = generation_features.find("pixels", 28, 1)
+    seen = generation_features.load_feature_extractor("pixels", 28, 1)
     own = data.train.pictures[[3, 150, 77]]
-    found = generation_samples.compare(own, data.train, seen, torch.device("cpu"), tmp_path)
+    found = generation_samples.write_nearest_images(own, data.train, seen, torch.device("cpu"), tmp_path)
     assert [each["nearest"] for each in found] == ["#3", "#150", "#77"]
     assert all(each["distance"] == pytest.approx(0, abs=1e-3) for each in found)
 
@@ -467,17 +462,17 @@ def test_a_generator_that_repeats_itself_is_told_of(begun, caplog):
 
 
 def test_the_album_keeps_so_many_grids():
-    from fukami.generation.task import FRAMES, Album
+    from fukami.generation.task import MAX_FRAMES, PreviewHistory
 
-    album = Album()
-    for number in range(3 * FRAMES):
+    album = PreviewHistory()
+    for number in range(3 * MAX_FRAMES):
         album.add(Image.new("L", (4, 4), number))
-    assert FRAMES / 2 <= len(album.frames()) <= FRAMES
-    other = Album()
+    assert MAX_FRAMES / 2 <= len(album.frames()) <= MAX_FRAMES
+    other = PreviewHistory()
     other.load_state_dict(json.loads(json.dumps({"encoded": []})))
     other.load_state_dict(album.state_dict())
     assert len(other.frames()) == len(album.frames())
-    assert abs(np.asarray(other.frames()[-1].convert("L")).mean() - (3 * FRAMES - 1)) < 3
+    assert abs(np.asarray(other.frames()[-1].convert("L")).mean() - (3 * MAX_FRAMES - 1)) < 3
 
 
 def test_digits_are_learned_a_little():

@@ -21,19 +21,19 @@ import check_task
 import fukami as package
 from fukami import timing
 from fukami.data import augment
-from fukami.data.annotated import COUNTED, PROPOSAL, Batch
-from fukami.detection.task import Detection
+from fukami.data.samples import PROPOSAL, REGULAR, PaddedBatch
+from fukami.detection.task import DetectionTask
 from fukami.engine import async_checkpoint
 from fukami.engine import export as engine_export
 from fukami.engine import train as engine_train
-from fukami.engine.cuda_graph import Captured
-from fukami.engine.resume import seed
+from fukami.engine.cuda_graph import GraphedCallable
+from fukami.engine.resume import set_random_seed
 from fukami.engine.runtime import Runtime
 from fukami.engine.state_file import load_state
 from fukami.engine.task import Task
-from fukami.explain import saliency
+from fukami.explain import feature_visualization
 from fukami.explain import summary as explain_summary
-from fukami.generation.task import Adversarial
+from fukami.generation.task import GANTask
 from fukami.quantization import binary_layers
 
 # A library may warn on a GPU of what it does not on a CPU: that is told in pytest's summary and fails nothing.
@@ -67,66 +67,68 @@ SLOW = {"optimizer": "momentum", "epochs": 1}
 
 
 def deep_convnet(data, **fields):
-    return package.find("deep-convnet")(**{**SLOW, "lr": 0.01, "batch": 100, "dropout": 0.0} | fields)
+    return package.get_recipe("deep-convnet")(**{**SLOW, "lr": 0.01, "batch": 100, "dropout": 0.0} | fields)
 
 
 def resnet20(data, **fields):
-    return package.find("resnet20")(**{**SLOW, "dataset": "digits", "lr": 0.02, "batch": 100} | fields)
+    return package.get_recipe("resnet20")(**{**SLOW, "dataset": "digits", "lr": 0.02, "batch": 100} | fields)
 
 
 def binary(data, **fields):
     small = {"widths": (8, 8, 16, 16, 16, 16), "hidden": 16}
-    return package.find("binary-deep-convnet")(**{**SLOW, "lr": 0.01, "batch": 100, **small} | fields)
+    return package.get_recipe("binary-deep-convnet")(**{**SLOW, "lr": 0.01, "batch": 100, **small} | fields)
 
 
 def vgg_detector(data, **fields):
     small = {"shortest": 96, "longest": 160, "width": 0.125, "hidden": 32, "scales": (24.0, 48.0, 96.0), "dropout": 0.0}
-    return package.find("faster-rcnn-vgg16")(
+    return package.get_recipe("faster-rcnn-vgg16")(
         **{**SLOW, "dataset": data("scene_files"), "lr": 1e-2, "batch": 2, "augment": ("flip",), **small} | fields
     )
 
 
 def pyramid_detector(data, **fields):
     small = {"shortest": 64, "longest": 96}
-    return package.find("faster-rcnn-resnet50-fpn")(
+    return package.get_recipe("faster-rcnn-resnet50-fpn")(
         **{**SLOW, "dataset": data("scene_files"), "lr": 1e-3, "batch": 2, **small} | fields
     )
 
 
 def fcn(data, **fields):
     small = {"width": 0.125, "hidden": 32, "dropout": 0.0, "augment": ("flip", "crop=0.6", "hue"), "shortest": 96}
-    return package.find("fcn8s-vgg16")(
+    return package.get_recipe("fcn8s-vgg16")(
         **{**SLOW, "dataset": data("mask_files"), "lr": 1e-2, "batch": 2, "balance": "median", **small} | fields
     )
 
 
 def segnet(data, **fields):
     small = {"filters": 8, "shortest": 64}
-    return package.find("segnet-basic")(
+    return package.get_recipe("segnet-basic")(
         **{**SLOW, "dataset": data("mask_files"), "lr": 1e-2, "batch": 2, **small} | fields
     )
 
 
 def captioner(data, **fields):
     small = {"encoder": "resnet20", "size": 32, "hidden": 64, "dropout": 0.0, "augment": ("flip",), "beams": 2}
-    return package.find("show-and-tell")(
+    return package.get_recipe("show-and-tell")(
         **{**SLOW, "dataset": data("told_files"), "lr": 0.1, "batch": 8, "floor": 1, **small} | fields
     )
 
 
 def dcgan(data, **fields):
     small = {"width": 4, "batch": 8, "samples": 40, "size": 28, "channels": 1}
-    return package.find("dcgan")(**{**SLOW, "dataset": data("digit_files"), "epochs": 3, "lr": 0.01, **small} | fields)
+    return package.get_recipe("dcgan")(
+        **{**SLOW, "dataset": data("digit_files"), "epochs": 3, "lr": 0.01, **small} | fields
+    )
 
 
 def dqn(data, **fields):
     """All actions are by chance: one that two values decide which differ by their rounding would lead elsewhere."""
     small = {"steps": 240, "learning_starts": 160, "memory": 240, "least": 1.0, "hidden": 16, "episodes": 4}
-    return package.find("dqn")(**{"judge_every": 40, "optimizer": "rmsprop", "lr": 1e-3, **small} | fields)
+    return package.get_recipe("dqn")(**{"judge_every": 40, "optimizer": "rmsprop", "lr": 1e-3, **small} | fields)
 
 
 def style(data, **fields):
-    return package.find("neural-style")(**{"size": 48, "levels": 1, "iterations": 6, "judge_every": 6} | fields)
+    return package.get_recipe("neural-style")(**{"size": 48, "levels": 1, "iterations": 6, "judge_every": 6} | fields)
 
 
 FAMILIES = {
@@ -154,9 +156,9 @@ def make(request):
 def begin(recipe, device, precision, folder):
     """The task of a recipe at its beginning, and its batches, on a device."""
     runtime = Runtime.start(device, precision)
-    seed(recipe.seed)
+    set_random_seed(recipe.seed)
     data, loader = engine_train.prepare_data(recipe, folder, runtime)
-    seed(recipe.seed)
+    set_random_seed(recipe.seed)
     task = recipe.task(data.labels)
     task.setup(runtime)
     task.duration(loader)
@@ -172,11 +174,11 @@ def fix(task):
     depends on the order of scores that differ by no more than their rounding in a network that knows nothing yet.
     """
     generator = torch.Generator().manual_seed(0)
-    if isinstance(task, Adversarial):
+    if isinstance(task, GANTask):
         task.noise = lambda count: (2 * torch.rand(count, task.numbers, generator=generator) - 1).to(
             task.runtime.device
         )
-    if isinstance(task, Detection):
+    if isinstance(task, DetectionTask):
 
         def asked(batch):
             pictures, sizes, truth = type(task).asked(task, batch)
@@ -261,24 +263,24 @@ def test_stages_of_rcnn_are_those_of_the_cpu(stage, device):
     """What they learn or solve on three pictures with regions; features are rounded to float16 in between."""
     generator = torch.Generator().manual_seed(0)
     small = {"shortest": 96, "longest": 128, "size": 63, "context": 4, "width": 0.125, "hidden": 16, "cache": 0.0}
-    recipe = package.find(stage)(**small | ({"batch": 1, "dropout": 0.0} if stage == "rcnn-finetune" else {}))
+    recipe = package.get_recipe(stage)(**small | ({"batch": 1, "dropout": 0.0} if stage == "rcnn-finetune" else {}))
     objects = torch.tensor([[8.0, 8, 56, 56], [64, 16, 112, 88]])
     near = (objects.repeat(10, 1) + 8 * torch.rand(20, 4, generator=generator) - 4).clamp(0, 96)
     far = 40 * torch.rand(20, 4, generator=generator) + torch.tensor([0.0, 0, 40, 40])
     boxes = torch.cat([objects, near, far])[None]
-    kinds = torch.tensor([COUNTED] * 2 + [PROPOSAL] * 40, dtype=torch.uint8)[None]
+    kinds = torch.tensor([REGULAR] * 2 + [PROPOSAL] * 40, dtype=torch.uint8)[None]
     classes = torch.tensor([0, 1] + [-1] * 40)[None]
     sides = torch.tensor([[96.0, 128.0]])
     pictures = [torch.randint(256, (1, 3, 96, 128), generator=generator, dtype=torch.uint8) for _ in range(3)]
     nothing = torch.zeros(1, 0, 0, dtype=torch.uint8)
     batches = [
-        Batch(picture, sides, sides, boxes, classes, kinds, torch.tensor([at]), torch.tensor([at]), nothing)
+        PaddedBatch(picture, sides, sides, boxes, classes, kinds, torch.tensor([at]), torch.tensor([at]), nothing)
         for at, picture in enumerate(pictures)
     ]
     learned = []
     for place in ("cpu", device):
         runtime = Runtime.start(place, "float32")
-        seed(0)
+        set_random_seed(0)
         task = recipe.task(("one", "other"))
         task.setup(runtime)
         steps, _ = task.duration(batches)
@@ -332,7 +334,7 @@ def test_augmentation_is_that_of_the_cpu(word, device):
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randint(256, (40, 3, 24, 24), generator=generator, dtype=torch.uint8)
     pictures = torch.nn.functional.interpolate(pictures.float(), (48, 48), mode="bilinear").round().to(torch.uint8)
-    change = augment.parse([word], size=48, classes=5)
+    change = augment.parse_augmentation([word], size=48, classes=5)
     given = pictures, torch.arange(40) % 5, torch.rand(40, change.draws, generator=generator)
     expected = change(*given)
     found = [value.cpu() for value in change(*(value.to(device) for value in given))]
@@ -362,7 +364,7 @@ CAPTURED = {
 def replay(recipe, device, precision, folder, *, capture):
     """What ten steps return and leave, the sixth of them with half a batch, as they are or as a CUDA graph."""
     task, batches, _ = begin(recipe, device, precision, folder)
-    if isinstance(task, Adversarial):
+    if isinstance(task, GANTask):
         del task.noise  # drawn on the device, also while it replays
     update = task.runtime.fast(task.step, task.static) if capture else task.step
     found = []
@@ -373,7 +375,7 @@ def replay(recipe, device, precision, folder, *, capture):
             halves = [value[: len(value) // 2] if value.ndim else value for value in batch]
             batch = type(batch)(*halves) if hasattr(batch, "_fields") else tuple(halves)
         found.append({name: value.clone() for name, value in update(batch).items()})
-    if isinstance(update, Captured):
+    if isinstance(update, GraphedCallable):
         assert update.graph is not None
     parts = [part.state_dict() for part in task.state().values() if hasattr(part, "state_dict")]
     return task, update, pytree.tree_leaves([found, parts])
@@ -394,7 +396,7 @@ def test_captured_steps_are_those_that_are_not(name, precision, device, make, tm
     family, fields = CAPTURED[name]
     _, _, expected = replay(make(family, **fields), device, precision, tmp_path / "launched", capture=False)
     task, update, found = replay(make(family, **fields), device, precision, tmp_path / "replayed", capture=True)
-    assert isinstance(update, Captured) == (device == "cuda" and task.static)
+    assert isinstance(update, GraphedCallable) == (device == "cuda" and task.static)
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
@@ -603,7 +605,7 @@ def run(tmp_path_factory):
     def train(device):
         if device not in made:
             made[device] = tmp_path_factory.mktemp("runs") / device
-            recipe = package.find("deep-convnet")(epochs=4, batch=50, augment=(), dropout=0.0)
+            recipe = package.get_recipe("deep-convnet")(epochs=4, batch=50, augment=(), dropout=0.0)
             with pytest.MonkeyPatch.context() as patch:
                 check_task.leave_out_pages(patch)
                 package.train(recipe, made[device], device=device, precision="float32")
@@ -638,7 +640,7 @@ def test_exports_answer_there(device, run, digit_files, tmp_path):
     inputs = sorted(digit_files.rglob("*.png"))[:5]
     for to in ("float16", "bfloat16")[: 2 if device == "cuda" else 1]:
         out = tmp_path / to
-        engine_export.export(run(device), to, out)
+        engine_export.export_run(run(device), to, out)
         own, plain = (package.load(out, device=each).predict(inputs) for each in (device, "cpu"))
         for one, other in zip(own, plain, strict=True):
             assert one["probability"] == pytest.approx(other["probability"], abs=0.05)
@@ -652,9 +654,9 @@ def test_one_bit_answers_there(device, request, digit_files, tmp_path):
     """
     there(device)
     binarized = request.getfixturevalue("binarized")
-    engine_export.export(binarized, "binary", tmp_path / "bits")
+    engine_export.export_run(binarized, "binary", tmp_path / "bits")
     task, plain = package.load(tmp_path / "bits", device=device), package.load(binarized, device=device)
-    name = binary_layers.kernels(next(task.model.parameters()).device).__name__
+    name = binary_layers.get_kernels(next(task.model.parameters()).device).__name__
     assert name in (f"fukami.quantization.binary_{device}", "fukami.quantization.binary_reference")
     inputs = sorted(digit_files.rglob("*.png"))[:20]
     pairs = zip(task.predict(inputs), plain.predict(inputs), strict=True)
@@ -665,13 +667,13 @@ def test_what_is_explained_is_the_same(device, run, digit_files):
     """Heat maps and feature maps."""
     tasks = [package.load(run(device), device=place) for place in ("cpu", device)]
     picture = torch.from_numpy(tasks[0].prepare.open(sorted(digit_files.rglob("*.png"))[0]))
-    steps = explain_summary.layers(tasks[0].model, (1, 28, 28))
-    names = [layer.name for layer in explain_summary.stages(steps)]
+    steps = explain_summary.summarize_layers(tasks[0].model, (1, 28, 28))
+    names = [layer.name for layer in explain_summary.find_stages(steps)]
     heats, maps = [], []
     for task in tasks:
         given = task.normalised(picture[None].to(task.runtime.device))[0]
-        heats.append(saliency.grad_cam(task.model, given, 3))
-        maps.append(saliency.feature_maps(task.model, given, names))
+        heats.append(feature_visualization.compute_grad_cam(task.model, given, 3))
+        maps.append(feature_visualization.compute_feature_maps(task.model, given, names))
     torch.testing.assert_close(heats[1], heats[0], rtol=1e-3, atol=1e-4 * float(heats[0].max()))
     assert heats[0].max() > 0
     assert len(names) > 1
@@ -690,7 +692,7 @@ def test_is_served_from_there(device, run, digit_files):
     task = package.load(run(device), device=device)
     about = {"recipe": "deep-convnet", "members": 1, "labels": list("0123456789"), "precision": "float32"}
     form = [("file", (file.name, file.read_bytes(), "image/png"))]
-    with TestClient(serving.app(task, about | {"versions": {}}), base_url="http://localhost") as client:
+    with TestClient(serving.create_app(task, about | {"versions": {}}), base_url="http://localhost") as client:
         (answer,) = client.post("/predict", files=form).json()
     (expected,) = package.load(run(device), device="cpu").predict([file])
     assert answer["label"] == expected["label"]
@@ -734,9 +736,9 @@ class Behind:
 def test_a_step_that_is_still_computed_can_be_timed(device, monkeypatch):
     """A training that is asked to stop writes down where its time went at once, however far the GPU is behind."""
     if device == "cpu":
-        monkeypatch.setattr(timing, "_event", Behind)
+        monkeypatch.setattr(timing, "_create_event", Behind)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    own = timing.Clock(torch.device("cuda"))
+    own = timing.PhaseTimer(torch.device("cuda"))
     with own("forward"):
         if device == "cuda":
             torch.cuda._sleep(200_000_000)
@@ -757,14 +759,14 @@ def test_a_checkpoint_is_copied_on_the_gpu_of_the_training(monkeypatch):
     ready = SimpleNamespace(device=torch.device("cuda:1"))
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
-    async_checkpoint._beside(ready)
+    async_checkpoint._use_copy_stream(ready)
     assert asked == [ready.device, ready]
 
 
 def test_what_was_not_looked_at_is_gone_on_with_on_the_device(device):
     """A stage that is solved on the CPU, as R-CNN's machines are, gives its counts there, and goes on from GPU ones."""
     runtime = Runtime(torch.device("meta" if device == "cpu" else device), "float32")
-    history = engine_train.History(runtime)
+    history = engine_train.MetricBuffer(runtime)
     history.load_state_dict({"names": ["pairs"], "rows": [torch.ones(1)]})
     history.add({"pairs": torch.tensor(2.0)})
     assert torch.stack(history.rows).device.type == runtime.device.type
@@ -772,7 +774,7 @@ def test_what_was_not_looked_at_is_gone_on_with_on_the_device(device):
 
 def test_a_memory_that_does_not_fit_lies_on_the_cpu(device, make, tmp_path, monkeypatch):
     """What is learned from is sent to the device, and is the same."""
-    monkeypatch.setattr("fukami.reinforcement.replay.ROOM", 0.0)
+    monkeypatch.setattr("fukami.reinforcement.replay.MAX_GPU_FRACTION", 0.0)
     if device == "cpu":
         _, batches, data = begin(make("dqn"), "cpu", "float32", tmp_path)
         next(batches)
@@ -782,7 +784,7 @@ def test_a_memory_that_does_not_fit_lies_on_the_cpu(device, make, tmp_path, monk
     recipe = make("dqn")
     found, changes = follow(recipe, device, 4, tmp_path / "cpu")
     with monkeypatch.context() as patch:
-        patch.setattr("fukami.reinforcement.replay.ROOM", 1.0)
+        patch.setattr("fukami.reinforcement.replay.MAX_GPU_FRACTION", 1.0)
         expected, own = follow(recipe, device, 4, tmp_path / "device")
     assert found == expected
     assert all(torch.equal(changes[name], own[name]) for name in own)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from fukami import Error
-from fukami.image.digit import as_mnist
+from fukami.image.digit_extraction import convert_to_mnist
 
 FIVE = [
     [(0.2, 0.12), (0.15, 0.48), (0.55, 0.4), (0.9, 0.65), (0.6, 0.98), (0.08, 0.9)],
@@ -27,7 +27,7 @@ def drawn(strokes=FIVE, *, size=(400, 360), at=(140, 90), height=180, width=14, 
 
 
 def seen(pixels):
-    return as_mnist(Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)))[0].astype(np.float64)
+    return convert_to_mnist(Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)))[0].astype(np.float64)
 
 
 def alike(one, other):
@@ -61,9 +61,9 @@ def test_mnist_itself_is_untouched_and_its_negative_is_inverted(random):
     digit[4:24, 9:20] = random.integers(0, 256, (20, 11))
     for mode in ("L", "RGB"):
         given = Image.fromarray(digit).convert(mode)
-        assert as_mnist(given).tobytes() == digit.tobytes()
-        assert as_mnist(Image.eval(given, lambda value: 255 - value)).tobytes() == digit.tobytes()
-    assert as_mnist(Image.fromarray(digit)).shape == (1, 28, 28)
+        assert convert_to_mnist(given).tobytes() == digit.tobytes()
+        assert convert_to_mnist(Image.eval(given, lambda value: 255 - value)).tobytes() == digit.tobytes()
+    assert convert_to_mnist(Image.fromarray(digit)).shape == (1, 28, 28)
 
 
 def test_what_comes_out_goes_through_unchanged(plain):
@@ -83,7 +83,7 @@ def test_place_and_size_make_no_difference(plain, at, height):
 def test_resolution_makes_no_difference(plain, times):
     picture = Image.fromarray(drawn().astype(np.uint8))
     picture = picture.resize((round(400 * times), round(360 * times)), Image.Resampling.BICUBIC)
-    assert alike(as_mnist(picture)[0].astype(float), plain) > 0.93
+    assert alike(convert_to_mnist(picture)[0].astype(float), plain) > 0.93
 
 
 def test_light_ink_on_a_board_comes_out_alike(plain):
@@ -138,7 +138,7 @@ def test_a_digit_that_fills_its_picture():
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (40, 40), (300, 200)])
 def test_no_ink(size, level):
     with pytest.raises(Error, match=r"no ink was found"):
-        as_mnist(Image.new("L", size, level))
+        convert_to_mnist(Image.new("L", size, level))
 
 
 def test_an_empty_sheet_has_no_ink(random):

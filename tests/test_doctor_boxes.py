@@ -245,8 +245,8 @@ def test_archive(fukami, data, tmp_path):
 def test_scenes_are_healthy(fukami, monkeypatch):
     from fukami.data import scenes
 
-    monkeypatch.setattr(scenes, "TRAINING", 20)
-    monkeypatch.setattr(scenes, "TESTING", 20)
+    monkeypatch.setattr(scenes, "NUM_TRAIN", 20)
+    monkeypatch.setattr(scenes, "NUM_TEST", 20)
     answer = fukami("doctor", "scenes")
     assert "40 readable pictures with" in answer.err
     assert {line["problem"] for line in answer.json} <= {"part missing", "unbalanced"}

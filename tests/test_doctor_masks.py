@@ -29,11 +29,11 @@ def street(tmp_path):
 
 def found(spec):
     """Kind, file and words of each problem."""
-    return [(each.problem, each.file, each.detail) for each in dataset_checks.examine(str(spec)).problems]
+    return [(each.problem, each.file, each.detail) for each in dataset_checks.validate_dataset(str(spec)).problems]
 
 
 def test_nothing_is_wrong(street):
-    findings = dataset_checks.examine(str(street))
+    findings = dataset_checks.validate_dataset(str(street))
     assert findings.problems == []
     assert str(findings) == "no problem among 6 readable pictures with 3,600 pixels of 3 classes"
 
@@ -97,7 +97,7 @@ def test_classes_of_the_parts_and_pictures_that_are_there_twice(street, tmp_path
             save(tmp_path / "parts" / part / f"masks/{number}.png", np.tile([0, 1, top], (20, 10)))
     save(tmp_path / "parts" / "val" / "images" / "0.png", Image.open(tmp_path / "parts" / "train" / "images" / "0.png"))
     (tmp_path / "parts" / "classes.txt").write_text("road\ncar\nsign\nboat\n")
-    kinds = [(each.problem, each.label) for each in dataset_checks.examine(str(tmp_path / "parts")).problems]
+    kinds = [(each.problem, each.label) for each in dataset_checks.validate_dataset(str(tmp_path / "parts")).problems]
     assert kinds == [("duplicate across parts", ""), ("empty", "boat"), ("part missing", "sign")]
 
 
@@ -138,6 +138,6 @@ def test_the_command(street, fukami):
 
 
 def test_the_embedded_set_has_boxes_and_masks(few_scenes):
-    findings = dataset_checks.examine("scenes")
+    findings = dataset_checks.validate_dataset("scenes")
     assert findings.thing == "box"
     assert findings.problems == [] or {each.problem for each in findings.problems} <= {"part missing", "too few"}

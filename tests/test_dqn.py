@@ -13,12 +13,11 @@ from torch import nn
 import check_task
 from fukami import UsageError, models
 from fukami.engine.runtime import Runtime
-from fukami.reinforcement import data as reinforcement_data
-from fukami.reinforcement import games
-from fukami.reinforcement.catch import CELLS, PADDLE, Catch
+from fukami.reinforcement import env_registry, vector_env
+from fukami.reinforcement.catch import GRID_SIZE, PADDLE_WIDTH, Catch
 from fukami.reinforcement.dqn import DQN
-from fukami.reinforcement.replay import Experience, Memory
-from fukami.reinforcement.rollout import Trials
+from fukami.reinforcement.evaluation import EvaluationEpisodes
+from fukami.reinforcement.replay import ExperienceCollector, ReplayBuffer
 
 SMALL = {
     "steps": 400,
@@ -110,9 +109,9 @@ def test_a_perfect_player_catches_every_ball():
     game = Catch(count)
     game.reset(np.ones(count, bool), np.arange(count))
     total = np.zeros(count)
-    for _ in range(CELLS - 1):
+    for _ in range(GRID_SIZE - 1):
         target = _landing(game)
-        middle = game.paddle + PADDLE // 2
+        middle = game.paddle + PADDLE_WIDTH // 2
         game.send(np.where(target < middle, 1, np.where(target > middle, 2, 0)))
         seen = game.receive()
         total += seen.rewards
@@ -122,10 +121,10 @@ def test_a_perfect_player_catches_every_ball():
 
 def test_what_the_best_player_wins_where_a_twentieth_is_by_chance():
     """By backward induction over all that can be seen: what docs/dqn.md says."""
-    columns, drifts, paddles = (each.ravel() for each in np.mgrid[:CELLS, -1:2, : CELLS - PADDLE + 1])
+    columns, drifts, paddles = (each.ravel() for each in np.mgrid[:GRID_SIZE, -1:2, : GRID_SIZE - PADDLE_WIDTH + 1])
     game = Catch(len(columns))
-    value = np.zeros((CELLS, 3, CELLS - PADDLE + 1))
-    for row in reversed(range(CELLS - 1)):
+    value = np.zeros((GRID_SIZE, 3, GRID_SIZE - PADDLE_WIDTH + 1))
+    for row in reversed(range(GRID_SIZE - 1)):
         worth = np.zeros((len(game.actions), len(columns)))
         for action in range(len(worth)):
             game.ball = np.stack([columns, np.full(len(columns), row)], 1)
@@ -138,10 +137,10 @@ def test_what_the_best_player_wins_where_a_twentieth_is_by_chance():
 
 def _landing(game):
     """The column where each ball will land, by reflection."""
-    left = CELLS - 1 - game.ball[:, 1]
-    period = 2 * (CELLS - 1)
+    left = GRID_SIZE - 1 - game.ball[:, 1]
+    period = 2 * (GRID_SIZE - 1)
     place = np.mod(game.ball[:, 0] + game.drift * left, period)
-    return np.where(place < CELLS, place, period - place)
+    return np.where(place < GRID_SIZE, place, period - place)
 
 
 def test_the_same_seed_is_the_same_ball():
@@ -155,7 +154,7 @@ def test_the_same_seed_is_the_same_ball():
 
 def test_memory_gives_back_what_was_seen():
     """States and what followed, against lists by hand; before an episode there is its first frame."""
-    memory = Memory(2, (3, 3), steps=6)
+    memory = ReplayBuffer(2, (3, 3), steps=6)
     memory.place(torch.device("cpu"))
     begins = {0: {0, 4}, 1: {0, 6, 7}}
     for step in range(9):
@@ -171,12 +170,12 @@ def test_memory_gives_back_what_was_seen():
 
 def test_each_frame_is_stored_once():
     """A million steps of the paper's frames take 7 GB, and not 28."""
-    assert Memory(4, (84, 84), 250_000).bytes < 1.06 * 7.1e9
+    assert ReplayBuffer(4, (84, 84), 250_000).bytes < 1.06 * 7.1e9
 
 
 def test_memory_in_files_is_found_again(tmp_path):
     """By another object; and what a checkpoint remembers is not written over within the slack."""
-    one = Memory(1, (2, 2), steps=10)
+    one = ReplayBuffer(1, (2, 2), steps=10)
     one.keep(tmp_path)
     one.place(torch.device("cpu"))
     for step in range(300):
@@ -184,7 +183,7 @@ def test_memory_in_files_is_found_again(tmp_path):
     then, oldest = one.now, one.oldest()
     for step in range(300, 300 + one.slack):
         one.see(torch.full((1, 2, 2), step % 251, dtype=torch.uint8), torch.tensor([False]))
-    other = Memory(1, (2, 2), steps=10)
+    other = ReplayBuffer(1, (2, 2), steps=10)
     other.keep(tmp_path)
     other.place(torch.device("cpu"))
     other.now = then
@@ -235,14 +234,18 @@ class Lives:
 
     def seen(self, rewards):
         frames = np.repeat(self.at, 4).reshape(-1, 2, 2).astype(np.uint8)
-        return games.Seen(frames, rewards.astype(np.float32), self.at == 12, self.at > 12, np.isin(self.at, (4, 8)))
+        return vector_env.StepResult(
+            frames, rewards.astype(np.float32), self.at == 12, self.at > 12, np.isin(self.at, (4, 8))
+        )
 
     def close(self):
         pass
 
 
 def test_a_lost_life_is_an_end_where_it_is_learned_from_and_not_of_the_episode():
-    experience = Experience(Lives(2), batch=200, history=2, steps=1000, begin=0, every=1, explore=1, least=1, seed=0)
+    experience = ExperienceCollector(
+        Lives(2), batch=200, history=2, steps=1000, begin=0, every=1, explore=1, least=1, seed=0
+    )
     experience.place(Runtime.start("cpu", "float32"))
     for _ in range(60):
         experience.play(lambda states: torch.zeros(2, dtype=torch.long))
@@ -255,7 +258,7 @@ def test_a_lost_life_is_an_end_where_it_is_learned_from_and_not_of_the_episode()
 
 
 def test_an_evaluation_plays_whole_games_whatever_lives_are_lost():
-    trials = Trials(Lives, (0, 1, 2), 2, 0.0)
+    trials = EvaluationEpisodes(Lives, (0, 1, 2), 2, 0.0)
     assert trials.play(lambda states: torch.zeros(3, 2))[:2] == ([12.0] * 3, [12] * 3)
 
 
@@ -271,7 +274,9 @@ def test_evaluations_take_a_twentieth_of_the_actions_by_chance():
 
     for epsilon, share in ((0.0, 0.0), (0.2, 0.1), (1.0, 0.5)):
         sent = []
-        Trials(Counted, tuple(range(500)), 2, epsilon).play(lambda states: torch.tensor([[1.0, 0.0]]).expand(500, 2))
+        EvaluationEpisodes(Counted, tuple(range(500)), 2, epsilon).play(
+            lambda states: torch.tensor([[1.0, 0.0]]).expand(500, 2)
+        )
         assert np.mean(sent) == pytest.approx(share, abs=0.02)
 
 
@@ -422,7 +427,7 @@ def test_evaluation_changes_nothing(begun):
     assert task.evaluate(data.val) == first
     assert first["count"] == 4
     assert -1 <= first["return"] <= 1
-    assert first["length"] == CELLS - 1
+    assert first["length"] == GRID_SIZE - 1
     assert torch.equal(torch.get_rng_state(), before)
     assert [title for title, _ in task.figures(data.val)]
 
@@ -448,11 +453,11 @@ def test_memory_files_are_gone_when_it_is_done(fukami, tmp_path):
     assert judged.json[0]["count"] == 6
     played = fukami("play", tmp_path / "run", "--out", tmp_path / "game.gif", "--device", "cpu")
     assert played.status == 0, played.err
-    assert played.json[0]["lengths"] == [CELLS - 1]
+    assert played.json[0]["lengths"] == [GRID_SIZE - 1]
     with Image.open(tmp_path / "game.gif") as film:
         assert film.n_frames > 1
     film = fukami("play", tmp_path / "run", "--out", tmp_path / "game.mp4", "--episodes", "2", "--device", "cpu")
-    assert film.json[0]["frames"] == 2 * (CELLS - 1)
+    assert film.json[0]["frames"] == 2 * (GRID_SIZE - 1)
     assert (tmp_path / "game.mp4").stat().st_size > 1000
 
 
@@ -493,7 +498,7 @@ ATARI = pytest.mark.skipif(
 @ATARI
 def test_an_atari_game_is_seen_as_in_the_paper():
     """84×84 grey, which is what people see, only smaller: two emulators that play in step."""
-    played = reinforcement_data.find("ALE/Pong-v5", 1, colour=True)
+    played = env_registry.make_envs("ALE/Pong-v5", 1, colour=True)
     assert played.actions == ("noop", "fire", "right", "left", "rightfire", "leftfire")
     seen = played.reset(np.ones(1, bool), np.array([3]))
     assert seen.frames.shape == (1, 84, 84)
@@ -510,7 +515,7 @@ def test_an_atari_game_is_seen_as_in_the_paper():
 @ATARI
 def test_an_atari_game_begins_after_up_to_30_frames_without_an_action():
     """As many as the seed says, by the emulator's own count; what is seen in Breakout depends on it."""
-    played = reinforcement_data.find("breakout", 1)
+    played = env_registry.make_envs("breakout", 1)
     reset, counts = played.envs.reset, []
     played.envs.reset = lambda **how: (found := reset(**how), counts.append(found[1]["episode_frame_number"][0]))[0]
     first = [played.reset(np.ones(1, bool), np.array([seed])).frames.copy() for seed in (*range(24), 0)]
@@ -526,7 +531,7 @@ def test_an_atari_action_is_taken_for_four_frames_and_never_repeated_by_chance()
     """Rewards, not clipped, are those of the emulator stepped frame by frame."""
     import gymnasium
 
-    played = reinforcement_data.find("ms_pacman", 1)
+    played = env_registry.make_envs("ms_pacman", 1)
     reset, begun = played.envs.reset, []
     played.envs.reset = lambda **how: (found := reset(**how), begun.append(found[1]["episode_frame_number"][0]))[0]
     played.reset(np.ones(1, bool), np.array([3]))
@@ -547,7 +552,7 @@ def test_an_atari_action_is_taken_for_four_frames_and_never_repeated_by_chance()
 @ATARI
 def test_a_life_that_is_lost_in_an_atari_game_is_seen():
     """Of five in Breakout four are lost, and with the fifth the game is over; so says the emulator's own count."""
-    played = reinforcement_data.find("breakout", 1)
+    played = env_registry.make_envs("breakout", 1)
     played.reset(np.ones(1, bool), np.array([0]))
     receive, lives, lost = played.envs.recv, [5], []
     played.envs.recv = lambda: (found := receive(), lives.append(int(found[4]["lives"][0])))[0]
@@ -570,8 +575,8 @@ def test_experience_goes_on_where_it_was(name, tmp_path):
     """Games that were begun at other times are played to where they were; what follows is the same."""
 
     def experience():
-        return Experience(
-            reinforcement_data.find(name, 3),
+        return ExperienceCollector(
+            env_registry.make_envs(name, 3),
             batch=8,
             history=4,
             steps=3000,
@@ -634,4 +639,4 @@ def test_a_vector_is_learned_from(begun):
 )
 def test_games_that_there_are_not(name, hint):
     with pytest.raises(UsageError, match=hint):
-        reinforcement_data.find(name, 1)
+        env_registry.make_envs(name, 1)

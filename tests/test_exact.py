@@ -23,13 +23,13 @@ import fukami as package
 from check_task import Started, children_of, lines, logged, wait_until, words
 from fukami.captioning.show_and_tell import ShowAndTell
 from fukami.classification.deep_convnet import DeepConvNet
-from fukami.classification.task import Classification
-from fukami.data.loader import Resident
+from fukami.classification.task import ClassificationTask
+from fukami.data.loader import InMemoryLoader
 from fukami.data.manifest import Manifest
 from fukami.detection.faster_rcnn import FasterRCNNVGG16
 from fukami.engine import async_checkpoint, checkpoint
 from fukami.engine.locking import lock_folder
-from fukami.engine.resume import FORMAT, Replayed, random_states
+from fukami.engine.resume import CHECKPOINT_FORMAT, ResumableLoader, get_random_states
 from fukami.engine.runtime import Runtime
 from fukami.engine.state_file import encode_state, load_state
 from fukami.errors import Error, UsageError, WriteError
@@ -45,8 +45,8 @@ LONG = DeepConvNet(epochs=200)
 @pytest.fixture
 def often(monkeypatch):
     """A checkpoint at each look."""
-    monkeypatch.setattr(async_checkpoint, "SECONDS", 0.0)
-    monkeypatch.setattr(async_checkpoint, "SHARE", float("inf"))
+    monkeypatch.setattr(async_checkpoint, "MIN_CHECKPOINT_INTERVAL", 0.0)
+    monkeypatch.setattr(async_checkpoint, "MAX_CHECKPOINT_FRACTION", float("inf"))
 
 
 def files_of(folder):
@@ -68,7 +68,7 @@ def test_a_second_training_into_a_folder_is_refused(fukami, tmp_path):
     assert first.ended()[0] == -signal.SIGKILL
     assert (run / ".lock").exists()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Classification, "step", end_at_once)
+        patch.setattr(ClassificationTask, "step", end_at_once)
         third = fukami(*words(LONG, run)[1:], "--resume")
     assert third.status == 143, third.err
     assert not (run / ".lock").exists()
@@ -265,10 +265,10 @@ def test_other_pixels_in_memory_are_refused(tmp_path, pageless, monkeypatch):
     package.train(replace(RECIPE, epochs=1), tmp_path / "digits", **CPU)
     from fukami.data import digits
 
-    pictures, labels = digits.read()
+    pictures, labels = digits.load_digits()
     other = pictures.copy()
     other[5, 3, 3] ^= 1
-    monkeypatch.setattr(digits, "read", lambda: (other, labels))
+    monkeypatch.setattr(digits, "load_digits", lambda: (other, labels))
     with pytest.raises(UsageError, match=r"changed since its checkpoint: 1 changed \('images in memory'\)"):
         package.train(replace(RECIPE, epochs=1), tmp_path / "digits", **CPU, resume=True)
     for name in ("content", "style"):
@@ -292,9 +292,9 @@ class Listed:
         self.names = [name for name, _, _ in items]
 
     def list_items(self):
-        from fukami.data.manifest import Item
+        from fukami.data.manifest import ManifestItem
 
-        return (Item(*item) for item in self.items)
+        return (ManifestItem(*item) for item in self.items)
 
 
 def test_what_has_changed_is_found_among_many(tmp_path):
@@ -328,7 +328,7 @@ def test_a_file_that_goes_in_mid_epoch(how, memory, digit_files, tmp_path, monke
     recipe = classification(root, memory=memory, holdout=0.0)
     recipe = replace(recipe, epochs=6, batch=4)
     whole = package.train(recipe, tmp_path / "whole", **CPU) if memory else None
-    victims, real, steps = [root / "3" / "3.png", root / "7" / "7.png"], Classification.step, itertools.count()
+    victims, real, steps = [root / "3" / "3.png", root / "7" / "7.png"], ClassificationTask.step, itertools.count()
 
     def step(self, batch):
         if next(steps) == 3:
@@ -336,7 +336,7 @@ def test_a_file_that_goes_in_mid_epoch(how, memory, digit_files, tmp_path, monke
                 victim.unlink() if how == "deleted" else victim.write_bytes(b"no picture")
         return real(self, batch)
 
-    monkeypatch.setattr(Classification, "step", step)
+    monkeypatch.setattr(ClassificationTask, "step", step)
     found = package.train(recipe, tmp_path / "run", **CPU)
     if memory:
         assert found == whole
@@ -351,7 +351,7 @@ def test_a_file_that_goes_in_mid_epoch(how, memory, digit_files, tmp_path, monke
 def test_too_many_files_that_go_stop_the_run(digit_files, tmp_path, monkeypatch):
     root = shutil.copytree(digit_files, tmp_path / "data")
     recipe = replace(classification(root, memory=0.0, holdout=0.0, broken=2), epochs=6, batch=4)
-    real, steps = Classification.step, itertools.count()
+    real, steps = ClassificationTask.step, itertools.count()
 
     def step(self, batch):
         if next(steps) == 3:
@@ -359,7 +359,7 @@ def test_too_many_files_that_go_stop_the_run(digit_files, tmp_path, monkeypatch)
                 file.unlink()
         return real(self, batch)
 
-    monkeypatch.setattr(Classification, "step", step)
+    monkeypatch.setattr(ClassificationTask, "step", step)
     with pytest.raises(Error, match="3 pictures are broken, and --broken allows 2"):
         package.train(recipe, tmp_path / "run", **CPU)
 
@@ -477,8 +477,8 @@ def test_what_a_killed_process_left_is_removed(tmp_path, pageless):
 
 def test_a_save_that_ends_between_its_two_files(tmp_path, undisturbed, monkeypatch, pageless):
     """The last one, and the only one: the weights are not those of a checkpoint before."""
-    monkeypatch.setattr(async_checkpoint, "SECONDS", 1e9)
-    real, names = checkpoint.write, []
+    monkeypatch.setattr(async_checkpoint, "MIN_CHECKPOINT_INTERVAL", 1e9)
+    real, names = checkpoint.write_file, []
 
     def write(path, content):
         names.append(path.name)
@@ -486,17 +486,17 @@ def test_a_save_that_ends_between_its_two_files(tmp_path, undisturbed, monkeypat
             raise WriteError(path, OSError(errno.EIO, "Input/output error"))
         real(path, content)
 
-    monkeypatch.setattr(checkpoint, "write", write)
+    monkeypatch.setattr(checkpoint, "write_file", write)
     with pytest.raises(Error, match="Input/output error"):
         package.train(RECIPE, tmp_path / "run", **CPU)
-    monkeypatch.setattr(checkpoint, "write", real)
+    monkeypatch.setattr(checkpoint, "write_file", real)
     package.train(RECIPE, tmp_path / "run", **CPU, resume=True)
     assert (tmp_path / "run" / "weights.safetensors").read_bytes() == (undisturbed / "weights.safetensors").read_bytes()
 
 
 def test_stopped_between_two_lines_of_the_log(tmp_path, monkeypatch, pageless):
     """The resumed run's log has the lines of a run that was not stopped, with the means of the same steps."""
-    recipe, real, steps = DeepConvNet(epochs=2, batch=20), Classification.step, itertools.count()
+    recipe, real, steps = DeepConvNet(epochs=2, batch=20), ClassificationTask.step, itertools.count()
     package.train(recipe, tmp_path / "whole", **CPU)
 
     def step(self, batch):
@@ -504,7 +504,7 @@ def test_stopped_between_two_lines_of_the_log(tmp_path, monkeypatch, pageless):
             signal.raise_signal(signal.SIGTERM)
         return real(self, batch)
 
-    monkeypatch.setattr(Classification, "step", step)
+    monkeypatch.setattr(ClassificationTask, "step", step)
     with pytest.raises(SystemExit):
         package.train(recipe, tmp_path / "run", **CPU)
     assert load_state(tmp_path / "run" / "last.ckpt", torch.device("cpu"))["step"] == 39
@@ -516,13 +516,13 @@ def test_stopped_between_two_lines_of_the_log(tmp_path, monkeypatch, pageless):
 
 
 def test_a_loader_goes_on_with_fewer_items_than_there_were():
-    loader = Resident(torch.zeros(6, 1, 4, 4, dtype=torch.uint8), torch.zeros(6).long(), ("x",), batch=2, seed=0)
+    loader = InMemoryLoader(torch.zeros(6, 1, 4, 4, dtype=torch.uint8), torch.zeros(6).long(), ("x",), batch=2, seed=0)
     loader.load_state_dict({"turn": 3, "position": 8})
     assert list(loader) == []
     assert len(list(loader)) == 3
     assert loader.turn == 5
-    others = Replayed([1, 2])
-    others.load_state_dict({"position": 4, "begun": random_states()})
+    others = ResumableLoader([1, 2])
+    others.load_state_dict({"position": 4, "begun": get_random_states()})
     assert list(others) == []
     assert list(others) == [1, 2]
 
@@ -558,9 +558,11 @@ def test_a_checkpoint_of_other_versions(tmp_path, pageless, caplog):
     assert "equal numbers are not promised" in said
     assert torch.__version__ in said
     (fact,) = json.loads((run / "recipe.json").read_text())["resumed"]
-    assert fact["versions"] == checkpoint.versions()
-    edited(run, format=FORMAT + 1, versions={"fukami": "9.1"})
-    with pytest.raises(Error, match=rf"has the format {FORMAT + 1} and was written by fukami 9.1; this is fukami"):
+    assert fact["versions"] == checkpoint.get_versions()
+    edited(run, format=CHECKPOINT_FORMAT + 1, versions={"fukami": "9.1"})
+    with pytest.raises(
+        Error, match=rf"has the format {CHECKPOINT_FORMAT + 1} and was written by fukami 9.1; this is fukami"
+    ):
         package.train(recipe, run, **CPU, resume=True)
 
 
@@ -593,7 +595,7 @@ def test_a_resumed_run_computes_with_as_many_threads(tmp_path, pageless, monkeyp
     finally:
         torch.set_num_threads(before)
     record = json.loads((run / "recipe.json").read_text())
-    checkpoint.write(run / "recipe.json", json.dumps({**record, "threads": 10**9}).encode())
+    checkpoint.write_file(run / "recipe.json", json.dumps({**record, "threads": 10**9}).encode())
     with pytest.raises(Error, match=r"'threads' should be 1 to 1024"):
         package.train(recipe, run, **CPU, resume=True)
 
@@ -633,7 +635,7 @@ print(int((x * 0.5 == 0).sum()))
 def test_an_agent_that_has_lost_its_memory(tmp_path, pageless, monkeypatch, often):
     small = {"steps": 400, "memory": 300, "learning_starts": 200, "games": 2, "batch": 4, "hidden": 8, "episodes": 2,
              "judge_every": 40}  # fmt: skip
-    run, real = tmp_path / "run", async_checkpoint.Saver.save
+    run, real = tmp_path / "run", async_checkpoint.CheckpointWriter.save
 
     def save(self, *arguments):
         real(self, *arguments)
@@ -641,7 +643,7 @@ def test_an_agent_that_has_lost_its_memory(tmp_path, pageless, monkeypatch, ofte
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(async_checkpoint.Saver, "save", save)
+        patch.setattr(async_checkpoint.CheckpointWriter, "save", save)
         with pytest.raises(KeyboardInterrupt):
             package.train(DQN(**small), run, **CPU)
     shutil.rmtree(run / "memory")

@@ -14,7 +14,7 @@ from torch import nn
 
 from fukami import models
 from fukami.errors import Error, UsageError
-from fukami.explain import receptive_field, saliency, stacking
+from fukami.explain import feature_visualization, receptive_field, stacked_filters
 from fukami.explain import summary as analysis
 
 
@@ -39,12 +39,12 @@ def empty(name, *arguments, **keywords):
 def test_depth_parameters_and_cost_are_the_published_ones(name, shape, depth, parameters, billions):
     """The depth is the one in the name; GoogLeNet's parameters are those that answer, without its two side branches."""
     model = empty(name)
-    steps = analysis.layers(model, shape)
+    steps = analysis.summarize_layers(model, shape)
     assert max(layer.depth for layer in steps) == depth
     assert sum(layer.parameters for layer in steps) == parameters
-    assert analysis.multiply_adds(model, shape) / 1e9 == pytest.approx(billions, abs=0.0006)
+    assert analysis.count_multiply_adds(model, shape) / 1e9 == pytest.approx(billions, abs=0.0006)
     if name != "googlenet":
-        assert analysis.parameters(model) == parameters
+        assert analysis.count_parameters(model) == parameters
 
 
 def test_multiply_adds_are_half_of_what_torch_counts():
@@ -60,7 +60,7 @@ def test_multiply_adds_are_half_of_what_torch_counts():
     )
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 4, 18, 20))
-    assert analysis.multiply_adds(model, (4, 18, 20)) == counter.get_total_flops() / 2
+    assert analysis.count_multiply_adds(model, (4, 18, 20)) == counter.get_total_flops() / 2
 
 
 @pytest.mark.parametrize(
@@ -74,16 +74,18 @@ def test_multiply_adds_are_half_of_what_torch_counts():
 )
 def test_theoretical_fields_are_those_of_araujo(name, keywords, field):
     """The table of Araujo et al. 2019; its ResNets stride in the first 1×1 convolution, as the paper's do."""
-    steps = [layer for layer in analysis.layers(empty(name, **keywords), (3, 224, 224)) if layer.receptive_field]
+    steps = [
+        layer for layer in analysis.summarize_layers(empty(name, **keywords), (3, 224, 224)) if layer.receptive_field
+    ]
     assert steps[-1].receptive_field == (field, field)
 
 
 def test_fields_of_vgg16_layer_by_layer():
-    steps = analysis.layers(empty("vgg16"), (3, 224, 224))
+    steps = analysis.summarize_layers(empty("vgg16"), (3, 224, 224))
     convolutions = [layer.receptive_field[0] for layer in steps if layer.kind.endswith("Conv2d")]
     assert convolutions == [3, 5, 10, 14, 24, 32, 40, 60, 76, 92, 132, 164, 196]
     assert [layer.receptive_field for layer in steps if layer.kind == "Linear"] == [None] * 3
-    assert [layer.receptive_field[0] for layer in analysis.stages(steps)] == [5, 14, 40, 92, 196]
+    assert [layer.receptive_field[0] for layer in analysis.find_stages(steps)] == [5, 14, 40, 92, 196]
 
 
 def plain(model):
@@ -103,7 +105,7 @@ def plain(model):
 def support(model, layer, shape, row, column):
     """The box of pixels that a unit's gradient reaches."""
     picture = torch.rand(1, *shape, dtype=torch.double, requires_grad=True)
-    (maps,) = analysis.capture(model, [layer.name])(picture)
+    (maps,) = analysis.create_feature_extractor(model, [layer.name])(picture)
     (gradient,) = torch.autograd.grad(maps[0, :, row, column].sum(), picture)
     reached = gradient[0].abs().sum(0) > 0
     rows, columns = (torch.nonzero(reached.any(axis)).flatten() for axis in (1, 0))
@@ -141,7 +143,7 @@ class Branches(nn.Module):
 )
 def test_the_gradient_reaches_exactly_the_theoretical_field(make, shape):
     model = plain(make())
-    last = [layer for layer in analysis.layers(model, shape) if layer.receptive_field][-1]
+    last = [layer for layer in analysis.summarize_layers(model, shape) if layer.receptive_field][-1]
     row, column = (side // 4 * 2 for side in last.shape[1:])  # even: after an enlargement odd ones see as much as these
     top, left, bottom, right = last.region(row, column)
     assert (bottom - top, right - left) == last.receptive_field
@@ -151,12 +153,12 @@ def test_the_gradient_reaches_exactly_the_theoretical_field(make, shape):
 
 def test_memory_is_counted_where_it_is_taken():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Sigmoid(), nn.Dropout(), nn.Flatten())
-    assert [layer.memory for layer in analysis.layers(model, (1, 6, 5))] == [96, 0, 96, 0, 0]
+    assert [layer.memory for layer in analysis.summarize_layers(model, (1, 6, 5))] == [96, 0, 96, 0, 0]
 
 
 def test_a_module_used_twice_is_two_steps_with_one_set_of_weights():
     convolution = nn.Conv2d(2, 2, 3, padding=1)
-    steps = analysis.layers(nn.Sequential(convolution, nn.ReLU(), convolution), (2, 8, 8))
+    steps = analysis.summarize_layers(nn.Sequential(convolution, nn.ReLU(), convolution), (2, 8, 8))
     assert [layer.parameters for layer in steps] == [38, 0, 0]
     assert [layer.receptive_field for layer in steps] == [(3, 3), (3, 3), (5, 5)]
     assert [layer.name for layer in steps] == ["0", "1", "0:2"]
@@ -165,9 +167,9 @@ def test_a_module_used_twice_is_two_steps_with_one_set_of_weights():
 def test_the_callers_network_is_left_as_it_is():
     model = models.deep_convnet().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    analysis.layers(model, (1, 28, 28))
-    receptive_field.effective(model, (1, 28, 28), samples=1)
-    saliency.grad_cam(model, torch.rand(1, 28, 28), 3)
+    analysis.summarize_layers(model, (1, 28, 28))
+    receptive_field.compute_effective_receptive_field(model, (1, 28, 28), samples=1)
+    feature_visualization.compute_grad_cam(model, torch.rand(1, 28, 28), 3)
     assert model.training
     assert all(module.training for module in model.modules())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
@@ -180,19 +182,21 @@ def test_what_cannot_be_explained_says_why():
             return x if x.sum() > 0 else -x
 
     with pytest.raises(Error, match="depend on its values"):
-        analysis.layers(Deciding(), (1, 4, 4))
+        analysis.summarize_layers(Deciding(), (1, 4, 4))
     with pytest.raises(UsageError, match=r"does not take pictures of 3x28x28 \(layer 0"):
-        analysis.layers(models.deep_convnet(), (3, 28, 28))
+        analysis.summarize_layers(models.deep_convnet(), (3, 28, 28))
     with pytest.raises(UsageError, match="channels, height and width"):
-        analysis.layers(models.deep_convnet(), (28, 28))
+        analysis.summarize_layers(models.deep_convnet(), (28, 28))
     with pytest.raises(UsageError, match="no convolution"):
-        analysis.last_maps(analysis.layers(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2)))
+        analysis.find_last_activation(
+            analysis.summarize_layers(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2))
+        )
 
 
 def test_the_effective_field_of_equal_weights_is_a_box_convolved_with_itself():
     depth, side = 6, 31
     model = plain(nn.Sequential(*(nn.Conv2d(1, 1, 3, padding=1) for _ in range(depth))))
-    found = receptive_field.effective(model, (1, side, side), samples=2)
+    found = receptive_field.compute_effective_receptive_field(model, (1, side, side), samples=2)
     line = np.ones(1)
     for _ in range(depth):
         line = np.convolve(line, np.ones(3) / 3)
@@ -211,30 +215,32 @@ def test_the_effective_field_of_equal_weights_is_a_box_convolved_with_itself():
 
 def test_the_effective_field_of_a_layer_that_does_not_exist():
     with pytest.raises(UsageError, match="'30' has no receptive field; those that have are: 0, 1, 2"):
-        receptive_field.effective(models.deep_convnet(), (1, 28, 28), "30")
+        receptive_field.compute_effective_receptive_field(models.deep_convnet(), (1, 28, 28), "30")
     with pytest.raises(UsageError, match="samples"):
-        receptive_field.effective(models.deep_convnet(), (1, 28, 28), samples=0)
+        receptive_field.compute_effective_receptive_field(models.deep_convnet(), (1, 28, 28), samples=0)
 
 
 def test_stacked_filters_save_what_the_note_says():
-    assert doctest.testmod(stacking).failed == 0
-    assert round(stacking.saving(3, 3), 2) == 0.45
-    assert round(stacking.saving(4, 3), 2) == 0.56
+    assert doctest.testmod(stacked_filters).failed == 0
+    assert round(stacked_filters.compute_weight_savings(3, 3), 2) == 0.45
+    assert round(stacked_filters.compute_weight_savings(4, 3), 2) == 0.56
     for n in range(1, 8):
         for m in range(2, 8):
             below = m**2 * n**2 - 2 * m * n**2 + n**2 + 2 * n * m - 2 * n + 1  # as the note expands it
-            assert stacking.saving(n, m) == pytest.approx((below - m**2 * n) / below)
+            assert stacked_filters.compute_weight_savings(n, m) == pytest.approx((below - m**2 * n) / below)
             stack = sum(nn.Conv2d(3, 3, m, bias=False, device="meta").weight.numel() for _ in range(n))
-            one = nn.Conv2d(3, 3, stacking.field(n, m), bias=False, device="meta").weight.numel()
-            assert stacking.saving(n, m) == pytest.approx(1 - stack / one)
-    assert stacking.table()[2] == (3, 7, 27, 49, pytest.approx(22 / 49))
-    assert len(stacking.figure().axes[0].get_lines()) == 3
+            one = nn.Conv2d(
+                3, 3, stacked_filters.compute_receptive_field(n, m), bias=False, device="meta"
+            ).weight.numel()
+            assert stacked_filters.compute_weight_savings(n, m) == pytest.approx(1 - stack / one)
+    assert stacked_filters.tabulate_weight_savings()[2] == (3, 7, 27, 49, pytest.approx(22 / 49))
+    assert len(stacked_filters.plot_weight_savings().axes[0].get_lines()) == 3
 
 
 @pytest.mark.parametrize("wrong", [(0, 3), (3, 1), (2.0, 3), (3, "3")])
 def test_stacking_refuses_what_is_no_stack(wrong):
     with pytest.raises(UsageError, match="should be a whole number"):
-        stacking.saving(*wrong)
+        stacked_filters.compute_weight_savings(*wrong)
 
 
 def test_grad_cam_of_a_network_that_ends_in_average_pooling_is_its_class_activation_map():
@@ -246,7 +252,7 @@ def test_grad_cam_of_a_network_that_ends_in_average_pooling_is_its_class_activat
     for target in range(4):
         weights = model[4].weight[target].detach()
         activation = torch.einsum("k,khw->hw", weights, maps).relu()
-        found = saliency.grad_cam(model, picture, target)
+        found = feature_visualization.compute_grad_cam(model, picture, target)
         torch.testing.assert_close(found, activation / (6 * 8))
 
 
@@ -258,13 +264,15 @@ def test_grad_cam_by_hand():
         model[3].weight.fill_(3)
         model[3].bias.fill_(4)
     picture = torch.tensor([[[0.0, 1.0], [0.5, -1.0]]])
-    torch.testing.assert_close(saliency.grad_cam(model, picture, 0), torch.tensor([[0.0, 6.0], [3.0, 0.0]]))
+    torch.testing.assert_close(
+        feature_visualization.compute_grad_cam(model, picture, 0), torch.tensor([[0.0, 6.0], [3.0, 0.0]])
+    )
 
 
 def test_feature_maps_are_not_spoilt_by_what_works_in_place():
     model = models.deep_convnet().eval()
     picture = torch.rand(1, 28, 28)
-    maps = saliency.feature_maps(model, picture, ["0", "1", "14"])
+    maps = feature_visualization.compute_feature_maps(model, picture, ["0", "1", "14"])
     with torch.no_grad():
         first = model[0](picture[None])[0]
         torch.testing.assert_close(maps["0"], first)
@@ -283,8 +291,8 @@ def test_the_patch_that_excites_a_unit_is_the_one_it_looks_for(random):
     for number, (row, column) in {2: (4, 7), 5: (0, 11)}.items():
         pictures[number, 0, row : row + 3, column : column + 3] = (pattern * (200 + number)).to(torch.uint8)
     pictures[6, 0, :2, :2] = 0  # where darkness is looked for; the padding counts as dark, so a corner is darkest
-    steps = analysis.layers(model, (1, 12, 15))
-    found = saliency.exciting(
+    steps = analysis.summarize_layers(model, (1, 12, 15))
+    found = feature_visualization.find_top_patches(
         model, pictures.split(3), [(steps[-1], [0, 1])], normalise=lambda given: given / 255, best=2
     )
     bright, dark = found["1"]
@@ -292,7 +300,7 @@ def test_the_patch_that_excites_a_unit_is_the_one_it_looks_for(random):
     for patch in bright:
         torch.testing.assert_close(patch.pixels[0].float() / patch.pixels.max(), pattern)
         assert patch.value == pytest.approx(5 * int(patch.pixels.max()) / 255, rel=1e-5)
-    grey = saliency.OUTSIDE
+    grey = feature_visualization.PADDING_VALUE
     assert dark[0].pixels[0].tolist() == [[grey, grey, grey], [grey, 0, 0], [grey, 0, 0]]
     assert dark[0].value == pytest.approx(9)
     assert len(dark) == 2
@@ -394,15 +402,15 @@ def test_explain_goes_on_where_the_training_data_are_gone(fukami, trained, digit
 def test_colour_filters_are_drawn_in_colour_and_grey_ones_grey():
     weights = torch.zeros(2, 3, 2, 2)
     weights[0, 0] = 1.0  # red alone
-    image = saliency.draw_filters(weights).axes[0].get_images()[0].get_array()
+    image = feature_visualization.plot_filters(weights).axes[0].get_images()[0].get_array()
     assert tuple(image[0, 0]) == (1.0, 0.5, 0.5)
-    grey = saliency.draw_filters(torch.ones(2, 1, 2, 2)).axes[0].get_images()[0].get_array()
+    grey = feature_visualization.plot_filters(torch.ones(2, 1, 2, 2)).axes[0].get_images()[0].get_array()
     assert np.ptp(grey[0, 0]) == 0
 
 
 def test_a_grey_picture_and_its_heat_are_drawn():
     heat = torch.zeros(4, 4)
-    figure = saliency.draw_prediction(
+    figure = feature_visualization.plot_prediction(
         torch.zeros(1, 28, 28, dtype=torch.uint8), heat, [("a price of $5$ and a very long name", 1.0)]
     )
     buffer = io.BytesIO()

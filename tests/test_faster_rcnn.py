@@ -16,15 +16,15 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, RoIPool, box_
 
 from fukami import Error, UsageError
 from fukami.detection.faster_rcnn import FasterRCNNVGG16
-from fukami.detection.task import Detection
-from fukami.engine import weights as engine_weights
+from fukami.detection.task import DetectionTask
+from fukami.engine import pretrained
 from fukami.engine.runtime import Runtime
 from fukami.image import io as image_io
-from fukami.image.transform import Scaled
-from fukami.layers import anchors, boxes, frozen_batch_norm, sampling
-from fukami.layers.detection_types import Truth
+from fukami.image.transform import ResizeTransform
+from fukami.layers import anchors, box_sampling, boxes, frozen_batch_norm
+from fukami.layers.detection_types import GroundTruth
 from fukami.models import faster_rcnn_resnet50_fpn, faster_rcnn_vgg16, resnet50
-from fukami.models.faster_rcnn import RegionHeads, Said
+from fukami.models.faster_rcnn import RoIHeads, RPNOutput
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def prepared(theirs):
     for number, target in enumerate(targets):
         where[number, : len(target["boxes"])] = target["boxes"]
         classes[number, : len(target["boxes"])] = target["labels"] - 1
-    truth = Truth(where, classes, torch.zeros(2, 2, dtype=torch.bool), torch.tensor([5, 77]))
+    truth = GroundTruth(where, classes, torch.zeros(2, 2, dtype=torch.bool), torch.tensor([5, 77]))
     return images.tensors, torch.tensor(images.image_sizes).float(), truth
 
 
@@ -95,11 +95,11 @@ class Sampler:
     def __call__(self, labels):
         right, wrong = [], []
         for draw, each, target in zip(self.draws, labels, TARGETS, strict=True):
-            order = sampling.priorities(draw.view(1), len(each) if self.places is None else self.places + 2)
+            order = box_sampling.compute_priorities(draw.view(1), len(each) if self.places is None else self.places + 2)
             if self.places is not None:
                 objects = len(target["boxes"])
                 order = torch.cat([order[:, : len(each) - objects], order[:, self.places :][:, :objects]], 1)
-            chosen, there = sampling.balanced(each.long().unsqueeze(0), order, self.count, self.share)
+            chosen, there = box_sampling.sample_balanced(each.long().unsqueeze(0), order, self.count, self.share)
             mask = torch.zeros(len(each), dtype=torch.bool)
             mask[chosen[there]] = True
             right.append(mask & (each > 0))
@@ -112,7 +112,7 @@ def test_has_the_losses_of_torchvision(theirs, ours, monkeypatch):
     monkeypatch.setattr(theirs.rpn, "fg_bg_sampler", Sampler(256, 0.5, truth.draws))
     monkeypatch.setattr(theirs.roi_heads, "fg_bg_sampler", Sampler(512, 0.25, truth.draws + 1, places=2000))
     expected = theirs.train()(PICTURES, TARGETS)
-    task = Detection(ours, tuple(map(str, range(90))), Scaled(shortest=128, longest=256))
+    task = DetectionTask(ours, tuple(map(str, range(90))), ResizeTransform(shortest=128, longest=256))
     task.runtime = Runtime.start("cpu", "float32")
     first, second = ours.train()(pictures, sizes, truth)
     found = task.losses(first, "objectness", "anchor_boxes") | task.losses(second, "classification", "region_boxes")
@@ -154,7 +154,7 @@ def test_torchvisions_file_becomes_a_run(theirs, tmp_path, fukami, random):
         assert box["box"] == pytest.approx(place.tolist(), abs=0.01)  # as they are rounded
         assert box["score"] == pytest.approx(score.item(), abs=1e-4)
         assert box["label"] == names[label]
-    assert image_io.read("drawn/picture.png").width >= 180
+    assert image_io.read_image("drawn/picture.png").width >= 180
     torch.save({"a": torch.zeros(3)}, tmp_path / "other.pt")
     assert "expected the state dict of torchvision's" in fukami("import", "other.pt", "--out", "other").err
 
@@ -188,34 +188,34 @@ def test_a_detector_begins_with_a_classifier_or_another_detector(theirs, tmp_pat
     classifier = resnet50(7)
     torch.save(classifier.state_dict(), tmp_path / "classifier.pt")
     network = faster_rcnn_resnet50_fpn(3)
-    engine_weights.initialise_detector(network, "backbone.body", "resnet50", str(tmp_path / "classifier.pt"))
+    pretrained.initialize_detector(network, "backbone.body", "resnet50", str(tmp_path / "classifier.pt"))
     assert torch.equal(network.backbone.body.layer3[2].conv2.weight, classifier.layer3[2].conv2.weight)
     assert torch.equal(network.backbone.body.bn1.running_var, classifier.bn1.running_var)
     torch.save(theirs.state_dict(), tmp_path / "detector.pt")
-    engine_weights.initialise_detector(network, "backbone.body", "resnet50", str(tmp_path / "detector.pt"))
+    pretrained.initialize_detector(network, "backbone.body", "resnet50", str(tmp_path / "detector.pt"))
     assert torch.equal(network.roi_heads.box_head.fc7.weight, theirs.roi_heads.box_head.fc7.weight)
     assert "box_predictor.cls_score.weight" in caplog.text  # of other classes
-    for labels, same in ((engine_weights.categories(), True), (tuple(map(str, range(90))), False)):
+    for labels, same in ((pretrained.get_coco_categories(), True), (tuple(map(str, range(90))), False)):
         network = faster_rcnn_resnet50_fpn(90)
-        monkeypatch.setattr(engine_weights, "_published", lambda name: theirs.state_dict())
-        engine_weights.initialise_detector(network, "backbone.body", "resnet50", "coco", labels)
+        monkeypatch.setattr(pretrained, "_fetch_torchvision_weights", lambda name: theirs.state_dict())
+        pretrained.initialize_detector(network, "backbone.body", "resnet50", "coco", labels)
         kept = torch.equal(
             network.roi_heads.box_predictor.cls_score.weight, theirs.roi_heads.box_predictor.cls_score.weight
         )
         assert kept == same
     with pytest.raises(Error, match=r"does not fit vgg16: features.0.weight is missing"):
-        engine_weights.initialise_detector(
+        pretrained.initialize_detector(
             faster_rcnn_vgg16(3, hidden=8), "backbone", "vgg16", str(tmp_path / "classifier.pt")
         )
 
 
 def test_frozen_stages():
     network = faster_rcnn_resnet50_fpn(3)
-    engine_weights.freeze_stages(network.get_submodule("backbone.body"), 2)
+    pretrained.freeze_stages(network.get_submodule("backbone.body"), 2)
     still = {name.split(".")[2] for name, p in network.named_parameters() if not p.requires_grad}
     assert still == {"conv1", "layer1"}
     network = faster_rcnn_vgg16(3, hidden=8, width=0.125)
-    engine_weights.freeze_stages(network.get_submodule("backbone"), 2)
+    pretrained.freeze_stages(network.get_submodule("backbone"), 2)
     still = {int(name.split(".")[2]) for name, p in network.named_parameters() if not p.requires_grad}
     assert still == {0, 2, 5, 7}  # conv1_1 to conv2_2, as Girshick 2015 (section 4.5) has it
 
@@ -229,7 +229,7 @@ def test_frozen_normalisation_is_torchvisions():
     reference = copy.deepcopy(plain)
     reference[1] = FrozenBatchNorm2d(8)
     reference[1].load_state_dict(plain[1].state_dict())
-    network = frozen_batch_norm.freeze(copy.deepcopy(plain))
+    network = frozen_batch_norm.freeze_batch_norm(copy.deepcopy(plain))
     x = torch.randn(2, 3, 9, 9)
     torch.testing.assert_close(network(x), reference(x))
     for each in (network, reference):
@@ -245,12 +245,14 @@ def test_anchors_are_torchvisions():
     theirs = AnchorGenerator(scales, ((0.5, 1.0, 2.0),) * 3)
     frame = (128, 152)
     expected = theirs(ImageList(torch.zeros(1, 3, *frame), [frame]), maps)[0]
-    assert torch.equal(anchors.grid([anchors.cell(scale) for scale in scales], maps, frame), expected)
+    assert torch.equal(
+        anchors.compute_anchors([anchors.compute_cell_anchors(scale) for scale in scales], maps, frame), expected
+    )
 
 
 def test_the_papers_anchors():
     """Table 1 has nine; the areas are those of the scales, and the shapes 1:2, 1:1 and 2:1."""
-    cell = torch.tensor(anchors.cell((128, 256, 512)))
+    cell = torch.tensor(anchors.compute_cell_anchors((128, 256, 512)))
     width, height = cell[:, 2] - cell[:, 0], cell[:, 3] - cell[:, 1]
     assert len(cell) == 9
     torch.testing.assert_close((width * height).sqrt(), torch.tensor([128.0, 256, 512]).repeat(3), rtol=0.01, atol=0)
@@ -279,13 +281,13 @@ def random_boxes(*shape):
 def test_boxes_are_coded_as_torchvision_codes_them():
     torch.manual_seed(0)
     one, other = random_boxes(50), random_boxes(50)
-    coder = _utils.BoxCoder(boxes.WEIGHTS)
-    deltas = boxes.encode(one, other, boxes.WEIGHTS)
+    coder = _utils.BoxCoder(boxes.ROI_WEIGHTS)
+    deltas = boxes.encode_boxes(one, other, boxes.ROI_WEIGHTS)
     torch.testing.assert_close(deltas, coder.encode_single(one, other))
-    torch.testing.assert_close(boxes.decode(deltas, other, boxes.WEIGHTS), one, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(boxes.decode_boxes(deltas, other, boxes.ROI_WEIGHTS), one, rtol=1e-4, atol=1e-3)
     wild = 10 * torch.randn(50, 4)
-    torch.testing.assert_close(boxes.decode(wild, other), coder_free(wild, other), rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(boxes.iou(one, other), box_iou(one, other))
+    torch.testing.assert_close(boxes.decode_boxes(wild, other), coder_free(wild, other), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(boxes.compute_iou(one, other), box_iou(one, other))
 
 
 def coder_free(deltas, references):
@@ -293,7 +295,7 @@ def coder_free(deltas, references):
 
 
 def test_clip():
-    found = boxes.clip(
+    found = boxes.clip_boxes(
         torch.tensor([[[-5.0, 3, 200, 90]], [[-5.0, 3, 200, 90]]]), torch.tensor([[50.0, 100], [80, 300]])
     )
     assert found.tolist() == [[[0, 3, 100, 50]], [[0, 3, 200, 80]]]
@@ -305,18 +307,22 @@ def test_matching_by_hand():
                                [60, 60, 65, 65]])  # fmt: skip
     objects = torch.tensor([[[0.0, 0, 10, 10], [55, 55, 80, 80], [0, 0, 0, 0]]])
     classes, ignored = torch.tensor([[4, 2, -1]]), torch.tensor([[False, True, False]])
-    which, targets = sampling.match(references, objects, classes, ignored, 0.3, 0.7)
-    assert targets.tolist() == [[5, 5, sampling.UNCLEAR, 0, 0, sampling.UNCLEAR]]
+    which, targets = box_sampling.match_boxes(references, objects, classes, ignored, 0.3, 0.7)
+    assert targets.tolist() == [[5, 5, box_sampling.IGNORE_LABEL, 0, 0, box_sampling.IGNORE_LABEL]]
     assert which[0, :4].tolist() == [0, 0, 0, 0]
     low = torch.tensor(
         [[[0.0, 8, 10, 18]]]
     )  # the best reference has an IoU of 19/21 - covered below 0.7 by none but it
-    _, targets = sampling.match(references[:3], low, torch.tensor([[1]]), torch.tensor([[False]]), 0.3, 0.7, best=True)
+    _, targets = box_sampling.match_boxes(
+        references[:3], low, torch.tensor([[1]]), torch.tensor([[False]]), 0.3, 0.7, best=True
+    )
     assert targets.tolist() == [[0, 0, 2]]  # of IoU 7/13, the most there is
     usable = torch.tensor([[True, True, False]])
     none = torch.tensor([[False]])
-    _, targets = sampling.match(references[:3], low, torch.tensor([[1]]), none, 0.3, 0.7, best=True, usable=usable)
-    assert targets.tolist() == [[0, 2, sampling.UNCLEAR]]
+    _, targets = box_sampling.match_boxes(
+        references[:3], low, torch.tensor([[1]]), none, 0.3, 0.7, best=True, usable=usable
+    )
+    assert targets.tolist() == [[0, 2, box_sampling.IGNORE_LABEL]]
 
 
 def test_matching_is_torchvisions():
@@ -326,17 +332,17 @@ def test_matching_is_torchvisions():
     expected = matcher(box_iou(objects, references))
     classes = torch.arange(6).unsqueeze(0)
     ignored = torch.zeros(1, 6, dtype=torch.bool)
-    _, targets = sampling.match(references, objects.unsqueeze(0), classes, ignored, 0.3, 0.7, best=True)
+    _, targets = box_sampling.match_boxes(references, objects.unsqueeze(0), classes, ignored, 0.3, 0.7, best=True)
     assert torch.equal(targets[0], torch.where(expected >= 0, expected + 1, torch.where(expected == -1, 0, -1)))
 
 
 def test_samples_are_balanced():
-    order = sampling.priorities(torch.tensor([3, 4]), 1000)
+    order = box_sampling.compute_priorities(torch.tensor([3, 4]), 1000)
     targets = torch.zeros(2, 1000, dtype=torch.long)
     targets[0, :300] = 1
     targets[1, :5] = 2
-    targets[1, 40:] = sampling.UNCLEAR
-    chosen, there = sampling.balanced(targets, order, 64, 0.25)
+    targets[1, 40:] = box_sampling.IGNORE_LABEL
+    chosen, there = box_sampling.sample_balanced(targets, order, 64, 0.25)
     taken = targets.gather(1, chosen)
     assert chosen.shape == (2, 64)
     assert there[0].all()
@@ -350,7 +356,7 @@ def test_regions_are_learned_from_a_quarter_objects():
     """Girshick 2015, section 2.3: 25 % of the sample overlaps an object by 0.5 or more, the rest is background."""
     torch.manual_seed(0)
     network = faster_rcnn_vgg16(3, hidden=8, width=0.0625)
-    truth = Truth(
+    truth = GroundTruth(
         torch.tensor([[[10.0, 10, 74, 74]]]), torch.ones(1, 1).long(), torch.zeros(1, 1).bool(), torch.tensor([3])
     )
     shift = torch.arange(0, 64, 0.25).view(-1, 1) * torch.tensor([1.0, 0, 1, 0])
@@ -369,9 +375,9 @@ def test_anchors_are_learned_from_half_objects():
     """Ren et al. 2015, section 3.1.3: 256 anchors of a picture, 128 of them objects at most."""
     network = faster_rcnn_vgg16(3, hidden=8, width=0.0625, scales=(32,))
     about = torch.tensor([[[0.0, 0, 32, 32]]])
-    truth = Truth(about, torch.zeros(1, 1).long(), torch.zeros(1, 1).bool(), torch.tensor([3]))
+    truth = GroundTruth(about, torch.zeros(1, 1).long(), torch.zeros(1, 1).bool(), torch.tensor([3]))
     places = torch.cat([about[0].expand(300, 4), about[0].expand(500, 4) + 100])
-    said = Said(torch.zeros(1, 800), torch.zeros(1, 800, 4), places, [800])
+    said = RPNOutput(torch.zeros(1, 800), torch.zeros(1, 800, 4), places, [800])
     samples = network.rpn.samples(said, torch.tensor([[200.0, 200]]), truth, network.budget)
     assert samples.there.sum() == 256
     assert (samples.targets > 0).sum() == 128
@@ -383,9 +389,9 @@ def test_so_many_proposals_are_suppressed_and_kept(monkeypatch, training, before
     network = faster_rcnn_vgg16(3, hidden=8, width=0.0625).train(training)
     count, corner = 15_000, torch.arange(15_000.0)
     places = torch.stack([corner % 150, corner // 150, corner % 150 + 1, corner // 150 + 1], 1)  # none overlaps another
-    said = Said(torch.randn(1, count), torch.zeros(1, count, 4), places, [count])
-    seen, suppress = [], boxes.suppress
-    monkeypatch.setattr(boxes, "suppress", lambda own, *more: seen.append(len(own)) or suppress(own, *more))
+    said = RPNOutput(torch.randn(1, count), torch.zeros(1, count, 4), places, [count])
+    seen, suppress = [], boxes.apply_nms
+    monkeypatch.setattr(boxes, "apply_nms", lambda own, *more: seen.append(len(own)) or suppress(own, *more))
     found, there = network.rpn.proposals(said, torch.tensor([[200.0, 200]]), network.budget)
     assert seen == [before]
     assert found.shape == (1, after, 4)
@@ -395,8 +401,8 @@ def test_so_many_proposals_are_suppressed_and_kept(monkeypatch, training, before
 
 
 def test_priorities_are_evenly_spread_and_each_pictures_own():
-    order = sampling.priorities(torch.arange(50), 2000)
-    assert torch.equal(sampling.priorities(torch.tensor([7]), 2000)[0], order[7])
+    order = box_sampling.compute_priorities(torch.arange(50), 2000)
+    assert torch.equal(box_sampling.compute_priorities(torch.tensor([7]), 2000)[0], order[7])
     assert F.one_hot((10 * order).long(), 10).float().mean((0, 1)).sub(0.1).abs().max() < 0.005
     assert torch.corrcoef(order).fill_diagonal_(0).abs().max() < 0.1
     assert len(order[0].unique()) > 1990
@@ -405,7 +411,7 @@ def test_priorities_are_evenly_spread_and_each_pictures_own():
 @pytest.mark.parametrize("pooling", ["align", "pool"])
 def test_regions_are_pooled_as_torchvision_does(pooling):
     torch.manual_seed(0)
-    heads = RegionHeads(4, 3, (4, 8, 16, 32), 8, 0.0, pooling)
+    heads = RoIHeads(4, 3, (4, 8, 16, 32), 8, 0.0, pooling)
     maps = [torch.randn(2, 4, 256 // stride, 256 // stride) for stride in (4, 8, 16, 32)]
     regions = torch.stack([random_boxes(30), 2 * random_boxes(30)]).clamp(max=256)
     found = heads.pooled(maps, regions)
@@ -413,7 +419,7 @@ def test_regions_are_pooled_as_torchvision_does(pooling):
         reference = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
         expected = reference(dict(zip("0123", maps, strict=True)), list(regions), [(256, 256)] * 2)
     else:
-        single = RegionHeads(4, 3, (16,), 8, 0.0, pooling)
+        single = RoIHeads(4, 3, (16,), 8, 0.0, pooling)
         found = single.pooled(maps[2:3], regions)
         expected = RoIPool(7, 1 / 16)(maps[2], list(regions))
     torch.testing.assert_close(found, expected)
@@ -425,9 +431,9 @@ def test_a_picture_without_an_object_is_background_and_under_a_crowd_nothing(cro
     classes = torch.full((1, 8), -1)
     classes[0, 1] = 2 if crowd else -1
     places = torch.tensor([0.0, 0, 96, 96]) * (classes >= 0).unsqueeze(2)
-    nothing = Truth(places, classes, classes >= 0, torch.tensor([1]))
+    nothing = GroundTruth(places, classes, classes >= 0, torch.tensor([1]))
     first, second = network(torch.randn(1, 3, 96, 96), torch.tensor([[96.0, 96]]), nothing)
-    task = Detection(network, ("a", "b", "c"), Scaled(shortest=96, longest=96))
+    task = DetectionTask(network, ("a", "b", "c"), ResizeTransform(shortest=96, longest=96))
     task.runtime = Runtime.start("cpu", "float32")
     losses = task.losses(first, "objectness", "anchor_boxes") | task.losses(second, "classification", "region_boxes")
     sum(losses.values()).backward()
@@ -446,7 +452,7 @@ def test_a_network_that_is_not_finite_gives_losses_that_are_not(network):
     with torch.no_grad():
         for parameter in model.rpn.parameters():
             parameter.fill_(torch.nan)
-    truth = Truth(
+    truth = GroundTruth(
         torch.tensor([[[10.0, 10, 90, 90]]]), torch.zeros(1, 1).long(), torch.zeros(1, 1).bool(), torch.ones(1).long()
     )
     first, _ = model(torch.randn(1, 3, 96, 96), torch.tensor([[96.0, 96]]), truth)

@@ -7,16 +7,18 @@ import pytest
 from PIL import Image
 
 from fukami.detection import plots as detection_plots
-from fukami.detection.metrics import Detections, Found, Mistake, Truth
+from fukami.detection.metrics import DetectionResults, ErrorCase, GroundTruth, Prediction
 
 RECIPE = Path(__file__).with_name("bright.py")
 
 
 def judged(answers, objects, labels):
-    found = Detections(labels)
+    found = DetectionResults(labels)
     classes, scores, boxes = zip(*answers, strict=True) if answers else ((), (), ())
     numbers, there = zip(*objects, strict=True)
-    found.add(7, Found(np.array(boxes), classes, scores), Truth(np.array(there), numbers, np.zeros(len(objects))))
+    found.add(
+        7, Prediction(np.array(boxes), classes, scores), GroundTruth(np.array(there), numbers, np.zeros(len(objects)))
+    )
     return found
 
 
@@ -30,7 +32,7 @@ def test_every_figure():
         asked.append(number)
         return Image.new("L", (120, 100), 90)
 
-    figures = dict(detection_plots.judgement(found, picture))
+    figures = dict(detection_plots.plot_evaluation(found, picture))
     assert list(figures) == [
         "Average precision by class", "Precision and recall", "By strictness and by size",
         "What the strongest detections of each class are", "Worst misses", "Worst false alarms",
@@ -49,7 +51,7 @@ def test_nothing_found(tmp_path):
     """Of more classes than there is room for; and it can be written without a warning."""
     labels = tuple(f"a class of a long name {number}" for number in range(30))
     found = judged([], [(number, (0, 0, 9, 9)) for number in range(30)], labels)
-    figures = dict(detection_plots.judgement(found, lambda number: Image.new("RGB", (9, 9))))
+    figures = dict(detection_plots.plot_evaluation(found, lambda number: Image.new("RGB", (9, 9))))
     assert len(figures) == 5
     for name in ("Precision and recall", "Worst misses"):
         figures[name].savefig(tmp_path / "figure.png", dpi=20)
@@ -68,14 +70,14 @@ def test_nothing_found(tmp_path):
 )
 def test_captions(mistake, words):
     kind, label, score, *other = mistake
-    assert detection_plots.caption(Mistake(0, kind, label, score, np.zeros(4), *other)) == words
+    assert detection_plots.format_caption(ErrorCase(0, kind, label, score, np.zeros(4), *other)) == words
 
 
 @pytest.mark.parametrize("box", [(0, 0, 3, 3), (90, 40, 100, 50), (0, 0, 100, 50), (40, 0, 44, 50)])
 @pytest.mark.parametrize("near", [None, (20, 20, 60, 40)])
 def test_the_part_shown_has_the_boxes_and_lies_in_the_picture(box, near):
-    mistake = Mistake(0, "localisation", "cat", 0.5, np.array(box), near=near and np.array(near))
-    left, top, right, bottom = detection_plots.window(mistake, (100, 50))
+    mistake = ErrorCase(0, "localisation", "cat", 0.5, np.array(box), near=near and np.array(near))
+    left, top, right, bottom = detection_plots.compute_crop(mistake, (100, 50))
     for each in (box, near) if near else (box,):
         assert 0 <= left <= each[0] < each[2] <= right <= 100
         assert 0 <= top <= each[1] < each[3] <= bottom <= 50

@@ -9,13 +9,13 @@ from PIL import Image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from fukami import Error, UsageError
-from fukami.data import augment, augment_boxes, padded, scenes
-from fukami.data.annotated import Annotated, Batch
-from fukami.image.transform import Scaled
-from fukami.timing import Clock
+from fukami.data import augment, augment_boxes, padded_loader, scenes
+from fukami.data.samples import PaddedBatch, Sample
+from fukami.image.transform import ResizeTransform
+from fukami.timing import PhaseTimer
 
 LABELS = ("one", "other")
-PREPARE = Scaled(24, 40)
+PREPARE = ResizeTransform(24, 40)
 
 
 def same(one, other):
@@ -42,14 +42,16 @@ def samples(tmp_path_factory):
         count = number % 10
         corners = np.sort(random.uniform(0, 1, (count, 2, 2)), 1).reshape(count, 4) * [width, height, width, height]
         classes, kinds = random.integers(0, 2, count), random.integers(0, 3, count).astype(np.uint8)
-        found.append(Annotated(path, (width, height), corners.astype(np.float32), classes, kinds, f"{number}.png"))
+        found.append(Sample(path, (width, height), corners.astype(np.float32), classes, kinds, f"{number}.png"))
     return found
 
 
 @pytest.fixture(params=[4.0, 0.0], ids=["resident", "streamed"])
 def make(request, samples):
     """Makes loaders of the pictures, from memory or streamed."""
-    return lambda **options: padded.loader(samples, LABELS, PREPARE, memory=request.param, **options)
+    return lambda **options: padded_loader.build_padded_loader(
+        samples, LABELS, PREPARE, memory=request.param, **options
+    )
 
 
 # ---- sizes ----------------------------------------------------------------------------------------------------------
@@ -68,13 +70,13 @@ def test_pictures_are_resized_as_torchvision_does_it(random):
         picture = torch.from_numpy(random.integers(0, 256, (3, height, width), dtype=np.uint8))
         boxes = torch.tensor([[1.0, 2.0, width - 1, height - 2]])
         expected, target = reference.resize(picture.float(), {"boxes": boxes})
-        prepare = Scaled(60, 100)
+        prepare = ResizeTransform(60, 100)
         found = prepare(picture)
         assert torch.equal(found, expected)
         assert prepare.size(width, height) == (expected.shape[2], expected.shape[1])
-        sample = Annotated(picture.permute(1, 2, 0).numpy(), (width, height), boxes.numpy(), np.zeros(1, np.int64),
+        sample = Sample(picture.permute(1, 2, 0).numpy(), (width, height), boxes.numpy(), np.zeros(1, np.int64),
                            np.zeros(1, np.uint8), "x")  # fmt: skip
-        batch = next(iter(padded.loader([sample], LABELS, prepare, batch=1)))
+        batch = next(iter(padded_loader.build_padded_loader([sample], LABELS, prepare, batch=1)))
         torch.testing.assert_close(batch.boxes[0, :1], target["boxes"])
         # to a tie: several threads may round one otherwise
         assert (batch.pictures[0, :, : found.shape[1], : found.shape[2]] - found).abs().max() <= 0.501
@@ -82,9 +84,9 @@ def test_pictures_are_resized_as_torchvision_does_it(random):
 
 
 def test_a_strip_keeps_a_pixel():
-    assert Scaled(60, 100).size(10_000, 4) == (100, 1)
-    assert Scaled(60, 100)(torch.zeros(3, 4, 10_000, dtype=torch.uint8)).shape == (3, 1, 100)
-    assert Scaled(60, 100).describe()["shortest"] == 60
+    assert ResizeTransform(60, 100).size(10_000, 4) == (100, 1)
+    assert ResizeTransform(60, 100)(torch.zeros(3, 4, 10_000, dtype=torch.uint8)).shape == (3, 1, 100)
+    assert ResizeTransform(60, 100).describe()["shortest"] == 60
 
 
 # ---- batches --------------------------------------------------------------------------------------------------------
@@ -128,10 +130,12 @@ def test_a_pass_sees_each_picture_at_most_once_in_full_batches(make):
 
 
 def test_memory_or_not_makes_no_difference(samples):
-    change = augment_boxes.parse(["flip", "rotate=20", "brightness", "erase=1"])
+    change = augment_boxes.parse_box_augmentation(["flip", "rotate=20", "brightness", "erase=1"])
     options = {"batch": 4, "seed": 5, "augment": change}
-    one, other = (padded.loader(samples, LABELS, PREPARE, memory=memory, **options) for memory in (4, 0))
-    assert isinstance(other, padded.FramedStream)
+    one, other = (
+        padded_loader.build_padded_loader(samples, LABELS, PREPARE, memory=memory, **options) for memory in (4, 0)
+    )
+    assert isinstance(other, padded_loader.PaddedStreamingLoader)
     assert hasattr(other, "waiting")
     assert not hasattr(one, "waiting")
     assert same(one, other) == 5
@@ -141,7 +145,7 @@ def test_memory_or_not_makes_no_difference(samples):
 
 @pytest.mark.parametrize("steps", [3, 5, 7])
 def test_a_pass_goes_on_where_it_was(make, steps):
-    change = augment_boxes.parse(["flip", "shift=3"])
+    change = augment_boxes.parse_box_augmentation(["flip", "shift=3"])
 
     def take(loader, count):
         found = []
@@ -165,17 +169,17 @@ def test_two_processes_share_every_batch(make):
         rank: int
         device = torch.device("cpu")
         world = 2
-        clock = Clock(torch.device("cpu"))
+        clock = PhaseTimer(torch.device("cpu"))
 
     def share(rank, **options):
         loader = make(batch=4, **options)
         loader.place(Two(rank))
         return list(loader)
 
-    options = {"seed": 4, "augment": augment_boxes.parse(["flip", "rotate"])}
+    options = {"seed": 4, "augment": augment_boxes.parse_box_augmentation(["flip", "rotate"])}
     for whole, *shares in zip(make(batch=4, **options), share(0, **options), share(1, **options), strict=True):
         for rank, part in enumerate(shares):
-            assert same([part], [Batch(*(each[rank::2] for each in whole))])
+            assert same([part], [PaddedBatch(*(each[rank::2] for each in whole))])
     judged = torch.cat([batch.numbers for rank in (0, 1) for batch in share(rank)])
     assert judged.sort().values.tolist() == list(range(22))
     with pytest.raises(UsageError, match="--batch"):
@@ -197,18 +201,18 @@ def test_broken_pictures_are_named_and_left_out(samples, tmp_path, caplog):
     broken = damaged(samples, tmp_path)
     for memory in (4, 0):
         caplog.clear()
-        loader = padded.loader(broken, LABELS, PREPARE, batch=3, memory=memory)
+        loader = padded_loader.build_padded_loader(broken, LABELS, PREPARE, batch=3, memory=memory)
         names = [loader.samples[number].name for batch in loader for number in batch.numbers.tolist()]
         assert sorted(names) == sorted(each.name for i, each in enumerate(broken) if i not in (1, 5))
         assert "1.png is empty" in caplog.text
         assert "5.png has 9×9 pixels, and had 41×40" in caplog.text
         with pytest.raises(Error, match="--broken allows 1"):
-            list(padded.loader(broken, LABELS, PREPARE, batch=3, memory=memory, broken=1))
+            list(padded_loader.build_padded_loader(broken, LABELS, PREPARE, batch=3, memory=memory, broken=1))
 
 
 def test_a_streamed_batch_of_which_nothing_can_be_read_teaches_nothing(samples, tmp_path):
     """It comes all the same: other processes make a step, too."""
-    loader = padded.loader(damaged(samples, tmp_path), LABELS, PREPARE, batch=1, seed=0, memory=0)
+    loader = padded_loader.build_padded_loader(damaged(samples, tmp_path), LABELS, PREPARE, batch=1, seed=0, memory=0)
     batches = {int(batch.numbers): batch for batch in loader}
     assert sorted(batches) == list(range(9))
     for number, batch in batches.items():
@@ -217,15 +221,17 @@ def test_a_streamed_batch_of_which_nothing_can_be_read_teaches_nothing(samples, 
         assert int((batch.classes >= 0).sum()) == known * len(samples[number].boxes)
         assert known or not batch.boxes.any()
     with pytest.raises(Error, match="--broken allows 1"):
-        list(padded.loader(loader.samples, LABELS, PREPARE, batch=1, seed=0, memory=0, broken=1))
+        list(padded_loader.build_padded_loader(loader.samples, LABELS, PREPARE, batch=1, seed=0, memory=0, broken=1))
 
 
 def test_nothing_to_train_on():
     from fukami.engine.runtime import Runtime
 
     with pytest.raises(Error, match="no picture to train on"):
-        padded.loader([], LABELS, PREPARE, batch=3, seed=0).place(Runtime(torch.device("cpu"), "float32"))
-    assert list(padded.loader([], LABELS, PREPARE, batch=3)) == []
+        padded_loader.build_padded_loader([], LABELS, PREPARE, batch=3, seed=0).place(
+            Runtime(torch.device("cpu"), "float32")
+        )
+    assert list(padded_loader.build_padded_loader([], LABELS, PREPARE, batch=3)) == []
 
 
 # ---- boxes and masks move with the pixels ---------------------------------------------------------------------------
@@ -234,8 +240,8 @@ def test_nothing_to_train_on():
 @pytest.fixture(scope="module")
 def batch():
     """Six scenes, each in a frame that is larger, with a mask of every object."""
-    found = scenes.annotated(0, 6)
-    return next(iter(padded.loader(found, scenes.LABELS, Scaled(100, 160), batch=6)))
+    found = scenes.generate_box_samples(0, 6)
+    return next(iter(padded_loader.build_padded_loader(found, scenes.LABELS, ResizeTransform(100, 160), batch=6)))
 
 
 def outlined(masks):
@@ -267,15 +273,15 @@ def test_moved_boxes_bound_moved_masks(batch, words):
     """Boxes painted into masks and moved with the pixels lie within the moved boxes, which are tight where they were
     neither turned nor slanted, and else where they were not cut; nothing comes to lie beyond a picture's own sides.
     """
-    change = augment_boxes.parse(words.split())
+    change = augment_boxes.parse_box_augmentation(words.split())
     before, masks = filled(batch)
     draws = torch.rand(len(masks), change.draws, generator=torch.Generator().manual_seed(1))
-    after = augment_boxes.change(change, before, draws)
+    after = augment_boxes.augment_batch(change, before, draws)
     geometry = change.geometry(draws, *before.sizes.unbind(1))
-    moved = augment_boxes.moved(change, masks, geometry, before.sizes)
+    moved = augment_boxes.warp_images(change, masks, geometry, before.sizes)
     assert moved.dtype == torch.uint8
     for changed in (moved, after.pictures):
-        assert not (changed * ~augment_boxes.within(before.sizes, changed)).any()
+        assert not (changed * ~augment_boxes.compute_valid_mask(before.sizes, changed)).any()
     kept = after.classes >= 0
     assert kept.any()
     assert not after.boxes[~kept].any()
@@ -295,12 +301,12 @@ def test_moved_boxes_bound_moved_masks(batch, words):
 
 
 def test_mirrors_keep_every_pixel(batch):
-    change = augment_boxes.parse(["flip=1"])
-    after = augment_boxes.change(change, batch, torch.zeros(len(batch.numbers), change.draws))
+    change = augment_boxes.parse_box_augmentation(["flip=1"])
+    after = augment_boxes.augment_batch(change, batch, torch.zeros(len(batch.numbers), change.draws))
     assert after.pictures.dtype == torch.uint8
     for row, (height, width) in enumerate(batch.sizes.int().tolist()):
         assert torch.equal(after.pictures[row, :, :height, :width], batch.pictures[row, :, :height, :width].flip(2))
-    again = augment_boxes.change(change, after, torch.zeros(len(batch.numbers), change.draws))
+    again = augment_boxes.augment_batch(change, after, torch.zeros(len(batch.numbers), change.draws))
     assert torch.equal(again.pictures, batch.pictures)
     torch.testing.assert_close(again.boxes, batch.boxes, atol=1e-4, rtol=0)
 
@@ -308,11 +314,11 @@ def test_mirrors_keep_every_pixel(batch):
 def test_a_frame_changes_nothing(batch):
     """A picture in a larger frame comes out as it does in one of its own size, whatever is done to it."""
     words = ["rotate=30", "shift=5", "flip", "contrast=0.9", "brightness", "hue", "saturation", "grey", "erase=1"]
-    change = augment_boxes.parse(words)
+    change = augment_boxes.parse_box_augmentation(words)
     draws = torch.rand(len(batch.numbers), change.draws, generator=torch.Generator().manual_seed(2))
-    after = augment_boxes.change(change, batch, draws)
+    after = augment_boxes.augment_batch(change, batch, draws)
     for row, (height, width) in enumerate(batch.sizes.int().tolist()):
-        alone = augment.parse(words, size=0)
+        alone = augment.parse_augmentation(words, size=0)
         own = batch.pictures[row : row + 1, :, :height, :width]
         expected, _ = alone(own, torch.zeros(1), draws[row : row + 1])
         difference = (after.pictures[row, :, :height, :width] - expected[0]).abs()
@@ -322,5 +328,5 @@ def test_a_frame_changes_nothing(batch):
 @pytest.mark.parametrize("word", ["mixup", "cutmix=0.5", "trivial", "rand"])
 def test_words_that_make_no_sense_with_boxes(word):
     with pytest.raises(UsageError, match="use of these: rotate, shift"):
-        augment_boxes.parse(["flip", word])
-    assert augment_boxes.parse([]) is None
+        augment_boxes.parse_box_augmentation(["flip", word])
+    assert augment_boxes.parse_box_augmentation([]) is None

@@ -147,26 +147,26 @@ def test_merge_appends_the_last_row_of_each_measurement(benchmarks, tmp_path):
 def test_packed_data_are_small_and_found(benchmarks, mnist_folder, tmp_path, monkeypatch):
     """MNIST byte for byte; of the others as many images as promised, with their annotations."""
     import packing
-    from fukami.data import labelled, mnist
+    from fukami.data import labelled_images, mnist
     from fukami.detection import data as detection_data
     from fukami.segmentation import data as segmentation_data
 
     for name in ("cifar10", "bccd", "camvid", "style"):
         if not any((mnist_folder / f"{name}{suffix}").exists() for suffix in ("", ".zip")):
             pytest.skip(f"needs {name}: no {mnist_folder}/{name}.zip; set FUKAMI_DATA to the folder above it")
-    whole = mnist.read()
+    whole = mnist.load_mnist()
     packing.pack_data(tmp_path / "packed")
     size = sum(path.stat().st_size for path in (tmp_path / "packed").rglob("*") if path.is_file())
     assert size <= packing.MAX_BYTES == 15_000_000
     packing.unpack_data(tmp_path / "packed", tmp_path / "data")
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path / "data"))
-    for part, same in zip(mnist.read(), whole, strict=True):
+    for part, same in zip(mnist.load_mnist(), whole, strict=True):
         assert all((one == other).all() for one, other in zip(part, same, strict=True))
-    train, test, labels = labelled.read("cifar10", 0.2)
+    train, test, labels = labelled_images.load_labelled_images("cifar10", 0.2)
     assert (len(train), len(test), len(labels)) == (1600, 400, 10)
-    parts = detection_data.read("bccd", 0.2)[:2]
+    parts = detection_data.load_dataset("bccd", 0.2)[:2]
     assert sum(map(len, parts)) in (32, 40)
-    assert sum(len(part) for part in segmentation_data.read("camvid", 0.2)[:2]) >= 30
+    assert sum(len(part) for part in segmentation_data.load_dataset("camvid", 0.2)[:2]) >= 30
     assert len(list((tmp_path / "data" / "style").rglob("*.jpg"))) == 2
 
 

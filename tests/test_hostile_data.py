@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 
 from fukami import Error
 from fukami.captioning import data as captioning_data
-from fukami.data import archives, coco, folder, mnist, tar, voc, yolo
+from fukami.data import archives, coco, image_folder, mnist, tar, voc, yolo
 from fukami.detection import data as detection_data
-from fukami.engine import weights as engine_weights
+from fukami.engine import pretrained
 from fukami.segmentation import data as segmentation_data
 from fuzz_cases import LAUGHS, OUTSIDE, QUADRATIC, bomb, png
 
@@ -129,7 +129,7 @@ def test_the_members_of_an_archive_are_bounded(tmp_path, cache, monkeypatch):
     deep, long = "d/" * 32 + "x", "x" * 1025
     refused(zipped(tmp_path / "deep.zip", [(deep, b"")]), "more than 32 folders", cache)
     refused(tarred(tmp_path / "long.tar", [(long, b"")]), "more than 32 folders or 1024 bytes", cache)
-    monkeypatch.setattr(archives, "MOST_MEMBERS", 3)
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 3)
     refused(zipped(tmp_path / "many.zip", [(f"{n}", b"") for n in range(4)]), "more than 3 members", cache)
 
 
@@ -139,7 +139,7 @@ def test_an_archive_that_is_interrupted_leaves_nothing(tmp_path, cache, monkeypa
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(archives, "_checked", interrupted)
+    monkeypatch.setattr(archives, "_check_member_path", interrupted)
     with pytest.raises(KeyboardInterrupt):
         archives.unpack(archive)
     assert list(cache.iterdir()) == []
@@ -192,7 +192,7 @@ def test_xz_that_asks_for_gigabytes_is_refused(tmp_path, cache):
 
 
 def test_a_file_of_mnist_that_unpacks_to_too_much_is_refused(tmp_path):
-    (tmp_path / "x.gz").write_bytes(gzip.compress(bytes(mnist.LARGEST + 1), 1))
+    (tmp_path / "x.gz").write_bytes(gzip.compress(bytes(mnist.MAX_FILE_BYTES + 1), 1))
     with pytest.raises(Error, match="more than 47,040,016 bytes"):
         mnist.read_idx(tmp_path / "x", "")
 
@@ -218,7 +218,7 @@ def listed(content):
         assert len(reads) < 100, "it goes on for ever"
         return content[start : start + count]
 
-    return [member.name for member in tar.members(read)], reads
+    return [member.name for member in tar.iterate_members(read)], reads
 
 
 @pytest.mark.parametrize("size", [-512, -1, -1024, -(1 << 60)])
@@ -269,7 +269,7 @@ def test_a_header_of_pax_has_the_size_too():
 def test_xml_that_is_no_annotation_is_refused(text, words, tmp_path):
     (tmp_path / "x.xml").write_text(text)
     with pytest.raises(Error, match=words):
-        voc.parse(tmp_path / "x.xml")
+        voc.parse_xml(tmp_path / "x.xml")
 
 
 def test_xml_in_an_encoding_of_python_s_own_is_not_decoded(tmp_path, monkeypatch):
@@ -282,7 +282,7 @@ def test_xml_in_an_encoding_of_python_s_own_is_not_decoded(tmp_path, monkeypatch
     monkeypatch.setattr("encodings.punycode.punycode_decode", decoded)
     (tmp_path / "x.xml").write_text('<?xml version="1.0" encoding="punycode"?>-' + "a" * 1_000_000)
     with pytest.raises(Error, match="is not in punycode"):
-        voc.parse(tmp_path / "x.xml")
+        voc.parse_xml(tmp_path / "x.xml")
 
 
 @pytest.mark.parametrize(
@@ -306,24 +306,24 @@ def test_names_in_yaml_are_what_is_written(tmp_path):
     text = "train: images\nval:\ntest: ~\nnames: [yes, no, 2001-01-01, '7', 1:30, " + "1" + ":59" * 100_000 + "]"
     (tmp_path / "data.yaml").write_text(text)
     (tmp_path / "images" / "1.png").write_bytes(png())
-    assert yolo.read(tmp_path).labels[:5] == ("yes", "no", "2001-01-01", "7", "1:30")
+    assert yolo.read_yolo(tmp_path).labels[:5] == ("yes", "no", "2001-01-01", "7", "1:30")
 
 
 @pytest.mark.parametrize("deep", ["[" * 100_000, '{"a":' * 100_000])
 def test_json_that_is_nested_too_deeply_is_refused(deep, tmp_path):
     (tmp_path / "x.json").write_text(f'{{"images": {deep}')
     with pytest.raises(Error, match="nested too deeply"):
-        coco.read(tmp_path / "x.json")
+        coco.read_coco(tmp_path / "x.json")
     (tmp_path / "dataset.json").write_text(f'{{"images": {deep}')
     with pytest.raises(Error, match="nested too deeply"):
-        captioning_data.described(tmp_path)
+        captioning_data.parse_caption_files(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["path,label\n" + "x" * 200_000 + ",a\n", 'path,label\n"1.png' + "x" * 200_000])
 def test_a_field_of_a_table_that_is_too_long_is_named(text, tmp_path):
     (tmp_path / "x.csv").write_text(text)
     with pytest.raises(Error, match=r"x\.csv, line \d+: is no CSV"):
-        folder.table(tmp_path / "x.csv")
+        image_folder.read_csv(tmp_path / "x.csv")
 
 
 def sheet(outline, width=9, height=8):
@@ -358,7 +358,7 @@ ZIGZAG = [value for number in range(100_000) for value in (number % 2 * 9, numbe
 def test_an_outline_that_cannot_be_painted_is_named(outline, tmp_path):
     (tmp_path / "1.png").write_bytes(png())
     (tmp_path / "x.json").write_text(json.dumps(sheet(outline)))
-    described = segmentation_data.described(tmp_path / "x.json")
+    described = segmentation_data.index_dataset(tmp_path / "x.json")
     ((_, mask),) = described.parts[""]
     with pytest.raises(Error, match="annotation 7 has no outline"):
         mask.read()
@@ -370,7 +370,7 @@ def test_run_lengths_of_another_size_are_not_even_unpacked(tmp_path, monkeypatch
     monkeypatch.setattr(mask, "decode", None)
     (tmp_path / "1.png").write_bytes(png())
     (tmp_path / "x.json").write_text(json.dumps(sheet({"size": [1 << 14, 1 << 14], "counts": "0"})))
-    ((_, painted),) = segmentation_data.described(tmp_path / "x.json").parts[""]
+    ((_, painted),) = segmentation_data.index_dataset(tmp_path / "x.json").parts[""]
     with pytest.raises(Error, match="its size is not that of the image"):
         painted.read()
 
@@ -379,7 +379,7 @@ def test_run_lengths_of_another_size_are_not_even_unpacked(tmp_path, monkeypatch
 def test_a_size_that_no_image_has_is_not_painted(width, height, tmp_path):
     (tmp_path / "1.png").write_bytes(png())
     (tmp_path / "x.json").write_text(json.dumps(sheet([[0, 0, 5, 5, 0, 5]], width, height)))
-    ((_, mask),) = segmentation_data.described(tmp_path / "x.json").parts[""]
+    ((_, mask),) = segmentation_data.index_dataset(tmp_path / "x.json").parts[""]
     with pytest.raises(Error, match=f"states an image of {width}×{height}"):
         mask.read()
 
@@ -403,12 +403,12 @@ def test_annotations_in_an_archive_name_no_image_outside_of_it(up, secret, tmp_p
     name = "../../../../../../../../../../.." * up + str(secret / "images" / "secret.png")
     text = json.dumps(sheet([])).replace("1.png", name)
     zipped(tmp_path / "x.zip", [("data/annotations.json", text)])
-    sheets = detection_data.described(tmp_path / "x.zip")
+    sheets = detection_data.read_annotations(tmp_path / "x.zip")
     assert sheets.parts == {"": []}
     assert "lies outside of the archive" in sheets.lost[0].detail
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "annotations.json").write_text(text)
-    assert len(detection_data.described(tmp_path / "own").parts[""]) == 1
+    assert len(detection_data.read_annotations(tmp_path / "own").parts[""]) == 1
 
 
 @pytest.mark.parametrize("key", ["train", "names", "list"])
@@ -423,12 +423,12 @@ def test_yaml_in_an_archive_names_no_folder_outside_of_it(key, secret, tmp_path)
     members.append(("list.txt", f"images/1.png\n{secret}/images/secret.png\n"))
     zipped(tmp_path / "x.zip", members)
     if key == "list":
-        sheets = detection_data.described(tmp_path / "x.zip")
+        sheets = detection_data.read_annotations(tmp_path / "x.zip")
         assert [entry.picture.name for entry in sheets.parts["train"]] == ["1.png"]
         assert "lies outside of the archive" in sheets.lost[0].detail
     else:
         with pytest.raises(Error, match=f"names {secret}"):
-            detection_data.described(tmp_path / "x.zip")
+            detection_data.read_annotations(tmp_path / "x.zip")
 
 
 def test_names_are_read_from_no_file_outside_of_the_data(secret, tmp_path):
@@ -437,9 +437,9 @@ def test_names_are_read_from_no_file_outside_of_the_data(secret, tmp_path):
     (tmp_path / "own" / "images" / "1.png").write_bytes(png())
     (tmp_path / "own" / "data.yaml").write_text(f"train: {secret}/images\nnames: {secret}/words.txt\n")
     with pytest.raises(Error, match=r"names .*words\.txt, and there is no"):
-        detection_data.described(tmp_path / "own")
+        detection_data.read_annotations(tmp_path / "own")
     (tmp_path / "own" / "data.yaml").write_text(f"train: {secret}/images\nnames: [a]\n")
-    assert len(detection_data.described(tmp_path / "own").parts["train"]) == 1
+    assert len(detection_data.read_annotations(tmp_path / "own").parts["train"]) == 1
 
 
 # ---- weights, and the memory of an agent -----------------------------------------------------------------------------
@@ -465,23 +465,23 @@ ODD = {
 def test_tensors_that_no_network_can_begin_with_are_named(kind, tmp_path):
     tensor, words = ODD[kind]
     with pytest.raises(Error, match=rf"x\.pth holds what no network can begin with: b {words}"):
-        engine_weights.read(written(tmp_path / "x.pth", {"a": torch.ones(2), "b": tensor}))
+        pretrained.read_state_dict(written(tmp_path / "x.pth", {"a": torch.ones(2), "b": tensor}))
     if kind in ("nan", "inf", "complex", "eight bits"):
         save_file({"a": torch.ones(2), "b": tensor}, tmp_path / "x.safetensors")
         with pytest.raises(Error, match=rf"x\.safetensors holds what no network can begin with: b {words}"):
-            engine_weights.read(tmp_path / "x.safetensors")
+            pretrained.read_state_dict(tmp_path / "x.safetensors")
 
 
 def test_weights_of_another_type_or_shape_are_named():
     expected = {"a": torch.zeros(2, 3), "b": torch.zeros(2), "c": torch.zeros((), dtype=torch.int64)}
     given = {"a": torch.zeros(3, 2), "b": torch.zeros(2, dtype=torch.int64), "c": torch.zeros(())}
-    assert dict(engine_weights.unfit(given, expected)) == {
+    assert dict(pretrained.find_mismatches(given, expected)) == {
         "a": "is (3, 2) instead of (2, 3)",
         "b": "is int64 instead of float32",
         "c": "is float32 instead of int64",
     }
     half = {"a": torch.zeros(2, 3).half(), "b": torch.zeros(2).double(), "c": expected["c"]}
-    assert dict(engine_weights.unfit(half, expected)) == {}
+    assert dict(pretrained.find_mismatches(half, expected)) == {}
 
 
 def test_weights_that_are_compressed_are_refused(tmp_path):
@@ -492,8 +492,8 @@ def test_weights_that_are_compressed_are_refused(tmp_path):
             new.writestr(name, old.read(name))
     assert (tmp_path / "x.pth").stat().st_size < 20_000
     with pytest.raises(Error, match=r"it is compressed, which torch\.save never does"):
-        engine_weights.read(tmp_path / "x.pth")
-    assert engine_weights.read(stored)["a"].shape == (1 << 20,)
+        pretrained.read_state_dict(tmp_path / "x.pth")
+    assert pretrained.read_state_dict(stored)["a"].shape == (1 << 20,)
 
 
 def test_torch_s_advice_to_run_a_file_is_not_repeated(tmp_path):
@@ -502,7 +502,7 @@ def test_torch_s_advice_to_run_a_file_is_not_repeated(tmp_path):
             return print, ("run",)
 
     with pytest.raises(Error, match=r"it asks for (builtins\.)?print, which is no tensor") as caught:
-        engine_weights.read(written(tmp_path / "x.pth", {"a": Code()}))
+        pretrained.read_state_dict(written(tmp_path / "x.pth", {"a": Code()}))
     assert "weights_only" not in str(caught.value)
 
 
@@ -561,7 +561,7 @@ def huge(model, onnx):
 )
 def test_an_onnx_file_is_a_network_of_its_own_numbers_alone(change, words, tmp_path, monkeypatch):
     """The file that it names is there, where ONNX Runtime would look for it."""
-    from fukami.quantization.onnx import OnnxNetwork
+    from fukami.quantization.onnx_export import OnnxNetwork
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.bin").write_bytes(struct.pack("<8f", *range(8)))

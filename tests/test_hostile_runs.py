@@ -19,7 +19,7 @@ from fukami.classification import plots as classification_plots
 from fukami.classification.deep_convnet import DeepConvNet
 from fukami.detection import rcnn
 from fukami.engine import checkpoint, report
-from fukami.engine.recipe import _is_of, build, find, identify
+from fukami.engine.recipe import _matches_type, build_recipe, get_recipe, identify_recipe
 from fukami.engine.state_file import encode_state, load_state
 from fukami.errors import Error, UsageError
 
@@ -102,7 +102,7 @@ def test_a_private_recipe_is_given_again(private, fukami, tmp_path):
     with pytest.raises(UsageError, match="code is never taken from a run"):
         package.load(private)
     assert package.load(private, recipe=tmp_path / "mine.py").labels == tuple("0123456789")
-    assert package.load(private, recipe=package.find(str(tmp_path / "mine.py"))).labels == tuple("0123456789")
+    assert package.load(private, recipe=package.get_recipe(str(tmp_path / "mine.py"))).labels == tuple("0123456789")
 
 
 def test_another_recipe_than_the_recorded_one_is_refused(private, fukami, tmp_path):
@@ -143,9 +143,9 @@ def test_a_recipe_of_a_notebook_is_given_as_its_class(trained, tmp_path):
     try:
         exec(SOURCE, namespace)
         module.Mine = recipe = namespace["Mine"]
-        assert identify(recipe) == {"recipe": "Mine", "recipe_sha256": None}
+        assert identify_recipe(recipe) == {"recipe": "Mine", "recipe_sha256": None}
         run = copy(trained, tmp_path / "run")
-        change(run, **identify(recipe))
+        change(run, **identify_recipe(recipe))
         assert package.load(run, recipe=recipe).labels == tuple("0123456789")
         (tmp_path / "mine.py").write_text(SOURCE)
         with pytest.raises(UsageError, match="give the class"):
@@ -200,7 +200,7 @@ def test_a_checkpoint_is_written_into_no_link(fukami, trained, tmp_path):
     run = copy(trained, tmp_path / "run")
     (tmp_path / "outside").write_text("untouched")
     (run / ".last.ckpt.tmp").symlink_to(tmp_path / "outside")
-    checkpoint.write(run / "last.ckpt", b"new")
+    checkpoint.write_file(run / "last.ckpt", b"new")
     assert (tmp_path / "outside").read_text() == "untouched"
     assert (run / "last.ckpt").read_bytes() == b"new"
     (run / "memory").mkdir()
@@ -341,7 +341,7 @@ def test_fields_of_another_type_are_refused(field, value, trained, tmp_path):
 def test_images_and_searches_without_end_are_refused(recipe, fields):
     """A run of a network for images of any size could ask for a small image to be made so large."""
     with pytest.raises(UsageError, match="should be between"):
-        build(find(recipe), fields)
+        build_recipe(get_recipe(recipe), fields)
 
 
 @pytest.mark.parametrize(
@@ -392,13 +392,13 @@ def test_a_prediction_controls_no_terminal(fukami, trained, digit_files, tmp_pat
 
 
 def test_types_of_fields():
-    assert _is_of((1, 2), tuple[int, ...])
-    assert _is_of((1, 2.5), tuple[int, float])
-    assert not _is_of((1, 2, 3), tuple[int, float])
-    assert not _is_of(1, tuple[int, ...])
-    assert _is_of(None, int | None)
-    assert not _is_of(False, int)
-    assert _is_of(1, float)
+    assert _matches_type((1, 2), tuple[int, ...])
+    assert _matches_type((1, 2.5), tuple[int, float])
+    assert not _matches_type((1, 2, 3), tuple[int, float])
+    assert not _matches_type(1, tuple[int, ...])
+    assert _matches_type(None, int | None)
+    assert not _matches_type(False, int)
+    assert _matches_type(1, float)
 
 
 @pytest.mark.parametrize(
@@ -418,10 +418,10 @@ def test_types_of_fields():
 def test_the_board_passes_over_lines_that_no_training_writes(line, trained, tmp_path):
     run = copy(trained, tmp_path / "run")
     (run / "metrics.jsonl").write_text(line)
-    boards, reasons = leaderboard.survey(tmp_path)
+    boards, reasons = leaderboard.load_leaderboards(tmp_path)
     assert [found.name for found in boards[0].unfinished] == ["run"]
     assert list(reasons) == ["metrics.jsonl has a line that cannot be read"]
-    assert leaderboard.rows(boards[0])
+    assert leaderboard.build_rows(boards[0])
 
 
 def test_the_board_shows_no_control_characters(fukami, trained, tmp_path):
@@ -528,7 +528,9 @@ def test_names_with_dollars_are_no_formulas(fukami, trained, tmp_path):
     run = copy(trained, tmp_path / "runs" / name)
     (run / "metrics.jsonl").write_text(json.dumps({"phase": "eval", "step": 1, name: 0.5}) + "\n")
     assert fukami("board", "runs").status == 0
-    assert report.picture("names of classes", classification_plots.confusion(torch.eye(2), [name, "other"]))
+    assert report.render_figure(
+        "names of classes", classification_plots.plot_confusion_matrix(torch.eye(2), [name, "other"])
+    )
 
 
 def test_the_board_shows_no_numbers_that_no_training_writes(fukami, trained, tmp_path):
@@ -544,7 +546,7 @@ def test_the_weights_of_a_stage_are_checked(trained, tmp_path):
     save_file(tensors | {name: torch.full_like(tensors[name], torch.nan)}, run / "weights.safetensors")
     task = package.load(trained)
     with pytest.raises(Error, match=f"{name} has values that are not finite"):
-        rcnn.take(task, run)
+        rcnn.load_stage_weights(task, run)
 
 
 def test_messages_control_no_terminal(trained, tmp_path):

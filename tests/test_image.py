@@ -15,11 +15,11 @@ from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 from torch import nn
 
 from fukami import Error
-from fukami.data.streaming import Decoder
-from fukami.engine.padded_task import Framed
-from fukami.image import digit
+from fukami.data.streaming import ImageDecoder
+from fukami.engine.padded_task import PaddedTask
+from fukami.image import digit_extraction
 from fukami.image import io as image_io
-from fukami.image.transform import Preparation, Scaled
+from fukami.image.transform import ResizeTransform, SquareTransform
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def saved(picture, path, **options):
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "webp", "ppm", "tga", "gif", "jpg", "ico", "jp2", "avif"])
 def test_formats(photo, tmp_path, suffix):
     options = {"webp": {"lossless": True}, "jpg": {"quality": 95}, "ico": {"sizes": [(40, 30)]}}.get(suffix, {})
-    read = image_io.read(saved(Image.fromarray(photo), tmp_path / f"x.{suffix}", **options))
+    read = image_io.read_image(saved(Image.fromarray(photo), tmp_path / f"x.{suffix}", **options))
     assert read.mode == "RGB"
     tolerance = {"jpg": 4, "gif": 12, "avif": 6}.get(suffix, 0.01)
     assert np.abs(np.asarray(read).astype(int) - photo).mean() < tolerance
@@ -59,14 +59,14 @@ def test_exif_rotation(photo, tmp_path):
         exif = Image.Exif()
         exif[0x0112] = orientation
         path = saved(Image.fromarray(np.ascontiguousarray(pixels)), tmp_path / f"{orientation}.png", exif=exif)
-        assert np.array_equal(np.asarray(image_io.read(path)), photo), orientation
+        assert np.array_equal(np.asarray(image_io.read_image(path)), photo), orientation
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path):
     ramp = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
     expected = np.arange(256).reshape(16, 16)
     for path in (saved(Image.fromarray(ramp), tmp_path / "x.png"), saved(Image.fromarray(ramp), tmp_path / "x.tiff")):
-        read = image_io.read(path)
+        read = image_io.read_image(path)
         assert read.mode == "L"
         assert np.array_equal(np.asarray(read), expected)
 
@@ -74,39 +74,39 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path):
 def test_transparency_lies_on_white(tmp_path):
     pixels = np.zeros((1, 3, 4), np.uint8)
     pixels[0, :, 3] = 0, 128, 255
-    assert np.asarray(image_io.read(saved(Image.fromarray(pixels), tmp_path / "x.png")))[0, :, 0].tolist() == [
+    assert np.asarray(image_io.read_image(saved(Image.fromarray(pixels), tmp_path / "x.png")))[0, :, 0].tolist() == [
         255,
         127,
         0,
     ]
     grey = saved(Image.fromarray(pixels).convert("LA"), tmp_path / "la.png")
-    assert image_io.read(grey).mode == "L"
-    assert np.asarray(image_io.read(grey))[0].tolist() == [255, 127, 0]
+    assert image_io.read_image(grey).mode == "L"
+    assert np.asarray(image_io.read_image(grey))[0].tolist() == [255, 127, 0]
     palette = Image.new("P", (2, 1))
     palette.putpalette([0, 0, 0, 200, 10, 10])
     palette.putdata([0, 1])
     path = saved(palette, tmp_path / "p.png", transparency=0)
-    assert np.asarray(image_io.read(path))[0].tolist() == [[255, 255, 255], [200, 10, 10]]
+    assert np.asarray(image_io.read_image(path))[0].tolist() == [[255, 255, 255], [200, 10, 10]]
 
 
 def test_cmyk_and_one_bit(tmp_path):
     cyan = saved(Image.new("CMYK", (8, 8), (255, 0, 0, 0)), tmp_path / "x.jpg", quality=95)
-    red, green, blue = np.asarray(image_io.read(cyan))[4, 4].astype(int)
+    red, green, blue = np.asarray(image_io.read_image(cyan))[4, 4].astype(int)
     assert red < 10
     assert min(green, blue) > 245
     bits = Image.fromarray(np.array([[True, False]]))
-    assert np.asarray(image_io.read(saved(bits, tmp_path / "b.png"))).tolist() == [[255, 0]]
+    assert np.asarray(image_io.read_image(saved(bits, tmp_path / "b.png"))).tolist() == [[255, 0]]
 
 
 def test_arrays(photo):
-    assert np.array_equal(np.asarray(image_io.read(photo)), photo)
-    assert np.array_equal(np.asarray(image_io.read(photo / 255.0)), photo)
-    assert image_io.read(photo[..., :1]).mode == "L"
-    assert np.asarray(image_io.read(np.array([[0, 65535]], np.uint16))).tolist() == [[0, 255]]
-    assert np.asarray(image_io.read(np.array([[True, False]]))).tolist() == [[255, 0]]
+    assert np.array_equal(np.asarray(image_io.read_image(photo)), photo)
+    assert np.array_equal(np.asarray(image_io.read_image(photo / 255.0)), photo)
+    assert image_io.read_image(photo[..., :1]).mode == "L"
+    assert np.asarray(image_io.read_image(np.array([[0, 65535]], np.uint16))).tolist() == [[0, 255]]
+    assert np.asarray(image_io.read_image(np.array([[True, False]]))).tolist() == [[255, 0]]
     for bad in (np.zeros((3, 4, 5)), np.zeros(7), np.zeros((0, 4)), np.array([[np.nan]])):
         with pytest.raises(Error, match=r"expected"):
-            image_io.read(bad)
+            image_io.read_image(bad)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "tiff", "webp"])
@@ -117,7 +117,7 @@ def test_truncated_files_are_refused_at_every_length(random, tmp_path, suffix):
         path = tmp_path / f"cut.{suffix}"
         path.write_bytes(content[: int(share * len(content))])
         with pytest.raises(Error, match=rf"cut\.{suffix}"):
-            image_io.read(path)
+            image_io.read_image(path)
 
 
 def test_what_is_no_picture_is_refused_by_name(tmp_path):
@@ -132,18 +132,18 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path):
         "folder.png": "folder", "missing.png": "does not exist",
     }.items():  # fmt: skip
         with pytest.raises(Error, match=rf"{name}.*{reason}"):
-            image_io.read(tmp_path / name)
+            image_io.read_image(tmp_path / name)
 
 
 def test_what_a_file_holds_is_read_like_the_file_and_called_by_the_name_given(photo, tmp_path):
     path = saved(Image.fromarray(photo), tmp_path / "photo.jpg")
     content = path.read_bytes()
-    assert np.array_equal(np.asarray(image_io.read(content)), np.asarray(image_io.read(path)))
+    assert np.array_equal(np.asarray(image_io.read_image(content)), np.asarray(image_io.read_image(path)))
     for broken, what in ((b"", "is empty"), (b"text", "is not a picture"), (content[:99], "is damaged")):
         with pytest.raises(Error, match=f"^photo.jpg {what}"):
-            image_io.read(broken, name="photo.jpg")
+            image_io.read_image(broken, name="photo.jpg")
         with pytest.raises(Error, match=f"^the file given {what}"):
-            image_io.read(broken)
+            image_io.read_image(broken)
 
 
 def png(width, height, body=b"", pixels=b""):
@@ -208,16 +208,16 @@ def test_long_strips_and_hidden_pictures_are_refused_undecoded(monkeypatch, cont
     """Within the bound of pixels or not; also of what an icon holds, and of a tile, which is decoded whole."""
     sizes = decoded(monkeypatch)
     with pytest.raises(Error, match=rf"small\.png.*{reason}"):
-        image_io.read(content, name="small.png")
+        image_io.read_image(content, name="small.png")
     assert sizes == []
 
 
 def test_strips_that_exist_are_read(monkeypatch):
     sizes = decoded(monkeypatch)
     pixels = b"".join(bytes(1 + 3 * 4) for _ in range(800))
-    assert image_io.read(png(4, 800, pixels=pixels)).size == (4, 800)
-    assert image_io.read(icon(png(16, 16, pixels=bytes(49 * 16)))).size == (16, 16)
-    assert image_io.read(tiff(16, 64)).size == (16, 16)
+    assert image_io.read_image(png(4, 800, pixels=pixels)).size == (4, 800)
+    assert image_io.read_image(icon(png(16, 16, pixels=bytes(49 * 16)))).size == (16, 16)
+    assert image_io.read_image(tiff(16, 64)).size == (16, 16)
     assert len(sizes) >= 3
 
 
@@ -247,7 +247,7 @@ def test_a_jpeg_with_more_work_than_bytes_is_refused_undecoded(monkeypatch, cont
     """Pillow reads each of them: a scan of ten bytes takes as long as the first one."""
     sizes = decoded(monkeypatch)
     with pytest.raises(Error, match=r"^photo\.jpg is a JPEG of more than 100 scans or 2,000 segments"):
-        image_io.read(content, name="photo.jpg")
+        image_io.read_image(content, name="photo.jpg")
     assert sizes == []
 
 
@@ -255,7 +255,7 @@ def test_a_jpeg_with_much_metadata_or_a_video_behind_it_is_read():
     film = 1000 * b"\xff\xda\x00\x08\xff\xe1"  # as an encoded video has it here and there
     plain = jpeg()
     for content in (jpeg(progressive=True), plain[:2] + 300 * EXIF + plain[2:], plain + film, PROGRESSIVE + film):
-        assert image_io.read(content).getpixel((9, 9)) == image_io.read(plain).getpixel((9, 9))
+        assert image_io.read_image(content).getpixel((9, 9)) == image_io.read_image(plain).getpixel((9, 9))
 
 
 READ = """
@@ -288,14 +288,14 @@ def test_values_are_scaled_alike_in_parts(monkeypatch, random):
     expected = np.round((values - values.min()) * (255 / (values.max() - values.min())))
     deep = random.integers(0, 65536, (64, 30), dtype=np.uint16)
     clear = Image.fromarray(random.integers(0, 256, (50, 40, 4), dtype=np.uint8))
-    whole = image_io.read(clear)
-    monkeypatch.setattr(image_io, "STRIP", 100)
-    assert np.array_equal(np.asarray(image_io.read(values)), expected)
-    assert np.array_equal(np.asarray(image_io.read(Image.fromarray(deep))), np.round(deep * (255 / 65535)))
-    assert np.array_equal(np.asarray(image_io.read(clear)), np.asarray(whole))
+    whole = image_io.read_image(clear)
+    monkeypatch.setattr(image_io, "MAX_STRIP_VALUES", 100)
+    assert np.array_equal(np.asarray(image_io.read_image(values)), expected)
+    assert np.array_equal(np.asarray(image_io.read_image(Image.fromarray(deep))), np.round(deep * (255 / 65535)))
+    assert np.array_equal(np.asarray(image_io.read_image(clear)), np.asarray(whole))
     values[-1, -1, -1] = np.inf
     with pytest.raises(Error, match="not finite"):
-        image_io.read(values)
+        image_io.read_image(values)
 
 
 def scarce(*arguments, **options):
@@ -305,13 +305,13 @@ def scarce(*arguments, **options):
 @pytest.mark.parametrize(
     ("place", "open_"),
     [
-        ("fukami.image.io.upright", image_io.read),
-        ("PIL.Image.open", image_io.read),
-        ("PIL.ImageFile.ImageFile.load", image_io.read),
-        ("fukami.image.io.fit", Preparation(3, 28).open),
-        ("fukami.image.digit.as_mnist", Preparation(1, 28, digit=True).open),
-        ("fukami.image.io.as_mode", Scaled(30, 40).open),
-        ("PIL.Image.Image.resize", lambda path: Decoder([path], Preparation(3, 28)).decoded(path, [0.5] * 4)),
+        ("fukami.image.io.decode_image", image_io.read_image),
+        ("PIL.Image.open", image_io.read_image),
+        ("PIL.ImageFile.ImageFile.load", image_io.read_image),
+        ("fukami.image.io.resize_and_crop", SquareTransform(3, 28).open),
+        ("fukami.image.digit_extraction.convert_to_mnist", SquareTransform(1, 28, digit=True).open),
+        ("fukami.image.io.convert_mode", ResizeTransform(30, 40).open),
+        ("PIL.Image.Image.resize", lambda path: ImageDecoder([path], SquareTransform(3, 28)).decoded(path, [0.5] * 4)),
     ],
 )
 def test_a_lack_of_memory_is_an_error_of_the_file(monkeypatch, tmp_path, photo, place, open_):
@@ -323,9 +323,9 @@ def test_a_lack_of_memory_is_an_error_of_the_file(monkeypatch, tmp_path, photo, 
 
 
 def test_a_lack_of_memory_for_an_array(monkeypatch, photo):
-    monkeypatch.setattr("fukami.image.io.upright", scarce)
+    monkeypatch.setattr("fukami.image.io.decode_image", scarce)
     with pytest.raises(Error, match="the array given needs more memory than there is"):
-        image_io.read(photo)
+        image_io.read_image(photo)
 
 
 def test_a_batch_goes_on_after_files_that_take_all_memory(fukami, monkeypatch, digit_files, tmp_path):
@@ -334,11 +334,13 @@ def test_a_batch_goes_on_after_files_that_take_all_memory(fukami, monkeypatch, d
     (tmp_path / "wide.png").write_bytes(png(99_999_999, 1))
     Image.open(large).resize((41, 43)).save(tmp_path / "large.png")
     Image.open(drawn).resize((37, 39)).save(tmp_path / "drawn.png")
-    prepare, draw = Preparation.__call__, image_io.draw_answer
+    prepare, draw = SquareTransform.__call__, image_io.draw_prediction
     monkeypatch.setattr(
-        Preparation, "__call__", lambda self, at: scarce() if at.size == (41, 43) else prepare(self, at)
+        SquareTransform, "__call__", lambda self, at: scarce() if at.size == (41, 43) else prepare(self, at)
     )
-    monkeypatch.setattr(image_io, "draw_answer", lambda at, *rest: scarce() if at.size == (37, 39) else draw(at, *rest))
+    monkeypatch.setattr(
+        image_io, "draw_prediction", lambda at, *rest: scarce() if at.size == (37, 39) else draw(at, *rest)
+    )
     answer = fukami("predict", "deep-convnet", "wide.png", "large.png", "drawn.png", good, "--out", "out")
     assert answer.status == 1
     assert [each["file"] for each in answer.json] == ["drawn.png", str(good)]
@@ -350,9 +352,9 @@ def test_a_batch_goes_on_after_files_that_take_all_memory(fukami, monkeypatch, d
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[...] DefaultCPUAllocator: can't allocate memory")])
 def test_pictures_that_take_all_memory_together_are_answered_alone(photo, error):
-    class Small(Framed):
+    class Small(PaddedTask):
         def __init__(self):
-            self.model, self.prepare = nn.Identity(), Scaled(0, 0)
+            self.model, self.prepare = nn.Identity(), ResizeTransform(0, 0)
 
         def answers(self, pictures):
             if len(pictures) > 1 or pictures.max() == 255:
@@ -376,7 +378,7 @@ def test_a_strip_is_no_large_page_for_a_digit(monkeypatch):
 
     monkeypatch.setattr(ImageOps, "expand", expand)
     with pytest.raises(Error, match="no ink"):
-        digit.as_mnist(Image.new("L", (300, 60_000), 250))
+        digit_extraction.convert_to_mnist(Image.new("L", (300, 60_000), 250))
     assert [picture.width * picture.height < 40e6 for picture in largest] == [True]
 
 
@@ -385,15 +387,15 @@ def test_pictures_that_claim_to_be_huge_are_refused_unread(tmp_path, side):
     (tmp_path / "bomb.png").write_bytes(png(side, side))
     began = time.monotonic()
     with pytest.raises(Error, match=r"bomb\.png.*(pixels|large)"):
-        image_io.read(tmp_path / "bomb.png")
+        image_io.read_image(tmp_path / "bomb.png")
     assert time.monotonic() - began < 5  # a decoder that believed the header would need gigabytes first
 
 
 def test_a_smaller_bound_can_be_set(photo, tmp_path):
     path = saved(Image.fromarray(photo), tmp_path / "x.png")
-    assert image_io.read(path, max_pixels=1200).size == (40, 30)
+    assert image_io.read_image(path, max_pixels=1200).size == (40, 30)
     with pytest.raises(Error, match=r"40×30 pixels, more than the 1,199"):
-        image_io.read(path, max_pixels=1199)
+        image_io.read_image(path, max_pixels=1199)
 
 
 def test_a_text_chunk_that_explodes_is_refused(tmp_path):
@@ -401,21 +403,24 @@ def test_a_text_chunk_that_explodes_is_refused(tmp_path):
     chunk = struct.pack(">I", len(data)) + b"zTXt" + data + struct.pack(">I", zlib.crc32(b"zTXt" + data))
     (tmp_path / "bomb.png").write_bytes(png(4, 4, chunk))
     with pytest.raises(Error, match=r"bomb\.png"):
-        image_io.read(tmp_path / "bomb.png")
+        image_io.read_image(tmp_path / "bomb.png")
 
 
 def test_fit_takes_the_middle_square(photo):
-    seen = image_io.fit(Image.fromarray(photo), channels=3, size=30)
+    seen = image_io.resize_and_crop(Image.fromarray(photo), channels=3, size=30)
     assert seen.shape == (3, 30, 30)
     assert np.array_equal(seen.transpose(1, 2, 0), photo[:, 5:35])
-    assert image_io.fit(Image.fromarray(photo), channels=1, size=8).shape == (1, 8, 8)
-    assert image_io.fit(Image.new("L", (500, 3), 77), channels=3, size=16).tolist() == np.full((3, 16, 16), 77).tolist()
+    assert image_io.resize_and_crop(Image.fromarray(photo), channels=1, size=8).shape == (1, 8, 8)
+    assert (
+        image_io.resize_and_crop(Image.new("L", (500, 3), 77), channels=3, size=16).tolist()
+        == np.full((3, 16, 16), 77).tolist()
+    )
 
 
 @pytest.mark.parametrize("size", [(40, 30), (3, 900), (900, 3), (1, 1), (1500, 1000)])
 def test_answers_are_drawn_for_pictures_of_any_shape(size):
     seen = np.full((1, 28, 28), 200, np.uint8)
-    drawn = image_io.draw_answer(Image.new("RGB", size, (250, 0, 0)), seen, "深み (99 %)")
+    drawn = image_io.draw_prediction(Image.new("RGB", size, (250, 0, 0)), seen, "深み (99 %)")
     pixels = np.asarray(drawn)
     assert (pixels[0, 0] == 255).all()
     assert ((pixels == (250, 0, 0)).all(-1)).any()
@@ -427,24 +432,24 @@ def test_answers_are_drawn_for_pictures_of_any_shape(size):
 @pytest.mark.parametrize("dtype", ["int64", "int32", "float32", "float64", "uint8"])
 def test_arrays_of_any_type_keep_values_up_to_255(dtype):
     values = np.arange(256).reshape(16, 16).astype(dtype)
-    assert np.array_equal(np.asarray(image_io.read(values)), np.arange(256).reshape(16, 16))
+    assert np.array_equal(np.asarray(image_io.read_image(values)), np.arange(256).reshape(16, 16))
 
 
 def test_a_large_picture_within_the_bound_is_read_without_a_warning(tmp_path):
     path = saved(Image.new("1", (9600, 9600)), tmp_path / "large.png")  # over Pillow's own bound, under ours
-    assert image_io.read(path).size == (9600, 9600)
+    assert image_io.read_image(path).size == (9600, 9600)
 
 
 def test_a_truncated_picture_that_pillow_opened_is_refused(photo):
     content = io.BytesIO()
     Image.fromarray(photo).save(content, "BMP")
     with pytest.raises(Error, match=r"damaged or incomplete"):
-        image_io.read(Image.open(io.BytesIO(content.getvalue()[:600])))
+        image_io.read_image(Image.open(io.BytesIO(content.getvalue()[:600])))
 
 
 @pytest.mark.parametrize("order", ["<u2", ">u2"])
 def test_dark_sixteen_bit_pictures_stay_dark_in_either_byte_order(order):
-    assert np.asarray(image_io.read(np.full((4, 4), 200, order))).max() == 1  # 200 / 257
+    assert np.asarray(image_io.read_image(np.full((4, 4), 200, order))).max() == 1  # 200 / 257
 
 
 def some_boxes(random, count, size, labels):
@@ -459,7 +464,7 @@ def some_boxes(random, count, size, labels):
 def test_labels_do_not_overlap_and_stay_in_the_picture(random, size):
     boxes = [tuple(each["box"]) for each in some_boxes(random, 60, size, ["cat"])]
     sizes = [(float(width), 20.0) for width in random.uniform(40, 110, 60)]
-    places = image_io.places(boxes, sizes, size)
+    places = image_io.place_labels(boxes, sizes, size)
     assert places[0] is not None
     shown = [place for place in places if place]
     assert len(shown) > 10
@@ -478,7 +483,9 @@ def test_boxes_are_drawn_at_any_size(random, size):
     drawn = image_io.draw_boxes(picture, some_boxes(random, 9, size, ["cat", "dög", "犬"]), ("cat", "dög"))
     assert max(drawn.size) >= 480
     assert drawn.width * size[1] == drawn.height * size[0]
-    assert {image_io.colour(0), image_io.colour(1)} <= {colour for _, colour in drawn.getcolors(2**20)}
+    assert {image_io.get_class_color(0), image_io.get_class_color(1)} <= {
+        colour for _, colour in drawn.getcolors(2**20)
+    }
     assert picture.getextrema() == (255, 255)
     assert image_io.draw_boxes(picture, [], ("cat",)).getextrema() == ((255, 255),) * 3
 
@@ -491,11 +498,11 @@ def test_a_box_is_drawn_on_its_edge_and_the_strongest_on_top():
     ]
     drawn = np.asarray(image_io.draw_boxes(ground, boxes, ("cat", "dog", "cow")))
     for y, x in ((200, 100), (200, 499), (80, 450), (299, 300)):
-        assert tuple(drawn[y, x]) == image_io.colour(1)
+        assert tuple(drawn[y, x]) == image_io.get_class_color(1)
     assert drawn[200, 300].max() == drawn[40, 550].max() == 0
 
 
 def test_colours_of_classes_differ():
-    colours = np.array([image_io.colour(number) for number in range(20)])
+    colours = np.array([image_io.get_class_color(number) for number in range(20)])
     apart = np.abs(colours[:, None] - colours[None]).sum(-1) + 999 * np.eye(20)
     assert apart.min() > 40

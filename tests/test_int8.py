@@ -12,12 +12,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from fukami import models
-from fukami.data import labelled
+from fukami.data import labelled_images
 from fukami.errors import Error
 from fukami.layers.ensemble import Ensemble
 from fukami.models.googlenet import Inception
-from fukami.quantization.int8 import RoundedActivation, calibrate, convert, prepare, quantize, rounded
-from fukami.quantization.onnx import OnnxNetwork
+from fukami.quantization.int8 import (
+    FakeQuantActivation,
+    calibrate,
+    export_int8,
+    fake_quantize_weight,
+    prepare,
+    quantize,
+)
+from fukami.quantization.onnx_export import OnnxNetwork
 from test_onnx import SMALL, Strange, seasoned
 
 
@@ -80,7 +87,7 @@ def test_every_model_runs_on_bytes(name, tmp_path):
     network = seasoned(make())
     simulated = prepare(network)
     calibrate(simulated, [torch.randn(16, *shape)])
-    content = convert(simulated.eval(), shape, {"mean": "0.5"})
+    content = export_int8(simulated.eval(), shape, {"mean": "0.5"})
     exported = OnnxNetwork(content)
     assert exported.metadata == {"mean": "0.5"}
     for count in (1, 2, 7):
@@ -118,7 +125,7 @@ def test_processors_without_vnni_sum_precisely(monkeypatch):
 
 def test_weights_keep_their_gradient_and_lie_on_a_grid_for_each_channel():
     weight = torch.tensor([[[[1.27, -0.634]]], [[[0.0, -254.0]]]], requires_grad=True)
-    result = rounded(weight)
+    result = fake_quantize_weight(weight)
     torch.testing.assert_close(result, torch.tensor([[[[1.27, -0.63]]], [[[0.0, -254.0]]]]))
     factors = torch.randn_like(weight)
     result.backward(factors)
@@ -126,7 +133,7 @@ def test_weights_keep_their_gradient_and_lie_on_a_grid_for_each_channel():
 
 
 def test_activations_keep_their_gradient_within_the_range():
-    rounding = RoundedActivation().eval()
+    rounding = FakeQuantActivation().eval()
     rounding.range.copy_(torch.tensor([-0.5, 2.05]))  # a step of 0.01, and the byte 50 means 0
     x = torch.tensor([-0.7, -0.494, 0.0, 0.3149, 2.04, 3.0], requires_grad=True)
     result = rounding(x)
@@ -136,7 +143,7 @@ def test_activations_keep_their_gradient_within_the_range():
 
 
 def test_ranges_follow_in_training_and_rest_in_evaluation():
-    rounding = RoundedActivation()
+    rounding = FakeQuantActivation()
     x = torch.tensor([-1.0, 3.0])
     assert torch.equal(rounding.eval()(x), x), "no range is known yet"
     rounding.train()(x)
@@ -174,7 +181,7 @@ def test_an_aware_network_trains_like_any_other():
         assert torch.equal(average.eval()(pictures), expected)
         assert torch.equal(again.eval()(pictures), expected)
         assert {*network.state_dict()} < {*aware.state_dict()}, "weights of the plain network load, by name"
-    exported = OnnxNetwork(convert(aware, shape, {}))
+    exported = OnnxNetwork(export_int8(aware, shape, {}))
     assert (exported(pictures) - expected).abs().mean() < 0.03 * expected.std()
 
 
@@ -233,7 +240,7 @@ def test_digits_are_read_as_well():
     import fukami
 
     task = fukami.load("deep-convnet", device="cpu")
-    _, digits, _ = labelled.read("digits", 0.2)
+    _, digits, _ = labelled_images.load_labelled_images("digits", 0.2)
     digits = digits.read(task.prepare)
     pictures, targets = task.normalised(digits.pictures), digits.targets
     shape = tuple(pictures.shape[1:])
@@ -252,7 +259,7 @@ def test_digits_are_read_as_well():
         optimizer.zero_grad()
         F.cross_entropy(aware(batch), labels).backward()
         optimizer.step()
-    exported = OnnxNetwork(convert(aware, shape, {}))
+    exported = OnnxNetwork(export_int8(aware, shape, {}))
     assert right(exported) >= expected - 2
     with torch.no_grad():
         assert (exported(pictures).argmax(1) != aware.eval()(pictures).argmax(1)).sum() <= 2
@@ -262,7 +269,7 @@ def test_mnist_loses_no_more_than_a_tenth_of_a_point(mnist_folder):
     import fukami
 
     task = fukami.load("deep-convnet", device="cpu")
-    train, test, _ = labelled.read("mnist", 0.2)
+    train, test, _ = labelled_images.load_labelled_images("mnist", 0.2)
     test = test.read(task.prepare)
     unseen, targets = task.normalised(test.pictures[:2000]), test.targets[:2000]
     calibration = task.normalised(train.read(task.prepare).pictures[:200]).split(100)
@@ -278,7 +285,7 @@ def test_what_cannot_be_quantised_is_told():
     with pytest.raises(Error, match="no picture to calibrate"):
         quantize(plain, (1, 2, 2), [], {})
     with pytest.raises(Error, match="has seen no picture"):
-        convert(prepare(plain), (1, 2, 2), {})
+        export_int8(prepare(plain), (1, 2, 2), {})
     make, shape = SMALL["binary_convnet"]
     with pytest.raises(Error, match=r"^2 \(Sign\) has one bit .* export the run as binary, or as onnx"):
         quantize(make(), shape, pictures, {})

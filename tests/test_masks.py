@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fukami.data import augment_boxes, class_frequency, masks, padded, palettes, scenes
-from fukami.data.annotated import Annotated, Batch
-from fukami.data.masks import Drawn, MaskFile
+from fukami.data import augment_boxes, class_frequency, class_tables, masks, padded_loader, scenes
+from fukami.data.masks import ArrayMask, MaskFile
+from fukami.data.samples import PaddedBatch, Sample
 from fukami.errors import Error, UsageError
-from fukami.image.transform import Scaled
+from fukami.image.transform import ResizeTransform
 from fukami.segmentation import data as segmentation_data
 from fukami.segmentation import mask_folders
 
@@ -62,7 +62,7 @@ def maps(samples):
 def test_class_tables(name, text, labels, values, colours, tmp_path):
     """As people and other programs write them."""
     (tmp_path / name).write_text(text)
-    assert palettes.found(tmp_path) == palettes.Legend(labels, values, colours)
+    assert class_tables.find_class_table(tmp_path) == class_tables.ClassTable(labels, values, colours)
 
 
 @pytest.mark.parametrize(
@@ -80,15 +80,15 @@ def test_class_tables(name, text, labels, values, colours, tmp_path):
 def test_class_tables_that_are_none(text, message, tmp_path):
     (tmp_path / "classes.txt").write_text(text)
     with pytest.raises(Error, match=message):
-        palettes.found(tmp_path)
+        class_tables.find_class_table(tmp_path)
 
 
 def test_the_palette_of_voc():
     """The first of the colours that its development kit gives."""
     known = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128)]
-    assert [palettes.voc_colour(number) for number in range(7)] == known
-    assert palettes.voc_colour(15) == (192, 128, 128)  # a person
-    assert palettes.voc_colour(255) == (224, 224, 192)
+    assert [class_tables.compute_voc_color(number) for number in range(7)] == known
+    assert class_tables.compute_voc_color(15) == (192, 128, 128)  # a person
+    assert class_tables.compute_voc_color(255) == (224, 224, 192)
 
 
 # masks in files
@@ -97,7 +97,7 @@ def test_the_palette_of_voc():
 def test_values_and_colours(tmp_path):
     """In every mode in which a mask is kept."""
     pixels = np.array([[0, 1, 2], [2, 255, 1]], np.uint8)
-    legend = palettes.by_value(("a", "b", "c"), ignored=(255,))
+    legend = class_tables.build_class_table(("a", "b", "c"), ignored=(255,))
     expected = [[1, 2, 3], [3, 0, 2]]
     palette = [level for number in range(256) for level in (number, 7, 255 - number)]
     assert MaskFile(save(tmp_path / "grey.png", pixels), legend).read().tolist() == expected
@@ -105,21 +105,23 @@ def test_values_and_colours(tmp_path):
     assert MaskFile(save(tmp_path / "rgb.png", np.stack([pixels] * 3, 2)), legend).read().tolist() == expected
     Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / "deep.png")
     assert MaskFile(tmp_path / "deep.png", legend).read().tolist() == expected
-    by_colour = palettes.Legend(("a", "b", "c"), colours={(n, 7, 255 - n): n for n in range(3)} | {(255, 7, 0): -1})
+    by_colour = class_tables.ClassTable(
+        ("a", "b", "c"), colours={(n, 7, 255 - n): n for n in range(3)} | {(255, 7, 0): -1}
+    )
     assert MaskFile(tmp_path / "palette.png", by_colour).read().tolist() == expected
     Image.fromarray(pixels < 1).save(tmp_path / "bits.png")
     assert MaskFile(tmp_path / "bits.png", legend).read().tolist() == [[2, 1, 1], [1, 1, 1]]
 
 
 def test_what_is_of_no_class_is_named(tmp_path):
-    legend = palettes.by_value(("a", "b"))
+    legend = class_tables.build_class_table(("a", "b"))
     with pytest.raises(Error, match=r"m\.png has the value 7 at column 1 of row 0, which is none of the 2 values"):
         MaskFile(save(tmp_path / "m.png", [[0, 7], [1, 9]]), legend).read()
     coloured = save(tmp_path / "c.png", [[[1, 2, 3], [4, 5, 6]]])
     with pytest.raises(Error, match=r"c\.png is in colour, and no class table"):
         MaskFile(coloured, legend).read()
     with pytest.raises(Error, match=r"the colour \(4, 5, 6\) at column 1 of row 0"):
-        MaskFile(coloured, palettes.Legend(("a",), colours={(1, 2, 3): 0})).read()
+        MaskFile(coloured, class_tables.ClassTable(("a",), colours={(1, 2, 3): 0})).read()
     with pytest.raises(Error, match="does not exist"):
         MaskFile(tmp_path / "none.png", legend).read()
     Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "f.tif")
@@ -135,11 +137,11 @@ def test_folders_of_ones_own(tmp_path):
     pair(tmp_path, "Images/a.jpg", "masks/a.png", [[0, 3], [3, 255]])
     pair(tmp_path, "Images/b.jpg", "masks/b_mask.png", [[3, 0], [0, 0]])
     pair(tmp_path, "Images/deep/c.png", "masks/deep/c.png", [[0, 0], [0, 3]])
-    train, test, labels = segmentation_data.read(str(tmp_path), 0.34)
+    train, test, labels = segmentation_data.load_dataset(str(tmp_path), 0.34)
     assert labels == ("0", "3")
     assert maps((*train, *test)) == {"a": [[1, 2], [2, 0]], "b": [[2, 1], [1, 1]], "c": [[1, 1], [1, 2]]}
     assert len(test) == 1
-    assert segmentation_data.read(str(tmp_path), 0.34, ignore=3)[2] == ("0", "3")  # which is a class here
+    assert segmentation_data.load_dataset(str(tmp_path), 0.34, ignore=3)[2] == ("0", "3")  # which is a class here
 
 
 @pytest.mark.parametrize(
@@ -151,16 +153,16 @@ def test_parts_on_either_level(layout, tmp_path):
         picture, mask = (half.format(part=part, name=f"{part}.png") for half in layout.split("|"))
         pair(tmp_path, picture, mask, [[number, 0], [0, 0]])
     (tmp_path / "classes.txt").write_text("ground\nhouse\nvoid\n")
-    train, test, labels = segmentation_data.read(str(tmp_path), 0.2)
+    train, test, labels = segmentation_data.load_dataset(str(tmp_path), 0.2)
     assert labels == ("ground", "house")
     assert maps(train) == {"train": [[1, 1], [1, 1]]}
     assert maps(test) == {"test": [[0, 1], [1, 1]]}
-    assert segmentation_data.read(str(tmp_path), 0.2, training=False)[0] == ()
+    assert segmentation_data.load_dataset(str(tmp_path), 0.2, training=False)[0] == ()
 
 
 def test_masks_of_one_thing(tmp_path):
     pair(tmp_path, "imgs/a.png", "gt/a.png", [[0, 255]])
-    train, _, labels = segmentation_data.read(str(tmp_path), 0)
+    train, _, labels = segmentation_data.load_dataset(str(tmp_path), 0)
     assert labels == ("background", "foreground")
     assert maps(train) == {"a": [[1, 2]]}
 
@@ -168,16 +170,16 @@ def test_masks_of_one_thing(tmp_path):
 def test_colours_with_a_table(tmp_path):
     pair(tmp_path, "images/a.png", "masks/a.png", [[[128, 64, 128], [0, 0, 0]]])
     with pytest.raises(Error, match="in colour, and no class table"):
-        segmentation_data.read(str(tmp_path), 0)
+        segmentation_data.load_dataset(str(tmp_path), 0)
     (tmp_path / "class_dict.csv").write_text("name,r,g,b\nroad,128,64,128\nvoid,0,0,0\n")
-    train, _, labels = segmentation_data.read(str(tmp_path), 0)
+    train, _, labels = segmentation_data.load_dataset(str(tmp_path), 0)
     assert labels == ("road",)
     assert maps(train) == {"a": [[1, 0]]}
 
 
 def test_voc(tmp_path):
     """The palette's numbers, 255 on the borders, and the lists; JPEGs without a mask are in none."""
-    palette = [level for number in range(256) for level in palettes.voc_colour(number)]
+    palette = [level for number in range(256) for level in class_tables.compute_voc_color(number)]
     for name, pixels in (("one", [[0, 15]]), ("two", [[255, 12]])):
         save(tmp_path / f"JPEGImages/{name}.jpg", np.zeros((1, 2, 3)))
         save(tmp_path / f"SegmentationClass/{name}.png", pixels, palette)
@@ -187,14 +189,20 @@ def test_voc(tmp_path):
     (lists / "train.txt").write_text("one\n")
     (lists / "val.txt").write_text("two\n")
     (lists / "trainval.txt").write_text("one\ntwo\n")
-    train, test, labels = segmentation_data.read(str(tmp_path), 0.2)
+    train, test, labels = segmentation_data.load_dataset(str(tmp_path), 0.2)
     assert labels[:3] == ("background", "aeroplane", "bicycle")
     assert len(labels) == 21
     assert maps(train) == {"one": [[1, 16]]}
     assert maps(test) == {"two": [[0, 13]]}
-    save(tmp_path / "SegmentationClass/one.png", [[palettes.voc_colour(0), palettes.voc_colour(15)]])
-    save(tmp_path / "SegmentationClass/two.png", [[palettes.voc_colour(255), palettes.voc_colour(12)]])
-    train, test, _ = segmentation_data.read(str(tmp_path), 0.2)
+    save(
+        tmp_path / "SegmentationClass/one.png",
+        [[class_tables.compute_voc_color(0), class_tables.compute_voc_color(15)]],
+    )
+    save(
+        tmp_path / "SegmentationClass/two.png",
+        [[class_tables.compute_voc_color(255), class_tables.compute_voc_color(12)]],
+    )
+    train, test, _ = segmentation_data.load_dataset(str(tmp_path), 0.2)
     assert (maps(train), maps(test)) == ({"one": [[1, 16]]}, {"two": [[0, 13]]})
 
 
@@ -207,7 +215,7 @@ def test_cityscapes(ending, road, other, tmp_path):
         pair(tmp_path, f"leftImg8bit/{name}_leftImg8bit.png", mask, [[road, other]])
         save(tmp_path / f"gtFine/{name}_gtFine_color.png", [[[1, 1, 1], [2, 3, 4]]])
         save(tmp_path / f"gtFine/{name}_gtFine_instanceIds.png", [[99, 98]])
-    train, test, labels = segmentation_data.read(str(tmp_path), 0.2)
+    train, test, labels = segmentation_data.load_dataset(str(tmp_path), 0.2)
     assert labels[0] == "road"
     assert len(labels) == 19
     assert [list(maps(part).values()) for part in (train, test)] == [[[[1, 0]]], [[[1, 0]]]]
@@ -221,8 +229,8 @@ def test_camvid_in_an_archive(tmp_path):
     with zipfile.ZipFile(tmp_path / "own.zip", "w") as archive:
         for path in sorted(root.rglob("*.png")):
             archive.write(path, path.relative_to(tmp_path / "inner"))
-    train, test, labels = segmentation_data.read(str(tmp_path / "own.zip"), 0.2)
-    assert labels == palettes.CAMVID_LABELS
+    train, test, labels = segmentation_data.load_dataset(str(tmp_path / "own.zip"), 0.2)
+    assert labels == class_tables.CAMVID_LABELS
     assert (maps(train), maps(test)) == ({"a": [[1, 11]]}, {"b": [[0, 4]]})
 
 
@@ -256,7 +264,7 @@ def test_coco_paints_what_its_own_tools_paint(tmp_path):
              "categories": [{"id": 5, "name": "cat"}, {"id": 9, "name": "dog"}]}  # fmt: skip
     (tmp_path / "sheet.json").write_text(json.dumps(sheet))
     for spec in (tmp_path / "sheet.json", tmp_path):
-        train, _, labels = segmentation_data.read(str(spec), 0)
+        train, _, labels = segmentation_data.load_dataset(str(spec), 0)
         assert labels == ("background", "cat", "dog")
         expected = np.ones((20, 30), np.uint8)
         expected[theirs.decode(theirs.merge(theirs.frPyObjects(polygons, 20, 30))).astype(bool)] = 2
@@ -268,10 +276,10 @@ def test_coco_paints_what_its_own_tools_paint(tmp_path):
 
 def test_camvid_as_it_is(monkeypatch, camvid):
     """367, 101 and 233 pictures, of which the paper trains on the first and judges on the last; its eleven classes."""
-    train, test, labels = segmentation_data.read("camvid", 0.2)
+    train, test, labels = segmentation_data.load_dataset("camvid", 0.2)
     assert (len(train), len(test), len(labels)) == (367, 233, 11)
     assert {sample.size for sample in (*train, *test)} == {(480, 360)}
-    own, whole = class_frequency.counted(train[:40], 11)
+    own, whole = class_frequency.count_class_pixels(train[:40], 11)
     by_hand = np.zeros(12, np.int64)
     for sample in train[:40]:
         by_hand += np.bincount(np.asarray(Image.open(sample.mask.path)).ravel(), minlength=12)
@@ -291,17 +299,17 @@ def test_camvid_as_it_is(monkeypatch, camvid):
 def test_data_that_are_not_there(spec, error, message, monkeypatch, tmp_path):
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path))
     with pytest.raises(error, match=message):
-        segmentation_data.read(spec, 0.2)
+        segmentation_data.load_dataset(spec, 0.2)
 
 
 def test_folders_that_are_in_no_layout(tmp_path):
     (tmp_path / "images").mkdir()
     with pytest.raises(Error, match=r"no pictures with masks in a known layout; expected images/ and masks/"):
-        segmentation_data.read(str(tmp_path), 0.2)
+        segmentation_data.load_dataset(str(tmp_path), 0.2)
     save(tmp_path / "images" / "a.png", np.zeros((2, 2, 3)))
     save(tmp_path / "masks" / "b.png", np.zeros((2, 2)))
     with pytest.raises(Error, match="not one mask of the same name"):
-        segmentation_data.read(str(tmp_path), 0.2)
+        segmentation_data.load_dataset(str(tmp_path), 0.2)
 
 
 def test_pictures_without_a_fitting_mask_are_left_out_and_named(tmp_path, caplog):
@@ -310,22 +318,22 @@ def test_pictures_without_a_fitting_mask_are_left_out_and_named(tmp_path, caplog
     save(tmp_path / "masks" / "b.png", [[0, 1, 1]])
     (tmp_path / "masks" / "c.png").unlink()
     (tmp_path / "images" / "d.png").write_bytes(b"")
-    train, _, _ = segmentation_data.read(str(tmp_path), 0)
+    train, _, _ = segmentation_data.load_dataset(str(tmp_path), 0)
     assert maps(train) == {"a": [[1, 2], [2, 2]]}
     assert "3 of 4 pictures are left out" in caplog.text
     assert "2×2 pixels, and its mask" in caplog.text
     assert "c.png has no mask" in caplog.text
     with pytest.raises(Error, match="--broken allows 2"):
-        segmentation_data.read(str(tmp_path), 0, 2)
+        segmentation_data.load_dataset(str(tmp_path), 0, 2)
 
 
 def test_a_mask_of_no_class_is_left_out_when_it_is_read(tmp_path, caplog):
     for name, value in (("a", 1), ("b", 9)):
         pair(tmp_path, f"images/{name}.png", f"masks/{name}.png", np.full((40, 50), value))
     (tmp_path / "classes.txt").write_text("ground\nhouse\n")
-    train, _, labels = segmentation_data.read(str(tmp_path), 0)
+    train, _, labels = segmentation_data.load_dataset(str(tmp_path), 0)
     for memory in (4, 0):
-        loader = padded.loader(train, labels, Scaled(0, 0), batch=1, memory=memory)
+        loader = padded_loader.build_padded_loader(train, labels, ResizeTransform(0, 0), batch=1, memory=memory)
         (batch,) = list(loader)
         assert batch.masks.unique().tolist() == [0, 2]
         assert "has the value 9 at column 0 of row 0" in caplog.text
@@ -337,17 +345,17 @@ def test_a_mask_of_no_class_is_left_out_when_it_is_read(tmp_path, caplog):
 
 def some(count=6, seed=0):
     """Scenes with masks."""
-    return scenes.masked(0, count, seed)
+    return scenes.generate_mask_samples(0, count, seed)
 
 
 def test_masks_come_with_their_pictures():
     samples = some()
-    for memory, prepare in ((4, Scaled(0, 0)), (4, Scaled(64, 0))):
-        loader = padded.loader(samples, scenes.MASKED, prepare, batch=4, memory=memory)
+    for memory, prepare in ((4, ResizeTransform(0, 0)), (4, ResizeTransform(64, 0))):
+        loader = padded_loader.build_padded_loader(samples, scenes.MASK_LABELS, prepare, batch=4, memory=memory)
         for batch in loader:
             for row, number in enumerate(batch.numbers.tolist()):
                 height, width = batch.sizes[row].int().tolist()
-                expected = masks.nearest(samples[number].mask.read(), width, height)
+                expected = masks.resize_mask(samples[number].mask.read(), width, height)
                 assert np.array_equal(batch.masks[row, :height, :width].numpy(), expected)
                 assert not batch.masks[row, height:].any()
                 assert not batch.masks[row, :, width:].any()
@@ -356,11 +364,16 @@ def test_masks_come_with_their_pictures():
 def test_masks_move_with_their_pixels():
     """A picture that is its own mask stays so under every move; colours change the picture alone."""
     grown = np.kron(np.random.default_rng(0).integers(1, 6, (12, 16)), np.ones((8, 8))).astype(np.uint8)
-    sample = Annotated.masked(np.stack([40 * grown] * 3, 2), (128, 96), "own", Drawn(grown))
+    sample = Sample.masked(np.stack([40 * grown] * 3, 2), (128, 96), "own", ArrayMask(grown))
     words = ("flip", "flip-vertical", "rotate=20", "scale=0.2", "shift=9", "shear=0.2", "crop=0.4")
     for own in ((word,) for word in words):
-        loader = padded.loader(
-            [sample] * 8, tuple("abcde"), Scaled(0, 0), batch=8, seed=1, augment=augment_boxes.parse(own)
+        loader = padded_loader.build_padded_loader(
+            [sample] * 8,
+            tuple("abcde"),
+            ResizeTransform(0, 0),
+            batch=8,
+            seed=1,
+            augment=augment_boxes.parse_box_augmentation(own),
         )
         batch = next(iter(loader))
         grey, mask = batch.pictures[:, 0].float(), 40 * batch.masks.float()
@@ -368,8 +381,13 @@ def test_masks_move_with_their_pixels():
         assert inner.float().mean() > 0.6, own
         assert (grey - mask).abs().max() <= 200
         assert len({each.numpy().tobytes() for each in batch.masks}) > 1
-    loader = padded.loader(
-        [sample] * 2, tuple("abcde"), Scaled(0, 0), batch=2, seed=1, augment=augment_boxes.parse(["brightness"])
+    loader = padded_loader.build_padded_loader(
+        [sample] * 2,
+        tuple("abcde"),
+        ResizeTransform(0, 0),
+        batch=2,
+        seed=1,
+        augment=augment_boxes.parse_box_augmentation(["brightness"]),
     )
     batch = next(iter(loader))
     assert torch.equal(batch.masks, torch.from_numpy(grown).expand(2, -1, -1))
@@ -381,9 +399,11 @@ def test_windows_are_cut_out_of_larger_pictures():
     rows, columns = np.mgrid[:100, :120]
     picture = np.stack([rows, columns, rows + columns], 2).astype(np.uint8)
     mask = (rows // 10 + 1).astype(np.uint8)
-    large = Annotated.masked(picture, (120, 100), "large", Drawn(mask))
-    short = Annotated.masked(picture[:40], (120, 40), "short", Drawn(mask[:40]))
-    loader = padded.loader([large] * 10 + [short] * 10, tuple("abcdefghij"), Scaled(0, 0), batch=20, seed=0, window=64)
+    large = Sample.masked(picture, (120, 100), "large", ArrayMask(mask))
+    short = Sample.masked(picture[:40], (120, 40), "short", ArrayMask(mask[:40]))
+    loader = padded_loader.build_padded_loader(
+        [large] * 10 + [short] * 10, tuple("abcdefghij"), ResizeTransform(0, 0), batch=20, seed=0, window=64
+    )
     corners = set()
     for batch in itertools.chain(loader, loader, loader):
         assert batch.pictures.shape == (20, 3, 64, 64)
@@ -399,7 +419,9 @@ def test_windows_are_cut_out_of_larger_pictures():
             assert not pixels[:, height:].any()
             assert not own[height:].any()
     assert len(corners) > 20
-    whole = padded.loader([large] * 2, tuple("abcdefghij"), Scaled(0, 0), batch=2, seed=0, window=512)
+    whole = padded_loader.build_padded_loader(
+        [large] * 2, tuple("abcdefghij"), ResizeTransform(0, 0), batch=2, seed=0, window=512
+    )
     assert next(iter(whole)).pictures.shape == (2, 3, 128, 128)
 
 
@@ -407,15 +429,18 @@ def test_streamed_batches_are_those_from_memory(tmp_path):
     for number, sample in enumerate(some(8)):
         save(tmp_path / f"images/{number}.png", sample.source)
         save(tmp_path / f"masks/{number}.png", sample.mask.read() - 1)
-    train, _, labels = segmentation_data.read(str(tmp_path), 0)
-    change = augment_boxes.parse(["flip", "crop=0.5", "brightness"])
+    train, _, labels = segmentation_data.load_dataset(str(tmp_path), 0)
+    change = augment_boxes.parse_box_augmentation(["flip", "crop=0.5", "brightness"])
     options = {"batch": 3, "seed": 4, "augment": change, "window": 96}
-    one, other = (padded.loader(train, labels, Scaled(0, 0), memory=memory, **options) for memory in (4, 0))
+    one, other = (
+        padded_loader.build_padded_loader(train, labels, ResizeTransform(0, 0), memory=memory, **options)
+        for memory in (4, 0)
+    )
     assert type(one) is not type(other)
     for _ in range(2):
         for batch, twin in zip(one, other, strict=True):
             assert all(torch.equal(mine, theirs) for mine, theirs in zip(batch, twin, strict=True))
-    assert isinstance(batch, Batch)
+    assert isinstance(batch, PaddedBatch)
 
 
 # frequencies
@@ -426,29 +451,29 @@ def test_frequencies_are_counted_once(tmp_path, monkeypatch):
     pair(tmp_path, "images/a.png", "masks/a.png", [[0, 0, 1, 2]])
     pair(tmp_path, "images/b.png", "masks/b.png", [[0, 1, 1, 255]])
     (tmp_path / "classes.txt").write_text("sky\nroad\ncar\ntree\n")
-    train, _, _ = segmentation_data.read(str(tmp_path), 0)
+    train, _, _ = segmentation_data.load_dataset(str(tmp_path), 0)
     expected = [[3, 3, 1, 0], [7, 7, 4, 0]]
-    assert class_frequency.counted(train, 4).tolist() == expected
+    assert class_frequency.count_class_pixels(train, 4).tolist() == expected
     monkeypatch.setattr(MaskFile, "read", None)
-    assert class_frequency.counted(train, 4).tolist() == expected
+    assert class_frequency.count_class_pixels(train, 4).tolist() == expected
     monkeypatch.undo()
     pair(tmp_path, "images/b.png", "masks/b.png", [[0, 0, 0, 0, 0]])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
-    train, _, _ = segmentation_data.read(str(tmp_path), 0)
-    assert class_frequency.counted(train, 4).tolist() == [[7, 1, 1, 0], [9, 4, 4, 0]]
+    train, _, _ = segmentation_data.load_dataset(str(tmp_path), 0)
+    assert class_frequency.count_class_pixels(train, 4).tolist() == [[7, 1, 1, 0], [9, 4, 4, 0]]
 
 
 def test_broken_masks_count_nothing(tmp_path):
     pair(tmp_path, "images/a.png", "masks/a.png", [[0, 1]])
     pair(tmp_path, "images/b.png", "masks/b.png", [[0, 7]])
     (tmp_path / "classes.txt").write_text("sky\nroad\n")
-    train, _, _ = segmentation_data.read(str(tmp_path), 0)
-    assert class_frequency.counted(train, 2).tolist() == [[1, 1], [2, 2]]
+    train, _, _ = segmentation_data.load_dataset(str(tmp_path), 0)
+    assert class_frequency.count_class_pixels(train, 2).tolist() == [[1, 1], [2, 2]]
 
 
 def test_names_of_masks_are_matched_without_what_tells_them_apart():
     names = ("a_mask", "a-label", "a_P", "a.seg", "0016E5_L", "x_gtFine_labelIds", "x_leftImg8bit", "mask")
-    assert [mask_folders.ENDINGS.sub("", name) or name for name in names] == [
+    assert [mask_folders.STEM_SUFFIXES.sub("", name) or name for name in names] == [
         "a",
         "a",
         "a",

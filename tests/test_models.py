@@ -310,7 +310,7 @@ def test_resnet_begins_with_small_pictures_as_told():
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_the_recipe_hands_on_the_stem(name):
     for stem, side in (("7x7", 8), ("3x3", 32)):
-        network = recipe.find(name)(stem=stem).network(10)
+        network = recipe.get_recipe(name)(stem=stem).network(10)
         before = network[: list(dict(network.named_children())).index("layer1")]
         assert before(torch.rand(2, 3, 32, 32)).shape == (2, 64, side, side)
 

@@ -11,8 +11,8 @@ from fukami import models
 from fukami.errors import Error
 from fukami.layers import anchors
 from fukami.layers.ensemble import Ensemble
-from fukami.models.faster_rcnn import Budget, FasterRCNN, RegionHeads, RegionProposalNetwork
-from fukami.quantization.onnx import DETECTOR, OnnxNetwork, encode
+from fukami.models.faster_rcnn import DetectionLimits, FasterRCNN, RegionProposalNetwork, RoIHeads
+from fukami.quantization.onnx_export import DETECTOR, OnnxNetwork, export_onnx
 
 SMALL = {
     "alexnet": (lambda: models.alexnet(10, size=63, hidden=16), (3, 63, 63)),
@@ -43,7 +43,7 @@ def test_every_model_answers_as_in_torch(name):
     make, shape = SMALL[name]
     torch.manual_seed(0)
     network = seasoned(make()).train()
-    content = encode(network, shape, {})
+    content = export_onnx(network, shape, {})
     assert network.training, "it is exported as it answers in evaluation, and stays as it is"
     network.eval()
     onnx.checker.check_model(content, full_check=True)
@@ -73,10 +73,10 @@ class Maps(nn.Module):
 
 def pyramid():
     """A detector like that on ResNet-50 with a pyramid, without the ResNet."""
-    cells = [anchors.cell([scale]) for scale in (16, 32, 64, 128, 256)]
+    cells = [anchors.compute_cell_anchors([scale]) for scale in (16, 32, 64, 128, 256)]
     rpn = RegionProposalNetwork(8, cells, inside=False)
-    heads = RegionHeads(8, 3, (4, 8, 16, 32), 16, 0.0, "align")
-    return FasterRCNN(Maps(), rpn, heads, Budget((200, 100), (200, 100)))
+    heads = RoIHeads(8, 3, (4, 8, 16, 32), 16, 0.0, "align")
+    return FasterRCNN(Maps(), rpn, heads, DetectionLimits((200, 100), (200, 100)))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_detectors_answer_as_in_torch(make):
     network = make().eval().requires_grad_(False)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
-    content = encode(network, (3, 128, 192), {}, DETECTOR)
+    content = export_onnx(network, (3, 128, 192), {}, DETECTOR)
     onnx.checker.check_model(content, full_check=True)
     exported = OnnxNetwork(content)
     for height, width in ((128, 192), (320, 160)):
@@ -113,7 +113,7 @@ def test_an_ensemble_answers_whole(vote):
     members = [nn.Sequential(nn.Flatten(), nn.Linear(4, 3)) for _ in range(4)]
     snapshots = Ensemble(members[1:], joined=2)  # its second snapshot has not been taken yet
     network = Ensemble([members[0], snapshots], vote=vote).eval().requires_grad_(False)
-    exported = OnnxNetwork(encode(network, (1, 2, 2), {}))
+    exported = OnnxNetwork(export_onnx(network, (1, 2, 2), {}))
     pictures = torch.randn(7, 1, 2, 2)
     torch.testing.assert_close(exported(pictures), network(pictures), rtol=0, atol=1e-5)
     assert int(snapshots.joined) == 2, "the network stays as it is"
@@ -122,7 +122,7 @@ def test_an_ensemble_answers_whole(vote):
 def test_channels_last_is_exported_alike():
     network = seasoned(models.resnet20())
     pictures = torch.randn(2, 3, 32, 32)
-    exported = OnnxNetwork(encode(network.to(memory_format=torch.channels_last), (3, 32, 32), {}))
+    exported = OnnxNetwork(export_onnx(network.to(memory_format=torch.channels_last), (3, 32, 32), {}))
     found = exported(pictures.to(memory_format=torch.channels_last))
     torch.testing.assert_close(found, network(pictures), rtol=0, atol=1e-4)
 
@@ -130,7 +130,7 @@ def test_channels_last_is_exported_alike():
 def test_the_file_says_what_it_is_told_and_no_more():
     about = {"labels": '["猫", "犬"]', "mean": "0.5"}
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))
-    content = encode(network, (1, 4, 4), about)
+    content = export_onnx(network, (1, 4, 4), about)
     assert OnnxNetwork(content).metadata == about
     assert b".py" not in content, "where torch lies on the machine that made it"
     (pictures,), (scores,) = (
@@ -142,7 +142,7 @@ def test_the_file_says_what_it_is_told_and_no_more():
 
 
 def test_it_is_a_module_like_any_other():
-    exported = OnnxNetwork(encode(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2), {}))
+    exported = OnnxNetwork(export_onnx(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2), {}))
     assert [len(value) for value in exported.parameters()] == [0]  # nothing to train, and a device
     assert exported.train().training
     pictures = torch.randn(2, 1, 2, 2, requires_grad=True)
@@ -151,7 +151,7 @@ def test_it_is_a_module_like_any_other():
 
 
 def test_damage_is_told():
-    content = encode(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2), {})
+    content = export_onnx(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2), {})
     for damaged in (b"", b"no network", content[: len(content) // 2]):
         with pytest.raises(Error, match="export it again"):
             OnnxNetwork(damaged)
@@ -187,5 +187,5 @@ def fail(x):
 def test_a_layer_that_cannot_be_exported_is_named(function, reason, capfd):
     network = nn.Sequential(nn.Sequential(nn.Flatten(), Strange(function)), nn.Linear(4, 2))
     with pytest.raises(Error, match=rf"^0.1 \(Strange\) cannot be exported to ONNX: .*{reason}"):
-        encode(network, (1, 2, 2), {})
+        export_onnx(network, (1, 2, 2), {})
     assert capfd.readouterr().err == ""

@@ -24,9 +24,9 @@ from fukami.layers.ensemble import Ensemble
 
 def test_confusion_agrees_with_scikit_learn(random):
     target, predicted = random.integers(0, 7, (2, 500))
-    found = metrics.confusion(torch.from_numpy(predicted), torch.from_numpy(target), 7)
+    found = metrics.compute_confusion_matrix(torch.from_numpy(predicted), torch.from_numpy(target), 7)
     assert np.array_equal(found.numpy(), confusion_matrix(target, predicted, labels=range(7)))
-    assert metrics.accuracy(found) == {
+    assert metrics.compute_accuracy(found) == {
         "accuracy": (target == predicted).mean(), "errors": (target != predicted).sum(), "count": 500,
     }  # fmt: skip
 
@@ -36,7 +36,7 @@ def test_top_five_agree_with_scikit_learn():
     torch.manual_seed(0)
     for classes in (10, 11):
         scores, targets = torch.randn(300, classes).log_softmax(1), torch.randint(0, classes, (300,))
-        found = metrics.Judgement(classes, 1, torch.device("cpu"))
+        found = metrics.ClassificationResults(classes, 1, torch.device("cpu"))
         for part in (slice(0, 200), slice(200, 300)):
             found.add(scores[part].unsqueeze(0), scores[part], targets[part], torch.zeros(300, 1, 1, 1)[part])
         result = found.metrics()
@@ -85,24 +85,26 @@ def test_recipes_are_found_by_name_and_come_back_from_json():
         *segnets,
         "show-and-tell",
     ]
-    assert recipe.names() == [*binary, *others, "vgg11", "vgg13", "vgg16", "vgg19"]
-    assert package.find("deep-convnet") is DeepConvNet
+    assert recipe.list_recipes() == [*binary, *others, "vgg11", "vgg13", "vgg16", "vgg19"]
+    assert package.get_recipe("deep-convnet") is DeepConvNet
     original = DeepConvNet(lr=0.5, widths=(1, 2, 3, 4, 5, 6), dataset="mnist")
     import dataclasses
 
     fields = json.loads(json.dumps(dataclasses.asdict(original)))
-    assert recipe.build(DeepConvNet, fields) == original
-    assert recipe.command(original) == "fukami train deep-convnet --data mnist --lr 0.5 --widths 1 2 3 4 5 6"
+    assert recipe.build_recipe(DeepConvNet, fields) == original
+    assert (
+        recipe.build_train_command(original) == "fukami train deep-convnet --data mnist --lr 0.5 --widths 1 2 3 4 5 6"
+    )
     with pytest.raises(Error, match="did you mean 'epochs'"):
-        recipe.build(DeepConvNet, {"epoch": 3})
+        recipe.build_recipe(DeepConvNet, {"epoch": 3})
     with pytest.raises(Error, match=r"'epochs'.*int"):
-        recipe.build(DeepConvNet, {"epochs": "many"})
+        recipe.build_recipe(DeepConvNet, {"epochs": "many"})
 
 
 # the later stages of R-CNN take an earlier one's run: test_rcnn.py trains them
-@pytest.mark.parametrize("name", [name for name in recipe.names() if name not in ("rcnn-svm", "rcnn-boxes")])
+@pytest.mark.parametrize("name", [name for name in recipe.list_recipes() if name not in ("rcnn-svm", "rcnn-boxes")])
 def test_every_recipe_trains_two_steps_on_embedded_data(name, digit_files, few_scenes, pageless, tmp_path):
-    cls = package.find(name)
+    cls = package.get_recipe(name)
     if cls.family == "detection":
         smaller = {"batch": 4, "shortest": 64, "longest": 96, "memory": 0.1}
         smaller |= {"width": 0.125, "hidden": 16} if "resnet" not in name else {}
@@ -134,7 +136,7 @@ def test_every_recipe_trains_two_steps_on_embedded_data(name, digit_files, few_s
 
 def test_numbers_are_not_inherited():
     """ResNet-56 is made of ResNet-20, and its accuracy is not."""
-    twenty, deeper = package.find("resnet20"), package.find("resnet56")
+    twenty, deeper = package.get_recipe("resnet20"), package.get_recipe("resnet56")
     assert issubclass(deeper, twenty)
     assert twenty.reached
     assert deeper.reached == ""
@@ -218,7 +220,7 @@ def test_loading_never_unpickles(run, monkeypatch):
 
 def test_shipped_weights_are_what_their_card_says(mnist_folder):
     """26 errors of 10,000, and float16 changes nothing, as the note claims."""
-    record = json.loads((checkpoint.SHIPPED / "deep-convnet" / "recipe.json").read_text())
+    record = json.loads((checkpoint.SHIPPED_WEIGHTS_DIR / "deep-convnet" / "recipe.json").read_text())
     val = DeepConvNet(dataset="mnist").data().val
     errors = record["card"]["test errors of 10,000"]
     for precision in ("float32", "float16"):
@@ -226,7 +228,7 @@ def test_shipped_weights_are_what_their_card_says(mnist_folder):
         assert found["count"] == 10_000
         assert abs(found["errors"] - errors[precision]) <= 2
         assert found["accuracy"] >= 0.9965
-    stored = load_file(checkpoint.SHIPPED / "deep-convnet" / "weights.safetensors")
+    stored = load_file(checkpoint.SHIPPED_WEIGHTS_DIR / "deep-convnet" / "weights.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float16}
 
 
@@ -289,8 +291,8 @@ def test_numbers_in_the_list_stand_in_the_results():
 
     with (Path(__file__).parents[1] / "benchmarks" / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    for name in recipe.names():
-        claim = package.find(name).reached
+    for name in recipe.list_recipes():
+        claim = package.get_recipe(name).reached
         if not claim:
             continue  # nothing is claimed
         number = claim.split()[0]

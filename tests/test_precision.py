@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 import fukami as package
-from fukami.classification import precision_ladder
+from fukami.classification import precision_comparison
 from fukami.classification.deep_convnet import DeepConvNet
 from fukami.engine import checkpoint, precision
 from fukami.engine.runtime import Runtime
 from fukami.errors import Error, UsageError
-from fukami.quantization import half
+from fukami.quantization import half_precision
 
 
 def numbers(result):
@@ -117,28 +117,28 @@ def test_calibration_with_other_pictures_is_warned_about(fukami, trained, random
 def test_differences_by_hand():
     """Means 0 and 1 with deviations of 1 of the usual: one standard deviation of brightness, none of the others."""
     usual = torch.tensor([-1.0, 1.0, -1.0, 1.0]).view(4, 1, 1, 1).expand(4, 1, 4, 4)
-    assert list(precision.differences(usual, usual)) == []
-    (found,) = precision.differences(usual + 1, usual)
+    assert list(precision.compare_image_statistics(usual, usual)) == []
+    (found,) = precision.compare_image_statistics(usual + 1, usual)
     assert found == "they have 0.9 standard deviations more brightness"  # the unbiased deviation is 1.15
 
 
 def test_halves_are_said_to_be_added_as_they_are(monkeypatch):
     """Sums that stop at 2,048 are found out."""
-    assert precision.computed("float32", torch.device("cpu"))["sums"] == "float32"
-    assert precision.computed("float16", torch.device("cpu"))["sums"] == "float32"
+    assert precision.describe_dtypes("float32", torch.device("cpu"))["sums"] == "float32"
+    assert precision.describe_dtypes("float16", torch.device("cpu"))["sums"] == "float32"
     monkeypatch.setattr(precision, "native", lambda dtype, device: True)
     monkeypatch.setattr(precision.F, "conv2d", lambda x, w: torch.tensor([[[[2048.0]]]], dtype=x.dtype))
-    assert precision.computed("float16", torch.device("cpu"))["sums"] == "float16"
+    assert precision.describe_dtypes("float16", torch.device("cpu"))["sums"] == "float16"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_halves_without_arithmetic_for_them(dtype, monkeypatch):
     """Each layer gives what float64 gives of the rounded numbers, rounded once; nothing else is changed."""
-    monkeypatch.setattr(half.torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    monkeypatch.setattr(half_precision.torch.cpu, "get_capabilities", lambda: {"avx2": True})
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(100, 2)).to(dtype)
     x = torch.randn(2, 3, 5, 5).to(dtype)
-    with half.arithmetic(network), torch.no_grad():
+    with half_precision.enable_float32_fallback(network), torch.no_grad():
         found = network(x)
         other = torch.ones(2, dtype=dtype) + 1
     wide = copy.deepcopy(network).double()
@@ -146,28 +146,28 @@ def test_halves_without_arithmetic_for_them(dtype, monkeypatch):
     expected = wide[2](between.double().flatten(1))
     assert found.dtype == other.dtype == dtype
     torch.testing.assert_close(found.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-3)
-    assert isinstance(half.arithmetic(network.float()), contextlib.nullcontext)
+    assert isinstance(half_precision.enable_float32_fallback(network.float()), contextlib.nullcontext)
 
 
 def test_where_a_precision_is_computed():
-    assert precision.where("auto", "int8") == ("cpu", "float32")
-    assert precision.where("cuda", "float16") == ("cuda", "float16")
+    assert precision.resolve_device_and_precision("auto", "int8") == ("cpu", "float32")
+    assert precision.resolve_device_and_precision("cuda", "float16") == ("cuda", "float16")
     with pytest.raises(UsageError, match="int8 is computed on the CPU"):
-        precision.where("cuda", "int8")
+        precision.resolve_device_and_precision("cuda", "int8")
     with pytest.raises(UsageError, match="did you mean 'int8'"):
-        precision.resolve("int4", "float32", "run")
+        precision.resolve_precision("int4", "float32", "run")
 
 
 def test_a_failed_export_leaves_no_run(trained, tmp_path, monkeypatch):
     """The folder is a run only once everything is in it."""
-    from fukami.engine.export import export
+    from fukami.engine.export import export_run
 
     def fail(*arguments):
         raise OSError("no space left")
 
     monkeypatch.setattr(checkpoint, "write_weights", fail)
     with pytest.raises(OSError, match="no space"):
-        export(trained, "float16", tmp_path / "half")
+        export_run(trained, "float16", tmp_path / "half")
     with pytest.raises(UsageError, match="neither a run's folder"):
         package.load(tmp_path / "half")
 
@@ -208,16 +208,18 @@ def test_a_layer_that_onnx_does_not_know_is_named(tmp_path):
     task.setup(Runtime.start("cpu", "float32"))
     for to in ("onnx", "int8"):
         with pytest.raises(Error, match=r"3 \(Odd\) cannot be"):
-            precision.convert(task, to, recipe)
+            precision.convert_task(task, to, recipe)
 
 
 @pytest.mark.parametrize("name", ["trained", "binarized"])
 def test_the_ladder(fukami, name, request, tmp_path, monkeypatch):
     """Every step with its numbers, each as when it is asked for alone; what is left out says why."""
     run = request.getfixturevalue(name)
-    monkeypatch.setattr(precision_ladder, "ROUNDS", 1)
+    monkeypatch.setattr(precision_comparison, "NUM_ROUNDS", 1)
     monkeypatch.setattr(
-        precision_ladder, "STEPS", ("float32", "bfloat16", "binary") if name == "binarized" else ("float32", "binary")
+        precision_comparison,
+        "PRECISIONS",
+        ("float32", "bfloat16", "binary") if name == "binarized" else ("float32", "binary"),
     )
     found = fukami("eval", run, "--precision", "all", "--out", "page")
     assert found.status == 0, found.err
@@ -252,8 +254,8 @@ def test_the_ladder_of_a_private_recipe_on_other_data(fukami, digit_files, tmp_p
         "class Mine(DeepConvNet):\n    widths: tuple[int, int, int, int, int, int] = (4, 4, 4, 4, 4, 4)\n"
     )
     assert fukami("train", "./mine.py", "--epochs", "1", "--batch", "100", "--out", "run").status == 0
-    monkeypatch.setattr(precision_ladder, "ROUNDS", 1)
-    monkeypatch.setattr(precision_ladder, "STEPS", ("float32", "bfloat16"))
+    monkeypatch.setattr(precision_comparison, "NUM_ROUNDS", 1)
+    monkeypatch.setattr(precision_comparison, "PRECISIONS", ("float32", "bfloat16"))
     found = fukami("eval", "run", "--precision", "all", "--data", digit_files, "--recipe", "mine.py")
     assert found.status == 0, found.err
     assert [step["count"] for step in found.json[0]["ladder"]] == [40, 40]

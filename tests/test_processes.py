@@ -24,7 +24,7 @@ from fukami.classification.deep_convnet import DeepConvNet
 from fukami.classification.resnet import ResNet20
 from fukami.engine.runtime import Runtime
 from fukami.engine.state_file import load_state
-from fukami.layers.sync_batch_norm import share
+from fukami.layers.sync_layers import convert_sync_layers
 
 STEPS = 50
 
@@ -99,7 +99,7 @@ def shared_layers(rank, world):
     """How far outputs, gradients and statistics of a share of the batch are from torch's own layers on all of it."""
     whole = torch.randn(12, 3, 10, 10, dtype=torch.double, generator=torch.Generator().manual_seed(1))
     share_of_it, whole = whole[rank::world].clone().requires_grad_(), whole.requires_grad_()
-    plain, ours = network(), nn.parallel.DistributedDataParallel(share(network()))
+    plain, ours = network(), nn.parallel.DistributedDataParallel(convert_sync_layers(network()))
     torch.manual_seed(5)
     expected = plain(whole)
     (expected**3).mean().backward()

@@ -11,11 +11,11 @@ from PIL import Image
 from skimage import color
 from skimage.segmentation import felzenszwalb
 
-from fukami.data.annotated import Annotated
+from fukami.data.samples import Sample
 from fukami.errors import Error, UsageError
 from fukami.selective_search import cache, grouping, search, superpixels
 from fukami.selective_search import plots as selective_search_plots
-from fukami.selective_search.search import propose
+from fukami.selective_search.search import propose_regions
 
 
 def blocks(*rectangles, size=(120, 90), ground=(40, 90, 160)):
@@ -48,7 +48,9 @@ def same_partition(one, other):
 @pytest.mark.parametrize(("scale", "smallest"), [(20, 1), (100, 1), (100, 30), (250, 60)])
 def test_segmentation_is_that_of_scikit_image(random, scale, smallest):
     picture = random.integers(0, 256, (61, 83, 3)).astype(np.float32)
-    ours = superpixels.components(superpixels.edges(picture.transpose(2, 0, 1).copy()), (61, 83), scale, smallest)
+    ours = superpixels.segment_graph(
+        superpixels.build_edges(picture.transpose(2, 0, 1).copy()), (61, 83), scale, smallest
+    )
     theirs = felzenszwalb(picture.astype(np.float64) / 255, scale=scale, sigma=0, min_size=smallest)
     assert ours.max() >= 5
     assert same_partition(ours, theirs)
@@ -58,16 +60,16 @@ def test_a_gaussian_is_that_of_scipy(random):
     from scipy.ndimage import gaussian_filter
 
     plane = random.random((17, 23), np.float32)
-    bell, slope = superpixels.gaussian(0.8), superpixels.gaussian(1.0, derivative=True)
-    smooth = superpixels.filtered(plane[None], bell, bell)[0]
+    bell, slope = superpixels.build_gaussian_kernel(0.8), superpixels.build_gaussian_kernel(1.0, derivative=True)
+    smooth = superpixels.convolve_separable(plane[None], bell, bell)[0]
     np.testing.assert_allclose(smooth, gaussian_filter(plane, 0.8, mode="nearest"), atol=1e-5)
-    derived = superpixels.filtered(plane[None], superpixels.gaussian(1.0), slope)[0]
+    derived = superpixels.convolve_separable(plane[None], superpixels.build_gaussian_kernel(1.0), slope)[0]
     np.testing.assert_allclose(derived, gaussian_filter(plane, 1, order=(0, 1), mode="nearest"), atol=1e-5)
 
 
 def test_flat_regions_are_found_whole_and_counted_in_reading_order():
     picture = blocks((10, 10, 50, 60, (250, 30, 30)), (70, 20, 110, 80, (40, 220, 40)))
-    labels = search.segment(picture, 50)
+    labels = search.segment_image(picture, 50)
     assert labels[0, 0] == 0
     assert labels[30, 30] != labels[50, 90]
     assert list(dict.fromkeys(labels.ravel())) == list(range(labels.max() + 1))
@@ -80,24 +82,24 @@ def test_colours_are_those_of_scikit_image(random):
     picture = random.integers(0, 256, (31, 29, 3), np.uint8)
     picture[:3] = picture[:3, :, :1]  # grey, of no hue
     hsv = color.rgb2hsv(picture) * 255
-    np.testing.assert_allclose(search.colours(picture, "hsv"), hsv.transpose(2, 0, 1), atol=0.01)
-    np.testing.assert_allclose(search.colours(picture, "hue")[0], hsv[..., 0], atol=0.01)
+    np.testing.assert_allclose(search.convert_color_space(picture, "hsv"), hsv.transpose(2, 0, 1), atol=0.01)
+    np.testing.assert_allclose(search.convert_color_space(picture, "hue")[0], hsv[..., 0], atol=0.01)
     lab = color.rgb2lab(picture) * [2.55, 1, 1] + [0, 128, 128]
-    np.testing.assert_allclose(search.colours(picture, "lab"), lab.transpose(2, 0, 1), atol=0.1)
+    np.testing.assert_allclose(search.convert_color_space(picture, "lab"), lab.transpose(2, 0, 1), atol=0.1)
 
 
 def test_shares_of_red_and_green_and_the_intensity():
     picture = np.array([[[60, 30, 10], [0, 0, 0], [255, 255, 255]]], np.uint8)
-    planes = search.colours(picture, "rgi")
+    planes = search.convert_color_space(picture, "rgi")
     np.testing.assert_allclose(planes[:, 0, 0], [0.6 * 255, 0.3 * 255, 100 / 3], rtol=1e-5)
     np.testing.assert_allclose(planes[:, 0, 1], 0)
     np.testing.assert_allclose(planes[:, 0, 2], [85, 85, 255], rtol=1e-5)
-    np.testing.assert_allclose(search.colours(picture, "intensity")[0, 0], [100 / 3, 0, 255], rtol=1e-5)
+    np.testing.assert_allclose(search.convert_color_space(picture, "intensity")[0, 0], [100 / 3, 0, 255], rtol=1e-5)
 
 
 def test_an_unknown_space_is_answered_with_the_nearest(random):
     with pytest.raises(UsageError, match="'hsv'"):
-        search.colours(mottled(random), "hsw")
+        search.convert_color_space(mottled(random), "hsw")
 
 
 # regions
@@ -107,7 +109,7 @@ def test_regions_by_hand():
     """Two halves, the left one dark and the right one bright, of one channel."""
     labels = np.repeat(np.array([[0, 0, 0, 1]], np.int32), 2, axis=0)
     plane = np.where(labels, 200, 10).astype(np.float32)[None]
-    regions = grouping.describe(labels, grouping.features(plane))
+    regions = grouping.describe_regions(labels, grouping.compute_features(plane))
     assert regions.sizes.tolist() == [6, 2]
     assert regions.boxes.tolist() == [[0, 0, 3, 2], [3, 0, 4, 2]]
     assert regions.pairs.tolist() == [[0, 1]]
@@ -121,10 +123,10 @@ def test_regions_by_hand():
 def test_derivatives_of_an_edge_fall_into_the_directions_that_see_it():
     """Brighter to the right: of eight directions 45 degrees apart, three see it, those beside the first by 1/√2."""
     plane = np.repeat(np.where(np.arange(20) < 10, 0, 255)[None], 20, axis=0).astype(np.float32)[None]
-    bins = grouping.features(plane)[10, 9, 1:]
+    bins = grouping.compute_features(plane)[10, 9, 1:]
     levels = sorted(bins.tolist(), reverse=True)
     assert levels == [9, 7, 7, 0, 0, 0, 0, 0]
-    opposite = grouping.features(255 - plane)[10, 9, 1:]
+    opposite = grouping.compute_features(255 - plane)[10, 9, 1:]
     assert opposite.tolist() == np.roll(bins, 4).tolist()
 
 
@@ -137,7 +139,7 @@ def test_similarities_by_hand():
 
     def similarity(first, by_size, by_fill):
         given = (sizes, boxes, np.stack([one, other])[:, first:], area, by_size, by_fill)
-        return grouping._similarity(0, 1, *given)
+        return grouping._compute_similarity(0, 1, *given)
 
     assert similarity(0, False, False) == pytest.approx(0.5 + 0.4)
     assert similarity(3, False, False) == pytest.approx(0.4)
@@ -195,26 +197,26 @@ def slowly_grouped(labels, bins, letters):
 @pytest.mark.parametrize("letters", ["CTSF", "TSF", "C", "F", "S"])
 def test_grouping_is_the_algorithm_of_the_paper(random, letters):
     picture = mottled(random)
-    planes = search.colours(picture, "hsv")
-    labels = search.segment(picture, 20)
+    planes = search.convert_color_space(picture, "hsv")
+    labels = search.segment_image(picture, 20)
     assert 10 < labels.max() < 80
-    bins = grouping.features(planes)
-    boxes, _ = grouping.group(grouping.describe(labels, bins), letters)
+    bins = grouping.compute_features(planes)
+    boxes, _ = grouping.group_regions(grouping.describe_regions(labels, bins), letters)
     assert boxes.tolist() == slowly_grouped(labels, bins, letters)
 
 
 def test_a_hierarchy_holds_each_region_once(random):
     picture = mottled(random, 80, 100)
-    labels = search.segment(picture, 30)
-    regions = grouping.describe(labels, grouping.features(search.colours(picture, "hsv")))
-    boxes, made = grouping.group(regions, "CTSF")
+    labels = search.segment_image(picture, 30)
+    regions = grouping.describe_regions(labels, grouping.compute_features(search.convert_color_space(picture, "hsv")))
+    boxes, made = grouping.group_regions(regions, "CTSF")
     count = len(regions.sizes)
     assert boxes.shape == (2 * count - 1, 4)
     assert boxes[-1].tolist() == [0, 0, 100, 80]
     assert sorted(made.ravel().tolist()) == list(range(2 * count - 2))
     for left in (1, 2, 7, count):
-        assert len(np.unique(selective_search_plots.grouped(labels, made, left))) == left
-    halves = selective_search_plots.grouped(labels, made, 2)
+        assert len(np.unique(selective_search_plots.merge_regions(labels, made, left))) == left
+    halves = selective_search_plots.merge_regions(labels, made, 2)
     assert set(np.unique(halves)) == set(made[-1])
 
 
@@ -223,7 +225,7 @@ def test_a_hierarchy_holds_each_region_once(random):
 
 def test_flat_objects_are_among_the_boxes():
     objects = [(10, 10, 50, 60, (250, 30, 30)), (70, 20, 110, 80, (40, 220, 40)), (20, 65, 60, 85, (250, 250, 90))]
-    boxes = {tuple(box) for box in propose(blocks(*objects)).astype(int)}
+    boxes = {tuple(box) for box in propose_regions(blocks(*objects)).astype(int)}
     for *box, _ in objects:
         near = itertools.product(*(range(side - 1, side + 2) for side in box))  # the Gaussian may move an edge
         assert boxes & set(near), f"{box} is not among the boxes"
@@ -233,24 +235,24 @@ def test_flat_objects_are_among_the_boxes():
 @pytest.mark.parametrize("mode", ["fast", "quality"])
 def test_boxes_are_inside_once_and_the_same_each_time(random, mode):
     picture = mottled(random, 70, 110)
-    boxes = propose(picture, mode)
+    boxes = propose_regions(picture, mode)
     assert boxes.dtype == np.float32
     assert len(np.unique(boxes, axis=0)) == len(boxes) > 50
     assert (boxes >= 0).all()
     assert (boxes[:, 2:] <= [110, 70]).all()
     assert (boxes[:, 2:] > boxes[:, :2]).all()
-    np.testing.assert_array_equal(propose(picture.copy(), mode), boxes)
+    np.testing.assert_array_equal(propose_regions(picture.copy(), mode), boxes)
 
 
 def test_quality_has_all_that_fast_has(random):
     picture = mottled(random, 70, 110)
-    fast, quality = ({tuple(box) for box in propose(picture, mode)} for mode in ("fast", "quality"))
+    fast, quality = ({tuple(box) for box in propose_regions(picture, mode)} for mode in ("fast", "quality"))
     assert fast < quality
 
 
 def test_the_order_is_position_times_a_random_number(random):
     """Regions near the top of a hierarchy come early: the mean size falls from the first tenth to the last."""
-    boxes = propose(mottled(random, 120, 160))
+    boxes = propose_regions(mottled(random, 120, 160))
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     tenth = len(areas) // 10
     assert areas[:tenth].mean() > 3 * areas[-tenth:].mean()
@@ -262,19 +264,19 @@ def test_the_order_is_position_times_a_random_number(random):
 def test_strange_pictures(random, shape, expected):
     """One pixel, one colour, and sides that are far from alike."""
     picture = np.full((*shape, 3), 90, np.uint8) if expected else random.integers(0, 256, (*shape, 3), np.uint8)
-    boxes = propose(picture, "quality")
+    boxes = propose_regions(picture, "quality")
     assert [0, 0, shape[1], shape[0]] in boxes.tolist()
     assert expected is None or len(boxes) == expected
 
 
 def test_a_grey_picture_has_boxes(random):
     grey = np.repeat(mottled(random)[..., :1], 3, axis=2)
-    assert len(propose(grey)) > 20
+    assert len(propose_regions(grey)) > 20
 
 
 def test_a_view_of_a_larger_array_is_taken_as_it_is(random):
     picture = mottled(random, 40, 60)
-    np.testing.assert_array_equal(propose(picture[:, ::-1]), propose(picture[:, ::-1].copy()))
+    np.testing.assert_array_equal(propose_regions(picture[:, ::-1]), propose_regions(picture[:, ::-1].copy()))
 
 
 @pytest.mark.parametrize(
@@ -283,14 +285,14 @@ def test_a_view_of_a_larger_array_is_taken_as_it_is(random):
 )
 def test_what_is_no_picture_is_refused(given):
     with pytest.raises(Error, match=r"fukami\.image\.io\.read"):
-        propose(given)
+        propose_regions(given)
 
 
 def test_an_unknown_mode_is_answered_with_the_nearest(random):
     with pytest.raises(UsageError, match="'fast'"):
-        propose(mottled(random), "fasd")
+        propose_regions(mottled(random), "fasd")
     with pytest.raises(UsageError, match="'quality'"):
-        cache.of([], "qualty")
+        cache.compute_proposals([], "qualty")
 
 
 # the cache
@@ -298,7 +300,7 @@ def test_an_unknown_mode_is_answered_with_the_nearest(random):
 
 def annotated(source, name="a picture"):
     none = np.empty(0)
-    return Annotated(source, (0, 0), none.reshape(0, 4), none, none, name)
+    return Sample(source, (0, 0), none.reshape(0, 4), none, none, name)
 
 
 @pytest.fixture
@@ -314,7 +316,7 @@ def pictures(tmp_path, random):
 def searched(monkeypatch):
     """The modes of the searches that were made."""
     made = []
-    monkeypatch.setattr(cache, "propose", lambda pixels, mode: made.append(mode) or propose(pixels, mode))
+    monkeypatch.setattr(cache, "propose", lambda pixels, mode: made.append(mode) or propose_regions(pixels, mode))
     return made
 
 
@@ -323,44 +325,46 @@ def kept():
 
 
 def test_each_process_begins_elsewhere_and_has_the_same(pictures, searched, monkeypatch):
-    expected = [boxes.tolist() for boxes in cache.of(pictures)]
+    expected = [boxes.tolist() for boxes in cache.compute_proposals(pictures)]
     for path in kept():
         path.unlink()
     monkeypatch.setattr(cache, "quota", lambda: 1)  # one thread, in order
     begun = []
-    one = cache._one
-    monkeypatch.setattr(cache, "_one", lambda picture, *rest: begun.append(picture.name) or one(picture, *rest))
+    one = cache._load_or_compute
+    monkeypatch.setattr(
+        cache, "_load_or_compute", lambda picture, *rest: begun.append(picture.name) or one(picture, *rest)
+    )
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert [boxes.tolist() for boxes in cache.of(pictures)] == expected
+    assert [boxes.tolist() for boxes in cache.compute_proposals(pictures)] == expected
     assert begun == ["1.png", "the third", "0.png"]
 
 
 def test_proposals_are_found_once(pictures, searched):
-    first = cache.of(pictures)
+    first = cache.compute_proposals(pictures)
     assert searched == ["fast"] * 3
     for boxes, each in zip(first, pictures, strict=True):
         pixels = np.asarray(Image.open(each.source)) if isinstance(each.source, Path) else each.source
-        np.testing.assert_array_equal(boxes, propose(pixels))
-    for boxes, again in zip(first, cache.of(pictures), strict=True):
+        np.testing.assert_array_equal(boxes, propose_regions(pixels))
+    for boxes, again in zip(first, cache.compute_proposals(pictures), strict=True):
         np.testing.assert_array_equal(boxes, again)
         assert again.dtype == np.float32
     assert len(searched) == 3
-    cache.of(pictures, "quality")
+    cache.compute_proposals(pictures, "quality")
     assert searched == ["fast"] * 3 + ["quality"] * 3
     assert len(kept()) == 6
 
 
 def test_a_changed_picture_or_another_version_is_searched_again(pictures, searched, random, monkeypatch):
-    cache.of(pictures)
+    cache.compute_proposals(pictures)
     Image.fromarray(mottled(random, 44, 48)).save(pictures[1].source)
-    assert cache.of(pictures)[1][:, 2:].max(0).tolist() == [48, 44]
+    assert cache.compute_proposals(pictures)[1][:, 2:].max(0).tolist() == [48, 44]
     assert len(searched) == 4
     pictures[2].source[0, 0] += 1
-    cache.of(pictures)
+    cache.compute_proposals(pictures)
     assert len(searched) == 5
     monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
-    cache.of(pictures)
+    cache.compute_proposals(pictures)
     assert len(searched) == 8
 
 
@@ -388,12 +392,12 @@ def flipped(content, at):
 
 @pytest.mark.parametrize("damage", [damage for _, damage in damages()], ids=[name for name, _ in damages()])
 def test_a_damaged_file_is_not_trusted(pictures, searched, damage):
-    (first,) = cache.of(pictures[:1])
+    (first,) = cache.compute_proposals(pictures[:1])
     (path,) = kept()
     damage(path)
-    np.testing.assert_array_equal(cache.of(pictures[:1])[0], first)
+    np.testing.assert_array_equal(cache.compute_proposals(pictures[:1])[0], first)
     assert len(searched) == 2
-    cache.of(pictures[:1])
+    cache.compute_proposals(pictures[:1])
     assert len(searched) == 2
     assert kept() == [path]
 
@@ -402,19 +406,19 @@ def test_what_was_found_before_a_broken_picture_is_kept(pictures, searched, tmp_
     monkeypatch.setattr(cache, "quota", lambda: 1)
     (tmp_path / "1.png").write_bytes(b"\x89PNG broken")
     with pytest.raises(Error, match=r"1\.png"):
-        cache.of(pictures)
+        cache.compute_proposals(pictures)
     assert len(kept()) >= 1
     with pytest.raises(Error, match=r"gone\.png"):
-        cache.of([annotated(tmp_path / "gone.png", "gone.png")])
+        cache.compute_proposals([annotated(tmp_path / "gone.png", "gone.png")])
     with pytest.raises(Error, match="the third: a picture should be"):
-        cache.of([annotated(np.zeros((3, 3), np.uint8), "the third")])
+        cache.compute_proposals([annotated(np.zeros((3, 3), np.uint8), "the third")])
 
 
 def test_a_folder_that_cannot_be_written_is_named(pictures, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(Error, match=r"file/fukami/proposals cannot be written .*XDG_CACHE_HOME"):
-        cache.of(pictures)
+        cache.compute_proposals(pictures)
 
 
 def test_upright_and_grey_files(tmp_path, random):
@@ -425,9 +429,9 @@ def test_upright_and_grey_files(tmp_path, random):
     exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
     turned.save(tmp_path / "turned.png", exif=exif)
     Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
-    found = cache.of([annotated(tmp_path / "turned.png"), annotated(tmp_path / "grey.png")])
-    np.testing.assert_array_equal(found[0], propose(pixels))
-    np.testing.assert_array_equal(found[1], propose(np.repeat(pixels[..., :1], 3, axis=2)))
+    found = cache.compute_proposals([annotated(tmp_path / "turned.png"), annotated(tmp_path / "grey.png")])
+    np.testing.assert_array_equal(found[0], propose_regions(pixels))
+    np.testing.assert_array_equal(found[1], propose_regions(np.repeat(pixels[..., :1], 3, axis=2)))
 
 
 # the command
@@ -446,7 +450,7 @@ def test_propose_prints_and_draws(fukami, drawn):
     answer = fukami("propose", "a/one.png", "--count", "7")
     assert answer.status == 0, answer.err
     (line,) = answer.json
-    expected = propose(np.asarray(Image.open(drawn / "a/one.png")))
+    expected = propose_regions(np.asarray(Image.open(drawn / "a/one.png")))
     assert line == {
         "file": "a/one.png",
         "count": len(expected),
@@ -470,9 +474,12 @@ def test_propose_draws_the_stages_of_a_folder(fukami, drawn):
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (28, 28)])
 def test_strange_pictures_are_drawn(size):
     picture = Image.new("L", size, 77)
-    found = propose(np.asarray(picture.convert("RGB")))
-    assert selective_search_plots.answer(picture, found).width >= selective_search_plots.NARROW
-    assert selective_search_plots.stages(picture, found, "quality", 1).width >= 2 * selective_search_plots.NARROW
+    found = propose_regions(np.asarray(picture.convert("RGB")))
+    assert selective_search_plots.draw_proposals(picture, found).width >= selective_search_plots.MIN_PANEL_WIDTH
+    assert (
+        selective_search_plots.draw_stages(picture, found, "quality", 1).width
+        >= 2 * selective_search_plots.MIN_PANEL_WIDTH
+    )
 
 
 def test_propose_overwrites_no_picture(fukami, drawn):

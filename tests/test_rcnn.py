@@ -16,16 +16,16 @@ import check_task
 import fukami as package
 from fukami import UsageError
 from fukami.data import augment_boxes, feature_cache
-from fukami.data.annotated import COUNTED, CROWD, DIFFICULT, PROPOSAL, Batch
+from fukami.data.samples import CROWD, DIFFICULT, PROPOSAL, REGULAR, PaddedBatch
 from fukami.detection import data as detection_data
 from fukami.detection import rcnn_svm_task
 from fukami.detection.rcnn import RCNN, RCNNSVM, RCNNBoxes, RCNNFinetune
-from fukami.detection.rcnn_svm_task import Machines, Regressors
-from fukami.detection.rcnn_task import FineTuning, usable
+from fukami.detection.rcnn_svm_task import BoxRegressionTask, SVMTask
+from fukami.detection.rcnn_task import RCNNFinetuneTask, filter_proposals
 from fukami.engine import checkpoint
 from fukami.engine.runtime import Runtime
 from fukami.layers import boxes
-from fukami.layers.roi_warp import warp
+from fukami.layers.roi_warp import warp_regions
 from fukami.models import rcnn_alexnet, rcnn_vgg16
 
 SMALL = {"shortest": 96, "longest": 128, "size": 63, "context": 4, "width": 0.125, "hidden": 16}
@@ -64,7 +64,7 @@ def slowly(picture, box, size, context):
 def test_regions_are_warped_as_slowly_by_hand(random):
     picture = random.normal(size=(3, 23, 31)).astype(np.float32)
     regions = np.array([[4, 3, 12, 19], [0, 0, 31, 23], [25.5, 18.25, 31, 23]], np.float32)
-    found = warp(torch.from_numpy(picture), torch.from_numpy(regions), 12, 3)
+    found = warp_regions(torch.from_numpy(picture), torch.from_numpy(regions), 12, 3)
     for region, box in zip(found, regions, strict=True):
         np.testing.assert_allclose(region, slowly(picture, box, 12, 3), atol=1e-5)
 
@@ -72,7 +72,7 @@ def test_regions_are_warped_as_slowly_by_hand(random):
 def test_a_region_has_its_context_around_it():
     """On a picture whose values are the columns' middles, a region of 16 pixels and 16 of context shows where it is."""
     picture = (torch.arange(100) + 0.5).expand(3, 80, 100)
-    (region,) = warp(picture, torch.tensor([[40.0, 20, 88, 68]]), 80, 16)
+    (region,) = warp_regions(picture, torch.tensor([[40.0, 20, 88, 68]]), 80, 16)
     torch.testing.assert_close(region[0, 40, 16:64], torch.arange(40, 88) + 0.5)
     torch.testing.assert_close(region[0, 40, :16], torch.arange(24, 40) + 0.5)
     torch.testing.assert_close(region[0, 40, 64:76], torch.arange(88, 100) + 0.5)
@@ -102,15 +102,17 @@ def test_proposals_move_with_the_pixels(make):
     batch = next(iter(dataclasses.replace(make(), augment=()).data().train))
     assert (batch.kinds == PROPOSAL).any(1).all()
     assert (batch.classes[batch.kinds == PROPOSAL] == -1).all()
-    flip = augment_boxes.parse(("flip=1",))
-    moved = augment_boxes.change(flip, batch, torch.zeros(4, flip.draws))
+    flip = augment_boxes.parse_box_augmentation(("flip=1",))
+    moved = augment_boxes.augment_batch(flip, batch, torch.zeros(4, flip.draws))
     own = batch.boxes[0][batch.kinds[0] == PROPOSAL]
     other = moved.boxes[0][moved.kinds[0] == PROPOSAL]
     width = batch.sizes[0, 1]
     torch.testing.assert_close(other, torch.stack([width - own[:, 2], own[:, 1], width - own[:, 0], own[:, 3]], 1))
-    crop = augment_boxes.parse(("crop=0.2",))
-    cut = augment_boxes.change(crop, batch, torch.rand(4, crop.draws, generator=torch.Generator().manual_seed(0)))
-    left = (boxes.area(cut.boxes) > 0) & (cut.kinds == PROPOSAL)
+    crop = augment_boxes.parse_box_augmentation(("crop=0.2",))
+    cut = augment_boxes.augment_batch(
+        crop, batch, torch.rand(4, crop.draws, generator=torch.Generator().manual_seed(0))
+    )
+    left = (boxes.compute_area(cut.boxes) > 0) & (cut.kinds == PROPOSAL)
     assert 0 < left.sum() < (batch.kinds == PROPOSAL).sum()
 
 
@@ -126,7 +128,7 @@ def test_regions_are_drawn_a_quarter_objects(make):
     assert ((targets > 0).sum(1) <= 2).all()
     for picture in range(4):
         known = batch.classes[picture] >= 0
-        overlap = boxes.iou(regions[picture], batch.boxes[picture][known])
+        overlap = boxes.compute_iou(regions[picture], batch.boxes[picture][known])
         most, which = overlap.max(1)
         assert ((most >= 0.5) == (targets[picture] > 0)).all()
         named = targets[picture] > 0
@@ -195,7 +197,7 @@ def test_small_proposals_and_those_after_the_first_2000_are_not_looked_into():
     proposals[:, 2:] = (30, 20)
     proposals[:, 0] = np.arange(2500) / 1000  # at least 27.5 wide
     proposals[3, 2:], proposals[5, 2:] = (100, 19), (19, 100)
-    found = usable(proposals)
+    found = filter_proposals(proposals)
     kept = [number for number in range(2002) if number not in (3, 5)]
     assert np.array_equal(found, proposals[kept])
 
@@ -208,7 +210,7 @@ def test_a_region_is_suppressed_by_a_better_one_that_it_overlaps_by_three_tenths
     proposals = torch.tensor([[0.0, 0, 60, 50]] * 4)
     for number, overlap in ((1, 0.32), (2, 0.28), (3, 0.6)):
         proposals[number, [0, 2]] += 60 * (1 - overlap) / (1 + overlap) * (-1 if number == 2 else 1)
-    assert boxes.iou(proposals[:1], proposals)[0].tolist() == pytest.approx([1, 0.32, 0.28, 0.6])
+    assert boxes.compute_iou(proposals[:1], proposals)[0].tolist() == pytest.approx([1, 0.32, 0.28, 0.6])
     proposals = proposals + torch.tensor([60.0, 0, 60, 0])
     scores = torch.tensor([[0.9, 0], [0.8, 0], [0.7, 0], [0, 0.6]])  # the last one is of the other class
     task.scored = lambda fc7: scores
@@ -223,7 +225,7 @@ def test_a_region_is_suppressed_by_a_better_one_that_it_overlaps_by_three_tenths
 def solving(cls, **fields):
     """A stage's task on a random network, and its batches of one pass."""
     recipe = cls(init="-", **{"cache": 0.0, **SMALL, **fields})
-    samples, _, labels = detection_data.read("scenes", 0.2)
+    samples, _, labels = detection_data.load_dataset("scenes", 0.2)
     loader = recipe.loader(samples, labels, train=True)
     torch.manual_seed(0)
     task = recipe.task(labels)
@@ -247,7 +249,7 @@ def seen(task, loader):
 
 @pytest.mark.parametrize(("afresh", "alike", "more"), [(30, 0.94, 1.4), (10**9, 0.998, 1.02)])
 def test_mined_machines_are_those_of_all_negatives_at_once(few_scenes, monkeypatch, afresh, alike, more):
-    monkeypatch.setattr(rcnn_svm_task, "AFRESH", afresh)
+    monkeypatch.setattr(rcnn_svm_task, "RETRAIN_INTERVAL", afresh)
     task, loader = solving(RCNNSVM, svm_cost=0.05, hidden=256)
     logged = work(task, loader)
     positives, negatives = [[] for _ in task.labels], [[] for _ in task.labels]
@@ -260,7 +262,7 @@ def test_mined_machines_are_those_of_all_negatives_at_once(few_scenes, monkeypat
             own = task.seen(picture, proposals).float()
             norms += [*found.norm(dim=1).tolist(), *own[:8].norm(dim=1).tolist()]
             for number in range(len(task.labels)):
-                overlap = boxes.iou(proposals, objects[numbers == number])
+                overlap = boxes.compute_iou(proposals, objects[numbers == number])
                 positives[number].append(found[numbers == number])
                 negatives[number].append(own[(overlap < 0.3).all(1)])
     scale = 20 / np.mean(norms)
@@ -268,7 +270,7 @@ def test_mined_machines_are_those_of_all_negatives_at_once(few_scenes, monkeypat
         yes, no = torch.cat(positives[number]), torch.cat(negatives[number])
         weight, bias = task.model.svm.weight[number], task.model.svm.bias[number]
         if not len(yes):
-            assert bias == rcnn_svm_task.NEVER
+            assert bias == rcnn_svm_task.ABSENT_CLASS_MARGIN
             continue
         x, y = scale * torch.cat([yes, no]).double().numpy(), np.arange(len(yes) + len(no)) < len(yes)
         exact = LinearSVC(C=0.05, loss="hinge", intercept_scaling=10, class_weight={True: 2.0}, tol=1e-5,
@@ -290,10 +292,10 @@ def cost(x, y, weight, bias):
 def test_regions_on_difficult_objects_and_crowds_are_neither():
     truth = torch.tensor([[0.0, 0, 20, 20], [50, 0, 70, 20], [0, 50, 60, 90]])
     proposals = torch.tensor([[0.0, 0, 20, 14], [50, 0, 70, 14], [5, 55, 15, 65], [80, 80, 99, 99], [0, 0, 20, 90]])
-    kinds = torch.tensor([COUNTED, DIFFICULT, CROWD, *[PROPOSAL] * 5])
-    batch = Batch(*[torch.zeros(1)] * 3, torch.cat([truth, proposals])[None], torch.tensor([[0, 1, 1, *[-1] * 5]]),
+    kinds = torch.tensor([REGULAR, DIFFICULT, CROWD, *[PROPOSAL] * 5])
+    batch = PaddedBatch(*[torch.zeros(1)] * 3, torch.cat([truth, proposals])[None], torch.tensor([[0, 1, 1, *[-1] * 5]]),
                   kinds[None], *[torch.zeros(1)] * 3)  # fmt: skip
-    found = rcnn_svm_task.clear(batch, proposals, 3, 0.3)
+    found = rcnn_svm_task.find_negatives(batch, proposals, 3, 0.3)
     assert found.tolist() == [
         [False, True, True], [True, False, True], [True, False, True], [True, True, True], [True, True, True],
     ]  # fmt: skip
@@ -306,11 +308,11 @@ def test_boxes_are_regressed_as_the_normal_equations_say(few_scenes):
     with torch.inference_mode():
         for batch, picture, proposals in seen(task, loader):
             known = batch.classes[0] >= 0
-            most, which = boxes.iou(proposals, batch.boxes[0][known]).max(1)
+            most, which = boxes.compute_iou(proposals, batch.boxes[0][known]).max(1)
             near = most >= 0.5
             inputs.append(task.seen(picture, proposals[near], "pool5").double())
             target = batch.boxes[0][known][which[near]]
-            goals.append(boxes.encode(target, proposals[near]).double())
+            goals.append(boxes.encode_boxes(target, proposals[near]).double())
             numbers.append(batch.classes[0][known][which[near]])
     x, y, numbers = torch.cat(inputs), torch.cat(goals), torch.cat(numbers)
     scale = 20 / x.norm(dim=1).mean()
@@ -340,7 +342,7 @@ def test_a_streamed_picture_that_is_broken_is_passed_over(scene_files, tmp_path,
     shutil.copytree(scene_files, tmp_path / "scenes")
     file = tmp_path / "scenes" / "train" / "3.png"
     recipe = stage(init="-", cache=0.0, dataset=str(tmp_path / "scenes"), memory=0.0, **SMALL)
-    samples, _, labels = detection_data.read(recipe.dataset, 0.2)
+    samples, _, labels = detection_data.load_dataset(recipe.dataset, 0.2)
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     loader = recipe.loader(samples, labels, train=True)
@@ -391,10 +393,10 @@ def test_what_fine_tuning_was_judged_by_is_kept_for_the_machines(few_scenes, mon
 
 def test_features_take_so_much_room_and_the_oldest_give_way(tmp_path):
     picture, regions = torch.rand(3, 8, 8), torch.rand(5, 4)
-    old = feature_cache.Kept(torch.nn.Linear(2, 2), "", 1e-3)
+    old = feature_cache.FeatureCache(torch.nn.Linear(2, 2), "", 1e-3)
     old.write(old.path(picture, regions), torch.zeros(300_000, dtype=torch.float16))
     assert old.read(old.path(picture, regions)) is not None
-    new = feature_cache.Kept(torch.nn.Linear(2, 2), "", 1e-3)
+    new = feature_cache.FeatureCache(torch.nn.Linear(2, 2), "", 1e-3)
     assert not old.folder.exists()
     assert new.folder != old.folder
     for number in range(4):
@@ -406,7 +408,7 @@ def test_features_take_so_much_room_and_the_oldest_give_way(tmp_path):
 def test_where_the_cache_cannot_be_written_work_goes_on(tmp_path, monkeypatch, caplog):
     (tmp_path / "cache").mkdir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    kept = feature_cache.Kept(torch.nn.Linear(2, 2), "", 1.0)
+    kept = feature_cache.FeatureCache(torch.nn.Linear(2, 2), "", 1.0)
     (tmp_path / "cache" / "fukami").write_text("")  # a file where a folder should be
     path = kept.path(torch.zeros(3, 4, 4), torch.zeros(1, 4))
     for _ in range(2):
@@ -422,8 +424,8 @@ def test_where_the_cache_cannot_be_written_work_goes_on(tmp_path, monkeypatch, c
 @pytest.fixture
 def often(monkeypatch, pageless):
     """A checkpoint whenever the loop looks, and no report."""
-    monkeypatch.setattr("fukami.engine.async_checkpoint.SECONDS", 0.0)
-    monkeypatch.setattr("fukami.engine.async_checkpoint.SHARE", 1e9)
+    monkeypatch.setattr("fukami.engine.async_checkpoint.MIN_CHECKPOINT_INTERVAL", 0.0)
+    monkeypatch.setattr("fukami.engine.async_checkpoint.MAX_CHECKPOINT_FRACTION", 1e9)
 
 
 def test_where_nothing_is_found_there_is_no_box(few_scenes, pageless, fukami):
@@ -448,7 +450,7 @@ def test_several_processes_are_refused_before_the_first_stage(monkeypatch):
 def test_a_run_that_was_moved_goes_on(few_scenes, often, tmp_path):
     recipe = RCNN(**QUICK)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Regressors, "solve", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(BoxRegressionTask, "solve", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             package.train(recipe, tmp_path / "here", device="cpu", precision="float32")
     (tmp_path / "here").rename(tmp_path / "there")
@@ -460,7 +462,7 @@ def test_killed_in_each_stage_and_resumed_it_is_as_if_never_killed(few_scenes, o
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     result = package.train(recipe, whole, device="cpu", precision="float32")
     assert result["count"] == 4
-    for cls, after in ((FineTuning, 3), (Machines, 5), (Machines, 9), (Regressors, 5)):
+    for cls, after in ((RCNNFinetuneTask, 3), (SVMTask, 5), (SVMTask, 9), (BoxRegressionTask, 5)):
         with pytest.MonkeyPatch.context() as patch:
             steps, step = [], cls.step
 
@@ -476,7 +478,7 @@ def test_killed_in_each_stage_and_resumed_it_is_as_if_never_killed(few_scenes, o
     again = package.train(recipe, cut, device="cpu", precision="float32", resume=True)
     assert again == result
     for name in ("finetune", "svm", "."):
-        assert checkpoint.finished(cut / name)
+        assert checkpoint.is_finished(cut / name)
         one, other = ((run / name / "weights.safetensors").read_bytes() for run in (whole, cut))
         assert one == other
     task = package.load(whole, device="cpu")
@@ -488,20 +490,20 @@ def test_killed_in_each_stage_and_resumed_it_is_as_if_never_killed(few_scenes, o
 @pytest.mark.parametrize("when", ["evaluate", "figures"])
 def test_a_signal_at_the_end_of_a_stage_begins_no_other(when, few_scenes, often, monkeypatch, tmp_path):
     recipe = RCNN(**{**QUICK, "epochs": 1})
-    real = getattr(FineTuning, when)
+    real = getattr(RCNNFinetuneTask, when)
 
     def interrupted(self, batches):
         signal.raise_signal(signal.SIGTERM)
         return real(self, batches)
 
     with monkeypatch.context() as patch:
-        patch.setattr(FineTuning, when, interrupted)
+        patch.setattr(RCNNFinetuneTask, when, interrupted)
         with pytest.raises(SystemExit) as left:
             package.train(recipe, tmp_path / "run", device="cpu", precision="float32")
     assert left.value.code == 143
     assert not (tmp_path / "run" / "svm").exists()
     package.train(recipe, tmp_path / "run", device="cpu", precision="float32", resume=True)
-    assert checkpoint.finished(tmp_path / "run")
+    assert checkpoint.is_finished(tmp_path / "run")
 
 
 @pytest.fixture
@@ -526,9 +528,9 @@ def test_finished_stages_are_not_trained_again(finetuned, monkeypatch, pageless)
     def never(self, batch):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(FineTuning, "step", never)
+    monkeypatch.setattr(RCNNFinetuneTask, "step", never)
     package.train(RCNN(**{**QUICK, "epochs": 1}), finetuned.parent, device="cpu")
-    assert checkpoint.finished(finetuned.parent)
+    assert checkpoint.is_finished(finetuned.parent)
 
 
 def test_the_stage_before_has_to_fit(finetuned, tmp_path):
@@ -542,11 +544,11 @@ def test_the_stage_before_has_to_fit(finetuned, tmp_path):
     with pytest.raises(UsageError, match=r"is a run of rcnn-finetune; rcnn-boxes goes on from one of rcnn-svm"):
         package.train(RCNNBoxes(init=str(finetuned), **SMALL), tmp_path / "out", device="cpu")
     record = json.loads((finetuned / "recipe.json").read_text())
-    checkpoint.write(finetuned / "recipe.json", json.dumps({**record, "labels": ["other"]}).encode())
+    checkpoint.write_file(finetuned / "recipe.json", json.dumps({**record, "labels": ["other"]}).encode())
     with pytest.raises(UsageError, match=r"knows the classes other, and the data have circle"):
         package.train(RCNNSVM(init=str(finetuned), **SMALL), tmp_path / "out", device="cpu")
     del record["time"]
-    checkpoint.write(finetuned / "recipe.json", json.dumps(record).encode())
+    checkpoint.write_file(finetuned / "recipe.json", json.dumps(record).encode())
     with pytest.raises(UsageError, match=r"is not finished; .* fukami train rcnn-finetune --out .* --resume"):
         package.train(RCNNSVM(init=str(finetuned), **SMALL), tmp_path / "out2", device="cpu")
 

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import fukami
 from check_task import Started, lines, logged, wait_until, words
 from fukami.classification.deep_convnet import DeepConvNet
-from fukami.engine.log import Log
-from fukami.engine.resume import Stop
+from fukami.engine.log import TrainingLogger
+from fukami.engine.resume import SignalHandler
 from fukami.engine.runtime import Runtime
 from fukami.engine.state_file import load_state
 
@@ -74,7 +74,7 @@ def test_an_exploding_loss_stops_the_run_and_keeps_the_checkpoint(fukami, tmp_pa
 def test_the_step_and_the_batch_of_a_nan_are_named(tmp_path, monkeypatch):
     """The fourth batch of the second epoch gives a loss that is not a number."""
     monkeypatch.setattr(
-        "fukami.engine.async_checkpoint.SECONDS", 0.0
+        "fukami.engine.async_checkpoint.MIN_CHECKPOINT_INTERVAL", 0.0
     )  # between two checkpoints, however fast the steps are
 
     @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ def test_a_resumed_run_tells_its_own_speed(tmp_path, monkeypatch):
     """Not the steps of all the process before in the seconds of this one."""
     now = [0.0]
     monkeypatch.setattr("fukami.engine.log.time.monotonic", lambda: now[0])
-    before, after = (Log(tmp_path, RECIPE, Runtime.start("cpu"), 1000, 100, float) for _ in range(2))
+    before, after = (TrainingLogger(tmp_path, RECIPE, Runtime.start("cpu"), 1000, 100, float) for _ in range(2))
     now[0] = 50.0
     before.trained(500, {"loss": 1.0}, 0.1, 32, "pictures")
     after.load_state_dict(before.state_dict())
@@ -198,7 +198,7 @@ def test_a_signal_before_a_failure_is_not_lost(request):
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
     def fail(asked):
-        with Stop():
+        with SignalHandler():
             if asked:
                 signal.raise_signal(signal.SIGINT)
             raise ValueError("what goes wrong before the loop looks")

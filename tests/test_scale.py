@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fukami.engine.recipe import find
+from fukami.engine.recipe import get_recipe
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "docs" / "examples" / "scale").iterdir())
@@ -62,7 +62,7 @@ def test_a_started_job_goes_on(path):
     assert {"resume", "out", "timeout"} <= flags(words)
     batch, lr = (float(words[words.index(f"--{name}") + 1]) for name in ("batch", "lr"))
     assert batch / 32 * lr == pytest.approx(0.1 * 8192 / 256)  # Goyal et al. 2017; the recipe's own batch is 32
-    assert find("resnet50")().batch == 32
+    assert get_recipe("resnet50")().batch == 32
 
 
 def test_the_shell_script_parses():

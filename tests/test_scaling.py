@@ -10,8 +10,18 @@ import pytest
 import torch
 
 from fukami import models
-from fukami.explain.batch_scaling import MEBI, Cluster, Job, all_reduce, buckets, predict, ring, strong, tree
-from fukami.explain.summary import layers, parameters
+from fukami.explain.data_parallel_cost import (
+    MIB,
+    Cluster,
+    TrainingJob,
+    compute_all_reduce_time,
+    compute_bucket_sizes,
+    compute_ring_time,
+    compute_tree_time,
+    predict_strong_scaling,
+    predict_weak_scaling,
+)
+from fukami.explain.summary import count_parameters, summarize_layers
 
 SIZE = (3, 224, 224)
 
@@ -22,93 +32,99 @@ def layer(multiply_adds, parameters, kind="Conv2d", channels=8):
 
 @pytest.fixture(scope="module")
 def resnet50():
-    return layers(models.resnet50(), SIZE)
+    return summarize_layers(models.resnet50(), SIZE)
 
 
 # two layers: the backward pass spends one second with each, the forward pass one in all; 400 bytes of gradients each
-TWO = Job(layers=[layer(100, 100), layer(100, 100)], batch=30, first=1, bucket=1)
+TWO = TrainingJob(layers=[layer(100, 100), layer(100, 100)], batch=30, first=1, bucket=1)
 ALONE = Cluster(speed=10, devices=1)  # 30 pictures in three seconds
 
 
 def test_all_reduce_by_hand():
-    assert ring(100, 2, 10, 0) == 10  # each sends half of it twice
-    assert ring(100, 4, 10, 0) == 15
-    assert ring(0, 4, 10, 2) == 12  # 2 (4 - 1) hops
-    assert ring(100, 1, 10, 2) == tree(100, 1, 10, 2) == 0
-    assert tree(0, 4, 10, 2) == 8  # up two levels and down
-    assert tree(100, 8, 10, 0) == 20
-    assert tree(0, 5, 10, 2) == 12  # an incomplete third level
+    assert compute_ring_time(100, 2, 10, 0) == 10  # each sends half of it twice
+    assert compute_ring_time(100, 4, 10, 0) == 15
+    assert compute_ring_time(0, 4, 10, 2) == 12  # 2 (4 - 1) hops
+    assert compute_ring_time(100, 1, 10, 2) == compute_tree_time(100, 1, 10, 2) == 0
+    assert compute_tree_time(0, 4, 10, 2) == 8  # up two levels and down
+    assert compute_tree_time(100, 8, 10, 0) == 20
+    assert compute_tree_time(0, 5, 10, 2) == 12  # an incomplete third level
 
 
 def test_all_reduce_within_and_between_machines():
     cluster = Cluster(speed=1, devices=4, inside=100, network=10, launch=3)
-    assert all_reduce(100, cluster, 1) == 0
-    assert all_reduce(100, cluster, 4) == 3 + 1.5  # a ring of four
-    assert all_reduce(100, cluster, 8) == 3 + 1.5 + 10  # and one of two machines
-    assert all_reduce(100, cluster, 5) == all_reduce(100, cluster, 8)  # a machine that is not full
+    assert compute_all_reduce_time(100, cluster, 1) == 0
+    assert compute_all_reduce_time(100, cluster, 4) == 3 + 1.5  # a ring of four
+    assert compute_all_reduce_time(100, cluster, 8) == 3 + 1.5 + 10  # and one of two machines
+    assert compute_all_reduce_time(100, cluster, 5) == compute_all_reduce_time(
+        100, cluster, 8
+    )  # a machine that is not full
     late = Cluster(speed=1, devices=1, latency=1)
-    assert all_reduce(100, late, 1024) == 20  # a tree: a ring would take 2,046 hops
+    assert compute_all_reduce_time(100, late, 1024) == 20  # a tree: a ring would take 2,046 hops
 
 
 def test_a_step_by_hand():
     # the first bucket is there after two seconds and takes 2 (n - 1)/n 400 / 200 = 2: until 4; the other from then to 6
-    step = predict(TWO, replace(ALONE, network=200), 2)
+    step = predict_weak_scaling(TWO, replace(ALONE, network=200), 2)
     assert (step.seconds, step.compute, step.network) == (6, 3, 4)
     assert step.efficiency == 3 / 6
     assert step.bound == "network"
     assert step.speed == 2 * 30 / 6
     # four times as fast, the first hides behind the second layer and half a second is left
-    step = predict(TWO, replace(ALONE, network=800), 2)
+    step = predict_weak_scaling(TWO, replace(ALONE, network=800), 2)
     assert (step.seconds, step.network, step.bound) == (3.5, 1, "compute")
     # in one bucket nothing hides
-    assert predict(replace(TWO, first=800), replace(ALONE, network=800), 2).seconds == 4
+    assert predict_weak_scaling(replace(TWO, first=800), replace(ALONE, network=800), 2).seconds == 4
     # the optimizer comes after it
-    assert predict(TWO, replace(ALONE, network=800, update=1), 2).seconds == 4.5
+    assert predict_weak_scaling(TWO, replace(ALONE, network=800, update=1), 2).seconds == 4.5
 
 
 def test_synchronised_batch_normalisation_by_hand():
     # 8 channels are 64 bytes: 0.64 s at 100 bytes/s; once forward, once backward behind the bucket that goes before
     layers = [layer(100, 100), layer(0, 0, "BatchNorm2d"), layer(100, 100)]
-    job, cluster = Job(layers=layers, batch=30, first=1, bucket=1), replace(ALONE, network=100)
-    free = predict(job, cluster, 2)
+    job, cluster = TrainingJob(layers=layers, batch=30, first=1, bucket=1), replace(ALONE, network=100)
+    free = predict_weak_scaling(job, cluster, 2)
     assert free.seconds == 2 + 4 + 4
-    both = predict(replace(job, synchronised=True), cluster, 2)
+    both = predict_weak_scaling(replace(job, synchronised=True), cluster, 2)
     # forward until 1.64, last layer 2.64, its bucket 6.64, the exchange 7.28; then the first layer and its bucket
     assert both.seconds == pytest.approx(1.64 + 1 + 4 + 0.64 + 1 + 4)
     assert both.network == pytest.approx(8 + 1.28)
-    assert predict(replace(job, synchronised=True), cluster, 1).seconds == 3
+    assert predict_weak_scaling(replace(job, synchronised=True), cluster, 1).seconds == 3
 
 
 def test_input_bound():
     job = replace(TWO, picture=100)
-    step = predict(job, replace(ALONE, disk=500), 1)  # 3,000 bytes
+    step = predict_weak_scaling(job, replace(ALONE, disk=500), 1)  # 3,000 bytes
     assert (step.seconds, step.input, step.bound) == (6, 6, "input")
-    assert predict(job, replace(ALONE, disk=500), 64).seconds == 6  # every machine brings a disk
-    assert predict(job, replace(ALONE, storage=6000), 64).seconds == 32  # but they share what is behind them
-    assert predict(job, replace(ALONE, disk=500, devices=8), 8).seconds == 48
+    assert predict_weak_scaling(job, replace(ALONE, disk=500), 64).seconds == 6  # every machine brings a disk
+    assert (
+        predict_weak_scaling(job, replace(ALONE, storage=6000), 64).seconds == 32
+    )  # but they share what is behind them
+    assert predict_weak_scaling(job, replace(ALONE, disk=500, devices=8), 8).seconds == 48
 
 
 @pytest.mark.parametrize("synchronised", [False, True])
 def test_bounds(resnet50, synchronised):
-    job = Job(layers=resnet50, batch=256, synchronised=synchronised)
+    job = TrainingJob(layers=resnet50, batch=256, synchronised=synchronised)
     real = Cluster(speed=2500, inside=2e11, inside_latency=1e-6, network=1e10, latency=1e-5, launch=1e-5, update=0.001)
-    assert predict(job, real, 1).efficiency == pytest.approx(1)
-    assert strong(job, real, 1).efficiency == pytest.approx(1)
+    assert predict_weak_scaling(job, real, 1).efficiency == pytest.approx(1)
+    assert predict_strong_scaling(job, real, 1).efficiency == pytest.approx(1)
     for count in (2, 8, 1024):  # a network without bounds costs nothing
-        assert predict(job, Cluster(speed=2500), count).efficiency == pytest.approx(1)
-    for way in (predict, strong):
+        assert predict_weak_scaling(job, Cluster(speed=2500), count).efficiency == pytest.approx(1)
+    for way in (predict_weak_scaling, predict_strong_scaling):
         found = [way(job, real, 2**power).efficiency for power in range(11)]
         assert found == sorted(found, reverse=True)
         assert 0 < found[-1] < found[0]
-    wider = [predict(job, replace(real, network=width * 1e9), 256).efficiency for width in (1, 3, 10, 30, 100)]
+    wider = [
+        predict_weak_scaling(job, replace(real, network=width * 1e9), 256).efficiency for width in (1, 3, 10, 30, 100)
+    ]
     assert wider == sorted(wider)
 
 
 def test_strong_scaling_by_hand():
     cluster = Cluster(speed=100, overhead=1)
-    job = Job(layers=TWO.layers, batch=800)
-    assert strong(job, cluster, 1).seconds == 9
-    step = strong(job, cluster, 8)
+    job = TrainingJob(layers=TWO.layers, batch=800)
+    assert predict_strong_scaling(job, cluster, 1).seconds == 9
+    step = predict_strong_scaling(job, cluster, 8)
     assert (step.batch, step.seconds) == (100, pytest.approx(2))
     assert step.efficiency == pytest.approx(9 / 8 / 2)
 
@@ -116,18 +132,18 @@ def test_strong_scaling_by_hand():
 def test_the_slowest_of_many():
     generator = torch.Generator().manual_seed(0)
     drawn = 3 * (1 + 0.1 * torch.randn(20_000, 64, generator=generator)).amax(1).mean()
-    step = predict(TWO, replace(ALONE, spread=0.1), 64)
+    step = predict_weak_scaling(TWO, replace(ALONE, spread=0.1), 64)
     assert step.seconds == pytest.approx(float(drawn), rel=0.005)
-    assert predict(TWO, replace(ALONE, spread=0.1), 1).seconds == 3
+    assert predict_weak_scaling(TWO, replace(ALONE, spread=0.1), 1).seconds == 3
 
 
 def test_buckets_are_those_of_torch(resnet50):
-    job = Job(layers=resnet50, batch=1)
+    job = TrainingJob(layers=resnet50, batch=1)
     backwards = list(models.resnet50().parameters())[::-1]
-    limits = [torch.distributed._DEFAULT_FIRST_BUCKET_BYTES, 25 * MEBI]
+    limits = [torch.distributed._DEFAULT_FIRST_BUCKET_BYTES, 25 * MIB]
     found, _ = torch.distributed._compute_bucket_assignment_by_size(backwards, limits, [False] * len(backwards))
-    assert buckets(job) == [sum(4 * backwards[index].numel() for index in bucket) for bucket in found]
-    assert sum(buckets(job)) == 4 * parameters(models.resnet50()) == 102_228_128
+    assert compute_bucket_sizes(job) == [sum(4 * backwards[index].numel() for index in bucket) for bucket in found]
+    assert sum(compute_bucket_sizes(job)) == 4 * count_parameters(models.resnet50()) == 102_228_128
 
 
 def test_against_published_measurements():

@@ -17,18 +17,18 @@ SIDE = re.compile(r"(right of|left of|above|below|in front of|behind)")
 
 @pytest.fixture(scope="module")
 def some():
-    return [scenes.scene(0, number) for number in range(40)]
+    return [scenes.generate_scene(0, number) for number in range(40)]
 
 
 def test_the_same_bytes_each_time(some):
     """On every machine: no more than IEEE 754 prescribes is counted on. A changed generator needs a new digest."""
-    again = scenes.scene(0, 7)
+    again = scenes.generate_scene(0, 7)
     assert np.array_equal(again.picture, some[7].picture)
     assert again.sentence == some[7].sentence
     digest = hashlib.sha256(b"".join(each.picture.tobytes() + each.boxes.tobytes() for each in some)).hexdigest()
     assert digest == "a7c04a74c45499a0c2dcac1084cf4f4bbb5ebcf7391efa78aed471d50ace3b56"
-    assert not np.array_equal(scenes.scene(1, 7).picture.shape, some[7].picture.shape) or not np.array_equal(
-        scenes.scene(1, 7).picture, some[7].picture
+    assert not np.array_equal(scenes.generate_scene(1, 7).picture.shape, some[7].picture.shape) or not np.array_equal(
+        scenes.generate_scene(1, 7).picture, some[7].picture
     )
 
 
@@ -112,9 +112,9 @@ def test_sentences_are_true_and_differ(some):
 
 
 def test_the_data_set(monkeypatch):
-    monkeypatch.setattr(scenes, "TRAINING", 6)
-    monkeypatch.setattr(scenes, "TESTING", 3)
-    train, test, labels = detection_data.read("scenes", 0.2)
+    monkeypatch.setattr(scenes, "NUM_TRAIN", 6)
+    monkeypatch.setattr(scenes, "NUM_TEST", 3)
+    train, test, labels = detection_data.load_dataset("scenes", 0.2)
     assert (len(train), len(test), labels) == (6, 3, LABELS)
     assert len({sample.name for sample in (*train, *test)}) == 9
     for sample in (*train, *test):

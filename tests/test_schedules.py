@@ -28,7 +28,7 @@ def theirs(make, steps=STEPS):
 
 
 def ours(spec, steps=STEPS, **options):
-    schedule = schedules.parse(spec, **options)
+    schedule = schedules.parse_schedule(spec, **options)
     return [schedule(step / steps) for step in range(steps)]
 
 
@@ -55,28 +55,28 @@ def test_decays_are_torchs(spec, make):
 def test_one_cycle_is_torchs(warmup):
     """torch reaches the peak a step early and the end with the last step; the same points of both phases agree."""
     expected = theirs(lambda o: reference.OneCycleLR(o, 1.0, total_steps=STEPS + 1, pct_start=warmup))
-    schedule, top = schedules.parse("one-cycle", warmup=warmup), warmup * (STEPS + 1) - 1
+    schedule, top = schedules.parse_schedule("one-cycle", warmup=warmup), warmup * (STEPS + 1) - 1
     for step, rate in enumerate(expected):
         up, down = step / top, (step - top) / (STEPS - top)
         assert schedule(warmup * up if up < 1 else warmup + (1 - warmup) * down) == pytest.approx(rate, abs=1e-12)
     assert schedule(0) == pytest.approx(1 / 25)
     assert schedule(1) == pytest.approx(1 / 250_000)
-    assert schedules.parse("one-cycle")(0) == 1
+    assert schedules.parse_schedule("one-cycle")(0) == 1
 
 
 def test_a_warm_up_rises_straight_and_what_follows_is_whole():
     for spec in ("cosine", "multistep=0.5,0.75", "polynomial=2"):
-        warm, plain = schedules.parse(spec, warmup=0.2), schedules.parse(spec)
+        warm, plain = schedules.parse_schedule(spec, warmup=0.2), schedules.parse_schedule(spec)
         assert [warm(p) for p in (0, 0.05, 0.1)] == [0, 0.25, 0.5]
         for share in (0, 0.3, 0.6, 0.9):
             assert warm(0.2 + 0.8 * share) == pytest.approx(plain(share))
     for warmup in (1.0, -0.1):
         with pytest.raises(ValueError, match=r"\[0, 1\)"):
-            schedules.warmed(schedules.cosine, warmup)
+            schedules.add_warmup(schedules.compute_cosine_factor, warmup)
 
 
 def test_cycles_are_torchs_warm_restarts():
-    repeated = schedules.repeated(schedules.cosine, 4)
+    repeated = schedules.repeat_schedule(schedules.compute_cosine_factor, 4)
     expected = theirs(lambda o: reference.CosineAnnealingWarmRestarts(o, STEPS // 4))
     assert [repeated(step / STEPS) for step in range(STEPS)] == pytest.approx(expected, abs=1e-12)
 
@@ -85,7 +85,7 @@ def test_cycles_are_torchs_warm_restarts():
 def test_a_plateau_is_torchs(patience):
     """Its drops follow the same evaluations, those at equal losses and the ones after a drop included."""
     losses = [3, 2, 2.5, 2.2, 2.1, 1.9, 1.9, 2, 2, 1.9, 1.8, 1.8, 1.8, 1.8, 1.8, 1.8, 1.8, 1.8, 1.8, 1.7, 5, 5, 5, 5]
-    plateau = schedules.parse(f"plateau={patience}", factor=0.5)
+    plateau = schedules.parse_schedule(f"plateau={patience}", factor=0.5)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = reference.ReduceLROnPlateau(optimizer, factor=0.5, patience=patience, threshold=0)
     found, expected = [], []
@@ -99,11 +99,11 @@ def test_a_plateau_is_torchs(patience):
 
 
 def test_a_plateau_warms_up_and_remembers():
-    plateau = schedules.parse("plateau=1", factor=0.1, warmup=0.2)
+    plateau = schedules.parse_schedule("plateau=1", factor=0.1, warmup=0.2)
     assert [plateau(p) for p in (0, 0.1, 0.2, 0.9)] == [0, 0.5, 1, 1]
     for loss in (1, 2, 2, 2):
         plateau.judged({"loss": loss})
-    other = schedules.parse("plateau=1", factor=0.1, warmup=0.2)
+    other = schedules.parse_schedule("plateau=1", factor=0.1, warmup=0.2)
     other.load_state_dict(plateau.state_dict())
     for loss in (2, 0.5, 0.6, 0.6, 0.6):
         plateau.judged({"loss": loss})
@@ -135,7 +135,7 @@ def test_a_plateau_warms_up_and_remembers():
 )
 def test_wrong_words_are_refused_and_the_right_ones_named(spec, hint):
     with pytest.raises(UsageError, match=hint):
-        schedules.parse(spec)
+        schedules.parse_schedule(spec)
 
 
 def test_a_training_that_waits_for_plateaus_resumes_bit_exactly(tmp_path, monkeypatch, pageless):
@@ -146,14 +146,14 @@ def test_a_training_that_waits_for_plateaus_resumes_bit_exactly(tmp_path, monkey
     def train(out, **options):
         return fukami.train(recipe, tmp_path / out, device="cpu", precision="float32", **options)
 
-    def judged(self, metrics, real=schedules.Plateau.judged):
+    def judged(self, metrics, real=schedules.ReduceOnPlateau.judged):
         heard.append(metrics)
         if len(heard) == stop:
             raise KeyboardInterrupt
         real(self, {"loss": len(heard)})  # worse each time
 
-    monkeypatch.setattr(schedules.Plateau, "judged", judged)
-    monkeypatch.setattr("fukami.engine.async_checkpoint.Saver.due", True)
+    monkeypatch.setattr(schedules.ReduceOnPlateau, "judged", judged)
+    monkeypatch.setattr("fukami.engine.async_checkpoint.CheckpointWriter.due", True)
     heard, stop = [], 0
     train("whole")
     heard, stop = [], 5
@@ -170,7 +170,7 @@ def test_a_training_that_waits_for_plateaus_resumes_bit_exactly(tmp_path, monkey
 
 def test_a_plateau_of_a_metric_without_a_loss():
     """The first metric has to rise; what is nested after it is left alone."""
-    plateau = schedules.parse("plateau=1", factor=0.5)
+    plateau = schedules.parse_schedule("plateau=1", factor=0.5)
     for value in (0.1, 0.3, 0.2, 0.3):
         plateau.judged({"map": value, "coco_ap": 0.9 - value, "classes": {"cat": {"ap": value}}})
     assert (plateau.best, plateau(0.5)) == (-0.3, 0.5)

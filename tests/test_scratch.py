@@ -61,9 +61,9 @@ def small_network(**sizes):
 
 
 @pytest.mark.parametrize(("h", "w", "kh", "kw", "stride", "pad"), CONVOLUTIONS)
-@pytest.mark.parametrize("block", [1, layers.BLOCK])
+@pytest.mark.parametrize("block", [1, layers.MAX_BLOCK_BYTES])
 def test_convolution(random, monkeypatch, h, w, kh, kw, stride, pad, block):
-    monkeypatch.setattr(layers, "BLOCK", block)
+    monkeypatch.setattr(layers, "MAX_BLOCK_BYTES", block)
     x, W, b = random.normal(size=(2, 3, h, w)), random.normal(size=(4, 3, kh, kw)), random.normal(size=4)
     layer = scratch.Convolution(W, b, stride, pad)
     y = layer.forward(x)
@@ -736,8 +736,8 @@ def some_mnist(mnist_folder, monkeypatch, tmp_path):
     """A current folder with ``deep_convnet_params.pkl``, and the first 300 pictures of the real MNIST."""
     from fukami.data import mnist
 
-    splits = [tuple(array[:300] for array in split) for split in mnist.read()]
-    monkeypatch.setattr(mnist, "read", lambda: splits)
+    splits = [tuple(array[:300] for array in split) for split in mnist.load_mnist()]
+    monkeypatch.setattr(mnist, "load_mnist", lambda: splits)
     monkeypatch.chdir(tmp_path)
     scratch.DeepConvNet().save_params("deep_convnet_params.pkl")
 

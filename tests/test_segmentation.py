@@ -15,22 +15,22 @@ from torch.nn import functional as F
 import fukami as package
 from fukami import Error, UsageError
 from fukami.data import scenes
-from fukami.data.annotated import Batch
+from fukami.data.samples import PaddedBatch
 from fukami.engine.runtime import Runtime
 from fukami.image import io as image_io
-from fukami.image.transform import Scaled
+from fukami.image.transform import ResizeTransform
 from fukami.segmentation import data as segmentation_data
 from fukami.segmentation import plots as segmentation_plots
 from fukami.segmentation import task as pixels
-from fukami.segmentation.metrics import Pixels, borders, boundary_f1
-from fukami.segmentation.task import Segmentation, decided, median_balance, starts
+from fukami.segmentation.metrics import SegmentationResults, compute_boundary_f1, find_boundaries
+from fukami.segmentation.task import SegmentationTask, compute_class_weights, compute_tile_starts, resize_and_argmax
 
 SMALL = {"width": 1 / 8, "hidden": 16, "dropout": 0.0}
 
 
 def ready(network, labels, **options):
     """A task on the CPU."""
-    task = Segmentation(network, labels, Scaled(0, 0), **options)
+    task = SegmentationTask(network, labels, ResizeTransform(0, 0), **options)
     task.setup(Runtime.start("cpu", "float32"))
     return task
 
@@ -40,7 +40,7 @@ def ready(network, labels, **options):
 
 def test_metrics_by_hand():
     """Two pictures of three classes, one of which never occurs; what is unlabelled counts nothing."""
-    found = Pixels(("road", "car", "sign"))
+    found = SegmentationResults(("road", "car", "sign"))
     found.add(7, np.array([[1, 1, 2, 2]], np.uint8), np.array([[1, 1, 1, 2]], np.uint8))
     found.add(3, np.array([[2, 3, 1, 1]], np.uint8), np.array([[2, 2, 0, 0]], np.uint8))
     # road: 2 right of 3, 3 in the union; car: 2 right of 3, taken for 3, 4 in the union
@@ -58,7 +58,7 @@ def test_metrics_by_hand():
 
 def test_metrics_agree_with_scikit_learn(random):
     truth, answer = random.integers(0, 6, (20, 30)).astype(np.uint8), random.integers(1, 6, (20, 30)).astype(np.uint8)
-    found = Pixels("abcde")
+    found = SegmentationResults("abcde")
     found.add(0, answer, truth)
     there = truth > 0
     assert np.array_equal(found.matrix, confusion_matrix(truth[there], answer[there], labels=range(1, 6)))
@@ -71,7 +71,7 @@ def test_metrics_agree_with_scikit_learn(random):
 
 def test_nothing_to_judge():
     with pytest.raises(Error, match="no labelled pixel"):
-        Pixels("ab").metrics()
+        SegmentationResults("ab").metrics()
 
 
 def halves(size, at):
@@ -85,7 +85,7 @@ def test_borders_lie_between_two_classes():
     """Not at the end of the picture, nor around what is unlabelled."""
     own = halves(6, 3)
     own[:2] = 0
-    points, classes = borders(own)
+    points, classes = find_boundaries(own)
     assert points.tolist() == [[row, column] for row in range(2, 6) for column in (2, 3)]
     assert classes.tolist() == [1, 2] * 4
 
@@ -93,7 +93,7 @@ def test_borders_lie_between_two_classes():
 @pytest.mark.parametrize(("off", "expected"), [(0, 1.0), (1, 1.0), (2, 1.0), (3, 0.0)])
 def test_borders_may_be_off_by_a_share_of_the_diagonal(off, expected):
     """0.75 % of 200√2 is 2.1 pixels."""
-    assert boundary_f1(halves(200, 100 + off), halves(200, 100)) == expected
+    assert compute_boundary_f1(halves(200, 100 + off), halves(200, 100)) == expected
 
 
 def test_the_boundary_measure_by_hand():
@@ -101,9 +101,9 @@ def test_the_boundary_measure_by_hand():
     truth, answer = halves(200, 100), np.ones((200, 200), np.uint8)
     answer[:100, 100:] = 2  # its border: 100 upright, and 100 across
     recall = (100 + 3) / 200  # 100, and three more rows whose nearest found pixel is close enough
-    found = boundary_f1(answer, truth)
+    found = compute_boundary_f1(answer, truth)
     # the class on the left: found 199 or so pixels, of which 102 lie near the true border
-    (ours, seen), (theirs, true) = borders(answer), borders(truth)
+    (ours, seen), (theirs, true) = find_boundaries(answer), find_boundaries(truth)
     measures = []
     for label in (1, 2):
         mine, real = ours[seen == label], theirs[true == label]
@@ -119,21 +119,21 @@ def test_borders_that_are_found_in_an_unlabelled_area_count_nothing():
     """There may be any class; where there are labels, the answer is right."""
     truth, answer = halves(200, 100), halves(200, 100)
     truth[:80], answer[:80, ::2] = 0, 2
-    found = Pixels("ab")
+    found = SegmentationResults("ab")
     found.add(0, answer, truth)
     assert found.metrics()["boundary_f1"] == 1.0
 
 
 def test_the_boundary_measure_of_what_was_not_found_or_has_no_border():
-    assert boundary_f1(np.ones((50, 50), np.uint8), halves(50, 20)) == 0.0
-    assert math.isnan(boundary_f1(halves(50, 20), np.ones((50, 50), np.uint8)))
+    assert compute_boundary_f1(np.ones((50, 50), np.uint8), halves(50, 20)) == 0.0
+    assert math.isnan(compute_boundary_f1(halves(50, 20), np.ones((50, 50), np.uint8)))
 
 
 def test_counts_of_several_processes_are_joined():
-    one, other = Pixels("ab"), Pixels("ab")
+    one, other = SegmentationResults("ab"), SegmentationResults("ab")
     one.add(0, halves(4, 2), halves(4, 2))
     other.add(1, halves(4, 1), halves(4, 2))
-    whole = Pixels("ab")
+    whole = SegmentationResults("ab")
     for number, at in ((0, 2), (1, 1)):
         whole.add(number, halves(4, at), halves(4, 2))
     one.merge([one, other])
@@ -143,12 +143,12 @@ def test_counts_of_several_processes_are_joined():
 def test_median_frequency_balancing_by_hand():
     """Frequencies of 1/2, 1/4 and 1/8 of the pictures that have the class; a class that never occurs weighs nothing."""
     counts = np.array([[50, 25, 5, 0], [100, 100, 40, 0]])
-    assert median_balance(counts).tolist() == [0.5, 1.0, 2.0, 0.0]
+    assert compute_class_weights(counts).tolist() == [0.5, 1.0, 2.0, 0.0]
 
 
 @pytest.mark.parametrize(("balance", "power"), [("none", None), ("root", 0.5), ("median", 1)])
 def test_classes_are_weighed_by_a_power_of_median_frequency_balancing(mask_files, balance, power):
-    recipe = package.find("segnet-basic")(dataset=str(mask_files), filters=4, batch=2, balance=balance)
+    recipe = package.get_recipe("segnet-basic")(dataset=str(mask_files), filters=4, batch=2, balance=balance)
     data = recipe.data()
     task = recipe.task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
@@ -156,7 +156,9 @@ def test_classes_are_weighed_by_a_power_of_median_frequency_balancing(mask_files
     if power is None:
         assert task.weight is None
     else:
-        torch.testing.assert_close(task.weight, torch.from_numpy(median_balance(data.train.frequencies())) ** power)
+        torch.testing.assert_close(
+            task.weight, torch.from_numpy(compute_class_weights(data.train.frequencies())) ** power
+        )
 
 
 # the network's answers
@@ -167,18 +169,18 @@ def test_enlarged_scores_are_compared_as_if_all_were_there(monkeypatch):
     scores = torch.randn(5, 13, 17)
     expected = F.interpolate(scores[None], (61, 90), mode="bilinear", align_corners=False)[0].argmax(0) + 1
     for strip in (2**25, 1000):
-        monkeypatch.setattr(pixels, "STRIP", strip)
-        assert torch.equal(decided(scores, 61, 90).long(), expected)
-    assert torch.equal(decided(scores, 13, 17).long(), scores.argmax(0) + 1)
+        monkeypatch.setattr(pixels, "MAX_STRIP_SCORES", strip)
+        assert torch.equal(resize_and_argmax(scores, 61, 90).long(), expected)
+    assert torch.equal(resize_and_argmax(scores, 13, 17).long(), scores.argmax(0) + 1)
     shrunk = F.interpolate(scores[None], (7, 9), mode="bilinear", align_corners=False)[0].argmax(0) + 1
-    assert torch.equal(decided(scores, 7, 9).long(), shrunk)
+    assert torch.equal(resize_and_argmax(scores, 7, 9).long(), shrunk)
 
 
 def test_tiles_cover_a_side_and_end_with_it():
-    assert starts(1024) == (0,)
-    assert starts(1056) == (0, 32)
-    assert starts(2560) == (0, 768, 1536)
-    assert starts(2592) == (0, 768, 1536, 1568)
+    assert compute_tile_starts(1024) == (0,)
+    assert compute_tile_starts(1056) == (0, 32)
+    assert compute_tile_starts(2560) == (0, 768, 1536)
+    assert compute_tile_starts(2592) == (0, 768, 1536, 1568)
 
 
 def test_tiles_have_no_seams(monkeypatch):
@@ -188,8 +190,8 @@ def test_tiles_have_no_seams(monkeypatch):
     task = ready(network, tuple("abcd"))
     picture = Image.effect_noise((300, 230), 90).convert("RGB")
     (whole,) = task.predict([picture])
-    monkeypatch.setattr(pixels, "TILE", 128)
-    monkeypatch.setattr(pixels, "OVERLAP", 64)
+    monkeypatch.setattr(pixels, "TILE_SIZE", 128)
+    monkeypatch.setattr(pixels, "TILE_OVERLAP", 64)
     calls = []
     network.register_forward_hook(lambda module, given, out: calls.append(given[0].shape))
     (tiled,) = task.predict([picture])
@@ -197,7 +199,7 @@ def test_tiles_have_no_seams(monkeypatch):
     assert all(max(shape[-2:]) <= 128 for shape in calls)
     differ = task.map(whole) != task.map(tiled)
     assert differ.mean() < 0.002
-    monkeypatch.setattr(pixels, "OVERLAP", 0)
+    monkeypatch.setattr(pixels, "TILE_OVERLAP", 0)
     assert (task.map(whole) != task.map(task.predict([picture])[0])).mean() > differ.mean()
 
 
@@ -221,7 +223,7 @@ def test_the_loss_by_hand(weight):
     sizes = torch.tensor([[32.0, 64.0], [20.0, 50.0]])
     masks[1, 20:], masks[1, :, 50:] = 0, 0
     nothing = torch.zeros(2)
-    loss, metrics = task.loss(Batch(pictures, sizes, sizes, *[nothing] * 5, masks))
+    loss, metrics = task.loss(PaddedBatch(pictures, sizes, sizes, *[nothing] * 5, masks))
     inside = pictures / 255.0
     inside[1, :, 20:], inside[1, :, :, 50:] = 0, 0
     there = masks > 0
@@ -257,7 +259,7 @@ def test_answers_are_masks_that_other_tools_read():
 
 def test_a_smaller_network_size_is_brought_back(mask_files):
     """Judged at the masks' own size whatever the network sees."""
-    recipe = package.find("segnet-basic")(dataset=str(mask_files), shortest=64, filters=8)
+    recipe = package.get_recipe("segnet-basic")(dataset=str(mask_files), shortest=64, filters=8)
     data = recipe.data()
     task = recipe.task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
@@ -268,7 +270,7 @@ def test_a_smaller_network_size_is_brought_back(mask_files):
 
 def test_classes_are_matched_by_name(mask_files):
     """Also where other data have them in another order; those that are unknown are named."""
-    recipe = package.find("segnet-basic")(dataset=str(mask_files), filters=8)
+    recipe = package.get_recipe("segnet-basic")(dataset=str(mask_files), filters=8)
     data = recipe.data()
     task = recipe.task(data.labels[::-1])
     task.setup(Runtime.start("cpu", "float32"))
@@ -284,7 +286,7 @@ def test_rematerialised_steps_are_the_same(name, mask_files):
     fields = {"width": 1 / 16} | ({"hidden": 8} if "fcn" in name else {})
     states = []
     for rematerialise in (False, True):
-        recipe = package.find(name)(dataset=str(mask_files), batch=2, rematerialise=rematerialise, **fields)
+        recipe = package.get_recipe(name)(dataset=str(mask_files), batch=2, rematerialise=rematerialise, **fields)
         data = recipe.data()
         torch.manual_seed(1)
         task = recipe.task(data.labels)
@@ -321,17 +323,17 @@ def test_several_runs_answer_with_their_averaged_probabilities():
 
 def test_drawn_in_the_colours_of_the_classes():
     """A known class in the colour that people know it in; the background leaves the picture as it is."""
-    shades = image_io.shades(("background", "road", "otter"))
+    shades = image_io.get_class_colors(("background", "road", "otter"))
     assert shades[:2] == [(0, 0, 0), (128, 64, 128)]
-    assert shades[2] == image_io.colour(2)
+    assert shades[2] == image_io.get_class_color(2)
     numbers = np.zeros((8, 12), np.uint8)
     numbers[:, 6:] = 1
-    drawn = np.asarray(image_io.overlaid(Image.new("L", (12, 8), 200), numbers, shades))
+    drawn = np.asarray(image_io.overlay_mask(Image.new("L", (12, 8), 200), numbers, shades))
     assert (drawn[:, :6] == 200).all()
-    tinted = [round(200 * (1 - image_io.TINT) + image_io.TINT * level) for level in (128, 64, 128)]
+    tinted = [round(200 * (1 - image_io.OVERLAY_ALPHA) + image_io.OVERLAY_ALPHA * level) for level in (128, 64, 128)]
     assert (drawn[:, 7:] == tinted).all()
     assert (drawn[:, 6] > drawn[:, 7]).all()  # the line between the two
-    palette = image_io.with_palette(numbers, shades)
+    palette = image_io.apply_palette(numbers, shades)
     assert np.array_equal(np.asarray(palette), numbers)
     assert palette.convert("RGB").getpixel((9, 3)) == (128, 64, 128)
 
@@ -340,29 +342,29 @@ def test_legends_of_a_film_are_of_one_size():
     """Whatever is in the frame; as many names as there is room for."""
     names = [f"class {number}" for number in range(30)]
     named = [(name, (9, 9, 9)) for name in names]
-    pages = [image_io.with_legend(Image.new("RGB", (640, 360)), named[:count], names, 21) for count in (0, 1, 13, 30)]
+    pages = [image_io.draw_legend(Image.new("RGB", (640, 360)), named[:count], names, 21) for count in (0, 1, 13, 30)]
     assert len({page.size for page in pages}) == 1
     assert pages[0].size[0] == 640
     assert len({page.tobytes() for page in pages}) == 4
-    assert image_io.with_legend(Image.new("RGB", (64, 36)), named[:1], names, 2).width == 64 * 8
+    assert image_io.draw_legend(Image.new("RGB", (64, 36)), named[:1], names, 2).width == 64 * 8
 
 
 def test_the_report_shows_the_best_the_median_and_the_worst():
-    found = Pixels(("a", "b"))
+    found = SegmentationResults(("a", "b"))
     for number in range(9):
         found.add(number, halves(20, 10 + number), halves(20, 10))
-    assert segmentation_plots.chosen(found) == {"best": [0, 1], "median": [3, 4], "worst": [8, 7]}
+    assert segmentation_plots.select_images(found) == {"best": [0, 1], "median": [3, 4], "worst": [8, 7]}
     picture = Image.new("RGB", (20, 20))
     titles = dict(
-        segmentation_plots.judgement(found, lambda number: (picture, halves(20, 10), halves(20, 10 + number)))
+        segmentation_plots.plot_evaluation(found, lambda number: (picture, halves(20, 10), halves(20, 10 + number)))
     )
     assert [*titles] == [
         "Intersection over union by class", "What was taken for what", "The best pictures", "The median pictures",
         "The worst pictures",
     ]  # fmt: skip
-    few = Pixels(("a", "b"))
+    few = SegmentationResults(("a", "b"))
     few.add(0, halves(20, 10), halves(20, 10))
-    assert segmentation_plots.chosen(few) == {"best": [0]}
+    assert segmentation_plots.select_images(few) == {"best": [0]}
 
 
 # the command line
@@ -372,7 +374,7 @@ def test_the_report_shows_the_best_the_median_and_the_worst():
 def run(mask_files, tmp_path_factory):
     """A short training of a small FCN on a few scenes."""
     out = tmp_path_factory.mktemp("runs") / "fcn"
-    recipe = package.find("fcn8s-vgg16")(dataset=str(mask_files), epochs=2, batch=4, **SMALL)
+    recipe = package.get_recipe("fcn8s-vgg16")(dataset=str(mask_files), epochs=2, batch=4, **SMALL)
     package.train(recipe, out, device="cpu", precision="float32")
     return out
 
@@ -400,13 +402,13 @@ def test_eval_and_predict(run, fukami, mask_files, tmp_path):
     assert "broken.png is damaged" in answer.err
     assert [each["file"] for each in answer.json] == [str(path) for path in files]
     for path, each in zip(files, answer.json, strict=True):
-        size = image_io.read(path).size
+        size = image_io.read_image(path).size
         assert (each["width"], each["height"]) == size
-        assert image_io.read(tmp_path / "drawn" / f"{path.stem}.png").width % size[0] == 0
+        assert image_io.read_image(tmp_path / "drawn" / f"{path.stem}.png").width % size[0] == 0
         with Image.open(tmp_path / "drawn" / f"{path.stem}-classes.png") as mapped:
             assert (mapped.mode, mapped.size) == ("P", size)
             counts = np.bincount(np.asarray(mapped).ravel(), minlength=9) / (size[0] * size[1])
-        shares = [each["shares"].get(label, 0) for label in scenes.MASKED]
+        shares = [each["shares"].get(label, 0) for label in scenes.MASK_LABELS]
         assert counts == pytest.approx(shares, abs=1e-6)
     page = (tmp_path / "drawn" / "index.html").read_text()
     assert page.count("<img") == 2
@@ -417,7 +419,7 @@ def test_a_folder_of_frames_becomes_a_film(run, fukami, mask_files, tmp_path):
     av = pytest.importorskip("av")
     frames = tmp_path / "drive"
     frames.mkdir()
-    first = image_io.read(sorted((mask_files / "val" / "images").iterdir())[0])
+    first = image_io.read_image(sorted((mask_files / "val" / "images").iterdir())[0])
     for number in range(5):
         first.rotate(number).save(frames / f"{number}.png")
     (frames / "3.png").write_bytes(b"")
@@ -438,13 +440,13 @@ def test_a_folder_of_frames_becomes_a_film(run, fukami, mask_files, tmp_path):
 
 def test_served_and_explained(run, fukami, mask_files):
     from fukami.serving import metrics, worker
-    from fukami.serving.app import drawn
+    from fukami.serving.app import predict_section
 
     task = package.load(run, device="cpu")
     path = sorted((mask_files / "val" / "images").iterdir())[0]
     server = worker.Worker(task, metrics.Metrics())
     with path.open("rb") as file:
-        answer, section = drawn(server, worker.Slot(), "street.png", file)
+        answer, section = predict_section(server, worker.Slot(), "street.png", file)
     server.decoder.close()
     assert answer["shares"] == task.predict([path])[0]["shares"]
     assert section.count("<meter") == len(answer["shares"])
@@ -459,7 +461,7 @@ def test_served_and_explained(run, fukami, mask_files):
 def test_exported(name, mask_files, pageless, tmp_path, fukami):
     """ONNX and halves answer as float32 does, on pictures of other shapes than it was traced with."""
     smaller = {} if "resnet" in name else {"width": 1 / 8} | ({"hidden": 16} if "fcn" in name else {})
-    recipe = package.find(name)(dataset=str(mask_files), shortest=64, epochs=1, batch=4, lr=1e-4, **smaller)
+    recipe = package.get_recipe(name)(dataset=str(mask_files), shortest=64, epochs=1, batch=4, lr=1e-4, **smaller)
     package.train(recipe, tmp_path / "run", device="cpu", precision="float32")
     files = sorted((mask_files / "val" / "images").iterdir())[:2]
     task = package.load(tmp_path / "run", device="cpu")
@@ -487,7 +489,7 @@ def test_staged_training_begins_each_network_with_the_one_before(mask_files, pag
     finer = json.loads((tmp_path / "one" / "fcn16s-vgg16" / "recipe.json").read_text())
     assert finer["fields"]["init"].endswith("fcn32s-vgg16")
     assert finer["fields"]["lr"] == pytest.approx(1e-5)
-    begun = package.find("fcn8s-vgg16")(dataset=str(mask_files), training="staged", **SMALL)
+    begun = package.get_recipe("fcn8s-vgg16")(dataset=str(mask_files), training="staged", **SMALL)
     assert [*begun.stages(tmp_path)] == ["fcn32s-vgg16", "fcn16s-vgg16"]
     after = load_file(tmp_path / "one" / "fcn16s-vgg16" / "weights.safetensors")
     moved = (after["model.features.0.weight"] - coarse["model.features.0.weight"]).abs().max()
@@ -499,7 +501,7 @@ def test_staged_training_begins_each_network_with_the_one_before(mask_files, pag
 @pytest.mark.parametrize(("factor", "rates"), [(0.01, [1e-3, 1e-5, 1e-7]), (0.5, [1e-3, 5e-4, 2.5e-4])])
 def test_each_stage_lowers_the_learning_rate(tmp_path, factor, rates):
     """By 100: FCN-16s in section 4.2, FCN-8s in the authors' solvers. At once nothing is lowered."""
-    kind = package.find("fcn8s-vgg16")
+    kind = package.get_recipe("fcn8s-vgg16")
     recipe = kind(training="staged", stage_lr_factor=factor, lr=1e-3, init="imagenet", backbone_lr=0.1, **SMALL)
     found = []
     for stage in (*recipe.stages(tmp_path).values(), recipe):
@@ -530,7 +532,7 @@ def test_published_weights_become_a_run(fukami, mask_files, tmp_path):
     with torch.inference_mode():
         scores = theirs(frame)["out"][0, :, : normal.shape[2], : normal.shape[3]]
     (answer,) = task.predict([path])
-    expected = decided(scores, answer["height"], answer["width"]).numpy() - 1
+    expected = resize_and_argmax(scores, answer["height"], answer["width"]).numpy() - 1
     assert (task.map(answer) == expected).mean() > 0.999
     torch.save(
         {"classifier.4.weight": torch.zeros(2, 512, 1, 1), "backbone.layer4.x": torch.zeros(1)}, tmp_path / "bad.pth"
@@ -572,26 +574,26 @@ def test_shown(fukami, mask_files, tmp_path):
     assert answer.status == 0
     assert answer.json[0]["variants"] == 3
     assert "background" in answer.json[0]["labels"][0]
-    assert image_io.read(tmp_path / "s.png").width > 300
+    assert image_io.read_image(tmp_path / "s.png").width > 300
     assert fukami("show", mask_files, "--channels", "1").status == 2
 
 
 def test_camvid_learns_a_little(camvid, pageless, tmp_path):
     """A few steps on real pictures of the road."""
-    recipe = package.find("segnet-basic")(dataset="camvid", shortest=64, filters=16, epochs=1, batch=16, lr=0.01)
+    recipe = package.get_recipe("segnet-basic")(dataset="camvid", shortest=64, filters=16, epochs=1, batch=16, lr=0.01)
     result = package.train(recipe, tmp_path / "run", device="cpu")
     assert result["count"] == 233
     assert result["accuracy"] > 0.3
-    assert segmentation_data.known("camvid")
+    assert segmentation_data.is_segmentation_dataset("camvid")
 
 
 def test_borders_are_compared_where_denormal_numbers_are_taken_for_zero(random):
     """As every training tells the processor: SciPy's tree does not end there with points at 0."""
     truth, answer = random.integers(1, 9, (2, 40, 50)).astype(np.uint8)
-    expected = boundary_f1(answer, truth)
+    expected = compute_boundary_f1(answer, truth)
     torch.set_flush_denormal(True)
     try:
-        assert boundary_f1(answer, truth) == expected
-        assert boundary_f1(halves(200, 0)[:, :2] * 0 + 1, halves(200, 1)[:, :2]) == 0.0
+        assert compute_boundary_f1(answer, truth) == expected
+        assert compute_boundary_f1(halves(200, 0)[:, :2] * 0 + 1, halves(200, 1)[:, :2]) == 0.0
     finally:
         torch.set_flush_denormal(False)

@@ -10,11 +10,11 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from fukami import models
-from fukami.engine import weights as engine_weights
+from fukami.engine import pretrained
 from fukami.errors import Error
 from fukami.explain import summary as analysis
-from fukami.layers.init_scale import calibrate
-from fukami.layers.upsample import Enlarge, interpolated, whole
+from fukami.layers.activation_scaling import rescale_activations
+from fukami.layers.upsample import BilinearConvTranspose2d, apply_with_padding, interpolate_bilinear
 from fukami.models.fcn import FCNVGG
 from fukami.models.segnet import unpool
 from test_models import count, randomise, weightless
@@ -119,7 +119,7 @@ def test_enlarging_begins_as_bilinear_interpolation(factor):
     maps = torch.randn(2, 3, 5, 6)
     expected = F.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=False)
     inside = (..., slice(factor // 2, -factor // 2), slice(factor // 2, -factor // 2))  # beyond, it fades out
-    torch.testing.assert_close(Enlarge(3, factor)(maps)[inside], expected[inside])
+    torch.testing.assert_close(BilinearConvTranspose2d(3, factor)(maps)[inside], expected[inside])
 
 
 @pytest.mark.parametrize("size", [(40, 56), (33, 90), (5, 7), (3, 4)])
@@ -127,12 +127,12 @@ def test_interpolation_that_is_trained_is_torchs(size):
     """Values and gradients."""
     maps = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
     expected = F.interpolate(maps, size, mode="bilinear", align_corners=False)
-    found = interpolated(maps, *size)
+    found = interpolate_bilinear(maps, *size)
     weights = torch.randn_like(expected)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     one, other = (torch.autograd.grad((each * weights).sum(), maps)[0] for each in (found, expected))
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
-    assert torch.equal(interpolated(maps.detach(), *size), expected.detach())
+    assert torch.equal(interpolate_bilinear(maps.detach(), *size), expected.detach())
 
 
 def test_a_finer_network_begins_with_the_answers_of_the_coarser_one(tmp_path):
@@ -140,7 +140,7 @@ def test_a_finer_network_begins_with_the_answers_of_the_coarser_one(tmp_path):
     torch.manual_seed(0)
     coarse, fine = small("fcn32s_vgg16").eval(), small("fcn16s_vgg16").eval()
     torch.save(coarse.state_dict(), tmp_path / "coarse.pt")
-    engine_weights.initialise_segmenter(fine, "vgg16", str(tmp_path / "coarse.pt"))
+    pretrained.initialize_segmenter(fine, "vgg16", str(tmp_path / "coarse.pt"))
     pictures = torch.rand(1, 3, 128, 160)
     assert torch.equal(coarse.head(coarse.features(pictures)), fine.head(fine.features(pictures)))
     inside = (..., slice(32, -32), slice(32, -32))
@@ -226,7 +226,7 @@ def test_other_sizes_are_filled_up_and_cut_off():
         return pictures
 
     pictures = torch.rand(1, 3, 33, 64)
-    assert torch.equal(whole(scores, pictures, 32), pictures)
+    assert torch.equal(apply_with_padding(scores, pictures, 32), pictures)
     assert seen[0].shape == (1, 3, 64, 64)
     assert not seen[0][..., 33:, :].any()
 
@@ -235,7 +235,7 @@ def test_other_sizes_are_filled_up_and_cut_off():
 def test_explained(name):
     """Every layer with weights is there, with its place and its cost, as deep as the paper says."""
     network = weightless(name)
-    steps = analysis.layers(network.outline(), (3, 64, 96))
+    steps = analysis.summarize_layers(network.outline(), (3, 64, 96))
     auxiliary = sum(p.numel() for key, p in network.named_parameters() if key.startswith("aux"))
     assert sum(step.parameters for step in steps) == PARAMETERS[name] - auxiliary
     assert steps[-1].shape == ((11 if "segnet" in name else 21), *((8, 12) if "resnet" in name else (64, 96)))
@@ -247,7 +247,7 @@ def test_vgg_sees_as_far_as_the_paper_says():
     """Figure 3 counts strides of 32, 16 and 8; 404 pixels is the field of fc7 (section 3.1)."""
     with torch.device("meta"):
         network = FCNVGG(21, 8, 64, 0.5, 0.125)
-    steps = {step.name: step for step in analysis.layers(network.outline(), (3, 64, 64))}
+    steps = {step.name: step for step in analysis.summarize_layers(network.outline(), (3, 64, 64))}
     assert steps["head.fc7"].receptive_field == (404, 404)
     assert [steps[name].jump[0] for name in ("head.score", "score4", "score3")] == [32, 16, 8]
 
@@ -260,9 +260,7 @@ def test_normalised_networks_begin_with_vgg(source, make, tmp_path, caplog):
     classifier = getattr(models, source)(3, size=32, hidden=8)
     torch.save(classifier.state_dict(), tmp_path / "vgg.pt")
     network = make(5)
-    plain = engine_weights.initialise_segmenter(
-        network, "vgg16_bn", str(tmp_path / "vgg.pt"), ("a", "b", "c", "d", "e")
-    )
+    plain = pretrained.initialize_segmenter(network, "vgg16_bn", str(tmp_path / "vgg.pt"), ("a", "b", "c", "d", "e"))
     assert plain == (source == "vgg16")
     theirs = [layer for layer in classifier.features if isinstance(layer, nn.Conv2d)]
     ours = [layer for layer in network.features if isinstance(layer, nn.Conv2d)]
@@ -275,11 +273,11 @@ def test_normalised_networks_begin_with_vgg(source, make, tmp_path, caplog):
 
 def test_layers_that_have_learned_go_on_more_slowly(tmp_path):
     """Those of the classifier alone, and only where there are weights to begin with."""
-    from fukami.engine.recipe import find
+    from fukami.engine.recipe import get_recipe
 
     torch.save(models.vgg16(3, size=32, hidden=8).state_dict(), tmp_path / "vgg.pt")
     for init, groups in ((str(tmp_path / "vgg.pt"), 2), ("", 1)):
-        task = find("fcn8s-vgg16")(hidden=8, init=init, lr=0.5, backbone_lr=0.1).task(("a", "b"))
+        task = get_recipe("fcn8s-vgg16")(hidden=8, init=init, lr=0.5, backbone_lr=0.1).task(("a", "b"))
         optimizer = task.make_optimizer(task.model.parameters())
         assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.05][:groups]
         slow = {id(parameter) for parameter in optimizer.param_groups[-1]["params"]}
@@ -291,11 +289,11 @@ def test_layers_that_have_learned_go_on_more_slowly(tmp_path):
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     torch.save(models.vgg11(3, size=32, hidden=8).state_dict(), tmp_path / "vgg11.pt")
     with pytest.raises(Error, match=r"does not fit FCNVGG: features\.\d+\.(weight|bias)"):
-        engine_weights.initialise_segmenter(models.fcn32s_vgg16(3, hidden=8), "vgg16", str(tmp_path / "vgg11.pt"))
+        pretrained.initialize_segmenter(models.fcn32s_vgg16(3, hidden=8), "vgg16", str(tmp_path / "vgg11.pt"))
     with pytest.raises(Error, match="no published COCO weights of an FCN on vgg16"):
-        engine_weights.initialise_segmenter(models.fcn32s_vgg16(3, hidden=8), "vgg16", "coco")
+        pretrained.initialize_segmenter(models.fcn32s_vgg16(3, hidden=8), "vgg16", "coco")
     with pytest.raises(Error, match="no published weights for this network"):
-        engine_weights.initialise_segmenter(small("segnet_basic"), "", "imagenet")
+        pretrained.initialize_segmenter(small("segnet_basic"), "", "imagenet")
 
 
 def test_scores_of_other_classes_begin_anew(tmp_path, caplog):
@@ -304,7 +302,7 @@ def test_scores_of_other_classes_begin_anew(tmp_path, caplog):
     other = small("fcn8s_vgg16")
     torch.save(other.state_dict(), tmp_path / "other.pt")
     same = small("fcn8s_vgg16")
-    engine_weights.initialise_segmenter(same, "vgg16", str(tmp_path / "other.pt"), tuple("abcde"))
+    pretrained.initialize_segmenter(same, "vgg16", str(tmp_path / "other.pt"), tuple("abcde"))
     assert all(torch.equal(value, other.state_dict()[key]) for key, value in same.state_dict().items())
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.json").write_text('{"labels": ["v", "w", "x", "y", "z"]}')
@@ -313,7 +311,7 @@ def test_scores_of_other_classes_begin_anew(tmp_path, caplog):
     )
     fresh = small("fcn8s_vgg16")
     before = fresh.head.score.weight.clone()
-    engine_weights.initialise_segmenter(fresh, "vgg16", str(tmp_path / "run"), tuple("abcde"))
+    pretrained.initialize_segmenter(fresh, "vgg16", str(tmp_path / "run"), tuple("abcde"))
     assert torch.equal(fresh.head.score.weight, before)
     assert torch.equal(fresh.head.fc7.weight, other.head.fc7.weight)
     assert "begin anew" in caplog.text
@@ -342,7 +340,7 @@ def test_calibrated_layers_compute_what_they_computed(name):
         expected = classifier.features(pictures)
     network = getattr(models, name)(5, **({"hidden": 16, "dropout": 0.0} if "fcn" in name else {}))
     network.load_state_dict(network.adopt(classifier.state_dict()), strict=False)
-    calibrate(network.chain(), pictures)
+    rescale_activations(network.chain(), pictures)
     for training in (True, False):
         with torch.no_grad():
             found = network.features.train(training)(pictures)

@@ -32,7 +32,7 @@ from bright import Bright
 from fukami.cli import serve as command
 from fukami.engine import checkpoint
 from fukami.image import io as image_io
-from fukami.serving import access, bodies, connections, worker
+from fukami.serving import access, connections, request_body, worker
 from fukami.serving import app as serving
 from fukami.serving import decoder as decoding
 from fukami.serving.decoder import Decoder
@@ -58,7 +58,7 @@ def task():
 
 @pytest.fixture(scope="module")
 def client(task):
-    with TestClient(serving.app(task, ABOUT), base_url="http://localhost") as client:
+    with TestClient(serving.create_app(task, ABOUT), base_url="http://localhost") as client:
         yield client
 
 
@@ -74,7 +74,7 @@ def parts(*files):
 
 def served(task, **options):
     """A client of another task, which gets a response also where the server fails."""
-    return TestClient(serving.app(task, ABOUT, **options), "http://localhost", raise_server_exceptions=False)
+    return TestClient(serving.create_app(task, ABOUT, **options), "http://localhost", raise_server_exceptions=False)
 
 
 class Captions(package.Task):
@@ -170,7 +170,7 @@ def test_a_wrong_request_is_told_what_is_right(client, request_, status, hint):
 @pytest.mark.parametrize("path", ["/predict", "/"])
 def test_too_large(client, monkeypatch, path):
     """Whether the client says how long the body is or not."""
-    monkeypatch.setattr(bodies, "MOST", 1000)
+    monkeypatch.setattr(request_body, "MAX_BODY_BYTES", 1000)
     form = {"content-type": "multipart/form-data; boundary=x"}
     head = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
     for response in (
@@ -333,8 +333,8 @@ def test_from_start_to_stop(task, signal_, status):
 
 def test_other_host_names_are_refused(task):
     """Under one of them a page from elsewhere would be of our origin; an IP address cannot be taken over so."""
-    own = TestClient(serving.app(task, ABOUT, hosts=["localhost", "127.0.0.1", "::1", "Demo.example.com"]))
-    every = TestClient(serving.app(task, ABOUT, hosts=["localhost", "0.0.0.0"]))
+    own = TestClient(serving.create_app(task, ABOUT, hosts=["localhost", "127.0.0.1", "::1", "Demo.example.com"]))
+    every = TestClient(serving.create_app(task, ABOUT, hosts=["localhost", "0.0.0.0"]))
 
     def statuses(client, hosts):
         return {host: client.get("/run", headers={"host": host}).status_code for host in hosts}
@@ -391,7 +391,7 @@ def test_the_token(task, files, monkeypatch):
     compared = []
     real = access.secrets.compare_digest
     monkeypatch.setattr(access.secrets, "compare_digest", lambda *both: compared.append(both) or real(*both))
-    client = TestClient(serving.app(task, ABOUT, token="s3cret:token"), "http://localhost")
+    client = TestClient(serving.create_app(task, ABOUT, token="s3cret:token"), "http://localhost")
     bearer = {"authorization": "Bearer s3cret:token"}
     for good in (bearer, {"authorization": "bearer  s3cret:token"}, basic(":s3cret:token"), basic("me:s3cret:token")):
         assert client.get("/run", headers=good).json() == ABOUT
@@ -469,7 +469,7 @@ def metric(client, name, **labels):
 
 
 def test_more_requests_than_places_are_refused_until_one_is_free(monkeypatch):
-    monkeypatch.setattr(worker, "REQUESTS", 3)
+    monkeypatch.setattr(worker, "MAX_REQUESTS", 3)
     task = Waiting()
     client = served(task)
     with ThreadPoolExecutor(3) as pool:
@@ -491,7 +491,7 @@ def test_more_requests_than_places_are_refused_until_one_is_free(monkeypatch):
 
 
 def test_bodies_are_held_up_to_a_bound(monkeypatch):
-    monkeypatch.setattr(worker, "BYTES", 5000)
+    monkeypatch.setattr(worker, "MAX_BUFFERED_BYTES", 5000)
     task = Waiting()
     task.may.set()
     client = served(task)
@@ -566,13 +566,13 @@ def test_a_decoder_reads_as_image_read_does(decoder, tmp_path):
     for mode, suffix in (("L", "png"), ("RGB", "jpg"), ("RGBA", "png"), ("P", "gif"), ("I;16", "tiff")):
         path = tmp_path / f"{mode.replace(';', '')}.{suffix}"
         picture.convert(mode).save(path)
-        found, expected = decoder.read(path.read_bytes(), "x"), image_io.read(path)
+        found, expected = decoder.read(path.read_bytes(), "x"), image_io.read_image(path)
         assert (found.mode, found.size, found.tobytes()) == (expected.mode, expected.size, expected.tobytes())
     for content in (b"", b"x", sized(8)[:40], sized(5000)):
         with pytest.raises(package.Error) as ours:
             decoder.read(content, "näme\n.png")
         with pytest.raises(package.Error) as other:
-            image_io.read(content, name="näme\n.png", max_pixels=10_000)
+            image_io.read_image(content, name="näme\n.png", max_pixels=10_000)
         assert str(ours.value) == str(other.value)
 
 
@@ -672,8 +672,8 @@ POST = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nConte
 )
 def test_a_head_has_to_come_in_time(monkeypatch, begin):
     """Of a silent client, and of one that sends something all the while."""
-    monkeypatch.setattr(connections, "HEAD", 0.3)
-    with listening(serving.app(Waiting(), ABOUT)) as port, connect(port, begin) as slow:
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.3)
+    with listening(serving.create_app(Waiting(), ABOUT)) as port, connect(port, begin) as slow:
         slow.settimeout(0.02)
         for _ in range(3000):
             with contextlib.suppress(TimeoutError, ConnectionResetError, BrokenPipeError):
@@ -686,8 +686,8 @@ def test_a_head_has_to_come_in_time(monkeypatch, begin):
 
 
 def test_a_body_has_to_come_in_time(monkeypatch):
-    monkeypatch.setattr(connections, "BODY", 0.3)
-    with listening(serving.app(Waiting(), ABOUT)) as port:
+    monkeypatch.setattr(connections, "BODY_TIMEOUT", 0.3)
+    with listening(serving.create_app(Waiting(), ABOUT)) as port:
         with connect(port, POST + b"Content-Length: 9999\r\n\r\nxx") as slow:
             assert b"408 Request Timeout" in (said := answer(slow))
         assert "try again" in json.loads(said.partition(b"\r\n\r\n")[2])["error"]
@@ -704,8 +704,8 @@ async def long_response(scope, receive, send):
 @pytest.mark.parametrize("request_", [GET, GET.replace(b"close", b"keep-alive")], ids=["close", "keep-alive"])
 def test_a_response_has_to_be_taken_in_time(monkeypatch, request_):
     """What the client has not taken by then does not come."""
-    monkeypatch.setattr(connections, "HEAD", 0.1)
-    monkeypatch.setattr(connections, "SENT", 0.3)
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.1)
+    monkeypatch.setattr(connections, "SEND_TIMEOUT", 0.3)
     lost, real = threading.Event(), connections.Connection.connection_lost
     monkeypatch.setattr(connections.Connection, "connection_lost", lambda *both: lost.set() or real(*both))
     with listening(long_response) as port, connect(port, request_) as slow:
@@ -714,7 +714,7 @@ def test_a_response_has_to_be_taken_in_time(monkeypatch, request_):
 
 
 def test_a_response_may_take_longer_than_a_head(monkeypatch):
-    monkeypatch.setattr(connections, "HEAD", 0.1)
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.1)
     started, real = threading.Event(), connections.Connection.start
 
     def start(self, phase):
@@ -735,7 +735,7 @@ def test_a_response_may_take_longer_than_a_head(monkeypatch):
 def test_a_client_that_idles_makes_room_for_a_new_one(monkeypatch):
     """The one that has waited longest for a head, then one that waits for its body; never one that is answered."""
     task = Waiting()
-    with listening(serving.app(task, ABOUT), limit=4) as port:
+    with listening(serving.create_app(task, ABOUT), limit=4) as port:
         content = sized(8)
         asked = connect(port, POST + f"Content-Length: {len(content)}\r\n\r\n".encode() + content)
         eventually(lambda: task.asked)
@@ -758,7 +758,7 @@ def test_a_client_that_idles_makes_room_for_a_new_one(monkeypatch):
 def test_a_refusal_reaches_a_client_that_still_sends(path):
     """A connection that is closed before all is read is reset, and the answer lost."""
     head = POST.replace(b"/predict", path).replace(b"image/png", b"text/plain") + b"Content-Length: 20000000\r\n\r\n"
-    with listening(serving.app(Waiting(), ABOUT)) as port:
+    with listening(serving.create_app(Waiting(), ABOUT)) as port:
         for _ in range(5):
             with connect(port, head) as client:
                 for _ in range(20):
@@ -768,7 +768,7 @@ def test_a_refusal_reaches_a_client_that_still_sends(path):
 
 def test_a_client_that_leaves_is_not_worked_for():
     task = Waiting()
-    with listening(serving.app(task, ABOUT)) as port:
+    with listening(serving.create_app(task, ABOUT)) as port:
         sent = []
         for width in (11, 12, 13):
             content = sized(width)
@@ -787,9 +787,9 @@ def test_a_client_that_leaves_is_not_worked_for():
 
 
 def test_requests_that_began_while_there_was_room_are_refused_where_there_is_none(monkeypatch):
-    monkeypatch.setattr(worker, "REQUESTS", 3)
+    monkeypatch.setattr(worker, "MAX_REQUESTS", 3)
     task, content = Waiting(), sized(8)
-    with listening(serving.app(task, ABOUT)) as port, contextlib.ExitStack() as stack:
+    with listening(serving.create_app(task, ABOUT)) as port, contextlib.ExitStack() as stack:
         begun = POST + f"Content-Length: {len(content)}\r\n\r\n".encode() + content[:9]
         clients = [stack.enter_context(connect(port, begun)) for _ in range(8)]
         eventually(lambda: gauge(port, "fukami_requests_in_flight") == 9)
@@ -808,9 +808,9 @@ def gauge(port, name):
 
 
 def test_of_many_at_once_each_gets_an_answer_or_a_refusal(monkeypatch):
-    monkeypatch.setattr(worker, "REQUESTS", 5)
+    monkeypatch.setattr(worker, "MAX_REQUESTS", 5)
     task = Waiting()
-    with listening(serving.app(task, ABOUT), limit=1000) as port, ThreadPoolExecutor(100) as pool:
+    with listening(serving.create_app(task, ABOUT), limit=1000) as port, ThreadPoolExecutor(100) as pool:
         content = sized(8)
         message = POST + f"Content-Length: {len(content)}\r\n\r\n".encode() + content
 
@@ -832,17 +832,17 @@ def test_of_many_at_once_each_gets_an_answer_or_a_refusal(monkeypatch):
 
 def test_no_path_of_the_server_is_told(monkeypatch, tmp_path):
     folder = tmp_path / "secret-place"
-    shutil.copytree(checkpoint.SHIPPED / "deep-convnet", folder)
-    about = command.describe((str(folder), "deep-convnet"), "auto", None)
+    shutil.copytree(checkpoint.SHIPPED_WEIGHTS_DIR / "deep-convnet", folder)
+    about = command.build_run_info((str(folder), "deep-convnet"), "auto", None)
     assert about == {**ABOUT, "members": 2, "versions": about["versions"]}
-    client = TestClient(serving.app(Waiting(), about), "http://localhost")
+    client = TestClient(serving.create_app(Waiting(), about), "http://localhost")
     for path in ("/", "/run", "/openapi.json", "/docs", "/nothing", "/metrics", "/ready"):
         assert "secret-place" not in client.get(path).text
 
 
 def test_the_environment_gives_the_token_and_nobody_gets_it(monkeypatch, fukami):
     given = {}
-    monkeypatch.setattr(serving, "app", lambda task, about, **options: given.update(options))
+    monkeypatch.setattr(serving, "create_app", lambda task, about, **options: given.update(options))
     monkeypatch.setattr(
         uvicorn, "Server", lambda config: given.update(config=config) or SimpleNamespace(run=lambda **_: 0)
     )

@@ -26,15 +26,15 @@ from PIL import Image
 from check_task import same
 from fukami import Error, UsageError
 from fukami.classification.deep_convnet import DeepConvNet
-from fukami.data import augment, labelled, remote, shards, tar, webdataset, webdataset_write
-from fukami.data.loader import Resident
-from fukami.data.streaming import Decoder, Streamed
-from fukami.data.webdataset import Sharded
+from fukami.data import augment, labelled_images, remote, shards, tar, webdataset, webdataset_writer
+from fukami.data.loader import InMemoryLoader
+from fukami.data.streaming import FileStreamingLoader, ImageDecoder
+from fukami.data.webdataset import ShardStreamingLoader
 from fukami.engine.state_file import load_state
-from fukami.image.transform import Preparation
+from fukami.image.transform import SquareTransform
 
 LABELS = ("dark", "light", "red")
-PREPARE = Preparation(channels=3, size=16)
+PREPARE = SquareTransform(channels=3, size=16)
 COUNT = 63
 
 
@@ -67,7 +67,7 @@ def root(tmp_path_factory):
 def folder(root, tmp_path_factory):
     """All of them as training shards of eight, the last of seven."""
     out = tmp_path_factory.mktemp("shards") / "out"
-    found = webdataset_write.write(str(root), out, holdout=0.0, samples=8)
+    found = webdataset_writer.write_shards(str(root), out, holdout=0.0, samples=8)
     assert found == {"out": str(out), "train": COUNT, "test": 0, "shards": 8, "left_out": 0}
     return out
 
@@ -88,8 +88,8 @@ def _collected():
 
 
 def loader(spec, *, rank=0, world=1, **options):
-    source, _, labels = labelled.read(str(spec), 0.0)
-    made = Sharded(source.items, torch.from_numpy(source.targets), labels, PREPARE, **options)
+    source, _, labels = labelled_images.load_labelled_images(str(spec), 0.0)
+    made = ShardStreamingLoader(source.items, torch.from_numpy(source.targets), labels, PREPARE, **options)
     made.place(Process(rank, world))
     return made
 
@@ -139,26 +139,26 @@ def originals_of(root, name):
 
 
 def test_the_same_data_give_the_same_bytes(folder, root, tmp_path):
-    webdataset_write.write(str(root), tmp_path / "again", holdout=0.0, samples=8)
+    webdataset_writer.write_shards(str(root), tmp_path / "again", holdout=0.0, samples=8)
     for file in folder.iterdir():
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
-    webdataset_write.write(str(root), tmp_path / "other", holdout=0.0, samples=8, seed=1)
+    webdataset_writer.write_shards(str(root), tmp_path / "other", holdout=0.0, samples=8, seed=1)
     assert (tmp_path / "other" / "train-000000.tar").read_bytes() != (folder / "train-000000.tar").read_bytes()
 
 
 def test_parts_sizes_and_arrays(root, tmp_path):
     """The parts are those that training would have; by default a part has eight shards; arrays become PNG files."""
-    found = webdataset_write.write("digits", tmp_path / "digits")
+    found = webdataset_writer.write_shards("digits", tmp_path / "digits")
     assert (found["train"], found["test"], found["shards"]) == (1438, 359, 16)
-    train, test, labels = labelled.read(str(tmp_path / "digits"), 0.2)
-    for part, expected in zip((train, test), labelled.read("digits", 0.2)[:2], strict=True):
+    train, test, labels = labelled_images.load_labelled_images(str(tmp_path / "digits"), 0.2)
+    for part, expected in zip((train, test), labelled_images.load_labelled_images("digits", 0.2)[:2], strict=True):
         assert np.array_equal(np.bincount(part.targets), np.bincount(expected.targets))
         pictures = {np.asarray(Image.open(io.BytesIO(part.items[i]))).tobytes() for i in range(len(part))}
         assert pictures == {picture.tobytes() for picture in expected.items}
-    assert labels == labelled.DIGITS
-    small = webdataset_write.write("digits", tmp_path / "small", megabytes=0.01)
+    assert labels == labelled_images.DIGIT_LABELS
+    small = webdataset_writer.write_shards("digits", tmp_path / "small", megabytes=0.01)
     assert small["shards"] > 16
-    again = webdataset_write.write(str(tmp_path / "digits"), tmp_path / "resharded", samples=1000)
+    again = webdataset_writer.write_shards(str(tmp_path / "digits"), tmp_path / "resharded", samples=1000)
     assert (again["train"], again["test"], again["shards"]) == (1438, 359, 3)
 
 
@@ -171,7 +171,7 @@ def test_broken_files_are_left_out_and_namesakes_kept(root, tmp_path, caplog):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_bytes((root / source).read_bytes())
     (tmp_path / "in" / "a" / "no.png").write_text("no picture")
-    found = webdataset_write.write(str(tmp_path / "in"), tmp_path / "out", holdout=0.0, samples=9)
+    found = webdataset_writer.write_shards(str(tmp_path / "in"), tmp_path / "out", holdout=0.0, samples=9)
     assert (found["train"], found["left_out"], found["shards"]) == (3, 1, 1)
     assert "no.png is not a picture" in caplog.text
     with tarfile.open(tmp_path / "out" / "train-000000.tar") as shard:
@@ -182,16 +182,16 @@ def test_what_cannot_be_written_leaves_nothing(root, tmp_path, monkeypatch):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
     with pytest.raises(UsageError, match="not empty"):
-        webdataset_write.write(str(root), tmp_path / "used")
+        webdataset_writer.write_shards(str(root), tmp_path / "used")
     with pytest.raises(UsageError, match="at least one sample"):
-        webdataset_write.write(str(root), tmp_path / "new", samples=0)
+        webdataset_writer.write_shards(str(root), tmp_path / "new", samples=0)
 
     def interrupted(index, out):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shards, "save", interrupted)
+    monkeypatch.setattr(shards, "save_index", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        webdataset_write.write(str(root), tmp_path / "new")
+        webdataset_writer.write_shards(str(root), tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
 
 
@@ -201,7 +201,7 @@ def test_what_cannot_be_written_leaves_nothing(root, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("count", "buffer"), [(1, 1), (5, 1), (5, 9), (40, 7), (1000, 64)])
 def test_a_buffer_is_a_buffer(count, buffer):
     """Played through slot by slot, with the same slots drawn."""
-    found = webdataset.drawn(count, buffer, torch.Generator().manual_seed(3)).tolist()
+    found = webdataset.compute_buffer_order(count, buffer, torch.Generator().manual_seed(3)).tolist()
     held = min(buffer, count)
     slots = torch.randint(held, (count - held,), generator=torch.Generator().manual_seed(3)).tolist()
     content, left = list(range(held)), []
@@ -228,7 +228,7 @@ def test_every_sample_once_in_a_pass_in_another_order_each_time(folder):
 
 def test_a_lane_reads_few_shards_from_end_to_end(folder, monkeypatch):
     """With a buffer of one there is no shuffle but that of the shards: row i of all batches is a stretch of shards."""
-    monkeypatch.setattr(webdataset, "BUFFER", 0)
+    monkeypatch.setattr(webdataset, "SHUFFLE_BUFFER_BYTES", 0)
     made = loader(folder, batch=4, seed=0)
     order = made._plan(0)[0].reshape(-1, 4)
     assert len(order) == 15
@@ -244,7 +244,7 @@ def test_the_pixels_are_those_of_the_files(folder, root, smallest):
     """Of each picture in two passes, cropped by its draws or whole; as Decoder reads the file itself."""
     made = loader(folder, batch=6, seed=1, smallest=smallest)
     files = originals(folder, root)
-    decoder = Decoder(files, PREPARE, smallest or 1.0)
+    decoder = ImageDecoder(files, PREPARE, smallest or 1.0)
     for turn in range(2):
         order, draws = made._plan(turn)
         for number, (pictures, targets) in enumerate(made):
@@ -275,11 +275,11 @@ def test_a_lane_is_read_forwards(folder, monkeypatch):
     """From the first pass on and after a resumption: no byte twice, and what was emitted is passed over."""
     read = []
 
-    def watched(self, start, count, real=remote.Disk.read):
+    def watched(self, start, count, real=remote.DiskStream.read):
         read.append((self.file.name, start, start + count))
         return real(self, start, count)
 
-    monkeypatch.setattr(remote.Disk, "read", watched)
+    monkeypatch.setattr(remote.DiskStream, "read", watched)
     made = loader(folder, batch=4, seed=0)
     made.load_state_dict({"turn": 1, "position": 6, "broken": []})
     read.clear()
@@ -293,7 +293,7 @@ def test_a_lane_is_read_forwards(folder, monkeypatch):
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_share_the_batches_of_one(folder, world):
-    change = augment.parse(["flip", "shift=2"], size=16, classes=3)
+    change = augment.parse_augmentation(["flip", "shift=2"], size=16, classes=3)
     options = {"batch": 8, "seed": 4, "smallest": 0.5, "augment": change}
     whole = list(loader(folder, **options))
     assert len(whole) == 7
@@ -389,7 +389,7 @@ RANGE = Path(__file__).with_name("range_server.py")
 @pytest.mark.parametrize("kind", ["plain", "bare", "store", "broken"])
 def test_over_http_as_from_the_disk(folder, kind, monkeypatch):
     """From a server without Range, from one with it, and from one that breaks off most answers and refuses others."""
-    monkeypatch.setattr(remote, "WAIT", 0.001)
+    monkeypatch.setattr(remote, "RETRY_DELAY", 0.001)
     words = {
         "plain": ("-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", folder),
         "bare": (RANGE, folder, "bare"),
@@ -417,7 +417,9 @@ def test_a_store_is_asked_for_no_byte_twice(folder, tmp_path):
 
 def test_lanes_are_opened_together(folder, monkeypatch):
     """Eight answers that take 0.4 seconds each."""
-    monkeypatch.setattr(webdataset, "BUFFER", 0)  # so that the first sample of a lane is the first that it reads
+    monkeypatch.setattr(
+        webdataset, "SHUFFLE_BUFFER_BYTES", 0
+    )  # so that the first sample of a lane is the first that it reads
     with serving(RANGE, folder, 0, 0.4) as url:
         made = loader(url, batch=8, seed=0)
         began, wishes = time.monotonic(), made.wishes()
@@ -437,22 +439,22 @@ def test_a_server_sends_on_to_the_web_alone(there, monkeypatch):
         def log_message(self, *words):
             pass
 
-    monkeypatch.setattr(remote, "WAIT", 0.001)
+    monkeypatch.setattr(remote, "RETRY_DELAY", 0.001)
     with http.server.HTTPServer(("127.0.0.1", 0), Redirection) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(Error, match=r"unknown url type: ftp|302"):
-            remote.opened(f"http://127.0.0.1:{server.server_port}/x").read(0, 9)
+            remote.open_stream(f"http://127.0.0.1:{server.server_port}/x").read(0, 9)
         server.shutdown()
 
 
 def test_a_server_that_is_gone_is_an_error_that_names_the_url(folder, monkeypatch, caplog):
-    monkeypatch.setattr(remote, "WAIT", 0.001)
+    monkeypatch.setattr(remote, "RETRY_DELAY", 0.001)
     with serving(RANGE, folder, 0) as url:
         made = loader(url, batch=4, seed=0)
         with pytest.raises(Error, match=r"nothing/index\.json cannot be read .*404.*given by a pattern"):
-            shards.read(f"{url}/nothing/")
+            shards.load_shards(f"{url}/nothing/")
         with pytest.raises(Error, match=r"train-8\.tar cannot be read .*404"):
-            shards.read(f"{url}/train-{{8..9}}.tar")
+            shards.load_shards(f"{url}/train-{{8..9}}.tar")
     with pytest.raises(Error, match=rf"{url}/train-\d+\.tar cannot be read"):
         list(made)
     assert re.search(rf"{url}/train-\d+\.tar: .*refused.*; try 3 of 6 follows", caplog.text)
@@ -516,7 +518,7 @@ def test_in_memory_the_same_are_left_out(copied, caplog):
     index = json.loads((copied / "index.json").read_text())
     cut = copied / index["train"][0]["name"]
     cut.write_bytes(cut.read_bytes()[: index["train"][0]["starts"][5]])
-    source = labelled.read(str(copied), 0.0)[0]
+    source = labelled_images.load_labelled_images(str(copied), 0.0)[0]
     found = source.read(PREPARE)
     assert len(found.pictures) == len(found.targets) == len(found.names) == COUNT - 3
     assert "3 of 63 pictures are left out" in caplog.text
@@ -530,10 +532,10 @@ def test_streams_from_files_stop_at_the_limit_too(root, tmp_path):
         for number in range(6):
             content = b"" if number < 2 else (root / "dark" / "d.0.png").read_bytes()
             (tmp_path / label / f"{number}.png").write_bytes(content)
-    source = labelled.read(str(tmp_path), 0.0)[0]
+    source = labelled_images.load_labelled_images(str(tmp_path), 0.0)[0]
 
     def streamed(broken):
-        return Streamed(
+        return FileStreamingLoader(
             source.items, torch.from_numpy(source.targets), ("a", "b"), PREPARE, batch=12, seed=0, broken=broken
         )
 
@@ -547,7 +549,7 @@ def test_streams_from_files_stop_at_the_limit_too(root, tmp_path):
 def test_a_missing_shard_is_an_error_at_once(copied):
     (copied / "train-000003.tar").unlink()
     with pytest.raises(Error, match=r"train-000003\.tar is missing"):
-        shards.read(str(copied))
+        shards.load_shards(str(copied))
 
 
 @pytest.mark.parametrize(
@@ -571,21 +573,21 @@ def test_an_index_with_a_number_that_is_none_is_refused(copied, column, value):
     index["train"][1][column][2] = value
     (copied / "index.json").write_text(json.dumps(index))
     with pytest.raises(Error, match=r"index\.json is no index of shards"):
-        shards.read(str(copied))
+        shards.load_shards(str(copied))
 
 
 def test_a_pattern_names_a_million_shards_at_most():
-    assert len(shards.expanded("{0..999}-{a,b}")) == 2000
+    assert len(shards.expand_pattern("{0..999}-{a,b}")) == 2000
     for pattern in ("{0..999999999999}.tar", "{0..999}" * 9, "{a,b}" * 40):
         with pytest.raises(UsageError, match="names more than 1,000,000 shards"):
-            shards.expanded(pattern)
+            shards.expand_pattern(pattern)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"labels": ["a"], "train": []}', '{"train": [{"name": "x"}], "test": []}'])
 def test_a_damaged_index_is_refused(copied, text):
     (copied / "index.json").write_text(text)
     with pytest.raises(Error, match=r"index\.json is no index of shards"):
-        shards.read(str(copied))
+        shards.load_shards(str(copied))
 
 
 def test_what_cannot_be_streamed_is_refused(folder, tmp_path):
@@ -593,11 +595,11 @@ def test_what_cannot_be_streamed_is_refused(folder, tmp_path):
         DeepConvNet(dataset=str(folder), memory=0.0, balance="sampling").data()
     (tmp_path / "train-000.tar.gz").touch()
     for spec in (tmp_path, tmp_path / "train-{000..001}.tar.gz"):
-        assert shards.known(str(spec))
+        assert shards.is_shard_spec(str(spec))
         with pytest.raises(UsageError, match="is compressed"):
-            shards.read(str(spec))
+            shards.load_shards(str(spec))
     with pytest.raises(UsageError, match="no pattern of shards"):
-        shards.read(str(tmp_path / "{train,test" / "x.tar"))
+        shards.load_shards(str(tmp_path / "{train,test" / "x.tar"))
 
 
 # ---- shards that others wrote ---------------------------------------------------------------------------------------
@@ -632,7 +634,7 @@ def test_shards_of_others_are_scanned(tmp_path, caplog, form):
         (f"{long}/7/2.png", png(202)), ("3.png", png(203)), ("7/._4.png", b"of another system"), ("5.cls", b"1"),
     ]  # fmt: skip
     packed(tmp_path / "data-val-0.tar", others, format=form)
-    train, test, labels = shards.read(str(tmp_path))
+    train, test, labels = shards.load_shards(str(tmp_path))
     assert labels == tuple(map(str, range(11)))
     assert train[1].tolist() == [i % 11 for i in range(12)]
     assert [tar_value(train[0][i]) for i in range(12)] == list(range(12))
@@ -642,10 +644,10 @@ def test_shards_of_others_are_scanned(tmp_path, caplog, form):
     assert "data-val-0.tar/3 has no class" in caplog.text
     assert "data-val-0.tar/5 has no picture" in caplog.text
     assert len(test[0].problems) == 2
-    made = webdataset_write.describe(str(tmp_path), tmp_path)
+    made = webdataset_writer.write_index(str(tmp_path), tmp_path)
     assert (made["train"], made["test"], made["left_out"]) == (12, 2, 2)
     caplog.clear()
-    again, _, _ = shards.read(f"{tmp_path}/data-{{train,val}}-0.tar")
+    again, _, _ = shards.load_shards(f"{tmp_path}/data-{{train,val}}-0.tar")
     assert np.array_equal(again[0].start, train[0].start)
     assert "scanned" not in caplog.text
 
@@ -656,19 +658,19 @@ def tar_value(content):
 
 def test_a_test_part_is_held_out_of_shards(folder, tmp_path):
     """Both parts stream through the same shards; an index that was written elsewhere leads to them once it is there."""
-    found = webdataset_write.describe(f"{folder}/train-{{000000..000007}}.tar", tmp_path / "index")
+    found = webdataset_writer.write_index(f"{folder}/train-{{000000..000007}}.tar", tmp_path / "index")
     assert (found["train"], found["shards"]) == (COUNT, 8)
     with pytest.raises(Error, match=r"index/train-000000\.tar is missing"):
-        labelled.read(str(tmp_path / "index"), 0.3)
+        labelled_images.load_labelled_images(str(tmp_path / "index"), 0.3)
     for file in folder.glob("*.tar"):
         (tmp_path / "index" / file.name).write_bytes(file.read_bytes())
-    train, test, labels = labelled.read(str(tmp_path / "index"), 0.3)
+    train, test, labels = labelled_images.load_labelled_images(str(tmp_path / "index"), 0.3)
     assert labels == LABELS
     assert (len(train), len(test)) == (45, 18)
     assert np.bincount(test.targets).tolist() == [6, 6, 6]
     names = {(part.items.names[i]) for part in (train, test) for i in range(len(part))}
     assert len(names) == COUNT
-    whole = Sharded(train.items, torch.from_numpy(train.targets), labels, PREPARE, batch=9, seed=0)
+    whole = ShardStreamingLoader(train.items, torch.from_numpy(train.targets), labels, PREPARE, batch=9, seed=0)
     assert sum(len(targets) for _, targets in whole) == 45
 
 
@@ -679,7 +681,7 @@ def test_a_truncated_shard_without_index_is_told(folder, tmp_path, caplog):
     for number, (end, count) in enumerate([(last.offset_data + 9, 7), (last.offset + 100, 6), (last.offset, 7)]):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "train-0.tar").write_bytes(content[:end])
-        train, _, _ = shards.read(str(tmp_path / str(number)))
+        train, _, _ = shards.load_shards(str(tmp_path / str(number)))
         assert len(train[0]) == count
         assert len(train[0].problems) == 1
         assert "cut short" in train[0].problems[0]
@@ -689,13 +691,13 @@ def test_a_truncated_shard_without_index_is_told(folder, tmp_path, caplog):
 @pytest.mark.parametrize("base", ["http://host/a", "here", ""])
 def test_an_index_leads_to_no_shard_outside_of_its_folder(base, name):
     with pytest.raises(Error, match=r"is not below .*copy the index"):
-        shards.located(base, name)
+        shards.locate_shard(base, name)
 
 
 def test_an_index_leads_to_the_shards_in_its_folder():
-    assert shards.located("here", "b.tar") == "here/b.tar"
-    assert shards.located("http://host/a", "b/c.tar") == "http://host/a/b/c.tar"
-    assert shards.located("", "b.tar") == "b.tar"
+    assert shards.locate_shard("here", "b.tar") == "here/b.tar"
+    assert shards.locate_shard("http://host/a", "b/c.tar") == "http://host/a/b/c.tar"
+    assert shards.locate_shard("", "b.tar") == "b.tar"
 
 
 @pytest.mark.parametrize("place", ["folder", "web"])
@@ -711,27 +713,27 @@ def test_what_an_index_names_outside_is_refused_unread(copied, place, monkeypatc
             if place == "web":
                 spec = stack.enter_context(serving(RANGE, copied, 0)) + "/below"
             with pytest.raises(Error, match="is not below"):
-                shards.read(spec)
+                shards.load_shards(spec)
 
 
 def test_an_index_of_shards_elsewhere_is_kept_in_the_cache_folder(folder, tmp_path, monkeypatch, caplog):
     """It is found by where the shards are, which the user says; none of its names leads elsewhere."""
     with serving(RANGE, folder, 0) as url:
         spec = f"{url}/train-{{000000..000007}}.tar"
-        monkeypatch.setattr(shards, "INDEX", "other.json")  # there is none on the server
-        found = webdataset_write.describe(spec)
+        monkeypatch.setattr(shards, "INDEX_FILE", "other.json")  # there is none on the server
+        found = webdataset_writer.write_index(spec)
         assert Path(found["out"]).is_relative_to(Path(os.environ["XDG_CACHE_HOME"]) / "fukami")
         with pytest.raises(UsageError, match="is there already"):
-            webdataset_write.describe(spec)
-        monkeypatch.setattr(tar, "scan", None)
-        assert len(shards.read(spec)[0][0]) == COUNT
+            webdataset_writer.write_index(spec)
+        monkeypatch.setattr(tar, "scan_shard", None)
+        assert len(shards.load_shards(spec)[0][0]) == COUNT
         assert f"is read by the index {found['out']}" in caplog.text
 
 
 def test_an_index_is_written_beside_the_shards(copied):
     (copied / "index.json").unlink()
-    assert webdataset_write.describe(str(copied))["out"] == str(copied / "index.json")
-    assert len(shards.read(str(copied))[0][0]) == COUNT
+    assert webdataset_writer.write_index(str(copied))["out"] == str(copied / "index.json")
+    assert len(shards.load_shards(str(copied))[0][0]) == COUNT
 
 
 def test_a_tar_file_among_images_makes_no_shards_of_them(root, folder, copied, tmp_path_factory):
@@ -739,28 +741,28 @@ def test_a_tar_file_among_images_makes_no_shards_of_them(root, folder, copied, t
     photographs = tmp_path_factory.mktemp("photographs")
     shutil.copytree(root, photographs, dirs_exist_ok=True)
     (photographs / "backup.tar").write_bytes((folder / "train-000000.tar").read_bytes())
-    assert not shards.known(str(photographs))
-    assert len(labelled.read(str(photographs), 0.0)[0]) == COUNT
+    assert not shards.is_shard_spec(str(photographs))
+    assert len(labelled_images.load_labelled_images(str(photographs), 0.0)[0]) == COUNT
     (copied / "figures").mkdir()
     Image.new("RGB", (9, 9)).save(copied / "figures" / "preview.png")
-    assert shards.known(str(copied))
-    assert len(labelled.read(str(copied), 0.0)[0]) == COUNT
+    assert shards.is_shard_spec(str(copied))
+    assert len(labelled_images.load_labelled_images(str(copied), 0.0)[0]) == COUNT
     for number in range(8):
         Image.new("RGB", (9, 9)).save(copied / f"{number}.png")
-    assert not shards.known(str(copied))
+    assert not shards.is_shard_spec(str(copied))
 
 
 def test_patterns_are_expanded():
-    assert shards.expanded("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
-    assert shards.expanded("{x,y}-{1..2}") == ["x-1", "x-2", "y-1", "y-2"]
-    assert shards.expanded("plain.tar") == ["plain.tar"]
+    assert shards.expand_pattern("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
+    assert shards.expand_pattern("{x,y}-{1..2}") == ["x-1", "x-2", "y-1", "y-2"]
+    assert shards.expand_pattern("plain.tar") == ["plain.tar"]
 
 
 def test_a_block_is_read_as_tarfile_reads_it(folder):
     """Every member of every shard: name, place and size."""
     for path in folder.glob("*.tar"):
         content = path.read_bytes()
-        found = list(tar.members(lambda start, count, content=content: content[start : start + count]))
+        found = list(tar.iterate_members(lambda start, count, content=content: content[start : start + count]))
         with tarfile.open(path) as shard:
             expected = [(member.name, member.offset, member.offset_data, member.size) for member in shard]
         assert [(member.name, member.start, member.content, member.size) for member in found] == expected
@@ -840,12 +842,12 @@ def test_show_and_doctor_take_shards(copied, fukami):
 def test_in_memory_where_it_fits(folder, monkeypatch):
     """The same pictures as from the shards one by one; decoded by other processes where there are many."""
     options = {"dataset": str(folder), "size": 16, "channels": 3, "convention": "picture", "holdout": 0.3}
-    assert isinstance(DeepConvNet(**options, memory=0.0).data().train, Sharded)
+    assert isinstance(DeepConvNet(**options, memory=0.0).data().train, ShardStreamingLoader)
     data = DeepConvNet(**options).data()
-    assert isinstance(data.train, Resident)
-    assert isinstance(data.val, Resident)
+    assert isinstance(data.train, InMemoryLoader)
+    assert isinstance(data.val, InMemoryLoader)
     assert len(data.train.targets) + len(data.val.targets) == COUNT
-    source = labelled.read(str(folder), 0.0)[0]
+    source = labelled_images.load_labelled_images(str(folder), 0.0)[0]
     found = source.read(PREPARE)
     assert torch.equal(found.pictures, torch.cat([pictures for pictures, _ in loader(folder, batch=10)]))
     assert found.names[8] == "train-000001.tar, sample 1"

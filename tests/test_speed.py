@@ -18,16 +18,16 @@ from torch import nn
 import fukami as package
 from fukami import Error, UsageError, models
 from fukami.classification.deep_convnet import DeepConvNet
-from fukami.classification.task import Classification
+from fukami.classification.task import ClassificationTask
 from fukami.engine import async_checkpoint, checkpoint
-from fukami.engine.async_checkpoint import Saver
-from fukami.engine.bench import ceiling
+from fukami.engine.async_checkpoint import CheckpointWriter
+from fukami.engine.bench import measure_peak_throughput
 from fukami.engine.runtime import Runtime
 from fukami.engine.state_file import load_state
 from fukami.explain import summary as explain_summary
-from fukami.layers.checkpointing import rematerialise
-from fukami.system import quota
-from fukami.timing import PHASES, Clock
+from fukami.layers.activation_checkpointing import enable_activation_checkpointing
+from fukami.system import count_cpus
+from fukami.timing import PHASES, PhaseTimer
 
 CPU = torch.device("cpu")
 RECIPE = DeepConvNet(epochs=1, batch=100, dropout=0.0, augment=())
@@ -51,7 +51,7 @@ def task_of(recipe, precision="float32"):
 def test_a_phase_in_a_phase_is_not_counted_twice(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    clock = Clock(CPU)
+    clock = PhaseTimer(CPU)
 
     def wait(seconds):
         now[0] += seconds
@@ -97,8 +97,8 @@ def test_multiply_adds_are_those_of_the_table(timed):
     training = sum(line["seconds"].get(phase, 0) for phase in ("data", "forward", "backward", "optimizer", "waiting"))
     training += line["seconds"].get("host to device", 0)
     model, shape = models.deep_convnet(10), (1, 28, 28)
-    first = next(layer for layer in explain_summary.layers(model, shape) if layer.multiply_adds)
-    expected = 100 * (3 * explain_summary.multiply_adds(model, shape) - first.multiply_adds)
+    first = next(layer for layer in explain_summary.summarize_layers(model, shape) if layer.multiply_adds)
+    expected = 100 * (3 * explain_summary.count_multiply_adds(model, shape) - first.multiply_adds)
     assert line["multiply_adds_per_second"] * training == pytest.approx(28 * expected, rel=0.01)
 
 
@@ -107,15 +107,15 @@ def test_bench(fukami):
     assert answer["device"] == "cpu"
     assert answer["precision"] == "float32"
     assert min(answer["multiply_adds_per_second"], answer["bytes_per_second"]) > 1e8
-    assert ceiling(Runtime.start("cpu", "bfloat16"))["multiply_adds_per_second"] > 1e7
+    assert measure_peak_throughput(Runtime.start("cpu", "bfloat16"))["multiply_adds_per_second"] > 1e7
 
 
 def test_processors_of_a_container(tmp_path):
     limit = tmp_path / "cpu.max"
-    every = quota(tmp_path / "nothing")
+    every = count_cpus(tmp_path / "nothing")
     for text, count in (("max 100000\n", every), ("50000 100000\n", 1), ("150000 100000\n", min(2, every))):
         limit.write_text(text)
-        assert quota(limit) == count
+        assert count_cpus(limit) == count
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's")
@@ -193,7 +193,7 @@ def test_what_is_computed_again_is_the_same(make, shape):
     plain = make()
     torch.manual_seed(0)
     again = make()
-    rematerialise(again)
+    enable_activation_checkpointing(again)
     assert plain.state_dict().keys() == again.state_dict().keys()
     pictures = torch.randn(4, *shape)
     kept, found = [], []
@@ -250,9 +250,9 @@ def test_a_slow_disk_keeps_nobody_waiting(tmp_path, monkeypatch):
         real(folder, state)
 
     monkeypatch.setattr(checkpoint, "write_state", slow)
-    monkeypatch.setattr(async_checkpoint, "SECONDS", 0.0)
+    monkeypatch.setattr(async_checkpoint, "MIN_CHECKPOINT_INTERVAL", 0.0)
     weight = torch.ones(3)
-    with Saver(tmp_path, writes=True) as saver:
+    with CheckpointWriter(tmp_path, writes=True) as saver:
         assert saver.due
         saver.save({"step": 1, "tensors": [weight, {"more": weight}]}, {"model.weight": weight})
         weight.fill_(7)
@@ -266,7 +266,7 @@ def test_a_slow_disk_keeps_nobody_waiting(tmp_path, monkeypatch):
 
 
 def test_weights_that_are_not_finite_replace_nothing(tmp_path):
-    with Saver(tmp_path, writes=True) as saver:
+    with CheckpointWriter(tmp_path, writes=True) as saver:
         saver.save({"step": 1}, {"model.weight": torch.ones(2)})
         saver.save({"step": 2}, {"model.weight": torch.tensor([1.0, float("nan")])})
         with pytest.raises(Error, match=r"model\.weight are no longer finite at step 2"):
@@ -281,10 +281,10 @@ def test_weights_that_are_not_finite_replace_nothing(tmp_path):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_if_asked_from_the_second_step_on(tmp_path, monkeypatch, pageless):
     """Nearly the same loss; cut off and resumed, compiled without being told, the same bits."""
-    monkeypatch.setattr(async_checkpoint.Saver, "due", True)
+    monkeypatch.setattr(async_checkpoint.CheckpointWriter, "due", True)
     recipe = DeepConvNet(epochs=1, batch=70, widths=(4, 4, 4, 4, 4, 4), hidden=8)
     how = {"device": "cpu", "precision": "float32"}
-    steps, real = [], Classification.step
+    steps, real = [], ClassificationTask.step
 
     def step(self, batch, stop_at=0):
         steps.append(self.replica is not self.parallel)
@@ -293,16 +293,16 @@ def test_compiled_if_asked_from_the_second_step_on(tmp_path, monkeypatch, pagele
         return real(self, batch)
 
     plain = package.train(recipe, tmp_path / "plain", **how)
-    monkeypatch.setattr(Classification, "step", step)
+    monkeypatch.setattr(ClassificationTask, "step", step)
     compiled = package.train(recipe, tmp_path / "whole", **how, compile=True)
     assert steps == [False] + [True] * (len(steps) - 1)
     assert compiled["loss"] == pytest.approx(plain["loss"], rel=1e-2)  # other units are dropped
-    monkeypatch.setattr(Classification, "step", partialmethod(step, stop_at=9))
+    monkeypatch.setattr(ClassificationTask, "step", partialmethod(step, stop_at=9))
     steps.clear()
     with pytest.raises(KeyboardInterrupt):
         package.train(recipe, tmp_path / "cut", **how, compile=True)
     torch.compiler.reset()
-    monkeypatch.setattr(Classification, "step", step)
+    monkeypatch.setattr(ClassificationTask, "step", step)
     assert package.train(recipe, tmp_path / "cut", **how, resume=True) == compiled
     one, other = ((tmp_path / run / "weights.safetensors").read_bytes() for run in ("whole", "cut"))
     assert one == other
@@ -322,7 +322,7 @@ def test_no_clock_decides_about_compilation(tmp_path, monkeypatch, pageless):
 
     now = itertools.count(step=50.0)
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
-    monkeypatch.setattr(Classification, "compile", never)
+    monkeypatch.setattr(ClassificationTask, "compile", never)
     package.train(DeepConvNet(epochs=1, batch=35), tmp_path / "run", device="cpu", precision="float32")
     record = json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert record["compile"] is False

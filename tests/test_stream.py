@@ -23,17 +23,17 @@ import fukami as package
 from check_task import lines, same, threads, wait_until
 from fukami import Error, UsageError
 from fukami.classification.deep_convnet import DeepConvNet
-from fukami.data import augment, labelled, streaming
-from fukami.data.loader import Resident
-from fukami.data.streaming import Decoder, Streamed
+from fukami.data import augment, labelled_images, streaming
+from fukami.data.loader import InMemoryLoader
+from fukami.data.streaming import FileStreamingLoader, ImageDecoder
 from fukami.engine.state_file import load_state
 from fukami.image import io as image_io
-from fukami.image.transform import Preparation
-from fukami.timing import Clock
+from fukami.image.transform import SquareTransform
+from fukami.timing import PhaseTimer
 
 CPU = {"device": "cpu", "precision": "float32"}
 LABELS = ("dark", "light", "red")
-PREPARE = Preparation(channels=3, size=16)
+PREPARE = SquareTransform(channels=3, size=16)
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +52,16 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def source(root):
-    return labelled.read(str(root), 0.0)[0]
+    return labelled_images.load_labelled_images(str(root), 0.0)[0]
 
 
 def streamed(source, prepare=PREPARE, **options):
-    return Streamed(source.items, torch.from_numpy(source.targets), LABELS, prepare, **options)
+    return FileStreamingLoader(source.items, torch.from_numpy(source.targets), LABELS, prepare, **options)
 
 
 def resident(source, prepare=PREPARE, **options):
     found = source.read(prepare)
-    return Resident(found.pictures, found.targets, LABELS, names=found.names, **options)
+    return InMemoryLoader(found.pictures, found.targets, LABELS, names=found.names, **options)
 
 
 # ---- as from memory -------------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def resident(source, prepare=PREPARE, **options):
         {"seed": 3},
         {"seed": None},
         {"seed": 3, "balanced": True},
-        {"seed": 3, "augment": augment.parse(["flip", "shift=2", "mixup=0.4"], size=16, classes=3)},
+        {"seed": 3, "augment": augment.parse_augmentation(["flip", "shift=2", "mixup=0.4"], size=16, classes=3)},
     ],
     ids=["training", "judging", "balanced", "augmented"],
 )
@@ -105,7 +105,7 @@ def test_ordered_yields_everything_once_and_disturbs_nothing(source, monkeypatch
 @pytest.mark.parametrize("steps", [0, 2, 4, 6])
 def test_a_stream_goes_on_where_it_was(source, steps):
     """Another process takes over, in mid-pass too; what was read ahead is read again."""
-    change = augment.parse(["flip"], size=16, classes=3)
+    change = augment.parse_augmentation(["flip"], size=16, classes=3)
 
     def take(loader, count):
         found = []
@@ -134,7 +134,7 @@ def test_two_processes_share_every_batch(source):
         rank: int
         device = torch.device("cpu")
         world = 2
-        clock = Clock(torch.device("cpu"))
+        clock = PhaseTimer(torch.device("cpu"))
 
     def share(rank, **options):
         loader = streamed(source, batch=6, **options)
@@ -168,7 +168,7 @@ def test_the_share_of_waiting_is_one(source):
 @pytest.mark.parametrize("batches", [2, 4])
 def test_the_processes_end_with_the_loader(source, batches, monkeypatch):
     """Told to and not terminated, though the loader be in a cycle of references, or in the midst of a pass."""
-    monkeypatch.setattr(streaming, "processors", lambda: 2)
+    monkeypatch.setattr(streaming, "count_workers", lambda: 2)
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 2.0)  # until one is terminated
     terminated = []
 
@@ -204,8 +204,8 @@ def damaged(root, tmp_path):
 @pytest.mark.parametrize("options", [{"seed": 6, "smallest": 0.3}, {"seed": None}], ids=["training", "judging"])
 def test_broken_files_are_left_out_and_named_once(root, damaged, caplog, options):
     """What is left has the draws and the targets that it has in the whole set."""
-    found, whole = (labelled.read(str(path), 0.0)[0] for path in (damaged, root))
-    change = augment.parse(["flip"], size=16) if options["seed"] is not None else None
+    found, whole = (labelled_images.load_labelled_images(str(path), 0.0)[0] for path in (damaged, root))
+    change = augment.parse_augmentation(["flip"], size=16) if options["seed"] is not None else None
     loader, good = (streamed(source, batch=7, augment=change, **options) for source in (found, whole))
     order = loader._plan(0)[0] if options["seed"] is not None else torch.arange(21)
     broken = [found.items.index(damaged / path) for path in ("dark/2.png", "red/4.png")]
@@ -228,7 +228,7 @@ def test_a_batch_of_broken_files_alone_is_an_error(tmp_path):
         (tmp_path / label).mkdir()
         for number in range(4):
             (tmp_path / label / f"{number}.png").write_text("no picture")
-    source = labelled.read(str(tmp_path), 0.0)[0]
+    source = labelled_images.load_labelled_images(str(tmp_path), 0.0)[0]
     with pytest.raises(Error, match=r"not one picture of a batch can be read; .*\.png is not a picture"):
         list(streamed(source, batch=4, seed=0))
 
@@ -241,7 +241,7 @@ def test_a_crop_is_pils_crop_and_resize(tmp_path, random):
     pixels = random.integers(0, 256, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     for channels, mode in ((3, "RGB"), (1, "L")):
-        decoder = Decoder([tmp_path / "a.png"], Preparation(channels=channels, size=8), 0.25)
+        decoder = ImageDecoder([tmp_path / "a.png"], SquareTransform(channels=channels, size=8), 0.25)
         for across, down in ((0.0, 0.0), (0.5, 0.25)):
             found = decoder[0, [0.0, 0.5, across, down]]
             box = (20 * across, 20 * down, 20 * across + 20, 20 * down + 20)
@@ -270,7 +270,7 @@ def test_crops_are_those_of_the_draws(source):
 
 @pytest.mark.parametrize("draw", [0.0, 1 - 2**-24])
 def test_crops_at_the_edges_of_chance_fit(source, draw):
-    decoder = Decoder(source.items, PREPARE, 0.08)
+    decoder = ImageDecoder(source.items, PREPARE, 0.08)
     for number in range(len(source)):
         for shape in (0.0, 0.3, 1 - 2**-24):
             assert decoder[number, [draw, shape, draw, draw]].shape == (16, 16, 3)
@@ -284,16 +284,16 @@ def test_a_jpeg_is_decoded_no_larger_than_its_crop_needs(tmp_path, monkeypatch, 
     exif = Image.Exif()
     exif[0x0112] = 6 if turned else 1  # to be turned by 90 degrees
     Image.fromarray(np.stack(waves, -1).astype(np.uint8)).save(tmp_path / "a.jpg", quality=95, exif=exif)
-    decoder = Decoder([tmp_path / "a.jpg"], Preparation(channels=3, size=32), 0.01)
+    decoder = ImageDecoder([tmp_path / "a.jpg"], SquareTransform(channels=3, size=32), 0.01)
     sizes = []
 
-    def upright(picture, real=image_io.upright):
+    def upright(picture, real=image_io.decode_image):
         found = real(picture)
         sizes.append(found.size)
         return found
 
-    monkeypatch.setattr("fukami.image.io.upright", upright)
-    full = image_io.read(tmp_path / "a.jpg")
+    monkeypatch.setattr("fukami.image.io.decode_image", upright)
+    full = image_io.read_image(tmp_path / "a.jpg")
     assert sizes.pop() == full.size == ((384, 512) if turned else (512, 384))
     for size, scale in ((1.0, 8), (0.25, 4), (0.01, 1)):
         draws = [(size - 0.01) / 0.99, 0.5, 0.4, 0.6]
@@ -309,14 +309,14 @@ def test_a_jpeg_is_decoded_no_larger_than_its_crop_needs(tmp_path, monkeypatch, 
 
 
 def test_many_files_are_read_by_many_processes_alike(damaged, monkeypatch):
-    source = labelled.read(str(damaged), 0.0)[0]
+    source = labelled_images.load_labelled_images(str(damaged), 0.0)[0]
     asked = []
-    monkeypatch.setattr(streaming, "processors", lambda: asked.append(True) or 2)
-    alone = list(streaming.decode(source.items, PREPARE))
+    monkeypatch.setattr(streaming, "count_workers", lambda: asked.append(True) or 2)
+    alone = list(streaming.decode_files(source.items, PREPARE))
     assert not asked
-    monkeypatch.setattr(streaming, "MANY", 21)
+    monkeypatch.setattr(streaming, "MIN_PARALLEL_FILES", 21)
     monkeypatch.setattr(streaming, "EACH", 4)
-    together = list(streaming.decode(source.items, PREPARE))
+    together = list(streaming.decode_files(source.items, PREPARE))
     assert asked
     assert len(alone) == len(together) == 21
     for one, other in zip(alone, together, strict=True):
@@ -326,9 +326,9 @@ def test_many_files_are_read_by_many_processes_alike(damaged, monkeypatch):
 
 
 def test_processors_are_those_of_this_process():
-    assert 1 <= streaming.processors() <= min(16, os.cpu_count())
+    assert 1 <= streaming.count_workers() <= min(16, os.cpu_count())
     if hasattr(os, "sched_getaffinity"):
-        assert streaming.processors() == min(16, len(os.sched_getaffinity(0)))
+        assert streaming.count_workers() == min(16, len(os.sched_getaffinity(0)))
 
 
 # ---- a training -----------------------------------------------------------------------------------------------------
@@ -363,7 +363,7 @@ def test_a_training_from_files_is_one_from_memory(root, tmp_path, pageless):
     results = {}
     for memory in (0.0, 4.0):
         made = recipe(root, memory=memory)
-        assert isinstance(made.data().train, Resident if memory else Streamed)
+        assert isinstance(made.data().train, InMemoryLoader if memory else FileStreamingLoader)
         results[memory] = package.train(made, tmp_path / str(memory), **CPU)
     assert results[0.0] == results[4.0]
     one, other = (load_file(tmp_path / name / "weights.safetensors") for name in ("0.0", "4.0"))
@@ -377,7 +377,7 @@ def test_a_training_from_files_is_one_from_memory(root, tmp_path, pageless):
 
 def test_a_training_from_files_resumes_bit_exactly(root, tmp_path, pageless, monkeypatch):
     """Cut off in the second pass, with crops, augmentation and dropout."""
-    monkeypatch.setattr("fukami.engine.async_checkpoint.Saver.due", True)
+    monkeypatch.setattr("fukami.engine.async_checkpoint.CheckpointWriter.due", True)
     whole = recipe(root, memory=0.0, augment=("crop=0.3", "flip", "brightness=0.2"))
     package.train(whole, tmp_path / "whole", **CPU)
     with pytest.raises(KeyboardInterrupt):
@@ -418,7 +418,7 @@ def named(source, labels):
 def test_a_table_without_parts_is_split(tmp_path):
     lines = [f"deep/{number}.png, {'even' if number % 2 == 0 else 'odd'}" for number in range(20)]
     spec = table(tmp_path, "\ufeffPath, Label", *lines)
-    train, test, labels = labelled.read(spec, 0.3)
+    train, test, labels = labelled_images.load_labelled_images(spec, 0.3)
     assert labels == ("even", "odd")
     assert (len(train), len(test)) == (14, 6)
     assert test.targets.tolist().count(0) == 3
@@ -429,7 +429,7 @@ def test_a_table_without_parts_is_split(tmp_path):
 
 def test_a_table_with_parts(tmp_path):
     lines = ["x,train,a.png,1", "y,val,b.png,2", "x,,c.png,3", '"y, z",Testing,d.png,4', f"x,train,{tmp_path}/e.png,5"]
-    train, test, labels = labelled.read(table(tmp_path, "label,split,path,note", *lines), 0.3)
+    train, test, labels = labelled_images.load_labelled_images(table(tmp_path, "label,split,path,note", *lines), 0.3)
     assert labels == ("x", "y", "y, z")
     assert named(train, labels) == [("a.png", "x"), ("c.png", "x"), ("e.png", "x")]
     assert named(test, labels) == [("b.png", "y"), ("d.png", "y, z")]
@@ -449,15 +449,15 @@ def test_a_table_with_parts(tmp_path):
 )
 def test_a_wrong_table_is_refused_by_line(tmp_path, lines, hint):
     with pytest.raises(Error, match=hint) as caught:
-        labelled.read(table(tmp_path, *lines), 0.2)
+        labelled_images.load_labelled_images(table(tmp_path, *lines), 0.2)
     assert "table.csv" in str(caught.value)
 
 
 def test_a_table_in_another_code_is_refused(tmp_path):
     spec = table(tmp_path, "path,label", "é.png,x", encoding="latin-1")
     with pytest.raises(Error, match=r"table\.csv is not in UTF-8"):
-        labelled.read(spec, 0.2)
-    train, _, _ = labelled.read(table(tmp_path, "path,label", "é.png,x"), 0.2)
+        labelled_images.load_labelled_images(spec, 0.2)
+    train, _, _ = labelled_images.load_labelled_images(table(tmp_path, "path,label", "é.png,x"), 0.2)
     assert train.items[0].name == "é.png"
 
 
@@ -497,13 +497,13 @@ def test_cifar_in_its_original_form(name, tmp_path, monkeypatch):
     (place / ("batches.meta" if name == "cifar10" else "meta")).write_bytes(pickle.dumps({meta: names}))
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path))
     with pytest.raises(Error, match=f"{name} was not found in .*damaged"):
-        labelled.read(name, 0.2)  # torchvision knows the sums of the true files
+        labelled_images.load_labelled_images(name, 0.2)  # torchvision knows the sums of the true files
     monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *arguments: True)
-    train, test, found = labelled.read(name, 0.2)
+    train, test, found = labelled_images.load_labelled_images(name, 0.2)
     assert found == tuple(names)
     assert (train.targets.tolist(), test.targets.tolist()) == (labels[:50], labels[50:])
     assert np.array_equal(train.items, pictures[:50])
-    prepared = test.read(Preparation(channels=3, size=32))
+    prepared = test.read(SquareTransform(channels=3, size=32))
     assert torch.equal(prepared.pictures, torch.from_numpy(pictures[50:]).permute(0, 3, 1, 2))
 
 
@@ -518,10 +518,10 @@ def test_cifar_as_files(packed, tmp_path, monkeypatch):
         shutil.make_archive(str(tmp_path / "data" / "cifar10"), "zip", tmp_path / "data", "cifar10")
         shutil.rmtree(tmp_path / "data" / "cifar10")
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path / "data"))
-    train, test, labels = labelled.read("cifar10", 0.2)
+    train, test, labels = labelled_images.load_labelled_images("cifar10", 0.2)
     assert labels == ("cat", "dog")
     assert train.targets.tolist() == [0, 0, 1, 1]
-    found = test.read(Preparation(channels=3, size=32))
+    found = test.read(SquareTransform(channels=3, size=32))
     assert torch.equal(found.pictures, torch.from_numpy(pictures[4:]).permute(0, 3, 1, 2))
 
 
@@ -542,22 +542,24 @@ def test_imagenet_as_folders(root, tmp_path, monkeypatch):
     for part in ("train", "val"):
         shutil.copytree(root, tmp_path / "imagenet" / part)
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path))
-    train, test, labels = labelled.read("imagenet", 0.2)
+    train, test, labels = labelled_images.load_labelled_images("imagenet", 0.2)
     assert labels == LABELS
     assert (len(train), len(test)) == (21, 21)
     assert {path.parts[-3] for path in test.items} == {"val"}
     shutil.rmtree(tmp_path / "imagenet" / "val")
-    assert len(labelled.read("imagenet", 0.2)[1]) == 0  # nothing is held out of what is for training
+    assert (
+        len(labelled_images.load_labelled_images("imagenet", 0.2)[1]) == 0
+    )  # nothing is held out of what is for training
 
 
 def test_imagenet_is_not_downloaded(tmp_path, monkeypatch):
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(Error, match=r"nowhere/imagenet.*ILSVRC2012_img_train\.tar.*image-net\.org.*FUKAMI_DATA"):
-        labelled.read("imagenet", 0.2)
+        labelled_images.load_labelled_images("imagenet", 0.2)
     (tmp_path / "nowhere" / "imagenet").mkdir(parents=True)
     (tmp_path / "nowhere" / "imagenet" / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(b"cut")
     with pytest.raises(Error, match="imagenet holds no complete ImageNet"):
-        labelled.read("imagenet", 0.2)
+        labelled_images.load_labelled_images("imagenet", 0.2)
 
 
 @pytest.mark.parametrize("aspect", [0.4, 1.0, 2.5])
@@ -565,9 +567,9 @@ def test_a_crop_for_one_picture_is_that_of_the_batch(aspect):
     """The quick formula for one against the one for a whole batch on the device."""
     torch.manual_seed(0)
     draws = torch.rand(50, 4)
-    whole = torch.stack(augment.crop(draws, 0.1, aspect), 1)
+    whole = torch.stack(augment.compute_crops(draws, 0.1, aspect), 1)
     for row, expected in zip(draws.tolist(), whole.tolist(), strict=True):
-        assert streaming.crop(row, 0.1, aspect) == pytest.approx(expected, abs=1e-5)
+        assert streaming.compute_crop(row, 0.1, aspect) == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_signal_to_the_whole_group_still_saves(root, tmp_path):

@@ -16,13 +16,13 @@ from torch import nn
 
 import check_task
 from fukami import Error, UsageError, load, models, train
-from fukami.engine import weights as engine_weights
+from fukami.engine import pretrained
 from fukami.engine.runtime import Runtime
 from fukami.image import io as image_io
 from fukami.style import losses as style_losses
 from fukami.style.lbfgs import LBFGS
 from fukami.style.neural_style import NeuralStyle
-from fukami.style.task import BOUND, RATIO, Pictures, opened, pyramid
+from fukami.style.task import RANGE_PENALTY_WEIGHT, STYLE_WEIGHT, StyleInputs, compute_level_sizes, load_image
 
 READ = {"vgg16": ([1, 6, 11, 18, 25], 20), "vgg19": ([1, 6, 11, 20, 29], 22)}  # ReLUs of torchvision's features
 SMALL = {"size": 96, "levels": 2, "iterations": 16, "judge_every": 8}
@@ -106,23 +106,27 @@ def test_the_loss_is_the_papers_in_float64(pictures):
     loss, parts = task.losses(picture, batch.content, 0)
     for name, value in expected.items():
         assert float(parts[name]) == pytest.approx(value, rel=1e-4), name
-    whole = expected["content_loss"] + RATIO * content.size * expected["style_loss"]
+    whole = expected["content_loss"] + STYLE_WEIGHT * content.size * expected["style_loss"]
     assert float(loss) == pytest.approx(whole, rel=1e-4)
     bright = 2 * picture - 0.3
     loss, parts = task.losses(bright, batch.content, 0)
     outside = np.maximum(bright.numpy() - 1, 0) + np.maximum(-bright.numpy(), 0)
-    whole = float(parts["content_loss"]) + RATIO * content.size * float(parts["style_loss"])
-    assert float(loss) - whole == pytest.approx(BOUND * np.sum(outside**2), rel=1e-3)
+    whole = float(parts["content_loss"]) + STYLE_WEIGHT * content.size * float(parts["style_loss"])
+    assert float(loss) - whole == pytest.approx(RANGE_PENALTY_WEIGHT * np.sum(outside**2), rel=1e-3)
 
 
 def test_gradients_agree_with_differences():
     torch.manual_seed(0)
     maps, target = torch.randn(1, 5, 6, 7, dtype=torch.double), torch.randn(5, 5, dtype=torch.double)
     maps.requires_grad_()
-    assert torch.autograd.gradcheck(style_losses.gram, maps)
-    assert torch.autograd.gradcheck(lambda x: style_losses.style_loss([style_losses.gram(x)], [target]), maps)
-    assert torch.autograd.gradcheck(lambda x: style_losses.content_loss(x, torch.zeros(1, 5, 6, 7).double()), maps)
-    assert torch.autograd.gradcheck(lambda x: style_losses.total_variation(x[0]), maps)
+    assert torch.autograd.gradcheck(style_losses.compute_gram_matrix, maps)
+    assert torch.autograd.gradcheck(
+        lambda x: style_losses.compute_style_loss([style_losses.compute_gram_matrix(x)], [target]), maps
+    )
+    assert torch.autograd.gradcheck(
+        lambda x: style_losses.compute_content_loss(x, torch.zeros(1, 5, 6, 7).double()), maps
+    )
+    assert torch.autograd.gradcheck(lambda x: style_losses.compute_total_variation(x[0]), maps)
 
 
 def test_the_gradient_at_the_pixels_agrees_with_differences(pictures):
@@ -147,7 +151,7 @@ def test_gram_in_16_bits_has_the_gradient_of_32():
     slopes = []
     for dtype in (torch.float32, torch.bfloat16):
         own = maps.to(dtype).detach().requires_grad_()
-        style_losses.style_loss([style_losses.gram(own)], [target]).backward()
+        style_losses.compute_style_loss([style_losses.compute_gram_matrix(own)], [target]).backward()
         assert own.grad.is_contiguous(memory_format=torch.channels_last)
         slopes.append(own.grad.float())
     assert (slopes[0] - slopes[1]).norm() < 0.01 * slopes[0].norm()
@@ -198,13 +202,13 @@ def test_lbfgs_never_leaps():
 
 
 def test_sizes_from_coarse_to_fine():
-    assert pyramid((512, 384), 3) == [(96, 128), (192, 256), (384, 512)]
-    assert pyramid((512, 384), 1) == [(384, 512)]
-    assert pyramid((512, 384), 0) == pyramid((512, 384), 3)
-    coarsest = {size: pyramid((size, size), 0)[0][0] for size in (100, 128, 255, 256, 700, 1024, 2047)}
+    assert compute_level_sizes((512, 384), 3) == [(96, 128), (192, 256), (384, 512)]
+    assert compute_level_sizes((512, 384), 1) == [(384, 512)]
+    assert compute_level_sizes((512, 384), 0) == compute_level_sizes((512, 384), 3)
+    coarsest = {size: compute_level_sizes((size, size), 0)[0][0] for size in (100, 128, 255, 256, 700, 1024, 2047)}
     assert coarsest == {100: 100, 128: 128, 255: 255, 256: 128, 700: 175, 1024: 128, 2047: 256}
     with pytest.raises(Error, match="512×20 pixels is too narrow: no side may have less than 32"):
-        pyramid((512, 20), 3)
+        compute_level_sizes((512, 20), 3)
 
 
 def test_each_size_begins_as_the_one_before_ended(pictures):
@@ -243,7 +247,7 @@ def test_styles_are_mixed_by_their_weights(pictures):
     task, batch = begun(recipe)
     for layer, target in enumerate(task.canvas.targets(1)):
         maps = (task.model(task.normalised(each[0] / 255))[0][layer] for each in batch.styles)
-        first, second = map(style_losses.gram, maps)
+        first, second = map(style_losses.compute_gram_matrix, maps)
         torch.testing.assert_close(target, 0.25 * first + 0.75 * second, rtol=1e-3, atol=1e-4)
 
 
@@ -292,7 +296,7 @@ def test_smoothness(pictures):
         for step in range(24):
             task.schedule(step / 24)
             task.step(batch)
-        found[tv] = float(style_losses.total_variation(task.canvas.at(1).detach()))
+        found[tv] = float(style_losses.compute_total_variation(task.canvas.at(1).detach()))
     assert found[1e4] < 0.7 * found[0.0]
 
 
@@ -304,7 +308,7 @@ def test_the_loss_falls(optimizer, pictures, tmp_path, pageless):
     before = task.evaluate([batch])["loss"]
     found = train(recipe, tmp_path / "run", device="cpu", precision="float32")
     assert found["loss"] < 0.8 * before
-    preview = image_io.read(tmp_path / "run" / "preview.png")
+    preview = image_io.read_image(tmp_path / "run" / "preview.png")
     assert preview.size == (96, 72)
 
 
@@ -317,7 +321,7 @@ def test_a_run_paints_other_pictures(pictures, tmp_path, pageless):
     Image.open(content).crop((0, 0, 60, 72)).save(tmp_path / "tall.png")
     same, tall = task.predict([content, tmp_path / "tall.png"])
     assert (same["width"], same["height"], tall["width"], tall["height"]) == (96, 72, 80, 96)
-    assert np.array_equal(task.draw(content, same), image_io.read(tmp_path / "run" / "preview.png"))
+    assert np.array_equal(task.draw(content, same), image_io.read_image(tmp_path / "run" / "preview.png"))
     assert task.draw(tmp_path / "tall.png", tall).size == (80, 96)
     other = load(tmp_path / "run", device="cpu")
     assert np.array_equal(other.draw(content, same), task.draw(content, same))  # not asked before
@@ -327,7 +331,7 @@ def test_a_run_paints_other_pictures(pictures, tmp_path, pageless):
 
 def test_weights_are_found(tmp_path, monkeypatch, caplog):
     """VGG-19's before VGG-16's, where data lie and beside them; what is no VGG is refused."""
-    assert engine_weights.vgg("") == ("vgg16", {})
+    assert pretrained.load_vgg("") == ("vgg16", {})
     begun(NeuralStyle(**SMALL))
     assert caplog.text.count("its filters are random") == 1
     networks = {
@@ -340,18 +344,18 @@ def test_weights_are_found(tmp_path, monkeypatch, caplog):
         own = {key: value.half() for key, value in networks[name].state_dict(prefix="features.").items()}
         path = tmp_path / ("weights" if name == "vgg16" else "data") / f"{name}-imagenet.safetensors"
         save_file(own, path)
-        found, tensors = engine_weights.vgg("")
+        found, tensors = pretrained.load_vgg("")
         assert found == name
         assert torch.equal(tensors["features.0.weight"], own["features.0.weight"].float())
-        assert engine_weights.vgg(str(path))[0] == name
+        assert pretrained.load_vgg(str(path))[0] == name
     whole = torchvision.models.vgg11(weights=None)
     torch.save(networks["vgg16_bn"].state_dict(prefix="features."), tmp_path / "bn.pth")
     save_file(whole.features.state_dict(prefix="features."), tmp_path / "vgg11.safetensors")
     for file in ("bn.pth", "vgg11.safetensors"):
         with pytest.raises(Error, match=r"not of VGG-16 or VGG-19 without batch normalisation"):
-            engine_weights.vgg(str(tmp_path / file))
+            pretrained.load_vgg(str(tmp_path / file))
     with pytest.raises(Error, match="cannot be read"):
-        engine_weights.vgg(str(tmp_path / "none.pth"))
+        pretrained.load_vgg(str(tmp_path / "none.pth"))
 
 
 @pytest.mark.parametrize(
@@ -398,7 +402,7 @@ def test_the_command_writes_a_picture(fukami, pictures, tmp_path):
     assert found["style"] == [str(pictures / "style.png")]
     assert found["loss"] > found["content_loss"] > 0
     assert found["count"] == 1
-    assert image_io.read("art.png").size == (96, 72)
+    assert image_io.read_image("art.png").size == (96, 72)
     assert sorted(path.name for path in Path().iterdir()) == ["art.png"]  # the run is gone
     assert fukami(*words(pictures, "art.jpg")).status == 0
     with Image.open("art.jpg") as picture:
@@ -445,7 +449,7 @@ def test_interrupted_the_picture_so_far_stays_and_goes_on(pictures, tmp_path):
     assert status == 130
     assert out == ""
     assert f"the picture so far is in {tmp_path / 'parts.png'}" in err
-    assert image_io.read(tmp_path / "parts.png").size == (96, 72)
+    assert image_io.read_image(tmp_path / "parts.png").size == (96, 72)
     status, _, err = check_task.Started(["fukami", *parts]).ended()
     assert status == 2
     assert "holds a picture that was interrupted" in err
@@ -453,13 +457,13 @@ def test_interrupted_the_picture_so_far_stays_and_goes_on(pictures, tmp_path):
     assert status == 0
     assert alone.ended()[0] == 0
     assert json.loads(out)["picture"] == str(tmp_path / "parts.png")
-    assert np.array_equal(image_io.read(tmp_path / "parts.png"), image_io.read(tmp_path / "whole.png"))
+    assert np.array_equal(image_io.read_image(tmp_path / "parts.png"), image_io.read_image(tmp_path / "whole.png"))
 
 
 def test_what_is_read_has_the_size_that_was_asked_for(pictures):
-    assert opened(pictures / "content.png", 64).shape == (1, 3, 48, 64)
-    assert opened(pictures / "content.png", 0).shape == (1, 3, 72, 96)
-    assert Pictures(opened(pictures / "content.png", 192), ()).content.shape == (1, 3, 144, 192)
+    assert load_image(pictures / "content.png", 64).shape == (1, 3, 48, 64)
+    assert load_image(pictures / "content.png", 0).shape == (1, 3, 72, 96)
+    assert StyleInputs(load_image(pictures / "content.png", 192), ()).content.shape == (1, 3, 144, 192)
 
 
 def test_trained_weights_make_better_paintings_than_chance(monkeypatch, caplog):
@@ -469,7 +473,7 @@ def test_trained_weights_make_better_paintings_than_chance(monkeypatch, caplog):
         pytest.skip("needs the weights of VGG-16: no ../shared/weights/vgg16_features_imagenet.safetensors")
     monkeypatch.setenv("FUKAMI_DATA", str(shared / "data"))
     caplog.set_level(logging.WARNING)
-    name, tensors = engine_weights.vgg("")
+    name, tensors = pretrained.load_vgg("")
     assert name == "vgg16"
     assert len(tensors) == 26
     assert caplog.text == ""

@@ -12,7 +12,7 @@ from torch import nn
 
 import fukami as package
 from fukami import Error, UsageError, models
-from fukami.engine import weights as engine_weights
+from fukami.engine import pretrained
 from fukami.engine.runtime import Runtime
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -46,7 +46,7 @@ def colours(tmp_path_factory):
 def small(colours, name="resnet20", **fields):
     """A recipe that trains a few steps on the coloured pictures."""
     given = {"epochs": 2, "batch": 6, "size": 32, "augment": (), "warmup": 0.0, "decay": "constant", "lr": 0.01}
-    return package.find(name)(**{**given, "dataset": str(colours), **fields})
+    return package.get_recipe(name)(**{**given, "dataset": str(colours), **fields})
 
 
 # ---- the head, and what learns at which rate ------------------------------------------------------------------------
@@ -67,7 +67,7 @@ def small(colours, name="resnet20", **fields):
 def test_the_head_is_what_depends_on_the_classes(name, options, expected):
     """And nothing else does: the shapes of all other parts are the same for another number of classes."""
     network, other = (meta(name, classes, **options) for classes in (7, 8))
-    head = engine_weights.head(network)
+    head = pretrained.find_head(network)
     assert set(head) == expected
     assert len(head) == len(expected)
     wider = dict(other.named_parameters())
@@ -88,14 +88,14 @@ def test_the_head_is_what_depends_on_the_classes(name, options, expected):
 )  # fmt: skip
 def test_each_stage_learns_more_slowly_than_the_one_above(name, stages):
     network = meta(name, 5)
-    groups = engine_weights.layered(network, 0.4, 0.5)
+    groups = pretrained.build_layerwise_groups(network, 0.4, 0.5)
     assert [group["lr"] for group in groups] == [0.4 * 0.5**depth for depth in range(len(stages))]
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert sum(len(group["params"]) for group in groups) == len(rates) == len(list(network.parameters()))
     for depth, prefix in enumerate(stages):
         found = {rates[id(p)] for key, p in network.named_parameters() if key.startswith(f"{prefix}.")}
         assert found == {0.4 * 0.5**depth}, prefix
-    head = engine_weights.head(network)
+    head = pretrained.find_head(network)
     assert {rates[id(p)] for key, p in network.named_parameters() if key.partition(".")[0] in head} == {0.4}
 
 
@@ -103,7 +103,7 @@ def test_stages_of_networks_that_begin_otherwise():
     """With a normalisation, or a parameter of the whole network; what normalises goes with what it normalises."""
     network = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     network.register_parameter("token", nn.Parameter(torch.zeros(1)))
-    groups = engine_weights.layered(network, 1.0, 0.5)
+    groups = pretrained.build_layerwise_groups(network, 1.0, 0.5)
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     found = {key: rates[id(p)] for key, p in network.named_parameters() if not key.endswith("bias")}
     assert found == {"4.weight": 1, "1.weight": 0.5, "2.weight": 0.5, "0.weight": 0.25, "token": 0.25}
@@ -192,7 +192,7 @@ def start():
 def initialised(path, classes=3, seed=2, name="resnet20", **options):
     torch.manual_seed(seed)
     network = getattr(models, name)(classes, **options)
-    engine_weights.initialise(network, name, str(path))
+    pretrained.initialize_classifier(network, name, str(path))
     return network.state_dict()
 
 
@@ -322,7 +322,7 @@ def test_a_first_layer_for_colour_becomes_one_for_grey(name, tmp_path):
     colour = getattr(models, name)(3, **options).eval()
     save_file(colour.state_dict(), tmp_path / "colour.safetensors")
     grey = getattr(models, name)(3, channels=1, **options).eval()
-    engine_weights.initialise(grey, name, str(tmp_path / "colour.safetensors"))
+    pretrained.initialize_classifier(grey, name, str(tmp_path / "colour.safetensors"))
     picture = torch.rand(2, 1, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(grey(picture), colour(picture.expand(-1, 3, -1, -1)))
@@ -344,7 +344,7 @@ def test_imagenet_asks_torchvision_for_the_weights_of_that_network(recipe, field
     weights = torchvision.models.get_model_weights(recipe.architecture)
     monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", answered)
     with pytest.raises(Error, match="does not fit"):
-        engine_weights.initialise(meta(recipe.architecture, 3), recipe.architecture, recipe.init)
+        pretrained.initialize_classifier(meta(recipe.architecture, 3), recipe.architecture, recipe.init)
     assert asked == [(weights.IMAGENET1K_V1, {"progress": False, "check_hash": True, "weights_only": True})]
 
 
@@ -372,7 +372,7 @@ def test_without_a_network_the_address_of_the_weights_is_named(monkeypatch, fuka
     for hint in ("no network", url, f"--init {url.rpartition('/')[2]}"):
         assert hint in answer.err
     with pytest.raises(Error, match="there are no published weights for resnet20"):
-        engine_weights.initialise(meta("resnet20", 3), "resnet20", "imagenet")
+        pretrained.initialize_classifier(meta("resnet20", 3), "resnet20", "imagenet")
 
 
 def test_pictures_are_normalised_as_the_published_weights_expect(colours):
@@ -396,7 +396,7 @@ def test_a_run_with_snapshots_gives_its_last_one(digit_files, tmp_path):
     recipe = ResNet20(dataset=str(digit_files), epochs=3, cycles=3, batch=15, warmup=0.0)
     package.train(recipe, tmp_path / "run", device="cpu")
     network = recipe.network(10)
-    engine_weights.initialise(network, "resnet20", str(tmp_path / "run"))
+    pretrained.initialize_classifier(network, "resnet20", str(tmp_path / "run"))
     saved = load_file(tmp_path / "run" / "weights.safetensors")
     for name, value in network.state_dict().items():
         torch.testing.assert_close(value, saved[f"model.models.2.{name}"])
@@ -407,5 +407,5 @@ def test_a_run_with_snapshots_gives_its_last_one(digit_files, tmp_path):
 )
 def test_a_strange_record_beside_weights_says_nothing(tmp_path, text):
     (tmp_path / "recipe.json").write_text(text)
-    assert engine_weights._labels(str(tmp_path)) == ()
-    assert engine_weights._exported(tmp_path) is None
+    assert pretrained._read_labels(str(tmp_path)) == ()
+    assert pretrained._read_export_precision(tmp_path) is None

@@ -48,7 +48,7 @@ def turned(path):
     ("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.webm", "libvpx"), ("a.avi", "mpeg4")]
 )
 def test_frames(tmp_path, name, codec):
-    frames = list(video.frames(make(tmp_path / name, codec=codec)))
+    frames = list(video.read_frames(make(tmp_path / name, codec=codec)))
     assert [frame.number for frame in frames] == list(range(6))
     assert [frame.seconds for frame in frames] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
     assert frames[0].rate == 10
@@ -56,12 +56,12 @@ def test_frames(tmp_path, name, codec):
         assert (frame.picture.size, frame.picture.mode) == ((64, 48), "RGB")
         assert frame.picture.getpixel((4 * frame.number + 8, 16))[0] > 220
         assert frame.picture.getpixel((4 * frame.number + 30, 16))[0] < 40
-    assert [frame.number for frame in video.frames(tmp_path / name, every=4)] == [0, 4]
+    assert [frame.number for frame in video.read_frames(tmp_path / name, every=4)] == [0, 4]
 
 
 def test_frames_are_upright(tmp_path):
     """Turned a quarter clockwise, what was above on the left is above on the right."""
-    frame = next(video.frames(turned(make(tmp_path / "a.mp4"))))
+    frame = next(video.read_frames(turned(make(tmp_path / "a.mp4"))))
     assert frame.picture.size == (48, 64)
     assert frame.picture.getpixel((48 - 16, 8))[0] > 220
     assert frame.picture.getpixel((10, 8))[0] < 40
@@ -70,7 +70,7 @@ def test_frames_are_upright(tmp_path):
 def test_frames_have_the_limits_of_pictures(tmp_path):
     clip = make(tmp_path / "a.mp4", size=(8200, 40))
     with pytest.raises(Error, match=r"a\.mp4, in frame 0, has 8200×40 pixels, and a side may be 200 times as long"):
-        next(video.frames(clip))
+        next(video.read_frames(clip))
 
 
 def test_what_is_a_video(tmp_path):
@@ -102,44 +102,47 @@ def test_damaged_videos_are_named(tmp_path):
         container.mux(stream.encode(sound))
     for name, few in (("cut.mkv", 1), ("cut.mp4", 1), ("empty.mp4", 0), ("text.mp4", 0), ("sound.mkv", 0)):
         frames = []
-        chunks = video.chunks(video.frames(tmp_path / name), 4)
+        chunks = video.batch_frames(video.read_frames(tmp_path / name), 4)
         with pytest.raises(Error, match=name):
             frames.extend(frame for chunk in chunks for frame in chunk)
         assert few <= len(frames) < 60, name
     with pytest.raises(Error, match="does not exist"):
-        next(video.frames(tmp_path / "missing.mp4"))
+        next(video.read_frames(tmp_path / "missing.mp4"))
 
 
 def test_without_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(Error, match=r"pip install 'fukami\[video\]'"):
-        next(video.frames("a.mp4"))
+        next(video.read_frames("a.mp4"))
 
 
 def test_what_is_written_is_shown_at_the_same_times(tmp_path):
     """Of an uneven course, of other sizes and grey, in an even number of pixels, as browsers play it."""
     source = make(tmp_path / "a.mkv", times=[0, 1, 3, 4, 9, 10])
-    with video.Writer(tmp_path / "b.mp4") as film:
-        for frame in video.frames(source):
+    with video.VideoWriter(tmp_path / "b.mp4") as film:
+        for frame in video.read_frames(source):
             film.add(frame.picture.convert("L").resize((65 + frame.number, 49)), frame.seconds, frame.rate)
-    times = [frame.seconds for frame in video.frames(tmp_path / "b.mp4")]
+    times = [frame.seconds for frame in video.read_frames(tmp_path / "b.mp4")]
     assert times == pytest.approx([0, 0.1, 0.3, 0.4, 0.9, 1.0], abs=1e-3)
     with av.open(str(tmp_path / "b.mp4")) as container:
         stream = container.streams.video[0]
         assert (stream.codec.name, stream.pix_fmt, stream.width, stream.height) == ("h264", "yuv420p", 66, 50)
-    with video.Writer(tmp_path / "none.mp4"):
+    with video.VideoWriter(tmp_path / "none.mp4"):
         pass
     assert not (tmp_path / "none.mp4").exists()
 
 
 def test_videos_are_written_where_there_is_no_encoder_of_h264(tmp_path, monkeypatch):
     monkeypatch.setattr(video, "CODECS", ("vp6", "mpeg4"))  # the first can only be read
-    with video.Writer(tmp_path / "drawn.mp4") as film:
+    with video.VideoWriter(tmp_path / "drawn.mp4") as film:
         for number in range(3):
             film.add(Image.new("RGB", (64, 48)), number / 30, Fraction(30))
-    assert [round(frame.seconds, 4) for frame in video.frames(tmp_path / "drawn.mp4")] == [0, 0.0333, 0.0667]
+    assert [round(frame.seconds, 4) for frame in video.read_frames(tmp_path / "drawn.mp4")] == [0, 0.0333, 0.0667]
     monkeypatch.setattr(video, "CODECS", ("vp6",))
-    with pytest.raises(Error, match="this PyAV has none; pip install av"), video.Writer(tmp_path / "other.mp4") as film:
+    with (
+        pytest.raises(Error, match="this PyAV has none; pip install av"),
+        video.VideoWriter(tmp_path / "other.mp4") as film,
+    ):
         film.add(Image.new("RGB", (64, 48)), 0, Fraction(30))
 
 
@@ -182,7 +185,7 @@ def test_predict_boxes_in_pictures_and_videos(fukami, tmp_path, monkeypatch):
     assert '<video src="a-2.mp4" controls' in page
     assert '<img src="c-2.png"' in page
     assert '<img src="c-3.png"' in page
-    drawn = list(video.frames(tmp_path / "in" / "a-2.mp4"))
+    drawn = list(video.read_frames(tmp_path / "in" / "a-2.mp4"))
     assert [frame.seconds for frame in drawn] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1], abs=1e-3)
     assert drawn[0].picture.size == (512, 384)
 
@@ -190,16 +193,16 @@ def test_predict_boxes_in_pictures_and_videos(fukami, tmp_path, monkeypatch):
 def test_a_classifier_answers_for_frames_as_for_pictures(fukami, tmp_path):
     """The last of the three frames is empty, and so no digit."""
     source = tmp_path / "a.mp4"
-    digit = image_io.read(RECIPE.parents[1] / "docs" / "digit.png")
-    with video.Writer(source) as film:
+    digit = image_io.read_image(RECIPE.parents[1] / "docs" / "digit.png")
+    with video.VideoWriter(source) as film:
         for number, picture in enumerate((digit, digit, Image.new("L", digit.size, 255))):
             film.add(picture, number / 10, Fraction(10))
     answer = fukami("predict", "deep-convnet", source, "--device", "cpu", "--out", "drawn")
     assert answer.status == 1
     assert "a.mp4, frame 2: " in answer.err
     assert [line["frame"] for line in answer.json] == [0, 1]
-    frame = next(video.frames(source))
+    frame = next(video.read_frames(source))
     (alone,) = checkpoint.load("deep-convnet", device="cpu").predict([frame.picture])
     assert (answer.json[0]["file"], answer.json[0]["label"]) == (str(source), alone["label"])
-    assert len(list(video.frames(tmp_path / "drawn" / "a.mp4"))) == 2
+    assert len(list(video.read_frames(tmp_path / "drawn" / "a.mp4"))) == 2
     assert fukami("predict", "deep-convnet", source, "--every", "0").status == 2

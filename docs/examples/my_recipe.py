@@ -5,12 +5,12 @@ from typing import Literal
 
 from torch import nn
 
-from fukami.classification.recipe import Classifier, Optimizer
-from fukami.image.transform import Preparation
+from fukami.classification.recipe import ClassificationRecipe, Optimizer
+from fukami.image.transform import SquareTransform
 
 
 @dataclass(frozen=True, kw_only=True)
-class Small(Classifier):
+class Small(ClassificationRecipe):
     """Two convolutions and one affine layer."""
 
     size: int = 28
@@ -37,7 +37,7 @@ class Small(Classifier):
             nn.Flatten(), nn.Linear(2 * self.width * side * side, classes),
         )  # fmt: skip
 
-    def prepare(self, labels: tuple[str, ...]) -> Preparation:
+    def prepare(self, labels: tuple[str, ...]) -> SquareTransform:
         """How a picture is brought to the form that the network sees; digits as MNIST has them."""
         digit = (self.size, self.channels) == (28, 1) and labels == tuple("0123456789")
-        return Preparation(channels=self.channels, size=self.size, digit=digit)
+        return SquareTransform(channels=self.channels, size=self.size, digit=digit)

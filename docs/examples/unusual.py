@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fukami import Data, Error, Recipe, Task
-from fukami.data import labelled
-from fukami.data.loader import Resident
-from fukami.engine.recipe import Dataset
+from fukami.data import labelled_images
+from fukami.data.loader import InMemoryLoader
+from fukami.engine.recipe import DataSpec
 from fukami.image import io as image_io
-from fukami.image.transform import Preparation
+from fukami.image.transform import SquareTransform
 
 
 class Copying(Task):
     """Copy the picture through a narrow layer; what cannot be copied well is unusual."""
 
-    def __init__(self, model: nn.Module, prepare: Preparation, *, lr: float, epochs: int) -> None:
+    def __init__(self, model: nn.Module, prepare: SquareTransform, *, lr: float, epochs: int) -> None:
         super().__init__(model, optimizer=partial(torch.optim.AdamW, lr=lr), epochs=epochs)
         self.prepare = prepare
 
@@ -52,7 +52,7 @@ class Copying(Task):
         for source in inputs:
             answer: dict[str, Any] = {"file": str(source)} if isinstance(source, str | Path) else {}
             try:
-                picture = torch.from_numpy(self.prepare(image_io.read(source)))
+                picture = torch.from_numpy(self.prepare(image_io.read_image(source)))
                 answers.append({**answer, "distance": self.distances(picture[None]).item()})
             except Error as error:
                 answers.append({**answer, "error": str(error)})
@@ -63,7 +63,7 @@ class Copying(Task):
 class Unusual(Recipe):
     """A two-layer autoencoder of pictures."""
 
-    dataset: Dataset = "digits"
+    dataset: DataSpec = "digits"
     """What to learn from: mnist, digits (embedded), or a folder or archive of pictures by class."""
     holdout: float = 0.2
     """Share of each class kept for testing, where the data have no test part of their own."""
@@ -76,10 +76,10 @@ class Unusual(Recipe):
 
     def data(self) -> Data:
         """The data set; what the classes are does not matter here."""
-        *parts, labels = labelled.read(self.dataset, self.holdout)
+        *parts, labels = labelled_images.load_labelled_images(self.dataset, self.holdout)
         train, test = (part.read(self.prepare(labels)) for part in parts)
-        training = Resident(train.pictures, train.targets, labels, batch=64, names=train.names, seed=self.seed)
-        return Data(training, Resident(test.pictures, test.targets, labels, batch=500), labels)
+        training = InMemoryLoader(train.pictures, train.targets, labels, batch=64, names=train.names, seed=self.seed)
+        return Data(training, InMemoryLoader(test.pictures, test.targets, labels, batch=500), labels)
 
     def task(self, labels: tuple[str, ...]) -> Copying:
         """An autoencoder; it has no use for the labels."""
@@ -92,6 +92,6 @@ class Unusual(Recipe):
         )
         return Copying(model, self.prepare(labels), lr=self.lr, epochs=self.epochs)
 
-    def prepare(self, labels: tuple[str, ...]) -> Preparation:
+    def prepare(self, labels: tuple[str, ...]) -> SquareTransform:
         """How a picture is brought to the form that the network sees: 28×28, grey."""
-        return Preparation(channels=1, size=28, digit=labels == tuple("0123456789"))
+        return SquareTransform(channels=1, size=28, digit=labels == tuple("0123456789"))

@@ -21,9 +21,9 @@ def main() -> None:
         for name, fields in RUNS.items():
             words = ["train", "deep-convnet", "--epochs", "8", "--batch", "50", *fields, "--out", f"{place}/{name}"]
             subprocess.run([sys.executable, "-m", "fukami", *words], check=True)
-        (found,), _ = leaderboard.survey(Path(place))
+        (found,), _ = leaderboard.load_leaderboards(Path(place))
     matplotlib.rcParams.update({"svg.hashsalt": "fukami", "svg.fonttype": "path", "font.family": "DejaVu Sans"})
-    leaderboard.curves(found).savefig(Path(__file__).with_name("board.svg"), metadata={"Date": None})
+    leaderboard.plot_curves(found).savefig(Path(__file__).with_name("board.svg"), metadata={"Date": None})
 
 
 if __name__ == "__main__":

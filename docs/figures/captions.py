@@ -22,19 +22,19 @@ RANKS = (0.02, 0.2, 0.5, 0.95)  # of the sentences by CIDEr-D, the best first
 def gallery(run: str) -> Figure:
     """Pictures at some ranks, what was said of each, and what a person says."""
     task = fukami.load(run)
-    recipe, _ = checkpoint.describe(Path(run))
+    recipe, _ = checkpoint.read_recipe(Path(run))
     judged = recipe.judged()
     found = task.judge(judged)
-    scores = captioning_metrics.cider(found.words, found.own)
+    scores = captioning_metrics.compute_cider(found.words, found.own)
     order = np.argsort(scores)[::-1]
     said = list(found.sentences.values())
     rows = []
     for rank in RANKS:
         at = int(order[int(rank * len(order))])
         picture = judged.pictures[at].permute(1, 2, 0).numpy()
-        own = tokenizer.joined(judged.said[at][0], task.speech.tokens)
+        own = tokenizer.detokenize(judged.said[at][0], task.speech.tokens)
         rows.append((f"better than {1 - rank:.0%}", picture, said[at], own))
-    return captioning_plots.gallery(rows)
+    return captioning_plots.plot_examples(rows)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from fukami.cli.main import find
+from fukami.cli.main import find_command
 
 HERE = Path(__file__).parent
 MADE = {  # a figure, and what it takes to make it
@@ -22,6 +22,6 @@ MADE = {  # a figure, and what it takes to make it
 if __name__ == "__main__":
     for name, words in MADE.items():
         with tempfile.TemporaryDirectory() as folder:
-            find("predict")([sys.argv[1], *words, "--seed", "1", "--out", folder])
+            find_command("predict")([sys.argv[1], *words, "--seed", "1", "--out", folder])
             with Image.open(f"{folder}/{name}.png") as picture:
                 picture.convert("RGB").save(HERE / f"dcgan-{name}.webp", quality=85, method=6)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import fukami
 from fukami import models
 from fukami.engine import checkpoint
-from fukami.explain import receptive_field, saliency, stacking
+from fukami.explain import feature_visualization, receptive_field, stacked_filters
 from fukami.explain import summary as explain_summary
 from fukami.image import io as image_io
 
@@ -40,7 +40,8 @@ def fields(features: Path, folder: Path) -> None:
     vgg = models.vgg16(hidden=0)
     photographs = sorted(folder.rglob("*.jpg"))[:: max(1, len(list(folder.rglob("*.jpg"))) // 8)][:8]
     pictures = [
-        torch.from_numpy(image_io.fit(image_io.read(path), channels=3, size=SIDE)) / 255 for path in photographs
+        torch.from_numpy(image_io.resize_and_crop(image_io.read_image(path), channels=3, size=SIDE)) / 255
+        for path in photographs
     ]
     real = (torch.stack(pictures) - MEAN) / STD
     noise = torch.randn(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
@@ -55,11 +56,11 @@ def fields(features: Path, folder: Path) -> None:
     ]
     measured = []
     for name, model, given in cases:
-        found = receptive_field.effective(model, (3, SIDE, SIDE), pictures=given)
+        found = receptive_field.compute_effective_receptive_field(model, (3, SIDE, SIDE), pictures=given)
         side = found.layer.receptive_field[0]
         sys.stdout.write(f"{name}: layer {found.layer.name}, {side} in theory, {found.side} in effect\n")
         measured.append((f"{name}: {side} in theory,\n{found.side} in effect", found))
-    save(receptive_field.figure(*measured), "fields")
+    save(receptive_field.plot_receptive_fields(*measured), "fields")
 
 
 def seen() -> None:
@@ -69,25 +70,25 @@ def seen() -> None:
     pixels = torch.from_numpy(task.prepare.open(HERE.parent / "digit.png"))
     picture = task.normalised(pixels)
     (answer,) = task.predict([HERE.parent / "digit.png"])
-    depths = explain_summary.stages(explain_summary.layers(model, tuple(pixels.shape)))
-    maps = saliency.feature_maps(model, picture, [layer.name for layer in depths])
-    heat = saliency.grad_cam(model, picture, task.labels.index(answer["label"]))
+    depths = explain_summary.find_stages(explain_summary.summarize_layers(model, tuple(pixels.shape)))
+    maps = feature_visualization.compute_feature_maps(model, picture, [layer.name for layer in depths])
+    heat = feature_visualization.compute_grad_cam(model, picture, task.labels.index(answer["label"]))
     ranking = [(entry["label"], entry["probability"]) for entry in answer["ranking"]]
-    save(saliency.draw_prediction(pixels, heat, ranking), "grad-cam")
-    save(saliency.draw_maps(maps), "maps")
-    recipe, _ = checkpoint.describe(checkpoint.locate("deep-convnet"))
+    save(feature_visualization.plot_prediction(pixels, heat, ranking), "grad-cam")
+    save(feature_visualization.plot_feature_maps(maps), "maps")
+    recipe, _ = checkpoint.read_recipe(checkpoint.locate_run("deep-convnet"))
     batches = [pictures for pictures, _ in recipe.data().train.ordered()]
-    units = [(layer, saliency.strongest(maps[layer.name], 6)) for layer in depths]
-    found = saliency.exciting(model, batches, units, normalise=task.normalised)
+    units = [(layer, feature_visualization.select_strongest_maps(maps[layer.name], 6)) for layer in depths]
+    found = feature_visualization.find_top_patches(model, batches, units, normalise=task.normalised)
     rows = [(f"layer {layer.name}: units {', '.join(map(str, chosen))}", found[layer.name]) for layer, chosen in units]
-    save(saliency.draw_exciting(rows), "patches")
+    save(feature_visualization.plot_top_patches(rows), "patches")
 
 
 if __name__ == "__main__":
     torch.manual_seed(0)
     match sys.argv[1:]:
         case ["stacking"]:
-            save(stacking.figure(), "stacking")
+            save(stacked_filters.plot_weight_savings(), "stacking")
         case ["seeing"]:
             seen()
         case ["fields", features, photographs]:

@@ -26,7 +26,7 @@ def draw(run: str, number: int) -> Figure:
     """The scene, its objectness, its proposals, and what was found."""
     task = fukami.load(run, device="cpu")
     task.model.eval()
-    scene = scenes.scene(0, scenes.TRAINING + number)
+    scene = scenes.generate_scene(0, scenes.NUM_TRAIN + number)
     picture = task.prepare(torch.from_numpy(scene.picture).permute(2, 0, 1))[None]
     sizes = torch.tensor([picture.shape[-2:]]).float()
     frame = F.pad(picture, (0, -picture.shape[3] % 32, 0, -picture.shape[2] % 32))

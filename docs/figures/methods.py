@@ -19,7 +19,7 @@ from PIL import Image
 
 import fukami
 from fukami import leaderboard
-from fukami.cli import show_samples
+from fukami.cli import augmentation_grids
 from fukami.engine import lr_finder, schedules
 
 HERE = Path(__file__).parent
@@ -45,8 +45,8 @@ def courses() -> None:
     for row, specs in zip(figure.subplots(2, 4, sharex=True, sharey=True), COURSES, strict=True):
         for axes, spec in zip(row, specs, strict=True):
             word, _, cycles = spec.partition(", --cycles ")
-            course = schedules.parse(word, warmup=0.1)
-            course = schedules.repeated(course, int(cycles)) if cycles else course
+            course = schedules.parse_schedule(word, warmup=0.1)
+            course = schedules.repeat_schedule(course, int(cycles)) if cycles else course
             axes.plot(places, [course(float(place)) for place in places], color="#3c6a9c", lw=1.6)
             axes.set_title(spec, fontsize=10)
             axes.spines[["top", "right"]].set_visible(False)
@@ -59,15 +59,17 @@ def courses() -> None:
 
 def rates() -> None:
     """The range test that ``fukami find-lr deep-convnet`` makes."""
-    found = lr_finder.measure(fukami.find("deep-convnet")(), 1e-6, 10.0, 200, device="cpu", precision="float32")
-    save(lr_finder.figure(found), "find-lr")
+    found = lr_finder.find_lr(fukami.get_recipe("deep-convnet")(), 1e-6, 10.0, 200, device="cpu", precision="float32")
+    save(lr_finder.plot_lr_curve(found), "find-lr")
     sys.stdout.write(f"falls quickest at {found.steepest:.2g}, least at {found.most:.2g}\n")
 
 
 def augmentation() -> None:
     """The picture that ``fukami show cifar10`` writes."""
     path = HERE / "augmentation.png"
-    show_samples.draw(show_samples.samples("cifar10", WORDS, pictures=6, variants=6, seed=2), path)
+    augmentation_grids.save_grid(
+        augmentation_grids.sample_images("cifar10", WORDS, pictures=6, variants=6, seed=2), path
+    )
     Image.open(path).convert("RGB").save(path, optimize=True)
     sys.stdout.write(f"{path.name}: {path.stat().st_size:,} bytes\n")
 
@@ -78,14 +80,14 @@ def members() -> None:
         words = ["train", "deep-convnet", "--epochs", "8", "--batch", "50", "--seeds", "3", "--device", "cpu"]
         subprocess.run([sys.executable, "-m", "fukami", *words, "--out", place], check=True)
         task = fukami.load(*(f"{place}/seed-{number}" for number in range(3)), device="cpu")
-        figures = dict(task.figures(fukami.find("deep-convnet")().judged()))
+        figures = dict(task.figures(fukami.get_recipe("deep-convnet")().judged()))
         save(figures["The members and what they do together"], "members")
 
 
 def transfer(runs: str) -> None:
     """The left curves of ``fukami board``: a network from scratch, and others that begin with published weights."""
-    (found,), _ = leaderboard.survey(Path(runs))
-    figure = leaderboard.curves(found)
+    (found,), _ = leaderboard.load_leaderboards(Path(runs))
+    figure = leaderboard.plot_curves(found)
     left, right = figure.axes
     right.remove()
     left.set_subplotspec(figure.add_gridspec(1, 1)[0])

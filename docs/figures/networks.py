@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fukami import models
-from fukami.explain.summary import Layer, layers
+from fukami.explain.summary import LayerInfo, summarize_layers
 
 HERE = Path(__file__).parent
 INK, GREY = "#23303d", "#66727e"
@@ -39,7 +39,7 @@ def plain(axes: Axes) -> None:
 
 def vgg() -> Figure:
     """VGG-16, layer by layer: where the computation, the parameters and the memory are."""
-    weighted = [layer for layer in layers(models.vgg16(), SIZE) if layer.parameters]
+    weighted = [layer for layer in summarize_layers(models.vgg16(), SIZE) if layer.parameters]
     sides = sorted({layer.shape[1] for layer in weighted if len(layer.shape) == 3}, reverse=True)
     colours = [STAGES[sides.index(layer.shape[1])] if len(layer.shape) == 3 else STAGES[-1] for layer in weighted]
     names = [f"3×3, {layer.shape[0]}" if len(layer.shape) == 3 else f"affine {layer.shape[0]}" for layer in weighted]
@@ -64,7 +64,7 @@ def vgg() -> Figure:
 def googlenet() -> Figure:
     """GoogLeNet, module by module: what each filter size costs, with and without the 1×1 convolutions before it."""
     costs: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    steps = layers(models.googlenet(), SIZE)
+    steps = summarize_layers(models.googlenet(), SIZE)
     for layer in steps:
         part, _, inside = layer.name.partition(".")
         for prefix in BRANCHES:
@@ -81,12 +81,12 @@ def googlenet() -> Figure:
     left.set_xticks(range(len(names)), [name.removeprefix("inception") for name in names])
     left.set_title("multiply-adds of the inception modules, millions", fontsize=10, color=INK)
     left.legend(frameon=False, fontsize=8, ncols=2)
-    fields(right, {"GoogLeNet": steps, "VGG-16": layers(models.vgg16(), SIZE)})
+    fields(right, {"GoogLeNet": steps, "VGG-16": summarize_layers(models.vgg16(), SIZE)})
     plain(left)
     return figure
 
 
-def fields(axes: Axes, networks: dict[str, list[Layer]]) -> None:
+def fields(axes: Axes, networks: dict[str, list[LayerInfo]]) -> None:
     """The receptive field over the depth."""
     for (name, steps), colour in zip(networks.items(), LINES, strict=False):
         known = [(layer.depth, layer.receptive_field[0]) for layer in steps if layer.receptive_field]
@@ -106,7 +106,7 @@ def resnet() -> Figure:
     depths = (18, 34, 50, 101, 152)
     for place, depth in enumerate(depths):
         found: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        for layer in layers(getattr(models, f"resnet{depth}")(), SIZE):
+        for layer in summarize_layers(getattr(models, f"resnet{depth}")(), SIZE):
             part = layer.name.partition(".")[0]
             stage = {"bn1": "conv1"}.get(part, part)
             found[stage][0] += layer.multiply_adds / 1e9
@@ -126,7 +126,7 @@ def resnet() -> Figure:
         axes.margins(y=0.08)
         plain(axes)
     left.legend(frameon=False, fontsize=8, reverse=True)
-    small = {f"ResNet-{n}": layers(getattr(models, f"resnet{n}")(), (3, 32, 32)) for n in (20, 32, 56, 110)}
+    small = {f"ResNet-{n}": summarize_layers(getattr(models, f"resnet{n}")(), (3, 32, 32)) for n in (20, 32, 56, 110)}
     fields(right, small)
     right.axhline(32, color=GREY, lw=0.8, ls=":")
     right.text(110, 34, "the picture, 32", fontsize=8, color=GREY, ha="right", va="bottom")

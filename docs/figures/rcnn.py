@@ -12,15 +12,15 @@ from PIL import Image
 
 import fukami
 from fukami.data import scenes
-from fukami.data.annotated import PROPOSAL
+from fukami.data.samples import PROPOSAL
 from fukami.engine import checkpoint
 from fukami.image import io as image_io
 from fukami.layers import boxes
-from fukami.layers.roi_warp import warp
+from fukami.layers.roi_warp import warp_regions
 from fukami.selective_search import plots as selective_search_plots
 
 HERE = Path(__file__).parent
-NUMBER = scenes.TRAINING + 58  # of the scene, which is none that was learned from
+NUMBER = scenes.NUM_TRAIN + 58  # of the scene, which is none that was learned from
 SIDE, EACH = 300, 72  # pixels of a panel, and of a warped region
 
 
@@ -34,7 +34,7 @@ def save(sheet: Image.Image, name: str) -> None:
 def warped(task: fukami.Task, batch: tuple, chosen: torch.Tensor) -> Image.Image:
     """Regions side by side, as the network sees them."""
     picture = task.normalised(batch.pictures, batch.sizes)[0]
-    seen = warp(picture, chosen, task.regions.size, task.regions.context)
+    seen = warp_regions(picture, chosen, task.regions.size, task.regions.context)
     seen = (seen * task.std + task.mean).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
     tiles = [np.asarray(Image.fromarray(each).resize((EACH, EACH), Image.Resampling.NEAREST)) for each in seen]
     return Image.fromarray(
@@ -45,25 +45,25 @@ def warped(task: fukami.Task, batch: tuple, chosen: torch.Tensor) -> Image.Image
 def main() -> None:
     """The four stages of one picture."""
     run = Path(sys.argv[1])
-    recipe, _ = checkpoint.describe(run)
+    recipe, _ = checkpoint.read_recipe(run)
     task = fukami.load(run, device="cpu")
-    samples = scenes.annotated(NUMBER, 1)
+    samples = scenes.generate_box_samples(NUMBER, 1)
     batch = next(iter(recipe.loader(samples, task.labels, train=False)))
     proposals, objects = batch.boxes[0][batch.kinds[0] == PROPOSAL], batch.boxes[0][batch.classes[0] >= 0]
     picture = Image.fromarray(samples[0].source)
     ratio = picture.width / float(batch.sizes[0][1])
     own = proposals.numpy() * ratio
-    drawn = selective_search_plots.boxes(picture, own, 100, SIDE)
-    save(selective_search_plots.page([(drawn, f"the first 100 of {len(own)} proposals")], 1), "proposals")
+    drawn = selective_search_plots.draw_ranked_boxes(picture, own, 100, SIDE)
+    save(selective_search_plots.arrange_panels([(drawn, f"the first 100 of {len(own)} proposals")], 1), "proposals")
 
-    overlap = boxes.iou(proposals, objects).amax(1)
+    overlap = boxes.compute_iou(proposals, objects).amax(1)
     generator = torch.Generator().manual_seed(0)
     rows = []
     for which, name in ((overlap >= 0.5, "objects: IoU of at least 0.5"), (overlap < 0.5, "background")):
         some = proposals[which]
         some = some[torch.randperm(len(some), generator=generator)[:8]]
         rows.append((warped(task, batch, some), name))
-    save(selective_search_plots.page(rows, 1), "regions")
+    save(selective_search_plots.arrange_panels(rows, 1), "regions")
 
     with torch.inference_mode():
         seen = task.normalised(batch.pictures, batch.sizes)[0]
@@ -87,7 +87,7 @@ def main() -> None:
         (image_io.draw_boxes(picture, after, task.labels), f"suppressed and moved: {len(after)} are left"),
     ]
     save(
-        selective_search_plots.page(
+        selective_search_plots.arrange_panels(
             [(each.resize((SIDE, SIDE * each.height // each.width)), text) for each, text in panels], 2
         ),
         "found",

@@ -1,4 +1,4 @@
-"""Draw what limits the training of ResNet-50 on up to 1,024 GPUs, by the model of fukami.explain.batch_scaling.
+"""Draw what limits the training of ResNet-50 on up to 1,024 GPUs, by the model of fukami.explain.data_parallel_cost.
 
 python docs/figures/scaling.py    writes scaling.png beside this file, and prints the tables of ../scale.md
 """
@@ -11,8 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fukami import models
-from fukami.explain.batch_scaling import MEBI, Cluster, Job, Step, buckets, predict, strong
-from fukami.explain.summary import layers, multiply_adds, parameters
+from fukami.explain.data_parallel_cost import (
+    MIB,
+    Cluster,
+    StepEstimate,
+    TrainingJob,
+    compute_bucket_sizes,
+    predict_strong_scaling,
+    predict_weak_scaling,
+)
+from fukami.explain.summary import count_multiply_adds, count_parameters, summarize_layers
 
 HERE = Path(__file__).parent
 SIZE = (3, 224, 224)
@@ -36,36 +44,36 @@ COLOURS = ["#d08a3e", "#3c6a9c", "#5b9a45"]
 INK, GREY = "#23303d", "#66727e"
 
 
-LAYERS = {name: layers(getattr(models, name)(), SIZE) for name in ("resnet50", "resnet101", "vgg16")}
+LAYERS = {name: summarize_layers(getattr(models, name)(), SIZE) for name in ("resnet50", "resnet101", "vgg16")}
 
 
-def resnet50(batch: float, synchronised: bool = False) -> Job:
+def resnet50(batch: float, synchronised: bool = False) -> TrainingJob:
     """ResNet-50 with so many pictures."""
-    return Job(layers=LAYERS["resnet50"], batch=batch, picture=PICTURE, synchronised=synchronised)
+    return TrainingJob(layers=LAYERS["resnet50"], batch=batch, picture=PICTURE, synchronised=synchronised)
 
 
 def published() -> list[tuple[str, float, float]]:
     """What, the efficiency that was measured, and the model's with the hardware that is told."""
     # Goyal et al. 2017: 8 P100 and 50 Gb/s in a machine, 32 pictures each, backward 120 ms; relative to one machine.
-    goyal = Job(layers=LAYERS["resnet50"], batch=32)
+    goyal = TrainingJob(layers=LAYERS["resnet50"], batch=32)
     p100 = Cluster(speed=32 / 0.180, inside=20e9, inside_latency=10e-6, network=50 * GIGABIT, latency=30e-6)
     # Horovod's benchmark: 4 Pascal GPUs and 25 Gb/s in a machine, 64 pictures each, gradients joined to 64 MiB.
     # Pictures/s: of VGG-16, TensorFlow's benchmark of a P100; of ResNet-101, Horovod's own with 16 GPUs.
     pascal = Cluster(speed=154, devices=4, inside=10e9, inside_latency=10e-6, network=25 * GIGABIT, latency=30e-6)
-    fused = {"batch": 64, "first": 64 * MEBI, "bucket": 64 * MEBI}
-    vgg = Job(layers=LAYERS["vgg16"], **fused)
-    resnet = Job(layers=LAYERS["resnet101"], **fused)
+    fused = {"batch": 64, "first": 64 * MIB, "bucket": 64 * MIB}
+    vgg = TrainingJob(layers=LAYERS["vgg16"], **fused)
+    resnet = TrainingJob(layers=LAYERS["resnet101"], **fused)
     other = replace(pascal, speed=1656.82 / 16)
-    ratio = predict(goyal, p100, 256).efficiency / predict(goyal, p100, 8).efficiency
+    ratio = predict_weak_scaling(goyal, p100, 256).efficiency / predict_weak_scaling(goyal, p100, 8).efficiency
     return [
         ("ResNet-50, 256 P100, 50 Gb/s (Goyal et al. 2017)", 0.90, ratio),
-        ("ResNet-101, 512 Pascal, 25 Gb/s (Horovod)", 0.90, predict(resnet, other, 512).efficiency),
-        ("VGG-16, 128 Pascal, 25 Gb/s (Horovod)", 0.79, predict(vgg, pascal, 128).efficiency),
-        ("VGG-16, 512 Pascal, 25 Gb/s (Horovod)", 0.68, predict(vgg, pascal, 512).efficiency),
+        ("ResNet-101, 512 Pascal, 25 Gb/s (Horovod)", 0.90, predict_weak_scaling(resnet, other, 512).efficiency),
+        ("VGG-16, 128 Pascal, 25 Gb/s (Horovod)", 0.79, predict_weak_scaling(vgg, pascal, 128).efficiency),
+        ("VGG-16, 512 Pascal, 25 Gb/s (Horovod)", 0.68, predict_weak_scaling(vgg, pascal, 512).efficiency),
     ]
 
 
-def curves(axes: Axes, title: str, lowest: float, steps: dict[str, list[Step]]) -> None:
+def curves(axes: Axes, title: str, lowest: float, steps: dict[str, list[StepEstimate]]) -> None:
     """Efficiency by the number of devices; dashed where batch normalisation is synchronised."""
     for name, found in steps.items():
         network, _, kind = name.partition(", ")
@@ -94,7 +102,7 @@ def plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def draw(weak: dict[str, list[Step]], hard: dict[str, list[Step]]) -> Figure:
+def draw(weak: dict[str, list[StepEstimate]], hard: dict[str, list[StepEstimate]]) -> Figure:
     """The figure."""
     figure = Figure(figsize=(10.5, 3.7), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
@@ -120,12 +128,12 @@ def main() -> None:
     for name, width, synchronised in both:
         cluster = replace(A100, network=width)
         words = name + ", synchronised" * synchronised
-        weak[words] = [predict(resnet50(BATCH, synchronised), cluster, count) for count in COUNTS]
-        hard[words] = [strong(resnet50(BATCH * 32, synchronised), cluster, count) for count in COUNTS]
+        weak[words] = [predict_weak_scaling(resnet50(BATCH, synchronised), cluster, count) for count in COUNTS]
+        hard[words] = [predict_strong_scaling(resnet50(BATCH * 32, synchronised), cluster, count) for count in COUNTS]
     write = sys.stdout.write
-    model, sizes = models.resnet50(), (f"{size / MEBI:.1f}" for size in buckets(resnet50(BATCH)))
-    write(f"ResNet-50: {multiply_adds(model, SIZE) / 1e9:.2f} G multiply-adds forward, ")
-    write(f"{4 * parameters(model):,} bytes of gradients in buckets of {', '.join(sizes)} MiB\n")
+    model, sizes = models.resnet50(), (f"{size / MIB:.1f}" for size in compute_bucket_sizes(resnet50(BATCH)))
+    write(f"ResNet-50: {count_multiply_adds(model, SIZE) / 1e9:.2f} G multiply-adds forward, ")
+    write(f"{4 * count_parameters(model):,} bytes of gradients in buckets of {', '.join(sizes)} MiB\n")
     for title, found in ((f"{BATCH} on each GPU", weak), (f"{BATCH * 32:,} on all together", hard)):
         write(f"\n{title}: efficiency in percent, the time of a step in ms, what is busy longest\n")
         for words, steps in found.items():

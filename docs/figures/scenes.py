@@ -25,7 +25,7 @@ def draw() -> Figure:
     rows = figure.subplots(2, len(CHOSEN))
     shades = (255 * colormaps["tab10"](np.arange(len(scenes.LABELS)))[:, :3]).astype(np.uint8)
     for upper, lower, number in zip(*rows, CHOSEN, strict=True):
-        scene = scenes.scene(0, number)
+        scene = scenes.generate_scene(0, number)
         upper.imshow(scene.picture)
         upper.set_title("\n".join(textwrap.wrap(scene.sentence, 30)), fontsize=8)
         for (left, top, right, bottom), label in zip(scene.boxes, scene.classes, strict=True):

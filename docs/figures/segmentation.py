@@ -24,9 +24,9 @@ RATE = 5  # of them in a second
 
 def fcn(run: str, number: int) -> None:
     """A scene, what is true, and what the networks of a staged training say."""
-    (sample,) = scenes.masked(scenes.TRAINING + number, 1)
+    (sample,) = scenes.generate_mask_samples(scenes.NUM_TRAIN + number, 1)
     picture = Image.fromarray(np.asarray(sample.source))
-    columns = [("a scene", picture), ("true", coloured(sample.mask.read() - 1, scenes.MASKED))]
+    columns = [("a scene", picture), ("true", coloured(sample.mask.read() - 1, scenes.MASK_LABELS))]
     for name, folder in (("FCN-32s", "fcn32s-vgg16"), ("FCN-16s", "fcn16s-vgg16"), ("FCN-8s", "")):
         task = fukami.load(Path(run) / folder, device="cpu")
         columns.append((name, coloured(task.map(task.predict([picture])[0]), task.labels)))
@@ -38,31 +38,31 @@ def fcn(run: str, number: int) -> None:
     figure.savefig(HERE / "fcn.png", dpi=100, bbox_inches="tight", pad_inches=0.05)
 
 
-def coloured(numbers: image_io.Bytes, labels: tuple[str, ...]) -> Image.Image:
+def coloured(numbers: image_io.UInt8Array, labels: tuple[str, ...]) -> Image.Image:
     """A map in the colours of its classes, the background light."""
     shades = [
         (238, 238, 238) if label == "background" else shade
-        for label, shade in zip(labels, image_io.shades(labels), strict=True)
+        for label, shade in zip(labels, image_io.get_class_colors(labels), strict=True)
     ]
-    return image_io.with_palette(numbers, shades).convert("RGB")
+    return image_io.apply_palette(numbers, shades).convert("RGB")
 
 
 def segnet(run: str) -> None:
     """Test pictures beside what is true and what was answered, and a film of many of them."""
     task = fukami.load(run, device="cpu")
-    _, test, _ = segmentation_data.read("camvid", 0.2)
-    shades = [image_io.WHITE, *image_io.shades(task.labels)]
+    _, test, _ = segmentation_data.load_dataset("camvid", 0.2)
+    shades = [image_io.WHITE, *image_io.get_class_colors(task.labels)]
     figure = Figure(figsize=(9.6, 7.4), layout="constrained")
     for line, number in zip(figure.subplots(len(SHOWN), 3), SHOWN, strict=True):
-        picture = image_io.read(test[number].source)
-        truth = image_io.overlaid(picture, test[number].mask.read(), shades)
+        picture = image_io.read_image(test[number].source)
+        truth = image_io.overlay_mask(picture, test[number].mask.read(), shades)
         columns = (("the picture", picture), ("true", truth), ("answered", drawn(task, picture)))
         for axes, (title, shown) in zip(line, columns, strict=True):
             axes.imshow(np.asarray(shown))
             axes.set_title(title if number == SHOWN[0] else "", fontsize=9)
             axes.axis("off")
     figure.savefig(HERE / "segnet.png", dpi=100)
-    frames = [drawn(task, image_io.read(test[number].source)).resize((320, 240)) for number in DRIVE]
+    frames = [drawn(task, image_io.read_image(test[number].source)).resize((320, 240)) for number in DRIVE]
     options = {"save_all": True, "append_images": frames[1:], "duration": 1000 // RATE, "loop": 0}
     frames[0].save(HERE / "driving.webp", quality=45, method=6, **options)
 
@@ -70,7 +70,7 @@ def segnet(run: str) -> None:
 def drawn(task: fukami.Task, picture: Image.Image) -> Image.Image:
     """The picture under the colours of the answer."""
     (answer,) = task.predict([picture])
-    return image_io.overlaid(picture, task.map(answer), image_io.shades(task.labels))
+    return image_io.overlay_mask(picture, task.map(answer), image_io.get_class_colors(task.labels))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ SIDE = 380  # of the longest side of a panel
 def save(panels: list[tuple[Image.Image, str]], name: str) -> None:
     """Write panels side by side, in few colours."""
     path = HERE / f"selective-search-{name}.png"
-    sheet = selective_search_plots.page(panels, len(panels))
+    sheet = selective_search_plots.arrange_panels(panels, len(panels))
     sheet.quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
     sys.stdout.write(f"{path.name}: {path.stat().st_size:,} bytes\n")
 
@@ -30,24 +30,27 @@ def main() -> None:
     picture = Image.fromarray(pixels)
     segmented = []
     for scale in (50, 300):
-        labels = search.segment(pixels, scale)
+        labels = search.segment_image(pixels, scale)
         segmented.append(
-            (selective_search_plots.regions(picture, labels, SIDE), f"k = {scale}: {labels.max() + 1} regions")
+            (selective_search_plots.draw_regions(picture, labels, SIDE), f"k = {scale}: {labels.max() + 1} regions")
         )
     save(segmented, "segmentation")
 
-    labels = search.segment(pixels, 50)
-    regions = grouping.describe(labels, grouping.features(search.colours(pixels, "hsv")))
-    _, made = grouping.group(regions, "CTSF")
-    steps = [(selective_search_plots.grouped(labels, made, left), left) for left in (100, 12)]
+    labels = search.segment_image(pixels, 50)
+    regions = grouping.describe_regions(labels, grouping.compute_features(search.convert_color_space(pixels, "hsv")))
+    _, made = grouping.group_regions(regions, "CTSF")
+    steps = [(selective_search_plots.merge_regions(labels, made, left), left) for left in (100, 12)]
     save(
-        [(selective_search_plots.regions(picture, some, SIDE), f"{left} regions are left") for some, left in steps],
+        [
+            (selective_search_plots.draw_regions(picture, some, SIDE), f"{left} regions are left")
+            for some, left in steps
+        ],
         "grouping",
     )
 
-    boxes = search.propose(pixels)
+    boxes = search.propose_regions(pixels)
     drawn = [
-        (selective_search_plots.boxes(picture, boxes, count, SIDE), f"the first {count} of {len(boxes):,}")
+        (selective_search_plots.draw_ranked_boxes(picture, boxes, count, SIDE), f"the first {count} of {len(boxes):,}")
         for count in (20, 100)
     ]
     save(drawn, "boxes")

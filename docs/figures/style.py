@@ -26,7 +26,7 @@ def painted(root: Path, weights: str, content: str, style: str, **fields) -> Ima
     recipe = NeuralStyle(content=files[0], style=files[1:], weights=weights, **fields)
     with tempfile.TemporaryDirectory() as folder:
         fukami.train(recipe, f"{folder}/run")
-        return image_io.read(f"{folder}/run/preview.png").copy()
+        return image_io.read_image(f"{folder}/run/preview.png").copy()
 
 
 def grid(rows: list[list[tuple[Image.Image | None, str]]], name: str) -> None:
@@ -51,10 +51,10 @@ def cell(picture: Image.Image) -> Image.Image:
 
 def main(root: Path, weights: str) -> None:
     """All of them."""
-    styles = [(image_io.read(root / "style" / f"{style}.jpg"), style.replace("_", " ")) for style in STYLES]
+    styles = [(image_io.read_image(root / "style" / f"{style}.jpg"), style.replace("_", " ")) for style in STYLES]
     rows: list[list[tuple[Image.Image | None, str]]] = [[(None, ""), *styles]]
     for content in CONTENTS:
-        own = image_io.read(root / "content" / f"{content}.jpg")
+        own = image_io.read_image(root / "content" / f"{content}.jpg")
         rows.append(
             [(own, content.replace("_", " ")), *((painted(root, weights, content, style), "") for style in STYLES)]
         )

@@ -1,7 +1,7 @@
 """fukami: every landmark of deep vision under one contract.
 
 >>> import fukami
->>> recipe = fukami.find("deep-convnet")(dataset="mnist")
+>>> recipe = fukami.get_recipe("deep-convnet")(dataset="mnist")
 >>> fukami.train(recipe, "runs/first")
 >>> fukami.load("runs/first").predict(["digit.png"])
 """
@@ -11,31 +11,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fukami.engine.checkpoint import load
-    from fukami.engine.recipe import Data, Recipe, find, names
+    from fukami.engine.recipe import Data, Recipe, get_recipe, list_recipes
     from fukami.engine.task import Task
     from fukami.engine.train import train
     from fukami.errors import Error, UsageError
 
-__all__ = ["Data", "Error", "Recipe", "Task", "UsageError", "find", "load", "names", "train"]
+__all__ = ["Data", "Error", "Recipe", "Task", "UsageError", "get_recipe", "list_recipes", "load", "train"]
 
-_HOME = {
+_MODULES = {
     "load": "engine.checkpoint",
     "Error": "errors",
     "UsageError": "errors",
     "train": "engine.train",
     "Data": "engine.recipe",
     "Recipe": "engine.recipe",
-    "find": "engine.recipe",
-    "names": "engine.recipe",
+    "get_recipe": "engine.recipe",
+    "list_recipes": "engine.recipe",
     "Task": "engine.task",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: torch takes a second that ``fukami list`` should not wait for."""
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'fukami' has no attribute {name!r}; it has {', '.join(__all__)}")
-    value = globals()[name] = getattr(importlib.import_module(f"fukami.{_HOME[name]}"), name)
+    value = globals()[name] = getattr(importlib.import_module(f"fukami.{_MODULES[name]}"), name)
     return value
 
 

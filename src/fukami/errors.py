@@ -34,7 +34,7 @@ class WriteError(Error):
         super().__init__(f"{self.reason}; {hint}. A training goes on from its last checkpoint with --resume")
 
 
-def unknown(kind: str, given: str, valid: Iterable[str]) -> UsageError:
+def build_unknown_error(kind: str, given: str, valid: Iterable[str]) -> UsageError:
     """The error for a name that does not exist, with the nearest that do."""
     names = sorted(valid)
     near = difflib.get_close_matches(given[:100], names, n=3, cutoff=0.5)
@@ -52,7 +52,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def refuse_if_out_of_memory(name: str) -> Iterator[None]:
+def convert_memory_errors(name: str) -> Iterator[None]:
     """Turn a lack of memory while a file is read or predicted into an error of that file.
 
     Every place that works on one file at a time does so within this, so that one file cannot end a batch.

@@ -19,13 +19,13 @@ from rich.measure import Measurement
 from rich.table import Table
 from safetensors import safe_open
 
-from fukami.data.labelled import NAMES
+from fukami.data.labelled_images import DATASET_NAMES
 from fukami.data.parsing import exists
 from fukami.engine import checkpoint, report
-from fukami.engine.recipe import find, names
+from fukami.engine.recipe import get_recipe, list_recipes
 from fukami.errors import Error, UsageError
 
-LOWER = {
+LOWER_IS_BETTER = {
     "loss",
     "errors",
     "error",
@@ -40,17 +40,17 @@ LOWER = {
     "rmse",
     "distance",
 }  # metrics of which less is better
-BESIDE = ("loss", "errors", "content_loss", "style_loss", "variation")  # main only where there is no other
-SHARES = ("accuracy", "map", "miou")  # metrics that are shown in percent
-BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # tensors of the weights that are no parameters
-COLOURED = 10  # runs with a colour and a name of their own in the figures; the others are grey
-NONE = "–"
-MOST_TEXT = 20_000  # characters of a cell, such as a command with many fields
-MOST_METRICS = 256 << 20  # bytes of a metrics.jsonl, which has about 200 for a line
-MOST_INTEGER = 1 << 62
-UNBOUNDED = Console(width=10_000, markup=False, emoji=False)  # what a table is measured against
+SECONDARY_METRICS = ("loss", "errors", "content_loss", "style_loss", "variation")  # main only where there is no other
+PERCENT_METRICS = ("accuracy", "map", "miou")  # metrics that are shown in percent
+BUFFER_NAMES = ("running_mean", "running_var", "num_batches_tracked")  # tensors of the weights that are no parameters
+NUM_COLORS = 10  # runs with a colour and a name of their own in the figures; the others are grey
+MISSING = "–"
+MAX_CELL_LENGTH = 20_000  # characters of a cell, such as a command with many fields
+MAX_METRICS_BYTES = 256 << 20  # bytes of a metrics.jsonl, which has about 200 for a line
+MAX_INTEGER = 1 << 62
+WIDE_CONSOLE = Console(width=10_000, markup=False, emoji=False)  # what a table is measured against
 COLUMNS = ("#", "run", "recipe", "", "best", "parameters", "multiply-adds", "seconds", "epochs", "seed", "on")
-SAID = {"recipe", "seed", "on"}  # columns that the command says, too: a narrow terminal goes without them
+REDUNDANT_COLUMNS = {"recipe", "seed", "on"}  # columns that the command says, too: a narrow terminal goes without them
 STYLE = """<style>
 .wide { overflow-x: auto; } .wide table { font-size: .88rem; } th { text-align: left; color: #666; font-weight: 500; }
 th, td { padding: .2rem .8rem .2rem 0; white-space: nowrap; } td.name, th.name { white-space: normal; }
@@ -62,7 +62,7 @@ pre div { padding-left: 4ch; text-indent: -4ch; } .note { color: #666; font-size
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedResult:
     """A number that a paper reports."""
 
     method: str
@@ -72,16 +72,16 @@ class Published:
 
 
 # Accuracies on the test set, each from the paper named: 100 % less the error rate that it gives.
-LITERATURE = {
+PUBLISHED_RESULTS = {
     "mnist": (
-        Published("LeNet-5, distortions", 0.9920, "LeCun et al. 1998", 60_000),
-        Published("multi-column DNN", 0.9977, "Cireşan et al. 2012"),
-        Published("DropConnect", 0.9979, "Wan et al. 2013"),
+        PublishedResult("LeNet-5, distortions", 0.9920, "LeCun et al. 1998", 60_000),
+        PublishedResult("multi-column DNN", 0.9977, "Cireşan et al. 2012"),
+        PublishedResult("DropConnect", 0.9979, "Wan et al. 2013"),
     ),
     "cifar10": (
-        Published("ResNet-20", 0.9125, "He et al. 2016", 270_000),
-        Published("ResNet-56", 0.9303, "He et al. 2016", 850_000),
-        Published("ResNet-110", 0.9357, "He et al. 2016", 1_700_000),
+        PublishedResult("ResNet-20", 0.9125, "He et al. 2016", 270_000),
+        PublishedResult("ResNet-56", 0.9303, "He et al. 2016", 850_000),
+        PublishedResult("ResNet-110", 0.9357, "He et al. 2016", 1_700_000),
     ),
 }
 
@@ -105,8 +105,8 @@ class Run:
     @property
     def metric(self) -> str:
         """The main metric: the first that is not a count, an error or a loss; empty before the first evaluation."""
-        names = [name for line in self.evaluations[-1:] for name in line if name not in report.NO_METRICS]
-        return next((name for name in names if name not in BESIDE), names[0] if names else "")
+        names = [name for line in self.evaluations[-1:] for name in line if name not in report.NON_METRIC_KEYS]
+        return next((name for name in names if name not in SECONDARY_METRICS), names[0] if names else "")
 
     @property
     def last(self) -> float:
@@ -117,7 +117,7 @@ class Run:
     def best(self) -> float:
         """The metric at its best along the way."""
         values = [float(line[self.metric]) for line in self.evaluations if self.metric in line]
-        return min(values, key=functools.partial(_badness, self.metric))
+        return min(values, key=functools.partial(_compute_sort_key, self.metric))
 
     @property
     def seconds(self) -> float | None:
@@ -126,19 +126,21 @@ class Run:
 
 
 @dataclass
-class Board:
+class Leaderboard:
     """The runs on one data set judged by one metric, best first, and what is beside them."""
 
     data: str
     metric: str
     runs: list[Run] = field(default_factory=list)
     unfinished: list[Run] = field(default_factory=list)
-    published: list[Published] = field(default_factory=list)
+    published: list[PublishedResult] = field(default_factory=list)
     claims: list[str] = field(default_factory=list)  # what the papers of the recipes report, in their words
 
     def rank(self, run: Run) -> int:
         """From 1; equals share a rank."""
-        return 1 + sum(_badness(self.metric, other.last) < _badness(self.metric, run.last) for other in self.runs)
+        return 1 + sum(
+            _compute_sort_key(self.metric, other.last) < _compute_sort_key(self.metric, run.last) for other in self.runs
+        )
 
     @property
     def title(self) -> str:
@@ -150,11 +152,11 @@ class Board:
         """What a reader should know before comparing."""
         counts = sorted({run.evaluations[-1].get("count", 0) for run in self.runs})
         differ = f"judged on different test parts ({', '.join(map(str, counts))} items): compare with care"
-        less = f"less {self.metric} is better" if lower(self.metric) else ""
+        less = f"less {self.metric} is better" if is_lower_better(self.metric) else ""
         return [note for note in (differ if len(counts) > 1 else "", less, *self.claims) if note]
 
 
-def survey(folder: Path) -> tuple[list[Board], dict[str, list[str]]]:
+def load_leaderboards(folder: Path) -> tuple[list[Leaderboard], dict[str, list[str]]]:
     """The boards of all runs at and below ``folder``, and the names of runs by the reason why something is not known.
 
     Raises:
@@ -170,98 +172,98 @@ def survey(folder: Path) -> tuple[list[Board], dict[str, list[str]]]:
             "metrics.jsonl in it; give the folder above your runs"
         )
     reasons: dict[str, list[str]] = defaultdict(list)
-    boards: dict[tuple[str, str], Board] = {}
-    runs = [(_place(run.data), run) for run in (_read(path, folder, reasons) for path in found)]
+    boards: dict[tuple[str, str], Leaderboard] = {}
+    runs = [(_resolve_dataset(run.data), run) for run in (_read_run(path, folder, reasons) for path in found)]
     for place, run in sorted(runs, key=lambda pair: not pair[1].metric):  # what is unfinished joins the others
         first = next((key for key in boards if key[0] == place), (place, ""))
-        board = boards.setdefault((place, run.metric) if run.metric else first, Board(run.data, run.metric))
+        board = boards.setdefault((place, run.metric) if run.metric else first, Leaderboard(run.data, run.metric))
         (board.runs if run.metric else board.unfinished).append(run)
     for board in boards.values():
-        board.runs.sort(key=lambda run: (_badness(run.metric, run.last), run.seconds or math.inf, run.name))
-        _compare(board)
+        board.runs.sort(key=lambda run: (_compute_sort_key(run.metric, run.last), run.seconds or math.inf, run.name))
+        _add_published_results(board)
     return [boards[key] for key in sorted(boards)], dict(reasons)
 
 
 # what a run's folder tells
 
 
-def _read(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Run:
+def _read_run(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Run:
     """The run in a folder; whatever cannot be read is left out and named in ``reasons``."""
-    name = _text(path.relative_to(folder).as_posix() if path != folder else path.resolve().name)
+    name = _sanitize_text(path.relative_to(folder).as_posix() if path != folder else path.resolve().name)
     record: dict[str, Any] = {}
     lines: list[bytes] = []
     stored: int | None = None
     try:
-        checkpoint.check_files(path)
-        record, lines, stored = _record(path), _lines(path), _stored(path)
+        checkpoint.check_run_files(path)
+        record, lines, stored = _read_record(path), _read_metrics_lines(path), _count_saved_parameters(path)
         if not record:
             reasons["recipe.json is damaged"].append(name)
     except (Error, OSError) as error:
-        reasons[_text(str(error))].append(name)
+        reasons[_sanitize_text(str(error))].append(name)
     evaluations = []
     for line in lines:
         try:
             entry = json.loads(line)
             if entry["phase"] == "eval":
-                evaluations.append(_numbers(entry))
+                evaluations.append(_parse_evaluation(entry))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             reasons["metrics.jsonl has a line that cannot be read"].append(name)
     fields = record.get("fields", {})
-    epoch = _epoch(fields, evaluations)
-    recipe = _text(record.get("recipe", NONE))
+    epoch = _estimate_epoch_steps(fields, evaluations)
+    recipe = _sanitize_text(record.get("recipe", MISSING))
     processes = record.get("processes", 1)
-    where = _text(f"{record.get('device', NONE)} {record.get('precision', '')}")
+    where = _sanitize_text(f"{record.get('device', MISSING)} {record.get('precision', '')}")
     return Run(
         name=name,
         recipe=recipe,
-        data=_text(fields.get("dataset", f"what {recipe} makes" if record else "unknown data")),
+        data=_sanitize_text(fields.get("dataset", f"what {recipe} makes" if record else "unknown data")),
         evaluations=tuple(evaluations),
         epoch=epoch,
-        parameters=_count(record, "parameters") or stored,
-        multiply_adds=_count(record, "multiply_adds"),
-        epochs=_epochs(path, fields.get("epochs"), round(evaluations[-1]["step"] / epoch) if evaluations else 0),
-        seed=_text(fields.get("seed", NONE)),
-        on=where.strip() + (_text(f" ×{processes}") if processes != 1 else ""),
-        command=_text(record.get("command", NONE)),
+        parameters=_get_count(record, "parameters") or stored,
+        multiply_adds=_get_count(record, "multiply_adds"),
+        epochs=_format_epochs(path, fields.get("epochs"), round(evaluations[-1]["step"] / epoch) if evaluations else 0),
+        seed=_sanitize_text(fields.get("seed", MISSING)),
+        on=where.strip() + (_sanitize_text(f" ×{processes}") if processes != 1 else ""),
+        command=_sanitize_text(record.get("command", MISSING)),
     )
 
 
-def _text(value: object) -> str:
+def _sanitize_text(value: object) -> str:
     """A value for the table and the page, without characters that would control a terminal."""
-    return "".join(letter if letter.isprintable() else "�" for letter in str(value)[:MOST_TEXT])
+    return "".join(letter if letter.isprintable() else "�" for letter in str(value)[:MAX_CELL_LENGTH])
 
 
-def _lines(path: Path) -> list[bytes]:
+def _read_metrics_lines(path: Path) -> list[bytes]:
     """The lines of ``metrics.jsonl``.
 
     Raises:
         Error: it is longer than any training makes it.
     """
     file = path / "metrics.jsonl"
-    if file.stat().st_size > MOST_METRICS:
-        raise Error(f"metrics.jsonl has more than {MOST_METRICS:,} bytes")
+    if file.stat().st_size > MAX_METRICS_BYTES:
+        raise Error(f"metrics.jsonl has more than {MAX_METRICS_BYTES:,} bytes")
     return file.read_bytes().splitlines()
 
 
-def _numbers(entry: dict[str, Any]) -> dict[str, Any]:
+def _parse_evaluation(entry: dict[str, Any]) -> dict[str, Any]:
     """The metrics of an evaluation.
 
     Raises:
         ValueError: it names no step, or has no metric.
     """
-    numbers = {_text(name): value for name, value in entry.items() if type(value) in (int, float)}
+    numbers = {_sanitize_text(name): value for name, value in entry.items() if type(value) in (int, float)}
     step, seconds = numbers["step"], numbers.get("seconds", 0)
-    if not (numbers.keys() - report.NO_METRICS and type(step) is int and step > 0 and 0 <= seconds < math.inf):
+    if not (numbers.keys() - report.NON_METRIC_KEYS and type(step) is int and step > 0 and 0 <= seconds < math.inf):
         raise ValueError("no evaluation")
-    if any(type(value) is int and abs(value) > MOST_INTEGER for value in numbers.values()):
+    if any(type(value) is int and abs(value) > MAX_INTEGER for value in numbers.values()):
         raise ValueError("a number that no training writes")
     return numbers
 
 
-def _record(path: Path) -> dict[str, Any]:
+def _read_record(path: Path) -> dict[str, Any]:
     """What ``recipe.json`` holds; nothing where it is damaged."""
     try:
-        if (path / "recipe.json").stat().st_size > checkpoint.MAX_RECORD:
+        if (path / "recipe.json").stat().st_size > checkpoint.MAX_RECIPE_BYTES:
             return {}
         record = json.loads((path / "recipe.json").read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -270,116 +272,116 @@ def _record(path: Path) -> dict[str, Any]:
     return dict(record) if sound else {}
 
 
-def _epoch(fields: dict[str, Any], evaluations: Sequence[dict[str, Any]]) -> float:
+def _estimate_epoch_steps(fields: dict[str, Any], evaluations: Sequence[dict[str, Any]]) -> float:
     """The steps of an epoch: the first evaluation comes after ``judge_every`` of them, or after all of them."""
     counts = [fields.get("judge_every", 1), fields.get("epochs")]
     first = evaluations[0]["step"] if evaluations else 1
     return first / min((count for count in counts if isinstance(count, int) and count > 0), default=1) or 1
 
 
-def _epochs(path: Path, asked: object, reached: int) -> str:
+def _format_epochs(path: Path, asked: object, reached: int) -> str:
     """The epochs of the recipe, or how many were reached where the training was left: the report is written last."""
     if not isinstance(asked, int):
-        return NONE
+        return MISSING
     return str(asked) if (path / "report.html").is_file() or reached >= asked else f"{reached} of {asked}"
 
 
-def _count(record: dict[str, Any], name: str) -> int | None:
+def _get_count(record: dict[str, Any], name: str) -> int | None:
     """A whole number that the training recorded."""
     value = record.get(name)
-    return value if type(value) is int and 0 <= value <= MOST_INTEGER else None
+    return value if type(value) is int and 0 <= value <= MAX_INTEGER else None
 
 
-def _stored(path: Path) -> int | None:
+def _count_saved_parameters(path: Path) -> int | None:
     """Parameters by the header of the saved weights, for a run whose training recorded none."""
     try:
         with safe_open(path / "weights.safetensors", "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  no mapping
     except Exception:  # not there yet, or damaged: eval says how
         return None
-    return sum(int(math.prod(shape)) for name, shape in shapes.items() if not name.endswith(BUFFERS))
+    return sum(int(math.prod(shape)) for name, shape in shapes.items() if not name.endswith(BUFFER_NAMES))
 
 
 # what is compared with what
 
 
-def _place(data: str) -> str:
+def _resolve_dataset(data: str) -> str:
     """The same for all names of a data set: a known name, or where a path leads."""
-    return str(Path(data).resolve()) if data not in NAMES and exists(Path(data)) else data
+    return str(Path(data).resolve()) if data not in DATASET_NAMES and exists(Path(data)) else data
 
 
-def lower(metric: str) -> bool:
+def is_lower_better(metric: str) -> bool:
     """Whether less of it is better; a distance such as ``frechet_vgg16`` ends with the name of a network."""
-    return metric.partition("_")[0] in LOWER
+    return metric.partition("_")[0] in LOWER_IS_BETTER
 
 
-def _badness(metric: str, value: float) -> float:
+def _compute_sort_key(metric: str, value: float) -> float:
     """Less is better, and what is not finite is worst."""
-    return (value if lower(metric) else -value) if math.isfinite(value) else math.inf
+    return (value if is_lower_better(metric) else -value) if math.isfinite(value) else math.inf
 
 
-def _compare(board: Board) -> None:
+def _add_published_results(board: Leaderboard) -> None:
     """Add what was published: of the literature, and of the papers behind the recipes of the runs."""
-    plain = _plain(Path(board.data).name.partition(".")[0])
-    board.published += LITERATURE.get(plain, ()) if board.metric == "accuracy" else ()
+    plain = _normalize_name(Path(board.data).name.partition(".")[0])
+    board.published += PUBLISHED_RESULTS.get(plain, ()) if board.metric == "accuracy" else ()
     known = {entry.value for entry in board.published}
-    for name in sorted({run.recipe for run in board.runs} & set(names())):
-        recipe = find(name)
+    for name in sorted({run.recipe for run in board.runs} & set(list_recipes())):
+        recipe = get_recipe(name)
         source = " ".join(filter(None, (recipe.paper, str(recipe.year or ""))))
         number = re.fullmatch(r"([\d.]+) ?% (\S+)", recipe.published)
-        if number and board.metric == "accuracy" and _plain(number[2]) == plain:
+        if number and board.metric == "accuracy" and _normalize_name(number[2]) == plain:
             value = round(float(number[1]) / 100, 6)
-            board.published += [] if value in known else [Published(name, value, source)]
+            board.published += [] if value in known else [PublishedResult(name, value, source)]
         elif recipe.published:
             board.claims.append(f"the paper of {name} reports {recipe.published} ({source})")
 
 
-def _plain(name: str) -> str:
+def _normalize_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 # the table
 
 
-def rows(board: Board) -> Iterator[tuple[str, tuple[str, ...]]]:
+def build_rows(board: Leaderboard) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The kind of each row (run, published or unfinished) and its cells, best first, as in ``COLUMNS``."""
-    entries: list[tuple[float, int, Run | Published]] = [
-        *((_badness(board.metric, run.last), 0, run) for run in board.runs),
-        *((_badness(board.metric, each.value), 1, each) for each in board.published),
+    entries: list[tuple[float, int, Run | PublishedResult]] = [
+        *((_compute_sort_key(board.metric, run.last), 0, run) for run in board.runs),
+        *((_compute_sort_key(board.metric, each.value), 1, each) for each in board.published),
     ]
     for _, _, entry in sorted(entries, key=lambda entry: entry[:2]):
-        if isinstance(entry, Published):
-            parameters = _si(entry.parameters) if entry.parameters else ""
-            cells = ("", entry.method, entry.source, _shown(board.metric, entry.value), "", parameters)
+        if isinstance(entry, PublishedResult):
+            parameters = _format_count(entry.parameters) if entry.parameters else ""
+            cells = ("", entry.method, entry.source, _format_metric(board.metric, entry.value), "", parameters)
             yield "published", (*cells, *("",) * 5)
         else:
-            best = _shown(board.metric, entry.best) if entry.best != entry.last else ""
-            yield "run", (str(board.rank(entry)), *_cells(entry, _shown(board.metric, entry.last), best))
+            best = _format_metric(board.metric, entry.best) if entry.best != entry.last else ""
+            yield "run", (str(board.rank(entry)), *_format_cells(entry, _format_metric(board.metric, entry.last), best))
     for run in board.unfinished:
-        yield "unfinished", (NONE, *_cells(run, "unfinished", ""))
+        yield "unfinished", (MISSING, *_format_cells(run, "unfinished", ""))
 
 
-def _cells(run: Run, value: str, best: str) -> tuple[str, ...]:
-    seconds = NONE if run.seconds is None else f"{run.seconds:,.0f}" if run.seconds >= 10 else f"{run.seconds:.1f}"
-    cost = (_si(run.parameters), _si(run.multiply_adds), seconds)
+def _format_cells(run: Run, value: str, best: str) -> tuple[str, ...]:
+    seconds = MISSING if run.seconds is None else f"{run.seconds:,.0f}" if run.seconds >= 10 else f"{run.seconds:.1f}"
+    cost = (_format_count(run.parameters), _format_count(run.multiply_adds), seconds)
     return run.name, run.recipe, value, best, *cost, run.epochs, run.seed, run.on
 
 
-def table(board: Board, width: int | None = None) -> Table:
+def build_table(board: Leaderboard, width: int | None = None) -> Table:
     """The board for a terminal of this width; what was published is dim and has no rank."""
-    result = _table(board, COLUMNS)
-    if width and Measurement.get(UNBOUNDED, UNBOUNDED.options, result).maximum > width:
-        result = _table(board, [name for name in COLUMNS if name not in SAID])
+    result = _build_columns(board, COLUMNS)
+    if width and Measurement.get(WIDE_CONSOLE, WIDE_CONSOLE.options, result).maximum > width:
+        result = _build_columns(board, [name for name in COLUMNS if name not in REDUNDANT_COLUMNS])
     return result
 
 
-def _table(board: Board, columns: Sequence[str]) -> Table:
+def _build_columns(board: Leaderboard, columns: Sequence[str]) -> Table:
     result = Table(box=None, pad_edge=False, title=board.title, title_justify="left", title_style="bold")
     for name in columns:
         text = name in ("run", "recipe", "on")
         heading = {"": board.metric, "parameters": "params", "multiply-adds": "mult-adds"}.get(name, name)
         result.add_column(heading, justify="left" if text else "right", no_wrap=not text, overflow="fold")
-    for kind, cells in rows(board):
+    for kind, cells in build_rows(board):
         if kind == "published":
             cells = ("pub.", cells[1], "published", *cells[3:])
         shown = (cell for name, cell in zip(COLUMNS, cells, strict=True) if name in columns)
@@ -387,26 +389,26 @@ def _table(board: Board, columns: Sequence[str]) -> Table:
     return result
 
 
-def sources(board: Board) -> str:
+def format_sources(board: Leaderboard) -> str:
     """Where the published numbers stand, in a line; empty where there are none."""
     listed = "; ".join(f"{entry.method} ({entry.source})" for entry in board.published)
     return f"published: {listed}" if listed else ""
 
 
-def commands(board: Board) -> list[tuple[str, str]]:
+def list_commands(board: Leaderboard) -> list[tuple[str, str]]:
     """The rank (– for unfinished runs) and the command of each run."""
     ranked = [(str(board.rank(run)), run.command) for run in board.runs]
-    return ranked + [(NONE, run.command) for run in board.unfinished]
+    return ranked + [(MISSING, run.command) for run in board.unfinished]
 
 
-def _shown(metric: str, value: float) -> str:
-    return f"{100 * value:.2f} %" if metric in SHARES else f"{value:,.4f}" if value < 1000 else f"{value:,.0f}"
+def _format_metric(metric: str, value: float) -> str:
+    return f"{100 * value:.2f} %" if metric in PERCENT_METRICS else f"{value:,.4f}" if value < 1000 else f"{value:,.0f}"
 
 
-def _si(number: int | None) -> str:
+def _format_count(number: int | None) -> str:
     """A count in three digits: 124 k, 1.24 M."""
     if number is None:
-        return NONE
+        return MISSING
     scaled, powers = float(number), iter(" kMGT")
     unit = next(powers)
     while scaled >= 999.5 and (larger := next(powers, "")):
@@ -417,42 +419,42 @@ def _si(number: int | None) -> str:
 # the page
 
 
-def write(boards: Sequence[Board], folder: Path, out: Path) -> None:
+def write_page(boards: Sequence[Leaderboard], folder: Path, out: Path) -> None:
     """Write the page of the boards: one file that needs no others."""
     title = f"Leaderboard of {folder.resolve().name}"
     body = [STYLE, f"<h1>{html.escape(title)}</h1>"]
     for board in boards:
-        body += [f"<h2>{html.escape(board.title)}</h2>", f'<div class="wide">{_html(board)}</div>']
+        body += [f"<h2>{html.escape(board.title)}</h2>", f'<div class="wide">{_render_table(board)}</div>']
         body += [f'<p class="note">{html.escape(note[0].upper() + note[1:])}.</p>' for note in board.notes]
         if board.runs:
-            body += [_third(report.picture("Over the training", curves(board)))]
-            body += [_third(report.picture("Against what it costs", scatter(board)))]
-        listed = "".join(f"<div>{rank:>2}  {html.escape(command)}</div>" for rank, command in commands(board))
+            body += [_demote_heading(report.render_figure("Over the training", plot_curves(board)))]
+            body += [_demote_heading(report.render_figure("Against what it costs", plot_costs(board)))]
+        listed = "".join(f"<div>{rank:>2}  {html.escape(command)}</div>" for rank, command in list_commands(board))
         body += ["<h3>The command behind each row</h3>", f"<pre>{listed}</pre>"]
     out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write(out, report.PAGE.format(title=html.escape(title), body="\n".join(body)).encode())
+    checkpoint.write_file(out, report.PAGE_TEMPLATE.format(title=html.escape(title), body="\n".join(body)).encode())
 
 
-def _third(section: str) -> str:
+def _demote_heading(section: str) -> str:
     """A section of the page below that of its data set."""
     return section.replace("<h2>", "<h3>").replace("</h2>", "</h3>")
 
 
-def _html(board: Board) -> str:
+def _render_table(board: Leaderboard) -> str:
     kinds = ["number", "name", "name", *["number"] * 7, ""]
     heads = "".join(
         f'<th class="{kind}">{html.escape(name or board.metric)}</th>'
         for name, kind in zip(COLUMNS, kinds, strict=True)
     )
     lines = [f"<tr>{heads}</tr>"]
-    for row, cells in rows(board):
+    for row, cells in build_rows(board):
         cells = ("published", *cells[1:]) if row == "published" else cells
         filled = (f'<td class="{kind}">{html.escape(cell)}</td>' for cell, kind in zip(cells, kinds, strict=True))
         lines.append(f'<tr class="{row}">{"".join(filled)}</tr>')
     return f"<table>{''.join(lines)}</table>"
 
 
-def curves(board: Board) -> Figure:
+def plot_curves(board: Leaderboard) -> Figure:
     """The metric at each evaluation of every run, over epochs and over seconds."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -460,12 +462,12 @@ def curves(board: Board) -> Figure:
     for number, run in enumerate(board.runs):
         lines = [line for line in run.evaluations if board.metric in line]
         values = [line[board.metric] for line in lines]
-        style: dict[str, Any] = _style(number) | {"marker": "o", "ms": 3, "lw": 1.2}
-        label = f"{board.rank(run)}  {_short(run.name)}" if number < COLOURED else None
+        style: dict[str, Any] = _choose_style(number) | {"marker": "o", "ms": 3, "lw": 1.2}
+        label = f"{board.rank(run)}  {_shorten_name(run.name)}" if number < NUM_COLORS else None
         left.plot([line["step"] / run.epoch for line in lines], values, label=label, **style)
         right.plot([line.get("seconds", math.nan) for line in lines], values, **style)
     for axes, name in ((left, "epoch"), (right, "seconds")):
-        _frame(axes, board, points)
+        _set_axes(axes, board, points)
         axes.set_xlabel(name)
     left.set_ylabel(board.metric)
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -475,26 +477,26 @@ def curves(board: Board) -> Figure:
     return figure
 
 
-def scatter(board: Board) -> Figure:
+def plot_costs(board: Leaderboard) -> Figure:
     """The metric at the end against parameters, multiply-adds and seconds, one point for each run."""
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     every = figure.subplots(1, 3, sharey=True)
     for axes, name in zip(every, ("parameters", "multiply_adds", "seconds"), strict=True):
         known = [(number, run, getattr(run, name)) for number, run in enumerate(board.runs) if getattr(run, name)]
         for number, run, cost in reversed(known):
-            axes.plot(cost, run.last, "o", **_style(number))
+            axes.plot(cost, run.last, "o", **_choose_style(number))
             axes.annotate(
                 str(board.rank(run)), (cost, run.last), (5, 3), textcoords="offset points", fontsize=8, clip_on=True
             )
         for entry in board.published if name == "parameters" else ():
             if entry.parameters:
                 axes.plot(entry.parameters, entry.value, "x", color="#888888")
-        _frame(axes, board, [run.last for run in board.runs], whole=True)
+        _set_axes(axes, board, [run.last for run in board.runs], whole=True)
         if known:
             costs = [cost for _, _, cost in known]
             axes.set_xscale("log")
             axes.set_xticks([step * 10.0**power for power in range(-2, 13) for step in (1, 3)])
-            axes.xaxis.set_major_formatter(lambda cost, _: f"{cost:g}" if cost < 1000 else _si(round(cost)))
+            axes.xaxis.set_major_formatter(lambda cost, _: f"{cost:g}" if cost < 1000 else _format_count(round(cost)))
             axes.set_xlim(min(costs) / 3, max(costs) * 3)  # also where all cost the same
             axes.minorticks_off()
         else:
@@ -505,28 +507,28 @@ def scatter(board: Board) -> Figure:
     return figure
 
 
-def _frame(axes: Axes, board: Board, values: Iterable[float], whole: bool = False) -> None:
+def _set_axes(axes: Axes, board: Leaderboard, values: Iterable[float], whole: bool = False) -> None:
     """Limits that show all values, or else the better half of them well; published numbers within them as lines."""
     finite = sorted(value for value in values if math.isfinite(value))
     if finite:
-        worst, best = (finite[-1], finite[0]) if lower(board.metric) else (finite[0], finite[-1])
+        worst, best = (finite[-1], finite[0]) if is_lower_better(board.metric) else (finite[0], finite[-1])
         span = abs(best - worst) or 0.02 * abs(best) or 1.0
         reach = span if whole else min(span, 3 * abs(best - finite[len(finite) // 2]) or span)
-        away = reach if lower(board.metric) else -reach
+        away = reach if is_lower_better(board.metric) else -reach
         low, high = sorted((best + 1.15 * away, best - 0.15 * away))
-        axes.set_ylim(low, min(high, 1 + 0.03 * (1 - low)) if board.metric in SHARES else high)
+        axes.set_ylim(low, min(high, 1 + 0.03 * (1 - low)) if board.metric in PERCENT_METRICS else high)
         for entry in board.published:
             if axes.get_ylim()[0] < entry.value < axes.get_ylim()[1]:
                 axes.axhline(entry.value, color="#777777", lw=1, ls=":")
-    if board.metric in SHARES:
+    if board.metric in PERCENT_METRICS:
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _style(number: int) -> dict[str, Any]:
+def _choose_style(number: int) -> dict[str, Any]:
     """The best runs each have a colour."""
-    return {"color": f"C{number}"} if number < COLOURED else {"color": "#cccccc", "zorder": 1}
+    return {"color": f"C{number}"} if number < NUM_COLORS else {"color": "#cccccc", "zorder": 1}
 
 
-def _short(name: str) -> str:
+def _shorten_name(name: str) -> str:
     return name if len(name) <= 28 else f"...{name[-25:]}"

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 
-def quota(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+def count_cpus(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """Processors that this process may use: fewer than there are in a container with a limit, which Linux tells."""
     affinity = getattr(os, "sched_getaffinity", None)
     count = len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -8,12 +8,12 @@ from types import TracebackType
 
 import torch
 
-STEP = ("forward", "backward", "optimizer")  # the phases that a GPU computes while the processor is ahead of it
-TRAINING = ("data", "host to device", *STEP, "waiting")  # what steps consist of
-PHASES = (*TRAINING, "evaluation", "checkpoint", "compilation", "other")
+STEP_PHASES = ("forward", "backward", "optimizer")  # the phases that a GPU computes while the processor is ahead of it
+TRAINING_PHASES = ("data", "host to device", *STEP_PHASES, "waiting")  # what steps consist of
+PHASES = (*TRAINING_PHASES, "evaluation", "checkpoint", "compilation", "other")
 
 
-class Clock:
+class PhaseTimer:
     """Seconds by phase; a phase inside another one is not counted in the outer one.
 
     ``with clock("forward"):`` is a phase. On a GPU the processor only launches what the GPU computes later, so events
@@ -29,9 +29,9 @@ class Clock:
         self.instead = ""  # the phase that everything counts for while it lasts, whatever is entered
         self.step = -1  # the training's, once it steps, for whoever asks what this process is doing
 
-    def __call__(self, phase: str) -> "Phase":
+    def __call__(self, phase: str) -> "TimedPhase":
         """A context in which the time counts for the phase."""
-        return Phase(self, phase)
+        return TimedPhase(self, phase)
 
     def turn(self, phase: str) -> str:
         """From now on the time counts for this phase; returns the one before."""
@@ -69,7 +69,7 @@ class Clock:
                 phase: begun.elapsed_time(ended) / 1e3 * self.entered[phase]
                 for phase, (begun, ended) in self.events.items()
             }
-            whole = sum(seconds.get(phase, 0.0) for phase in (*STEP, "waiting"))
+            whole = sum(seconds.get(phase, 0.0) for phase in (*STEP_PHASES, "waiting"))
             captured = steps / max(self.entered["optimizer"], 1)  # replays of a captured step enter no phase
             factor = min(captured, whole / max(sum(busy.values()), 1e-9))
             seconds |= {phase: factor * busy[phase] for phase in busy}
@@ -82,20 +82,20 @@ class Clock:
             self.seconds[phase] += value
 
 
-class Phase:
+class TimedPhase:
     """A context of :class:`Clock`; a class, since a generator would cost a step of a small network its time."""
 
-    def __init__(self, clock: Clock, phase: str) -> None:
+    def __init__(self, clock: PhaseTimer, phase: str) -> None:
         self.clock, self.phase = clock, phase
 
     def __enter__(self) -> None:
         clock = self.clock
         self.before = clock.turn(self.phase)
-        self.timed = clock.on_gpu and self.phase in STEP and not torch.cuda.is_current_stream_capturing()
+        self.timed = clock.on_gpu and self.phase in STEP_PHASES and not torch.cuda.is_current_stream_capturing()
         if self.timed:
             clock.entered[self.phase] += 1
             if self.phase not in clock.events:
-                clock.events[self.phase] = (_event(), _event())
+                clock.events[self.phase] = (_create_event(), _create_event())
             clock.events[self.phase][0].record()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -104,5 +104,5 @@ class Phase:
         self.clock.turn(self.before)
 
 
-def _event() -> torch.cuda.Event:
+def _create_event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -8,10 +8,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 # the state after the words ``(R,)`` of so many rows, and the log-probabilities ``(R, words)`` of the next ones
-Step = Callable[[Any, Tensor], tuple[Any, Tensor]]
+DecoderStep = Callable[[Any, Tensor], tuple[Any, Tensor]]
 
 
-def search(step: Step, state: Any, *, beams: int, longest: int, begin: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
+def search(
+    step: DecoderStep, state: Any, *, beams: int, longest: int, begin: int, end: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """The likeliest sentences that a beam search finds for each of N pictures, all of them at once.
 
     At each word the ``beams`` likeliest beginnings of sentences go on; one that has ended stays as it is for as long as
@@ -59,7 +61,7 @@ def search(step: Step, state: Any, *, beams: int, longest: int, begin: int, end:
 
 
 def sample(
-    step: Step,
+    step: DecoderStep,
     state: Any,
     *,
     draws: int,

@@ -4,16 +4,16 @@ from collections.abc import Iterator
 
 from fukami.captioning import data as captioning_data
 from fukami.data import findings
-from fukami.data.findings import Findings, Item
+from fukami.data.findings import Findings, ImageItem
 from fukami.errors import Error
 
 
-def examine(spec: str, found: Findings) -> Iterator[tuple[Item, bytes]]:
+def check_dataset(spec: str, found: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """The readable pictures of a data set with the digest of their pixels; what is wrong is told on the way."""
     found.thing = "sentence"
-    given = captioning_data.located(spec)
+    given = captioning_data.locate_dataset(spec)
     try:
-        sheet = captioning_data.described(given)
+        sheet = captioning_data.parse_caption_files(given)
     except Error as error:
         found.add("broken", str(error).removeprefix(f"{given} "), file=str(given))
         return
@@ -23,7 +23,7 @@ def examine(spec: str, found: Findings) -> Iterator[tuple[Item, bytes]]:
     for part in sorted(sheet.parts, key=("", "train", "val", "test").index):
         for picture, sentences in sheet.parts[part].items():
             found.inside[part][""] += len(sentences)
-            items.append(Item(picture, str(picture), "", part))
-    for picture in captioning_data.silent(given, sheet):
+            items.append(ImageItem(picture, str(picture), "", part))
+    for picture in captioning_data.find_uncaptioned_images(given, sheet):
         found.add("no sentence", "has no sentence; say something of it, or remove it", file=str(picture))
-    yield from findings.decoded(items, found)
+    yield from findings.hash_images(items, found)

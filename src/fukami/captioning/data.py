@@ -18,27 +18,27 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from fukami.data import coco, folder, labelled, locate, scenes, streaming
-from fukami.data.annotations import PARTS, Flaw
-from fukami.data.parsing import exists, key_of, parse_json, read_bytes, read_text, text_of
-from fukami.errors import Error, unknown
+from fukami.data import coco, image_folder, labelled_images, locations, scenes, streaming
+from fukami.data.annotations import SPLIT_NAMES, AnnotationProblem
+from fukami.data.parsing import exists, parse_json, read_bytes, read_text, to_key, to_text
+from fukami.errors import Error, build_unknown_error
 from fukami.image import io as image_io
-from fukami.image.transform import Preparation
+from fukami.image.transform import SquareTransform
 
 logger = logging.getLogger(__name__)
-NAMES = ("scenes", "flickr8k", "flickr30k", "coco")
-PICTURE, SENTENCE = (
+DATASET_NAMES = ("scenes", "flickr8k", "flickr30k", "coco")
+IMAGE_COLUMNS, CAPTION_COLUMNS = (
     ("image", "picture", "path", "file", "image_name", "filename"),
     ("caption", "sentence", "comment", "text"),
 )
-LISTS = (("train", "*[._]trainImages.txt"), ("val", "*[._]devImages.txt"), ("test", "*[._]testImages.txt"))
-FILES = (".csv", ".json", ".txt", ".token")  # endings of files of sentences
-KARPATHY = {"restval": "train"}  # pictures of COCO's validation part that are trained on there
-LONGEST = 2**16  # characters of the line that names the columns
-NUMBERED = re.compile(r"#[a-z]*\d+$")  # what tells the sentences of a picture apart
+SPLIT_LISTS = (("train", "*[._]trainImages.txt"), ("val", "*[._]devImages.txt"), ("test", "*[._]testImages.txt"))
+CAPTION_SUFFIXES = (".csv", ".json", ".txt", ".token")  # endings of files of sentences
+KARPATHY_SPLITS = {"restval": "train"}  # pictures of COCO's validation part that are trained on there
+MAX_HEADER_LENGTH = 2**16  # characters of the line that names the columns
+CAPTION_NUMBER = re.compile(r"#[a-z]*\d+$")  # what tells the sentences of a picture apart
 
 
-class Line(NamedTuple):
+class CaptionRow(NamedTuple):
     """A sentence as its file has it: the picture's name, and the part where that is told."""
 
     picture: str
@@ -48,7 +48,7 @@ class Line(NamedTuple):
 
 
 @dataclass
-class Sheet:
+class ParsedCaptions:
     """What the files say.
 
     Attributes:
@@ -58,11 +58,11 @@ class Sheet:
     """
 
     parts: dict[str, dict[Path, list[str]]] = field(default_factory=dict)
-    flaws: list[Flaw] = field(default_factory=list)
+    flaws: list[AnnotationProblem] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Told:
+class CaptionDataset:
     """Pictures, files or arrays ``(H, W, 3)`` uint8, and the sentences that were said of each, or their words."""
 
     items: tuple[Any, ...]
@@ -76,30 +76,32 @@ class Told:
         """Whether the pictures lie in files."""
         return all(isinstance(item, Path) for item in self.items)
 
-    def kept(self, which: Iterable[int]) -> "Told":
+    def kept(self, which: Iterable[int]) -> "CaptionDataset":
         """Those of these numbers."""
         numbers = list(which)
-        return Told(tuple(self.items[i] for i in numbers), tuple(self.sentences[i] for i in numbers))
+        return CaptionDataset(tuple(self.items[i] for i in numbers), tuple(self.sentences[i] for i in numbers))
 
-    def read(self, prepare: Preparation, broken: int = folder.BROKEN) -> "tuple[Told, labelled.Pictures]":
+    def read(
+        self, prepare: SquareTransform, broken: int = image_folder.MAX_BROKEN
+    ) -> "tuple[CaptionDataset, labelled_images.DecodedImages]":
         """All pictures as a network sees them, in memory; broken ones are left out, with their sentences, and named.
 
         Raises:
             Error: more pictures than ``broken`` are, or not one can be read.
         """
         if self.files:
-            results: Iterable[Any] = streaming.decode(self.items, prepare)
+            results: Iterable[Any] = streaming.decode_files(self.items, prepare)
         else:
             results = (prepare(Image.fromarray(item)).transpose(1, 2, 0) for item in self.items)
-        good, pictures = folder.decode(results, len(self), prepare, broken)
+        good, pictures = image_folder.stack_images(results, len(self), prepare, broken)
         kept = self if len(good) == len(self) else self.kept(good)
         names = [item if isinstance(item, Path) else f"scene {number}" for number, item in enumerate(kept.items)]
-        return kept, labelled.Pictures(
+        return kept, labelled_images.DecodedImages(
             torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.arange(len(good)), list(map(str, names))
         )
 
 
-def read(spec: str, holdout: float) -> tuple[Told, Told, Told]:
+def load_dataset(spec: str, holdout: float) -> tuple[CaptionDataset, CaptionDataset, CaptionDataset]:
     """The training, the validation and the test part of a data set.
 
     Args:
@@ -113,20 +115,24 @@ def read(spec: str, holdout: float) -> tuple[Told, Told, Told]:
         Error: the data are damaged, or there are none.
     """
     if spec == "scenes":
-        learned = Told(*scenes.told(0, scenes.SENTENCES))
-        return learned, Told((), ()), Told(*scenes.told(scenes.SENTENCES, scenes.TESTING))
-    sheet = described(located(spec))
+        learned = CaptionDataset(*scenes.generate_captioned_images(0, scenes.NUM_CAPTIONED))
+        return (
+            learned,
+            CaptionDataset((), ()),
+            CaptionDataset(*scenes.generate_captioned_images(scenes.NUM_CAPTIONED, scenes.NUM_TEST)),
+        )
+    sheet = parse_caption_files(locate_dataset(spec))
     if sheet.flaws:
         first = sheet.flaws[0]
         logger.warning(
             f"{len(sheet.flaws)} pictures or sentences are left out; the first: {first.file}, line {first.line}: "
             f"{first.detail}; fukami doctor names each"
         )
-    parts = {name: _told(pictures) for name, pictures in sheet.parts.items() if pictures}
+    parts = {name: _build_dataset(pictures) for name, pictures in sheet.parts.items() if pictures}
     if not parts:
         raise Error(f"{spec} has no picture with a sentence; fukami doctor {spec} says what is wrong")
-    nothing = Told((), ())
-    learned = _joined(parts.get(name, nothing) for name in ("", "train"))
+    nothing = CaptionDataset((), ())
+    learned = _concatenate(parts.get(name, nothing) for name in ("", "train"))
     val, test = parts.get("val", nothing), parts.get("test", nothing)
     if not len(test):
         test, val = val, nothing  # what there is besides the training part is judged on
@@ -137,7 +143,7 @@ def read(spec: str, holdout: float) -> tuple[Told, Told, Told]:
     return learned, val, test
 
 
-def located(spec: str) -> Path:
+def locate_dataset(spec: str) -> Path:
     """The folder or file of a data set.
 
     Raises:
@@ -145,90 +151,96 @@ def located(spec: str) -> Path:
         Error: it is a known name, and lies nowhere.
     """
     if spec == "coco":
-        return coco.benchmark()
+        return coco.find_coco()
     if exists(Path(spec)):
         return Path(spec)
-    if spec in NAMES or any(exists(place / f"{spec}{end}") for place in locate.candidates() for end in ("", ".zip")):
-        return locate.lying(spec, "the pictures and their sentences, in a folder or a zip archive of that name,")
-    raise unknown("data set (and no file or folder)", spec, NAMES)
+    if spec in DATASET_NAMES or any(
+        exists(place / f"{spec}{end}") for place in locations.list_data_folders() for end in ("", ".zip")
+    ):
+        return locations.find_dataset(
+            spec, "the pictures and their sentences, in a folder or a zip archive of that name,"
+        )
+    raise build_unknown_error("data set (and no file or folder)", spec, DATASET_NAMES)
 
 
-def known(spec: str) -> bool:
+def is_caption_dataset(spec: str) -> bool:
     """Whether it is a name of sentences alone, or a path with files of them; an archive is unpacked."""
     if spec in ("flickr8k", "flickr30k"):
         return True
     try:
-        if spec in (*NAMES, *labelled.NAMES):
+        if spec in (*DATASET_NAMES, *labelled_images.DATASET_NAMES):
             return False
-        path = located(spec)
-        return bool(_sources(path, _files(_root(path))))
+        path = locate_dataset(spec)
+        return bool(_find_caption_files(path, _list_files(_find_root(path))))
     except Error:  # which whoever reads it tells
         return False
 
 
-def described(path: Path) -> Sheet:
+def parse_caption_files(path: Path) -> ParsedCaptions:
     """What the files at a path say, and what is wrong with them.
 
     Raises:
         Error: there is no file of sentences, or one cannot be read at all.
     """
-    root = _root(path)
-    files = _files(root)
-    sources = _sources(path, files)
+    root = _find_root(path)
+    files = _list_files(root)
+    sources = _find_caption_files(path, files)
     if not sources:
         raise Error(
             f"{path} has no sentences: expected captions.txt, captions_*.json, dataset.json, *.token, or a CSV with "
             "the columns image and caption"
         )
-    there = _pictures(root, files)
-    sheet = Sheet()
-    listed = _listed(files)
+    there = _index_images(root, files)
+    sheet = ParsedCaptions()
+    listed = _read_split_lists(files)
     for file in sources:
-        for line in _lines(file):
-            _note(sheet, file, line, there, listed)
+        for line in _read_rows(file):
+            _add_row(sheet, file, line, there, listed)
     return sheet
 
 
-def silent(path: Path, sheet: Sheet) -> list[Path]:
+def find_uncaptioned_images(path: Path, sheet: ParsedCaptions) -> list[Path]:
     """The pictures at a path of which nothing is said."""
     said = {picture for pictures in sheet.parts.values() for picture in pictures}
-    root = _root(path)
-    return sorted({*_pictures(root, _files(root)).values()} - said)
+    root = _find_root(path)
+    return sorted({*_index_images(root, _list_files(root)).values()} - said)
 
 
-def _root(path: Path) -> Path:
+def _find_root(path: Path) -> Path:
     """The folder that the pictures lie in."""
     if path.is_dir():
         return path
-    return path.parent if path.suffix.lower() in FILES else folder.unpacked(path)
+    return path.parent if path.suffix.lower() in CAPTION_SUFFIXES else image_folder.unpack_archive(path)
 
 
-def _files(root: Path) -> list[Path]:
+def _list_files(root: Path) -> list[Path]:
     """Every file below a folder, in order."""
     return sorted(path for path in root.rglob("*") if not path.name.startswith("."))
 
 
-def _note(sheet: Sheet, file: Path, line: Line, there: dict[str, Path], listed: dict[str, str]) -> None:
+def _add_row(
+    sheet: ParsedCaptions, file: Path, line: CaptionRow, there: dict[str, Path], listed: dict[str, str]
+) -> None:
     """Add a sentence to the picture it is about, or say why it cannot be learned from."""
     part = line.part or listed.get(Path(line.picture).name, "")
     part = "train" if part == "trainval" else part
     picture = there.get(line.picture) or there.get(Path(line.picture).name)
     if picture is None:
         named = line.picture or "no picture"
-        sheet.flaws.append(Flaw("missing", file, line.line, f"names {named}, which is not there", part))
+        sheet.flaws.append(AnnotationProblem("missing", file, line.line, f"names {named}, which is not there", part))
     elif part not in ("", "train", "val", "test"):
         sheet.flaws.append(
-            Flaw("no split", file, line.line, f"has the split {part[:50]!r}; expected train, val or test")
+            AnnotationProblem("no split", file, line.line, f"has the split {part[:50]!r}; expected train, val or test")
         )
     elif not line.sentence.strip():
-        sheet.flaws.append(Flaw("no sentence", file, line.line, f"says nothing of {line.picture}", part))
+        sheet.flaws.append(AnnotationProblem("no sentence", file, line.line, f"says nothing of {line.picture}", part))
     else:
         sheet.parts.setdefault(part, {}).setdefault(picture, []).append(line.sentence.strip())
 
 
-def _pictures(root: Path, files: Iterable[Path]) -> dict[str, Path]:
+def _index_images(root: Path, files: Iterable[Path]) -> dict[str, Path]:
     """The pictures below a folder, by their path in it and by their name."""
-    endings = image_io.suffixes()
+    endings = image_io.get_image_suffixes()
     found: dict[str, Path] = {}
     for path in files:
         if path.suffix.lower() in endings:
@@ -237,57 +249,57 @@ def _pictures(root: Path, files: Iterable[Path]) -> dict[str, Path]:
     return found
 
 
-def _sources(path: Path, files: Iterable[Path]) -> list[Path]:
+def _find_caption_files(path: Path, files: Iterable[Path]) -> list[Path]:
     """The files of sentences of a data set, whose folder has these files."""
-    if path.suffix.lower() in FILES:
-        return [path] if path.suffix.lower() != ".csv" or _columns(path) else []
-    ours = [each for each in files if each.suffix.lower() in FILES]
+    if path.suffix.lower() in CAPTION_SUFFIXES:
+        return [path] if path.suffix.lower() != ".csv" or _detect_columns(path) else []
+    ours = [each for each in files if each.suffix.lower() in CAPTION_SUFFIXES]
     for pattern in ("dataset*.json", "captions_*.json", "*.token.txt", "*.token", "captions.txt", "*.csv"):
-        found = [each for each in ours if each.match(pattern) and (each.suffix != ".csv" or _columns(each))]
+        found = [each for each in ours if each.match(pattern) and (each.suffix != ".csv" or _detect_columns(each))]
         if found:
             return found if pattern.startswith("captions_") else found[:1]
     return []
 
 
-def _columns(path: Path) -> tuple[str, str, str] | None:
+def _detect_columns(path: Path) -> tuple[str, str, str] | None:
     """The columns of pictures, of sentences, and of parts (empty: none); None where a file has none of these."""
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
-            first = file.readline(LONGEST)
+            first = file.readline(MAX_HEADER_LENGTH)
     except OSError:  # which whoever reads it tells, or a folder of that name
         return None
     names = [name.strip().lower() for name in first.strip().split("|" if "|" in first else ",")]
-    picture = next((name for name in PICTURE if name in names), None)
-    sentence = next((name for name in SENTENCE if name in names), None)
+    picture = next((name for name in IMAGE_COLUMNS if name in names), None)
+    sentence = next((name for name in CAPTION_COLUMNS if name in names), None)
     return (picture, sentence, "split" if "split" in names else "") if picture and sentence else None
 
 
-def _listed(files: Sequence[Path]) -> dict[str, str]:
+def _read_split_lists(files: Sequence[Path]) -> dict[str, str]:
     """The part of each picture that a list beside Flickr8k's sentences names."""
-    lists = ((part, file) for part, pattern in LISTS for file in files if file.match(pattern))
+    lists = ((part, file) for part, pattern in SPLIT_LISTS for file in files if file.match(pattern))
     return {name.strip(): part for part, file in lists for name in read_text(file).splitlines()}
 
 
-def _lines(file: Path) -> Iterator[Line]:
+def _read_rows(file: Path) -> Iterator[CaptionRow]:
     """The sentences in a file.
 
     Raises:
         Error: it is no text in UTF-8, no JSON, or lacks what it should have.
     """
     if file.suffix.lower() == ".json":
-        yield from _json(file)
-    elif file.suffix.lower() == ".csv" or _columns(file):
-        yield from _table(file)
+        yield from _read_json(file)
+    elif file.suffix.lower() == ".csv" or _detect_columns(file):
+        yield from _read_csv(file)
     else:
         for number, line in enumerate(read_text(file).split("\n"), 1):
             name, _, sentence = line.partition("\t")
             if name.strip():
-                yield Line(NUMBERED.sub("", name.strip()), sentence, number)
+                yield CaptionRow(CAPTION_NUMBER.sub("", name.strip()), sentence, number)
 
 
-def _table(file: Path) -> Iterator[Line]:
+def _read_csv(file: Path) -> Iterator[CaptionRow]:
     """A table of pictures and sentences. A sentence may hold commas that nothing marks, as Flickr8k's do."""
-    columns = _columns(file)
+    columns = _detect_columns(file)
     if columns is None:
         raise Error(f"{file}: the first line should name the columns image and caption (and perhaps split)")
     text = read_text(file)
@@ -305,42 +317,44 @@ def _table(file: Path) -> Iterator[Line]:
             if over > 0 and sentence == len(names) - 1:
                 row = [*row[:sentence], between.join(row[sentence:])]
             cells = [cell.strip() for cell in row] + [""] * len(names)
-            part = PARTS.get(cells[split].lower(), cells[split].lower()) if split >= 0 else ""
-            yield Line(cells[picture], cells[sentence], rows.line_num, part)
+            part = SPLIT_NAMES.get(cells[split].lower(), cells[split].lower()) if split >= 0 else ""
+            yield CaptionRow(cells[picture], cells[sentence], rows.line_num, part)
     except csv.Error as error:
         raise Error(f"{file}, line {rows.line_num}: is no CSV ({error}); fix it") from None
 
 
-def _json(file: Path) -> Iterator[Line]:
+def _read_json(file: Path) -> Iterator[CaptionRow]:
     """COCO's captions, or Karpathy's."""
     try:
         content = parse_json(read_bytes(file))
         images = content["images"]
         if "annotations" in content:
-            names = {key_of(image["id"]): text_of(image["file_name"]) for image in images}
-            part = next((part for name, part in PARTS.items() if name in re.split(r"[^a-z]+", file.stem.lower())), "")
+            names = {to_key(image["id"]): to_text(image["file_name"]) for image in images}
+            part = next(
+                (part for name, part in SPLIT_NAMES.items() if name in re.split(r"[^a-z]+", file.stem.lower())), ""
+            )
             for each in content["annotations"]:
-                yield Line(names.get(key_of(each["image_id"]), ""), text_of(each["caption"]), 0, part)
+                yield CaptionRow(names.get(to_key(each["image_id"]), ""), to_text(each["caption"]), 0, part)
             return
         for image in images:
-            split = text_of(image.get("split"))
-            part = KARPATHY.get(split, PARTS.get(split, ""))
-            name = "/".join(filter(None, (text_of(image.get("filepath")), text_of(image["filename"]))))
+            split = to_text(image.get("split"))
+            part = KARPATHY_SPLITS.get(split, SPLIT_NAMES.get(split, ""))
+            name = "/".join(filter(None, (to_text(image.get("filepath")), to_text(image["filename"]))))
             for sentence in image["sentences"]:
-                yield Line(name, text_of(sentence["raw"]), 0, part)
+                yield CaptionRow(name, to_text(sentence["raw"]), 0, part)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Error(
             f"{file} is damaged, or no JSON as COCO's captions or Karpathy's are ({type(error).__name__}: {error})"
         ) from None
 
 
-def _told(pictures: dict[Path, list[str]]) -> Told:
+def _build_dataset(pictures: dict[Path, list[str]]) -> CaptionDataset:
     """The pictures in the order of their names."""
     order = sorted(pictures, key=lambda path: (path.name, path))
-    return Told(tuple(order), tuple(tuple(pictures[path]) for path in order))
+    return CaptionDataset(tuple(order), tuple(tuple(pictures[path]) for path in order))
 
 
-def _joined(parts: Iterable[Told]) -> Told:
+def _concatenate(parts: Iterable[CaptionDataset]) -> CaptionDataset:
     """All of them."""
     some = list(parts)
-    return Told(sum((part.items for part in some), ()), sum((part.sentences for part in some), ()))
+    return CaptionDataset(sum((part.items for part in some), ()), sum((part.sentences for part in some), ()))

@@ -11,18 +11,18 @@ from torch import Tensor
 
 from fukami.data import streaming
 from fukami.data.augment import Augmentation
-from fukami.data.folder import BROKEN
-from fukami.data.labelled import Pictures
-from fukami.data.loader import EACH, Batch, Resident, Shuffled
-from fukami.data.streaming import Streamed
+from fukami.data.image_folder import MAX_BROKEN
+from fukami.data.labelled_images import DecodedImages
+from fukami.data.loader import SEQUENTIAL_BATCH_SIZE, Batch, BatchLoader, InMemoryLoader
+from fukami.data.streaming import FileStreamingLoader
 from fukami.errors import Error
-from fukami.image.transform import Preparation
+from fukami.image.transform import SquareTransform
 
 if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
 
 
-class Seen(Shuffled):
+class FeatureLoader(BatchLoader):
     """What is given in place of the pictures once an encoder that stays as it is has seen each of them."""
 
     of: Tensor  # the number of the picture of each target
@@ -56,7 +56,7 @@ class Seen(Shuffled):
         self.ended()
 
 
-class Captioned(Seen, Resident):
+class CaptionLoader(FeatureLoader, InMemoryLoader):
     """Pictures that live on the device, and a pass over their sentences, each with its picture.
 
     Args:
@@ -64,12 +64,12 @@ class Captioned(Seen, Resident):
         words: the numbers of the words of each sentence ``(S, T)``, -1 behind its end.
         of: the number of the picture of each sentence, ``(S,)``.
         labels: what the words are called.
-        batch, seed, augment, size: as for :class:`fukami.data.loader.Resident`.
+        batch, seed, augment, size: as for :class:`fukami.data.loader.InMemoryLoader`.
     """
 
     def __init__(
         self,
-        pictures: Pictures,
+        pictures: DecodedImages,
         words: Tensor,
         of: Tensor,
         labels: tuple[str, ...],
@@ -92,8 +92,8 @@ class Captioned(Seen, Resident):
 
     def once(self) -> Iterator[Tensor]:
         """The pictures, as they are judged on."""
-        for at in range(0, len(self.pictures), EACH):
-            yield self.smaller(self.pictures[at : at + EACH])
+        for at in range(0, len(self.pictures), SEQUENTIAL_BATCH_SIZE):
+            yield self.smaller(self.pictures[at : at + SEQUENTIAL_BATCH_SIZE])
 
     def _assemble(self, plan: tuple[Tensor, Tensor]) -> Batch:
         members, draws = plan
@@ -101,13 +101,13 @@ class Captioned(Seen, Resident):
         return self.augment(pictures, words, draws) if self.augment else (pictures, words)
 
 
-class CaptionedStream(Seen, Streamed):
+class StreamingCaptionLoader(FeatureLoader, FileStreamingLoader):
     """The same from files, of which no more are in memory than a batch needs.
 
     Args:
         files: the pictures, each once.
         words, of, labels: as for :class:`Captioned`.
-        prepare, batch, seed, augment, smallest, broken: as for :class:`fukami.data.streaming.Streamed`.
+        prepare, batch, seed, augment, smallest, broken: as for :class:`fukami.data.streaming.FileStreamingLoader`.
     """
 
     def __init__(
@@ -116,13 +116,13 @@ class CaptionedStream(Seen, Streamed):
         words: Tensor,
         of: Tensor,
         labels: tuple[str, ...],
-        prepare: Preparation,
+        prepare: SquareTransform,
         *,
         batch: int,
         seed: int,
         augment: Augmentation | None,
         smallest: float | None = None,
-        broken: int = BROKEN,
+        broken: int = MAX_BROKEN,
     ) -> None:
         each = [files[i] for i in of.tolist()]
         super().__init__(
@@ -134,17 +134,17 @@ class CaptionedStream(Seen, Streamed):
         """The pictures; one that cannot be read is black, and named."""
         size, channels = self.prepare.size, self.prepare.channels
         some: list[Tensor] = []
-        for number, found in enumerate(streaming.decode(self.files, self.prepare), 1):
+        for number, found in enumerate(streaming.decode_files(self.files, self.prepare), 1):
             if isinstance(found, Error):
                 self._name([str(found)])
                 found = np.zeros((size, size, channels), np.uint8)
             some.append(torch.from_numpy(np.ascontiguousarray(found)))
-            if len(some) == EACH or number == len(self.files):
+            if len(some) == SEQUENTIAL_BATCH_SIZE or number == len(self.files):
                 yield torch.stack(some).permute(0, 3, 1, 2)
                 some = []
 
 
-class References(Seen, Resident):
+class CaptionEvalLoader(FeatureLoader, InMemoryLoader):
     """Pictures to be judged on, each with its number ``(N,)`` among all that something was said of.
 
     Args:
@@ -155,7 +155,7 @@ class References(Seen, Resident):
     """
 
     def __init__(
-        self, pictures: Pictures, said: Sequence[Sequence[Sequence[str]]], learned: set[str], *, batch: int
+        self, pictures: DecodedImages, said: Sequence[Sequence[Sequence[str]]], learned: set[str], *, batch: int
     ) -> None:
         super().__init__(pictures.pictures, pictures.targets, (), batch=batch, names=pictures.names)
         self.said, self.learned, self.of = said, learned, pictures.targets
@@ -169,7 +169,7 @@ class References(Seen, Resident):
         yield from (pictures for pictures, _ in self.ordered())
 
 
-def table(sentences: Sequence[Sequence[int]], longest: int) -> Tensor:
+def pad_sequences(sentences: Sequence[Sequence[int]], longest: int) -> Tensor:
     """Numbers of words ``(S, T)``, -1 behind the end; of longer ones than ``longest`` the beginning and the end."""
     cut = [each if len(each) <= longest else [*each[: longest - 1], each[-1]] for each in sentences]
     found = torch.full((len(cut), max(map(len, cut))), -1, dtype=torch.long)

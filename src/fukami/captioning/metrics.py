@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from statistics import fmean
 
 Words = Sequence[str]
-LONGEST = 4  # words of an n-gram
+MAX_N = 4  # words of an n-gram
 BETA = 1.2  # how much more recall counts than precision in ROUGE-L
 SIGMA = 6.0  # of CIDEr-D's penalty for another length
 TINY, SMALL = 1e-15, 1e-9
 
 
-def judge(found: Sequence[Words], references: Sequence[Sequence[Words]], learned: set[str]) -> dict[str, float]:
+def evaluate_captions(
+    found: Sequence[Words], references: Sequence[Sequence[Words]], learned: set[str]
+) -> dict[str, float]:
     """Every metric of sentences for pictures.
 
     ``bleu1`` to ``bleu4``, ``rouge_l`` and ``cider`` (CIDEr-D; 1 is usual, 10 the most); ``exact``, the share that is
@@ -28,7 +30,7 @@ def judge(found: Sequence[Words], references: Sequence[Sequence[Words]], learned
         references: what people said of each.
         learned: the sentences of the training, their words joined by spaces; without them there is no ``copied``.
     """
-    scores = bleu(found, references)
+    scores = compute_bleu(found, references)
     texts = [" ".join(words) for words in found]
     exact = [text in {" ".join(words) for words in own} for text, own in zip(texts, references, strict=True)]
     copied = {"copied": fmean(text in learned for text in texts)} if learned else {}
@@ -37,8 +39,8 @@ def judge(found: Sequence[Words], references: Sequence[Sequence[Words]], learned
         "bleu1": scores[0],
         "bleu2": scores[1],
         "bleu3": scores[2],
-        "rouge_l": fmean(rouge_l(words, own) for words, own in zip(found, references, strict=True)),
-        "cider": fmean(cider(found, references)),
+        "rouge_l": fmean(compute_rouge_l(words, own) for words, own in zip(found, references, strict=True)),
+        "cider": fmean(compute_cider(found, references)),
         "exact": fmean(exact),
         "distinct": len(set(texts)) / len(texts),
         **copied,
@@ -46,19 +48,19 @@ def judge(found: Sequence[Words], references: Sequence[Sequence[Words]], learned
     }
 
 
-def grams(words: Words) -> list[Counter[tuple[str, ...]]]:
+def count_ngrams(words: Words) -> list[Counter[tuple[str, ...]]]:
     """How often each n-gram occurs, for each n from 1 to 4."""
-    return [Counter(zip(*(words[i:] for i in range(n)), strict=False)) for n in range(1, LONGEST + 1)]
+    return [Counter(zip(*(words[i:] for i in range(n)), strict=False)) for n in range(1, MAX_N + 1)]
 
 
-def bleu(found: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
+def compute_bleu(found: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
     """BLEU-1 to BLEU-4 of all sentences together (Papineni et al. 2002); lengths are those of the closest reference."""
-    right, all_, length, reference = [0] * LONGEST, [0] * LONGEST, 0, 0
+    right, all_, length, reference = [0] * MAX_N, [0] * MAX_N, 0, 0
     for words, own in zip(found, references, strict=True):
         length += len(words)
         reference += min((abs(len(each) - len(words)), len(each)) for each in own)[1]
-        counted = [grams(each) for each in own]
-        for n, counts in enumerate(grams(words)):
+        counted = [count_ngrams(each) for each in own]
+        for n, counts in enumerate(count_ngrams(words)):
             most = Counter[tuple[str, ...]]()
             for each in counted:
                 most |= each[n]
@@ -67,15 +69,15 @@ def bleu(found: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[
     ratio = (length + TINY) / (reference + SMALL)
     brevity = 1.0 if ratio >= 1 else math.exp(1 - 1 / ratio)
     product, scores = 1.0, []
-    for n in range(LONGEST):
+    for n in range(MAX_N):
         product *= (right[n] + TINY) / (all_[n] + SMALL)
         scores.append(brevity * product ** (1 / (n + 1)))
     return scores
 
 
-def rouge_l(words: Words, references: Sequence[Words]) -> float:
+def compute_rouge_l(words: Words, references: Sequence[Words]) -> float:
     """ROUGE-L of a sentence (Lin 2004): of the longest common subsequence, with the best precision and recall."""
-    common = [subsequence(words, own) for own in references]
+    common = [compute_lcs_length(words, own) for own in references]
     precision = max(count / max(len(words), 1) for count in common)
     recall = max(count / max(len(own), 1) for count, own in zip(common, references, strict=True))
     if precision == 0 or recall == 0:
@@ -83,7 +85,7 @@ def rouge_l(words: Words, references: Sequence[Words]) -> float:
     return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
 
 
-def subsequence(one: Words, other: Words) -> int:
+def compute_lcs_length(one: Words, other: Words) -> int:
     """The length of the longest common subsequence."""
     row = [0] * (len(other) + 1)
     for word in one:
@@ -94,11 +96,11 @@ def subsequence(one: Words, other: Words) -> int:
     return row[-1]
 
 
-def cider(found: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
+def compute_cider(found: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
     """CIDEr-D of each sentence (Vedantam et al. 2015), with document frequencies of these references."""
-    counted = [[grams(each) for each in own] for own in references]
+    counted = [[count_ngrams(each) for each in own] for own in references]
     documents = [
-        Counter(gram for own in counted for gram in {g for each in own for g in each[n]}) for n in range(LONGEST)
+        Counter(gram for own in counted for gram in {g for each in own for g in each[n]}) for n in range(MAX_N)
     ]
     whole = math.log(len(references))
 
@@ -110,17 +112,17 @@ def cider(found: Sequence[Words], references: Sequence[Sequence[Words]]) -> list
 
     scores = []
     for words, own in zip(found, counted, strict=True):
-        counts = grams(words)
+        counts = count_ngrams(words)
         mine = weighted(counts)
         total = 0.0
         for each in own:
             gap = counts[1].total() - each[1].total()
-            total += math.exp(-(gap**2) / (2 * SIGMA**2)) * sum(map(similarity, mine, weighted(each)))
-        scores.append(10 * total / LONGEST / len(own))
+            total += math.exp(-(gap**2) / (2 * SIGMA**2)) * sum(map(compute_clipped_cosine, mine, weighted(each)))
+        scores.append(10 * total / MAX_N / len(own))
     return scores
 
 
-def similarity(mine: dict[tuple[str, ...], float], other: dict[tuple[str, ...], float]) -> float:
+def compute_clipped_cosine(mine: dict[tuple[str, ...], float], other: dict[tuple[str, ...], float]) -> float:
     """The cosine of two weighted counts, the first one clipped to the second."""
     norms = math.sqrt(sum(value**2 for value in mine.values())) * math.sqrt(sum(value**2 for value in other.values()))
     if norms == 0:

@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from fukami.image.io import Bytes
+from fukami.image.io import UInt8Array
 
-Shown = tuple[Bytes, str, str]  # a picture, what was said of it, and what a person says
-SOME = 4  # of the best, the median and the worst pictures
-COMMON = 12  # sentences that are counted
-ACROSS = 34  # letters in a line below a picture
+CaptionExample = tuple[UInt8Array, str, str]  # a picture, what was said of it, and what a person says
+EXAMPLES_PER_FIGURE = 4  # of the best, the median and the worst pictures
+NUM_COMMON_CAPTIONS = 12  # sentences that are counted
+LINE_LENGTH = 34  # letters in a line below a picture
 
 
-def judgement(
-    scores: Sequence[float], said: Sequence[str], shown: Callable[[int], Shown]
+def plot_evaluation(
+    scores: Sequence[float], said: Sequence[str], shown: Callable[[int], CaptionExample]
 ) -> Iterator[tuple[str, Figure]]:
     """Every figure with its title, for the report of a run.
 
@@ -26,13 +26,17 @@ def judgement(
         shown: what there is to see of a picture by its number.
     """
     ranked = np.argsort(scores, kind="stable")[::-1].tolist()
-    middle = max(0, len(ranked) // 2 - SOME // 2)
-    for name, some in (("best", ranked[:SOME]), ("median", ranked[middle : middle + SOME]), ("worst", ranked[-SOME:])):
-        yield f"The {name} sentences", gallery([(f"CIDEr-D {scores[at]:.2f}", *shown(at)) for at in some])
-    yield "The commonest sentences", commonest(said)
+    middle = max(0, len(ranked) // 2 - EXAMPLES_PER_FIGURE // 2)
+    for name, some in (
+        ("best", ranked[:EXAMPLES_PER_FIGURE]),
+        ("median", ranked[middle : middle + EXAMPLES_PER_FIGURE]),
+        ("worst", ranked[-EXAMPLES_PER_FIGURE:]),
+    ):
+        yield f"The {name} sentences", plot_examples([(f"CIDEr-D {scores[at]:.2f}", *shown(at)) for at in some])
+    yield "The commonest sentences", plot_common_captions(said)
 
 
-def gallery(rows: Sequence[tuple[str, Bytes, str, str]]) -> Figure:
+def plot_examples(rows: Sequence[tuple[str, UInt8Array, str, str]]) -> Figure:
     """Pictures side by side, what was said of each, and below it what a person says."""
     figure = Figure(figsize=(2.9 * len(rows), 4.1), layout="constrained")
     for axes, (title, picture, said, own) in zip(figure.subplots(1, len(rows), squeeze=False).flat, rows, strict=True):
@@ -42,15 +46,15 @@ def gallery(rows: Sequence[tuple[str, Bytes, str, str]]) -> Figure:
         axes.set_yticks([])
         for side in axes.spines.values():
             side.set_visible(False)
-        lines = "\n".join(textwrap.wrap(said, ACROSS) or ["(nothing)"])
-        person = "\n".join(textwrap.wrap(f"a person: {own}", ACROSS))
+        lines = "\n".join(textwrap.wrap(said, LINE_LENGTH) or ["(nothing)"])
+        person = "\n".join(textwrap.wrap(f"a person: {own}", LINE_LENGTH))
         axes.set_xlabel(f"{lines}\n\n{person}", fontsize=8)
     return figure
 
 
-def commonest(said: Sequence[str]) -> Figure:
+def plot_common_captions(said: Sequence[str]) -> Figure:
     """How often the commonest sentences were said."""
-    counts = Counter(said).most_common(COMMON)
+    counts = Counter(said).most_common(NUM_COMMON_CAPTIONS)
     figure = Figure(figsize=(8, 0.4 + 0.28 * len(counts)), layout="constrained")
     axes = figure.add_subplot(xlabel="pictures")
     bars = axes.barh([textwrap.shorten(text, 80) or "(nothing)" for text, _ in counts][::-1],

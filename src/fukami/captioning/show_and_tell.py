@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fukami.captioning import tokenizer
-from fukami.engine.epochs import MARGIN, Optimizer, Supervised, changes
-from fukami.engine.recipe import MAX_SIZE, Data, Dataset, Recipe, find, within
+from fukami.engine.recipe import MAX_INPUT_SIZE, Data, DataSpec, Recipe, check_range, get_recipe
+from fukami.engine.supervised import RESIZE_RATIO, OptimizerName, SupervisedRecipe, build_augmentation
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
-    from fukami.captioning.data import Told
-    from fukami.captioning.loader import Captioned, CaptionedStream, References
-    from fukami.captioning.task import Captioning
+    from fukami.captioning.data import CaptionDataset
+    from fukami.captioning.loader import CaptionEvalLoader, CaptionLoader, StreamingCaptionLoader
+    from fukami.captioning.task import CaptioningTask
     from fukami.engine.task import Task
-    from fukami.image.transform import Preparation
+    from fukami.image.transform import SquareTransform
 
-JUDGED = 50  # pictures in a batch that is only judged
-MOST_BEAMS, MOST_WORDS = 100, 1000  # that a sentence may be searched with, and have
+EVAL_BATCH_SIZE = 50  # pictures in a batch that is only judged
+MAX_BEAM_SIZE, MAX_WORDS = 100, 1000  # that a sentence may be searched with, and have
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShowAndTell(Supervised):
+class ShowAndTell(SupervisedRecipe):
     """A sentence about a picture: an encoder that sees it, and an LSTM that speaks."""
 
     paper: ClassVar[str] = "Vinyals et al., Show and Tell: A Neural Image Caption Generator"
@@ -32,7 +32,7 @@ class ShowAndTell(Supervised):
     published: ClassVar[str] = "27.7 BLEU-4 COCO"
     reached: ClassVar[str] = "12.76 BLEU-4 on 1,000 images of Flickr8k, mean of 3 seeds"
 
-    dataset: Dataset = "scenes"
+    dataset: DataSpec = "scenes"
     """What to learn from: scenes (embedded), flickr8k, flickr30k, coco, or a folder, an archive, a CSV or a JSON file
     of pictures and sentences."""
     holdout: float = 0.1
@@ -40,7 +40,7 @@ class ShowAndTell(Supervised):
     before them are kept for validation."""
     part: Literal["test", "val"] = "test"
     """The part that is judged on."""
-    tokens: tokenizer.Tokens = "words"
+    tokens: tokenizer.TokenizerName = "words"
     """What sentences are cut into: words between spaces, characters, or japanese words (which needs an extra)."""
     floor: int = 5
     """Times that a word must occur in the training to be known."""
@@ -68,7 +68,7 @@ class ShowAndTell(Supervised):
     """Passes over the sentences."""
     batch: int = 64
     """Sentences in an update, over all processes."""
-    optimizer: Optimizer = "adamw"
+    optimizer: OptimizerName = "adamw"
     """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
     lr: float = 1e-3
     """Peak learning rate of the recipe's own batch."""
@@ -94,13 +94,13 @@ class ShowAndTell(Supervised):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, 1, math.inf, "floor", "hidden", "sentences")
-        within(self, 1, MOST_BEAMS, "beams")
-        within(self, 1, MOST_WORDS, "longest")
-        within(self, 0, math.inf, "finetune", "cache", "length")
-        within(self, 1e-3, math.inf, "temperature")
-        within(self, 0, 0.99, "dropout")
-        within(self, 4, MAX_SIZE, "size")
+        check_range(self, 1, math.inf, "floor", "hidden", "sentences")
+        check_range(self, 1, MAX_BEAM_SIZE, "beams")
+        check_range(self, 1, MAX_WORDS, "longest")
+        check_range(self, 0, math.inf, "finetune", "cache", "length")
+        check_range(self, 1e-3, math.inf, "temperature")
+        check_range(self, 0, 0.99, "dropout")
+        check_range(self, 4, MAX_INPUT_SIZE, "size")
         if self.finetune and not self.init:
             raise UsageError("--finetune goes on with an encoder that began with weights; give them with --init")
         mixed = {"mixup", "cutmix"} & {word.partition("=")[0] for word in self.augment}
@@ -119,85 +119,86 @@ class ShowAndTell(Supervised):
         Raises:
             UsageError: there is no such recipe, or it is of something else, or its network has no such fields.
         """
-        kind = find(self.encoder)
+        kind = get_recipe(self.encoder)
         if not hasattr(kind, "as_encoder"):
             raise UsageError(f"the encoder should be a classifier such as googlenet or resnet50, not {self.encoder}")
         return kind.as_encoder(self.encoder_options, self.size)
 
-    def prepare(self) -> "Preparation":
+    def prepare(self) -> "SquareTransform":
         """How a picture is brought to the form that the encoder sees."""
-        from fukami.image.transform import Preparation
+        from fukami.image.transform import SquareTransform
 
         own = self.classifier.prepare(())
-        return Preparation(channels=3, size=self.size, mean=own.mean, std=own.std)
+        return SquareTransform(channels=3, size=self.size, mean=own.mean, std=own.std)
 
     def data(self) -> Data:
         """The data set, in memory; the labels are the words."""
         learned, judged = self.parts()
-        labels = tokenizer.vocabulary((words for own in learned.sentences for words in own), self.floor)
+        labels = tokenizer.build_vocabulary((words for own in learned.sentences for words in own), self.floor)
         return Data(self.loader(learned, labels), self.references(judged, learned), labels)
 
-    def judged(self) -> "References":
+    def judged(self) -> "CaptionEvalLoader":
         """The part that is judged on alone; of the training only its sentences are read."""
         learned, judged = self.parts()
         return self.references(judged, learned)
 
-    def parts(self) -> "tuple[Told, Told]":
+    def parts(self) -> "tuple[CaptionDataset, CaptionDataset]":
         """What there is to learn from and to judge on, each sentence cut into words."""
         from fukami.captioning import data as captioning_data
 
-        learned, val, test = captioning_data.read(self.dataset, self.holdout)
+        learned, val, test = captioning_data.load_dataset(self.dataset, self.holdout)
         some = learned, val if self.part == "val" else test
         learned, judged = (
             dataclasses.replace(
-                told, sentences=tuple(tuple(tokenizer.cut(text, self.tokens) for text in own) for own in told.sentences)
+                told,
+                sentences=tuple(tuple(tokenizer.tokenize(text, self.tokens) for text in own) for own in told.sentences),
             )
             for told in some
         )
         return learned, judged
 
-    def loader(self, told: "Told", labels: tuple[str, ...]) -> "Captioned | CaptionedStream":
+    def loader(self, told: "CaptionDataset", labels: tuple[str, ...]) -> "CaptionLoader | StreamingCaptionLoader":
         """Batches of sentences and their pictures to train on: from memory where these fit, streamed where not."""
         import torch
 
-        from fukami.captioning.loader import Captioned, CaptionedStream, table
+        from fukami.captioning.loader import CaptionLoader, StreamingCaptionLoader, pad_sequences
         from fukami.data import augment
 
         asked = () if self.frozen else self.augment
-        crop = augment.strengths(asked).get("crop")
+        crop = augment.parse_strengths(asked).get("crop")
         prepare = self.prepare()
-        larger = dataclasses.replace(prepare, size=round(self.size * MARGIN)) if crop else prepare
+        larger = dataclasses.replace(prepare, size=round(self.size * RESIZE_RATIO)) if crop else prepare
         streamed = told.files and len(told) * larger.bytes > self.memory * 1e9
         if not streamed:
             told, pictures = told.read(larger, self.broken)
         known = {label: number for number, label in enumerate(labels)}
-        words = [[tokenizer.numbered(each, known) for each in own] for own in told.sentences]
+        words = [[tokenizer.encode_words(each, known) for each in own] for own in told.sentences]
         of = torch.repeat_interleave(torch.arange(len(told)), torch.tensor([len(own) for own in words]))
-        every = table([each for own in words for each in own], self.longest + 2)
+        every = pad_sequences([each for own in words for each in own], self.longest + 2)
         if streamed:
             asked = tuple(word for word in asked if word.partition("=")[0] != "crop")  # which decoding does
-        augmentation = changes(asked, prepare, labels)
+        augmentation = build_augmentation(asked, prepare, labels)
         if streamed:
-            return CaptionedStream(told.items, every, of, labels, prepare, batch=self.batch, seed=self.seed,
+            return StreamingCaptionLoader(told.items, every, of, labels, prepare, batch=self.batch, seed=self.seed,
                                    augment=augmentation, smallest=crop, broken=self.broken)  # fmt: skip
-        return Captioned(pictures, every, of, labels, batch=self.batch, seed=self.seed, augment=augmentation,
+        return CaptionLoader(pictures, every, of, labels, batch=self.batch, seed=self.seed, augment=augmentation,
                          size=self.size)  # fmt: skip
 
-    def references(self, judged: "Told", learned: "Told") -> "References":
+    def references(self, judged: "CaptionDataset", learned: "CaptionDataset") -> "CaptionEvalLoader":
         """The pictures to judge on, and what people said of them."""
-        from fukami.captioning.loader import References
+        from fukami.captioning.loader import CaptionEvalLoader
 
         told, pictures = judged.read(self.prepare(), self.broken)
         before = {" ".join(words) for own in learned.sentences for words in own}
-        return References(pictures, told.sentences, before, batch=JUDGED)
+        return CaptionEvalLoader(pictures, told.sentences, before, batch=EVAL_BATCH_SIZE)
 
-    def task(self, labels: tuple[str, ...]) -> "Captioning":
+    def task(self, labels: tuple[str, ...]) -> "CaptioningTask":
         """A network that speaks with these words."""
         from fukami import models
-        from fukami.captioning.task import Captioning, Speech
+        from fukami.captioning.task import CaptioningTask, DecodingConfig
 
         model = models.show_and_tell(self.classifier.network(1), len(labels), hidden=self.hidden, dropout=self.dropout)
-        speech = Speech(
+        speech = DecodingConfig(
             decoding=self.decoding,
             beams=self.beams,
             length=self.length,
@@ -209,15 +210,15 @@ class ShowAndTell(Supervised):
         )
         regime = self.regime()
         regime["epochs"] = self.finetune or self.epochs
-        return Captioning(model, labels, self.prepare(), speech, frozen=self.frozen, cache=self.cache, **regime)
+        return CaptioningTask(model, labels, self.prepare(), speech, frozen=self.frozen, cache=self.cache, **regime)
 
     def begin(self, task: "Task") -> None:
         """Put the weights of ``init`` into the encoder, or those of a run that speaks into all of the network."""
-        from fukami.engine import weights as engine_weights
+        from fukami.engine import pretrained
 
         if self.init:
             labels = getattr(task, "labels", ())
-            engine_weights.initialise_captioner(task.model, self.classifier.architecture, self.init, labels)
+            pretrained.initialize_captioner(task.model, self.classifier.architecture, self.init, labels)
 
     def stages(self, folder: Path) -> dict[str, Recipe]:
         """The training on an encoder that stays as it is, before it learns on."""

@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from fukami.captioning import beam_search, tokenizer
 from fukami.captioning import metrics as captioning_metrics
-from fukami.data.feature_cache import Kept
-from fukami.engine.cached_evaluation import Judging
-from fukami.engine.task import Interface, Regime
+from fukami.data.feature_cache import FeatureCache
+from fukami.engine.cached_evaluation import CachedEvaluationTask
+from fukami.engine.task import ModelSignature, TrainingOptions
 from fukami.errors import Error, UsageError
 from fukami.image import io as image_io
-from fukami.image.transform import Preparation
-from fukami.quantization import half
+from fukami.image.transform import SquareTransform
+from fukami.quantization import half_precision
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
 
 Batch = tuple[Tensor, Tensor]
-VERSION = 2  # of how pictures are looked at: features that were kept with another are not read
-CHUNK = 32  # pictures that are answered at once
+FEATURES_VERSION = 2  # of how pictures are looked at: features that were kept with another are not read
+PREDICT_BATCH_SIZE = 32  # pictures that are answered at once
 
 
 @dataclass(frozen=True)
-class Speech:
+class DecodingConfig:
     """How a network speaks.
 
     Attributes:
@@ -42,7 +42,7 @@ class Speech:
         temperature: of chance; below 1 likely words become likelier.
         sentences: that are told for each picture, the likeliest first.
         longest: words of a sentence at most.
-        tokens: as for :func:`fukami.captioning.tokenizer.cut`.
+        tokens: as for :func:`fukami.captioning.tokenizer.tokenize`.
         seed: of chance.
     """
 
@@ -52,12 +52,12 @@ class Speech:
     temperature: float = 1.0
     sentences: int = 5
     longest: int = 30
-    tokens: tokenizer.Tokens = "words"
+    tokens: tokenizer.TokenizerName = "words"
     seed: int = 0
 
 
 @dataclass(frozen=True)
-class Said:
+class CaptioningResults:
     """What was said of pictures, and what people said of them.
 
     Attributes:
@@ -68,14 +68,14 @@ class Said:
     """
 
     sentences: dict[int, str]
-    tokens: tokenizer.Tokens
+    tokens: tokenizer.TokenizerName
     references: Sequence[Sequence[Sequence[str]]]
     learned: set[str]
 
     @property
     def words(self) -> list[list[str]]:
         """The words of each sentence."""
-        return [tokenizer.cut(sentence, self.tokens) for sentence in self.sentences.values()]
+        return [tokenizer.tokenize(sentence, self.tokens) for sentence in self.sentences.values()]
 
     @property
     def own(self) -> list[Sequence[Sequence[str]]]:
@@ -83,11 +83,11 @@ class Said:
         return [self.references[number] for number in self.sentences]
 
     def metrics(self) -> dict[str, Any]:
-        """Those of :func:`fukami.captioning.metrics.judge`."""
-        return dict(captioning_metrics.judge(self.words, self.own, self.learned))
+        """Those of :func:`fukami.captioning.metrics.evaluate_captions`."""
+        return dict(captioning_metrics.evaluate_captions(self.words, self.own, self.learned))
 
 
-class Captioning(Judging):
+class CaptioningTask(CachedEvaluationTask):
     """The likelihood of the words of a sentence, one after another, given the picture.
 
     Args:
@@ -104,12 +104,12 @@ class Captioning(Judging):
         self,
         model: nn.Module,
         labels: tuple[str, ...],
-        prepare: Preparation,
-        speech: Speech,
+        prepare: SquareTransform,
+        speech: DecodingConfig,
         *,
         frozen: bool = False,
         cache: float = 0.0,
-        **regime: Unpack[Regime],
+        **regime: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(model, **regime)
         self.labels, self.prepare, self.speech, self.frozen, self.cache = labels, prepare, speech, frozen, cache
@@ -122,7 +122,7 @@ class Captioning(Judging):
         mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (self.prepare.mean, self.prepare.std))
         self.mean, self.std = mean.to(runtime.device), std.to(runtime.device)
 
-    def interface(self) -> Interface:
+    def interface(self) -> ModelSignature:
         """Refuse: a sentence is found by a search, and not by a network alone."""
         raise UsageError("sentences are found by a search, which another program does not have: keep the run as it is")
 
@@ -159,11 +159,11 @@ class Captioning(Judging):
 
         It is kept for the pictures that are looked at together, as how many these are decides how sums are rounded.
         """
-        settings = f"show and tell {VERSION} {self.prepare} {self.runtime.precision} {mirrored}"
-        kept = Kept(self.model.encoder, settings, self.cache) if self.cache else None  # type: ignore[arg-type]
+        settings = f"show and tell {FEATURES_VERSION} {self.prepare} {self.runtime.precision} {mirrored}"
+        kept = FeatureCache(self.model.encoder, settings, self.cache) if self.cache else None  # type: ignore[arg-type]
         found: list[Tensor] = []
         for pictures in loader.once():
-            for some in pictures.split(CHUNK):
+            for some in pictures.split(PREDICT_BATCH_SIZE):
                 path = kept.path(some, torch.zeros(0)) if kept else None
                 features = kept.read(path) if kept and path else None
                 if features is None or len(features) != len(some):
@@ -175,7 +175,7 @@ class Captioning(Judging):
                 found.append(features)
         return torch.cat(found).to(self.runtime.device)
 
-    def judge(self, batches: Any) -> Said:
+    def judge(self, batches: Any) -> CaptioningResults:
         """The best sentence for each picture of ``batches``, over all processes."""
         if self.frozen and batches.features is None:
             batches.replace(self.seen(batches).unsqueeze(1))
@@ -188,7 +188,7 @@ class Captioning(Judging):
             said |= other
         if not said:
             raise Error("there is no picture to judge on; give data with a test part, or a larger --holdout")
-        return Said(dict(sorted(said.items())), self.speech.tokens, batches.said, batches.learned)
+        return CaptioningResults(dict(sorted(said.items())), self.speech.tokens, batches.said, batches.learned)
 
     def told(self, pictures: Tensor) -> list[list[dict[str, Any]]]:
         """Sentences for pictures ``(N, C, H, W)`` in 0..255 or features ``(N, F)``, the likeliest first.
@@ -198,7 +198,7 @@ class Captioning(Judging):
         """
         speech, model = self.speech, self.model
         seen = self.normalised(pictures.to(self.runtime.device))
-        with half.arithmetic(model):
+        with half_precision.enable_float32_fallback(model):
             state = model.begin(model.see(seen) if seen.ndim == 4 else seen)  # type: ignore[operator]
             how: dict[str, Any] = {"longest": speech.longest, "begin": tokenizer.BEGIN, "end": tokenizer.END}
             if speech.decoding == "sample":
@@ -222,7 +222,7 @@ class Captioning(Judging):
             if total[at] == -math.inf:
                 continue
             said = words[at][: words[at].index(tokenizer.END)] if tokenizer.END in words[at] else words[at]
-            text = tokenizer.joined((self.labels[word] for word in said), self.speech.tokens)
+            text = tokenizer.detokenize((self.labels[word] for word in said), self.speech.tokens)
             answer = {"caption": text, "probability": math.exp(total[at]), "score": score[at]}
             found.setdefault(text, answer)
         return list(found.values())[: self.speech.sentences]
@@ -237,13 +237,13 @@ class Captioning(Judging):
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """The ``caption`` of each picture and its ``probability``, and in ``captions`` the best ones.
 
-        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read` takes them. A picture that cannot
+        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read_image` takes them. A picture that cannot
         be read yields ``{"file", "error"}``.
         """
         self.model.eval()
         answers: list[dict[str, Any]] = []
-        for at in range(0, len(inputs), CHUNK):
-            sources = inputs[at : at + CHUNK]
+        for at in range(0, len(inputs), PREDICT_BATCH_SIZE):
+            sources = inputs[at : at + PREDICT_BATCH_SIZE]
             seen = [self.open(source) for source in sources]
             good = [each for each in seen if isinstance(each, Tensor)]
             told = iter(self.told(torch.stack(good)) if good else ())
@@ -266,20 +266,20 @@ class Captioning(Judging):
 
     def draw(self, source: Any, answer: dict[str, Any]) -> Image.Image:
         """The picture with its sentence below."""
-        return image_io.captioned(image_io.read(source), answer["caption"])
+        return image_io.draw_caption(image_io.read_image(source), answer["caption"])
 
     @torch.inference_mode()
     def figures(self, batches: Any) -> "Iterator[tuple[str, Figure]]":
         """Pictures from the best to the worst sentence by CIDEr-D, with what a person said; the commonest sentences."""
         from fukami.captioning import plots as captioning_plots
 
-        found: Said = self.judged_last(batches)
+        found: CaptioningResults = self.judged_last(batches)
         numbers = list(found.sentences)
 
-        def shown(at: int) -> captioning_plots.Shown:
+        def shown(at: int) -> captioning_plots.CaptionExample:
             picture = batches.pictures[numbers[at]].permute(1, 2, 0).cpu().numpy()
-            own = tokenizer.joined(batches.said[numbers[at]][0], self.speech.tokens)
+            own = tokenizer.detokenize(batches.said[numbers[at]][0], self.speech.tokens)
             return picture, found.sentences[numbers[at]], own
 
-        scores = captioning_metrics.cider(found.words, found.own)
-        yield from captioning_plots.judgement(scores, list(found.sentences.values()), shown)
+        scores = captioning_metrics.compute_cider(found.words, found.own)
+        yield from captioning_plots.plot_evaluation(scores, list(found.sentences.values()), shown)

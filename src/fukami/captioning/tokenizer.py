@@ -9,16 +9,16 @@ from typing import Literal
 
 from fukami.errors import Error
 
-Tokens = Literal["words", "characters", "japanese"]
+TokenizerName = Literal["words", "characters", "japanese"]
 END, BEGIN, UNKNOWN = 0, 1, 2
-SPECIAL = ("<end>", "<begin>", "<unknown>")
-WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-LATIN = re.compile(r"[\x00-\u024f]+")
-LETTERS = re.compile(rf"{LATIN.pattern}|.")
-UNSPACED = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]{8,}")  # kana and kanji, more of them than a word has
+SPECIAL_TOKENS = ("<end>", "<begin>", "<unknown>")
+WORD_PATTERN = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+LATIN_PATTERN = re.compile(r"[\x00-\u024f]+")
+CHARACTER_PATTERN = re.compile(rf"{LATIN_PATTERN.pattern}|.")
+UNSPACED_PATTERN = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]{8,}")  # kana and kanji, more of them than a word has
 
 
-def cut(sentence: str, tokens: Tokens) -> list[str]:
+def tokenize(sentence: str, tokens: TokenizerName) -> list[str]:
     """The words of a sentence, in lower case and without punctuation, as coco-caption's protocol has them.
 
     Args:
@@ -31,11 +31,11 @@ def cut(sentence: str, tokens: Tokens) -> list[str]:
     """
     plain = unicodedata.normalize("NFKC", sentence).lower()
     if tokens == "japanese":
-        return [word for part in _japanese()(plain) for word in WORD.findall(part)]
-    found = WORD.findall(plain)
+        return [word for part in _load_japanese_tokenizer()(plain) for word in WORD_PATTERN.findall(part)]
+    found = WORD_PATTERN.findall(plain)
     if tokens == "characters":
-        return [each for word in found for each in LETTERS.findall(word)]
-    if UNSPACED.search(plain):
+        return [each for word in found for each in CHARACTER_PATTERN.findall(word)]
+    if UNSPACED_PATTERN.search(plain):
         raise Error(
             f"there are no spaces between the words of {sentence!r}; give --tokens japanese (which needs "
             "pip install 'fukami[japanese]') or --tokens characters"
@@ -43,18 +43,18 @@ def cut(sentence: str, tokens: Tokens) -> list[str]:
     return found
 
 
-def joined(words: Iterable[str], tokens: Tokens) -> str:
+def detokenize(words: Iterable[str], tokens: TokenizerName) -> str:
     """A sentence of these words: spaces between them, or in scripts without spaces between Latin ones alone."""
     if tokens == "words":
         return " ".join(words)
     text = ""
     for word in words:
-        text += " " * bool(text and LATIN.fullmatch(text[-1]) and LATIN.fullmatch(word[0])) + word
+        text += " " * bool(text and LATIN_PATTERN.fullmatch(text[-1]) and LATIN_PATTERN.fullmatch(word[0])) + word
     return text
 
 
 @functools.cache
-def _japanese() -> Callable[[str], Iterable[str]]:
+def _load_japanese_tokenizer() -> Callable[[str], Iterable[str]]:
     try:
         from janome.tokenizer import Tokenizer
     except ImportError:
@@ -63,7 +63,7 @@ def _japanese() -> Callable[[str], Iterable[str]]:
     return lambda text: map(str, tokenizer.tokenize(text, wakati=True))
 
 
-def vocabulary(sentences: Iterable[Sequence[str]], floor: int) -> tuple[str, ...]:
+def build_vocabulary(sentences: Iterable[Sequence[str]], floor: int) -> tuple[str, ...]:
     """The words that occur at least ``floor`` times, the commonest first, after those for end, begin and unknown.
 
     Raises:
@@ -73,9 +73,9 @@ def vocabulary(sentences: Iterable[Sequence[str]], floor: int) -> tuple[str, ...
     kept = sorted((word for word, count in counts.items() if count >= floor), key=lambda word: (-counts[word], word))
     if not kept:
         raise Error(f"no word occurs {floor} times in the sentences; give more of them, or a lower --floor")
-    return *SPECIAL, *kept
+    return *SPECIAL_TOKENS, *kept
 
 
-def numbered(words: Sequence[str], known: dict[str, int]) -> list[int]:
+def encode_words(words: Sequence[str], known: dict[str, int]) -> list[int]:
     """The number of each word, between those for begin and end."""
     return [BEGIN, *(known.get(word, UNKNOWN) for word in words), END]

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fukami.classification.deep_convnet import DeepConvNet
-from fukami.classification.recipe import Binarized, Classifier
-from fukami.engine.recipe import MAX_SIZE, within
+from fukami.classification.recipe import BinarizedMixin, ClassificationRecipe
+from fukami.engine.recipe import MAX_INPUT_SIZE, check_range
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
-class BinaryConvNet(Binarized, Classifier):
+class BinaryConvNet(BinarizedMixin, ClassificationRecipe):
     """The binarized network for CIFAR-10 (Courbariaux et al. 2016, section 2.1): 14 million weights of one bit."""
 
     paper: ClassVar[str] = "Courbariaux et al., Binarized Neural Networks"
@@ -38,7 +38,7 @@ class BinaryConvNet(Binarized, Classifier):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, 2 ** (len(self.widths) // 2), MAX_SIZE, "size")
+        check_range(self, 2 ** (len(self.widths) // 2), MAX_INPUT_SIZE, "size")
 
     def network(self, classes: int) -> "nn.Module":
         """The network."""
@@ -57,7 +57,7 @@ class BinaryConvNet(Binarized, Classifier):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BinaryDeepConvNet(Binarized, DeepConvNet):
+class BinaryDeepConvNet(BinarizedMixin, DeepConvNet):
     """DeepConvNet with weights and activations of one bit (Courbariaux et al. 2016), twice as wide."""
 
     paper: ClassVar[str] = "Courbariaux et al., Binarized Neural Networks"
@@ -95,7 +95,7 @@ class BinaryDeepConvNet(Binarized, DeepConvNet):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BinaryResNet18(Binarized, Classifier):
+class BinaryResNet18(BinarizedMixin, ClassificationRecipe):
     """Binarized ResNet-18 (Liu et al. 2018, Bi-Real Net): a shortcut for every 3×3 convolution of one bit."""
 
     paper: ClassVar[str] = "Liu et al., Bi-Real Net"

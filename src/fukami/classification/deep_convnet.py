@@ -4,18 +4,18 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fukami.classification.recipe import Classifier
-from fukami.engine.epochs import Optimizer
-from fukami.engine.recipe import within
+from fukami.classification.recipe import ClassificationRecipe
+from fukami.engine.recipe import check_range
+from fukami.engine.supervised import OptimizerName
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from fukami.image.transform import Preparation
+    from fukami.image.transform import SquareTransform
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepConvNet(Classifier):
+class DeepConvNet(ClassificationRecipe):
     """DeepConvNet (Saitoh 2016, section 8.1): eight layers, better than 99.5 % on MNIST."""
 
     paper: ClassVar[str] = "Saitoh, Deep Learning from Scratch"
@@ -31,7 +31,7 @@ class DeepConvNet(Classifier):
     """Passes over the training set."""
     batch: int = 100
     """Pictures in an update."""
-    optimizer: Optimizer = "adamw"
+    optimizer: OptimizerName = "adamw"
     """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
     lr: float = 2e-3
     """Peak learning rate."""
@@ -54,8 +54,8 @@ class DeepConvNet(Classifier):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, 1, math.inf, "hidden")
-        within(self, 0, 0.99, "dropout")
+        check_range(self, 1, math.inf, "hidden")
+        check_range(self, 0, 0.99, "dropout")
 
     def network(self, classes: int) -> "nn.Module":
         """The network."""
@@ -71,12 +71,12 @@ class DeepConvNet(Classifier):
             batch_norm=self.batch_norm,
         )
 
-    def prepare(self, labels: tuple[str, ...]) -> "Preparation":
+    def prepare(self, labels: tuple[str, ...]) -> "SquareTransform":
         """How a picture is brought to the form that the network sees."""
-        from fukami.image.transform import Preparation
+        from fukami.image.transform import SquareTransform
 
         digits = all(len(label) == 1 and label.isdigit() for label in labels)
         digit = self.convention == "digit" or (
             self.convention == "auto" and digits and (self.size, self.channels) == (28, 1)
         )
-        return Preparation(channels=self.channels, size=self.size, digit=digit)
+        return SquareTransform(channels=self.channels, size=self.size, digit=digit)

@@ -3,16 +3,16 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from fukami.classification.recipe import Classifier
+from fukami.classification.recipe import ClassificationRecipe
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from fukami.image.transform import Preparation
+    from fukami.image.transform import SquareTransform
 
 
 @dataclass(frozen=True, kw_only=True)
-class GoogLeNet(Classifier):
+class GoogLeNet(ClassificationRecipe):
     """GoogLeNet (Szegedy et al. 2015, table 1): nine inception blocks and two auxiliary classifiers."""
 
     paper: ClassVar[str] = "Szegedy et al., Going Deeper with Convolutions"
@@ -33,6 +33,6 @@ class GoogLeNet(Classifier):
 
         return googlenet(classes, channels=self.channels, auxiliary=self.auxiliary, kernel=self.kernel)
 
-    def prepare(self, labels: tuple[str, ...]) -> "Preparation":
+    def prepare(self, labels: tuple[str, ...]) -> "SquareTransform":
         """How a picture is brought to the form that the network sees: colours in [-1, 1], as its weights expect."""
         return replace(super().prepare(labels), mean=(0.5,), std=(0.5,))

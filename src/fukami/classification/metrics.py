@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-WRONG = 25  # confident mistakes that are remembered
-FEW = 10  # classes above which the right one among the five likeliest counts as well
+MAX_MISTAKES = 25  # confident mistakes that are remembered
+TOP5_CLASS_THRESHOLD = 10  # classes above which the right one among the five likeliest counts as well
 
 
-def confusion(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
+def compute_confusion_matrix(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
     """How often each class was taken for each: ``(classes, classes)`` int64, true class by row, predicted by column.
 
     One ``bincount`` rather than torchmetrics, whose import costs more than the evaluation it would serve.
@@ -17,13 +17,13 @@ def confusion(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
     return torch.bincount(target * classes + predicted, minlength=classes * classes).view(classes, classes)
 
 
-def accuracy(matrix: Tensor) -> dict[str, float]:
+def compute_accuracy(matrix: Tensor) -> dict[str, float]:
     """``accuracy`` in [0, 1], ``errors`` and ``count`` of a confusion matrix."""
     count, right = int(matrix.sum()), int(matrix.trace())
     return {"accuracy": right / max(count, 1), "errors": count - right, "count": count}
 
 
-class Judgement:
+class ClassificationResults:
     """What a classifier and the members it may have got right and wrong.
 
     Args:
@@ -52,13 +52,13 @@ class Judgement:
         """A batch: log-probabilities of the members ``(members, N, classes)`` and together ``(N, classes)``."""
         confidence, predicted = scores.exp().max(1)
         self.answers.append(predicted)
-        self.matrix += confusion(predicted, targets, len(self.matrix))
+        self.matrix += compute_confusion_matrix(predicted, targets, len(self.matrix))
         self.loss += F.nll_loss(scores, targets, reduction="sum")
         self.likely += (scores.topk(min(5, scores.shape[1])).indices == targets.unsqueeze(1)).sum()
         answers = each.argmax(2)
         self.right += (answers == targets).sum(1)
         self.apart += (answers.unsqueeze(0) != answers.unsqueeze(1)).sum(2)
-        worst = torch.where(predicted != targets, confidence, 0).topk(min(WRONG, len(targets)))
+        worst = torch.where(predicted != targets, confidence, 0).topk(min(MAX_MISTAKES, len(targets)))
         which = worst.indices
         self.wrong.append((worst.values, pictures[which.to(pictures.device)], targets[which], predicted[which]))
 
@@ -67,10 +67,10 @@ class Judgement:
 
         Of several members also ``members``, ``member_accuracy``, ``best_member``, ``gain`` and ``disagreement``.
         """
-        result = accuracy(self.matrix)
+        result = compute_accuracy(self.matrix)
         count, members = max(int(result["count"]), 1), len(self.right)
         result["loss"] = float(self.loss) / count
-        if len(self.matrix) > FEW:
+        if len(self.matrix) > TOP5_CLASS_THRESHOLD:
             result["top5_accuracy"] = int(self.likely) / count
         if members > 1:
             mean = float(self.right.float().mean()) / count

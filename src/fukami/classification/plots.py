@@ -7,10 +7,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-NUMBERED = 20  # up to this many classes the cells carry their counts
+MAX_ANNOTATED_CLASSES = 20  # up to this many classes the cells carry their counts
 
 
-def confusion(matrix: Tensor, labels: Sequence[str]) -> Figure:
+def plot_confusion_matrix(matrix: Tensor, labels: Sequence[str]) -> Figure:
     """True class by row, predicted class by column; colour is the share of the row, the diagonal left pale."""
     counts = matrix.numpy()
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -19,7 +19,7 @@ def confusion(matrix: Tensor, labels: Sequence[str]) -> Figure:
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.add_subplot(xlabel="predicted", ylabel="true")
     axes.imshow(mistakes, cmap="Reds", vmax=max(float(mistakes.max()), 1e-9))
-    if len(labels) <= NUMBERED:
+    if len(labels) <= MAX_ANNOTATED_CLASSES:
         ticks = range(len(labels))
         axes.set_xticks(ticks, labels, rotation=0 if max(map(len, labels)) < 4 else 60)
         axes.set_yticks(ticks, labels)
@@ -31,7 +31,7 @@ def confusion(matrix: Tensor, labels: Sequence[str]) -> Figure:
     return figure
 
 
-def per_class(matrix: Tensor, labels: Sequence[str]) -> Figure:
+def plot_class_accuracy(matrix: Tensor, labels: Sequence[str]) -> Figure:
     """The share of each class that was recognised; the axis begins just below the worst."""
     counts = matrix.numpy()
     share = np.diag(counts) / np.maximum(counts.sum(1), 1)
@@ -40,14 +40,14 @@ def per_class(matrix: Tensor, labels: Sequence[str]) -> Figure:
     bars = axes.bar(range(len(labels)), 100 * share, color="#4878a8")
     low = 100 * share.min()
     axes.set_ylim(max(0.0, low - max(0.3, (100 - low) * 0.5)), 100)
-    if len(labels) <= NUMBERED:
+    if len(labels) <= MAX_ANNOTATED_CLASSES:
         axes.set_xticks(range(len(labels)), labels, rotation=0 if max(map(len, labels)) < 4 else 60)
         axes.bar_label(bars, fmt="%.1f", fontsize=7)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def gallery(pictures: Tensor, captions: Sequence[str]) -> Figure:
+def plot_images(pictures: Tensor, captions: Sequence[str]) -> Figure:
     """Pictures ``(N, C, H, W)`` in 0..255 with a caption each."""
     columns = 5
     rows = -(-len(captions) // columns)
@@ -60,7 +60,7 @@ def gallery(pictures: Tensor, captions: Sequence[str]) -> Figure:
     return figure
 
 
-def members(share: Tensor, together: float, apart: Tensor) -> Figure:
+def plot_member_accuracies(share: Tensor, together: float, apart: Tensor) -> Figure:
     """The accuracy of each member ``(M,)`` and of all together, and the share ``(M, M)`` on which two differ."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
@@ -77,7 +77,7 @@ def members(share: Tensor, together: float, apart: Tensor) -> Figure:
     right.set_xticks(range(len(names)), names)
     right.set_yticks(range(len(names)), names)
     right.set_title("differ on, %", fontsize=10)
-    if len(names) <= NUMBERED // 2:
+    if len(names) <= MAX_ANNOTATED_CLASSES // 2:
         for row, column in np.ndindex(values.shape):
             dark = values[row, column] > 0.6 * values.max()
             right.text(column, row, f"{values[row, column]:.2f}", ha="center", va="center", fontsize=8,
@@ -85,7 +85,7 @@ def members(share: Tensor, together: float, apart: Tensor) -> Figure:
     return figure
 
 
-def ladder(steps: Sequence[Mapping[str, Any]]) -> Figure:
+def plot_precisions(steps: Sequence[Mapping[str, Any]]) -> Figure:
     """The steps of ``precision_ladder.climb``: a bar for each in errors, size, memory, latency and throughput."""
     panels = (
         ("errors, %", [100 * (1 - step["accuracy"]) for step in steps]),

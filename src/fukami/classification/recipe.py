@@ -5,32 +5,43 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from fukami.engine.epochs import MEAN, STD, Optimizer, Supervised, changes
-from fukami.engine.recipe import MAX_SIZE, Data, Dataset, name_of, parse_changes, within
+from fukami.engine.recipe import MAX_INPUT_SIZE, Data, DataSpec, check_range, get_recipe_name, parse_overrides
+from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD, OptimizerName, SupervisedRecipe, build_augmentation
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from fukami.classification.task import Classification
-    from fukami.data.labelled import Source
-    from fukami.data.loader import Shuffled
+    from fukami.classification.task import ClassificationTask
+    from fukami.data.labelled_images import LabelledImages
+    from fukami.data.loader import BatchLoader
     from fukami.engine.task import Task
-    from fukami.image.transform import Preparation
+    from fukami.image.transform import SquareTransform
 
-JUDGED = 500  # pictures in a batch that is only judged, at most
-SEEN = 6e6  # numbers in such a batch: 500 pictures of 64×64, 40 of 224×224
-VIEWS = {"rotate", "shift", "scale", "shear", "flip", "flip-vertical", "pad-crop", "crop", "brightness", "contrast"}
+MAX_EVAL_BATCH_SIZE = 500  # pictures in a batch that is only judged, at most
+MAX_EVAL_BATCH_BYTES = 6e6  # numbers in such a batch: 500 pictures of 64×64, 40 of 224×224
+TTA_AUGMENTATIONS = {
+    "rotate",
+    "shift",
+    "scale",
+    "shear",
+    "flip",
+    "flip-vertical",
+    "pad-crop",
+    "crop",
+    "brightness",
+    "contrast",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classifier(Supervised):
+class ClassificationRecipe(SupervisedRecipe):
     """A network that tells which class a picture is of."""
 
     family: ClassVar[str] = "classification"
     encoder_fields: ClassVar[dict[str, Any]] = {}  # in which the network that another task sees with is unlike this one
 
-    dataset: Dataset = "digits"
+    dataset: DataSpec = "digits"
     """What to learn from: mnist, digits (embedded), cifar10, cifar100, imagenet, or a folder or archive of pictures by
     class, or a CSV file of path and label, or shards in a folder or at a URL."""
     holdout: float = 0.2
@@ -61,10 +72,10 @@ class Classifier(Supervised):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, 1, 100, "cycles")
-        within(self, 4, MAX_SIZE, "size")
-        within(self, 0, 1, "layer_decay")
-        within(self, 0, 0.9999999, "smoothing", "ema")
+        check_range(self, 1, 100, "cycles")
+        check_range(self, 4, MAX_INPUT_SIZE, "size")
+        check_range(self, 0, 1, "layer_decay")
+        check_range(self, 0, 0.9999999, "smoothing", "ema")
         if self.cycles > 1 and self.decay.startswith("plateau"):
             raise UsageError("a plateau is waited for, so it cannot come in --cycles; give another --decay")
         if self.freeze and not self.init:
@@ -82,12 +93,14 @@ class Classifier(Supervised):
         Raises:
             UsageError: its network has no such fields.
         """
-        changed = parse_changes(cls, options)
-        shared = {field.name for field in dataclasses.fields(Classifier)}  # of every classifier: how it is trained
+        changed = parse_overrides(cls, options)
+        shared = {
+            field.name for field in dataclasses.fields(ClassificationRecipe)
+        }  # of every classifier: how it is trained
         if changed.keys() & shared:
             own = ", ".join(field.name for field in dataclasses.fields(cls) if field.name not in shared) or "none"
             raise UsageError(
-                f"--encoder-options change the network of {name_of(cls)}, whose own fields are {own}; "
+                f"--encoder-options change the network of {get_recipe_name(cls)}, whose own fields are {own}; "
                 f"{' and '.join(sorted(changed.keys() & shared))} is no such field: how it learns and the size of what "
                 "it sees are those of this recipe"
             )
@@ -96,7 +109,7 @@ class Classifier(Supervised):
     @property
     def architecture(self) -> str:
         """What the network is called in :mod:`fukami.models`; by default as the recipe is."""
-        return name_of(type(self)).replace("-", "_")
+        return get_recipe_name(type(self)).replace("-", "_")
 
     def network(self, classes: int) -> "nn.Module":
         """The network, with scores ``(N, classes)`` for pictures ``(N, channels, size, size)``."""
@@ -105,41 +118,44 @@ class Classifier(Supervised):
         network: nn.Module = getattr(models, self.architecture)(classes, channels=self.channels)
         return network
 
-    def prepare(self, labels: tuple[str, ...]) -> "Preparation":
+    def prepare(self, labels: tuple[str, ...]) -> "SquareTransform":
         """How a picture is brought to the form that the network sees."""
-        from fukami.image.transform import Preparation
+        from fukami.image.transform import SquareTransform
 
-        mean, std = (MEAN, STD) if self.channels == 3 else ((sum(MEAN) / 3,), (sum(STD) / 3,))
-        return Preparation(channels=self.channels, size=self.size, mean=mean, std=std)
+        mean, std = (
+            (IMAGENET_MEAN, IMAGENET_STD)
+            if self.channels == 3
+            else ((sum(IMAGENET_MEAN) / 3,), (sum(IMAGENET_STD) / 3,))
+        )
+        return SquareTransform(channels=self.channels, size=self.size, mean=mean, std=std)
 
     def data(self) -> Data:
         """The data set: in memory where it fits, streamed from its files where it does not."""
-        from fukami.data import labelled
+        from fukami.data import labelled_images
 
-        train, test, labels = labelled.read(self.dataset, self.holdout)
+        train, test, labels = labelled_images.load_labelled_images(self.dataset, self.holdout)
         return Data(self.loader(train, labels, train=True), self.loader(test, labels, train=False), labels)
 
-    def judged(self) -> "Shuffled":
+    def judged(self) -> "BatchLoader":
         """The test part alone: what there is to train on is not decoded."""
-        from fukami.data import labelled
+        from fukami.data import labelled_images
 
-        _, test, labels = labelled.read(self.dataset, self.holdout)
+        _, test, labels = labelled_images.load_labelled_images(self.dataset, self.holdout)
         return self.loader(test, labels, train=False)
 
-    def loader(self, source: "Source", labels: tuple[str, ...], *, train: bool) -> "Shuffled":
+    def loader(self, source: "LabelledImages", labels: tuple[str, ...], *, train: bool) -> "BatchLoader":
         """Batches of a part of the data, to train on or to judge on."""
         prepare = self.prepare(labels)
         if train:
             how: dict[str, Any] = {"batch": self.batch, "seed": self.seed, "balanced": self.balance == "sampling"}
             return self.batches(source, labels, prepare, self.augment, **how)
-        batch = max(1, min(JUDGED, int(SEEN / prepare.bytes)))
+        batch = max(1, min(MAX_EVAL_BATCH_SIZE, int(MAX_EVAL_BATCH_BYTES / prepare.bytes)))
         return self.batches(source, labels, prepare, (), batch=batch, seed=None)
 
-    def task(self, labels: tuple[str, ...]) -> "Classification":
+    def task(self, labels: tuple[str, ...]) -> "ClassificationTask":
         """A classifier over ``labels``."""
-        from fukami.classification.task import Classification
-        from fukami.engine import schedules
-        from fukami.engine import weights as engine_weights
+        from fukami.classification.task import ClassificationTask
+        from fukami.engine import pretrained, schedules
 
         model, prepare = self.network(len(labels)), self.prepare(labels)
         if self.quantize == "int8":
@@ -147,14 +163,14 @@ class Classifier(Supervised):
 
             model = int8.prepare(model)
         if self.freeze:
-            engine_weights.freeze(model)
+            pretrained.freeze_features(model)
         regime = self.regime()
         if self.layer_decay != 1:
             make = regime["optimizer"]
-            regime["optimizer"] = lambda _: make(engine_weights.layered(model, self.peak, self.layer_decay))
+            regime["optimizer"] = lambda _: make(pretrained.build_layerwise_groups(model, self.peak, self.layer_decay))
         if self.cycles > 1:
-            regime["decay"] = schedules.repeated(regime["decay"], self.cycles)
-        return Classification(
+            regime["decay"] = schedules.repeat_schedule(regime["decay"], self.cycles)
+        return ClassificationTask(
             model,
             labels,
             prepare,
@@ -163,17 +179,19 @@ class Classifier(Supervised):
             ema=self.ema,
             cycles=self.cycles,
             weighted=self.balance == "loss",
-            augment=changes([word for word in self.augment if word.partition("=")[0] in VIEWS], prepare, labels),
+            augment=build_augmentation(
+                [word for word in self.augment if word.partition("=")[0] in TTA_AUGMENTATIONS], prepare, labels
+            ),
             **regime,
         )
 
     def begin(self, task: "Task") -> None:
         """Put the weights of ``init`` into the network."""
-        from fukami.engine import weights as engine_weights
+        from fukami.engine import pretrained
 
         if self.init:
             network = self.network(len(getattr(task, "labels", ()))) if self.quantize != "none" else task.model
-            engine_weights.initialise(network, self.architecture, self.init)
+            pretrained.initialize_classifier(network, self.architecture, self.init)
             if network is not task.model:  # which has the ranges of the activations besides, still unknown
                 task.model.load_state_dict(network.state_dict(), strict=False)
             averaged: nn.Module = getattr(task, "averaged", task.model)
@@ -181,10 +199,10 @@ class Classifier(Supervised):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Binarized:
+class BinarizedMixin:
     """The fields in which a classifier with weights and activations of one bit is unlike others; named before it."""
 
-    optimizer: Optimizer = "adam"
+    optimizer: OptimizerName = "adam"
     """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
     lr: float = 3e-3
     """Peak learning rate."""

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fukami.classification.recipe import Classifier
+from fukami.classification.recipe import ClassificationRecipe
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNet18(Classifier):
+class ResNet18(ClassificationRecipe):
     """ResNet-18 (He et al. 2016, table 1): eight blocks of two 3×3 convolutions."""
 
     paper: ClassVar[str] = "He et al., Deep Residual Learning for Image Recognition"
@@ -72,7 +72,7 @@ class ResNet152(ResNet50):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNet20(Classifier):
+class ResNet20(ClassificationRecipe):
     """ResNet-20 (He et al. 2016, section 4.2): 0.27 million parameters for pictures of 32×32."""
 
     paper: ClassVar[str] = "He et al., Deep Residual Learning for Image Recognition"

@@ -14,14 +14,14 @@ from torch.nn import functional as F
 from torch.quasirandom import SobolEngine
 
 from fukami.classification import metrics
-from fukami.engine.task import Interface, Regime, Task
+from fukami.engine.task import ModelSignature, Task, TrainingOptions
 from fukami.errors import Error, UsageError
 from fukami.image import io as image_io
-from fukami.image.transform import Preparation
+from fukami.image.transform import SquareTransform
 from fukami.layers import binary
-from fukami.layers.checkpointing import rematerialise
-from fukami.layers.ensemble import Ensemble, average, decide, opinions
-from fukami.quantization import half
+from fukami.layers.activation_checkpointing import enable_activation_checkpointing
+from fukami.layers.ensemble import Ensemble, average_log_probs, combine_log_probs, compute_member_log_probs
+from fukami.quantization import half_precision
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
 
 Batch = tuple[Tensor, Tensor]
-RANKS = 10  # classes in a prediction's ranking
-CHUNK = 256  # pictures that predict holds at a time
-AUXILIARY = 0.3  # weight of the loss of an auxiliary classifier (Szegedy et al. 2015, section 5)
+TOP_K = 10  # classes in a prediction's ranking
+PREDICT_BATCH_SIZE = 256  # pictures that predict holds at a time
+AUX_LOSS_WEIGHT = 0.3  # weight of the loss of an auxiliary classifier (Szegedy et al. 2015, section 5)
 
 
-class Classification(Task):
+class ClassificationTask(Task):
     """Softmax and cross entropy over the classes ``labels``.
 
     Args:
@@ -59,7 +59,7 @@ class Classification(Task):
         self,
         model: nn.Module,
         labels: tuple[str, ...],
-        prepare: Preparation,
+        prepare: SquareTransform,
         *,
         rematerialise: bool = False,
         smoothing: float = 0.0,
@@ -67,7 +67,7 @@ class Classification(Task):
         cycles: int = 1,
         weighted: bool = False,
         augment: "Augmentation | None" = None,
-        **regime: Unpack[Regime],
+        **regime: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(model, **regime)
         self.rematerialise = rematerialise
@@ -86,11 +86,11 @@ class Classification(Task):
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device and make ready to train."""
         if self.rematerialise:
-            rematerialise(self.model)
+            enable_activation_checkpointing(self.model)
             self.static = False  # random states are put back for the second computation, which no CUDA graph records
         super().setup(runtime)
         self.answering = runtime.place(self.answering)
-        self.latent = binary.latent(self.model)
+        self.latent = binary.get_latent_weights(self.model)
         mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (self.prepare.mean, self.prepare.std))
         self.mean, self.std = mean.to(runtime.device), std.to(runtime.device)
 
@@ -110,14 +110,14 @@ class Classification(Task):
         """The normalised pictures."""
         return self.normalised(batch[0].to(self.runtime.device))
 
-    def interface(self) -> Interface:
+    def interface(self) -> ModelSignature:
         """Pictures ``(channels, size, size)``; how they are prepared, and the labels, as JSON."""
         about = {
             "preprocessing": json.dumps(self.prepare.describe()),
             "labels": json.dumps(self.labels, ensure_ascii=False),
             "answer": "scores; softmax makes probabilities of them",
         }
-        return Interface("classifier", (self.prepare.channels, self.prepare.size, self.prepare.size), about)
+        return ModelSignature("classifier", (self.prepare.channels, self.prepare.size, self.prepare.size), about)
 
     def batches(self, train: Any) -> Iterable[Batch]:
         """Pass after pass over the loader; the weights of the classes come from its ``targets``."""
@@ -150,7 +150,9 @@ class Classification(Task):
         pictures, targets = batch
         scores = self.replica(self.normalised(pictures))
         scores, *auxiliary = scores if isinstance(scores, tuple) else (scores,)
-        loss = self.entropy(scores, targets) + AUXILIARY * sum(self.entropy(other, targets) for other in auxiliary)
+        loss = self.entropy(scores, targets) + AUX_LOSS_WEIGHT * sum(
+            self.entropy(other, targets) for other in auxiliary
+        )
         right = scores.detach().argmax(1) == (targets if targets.ndim == 1 else targets.argmax(1))
         return loss, {"accuracy": right.float().mean()}
 
@@ -174,12 +176,14 @@ class Classification(Task):
         """
         parameter = next(self.answering.parameters())
         views = self._views(pictures.to(parameter.device))
-        with half.arithmetic(self.answering):
-            return average(torch.stack([opinions(self.answering, self.normalised(view)) for view in views]))
+        with half_precision.enable_float32_fallback(self.answering):
+            return average_log_probs(
+                torch.stack([compute_member_log_probs(self.answering, self.normalised(view)) for view in views])
+            )
 
     def scores(self, pictures: Tensor) -> Tensor:
         """Log-probabilities ``(N, classes)``, float32, of pictures ``(N, C, H, W)`` in 0..255."""
-        return decide(self.opinions(pictures), getattr(self.answering, "vote", False))
+        return combine_log_probs(self.opinions(pictures), getattr(self.answering, "vote", False))
 
     def _views(self, pictures: Tensor) -> Iterator[Tensor]:
         """The pictures themselves, then views of them: evenly spread draws, the same for every picture."""
@@ -207,12 +211,12 @@ class Classification(Task):
             raise Error("there is no picture to judge; give data with a test part, or a larger --holdout")
         return found
 
-    def judge(self, batches: Iterable[Batch]) -> metrics.Judgement:
+    def judge(self, batches: Iterable[Batch]) -> metrics.ClassificationResults:
         """Count what is right and wrong in all of ``batches``, over all processes."""
         number = self._numbers(getattr(batches, "labels", self.labels))
         device = next(self.answering.parameters()).device
         members = int(self.answering.joined) if isinstance(self.answering, Ensemble) else 1
-        found = metrics.Judgement(len(self.labels), members, device)
+        found = metrics.ClassificationResults(len(self.labels), members, device)
         modes = [(module, module.training) for module in self.answering.modules()]
         self.answering.eval()
         for pictures, given in batches:
@@ -220,7 +224,7 @@ class Classification(Task):
                 continue
             targets = number[given.cpu()].to(device) if number is not None else given.to(device)
             each = self.opinions(pictures)
-            found.add(each, decide(each, getattr(self.answering, "vote", False)), targets, pictures)
+            found.add(each, combine_log_probs(each, getattr(self.answering, "vote", False)), targets, pictures)
         for module, mode in modes:
             module.training = mode
         for counts in found.counts:
@@ -241,16 +245,16 @@ class Classification(Task):
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """The class of each picture: ``file``, ``label``, ``probability`` and the ``ranking`` of the likeliest classes.
 
-        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read` takes them. A picture that cannot
+        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read_image` takes them. A picture that cannot
         be read yields ``{"file", "error"}``.
         """
         answers: list[dict[str, Any]] = []
         self.answering.eval()
-        for at in range(0, len(inputs), CHUNK):
-            chunk = [self.see(source) for source in inputs[at : at + CHUNK]]
+        for at in range(0, len(inputs), PREDICT_BATCH_SIZE):
+            chunk = [self.see(source) for source in inputs[at : at + PREDICT_BATCH_SIZE]]
             seen = [torch.from_numpy(picture) for picture in chunk if not isinstance(picture, Error)]
             ranked = iter(self.scores(torch.stack(seen)).exp().cpu() if seen else ())
-            for source, picture in zip(inputs[at : at + CHUNK], chunk, strict=True):
+            for source, picture in zip(inputs[at : at + PREDICT_BATCH_SIZE], chunk, strict=True):
                 file = {"file": str(source)} if isinstance(source, str | Path) else {}
                 error = {"error": str(picture)} if isinstance(picture, Error) else None
                 answers.append(file | (error or self._answer(next(ranked))))
@@ -264,7 +268,7 @@ class Classification(Task):
             return error
 
     def _answer(self, probabilities: Tensor) -> dict[str, Any]:
-        top = probabilities.topk(min(RANKS, len(self.labels)))
+        top = probabilities.topk(min(TOP_K, len(self.labels)))
         ranking = [
             {"label": self.labels[number], "probability": probability}
             for probability, number in zip(top.values.tolist(), top.indices.tolist(), strict=True)
@@ -273,9 +277,9 @@ class Classification(Task):
 
     def draw(self, source: Any, answer: dict[str, Any]) -> Image.Image:
         """The picture beside what the network saw of it, and the answer."""
-        picture = image_io.read(source)
+        picture = image_io.read_image(source)
         caption = f"{answer['label']}  ({answer['probability']:.1%})"
-        return image_io.draw_answer(picture, self.prepare(picture), caption)
+        return image_io.draw_prediction(picture, self.prepare(picture), caption)
 
     @torch.inference_mode()
     def figures(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, Figure]]":
@@ -286,21 +290,21 @@ class Classification(Task):
         if not self.runtime.main:
             return
         matrix = found.matrix.cpu()
-        yield "Confusion matrix", classification_plots.confusion(matrix, self.labels)
-        yield "Accuracy per class", classification_plots.per_class(matrix, self.labels)
+        yield "Confusion matrix", classification_plots.plot_confusion_matrix(matrix, self.labels)
+        yield "Accuracy per class", classification_plots.plot_class_accuracy(matrix, self.labels)
         if len(found.right) > 1:
             count = int(matrix.sum())
             share, apart = found.right.cpu() / count, found.apart.cpu() / count
             yield (
                 "The members and what they do together",
-                classification_plots.members(share, int(matrix.trace()) / count, apart),
+                classification_plots.plot_member_accuracies(share, int(matrix.trace()) / count, apart),
             )
         confidence, pictures, targets, predicted = (torch.cat(column) for column in zip(*found.wrong, strict=True))
-        likely = confidence.topk(min(metrics.WRONG, len(confidence))).indices.tolist()
+        likely = confidence.topk(min(metrics.MAX_MISTAKES, len(confidence))).indices.tolist()
         best = [i for i in likely if confidence[i] > 0]
         captions = [f"{self.labels[targets[i]]} → {self.labels[predicted[i]]}  {confidence[i]:.0%}" for i in best]
         if best:
-            yield "Most confidently wrong", classification_plots.gallery(pictures[best].cpu(), captions)
+            yield "Most confidently wrong", classification_plots.plot_images(pictures[best].cpu(), captions)
 
     def views(self, number: int) -> Self:
         """This task answering from so many views of each picture, drawn from the augmentation it was trained with.

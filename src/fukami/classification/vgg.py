@@ -4,15 +4,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fukami.classification.recipe import Classifier
-from fukami.engine.recipe import MAX_SIZE, within
+from fukami.classification.recipe import ClassificationRecipe
+from fukami.engine.recipe import MAX_INPUT_SIZE, check_range
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
-class VGG16(Classifier):
+class VGG16(ClassificationRecipe):
     """VGG-16 (Simonyan and Zisserman 2015, table 1, D): 13 convolutions of 3×3 and three affine layers."""
 
     paper: ClassVar[str] = "Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition"
@@ -34,9 +34,9 @@ class VGG16(Classifier):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, 32, MAX_SIZE, "size")
-        within(self, 0, math.inf, "hidden")
-        within(self, 0, 0.99, "dropout")
+        check_range(self, 32, MAX_INPUT_SIZE, "size")
+        check_range(self, 0, math.inf, "hidden")
+        check_range(self, 0, 0.99, "dropout")
 
     @property
     def architecture(self) -> str:

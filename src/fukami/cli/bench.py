@@ -2,7 +2,7 @@
 
 import json
 
-from fukami.cli.main import Precision, parse
+from fukami.cli.main import Precision, run_cli
 
 
 def command(arguments: list[str]) -> None:
@@ -17,11 +17,11 @@ def command(arguments: list[str]) -> None:
         """
         import torch
 
-        from fukami.engine.bench import ceiling
+        from fukami.engine.bench import measure_peak_throughput
         from fukami.engine.runtime import Runtime
 
         runtime = Runtime.start(device, precision)
         found = {"device": str(runtime.device), "precision": runtime.precision, "threads": torch.get_num_threads()}
-        print(json.dumps(found | ceiling(runtime)))
+        print(json.dumps(found | measure_peak_throughput(runtime)))
 
-    parse(run, arguments, "fukami bench")
+    run_cli(run, arguments, "fukami bench")

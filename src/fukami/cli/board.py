@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from fukami.cli.main import parse
+from fukami.cli.main import run_cli
 
 
 def command(arguments: list[str]) -> None:
@@ -21,23 +21,23 @@ def command(arguments: list[str]) -> None:
 
         from fukami import leaderboard
 
-        boards, reasons = leaderboard.survey(folder)
+        boards, reasons = leaderboard.load_leaderboards(folder)
         console = Console(highlight=False, markup=False, emoji=False)
         width = console.width if console.is_terminal else None
         console.width = width or 10_000  # nothing is wrapped for a program that reads along
         for each in boards:
             with console.capture() as drawn:
-                console.print(leaderboard.table(each, width))
+                console.print(leaderboard.build_table(each, width))
             print(*(line.rstrip() for line in drawn.get().splitlines()), sep="\n")
-            for rank, line in leaderboard.commands(each):
+            for rank, line in leaderboard.list_commands(each):
                 print(f"{rank:>2}  {line}")
-            for note in filter(None, (leaderboard.sources(each), *each.notes)):
+            for note in filter(None, (leaderboard.format_sources(each), *each.notes)):
                 print(f"    {note}")
             print()
         for reason, names in reasons.items():
             print(f"fukami: {', '.join(dict.fromkeys(names))}: {reason}", file=sys.stderr)
         page = out or folder / "board.html"
-        leaderboard.write(boards, folder, page)
+        leaderboard.write_page(boards, folder, page)
         print(f"page: {page}", file=sys.stderr)
 
-    parse(run, arguments, "fukami board")
+    run_cli(run, arguments, "fukami board")

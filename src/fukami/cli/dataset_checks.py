@@ -19,12 +19,12 @@ from PIL import Image
 
 from fukami.captioning import checks as captioning_checks
 from fukami.captioning import data as captioning_data
-from fukami.data import findings, folder, labelled, remote, shards, tar
-from fukami.data.findings import Findings, Item
+from fukami.data import findings, image_folder, labelled_images, remote, shards, tar
+from fukami.data.findings import Findings, ImageItem
 from fukami.data.parsing import exists, is_file, read_text
 from fukami.detection import checks as detection_checks
 from fukami.detection import data as detection_data
-from fukami.errors import Error, unknown
+from fukami.errors import Error, build_unknown_error
 from fukami.image import io as image_io
 from fukami.segmentation import checks as segmentation_checks
 from fukami.segmentation import data as segmentation_data
@@ -32,7 +32,7 @@ from fukami.segmentation import data as segmentation_data
 HOLDOUT = 0.2  # share of a known set without a test part of its own that the recipes keep for testing
 
 
-def examine(spec: str) -> Findings:
+def validate_dataset(spec: str) -> Findings:
     """Everything that is wrong with the data at a path, or with the known data set of that name.
 
     Files are decoded once, in threads; what is kept of each is a digest of 16 bytes.
@@ -42,72 +42,76 @@ def examine(spec: str) -> Findings:
     """
     found = Findings()
     path = Path(spec)
-    if not shards.known(spec):
-        boxed, masked = detection_data.known(spec), segmentation_data.known(spec)
+    if not shards.is_shard_spec(spec):
+        boxed, masked = detection_data.is_detection_dataset(spec), segmentation_data.is_segmentation_dataset(spec)
         if boxed or masked:
-            findings.doubles((detection_checks if boxed else segmentation_checks).examine(spec, found), found)
-            findings.classes(found)
+            findings.check_duplicates((detection_checks if boxed else segmentation_checks).examine(spec, found), found)
+            findings.check_classes(found)
         if boxed and masked:
             masks = Findings()
-            segmentation_checks.masks(spec, masks)
+            segmentation_checks.check_masks(spec, masks)
             told = set(found.problems)
             found.problems += [problem for problem in masks.problems if problem not in told]
         if boxed or masked:
             return found
-        if captioning_data.known(spec):
-            findings.doubles(captioning_checks.examine(spec, found), found)
+        if captioning_data.is_caption_dataset(spec):
+            findings.check_duplicates(captioning_checks.check_dataset(spec, found), found)
             return found
-    if spec in labelled.NAMES:
-        seen = _known(spec, found)
-    elif shards.known(spec):
-        seen = findings.decoded(_packed(spec, found), found)
+    if spec in labelled_images.DATASET_NAMES:
+        seen = _check_known_dataset(spec, found)
+    elif shards.is_shard_spec(spec):
+        seen = findings.hash_images(_check_shards(spec, found), found)
     elif not exists(path):
-        raise unknown(
-            "data set (and no file or folder)", spec, (*labelled.NAMES, *detection_data.NAMES, *segmentation_data.NAMES)
+        raise build_unknown_error(
+            "data set (and no file or folder)",
+            spec,
+            (*labelled_images.DATASET_NAMES, *detection_data.DATASETS, *segmentation_data.DATASETS),
         )
     else:
-        items = _listed(path, found) if path.suffix.lower() == ".csv" else _lying(path, found)
-        seen = findings.decoded(items, found)
-    findings.doubles(seen, found)
-    findings.classes(found)
+        items = _check_csv(path, found) if path.suffix.lower() == ".csv" else _check_folder(path, found)
+        seen = findings.hash_images(items, found)
+    findings.check_duplicates(seen, found)
+    findings.check_classes(found)
     return found
 
 
-def _known(spec: str, found: Findings) -> Iterator[tuple[Item, bytes]]:
+def _check_known_dataset(spec: str, found: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """The pictures of a known data set, in files or as arrays."""
-    train, test, labels = labelled.read(spec, HOLDOUT)
-    files: list[Item] = []
+    train, test, labels = labelled_images.load_labelled_images(spec, HOLDOUT)
+    files: list[ImageItem] = []
     for part, source in (("train", train), ("test", test)):
         for number, target in enumerate(source.targets.tolist()):
             picture = source.items[number]
             if isinstance(picture, Path):
-                files.append(Item(picture, str(picture), labels[target], part))
+                files.append(ImageItem(picture, str(picture), labels[target], part))
             elif isinstance(picture, np.ndarray):
                 found.counts[part][labels[target]] += 1
-                yield Item(Path(), f"{spec} {part} {number}", labels[target], part), findings.digest(picture)
-    yield from findings.decoded(files, found)
+                yield ImageItem(Path(), f"{spec} {part} {number}", labels[target], part), findings.hash_pixels(picture)
+    yield from findings.hash_images(files, found)
 
 
 # folders and archives
 
 
-def _lying(path: Path, found: Findings) -> list[Item]:
+def _check_folder(path: Path, found: Findings) -> list[ImageItem]:
     """The pictures of a folder or an archive by class; the layout is examined on the way."""
     root = path
     if path.is_file():
         try:
-            root = folder.unpacked(path)
+            root = image_folder.unpack_archive(path)
         except Error as error:
             found.add("broken", str(error).removeprefix(f"{path} "), file=str(path))
             return []
-    layout = _Layout(path, root, found)
+    layout = _ClassFolders(path, root, found)
     top = root
-    while len(inside := folder.folders(top)) == 1 and len(folder.folders(inside[0])) > 1:
+    while len(inside := image_folder.list_folders(top)) == 1 and len(image_folder.list_folders(inside[0])) > 1:
         top = inside[0]  # the one folder that an archive packs everything into, as for training
-    parts = [each for each in inside if each.name.lower() in (*folder.TRAIN, *folder.TEST)]
+    parts = [each for each in inside if each.name.lower() in (*image_folder.TRAIN_NAMES, *image_folder.TEST_NAMES)]
     if not inside:
         found.add("empty", "there are no folders in it; expected one folder of pictures for each class", file=str(path))
-    parts.sort(key=lambda part: part.name.lower() not in folder.TRAIN)  # so that of a leak the test file is named
+    parts.sort(
+        key=lambda part: part.name.lower() not in image_folder.TRAIN_NAMES
+    )  # so that of a leak the test file is named
     layout.loose(top)
     if not parts:
         return layout.classes(top, "")
@@ -115,7 +119,7 @@ def _lying(path: Path, found: Findings) -> list[Item]:
         if other not in parts:
             detail = f"a folder beside {parts[0].name} is neither a class nor a part, and nothing in it is read"
             found.add("passed over", detail, file=layout.name(other))
-    if not any(part.name.lower() in folder.TRAIN for part in parts):
+    if not any(part.name.lower() in image_folder.TRAIN_NAMES for part in parts):
         found.add("empty", "there is no train folder, so there is nothing to learn from", file=layout.name(top))
     items = []
     for part in parts:
@@ -125,7 +129,7 @@ def _lying(path: Path, found: Findings) -> list[Item]:
 
 
 @dataclass
-class _Layout:
+class _ClassFolders:
     """A folder of pictures by class, with the names under which the user knows its files."""
 
     given: Path
@@ -133,7 +137,7 @@ class _Layout:
     found: Findings
 
     def __post_init__(self) -> None:
-        self.suffixes = image_io.suffixes()
+        self.suffixes = image_io.get_image_suffixes()
 
     def name(self, path: Path) -> str:
         """The path below what was given, also for what was unpacked elsewhere."""
@@ -146,15 +150,15 @@ class _Layout:
                 detail = f"lies beside the folders of the classes and is not read; move it into one: {place.name}/CLASS"
                 self.found.add("no class", detail, file=self.name(file))
 
-    def classes(self, place: Path, part: str) -> list[Item]:
+    def classes(self, place: Path, part: str) -> list[ImageItem]:
         """The pictures of a part, and what lies between them."""
-        items: list[Item] = []
-        for each in folder.folders(place):
+        items: list[ImageItem] = []
+        for each in image_folder.list_folders(place):
             self.found.counts[part][each.name] += 0
             before = len(items)
-            for file in _below(each):
+            for file in _walk_files(each):
                 if file.suffix.lower() in self.suffixes:
-                    items.append(Item(file, self.name(file), each.name, part))
+                    items.append(ImageItem(file, self.name(file), each.name, part))
                 else:
                     self._stranger(file)
             if len(items) == before:
@@ -164,7 +168,7 @@ class _Layout:
     def _stranger(self, file: Path) -> None:
         """A file that training passes over because of its name."""
         suffix = f"ends in {file.suffix!r}" if file.suffix else "has no suffix"
-        kind = findings.format_of(file)
+        kind = findings.detect_format(file)
         if kind:
             ends = [end for end, name in Image.registered_extensions().items() if name == kind]
             right = ".jpg" if ".jpg" in ends else next(iter(ends), "")
@@ -175,7 +179,7 @@ class _Layout:
             self.found.add("not a picture", detail, file=self.name(file))
 
 
-def _below(place: Path) -> Iterator[Path]:
+def _walk_files(place: Path) -> Iterator[Path]:
     """Every file below a folder in order, links that lead nowhere among them; hidden ones are nobody's business."""
     for at, folders, files in os.walk(place):
         folders.sort()
@@ -185,33 +189,35 @@ def _below(place: Path) -> Iterator[Path]:
 # shards
 
 
-def _packed(spec: str, found: Findings) -> Iterator[Item]:
+def _check_shards(spec: str, found: Findings) -> Iterator[ImageItem]:
     """The pictures in shards; what is damaged in these is told on the way."""
-    base, index = shards.described(spec)
+    base, index = shards.load_index(spec)
     for part in ("train", "test") if index["test"] else ("train",):
         for shard in index[part]:
             for problem in shard.get("problems", ()):
                 found.add("broken", problem, file=shard["name"])
-            yield from _in_shard(base, shard, part if index["test"] else "", index["labels"], found)
+            yield from _check_shard(base, shard, part if index["test"] else "", index["labels"], found)
 
 
-def _in_shard(base: str, shard: dict[str, Any], part: str, labels: Sequence[str], found: Findings) -> Iterator[Item]:
+def _check_shard(
+    base: str, shard: dict[str, Any], part: str, labels: Sequence[str], found: Findings
+) -> Iterator[ImageItem]:
     """The pictures in a shard that an index lists."""
     stream = None
     try:
-        stream = remote.opened(shards.located(base, shard["name"]))
+        stream = remote.open_stream(shards.locate_shard(base, shard["name"]))
         places = zip(shard["classes"], shard["starts"], shard["lengths"], strict=True)
         for number, (target, start, length) in enumerate(places, 1):
             try:
-                name, content = tar.picture(stream.read(start, length), shard["name"], number)
-            except remote.Missing:
+                name, content = tar.extract_image(stream.read(start, length), shard["name"], number)
+            except remote.NotFoundError:
                 raise
             except Error as error:
                 found.add("broken", str(error), file=f"{shard['name']}, sample {number}")
             else:
-                yield Item(Path(name), name, labels[target], part, content)
+                yield ImageItem(Path(name), name, labels[target], part, content)
         if stream.size not in (None, shard["bytes"]):
-            detail = f"has {stream.size:,} bytes, and {shards.INDEX} says {shard['bytes']:,}; get it again"
+            detail = f"has {stream.size:,} bytes, and {shards.INDEX_FILE} says {shard['bytes']:,}; get it again"
             found.add("broken", detail, file=shard["name"])
     except Error as error:
         found.add("missing", str(error), file=shard["name"])
@@ -223,7 +229,7 @@ def _in_shard(base: str, shard: dict[str, Any], part: str, labels: Sequence[str]
 # lists
 
 
-def _listed(path: Path, found: Findings) -> list[Item]:
+def _check_csv(path: Path, found: Findings) -> list[ImageItem]:
     """The pictures that a CSV with the columns ``path``, ``label`` and perhaps ``split`` lists."""
     try:
         with io.StringIO(read_text(path), newline="") as file:
@@ -243,14 +249,14 @@ def _listed(path: Path, found: Findings) -> list[Item]:
         return []
     if not rows:
         found.add("empty", "lists no pictures", file=str(path))
-    items = [item for line, row in rows if (item := _row(path, line, row, found))]
+    items = [item for line, row in rows if (item := _check_row(path, line, row, found))]
     if len({bool(item.part) for item in items}) > 1:
         detail = "has rows with a split and rows without one, which are trained on; give all of them one, or none"
         found.add("no split", detail, file=str(path))
-    return _once(sorted(items, key=lambda item: item.part not in ("", "train")), found)
+    return _remove_duplicates(sorted(items, key=lambda item: item.part not in ("", "train")), found)
 
 
-def _row(path: Path, line: int, row: dict[str, str | None], found: Findings) -> Item | None:
+def _check_row(path: Path, line: int, row: dict[str, str | None], found: Findings) -> ImageItem | None:
     """The picture of a row, or None where there is none to look at."""
     place, label, split = ((row.get(name) or "").strip() for name in ("path", "label", "split"))
     where = f"line {line} of {path}"
@@ -265,19 +271,19 @@ def _row(path: Path, line: int, row: dict[str, str | None], found: Findings) -> 
     if not label:
         found.add("no class", f"{where} has no label", file=str(file))
         return None
-    part = "train" if split.lower() in folder.TRAIN else split.lower()
-    if part and part not in ("train", *folder.TEST):
-        allowed = ", ".join((*folder.TRAIN, *folder.TEST))
+    part = "train" if split.lower() in image_folder.TRAIN_NAMES else split.lower()
+    if part and part not in ("train", *image_folder.TEST_NAMES):
+        allowed = ", ".join((*image_folder.TRAIN_NAMES, *image_folder.TEST_NAMES))
         found.add("no split", f"{where} has the split {split!r}; expected one of {allowed}", file=str(file))
-    return Item(file, str(file), label, part)
+    return ImageItem(file, str(file), label, part)
 
 
-def _once(items: Iterable[Item], found: Findings) -> list[Item]:
+def _remove_duplicates(items: Iterable[ImageItem], found: Findings) -> list[ImageItem]:
     """Each file once; what is listed again is told here."""
-    first: dict[Path, Item] = {}
+    first: dict[Path, ImageItem] = {}
     for item in items:
         other = first.setdefault(item.path, item)
         if other is not item:
-            kind, detail = findings.conflict(item, other)
+            kind, detail = findings.describe_conflict(item, other)
             found.add(kind, f"is listed twice{detail}", file=item.name)
     return list(first.values())

@@ -2,8 +2,8 @@
 
 import sys
 
-from fukami.cli.inputs import line
-from fukami.cli.main import parse
+from fukami.cli.inputs import format_json_line
+from fukami.cli.main import run_cli
 from fukami.errors import Error
 
 
@@ -21,11 +21,11 @@ def command(arguments: list[str]) -> None:
         """
         from fukami.cli import dataset_checks
 
-        found = dataset_checks.examine(data)
+        found = dataset_checks.validate_dataset(data)
         for problem in found.problems:
-            print(line(problem.record()))
+            print(format_json_line(problem.record()))
         if found.problems:
             raise Error(str(found))
         print(found, file=sys.stderr)
 
-    parse(run, arguments, "fukami doctor")
+    run_cli(run, arguments, "fukami doctor")

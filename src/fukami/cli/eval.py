@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from fukami.cli.main import Answered, parse
+from fukami.cli.main import InferencePrecision, run_cli
 from fukami.errors import UsageError
 
 
@@ -18,7 +18,7 @@ def command(arguments: list[str]) -> None:
         runs: tyro.conf.Positional[tuple[str, ...]],
         data: str | None = None,
         device: str = "auto",
-        precision: Answered | Literal["all"] = "auto",
+        precision: InferencePrecision | Literal["all"] = "auto",
         vote: bool = False,
         views: int = 1,
         out: Path | None = None,
@@ -48,25 +48,25 @@ def command(arguments: list[str]) -> None:
 
         if precision == "all" and (len(runs) != 1 or views > 1):
             raise UsageError(f"every precision is measured for one run and one view, not for {len(runs)} and {views}")
-        changed = checkpoint.changes(runs, set, recipe)
+        changed = checkpoint.parse_run_overrides(runs, set, recipe)
         task = None
         if precision != "all":
             task = checkpoint.load(*runs, device=device, precision=precision, vote=vote, changes=changed, recipe=recipe)
-        folder = checkpoint.locate(runs[0])
-        experiment, _ = checkpoint.describe(folder, recipe)
+        folder = checkpoint.locate_run(runs[0])
+        experiment, _ = checkpoint.read_recipe(folder, recipe)
         experiment = dataclasses.replace(experiment, **changed)
         if data is None:
             check_data(experiment)
         else:
             experiment = experiment.on(data)
-        own = checkpoint.precision_of(folder) if precision == "auto" else precision
+        own = checkpoint.read_precision(folder) if precision == "auto" else precision
         facts: dict[str, Any] = {"data": getattr(experiment, "dataset", None), "precision": own, "runs": list(runs)}
         again = f"fukami eval {shlex.join(arguments)}"
         if task is None:
-            from fukami.classification import precision_ladder
+            from fukami.classification import precision_comparison
 
-            steps, left_out = precision_ladder.climb(runs[0], data, device, recipe)
-            print(json.dumps(_ladder(steps, left_out, facts, out, again)))
+            steps, left_out = precision_comparison.compare_precisions(runs[0], data, device, recipe)
+            print(json.dumps(_report_precisions(steps, left_out, facts, out, again)))
             return
         task.views(views)
         batches = experiment.judged()
@@ -74,31 +74,31 @@ def command(arguments: list[str]) -> None:
         if out:
             from fukami.engine import report
 
-            page = report.judgement(out, result, facts, list(task.figures(batches)), again)
+            page = report.write_evaluation_report(out, result, facts, list(task.figures(batches)), again)
             facts["report"] = str(page)
         print(json.dumps({**result, **facts}))
 
-    parse(run, arguments, "fukami eval")
+    run_cli(run, arguments, "fukami eval")
 
 
-def _ladder(
+def _report_precisions(
     steps: list[dict[str, Any]], left_out: dict[str, str], facts: dict[str, Any], out: Path | None, again: str
 ) -> dict[str, Any]:
     """The answer for every precision; a table of it on stderr, and a page of it in the folder ``out``."""
     from fukami.classification import plots as classification_plots
-    from fukami.classification import precision_ladder
+    from fukami.classification import precision_comparison
     from fukami.engine import report
 
-    rows = precision_ladder.rows(steps)
-    narrow = [row[: precision_ladder.NARROW] for row in (precision_ladder.COLUMNS, *rows)]
+    rows = precision_comparison.format_rows(steps)
+    narrow = [row[: precision_comparison.NUM_TERMINAL_COLUMNS] for row in (precision_comparison.COLUMNS, *rows)]
     widths = [max(map(len, column)) for column in zip(*narrow, strict=True)]
     for row in narrow:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)), file=sys.stderr)
     for name, why in left_out.items():
         print(f"without {name}: {why}", file=sys.stderr)
     if out:
-        page = report.ladder(
-            out, precision_ladder.COLUMNS, rows, classification_plots.ladder(steps), left_out, facts, again
+        page = report.write_precision_report(
+            out, precision_comparison.COLUMNS, rows, classification_plots.plot_precisions(steps), left_out, facts, again
         )
         facts["report"] = str(page)
     metrics = {name: steps[0][name] for name in ("accuracy", "errors", "count", "loss")}

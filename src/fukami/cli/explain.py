@@ -8,25 +8,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fukami.cli.inputs import line, split
-from fukami.cli.main import parse
-from fukami.errors import Error, UsageError, unknown
+from fukami.cli.inputs import format_json_line, split_runs_and_files
+from fukami.cli.main import run_cli
+from fukami.errors import Error, UsageError, build_unknown_error
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fukami.classification.task import Classification
+    from fukami.classification.task import ClassificationTask
     from fukami.engine.recipe import Recipe
     from fukami.engine.task import Task
-    from fukami.explain.receptive_field import Effective
-    from fukami.explain.summary import Layer, Shape
+    from fukami.explain.receptive_field import EffectiveReceptiveField
+    from fukami.explain.summary import LayerInfo, Shape
 
-BUDGET = 2 * 10**11  # multiply-adds spent on looking for patches in the training pictures ...
-LEAST = 100  # ... and pictures that are looked at in any case
-DETECTED = (3, 608, 992)  # about 600×1000, as Faster R-CNN sees pictures
-SEGMENTED = (3, 384, 480)  # about 360×480, as SegNet sees them
-UNITS = 6  # units of a layer whose patches are shown
-TEXT = '<pre style="font-size: .72rem; white-space: pre; overflow-x: auto">{}</pre>'
+MAX_MULTIPLY_ADDS = 2 * 10**11  # multiply-adds spent on looking for patches in the training pictures ...
+MIN_IMAGES = 100  # ... and pictures that are looked at in any case
+DETECTION_SHAPE = (3, 608, 992)  # about 600×1000, as Faster R-CNN sees pictures
+SEGMENTATION_SHAPE = (3, 384, 480)  # about 360×480, as SegNet sees them
+UNITS_PER_LAYER = 6  # units of a layer whose patches are shown
+TEXT_TEMPLATE = '<pre style="font-size: .72rem; white-space: pre; overflow-x: auto">{}</pre>'
 
 
 def command(arguments: list[str]) -> None:
@@ -56,19 +56,19 @@ def command(arguments: list[str]) -> None:
         """
         if not inputs:
             raise UsageError("name a model or a run first: fukami explain vgg16, or fukami explain RUN picture.jpg")
-        if not resolve(inputs[0], len(inputs) > 1):
+        if not is_run(inputs[0], len(inputs) > 1):
             explain_model(inputs[0], input, classes, out)
         elif input is not None or classes is not None:
             raise UsageError(f"--input and --classes belong to a model; the run {inputs[0]} has its own")
         elif len(inputs) == 1:
             explain_run(inputs[0], out, recipe)
         else:
-            explain_pictures(inputs, out, recipe)
+            explain_images(inputs, out, recipe)
 
-    parse(run, arguments, "fukami explain")
+    run_cli(run, arguments, "fukami explain")
 
 
-def resolve(subject: str, pictures: bool) -> bool:
+def is_run(subject: str, pictures: bool) -> bool:
     """Whether the subject is a run (True) or a model; a run of that name comes first.
 
     Raises:
@@ -78,13 +78,13 @@ def resolve(subject: str, pictures: bool) -> bool:
     from fukami.engine import checkpoint
 
     try:
-        checkpoint.locate(subject)
+        checkpoint.locate_run(subject)
     except UsageError:
         if subject.replace("-", "_") not in models.__all__:
             if Path(subject).exists():
                 raise
-            shipped = (path.parent.name for path in checkpoint.SHIPPED.glob("*/recipe.json"))
-            raise unknown("model or run", subject, [*models.__all__, *shipped]) from None
+            shipped = (path.parent.name for path in checkpoint.SHIPPED_WEIGHTS_DIR.glob("*/recipe.json"))
+            raise build_unknown_error("model or run", subject, [*models.__all__, *shipped]) from None
     else:
         return True
     if pictures:
@@ -94,50 +94,58 @@ def resolve(subject: str, pictures: bool) -> bool:
 
 def explain_model(name: str, given: str | None, classes: int | None, out: Path | None) -> None:
     """Print the table of a model with random weights, and write its page where a folder is given."""
-    model, shape = build(name.replace("-", "_"), given, classes)
-    text, steps, field = describe(model, shape, "random weights")
+    model, shape = build_model(name.replace("-", "_"), given, classes)
+    text, steps, field = summarize_network(model, shape, "random weights")
     print(text)
     if out:
-        write(out, name, "its layers, their cost, and how far they see", network_sections(text, steps, field))
+        write_page(
+            out, name, "its layers, their cost, and how far they see", build_network_sections(text, steps, field)
+        )
 
 
 def explain_run(name: str, out: Path | None, recipe: Path | None) -> None:
     """The same of the network of a run."""
     from fukami.engine import checkpoint
 
-    task = checkpoint.load(checkpoint.trained(name), recipe=recipe)
-    shape = seen(name, task)
-    text, steps, field = describe(network(task), shape, "the run's weights")
+    task = checkpoint.load(checkpoint.locate_unconverted_run(name), recipe=recipe)
+    shape = get_input_shape(name, task)
+    text, steps, field = summarize_network(get_network(task), shape, "the run's weights")
     print(text)
     if out:
-        write(out, name, "its layers, their cost, and how far they see", network_sections(text, steps, field))
+        write_page(
+            out, name, "its layers, their cost, and how far they see", build_network_sections(text, steps, field)
+        )
 
 
-def explain_pictures(inputs: Sequence[str], out: Path | None, recipe: Path | None) -> None:
+def explain_images(inputs: Sequence[str], out: Path | None, recipe: Path | None) -> None:
     """Write the page of what a run sees in pictures, and print an object for each."""
     from fukami.engine import checkpoint
 
-    runs, files = split(inputs)
+    runs, files = split_runs_and_files(inputs)
     if len(runs) > 1:
         raise UsageError(f"explain looks at one run at a time, not at {' and '.join(runs)}")
-    folder, task, shape = open_run(runs[0], recipe)
-    experiment, _ = checkpoint.describe(folder, recipe)
+    folder, task, shape = load_classifier(runs[0], recipe)
+    experiment, _ = checkpoint.read_recipe(folder, recipe)
     answers = task.predict(files)
     for answer in answers:
         if "error" in answer:
             print(f"fukami: {answer['error']}", file=sys.stderr)
     good = [answer for answer in answers if "error" not in answer]
     if good:
-        shipped = folder.parent == checkpoint.SHIPPED
+        shipped = folder.parent == checkpoint.SHIPPED_WEIGHTS_DIR
         target = out or (Path("explain") if shipped else folder / "explain")
-        page = write(target, runs[0], "what the layers see", list(picture_sections(experiment, task, shape, good)))
+        page = write_page(
+            target, runs[0], "what the layers see", list(build_image_sections(experiment, task, shape, good))
+        )
         for answer in good:
-            print(line({**{key: answer[key] for key in ("file", "label", "probability")}, "page": str(page)}))
+            print(
+                format_json_line({**{key: answer[key] for key in ("file", "label", "probability")}, "page": str(page)})
+            )
     if len(good) < len(files):
         raise Error(f"{len(files) - len(good)} of {len(files)} files could not be explained")
 
 
-def build(name: str, given: str | None, classes: int | None) -> "tuple[nn.Module, Shape]":
+def build_model(name: str, given: str | None, classes: int | None) -> "tuple[nn.Module, Shape]":
     """A model with random weights, always the same, and the shape of its pictures.
 
     Raises:
@@ -152,7 +160,7 @@ def build(name: str, given: str | None, classes: int | None) -> "tuple[nn.Module
     default = {key: parameter.default for key, parameter in known.items()}
     small = default.get("classes", 1000) <= 10  # a network for CIFAR's ten classes takes CIFAR's pictures
     side = default.get("size", 32 if small else 224)
-    own = {"faster": DETECTED, "fcn": SEGMENTED, "segnet": SEGMENTED}
+    own = {"faster": DETECTION_SHAPE, "fcn": SEGMENTATION_SHAPE, "segnet": SEGMENTATION_SHAPE}
     usual = next((own[family] for family in own if name.startswith(family)), (default.get("channels", 3), side, side))
     shape = parse_shape(given) if given else usual
     chosen = {"channels": shape[0], "size": min(shape[1:])} | ({"classes": classes} if classes is not None else {})
@@ -177,51 +185,53 @@ def parse_shape(text: str) -> "Shape":
     return channels, height, width
 
 
-def seen(name: str, task: "Task") -> "Shape":
+def get_input_shape(name: str, task: "Task") -> "Shape":
     """The shape of what the network of a run is given: a picture, or a region of one.
 
     Raises:
         UsageError: it is none that is explained.
     """
-    from fukami.captioning.task import Captioning
-    from fukami.classification.task import Classification
-    from fukami.detection.rcnn_task import RegionCNN
-    from fukami.detection.task import Detection
-    from fukami.engine.padded_task import STEP
-    from fukami.segmentation.task import Segmentation
-    from fukami.style.task import Style
+    from fukami.captioning.task import CaptioningTask
+    from fukami.classification.task import ClassificationTask
+    from fukami.detection.rcnn_task import RCNNTask
+    from fukami.detection.task import DetectionTask
+    from fukami.engine.padded_task import SIZE_DIVISOR
+    from fukami.segmentation.task import SegmentationTask
+    from fukami.style.task import StyleTransferTask
 
-    if isinstance(task, RegionCNN):
+    if isinstance(task, RCNNTask):
         return 3, task.regions.size, task.regions.size
-    if isinstance(task, Detection):
-        height, width = (-(-side // STEP) * STEP for side in (task.prepare.shortest, task.prepare.longest))
+    if isinstance(task, DetectionTask):
+        height, width = (
+            -(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in (task.prepare.shortest, task.prepare.longest)
+        )
         return 3, height, width
-    if isinstance(task, Segmentation):
-        return SEGMENTED
-    if isinstance(task, Style):
+    if isinstance(task, SegmentationTask):
+        return SEGMENTATION_SHAPE
+    if isinstance(task, StyleTransferTask):
         return 3, task.size[1], task.size[0]
-    if isinstance(task, Classification | Captioning):
+    if isinstance(task, ClassificationTask | CaptioningTask):
         return task.prepare.channels, task.prepare.size, task.prepare.size
     raise UsageError(f"the networks of fukami's own tasks are explained; {name} is a run of {type(task).__name__}")
 
 
-def open_run(name: str, recipe: Path | None) -> "tuple[Path, Classification, Shape]":
+def load_classifier(name: str, recipe: Path | None) -> "tuple[Path, ClassificationTask, Shape]":
     """The folder, the task and the shape of the pictures of a run.
 
     Raises:
         UsageError: it is no classifier, or was exported to other layers than the network's.
     """
-    from fukami.classification.task import Classification
+    from fukami.classification.task import ClassificationTask
     from fukami.engine import checkpoint
 
-    folder = checkpoint.trained(name)
+    folder = checkpoint.locate_unconverted_run(name)
     task = checkpoint.load(name, recipe=recipe)
-    if not isinstance(task, Classification):
+    if not isinstance(task, ClassificationTask):
         raise UsageError(f"what pictures excite is shown of classifiers; {name} is a run of {type(task).__name__}")
-    return folder, task, seen(name, task)
+    return folder, task, get_input_shape(name, task)
 
 
-def network(task: Any) -> "nn.Module":
+def get_network(task: Any) -> "nn.Module":
     """The network that answers; of snapshots that answer together the last."""
     from fukami.layers.ensemble import Ensemble
 
@@ -233,16 +243,16 @@ def network(task: Any) -> "nn.Module":
     return model
 
 
-def describe(
+def summarize_network(
     model: "nn.Module", shape: "Shape", weights: str, pictures: "Tensor | None" = None
-) -> "tuple[str, list[Layer], Effective | None]":
+) -> "tuple[str, list[LayerInfo], EffectiveReceptiveField | None]":
     """The table of a network as text, its layers, and the effective receptive field of the last spatial layer."""
     from fukami.explain import summary as analysis
-    from fukami.explain.receptive_field import SHARE, effective
+    from fukami.explain.receptive_field import GRADIENT_FRACTION, compute_effective_receptive_field
 
-    model = analysis.outline(model)
-    steps = analysis.layers(model, shape)
-    counted = analysis.parameters(model)
+    model = analysis.get_traceable_module(model)
+    steps = analysis.summarize_layers(model, shape)
+    counted = analysis.count_parameters(model)
     inside = sum(layer.parameters for layer in steps)
     only = f", {counted - inside:,} of them in parts that only training uses" if counted > inside else ""
     weighing = sum(layer.multiply_adds > 0 for layer in steps)
@@ -255,21 +265,21 @@ def describe(
     }
     field = None
     try:
-        field = effective(model, shape, pictures=pictures)
+        field = compute_effective_receptive_field(model, shape, pictures=pictures)
         kind = "noise" if pictures is None else "the training set"
-        facts["field, theory"] = f"{size(field.layer)} pixels, layer {field.layer.name}"
+        facts["field, theory"] = f"{format_field_size(field.layer)} pixels, layer {field.layer.name}"
         facts["field, effective"] = (
-            f"{field.side}×{field.side} pixels hold {SHARE:.2%} of the gradient ({weights}, "
+            f"{field.side}×{field.side} pixels hold {GRADIENT_FRACTION:.2%} of the gradient ({weights}, "
             f"{field.samples} pictures of {kind})"
         )
     except UsageError as error:
         facts["field"] = str(error)
     width = max(map(len, facts))
     totals = "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
-    return f"{table(steps)}\n\n{totals}", steps, field
+    return f"{format_layer_table(steps)}\n\n{totals}", steps, field
 
 
-def table(steps: "Sequence[Layer]") -> str:
+def format_layer_table(steps: "Sequence[LayerInfo]") -> str:
     """A line for each layer; those that have no parameters and take no memory of their own are left out."""
     rows = [("layer", "kind", "output", "parameters", "multiply-adds", "memory", "field", "stride")]
     for layer in steps:
@@ -277,7 +287,7 @@ def table(steps: "Sequence[Layer]") -> str:
             stride = "-" if layer.jump is None or layer.receptive_field is None else f"{layer.jump[0]:g}"
             shape = "×".join(map(str, layer.shape))
             numbers = (f"{value:,}" for value in (layer.parameters, layer.multiply_adds, layer.memory))
-            rows.append((layer.name, layer.kind, shape, *numbers, size(layer), stride))  # type: ignore[arg-type]
+            rows.append((layer.name, layer.kind, shape, *numbers, format_field_size(layer), stride))  # type: ignore[arg-type]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
@@ -288,91 +298,115 @@ def table(steps: "Sequence[Layer]") -> str:
     )
 
 
-def size(layer: "Layer") -> str:
+def format_field_size(layer: "LayerInfo") -> str:
     """The theoretical receptive field of a layer in words."""
     return "all" if layer.receptive_field is None else "×".join(map(str, layer.receptive_field))
 
 
-def network_sections(text: str, steps: "list[Layer]", field: "Effective | None") -> list[str]:
+def build_network_sections(text: str, steps: "list[LayerInfo]", field: "EffectiveReceptiveField | None") -> list[str]:
     """What a page says about a network: table, costs, fields, and what stacked filters save."""
-    from fukami.engine.report import picture
-    from fukami.explain import receptive_field, stacking
-    from fukami.explain.summary import draw_costs
+    from fukami.engine.report import render_figure
+    from fukami.explain import receptive_field, stacked_filters
+    from fukami.explain.summary import plot_costs
 
-    parts = ["<h2>Layers</h2>", TEXT.format(html.escape(text)), LEGEND]
-    parts.append(picture("What each resolution costs", draw_costs(steps)))
+    parts = ["<h2>Layers</h2>", TEXT_TEMPLATE.format(html.escape(text)), LAYERS_NOTE]
+    parts.append(render_figure("What each resolution costs", plot_costs(steps)))
     if field:
-        title = f"layer {field.layer.name}:\n{size(field.layer)} in theory, {field.side}×{field.side} in effect"
-        parts += [picture("How far the last layer with positions sees", receptive_field.figure((title, field))), FIELD]
+        title = f"layer {field.layer.name}:\n{format_field_size(field.layer)} in theory, {field.side}×{field.side} in effect"
+        parts += [
+            render_figure(
+                "How far the last layer with positions sees", receptive_field.plot_receptive_fields((title, field))
+            ),
+            FIELD_NOTE,
+        ]
     rows = [("layers of 3×3", "one filter", "weights", "weights of one", "saved")]
-    rows += [(str(n), f"{one}×{one}", str(a), str(b), f"{share:.3f}") for n, one, a, b, share in stacking.table()]
+    rows += [
+        (str(n), f"{one}×{one}", str(a), str(b), f"{share:.3f}")
+        for n, one, a, b, share in stacked_filters.tabulate_weight_savings()
+    ]
     cells = ("".join(f"<td>{cell}</td>" for cell in row) for row in rows)
     return [
         *parts,
-        picture("What stacked small filters save", stacking.figure()),
-        STACKED,
+        render_figure("What stacked small filters save", stacked_filters.plot_weight_savings()),
+        STACKING_NOTE,
         f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>",
     ]
 
 
-def picture_sections(
-    experiment: "Recipe", task: "Classification", shape: "Shape", answers: Sequence[dict[str, Any]]
+def build_image_sections(
+    experiment: "Recipe", task: "ClassificationTask", shape: "Shape", answers: Sequence[dict[str, Any]]
 ) -> Iterator[str]:
     """What a page says about pictures and about the network that answered for them."""
     import torch
 
-    from fukami.engine.report import picture
-    from fukami.explain import receptive_field, saliency
+    from fukami.engine.report import render_figure
+    from fukami.explain import feature_visualization, receptive_field
     from fukami.explain import summary as analysis
 
-    model = network(task)
+    model = get_network(task)
     weight = next(model.parameters())
 
     def normalise(pictures: "Tensor") -> "Tensor":
         return task.normalised(pictures.to(weight.device)).to(weight.dtype)
 
-    steps = analysis.layers(model, shape)
-    depths = analysis.stages(steps)
+    steps = analysis.summarize_layers(model, shape)
+    depths = analysis.find_stages(steps)
     seen = [torch.from_numpy(task.prepare.open(answer["file"])) for answer in answers]
     excited: dict[str, Tensor] = {}
     for answer, pixels in zip(answers, seen, strict=True):
         given = normalise(pixels[None])[0]
-        heat = saliency.grad_cam(model, given, task.labels.index(answer["label"]))
-        maps = saliency.feature_maps(model, given, [layer.name for layer in depths])
+        heat = feature_visualization.compute_grad_cam(model, given, task.labels.index(answer["label"]))
+        maps = feature_visualization.compute_feature_maps(model, given, [layer.name for layer in depths])
         for name, values in maps.items():
             excited[name] = torch.maximum(excited.get(name, values), values)
         ranking = [(entry["label"], entry["probability"]) for entry in answer["ranking"]]
         title = f"{answer['file']}: {answer['label']} ({answer['probability']:.1%})"
-        yield picture(title, saliency.draw_prediction(pixels, heat, ranking))
-        yield f"<h3>Feature maps</h3>{image(saliency.draw_maps(maps))}<p>{MAPS}</p>"
-    yield picture("The filters of the first layer", saliency.draw_filters(saliency.first_filters(model, shape)))
+        yield render_figure(title, feature_visualization.plot_prediction(pixels, heat, ranking))
+        yield f"<h3>Feature maps</h3>{render_untitled_figure(feature_visualization.plot_feature_maps(maps))}<p>{MAPS_NOTE}</p>"
+    yield render_figure(
+        "The filters of the first layer",
+        feature_visualization.plot_filters(feature_visualization.get_first_filters(model, shape)),
+    )
     cost = sum(layer.multiply_adds for layer in steps)
-    train, said = training_pictures(experiment, cost)
+    train, said = load_training_images(experiment, cost)
     if train:
-        units = [(layer, saliency.strongest(excited[layer.name], UNITS)) for layer in depths]
-        found = saliency.exciting(model, train, units, normalise=normalise)
+        units = [
+            (layer, feature_visualization.select_strongest_maps(excited[layer.name], UNITS_PER_LAYER))
+            for layer in depths
+        ]
+        found = feature_visualization.find_top_patches(model, train, units, normalise=normalise)
         rows = [
-            (f"layer {layer.name}: field {size(layer)}, units {', '.join(map(str, chosen))}", found[layer.name])
+            (
+                f"layer {layer.name}: field {format_field_size(layer)}, units {', '.join(map(str, chosen))}",
+                found[layer.name],
+            )
             for layer, chosen in units
         ]
-        yield picture("The training patches that excite a unit most", saliency.draw_exciting(rows))
-        yield f"<p>{PATCHES} {said}</p>"
+        yield render_figure(
+            "The training patches that excite a unit most", feature_visualization.plot_top_patches(rows)
+        )
+        yield f"<p>{PATCHES_NOTE} {said}</p>"
     few = normalise(torch.cat(train)[:: -(-sum(map(len, train)) // 8)]) if train else None
-    text, _, field = describe(model, shape, "the run's weights", few)
+    text, _, field = summarize_network(model, shape, "the run's weights", few)
     if field:
-        title = f"layer {field.layer.name}:\n{size(field.layer)} in theory, {field.side}×{field.side} in effect"
-        yield picture("How far the last layer with positions sees", receptive_field.figure((title, field))) + FIELD
-    yield f"<h2>Layers</h2>{TEXT.format(html.escape(text))}{LEGEND}"
+        title = f"layer {field.layer.name}:\n{format_field_size(field.layer)} in theory, {field.side}×{field.side} in effect"
+        yield (
+            render_figure(
+                "How far the last layer with positions sees", receptive_field.plot_receptive_fields((title, field))
+            )
+            + FIELD_NOTE
+        )
+    yield f"<h2>Layers</h2>{TEXT_TEMPLATE.format(html.escape(text))}{LAYERS_NOTE}"
 
 
-def image(figure: Any) -> str:
+def render_untitled_figure(figure: Any) -> str:
     """A figure without a title."""
-    from fukami.engine.report import picture
+    from fukami.engine.report import render_figure
 
-    return picture("", figure).removeprefix("<h2></h2>")
+    return render_figure("", figure).removeprefix("<h2></h2>")
 
 
-def training_pictures(experiment: "Recipe", cost: int) -> "tuple[list[Tensor], str]":
+def load_training_images(experiment: "Recipe", cost: int) -> "tuple[list[Tensor], str]":
     """Batches of the run's training pictures, evenly spaced and as many as the budget pays for, and a word on it."""
     from fukami.engine.recipe import check_data
 
@@ -382,7 +416,7 @@ def training_pictures(experiment: "Recipe", cost: int) -> "tuple[list[Tensor], s
         if not hasattr(train, "ordered"):
             raise Error(f"{type(train).__name__} cannot be read in order")
         total = len(train.targets)
-        count = min(total, max(LEAST, BUDGET // max(cost, 1)))
+        count = min(total, max(MIN_IMAGES, MAX_MULTIPLY_ADDS // max(cost, 1)))
         step = -(-total // count)
         batches, at = [], 0
         for pictures, *_ in train.ordered():
@@ -396,10 +430,10 @@ def training_pictures(experiment: "Recipe", cost: int) -> "tuple[list[Tensor], s
         return [], ""
 
 
-def write(folder: Path, name: str, subject: str, parts: Sequence[str]) -> Path:
+def write_page(folder: Path, name: str, subject: str, parts: Sequence[str]) -> Path:
     """Write the page and say where it is."""
     from fukami.engine import checkpoint
-    from fukami.engine.report import PAGE
+    from fukami.engine.report import PAGE_TEMPLATE
 
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; --out should be a folder")
@@ -407,20 +441,20 @@ def write(folder: Path, name: str, subject: str, parts: Sequence[str]) -> Path:
     title = html.escape(f"{name}: {subject}")
     body = "\n".join((f"<h1>{title}</h1>", *parts))
     page = folder / "index.html"
-    checkpoint.write(page, PAGE.format(title=title, body=body).encode())
+    checkpoint.write_file(page, PAGE_TEMPLATE.format(title=title, body=body).encode())
     print(f"page: {page}", file=sys.stderr)
     return page
 
 
-LEGEND = """<p>field: height and width in pixels of what a unit could see, parts in the padding counted; all: the whole
+LAYERS_NOTE = """<p>field: height and width in pixels of what a unit could see, parts in the padding counted; all: the whole
 picture. stride: pixels between the fields of neighbouring units. memory: bytes of the output in float32. Layers that
 work in place or only reshape cost nothing and are left out.</p>"""
-FIELD = """<p>The mean absolute gradient of the layer's central unit with respect to each pixel (its root is drawn).
+FIELD_NOTE = """<p>The mean absolute gradient of the layer's central unit with respect to each pixel (its root is drawn).
 Pixels near the edge of the theoretical field have few paths to the unit and hardly count (Luo et al. 2016).</p>"""
-STACKED = """<p>n layers of m×m filters see as much as one of n(m−1)+1 pixels a side, and save
+STACKING_NOTE = """<p>n layers of m×m filters see as much as one of n(m−1)+1 pixels a side, and save
 1 − n·m²/(n(m−1)+1)² of its weights.</p>"""
-MAPS = """In each row the maps of a layer that are greatest somewhere; black is the least value of a map, white its
+MAPS_NOTE = """In each row the maps of a layer that are greatest somewhere; black is the least value of a map, white its
 greatest. The layers are the last ones of each resolution."""
-PATCHES = """Each square holds the nine patches that excite a unit most, the strongest at its upper left; the units are
+PATCHES_NOTE = """Each square holds the nine patches that excite a unit most, the strongest at its upper left; the units are
 those that the pictures above excite most. A patch is the unit's theoretical field, grey outside the picture; fields no
 smaller than the picture show all of it."""

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from fukami.cli.main import parse
+from fukami.cli.main import run_cli
 
 
 def command(arguments: list[str]) -> None:
@@ -33,6 +33,6 @@ def command(arguments: list[str]) -> None:
         from fukami.engine import export as engine_export
 
         folder = out or Path("runs") / f"{Path(run).resolve().name}-{to}"
-        print(json.dumps(engine_export.export(run, to, folder, calibration, recipe)))
+        print(json.dumps(engine_export.export_run(run, to, folder, calibration, recipe)))
 
-    parse(run, arguments, "fukami export")
+    run_cli(run, arguments, "fukami export")

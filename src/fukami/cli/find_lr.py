@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fukami.cli.main import Precision, named, parse
+from fukami.cli.main import Precision, has_recipe_name, run_cli
 from fukami.errors import UsageError
 
 
 def command(arguments: list[str]) -> None:
     """The learning rates at which a recipe learns, by a range test: fukami find-lr RECIPE [--field value ...]."""
-    from fukami.engine.recipe import find
+    from fukami.engine.recipe import get_recipe
 
-    if not named(arguments, command.__doc__):
+    if not has_recipe_name(arguments, command.__doc__):
         return
     name, *rest = arguments
 
@@ -40,10 +40,10 @@ def command(arguments: list[str]) -> None:
 
         if out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
             raise UsageError(f"--out should name a .png, .jpg, .pdf or .svg file, not {out}")
-        found = lr_finder.measure(recipe, low, high, steps, device=device, precision=precision)
+        found = lr_finder.find_lr(recipe, low, high, steps, device=device, precision=precision)
         out.parent.mkdir(parents=True, exist_ok=True)
-        lr_finder.figure(found).savefig(out, dpi=110)
+        lr_finder.plot_lr_curve(found).savefig(out, dpi=110)
         print(json.dumps({"lr": found.steepest, "most": found.most, "steps": len(found.rates), "figure": str(out)}))
 
-    run.__annotations__ |= {"recipe": find(name)}
-    parse(run, rest, f"fukami find-lr {name}")
+    run.__annotations__ |= {"recipe": get_recipe(name)}
+    run_cli(run, rest, f"fukami find-lr {name}")

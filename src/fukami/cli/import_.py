@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from fukami.cli.main import parse
+from fukami.cli.main import run_cli
 
 
 def command(arguments: list[str]) -> None:
@@ -23,9 +23,9 @@ def command(arguments: list[str]) -> None:
         from fukami.cli import import_weights
 
         if import_weights.is_torchvision(file):
-            import_weights.torchvision(file, out)
+            import_weights.import_torchvision(file, out)
         else:
-            import_weights.deep_convnet(Path(file), out)
+            import_weights.import_deep_convnet(Path(file), out)
         print(json.dumps({"run": str(out)}))
 
-    parse(run, arguments, "fukami import")
+    run_cli(run, arguments, "fukami import")

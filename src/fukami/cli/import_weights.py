@@ -6,24 +6,23 @@ from typing import Any
 import torch
 
 from fukami.classification.deep_convnet import DeepConvNet
-from fukami.data.palettes import VOC_LABELS
+from fukami.data.class_tables import VOC_LABELS
 from fukami.detection.faster_rcnn import FasterRCNNResNet50FPN
-from fukami.engine import checkpoint
-from fukami.engine import weights as engine_weights
-from fukami.engine.recipe import build
+from fukami.engine import checkpoint, pretrained
+from fukami.engine.recipe import build_recipe
 from fukami.engine.tensor_files import find_faults
 from fukami.errors import Error
 from fukami.scratch import read_params
 from fukami.segmentation.fcn import FCNResNet50, FCNResNet101
 
-TORCH = (b"PK", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")  # what torch.save writes first, since 1.6 and before
-PUBLISHED = {"coco-fcn": "fcn_resnet50", "coco-fcn-resnet101": "fcn_resnet101"}
-DROPPED = (
+TORCH_MAGIC = (b"PK", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")  # what torch.save writes first, since 1.6 and before
+PUBLISHED_FCNS = {"coco-fcn": "fcn_resnet50", "coco-fcn-resnet101": "fcn_resnet101"}
+DROPOUT_SCALE = (
     0.5  # the note's networks keep dropping at test time as a factor: 1 - ratio, on the hidden units and on the scores
 )
 
 
-def deep_convnet(file: Path, out: Path) -> None:
+def import_deep_convnet(file: Path, out: Path) -> None:
     """Make a run of DeepConvNet from the parameters ``W1..W8``, ``b1..b8`` of the note's NumPy program.
 
     The program multiplies the hidden units and the scores by 0.5 at test time, where torch multiplies by 1: the last
@@ -51,12 +50,12 @@ def deep_convnet(file: Path, out: Path) -> None:
         "widths": tuple(tensors[f"W{n}"].shape[0] for n in range(1, 7)),
         "hidden": tensors["W7"].shape[1],
     }
-    recipe = build(DeepConvNet, fields)
+    recipe = build_recipe(DeepConvNet, fields)
     labels = tuple(map(str, range(tensors["W8"].shape[1])))
-    tensors["W8"] *= DROPPED * DROPPED
-    tensors["b8"] *= DROPPED
+    tensors["W8"] *= DROPOUT_SCALE * DROPOUT_SCALE
+    tensors["b8"] *= DROPOUT_SCALE
     with torch.device("meta"):  # what does not fit could be larger than any memory
-        layers = _layers(recipe.task(labels).model)
+        layers = _list_weighted_layers(recipe.task(labels).model)
     for number, layer in enumerate(layers, start=1):
         weight, bias = tensors[f"W{number}"], tensors[f"b{number}"]
         weight = weight if weight.ndim == 4 else weight.T  # affine weights are (in, out) there, (out, in) here
@@ -65,14 +64,14 @@ def deep_convnet(file: Path, out: Path) -> None:
             raise Error(f"{file}: {given} do not fit a DeepConvNet for 28×28 pictures, {tuple(layer.weight.shape)}")
         tensors[f"W{number}"] = weight
     task = recipe.task(labels)
-    for number, layer in enumerate(_layers(task.model), start=1):
+    for number, layer in enumerate(_list_weighted_layers(task.model), start=1):
         layer.load_state_dict({"weight": tensors[f"W{number}"], "bias": tensors[f"b{number}"]})
-    with checkpoint.claim(out, recipe, resume=False):
-        checkpoint.write_weights(out, checkpoint.weights(task.modules()))
-        checkpoint.write_run(out, recipe, labels, {"imported": str(file)})
+    with checkpoint.lock_run(out, recipe, resume=False):
+        checkpoint.write_weights(out, checkpoint.copy_tensors_to_cpu(task.modules()))
+        checkpoint.write_recipe(out, recipe, labels, {"imported": str(file)})
 
 
-def _layers(model: Any) -> list[Any]:
+def _list_weighted_layers(model: Any) -> list[Any]:
     """The convolutions and affine layers of a network, in their order."""
     return [layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
 
@@ -82,31 +81,35 @@ def is_torchvision(source: str) -> bool:
 
     ``coco`` and ``coco-fcn`` are those that it publishes.
     """
-    if source in ("coco", *PUBLISHED):
+    if source in ("coco", *PUBLISHED_FCNS):
         return True
     try:
         with Path(source).open("rb") as file:
             start = file.read(2**20)
     except OSError:
         return False
-    return start.startswith(TORCH) or b'"roi_heads.' in start or b'"aux_classifier.' in start
+    return start.startswith(TORCH_MAGIC) or b'"roi_heads.' in start or b'"aux_classifier.' in start
 
 
-def torchvision(source: str, out: Path) -> None:
+def import_torchvision(source: str, out: Path) -> None:
     """Make a run of torchvision's detector on a pyramid of ResNet-50, or of its FCN on a dilated ResNet.
 
     Raises:
         UsageError: ``out`` is in use.
         Error: there are no such weights, or they are of another network.
     """
-    tensors = engine_weights.published(PUBLISHED[source]) if source in PUBLISHED else engine_weights.detector(source)
+    tensors = (
+        pretrained.load_torchvision_weights(PUBLISHED_FCNS[source])
+        if source in PUBLISHED_FCNS
+        else pretrained.load_detector_weights(source)
+    )
     if "classifier.4.weight" in tensors and any(key.startswith("backbone.layer4.") for key in tensors):
-        segmenter(source, tensors, out)
+        import_segmenter(source, tensors, out)
     else:
-        detector(source, out)
+        import_detector(source, out)
 
 
-def segmenter(source: str, tensors: dict[str, torch.Tensor], out: Path) -> None:
+def import_segmenter(source: str, tensors: dict[str, torch.Tensor], out: Path) -> None:
     """Make a run of an FCN from the tensors of torchvision's, of any number of classes.
 
     Those of 21 classes get Pascal VOC's names, as the published weights have them; others their numbers.
@@ -118,17 +121,17 @@ def segmenter(source: str, tensors: dict[str, torch.Tensor], out: Path) -> None:
     recipe = kind(dataset="voc2012", shortest=520, init=source, auxiliary="aux_classifier.4.weight" in tensors)
     with torch.device("meta"):  # what does not fit could be larger than any memory
         expected = recipe.task(labels).model.state_dict()
-    wrong = [f"{key} {what}" for key, what in engine_weights.unfit(tensors, expected)]
+    wrong = [f"{key} {what}" for key, what in pretrained.find_mismatches(tensors, expected)]
     if wrong:
         raise Error(f"{source} does not fit {kind.__name__}: {'; '.join(wrong)}")
     task = recipe.task(labels)
     task.model.load_state_dict(tensors)
-    with checkpoint.claim(out, recipe, resume=False):
-        checkpoint.write_weights(out, checkpoint.weights(task.modules()))
-        checkpoint.write_run(out, recipe, labels, {"imported": source})
+    with checkpoint.lock_run(out, recipe, resume=False):
+        checkpoint.write_weights(out, checkpoint.copy_tensors_to_cpu(task.modules()))
+        checkpoint.write_recipe(out, recipe, labels, {"imported": source})
 
 
-def detector(source: str, out: Path) -> None:
+def import_detector(source: str, out: Path) -> None:
     """Make a run of Faster R-CNN from torchvision's detector on a pyramid of ResNet-50.
 
     Args:
@@ -140,20 +143,20 @@ def detector(source: str, out: Path) -> None:
         UsageError: ``out`` is in use.
         Error: there are no such weights, or they are of another network.
     """
-    tensors = engine_weights.detector(source)
+    tensors = pretrained.load_detector_weights(source)
     classes = len(tensors.get("roi_heads.box_predictor.cls_score.bias", ())) - 1
     if classes < 1:
         raise Error(f"{source} holds no detector; expected the state dict of torchvision's fasterrcnn_resnet50_fpn")
-    categories = engine_weights.categories()
+    categories = pretrained.get_coco_categories()
     labels = categories if classes == len(categories) else tuple(map(str, range(1, classes + 1)))
     recipe = FasterRCNNResNet50FPN(dataset="coco", init=source)
     with torch.device("meta"):
         expected = recipe.task(labels).model.state_dict()
-    wrong = [f"{key} {what}" for key, what in engine_weights.unfit(tensors, expected) if key in expected]
+    wrong = [f"{key} {what}" for key, what in pretrained.find_mismatches(tensors, expected) if key in expected]
     if wrong:
         raise Error(f"{source} does not fit Faster R-CNN: {'; '.join(wrong)}")
     task = recipe.task(labels)
-    engine_weights.initialise_detector(task.model, recipe.prefix, recipe.backbone, source, labels)
-    with checkpoint.claim(out, recipe, resume=False):
-        checkpoint.write_weights(out, checkpoint.weights(task.modules()))
-        checkpoint.write_run(out, recipe, labels, {"imported": source})
+    pretrained.initialize_detector(task.model, recipe.prefix, recipe.backbone, source, labels)
+    with checkpoint.lock_run(out, recipe, resume=False):
+        checkpoint.write_weights(out, checkpoint.copy_tensors_to_cpu(task.modules()))
+        checkpoint.write_recipe(out, recipe, labels, {"imported": source})

@@ -9,7 +9,7 @@ from typing import Any
 from fukami.errors import UsageError
 
 
-def files(given: str | Path) -> list[str]:
+def list_files(given: str | Path) -> list[str]:
     """The file that was given, or all files in a folder."""
     path = Path(given)
     if not path.is_dir():
@@ -17,7 +17,7 @@ def files(given: str | Path) -> list[str]:
     return sorted(str(each) for each in path.rglob("*") if each.is_file() and not each.name.startswith("."))
 
 
-def split(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_runs_and_files(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
     """The runs at the beginning of ``inputs`` and the files after them; a folder among the files stands for all in it.
 
     Raises:
@@ -27,8 +27,8 @@ def split(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
 
     runs = list(itertools.takewhile(_is_run, inputs))
     if not runs and inputs:
-        checkpoint.locate(inputs[0])  # says what is wrong with it
-    found = [file for given in inputs[len(runs) :] for file in files(given)]
+        checkpoint.locate_run(inputs[0])  # says what is wrong with it
+    found = [file for given in inputs[len(runs) :] for file in list_files(given)]
     if not found:
         raise UsageError(
             f"give the runs first and then the files to answer for; given were: {' '.join(inputs) or 'none'}"
@@ -40,13 +40,13 @@ def _is_run(name: str) -> bool:
     from fukami.engine import checkpoint
 
     try:
-        checkpoint.locate(name)
+        checkpoint.locate_run(name)
     except UsageError:
         return False
     return True
 
 
-class Drawn:
+class OutputFolder:
     """Names in a folder for what is drawn of files, none of which is overwritten.
 
     Args:
@@ -73,7 +73,7 @@ class Drawn:
         return place
 
 
-def line(answer: dict[str, Any]) -> str:
+def format_json_line(answer: dict[str, Any]) -> str:
     """The answer as a line of JSON; in ASCII where it has bytes that are no text, or what would control a terminal."""
     text = json.dumps(answer, ensure_ascii=False)
     return text if text.isprintable() else json.dumps(answer)

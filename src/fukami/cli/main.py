@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from fukami.errors import Error, UsageError, unknown
+from fukami.errors import Error, UsageError, build_unknown_error
 
 Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
-Answered = Literal["auto", "float32", "bfloat16", "float16", "int8", "binary", "onnx"]
+InferencePrecision = Literal["auto", "float32", "bfloat16", "float16", "int8", "binary", "onnx"]
 COMMANDS = (
     "list", "train", "eval", "predict", "export", "serve", "explain", "stylize", "play", "show", "find-lr", "bench",
     "doctor", "shard", "board", "import", "propose",
@@ -37,21 +37,21 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         if name in ("-h", "--help"):
-            print(usage())
+            print(build_usage())
         elif name == "--version":
             from importlib.metadata import version
 
             print(f"fukami {version('fukami')}")
         elif name not in COMMANDS:
-            raise unknown("command", name, COMMANDS)
+            raise build_unknown_error("command", name, COMMANDS)
         else:
-            action = find(name)(rest)
+            action = find_command(name)(rest)
             if action:  # a training starts from here, so that few frames lie between the command and the loss
                 action()
         sys.stdout.flush()
         status = 0
     except Error as error:
-        print(f"{_speaker()}: {escape_controls(str(error))}", file=sys.stderr)
+        print(f"{_build_error_prefix()}: {escape_controls(str(error))}", file=sys.stderr)
         status = 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         status = 130
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if os.environ.get("FUKAMI_TRACEBACK"):
             raise
-        speaker = _speaker()
+        speaker = _build_error_prefix()
         print(f"{speaker}: {type(error).__name__}: {escape_controls(str(error))}", file=sys.stderr)
         if os.environ.get("WORLD_SIZE", "1") != "1" and isinstance(error, RuntimeError):
             print(f"{speaker}: was another process ended, or is it out of reach?", file=sys.stderr)
@@ -89,48 +89,48 @@ def escape_controls(text: str) -> str:
     )
 
 
-def _speaker() -> str:
+def _build_error_prefix() -> str:
     """Who tells of an error. Of several processes the first one has the word: if it failed as well, we end with it."""
     rank = int(os.environ.get("RANK", 0))
     time.sleep(10 * (rank > 0))
     return f"fukami: rank {rank}" if rank else "fukami"
 
 
-def usage() -> str:
+def build_usage() -> str:
     """What ``fukami --help`` says."""
-    lines = [f"  {name:<8} {(find(name).__doc__ or '').splitlines()[0]}" for name in COMMANDS]
+    lines = [f"  {name:<8} {(find_command(name).__doc__ or '').splitlines()[0]}" for name in COMMANDS]
     return "\n".join(["usage: fukami COMMAND ...", "", *lines, "", "fukami COMMAND --help tells more."])
 
 
-def find(name: str) -> Callable[[list[str]], Callable[[], None] | None]:
+def find_command(name: str) -> Callable[[list[str]], Callable[[], None] | None]:
     """The function of a command: it runs the command, or returns what is left to run."""
     module = name.replace("-", "_") + ("_" if keyword.iskeyword(name) else "")
     return importlib.import_module(f"fukami.cli.{module}").command  # type: ignore[no-any-return]
 
 
-def parse(function: Callable[..., Any], arguments: Sequence[str], prog: str) -> Any:
+def run_cli(function: Callable[..., Any], arguments: Sequence[str], prog: str) -> Any:
     """Call the function with the arguments, as its signature and docstrings tell; wrong usage exits with 2."""
     import tyro
 
     given = [word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
-    twice = sorted(flag for flag in several(function) if given.count(flag) > 1)
+    twice = sorted(flag for flag in find_multi_value_flags(function) if given.count(flag) > 1)
     if twice:
         raise UsageError(f"{twice[0]} is given twice; give all its values after one: {twice[0]} VALUE VALUE")
     return tyro.cli(function, args=arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
 
 
-def several(function: Any) -> set[str]:
+def find_multi_value_flags(function: Any) -> set[str]:
     """The flags of a function, and of the dataclasses that it takes, that are followed by any number of values."""
     found = set()
     for name, kind in typing.get_type_hints(function).items():
         if dataclasses.is_dataclass(kind):
-            found |= several(kind)
+            found |= find_multi_value_flags(kind)
         elif typing.get_origin(kind) is tuple:
             found.add(f"--{name.replace('_', '-')}")
     return found
 
 
-def named(arguments: Sequence[str], what: str | None) -> bool:
+def has_recipe_name(arguments: Sequence[str], what: str | None) -> bool:
     """Whether a recipe is named first; where only help is asked for instead, what the command does and the recipes.
 
     Raises:
@@ -138,16 +138,16 @@ def named(arguments: Sequence[str], what: str | None) -> bool:
     """
     if arguments and not arguments[0].startswith("-"):
         return True
-    from fukami.engine.recipe import names
+    from fukami.engine.recipe import list_recipes
 
-    text = f"{what}\nRecipes: {', '.join(names())}, or the path of a Python file with one of your own."
+    text = f"{what}\nRecipes: {', '.join(list_recipes())}, or the path of a Python file with one of your own."
     if arguments and arguments[0] in ("-h", "--help"):
         print(text)
         return False
     raise UsageError(f"name the recipe first. {text}")
 
 
-def train(
+def train_recipes(
     recipes: dict[Path, Any],
     *,
     device: str,
@@ -166,7 +166,7 @@ def train(
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # torchrun --max-restarts
     for folder, recipe in recipes.items():
         again = (resume or restarted) and (folder / "recipe.json").is_file()
-        settings = engine_train.Settings(device, precision, compile, again, allow_changed_data, timeout)
+        settings = engine_train.RunOptions(device, precision, compile, again, allow_changed_data, timeout)
         result = engine_train.run_training(recipe, folder, settings)
         if main:
             report = folder / "report.html"
@@ -180,4 +180,4 @@ def train(
         os.environ["WORLD_SIZE"] = "1"
     if main and len(recipes) > 1:  # what they do together
         folders = list(map(str, recipes))
-        find("eval")([*folders, "--device", device, "--out", str(Path(folders[0]).parent)])
+        find_command("eval")([*folders, "--device", device, "--out", str(Path(folders[0]).parent)])

@@ -7,7 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from fukami.cli.main import Answered, parse
+from fukami.cli.main import InferencePrecision, run_cli
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def command(arguments: list[str]) -> None:
         epsilon: float = 0.0,
         seconds: float = 120.0,
         device: str = "auto",
-        precision: Answered = "auto",
+        precision: InferencePrecision = "auto",
         recipe: Path | None = None,
     ) -> None:
         """Let an agent play, and show the game with what each action is worth; prints a JSON object.
@@ -48,10 +48,10 @@ def command(arguments: list[str]) -> None:
             recipe: File of the private recipe that the run was trained with; code is never taken from a run.
         """
         from fukami.engine import checkpoint
-        from fukami.reinforcement import games
         from fukami.reinforcement import plots as reinforcement_plots
+        from fukami.reinforcement import vector_env
         from fukami.reinforcement.dqn import DQN
-        from fukami.reinforcement.task import QLearning
+        from fukami.reinforcement.task import QLearningTask
 
         if out.suffix.lower() not in (".mp4", ".gif", ".webp"):
             raise UsageError(f"--out should be an .mp4, .gif or .webp file, not {out}")
@@ -60,18 +60,18 @@ def command(arguments: list[str]) -> None:
         if episodes < 1 or seconds <= 0 or not 0 <= epsilon <= 1:
             raise UsageError("--episodes should be at least 1, --seconds more than 0, and --epsilon between 0 and 1")
         task = checkpoint.load(folder, device=device, precision=precision, recipe=recipe)
-        if not isinstance(task, QLearning):
+        if not isinstance(task, QLearningTask):
             raise UsageError(f"{folder} plays no game; give the run of an agent, as fukami train dqn leaves it")
-        experiment = cast(DQN, checkpoint.describe(checkpoint.locate(folder), recipe)[0])
+        experiment = cast(DQN, checkpoint.read_recipe(checkpoint.locate_run(folder), recipe)[0])
         frames: list[Image] = []
         returns: list[float] = []
         lengths: list[int] = []
 
-        def look(played: games.Games, values: "Array", actions: "Array", total: "Array") -> None:
+        def look(played: vector_env.VectorEnv, values: "Array", actions: "Array", total: "Array") -> None:
             if len(frames) < seconds * FPS:
                 worth = values[0].tolist()
                 frames.append(
-                    reinforcement_plots.drawn(played.picture(0), task.labels, worth, int(actions[0]), total[0])
+                    reinforcement_plots.draw_step(played.picture(0), task.labels, worth, int(actions[0]), total[0])
                 )
 
         for episode in range(episodes):
@@ -81,18 +81,18 @@ def command(arguments: list[str]) -> None:
             found = task.judge(trial, look)
             returns += found.returns
             lengths += found.lengths
-        _write(out, frames)
+        _write_video(out, frames)
         print(json.dumps({"file": str(out), "returns": returns, "lengths": lengths, "frames": len(frames)}))
 
-    parse(run, arguments, "fukami play")
+    run_cli(run, arguments, "fukami play")
 
 
-def _write(out: Path, frames: "Sequence[Image]") -> None:
+def _write_video(out: Path, frames: "Sequence[Image]") -> None:
     """The frames as a film."""
-    from fukami.image.video import Writer
+    from fukami.image.video import VideoWriter
 
     if out.suffix.lower() == ".mp4":
-        with Writer(out) as film:
+        with VideoWriter(out) as film:
             for number, frame in enumerate(frames):
                 film.add(frame, number / FPS, Fraction(FPS))
         return

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fukami.cli.inputs import Drawn, line, split
-from fukami.cli.main import Answered, parse
-from fukami.errors import Error, UsageError, refuse_if_out_of_memory
+from fukami.cli.inputs import OutputFolder, format_json_line, split_runs_and_files
+from fukami.cli.main import InferencePrecision, run_cli
+from fukami.errors import Error, UsageError, convert_memory_errors
 
 if TYPE_CHECKING:
-    from fukami.cli.drawings import Page
+    from fukami.cli.prediction_page import PredictionPage
     from fukami.engine.task import Task
     from fukami.image.video import Frame
 
 
 @dataclass(frozen=True)
-class Making:
+class GenerationOptions:
     """Pictures that a generator makes."""
 
     count: int = 0
@@ -34,8 +34,8 @@ class Making:
     """Also the nearest pictures that were learned from beside each one."""
 
 
-NONE = Making()
-PICTURES, FRAMES = 256, 8  # that are answered for at a time; frames are in memory
+NO_GENERATION = GenerationOptions()
+IMAGE_BATCH_SIZE, FRAME_BATCH_SIZE = 256, 8  # that are answered for at a time; frames are in memory
 
 
 def command(arguments: list[str]) -> None:
@@ -48,12 +48,12 @@ def command(arguments: list[str]) -> None:
         every: int = 1,
         film: float = 0.0,
         device: str = "auto",
-        precision: Answered = "auto",
+        precision: InferencePrecision = "auto",
         vote: bool = False,
         views: int = 1,
         set: tuple[str, ...] = (),
         recipe: Path | None = None,
-        making: Making = NONE,
+        making: GenerationOptions = NO_GENERATION,
     ) -> None:
         """Answer for each picture, and for each frame of a video; prints one JSON object for each.
 
@@ -73,12 +73,12 @@ def command(arguments: list[str]) -> None:
             recipe: File of the private recipe that the run was trained with; code is never taken from a run.
             making: Pictures that a generator makes.
         """
-        from fukami.cli.drawings import Page
+        from fukami.cli.prediction_page import PredictionPage
         from fukami.engine import checkpoint
         from fukami.image import video
 
         if making.count:
-            _make(inputs, making, out, device, precision, recipe)
+            _generate_images(inputs, making, out, device, precision, recipe)
             return
         if making.interpolate or making.arithmetic or making.nearest:
             raise UsageError("--interpolate, --arithmetic and --nearest are about pictures made: give --count, too")
@@ -86,41 +86,41 @@ def command(arguments: list[str]) -> None:
             raise UsageError(f"--every should be a whole number from 1 on, not {every}")
         if not 0 <= film <= 1000:
             raise UsageError(f"--film should be frames a second, up to 1000, not {film:g}")
-        runs, files = split(inputs)
-        changed = checkpoint.changes(runs, set, recipe)
+        runs, files = split_runs_and_files(inputs)
+        changed = checkpoint.parse_run_overrides(runs, set, recipe)
         task = checkpoint.load(
             *runs, device=device, precision=precision, vote=vote, changes=changed, recipe=recipe
         ).views(views)
         failed = 0
-        with Page(out, task, files) as page:
+        with PredictionPage(out, task, files) as page:
             for films, group in itertools.groupby(files, video.is_video):
                 if films:
                     for file in group:
-                        failed += _film(task, file, video.frames(file, every), page)
+                        failed += _predict_video(task, file, video.read_frames(file, every), page)
                 elif film:
                     pictures = list(group)
                     name = Path(pictures[0]).resolve().parent.name or "film"
                     broken: list[Error] = []
-                    failed += _film(task, name, video.still(pictures, film, broken), page)
+                    failed += _predict_video(task, name, video.read_image_sequence(pictures, film, broken), page)
                     failed += len(broken)
                     for error in broken:
                         print(f"fukami: {error}", file=sys.stderr)
                 else:
-                    failed += _pictures(task, list(group), page)
+                    failed += _predict_images(task, list(group), page)
         if failed:
             raise Error(f"{failed} of {len(files)} files could not be answered")
 
-    parse(run, arguments, "fukami predict")
+    run_cli(run, arguments, "fukami predict")
 
 
-def _make(
-    runs: Sequence[str], wanted: Making, out: Path | None, device: str, precision: str, source: Path | None
+def _generate_images(
+    runs: Sequence[str], wanted: GenerationOptions, out: Path | None, device: str, precision: str, source: Path | None
 ) -> None:
     """Make pictures, write them to the folder ``out``, and print an answer for each."""
     from fukami.engine import checkpoint
     from fukami.engine.recipe import check_data
     from fukami.generation import samples as generation_samples
-    from fukami.generation.task import Adversarial
+    from fukami.generation.task import GANTask
 
     if len(runs) != 1:
         raise UsageError(f"--count makes pictures with one run and of no files; give one run, not {len(runs)} words")
@@ -129,38 +129,40 @@ def _make(
     if out is None:
         raise UsageError("give a folder for the pictures with --out")
     task = checkpoint.load(runs[0], device=device, precision=precision, recipe=source)
-    if not isinstance(task, Adversarial):
+    if not isinstance(task, GANTask):
         raise UsageError(f"{runs[0]} answers for pictures and makes none; leave out --count, and give files")
-    terms = generation_samples.parse(wanted.arithmetic, wanted.count) if wanted.arithmetic else []
-    folder = Drawn(out, ()).folder
+    terms = generation_samples.parse_arithmetic(wanted.arithmetic, wanted.count) if wanted.arithmetic else []
+    folder = OutputFolder(out, ()).folder
     codes = task.codes(wanted.count, wanted.seed)
-    pictures, answers = generation_samples.samples(task, codes, wanted.seed, folder)
+    pictures, answers = generation_samples.write_samples(task, codes, wanted.seed, folder)
     if wanted.interpolate:
-        generation_samples.interpolate(task, codes, wanted.interpolate, folder)
+        generation_samples.write_interpolation(task, codes, wanted.interpolate, folder)
     if terms:
-        generation_samples.add(task, codes, terms, folder)
+        generation_samples.write_arithmetic(task, codes, terms, folder)
     if wanted.nearest:
-        recipe, _ = checkpoint.describe(checkpoint.locate(runs[0]), source)
+        recipe, _ = checkpoint.read_recipe(checkpoint.locate_run(runs[0]), source)
         check_data(recipe)
-        found = generation_samples.compare(pictures, recipe.data().train, task.perceive(), task.runtime.device, folder)
+        found = generation_samples.write_nearest_images(
+            pictures, recipe.data().train, task.perceive(), task.runtime.device, folder
+        )
         answers = [{**answer, **own} for answer, own in zip(answers, found, strict=True)]
     for answer in answers:
-        print(line(answer), flush=True)
+        print(format_json_line(answer), flush=True)
     print(f"{folder / 'grid.png'} shows all of them", file=sys.stderr)
 
 
-def _pictures(task: "Task", files: Sequence[str], page: "Page") -> int:
+def _predict_images(task: "Task", files: Sequence[str], page: "PredictionPage") -> int:
     """Answer for pictures; returns how many could not be read or drawn."""
     failed = 0
-    for at in range(0, len(files), PICTURES):
-        for answer in task.predict(files[at : at + PICTURES]):
+    for at in range(0, len(files), IMAGE_BATCH_SIZE):
+        for answer in task.predict(files[at : at + IMAGE_BATCH_SIZE]):
             if "error" in answer:
                 failed += 1
                 print(f"fukami: {answer['error']}", file=sys.stderr)
             else:
-                print(line(answer), flush=True)
+                print(format_json_line(answer), flush=True)
                 try:
-                    with refuse_if_out_of_memory(answer["file"]):
+                    with convert_memory_errors(answer["file"]):
                         page.add(answer)
                 except UsageError:
                     raise
@@ -170,12 +172,12 @@ def _pictures(task: "Task", files: Sequence[str], page: "Page") -> int:
     return failed
 
 
-def _film(task: "Task", file: str, frames: "Iterator[Frame]", page: "Page") -> int:
+def _predict_video(task: "Task", file: str, frames: "Iterator[Frame]", page: "PredictionPage") -> int:
     """Answer for the frames of a film, and tell how many a second; returns 1 if one could not be answered."""
     from fukami.image import video
 
     failed, count, spent, began = 0, 0, 0.0, time.perf_counter()
-    chunks = video.chunks(frames, FRAMES)
+    chunks = video.batch_frames(frames, FRAME_BATCH_SIZE)
     with page.film(file) as show:
         while True:
             try:
@@ -195,7 +197,7 @@ def _film(task: "Task", file: str, frames: "Iterator[Frame]", page: "Page") -> i
                     print(f"fukami: {file}, frame {frame.number}: {answer['error']}", file=sys.stderr)
                 else:
                     about = {"file": frame.file or file, "frame": frame.number, "seconds": round(frame.seconds, 6)}
-                    print(line({**about, **answer}), flush=True)
+                    print(format_json_line({**about, **answer}), flush=True)
                     show(frame, answer)
     if count:
         whole = time.perf_counter() - began

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from fukami.cli import inputs as cli_inputs
-from fukami.cli.main import parse
-from fukami.errors import Error, UsageError, refuse_if_out_of_memory
+from fukami.cli.main import run_cli
+from fukami.errors import Error, UsageError, convert_memory_errors
 
 
 def command(arguments: list[str]) -> None:
@@ -31,7 +31,7 @@ def command(arguments: list[str]) -> None:
             stages: Draw what they are made from, too: the segmentation, and what grouping leaves of it.
             out: Folder for what is drawn, or for one picture a .png file.
         """
-        files = [file for path in pictures for file in cli_inputs.files(path)]
+        files = [file for path in pictures for file in cli_inputs.list_files(path)]
         if not files:
             raise UsageError("give at least one picture: a file, or a folder that has some")
         if count < 1:
@@ -48,28 +48,28 @@ def command(arguments: list[str]) -> None:
 
         if single and out.resolve() == Path(files[0]).resolve():
             raise UsageError(f"--out {out} would overwrite the picture; give another file, or a folder")
-        drawn = cli_inputs.Drawn(out.parent if single else out, files)
+        drawn = cli_inputs.OutputFolder(out.parent if single else out, files)
         failed = 0
         for file in files:
             try:
-                with refuse_if_out_of_memory(file):
-                    picture = image_io.read(file).convert("RGB")
-                    boxes = search.propose(np.asarray(picture), mode)
+                with convert_memory_errors(file):
+                    picture = image_io.read_image(file).convert("RGB")
+                    boxes = search.propose_regions(np.asarray(picture), mode)
             except Error as error:
                 failed += 1
                 print(f"fukami: {error}", file=sys.stderr)
                 continue
             place = out if single else drawn.place(file, "png")
             page = (
-                selective_search_plots.stages(picture, boxes, mode, count)
+                selective_search_plots.draw_stages(picture, boxes, mode, count)
                 if stages
-                else selective_search_plots.answer(picture, boxes, count)
+                else selective_search_plots.draw_proposals(picture, boxes, count)
             )
             page.save(place)
             first = boxes[:count].astype(int).tolist()
             answer = {"file": file, "count": len(boxes), "boxes": first, "drawn": str(place)}
-            print(cli_inputs.line(answer), flush=True)
+            print(cli_inputs.format_json_line(answer), flush=True)
         if failed:
             raise Error(f"{failed} of {len(files)} files could not be answered")
 
-    parse(run, arguments, "fukami propose")
+    run_cli(run, arguments, "fukami propose")

@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fukami.cli.main import Answered, parse
+from fukami.cli.main import InferencePrecision, run_cli
 from fukami.errors import Error, UsageError
 
-WAITING = 5  # seconds that unfinished requests have when the server is stopped
-CONNECTIONS = 4096  # at a time; a further one takes the place of the one that has idled longest
+SHUTDOWN_SECONDS = 5  # seconds that unfinished requests have when the server is stopped
+MAX_CONNECTIONS = 4096  # at a time; a further one takes the place of the one that has idled longest
 BACKLOG = 2048  # connections that wait to be accepted
-TOKEN = re.compile(r"[!-~]{8,}")  # what an Authorization header can hold, and is not soon guessed
+TOKEN_PATTERN = re.compile(r"[!-~]{8,}")  # what an Authorization header can hold, and is not soon guessed
 
 
 def command(arguments: list[str]) -> None:
@@ -29,7 +29,7 @@ def command(arguments: list[str]) -> None:
         allowed_hosts: tuple[str, ...] = (),
         deadline: float = 60.0,
         device: str = "auto",
-        precision: Answered = "auto",
+        precision: InferencePrecision = "auto",
         vote: bool = False,
         views: int = 1,
         set: tuple[str, ...] = (),
@@ -57,20 +57,22 @@ def command(arguments: list[str]) -> None:
         import uvicorn
 
         from fukami.engine import checkpoint
-        from fukami.serving.access import LOCAL
-        from fukami.serving.app import app
+        from fukami.serving.access import LOCAL_HOSTS
+        from fukami.serving.app import create_app
         from fukami.serving.connections import Connection
 
         secret = os.environ.pop("FUKAMI_TOKEN", "")  # nor do the processes that we start know it
         secret = check_token(token or secret)
         if not deadline > 0:
             raise UsageError(f"--deadline should be seconds, more than 0, not {deadline:g}")
-        changed = checkpoint.changes(runs, set, recipe)
+        changed = checkpoint.parse_run_overrides(runs, set, recipe)
         task = checkpoint.load(
             *runs, device=device, precision=precision, vote=vote, changes=changed, recipe=recipe
         ).views(views)
-        hosts = {*LOCAL, host, *allowed_hosts}
-        application = app(task, describe(runs, precision, recipe), hosts=hosts, token=secret, deadline=deadline)
+        hosts = {*LOCAL_HOSTS, host, *allowed_hosts}
+        application = create_app(
+            task, build_run_info(runs, precision, recipe), hosts=hosts, token=secret, deadline=deadline
+        )
         files = raise_file_limit()
         with listen(host, port) as listener:
             name = f"[{host}]" if ":" in host else host
@@ -78,18 +80,18 @@ def command(arguments: list[str]) -> None:
             print(f"serving {', '.join(runs)} at {at}; Ctrl-C stops it", file=sys.stderr, flush=True)
             config = uvicorn.Config(
                 application,
-                http=partial(Connection, limit=min(CONNECTIONS, files // 2)),  # type: ignore[arg-type]
+                http=partial(Connection, limit=min(MAX_CONNECTIONS, files // 2)),  # type: ignore[arg-type]
                 ws="none",
                 log_config=None,
                 log_level="error",  # a client can cause any number of warnings
                 server_header=False,
                 backlog=min(BACKLOG, files // 4),  # all of which are accepted at once
-                timeout_graceful_shutdown=WAITING,
+                timeout_graceful_shutdown=SHUTDOWN_SECONDS,
             )
             uvicorn.Server(config).run(sockets=[listener])
             raise KeyboardInterrupt  # a shell that ignores Ctrl-C for us, in the background, makes uvicorn just return
 
-    parse(run, arguments, "fukami serve")
+    run_cli(run, arguments, "fukami serve")
 
 
 def check_token(token: str) -> str:
@@ -98,27 +100,27 @@ def check_token(token: str) -> str:
     Raises:
         UsageError: it has fewer than 8 characters, or some that a header cannot hold.
     """
-    if token and not TOKEN.fullmatch(token):
+    if token and not TOKEN_PATTERN.fullmatch(token):
         raise UsageError(
             "--token (or FUKAMI_TOKEN) should be 8 or more letters, digits or signs of ASCII, without spaces"
         )
     return token
 
 
-def describe(runs: tuple[str, ...], precision: str, recipe: Path | None) -> dict[str, Any]:
+def build_run_info(runs: tuple[str, ...], precision: str, recipe: Path | None) -> dict[str, Any]:
     """What is served, for whoever asks the server; no path of this machine."""
     from fukami.engine import checkpoint
-    from fukami.engine.recipe import name_of
+    from fukami.engine.recipe import get_recipe_name
 
-    folders = [checkpoint.locate(run) for run in runs]
-    described = [checkpoint.describe(folder, recipe) for folder in folders]
-    recipes = dict.fromkeys(Path(name_of(type(each))).name for each, _ in described)
+    folders = [checkpoint.locate_run(run) for run in runs]
+    described = [checkpoint.read_recipe(folder, recipe) for folder in folders]
+    recipes = dict.fromkeys(Path(get_recipe_name(type(each))).name for each, _ in described)
     return {
         "recipe": ", ".join(recipes),
         "members": len(runs),
         "labels": list(described[0][1]),
-        "precision": checkpoint.precision_of(folders[0]) if precision == "auto" else precision,
-        "versions": checkpoint.versions(),
+        "precision": checkpoint.read_precision(folders[0]) if precision == "auto" else precision,
+        "versions": checkpoint.get_versions(),
     }
 
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from fukami.cli.main import parse
+from fukami.cli.main import run_cli
 from fukami.errors import UsageError
 
 
@@ -32,14 +32,16 @@ def command(arguments: list[str]) -> None:
             seed: Decides the order of the pictures.
             index: Write only the index of shards that others wrote.
         """
-        from fukami.data import webdataset_write
+        from fukami.data import webdataset_writer
 
         if index:
-            found = webdataset_write.describe(data, out)
+            found = webdataset_writer.write_index(data, out)
         elif out is None:
             raise UsageError("give the folder for the shards: fukami shard DATA OUT")
         else:
-            found = webdataset_write.write(data, out, holdout=holdout, samples=samples, megabytes=megabytes, seed=seed)
+            found = webdataset_writer.write_shards(
+                data, out, holdout=holdout, samples=samples, megabytes=megabytes, seed=seed
+            )
         print(json.dumps(found, ensure_ascii=False))
 
-    parse(run, arguments, "fukami shard")
+    run_cli(run, arguments, "fukami shard")

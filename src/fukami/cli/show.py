@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from fukami.cli.main import parse
+from fukami.cli.main import run_cli
 from fukami.errors import UsageError
 
 
@@ -38,31 +38,37 @@ def command(arguments: list[str]) -> None:
             out: Picture file to write.
         """
         from fukami.captioning import data as captioning_data
-        from fukami.cli import show_samples
+        from fukami.cli import augmentation_grids
         from fukami.detection import data as detection_data
         from fukami.segmentation import data as segmentation_data
 
         if out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
             raise UsageError(f"--out should name a .png, .jpg, .pdf or .svg file, not {out}")
-        if detection_data.known(data):
+        if detection_data.is_detection_dataset(data):
             if channels != 3:
                 raise UsageError("pictures with boxes are in colour; leave out --channels")
-            boxed = show_samples.annotated(data, augment, size=size, pictures=pictures, variants=variants, seed=seed)
-            show_samples.draw_boxed(boxed, out)
+            boxed = augmentation_grids.sample_boxed_images(
+                data, augment, size=size, pictures=pictures, variants=variants, seed=seed
+            )
+            augmentation_grids.save_boxed_grid(boxed, out)
             labels = [", ".join(sorted({name for _, name in row[0][1]})) for row in boxed]
             print(json.dumps({"file": str(out), "labels": labels, "variants": variants}))
             return
-        if segmentation_data.known(data):
+        if segmentation_data.is_segmentation_dataset(data):
             if channels != 3:
                 raise UsageError("pictures with masks are in colour; leave out --channels")
-            rows = show_samples.masked(data, augment, size=size, pictures=pictures, variants=variants, seed=seed)
-        elif captioning_data.known(data):
-            rows = show_samples.told(data, augment, size=size, pictures=pictures, variants=variants, seed=seed)
+            rows = augmentation_grids.sample_masked_images(
+                data, augment, size=size, pictures=pictures, variants=variants, seed=seed
+            )
+        elif captioning_data.is_caption_dataset(data):
+            rows = augmentation_grids.sample_captioned_images(
+                data, augment, size=size, pictures=pictures, variants=variants, seed=seed
+            )
         else:
-            rows = show_samples.samples(
+            rows = augmentation_grids.sample_images(
                 data, augment, size=size, channels=channels, pictures=pictures, variants=variants, seed=seed
             )
-        show_samples.draw(rows, out)
+        augmentation_grids.save_grid(rows, out)
         print(json.dumps({"file": str(out), "labels": [name for name, _ in rows], "variants": variants}))
 
-    parse(run, arguments, "fukami show")
+    run_cli(run, arguments, "fukami show")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fukami.cli.main import Precision, parse
+from fukami.cli.main import Precision, run_cli
 from fukami.errors import Error, UsageError
 
 
@@ -64,7 +64,7 @@ def command(arguments: list[str]) -> None:
             begun = (folder / "recipe.json").is_file()
             found = engine_train.train(plain, folder, device=device, precision=precision, resume=begun)
         except (KeyboardInterrupt, SystemExit):
-            if _keep(folder, out):
+            if _save_preview(folder, out):
                 print(f"the picture so far is in {out}; --resume goes on with it", file=sys.stderr)
             raise
         except UsageError:  # another process paints there, perhaps
@@ -73,15 +73,15 @@ def command(arguments: list[str]) -> None:
             if not (folder / "last.ckpt").exists():
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        _keep(folder, out)
+        _save_preview(folder, out)
         shutil.rmtree(folder)
         answer: dict[str, Any] = {"file": plain.content, "style": plain.style, "picture": str(out), **found}
         print(json.dumps(answer, ensure_ascii=False))
 
-    parse(run, arguments, "fukami stylize")
+    run_cli(run, arguments, "fukami stylize")
 
 
-def _keep(folder: Path, out: Path) -> bool:
+def _save_preview(folder: Path, out: Path) -> bool:
     """Write the picture so far, if there is one."""
     from PIL import Image
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from fukami.cli.main import Precision, named, parse, train
+from fukami.cli.main import Precision, has_recipe_name, run_cli, train_recipes
 from fukami.errors import Error, UsageError
 
 if TYPE_CHECKING:
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 def command(arguments: list[str]) -> Callable[[], None] | None:
     """Train a recipe: fukami train RECIPE [--field value ...] [--out DIR] [--resume] [--seeds N]."""
-    from fukami.engine.recipe import find
+    from fukami.engine.recipe import get_recipe
 
-    if not named(arguments, command.__doc__):
+    if not has_recipe_name(arguments, command.__doc__):
         return None
     name, *rest = arguments
-    recipe_class = find(name)
-    default = _begun(rest, recipe_class) if "--resume" in rest else None
+    recipe_class = get_recipe(name)
+    default = _load_resumed_recipe(rest, recipe_class) if "--resume" in rest else None
 
     def run(
         recipe: Any,
@@ -52,7 +52,7 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
             processes: So many processes of this machine share each batch, on a GPU each where there are GPUs.
             timeout: Seconds that one process may keep the others waiting before all are cut off.
         """
-        folder = out or _numbered(name, resume)
+        folder = out or _choose_run_folder(name, resume)
         for what, value in (("seeds", seeds), ("processes", processes)):
             if value < 1:
                 raise UsageError(f"{what} should be at least 1, not {value}")
@@ -64,12 +64,17 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
         each = {folder / f"seed-{number}": dataclasses.replace(recipe, seed=number) for number in numbers}
         recipes = each if seeds > 1 else {folder: recipe}
         if resume and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun gives a command again as it is
-            _check_begun(list(recipes), folder)
+            _check_resumable(list(recipes), folder)
         if processes > 1:
-            words = ["train", name, *_without("--processes", rest), *(["--out", str(folder)] if out is None else [])]
-            return functools.partial(_launch, words, processes, device, list(recipes))
+            words = [
+                "train",
+                name,
+                *_remove_flag("--processes", rest),
+                *(["--out", str(folder)] if out is None else []),
+            ]
+            return functools.partial(_launch_processes, words, processes, device, list(recipes))
         return functools.partial(
-            train, recipes, device=device, precision=precision, compile=compile, resume=resume,
+            train_recipes, recipes, device=device, precision=precision, compile=compile, resume=resume,
             allow_changed_data=allow_changed_data, timeout=timeout,
         )  # fmt: skip
 
@@ -79,50 +84,50 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
     )
     if default is not None:
         run.__defaults__ = (default, *(run.__defaults__ or ()))
-    return cast(Callable[[], None], parse(run, rest, f"fukami train {name}"))
+    return cast(Callable[[], None], run_cli(run, rest, f"fukami train {name}"))
 
 
-def _check_begun(runs: list[Path], folder: Path) -> None:
+def _check_resumable(runs: list[Path], folder: Path) -> None:
     """Refuse to resume where none of the runs was begun."""
     from fukami.engine import checkpoint
 
     if not any((run / "recipe.json").is_file() for run in runs):
-        checkpoint.check_begun(folder)
+        checkpoint.check_run_exists(folder)
 
 
-def _launch(words: list[str], processes: int, device: str, runs: list[Path]) -> None:
-    from fukami.engine.launch import launch
+def _launch_processes(words: list[str], processes: int, device: str, runs: list[Path]) -> None:
+    from fukami.engine.launch import launch_processes
 
-    launch(words, processes, device, runs)
+    launch_processes(words, processes, device, runs)
 
 
-def _without(flag: str, words: list[str]) -> list[str]:
+def _remove_flag(flag: str, words: list[str]) -> list[str]:
     """The words without a flag and its value."""
     kept = [word for word, before in zip(words, ["", *words], strict=False) if flag not in (word, before)]
     return [word for word in kept if not word.startswith(f"{flag}=")]
 
 
-def _begun(arguments: list[str], recipe: "type[Recipe]") -> Any:
+def _load_resumed_recipe(arguments: list[str], recipe: "type[Recipe]") -> Any:
     """The recipe of the run to be resumed, whose fields then need not be repeated; None where nothing was begun."""
     from fukami.engine import checkpoint
-    from fukami.engine.recipe import check_data, identify, is_built_in, name_of
+    from fukami.engine.recipe import check_data, get_recipe_name, identify_recipe, is_built_in
 
     given = [value for flag, value in zip(arguments, [*arguments[1:], ""], strict=True) if flag == "--out"]
     given += [flag.removeprefix("--out=") for flag in arguments if flag.startswith("--out=")]
-    folder = Path(given[-1]) if given else _numbered(name_of(recipe), resume=True)
+    folder = Path(given[-1]) if given else _choose_run_folder(get_recipe_name(recipe), resume=True)
     seeds = sorted(folder.glob("seed-*"), key=lambda run: (len(run.name), run.name))
     begun = [run for run in (folder, *seeds) if (run / "recipe.json").is_file()]
     if not begun:
         return None
-    if checkpoint.recipe_of(begun[0]) != identify(recipe)["recipe"]:
+    if checkpoint.read_recipe_name(begun[0]) != identify_recipe(recipe)["recipe"]:
         return None  # the training says so
-    found, _ = checkpoint.describe(begun[0], None if is_built_in(recipe) else recipe)
+    found, _ = checkpoint.read_recipe(begun[0], None if is_built_in(recipe) else recipe)
     if not any(word.partition("=")[0] == "--data" for word in arguments):
         check_data(found)
     return found
 
 
-def _numbered(name: str, resume: bool) -> Path:
+def _choose_run_folder(name: str, resume: bool) -> Path:
     """A new folder ``runs/RECIPE``, ``runs/RECIPE-2`` ...; with ``resume`` the last of those that exist."""
     base = Path("runs") / Path(name).stem.replace("_", "-")
     candidates = (base if number == 1 else base.with_name(f"{base.name}-{number}") for number in range(1, 10**6))

@@ -15,16 +15,20 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
 
-from fukami.data import archives, folder
-from fukami.data.annotated import COUNTED, Annotated
+from fukami.data import archives, image_folder
 from fukami.data.parsing import is_file
+from fukami.data.samples import REGULAR, Sample
 from fukami.errors import Error
 from fukami.image import io as image_io
 
 logger = logging.getLogger(__name__)
-SLIVER = 0.01  # pixels; a side below is none
-PARTS = {"trainval": "trainval"} | dict.fromkeys(folder.TRAIN, "train") | dict.fromkeys(folder.TEST, "val")
-PARTS |= {"test": "test", "testing": "test"}
+MIN_BOX_SIDE = 0.01  # pixels; a side below is none
+SPLIT_NAMES = (
+    {"trainval": "trainval"}
+    | dict.fromkeys(image_folder.TRAIN_NAMES, "train")
+    | dict.fromkeys(image_folder.TEST_NAMES, "val")
+)
+SPLIT_NAMES |= {"test": "test", "testing": "test"}
 
 Corners = tuple[float, float, float, float]
 
@@ -36,7 +40,7 @@ class Box(NamedTuple):
         label: the class; empty: none is given.
         corners: left, top, right, bottom as the edges of pixels, counted from 0, or shares of the picture where the
             entry is ``relative``; nan where no number is given.
-        kind: as in :mod:`fukami.data.annotated`.
+        kind: as in :mod:`fukami.data.samples`.
         line: where the file has it, from 1.
         note: how the file tells it apart, such as ``annotation 17``.
         zero: it begins at 0 in a format that counts from 1.
@@ -44,14 +48,14 @@ class Box(NamedTuple):
 
     label: str
     corners: Corners
-    kind: int = COUNTED
+    kind: int = REGULAR
     line: int = 0
     note: str = ""
     zero: bool = False
 
 
 @dataclass(frozen=True)
-class Entry:
+class ImageAnnotation:
     """A picture as its annotation has it: ``size`` is the width and height that are stated, None where none are."""
 
     picture: Path
@@ -62,7 +66,7 @@ class Entry:
     relative: bool = False
 
 
-class Flaw(NamedTuple):
+class AnnotationProblem(NamedTuple):
     """What a reader passed over: the kind of problem as the doctor calls it, file, line, the words, and the part."""
 
     problem: str
@@ -73,7 +77,7 @@ class Flaw(NamedTuple):
 
 
 @dataclass
-class Sheets:
+class DatasetAnnotations:
     """What the annotations of a data set say.
 
     Attributes:
@@ -85,13 +89,13 @@ class Sheets:
     """
 
     labels: tuple[str, ...] = ()
-    parts: dict[str, list[Entry]] = field(default_factory=dict)
-    lost: list[Flaw] = field(default_factory=list)
-    flaws: list[Flaw] = field(default_factory=list)
+    parts: dict[str, list[ImageAnnotation]] = field(default_factory=dict)
+    lost: list[AnnotationProblem] = field(default_factory=list)
+    flaws: list[AnnotationProblem] = field(default_factory=list)
     unlisted: list[Path] = field(default_factory=list)
 
 
-class Header(NamedTuple):
+class ImageHeader(NamedTuple):
     """What a picture file says of itself: width and height as stored, and how it is turned (EXIF, 1: not at all)."""
 
     width: int
@@ -104,19 +108,19 @@ class Header(NamedTuple):
         return (self.height, self.width) if self.orientation > 4 else (self.width, self.height)
 
 
-def header(path: Path) -> Header | Error:
+def read_header(path: Path) -> ImageHeader | Error:
     """The header of a picture, which is not decoded, or what is wrong with it."""
     try:
-        with image_io.opened(path) as picture:
-            how = orientation(picture)
+        with image_io.open_image(path) as picture:
+            how = read_orientation(picture)
             if picture.format == "TIFF" and how > 4:  # whose size Pillow has turned already
-                return Header(picture.height, picture.width, how)
-            return Header(*picture.size, how)
+                return ImageHeader(picture.height, picture.width, how)
+            return ImageHeader(*picture.size, how)
     except Error as error:
         return error
 
 
-def orientation(picture: Image.Image) -> int:
+def read_orientation(picture: Image.Image) -> int:
     """How a picture is turned, from 1 to 8 as EXIF has it."""
     if picture.format == "PNG" and not {"exif", "Raw profile type exif", "XML:com.adobe.xmp"} & {*picture.info}:
         return 1  # Pillow would decode the whole file in search of it
@@ -124,13 +128,13 @@ def orientation(picture: Image.Image) -> int:
     return found if found in range(1, 9) else 1
 
 
-def headers(pictures: Sequence[Path]) -> Iterator[Header | Error]:
+def read_headers(pictures: Sequence[Path]) -> Iterator[ImageHeader | Error]:
     """The header of each picture, read in threads."""
     with ThreadPoolExecutor() as threads:
-        yield from threads.map(header, pictures)
+        yield from threads.map(read_header, pictures)
 
 
-def turned(corners: Corners, found: Header) -> Corners:
+def orient_corners(corners: Corners, found: ImageHeader) -> Corners:
     """Corners in a picture as stored, in the upright one."""
     (left, top, right, bottom), (width, height, how) = corners, found
     if how in (2, 3, 7, 8):
@@ -140,7 +144,7 @@ def turned(corners: Corners, found: Header) -> Corners:
     return (top, left, bottom, right) if how > 4 else (left, top, right, bottom)
 
 
-def placed(entry: Entry, found: Header) -> list[Corners]:
+def compute_pixel_corners(entry: ImageAnnotation, found: ImageHeader) -> list[Corners]:
     """The corners of an entry's boxes in pixels of the upright picture, neither checked nor cut.
 
     Boxes belong to the picture as stored where the stated size is that of the stored one, and otherwise, as in programs
@@ -150,60 +154,64 @@ def placed(entry: Entry, found: Header) -> list[Corners]:
     if entry.relative:
         return [(b[0] * width, b[1] * height, b[2] * width, b[3] * height) for _, b, *_ in entry.boxes]
     stored = entry.size == (found.width, found.height)
-    return [turned(box.corners, found) if stored else box.corners for box in entry.boxes]
+    return [orient_corners(box.corners, found) if stored else box.corners for box in entry.boxes]
 
 
-def fault(corners: Corners, size: tuple[int, int]) -> str:
+def find_box_problem(corners: Corners, size: tuple[int, int]) -> str:
     """Why a box cannot be learned from, in the doctor's words; empty where it can."""
     left, top, right, bottom = corners
     if not all(map(math.isfinite, corners)):
         return "not a number"
     if right < left or bottom < top:
         return "inverted box"
-    if min(right - left, bottom - top) < SLIVER:
+    if min(right - left, bottom - top) < MIN_BOX_SIDE:
         return "empty box"
-    if min(right, bottom, size[0] - left, size[1] - top) < SLIVER:
+    if min(right, bottom, size[0] - left, size[1] - top) < MIN_BOX_SIDE:
         return "outside"
     return ""
 
 
-def settle(entries: Sequence[Entry], labels: Sequence[str], lost: Sequence[Flaw], broken: int) -> list[Annotated]:
+def build_samples(
+    entries: Sequence[ImageAnnotation], labels: Sequence[str], lost: Sequence[AnnotationProblem], broken: int
+) -> list[Sample]:
     """What can be learned from the entries of a part, in their order; the rest is left out and summed up.
 
     Raises:
         Error: more pictures than ``broken`` are missing or broken.
     """
     number = {label: i for i, label in enumerate(labels)}
-    kept: list[Annotated] = []
+    kept: list[Sample] = []
     wrong = [f"{flaw.file}{f', line {flaw.line}' if flaw.line else ''}: {flaw.detail}" for flaw in lost]
     dropped = 0
-    entries = merged(entries)
-    for entry, found in zip(entries, headers([entry.picture for entry in entries]), strict=True):
+    entries = merge_annotations(entries)
+    for entry, found in zip(entries, read_headers([entry.picture for entry in entries]), strict=True):
         if isinstance(found, Error):
             wrong.append(str(found))
             continue
         size = found.upright
         good = [
             (corners, number[box.label], box.kind)
-            for box, corners in zip(entry.boxes, placed(entry, found), strict=True)
-            if box.label in number and not fault(corners, size)
+            for box, corners in zip(entry.boxes, compute_pixel_corners(entry, found), strict=True)
+            if box.label in number and not find_box_problem(corners, size)
         ]
         dropped += len(entry.boxes) - len(good)
-        kept.append(_annotated(entry.picture, size, good))
+        kept.append(_build_sample(entry.picture, size, good))
     if wrong:
-        logger.warning(f"{len(wrong)} of {len(kept) + len(wrong)} pictures are left out:\n{folder.listed(wrong)}")
+        logger.warning(
+            f"{len(wrong)} of {len(kept) + len(wrong)} pictures are left out:\n{image_folder.format_errors(wrong)}"
+        )
     if dropped:
         logger.warning(
             f"{dropped} of {dropped + sum(len(each.classes) for each in kept)} boxes are left out: empty, inverted, "
             "outside of their picture or of no known class; fukami doctor names each"
         )
-    folder.check(wrong, broken)
+    image_folder.check_broken(wrong, broken)
     return kept
 
 
-def merged(entries: Sequence[Entry]) -> list[Entry]:
+def merge_annotations(entries: Sequence[ImageAnnotation]) -> list[ImageAnnotation]:
     """Each picture once, with the boxes of all its entries: what one of them has is no background in another."""
-    found: dict[Path, Entry] = {}
+    found: dict[Path, ImageAnnotation] = {}
     for entry in entries:
         other = found.setdefault(entry.picture, entry)
         if other != entry:
@@ -211,10 +219,10 @@ def merged(entries: Sequence[Entry]) -> list[Entry]:
     return list(found.values())
 
 
-def _annotated(picture: Path, size: tuple[int, int], boxes: Sequence[tuple[Corners, int, int]]) -> Annotated:
+def _build_sample(picture: Path, size: tuple[int, int], boxes: Sequence[tuple[Corners, int, int]]) -> Sample:
     corners = np.array([each[0] for each in boxes], np.float64).reshape(-1, 4)
     inside = np.clip(corners, 0, np.array([*size, *size])).astype(np.float32)
-    return Annotated(
+    return Sample(
         picture,
         size,
         inside,
@@ -224,7 +232,7 @@ def _annotated(picture: Path, size: tuple[int, int], boxes: Sequence[tuple[Corne
     )
 
 
-def parts(sheets: Sheets) -> tuple[tuple[str, ...], str | None]:
+def select_splits(sheets: DatasetAnnotations) -> tuple[tuple[str, ...], str | None]:
     """The names of the parts to train on, and of the one to judge on (None where the data have none).
 
     Where there is a test part, it is judged on, and all else is trained on; otherwise the validation part is. One
@@ -240,7 +248,7 @@ def parts(sheets: Sheets) -> tuple[tuple[str, ...], str | None]:
     return tuple(sorted(every & found)), judged
 
 
-def apart(sheets: Sheets) -> None:
+def separate_trainval(sheets: DatasetAnnotations) -> None:
     """Where ``trainval`` stands beside one of its halves alone, the other half is what is left of it."""
     for half, other in (("train", "val"), ("val", "train")):
         if {"trainval", half, other} & sheets.parts.keys() == {"trainval", half}:
@@ -254,40 +262,42 @@ def apart(sheets: Sheets) -> None:
             ]
 
 
-def part_of(name: str) -> str:
+def parse_split(name: str) -> str:
     """The part that a folder or a list is, by its name; empty where it is none."""
-    return PARTS.get(name.lower(), "")
+    return SPLIT_NAMES.get(name.lower(), "")
 
 
-def pictures(place: Path, *, deep: bool = False) -> list[Path]:
+def list_images(place: Path, *, deep: bool = False) -> list[Path]:
     """The picture files in a folder, in order; with ``deep`` also those further down."""
-    endings = image_io.suffixes()
+    endings = image_io.get_image_suffixes()
     found = place.rglob("*") if deep else place.iterdir()
     return sorted(path for path in found if path.suffix.lower() in endings and not path.name.startswith("."))
 
 
-def leads_out(picture: Path, source: Path) -> bool:
+def is_outside_archive(picture: Path, source: Path) -> bool:
     """Whether annotations in an archive name an image outside of it; the user's own may name images anywhere."""
-    root = archives.root_of(source)
+    root = archives.find_archive_root(source)
     return root is not None and not archives.is_inside(picture, root)
 
 
-def only(entries: Iterable[Entry], sheets: Sheets, part: str, source: Path) -> list[Entry]:
+def keep_existing_images(
+    entries: Iterable[ImageAnnotation], sheets: DatasetAnnotations, part: str, source: Path
+) -> list[ImageAnnotation]:
     """The entries of a part whose picture is there, as ``source`` names them; what the others lack is noted as lost."""
     here = []
     for entry in entries:
-        if leads_out(entry.picture, source):
+        if is_outside_archive(entry.picture, source):
             detail = f"the picture {entry.picture} lies outside of the archive; put it there, or remove its annotation"
         elif is_file(entry.picture):
             here.append(entry)
             continue
         else:
             detail = f"the picture {entry.picture} does not exist; put it there, or remove its annotation"
-        sheets.lost.append(Flaw("missing", entry.file, entry.line, detail, part))
+        sheets.lost.append(AnnotationProblem("missing", entry.file, entry.line, detail, part))
     return here
 
 
-def stratum(samples: Sequence[Annotated]) -> npt.NDArray[np.int64]:
+def find_rarest_classes(samples: Sequence[Sample]) -> npt.NDArray[np.int64]:
     """The rarest class of each picture ``(N,)``, -1 where there is none: what a part is held out by."""
     every = np.concatenate([each.classes for each in samples] or [np.zeros(0, np.int64)])
     counts = np.bincount(every, minlength=1)

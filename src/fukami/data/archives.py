@@ -22,22 +22,22 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Protocol
 
 from fukami.data import tar
-from fukami.data.locate import download_folder
+from fukami.data.locations import get_cache_folder
 from fukami.errors import Error
 
-RULES = 1  # of what is refused; others unpack an archive again
-RATIO = 100  # times the archive's own size that it may unpack to
-ALLOWANCE = 32 << 20  # bytes that any archive may unpack to
-MOST_MEMBERS = 5_000_000
-DEEPEST = 32  # folders inside one another
-LONGEST_NAME = 1024  # bytes
-FREE = 0.9  # fraction of the free space of the disk that may be taken
-ENTRY = 512  # bytes that each member counts as, besides its content
-CHUNK = 1 << 20
-LOCAL_HEADER = 30  # bytes that a zip file has before each member, at least
-DICTIONARY = 256 << 20  # bytes of memory for unpacking xz, which may ask for 4 GB
-COMPRESSED = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}
-PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+RULES_VERSION = 1  # of what is refused; others unpack an archive again
+MAX_RATIO = 100  # times the archive's own size that it may unpack to
+BASE_LIMIT_BYTES = 32 << 20  # bytes that any archive may unpack to
+MAX_MEMBERS = 5_000_000
+MAX_DEPTH = 32  # folders inside one another
+MAX_NAME_BYTES = 1024  # bytes
+MAX_DISK_FRACTION = 0.9  # fraction of the free space of the disk that may be taken
+MEMBER_OVERHEAD_BYTES = 512  # bytes that each member counts as, besides its content
+CHUNK_BYTES = 1 << 20
+ZIP_HEADER_BYTES = 30  # bytes that a zip file has before each member, at least
+XZ_MEMORY_LIMIT = 256 << 20  # bytes of memory for unpacking xz, which may ask for 4 GB
+COMPRESSION_SIGNATURES = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}
+ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def unpack(archive: Path) -> Path:
@@ -49,8 +49,10 @@ def unpack(archive: Path) -> Path:
         Error: it is no zip or tar archive, is damaged, or has members that are refused.
     """
     facts = archive.stat()
-    key = hashlib.sha256(f"{RULES} {archive.resolve()} {facts.st_size} {facts.st_mtime_ns}".encode()).hexdigest()[:12]
-    target = _unpacked() / f"{archive.stem}-{key}"
+    key = hashlib.sha256(
+        f"{RULES_VERSION} {archive.resolve()} {facts.st_size} {facts.st_mtime_ns}".encode()
+    ).hexdigest()[:12]
+    target = _get_unpack_folder() / f"{archive.stem}-{key}"
     if target.exists():
         return target
     try:
@@ -62,7 +64,7 @@ def unpack(archive: Path) -> Path:
             "folder"
         ) from error
     try:
-        _fill(temporary, archive, facts.st_size)
+        _extract(temporary, archive, facts.st_size)
         temporary.rename(target)
     except Exception as error:  # an unpacker may fail in any way on a damaged archive
         if not target.exists():  # else another process was as quick
@@ -75,9 +77,9 @@ def unpack(archive: Path) -> Path:
     return target
 
 
-def root_of(path: Path) -> Path | None:
+def find_archive_root(path: Path) -> Path | None:
     """Folder that an archive was unpacked into, for a path in it; None for any other path."""
-    place = Path(os.path.abspath(_unpacked()))  # noqa: PTH100
+    place = Path(os.path.abspath(_get_unpack_folder()))  # noqa: PTH100
     whole = Path(os.path.abspath(path))  # noqa: PTH100
     return place / whole.relative_to(place).parts[0] if place in whole.parents else None
 
@@ -87,8 +89,8 @@ def is_inside(path: Path, root: Path) -> bool:
     return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root))  # noqa: PTH100
 
 
-def _unpacked() -> Path:
-    return download_folder() / "unpacked"
+def _get_unpack_folder() -> Path:
+    return get_cache_folder() / "unpacked"
 
 
 class _Member(Protocol):
@@ -102,24 +104,24 @@ class _Member(Protocol):
         """Content, in pieces."""
 
 
-def _fill(folder: Path, archive: Path, packed: int) -> None:
+def _extract(folder: Path, archive: Path, packed: int) -> None:
     """Write what an archive contains into an empty folder.
 
     Raises:
         ValueError: a member is refused, or there is too much.
     """
-    most = min(ALLOWANCE + RATIO * packed, int(FREE * shutil.disk_usage(folder).free))
+    most = min(BASE_LIMIT_BYTES + MAX_RATIO * packed, int(MAX_DISK_FRACTION * shutil.disk_usage(folder).free))
     taken = 0
     with ExitStack() as stack:
-        for number, member in enumerate(_members(archive, stack)):
-            taken += member.size + ENTRY
+        for number, member in enumerate(_iterate_members(archive, stack)):
+            taken += member.size + MEMBER_OVERHEAD_BYTES
             if taken > most:
                 raise ValueError(
                     f"it unpacks to more than {most:,} bytes, which is the most for its size and the free space here"
                 )
-            if number >= MOST_MEMBERS:
-                raise ValueError(f"it has more than {MOST_MEMBERS:,} members")
-            place = folder / _checked(member.name)
+            if number >= MAX_MEMBERS:
+                raise ValueError(f"it has more than {MAX_MEMBERS:,} members")
+            place = folder / _check_member_path(member.name)
             if member.is_folder:
                 place.mkdir(parents=True, exist_ok=True)
                 continue
@@ -129,7 +131,7 @@ def _fill(folder: Path, archive: Path, packed: int) -> None:
                     file.write(chunk)
 
 
-def _checked(name: str) -> PurePosixPath:
+def _check_member_path(name: str) -> PurePosixPath:
     """Path of a member below the folder that it is written into.
 
     Raises:
@@ -138,33 +140,33 @@ def _checked(name: str) -> PurePosixPath:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or PureWindowsPath(name).drive or "\0" in name:
         raise ValueError(f"its member {name[:200]!r} leads out of it")
-    if len(path.parts) > DEEPEST or len(os.fsencode(name)) > LONGEST_NAME:
-        raise ValueError(f"its member {name[:200]!r} has more than {DEEPEST} folders or {LONGEST_NAME} bytes")
+    if len(path.parts) > MAX_DEPTH or len(os.fsencode(name)) > MAX_NAME_BYTES:
+        raise ValueError(f"its member {name[:200]!r} has more than {MAX_DEPTH} folders or {MAX_NAME_BYTES} bytes")
     return path
 
 
-def _members(archive: Path, stack: ExitStack) -> Iterator[_Member]:
+def _iterate_members(archive: Path, stack: ExitStack) -> Iterator[_Member]:
     """The members of an archive, by what the file begins with.
 
     Raises:
         ValueError: it is no archive, or has a member that is neither a file nor a folder.
     """
     with archive.open("rb") as file:
-        start = file.read(tar.BLOCK)
-    kind = next((kind for mark, kind in COMPRESSED.items() if start.startswith(mark)), "")
+        start = file.read(tar.BLOCK_BYTES)
+    kind = next((kind for mark, kind in COMPRESSION_SIGNATURES.items() if start.startswith(mark)), "")
     if kind:
-        return _in_tar(_Forward(stack.enter_context(_decompressed(archive, kind))))
-    if not start.startswith(b"PK") and _begins_tar(start):
-        return _in_tar(_Forward(stack.enter_context(archive.open("rb"))))
+        return _iterate_tar(_ForwardReader(stack.enter_context(_open_compressed(archive, kind))))
+    if not start.startswith(b"PK") and _is_tar_header(start):
+        return _iterate_tar(_ForwardReader(stack.enter_context(archive.open("rb"))))
     if zipfile.is_zipfile(archive):
-        return _in_zip(stack.enter_context(zipfile.ZipFile(archive)), archive.stat().st_size)
+        return _iterate_zip(stack.enter_context(zipfile.ZipFile(archive)), archive.stat().st_size)
     raise ValueError("it is no zip or tar archive")
 
 
 # zip
 
 
-class _Zipped:
+class _ZipEntry:
     def __init__(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
         self.archive, self.info = archive, info
         self.name, self.size, self.is_folder = info.filename, info.file_size, info.is_dir()
@@ -172,29 +174,29 @@ class _Zipped:
     def chunks(self) -> Iterator[bytes]:
         """Content; the library ends at the size that is stated, and checks the sum."""
         with self.archive.open(self.info) as file:
-            while chunk := file.read(CHUNK):
+            while chunk := file.read(CHUNK_BYTES):
                 yield chunk
 
 
-def _in_zip(archive: zipfile.ZipFile, size: int) -> Iterator[_Member]:
+def _iterate_zip(archive: zipfile.ZipFile, size: int) -> Iterator[_Member]:
     """The members of a zip archive; each has bytes of its own in the file, or there could be any number of each."""
     infos = archive.infolist()
     places = sorted((info.header_offset, info.compress_size, info.filename) for info in infos)
     for (start, packed, name), (following, *_) in pairwise([*places, (size, 0, "")]):
-        if start < 0 or start + LOCAL_HEADER + packed > following:
+        if start < 0 or start + ZIP_HEADER_BYTES + packed > following:
             raise ValueError(f"its member {name[:200]!r} overlaps another one")
     for info in infos:
-        if info.compress_type not in PLAIN:
+        if info.compress_type not in ZIP_METHODS:
             raise ValueError(f"its member {info.filename[:200]!r} is neither stored nor deflated")
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise ValueError(f"its member {info.filename[:200]!r} is a link or a device")
-        yield _Zipped(archive, info)
+        yield _ZipEntry(archive, info)
 
 
 # tar
 
 
-class _Forward:
+class _ForwardReader:
     """Bytes of a file by their place, which only grows: what a compressed file can give."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -207,15 +209,15 @@ class _Forward:
         return self._next(count) if self.at == start else b""
 
     def _next(self, count: int) -> bytes:
-        found, count = bytearray(), min(count, CHUNK)
+        found, count = bytearray(), min(count, CHUNK_BYTES)
         while len(found) < count and (part := self.file.read(count - len(found))):
             found += part
         self.at += len(found)
         return bytes(found)
 
 
-class _Tarred:
-    def __init__(self, read: _Forward, member: tar.Member) -> None:
+class _TarEntry:
+    def __init__(self, read: _ForwardReader, member: tar.TarMember) -> None:
         self.read, self.member = read, member
         self.name, self.size, self.is_folder = member.name, member.size, member.kind == tarfile.DIRTYPE
 
@@ -234,14 +236,14 @@ class _Tarred:
             at += len(chunk)
 
 
-def _in_tar(read: _Forward) -> Iterator[_Member]:
-    for member in tar.members(read, errors="surrogateescape"):
+def _iterate_tar(read: _ForwardReader) -> Iterator[_Member]:
+    for member in tar.iterate_members(read, errors="surrogateescape"):
         if member.kind not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE):
             raise ValueError(f"its member {member.name[:200]!r} is a link or a device")
-        yield _Tarred(read, member)
+        yield _TarEntry(read, member)
 
 
-def _begins_tar(start: bytes) -> bool:
+def _is_tar_header(start: bytes) -> bool:
     try:
         tarfile.TarInfo.frombuf(start, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
@@ -249,20 +251,20 @@ def _begins_tar(start: bytes) -> bool:
     return True
 
 
-def _decompressed(archive: Path, kind: str) -> IO[bytes]:
+def _open_compressed(archive: Path, kind: str) -> IO[bytes]:
     if kind == "xz":
-        return _Xz(archive)  # type: ignore[return-value]
+        return _XzReader(archive)  # type: ignore[return-value]
     return gzip.open(archive) if kind == "gz" else bz2.open(archive)  # type: ignore[return-value]
 
 
-class _Xz:
+class _XzReader:
     """Content of an xz file, unpacked in little memory: :mod:`lzma` itself takes as much as the file asks for."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("rb")
-        self.unpacker = lzma.LZMADecompressor(memlimit=DICTIONARY)
+        self.unpacker = lzma.LZMADecompressor(memlimit=XZ_MEMORY_LIMIT)
 
-    def __enter__(self) -> "_Xz":
+    def __enter__(self) -> "_XzReader":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -273,13 +275,13 @@ class _Xz:
         while True:
             rest = b""
             if self.unpacker.eof:  # another stream may follow, or zeros that fill up
-                rest = self.unpacker.unused_data or self.file.read(CHUNK)
+                rest = self.unpacker.unused_data or self.file.read(CHUNK_BYTES)
                 rest = rest.lstrip(b"\0")
                 if not rest:
                     return b""
-                self.unpacker = lzma.LZMADecompressor(memlimit=DICTIONARY)
+                self.unpacker = lzma.LZMADecompressor(memlimit=XZ_MEMORY_LIMIT)
             elif self.unpacker.needs_input:
-                rest = self.file.read(CHUNK)
+                rest = self.file.read(CHUNK_BYTES)
                 if not rest:
                     raise EOFError("it is cut short")
             found = self.unpacker.decompress(rest, count)

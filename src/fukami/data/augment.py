@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fukami.errors import UsageError, unknown
+from fukami.errors import UsageError, build_unknown_error
 
 Batch = tuple[Tensor, Tensor]
 Side = int | Tensor  # pixels of a side, of all pictures or of each, (N,)
 LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue are (ITU-R BT.601), as torchvision weighs them
-YIQ = (LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))  # brightness and two differences of colour
-RGB = tuple(map(tuple, np.linalg.inv(np.array(YIQ, np.float32)).tolist()))  # and back
-WIDEST = 4 / 3  # ratio of the sides of a random resized crop, either way (Szegedy et al. 2015, section 6)
+RGB_TO_YIQ = (LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))  # brightness and two differences of colour
+YIQ_TO_RGB = tuple(map(tuple, np.linalg.inv(np.array(RGB_TO_YIQ, np.float32)).tolist()))  # and back
+MAX_ASPECT_RATIO = 4 / 3  # ratio of the sides of a random resized crop, either way (Szegedy et al. 2015, section 6)
 
 
 class Operation:
@@ -68,7 +68,7 @@ class Augmentation(Protocol):
 
 
 @dataclass(frozen=True)
-class Augment:
+class AugmentationPipeline:
     """The operations, each for every picture of a batch; made by :func:`parse`.
 
     Args:
@@ -121,12 +121,12 @@ class Augment:
     def mirroring(self) -> bool:
         """Whether nothing moves pictures but mirrors, which need no resampling."""
         moving = (operation for operation in self.operations if type(operation).move is not Operation.move)
-        return all(isinstance(operation, Flip) for operation in moving)
+        return all(isinstance(operation, RandomHorizontalFlip) for operation in moving)
 
     def mirrored(self, pictures: Tensor, each: Sequence[Tensor]) -> Tensor:
         """The pictures with the mirrors alone, exactly, in their own type; a fraction of the time of a resampling."""
         for operation, own in zip(self.operations, each, strict=True):
-            if isinstance(operation, Flip):
+            if isinstance(operation, RandomHorizontalFlip):
                 which = (own[:, 0] < operation.share).view(-1, 1, 1, 1)
                 pictures = torch.where(which, pictures.flip(operation.dimension), pictures)
         return pictures
@@ -159,13 +159,13 @@ class Augment:
         A box that has left the picture has no area.
         """
         right, bottom = (self.size, self.size) if self.size else (width, height)
-        sides = _pair(right, bottom, boxes).repeat(1, 1, 2)
+        sides = _stack_pair(right, bottom, boxes).repeat(1, 1, 2)
         return self.bounds(boxes, geometry, height, width).clamp(min=0).minimum(sides)
 
     def bounds(self, boxes: Tensor, geometry: Tensor, height: Side, width: Side) -> Tensor:
         """What bounds boxes ``(N, M, 4)`` in the moved picture and, where they have left it, beyond."""
-        before = _pair(width, height, boxes).unsqueeze(2)
-        after = _pair(self.size, self.size, boxes).unsqueeze(2) if self.size else before
+        before = _stack_pair(width, height, boxes).unsqueeze(2)
+        after = _stack_pair(self.size, self.size, boxes).unsqueeze(2) if self.size else before
         corners = boxes[..., [0, 1, 2, 1, 0, 3, 2, 3]].view(*boxes.shape[:-1], 4, 2) / before * 2 - 1
         corners = torch.cat([corners, torch.ones_like(corners[..., :1])], -1).flatten(1, 2)
         found = (corners @ geometry.inverse().mT)[..., :2].view(*boxes.shape[:-1], 4, 2)
@@ -188,7 +188,7 @@ class Augment:
         mean = mean if covered is None else mean / covered.prod(1, keepdim=True)
         matrix = torch.eye(3, 4, device=pictures.device).expand(len(pictures), 3, 4)
         for operation, own in zip(self.operations, each, strict=True):
-            matrix = operation.recolour(matrix, _coloured(matrix, mean), own)
+            matrix = operation.recolour(matrix, _transform_colors(matrix, mean), own)
         if pictures.shape[1] == 1:  # a grey picture is one whose three colours are the same
             gain, offset = matrix[:, 0, :3].sum(1), matrix[:, 0, 3]
             return (pictures * gain.view(-1, 1, 1, 1) + offset.view(-1, 1, 1, 1)).clamp(0, 255)
@@ -197,7 +197,7 @@ class Augment:
 
 
 @dataclass(frozen=True)
-class Affine(Operation):
+class RandomAffine(Operation):
     """Rotation, translation, scaling and shearing at random.
 
     Args:
@@ -216,7 +216,7 @@ class Affine(Operation):
     def move(self, draws: Tensor, height: Side, width: Side) -> Tensor:
         """Stretched, slanted and turned about the middle, then shifted."""
         turn, stretch_x, stretch_y, slant, right, down = (2 * draws - 1).unbind(1)
-        return affine(
+        return build_affine_matrix(
             turn=turn * math.radians(self.rotate),
             stretch=(1 / (1 + self.scale * stretch_x), 1 / (1 + self.scale * stretch_y)),
             slant=self.shear * slant,
@@ -226,7 +226,7 @@ class Affine(Operation):
 
 
 @dataclass(frozen=True)
-class Flip(Operation):
+class RandomHorizontalFlip(Operation):
     """Left and right exchanged, for this share of the pictures."""
 
     dimension: ClassVar[int] = 3
@@ -236,18 +236,18 @@ class Flip(Operation):
         """A mirror in the middle."""
         sign = torch.where(draws[:, 0] < self.share, -1.0, 1.0)
         one = torch.ones_like(sign)
-        return _diagonal(sign, one) if self.dimension == 3 else _diagonal(one, sign)
+        return _build_diagonal(sign, one) if self.dimension == 3 else _build_diagonal(one, sign)
 
 
 @dataclass(frozen=True)
-class FlipVertical(Flip):
+class RandomVerticalFlip(RandomHorizontalFlip):
     """Top and bottom exchanged, for this share of the pictures."""
 
     dimension: ClassVar[int] = 2
 
 
 @dataclass(frozen=True)
-class PadCrop(Operation):
+class PaddedRandomCrop(Operation):
     """A crop of the size of the picture after so many pixels of padding on every side (He et al. 2016, section 4.2)."""
 
     draws: ClassVar[int] = 2
@@ -262,7 +262,7 @@ class PadCrop(Operation):
 
 
 @dataclass(frozen=True)
-class Crop(Operation):
+class RandomResizedCrop(Operation):
     """A crop of at least this share of the area, of sides 3:4 to 4:3, resized (Szegedy et al. 2015, section 6)."""
 
     draws: ClassVar[int] = 4
@@ -270,65 +270,65 @@ class Crop(Operation):
 
     def move(self, draws: Tensor, height: Side, width: Side) -> Tensor:
         """The crop fills the picture."""
-        wide, high, left, top = crop(draws, self.smallest, width / height)
-        matrix = _diagonal(wide, high)
+        wide, high, left, top = compute_crops(draws, self.smallest, width / height)
+        matrix = _build_diagonal(wide, high)
         matrix[:, 0, 2], matrix[:, 1, 2] = 2 * left + wide - 1, 2 * top + high - 1
         return matrix
 
 
-def crop(draws: Tensor, smallest: float, aspect: float | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def compute_crops(draws: Tensor, smallest: float, aspect: float | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Width, height, left and top of random crops ``(N,)`` each, as shares of a picture ``aspect`` times as wide as
     high, from ``(N, 4)`` draws. A side that would not fit is cut.
     """
     area = smallest + (1 - smallest) * draws[:, 0]
-    ratio = (math.log(WIDEST) * (2 * draws[:, 1] - 1)).exp()
+    ratio = (math.log(MAX_ASPECT_RATIO) * (2 * draws[:, 1] - 1)).exp()
     wide = (area * ratio / aspect).sqrt().clamp(max=1)
     high = (area / ratio * aspect).sqrt().clamp(max=1)
     return wide, high, (1 - wide) * draws[:, 2], (1 - high) * draws[:, 3]
 
 
 @dataclass(frozen=True)
-class Brightness(Operation):
+class RandomBrightness(Operation):
     """All colours times ``1 - most`` to ``1 + most``."""
 
     most: float = 0.4
 
     def recolour(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
         """Blended with black."""
-        return _around(draws, self.most) * matrix
+        return _compute_factors(draws, self.most) * matrix
 
 
 @dataclass(frozen=True)
-class Contrast(Operation):
+class RandomContrast(Operation):
     """The distance to the picture's mean brightness times ``1 - most`` to ``1 + most``."""
 
     most: float = 0.4
 
     def recolour(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
         """Blended with the mean grey."""
-        return _contrast(matrix, mean, _around(draws, self.most))
+        return _adjust_contrast(matrix, mean, _compute_factors(draws, self.most))
 
 
 @dataclass(frozen=True)
-class Saturation(Operation):
+class RandomSaturation(Operation):
     """The distance of each pixel to its own grey times ``1 - most`` to ``1 + most``."""
 
     most: float = 0.4
 
     def recolour(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
         """Blended with the grey picture."""
-        return _saturation(matrix, _around(draws, self.most))
+        return _adjust_saturation(matrix, _compute_factors(draws, self.most))
 
 
 @dataclass(frozen=True)
-class Hue(Operation):
+class RandomHue(Operation):
     """The colours turned about the grey axis by up to ``most`` of a full turn either way, brightness kept (in YIQ)."""
 
     most: float = 0.1
 
     def recolour(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
         """Turned in the plane of the two colour differences."""
-        yiq, rgb = (_constant(rows, draws.device) for rows in (YIQ, RGB))
+        yiq, rgb = (_get_constant(rows, draws.device) for rows in (RGB_TO_YIQ, YIQ_TO_RGB))
         angle = (2 * draws[:, 0] - 1) * (2 * math.pi * self.most)
         turn = torch.eye(3, device=draws.device).repeat(len(draws), 1, 1)
         turn[:, 1, 1], turn[:, 2, 2] = angle.cos(), angle.cos()
@@ -337,18 +337,18 @@ class Hue(Operation):
 
 
 @dataclass(frozen=True)
-class Grey(Operation):
+class RandomGrayscale(Operation):
     """This share of the pictures without colour."""
 
     share: float = 0.2
 
     def recolour(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
         """No saturation."""
-        return _saturation(matrix, (draws >= self.share).float().unsqueeze(2))
+        return _adjust_saturation(matrix, (draws >= self.share).float().unsqueeze(2))
 
 
 @dataclass(frozen=True)
-class Erase(Operation):
+class RandomErasing(Operation):
     """A rectangle of 2 to 33 % of the area painted with the mean colour, in this share (Zhong et al. 2020)."""
 
     draws: ClassVar[int] = 5
@@ -365,12 +365,12 @@ class Erase(Operation):
             down_share, right_share = covered.unbind(1)
             x, y, wide, high = x * right_share, y * down_share, wide * right_share, high * down_share
             mean = mean / covered.prod(1).view(-1, 1, 1, 1)
-        box = _boxes(pictures, x, y, wide, high) & (whether < self.share).view(-1, 1, 1, 1)
+        box = _build_box_masks(pictures, x, y, wide, high) & (whether < self.share).view(-1, 1, 1, 1)
         return torch.where(box, mean, pictures)
 
 
 @dataclass(frozen=True)
-class Mix(Operation):
+class MixUpCutMix(Operation):
     """Two pictures in one: all over (mixup, Zhang et al. 2018) or in a rectangle (CutMix, Yun et al. 2019).
 
     The other one is half a batch away, so that it is the same one where several processes share the batch. With both,
@@ -388,9 +388,9 @@ class Mix(Operation):
         """Pictures and targets with their partners'."""
         coin, chance, across, down = draws.unbind(1)
         cut = coin < (0.5 if self.mixup and self.cutmix else float(self.cutmix > 0))
-        side = (1 - _beta(self.cutmix, chance)).sqrt()
-        box = _boxes(pictures, across, down, side, side)
-        own = torch.where(cut, 1 - box.float().mean((1, 2, 3)), _beta(self.mixup, chance)).view(-1, 1, 1, 1)
+        side = (1 - _sample_beta(self.cutmix, chance)).sqrt()
+        box = _build_box_masks(pictures, across, down, side, side)
+        own = torch.where(cut, 1 - box.float().mean((1, 2, 3)), _sample_beta(self.mixup, chance)).view(-1, 1, 1, 1)
         keep = torch.where(cut.view(-1, 1, 1, 1), (~box).float(), own)
         own = own.view(-1, 1)
         pictures = keep * pictures + (1 - keep) * pictures.roll(len(pictures) // 2, 0)
@@ -399,7 +399,7 @@ class Mix(Operation):
 
 # what a picture may meet in RandAugment and TrivialAugment: the strongest in each (Cubuk et al. 2020; Müller and Hutter
 # 2021, the wide space), as torchvision has them; a translation is a share of the width there and pixels here
-STRONGEST = {
+MAX_STRENGTHS = {
     "identity": (0.0, 0.0), "shear x": (0.3, 0.99), "shear y": (0.3, 0.99), "translate x": (150 / 331, 32.0),
     "translate y": (150 / 331, 32.0), "rotate": (30.0, 135.0), "brightness": (0.9, 0.99), "saturation": (0.9, 0.99),
     "contrast": (0.9, 0.99), "sharpness": (0.9, 0.99), "posterize": (4.0, 6.0), "solarize": (255.0, 255.0),
@@ -408,7 +408,7 @@ STRONGEST = {
 
 
 @dataclass(frozen=True)
-class Pick(Operation):
+class RandomOperation(Operation):
     """One of fourteen changes for each picture, of a given strength (RandAugment) or of any (TrivialAugment).
 
     Args:
@@ -421,14 +421,14 @@ class Pick(Operation):
     def amount(self, draws: Tensor, name: str, signed: bool = True) -> Tensor:
         """How strongly each picture ``(N,)`` is changed in this way: 0 for those that picked another."""
         choice, strength, sign = draws.unbind(1)
-        chosen = (choice * len(STRONGEST)).floor() == list(STRONGEST).index(name)
+        chosen = (choice * len(MAX_STRENGTHS)).floor() == list(MAX_STRENGTHS).index(name)
         share = strength if self.strength is None else torch.full_like(strength, self.strength)
         direction = torch.where(sign < 0.5, -1.0, 1.0) if signed else 1.0
-        return chosen * share * direction * STRONGEST[name][int(self.strength is None)]
+        return chosen * share * direction * MAX_STRENGTHS[name][int(self.strength is None)]
 
     def chosen(self, draws: Tensor, name: str) -> Tensor:
         """Which pictures picked it, ``(N, 1, 1, 1)``."""
-        return ((draws[:, 0] * len(STRONGEST)).floor() == list(STRONGEST).index(name)).view(-1, 1, 1, 1)
+        return ((draws[:, 0] * len(MAX_STRENGTHS)).floor() == list(MAX_STRENGTHS).index(name)).view(-1, 1, 1, 1)
 
     def move(self, draws: Tensor, height: Side, width: Side) -> Tensor:
         """Shears, translations and rotations."""
@@ -436,7 +436,7 @@ class Pick(Operation):
         if self.strength is None:  # pixels of the wide space
             right, down = right / width, down / height
         one = torch.ones_like(right)
-        upright = affine(
+        upright = build_affine_matrix(
             turn=torch.deg2rad(self.amount(draws, "rotate")),
             stretch=(one, one),
             slant=self.amount(draws, "shear x"),
@@ -451,7 +451,7 @@ class Pick(Operation):
         brightness, saturation, contrast = (
             1 + self.amount(draws, name).view(-1, 1, 1) for name in ("brightness", "saturation", "contrast")
         )
-        return _contrast(_saturation(brightness * matrix, saturation), mean, contrast)
+        return _adjust_contrast(_adjust_saturation(brightness * matrix, saturation), mean, contrast)
 
     def retouch(self, pictures: Tensor, draws: Tensor, covered: Tensor | None = None) -> Tensor:
         """Sharpness, posterize, solarize, autocontrast and equalize."""
@@ -472,7 +472,7 @@ class Pick(Operation):
         return torch.where(self.chosen(draws, "equalize"), equalize(pictures.to(torch.uint8)).float(), pictures)
 
 
-def affine(
+def build_affine_matrix(
     *, turn: Tensor, stretch: tuple[Tensor, Tensor], slant: Tensor, shift: tuple[Tensor, Tensor], aspect: float | Tensor
 ) -> Tensor:
     """From where the points of pictures come, ``(N, 3, 3)``: turned (radians), slanted, stretched and shifted.
@@ -491,34 +491,34 @@ def affine(
     return matrix
 
 
-def _pair(x: Side, y: Side, like: Tensor) -> Tensor:
+def _stack_pair(x: Side, y: Side, like: Tensor) -> Tensor:
     """``(N or 1, 1, 2)`` of two numbers, or of two for each picture."""
     return torch.stack([torch.as_tensor(side, dtype=like.dtype, device=like.device) for side in (x, y)], -1).view(
         -1, 1, 2
     )
 
 
-def _diagonal(x: Tensor, y: Tensor) -> Tensor:
+def _build_diagonal(x: Tensor, y: Tensor) -> Tensor:
     return torch.stack([x, y, torch.ones_like(x)], 1).diag_embed()
 
 
-def _coloured(matrix: Tensor, colours: Tensor) -> Tensor:
+def _transform_colors(matrix: Tensor, colours: Tensor) -> Tensor:
     """``(N, 3)`` colours after the change ``(N, 3, 4)``."""
     return (matrix[:, :, :3] @ colours.unsqueeze(2) + matrix[:, :, 3:]).squeeze(2)
 
 
-def _around(draws: Tensor, most: float) -> Tensor:
+def _compute_factors(draws: Tensor, most: float) -> Tensor:
     """Factors ``(N, 1, 1)`` around 1, none below 0."""
     return (1 + (2 * draws - 1) * most).clamp(min=0).unsqueeze(2)
 
 
-def _saturation(matrix: Tensor, factor: Tensor) -> Tensor:
-    grey = _constant(LUMA, matrix.device).expand(3, 3)
+def _adjust_saturation(matrix: Tensor, factor: Tensor) -> Tensor:
+    grey = _get_constant(LUMA, matrix.device).expand(3, 3)
     return factor * matrix + (1 - factor) * (grey @ matrix)
 
 
-def _contrast(matrix: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
-    brightness = (mean * _constant(LUMA, matrix.device)).sum(1)
+def _adjust_contrast(matrix: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
+    brightness = (mean * _get_constant(LUMA, matrix.device)).sum(1)
     offset = F.pad(((1 - factor) * brightness.view(-1, 1, 1)).expand(-1, 3, 1), (3, 0))
     return factor * matrix + offset
 
@@ -533,7 +533,7 @@ def _smooth(pictures: Tensor) -> Tensor:
     return smooth
 
 
-def _boxes(pictures: Tensor, across: Tensor, down: Tensor, wide: Tensor, high: Tensor) -> Tensor:
+def _build_box_masks(pictures: Tensor, across: Tensor, down: Tensor, wide: Tensor, high: Tensor) -> Tensor:
     """Masks ``(N, 1, H, W)`` of rectangles about a middle, all in shares of the picture."""
     height, width = pictures.shape[-2:]
     y = ((torch.arange(height, device=pictures.device) + 0.5) / height).view(1, 1, -1, 1)
@@ -542,18 +542,18 @@ def _boxes(pictures: Tensor, across: Tensor, down: Tensor, wide: Tensor, high: T
     return ((x - across).abs() < wide / 2) & ((y - down).abs() < high / 2)
 
 
-def _beta(alpha: float, chance: Tensor) -> Tensor:
+def _sample_beta(alpha: float, chance: Tensor) -> Tensor:
     """Numbers distributed as Beta(alpha, alpha) from uniform ones, by a table of its quantiles."""
     if not alpha:
         return torch.ones_like(chance)
-    quantiles = _constant(_quantiles(alpha), chance.device)
+    quantiles = _get_constant(_compute_beta_quantiles(alpha), chance.device)
     place = chance * 1024
     low = place.floor().long().clamp(max=1023)
     return quantiles[low].lerp(quantiles[low + 1], place - low)
 
 
 @functools.cache
-def _quantiles(alpha: float) -> tuple[float, ...]:
+def _compute_beta_quantiles(alpha: float) -> tuple[float, ...]:
     """Beta(alpha, alpha) at 0, 1/1024, ... 1 of its distribution."""
     from scipy.special import betaincinv
 
@@ -561,7 +561,7 @@ def _quantiles(alpha: float) -> tuple[float, ...]:
 
 
 @functools.cache
-def _constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
+def _get_constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
     """Numbers on the device, sent there once: a captured assembly may send nothing."""
     return torch.tensor(values, device=device)
 
@@ -587,13 +587,13 @@ OPERATIONS: dict[str, tuple[float, float, float, str]] = {
     "trivial": (1.0, 1, 1, "TrivialAugment, wide"),
     "rand": (9.0, 0, 30, "RandAugment: two changes of this strength"),
 }
-SINGLE = {
-    "flip": Flip, "flip-vertical": FlipVertical, "pad-crop": PadCrop, "crop": Crop, "brightness": Brightness,
-    "contrast": Contrast, "saturation": Saturation, "hue": Hue, "grey": Grey, "erase": Erase,
+OPERATION_CLASSES = {
+    "flip": RandomHorizontalFlip, "flip-vertical": RandomVerticalFlip, "pad-crop": PaddedRandomCrop, "crop": RandomResizedCrop, "brightness": RandomBrightness,
+    "contrast": RandomContrast, "saturation": RandomSaturation, "hue": RandomHue, "grey": RandomGrayscale, "erase": RandomErasing,
 }  # fmt: skip
 
 
-def parse(specs: Sequence[str], *, size: int, classes: int = 0) -> Augment:
+def parse_augmentation(specs: Sequence[str], *, size: int, classes: int = 0) -> AugmentationPipeline:
     """The augmentation that words such as ``flip``, ``rotate=15`` and ``mixup=0.2`` ask for.
 
     Rotate, shift, scale and shear are one move, the first; the other moves and the changes of colour follow in the
@@ -602,29 +602,29 @@ def parse(specs: Sequence[str], *, size: int, classes: int = 0) -> Augment:
     Raises:
         UsageError: a word is unknown or given twice, or its strength is out of bounds.
     """
-    given = strengths(specs)
+    given = parse_strengths(specs)
     operations: list[Operation] = []
     for name, strength in given.items():
-        if name in SINGLE:
-            operations.append(SINGLE[name](strength))
+        if name in OPERATION_CLASSES:
+            operations.append(OPERATION_CLASSES[name](strength))
         elif name == "trivial":
-            operations.append(Pick())
+            operations.append(RandomOperation())
         elif name == "rand":
-            operations += [Pick(strength / 30)] * 2
-    for kind, place in ((Affine, 0), (Mix, len(operations))):
+            operations += [RandomOperation(strength / 30)] * 2
+    for kind, place in ((RandomAffine, 0), (MixUpCutMix, len(operations))):
         own = {field.name: given[field.name] for field in fields(kind) if field.name in given}
         if own:
             operations.insert(place, kind(**own))
-    return Augment(tuple(operations), size, classes)
+    return AugmentationPipeline(tuple(operations), size, classes)
 
 
-def strengths(specs: Sequence[str]) -> dict[str, float]:
+def parse_strengths(specs: Sequence[str]) -> dict[str, float]:
     """The strength of each word, ``{"flip": 0.5, "rotate": 15.0}``; raises as :func:`parse` does."""
     given: dict[str, float] = {}
     for spec in specs:
         name, _, value = spec.partition("=")
         if name not in OPERATIONS:
-            raise unknown("augmentation", name, OPERATIONS)
+            raise build_unknown_error("augmentation", name, OPERATIONS)
         default, low, high, what = OPERATIONS[name]
         if name in given:
             raise UsageError(f"the augmentation {name} is given twice; give it once")

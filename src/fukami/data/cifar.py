@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from fukami.data.locate import candidates, download_folder
+from fukami.data.locations import get_cache_folder, list_data_folders
 from fukami.errors import Error
 
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 
 
-def read(name: str) -> Path | tuple[tuple[Any, Any], tuple[str, ...]]:
+def load_cifar(name: str) -> Path | tuple[tuple[Any, Any], tuple[str, ...]]:
     """``(train, test), class names``, each part ``(pictures (N, 32, 32, 3) uint8, labels (N,))``.
 
     Where ``$FUKAMI_DATA`` or the cache folder has the pictures as files (``cifar10.zip`` or a folder ``cifar10``) and
@@ -23,19 +23,19 @@ def read(name: str) -> Path | tuple[tuple[Any, Any], tuple[str, ...]]:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     reader = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
-    for place in candidates():
+    for place in list_data_folders():
         if (place / FOLDERS[name]).is_dir():
             break
         for pictures in (place / name, place / f"{name}.zip"):
             if pictures.exists():
                 return pictures
     else:
-        place = download_folder()
+        place = get_cache_folder()
     try:
-        parts = [reader(str(place), train=train, download=place == download_folder()) for train in (True, False)]
+        parts = [reader(str(place), train=train, download=place == get_cache_folder()) for train in (True, False)]
     except Exception as error:  # a damaged file can fail in any way
         raise Error(
-            f"{name} was not found in {', '.join(map(str, candidates()))}, or is damaged, and the download failed "
+            f"{name} was not found in {', '.join(map(str, list_data_folders()))}, or is damaged, and the download failed "
             f"({error}); unpack its python version there, and set FUKAMI_DATA to the folder that holds {FOLDERS[name]}"
         ) from error
     train, test = ((part.data, np.array(part.targets)) for part in parts)

@@ -10,21 +10,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fukami.data.annotated import Annotated
-from fukami.data.locate import download_folder
+from fukami.data.locations import get_cache_folder
+from fukami.data.samples import Sample
 from fukami.errors import Error
 
 logger = logging.getLogger(__name__)
-Counts = npt.NDArray[np.int64]
+ClassCounts = npt.NDArray[np.int64]
 
 
-def counted(samples: Sequence[Annotated], classes: int) -> Counts:
+def count_class_pixels(samples: Sequence[Sample], classes: int) -> ClassCounts:
     """Of the masks of the samples: the pixels of each class, and the labelled ones of all pictures that have any of
     it, ``(2, classes)``.
 
     What was counted of the same files before is read from the cache folder. Masks that cannot be read count nothing.
     """
-    cache = _cache(samples, classes) if all(isinstance(sample.source, Path) for sample in samples) else None
+    cache = _get_cache_path(samples, classes) if all(isinstance(sample.source, Path) for sample in samples) else None
     if cache is not None:
         try:
             found = np.array(json.loads(cache.read_text()), np.int64)
@@ -33,7 +33,7 @@ def counted(samples: Sequence[Annotated], classes: int) -> Counts:
         except (OSError, ValueError):  # there is none, or a damaged one
             pass
     with ThreadPoolExecutor() as threads:
-        every = threads.map(lambda sample: _one(sample, classes), samples)
+        every = threads.map(lambda sample: _count_sample(sample, classes), samples)
         counts = sum(every, np.zeros((2, classes), np.int64))
     if cache is not None:
         try:
@@ -44,7 +44,7 @@ def counted(samples: Sequence[Annotated], classes: int) -> Counts:
     return counts
 
 
-def _one(sample: Annotated, classes: int) -> Counts:
+def _count_sample(sample: Sample, classes: int) -> ClassCounts:
     if sample.mask is None:
         return np.zeros((2, classes), np.int64)
     try:
@@ -54,7 +54,7 @@ def _one(sample: Annotated, classes: int) -> Counts:
     return np.stack([counts, np.where(counts > 0, counts.sum(), 0)])
 
 
-def _cache(samples: Sequence[Annotated], classes: int) -> Path:
+def _get_cache_path(samples: Sequence[Sample], classes: int) -> Path:
     """Where the counts of these files, as they are now, are kept."""
     digest = hashlib.sha256(f"{classes}".encode())
     for sample in samples:
@@ -62,4 +62,4 @@ def _cache(samples: Sequence[Annotated], classes: int) -> Path:
         facts = path.stat() if isinstance(path, Path) and path.exists() else None
         what = (path, facts and (facts.st_size, facts.st_mtime_ns), getattr(sample.mask, "legend", None), sample.name)
         digest.update(repr(what).encode())
-    return download_folder() / "frequencies" / f"{digest.hexdigest()[:24]}.json"
+    return get_cache_folder() / "frequencies" / f"{digest.hexdigest()[:24]}.json"

@@ -12,17 +12,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fukami.data import folder
-from fukami.data.annotated import COUNTED, CROWD
-from fukami.data.annotations import Box, Entry, Flaw, Sheets, only, part_of, pictures
-from fukami.data.locate import candidates
-from fukami.data.parsing import is_file, key_of, number_of, read_text, text_of
+from fukami.data import image_folder
+from fukami.data.annotations import (
+    AnnotationProblem,
+    Box,
+    DatasetAnnotations,
+    ImageAnnotation,
+    keep_existing_images,
+    list_images,
+    parse_split,
+)
+from fukami.data.locations import list_data_folders
+from fukami.data.parsing import is_file, read_text, to_key, to_number, to_text
+from fukami.data.samples import CROWD, REGULAR
 from fukami.errors import Error
 
 LISTS = ("images", "annotations", "categories")
-BLANK = re.compile(r"[ \t\r\n]*")
-START = 100_000  # characters that are looked at to recognise a file
-ROBOFLOW = "_annotations.coco.json"
+WHITESPACE = re.compile(r"[ \t\r\n]*")
+SNIFF_LENGTH = 100_000  # characters that are looked at to recognise a file
+ROBOFLOW_FILE = "_annotations.coco.json"
 
 
 class Record(NamedTuple):
@@ -35,39 +43,47 @@ class Record(NamedTuple):
 Records = dict[str, list[Record]]
 
 
-def benchmark() -> Path:
+def find_coco() -> Path:
     """The folder of COCO 2017.
 
     Raises:
         Error: it is in none of the places where data sets are looked for.
     """
-    for place in candidates():
+    for place in list_data_folders():
         for root in (place / "coco", place / "COCO", place / "coco2017", place):
             if (root / "annotations" / "instances_train2017.json").is_file():
                 return root
-    places = ", ".join(str(place / "coco" / "annotations" / "instances_train2017.json") for place in candidates())
+    places = ", ".join(
+        str(place / "coco" / "annotations" / "instances_train2017.json") for place in list_data_folders()
+    )
     raise Error(
         f"COCO was not found: there is no {places}; unpack train2017.zip, val2017.zip and "
         "annotations_trainval2017.zip from cocodataset.org into a folder coco, and set FUKAMI_DATA to the folder above"
     )
 
 
-def files(root: Path) -> dict[str, Path]:
+def find_coco_files(root: Path) -> dict[str, Path]:
     """The files of a folder by part (empty: all is one part); none where the folder is in no such layout."""
     found = {
-        _part(path.stem): path for path in sorted((root / "annotations").glob("instances_*.json")) if _part(path.stem)
+        _parse_split(path.stem): path
+        for path in sorted((root / "annotations").glob("instances_*.json"))
+        if _parse_split(path.stem)
     }
-    inside = [each for each in folder.folders(root) if part_of(each.name) and (each / ROBOFLOW).is_file()]
-    found = found or {part_of(each.name): each / ROBOFLOW for each in inside}
-    alone = [
-        path for place in (root, root / "annotations") for path in sorted(place.glob("*.json")) if _looks_right(path)
+    inside = [
+        each for each in image_folder.list_folders(root) if parse_split(each.name) and (each / ROBOFLOW_FILE).is_file()
     ]
-    if not found and len(alone) > 1 and all(_part(path.stem) for path in alone):
-        found = {_part(path.stem): path for path in alone}
+    found = found or {parse_split(each.name): each / ROBOFLOW_FILE for each in inside}
+    alone = [
+        path for place in (root, root / "annotations") for path in sorted(place.glob("*.json")) if _is_coco_file(path)
+    ]
+    if not found and len(alone) > 1 and all(_parse_split(path.stem) for path in alone):
+        found = {_parse_split(path.stem): path for path in alone}
     return found or ({"": alone[0]} if len(alone) == 1 else {})
 
 
-def read(root: Path, also: Callable[[Path, Records, Sheets], None] | None = None) -> Sheets:
+def read_coco(
+    root: Path, also: Callable[[Path, Records, DatasetAnnotations], None] | None = None
+) -> DatasetAnnotations:
     """What the file at a path, or those of a folder, say.
 
     Args:
@@ -77,20 +93,20 @@ def read(root: Path, also: Callable[[Path, Records, Sheets], None] | None = None
     Raises:
         Error: a file is no JSON, or not COCO's.
     """
-    sheets = Sheets()
-    for part, path in ({"": root} if root.is_file() else files(root)).items():
-        found = records(path)
-        sheets.parts[part] = only(_entries(path, found, sheets), sheets, part, path)
+    sheets = DatasetAnnotations()
+    for part, path in ({"": root} if root.is_file() else find_coco_files(root)).items():
+        found = read_records(path)
+        sheets.parts[part] = keep_existing_images(_parse_annotations(path, found, sheets), sheets, part, path)
         if also:
             also(path, found, sheets)
     if root.is_dir():  # a single file may well be of some of the pictures that lie there
         listed = {entry.picture for entries in sheets.parts.values() for entry in entries}
         places = sorted({path.parent for path in listed})
-        sheets.unlisted = [path for place in places for path in pictures(place) if path not in listed]
+        sheets.unlisted = [path for place in places for path in list_images(place) if path not in listed]
     return sheets
 
 
-def records(path: Path) -> Records:
+def read_records(path: Path) -> Records:
     """The members of the three lists of a file.
 
     Raises:
@@ -98,7 +114,7 @@ def records(path: Path) -> Records:
     """
     text = read_text(path)
     try:
-        found = dict(_lists(text))
+        found = dict(_parse_lists(text))
     except json.JSONDecodeError as error:
         raise Error(
             f"{path}, line {error.lineno}: is no JSON ({error.msg} at column {error.colno}); get the file again"
@@ -113,13 +129,13 @@ def records(path: Path) -> Records:
     return found
 
 
-def _lists(text: str) -> Iterator[tuple[str, list[Record]]]:
+def _parse_lists(text: str) -> Iterator[tuple[str, list[Record]]]:
     """The three lists of a text, in one pass that knows where it is."""
     decoder = json.JSONDecoder()
     line, counted = 1, 0
 
     def blank(at: int) -> int:
-        match = BLANK.match(text, at)
+        match = WHITESPACE.match(text, at)
         return match.end() if match else at
 
     def expect(at: int, signs: str) -> int:
@@ -150,51 +166,51 @@ def _lists(text: str) -> Iterator[tuple[str, list[Record]]]:
             at = expect(at, ",")
 
 
-def _entries(path: Path, found: Records, sheets: Sheets) -> Iterator[Entry]:
-    labels = {key_of(each.fields.get("id")): text_of(each.fields.get("name")) for each in used(found)}
+def _parse_annotations(path: Path, found: Records, sheets: DatasetAnnotations) -> Iterator[ImageAnnotation]:
+    labels = {to_key(each.fields.get("id")): to_text(each.fields.get("name")) for each in list_used_categories(found)}
     sheets.labels = tuple(dict.fromkeys([*sheets.labels, *labels.values()]))
-    known = {key_of(each.fields.get("id")) for each in found["images"]}
+    known = {to_key(each.fields.get("id")) for each in found["images"]}
     boxes: dict[Any, list[Box]] = {}
     for line, fields in found["annotations"]:
-        note = f"annotation {text_of(fields.get('id'))}"
-        category, picture = key_of(fields.get("category_id")), key_of(fields.get("image_id"))
+        note = f"annotation {to_text(fields.get('id'))}"
+        category, picture = to_key(fields.get("category_id")), to_key(fields.get("image_id"))
         if picture not in known:
             detail = f"{note} is of picture {picture}, which is not among the images; add it, or remove the annotation"
-            sheets.flaws.append(Flaw("no picture", path, line, detail))
+            sheets.flaws.append(AnnotationProblem("no picture", path, line, detail))
             continue
         if category not in labels:
             detail = f"{note} is of category {category}, which is not among the categories"
-            sheets.flaws.append(Flaw("no class", path, line, detail))
-        kind = CROWD if fields.get("iscrowd") in (1, "1") else COUNTED
-        boxes.setdefault(picture, []).append(Box(labels.get(category, ""), _corners(fields), kind, line, note))
-    locate = Places(path)
+            sheets.flaws.append(AnnotationProblem("no class", path, line, detail))
+        kind = CROWD if fields.get("iscrowd") in (1, "1") else REGULAR
+        boxes.setdefault(picture, []).append(Box(labels.get(category, ""), _parse_corners(fields), kind, line, note))
+    locate = ImageLocator(path)
     for line, fields in found["images"]:
-        width, height = number_of(fields.get("width")), number_of(fields.get("height"))
+        width, height = to_number(fields.get("width")), to_number(fields.get("height"))
         stated = (int(width), int(height)) if math.isfinite(width) and math.isfinite(height) else None
-        own = tuple(boxes.get(key_of(fields.get("id")), ()))
-        yield Entry(locate(text_of(fields.get("file_name"))), path, own, stated, line)
+        own = tuple(boxes.get(to_key(fields.get("id")), ()))
+        yield ImageAnnotation(locate(to_text(fields.get("file_name"))), path, own, stated, line)
 
 
-def used(found: Records) -> list[Record]:
+def list_used_categories(found: Records) -> list[Record]:
     """The categories without those that only head others, which Roboflow puts first and gives to no box."""
-    used = {key_of(each.fields.get("category_id")) for each in found["annotations"]}
-    heads = {text_of(each.fields.get("supercategory")) for each in found["categories"]}
+    used = {to_key(each.fields.get("category_id")) for each in found["annotations"]}
+    heads = {to_text(each.fields.get("supercategory")) for each in found["categories"]}
     return [
         each
         for each in found["categories"]
-        if key_of(each.fields.get("id")) in used
-        or text_of(each.fields.get("name")) not in heads
-        or text_of(each.fields.get("supercategory")) not in ("none", "")
+        if to_key(each.fields.get("id")) in used
+        or to_text(each.fields.get("name")) not in heads
+        or to_text(each.fields.get("supercategory")) not in ("none", "")
     ]
 
 
-def _corners(fields: dict[str, Any]) -> tuple[float, float, float, float]:
+def _parse_corners(fields: dict[str, Any]) -> tuple[float, float, float, float]:
     box = fields.get("bbox")
-    left, top, width, height = map(number_of, box) if isinstance(box, list) and len(box) == 4 else (math.nan,) * 4
+    left, top, width, height = map(to_number, box) if isinstance(box, list) and len(box) == 4 else (math.nan,) * 4
     return left, top, left + width, top + height
 
 
-class Places:
+class ImageLocator:
     """Where the pictures of a file lie: the first of the usual folders that has one, and then that one first."""
 
     def __init__(self, path: Path) -> None:
@@ -215,15 +231,15 @@ class Places:
         return self.folders[0] / name
 
 
-def _part(stem: str) -> str:
+def _parse_split(stem: str) -> str:
     """The part that a file is of by its name, such as ``instances_val2017``."""
     words = re.findall(r"[a-z]+", stem.lower())
-    return next((part_of(word) for word in words if part_of(word)), "")
+    return next((parse_split(word) for word in words if parse_split(word)), "")
 
 
-def _looks_right(path: Path) -> bool:
+def _is_coco_file(path: Path) -> bool:
     """Whether a file begins as one of COCO's does; one of categories alone is another's, of a tool for labels."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        start, more = file.read(START), file.read(1)
+        start, more = file.read(SNIFF_LENGTH), file.read(1)
     lists = "images|annotations" + ("|categories|licenses" if more else "")
     return bool(re.match(r"\s*\{", start) and re.search(rf'"({lists})"\s*:\s*\[', start))

@@ -9,22 +9,22 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-Bytes = npt.NDArray[np.uint8]
+UInt8Array = npt.NDArray[np.uint8]
 
 
-def read() -> tuple[Bytes, Bytes]:
+def load_digits() -> tuple[UInt8Array, UInt8Array]:
     """Pictures ``(1797, 28, 28)`` in 0..255 and labels 0..9.
 
     Each 8×8 picture is enlarged to 20×20 and set into 28×28, MNIST's convention, so that networks trained on the one
     read the other.
     """
-    small, labels = originals()
+    small, labels = load_original_digits()
     small = np.clip(small * (255 / 16), 0, 255).astype(np.uint8)
     large = [np.asarray(Image.fromarray(picture).resize((20, 20), Image.Resampling.BICUBIC)) for picture in small]
     return np.pad(np.stack(large), ((0, 0), (4, 4), (4, 4))), labels
 
 
-def originals() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
+def load_original_digits() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
     """As they were published: pictures ``(1797, 8, 8)`` in 0..16 and labels 0..9."""
     file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
     table = np.loadtxt(str(file), delimiter=",")  # to import scikit-learn for it takes longer than a short training

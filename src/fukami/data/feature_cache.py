@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from fukami.data import locate
+from fukami.data import locations
 
 logger = logging.getLogger(__name__)
 
 
-class Kept:
+class FeatureCache:
     """The features that one network gave, a file for each picture; read and written by whoever has the same network.
 
     Args:
@@ -33,8 +33,8 @@ class Kept:
         digest = hashlib.blake2b(settings.encode(), digest_size=16)
         for name, value in network.state_dict().items():
             digest.update(f"{name} {value.dtype} {tuple(value.shape)} {value.device.type}".encode())
-            digest.update(_bytes(value))
-        self.folder = locate.download_folder() / "features" / digest.hexdigest()
+            digest.update(_to_bytes(value))
+        self.folder = locations.get_cache_folder() / "features" / digest.hexdigest()
         with contextlib.suppress(FileNotFoundError):  # it is new, or another process made room
             os.utime(self.folder)  # used now
         self.room = limit * 1e9 - self._others(limit * 1e9)
@@ -54,8 +54,8 @@ class Kept:
 
     def path(self, picture: Tensor, boxes: Tensor) -> Path:
         """Where the features of these boxes of this picture are, or would be."""
-        digest = hashlib.blake2b(_bytes(picture), digest_size=16)
-        digest.update(_bytes(boxes))
+        digest = hashlib.blake2b(_to_bytes(picture), digest_size=16)
+        digest.update(_to_bytes(boxes))
         return self.folder / f"{digest.hexdigest()}.safetensors"
 
     def read(self, path: Path) -> Tensor | None:
@@ -84,6 +84,6 @@ class Kept:
             )
 
 
-def _bytes(tensor: Tensor) -> bytes:
+def _to_bytes(tensor: Tensor) -> bytes:
     """The numbers of a tensor, of whatever type."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

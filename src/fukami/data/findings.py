@@ -17,16 +17,21 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fukami.data import folder
-from fukami.errors import Error, refuse_if_out_of_memory
+from fukami.data import image_folder
+from fukami.errors import Error, convert_memory_errors
 from fukami.image import io as image_io
 
-UNBALANCED = 10  # times as many in the largest class as in another
-TINY = 8  # pixels; a side below shows nothing that could be told apart
-CHUNK = 1024  # files that are in flight at a time
+MAX_IMBALANCE = 10  # times as many in the largest class as in another
+MIN_SIDE = 8  # pixels; a side below shows nothing that could be told apart
+CHUNK_SIZE = 1024  # files that are in flight at a time
 # the file and the line that an error of a reader of annotations names
-WHERE = re.compile(r"^(?P<file>.*?\.(json|ya?ml|data))(, line (?P<line>\d+))?:? (?P<detail>.*)$", re.DOTALL | re.I)
-ALIKE = {("JPEG", "MPO"), ("BMP", "DIB")}  # formats by name and by content that are one format for every reader
+ERROR_LOCATION = re.compile(
+    r"^(?P<file>.*?\.(json|ya?ml|data))(, line (?P<line>\d+))?:? (?P<detail>.*)$", re.DOTALL | re.I
+)
+EQUIVALENT_FORMATS = {
+    ("JPEG", "MPO"),
+    ("BMP", "DIB"),
+}  # formats by name and by content that are one format for every reader
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Item:
+class ImageItem:
     """A picture to look at: where it is, what messages call it, its class and its part (empty: no parts)."""
 
     path: Path
@@ -81,19 +86,19 @@ class Findings:
         pictures = sum(counter.total() for counter in self.counts.values())
         things = sum(counter.total() for counter in self.inside.values())
         classes = len({label for counter in (self.inside or self.counts).values() for label in counter})
-        between = f" with {counted(things, self.thing)}" if self.inside else ""
-        of = "" if self.thing == "sentence" else f" of {counted(classes, 'class')}"
-        among = f"{counted(pictures, 'readable picture')}{between}{of}"
+        between = f" with {format_count(things, self.thing)}" if self.inside else ""
+        of = "" if self.thing == "sentence" else f" of {format_count(classes, 'class')}"
+        among = f"{format_count(pictures, 'readable picture')}{between}{of}"
         kinds = Counter(found.problem for found in self.problems)
         listed = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
-        all_told = counted(len(self.problems), "problem")
+        all_told = format_count(len(self.problems), "problem")
         return f"{all_told} among {among}: {listed}" if kinds else f"no problem among {among}"
 
 
 # each file
 
 
-def decoded(items: Iterable[Item], found: Findings) -> Iterator[tuple[Item, bytes]]:
+def hash_images(items: Iterable[ImageItem], found: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """The pictures that can be read, each with the digest of its pixels; the others are told."""
     console = Console(stderr=True)
     columns = (
@@ -108,8 +113,8 @@ def decoded(items: Iterable[Item], found: Findings) -> Iterator[tuple[Item, byte
     ):
         bar = progress.add_task("", total=len(items) if isinstance(items, list) else None)
         rest = iter(items)
-        while chunk := list(islice(rest, CHUNK)):
-            for item, (digest, problems) in zip(chunk, threads.map(look, chunk), strict=True):
+        while chunk := list(islice(rest, CHUNK_SIZE)):
+            for item, (digest, problems) in zip(chunk, threads.map(check_image, chunk), strict=True):
                 found.problems += problems
                 if digest:
                     found.counts[item.part][item.label] += 1
@@ -119,28 +124,28 @@ def decoded(items: Iterable[Item], found: Findings) -> Iterator[tuple[Item, byte
             progress.advance(bar, len(chunk))
 
 
-def look(item: Item) -> tuple[bytes | None, list[Problem]]:
+def check_image(item: ImageItem) -> tuple[bytes | None, list[Problem]]:
     """The digest of a file's pixels, None where it cannot be read, and what is wrong with the file itself."""
     source = item.content or item.path
     try:
-        with refuse_if_out_of_memory(str(item.path)):
-            picture = image_io.read(source, name=str(item.path))
-            pixels = digest(np.asarray(picture.convert("RGB")))
+        with convert_memory_errors(str(item.path)):
+            picture = image_io.read_image(source, name=str(item.path))
+            pixels = hash_pixels(np.asarray(picture.convert("RGB")))
     except Error as error:
         return None, [Problem("broken", str(error).removeprefix(f"{item.path} "), item.name)]
     problems = []
     expected = Image.registered_extensions().get(item.path.suffix.lower())
-    kind = format_of(source)
-    if expected and kind and kind != expected and (expected, kind) not in ALIKE:
+    kind = detect_format(source)
+    if expected and kind and kind != expected and (expected, kind) not in EQUIVALENT_FORMATS:
         detail = f"is {kind} by content, not {expected} as its name says"
         problems.append(Problem("wrong suffix", detail, item.name))
-    if min(picture.size) < TINY:
-        detail = f"is {picture.width}×{picture.height} pixels; a side below {TINY} shows nothing"
+    if min(picture.size) < MIN_SIDE:
+        detail = f"is {picture.width}×{picture.height} pixels; a side below {MIN_SIDE} shows nothing"
         problems.append(Problem("tiny", detail, item.name))
     return pixels, problems
 
 
-def format_of(file: Path | bytes) -> str | None:
+def detect_format(file: Path | bytes) -> str | None:
     """The format by content, None for what is no picture; nothing is decoded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -151,7 +156,7 @@ def format_of(file: Path | bytes) -> str | None:
             return None
 
 
-def digest(pixels: image_io.Bytes) -> bytes:
+def hash_pixels(pixels: image_io.UInt8Array) -> bytes:
     """16 bytes that are the same for the same pixels in the same shape."""
     content = np.ascontiguousarray(pixels).tobytes()
     return hashlib.blake2b(content, digest_size=16, key=repr(pixels.shape).encode()).digest()
@@ -160,19 +165,19 @@ def digest(pixels: image_io.Bytes) -> bytes:
 # all together
 
 
-def doubles(seen: Iterable[tuple[Item, bytes]], found: Findings) -> None:
+def check_duplicates(seen: Iterable[tuple[ImageItem, bytes]], found: Findings) -> None:
     """The same pixels again: under another class, in another part, or merely twice."""
-    before: dict[bytes, list[Item]] = {}
+    before: dict[bytes, list[ImageItem]] = {}
     for item, digest in seen:
         others = before.setdefault(digest, [])
         if others:
             worst = min(others, key=lambda other: (other.label == item.label, other.part == item.part))
-            kind, detail = conflict(item, worst)
+            kind, detail = describe_conflict(item, worst)
             found.add(kind, f"is the same picture as {worst.name}{detail}", file=item.name)
         others.append(item)
 
 
-def conflict(item: Item, other: Item) -> tuple[str, str]:
+def describe_conflict(item: ImageItem, other: ImageItem) -> tuple[str, str]:
     """The kind of problem of one picture that is there twice, and how the two differ."""
     labels = f", whose class is {other.label!r} and not {item.label!r}" if item.label != other.label else ""
     parts = f"; one is in {other.part!r}, the other in {item.part!r}" if item.part != other.part else ""
@@ -180,36 +185,36 @@ def conflict(item: Item, other: Item) -> tuple[str, str]:
     return kind, labels + parts
 
 
-def classes(found: Findings) -> None:
+def check_classes(found: Findings) -> None:
     """The names and the sizes of the classes, in pictures, boxes or pixels."""
     counts, things = (found.inside, found.thing) if found.inside else (found.counts, "picture")
     labels = sorted({label for counter in counts.values() for label in counter})
     every = sum(counts.values(), Counter[str]())
-    names(sorted(labels, key=lambda label: -every[label]), found)  # so that the rare spelling is told
+    check_class_names(sorted(labels, key=lambda label: -every[label]), found)  # so that the rare spelling is told
     if len(labels) == 1 and things == "picture":
         found.add("lone class", "there is no other class to tell it from", label=labels[0])
-    training = [part for part in counts if part.lower() in (*folder.TRAIN, "trainval", "")]
+    training = [part for part in counts if part.lower() in (*image_folder.TRAIN_NAMES, "trainval", "")]
     sizes = sum((counts[part] for part in training), Counter[str]())  # leaves out the empty ones
     largest, most = next(iter(sizes.most_common(1)), ("", 0))
     for label in labels:
         holders = [part for part, counter in counts.items() if counter[label]]
         absent = [part for part in counts if not counts[part][label]]
         if holders and absent:
-            detail = f"has {plural(things)} in {named(holders)} and none in {named(absent)}"
+            detail = f"has {pluralize(things)} in {format_splits(holders)} and none in {format_splits(absent)}"
             found.add("part missing", detail, label=label)
         number = sizes[label]
         if number == 1 and len(counts) == 1:
             detail = f"has 1 {things}, which cannot be both learned from and judged on"
             found.add("too few", detail, label=label)
-        if 0 < UNBALANCED * number < most and things != "pixel":  # of which a sky has more than a pole
-            detail = f"has {counted(number, things)}, and {largest!r} has {most}: more than {UNBALANCED} times as many"
+        if 0 < MAX_IMBALANCE * number < most and things != "pixel":  # of which a sky has more than a pole
+            detail = f"has {format_count(number, things)}, and {largest!r} has {most}: more than {MAX_IMBALANCE} times as many"
             found.add("unbalanced", detail, label=label)
         if not holders and not any(each.problem == "empty" and each.label == label for each in found.problems):
             none = "not one of its pictures can be read" if things == "picture" else f"not one {things} of it is good"
             found.add("empty", none, label=label)
 
 
-def names(labels: Iterable[str], found: Findings) -> None:
+def check_class_names(labels: Iterable[str], found: Findings) -> None:
     """Names that a person reads as one name, and names with blanks around them."""
     alike = defaultdict(list)
     for label in labels:
@@ -224,36 +229,36 @@ def names(labels: Iterable[str], found: Findings) -> None:
             found.add("class name", "begins or ends with a blank", label=first, file=file, line=line)
 
 
-def named(parts: Iterable[str]) -> str:
+def format_splits(parts: Iterable[str]) -> str:
     """The parts in words."""
     return " and ".join(repr(part) for part in parts)
 
 
-def counted(number: int, thing: str) -> str:
+def format_count(number: int, thing: str) -> str:
     """A number of things in words."""
-    return f"{number:,} {thing if number == 1 else plural(thing)}"
+    return f"{number:,} {thing if number == 1 else pluralize(thing)}"
 
 
-def plural(thing: str) -> str:
+def pluralize(thing: str) -> str:
     """More than one of them."""
     return f"{thing}es" if thing.endswith(("s", "x")) else f"{thing}s"
 
 
-class Names:
+class PathNames:
     """The names under which the user knows files, also of what was unpacked elsewhere."""
 
     def __init__(self, given: Path) -> None:
         archive = given.is_file() and given.suffix.lower() not in (".json", ".yaml", ".yml")
-        self.given, self.root = given, folder.unpacked(given) if archive else given
+        self.given, self.root = given, image_folder.unpack_archive(given) if archive else given
 
     def __call__(self, path: Path) -> str:
         """The path below what was given."""
         return str(self.given / path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
 
-def broken(error: Error, names: Names, found: Findings) -> None:
+def add_read_error(error: Error, names: PathNames, found: Findings) -> None:
     """Tell why the data cannot be read at all, with the file and the line that the error names."""
-    match = WHERE.match(str(error))
+    match = ERROR_LOCATION.match(str(error))
     where = (names(Path(match["file"])), int(match["line"] or 0)) if match else (str(names.given), 0)
     detail = match["detail"] if match else str(error).removeprefix(f"{names.given} ")
     found.add("broken", detail, file=where[0], line=where[1])

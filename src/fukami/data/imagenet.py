@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from fukami.data import folder
-from fukami.data.locate import candidates
+from fukami.data import image_folder
+from fukami.data.locations import list_data_folders
 from fukami.errors import Error
 
 
-def scan() -> tuple[folder.Part, folder.Part]:
+def scan_imagenet() -> tuple[image_folder.FolderSplit, image_folder.FolderSplit]:
     """The training part and the validation part; classes are named as WordNet does (``tench``).
 
     ``imagenet/`` in ``$FUKAMI_DATA`` holds the original archives, which torchvision unpacks, or ``train/`` and ``val/``
@@ -16,21 +16,21 @@ def scan() -> tuple[folder.Part, folder.Part]:
     Raises:
         Error: there is no such folder. ImageNet cannot be downloaded without an account of yours.
     """
-    for place in candidates():
+    for place in list_data_folders():
         root = place / "imagenet"
         if (root / "meta.bin").is_file() or any(root.glob("ILSVRC2012_devkit_t12.tar*")):
-            return _part(root, "train"), _part(root, "val")
+            return _load_split(root, "train"), _load_split(root, "val")
         if (root / "train").is_dir():
-            train, val = folder.scan(root)
-            return train, val or folder.Part((), ())
-    places = ", ".join(str(place / "imagenet") for place in candidates())
+            train, val = image_folder.scan_folder(root)
+            return train, val or image_folder.FolderSplit((), ())
+    places = ", ".join(str(place / "imagenet") for place in list_data_folders())
     raise Error(
         f"ImageNet was not found in {places}; get ILSVRC2012_devkit_t12.tar.gz, ILSVRC2012_img_train.tar and "
         "ILSVRC2012_img_val.tar from image-net.org into such a folder, and set FUKAMI_DATA to the folder above it"
     )
 
 
-def _part(root: Path, split: str) -> folder.Part:
+def _load_split(root: Path, split: str) -> image_folder.FolderSplit:
     from torchvision.datasets import ImageNet
 
     try:
@@ -38,6 +38,6 @@ def _part(root: Path, split: str) -> folder.Part:
     except Exception as error:  # a damaged file can fail in any way
         raise Error(f"{root} holds no complete ImageNet ({error}); put the three original archives there") from error
     names = [", ".join(words) for words in found.classes]
-    return folder.Part(
+    return image_folder.FolderSplit(
         tuple(Path(file) for file, _ in found.samples), tuple(names[number] for _, number in found.samples)
     )

@@ -8,17 +8,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fukami.data.augment import Augmentation
-from fukami.data.manifest import Item, file_size, hash_tensors
+from fukami.data.manifest import ManifestItem, file_size, hash_tensors
 from fukami.errors import Error, UsageError
 
 if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
 
 Batch = tuple[Tensor, Tensor]
-EACH = 256  # pictures in a batch that is only looked at
+SEQUENTIAL_BATCH_SIZE = 256  # pictures in a batch that is only looked at
 
 
-class Shuffled:
+class BatchLoader:
     """The order of a labelled data set, pass after pass, and the random numbers of its augmentation.
 
     Both are functions of the seed and the pass alone, so a run resumes in mid-pass by knowing where it was, and several
@@ -113,9 +113,9 @@ class Shuffled:
                 raise ValueError(f"the {name} of the data is {state[name]!r:.100}")
         self.turn, self.position = state["turn"], min(state["position"], len(self))  # of fewer items than there were
 
-    def list_items(self) -> Iterator[Item]:
+    def list_items(self) -> Iterator[ManifestItem]:
         """Everything it gives, in order, for the manifest of a run; made of :meth:`sizes` and :meth:`annotations`."""
-        return map(Item, self.names, self.sizes(), self.annotations())
+        return map(ManifestItem, self.names, self.sizes(), self.annotations())
 
     def sizes(self) -> Iterable[int]:
         """Bytes of each item's file, -1 where it has none."""
@@ -157,7 +157,7 @@ class Shuffled:
         return torch.arange(len(self.targets)), torch.zeros(len(self.targets), 0)
 
 
-class Resident(Shuffled):
+class InMemoryLoader(BatchLoader):
     """A labelled data set that lives on the device as bytes and is shuffled and augmented there, in batches.
 
     Args:
@@ -191,11 +191,11 @@ class Resident(Shuffled):
             self.pictures, self.targets = self.pictures.to(runtime.device), self.targets.to(runtime.device)
         self.assemble = runtime.fast(self._assemble, static=True)
 
-    def list_items(self) -> Iterator[Item]:
+    def list_items(self) -> Iterator[ManifestItem]:
         """Everything it gives, in order; one item where nothing has a name."""
         if len(self.names):
             return super().list_items()
-        return iter([Item("images in memory", *hash_tensors(self.pictures, self.targets))])
+        return iter([ManifestItem("images in memory", *hash_tensors(self.pictures, self.targets))])
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of one pass, ``(pictures (N, C, H, W) in 0..255, targets)``; a pass cut off is finished."""
@@ -214,8 +214,11 @@ class Resident(Shuffled):
 
     def ordered(self) -> Iterator[Batch]:
         """Every picture once, in order and not augmented, in batches; the training goes on as if nothing had been."""
-        for at in range(0, len(self.targets), EACH):
-            yield self.smaller(self.pictures[at : at + EACH]), self.targets[at : at + EACH]
+        for at in range(0, len(self.targets), SEQUENTIAL_BATCH_SIZE):
+            yield (
+                self.smaller(self.pictures[at : at + SEQUENTIAL_BATCH_SIZE]),
+                self.targets[at : at + SEQUENTIAL_BATCH_SIZE],
+            )
 
     def smaller(self, pictures: Tensor) -> Tensor:
         """Pictures ``(N, C, H, W)`` at the size that a network sees."""

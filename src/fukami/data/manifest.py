@@ -14,12 +14,12 @@ from torch.utils import _pytree as pytree
 
 from fukami.errors import Error, WriteError
 
-FILE = "manifest.jsonl"
-NAMED = 5  # items that a message names
+MANIFEST_FILE = "manifest.jsonl"
+MAX_NAMED = 5  # items that a message names
 MOVED = "moved between training and validation"
 
 
-class Item(NamedTuple):
+class ManifestItem(NamedTuple):
     """An item of a dataset.
 
     Attributes:
@@ -59,7 +59,7 @@ class Manifest:
         Raises:
             WriteError: it cannot be written.
         """
-        path = folder / FILE
+        path = folder / MANIFEST_FILE
         if not self.parts:
             return None
         try:
@@ -70,19 +70,19 @@ class Manifest:
 
     def compare(self, folder: Path, digest: str | None) -> str:
         """What is otherwise than in the list of this digest that :meth:`write` left in the folder, in words."""
-        path = folder / FILE
-        if digest is None or _digest_of(path) != digest:
+        path = folder / MANIFEST_FILE
+        if digest is None or _hash_file(path) != digest:
             return f"it cannot be told which: {path} is missing, or is not the list that belongs to the checkpoint"
         now: dict[str, list[list[Any]]] = defaultdict(list)
         for part, item in self._items():
-            now[item.name].append(_values(part, item))
+            now[item.name].append(_describe_item(part, item))
         changes: dict[str, set[str]] = {kind: set() for kind in ("added", "removed", "changed", MOVED)}
         seen: set[str] = set()
         classes, *_ = self._lines(header=True)
         with path.open("rb") as file:
             same_classes = file.readline() == classes
             for line in file:
-                name, *values = _parse(path, line)
+                name, *values = _parse_line(path, line)
                 left = now.get(name, [])
                 seen.add(name)
                 if values in left:
@@ -95,23 +95,23 @@ class Manifest:
         for name, left in now.items():
             if left and name not in changes["changed"]:
                 changes["changed" if name in seen else "added"].add(name)
-        said = [f"{len(names)} {kind} ({_quoted(names)})" for kind, names in changes.items() if names]
+        said = [f"{len(names)} {kind} ({_quote_names(names)})" for kind, names in changes.items() if names]
         said += [] if same_classes else ["other names of classes"]
         return "; ".join(said) or "another order"
 
-    def _items(self) -> Iterator[tuple[str, Item]]:
+    def _items(self) -> Iterator[tuple[str, ManifestItem]]:
         """The items with the name of their part, by paths relative to the folder that all lie in."""
         every = [data.names for data in self.parts.values() if hasattr(data, "list_items") and len(data.names)]
         ends = [end(names) for names in every for end in (min, max)]
         folder, slash, _ = os.path.commonprefix(ends).rpartition(os.sep)  # noqa: RUF071  to the last separator
         for part, data in self.parts.items():
-            for item in data.list_items() if hasattr(data, "list_items") else [_in_memory(data)]:
+            for item in data.list_items() if hasattr(data, "list_items") else [_describe_tensors(data)]:
                 yield part, item._replace(name=item.name.removeprefix(folder + slash))
 
     def _lines(self, *, header: bool = False) -> Iterator[bytes]:
         yield json.dumps({"classes": list(self.labels)}).encode() + b"\n"
         for part, item in () if header else self._items():
-            yield json.dumps([item.name, *_values(part, item)]).encode() + b"\n"
+            yield json.dumps([item.name, *_describe_item(part, item)]).encode() + b"\n"
 
     def _hash(self, write: Callable[[bytes], object]) -> str | None:
         if not self.parts:
@@ -144,7 +144,7 @@ def hash_tensors(*tensors: Tensor) -> tuple[int, bytes]:
     return size, found.digest()
 
 
-def _values(part: str, item: Item) -> list[Any]:
+def _describe_item(part: str, item: ManifestItem) -> list[Any]:
     return [part, item.size, hashlib.blake2b(item.label, digest_size=8).hexdigest()]
 
 
@@ -152,7 +152,7 @@ def _is_listed(data: Any) -> bool:
     return hasattr(data, "list_items") or (isinstance(data, list | tuple) and len(data) > 0)
 
 
-def _parse(path: Path, line: bytes) -> list[Any]:
+def _parse_line(path: Path, line: bytes) -> list[Any]:
     """A line of a list: a name and values.
 
     Raises:
@@ -167,12 +167,12 @@ def _parse(path: Path, line: bytes) -> list[Any]:
     raise Error(f"{path} is damaged: it has a line that is no item; the run cannot be resumed with other data")
 
 
-def _in_memory(data: Any) -> Item:
+def _describe_tensors(data: Any) -> ManifestItem:
     tensors = [leaf for leaf in pytree.tree_leaves(data) if isinstance(leaf, Tensor)]
-    return Item("batches in memory", *hash_tensors(*tensors))
+    return ManifestItem("batches in memory", *hash_tensors(*tensors))
 
 
-def _digest_of(path: Path) -> str | None:
+def _hash_file(path: Path) -> str | None:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -180,6 +180,6 @@ def _digest_of(path: Path) -> str | None:
         return None
 
 
-def _quoted(names: Iterable[str]) -> str:
+def _quote_names(names: Iterable[str]) -> str:
     first = sorted(names)
-    return ", ".join(map(repr, first[:NAMED])) + (", ..." if len(first) > NAMED else "")
+    return ", ".join(map(repr, first[:MAX_NAMED])) + (", ..." if len(first) > MAX_NAMED else "")

@@ -7,26 +7,26 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fukami.data.annotated import Bytes
+from fukami.data.class_tables import ClassTable, Colour, encode_colors
 from fukami.data.manifest import file_size
-from fukami.data.palettes import Colour, Legend, coded
-from fukami.errors import Error, refuse_if_out_of_memory
+from fukami.data.samples import UInt8Array
+from fukami.errors import Error, convert_memory_errors
 from fukami.image import io as image_io
 
-MOST = 254  # classes that a map can tell apart
+MAX_CLASSES = 254  # classes that a map can tell apart
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ArrayMask:
     """A map that is there already.
 
     Args:
-        pixels: ``(H, W)`` uint8 as of :class:`fukami.data.annotated.Mask`.
+        pixels: ``(H, W)`` uint8 as of :class:`fukami.data.samples.Mask`.
     """
 
-    pixels: Bytes
+    pixels: UInt8Array
 
-    def read(self) -> Bytes:
+    def read(self) -> UInt8Array:
         """The map."""
         return self.pixels
 
@@ -39,18 +39,18 @@ class Drawn:
 class MaskFile:
     """A picture of the classes: by value (grey, or with a palette) or by colour, as the legend says.
 
-    Raises of :meth:`read`: see :class:`fukami.data.annotated.Mask`; the first pixel of no class is named.
+    Raises of :meth:`read`: see :class:`fukami.data.samples.Mask`; the first pixel of no class is named.
     """
 
     path: Path
-    legend: Legend
+    legend: ClassTable
 
-    def read(self) -> Bytes:
+    def read(self) -> UInt8Array:
         """The map."""
-        with refuse_if_out_of_memory(str(self.path)):
+        with convert_memory_errors(str(self.path)):
             return self._read_map()
 
-    def _read_map(self) -> Bytes:
+    def _read_map(self) -> UInt8Array:
         codes, known = self.codes(), self.known()
         place = np.searchsorted(known[0], codes).clip(max=len(known[0]) - 1)
         strange = known[0][place] != codes
@@ -69,12 +69,12 @@ class MaskFile:
 
     def codes(self) -> npt.NDArray[np.int32]:
         """The value of each pixel ``(H, W)``, or its colour as one number."""
-        return codes(self.path, bool(self.legend.colours))
+        return read_codes(self.path, bool(self.legend.colours))
 
-    def known(self) -> tuple[npt.NDArray[np.int32], Bytes]:
+    def known(self) -> tuple[npt.NDArray[np.int32], UInt8Array]:
         """The codes that the legend knows, in order, and what each is in a map."""
         if self.legend.colours:
-            keys = coded(np.array(list(self.legend.colours), np.uint8))
+            keys = encode_colors(np.array(list(self.legend.colours), np.uint8))
             classes = list(self.legend.colours.values())
         else:
             keys, classes = np.array(list(self.legend.values), np.int32), list(self.legend.values.values())
@@ -83,16 +83,16 @@ class MaskFile:
 
     def named(self, code: int) -> str:
         """A code in words."""
-        return f"the colour {colour(code)}" if self.legend.colours else f"the value {code}"
+        return f"the colour {decode_color(code)}" if self.legend.colours else f"the value {code}"
 
 
 @dataclass(frozen=True)
-class Missing:
+class MissingMask:
     """The mask of a picture that has none."""
 
     detail: str
 
-    def read(self) -> Bytes:
+    def read(self) -> UInt8Array:
         """Never a map."""
         raise Error(self.detail)
 
@@ -101,15 +101,15 @@ class Missing:
         return b"missing"
 
 
-def codes(path: Path, coloured: bool) -> npt.NDArray[np.int32]:
+def read_codes(path: Path, coloured: bool) -> npt.NDArray[np.int32]:
     """The value of each pixel of a mask's file, ``(H, W)``, or its colour as one number.
 
     Raises:
         Error: the file cannot be read, or is in colour and should not be.
     """
-    with image_io.opened(path) as picture:
+    with image_io.open_image(path) as picture:
         if coloured:
-            return coded(np.asarray(picture.convert("RGB")))
+            return encode_colors(np.asarray(picture.convert("RGB")))
         if picture.mode in ("RGB", "RGBA"):
             levels = np.asarray(picture)[..., :3]
             if (levels != levels[..., :1]).any():
@@ -123,31 +123,31 @@ def codes(path: Path, coloured: bool) -> npt.NDArray[np.int32]:
         return np.asarray(picture).astype(np.int32)
 
 
-def colour(code: int) -> Colour:
+def decode_color(code: int) -> Colour:
     """The colour of a code."""
     return code >> 16, code >> 8 & 255, code & 255
 
 
 def is_coloured(path: Path) -> bool:
     """Whether a mask's file is in colours that are no shades of grey."""
-    with image_io.opened(path) as picture:
+    with image_io.open_image(path) as picture:
         if picture.mode not in ("RGB", "RGBA"):
             return False
         levels = np.asarray(picture)[..., :3]
         return bool((levels != levels[..., :1]).any())
 
 
-def size(path: Path) -> tuple[int, int]:
+def read_mask_size(path: Path) -> tuple[int, int]:
     """Width and height of a mask's file.
 
     Raises:
         Error: it cannot be read.
     """
-    with image_io.opened(path) as picture:
+    with image_io.open_image(path) as picture:
         return picture.size
 
 
-def nearest(pixels: Bytes, width: int, height: int) -> Bytes:
+def resize_mask(pixels: UInt8Array, width: int, height: int) -> UInt8Array:
     """A map in another size, each pixel that of its middle."""
     if pixels.shape == (height, width):
         return pixels

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fukami.data.locate import candidates, download_folder
+from fukami.data.locations import get_cache_folder, list_data_folders
 from fukami.errors import Error
 
 # md5 of the unpacked files, so that a gzip of any origin and an unpacked copy are verified alike
@@ -19,12 +19,12 @@ CHECKSUMS = {
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
 
-LARGEST = 47_040_016  # bytes of an unpacked file
+MAX_FILE_BYTES = 47_040_016  # bytes of an unpacked file
 
-Bytes = npt.NDArray[np.uint8]
+UInt8Array = npt.NDArray[np.uint8]
 
 
-def read() -> tuple[tuple[Bytes, Bytes], tuple[Bytes, Bytes]]:
+def load_mnist() -> tuple[tuple[UInt8Array, UInt8Array], tuple[UInt8Array, UInt8Array]]:
     """``(pictures, labels)`` of the training set and of the test set.
 
     Returns:
@@ -33,41 +33,41 @@ def read() -> tuple[tuple[Bytes, Bytes], tuple[Bytes, Bytes]]:
     Raises:
         Error: a file is damaged, or MNIST is nowhere to be found and cannot be downloaded.
     """
-    folder = find()
+    folder = find_mnist()
     images, labels, test_images, test_labels = (read_idx(folder / name, md5) for name, md5 in CHECKSUMS.items())
     return (images, labels), (test_images, test_labels)
 
 
-def find() -> Path:
+def find_mnist() -> Path:
     """The folder that holds the four files: in ``$FUKAMI_DATA``, in the cache folder, or freshly downloaded."""
-    places = [place / sub for place in candidates() for sub in ("mnist", "MNIST/raw", ".")]
+    places = [place / sub for place in list_data_folders() for sub in ("mnist", "MNIST/raw", ".")]
     for place in places:
         if all((place / name).is_file() or (place / f"{name}.gz").is_file() for name in CHECKSUMS):
             return place
     from torchvision.datasets import MNIST
 
     try:
-        MNIST(str(download_folder()), download=True)
+        MNIST(str(get_cache_folder()), download=True)
     except (OSError, RuntimeError) as error:
         raise Error(
-            f"MNIST was not found in {', '.join(str(p) for p in candidates())}, and the download failed ({error}); "
+            f"MNIST was not found in {', '.join(str(p) for p in list_data_folders())}, and the download failed ({error}); "
             f"put the four files {', '.join(f'{name}.gz' for name in CHECKSUMS)} into a folder mnist/ "
             "and set FUKAMI_DATA to the folder above it"
         ) from error
-    return download_folder() / "MNIST" / "raw"
+    return get_cache_folder() / "MNIST" / "raw"
 
 
-def read_idx(path: Path, md5: str) -> Bytes:
+def read_idx(path: Path, md5: str) -> UInt8Array:
     """The array in an idx file of bytes, gzip (``path`` plus ``.gz``) or not; ``md5`` is that of the unpacked file."""
     packed = path.with_name(path.name + ".gz")
     file = path if path.is_file() else packed
     try:
         with file.open("rb") if file == path else gzip.open(file) as opened:
-            content = opened.read(LARGEST + 1)
+            content = opened.read(MAX_FILE_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise Error(f"{file} cannot be unpacked ({error}); delete it and get it again") from error
-    if len(content) > LARGEST:
-        raise Error(f"{file} is not the original file: it has more than {LARGEST:,} bytes; get it again")
+    if len(content) > MAX_FILE_BYTES:
+        raise Error(f"{file} is not the original file: it has more than {MAX_FILE_BYTES:,} bytes; get it again")
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
         raise Error(f"{file} is not the original file: md5 {found}, expected {md5}; delete it and get it again")

@@ -1,6 +1,6 @@
 """Text files that somebody else wrote: read within bounds, and refused by name where they are broken or hostile.
 
-Nothing here follows what a file names: :func:`fukami.data.annotations.only` decides which images may be read.
+Nothing here follows what a file names: :func:`fukami.data.annotations.keep_existing_images` decides which images may be read.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 from fukami.errors import Error
 
-SMALL = 8 << 20  # bytes of a file about one image, or of a table of classes
+MAX_SMALL_FILE_BYTES = 8 << 20  # bytes of a file about one image, or of a table of classes
 
 
 def read_text(path: Path, *, limit: int | None = None, errors: str = "strict") -> str:
@@ -64,19 +64,19 @@ def parse_json(content: bytes | str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def text_of(value: Any) -> str:
+def to_text(value: Any) -> str:
     """Text of a scalar from JSON, which any file may hold; empty for a list, an object or null."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()  # a lone surrogate can neither be printed nor name a file
     return str(value) if isinstance(value, int | float) else ""
 
 
-def key_of(value: Any) -> Hashable:
+def to_key(value: Any) -> Hashable:
     """An identifier from JSON; None for what is none."""
     return value if isinstance(value, str | int | float) else None
 
 
-def number_of(value: Any) -> float:
+def to_number(value: Any) -> float:
     """A number from JSON or text; nan for what is none or has no float."""
     try:
         return math.nan if isinstance(value, bool) else float(value)

@@ -13,15 +13,15 @@ from typing import Protocol
 from fukami.errors import Error
 
 logger = logging.getLogger(__name__)
-TRIES = 6  # in a row without a byte
-WAIT = 0.5  # seconds before the second try; doubled for each further one
+MAX_ATTEMPTS = 6  # in a row without a byte
+RETRY_DELAY = 0.5  # seconds before the second try; doubled for each further one
 TIMEOUT = 30.0  # seconds without an answer
-NEAR = 1 << 20  # bytes that are read and thrown away rather than asked for anew
-PATIENT = {408, 425, 429}  # of the answers from 400 to 499 those that another try may better
-ABSENT = {403, 404, 410}  # a store may say 403 for what is not there
+MAX_SKIP_BYTES = 1 << 20  # bytes that are read and thrown away rather than asked for anew
+RETRYABLE_STATUSES = {408, 425, 429}  # of the answers from 400 to 499 those that another try may better
+NOT_FOUND_STATUSES = {403, 404, 410}  # a store may say 403 for what is not there
 
 
-class Missing(Error):
+class NotFoundError(Error):
     """There is no such file or object."""
 
 
@@ -39,21 +39,21 @@ class Stream(Protocol):
         """Give back what is open."""
 
 
-def opened(where: str) -> Stream:
+def open_stream(where: str) -> Stream:
     """The file at a path or the object at a URL.
 
     Raises:
         Missing: there is no such file; an object is asked for when it is read.
     """
-    return Web(where) if remote(where) else Disk(where)
+    return HttpStream(where) if is_url(where) else DiskStream(where)
 
 
-def remote(where: str) -> bool:
+def is_url(where: str) -> bool:
     """Whether this is a URL and not a path."""
     return re.match(r"https?://", where) is not None
 
 
-class Disk:
+class DiskStream:
     """A file on a disk."""
 
     def __init__(self, path: str) -> None:
@@ -61,7 +61,7 @@ class Disk:
             self.file = Path(path).open("rb", buffering=0)  # noqa: SIM115  closed by close()
             self.size: int = Path(path).stat().st_size
         except OSError as error:
-            raise Missing(f"{path} cannot be opened ({error.strerror}); get it again, or leave it out") from None
+            raise NotFoundError(f"{path} cannot be opened ({error.strerror}); get it again, or leave it out") from None
 
     def read(self, start: int, count: int) -> bytes:
         """As :class:`Stream` has it."""
@@ -73,7 +73,7 @@ class Disk:
         self.file.close()
 
 
-class Web:
+class HttpStream:
     """An object on the web: one connection that is read on, and another one where that is not enough.
 
     A server that does not know ``Range`` sends an object from its beginning; what comes before is thrown away.
@@ -101,18 +101,18 @@ class Web:
                 raise Error(f"{self.url} cannot be read ({error}); spaces and the like are written as %20") from None
             except (OSError, http.client.HTTPException) as error:
                 self.close()
-                code = _code(error)
+                code = _get_status(error)
                 if code == 416:  # the object ends before
                     break
                 tries += 1
-                if tries == TRIES or (code is not None and 400 <= code < 500 and code not in PATIENT):
-                    kind = Missing if code in ABSENT else Error
+                if tries == MAX_ATTEMPTS or (code is not None and 400 <= code < 500 and code not in RETRYABLE_STATUSES):
+                    kind = NotFoundError if code in NOT_FOUND_STATUSES else Error
                     raise kind(
                         f"{self.url} cannot be read ({error}); is the address right, and the server up?"
                     ) from None
                 if tries > 1:  # one is nothing to speak of: a store drops who does not read for a while
-                    logger.warning(f"{self.url}: {error}; try {tries + 1} of {TRIES} follows")
-                time.sleep(WAIT * 2 ** (tries - 1))
+                    logger.warning(f"{self.url}: {error}; try {tries + 1} of {MAX_ATTEMPTS} follows")
+                time.sleep(RETRY_DELAY * 2 ** (tries - 1))
                 continue
             if not part:  # and the server did not say how much there is
                 break
@@ -128,7 +128,7 @@ class Web:
 
     def _next(self, start: int, count: int) -> bytes:
         """Up to ``count`` bytes from ``start``, from the connection that is open or a new one."""
-        if self.answer is None or not self.at <= start <= self.at + NEAR:
+        if self.answer is None or not self.at <= start <= self.at + MAX_SKIP_BYTES:
             self.close()
             self.answer = self._ask(start)
         while self.at < start and self._received(start - self.at):
@@ -140,7 +140,7 @@ class Web:
     def _received(self, count: int) -> bytes:
         """Up to ``count`` of the bytes that come next."""
         assert self.answer is not None
-        part = self.answer.read(min(count, NEAR))
+        part = self.answer.read(min(count, MAX_SKIP_BYTES))
         if not part and self.size is not None:
             raise ConnectionError("the connection was closed too early")
         self.at += len(part)
@@ -148,7 +148,7 @@ class Web:
 
     def _ask(self, start: int) -> http.client.HTTPResponse:
         request = urllib.request.Request(self.url, headers={"Range": f"bytes={start}-", "User-Agent": "fukami"})
-        answer: http.client.HTTPResponse = _opener().open(request, timeout=TIMEOUT)
+        answer: http.client.HTTPResponse = _build_opener().open(request, timeout=TIMEOUT)
         given = re.match(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
         length = answer.headers.get("Content-Length")
         if answer.status == 206 and given:
@@ -159,7 +159,7 @@ class Web:
 
 
 @functools.cache
-def _opener() -> urllib.request.OpenerDirector:
+def _build_opener() -> urllib.request.OpenerDirector:
     """What follows addresses of http and https alone: a server must not send us to a file or to ftp."""
     opener = urllib.request.OpenerDirector()
     for handler in (
@@ -175,7 +175,7 @@ def _opener() -> urllib.request.OpenerDirector:
     return opener
 
 
-def _code(error: Exception) -> int | None:
+def _get_status(error: Exception) -> int | None:
     """The status of an answer that is an error; such an answer is closed."""
     if not isinstance(error, urllib.error.HTTPError):
         return None

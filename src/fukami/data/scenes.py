@@ -18,17 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 from fukami.data import shapes
-from fukami.data.annotated import COUNTED, Annotated
-from fukami.data.masks import Drawn
-from fukami.data.shapes import DIGITS, TEXTURES, Array, uniform
+from fukami.data.masks import ArrayMask
+from fukami.data.samples import REGULAR, Sample
+from fukami.data.shapes import DIGIT_CLASSES, TEXTURES, FloatArray, sample_uniform
 
 LABELS = ("circle", "cross", "eight", "ring", "seven", "square", "star", "triangle")
-MASKED: tuple[str, ...] = ("background", *LABELS)  # what a pixel can be
-COUNTS = ("no", "a", "two", "three", "four", "five", "six")
-TRAINING, TESTING = 2000, 200  # pictures of the data set, numbered one after the other
-SENTENCES = 8000  # pictures with few objects to learn sentences from
-SMALL, LARGE = 48.0, 68.0  # what is called so
-NEAR = 12.0  # pixels between two middles below which neither is beside the other
+MASK_LABELS: tuple[str, ...] = ("background", *LABELS)  # what a pixel can be
+COUNT_WORDS = ("no", "a", "two", "three", "four", "five", "six")
+NUM_TRAIN, NUM_TEST = 2000, 200  # pictures of the data set, numbered one after the other
+NUM_CAPTIONED = 8000  # pictures with few objects to learn sentences from
+MAX_SMALL_SIZE, MIN_LARGE_SIZE = 48.0, 68.0  # what is called so
+MIN_RELATION_DISTANCE = 12.0  # pixels between two middles below which neither is beside the other
 COLOURS = {
     "red": (215, 45, 40),
     "green": (45, 165, 60),
@@ -37,13 +37,13 @@ COLOURS = {
     "purple": (150, 60, 185),
     "white": (245, 245, 240),
 }
-UNLIKE = 90  # of 255 between a colour and the ground, in one of red, green and blue
-SHADE = 20  # of 255 either way
-TRIES = 12  # places that are tried for an object
+MIN_COLOR_CONTRAST = 90  # of 255 between a colour and the ground, in one of red, green and blue
+MAX_SHADE_OFFSET = 20  # of 255 either way
+MAX_PLACEMENTS = 12  # places that are tried for an object
 
 
 @dataclass(frozen=True)
-class Kind:
+class SceneConfig:
     """What scenes are like.
 
     Attributes:
@@ -67,8 +67,10 @@ class Kind:
     plain: bool = False
 
 
-CROWDED = Kind()
-FEW = Kind(most=2, bars=1, sides=(96, 96), sizes=(42.0, 60.0), legible=52.0, visible=0.95, apart=12.0, plain=True)
+CROWDED = SceneConfig()
+SPARSE = SceneConfig(
+    most=2, bars=1, sides=(96, 96), sizes=(42.0, 60.0), legible=52.0, visible=0.95, apart=12.0, plain=True
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +98,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """An object: its class, the name of its texture or colour, how large it is, and the middle of it."""
 
     label: str
@@ -108,12 +110,12 @@ class Thing:
     @property
     def phrase(self) -> str:
         """The object in words."""
-        size = "large " if self.size >= LARGE else "small " if self.size <= SMALL else ""
+        size = "large " if self.size >= MIN_LARGE_SIZE else "small " if self.size <= MAX_SMALL_SIZE else ""
         return f"a {size}{self.look} {self.label}"
 
 
 @dataclass(frozen=True)
-class Laid:
+class SceneLayout:
     """The objects that a page has already.
 
     Attributes:
@@ -123,42 +125,48 @@ class Laid:
     """
 
     instances: npt.NDArray[np.uint8]
-    things: list[Thing] = field(default_factory=list)
+    things: list[SceneObject] = field(default_factory=list)
     whole: list[int] = field(default_factory=list)
 
 
-def scene(seed: int, number: int, kind: Kind = CROWDED) -> Scene:
+def generate_scene(seed: int, number: int, kind: SceneConfig = CROWDED) -> Scene:
     """Scene ``number`` of a seed; the same one each time."""
     random = np.random.Generator(np.random.PCG64([seed, number]))
     height, width = (int(side) for side in random.integers(*kind.sides, 2, endpoint=True))
-    page = _ground(random, height, width)
+    page = _render_background(random, height, width)
     for _ in range(int(random.integers(0, kind.bars + 1))):
-        _place(random, page, "bar", uniform(random, *kind.sizes))
-    laid = Laid(np.zeros((height, width), np.uint8))
+        _draw_object(random, page, "bar", sample_uniform(random, *kind.sizes))
+    laid = SceneLayout(np.zeros((height, width), np.uint8))
     small, large = kind.sizes
     for _ in range(int(random.integers(1, kind.most + 1))):
         label = LABELS[random.integers(len(LABELS))]
         share = random.random()
         size = small + (large - small) * share * math.sqrt(share)  # more small ones than large ones
-        _place(random, page, label, max(size, kind.legible) if label in DIGITS else size, kind, laid)
-    picture = _photographed(random, page)
+        _draw_object(random, page, label, max(size, kind.legible) if label in DIGIT_CLASSES else size, kind, laid)
+    picture = _simulate_camera(random, page)
     things = laid.things
-    boxes = np.array([_bounds(laid.instances == i + 1) for i in range(len(things))], np.float32).reshape(-1, 4)
+    boxes = np.array([_compute_bounds(laid.instances == i + 1) for i in range(len(things))], np.float32).reshape(-1, 4)
     classes = np.array([LABELS.index(thing.label) for thing in things], np.int64)
-    return Scene(picture, boxes, classes, laid.instances, _named(things) if kind.plain else _sentence(random, things))
+    return Scene(
+        picture,
+        boxes,
+        classes,
+        laid.instances,
+        _describe_objects(things) if kind.plain else _describe_scene(random, things),
+    )
 
 
 @functools.lru_cache(maxsize=4)
-def annotated(first: int, count: int, seed: int = 0) -> tuple[Annotated, ...]:
+def generate_box_samples(first: int, count: int, seed: int = 0) -> tuple[Sample, ...]:
     """Scenes ``first`` to ``first + count`` of a seed, as pictures with boxes."""
-    found = (scene(seed, number) for number in range(first, first + count))
+    found = (generate_scene(seed, number) for number in range(first, first + count))
     return tuple(
-        Annotated(
+        Sample(
             each.picture,
             (each.picture.shape[1], each.picture.shape[0]),
             each.boxes,
             each.classes,
-            np.full(len(each.classes), COUNTED, np.uint8),
+            np.full(len(each.classes), REGULAR, np.uint8),
             f"scene {number}",
         )
         for number, each in enumerate(found, first)
@@ -166,29 +174,36 @@ def annotated(first: int, count: int, seed: int = 0) -> tuple[Annotated, ...]:
 
 
 @functools.lru_cache(maxsize=4)
-def masked(first: int, count: int, seed: int = 0) -> tuple[Annotated, ...]:
+def generate_mask_samples(first: int, count: int, seed: int = 0) -> tuple[Sample, ...]:
     """Scenes ``first`` to ``first + count`` of a seed, as pictures with masks; bars and the ground are background."""
-    found = ((number, scene(seed, number)) for number in range(first, first + count))
+    found = ((number, generate_scene(seed, number)) for number in range(first, first + count))
     return tuple(
-        Annotated.masked(
+        Sample.masked(
             each.picture,
             (each.picture.shape[1], each.picture.shape[0]),
             f"scene {number}",
-            Drawn(np.concatenate([[1], each.classes + 2]).astype(np.uint8)[each.instances]),
+            ArrayMask(np.concatenate([[1], each.classes + 2]).astype(np.uint8)[each.instances]),
         )
         for number, each in found
     )
 
 
 @functools.lru_cache(maxsize=4)
-def told(first: int, count: int, seed: int = 0) -> tuple[tuple[npt.NDArray[np.uint8], ...], tuple[tuple[str], ...]]:
+def generate_captioned_images(
+    first: int, count: int, seed: int = 0
+) -> tuple[tuple[npt.NDArray[np.uint8], ...], tuple[tuple[str], ...]]:
     """Scenes of one or two objects, ``first`` to ``first + count`` of a seed: pictures, and the sentence of each."""
-    found = [scene(seed, number, FEW) for number in range(first, first + count)]
+    found = [generate_scene(seed, number, SPARSE) for number in range(first, first + count)]
     return tuple(each.picture for each in found), tuple((each.sentence,) for each in found)
 
 
-def _place(
-    random: np.random.Generator, page: Array, label: str, size: float, kind: Kind = CROWDED, laid: Laid | None = None
+def _draw_object(
+    random: np.random.Generator,
+    page: FloatArray,
+    label: str,
+    size: float,
+    kind: SceneConfig = CROWDED,
+    laid: SceneLayout | None = None,
 ) -> None:
     """Draw an object where it hides no other one too much and is apart from all, if there is such a place, and note it.
 
@@ -196,14 +211,14 @@ def _place(
     """
     height, width = page.shape[:2]
     size = min(size, 0.75 * min(height, width))
-    for _ in range(TRIES if laid else 1):
+    for _ in range(MAX_PLACEMENTS if laid else 1):
         inside = 0.36 * size
-        x, y = uniform(random, inside, width - inside), uniform(random, inside, height - inside)
+        x, y = sample_uniform(random, inside, width - inside), sample_uniform(random, inside, height - inside)
         reach = int(0.62 * size) + 3
         left, top = max(0, int(x) - reach), max(0, int(y) - reach)
         cut = np.s_[top : min(height, int(y) + reach), left : min(width, int(x) + reach)]
         rows, columns = (axis.astype(np.float32) for axis in np.ogrid[cut])
-        distance, u, v = shapes.shape(random, label, columns + (0.5 - x), rows + (0.5 - y), size / 2)
+        distance, u, v = shapes.compute_shape(random, label, columns + (0.5 - x), rows + (0.5 - y), size / 2)
         inner = distance <= 0
         if laid:
             count = len(laid.whole) + 1
@@ -215,42 +230,46 @@ def _place(
                 continue
             laid.instances[cut][inner] = count
             laid.whole.append(int(inner.sum()))
-        look, fill = _coloured(random, page[cut]) if kind.plain else _textured(random, u, v, page[cut])
+        look, fill = _sample_color(random, page[cut]) if kind.plain else _sample_texture(random, u, v, page[cut])
         alpha = np.clip(0.5 - distance, 0, 1)[..., None]
         page[cut] += alpha * (fill - page[cut])
         if laid:
-            laid.things.append(Thing(label, look, size, x, y))
+            laid.things.append(SceneObject(label, look, size, x, y))
         return
 
 
-def _textured(random: np.random.Generator, u: Array, v: Array, under: Array) -> tuple[str, Array]:
+def _sample_texture(
+    random: np.random.Generator, u: FloatArray, v: FloatArray, under: FloatArray
+) -> tuple[str, FloatArray]:
     """A texture, and its colours ``(h, w, 3)``."""
     texture = TEXTURES[random.integers(len(TEXTURES))]
-    return texture, shapes.filled(random, texture, u, v, under)
+    return texture, shapes.fill_texture(random, texture, u, v, under)
 
 
-def _coloured(random: np.random.Generator, under: Array) -> tuple[str, Array]:
+def _sample_color(random: np.random.Generator, under: FloatArray) -> tuple[str, FloatArray]:
     """The name of a colour that is unlike what is under it, and one of its shades ``(3,)``."""
     middle = under[under.shape[0] // 2, under.shape[1] // 2]
-    unlike = [name for name, colour in COLOURS.items() if np.abs(colour - middle).max() > UNLIKE]
+    unlike = [name for name, colour in COLOURS.items() if np.abs(colour - middle).max() > MIN_COLOR_CONTRAST]
     name = unlike[random.integers(len(unlike))]
-    shade = np.array(COLOURS[name]) + uniform(random, -SHADE, SHADE, 3)
+    shade = np.array(COLOURS[name]) + sample_uniform(random, -MAX_SHADE_OFFSET, MAX_SHADE_OFFSET, 3)
     return name, shade.astype(np.float32)
 
 
-def _ground(random: np.random.Generator, height: int, width: int) -> Array:
+def _render_background(random: np.random.Generator, height: int, width: int) -> FloatArray:
     """What the objects lie on: a faint texture, blotches and a gradient, ``(H, W, 3)``."""
     rows, columns = (axis.astype(np.float32) for axis in np.ogrid[:height, :width])
-    tangent = uniform(random, -1, 1)
+    tangent = sample_uniform(random, -1, 1)
     cos, sin = (1 - tangent * tangent) / (1 + tangent * tangent), 2 * tangent / (1 + tangent * tangent)
     u, v = cos * columns + sin * rows, cos * rows - sin * columns
-    first, second = uniform(random, 50, 205, (2, 3)).astype(np.float32)
-    texture = shapes.pattern(random, TEXTURES[random.integers(len(TEXTURES))], u, v)
-    mixed = uniform(random, 0.05, 0.3) * texture + uniform(random, 0.2, 0.7) * _blotches(random, height, width)
+    first, second = sample_uniform(random, 50, 205, (2, 3)).astype(np.float32)
+    texture = shapes.compute_pattern(random, TEXTURES[random.integers(len(TEXTURES))], u, v)
+    mixed = sample_uniform(random, 0.05, 0.3) * texture + sample_uniform(random, 0.2, 0.7) * _render_smooth_noise(
+        random, height, width
+    )
     return np.asarray(first + mixed[..., None] * (second - first))
 
 
-def _blotches(random: np.random.Generator, height: int, width: int) -> Array:
+def _render_smooth_noise(random: np.random.Generator, height: int, width: int) -> FloatArray:
     """Smooth noise from 0 to 1: a coarse grid of random numbers, between them bilinear."""
     count = int(random.integers(3, 10))
     grid = random.random((count + 1, count + 1)).astype(np.float32)
@@ -262,13 +281,17 @@ def _blotches(random: np.random.Generator, height: int, width: int) -> Array:
     return np.asarray(above * (1 - down) + below * down)
 
 
-def _photographed(random: np.random.Generator, page: Array) -> npt.NDArray[np.uint8]:
+def _simulate_camera(random: np.random.Generator, page: FloatArray) -> npt.NDArray[np.uint8]:
     """The page under uneven light, a little out of focus, with the noise of a camera."""
     height, width = page.shape[:2]
-    dark, tilt, lean = uniform(random, 0.55, 1.05), uniform(random, -0.35, 0.35), uniform(random, -0.35, 0.35)
+    dark, tilt, lean = (
+        sample_uniform(random, 0.55, 1.05),
+        sample_uniform(random, -0.35, 0.35),
+        sample_uniform(random, -0.35, 0.35),
+    )
     rows, columns = (axis.astype(np.float32) for axis in np.ogrid[:height, :width])
     lit = page * (dark + tilt * (columns / width - 0.5) + lean * (rows / height - 0.5))[..., None]
-    blur = uniform(random, 0, 0.25)
+    blur = sample_uniform(random, 0, 0.25)
     round_about = np.pad(lit, ((1, 1), (0, 0), (0, 0)), "edge")
     lit = lit * (1 - 2 * blur) + (round_about[:-2] + round_about[2:]) * blur
     round_about = np.pad(lit, ((0, 0), (1, 1), (0, 0)), "edge")
@@ -278,41 +301,41 @@ def _photographed(random: np.random.Generator, page: Array) -> npt.NDArray[np.ui
     return np.asarray(np.clip(lit + noise + np.float32(0.5), 0, 255), np.uint8)
 
 
-def _bounds(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
+def _compute_bounds(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _sentence(random: np.random.Generator, things: Sequence[Thing]) -> str:
+def _describe_scene(random: np.random.Generator, things: Sequence[SceneObject]) -> str:
     """What is there, counted; or one of the objects and where others are from there."""
     if len(things) == 1:
         return things[0].phrase
     if random.random() < 0.4:
         counts = Counter(thing.label for thing in things)
-        named = [f"{COUNTS[n]} {_plural(label) if n > 1 else label}" for label, n in counts.most_common()]
+        named = [f"{COUNT_WORDS[n]} {_pluralize(label) if n > 1 else label}" for label, n in counts.most_common()]
         named = [f"an{each[1:]}" if each == "a eight" else each for each in named]
         return " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
     at = int(random.integers(len(things)))
     one, others = things[at], [*things[:at], *things[at + 1 :]]
     chosen = random.permutation(len(others))[: 1 + (random.random() < 0.5)]
-    relations = [f"{_relation(one, others[i], i < at)} {others[i].phrase}" for i in chosen]
+    relations = [f"{_describe_relation(one, others[i], i < at)} {others[i].phrase}" for i in chosen]
     return f"{one.phrase} {' and '.join(relations)}"
 
 
-def _named(things: Sequence[Thing]) -> str:
+def _describe_objects(things: Sequence[SceneObject]) -> str:
     """All of them, from left to right, each with its colour."""
     return " and ".join(f"a {thing.look} {thing.label}" for thing in sorted(things, key=lambda thing: thing.x))
 
 
-def _relation(one: Thing, other: Thing, later: bool) -> str:
+def _describe_relation(one: SceneObject, other: SceneObject, later: bool) -> str:
     """Where one object is from another one, by the direction in which their middles are further apart."""
     right, down = one.x - other.x, one.y - other.y
-    if max(abs(right), abs(down)) < NEAR:
+    if max(abs(right), abs(down)) < MIN_RELATION_DISTANCE:
         return "in front of" if later else "behind"
     if abs(right) >= abs(down):
         return "right of" if right > 0 else "left of"
     return "below" if down > 0 else "above"
 
 
-def _plural(label: str) -> str:
+def _pluralize(label: str) -> str:
     return label + ("es" if label.endswith("s") else "s")

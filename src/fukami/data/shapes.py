@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fukami.data.digits import originals
+from fukami.data.digits import load_original_digits
 
-DIGITS = {"seven": 7, "eight": 8}
+DIGIT_CLASSES = {"seven": 7, "eight": 8}
 TEXTURES = ("striped", "dotted", "checked", "shaded")
 
-Array = npt.NDArray[np.floating[Any]]
+FloatArray = npt.NDArray[np.floating[Any]]
 # the sides of a triangle and of a pentagram: directions of their normals
 TRIANGLE = ((0.0, 1.0), (0.8660254037844386, -0.5), (-0.8660254037844386, -0.5))
 PENTAGRAM = (
@@ -26,21 +26,25 @@ PENTAGRAM = (
 )
 
 
-def uniform(random: np.random.Generator, low: float, high: float, size: int | tuple[int, ...] | None = None) -> Any:
+def sample_uniform(
+    random: np.random.Generator, low: float, high: float, size: int | tuple[int, ...] | None = None
+) -> Any:
     """Random numbers between two bounds; NumPy's own may be fused into one rounding where the processor can."""
     return low + (high - low) * random.random(size)
 
 
-def shape(random: np.random.Generator, label: str, x: Array, y: Array, radius: float) -> tuple[Array, Array, Array]:
+def compute_shape(
+    random: np.random.Generator, label: str, x: FloatArray, y: FloatArray, radius: float
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     """How far each pixel is outside of the shape, about, in pixels; and coordinates that turn with it, in pixels."""
     turn = 1.0 if label in ("circle", "ring", "bar") else 0.2
-    tangent = uniform(random, -turn, turn)  # of half the angle: at most 90 or 23 degrees
+    tangent = sample_uniform(random, -turn, turn)  # of half the angle: at most 90 or 23 degrees
     cos, sin = (1 - tangent * tangent) / (1 + tangent * tangent), 2 * tangent / (1 + tangent * tangent)
     flip = -1.0 if turn == 1.0 and random.random() < 0.5 else 1.0
     u, v = flip * (cos * x + sin * y), flip * (cos * y - sin * x)
-    a, b = u / (radius * uniform(random, 0.88, 1)), v / (radius * uniform(random, 0.88, 1))
-    if label in DIGITS:
-        level = written(random, DIGITS[label], a, b)
+    a, b = u / (radius * sample_uniform(random, 0.88, 1)), v / (radius * sample_uniform(random, 0.88, 1))
+    if label in DIGIT_CLASSES:
+        level = compute_digit_ink(random, DIGIT_CLASSES[label], a, b)
         return (0.45 - level) * (radius / 4), u, v
     if label == "circle":
         far = np.sqrt(a * a + b * b) - 1
@@ -60,9 +64,9 @@ def shape(random: np.random.Generator, label: str, x: Array, y: Array, radius: f
     return far * radius, u, v
 
 
-def written(random: np.random.Generator, digit: int, a: Array, b: Array) -> Array:
+def compute_digit_ink(random: np.random.Generator, digit: int, a: FloatArray, b: FloatArray) -> FloatArray:
     """The ink of a handwritten digit at points of the square from -1 to 1, from 0 to 1; bilinear."""
-    drawn = digits()[digit]
+    drawn = load_digit_templates()[digit]
     ink = drawn[random.integers(len(drawn))]
     column, row = np.clip(a * 4.4 + 5, 0, 9.999), np.clip(b * 4.4 + 5, 0, 9.999)
     i, j = np.floor(row).astype(int), np.floor(column).astype(int)
@@ -73,25 +77,27 @@ def written(random: np.random.Generator, digit: int, a: Array, b: Array) -> Arra
 
 
 @functools.cache
-def digits() -> dict[int, Array]:
+def load_digit_templates() -> dict[int, FloatArray]:
     """scikit-learn's digits of the classes that occur, each in a margin without ink, from 0 to 1."""
-    pictures, labels = originals()
+    pictures, labels = load_original_digits()
     framed = np.pad(pictures / 16, ((0, 0), (1, 2), (1, 2))).astype(np.float32)
-    return {digit: framed[labels == digit] for digit in DIGITS.values()}
+    return {digit: framed[labels == digit] for digit in DIGIT_CLASSES.values()}
 
 
-def filled(random: np.random.Generator, texture: str, u: Array, v: Array, under: Array) -> Array:
+def fill_texture(
+    random: np.random.Generator, texture: str, u: FloatArray, v: FloatArray, under: FloatArray
+) -> FloatArray:
     """A texture of two colours ``(h, w, 3)``, the first of which is unlike what is under it."""
-    choice = uniform(random, 0, 255, (4, 3)).astype(np.float32)
+    choice = sample_uniform(random, 0, 255, (4, 3)).astype(np.float32)
     middle = under[under.shape[0] // 2, under.shape[1] // 2]
     first = choice[np.argmax(np.abs(choice - middle).max(1))]
-    second = uniform(random, 0, 255, 3).astype(np.float32)
-    return np.asarray(first + pattern(random, texture, u, v)[..., None] * (second - first))
+    second = sample_uniform(random, 0, 255, 3).astype(np.float32)
+    return np.asarray(first + compute_pattern(random, texture, u, v)[..., None] * (second - first))
 
 
-def pattern(random: np.random.Generator, texture: str, u: Array, v: Array) -> Array:
+def compute_pattern(random: np.random.Generator, texture: str, u: FloatArray, v: FloatArray) -> FloatArray:
     """Where a texture has its second colour, from 0 to 1."""
-    cell = uniform(random, 6, 13)
+    cell = sample_uniform(random, 6, 13)
     a, b = u / cell + random.random(), v / cell + random.random()
     if texture == "striped":
         return np.asarray(np.broadcast_to(a - np.floor(a) < 0.45, np.broadcast_shapes(a.shape, b.shape)), np.float32)

@@ -16,27 +16,27 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fukami.data.augment import WIDEST, Augmentation
-from fukami.data.folder import BROKEN, check
-from fukami.data.loader import EACH, Batch, Shuffled
-from fukami.errors import Error, refuse_if_out_of_memory
+from fukami.data.augment import MAX_ASPECT_RATIO, Augmentation
+from fukami.data.image_folder import MAX_BROKEN, check_broken
+from fukami.data.loader import SEQUENTIAL_BATCH_SIZE, Batch, BatchLoader
+from fukami.errors import Error, convert_memory_errors
 from fukami.image import io as image_io
-from fukami.image.transform import Preparation
-from fukami.system import quota
-from fukami.timing import Clock
+from fukami.image.transform import SquareTransform
+from fukami.system import count_cpus
+from fukami.timing import PhaseTimer
 
 if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
 
 logger = logging.getLogger(__name__)
-AHEAD = 4  # batches that each process prepares ahead
-MANY = 1000  # files from which other processes are worth their start
+PREFETCH_FACTOR = 4  # batches that each process prepares ahead
+MIN_PARALLEL_FILES = 1000  # files from which other processes are worth their start
 
-Bytes = npt.NDArray[np.uint8]
-Wish = tuple[int, list[float]]  # the number of a picture, and the draws of its crop
+UInt8Array = npt.NDArray[np.uint8]
+DecodeRequest = tuple[int, list[float]]  # the number of a picture, and the draws of its crop
 
 
-class Decoder(Dataset[Any]):
+class ImageDecoder(Dataset[Any]):
     """Files as the network sees them, ``(H, W, C)`` uint8, or the error of one that cannot be read.
 
     Args:
@@ -45,65 +45,68 @@ class Decoder(Dataset[Any]):
         smallest: least share of the area where a picture is asked for with the draws of a random resized crop.
     """
 
-    def __init__(self, files: Sequence[Path], prepare: Preparation, smallest: float = 1.0) -> None:
+    def __init__(self, files: Sequence[Path], prepare: SquareTransform, smallest: float = 1.0) -> None:
         self.files, self.prepare, self.smallest = files, prepare, smallest
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, wish: Wish) -> Bytes | Error:
+    def __getitem__(self, wish: DecodeRequest) -> UInt8Array | Error:
         number, draws = wish
         try:
             return self.decoded(self.files[number], draws)
         except Error as error:
             return error
 
-    def decoded(self, file: Path | bytes, draws: list[float], name: str = "") -> Bytes:
+    def decoded(self, file: Path | bytes, draws: list[float], name: str = "") -> UInt8Array:
         """The picture in a file as the network sees it, cropped where there are draws; errors call it ``name``."""
         if draws:
-            with refuse_if_out_of_memory(name or str(file)):
+            with convert_memory_errors(name or str(file)):
                 return self._cropped(file, draws, name)
         return self.prepare.open(file, name).transpose(1, 2, 0)
 
-    def _cropped(self, file: Path | bytes, draws: list[float], name: str) -> Bytes:
+    def _cropped(self, file: Path | bytes, draws: list[float], name: str) -> UInt8Array:
         """A random resized crop; a JPEG is decoded no larger than the crop needs."""
         size = self.prepare.size
-        with image_io.opened(file, name=name) as picture:
-            wide, high, _, _ = crop(draws, self.smallest, picture.width / picture.height)
+        with image_io.open_image(file, name=name) as picture:
+            wide, high, _, _ = compute_crop(draws, self.smallest, picture.width / picture.height)
             picture.draft(None, (int(size / wide), int(size / high)))
-            full = image_io.as_mode(image_io.upright(picture), "L" if self.prepare.channels == 1 else "RGB")
-        wide, high, left, top = crop(draws, self.smallest, full.width / full.height)
+            full = image_io.convert_mode(image_io.decode_image(picture), "L" if self.prepare.channels == 1 else "RGB")
+        wide, high, left, top = compute_crop(draws, self.smallest, full.width / full.height)
         box = (left * full.width, top * full.height, (left + wide) * full.width, (top + high) * full.height)
         part = full.resize((size, size), Image.Resampling.BILINEAR, box=box)
         return np.array(part).reshape(size, size, -1)
 
 
-def crop(draws: Sequence[float], smallest: float, aspect: float) -> tuple[float, float, float, float]:
-    """What :func:`fukami.data.augment.crop` gives for a batch, for one picture: a hundred times as quick for one."""
-    area, ratio = smallest + (1 - smallest) * draws[0], WIDEST ** (2 * draws[1] - 1)
+def compute_crop(draws: Sequence[float], smallest: float, aspect: float) -> tuple[float, float, float, float]:
+    """What :func:`fukami.data.augment.compute_crops` gives for a batch, for one picture: a hundred times as quick for one."""
+    area, ratio = smallest + (1 - smallest) * draws[0], MAX_ASPECT_RATIO ** (2 * draws[1] - 1)
     wide, high = min(1.0, math.sqrt(area * ratio / aspect)), min(1.0, math.sqrt(area / ratio * aspect))
     return wide, high, (1 - wide) * draws[2], (1 - high) * draws[3]
 
 
-def decode(files: Sequence[Path], prepare: Preparation) -> Iterator[Bytes | Error]:
+def decode_files(files: Sequence[Path], prepare: SquareTransform) -> Iterator[UInt8Array | Error]:
     """Each file in turn as the network sees it, ``(H, W, C)`` uint8, or the error; many are read by many processes."""
-    decoder = Decoder(files, prepare)
-    workers = processors() if len(files) >= MANY else 0
-    for batch in DataLoader(decoder, batch_sampler=_all(len(files)), num_workers=workers, collate_fn=list):
+    decoder = ImageDecoder(files, prepare)
+    workers = count_workers() if len(files) >= MIN_PARALLEL_FILES else 0
+    for batch in DataLoader(decoder, batch_sampler=_plan_requests(len(files)), num_workers=workers, collate_fn=list):
         yield from batch
 
 
-def _all(count: int) -> list[list[Wish]]:
+def _plan_requests(count: int) -> list[list[DecodeRequest]]:
     """Every picture once, in order, whole."""
-    return [[(number, []) for number in range(at, min(at + EACH, count))] for at in range(0, count, EACH)]
+    return [
+        [(number, []) for number in range(at, min(at + SEQUENTIAL_BATCH_SIZE, count))]
+        for at in range(0, count, SEQUENTIAL_BATCH_SIZE)
+    ]
 
 
-def processors() -> int:
+def count_workers() -> int:
     """Processors that this process may use, 16 at most; those that torchrun started on a machine share them."""
-    return max(1, min(quota() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 16))
+    return max(1, min(count_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 16))
 
 
-class Streaming(Shuffled):
+class StreamingLoader(BatchLoader):
     """What loaders share whose pictures are decoded by other processes while a network is trained.
 
     What a picture is asked for with and what comes of it is the decoder's; a subclass says in :meth:`wishes` what the
@@ -113,12 +116,12 @@ class Streaming(Shuffled):
     def begin(self, decoder: Dataset[Any], broken: int) -> None:
         """Get ready to read with this decoder; more pictures than ``broken`` that cannot be read are an error."""
         self.decoder = decoder
-        self.reader = self._reader(_Wishes(self), persistent=True)
+        self.reader = self._reader(_RequestSampler(self), persistent=True)
         # Held from outside, the reader is in no cycle of references that the loader comes to be in: taken down as part
         # of one, it could not tell its processes to end, and would wait five seconds for each.
         weakref.finalize(self, id, self.reader).atexit = False
         self.device = torch.device("cpu")
-        self.clock = Clock(self.device)
+        self.clock = PhaseTimer(self.device)
         self.waited, self.since = 0.0, time.monotonic()
         self.allowed = broken
         self.broken: dict[str, None] = {}  # what is wrong with each broken picture, in the order in which they came
@@ -151,12 +154,12 @@ class Streaming(Shuffled):
         return DataLoader(
             self.decoder,
             batch_sampler=wishes,
-            num_workers=processors(),
-            collate_fn=_collated,
-            prefetch_factor=AHEAD,
+            num_workers=count_workers(),
+            collate_fn=_collate,
+            prefetch_factor=PREFETCH_FACTOR,
             persistent_workers=persistent,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_apart,
+            worker_init_fn=_leave_process_group,
             generator=torch.Generator(),  # a reader seeds its processes, which must not move the training's generator
         )
 
@@ -193,38 +196,38 @@ class Streaming(Shuffled):
             if error not in self.broken:
                 self.broken[error] = None
                 logger.warning(f"{error}; it is left out")
-        check(tuple(self.broken), self.allowed)
+        check_broken(tuple(self.broken), self.allowed)
 
 
-class Streamed(Streaming):
+class FileStreamingLoader(StreamingLoader):
     """A labelled data set in files: decoded and cropped by other processes, augmented on the device in batches.
 
     Order, crops and augmentation are functions of the seed and the pass alone, as those of
-    :class:`fukami.data.loader.Resident` are. A picture that cannot be read is left out of its batch and named.
+    :class:`fukami.data.loader.InMemoryLoader` are. A picture that cannot be read is left out of its batch and named.
 
     Args:
         files: the pictures, one for each of ``targets``.
         prepare: brings a picture to the network's size where it is not cropped.
         smallest: least share of the area in a random resized crop of the training pictures; None: they are not cropped.
         broken: pictures that may be broken; one more is an error.
-        targets, labels, batch, seed, balanced, augment: as for :class:`fukami.data.loader.Shuffled`.
+        targets, labels, batch, seed, balanced, augment: as for :class:`fukami.data.loader.BatchLoader`.
     """
 
-    decoding = Decoder
+    decoding = ImageDecoder
 
     def __init__(
         self,
         files: Sequence[Path],
         targets: Tensor,
         labels: tuple[str, ...],
-        prepare: Preparation,
+        prepare: SquareTransform,
         *,
         batch: int,
         seed: int | None = None,
         balanced: bool = False,
         augment: Augmentation | None = None,
         smallest: float | None = None,
-        broken: int = BROKEN,
+        broken: int = MAX_BROKEN,
     ) -> None:
         super().__init__(
             targets, labels, batch=batch, names=list(map(str, files)), seed=seed, balanced=balanced, augment=augment
@@ -258,7 +261,7 @@ class Streamed(Streaming):
 
     def ordered(self) -> Iterator[Batch]:
         """Every picture once, in order, neither cropped nor augmented; the training goes on as if nothing had been."""
-        for wishes, found in zip(every := _all(len(self.targets)), self._reader(every), strict=True):
+        for wishes, found in zip(every := _plan_requests(len(self.targets)), self._reader(every), strict=True):
             yield self._placed(found, torch.tensor([number for number, _ in wishes]))[:2]
 
     def wishes(self) -> Iterator[list[Any]]:
@@ -267,16 +270,16 @@ class Streamed(Streaming):
         return (list(zip(members.tolist(), draws[:, :crops].tolist(), strict=True)) for members, draws in self.shares())
 
 
-def _apart(number: int) -> None:
+def _leave_process_group(number: int) -> None:
     """Leave Ctrl-C and torchrun's signals, which go to a group of processes, to the one that has a step to save."""
     os.setpgrp()
 
 
-class _Wishes:
+class _RequestSampler:
     """What a pass asks the other processes for: the rest of it, from where the training is."""
 
-    def __init__(self, loader: Streaming) -> None:
-        self.loader: Streaming = weakref.proxy(loader)
+    def __init__(self, loader: StreamingLoader) -> None:
+        self.loader: StreamingLoader = weakref.proxy(loader)
 
     def __len__(self) -> int:
         return len(self.loader) - self.loader.position
@@ -285,7 +288,7 @@ class _Wishes:
         return self.loader.wishes()
 
 
-def _collated(found: list[Bytes | Error]) -> tuple[Tensor, list[int], list[str]]:
+def _collate(found: list[UInt8Array | Error]) -> tuple[Tensor, list[int], list[str]]:
     """The pictures that could be read ``(N, H, W, C)``, which ones they are, and what is wrong with the others."""
     kept = [place for place, picture in enumerate(found) if not isinstance(picture, Error)]
     pictures = [torch.from_numpy(np.ascontiguousarray(found[place])) for place in kept]

@@ -9,24 +9,24 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fukami.data.parsing import parse_json, text_of
-from fukami.data.remote import opened
+from fukami.data.parsing import parse_json, to_text
+from fukami.data.remote import open_stream
 from fukami.errors import Error
 from fukami.image import io as image_io
 
-BLOCK = 512
-LABELS = ("cls", "json")  # what says the class, by extension
-LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)  # headers that hold the name of the member after them
-PASSED_OVER = (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)  # headers that hold nothing that is used
-LONGEST_HEADER = 1 << 20  # bytes of what follows such a header
-LONGEST_LABEL = 1 << 20  # bytes of what says the class of a sample
-LONGEST_CLASS = 200  # letters of its name
+BLOCK_BYTES = 512
+LABEL_EXTENSIONS = ("cls", "json")  # what says the class, by extension
+LONG_NAME_TYPES = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)  # headers that hold the name of the member after them
+SKIPPED_TYPES = (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)  # headers that hold nothing that is used
+MAX_HEADER_BYTES = 1 << 20  # bytes of what follows such a header
+MAX_LABEL_BYTES = 1 << 20  # bytes of what says the class of a sample
+MAX_CLASS_NAME_LENGTH = 200  # letters of its name
 
-Sample = tuple[str, str, bytes, int]  # key, suffix, what the picture's file holds, number of its class
+TarSample = tuple[str, str, bytes, int]  # key, suffix, what the picture's file holds, number of its class
 
 
 @dataclass(frozen=True)
-class Member:
+class TarMember:
     """A member of a tar file: where its headers and its content begin, and where the next member does."""
 
     name: str
@@ -55,11 +55,11 @@ class Member:
     @property
     def picture(self) -> bool:
         """Whether it is one by name."""
-        return f".{self.extension}" in _suffixes()
+        return f".{self.extension}" in _get_image_suffixes()
 
 
 @dataclass
-class Contents:
+class ShardContents:
     """What a scan found in a shard: where each sample lies, its class's name, and what is wrong."""
 
     size: int
@@ -69,7 +69,7 @@ class Contents:
     problems: list[str] = field(default_factory=list)
 
 
-def members(read: Callable[[int, int], bytes], *, errors: str = "replace") -> Iterator[Member]:
+def iterate_members(read: Callable[[int, int], bytes], *, errors: str = "replace") -> Iterator[TarMember]:
     """The members of a tar file, or of a part of one, in order.
 
     Args:
@@ -81,25 +81,25 @@ def members(read: Callable[[int, int], bytes], *, errors: str = "replace") -> It
     """
     start = at = 0
     name, size = "", -1
-    while (header := read(at, BLOCK)).strip(b"\0"):
+    while (header := read(at, BLOCK_BYTES)).strip(b"\0"):
         info = tarfile.TarInfo.frombuf(header, "utf-8", errors)
         if info.size < 0:
             raise tarfile.HeaderError(f"a header has a size of {info.size}")
-        if info.type in (*LONG, *PASSED_OVER):
-            if info.size > LONGEST_HEADER:
+        if info.type in (*LONG_NAME_TYPES, *SKIPPED_TYPES):
+            if info.size > MAX_HEADER_BYTES:
                 raise tarfile.HeaderError(f"a header has a name of {info.size:,} bytes")
-            content, at = at + BLOCK, at + BLOCK + -(-info.size // BLOCK) * BLOCK
-            if info.type in LONG:
-                found, given = _long(read(content, info.size), info.type, errors)
+            content, at = at + BLOCK_BYTES, at + BLOCK_BYTES + -(-info.size // BLOCK_BYTES) * BLOCK_BYTES
+            if info.type in LONG_NAME_TYPES:
+                found, given = _parse_long_header(read(content, info.size), info.type, errors)
                 name, size = found or name, given if given >= 0 else size
         else:
             size = info.size if size < 0 else size
-            content, at = at + BLOCK, at + BLOCK + -(-size // BLOCK) * BLOCK
-            yield Member((name or info.name).removeprefix("./"), start, content, size, at, info.type)
+            content, at = at + BLOCK_BYTES, at + BLOCK_BYTES + -(-size // BLOCK_BYTES) * BLOCK_BYTES
+            yield TarMember((name or info.name).removeprefix("./"), start, content, size, at, info.type)
             start, name, size = at, "", -1
 
 
-def picture(block: bytes, shard: str, number: int) -> tuple[str, bytes]:
+def extract_image(block: bytes, shard: str, number: int) -> tuple[str, bytes]:
     """The first picture among the members of a sample: what it is called (``SHARD/MEMBER``) and what its file holds.
 
     Args:
@@ -110,7 +110,7 @@ def picture(block: bytes, shard: str, number: int) -> tuple[str, bytes]:
         Error: the sample is cut short, or has no picture.
     """
     try:
-        for member in members(lambda start, count: block[start : start + count]):
+        for member in iterate_members(lambda start, count: block[start : start + count]):
             if member.regular and member.picture:
                 found = block[member.content : member.content + member.size]
                 if len(found) < member.size:
@@ -122,7 +122,7 @@ def picture(block: bytes, shard: str, number: int) -> tuple[str, bytes]:
     raise Error(f"{shard}, sample {number}, {wrong}")
 
 
-def scan(where: str) -> Contents:
+def scan_shard(where: str) -> ShardContents:
     """The samples of a shard, header by header; on a disk the contents are passed over.
 
     The class is what ``KEY.cls`` says, or ``"label"`` in ``KEY.json``, or the folder in the key.
@@ -131,26 +131,26 @@ def scan(where: str) -> Contents:
         Error: there is no such shard.
     """
     shard = where.rpartition("/")[2]
-    stream = opened(where)
-    found = Contents(0)
-    sample: dict[Member, bytes] = {}  # with what it says of the class: read at once, as a server only reads forwards
+    stream = open_stream(where)
+    found = ShardContents(0)
+    sample: dict[TarMember, bytes] = {}  # with what it says of the class: read at once, as a server only reads forwards
     end = 0
     try:
-        for member in members(stream.read):
+        for member in iterate_members(stream.read):
             if not member.regular or member.name.rpartition("/")[2].startswith("."):
                 continue
             if sample and member.key != next(iter(sample)).key:
-                _add(found, sample, shard)
+                _add_sample(found, sample, shard)
                 sample = {}
-            said = min(member.size, LONGEST_LABEL)
-            sample[member] = stream.read(member.content, said) if member.extension in LABELS else b""
+            said = min(member.size, MAX_LABEL_BYTES)
+            sample[member] = stream.read(member.content, said) if member.extension in LABEL_EXTENSIONS else b""
             end = member.end
             if stream.size is not None and member.content + member.size > stream.size:
                 raise tarfile.HeaderError("the file ends before")
         if sample:
-            _add(found, sample, shard)
+            _add_sample(found, sample, shard)
             sample = {}
-        if not stream.read(end, BLOCK):
+        if not stream.read(end, BLOCK_BYTES):
             found.problems.append(f"{shard} has no end mark; it may be cut short: get it again")
     except tarfile.HeaderError as error:
         after = f" at {next(iter(sample)).key}" if sample else ""
@@ -161,7 +161,7 @@ def scan(where: str) -> Contents:
     return found
 
 
-def write(path: Path, samples: Iterable[Sample]) -> tuple[list[int], list[int], list[int]]:
+def write_shard(path: Path, samples: Iterable[TarSample]) -> tuple[list[int], list[int], list[int]]:
     """A shard of the samples, the same bytes for the same samples.
 
     Returns:
@@ -180,12 +180,12 @@ def write(path: Path, samples: Iterable[Sample]) -> tuple[list[int], list[int], 
     return classes, starts, lengths
 
 
-def _add(found: Contents, sample: dict[Member, bytes], shard: str) -> None:
+def _add_sample(found: ShardContents, sample: dict[TarMember, bytes], shard: str) -> None:
     """Note a sample, or what is wrong with it."""
     first, *_, last = (next(iter(sample)), *sample)
     if not any(member.picture for member in sample):
         found.problems.append(f"{shard}/{first.key} has no picture; it is expected beside {first.name}")
-    elif not (label := _label(first.key, {member.extension: text for member, text in sample.items()})):
+    elif not (label := _find_label(first.key, {member.extension: text for member, text in sample.items()})):
         wanted = "a KEY.cls with its number, a KEY.json with a label, or a folder in the key"
         found.problems.append(f"{shard}/{first.key} has no class; expected {wanted}")
     else:
@@ -194,21 +194,21 @@ def _add(found: Contents, sample: dict[Member, bytes], shard: str) -> None:
         found.classes.append(label)
 
 
-def _label(key: str, texts: dict[str, bytes]) -> str:
+def _find_label(key: str, texts: dict[str, bytes]) -> str:
     """The name of a sample's class, from what its members of each extension say; empty where nothing says it."""
     text = texts.get("cls", b"").decode("utf-8", "replace").strip()
-    if len(text) > LONGEST_CLASS:
+    if len(text) > MAX_CLASS_NAME_LENGTH:
         return ""
     if text:
         return text.lstrip("0") or "0" if text.isdecimal() and text.isascii() else text  # 007 is class 7
     with contextlib.suppress(ValueError, KeyError, TypeError):
-        label = text_of(parse_json(texts["json"])["label"])
-        if 0 < len(label) <= LONGEST_CLASS:
+        label = to_text(parse_json(texts["json"])["label"])
+        if 0 < len(label) <= MAX_CLASS_NAME_LENGTH:
             return label
-    return key.rpartition("/")[0].rpartition("/")[2][:LONGEST_CLASS]
+    return key.rpartition("/")[0].rpartition("/")[2][:MAX_CLASS_NAME_LENGTH]
 
 
-def _long(payload: bytes, kind: bytes, errors: str) -> tuple[str, int]:
+def _parse_long_header(payload: bytes, kind: bytes, errors: str) -> tuple[str, int]:
     """Name and size that a header of GNU or pax has for the next member; empty and -1 where it has none."""
     if kind == tarfile.GNUTYPE_LONGNAME:
         return payload.rstrip(b"\0").decode("utf-8", errors), -1
@@ -218,5 +218,5 @@ def _long(payload: bytes, kind: bytes, errors: str) -> tuple[str, int]:
 
 
 @functools.cache
-def _suffixes() -> set[str]:
-    return image_io.suffixes()
+def _get_image_suffixes() -> set[str]:
+    return image_io.get_image_suffixes()

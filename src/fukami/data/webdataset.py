@@ -13,38 +13,42 @@ from torch.utils.data import DataLoader
 
 from fukami.data import tar
 from fukami.data.augment import Augmentation
-from fukami.data.folder import BROKEN, check
-from fukami.data.loader import EACH, Batch
-from fukami.data.shards import Numbers, Samples
-from fukami.data.streaming import MANY, Bytes, Decoder, Streamed, processors
+from fukami.data.image_folder import MAX_BROKEN, check_broken
+from fukami.data.loader import SEQUENTIAL_BATCH_SIZE, Batch
+from fukami.data.shards import IntArray, ShardSamples
+from fukami.data.streaming import MIN_PARALLEL_FILES, FileStreamingLoader, ImageDecoder, UInt8Array, count_workers
 from fukami.errors import Error, UsageError
-from fukami.image.transform import Preparation
+from fukami.image.transform import SquareTransform
 
 if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
 
-LANES = 256  # at most
-BUFFER = 256e6  # bytes of encoded pictures among which the next one is drawn, over all lanes and processes
-WAITING = 4  # batches that are read ahead of what is asked for
-AT_ONCE = 16  # lanes that are opened at a time
+MAX_READERS = 256  # at most
+SHUFFLE_BUFFER_BYTES = (
+    256e6  # bytes of encoded pictures among which the next one is drawn, over all lanes and processes
+)
+MAX_QUEUED_BATCHES = 4  # batches that are read ahead of what is asked for
+OPEN_THREADS = 16  # lanes that are opened at a time
 
-Wish = tuple[str, int, bytes, list[float]]  # a shard, the number of a sample there, its bytes, the draws of its crop
-Share = tuple[Tensor, Tensor]  # (n,) members of a batch, and their random numbers
+ShardRequest = tuple[
+    str, int, bytes, list[float]
+]  # a shard, the number of a sample there, its bytes, the draws of its crop
+BatchIndices = tuple[Tensor, Tensor]  # (n,) members of a batch, and their random numbers
 
 
-class Unpacker(Decoder):
+class ShardDecoder(ImageDecoder):
     """Samples as the network sees their pictures, ``(H, W, C)`` uint8, or the error of one that cannot be read."""
 
-    def __getitem__(self, wish: Any) -> Bytes | Error:
+    def __getitem__(self, wish: Any) -> UInt8Array | Error:
         shard, number, block, draws = wish
         try:
-            name, content = tar.picture(block, shard, number)
+            name, content = tar.extract_image(block, shard, number)
             return self.decoded(content, draws, name)
         except Error as error:
             return error
 
 
-class Sharded(Streamed):
+class ShardStreamingLoader(FileStreamingLoader):
     """A labelled data set in shards: read as streams, decoded by other processes, augmented on the device in batches.
 
     The shards of a pass are put in a random order, and what is in them is cut into lanes of one length; row ``i`` of a
@@ -54,35 +58,35 @@ class Sharded(Streamed):
 
     Args:
         samples: where the pictures are, one for each of ``targets``.
-        prepare, smallest, broken: as for :class:`fukami.data.streaming.Streamed`.
-        targets, labels, batch, seed, augment: as for :class:`fukami.data.loader.Shuffled`.
+        prepare, smallest, broken: as for :class:`fukami.data.streaming.FileStreamingLoader`.
+        targets, labels, batch, seed, augment: as for :class:`fukami.data.loader.BatchLoader`.
 
     Raises:
         Error: more samples than ``broken`` are known to be broken.
     """
 
-    decoding = Unpacker
+    decoding = ShardDecoder
 
     def __init__(
         self,
-        samples: Samples,
+        samples: ShardSamples,
         targets: Tensor,
         labels: tuple[str, ...],
-        prepare: Preparation,
+        prepare: SquareTransform,
         *,
         batch: int,
         seed: int | None = None,
         augment: Augmentation | None = None,
         smallest: float | None = None,
-        broken: int = BROKEN,
+        broken: int = MAX_BROKEN,
     ) -> None:
         super().__init__((), targets, labels, prepare, batch=batch, seed=seed, augment=augment, smallest=smallest,
                          broken=broken)  # fmt: skip
         self.samples, self.names = samples, samples.names
-        check(samples.problems, broken)
+        check_broken(samples.problems, broken)
         self.broken = dict.fromkeys(samples.problems)
         self.failed: list[BaseException] = []
-        most = min(len(np.unique(samples.shard)), LANES)
+        most = min(len(np.unique(samples.shard)), MAX_READERS)
         self.lanes = max((each for each in range(1, most + 1) if self.size % each == 0), default=1)
 
     def place(self, runtime: "Runtime") -> None:
@@ -98,26 +102,26 @@ class Sharded(Streamed):
                 f"has as many lanes as divide it, one for a shard at most: write more shards, or change --batch"
             )
 
-    def shares(self) -> Iterator[Share]:
+    def shares(self) -> Iterator[BatchIndices]:
         """This process's members of each batch in the rest of the pass, ``(n,)``, and their random numbers."""
         if self.seed is not None:
             return super().shares()
         count, size = len(self.targets), -(-self.size // self.world)
         mine = torch.arange(self.rank * count // self.world, (self.rank + 1) * count // self.world)
-        return iter(whole(mine, size))
+        return iter(split_into_batches(mine, size))
 
     def wishes(self) -> Iterator[list[Any]]:
         """What the rest of the pass asks the other processes for; it refers to the loader no longer."""
         plan = list(self.shares())
         mine = torch.cat([members for members, _ in plan]) if plan else torch.zeros(0, dtype=torch.int64)
         if self.seed is None:
-            return wished(self.samples, [mine.numpy()], plan, self.crops, self.failed)
+            return read_requests(self.samples, [mine.numpy()], plan, self.crops, self.failed)
         when = torch.empty(len(self.targets), dtype=torch.int64)
         when[self._sequence(self._generator(self.turn))] = torch.arange(len(when))
         each = self.lanes // self.world
         lanes = [mine[lane::each] for lane in range(each)]
         reading = [lane[when[lane].argsort()].numpy() for lane in lanes]
-        return wished(self.samples, reading, plan, self.crops, self.failed)
+        return read_requests(self.samples, reading, plan, self.crops, self.failed)
 
     def ended(self) -> None:
         """Note that the pass is over.
@@ -132,8 +136,8 @@ class Sharded(Streamed):
     def ordered(self) -> Iterator[Batch]:
         """Every picture once, in order, neither cropped nor augmented; the training goes on as if nothing had been."""
         every = torch.arange(len(self.targets))
-        plan = whole(every, EACH)
-        reader = self._reader(wished(self.samples, [every.numpy()], plan, 0))
+        plan = split_into_batches(every, SEQUENTIAL_BATCH_SIZE)
+        reader = self._reader(read_requests(self.samples, [every.numpy()], plan, 0))
         for (members, _), found in zip(plan, reader, strict=True):
             if found[1]:
                 yield self._placed(found, members)[:2]
@@ -150,16 +154,17 @@ class Sharded(Streamed):
         generator = self._generator(turn)
         sequence = self._sequence(generator)
         count, lanes = len(sequence), self.lanes
-        buffer = max(1, int(BUFFER / max(float(self.samples.length.mean()), 1.0) / lanes))
+        buffer = max(1, int(SHUFFLE_BUFFER_BYTES / max(float(self.samples.length.mean()), 1.0) / lanes))
         bounds = [count * lane // lanes for lane in range(lanes + 1)]
         each = [
-            sequence[low:high][drawn(high - low, buffer, generator)][: count // lanes] for low, high in pairwise(bounds)
+            sequence[low:high][compute_buffer_order(high - low, buffer, generator)][: count // lanes]
+            for low, high in pairwise(bounds)
         ]
         order = torch.stack(each, 1).flatten()
         return order, torch.rand(len(order), self.draws, generator=generator)
 
 
-def drawn(count: int, buffer: int, generator: torch.Generator) -> Tensor:
+def compute_buffer_order(count: int, buffer: int, generator: torch.Generator) -> Tensor:
     """The order in which ``count`` samples leave a buffer, ``(count,)``.
 
     It is filled with the first ones; then one is drawn and leaves, and the next takes its slot; at the end the rest
@@ -176,15 +181,15 @@ def drawn(count: int, buffer: int, generator: torch.Generator) -> Tensor:
     return order
 
 
-def whole(members: Tensor, size: int) -> list[Share]:
+def split_into_batches(members: Tensor, size: int) -> list[BatchIndices]:
     """The members in batches of a size, without random numbers."""
     return [(members[at : at + size], torch.zeros(size, 0)[: len(members) - at]) for at in range(0, len(members), size)]
 
 
-class Lane:
+class SequentialReader:
     """Samples that are read in one order and taken in another; what was read and not yet taken is held, encoded."""
 
-    def __init__(self, samples: Samples, reading: Numbers) -> None:
+    def __init__(self, samples: ShardSamples, reading: IntArray) -> None:
         self.samples, self.held = samples, dict[int, bytes]()
         self.reading = zip(reading.tolist(), samples.blocks(reading), strict=False)
         self.error: Error | None = None
@@ -196,7 +201,7 @@ class Lane:
         except Error as error:
             self.error = error
 
-    def take(self, number: int, draws: list[float]) -> Wish:
+    def take(self, number: int, draws: list[float]) -> ShardRequest:
         """A sample, with the draws of its crop."""
         if self.error is not None:
             raise self.error
@@ -205,13 +210,13 @@ class Lane:
         return *self.samples.place(number), self.held.pop(number), draws
 
 
-def wished(
-    samples: Samples,
-    reading: Sequence[Numbers],
-    plan: Sequence[Share],
+def read_requests(
+    samples: ShardSamples,
+    reading: Sequence[IntArray],
+    plan: Sequence[BatchIndices],
     crops: int,
     failed: list[BaseException] | None = None,
-) -> Iterator[list[Wish]]:
+) -> Iterator[list[ShardRequest]]:
     """The samples of each batch of a plan with their bytes, read ahead of what is asked for.
 
     Args:
@@ -223,10 +228,10 @@ def wished(
             torch that meets an error in what it is asked for cannot be taken down cleanly.
     """
 
-    def batches() -> Iterator[list[Wish]]:
-        lanes = [Lane(samples, each) for each in reading if len(each)]
-        for some in range(0, len(lanes), AT_ONCE):  # since a server far away takes its time for the first byte
-            threads = [threading.Thread(target=lane.begin, daemon=True) for lane in lanes[some : some + AT_ONCE]]
+    def batches() -> Iterator[list[ShardRequest]]:
+        lanes = [SequentialReader(samples, each) for each in reading if len(each)]
+        for some in range(0, len(lanes), OPEN_THREADS):  # since a server far away takes its time for the first byte
+            threads = [threading.Thread(target=lane.begin, daemon=True) for lane in lanes[some : some + OPEN_THREADS]]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -235,12 +240,12 @@ def wished(
             rows = enumerate(zip(members.tolist(), draws[:, :crops].tolist(), strict=True))
             yield [lanes[row % len(lanes)].take(number, crop) for row, (number, crop) in rows]
 
-    return ahead(batches(), failed)
+    return prefetch(batches(), failed)
 
 
-def ahead(source: Iterator[Any], failed: list[BaseException] | None) -> Iterator[Any]:
+def prefetch(source: Iterator[Any], failed: list[BaseException] | None) -> Iterator[Any]:
     """What the source yields, from a thread that is a few items ahead; its error is raised, or goes into ``failed``."""
-    line: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(WAITING)
+    line: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(MAX_QUEUED_BATCHES)
     left = False
 
     def put(item: Any, error: BaseException | None) -> None:
@@ -277,10 +282,10 @@ def ahead(source: Iterator[Any], failed: list[BaseException] | None) -> Iterator
         left = True
 
 
-def decode(samples: Samples, prepare: Preparation) -> Iterator[Bytes | Error]:
+def decode_shards(samples: ShardSamples, prepare: SquareTransform) -> Iterator[UInt8Array | Error]:
     """Each sample in turn as the network sees it, ``(H, W, C)`` uint8, or the error; many processes decode."""
     every = torch.arange(len(samples))
-    workers = processors() if len(samples) >= MANY else 0
-    wishes = wished(samples, [every.numpy()], whole(every, EACH), 0)
-    for batch in DataLoader(Unpacker((), prepare), batch_sampler=wishes, num_workers=workers, collate_fn=list):
+    workers = count_workers() if len(samples) >= MIN_PARALLEL_FILES else 0
+    wishes = read_requests(samples, [every.numpy()], split_into_batches(every, SEQUENTIAL_BATCH_SIZE), 0)
+    for batch in DataLoader(ShardDecoder((), prepare), batch_sampler=wishes, num_workers=workers, collate_fn=list):
         yield from batch

@@ -12,62 +12,83 @@ from typing import Any
 
 import yaml
 
-from fukami.data import archives, folder
-from fukami.data.annotations import Box, Entry, Flaw, Sheets, leads_out, only, part_of, pictures
-from fukami.data.parsing import SMALL, exists, is_file, number_of, read_text
+from fukami.data import archives, image_folder
+from fukami.data.annotations import (
+    AnnotationProblem,
+    Box,
+    DatasetAnnotations,
+    ImageAnnotation,
+    is_outside_archive,
+    keep_existing_images,
+    list_images,
+    parse_split,
+)
+from fukami.data.parsing import MAX_SMALL_FILE_BYTES, exists, is_file, read_text, to_number
 from fukami.errors import Error
 
-NAMES = ("classes.txt", "obj.names", "_darknet.labels")
-DARKNET = ".data"  # the suffix of the files by which Darknet describes data, and CVAT after it
-LARGEST_YAML = 2 << 20  # bytes; PyYAML reads a megabyte in ten seconds
-ABSENT = ("", "~", "null", "Null", "NULL", "none", "None")  # what YAML files write for no value
-KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
+CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
+DARKNET_SUFFIX = ".data"  # the suffix of the files by which Darknet describes data, and CVAT after it
+MAX_YAML_BYTES = 2 << 20  # bytes; PyYAML reads a megabyte in ten seconds
+NULL_VALUES = ("", "~", "null", "Null", "NULL", "none", "None")  # what YAML files write for no value
+SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 
 
-def known(root: Path) -> bool:
+def is_yolo_dataset(root: Path) -> bool:
     """Whether a folder is in one of the layouts, or a file describes one."""
     if root.is_file():
-        return bool(_named(root))
+        return bool(_has_class_names(root))
     both = (root / "images").is_dir() and (root / "labels").is_dir()
-    return both or bool(_split(root)) or any(map(_named, described(root))) or bool(_beside(root))
+    return (
+        both
+        or bool(_find_split_folders(root))
+        or any(map(_has_class_names, find_description_files(root)))
+        or bool(_find_mixed_splits(root))
+    )
 
 
-def described(root: Path) -> list[Path]:
+def find_description_files(root: Path) -> list[Path]:
     """The files of a folder that may describe it, ``data.yaml`` first."""
-    found = [path for path in root.iterdir() if path.suffix.lower() in (".yaml", ".yml", DARKNET)]
+    found = [path for path in root.iterdir() if path.suffix.lower() in (".yaml", ".yml", DARKNET_SUFFIX)]
     return sorted(found, key=lambda path: (path.stem.lower() not in ("data", "dataset"), path))
 
 
-def read(path: Path) -> Sheets:
+def read_yolo(path: Path) -> DatasetAnnotations:
     """What the label files say that a folder holds or a YAML file describes.
 
     Raises:
         Error: the file that describes them is broken, or nothing names the classes.
     """
-    sheets = Sheets()
-    files = [path] if path.is_file() else [file for file in described(path) if _named(file)]
+    sheets = DatasetAnnotations()
+    files = [path] if path.is_file() else [file for file in find_description_files(path) if _has_class_names(file)]
     root = path.parent if path.is_file() else path
     if files:
-        said = _described(files[0])
-        numbers = _numbered(files[0], said)
-        inside = {part: list(_located(files[0], said, key)) for key, part in KEYS.items() if said.get(key)}
+        said = _read_description(files[0])
+        numbers = _parse_class_names(files[0], said)
+        inside = {part: list(_locate_paths(files[0], said, key)) for key, part in SPLIT_KEYS.items() if said.get(key)}
         inside = {part: places for part, places in inside.items() if places}
     else:
-        numbers, inside = dict(enumerate(_listed(root))), {}
+        numbers, inside = dict(enumerate(_read_class_names(root))), {}
     images = root / "images"
-    inside = inside or _split(root) or ({"": [images]} if images.is_dir() else _beside(root) or {"": [root]})
+    inside = (
+        inside
+        or _find_split_folders(root)
+        or ({"": [images]} if images.is_dir() else _find_mixed_splits(root) or {"": [root]})
+    )
     sheets.labels = tuple(dict.fromkeys(numbers[number] for number in sorted(numbers)))
     for part, places in inside.items():
-        every = [picture for place in places for picture in _pictures(place)]
+        every = [picture for place in places for picture in _list_split_images(place)]
         entries = [
-            Entry(picture, path) if leads_out(picture, path) else _entry(picture, numbers, sheets) for picture in every
+            ImageAnnotation(picture, path)
+            if is_outside_archive(picture, path)
+            else _read_annotation(picture, numbers, sheets)
+            for picture in every
         ]
-        sheets.parts[part] = only(entries, sheets, part, path)
-    _orphans(sheets)
+        sheets.parts[part] = keep_existing_images(entries, sheets, part, path)
+    _add_orphan_labels(sheets)
     return sheets
 
 
-def label_file(picture: Path) -> Path:
+def find_label_file(picture: Path) -> Path:
     """Where the boxes of a picture stand: in ``labels`` where it lies in ``images``, otherwise beside it."""
     parts = list(picture.parts)
     if "images" in parts[:-1]:
@@ -78,41 +99,41 @@ def label_file(picture: Path) -> Path:
     return picture.with_suffix(".txt")
 
 
-def _entry(picture: Path, names: dict[int, str], sheets: Sheets) -> Entry:
+def _read_annotation(picture: Path, names: dict[int, str], sheets: DatasetAnnotations) -> ImageAnnotation:
     """The boxes of a picture; none where there is no file, as YOLO has it."""
-    path = label_file(picture)
+    path = find_label_file(picture)
     boxes: list[Box] = []
     if not is_file(path):
         sheets.unlisted.append(picture)
-        return Entry(picture, path)
-    for line, text in enumerate(read_text(path, limit=SMALL, errors="replace").splitlines(), 1):
+        return ImageAnnotation(picture, path)
+    for line, text in enumerate(read_text(path, limit=MAX_SMALL_FILE_BYTES, errors="replace").splitlines(), 1):
         if not text.strip():
             continue
-        number, corners = _parsed(text)
+        number, corners = _parse_box_line(text)
         if number is None or number not in names:
             given = text.split()[0][:50]
             detail = f"is of class {given}, and there are {len(names)}: 0 to {max(names, default=0)}"
-            sheets.flaws.append(Flaw("no class", path, line, detail))
+            sheets.flaws.append(AnnotationProblem("no class", path, line, detail))
         boxes.append(Box("" if number is None else names.get(number, ""), corners, line=line))
-    return Entry(picture, path, tuple(boxes), relative=True)
+    return ImageAnnotation(picture, path, tuple(boxes), relative=True)
 
 
-def _orphans(sheets: Sheets) -> None:
+def _add_orphan_labels(sheets: DatasetAnnotations) -> None:
     """Note label files whose picture is not there."""
     lying = {entry.picture.parent: entry.file.parent for entries in sheets.parts.values() for entry in entries}
     for place, labels in sorted(lying.items()):
         if labels == place or not labels.is_dir():
             continue  # text beside pictures may be anything
-        stems = {path.stem for path in pictures(place)}
+        stems = {path.stem for path in list_images(place)}
         for path in sorted(labels.glob("*.txt")):
-            if path.stem not in stems and path.name not in NAMES:
+            if path.stem not in stems and path.name not in CLASS_FILES:
                 detail = f"there is no picture {path.stem} in {place}; put it there, or remove its labels"
-                sheets.flaws.append(Flaw("missing", path, 0, detail))
+                sheets.flaws.append(AnnotationProblem("missing", path, 0, detail))
 
 
-def _parsed(text: str) -> tuple[int | None, tuple[float, float, float, float]]:
+def _parse_box_line(text: str) -> tuple[int | None, tuple[float, float, float, float]]:
     """The class and the corners of a line, in shares of the picture."""
-    first, *values = map(number_of, text.split())
+    first, *values = map(to_number, text.split())
     number = int(first) if first.is_integer() else None
     if not all(map(math.isfinite, values)):
         return number, (math.nan,) * 4
@@ -124,14 +145,14 @@ def _parsed(text: str) -> tuple[int | None, tuple[float, float, float, float]]:
     return number, (math.nan,) * 4
 
 
-def _described(path: Path) -> dict[str, Any]:
+def _read_description(path: Path) -> dict[str, Any]:
     """What a YAML file says, or Darknet's ``key = value`` in each line.
 
     Raises:
         Error: it is no YAML.
     """
-    if path.suffix.lower() == DARKNET:
-        pairs = (line.partition("=") for line in _lines(path))
+    if path.suffix.lower() == DARKNET_SUFFIX:
+        pairs = (line.partition("=") for line in _read_lines(path))
         return {key.strip(): value.strip() for key, sign, value in pairs if sign}
     return load_yaml(path)
 
@@ -144,7 +165,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     Raises:
         Error: it is no YAML, nested too deeply, too large, or has anchors.
     """
-    text = read_text(path, limit=LARGEST_YAML)
+    text = read_text(path, limit=MAX_YAML_BYTES)
     try:
         found = yaml.load(text, _PlainLoader)
     except yaml.YAMLError as error:
@@ -155,7 +176,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise Error(f"{path}: is no YAML of a data set (it is nested too deeply); fix it") from None
     if not isinstance(found, dict):
         return {}
-    return {key: None if value in ABSENT else value for key, value in found.items() if isinstance(key, str)}
+    return {key: None if value in NULL_VALUES else value for key, value in found.items() if isinstance(key, str)}
 
 
 class _PlainLoader(yaml.BaseLoader):
@@ -168,15 +189,15 @@ class _PlainLoader(yaml.BaseLoader):
         return super().compose_node(parent, index)
 
 
-def _named(path: Path) -> bool:
+def _has_class_names(path: Path) -> bool:
     """Whether a YAML file names classes; a broken one might, and is told when it is read."""
     try:
-        return bool(_described(path).get("names"))
+        return bool(_read_description(path).get("names"))
     except Error:
         return path.stem.lower() in ("data", "dataset")
 
 
-def _numbered(path: Path, said: dict[str, Any]) -> dict[int, str]:
+def _parse_class_names(path: Path, said: dict[str, Any]) -> dict[int, str]:
     """The number and the name of each class.
 
     Raises:
@@ -184,7 +205,11 @@ def _numbered(path: Path, said: dict[str, Any]) -> dict[int, str]:
     """
     names: Any = said.get("names")
     if isinstance(names, str):
-        names = [] if names.isdecimal() else [line for place in _located(path, said, "names") for line in _lines(place)]
+        names = (
+            []
+            if names.isdecimal()
+            else [line for place in _locate_paths(path, said, "names") for line in _read_lines(place)]
+        )
     try:
         numbers = dict(names.items() if isinstance(names, dict) else enumerate(names))
         found = {int(number): name for number, name in numbers.items()}
@@ -198,21 +223,21 @@ def _numbered(path: Path, said: dict[str, Any]) -> dict[int, str]:
     return found
 
 
-def _located(path: Path, said: dict[str, Any], key: str) -> Iterator[Path]:
+def _locate_paths(path: Path, said: dict[str, Any], key: str) -> Iterator[Path]:
     """The folders or lists of a part, which tools write relative to one place or another.
 
     Raises:
         Error: there is none.
     """
-    base, given = Path(_text(path, said.get("path") or ".", "path")), said[key]
+    base, given = Path(_check_text(path, said.get("path") or ".", "path")), said[key]
     for each in given if isinstance(given, list) else [given]:
-        near = name = _text(path, each, key)
+        near = name = _check_text(path, each, key)
         while near.startswith("../"):  # Roboflow's files are written for a folder further down
             near = near[3:]
         tried = [path.parent / base / name, base / name, path.parent / name, path.parent / near]
-        if path.suffix.lower() == DARKNET:
-            tried.append(path.parent / _below(name))
-        within = path.parent if key == "names" else archives.root_of(path)  # names become the labels of a run
+        if path.suffix.lower() == DARKNET_SUFFIX:
+            tried.append(path.parent / _strip_first_folder(name))
+        within = path.parent if key == "names" else archives.find_archive_root(path)  # names become the labels of a run
         place = next((at for at in tried if exists(at) and (not within or archives.is_inside(at, within))), None)
         if place is None and key == "test":
             continue  # one that is named and not handed out
@@ -221,61 +246,65 @@ def _located(path: Path, said: dict[str, Any], key: str) -> Iterator[Path]:
         yield place
 
 
-def _text(path: Path, value: Any, key: str) -> str:
+def _check_text(path: Path, value: Any, key: str) -> str:
     """A value that should be the name of a folder or a file."""
     if not isinstance(value, str):
         raise Error(f"{path}: {key} should be the name of a folder or a list, not {str(value)[:200]}")
     return value
 
 
-def _pictures(place: Path) -> list[Path]:
+def _list_split_images(place: Path) -> list[Path]:
     """The pictures of a folder, or those that a list names."""
     if place.is_file():
-        named = ((place.parent / line, place.parent / _below(line)) for line in _lines(place))
+        named = ((place.parent / line, place.parent / _strip_first_folder(line)) for line in _read_lines(place))
         return [other if is_file(other) and not is_file(path) else path for path, other in named]
-    return pictures(place / "images" if (place / "images").is_dir() else place, deep=True)
+    return list_images(place / "images" if (place / "images").is_dir() else place, deep=True)
 
 
-def _below(name: str) -> Path:
+def _strip_first_folder(name: str) -> Path:
     """A path without its first folder, which Darknet's files have where the program expects the data."""
     return Path(*Path(name).parts[1:])
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     """The lines of a file that have something in them."""
     lines = read_text(path, errors="replace").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 
-def _beside(root: Path) -> dict[str, list[Path]]:
+def _find_mixed_splits(root: Path) -> dict[str, list[Path]]:
     """The parts of a folder in which labels lie beside the pictures, and names in a file in it or in a part."""
-    inside = {part_of(each.name): [each] for each in folder.folders(root) if part_of(each.name)}
+    inside = {parse_split(each.name): [each] for each in image_folder.list_folders(root) if parse_split(each.name)}
     places = [place for each in (inside or {"": [root]}).values() for place in each]
-    named = any((place / name).is_file() for place in (root, *places) for name in NAMES)
-    if not named or not any(path.with_suffix(".txt").is_file() for place in places for path in pictures(place)):
+    named = any((place / name).is_file() for place in (root, *places) for name in CLASS_FILES)
+    if not named or not any(path.with_suffix(".txt").is_file() for place in places for path in list_images(place)):
         return {}
     return inside or {"": [root]}
 
 
-def _split(root: Path) -> dict[str, list[Path]]:
+def _find_split_folders(root: Path) -> dict[str, list[Path]]:
     """The parts of a folder without a YAML file: ``train/images`` or ``images/train``."""
-    outer = {part_of(each.name): [each / "images"] for each in folder.folders(root) if (each / "labels").is_dir()}
+    outer = {
+        parse_split(each.name): [each / "images"]
+        for each in image_folder.list_folders(root)
+        if (each / "labels").is_dir()
+    }
     outer = {part: places for part, places in outer.items() if part}
     images = root / "images"
-    inner = [each for each in folder.folders(images) if part_of(each.name)] if images.is_dir() else []
+    inner = [each for each in image_folder.list_folders(images) if parse_split(each.name)] if images.is_dir() else []
     if outer or not (root / "labels").is_dir():
         return outer
-    return {part_of(each.name): [each] for each in inner}
+    return {parse_split(each.name): [each] for each in inner}
 
 
-def _listed(root: Path) -> list[str]:
+def _read_class_names(root: Path) -> list[str]:
     """The class names of a folder without a YAML file.
 
     Raises:
         Error: nothing names them.
     """
-    for place in (root, root / "labels", *(each for each in folder.folders(root) if part_of(each.name))):
-        for name in NAMES:
+    for place in (root, root / "labels", *(each for each in image_folder.list_folders(root) if parse_split(each.name))):
+        for name in CLASS_FILES:
             if (place / name).is_file():
-                return _lines(place / name)
+                return _read_lines(place / name)
     raise Error(f"{root} has labels of YOLO and nothing that names the classes; add a classes.txt, a name on each line")

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fukami.detection.task import Detection
+from fukami.detection.task import DetectionTask
 from fukami.errors import UsageError
-from fukami.layers.detection_types import Found
+from fukami.layers.detection_types import Detections
 
 if TYPE_CHECKING:
-    from fukami.data.annotated import Batch
+    from fukami.data.samples import PaddedBatch
     from fukami.engine.runtime import Runtime
 
-STEPS = (0, 1 / 3, 1 / 2, 5 / 6, 1)  # as its code had them: 80,000, 40,000, 80,000 and 40,000 updates
-NONE, PROPOSER, REGIONS, SHARED, LAST = range(-1, 4)
-FEWEST = 6  # updates of which each step has one
+STEP_BOUNDARIES = (0, 1 / 3, 1 / 2, 5 / 6, 1)  # as its code had them: 80,000, 40,000, 80,000 and 40,000 updates
+NOT_STARTED, TRAIN_RPN, TRAIN_DETECTOR, FINETUNE_RPN, FINETUNE_DETECTOR = range(-1, 4)
+MIN_STEPS = 6  # updates of which each step has one
 
 
-class Alternating(Detection):
+class AlternatingDetectionTask(DetectionTask):
     """Proposals and regions learned in turn, first by two networks and then with shared convolutions.
 
     1. A network of its own learns to propose. 2. The detector learns from its proposals, on convolutions of its own.
@@ -29,14 +29,14 @@ class Alternating(Detection):
     """
 
     alternates = True
-    current = NONE  # step of the training
+    current = NOT_STARTED  # step of the training
 
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device and make ready to train."""
         super().setup(runtime)
         if self.alternates:
             self.proposer = copy.deepcopy(self.model)
-            self.begun = Begun().to(runtime.device)
+            self.begun = StepCounter().to(runtime.device)
             every = [parameter for network in self.networks() for parameter in network.parameters()]
             self.trainable = {id(parameter) for parameter in every if parameter.requires_grad}
             self.optimizer = runtime.steer(self.make_optimizer(every))
@@ -52,9 +52,9 @@ class Alternating(Detection):
             UsageError: there are not enough updates for all steps to have one.
         """
         steps, interval = super().duration(train)
-        if steps < FEWEST:
+        if steps < MIN_STEPS:
             raise UsageError(
-                f"the four steps of --training alternating need {FEWEST} updates, and {self.epochs} epochs have "
+                f"the four steps of --training alternating need {MIN_STEPS} updates, and {self.epochs} epochs have "
                 f"{steps}; give more --epochs"
             )
         return steps, interval
@@ -70,17 +70,19 @@ class Alternating(Detection):
 
     def schedule(self, progress: float) -> float:
         """The learning rate, whose course begins anew in each step; begins the steps."""
-        step = max(number for number in range(4) if progress >= STEPS[number])
+        step = max(number for number in range(4) if progress >= STEP_BOUNDARIES[number])
         if step != self.current:
             self._begin(step)
-        return super().schedule((progress - STEPS[step]) / (STEPS[step + 1] - STEPS[step]))
+        return super().schedule(
+            (progress - STEP_BOUNDARIES[step]) / (STEP_BOUNDARIES[step + 1] - STEP_BOUNDARIES[step])
+        )
 
     def _begin(self, step: int) -> None:
         """What a step begins with (once, however often the run is resumed), and what it trains."""
         if int(self.begun.step) < step:
-            if step == PROPOSER:
+            if step == TRAIN_RPN:
                 self.proposer.load_state_dict(self.model.state_dict())  # which has been initialised meanwhile
-            if step == SHARED:
+            if step == FINETUNE_RPN:
                 self.model.rpn.load_state_dict(self.proposer.rpn.state_dict())  # type: ignore[union-attr]
             self.optimizer.state.clear()
             self.begun.step.fill_(step)
@@ -92,25 +94,25 @@ class Alternating(Detection):
                 parameter.grad = None
             if isinstance(module, nn.modules.batchnorm._BatchNorm):  # what stays as it is keeps its statistics, too
                 module.train(any(parameter.requires_grad for parameter in module.parameters()))
-        self.parallel = self.replica = self.runtime.replicate(self.proposer if step == PROPOSER else self.model)
+        self.parallel = self.replica = self.runtime.replicate(self.proposer if step == TRAIN_RPN else self.model)
 
     def _trained(self, step: int) -> Iterator[nn.Module]:
         """The modules that a step trains."""
-        whole: Any = self.proposer if step == PROPOSER else self.model
-        if step in (PROPOSER, REGIONS):
+        whole: Any = self.proposer if step == TRAIN_RPN else self.model
+        if step in (TRAIN_RPN, TRAIN_DETECTOR):
             yield whole.backbone
-        yield whole.rpn if step in (PROPOSER, SHARED) else whole.roi_heads
+        yield whole.rpn if step in (TRAIN_RPN, FINETUNE_RPN) else whole.roi_heads
 
-    def loss(self, batch: "Batch") -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: "PaddedBatch") -> tuple[Tensor, dict[str, Tensor]]:
         """That of the stage which learns in this step; the other's are 0."""
-        if self.current == NONE:  # nobody asks for a learning rate, as in a range test
-            self._begin(PROPOSER)
+        if self.current == NOT_STARTED:  # nobody asks for a learning rate, as in a range test
+            self._begin(TRAIN_RPN)
         pictures, sizes, truth = self.asked(batch)
-        if self.current in (PROPOSER, SHARED):
+        if self.current in (TRAIN_RPN, FINETUNE_RPN):
             samples, _ = self.replica(pictures, sizes, truth, part="rpn")
             losses = self.losses(samples, "objectness", "anchor_boxes")
         else:
-            proposals = self.proposer.propose(pictures, sizes) if self.current == REGIONS else None  # type: ignore[operator]
+            proposals = self.proposer.propose(pictures, sizes) if self.current == TRAIN_DETECTOR else None  # type: ignore[operator]
             _, samples = self.replica(pictures, sizes, truth, proposals, part="regions")
             losses = self.losses(samples, "classification", "region_boxes")
         nothing = torch.zeros((), device=pictures.device)
@@ -119,16 +121,16 @@ class Alternating(Detection):
         }
         return torch.stack(list(losses.values())).sum(), {name: loss.detach() for name, loss in every.items()}
 
-    def detect(self, pictures: Tensor, sizes: Tensor) -> list[Found]:
+    def detect(self, pictures: Tensor, sizes: Tensor) -> list[Detections]:
         """What is in pictures; until the detector can propose itself, the other network proposes."""
-        if self.current not in (PROPOSER, REGIONS):
+        if self.current not in (TRAIN_RPN, TRAIN_DETECTOR):
             return super().detect(pictures, sizes)
         normalised = self.normalised(pictures, sizes)
-        found: list[Found] = self.model(normalised, sizes, proposals=self.proposer.propose(normalised, sizes))  # type: ignore[operator]
+        found: list[Detections] = self.model(normalised, sizes, proposals=self.proposer.propose(normalised, sizes))  # type: ignore[operator]
         return found
 
 
-class Begun(nn.Module):
+class StepCounter(nn.Module):
     """The last step that was begun, which a resumed run has to know."""
 
     step: Tensor

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from fukami.data import annotations, findings
-from fukami.data.annotations import Box, Corners, Entry, Header, Sheets
-from fukami.data.findings import Findings, Item, Names, broken
+from fukami.data.annotations import Box, Corners, DatasetAnnotations, ImageAnnotation, ImageHeader
+from fukami.data.findings import Findings, ImageItem, PathNames, add_read_error
 from fukami.detection import data as detection_data
 from fukami.errors import Error
 
-SMALLEST = 4.0  # pixels; a side below shows nothing that could be told apart
-SLACK = 0.5  # pixels that a box may leave its picture by, as rounded coordinates do
-SENTENCES = {
+MIN_SIDE = 4.0  # pixels; a side below shows nothing that could be told apart
+BORDER_TOLERANCE = 0.5  # pixels that a box may leave its picture by, as rounded coordinates do
+FAULT_MESSAGES = {
     "not a number": "has no box of four finite numbers, and is left out",
     "inverted box": "ends before it begins, and is left out",
     "empty box": "has no area, and is left out",
@@ -21,26 +21,26 @@ SENTENCES = {
 }
 
 
-def examine(spec: str, found: Findings) -> Iterator[tuple[Item, bytes]]:
+def check_samples(spec: str, found: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """The readable pictures of a data set with the digest of their pixels; what is wrong is told on the way."""
     if spec == "scenes":
-        yield from _scenes(found)
+        yield from _check_scenes(found)
         return
-    given = detection_data.located(spec)
-    names = Names(given)
+    given = detection_data.find_dataset(spec)
+    names = PathNames(given)
     try:
-        sheets = detection_data.described(given)
+        sheets = detection_data.read_annotations(given)
     except Error as error:
-        broken(error, names, found)
+        add_read_error(error, names, found)
         return
     for flaw in dict.fromkeys(flaw._replace(part="") for flaw in (*sheets.lost, *sheets.flaws)):
         found.add(flaw.problem, flaw.detail, file=names(flaw.file), line=flaw.line)
     for picture in sheets.unlisted:
         found.add("no annotation", "no annotation says what is in it", file=names(picture))
-    yield from findings.decoded(_items(sheets, names, found), found)
+    yield from findings.hash_images(_check_annotations(sheets, names, found), found)
 
 
-def _items(sheets: Sheets, names: Names, found: Findings) -> list[Item]:
+def _check_annotations(sheets: DatasetAnnotations, names: PathNames, found: Findings) -> list[ImageItem]:
     """Every picture once; what its annotation says is examined on the way."""
     parts = dict(sheets.parts)
     if {"train", "val"} & parts.keys():
@@ -51,21 +51,21 @@ def _items(sheets: Sheets, names: Names, found: Findings) -> list[Item]:
         found.inside[part].update(dict.fromkeys(sheets.labels, 0))
     first: dict[Path, str] = {}
     items = []
-    headers = annotations.headers([entry.picture for _, entry in entries])
+    headers = annotations.read_headers([entry.picture for _, entry in entries])
     for (part, entry), head in zip(entries, headers, strict=True):
-        if isinstance(head, Header):  # what cannot be read is told when it is decoded
-            _entry(entry, head, names(entry.file), part, found)
+        if isinstance(head, ImageHeader):  # what cannot be read is told when it is decoded
+            _check_entry(entry, head, names(entry.file), part, found)
         if entry.picture in first:
             kind = "duplicate" if first[entry.picture] == part else "duplicate across parts"
             where = f"in {first[entry.picture]!r} and in {part!r}" if part else "twice"
             found.add(kind, f"{entry.picture.name} is listed {where}", file=names(entry.file), line=entry.line)
             continue
         first[entry.picture] = part
-        items.append(Item(entry.picture, names(entry.picture), "", part))
+        items.append(ImageItem(entry.picture, names(entry.picture), "", part))
     return items
 
 
-def _entry(entry: Entry, head: Header, file: str, part: str, found: Findings) -> None:
+def _check_entry(entry: ImageAnnotation, head: ImageHeader, file: str, part: str, found: Findings) -> None:
     """What is wrong with the boxes of a picture and with what is said of its size."""
     width, height = head.upright
     stored = entry.size == (head.width, head.height)
@@ -78,18 +78,18 @@ def _entry(entry: Entry, head: Header, file: str, part: str, found: Findings) ->
         detail = f"{entry.picture.name} is turned by its EXIF data; boxes are taken to be of the picture {turned}"
         found.add("EXIF rotation", detail, file=file, line=entry.line)
     before: dict[tuple[str, Corners], Box] = {}
-    for box, corners in zip(entry.boxes, annotations.placed(entry, head), strict=True):
+    for box, corners in zip(entry.boxes, annotations.compute_pixel_corners(entry, head), strict=True):
         note = f"{box.note} ({box.label})" if box.note else f"the {box.label or 'nameless'} box"
-        problem = annotations.fault(corners, head.upright)
+        problem = annotations.find_box_problem(corners, head.upright)
         numbers = ", ".join(f"{value:g}" for value in corners)
         if problem:
             where = "" if problem == "not a number" else f"; its corners are {numbers} in {width}×{height} pixels"
-            found.add(problem, f"{note} {SENTENCES[problem]}{where}", file=file, line=box.line)
+            found.add(problem, f"{note} {FAULT_MESSAGES[problem]}{where}", file=file, line=box.line)
             continue
         if box.label:
             found.inside[part][box.label] += 1
             found.first.setdefault(box.label, (file, box.line))
-        for kind, detail in _doubtful(corners, head.upright, box.zero):
+        for kind, detail in _find_warnings(corners, head.upright, box.zero):
             found.add(kind, f"{note} {detail}", file=file, line=box.line)
         other = before.setdefault((box.label, corners), box)
         if other is not box:
@@ -97,25 +97,25 @@ def _entry(entry: Entry, head: Header, file: str, part: str, found: Findings) ->
             found.add("duplicate box", f"{note} is there already, {which}", file=file, line=box.line)
 
 
-def _doubtful(corners: Corners, size: tuple[int, int], zero: bool) -> Iterator[tuple[str, str]]:
+def _find_warnings(corners: Corners, size: tuple[int, int], zero: bool) -> Iterator[tuple[str, str]]:
     """What is doubtful about a box that can be learned from: the kind, and the words."""
     left, top, right, bottom = corners
     width, height = size
     if zero:
         yield "counts from 0", "begins at 0, and VOC counts pixels from 1: is the file off by one?"
     beyond = max(-left - zero, -top - zero, right - width, bottom - height)
-    if beyond > SLACK:
+    if beyond > BORDER_TOLERANCE:
         yield "crosses the border", f"leaves its {width}×{height} picture by {beyond:g} pixels, and is cut there"
     wide, high = min(right, width) - max(left, 0), min(bottom, height) - max(top, 0)
-    if min(wide, high) < SMALLEST:
-        yield "tiny box", f"is {wide:g}×{high:g} pixels; a side below {SMALLEST:g} shows nothing"
+    if min(wide, high) < MIN_SIDE:
+        yield "tiny box", f"is {wide:g}×{high:g} pixels; a side below {MIN_SIDE:g} shows nothing"
 
 
-def _scenes(found: Findings) -> Iterator[tuple[Item, bytes]]:
+def _check_scenes(found: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """The embedded set, which has no files."""
-    train, test, labels = detection_data.read("scenes", 0)
+    train, test, labels = detection_data.load_dataset("scenes", 0)
     for part, samples in (("train", train), ("test", test)):
         for sample in samples:
             found.counts[part][""] += 1
             found.inside[part].update(labels[number] for number in sample.classes.tolist())
-            yield Item(Path(), sample.name, "", part), findings.digest(np.asarray(sample.source))
+            yield ImageItem(Path(), sample.name, "", part), findings.hash_pixels(np.asarray(sample.source))

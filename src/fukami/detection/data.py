@@ -2,26 +2,32 @@
 
 from pathlib import Path
 
-from fukami.data import coco, folder, locate, scenes, voc, yolo
-from fukami.data.annotated import Annotated
-from fukami.data.annotations import Sheets, apart, parts, settle, stratum
+from fukami.data import coco, image_folder, locations, scenes, voc, yolo
+from fukami.data.annotations import (
+    DatasetAnnotations,
+    build_samples,
+    find_rarest_classes,
+    select_splits,
+    separate_trainval,
+)
 from fukami.data.parsing import exists
-from fukami.errors import Error, unknown
+from fukami.data.samples import Sample
+from fukami.errors import Error, build_unknown_error
 
-NAMES = ("scenes", "bccd", "voc-animals", "voc2007", "voc2012", "coco")
-FOLDERS = ("bccd", "voc-animals")
-FORMATS = {"VOC": voc.read, "COCO": coco.read, "YOLO": yolo.read}
-LAYOUTS = (
+DATASETS = ("scenes", "bccd", "voc-animals", "voc2007", "voc2012", "coco")
+LOCAL_DATASETS = ("bccd", "voc-animals")
+READERS = {"VOC": voc.read_voc, "COCO": coco.read_coco, "YOLO": yolo.read_yolo}
+EXPECTED_LAYOUTS = (
     "Annotations/*.xml and JPEGImages/ (VOC); an .xml beside each picture; annotations/instances_train.json or "
     "train/_annotations.coco.json (COCO); data.yaml, or images/, labels/ and classes.txt (YOLO)"
 )
 
-Part = tuple[Annotated, ...]
+Samples = tuple[Sample, ...]
 
 
-def read(
-    spec: str, holdout: float, broken: int = folder.BROKEN, *, training: bool = True
-) -> tuple[Part, Part, tuple[str, ...]]:
+def load_dataset(
+    spec: str, holdout: float, broken: int = image_folder.MAX_BROKEN, *, training: bool = True
+) -> tuple[Samples, Samples, tuple[str, ...]]:
     """What to train on, what to judge on, and the class names of a data set.
 
     Args:
@@ -36,66 +42,70 @@ def read(
         Error: the data are in no known layout or damaged, or there are none.
     """
     if spec == "scenes":
-        return scenes.annotated(0, scenes.TRAINING), scenes.annotated(scenes.TRAINING, scenes.TESTING), scenes.LABELS
-    sheets = described(located(spec))
+        return (
+            scenes.generate_box_samples(0, scenes.NUM_TRAIN),
+            scenes.generate_box_samples(scenes.NUM_TRAIN, scenes.NUM_TEST),
+            scenes.LABELS,
+        )
+    sheets = read_annotations(find_dataset(spec))
     labels = sheets.labels
     if not labels:
         raise Error(f"{spec} has no box of any class; annotate its pictures first")
-    learned, judged = parts(sheets)
-    train = _settled(sheets, learned, broken) if training or judged is None else ()
+    learned, judged = select_splits(sheets)
+    train = _load_splits(sheets, learned, broken) if training or judged is None else ()
     if judged is not None:
-        return train, _settled(sheets, (judged,), broken), labels
-    held = folder.held_out(stratum(train), holdout).tolist()
+        return train, _load_splits(sheets, (judged,), broken), labels
+    held = image_folder.select_holdout(find_rarest_classes(train), holdout).tolist()
     kept = tuple(each for each, out in zip(train, held, strict=True) if not out)
     return kept, tuple(each for each, out in zip(train, held, strict=True) if out), labels
 
 
-def _settled(sheets: Sheets, names: tuple[str, ...], broken: int) -> Part:
+def _load_splits(sheets: DatasetAnnotations, names: tuple[str, ...], broken: int) -> Samples:
     """What can be learned from the parts of these names."""
     entries = [entry for name in names for entry in sheets.parts.get(name, ())]
     lost = [flaw for flaw in sheets.lost if flaw.part in names]
-    return tuple(settle(entries, sheets.labels, lost, broken))
+    return tuple(build_samples(entries, sheets.labels, lost, broken))
 
 
-def located(spec: str) -> Path:
+def find_dataset(spec: str) -> Path:
     """The folder, archive or file of a known name or a path.
 
     Raises:
         UsageError: no such name and no such path.
         Error: a known set is in none of the places.
     """
-    if spec in FOLDERS:
-        return locate.lying(spec, "the archive, or its folder")
+    if spec in LOCAL_DATASETS:
+        return locations.find_dataset(spec, "the archive, or its folder")
     if spec in ("voc2007", "voc2012"):
-        return voc.challenge(spec.removeprefix("voc"))
+        return voc.find_voc(spec.removeprefix("voc"))
     if spec == "coco":
-        return coco.benchmark()
+        return coco.find_coco()
     if not exists(Path(spec)):
-        raise unknown("data set (and no file or folder)", spec, NAMES)
+        raise build_unknown_error("data set (and no file or folder)", spec, DATASETS)
     return Path(spec)
 
 
-def known(spec: str) -> bool:
+def is_detection_dataset(spec: str) -> bool:
     """Whether a name or a path is of pictures with boxes; an archive is unpacked for that."""
-    return locate.known(spec, NAMES, recognised)
+    return locations.is_known_dataset(spec, DATASETS, detect_layout)
 
 
-def described(path: Path) -> Sheets:
+def read_annotations(path: Path) -> DatasetAnnotations:
     """What the annotations at a path say.
 
     Raises:
         Error: they are in no known layout, or damaged.
     """
-    found = recognised(path)
+    found = detect_layout(path)
     if found is None:
-        raise Error(f"{path} holds no annotations in a known layout; expected one of: {LAYOUTS}")
+        raise Error(f"{path} holds no annotations in a known layout; expected one of: {EXPECTED_LAYOUTS}")
     layout, root = found
-    sheets = FORMATS[layout](root)
-    apart(sheets)
+    sheets = READERS[layout](root)
+    separate_trainval(sheets)
     return sheets
 
 
-def recognised(path: Path) -> tuple[str, Path] | None:
+def detect_layout(path: Path) -> tuple[str, Path] | None:
     """The layout of a folder, an archive or a file, and where it begins; None where it is none of detection.
 
     Raises:
@@ -105,9 +115,13 @@ def recognised(path: Path) -> tuple[str, Path] | None:
     if path.is_file():
         if suffix in (".json", ".yaml", ".yml"):
             return ("COCO" if suffix == ".json" else "YOLO"), path
-        path = folder.unpacked(path)
-    for root in folder.nested(path):
-        for layout, known in (("COCO", lambda root: bool(coco.files(root))), ("YOLO", yolo.known), ("VOC", voc.known)):
+        path = image_folder.unpack_archive(path)
+    for root in image_folder.descend_single_folders(path):
+        for layout, known in (
+            ("COCO", lambda root: bool(coco.find_coco_files(root))),
+            ("YOLO", yolo.is_yolo_dataset),
+            ("VOC", voc.is_voc_folder),
+        ):
             if known(root):
                 return layout, root
     return None

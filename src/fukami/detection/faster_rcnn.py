@@ -4,15 +4,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fukami.detection.recipe import FasterRCNN
-from fukami.engine.recipe import within
+from fukami.detection.recipe import FasterRCNNRecipe
+from fukami.engine.recipe import check_range
 
 if TYPE_CHECKING:
     from fukami.models.faster_rcnn import FasterRCNN as Network
 
 
 @dataclass(frozen=True, kw_only=True)
-class FasterRCNNResNet50FPN(FasterRCNN):
+class FasterRCNNResNet50FPN(FasterRCNNRecipe):
     """Faster R-CNN on a feature pyramid of ResNet-50 (Lin et al. 2017), as torchvision has it."""
 
     paper: ClassVar[str] = "Lin et al., Feature Pyramid Networks for Object Detection"
@@ -39,7 +39,7 @@ class FasterRCNNResNet50FPN(FasterRCNN):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FasterRCNNVGG16(FasterRCNN):
+class FasterRCNNVGG16(FasterRCNNRecipe):
     """Faster R-CNN on VGG-16 (Ren et al. 2015): regions proposed and classified by one network."""
 
     paper: ClassVar[str] = "Ren et al., Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks"
@@ -63,9 +63,9 @@ class FasterRCNNVGG16(FasterRCNN):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, 1, math.inf, "hidden")
-        within(self, 0, 0.99, "dropout")
-        within(self, 1 / 64, 4, "width")
+        check_range(self, 1, math.inf, "hidden")
+        check_range(self, 0, 0.99, "dropout")
+        check_range(self, 1 / 64, 4, "width")
 
     def network(self, classes: int) -> "Network":
         """The network."""

@@ -8,17 +8,19 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from fukami.data.annotated import COUNTED, CROWD, DIFFICULT
+from fukami.data.samples import CROWD, DIFFICULT, REGULAR
 from fukami.errors import Error
 
-SIZES = ("small", "medium", "large")  # less than 32², less than 96², and more, in pixels of the box
+OBJECT_SIZES = ("small", "medium", "large")  # less than 32², less than 96², and more, in pixels of the box
 
-BEYOND = 1e12  # an area outside of all sizes, whose objects COCO matches and then ignores
+UNCOUNTED_AREA = 1e12  # an area outside of all sizes, whose objects COCO matches and then ignores
 
-MOST = 100  # detections of a picture and class that are judged
+MAX_DETECTIONS = 100  # detections of a picture and class that are judged
 
 
-def judge(pictures: Iterable[tuple[int, Any, Any]], classes: int) -> tuple[dict[str, float], dict[int, float]]:
+def compute_coco_metrics(
+    pictures: Iterable[tuple[int, Any, Any]], classes: int
+) -> tuple[dict[str, float], dict[int, float]]:
     """The metrics, and ``coco_ap`` of each class that has an object.
 
     A crowd may hold any number of detections, which are ignored then (``iscrowd``). A difficult object (VOC) is matched
@@ -31,70 +33,79 @@ def judge(pictures: Iterable[tuple[int, Any, Any]], classes: int) -> tuple[dict[
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
-    given, answered = _annotations(pictures)
+    given, answered = _build_coco_annotations(pictures)
     images = [{"id": number} for number in sorted({each["image_id"] for each in given + answered})]
     categories = [{"id": number, "name": str(number)} for number in range(classes)]
     truth, found = (
         COCO({"images": images, "categories": categories, "annotations": each}) for each in (given, answered)
     )
     judged = COCOeval_faster(truth, found, iouType="bbox")
-    judged.params.maxDets = [MOST]
+    judged.params.maxDets = [MAX_DETECTIONS]
     judged.evaluate()
     judged.accumulate()
     precision, recall = judged.eval["precision"], judged.eval["recall"]  # (T, R, K, A, M) and (T, K, A, M)
     whole = precision[:, :, :, 0, 0]
-    metrics = {"coco_ap": _mean(whole), "coco_ap50": _mean(whole[0]), "coco_ap75": _mean(whole[5])}
-    metrics |= {f"coco_ap_{size}": _mean(precision[:, :, :, at, 0]) for at, size in enumerate(SIZES, start=1)}
-    metrics["coco_ar100"] = _mean(recall[:, :, 0, 0])
-    each = {number: _mean(whole[:, :, number]) for number in range(classes)}
+    metrics = {
+        "coco_ap": _compute_known_mean(whole),
+        "coco_ap50": _compute_known_mean(whole[0]),
+        "coco_ap75": _compute_known_mean(whole[5]),
+    }
+    metrics |= {
+        f"coco_ap_{size}": _compute_known_mean(precision[:, :, :, at, 0])
+        for at, size in enumerate(OBJECT_SIZES, start=1)
+    }
+    metrics["coco_ar100"] = _compute_known_mean(recall[:, :, 0, 0])
+    each = {number: _compute_known_mean(whole[:, :, number]) for number in range(classes)}
     return (
         {name: value for name, value in metrics.items() if not np.isnan(value)},
         {number: value for number, value in each.items() if not np.isnan(value)},
     )
 
 
-def _mean(values: Any) -> float:
+def _compute_known_mean(values: Any) -> float:
     """Over what is known; COCO writes -1 where a class or a size has no object."""
     known = values[values > -1]
     return float(known.mean()) if known.size else float("nan")
 
 
-def _annotations(pictures: Iterable[tuple[int, Any, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _build_coco_annotations(
+    pictures: Iterable[tuple[int, Any, Any]],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What is there and what was found, as the JSON of COCO has it; identities begin at 1."""
     given: list[dict[str, Any]] = []
     answered: list[dict[str, Any]] = []
     for number, found, truth in pictures:
-        for box, kind, label in zip(_corner_and_size(truth.boxes), truth.kinds, truth.classes.tolist(), strict=True):
-            area = box[2] * box[3] if kind in (COUNTED, CROWD) else BEYOND
+        for box, kind, label in zip(_convert_to_xywh(truth.boxes), truth.kinds, truth.classes.tolist(), strict=True):
+            area = box[2] * box[3] if kind in (REGULAR, CROWD) else UNCOUNTED_AREA
             given.append({"id": len(given) + 1, "image_id": number, "category_id": label, "bbox": box, "area": area,
                           "iscrowd": int(kind == CROWD)})  # fmt: skip
-        each = zip(_corner_and_size(found.boxes), found.classes.tolist(), found.scores.tolist(), strict=True)
+        each = zip(_convert_to_xywh(found.boxes), found.classes.tolist(), found.scores.tolist(), strict=True)
         for box, label, score in each:
             answered.append({"id": len(answered) + 1, "image_id": number, "category_id": label, "bbox": box,
                              "area": box[2] * box[3], "score": score})  # fmt: skip
     return given, answered
 
 
-def _corner_and_size(boxes: Any) -> list[list[float]]:
+def _convert_to_xywh(boxes: Any) -> list[list[float]]:
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()  # type: ignore[no-any-return]
 
 
-Floats = npt.NDArray[np.float64]
+FloatArray = npt.NDArray[np.float64]
 
-Ints = npt.NDArray[np.int64]
+IntArray = npt.NDArray[np.int64]
 
-ENOUGH = 0.5  # of IoU, from which on an object is found (Everingham et al. 2010, section 4.2)
+MATCH_IOU = 0.5  # of IoU, from which on an object is found (Everingham et al. 2010, section 4.2)
 
-NEAR = 0.1  # of IoU, from which on a false alarm has to do with an object (Hoiem et al. 2012, section 2.1)
+RELATED_IOU = 0.1  # of IoU, from which on a false alarm has to do with an object (Hoiem et al. 2012, section 2.1)
 
-RIGHT, LOCALISATION, DUPLICATE, OTHER, BACKGROUND, IGNORED = range(6)  # what a detection is
+CORRECT, LOCALIZATION, DUPLICATE, OTHER_CLASS, BACKGROUND, IGNORED = range(6)  # what a detection is
 
-KINDS = ("right", "localisation", "duplicate", "another class", "background")
+OUTCOMES = ("right", "localisation", "duplicate", "another class", "background")
 
 MISSED = "missed"
 
 
-class Found(NamedTuple):
+class Prediction(NamedTuple):
     """What was found in a picture: boxes ``(d, 4)`` in its pixels, classes ``(d,)`` and scores ``(d,)``."""
 
     boxes: npt.NDArray[Any]
@@ -102,7 +113,7 @@ class Found(NamedTuple):
     scores: npt.NDArray[Any]
 
 
-class Truth(NamedTuple):
+class GroundTruth(NamedTuple):
     """What is in a picture: boxes ``(n, 4)`` in its pixels, classes ``(n,)``, and kinds ``(n,)`` as in its data."""
 
     boxes: npt.NDArray[Any]
@@ -110,16 +121,16 @@ class Truth(NamedTuple):
     kinds: npt.NDArray[Any]
 
 
-class Curve(NamedTuple):
+class PrecisionRecallCurve(NamedTuple):
     """Recall and precision ``(d,)`` down to each score ``(d,)``, the highest score first."""
 
-    recall: Floats
-    precision: Floats
-    scores: Floats
+    recall: FloatArray
+    precision: FloatArray
+    scores: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
-class Mistake:
+class ErrorCase:
     """An object that was missed, or a false alarm.
 
     Args:
@@ -136,29 +147,29 @@ class Mistake:
     kind: str
     label: str
     score: float
-    box: Floats
+    box: FloatArray
     other: str = ""
-    near: Floats | None = None
+    near: FloatArray | None = None
 
 
-class _Judged(NamedTuple):
+class _MatchTable(NamedTuple):
     """Every detection and every object of all pictures, those of the least number first."""
 
-    picture: Ints  # (D,) number of the picture of each detection
-    boxes: Floats  # (D, 4)
-    classes: Ints  # (D,)
-    scores: Floats  # (D,)
-    state: Ints  # (D,) RIGHT ... IGNORED
-    target: Ints  # (D,) which object it found or has to do with; -1: none
-    home: Ints  # (N,) number of the picture of each object
-    objects: Floats  # (N, 4)
-    labels: Ints  # (N,)
-    kinds: Ints  # (N,)
-    found: Floats  # (N,) score of the detection that found it, 0: none
-    rival: Ints  # (N,) class of the strongest wrong detection of another class in its place; -1: none
+    picture: IntArray  # (D,) number of the picture of each detection
+    boxes: FloatArray  # (D, 4)
+    classes: IntArray  # (D,)
+    scores: FloatArray  # (D,)
+    state: IntArray  # (D,) RIGHT ... IGNORED
+    target: IntArray  # (D,) which object it found or has to do with; -1: none
+    home: IntArray  # (N,) number of the picture of each object
+    objects: FloatArray  # (N, 4)
+    labels: IntArray  # (N,)
+    kinds: IntArray  # (N,)
+    found: FloatArray  # (N,) score of the detection that found it, 0: none
+    rival: IntArray  # (N,) class of the strongest wrong detection of another class in its place; -1: none
 
 
-class Detections:
+class DetectionResults:
     """What a detector found in each picture beside what is there, and the judgement of it.
 
     Args:
@@ -167,9 +178,9 @@ class Detections:
 
     def __init__(self, labels: tuple[str, ...]) -> None:
         self.labels = labels
-        self.pictures: dict[int, tuple[Found, Truth]] = {}
+        self.pictures: dict[int, tuple[Prediction, GroundTruth]] = {}
 
-    def add(self, number: int, found: Found, truth: Truth) -> None:
+    def add(self, number: int, found: Prediction, truth: GroundTruth) -> None:
         """The picture ``number``, of which a second time changes nothing.
 
         Boxes are left, top, right, bottom in pixels, where 0 is the outer edge of the
@@ -177,7 +188,7 @@ class Detections:
         """
         answers = (np.asarray(found.classes, np.int64), np.asarray(found.scores, np.float64))
         objects = (np.asarray(truth.classes, np.int64), np.asarray(truth.kinds, np.int64))
-        picture = Found(_boxes(found), *answers), Truth(_boxes(truth), *objects)
+        picture = Prediction(_convert_to_array(found), *answers), GroundTruth(_convert_to_array(truth), *objects)
         self.pictures.setdefault(number, picture)
         self._forget()
 
@@ -206,7 +217,7 @@ class Detections:
         if not objects.any():
             raise Error("there is no object to judge; give data with a test part in which something is annotated")
         present = [number for number in range(len(self.labels)) if objects[number]]
-        coco, coco_each = judge(self._annotated(), len(self.labels))
+        coco, coco_each = compute_coco_metrics(self._annotated(), len(self.labels))
         classes = {}
         for number in present:
             every, eleven = self.average_precision(number)
@@ -217,10 +228,10 @@ class Detections:
         return {**means, **coco, **counts, "classes": classes}
 
     @functools.cached_property
-    def objects(self) -> Ints:
+    def objects(self) -> IntArray:
         """Counted objects of each class ``(classes,)``."""
         judged = self._judged
-        return np.bincount(judged.labels[judged.kinds == COUNTED], minlength=len(self.labels))
+        return np.bincount(judged.labels[judged.kinds == REGULAR], minlength=len(self.labels))
 
     def average_precision(self, number: int) -> tuple[float, float]:
         """Of a class: the area under its curve, and the mean of 11 points; 0 where nothing was found.
@@ -234,13 +245,13 @@ class Detections:
         reached = np.searchsorted(10 * found, np.arange(11) * self.objects[number])
         return area, float(np.append(monotone, 0.0)[reached].mean())
 
-    def curve(self, number: int) -> Curve:
+    def curve(self, number: int) -> PrecisionRecallCurve:
         """Recall and precision of a class, down to each of its detections; ignored detections are left out."""
         judged = self._judged
         which = self._ranked[number]
-        right = np.cumsum(judged.state[which] == RIGHT)
+        right = np.cumsum(judged.state[which] == CORRECT)
         precision = right / np.arange(1, len(which) + 1)
-        return Curve(right / max(int(self.objects[number]), 1), precision, judged.scores[which])
+        return PrecisionRecallCurve(right / max(int(self.objects[number]), 1), precision, judged.scores[which])
 
     def best_threshold(self, number: int) -> float:
         """The score down to which the F1 of a class, the harmonic mean of precision and recall, is highest.
@@ -252,43 +263,45 @@ class Detections:
         harmonic[:-1][scores[:-1] == scores[1:]] = 0.0  # no score parts detections of the same score
         return float(scores[harmonic.argmax()]) if harmonic.any() else 1.0
 
-    def errors(self) -> Ints:
+    def errors(self) -> IntArray:
         """What the strongest detections of each class are: ``(classes, 5)`` counts, by column as in ``KINDS``.
 
         As many of them as the class has objects (Hoiem et al. 2012, section 2.1).
         """
-        judged, counts = self._judged, np.zeros((len(self.labels), len(KINDS)), np.int64)
+        judged, counts = self._judged, np.zeros((len(self.labels), len(OUTCOMES)), np.int64)
         for number, objects in enumerate(self.objects):
-            counts[number] = np.bincount(judged.state[self._ranked[number][:objects]], minlength=len(KINDS))
+            counts[number] = np.bincount(judged.state[self._ranked[number][:objects]], minlength=len(OUTCOMES))
         return counts
 
-    def misses(self, limit: int) -> list[Mistake]:
+    def misses(self, limit: int) -> list[ErrorCase]:
         """The worst misses: objects never found, the largest first, then those found by the lowest scores.
 
         Only scores below the best threshold of the class count as such.
         """
         judged = self._judged
         thresholds = np.array([self.best_threshold(number) for number in range(len(self.labels))])
-        which = np.flatnonzero((judged.kinds == COUNTED) & (judged.found < thresholds[judged.labels]))
-        which = which[np.lexsort((-_area(judged.objects[which]), judged.found[which]))][:limit]
+        which = np.flatnonzero((judged.kinds == REGULAR) & (judged.found < thresholds[judged.labels]))
+        which = which[np.lexsort((-_compute_area(judged.objects[which]), judged.found[which]))][:limit]
         return [
-            Mistake(int(judged.home[i]), MISSED, self.labels[judged.labels[i]], float(judged.found[i]),
+            ErrorCase(int(judged.home[i]), MISSED, self.labels[judged.labels[i]], float(judged.found[i]),
                     judged.objects[i], self.labels[judged.rival[i]] if judged.rival[i] >= 0 else "")
             for i in which
         ]  # fmt: skip
 
-    def false_alarms(self, limit: int) -> list[Mistake]:
+    def false_alarms(self, limit: int) -> list[ErrorCase]:
         """The worst false alarms: the wrong detections of the highest scores."""
         judged = self._judged
-        which = np.flatnonzero((judged.state != RIGHT) & (judged.state != IGNORED))
+        which = np.flatnonzero((judged.state != CORRECT) & (judged.state != IGNORED))
         which = which[np.argsort(-judged.scores[which], kind="stable")][:limit]
         mistakes = []
         for i in which:
             state, target = judged.state[i], judged.target[i]
-            other = self.labels[judged.labels[target]] if state == OTHER else ""
+            other = self.labels[judged.labels[target]] if state == OTHER_CLASS else ""
             near = judged.objects[target] if target >= 0 else None
             label, score = self.labels[judged.classes[i]], float(judged.scores[i])
-            mistakes.append(Mistake(int(judged.picture[i]), KINDS[state], label, score, judged.boxes[i], other, near))
+            mistakes.append(
+                ErrorCase(int(judged.picture[i]), OUTCOMES[state], label, score, judged.boxes[i], other, near)
+            )
         return mistakes
 
     def _forget(self) -> None:
@@ -296,11 +309,11 @@ class Detections:
         for name in ("objects", "_judged", "_ranked"):
             self.__dict__.pop(name, None)
 
-    def _annotated(self) -> list[tuple[int, Found, Truth]]:
+    def _annotated(self) -> list[tuple[int, Prediction, GroundTruth]]:
         return [(number, *self.pictures[number]) for number in sorted(self.pictures)]
 
     @functools.cached_property
-    def _ranked(self) -> list[Ints]:
+    def _ranked(self) -> list[IntArray]:
         """The detections of each class that are not ignored, the highest score first; equals as the pictures come."""
         judged = self._judged
         order = np.lexsort((-judged.scores, judged.classes))
@@ -308,12 +321,12 @@ class Detections:
         return np.split(order, np.searchsorted(judged.classes[order], np.arange(1, len(self.labels))))
 
     @functools.cached_property
-    def _judged(self) -> _Judged:
+    def _judged(self) -> _MatchTable:
         """All pictures judged; in the order of their numbers, whichever process had them."""
         columns: list[tuple[npt.NDArray[Any], ...]] = []
         before = 0
         for number, found, truth in self._annotated():
-            state, target, best, rival = _match(found, truth)
+            state, target, best, rival = _match_boxes(found, truth)
             count, objects = len(state), len(best)
             target = np.where(target >= 0, target + before, -1)
             before += objects
@@ -322,10 +335,10 @@ class Detections:
             )
         empty: list[npt.NDArray[Any]] = [np.zeros(0, np.int64)] * 12
         empty[1] = empty[7] = np.zeros((0, 4))
-        return _Judged(*(np.concatenate(column) for column in zip(empty, *columns, strict=True)))
+        return _MatchTable(*(np.concatenate(column) for column in zip(empty, *columns, strict=True)))
 
 
-def _match(found: Found, truth: Truth) -> tuple[Ints, Ints, Floats, Ints]:
+def _match_boxes(found: Prediction, truth: GroundTruth) -> tuple[IntArray, IntArray, FloatArray, IntArray]:
     """What each detection of a picture is and to which object it belongs; what found each object, and what else did.
 
     As the development kit of VOC does it: a detection belongs to the object of its class that it overlaps most, each
@@ -339,29 +352,29 @@ def _match(found: Found, truth: Truth) -> tuple[Ints, Ints, Floats, Ints]:
     best, rival = np.zeros(len(objects)), np.full(len(objects), -1)
     if not (count and len(objects)):
         return state, target, best, rival
-    shared = _intersection(boxes, objects)
-    size = _area(boxes)[:, None]
-    overlap = np.where(crowd, 0.0, shared / np.maximum(size + _area(objects) - shared, 1e-12))
+    shared = _compute_intersection(boxes, objects)
+    size = _compute_area(boxes)[:, None]
+    overlap = np.where(crowd, 0.0, shared / np.maximum(size + _compute_area(objects) - shared, 1e-12))
     same = classes[:, None] == labels
     own, others = np.where(same, overlap, 0.0), np.where(same, 0.0, overlap)
     rows, nearest = np.arange(count), own.argmax(1)
     reached, confused = own[rows, nearest], others.max(1)
-    enough = reached >= ENOUGH
-    state[confused >= NEAR], state[reached >= NEAR] = OTHER, LOCALISATION
-    near = np.where(state == LOCALISATION, nearest, others.argmax(1))
+    enough = reached >= MATCH_IOU
+    state[confused >= RELATED_IOU], state[reached >= RELATED_IOU] = OTHER_CLASS, LOCALIZATION
+    near = np.where(state == LOCALIZATION, nearest, others.argmax(1))
     target = np.where(state != BACKGROUND, near, -1)
     inside = np.where(same & crowd, shared / np.maximum(size, 1e-12), 0.0).max(1)
     state[enough] = DUPLICATE
     order = np.argsort(-scores, kind="stable")
     hits, first = np.unique(nearest[order[enough[order]]], return_index=True)
     finders = order[enough[order]][first]
-    state[finders], best[hits] = RIGHT, scores[finders]
-    state[enough & (kinds[nearest] == DIFFICULT) | ~enough & (inside >= ENOUGH)] = IGNORED
-    taken = np.where((others >= ENOUGH) & (state != RIGHT)[:, None], scores[:, None], -np.inf)
+    state[finders], best[hits] = CORRECT, scores[finders]
+    state[enough & (kinds[nearest] == DIFFICULT) | ~enough & (inside >= MATCH_IOU)] = IGNORED
+    taken = np.where((others >= MATCH_IOU) & (state != CORRECT)[:, None], scores[:, None], -np.inf)
     return state, target, best, np.where(np.isfinite(taken.max(0)), classes[taken.argmax(0)], -1)
 
 
-def _intersection(boxes: Floats, objects: Floats) -> Floats:
+def _compute_intersection(boxes: FloatArray, objects: FloatArray) -> FloatArray:
     """The area ``(d, n)`` that each two boxes share."""
     low = np.maximum(boxes[:, None, :2], objects[:, :2])
     high = np.minimum(boxes[:, None, 2:], objects[:, 2:])
@@ -369,9 +382,9 @@ def _intersection(boxes: Floats, objects: Floats) -> Floats:
     return np.asarray(sides[..., 0] * sides[..., 1])
 
 
-def _area(boxes: Floats) -> Floats:
+def _compute_area(boxes: FloatArray) -> FloatArray:
     return np.asarray((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
 
 
-def _boxes(part: Found | Truth) -> Floats:
+def _convert_to_array(part: Prediction | GroundTruth) -> FloatArray:
     return np.asarray(part.boxes, np.float64).reshape(-1, 4)

@@ -9,18 +9,18 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from fukami.detection.metrics import KINDS, MISSED, Detections, Mistake
+from fukami.detection.metrics import MISSED, OUTCOMES, DetectionResults, ErrorCase
 from fukami.image import io as image_io
 
-PANELS = 24  # curves that are drawn, each in an axes of its own
-WORST = 15  # misses and false alarms that are shown
-ACROSS = 5  # panels and pictures in a row
+MAX_CURVES = 24  # curves that are drawn, each in an axes of its own
+MAX_ERRORS_SHOWN = 15  # misses and false alarms that are shown
+NUM_COLUMNS = 5  # panels and pictures in a row
 BLUE, PALE, RED = "#4878a8", "#c3d3e6", "#c0392b"
-SHADES = ("#6aa67c", "#e3b34c", "#b58fc4", "#d6723c", "#9a9a9a")  # of KINDS
-WRONG = {"localisation": "badly placed", "duplicate": "found before", "background": "background"}
+OUTCOME_COLORS = ("#6aa67c", "#e3b34c", "#b58fc4", "#d6723c", "#9a9a9a")  # of KINDS
+ERROR_CAPTIONS = {"localisation": "badly placed", "duplicate": "found before", "background": "background"}
 
 
-def judgement(found: Detections, picture: Callable[[int], Image.Image]) -> Iterator[tuple[str, Figure]]:
+def plot_evaluation(found: DetectionResults, picture: Callable[[int], Image.Image]) -> Iterator[tuple[str, Figure]]:
     """Every figure with its title, for the report of a run.
 
     Args:
@@ -28,18 +28,18 @@ def judgement(found: Detections, picture: Callable[[int], Image.Image]) -> Itera
         picture: the picture of a number, in the pixels that its boxes are in.
     """
     metrics = found.metrics()
-    yield "Average precision by class", per_class(metrics["classes"])
-    yield "Precision and recall", curves(found)
-    yield "By strictness and by size", sizes(metrics)
-    yield "What the strongest detections of each class are", errors(found)
-    misses, alarms = found.misses(WORST), found.false_alarms(WORST)
+    yield "Average precision by class", plot_class_ap(metrics["classes"])
+    yield "Precision and recall", plot_precision_recall(found)
+    yield "By strictness and by size", plot_ap_breakdown(metrics)
+    yield "What the strongest detections of each class are", plot_outcomes(found)
+    misses, alarms = found.misses(MAX_ERRORS_SHOWN), found.false_alarms(MAX_ERRORS_SHOWN)
     if misses:
-        yield "Worst misses", mistakes(misses, picture, found.labels)
+        yield "Worst misses", plot_errors(misses, picture, found.labels)
     if alarms:
-        yield "Worst false alarms", mistakes(alarms, picture, found.labels)
+        yield "Worst false alarms", plot_errors(alarms, picture, found.labels)
 
 
-def per_class(classes: dict[str, dict[str, Any]]) -> Figure:
+def plot_class_ap(classes: dict[str, dict[str, Any]]) -> Figure:
     """VOC's and COCO's average precision of each class, the best class first."""
     ranked = sorted(classes.items(), key=lambda item: -item[1]["ap"])
     figure = Figure(figsize=(8, 1.1 + 0.27 * len(ranked)), layout="constrained")
@@ -48,7 +48,7 @@ def per_class(classes: dict[str, dict[str, Any]]) -> Figure:
         axes.barh(range(len(ranked)), [100 * each[name] for _, each in ranked], color=colour, label=label)
     for row, (_, each) in enumerate(ranked):
         axes.text(100 * each["ap"] + 0.8, row, f"{100 * each['ap']:.1f}", va="center", fontsize=8)
-    names = [f"{_named(label)}  ({each['objects']:,})" for label, each in ranked]
+    names = [f"{_shorten_label(label)}  ({each['objects']:,})" for label, each in ranked]
     axes.set_yticks(range(len(ranked)), names, fontsize=9)
     axes.set_xlim(0, 106)
     axes.set_ylim(len(ranked) - 0.4, -0.6)
@@ -58,19 +58,19 @@ def per_class(classes: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
-def curves(found: Detections) -> Figure:
+def plot_precision_recall(found: DetectionResults) -> Figure:
     """Precision over recall of each class; of many classes, those of the least average precision.
 
     The line is what was found, the area below is what average precision counts, and the point is the best threshold.
     """
     present = np.flatnonzero(found.objects).tolist()
-    shown = sorted(sorted(present, key=lambda number: found.average_precision(number)[0])[:PANELS])
-    across = min(ACROSS, len(shown))
+    shown = sorted(sorted(present, key=lambda number: found.average_precision(number)[0])[:MAX_CURVES])
+    across = min(NUM_COLUMNS, len(shown))
     down = -(-len(shown) // across)
     figure = Figure(figsize=(max(3.4, 2 * across), 0.5 + 1.9 * down), layout="constrained")
     every = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     for axes, number in zip(every.flat, shown, strict=False):
-        _curve(axes, found, number)
+        _plot_curve(axes, found, number)
     for axes in every.flat[len(shown) :]:
         axes.axis("off")
     figure.supxlabel("recall", fontsize=9)
@@ -80,7 +80,7 @@ def curves(found: Detections) -> Figure:
     return figure
 
 
-def _curve(axes: Axes, found: Detections, number: int) -> None:
+def _plot_curve(axes: Axes, found: DetectionResults, number: int) -> None:
     """The curve of one class."""
     recall, precision, scores = found.curve(number)
     monotone = np.maximum.accumulate(precision[::-1])[::-1]
@@ -95,7 +95,7 @@ def _curve(axes: Axes, found: Detections, number: int) -> None:
         offset, side = (-5 if x > 0.5 else 5, -11 if y > 0.2 else 5), "right" if x > 0.5 else "left"
         axes.annotate(f"{threshold:.2f}", (x, y), offset, textcoords="offset points", fontsize=7, color=RED, ha=side)
     area = found.average_precision(number)[0]
-    axes.set_title(f"{_named(found.labels[number])}  {100 * area:.1f} %", fontsize=9)
+    axes.set_title(f"{_shorten_label(found.labels[number])}  {100 * area:.1f} %", fontsize=9)
     axes.set_xlim(0, 1.02)
     axes.set_ylim(0, 1.05)
     axes.set_xticks((0, 0.5, 1), ("0", "0.5", "1"), fontsize=8)
@@ -103,7 +103,7 @@ def _curve(axes: Axes, found: Detections, number: int) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def sizes(metrics: dict[str, Any]) -> Figure:
+def plot_ap_breakdown(metrics: dict[str, Any]) -> Figure:
     """COCO's average precision: over all IoUs, at two of them, and of small, medium and large objects."""
     names = {
         "coco_ap": "all", "coco_ap50": "IoU 0.5", "coco_ap75": "IoU 0.75", "coco_ap_small": "small\nto 32² pixels",
@@ -120,7 +120,7 @@ def sizes(metrics: dict[str, Any]) -> Figure:
     return figure
 
 
-def errors(found: Detections) -> Figure:
+def plot_outcomes(found: DetectionResults) -> Figure:
     """Right and wrong by kind among the strongest detections of each class, as many as it has objects."""
     counts = found.errors()
     present = np.flatnonzero(found.objects)
@@ -129,43 +129,43 @@ def errors(found: Detections) -> Figure:
     figure = Figure(figsize=(8, 1.1 + 0.27 * len(order)), layout="constrained")
     axes = figure.add_subplot()
     left = np.zeros(len(order))
-    for kind, name in enumerate(KINDS):
-        axes.barh(range(len(order)), share[order, kind], left=left, color=SHADES[kind], label=name)
+    for kind, name in enumerate(OUTCOMES):
+        axes.barh(range(len(order)), share[order, kind], left=left, color=OUTCOME_COLORS[kind], label=name)
         left += share[order, kind]
-    axes.set_yticks(range(len(order)), [_named(found.labels[number]) for number in present[order]], fontsize=9)
+    axes.set_yticks(range(len(order)), [_shorten_label(found.labels[number]) for number in present[order]], fontsize=9)
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.set_xlabel("% of the objects; what is empty has no detection")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=len(KINDS), frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=len(OUTCOMES), frameon=False, fontsize=8)
     return figure
 
 
-def mistakes(listed: Sequence[Mistake], picture: Callable[[int], Image.Image], labels: Sequence[str]) -> Figure:
+def plot_errors(listed: Sequence[ErrorCase], picture: Callable[[int], Image.Image], labels: Sequence[str]) -> Figure:
     """A part of the picture around each mistake; dashed, the object that a false alarm has to do with."""
-    rows = -(-len(listed) // ACROSS)
-    figure = Figure(figsize=(2 * ACROSS, 2.25 * rows), layout="constrained")
+    rows = -(-len(listed) // NUM_COLUMNS)
+    figure = Figure(figsize=(2 * NUM_COLUMNS, 2.25 * rows), layout="constrained")
     for place, mistake in enumerate(listed, start=1):
-        axes = figure.add_subplot(rows, ACROSS, place)
+        axes = figure.add_subplot(rows, NUM_COLUMNS, place)
         whole = picture(mistake.number).convert("RGB")
-        left, top, right, bottom = window(mistake, whole.size)
+        left, top, right, bottom = compute_crop(mistake, whole.size)
         part = whole.crop((left, top, right, bottom))
         part.thumbnail((400, 400))
         axes.imshow(np.asarray(part), extent=(left, right, bottom, top))
-        shade = image_io.colour(labels.index(mistake.label))
-        _outline(axes, mistake.box, image_io.ink(shade), 3.2)
-        _outline(axes, mistake.box, shade, 1.8)
+        shade = image_io.get_class_color(labels.index(mistake.label))
+        _draw_outline(axes, mistake.box, image_io.choose_text_color(shade), 3.2)
+        _draw_outline(axes, mistake.box, shade, 1.8)
         if mistake.near is not None:
-            _outline(axes, mistake.near, image_io.BLACK, 1.2)
-            _outline(axes, mistake.near, image_io.WHITE, 1.2, (0, (3, 2)))
+            _draw_outline(axes, mistake.near, image_io.BLACK, 1.2)
+            _draw_outline(axes, mistake.near, image_io.WHITE, 1.2, (0, (3, 2)))
         axes.set_xlim(left, right)
         axes.set_ylim(bottom, top)
-        axes.set_title(caption(mistake), fontsize=8)
+        axes.set_title(format_caption(mistake), fontsize=8)
         axes.axis("off")
     return figure
 
 
-def window(mistake: Mistake, size: tuple[int, int]) -> tuple[int, int, int, int]:
+def compute_crop(mistake: ErrorCase, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """A square around the box with as much again on every side, at least 64 pixels, shifted into the picture."""
     boxes = np.array([mistake.box] if mistake.near is None else [mistake.box, mistake.near])
     low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
@@ -178,21 +178,21 @@ def window(mistake: Mistake, size: tuple[int, int]) -> tuple[int, int, int, int]
     return left, top, right, bottom
 
 
-def caption(mistake: Mistake) -> str:
+def format_caption(mistake: ErrorCase) -> str:
     """What went wrong, in a few words."""
-    label, other = _named(mistake.label), _named(mistake.other)
+    label, other = _shorten_label(mistake.label), _shorten_label(mistake.other)
     if mistake.kind != MISSED:
-        return f"{label} {mistake.score:.2f} → {other or WRONG[mistake.kind]}"
+        return f"{label} {mistake.score:.2f} → {other or ERROR_CAPTIONS[mistake.kind]}"
     if mistake.score:
         return f"{label}, at {mistake.score:.2g} only"
     return f"{label} → {other}" if other else f"{label}, not found"
 
 
-def _outline(axes: Axes, box: Any, colour: tuple[int, int, int], width: float, style: Any = "-") -> None:
+def _draw_outline(axes: Axes, box: Any, colour: tuple[int, int, int], width: float, style: Any = "-") -> None:
     left, top, right, bottom = box
     shade = tuple(level / 255 for level in colour)
     axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=shade, lw=width, ls=style))
 
 
-def _named(label: str) -> str:
+def _shorten_label(label: str) -> str:
     return label if len(label) <= 20 else f"{label[:18]}..."

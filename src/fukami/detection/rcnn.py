@@ -7,33 +7,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fukami.detection.recipe import Detector
-from fukami.engine.recipe import MAX_SIDE, MAX_SIZE, Data, Recipe, name_of, within
+from fukami.detection.recipe import DetectionRecipe
+from fukami.engine.recipe import MAX_IMAGE_SIDE, MAX_INPUT_SIZE, Data, Recipe, check_range, get_recipe_name
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
-    from fukami.data.annotated import Annotated
-    from fukami.data.padded import Framed
-    from fukami.detection.rcnn_task import RegionCNN as Regional
-    from fukami.detection.rcnn_task import Regions
+    from fukami.data.padded_loader import PaddedLoader
+    from fukami.data.samples import Sample
+    from fukami.detection.rcnn_task import RCNNTask as Regional
+    from fukami.detection.rcnn_task import RegionSettings
     from fukami.engine.task import Task
     from fukami.models.rcnn import RCNN as RCNNModel
 
 
-LEAST = {"alexnet": 63, "vgg16": 32}  # pixels of a region that the backbone needs
+MIN_REGION_SIZES = {"alexnet": 63, "vgg16": 32}  # pixels of a region that the backbone needs
 
-SHARED = (  # in which all stages have to agree: the network, its regions, and what is kept to judge on
+SHARED_FIELDS = (  # in which all stages have to agree: the network, its regions, and what is kept to judge on
     "backbone", "size", "context", "hidden", "width", "batch_norm", "shortest", "longest", "mode", "holdout",
 )  # fmt: skip
 
-IDLE = (  # where nothing is learned by gradients
+GRADIENT_FIELDS = (  # where nothing is learned by gradients
     "epochs", "judge_every", "batch", "accumulate", "rematerialise", "optimizer", "lr", "lr_rule", "clip", "momentum",
     "weight_decay", "decay", "drop", "warmup", "augment", "regions", "dropout",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionCNN(Detector):
+class RCNNRecipe(DetectionRecipe):
     """A network that looks at each proposed region by itself."""
 
     paper: ClassVar[str] = "Girshick et al., Rich feature hierarchies for accurate object detection"
@@ -69,14 +69,14 @@ class RegionCNN(Detector):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, LEAST[self.backbone], MAX_SIZE, "size")
-        within(self, 1, MAX_SIDE, "shortest", "longest")
-        within(self, 0, (self.size - 1) // 2, "context")
-        within(self, 1, math.inf, "hidden")
-        within(self, 4, math.inf, "regions")
-        within(self, 0, math.inf, "cache")
-        within(self, 0, 0.99, "dropout")
-        within(self, 1 / 64, 4, "width")
+        check_range(self, MIN_REGION_SIZES[self.backbone], MAX_INPUT_SIZE, "size")
+        check_range(self, 1, MAX_IMAGE_SIDE, "shortest", "longest")
+        check_range(self, 0, (self.size - 1) // 2, "context")
+        check_range(self, 1, math.inf, "hidden")
+        check_range(self, 4, math.inf, "regions")
+        check_range(self, 0, math.inf, "cache")
+        check_range(self, 0, 0.99, "dropout")
+        check_range(self, 1 / 64, 4, "width")
         if self.rematerialise:
             raise UsageError("R-CNN cannot rematerialise; give --accumulate, which takes less memory, too")
 
@@ -92,27 +92,27 @@ class RegionCNN(Detector):
         """A detector of ``labels``; each stage has its own."""
         raise NotImplementedError(f"{type(self).__name__} does not define task(labels)")
 
-    def looking(self) -> "Regions":
+    def looking(self) -> "RegionSettings":
         """How regions are found, warped and remembered."""
-        from fukami.detection.rcnn_task import Regions
+        from fukami.detection.rcnn_task import RegionSettings
 
-        return Regions(self.size, self.context, self.mode, self.cache, self.regions)
+        return RegionSettings(self.size, self.context, self.mode, self.cache, self.regions)
 
-    def loader(self, samples: "tuple[Annotated, ...]", labels: tuple[str, ...], *, train: bool) -> "Framed":
+    def loader(self, samples: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
         """Batches of a part of the data, with proposals."""
         return super().loader(self.proposed(samples), labels, train=train)
 
-    def proposed(self, samples: "tuple[Annotated, ...]") -> "tuple[Annotated, ...]":
+    def proposed(self, samples: "tuple[Sample, ...]") -> "tuple[Sample, ...]":
         """The pictures with the proposals of Selective Search beside their objects."""
         import numpy as np
 
-        from fukami.data.annotated import PROPOSAL
-        from fukami.detection.rcnn_task import usable
+        from fukami.data.samples import PROPOSAL
+        from fukami.detection.rcnn_task import filter_proposals
         from fukami.selective_search import cache
 
         prepare, found = self.prepare(), []
-        for sample, every in zip(samples, cache.of(samples, self.mode, prepare), strict=True):
-            own = usable(every)
+        for sample, every in zip(samples, cache.compute_proposals(samples, self.mode, prepare), strict=True):
+            own = filter_proposals(every)
             ratio = np.tile(np.array(sample.size) / np.array(prepare.size(*sample.size)), 2)
             more = dataclasses.replace(
                 sample,
@@ -125,7 +125,7 @@ class RegionCNN(Detector):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Later(RegionCNN):
+class RCNNSolverRecipe(RCNNRecipe):
     """A stage that goes on from the run of the one before, one picture after another."""
 
     follows: ClassVar[str] = ""  # the name of the recipe before
@@ -133,19 +133,19 @@ class Later(RegionCNN):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        given = [name for name in IDLE if getattr(self, name) != getattr(type(self), name)]
+        given = [name for name in GRADIENT_FIELDS if getattr(self, name) != getattr(type(self), name)]
         if given:
             flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise UsageError(f"nothing is learned by gradients in {name_of(type(self))}: leave out {flags}")
+            raise UsageError(f"nothing is learned by gradients in {get_recipe_name(type(self))}: leave out {flags}")
 
     def data(self) -> Data:
         """The data set, once it is sure that there is a run to go on from."""
         self.before()
         return super().data()
 
-    def loader(self, samples: "tuple[Annotated, ...]", labels: tuple[str, ...], *, train: bool) -> "Framed":
+    def loader(self, samples: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
         """Batches of a part of the data, with proposals; what is learned from comes as it is, picture by picture."""
-        return unchanged(self, samples, labels) if train else super().loader(samples, labels, train=False)
+        return build_sequential_loader(self, samples, labels) if train else super().loader(samples, labels, train=False)
 
     def before(self) -> Path:
         """The folder of the run before.
@@ -155,37 +155,41 @@ class Later(RegionCNN):
         """
         from fukami.engine import checkpoint
 
-        own = name_of(type(self))
+        own = get_recipe_name(type(self))
         if not self.init:
             raise UsageError(f"{own} goes on from a run of {self.follows}; give its folder: --init DIR")
-        folder = checkpoint.locate(self.init)
-        other, _ = checkpoint.describe(folder)
-        if name_of(type(other)) != self.follows:
-            raise UsageError(f"{folder} is a run of {name_of(type(other))}; {own} goes on from one of {self.follows}")
-        if not checkpoint.finished(folder):
+        folder = checkpoint.locate_run(self.init)
+        other, _ = checkpoint.read_recipe(folder)
+        if get_recipe_name(type(other)) != self.follows:
+            raise UsageError(
+                f"{folder} is a run of {get_recipe_name(type(other))}; {own} goes on from one of {self.follows}"
+            )
+        if not checkpoint.is_finished(folder):
             raise UsageError(
                 f"{folder} is not finished; go on with it first: fukami train {self.follows} --out {folder} --resume"
             )
-        differ = {name: getattr(other, name) for name in SHARED if getattr(other, name) != getattr(self, name)}
+        differ = {name: getattr(other, name) for name in SHARED_FIELDS if getattr(other, name) != getattr(self, name)}
         if differ:
-            flags = " ".join(_flag(name, value) for name, value in differ.items())
+            flags = " ".join(_format_flag(name, value) for name, value in differ.items())
             raise UsageError(f"{folder} has other fields; give the same ones: {flags}")
         return folder
 
     def begin(self, task: "Task") -> None:
         """Take the network of the run before."""
-        take(task, self.before())
+        load_stage_weights(task, self.before())
 
 
-def unchanged(recipe: RegionCNN, samples: "tuple[Annotated, ...]", labels: tuple[str, ...]) -> "Framed":
+def build_sequential_loader(
+    recipe: RCNNRecipe, samples: "tuple[Sample, ...]", labels: tuple[str, ...]
+) -> "PaddedLoader":
     """The pictures one by one with their proposals, in an order of the seed, and not augmented."""
-    from fukami.data import padded
+    from fukami.data import padded_loader
 
-    return padded.loader(recipe.proposed(samples), labels, recipe.prepare(), batch=1, seed=recipe.seed,
+    return padded_loader.build_padded_loader(recipe.proposed(samples), labels, recipe.prepare(), batch=1, seed=recipe.seed,
                          memory=recipe.memory, broken=recipe.broken)  # fmt: skip
 
 
-def take(task: "Task", folder: Path) -> None:
+def load_stage_weights(task: "Task", folder: Path) -> None:
     """Go on with the weights of the stage before.
 
     Raises:
@@ -193,7 +197,7 @@ def take(task: "Task", folder: Path) -> None:
     """
     from fukami.engine import checkpoint
 
-    labels = checkpoint.labels_of(folder)
+    labels = checkpoint.read_labels(folder)
     own = getattr(task, "labels", ())
     if labels != own:
         raise UsageError(f"{folder} knows the classes {', '.join(labels)}, and the data have {', '.join(own)}")
@@ -202,7 +206,7 @@ def take(task: "Task", folder: Path) -> None:
     task.model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
 
 
-def _flag(name: str, value: object) -> str:
+def _format_flag(name: str, value: object) -> str:
     flag = name.replace("_", "-")
     if isinstance(value, bool):
         return f"--{flag}" if value else f"--no-{flag}"
@@ -210,7 +214,7 @@ def _flag(name: str, value: object) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RCNNFinetune(RegionCNN):
+class RCNNFinetune(RCNNRecipe):
     """R-CNN's first stage (Girshick et al. 2014): a classifier learns to name regions; its softmax detects."""
 
     published: ClassVar[str] = "not given; with the SVMs 54.2 % mAP VOC 2007"
@@ -231,20 +235,20 @@ class RCNNFinetune(RegionCNN):
 
     def task(self, labels: tuple[str, ...]) -> "Regional":
         """A detector of ``labels``."""
-        from fukami.detection.rcnn_task import FineTuning
+        from fukami.detection.rcnn_task import RCNNFinetuneTask
 
-        return FineTuning(self.network(len(labels)), labels, self.prepare(), self.looking(), **self.regime())
+        return RCNNFinetuneTask(self.network(len(labels)), labels, self.prepare(), self.looking(), **self.regime())
 
     def begin(self, task: "Task") -> None:
         """Put the weights of ``init`` into the network."""
-        from fukami.engine import weights as engine_weights
+        from fukami.engine import pretrained
 
         if self.init:
-            engine_weights.initialise(task.model.get_submodule("network"), self.backbone, self.init)
+            pretrained.initialize_classifier(task.model.get_submodule("network"), self.backbone, self.init)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RCNNSVM(Later):
+class RCNNSVM(RCNNSolverRecipe):
     """R-CNN's second stage (Girshick et al. 2014): linear SVMs with mined negatives, on a run of rcnn-finetune."""
 
     published: ClassVar[str] = "54.2 % mAP VOC 2007"
@@ -260,19 +264,19 @@ class RCNNSVM(Later):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, 1e-12, math.inf, "svm_cost")
-        within(self, 0.01, 1, "svm_overlap")
+        check_range(self, 1e-12, math.inf, "svm_cost")
+        check_range(self, 0.01, 1, "svm_overlap")
 
     def task(self, labels: tuple[str, ...]) -> "Regional":
         """A detector of ``labels``."""
-        from fukami.detection.rcnn_svm_task import Machines
+        from fukami.detection.rcnn_svm_task import SVMTask
 
-        return Machines(self.network(len(labels)), labels, self.prepare(), self.looking(),
+        return SVMTask(self.network(len(labels)), labels, self.prepare(), self.looking(),
                         cost=self.svm_cost, overlap=self.svm_overlap, seed=self.seed)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class RCNNBoxes(Later):
+class RCNNBoxes(RCNNSolverRecipe):
     """R-CNN's third stage (Girshick et al. 2014): regressed boxes, on a run of rcnn-svm."""
 
     published: ClassVar[str] = "58.5 % mAP VOC 2007"
@@ -288,14 +292,14 @@ class RCNNBoxes(Later):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, 0, math.inf, "box_ridge")
-        within(self, 0.01, 1, "box_overlap")
+        check_range(self, 0, math.inf, "box_ridge")
+        check_range(self, 0.01, 1, "box_overlap")
 
     def task(self, labels: tuple[str, ...]) -> "Regional":
         """A detector of ``labels``."""
-        from fukami.detection.rcnn_svm_task import Regressors
+        from fukami.detection.rcnn_svm_task import BoxRegressionTask
 
-        return Regressors(self.network(len(labels)), labels, self.prepare(), self.looking(),
+        return BoxRegressionTask(self.network(len(labels)), labels, self.prepare(), self.looking(),
                           ridge=self.box_ridge, overlap=self.box_overlap)  # fmt: skip
 
 
@@ -335,13 +339,13 @@ class RCNN(RCNNFinetune):
         svm = self._stage(RCNNSVM, str(folder.resolve() / "finetune"))
         return {"finetune": self._stage(RCNNFinetune, self.init), "svm": svm}
 
-    def _stage(self, kind: type[RegionCNN], init: str) -> RegionCNN:
+    def _stage(self, kind: type[RCNNRecipe], init: str) -> RCNNRecipe:
         """A stage of this recipe, with the fields that it has."""
         names = {field.name for field in dataclasses.fields(kind)} & {field.name for field in dataclasses.fields(self)}
-        idle = IDLE if issubclass(kind, Later) else ()
+        idle = GRADIENT_FIELDS if issubclass(kind, RCNNSolverRecipe) else ()
         return kind(**{name: getattr(self, name) for name in names.difference(idle)} | {"init": init})
 
-    def loader(self, samples: "tuple[Annotated, ...]", labels: tuple[str, ...], *, train: bool) -> "Framed":
+    def loader(self, samples: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
         """Batches for the last stage, the boxes."""
         return self._stage(RCNNBoxes, "").loader(samples, labels, train=train)
 
@@ -351,4 +355,4 @@ class RCNN(RCNNFinetune):
 
     def follow(self, task: "Task", run: Path) -> None:
         """Take the network and the SVMs of the stage before."""
-        take(task, run)
+        load_stage_weights(task, run)

@@ -9,25 +9,25 @@ from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from fukami.data.annotated import COUNTED, CROWD
-from fukami.detection.rcnn_task import TOGETHER, RegionCNN, Regions
+from fukami.data.samples import CROWD, REGULAR
+from fukami.detection.rcnn_task import REGION_BATCH_SIZE, RCNNTask, RegionSettings
 from fukami.errors import UsageError
-from fukami.image.transform import Scaled
+from fukami.image.transform import ResizeTransform
 from fukami.layers import boxes
 
 if TYPE_CHECKING:
-    from fukami.data.annotated import Batch
+    from fukami.data.samples import PaddedBatch
     from fukami.engine.runtime import Runtime
 
-NORM = 20.0  # to which the features are scaled, on average: the costs below are meant for such
-BIAS = 10.0  # what the machines' constant feature is, lest its weight be held back
-SAMPLED = 8  # regions of a picture whose features' norm is looked at
-HARD, EASY = -1.0, -1.2  # margins from which on a negative is kept, and below which one leaves
-AFRESH = 2000  # negatives more, and a machine is trained again
-NEVER = -10.0  # the margin of a class without an object
+TARGET_NORM = 20.0  # to which the features are scaled, on average: the costs below are meant for such
+INTERCEPT_SCALING = 10.0  # what the machines' constant feature is, lest its weight be held back
+NORM_SAMPLES = 8  # regions of a picture whose features' norm is looked at
+HARD_MARGIN, EASY_MARGIN = -1.0, -1.2  # margins from which on a negative is kept, and below which one leaves
+RETRAIN_INTERVAL = 2000  # negatives more, and a machine is trained again
+ABSENT_CLASS_MARGIN = -10.0  # the margin of a class without an object
 
 
-class Solved(RegionCNN):
+class RCNNSolverTask(RCNNTask):
     """A stage of one step for each picture, which keeps the network as it is."""
 
     floor = 1 / (1 + math.exp(1.5))  # a margin of -1.5
@@ -45,7 +45,7 @@ class Solved(RegionCNN):
         for parameter in self.model.parameters():
             parameter.requires_grad = False
         super().setup(runtime)
-        self.tally = Tally()
+        self.tally = TensorStore()
 
     def duration(self, train: Any) -> tuple[int, int]:
         """A step for each picture and pass; judged at the end."""
@@ -65,7 +65,7 @@ class Solved(RegionCNN):
         """The margins of the machines as numbers in [0, 1]; a half is on the boundary. They are no probabilities."""
         return torch.sigmoid(self.model.svm(fc7).float())  # type: ignore[operator]
 
-    def step(self, batch: "Batch") -> dict[str, Tensor]:
+    def step(self, batch: "PaddedBatch") -> dict[str, Tensor]:
         """Look at one picture."""
         self.updated()
         with self.runtime.clock("forward"), torch.inference_mode():
@@ -73,12 +73,12 @@ class Solved(RegionCNN):
             picture = self.normalised(batch.pictures, batch.sizes)[0]
             return self.look(picture, batch, next(self.proposals(batch)))
 
-    def look(self, picture: Tensor, batch: "Batch", proposals: Tensor) -> dict[str, Tensor]:
+    def look(self, picture: Tensor, batch: "PaddedBatch", proposals: Tensor) -> dict[str, Tensor]:
         """Collect from a picture and its proposals, and solve when it is time; returns scalars for the log."""
         raise NotImplementedError(f"{type(self).__name__} does not define look(picture, batch, proposals)")
 
 
-class Tally:
+class TensorStore:
     """Tensors by name that grow in the course of a stage, and are saved with it."""
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class Tally:
             self[name] = rows
 
 
-class Machines(Solved):
+class SVMTask(RCNNSolverTask):
     """Stage 2: a linear SVM of each class, its negatives mined from all pictures (section 2.3, appendix B).
 
     The first pass collects the positives, which are the objects themselves, and the features' norm. In the second one,
@@ -129,8 +129,8 @@ class Machines(Solved):
         self,
         model: nn.Module,
         labels: tuple[str, ...],
-        prepare: Scaled,
-        regions: Regions,
+        prepare: ResizeTransform,
+        regions: RegionSettings,
         *,
         cost: float = 1e-3,
         overlap: float = 0.3,
@@ -155,7 +155,7 @@ class Machines(Solved):
             fresh=torch.zeros(classes, dtype=torch.int64),  # negatives since the last training
         )
 
-    def look(self, picture: Tensor, batch: "Batch", proposals: Tensor) -> dict[str, Tensor]:
+    def look(self, picture: Tensor, batch: "PaddedBatch", proposals: Tensor) -> dict[str, Tensor]:
         """Collect the positives in the first pass, and mine negatives in the second."""
         tally = self.tally
         tally["looked"] = tally["looked"] + 1
@@ -167,15 +167,15 @@ class Machines(Solved):
         else:
             hard = self.mine(picture, batch, proposals)
             last = looked == self.passes * self.pictures
-            for number in (tally["fresh"] >= (1 if last else AFRESH)).nonzero().flatten().tolist():
+            for number in (tally["fresh"] >= (1 if last else RETRAIN_INTERVAL)).nonzero().flatten().tolist():
                 self.train(number)
         counts = {"hard": hard, "negatives": len(tally["negatives"]), "positives": len(tally["positives"])}
         return {name: torch.tensor(float(count)) for name, count in counts.items()}
 
-    def gather(self, picture: Tensor, batch: "Batch", proposals: Tensor) -> None:
+    def gather(self, picture: Tensor, batch: "PaddedBatch", proposals: Tensor) -> None:
         """The positives of a picture, and the norm of some features."""
-        objects = (batch.classes[0] >= 0) & (batch.kinds[0] == COUNTED)
-        found = self.seen(picture, torch.cat([batch.boxes[0][objects], proposals[:SAMPLED]]))
+        objects = (batch.classes[0] >= 0) & (batch.kinds[0] == REGULAR)
+        found = self.seen(picture, torch.cat([batch.boxes[0][objects], proposals[:NORM_SAMPLES]]))
         norms = found.float().norm(dim=1)
         self.tally["norm"] = self.tally["norm"] + torch.tensor([norms.sum().item(), len(norms)], dtype=torch.float64)
         self.tally.add(positives=found[: int(objects.sum())], classes=batch.classes[0][objects])
@@ -185,13 +185,13 @@ class Machines(Solved):
         there = self.tally["classes"].bincount(minlength=len(self.labels)) > 0
         svm: Any = self.model.svm
         svm.weight.zero_()
-        svm.bias.copy_(torch.where(there, 0.0, NEVER))
+        svm.bias.copy_(torch.where(there, 0.0, ABSENT_CLASS_MARGIN))
 
-    def mine(self, picture: Tensor, batch: "Batch", proposals: Tensor) -> int:
+    def mine(self, picture: Tensor, batch: "PaddedBatch", proposals: Tensor) -> int:
         """Keep the hard negatives of a picture; returns how many there are."""
         features = self.features(picture, proposals)
         margins = self.model.svm(features.float())  # type: ignore[operator]
-        hard = (margins > HARD) & clear(batch, proposals, len(self.labels), self.overlap)
+        hard = (margins > HARD_MARGIN) & find_negatives(batch, proposals, len(self.labels), self.overlap)
         rows = hard.any(1)
         self.tally.add(negatives=features[rows], members=hard[rows])
         self.tally["fresh"] = self.tally["fresh"] + hard.sum(0).cpu()
@@ -201,15 +201,15 @@ class Machines(Solved):
         """Train the machine of a class on its positives and what it has of negatives; the easy ones leave."""
         tally, members = self.tally, self.tally["members"][:, number]
         positives, negatives = tally["positives"][tally["classes"] == number], tally["negatives"][members]
-        scale = NORM / max(float(tally["norm"][0] / tally["norm"][1].clamp(min=1)), 1e-12)
+        scale = TARGET_NORM / max(float(tally["norm"][0] / tally["norm"][1].clamp(min=1)), 1e-12)
         x = torch.cat([positives, negatives]).double() * scale
         y = torch.arange(len(x)) < len(positives)
-        weight, bias = machine(x, y, self.cost, self.seed)
+        weight, bias = fit_svm(x, y, self.cost, self.seed)
         svm: Any = self.model.svm
         svm.weight[number] = scale * weight
         svm.bias[number] = bias
         left = members.clone()
-        left[members] = (x[len(positives) :] @ weight + bias) >= EASY
+        left[members] = (x[len(positives) :] @ weight + bias) >= EASY_MARGIN
         every = tally["members"].clone()
         every[:, number] = left
         needed = every.any(1)
@@ -219,24 +219,24 @@ class Machines(Solved):
         tally["fresh"] = fresh
 
 
-def clear(batch: "Batch", proposals: Tensor, classes: int, overlap: float) -> Tensor:
+def find_negatives(batch: "PaddedBatch", proposals: Tensor, classes: int, overlap: float) -> Tensor:
     """``(P, classes)``: which proposals of a picture overlap no object of a class by ``overlap``.
 
     Of a crowd, those are taken out that lie in it by half.
     """
     known = batch.classes[0] >= 0
     objects, numbers, kinds = batch.boxes[0][known], batch.classes[0][known], batch.kinds[0][known]
-    near = boxes.iou(proposals, objects) >= overlap
-    inside = boxes.intersection(proposals, objects) >= 0.5 * boxes.area(proposals).unsqueeze(1)
+    near = boxes.compute_iou(proposals, objects) >= overlap
+    inside = boxes.compute_intersection(proposals, objects) >= 0.5 * boxes.compute_area(proposals).unsqueeze(1)
     taken = torch.where(kinds == CROWD, inside, near)
     own = nn.functional.one_hot(numbers, classes).bool()
     return ~(taken.unsqueeze(2) & own).any(1)
 
 
-def machine(x: Tensor, y: Tensor, cost: float, seed: int) -> tuple[Tensor, Tensor]:
+def fit_svm(x: Tensor, y: Tensor, cost: float, seed: int) -> tuple[Tensor, Tensor]:
     """A linear SVM of samples ``(n, d)`` of which ``y`` are positives: weights ``(d,)`` and bias."""
     solver = LinearSVC(
-        C=cost, loss="hinge", intercept_scaling=BIAS, class_weight={True: 2.0}, tol=0.01, max_iter=20_000,
+        C=cost, loss="hinge", intercept_scaling=INTERCEPT_SCALING, class_weight={True: 2.0}, tol=0.01, max_iter=20_000,
         random_state=seed,
     )  # fmt: skip
     with threadpool_limits(torch.get_num_threads(), "blas"):  # which decide how sums are rounded
@@ -244,7 +244,7 @@ def machine(x: Tensor, y: Tensor, cost: float, seed: int) -> tuple[Tensor, Tenso
     return torch.from_numpy(solver.coef_[0]), torch.from_numpy(solver.intercept_)[0]
 
 
-class Regressors(Solved):
+class BoxRegressionTask(RCNNSolverTask):
     """Stage 3: how far an object is from a region that overlaps it, by ridge regression on pool5 (appendix C).
 
     Args:
@@ -258,8 +258,8 @@ class Regressors(Solved):
         self,
         model: nn.Module,
         labels: tuple[str, ...],
-        prepare: Scaled,
-        regions: Regions,
+        prepare: ResizeTransform,
+        regions: RegionSettings,
         *,
         ridge: float = 1000.0,
         overlap: float = 0.6,
@@ -279,19 +279,19 @@ class Regressors(Solved):
             goals=torch.zeros(0, 4),
         )
 
-    def look(self, picture: Tensor, batch: "Batch", proposals: Tensor) -> dict[str, Tensor]:
+    def look(self, picture: Tensor, batch: "PaddedBatch", proposals: Tensor) -> dict[str, Tensor]:
         """Collect the regions that overlap an object; at the end, solve."""
         tally = self.tally
         tally["looked"] = tally["looked"] + 1
-        objects = (batch.classes[0] >= 0) & (batch.kinds[0] == COUNTED)
+        objects = (batch.classes[0] >= 0) & (batch.kinds[0] == REGULAR)
         if objects.any() and len(proposals):
             truth, numbers = batch.boxes[0][objects], batch.classes[0][objects]
-            most, which = boxes.iou(proposals, truth).max(1)
+            most, which = boxes.compute_iou(proposals, truth).max(1)
             full = tally["classes"].bincount(minlength=len(self.labels)) >= self.pairs
             used = (most >= self.overlap) & ~full.to(which.device)[numbers[which]]
             near, goals = proposals[used], truth[which[used]]
             features = self.seen(picture, near, "pool5")
-            tally.add(features=features, classes=numbers[which[used]], goals=boxes.encode(goals, near))
+            tally.add(features=features, classes=numbers[which[used]], goals=boxes.encode_boxes(goals, near))
         if int(tally["looked"]) == self.pictures:
             self.solve()
         return {"pairs": torch.tensor(float(len(tally["classes"])))}
@@ -300,8 +300,8 @@ class Regressors(Solved):
         """The regressors of every class that has regions, whose features are needed no more."""
         tally = self.tally
         box: Any = self.model.bbox
-        norms = [part.float().norm(dim=1) for part in torch.split(tally["features"], TOGETHER)]
-        scale = NORM / max(float(torch.cat(norms).mean().nan_to_num()), 1e-12)
+        norms = [part.float().norm(dim=1) for part in torch.split(tally["features"], REGION_BATCH_SIZE)]
+        scale = TARGET_NORM / max(float(torch.cat(norms).mean().nan_to_num()), 1e-12)
         for number in sorted(set(tally["classes"].tolist())):
             own = tally["classes"] == number
             solver = Ridge(self.ridge, solver="cholesky")  # in as many unknowns as there are features, or samples
@@ -318,4 +318,4 @@ class Regressors(Solved):
         kind = next(self.model.parameters()).dtype
         deltas = self.model.bbox(self.seen(picture, regions, "pool5").to(kind))  # type: ignore[operator]
         own = deltas.float().unflatten(1, (len(self.labels), 4))[torch.arange(len(regions)), classes]
-        return boxes.decode(own, regions)
+        return boxes.decode_boxes(own, regions)

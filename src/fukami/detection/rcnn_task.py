@@ -13,32 +13,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fukami.data.annotated import COUNTED, PROPOSAL
-from fukami.data.feature_cache import Kept
-from fukami.detection.metrics import Detections
-from fukami.detection.task import Detection
-from fukami.engine.task import Interface, Regime
+from fukami.data.feature_cache import FeatureCache
+from fukami.data.samples import PROPOSAL, REGULAR
+from fukami.detection.metrics import DetectionResults
+from fukami.detection.task import DetectionTask
+from fukami.engine.task import ModelSignature, TrainingOptions
 from fukami.errors import UsageError
-from fukami.image.transform import Scaled
-from fukami.layers import boxes, sampling
-from fukami.layers.detection_types import Found
-from fukami.layers.roi_warp import warp
-from fukami.quantization import half
+from fukami.image.transform import ResizeTransform
+from fukami.layers import box_sampling, boxes
+from fukami.layers.detection_types import Detections
+from fukami.layers.roi_warp import warp_regions
+from fukami.quantization import half_precision
 from fukami.selective_search import search
 
 if TYPE_CHECKING:
-    from fukami.data.annotated import Batch
+    from fukami.data.samples import PaddedBatch
 
-VERSION = 1  # of how regions are warped and looked at: features that were kept with another are not read
-LEAST = 20  # pixels of the frame that a proposal is at least wide and high, as in the paper's code
-MOST = 2000  # proposals of a picture, about as many as the paper has
-TOGETHER = 256  # regions that pass through the network at once
-OVERLAP = 0.3  # IoU with a better one of its class from which on a region is suppressed
-RANKED, ANSWERED = 2000, 100  # boxes of a picture before and after the suppression
+FEATURE_VERSION = 1  # of how regions are warped and looked at: features that were kept with another are not read
+MIN_PROPOSAL_SIZE = 20  # pixels of the frame that a proposal is at least wide and high, as in the paper's code
+MAX_PROPOSALS = 2000  # proposals of a picture, about as many as the paper has
+REGION_BATCH_SIZE = 256  # regions that pass through the network at once
+NMS_IOU = 0.3  # IoU with a better one of its class from which on a region is suppressed
+PRE_NMS_TOP_N, POST_NMS_TOP_N = 2000, 100  # boxes of a picture before and after the suppression
 
 
 @dataclass(frozen=True)
-class Regions:
+class RegionSettings:
     """How the regions of a picture are found, warped and remembered.
 
     Args:
@@ -56,7 +56,7 @@ class Regions:
     each: int = 16
 
 
-class RegionCNN(Detection):
+class RCNNTask(DetectionTask):
     """What the stages share; each defines how it scores.
 
     Args:
@@ -71,15 +71,15 @@ class RegionCNN(Detection):
         self,
         model: nn.Module,
         labels: tuple[str, ...],
-        prepare: Scaled,
-        regions: Regions,
-        **regime: Unpack[Regime],
+        prepare: ResizeTransform,
+        regions: RegionSettings,
+        **regime: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(model, labels, prepare, **regime)
         self.regions = regions
-        self.kept: Kept | None = None
+        self.kept: FeatureCache | None = None
 
-    def interface(self) -> Interface:
+    def interface(self) -> ModelSignature:
         """Refuse: no network proposes the regions."""
         raise UsageError("R-CNN cannot be exported to another program: regions are proposed by no network, but by ours")
 
@@ -103,9 +103,9 @@ class RegionCNN(Detection):
         compute = getattr(self.model, layer)
         kind = next(self.model.parameters()).dtype
         found = []
-        with half.arithmetic(self.model):
-            for part in torch.split(regions, TOGETHER):
-                warped = warp(picture, part, self.regions.size, self.regions.context)
+        with half_precision.enable_float32_fallback(self.model):
+            for part in torch.split(regions, REGION_BATCH_SIZE):
+                warped = warp_regions(picture, part, self.regions.size, self.regions.context)
                 found.append(compute(warped.to(kind)).half())
         return torch.cat(found)
 
@@ -115,8 +115,8 @@ class RegionCNN(Detection):
             return self.seen(picture, proposals)
         if self.kept is None:
             tf32 = torch.backends.cuda.matmul.allow_tf32
-            settings = f"{VERSION} {self.regions.size} {self.regions.context} {tf32}"
-            self.kept = Kept(self.model.network, settings, self.regions.cache)  # type: ignore[arg-type]
+            settings = f"{FEATURE_VERSION} {self.regions.size} {self.regions.context} {tf32}"
+            self.kept = FeatureCache(self.model.network, settings, self.regions.cache)  # type: ignore[arg-type]
         path = self.kept.path(picture, proposals)
         found = self.kept.read(path)
         if found is None or len(found) != len(proposals):
@@ -124,33 +124,33 @@ class RegionCNN(Detection):
             self.kept.write(path, found)
         return found.to(picture.device)
 
-    def found(self, picture: Tensor, size: Tensor, proposals: Tensor, fc7: Tensor) -> Found:
+    def found(self, picture: Tensor, size: Tensor, proposals: Tensor, fc7: Tensor) -> Detections:
         """What is in a normalised picture ``(3, H, W)`` of so many pixels, by proposals ``(P, 4)`` and features."""
         kind = next(self.model.parameters()).dtype
-        with half.arithmetic(self.model):
+        with half_precision.enable_float32_fallback(self.model):
             scores = self.scored(fc7.to(kind)).float()
         row, classes = (scores > self.floor).nonzero(as_tuple=True)
         best, which = scores[row, classes].sort(descending=True, stable=True)
-        which, best = which[:RANKED], best[:RANKED]
+        which, best = which[:PRE_NMS_TOP_N], best[:PRE_NMS_TOP_N]
         row, classes = row[which], classes[which]
-        keep = boxes.suppress(proposals[row], best, classes, OVERLAP)[:ANSWERED]
+        keep = boxes.apply_nms(proposals[row], best, classes, NMS_IOU)[:POST_NMS_TOP_N]
         row, classes, best = row[keep], classes[keep], best[keep]
-        own = boxes.clip(self.placed(picture, proposals[row], classes).unsqueeze(0), size.unsqueeze(0))[0]
-        return Found(own, classes, best)
+        own = boxes.clip_boxes(self.placed(picture, proposals[row], classes).unsqueeze(0), size.unsqueeze(0))[0]
+        return Detections(own, classes, best)
 
-    def answer(self, batch: "Batch") -> list[Found]:
+    def answer(self, batch: "PaddedBatch") -> list[Detections]:
         """What is found in the pictures of a batch, by the proposals that it has."""
         batch = self.moved(batch)
         pictures = self.normalised(batch.pictures, batch.sizes)
         every = zip(pictures, batch.sizes, self.proposals(batch), strict=True)
         return [self.found(picture, size, own, self.features(picture, own)) for picture, size, own in every]
 
-    def proposals(self, batch: "Batch") -> Iterator[Tensor]:
+    def proposals(self, batch: "PaddedBatch") -> Iterator[Tensor]:
         """Those of each picture, ``(P, 4)``."""
-        there = (batch.kinds == PROPOSAL) & (boxes.area(batch.boxes) > 0)
+        there = (batch.kinds == PROPOSAL) & (boxes.compute_area(batch.boxes) > 0)
         return (own[which] for own, which in zip(batch.boxes, there, strict=True))
 
-    def detect(self, pictures: Tensor, sizes: Tensor) -> list[Found]:
+    def detect(self, pictures: Tensor, sizes: Tensor) -> list[Detections]:
         """What is in pictures ``(N, 3, H, W)`` in 0..255, by regions that are looked for now.
 
         They are rounded, as those of the data are, so that the same regions are found.
@@ -159,19 +159,19 @@ class RegionCNN(Detection):
         for picture, each, size in zip(self.normalised(pictures, sizes), pictures, sizes, strict=True):
             height, width = size.int().tolist()
             pixels = each[:, :height, :width].byte().permute(1, 2, 0).contiguous().cpu().numpy()
-            proposals = torch.from_numpy(usable(search.propose(pixels, self.regions.mode)))
+            proposals = torch.from_numpy(filter_proposals(search.propose_regions(pixels, self.regions.mode)))
             proposals = proposals.to(picture.device)
             found.append(self.found(picture, size, proposals, self.seen(picture, proposals)))
         return found
 
 
-def usable(proposals: search.Boxes) -> search.Boxes:
+def filter_proposals(proposals: search.Boxes) -> search.Boxes:
     """Those of the proposals ``(n, 4)`` of a frame that are looked into: not too small, and not too many."""
-    large = ((proposals[:, 2:] - proposals[:, :2]) >= LEAST).all(1)
-    return np.ascontiguousarray(proposals[large][:MOST])
+    large = ((proposals[:, 2:] - proposals[:, :2]) >= MIN_PROPOSAL_SIZE).all(1)
+    return np.ascontiguousarray(proposals[large][:MAX_PROPOSALS])
 
 
-class FineTuning(RegionCNN):
+class RCNNFinetuneTask(RCNNTask):
     """Stage 1: the classifier learns the classes and the background on warped regions (section 2.3).
 
     Each picture of a batch gives ``each`` regions: a quarter of them, at most, such as overlap an object by half, or
@@ -182,18 +182,18 @@ class FineTuning(RegionCNN):
         """The softmax, without the background."""
         return self.model.scores(fc7).float().softmax(1)[:, 1:]  # type: ignore[operator, no-any-return]
 
-    def judge(self, batches: Iterable["Batch"]) -> Detections:
+    def judge(self, batches: Iterable["PaddedBatch"]) -> DetectionResults:
         """As all detectors; the features that were kept before are those of another network, which learned since."""
         self.kept = None
         return super().judge(batches)
 
-    def loss(self, batch: "Batch") -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: "PaddedBatch") -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropy of the regions drawn, and the share of them that is named rightly."""
         batch = self.moved(batch)
         regions, targets, there = self.drawn(batch)
         pictures = self.normalised(batch.pictures, batch.sizes)
         size, context = self.regions.size, self.regions.context
-        warped = torch.cat([warp(*each, size, context) for each in zip(pictures, regions, strict=True)])
+        warped = torch.cat([warp_regions(*each, size, context) for each in zip(pictures, regions, strict=True)])
         scores = self.replica(warped.contiguous(memory_format=torch.channels_last)).float()
         targets, there = targets.flatten(), there.flatten()
         count = self.runtime.sum(there.sum()).clamp(min=1) / self.runtime.world
@@ -201,16 +201,16 @@ class FineTuning(RegionCNN):
         right = (there & (scores.argmax(1) == targets)).sum() / count
         return loss, {"right": right.detach()}
 
-    def drawn(self, batch: "Batch") -> tuple[Tensor, Tensor, Tensor]:
+    def drawn(self, batch: "PaddedBatch") -> tuple[Tensor, Tensor, Tensor]:
         """Regions ``(N, each, 4)``, their targets ``(N, each)`` with 0 for background, and which of them there are."""
         known = (batch.classes >= 0).any(0).nonzero()
         objects = int(known[-1]) + 1 if len(known) else 1  # they come before the proposals
         truth = batch.boxes[:, :objects], batch.classes[:, :objects], batch.kinds[:, :objects]
-        _, targets = sampling.match(batch.boxes, truth[0], truth[1], truth[2] > COUNTED, 0.5, 0.5)
-        either = (batch.kinds == PROPOSAL) | ((batch.kinds == COUNTED) & (batch.classes >= 0))
-        either &= boxes.area(batch.boxes) > 0
-        targets = torch.where(either, targets, sampling.UNCLEAR)
-        chosen, there = sampling.balanced(
-            targets, sampling.priorities(batch.draws, targets.shape[1]), self.regions.each, 0.25
+        _, targets = box_sampling.match_boxes(batch.boxes, truth[0], truth[1], truth[2] > REGULAR, 0.5, 0.5)
+        either = (batch.kinds == PROPOSAL) | ((batch.kinds == REGULAR) & (batch.classes >= 0))
+        either &= boxes.compute_area(batch.boxes) > 0
+        targets = torch.where(either, targets, box_sampling.IGNORE_LABEL)
+        chosen, there = box_sampling.sample_balanced(
+            targets, box_sampling.compute_priorities(batch.draws, targets.shape[1]), self.regions.each, 0.25
         )
-        return sampling.pick(batch.boxes, chosen), targets.gather(1, chosen).clamp(min=0), there
+        return box_sampling.gather_by_index(batch.boxes, chosen), targets.gather(1, chosen).clamp(min=0), there

@@ -3,28 +3,28 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fukami.engine.epochs import MEAN, STD, Supervised
-from fukami.engine.recipe import MAX_SIDE, Data, Dataset, within
+from fukami.engine.recipe import MAX_IMAGE_SIDE, Data, DataSpec, check_range
+from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD, SupervisedRecipe
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
-    from fukami.data.annotated import Annotated
-    from fukami.data.padded import Framed
-    from fukami.detection.task import Detection
+    from fukami.data.padded_loader import PaddedLoader
+    from fukami.data.samples import Sample
+    from fukami.detection.task import DetectionTask
     from fukami.engine.task import Task
-    from fukami.image.transform import Scaled
+    from fukami.image.transform import ResizeTransform
     from fukami.models.faster_rcnn import FasterRCNN as Network
 
-JUDGED = 8  # pictures in a batch that is only judged
+EVAL_BATCH_SIZE = 8  # pictures in a batch that is only judged
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detector(Supervised):
+class DetectionRecipe(SupervisedRecipe):
     """A network that tells where in a picture there is what."""
 
     family: ClassVar[str] = "detection"
 
-    dataset: Dataset = "scenes"
+    dataset: DataSpec = "scenes"
     """What to learn from: scenes (embedded), bccd, voc-animals, voc2007, voc2012, coco, or a folder or archive of
     pictures with boxes: Pascal VOC, COCO or YOLO."""
     shortest: int = 600
@@ -37,42 +37,42 @@ class Detector(Supervised):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, 32, MAX_SIDE, "shortest", "longest")
+        check_range(self, 32, MAX_IMAGE_SIDE, "shortest", "longest")
         if self.longest < self.shortest:
             raise UsageError(f"longest should be at least shortest, {self.shortest}, not {self.longest}")
 
-    def prepare(self) -> "Scaled":
+    def prepare(self) -> "ResizeTransform":
         """How a picture is brought to the form that the network sees."""
-        from fukami.image.transform import Scaled
+        from fukami.image.transform import ResizeTransform
 
-        return Scaled(shortest=self.shortest, longest=self.longest, mean=MEAN, std=STD)
+        return ResizeTransform(shortest=self.shortest, longest=self.longest, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
     def data(self) -> Data:
         """The data set: in memory where it fits, streamed from its files where it does not."""
         from fukami.detection import data as detection_data
 
-        train, test, labels = detection_data.read(self.dataset, self.holdout, self.broken)
+        train, test, labels = detection_data.load_dataset(self.dataset, self.holdout, self.broken)
         return Data(self.loader(train, labels, train=True), self.loader(test, labels, train=False), labels)
 
-    def judged(self) -> "Framed":
+    def judged(self) -> "PaddedLoader":
         """The test part alone: what there is to train on is not decoded."""
         from fukami.detection import data as detection_data
 
-        _, test, labels = detection_data.read(self.dataset, self.holdout, self.broken, training=False)
+        _, test, labels = detection_data.load_dataset(self.dataset, self.holdout, self.broken, training=False)
         return self.loader(test, labels, train=False)
 
-    def loader(self, samples: "tuple[Annotated, ...]", labels: tuple[str, ...], *, train: bool) -> "Framed":
+    def loader(self, samples: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
         """Batches of a part of the data, to train on or to judge on."""
-        from fukami.data import augment_boxes, padded
+        from fukami.data import augment_boxes, padded_loader
 
-        seed, batch = (self.seed, self.batch) if train else (None, JUDGED)
-        change = augment_boxes.parse(self.augment if train else ())
-        return padded.loader(samples, labels, self.prepare(), batch=batch, seed=seed, augment=change,
+        seed, batch = (self.seed, self.batch) if train else (None, EVAL_BATCH_SIZE)
+        change = augment_boxes.parse_box_augmentation(self.augment if train else ())
+        return padded_loader.build_padded_loader(samples, labels, self.prepare(), batch=batch, seed=seed, augment=change,
                              memory=self.memory, broken=self.broken)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class FasterRCNN(Detector):
+class FasterRCNNRecipe(DetectionRecipe):
     """Proposals of regions, and what is in them, from one network."""
 
     backbone: ClassVar[str] = ""  # the classifier that it is made of
@@ -110,7 +110,7 @@ class FasterRCNN(Detector):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, 0, 5, "freeze")
+        check_range(self, 0, 5, "freeze")
         if len(self.scales) < 1 or min(self.scales) < 2:
             raise UsageError(f"scales should be sides of anchors, 2 pixels or more each, not {self.scales}")
         if self.decay.startswith("plateau") and self.training == "alternating":
@@ -120,22 +120,22 @@ class FasterRCNN(Detector):
         """The network, for so many classes without the background."""
         raise NotImplementedError(f"{type(self).__name__} does not define network(classes)")
 
-    def task(self, labels: tuple[str, ...]) -> "Detection":
+    def task(self, labels: tuple[str, ...]) -> "DetectionTask":
         """A detector of ``labels``."""
-        from fukami.detection.alternating_task import Alternating
-        from fukami.detection.task import Detection
-        from fukami.engine import weights as engine_weights
+        from fukami.detection.alternating_task import AlternatingDetectionTask
+        from fukami.detection.task import DetectionTask
+        from fukami.engine import pretrained
 
         model = self.network(len(labels))
         if self.init:
-            engine_weights.freeze_stages(model.get_submodule(self.prefix), self.freeze)
-        make = Alternating if self.training == "alternating" else Detection
+            pretrained.freeze_stages(model.get_submodule(self.prefix), self.freeze)
+        make = AlternatingDetectionTask if self.training == "alternating" else DetectionTask
         return make(model, labels, self.prepare(), rematerialise=self.rematerialise, **self.regime())
 
     def begin(self, task: "Task") -> None:
         """Put the weights of ``init`` into the network."""
-        from fukami.engine import weights as engine_weights
+        from fukami.engine import pretrained
 
         if self.init:
             labels = getattr(task, "labels", ())
-            engine_weights.initialise_detector(task.model, self.prefix, self.backbone, self.init, labels)
+            pretrained.initialize_detector(task.model, self.prefix, self.backbone, self.init, labels)

@@ -10,26 +10,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fukami.detection import metrics as detection_metrics
-from fukami.detection.metrics import Detections
-from fukami.engine.padded_task import STEP, Framed
-from fukami.engine.task import Interface, Regime
+from fukami.detection.metrics import DetectionResults
+from fukami.engine.padded_task import SIZE_DIVISOR, PaddedTask
+from fukami.engine.task import ModelSignature, TrainingOptions
 from fukami.image import io as image_io
-from fukami.image.transform import Scaled
-from fukami.layers.checkpointing import rematerialise
-from fukami.layers.detection_types import Found, Samples, Truth
-from fukami.quantization import half
+from fukami.image.transform import ResizeTransform
+from fukami.layers.activation_checkpointing import enable_activation_checkpointing
+from fukami.layers.detection_types import Detections, GroundTruth, SampledBoxes
+from fukami.quantization import half_precision
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from fukami.data.annotated import Batch
+    from fukami.data.samples import PaddedBatch
     from fukami.engine.runtime import Runtime
 
-BETA = 1 / 9  # where the smooth absolute error of a box becomes straight
-SHOWN = 0.5  # score from which on an answer is drawn
+SMOOTH_L1_BETA = 1 / 9  # where the smooth absolute error of a box becomes straight
+MIN_DRAWN_SCORE = 0.5  # score from which on an answer is drawn
 
 
-class Detection(Framed):
+class DetectionTask(PaddedTask):
     """Boxes of the classes ``labels``, by a network of two stages.
 
     Args:
@@ -45,10 +45,10 @@ class Detection(Framed):
         self,
         model: nn.Module,
         labels: tuple[str, ...],
-        prepare: Scaled,
+        prepare: ResizeTransform,
         *,
         rematerialise: bool = False,
-        **regime: Unpack[Regime],
+        **regime: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(model, labels, prepare, **regime)
         self.rematerialise = rematerialise
@@ -56,10 +56,10 @@ class Detection(Framed):
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device and make ready to train."""
         if self.rematerialise:
-            rematerialise(self.model.backbone)  # type: ignore[arg-type]
+            enable_activation_checkpointing(self.model.backbone)  # type: ignore[arg-type]
         super().setup(runtime)
 
-    def interface(self) -> Interface:
+    def interface(self) -> ModelSignature:
         """A picture in a frame; how it is prepared, the labels, and what the answer is, as JSON and words."""
         frame = "the frame's sides are multiples of 32, its values 0 to the right of the picture and below it"
         about = {
@@ -67,7 +67,7 @@ class Detection(Framed):
             "labels": json.dumps(self.labels, ensure_ascii=False),
             "answer": "boxes: left, top, right, bottom in pixels of the frame; classes: numbers of labels; best first",
         }
-        return Interface("detector", (3, 4 * STEP, 6 * STEP), about)
+        return ModelSignature("detector", (3, 4 * SIZE_DIVISOR, 6 * SIZE_DIVISOR), about)
 
     def compile(self) -> None:
         """Compile the parts whose shapes are fixed, the backbone and the layers that see a region."""
@@ -76,7 +76,7 @@ class Detection(Framed):
                 part = network.get_submodule(name)
                 part._compiled_call_impl = self.runtime.compile(part._call_impl)
 
-    def loss(self, batch: "Batch") -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: "PaddedBatch") -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of both stages: is there an object, which one, and where are its borders (equation 1)."""
         first, second = self.replica(*self.asked(batch))
         losses = {
@@ -85,41 +85,41 @@ class Detection(Framed):
         }
         return torch.stack(list(losses.values())).sum(), {name: loss.detach() for name, loss in losses.items()}
 
-    def asked(self, batch: "Batch") -> tuple[Tensor, Tensor, Truth]:
+    def asked(self, batch: "PaddedBatch") -> tuple[Tensor, Tensor, GroundTruth]:
         """What the network is called with in training, on the device."""
         batch = self.moved(batch)
-        truth = Truth(batch.boxes, batch.classes, batch.kinds > 0, batch.draws)
+        truth = GroundTruth(batch.boxes, batch.classes, batch.kinds > 0, batch.draws)
         return self.normalised(batch.pictures, batch.sizes), batch.sizes, truth
 
-    def losses(self, samples: Samples, what: str, where: str) -> dict[str, Tensor]:
+    def losses(self, samples: SampledBoxes, what: str, where: str) -> dict[str, Tensor]:
         """Cross entropy, and smooth absolute error of the boxes of objects, both over the samples of all processes."""
         count = self.runtime.sum(samples.there.sum()).clamp(min=1) / self.runtime.world
         if samples.scores.ndim == 2:
             wrong = F.binary_cross_entropy_with_logits(samples.scores, samples.targets.float(), reduction="none")
         else:
             wrong = F.cross_entropy(samples.scores.transpose(1, 2), samples.targets, reduction="none")
-        off = F.smooth_l1_loss(samples.deltas, samples.goals, reduction="none", beta=BETA).sum(2)
+        off = F.smooth_l1_loss(samples.deltas, samples.goals, reduction="none", beta=SMOOTH_L1_BETA).sum(2)
         objects = samples.there & (samples.targets > 0)
         return {
             what: torch.where(samples.there, wrong, 0).sum() / count,
             where: torch.where(objects, off, 0).sum() / count,
         }
 
-    def detect(self, pictures: Tensor, sizes: Tensor) -> list[Found]:
+    def detect(self, pictures: Tensor, sizes: Tensor) -> list[Detections]:
         """What is in pictures ``(N, 3, H, W)`` in 0..255, in pixels of the frame."""
-        with half.arithmetic(self.model):
+        with half_precision.enable_float32_fallback(self.model):
             kind = next(self.model.parameters()).dtype
-            found: list[Found] = self.model(self.normalised(pictures, sizes).to(kind), sizes)
+            found: list[Detections] = self.model(self.normalised(pictures, sizes).to(kind), sizes)
         return found
 
-    def answer(self, batch: "Batch") -> list[Found]:
+    def answer(self, batch: "PaddedBatch") -> list[Detections]:
         """What is found in the pictures of a batch, in pixels of the frame."""
         return self.detect(batch.pictures.to(self.runtime.device), batch.sizes.to(self.runtime.device))
 
-    def judge(self, batches: Iterable["Batch"]) -> Detections:
+    def judge(self, batches: Iterable["PaddedBatch"]) -> DetectionResults:
         """Everything that was found in ``batches``, and what is there, over all processes."""
         number = self.numbers(getattr(batches, "labels", self.labels))
-        found = Detections(self.labels)
+        found = DetectionResults(self.labels)
         with self.answering():
             for batch in batches:
                 if len(batch.pictures) == 0:  # this process's share of the last batch
@@ -134,8 +134,8 @@ class Detection(Framed):
                         batch.kinds[i].cpu()[there[i]].numpy(),
                     )
                     boxes, classes, scores = (value.float().cpu() for value in answer)
-                    seen = detection_metrics.Found((boxes * ratios[i]).numpy(), classes.numpy(), scores.numpy())
-                    found.add(int(batch.numbers[i]), seen, detection_metrics.Truth(*truth))
+                    seen = detection_metrics.Prediction((boxes * ratios[i]).numpy(), classes.numpy(), scores.numpy())
+                    found.add(int(batch.numbers[i]), seen, detection_metrics.GroundTruth(*truth))
         found.merge(self.runtime.gather(found))
         return found
 
@@ -160,15 +160,17 @@ class Detection(Framed):
 
     def draw(self, source: Any, answer: dict[str, Any]) -> Image.Image:
         """The picture with the boxes whose score is at least a half."""
-        shown = [box for box in answer["boxes"] if box["score"] >= SHOWN]
-        return image_io.draw_boxes(image_io.read(source), shown, self.labels)
+        shown = [box for box in answer["boxes"] if box["score"] >= MIN_DRAWN_SCORE]
+        return image_io.draw_boxes(image_io.read_image(source), shown, self.labels)
 
     @torch.inference_mode()
-    def figures(self, batches: Iterable["Batch"]) -> "Iterator[tuple[str, Figure]]":
+    def figures(self, batches: Iterable["PaddedBatch"]) -> "Iterator[tuple[str, Figure]]":
         """Precision and recall, what goes wrong, and the worst of it as pictures."""
         from fukami.detection import plots as detection_plots
 
-        found: Detections = self.judged_last(batches)
+        found: DetectionResults = self.judged_last(batches)
         if self.runtime.main:
             samples = getattr(batches, "samples", ())
-            yield from detection_plots.judgement(found, lambda number: image_io.read(samples[number].source))
+            yield from detection_plots.plot_evaluation(
+                found, lambda number: image_io.read_image(samples[number].source)
+            )

@@ -16,10 +16,13 @@ from torch.utils import _pytree as pytree
 from fukami.engine import checkpoint
 from fukami.errors import Error, WriteError
 
-SECONDS, SHARE = 1.0, 0.02  # a checkpoint this often, unless writing would take more than this share of the time
+MIN_CHECKPOINT_INTERVAL, MAX_CHECKPOINT_FRACTION = (
+    1.0,
+    0.02,
+)  # a checkpoint this often, unless writing would take more than this share of the time
 
 
-class Saver:
+class CheckpointWriter:
     """Writes the run's checkpoint and weights in another thread, one after another; silent in all processes but one.
 
     What is written is a copy from the moment of the call, so that the training goes on at once.
@@ -31,7 +34,7 @@ class Saver:
 
     def __init__(self, folder: Path, writes: bool) -> None:
         self.folder, self.writes = folder, writes
-        self.at = time.monotonic() + SECONDS
+        self.at = time.monotonic() + MIN_CHECKPOINT_INTERVAL
         self.thread: threading.Thread | None = None
         self.error: Exception | None = None
 
@@ -86,7 +89,7 @@ class Saver:
     ) -> None:
         began = time.monotonic()
         try:
-            with _beside(ready):
+            with _use_copy_stream(ready):
                 unfit = [name for name, value in weights.items() if not value.isfinite().all()]
                 state, weights = pytree.tree_map_only(Tensor, lambda value: value.cpu(), (state, weights))
             if unfit:
@@ -95,7 +98,7 @@ class Saver:
                     "last good checkpoint stays: try a lower learning rate, or --precision float32"
                 )
             for file in files:
-                _sync(file)
+                _sync_file(file)
             # the state last: with an older one the training goes on and writes the weights again
             checkpoint.write_weights(self.folder, {name: value.contiguous() for name, value in weights.items()})
             checkpoint.write_state(self.folder, state)
@@ -104,10 +107,10 @@ class Saver:
         except Exception as error:
             self.error = error
         ended = time.monotonic()
-        self.at = ended + max(SECONDS, (ended - began) / SHARE)
+        self.at = ended + max(MIN_CHECKPOINT_INTERVAL, (ended - began) / MAX_CHECKPOINT_FRACTION)
 
 
-def _sync(path: Path) -> None:
+def _sync_file(path: Path) -> None:
     """Bring what was written to a file, or to the memory that it is mapped to, to the disk."""
     try:
         file = os.open(path, os.O_RDWR)
@@ -119,7 +122,7 @@ def _sync(path: Path) -> None:
         raise WriteError(path, error) from error
 
 
-def _beside(ready: "torch.cuda.Event | None") -> contextlib.AbstractContextManager[Any]:
+def _use_copy_stream(ready: "torch.cuda.Event | None") -> contextlib.AbstractContextManager[Any]:
     """On a stream of its own once the copies are made, so that no training step waits behind them."""
     if ready is None:
         return contextlib.nullcontext()

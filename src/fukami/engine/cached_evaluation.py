@@ -7,10 +7,10 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from fukami.engine.task import Regime, Task
+from fukami.engine.task import Task, TrainingOptions
 
 
-class Judging(Task):
+class CachedEvaluationTask(Task):
     """A task that remembers what it found in the data that it judged last.
 
     Args:
@@ -18,7 +18,7 @@ class Judging(Task):
         regime: optimizer, decay, epochs, judge_every, accumulate and clip, as for :class:`fukami.Task`.
     """
 
-    def __init__(self, model: nn.Module, **regime: Unpack[Regime]) -> None:
+    def __init__(self, model: nn.Module, **regime: Unpack[TrainingOptions]) -> None:
         super().__init__(model, **regime)
         self.latest: tuple[Any, Any] | None = None  # what was evaluated last, and what was found
 

@@ -28,28 +28,48 @@ from torch.nn.modules.module import (
 
 from fukami.engine import precision as precisions
 from fukami.engine.locking import lock_folder
-from fukami.engine.recipe import Recipe, build, find, identify, is_built_in, load_recipe_file, names, parse_changes
+from fukami.engine.recipe import (
+    Recipe,
+    build_recipe,
+    get_recipe,
+    identify_recipe,
+    is_built_in,
+    list_recipes,
+    load_recipe_file,
+    parse_overrides,
+)
 from fukami.engine.runtime import PRECISIONS, Runtime
 from fukami.engine.state_file import encode_state, load_state
 from fukami.engine.task import Task
-from fukami.errors import Error, UsageError, WriteError, unknown
+from fukami.errors import Error, UsageError, WriteError, build_unknown_error
 
-SHIPPED = Path(__file__).parents[1] / "weights"
-FILES = ("recipe.json", "weights.safetensors", "last.ckpt", "preview.png", "report.html")  # that :func:`write` replaces
-MOST_THREADS = 1024  # that a run can have been computed with
-HALVES = (torch.float16, torch.bfloat16)  # in which float32 weights may be stored, for smaller files
-MAX_PARTS = 50_000  # layers and tensors of a network; ResNet-152 has about a thousand
-LISTED = 20  # tensors that a message names at most
-BEGUN = {"versions": dict, "device": str, "precision": str, "command": str, "processes": int, "compile": bool}
-NONE = type(None)
-CONDITIONS = {"format": (int,), "versions": (dict,), "threads": (int,), "manifest": (str, NONE)}  # of a checkpoint
-MAX_RECORD = 64 << 20  # bytes of a recipe.json; one with a thousand classes has 30 kB
+SHIPPED_WEIGHTS_DIR = Path(__file__).parents[1] / "weights"
+RUN_FILES = (
+    "recipe.json",
+    "weights.safetensors",
+    "last.ckpt",
+    "preview.png",
+    "report.html",
+)  # that :func:`write` replaces
+MAX_THREADS = 1024  # that a run can have been computed with
+HALF_DTYPES = (torch.float16, torch.bfloat16)  # in which float32 weights may be stored, for smaller files
+MAX_MODEL_PARTS = 50_000  # layers and tensors of a network; ResNet-152 has about a thousand
+MAX_LISTED_TENSORS = 20  # tensors that a message names at most
+RESUME_FIELDS = {"versions": dict, "device": str, "precision": str, "command": str, "processes": int, "compile": bool}
+NONE_TYPE = type(None)
+CHECKPOINT_FIELDS = {
+    "format": (int,),
+    "versions": (dict,),
+    "threads": (int,),
+    "manifest": (str, NONE_TYPE),
+}  # of a checkpoint
+MAX_RECIPE_BYTES = 64 << 20  # bytes of a recipe.json; one with a thousand classes has 30 kB
 RecipeSource = str | os.PathLike[str] | type[Recipe]  # the file of a private recipe, or its class
 
 logger = logging.getLogger(__name__)
 
 
-class Conditions(NamedTuple):
+class ComputeConfig(NamedTuple):
     """What a training computes with; ``threads`` is None where that is not decided yet."""
 
     device: str
@@ -84,11 +104,11 @@ def load(
     """
     if not runs:
         raise UsageError("give at least one run: a folder, or the name of weights that ship with the package")
-    first, *others = (_load_one(locate(run), device, precision, changes or {}, recipe) for run in runs)
+    first, *others = (_load_run(locate_run(run), device, precision, changes or {}, recipe) for run in runs)
     return first.ensemble(others, vote=vote) if others else first
 
 
-def locate(run: str | os.PathLike[str]) -> Path:
+def locate_run(run: str | os.PathLike[str]) -> Path:
     """The folder of a run, given as a folder or as the name of shipped weights.
 
     Raises:
@@ -97,16 +117,16 @@ def locate(run: str | os.PathLike[str]) -> Path:
     """
     folder = Path(run)
     if (folder / "recipe.json").is_file():
-        check_files(folder)
+        check_run_files(folder)
         return folder
-    if (SHIPPED / folder.name / "recipe.json").is_file() and str(run) == folder.name:
-        return SHIPPED / folder.name
-    shipped = ", ".join(sorted(path.parent.name for path in SHIPPED.glob("*/recipe.json")))
+    if (SHIPPED_WEIGHTS_DIR / folder.name / "recipe.json").is_file() and str(run) == folder.name:
+        return SHIPPED_WEIGHTS_DIR / folder.name
+    shipped = ", ".join(sorted(path.parent.name for path in SHIPPED_WEIGHTS_DIR.glob("*/recipe.json")))
     what = "is a folder without a recipe.json" if folder.is_dir() else "is neither a run's folder nor shipped weights"
     raise UsageError(f"{str(run)!r} {what}; give a folder that fukami train left, or one of: {shipped}")
 
 
-def check_files(folder: Path, *, writes: bool = False) -> None:
+def check_run_files(folder: Path, *, writes: bool = False) -> None:
     """Refuse a run's folder with links, pipes or devices in it: nothing outside of it may be read or written.
 
     Args:
@@ -125,27 +145,27 @@ def check_files(folder: Path, *, writes: bool = False) -> None:
             raise Error(f"{path} is {what}, which a run may not hold; replace it by a copy of the file, or remove it")
 
 
-def describe(folder: Path, recipe: RecipeSource | None = None) -> tuple[Recipe, tuple[str, ...]]:
+def read_recipe(folder: Path, recipe: RecipeSource | None = None) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe and the labels that ``recipe.json`` records; ``recipe`` as for :func:`load`.
 
     Raises:
         UsageError: the run is of a private recipe and ``recipe`` is not the one, or of another one and it is given.
         Error: the file is damaged.
     """
-    record = _record(folder)
-    return build(_recipe_class(folder, record, recipe), record["fields"]), tuple(record["labels"])
+    record = _read_record(folder)
+    return build_recipe(_resolve_recipe_class(folder, record, recipe), record["fields"]), tuple(record["labels"])
 
 
-def _recipe_class(folder: Path, record: dict[str, Any], given: RecipeSource | None) -> type[Recipe]:
+def _resolve_recipe_class(folder: Path, record: dict[str, Any], given: RecipeSource | None) -> type[Recipe]:
     """The class of a run's recipe: one that comes with fukami, or the one ``given`` if it is the same as recorded."""
     name = record["recipe"]
     if "recipe_sha256" not in record:
         if given is not None:
             raise UsageError(f"{folder} is a run of {name!r}, which is not a private recipe: leave out the recipe file")
-        if name not in names():
+        if name not in list_recipes():
             raise Error(f"{folder / 'recipe.json'} is damaged or of another version of fukami: "
-                        f"{unknown('recipe', name, names())}")  # fmt: skip
-        return find(name)
+                        f"{build_unknown_error('recipe', name, list_recipes())}")  # fmt: skip
+        return get_recipe(name)
     digest = record["recipe_sha256"]
     if not (isinstance(digest, str) or digest is None):
         raise Error(f"{folder / 'recipe.json'} is damaged: 'recipe_sha256' should be text, not {digest!r:.100}")
@@ -158,7 +178,7 @@ def _recipe_class(folder: Path, record: dict[str, Any], given: RecipeSource | No
         if digest is None:
             raise UsageError(f"{folder} is a run of {name}, which was defined in no file: in Python, give the class")
         return load_recipe_file(Path(given), digest)
-    own = identify(given)
+    own = identify_recipe(given)
     if own != {"recipe": name, "recipe_sha256": digest}:
         raise UsageError(
             f"{folder} is a run of {name} with the SHA-256 {digest}, not of {own['recipe']} with "
@@ -167,27 +187,29 @@ def _recipe_class(folder: Path, record: dict[str, Any], given: RecipeSource | No
     return given
 
 
-def recipe_of(folder: Path) -> str:
+def read_recipe_name(folder: Path) -> str:
     """The name of the recipe, or of its file, that ``recipe.json`` records."""
-    return str(_record(folder)["recipe"])
+    return str(_read_record(folder)["recipe"])
 
 
-def labels_of(folder: Path) -> tuple[str, ...]:
+def read_labels(folder: Path) -> tuple[str, ...]:
     """The labels that ``recipe.json`` records."""
-    return tuple(_record(folder)["labels"])
+    return tuple(_read_record(folder)["labels"])
 
 
-def changes(runs: Sequence[str], words: Sequence[str], recipe: RecipeSource | None = None) -> dict[str, Any]:
+def parse_run_overrides(
+    runs: Sequence[str], words: Sequence[str], recipe: RecipeSource | None = None
+) -> dict[str, Any]:
     """Values of fields of the first run's recipe by name, from words such as ``beams=3``; raises as :func:`load`."""
-    return parse_changes(type(describe(locate(runs[0]), recipe)[0]), words) if runs and words else {}
+    return parse_overrides(type(read_recipe(locate_run(runs[0]), recipe)[0]), words) if runs and words else {}
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def _read_record(folder: Path) -> dict[str, Any]:
     """What ``recipe.json`` holds, of the right types."""
     path = folder / "recipe.json"
     try:
-        if path.stat().st_size > MAX_RECORD:
-            raise ValueError(f"it has more than {MAX_RECORD:,} bytes")
+        if path.stat().st_size > MAX_RECIPE_BYTES:
+            raise ValueError(f"it has more than {MAX_RECIPE_BYTES:,} bytes")
         record = json.loads(path.read_bytes())
         name, fields, labels = record["recipe"], record["fields"], record["labels"]
         json.dumps(record, ensure_ascii=False).encode()  # what a file is written from has no lone surrogates
@@ -199,73 +221,75 @@ def _record(folder: Path) -> dict[str, Any]:
     return dict(record)
 
 
-def _jsonable(recipe: Recipe) -> dict[str, Any]:
+def _fields_to_json(recipe: Recipe) -> dict[str, Any]:
     """The fields as JSON gives them back: tuples are lists there."""
     return dict(json.loads(json.dumps(dataclasses.asdict(recipe))))
 
 
-def precision_of(folder: Path) -> str:
+def read_precision(folder: Path) -> str:
     """What the run was exported to; float32 where it is as its training left it."""
-    exported = _record(folder).get("exported")
+    exported = _read_record(folder).get("exported")
     own = exported.get("to") if isinstance(exported, dict) else "float32"
-    if own not in (*PRECISIONS, *precisions.CONVERTED):
+    if own not in (*PRECISIONS, *precisions.CONVERTED_PRECISIONS):
         raise Error(f"{folder / 'recipe.json'} is damaged: it was exported to {own!r}; the run cannot be used")
     return str(own)
 
 
-def trained(run: str | os.PathLike[str]) -> Path:
+def locate_unconverted_run(run: str | os.PathLike[str]) -> Path:
     """The folder of a run that has the layers it was trained with.
 
     Raises:
         UsageError: there is no such run, or it was exported to other layers.
     """
-    folder = locate(run)
-    own = precision_of(folder)
-    if own in precisions.CONVERTED:
+    folder = locate_run(run)
+    own = read_precision(folder)
+    if own in precisions.CONVERTED_PRECISIONS:
         raise UsageError(f"{run} was exported to {own} already, which has other layers; give the run it is of")
     return folder
 
 
-def _load_one(
+def _load_run(
     folder: Path, device: str, precision: str, changes: Mapping[str, Any], source: RecipeSource | None
 ) -> Task:
-    recipe, labels = describe(folder, source)
+    recipe, labels = read_recipe(folder, source)
     recipe = dataclasses.replace(recipe, **changes)
-    own = precision_of(folder)
-    precision = precisions.resolve(precision, own, folder)
+    own = read_precision(folder)
+    precision = precisions.resolve_precision(precision, own, folder)
     ours = is_built_in(type(recipe))  # whose tasks have no numbers but those of their networks
     with torch.device("meta") if ours else contextlib.nullcontext():
-        task = _task(folder, recipe, labels)
+        task = _build_task(folder, recipe, labels)
         modules = task.modules()
         if own == "binary":
-            from fukami.quantization.binary_layers import pack
+            from fukami.quantization.binary_layers import pack_model
 
-            modules = {name: pack(module) for name, module in modules.items()}
-    if own in precisions.BY_ONNX:
-        from fukami.quantization.onnx import OnnxNetwork
+            modules = {name: pack_model(module) for name, module in modules.items()}
+    if own in precisions.ONNX_PRECISIONS:
+        from fukami.quantization.onnx_export import OnnxNetwork
 
-        modules = {name: OnnxNetwork(_read(folder / f"{name}.onnx")) for name in modules}
+        modules = {name: OnnxNetwork(_read_file(folder / f"{name}.onnx")) for name in modules}
     else:
-        restore(modules, read_weights(folder), folder / "weights.safetensors")
-    if ours or own in precisions.CONVERTED:
+        assign_weights(modules, read_weights(folder), folder / "weights.safetensors")
+    if ours or own in precisions.CONVERTED_PRECISIONS:
         task.replace(modules)
-    task.setup(Runtime.start(*precisions.where(device, precision)))
+    task.setup(Runtime.start(*precisions.resolve_device_and_precision(device, precision)))
     for module in modules.values():
         module.to(PRECISIONS.get(precision, torch.float32)).eval()
-    if precision in precisions.CONVERTED and precision != own:
-        task.replace(precisions.convert(task, precision, recipe))
+    if precision in precisions.CONVERTED_PRECISIONS and precision != own:
+        task.replace(precisions.convert_task(task, precision, recipe))
     return task
 
 
-def _task(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Task:
+def _build_task(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Task:
     """The task of a run's recipe; fields that no network can have are an Error."""
     count = 0
 
     def limit(*parts: Any) -> None:
         nonlocal count
         count += 1
-        if count > MAX_PARTS:
-            raise Error(f"{folder / 'recipe.json'} describes a network of more than {MAX_PARTS:,} layers and tensors")
+        if count > MAX_MODEL_PARTS:
+            raise Error(
+                f"{folder / 'recipe.json'} describes a network of more than {MAX_MODEL_PARTS:,} layers and tensors"
+            )
 
     hooks = (register_module_parameter_registration_hook(limit), register_module_module_registration_hook(limit))
     try:
@@ -294,24 +318,24 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         raise Error(f"{path} is damaged ({error}); the run cannot be used") from error
 
 
-def _read(path: Path) -> bytes:
+def _read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise Error(f"{path} cannot be read ({error.strerror}); the run cannot be used") from error
 
 
-def weights(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
+def copy_tensors_to_cpu(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
     """Every parameter and buffer of the modules, named ``module.parameter``, on the CPU."""
-    return {name: value.detach().cpu().contiguous() for name, value in named(modules).items()}
+    return {name: value.detach().cpu().contiguous() for name, value in collect_tensors(modules).items()}
 
 
-def named(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
+def collect_tensors(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
     """Every parameter and buffer of the modules, where it is, named ``module.parameter``."""
     return {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
 
 
-def restore(modules: dict[str, nn.Module], tensors: dict[str, Tensor], source: Path) -> None:
+def assign_weights(modules: dict[str, nn.Module], tensors: dict[str, Tensor], source: Path) -> None:
     """Make ``tensors`` the modules' own, all of them, in the precision in which they are stored.
 
     Args:
@@ -339,12 +363,12 @@ def check_tensors(modules: dict[str, nn.Module], tensors: dict[str, Tensor], sou
     Raises:
         Error: a tensor is missing, left over, of another shape or type, or not finite; all such are listed.
     """
-    expected = named(modules)
+    expected = collect_tensors(modules)
     wrong = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
     wrong += [f"{name} is not known" for name in tensors.keys() - expected.keys()]
     for name in expected.keys() & tensors.keys():
         found, wanted = tensors[name], expected[name]
-        stored = HALVES if wanted.dtype == torch.float32 else ()
+        stored = HALF_DTYPES if wanted.dtype == torch.float32 else ()
         if found.shape != wanted.shape:
             wrong.append(f"{name} is {tuple(found.shape)} instead of {tuple(wanted.shape)}")
         elif found.dtype not in (wanted.dtype, *stored):
@@ -352,12 +376,14 @@ def check_tensors(modules: dict[str, nn.Module], tensors: dict[str, Tensor], sou
         elif not found.isfinite().all():
             wrong.append(f"{name} has values that are not finite")
     if wrong:
-        listed = "; ".join(sorted(wrong)[:LISTED]) + (f"; and {len(wrong) - LISTED} more" if wrong[LISTED:] else "")
+        listed = "; ".join(sorted(wrong)[:MAX_LISTED_TENSORS]) + (
+            f"; and {len(wrong) - MAX_LISTED_TENSORS} more" if wrong[MAX_LISTED_TENSORS:] else ""
+        )
         raise Error(f"{source} does not fit its recipe: {listed}")
 
 
 @contextlib.contextmanager
-def claim(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
+def lock_run(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
     """Hold the folder for a run of this recipe; in a group of processes the first one does.
 
     Nobody else writes to it meanwhile. A folder that was not there and in which nothing was written is removed again.
@@ -374,9 +400,9 @@ def claim(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
         raise UsageError(f"{folder} is a file; --out should be a new or empty folder")
     new = not folder.exists()
     if resume:
-        check_begun(folder)
+        check_run_exists(folder)
     if os.path.lexists(folder / ".lock"):  # which would be opened, if it is a link, before anything is checked
-        check_files(folder, writes=True)
+        check_run_files(folder, writes=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -384,10 +410,10 @@ def claim(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
     try:
         with lock_folder(folder):
             if not resume:
-                check_unused(folder, recipe)
-            check_files(folder, writes=True)
+                check_folder_unused(folder, recipe)
+            check_run_files(folder, writes=True)
             if resume:
-                check_recipe(folder, recipe)
+                check_same_recipe(folder, recipe)
             _remove_temporaries(folder)
             yield
     finally:
@@ -396,7 +422,7 @@ def claim(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
                 folder.rmdir()
 
 
-def check_begun(folder: Path) -> None:
+def check_run_exists(folder: Path) -> None:
     """Refuse to resume where there is no run.
 
     Raises:
@@ -410,7 +436,7 @@ def check_begun(folder: Path) -> None:
         )
 
 
-def check_unused(folder: Path, recipe: Recipe) -> None:
+def check_folder_unused(folder: Path, recipe: Recipe) -> None:
     """Refuse a folder that holds more than hidden files and stages of the recipe.
 
     Raises:
@@ -423,13 +449,13 @@ def check_unused(folder: Path, recipe: Recipe) -> None:
         )
 
 
-def check_recipe(folder: Path, recipe: Recipe) -> None:
+def check_same_recipe(folder: Path, recipe: Recipe) -> None:
     """Refuse to go on with the run in the folder as one of another recipe.
 
     Raises:
         UsageError: it was begun with another recipe, or with other fields.
     """
-    begun, asked, own = _record(folder), _jsonable(recipe), identify(type(recipe))
+    begun, asked, own = _read_record(folder), _fields_to_json(recipe), identify_recipe(type(recipe))
     if begun["recipe"] != own["recipe"]:
         raise UsageError(f"{folder} is a run of {begun['recipe']}, not of {own['recipe']}")
     if begun.get("recipe_sha256") != own.get("recipe_sha256"):
@@ -441,7 +467,7 @@ def check_recipe(folder: Path, recipe: Recipe) -> None:
         f"{name} {begun['fields'].get(name)!r}, not {asked.get(name)!r}"
         for name in sorted(begun["fields"].keys() | asked.keys())
         if begun["fields"].get(name) != asked.get(name)
-        and not _moved(begun["fields"].get(name), asked.get(name), folder)
+        and not _is_moved_stage(begun["fields"].get(name), asked.get(name), folder)
     ]
     if differ:
         raise UsageError(f"{folder} was begun with {'; '.join(differ)}: resume it as it was, or choose another --out")
@@ -449,24 +475,24 @@ def check_recipe(folder: Path, recipe: Recipe) -> None:
 
 def _remove_temporaries(folder: Path) -> None:
     """Remove what a process that was killed while it wrote has left."""
-    for name in FILES:
+    for name in RUN_FILES:
         with contextlib.suppress(OSError):
-            _temporary(folder / name).unlink()
+            _get_temporary_path(folder / name).unlink()
 
 
-def _moved(begun: Any, asked: Any, folder: Path) -> bool:
+def _is_moved_stage(begun: Any, asked: Any, folder: Path) -> bool:
     """Whether two paths are of the same stage of the run that has a stage in ``folder``, which was moved meanwhile."""
     if not (isinstance(begun, str) and isinstance(asked, str)):
         return False
     return Path(asked).parent == folder.resolve().parent and Path(asked).name == Path(begun).name
 
 
-def finished(folder: Path) -> bool:
+def is_finished(folder: Path) -> bool:
     """Whether the training of the run in a folder, if there is one, came to its end."""
-    return (folder / "recipe.json").is_file() and "time" in _record(folder)
+    return (folder / "recipe.json").is_file() and "time" in _read_record(folder)
 
 
-def conditions(folder: Path, device: str, precision: str, compile: bool) -> Conditions:
+def resolve_compute_config(folder: Path, device: str, precision: str, compile: bool) -> ComputeConfig:
     """What to compute with: as asked, or as the run in the folder was begun, where it has one.
 
     Raises:
@@ -474,9 +500,9 @@ def conditions(folder: Path, device: str, precision: str, compile: bool) -> Cond
         Error: ``recipe.json`` is damaged.
     """
     if not (folder / "recipe.json").is_file():
-        return Conditions(device, precision, compile, None)
-    record = _record(folder)
-    for name, kind in BEGUN.items():
+        return ComputeConfig(device, precision, compile, None)
+    record = _read_record(folder)
+    for name, kind in RESUME_FIELDS.items():
         if type(record.get(name)) is not kind:
             raise Error(f"{folder / 'recipe.json'} is damaged: {name!r} should be of type {kind.__name__}, not "
                         f"{record.get(name)!r:.100}; the run cannot be resumed")  # fmt: skip
@@ -489,23 +515,23 @@ def conditions(folder: Path, device: str, precision: str, compile: bool) -> Cond
             )
     device = record.get("device", device) if device == "auto" else device
     threads = record.get("threads")
-    if threads is not None and not (type(threads) is int and 1 <= threads <= MOST_THREADS):
-        raise Error(f"{folder / 'recipe.json'} is damaged: 'threads' should be 1 to {MOST_THREADS}, not {threads!r}")
-    return Conditions(device, record.get("precision", precision), bool(record.get("compile", compile)), threads)
+    if threads is not None and not (type(threads) is int and 1 <= threads <= MAX_THREADS):
+        raise Error(f"{folder / 'recipe.json'} is damaged: 'threads' should be 1 to {MAX_THREADS}, not {threads!r}")
+    return ComputeConfig(device, record.get("precision", precision), bool(record.get("compile", compile)), threads)
 
 
-def _temporary(path: Path) -> Path:
+def _get_temporary_path(path: Path) -> Path:
     """The file that becomes ``path`` once it is written."""
     return path.with_name(f".{path.name}.tmp")
 
 
-def write(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
     """Replace the file in one step: after a crash it holds either the old content or the new.
 
     Raises:
         WriteError: it cannot be written; the old content stays.
     """
-    temporary = _temporary(path)
+    temporary = _get_temporary_path(path)
     try:
         temporary.unlink(missing_ok=True)  # left by a crash
         with temporary.open("xb") as file:
@@ -524,31 +550,31 @@ def write(path: Path, content: bytes) -> None:
         raise WriteError(path, error) from error
 
 
-def write_run(folder: Path, recipe: Recipe, labels: tuple[str, ...], note: dict[str, Any]) -> None:
+def write_recipe(folder: Path, recipe: Recipe, labels: tuple[str, ...], note: dict[str, Any]) -> None:
     """Write ``recipe.json``; ``note`` is added to it for the reader."""
     record = {
-        **identify(type(recipe)),
+        **identify_recipe(type(recipe)),
         "fields": dataclasses.asdict(recipe),
         "labels": labels,
-        "versions": versions(),
+        "versions": get_versions(),
         **note,
     }
-    write(folder / "recipe.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    write_file(folder / "recipe.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def note(folder: Path, name: str, value: Any) -> None:
+def record_value(folder: Path, name: str, value: Any) -> None:
     """Add a fact to ``recipe.json``."""
-    record = _record(folder) | {name: value}
-    write(folder / "recipe.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    record = _read_record(folder) | {name: value}
+    write_file(folder / "recipe.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def note_resumption(folder: Path, facts: dict[str, Any]) -> None:
+def record_resumption(folder: Path, facts: dict[str, Any]) -> None:
     """Add to ``recipe.json`` what is otherwise since the run was resumed."""
-    before = _record(folder).get("resumed")
-    note(folder, "resumed", [*(before if isinstance(before, list) else ()), facts])
+    before = _read_record(folder).get("resumed")
+    record_value(folder, "resumed", [*(before if isinstance(before, list) else ()), facts])
 
 
-def versions() -> dict[str, str]:
+def get_versions() -> dict[str, str]:
     """What computes here."""
     return {"fukami": version("fukami"), "torch": str(torch.__version__), "python": platform.python_version()}
 
@@ -557,12 +583,12 @@ def write_weights(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype |
     """Write ``weights.safetensors`` from what :func:`weights` gave; ``dtype`` stores floating ones in another type."""
     if dtype is not None:
         tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
-    write(folder / "weights.safetensors", write_tensors(tensors))
+    write_file(folder / "weights.safetensors", write_tensors(tensors))
 
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:
     """Write ``last.ckpt``: tensors and plain values only."""
-    write(folder / "last.ckpt", encode_state(state))
+    write_file(folder / "last.ckpt", encode_state(state))
 
 
 def read_state(folder: Path, device: torch.device) -> dict[str, Any] | None:
@@ -578,7 +604,7 @@ def read_state(folder: Path, device: torch.device) -> dict[str, Any] | None:
         state = load_state(path, device)
         if not isinstance(state, dict) or type(state["step"]) is not int or state["step"] < 0:
             raise ValueError("it names no step")
-        for name, kinds in CONDITIONS.items():
+        for name, kinds in CHECKPOINT_FIELDS.items():
             if name in state and type(state[name]) not in kinds:
                 raise ValueError(f"its {name} is of type {type(state[name]).__name__}")
     except Exception as error:  # a damaged file can fail in any way

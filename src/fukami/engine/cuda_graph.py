@@ -7,7 +7,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 
-class Captured:
+class GraphedCallable:
     """A function of a tree of tensors recorded as one CUDA graph: a replay costs one launch instead of one per kernel.
 
     What it returns lies in the same memory each time. The first calls run as they are (they are real steps), so that

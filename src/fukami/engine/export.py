@@ -10,7 +10,7 @@ from fukami.engine.runtime import PRECISIONS
 from fukami.errors import UsageError
 
 
-def export(
+def export_run(
     run: str | Path,
     to: str,
     out: Path,
@@ -33,29 +33,29 @@ def export(
         UsageError: there is no such run, or it was exported already; ``out`` is in use.
         Error: a layer cannot be computed so; it is named, with the reason.
     """
-    source = checkpoint.trained(run)
+    source = checkpoint.locate_unconverted_run(run)
     if calibration is not None and to != "int8":
         raise UsageError(f"{to} needs no calibration; leave out --calibration, or export to int8")
     if out.is_dir() and any(out.iterdir()):
         raise UsageError(f"{out} exists and is not empty; give another --out")
-    experiment, labels = checkpoint.describe(source, recipe)
+    experiment, labels = checkpoint.read_recipe(source, recipe)
     task = checkpoint.load(run, device="cpu", precision="float32", recipe=recipe)
     before = task.modules()
-    modules = before if to in PRECISIONS else precision.convert(task, to, experiment, calibration)
-    with checkpoint.claim(out, experiment, resume=False):
-        if to in precision.BY_ONNX:
+    modules = before if to in PRECISIONS else precision.convert_task(task, to, experiment, calibration)
+    with checkpoint.lock_run(out, experiment, resume=False):
+        if to in precision.ONNX_PRECISIONS:
             files = [out / f"{name}.onnx" for name in modules]
             for file, module in zip(files, modules.values(), strict=True):
-                checkpoint.write(file, module.content)  # type: ignore[arg-type]  # of an OnnxNetwork
+                checkpoint.write_file(file, module.content)  # type: ignore[arg-type]  # of an OnnxNetwork
         else:
             files = [out / "weights.safetensors"]
-            checkpoint.write_weights(out, checkpoint.weights(modules), PRECISIONS.get(to))
-        checkpoint.write_run(out, experiment, labels, {"exported": {"to": to, "from": str(run)}})
+            checkpoint.write_weights(out, checkpoint.copy_tensors_to_cpu(modules), PRECISIONS.get(to))
+        checkpoint.write_recipe(out, experiment, labels, {"exported": {"to": to, "from": str(run)}})
     size = sum(file.stat().st_size for file in files)
     facts = {"run": str(out), "from": str(run), "to": to, "file": str(files[0]), "bytes": size}
-    return facts | {"smaller": round(sum(map(_bytes, before.values())) / size, 2)}
+    return facts | {"smaller": round(sum(map(_count_bytes, before.values())) / size, 2)}
 
 
-def _bytes(module: nn.Module) -> int:
+def _count_bytes(module: nn.Module) -> int:
     """What the numbers of a network in float32 take."""
     return sum(value.numel() * value.element_size() for value in module.state_dict().values())

@@ -14,16 +14,16 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from fukami.engine import checkpoint
-from fukami.engine.watchdog import HUNG
+from fukami.engine.watchdog import HUNG_EXIT_STATUS
 from fukami.errors import Error, UsageError
-from fukami.system import quota
+from fukami.system import count_cpus
 
 logger = logging.getLogger(__name__)
-RESTARTS = 3  # in a row
-PATIENCE = 60  # seconds that a process has to save when it is asked to stop
+MAX_RESTARTS = 3  # in a row
+SHUTDOWN_TIMEOUT = 60  # seconds that a process has to save when it is asked to stop
 
 
-def launch(words: Sequence[str], processes: int, device: str, runs: Sequence[Path]) -> None:
+def launch_processes(words: Sequence[str], processes: int, device: str, runs: Sequence[Path]) -> None:
     """Run ``fukami`` with these words in so many processes that train together, and leave with their exit status.
 
     They compute with as many threads as the first of the ``runs`` that they resume was begun with, or else share the
@@ -39,12 +39,14 @@ def launch(words: Sequence[str], processes: int, device: str, runs: Sequence[Pat
     gpus = torch.cuda.device_count()
     if gpus and processes > gpus and device in ("auto", "cuda"):
         raise UsageError(f"--processes {processes} need a GPU each, and there are {gpus}; give fewer, or --device cpu")
-    threads = [checkpoint.conditions(run, "auto", "auto", False).threads for run in runs if "--resume" in words]
-    begun = next((number for number in threads if number), max(1, quota() // processes))
+    threads = [
+        checkpoint.resolve_compute_config(run, "auto", "auto", False).threads for run in runs if "--resume" in words
+    ]
+    begun = next((number for number in threads if number), max(1, count_cpus() // processes))
     os.environ.setdefault("OMP_NUM_THREADS", str(begun))
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(PATIENCE))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_TIMEOUT))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    for restarts in range(RESTARTS + 1):
+    for restarts in range(MAX_RESTARTS + 1):
         begun_there = any((run / "recipe.json").is_file() for run in runs)
         again = ["--resume"] if restarts and begun_there and "--resume" not in words else []
         config = LaunchConfig(
@@ -59,11 +61,13 @@ def launch(words: Sequence[str], processes: int, device: str, runs: Sequence[Pat
         except ChildFailedError as error:
             failed = dict(error.failures)
         killed = [f"rank {rank} by {failure.signal_name()}" for rank, failure in failed.items() if failure.exitcode < 0]
-        if not killed and not any(failure.exitcode == HUNG for failure in failed.values()):
+        if not killed and not any(failure.exitcode == HUNG_EXIT_STATUS for failure in failed.values()):
             own = [failure.exitcode for failure in failed.values() if failure.exitcode != 128 + signal.SIGTERM]
             sys.exit(own[0] if own else 1)  # the others were ended because of it
         if killed:
             logger.warning(f"fukami: killed: {', '.join(killed)}")
-        if restarts < RESTARTS:
+        if restarts < MAX_RESTARTS:
             logger.warning("fukami: all processes start again from the last checkpoint")
-    raise Error(f"processes were killed or cut off {RESTARTS + 1} times; go on with --resume once the reason is mended")
+    raise Error(
+        f"processes were killed or cut off {MAX_RESTARTS + 1} times; go on with --resume once the reason is mended"
+    )

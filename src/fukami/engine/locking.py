@@ -12,8 +12,8 @@ from filelock import FileLock, Timeout
 from fukami.errors import Error, UsageError
 
 logger = logging.getLogger(__name__)
-NAME = ".lock"
-UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+LOCK_FILENAME = ".lock"
+UNSUPPORTED_ERRNOS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextlib.contextmanager
@@ -28,17 +28,17 @@ def lock_folder(folder: Path) -> Iterator[None]:
         UsageError: another process holds it; its number is named.
         Error: the folder cannot be written.
     """
-    path = folder / NAME
+    path = folder / LOCK_FILENAME
     lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:
         raise UsageError(
-            f"another training{_holder(path)} writes to {folder}; wait until it has ended, stop it, or give another "
+            f"another training{_describe_holder(path)} writes to {folder}; wait until it has ended, stop it, or give another "
             "--out"
         ) from None
     except (OSError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno not in UNSUPPORTED:
+        if isinstance(error, OSError) and error.errno not in UNSUPPORTED_ERRNOS:
             raise Error(f"{folder} cannot be written ({error.strerror}); give a folder that can, with --out") from None
         logger.warning(f"the file system of {folder} has no locks; make sure that no other training writes there")
     try:
@@ -52,7 +52,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
             lock.release()
 
 
-def _holder(path: Path) -> str:
+def _describe_holder(path: Path) -> str:
     """The process that holds a lock, in words; empty where it is not known."""
     try:
         with path.open("rb") as file:

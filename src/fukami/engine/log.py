@@ -15,19 +15,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fukami.engine import checkpoint
-from fukami.engine.recipe import Recipe, command
+from fukami.engine.recipe import Recipe, build_train_command
 from fukami.engine.runtime import Runtime
 from fukami.engine.task import Task
 from fukami.errors import WriteError
-from fukami.explain.summary import measure_costs
-from fukami.timing import TRAINING
+from fukami.explain.summary import count_costs
+from fukami.timing import TRAINING_PHASES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
 
-class Log:
+class TrainingLogger:
     """Writes what happens in a training; silent in all processes but the first.
 
     Args:
@@ -73,9 +73,9 @@ class Log:
             prepare: Any = getattr(task, "prepare", None)
             square = hasattr(prepare, "channels") and hasattr(prepare, "size")
             shape = (prepare.channels, prepare.size, prepare.size) if square else None
-            costs = measure_costs(list(task.modules().values()), shape)
-            note = {**costs, **conditions(self.recipe, self.runtime, compile)}
-            checkpoint.write_run(self.folder, self.recipe, labels, note)
+            costs = count_costs(list(task.modules().values()), shape)
+            note = {**costs, **describe_compute_config(self.recipe, self.runtime, compile)}
+            checkpoint.write_recipe(self.folder, self.recipe, labels, note)
             with self._writing():
                 self.path.write_bytes(b"")
 
@@ -114,10 +114,12 @@ class Log:
         if preview is not None and self.runtime.main:
             buffer = io.BytesIO()
             preview.save(buffer, "PNG")
-            checkpoint.write(self.folder / "preview.png", buffer.getvalue())
+            checkpoint.write_file(self.folder / "preview.png", buffer.getvalue())
         done, whole = self.work(step), self.work(self.steps)
-        left = "" if self.progress.disable is False else f"  {_clock(spent / done * (whole - done))} left"
-        answer = "  ".join(f"{name} {_number(value)}" for name, value in metrics.items() if not isinstance(value, dict))
+        left = "" if self.progress.disable is False else f"  {_format_duration(spent / done * (whole - done))} left"
+        answer = "  ".join(
+            f"{name} {_format_number(value)}" for name, value in metrics.items() if not isinstance(value, dict)
+        )
         self.console.print(
             f"{self._place(step)}  {self.values}{left}  |  {answer}",
             soft_wrap=True,
@@ -127,7 +129,7 @@ class Log:
     def stopped(self, step: int) -> None:
         """Say how to go on."""
         self.console.print(
-            f"stopped at step {step} of {self.steps}; go on with: {command(self.recipe)} --out {self.folder} --resume",
+            f"stopped at step {step} of {self.steps}; go on with: {build_train_command(self.recipe)} --out {self.folder} --resume",
             soft_wrap=True,
             highlight=False,
         )
@@ -137,14 +139,14 @@ class Log:
         from fukami.engine import report
 
         if self.runtime.main:
-            checkpoint.note(self.folder, "time", self.spent())
-            report.write(self.folder, figures, self.seconds())
+            checkpoint.record_value(self.folder, "time", self.spent())
+            report.write_report(self.folder, figures, self.seconds())
         return self.last
 
     def spent(self) -> dict[str, Any]:
         """Seconds by phase, and the multiply-adds per second of the training steps."""
         seconds = self.runtime.clock.spent(self.steps)
-        training = sum(seconds.get(phase, 0.0) for phase in TRAINING)
+        training = sum(seconds.get(phase, 0.0) for phase in TRAINING_PHASES)
         rate = self.multiply_adds * self.steps / max(training, 1e-9)
         rounded = {phase: round(value, 3) for phase, value in seconds.items()}
         return {"seconds": rounded, "multiply_adds_per_second": rate}
@@ -193,7 +195,7 @@ class Log:
         return f"{passes}step {step}/{self.steps}"
 
 
-def conditions(recipe: Recipe, runtime: Runtime, compile: bool) -> dict[str, Any]:
+def describe_compute_config(recipe: Recipe, runtime: Runtime, compile: bool) -> dict[str, Any]:
     """What a run is computed with, and the command that repeats it, for ``recipe.json``."""
     device, precision = runtime.device.type, runtime.precision
     return {
@@ -202,14 +204,14 @@ def conditions(recipe: Recipe, runtime: Runtime, compile: bool) -> dict[str, Any
         "processes": runtime.world,
         "threads": torch.get_num_threads(),
         "compile": compile,
-        "command": f"{command(recipe)} --device {device} --precision {precision}" + " --compile" * compile,
+        "command": f"{build_train_command(recipe)} --device {device} --precision {precision}" + " --compile" * compile,
     }
 
 
-def _number(value: float) -> str:
+def _format_number(value: float) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _clock(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}"

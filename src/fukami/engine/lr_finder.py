@@ -7,17 +7,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fukami.engine.recipe import Recipe
-from fukami.engine.resume import seed
+from fukami.engine.resume import set_random_seed
 from fukami.engine.runtime import Runtime
 from fukami.errors import Error, UsageError
 
-SMOOTH = 0.9  # of the moving average of the losses
-SETTLED = 10  # steps after which the average means something
-FAR = 4.0  # the loss has left when it is so many times its least
+SMOOTHING_FACTOR = 0.9  # of the moving average of the losses
+MIN_AVERAGED_STEPS = 10  # steps after which the average means something
+DIVERGENCE_FACTOR = 4.0  # the loss has left when it is so many times its least
 
 
 @dataclass(frozen=True)
-class Found:
+class LRFinderResult:
     """What a range test found.
 
     Args:
@@ -32,9 +32,9 @@ class Found:
     most: float
 
 
-def measure(
+def find_lr(
     recipe: Recipe, low: float, high: float, steps: int, *, device: str = "auto", precision: str = "auto"
-) -> Found:
+) -> LRFinderResult:
     """Train for ``steps`` updates at rates that grow from ``low`` to ``high`` by the same factor; nothing is kept.
 
     Raises:
@@ -44,11 +44,11 @@ def measure(
     if not (0 < low < high < math.inf) or steps < 10:
         raise UsageError(f"expected 0 < low < high and at least 10 steps, not {low:g}, {high:g} and {steps}")
     runtime = Runtime.start(device, precision)
-    seed(recipe.seed)
+    set_random_seed(recipe.seed)
     data = recipe.data()
     if hasattr(data.train, "place"):
         data.train.place(runtime)
-    seed(recipe.seed)
+    set_random_seed(recipe.seed)
     task = recipe.task(data.labels)
     task.setup(runtime)
     recipe.begin(task)
@@ -65,9 +65,9 @@ def measure(
         found = task.step(batch)
         if "loss" not in found:
             raise UsageError("this recipe is not learned by gradients and has no learning rate to be found")
-        average = SMOOTH * average + (1 - SMOOTH) * found["loss"].item()
-        smooth = average / (1 - SMOOTH ** (step + 1))
-        if not math.isfinite(smooth) or (losses and smooth > FAR * min(losses)):
+        average = SMOOTHING_FACTOR * average + (1 - SMOOTHING_FACTOR) * found["loss"].item()
+        smooth = average / (1 - SMOOTHING_FACTOR ** (step + 1))
+        if not math.isfinite(smooth) or (losses and smooth > DIVERGENCE_FACTOR * min(losses)):
             break
         rates.append(rate)
         losses.append(smooth)
@@ -75,11 +75,13 @@ def measure(
         raise Error(f"the loss left at once, from a rate of {low:g}; try a smaller --low")
     slope = np.gradient(np.array(losses), np.log(rates))
     best = int(np.argmin(losses))
-    first = min(SETTLED, best)  # the average of a few losses is noise
-    return Found(tuple(rates), tuple(losses), rates[first + int(np.argmin(slope[first : best + 1]))], rates[best])
+    first = min(MIN_AVERAGED_STEPS, best)  # the average of a few losses is noise
+    return LRFinderResult(
+        tuple(rates), tuple(losses), rates[first + int(np.argmin(slope[first : best + 1]))], rates[best]
+    )
 
 
-def figure(found: Found) -> Figure:
+def plot_lr_curve(found: LRFinderResult) -> Figure:
     """The smoothed loss over the learning rate, and the two rates that matter."""
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.add_subplot(xlabel="learning rate", ylabel="loss", xscale="log")

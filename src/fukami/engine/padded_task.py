@@ -10,20 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fukami.engine.cached_evaluation import Judging
-from fukami.engine.task import Regime
+from fukami.engine.cached_evaluation import CachedEvaluationTask
+from fukami.engine.task import TrainingOptions
 from fukami.errors import Error, UsageError, is_out_of_memory
-from fukami.image.transform import Scaled
+from fukami.image.transform import ResizeTransform
 
 if TYPE_CHECKING:
-    from fukami.data.annotated import Batch
+    from fukami.data.samples import PaddedBatch
     from fukami.engine.runtime import Runtime
 
-STEP = 32  # pixels of which the sides of a frame are multiples
-CHUNK = 8  # pictures that are answered at once
+SIZE_DIVISOR = 32  # pixels of which the sides of a frame are multiples
+PREDICT_BATCH_SIZE = 8  # pictures that are answered at once
 
 
-class Framed(Judging):
+class PaddedTask(CachedEvaluationTask):
     """A network that is given pictures in frames, whose sides are multiples of 32.
 
     Args:
@@ -33,7 +33,9 @@ class Framed(Judging):
         regime: optimizer, decay, epochs, judge_every, accumulate and clip, as for :class:`fukami.Task`.
     """
 
-    def __init__(self, model: nn.Module, labels: tuple[str, ...], prepare: Scaled, **regime: Unpack[Regime]) -> None:
+    def __init__(
+        self, model: nn.Module, labels: tuple[str, ...], prepare: ResizeTransform, **regime: Unpack[TrainingOptions]
+    ) -> None:
         super().__init__(model, **regime)
         self.labels, self.prepare = labels, prepare
 
@@ -43,7 +45,7 @@ class Framed(Judging):
         mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (self.prepare.mean, self.prepare.std))
         self.mean, self.std = mean.to(runtime.device), std.to(runtime.device)
 
-    def moved(self, batch: "Batch") -> "Batch":
+    def moved(self, batch: "PaddedBatch") -> "PaddedBatch":
         """The batch on the device."""
         return type(batch)(*(value.to(self.runtime.device, non_blocking=True) for value in batch))
 
@@ -71,14 +73,14 @@ class Framed(Judging):
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """An answer for each picture, with ``file``, ``width`` and ``height``; :meth:`answers` says what else.
 
-        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read` takes them. A picture that cannot
+        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read_image` takes them. A picture that cannot
         be read yields ``{"file", "error"}``.
         """
         self.model.eval()
         answers: list[dict[str, Any]] = []
-        for at in range(0, len(inputs), CHUNK):
-            chunk = [self.see(source) for source in inputs[at : at + CHUNK]]
-            for _, alike in groupby(zip(inputs[at : at + CHUNK], chunk, strict=True), key=_shape):
+        for at in range(0, len(inputs), PREDICT_BATCH_SIZE):
+            chunk = [self.see(source) for source in inputs[at : at + PREDICT_BATCH_SIZE]]
+            for _, alike in groupby(zip(inputs[at : at + PREDICT_BATCH_SIZE], chunk, strict=True), key=_get_batch_key):
                 sources, pictures = zip(*alike, strict=True)
                 if isinstance(pictures[0], Error):
                     found = [{"error": str(error)} for error in pictures]
@@ -117,9 +119,9 @@ class Framed(Judging):
         """Pictures of one size ``(N, 3, h, w)`` uint8 at their size in frames, and these sizes ``(N, 2)``."""
         resized = torch.stack([self.prepare(picture) for picture in pictures.to(self.runtime.device)])
         inside = torch.tensor([resized.shape[-2:]] * len(resized), device=resized.device, dtype=torch.float32)
-        return F.pad(resized, (0, -resized.shape[-1] % STEP, 0, -resized.shape[-2] % STEP)), inside
+        return F.pad(resized, (0, -resized.shape[-1] % SIZE_DIVISOR, 0, -resized.shape[-2] % SIZE_DIVISOR)), inside
 
 
-def _shape(pair: tuple[Any, Tensor | Error]) -> tuple[int, ...]:
+def _get_batch_key(pair: tuple[Any, Tensor | Error]) -> tuple[int, ...]:
     """What pictures have to share to be answered at once."""
     return () if isinstance(pair[1], Error) else tuple(pair[1].shape)

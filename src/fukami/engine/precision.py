@@ -14,17 +14,17 @@ from torch.nn import functional as F
 from fukami.engine.recipe import Recipe, check_data
 from fukami.engine.runtime import PRECISIONS
 from fukami.engine.task import Task
-from fukami.errors import Error, UsageError, unknown
-from fukami.quantization.half import native
+from fukami.errors import Error, UsageError, build_unknown_error
+from fukami.quantization.half_precision import has_native_arithmetic
 
-CONVERTED = ("int8", "binary", "onnx")  # other layers than the network's; the rest are types of its numbers
-BY_ONNX = ("int8", "onnx")  # computed by ONNX Runtime, on the CPU
-CALIBRATION = 512  # pictures from which the ranges of the activations are taken
-APART = 0.5  # standard deviations between the means of two sets of pictures from which they do not look alike
-ALIKE = ("brightness", "contrast", "detail")  # in which pictures are compared
+CONVERTED_PRECISIONS = ("int8", "binary", "onnx")  # other layers than the network's; the rest are types of its numbers
+ONNX_PRECISIONS = ("int8", "onnx")  # computed by ONNX Runtime, on the CPU
+NUM_CALIBRATION_IMAGES = 512  # pictures from which the ranges of the activations are taken
+SHIFT_THRESHOLD = 0.5  # standard deviations between the means of two sets of pictures from which they do not look alike
+COMPARED_STATISTICS = ("brightness", "contrast", "detail")  # in which pictures are compared
 
 
-def convert(task: Task, precision: str, recipe: Recipe, calibration: str | None = None) -> dict[str, nn.Module]:
+def convert_task(task: Task, precision: str, recipe: Recipe, calibration: str | None = None) -> dict[str, nn.Module]:
     """The modules of the task at ``int8``, ``binary`` or ``onnx``; the task itself is left as it is.
 
     Args:
@@ -41,27 +41,27 @@ def convert(task: Task, precision: str, recipe: Recipe, calibration: str | None 
     if precision == "onnx" and aware:
         raise Error("the run was trained with the roundings of int8, which are ONNX, too: export it to int8")
     if precision == "binary":
-        from fukami.quantization.binary_layers import pack
+        from fukami.quantization.binary_layers import pack_model
 
-        return {name: pack(module) for name, module in task.modules().items()}
+        return {name: pack_model(module) for name, module in task.modules().items()}
     if aware and calibration is not None:
         raise UsageError("the run was trained with the ranges of int8, so nothing is to calibrate; leave it out")
-    from fukami.quantization import int8, onnx
+    from fukami.quantization import int8, onnx_export
 
     form, shape, about = task.interface()
     if precision != "onnx" and form != "classifier":
         raise UsageError(f"int8 is for classifiers; export a {form} to float16, bfloat16 or onnx")
     if precision == "onnx":
-        encode = partial(onnx.encode, shape=shape, about=about, form=onnx.FORMS[form])
+        encode = partial(onnx_export.export_onnx, shape=shape, about=about, form=onnx_export.SIGNATURES[form])
     elif aware:
-        encode = partial(int8.convert, shape=shape, about=about)
+        encode = partial(int8.export_int8, shape=shape, about=about)
     else:
-        pictures = _calibration(task, recipe, calibration)
+        pictures = _load_calibration_images(task, recipe, calibration)
         encode = partial(int8.quantize, shape=shape, pictures=pictures, about=about)
-    return {name: onnx.OnnxNetwork(encode(module)) for name, module in task.modules().items()}
+    return {name: onnx_export.OnnxNetwork(encode(module)) for name, module in task.modules().items()}
 
 
-def computed(precision: str, device: torch.device) -> dict[str, str]:
+def describe_dtypes(precision: str, device: torch.device) -> dict[str, str]:
     """In which types weights, activations and sums are held here: the sums of halves are found by adding."""
     if precision == "binary":
         ends = "first and last layer float32 unless the run says otherwise"
@@ -71,91 +71,93 @@ def computed(precision: str, device: torch.device) -> dict[str, str]:
     dtype = PRECISIONS.get(precision, torch.float32)
     name = str(dtype).removeprefix("torch.")
     found = {"weights": name, "activations": name}
-    if not native(dtype, device):
+    if not has_native_arithmetic(dtype, device):
         note = f"no arithmetic for {name} here: layers compute in float32, and round"
         return found | {"sums": "float32", "note": note}
-    return found | {"sums": "float32" if _adds_in_float32(dtype, device) else name}
+    return found | {"sums": "float32" if _accumulates_in_float32(dtype, device) else name}
 
 
-def _adds_in_float32(dtype: torch.dtype, device: torch.device) -> bool:
+def _accumulates_in_float32(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether a convolution over 4,096 ones gives 4,096: sums of halves stop at 2,048, of bfloat16 at 256."""
     ones = torch.ones(1, 4096, 1, 1, dtype=dtype, device=device)
     return bool(F.conv2d(ones, ones) == 4096)
 
 
-def _calibration(task: Task, recipe: Recipe, spec: str | None) -> list[Tensor]:
+def _load_calibration_images(task: Task, recipe: Recipe, spec: str | None) -> list[Tensor]:
     """What the network is given for :data:`CALIBRATION` pictures to train on, unaugmented, or for others."""
     fields = {field.name for field in dataclasses.fields(recipe)}
     changes: dict[str, Any] = {"augment": ()} if "augment" in fields else {}
     plain = dataclasses.replace(recipe, **changes)
     if spec is None:
         check_data(plain)
-        return list(_inputs(task, plain.data().train))
+        return list(_iterate_inputs(task, plain.data().train))
     changes["dataset"] = spec
     other = dataclasses.replace(recipe, **changes)
-    given = list(_inputs(task, other.data().train))
+    given = list(_iterate_inputs(task, other.data().train))
     logger = logging.getLogger("fukami")
     try:
         check_data(plain)
-        usual = list(_inputs(task, plain.data().train))
+        usual = list(_iterate_inputs(task, plain.data().train))
     except Error as error:
         logger.warning("the calibration data cannot be compared with the training data, which are not here: %s", error)
         return given
-    for what in differences(torch.cat(given), torch.cat(usual)):
+    for what in compare_image_statistics(torch.cat(given), torch.cat(usual)):
         logger.warning("the calibration data %s do not look like the training data: %s", spec, what)
     return given
 
 
-def _inputs(task: Task, train: Any) -> Iterator[Tensor]:
+def _iterate_inputs(task: Task, train: Any) -> Iterator[Tensor]:
     """Batches of what the network is given, until there are enough."""
     count = 0
     for batch in itertools.islice(train, len(train)):
-        inputs = task.inputs(batch)[: CALIBRATION - count]
+        inputs = task.inputs(batch)[: NUM_CALIBRATION_IMAGES - count]
         count += len(inputs)
         yield inputs
-        if count >= CALIBRATION:
+        if count >= NUM_CALIBRATION_IMAGES:
             return
 
 
-def differences(given: Tensor, usual: Tensor) -> Iterator[str]:
+def compare_image_statistics(given: Tensor, usual: Tensor) -> Iterator[str]:
     """In what pictures ``(N, C, H, W)`` differ from the usual ones by more than half a standard deviation."""
-    for name, one, other in zip(ALIKE, _looks(given), _looks(usual), strict=True):
+    for name, one, other in zip(
+        COMPARED_STATISTICS, _compute_image_statistics(given), _compute_image_statistics(usual), strict=True
+    ):
         spread = max(float(other.std()), 1e-6)
         distance = float(one.mean() - other.mean()) / spread
-        if abs(distance) > APART:
+        if abs(distance) > SHIFT_THRESHOLD:
             more = "more" if distance > 0 else "less"
             yield f"they have {abs(distance):.1f} standard deviations {more} {name}"
 
 
-def _looks(pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _compute_image_statistics(pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Brightness, contrast and detail of each picture, ``(N,)``: mean, deviation, and difference of neighbours."""
     pictures = pictures.float()
     across = (pictures[..., 1:] - pictures[..., :-1]).abs().flatten(1).mean(1)
     return pictures.flatten(1).mean(1), pictures.flatten(1).std(1), across
 
 
-def resolve(precision: str, own: str, run: Any) -> str:
+def resolve_precision(precision: str, own: str, run: Any) -> str:
     """The precision at which to compute a run that was exported to ``own``; ``auto`` is its own.
 
     Raises:
         UsageError: there is no such precision, or the run has no numbers for it.
     """
-    valid = ("auto", *PRECISIONS, *CONVERTED)
+    valid = ("auto", *PRECISIONS, *CONVERTED_PRECISIONS)
     if precision not in valid:
-        raise unknown("precision", precision, valid)
-    if own in CONVERTED and precision not in ("auto", own):
+        raise build_unknown_error("precision", precision, valid)
+    if own in CONVERTED_PRECISIONS and precision not in ("auto", own):
         raise UsageError(f"{run} was exported to {own} and is computed so, not in {precision}; give the run it is of")
     return own if precision == "auto" else precision
 
 
-def where(device: str, precision: str) -> tuple[str, str]:
+def resolve_device_and_precision(device: str, precision: str) -> tuple[str, str]:
     """The device and the type of the numbers that are computed with at a precision.
 
     Raises:
         UsageError: it is not computed on this device.
     """
-    if precision in BY_ONNX and device not in ("auto", "cpu"):
+    if precision in ONNX_PRECISIONS and device not in ("auto", "cpu"):
         raise UsageError(
             f"{precision} is computed on the CPU, by ONNX Runtime, and not on {device}; leave out --device"
         )
-    return ("cpu" if precision in BY_ONNX else device), (precision if precision in PRECISIONS else "float32")
+    return ("cpu" if precision in ONNX_PRECISIONS else device), (precision if precision in PRECISIONS else "float32")

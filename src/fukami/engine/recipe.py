@@ -17,26 +17,29 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, cast
 import tyro
 
 from fukami.catalogue import RECIPES
-from fukami.errors import Error, UsageError, unknown
+from fukami.errors import Error, UsageError, build_unknown_error
 
 if TYPE_CHECKING:
     from fukami.engine.task import Task
 
 # What a word of the command line says of a field of this type.
-READ: dict[type, Callable[[str], Any]] = {
+FIELD_PARSERS: dict[type, Callable[[str], Any]] = {
     str: str,
     int: int,
     float: float,
     bool: {"true": True, "false": False}.__getitem__,
 }
 
-MAX_SIZE, MAX_SIDE = 2048, 4096  # pixels of a square that a network sees, and of a side of an image that is not cut
+MAX_INPUT_SIZE, MAX_IMAGE_SIDE = (
+    2048,
+    4096,
+)  # pixels of a square that a network sees, and of a side of an image that is not cut
 
 logger = logging.getLogger(__name__)
 _digests: dict[str, str] = {}  # SHA-256 of the content of recipe files that ran, by the name of their module
 
 # The field of a data set's name or path: the flag is --data, and the method that reads it is called data.
-Dataset = Annotated[str, tyro.conf.arg(name="data", metavar="SPEC")]
+DataSpec = Annotated[str, tyro.conf.arg(name="data", metavar="SPEC")]
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,8 @@ class Recipe:
         """
         fields = {field.name for field in dataclasses.fields(self)}
         if "dataset" not in fields:
-            raise UsageError(f"{name_of(type(self))} makes its own data and takes no --data")
-        if same_place(spec, getattr(self, "dataset")):  # noqa: B009  the base class has no such field
+            raise UsageError(f"{get_recipe_name(type(self))} makes its own data and takes no --data")
+        if is_same_dataset(spec, getattr(self, "dataset")):  # noqa: B009  the base class has no such field
             return self
         changes: dict[str, Any] = {"dataset": spec} | ({"holdout": 1.0} if "holdout" in fields else {})
         return dataclasses.replace(self, **changes)
@@ -120,7 +123,7 @@ def check_data(recipe: Recipe) -> None:
         logger.warning(f"fukami: reading the data that the run names: {spec}")
 
 
-def within(recipe: Recipe, low: float, high: float, *fields: str) -> None:
+def check_range(recipe: Recipe, low: float, high: float, *fields: str) -> None:
     """Refuse a recipe in which one of the fields is not between ``low`` and ``high``.
 
     Raises:
@@ -133,7 +136,7 @@ def within(recipe: Recipe, low: float, high: float, *fields: str) -> None:
             raise UsageError(f"{name.replace('_', '-')} should be {bounds}, not {value:g}")
 
 
-def parse_changes(recipe: type[Recipe], words: Iterable[str]) -> dict[str, Any]:
+def parse_overrides(recipe: type[Recipe], words: Iterable[str]) -> dict[str, Any]:
     """Values of fields by name, from words such as ``beams=3``.
 
     Raises:
@@ -146,30 +149,32 @@ def parse_changes(recipe: type[Recipe], words: Iterable[str]) -> dict[str, Any]:
         name = name.replace("-", "_")
         kind = hints.get(name)
         if name not in {field.name for field in dataclasses.fields(recipe)}:
-            raise unknown(f"field of {name_of(recipe)}", name, {field.name for field in dataclasses.fields(recipe)})
+            raise build_unknown_error(
+                f"field of {get_recipe_name(recipe)}", name, {field.name for field in dataclasses.fields(recipe)}
+            )
         literal = typing.get_origin(kind) is typing.Literal
         choices = {str(choice): choice for choice in typing.get_args(kind)} if literal else {}
         try:
             if not equals:
                 raise ValueError
-            found[name] = choices[value] if literal else READ[kind](value)  # type: ignore[index]
+            found[name] = choices[value] if literal else FIELD_PARSERS[kind](value)  # type: ignore[index]
         except (ValueError, KeyError):
             expected = f"one of {', '.join(choices)}" if choices else getattr(kind, "__name__", str(kind))
             raise UsageError(f"{word}: expected {name}=VALUE, where the value is {expected}") from None
     return found
 
 
-def same_place(one: str, other: str) -> bool:
+def is_same_dataset(one: str, other: str) -> bool:
     """Whether two specs are the same name or lead to the same file or folder."""
     return one == other or Path(one).resolve() == Path(other).resolve()
 
 
-def names() -> list[str]:
+def list_recipes() -> list[str]:
     """Every recipe that ships with the package."""
     return list(RECIPES)
 
 
-def find(name: str) -> type[Recipe]:
+def get_recipe(name: str) -> type[Recipe]:
     """The recipe of that name, or the one that a file such as ``./my_recipe.py`` defines.
 
     Raises:
@@ -179,7 +184,7 @@ def find(name: str) -> type[Recipe]:
     if name.endswith(".py"):
         return load_recipe_file(Path(name))
     if name not in RECIPES:
-        raise unknown("recipe", name, RECIPES)
+        raise build_unknown_error("recipe", name, RECIPES)
     module, _, class_name = RECIPES[name].partition(":")
     return cast(type[Recipe], getattr(importlib.import_module(f"fukami.{module}"), class_name))
 
@@ -206,7 +211,7 @@ def load_recipe_file(path: Path, sha256: str | None = None) -> type[Recipe]:
         )
     for module in list(sys.modules.values()):
         if getattr(module, "__file__", None) == str(path) and _digests.get(module.__name__, digest) == digest:
-            return _defined_in(module, str(path))
+            return _get_recipe_class(module, str(path))
     module = types.ModuleType(f"fukami_recipe:{path}:{digest}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # dataclasses look their module up there
@@ -216,10 +221,10 @@ def load_recipe_file(path: Path, sha256: str | None = None) -> type[Recipe]:
         del sys.modules[module.__name__]
         raise Error(f"{path} failed while it was read: {type(error).__name__}: {error}") from error
     _digests[module.__name__] = digest
-    return _defined_in(module, str(path))
+    return _get_recipe_class(module, str(path))
 
 
-def _defined_in(module: types.ModuleType, name: str) -> type[Recipe]:
+def _get_recipe_class(module: types.ModuleType, name: str) -> type[Recipe]:
     """The one recipe that a module defines."""
     found = [
         value
@@ -234,28 +239,28 @@ def _defined_in(module: types.ModuleType, name: str) -> type[Recipe]:
 
 def is_built_in(recipe: type[Recipe]) -> bool:
     """Whether the recipe comes with fukami."""
-    return _place(recipe) in RECIPES.values()
+    return _get_import_path(recipe) in RECIPES.values()
 
 
-def _place(recipe: type[Recipe]) -> str:
+def _get_import_path(recipe: type[Recipe]) -> str:
     """Where the class is defined, as the catalogue has it."""
     return f"{recipe.__module__.removeprefix('fukami.')}:{recipe.__qualname__}"
 
 
-def name_of(recipe: type[Recipe]) -> str:
+def get_recipe_name(recipe: type[Recipe]) -> str:
     """The name under which :func:`find` finds this recipe: ``deep-convnet``, or the path of a private recipe's file."""
     if is_built_in(recipe):
-        return next(name for name, place in RECIPES.items() if place == _place(recipe))
+        return next(name for name, place in RECIPES.items() if place == _get_import_path(recipe))
     file = getattr(sys.modules[recipe.__module__], "__file__", None)  # a notebook has none
     return str(Path(file).resolve()) if file else recipe.__qualname__
 
 
-def identify(recipe: type[Recipe]) -> dict[str, str | None]:
+def identify_recipe(recipe: type[Recipe]) -> dict[str, str | None]:
     """What ``recipe.json`` records of a recipe: its name; of a private one the name of its file and the SHA-256.
 
     The digest is None for a class that is defined in no file, as in a notebook.
     """
-    name = name_of(recipe)
+    name = get_recipe_name(recipe)
     if is_built_in(recipe):
         return {"recipe": name}
     digest = _digests.get(recipe.__module__)
@@ -264,11 +269,11 @@ def identify(recipe: type[Recipe]) -> dict[str, str | None]:
     return {"recipe": Path(name).name, "recipe_sha256": digest}
 
 
-def command(recipe: Recipe) -> str:
+def build_train_command(recipe: Recipe) -> str:
     """The shell command that trains this recipe again: its name and the fields that differ from their defaults."""
     import shlex
 
-    words = ["fukami", "train", name_of(type(recipe))]
+    words = ["fukami", "train", get_recipe_name(type(recipe))]
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
         if value != field.default:
@@ -280,7 +285,7 @@ def command(recipe: Recipe) -> str:
     return shlex.join(words)
 
 
-def build(recipe: type[Recipe], fields: dict[str, Any]) -> Recipe:
+def build_recipe(recipe: type[Recipe], fields: dict[str, Any]) -> Recipe:
     """A recipe from the fields that JSON gave back: lists become tuples; names and types are checked.
 
     Raises:
@@ -291,27 +296,31 @@ def build(recipe: type[Recipe], fields: dict[str, Any]) -> Recipe:
     values: dict[str, Any] = {}
     for name, value in fields.items():
         if name not in known:
-            raise Error(f"{unknown(f'field of {name_of(recipe)}', name, known)}; another version of fukami wrote it?")
+            raise Error(
+                f"{build_unknown_error(f'field of {get_recipe_name(recipe)}', name, known)}; another version of fukami wrote it?"
+            )
         value = tuple(value) if isinstance(value, list) else value
-        if not _is_of(value, hints[name]):
-            raise Error(f"the field {name!r} of {name_of(recipe)} should be of type {hints[name]}, not {value!r:.100}")
+        if not _matches_type(value, hints[name]):
+            raise Error(
+                f"the field {name!r} of {get_recipe_name(recipe)} should be of type {hints[name]}, not {value!r:.100}"
+            )
         values[name] = value
     try:
         return recipe(**values)
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise Error(f"{name_of(recipe)} cannot have these fields ({type(error).__name__}: {error})") from error
+        raise Error(f"{get_recipe_name(recipe)} cannot have these fields ({type(error).__name__}: {error})") from error
 
 
-def _is_of(value: Any, kind: Any) -> bool:
+def _matches_type(value: Any, kind: Any) -> bool:
     """Whether a value from JSON is of the type of a field; of other types than those of JSON the recipe decides."""
     parts = typing.get_args(kind)
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return any(_is_of(value, part) for part in parts)
+        return any(_matches_type(value, part) for part in parts)
     if typing.get_origin(kind) is typing.Literal:
         return any(type(value) is type(part) and value == part for part in parts)
     if typing.get_origin(kind) is tuple:
         of = parts[:1] * len(value) if parts[1:] == (...,) and isinstance(value, tuple) else parts
-        return isinstance(value, tuple) and len(value) == len(of) and all(map(_is_of, value, of))
+        return isinstance(value, tuple) and len(value) == len(of) and all(map(_matches_type, value, of))
     if kind is float:
         return type(value) in (int, float)
     return type(value) is kind if kind in (int, str, bool, types.NoneType) else True

@@ -16,11 +16,11 @@ from PIL.Image import Image
 from fukami.engine import checkpoint
 from fukami.errors import Error
 
-ACROSS = 3  # curves in a row
-FRAME, LAST = 250, 3000  # milliseconds that a picture of an animation is shown, and the last one
-QUALITY = 85  # of WebP
-NO_METRICS = {"step", "phase", "seconds", "count", "objects", "pixels"}  # of a line of the log
-PAGE = """<!DOCTYPE html>
+CURVES_PER_ROW = 3  # curves in a row
+FRAME_MS, LAST_FRAME_MS = 250, 3000  # milliseconds that a picture of an animation is shown, and the last one
+WEBP_QUALITY = 85  # of WebP
+NON_METRIC_KEYS = {"step", "phase", "seconds", "count", "objects", "pixels"}  # of a line of the log
+PAGE_TEMPLATE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
@@ -38,10 +38,10 @@ td:first-child {{ color: #666; }} img {{ max-width: 100%; }}
 """
 
 
-def write(folder: Path, figures: Sequence[tuple[str, Figure | Sequence[Image]]], seconds: float) -> Path:
+def write_report(folder: Path, figures: Sequence[tuple[str, Figure | Sequence[Image]]], seconds: float) -> Path:
     """Write the page of the run in ``folder`` from its files and the task's figures; returns its path."""
     record = json.loads((folder / "recipe.json").read_bytes())
-    lines = _logged(folder / "metrics.jsonl")
+    lines = _read_log(folder / "metrics.jsonl")
     trained = [line for line in lines if line["phase"] == "train"]
     judged = [line for line in lines if line["phase"] == "eval"]
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
@@ -50,17 +50,17 @@ def write(folder: Path, figures: Sequence[tuple[str, Figure | Sequence[Image]]],
     last = {name: value for name, value in (judged or trained)[-1].items() if name not in ("step", "phase", "seconds")}
     body = [
         f"<h1>{html.escape(record['recipe'])}</h1>",
-        f"<p class=answer>{html.escape(answer(last))}</p>",
+        f"<p class=answer>{html.escape(format_metrics(last))}</p>",
         f"<h2>Repeat it</h2><pre>{html.escape(record['command'])}</pre>",
-        picture("Training", curves(trained, judged)),
-        "<h2>Where the time went</h2>" + time_spent(record["time"]),
-        *(picture(title, figure) for title, figure in figures),
-        "<h2>What made it</h2>" + table(facts),
+        render_figure("Training", plot_curves(trained, judged)),
+        "<h2>Where the time went</h2>" + render_time_table(record["time"]),
+        *(render_figure(title, figure) for title, figure in figures),
+        "<h2>What made it</h2>" + render_table(facts),
     ]
-    return _page(folder, record["recipe"], body)
+    return _write_page(folder, record["recipe"], body)
 
 
-def _logged(path: Path) -> list[dict[str, Any]]:
+def _read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of ``metrics.jsonl``, at least one.
 
     Raises:
@@ -84,7 +84,7 @@ def _logged(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def judgement(
+def write_evaluation_report(
     folder: Path,
     result: dict[str, Any],
     facts: dict[str, Any],
@@ -94,15 +94,15 @@ def judgement(
     """Write the page of a judgement (of an ensemble, above all) into ``folder``; returns its path."""
     body = [
         f"<h1>{html.escape(', '.join(map(str, facts['runs'])))}</h1>",
-        f"<p class=answer>{html.escape(answer(result))}</p>",
+        f"<p class=answer>{html.escape(format_metrics(result))}</p>",
         f"<h2>Repeat it</h2><pre>{html.escape(command)}</pre>",
-        *(picture(title, figure) for title, figure in figures),
-        "<h2>What was judged</h2>" + table(facts),
+        *(render_figure(title, figure) for title, figure in figures),
+        "<h2>What was judged</h2>" + render_table(facts),
     ]
-    return _page(folder, "fukami eval", body)
+    return _write_page(folder, "fukami eval", body)
 
 
-def ladder(
+def write_precision_report(
     folder: Path,
     columns: Sequence[str],
     rows: Sequence[Sequence[str]],
@@ -118,22 +118,22 @@ def ladder(
         f"<h1>How many bits does {html.escape(', '.join(facts['runs']))} need?</h1>",
         f"<h2>Repeat it</h2><pre>{html.escape(command)}</pre>",
         f"<h2>At each precision</h2><table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>",
-        picture("Side by side", figure),
-        "<h2>Left out</h2>" + table(left_out) if left_out else "",
-        "<h2>What was judged</h2>" + table(facts),
+        render_figure("Side by side", figure),
+        "<h2>Left out</h2>" + render_table(left_out) if left_out else "",
+        "<h2>What was judged</h2>" + render_table(facts),
     ]
-    return _page(folder, "fukami eval", body)
+    return _write_page(folder, "fukami eval", body)
 
 
-def _page(folder: Path, title: str, body: Sequence[str]) -> Path:
+def _write_page(folder: Path, title: str, body: Sequence[str]) -> Path:
     """Write ``report.html`` into the folder, which is made where it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
-    checkpoint.write(path, PAGE.format(title=html.escape(title), body="\n".join(body)).encode())
+    checkpoint.write_file(path, PAGE_TEMPLATE.format(title=html.escape(title), body="\n".join(body)).encode())
     return path
 
 
-def answer(metrics: dict[str, Any]) -> str:
+def format_metrics(metrics: dict[str, Any]) -> str:
     """What an evaluation found over all, in one line."""
     return " · ".join(
         f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
@@ -142,7 +142,7 @@ def answer(metrics: dict[str, Any]) -> str:
     ).replace("_", " ")
 
 
-def table(facts: dict[str, Any]) -> str:
+def render_table(facts: dict[str, Any]) -> str:
     """A two-column table."""
     rows = (
         f"<tr><td>{html.escape(str(name))}</td><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items()
@@ -150,7 +150,7 @@ def table(facts: dict[str, Any]) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
-def time_spent(time: dict[str, Any]) -> str:
+def render_time_table(time: dict[str, Any]) -> str:
     """Seconds and fraction of each phase with bars, and the multiply-adds per second of the training steps."""
     seconds = time["seconds"]
     whole = sum(seconds.values())
@@ -163,13 +163,13 @@ def time_spent(time: dict[str, Any]) -> str:
     rate, text = time["multiply_adds_per_second"], ""
     if rate:
         text = (
-            f"<p>The training steps computed {_large(rate)} multiply-adds per second, forward and backward; "
+            f"<p>The training steps computed {_format_large_number(rate)} multiply-adds per second, forward and backward; "
             "<code>fukami bench</code> measures what the device reaches in a large matrix product.</p>"
         )
     return f"<table>{rows}</table>{text}"
 
 
-def _large(value: float) -> str:
+def _format_large_number(value: float) -> str:
     """A large number in words: 1.2 billion."""
     for size, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
         if value >= size:
@@ -177,23 +177,30 @@ def _large(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def picture(title: str, figure: Figure | Sequence[Image]) -> str:
+def render_figure(title: str, figure: Figure | Sequence[Image]) -> str:
     """A figure as a section of the page, embedded; of several pictures an animation, which stays at the last one."""
     buffer = io.BytesIO()
     kind = "png" if isinstance(figure, Figure) else "webp"
     if isinstance(figure, Figure):
-        show_dollars(figure)
+        disable_mathtext(figure)
         figure.savefig(buffer, format=kind, dpi=110)
     else:
-        times = [FRAME] * (len(figure) - 1) + [LAST]
+        times = [FRAME_MS] * (len(figure) - 1) + [LAST_FRAME_MS]
         figure[0].save(
-            buffer, kind, save_all=True, append_images=figure[1:], duration=times, loop=0, quality=QUALITY, method=6
+            buffer,
+            kind,
+            save_all=True,
+            append_images=figure[1:],
+            duration=times,
+            loop=0,
+            quality=WEBP_QUALITY,
+            method=6,
         )
     code = base64.b64encode(buffer.getvalue()).decode()
     return f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" src="data:image/{kind};base64,{code}">'
 
 
-def show_dollars(figure: Figure) -> None:
+def disable_mathtext(figure: Figure) -> None:
     """Draw dollar signs in the texts of a figure as such: they may be names of classes, metrics and runs.
 
     A formula is drawn only where matplotlib writes it itself, at the ticks of a logarithmic axis.
@@ -210,9 +217,9 @@ def show_dollars(figure: Figure) -> None:
             text.set_parse_math(False)
 
 
-def curves(trained: Sequence[dict[str, Any]], judged: Sequence[dict[str, Any]]) -> Figure:
+def plot_curves(trained: Sequence[dict[str, Any]], judged: Sequence[dict[str, Any]]) -> Figure:
     """Every metric of the training over the steps, the evaluations of the same name with it, and the learning rate."""
-    unplotted = NO_METRICS | {
+    unplotted = NON_METRIC_KEYS | {
         "pictures_per_second",
         "lr",
         "errors",
@@ -226,7 +233,7 @@ def curves(trained: Sequence[dict[str, Any]], judged: Sequence[dict[str, Any]]) 
     }  # these have a figure of their own, or say what another one says
     numbers = (key for line in [*trained, *judged] for key, value in line.items() if isinstance(value, int | float))
     names = [*(name for name in dict.fromkeys(numbers) if name not in unplotted), "lr"]
-    columns = min(len(names), ACROSS)
+    columns = min(len(names), CURVES_PER_ROW)
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
     every = figure.subplots(rows, columns, squeeze=False).flat
@@ -244,13 +251,13 @@ def curves(trained: Sequence[dict[str, Any]], judged: Sequence[dict[str, Any]]) 
         if name == "loss":
             axes.set_yscale("log")
         if name == "accuracy":
-            axes.set_ylim(*_zoom([line[name] for line in [*trained, *judged] if name in line]))
+            axes.set_ylim(*_compute_accuracy_limits([line[name] for line in [*trained, *judged] if name in line]))
         if name != "lr":
             axes.legend(frameon=False, fontsize=8)
     return figure
 
 
-def _zoom(values: Sequence[float]) -> tuple[float, float]:
+def _compute_accuracy_limits(values: Sequence[float]) -> tuple[float, float]:
     """From the median of what lies below 1 down as far again, so that the last tenths of a percent can be seen."""
     middle = sorted(values)[len(values) // 2]
     return max(0.0, 1 - 3 * max(1 - middle, 0.001)), 1.0

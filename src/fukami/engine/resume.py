@@ -16,10 +16,10 @@ from fukami.engine import checkpoint
 from fukami.errors import Error, UsageError
 
 logger = logging.getLogger(__name__)
-FORMAT = 1  # of what last.ckpt holds
+CHECKPOINT_FORMAT = 1  # of what last.ckpt holds
 
 
-def seed(number: int) -> None:
+def set_random_seed(number: int) -> None:
     """Seed Python, NumPy and torch on every device.
 
     Raises:
@@ -32,7 +32,7 @@ def seed(number: int) -> None:
     torch.manual_seed(number)
 
 
-def random_states() -> dict[str, Any]:
+def get_random_states() -> dict[str, Any]:
     """The states of every random generator, in values that a checkpoint can hold."""
     numpy_state = np.random.get_state(legacy=True)
     return {
@@ -52,17 +52,17 @@ def set_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"].cpu())
 
 
-def describe_conditions(manifest: str | None) -> dict[str, Any]:
+def get_checkpoint_metadata(manifest: str | None) -> dict[str, Any]:
     """What a checkpoint holds of the conditions that it was written under.
 
     Args:
         manifest: the digest of the data.
     """
-    versions, threads = checkpoint.versions(), torch.get_num_threads()
-    return {"format": FORMAT, "versions": versions, "threads": threads, "manifest": manifest}
+    versions, threads = checkpoint.get_versions(), torch.get_num_threads()
+    return {"format": CHECKPOINT_FORMAT, "versions": versions, "threads": threads, "manifest": manifest}
 
 
-def check_conditions(
+def check_checkpoint_metadata(
     folder: Path, state: dict[str, Any], manifest: Manifest, allow_changed_data: bool
 ) -> dict[str, Any]:
     """Refuse a checkpoint of an unknown format or of other data; say and record what else is otherwise than it was.
@@ -79,12 +79,12 @@ def check_conditions(
         UsageError: the data are others.
         Error: the format is unknown.
     """
-    now = describe_conditions(manifest.compute_digest())
+    now = get_checkpoint_metadata(manifest.compute_digest())
     before = {name: state.get(name) for name in now}
-    if before["format"] != FORMAT:
+    if before["format"] != CHECKPOINT_FORMAT:
         raise Error(
             f"{folder / 'last.ckpt'} has the format {before['format']!r} and was written by "
-            f"{_versions(before['versions'])}; this is {_versions(now['versions'])}, which reads the format {FORMAT}: "
+            f"{_format_versions(before['versions'])}; this is {_format_versions(now['versions'])}, which reads the format {CHECKPOINT_FORMAT}: "
             "resume the run with the version that it was begun with, or begin it again in another --out"
         )
     facts = {name: now[name] for name in ("versions", "threads") if now[name] != before[name]}
@@ -100,7 +100,7 @@ def check_conditions(
         manifest.write(folder)
     if "versions" in facts:
         logger.warning(
-            f"the checkpoint is of {_versions(before['versions'])}, and this is {_versions(now['versions'])}: equal "
+            f"the checkpoint is of {_format_versions(before['versions'])}, and this is {_format_versions(now['versions'])}: equal "
             "numbers are not promised"
         )
     if "threads" in facts:
@@ -109,17 +109,17 @@ def check_conditions(
             "sums may be rounded otherwise"
         )
     if facts:
-        checkpoint.note_resumption(folder, {"step": state["step"], **facts})
+        checkpoint.record_resumption(folder, {"step": state["step"], **facts})
     return now
 
 
-def _versions(versions: Any) -> str:
+def _format_versions(versions: Any) -> str:
     """Versions by name in words."""
     known = versions if isinstance(versions, dict) else {}
     return ", ".join(f"{name} {version}" for name, version in known.items()) or "an unknown version"
 
 
-class Replayed:
+class ResumableLoader:
     """Any other iterable of batches, made resumable: a pass cut off is begun again with the random states it had then,
     and the batches already seen are drawn and dropped.
     """
@@ -136,10 +136,10 @@ class Replayed:
     def __iter__(self) -> Iterator[Any]:
         """One pass."""
         skip, self.skip = self.skip, 0
-        now = random_states()
+        now = get_random_states()
         if skip and self.begun is not None:
             set_random_states(self.begun)
-        self.begun = random_states()
+        self.begun = get_random_states()
         batches = iter(self.batches)
         for _ in range(skip):
             next(batches, None)  # there may be fewer than there were
@@ -160,7 +160,7 @@ class Replayed:
         self.skip, self.begun = state["position"], state["begun"]
 
 
-class Stop:
+class SignalHandler:
     """Ctrl-C and SIGTERM ask the loop to save and leave; a second signal leaves at once."""
 
     asked = 0

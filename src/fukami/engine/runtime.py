@@ -17,22 +17,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fukami.engine.cuda_graph import Captured
-from fukami.errors import Error, UsageError, unknown
-from fukami.layers.sync_batch_norm import share
-from fukami.system import quota
-from fukami.timing import Clock
+from fukami.engine.cuda_graph import GraphedCallable
+from fukami.errors import Error, UsageError, build_unknown_error
+from fukami.layers.sync_layers import convert_sync_layers
+from fukami.system import count_cpus
+from fukami.timing import PhaseTimer
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TRAINED = (
+TRAINING_PRECISIONS = (
     "float32",
     "tf32",
     "bfloat16",
     "float16",
 )  # tf32: numbers of float32, multiplied with 10 bits behind the point
-TIMEOUT = 600.0  # seconds
+DEFAULT_TIMEOUT = 600.0  # seconds
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # numbers of glibc's malloc.h
-MANY_SHAPES = 2**30  # more than any training sees; torch would stop compiling after 8
+RECOMPILE_LIMIT = 2**30  # more than any training sees; torch would stop compiling after 8
 Value = TypeVar("Value")
 Module = TypeVar("Module", bound=Callable[..., Any])
 Function = TypeVar("Function", bound=Callable[[Any], Any])
@@ -46,11 +46,16 @@ class Runtime:
     precision: str
     rank: int = 0
     world: int = 1
-    clock: Clock = field(default_factory=lambda: Clock(torch.device("cpu")))
+    clock: PhaseTimer = field(default_factory=lambda: PhaseTimer(torch.device("cpu")))
 
     @classmethod
     def start(
-        cls, device: str = "auto", precision: str = "auto", *, timeout: float = TIMEOUT, threads: int | None = None
+        cls,
+        device: str = "auto",
+        precision: str = "auto",
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        threads: int | None = None,
     ) -> "Runtime":
         """Resolve ``auto``, join the other processes where ``torchrun`` started several, make kernels repeatable.
 
@@ -62,11 +67,11 @@ class Runtime:
             Error: the other processes did not come within ``timeout`` seconds.
         """
         rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        where = _device(device)
+        where = _resolve_device(device)
         if precision == "auto":
-            precision = _fastest(where)
-        if precision not in TRAINED:
-            raise unknown("precision", precision, ["auto", *TRAINED])
+            precision = _select_precision(where)
+        if precision not in TRAINING_PRECISIONS:
+            raise build_unknown_error("precision", precision, ["auto", *TRAINING_PRECISIONS])
         if precision == "tf32" and not (where.type == "cuda" and torch.cuda.get_device_capability(where) >= (8, 0)):
             raise UsageError("tf32 is a precision of NVIDIA GPUs since Ampere (compute capability 8.0); give another")
         if where.type == "cuda":
@@ -77,13 +82,13 @@ class Runtime:
         if where.type == "cpu":
             # gradients of what is learned by heart are that small, and ten times as slow
             torch.set_flush_denormal(True)
-            _end_threads()
-            _keep_freed()
+            _stop_openmp_threads()
+            _disable_memory_trimming()
             if "OMP_NUM_THREADS" not in os.environ:
-                torch.set_num_threads(threads or max(1, min(torch.get_num_threads(), quota())))
+                torch.set_num_threads(threads or max(1, min(torch.get_num_threads(), count_cpus())))
         if world > 1 and not torch.distributed.is_initialized():
-            _join("nccl" if where.type == "cuda" else "gloo", timeout)
-        return cls(where, precision, rank, world, Clock(where))
+            _init_process_group("nccl" if where.type == "cuda" else "gloo", timeout)
+        return cls(where, precision, rank, world, PhaseTimer(where))
 
     @property
     def main(self) -> bool:
@@ -97,7 +102,7 @@ class Runtime:
     def replicate(self, module: nn.Module) -> nn.Module:
         """The module as it is trained: over the batch of all processes, with its gradients averaged over them."""
         if self.world > 1 and any(p.requires_grad for p in module.parameters()):
-            share(module)
+            convert_sync_layers(module)
             kept = {id(buffer) for m in module.modules() if hasattr(m, "running_mean") for buffer in m.buffers(False)}
             others = any(id(buffer) not in kept for buffer in module.buffers())  # which nothing keeps alike
             known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
@@ -135,7 +140,7 @@ class Runtime:
         import torch._inductor.config
 
         torch._inductor.config.deterministic = True
-        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = MANY_SHAPES
+        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = RECOMPILE_LIMIT
         return cast(Module, torch.compile(module, dynamic=False))
 
     def steer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -184,10 +189,10 @@ class Runtime:
     def fast(self, function: Function, static: bool) -> Function:
         """The function of a tree of tensors, captured whole in a CUDA graph where that is possible."""
         capture = static and self.device.type == "cuda" and self.world == 1
-        return cast(Function, Captured(function)) if capture else function
+        return cast(Function, GraphedCallable(function)) if capture else function
 
 
-def _keep_freed() -> None:
+def _disable_memory_trimming() -> None:
     """Let glibc keep what is freed. It gives large blocks back, and Linux clears each page of the next one anew."""
     if platform.libc_ver()[0] == "glibc":
         glibc = ctypes.CDLL(None)
@@ -195,13 +200,13 @@ def _keep_freed() -> None:
         glibc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 
-def _end_threads() -> None:
+def _stop_openmp_threads() -> None:
     """Let the threads that have computed so far end: each keeps how denormal numbers were treated when it began."""
     for path in Path(torch.__file__).parent.glob("lib/libgomp*"):
         ctypes.CDLL(str(path)).omp_pause_resource_all(1)
 
 
-def _join(backend: str, timeout: float) -> None:
+def _init_process_group(backend: str, timeout: float) -> None:
     """Meet the other processes that ``torchrun`` started."""
     try:
         # the watchdog finds and names a process that hangs; torch's own limit is for what that cannot see
@@ -214,7 +219,7 @@ def _join(backend: str, timeout: float) -> None:
         ) from None
 
 
-def _device(name: str) -> torch.device:
+def _resolve_device(name: str) -> torch.device:
     """The device of a name such as ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``auto``."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -223,7 +228,7 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise unknown("device", name, ["auto", "cpu", "cuda", "mps"]) from None
+        raise build_unknown_error("device", name, ["auto", "cpu", "cuda", "mps"]) from None
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= count.get(device.type, 0):
         have = [kind for kind, n in count.items() if n]
@@ -233,7 +238,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _fastest(device: torch.device) -> str:
+def _select_precision(device: torch.device) -> str:
     """The precision that trains fastest without losing accuracy.
 
     bfloat16 on recent GPUs, with AMX, and with AMD's AVX-512-bf16; float16, with its loss scaled, on GPUs whose tensor

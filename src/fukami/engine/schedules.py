@@ -8,57 +8,60 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fukami.errors import UsageError, unknown
+from fukami.errors import UsageError, build_unknown_error
 
 Schedule = Callable[[float], float]
-DIVISOR, FINAL = 25.0, 1e4  # one-cycle begins at the peak over the one and ends at that over the other
+ONE_CYCLE_DIV_FACTOR, ONE_CYCLE_FINAL_FACTOR = (
+    25.0,
+    1e4,
+)  # one-cycle begins at the peak over the one and ends at that over the other
 
 
-def constant(progress: float) -> float:
+def compute_constant_factor(progress: float) -> float:
     """1, always."""
     return 1.0
 
 
-def step(drops: float, factor: float) -> Schedule:
+def build_step_schedule(drops: float, factor: float) -> Schedule:
     """Multiplied by ``factor`` so many times, after equal shares of the training."""
     return lambda progress: factor ** math.floor(progress * (drops + 1))
 
 
-def multistep(shares: tuple[float, ...], factor: float) -> Schedule:
+def build_multistep_schedule(shares: tuple[float, ...], factor: float) -> Schedule:
     """Multiplied by ``factor`` when each of these shares of the training is done (He et al. 2016: 0.5 and 0.75)."""
     return lambda progress: factor ** sum(progress >= share for share in shares)
 
 
-def exponential(end: float) -> Schedule:
+def build_exponential_schedule(end: float) -> Schedule:
     """Down to ``end`` by the same factor at every step."""
     return lambda progress: end**progress
 
 
-def polynomial(power: float) -> Schedule:
+def build_polynomial_schedule(power: float) -> Schedule:
     """``(1 - progress) ** power``; 1 is a straight line to 0."""
     return lambda progress: (1 - progress) ** power
 
 
-def cosine(progress: float) -> float:
+def compute_cosine_factor(progress: float) -> float:
     """Half a cosine wave down to 0 (Loshchilov and Hutter 2017, equation 5)."""
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def one_cycle(warmup: float) -> Schedule:
+def build_one_cycle_schedule(warmup: float) -> Schedule:
     """Up from 1/25 until the share ``warmup``, then down to 1/250,000, both along a cosine (Smith and Topin 2018), as
     torch's ``OneCycleLR`` has it.
     """
 
     def factor(progress: float) -> float:
-        start, end = 1 / DIVISOR, 1 / (DIVISOR * FINAL)
+        start, end = 1 / ONE_CYCLE_DIV_FACTOR, 1 / (ONE_CYCLE_DIV_FACTOR * ONE_CYCLE_FINAL_FACTOR)
         if progress < warmup:
-            return 1 + (start - 1) * cosine(progress / warmup)
-        return end + (1 - end) * cosine((progress - warmup) / (1 - warmup))
+            return 1 + (start - 1) * compute_cosine_factor(progress / warmup)
+        return end + (1 - end) * compute_cosine_factor((progress - warmup) / (1 - warmup))
 
     return factor
 
 
-def warmed(schedule: Schedule, warmup: float) -> Schedule:
+def add_warmup(schedule: Schedule, warmup: float) -> Schedule:
     """Linear from 0 to 1 over the share ``warmup``, then the schedule over the rest (Goyal et al. 2017, section 2.2).
 
     Raises:
@@ -73,12 +76,12 @@ def warmed(schedule: Schedule, warmup: float) -> Schedule:
     return factor
 
 
-def repeated(schedule: Schedule, cycles: int) -> Schedule:
+def repeat_schedule(schedule: Schedule, cycles: int) -> Schedule:
     """The schedule so many times in a row, each from its beginning (SGDR, Loshchilov and Hutter 2017)."""
     return lambda progress: schedule(progress * cycles % 1)
 
 
-class Plateau:
+class ReduceOnPlateau:
     """Multiplied by ``factor`` whenever more than ``patience`` evaluations in a row found no smaller loss, as torch's
     ``ReduceLROnPlateau`` with no threshold; the warm-up is apart. Of evaluations without a loss, whenever the first of
     their metrics did not rise.
@@ -86,7 +89,7 @@ class Plateau:
 
     def __init__(self, patience: int, factor: float, warmup: float = 0.0) -> None:
         self.patience, self.factor = patience, factor
-        self.rise = warmed(constant, warmup)
+        self.rise = add_warmup(compute_constant_factor, warmup)
         self.best, self.waited, self.drops = math.inf, 0, 0
 
     def __call__(self, progress: float) -> float:
@@ -112,13 +115,13 @@ class Plateau:
         self.best, self.waited, self.drops = state["best"], state["waited"], state["drops"]
 
 
-KINDS = ("constant", "step", "multistep", "exponential", "polynomial", "cosine", "one-cycle", "plateau")
-DEFAULTS = {
+SCHEDULES = ("constant", "step", "multistep", "exponential", "polynomial", "cosine", "one-cycle", "plateau")
+DEFAULT_ARGUMENTS = {
     "step": (2.0,), "multistep": (0.5, 0.75), "exponential": (0.01,), "polynomial": (1.0,), "plateau": (2.0,),
 }  # fmt: skip
 
 
-def parse(spec: str, *, factor: float = 0.1, warmup: float = 0.0) -> Schedule:
+def parse_schedule(spec: str, *, factor: float = 0.1, warmup: float = 0.0) -> Schedule:
     """The schedule that a word such as ``cosine``, ``step=3`` or ``multistep=0.5,0.75`` asks for.
 
     Args:
@@ -131,17 +134,19 @@ def parse(spec: str, *, factor: float = 0.1, warmup: float = 0.0) -> Schedule:
         UsageError: the word is unknown, or its numbers make no sense.
     """
     name, _, given = spec.partition("=")
-    if name not in KINDS:
-        raise unknown("decay", name, KINDS)
+    if name not in SCHEDULES:
+        raise build_unknown_error("decay", name, SCHEDULES)
     try:
-        numbers = tuple(float(number) for number in given.split(",")) if given else DEFAULTS.get(name, ())
+        numbers = tuple(float(number) for number in given.split(",")) if given else DEFAULT_ARGUMENTS.get(name, ())
     except ValueError:
         numbers = (math.nan,)
     shares = name in ("multistep", "exponential")
     whole = name in ("step", "plateau")
     fits = all(0 < number < (1 if shares else math.inf) and not (whole and number % 1) for number in numbers)
-    if not fits or (len(numbers) != len(DEFAULTS.get(name, ())) and name != "multistep"):
-        example = "=" + ",".join(f"{number:g}" for number in DEFAULTS[name]) if name in DEFAULTS else ""
+    if not fits or (len(numbers) != len(DEFAULT_ARGUMENTS.get(name, ())) and name != "multistep"):
+        example = (
+            "=" + ",".join(f"{number:g}" for number in DEFAULT_ARGUMENTS[name]) if name in DEFAULT_ARGUMENTS else ""
+        )
         bounds = (
             " with numbers between 0 and 1"
             if shares
@@ -151,15 +156,15 @@ def parse(spec: str, *, factor: float = 0.1, warmup: float = 0.0) -> Schedule:
         )
         raise UsageError(f"{spec!r} is no decay; expected it as in {name}{example}{bounds}")
     if name == "plateau":
-        return Plateau(int(numbers[0]), factor, warmup)
+        return ReduceOnPlateau(int(numbers[0]), factor, warmup)
     if name == "one-cycle":
-        return one_cycle(warmup)
+        return build_one_cycle_schedule(warmup)
     schedules: dict[str, Callable[[], Schedule]] = {
-        "constant": lambda: constant,
-        "step": lambda: step(numbers[0], factor),
-        "multistep": lambda: multistep(numbers, factor),
-        "exponential": lambda: exponential(*numbers),
-        "polynomial": lambda: polynomial(*numbers),
-        "cosine": lambda: cosine,
+        "constant": lambda: compute_constant_factor,
+        "step": lambda: build_step_schedule(numbers[0], factor),
+        "multistep": lambda: build_multistep_schedule(numbers, factor),
+        "exponential": lambda: build_exponential_schedule(*numbers),
+        "polynomial": lambda: build_polynomial_schedule(*numbers),
+        "cosine": lambda: compute_cosine_factor,
     }
-    return warmed(schedules[name](), warmup)
+    return add_warmup(schedules[name](), warmup)

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-TENSOR, TUPLE, ITEMS = "$tensor", "$tuple", "$items"  # the keys of JSON objects that stand for these
+TENSOR_KEY, TUPLE_KEY, ITEMS_KEY = "$tensor", "$tuple", "$items"  # the keys of JSON objects that stand for these
 
 
 def encode_state(state: dict[str, Any]) -> bytes:
@@ -30,15 +30,15 @@ def encode_state(state: dict[str, Any]) -> bytes:
             order = sorted(range(value.ndim), key=lambda axis: -value.stride()[axis])
             name = str(len(tensors))
             tensors[name] = value.detach().cpu().permute(order).contiguous()
-            return {TENSOR: name, "order": order}
+            return {TENSOR_KEY: name, "order": order}
         if isinstance(value, tuple):
-            return {TUPLE: [plain(each) for each in value]}
+            return {TUPLE_KEY: [plain(each) for each in value]}
         if isinstance(value, list):
             return [plain(each) for each in value]
         if isinstance(value, dict):
             if all(isinstance(key, str) and not key.startswith("$") for key in value):
                 return {key: plain(each) for key, each in value.items()}
-            return {ITEMS: [[plain(key), plain(each)] for key, each in value.items()]}
+            return {ITEMS_KEY: [[plain(key), plain(each)] for key, each in value.items()]}
         if value is None or isinstance(value, bool | int | float | str):
             return value
         raise TypeError(f"a checkpoint holds tensors and plain values, not {type(value).__name__}")
@@ -61,15 +61,15 @@ def load_state(path: str | os.PathLike[str], device: torch.device) -> Any:
                 return [value(each) for each in found]
             if not isinstance(found, dict):
                 return found
-            if TENSOR in found:
+            if TENSOR_KEY in found:
                 order = found["order"]
-                unread.remove(found[TENSOR])  # each is named once: a small file could ask for any number of copies
-                stored = file.get_tensor(found[TENSOR]).clone()  # else it is the file itself, mapped into memory
+                unread.remove(found[TENSOR_KEY])  # each is named once: a small file could ask for any number of copies
+                stored = file.get_tensor(found[TENSOR_KEY]).clone()  # else it is the file itself, mapped into memory
                 return stored.permute([order.index(axis) for axis in range(stored.ndim)])
-            if TUPLE in found:
-                return tuple(value(each) for each in found[TUPLE])
-            if ITEMS in found:
-                return {value(key): value(each) for key, each in found[ITEMS]}
+            if TUPLE_KEY in found:
+                return tuple(value(each) for each in found[TUPLE_KEY])
+            if ITEMS_KEY in found:
+                return {value(key): value(each) for key, each in found[ITEMS_KEY]}
             return {key: value(each) for key, each in found.items()}
 
         return value(state)

@@ -8,20 +8,20 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fukami.engine.runtime import Runtime
-from fukami.engine.schedules import Plateau, Schedule, constant
+from fukami.engine.schedules import ReduceOnPlateau, Schedule, compute_constant_factor
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-MakeOptimizer = Callable[[Iterable[nn.Parameter] | list[dict[str, Any]]], torch.optim.Optimizer]
+OptimizerFactory = Callable[[Iterable[nn.Parameter] | list[dict[str, Any]]], torch.optim.Optimizer]
 
 
-class Regime(TypedDict, total=False):
+class TrainingOptions(TypedDict, total=False):
     """How a network is trained, whatever it learns: the keyword arguments that every :class:`Task` takes."""
 
-    optimizer: MakeOptimizer
+    optimizer: OptimizerFactory
     decay: Schedule
     epochs: int
     judge_every: int
@@ -29,7 +29,7 @@ class Regime(TypedDict, total=False):
     clip: float
 
 
-class Interface(NamedTuple):
+class ModelSignature(NamedTuple):
     """How another program would talk to a network.
 
     Attributes:
@@ -64,8 +64,8 @@ class Task:
         self,
         model: nn.Module,
         *,
-        optimizer: MakeOptimizer = torch.optim.AdamW,
-        decay: Schedule = constant,
+        optimizer: OptimizerFactory = torch.optim.AdamW,
+        decay: Schedule = compute_constant_factor,
         epochs: int = 1,
         judge_every: int = 1,
         accumulate: int = 1,
@@ -91,7 +91,7 @@ class Task:
         self.replica: Callable[..., Any] = self.parallel
         self.optimizer = runtime.steer(self.make_optimizer(self.model.parameters()))
         self.scaler = runtime.scaler()
-        self.static = self.static and _capturable(self.optimizer, self.scaler)
+        self.static = self.static and _supports_capture(self.optimizer, self.scaler)
 
     def compile(self) -> None:
         """From now on train a compiled network."""
@@ -100,7 +100,7 @@ class Task:
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs: objects with ``state_dict`` and ``load_state_dict``, by name."""
         parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
-        return parts | ({"decay": self.decay} if isinstance(self.decay, Plateau) else {})
+        return parts | ({"decay": self.decay} if isinstance(self.decay, ReduceOnPlateau) else {})
 
     def modules(self) -> dict[str, nn.Module]:
         """The modules that answer; they become ``weights.safetensors``."""
@@ -114,7 +114,7 @@ class Task:
         """What the network is given for a batch, ``(N, ...)``."""
         raise UsageError(f"{type(self).__name__} cannot be calibrated: it does not define inputs(batch)")
 
-    def interface(self) -> Interface:
+    def interface(self) -> ModelSignature:
         """How another program would talk to the network."""
         raise UsageError(f"{type(self).__name__} cannot be exported to another program: it does not define interface()")
 
@@ -140,7 +140,7 @@ class Task:
 
     def judged(self, metrics: dict[str, float]) -> None:
         """Hear what an evaluation in the training found, for a learning rate that waits for a plateau."""
-        if isinstance(self.decay, Plateau):
+        if isinstance(self.decay, ReduceOnPlateau):
             self.decay.judged(metrics)
 
     def step(self, batch: Any) -> dict[str, Tensor]:
@@ -168,7 +168,7 @@ class Task:
             every = (parameter for group in optimizer.param_groups for parameter in group["params"])
             nn.utils.clip_grad_norm_(every, self.clip)
         if scaler.is_enabled():
-            _begin_momentum(optimizer)
+            _init_momentum_buffers(optimizer)
         scaler.step(optimizer)
         scaler.update()
 
@@ -233,7 +233,7 @@ class Task:
         raise UsageError(f"runs of {type(self).__name__} cannot answer together; give one run")
 
 
-def _capturable(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> bool:
+def _supports_capture(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> bool:
     """Whether a CUDA graph can record an update, in which the processor may not ask for a number on the device.
 
     Adagrad counts its steps on the processor, and after it was resumed asks for them; the scaler asks whether gradients
@@ -243,7 +243,7 @@ def _capturable(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) 
     return not (asks or isinstance(optimizer, torch.optim.Adagrad))
 
 
-def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+def _init_momentum_buffers(optimizer: torch.optim.Optimizer) -> None:
     """Let the momentum of torch's fused SGD begin at 0, with which the first step is what it would be anyway.
 
     torch leaves it to that step to write into memory that may hold anything. Where the scaler leaves the step out, as

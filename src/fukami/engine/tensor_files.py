@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def load_torch(content: bytes, device: torch.device | str = "cpu") -> Any:
@@ -35,7 +35,7 @@ def load_torch(content: bytes, device: torch.device | str = "cpu") -> Any:
     return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
 
 
-def explain(error: Exception) -> str:
+def explain_load_error(error: Exception) -> str:
     """Why a file was not loaded, in one line, without torch's advice to switch its protection off."""
     asked = re.search(r"GLOBAL (\S+)", str(error))
     first = str(error).strip().partition("\n")[0]
@@ -50,33 +50,33 @@ def find_faults(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     These are sparse or quantized tensors, those of complex numbers, those that are larger than the data behind them,
     and those with values that are not finite.
     """
-    found = {name: _fault(tensor) for name, tensor in tensors.items()}
+    found = {name: _find_fault(tensor) for name, tensor in tensors.items()}
     return {name: fault for name, fault in found.items() if fault}
 
 
-def find_misfit(tensor: Tensor, expected: Tensor) -> str:
+def find_mismatch(tensor: Tensor, expected: Tensor) -> str:
     """Why a tensor cannot take the place of another one; empty where it can.
 
     The shape must be the same, and so must the type, except that one type of floating-point numbers fits another one.
     """
     if tensor.shape != expected.shape:
         return f"is {tuple(tensor.shape)} instead of {tuple(expected.shape)}"
-    if tensor.dtype != expected.dtype and not {tensor.dtype, expected.dtype} <= {*FLOATING}:
-        return f"is {_name(tensor.dtype)} instead of {_name(expected.dtype)}"
+    if tensor.dtype != expected.dtype and not {tensor.dtype, expected.dtype} <= {*FLOAT_DTYPES}:
+        return f"is {_format_dtype(tensor.dtype)} instead of {_format_dtype(expected.dtype)}"
     return ""
 
 
-def _fault(tensor: Tensor) -> str:
+def _find_fault(tensor: Tensor) -> str:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
         return "is sparse, quantized, nested or without values"
     if tensor.numel() == 0 and max(tensor.shape) > 1:  # which costs a file nothing, and a network any number of bytes
         return f"is {tuple(tensor.shape)}, which has no values"
     if tensor.is_complex():
-        return f"is {_name(tensor.dtype)}"
+        return f"is {_format_dtype(tensor.dtype)}"
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         return f"is {tuple(tensor.shape)}, which is more than the file has"
-    if tensor.is_floating_point() and not (tensor.dtype in FLOATING and _is_finite(tensor)):
-        return "has values that are not finite" if tensor.dtype in FLOATING else f"is {_name(tensor.dtype)}"
+    if tensor.is_floating_point() and not (tensor.dtype in FLOAT_DTYPES and _is_finite(tensor)):
+        return "has values that are not finite" if tensor.dtype in FLOAT_DTYPES else f"is {_format_dtype(tensor.dtype)}"
     return ""
 
 
@@ -86,5 +86,5 @@ def _is_finite(tensor: Tensor) -> bool:
     return all(bool(part.isfinite().all()) for part in parts)
 
 
-def _name(dtype: torch.dtype) -> str:
+def _format_dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -14,28 +14,28 @@ from torch import Tensor
 
 from fukami.data.manifest import Manifest
 from fukami.engine import checkpoint
-from fukami.engine.async_checkpoint import Saver
-from fukami.engine.log import Log, conditions
+from fukami.engine.async_checkpoint import CheckpointWriter
+from fukami.engine.log import TrainingLogger, describe_compute_config
 from fukami.engine.recipe import Data, Recipe
 from fukami.engine.resume import (
-    Replayed,
-    Stop,
-    check_conditions,
-    describe_conditions,
-    random_states,
-    seed,
+    ResumableLoader,
+    SignalHandler,
+    check_checkpoint_metadata,
+    get_checkpoint_metadata,
+    get_random_states,
+    set_random_seed,
     set_random_states,
 )
-from fukami.engine.runtime import TIMEOUT, Runtime
+from fukami.engine.runtime import DEFAULT_TIMEOUT, Runtime
 from fukami.engine.task import Task
-from fukami.engine.watchdog import Watch
+from fukami.engine.watchdog import Watchdog
 from fukami.errors import Error
 
-LOOK = 100  # the loop waits for the device, to log and to check the losses, after at most so many steps
+MAX_LOG_INTERVAL = 100  # the loop waits for the device, to log and to check the losses, after at most so many steps
 
 
 @dataclass(frozen=True)
-class Settings:
+class RunOptions:
     """What a training was asked for; see :func:`train`."""
 
     device: str
@@ -43,7 +43,7 @@ class Settings:
     compile: bool
     resume: bool
     allow_changed_data: bool = False
-    timeout: float = TIMEOUT
+    timeout: float = DEFAULT_TIMEOUT
     threads: int | None = None  # of a stage: those of the run that it belongs to
 
 
@@ -56,7 +56,7 @@ def train(
     compile: bool = False,
     resume: bool = False,
     allow_changed_data: bool = False,
-    timeout: float = TIMEOUT,
+    timeout: float = DEFAULT_TIMEOUT,
 ) -> dict[str, float]:
     """Train the recipe and leave a run in the folder ``out``; returns the last evaluation.
 
@@ -78,36 +78,36 @@ def train(
             stays.
         KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
-    settings = Settings(device, precision, compile, resume, allow_changed_data, timeout)
+    settings = RunOptions(device, precision, compile, resume, allow_changed_data, timeout)
     return run_training(recipe, Path(out), settings)
 
 
-def run_training(recipe: Recipe, folder: Path, settings: Settings) -> dict[str, float]:
+def run_training(recipe: Recipe, folder: Path, settings: RunOptions) -> dict[str, float]:
     """Train as :func:`train` says."""
     with (
         open_run(recipe, folder, settings) as (runtime, compile, before),
-        Stop() as stop,
-        Watch(runtime, settings.timeout),
-        Saver(folder, runtime.main) as saver,
+        SignalHandler() as stop,
+        Watchdog(runtime, settings.timeout),
+        CheckpointWriter(folder, runtime.main) as saver,
     ):
-        seed(recipe.seed)
+        set_random_seed(recipe.seed)
         data, loader = prepare_data(recipe, folder, runtime)
         manifest = Manifest(data.train, data.val, data.labels)
-        seed(recipe.seed)
+        set_random_seed(recipe.seed)
         task = recipe.task(data.labels)
         task.setup(runtime)
         steps, interval = task.duration(loader)
-        with Log(folder, recipe, runtime, steps, operator.length_hint(loader, interval), task.work) as log:
-            progress = Progress(task, loader, log)
+        with TrainingLogger(folder, recipe, runtime, steps, operator.length_hint(loader, interval), task.work) as log:
+            progress = TrainingProgress(task, loader, log)
             step = progress.restore(folder, manifest, settings.allow_changed_data)
-            together(step, runtime)
+            check_same_step(step, runtime)
             if step == 0:
                 recipe.begin(task) if before is None else recipe.follow(task, before)
                 log.begin(data.labels, compile, task)
                 progress.begin(folder, manifest)
             batches = iter(task.batches(loader))
             update = runtime.fast(task.step, task.static)
-            look = max(1, min(interval // 10, LOOK))
+            look = max(1, min(interval // 10, MAX_LOG_INTERVAL))
             while step < steps:
                 log.clock.step = step
                 rate = task.schedule(step / steps)
@@ -139,13 +139,13 @@ def run_training(recipe: Recipe, folder: Path, settings: Settings) -> dict[str, 
 
 
 @contextlib.contextmanager
-def open_run(recipe: Recipe, folder: Path, settings: Settings) -> Iterator[tuple[Runtime, bool, Path | None]]:
+def open_run(recipe: Recipe, folder: Path, settings: RunOptions) -> Iterator[tuple[Runtime, bool, Path | None]]:
     """Hold the folder, start computing as asked or as the run in it was begun, and train the stages before.
 
     Yields the runtime, whether to compile, and the folder of the last stage.
     """
-    with checkpoint.claim(folder, recipe, settings.resume):
-        found = checkpoint.conditions(folder, settings.device, settings.precision, settings.compile)
+    with checkpoint.lock_run(folder, recipe, settings.resume):
+        found = checkpoint.resolve_compute_config(folder, settings.device, settings.precision, settings.compile)
         threads = found.threads or settings.threads
         runtime = Runtime.start(found.device, found.precision, timeout=settings.timeout, threads=threads)
         if found.compile:
@@ -157,7 +157,7 @@ def prepare_data(recipe: Recipe, folder: Path, runtime: Runtime) -> tuple[Data, 
     """The data of the recipe on their device, and what gives the batches to train on, which can be resumed."""
     with runtime.clock("data"):
         data = recipe.data()
-        loader = data.train if hasattr(data.train, "state_dict") else Replayed(data.train)
+        loader = data.train if hasattr(data.train, "state_dict") else ResumableLoader(data.train)
         if hasattr(loader, "keep"):  # what is too much for a checkpoint
             loader.keep(folder)
         for part in (loader, data.val):
@@ -166,14 +166,14 @@ def prepare_data(recipe: Recipe, folder: Path, runtime: Runtime) -> tuple[Data, 
     return data, loader
 
 
-def train_stages(recipe: Recipe, folder: Path, runtime: Runtime, settings: Settings) -> Path | None:
+def train_stages(recipe: Recipe, folder: Path, runtime: Runtime, settings: RunOptions) -> Path | None:
     """Train the stages that come before the recipe, where they are not trained yet; returns the last one's folder."""
     stages = recipe.stages(folder)
     if stages and runtime.main and not (folder / "recipe.json").is_file():  # so that the whole can be resumed
-        checkpoint.write_run(folder, recipe, (), conditions(recipe, runtime, settings.compile))
+        checkpoint.write_recipe(folder, recipe, (), describe_compute_config(recipe, runtime, settings.compile))
     for name, stage in stages.items():
-        if checkpoint.finished(folder / name):
-            checkpoint.check_recipe(folder / name, stage)
+        if checkpoint.is_finished(folder / name):
+            checkpoint.check_same_recipe(folder / name, stage)
             continue
         begun = (folder / name / "recipe.json").is_file()
         same = replace(
@@ -183,7 +183,7 @@ def train_stages(recipe: Recipe, folder: Path, runtime: Runtime, settings: Setti
     return folder / list(stages)[-1] if stages else None
 
 
-class History:
+class MetricBuffer:
     """What the steps returned since the last look, kept on the device so that no step waits for it."""
 
     def __init__(self, runtime: Runtime) -> None:
@@ -226,12 +226,12 @@ class History:
         return dict(zip(self.names, rows.mean(0).tolist(), strict=True))
 
 
-class Progress:
+class TrainingProgress:
     """How far a training is: what it writes into the log and the checkpoints, and what it takes from one."""
 
-    def __init__(self, task: Task, loader: Any, log: Log) -> None:
+    def __init__(self, task: Task, loader: Any, log: TrainingLogger) -> None:
         self.task, self.loader, self.log = task, loader, log
-        self.history = History(log.runtime)
+        self.history = MetricBuffer(log.runtime)
         self.conditions: dict[str, Any] = {}
 
     def add(self, metrics: dict[str, Tensor]) -> None:
@@ -253,7 +253,7 @@ class Progress:
         self.task.judged(found)
         self.log.evaluated(step, found, self.task.preview())
 
-    def finish(self, saver: Saver, val: Any) -> dict[str, float]:
+    def finish(self, saver: CheckpointWriter, val: Any) -> dict[str, float]:
         """Wait for the last checkpoint, and write the report; returns the last evaluation."""
         with self.log.clock("checkpoint"):
             saver.wait()
@@ -266,9 +266,9 @@ class Progress:
     def begin(self, folder: Path, manifest: Manifest) -> None:
         """Note what a new run is computed on and with."""
         if self.log.runtime.main:
-            self.conditions = describe_conditions(manifest.write(folder))
+            self.conditions = get_checkpoint_metadata(manifest.write(folder))
 
-    def save(self, saver: Saver, step: int) -> None:
+    def save(self, saver: CheckpointWriter, step: int) -> None:
         """Let the checkpoint and the weights be written, of what they are now."""
         if not saver.writes:
             return
@@ -280,10 +280,10 @@ class Progress:
                 "loader": self.loader.state_dict(),
                 "log": self.log.state_dict(),
                 "history": self.history.state_dict(),
-                "random": random_states(),
+                "random": get_random_states(),
             }
             files = [self.log.path, *getattr(self.loader, "files", ())]
-            saver.save(state, checkpoint.named(self.task.modules()), files)
+            saver.save(state, checkpoint.collect_tensors(self.task.modules()), files)
 
     def restore(self, folder: Path, manifest: Manifest, allow_changed_data: bool) -> int:
         """Put everything back as :meth:`save` found it; returns the step, 0 where nothing was saved yet.
@@ -297,7 +297,7 @@ class Progress:
         if state is None:
             return 0
         if runtime.main:
-            self.conditions = check_conditions(folder, state, manifest, allow_changed_data)
+            self.conditions = check_checkpoint_metadata(folder, state, manifest, allow_changed_data)
         try:
             if state["step"] > self.log.steps:
                 raise ValueError(f"it is of step {state['step']}, and the training has {self.log.steps}")
@@ -318,7 +318,7 @@ class Progress:
             ) from error
 
 
-def together(step: int, runtime: Runtime) -> None:
+def check_same_step(step: int, runtime: Runtime) -> None:
     """Make sure that all processes go on from the same step.
 
     Raises:

@@ -12,17 +12,17 @@ from typing import Any, Self
 import torch
 
 from fukami.engine.runtime import Runtime
-from fukami.timing import STEP
+from fukami.timing import STEP_PHASES
 
 logger = logging.getLogger(__name__)
-ORDER = ("data", "host to device", *STEP, "compilation", "evaluation", "checkpoint", "other", "waiting")
-ALONE = ("compilation", "evaluation", "checkpoint", "other")  # phases that take as long as they take
-HUNG = 75  # the exit status of processes that were cut off (sysexits: try again)
-LOOKS = 20  # in the time limit
-ASLEEP = 3  # looks after which a process that says nothing is thought to be stopped
+PHASE_ORDER = ("data", "host to device", *STEP_PHASES, "compilation", "evaluation", "checkpoint", "other", "waiting")
+UNTIMED_PHASES = ("compilation", "evaluation", "checkpoint", "other")  # phases that take as long as they take
+HUNG_EXIT_STATUS = 75  # the exit status of processes that were cut off (sysexits: try again)
+CHECKS_PER_TIMEOUT = 20  # in the time limit
+MAX_MISSED_CHECKS = 3  # looks after which a process that says nothing is thought to be stopped
 
 
-class Watch:
+class Watchdog:
     """Cuts this process off when it has been in one phase of a step for longer than the limit, and says who hangs.
 
     How long it takes to read the data before the first step is nobody's fault.
@@ -53,14 +53,14 @@ class Watch:
             self.thread.join()
 
     def _look(self) -> None:
-        clock, pause, number = self.runtime.clock, self.limit / LOOKS, 0
+        clock, pause, number = self.runtime.clock, self.limit / CHECKS_PER_TIMEOUT, 0
         while not self.done.wait(pause):
             phase, since, number = clock.phase, clock.since, number + 1
             held = time.monotonic() - since
             own = {"step": clock.step, "phase": phase, "machine": socket.gethostname(), "held": held, "look": number}
             try:
                 self.store.set(f"fukami/{self.runtime.rank}", json.dumps(own))
-                if clock.step >= 0 and held > self.limit and phase not in ALONE:
+                if clock.step >= 0 and held > self.limit and phase not in UNTIMED_PHASES:
                     self._cut_off()
             except RuntimeError:  # the store went with another process, whose end is the launcher's to tell
                 return
@@ -68,11 +68,11 @@ class Watch:
     def _cut_off(self) -> None:
         """Say who keeps the others waiting, and leave; no exception would get through to a thread that waits."""
         first = self._all()
-        time.sleep(ASLEEP * self.limit / LOOKS)
+        time.sleep(MAX_MISSED_CHECKS * self.limit / CHECKS_PER_TIMEOUT)
         found = self._all()
         missing = [rank for rank in range(self.runtime.world) if rank not in found]
         asleep = [rank for rank in found if rank != self.runtime.rank and found[rank]["look"] == first[rank]["look"]]
-        places = {rank: (state["step"], ORDER.index(state["phase"])) for rank, state in found.items()}
+        places = {rank: (state["step"], PHASE_ORDER.index(state["phase"])) for rank, state in found.items()}
         behind = [rank for rank, place in places.items() if place == min(places.values())]
         for rank in missing or asleep or behind:
             state = found.get(rank)
@@ -81,7 +81,7 @@ class Watch:
                 f"fukami: rank {rank}, {what}, keeps the others waiting for more than {self.limit:g} s (--timeout); "
                 f"rank {self.runtime.rank} stops here: go on with --resume"
             )
-        os._exit(HUNG)
+        os._exit(HUNG_EXIT_STATUS)
 
     def _all(self) -> dict[int, Any]:
         """What every process that was ever seen last said of itself, by rank."""

@@ -15,18 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from fukami.errors import UsageError
-from fukami.explain.summary import Layer, Shape, capture, layers
+from fukami.explain.summary import LayerInfo, Shape, create_feature_extractor, summarize_layers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SHARE = 0.9545  # of the gradient, what two deviations of a Gaussian in one dimension hold
-SAMPLES = 8
+GRADIENT_FRACTION = 0.9545  # of the gradient, what two deviations of a Gaussian in one dimension hold
+NUM_SAMPLES = 8
 
 
 @dataclass(frozen=True)
-class Effective:
+class EffectiveReceptiveField:
     """What the unit in the centre of a layer's map sees.
 
     Args:
@@ -37,7 +37,7 @@ class Effective:
         samples: pictures measured.
     """
 
-    layer: Layer
+    layer: LayerInfo
     heat: Tensor
     region: tuple[int, int, int, int]
     side: int
@@ -50,15 +50,15 @@ class Effective:
         return (top + bottom - 1) / 2, (left + right - 1) / 2
 
 
-def effective(
+def compute_effective_receptive_field(
     model: nn.Module,
     shape: Shape,
     layer: str | None = None,
     *,
-    samples: int = SAMPLES,
+    samples: int = NUM_SAMPLES,
     pictures: Tensor | None = None,
     seed: int = 0,
-) -> Effective:
+) -> EffectiveReceptiveField:
     """The effective receptive field of the unit in the centre of a layer's map, over all its channels.
 
     Parts of a field that lie outside the picture are not measured: take a ``shape`` larger than the theoretical field.
@@ -66,7 +66,7 @@ def effective(
     Args:
         model: the network, with the weights it has; left as it is.
         shape: of the pictures: channels, height, width.
-        layer: name of a layer as :func:`fukami.explain.summary.layers` tells it; by default the last one of the trunk
+        layer: name of a layer as :func:`fukami.explain.summary.summarize_layers` tells it; by default the last one of the trunk
             whose units do not see the whole picture.
         samples: pictures of noise, uniform in [0, 1].
         pictures: ``(N, C, H, W)`` as the network takes them, instead of noise.
@@ -77,8 +77,8 @@ def effective(
     """
     if samples < 1:
         raise UsageError(f"samples should be at least 1, not {samples}")
-    found = _find(layers(model, shape), layer)
-    part = capture(model, [found.name])
+    found = _find_layer(summarize_layers(model, shape), layer)
+    part = create_feature_extractor(model, [found.name])
     weight = next(model.parameters())
     if pictures is None:
         pictures = torch.rand(samples, *shape, generator=torch.Generator().manual_seed(seed))
@@ -93,10 +93,10 @@ def effective(
     if region is None or not heat.sum() > 0:
         raise UsageError(f"no gradient of layer {found.name} reaches the picture; its units may all be off")
     heat /= heat.sum()
-    return Effective(found, heat, region, _side(heat, region), len(pictures))
+    return EffectiveReceptiveField(found, heat, region, _compute_size(heat, region), len(pictures))
 
 
-def _find(steps: list[Layer], name: str | None) -> Layer:
+def _find_layer(steps: list[LayerInfo], name: str | None) -> LayerInfo:
     """The layer of this name, or the last of the trunk with a field."""
     fields = [layer for layer in steps if layer.receptive_field is not None]
     if name is None and fields:
@@ -108,7 +108,7 @@ def _find(steps: list[Layer], name: str | None) -> Layer:
     raise UsageError(f"{what}; those that have are: {', '.join(layer.name for layer in fields) or 'none'}")
 
 
-def _side(heat: Tensor, region: tuple[int, int, int, int]) -> int:
+def _compute_size(heat: Tensor, region: tuple[int, int, int, int]) -> int:
     """The side of the smallest square about the middle of the region that holds ``SHARE`` of the heat."""
     top, left, bottom, right = region
     rows, columns = (torch.arange(side, dtype=torch.float64) for side in heat.shape)
@@ -116,11 +116,11 @@ def _side(heat: Tensor, region: tuple[int, int, int, int]) -> int:
     distance = torch.maximum(down[:, None], across[None]).flatten()
     order = distance.argsort()
     inside = heat.flatten()[order].cumsum(0)
-    enough = int((inside < SHARE * (1 - 1e-9)).sum())
+    enough = int((inside < GRADIENT_FRACTION * (1 - 1e-9)).sum())
     return round(2 * float(distance[order[min(enough, len(order) - 1)]])) + 1
 
 
-def figure(*measured: tuple[str, Effective]) -> "Figure":
+def plot_receptive_fields(*measured: tuple[str, EffectiveReceptiveField]) -> "Figure":
     """Each titled field as a map, with the theoretical and the effective square."""
     from matplotlib.figure import Figure
 
@@ -129,14 +129,14 @@ def figure(*measured: tuple[str, Effective]) -> "Figure":
     drawn = Figure(figsize=(3.4 * columns, 3.4 * rows + 0.3), layout="constrained")
     for place, (title, one) in enumerate(measured, start=1):
         axes = drawn.add_subplot(rows, columns, place)
-        _draw(axes, one)
+        _plot_receptive_field(axes, one)
         axes.set_title(title, fontsize=9)
     handles = drawn.axes[0].get_lines()
     drawn.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return drawn
 
 
-def _draw(axes: "Axes", one: Effective) -> None:
+def _plot_receptive_field(axes: "Axes", one: EffectiveReceptiveField) -> None:
     """The map; the root of the gradient is shown, or only the centre would be seen."""
     height, width = one.heat.shape
     peak = float(one.heat.flatten().quantile(0.999))

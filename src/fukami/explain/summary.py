@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Shape = tuple[int, int, int]
-FLOAT = 4  # bytes
+FLOAT_BYTES = 4  # bytes
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerInfo:
     """A step of the network, for one picture.
 
     Args:
@@ -99,10 +99,10 @@ class Interval:
         return self if size == out else Interval(-math.inf, math.inf, self.jump * size / out)
 
 
-Field = tuple[Interval, Interval]  # rows, columns
+ReceptiveField = tuple[Interval, Interval]  # rows, columns
 
 
-def layers(model: nn.Module, shape: Shape) -> list[Layer]:
+def summarize_layers(model: nn.Module, shape: Shape) -> list[LayerInfo]:
     """Every step of the network in evaluation, in order.
 
     Args:
@@ -113,9 +113,11 @@ def layers(model: nn.Module, shape: Shape) -> list[Layer]:
         UsageError: the network does not take such pictures.
         Error: the network decides by its values what to compute, so no trace tells all.
     """
-    check(shape)
-    traced = trace(twin(model, lambda value: (value.float() if value.is_floating_point() else value).to("meta")))
-    walk = _Walk(traced)
+    check_shape(shape)
+    traced = trace_model(
+        copy_with_tensors(model, lambda value: (value.float() if value.is_floating_point() else value).to("meta"))
+    )
+    walk = _LayerInterpreter(traced)
     try:
         walk.run(torch.empty(2, *shape, device="meta"))
     except Exception as error:  # whatever a layer says to a shape that it does not take
@@ -127,36 +129,36 @@ def layers(model: nn.Module, shape: Shape) -> list[Layer]:
     return walk.found
 
 
-def outline(model: nn.Module) -> nn.Module:
+def get_traceable_module(model: nn.Module) -> nn.Module:
     """What of a network can be traced: all of a classifier, of others what they say in ``outline``."""
     return model.outline() if hasattr(model, "outline") else model  # type: ignore[operator]
 
 
-def parameters(model: nn.Module) -> int:
+def count_parameters(model: nn.Module) -> int:
     """Numbers that training sets, each once, also those of parts that only training uses."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def multiply_adds(model: nn.Module, shape: Shape) -> int:
+def count_multiply_adds(model: nn.Module, shape: Shape) -> int:
     """Multiply-adds of the convolutions and linear layers for one picture."""
-    return sum(layer.multiply_adds for layer in layers(model, shape))
+    return sum(layer.multiply_adds for layer in summarize_layers(model, shape))
 
 
-def measure_costs(networks: Sequence[nn.Module], shape: Shape | None) -> dict[str, int]:
+def count_costs(networks: Sequence[nn.Module], shape: Shape | None) -> dict[str, int]:
     """Parameters of the networks and multiply-adds of the first one for one picture, as far as they can be known.
 
     Args:
         networks: of a task.
         shape: of the picture; None where the network takes no single picture of one size.
     """
-    costs = {"parameters": sum(map(parameters, networks))}
+    costs = {"parameters": sum(map(count_parameters, networks))}
     if shape is not None:
         with contextlib.suppress(Exception):  # a network of the user's own may do anything when it is traced
-            costs["multiply_adds"] = multiply_adds(outline(networks[0]), shape)
+            costs["multiply_adds"] = count_multiply_adds(get_traceable_module(networks[0]), shape)
     return costs
 
 
-def stages(steps: Sequence[Layer]) -> list[Layer]:
+def find_stages(steps: Sequence[LayerInfo]) -> list[LayerInfo]:
     """The last layer of the trunk at each resolution: before a pooling, after a residual addition or concatenation.
 
     A resolution without weights, as after VGG's last pooling, is no stage.
@@ -165,7 +167,7 @@ def stages(steps: Sequence[Layer]) -> list[Layer]:
     return list({layer.depth: layer for layer in reversed(last.values())}.values())[::-1]
 
 
-def last_maps(steps: Sequence[Layer]) -> Layer:
+def find_last_activation(steps: Sequence[LayerInfo]) -> LayerInfo:
     """The first activation of the trunk after the last convolution, or the end of that convolution's stage.
 
     Raises:
@@ -179,7 +181,7 @@ def last_maps(steps: Sequence[Layer]) -> Layer:
     return active[0] if active else [layer for layer in rest if layer.jump == rest[0].jump][-1]
 
 
-def draw_costs(steps: Sequence[Layer]) -> "Figure":
+def plot_costs(steps: Sequence[LayerInfo]) -> "Figure":
     """Multiply-adds, parameters and memory of the outputs, by resolution of the output."""
     from matplotlib.figure import Figure
 
@@ -205,20 +207,20 @@ def draw_costs(steps: Sequence[Layer]) -> "Figure":
     return drawn
 
 
-def check(shape: Sequence[int]) -> None:
+def check_shape(shape: Sequence[int]) -> None:
     """Refuse what is no picture's shape."""
     if len(shape) != 3 or any(not isinstance(side, int) or side < 1 for side in shape):
         raise UsageError(f"a picture's shape is channels, height and width, each at least 1, not {tuple(shape)}")
 
 
-def twin(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
+def copy_with_tensors(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
     """The network in evaluation with changed tensors and without gradients of its own; the given one stays as it is."""
     memo: dict[int, Any] = {id(p): nn.Parameter(change(p.detach()), requires_grad=False) for p in model.parameters()}
     memo |= {id(buffer): change(buffer.detach()) for buffer in model.buffers()}
     return copy.deepcopy(model, memo).eval()
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
+def trace_model(model: nn.Module) -> fx.GraphModule:
     """The network as a graph of its modules and functions.
 
     Raises:
@@ -230,7 +232,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
         raise Error(f"{type(model).__name__} cannot be explained: its steps depend on its values ({error})") from error
 
 
-def named(graph: fx.Graph) -> dict[str, fx.Node]:
+def get_named_nodes(graph: fx.Graph) -> dict[str, fx.Node]:
     """The steps of a traced network by the names that :func:`layers` gives them."""
     names: dict[str, fx.Node] = {}
     used: Counter[str] = Counter()
@@ -242,14 +244,14 @@ def named(graph: fx.Graph) -> dict[str, fx.Node]:
     return names
 
 
-def capture(model: nn.Module, names: Sequence[str], scores: bool = False) -> fx.GraphModule:
+def create_feature_extractor(model: nn.Module, names: Sequence[str], scores: bool = False) -> fx.GraphModule:
     """A network that gives the outputs of the layers ``names`` as a tuple, and last the model's own where asked for.
 
     It shares the weights of ``model`` and computes only what leads there.
     """
-    traced = trace(twin(model, lambda tensor: tensor))
+    traced = trace_model(copy_with_tensors(model, lambda tensor: tensor))
     graph = traced.graph
-    steps = named(graph)
+    steps = get_named_nodes(graph)
     end = next(node for node in graph.nodes if node.op == "output")
     found = []
     for name in names:
@@ -271,16 +273,16 @@ class _Tracer(fx.Tracer):
         return not any(module.children()) or super().is_leaf_module(module, name)
 
 
-class _Walk(fx.Interpreter):
+class _LayerInterpreter(fx.Interpreter):
     """Runs a traced network and notes each step."""
 
     def __init__(self, traced: fx.GraphModule) -> None:
         super().__init__(traced, garbage_collect_values=False)
-        self.names = {node: name for name, node in named(traced.graph).items()}
-        self.trunk = _trunk(traced.graph)
-        self.fields: dict[fx.Node, Field | None] = {}
+        self.names = {node: name for name, node in get_named_nodes(traced.graph).items()}
+        self.trunk = _find_trunk(traced.graph)
+        self.fields: dict[fx.Node, ReceptiveField | None] = {}
         self.depths: dict[fx.Node, int] = {}
-        self.found: list[Layer] = []
+        self.found: list[LayerInfo] = []
         self.seen: set[int] = set()  # parameters that have been counted
         self.at = ""
 
@@ -289,31 +291,31 @@ class _Walk(fx.Interpreter):
         out = super().run_node(node)
         inputs = node.all_input_nodes
         module = self.fetch_attr(str(node.target)) if node.op == "call_module" else None
-        weighs = isinstance(module, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear))
+        weighs = isinstance(module, (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, nn.Linear))
         self.depths[node] = max((self.depths[one] for one in inputs), default=0) + weighs
         if node.op == "placeholder":
             self.fields[node] = (Interval(), Interval())
         elif isinstance(out, Tensor) and node in self.names:
             before = [(self.env[one], self.fields[one]) for one in inputs if isinstance(self.env[one], Tensor)]
-            self.fields[node] = _field(node, module, before, out)
+            self.fields[node] = _compute_receptive_field(node, module, before, out)
             self.found.append(self._layer(node, module, [value for value, _ in before], out))
         else:
             self.fields[node] = None
         return out
 
-    def _layer(self, node: fx.Node, module: nn.Module | None, inputs: Sequence[Tensor], out: Tensor) -> Layer:
+    def _layer(self, node: fx.Node, module: nn.Module | None, inputs: Sequence[Tensor], out: Tensor) -> LayerInfo:
         own = [] if module is None else [p for p in module.parameters() if id(p) not in self.seen]
         self.seen |= {id(parameter) for parameter in own}
         shares = any(out.untyped_storage()._cdata == value.untyped_storage()._cdata for value in inputs)
         field = self.fields[node]
         whole = field is None or any(math.isinf(axis.first) for axis in field)
-        return Layer(
+        return LayerInfo(
             name=self.names[node],
-            kind=type(module).__name__ if module is not None else _function(node),
+            kind=type(module).__name__ if module is not None else _get_function_name(node),
             shape=tuple(out.shape[1:]),
             parameters=sum(parameter.numel() for parameter in own),
-            multiply_adds=_cost(module, inputs, out),
-            memory=0 if shares else out[0].numel() * FLOAT,
+            multiply_adds=_count_multiply_adds(module, inputs, out),
+            memory=0 if shares else out[0].numel() * FLOAT_BYTES,
             receptive_field=None if whole else tuple(int(axis.last - axis.first) + 1 for axis in field),  # type: ignore[union-attr,arg-type]
             jump=None if field is None else tuple(axis.jump for axis in field),  # type: ignore[arg-type]
             start=None if whole else tuple(axis.first for axis in field),  # type: ignore[union-attr,arg-type]
@@ -322,12 +324,12 @@ class _Walk(fx.Interpreter):
         )
 
 
-def _function(node: fx.Node) -> str:
+def _get_function_name(node: fx.Node) -> str:
     """What the function or method of a step is called."""
     return node.target if isinstance(node.target, str) else node.target.__name__.strip("_")
 
 
-def _trunk(graph: fx.Graph) -> set[fx.Node]:
+def _find_trunk(graph: fx.Graph) -> set[fx.Node]:
     """The steps after which nothing computed before them is used."""
     order = {node: number for number, node in enumerate(graph.nodes)}
     last = {node: max((order[user] for user in node.users), default=number) for node, number in order.items()}
@@ -339,20 +341,20 @@ def _trunk(graph: fx.Graph) -> set[fx.Node]:
     return trunk
 
 
-def _cost(module: nn.Module | None, inputs: Sequence[Tensor], out: Tensor) -> int:
+def _count_multiply_adds(module: nn.Module | None, inputs: Sequence[Tensor], out: Tensor) -> int:
     """Multiply-adds for one picture."""
     if isinstance(module, nn.Linear):
         return out[0].numel() * module.in_features
     if isinstance(module, CONVOLUTIONS):
         return out[0].numel() * module.in_channels // module.groups * math.prod(module.kernel_size)
-    if isinstance(module, TRANSPOSED):
+    if isinstance(module, TRANSPOSED_CONVOLUTIONS):
         return inputs[0][0].numel() * module.out_channels // module.groups * math.prod(module.kernel_size)
     return 0
 
 
-def _field(
-    node: fx.Node, module: nn.Module | None, before: Sequence[tuple[Tensor, Field | None]], out: Tensor
-) -> Field | None:
+def _compute_receptive_field(
+    node: fx.Node, module: nn.Module | None, before: Sequence[tuple[Tensor, ReceptiveField | None]], out: Tensor
+) -> ReceptiveField | None:
     """The receptive field of a step's output; None where it has no positions."""
     known = [(value, field) for value, field in before if field is not None and value.dim() == 4]
     if out.dim() != 4 or not known:
@@ -362,7 +364,7 @@ def _field(
         Interval(min(a.first for a in axes), max(a.last for a in axes), min(a.jump for a in axes))
         for axes in zip(*inputs, strict=True)
     ]
-    window, offsets = _window(node, module), _offsets(node, module)
+    window, offsets = _get_window(node, module), _get_offsets(node, module)
     transposed = isinstance(module, nn.ConvTranspose2d)
     seen = []
     for number, (axis, size, extent) in enumerate(zip(joined, sizes, out.shape[2:], strict=True)):
@@ -381,29 +383,31 @@ def _field(
     return seen[0], seen[1]
 
 
-def _window(node: fx.Node, module: nn.Module | None) -> list[tuple[int, int]] | None:
+def _get_window(node: fx.Node, module: nn.Module | None) -> list[tuple[int, int]] | None:
     """Kernel, stride, padding and dilation, down and across, of a step that looks through a window."""
     values: Any = None
     if module is not None and hasattr(module, "kernel_size") and hasattr(module, "stride"):
         values = {key: getattr(module, key, None) for key in ("kernel_size", "stride", "padding", "dilation")}
-    elif node.op == "call_function" and "pool" in _function(node) and "adaptive" not in _function(node):
+    elif (
+        node.op == "call_function" and "pool" in _get_function_name(node) and "adaptive" not in _get_function_name(node)
+    ):
         names = ("kernel_size", "stride", "padding", "dilation")
-        count = 4 if "max" in _function(node) else 3
+        count = 4 if "max" in _get_function_name(node) else 3
         values = dict(zip(names[:count], node.args[1:], strict=False)) | node.kwargs
     if not values:
         return None
-    kernel, dilation = _pair(values["kernel_size"]), _pair(values.get("dilation") or 1)
-    stride = _pair(values.get("stride") or values["kernel_size"])
+    kernel, dilation = _to_pair(values["kernel_size"]), _to_pair(values.get("dilation") or 1)
+    stride = _to_pair(values.get("stride") or values["kernel_size"])
     padding = values.get("padding") or 0
     if isinstance(padding, str):
         same = [(k - 1) * d // 2 for k, d in zip(kernel, dilation, strict=True)]
         padding = same if padding == "same" else 0
-    return [kernel, stride, _pair(padding), dilation]
+    return [kernel, stride, _to_pair(padding), dilation]
 
 
-def _offsets(node: fx.Node, module: nn.Module | None) -> list[tuple[int, int]] | None:
+def _get_offsets(node: fx.Node, module: nn.Module | None) -> list[tuple[int, int]] | None:
     """The first unit and the step, down and across, of a step that pads or slices."""
-    name = type(module).__name__.lower() if module is not None else _function(node)
+    name = type(module).__name__.lower() if module is not None else _get_function_name(node)
     if name == "getitem" and isinstance(node.args[1], tuple):
         cuts = [*node.args[1], slice(None), slice(None), slice(None), slice(None)][2:4]
         return [(cut.start or 0, cut.step or 1) if isinstance(cut, slice) else (0, 1) for cut in cuts]
@@ -414,6 +418,6 @@ def _offsets(node: fx.Node, module: nn.Module | None) -> list[tuple[int, int]] |
     return None
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def _to_pair(value: Any) -> tuple[int, int]:
     """One number for both directions, or one for each."""
     return (operator.index(value),) * 2 if not isinstance(value, Sequence) else (value[0], value[1])

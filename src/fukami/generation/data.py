@@ -5,22 +5,22 @@ from pathlib import Path
 
 import numpy as np
 
-from fukami.data import folder, labelled, scenes, shards
-from fukami.data.labelled import Source
+from fukami.data import image_folder, labelled_images, scenes, shards
+from fukami.data.labelled_images import LabelledImages
 from fukami.data.parsing import exists
-from fukami.errors import Error, unknown
+from fukami.errors import Error, build_unknown_error
 from fukami.image import io as image_io
 
-USUAL = 64  # pixels of a side, where the pictures are no thumbnails
-THUMBNAILS = (28, 32)
-LOOKED = 100  # pictures whose size is looked at
+DEFAULT_SIZE = 64  # pixels of a side, where the pictures are no thumbnails
+THUMBNAIL_SIZES = (28, 32)
+NUM_INSPECTED_IMAGES = 100  # pictures whose size is looked at
 
 
-def read(spec: str, holdout: float) -> tuple[Source, Source]:
+def load_dataset(spec: str, holdout: float) -> tuple[LabelledImages, LabelledImages]:
     """The pictures to learn from, and those to compare with: all of them too, or the share ``holdout`` of them.
 
     Args:
-        spec: as :func:`fukami.data.labelled.read` takes it, or ``scenes``, or the path of a folder or an archive
+        spec: as :func:`fukami.data.labelled_images.load_labelled_images` takes it, or ``scenes``, or the path of a folder or an archive
             with pictures anywhere in it.
         holdout: share that is kept to be compared with alone.
 
@@ -28,45 +28,51 @@ def read(spec: str, holdout: float) -> tuple[Source, Source]:
         UsageError: no such name and no such path.
         Error: the data are damaged, or there are none.
     """
-    source = _all(spec)
+    source = _load_source(spec)
     if len(source) < 2:
         raise Error(f"{spec} has {len(source)} pictures; there should be two at least, and thousands to learn from")
     if not holdout:
         return source, source
-    held = folder.held_out(source.targets, holdout)
+    held = image_folder.select_holdout(source.targets, holdout)
     return source.only(~held), source.only(held)
 
 
-def shape(source: Source) -> tuple[int, int]:
+def infer_image_shape(source: LabelledImages) -> tuple[int, int]:
     """The side in pixels and the channels that suit the pictures, by some of them."""
-    if isinstance(source.items, shards.Samples):
-        return USUAL, 3
+    if isinstance(source.items, shards.ShardSamples):
+        return DEFAULT_SIZE, 3
     opened = []
-    for item in source.items[:: max(1, len(source) // LOOKED)]:
+    for item in source.items[:: max(1, len(source) // NUM_INSPECTED_IMAGES)]:
         with contextlib.suppress(Error):  # a broken one is named when it is to be learned from
-            opened.append(image_io.read(item))
+            opened.append(image_io.read_image(item))
     sides = {side for picture in opened for side in picture.size}
-    size = next((side for side in THUMBNAILS if sides == {side}), USUAL)
+    size = next((side for side in THUMBNAIL_SIZES if sides == {side}), DEFAULT_SIZE)
     return size, 1 if opened and all(picture.mode == "L" for picture in opened) else 3
 
 
-def some(source: Source, count: int) -> Source:
+def select_subset(source: LabelledImages, count: int) -> LabelledImages:
     """At most so many of the pictures, the same ones each time."""
     which = np.zeros(len(source), bool)
     which[np.random.default_rng(0).permutation(len(source))[:count]] = True
     return source.only(which)
 
 
-def _all(spec: str) -> Source:
+def _load_source(spec: str) -> LabelledImages:
     """Every picture to learn from, all of one class."""
     if spec == "scenes":
-        pictures, _ = scenes.told(0, scenes.SENTENCES)
-        return Source(np.stack([*pictures]), np.zeros(len(pictures), np.int64))
+        pictures, _ = scenes.generate_captioned_images(0, scenes.NUM_CAPTIONED)
+        return LabelledImages(np.stack([*pictures]), np.zeros(len(pictures), np.int64))
     path = Path(spec)
-    if spec not in labelled.NAMES and not shards.known(spec) and not spec.lower().endswith(".csv"):
+    if (
+        spec not in labelled_images.DATASET_NAMES
+        and not shards.is_shard_spec(spec)
+        and not spec.lower().endswith(".csv")
+    ):
         if not exists(path):
-            raise unknown("data set (and no file or folder)", spec, (*labelled.NAMES, "scenes"))
-        files = folder.pictures(folder.unpacked(path) if path.is_file() else path)
-        return Source(tuple(files), np.zeros(len(files), np.int64))
-    source, _, _ = labelled.read(spec, 0.0)
-    return Source(source.items, np.zeros(len(source), np.int64))
+            raise build_unknown_error(
+                "data set (and no file or folder)", spec, (*labelled_images.DATASET_NAMES, "scenes")
+            )
+        files = image_folder.find_images(image_folder.unpack_archive(path) if path.is_file() else path)
+        return LabelledImages(tuple(files), np.zeros(len(files), np.int64))
+    source, _, _ = labelled_images.load_labelled_images(spec, 0.0)
+    return LabelledImages(source.items, np.zeros(len(source), np.int64))

@@ -5,23 +5,23 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from fukami.engine.epochs import Optimizer, Supervised
-from fukami.engine.recipe import Data, Dataset, within
+from fukami.engine.recipe import Data, DataSpec, check_range
+from fukami.engine.supervised import OptimizerName, SupervisedRecipe
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
-    from fukami.data.labelled import Source
-    from fukami.data.loader import Resident
-    from fukami.engine.task import MakeOptimizer
-    from fukami.generation.task import Adversarial
-    from fukami.image.transform import Preparation
+    from fukami.data.labelled_images import LabelledImages
+    from fukami.data.loader import InMemoryLoader
+    from fukami.engine.task import OptimizerFactory
+    from fukami.generation.task import GANTask
+    from fukami.image.transform import SquareTransform
 
-BETAS = (0.5, 0.999)  # of Adam (section 4)
-JUDGED = 500  # real pictures that are looked at together
+ADAM_BETAS = (0.5, 0.999)  # of Adam (section 4)
+EVAL_BATCH_SIZE = 500  # real pictures that are looked at together
 
 
 @dataclass(frozen=True, kw_only=True)
-class DCGAN(Supervised):
+class DCGAN(SupervisedRecipe):
     """Pictures like those that it was shown, from noise: a generator and a discriminator that learn by competing."""
 
     paper: ClassVar[str] = "Radford et al., Unsupervised Representation Learning with DCGAN"
@@ -30,7 +30,7 @@ class DCGAN(Supervised):
     published: ClassVar[str] = "82.8 % CIFAR-10, its features with an SVM"
     reached: ClassVar[str] = "72.70 % CIFAR-10, features learned there, one seed"
 
-    dataset: Dataset = "digits"
+    dataset: DataSpec = "digits"
     """What to learn from: digits (embedded), scenes (embedded), mnist, cifar10, cifar100, imagenet, or a folder or an
     archive of pictures, or a CSV file or shards of them; labels are not looked at."""
     holdout: float = 0.0
@@ -59,7 +59,7 @@ class DCGAN(Supervised):
     """Passes between two evaluations; there is one at the end in any case."""
     batch: int = 32
     """Pictures in an update, over all processes."""
-    optimizer: Optimizer = "adam"
+    optimizer: OptimizerName = "adam"
     """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
     lr: float = 2e-4
     """Learning rate of both networks."""
@@ -74,59 +74,59 @@ class DCGAN(Supervised):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, 1, math.inf, "width")
-        within(self, 2, math.inf, "samples")
-        within(self, 0, 0.9999999, "ema")
+        check_range(self, 1, math.inf, "width")
+        check_range(self, 2, math.inf, "samples")
+        check_range(self, 0, 0.9999999, "ema")
         if self.accumulate > 1 or self.rematerialise:
             raise UsageError("dcgan can neither accumulate nor rematerialise; give a smaller --batch")
         mixed = {"mixup", "cutmix"} & {word.partition("=")[0] for word in self.augment}
         if mixed:
             raise UsageError(f"{' and '.join(sorted(mixed))} would be learned as pictures; leave it out")
 
-    def prepare(self, size: int, channels: int) -> "Preparation":
+    def prepare(self, size: int, channels: int) -> "SquareTransform":
         """How a picture is brought to the form that the discriminator sees."""
-        from fukami.image.transform import Preparation
+        from fukami.image.transform import SquareTransform
 
-        return Preparation(channels=channels, size=size, mean=(0.5,), std=(0.5,))
+        return SquareTransform(channels=channels, size=size, mean=(0.5,), std=(0.5,))
 
     def data(self) -> Data:
         """The pictures; the labels are their size and channels."""
         from fukami.generation import data as generation_data
 
-        learned, judged = generation_data.read(self.dataset, self.holdout)
-        size, channels = generation_data.shape(learned)
+        learned, judged = generation_data.load_dataset(self.dataset, self.holdout)
+        size, channels = generation_data.infer_image_shape(learned)
         size, channels = self.size or size, self.channels or channels
         prepare = self.prepare(size, channels)
         train = self.batches(learned, (), prepare, self.augment, batch=self.batch, seed=self.seed)
         return Data(train, self.gallery(judged, prepare), (str(size), str(channels)))
 
-    def gallery(self, source: "Source", prepare: "Preparation") -> "Resident":
+    def gallery(self, source: "LabelledImages", prepare: "SquareTransform") -> "InMemoryLoader":
         """Real pictures to be compared with."""
-        from fukami.data.loader import Resident
+        from fukami.data.loader import InMemoryLoader
         from fukami.generation import data as generation_data
 
-        found = generation_data.some(source, self.samples).read(prepare, self.broken)
-        return Resident(found.pictures, found.targets, (), batch=JUDGED, names=found.names)
+        found = generation_data.select_subset(source, self.samples).read(prepare, self.broken)
+        return InMemoryLoader(found.pictures, found.targets, (), batch=EVAL_BATCH_SIZE, names=found.names)
 
-    def task(self, labels: tuple[str, ...]) -> "Adversarial":
+    def task(self, labels: tuple[str, ...]) -> "GANTask":
         """Two networks for pictures of this size."""
         from fukami import models
         from fukami.generation import features as generation_features
-        from fukami.generation.task import Adversarial
+        from fukami.generation.task import GANTask
 
         size, channels = map(int, labels)
         form = {"channels": channels, "width": self.width, "kernel": self.kernel}
-        return Adversarial(
+        return GANTask(
             models.dcgan_generator(size, **form),
             models.dcgan_discriminator(size, **form, spectral=self.stable),
             self.prepare(size, channels),
-            partial(generation_features.find, self.judge, size, channels),
+            partial(generation_features.load_feature_extractor, self.judge, size, channels),
             hinge=self.stable,
             ema=self.ema,
             **self.regime(),
         )
 
-    def make_optimizer(self) -> "MakeOptimizer":
+    def make_optimizer(self) -> "OptimizerFactory":
         """torch's optimizer of that name; Adam with the paper's β1."""
         made: Any = super().make_optimizer()
-        return partial(made, betas=BETAS) if self.optimizer in ("adam", "adamw") else made
+        return partial(made, betas=ADAM_BETAS) if self.optimizer in ("adam", "adamw") else made

@@ -12,19 +12,19 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torchvision.models import inception_v3
 
-from fukami.engine import weights as engine_weights
-from fukami.engine.epochs import MEAN, STD
+from fukami.engine import pretrained
+from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD
 from fukami.errors import Error
 
-INCEPTION = ("pt_inception", "inception_v3")  # what files are called: FID's network before torchvision's
-SIDES = {"inception": 299, "vgg": 224}  # pixels of the pictures that they were trained on
-SMALL = 8  # pixels of the pictures that are compared as they are
-SURE = 0.95  # the probability from which on a digit counts as legible
-CHUNK = 20  # pictures at a time, of which VGG keeps 13 MB each
+INCEPTION_PREFIXES = ("pt_inception", "inception_v3")  # what files are called: FID's network before torchvision's
+INPUT_SIZES = {"inception": 299, "vgg": 224}  # pixels of the pictures that they were trained on
+PIXEL_GRID_SIZE = 8  # pixels of the pictures that are compared as they are
+LEGIBLE_PROBABILITY = 0.95  # the probability from which on a digit counts as legible
+BATCH_SIZE = 20  # pictures at a time, of which VGG keeps 13 MB each
 
 
 @dataclass(frozen=True)
-class Perception:
+class FeatureExtractor:
     """What is seen in pictures.
 
     Attributes:
@@ -41,12 +41,12 @@ class Perception:
     def see(self, pictures: Tensor, device: torch.device) -> Tensor:
         """The features ``(N, F)`` of pictures ``(N, C, H, W)`` uint8, on the processor."""
         network = self.network.to(device)
-        parts = torch.split(pictures, CHUNK)
+        parts = torch.split(pictures, BATCH_SIZE)
         return torch.cat([network(part.to(device).float()).float().cpu() for part in parts])
 
     def looks(self, device: torch.device) -> tuple[Callable[[Tensor], Tensor], ...]:
         """How pictures are compared, each as :meth:`see`: by these features, and as they are, 8×8 pixels small."""
-        return partial(self.see, device=device), partial(Perception("pixels", Pixels()).see, device=device)
+        return partial(self.see, device=device), partial(FeatureExtractor("pixels", PixelFeatures()).see, device=device)
 
     @torch.inference_mode()
     def legible(self, features: Tensor) -> dict[str, float]:
@@ -54,10 +54,10 @@ class Perception:
         if self.scores is None:
             return {}
         best, digit = self.scores.cpu()(features).softmax(1).max(1)
-        return {"legible": float((best > SURE).double().mean()), "classes": int(digit.unique().numel())}
+        return {"legible": float((best > LEGIBLE_PROBABILITY).double().mean()), "classes": int(digit.unique().numel())}
 
 
-def find(given: str, size: int, channels: int) -> Perception:
+def load_feature_extractor(given: str, size: int, channels: int) -> FeatureExtractor:
     """The network that is asked for.
 
     Args:
@@ -70,32 +70,40 @@ def find(given: str, size: int, channels: int) -> Perception:
         Error: there is no such file, or it holds another network.
     """
     if given == "auto":
-        given = "digits" if (size, channels) == (28, 1) else "inception" if engine_weights.lying(*INCEPTION) else "vgg"
-        given = "pixels" if given == "vgg" and not engine_weights.vgg("")[1] else given
+        given = (
+            "digits"
+            if (size, channels) == (28, 1)
+            else "inception"
+            if pretrained.find_weights_file(*INCEPTION_PREFIXES)
+            else "vgg"
+        )
+        given = "pixels" if given == "vgg" and not pretrained.load_vgg("")[1] else given
     if given == "digits":
-        return _digits()
+        return _build_digits()
     if given == "pixels":
-        return Perception("pixels", Pixels())
+        return FeatureExtractor("pixels", PixelFeatures())
     if given == "inception":
-        file = engine_weights.lying(*INCEPTION)
+        file = pretrained.find_weights_file(*INCEPTION_PREFIXES)
         if file is None:
-            raise Error(f"there is no file {'* or '.join(INCEPTION)}* among the weights; give the path of one")
-        return _inception(engine_weights.read(file), str(file))
+            raise Error(f"there is no file {'* or '.join(INCEPTION_PREFIXES)}* among the weights; give the path of one")
+        return _build_inception(pretrained.read_state_dict(file), str(file))
     if given == "vgg":
-        return _vgg("")
-    tensors = engine_weights.read(Path(given))
-    return _inception(tensors, given) if any(key.startswith("Mixed_7c.") for key in tensors) else _vgg(given)
+        return _build_vgg("")
+    tensors = pretrained.read_state_dict(Path(given))
+    return (
+        _build_inception(tensors, given) if any(key.startswith("Mixed_7c.") for key in tensors) else _build_vgg(given)
+    )
 
 
-class Pixels(nn.Module):
+class PixelFeatures(nn.Module):
     """The pictures themselves, 8×8 pixels small."""
 
     def forward(self, pictures: Tensor) -> Tensor:
         """``(N, C, H, W)`` in 0..255 to ``(N, 64 C)`` in 0..1."""
-        return F.adaptive_avg_pool2d(pictures / 255, SMALL).flatten(1)
+        return F.adaptive_avg_pool2d(pictures / 255, PIXEL_GRID_SIZE).flatten(1)
 
 
-class Averaged(nn.Module):
+class PooledFeatures(nn.Module):
     """The average of a network's last maps, of pictures at the size that it was trained on: it knows no other scale."""
 
     def __init__(self, layers: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], side: int) -> None:
@@ -111,7 +119,7 @@ class Averaged(nn.Module):
         return maps.mean((2, 3)) if maps.ndim == 4 else maps
 
 
-class AsDefined(nn.Module):
+class FIDInceptionV3(nn.Module):
     """Inception v3 with the poolings of the network that FID was defined with, which are not torchvision's.
 
     Averages leave the frame of zeros out, and the last module takes the maximum where the others average.
@@ -123,11 +131,11 @@ class AsDefined(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """``(N, 3, 299, 299)`` to ``(N, 2048)``."""
-        with Poolings():
+        with FIDPoolingMode():
             return self.network(pictures)  # type: ignore[no-any-return]
 
 
-class Poolings(TorchFunctionMode):
+class FIDPoolingMode(TorchFunctionMode):
     """In which averages are taken as in :class:`AsDefined`."""
 
     def __torch_function__(
@@ -143,46 +151,46 @@ class Poolings(TorchFunctionMode):
         return func(*args, **kwargs, count_include_pad=False)
 
 
-def _inception(tensors: dict[str, Tensor], source: str) -> Perception:
+def _build_inception(tensors: dict[str, Tensor], source: str) -> FeatureExtractor:
     """Inception v3: of 1,008 classes the network of 2015 that FID was defined with, of 1,000 torchvision's."""
     classes = len(tensors.get("fc.bias", ()))
     if classes not in (1000, 1008):
         raise Error(f"{source} is not of Inception v3: it should have scores of 1,000 or 1,008 classes, not {classes}")
     network = inception_v3(weights=None, num_classes=classes, aux_logits=False, init_weights=False)
     tensors = {key: value for key, value in tensors.items() if not key.startswith("AuxLogits.")}
-    wrong = [f"{key} {what}" for key, what in engine_weights.unfit(tensors, network.state_dict())]
+    wrong = [f"{key} {what}" for key, what in pretrained.find_mismatches(tensors, network.state_dict())]
     if wrong:
         raise Error(f"{source} does not fit Inception v3: {'; '.join(wrong)}")
     network.load_state_dict(tensors, strict=False)
     network.fc = nn.Identity()
     defined = classes == 1008
-    layers = AsDefined(network.eval()) if defined else network
+    layers = FIDInceptionV3(network.eval()) if defined else network
     name = "inception" if defined else "torchvision_inception"
-    return Perception(name, Averaged(layers, (0.5,) * 3, (0.5,) * 3, SIDES["inception"]))
+    return FeatureExtractor(name, PooledFeatures(layers, (0.5,) * 3, (0.5,) * 3, INPUT_SIZES["inception"]))
 
 
-def _vgg(given: str) -> Perception:
+def _build_vgg(given: str) -> FeatureExtractor:
     """VGG-19 or VGG-16, the average of its last maps."""
     from fukami import models
 
-    name, tensors = engine_weights.vgg(given)
+    name, tensors = pretrained.load_vgg(given)
     if not tensors:
         raise Error("there is no file vgg19* or vgg16* among the weights; give the path of one, or --judge pixels")
     network = getattr(models, name)(1, hidden=0)
     network.load_state_dict(tensors, strict=False)
-    return Perception(name, Averaged(network.features, MEAN, STD, SIDES["vgg"]))
+    return FeatureExtractor(name, PooledFeatures(network.features, IMAGENET_MEAN, IMAGENET_STD, INPUT_SIZES["vgg"]))
 
 
-def _digits() -> Perception:
+def _build_digits() -> FeatureExtractor:
     """The shipped DeepConvNet, up to its last layer."""
     from fukami.engine import checkpoint
 
     task = checkpoint.load("deep-convnet", device="cpu")
     *layers, scores = task.model.children()
-    return Perception("digits", nn.Sequential(Scale(), *layers).eval(), scores)
+    return FeatureExtractor("digits", nn.Sequential(ToGrayscale(), *layers).eval(), scores)
 
 
-class Scale(nn.Module):
+class ToGrayscale(nn.Module):
     """What DeepConvNet is given: grey from 0 to 1."""
 
     def forward(self, pictures: Tensor) -> Tensor:

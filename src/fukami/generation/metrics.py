@@ -7,21 +7,21 @@ or another number.
 import torch
 from torch import Tensor
 
-NEAR = 0.01  # share of real pictures that have a neighbour as near as what counts as repeated
-DEGREE = 3  # of the polynomial kernel
+REPETITION_QUANTILE = 0.01  # share of real pictures that have a neighbour as near as what counts as repeated
+KERNEL_DEGREE = 3  # of the polynomial kernel
 
 
-def repeated(made: Tensor, real: Tensor) -> float:
+def compute_repetition(made: Tensor, real: Tensor) -> float:
     """The share of made pictures whose nearest made neighbour is nearer than that of all but 1 % of the real ones is.
 
     ``made`` and ``real`` are as many features ``(N, F)``. It is near 0.01 where there is as much variety as in the real
     ones, near 1 where a few pictures come again and again.
     """
-    usual = nearest(real).quantile(NEAR)
-    return float((nearest(made) < usual).double().mean())
+    usual = compute_nearest_distances(real).quantile(REPETITION_QUANTILE)
+    return float((compute_nearest_distances(made) < usual).double().mean())
 
 
-def frechet(one: Tensor, other: Tensor) -> float:
+def compute_frechet_distance(one: Tensor, other: Tensor) -> float:
     """Fréchet distance of two normal distributions with the moments of features ``(N, F)`` and ``(M, F)``.
 
     It is called FID where the features are those of the published Inception v3. Heusel et al., "GANs Trained by a Two
@@ -40,7 +40,7 @@ def frechet(one: Tensor, other: Tensor) -> float:
     return float((means[0] - means[1]).square().sum() + spread - 2 * common)
 
 
-def kernel(one: Tensor, other: Tensor) -> float:
+def compute_kernel_distance(one: Tensor, other: Tensor) -> float:
     """Unbiased squared maximum mean discrepancy of features ``(N, F)`` and ``(M, F)``, with a cubic kernel.
 
     It is called KID where the features are those of the published Inception v3. Binkowski et al., "Demystifying MMD
@@ -49,7 +49,7 @@ def kernel(one: Tensor, other: Tensor) -> float:
     one, other = one.double(), other.double()
 
     def products(left: Tensor, right: Tensor) -> Tensor:
-        return (left @ right.T / left.shape[1] + 1) ** DEGREE
+        return (left @ right.T / left.shape[1] + 1) ** KERNEL_DEGREE
 
     own = 0.0
     for features in (one, other):
@@ -58,7 +58,7 @@ def kernel(one: Tensor, other: Tensor) -> float:
     return own - 2 * float(products(one, other).mean())
 
 
-def nearest(features: Tensor) -> Tensor:
+def compute_nearest_distances(features: Tensor) -> Tensor:
     """The distance of each of ``(N, F)`` to the nearest other one, ``(N,)``."""
     distances = torch.cdist(features.double(), features.double())
     return distances.fill_diagonal_(torch.inf).amin(1)

@@ -6,10 +6,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-SIDE = 0.9  # inches of a picture
+IMAGE_INCHES = 0.9  # inches of a picture
 
 
-def sums(columns: Sequence[tuple[int, Tensor, Tensor]], around: Tensor) -> Figure:
+def plot_latent_arithmetic(columns: Sequence[tuple[int, Tensor, Tensor]], around: Tensor) -> Figure:
     """Terms of a sum, each a column of samples with what their mean looks like below; and nine pictures at the sum.
 
     Args:
@@ -18,21 +18,21 @@ def sums(columns: Sequence[tuple[int, Tensor, Tensor]], around: Tensor) -> Figur
     """
     most = max(len(samples) for _, samples, _ in columns)
     rows, across = max(most + 1, 3), len(columns) + 4
-    figure = Figure(figsize=(SIDE * 1.25 * across, SIDE * 1.15 * rows + 0.2), layout="constrained")
+    figure = Figure(figsize=(IMAGE_INCHES * 1.25 * across, IMAGE_INCHES * 1.15 * rows + 0.2), layout="constrained")
     every = figure.subplots(rows, across, squeeze=False)
     for axes in every.flat:
         axes.axis("off")
     for number, (sign, samples, mean) in enumerate(columns):
         for row, picture in enumerate(samples):
-            _show(every[rows - 1 - len(samples) + row, number], picture)
-        _show(every[rows - 1, number], mean)
+            _show_image(every[rows - 1 - len(samples) + row, number], picture)
+        _show_image(every[rows - 1, number], mean)
         mark = "−" if sign < 0 else "+" if number else ""
         every[rows - 1, number].text(-0.2, 0.5, mark, transform=every[rows - 1, number].transAxes, fontsize=16,
                                      ha="center", va="center")  # fmt: skip
     every[rows - 1, len(columns)].text(0.5, 0.5, "=", fontsize=20, ha="center", va="center")
     for number, picture in enumerate(around):
         axes = every[rows - 3 + number // 3, len(columns) + 1 + number % 3]
-        _show(axes, picture)
+        _show_image(axes, picture)
         if number == 4:
             axes.axis("on")
             axes.set(xticks=[], yticks=[])
@@ -41,20 +41,20 @@ def sums(columns: Sequence[tuple[int, Tensor, Tensor]], around: Tensor) -> Figur
     return figure
 
 
-def beside(rows: Sequence[Tensor]) -> Figure:
+def plot_nearest_images(rows: Sequence[Tensor]) -> Figure:
     """Each made picture, and beside it the nearest real ones, from ``(1 + n, C, H, W)`` for each row."""
     across = len(rows[0])
-    figure = Figure(figsize=(SIDE * across, SIDE * len(rows) + 0.3), layout="constrained")
+    figure = Figure(figsize=(IMAGE_INCHES * across, IMAGE_INCHES * len(rows) + 0.3), layout="constrained")
     every = figure.subplots(len(rows), across, squeeze=False)
     for line, pictures in zip(every, rows, strict=True):
         for axes, picture in zip(line, pictures, strict=True):
             axes.axis("off")
-            _show(axes, picture)
+            _show_image(axes, picture)
     every[0, 0].set_title("made", fontsize=9)
     every[0, 1].set_title("nearest real", fontsize=9)
     return figure
 
 
-def _show(axes: Axes, picture: Tensor) -> None:
+def _show_image(axes: Axes, picture: Tensor) -> None:
     """A picture ``(C, H, W)`` uint8."""
     axes.imshow(picture.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=255)

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from fukami.errors import UsageError
 from fukami.generation import plots as generation_plots
-from fukami.generation.features import Perception
-from fukami.generation.task import Adversarial, grid
+from fukami.generation.features import FeatureExtractor
+from fukami.generation.task import GANTask, draw_image_grid
 from fukami.image import io as image_io
 
-NEAREST = 4  # training pictures beside a sample
-AROUND = 0.25  # of the noise that is added to a sum, in the eight pictures around it (section 6.3.2)
-SHOWN = 60  # milliseconds of a picture on the way
+NUM_NEAREST = 4  # training pictures beside a sample
+NEIGHBOR_NOISE = 0.25  # of the noise that is added to a sum, in the eight pictures around it (section 6.3.2)
+FRAME_MILLISECONDS = 60  # milliseconds of a picture on the way
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Term:
     numbers: tuple[int, ...]
 
 
-def samples(task: Adversarial, codes: Tensor, seed: int, folder: Path) -> tuple[Tensor, list[dict[str, Any]]]:
+def write_samples(task: GANTask, codes: Tensor, seed: int, folder: Path) -> tuple[Tensor, list[dict[str, Any]]]:
     """Make a picture of each of ``codes``, write them and a grid of them; the pictures, and an answer for each.
 
     An answer tells its ``file``, its ``number`` and ``seed``, and how sure the discriminator is that it is ``real``.
@@ -39,43 +39,48 @@ def samples(task: Adversarial, codes: Tensor, seed: int, folder: Path) -> tuple[
     answers = []
     for number, (picture, real) in enumerate(zip(pictures, task.real(pictures), strict=True), 1):
         file = folder / f"{number:0{digits}d}.png"
-        image_io.from_array(picture.permute(1, 2, 0).numpy()).save(file)
+        image_io.convert_array_to_image(picture.permute(1, 2, 0).numpy()).save(file)
         answers.append({"file": str(file), "number": number, "seed": seed, "real": real})
-    grid(pictures).save(folder / "grid.png")
+    draw_image_grid(pictures).save(folder / "grid.png")
     return pictures, answers
 
 
-def interpolate(task: Adversarial, codes: Tensor, steps: int, folder: Path) -> None:
+def write_interpolation(task: GANTask, codes: Tensor, steps: int, folder: Path) -> None:
     """Write the pictures on the straight ways from each code to the next: a row for each, and an animation.
 
     Radford et al. 2016, section 6.1 and figure 4.
     """
     way = torch.linspace(0, 1, steps).view(-1, 1)
     rows = [task.make(torch.lerp(one, other, way)) for one, other in pairwise(codes)]
-    grid(torch.cat(rows), columns=steps).save(folder / "interpolation.png")
-    frames = [grid(picture[None]) for row in rows for picture in row]
+    draw_image_grid(torch.cat(rows), columns=steps).save(folder / "interpolation.png")
+    frames = [draw_image_grid(picture[None]) for row in rows for picture in row]
     frames[0].save(
-        folder / "interpolation.webp", save_all=True, append_images=frames[1:], duration=SHOWN, loop=0, quality=90
+        folder / "interpolation.webp",
+        save_all=True,
+        append_images=frames[1:],
+        duration=FRAME_MILLISECONDS,
+        loop=0,
+        quality=90,
     )
 
 
-def add(task: Adversarial, codes: Tensor, terms: Sequence[Term], folder: Path) -> None:
+def write_arithmetic(task: GANTask, codes: Tensor, terms: Sequence[Term], folder: Path) -> None:
     """Write what the sum of means of samples looks like, and eight pictures around it.
 
     Radford et al. 2016, section 6.3.2 and figure 7: a mean of three is steadier than a single sample.
     """
     means = torch.stack([codes[[number - 1 for number in term.numbers]].mean(0) for term in terms])
     total = sum(term.sign * mean for term, mean in zip(terms, means, strict=True))
-    around = total + AROUND * task.codes(9, seed=0)
+    around = total + NEIGHBOR_NOISE * task.codes(9, seed=0)
     around[4] = total
     columns = [
         (term.sign, task.make(codes[[number - 1 for number in term.numbers]]), task.make(mean[None])[0])
         for term, mean in zip(terms, means, strict=True)
     ]
-    generation_plots.sums(columns, task.make(around)).savefig(folder / "arithmetic.png", dpi=110)
+    generation_plots.plot_latent_arithmetic(columns, task.make(around)).savefig(folder / "arithmetic.png", dpi=110)
 
 
-def parse(text: str, count: int) -> list[Term]:
+def parse_arithmetic(text: str, count: int) -> list[Term]:
     """The terms of a sum such as ``1 2 3 - 4 5 6 + 7 8 9``.
 
     Raises:
@@ -91,24 +96,24 @@ def parse(text: str, count: int) -> list[Term]:
     return terms
 
 
-def compare(
-    pictures: Tensor, loader: Any, perception: Perception, device: torch.device, folder: Path
+def write_nearest_images(
+    pictures: Tensor, loader: Any, perception: FeatureExtractor, device: torch.device, folder: Path
 ) -> list[dict[str, Any]]:
     """Write each of the pictures beside the nearest that were learned from; the nearest one's name and distance."""
     seen = perception.see(pictures, device)
-    best = torch.full((len(pictures), NEAREST), torch.inf)
-    numbers = torch.zeros(len(pictures), NEAREST, dtype=torch.long)
+    best = torch.full((len(pictures), NUM_NEAREST), torch.inf)
+    numbers = torch.zeros(len(pictures), NUM_NEAREST, dtype=torch.long)
     kept: dict[int, Tensor] = {}
-    for first, part in _counted(learned for learned, _ in loader.ordered()):
+    for first, part in _enumerate_offsets(learned for learned, _ in loader.ordered()):
         distances = torch.cdist(seen, perception.see(part.cpu(), device))
-        best, order = torch.cat([best, distances], 1).topk(NEAREST, largest=False)
+        best, order = torch.cat([best, distances], 1).topk(NUM_NEAREST, largest=False)
         offered = torch.arange(first, first + len(part)).expand(len(pictures), -1)
         numbers = torch.cat([numbers, offered], 1).gather(1, order)
         wanted = set(numbers.flatten().tolist())
         here = {number: part[number - first].cpu() for number in wanted if number >= first}
         kept = {number: picture for number, picture in (kept | here).items() if number in wanted}
     rows = [torch.stack([own, *(kept[n] for n in near)]) for own, near in zip(pictures, numbers.tolist(), strict=True)]
-    generation_plots.beside(rows).savefig(folder / "nearest.png", dpi=110)
+    generation_plots.plot_nearest_images(rows).savefig(folder / "nearest.png", dpi=110)
     names = loader.names or [f"#{number}" for number in range(len(loader.targets))]
     return [
         {"nearest": names[number], "distance": distance, "features": perception.name}
@@ -116,7 +121,7 @@ def compare(
     ]
 
 
-def _counted(parts: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
+def _enumerate_offsets(parts: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
     """Each part, and how many pictures came before it."""
     first = 0
     for part in parts:

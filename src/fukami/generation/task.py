@@ -14,33 +14,33 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from fukami.engine.cached_evaluation import Judging
-from fukami.engine.task import Regime
+from fukami.engine.cached_evaluation import CachedEvaluationTask
+from fukami.engine.task import TrainingOptions
 from fukami.errors import Error
 from fukami.generation import metrics as generation_metrics
 from fukami.image import io as image_io
-from fukami.image.transform import Preparation
-from fukami.quantization import half
+from fukami.image.transform import SquareTransform
+from fukami.quantization import half_precision
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from fukami.engine.runtime import Runtime
-    from fukami.generation.features import Perception
+    from fukami.generation.features import FeatureExtractor
 
 Batch = tuple[Tensor, Tensor]
-CHUNK = 100  # pictures that are made, or told, at a time
-SHOWN = 64  # pictures of the grid that shows the growth
-FRAMES = 48  # grids that are kept of it
-BEGINNING = 10  # updates after which the average of the generator is over about as many
-SLOW = 0.02  # weight of an update in the average of what the discriminator tells apart
-REPEATED, APART = 0.2, 0.98  # shares from which on a warning is due
-QUALITY = 85  # of WebP, in which they are kept
+BATCH_SIZE = 100  # pictures that are made, or told, at a time
+NUM_PREVIEW_IMAGES = 64  # pictures of the grid that shows the growth
+MAX_FRAMES = 48  # grids that are kept of it
+EMA_WARMUP_STEPS = 10  # updates after which the average of the generator is over about as many
+DISCRIMINATOR_ACCURACY_MOMENTUM = 0.02  # weight of an update in the average of what the discriminator tells apart
+MAX_REPETITION, MAX_DISCRIMINATOR_ACCURACY = 0.2, 0.98  # shares from which on a warning is due
+WEBP_QUALITY = 85  # of WebP, in which they are kept
 
 logger = logging.getLogger(__name__)
 
 
-class Adversarial(Judging):
+class GANTask(CachedEvaluationTask):
     """Two networks, two optimizers: what the one gains the other loses (Goodfellow et al. 2014, equation 1).
 
     Args:
@@ -60,20 +60,20 @@ class Adversarial(Judging):
         self,
         generator: nn.Module,
         discriminator: nn.Module,
-        prepare: Preparation,
-        perceive: "Callable[[], Perception]",
+        prepare: SquareTransform,
+        perceive: "Callable[[], FeatureExtractor]",
         *,
         hinge: bool = False,
         ema: float = 0.0,
-        **regime: Unpack[Regime],
+        **regime: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(generator, **regime)
         self.discriminator, self.prepare, self.perceive = discriminator, prepare, perceive
         self.hinge, self.ema = hinge, ema
         self.numbers: int = generator.numbers  # type: ignore[assignment]
         self.averaged = copy.deepcopy(generator) if ema else generator
-        self.album = Album()
-        self.known: tuple[Any, Perception, list[Tensor]] | None = None  # real pictures, and what is seen in them
+        self.album = PreviewHistory()
+        self.known: tuple[Any, FeatureExtractor, list[Tensor]] | None = None  # real pictures, and what is seen in them
 
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device and make ready to train, each network with an optimizer of its own."""
@@ -84,7 +84,7 @@ class Adversarial(Judging):
         self.telling: Callable[..., Any] = self.rival
         self.rival_optimizer = runtime.steer(self.make_optimizer(self.discriminator.parameters()))
         self.rival_scaler = runtime.scaler()
-        self.tally = Tally().to(runtime.device)
+        self.tally = TrainingStatistics().to(runtime.device)
 
     def compile(self) -> None:
         """From now on train compiled networks."""
@@ -146,7 +146,7 @@ class Adversarial(Judging):
             self.descend(self.optimizer, self.scaler)
             self.updated()
         told = torch.cat([on_real.detach() > 0, on_made.detach() < 0]).float().mean()
-        self.tally.apart.lerp_(told, SLOW)
+        self.tally.apart.lerp_(told, DISCRIMINATOR_ACCURACY_MOMENTUM)
         found = {"discriminator_loss": against, "generator_loss": loss, "told_apart": told}
         return {name: value.detach() for name, value in found.items()}
 
@@ -182,7 +182,7 @@ class Adversarial(Judging):
                 for network in (self.averaged, self.model)
             )
             change = torch._foreach_sub(theirs, own)
-            torch._foreach_mul_(change, (BEGINNING / (BEGINNING + count)).clamp(min=1 - self.ema))
+            torch._foreach_mul_(change, (EMA_WARMUP_STEPS / (EMA_WARMUP_STEPS + count)).clamp(min=1 - self.ema))
             torch._foreach_add_(own, change)
 
     def normalised(self, pictures: Tensor) -> Tensor:
@@ -199,8 +199,8 @@ class Adversarial(Judging):
         """Pictures ``(N, C, H, W)`` uint8 that the generator makes of noise ``(N, 100)`` in -1..1."""
         kind = next(self.averaged.parameters()).dtype
         found = []
-        with self.answering(), half.arithmetic(self.averaged):
-            for part in torch.split(codes, CHUNK):
+        with self.answering(), half_precision.enable_float32_fallback(self.averaged):
+            for part in torch.split(codes, BATCH_SIZE):
                 values = self.averaged(part.to(self.runtime.device, kind)).float()
                 found.append(((values + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
         return torch.cat(found)
@@ -208,12 +208,12 @@ class Adversarial(Judging):
     @torch.inference_mode()
     def real(self, pictures: Tensor) -> list[float]:
         """How sure the discriminator is that each of ``(N, C, H, W)`` uint8 is real, 0 to 1."""
-        with self.answering(), half.arithmetic(self.discriminator):
-            parts = (self.normalised(part.to(self.runtime.device)) for part in torch.split(pictures, CHUNK))
+        with self.answering(), half_precision.enable_float32_fallback(self.discriminator):
+            parts = (self.normalised(part.to(self.runtime.device)) for part in torch.split(pictures, BATCH_SIZE))
             scores = torch.cat([self.discriminator(part).float() for part in parts])
         return scores.sigmoid().tolist()
 
-    def judge(self, batches: Any) -> "Made":
+    def judge(self, batches: Any) -> "GenerationResults":
         """As many pictures as ``batches`` has real ones, and the features that a network sees in both."""
         rank, world = self.runtime.rank, self.runtime.world
         if self.known is None or self.known[0] is not batches:
@@ -232,19 +232,19 @@ class Adversarial(Judging):
         for whole, look in zip(made, perception.looks(self.runtime.device), strict=True):
             for other, rows in enumerate(self.runtime.gather(look(own))):
                 whole[other::world] = rows
-        return Made(perception, made, real, self.make(codes[:SHOWN]))
+        return GenerationResults(perception, made, real, self.make(codes[:NUM_PREVIEW_IMAGES]))
 
     def judged(self, metrics: dict[str, Any]) -> None:
         """Keep the grid, and warn where the generator repeats itself or the discriminator knows everything."""
         super().judged(metrics)
         assert self.latest is not None
-        self.album.add(grid(self.latest[1].shown))
-        if metrics["repeated"] > REPEATED:
+        self.album.add(draw_image_grid(self.latest[1].shown))
+        if metrics["repeated"] > MAX_REPETITION:
             logger.warning(
                 f"the generator repeats itself: {metrics['repeated']:.0%} of what it makes is as near to another one "
                 "as only 1 % of real pictures are; try --stable, or a lower --lr"
             )
-        if self.tally.apart > APART:
+        if self.tally.apart > MAX_DISCRIMINATOR_ACCURACY:
             logger.warning(
                 f"the discriminator has told {self.tally.apart.item():.1%} apart lately, from which the generator "
                 "learns little; try --stable, or another --lr"
@@ -252,12 +252,12 @@ class Adversarial(Judging):
 
     def preview(self) -> Image.Image | None:
         """The grid as it was judged last."""
-        return grid(self.latest[1].shown) if self.latest else None
+        return draw_image_grid(self.latest[1].shown) if self.latest else None
 
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """How sure the discriminator is that a picture is ``real``, from 0 to 1.
 
-        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read` takes them. A picture that cannot
+        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read_image` takes them. A picture that cannot
         be read yields ``{"file", "error"}``.
         """
         answers: list[dict[str, Any]] = []
@@ -273,21 +273,21 @@ class Adversarial(Judging):
 
     def draw(self, source: Any, answer: dict[str, Any]) -> Image.Image:
         """The picture as it was seen, and how real it was found."""
-        picture = image_io.read(source)
-        return image_io.draw_answer(picture, self.prepare(picture), f"{answer['real']:.1%} real")
+        picture = image_io.read_image(source)
+        return image_io.draw_prediction(picture, self.prepare(picture), f"{answer['real']:.1%} real")
 
     def figures(self, batches: Any) -> "Iterator[tuple[str, Figure | Sequence[Image.Image]]]":
         """How the grid grew; what there is now, beside real pictures."""
-        found: Made = self.judged_last(batches)
-        real = torch.cat([pictures for pictures, _ in batches.ordered()])[:SHOWN]
+        found: GenerationResults = self.judged_last(batches)
+        real = torch.cat([pictures for pictures, _ in batches.ordered()])[:NUM_PREVIEW_IMAGES]
         frames = self.album.frames()
         if len(frames) > 1:
             yield "How it grew", frames
-        yield "Made", [grid(found.shown)]
-        yield "Real", [grid(real.cpu())]
+        yield "Made", [draw_image_grid(found.shown)]
+        yield "Real", [draw_image_grid(real.cpu())]
 
 
-class Made(NamedTuple):
+class GenerationResults(NamedTuple):
     """What was made and seen.
 
     Attributes:
@@ -296,7 +296,7 @@ class Made(NamedTuple):
         shown: some of the pictures made, ``(n, C, H, W)`` uint8.
     """
 
-    perception: "Perception"
+    perception: "FeatureExtractor"
     made: Sequence[Tensor]
     real: Sequence[Tensor]
     shown: Tensor
@@ -311,14 +311,14 @@ class Made(NamedTuple):
         name = self.perception.name
         frechet, kernel = ("fid", "kid") if name == "inception" else ("frechet", "kernel")
         found: dict[str, Any] = {
-            f"{frechet}_{name}": generation_metrics.frechet(made, real),
-            f"{kernel}_{name}": generation_metrics.kernel(made, real),
-            "repeated": generation_metrics.repeated(small, small_real),
+            f"{frechet}_{name}": generation_metrics.compute_frechet_distance(made, real),
+            f"{kernel}_{name}": generation_metrics.compute_kernel_distance(made, real),
+            "repeated": generation_metrics.compute_repetition(small, small_real),
         }
         return found | self.perception.legible(made) | {"count": len(made)}
 
 
-class Tally(nn.Module):
+class TrainingStatistics(nn.Module):
     """The updates so far, and the share that the discriminator told apart lately."""
 
     updates: Tensor
@@ -330,7 +330,7 @@ class Tally(nn.Module):
         self.register_buffer("apart", torch.tensor(0.5))
 
 
-class Album:
+class PreviewHistory:
     """The grids of a training, as many as an animation needs; when there are too many, every other one goes."""
 
     def __init__(self) -> None:
@@ -338,10 +338,10 @@ class Album:
 
     def add(self, picture: Image.Image) -> None:
         """Keep a grid."""
-        if len(self.encoded) >= FRAMES:
+        if len(self.encoded) >= MAX_FRAMES:
             del self.encoded[::2]
         buffer = io.BytesIO()
-        picture.save(buffer, "WEBP", quality=QUALITY)
+        picture.save(buffer, "WEBP", quality=WEBP_QUALITY)
         self.encoded.append(torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8))
 
     def frames(self) -> list[Image.Image]:
@@ -357,11 +357,11 @@ class Album:
         self.encoded = [each.cpu() for each in state["encoded"]]
 
 
-def grid(pictures: Tensor, columns: int = 8) -> Image.Image:
+def draw_image_grid(pictures: Tensor, columns: int = 8) -> Image.Image:
     """Pictures ``(N, C, H, W)`` uint8 side by side, small ones enlarged."""
     from torchvision.utils import make_grid
 
     factor = max(1, 64 // pictures.shape[-1])
     pictures = pictures.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     page = make_grid(pictures, nrow=columns, padding=2, pad_value=255)
-    return image_io.from_array(page.permute(1, 2, 0).numpy())
+    return image_io.convert_array_to_image(page.permute(1, 2, 0).numpy())

@@ -18,26 +18,26 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from fukami.errors import Error, refuse_if_out_of_memory
+from fukami.errors import Error, convert_memory_errors
 
-Bytes = npt.NDArray[np.uint8]
+UInt8Array = npt.NDArray[np.uint8]
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 65_535  # pixels, as many as a JPEG can have; within MAX_PIXELS only strips of more than 43:1 are longer
 MAX_ASPECT = 200  # to 1; panoramas reach 20:1, receipts and pages of a browser 50:1, strips of film or sprites 100:1
 MAX_SEGMENTS = 2000  # of a JPEG before its pixels; cameras write 10, and depth maps or thermal images a few hundred
 MAX_SCANS = 100  # of a JPEG, as many as libtiff reads; a progressive one has about 10
-MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # that ends the pixels of a scan of a JPEG
+SCAN_END_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # that ends the pixels of a scan of a JPEG
 FORMATS = (  # that C decodes in this process alone, from a header that states the size; the usual ones are tried first
     "JPEG", "PNG", "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG2000", "PCX", "PPM", "PSD", "SGI", "SUN", "TGA", "TIFF",
     "WEBP",
 )  # fmt: skip
-STRIP = 2**20  # values that are converted at a time, so that a large picture takes little more than itself
-GREY = {"1", "L"}
-SHOWN = 280  # height in pixels of a drawn answer
+MAX_STRIP_VALUES = 2**20  # values that are converted at a time, so that a large picture takes little more than itself
+GRAYSCALE_MODES = {"1", "L"}
+DISPLAY_HEIGHT = 280  # height in pixels of a drawn answer
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
-LEGIBLE = 480  # longer side in pixels below which a picture is enlarged for its boxes to be labelled
-NAMED = 40  # boxes of a picture that are labelled at most, the strongest
-STREET = {  # the colours that people know these classes in, from Cityscapes (Cordts et al. 2016)
+MIN_LABEL_SIDE = 480  # longer side in pixels below which a picture is enlarged for its boxes to be labelled
+MAX_LABELED_BOXES = 40  # boxes of a picture that are labelled at most, the strongest
+CITYSCAPES_COLORS = {  # the colours that people know these classes in, from Cityscapes (Cordts et al. 2016)
     "road": (128, 64, 128), "pavement": (244, 35, 232), "sidewalk": (244, 35, 232), "building": (70, 70, 70),
     "wall": (102, 102, 156), "fence": (190, 153, 153), "pole": (153, 153, 153), "traffic light": (250, 170, 30),
     "traffic sign": (220, 220, 0), "sign": (220, 220, 0), "vegetation": (107, 142, 35), "tree": (107, 142, 35),
@@ -45,18 +45,18 @@ STREET = {  # the colours that people know these classes in, from Cityscapes (Co
     "rider": (255, 0, 0), "car": (0, 0, 142), "truck": (0, 0, 70), "bus": (0, 60, 100), "train": (0, 80, 100),
     "motorcycle": (0, 0, 230), "bicycle": (119, 11, 32), "bicyclist": (119, 11, 32), "background": (0, 0, 0),
 }  # fmt: skip
-JAPANESE = (  # files of fonts that systems come with
+JAPANESE_FONTS = (  # files of fonts that systems come with
     "NotoSansCJK-Regular.ttc", "NotoSansJP-Regular.otf", "ipaexg.ttf", "ipag.ttf", "YuGothM.ttc", "meiryo.ttc",
     "msgothic.ttc", "ヒラギノ角ゴシック W3.ttc",
 )  # fmt: skip
-ALPHABETS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "Arial Unicode.ttf")
-TINT = 0.55  # share of the colour of a class in what is drawn over a picture
-Colour = tuple[int, int, int]
+FALLBACK_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "Arial Unicode.ttf")
+OVERLAY_ALPHA = 0.55  # share of the colour of a class in what is drawn over a picture
+Color = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
-def read(
+def read_image(
     source: str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any],
     *,
     name: str = "",
@@ -77,29 +77,29 @@ def read(
         Error: the file is missing, no picture, truncated, damaged or too large.
     """
     if isinstance(source, np.ndarray):
-        with refuse_if_out_of_memory("the array given"):
-            return from_array(source)
+        with convert_memory_errors("the array given"):
+            return convert_array_to_image(source)
     if isinstance(source, Image.Image):
         try:
-            with refuse_if_out_of_memory("the picture given"):
-                return upright(source)
+            with convert_memory_errors("the picture given"):
+                return decode_image(source)
         except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes what it opened only when it is asked to
             raise Error(f"the picture given is damaged or incomplete ({error}); open it again") from error
-    with opened(source, name=name, max_pixels=max_pixels) as picture:
-        return upright(picture)
+    with open_image(source, name=name, max_pixels=max_pixels) as picture:
+        return decode_image(picture)
 
 
 @contextmanager
-def opened(
+def open_image(
     source: str | os.PathLike[str] | bytes, *, name: str = "", max_pixels: int = MAX_PIXELS
 ) -> Iterator[Image.Image]:
     """The picture in a file, not decoded yet, so that a JPEG can be decoded smaller; what goes wrong is an Error."""
     name = name or ("the file given" if isinstance(source, bytes) else os.fspath(source))
     try:
-        with refuse_if_out_of_memory(name), _file(source) as file:
+        with convert_memory_errors(name), _open_file(source) as file:
             _check_jpeg(file, name)
             _check_icon(file, name)
-            with _opened(file) as picture:
+            with _open_with_pillow(file) as picture:
                 check_size(*picture.size, name, max_pixels)
                 if isinstance(picture, TiffImagePlugin.TiffImageFile):  # a tile is decoded whole
                     wide = picture.tag_v2.get(TiffImagePlugin.TILEWIDTH, 1)
@@ -139,7 +139,7 @@ def check_size(width: int, height: int, name: str, max_pixels: int = MAX_PIXELS)
         raise Error(f"{has}, and a side may be {MAX_ASPECT} times as long as the other; cut it into parts")
 
 
-def from_array(array: npt.NDArray[Any]) -> Image.Image:
+def convert_array_to_image(array: npt.NDArray[Any]) -> Image.Image:
     """The picture in an array ``(H, W)`` or ``(H, W, 1 | 3 | 4)``.
 
     bool and uint8 are taken as they are, uint16 as 0..65535; for other types the values tell: floats up to 1 are 0..1,
@@ -153,30 +153,32 @@ def from_array(array: npt.NDArray[Any]) -> Image.Image:
     if not (array.size and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)))):
         raise Error(f"an array of shape {array.shape} is no picture; expected (H, W) or (H, W, 1 | 3 | 4)")
     if array.dtype == np.uint8:
-        return upright(Image.fromarray(array))
-    rows = max(1, STRIP * array.shape[0] // array.size)
-    return upright(Image.fromarray(_eight_bits(lambda: (array[at : at + rows] for at in range(0, len(array), rows)))))
+        return decode_image(Image.fromarray(array))
+    rows = max(1, MAX_STRIP_VALUES * array.shape[0] // array.size)
+    return decode_image(
+        Image.fromarray(_convert_to_uint8(lambda: (array[at : at + rows] for at in range(0, len(array), rows))))
+    )
 
 
-def fit(picture: Image.Image, *, channels: int, size: int) -> Bytes:
+def resize_and_crop(picture: Image.Image, *, channels: int, size: int) -> UInt8Array:
     """The picture as ``(channels, size, size)`` uint8: shortest side resized, centre cropped; 1 channel grey, 3 RGB."""
-    picture = as_mode(picture, "L" if channels == 1 else "RGB")
+    picture = convert_mode(picture, "L" if channels == 1 else "RGB")
     if picture.size != (size, size):
         picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
     return np.asarray(picture).reshape(size, size, channels).transpose(2, 0, 1).copy()
 
 
-def draw_answer(picture: Image.Image, seen: Bytes, caption: str) -> Image.Image:
+def draw_prediction(picture: Image.Image, seen: UInt8Array, caption: str) -> Image.Image:
     """The picture beside what the network saw of it, ``(C, H, W)`` uint8, with a caption below."""
     saw = Image.fromarray(seen.transpose(1, 2, 0).squeeze())
-    left, right = (_as_high(each.convert("RGB")) for each in (picture, saw))
+    left, right = (_resize_for_display(each.convert("RGB")) for each in (picture, saw))
     margin, line = 10, 30
     width = left.width + right.width + 3 * margin
-    page = Image.new("RGB", (width, SHOWN + 2 * margin + line), WHITE)
+    page = Image.new("RGB", (width, DISPLAY_HEIGHT + 2 * margin + line), WHITE)
     page.paste(left, (margin, margin))
     page.paste(right, (left.width + 2 * margin, margin))
     draw = ImageDraw.Draw(page)
-    draw.text((margin, SHOWN + 1.5 * margin), _drawable(caption), (34, 34, 34), ImageFont.load_default(20))
+    draw.text((margin, DISPLAY_HEIGHT + 1.5 * margin), _escape_text(caption), (34, 34, 34), ImageFont.load_default(20))
     return page
 
 
@@ -192,7 +194,7 @@ def draw_boxes(picture: Image.Image, boxes: Sequence[dict[str, Any]], labels: Se
         labels: what the classes are called; their order decides the colours.
     """
     longer = max(picture.size)
-    factor = -(-LEGIBLE // longer) if longer < LEGIBLE else 1
+    factor = -(-MIN_LABEL_SIDE // longer) if longer < MIN_LABEL_SIDE else 1
     size = (picture.width * factor, picture.height * factor)
     resampling = Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS
     canvas = picture.convert("RGB").resize(size, resampling)
@@ -202,41 +204,43 @@ def draw_boxes(picture: Image.Image, boxes: Sequence[dict[str, Any]], labels: Se
     font = ImageFont.load_default(letters)
     ranked = sorted(boxes, key=lambda each: -each["score"])
     numbers = {label: number for number, label in enumerate(labels)}
-    colours = [colour(numbers.get(each["label"], len(labels))) for each in ranked]
-    edges = [_edges(each["box"], factor, line, size) for each in ranked]
+    colours = [get_class_color(numbers.get(each["label"], len(labels))) for each in ranked]
+    edges = [_compute_outline(each["box"], factor, line, size) for each in ranked]
     for box, shade in zip(reversed(edges), reversed(colours), strict=True):
-        draw.rectangle(_grown(box, 1, size), outline=ink(shade), width=line + 2)
+        draw.rectangle(_expand_box(box, 1, size), outline=choose_text_color(shade), width=line + 2)
         draw.rectangle(box, outline=shade, width=line)
-    texts = [_shortened(_drawable(each["label"]), f" {each['score']:.2f}", font, 0.6 * size[0]) for each in ranked]
+    texts = [
+        _truncate_label(_escape_text(each["label"]), f" {each['score']:.2f}", font, 0.6 * size[0]) for each in ranked
+    ]
     pad = letters // 5
-    sizes = [(font.getlength(text) + 2 * pad, 1.25 * letters + pad) for text in texts[:NAMED]]
-    for place, text, shade in zip(places(edges[:NAMED], sizes, size), texts, colours, strict=False):
+    sizes = [(font.getlength(text) + 2 * pad, 1.25 * letters + pad) for text in texts[:MAX_LABELED_BOXES]]
+    for place, text, shade in zip(place_labels(edges[:MAX_LABELED_BOXES], sizes, size), texts, colours, strict=False):
         if place:
             draw.rounded_rectangle(place, radius=pad, fill=shade)
-            draw.text((place[0] + pad, place[1] + pad / 2), text, ink(shade), font)
+            draw.text((place[0] + pad, place[1] + pad / 2), text, choose_text_color(shade), font)
     return canvas
 
 
-def colour(number: int) -> tuple[int, int, int]:
+def get_class_color(number: int) -> tuple[int, int, int]:
     """A colour for the class ``number``, far from those of the classes before it; always the same."""
     saturation, value = ((0.85, 0.95), (0.6, 1.0), (0.95, 0.7))[number // 7 % 3]
     red, green, blue = colorsys.hsv_to_rgb((0.02 + number * 0.618034) % 1, saturation, value)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def shades(labels: Sequence[str]) -> list[Colour]:
+def get_class_colors(labels: Sequence[str]) -> list[Color]:
     """The colour of each class: the one that people know it in, or one far from those before it."""
-    return [STREET.get(label, colour(number)) for number, label in enumerate(labels)]
+    return [CITYSCAPES_COLORS.get(label, get_class_color(number)) for number, label in enumerate(labels)]
 
 
-def overlaid(picture: Image.Image, pixels: Bytes, shades: Sequence[Colour]) -> Image.Image:
+def overlay_mask(picture: Image.Image, pixels: UInt8Array, shades: Sequence[Color]) -> Image.Image:
     """The picture in the colours of its pixels' classes ``(H, W)``; black, as of the background, leaves it as it is.
 
     Two classes are parted by a light line.
     """
     tinted = np.array(shades, np.float32)[pixels]
-    share = np.where(np.array(shades).any(1), TINT, 0.0).astype(np.float32)[pixels][..., None]
-    drawn = np.asarray(as_mode(picture, "RGB")) * (1 - share) + tinted * share
+    share = np.where(np.array(shades).any(1), OVERLAY_ALPHA, 0.0).astype(np.float32)[pixels][..., None]
+    drawn = np.asarray(convert_mode(picture, "RGB")) * (1 - share) + tinted * share
     edge = np.zeros(pixels.shape, bool)
     edge[1:] |= pixels[1:] != pixels[:-1]
     edge[:, 1:] |= pixels[:, 1:] != pixels[:, :-1]
@@ -244,8 +248,8 @@ def overlaid(picture: Image.Image, pixels: Bytes, shades: Sequence[Colour]) -> I
     return Image.fromarray(drawn.round().astype(np.uint8))
 
 
-def with_legend(
-    picture: Image.Image, named: Sequence[tuple[str, Colour]], widest: Sequence[str], lines: int
+def draw_legend(
+    picture: Image.Image, named: Sequence[tuple[str, Color]], widest: Sequence[str], lines: int
 ) -> Image.Image:
     """The picture, and names beside patches of their colours in a grid below; a small picture is enlarged.
 
@@ -255,14 +259,14 @@ def with_legend(
         widest: what the columns have room for, so that the pictures of a film are alike.
         lines: of how many names the grid has room.
     """
-    factor = -(-LEGIBLE // max(picture.size)) if max(picture.size) < LEGIBLE else 1
+    factor = -(-MIN_LABEL_SIDE // max(picture.size)) if max(picture.size) < MIN_LABEL_SIDE else 1
     if factor > 1:
         size = (picture.width * factor, picture.height * factor)
         picture = picture.resize(size, Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS)
     letters = max(14, round(max(picture.size) / 45))
     font = ImageFont.load_default(letters)
     pad, row = letters // 2, round(1.6 * letters)
-    room = max(font.getlength(_drawable(name)) for name in widest) + letters + 4 * pad
+    room = max(font.getlength(_escape_text(name)) for name in widest) + letters + 4 * pad
     columns = min(max(1, int((picture.width - pad) / room)), lines)
     across = (picture.width - pad) // columns
     page = Image.new("RGB", (picture.width, picture.height + -(-lines // columns) * row + pad), WHITE)
@@ -270,20 +274,20 @@ def with_legend(
     draw = ImageDraw.Draw(page)
     for number, (name, shade) in enumerate(named[:lines]):
         left, top = pad + number % columns * across, picture.height + pad + number // columns * row
-        text = _shortened(_drawable(name), "", font, across - letters - 2 * pad)
+        text = _truncate_label(_escape_text(name), "", font, across - letters - 2 * pad)
         draw.rectangle((left, top, left + letters, top + letters), fill=shade, outline=(120, 120, 120))
         draw.text((left + letters + pad, top - letters // 8), text, (34, 34, 34), font)
     return page
 
 
-def captioned(picture: Image.Image, sentence: str) -> Image.Image:
+def draw_caption(picture: Image.Image, sentence: str) -> Image.Image:
     """The picture with a sentence below it, in as many lines as it takes; a small picture is enlarged."""
-    factor = -(-LEGIBLE // max(picture.size)) if max(picture.size) < LEGIBLE else 1
+    factor = -(-MIN_LABEL_SIDE // max(picture.size)) if max(picture.size) < MIN_LABEL_SIDE else 1
     if factor > 1:
         size = (picture.width * factor, picture.height * factor)
         picture = picture.resize(size, Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS)
     letters = max(16, round(max(picture.size) / 28))
-    sentence, font = _legible(sentence, letters)
+    sentence, font = _select_font(sentence, letters)
     pad = letters // 2
     lines = [""]
     for piece in re.findall(r"\S+\s*", sentence) if " " in sentence else sentence:
@@ -298,14 +302,14 @@ def captioned(picture: Image.Image, sentence: str) -> Image.Image:
     return page
 
 
-def with_palette(pixels: Bytes, shades: Sequence[Colour]) -> Image.Image:
+def apply_palette(pixels: UInt8Array, shades: Sequence[Color]) -> Image.Image:
     """A picture whose values ``(H, W)`` are shown in these colours."""
     picture = Image.fromarray(pixels).convert("P")
     picture.putpalette([level for shade in shades for level in shade])
     return picture
 
 
-def places(boxes: Sequence[Box], sizes: Sequence[tuple[float, float]], size: tuple[int, int]) -> list[Box | None]:
+def place_labels(boxes: Sequence[Box], sizes: Sequence[tuple[float, float]], size: tuple[int, int]) -> list[Box | None]:
     """Where the label of each box, of a width and height, goes in a picture; None where no room is left.
 
     The first box chooses first: above it, within its upper edge, below it, within its lower edge; from its left side,
@@ -330,13 +334,13 @@ def places(boxes: Sequence[Box], sizes: Sequence[tuple[float, float]], size: tup
     return found
 
 
-def _edges(box: Sequence[float], factor: int, line: int, size: tuple[int, int]) -> Box:
+def _compute_outline(box: Sequence[float], factor: int, line: int, size: tuple[int, int]) -> Box:
     """The outermost pixels of a box's line, which lies on its edge, half outside; within the picture."""
     left, top, right, bottom = (round(factor * edge) for edge in box)
-    return _grown((left, top, max(left, right - 1), max(top, bottom - 1)), line // 2, size)
+    return _expand_box((left, top, max(left, right - 1), max(top, bottom - 1)), line // 2, size)
 
 
-def _grown(box: Box, by: int, size: tuple[int, int]) -> Box:
+def _expand_box(box: Box, by: int, size: tuple[int, int]) -> Box:
     """The box, larger on every side where the picture reaches as far."""
     left, top, right, bottom = box
     wide, high = size[0] - 1, size[1] - 1
@@ -344,7 +348,7 @@ def _grown(box: Box, by: int, size: tuple[int, int]) -> Box:
             min(max(right + by, 0), wide), min(max(bottom + by, 0), high))  # fmt: skip
 
 
-def _shortened(label: str, score: str, font: Font, width: float) -> str:
+def _truncate_label(label: str, score: str, font: Font, width: float) -> str:
     """The label and the score, in at most so many pixels; a longer label ends in dots."""
     text = label + score
     while font.getlength(text) > width and label:
@@ -353,65 +357,67 @@ def _shortened(label: str, score: str, font: Font, width: float) -> str:
     return text
 
 
-def ink(ground: tuple[int, int, int]) -> tuple[int, int, int]:
+def choose_text_color(ground: tuple[int, int, int]) -> tuple[int, int, int]:
     """Black or white, whichever has more contrast with the ground (WCAG 2: relative luminance)."""
     linear = [((each / 255 + 0.055) / 1.055) ** 2.4 for each in ground]
     return BLACK if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 else WHITE
 
 
-def _as_high(picture: Image.Image) -> Image.Image:
+def _resize_for_display(picture: Image.Image) -> Image.Image:
     """The picture ``SHOWN`` pixels high, at most twice as wide; small ones show their pixels."""
-    width = min(max(1, round(picture.width * SHOWN / picture.height)), 2 * SHOWN)
-    enlarged = picture.height < SHOWN / 2
-    return picture.resize((width, SHOWN), Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS)
+    width = min(max(1, round(picture.width * DISPLAY_HEIGHT / picture.height)), 2 * DISPLAY_HEIGHT)
+    enlarged = picture.height < DISPLAY_HEIGHT / 2
+    return picture.resize((width, DISPLAY_HEIGHT), Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS)
 
 
-def _drawable(text: str) -> str:
+def _escape_text(text: str) -> str:
     """The text in signs that Pillow's own font has; the others by their code, since no font can be counted on."""
     return text.encode("latin-1", "backslashreplace").decode("latin-1")
 
 
-def _legible(text: str, letters: int) -> tuple[str, Font]:
+def _select_font(text: str, letters: int) -> tuple[str, Font]:
     """The text and a font that has its signs: Pillow's own, or one of the system; else signs by their code."""
-    if _drawable(text) == text:
+    if _escape_text(text) == text:
         return text, ImageFont.load_default(letters)
-    for name in JAPANESE if any("\u3040" <= sign <= "\u9fff" for sign in text) else ALPHABETS:
+    for name in JAPANESE_FONTS if any("\u3040" <= sign <= "\u9fff" for sign in text) else FALLBACK_FONTS:
         with contextlib.suppress(OSError):
             return text, ImageFont.truetype(name, letters)
-    return _drawable(text), ImageFont.load_default(letters)
+    return _escape_text(text), ImageFont.load_default(letters)
 
 
-def upright(picture: Image.Image) -> Image.Image:
+def decode_image(picture: Image.Image) -> Image.Image:
     """The picture decoded: upright, 8 bits, transparency on white, "L" or "RGB"."""
     picture.load()
     if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith(("I", "F")):
-        picture = Image.fromarray(_eight_bits(lambda: (np.asarray(strip) for _, strip in _split_into_strips(picture))))
+        picture = Image.fromarray(
+            _convert_to_uint8(lambda: (np.asarray(strip) for _, strip in _split_into_strips(picture)))
+        )
     if picture.has_transparency_data:
-        grey = picture.mode in ("LA", "La", *GREY)
+        grey = picture.mode in ("LA", "La", *GRAYSCALE_MODES)
         page = Image.new("L" if grey else "RGB", picture.size)
         for top, strip in _split_into_strips(picture):
             layers = strip.convert("RGBA")
             ground = Image.new("RGBA", layers.size, WHITE)
             page.paste(Image.alpha_composite(ground, layers).convert(page.mode), (0, top))
         return page
-    return as_mode(picture, "L" if picture.mode in GREY else "RGB")
+    return convert_mode(picture, "L" if picture.mode in GRAYSCALE_MODES else "RGB")
 
 
 def _split_into_strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
     """The picture in strips, each with the row where it begins."""
-    rows = max(1, STRIP // picture.width)
+    rows = max(1, MAX_STRIP_VALUES // picture.width)
     for top in range(0, picture.height, rows):
         yield top, picture.crop((0, top, picture.width, min(top + rows, picture.height)))
 
 
-def as_mode(picture: Image.Image, mode: str) -> Image.Image:
+def convert_mode(picture: Image.Image, mode: str) -> Image.Image:
     """The picture in a mode, itself where it is in that one already."""
     return picture if picture.mode == mode else picture.convert(mode)
 
 
-def _eight_bits(strips: Callable[[], Iterator[npt.NDArray[Any]]]) -> Bytes:
+def _convert_to_uint8(strips: Callable[[], Iterator[npt.NDArray[Any]]]) -> UInt8Array:
     """0..255 from the least of 0..1 (floats), 0..255 and 0..65535 that holds all values, or else from their range.
 
     Args:
@@ -432,11 +438,11 @@ def _eight_bits(strips: Callable[[], Iterator[npt.NDArray[Any]]]) -> Bytes:
     return np.concatenate([np.round((strip.astype(np.float64) - low) * factor).astype(np.uint8) for strip in strips()])
 
 
-def _file(source: str | os.PathLike[str] | bytes) -> IO[bytes]:
+def _open_file(source: str | os.PathLike[str] | bytes) -> IO[bytes]:
     return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: PTH123
 
 
-def _opened(file: IO[bytes]) -> Image.Image:
+def _open_with_pillow(file: IO[bytes]) -> Image.Image:
     """The picture in a file, not yet decoded; our own bound takes the place of Pillow's warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -502,7 +508,7 @@ def _count_further_scans(content: bytes) -> int:
     """The scans that begin in what follows the head of the first scan of a JPEG."""
     scans = at = 0
     for _ in range(MAX_SEGMENTS):
-        found = MARKER.search(content, at)
+        found = SCAN_END_MARKER.search(content, at)
         if found is None or found[0] == b"\xff\xd9":
             return scans
         at = found.end()
@@ -512,6 +518,6 @@ def _count_further_scans(content: bytes) -> int:
     return MAX_SEGMENTS
 
 
-def suffixes() -> set[str]:
+def get_image_suffixes() -> set[str]:
     """What the names of picture files end in."""
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}

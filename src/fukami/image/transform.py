@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from fukami.errors import Error, refuse_if_out_of_memory
-from fukami.image import digit
+from fukami.errors import Error, convert_memory_errors
+from fukami.image import digit_extraction
 from fukami.image import io as image_io
 
 
 @dataclass(frozen=True)
-class Preparation:
+class SquareTransform:
     """Turns a picture into ``(channels, size, size)`` uint8.
 
     Args:
@@ -61,17 +61,21 @@ class Preparation:
         Raises:
             fukami.Error: a digit was expected, and there is no ink.
         """
-        return digit.as_mnist(picture) if self.digit else image_io.fit(picture, channels=self.channels, size=self.size)
+        return (
+            digit_extraction.convert_to_mnist(picture)
+            if self.digit
+            else image_io.resize_and_crop(picture, channels=self.channels, size=self.size)
+        )
 
     def open(self, source: Any, name: str = "") -> npt.NDArray[np.uint8]:
-        """What the network sees of a file (or what else :func:`fukami.image.io.read` takes); errors call it ``name``.
+        """What the network sees of a file (or what else :func:`fukami.image.io.read_image` takes); errors call it ``name``.
 
         Raises:
             fukami.Error: it cannot be read, takes more memory than there is, or shows no digit; a file is named.
         """
-        picture = image_io.read(source, name=name)
+        picture = image_io.read_image(source, name=name)
         name = name or (os.fspath(source) if isinstance(source, str | os.PathLike) else "")
-        with refuse_if_out_of_memory(name or "the picture given"):
+        with convert_memory_errors(name or "the picture given"):
             try:
                 return self(picture)
             except Error as error:
@@ -79,7 +83,7 @@ class Preparation:
 
 
 @dataclass(frozen=True)
-class Scaled:
+class ResizeTransform:
     """Turns a picture into RGB of about one size whose sides keep their ratio, as torchvision's detectors do.
 
     Args:
@@ -121,12 +125,12 @@ class Scaled:
         return F.interpolate(picture[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
 
     def open(self, source: Any, name: str = "") -> Tensor:
-        """The picture in a file, or what :func:`fukami.image.io.read` takes, ``(3, h, w)`` uint8, not resized yet.
+        """The picture in a file, or what :func:`fukami.image.io.read_image` takes, ``(3, h, w)`` uint8, not resized yet.
 
         Raises:
             fukami.Error: it cannot be read, or takes more memory than there is; errors call it ``name``.
         """
-        picture = image_io.read(source, name=name)
+        picture = image_io.read_image(source, name=name)
         name = name or (os.fspath(source) if isinstance(source, str | os.PathLike) else "the picture given")
-        with refuse_if_out_of_memory(name):
-            return torch.from_numpy(np.array(image_io.as_mode(picture, "RGB"))).permute(2, 0, 1)
+        with convert_memory_errors(name):
+            return torch.from_numpy(np.array(image_io.convert_mode(picture, "RGB"))).permute(2, 0, 1)

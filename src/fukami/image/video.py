@@ -13,9 +13,23 @@ from PIL import Image
 from fukami.errors import Error
 from fukami.image import io as image_io
 
-SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".3gp"}
-STILL = {b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1"}  # pictures in the container of MP4
-TICKS = 60_000  # of the clock of what is written, in a second: more than 65,535 MPEG-4 has not
+VIDEO_SUFFIXES = {
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".avi",
+    ".mkv",
+    ".webm",
+    ".mpg",
+    ".mpeg",
+    ".ts",
+    ".wmv",
+    ".flv",
+    ".ogv",
+    ".3gp",
+}
+IMAGE_BRANDS = {b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1"}  # pictures in the container of MP4
+TICKS_PER_SECOND = 60_000  # of the clock of what is written, in a second: more than 65,535 MPEG-4 has not
 CODECS = ("libx264", "h264", "mpeg4")  # the first that is there; h264 is any encoder of it
 
 
@@ -40,24 +54,24 @@ class Frame:
 
 def is_video(path: str | os.PathLike[str]) -> bool:
     """Whether a file is a video, by its suffix or its first bytes; an animated GIF is a picture."""
-    if Path(path).suffix.lower() in SUFFIXES:
+    if Path(path).suffix.lower() in VIDEO_SUFFIXES:
         return True
     try:
         with Path(path).open("rb") as file:
             head = file.read(12)
     except OSError:
         return False
-    mp4 = head[4:8] == b"ftyp" and head[8:12] not in STILL
+    mp4 = head[4:8] == b"ftyp" and head[8:12] not in IMAGE_BRANDS
     return mp4 or head[:4] == b"\x1a\x45\xdf\xa3" or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
 
 
-def frames(path: str | os.PathLike[str], every: int = 1) -> Iterator[Frame]:
+def read_frames(path: str | os.PathLike[str], every: int = 1) -> Iterator[Frame]:
     """The frames of a video, or every so many of them from the first; read as they are asked for.
 
     Raises:
         Error: PyAV is not installed, or the file is missing, no video, or damaged, perhaps only after some frames.
     """
-    av, name, number, reached = _av(), os.fspath(path), -1, 0.0
+    av, name, number, reached = _import_av(), os.fspath(path), -1, 0.0
     try:
         with av.open(name) as container:
             if not container.streams.video:
@@ -74,7 +88,7 @@ def frames(path: str | os.PathLike[str], every: int = 1) -> Iterator[Frame]:
                     image_io.check_size(frame.width, frame.height, f"{name}, in frame {number},")
                     picture = frame.to_image().rotate(frame.rotation, expand=True)
                     yield Frame(number, seconds, rate, picture)
-            whole = _duration(container, stream)
+            whole = _get_duration(container, stream)
     except FileNotFoundError:
         raise Error(f"{name} does not exist; give the path of a video") from None
     except (av.FFmpegError, OSError) as error:
@@ -86,7 +100,7 @@ def frames(path: str | os.PathLike[str], every: int = 1) -> Iterator[Frame]:
         raise Error(f"{name} ends after {reached:.1f} of {whole:.1f} seconds; get the file again")
 
 
-def still(files: Sequence[str], rate: float, broken: list[Error]) -> Iterator[Frame]:
+def read_image_sequence(files: Sequence[str], rate: float, broken: list[Error]) -> Iterator[Frame]:
     """Pictures as the frames of a film, so many a second; read as they are asked for.
 
     What is wrong with those that cannot be read comes into ``broken``.
@@ -94,19 +108,21 @@ def still(files: Sequence[str], rate: float, broken: list[Error]) -> Iterator[Fr
     exact = Fraction(rate).limit_denominator(1001)
     for number, file in enumerate(files):
         try:
-            yield Frame(number, float(number / exact), exact, image_io.as_mode(image_io.read(file), "RGB"), file)
+            yield Frame(
+                number, float(number / exact), exact, image_io.convert_mode(image_io.read_image(file), "RGB"), file
+            )
         except Error as error:
             broken.append(error)
 
 
-def _duration(container: Any, stream: Any) -> float:
+def _get_duration(container: Any, stream: Any) -> float:
     """Seconds of the video by what its file says; 0 where it does not, or may mean the sound."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
     return (container.duration or 0) / 1e6 if len(container.streams) == 1 else 0.0
 
 
-class Writer:
+class VideoWriter:
     """Writes pictures as a video: MP4 that a browser plays, without sound."""
 
     def __init__(self, path: Path) -> None:
@@ -118,19 +134,19 @@ class Writer:
 
     def add(self, picture: Image.Image, seconds: float, rate: Fraction) -> None:
         """The next picture, shown from ``seconds`` on; all get the size of the first, in even numbers of pixels."""
-        av = _av()
+        av = _import_av()
         if self.container is None:
-            codec = _encoder(av)
+            codec = _select_codec(av)
             self.container = av.open(str(self.path), "w", format="mp4", options={"movflags": "faststart"})
             self.stream = self.container.add_stream(codec, rate=rate)
             self.stream.width, self.stream.height = (side + side % 2 for side in picture.size)
             self.stream.pix_fmt = "yuv420p"
-            self.stream.codec_context.time_base = Fraction(1, TICKS)
+            self.stream.codec_context.time_base = Fraction(1, TICKS_PER_SECOND)
             self.last = -1
         size = (self.stream.width, self.stream.height)
         frame = av.VideoFrame.from_image(picture.convert("RGB").resize(size))
-        self.last = max(round(seconds * TICKS), self.last + 1)
-        frame.pts, frame.time_base = self.last, Fraction(1, TICKS)
+        self.last = max(round(seconds * TICKS_PER_SECOND), self.last + 1)
+        frame.pts, frame.time_base = self.last, Fraction(1, TICKS_PER_SECOND)
         self.container.mux(self.stream.encode(frame))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -139,7 +155,7 @@ class Writer:
             self.container.close()
 
 
-def _encoder(av: ModuleType) -> str:
+def _select_codec(av: ModuleType) -> str:
     """The first of the codecs that this PyAV can write with.
 
     Raises:
@@ -153,7 +169,7 @@ def _encoder(av: ModuleType) -> str:
     raise Error(f"videos are written with one of {', '.join(CODECS)}, and this PyAV has none; pip install av")
 
 
-def chunks(every: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
+def batch_frames(every: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
     """So many frames at a time; those before an error come before it."""
     chunk: list[Frame] = []
     failed: Error | None = None
@@ -171,7 +187,7 @@ def chunks(every: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
         raise failed
 
 
-def _av() -> ModuleType:
+def _import_av() -> ModuleType:
     try:
         import av
     except ImportError:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-Cell = Sequence[tuple[float, float, float, float]]
-RATIOS = (0.5, 1.0, 2.0)  # height over width
+CellAnchors = Sequence[tuple[float, float, float, float]]
+ASPECT_RATIOS = (0.5, 1.0, 2.0)  # height over width
 
 
-def cell(scales: Sequence[float], ratios: Sequence[float] = RATIOS) -> list[tuple[float, float, float, float]]:
+def compute_cell_anchors(
+    scales: Sequence[float], ratios: Sequence[float] = ASPECT_RATIOS
+) -> list[tuple[float, float, float, float]]:
     """The anchors about one place, of each scale in each shape, rounded to whole pixels as the reference codes do.
 
     Args:
@@ -21,7 +23,7 @@ def cell(scales: Sequence[float], ratios: Sequence[float] = RATIOS) -> list[tupl
     return [(-round(across), -round(down), round(across), round(down)) for across, down in halves]
 
 
-def grid(cells: Sequence[Cell], maps: Sequence[Tensor], frame: tuple[int, int]) -> Tensor:
+def compute_anchors(cells: Sequence[CellAnchors], maps: Sequence[Tensor], frame: tuple[int, int]) -> Tensor:
     """All anchors of the feature maps, place by place and map after map, ``(A, 4)`` in pixels of the frame.
 
     Args:

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-BOUND = 1.0000001  # where the gradient ends: 1 itself, where the latent weights are clamped, must still have one
+GRADIENT_BOUND = (
+    1.0000001  # where the gradient ends: 1 itself, where the latent weights are clamped, must still have one
+)
 
 
-class _StraightThrough(torch.autograd.Function):
+class _StraightThroughSign(torch.autograd.Function):
     """The sign, whose gradient is taken to be 1 from -1 to 1 and 0 beyond: that of ``hardtanh``."""
 
     @staticmethod
@@ -24,12 +26,12 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return torch.ops.aten.hardtanh_backward(gradient, x, -BOUND, BOUND)  # type: ignore[no-any-return]
+        return torch.ops.aten.hardtanh_backward(gradient, x, -GRADIENT_BOUND, GRADIENT_BOUND)  # type: ignore[no-any-return]
 
 
-def sign(x: Tensor) -> Tensor:
+def binarize(x: Tensor) -> Tensor:
     """+1 where ``x`` is at least 0, else -1; straight-through, clipped gradient (BNN, equation 4)."""
-    return _StraightThrough.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+    return _StraightThroughSign.apply(x)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class Sign(nn.Module):
@@ -47,7 +49,7 @@ class Sign(nn.Module):
         """-1 or +1, of the shape of ``x``."""
         if self.threshold is not None:
             x = x - self.threshold.view(1, -1, *[1] * (x.ndim - 2))
-        return sign(x)
+        return binarize(x)
 
 
 class BinaryConv2d(nn.Conv2d):
@@ -74,8 +76,8 @@ class BinaryConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Whole numbers (times the scale) of signs ``(N, inputs, H, W)``."""
-        x = F.conv2d(x, sign(self.weight), None, self.stride, self.padding)
-        return x * scale(self).view(-1, 1, 1) if self.scaling else x
+        x = F.conv2d(x, binarize(self.weight), None, self.stride, self.padding)
+        return x * compute_scaling_factors(self).view(-1, 1, 1) if self.scaling else x
 
 
 class BinaryLinear(nn.Linear):
@@ -87,15 +89,15 @@ class BinaryLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Whole numbers (times the scale) of signs ``(N, inputs)``."""
-        x = F.linear(x, sign(self.weight))
-        return x * scale(self) if self.scaling else x
+        x = F.linear(x, binarize(self.weight))
+        return x * compute_scaling_factors(self) if self.scaling else x
 
 
-def scale(layer: BinaryConv2d | BinaryLinear) -> Tensor:
+def compute_scaling_factors(layer: BinaryConv2d | BinaryLinear) -> Tensor:
     """The mean size of the latent weights of each output, ``(outputs,)``."""
     return layer.weight.abs().flatten(1).mean(1)
 
 
-def latent(network: nn.Module) -> list[Tensor]:
+def get_latent_weights(network: nn.Module) -> list[Tensor]:
     """The latent weights, which training keeps between -1 and 1 (BNN, section 1.3): beyond, none would turn back."""
     return [layer.weight for layer in network.modules() if isinstance(layer, BinaryConv2d | BinaryLinear)]

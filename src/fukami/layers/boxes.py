@@ -6,44 +6,44 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, nms
 
-LARGEST = math.log(1000 / 16)  # a box grows at most so much from its reference, lest the exponential overflow
-WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # how much more finely the second stage codes a box than the first
+MAX_LOG_SCALE = math.log(1000 / 16)  # a box grows at most so much from its reference, lest the exponential overflow
+ROI_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # how much more finely the second stage codes a box than the first
 
 
-def encode(boxes: Tensor, references: Tensor, weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+def encode_boxes(boxes: Tensor, references: Tensor, weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
     """What leads from the references to the boxes, both ``(..., 4)``: shifts by their sides, and logarithms of scales.
 
     Girshick et al. 2014, appendix C; Ren et al. 2015, equation 2.
     """
-    x, y, width, height = centred(references)
-    to_x, to_y, to_width, to_height = centred(boxes)
+    x, y, width, height = convert_to_cxcywh(references)
+    to_x, to_y, to_width, to_height = convert_to_cxcywh(boxes)
     deltas = (to_x - x) / width, (to_y - y) / height, (to_width / width).log(), (to_height / height).log()
     return torch.stack([weight * delta for weight, delta in zip(weights, deltas, strict=True)], -1)
 
 
-def decode(deltas: Tensor, references: Tensor, weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+def decode_boxes(deltas: Tensor, references: Tensor, weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
     """The boxes ``(..., 4)`` to which the deltas ``(..., 4)`` lead from the references; undoes :func:`encode`."""
-    x, y, width, height = centred(references)
+    x, y, width, height = convert_to_cxcywh(references)
     dx, dy, dw, dh = (delta / weight for delta, weight in zip(deltas.float().unbind(-1), weights, strict=True))
-    half_width = 0.5 * dw.clamp(max=LARGEST).exp() * width
-    half_height = 0.5 * dh.clamp(max=LARGEST).exp() * height
+    half_width = 0.5 * dw.clamp(max=MAX_LOG_SCALE).exp() * width
+    half_height = 0.5 * dh.clamp(max=MAX_LOG_SCALE).exp() * height
     x, y = dx * width + x, dy * height + y
     return torch.stack([x - half_width, y - half_height, x + half_width, y + half_height], -1)
 
 
-def centred(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def convert_to_cxcywh(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Centres and sides, each ``(...)``."""
     left, top, right, bottom = boxes.unbind(-1)
     width, height = right - left, bottom - top
     return left + 0.5 * width, top + 0.5 * height, width, height
 
 
-def area(boxes: Tensor) -> Tensor:
+def compute_area(boxes: Tensor) -> Tensor:
     """Of boxes ``(..., 4)``, ``(...)``."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
-def intersection(boxes: Tensor, others: Tensor) -> Tensor:
+def compute_intersection(boxes: Tensor, others: Tensor) -> Tensor:
     """The areas that boxes ``(..., M, 4)`` share with others ``(..., A, 4)``, ``(..., M, A)``."""
     one, two = boxes.unsqueeze(-2), others.unsqueeze(-3)
     width = torch.minimum(one[..., 2], two[..., 2]).sub_(torch.maximum(one[..., 0], two[..., 0])).clamp_(min=0)
@@ -51,21 +51,21 @@ def intersection(boxes: Tensor, others: Tensor) -> Tensor:
     return width.mul_(height)
 
 
-def iou(boxes: Tensor, others: Tensor) -> Tensor:
+def compute_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """Intersection over union of boxes ``(..., M, 4)`` and others ``(..., A, 4)``, ``(..., M, A)``; 0 without area."""
-    shared = intersection(boxes, others)
-    union = (area(boxes).unsqueeze(-1) + area(others).unsqueeze(-2)).sub_(shared)
+    shared = compute_intersection(boxes, others)
+    union = (compute_area(boxes).unsqueeze(-1) + compute_area(others).unsqueeze(-2)).sub_(shared)
     return shared.div_(union.clamp_(min=1e-6))
 
 
-def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
+def clip_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
     """The boxes ``(N, ..., 4)`` cut at the borders of their pictures, whose heights and widths are ``(N, 2)``."""
     height, width = sizes.view(-1, *[1] * (boxes.ndim - 2), 2).unbind(-1)
     most = torch.stack([width, height, width, height], -1)
     return boxes.clamp(min=0).minimum(most)
 
 
-def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+def apply_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
     """Which of the boxes ``(n, 4)`` stay, best first, where a better one of its group hides each above ``threshold``.
 
     Non-maximum suppression, apart for each of the ``groups`` ``(n,)``.

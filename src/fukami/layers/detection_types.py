@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Truth(NamedTuple):
+class GroundTruth(NamedTuple):
     """What is in the pictures: boxes ``(N, M, 4)``, classes ``(N, M)`` (-1: none), which of them are ignored
     ``(N, M)``, and numbers ``(N,)`` that decide which boxes are learned from.
     """
@@ -16,7 +16,7 @@ class Truth(NamedTuple):
     draws: Tensor
 
 
-class Samples(NamedTuple):
+class SampledBoxes(NamedTuple):
     """What a stage said of the boxes that it learns from, and what it should have said.
 
     Attributes:
@@ -33,7 +33,7 @@ class Samples(NamedTuple):
     there: Tensor
 
 
-class Found(NamedTuple):
+class Detections(NamedTuple):
     """What was found in one picture, best first: boxes ``(k, 4)``, classes ``(k,)`` from 0 and scores ``(k,)``."""
 
     boxes: Tensor

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-TIE = 1e-3  # how much the averaged probabilities count beside the votes: enough to decide between equals
+TIE_BREAK_WEIGHT = 1e-3  # how much the averaged probabilities count beside the votes: enough to decide between equals
 
 
 class Ensemble(nn.Module):
@@ -29,7 +29,7 @@ class Ensemble(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Log-probabilities ``(N, classes)``, float32."""
-        return decide(opinions(self, pictures), self.vote)
+        return combine_log_probs(compute_member_log_probs(self, pictures), self.vote)
 
     def join(self, model: nn.Module) -> None:
         """Keep a copy of the model as it is now as one more member."""
@@ -37,23 +37,25 @@ class Ensemble(nn.Module):
         self.joined += 1
 
 
-def opinions(model: nn.Module, pictures: Tensor) -> Tensor:
+def compute_member_log_probs(model: nn.Module, pictures: Tensor) -> Tensor:
     """Log-probabilities ``(members, N, classes)``, float32; a network that is no ensemble has one member."""
     if not isinstance(model, Ensemble):
         own = next(model.parameters(), pictures).dtype
         return model(pictures.to(own)).float().log_softmax(1).unsqueeze(0)  # type: ignore[no-any-return]
     members = [*model.models[: int(model.joined) - 1], model.models[-1]]
-    return torch.stack([average(opinions(member, pictures)) for member in members])
+    return torch.stack([average_log_probs(compute_member_log_probs(member, pictures)) for member in members])
 
 
-def average(logarithms: Tensor) -> Tensor:
+def average_log_probs(logarithms: Tensor) -> Tensor:
     """The logarithm of the mean over the first dimension of probabilities given as logarithms."""
     return logarithms[0] if len(logarithms) == 1 else logarithms.logsumexp(0) - math.log(len(logarithms))
 
 
-def decide(logarithms: Tensor, vote: bool) -> Tensor:
+def combine_log_probs(logarithms: Tensor, vote: bool) -> Tensor:
     """What members with these log-probabilities ``(members, N, classes)`` answer together, ``(N, classes)``."""
     if not vote or len(logarithms) == 1:
-        return average(logarithms)
+        return average_log_probs(logarithms)
     votes = F.one_hot(logarithms.argmax(2), logarithms.shape[2]).float().mean(0)
-    return torch.logaddexp(votes.log(), average(logarithms) + math.log(TIE)) - math.log1p(TIE)
+    return torch.logaddexp(votes.log(), average_log_probs(logarithms) + math.log(TIE_BREAK_WEIGHT)) - math.log1p(
+        TIE_BREAK_WEIGHT
+    )

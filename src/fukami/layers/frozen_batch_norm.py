@@ -9,7 +9,7 @@ from torch.nn import functional as F
 EPSILON = 1e-5  # added to the variance, as torch does
 
 
-class FrozenNorm(nn.Module):
+class FrozenBatchNorm2d(nn.Module):
     """``(x - mean) / deviation * weight + bias`` of constants ``(channels,)``, named as ``nn.BatchNorm2d`` names them.
 
     Does nothing itself where a :class:`FoldedConv2d` before it has done so.
@@ -43,7 +43,7 @@ class FrozenNorm(nn.Module):
 class FoldedConv2d(nn.Conv2d):
     """A convolution without bias and the frozen normalisation after it, in one: the maps are passed over once less."""
 
-    def __init__(self, convolution: nn.Conv2d, norm: FrozenNorm) -> None:
+    def __init__(self, convolution: nn.Conv2d, norm: FrozenBatchNorm2d) -> None:
         super().__init__(
             convolution.in_channels,
             convolution.out_channels,
@@ -66,13 +66,13 @@ class FoldedConv2d(nn.Conv2d):
         return F.conv2d(input, weight, offset.to(kind), self.stride, self.padding, self.dilation, self.groups)
 
 
-def freeze(network: nn.Module) -> nn.Module:
+def freeze_batch_norm(network: nn.Module) -> nn.Module:
     """The network with every batch normalisation frozen, in place; convolutions right before them take them over."""
     for module in list(network.modules()):
         before: tuple[str, nn.Module] | None = None
         for name, child in list(module.named_children()):
             if isinstance(child, nn.BatchNorm2d):
-                norm = FrozenNorm(child.num_features)
+                norm = FrozenBatchNorm2d(child.num_features)
                 norm.load_state_dict(child.state_dict())
                 setattr(module, name, norm)
                 if before is not None and type(before[1]) is nn.Conv2d and before[1].bias is None:

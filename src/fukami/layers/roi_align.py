@@ -5,7 +5,7 @@ import torchvision
 from torch import Tensor
 from torch.nn import functional as F
 
-SAMPLES = 2  # across and down in each place
+SAMPLING_RATIO = 2  # across and down in each place
 
 
 def roi_align(features: Tensor, regions: Tensor, side: int, scale: float) -> Tensor:
@@ -25,11 +25,11 @@ def roi_align(features: Tensor, regions: Tensor, side: int, scale: float) -> Ten
         ``(K, C, side, side)``, channels last.
     """
     if torch.compiler.is_exporting():  # other programs have an operator for it
-        return torchvision.ops.roi_align(features, regions, side, scale, SAMPLES)  # type: ignore[no-any-return]
+        return torchvision.ops.roi_align(features, regions, side, scale, SAMPLING_RATIO)  # type: ignore[no-any-return]
     number, left, top, right, bottom = regions.unbind(1)
     channels, height, width = features.shape[1:]
-    row, down = _sampled(top * scale, bottom * scale, side, height)
-    column, across = _sampled(left * scale, right * scale, side, width)
+    row, down = _compute_sample_weights(top * scale, bottom * scale, side, height)
+    column, across = _compute_sample_weights(left * scale, right * scale, side, width)
     pixel = (number.long().view(-1, 1, 1, 1, 1) * height + row[:, :, None, :, None]) * width + column[:, None, :, None]
     weight = down[:, :, None, :, None] * across[:, None, :, None]
     table = features.permute(0, 2, 3, 1).reshape(-1, channels)
@@ -38,12 +38,12 @@ def roi_align(features: Tensor, regions: Tensor, side: int, scale: float) -> Ten
     return pooled.view(len(regions), side, side, channels).permute(0, 3, 1, 2)
 
 
-def _sampled(start: Tensor, end: Tensor, places: int, length: int) -> tuple[Tensor, Tensor]:
+def _compute_sample_weights(start: Tensor, end: Tensor, places: int, length: int) -> tuple[Tensor, Tensor]:
     """Along one side of a map: the pixels that each place is interpolated from, and their weights, ``(K, places, 4)``.
 
     A sample more than a pixel outside the map counts as 0; ``start`` and ``end`` are ``(K,)`` in pixels of the map.
     """
-    inside = (torch.arange(SAMPLES, device=start.device) + 0.5) / SAMPLES
+    inside = (torch.arange(SAMPLING_RATIO, device=start.device) + 0.5) / SAMPLING_RATIO
     offsets = torch.arange(places, device=start.device).unsqueeze(1) + inside
     at = start.view(-1, 1, 1) + (end - start).clamp(min=1).view(-1, 1, 1) / places * offsets
     there = (at >= -1) & (at <= length)
@@ -51,5 +51,5 @@ def _sampled(start: Tensor, end: Tensor, places: int, length: int) -> tuple[Tens
     low = at.floor()
     share = at - low
     pixels = torch.stack([low, (low + 1).clamp(max=length - 1)], -1)
-    weights = torch.stack([1 - share, share], -1) * there.unsqueeze(-1) / SAMPLES
+    weights = torch.stack([1 - share, share], -1) * there.unsqueeze(-1) / SAMPLING_RATIO
     return pixels.long().flatten(2), weights.flatten(2)

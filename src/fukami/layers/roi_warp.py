@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def warp(picture: Tensor, boxes: Tensor, size: int, context: int) -> Tensor:
+def warp_regions(picture: Tensor, boxes: Tensor, size: int, context: int) -> Tensor:
     """Regions of a picture, each stretched to ``size`` by ``size`` pixels with ``context`` around it.
 
     As the paper's code does it: bilinear, not antialiased, whatever the shape of the box; around it lies as much of the

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ALIGNED = 8  # channels that the tensor cores' 16-bit kernels read at once
+CHANNEL_ALIGNMENT = 8  # channels that the tensor cores' 16-bit kernels read at once
 
 
 class StemConv2d(nn.Conv2d):
@@ -29,7 +29,7 @@ class StemConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Scores of ``(N, C, H, W)``, as ``nn.Conv2d`` gives them."""
-        missing = ALIGNED - self.in_channels
+        missing = CHANNEL_ALIGNMENT - self.in_channels
         if missing <= 0 or not (input.is_cuda and torch.is_autocast_enabled("cuda")):
             return super().forward(input)
         zeros = (0, 0, 0, 0, 0, missing)

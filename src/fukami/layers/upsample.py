@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Answers = Tensor | tuple[Tensor, ...]
+Scores = Tensor | tuple[Tensor, ...]
 
 
-class Enlarge(nn.ConvTranspose2d):
+class BilinearConvTranspose2d(nn.ConvTranspose2d):
     """A transposed convolution that begins as bilinear interpolation and may learn another (Long et al. 2015, 3.3).
 
     Each channel has a filter of its own: ``(N, channels, H, W)`` to ``(N, channels, factor H, factor W)``.
@@ -38,25 +38,28 @@ class Enlarge(nn.ConvTranspose2d):
         return wide.to(input.dtype)
 
 
-def interpolated(maps: Tensor, height: int, width: int) -> Tensor:
+def interpolate_bilinear(maps: Tensor, height: int, width: int) -> Tensor:
     """Maps ``(N, C, h, w)`` at another size, bilinear, as ``F.interpolate`` gives them without aligned corners.
 
     Where they are trained, by products with two matrices: the gradient of torch's own is summed in any order on a GPU.
     """
     if not maps.requires_grad:
         return F.interpolate(maps, (height, width), mode="bilinear", align_corners=False)
-    down, across = (_between(inner, outer, maps) for inner, outer in zip(maps.shape[-2:], (height, width), strict=True))
+    down, across = (
+        _compute_interpolation_matrix(inner, outer, maps)
+        for inner, outer in zip(maps.shape[-2:], (height, width), strict=True)
+    )
     return down @ maps @ across.T
 
 
-def _between(inner: int, outer: int, like: Tensor) -> Tensor:
+def _compute_interpolation_matrix(inner: int, outer: int, like: Tensor) -> Tensor:
     """What each of ``outer`` places takes of each of ``inner``, ``(outer, inner)``."""
     place = ((torch.arange(outer, device=like.device) + 0.5) * (inner / outer) - 0.5).clamp(0, inner - 1)
     distance = (place.unsqueeze(1) - torch.arange(inner, device=like.device)).abs()
     return (1 - distance).clamp(min=0).to(like.dtype)
 
 
-def whole(scores: Callable[[Tensor], Answers], pictures: Tensor, multiple: int) -> Answers:
+def apply_with_padding(scores: Callable[[Tensor], Scores], pictures: Tensor, multiple: int) -> Scores:
     """The scores of pictures ``(N, C, H, W)`` of any size, by a network that takes multiples of so many pixels.
 
     Zeros, the mean colour of normalised pictures, are added to the right and below, and what is said of them cut off.

@@ -21,7 +21,7 @@ from torch import nn
 
 from fukami.layers.stem import StemConv2d
 
-TABLE = ((64, 11, True), (192, 5, True), (384, 3, False), (256, 3, False), (256, 3, True))  # width, side, pooled
+CONV_LAYERS = ((64, 11, True), (192, 5, True), (384, 3, False), (256, 3, False), (256, 3, True))  # width, side, pooled
 
 
 def alexnet(
@@ -39,18 +39,18 @@ def alexnet(
     Raises:
         ValueError: the picture is too small for the poolings.
     """
-    side = positions(size)
+    side = compute_feature_size(size)
     return nn.Sequential(
         OrderedDict(
-            features=convolutions(channels),
+            features=build_alexnet_features(channels),
             avgpool=nn.AdaptiveAvgPool2d(side),
             flatten=nn.Flatten(),
-            classifier=classifier(256 * side * side, hidden, classes, dropout),
+            classifier=build_alexnet_classifier(256 * side * side, hidden, classes, dropout),
         )
     )
 
 
-def positions(size: int) -> int:
+def compute_feature_size(size: int) -> int:
     """How many positions a side the convolutions leave of a picture ``size`` pixels wide.
 
     Raises:
@@ -64,11 +64,11 @@ def positions(size: int) -> int:
     return side
 
 
-def convolutions(channels: int = 3, normalise: bool = False, width: float = 1.0) -> nn.Sequential:
+def build_alexnet_features(channels: int = 3, normalise: bool = False, width: float = 1.0) -> nn.Sequential:
     """The five convolutions and three poolings; ``width`` is the share of the table's channels that there are."""
     layers: list[nn.Module] = []
     inputs = channels
-    for number, side, pooled in TABLE:
+    for number, side, pooled in CONV_LAYERS:
         outputs = round(width * number)
         if layers:
             layers.append(nn.Conv2d(inputs, outputs, kernel_size=side, padding=side // 2))
@@ -83,7 +83,7 @@ def convolutions(channels: int = 3, normalise: bool = False, width: float = 1.0)
     return nn.Sequential(*layers)
 
 
-def classifier(inputs: int, hidden: int, classes: int, dropout: float) -> nn.Sequential:
+def build_alexnet_classifier(inputs: int, hidden: int, classes: int, dropout: float) -> nn.Sequential:
     """Three affine layers."""
     return nn.Sequential(
         nn.Dropout(dropout),

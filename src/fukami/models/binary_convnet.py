@@ -18,9 +18,9 @@ from torch import nn
 
 from fukami.layers.binary import BinaryConv2d, BinaryLinear, Sign
 from fukami.layers.stem import StemConv2d
-from fukami.models.deep_convnet import PADDING
+from fukami.models.deep_convnet import PADDINGS
 
-Ends = Literal["float", "binary"]
+EndLayers = Literal["float", "binary"]
 
 
 def binary_convnet(
@@ -30,7 +30,7 @@ def binary_convnet(
     size: int = 32,
     widths: tuple[int, ...] = (128, 128, 256, 256, 512, 512),
     hidden: tuple[int, ...] = (1024, 1024),
-    ends: Ends = "float",
+    ends: EndLayers = "float",
     scaling: bool = False,
     thresholds: bool = False,
 ) -> nn.Sequential:
@@ -49,7 +49,7 @@ def binary_convnet(
         ValueError: the picture is too small for the poolings, or ``ends`` is neither.
     """
     paddings = (1,) * len(widths)
-    return _binary(classes, channels, size, widths, paddings, hidden, ends, scaling, thresholds)
+    return _build_binary_convnet(classes, channels, size, widths, paddings, hidden, ends, scaling, thresholds)
 
 
 def binary_deep_convnet(
@@ -60,7 +60,7 @@ def binary_deep_convnet(
     widths: tuple[int, ...] = (32, 32, 64, 64, 128, 128),
     hidden: int = 128,
     dropout: float = 0.0,
-    ends: Ends = "float",
+    ends: EndLayers = "float",
     scaling: bool = False,
     thresholds: bool = False,
 ) -> nn.Sequential:
@@ -68,10 +68,12 @@ def binary_deep_convnet(
 
     The arguments are :func:`binary_convnet`'s, and ``dropout``, the share of the hidden units that training drops.
     """
-    return _binary(classes, channels, size, widths, PADDING, (hidden,), ends, scaling, thresholds, dropout)
+    return _build_binary_convnet(
+        classes, channels, size, widths, PADDINGS, (hidden,), ends, scaling, thresholds, dropout
+    )
 
 
-def _binary(
+def _build_binary_convnet(
     classes: int,
     channels: int,
     size: int,

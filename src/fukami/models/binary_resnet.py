@@ -48,7 +48,7 @@ def binary_resnet18(
         strides = (1 if width == inputs else 2, 1, 1, 1)  # two blocks of two convolutions
         stage = []
         for step in strides:
-            stage.append(Block(inputs, width, step, scaling, thresholds))
+            stage.append(BinaryBasicBlock(inputs, width, step, scaling, thresholds))
             inputs = width
         layers[f"layer{number}"] = nn.Sequential(*stage)
     layers |= {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(512, classes)}
@@ -59,7 +59,7 @@ def binary_resnet18(
     return network
 
 
-class Block(nn.Module):
+class BinaryBasicBlock(nn.Module):
     """Figure 3 (b): sign, 3×3 convolution of one bit, batch normalisation, and the input added."""
 
     def __init__(self, inputs: int, width: int, stride: int, scaling: bool, thresholds: bool) -> None:

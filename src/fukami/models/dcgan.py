@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-NOISE = 100  # numbers that a picture is made of (section 4)
-LEAK = 0.2  # slope of LeakyReLU below 0 (section 4)
-DEVIATION = 0.02  # of all weights at the beginning (section 4)
-SIZES = (28, 32, 64, 128)  # the side of a picture
-FIRST = 4  # that of the generator's first maps
-WIDEST = 8  # times as many maps as in the widest layer of a picture of 64×64, of larger ones, too
+LATENT_DIM = 100  # numbers that a picture is made of (section 4)
+NEGATIVE_SLOPE = 0.2  # slope of LeakyReLU below 0 (section 4)
+INIT_STD = 0.02  # of all weights at the beginning (section 4)
+IMAGE_SIZES = (28, 32, 64, 128)  # the side of a picture
+INITIAL_SIZE = 4  # that of the generator's first maps
+MAX_CHANNEL_FACTOR = 8  # times as many maps as in the widest layer of a picture of 64×64, of larger ones, too
 
 
 def dcgan_generator(size: int = 64, *, channels: int = 3, width: int = 128, kernel: int = 5) -> "Generator":
@@ -53,22 +53,22 @@ def dcgan_discriminator(
 class Generator(nn.Module):
     """Noise, projected to the first maps, which are enlarged twofold again and again."""
 
-    numbers = NOISE
+    numbers = LATENT_DIM
 
     def __init__(self, size: int, channels: int, width: int, kernel: int) -> None:
         super().__init__()
-        steps = _steps(size, channels, width)[::-1]
+        steps = _compute_layer_shapes(size, channels, width)[::-1]
         widest = steps[0][2]
-        self.first = (widest, FIRST, FIRST)
-        self.noise = nn.Linear(NOISE, widest * FIRST**2, bias=False)
+        self.first = (widest, INITIAL_SIZE, INITIAL_SIZE)
+        self.noise = nn.Linear(LATENT_DIM, widest * INITIAL_SIZE**2, bias=False)
         layers: list[nn.Module] = []
         for side, outputs, inputs in steps:
             layers += [nn.BatchNorm2d(inputs), nn.ReLU(inplace=True)]
-            form = _form(kernel, side)
+            form = _build_conv_options(kernel, side)
             more = form["kernel_size"] % 2 - side % 2
             layers.append(nn.ConvTranspose2d(inputs, outputs, **form, output_padding=more, bias=side == size))
         self.layers = nn.Sequential(*layers, nn.Tanh())
-        self.apply(_initialise)
+        self.apply(_init_weights)
 
     def forward(self, noise: Tensor) -> Tensor:
         """``(N, 100)`` to ``(N, C, H, W)``."""
@@ -82,13 +82,13 @@ class Discriminator(nn.Module):
     def __init__(self, size: int, channels: int, width: int, kernel: int, spectral: bool) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for side, inputs, outputs in _steps(size, channels, width):
+        for side, inputs, outputs in _compute_layer_shapes(size, channels, width):
             plain = spectral or not layers
-            layers.append(nn.Conv2d(inputs, outputs, **_form(kernel, side), bias=plain))
-            layers += ([] if plain else [nn.BatchNorm2d(outputs)]) + [nn.LeakyReLU(LEAK, inplace=True)]
+            layers.append(nn.Conv2d(inputs, outputs, **_build_conv_options(kernel, side), bias=plain))
+            layers += ([] if plain else [nn.BatchNorm2d(outputs)]) + [nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)]
         self.features = nn.Sequential(*layers)
-        self.score = nn.Linear(outputs * FIRST**2, 1)
-        self.apply(_initialise)
+        self.score = nn.Linear(outputs * INITIAL_SIZE**2, 1)
+        self.apply(_init_weights)
         if spectral:
             for layer in [*self.features, self.score]:
                 if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -108,30 +108,30 @@ class Discriminator(nn.Module):
         return found
 
 
-def _steps(size: int, channels: int, width: int) -> list[tuple[int, int, int]]:
+def _compute_layer_shapes(size: int, channels: int, width: int) -> list[tuple[int, int, int]]:
     """The steps of the discriminator: the side of what comes in, its maps, and those that go out."""
-    if size not in SIZES:
-        raise ValueError(f"size should be one of {', '.join(map(str, SIZES))}, not {size}")
+    if size not in IMAGE_SIZES:
+        raise ValueError(f"size should be one of {', '.join(map(str, IMAGE_SIZES))}, not {size}")
     steps: list[tuple[int, int, int]] = []
     inputs = channels
-    while size > FIRST:
-        outputs = width * min(2 ** len(steps), WIDEST)
+    while size > INITIAL_SIZE:
+        outputs = width * min(2 ** len(steps), MAX_CHANNEL_FACTOR)
         steps.append((size, inputs, outputs))
         size, inputs = (size + 1) // 2, outputs
     return steps
 
 
-def _form(kernel: int, side: int) -> dict[str, Any]:
+def _build_conv_options(kernel: int, side: int) -> dict[str, Any]:
     """Of a filter that halves a side; an odd one takes an odd filter."""
     if side % 2 == 1 and kernel % 2 == 0:
         kernel -= 1
     return {"kernel_size": kernel, "stride": 2, "padding": (kernel - 1) // 2}
 
 
-def _initialise(layer: nn.Module) -> None:
+def _init_weights(layer: nn.Module) -> None:
     if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-        nn.init.normal_(layer.weight, 0.0, DEVIATION)
+        nn.init.normal_(layer.weight, 0.0, INIT_STD)
     elif isinstance(layer, nn.BatchNorm2d):
-        nn.init.normal_(layer.weight, 1.0, DEVIATION)
+        nn.init.normal_(layer.weight, 1.0, INIT_STD)
     if getattr(layer, "bias", None) is not None:
         nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from torch import nn
 
 from fukami.layers.stem import StemConv2d
 
-PADDING = (1, 1, 1, 2, 1, 1)  # the fourth layer's 2 turns 14×14 into 16×16, which halves evenly twice
+PADDINGS = (1, 1, 1, 2, 1, 1)  # the fourth layer's 2 turns 14×14 into 16×16, which halves evenly twice
 
 
 def deep_convnet(
@@ -43,7 +43,7 @@ def deep_convnet(
         raise ValueError(f"deep_convnet pools three times and needs pictures of at least 4×4, not {size}×{size}")
     layers: list[nn.Module] = []
     inputs = channels
-    for number, (width, padding) in enumerate(zip(widths, PADDING, strict=True), start=1):
+    for number, (width, padding) in enumerate(zip(widths, PADDINGS, strict=True), start=1):
         convolution = nn.Conv2d if layers else StemConv2d
         layers.append(convolution(inputs, width, kernel_size=3, padding=padding))
         if batch_norm:

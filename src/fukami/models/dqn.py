@@ -17,8 +17,8 @@ weights begin as in He et al. 2015: in a picture of Pong all but a hundredth of 
 import torch
 from torch import Tensor, nn
 
-LEAST = 36  # pixels that the three convolutions need
-DEVIATION = 0.01  # of the last layer's weights at the beginning, as an orthogonal matrix: it knows no values yet
+MIN_SIDE = 36  # pixels that the three convolutions need
+OUTPUT_INIT_GAIN = 0.01  # of the last layer's weights at the beginning, as an orthogonal matrix: it knows no values yet
 
 
 def dqn(actions: int = 18, *, shape: tuple[int, ...] = (4, 84, 84), hidden: int = 512) -> "DQN":
@@ -46,8 +46,8 @@ class DQN(nn.Module):
         self.pictures = len(shape) == 3
         if self.pictures:
             channels, *sides = shape
-            if min(sides) < LEAST:
-                raise ValueError(f"dqn needs pictures of at least {LEAST}×{LEAST}, not {sides[0]}×{sides[1]}")
+            if min(sides) < MIN_SIDE:
+                raise ValueError(f"dqn needs pictures of at least {MIN_SIDE}×{MIN_SIDE}, not {sides[0]}×{sides[1]}")
             convolutions = [nn.Conv2d(channels, 32, 8, 4), nn.Conv2d(32, 64, 4, 2), nn.Conv2d(64, 64, 3, 1)]
             height, width = (((side - 4) // 4 - 2) // 2 - 2 for side in sides)
             inputs = 64 * height * width
@@ -67,7 +67,7 @@ class DQN(nn.Module):
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # He et al. 2015, eq. 10
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-        nn.init.orthogonal_(self.values.weight, DEVIATION)
+        nn.init.orthogonal_(self.values.weight, OUTPUT_INIT_GAIN)
         nn.init.zeros_(self.values.bias)
 
     def standardise(self, frames: Tensor) -> None:

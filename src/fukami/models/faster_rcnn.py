@@ -22,19 +22,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_pool
 
-from fukami.layers import anchors, boxes, sampling
-from fukami.layers.detection_types import Found, Samples, Truth
-from fukami.layers.frozen_batch_norm import freeze
+from fukami.layers import anchors, box_sampling, boxes
+from fukami.layers.detection_types import Detections, GroundTruth, SampledBoxes
+from fukami.layers.frozen_batch_norm import freeze_batch_norm
 from fukami.layers.roi_align import roi_align
 from fukami.models.resnet import resnet50
-from fukami.models.vgg import convolutions
+from fukami.models.vgg import build_vgg_features
 
-Pooling = Literal["align", "pool"]
-Part = Literal["both", "rpn", "regions"]
-SIDE = 7  # places across and down that a region is pooled to
+RoIPooling = Literal["align", "pool"]
+TrainingPart = Literal["both", "rpn", "regions"]
+POOLED_SIZE = 7  # places across and down that a region is pooled to
 
 
-class Said(NamedTuple):
+class RPNOutput(NamedTuple):
     """Of all anchors, map after map: objectness ``(N, A)``, deltas ``(N, A, 4)``, where they are ``(A, 4)``, and how
     many each map has.
     """
@@ -46,7 +46,7 @@ class Said(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Budget:
+class DetectionLimits:
     """How many boxes pass each point.
 
     Attributes:
@@ -68,7 +68,7 @@ def faster_rcnn_vgg16(
     scales: Sequence[float] = (128, 256, 512),
     hidden: int = 4096,
     dropout: float = 0.5,
-    pooling: Pooling = "align",
+    pooling: RoIPooling = "align",
     batch_norm: bool = False,
     width: float = 1.0,
     stride: Literal[8, 16] = 16,
@@ -85,16 +85,16 @@ def faster_rcnn_vgg16(
         width: share of the paper's channels in the backbone.
         stride: pixels from one place of the map to the next.
     """
-    backbone = Plain(batch_norm, width, stride)
-    rpn = RegionProposalNetwork(backbone.channels, [anchors.cell(scales)], inside=True)
-    heads = RegionHeads(backbone.channels, classes, (stride,), hidden, dropout, pooling)
-    return FasterRCNN(backbone, rpn, heads, Budget((12000, 6000), (2000, 300), regions=128))
+    backbone = VGGBackbone(batch_norm, width, stride)
+    rpn = RegionProposalNetwork(backbone.channels, [anchors.compute_cell_anchors(scales)], inside=True)
+    heads = RoIHeads(backbone.channels, classes, (stride,), hidden, dropout, pooling)
+    return FasterRCNN(backbone, rpn, heads, DetectionLimits((12000, 6000), (2000, 300), regions=128))
 
 
 def faster_rcnn_resnet50_fpn(
     classes: int = 90,
     *,
-    pooling: Pooling = "align",
+    pooling: RoIPooling = "align",
     frozen: bool = True,
     scales: Sequence[float] = (32, 64, 128, 256, 512),
 ) -> "FasterRCNN":
@@ -106,16 +106,18 @@ def faster_rcnn_resnet50_fpn(
         frozen: whether batch normalisation stays as it is, as published weights need it; they have to be loaded then.
         scales: side in pixels of the square anchor of each level of the pyramid.
     """
-    backbone = Pyramid(frozen)
-    rpn = RegionProposalNetwork(256, [anchors.cell([scale]) for scale in scales], inside=False)
-    heads = RegionHeads(256, classes, (4, 8, 16, 32), 1024, 0.0, pooling)
-    return FasterRCNN(backbone, rpn, heads, Budget((2000, 1000), (2000, 1000)))
+    backbone = ResNetFPNBackbone(frozen)
+    rpn = RegionProposalNetwork(256, [anchors.compute_cell_anchors([scale]) for scale in scales], inside=False)
+    heads = RoIHeads(256, classes, (4, 8, 16, 32), 1024, 0.0, pooling)
+    return FasterRCNN(backbone, rpn, heads, DetectionLimits((2000, 1000), (2000, 1000)))
 
 
 class FasterRCNN(nn.Module):
     """Proposals from the maps of a backbone, and what is in them."""
 
-    def __init__(self, backbone: nn.Module, rpn: "RegionProposalNetwork", heads: "RegionHeads", budget: Budget) -> None:
+    def __init__(
+        self, backbone: nn.Module, rpn: "RegionProposalNetwork", heads: "RoIHeads", budget: DetectionLimits
+    ) -> None:
         super().__init__()
         self.backbone, self.rpn, self.roi_heads, self.budget = backbone, rpn, heads, budget
 
@@ -123,9 +125,9 @@ class FasterRCNN(nn.Module):
         self,
         pictures: Tensor,
         sizes: Tensor,
-        truth: Truth | None = None,
+        truth: GroundTruth | None = None,
         proposals: tuple[Tensor, Tensor] | None = None,
-        part: Part = "both",
+        part: TrainingPart = "both",
     ) -> Any:
         """What is in normalised pictures ``(N, 3, H, W)``, whose heights and widths in the frame are ``(N, 2)``.
 
@@ -152,7 +154,7 @@ class FasterRCNN(nn.Module):
 
     def outline(self) -> nn.Module:
         """The layers alone, of one region that is the whole picture: what is of fixed shape and can be traced."""
-        return Outline(self)
+        return TraceableFasterRCNN(self)
 
     def propose(self, pictures: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """The proposals alone: boxes ``(N, P, 4)`` best first, and which of them are there ``(N, P)``."""
@@ -160,14 +162,14 @@ class FasterRCNN(nn.Module):
         return self.rpn.proposals(said, sizes, self.budget)
 
 
-class Outline(nn.Module):
+class TraceableFasterRCNN(nn.Module):
     """The layers of a detector as a chain that depends on no value; every region costs the affine layers once."""
 
     def __init__(self, detector: FasterRCNN) -> None:
         super().__init__()
         self.backbone, self.rpn_head = detector.backbone, detector.rpn.head
         self.box_head, self.box_predictor = detector.roi_heads.box_head, detector.roi_heads.box_predictor
-        self.pool = nn.AdaptiveAvgPool2d(SIDE)
+        self.pool = nn.AdaptiveAvgPool2d(POOLED_SIZE)
 
     def forward(self, pictures: Tensor) -> tuple[list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
         """``(N, 3, H, W)`` to what the heads say of each map and of the region."""
@@ -178,34 +180,40 @@ class Outline(nn.Module):
 class RegionProposalNetwork(nn.Module):
     """For each anchor, whether an object is there, and how far its box is from the anchor (section 3.1)."""
 
-    def __init__(self, channels: int, about: Sequence[anchors.Cell], *, inside: bool) -> None:
+    def __init__(self, channels: int, about: Sequence[anchors.CellAnchors], *, inside: bool) -> None:
         super().__init__()
         self.about, self.inside = about, inside
         self.head = RPNHead(channels, len(about[0]))
 
-    def forward(self, maps: Sequence[Tensor], frame: tuple[int, int]) -> Said:
+    def forward(self, maps: Sequence[Tensor], frame: tuple[int, int]) -> RPNOutput:
         """What all anchors of the maps are, and what the head says of them; ``frame`` is the pictures' size."""
         each = [self.head(features) for features in maps]
         logits, deltas = (torch.cat(parts, 1).float() for parts in zip(*each, strict=True))
-        return Said(logits, deltas, anchors.grid(self.about, maps, frame), [part.shape[1] for part, _ in each])
+        return RPNOutput(
+            logits, deltas, anchors.compute_anchors(self.about, maps, frame), [part.shape[1] for part, _ in each]
+        )
 
-    def samples(self, said: Said, sizes: Tensor, truth: Truth, budget: Budget) -> Samples:
+    def samples(self, said: RPNOutput, sizes: Tensor, truth: GroundTruth, budget: DetectionLimits) -> SampledBoxes:
         """The anchors that are learned from: half of them objects at most (section 3.1.3)."""
         places, inside = said.anchors, None
         with torch.no_grad():
             if self.inside:  # anchors across the border give errors that nothing can mend
                 inside = (places[:, :2] >= 0).all(1) & (places[:, 2:] <= sizes.flip(1).unsqueeze(1)).all(2)
             objects = truth.boxes, truth.classes, truth.ignored
-            which, targets = sampling.match(places, *objects, 0.3, 0.7, best=True, usable=inside)
-            order = sampling.priorities(truth.draws, len(places))
-            chosen, there = sampling.balanced(targets, order, budget.anchors, 0.5)
+            which, targets = box_sampling.match_boxes(places, *objects, 0.3, 0.7, best=True, usable=inside)
+            order = box_sampling.compute_priorities(truth.draws, len(places))
+            chosen, there = box_sampling.sample_balanced(targets, order, budget.anchors, 0.5)
             targets = (targets.gather(1, chosen) > 0).long()
-            goals = boxes.encode(sampling.pick(truth.boxes, which.gather(1, chosen)), places[chosen])
+            goals = boxes.encode_boxes(
+                box_sampling.gather_by_index(truth.boxes, which.gather(1, chosen)), places[chosen]
+            )
             goals = goals.where((targets > 0).unsqueeze(2), 0.0)  # background may be beside no object at all
-        return Samples(said.logits.gather(1, chosen), targets, sampling.pick(said.deltas, chosen), goals, there)
+        return SampledBoxes(
+            said.logits.gather(1, chosen), targets, box_sampling.gather_by_index(said.deltas, chosen), goals, there
+        )
 
     @torch.no_grad()
-    def proposals(self, said: Said, sizes: Tensor, budget: Budget) -> tuple[Tensor, Tensor]:
+    def proposals(self, said: RPNOutput, sizes: Tensor, budget: DetectionLimits) -> tuple[Tensor, Tensor]:
         """The best boxes of each picture that do not overlap by more than 0.7, and which of the places are filled."""
         before, after = budget.before[not self.training], budget.after[not self.training]
         parts = said.logits.split_with_sizes(said.counts, 1)
@@ -215,13 +223,15 @@ class RegionProposalNetwork(nn.Module):
         ]
         chosen = torch.cat(tops, 1)
         levels = torch.cat([torch.full_like(top[0], number) for number, top in enumerate(tops)])
-        found = boxes.clip(boxes.decode(sampling.pick(said.deltas, chosen), said.anchors[chosen]), sizes)
+        found = boxes.clip_boxes(
+            boxes.decode_boxes(box_sampling.gather_by_index(said.deltas, chosen), said.anchors[chosen]), sizes
+        )
         there = (found[..., 2:] - found[..., :2] >= 1e-3).all(2)
         found = found.where(there.unsqueeze(2), 0.0)  # those of a network that is not finite any more are no places
         scores = said.logits.gather(1, chosen).masked_fill(~there, -torch.inf)
         kept, filled = [], []
         for own, score, valid in zip(found, scores, there, strict=True):
-            keep = boxes.suppress(own, score, levels, 0.7)
+            keep = boxes.apply_nms(own, score, levels, 0.7)
             places = torch.arange(after, device=keep.device) < keep.shape[0]
             keep = F.pad(keep, (0, after))[:after]
             kept.append(own[keep])
@@ -249,50 +259,52 @@ class RPNHead(nn.Module):
         return logits.flatten(1), deltas.reshape(deltas.shape[0], -1, 4)
 
 
-class RegionHeads(nn.Module):
+class RoIHeads(nn.Module):
     """What is in each proposal (Girshick 2015, "Fast R-CNN"): its class, and a box for each class."""
 
     def __init__(
-        self, channels: int, classes: int, strides: Sequence[int], hidden: int, dropout: float, pooling: Pooling
+        self, channels: int, classes: int, strides: Sequence[int], hidden: int, dropout: float, pooling: RoIPooling
     ) -> None:
         super().__init__()
         self.strides, self.pooling = strides, pooling
-        self.box_head = AffineHead(channels * SIDE * SIDE, hidden, dropout)
-        self.box_predictor = Predictor(hidden, classes)
+        self.box_head = TwoMLPHead(channels * POOLED_SIZE * POOLED_SIZE, hidden, dropout)
+        self.box_predictor = FastRCNNPredictor(hidden, classes)
 
     def samples(
-        self, maps: Sequence[Tensor], proposals: Tensor, there: Tensor, truth: Truth, budget: Budget
-    ) -> Samples:
+        self, maps: Sequence[Tensor], proposals: Tensor, there: Tensor, truth: GroundTruth, budget: DetectionLimits
+    ) -> SampledBoxes:
         """The proposals that are learned from, and the objects themselves: a quarter of them objects at most."""
         with torch.no_grad():
             objects = (truth.classes >= 0) & ~truth.ignored
             proposals, there = torch.cat([proposals, truth.boxes], 1), torch.cat([there, objects], 1)
-            which, targets = sampling.match(proposals, truth.boxes, truth.classes, truth.ignored, 0.5, 0.5)
-            targets = torch.where(there, targets, sampling.UNCLEAR)
-            order = sampling.priorities(truth.draws + 1, proposals.shape[1])
-            chosen, filled = sampling.balanced(targets, order, budget.regions, 0.25)
-            proposals, targets = sampling.pick(proposals, chosen), targets.gather(1, chosen).clamp(min=0)
-            goals = boxes.encode(sampling.pick(truth.boxes, which.gather(1, chosen)), proposals, boxes.WEIGHTS)
+            which, targets = box_sampling.match_boxes(proposals, truth.boxes, truth.classes, truth.ignored, 0.5, 0.5)
+            targets = torch.where(there, targets, box_sampling.IGNORE_LABEL)
+            order = box_sampling.compute_priorities(truth.draws + 1, proposals.shape[1])
+            chosen, filled = box_sampling.sample_balanced(targets, order, budget.regions, 0.25)
+            proposals, targets = box_sampling.gather_by_index(proposals, chosen), targets.gather(1, chosen).clamp(min=0)
+            goals = boxes.encode_boxes(
+                box_sampling.gather_by_index(truth.boxes, which.gather(1, chosen)), proposals, boxes.ROI_WEIGHTS
+            )
             goals = goals.where((targets > 0).unsqueeze(2), 0.0)
         scores, deltas = self(maps, proposals)
-        own = sampling.pick(deltas.flatten(0, 1), targets.view(-1, 1)).view_as(goals)
-        return Samples(scores, targets, own, goals, filled)
+        own = box_sampling.gather_by_index(deltas.flatten(0, 1), targets.view(-1, 1)).view_as(goals)
+        return SampledBoxes(scores, targets, own, goals, filled)
 
     def found(
-        self, maps: Sequence[Tensor], proposals: Tensor, there: Tensor, sizes: Tensor, budget: Budget
-    ) -> list[Found]:
+        self, maps: Sequence[Tensor], proposals: Tensor, there: Tensor, sizes: Tensor, budget: DetectionLimits
+    ) -> list[Detections]:
         """What the proposals hold: the best of each class that do not overlap by more than 0.5, from a score of 5 %."""
         scores, deltas = self(maps, proposals)
         scores = scores.softmax(2)[..., 1:] * there.unsqueeze(2)
-        every = boxes.decode(deltas[:, :, 1:], proposals.unsqueeze(2), boxes.WEIGHTS)
-        every = boxes.clip(every, sizes)
+        every = boxes.decode_boxes(deltas[:, :, 1:], proposals.unsqueeze(2), boxes.ROI_WEIGHTS)
+        every = boxes.clip_boxes(every, sizes)
         likely = (scores > 0.05) & ((every[..., 2:] - every[..., :2]) >= 1e-2).all(3)
         answers = []
         for own, score, which in zip(every, scores, likely, strict=True):
             _, classes = which.nonzero(as_tuple=True)
             own, score = own[which], score[which]
-            keep = boxes.suppress(own, score, classes, 0.5)[: budget.found]
-            answers.append(Found(own[keep], classes[keep], score[keep]))
+            keep = boxes.apply_nms(own, score, classes, 0.5)[: budget.found]
+            answers.append(Detections(own[keep], classes[keep], score[keep]))
         return answers
 
     def forward(self, maps: Sequence[Tensor], regions: Tensor) -> tuple[Tensor, Tensor]:
@@ -308,7 +320,7 @@ class RegionHeads(nn.Module):
         flat = torch.cat([number.repeat_interleave(regions.shape[1]).unsqueeze(1), regions.flatten(0, 1)], 1)
         if len(self.strides) == 1:
             return self._pool(maps[0], flat, self.strides[0])
-        side = boxes.area(flat[:, 1:]).clamp(min=0).sqrt()
+        side = boxes.compute_area(flat[:, 1:]).clamp(min=0).sqrt()
         level = (4 + (side / 224).log2() + 1e-6).floor().clamp(2, 5).long() - 2  # Lin et al. 2017, equation 1
         rows = [(level == number).nonzero().squeeze(1) for number in range(len(self.strides))]
         parts = [flat[row] for row in rows]
@@ -319,11 +331,11 @@ class RegionHeads(nn.Module):
         """In float32, whatever the maps are in."""
         features = features.float()
         if self.pooling == "pool":
-            return roi_pool(features, regions, SIDE, 1 / stride)  # type: ignore[no-any-return]
-        return roi_align(features, regions, SIDE, 1 / stride)
+            return roi_pool(features, regions, POOLED_SIZE, 1 / stride)  # type: ignore[no-any-return]
+        return roi_align(features, regions, POOLED_SIZE, 1 / stride)
 
 
-class AffineHead(nn.Module):
+class TwoMLPHead(nn.Module):
     """Two affine layers on a pooled region."""
 
     def __init__(self, inputs: int, hidden: int, dropout: float) -> None:
@@ -337,7 +349,7 @@ class AffineHead(nn.Module):
         return self.dropout(F.relu(self.fc7(hidden)))  # type: ignore[no-any-return]
 
 
-class Predictor(nn.Module):
+class FastRCNNPredictor(nn.Module):
     """Class scores, background first, and the deltas of a box for each."""
 
     def __init__(self, inputs: int, classes: int) -> None:
@@ -349,12 +361,12 @@ class Predictor(nn.Module):
         return self.cls_score(hidden), self.bbox_pred(hidden)
 
 
-class Plain(nn.Module):
+class VGGBackbone(nn.Module):
     """The convolutions of VGG-16: one map of stride 16; of 8, if the fourth pooling takes every place."""
 
     def __init__(self, batch_norm: bool, width: float, stride: Literal[8, 16]) -> None:
         super().__init__()
-        layers = list(convolutions("D", normalise=batch_norm, width=width))[:-1]
+        layers = list(build_vgg_features("D", normalise=batch_norm, width=width))[:-1]
         if stride == 8:
             (*_, fourth) = (number for number, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d))
             layers[fourth] = nn.MaxPool2d(3, stride=1, padding=1)
@@ -366,7 +378,7 @@ class Plain(nn.Module):
         return [self.features(pictures)]
 
 
-class Pyramid(nn.Module):
+class ResNetFPNBackbone(nn.Module):
     """ResNet-50 and a feature pyramid on its stages: five maps of 256 channels, of strides 4, 8, 16, 32 and 64."""
 
     def __init__(self, frozen: bool) -> None:
@@ -374,8 +386,8 @@ class Pyramid(nn.Module):
         network = resnet50(1)
         stages = list(network.named_children())[:8]
         body = nn.Sequential(OrderedDict(stages))
-        self.body = freeze(body) if frozen else body
-        self.fpn = FeaturePyramid((256, 512, 1024, 2048), 256)
+        self.body = freeze_batch_norm(body) if frozen else body
+        self.fpn = FeaturePyramidNetwork((256, 512, 1024, 2048), 256)
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
         """``(N, 3, H, W)`` to the maps, finest first."""
@@ -387,7 +399,7 @@ class Pyramid(nn.Module):
         return self.fpn(maps)  # type: ignore[no-any-return]
 
 
-class FeaturePyramid(nn.Module):
+class FeaturePyramidNetwork(nn.Module):
     """Each level: its own stage, brought to the same channels, and the coarser levels above it (figure 3)."""
 
     def __init__(self, inputs: Sequence[int], channels: int) -> None:

@@ -21,11 +21,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fukami.layers.upsample import Enlarge, interpolated, whole
+from fukami.layers.upsample import BilinearConvTranspose2d, apply_with_padding, interpolate_bilinear
 from fukami.models.resnet import resnet50, resnet101
-from fukami.models.vgg import convolutions, renumbered
+from fukami.models.vgg import build_vgg_features, renumber_conv_weights
 
-MULTIPLE = 32  # pixels that one place of the deepest maps stands for
+SIZE_DIVISOR = 32  # pixels that one place of the deepest maps stands for
 
 
 def fcn32s_vgg16(
@@ -84,7 +84,7 @@ class FCNVGG(nn.Module):
         self, classes: int, stride: int, hidden: int, dropout: float, width: float, batch_norm: bool = False
     ) -> None:
         super().__init__()
-        self.features = convolutions("D", normalise=batch_norm, width=width)
+        self.features = build_vgg_features("D", normalise=batch_norm, width=width)
         c3, c4, c5 = (round(width * channels) for channels in (256, 512, 512))
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for number, inputs, side in ((6, c5, 7), (7, hidden, 1)):  # N × hidden × H/32 × W/32
@@ -98,18 +98,18 @@ class FCNVGG(nn.Module):
             layer = self.head.get_submodule(name)
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-        self.score4 = _zero(c4, classes) if stride < 32 else None
-        self.twice4 = Enlarge(classes, 2) if stride < 32 else None
-        self.score3 = _zero(c3, classes) if stride < 16 else None
-        self.twice3 = Enlarge(classes, 2) if stride < 16 else None
-        self.enlarge = Enlarge(classes, stride)
+        self.score4 = _build_zero_conv(c4, classes) if stride < 32 else None
+        self.twice4 = BilinearConvTranspose2d(classes, 2) if stride < 32 else None
+        self.score3 = _build_zero_conv(c3, classes) if stride < 16 else None
+        self.twice3 = BilinearConvTranspose2d(classes, 2) if stride < 16 else None
+        self.enlarge = BilinearConvTranspose2d(classes, stride)
         pool3, pool4 = [n for n, layer in enumerate(self.features, 1) if isinstance(layer, nn.MaxPool2d)][2:4]
         # in a list, since their layers are the network's already
         self.stages = [self.features[:pool3], self.features[pool3:pool4], self.features[pool4:], self.head]
 
     def forward(self, pictures: Tensor) -> Any:
         """Normalised ``(N, 3, H, W)`` to scores ``(N, classes, H, W)``."""
-        return whole(self.scores, pictures, MULTIPLE)
+        return apply_with_padding(self.scores, pictures, SIZE_DIVISOR)
 
     def scores(self, pictures: Tensor) -> Tensor:
         """The same where H and W are multiples of 32."""
@@ -125,7 +125,7 @@ class FCNVGG(nn.Module):
 
     def outline(self) -> nn.Module:
         """The layers without what fits other sizes to them."""
-        return Outline(self)
+        return TraceableFCN(self)
 
     def chain(self) -> list[nn.Module]:
         """The layers of the classifier, one after another."""
@@ -133,7 +133,7 @@ class FCNVGG(nn.Module):
 
     def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of a classifier's tensors, those that fit here: its affine layers as convolutions (figure 2)."""
-        found = renumbered(tensors, self.features)
+        found = renumber_conv_weights(tensors, self.features)
         for old, new in (("classifier.0", "head.fc6"), ("classifier.3", "head.fc7")):
             weight, expected = tensors.get(f"{old}.weight"), self.get_parameter(f"{new}.weight")
             if weight is not None and weight.numel() == expected.numel():
@@ -154,17 +154,17 @@ class FCNResNet(nn.Module):
         dilate(layers["layer3"], 1, 2)
         dilate(layers["layer4"], 2, 4)
         self.backbone = nn.Sequential(layers)
-        self.classifier = _head(2048, classes)
-        self.aux_classifier = _head(1024, classes) if auxiliary else None
+        self.classifier = _build_fcn_head(2048, classes)
+        self.aux_classifier = _build_fcn_head(1024, classes) if auxiliary else None
 
     def forward(self, pictures: Tensor) -> Any:
         """Normalised ``(N, 3, H, W)`` to scores ``(N, classes, H, W)``, in training perhaps a pair of them."""
         height, width = pictures.shape[-2:]
         third = self.backbone[:-1](pictures)  # N × 1024 × H/8 × W/8
         scores = self.classifier(self.backbone[-1](third))  # from N × 2048 × H/8 × W/8
-        scores = interpolated(scores, height, width)
+        scores = interpolate_bilinear(scores, height, width)
         if self.training and self.aux_classifier is not None:
-            return scores, interpolated(self.aux_classifier(third), height, width)
+            return scores, interpolate_bilinear(self.aux_classifier(third), height, width)
         return scores
 
     def outline(self) -> nn.Module:
@@ -176,7 +176,7 @@ class FCNResNet(nn.Module):
         return {f"backbone.{key}": value for key, value in tensors.items() if not key.startswith("fc.")}
 
 
-class Outline(nn.Module):
+class TraceableFCN(nn.Module):
     """The scores of an :class:`FCNVGG`, whose stages are modules of their own here."""
 
     def __init__(self, network: FCNVGG) -> None:
@@ -204,7 +204,7 @@ def dilate(stage: nn.Module, first: int, others: int) -> None:
                 layer.dilation, layer.padding = (apart, apart), (apart, apart)
 
 
-def _zero(inputs: int, classes: int) -> nn.Conv2d:
+def _build_zero_conv(inputs: int, classes: int) -> nn.Conv2d:
     """Scores that are 0 at first."""
     layer = nn.Conv2d(inputs, classes, 1)
     nn.init.zeros_(layer.weight)
@@ -212,7 +212,7 @@ def _zero(inputs: int, classes: int) -> nn.Conv2d:
     return layer
 
 
-def _head(inputs: int, classes: int) -> nn.Sequential:
+def _build_fcn_head(inputs: int, classes: int) -> nn.Sequential:
     """torchvision's ``FCNHead``."""
     middle = inputs // 4
     return nn.Sequential(

@@ -45,8 +45,8 @@ def googlenet(
         raise ValueError(f"kernel is 3 (torchvision's weights) or 5 (the paper), not {kernel}")
     network = GoogLeNet(classes, channels, kernel, dropout)
     if auxiliary:
-        network.aux1 = Auxiliary(512, classes, auxiliary_dropout)
-        network.aux2 = Auxiliary(528, classes, auxiliary_dropout)
+        network.aux1 = InceptionAux(512, classes, auxiliary_dropout)
+        network.aux2 = InceptionAux(528, classes, auxiliary_dropout)
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=0.01, a=-2, b=2)
@@ -58,10 +58,10 @@ class GoogLeNet(nn.Module):
 
     def __init__(self, classes: int, channels: int, kernel: int, dropout: float) -> None:
         super().__init__()
-        self.conv1 = Convolution(channels, 64, 7, stride=2, stem=True)  # shapes for 224×224:  64 × 112 × 112
+        self.conv1 = BasicConv2d(channels, 64, 7, stride=2, stem=True)  # shapes for 224×224:  64 × 112 × 112
         self.maxpool1 = nn.MaxPool2d(3, stride=2, ceil_mode=True)  #                           64 ×  56 ×  56
-        self.conv2 = Convolution(64, 64, 1)
-        self.conv3 = Convolution(64, 192, 3)  #                                               192 ×  56 ×  56
+        self.conv2 = BasicConv2d(64, 64, 1)
+        self.conv3 = BasicConv2d(64, 192, 3)  #                                               192 ×  56 ×  56
         self.maxpool2 = nn.MaxPool2d(3, stride=2, ceil_mode=True)  #                          192 ×  28 ×  28
         #                             in 1×1  reduce, 3×3  reduce, 5×5  pool proj
         self.inception3a = Inception(192, 64, (96, 128), (16, 32), 32, kernel)  #             256 ×  28 ×  28
@@ -79,8 +79,8 @@ class GoogLeNet(nn.Module):
         self.flatten = nn.Flatten()
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(1024, classes)
-        self.aux1: Auxiliary | None = None
-        self.aux2: Auxiliary | None = None
+        self.aux1: InceptionAux | None = None
+        self.aux2: InceptionAux | None = None
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Scores of ``(N, C, H, W)``; in training, where there are auxiliary heads, theirs as well."""
@@ -104,23 +104,23 @@ class Inception(nn.Module):
         self, inputs: int, ones: int, threes: tuple[int, int], fives: tuple[int, int], pooled: int, kernel: int
     ) -> None:
         super().__init__()
-        self.branch1 = Convolution(inputs, ones, 1)
-        self.branch2 = nn.Sequential(Convolution(inputs, threes[0], 1), Convolution(*threes, 3))
-        self.branch3 = nn.Sequential(Convolution(inputs, fives[0], 1), Convolution(*fives, kernel))
-        self.branch4 = nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), Convolution(inputs, pooled, 1))
+        self.branch1 = BasicConv2d(inputs, ones, 1)
+        self.branch2 = nn.Sequential(BasicConv2d(inputs, threes[0], 1), BasicConv2d(*threes, 3))
+        self.branch3 = nn.Sequential(BasicConv2d(inputs, fives[0], 1), BasicConv2d(*fives, kernel))
+        self.branch4 = nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), BasicConv2d(inputs, pooled, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, inputs, H, W)`` to ``(N, ones + threes[1] + fives[1] + pooled, H, W)``."""
         return torch.cat((self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)), 1)
 
 
-class Auxiliary(nn.Module):
+class InceptionAux(nn.Module):
     """Section 5: a small classifier on a module in the middle, whose loss keeps the early layers learning."""
 
     def __init__(self, inputs: int, classes: int, dropout: float) -> None:
         super().__init__()
         self.avgpool = nn.AdaptiveAvgPool2d(4)
-        self.conv = Convolution(inputs, 128, 1)
+        self.conv = BasicConv2d(inputs, 128, 1)
         self.flatten = nn.Flatten()
         self.fc1 = nn.Linear(128 * 4 * 4, 1024)
         self.relu = nn.ReLU(inplace=True)
@@ -134,7 +134,7 @@ class Auxiliary(nn.Module):
         return scores
 
 
-class Convolution(nn.Module):
+class BasicConv2d(nn.Module):
     """A convolution that keeps the picture's size (up to its stride), batch normalisation and ReLU."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, stem: bool = False) -> None:

@@ -15,7 +15,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from fukami.models.vgg import TABLE, convolutions
+from fukami.models.vgg import CONFIGS, build_vgg_features
 
 
 def neural_style_vgg16() -> "StyleFeatures":
@@ -36,7 +36,7 @@ class StyleFeatures(nn.Module):
         layers: list[nn.Module] = []
         self.style: list[int] = []  # numbers of the ReLUs whose maps tell the style
         group = within = 0
-        for layer in convolutions(column).children():
+        for layer in build_vgg_features(column).children():
             if isinstance(layer, nn.MaxPool2d):
                 layer, group, within = nn.AvgPool2d(2, 2), group + 1, 0
             layers.append(layer)
@@ -46,10 +46,10 @@ class StyleFeatures(nn.Module):
                     self.style.append(len(layers) - 1)
                 if (group, within) == (3, 2):
                     self.content = len(layers) - 1
-            if len(self.style) == len(TABLE[column]):
+            if len(self.style) == len(CONFIGS[column]):
                 break
         self.features = nn.Sequential(*layers)
-        self.channels = [group[0] for group in TABLE[column]]  # of the maps that tell the style
+        self.channels = [group[0] for group in CONFIGS[column]]  # of the maps that tell the style
 
     def outline(self) -> nn.Module:
         """The layers as a chain."""

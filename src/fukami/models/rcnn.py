@@ -17,7 +17,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from fukami.models import vgg
-from fukami.models.alexnet import classifier, convolutions, positions
+from fukami.models.alexnet import build_alexnet_classifier, build_alexnet_features, compute_feature_size
 
 
 def rcnn_alexnet(
@@ -39,12 +39,12 @@ def rcnn_alexnet(
         width: share of the convolutions' channels.
         batch_norm: after every convolution.
     """
-    side, channels = positions(size), round(256 * width)
+    side, channels = compute_feature_size(size), round(256 * width)
     network = OrderedDict(
-        features=convolutions(3, batch_norm, width),
+        features=build_alexnet_features(3, batch_norm, width),
         avgpool=nn.AdaptiveAvgPool2d(side),
         flatten=nn.Flatten(),
-        classifier=classifier(channels * side * side, hidden, classes + 1, dropout),
+        classifier=build_alexnet_classifier(channels * side * side, hidden, classes + 1, dropout),
     )
     return RCNN(nn.Sequential(network), classes)
 
@@ -63,10 +63,10 @@ def rcnn_vgg16(
         raise ValueError(f"VGG pools five times and needs regions of at least 32×32, not {size}×{size}: enlarge them")
     side, channels = min(7, size // 32), round(512 * width)
     network = OrderedDict(
-        features=vgg.convolutions("D", 3, batch_norm, width),
+        features=vgg.build_vgg_features("D", 3, batch_norm, width),
         avgpool=nn.AdaptiveAvgPool2d(side),
         flatten=nn.Flatten(),
-        classifier=vgg.classifier(channels * side * side, hidden, classes + 1, dropout),
+        classifier=vgg.build_vgg_classifier(channels * side * side, hidden, classes + 1, dropout),
     )
     return RCNN(nn.Sequential(network), classes)
 
@@ -91,8 +91,8 @@ class RCNN(nn.Module):
         for layer in layers:
             nn.init.normal_(layer.weight, std=0.01 if layer is layers[-1] else (2 / layer.in_features) ** 0.5)
             nn.init.zeros_(layer.bias)
-        self.svm = _solved(layers[-1].in_features, classes)
-        self.bbox = _solved(layers[0].in_features, 4 * classes)
+        self.svm = _build_frozen_linear(layers[-1].in_features, classes)
+        self.bbox = _build_frozen_linear(layers[0].in_features, 4 * classes)
 
     def forward(self, regions: Tensor) -> Tensor:
         """Scores ``(K, classes + 1)`` of warped regions ``(K, 3, size, size)``, the background's first."""
@@ -112,7 +112,7 @@ class RCNN(nn.Module):
         return self.network.classifier[-1](fc7)  # type: ignore[no-any-return, operator, index]
 
 
-def _solved(inputs: int, outputs: int) -> nn.Linear:
+def _build_frozen_linear(inputs: int, outputs: int) -> nn.Linear:
     """An affine layer of zeros that no gradient changes."""
     layer = nn.Linear(inputs, outputs)
     for parameter in layer.parameters():

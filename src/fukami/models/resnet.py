@@ -51,12 +51,12 @@ def resnet18(classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7") -> n
     Raises:
         ValueError: ``stem`` is neither.
     """
-    return _imagenet(Basic, (2, 2, 2, 2), classes, channels, stem)
+    return _build_imagenet_resnet(BasicBlock, (2, 2, 2, 2), classes, channels, stem)
 
 
 def resnet34(classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7") -> nn.Sequential:
     """ResNet-34 of table 1. The arguments are ``resnet18``'s."""
-    return _imagenet(Basic, (3, 4, 6, 3), classes, channels, stem)
+    return _build_imagenet_resnet(BasicBlock, (3, 4, 6, 3), classes, channels, stem)
 
 
 def resnet50(
@@ -72,21 +72,21 @@ def resnet50(
     Raises:
         ValueError: ``stem`` or ``stride_in`` is neither.
     """
-    return _imagenet(_bottleneck(stride_in), (3, 4, 6, 3), classes, channels, stem)
+    return _build_imagenet_resnet(_make_bottleneck(stride_in), (3, 4, 6, 3), classes, channels, stem)
 
 
 def resnet101(
     classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7", stride_in: StrideIn = "3x3"
 ) -> nn.Sequential:
     """ResNet-101 of table 1. The arguments are ``resnet50``'s."""
-    return _imagenet(_bottleneck(stride_in), (3, 4, 23, 3), classes, channels, stem)
+    return _build_imagenet_resnet(_make_bottleneck(stride_in), (3, 4, 23, 3), classes, channels, stem)
 
 
 def resnet152(
     classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7", stride_in: StrideIn = "3x3"
 ) -> nn.Sequential:
     """ResNet-152 of table 1. The arguments are ``resnet50``'s."""
-    return _imagenet(_bottleneck(stride_in), (3, 8, 36, 3), classes, channels, stem)
+    return _build_imagenet_resnet(_make_bottleneck(stride_in), (3, 8, 36, 3), classes, channels, stem)
 
 
 def resnet20(classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
@@ -101,33 +101,33 @@ def resnet20(classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"
     Raises:
         ValueError: ``shortcut`` is neither.
     """
-    return _cifar(3, classes, channels, shortcut)
+    return _build_cifar_resnet(3, classes, channels, shortcut)
 
 
 def resnet32(classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
     """ResNet-32 of section 4.2. The arguments are ``resnet20``'s."""
-    return _cifar(5, classes, channels, shortcut)
+    return _build_cifar_resnet(5, classes, channels, shortcut)
 
 
 def resnet44(classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
     """ResNet-44 of section 4.2. The arguments are ``resnet20``'s."""
-    return _cifar(7, classes, channels, shortcut)
+    return _build_cifar_resnet(7, classes, channels, shortcut)
 
 
 def resnet56(classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
     """ResNet-56 of section 4.2. The arguments are ``resnet20``'s."""
-    return _cifar(9, classes, channels, shortcut)
+    return _build_cifar_resnet(9, classes, channels, shortcut)
 
 
 def resnet110(classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
     """ResNet-110 of section 4.2, which the paper warms up at a learning rate of 0.01. Arguments: ``resnet20``'s."""
-    return _cifar(18, classes, channels, shortcut)
+    return _build_cifar_resnet(18, classes, channels, shortcut)
 
 
-Block = Callable[[int, int, int], nn.Module]  # inputs, width, stride
+BlockFactory = Callable[[int, int, int], nn.Module]  # inputs, width, stride
 
 
-class Basic(nn.Module):
+class BasicBlock(nn.Module):
     """Figure 5, left: two 3×3 convolutions, and the input added to what they give."""
 
     def __init__(self, inputs: int, width: int, stride: int, shortcut: str = "B") -> None:
@@ -137,7 +137,7 @@ class Basic(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = _shortcut(inputs, width, stride, shortcut)
+        self.downsample = _build_shortcut(inputs, width, stride, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, inputs, H, W)`` to ``(N, width, H / stride, W / stride)``."""
@@ -162,7 +162,7 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * width)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(inputs, 4 * width, stride, "B")
+        self.downsample = _build_shortcut(inputs, 4 * width, stride, "B")
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, inputs, H, W)`` to ``(N, 4 * width, H / stride, W / stride)``."""
@@ -189,7 +189,7 @@ class Subsample(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
 
 
-def _shortcut(inputs: int, outputs: int, stride: int, option: str) -> nn.Module | None:
+def _build_shortcut(inputs: int, outputs: int, stride: int, option: str) -> nn.Module | None:
     """What the input passes on its way around a block: nothing where the shapes agree."""
     if stride == 1 and inputs == outputs:
         return None
@@ -198,24 +198,24 @@ def _shortcut(inputs: int, outputs: int, stride: int, option: str) -> nn.Module 
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
-def _bottleneck(stride_in: str) -> Block:
+def _make_bottleneck(stride_in: str) -> BlockFactory:
     if stride_in not in ("3x3", "1x1"):
         raise ValueError(f"stride_in is '3x3' (torchvision's weights) or '1x1' (the paper), not {stride_in!r}")
     return partial(Bottleneck, stride_in=stride_in)
 
 
-def _stage(block: Block, number: int, inputs: int, width: int, outputs: int, stride: int) -> nn.Sequential:
+def _make_layer(block: BlockFactory, number: int, inputs: int, width: int, outputs: int, stride: int) -> nn.Sequential:
     """So many blocks of one width, of which the first strides."""
     return nn.Sequential(block(inputs, width, stride), *(block(outputs, width, 1) for _ in range(number - 1)))
 
 
-def _imagenet(
-    block: Block, numbers: tuple[int, int, int, int], classes: int, channels: int, stem: Stem
+def _build_imagenet_resnet(
+    block: BlockFactory, numbers: tuple[int, int, int, int], classes: int, channels: int, stem: Stem
 ) -> nn.Sequential:
     """A column of table 1."""
     if stem not in ("7x7", "3x3"):
         raise ValueError(f"stem is '7x7' (the paper's, with a pooling) or '3x3' (for small pictures), not {stem!r}")
-    e = 1 if block is Basic else 4  # a bottleneck gives out four times its width
+    e = 1 if block is BasicBlock else 4  # a bottleneck gives out four times its width
     kernel, stride, padding = (7, 2, 3) if stem == "7x7" else (3, 1, 1)
     pooling = OrderedDict(maxpool=nn.MaxPool2d(3, stride=2, padding=1)) if stem == "7x7" else {}
     network = nn.Sequential(
@@ -224,40 +224,40 @@ def _imagenet(
             bn1=nn.BatchNorm2d(64),
             relu=nn.ReLU(inplace=True),
             **pooling,  # N × 64 × 56 × 56
-            layer1=_stage(block, numbers[0], 64, 64, 64 * e, 1),  # N × 64 e × 56 × 56
-            layer2=_stage(block, numbers[1], 64 * e, 128, 128 * e, 2),  # N × 128 e × 28 × 28
-            layer3=_stage(block, numbers[2], 128 * e, 256, 256 * e, 2),  # N × 256 e × 14 × 14
-            layer4=_stage(block, numbers[3], 256 * e, 512, 512 * e, 2),  # N × 512 e × 7 × 7
+            layer1=_make_layer(block, numbers[0], 64, 64, 64 * e, 1),  # N × 64 e × 56 × 56
+            layer2=_make_layer(block, numbers[1], 64 * e, 128, 128 * e, 2),  # N × 128 e × 28 × 28
+            layer3=_make_layer(block, numbers[2], 128 * e, 256, 256 * e, 2),  # N × 256 e × 14 × 14
+            layer4=_make_layer(block, numbers[3], 256 * e, 512, 512 * e, 2),  # N × 512 e × 7 × 7
             avgpool=nn.AdaptiveAvgPool2d(1),
             flatten=nn.Flatten(),
             fc=nn.Linear(512 * e, classes),  # N × classes
         )
     )
-    return _initialised(network)
+    return _init_weights(network)
 
 
-def _cifar(n: int, classes: int, channels: int, shortcut: str) -> nn.Sequential:
+def _build_cifar_resnet(n: int, classes: int, channels: int, shortcut: str) -> nn.Sequential:
     """The network of 6n + 2 layers of section 4.2."""
     if shortcut not in ("A", "B"):
         raise ValueError(f"shortcut is 'A' (zeros for new channels) or 'B' (a 1×1 convolution), not {shortcut!r}")
-    block = partial(Basic, shortcut=shortcut)
+    block = partial(BasicBlock, shortcut=shortcut)
     network = nn.Sequential(
         OrderedDict(
             conv1=StemConv2d(channels, 16, 3, padding=1, bias=False),  # N × 16 × 32 × 32
             bn1=nn.BatchNorm2d(16),
             relu=nn.ReLU(inplace=True),
-            layer1=_stage(block, n, 16, 16, 16, 1),  # N × 16 × 32 × 32
-            layer2=_stage(block, n, 16, 32, 32, 2),  # N × 32 × 16 × 16
-            layer3=_stage(block, n, 32, 64, 64, 2),  # N × 64 × 8 × 8
+            layer1=_make_layer(block, n, 16, 16, 16, 1),  # N × 16 × 32 × 32
+            layer2=_make_layer(block, n, 16, 32, 32, 2),  # N × 32 × 16 × 16
+            layer3=_make_layer(block, n, 32, 64, 64, 2),  # N × 64 × 8 × 8
             avgpool=nn.AdaptiveAvgPool2d(1),
             flatten=nn.Flatten(),
             fc=nn.Linear(64, classes),  # N × classes
         )
     )
-    return _initialised(network)
+    return _init_weights(network)
 
 
-def _initialised(network: nn.Sequential) -> nn.Sequential:
+def _init_weights(network: nn.Sequential) -> nn.Sequential:
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")  # He et al. 2015, eq. 14

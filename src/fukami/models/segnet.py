@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fukami.layers.stem import StemConv2d
-from fukami.layers.upsample import whole
-from fukami.models.vgg import TABLE, convolutions, renumbered
+from fukami.layers.upsample import apply_with_padding
+from fukami.models.vgg import CONFIGS, build_vgg_features, renumber_conv_weights
 
 
 def segnet_vgg16(classes: int = 11, *, width: float = 1.0) -> "SegNet":
@@ -37,14 +37,14 @@ def segnet_vgg16(classes: int = 11, *, width: float = 1.0) -> "SegNet":
         classes: number of scores at a pixel; 11 are those of CamVid.
         width: share of the paper's channels.
     """
-    widths = [[round(width * channels) for channels in group] for group in TABLE["D"]]
+    widths = [[round(width * channels) for channels in group] for group in CONFIGS["D"]]
     decoder = []
     for number in range(4, -1, -1):
         group = widths[number]
         last = widths[number - 1][-1] if number else classes
         channels = [group[-1], *reversed(group[1:]), last]
-        decoder.append(nn.Sequential(*_decoding(list(pairwise(channels)), bare=number == 0)))
-    return SegNet(convolutions("D", normalise=True, width=width), decoder)
+        decoder.append(nn.Sequential(*_build_decoder_stage(list(pairwise(channels)), bare=number == 0)))
+    return SegNet(build_vgg_features("D", normalise=True, width=width), decoder)
 
 
 def segnet_basic(classes: int = 11, *, channels: int = 3, filters: int = 64) -> "SegNet":
@@ -57,12 +57,12 @@ def segnet_basic(classes: int = 11, *, channels: int = 3, filters: int = 64) -> 
     """
     encoder: list[nn.Module] = []
     for number in range(4):
-        first = StemConv2d(channels, filters, 7, padding=3) if number == 0 else _seven(filters)
+        first = StemConv2d(channels, filters, 7, padding=3) if number == 0 else _conv7x7(filters)
         encoder += [first, nn.BatchNorm2d(filters), nn.ReLU(inplace=True), nn.MaxPool2d(2, 2)]
-    decoder = [nn.Sequential(_seven(filters), nn.BatchNorm2d(filters)) for _ in range(4)]
+    decoder = [nn.Sequential(_conv7x7(filters), nn.BatchNorm2d(filters)) for _ in range(4)]
     decoder[-1].append(nn.Conv2d(filters, classes, 1))
     for layer in [*encoder, *(layer for stage in decoder for layer in stage)]:
-        _initialise(layer)
+        _init_weights(layer)
     return SegNet(nn.Sequential(*encoder), decoder)
 
 
@@ -83,7 +83,7 @@ class SegNet(nn.Module):
 
     def forward(self, pictures: Tensor) -> Any:
         """Normalised ``(N, C, H, W)`` to scores ``(N, classes, H, W)``."""
-        return whole(self.scores, pictures, 2 ** len(self.decoder))
+        return apply_with_padding(self.scores, pictures, 2 ** len(self.decoder))
 
     def scores(self, pictures: Tensor) -> Tensor:
         """The same where H and W are multiples of 2 to the number of poolings."""
@@ -109,7 +109,7 @@ class SegNet(nn.Module):
 
     def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of the tensors of VGG-16, with batch normalisation or without it, those that fit here."""
-        return renumbered(tensors, self.features)
+        return renumber_conv_weights(tensors, self.features)
 
 
 def unpool(x: Tensor, indices: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def unpool(x: Tensor, indices: Tensor) -> Tensor:
     return F.max_unpool2d(x, indices, (2, 2), output_size=list(size))
 
 
-def _decoding(pairs: list[tuple[int, int]], bare: bool) -> list[nn.Module]:
+def _build_decoder_stage(pairs: list[tuple[int, int]], bare: bool) -> list[nn.Module]:
     """3×3 convolutions, each with batch normalisation and ReLU; with ``bare`` the last one gives the scores."""
     layers: list[nn.Module] = []
     for number, (inputs, outputs) in enumerate(pairs, 1):
@@ -130,15 +130,15 @@ def _decoding(pairs: list[tuple[int, int]], bare: bool) -> list[nn.Module]:
             layers += [nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
     for layer in layers:
         if not (bare and layer is layers[-1]):  # else scores begin as alike as torch has them
-            _initialise(layer)
+            _init_weights(layer)
     return layers
 
 
-def _seven(filters: int) -> nn.Conv2d:
+def _conv7x7(filters: int) -> nn.Conv2d:
     return nn.Conv2d(filters, filters, 7, padding=3)
 
 
-def _initialise(layer: nn.Module) -> None:
+def _init_weights(layer: nn.Module) -> None:
     if isinstance(layer, nn.Conv2d):
         nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

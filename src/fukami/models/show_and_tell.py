@@ -24,7 +24,9 @@ from torch.nn import functional as F
 
 from fukami.models.googlenet import googlenet
 
-DEVIATION = 0.3  # of the vectors of the words at the beginning: with far less, the LSTM learns to see them late
+EMBEDDING_INIT_STD = (
+    0.3  # of the vectors of the words at the beginning: with far less, the LSTM learns to see them late
+)
 
 
 def show_and_tell(
@@ -41,7 +43,7 @@ def show_and_tell(
     return ShowAndTell(classifier or googlenet(1, auxiliary=False), words, hidden, dropout)
 
 
-class FirstWord(nn.Module):
+class TraceableShowAndTell(nn.Module):
     """What there is between a picture and the scores of the first word, the LSTM as the affine maps that it is."""
 
     def __init__(self, network: "ShowAndTell") -> None:
@@ -71,11 +73,11 @@ class ShowAndTell(nn.Module):
         self.lstm = nn.LSTM(hidden, hidden, batch_first=True)
         self.dropout = nn.Dropout(dropout)
         self.bias = nn.Parameter(torch.zeros(words))
-        nn.init.normal_(self.words.weight, std=DEVIATION)
+        nn.init.normal_(self.words.weight, std=EMBEDDING_INIT_STD)
 
     def outline(self) -> nn.Module:
         """The layers, in the order in which a picture passes them before the first word."""
-        return FirstWord(self)
+        return TraceableShowAndTell(self)
 
     def forward(self, pictures: Tensor, words: Tensor) -> Tensor:
         """Scores ``(N, T, words)`` of the word after each of the words ``(N, T)``; the first of these is ``<begin>``.

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fukami.layers.stem import StemConv2d
 
-TABLE = {  # widths of the 3×3 convolutions, a group per pooling
+CONFIGS = {  # widths of the 3×3 convolutions, a group per pooling
     "A": ((64,), (128,), (256, 256), (512, 512), (512, 512)),
     "B": ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),
     "D": ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
@@ -106,10 +106,10 @@ def _vgg(
     side = min(7, size // 32) if hidden else 1
     network = nn.Sequential(
         OrderedDict(
-            features=convolutions(column, channels, normalise),  # N × 512 × size/32 × size/32
+            features=build_vgg_features(column, channels, normalise),  # N × 512 × size/32 × size/32
             avgpool=nn.AdaptiveAvgPool2d(side),  # changes nothing at 32, 64 ... 224
             flatten=nn.Flatten(),
-            classifier=classifier(512 * side * side, hidden, classes, dropout),  # N × classes
+            classifier=build_vgg_classifier(512 * side * side, hidden, classes, dropout),  # N × classes
         )
     )
     for layer in network.modules():
@@ -119,14 +119,14 @@ def _vgg(
     return network
 
 
-def convolutions(column: str, channels: int = 3, normalise: bool = False, width: float = 1.0) -> nn.Sequential:
+def build_vgg_features(column: str, channels: int = 3, normalise: bool = False, width: float = 1.0) -> nn.Sequential:
     """The 3×3 convolutions of a column, which keep the picture's size, and the five poolings, which halve it.
 
     ``width`` is the share of the table's channels that there are.
     """
     layers: list[nn.Module] = []
     inputs = channels
-    for group in TABLE[column]:
+    for group in CONFIGS[column]:
         for outputs in (round(width * each) for each in group):
             convolution = nn.Conv2d if layers else StemConv2d
             layer = convolution(inputs, outputs, kernel_size=3, padding=1)
@@ -141,7 +141,7 @@ def convolutions(column: str, channels: int = 3, normalise: bool = False, width:
     return nn.Sequential(*layers)
 
 
-def renumbered(tensors: dict[str, Tensor], features: nn.Sequential) -> dict[str, Tensor]:
+def renumber_conv_weights(tensors: dict[str, Tensor], features: nn.Sequential) -> dict[str, Tensor]:
     """A classifier's tensors of its convolutions, under the names of those of ``features``.
 
     These have other numbers where one of the two has batch normalisation between them and the other has not.
@@ -156,7 +156,7 @@ def renumbered(tensors: dict[str, Tensor], features: nn.Sequential) -> dict[str,
     return {f"features.{number[n]}.{kind}": own[key] for key, (_, n, kind) in split.items() if n in number}
 
 
-def classifier(inputs: int, hidden: int, classes: int, dropout: float) -> nn.Sequential:
+def build_vgg_classifier(inputs: int, hidden: int, classes: int, dropout: float) -> nn.Sequential:
     """Three affine layers; one alone where ``hidden`` is 0."""
     if not hidden:
         return nn.Sequential(nn.Linear(inputs, classes))

@@ -15,33 +15,33 @@ from torch import Tensor
 from torch.nn import functional as F
 from triton import language as tl
 
-from fukami.quantization import binary_build
+from fukami.quantization import kernel_compilation
 
-BLOCK = tl.constexpr(32)  # outputs, or channels, that a warp takes: half a word
-PIXELS = 32  # of the result that a block of four warps takes
-FEW = 8  # the same where blocks of PIXELS would leave multiprocessors idle
-BUSY = 512  # blocks from which on they are busy: four for each of an H100's 132
-SIGNS = 64  # pixels of which a block of four warps takes the signs
-WORDS = 256  # of the result of a pooling that a block of four warps takes
-OPTIONS = {"enable_fp_fusion": False}  # there is nothing to fuse; Triton 3.9 warns where it is not told
+BLOCK_OUTPUTS = tl.constexpr(32)  # outputs, or channels, that a warp takes: half a word
+BLOCK_PIXELS = 32  # of the result that a block of four warps takes
+SMALL_BLOCK_PIXELS = 8  # the same where blocks of PIXELS would leave multiprocessors idle
+MIN_BUSY_BLOCKS = 512  # blocks from which on they are busy: four for each of an H100's 132
+SIGN_BLOCK_PIXELS = 64  # pixels of which a block of four warps takes the signs
+POOL_BLOCK_WORDS = 256  # of the result of a pooling that a block of four warps takes
+LAUNCH_OPTIONS = {"enable_fp_fusion": False}  # there is nothing to fuse; Triton 3.9 warns where it is not told
 
 
-def lay(weight: Tensor) -> Tensor:
+def prepack_weights(weight: Tensor) -> Tensor:
     """Weights ``(outputs, kh, kw, words)`` as :func:`convolve` reads them: ``(kh, kw, words, outputs)``, filled up."""
-    padded = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, -len(weight) % BLOCK.value))
+    padded = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, -len(weight) % BLOCK_OUTPUTS.value))
     return padded.permute(1, 2, 3, 0).contiguous()
 
 
-def sign(x: Tensor, edge: Tensor, direction: Tensor) -> Tensor:
+def pack_signs(x: Tensor, edge: Tensor, direction: Tensor) -> Tensor:
     """Words ``(N, H, W, words)`` of ``x`` ``(N, C, H, W)``: 1 where ``x * direction >= edge``, both ``(C,)``."""
     count, channels, height, width = x.shape
     words = torch.empty(count, height, width, -(-channels // 64), dtype=torch.int64, device=x.device)
     pixels = x.flatten(2)
-    blocks = triton.cdiv(height * width, SIGNS)
-    with torch.cuda.device_of(x), binary_build.timed(_sign, "GPU"):
-        _sign[count * blocks, 2 * words.shape[3]](
-            pixels, edge, direction, words.view(torch.int32), channels, height * width, *pixels.stride(), SIGNS,
-            **OPTIONS,
+    blocks = triton.cdiv(height * width, SIGN_BLOCK_PIXELS)
+    with torch.cuda.device_of(x), kernel_compilation.log_compile_time(_pack_signs_kernel, "GPU"):
+        _pack_signs_kernel[count * blocks, 2 * words.shape[3]](
+            pixels, edge, direction, words.view(torch.int32), channels, height * width, *pixels.stride(), SIGN_BLOCK_PIXELS,
+            **LAUNCH_OPTIONS,
         )  # fmt: skip
     return words
 
@@ -51,38 +51,38 @@ def convolve(
 ) -> Tensor:
     """Count, for each output and pixel, the bits that differ, as ``convolve`` of ``binary_reference`` does."""
     kh, kw, words, filled = laid.shape
-    blocks = filled // BLOCK.value
+    blocks = filled // BLOCK_OUTPUTS.value
     pixels = len(x) * kind.numel()
-    share = PIXELS if triton.cdiv(pixels, PIXELS) * blocks >= BUSY else FEW
+    share = BLOCK_PIXELS if triton.cdiv(pixels, BLOCK_PIXELS) * blocks >= MIN_BUSY_BLOCKS else SMALL_BLOCK_PIXELS
     if valid is None:
         make = torch.zeros if blocks % 2 else torch.empty  # half of the last word may be nobody's
         result = make(len(x), *kind.shape, -(-outputs // 64), dtype=torch.int64, device=x.device)
     else:
         result = torch.empty(len(x), *kind.shape, outputs, dtype=torch.float32, device=x.device)
-    with torch.cuda.device_of(x), binary_build.timed((_convolve, share, valid is None), "GPU"):
-        _convolve[(triton.cdiv(pixels, share) * blocks,)](
+    with torch.cuda.device_of(x), kernel_compilation.log_compile_time((_convolve_kernel, share, valid is None), "GPU"):
+        _convolve_kernel[(triton.cdiv(pixels, share) * blocks,)](
             x.contiguous(), laid, start, kind, valid, result.view(torch.int32) if valid is None else result,
             *x.shape[1:3], words, *kind.shape, pixels, kh, kw, outputs, blocks, start.shape[1], stride, padding, share,
-            **OPTIONS,
+            **LAUNCH_OPTIONS,
         )  # fmt: skip
     return result if valid is None else result.permute(0, 3, 1, 2)
 
 
-def pool(x: Tensor, minimum: Tensor, size: int, stride: int) -> Tensor:
+def max_pool(x: Tensor, minimum: Tensor, size: int, stride: int) -> Tensor:
     """Max pooling of words ``(N, H, W, words)``; of the bits set in ``minimum`` ``(words,)`` the smallest is taken."""
     count, height, width, words = x.shape
     rows, columns = (height - size) // stride + 1, (width - size) // stride + 1
     result = torch.empty(count, rows, columns, words, dtype=torch.int64, device=x.device)
-    with torch.cuda.device_of(x), binary_build.timed(_pool, "GPU"):
-        _pool[(triton.cdiv(result.numel(), WORDS),)](
-            x.contiguous(), minimum, result, height, width, words, rows, columns, result.numel(), size, stride, WORDS,
-            **OPTIONS,
+    with torch.cuda.device_of(x), kernel_compilation.log_compile_time(_max_pool_kernel, "GPU"):
+        _max_pool_kernel[(triton.cdiv(result.numel(), POOL_BLOCK_WORDS),)](
+            x.contiguous(), minimum, result, height, width, words, rows, columns, result.numel(), size, stride, POOL_BLOCK_WORDS,
+            **LAUNCH_OPTIONS,
         )  # fmt: skip
     return result
 
 
 @triton.jit
-def _ones(x):  # pragma: no cover
+def _popcount(x):  # pragma: no cover
     """How many bits of each int32 are 1: the formula of ``words.popcount``, which the compiler knows for ``popc``."""
     x = x.to(tl.uint32, bitcast=True)
     x = x - ((x >> 1) & 0x55555555)
@@ -92,19 +92,19 @@ def _ones(x):  # pragma: no cover
 
 
 @triton.jit
-def _half(bits):  # pragma: no cover
+def _pack_half_word(bits):  # pragma: no cover
     """Half a word for each pixel of ``bits`` ``(pixels, BLOCK)``."""
-    return tl.sum(bits.to(tl.int32) << tl.arange(0, BLOCK)[None, :], axis=1)
+    return tl.sum(bits.to(tl.int32) << tl.arange(0, BLOCK_OUTPUTS)[None, :], axis=1)
 
 
 @triton.jit
-def _sign(
+def _pack_signs_kernel(
     x, edge, direction, words, channels, pixels, image_step, channel_step, pixel_step, SIGNS: tl.constexpr
 ):  # pragma: no cover  # fmt: skip
     blocks = tl.cdiv(pixels, SIGNS)
     image = (tl.program_id(0) // blocks).to(tl.int64)
     pixel = tl.program_id(0) % blocks * SIGNS + tl.arange(0, SIGNS)
-    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    channel = tl.program_id(1) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
     here, known = pixel < pixels, channel < channels
     both = here[:, None] & known[None, :]
     source = x + image * image_step + pixel[:, None] * pixel_step + channel[None, :] * channel_step
@@ -112,7 +112,7 @@ def _sign(
     turned = value * tl.load(direction + channel, mask=known, other=0)[None, :]
     reached = turned >= tl.load(edge + channel, mask=known, other=0)[None, :]
     target = words + (image * pixels + pixel) * tl.num_programs(1) + tl.program_id(1)
-    tl.store(target, _half(reached & both), mask=here)
+    tl.store(target, _pack_half_word(reached & both), mask=here)
 
 
 @triton.jit(
@@ -121,19 +121,19 @@ def _sign(
         "padding",
     ]
 )  # fmt: skip
-def _convolve(
+def _convolve_kernel(
     x, weight, start, kind, valid, out, height, width, words, rows, columns, pixels, kh, kw, outputs, blocks, starts,
     stride, padding, PIXELS: tl.constexpr,
 ):  # pragma: no cover  # fmt: skip
     pixel = tl.program_id(0) // blocks * PIXELS + tl.arange(0, PIXELS)
     block = tl.program_id(0) % blocks
-    output = block * BLOCK + tl.arange(0, BLOCK)
+    output = block * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
     here, known = pixel < pixels, output < outputs
     place = pixel % (rows * columns)
     image = (pixel // (rows * columns)).to(tl.int64)
     top, left = place // columns * stride - padding, place % columns * stride - padding
     # of the bits that differ at each of 32 places: whether their number is odd; and of all: how many pairs there are
-    odd, pairs = tl.zeros((PIXELS, BLOCK), tl.int32), tl.zeros((PIXELS, BLOCK), tl.int32)
+    odd, pairs = tl.zeros((PIXELS, BLOCK_OUTPUTS), tl.int32), tl.zeros((PIXELS, BLOCK_OUTPUTS), tl.int32)
     weights = weight + output
     corner = x + ((image * height + top) * width + left) * words
     for i in range(kh):
@@ -145,23 +145,23 @@ def _convolve(
                 under = tl.load(source + k, mask=inside, other=0)
                 differ = under[:, None] ^ tl.load(weights)[None, :]
                 low, high = differ.to(tl.int32), (differ >> 32).to(tl.int32)
-                pairs += _ones((odd & low) | (odd & high) | (low & high))
+                pairs += _popcount((odd & low) | (odd & high) | (low & high))
                 odd ^= low ^ high
-                weights += blocks * BLOCK
+                weights += blocks * BLOCK_OUTPUTS
     kinds = tl.load(kind + place)
     both = here[:, None] & known[None, :]
     begin = tl.load(start + kinds[:, None] * starts + output[None, :], mask=known[None, :], other=1)
-    total = begin + 2 * pairs + _ones(odd)
+    total = begin + 2 * pairs + _popcount(odd)
     if valid is None:
         halves = (outputs + 63) // 64 * 2
-        tl.store(out + pixel.to(tl.int64) * halves + block, _half((total <= 0) & both), mask=here)
+        tl.store(out + pixel.to(tl.int64) * halves + block, _pack_half_word((total <= 0) & both), mask=here)
     else:
         sums = (tl.load(valid + kinds)[:, None] - 2 * total).to(tl.float32)
         tl.store(out + pixel.to(tl.int64)[:, None] * outputs + output[None, :], sums, mask=both)
 
 
 @triton.jit(do_not_specialize=["height", "width", "words", "rows", "columns", "count", "size", "stride"])
-def _pool(
+def _max_pool_kernel(
     x, minimum, out, height, width, words, rows, columns, count, size, stride, WORDS: tl.constexpr
 ):  # pragma: no cover  # fmt: skip
     index = tl.program_id(0).to(tl.int64) * WORDS + tl.arange(0, WORDS)

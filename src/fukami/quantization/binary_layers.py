@@ -18,21 +18,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fukami.errors import Error
-from fukami.layers.binary import BinaryConv2d, BinaryLinear, Sign, scale
+from fukami.layers.binary import BinaryConv2d, BinaryLinear, Sign, compute_scaling_factors
 from fukami.quantization import binary_reference
 
-Binary = BinaryConv2d | BinaryLinear
-INFINITY = 0x7F800000  # the whole number that has the bits of the float
-ALIGNED = 16  # outputs to which the tables of the kernels are filled up
+BinaryLayer = BinaryConv2d | BinaryLinear
+FLOAT_INFINITY_BITS = 0x7F800000  # the whole number that has the bits of the float
+OUTPUT_ALIGNMENT = 16  # outputs to which the tables of the kernels are filled up
 
 
-def pack(network: nn.Module) -> nn.Module:
+def pack_model(network: nn.Module) -> nn.Module:
     """A copy of the network that answers as it does, with weights of one bit and thresholds for what follows them.
 
     Raises:
         Error: the network has no binarized layer.
     """
-    if not any(isinstance(module, Binary) for module in network.modules()):
+    if not any(isinstance(module, BinaryLayer) for module in network.modules()):
         layers = [f"{n} ({type(m).__name__})" for n, m in network.named_modules() if not any(m.children()) and n]
         raise Error(
             f"no layer was trained to have one bit: the first is {layers[0]}, of full precision, and so are the "
@@ -40,30 +40,34 @@ def pack(network: nn.Module) -> nn.Module:
         )
     device = next(network.parameters()).device
     network = copy.deepcopy(network).eval()
-    return _packed(network.cpu() if device.type == "cuda" else network).to(device)  # thresholds are found on the CPU
+    return _pack_module(network.cpu() if device.type == "cuda" else network).to(
+        device
+    )  # thresholds are found on the CPU
 
 
-def _packed(module: nn.Module) -> nn.Module:
+def _pack_module(module: nn.Module) -> nn.Module:
     if isinstance(module, nn.Sequential):
-        return nn.Sequential(*_sequence(list(module)))
-    if isinstance(module, Binary):
-        return FewBits(module)
+        return nn.Sequential(*_pack_sequence(list(module)))
+    if isinstance(module, BinaryLayer):
+        return BinaryWeightLayer(module)
     for name, child in module.named_children():
-        setattr(module, name, _packed(child))
+        setattr(module, name, _pack_module(child))
     return module
 
 
-def _sequence(layers: list[nn.Module]) -> Iterator[nn.Module]:
+def _pack_sequence(layers: list[nn.Module]) -> Iterator[nn.Module]:
     """The layers, packed: between a sign and the binarized layer that reads it there are words."""
     layers = [layer for layer in layers if not isinstance(layer, nn.Dropout | nn.Identity)]
     channels = 0  # of the words at this point; 0: there are real numbers
     while layers:
-        signs = _signs(layers)
+        signs = _find_leading_sign(layers)
         layer = layers[0]
-        if channels and isinstance(layer, Binary):
+        if channels and isinstance(layer, BinaryLayer):
             del layers[0]
-            pool = layers[0] if layers and isinstance(layers[0], nn.MaxPool2d) and _simple(layers[0]) else None
-            step = _signs(layers[1:] if pool else layers)
+            pool = (
+                layers[0] if layers and isinstance(layers[0], nn.MaxPool2d) and _is_supported_pool(layers[0]) else None
+            )
+            step = _find_leading_sign(layers[1:] if pool else layers)
             packed = PackedLayer(layer, step, channels)
             yield packed
             channels = packed.outputs if step else 0
@@ -75,33 +79,33 @@ def _sequence(layers: list[nn.Module]) -> Iterator[nn.Module]:
         elif channels:
             yield Unpack(channels)
             channels = 0
-        elif signs and (channels := _read(signs, layers[len(signs) :])):
+        elif signs and (channels := _count_packed_channels(signs, layers[len(signs) :])):
             yield PackedSign(signs, channels)
             del layers[: len(signs)]
         else:
-            yield _packed(layers.pop(0))
+            yield _pack_module(layers.pop(0))
     if channels:
         yield Unpack(channels)
 
 
-def _signs(layers: list[nn.Module]) -> list[nn.Module]:
+def _find_leading_sign(layers: list[nn.Module]) -> list[nn.Module]:
     """The layers up to a sign at the beginning of ``layers``: a batch normalisation, or none, and the sign itself."""
     norm = 1 if layers and isinstance(layers[0], nn.BatchNorm1d | nn.BatchNorm2d) else 0
     return layers[: norm + 1] if len(layers) > norm and isinstance(layers[norm], Sign) else []
 
 
-def _read(signs: list[nn.Module], following: list[nn.Module]) -> int:
+def _count_packed_channels(signs: list[nn.Module], following: list[nn.Module]) -> int:
     """The channels of the signs, where a binarized layer reads them; otherwise 0."""
     flat = bool(following) and isinstance(following[0], nn.Flatten)
     reader = following[flat] if len(following) > flat else None
-    if not isinstance(reader, Binary):
+    if not isinstance(reader, BinaryLayer):
         return 0
     own = [len(tensor) for layer in signs for tensor in layer.state_dict().values() if tensor.ndim]
     inputs = reader.in_channels if isinstance(reader, BinaryConv2d) else reader.in_features
     return own[0] if own else 0 if flat else inputs
 
 
-def _simple(pool: nn.MaxPool2d) -> bool:
+def _is_supported_pool(pool: nn.MaxPool2d) -> bool:
     """Whether the pooling has square windows, and none that reaches beyond the picture."""
     sizes = isinstance(pool.kernel_size, int) and isinstance(pool.stride, int)
     return sizes and (pool.padding, pool.dilation, pool.ceil_mode) == (0, 1, False)
@@ -115,7 +119,7 @@ class PackedSign(nn.Module):
 
     def __init__(self, step: list[nn.Module], channels: int) -> None:
         super().__init__()
-        edge, falling = turn(step, channels, -INFINITY, INFINITY, _real)
+        edge, falling = find_thresholds(step, channels, -FLOAT_INFINITY_BITS, FLOAT_INFINITY_BITS, _decode_float_key)
         self.register_buffer("edge", edge.int())
         self.register_buffer("falling", falling)
         self.laid: dict[torch.device, tuple[Tensor, Tensor]] = {}
@@ -123,8 +127,8 @@ class PackedSign(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Words ``(N, H, W, words)`` of ``(N, C, H, W)``, or ``(N, words)`` of ``(N, C)``."""
         if x.device not in self.laid:
-            self.laid[x.device] = _real(self.edge), 1 - 2 * self.falling.float()
-        found = kernels(x.device).sign(x[..., None, None] if x.ndim == 2 else x, *self.laid[x.device])
+            self.laid[x.device] = _decode_float_key(self.edge), 1 - 2 * self.falling.float()
+        found = get_kernels(x.device).sign(x[..., None, None] if x.ndim == 2 else x, *self.laid[x.device])
         return found.flatten(1) if x.ndim == 2 else found  # type: ignore[no-any-return]
 
 
@@ -141,7 +145,7 @@ class PackedLayer(nn.Module):
     edge: Tensor | None
     scale: Tensor | None
 
-    def __init__(self, layer: Binary, step: list[nn.Module], channels: int) -> None:
+    def __init__(self, layer: BinaryLayer, step: list[nn.Module], channels: int) -> None:
         super().__init__()
         weight = layer.weight.detach()
         # sums lie in memory as the convolution's do, and a run's do channels last: a normalisation rounds accordingly
@@ -156,15 +160,15 @@ class PackedLayer(nn.Module):
         self.flat = isinstance(layer, BinaryLinear)
         self.shape = weight.shape  # outputs, kernel height and width, pixels at each place of the kernel, channels
         self.outputs = len(weight)
-        bits, edge, factor = weight >= 0, None, scale(layer).detach() if layer.scaling else None
+        bits, edge, factor = weight >= 0, None, compute_scaling_factors(layer).detach() if layer.scaling else None
         if step:
             most = weight[0].numel()
-            edge, self.falling = turn(
+            edge, self.falling = find_thresholds(
                 step, self.outputs, -most, most, lambda sums: sums.float() * (1 if factor is None else factor)
             )
             edge, factor = edge.int(), None
             bits ^= self.falling.view(-1, 1, 1, 1, 1)  # turned round, so that every sign rises with its sum
-        self.register_buffer("bits", binary_reference.to_bytes(bits.flatten(1)))
+        self.register_buffer("bits", binary_reference.pack_bytes(bits.flatten(1)))
         self.register_buffer("edge", edge)
         self.register_buffer("scale", factor)
         self.laid: dict[torch.device, tuple[Tensor, Tensor]] = {}
@@ -176,13 +180,13 @@ class PackedLayer(nn.Module):
         Raises:
             Error: the picture is smaller than the kernel.
         """
-        kernel = kernels(x.device)
+        kernel = get_kernels(x.device)
         x = x.flatten(1)[None, None] if self.flat else x
         size = (x.device, *x.shape[1:3])
         if x.device not in self.laid:
-            bools = binary_reference.from_bytes(self.bits, self.shape[1:].numel()).view(self.shape)
+            bools = binary_reference.unpack_bytes(self.bits, self.shape[1:].numel()).view(self.shape)
             self.laid[x.device] = (
-                kernel.lay(binary_reference.from_bools(bools).flatten(3)),
+                kernel.lay(binary_reference.pack_words(bools).flatten(3)),
                 bools.sum((3, 4)).flatten(1),
             )
         laid, ones = self.laid[x.device]
@@ -218,7 +222,7 @@ class PackedLayer(nn.Module):
         start = -torch.einsum("kt,ot->ko", (~inside).long().to(ones.device), ones)
         if self.edge is not None:
             start -= (terms[:, None] - self.edge.long()).div(2, rounding_mode="floor")
-        start = F.pad(start, (0, -self.outputs % ALIGNED), value=1)  # a count of 1 leaves the bits beyond at 0
+        start = F.pad(start, (0, -self.outputs % OUTPUT_ALIGNMENT), value=1)  # a count of 1 leaves the bits beyond at 0
         return start, kind, terms if self.edge is None else None
 
 
@@ -230,11 +234,11 @@ class PackedPool(nn.Module):
     def __init__(self, pool: nn.MaxPool2d, falling: Tensor) -> None:
         super().__init__()
         self.size, self.stride = pool.kernel_size, pool.stride
-        self.register_buffer("minimum", binary_reference.from_bools(falling))
+        self.register_buffer("minimum", binary_reference.pack_words(falling))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, H, W, words)`` to ``(N, H', W', words)``."""
-        return kernels(x.device).pool(x, self.minimum, self.size, self.stride)  # type: ignore[no-any-return]
+        return get_kernels(x.device).pool(x, self.minimum, self.size, self.stride)  # type: ignore[no-any-return]
 
 
 class Unpack(nn.Module):
@@ -246,31 +250,31 @@ class Unpack(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, H, W, words)`` to ``(N, channels, H, W)``, ``(N, words)`` to ``(N, channels)``."""
-        real = binary_reference.to_bools(x, self.channels).float() * 2 - 1
+        real = binary_reference.unpack_words(x, self.channels).float() * 2 - 1
         return real if real.ndim == 2 else real.permute(0, 3, 1, 2)
 
 
-class FewBits(nn.Module):
+class BinaryWeightLayer(nn.Module):
     """A binarized layer that reads real numbers, such as pictures: one bit for each weight, computed in full."""
 
     bits: Tensor
     scale: Tensor | None
 
-    def __init__(self, layer: Binary) -> None:
+    def __init__(self, layer: BinaryLayer) -> None:
         super().__init__()
         self.shape = layer.weight.shape
         self.place = (layer.stride[0], int(layer.padding[0])) if isinstance(layer, BinaryConv2d) else None
-        self.register_buffer("bits", binary_reference.to_bytes((layer.weight >= 0).flatten(1)))
-        self.register_buffer("scale", scale(layer).detach() if layer.scaling else None)
+        self.register_buffer("bits", binary_reference.pack_bytes((layer.weight >= 0).flatten(1)))
+        self.register_buffer("scale", compute_scaling_factors(layer).detach() if layer.scaling else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, inputs, H, W)`` to ``(N, outputs, H', W')``, ``(N, inputs)`` to ``(N, outputs)``."""
-        weight = binary_reference.from_bytes(self.bits, self.shape[1:].numel()).view(self.shape).to(x.dtype) * 2 - 1
+        weight = binary_reference.unpack_bytes(self.bits, self.shape[1:].numel()).view(self.shape).to(x.dtype) * 2 - 1
         x = F.linear(x, weight) if self.place is None else F.conv2d(x, weight, None, *self.place)
         return x if self.scale is None else x * self.scale.view(-1, *[1] * (x.ndim - 2))
 
 
-def turn(
+def find_thresholds(
     step: list[nn.Module], channels: int, low: int, high: int, decode: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Where the signs that monotone layers give turn, found by halving.
@@ -307,14 +311,14 @@ def turn(
     return last, falling
 
 
-def _real(key: Tensor) -> Tensor:
+def _decode_float_key(key: Tensor) -> Tensor:
     """The floats that whole numbers stand for, in the same order; minus a number stands for minus the float."""
     bits = key.abs().to(torch.int32).view(torch.float32)
     return torch.where(key < 0, -bits, bits)
 
 
 @functools.cache
-def kernels(device: torch.device) -> Any:
+def get_kernels(device: torch.device) -> Any:
     """The module of the kernels for a device: compiled ones where they can be, those in plain torch elsewhere."""
     if device.type not in ("cpu", "cuda"):
         return binary_reference

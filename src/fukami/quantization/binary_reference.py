@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = 2**22  # words that are compared at a time
+MAX_CHUNK_WORDS = 2**22  # words that are compared at a time
 
 
-def lay(weight: Tensor) -> Tensor:
+def prepack_weights(weight: Tensor) -> Tensor:
     """Weights ``(outputs, kh, kw, words)`` as :func:`convolve` reads them: as they are."""
     return weight
 
 
-def sign(x: Tensor, edge: Tensor, direction: Tensor) -> Tensor:
+def pack_signs(x: Tensor, edge: Tensor, direction: Tensor) -> Tensor:
     """Words ``(N, H, W, words)`` of ``x`` ``(N, C, H, W)``: 1 where ``x * direction >= edge``, both ``(C,)``."""
-    return from_bools(x.float().permute(0, 2, 3, 1) * direction >= edge)
+    return pack_words(x.float().permute(0, 2, 3, 1) * direction >= edge)
 
 
 def convolve(
@@ -39,17 +39,17 @@ def convolve(
     bordered = F.pad(x, (0, 0, padding, padding, padding, padding))
     under = bordered.unfold(1, kh, stride).unfold(2, kw, stride).permute(0, 1, 2, 4, 5, 3).flatten(3)
     weights = laid.flatten(1)
-    at_once = max(1, CHUNK // under.numel())
+    at_once = max(1, MAX_CHUNK_WORDS // under.numel())
     counts = torch.cat(
         [popcount(under.unsqueeze(3) ^ part).sum(4) for part in torch.split(weights, at_once)], dim=3
     )  # (N, H', W', outputs)
     counts += start[kind, :outputs]
     if valid is None:
-        return from_bools(counts <= 0)
+        return pack_words(counts <= 0)
     return (valid[kind].unsqueeze(2) - 2 * counts).float().permute(0, 3, 1, 2)
 
 
-def pool(x: Tensor, minimum: Tensor, size: int, stride: int) -> Tensor:
+def max_pool(x: Tensor, minimum: Tensor, size: int, stride: int) -> Tensor:
     """Max pooling of words ``(N, H, W, words)``; of the bits set in ``minimum`` ``(words,)`` the smallest is taken."""
     windows = (x ^ minimum).unfold(1, size, stride).unfold(2, size, stride).flatten(4)
     found = windows[..., 0]
@@ -58,25 +58,25 @@ def pool(x: Tensor, minimum: Tensor, size: int, stride: int) -> Tensor:
     return found ^ minimum
 
 
-def from_bools(bits: Tensor) -> Tensor:
+def pack_words(bits: Tensor) -> Tensor:
     """Bools ``(..., C)`` as words ``(..., words)`` int64, with zeros behind the last."""
     missing = -bits.shape[-1] % 64
-    return to_bytes(F.pad(bits, (0, missing))).view(torch.int64)
+    return pack_bytes(F.pad(bits, (0, missing))).view(torch.int64)
 
 
-def to_bools(words: Tensor, count: int) -> Tensor:
+def unpack_words(words: Tensor, count: int) -> Tensor:
     """The first ``count`` bits of words ``(..., words)``, ``(..., count)`` bool."""
-    return from_bytes(words.contiguous().view(torch.uint8), count)
+    return unpack_bytes(words.contiguous().view(torch.uint8), count)
 
 
-def to_bytes(bits: Tensor) -> Tensor:
+def pack_bytes(bits: Tensor) -> Tensor:
     """Bools ``(..., C)`` as bytes ``(..., ceil(C / 8))`` uint8, the first bit the lowest."""
     padded = F.pad(bits, (0, -bits.shape[-1] % 8)).to(torch.uint8)
     places = torch.arange(8, dtype=torch.uint8, device=bits.device)
     return (padded.view(*padded.shape[:-1], -1, 8) << places).sum(-1, dtype=torch.uint8)
 
 
-def from_bytes(packed: Tensor, count: int) -> Tensor:
+def unpack_bytes(packed: Tensor, count: int) -> Tensor:
     """The first ``count`` bits of bytes ``(..., bytes)``, ``(..., count)`` bool."""
     places = torch.arange(8, dtype=torch.uint8, device=packed.device)
     return (packed.unsqueeze(-1) >> places & 1).flatten(-2)[..., :count].bool()

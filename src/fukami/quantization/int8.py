@@ -32,26 +32,36 @@ from torch.onnx.ops import symbolic
 from fukami.errors import Error
 from fukami.layers.binary import BinaryConv2d, BinaryLinear, Sign
 from fukami.layers.ensemble import Ensemble
-from fukami.quantization import onnx
+from fukami.quantization import onnx_export
 
-WEIGHT = 127  # the largest; -128 is left out, so that plus and minus have the same steps
-ACTIVATION = 255
-BIAS = 2.0**30  # the largest in steps of the sums, which have 32 bits
-FOLLOW = 0.01  # how far a batch moves the ranges in training
-TINY = 1e-12  # the smallest step
-PLACE = ("stride", "padding", "dilation", "groups")  # of a convolution, as torch calls them
+MAX_WEIGHT = 127  # the largest; -128 is left out, so that plus and minus have the same steps
+MAX_ACTIVATION = 255
+MAX_BIAS = 2.0**30  # the largest in steps of the sums, which have 32 bits
+RANGE_MOMENTUM = 0.01  # how far a batch moves the ranges in training
+MIN_SCALE = 1e-12  # the smallest step
+CONV_ARGS = ("stride", "padding", "dilation", "groups")  # of a convolution, as torch calls them
 
-Layer = nn.Conv2d | nn.Linear
-JOINS = {operator.add, operator.iadd, torch.add, torch.cat}
+QuantizableLayer = nn.Conv2d | nn.Linear
+JOIN_OPS = {operator.add, operator.iadd, torch.add, torch.cat}
 # What these give out is what they take in, or 0, which every range has; so it needs no other range.
-CARRYING_LAYERS = (nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Dropout, nn.Identity)
-CARRYING = {F.relu, torch.relu, F.max_pool2d, torch.flatten, "flatten", "view", "reshape", operator.getitem, F.pad}
+RANGE_PRESERVING_LAYERS = (nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Dropout, nn.Identity)
+RANGE_PRESERVING_OPS = {
+    F.relu,
+    torch.relu,
+    F.max_pool2d,
+    torch.flatten,
+    "flatten",
+    "view",
+    "reshape",
+    operator.getitem,
+    F.pad,
+}
 
 
 def quantize(
     network: nn.Module, shape: tuple[int, int, int], pictures: Iterable[Tensor], about: dict[str, str]
 ) -> bytes:
-    """The network in int8, quantised after its training, as ONNX for :class:`fukami.quantization.onnx.OnnxNetwork`.
+    """The network in int8, quantised after its training, as ONNX for :class:`fukami.quantization.onnx_export.OnnxNetwork`.
 
     Args:
         network: stays as it is.
@@ -65,7 +75,7 @@ def quantize(
     """
     prepared = prepare(network)
     calibrate(prepared, pictures)
-    return convert(prepared, shape, about)
+    return export_int8(prepared, shape, about)
 
 
 def prepare(network: nn.Module) -> nn.Module:
@@ -88,14 +98,14 @@ def prepare(network: nn.Module) -> nn.Module:
                 f"{name} ({type(module).__name__}) has one bit and would gain nothing from int8: export the run as "
                 "binary, or as onnx"
             )
-    prepared = _traced(network)
-    _pool_last(prepared.graph)
+    prepared = _trace_model(network)
+    _swap_pool_and_relu(prepared.graph)
     for node in list(prepared.graph.nodes):
-        layer = _layer(node)
+        layer = _get_quantizable_layer(node)
         if layer is not None:
-            prepared.set_submodule(str(node.target), _aware(layer))
-        if _is_rounded(node):
-            _insert_after(_end(node), f"ranges.{node.name}", RoundedActivation())
+            prepared.set_submodule(str(node.target), _create_fake_quant_layer(layer))
+        if _is_quantized(node):
+            _insert_after(_get_fused_end(node), f"ranges.{node.name}", FakeQuantActivation())
     prepared.recompile()
     return prepared.to(next(prepared.parameters()).device).train()
 
@@ -107,7 +117,7 @@ def calibrate(prepared: nn.Module, pictures: Iterable[Tensor]) -> None:
     Raises:
         Error: there are no pictures.
     """
-    roundings = [module for module in prepared.modules() if isinstance(module, RoundedActivation)]
+    roundings = [module for module in prepared.modules() if isinstance(module, FakeQuantActivation)]
     mode = prepared.training
     prepared.eval()
     for rounding in roundings:
@@ -120,22 +130,22 @@ def calibrate(prepared: nn.Module, pictures: Iterable[Tensor]) -> None:
         raise Error("there is no picture to calibrate int8 with; give a few hundred such as the run was trained on")
 
 
-def convert(network: nn.Module, shape: tuple[int, int, int], about: dict[str, str]) -> bytes:
+def export_int8(network: nn.Module, shape: tuple[int, int, int], about: dict[str, str]) -> bytes:
     """What :func:`prepare` made, trained or calibrated, as an int8 ONNX file that answers as it does in evaluation.
 
     Raises:
         Error: it has seen no picture, so that no range is known, or a layer cannot be exported.
     """
-    network = onnx.settled(network)
+    network = onnx_export.copy_for_export(network)
     for module in list(network.modules()):
         if isinstance(module, fx.GraphModule):
-            _lower(module)
-    model = onnx.translate(network, shape)
-    _add_zeros(model.graph)
-    return onnx.write(model, about)
+            _lower_to_onnx(module)
+    model = onnx_export.export_model_proto(network, shape)
+    _add_zero_points(model.graph)
+    return onnx_export.serialize_model(model, about)
 
 
-def _add_zeros(graph: GraphProto) -> None:
+def _add_zero_points(graph: GraphProto) -> None:
     """Say that 0 means 0 in each tensor of weights: where ONNX Runtime rewrites them (no VNNI), it needs it said."""
     constants = {constant.name: constant for constant in graph.initializer}
     for node in graph.node:
@@ -146,23 +156,23 @@ def _add_zeros(graph: GraphProto) -> None:
             node.input.append(name)
 
 
-class RoundedConv2d(nn.Conv2d):
+class FakeQuantConv2d(nn.Conv2d):
     """A convolution whose weights are rounded as int8 will have them."""
 
     def forward(self, input: Tensor) -> Tensor:
         """As ``nn.Conv2d``."""
-        return self._conv_forward(input.to(self.weight.dtype), rounded(self.weight), self.bias)  # type: ignore[no-any-return]
+        return self._conv_forward(input.to(self.weight.dtype), fake_quantize_weight(self.weight), self.bias)  # type: ignore[no-any-return]
 
 
-class RoundedLinear(nn.Linear):
+class FakeQuantLinear(nn.Linear):
     """An affine layer whose weights are rounded as int8 will have them."""
 
     def forward(self, input: Tensor) -> Tensor:
         """As ``nn.Linear``."""
-        return F.linear(input.to(self.weight.dtype), rounded(self.weight), self.bias)
+        return F.linear(input.to(self.weight.dtype), fake_quantize_weight(self.weight), self.bias)
 
 
-class RoundedActivation(nn.Module):
+class FakeQuantActivation(nn.Module):
     """An activation rounded to one of 256 evenly spaced values of which 0 is one; what lies beyond is clipped."""
 
     range: Tensor
@@ -180,13 +190,13 @@ class RoundedActivation(nn.Module):
         if self.calibrating or not (self.training or self.range.any()):
             return x
         step, zero = self.grid()
-        result: Tensor = torch.fake_quantize_per_tensor_affine(x, step, zero, 0, ACTIVATION)
+        result: Tensor = torch.fake_quantize_per_tensor_affine(x, step, zero, 0, MAX_ACTIVATION)
         return result
 
     def grid(self) -> tuple[Tensor, Tensor]:
         """The step between two values, and the byte that means 0."""
         low, high = self.range
-        step = ((high - low) / ACTIVATION).clamp(min=TINY)
+        step = ((high - low) / MAX_ACTIVATION).clamp(min=MIN_SCALE)
         return step, (-low / step).round().int()
 
     def _observe(self, x: Tensor) -> None:
@@ -195,22 +205,22 @@ class RoundedActivation(nn.Module):
         if self.calibrating:
             seen = torch.stack((torch.minimum(self.range[0], seen[0]), torch.maximum(self.range[1], seen[1])))
         else:
-            seen = torch.where(self.range.any(), self.range.lerp(seen, FOLLOW), seen)
+            seen = torch.where(self.range.any(), self.range.lerp(seen, RANGE_MOMENTUM), seen)
         self.range.copy_(seen)
 
 
-def rounded(weight: Tensor) -> Tensor:
+def fake_quantize_weight(weight: Tensor) -> Tensor:
     """The weight ``(outputs, ...)`` as int8 will have it; the gradient passes unchanged."""
-    step = steps(weight)
+    step = compute_weight_scales(weight)
     return weight + ((weight / step).round() * step - weight).detach()
 
 
-def steps(weight: Tensor) -> Tensor:
+def compute_weight_scales(weight: Tensor) -> Tensor:
     """The step of each output's weights ``(outputs, ...)``, of the shape ``(outputs, 1, ...)``."""
-    return (weight.detach().abs().amax(list(range(1, weight.ndim)), keepdim=True) / WEIGHT).clamp(min=TINY)
+    return (weight.detach().abs().amax(list(range(1, weight.ndim)), keepdim=True) / MAX_WEIGHT).clamp(min=MIN_SCALE)
 
 
-class ByteActivation(nn.Module):
+class QuantizedActivation(nn.Module):
     """Rounds to bytes and back, in ONNX's words; exists to be exported."""
 
     step: Tensor
@@ -227,7 +237,7 @@ class ByteActivation(nn.Module):
         return symbolic("DequantizeLinear", (parts, self.step, self.zero), dtype=torch.float32, shape=x.shape)
 
 
-class ByteLayer(nn.Module):
+class QuantizedLayer(nn.Module):
     """A convolution or an affine layer of whole numbers, in ONNX's words; exists to be exported.
 
     Args:
@@ -240,26 +250,26 @@ class ByteLayer(nn.Module):
     bias: Tensor
     bias_step: Tensor
 
-    def __init__(self, layer: Layer, step: Tensor) -> None:
+    def __init__(self, layer: QuantizableLayer, step: Tensor) -> None:
         super().__init__()
         weight = layer.weight.detach()
         bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.detach()
-        own = steps(weight).flatten()
-        own = torch.maximum(own, bias.abs() / (BIAS * step))  # a channel of hardly more than a bias
+        own = compute_weight_scales(weight).flatten()
+        own = torch.maximum(own, bias.abs() / (MAX_BIAS * step))  # a channel of hardly more than a bias
         shape = (-1, *[1] * (weight.ndim - 1))
         self.register_buffer("weight", (weight / own.view(shape)).round().to(torch.int8).contiguous())
         self.register_buffer("weight_step", own)
         self.register_buffer("bias", (bias / (own * step)).round().to(torch.int32))
         self.register_buffer("bias_step", own * step)
-        self.place = {name: getattr(layer, name) for name in PLACE} if isinstance(layer, nn.Conv2d) else None
+        self.place = {name: getattr(layer, name) for name in CONV_ARGS} if isinstance(layer, nn.Conv2d) else None
 
     def forward(self, x: Tensor) -> Tensor:
         """As the layer."""
-        weight, bias = _real(self.weight, self.weight_step), _real(self.bias, self.bias_step)
+        weight, bias = _dequantize(self.weight, self.weight_step), _dequantize(self.bias, self.bias_step)
         return F.linear(x, weight, bias) if self.place is None else F.conv2d(x, weight, bias, **self.place)
 
 
-def _real(whole: Tensor, step: Tensor) -> Tensor:
+def _dequantize(whole: Tensor, step: Tensor) -> Tensor:
     """Whole numbers ``(outputs, ...)`` times the steps ``(outputs,)``, which the file keeps apart."""
     return symbolic("DequantizeLinear", (whole, step), {"axis": 0}, dtype=torch.float32, shape=whole.shape)
 
@@ -277,7 +287,7 @@ class _Tracer(fx.Tracer):
         return result
 
 
-def _traced(network: nn.Module) -> fx.GraphModule:
+def _trace_model(network: nn.Module) -> fx.GraphModule:
     """The operations of the network, as it answers in evaluation."""
     tracer = _Tracer()
     try:
@@ -288,79 +298,83 @@ def _traced(network: nn.Module) -> fx.GraphModule:
         raise Error(f"{name or 'the network'} ({layer}) cannot be quantised: {error}") from error
 
 
-def _module(node: fx.Node) -> nn.Module | None:
+def _get_module(node: fx.Node) -> nn.Module | None:
     """The layer that a node calls, if it calls one."""
     owner = node.graph.owning_module
     return owner.get_submodule(str(node.target)) if owner is not None and node.op == "call_module" else None
 
 
-def _layer(node: fx.Node) -> Layer | None:
+def _get_quantizable_layer(node: fx.Node) -> QuantizableLayer | None:
     """The convolution or affine layer that a node calls, if it calls one; ONNX pads with nothing but zeros."""
-    module = _module(node)
+    module = _get_module(node)
     padded = isinstance(module, nn.Conv2d) and module.padding_mode != "zeros"
-    return module if isinstance(module, Layer) and not padded else None
+    return module if isinstance(module, QuantizableLayer) and not padded else None
 
 
 def _is_relu(node: fx.Node) -> bool:
-    return isinstance(_module(node), nn.ReLU) or node.target in (F.relu, torch.relu)
+    return isinstance(_get_module(node), nn.ReLU) or node.target in (F.relu, torch.relu)
 
 
-def _carries(node: fx.Node) -> bool:
+def _preserves_range(node: fx.Node) -> bool:
     """Whether what the node gives out has the range of its first input (which an element of a tuple has not)."""
     if node.target is operator.getitem and not isinstance(node.args[1], tuple):
         return False
-    return isinstance(_module(node), CARRYING_LAYERS) or node.target in CARRYING
+    return isinstance(_get_module(node), RANGE_PRESERVING_LAYERS) or node.target in RANGE_PRESERVING_OPS
 
 
-def _computes(node: fx.Node) -> bool:
+def _runs_in_int8(node: fx.Node) -> bool:
     """Whether the node is computed on bytes."""
-    return _layer(node) is not None or node.target in JOINS
+    return _get_quantizable_layer(node) is not None or node.target in JOIN_OPS
 
 
-def _only_user(node: fx.Node) -> fx.Node:
+def _get_only_user(node: fx.Node) -> fx.Node:
     """The one node that uses this one; where there are several, the node itself."""
     return next(iter(node.users)) if len(node.users) == 1 else node
 
 
-def _readers(node: fx.Node) -> Iterator[fx.Node]:
+def _find_readers(node: fx.Node) -> Iterator[fx.Node]:
     """The nodes that use this one's values, directly or carried."""
     for user in node.users:
-        if not _carries(user):
+        if not _preserves_range(user):
             yield user
         elif user.args[0] is node:
-            yield from _readers(user)
+            yield from _find_readers(user)
 
 
-def _is_rounded(node: fx.Node) -> bool:
+def _is_quantized(node: fx.Node) -> bool:
     """Whether bytes are made of the node's values: those that are computed of bytes or read as such; not of scores."""
-    if _carries(node) or _norm(_before(node)) is node:
+    if _preserves_range(node) or _get_foldable_norm(_get_input_node(node)) is node:
         return False
-    readers = [reader for reader in _readers(_end(node)) if reader.op != "output"]
-    return any(map(_computes, readers)) or (_computes(node) and bool(readers))
+    readers = [reader for reader in _find_readers(_get_fused_end(node)) if reader.op != "output"]
+    return any(map(_runs_in_int8, readers)) or (_runs_in_int8(node) and bool(readers))
 
 
-def _before(node: fx.Node) -> fx.Node:
+def _get_input_node(node: fx.Node) -> fx.Node:
     first = node.args[0] if node.args else node
     return first if isinstance(first, fx.Node) else node
 
 
-def _norm(node: fx.Node) -> fx.Node | None:
+def _get_foldable_norm(node: fx.Node) -> fx.Node | None:
     """The batch normalisation that can be folded into the layer of this node, if there is one."""
-    user = _only_user(node)
-    return user if _layer(node) and isinstance(_module(user), nn.BatchNorm1d | nn.BatchNorm2d) else None
+    user = _get_only_user(node)
+    return (
+        user
+        if _get_quantizable_layer(node) and isinstance(_get_module(user), nn.BatchNorm1d | nn.BatchNorm2d)
+        else None
+    )
 
 
-def _end(node: fx.Node) -> fx.Node:
+def _get_fused_end(node: fx.Node) -> fx.Node:
     """The last of what is computed along with the node: its batch normalisation, its rectifier."""
-    node = _norm(node) or node
-    return user if _is_relu(user := _only_user(node)) else node
+    node = _get_foldable_norm(node) or node
+    return user if _is_relu(user := _get_only_user(node)) else node
 
 
-def _pool_last(graph: fx.Graph) -> None:
+def _swap_pool_and_relu(graph: fx.Graph) -> None:
     """Exchange a maximum pooling and the rectifier after it: the result is the same, and the pooling is of bytes."""
     for pool in list(graph.nodes):
-        before, relu = _before(pool), _only_user(pool)
-        if isinstance(_module(pool), nn.MaxPool2d) and _is_relu(relu) and _only_user(before) is pool:
+        before, relu = _get_input_node(pool), _get_only_user(pool)
+        if isinstance(_get_module(pool), nn.MaxPool2d) and _is_relu(relu) and _get_only_user(before) is pool:
             relu.replace_all_uses_with(pool)
             relu.replace_input_with(pool, before)
             pool.replace_input_with(before, relu)
@@ -376,45 +390,45 @@ def _insert_after(node: fx.Node, name: str, module: nn.Module) -> None:
     node.replace_all_uses_with(inserted, lambda user: user is not inserted)
 
 
-def _aware(layer: Layer) -> RoundedConv2d | RoundedLinear:
+def _create_fake_quant_layer(layer: QuantizableLayer) -> FakeQuantConv2d | FakeQuantLinear:
     """The layer with rounded weights; the parameters are the same."""
-    made: RoundedConv2d | RoundedLinear
+    made: FakeQuantConv2d | FakeQuantLinear
     if isinstance(layer, nn.Conv2d):
-        place: dict[str, Any] = {name: getattr(layer, name) for name in PLACE}
-        made = RoundedConv2d(layer.in_channels, layer.out_channels, layer.kernel_size, device="meta", **place)  # type: ignore[arg-type]
+        place: dict[str, Any] = {name: getattr(layer, name) for name in CONV_ARGS}
+        made = FakeQuantConv2d(layer.in_channels, layer.out_channels, layer.kernel_size, device="meta", **place)  # type: ignore[arg-type]
     else:
-        made = RoundedLinear(layer.in_features, layer.out_features, device="meta")
+        made = FakeQuantLinear(layer.in_features, layer.out_features, device="meta")
     made.weight, made.bias = layer.weight, layer.bias
     return made
 
 
-def _lower(prepared: fx.GraphModule) -> None:
+def _lower_to_onnx(prepared: fx.GraphModule) -> None:
     """Put ONNX's words in the place of the roundings."""
     graph = prepared.graph
     for node in list(graph.nodes):
-        module, layer, norm = _module(node), _layer(node), _norm(node)
-        if isinstance(module, RoundedActivation):
+        module, layer, norm = _get_module(node), _get_quantizable_layer(node), _get_foldable_norm(node)
+        if isinstance(module, FakeQuantActivation):
             if not module.range.any():
                 raise Error("the network has seen no picture, so its ranges are not known: train or calibrate it first")
-            prepared.set_submodule(str(node.target), ByteActivation(*module.grid()))
+            prepared.set_submodule(str(node.target), QuantizedActivation(*module.grid()))
         elif layer is not None:
             if norm is not None:
-                layer = _folded(layer, _module(norm))
+                layer = _fold_batch_norm(layer, _get_module(norm))
                 norm.replace_all_uses_with(node)
                 graph.erase_node(norm)
             name = f"layers.{node.name}"
-            prepared.add_submodule(name, ByteLayer(layer, _source(_before(node)).step))
+            prepared.add_submodule(name, QuantizedLayer(layer, _find_source_activation(_get_input_node(node)).step))
             node.target = name
     prepared.recompile()
 
 
-def _folded(layer: Layer, norm: Any) -> Layer:
+def _fold_batch_norm(layer: QuantizableLayer, norm: Any) -> QuantizableLayer:
     """The layer and the batch normalisation after it as one layer."""
     return fuse_conv_bn_eval(layer, norm) if isinstance(layer, nn.Conv2d) else fuse_linear_bn_eval(layer, norm)
 
 
-def _source(node: fx.Node) -> ByteActivation:
+def _find_source_activation(node: fx.Node) -> QuantizedActivation:
     """The rounding that a node's values have gone through."""
-    while not isinstance(module := _module(node), ByteActivation):
-        node = _before(node)
+    while not isinstance(module := _get_module(node), QuantizedActivation):
+        node = _get_input_node(node)
     return module

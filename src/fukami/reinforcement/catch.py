@@ -7,14 +7,14 @@ drifts aside and bounces off the walls, so that where it will land can be told f
 import numpy as np
 import numpy.typing as npt
 
-from fukami.reinforcement.games import Seen
+from fukami.reinforcement.vector_env import StepResult
 
 ACTIONS = ("stay", "left", "right")
-CELLS = 14  # across and down
-PIXELS = 6  # of a cell
-SIDE = CELLS * PIXELS  # 84
-PADDLE = 3  # cells of its width
-COLOURS = ((24, 24, 32), (240, 200, 60), (110, 190, 250))  # of the ground, the ball and the paddle
+GRID_SIZE = 14  # across and down
+CELL_SIZE = 6  # of a cell
+FRAME_SIZE = GRID_SIZE * CELL_SIZE  # 84
+PADDLE_WIDTH = 3  # cells of its width
+COLORS = ((24, 24, 32), (240, 200, 60), (110, 190, 250))  # of the ground, the ball and the paddle
 
 
 class Catch:
@@ -25,7 +25,7 @@ class Catch:
     """
 
     actions: tuple[str, ...] = ACTIONS
-    shape: tuple[int, ...] = (SIDE, SIDE)
+    shape: tuple[int, ...] = (FRAME_SIZE, FRAME_SIZE)
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -34,48 +34,50 @@ class Catch:
         self.paddle = np.zeros(count, np.int64)  # its leftmost cell
         self.chosen = np.zeros(count, np.int64)
 
-    def reset(self, which: npt.NDArray[np.bool_], seeds: npt.NDArray[np.int64]) -> Seen:
+    def reset(self, which: npt.NDArray[np.bool_], seeds: npt.NDArray[np.int64]) -> StepResult:
         """Begin anew where ``which`` ``(count,)`` says so, each game with its seed."""
         for game in np.flatnonzero(which):
             random = np.random.default_rng(int(seeds[game]))
-            self.ball[game] = random.integers(CELLS), 0
+            self.ball[game] = random.integers(GRID_SIZE), 0
             self.drift[game] = random.integers(-1, 2)
-            self.paddle[game] = random.integers(CELLS - PADDLE + 1)
+            self.paddle[game] = random.integers(GRID_SIZE - PADDLE_WIDTH + 1)
         return self._seen(np.zeros(self.count, np.float32), np.zeros(self.count, bool))
 
     def send(self, actions: npt.NDArray[np.int64]) -> None:
         """Take an action in each game."""
         self.chosen = actions
 
-    def receive(self) -> Seen:
+    def receive(self) -> StepResult:
         """What has become of them."""
-        self.paddle = np.clip(self.paddle + np.array([0, -1, 1])[self.chosen], 0, CELLS - PADDLE)
+        self.paddle = np.clip(self.paddle + np.array([0, -1, 1])[self.chosen], 0, GRID_SIZE - PADDLE_WIDTH)
         column = self.ball[:, 0] + self.drift
-        self.drift = np.where((column < 0) | (column >= CELLS), -self.drift, self.drift)
-        self.ball[:, 0] = np.where(column < 0, -column, np.where(column >= CELLS, 2 * (CELLS - 1) - column, column))
+        self.drift = np.where((column < 0) | (column >= GRID_SIZE), -self.drift, self.drift)
+        self.ball[:, 0] = np.where(
+            column < 0, -column, np.where(column >= GRID_SIZE, 2 * (GRID_SIZE - 1) - column, column)
+        )
         self.ball[:, 1] += 1
-        landed = self.ball[:, 1] == CELLS - 1
-        under = (self.ball[:, 0] >= self.paddle) & (self.ball[:, 0] < self.paddle + PADDLE)
+        landed = self.ball[:, 1] == GRID_SIZE - 1
+        under = (self.ball[:, 0] >= self.paddle) & (self.ball[:, 0] < self.paddle + PADDLE_WIDTH)
         return self._seen(np.where(landed, np.where(under, 1.0, -1.0), 0.0).astype(np.float32), landed)
 
     def picture(self, game: int) -> npt.NDArray[np.uint8]:
         """A game in colour, ``(H, W, 3)``."""
-        cells = self._cells()[game].repeat(4 * PIXELS, 0).repeat(4 * PIXELS, 1)
-        return np.asarray(np.array(COLOURS, np.uint8)[cells])
+        cells = self._cells()[game].repeat(4 * CELL_SIZE, 0).repeat(4 * CELL_SIZE, 1)
+        return np.asarray(np.array(COLORS, np.uint8)[cells])
 
     def _cells(self) -> npt.NDArray[np.int64]:
         """What is in each cell: 0 nothing, 1 the ball, 2 the paddle."""
-        cells = np.zeros((self.count, CELLS, CELLS), np.int64)
+        cells = np.zeros((self.count, GRID_SIZE, GRID_SIZE), np.int64)
         games = np.arange(self.count)
-        for cell in range(PADDLE):
-            cells[games, CELLS - 1, self.paddle + cell] = 2
-        cells[games, np.minimum(self.ball[:, 1], CELLS - 1), self.ball[:, 0]] = 1
+        for cell in range(PADDLE_WIDTH):
+            cells[games, GRID_SIZE - 1, self.paddle + cell] = 2
+        cells[games, np.minimum(self.ball[:, 1], GRID_SIZE - 1), self.ball[:, 0]] = 1
         return cells
 
-    def _seen(self, rewards: npt.NDArray[np.float32], ended: npt.NDArray[np.bool_]) -> Seen:
-        frames = np.array([0, 255, 160], np.uint8)[self._cells()].repeat(PIXELS, 1).repeat(PIXELS, 2)
+    def _seen(self, rewards: npt.NDArray[np.float32], ended: npt.NDArray[np.bool_]) -> StepResult:
+        frames = np.array([0, 255, 160], np.uint8)[self._cells()].repeat(CELL_SIZE, 1).repeat(CELL_SIZE, 2)
         never = np.zeros(self.count, bool)
-        return Seen(frames, rewards, ended, never, never)
+        return StepResult(frames, rewards, ended, never, never)
 
     def close(self) -> None:
         """Nothing is open."""

@@ -7,12 +7,12 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fukami.engine import schedules
-from fukami.engine.recipe import Data, Recipe, within
+from fukami.engine.recipe import Data, Recipe, check_range
 
 if TYPE_CHECKING:
-    from fukami.engine.task import MakeOptimizer
-    from fukami.reinforcement.rollout import Trials
-    from fukami.reinforcement.task import QLearning
+    from fukami.engine.task import OptimizerFactory
+    from fukami.reinforcement.evaluation import EvaluationEpisodes
+    from fukami.reinforcement.task import QLearningTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,20 +73,22 @@ class DQN(Recipe):
 
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
-        within(self, 1, math.inf, "games", "history", "every", "target", "batch", "hidden", "judge_every", "episodes")
-        within(self, 0, math.inf, "lr", "clip", "explore")
-        within(self, 0, 1, "least", "discount", "epsilon")
-        within(self, max(self.history + 1, self.batch) * self.games, math.inf, "learning_starts", "memory")
-        within(self, self.learning_starts + self.every, math.inf, "steps")
-        schedules.parse(self.decay)
+        check_range(
+            self, 1, math.inf, "games", "history", "every", "target", "batch", "hidden", "judge_every", "episodes"
+        )
+        check_range(self, 0, math.inf, "lr", "clip", "explore")
+        check_range(self, 0, 1, "least", "discount", "epsilon")
+        check_range(self, max(self.history + 1, self.batch) * self.games, math.inf, "learning_starts", "memory")
+        check_range(self, self.learning_starts + self.every, math.inf, "steps")
+        schedules.parse_schedule(self.decay)
 
     def data(self) -> Data:
         """The games; the labels are what the actions are called."""
-        from fukami.reinforcement import data as reinforcement_data
-        from fukami.reinforcement.replay import Experience
+        from fukami.reinforcement import env_registry
+        from fukami.reinforcement.replay import ExperienceCollector
 
-        played = reinforcement_data.find(self.game, self.games)
-        experience = Experience(
+        played = env_registry.make_envs(self.game, self.games)
+        experience = ExperienceCollector(
             played,
             batch=self.batch,
             history=self.history,
@@ -99,25 +101,27 @@ class DQN(Recipe):
         )
         return Data(experience, self.judged(), played.actions)
 
-    def judged(self, *, colour: bool = False) -> "Trials":
+    def judged(self, *, colour: bool = False) -> "EvaluationEpisodes":
         """The episodes that it is judged by, with ``colour`` to be shown, too."""
-        from fukami.reinforcement import data as reinforcement_data
-        from fukami.reinforcement.rollout import Trials
+        from fukami.reinforcement import env_registry
+        from fukami.reinforcement.evaluation import EvaluationEpisodes
 
         seeds = tuple(range(self.seed, self.seed + self.episodes))
-        return Trials(partial(reinforcement_data.find, self.game, colour=colour), seeds, self.history, self.epsilon)
+        return EvaluationEpisodes(
+            partial(env_registry.make_envs, self.game, colour=colour), seeds, self.history, self.epsilon
+        )
 
-    def task(self, labels: tuple[str, ...]) -> "QLearning":
+    def task(self, labels: tuple[str, ...]) -> "QLearningTask":
         """An agent that can take these actions."""
         from fukami import models
-        from fukami.reinforcement import data as reinforcement_data
-        from fukami.reinforcement.task import QLearning
+        from fukami.reinforcement import env_registry
+        from fukami.reinforcement.task import QLearningTask
 
-        with contextlib.closing(reinforcement_data.find(self.game, 1)) as game:
+        with contextlib.closing(env_registry.make_envs(self.game, 1)) as game:
             shape = game.shape
         shape = (self.history, *shape) if len(shape) == 2 else (self.history * shape[0],)
         updates = (self.steps - self.learning_starts) // self.every
-        return QLearning(
+        return QLearningTask(
             models.dqn(len(labels), shape=shape, hidden=self.hidden),
             labels,
             shape,
@@ -128,11 +132,11 @@ class DQN(Recipe):
             reduction="sum" if self.optimizer == "rmsprop" else "mean",
             steps=(updates, max(1, self.judge_every // self.every)),
             optimizer=self.make_optimizer(),
-            decay=schedules.parse(self.decay),
+            decay=schedules.parse_schedule(self.decay),
             clip=self.clip,
         )
 
-    def make_optimizer(self) -> "MakeOptimizer":
+    def make_optimizer(self) -> "OptimizerFactory":
         """Adam with the epsilon of Hessel et al. 2018 (table 1), or the paper's RMSprop."""
         import torch
 

@@ -6,14 +6,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from fukami.image.io import Bytes
+from fukami.image.io import UInt8Array
 
-SIDE = 420  # pixels of a game's height
-PANEL = 300  # of the width of what is beside it
-BAR, TAKEN, GREY = (72, 120, 168), (209, 73, 91), (102, 102, 102)
+GAME_HEIGHT = 420  # pixels of a game's height
+PANEL_WIDTH = 300  # of the width of what is beside it
+BAR_COLOR, ACTION_COLOR, TEXT_COLOR = (72, 120, 168), (209, 73, 91), (102, 102, 102)
 
 
-def returns(values: Sequence[float], lengths: Sequence[int]) -> Figure:
+def plot_returns(values: Sequence[float], lengths: Sequence[int]) -> Figure:
     """The return of each episode, sorted, and how long it was."""
     order = np.argsort(values)
     figure = Figure(figsize=(8, 2.8), layout="constrained")
@@ -27,22 +27,26 @@ def returns(values: Sequence[float], lengths: Sequence[int]) -> Figure:
     return figure
 
 
-def drawn(seen: Bytes, labels: Sequence[str], values: Sequence[float], action: int, total: float) -> Image.Image:
+def draw_step(
+    seen: UInt8Array, labels: Sequence[str], values: Sequence[float], action: int, total: float
+) -> Image.Image:
     """A moment of a game ``(H, W, 3)``, beside it what each action is worth, the one taken in red, and the return."""
     picture = Image.fromarray(seen)
-    scale = SIDE / picture.height
-    picture = picture.resize((round(picture.width * scale) // 2 * 2, SIDE), Image.Resampling.NEAREST)
-    page = Image.new("RGB", (picture.width + PANEL, SIDE), "white")
+    scale = GAME_HEIGHT / picture.height
+    picture = picture.resize((round(picture.width * scale) // 2 * 2, GAME_HEIGHT), Image.Resampling.NEAREST)
+    page = Image.new("RGB", (picture.width + PANEL_WIDTH, GAME_HEIGHT), "white")
     page.paste(picture, (0, 0))
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(15)
     left, top = picture.width + 16, 16
     draw.text((left, top), f"return {total:g}", (34, 34, 34), ImageFont.load_default(20))
-    draw.text((left, top + 30), "what each action is worth", GREY, font)
+    draw.text((left, top + 30), "what each action is worth", TEXT_COLOR, font)
     least, most = min(values), max(values)
-    line = min(30.0, (SIDE - top - 70) / len(labels))
+    line = min(30.0, (GAME_HEIGHT - top - 70) / len(labels))
     for number, (label, value) in enumerate(zip(labels, values, strict=True)):
         y = top + 60 + number * line
         share = (value - least) / max(most - least, 1e-9)
-        draw.rectangle((left, y, left + 6 + 110 * share, y + line - 8), fill=TAKEN if number == action else BAR)
+        draw.rectangle(
+            (left, y, left + 6 + 110 * share, y + line - 8), fill=ACTION_COLOR if number == action else BAR_COLOR
+        )
         draw.text((left + 124, y - 2), f"{value:.3f}  {label}", (34, 34, 34), font)
     return page

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from fukami.errors import Error, UsageError
-from fukami.reinforcement.games import Games
+from fukami.reinforcement.vector_env import VectorEnv
 
 if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
 
-SLACK = 0.05  # share of the memory beyond what is remembered, which a resumed run finds as it was
-LEAST = 1024  # steps of it at least
-ROOM = 0.8  # share of what is free on a GPU that it may take
-RECENT = 100  # episodes whose return is averaged
+SLACK_FRACTION = 0.05  # share of the memory beyond what is remembered, which a resumed run finds as it was
+MIN_SLACK = 1024  # steps of it at least
+MAX_GPU_FRACTION = 0.8  # share of what is free on a GPU that it may take
+NUM_RECENT_EPISODES = 100  # episodes whose return is averaged
 
 
-class Lesson(NamedTuple):
+class TransitionBatch(NamedTuple):
     """Moments to learn from.
 
     Attributes:
@@ -45,7 +45,7 @@ class Lesson(NamedTuple):
     returned: Tensor
 
 
-class Memory:
+class ReplayBuffer:
     """What was seen, done and given at each step of several games, each frame once, in a ring.
 
     It lies on the device if it is told to, and else in memory; with a folder it lies in files there as well, where a
@@ -61,7 +61,7 @@ class Memory:
     def __init__(self, games: int, shape: tuple[int, ...], steps: int) -> None:
         kind = torch.uint8 if len(shape) == 2 else torch.float32
         self.games, self.steps = games, steps
-        self.slack = max(LEAST, round(SLACK * steps))
+        self.slack = max(MIN_SLACK, round(SLACK_FRACTION * steps))
         self.length = steps + self.slack
         self.forms: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "frames": ((self.length, games, *shape), kind),
@@ -175,7 +175,7 @@ class Memory:
         return max(0, self.now - self.steps + 1)
 
 
-class Experience:
+class ExperienceCollector:
     """Rounds of play, in each of which every game goes on by a step, and moments of the past to learn from.
 
     What is drawn by chance depends on the seed and on how far it is alone, so a resumed run goes on as it would have;
@@ -194,7 +194,7 @@ class Experience:
 
     def __init__(
         self,
-        games: Games,
+        games: VectorEnv,
         *,
         batch: int,
         history: int,
@@ -207,7 +207,7 @@ class Experience:
     ) -> None:
         self.games, self.batch, self.history, self.seed = games, batch, history, seed
         self.begin, self.every, self.explore, self.least = begin, every, explore, least
-        self.memory = Memory(games.count, games.shape, -(-steps // games.count))
+        self.memory = ReplayBuffer(games.count, games.shape, -(-steps // games.count))
         self.device = self.memory.device
         self.rounds = self.updates = 0
         self.saved = 0  # the step of the last checkpoint
@@ -234,7 +234,7 @@ class Experience:
         if runtime.world > 1:
             raise UsageError(f"one process plays and learns, not {runtime.world}; start one, with more --games")
         self.device = device = runtime.device
-        if device.type == "cuda" and self.memory.bytes > ROOM * torch.cuda.mem_get_info(device)[0]:
+        if device.type == "cuda" and self.memory.bytes > MAX_GPU_FRACTION * torch.cuda.mem_get_info(device)[0]:
             device = torch.device("cpu")
         self.memory.place(device)
 
@@ -293,7 +293,7 @@ class Experience:
             )
             self.gained += seen.rewards
             for game in np.flatnonzero(begun):
-                self.returns = [*self.returns, float(self.gained[game])][-RECENT:]
+                self.returns = [*self.returns, float(self.gained[game])][-NUM_RECENT_EPISODES:]
                 self.gained[game], self.taken[game] = 0.0, []
             if begun.any():
                 self.episodes += begun
@@ -315,7 +315,7 @@ class Experience:
         games = torch.arange(self.games.count, device=self.memory.device)
         return self.memory.stack(torch.full_like(games, self.memory.now), games, self.history)
 
-    def lesson(self) -> Lesson:
+    def lesson(self) -> TransitionBatch:
         """Moments of the past, drawn evenly.
 
         Raises:
@@ -337,8 +337,8 @@ class Experience:
         recent = sum(self.returns) / len(self.returns) if self.returns else 0.0
         facts = torch.tensor([self.epsilon, recent], device=memory.device)
         frames = memory.stack(steps, games, self.history, after=1)
-        found = Lesson(frames, actions.long(), rewards, 1 - ended.float(), 1 - cut.float(), facts[0], facts[1])
-        return Lesson(*(each.to(self.device) for each in found))
+        found = TransitionBatch(frames, actions.long(), rewards, 1 - ended.float(), 1 - cut.float(), facts[0], facts[1])
+        return TransitionBatch(*(each.to(self.device) for each in found))
 
     def _seeds(self) -> npt.NDArray[np.int64]:
         """That of the episode that each game is in."""

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 DECAY = 0.95  # of both averages: "gradient momentum" and "squared gradient momentum" (extended data table 1)
-MINIMUM = 0.01  # "min squared gradient"
+MIN_SQUARED_GRADIENT = 0.01  # "min squared gradient"
 
 
 class CenteredRMSprop(torch.optim.Optimizer):
@@ -30,7 +30,7 @@ class CenteredRMSprop(torch.optim.Optimizer):
         lr: float = 2.5e-4,
         *,
         decay: float = DECAY,
-        minimum: float = MINIMUM,
+        minimum: float = MIN_SQUARED_GRADIENT,
     ) -> None:
         super().__init__(params, {"lr": lr, "decay": decay, "minimum": minimum})
 

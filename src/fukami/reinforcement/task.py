@@ -11,24 +11,24 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fukami.engine.cached_evaluation import Judging
-from fukami.engine.task import Regime
-from fukami.errors import Error, UsageError, refuse_if_out_of_memory
+from fukami.engine.cached_evaluation import CachedEvaluationTask
+from fukami.engine.task import TrainingOptions
+from fukami.errors import Error, UsageError, convert_memory_errors
 from fukami.image import io as image_io
-from fukami.quantization import half
+from fukami.quantization import half_precision
 from fukami.reinforcement import plots as reinforcement_plots
-from fukami.reinforcement.replay import Experience, Lesson
+from fukami.reinforcement.replay import ExperienceCollector, TransitionBatch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from fukami.engine.runtime import Runtime
-    from fukami.reinforcement.rollout import Look, Trials
+    from fukami.reinforcement.evaluation import EvaluationEpisodes, StepCallback
 
-SAMPLE = 1_000  # frames that were played by chance, by which pictures are standardised
+NUM_STANDARDIZATION_FRAMES = 1_000  # frames that were played by chance, by which pictures are standardised
 
 
-class QLearning(Judging):
+class QLearningTask(CachedEvaluationTask):
     """Deep Q-learning with a memory and a target network (Mnih et al. 2015, algorithm 1).
 
     Args:
@@ -58,7 +58,7 @@ class QLearning(Judging):
         clip_rewards: bool,
         reduction: Literal["mean", "sum"] = "mean",
         steps: tuple[int, int],
-        **regime: Unpack[Regime],
+        **regime: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(model, **regime)
         self.labels, self.shape, self.discount, self.every = labels, shape, discount, target
@@ -82,13 +82,13 @@ class QLearning(Judging):
         """Updates in the whole training, and between two evaluations."""
         return self.steps
 
-    def batches(self, train: Experience) -> Iterator[Lesson]:
+    def batches(self, train: ExperienceCollector) -> Iterator[TransitionBatch]:
         """Rounds of play and moments to learn from; while these are learned from, the games go on."""
         while True:
             for _ in range(train.due):
                 train.play(self.choose)
             if train.updates == 0 and len(self.shape) == 3:
-                self.model.standardise(train.memory.sample(SAMPLE))  # type: ignore[operator]
+                self.model.standardise(train.memory.sample(NUM_STANDARDIZATION_FRAMES))  # type: ignore[operator]
             if train.updates % self.every == 0:
                 self.target.load_state_dict(self.model.state_dict())
             train.updates += 1
@@ -101,10 +101,10 @@ class QLearning(Judging):
 
     def values(self, states: Tensor) -> Tensor:
         """What each action is worth in each of ``(N, H, ...)``, ``(N, A)``."""
-        with half.arithmetic(self.model), self.runtime.autocast():
+        with half_precision.enable_float32_fallback(self.model), self.runtime.autocast():
             return self.model(states.to(self.runtime.device)).float()  # type: ignore[no-any-return]
 
-    def loss(self, batch: Lesson) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The error of what the actions taken were said to be worth, squared near 0 and absolute beyond 1.
 
         Mnih et al. 2015, equation 3 of the methods, and "Training details": the error term is clipped to -1..1.
@@ -126,15 +126,15 @@ class QLearning(Judging):
         return loss, {"value": said.detach().mean(), "epsilon": batch.epsilon, "return": batch.returned}
 
     @torch.inference_mode()
-    def judge(self, batches: "Trials", look: "Look | None" = None) -> "Played":
+    def judge(self, batches: "EvaluationEpisodes", look: "StepCallback | None" = None) -> "EpisodeResults":
         """Episodes from random beginnings, with a few actions by chance; ``look`` sees them before each step."""
         with self.answering():
-            return Played(*batches.play(self.values, look))
+            return EpisodeResults(*batches.play(self.values, look))
 
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """The best ``action`` where a frame of the game has been seen all along, and what each is worth in ``values``.
 
-        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read` takes them. A picture that cannot
+        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read_image` takes them. A picture that cannot
         be read yields ``{"file", "error"}``.
         """
         if len(self.shape) != 3:
@@ -143,8 +143,8 @@ class QLearning(Judging):
         for source in inputs:
             named = {"file": str(source)} if isinstance(source, str | Path) else {}
             try:
-                with refuse_if_out_of_memory(named.get("file", "the picture given")):
-                    picture = image_io.as_mode(image_io.read(source), "L").resize(
+                with convert_memory_errors(named.get("file", "the picture given")):
+                    picture = image_io.convert_mode(image_io.read_image(source), "L").resize(
                         self.shape[:0:-1], Image.Resampling.BOX
                     )
             except Error as error:
@@ -159,17 +159,17 @@ class QLearning(Judging):
 
     def draw(self, source: Any, answer: dict[str, Any]) -> Image.Image:
         """The picture, and what each action is worth."""
-        picture = np.array(image_io.as_mode(image_io.read(source), "RGB"))
+        picture = np.array(image_io.convert_mode(image_io.read_image(source), "RGB"))
         values = list(answer["values"].values())
-        return reinforcement_plots.drawn(picture, self.labels, values, int(np.argmax(values)), 0.0)
+        return reinforcement_plots.draw_step(picture, self.labels, values, int(np.argmax(values)), 0.0)
 
     def figures(self, batches: Any) -> "Iterator[tuple[str, Figure]]":
         """The returns of the episodes, and the values of the states on the way."""
-        found: Played = self.judged_last(batches)
-        yield "Returns of the episodes", reinforcement_plots.returns(found.returns, found.lengths)
+        found: EpisodeResults = self.judged_last(batches)
+        yield "Returns of the episodes", reinforcement_plots.plot_returns(found.returns, found.lengths)
 
 
-class Played(NamedTuple):
+class EpisodeResults(NamedTuple):
     """Episodes.
 
     Attributes:

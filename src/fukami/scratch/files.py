@@ -13,8 +13,14 @@ from fukami.errors import Error
 from fukami.scratch.layers import Array
 
 Split = tuple[Array, Array]
-DESCRIBED = {"numpy.ndarray", "numpy.dtype", "_codecs.encode"}  # and the two below, as NumPy 1 and NumPy 2 say them
-DESCRIBED |= {f"numpy.{c}.{f}" for c in ("core", "_core") for f in ("multiarray._reconstruct", "numeric._frombuffer")}
+ALLOWED_GLOBALS = {
+    "numpy.ndarray",
+    "numpy.dtype",
+    "_codecs.encode",
+}  # and the two below, as NumPy 1 and NumPy 2 say them
+ALLOWED_GLOBALS |= {
+    f"numpy.{c}.{f}" for c in ("core", "_core") for f in ("multiarray._reconstruct", "numeric._frombuffer")
+}
 
 
 def load_mnist(normalize: bool = True, flatten: bool = True, one_hot_label: bool = False) -> tuple[Split, Split]:
@@ -25,7 +31,7 @@ def load_mnist(normalize: bool = True, flatten: bool = True, one_hot_label: bool
         x = np.divide(x, 255, dtype=np.float32) if normalize else x.copy()
         return x.reshape((-1, 784) if flatten else (-1, 1, 28, 28)), np.eye(10)[t] if one_hot_label else t.copy()
 
-    train, test = mnist.read()
+    train, test = mnist.load_mnist()
     return shaped(*train), shaped(*test)
 
 
@@ -52,7 +58,7 @@ def _unpickle(content: bytes) -> dict[str, Array]:
     if type(found) is not dict:
         raise TypeError(f"it holds a {type(found).__name__}, not a dict")
     for key, value in found.items():
-        if type(key) is not str or type(value) is not _Described:
+        if type(key) is not str or type(value) is not _PickleRecord:
             name = key if type(key) is str else type(key).__name__
             raise TypeError(f"the value of {name:.50} is a {type(value).__name__}, not an array")
         arrays[key] = value.array()
@@ -63,12 +69,12 @@ def _unpickle(content: bytes) -> dict[str, Array]:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (asked := f"{module}.{name}") not in DESCRIBED | {"collections.OrderedDict"}:
+        if (asked := f"{module}.{name}") not in ALLOWED_GLOBALS | {"collections.OrderedDict"}:
             raise pickle.UnpicklingError(f"it asks for {asked[:100]}, which is no part of an array")
-        return _Described if asked in DESCRIBED else lambda: {}
+        return _PickleRecord if asked in ALLOWED_GLOBALS else lambda: {}
 
 
-class _Described:
+class _PickleRecord:
     """All that a pickle can call: it keeps the arguments and the state it is given, and runs nothing."""
 
     def __init__(self, a: Any, b: Any = None, c: Any = None, d: Any = None, e: Any = None) -> None:
@@ -84,6 +90,6 @@ class _Described:
             order = "F" if fortran else "C"
         if not re.fullmatch("[<>]f[0-9]+", name := dtype.state[1] + dtype.given[0]):
             raise TypeError(f"an array has the dtype {name:.50}, not floating point")
-        data = data.given[0] if isinstance(data, _Described) else data
+        data = data.given[0] if isinstance(data, _PickleRecord) else data
         flat: Any = np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, name)
         return np.asarray(flat.reshape(shape).transpose(axes) if order == "K" else flat.reshape(shape, order=order))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 Array = npt.NDArray[Any]
-BLOCK = 8 * 2**20  # bytes of windows that are copied at a time
+MAX_BLOCK_BYTES = 8 * 2**20  # bytes of windows that are copied at a time
 
 
 class Convolution:
@@ -24,27 +24,27 @@ class Convolution:
         self.W, self.b, self.stride, self.pad = W, b, stride, pad
 
     def forward(self, x: Array) -> Array:
-        (out, _, *size), (self.dtype, precision) = self.W.shape, dtypes(x, self.W)
-        self.pixels = picture_last(np.asarray(x, precision), self.pad)
-        windows = windows_of(self.pixels, size, self.stride)
+        (out, _, *size), (self.dtype, precision) = self.W.shape, resolve_dtypes(x, self.W)
+        self.pixels = move_batch_last(np.asarray(x, precision), self.pad)
+        windows = extract_windows(self.pixels, size, self.stride)
         W, y = np.asarray(self.W, precision).reshape(out, -1), np.empty((out, *windows.shape[3:]), precision)
-        for _, place, columns in unroll(windows):
+        for _, place, columns in unroll_windows(windows):
             np.matmul(W, columns, out=y.reshape(out, -1)[:, place])
         y += np.asarray(self.b, precision)[:, None, None, None]
-        return np.asarray(picture_first(y), self.dtype)
+        return np.asarray(move_batch_first(y), self.dtype)
 
     def backward(self, dout: Array) -> Array:
         (out, _, *size), precision = self.W.shape, self.pixels.dtype
         W, dx = np.asarray(self.W, precision).reshape(out, -1), np.zeros(self.pixels.shape, precision)
-        dy, dW = np.asarray(picture_last(dout), precision).reshape(out, -1), np.zeros(W.T.shape, precision)
-        windows, dwindows = (windows_of(pixels, size, self.stride) for pixels in (self.pixels, dx))
-        for rows, place, columns in unroll(windows):
+        dy, dW = np.asarray(move_batch_last(dout), precision).reshape(out, -1), np.zeros(W.T.shape, precision)
+        windows, dwindows = (extract_windows(pixels, size, self.stride) for pixels in (self.pixels, dx))
+        for rows, place, columns in unroll_windows(windows):
             dW += columns @ dy[:, place].T
             dcolumns = np.matmul(W.T, dy[:, place], out=columns).reshape(dwindows[:, :, :, rows].shape)
             for i, j in np.ndindex(*size):
                 dwindows[:, i, j, rows] += dcolumns[:, i, j]
         self.dW, self.db = dW.T.reshape(self.W.shape).astype(self.dtype), dy.sum(axis=1).astype(self.dtype)
-        return np.asarray(picture_first(dx, self.pad), self.dtype)
+        return np.asarray(move_batch_first(dx, self.pad), self.dtype)
 
 
 class Pooling:
@@ -54,18 +54,18 @@ class Pooling:
         self.size, self.stride, self.pad = (pool_h, pool_w), stride, pad
 
     def forward(self, x: Array) -> Array:
-        self.pixels = picture_last(x, self.pad, fill=-np.inf)
-        self.out = np.max(windows_of(self.pixels, self.size, self.stride), axis=(1, 2))
-        return picture_first(self.out)
+        self.pixels = move_batch_last(x, self.pad, fill=-np.inf)
+        self.out = np.max(extract_windows(self.pixels, self.size, self.stride), axis=(1, 2))
+        return move_batch_first(self.out)
 
     def backward(self, dout: Array) -> Array:
-        dy, dx, untaken = picture_last(dout), np.zeros(self.pixels.shape, dout.dtype), np.ones(self.out.shape, bool)
-        windows, dwindows = (windows_of(pixels, self.size, self.stride) for pixels in (self.pixels, dx))
+        dy, dx, untaken = move_batch_last(dout), np.zeros(self.pixels.shape, dout.dtype), np.ones(self.out.shape, bool)
+        windows, dwindows = (extract_windows(pixels, self.size, self.stride) for pixels in (self.pixels, dx))
         for i, j in np.ndindex(*self.size):  # of equal values, the first one gets the gradient
             won = untaken & (windows[:, i, j] == self.out)
             dwindows[:, i, j] += dy * won
             untaken ^= won
-        return picture_first(dx, self.pad)
+        return move_batch_first(dx, self.pad)
 
 
 class Affine:
@@ -75,7 +75,7 @@ class Affine:
         self.W, self.b = W, b
 
     def forward(self, x: Array) -> Array:
-        self.shape, self.dtype, precision = x.shape, *dtypes(x, self.W)
+        self.shape, self.dtype, precision = x.shape, *resolve_dtypes(x, self.W)
         self.x = np.asarray(x.reshape(len(x), -1), precision)
         return np.asarray(self.x @ np.asarray(self.W, precision) + np.asarray(self.b, precision), self.dtype)
 
@@ -130,7 +130,7 @@ class BatchNormalization:
         self.running_mean, self.running_var = (0 * gamma if r is None else r for r in (running_mean, running_var))
 
     def forward(self, x: Array, train_flg: bool = True) -> Array:
-        self.dtype, precision = dtypes(x, self.gamma)
+        self.dtype, precision = resolve_dtypes(x, self.gamma)
         self.train_flg, features = train_flg, np.asarray(x.reshape(len(x), -1), precision)
         mean, var = self.running_mean, self.running_var
         if train_flg:
@@ -164,33 +164,33 @@ class SoftmaxWithLoss:
         return np.asarray((self.y - self.t) * (dout / len(self.y)))
 
 
-def dtypes(x: Array, parameter: Array) -> tuple[np.dtype[Any], np.dtype[Any]]:
+def resolve_dtypes(x: Array, parameter: Array) -> tuple[np.dtype[Any], np.dtype[Any]]:
     """The dtype of a layer's answer to ``x``, and that of its arithmetic."""
     answer = x.dtype if x.dtype.kind == "f" else parameter.dtype
     return answer, np.result_type(answer, np.float32)  # BLAS has no product of float16
 
 
-def picture_last(x: Array, pad: int = 0, fill: float = 0) -> Array:
+def move_batch_last(x: Array, pad: int = 0, fill: float = 0) -> Array:
     """``(N, C, H, W)`` as ``(C, H + 2 pad, W + 2 pad, N)`` with ``fill`` around it; a view where ``pad`` is 0."""
     x = x.transpose(1, 2, 3, 0)
     return np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=fill) if pad else x
 
 
-def picture_first(pixels: Array, pad: int = 0) -> Array:
+def move_batch_first(pixels: Array, pad: int = 0) -> Array:
     """The inverse of ``picture_last``, a view."""
     return np.transpose(pixels[:, pad : pixels.shape[1] - pad, pad : pixels.shape[2] - pad], (3, 0, 1, 2))
 
 
-def windows_of(pixels: Array, size: Sequence[int], stride: int) -> Array:
+def extract_windows(pixels: Array, size: Sequence[int], stride: int) -> Array:
     """Every window of ``(C, H, W, N)``, a view ``(C, kh, kw, OH, OW, N)`` with ``OH = (H - kh) // stride + 1``."""
     windows = sliding_window_view(pixels, size, axis=(1, 2), writeable=True)[:, ::stride, ::stride]
     return windows.transpose(0, 4, 5, 1, 2, 3)
 
 
-def unroll(windows: Array) -> Iterator[tuple[slice, slice, Array]]:
+def unroll_windows(windows: Array) -> Iterator[tuple[slice, slice, Array]]:
     """Some rows of windows at a time: the rows, their place among all columns, and their own ``(C * kh * kw, ...)``."""
     (channels, kh, kw, height, *_), width = windows.shape, windows[0, 0, 0, 0].size
-    rows = min(max(1, BLOCK // windows[:, :, :, 0].nbytes), height)
+    rows = min(max(1, MAX_BLOCK_BYTES // windows[:, :, :, 0].nbytes), height)
     memory = np.empty(windows[:, :, :, :rows].size, windows.dtype)
     for row in range(0, height, rows):
         block = windows[:, :, :, row : row + rows]

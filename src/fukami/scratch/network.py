@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from fukami.errors import Error, unknown
+from fukami.errors import Error, build_unknown_error
 from fukami.scratch.files import read_params
 from fukami.scratch.layers import Affine, Array, Convolution, Dropout, Pooling, Relu, SoftmaxWithLoss
 from fukami.scratch.optimizers import SGD, AdaGrad, Adam, Momentum, Nesterov, RMSprop
@@ -106,7 +106,7 @@ class Trainer:
                  optimizer_param: Mapping[str, float] = MappingProxyType({"lr": 0.001}),
                  evaluate_sample_num_per_epoch: int | None = 1000, verbose: bool = True) -> None:  # fmt: skip
         if optimizer.lower() not in OPTIMIZERS:
-            raise unknown("optimizer", optimizer, OPTIMIZERS)
+            raise build_unknown_error("optimizer", optimizer, OPTIMIZERS)
         self.optimizer = OPTIMIZERS[optimizer.lower()](**optimizer_param)
         self.network, self.epochs, self.batch_size, self.verbose = network, epochs, mini_batch_size, verbose
         self.x_train, self.t_train, self.x_test, self.t_test = x_train, t_train, x_test, t_test

@@ -9,44 +9,46 @@ from pathlib import Path
 import numpy as np
 
 from fukami.data import findings
-from fukami.data.annotated import Mask
-from fukami.data.annotations import Header, header
-from fukami.data.findings import Findings, Item, Names, broken
-from fukami.data.masks import MaskFile, Missing
+from fukami.data.annotations import ImageHeader, read_header
+from fukami.data.findings import Findings, ImageItem, PathNames, add_read_error
+from fukami.data.masks import MaskFile, MissingMask
+from fukami.data.samples import Mask
 from fukami.errors import Error
 from fukami.segmentation import data as segmentation_data
 
-FEW = 5  # values or colours of no class that are named in a mask
-Pair = tuple[Path, Mask]
-Seen = tuple[Counter[str], list[tuple[str, str, str]]]  # pixels of each class; problem, file and words of each finding
+MAX_VALUES_LISTED = 5  # values or colours of no class that are named in a mask
+ImageMaskPair = tuple[Path, Mask]
+MaskReport = tuple[
+    Counter[str], list[tuple[str, str, str]]
+]  # pixels of each class; problem, file and words of each finding
 
 
-def examine(spec: str, found: Findings) -> Iterator[tuple[Item, bytes]]:
+def check_samples(spec: str, found: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """The readable pictures of a data set with the digest of their pixels; what is wrong is told on the way."""
     found.thing = "pixel"
     if spec == "scenes":
-        yield from _scenes(found)
+        yield from _check_scenes(found)
         return
-    pairs, names = _pairs(spec, found)
+    pairs, names = _check_pairs(spec, found)
     every = [(part, pair) for part, some in pairs.items() for pair in some]
-    items = [Item(picture, names(picture), "", part) for part, (picture, _) in every]
-    yield from findings.decoded(items, found)
+    items = [ImageItem(picture, names(picture), "", part) for part, (picture, _) in every]
+    yield from findings.hash_images(items, found)
 
 
-def masks(spec: str, found: Findings) -> None:
+def check_masks(spec: str, found: Findings) -> None:
     """What is wrong with the masks alone, of data whose pictures are looked at already."""
     if spec != "scenes":
-        _pairs(spec, found)
+        _check_pairs(spec, found)
 
 
-def _pairs(spec: str, found: Findings) -> tuple[dict[str, list[Pair]], Names]:
+def _check_pairs(spec: str, found: Findings) -> tuple[dict[str, list[ImageMaskPair]], PathNames]:
     """The pairs of each part; their masks are examined."""
-    given = segmentation_data.located(spec)
-    names = Names(given)
+    given = segmentation_data.find_dataset(spec)
+    names = PathNames(given)
     try:
-        described = segmentation_data.described(given)
+        described = segmentation_data.index_dataset(given)
     except Error as error:
-        broken(error, names, found)
+        add_read_error(error, names, found)
         return {}, names
     for flaw in described.flaws:
         found.add(flaw.problem, flaw.detail, file=names(flaw.file), line=flaw.line)
@@ -55,29 +57,29 @@ def _pairs(spec: str, found: Findings) -> tuple[dict[str, list[Pair]], Names]:
     for part in order:
         found.inside[part].update(dict.fromkeys(labels, 0))
         with ThreadPoolExecutor() as threads:
-            for counts, problems in threads.map(partial(_look, labels), described.parts[part]):
+            for counts, problems in threads.map(partial(_check_mask, labels), described.parts[part]):
                 found.inside[part].update(counts)
                 for problem, file, detail in problems:
                     found.add(problem, detail, file=names(Path(file)))
     return {part: described.parts[part] for part in order}, names
 
 
-def _look(labels: Sequence[str], pair: Pair) -> Seen:
+def _check_mask(labels: Sequence[str], pair: ImageMaskPair) -> MaskReport:
     """The pixels of each class in a mask, and what is wrong with it."""
     picture, mask = pair
-    if isinstance(mask, Missing):
+    if isinstance(mask, MissingMask):
         return Counter(), [("no mask", str(picture), "has no mask of its name; draw one, or remove the picture")]
     file = str(mask.path if isinstance(mask, MaskFile) else picture)
-    head, problems = header(picture), []
-    if isinstance(head, Header):
-        wrong = segmentation_data.misfit(picture, head, mask)
+    head, problems = read_header(picture), []
+    if isinstance(head, ImageHeader):
+        wrong = segmentation_data.find_mismatch(picture, head, mask)
         if wrong:
             problems.append(
                 ("wrong size" if "pixels, and" in wrong else "broken", file, wrong.removeprefix(f"{file} "))
             )
     try:
         if isinstance(mask, MaskFile):
-            problems += [(kind, file, detail) for kind, detail in _strange(mask)]
+            problems += [(kind, file, detail) for kind, detail in _find_unknown_values(mask)]
             if problems:
                 return Counter(), problems
         pixels = mask.read()
@@ -90,27 +92,27 @@ def _look(labels: Sequence[str], pair: Pair) -> Seen:
     return Counter(dict(zip(labels, counts[1:].tolist(), strict=False))), problems
 
 
-def _strange(mask: MaskFile) -> Iterator[tuple[str, str]]:
+def _find_unknown_values(mask: MaskFile) -> Iterator[tuple[str, str]]:
     """The values or colours of a mask that its legend does not have: the kind of problem, and the words."""
     codes, known = mask.codes(), mask.known()[0]
     values, first, counts = np.unique(codes, return_index=True, return_counts=True)
     strange = np.flatnonzero(~np.isin(values, known))
-    for at in strange[np.argsort(-counts[strange])][:FEW].tolist():
+    for at in strange[np.argsort(-counts[strange])][:MAX_VALUES_LISTED].tolist():
         row, column = divmod(int(first[at]), codes.shape[1])
-        where = f"in {findings.counted(int(counts[at]), 'pixel')}, the first at column {column} of row {row}"
+        where = f"in {findings.format_count(int(counts[at]), 'pixel')}, the first at column {column} of row {row}"
         detail = f"has {mask.named(int(values[at]))} {where}, which the class table does not have"
         yield "unknown colour" if mask.legend.colours else "unknown value", detail
-    if len(strange) > FEW:
+    if len(strange) > MAX_VALUES_LISTED:
         yield "unknown value", f"has {len(strange)} values of no class in all; was it saved as JPEG, or resized?"
 
 
-def _scenes(found: Findings) -> Iterator[tuple[Item, bytes]]:
+def _check_scenes(found: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """The embedded set, which has no files."""
-    train, test, labels = segmentation_data.read("scenes", 0)
+    train, test, labels = segmentation_data.load_dataset("scenes", 0)
     for part, samples in (("train", train), ("test", test)):
         for sample in samples:
             assert sample.mask is not None
             found.counts[part][""] += 1
             counts = np.bincount(sample.mask.read().ravel(), minlength=len(labels) + 1)[1:]
             found.inside[part].update(dict(zip(labels, counts.tolist(), strict=True)))
-            yield Item(Path(), sample.name, "", part), findings.digest(np.asarray(sample.source))
+            yield ImageItem(Path(), sample.name, "", part), findings.hash_pixels(np.asarray(sample.source))

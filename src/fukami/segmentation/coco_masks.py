@@ -12,22 +12,24 @@ import numpy as np
 import numpy.typing as npt
 
 from fukami.data import coco
-from fukami.data.annotated import UNLABELLED, Bytes
-from fukami.data.annotations import Sheets, header
-from fukami.data.palettes import Legend
-from fukami.data.parsing import key_of, number_of, text_of
+from fukami.data.annotations import DatasetAnnotations, read_header
+from fukami.data.class_tables import ClassTable
+from fukami.data.parsing import to_key, to_number, to_text
+from fukami.data.samples import UNLABELLED, UInt8Array
 from fukami.errors import Error
 from fukami.image import io as image_io
 
-GROUND = "background"
-OUTLINE = re.compile(r'"segmentation"\s*:\s*(\[\s*\[|\{)')
-CHUNK, OVERLAP = 2**20, 64  # characters that are looked through at a time
-FAR = 16  # times the longer side of the image that a corner of a polygon may lie outside of it
-LONGEST = 1e6  # pixels of a polygon's outline, which takes 50 bytes each while it is painted
-MOST_PAINTED = 5e10  # pixels of all objects of an image, each of which is painted in the whole of it: about a minute
+BACKGROUND = "background"
+OUTLINE_PATTERN = re.compile(r'"segmentation"\s*:\s*(\[\s*\[|\{)')
+CHUNK_SIZE, CHUNK_OVERLAP = 2**20, 64  # characters that are looked through at a time
+MAX_CORNER_DISTANCE = 16  # times the longer side of the image that a corner of a polygon may lie outside of it
+MAX_PERIMETER = 1e6  # pixels of a polygon's outline, which takes 50 bytes each while it is painted
+MAX_RENDERED_PIXELS = (
+    5e10  # pixels of all objects of an image, each of which is painted in the whole of it: about a minute
+)
 
 
-class Shape(NamedTuple):
+class ObjectOutline(NamedTuple):
     """An object: its number in a map, its outline as the file has it, its area, and how the file tells it apart."""
 
     number: int
@@ -37,7 +39,7 @@ class Shape(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Painted:
+class COCOMask:
     """The objects of a picture, the smaller ones on top; what is in none is background.
 
     Args:
@@ -47,10 +49,10 @@ class Painted:
     """
 
     size: tuple[int, int]
-    shapes: tuple[Shape, ...]
+    shapes: tuple[ObjectOutline, ...]
     file: Path
 
-    def read(self) -> Bytes:
+    def read(self) -> UInt8Array:
         """The map.
 
         Raises:
@@ -59,7 +61,7 @@ class Painted:
         width, height = self.size
         if min(self.size) < 1 or width * height > image_io.MAX_PIXELS:
             raise Error(f"{self.file} states an image of {width}×{height} pixels; state the size that it has")
-        if width * height * len(self.shapes) > MOST_PAINTED:
+        if width * height * len(self.shapes) > MAX_RENDERED_PIXELS:
             raise Error(
                 f"{self.file} has {len(self.shapes):,} objects in an image of {width}×{height} pixels, more than can "
                 "be painted in a minute; cut the image into tiles"
@@ -67,7 +69,7 @@ class Painted:
         pixels = np.ones((height, width), np.uint8)
         for shape in sorted(self.shapes, key=lambda each: -each.area):
             try:
-                pixels[_mask(shape.outline, width, height)] = shape.number
+                pixels[_decode_outline(shape.outline, width, height)] = shape.number
             except Exception as error:  # whatever the library says to numbers that are no outline
                 raise Error(f"{self.file}: {shape.note} has no outline that can be painted ({error})") from error
         return pixels
@@ -83,7 +85,7 @@ class Painted:
         return found.digest()
 
 
-def _mask(outline: Any, width: int, height: int) -> npt.NDArray[np.bool_]:
+def _decode_outline(outline: Any, width: int, height: int) -> npt.NDArray[np.bool_]:
     """Pixels inside an outline, ``(height, width)``.
 
     Raises:
@@ -94,10 +96,12 @@ def _mask(outline: Any, width: int, height: int) -> npt.NDArray[np.bool_]:
     if isinstance(outline, list):
         for polygon in outline:
             corners = polygon[: len(polygon) // 2 * 2].reshape(-1, 2)
-            if not np.isfinite(corners).all() or np.abs(corners).max(initial=0) > FAR * max(width, height):
+            if not np.isfinite(corners).all() or np.abs(corners).max(initial=0) > MAX_CORNER_DISTANCE * max(
+                width, height
+            ):
                 raise ValueError("a corner lies far outside of the image")
-            if np.abs(np.diff(corners, axis=0, append=corners[:1])).sum() > LONGEST:
-                raise ValueError(f"a polygon is longer than {LONGEST:,.0f} pixels")
+            if np.abs(np.diff(corners, axis=0, append=corners[:1])).sum() > MAX_PERIMETER:
+                raise ValueError(f"a polygon is longer than {MAX_PERIMETER:,.0f} pixels")
         found = mask.merge(mask.frPyObjects([each.tolist() for each in outline], height, width))
     else:
         if list(outline.get("size", ())) != [height, width]:
@@ -113,65 +117,67 @@ def _mask(outline: Any, width: int, height: int) -> npt.NDArray[np.bool_]:
     return np.asarray(pixels, bool)
 
 
-def labels(sheets: Sheets) -> Legend:
+def build_coco_class_table(sheets: DatasetAnnotations) -> ClassTable:
     """The classes with the background before them; there are no values, since nothing is read from a mask's file."""
-    return Legend((GROUND, *sheets.labels))
+    return ClassTable((BACKGROUND, *sheets.labels))
 
 
-def read(root: Path) -> tuple[Sheets, dict[Path, Painted]]:
+def read_coco_masks(root: Path) -> tuple[DatasetAnnotations, dict[Path, COCOMask]]:
     """What the file at a path, or those of a folder, say, and the mask of each picture.
 
     Raises:
         Error: a file is no JSON, or not COCO's.
     """
-    painted: dict[Path, Painted] = {}
+    painted: dict[Path, COCOMask] = {}
 
-    def paint(path: Path, records: coco.Records, sheets: Sheets) -> None:
-        painted.update(_painted(path, records, sheets.labels))
+    def paint(path: Path, records: coco.Records, sheets: DatasetAnnotations) -> None:
+        painted.update(_build_masks(path, records, sheets.labels))
 
-    return coco.read(root, paint), painted
+    return coco.read_coco(root, paint), painted
 
 
-def _painted(path: Path, records: coco.Records, labels: Sequence[str]) -> Iterator[tuple[Path, Painted]]:
+def _build_masks(path: Path, records: coco.Records, labels: Sequence[str]) -> Iterator[tuple[Path, COCOMask]]:
     """The pictures of a file with their masks."""
-    used = {key_of(each.fields.get("id")): text_of(each.fields.get("name")) for each in coco.used(records)}
+    used = {
+        to_key(each.fields.get("id")): to_text(each.fields.get("name")) for each in coco.list_used_categories(records)
+    }
     place_of = {name: place for place, name in enumerate(labels, 2)}  # after the background, which is 1
     number = {key: place_of[name] for key, name in used.items()}
-    shapes: dict[Any, list[Shape]] = {}
+    shapes: dict[Any, list[ObjectOutline]] = {}
     for _, fields in records["annotations"]:
-        outline, category = fields.get("segmentation"), key_of(fields.get("category_id"))
+        outline, category = fields.get("segmentation"), to_key(fields.get("category_id"))
         if category in number and outline:
             own = UNLABELLED if fields.get("iscrowd") in (1, "1") else number[category]
-            area = number_of(fields.get("area") or _area(fields.get("bbox")))
+            area = to_number(fields.get("area") or _compute_box_area(fields.get("bbox")))
             area = 0.0 if math.isnan(area) else area  # by which the objects are sorted
-            shape = Shape(own, _kept(outline), area, f"annotation {text_of(fields.get('id'))}")
-            shapes.setdefault(key_of(fields.get("image_id")), []).append(shape)
-    locate = coco.Places(path)
+            shape = ObjectOutline(own, _compact_outline(outline), area, f"annotation {to_text(fields.get('id'))}")
+            shapes.setdefault(to_key(fields.get("image_id")), []).append(shape)
+    locate = coco.ImageLocator(path)
     for _, fields in records["images"]:
-        place = locate(text_of(fields.get("file_name")))
+        place = locate(to_text(fields.get("file_name")))
         width, height = fields.get("width"), fields.get("height")
         if not (type(width) is int and type(height) is int):
-            head = header(place)
+            head = read_header(place)
             width, height = (0, 0) if isinstance(head, Error) else head.upright
-        yield place, Painted((width, height), tuple(shapes.get(key_of(fields.get("id")), ())), path)
+        yield place, COCOMask((width, height), tuple(shapes.get(to_key(fields.get("id")), ())), path)
 
 
-def outlined(path: Path) -> bool:
+def has_outlines(path: Path) -> bool:
     """Whether a file or a folder of COCO's JSON has an outline of an object; the files are read up to the first."""
-    return any(map(_outlined, [path] if path.is_file() else coco.files(path).values()))
+    return any(map(_contains_outline, [path] if path.is_file() else coco.find_coco_files(path).values()))
 
 
-def _outlined(path: Path) -> bool:
+def _contains_outline(path: Path) -> bool:
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         before = ""
-        while more := file.read(CHUNK):
-            if OUTLINE.search(before + more):
+        while more := file.read(CHUNK_SIZE):
+            if OUTLINE_PATTERN.search(before + more):
                 return True
-            before = more[-OVERLAP:]
+            before = more[-CHUNK_OVERLAP:]
     return False
 
 
-def _kept(outline: Any) -> Any:
+def _compact_outline(outline: Any) -> Any:
     """An outline in a tenth of the memory: the numbers of polygons as arrays."""
     try:
         return [np.array(polygon, np.float64) for polygon in outline] if isinstance(outline, list) else outline
@@ -179,5 +185,5 @@ def _kept(outline: Any) -> Any:
         return outline
 
 
-def _area(box: Any) -> float:
-    return number_of(box[2]) * number_of(box[3]) if isinstance(box, Sequence) and len(box) == 4 else 0.0
+def _compute_box_area(box: Any) -> float:
+    return to_number(box[2]) * to_number(box[3]) if isinstance(box, Sequence) and len(box) == 4 else 0.0

@@ -7,28 +7,28 @@ from pathlib import Path
 
 import numpy as np
 
-from fukami.data import coco, folder, locate, masks, palettes, scenes, voc
-from fukami.data.annotated import Annotated, Mask
-from fukami.data.annotations import Flaw, Header, header, headers
-from fukami.data.palettes import Legend
+from fukami.data import class_tables, coco, image_folder, locations, masks, scenes, voc
+from fukami.data.annotations import AnnotationProblem, ImageHeader, read_header, read_headers
+from fukami.data.class_tables import ClassTable
 from fukami.data.parsing import exists
-from fukami.errors import Error, unknown
+from fukami.data.samples import Mask, Sample
+from fukami.errors import Error, build_unknown_error
 from fukami.segmentation import coco_masks, mask_folders
 
 logger = logging.getLogger(__name__)
-NAMES = ("scenes", "camvid", "voc2012", "cityscapes", "coco")
-FOLDERS = {"camvid": "the archive, or its folder", "cityscapes": "its folders leftImg8bit and gtFine"}
+DATASETS = ("scenes", "camvid", "voc2012", "cityscapes", "coco")
+LOCAL_DATASETS = {"camvid": "the archive, or its folder", "cityscapes": "its folders leftImg8bit and gtFine"}
 
-Part = tuple[Annotated, ...]
+Samples = tuple[Sample, ...]
 
 
 @dataclass(frozen=True)
-class Described:
+class DatasetIndex:
     """What a data set holds: the classes, and of each part its pictures and their masks."""
 
-    legend: Legend
+    legend: ClassTable
     parts: dict[str, list[tuple[Path, Mask]]]
-    flaws: Sequence[Flaw] = ()  # what of the data is of no picture
+    flaws: Sequence[AnnotationProblem] = ()  # what of the data is of no picture
 
     @property
     def learned(self) -> str:
@@ -41,9 +41,14 @@ class Described:
         return next((name for name in ("test", "val") if name in self.parts and name != self.learned), None)
 
 
-def read(
-    spec: str, holdout: float, broken: int = folder.BROKEN, *, ignore: int = palettes.IGNORED, training: bool = True
-) -> tuple[Part, Part, tuple[str, ...]]:
+def load_dataset(
+    spec: str,
+    holdout: float,
+    broken: int = image_folder.MAX_BROKEN,
+    *,
+    ignore: int = class_tables.IGNORE_INDEX,
+    training: bool = True,
+) -> tuple[Samples, Samples, tuple[str, ...]]:
     """What to train on, what to judge on, and the class names of a data set.
 
     Args:
@@ -59,78 +64,88 @@ def read(
         Error: the data are in no known layout or damaged, or there are none.
     """
     if spec == "scenes":
-        labels = scenes.MASKED
-        return scenes.masked(0, scenes.TRAINING), scenes.masked(scenes.TRAINING, scenes.TESTING), labels
-    found = described(located(spec), ignore)
+        labels = scenes.MASK_LABELS
+        return (
+            scenes.generate_mask_samples(0, scenes.NUM_TRAIN),
+            scenes.generate_mask_samples(scenes.NUM_TRAIN, scenes.NUM_TEST),
+            labels,
+        )
+    found = index_dataset(find_dataset(spec), ignore)
     labels, judged = found.legend.labels, found.judged
-    train = _settled(found.parts.get(found.learned, []), broken) if training or judged is None else ()
+    train = _load_split(found.parts.get(found.learned, []), broken) if training or judged is None else ()
     if judged is not None:
-        return train, _settled(found.parts[judged], broken), labels
-    held = folder.held_out(np.zeros(len(train), int), holdout).tolist()
+        return train, _load_split(found.parts[judged], broken), labels
+    held = image_folder.select_holdout(np.zeros(len(train), int), holdout).tolist()
     kept = tuple(each for each, out in zip(train, held, strict=True) if not out)
     return kept, tuple(each for each, out in zip(train, held, strict=True) if out), labels
 
 
-def described(path: Path, ignore: int = palettes.IGNORED) -> Described:
+def index_dataset(path: Path, ignore: int = class_tables.IGNORE_INDEX) -> DatasetIndex:
     """What the folders or the JSON at a path hold.
 
     Raises:
         Error: they are in no known layout, or damaged.
     """
-    layout, root = recognised(path) or ("folders", folder.unpacked(path) if path.is_file() else path)
+    layout, root = detect_layout(path) or ("folders", image_folder.unpack_archive(path) if path.is_file() else path)
     if layout == "COCO":
-        sheets, painted = coco_masks.read(root)
+        sheets, painted = coco_masks.read_coco_masks(root)
         parts: dict[str, list[tuple[Path, Mask]]] = {
             part: [(entry.picture, painted[entry.picture]) for entry in some] for part, some in sheets.parts.items()
         }
-        return Described(coco_masks.labels(sheets), {part: some for part, some in parts.items() if some})
-    pairs = mask_folders.read(root)
+        return DatasetIndex(
+            coco_masks.build_coco_class_table(sheets), {part: some for part, some in parts.items() if some}
+        )
+    pairs = mask_folders.index_folder(root)
     legend = pairs.legend.ignoring(ignore)
-    if len(legend.labels) > masks.MOST:
-        raise Error(f"{path} has {len(legend.labels)} classes, and a map tells {masks.MOST} apart; join some")
-    return Described(
+    if len(legend.labels) > masks.MAX_CLASSES:
+        raise Error(f"{path} has {len(legend.labels)} classes, and a map tells {masks.MAX_CLASSES} apart; join some")
+    return DatasetIndex(
         legend,
-        {part: [(pair.picture, _mask(pair, legend)) for pair in some] for part, some in pairs.parts.items() if some},
+        {
+            part: [(pair.picture, _build_mask(pair, legend)) for pair in some]
+            for part, some in pairs.parts.items()
+            if some
+        },
         pairs.flaws,
     )
 
 
-def _mask(pair: mask_folders.Pair, legend: Legend) -> Mask:
+def _build_mask(pair: mask_folders.FilePair, legend: ClassTable) -> Mask:
     if pair.mask is None:
-        return masks.Missing(f"{pair.picture} has no mask; give it one of the same name, or remove the picture")
+        return masks.MissingMask(f"{pair.picture} has no mask; give it one of the same name, or remove the picture")
     return masks.MaskFile(pair.mask, legend)
 
 
-def _settled(pairs: Sequence[tuple[Path, Mask]], broken: int) -> Part:
+def _load_split(pairs: Sequence[tuple[Path, Mask]], broken: int) -> Samples:
     """The pictures of a part that have a mask of their size; the others are left out and summed up.
 
     Raises:
         Error: there are more of them than ``broken``, or there is no other.
     """
-    kept: list[Annotated] = []
+    kept: list[Sample] = []
     wrong: list[str] = []
-    for (picture, mask), found in zip(pairs, headers([picture for picture, _ in pairs]), strict=True):
-        fault = str(found) if isinstance(found, Error) else misfit(picture, found, mask)
+    for (picture, mask), found in zip(pairs, read_headers([picture for picture, _ in pairs]), strict=True):
+        fault = str(found) if isinstance(found, Error) else find_mismatch(picture, found, mask)
         if fault or isinstance(found, Error):
             wrong.append(fault)
         else:
-            kept.append(Annotated.masked(picture, found.upright, str(picture), mask))
+            kept.append(Sample.masked(picture, found.upright, str(picture), mask))
     if wrong and not kept:
         raise Error(f"not one of the {len(wrong)} pictures can be used; the first: {wrong[0]}")
     if wrong:
-        logger.warning(f"{len(wrong)} of {len(pairs)} pictures are left out:\n{folder.listed(wrong)}")
-    folder.check(wrong, broken)
+        logger.warning(f"{len(wrong)} of {len(pairs)} pictures are left out:\n{image_folder.format_errors(wrong)}")
+    image_folder.check_broken(wrong, broken)
     return tuple(kept)
 
 
-def misfit(picture: Path, found: Header, mask: Mask) -> str:
+def find_mismatch(picture: Path, found: ImageHeader, mask: Mask) -> str:
     """Why a mask does not fit its picture, by its header alone; empty where it does."""
-    if isinstance(mask, masks.Missing):
+    if isinstance(mask, masks.MissingMask):
         return mask.detail
-    if isinstance(mask, coco_masks.Painted):
+    if isinstance(mask, coco_masks.COCOMask):
         size, what = mask.size, f"what {mask.file} has of it"
     elif isinstance(mask, masks.MaskFile):
-        head = header(mask.path)
+        head = read_header(mask.path)
         if isinstance(head, Error):
             return str(head)
         size, what = (head.width, head.height), f"its mask {mask.path}"
@@ -142,7 +157,7 @@ def misfit(picture: Path, found: Header, mask: Mask) -> str:
     return f"{picture} has {sides} pixels, and {what} {'×'.join(map(str, size))}; make the mask of the picture as it is"
 
 
-def located(spec: str) -> Path:
+def find_dataset(spec: str) -> Path:
     """The folder, archive or file of a known name or a path.
 
     Raises:
@@ -150,22 +165,22 @@ def located(spec: str) -> Path:
         Error: a known set is in none of the places.
     """
     if spec == "voc2012":
-        return voc.challenge("2012")
+        return voc.find_voc("2012")
     if spec == "coco":
-        return coco.benchmark()
-    if spec in FOLDERS:
-        return locate.lying(spec, FOLDERS[spec])
+        return coco.find_coco()
+    if spec in LOCAL_DATASETS:
+        return locations.find_dataset(spec, LOCAL_DATASETS[spec])
     if not exists(Path(spec)):
-        raise unknown("data set (and no file or folder)", spec, NAMES)
+        raise build_unknown_error("data set (and no file or folder)", spec, DATASETS)
     return Path(spec)
 
 
-def known(spec: str) -> bool:
+def is_segmentation_dataset(spec: str) -> bool:
     """Whether a name or a path is of pictures with masks; an archive is unpacked for that."""
-    return locate.known(spec, NAMES, recognised)
+    return locations.is_known_dataset(spec, DATASETS, detect_layout)
 
 
-def recognised(path: Path) -> tuple[str, Path] | None:
+def detect_layout(path: Path) -> tuple[str, Path] | None:
     """The layout of a folder, an archive or a file, and where it begins; None where it has no masks.
 
     Raises:
@@ -173,13 +188,13 @@ def recognised(path: Path) -> tuple[str, Path] | None:
     """
     if path.is_file():
         if path.suffix.lower() == ".json":
-            return ("COCO", path) if coco_masks.outlined(path) else None
+            return ("COCO", path) if coco_masks.has_outlines(path) else None
         if path.suffix.lower() in (".yaml", ".yml"):
             return None
-        path = folder.unpacked(path)
-    for root in folder.nested(path):
-        if mask_folders.known(root):
+        path = image_folder.unpack_archive(path)
+    for root in image_folder.descend_single_folders(path):
+        if mask_folders.is_mask_folder(root):
             return "folders", root
-        if coco.files(root) and coco_masks.outlined(root):
+        if coco.find_coco_files(root) and coco_masks.has_outlines(root):
             return "COCO", root
     return None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from fukami.segmentation.recipe import FCNVGG, Segmenter, SkippingFCN
+from fukami.segmentation.recipe import FCNVGG, SegmentationRecipe, SkipFCN
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,7 +19,7 @@ class FCN32sVGG16(FCNVGG):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FCN16sVGG16(SkippingFCN):
+class FCN16sVGG16(SkipFCN):
     """FCN-16s (Long et al. 2015): FCN-32s with the scores of pool4, enlarged 16 times."""
 
     paper: ClassVar[str] = "Long et al., Fully Convolutional Networks for Semantic Segmentation"
@@ -29,7 +29,7 @@ class FCN16sVGG16(SkippingFCN):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FCN8sVGG16(SkippingFCN):
+class FCN8sVGG16(SkipFCN):
     """FCN-8s (Long et al. 2015): FCN-16s with the scores of pool3, enlarged 8 times."""
 
     paper: ClassVar[str] = "Long et al., Fully Convolutional Networks for Semantic Segmentation"
@@ -40,7 +40,7 @@ class FCN8sVGG16(SkippingFCN):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FCNResNet50(Segmenter):
+class FCNResNet50(SegmentationRecipe):
     """FCN on a dilated ResNet-50 (Long et al. 2015), as torchvision has it."""
 
     paper: ClassVar[str] = "Long et al., Fully Convolutional Networks for Semantic Segmentation"

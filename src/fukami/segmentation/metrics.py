@@ -10,12 +10,12 @@ from scipy.spatial import cKDTree
 
 from fukami.errors import Error
 
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float64]
-TOLERANCE = 0.0075  # of a picture's diagonal, by which a border may be off (Csurka et al. 2013, section 3.1)
+UInt8Array = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.float64]
+BOUNDARY_TOLERANCE = 0.0075  # of a picture's diagonal, by which a border may be off (Csurka et al. 2013, section 3.1)
 
 
-class Pixels:
+class SegmentationResults:
     """What was taken for what, pixel by pixel, and how well each picture was understood.
 
     Args:
@@ -32,7 +32,7 @@ class Pixels:
         self.matrix = np.zeros((len(labels), len(labels)), np.int64)
         self.pictures: dict[int, tuple[float, float]] = {}
 
-    def add(self, number: int, found: Bytes, truth: Bytes) -> None:
+    def add(self, number: int, found: UInt8Array, truth: UInt8Array) -> None:
         """The maps ``(H, W)`` of a picture: 0 unlabelled, which counts nothing in the truth, else a class and 1."""
         found = np.where(truth > 0, found, 0).astype(np.uint8)
         answers, targets = (torch.from_numpy(pixels[truth > 0]).long() - 1 for pixels in (found, truth))
@@ -40,8 +40,8 @@ class Pixels:
         counts = torch.bincount(targets * classes + answers, minlength=classes * classes)
         matrix = counts.view(classes, classes).numpy()
         self.matrix += matrix
-        ious = iou(matrix)[matrix.sum(1) > 0]
-        self.pictures[number] = (float(ious.mean()) if len(ious) else float("nan"), boundary_f1(found, truth))
+        ious = compute_iou(matrix)[matrix.sum(1) > 0]
+        self.pictures[number] = (float(ious.mean()) if len(ious) else float("nan"), compute_boundary_f1(found, truth))
 
     def merge(self, every: Iterable[Self]) -> None:
         """Become what all of them are together."""
@@ -65,7 +65,7 @@ class Pixels:
         if pixels == 0:
             raise Error("there is no labelled pixel to judge; give data with a test part, or a larger --holdout")
         there = own > 0
-        ious, right = iou(self.matrix), np.diag(self.matrix) / np.maximum(own, 1)
+        ious, right = compute_iou(self.matrix), np.diag(self.matrix) / np.maximum(own, 1)
         borders = np.array([border for _, border in self.pictures.values()])
         known = borders[np.isfinite(borders)]
         classes = {
@@ -90,33 +90,33 @@ class Pixels:
         return sorted(known, key=lambda number: -known[number])
 
 
-def iou(matrix: npt.NDArray[np.int64]) -> Floats:
+def compute_iou(matrix: npt.NDArray[np.int64]) -> FloatArray:
     """Intersection by union of each class ``(classes,)``; 0 where there is neither."""
     right = np.diag(matrix)
     return np.asarray(right / np.maximum(matrix.sum(0) + matrix.sum(1) - right, 1))
 
 
-def boundary_f1(found: Bytes, truth: Bytes) -> float:
+def compute_boundary_f1(found: UInt8Array, truth: UInt8Array) -> float:
     """The boundary F-measure of a picture (Csurka et al. 2013, section 3.1): the mean over its true classes.
 
     Precision is the share of a class's found border that lies within 0.75 % of the diagonal of the true one, recall the
     other way round. A border is where the class meets another one, not what is unlabelled nor the end of the picture.
     Nan where no class has a border.
     """
-    reach = TOLERANCE * float(np.hypot(*truth.shape)) + 1e-9
-    (ours, seen), (theirs, true) = borders(found), borders(truth)
+    reach = BOUNDARY_TOLERANCE * float(np.hypot(*truth.shape)) + 1e-9
+    (ours, seen), (theirs, true) = find_boundaries(found), find_boundaries(truth)
     measures = []
     for label in np.unique(true):
         mine, real = ours[seen == label], theirs[true == label]
         if len(mine) == 0:
             measures.append(0.0)
             continue
-        precision, recall = near(mine, real, reach), near(real, mine, reach)
+        precision, recall = compute_nearby_fraction(mine, real, reach), compute_nearby_fraction(real, mine, reach)
         measures.append(2 * precision * recall / max(precision + recall, 1e-12))
     return float(np.mean(measures)) if measures else float("nan")
 
 
-def borders(pixels: Bytes) -> tuple[npt.NDArray[np.int64], Bytes]:
+def find_boundaries(pixels: UInt8Array) -> tuple[npt.NDArray[np.int64], UInt8Array]:
     """The pixels ``(n, 2)`` beside one of another class, none of them unlabelled, and their classes ``(n,)``."""
     edge = np.zeros(pixels.shape, bool)
     for one, other in (
@@ -129,7 +129,7 @@ def borders(pixels: Bytes) -> tuple[npt.NDArray[np.int64], Bytes]:
     return np.argwhere(edge), pixels[edge]
 
 
-def near(points: npt.NDArray[np.int64], others: npt.NDArray[np.int64], reach: float) -> float:
+def compute_nearby_fraction(points: npt.NDArray[np.int64], others: npt.NDArray[np.int64], reach: float) -> float:
     """The share of the points that have one of the others within reach."""
     # from 1 on: around 0 the tree relies on denormal numbers, and breaks where the processor takes these for 0
     distances, _ = cKDTree(others + 1).query(points + 1, distance_upper_bound=reach)

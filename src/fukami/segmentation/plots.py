@@ -8,34 +8,42 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from fukami.image import io as image_io
-from fukami.image.io import Bytes
-from fukami.segmentation.metrics import Pixels
+from fukami.image.io import UInt8Array
+from fukami.segmentation.metrics import SegmentationResults
 
-Shown = tuple[Image.Image, Bytes, Bytes]  # a picture, and the class and 1 of its pixels in truth and as answered
-SOME = 2  # of the best, the median and the worst pictures
-NUMBERED = 25  # classes up to which the cells carry numbers
+SegmentationExample = tuple[
+    Image.Image, UInt8Array, UInt8Array
+]  # a picture, and the class and 1 of its pixels in truth and as answered
+IMAGES_PER_GROUP = 2  # of the best, the median and the worst pictures
+MAX_ANNOTATED_CLASSES = 25  # classes up to which the cells carry numbers
 BLUE, PALE = "#4878a8", "#c3d3e6"
 
 
-def judgement(found: Pixels, shown: Callable[[int], Shown]) -> Iterator[tuple[str, Figure]]:
+def plot_evaluation(
+    found: SegmentationResults, shown: Callable[[int], SegmentationExample]
+) -> Iterator[tuple[str, Figure]]:
     """Every figure with its title, for the report of a run.
 
     Args:
         found: what was judged.
         shown: what there is to see of a picture by its number.
     """
-    yield "Intersection over union by class", per_class(found)
-    yield "What was taken for what", confusion(found)
-    for name, numbers in chosen(found).items():
+    yield "Intersection over union by class", plot_class_iou(found)
+    yield "What was taken for what", plot_confusion_matrix(found)
+    for name, numbers in select_images(found).items():
         rows = [(f"{name}: mIoU {found.pictures[number][0]:.1%}", *shown(number)) for number in numbers]
-        yield f"The {name} pictures", gallery(rows, found.labels)
+        yield f"The {name} pictures", plot_examples(rows, found.labels)
 
 
-def chosen(found: Pixels) -> dict[str, list[int]]:
+def select_images(found: SegmentationResults) -> dict[str, list[int]]:
     """The numbers of the best, the median and the worst pictures; no picture twice."""
     ranked = found.ranked()
-    middle = max(0, len(ranked) // 2 - SOME // 2)
-    cuts = {"best": ranked[:SOME], "median": ranked[middle : middle + SOME], "worst": ranked[::-1][:SOME]}
+    middle = max(0, len(ranked) // 2 - IMAGES_PER_GROUP // 2)
+    cuts = {
+        "best": ranked[:IMAGES_PER_GROUP],
+        "median": ranked[middle : middle + IMAGES_PER_GROUP],
+        "worst": ranked[::-1][:IMAGES_PER_GROUP],
+    }
     taken: set[int] = set()
     for name, numbers in cuts.items():
         cuts[name] = [number for number in numbers if number not in taken]
@@ -43,7 +51,7 @@ def chosen(found: Pixels) -> dict[str, list[int]]:
     return {name: numbers for name, numbers in cuts.items() if numbers}
 
 
-def per_class(found: Pixels) -> Figure:
+def plot_class_iou(found: SegmentationResults) -> Figure:
     """IoU and the share of the pixels that was found, of each class that occurs, the best first."""
     classes = found.metrics()["classes"]
     ranked = sorted(classes.items(), key=lambda item: -item[1]["iou"])
@@ -65,7 +73,7 @@ def per_class(found: Pixels) -> Figure:
     return figure
 
 
-def confusion(found: Pixels) -> Figure:
+def plot_confusion_matrix(found: SegmentationResults) -> Figure:
     """True class by row, answer by column, in % of the row's pixels; classes that do not occur are left out."""
     there = np.flatnonzero(found.matrix.sum(0) + found.matrix.sum(1))
     counts = found.matrix[np.ix_(there, there)]
@@ -74,7 +82,7 @@ def confusion(found: Pixels) -> Figure:
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.add_subplot(xlabel="answer", ylabel="true")
     axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    if len(there) <= NUMBERED:
+    if len(there) <= MAX_ANNOTATED_CLASSES:
         names = [found.labels[number][:20] for number in there]
         axes.set_xticks(range(len(there)), names, rotation=60, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(there)), names)
@@ -84,17 +92,17 @@ def confusion(found: Pixels) -> Figure:
     return figure
 
 
-def gallery(rows: Sequence[tuple[str, Image.Image, Bytes, Bytes]], labels: Sequence[str]) -> Figure:
+def plot_examples(rows: Sequence[tuple[str, Image.Image, UInt8Array, UInt8Array]], labels: Sequence[str]) -> Figure:
     """Pictures beside what is true and what was answered, and the colours of the classes that occur."""
-    shades = [image_io.WHITE, *image_io.shades(labels)]
+    shades = [image_io.WHITE, *image_io.get_class_colors(labels)]
     heights = [picture.height / picture.width for _, picture, _, _ in rows]
     seen = sorted({int(number) for _, _, *maps in rows for pixels in maps for number in np.unique(pixels)} - {0})
     lines = -(-len(seen) // 6)
     figure = Figure(figsize=(10.5, 3.4 * sum(heights) + 0.3 * len(rows) + 0.25 * lines), layout="constrained")
     every = figure.subplots(len(rows), 3, squeeze=False, height_ratios=heights)
     for line, (name, picture, truth, answer) in zip(every, rows, strict=True):
-        overlay = image_io.overlaid(picture, answer, shades)
-        columns = ((name, picture), ("truth", image_io.overlaid(picture, truth, shades)), ("answer", overlay))
+        overlay = image_io.overlay_mask(picture, answer, shades)
+        columns = ((name, picture), ("truth", image_io.overlay_mask(picture, truth, shades)), ("answer", overlay))
         for axes, (title, shown) in zip(line, columns, strict=True):
             axes.imshow(np.asarray(shown.convert("RGB")))
             axes.set_title(title, fontsize=9)

@@ -6,31 +6,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fukami.engine.epochs import MEAN, STD, Optimizer, Supervised
-from fukami.engine.recipe import MAX_SIDE, Data, Dataset, Recipe, name_of, within
+from fukami.engine.recipe import MAX_IMAGE_SIDE, Data, DataSpec, Recipe, check_range, get_recipe_name
+from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD, OptimizerName, SupervisedRecipe
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from fukami.data.annotated import Annotated
-    from fukami.data.padded import Framed
+    from fukami.data.padded_loader import PaddedLoader
+    from fukami.data.samples import Sample
     from fukami.engine.task import Task
-    from fukami.image.transform import Scaled
-    from fukami.segmentation.task import Segmentation
+    from fukami.image.transform import ResizeTransform
+    from fukami.segmentation.task import SegmentationTask
 
-JUDGED = 4  # pictures in a batch that is only judged
-POWERS = {"none": 0.0, "root": 0.5, "median": 1.0}  # of the weights of the classes
+EVAL_BATCH_SIZE = 4  # pictures in a batch that is only judged
+BALANCE_POWERS = {"none": 0.0, "root": 0.5, "median": 1.0}  # of the weights of the classes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segmenter(Supervised):
+class SegmentationRecipe(SupervisedRecipe):
     """A network that tells what each pixel of a picture is."""
 
     family: ClassVar[str] = "segmentation"
     backbone: ClassVar[str] = ""  # the classifier that it is made of, whose published weights fit
 
-    dataset: Dataset = "scenes"
+    dataset: DataSpec = "scenes"
     """What to learn from: scenes (embedded), camvid, voc2012, cityscapes, coco, or a folder or archive of pictures and
     masks, or COCO's JSON."""
     ignore: int = 255
@@ -50,7 +50,7 @@ class Segmenter(Supervised):
     """Passes over the training set."""
     batch: int = 8
     """Pictures in an update, over all processes."""
-    optimizer: Optimizer = "adamw"
+    optimizer: OptimizerName = "adamw"
     """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
     lr: float = 5e-4
     """Peak learning rate of the recipe's own batch."""
@@ -73,44 +73,46 @@ class Segmenter(Supervised):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, 0, MAX_SIDE, "shortest", "longest", "window")
-        within(self, 0, 1, "backbone_lr")
-        within(self, 0, 65535, "ignore")
+        check_range(self, 0, MAX_IMAGE_SIDE, "shortest", "longest", "window")
+        check_range(self, 0, 1, "backbone_lr")
+        check_range(self, 0, 65535, "ignore")
         if self.longest and self.longest < self.shortest:
             raise UsageError(f"longest should be at least shortest, {self.shortest}, or 0, not {self.longest}")
         for name in ("shortest", "longest", "window"):
             if 0 < getattr(self, name) < 32:
                 raise UsageError(f"{name} should be at least 32 pixels, or 0, not {getattr(self, name)}")
 
-    def prepare(self) -> "Scaled":
+    def prepare(self) -> "ResizeTransform":
         """How a picture is brought to the form that the network sees."""
-        from fukami.image.transform import Scaled
+        from fukami.image.transform import ResizeTransform
 
-        return Scaled(shortest=self.shortest, longest=self.longest, mean=MEAN, std=STD)
+        return ResizeTransform(shortest=self.shortest, longest=self.longest, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
     def data(self) -> Data:
         """The data set: in memory where it fits, streamed from its files where it does not."""
         from fukami.segmentation import data as segmentation_data
 
-        train, test, labels = segmentation_data.read(self.dataset, self.holdout, self.broken, ignore=self.ignore)
+        train, test, labels = segmentation_data.load_dataset(
+            self.dataset, self.holdout, self.broken, ignore=self.ignore
+        )
         return Data(self.loader(train, labels, train=True), self.loader(test, labels, train=False), labels)
 
-    def judged(self) -> "Framed":
+    def judged(self) -> "PaddedLoader":
         """The test part alone: what there is to train on is not decoded."""
         from fukami.segmentation import data as segmentation_data
 
-        _, test, labels = segmentation_data.read(
+        _, test, labels = segmentation_data.load_dataset(
             self.dataset, self.holdout, self.broken, ignore=self.ignore, training=False
         )
         return self.loader(test, labels, train=False)
 
-    def loader(self, samples: "tuple[Annotated, ...]", labels: tuple[str, ...], *, train: bool) -> "Framed":
+    def loader(self, samples: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
         """Batches of a part of the data, to train on or to judge on."""
-        from fukami.data import augment_boxes, padded
+        from fukami.data import augment_boxes, padded_loader
 
-        seed, batch, window = (self.seed, self.batch, self.window) if train else (None, JUDGED, 0)
-        change = augment_boxes.parse(self.augment if train else ())
-        return padded.loader(samples, labels, self.prepare(), batch=batch, seed=seed, augment=change, window=window,
+        seed, batch, window = (self.seed, self.batch, self.window) if train else (None, EVAL_BATCH_SIZE, 0)
+        change = augment_boxes.parse_box_augmentation(self.augment if train else ())
+        return padded_loader.build_padded_loader(samples, labels, self.prepare(), batch=batch, seed=seed, augment=change, window=window,
                              memory=self.memory, broken=self.broken)  # fmt: skip
 
     @property
@@ -122,31 +124,36 @@ class Segmenter(Supervised):
         """The network of the recipe's name, for so many classes."""
         raise NotImplementedError(f"{type(self).__name__} does not define network(classes)")
 
-    def task(self, labels: tuple[str, ...]) -> "Segmentation":
+    def task(self, labels: tuple[str, ...]) -> "SegmentationTask":
         """A segmentation into ``labels``."""
-        from fukami.engine import weights as engine_weights
-        from fukami.segmentation.task import Segmentation
+        from fukami.engine import pretrained
+        from fukami.segmentation.task import SegmentationTask
 
         model, regime = self.network(len(labels)), self.regime()
         if self.init and self.backbone_lr != 1:
             make = regime["optimizer"]
-            regime["optimizer"] = lambda _: make(engine_weights.trunk_and_rest(model, self.peak, self.backbone_lr))
-        return Segmentation(
-            model, labels, self.prepare(), balance=POWERS[self.balance], rematerialise=self.rematerialise, **regime
+            regime["optimizer"] = lambda _: make(pretrained.build_backbone_groups(model, self.peak, self.backbone_lr))
+        return SegmentationTask(
+            model,
+            labels,
+            self.prepare(),
+            balance=BALANCE_POWERS[self.balance],
+            rematerialise=self.rematerialise,
+            **regime,
         )
 
     def begin(self, task: "Task") -> None:
         """Put the weights of ``init`` into the network."""
-        from fukami.engine import weights as engine_weights
+        from fukami.engine import pretrained
 
         if self.init:
             labels = getattr(task, "labels", ())
-            plain = engine_weights.initialise_segmenter(task.model, self.classifier, self.init, labels)
+            plain = pretrained.initialize_segmenter(task.model, self.classifier, self.init, labels)
             setattr(task, "uncalibrated", plain)  # noqa: B010  a task of any kind may be given
 
 
 @dataclass(frozen=True, kw_only=True)
-class FCNVGG(Segmenter):
+class FCNVGG(SegmentationRecipe):
     """VGG-16 with convolutions for its affine layers, and scores enlarged to the picture."""
 
     backbone: ClassVar[str] = "vgg16"
@@ -166,9 +173,9 @@ class FCNVGG(Segmenter):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, 1, math.inf, "hidden")
-        within(self, 0, 0.99, "dropout")
-        within(self, 1 / 64, 4, "width")
+        check_range(self, 1, math.inf, "hidden")
+        check_range(self, 0, 0.99, "dropout")
+        check_range(self, 1 / 64, 4, "width")
 
     @property
     def classifier(self) -> str:
@@ -179,7 +186,7 @@ class FCNVGG(Segmenter):
         """The network of the recipe's name."""
         from fukami import models
 
-        make = getattr(models, name_of(type(self)).replace("-", "_"))
+        make = getattr(models, get_recipe_name(type(self)).replace("-", "_"))
         network: nn.Module = make(
             classes, hidden=self.hidden, dropout=self.dropout, width=self.width, batch_norm=self.batch_norm
         )
@@ -187,7 +194,7 @@ class FCNVGG(Segmenter):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SkippingFCN(FCNVGG):
+class SkipFCN(FCNVGG):
     """An FCN that adds the scores of earlier maps."""
 
     training: Literal["at-once", "staged"] = "at-once"
@@ -199,7 +206,7 @@ class SkippingFCN(FCNVGG):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, 1e-6, 1, "stage_lr_factor")
+        check_range(self, 1e-6, 1, "stage_lr_factor")
         if self.training == "at-once" and self.stage_lr_factor != type(self).stage_lr_factor:
             raise UsageError("--stage-lr-factor is of staged training; add --training staged, or leave it out")
 
@@ -213,12 +220,12 @@ class SkippingFCN(FCNVGG):
         """The coarser networks, each begun with the one before it, at a lower learning rate."""
         if self.training == "at-once":
             return {}
-        from fukami.engine.recipe import find
+        from fukami.engine.recipe import get_recipe
 
         found: dict[str, Recipe] = {}
         init = self.init
         for number, name in enumerate(self.coarser):
-            kind = find(name)
+            kind = get_recipe(name)
             known = {field.name for field in dataclasses.fields(kind)} - {"training", "stage_lr_factor"}
             fields = {name: value for name, value in vars(self).items() if name in known}
             found[name] = kind(**{**fields, "init": init, "lr": self.lr * self.stage_lr_factor**number})

@@ -4,15 +4,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fukami.engine.recipe import within
-from fukami.segmentation.recipe import Segmenter
+from fukami.engine.recipe import check_range
+from fukami.segmentation.recipe import SegmentationRecipe
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegNetVGG16(Segmenter):
+class SegNetVGG16(SegmentationRecipe):
     """SegNet (Badrinarayanan et al. 2017): VGG-16 and its mirror image, which unpools with the places of the maxima."""
 
     paper: ClassVar[str] = "Badrinarayanan et al., SegNet: A Deep Convolutional Encoder-Decoder Architecture"
@@ -35,7 +35,7 @@ class SegNetVGG16(Segmenter):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, 1 / 64, 4, "width")
+        check_range(self, 1 / 64, 4, "width")
 
     def network(self, classes: int) -> "nn.Module":
         """The network."""
@@ -45,7 +45,7 @@ class SegNetVGG16(Segmenter):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegNetBasic(Segmenter):
+class SegNetBasic(SegmentationRecipe):
     """SegNet-Basic (Badrinarayanan et al. 2017): four encoders and four decoders of 7×7 filters, from nothing."""
 
     paper: ClassVar[str] = "Badrinarayanan et al., SegNet: A Deep Convolutional Encoder-Decoder Architecture"
@@ -65,7 +65,7 @@ class SegNetBasic(Segmenter):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        within(self, 1, math.inf, "filters")
+        check_range(self, 1, math.inf, "filters")
 
     def network(self, classes: int) -> "nn.Module":
         """The network."""

@@ -10,36 +10,39 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fukami.engine.padded_task import STEP, Framed
-from fukami.engine.task import Interface, Regime
+from fukami.engine.padded_task import SIZE_DIVISOR, PaddedTask
+from fukami.engine.task import ModelSignature, TrainingOptions
 from fukami.errors import UsageError
 from fukami.image import io as image_io
-from fukami.image.transform import Scaled
-from fukami.layers.checkpointing import rematerialise
+from fukami.image.transform import ResizeTransform
+from fukami.layers.activation_checkpointing import enable_activation_checkpointing
+from fukami.layers.activation_scaling import rescale_activations
 from fukami.layers.ensemble import Ensemble
-from fukami.layers.init_scale import calibrate
-from fukami.quantization import half
-from fukami.segmentation.metrics import Pixels
+from fukami.quantization import half_precision
+from fukami.segmentation.metrics import SegmentationResults
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from fukami.data.annotated import Batch
+    from fukami.data.samples import PaddedBatch
     from fukami.engine.runtime import Runtime
 
-TILE, OVERLAP = 1024, 256  # pixels of the squares that a larger picture is answered in, and of what two of them share
-AUXILIARY = 0.5  # weight of the loss of a second answer, as torchvision's reference training has it
-NAMED = 21  # classes that are named below a picture at most, the largest
-STRIP = 2**25  # scores that are enlarged at a time
+TILE_SIZE, TILE_OVERLAP = (
+    1024,
+    256,
+)  # pixels of the squares that a larger picture is answered in, and of what two of them share
+AUX_LOSS_WEIGHT = 0.5  # weight of the loss of a second answer, as torchvision's reference training has it
+MAX_LEGEND_CLASSES = 21  # classes that are named below a picture at most, the largest
+MAX_STRIP_SCORES = 2**25  # scores that are enlarged at a time
 
 
-class Segmentation(Framed):
+class SegmentationTask(PaddedTask):
     """The class of each pixel: softmax and cross entropy over those that are labelled.
 
     Args:
         model: scores ``(N, classes, H, W)`` of normalised pictures ``(N, 3, H, W)``; in training a tuple where it has a
             second answer, whose loss counts a half.
-        labels, prepare: as for :class:`fukami.engine.padded_task.Framed`.
+        labels, prepare: as for :class:`fukami.engine.padded_task.PaddedTask`.
         balance: the loss of a class counts the more the rarer it is: the power of its weight in median-frequency
             balancing, from 0, all classes alike, to 1, the paper's.
         rematerialise: keep the activations between the stages of the network alone, and compute the others again.
@@ -50,11 +53,11 @@ class Segmentation(Framed):
         self,
         model: nn.Module,
         labels: tuple[str, ...],
-        prepare: Scaled,
+        prepare: ResizeTransform,
         *,
         balance: float = 0.0,
         rematerialise: bool = False,
-        **regime: Unpack[Regime],
+        **regime: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(model, labels, prepare, **regime)
         self.balance, self.rematerialise = balance, rematerialise
@@ -66,10 +69,10 @@ class Segmentation(Framed):
         if self.rematerialise:
             stages: Any = getattr(self.model, "stages", [self.model])
             for stage in stages:
-                rematerialise(stage)
+                enable_activation_checkpointing(stage)
         super().setup(runtime)
 
-    def interface(self) -> Interface:
+    def interface(self) -> ModelSignature:
         """A picture in a frame; how it is prepared, the labels, and what the answer is, as JSON and words."""
         frame = "the frame's sides are multiples of 32, its values 0 to the right of the picture and below it"
         about = {
@@ -77,19 +80,19 @@ class Segmentation(Framed):
             "labels": json.dumps(self.labels, ensure_ascii=False),
             "answer": "scores of each pixel of the frame; the greatest is that of its class",
         }
-        return Interface("segmenter", (3, 4 * STEP, 6 * STEP), about)
+        return ModelSignature("segmenter", (3, 4 * SIZE_DIVISOR, 6 * SIZE_DIVISOR), about)
 
-    def batches(self, train: Any) -> Iterable["Batch"]:
+    def batches(self, train: Any) -> Iterable["PaddedBatch"]:
         """Pass after pass over the loader; the weights of the classes come from its ``frequencies()``."""
         if self.balance:
-            weight = median_balance(train.frequencies()) ** self.balance
+            weight = compute_class_weights(train.frequencies()) ** self.balance
             self.weight = torch.from_numpy(weight).to(self.runtime.device)
         if self.uncalibrated:
             first = self.moved(next(train.ordered()))
-            calibrate(self.model.chain(), self.normalised(first.pictures, first.sizes))  # type: ignore[operator]
+            rescale_activations(self.model.chain(), self.normalised(first.pictures, first.sizes))  # type: ignore[operator]
         return super().batches(train)
 
-    def loss(self, batch: "Batch") -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: "PaddedBatch") -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropy over the labelled pixels of all processes, and the share of them that is right."""
         batch = self.moved(batch)
         targets = batch.masks.long() - 1
@@ -99,7 +102,7 @@ class Segmentation(Framed):
         mass = there.float() if self.weight is None else self.weight[targets.clamp(min=0)] * there
         right = (scores.detach().argmax(1) == targets) & there
         counts = self.runtime.sum(torch.stack([mass.sum(), there.sum().float()])).clamp(min=1e-6) / self.runtime.world
-        loss = self.entropy(scores, targets) + AUXILIARY * sum(self.entropy(other, targets) for other in others)
+        loss = self.entropy(scores, targets) + AUX_LOSS_WEIGHT * sum(self.entropy(other, targets) for other in others)
         return loss / counts[0], {"accuracy": right.sum() / counts[1]}
 
     def entropy(self, scores: Tensor, targets: Tensor) -> Tensor:
@@ -113,35 +116,37 @@ class Segmentation(Framed):
         """
         kind = next(self.model.parameters()).dtype
         frames = self.normalised(pictures, sizes).to(kind)
-        with half.arithmetic(self.model):
-            if max(frames.shape[-2:]) <= TILE:
+        with half_precision.enable_float32_fallback(self.model):
+            if max(frames.shape[-2:]) <= TILE_SIZE:
                 found: Tensor = self.model(frames)
                 return found.float()
             height, width = frames.shape[-2:]
             whole = torch.zeros(len(frames), len(self.labels), height, width, device=frames.device)
-            for top in starts(height):
-                for left in starts(width):
-                    place = np.s_[..., top : top + TILE, left : left + TILE]
+            for top in compute_tile_starts(height):
+                for left in compute_tile_starts(width):
+                    place = np.s_[..., top : top + TILE_SIZE, left : left + TILE_SIZE]
                     tile = frames[place]
-                    weight = ramp(tile.shape[-2], whole).unsqueeze(1) * ramp(tile.shape[-1], whole)
+                    weight = compute_blend_weights(tile.shape[-2], whole).unsqueeze(1) * compute_blend_weights(
+                        tile.shape[-1], whole
+                    )
                     whole[place] += weight * self.model(tile).float().softmax(1)
         return whole
 
-    def maps(self, batch: "Batch") -> Iterator["np.typing.NDArray[np.uint8]"]:
+    def maps(self, batch: "PaddedBatch") -> Iterator["np.typing.NDArray[np.uint8]"]:
         """The class and 1 of each pixel of each picture of a batch, ``(h, w)``, at its own size."""
         batch = self.moved(batch)
         scores = self.scores(batch.pictures, batch.sizes)
         sides = zip(scores, batch.sizes.int().tolist(), batch.originals.int().tolist(), strict=True)
         for own, (height, width), original in sides:
-            yield decided(own[:, :height, :width], *original).cpu().numpy()
+            yield resize_and_argmax(own[:, :height, :width], *original).cpu().numpy()
 
     def values(self, batches: Any) -> "np.typing.NDArray[np.uint8]":
         """What each value of the masks of ``batches`` is in our maps: 0 unlabelled, else our class and 1."""
         return np.concatenate([[0], self.numbers(getattr(batches, "labels", self.labels)) + 1]).astype(np.uint8)
 
-    def judge(self, batches: Any) -> Pixels:
+    def judge(self, batches: Any) -> SegmentationResults:
         """What every pixel of ``batches`` was taken for, over all processes."""
-        found, ours = Pixels(self.labels), self.values(batches)
+        found, ours = SegmentationResults(self.labels), self.values(batches)
         with self.answering():
             for batch in batches:
                 if len(batch.pictures):  # else this process's share of the last batch
@@ -161,7 +166,7 @@ class Segmentation(Framed):
         frame, inside = self.framed(pictures)
         answers = []
         for own, size in zip(self.scores(frame, inside), inside.int().tolist(), strict=True):
-            pixels = decided(own[:, : size[0], : size[1]], height, width).cpu().numpy()
+            pixels = resize_and_argmax(own[:, : size[0], : size[1]], height, width).cpu().numpy()
             counts = np.bincount(pixels.ravel(), minlength=len(self.labels) + 1)[1:]
             shares, masks = {}, {}
             for number in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].tolist():
@@ -183,14 +188,16 @@ class Segmentation(Framed):
 
     def draw(self, source: Any, answer: dict[str, Any]) -> Image.Image:
         """The picture under the colours of the classes, which are named below."""
-        shades = dict(zip(self.labels, image_io.shades(self.labels), strict=True))
+        shades = dict(zip(self.labels, image_io.get_class_colors(self.labels), strict=True))
         named = [(f"{label} {share:.0%}", shades[label]) for label, share in answer["shares"].items()]
-        drawn = image_io.overlaid(image_io.read(source), self.map(answer), list(shades.values()))
-        return image_io.with_legend(drawn, named, [f"{label} 100%" for label in self.labels], min(NAMED, len(shades)))
+        drawn = image_io.overlay_mask(image_io.read_image(source), self.map(answer), list(shades.values()))
+        return image_io.draw_legend(
+            drawn, named, [f"{label} 100%" for label in self.labels], min(MAX_LEGEND_CLASSES, len(shades))
+        )
 
     def layers(self, answer: dict[str, Any]) -> dict[str, Image.Image]:
         """The map of the classes as a picture with a palette, whose values are the numbers of the labels."""
-        return {"classes": image_io.with_palette(self.map(answer), image_io.shades(self.labels))}
+        return {"classes": image_io.apply_palette(self.map(answer), image_io.get_class_colors(self.labels))}
 
     def ensemble(self, others: Sequence[Self], *, vote: bool = False) -> Self:
         """This task and ``others`` together: the class of a pixel by their averaged probabilities.
@@ -211,22 +218,22 @@ class Segmentation(Framed):
         """IoU by class, what was taken for what, and pictures from the best to the worst."""
         from fukami.segmentation import plots as segmentation_plots
 
-        found: Pixels = self.judged_last(batches)
+        found: SegmentationResults = self.judged_last(batches)
         if not self.runtime.main:
             return
         ours = self.values(batches)
 
-        def shown(at: int) -> segmentation_plots.Shown:
+        def shown(at: int) -> segmentation_plots.SegmentationExample:
             sample = batches.samples[at]
-            picture = image_io.read(sample.source)
+            picture = image_io.read_image(sample.source)
             (answer,) = self.predict([picture])
             return picture, ours[sample.mask.read()], self.map(answer) + 1
 
         with self.answering():
-            yield from segmentation_plots.judgement(found, shown)
+            yield from segmentation_plots.plot_evaluation(found, shown)
 
 
-def median_balance(counts: "np.typing.NDArray[np.int64]") -> "np.typing.NDArray[np.float32]":
+def compute_class_weights(counts: "np.typing.NDArray[np.int64]") -> "np.typing.NDArray[np.float32]":
     """The weight of each class ``(classes,)``: the median of the frequencies by its own; 0 where it has no pixel.
 
     The frequency of a class is its share of the pixels of the pictures that it is in (Eigen and Fergus 2015, section
@@ -241,20 +248,20 @@ def median_balance(counts: "np.typing.NDArray[np.int64]") -> "np.typing.NDArray[
     return weights
 
 
-def starts(side: int) -> Sequence[int]:
+def compute_tile_starts(side: int) -> Sequence[int]:
     """Where the tiles of a side begin; the last one ends with it."""
-    if side <= TILE:
+    if side <= TILE_SIZE:
         return (0,)
-    return *range(0, side - TILE, TILE - OVERLAP), side - TILE
+    return *range(0, side - TILE_SIZE, TILE_SIZE - TILE_OVERLAP), side - TILE_SIZE
 
 
-def ramp(side: int, like: Tensor) -> Tensor:
+def compute_blend_weights(side: int, like: Tensor) -> Tensor:
     """The weight of each place across a tile ``(side,)``: it rises to 1 over what two tiles share."""
     place = torch.arange(side, device=like.device, dtype=like.dtype) + 0.5
-    return (torch.minimum(place, side - place) / OVERLAP).clamp(max=1)
+    return (torch.minimum(place, side - place) / TILE_OVERLAP).clamp(max=1)
 
 
-def decided(scores: Tensor, height: int, width: int) -> Tensor:
+def resize_and_argmax(scores: Tensor, height: int, width: int) -> Tensor:
     """The class and 1 of the greatest of scores ``(classes, h, w)``, at another size: ``(height, width)`` uint8.
 
     Scores are interpolated (bilinear) before they are compared; in strips, since enlarged they may not fit.
@@ -265,7 +272,7 @@ def decided(scores: Tensor, height: int, width: int) -> Tensor:
     place = ((torch.arange(height, device=scores.device) + 0.5) * (scores.shape[1] / height) - 0.5).clamp(min=0)
     above = place.floor().long()
     below = (above + 1).clamp(max=scores.shape[1] - 1)
-    rows = max(1, STRIP // (len(scores) * width))
+    rows = max(1, MAX_STRIP_SCORES // (len(scores) * width))
     strips = [
         wide[:, above[cut]].lerp(wide[:, below[cut]], (place - above)[cut].unsqueeze(1)).argmax(0)
         for cut in (slice(at, at + rows) for at in range(0, height, rows))

@@ -13,18 +13,20 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fukami.data import locate
-from fukami.errors import Error, unknown
+from fukami.data import locations
+from fukami.errors import Error, build_unknown_error
 from fukami.image import io as image_io
-from fukami.selective_search.search import SETTINGS, VERSION, Boxes, Mode, propose
-from fukami.system import quota
+from fukami.selective_search.search import SETTINGS, VERSION, Boxes, Mode, propose_regions
+from fukami.system import count_cpus
 
 if TYPE_CHECKING:
-    from fukami.data.annotated import Annotated
-    from fukami.image.transform import Scaled
+    from fukami.data.samples import Sample
+    from fukami.image.transform import ResizeTransform
 
 
-def of(pictures: "Sequence[Annotated]", mode: Mode = "fast", prepare: "Scaled | None" = None) -> list[Boxes]:
+def compute_proposals(
+    pictures: "Sequence[Sample]", mode: Mode = "fast", prepare: "ResizeTransform | None" = None
+) -> list[Boxes]:
     """The boxes that :func:`propose` finds in each picture, ``(n, 4)`` float32 in pixels of the upright picture.
 
     Each picture's are kept in a file of its own in the cache folder, so that work that was interrupted goes on, and a
@@ -42,7 +44,7 @@ def of(pictures: "Sequence[Annotated]", mode: Mode = "fast", prepare: "Scaled | 
         UsageError: an unknown mode.
     """
     if mode not in SETTINGS:
-        raise unknown("mode", mode, SETTINGS)
+        raise build_unknown_error("mode", mode, SETTINGS)
     console = Console(stderr=True)
     columns = (
         TextColumn("proposing boxes"),
@@ -53,10 +55,10 @@ def of(pictures: "Sequence[Annotated]", mode: Mode = "fast", prepare: "Scaled | 
     rank, world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     first, every = len(pictures) * rank // world, range(len(pictures))
     order = (*every[first:], *every[:first])  # processes begin apart, and find what the others have kept
-    threads = ThreadPoolExecutor(max(1, quota() // world))
+    threads = ThreadPoolExecutor(max(1, count_cpus() // world))
     try:
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-            found = {number: threads.submit(_one, pictures[number], mode, prepare) for number in order}
+            found = {number: threads.submit(_load_or_compute, pictures[number], mode, prepare) for number in order}
             for each in progress.track(as_completed(found.values()), total=len(found)):
                 each.result()  # the first that fails ends it
         return [found[number].result() for number in every]
@@ -64,35 +66,35 @@ def of(pictures: "Sequence[Annotated]", mode: Mode = "fast", prepare: "Scaled | 
         threads.shutdown(cancel_futures=True)
 
 
-def _one(picture: "Annotated", mode: Mode, prepare: "Scaled | None") -> Boxes:
+def _load_or_compute(picture: "Sample", mode: Mode, prepare: "ResizeTransform | None") -> Boxes:
     """The boxes of a picture: those that were kept, or else found now."""
     try:
-        content, pixels = _content(picture)
+        content, pixels = _read_content(picture)
         size = f"{prepare.shortest} {prepare.longest}" if prepare else ""
         made_by = f"{mode} {VERSION}".encode()
         key = hashlib.blake2b(content, digest_size=16, person=made_by, salt=size.encode()).hexdigest()
-        path = locate.download_folder() / "proposals" / key[:2] / f"{key}.npz"
-        boxes = _kept(path, key)
+        path = locations.get_cache_folder() / "proposals" / key[:2] / f"{key}.npz"
+        boxes = _read_cached(path, key)
         if boxes is not None:
             return boxes
         if prepare:
             resized = prepare(prepare.open(picture.source, picture.name)).round().byte()
             pixels = np.ascontiguousarray(resized.permute(1, 2, 0).numpy())
         elif pixels is None:
-            pixels = np.asarray(image_io.read(content, name=picture.name).convert("RGB"))
+            pixels = np.asarray(image_io.read_image(content, name=picture.name).convert("RGB"))
     except Error:
         if prepare is None:
             raise
         return np.zeros((0, 4), np.float32)
     try:
-        boxes = propose(pixels, mode)
+        boxes = propose_regions(pixels, mode)
     except Error as error:
         raise Error(f"{picture.name}: {error}") from error
-    _keep(path, key, boxes)
+    _write_cached(path, key, boxes)
     return boxes
 
 
-def _content(picture: "Annotated") -> tuple[bytes, image_io.Bytes | None]:
+def _read_content(picture: "Sample") -> tuple[bytes, image_io.UInt8Array | None]:
     """What the checksum is of, the picture's file or its pixels, and the pixels where there is no file to decode."""
     if isinstance(picture.source, Path):
         try:
@@ -102,7 +104,7 @@ def _content(picture: "Annotated") -> tuple[bytes, image_io.Bytes | None]:
     return repr(picture.source.shape).encode() + picture.source.tobytes(), picture.source
 
 
-def _kept(path: Path, key: str) -> Boxes | None:
+def _read_cached(path: Path, key: str) -> Boxes | None:
     """The boxes in a file, or None where it is not there or damaged; the archive has a checksum of what is in it."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -113,7 +115,7 @@ def _kept(path: Path, key: str) -> Boxes | None:
     return boxes.astype(np.float32) if right and made_of.shape == () and str(made_of) == key else None
 
 
-def _keep(path: Path, key: str, boxes: Boxes) -> None:
+def _write_cached(path: Path, key: str, boxes: Boxes) -> None:
     """Write the file in one step: whoever reads it, and a crash, find all of it or nothing."""
     temporary = path.with_name(f".{key}.{os.getpid()}-{threading.get_ident()}")  # of this process and thread alone
     try:

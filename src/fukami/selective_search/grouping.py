@@ -10,9 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from fukami.selective_search.superpixels import Labels, Planes, filtered, gaussian, root
+from fukami.selective_search.superpixels import Labels, Planes, build_gaussian_kernel, convolve_separable, find_root
 
-COLOURS, TEXTURES, WAYS = 25, 10, 8  # bins of a channel; bins of a channel's derivative in one of eight directions
+COLOR_BINS, TEXTURE_BINS, NUM_DIRECTIONS = (
+    25,
+    10,
+    8,
+)  # bins of a channel; bins of a channel's derivative in one of eight directions
 
 
 class Regions(NamedTuple):
@@ -35,27 +39,27 @@ class Regions(NamedTuple):
     area: int
 
 
-def features(planes: Planes) -> npt.NDArray[np.uint8]:
+def compute_features(planes: Planes) -> npt.NDArray[np.uint8]:
     """The bins that each pixel of planes ``(C, H, W)`` in 0..255 counts in: ``(H, W, C + 8C)``.
 
     First the colour of each channel, then its Gaussian derivative (sigma 1) in each of eight directions, where what
     points the other way is 0, and the last bin ends with the derivative at a step from 0 to 255.
     """
-    bell, slope = gaussian(1.0), gaussian(1.0, derivative=True)
-    across, down = filtered(planes, bell, slope), filtered(planes, slope, bell)
-    found: npt.NDArray[np.uint8] = _features(planes, across, down, 255 * float(slope[slope > 0].sum()))
+    bell, slope = build_gaussian_kernel(1.0), build_gaussian_kernel(1.0, derivative=True)
+    across, down = convolve_separable(planes, bell, slope), convolve_separable(planes, slope, bell)
+    found: npt.NDArray[np.uint8] = _compute_features(planes, across, down, 255 * float(slope[slope > 0].sum()))
     return found
 
 
-def describe(labels: Labels, features: npt.NDArray[np.uint8]) -> Regions:
+def describe_regions(labels: Labels, features: npt.NDArray[np.uint8]) -> Regions:
     """The regions of a segmentation ``(H, W)``, with the features of its pixels."""
-    channels = features.shape[2] // (1 + WAYS)
-    sizes, boxes, histograms, codes = _describe(labels, int(labels.max()) + 1, features, channels)
+    channels = features.shape[2] // (1 + NUM_DIRECTIONS)
+    sizes, boxes, histograms, codes = _describe_regions(labels, int(labels.max()) + 1, features, channels)
     pairs = np.stack(np.divmod(np.unique(codes), len(sizes)), axis=1).astype(np.int32)
-    return Regions(sizes, boxes, histograms, channels * COLOURS, pairs, labels.size)
+    return Regions(sizes, boxes, histograms, channels * COLOR_BINS, pairs, labels.size)
 
 
-def group(regions: Regions, similarity: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+def group_regions(regions: Regions, similarity: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """The hierarchy of ``n`` regions, those given and then those that two of them were grouped to, in that order.
 
     Returns:
@@ -70,39 +74,39 @@ def group(regions: Regions, similarity: str) -> tuple[npt.NDArray[np.int32], npt
     sizes = np.pad(regions.sizes, room[0])
     boxes, histograms = np.pad(regions.boxes, room), np.pad(regions.histograms[:, used], room)
     settings = (regions.area, "S" in similarity, "F" in similarity)
-    made: npt.NDArray[np.int32] = _group(len(regions.sizes), sizes, boxes, histograms, regions.pairs, *settings)
+    made: npt.NDArray[np.int32] = _group_regions(len(regions.sizes), sizes, boxes, histograms, regions.pairs, *settings)
     return boxes, made
 
 
 @njit(cache=True, nogil=True)
-def _features(planes, across, down, most):  # pragma: no cover
+def _compute_features(planes, across, down, most):  # pragma: no cover
     channels, height, width = planes.shape
-    found = np.empty((height, width, channels * (1 + WAYS)), np.uint8)
-    half, step = np.float32(np.sqrt(0.5)), np.float32(TEXTURES / most)
+    found = np.empty((height, width, channels * (1 + NUM_DIRECTIONS)), np.uint8)
+    half, step = np.float32(np.sqrt(0.5)), np.float32(TEXTURE_BINS / most)
     for y in range(height):
         for x in range(width):
             for c in range(channels):
                 a, b = across[c, y, x], down[c, y, x]
-                found[y, x, c] = min(np.int64(planes[c, y, x] * np.float32(COLOURS / 256)), COLOURS - 1)
+                found[y, x, c] = min(np.int64(planes[c, y, x] * np.float32(COLOR_BINS / 256)), COLOR_BINS - 1)
                 axes = (a, (a + b) * half, b, (b - a) * half)
-                for way in range(WAYS):
+                for way in range(NUM_DIRECTIONS):
                     value = axes[way] if way < 4 else -axes[way - 4]
                     level = np.int64(max(value, np.float32(0)) * step)
-                    found[y, x, channels + c * WAYS + way] = min(level, TEXTURES - 1)
+                    found[y, x, channels + c * NUM_DIRECTIONS + way] = min(level, TEXTURE_BINS - 1)
     return found
 
 
 @njit(cache=True, nogil=True)
-def _describe(labels, count, features, channels):  # pragma: no cover
+def _describe_regions(labels, count, features, channels):  # pragma: no cover
     height, width = labels.shape
     sizes = np.zeros(count, np.int64)
     boxes = np.empty((count, 4), np.int32)
     boxes[:, 0], boxes[:, 1], boxes[:, 2:] = width, height, 0
-    columns = channels * COLOURS
-    total = columns + channels * WAYS * TEXTURES
-    places = np.empty(channels * (1 + WAYS), np.int64)
+    columns = channels * COLOR_BINS
+    total = columns + channels * NUM_DIRECTIONS * TEXTURE_BINS
+    places = np.empty(channels * (1 + NUM_DIRECTIONS), np.int64)
     for f in range(len(places)):
-        places[f] = f * COLOURS if f < channels else columns + (f - channels) * TEXTURES
+        places[f] = f * COLOR_BINS if f < channels else columns + (f - channels) * TEXTURE_BINS
     histograms = np.zeros((count, total), np.float32)
     codes = [np.int64(0)]
     codes.clear()
@@ -125,13 +129,13 @@ def _describe(labels, count, features, channels):  # pragma: no cover
                         codes.append(np.int64(low) * count + high)
     for a in range(count):
         for f in range(total):
-            of = channels if f < columns else channels * WAYS
+            of = channels if f < columns else channels * NUM_DIRECTIONS
             histograms[a, f] /= np.float32(sizes[a] * of)
     return sizes, boxes, histograms, np.array(codes)
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "nsz"})
-def _common(one, other):  # pragma: no cover
+def _intersect_histograms(one, other):  # pragma: no cover
     total = np.float32(0)
     for f in range(len(one)):
         total += min(one[f], other[f])
@@ -139,8 +143,8 @@ def _common(one, other):  # pragma: no cover
 
 
 @njit(cache=True, nogil=True)
-def _similarity(a, b, sizes, boxes, histograms, area, by_size, by_fill):  # pragma: no cover
-    total = np.float64(_common(histograms[a], histograms[b]))
+def _compute_similarity(a, b, sizes, boxes, histograms, area, by_size, by_fill):  # pragma: no cover
+    total = np.float64(_intersect_histograms(histograms[a], histograms[b]))
     both = sizes[a] + sizes[b]
     if by_size:
         total += 1 - both / area
@@ -152,29 +156,29 @@ def _similarity(a, b, sizes, boxes, histograms, area, by_size, by_fill):  # prag
 
 
 @njit(cache=True, nogil=True)
-def _push(queue, value, a, b):  # pragma: no cover
+def _push_pair(queue, value, a, b):  # pragma: no cover
     """Into a heap of the most similar pairs; of pairs alike, the one with the smaller numbers is first."""
     queue.append((value, a, b))
     at = len(queue) - 1
     while at:
         above = (at - 1) >> 1
-        if not _before(queue[at], queue[above]):
+        if not _is_before(queue[at], queue[above]):
             break
         queue[at], queue[above] = queue[above], queue[at]
         at = above
 
 
 @njit(cache=True, nogil=True)
-def _pop(queue):  # pragma: no cover
+def _pop_pair(queue):  # pragma: no cover
     first = queue[0]
     moved = queue.pop()
     size = len(queue)
     if size:
         at, below = 0, 1
         while below < size:
-            if below + 1 < size and _before(queue[below + 1], queue[below]):
+            if below + 1 < size and _is_before(queue[below + 1], queue[below]):
                 below += 1
-            if not _before(queue[below], moved):
+            if not _is_before(queue[below], moved):
                 break
             queue[at] = queue[below]
             at, below = below, 2 * below + 1
@@ -183,14 +187,14 @@ def _pop(queue):  # pragma: no cover
 
 
 @njit(cache=True, nogil=True)
-def _before(one, other):  # pragma: no cover
+def _is_before(one, other):  # pragma: no cover
     if one[0] != other[0]:
         return one[0] > other[0]
     return one[1] < other[1] if one[1] != other[1] else one[2] < other[2]
 
 
 @njit(cache=True, nogil=True)
-def _group(count, sizes, boxes, histograms, pairs, area, by_size, by_fill):  # pragma: no cover
+def _group_regions(count, sizes, boxes, histograms, pairs, area, by_size, by_fill):  # pragma: no cover
     total, chains = len(sizes), 2 * len(pairs)
     made = np.empty((count - 1, 2), np.int32)
     # the neighbours of a region, a chain of places: those of two regions are joined as they are, and tidied when read
@@ -209,11 +213,11 @@ def _group(count, sizes, boxes, histograms, pairs, area, by_size, by_fill):  # p
             following[end[a]] = p
         end[a] = p
         if a < b:
-            _push(queue, _similarity(a, b, sizes, boxes, histograms, area, by_size, by_fill), a, b)
+            _push_pair(queue, _compute_similarity(a, b, sizes, boxes, histograms, area, by_size, by_fill), a, b)
     for new in range(count, total):
-        _, a, b = _pop(queue)
+        _, a, b = _pop_pair(queue)
         while into[a] != a or into[b] != b:  # one of them has been grouped since
-            _, a, b = _pop(queue)
+            _, a, b = _pop_pair(queue)
         into[a] = into[b] = new
         made[new - count, 0], made[new - count, 1] = a, b
         sizes[new] = sizes[a] + sizes[b]
@@ -227,7 +231,7 @@ def _group(count, sizes, boxes, histograms, pairs, area, by_size, by_fill):  # p
         at, last = begin[a], np.int32(-1)
         while at >= 0:
             after = following[at]
-            other = np.int64(root(into, neighbour[at]))
+            other = np.int64(find_root(into, neighbour[at]))
             if other != new and seen[other] != new:
                 seen[other] = new
                 neighbour[at] = other
@@ -236,8 +240,8 @@ def _group(count, sizes, boxes, histograms, pairs, area, by_size, by_fill):  # p
                 else:
                     following[last] = at
                 last = at
-                value = _similarity(other, new, sizes, boxes, histograms, area, by_size, by_fill)
-                _push(queue, value, other, new)
+                value = _compute_similarity(other, new, sizes, boxes, histograms, area, by_size, by_fill)
+                _push_pair(queue, value, other, new)
             at = after
         end[new] = last
         if last >= 0:

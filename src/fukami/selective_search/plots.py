@@ -10,73 +10,80 @@ from PIL import Image, ImageDraw, ImageFont
 from fukami.selective_search import grouping, search, superpixels
 from fukami.selective_search.search import Boxes
 
-LONG, SHORT = 900, 560  # pixels of a panel's longest side: alone, and beside others
-FINE = 2  # lines are drawn so much larger, and made smaller, so that they are smooth
-SHADE = 0.6  # of the picture's light is left under the boxes
-LEFT = 12  # regions that are left where the grouping is shown
-COLOURS = ((255, 236, 110), (255, 150, 60), (226, 70, 110), (140, 60, 170), (70, 60, 170))  # from the first box on
-INK, PAPER = (34, 34, 34), (255, 255, 255)
-MARGIN, LINE, TEXT = 12, 30, 18
-NARROW = 240  # a panel has at least this width, for its line of text
+PANEL_SIZE, SMALL_PANEL_SIZE = 900, 560  # pixels of a panel's longest side: alone, and beside others
+SUPERSAMPLING = 2  # lines are drawn so much larger, and made smaller, so that they are smooth
+BRIGHTNESS = 0.6  # of the picture's light is left under the boxes
+NUM_REGIONS_SHOWN = 12  # regions that are left where the grouping is shown
+BOX_COLORS = ((255, 236, 110), (255, 150, 60), (226, 70, 110), (140, 60, 170), (70, 60, 170))  # from the first box on
+TEXT_COLOR, BACKGROUND_COLOR = (34, 34, 34), (255, 255, 255)
+MARGIN, CAPTION_HEIGHT, FONT_SIZE = 12, 30, 18
+MIN_PANEL_WIDTH = 240  # a panel has at least this width, for its line of text
 
 
-def answer(picture: Image.Image, found: Boxes, count: int = 100) -> Image.Image:
+def draw_proposals(picture: Image.Image, found: Boxes, count: int = 100) -> Image.Image:
     """The first ``count`` boxes on the picture, and below it how many there are."""
-    return page([(boxes(picture, found, count, LONG), _told(found, count))], 1)
+    return arrange_panels([(draw_ranked_boxes(picture, found, count, PANEL_SIZE), _format_caption(found, count))], 1)
 
 
-def stages(picture: Image.Image, found: Boxes, mode: search.Mode, count: int = 100) -> Image.Image:
+def draw_stages(picture: Image.Image, found: Boxes, mode: search.Mode, count: int = 100) -> Image.Image:
     """The picture, its first segmentation, what grouping leaves of that, and the first ``count`` boxes."""
     pixels = np.asarray(picture.convert("RGB"))
     setting = search.SETTINGS[mode]
     space, scale, similarity = setting.spaces[0], setting.scales[0], setting.similarities[0]
-    labels = search.segment(pixels, scale, space)
-    described = grouping.describe(labels, grouping.features(search.colours(pixels, space)))
-    few = grouped(labels, grouping.group(described, similarity)[1], LEFT)
-    size = _size(picture, SHORT)
+    labels = search.segment_image(pixels, scale, space)
+    described = grouping.describe_regions(labels, grouping.compute_features(search.convert_color_space(pixels, space)))
+    few = merge_regions(labels, grouping.group_regions(described, similarity)[1], NUM_REGIONS_SHOWN)
+    size = _compute_panel_size(picture, SMALL_PANEL_SIZE)
     panels = [
-        (_resized(picture.convert("RGB"), size), f"the picture, {picture.width} by {picture.height} pixels"),
-        (regions(picture, labels), f"segmentation ({space}, k = {scale}): {len(described.sizes):,} regions"),
-        (regions(picture, few), f"grouped by {similarity} until {len(np.unique(few))} are left"),
-        (boxes(picture, found, count), _told(found, count)),
+        (_resize_image(picture.convert("RGB"), size), f"the picture, {picture.width} by {picture.height} pixels"),
+        (draw_regions(picture, labels), f"segmentation ({space}, k = {scale}): {len(described.sizes):,} regions"),
+        (draw_regions(picture, few), f"grouped by {similarity} until {len(np.unique(few))} are left"),
+        (draw_ranked_boxes(picture, found, count), _format_caption(found, count)),
     ]
-    return page(panels, 2)
+    return arrange_panels(panels, 2)
 
 
-def boxes(picture: Image.Image, found: Boxes, count: int = 100, longest: int = SHORT) -> Image.Image:
+def draw_ranked_boxes(
+    picture: Image.Image, found: Boxes, count: int = 100, longest: int = SMALL_PANEL_SIZE
+) -> Image.Image:
     """The first ``count`` boxes on the darkened picture: the first yellow, bold and on top, the last blue."""
-    width, height = _size(picture, longest)
-    scale = np.array([width / picture.width, height / picture.height] * 2) * FINE
+    width, height = _compute_panel_size(picture, longest)
+    scale = np.array([width / picture.width, height / picture.height] * 2) * SUPERSAMPLING
     grey = np.asarray(picture.convert("L").convert("RGB"), np.float32)
-    pixels = (SHADE * (0.4 * grey + 0.6 * np.asarray(picture.convert("RGB")))).astype(np.uint8)
-    panel = _resized(Image.fromarray(pixels), (width * FINE, height * FINE))
+    pixels = (BRIGHTNESS * (0.4 * grey + 0.6 * np.asarray(picture.convert("RGB")))).astype(np.uint8)
+    panel = _resize_image(Image.fromarray(pixels), (width * SUPERSAMPLING, height * SUPERSAMPLING))
     draw = ImageDraw.Draw(panel, "RGBA")
     for rank, corners in reversed(list(enumerate(found[:count] * scale))):
         share = math.sqrt(rank / count)
         least = np.floor(corners[:2])
-        outline = (*_colour(share), round(255 * (1 - 0.6 * share)))
+        outline = (*_interpolate_color(share), round(255 * (1 - 0.6 * share)))
         draw.rectangle(
-            [*least, *np.maximum(np.ceil(corners[2:]) - 1, least)], None, outline, round(FINE * (3 - 2 * share))
+            [*least, *np.maximum(np.ceil(corners[2:]) - 1, least)],
+            None,
+            outline,
+            round(SUPERSAMPLING * (3 - 2 * share)),
         )
     return panel.resize((width, height), Image.Resampling.BOX)
 
 
-def regions(picture: Image.Image, labels: superpixels.Labels, longest: int = SHORT) -> Image.Image:
+def draw_regions(picture: Image.Image, labels: superpixels.Labels, longest: int = SMALL_PANEL_SIZE) -> Image.Image:
     """Each region in its mean colour, with a line around it."""
-    size = _size(picture, longest)
+    size = _compute_panel_size(picture, longest)
     pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     counts = np.bincount(labels.ravel())
     means = np.stack([np.bincount(labels.ravel(), channel) / np.maximum(counts, 1) for channel in pixels.T], axis=1)
-    large = np.asarray(Image.fromarray(labels).resize((size[0] * FINE, size[1] * FINE), Image.Resampling.NEAREST))
+    large = np.asarray(
+        Image.fromarray(labels).resize((size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING), Image.Resampling.NEAREST)
+    )
     page = means[large].astype(np.uint8)
     edge = np.zeros(large.shape, bool)
     edge[1:] |= large[1:] != large[:-1]
     edge[:, 1:] |= large[:, 1:] != large[:, :-1]
-    page[edge] = PAPER
+    page[edge] = BACKGROUND_COLOR
     return Image.fromarray(page).resize(size, Image.Resampling.BOX)
 
 
-def grouped(labels: superpixels.Labels, made: npt.NDArray[np.int32], left: int) -> superpixels.Labels:
+def merge_regions(labels: superpixels.Labels, made: npt.NDArray[np.int32], left: int) -> superpixels.Labels:
     """The segmentation after so many of the groupings that at most ``left`` regions are left."""
     count = len(made) + 1
     into = np.arange(2 * count - 1)
@@ -85,24 +92,24 @@ def grouped(labels: superpixels.Labels, made: npt.NDArray[np.int32], left: int) 
     return into[labels].astype(np.int32)
 
 
-def page(panels: Sequence[tuple[Image.Image, str]], columns: int) -> Image.Image:
+def arrange_panels(panels: Sequence[tuple[Image.Image, str]], columns: int) -> Image.Image:
     """Panels of one size in rows, each with a line of text below."""
-    width, height = max(NARROW, panels[0][0].width), panels[0][0].height
+    width, height = max(MIN_PANEL_WIDTH, panels[0][0].width), panels[0][0].height
     rows = -(-len(panels) // columns)
-    size = (MARGIN + columns * (width + MARGIN), MARGIN + rows * (height + LINE + MARGIN // 2))
-    sheet = Image.new("RGB", size, PAPER)
+    size = (MARGIN + columns * (width + MARGIN), MARGIN + rows * (height + CAPTION_HEIGHT + MARGIN // 2))
+    sheet = Image.new("RGB", size, BACKGROUND_COLOR)
     draw = ImageDraw.Draw(sheet)
     for number, (panel, caption) in enumerate(panels):
         row, column = divmod(number, columns)
-        at = (MARGIN + column * (width + MARGIN), MARGIN + row * (height + LINE + MARGIN // 2))
+        at = (MARGIN + column * (width + MARGIN), MARGIN + row * (height + CAPTION_HEIGHT + MARGIN // 2))
         sheet.paste(panel, at)
-        font = ImageFont.load_default(TEXT)
-        fits = TEXT * min(1.0, width / max(1.0, draw.textlength(caption, font)))
-        draw.text((at[0], at[1] + height + 5), caption, INK, ImageFont.load_default(fits))
+        font = ImageFont.load_default(FONT_SIZE)
+        fits = FONT_SIZE * min(1.0, width / max(1.0, draw.textlength(caption, font)))
+        draw.text((at[0], at[1] + height + 5), caption, TEXT_COLOR, ImageFont.load_default(fits))
     return sheet
 
 
-def _told(found: Boxes, count: int) -> str:
+def _format_caption(found: Boxes, count: int) -> str:
     return (
         f"the first {count:,} of {len(found):,} boxes, from yellow to blue"
         if count < len(found)
@@ -110,20 +117,20 @@ def _told(found: Boxes, count: int) -> str:
     )
 
 
-def _size(picture: Image.Image, longest: int) -> tuple[int, int]:
+def _compute_panel_size(picture: Image.Image, longest: int) -> tuple[int, int]:
     """Width and height of the picture in its proportions, the longest side this long."""
     scale = longest / max(picture.size)
     return max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
 
 
-def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _resize_image(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The picture at this size; a small one shows its pixels."""
     enlarged = size[0] > 4 * picture.width or size[1] > 4 * picture.height
     return picture.resize(size, Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS)
 
 
-def _colour(share: float) -> tuple[int, ...]:
+def _interpolate_color(share: float) -> tuple[int, ...]:
     """The colour at this share, 0 to 1, of the way through ``COLOURS``."""
-    at = share * (len(COLOURS) - 1)
-    low = min(int(at), len(COLOURS) - 2)
-    return tuple(round(a + (at - low) * (b - a)) for a, b in zip(COLOURS[low], COLOURS[low + 1], strict=True))
+    at = share * (len(BOX_COLORS) - 1)
+    low = min(int(at), len(BOX_COLORS) - 2)
+    return tuple(round(a + (at - low) * (b - a)) for a, b in zip(BOX_COLORS[low], BOX_COLORS[low + 1], strict=True))

@@ -10,17 +10,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fukami.errors import Error, unknown
+from fukami.errors import Error, build_unknown_error
 from fukami.selective_search import grouping, superpixels
 
 VERSION = 1  # of what is computed; proposals that another one made are made anew
-SIGMA = 0.8  # of the Gaussian before the segmentation
+SMOOTHING_SIGMA = 0.8  # of the Gaussian before the segmentation
 Mode = Literal["fast", "quality"]
-Bytes = npt.NDArray[np.uint8]
+UInt8Array = npt.NDArray[np.uint8]
 Boxes = npt.NDArray[np.float32]
 
 
-class Setting(NamedTuple):
+class SearchSettings(NamedTuple):
     """What is varied (section 5.3, table 5); every combination is a grouping of its own."""
 
     spaces: tuple[str, ...]
@@ -28,13 +28,15 @@ class Setting(NamedTuple):
     similarities: tuple[str, ...]
 
 
-SETTINGS: dict[str, Setting] = {
-    "fast": Setting(("hsv", "lab"), (50, 100), ("CTSF", "TSF")),
-    "quality": Setting(("hsv", "lab", "rgi", "hue", "intensity"), (50, 100, 150, 300), ("CTSF", "TSF", "F", "S")),
+SETTINGS: dict[str, SearchSettings] = {
+    "fast": SearchSettings(("hsv", "lab"), (50, 100), ("CTSF", "TSF")),
+    "quality": SearchSettings(
+        ("hsv", "lab", "rgi", "hue", "intensity"), (50, 100, 150, 300), ("CTSF", "TSF", "F", "S")
+    ),
 }
 
 
-def propose(picture: Bytes, mode: Mode = "fast") -> Boxes:
+def propose_regions(picture: UInt8Array, mode: Mode = "fast") -> Boxes:
     """Boxes that may hold an object, ``(n, 4)`` float32, the likeliest first, each once.
 
     A box is left, top, right and bottom in pixels; 0 is the outer edge of the first pixel, and right and bottom are the
@@ -50,11 +52,11 @@ def propose(picture: Bytes, mode: Mode = "fast") -> Boxes:
         UsageError: an unknown mode.
     """
     if mode not in SETTINGS:
-        raise unknown("mode", mode, SETTINGS)
-    return ordered(list(hierarchies(picture, SETTINGS[mode])), np.random.default_rng(0))
+        raise build_unknown_error("mode", mode, SETTINGS)
+    return rank_boxes(list(build_hierarchies(picture, SETTINGS[mode])), np.random.default_rng(0))
 
 
-def ordered(found: list[npt.NDArray[np.int32]], random: np.random.Generator) -> Boxes:
+def rank_boxes(found: list[npt.NDArray[np.int32]], random: np.random.Generator) -> Boxes:
     """The boxes of hierarchies, each ending with its whole picture, in the order of :func:`propose`, each once.
 
     A box of several hierarchies keeps the best of its places.
@@ -68,20 +70,20 @@ def ordered(found: list[npt.NDArray[np.int32]], random: np.random.Generator) -> 
     return ranked[np.sort(first)].astype(np.float32)
 
 
-def hierarchies(picture: Bytes, setting: Setting) -> Iterator[npt.NDArray[np.int32]]:
+def build_hierarchies(picture: UInt8Array, setting: SearchSettings) -> Iterator[npt.NDArray[np.int32]]:
     """The boxes of each grouping, from the regions of its segmentation to the whole picture."""
     for name in setting.spaces:
-        planes = colours(picture, name)
-        edges = _edges(planes)
-        features = grouping.features(planes)
+        planes = convert_color_space(picture, name)
+        edges = _compute_edges(planes)
+        features = grouping.compute_features(planes)
         for scale in setting.scales:
-            labels = superpixels.components(edges, planes.shape[1:], scale, scale)
-            regions = grouping.describe(labels, features)
+            labels = superpixels.segment_graph(edges, planes.shape[1:], scale, scale)
+            regions = grouping.describe_regions(labels, features)
             for similarity in setting.similarities:
-                yield grouping.group(regions, similarity)[0]
+                yield grouping.group_regions(regions, similarity)[0]
 
 
-def segment(picture: Bytes, scale: int = 100, space: str = "hsv") -> superpixels.Labels:
+def segment_image(picture: UInt8Array, scale: int = 100, space: str = "hsv") -> superpixels.Labels:
     """The segmentation that grouping begins with: ``(H, W)`` int32, a number for each region.
 
     Args:
@@ -89,16 +91,16 @@ def segment(picture: Bytes, scale: int = 100, space: str = "hsv") -> superpixels
         scale: k of Felzenszwalb and Huttenlocher, and the smallest region in pixels.
         space: one of the colour spaces of :func:`colours`.
     """
-    planes = colours(picture, space)
-    return superpixels.components(_edges(planes), planes.shape[1:], scale, scale)
+    planes = convert_color_space(picture, space)
+    return superpixels.segment_graph(_compute_edges(planes), planes.shape[1:], scale, scale)
 
 
-def _edges(planes: superpixels.Planes) -> superpixels.Edges:
-    bell = superpixels.gaussian(SIGMA)
-    return superpixels.edges(superpixels.filtered(planes, bell, bell))
+def _compute_edges(planes: superpixels.Planes) -> superpixels.Edges:
+    bell = superpixels.build_gaussian_kernel(SMOOTHING_SIGMA)
+    return superpixels.build_edges(superpixels.convolve_separable(planes, bell, bell))
 
 
-def colours(picture: Bytes, space: str) -> superpixels.Planes:
+def convert_color_space(picture: UInt8Array, space: str) -> superpixels.Planes:
     """The channels of a colour space, each in 0..255: ``(3 or 1, H, W)`` float32.
 
     Args:
@@ -108,10 +110,10 @@ def colours(picture: Bytes, space: str) -> superpixels.Planes:
     """
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
         given = f"{picture.dtype} of shape {picture.shape}"
-        raise Error(f"a picture should be uint8 of shape (H, W, 3), not {given}; fukami.image.io.read reads any")
+        raise Error(f"a picture should be uint8 of shape (H, W, 3), not {given}; fukami.image.io.read_image reads any")
     pixels = np.ascontiguousarray(picture.transpose(2, 0, 1))
     if space == "lab":
-        return _lab(pixels)
+        return _convert_to_lab(pixels)
     planes = pixels.astype(np.float32)
     if space in ("rgi", "intensity"):
         total: superpixels.Planes = planes.sum(0, keepdims=True)
@@ -120,7 +122,7 @@ def colours(picture: Bytes, space: str) -> superpixels.Planes:
             return intensity
         return np.concatenate([planes[:2] * (255 / np.maximum(total, 1)), intensity])
     if space not in ("hsv", "hue"):
-        raise unknown("colour space", space, ("hsv", "lab", "rgi", "hue", "intensity"))
+        raise build_unknown_error("colour space", space, ("hsv", "lab", "rgi", "hue", "intensity"))
     red, green, blue = planes
     most = planes.max(0)
     spread = most - planes.min(0)
@@ -132,18 +134,20 @@ def colours(picture: Bytes, space: str) -> superpixels.Planes:
 
 
 # CIE 1976 L*a*b* of sRGB under D65: linear light, the three responses as shares of the white's, their cube roots
-_LEVELS = np.arange(256) / 255
-_LINEAR = np.where(_LEVELS <= 0.04045, _LEVELS / 12.92, ((_LEVELS + 0.055) / 1.055) ** 2.4).astype(np.float32)
-_XYZ = np.array(
+_SRGB_LEVELS = np.arange(256) / 255
+_SRGB_TO_LINEAR = np.where(
+    _SRGB_LEVELS <= 0.04045, _SRGB_LEVELS / 12.92, ((_SRGB_LEVELS + 0.055) / 1.055) ** 2.4
+).astype(np.float32)
+_RGB_TO_XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 )
-_RESPONSES = (_XYZ / _XYZ.sum(1, keepdims=True)).astype(np.float32)
+_RGB_TO_RELATIVE_XYZ = (_RGB_TO_XYZ / _RGB_TO_XYZ.sum(1, keepdims=True)).astype(np.float32)
 
 
-def _lab(pixels: Bytes) -> superpixels.Planes:
+def _convert_to_lab(pixels: UInt8Array) -> superpixels.Planes:
     """L* of 0..100 as 0..255, a* and b* plus 128."""
-    linear = _LINEAR[pixels].reshape(3, -1)
-    shares = _RESPONSES @ linear
+    linear = _SRGB_TO_LINEAR[pixels].reshape(3, -1)
+    shares = _RGB_TO_RELATIVE_XYZ @ linear
     x, y, z = np.where(
         shares > (6 / 29) ** 3, np.cbrt(shares), shares * np.float32((29 / 6) ** 2 / 3) + np.float32(4 / 29)
     )

@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-STEPS = 8192  # of a weight per grey level; 22 bits then hold the heaviest edge, √3 × 255
-DIGIT = 11  # bits that a pass of the radix sort looks at
+WEIGHT_LEVELS = 8192  # of a weight per grey level; 22 bits then hold the heaviest edge, √3 × 255
+RADIX_BITS = 11  # bits that a pass of the radix sort looks at
 Planes = npt.NDArray[np.float32]
 Edges = npt.NDArray[np.uint64]
 Labels = npt.NDArray[np.int32]
 
 
-def gaussian(sigma: float, *, derivative: bool = False) -> npt.NDArray[np.float32]:
+def build_gaussian_kernel(sigma: float, *, derivative: bool = False) -> npt.NDArray[np.float32]:
     """A Gaussian, or its derivative, as the weights of a filter that reaches four sigma to each side."""
     reach = int(4 * sigma + 0.5)
     at = np.arange(-reach, reach + 1)
@@ -25,23 +25,23 @@ def gaussian(sigma: float, *, derivative: bool = False) -> npt.NDArray[np.float3
     return np.asarray(bell * at / sigma**2 if derivative else bell, np.float32)
 
 
-def filtered(planes: Planes, down: npt.NDArray[np.float32], across: npt.NDArray[np.float32]) -> Planes:
+def convolve_separable(planes: Planes, down: npt.NDArray[np.float32], across: npt.NDArray[np.float32]) -> Planes:
     """Planes ``(C, H, W)`` under a separable filter, weights downwards and across; an edge goes on beyond itself."""
-    out: Planes = _filtered(planes, down, across)
+    out: Planes = _convolve_separable(planes, down, across)
     return out
 
 
-def edges(planes: Planes) -> Edges:
+def build_edges(planes: Planes) -> Edges:
     """The graph of planes ``(C, H, W)`` in 0..255, at most 3: its edges, the lightest first.
 
     The upper half of each is the weight in ``STEPS``, the lower half the pixel it leaves from times 4, plus 0 to 3 for
     the neighbour on the right, below, below on the right and above on the right.
     """
-    found: Edges = _sorted(_edges(planes))
+    found: Edges = _radix_sort(_build_edges(planes))
     return found
 
 
-def components(edges: Edges, shape: tuple[int, int], scale: float, smallest: int) -> Labels:
+def segment_graph(edges: Edges, shape: tuple[int, int], scale: float, smallest: int) -> Labels:
     """The segmentation ``(H, W)``: a number for each pixel, those of the components from 0 on in reading order.
 
     Args:
@@ -50,12 +50,12 @@ def components(edges: Edges, shape: tuple[int, int], scale: float, smallest: int
         scale: k of the paper: the larger, the larger the components.
         smallest: in pixels; smaller components join a neighbour, over the lightest edge first.
     """
-    labels: Labels = _components(edges, *shape, np.float32(scale), smallest)
+    labels: Labels = _segment_graph(edges, *shape, np.float32(scale), smallest)
     return labels
 
 
 @njit(cache=True, nogil=True)
-def _filtered(planes, down, across):  # pragma: no cover
+def _convolve_separable(planes, down, across):  # pragma: no cover
     channels, height, width = planes.shape
     above, left = len(down) // 2, len(across) // 2
     out = np.zeros_like(planes)
@@ -77,7 +77,7 @@ def _filtered(planes, down, across):  # pragma: no cover
 
 
 @njit(cache=True, nogil=True)
-def _edges(planes):  # pragma: no cover
+def _build_edges(planes):  # pragma: no cover
     channels, height, width = planes.shape
     found = np.empty(4 * height * width, np.uint64)
     count = 0
@@ -90,22 +90,22 @@ def _edges(planes):  # pragma: no cover
                     for c in range(channels):
                         difference = planes[c, y, x] - planes[c, v, u]
                         square += difference * difference
-                    weight = np.uint64(np.sqrt(square) * np.float32(STEPS) + np.float32(0.5))
+                    weight = np.uint64(np.sqrt(square) * np.float32(WEIGHT_LEVELS) + np.float32(0.5))
                     found[count] = weight << np.uint64(32) | np.uint64((y * width + x) * 4 + way)
                     count += 1
     return found[:count]
 
 
 @njit(cache=True, nogil=True)
-def _sorted(keys):  # pragma: no cover
+def _radix_sort(keys):  # pragma: no cover
     other = np.empty_like(keys)
-    for shift in (np.uint64(32), np.uint64(32 + DIGIT)):
-        starts = np.zeros((1 << DIGIT) + 1, np.int64)
+    for shift in (np.uint64(32), np.uint64(32 + RADIX_BITS)):
+        starts = np.zeros((1 << RADIX_BITS) + 1, np.int64)
         for key in keys:
-            starts[np.int64(key >> shift) % (1 << DIGIT) + 1] += 1
+            starts[np.int64(key >> shift) % (1 << RADIX_BITS) + 1] += 1
         starts = np.cumsum(starts)
         for key in keys:
-            digit = np.int64(key >> shift) % (1 << DIGIT)
+            digit = np.int64(key >> shift) % (1 << RADIX_BITS)
             other[starts[digit]] = key
             starts[digit] += 1
         keys, other = other, keys
@@ -113,7 +113,7 @@ def _sorted(keys):  # pragma: no cover
 
 
 @njit(cache=True, nogil=True)
-def root(parent, node):  # pragma: no cover
+def find_root(parent, node):  # pragma: no cover
     """The root of a node's tree; the path to it gets shorter."""
     while parent[node] != node:
         parent[node] = parent[parent[node]]
@@ -122,7 +122,7 @@ def root(parent, node):  # pragma: no cover
 
 
 @njit(cache=True, nogil=True)
-def _components(edges, height, width, scale, smallest):  # pragma: no cover
+def _segment_graph(edges, height, width, scale, smallest):  # pragma: no cover
     parent = np.arange(height * width, dtype=np.int32)
     size = np.ones(height * width, np.int32)
     limit = np.full(height * width, scale, np.float32)  # the heaviest edge inside, plus scale / size
@@ -131,9 +131,9 @@ def _components(edges, height, width, scale, smallest):  # pragma: no cover
     count = 0
     for edge in edges:
         place = np.int64(edge & np.uint64(0xFFFFFFFF))
-        a, b = root(parent, place >> 2), root(parent, (place >> 2) + ways[place & 3])
+        a, b = find_root(parent, place >> 2), find_root(parent, (place >> 2) + ways[place & 3])
         if a != b:
-            weight = np.float32(np.int64(edge >> np.uint64(32))) * np.float32(1 / STEPS)
+            weight = np.float32(np.int64(edge >> np.uint64(32))) * np.float32(1 / WEIGHT_LEVELS)
             if weight <= limit[a] and weight <= limit[b]:
                 if size[a] < size[b]:
                     a, b = b, a
@@ -145,7 +145,7 @@ def _components(edges, height, width, scale, smallest):  # pragma: no cover
                 count += 1
     for index in range(count):
         place = np.int64(apart[index])
-        a, b = root(parent, place >> 2), root(parent, (place >> 2) + ways[place & 3])
+        a, b = find_root(parent, place >> 2), find_root(parent, (place >> 2) + ways[place & 3])
         if a != b and min(size[a], size[b]) < smallest:
             if size[a] < size[b]:
                 a, b = b, a
@@ -155,7 +155,7 @@ def _components(edges, height, width, scale, smallest):  # pragma: no cover
     number = np.full(height * width, -1, np.int32)
     found = 0
     for pixel in range(height * width):
-        top = root(parent, pixel)
+        top = find_root(parent, pixel)
         if number[top] < 0:
             number[top] = found
             found += 1

@@ -12,12 +12,12 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-LOCAL = ("localhost", "127.0.0.1", "::1")
-EVERY = {"0.0.0.0", "::"}  # addresses to listen on that are all of a machine's
-HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:/?#@\s]+))(?::\d+)?", re.IGNORECASE)
-SAFE = {"GET", "HEAD", "OPTIONS"}
-OPEN = {"/health", "/ready"}  # that need no token
-REALM = 'Basic realm="fukami", charset="UTF-8"'
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+WILDCARD_ADDRESSES = {"0.0.0.0", "::"}  # addresses to listen on that are all of a machine's
+HOST_PATTERN = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:/?#@\s]+))(?::\d+)?", re.IGNORECASE)
+SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
+PUBLIC_PATHS = {"/health", "/ready"}  # that need no token
+BASIC_CHALLENGE = 'Basic realm="fukami", charset="UTF-8"'
 
 
 class AccessMiddleware:
@@ -49,10 +49,18 @@ class AccessMiddleware:
         own = {}
         if not self.is_ours(headers.get("host", "")):
             status, error = 400, "this host name is not served here; the server allows others with --allowed-hosts"
-        elif scope["method"] not in SAFE and not is_same_origin(headers):
+        elif scope["method"] not in SAFE_METHODS and not is_same_origin(headers):
             status, error = 403, "the request comes from a page of another origin"
-        elif self.token and scope["path"] not in OPEN and not self.is_authorized(headers.get("authorization", "")):
-            status, error, own = 401, "give the token: Authorization: Bearer TOKEN", {"WWW-Authenticate": REALM}
+        elif (
+            self.token
+            and scope["path"] not in PUBLIC_PATHS
+            and not self.is_authorized(headers.get("authorization", ""))
+        ):
+            status, error, own = (
+                401,
+                "give the token: Authorization: Bearer TOKEN",
+                {"WWW-Authenticate": BASIC_CHALLENGE},
+            )
         else:
             await self.app(scope, receive, send)
             return
@@ -60,11 +68,11 @@ class AccessMiddleware:
 
     def is_ours(self, host: str) -> bool:
         """Whether a ``Host`` is one of ours, at any port."""
-        found = HOST.fullmatch(host)
+        found = HOST_PATTERN.fullmatch(host)
         if not found:
             return False
         name = (found[1] or found[2]).lower()
-        return name in self.hosts or (bool(self.hosts & EVERY) and is_address(name))
+        return name in self.hosts or (bool(self.hosts & WILDCARD_ADDRESSES) and is_address(name))
 
     def is_authorized(self, authorization: str) -> bool:
         """Whether an ``Authorization`` has the token; the comparison takes as long for any token."""

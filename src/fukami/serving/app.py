@@ -16,17 +16,19 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from fukami.engine.task import Task
 from fukami.errors import UsageError
-from fukami.serving import bodies, page
-from fukami.serving.access import LOCAL, AccessMiddleware
-from fukami.serving.metrics import TYPE, Metrics, MetricsMiddleware
-from fukami.serving.worker import DEADLINE, ClientLeft, Slot, Worker
+from fukami.serving import page, request_body
+from fukami.serving.access import LOCAL_HOSTS, AccessMiddleware
+from fukami.serving.metrics import CONTENT_TYPE, Metrics, MetricsMiddleware
+from fukami.serving.worker import DEADLINE, ClientDisconnected, Slot, Worker
 
 T = TypeVar("T")
-FILES = 100  # images in a request
+MAX_FILES = 100  # images in a request
 PATHS = {"/", "/predict", "/run", "/health", "/ready", "/metrics"}
-UNNAMED = "picture"  # what a picture is called that is the whole body and so has no name
-HOW = "send pictures as fields of a form (curl -F file=@picture.png), or one as the body with its type (image/png)"
-HEADERS = {
+DEFAULT_NAME = "picture"  # what a picture is called that is the whole body and so has no name
+UPLOAD_HINT = (
+    "send pictures as fields of a form (curl -F file=@picture.png), or one as the body with its type (image/png)"
+)
+PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -34,8 +36,13 @@ HEADERS = {
 }
 
 
-def app(
-    task: Task, about: dict[str, Any], *, hosts: Collection[str] = LOCAL, token: str = "", deadline: float = DEADLINE
+def create_app(
+    task: Task,
+    about: dict[str, Any],
+    *,
+    hosts: Collection[str] = LOCAL_HOSTS,
+    token: str = "",
+    deadline: float = DEADLINE,
 ) -> FastAPI:
     """The application that answers with ``task``.
 
@@ -57,19 +64,19 @@ def app(
 
     served = FastAPI(openapi_url=None, lifespan=lifespan)
     served.add_middleware(AccessMiddleware, hosts=hosts, token=token)
-    served.add_middleware(bodies.DrainMiddleware)
+    served.add_middleware(request_body.DrainMiddleware)
     served.add_middleware(MetricsMiddleware, metrics=metrics, paths=PATHS)
 
     async def each(function: Callable[[Worker, Slot, str, BinaryIO], T], request: Request) -> list[T]:
         """What the function makes of each picture of the request; between two of them others have their turn."""
-        async with uploads(request, worker) as files, watch_disconnect(request) as gone:
+        async with read_uploads(request, worker) as files, watch_disconnect(request) as gone:
             with worker.slot() as slot:
                 calls = [partial(function, worker, slot, name, file) for name, file in files]
                 return [await worker.run(slot, gone, call) for call in calls]
 
     def show(request: Request, sections: list[str], status: int = 200, own: Any = None) -> HTMLResponse:
-        text = page.page(about, str(request.base_url), sections, bool(token))
-        return HTMLResponse(text, status, HEADERS | (own or {}))
+        text = page.render_page(about, str(request.base_url), sections, bool(token))
+        return HTMLResponse(text, status, PAGE_HEADERS | (own or {}))
 
     @served.get("/")
     async def form(request: Request) -> HTMLResponse:
@@ -78,25 +85,25 @@ def app(
     @served.post("/")
     async def answered(request: Request) -> HTMLResponse:
         try:
-            found = await each(drawn, request)
+            found = await each(predict_section, request)
         except HTTPException as error:
             return show(request, [f"<p>{html.escape(error.detail)}</p>"], error.status_code, error.headers)
-        return show(request, [section for _, section in found], status([answer for answer, _ in found]))
+        return show(request, [section for _, section in found], choose_status([answer for answer, _ in found]))
 
     @served.post("/predict")
     async def predict(request: Request) -> JSONResponse:
-        answers = await each(answer_to, request)
-        return JSONResponse(answers, status(answers))
+        answers = await each(predict_file, request)
+        return JSONResponse(answers, choose_status(answers))
 
     @served.get("/run")
     async def run() -> JSONResponse:
         return JSONResponse(about)
 
-    _add_checks(served, worker)
+    _add_monitoring(served, worker)
     return served
 
 
-def _add_checks(served: FastAPI, worker: Worker) -> None:
+def _add_monitoring(served: FastAPI, worker: Worker) -> None:
     """Add the routes for monitoring, and the handlers of errors."""
 
     @served.get("/health")
@@ -109,7 +116,7 @@ def _add_checks(served: FastAPI, worker: Worker) -> None:
 
     @served.get("/metrics")
     async def measured() -> Response:
-        return Response(worker.metrics.text(), media_type=TYPE)
+        return Response(worker.metrics.text(), media_type=CONTENT_TYPE)
 
     @served.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
@@ -120,22 +127,22 @@ def _add_checks(served: FastAPI, worker: Worker) -> None:
         return JSONResponse({"error": "this should not happen; the server's messages on stderr say more"}, 500)
 
 
-def answer_to(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> dict[str, Any]:
+def predict_file(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> dict[str, Any]:
     """The answer as ``fukami predict`` prints it, or ``{"file", "error"}``."""
     return worker.predict(slot, name, file.read())[0]  # the image is not kept while others of the request are answered
 
 
-def drawn(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> tuple[dict[str, Any], str]:
+def predict_section(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> tuple[dict[str, Any], str]:
     """The answer, and its section of the page."""
     answer, picture = worker.predict(slot, name, file.read())
     drawing = None
     if "error" not in answer:
         with contextlib.suppress(UsageError):  # a task that cannot draw still answers
             drawing = worker.task.draw(picture, answer)
-    return answer, page.section(answer, drawing)
+    return answer, page.render_prediction(answer, drawing)
 
 
-def status(answers: list[dict[str, Any]]) -> int:
+def choose_status(answers: list[dict[str, Any]]) -> int:
     """The status of a response: 200 where at least one picture was answered."""
     return 200 if any("error" not in answer for answer in answers) else 422
 
@@ -156,35 +163,35 @@ async def watch_disconnect(request: Request) -> AsyncIterator["asyncio.Future[No
 
 
 @contextlib.asynccontextmanager
-async def uploads(request: Request, worker: Worker) -> AsyncIterator[list[tuple[str, BinaryIO]]]:
+async def read_uploads(request: Request, worker: Worker) -> AsyncIterator[list[tuple[str, BinaryIO]]]:
     """The pictures that a request carries, each with the name that the client gives it; names are never opened.
 
     Raises:
         HTTPException: there is none (422), the body is of another type (415), too large (413) or cut off (400), there
             is no room for the request (429), or the server is stopped before all are answered (503).
     """
-    if int(request.headers.get("content-length", 0)) > bodies.MOST:
-        raise bodies.too_large()
+    if int(request.headers.get("content-length", 0)) > request_body.MAX_BODY_BYTES:
+        raise request_body.build_size_error()
     if worker.full:  # nor is a body kept for nothing
         raise worker.busy()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    receive = bodies.BoundedBody(request.receive, worker)
+    receive = request_body.BoundedBody(request.receive, worker)
     request = Request(request.scope, receive)
     try:
         if kind == "multipart/form-data":
-            async with request.form(max_files=FILES, max_fields=FILES) as form:
+            async with request.form(max_files=MAX_FILES, max_fields=MAX_FILES) as form:
                 parts = [part for part in form.getlist("file") if isinstance(part, UploadFile)]
                 files = [(part.filename, part.file) for part in parts if part.filename]
                 if not files:
-                    raise HTTPException(422, f"there is no picture in the form; {HOW}")
+                    raise HTTPException(422, f"there is no picture in the form; {UPLOAD_HINT}")
                 yield files
         elif kind.startswith("image/") or kind == "application/octet-stream":
-            yield [(UNNAMED, io.BytesIO(await request.body()))]
+            yield [(DEFAULT_NAME, io.BytesIO(await request.body()))]
         else:
-            raise HTTPException(415, f"the body is of type {kind or 'unknown'}; {HOW}")
+            raise HTTPException(415, f"the body is of type {kind or 'unknown'}; {UPLOAD_HINT}")
     except ClientDisconnect:
         raise HTTPException(400, "the connection was closed before the whole body had come") from None
-    except ClientLeft:
+    except ClientDisconnected:
         raise HTTPException(400, "the connection was closed before the answer") from None
     except asyncio.CancelledError:
         raise HTTPException(503, "the server is being stopped; send it again later") from None

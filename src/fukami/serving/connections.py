@@ -6,12 +6,14 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEAD = 10.0  # seconds until the head of a request has come, from when the connection is open or free for the next one
-BODY = 60.0  # seconds until its body has come: 64 MiB at 10 Mbit/s
-SENT = 60.0  # seconds until a client has taken what is sent to it
-LATE = b'{"error":"the body did not come within a minute; try again"}'
-TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\n" + (
-    f"content-length: {len(LATE)}\r\n\r\n".encode() + LATE
+HEAD_TIMEOUT = (
+    10.0  # seconds until the head of a request has come, from when the connection is open or free for the next one
+)
+BODY_TIMEOUT = 60.0  # seconds until its body has come: 64 MiB at 10 Mbit/s
+SEND_TIMEOUT = 60.0  # seconds until a client has taken what is sent to it
+TIMEOUT_BODY = b'{"error":"the body did not come within a minute; try again"}'
+TIMEOUT_RESPONSE = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\n" + (
+    f"content-length: {len(TIMEOUT_BODY)}\r\n\r\n".encode() + TIMEOUT_BODY
 )
 
 
@@ -72,7 +74,7 @@ class Connection(H11Protocol):
         self.phase = phase
         if self.timer:
             self.timer.cancel()
-        seconds = {"head": HEAD, "body": BODY, "sent": SENT}.get(phase)
+        seconds = {"head": HEAD_TIMEOUT, "body": BODY_TIMEOUT, "sent": SEND_TIMEOUT}.get(phase)
         self.timer = self.loop.call_later(seconds, self.expire) if seconds else None
 
     def expire(self) -> None:
@@ -81,7 +83,7 @@ class Connection(H11Protocol):
             self.start("sent")
             return
         if self.phase == "body" and not self.cycle.response_started:
-            self.transport.write(TIMEOUT)
+            self.transport.write(TIMEOUT_RESPONSE)
         self.transport.abort()
 
     def is_busy(self) -> bool:

@@ -18,11 +18,11 @@ from typing import IO, Any
 
 from PIL import Image
 
-from fukami.errors import Error, refuse_if_out_of_memory
+from fukami.errors import Error, convert_memory_errors
 from fukami.image import io as image_io
 
-MEMORY = 3 * 2**30  # bytes that the process may take, of Linux; 50 megapixels of AVIF, the worst, take 1 GB
-THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+MAX_MEMORY = 3 * 2**30  # bytes that the process may take, of Linux; 50 megapixels of AVIF, the worst, take 1 GB
+THREAD_VARIABLES = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 class Decoder:
@@ -47,13 +47,13 @@ class Decoder:
                 [sys.executable, "-P", "-W", "ignore", "-m", __name__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=os.environ | THREADS | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env=os.environ | THREAD_VARIABLES | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
-            weakref.finalize(self, _end, self.process)
+            weakref.finalize(self, _kill_process, self.process)
         return self.process
 
     def read(self, content: bytes, name: str) -> Image.Image:
-        """Decode the content of a file that errors call ``name``, as :func:`fukami.image.io.read` does.
+        """Decode the content of a file that errors call ``name``, as :func:`fukami.image.io.read_image` does.
 
         Raises:
             Error: it cannot be read, took too long, or broke the decoder.
@@ -88,11 +88,11 @@ class Decoder:
     def close(self) -> None:
         """End the process; the next image starts another one."""
         if self.process is not None:
-            _end(self.process)
+            _kill_process(self.process)
             self.process = None
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _kill_process(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout):
@@ -123,8 +123,8 @@ def _receive(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes]:
 def decode_message(asked: dict[str, Any], content: bytes) -> tuple[dict[str, Any], bytes]:
     """Decode the image in a message to another message: its mode, size and pixels, or an error."""
     try:
-        with refuse_if_out_of_memory(asked["name"]):
-            picture = image_io.read(content, name=asked["name"], max_pixels=asked["max_pixels"])
+        with convert_memory_errors(asked["name"]):
+            picture = image_io.read_image(content, name=asked["name"], max_pixels=asked["max_pixels"])
             return {"mode": picture.mode, "size": picture.size}, picture.tobytes()
     except Error as error:
         return {"error": str(error)}, b""
@@ -137,7 +137,7 @@ def main() -> None:
     if sys.platform == "linux":
         import resource
 
-        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY, MAX_MEMORY))
     with contextlib.suppress(ValueError, OSError):  # the server has ended
         while True:
             _send(sys.stdout.buffer, *decode_message(*_receive(sys.stdin.buffer)))

@@ -12,10 +12,10 @@ from PIL import Image
 
 from fukami.engine import report
 
-ABOUT = {"file", "width", "height"}  # parts of an answer that say what was asked about
-TABLES = {"ranking": "probability", "boxes": "score"}  # parts that are lists, and what is drawn of them as bars
-LARGEST = (1600, 1600)  # of a drawn answer, in pixels
-TOKEN = '-H "Authorization: Bearer $FUKAMI_TOKEN" '  # of a command
+INPUT_KEYS = {"file", "width", "height"}  # parts of an answer that say what was asked about
+BAR_VALUES = {"ranking": "probability", "boxes": "score"}  # parts that are lists, and what is drawn of them as bars
+MAX_IMAGE_SIZE = (1600, 1600)  # of a drawn answer, in pixels
+TOKEN_OPTION = '-H "Authorization: Bearer $FUKAMI_TOKEN" '  # of a command
 FORM = """<form method="post" enctype="multipart/form-data">
 <label style="display: block; border: 2px dashed #bbb; border-radius: 6px; margin: 1.5rem 0; padding: 2rem">
 Drop pictures here, paste one, or choose: <input type="file" name="file" accept="image/*" multiple required></label>
@@ -35,13 +35,13 @@ document.onpaste = event => ask(event.clipboardData.files);
 </script>"""
 
 
-def page(about: dict[str, Any], address: str, answers: Sequence[str] = (), token: bool = False) -> str:
+def render_page(about: dict[str, Any], address: str, answers: Sequence[str] = (), token: bool = False) -> str:
     """The page at ``address`` of the run that ``about`` describes, with sections of answers.
 
     ``token``: whether a program has to send one.
     """
     name = html.escape(about["recipe"])
-    command = f"curl {TOKEN if token else ''}-F file=@picture.png {address}predict"
+    command = f"curl {TOKEN_OPTION if token else ''}-F file=@picture.png {address}predict"
     labels = about["labels"]
     some = ", ".join(labels[:20]) + (" ..." if len(labels) > 20 else "")
     facts = {
@@ -54,50 +54,54 @@ def page(about: dict[str, Any], address: str, answers: Sequence[str] = (), token
         FORM,
         *answers,
         f"<h2>From a program</h2><pre>{html.escape(command)}</pre>",
-        "<h2>What answers</h2>" + report.table(facts),
+        "<h2>What answers</h2>" + report.render_table(facts),
         SCRIPT,
     ]
-    return report.PAGE.format(title=f"{name} – fukami serve", body="\n".join(body))
+    return report.PAGE_TEMPLATE.format(title=f"{name} – fukami serve", body="\n".join(body))
 
 
-def section(answer: dict[str, Any], drawn: Image.Image | None) -> str:
+def render_prediction(answer: dict[str, Any], drawn: Image.Image | None) -> str:
     """An answer: drawn, in one line, its ranking, boxes or shares, and all of it as JSON."""
     parts = [f"<h2>{html.escape(answer['file'])}</h2>"]
     if "error" in answer:
         return parts[0] + f"<p>{html.escape(answer['error'])}</p>"
     if drawn is not None:
-        parts.append(embedded(drawn))
-    line = {name: value for name, value in answer.items() if name not in ABOUT and isinstance(value, str | int | float)}
-    found = counted(answer["boxes"]) if "boxes" in answer else ""
-    parts.append(f"<p class=answer>{html.escape(' · '.join(filter(None, (found, report.answer(line)))))}</p>")
-    parts += [bars(answer[name], value) for name, value in TABLES.items() if answer.get(name)]
+        parts.append(render_image(drawn))
+    line = {
+        name: value for name, value in answer.items() if name not in INPUT_KEYS and isinstance(value, str | int | float)
+    }
+    found = summarize_boxes(answer["boxes"]) if "boxes" in answer else ""
+    parts.append(f"<p class=answer>{html.escape(' · '.join(filter(None, (found, report.format_metrics(line)))))}</p>")
+    parts += [render_bars(answer[name], value) for name, value in BAR_VALUES.items() if answer.get(name)]
     if "captions" in answer:
         told = [{"label": each["caption"], "probability": each["probability"]} for each in answer["captions"]]
-        parts.append(bars(told, "probability"))
+        parts.append(render_bars(told, "probability"))
     if "shares" in answer:
-        parts.append(bars([{"label": label, "share": share} for label, share in answer["shares"].items()], "share"))
+        parts.append(
+            render_bars([{"label": label, "share": share} for label, share in answer["shares"].items()], "share")
+        )
     text = json.dumps(answer, ensure_ascii=False, indent=2)
     parts.append(f"<details><summary>JSON</summary><pre>{html.escape(text)}</pre></details>")
     return "\n".join(parts)
 
 
-def counted(boxes: Sequence[dict[str, Any]]) -> str:
+def summarize_boxes(boxes: Sequence[dict[str, Any]]) -> str:
     """How many boxes of each label there are, the label of the strongest first."""
     labels = Counter(box["label"] for box in boxes)
     return ", ".join(f"{count} × {label}" for label, count in labels.items()) or "nothing found"
 
 
-def bars(entries: Sequence[dict[str, Any]], value: str) -> str:
+def render_bars(entries: Sequence[dict[str, Any]], value: str) -> str:
     """A row for each entry: its label, its probability or score as a bar, and where it is, if it has a box."""
     rows = (
         f'<tr><td>{html.escape(entry["label"])}</td><td><meter value="{entry[value]:.6f}"></meter></td>'
-        f"<td class=number>{entry[value]:.2%}</td>{_corners(entry.get('box'))}</tr>"
+        f"<td class=number>{entry[value]:.2%}</td>{_render_corners(entry.get('box'))}</tr>"
         for entry in entries
     )
     return f"<table>{''.join(rows)}</table>"
 
 
-def _corners(box: Sequence[float] | None) -> str:
+def _render_corners(box: Sequence[float] | None) -> str:
     """The corners of a box, left and top, right and bottom, as a cell; nothing without a box."""
     if box is None:
         return ""
@@ -105,9 +109,9 @@ def _corners(box: Sequence[float] | None) -> str:
     return f"<td class=number>{left}, {top} – {right}, {bottom}</td>"
 
 
-def embedded(picture: Image.Image) -> str:
+def render_image(picture: Image.Image) -> str:
     """The picture as a part of the page."""
-    picture.thumbnail(LARGEST)
+    picture.thumbnail(MAX_IMAGE_SIZE)
     buffer = io.BytesIO()
     picture.save(buffer, format="png")
     return f'<img alt="the answer, drawn" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'

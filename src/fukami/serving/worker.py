@@ -14,19 +14,19 @@ from PIL import Image
 from starlette.exceptions import HTTPException
 
 from fukami.engine.task import Task
-from fukami.errors import Error, refuse_if_out_of_memory
+from fukami.errors import Error, convert_memory_errors
 from fukami.serving.decoder import Decoder
 from fukami.serving.metrics import Metrics
 
 T = TypeVar("T")
 MAX_PIXELS = 50_000_000  # of an image: those of cameras have up to 50 million
-DECODE_SECONDS = 20.0  # that an image has to be decoded; 50 megapixels of JPEG 2000, the slowest, take 3
+MAX_DECODE_SECONDS = 20.0  # that an image has to be decoded; 50 megapixels of JPEG 2000, the slowest, take 3
 DEADLINE = 60.0  # seconds that an image has until it is answered, with the time that it waits
-REQUESTS = 100  # that wait or are answered; further ones are refused
-BYTES = 512 * 2**20  # of bodies that are held at a time
+MAX_REQUESTS = 100  # that wait or are answered; further ones are refused
+MAX_BUFFERED_BYTES = 512 * 2**20  # of bodies that are held at a time
 
 
-class ClientLeft(Exception):
+class ClientDisconnected(Exception):
     """The client has closed the connection before the answer."""
 
 
@@ -57,7 +57,7 @@ class Worker:
 
     def __init__(self, task: Task, metrics: Metrics, deadline: float = DEADLINE) -> None:
         self.task, self.metrics, self.deadline = task, metrics, deadline
-        self.decoder = Decoder(MAX_PIXELS, DECODE_SECONDS)
+        self.decoder = Decoder(MAX_PIXELS, MAX_DECODE_SECONDS)
         # One thread: a task is not made for several, and each one would get a team of torch's threads for itself. What
         # Runtime.start sets for the thread that loads the task is set here again, so that the last digits are equal.
         self.thread = ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(True,))
@@ -71,7 +71,7 @@ class Worker:
     @property
     def full(self) -> bool:
         """Whether all slots are taken."""
-        return self.taken >= REQUESTS
+        return self.taken >= MAX_REQUESTS
 
     def reserve_bytes(self, received: int) -> None:
         """Count the bytes of a body that have come.
@@ -81,7 +81,7 @@ class Worker:
         """
         with self.lock:
             self.buffered += received
-            over = self.buffered > BYTES
+            over = self.buffered > MAX_BUFFERED_BYTES
         if over:
             raise self.busy()
 
@@ -93,7 +93,7 @@ class Worker:
     @property
     def ready(self) -> bool:
         """Whether a request would be answered soon."""
-        return not self.full and self.buffered <= BYTES and not self.overdue
+        return not self.full and self.buffered <= MAX_BUFFERED_BYTES and not self.overdue
 
     def busy(self) -> HTTPException:
         """The refusal of a request for which there is no room, which says when there may be."""
@@ -145,7 +145,7 @@ class Worker:
         if future.done():
             return future.result()
         if gone.done():
-            raise ClientLeft
+            raise ClientDisconnected
         if future.cancel():
             self.metrics.predictions.labels("late").inc()
         else:
@@ -166,13 +166,13 @@ class Worker:
             ClientLeft: the request has ended.
         """
         if slot.abandoned.is_set():
-            raise ClientLeft
+            raise ClientDisconnected
         began = time.perf_counter()
         try:
             picture = self.decoder.read(content, name)
             if slot.abandoned.is_set():
-                raise ClientLeft
-            with refuse_if_out_of_memory(name):
+                raise ClientDisconnected
+            with convert_memory_errors(name):
                 (answer,) = self.task.predict([picture])
         except Error as error:
             answer, picture = {"error": str(error)}, None

@@ -3,14 +3,14 @@
 from PIL import Image
 
 
-def content() -> Image.Image:
+def load_content_image() -> Image.Image:
     """A photograph of a Chinese building, 640×427, from scikit-learn."""
     from sklearn.datasets import load_sample_image
 
     return Image.fromarray(load_sample_image("china.jpg"))
 
 
-def style() -> Image.Image:
+def load_style_image() -> Image.Image:
     """The Hubble Space Telescope's deep field, 1000×872, from scikit-image."""
     from skimage import data
 

@@ -6,9 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-HISTORY = 20  # pairs of differences that are kept; each is two pictures
-TINY = 1e-30  # instead of 0, where there is no slope
-FIRST, MOST = 0.02, 0.1  # that a value may change in the first step, and in any other: values are from 0 to 1
+HISTORY_SIZE = 20  # pairs of differences that are kept; each is two pictures
+EPSILON = 1e-30  # instead of 0, where there is no slope
+MAX_FIRST_CHANGE, MAX_CHANGE = (
+    0.02,
+    0.1,
+)  # that a value may change in the first step, and in any other: values are from 0 to 1
 
 
 class LBFGS(torch.optim.LBFGS):
@@ -25,10 +28,10 @@ class LBFGS(torch.optim.LBFGS):
         parameters: Iterable[nn.Parameter] | list[dict[str, Any]],
         lr: float = 1.0,
         *,
-        first: float = FIRST,
-        most: float = MOST,
+        first: float = MAX_FIRST_CHANGE,
+        most: float = MAX_CHANGE,
     ) -> None:
-        super().__init__(parameters, lr, max_iter=1, tolerance_grad=0, tolerance_change=0, history_size=HISTORY)
+        super().__init__(parameters, lr, max_iter=1, tolerance_grad=0, tolerance_change=0, history_size=HISTORY_SIZE)
         self.first, self.most = first, most
 
     @torch.no_grad()
@@ -36,7 +39,7 @@ class LBFGS(torch.optim.LBFGS):
         """One iteration; what the loss is makes no difference to it."""
         loss: Tensor = super().step(closure or (lambda: torch.zeros(())))  # type: ignore[no-untyped-call]
         state = self.state[self._params[0]]
-        length, greatest = float(state["t"]), max(float(state["d"].abs().max()), TINY)
+        length, greatest = float(state["t"]), max(float(state["d"].abs().max()), EPSILON)
         wanted = self.first / greatest if state["n_iter"] == 1 else min(length, self.most / greatest)
         self._add_grad(wanted - length, state["d"])
         state["t"] = wanted

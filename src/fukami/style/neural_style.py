@@ -5,12 +5,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
-from fukami.engine.recipe import Data, Recipe, within
+from fukami.engine.recipe import Data, Recipe, check_range
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
-    from fukami.engine.task import MakeOptimizer, Task
-    from fukami.style.task import Pictures, Style
+    from fukami.engine.task import OptimizerFactory, Task
+    from fukami.style.task import StyleInputs, StyleTransferTask
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +57,10 @@ class NeuralStyle(Recipe):
 
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
-        within(self, 0, math.inf, "size", "strength", "tv")
-        within(self, 1e-6, math.inf, "lr")
-        within(self, 0, 12, "levels")
-        within(self, 1, math.inf, "iterations", "judge_every")
+        check_range(self, 0, math.inf, "size", "strength", "tv")
+        check_range(self, 1e-6, math.inf, "lr")
+        check_range(self, 0, 12, "levels")
+        check_range(self, 1, math.inf, "iterations", "judge_every")
         if self.style_weights and len(self.style_weights) != max(1, len(self.style)):
             raise UsageError(f"give as many style-weights as styles, {len(self.style)}, not {len(self.style_weights)}")
         if any(not 0 <= share < math.inf for share in self.style_weights) or sum(self.style_weights or (1,)) <= 0:
@@ -68,29 +68,29 @@ class NeuralStyle(Recipe):
 
     def data(self) -> Data:
         """The pictures; the labels are which VGG looks at them, and the width and the height of what is painted."""
-        from fukami.engine import weights as engine_weights
+        from fukami.engine import pretrained
 
         pictures = self.pictures()
         height, width = pictures.content.shape[2:]
-        return Data([pictures], [pictures], (engine_weights.vgg(self.weights)[0], str(width), str(height)))
+        return Data([pictures], [pictures], (pretrained.load_vgg(self.weights)[0], str(width), str(height)))
 
-    def pictures(self) -> "Pictures":
+    def pictures(self) -> "StyleInputs":
         """The content and the styles at their size."""
         from fukami.style import data as style_data
-        from fukami.style.task import Pictures, opened
+        from fukami.style.task import StyleInputs, load_image
 
-        return Pictures(
-            opened(self.content or style_data.content(), self.size),
-            tuple(opened(each, self.size) for each in self.style or (style_data.style(),)),
+        return StyleInputs(
+            load_image(self.content or style_data.load_content_image(), self.size),
+            tuple(load_image(each, self.size) for each in self.style or (style_data.load_style_image(),)),
         )
 
-    def task(self, labels: tuple[str, ...]) -> "Style":
+    def task(self, labels: tuple[str, ...]) -> "StyleTransferTask":
         """A picture as large as the labels say."""
         from fukami import models
-        from fukami.style.task import Manner, Style
+        from fukami.style.task import StyleOptions, StyleTransferTask
 
         name, width, height = labels
-        manner = Manner(
+        manner = StyleOptions(
             longer=self.size,
             shares=self.style_weights or (1.0,) * max(1, len(self.style)),
             strength=self.strength,
@@ -101,9 +101,9 @@ class NeuralStyle(Recipe):
             iterations=self.iterations,
         )
         network = getattr(models, f"neural_style_{name}")()
-        return Style(network, (int(width), int(height)), manner, self.make_optimizer(), self.judge_every)
+        return StyleTransferTask(network, (int(width), int(height)), manner, self.make_optimizer(), self.judge_every)
 
-    def make_optimizer(self) -> "MakeOptimizer":
+    def make_optimizer(self) -> "OptimizerFactory":
         """L-BFGS, or torch's Adam."""
         from functools import partial
 
@@ -117,9 +117,9 @@ class NeuralStyle(Recipe):
 
     def begin(self, task: "Task") -> None:
         """Put the weights into the network, and look at the pictures."""
-        from fukami.engine import weights as engine_weights
+        from fukami.engine import pretrained
 
-        _, tensors = engine_weights.vgg(self.weights)
+        _, tensors = pretrained.load_vgg(self.weights)
         if not tensors:
             logger.warning(
                 "no trained VGG was found: its filters are random, which gives colours and coarse texture alone; give "
@@ -127,4 +127,4 @@ class NeuralStyle(Recipe):
             )
         own = task.model.state_dict()
         task.model.load_state_dict({key: tensors.get(key, value) for key, value in own.items()})
-        cast("Style", task).begin(self.pictures())
+        cast("StyleTransferTask", task).begin(self.pictures())

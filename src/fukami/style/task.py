@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fukami.engine.task import MakeOptimizer, Task
-from fukami.errors import Error, refuse_if_out_of_memory
+from fukami.engine.task import OptimizerFactory, Task
+from fukami.errors import Error, convert_memory_errors
 from fukami.image import io as image_io
-from fukami.layers.init_scale import calibrate
-from fukami.quantization import half
+from fukami.layers.activation_scaling import rescale_activations
+from fukami.quantization import half_precision
 from fukami.style import losses as style_losses
 
 if TYPE_CHECKING:
@@ -25,24 +25,27 @@ if TYPE_CHECKING:
 
     from fukami.engine.runtime import Runtime
 
-SMALLEST = 32  # pixels that a side has at least, four poolings before the last map
-COARSE = 128  # pixels of the longer side from which on a picture has a coarser level
-SQUARE = 256  # pixels of the squares that the network is calibrated on
-RATIO = 300.0  # weight of the style, of which the content has as many as it has activations, at strength 1
-BOUND = 100.0  # weight of the squares by which values lie outside what a file can hold
-SMOOTH = 1.0  # weight of the total variation, likewise, at tv 1
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, as VGG's weights expect them
-LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
+MIN_SIDE = 32  # pixels that a side has at least, four poolings before the last map
+COARSEST_SIDE = 128  # pixels of the longer side from which on a picture has a coarser level
+CALIBRATION_SIZE = 256  # pixels of the squares that the network is calibrated on
+STYLE_WEIGHT = 300.0  # weight of the style, of which the content has as many as it has activations, at strength 1
+RANGE_PENALTY_WEIGHT = 100.0  # weight of the squares by which values lie outside what a file can hold
+TV_WEIGHT = 1.0  # weight of the total variation, likewise, at tv 1
+IMAGENET_MEAN, IMAGENET_STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # of ImageNet's colours, as VGG's weights expect them
+LUMINANCE_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
 
 
-class Pictures(NamedTuple):
+class StyleInputs(NamedTuple):
     """What to paint, and the pictures to paint it like: ``(1, 3, H, W)`` uint8 each."""
 
     content: Tensor
     styles: tuple[Tensor, ...]
 
 
-class Canvas(nn.Module):
+class ImagePyramid(nn.Module):
     """The picture at each of its sizes, from coarse to fine, and the style that it should have at each of them.
 
     Args:
@@ -68,11 +71,11 @@ class Canvas(nn.Module):
         """The picture as it is, ``(depth, H, W)``, at the size of a level."""
         own = self.pictures[int(self.level)]  # type: ignore[arg-type]
         size = self.pictures[level].shape[1:]
-        return own if own.shape[1:] == size else resized(own, size)
+        return own if own.shape[1:] == size else resize_image(own, size)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manner:
+class StyleOptions:
     """How pictures are painted.
 
     Attributes:
@@ -97,7 +100,7 @@ class Manner:
     iterations: int = 80
 
 
-class Style(Task):
+class StyleTransferTask(Task):
     """One picture, whose pixels are the parameters; its style is the Gram matrices of a network's maps.
 
     Args:
@@ -110,14 +113,19 @@ class Style(Task):
     """
 
     def __init__(
-        self, model: nn.Module, size: tuple[int, int], manner: Manner, optimizer: MakeOptimizer, judge_every: int = 50
+        self,
+        model: nn.Module,
+        size: tuple[int, int],
+        manner: StyleOptions,
+        optimizer: OptimizerFactory,
+        judge_every: int = 50,
     ) -> None:
         super().__init__(model, optimizer=optimizer, judge_every=judge_every)
         self.size, self.manner = size, manner
-        self.sizes = pyramid(size, manner.levels)
+        self.sizes = compute_level_sizes(size, manner.levels)
         coarser = -(-manner.iterations // 2)
         self.starts = [coarser * level for level in range(len(self.sizes))]  # the first step at each size
-        self.canvas = Canvas(self.sizes, 1 if manner.colors == "content" else 3, model.channels)  # type: ignore[arg-type]
+        self.canvas = ImagePyramid(self.sizes, 1 if manner.colors == "content" else 3, model.channels)  # type: ignore[arg-type]
         self.due = 0  # the level of the next step
         self.contents: dict[int, Tensor] = {}
         self.painted: dict[Any, Image.Image] = {}
@@ -128,7 +136,9 @@ class Style(Task):
         self.model = runtime.place(self.model).requires_grad_(False)
         self.parallel = self.replica = self.model
         self.canvas = self.canvas.to(runtime.device)
-        self.mean, self.std = (torch.tensor(value, device=runtime.device).view(3, 1, 1) for value in (MEAN, STD))
+        self.mean, self.std = (
+            torch.tensor(value, device=runtime.device).view(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD)
+        )
         self.optimizers = [runtime.steer(self.make_optimizer([picture])) for picture in self.canvas.pictures]
         self.optimizer, self.scaler = self.optimizers[0], runtime.scaler()
 
@@ -159,19 +169,21 @@ class Style(Task):
         return sum(max(min(step, end) - start, 0) * math.prod(size) for size, start, end in levels)
 
     @torch.no_grad()
-    def begin(self, pictures: Pictures) -> None:
+    def begin(self, pictures: StyleInputs) -> None:
         """Look at the pictures: bring the network's maps to one size, remember the styles, lay the content out."""
         content = self.seen(pictures.content)
         styles = [self.seen(each) for each in pictures.styles]
         if self.manner.colors == "content":
-            styles = [matched(each, content) for each in styles]
-        squares = [self.normalised(resized(each, (SQUARE, SQUARE))) for each in (content, *styles)]
-        calibrate(list(self.model.features), torch.cat(squares))  # type: ignore[arg-type]
+            styles = [match_luminance(each, content) for each in styles]
+        squares = [
+            self.normalised(resize_image(each, (CALIBRATION_SIZE, CALIBRATION_SIZE))) for each in (content, *styles)
+        ]
+        rescale_activations(list(self.model.features), torch.cat(squares))  # type: ignore[arg-type]
         for level in range(len(self.sizes)):
             factor = max(self.sizes[level]) / max(self.sizes[-1])
-            sides = [[max(SMALLEST, round(side * factor)) for side in each.shape[1:]] for each in styles]
-            fitted = [self.normalised(resized(each, size)) for each, size in zip(styles, sides, strict=True)]
-            grams = [list(map(style_losses.gram, self.model(each)[0])) for each in fitted]
+            sides = [[max(MIN_SIDE, round(side * factor)) for side in each.shape[1:]] for each in styles]
+            fitted = [self.normalised(resize_image(each, size)) for each, size in zip(styles, sides, strict=True)]
+            grams = [list(map(style_losses.compute_gram_matrix, self.model(each)[0])) for each in fitted]
             for layer, target in enumerate(self.canvas.targets(level)):
                 each = torch.stack([share * own[layer] for share, own in zip(self.manner.shares, grams, strict=True)])
                 target.copy_(each.sum(0) / sum(self.manner.shares))
@@ -182,7 +194,7 @@ class Style(Task):
         """Begin the picture."""
         first = self.canvas.pictures[0]
         first.copy_(
-            resized(content, self.sizes[0]) if self.manner.init == "content" else torch.rand(first.shape).to(first)
+            resize_image(content, self.sizes[0]) if self.manner.init == "content" else torch.rand(first.shape).to(first)
         )
 
     def schedule(self, progress: float) -> float:
@@ -191,7 +203,7 @@ class Style(Task):
         self.optimizer = self.optimizers[self.due]
         return super().schedule(progress)
 
-    def step(self, batch: Pictures) -> dict[str, Tensor]:
+    def step(self, batch: StyleInputs) -> dict[str, Tensor]:
         """One update of the picture, which first goes on to the next level where it is time."""
         if self.due > int(self.canvas.level):  # type: ignore[arg-type]
             self.enlarge(batch.content)
@@ -204,11 +216,11 @@ class Style(Task):
         picture = self.canvas.at(self.due)
         if self.manner.init == "content":
             seen = self.seen(content)
-            picture = picture + resized(seen, size) - resized(resized(seen, before), size)
+            picture = picture + resize_image(seen, size) - resize_image(resize_image(seen, before), size)
         self.canvas.pictures[self.due].copy_(picture)
         self.canvas.level.fill_(self.due)  # type: ignore[operator]
 
-    def loss(self, batch: Pictures) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: StyleInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of content and style at the level, and their weighted sum (equation 7)."""
         level = int(self.canvas.level)  # type: ignore[arg-type]
         return self.losses(self.canvas.pictures[level], batch.content, level)
@@ -216,26 +228,32 @@ class Style(Task):
     def losses(self, picture: Tensor, content: Tensor, level: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The whole loss of a picture ``(depth, H, W)`` and its parts, at the size of a level."""
         if level not in self.contents:
-            with torch.no_grad(), torch.autocast(self.runtime.device.type, enabled=False), half.arithmetic(self.model):
-                self.contents[level] = self.model(self.normalised(resized(self.seen(content), self.sizes[level])))[1]
+            with (
+                torch.no_grad(),
+                torch.autocast(self.runtime.device.type, enabled=False),
+                half_precision.enable_float32_fallback(self.model),
+            ):
+                self.contents[level] = self.model(self.normalised(resize_image(self.seen(content), self.sizes[level])))[
+                    1
+                ]
         target = self.contents[level]
-        with half.arithmetic(self.model):
+        with half_precision.enable_float32_fallback(self.model):
             maps, shown = self.replica(self.normalised(picture))
         parts = {
-            "content_loss": style_losses.content_loss(shown, target),
-            "style_loss": style_losses.style_loss(
-                [style_losses.gram(each) for each in maps], self.canvas.targets(level)
+            "content_loss": style_losses.compute_content_loss(shown, target),
+            "style_loss": style_losses.compute_style_loss(
+                [style_losses.compute_gram_matrix(each) for each in maps], self.canvas.targets(level)
             ),
         }
-        whole = parts["content_loss"] + self.manner.strength * RATIO * target.numel() * parts["style_loss"]
-        whole = whole + BOUND * (picture - picture.clamp(0, 1)).square().sum()
+        whole = parts["content_loss"] + self.manner.strength * STYLE_WEIGHT * target.numel() * parts["style_loss"]
+        whole = whole + RANGE_PENALTY_WEIGHT * (picture - picture.clamp(0, 1)).square().sum()
         if self.manner.tv:
-            parts["variation"] = style_losses.total_variation(picture)
-            whole = whole + self.manner.tv * SMOOTH * parts["variation"]
+            parts["variation"] = style_losses.compute_total_variation(picture)
+            whole = whole + self.manner.tv * TV_WEIGHT * parts["variation"]
         return whole, {name: part.detach() for name, part in parts.items()}
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Pictures]) -> dict[str, float]:
+    def evaluate(self, batches: Iterable[StyleInputs]) -> dict[str, float]:
         """The losses of the picture at its full size, with values that a file can hold."""
         (batch,) = batches
         self.shown = batch.content
@@ -246,7 +264,7 @@ class Style(Task):
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """Paint other pictures in this style: ``width``, ``height``, ``loss`` and its parts; :meth:`draw` shows them.
 
-        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read` takes them. A picture that cannot
+        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read_image` takes them. A picture that cannot
         be painted yields ``{"file", "error"}``.
         """
         answers: list[dict[str, Any]] = []
@@ -254,23 +272,23 @@ class Style(Task):
         for source in inputs:
             named = {"file": str(source)} if isinstance(source, str | Path) else {}
             try:
-                with refuse_if_out_of_memory(named.get("file", "the picture given")):
-                    painting, found = self.painting(opened(source, self.manner.longer))
+                with convert_memory_errors(named.get("file", "the picture given")):
+                    painting, found = self.painting(load_image(source, self.manner.longer))
             except Error as error:
                 answers.append({**named, "error": str(error)})
                 continue
-            self.painted[key(source)] = painting.preview()
+            self.painted[make_cache_key(source)] = painting.preview()
             width, height = painting.size
             answers.append({**named, "width": width, "height": height, **found})
         return answers
 
-    def painting(self, content: Tensor) -> "tuple[Style, dict[str, float]]":
+    def painting(self, content: Tensor) -> "tuple[StyleTransferTask, dict[str, float]]":
         """Another picture ``(1, 3, H, W)`` painted in this style, and its losses.
 
         Raises:
             fukami.Error: it is too narrow.
         """
-        other = Style(self.model, (content.shape[3], content.shape[2]), self.manner, self.make_optimizer)
+        other = StyleTransferTask(self.model, (content.shape[3], content.shape[2]), self.manner, self.make_optimizer)
         other.setup(replace(self.runtime, precision="float32"))  # the weights have theirs
         for level in range(len(other.sizes)):
             own = max(0, len(self.sizes) - len(other.sizes) + level)
@@ -278,7 +296,7 @@ class Style(Task):
                 target.copy_(mine)
         with torch.no_grad():
             other.lay(other.seen(content))
-        batch = Pictures(content, ())
+        batch = StyleInputs(content, ())
         steps, _ = other.duration(None)
         for step in range(steps):
             other.schedule(step / steps)
@@ -287,9 +305,9 @@ class Style(Task):
 
     def draw(self, source: Any, answer: dict[str, Any]) -> Image.Image:
         """The picture, painted in this style."""
-        if key(source) not in self.painted:
+        if make_cache_key(source) not in self.painted:
             self.predict([source])
-        return self.painted[key(source)]
+        return self.painted[make_cache_key(source)]
 
     def preview(self) -> Image.Image:
         """The picture so far, at its full size, as it was evaluated last."""
@@ -299,21 +317,21 @@ class Style(Task):
         _, blue, red = Image.fromarray(self.shown[0].permute(1, 2, 0).cpu().numpy()).convert("YCbCr").split()
         return Image.merge("YCbCr", (Image.fromarray(pixels[0].numpy()), blue, red)).convert("RGB")
 
-    def figures(self, batches: Iterable[Pictures]) -> "Iterator[tuple[str, Figure]]":
+    def figures(self, batches: Iterable[StyleInputs]) -> "Iterator[tuple[str, Figure]]":
         """The content, the styles and the picture side by side."""
-        from fukami.image.grids import row
+        from fukami.image.plots import plot_image_row
 
         (batch,) = batches
         originals = [Image.fromarray(each[0].permute(1, 2, 0).cpu().numpy()) for each in (batch.content, *batch.styles)]
         names = ["content", *("style" for _ in batch.styles), "picture"]
-        yield "What it was painted from", row([*originals, self.preview()], names)
+        yield "What it was painted from", plot_image_row([*originals, self.preview()], names)
 
     def seen(self, picture: Tensor) -> Tensor:
         """A picture ``(1, 3, H, W)`` uint8 as the canvas holds one: ``(depth, H, W)`` in 0..1."""
         values = picture[0].to(self.runtime.device).float() / 255
         if self.manner.colors == "style":
             return values
-        return (values.new_tensor(LUMINANCE).view(3, 1, 1) * values).sum(0, keepdim=True)
+        return (values.new_tensor(LUMINANCE_WEIGHTS).view(3, 1, 1) * values).sum(0, keepdim=True)
 
     def normalised(self, picture: Tensor) -> Tensor:
         """A picture ``(depth, H, W)`` in 0..1 as the network takes it, ``(1, 3, H, W)``."""
@@ -321,8 +339,8 @@ class Style(Task):
         return found.contiguous(memory_format=torch.channels_last)
 
 
-def opened(source: Any, longer: int) -> Tensor:
-    """The picture in a file (or what else :func:`fukami.image.io.read` takes), ``(1, 3, H, W)`` uint8.
+def load_image(source: Any, longer: int) -> Tensor:
+    """The picture in a file (or what else :func:`fukami.image.io.read_image` takes), ``(1, 3, H, W)`` uint8.
 
     Args:
         source: what to read.
@@ -331,7 +349,7 @@ def opened(source: Any, longer: int) -> Tensor:
     Raises:
         fukami.Error: it cannot be read.
     """
-    picture = image_io.as_mode(image_io.read(source), "RGB")
+    picture = image_io.convert_mode(image_io.read_image(source), "RGB")
     if longer:
         factor = longer / max(picture.size)
         width, height = (max(1, round(factor * side)) for side in picture.size)
@@ -339,26 +357,26 @@ def opened(source: Any, longer: int) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
 
 
-def pyramid(size: tuple[int, int], levels: int) -> list[tuple[int, int]]:
+def compute_level_sizes(size: tuple[int, int], levels: int) -> list[tuple[int, int]]:
     """Height and width at each level, from coarse to fine, of a picture of this width and height.
 
     Raises:
         fukami.Error: the picture is too narrow for the network.
     """
     width, height = size
-    if min(size) < SMALLEST:
-        raise Error(f"a picture of {width}×{height} pixels is too narrow: no side may have less than {SMALLEST}")
-    levels = levels or max(1, max(size).bit_length() - COARSE.bit_length() + 1)
+    if min(size) < MIN_SIDE:
+        raise Error(f"a picture of {width}×{height} pixels is too narrow: no side may have less than {MIN_SIDE}")
+    levels = levels or max(1, max(size).bit_length() - COARSEST_SIDE.bit_length() + 1)
     sizes = [(round(height / 2**level), round(width / 2**level)) for level in range(levels)]
-    return [each for each in reversed(sizes) if min(each) >= SMALLEST]
+    return [each for each in reversed(sizes) if min(each) >= MIN_SIDE]
 
 
-def resized(picture: Tensor, size: Sequence[int]) -> Tensor:
+def resize_image(picture: Tensor, size: Sequence[int]) -> Tensor:
     """A picture ``(C, H, W)`` at another height and width, without aliasing."""
     return F.interpolate(picture[None], tuple(size), mode="bicubic", antialias=True, align_corners=False)[0]
 
 
-def matched(picture: Tensor, like: Tensor) -> Tensor:
+def match_luminance(picture: Tensor, like: Tensor) -> Tensor:
     """Grey values with the mean and the deviation of those of another picture.
 
     Gatys, Bethge, Hertzmann and Shechtman, "Preserving Color in Neural Artistic Style Transfer", 2016, section 4.2.
@@ -366,6 +384,6 @@ def matched(picture: Tensor, like: Tensor) -> Tensor:
     return like.std() / picture.std().clamp(min=1e-3) * (picture - picture.mean()) + like.mean()
 
 
-def key(source: Any) -> Any:
+def make_cache_key(source: Any) -> Any:
     """What a picture is known by."""
     return Path(source) if isinstance(source, str | Path) else id(source)

@@ -10,25 +10,27 @@ from PIL import Image
 from torch import Tensor
 
 from fukami.captioning import data as captioning_data
-from fukami.data import augment, augment_boxes, labelled, padded
-from fukami.data.annotated import Annotated, Batch
-from fukami.data.annotations import stratum
+from fukami.data import augment, augment_boxes, labelled_images, padded_loader
+from fukami.data.annotations import find_rarest_classes
+from fukami.data.samples import PaddedBatch, Sample
 from fukami.detection import data as detection_data
-from fukami.engine.epochs import MARGIN
+from fukami.engine.supervised import RESIZE_RATIO
 from fukami.errors import Error, UsageError
-from fukami.image import grids
 from fukami.image import io as image_io
-from fukami.image.transform import Preparation, Scaled
+from fukami.image import plots as image_plots
+from fukami.image.transform import ResizeTransform, SquareTransform
 from fukami.segmentation import data as segmentation_data
 
-LARGEST = 224  # pixels, where no size is asked for
+MAX_DEFAULT_SIZE = 224  # pixels, where no size is asked for
 
-Rows = list[tuple[str, list[Tensor]]]
-Boxed = tuple[Tensor, list[tuple[list[float], str]]]  # a picture, and the corners and the name of each of its boxes
-BoxedRows = list[list[Boxed]]
+ImageRows = list[tuple[str, list[Tensor]]]
+BoxedImage = tuple[
+    Tensor, list[tuple[list[float], str]]
+]  # a picture, and the corners and the name of each of its boxes
+BoxedRows = list[list[BoxedImage]]
 
 
-def samples(
+def sample_images(
     data: str,
     words: Sequence[str],
     *,
@@ -37,12 +39,12 @@ def samples(
     pictures: int = 6,
     variants: int = 7,
     seed: int = 0,
-) -> Rows:
+) -> ImageRows:
     """Training pictures of as many classes as there are, each with its label, as it is and after each change.
 
     Args:
         data: as :func:`fukami.data.classification.read` takes it.
-        words: as :func:`fukami.data.augment.parse` takes them; none: the pictures alone.
+        words: as :func:`fukami.data.augment.parse_augmentation` takes them; none: the pictures alone.
         size: side in pixels; 0: that of the first picture, 224 at most.
         pictures, variants: rows, and changes of each; pictures are mixed with others of these.
 
@@ -53,28 +55,28 @@ def samples(
         UsageError: a number or a word makes no sense.
         Error: there is no picture to train on, or not one can be read.
     """
-    source, _, labels = labelled.read(data, holdout=0.0)
-    return _rows(data, source, labels, words, size, channels, pictures, variants, seed)
+    source, _, labels = labelled_images.load_labelled_images(data, holdout=0.0)
+    return _build_rows(data, source, labels, words, size, channels, pictures, variants, seed)
 
 
-def told(
+def sample_captioned_images(
     data: str, words: Sequence[str], *, size: int = 0, pictures: int = 6, variants: int = 7, seed: int = 0
-) -> Rows:
+) -> ImageRows:
     """Training pictures with the first sentence that was said of each; otherwise as :func:`samples`.
 
     Args:
         data: as :func:`fukami.data.captions.read` takes it.
         words, size, pictures, variants, seed: as for :func:`samples`.
     """
-    learned, _, _ = captioning_data.read(data, holdout=0.0)
-    source = labelled.Source(learned.items, np.arange(len(learned)))
+    learned, _, _ = captioning_data.load_dataset(data, holdout=0.0)
+    source = labelled_images.LabelledImages(learned.items, np.arange(len(learned)))
     labels = tuple(own[0] for own in learned.sentences)
-    return _rows(data, source, labels, words, size, 3, pictures, variants, seed)
+    return _build_rows(data, source, labels, words, size, 3, pictures, variants, seed)
 
 
-def _rows(
+def _build_rows(
     data: str,
-    source: labelled.Source,
+    source: labelled_images.LabelledImages,
     labels: Sequence[str],
     words: Sequence[str],
     size: int,
@@ -82,19 +84,19 @@ def _rows(
     pictures: int,
     variants: int,
     seed: int,
-) -> Rows:
+) -> ImageRows:
     """Some pictures of a source as they are, and after each change."""
-    _sensible(size, pictures, variants)
+    _check_options(size, pictures, variants)
     if len(source) == 0:
         raise Error(f"{data} has no picture to train on; give data with a training part")
-    chosen = source.only(spread(source.targets, pictures, seed))
-    size = size or min(LARGEST, *_side(chosen.items[0]))
-    cropped = "crop" in augment.strengths(words)
-    plain = chosen.read(Preparation(channels, size))
-    found = chosen.read(Preparation(channels, round(size * MARGIN))) if cropped else plain
-    rows: Rows = [(labels[t], [p.float()]) for p, t in zip(plain.pictures, plain.targets.tolist(), strict=True)]
+    chosen = source.only(select_balanced(source.targets, pictures, seed))
+    size = size or min(MAX_DEFAULT_SIZE, *_get_image_size(chosen.items[0]))
+    cropped = "crop" in augment.parse_strengths(words)
+    plain = chosen.read(SquareTransform(channels, size))
+    found = chosen.read(SquareTransform(channels, round(size * RESIZE_RATIO))) if cropped else plain
+    rows: ImageRows = [(labels[t], [p.float()]) for p, t in zip(plain.pictures, plain.targets.tolist(), strict=True)]
     if words:
-        change = augment.parse(words, size=size, classes=len(labels))
+        change = augment.parse_augmentation(words, size=size, classes=len(labels))
         generator = torch.Generator().manual_seed(seed)
         for _ in range(variants):
             draws = torch.rand(len(rows), change.draws, generator=generator)
@@ -103,7 +105,7 @@ def _rows(
     return rows
 
 
-def annotated(
+def sample_boxed_images(
     data: str, words: Sequence[str], *, size: int = 0, pictures: int = 6, variants: int = 7, seed: int = 0
 ) -> BoxedRows:
     """Training pictures with the boxes in them, as they are and after each change.
@@ -121,15 +123,17 @@ def annotated(
         UsageError: a number or a word makes no sense.
         Error: there is no picture to train on, or not one can be read.
     """
-    _sensible(size, pictures, variants)
-    samples, _, labels = detection_data.read(data, holdout=0.0)
-    batches = _framed(data, samples, labels, stratum(samples), words, size or LARGEST, pictures, variants, seed)
-    return [list(row) for row in zip(*(_shown(batch, labels) for batch in batches), strict=True)]
+    _check_options(size, pictures, variants)
+    samples, _, labels = detection_data.load_dataset(data, holdout=0.0)
+    batches = _augment_batches(
+        data, samples, labels, find_rarest_classes(samples), words, size or MAX_DEFAULT_SIZE, pictures, variants, seed
+    )
+    return [list(row) for row in zip(*(_unpad_images(batch, labels) for batch in batches), strict=True)]
 
 
-def masked(
+def sample_masked_images(
     data: str, words: Sequence[str], *, size: int = 0, pictures: int = 6, variants: int = 7, seed: int = 0
-) -> Rows:
+) -> ImageRows:
     """Training pictures in the colours of their masks, as they are and after each change; otherwise as
     :func:`annotated`.
 
@@ -140,26 +144,28 @@ def masked(
     Returns:
         A row for each picture: the classes that it shows, and pictures ``(3, H, W)`` in 0..255.
     """
-    _sensible(size, pictures, variants)
-    samples, _, labels = segmentation_data.read(data, holdout=0.0)
+    _check_options(size, pictures, variants)
+    samples, _, labels = segmentation_data.load_dataset(data, holdout=0.0)
     every = np.zeros(len(samples), np.int64)
-    batches = list(_framed(data, samples, labels, every, words, size or LARGEST, pictures, variants, seed))
-    shades = [image_io.WHITE, *image_io.shades(labels)]
-    rows: Rows = []
+    batches = list(
+        _augment_batches(data, samples, labels, every, words, size or MAX_DEFAULT_SIZE, pictures, variants, seed)
+    )
+    shades = [image_io.WHITE, *image_io.get_class_colors(labels)]
+    rows: ImageRows = []
     for row, (height, width) in enumerate(batches[0].sizes.int().tolist()):
         tinted = []
         for batch in batches:
             levels = batch.pictures[row, :, :height, :width].permute(1, 2, 0).round().byte().numpy()
-            drawn = image_io.overlaid(Image.fromarray(levels), batch.masks[row, :height, :width].numpy(), shades)
+            drawn = image_io.overlay_mask(Image.fromarray(levels), batch.masks[row, :height, :width].numpy(), shades)
             tinted.append(torch.from_numpy(np.array(drawn)).permute(2, 0, 1).float())
         there = [labels[number - 1] for number in np.unique(batches[0].masks[row].numpy()).tolist() if number]
         rows.append((", ".join(there), tinted))
     return rows
 
 
-def _framed(
+def _augment_batches(
     data: str,
-    samples: Sequence[Annotated],
+    samples: Sequence[Sample],
     labels: tuple[str, ...],
     strata: npt.NDArray[np.int64],
     words: Sequence[str],
@@ -167,22 +173,24 @@ def _framed(
     pictures: int,
     variants: int,
     seed: int,
-) -> Iterator[Batch]:
+) -> Iterator[PaddedBatch]:
     """A batch of some of the samples as they are, and then one for each change of them."""
-    change = augment_boxes.parse(words)
+    change = augment_boxes.parse_box_augmentation(words)
     if not samples:
         raise Error(f"{data} has no picture to train on; give data with a training part")
-    taken = spread(strata, pictures, seed)
+    taken = select_balanced(strata, pictures, seed)
     chosen = [sample for sample, take in zip(samples, taken, strict=True) if take]
-    batch = next(padded.loader(chosen, labels, Scaled(side, 2 * side), batch=len(chosen)).ordered())
+    batch = next(
+        padded_loader.build_padded_loader(chosen, labels, ResizeTransform(side, 2 * side), batch=len(chosen)).ordered()
+    )
     yield batch
     generator = torch.Generator().manual_seed(seed)
     for _ in range(variants if change else 0):
         assert change is not None
-        yield augment_boxes.change(change, batch, torch.rand(len(chosen), change.draws, generator=generator))
+        yield augment_boxes.augment_batch(change, batch, torch.rand(len(chosen), change.draws, generator=generator))
 
 
-def _shown(batch: Batch, labels: Sequence[str]) -> list[Boxed]:
+def _unpad_images(batch: PaddedBatch, labels: Sequence[str]) -> list[BoxedImage]:
     """Each picture without its frame, and its boxes."""
     found = []
     for row, (height, width) in enumerate(batch.sizes.int().tolist()):
@@ -192,7 +200,7 @@ def _shown(batch: Batch, labels: Sequence[str]) -> list[Boxed]:
     return found
 
 
-def _sensible(size: int, pictures: int, variants: int) -> None:
+def _check_options(size: int, pictures: int, variants: int) -> None:
     """Refuse numbers of which there is nothing to show."""
     if pictures < 1 or variants < 1:
         raise UsageError(f"there is nothing to show of {pictures} pictures and {variants} variants; give at least 1")
@@ -200,7 +208,7 @@ def _sensible(size: int, pictures: int, variants: int) -> None:
         raise UsageError(f"size is a number of pixels, or 0 for the usual one, not {size}")
 
 
-def spread(targets: "np.ndarray[tuple[int], np.dtype[np.int64]]", count: int, seed: int) -> np.ndarray:
+def select_balanced(targets: "np.ndarray[tuple[int], np.dtype[np.int64]]", count: int, seed: int) -> np.ndarray:
     """Which of the pictures to take: one of each class in turn, until there are ``count``."""
     order = np.random.default_rng(seed).permutation(len(targets))
     turn = np.empty(len(targets), int)
@@ -212,18 +220,18 @@ def spread(targets: "np.ndarray[tuple[int], np.dtype[np.int64]]", count: int, se
     return taken
 
 
-def draw(rows: Rows, out: Path) -> None:
+def save_grid(rows: ImageRows, out: Path) -> None:
     """Write the rows as one picture."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    grids.variants(rows).savefig(out, dpi=110)
+    image_plots.plot_variants(rows).savefig(out, dpi=110)
 
 
-def draw_boxed(rows: BoxedRows, out: Path) -> None:
+def save_boxed_grid(rows: BoxedRows, out: Path) -> None:
     """Write rows with boxes as one picture."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    grids.boxed(rows).savefig(out, dpi=110)
+    image_plots.plot_boxes(rows).savefig(out, dpi=110)
 
 
-def _side(item: "Path | bytes | np.ndarray") -> tuple[int, int]:
+def _get_image_size(item: "Path | bytes | np.ndarray") -> tuple[int, int]:
     """Width and height of a picture: a file, what it holds, or an array."""
-    return (item.shape[1], item.shape[0]) if isinstance(item, np.ndarray) else image_io.read(item).size
+    return (item.shape[1], item.shape[0]) if isinstance(item, np.ndarray) else image_io.read_image(item).size

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 
-def native(dtype: torch.dtype, device: torch.device) -> bool:
+def has_native_arithmetic(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the device multiplies numbers of the type as they are; of GPUs it is taken for granted."""
     kind = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)
     if kind is None or device.type != "cpu":
@@ -21,15 +21,15 @@ def native(dtype: torch.dtype, device: torch.device) -> bool:
     return any(kind in name and able is True for name, able in torch.cpu.get_capabilities().items())
 
 
-def arithmetic(network: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:
+def enable_float32_fallback(network: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:
     """In which to call the network: it computes in float32 what the processor cannot in the type of its weights."""
     first = next(network.parameters(), None)
-    if first is None or native(first.dtype, first.device):
+    if first is None or has_native_arithmetic(first.dtype, first.device):
         return contextlib.nullcontext()
-    return InFloat32()
+    return Float32FallbackMode()
 
 
-class InFloat32(TorchFunctionMode):
+class Float32FallbackMode(TorchFunctionMode):
     """Convolutions and affine layers of halves take them as float32, and round what they give out."""
 
     def __torch_function__(

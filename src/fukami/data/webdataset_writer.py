@@ -12,24 +12,24 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fukami.data import labelled, shards, tar
+from fukami.data import labelled_images, shards, tar
 from fukami.data import remote as data_remote
-from fukami.data.labelled import Source
+from fukami.data.labelled_images import LabelledImages
 from fukami.errors import Error, UsageError
 from fukami.image import io as image_io
 
 logger = logging.getLogger(__name__)
-FEWEST = 8  # shards, where nothing else is asked for: a batch is read from as many places as there are shards
-LONGEST = 80  # letters of a part of a key
+MIN_SHARDS = 8  # shards, where nothing else is asked for: a batch is read from as many places as there are shards
+MAX_KEY_LENGTH = 80  # letters of a part of a key
 
 
-def write(
+def write_shards(
     spec: str, out: Path, *, holdout: float = 0.2, samples: int | None = None, megabytes: float = 100.0, seed: int = 0
 ) -> dict[str, int | str]:
     """Write the data set as shards into the folder ``out``, shuffled once, with an index.
 
     Args:
-        spec: as :func:`fukami.data.labelled.read` takes it.
+        spec: as :func:`fukami.data.labelled_images.load_labelled_images` takes it.
         out: new or empty.
         holdout: share of each class that becomes the test part, where the data have none of their own.
         samples: pictures in a shard; by default as many as ``megabytes`` allows.
@@ -43,14 +43,14 @@ def write(
         UsageError: ``out`` is not empty, or a number makes no sense.
         Error: there is not one picture that can be read.
     """
-    vacant(out)
+    check_empty_folder(out)
     if (samples is not None and samples < 1) or megabytes <= 0 or not 0 <= holdout <= 1:
         raise UsageError(
             f"a shard holds at least one sample and more than 0 MB, and the holdout is a share; not {samples} samples, "
             f"{megabytes:g} MB and {holdout:g}"
         )
-    train, test, labels = labelled.read(spec, holdout)
-    index: shards.Index = {"labels": labels, "train": [], "test": []}
+    train, test, labels = labelled_images.load_labelled_images(spec, holdout)
+    index: shards.ShardIndex = {"labels": labels, "train": [], "test": []}
     order = np.random.default_rng(seed)
     work = (
         out / ".part"
@@ -58,23 +58,23 @@ def write(
     work.mkdir(parents=True)
     try:
         for part, source in (("train", train), ("test", test)):
-            pictures = Pictures(source, labels, order.permutation(len(source)))
-            each = samples or _fitting(source, megabytes)
+            pictures = KeyedSamples(source, labels, order.permutation(len(source)))
+            each = samples or _compute_shard_length(source, megabytes)
             for number in range(-(-len(source) // each)):
                 some = pictures.some(number * each, (number + 1) * each)
-                index[part].append(_written(work / f"{part}-{number:06d}.tar", some))
-        found = _counted(index)
+                index[part].append(_write_shard(work / f"{part}-{number:06d}.tar", some))
+        found = _count_samples(index)
         if found["train"] + found["test"] == 0:
             raise Error(f"{spec} has no picture that can be read; fukami doctor {spec} says what is wrong with each")
-        shards.save(index, work / shards.INDEX)
-        for file in (work / shards.INDEX, *sorted(work.glob("*.tar"))):
+        shards.save_index(index, work / shards.INDEX_FILE)
+        for file in (work / shards.INDEX_FILE, *sorted(work.glob("*.tar"))):
             file.rename(out / file.name)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return {"out": str(out), **found, "left_out": len(train) + len(test) - found["train"] - found["test"]}
 
 
-def describe(spec: str, out: Path | None = None) -> dict[str, int | str]:
+def write_index(spec: str, out: Path | None = None) -> dict[str, int | str]:
     """Write the index of shards that others wrote.
 
     An index leads to no shard outside of its own folder, so it belongs beside them.
@@ -88,26 +88,26 @@ def describe(spec: str, out: Path | None = None) -> dict[str, int | str]:
         UsageError: the spec names no shards, or there is an index already.
         Error: a shard is missing, or holds nothing that can be learned from.
     """
-    if not shards.known(spec):
+    if not shards.is_shard_spec(spec):
         raise UsageError(f"{spec} is no folder of tar files and no pattern of some; --index is for shards")
-    base = shards.base_of(spec)
+    base = shards.get_base_location(spec)
     there = Path(base or ".")
     if out:
-        path = out / shards.INDEX
-    elif data_remote.remote(base) or not os.access(there, os.W_OK):
-        path = shards.kept_index(base)
+        path = out / shards.INDEX_FILE
+    elif data_remote.is_url(base) or not os.access(there, os.W_OK):
+        path = shards.get_index_cache_path(base)
     else:
-        path = there / shards.INDEX
+        path = there / shards.INDEX_FILE
     if path.exists():
         raise UsageError(f"{path} is there already; delete it, or give another folder")
-    _, index = shards.described(spec)
+    _, index = shards.load_index(spec)
     path.parent.mkdir(parents=True, exist_ok=True)
-    shards.save(index, path)
+    shards.save_index(index, path)
     left = sum(len(shard.get("problems", ())) for part in ("train", "test") for shard in index[part])
-    return {"out": str(path), **_counted(index), "left_out": left}
+    return {"out": str(path), **_count_samples(index), "left_out": left}
 
 
-def vacant(out: Path) -> None:
+def check_empty_folder(out: Path) -> None:
     """Refuse a folder that has something in it.
 
     Raises:
@@ -117,7 +117,7 @@ def vacant(out: Path) -> None:
         raise UsageError(f"{out} is not empty; give a new folder, or delete it first")
 
 
-class Pictures:
+class KeyedSamples:
     """The samples of a part in an order, each with a key that tells its class and is its own.
 
     Args:
@@ -126,11 +126,11 @@ class Pictures:
         order: ``(N,)`` which picture comes when.
     """
 
-    def __init__(self, source: Source, labels: tuple[str, ...], order: shards.Numbers) -> None:
+    def __init__(self, source: LabelledImages, labels: tuple[str, ...], order: shards.IntArray) -> None:
         self.source, self.labels, self.order = source, labels, order
         self.taken: dict[str, int] = {}
 
-    def some(self, first: int, last: int) -> Iterator[tar.Sample]:
+    def some(self, first: int, last: int) -> Iterator[tar.TarSample]:
         """Those from ``first`` to ``last`` in the order; one that is no picture is left out and named."""
         for number in self.order[first:last].tolist():
             target = int(self.source.targets[number])
@@ -139,7 +139,7 @@ class Pictures:
             except (Error, OSError) as error:
                 logger.warning(f"{error}; it is left out")
                 continue
-            key = f"{_safe(self.labels[target])}/{_safe(name)}"
+            key = f"{_sanitize(self.labels[target])}/{_sanitize(name)}"
             again = self.taken[key] = self.taken.get(key, 0) + 1
             yield (key if again == 1 else f"{key}-again{again}"), suffix, content, target
 
@@ -150,40 +150,40 @@ class Pictures:
             packed = io.BytesIO()
             Image.fromarray(items[number]).save(packed, "PNG")
             return f"{number:06d}", ".png", packed.getvalue()
-        if isinstance(items, shards.Samples):
+        if isinstance(items, shards.ShardSamples):
             (block,) = items.blocks([number])
-            name, content = tar.picture(block, *items.place(number))
+            name, content = tar.extract_image(block, *items.place(number))
         else:
             name, content = str(items[number]), items[number].read_bytes()
-        with image_io.opened(content, name=name):  # its head tells whether it is one
+        with image_io.open_image(content, name=name):  # its head tells whether it is one
             return Path(name).stem, Path(name).suffix, content
 
 
-def _written(path: Path, samples: Iterator[tar.Sample]) -> dict[str, Any]:
+def _write_shard(path: Path, samples: Iterator[tar.TarSample]) -> dict[str, Any]:
     """A shard of the samples, and what the index says of it."""
-    classes, starts, lengths = tar.write(path, samples)
+    classes, starts, lengths = tar.write_shard(path, samples)
     size = path.stat().st_size
     return {"name": path.name, "bytes": size, "classes": classes, "starts": starts, "lengths": lengths}
 
 
-def _counted(index: shards.Index) -> dict[str, int]:
+def _count_samples(index: shards.ShardIndex) -> dict[str, int]:
     """How many samples each part has, and how many shards there are."""
     counts = {part: sum(len(shard["classes"]) for shard in index[part]) for part in ("train", "test")}
     return {**counts, "shards": len(index["train"]) + len(index["test"])}
 
 
-def _fitting(source: Source, megabytes: float) -> int:
+def _compute_shard_length(source: LabelledImages, megabytes: float) -> int:
     """Pictures in a shard of so many megabytes, fewer where there would be too few shards."""
     items = source.items
     if isinstance(items, np.ndarray):
         size = items.nbytes
-    elif isinstance(items, shards.Samples):
+    elif isinstance(items, shards.ShardSamples):
         size = int(items.length.sum())
     else:
         size = sum(file.stat().st_size for file in items if file.is_file())
-    return max(1, -(-len(source) // max(FEWEST, round(size / (megabytes * 1e6)))))
+    return max(1, -(-len(source) // max(MIN_SHARDS, round(size / (megabytes * 1e6)))))
 
 
-def _safe(text: str) -> str:
+def _sanitize(text: str) -> str:
     """The text in letters, digits, hyphens and underscores, so that a key has one dot, and no folder in it."""
-    return re.sub(r"[^\w-]+", "_", text)[:LONGEST] or "_"
+    return re.sub(r"[^\w-]+", "_", text)[:MAX_KEY_LENGTH] or "_"

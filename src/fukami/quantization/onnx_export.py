@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from fukami.errors import Error
-from fukami.layers.detection_types import Found
+from fukami.layers.detection_types import Detections
 from fukami.layers.ensemble import Ensemble
 
 
 @dataclass(frozen=True)
-class Form:
+class Signature:
     """What the network of a file is given and what it answers, by name.
 
     Attributes:
@@ -37,17 +37,19 @@ class Form:
     free: tuple[dict[int, str], ...]
 
 
-CLASSIFIER = Form(("pictures",), ("scores",), 2, ({0: "N"},))
-DOMAINS = ("", "ai.onnx", "com.microsoft")  # of operations that exports have; others are of other libraries
-REPEATING = {"Loop", "Scan", "SequenceMap"}
-LARGEST_VALUE = 1 << 26  # numbers; 64 maps of 1,024×1,024
-SHAPE = 1 << 12  # bytes of a tensor that may be a shape; larger ones are weights
-DETECTOR = Form(("pictures", "sizes"), ("boxes", "classes", "scores"), 1, ({2: "height", 3: "width"}, {}))
-SEGMENTER = Form(("pictures",), ("scores",), 2, ({0: "N", 2: "height", 3: "width"},))
-FORMS = {"classifier": CLASSIFIER, "detector": DETECTOR, "segmenter": SEGMENTER}
+CLASSIFIER = Signature(("pictures",), ("scores",), 2, ({0: "N"},))
+ALLOWED_DOMAINS = ("", "ai.onnx", "com.microsoft")  # of operations that exports have; others are of other libraries
+LOOP_OPS = {"Loop", "Scan", "SequenceMap"}
+MAX_TENSOR_ELEMENTS = 1 << 26  # numbers; 64 maps of 1,024×1,024
+MAX_SHAPE_BYTES = 1 << 12  # bytes of a tensor that may be a shape; larger ones are weights
+DETECTOR = Signature(("pictures", "sizes"), ("boxes", "classes", "scores"), 1, ({2: "height", 3: "width"}, {}))
+SEGMENTER = Signature(("pictures",), ("scores",), 2, ({0: "N", 2: "height", 3: "width"},))
+SIGNATURES = {"classifier": CLASSIFIER, "detector": DETECTOR, "segmenter": SEGMENTER}
 
 
-def encode(network: nn.Module, shape: tuple[int, int, int], about: dict[str, str], form: Form = CLASSIFIER) -> bytes:
+def export_onnx(
+    network: nn.Module, shape: tuple[int, int, int], about: dict[str, str], form: Signature = CLASSIFIER
+) -> bytes:
     """The network as an ONNX file, float32.
 
     Args:
@@ -62,25 +64,27 @@ def encode(network: nn.Module, shape: tuple[int, int, int], about: dict[str, str
     Raises:
         Error: a layer cannot be exported; the message names it and says why.
     """
-    return write(translate(settled(network), shape, form), about)
+    return serialize_model(export_model_proto(copy_for_export(network), shape, form), about)
 
 
-def translate(network: nn.Module, shape: tuple[int, int, int], form: Form = CLASSIFIER) -> onnx.ModelProto:
+def export_model_proto(
+    network: nn.Module, shape: tuple[int, int, int], form: Signature = CLASSIFIER
+) -> onnx.ModelProto:
     """A :func:`settled` network in ONNX's words; otherwise as :func:`encode`."""
-    with _quiet():
-        program = _traced(network, shape, form)
+    with _suppress_export_logs():
+        program = _export_program(network, shape, form)
         try:
             translated = torch.onnx.export(
                 program, input_names=form.inputs, output_names=form.outputs, dynamic_shapes=form.free, verbose=False
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            reasons = [str(error), *_causes(error)]
-            raise _refusal(network, _layer(program, reasons[0]), reasons[-1]) from error
+            reasons = [str(error), *_iterate_causes(error)]
+            raise _create_export_error(network, _find_failing_layer(program, reasons[0]), reasons[-1]) from error
         assert translated is not None
         return translated.model_proto
 
 
-def settled(network: nn.Module) -> nn.Module:
+def copy_for_export(network: nn.Module) -> nn.Module:
     """A copy on the CPU, in evaluation; the number of members that answer is fixed: an export cannot follow it."""
     network = copy.deepcopy(network).eval().cpu()
     for module in network.modules():
@@ -91,7 +95,7 @@ def settled(network: nn.Module) -> nn.Module:
     return network
 
 
-def write(model: onnx.ModelProto, about: dict[str, str]) -> bytes:
+def serialize_model(model: onnx.ModelProto, about: dict[str, str]) -> bytes:
     """The file of a model, which says ``about`` of itself, and nothing of the sources it was translated from."""
     for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
         part.ClearField("metadata_props")
@@ -121,7 +125,7 @@ class OnnxNetwork(nn.Module):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 4  # nothing: what goes wrong is an error of ours
-        if _overflows():
+        if _has_int16_overflow():
             options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             self.session = onnxruntime.InferenceSession(
@@ -135,7 +139,7 @@ class OnnxNetwork(nn.Module):
             self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         except Exception as error:  # ONNX Runtime raises a class of its own for each kind of damage
             raise Error(f"ONNX Runtime cannot read the network, so export it again: {error}") from error
-        if (self.inputs, self.outputs) not in [(form.inputs, form.outputs) for form in FORMS.values()]:
+        if (self.inputs, self.outputs) not in [(form.inputs, form.outputs) for form in SIGNATURES.values()]:
             given = f"the inputs {', '.join(self.inputs)} and the outputs {', '.join(self.outputs)}"
             raise Error(f"the ONNX file has {given}: it is none that fukami exported")
         self.empty = nn.Parameter(torch.empty(0))  # by which its device and type are asked for
@@ -145,7 +149,8 @@ class OnnxNetwork(nn.Module):
         """Scores of normalised pictures, or of a detector what it found in each; on the CPU."""
         if self.inputs == DETECTOR.inputs:
             return [
-                Found(*self._answers(each)) for each in zip(*(torch.split(value, 1) for value in given), strict=True)
+                Detections(*self._answers(each))
+                for each in zip(*(torch.split(value, 1) for value in given), strict=True)
             ]
         (scores,) = self._answers(given)
         return scores
@@ -171,28 +176,28 @@ def check_model(content: bytes) -> None:
         model = onnx.ModelProto.FromString(content)
     except Exception as error:  # of protobuf's own class
         raise Error(f"the ONNX file is damaged ({error}): export it again") from None
-    known = {*DOMAINS, *(function.domain for function in model.functions)}
+    known = {*ALLOWED_DOMAINS, *(function.domain for function in model.functions)}
     for graph in (model.graph, *model.functions):
-        for node, tensors in _walk(graph):
+        for node, tensors in _walk_nodes(graph):
             for tensor in tensors:
                 if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
                     raise Error(
                         f"the ONNX file has the weights {tensor.name[:100]!r} in another file (external data), which "
                         "is not read; export the network again, into one file"
                     )
-            if node is not None and (node.domain not in known or node.op_type in REPEATING):
+            if node is not None and (node.domain not in known or node.op_type in LOOP_OPS):
                 raise Error(
                     f"the ONNX file has the operation {node.domain[:50]}.{node.op_type[:50]}, which no export of "
                     "fukami has; export the network again"
                 )
-    largest = _largest_value(model)
-    if largest > max(LARGEST_VALUE, len(content)):  # the weights of a large layer, turned round
+    largest = _count_largest_tensor(model)
+    if largest > max(MAX_TENSOR_ELEMENTS, len(content)):  # the weights of a large layer, turned round
         raise Error(
             f"the ONNX file computes {largest:,} numbers at once, whatever it is given; export the network again"
         )
 
 
-def _walk(graph: Any) -> Iterator[tuple[Any, list[Any]]]:
+def _walk_nodes(graph: Any) -> Iterator[tuple[Any, list[Any]]]:
     """Every operation of a graph or a function and of those inside it, each with the tensors that belong to it."""
     sparse = [part for each in getattr(graph, "sparse_initializer", ()) for part in (each.values, each.indices)]
     yield None, [*getattr(graph, "initializer", ()), *sparse]
@@ -204,18 +209,18 @@ def _walk(graph: Any) -> Iterator[tuple[Any, list[Any]]]:
                 tensors += [each.values, each.indices]
             for inner in (attribute.g, *attribute.graphs):
                 if inner.ByteSize():
-                    yield from _walk(inner)
+                    yield from _walk_nodes(inner)
         yield node, tensors
 
 
-def _largest_value(model: Any) -> int:
+def _count_largest_tensor(model: Any) -> int:
     """Numbers in the largest value of a model, as far as its shape does not depend on what the model is given.
 
     The weights are left out of ``model`` for that, which are as large as the file has them.
     """
     shapes = []
     for tensor in model.graph.initializer:
-        if len(tensor.raw_data) <= SHAPE:
+        if len(tensor.raw_data) <= MAX_SHAPE_BYTES:
             shapes.append(onnx.TensorProto.FromString(tensor.SerializeToString()))
         else:
             model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
@@ -229,13 +234,13 @@ def _largest_value(model: Any) -> int:
     return max((math.prod(max(side.dim_value, 1) for side in sides) for sides in values), default=0)
 
 
-def _overflows() -> bool:
+def _has_int16_overflow() -> bool:
     """Whether ONNX Runtime's sums of bytes would overflow 16 bits here, as on x86 without VNNI, unless asked not to."""
     able = torch.cpu.get_capabilities()
     return able.get("architecture") == "x86_64" and not (able.get("avx512_vnni") or able.get("avx_vnni"))
 
 
-def _traced(network: nn.Module, shape: tuple[int, int, int], form: Form) -> torch.export.ExportedProgram:
+def _export_program(network: nn.Module, shape: tuple[int, int, int], form: Signature) -> torch.export.ExportedProgram:
     """The operations of the network; where they cannot be followed, the error names the layer."""
     inside: list[str] = []
     hooks = []
@@ -248,13 +253,13 @@ def _traced(network: nn.Module, shape: tuple[int, int, int], form: Form) -> torc
         free = tuple(dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in form.free)
         return torch.export.export(network, examples, dynamic_shapes=free)
     except Exception as error:  # whatever the layer itself or the tracing raises
-        raise _refusal(network, inside[-1] if inside else "", str(error)) from error
+        raise _create_export_error(network, inside[-1] if inside else "", str(error)) from error
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _layer(program: torch.export.ExportedProgram, message: str) -> str:
+def _find_failing_layer(program: torch.export.ExportedProgram, message: str) -> str:
     """The name of the layer that an exporter's message about the operation ``%name`` speaks of."""
     found = re.search(r"node %(\w+) ", message)
     for node in program.run_decompositions().graph.nodes:
@@ -264,20 +269,20 @@ def _layer(program: torch.export.ExportedProgram, message: str) -> str:
     return ""
 
 
-def _refusal(network: nn.Module, name: str, reason: str) -> Error:
+def _create_export_error(network: nn.Module, name: str, reason: str) -> Error:
     layer = network.get_submodule(name)
     first = reason.strip().partition("\n")[0]
     return Error(f"{name or 'the network'} ({type(layer).__name__}) cannot be exported to ONNX: {first}")
 
 
-def _causes(error: BaseException) -> Iterator[str]:
+def _iterate_causes(error: BaseException) -> Iterator[str]:
     while error.__cause__ is not None:
         error = error.__cause__
         yield str(error)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _suppress_export_logs() -> Iterator[None]:
     """Nothing of what the exporters say of themselves on the way."""
     loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

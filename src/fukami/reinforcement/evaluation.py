@@ -8,14 +8,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fukami.reinforcement.games import Games
-from fukami.reinforcement.replay import Memory
+from fukami.reinforcement.replay import ReplayBuffer
+from fukami.reinforcement.vector_env import VectorEnv
 
-Look = Callable[[Games, npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float64]], None]
+StepCallback = Callable[[VectorEnv, npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float64]], None]
 
 
 @dataclass(frozen=True)
-class Trials:
+class EvaluationEpisodes:
     """Episodes side by side, one in each game, each from its own random beginning (Mnih et al. 2015, "Evaluation").
 
     Attributes:
@@ -25,7 +25,7 @@ class Trials:
         epsilon: the share of actions that are taken by chance.
     """
 
-    make: Callable[[int], Games]
+    make: Callable[[int], VectorEnv]
     seeds: tuple[int, ...]
     history: int
     epsilon: float
@@ -38,7 +38,7 @@ class Trials:
         return iter(self.seeds)
 
     def play(
-        self, values: Callable[[Tensor], Tensor], look: Look | None = None
+        self, values: Callable[[Tensor], Tensor], look: StepCallback | None = None
     ) -> tuple[list[float], list[int], float]:
         """The return and the length of each episode, and what the best action was worth on average.
 
@@ -47,7 +47,7 @@ class Trials:
         """
         games = self.make(len(self))
         count = games.count
-        memory = Memory(count, games.shape, self.history)
+        memory = ReplayBuffer(count, games.shape, self.history)
         memory.place(torch.device("cpu"))
         chance = np.random.default_rng([4, *self.seeds])
         returns, lengths, going = np.zeros(count), np.zeros(count, np.int64), np.ones(count, bool)

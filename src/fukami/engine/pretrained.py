@@ -14,16 +14,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from torch import Tensor, nn
 
-from fukami.data.locate import candidates
-from fukami.engine.tensor_files import explain, find_faults, find_misfit, load_torch
+from fukami.data.locations import list_data_folders
+from fukami.engine.tensor_files import explain_load_error, find_faults, find_mismatch, load_torch
 from fukami.errors import Error
 from fukami.layers.frozen_batch_norm import EPSILON
 
 logger = logging.getLogger(__name__)
-VGG = {13: (2, 2, 3, 3, 3), 16: (2, 2, 4, 4, 4)}  # convolutions in each group of VGG-16 and VGG-19
+VGG_GROUPS = {13: (2, 2, 3, 3, 3), 16: (2, 2, 4, 4, 4)}  # convolutions in each group of VGG-16 and VGG-19
 
 
-def head(model: nn.Module) -> tuple[str, ...]:
+def find_head(model: nn.Module) -> tuple[str, ...]:
     """The parts of a classifier that belong to its classes: that of the last linear layer, and auxiliary classifiers.
 
     Every other part is called its features here.
@@ -33,20 +33,20 @@ def head(model: nn.Module) -> tuple[str, ...]:
     return [part for part in linear if part not in auxiliary][-1], *auxiliary
 
 
-def freeze(model: nn.Module) -> None:
+def freeze_features(model: nn.Module) -> None:
     """Train the head alone: with a head of one layer, a linear probe of the features."""
-    own = head(model)
+    own = find_head(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad = name.partition(".")[0] in own
 
 
-def layered(model: nn.Module, lr: float, decay: float) -> list[dict[str, Any]]:
+def build_layerwise_groups(model: nn.Module, lr: float, decay: float) -> list[dict[str, Any]]:
     """Parameter groups whose learning rate falls by ``decay`` from each stage to the one below; the head's is ``lr``.
 
     Discriminative fine-tuning (Howard and Ruder 2018, section 3.2). A stage ends where the maps are pooled in a chain
     of layers, or with a part of the network; batch normalisation belongs to the convolution before it.
     """
-    own, top, smaller = head(model), "", False
+    own, top, smaller = find_head(model), "", False
     stages: list[list[nn.Parameter]] = []
     heads: list[nn.Parameter] = []
     for name, module in model.named_modules():
@@ -64,7 +64,7 @@ def layered(model: nn.Module, lr: float, decay: float) -> list[dict[str, Any]]:
     return [{"params": stage, "lr": lr * decay**depth} for depth, stage in enumerate([heads, *reversed(stages)])]
 
 
-def initialise(model: nn.Module, name: str, init: str) -> None:
+def initialize_classifier(model: nn.Module, name: str, init: str) -> None:
     """Begin with the weights ``init``: those that torchvision publishes, or those in a file.
 
     Features must fit in full. Of the head, what does not fit (another number of classes, above all) stays as it is, and
@@ -77,12 +77,14 @@ def initialise(model: nn.Module, name: str, init: str) -> None:
     Raises:
         Error: there are no such weights, or they do not fit; every missing, unknown and misshapen tensor is listed.
     """
-    tensors = _plain(_published(name) if init == "imagenet" else _read(Path(init)))
-    expected, own = model.state_dict(), head(model)
+    tensors = _standardize_tensors(
+        _fetch_torchvision_weights(name) if init == "imagenet" else _read_weights_file(Path(init))
+    )
+    expected, own = model.state_dict(), find_head(model)
     first = next(iter(expected))
     if first in tensors and tensors[first].shape[1:2] == (3,) and expected[first].shape[1] == 1:
         tensors[first] = tensors[first].sum(1, keepdim=True)
-    lacking = dict(unfit(tensors, expected))
+    lacking = dict(find_mismatches(tensors, expected))
     wrong = [f"{key} {what}" for key, what in lacking.items() if key.partition(".")[0] not in (*own, "aux1", "aux2")]
     if wrong:
         raise Error(f"{init} does not fit {name}: {'; '.join(wrong)}")
@@ -109,7 +111,7 @@ def freeze_stages(backbone: nn.Module, count: int) -> None:
             empty = False
 
 
-def initialise_detector(model: nn.Module, prefix: str, name: str, init: str, labels: tuple[str, ...] = ()) -> None:
+def initialize_detector(model: nn.Module, prefix: str, name: str, init: str, labels: tuple[str, ...] = ()) -> None:
     """Begin with the weights ``init``: those of a detector, or those of a classifier for the part ``prefix``.
 
     What belongs to other classes than the model's stays as it is, and is said; all else must fit.
@@ -124,15 +126,17 @@ def initialise_detector(model: nn.Module, prefix: str, name: str, init: str, lab
     """
     if init == "coco" and name != "resnet50":
         raise Error(f"there are no published COCO weights of a detector on {name}; give imagenet, a file or a run")
-    tensors = _plain(_published(name)) if init == "imagenet" else detector(init)
+    tensors = (
+        _standardize_tensors(_fetch_torchvision_weights(name)) if init == "imagenet" else load_detector_weights(init)
+    )
     whole = any(key.startswith("backbone.") for key in tensors)
     target = model if whole else model.get_submodule(prefix)
     expected = target.state_dict()
     own = ("roi_heads.box_predictor.",) if whole else ()
-    theirs = _labels(init)
+    theirs = _read_labels(init)
     if whole and labels and theirs and labels != theirs:
         tensors = {key: value for key, value in tensors.items() if not key.startswith(own)}
-    lacking = {key: what for key, what in unfit(tensors, expected) if key in expected}
+    lacking = {key: what for key, what in find_mismatches(tensors, expected) if key in expected}
     wrong = [f"{key} {what}" for key, what in lacking.items() if not key.startswith(own or ("-",))]
     if wrong:
         raise Error(f"{init} does not fit {'the detector' if whole else name}: {'; '.join(wrong)}")
@@ -142,7 +146,7 @@ def initialise_detector(model: nn.Module, prefix: str, name: str, init: str, lab
     target.load_state_dict(fitting, strict=False)
 
 
-def trunk_and_rest(model: Any, lr: float, factor: float) -> list[dict[str, Any]]:
+def build_backbone_groups(model: Any, lr: float, factor: float) -> list[dict[str, Any]]:
     """Parameter groups of a network for pixels: ``lr``, and ``factor`` times as much for the classifier's layers.
 
     Args:
@@ -157,7 +161,7 @@ def trunk_and_rest(model: Any, lr: float, factor: float) -> list[dict[str, Any]]
     return [{"params": rest, "lr": lr}, {"params": trunk, "lr": factor * lr}]
 
 
-def initialise_segmenter(model: Any, name: str, init: str, labels: tuple[str, ...] = ()) -> bool:
+def initialize_segmenter(model: Any, name: str, init: str, labels: tuple[str, ...] = ()) -> bool:
     """Begin with the weights ``init``: those of a network for pixels, or those of the classifier that it is made of.
 
     What belongs to other classes than the model's stays as it is, and is said; all else of the classifier must fit.
@@ -178,12 +182,14 @@ def initialise_segmenter(model: Any, name: str, init: str, labels: tuple[str, ..
     if init == "coco" and not name.startswith("resnet"):
         raise Error(f"there are no published COCO weights of an FCN on {name or 'this network'}; give a file or a run")
     published = {"imagenet": name, "coco": f"fcn_{name}"}.get(init)
-    tensors = _plain(_published(published) if published else _read(Path(init)))
+    tensors = _standardize_tensors(
+        _fetch_torchvision_weights(published) if published else _read_weights_file(Path(init))
+    )
     expected = model.state_dict()
     whole = any(key in tensors for key in expected if not key.startswith(f"{model.trunk}."))
     tensors = tensors if whole else model.adopt(tensors)
-    theirs = _labels(init) if init != "coco" else ()
-    lacking = {key: what for key, what in unfit(tensors, expected) if key in expected}
+    theirs = _read_labels(init) if init != "coco" else ()
+    lacking = {key: what for key, what in find_mismatches(tensors, expected) if key in expected}
     if whole and labels and theirs and labels != theirs:  # though they may be as many
         lacking |= {key: "is of other classes" for key in expected if key.startswith(model.answers)}
     needed = [key for key in expected if key.startswith(f"{model.trunk}.")]
@@ -196,13 +202,13 @@ def initialise_segmenter(model: Any, name: str, init: str, labels: tuple[str, ..
         raise Error(f"{init} does not fit {type(model).__name__}: {'; '.join(wrong)}")
     fresh = [key for key in lacking if not key.endswith("num_batches_tracked")]
     if whole and fresh:
-        logger.warning(f"{init} has no {_few(fresh)} for this network: they begin anew")
+        logger.warning(f"{init} has no {_format_names(fresh)} for this network: they begin anew")
     fitting = {key: value for key, value in tensors.items() if key in expected and key not in lacking}
     model.load_state_dict(fitting, strict=False)
     return plain and not whole
 
 
-def vgg(given: str) -> tuple[str, dict[str, Tensor]]:
+def load_vgg(given: str) -> tuple[str, dict[str, Tensor]]:
     """VGG-19 or VGG-16 as trained on ImageNet: which of them it is, and the tensors of its convolutions.
 
     Args:
@@ -214,20 +220,20 @@ def vgg(given: str) -> tuple[str, dict[str, Tensor]]:
         Error: the file cannot be read, or holds another network.
     """
     if given == "imagenet":
-        return "vgg19", _convolutions(_published("vgg19"), given)
-    path = Path(given) if given else lying("vgg19", "vgg16")
+        return "vgg19", _select_vgg_convolutions(_fetch_torchvision_weights("vgg19"), given)
+    path = Path(given) if given else find_weights_file("vgg19", "vgg16")
     if path is None:
         return "vgg16", {}
-    tensors = _convolutions(_read(path), str(path))
+    tensors = _select_vgg_convolutions(_read_weights_file(path), str(path))
     return {13: "vgg16", 16: "vgg19"}[sum(value.ndim == 4 for value in tensors.values())], tensors
 
 
-def lying(*names: str) -> Path | None:
+def find_weights_file(*names: str) -> Path | None:
     """A file of weights whose name begins with the first of the names, or else with the next, in one of those places.
 
     Those of networks with batch normalisation are passed over.
     """
-    places = [folder for place in candidates() for folder in (place, place.parent / "weights")]
+    places = [folder for place in list_data_folders() for folder in (place, place.parent / "weights")]
     places.append(Path(torch.hub.get_dir()) / "checkpoints")
     for name in names:
         for place in places:
@@ -237,22 +243,22 @@ def lying(*names: str) -> Path | None:
     return None
 
 
-def _convolutions(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+def _select_vgg_convolutions(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     """Of VGG's tensors those of its convolutions, in float32."""
-    found = {key: value for key, value in _plain(tensors).items() if key.startswith("features.")}
+    found = {key: value for key, value in _standardize_tensors(tensors).items() if key.startswith("features.")}
     count = sum(value.ndim == 4 for value in found.values())
-    if count not in VGG or len(found) != 2 * count:
+    if count not in VGG_GROUPS or len(found) != 2 * count:
         raise Error(
             f"{source} is not of VGG-16 or VGG-19 without batch normalisation: it should have 13 or 16 convolutions "
             f"with biases, named features.0.weight and so on, and has {count}"
         )
-    wrong = [f"{key} {what}" for key, what in unfit(found, _vgg_tensors(VGG[count]))]
+    wrong = [f"{key} {what}" for key, what in find_mismatches(found, _build_vgg_tensors(VGG_GROUPS[count]))]
     if wrong:
-        raise Error(f"{source} does not fit VGG-{count + 3}: {_few(wrong)}")
+        raise Error(f"{source} does not fit VGG-{count + 3}: {_format_names(wrong)}")
     return found
 
 
-def _vgg_tensors(groups: Sequence[int]) -> dict[str, Tensor]:
+def _build_vgg_tensors(groups: Sequence[int]) -> dict[str, Tensor]:
     """The convolutions of a VGG with so many in each group, without values (Simonyan and Zisserman 2015, table 1)."""
     found, at, channels = {}, 0, 3
     for width, count in zip((64, 128, 256, 512, 512), groups, strict=True):
@@ -264,7 +270,7 @@ def _vgg_tensors(groups: Sequence[int]) -> dict[str, Tensor]:
     return found
 
 
-def initialise_captioner(model: Any, name: str, init: str, labels: tuple[str, ...] = ()) -> None:
+def initialize_captioner(model: Any, name: str, init: str, labels: tuple[str, ...] = ()) -> None:
     """Begin with the weights ``init``: those of a network that speaks, or those of the classifier that is its encoder.
 
     Args:
@@ -276,54 +282,58 @@ def initialise_captioner(model: Any, name: str, init: str, labels: tuple[str, ..
     Raises:
         Error: there are no such weights, or they do not fit; every missing and misshapen tensor is listed.
     """
-    tensors = _plain(_published(name) if init == "imagenet" else _read(Path(init)))
+    tensors = _standardize_tensors(
+        _fetch_torchvision_weights(name) if init == "imagenet" else _read_weights_file(Path(init))
+    )
     whole = any(key.startswith("lstm.") for key in tensors)
-    if whole and labels and _labels(init) != labels:
+    if whole and labels and _read_labels(init) != labels:
         raise Error(f"{init} speaks with other words; give the run of a network that learned from the same sentences")
     target = model if whole else model.encoder
     expected = target.state_dict()
-    wrong = [f"{key} {what}" for key, what in unfit(tensors, expected) if key in expected]
+    wrong = [f"{key} {what}" for key, what in find_mismatches(tensors, expected) if key in expected]
     if wrong:
         raise Error(f"{init} does not fit {'the network' if whole else name}: {'; '.join(wrong)}")
     target.load_state_dict({key: tensors.get(key, value) for key, value in expected.items()})
 
 
-def _few(names: list[str]) -> str:
+def _format_names(names: list[str]) -> str:
     """The first of the names, and how many more there are."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def categories() -> tuple[str, ...]:
+def get_coco_categories() -> tuple[str, ...]:
     """The names of COCO's 90 numbers, of which some were never used."""
     from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
     return tuple(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:])
 
 
-def _labels(init: str) -> tuple[str, ...]:
+def _read_labels(init: str) -> tuple[str, ...]:
     """The classes that weights are of; none where that is not known."""
     if init == "coco":
-        return categories()
-    labels = _record(Path(init)).get("labels")
+        return get_coco_categories()
+    labels = _read_run_record(Path(init)).get("labels")
     if not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
         return ()
     return tuple(labels)
 
 
-def detector(init: str) -> dict[str, Tensor]:
+def load_detector_weights(init: str) -> dict[str, Tensor]:
     """The weights of a detector, ``coco`` or a file, under the names of torchvision's; those of others as they are.
 
     Those of the time of the published file were learned with a normalisation that adds nothing to the variance.
     """
-    found = _plain(_published("fasterrcnn_resnet50_fpn") if init == "coco" else _read(Path(init)))
+    found = _standardize_tensors(
+        _fetch_torchvision_weights("fasterrcnn_resnet50_fpn") if init == "coco" else _read_weights_file(Path(init))
+    )
     if "rpn.head.conv.weight" in found:
         for key in [key for key in found if key.endswith("running_var")]:
             weight = key.replace("running_var", "weight")
             found[weight] = found[weight] * ((found[key] + EPSILON) / found[key]).nan_to_num(1.0, posinf=1.0).sqrt()
-    return modern(found)
+    return rename_detector_weights(found)
 
 
-def modern(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def rename_detector_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """A detector's weights under the names of torchvision since 0.13, which its published file does not have yet."""
     names = {}
     for key in tensors:
@@ -332,38 +342,38 @@ def modern(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {names[key]: value for key, value in tensors.items()}
 
 
-def unfit(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> Iterator[tuple[str, str]]:
+def find_mismatches(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> Iterator[tuple[str, str]]:
     """What of the tensors is missing, of another shape or type, or not expected: its name, and what is wrong."""
     for key, value in expected.items():
         if key not in tensors:
             if not key.endswith("num_batches_tracked"):  # files older than 2019 have none
                 yield key, "is missing"
-        elif misfit := find_misfit(tensors[key], value):
+        elif misfit := find_mismatch(tensors[key], value):
             yield key, misfit
     for key in tensors:
         if key not in expected:
             yield key, "is not known"
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The state dict in a file of published weights or a run's folder, in float32.
 
     Raises:
         Error: it cannot be read, or holds something else.
     """
-    return _plain(_read(path))
+    return _standardize_tensors(_read_weights_file(path))
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read_weights_file(path: Path) -> dict[str, Tensor]:
     """The state dict in a file, of which nothing is run; every tensor is one that a network can begin with."""
     file = path / "weights.safetensors" if path.is_dir() else path
-    to = _exported(path)
+    to = _read_export_precision(path)
     if to in ("int8", "binary", "onnx"):
         raise Error(f"{path} was exported to {to} and has no weights to train; give the run that it was made of")
     try:
         content = file.read_bytes()
         if file.suffix == ".safetensors":
-            return _checked(path, read_tensors(content))
+            return _check_tensors(path, read_tensors(content))
         found = load_torch(content)
     except OSError as error:
         raise Error(f"{path} cannot be read ({error.strerror}); give imagenet, a file of weights or a run") from None
@@ -372,16 +382,16 @@ def _read(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged file can fail in any way
         reason = "damaged" if isinstance(error, SafetensorError) else "damaged, or holds more than tensors"
         raise Error(
-            f"{path} is {reason} ({explain(error)}); give a state dict as safetensors or as torch.save wrote it"
+            f"{path} is {reason} ({explain_load_error(error)}); give a state dict as safetensors or as torch.save wrote it"
         ) from None
     found = found.get("state_dict", found) if isinstance(found, dict) else found
     named = isinstance(found, dict) and all(isinstance(name, str) for name in found)
     if not (named and found and all(isinstance(value, Tensor) for value in found.values())):
         raise Error(f"{path} holds no state dict; expected tensors by name, as model.state_dict() gives them")
-    return _checked(path, found)
+    return _check_tensors(path, found)
 
 
-def _checked(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _check_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a file.
 
     Raises:
@@ -394,13 +404,13 @@ def _checked(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _exported(folder: Path) -> str | None:
+def _read_export_precision(folder: Path) -> str | None:
     """What a run was exported to, if it was."""
-    exported = _record(folder).get("exported")
+    exported = _read_run_record(folder).get("exported")
     return str(exported["to"]) if isinstance(exported, dict) and "to" in exported else None
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def _read_run_record(folder: Path) -> dict[str, Any]:
     """What a run's folder says of the run; nothing where it is no such folder."""
     try:
         record = json.loads((folder / "recipe.json").read_bytes())
@@ -409,7 +419,7 @@ def _record(folder: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _standardize_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """In float32, under the names that the network itself gives them (our runs and DataParallel put a word before).
 
     Of a run with snapshots, the last one.
@@ -423,12 +433,12 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
 
-def published(name: str) -> dict[str, Tensor]:
+def load_torchvision_weights(name: str) -> dict[str, Tensor]:
     """torchvision's weights of a network under the names that it gives them, in float32."""
-    return _plain(_published(name))
+    return _standardize_tensors(_fetch_torchvision_weights(name))
 
 
-def _published(name: str) -> dict[str, Tensor]:
+def _fetch_torchvision_weights(name: str) -> dict[str, Tensor]:
     """torchvision's weights for ImageNet, a detector's for COCO, from its cache or downloaded."""
     from torchvision.models import get_model_weights, list_models
 
@@ -437,10 +447,10 @@ def _published(name: str) -> dict[str, Tensor]:
     weights = next(iter(get_model_weights(name)))
     try:
         found = dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
-        return _checked(Path(weights.url), found)
+        return _check_tensors(Path(weights.url), found)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         file = os.path.basename(weights.url)  # noqa: PTH119
         raise Error(
-            f"the published weights of {name} cannot be downloaded ({explain(error)}); get {weights.url} by other "
+            f"the published weights of {name} cannot be downloaded ({explain_load_error(error)}); get {weights.url} by other "
             f"means, and give --init {file}"
         ) from error

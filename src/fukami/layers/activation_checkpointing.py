@@ -10,28 +10,28 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-def rematerialise(model: nn.Module) -> None:
+def enable_activation_checkpointing(model: nn.Module) -> None:
     """Keep what goes into the blocks of the network alone; what lies inside them is computed twice.
 
     A block is a residual block, an inception module or the like, or what lies between two poolings in a chain of
     layers. The result is the same, bit for bit.
     """
-    for block in list(_blocks(model)) or [model]:
-        parts = _between_poolings(block) if isinstance(block, nn.Sequential) else [block]
-        block.forward = partial(_through, [(part.forward, part) for part in parts])
+    for block in list(_find_blocks(model)) or [model]:
+        parts = _split_at_poolings(block) if isinstance(block, nn.Sequential) else [block]
+        block.forward = partial(_run_checkpointed, [(part.forward, part) for part in parts])
 
 
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+def _find_blocks(module: nn.Module) -> Iterator[nn.Module]:
     """The parts of a module that have at least two convolutions: chains of layers, and the smallest of other kinds."""
     for child in module.children():
         if sum(isinstance(part, nn.Conv2d) for part in child.modules()) >= 2:
-            inside = list(_blocks(child))
+            inside = list(_find_blocks(child))
             if not isinstance(child, nn.Sequential):
                 inside = [block for block in inside if not isinstance(block, nn.Sequential)]
             yield from inside or [child]
 
 
-def _between_poolings(chain: nn.Sequential) -> list[nn.Module]:
+def _split_at_poolings(chain: nn.Sequential) -> list[nn.Module]:
     """Parts that begin with the first weights after a pooling: a ReLU before them may change its input in place."""
     parts: list[list[nn.Module]] = [[]]
     pooled = False
@@ -44,19 +44,19 @@ def _between_poolings(chain: nn.Sequential) -> list[nn.Module]:
     return [nn.Sequential(*part) for part in parts]
 
 
-def _through(parts: Sequence[tuple[Any, nn.Module]], x: Tensor) -> Tensor:
+def _run_checkpointed(parts: Sequence[tuple[Any, nn.Module]], x: Tensor) -> Tensor:
     for forward, part in parts:
-        x = checkpoint(forward, x, use_reentrant=False, context_fn=partial(_contexts, part))
+        x = checkpoint(forward, x, use_reentrant=False, context_fn=partial(_create_contexts, part))
     return x
 
 
-def _contexts(part: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def _create_contexts(part: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Of the first computation and of the second."""
-    return nullcontext(), _still(part)
+    return nullcontext(), _freeze_running_stats(part)
 
 
 @contextmanager
-def _still(part: nn.Module) -> Iterator[None]:
+def _freeze_running_stats(part: nn.Module) -> Iterator[None]:
     """The running statistics of batch normalisation, which have seen the batch already, stay as they are."""
     norms: list[Any] = [module for module in part.modules() if isinstance(module, _BatchNorm) and module.training]
     before = [norm.momentum for norm in norms]

@@ -3,10 +3,10 @@
 import importlib.util
 
 from fukami.errors import UsageError
-from fukami.reinforcement.games import Games
+from fukami.reinforcement.vector_env import VectorEnv
 
 
-def find(name: str, count: int, *, colour: bool = False) -> Games:
+def make_envs(name: str, count: int, *, colour: bool = False) -> VectorEnv:
     """So many games of a name: ``catch`` (embedded), an Atari game such as ``pong``, or what gymnasium calls so.
 
     With ``colour`` its pictures are shown as people see them, which takes longer.
@@ -22,4 +22,4 @@ def find(name: str, count: int, *, colour: bool = False) -> Games:
         raise UsageError(f"the game {name!r} needs gymnasium and ale-py: pip install 'fukami[atari]', or play catch")
     from fukami.reinforcement import gymnasium_env
 
-    return gymnasium_env.find(name, count, colour)
+    return gymnasium_env.make_gymnasium_envs(name, count, colour)

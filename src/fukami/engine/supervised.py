@@ -6,29 +6,32 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from fukami.engine.recipe import Dataset, Recipe, within
+from fukami.engine.recipe import DataSpec, Recipe, check_range
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fukami.data.augment import Augment
-    from fukami.data.labelled import Source
-    from fukami.data.loader import Shuffled
+    from fukami.data.augment import AugmentationPipeline
+    from fukami.data.labelled_images import LabelledImages
+    from fukami.data.loader import BatchLoader
     from fukami.engine.schedules import Schedule
-    from fukami.engine.task import MakeOptimizer, Regime
-    from fukami.image.transform import Preparation
+    from fukami.engine.task import OptimizerFactory, TrainingOptions
+    from fukami.image.transform import SquareTransform
 
-Optimizer = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"]
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, as published weights expect them
-MARGIN = 8 / 7  # pictures are kept this much larger than the crops that are taken of them: 256 for 224
+OptimizerName = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"]
+IMAGENET_MEAN, IMAGENET_STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # of ImageNet's colours, as published weights expect them
+RESIZE_RATIO = 8 / 7  # pictures are kept this much larger than the crops that are taken of them: 256 for 224
 
 
 @dataclass(frozen=True, kw_only=True)
-class Supervised(Recipe):
+class SupervisedRecipe(Recipe):
     """Epochs, batches, an optimizer and the course of its learning rate."""
 
-    dataset: Dataset = ""
+    dataset: DataSpec = ""
     """What to learn from, a name or a path."""
     holdout: float = 0.2
     """Share of the pictures kept for testing, where the data have no test part of their own."""
@@ -47,7 +50,7 @@ class Supervised(Recipe):
     """Parts in which a batch passes through the network, one after another, where it does not fit whole."""
     rematerialise: bool = False
     """Compute activations again in the backward pass where they do not fit: less memory for a third more time."""
-    optimizer: Optimizer = "nesterov"
+    optimizer: OptimizerName = "nesterov"
     """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
     lr: float = 0.02
     """Peak learning rate of the recipe's own batch."""
@@ -73,14 +76,14 @@ class Supervised(Recipe):
         """Refuse what no run can have."""
         from fukami.data import augment
 
-        within(self, 1, math.inf, "epochs", "judge_every", "batch", "accumulate")
-        within(self, 0, math.inf, "lr", "weight_decay", "memory", "clip", "broken")
-        within(self, 0, 1, "holdout", "drop")
-        within(self, 0, 0.9999999, "warmup", "momentum")
+        check_range(self, 1, math.inf, "epochs", "judge_every", "batch", "accumulate")
+        check_range(self, 0, math.inf, "lr", "weight_decay", "memory", "clip", "broken")
+        check_range(self, 0, 1, "holdout", "drop")
+        check_range(self, 0, 0.9999999, "warmup", "momentum")
         self.course()
-        augment.strengths(self.augment)
+        augment.parse_strengths(self.augment)
 
-    def regime(self) -> "Regime":
+    def regime(self) -> "TrainingOptions":
         """How the network is trained, as a task takes it."""
         return {
             "optimizer": self.make_optimizer(),
@@ -93,15 +96,15 @@ class Supervised(Recipe):
 
     def batches(
         self,
-        source: "Source",
+        source: "LabelledImages",
         labels: tuple[str, ...],
-        prepare: "Preparation",
+        prepare: "SquareTransform",
         words: "Sequence[str]",
         *,
         batch: int,
         seed: int | None,
         balanced: bool = False,
-    ) -> "Shuffled":
+    ) -> "BatchLoader":
         """Batches of pictures, changed as ``words`` say: from memory where all fit, streamed where not.
 
         Raises:
@@ -110,35 +113,35 @@ class Supervised(Recipe):
         import torch
 
         from fukami.data import augment
-        from fukami.data.loader import Resident
-        from fukami.data.shards import Samples
-        from fukami.data.streaming import Streamed
-        from fukami.data.webdataset import Sharded
+        from fukami.data.loader import InMemoryLoader
+        from fukami.data.shards import ShardSamples
+        from fukami.data.streaming import FileStreamingLoader
+        from fukami.data.webdataset import ShardStreamingLoader
 
-        crop = augment.strengths(words).get("crop")
+        crop = augment.parse_strengths(words).get("crop")
         whole = crop is None or prepare.digit  # a digit comes in one size
-        larger = prepare if whole else dataclasses.replace(prepare, size=round(prepare.size * MARGIN))
+        larger = prepare if whole else dataclasses.replace(prepare, size=round(prepare.size * RESIZE_RATIO))
         targets = torch.from_numpy(source.targets)
         how: dict[str, Any] = {"batch": batch, "seed": seed}
-        if isinstance(source.items, tuple | Samples) and len(source) * larger.bytes > self.memory * 1e9:
+        if isinstance(source.items, tuple | ShardSamples) and len(source) * larger.bytes > self.memory * 1e9:
             own = [word for word in words if word.partition("=")[0] != "crop"]  # which decoding does
-            how |= {"augment": changes(own, prepare, labels), "smallest": crop, "broken": self.broken}
+            how |= {"augment": build_augmentation(own, prepare, labels), "smallest": crop, "broken": self.broken}
             if isinstance(source.items, tuple):
-                return Streamed(source.items, targets, labels, prepare, balanced=balanced, **how)
+                return FileStreamingLoader(source.items, targets, labels, prepare, balanced=balanced, **how)
             if balanced:
                 raise UsageError("--balance sampling cannot be streamed from shards; give --balance loss")
-            return Sharded(source.items, targets, labels, prepare, **how)
+            return ShardStreamingLoader(source.items, targets, labels, prepare, **how)
         found = source.read(larger, self.broken)
-        how |= {"augment": changes(words, prepare, labels), "size": prepare.size}
-        return Resident(found.pictures, found.targets, labels, names=found.names, balanced=balanced, **how)
+        how |= {"augment": build_augmentation(words, prepare, labels), "size": prepare.size}
+        return InMemoryLoader(found.pictures, found.targets, labels, names=found.names, balanced=balanced, **how)
 
     def course(self) -> "Schedule":
         """The learning rate's course, as a factor of its peak."""
         from fukami.engine import schedules
 
-        return schedules.parse(self.decay, factor=self.drop, warmup=self.warmup)
+        return schedules.parse_schedule(self.decay, factor=self.drop, warmup=self.warmup)
 
-    def make_optimizer(self) -> "MakeOptimizer":
+    def make_optimizer(self) -> "OptimizerFactory":
         """torch's optimizer of that name, fused where it can be."""
         import torch
 
@@ -160,8 +163,10 @@ class Supervised(Recipe):
         return self.lr * {"none": 1.0, "linear": growth, "sqrt": math.sqrt(growth)}[self.lr_rule]
 
 
-def changes(words: "Sequence[str]", prepare: "Preparation", labels: tuple[str, ...]) -> "Augment | None":
+def build_augmentation(
+    words: "Sequence[str]", prepare: "SquareTransform", labels: tuple[str, ...]
+) -> "AugmentationPipeline | None":
     """The augmentation that the words ask for; None where there are none."""
     from fukami.data import augment
 
-    return augment.parse(words, size=prepare.size, classes=len(labels)) if words else None
+    return augment.parse_augmentation(words, size=prepare.size, classes=len(labels)) if words else None

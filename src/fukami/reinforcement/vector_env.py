@@ -5,13 +5,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-SIDE = 84  # pixels of the frames that the network sees (Mnih et al. 2015, methods)
-SKIP = 4  # frames that an action is repeated for
-NOOPS = 30  # frames at most in which nothing is done at the beginning, so that no two games are alike
-LONGEST = 108_000  # frames of an episode at most: half an hour
+FRAME_SIZE = 84  # pixels of the frames that the network sees (Mnih et al. 2015, methods)
+FRAME_SKIP = 4  # frames that an action is repeated for
+MAX_NOOPS = 30  # frames at most in which nothing is done at the beginning, so that no two games are alike
+MAX_EPISODE_FRAMES = 108_000  # frames of an episode at most: half an hour
 
 
-class Seen(NamedTuple):
+class StepResult(NamedTuple):
     """What there is to see of each game after an action.
 
     Attributes:
@@ -29,7 +29,7 @@ class Seen(NamedTuple):
     lost: npt.NDArray[np.bool_]
 
 
-class Games(Protocol):
+class VectorEnv(Protocol):
     """Games side by side; a game that has ended does nothing until it is reset.
 
     Attributes:
@@ -42,7 +42,7 @@ class Games(Protocol):
     actions: tuple[str, ...]
     shape: tuple[int, ...]
 
-    def reset(self, which: npt.NDArray[np.bool_], seeds: npt.NDArray[np.int64]) -> Seen:
+    def reset(self, which: npt.NDArray[np.bool_], seeds: npt.NDArray[np.int64]) -> StepResult:
         """Begin anew where ``which`` ``(G,)`` says so, each game with its seed; what there is to see of all."""
         ...
 
@@ -50,7 +50,7 @@ class Games(Protocol):
         """Take an action in each game, perhaps while something else is computed."""
         ...
 
-    def receive(self) -> Seen:
+    def receive(self) -> StepResult:
         """What has become of them."""
         ...
 

@@ -8,27 +8,27 @@ from fukami.data.parsing import exists
 from fukami.errors import Error
 
 
-def candidates() -> list[Path]:
+def list_data_folders() -> list[Path]:
     """The folders that are searched, in order: ``$FUKAMI_DATA`` where it is set, then the cache folder."""
     given = os.environ.get("FUKAMI_DATA")
-    return [*([Path(given)] if given else []), download_folder()]
+    return [*([Path(given)] if given else []), get_cache_folder()]
 
 
-def lying(name: str, what: str) -> Path:
+def find_dataset(name: str, what: str) -> Path:
     """The folder or the zip archive of a name.
 
     Raises:
         Error: it is in none of the places; ``what`` should lie there is said.
     """
-    for place in candidates():
+    for place in list_data_folders():
         for path in (place / name, place / f"{name}.zip"):
             if path.exists():
                 return path
-    places = " or ".join(str(place / name) for place in candidates())
+    places = " or ".join(str(place / name) for place in list_data_folders())
     raise Error(f"{name} was not found: there is no {places}, nor {name}.zip; put {what} there")
 
 
-def known(spec: str, names: Collection[str], recognised: Callable[[Path], object]) -> bool:
+def is_known_dataset(spec: str, names: Collection[str], recognised: Callable[[Path], object]) -> bool:
     """Whether it is one of the names, or a path where ``recognised`` finds a layout; an archive is unpacked."""
     path = Path(spec)
     if spec in names or not exists(path) or path.suffix.lower() == ".csv":
@@ -39,6 +39,6 @@ def known(spec: str, names: Collection[str], recognised: Callable[[Path], object
         return False
 
 
-def download_folder() -> Path:
+def get_cache_folder() -> Path:
     """The cache folder, ``~/.cache/fukami`` unless ``$XDG_CACHE_HOME`` says otherwise; it is not created here."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fukami"

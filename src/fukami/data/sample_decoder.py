@@ -12,46 +12,46 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fukami.data.annotated import Annotated, Bytes
-from fukami.data.folder import BROKEN, check, listed
-from fukami.data.masks import nearest
-from fukami.data.streaming import processors
-from fukami.errors import Error, refuse_if_out_of_memory
-from fukami.image.transform import Scaled
+from fukami.data.image_folder import MAX_BROKEN, check_broken, format_errors
+from fukami.data.masks import resize_mask
+from fukami.data.samples import Sample, UInt8Array
+from fukami.data.streaming import count_workers
+from fukami.errors import Error, convert_memory_errors
+from fukami.image.transform import ResizeTransform
 
 logger = logging.getLogger(__name__)
-EACH = 16  # pictures that are decoded at a time
-MANY = 200  # files from which other processes are worth their start
+DECODE_BATCH_SIZE = 16  # pictures that are decoded at a time
+MIN_PARALLEL_SAMPLES = 200  # files from which other processes are worth their start
 
-Frame = tuple[int, int]  # height and width
+FrameSize = tuple[int, int]  # height and width
 
 
-class PictureDecoder(Dataset[Any]):
+class SampleDecoder(Dataset[Any]):
     """Pictures at their size, ``(3 or 4, H, W)`` uint8, or the error of one that cannot be read.
 
     In arrays, since each tensor that another process sends holds a file open.
     """
 
-    def __init__(self, samples: Sequence[Annotated], prepare: Scaled) -> None:
+    def __init__(self, samples: Sequence[Sample], prepare: ResizeTransform) -> None:
         self.samples, self.prepare = samples, prepare
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, wish: Any) -> Bytes | Error:
+    def __getitem__(self, wish: Any) -> UInt8Array | Error:
         sample = self.samples[wish]
         try:
-            with refuse_if_out_of_memory(sample.name):
-                picture = decode(sample, self.prepare)
+            with convert_memory_errors(sample.name):
+                picture = decode_sample(sample, self.prepare)
         except Error as error:
             return error
         return picture if isinstance(picture, Error) else picture.numpy()
 
 
-class FrameDecoder(PictureDecoder):
+class FrameDecoder(SampleDecoder):
     """The same in frames, ``(H, W, 3 or 4)`` uint8, as what streams is collected; a wish is a number and a frame."""
 
-    def __getitem__(self, wish: tuple[int, Frame]) -> Bytes | Error:
+    def __getitem__(self, wish: tuple[int, FrameSize]) -> UInt8Array | Error:
         number, (height, width) = wish
         picture = super().__getitem__(number)
         if isinstance(picture, Error):
@@ -61,7 +61,7 @@ class FrameDecoder(PictureDecoder):
         return frame
 
 
-def decode(sample: Annotated, prepare: Scaled) -> Tensor | Error:
+def decode_sample(sample: Sample, prepare: ResizeTransform) -> Tensor | Error:
     """A picture at its size, ``(3, H, W)`` uint8, with its mask as a fourth channel; or what is wrong with it."""
     try:
         picture = prepare.open(sample.source, sample.name if isinstance(sample.source, Path) else "")
@@ -80,31 +80,33 @@ def decode(sample: Annotated, prepare: Scaled) -> Tensor | Error:
     if (mask.shape[1], mask.shape[0]) != sample.size:
         sides = "×".join(map(str, sample.size))
         return Error(f"{sample.name} has {sides} pixels, and its mask {mask.shape[1]}×{mask.shape[0]}; they must agree")
-    resized = nearest(mask, pixels.shape[2], pixels.shape[1])
+    resized = resize_mask(mask, pixels.shape[2], pixels.shape[1])
     return torch.cat([pixels, torch.from_numpy(np.array(resized))[None]])
 
 
-def decoded(
-    samples: Sequence[Annotated], prepare: Scaled, broken: int = BROKEN
-) -> tuple[list[Annotated], list[Tensor]]:
+def decode_samples(
+    samples: Sequence[Sample], prepare: ResizeTransform, broken: int = MAX_BROKEN
+) -> tuple[list[Sample], list[Tensor]]:
     """The samples whose pictures can be read, and these pictures; the others are named.
 
     Raises:
         Error: more than ``broken`` cannot be read, or all.
     """
-    kept: list[Annotated] = []
+    kept: list[Sample] = []
     pictures: list[Tensor] = []
     wrong: list[str] = []
     files = sum(isinstance(sample.source, Path) for sample in samples)
-    numbers = [list(range(at, min(at + EACH, len(samples)))) for at in range(0, len(samples), EACH)]
+    numbers = [
+        list(range(at, min(at + DECODE_BATCH_SIZE, len(samples)))) for at in range(0, len(samples), DECODE_BATCH_SIZE)
+    ]
     reader = DataLoader(
-        PictureDecoder(samples, prepare),
+        SampleDecoder(samples, prepare),
         batch_sampler=numbers,
-        num_workers=processors() if files >= MANY else 0,
+        num_workers=count_workers() if files >= MIN_PARALLEL_SAMPLES else 0,
         collate_fn=list,
         generator=torch.Generator(),
     )
-    with alone():
+    with use_single_thread():
         for sample, result in zip(samples, itertools.chain.from_iterable(reader), strict=True):
             if isinstance(result, Error):
                 wrong.append(str(result))
@@ -114,13 +116,13 @@ def decoded(
     if wrong and not kept:
         raise Error(f"not one of the {len(samples)} pictures can be read; the first: {wrong[0]}")
     if wrong:
-        logger.warning(f"{len(wrong)} of {len(samples)} pictures are left out:\n{listed(wrong)}")
-    check(wrong, broken)
+        logger.warning(f"{len(wrong)} of {len(samples)} pictures are left out:\n{format_errors(wrong)}")
+    check_broken(wrong, broken)
     return kept, pictures
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def use_single_thread() -> Iterator[None]:
     """One thread for torch, as in the other processes: how work is cut up among several decides how it is rounded."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

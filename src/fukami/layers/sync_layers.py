@@ -8,7 +8,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 
-def share(module: nn.Module) -> nn.Module:
+def convert_sync_layers(module: nn.Module) -> nn.Module:
     """The module, in place: batch normalisation over the batch of all processes, dropout drawn for all of it.
 
     With it, a step of several processes is that of one process with the whole batch, but for rounding. Process ``r`` of
@@ -17,7 +17,7 @@ def share(module: nn.Module) -> nn.Module:
     if next(module.parameters()).device.type != "cpu":
         # fused kernels, which torch has for GPUs alone
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-    kinds = {nn.BatchNorm1d: SharedBatchNorm, nn.BatchNorm2d: SharedBatchNorm, nn.Dropout: SharedDropout}
+    kinds = {nn.BatchNorm1d: CPUSyncBatchNorm, nn.BatchNorm2d: CPUSyncBatchNorm, nn.Dropout: SyncDropout}
     for child in module.modules():
         kind = kinds.get(type(child))
         if kind is not None:
@@ -25,7 +25,7 @@ def share(module: nn.Module) -> nn.Module:
     return module
 
 
-class SharedDropout(nn.Dropout):
+class SyncDropout(nn.Dropout):
     """Dropout whose mask is this process's rows of the mask that one process would draw for the whole batch."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class SharedDropout(nn.Dropout):
         return input * F.dropout(whole, self.p)[rank::world]
 
 
-class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
+class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch normalisation with the mean and the variance over all processes (``nn.SyncBatchNorm`` is for GPUs)."""
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -49,7 +49,7 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
-        output, mean, var, count = _Normalised.apply(input, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
+        output, mean, var, count = _SyncBatchNormFunction.apply(input, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
         if self.track_running_stats:
             assert self.num_batches_tracked is not None
             assert self.running_mean is not None
@@ -62,7 +62,7 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         return output  # type: ignore[no-any-return]
 
 
-class _Normalised(torch.autograd.Function):
+class _SyncBatchNormFunction(torch.autograd.Function):
     """Ioffe and Szegedy 2015, algorithm 1, over the batches of all processes.
 
     Means and variances of the processes are put together as in Chan et al. 1979, equation 2.1.
@@ -72,7 +72,7 @@ class _Normalised(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        var, mean = torch.var_mean(_wide(input), _others(input), correction=0)
+        var, mean = torch.var_mean(_promote_to_float32(input), _get_reduction_dims(input), correction=0)
         own = torch.stack([mean, var, torch.full_like(mean, input.numel() // input.shape[1])])
         every = [torch.empty_like(own) for _ in range(dist.get_world_size())]
         dist.all_gather(every, own)
@@ -90,9 +90,11 @@ class _Normalised(torch.autograd.Function):
         input, weight, mean, var, count = ctx.saved_tensors
         shape = (1, -1, *[1] * (input.ndim - 2))
         scale = (var + ctx.eps).rsqrt()
-        normal = (_wide(input) - mean.view(shape)) * scale.view(shape)
-        gradient = _wide(gradients[0])
-        sums = torch.stack([gradient.sum(_others(input)), (gradient * normal).sum(_others(input))])
+        normal = (_promote_to_float32(input) - mean.view(shape)) * scale.view(shape)
+        gradient = _promote_to_float32(gradients[0])
+        sums = torch.stack(
+            [gradient.sum(_get_reduction_dims(input)), (gradient * normal).sum(_get_reduction_dims(input))]
+        )
         own = sums.clone()  # those of the parameters are averaged with all others later
         dist.all_reduce(sums)
         by_bias, by_weight = (sums / count).unbind(0)
@@ -102,11 +104,11 @@ class _Normalised(torch.autograd.Function):
         return by_input.to(input.dtype), *parameters, None
 
 
-def _others(input: Tensor) -> list[int]:
+def _get_reduction_dims(input: Tensor) -> list[int]:
     """Every dimension but that of the channels."""
     return [dimension for dimension in range(input.ndim) if dimension != 1]
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def _promote_to_float32(tensor: Tensor) -> Tensor:
     """At least float32: halves are too coarse for sums."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -12,20 +12,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fukami.data.parsing import SMALL, read_text
+from fukami.data.parsing import MAX_SMALL_FILE_BYTES, read_text
 from fukami.errors import Error
 
 Colour = tuple[int, int, int]
-NOTHING = {"void", "unlabelled", "unlabeled", "ignore", "ignored"}  # names that stand for no class
-IGNORED = 255  # the value that stands for no class in most data sets
-TABLES = (
+IGNORED_NAMES = {"void", "unlabelled", "unlabeled", "ignore", "ignored"}  # names that stand for no class
+IGNORE_INDEX = 255  # the value that stands for no class in most data sets
+TABLE_FILES = (
     "classes.txt", "classes.csv", "class_dict.csv", "_classes.csv", "labels.txt", "codes.txt", "label_colors.txt",
     "labelmap.txt", "class_names.txt",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Legend:
+class ClassTable:
     """The classes of masks, and which value or colour of a pixel stands for which.
 
     Attributes:
@@ -43,16 +43,16 @@ class Legend:
         """Hash of all of it."""
         return hashlib.blake2b(repr((self.labels, self.values, self.colours)).encode(), digest_size=16).digest()
 
-    def ignoring(self, value: int) -> "Legend":
+    def ignoring(self, value: int) -> "ClassTable":
         """The same in which a value stands for no class, unless it stands for one."""
-        return Legend(self.labels, {value: -1, **self.values} if self.values else {}, self.colours)
+        return ClassTable(self.labels, {value: -1, **self.values} if self.values else {}, self.colours)
 
 
-def by_value(labels: Sequence[str], ignored: Iterable[int] = ()) -> Legend:
+def build_class_table(labels: Sequence[str], ignored: Iterable[int] = ()) -> ClassTable:
     """Classes that are numbered from 0 on; one that is called nothing is unlabelled."""
-    kept = tuple(label for label in labels if label.lower() not in NOTHING)
+    kept = tuple(label for label in labels if label.lower() not in IGNORED_NAMES)
     values = {number: kept.index(label) if label in kept else -1 for number, label in enumerate(labels)}
-    return Legend(kept, {**dict.fromkeys(ignored, -1), **values})
+    return ClassTable(kept, {**dict.fromkeys(ignored, -1), **values})
 
 
 VOC_LABELS = (
@@ -69,7 +69,7 @@ CITYSCAPES_LABELS = (
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 
-def voc_colour(number: int) -> Colour:
+def compute_voc_color(number: int) -> Colour:
     """The colour of a number in VOC's palette, whose bits are dealt out to red, green and blue in turn."""
     levels = [0, 0, 0]
     for place in range(8):
@@ -78,26 +78,27 @@ def voc_colour(number: int) -> Colour:
     return levels[0], levels[1], levels[2]
 
 
-VOC = by_value(VOC_LABELS, (IGNORED,))
-VOC_COLOURED = Legend(
-    VOC_LABELS, colours={voc_colour(number): number for number in range(21)} | {voc_colour(IGNORED): -1}
+VOC = build_class_table(VOC_LABELS, (IGNORE_INDEX,))
+VOC_COLOURED = ClassTable(
+    VOC_LABELS,
+    colours={compute_voc_color(number): number for number in range(21)} | {compute_voc_color(IGNORE_INDEX): -1},
 )
-CAMVID = by_value(CAMVID_LABELS, (11, IGNORED))
-CITYSCAPES = Legend(
+CAMVID = build_class_table(CAMVID_LABELS, (11, IGNORE_INDEX))
+CITYSCAPES = ClassTable(
     CITYSCAPES_LABELS,
-    dict.fromkeys((*range(34), IGNORED), -1) | {value: n for n, value in enumerate(CITYSCAPES_IDS)},
+    dict.fromkeys((*range(34), IGNORE_INDEX), -1) | {value: n for n, value in enumerate(CITYSCAPES_IDS)},
 )
-CITYSCAPES_TRAINING = by_value(CITYSCAPES_LABELS, (IGNORED,))
+CITYSCAPES_TRAIN_IDS = build_class_table(CITYSCAPES_LABELS, (IGNORE_INDEX,))
 
 
-def found(root: Path) -> Legend | None:
+def find_class_table(root: Path) -> ClassTable | None:
     """What the class table in a folder says; None where there is none."""
     here = {path.name.lower(): path for path in root.iterdir() if path.is_file()}
-    table = next((here[name] for name in TABLES if name in here), None)
-    return read(table) if table else None
+    table = next((here[name] for name in TABLE_FILES if name in here), None)
+    return read_class_table(table) if table else None
 
 
-def read(path: Path) -> Legend:
+def read_class_table(path: Path) -> ClassTable:
     """What a class table says: a line for each class, with its name alone, its value, or its red, green and blue.
 
     Names without numbers count from 0. The lines may be those of CSV, ``name: r, g, b`` (CVAT) or ``r g b name``; a
@@ -106,8 +107,10 @@ def read(path: Path) -> Legend:
     Raises:
         Error: a line is none of these, two classes have one value or name, or there is no class.
     """
-    lines = read_text(path, limit=SMALL).splitlines()
-    rows = [_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip() and line[0] not in "#;"]
+    lines = read_text(path, limit=MAX_SMALL_FILE_BYTES).splitlines()
+    rows = [
+        _parse_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip() and line[0] not in "#;"
+    ]
     if rows and path.suffix.lower() == ".csv" and not rows[0][1]:
         rows = rows[1:]  # the names of the columns
     if not rows:
@@ -116,7 +119,7 @@ def read(path: Path) -> Legend:
     if len(kinds) > 1:
         raise Error(f"{path} gives some classes a colour or a value and others none; give each of them the same")
     names = [name for name, _ in rows]
-    labels = tuple(name for name in dict.fromkeys(names) if name.lower() not in NOTHING)
+    labels = tuple(name for name in dict.fromkeys(names) if name.lower() not in IGNORED_NAMES)
     number = {**dict.fromkeys(names, -1), **{name: at for at, name in enumerate(labels)}}
     keys = [numbers or (at,) for at, (_, numbers) in enumerate(rows)]
     twice = next((key for key, count in Counter(keys).items() if count > 1), None)
@@ -125,11 +128,11 @@ def read(path: Path) -> Legend:
         raise Error(f"{path} has {what}; give each class a value of its own")
     classes = [number[name] for name in names]
     if kinds == {3}:
-        return Legend(labels, colours=dict(zip(keys, classes, strict=True)))  # type: ignore[arg-type]
-    return Legend(labels, {key[0]: each for key, each in zip(keys, classes, strict=True)})
+        return ClassTable(labels, colours=dict(zip(keys, classes, strict=True)))  # type: ignore[arg-type]
+    return ClassTable(labels, {key[0]: each for key, each in zip(keys, classes, strict=True)})
 
 
-def _row(path: Path, number: int, line: str) -> tuple[str, tuple[int, ...]]:
+def _parse_row(path: Path, number: int, line: str) -> tuple[str, tuple[int, ...]]:
     """The name in a line, and the numbers in it: none, a value, or a colour."""
     try:
         separated = next(csv.reader([line], skipinitialspace=True)) if "," in line and ":" not in line else None
@@ -147,7 +150,7 @@ def _row(path: Path, number: int, line: str) -> tuple[str, tuple[int, ...]]:
     return " ".join(words), numbers
 
 
-def coded(colours: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
+def encode_colors(colours: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
     """Colours ``(..., 3)`` as one number each."""
     wide = colours.astype(np.int32)
     return np.asarray(wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2])

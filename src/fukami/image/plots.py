@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 
-def row(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Figure:
+def plot_image_row(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Figure:
     """Pictures of one height side by side, with a caption each."""
     widths = [picture.width / picture.height for picture in pictures]
     figure = Figure(figsize=(12, 12 / sum(widths) + 0.4), layout="constrained")
@@ -21,7 +21,7 @@ def row(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Figure:
     return figure
 
 
-def variants(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Figure:
+def plot_variants(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Figure:
     """A row for each picture: as it is, under its name, and then what became of it; ``(C, H, W)`` in 0..255 each."""
     columns = max(len(pictures) for _, pictures in rows)
     heights = [pictures[0].shape[1] / pictures[0].shape[2] for _, pictures in rows]
@@ -37,7 +37,7 @@ def variants(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Figure:
     return figure
 
 
-def boxed(rows: Sequence[Sequence[tuple[Tensor, Sequence[tuple[Sequence[float], str]]]]]) -> Figure:
+def plot_boxes(rows: Sequence[Sequence[tuple[Tensor, Sequence[tuple[Sequence[float], str]]]]]) -> Figure:
     """A row for each picture: as it is, and then what became of it; ``(C, H, W)`` in 0..255 each, with the corners
     (left, top, right, bottom) and the name of each of its boxes.
     """

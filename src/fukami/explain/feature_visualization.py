@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fukami.explain.summary import Layer, Shape, capture, last_maps, layers
+from fukami.explain.summary import LayerInfo, Shape, create_feature_extractor, find_last_activation, summarize_layers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BEST = 9  # patches of a unit
-MAPS = 8  # maps of a layer in a figure
-FILTERS = 96  # filters in a figure
-RULE = (0.35, 0.55, 0.75)  # between patches, which may be black, white or grey themselves
-PIXELS = 48  # least width of a picture in a figure
-OUTSIDE = 128  # grey of what lies outside the picture
+NUM_PATCHES = 9  # patches of a unit
+MAX_MAPS = 8  # maps of a layer in a figure
+MAX_FILTERS = 96  # filters in a figure
+GAP_COLOR = (0.35, 0.55, 0.75)  # between patches, which may be black, white or grey themselves
+MIN_TILE_WIDTH = 48  # least width of a picture in a figure
+PADDING_VALUE = 128  # grey of what lies outside the picture
 
 
 @dataclass
@@ -35,29 +35,31 @@ class Patch:
     pixels: Tensor
 
 
-def first_filters(model: nn.Module, shape: Shape) -> Tensor:
+def get_first_filters(model: nn.Module, shape: Shape) -> Tensor:
     """The weights of the first convolution, ``(filters, channels, height, width)``."""
-    first = next((layer for layer in layers(model, shape) if layer.multiply_adds and layer.receptive_field), None)
-    first = first or last_maps([])  # which says that there is none
+    first = next(
+        (layer for layer in summarize_layers(model, shape) if layer.multiply_adds and layer.receptive_field), None
+    )
+    first = first or find_last_activation([])  # which says that there is none
     weight: Tensor = model.get_submodule(first.name).weight  # type: ignore[assignment]
     return weight.detach().float().cpu()
 
 
 @torch.inference_mode()
-def feature_maps(model: nn.Module, picture: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+def compute_feature_maps(model: nn.Module, picture: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     """The outputs ``(channels, h, w)`` of the layers ``names`` for a picture."""
-    found = capture(model, names)(picture[None])
+    found = create_feature_extractor(model, names)(picture[None])
     return {name: maps[0].float().cpu() for name, maps in zip(names, found, strict=True)}
 
 
 @torch.inference_mode()
-def exciting(
+def find_top_patches(
     model: nn.Module,
     batches: Iterable[Tensor],
-    units: Sequence[tuple[Layer, Sequence[int]]],
+    units: Sequence[tuple[LayerInfo, Sequence[int]]],
     *,
     normalise: Callable[[Tensor], Tensor],
-    best: int = BEST,
+    best: int = NUM_PATCHES,
 ) -> dict[str, list[list[Patch]]]:
     """For each layer by name and each of its units, the patches that excite it most, the strongest first.
 
@@ -71,7 +73,7 @@ def exciting(
         normalise: pictures of a batch as the network takes them.
         best: patches of a unit.
     """
-    part = capture(model, [layer.name for layer, _ in units])
+    part = create_feature_extractor(model, [layer.name for layer, _ in units])
     found: dict[str, list[list[Patch]]] = {layer.name: [[] for _ in chosen] for layer, chosen in units}
     for pictures in batches:
         every = part(normalise(pictures))
@@ -82,13 +84,13 @@ def exciting(
                 for value, at in zip(top.values.tolist(), top.indices.tolist(), strict=True):
                     if len(patches) < best or value > patches[-1].value:
                         row, column = divmod(int(places[at, number]), maps.shape[3])
-                        patches.append(Patch(value, crop(pictures[at].cpu(), layer.region(row, column))))
+                        patches.append(Patch(value, crop_region(pictures[at].cpu(), layer.region(row, column))))
                         patches.sort(key=lambda patch: -patch.value)
                         del patches[best:]
     return found
 
 
-def crop(picture: Tensor, region: tuple[int, int, int, int] | None) -> Tensor:
+def crop_region(picture: Tensor, region: tuple[int, int, int, int] | None) -> Tensor:
     """A region of a picture, grey outside it; the whole picture where the region is None or no smaller."""
     height, width = picture.shape[1:]
     if region is None or (region[2] - region[0] >= height and region[3] - region[1] >= width):
@@ -96,10 +98,10 @@ def crop(picture: Tensor, region: tuple[int, int, int, int] | None) -> Tensor:
     top, left, bottom, right = region
     padding = (max(-left, 0), max(right - width, 0), max(-top, 0), max(bottom - height, 0))
     inside = picture[:, max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-    return F.pad(inside, padding, value=OUTSIDE)
+    return F.pad(inside, padding, value=PADDING_VALUE)
 
 
-def grad_cam(model: nn.Module, picture: Tensor, target: int, layer: str | None = None) -> Tensor:
+def compute_grad_cam(model: nn.Module, picture: Tensor, target: int, layer: str | None = None) -> Tensor:
     """Where in the picture a class was found: ``(h, w)``, not negative, of the resolution of the layer's maps.
 
     The maps are weighted by the mean gradient of the class's score with respect to each, and summed; what speaks
@@ -115,73 +117,79 @@ def grad_cam(model: nn.Module, picture: Tensor, target: int, layer: str | None =
             own, a product with a weight tells nothing about presence.
     """
     with torch.inference_mode(mode=False):
-        name = layer or last_maps(layers(model, _shape(picture))).name
+        name = layer or find_last_activation(summarize_layers(model, _get_shape(picture))).name
         given = picture.detach().clone()[None].requires_grad_()
-        maps, scores = capture(model, [name], scores=True)(given)
+        maps, scores = create_feature_extractor(model, [name], scores=True)(given)
         (gradient,) = torch.autograd.grad(scores[0, target], maps)
         heat: Tensor = (gradient.mean((2, 3), keepdim=True) * maps).sum((0, 1)).relu()
         return heat.detach().float().cpu()
 
 
-def _shape(picture: Tensor) -> Shape:
+def _get_shape(picture: Tensor) -> Shape:
     channels, height, width = picture.shape
     return channels, height, width
 
 
-def draw_filters(weights: Tensor) -> "Figure":
+def plot_filters(weights: Tensor) -> "Figure":
     """The filters, each stretched about grey; in colour where they look at three channels, else their first channel."""
-    shown = weights[:FILTERS]
+    shown = weights[:MAX_FILTERS]
     shown = shown if shown.shape[1] == 3 else shown[:, :1]
     scale = shown.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
     columns = min(16, len(shown))
-    return _rows([("", tile(enlarged(0.5 + shown / (2 * scale)), columns, gap=6))], 0.55 * columns)
+    return _plot_rows([("", tile_images(upscale_images(0.5 + shown / (2 * scale)), columns, gap=6))], 0.55 * columns)
 
 
-def draw_maps(maps: dict[str, Tensor]) -> "Figure":
+def plot_feature_maps(maps: dict[str, Tensor]) -> "Figure":
     """The maps of each layer that are greatest somewhere, in a row; black is the least of a map, white its greatest."""
     rows = []
     for name, values in maps.items():
-        chosen = strongest(values, MAPS)
+        chosen = select_strongest_maps(values, MAX_MAPS)
         shown = values[chosen]
         low, high = shown.amin((1, 2), keepdim=True), shown.amax((1, 2), keepdim=True)
         pictures = ((shown - low) / (high - low).clamp(min=1e-12))[:, None]
         size = "×".join(map(str, values.shape))
         rows.append(
-            (f"layer {name}: {size}, maps {', '.join(map(str, chosen))}", tile(enlarged(pictures), MAPS, gap=4))
+            (
+                f"layer {name}: {size}, maps {', '.join(map(str, chosen))}",
+                tile_images(upscale_images(pictures), MAX_MAPS, gap=4),
+            )
         )
-    return _rows(rows, 8.0)
+    return _plot_rows(rows, 8.0)
 
 
-def draw_exciting(rows: Sequence[tuple[str, list[list[Patch]]]]) -> "Figure":
+def plot_top_patches(rows: Sequence[tuple[str, list[list[Patch]]]]) -> "Figure":
     """A row for each titled layer, in it a square of patches for each unit."""
     drawn = []
     for title, units in rows:
         blocks = [torch.stack([patch.pixels for patch in patches]) / 255 for patches in units if patches]
-        squares = [torch.from_numpy(tile(enlarged(block), 3, gap=3, ground=RULE)).permute(2, 0, 1) for block in blocks]
+        squares = [
+            torch.from_numpy(tile_images(upscale_images(block), 3, gap=3, ground=GAP_COLOR)).permute(2, 0, 1)
+            for block in blocks
+        ]
         high = max(square.shape[1] for square in squares)  # fewer than nine patches leave white below
         even = [F.pad(square, (0, 0, 0, high - square.shape[1]), value=1.0) for square in squares]
-        drawn.append((title, tile(torch.stack(even), len(even), gap=8)))
-    return _rows(drawn, 10.0)
+        drawn.append((title, tile_images(torch.stack(even), len(even), gap=8)))
+    return _plot_rows(drawn, 10.0)
 
 
-def enlarged(pictures: Tensor) -> Tensor:
+def upscale_images(pictures: Tensor) -> Tensor:
     """The pictures ``(N, C, h, w)`` with each pixel repeated, so that they are at least ``PIXELS`` wide."""
-    factor = -(-PIXELS // pictures.shape[3])
+    factor = -(-MIN_TILE_WIDTH // pictures.shape[3])
     return pictures.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
 
 
-def strongest(maps: Tensor, count: int) -> list[int]:
+def select_strongest_maps(maps: Tensor, count: int) -> list[int]:
     """The channels of ``(channels, h, w)`` whose greatest value is greatest."""
     return maps.amax((1, 2)).topk(min(count, len(maps))).indices.tolist()
 
 
-def draw_prediction(picture: Tensor, heat: Tensor, ranking: Sequence[tuple[str, float]]) -> "Figure":
+def plot_prediction(picture: Tensor, heat: Tensor, ranking: Sequence[tuple[str, float]]) -> "Figure":
     """What the network saw ``(C, H, W)`` uint8, where it found the class ``(h, w)``, and the likeliest classes."""
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(9, 2.9), layout="constrained")
     seen, found, bars = drawn.subplots(1, 3, width_ratios=(1, 1, 1.2))
-    pixels = tile(picture[None] / 255, 1, gap=0)
+    pixels = tile_images(picture[None] / 255, 1, gap=0)
     size = picture.shape[1:]
     large = F.interpolate(heat[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
     share = (large / large.max().clamp(min=1e-30)).numpy()
@@ -190,14 +198,14 @@ def draw_prediction(picture: Tensor, heat: Tensor, ranking: Sequence[tuple[str, 
     grey = pixels.mean(2, keepdims=True).repeat(3, 2)
     found.imshow(0.35 + 0.5 * grey, vmin=0, vmax=1)
     found.imshow(share, cmap="inferno", alpha=0.75 * share, vmin=0, vmax=1)
-    found.set_title(f"Grad-CAM of {_short(ranking[0][0])}", fontsize=9, parse_math=False)
+    found.set_title(f"Grad-CAM of {_truncate_name(ranking[0][0])}", fontsize=9, parse_math=False)
     for axes in (seen, found):
         axes.set_xticks([])
         axes.set_yticks([])
     names, probabilities = zip(*ranking[:5][::-1], strict=True)
     marks = bars.barh(range(len(names)), [100 * p for p in probabilities], color="#4878a8", height=0.6)
     bars.bar_label(marks, fmt="%.1f", fontsize=8, padding=3)
-    bars.set_yticks(range(len(names)), map(_short, names), parse_math=False)
+    bars.set_yticks(range(len(names)), map(_truncate_name, names), parse_math=False)
     bars.set_xlim(0, 115)
     bars.set_xticks([0, 50, 100])
     bars.set_xlabel("probability, %")
@@ -205,12 +213,12 @@ def draw_prediction(picture: Tensor, heat: Tensor, ranking: Sequence[tuple[str, 
     return drawn
 
 
-def _short(name: str) -> str:
+def _truncate_name(name: str) -> str:
     """The name of a class, cut to what fits beside a bar."""
     return name if len(name) <= 24 else f"{name[:23]}…"
 
 
-def tile(
+def tile_images(
     pictures: Tensor, columns: int, *, gap: int, ground: tuple[float, float, float] = (1.0, 1.0, 1.0)
 ) -> npt.NDArray[np.float32]:
     """Pictures ``(N, 1 | 3, h, w)`` in [0, 1] side by side on a ground, ``(H, W, 3)``."""
@@ -223,7 +231,7 @@ def tile(
     return page
 
 
-def _rows(rows: Sequence[tuple[str, npt.NDArray[np.float32]]], width: float) -> "Figure":
+def _plot_rows(rows: Sequence[tuple[str, npt.NDArray[np.float32]]], width: float) -> "Figure":
     """Titled pictures below one another, all as wide as the figure."""
     from matplotlib.figure import Figure
 

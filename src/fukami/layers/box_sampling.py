@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from fukami.layers.boxes import area, intersection, iou
+from fukami.layers.boxes import compute_area, compute_intersection, compute_iou
 
-UNCLEAR = -1  # a reference that is learned from neither as an object nor as background
-MANY = 0xFFFFFFFF
+IGNORE_LABEL = -1  # a reference that is learned from neither as an object nor as background
+UINT32_MASK = 0xFFFFFFFF
 
 
-def match(
+def match_boxes(
     references: Tensor,
     boxes: Tensor,
     classes: Tensor,
@@ -35,42 +35,42 @@ def match(
         Numbers of objects and targets, ``(N, A)`` each.
     """
     counted = (classes >= 0) & ~ignored
-    overlap = iou(boxes, references).masked_fill_(~counted.unsqueeze(-1), -1)
+    overlap = compute_iou(boxes, references).masked_fill_(~counted.unsqueeze(-1), -1)
     if usable is not None:
         overlap.masked_fill_(~usable.unsqueeze(1), -1)
     most, which = overlap.max(1)
     target = torch.where(most >= high, classes.gather(1, which) + 1, 0)
-    target = torch.where((most < high) & (most >= low), UNCLEAR, target)
+    target = torch.where((most < high) & (most >= low), IGNORE_LABEL, target)
     if best:
         top = overlap.amax(2, keepdim=True)
         chosen = ((overlap == top) & (top > 0)).any(1)
         target = torch.where(chosen, classes.gather(1, which) + 1, target)
-    hidden = intersection(boxes, references) / area(references).clamp(min=1e-6).unsqueeze(-2)
+    hidden = compute_intersection(boxes, references) / compute_area(references).clamp(min=1e-6).unsqueeze(-2)
     hidden = ((hidden >= 0.5) & (ignored & (classes >= 0)).unsqueeze(-1)).any(1)
     unclear = hidden & (target == 0) if usable is None else hidden & (target == 0) | ~usable
-    return which, torch.where(unclear, UNCLEAR, target)
+    return which, torch.where(unclear, IGNORE_LABEL, target)
 
 
-def priorities(draws: Tensor, count: int) -> Tensor:
+def compute_priorities(draws: Tensor, count: int) -> Tensor:
     """Random numbers in [0, 1) that depend on the draws ``(N,)`` alone, ``(N, count)``.
 
     A hash of place and draw: unlike a generator it gives each picture of a batch the same numbers in whatever process
     it is, and asks nothing of the host.
     """
     places = torch.arange(count, device=draws.device)
-    return (_hashed(_hashed(places) ^ _hashed(draws).unsqueeze(1)) >> 8).float() / 2**24
+    return (_hash_uint32(_hash_uint32(places) ^ _hash_uint32(draws).unsqueeze(1)) >> 8).float() / 2**24
 
 
-def _hashed(value: Tensor) -> Tensor:
+def _hash_uint32(value: Tensor) -> Tensor:
     """Thomas Wang's mixing of 32 bits, in int64."""
-    value = ((value ^ 61) ^ (value >> 16)) & MANY
-    value = (value * 9) & MANY
+    value = ((value ^ 61) ^ (value >> 16)) & UINT32_MASK
+    value = (value * 9) & UINT32_MASK
     value = value ^ (value >> 4)
-    value = (value * 0x27D4EB2D) & MANY
+    value = (value * 0x27D4EB2D) & UINT32_MASK
     return value ^ (value >> 15)
 
 
-def balanced(targets: Tensor, order: Tensor, count: int, share: float) -> tuple[Tensor, Tensor]:
+def sample_balanced(targets: Tensor, order: Tensor, count: int, share: float) -> tuple[Tensor, Tensor]:
     """``count`` references of each picture, at most ``share`` of them objects, the rest background.
 
     Args:
@@ -90,7 +90,7 @@ def balanced(targets: Tensor, order: Tensor, count: int, share: float) -> tuple[
     return torch.cat([objects.indices, ground.indices], 1).gather(1, chosen.indices), chosen.values > 0
 
 
-def pick(values: Tensor, numbers: Tensor) -> Tensor:
+def gather_by_index(values: Tensor, numbers: Tensor) -> Tensor:
     """Of values ``(N, A, ...)`` those with the numbers ``(N, k)``, ``(N, k, ...)``."""
     index = numbers.view(*numbers.shape, *[1] * (values.ndim - 2)).expand(-1, -1, *values.shape[2:])
     return values.gather(1, index)

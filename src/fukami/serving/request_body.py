@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fukami.serving.worker import Worker
 
-MOST = 64 * 2**20  # bytes in the body of a request
+MAX_BODY_BYTES = 64 * 2**20  # bytes in the body of a request
 
 
 class BoundedBody:
@@ -21,8 +21,8 @@ class BoundedBody:
         length = len(message.get("body", b""))
         self.length += length
         self.worker.reserve_bytes(length)
-        if self.length > MOST:
-            raise too_large()
+        if self.length > MAX_BODY_BYTES:
+            raise build_size_error()
         return message
 
 
@@ -50,13 +50,15 @@ class DrainMiddleware:
 
         async def drained(message: Message) -> None:
             length = 0
-            while more and message["type"] == "http.response.start" and length <= MOST:
+            while more and message["type"] == "http.response.start" and length <= MAX_BODY_BYTES:
                 length += len((await received()).get("body", b""))
             await send(message)
 
         await self.app(scope, received, drained)
 
 
-def too_large() -> HTTPException:
+def build_size_error() -> HTTPException:
     """The refusal of a body that is too large."""
-    return HTTPException(413, f"the request is larger than {MOST:,} bytes; send smaller or fewer pictures at once")
+    return HTTPException(
+        413, f"the request is larger than {MAX_BODY_BYTES:,} bytes; send smaller or fewer pictures at once"
+    )

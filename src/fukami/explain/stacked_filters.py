@@ -12,11 +12,11 @@ from fukami.errors import UsageError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SIZES = (3, 5, 7)
+KERNEL_SIZES = (3, 5, 7)
 DEPTHS = range(1, 11)
 
 
-def field(layers: int, size: int) -> int:
+def compute_receptive_field(layers: int, size: int) -> int:
     """Side in pixels of what ``layers`` stacked filters of ``size`` × ``size`` see: n(m-1)+1.
 
     >>> field(3, 3)
@@ -28,7 +28,7 @@ def field(layers: int, size: int) -> int:
     return layers * (size - 1) + 1
 
 
-def saving(layers: int, size: int) -> float:
+def compute_weight_savings(layers: int, size: int) -> float:
     """Share of the weights that ``layers`` stacked filters save against one that sees as much: 1 - n·m²/(n(m-1)+1)².
 
     Three layers of 3×3 against one of 7×7, and four against one of 9×9:
@@ -39,27 +39,38 @@ def saving(layers: int, size: int) -> float:
     Raises:
         UsageError: fewer than 1 layer, or filters smaller than 2×2.
     """
-    one = field(layers, size)
+    one = compute_receptive_field(layers, size)
     return 1 - layers * size**2 / one**2
 
 
-def table(size: int = 3, depths: Sequence[int] = DEPTHS) -> list[tuple[int, int, int, int, float]]:
+def tabulate_weight_savings(size: int = 3, depths: Sequence[int] = DEPTHS) -> list[tuple[int, int, int, int, float]]:
     """Per depth: layers, side of the one filter, weights of the stack, weights of the one filter, and the saving."""
-    return [(n, field(n, size), n * size**2, field(n, size) ** 2, saving(n, size)) for n in depths]
+    return [
+        (
+            n,
+            compute_receptive_field(n, size),
+            n * size**2,
+            compute_receptive_field(n, size) ** 2,
+            compute_weight_savings(n, size),
+        )
+        for n in depths
+    ]
 
 
-def figure(sizes: Sequence[int] = SIZES, depths: Sequence[int] = DEPTHS) -> "Figure":
+def plot_weight_savings(sizes: Sequence[int] = KERNEL_SIZES, depths: Sequence[int] = DEPTHS) -> "Figure":
     """The saving over the number of layers, a line for each size of filter."""
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(6, 3.4), layout="constrained")
     axes = drawn.add_subplot(xlabel="stacked layers", ylabel="weights saved, %")
     for size in sizes:
-        (line,) = axes.plot(depths, [100 * saving(n, size) for n in depths], marker="o", ms=4, label=f"{size}×{size}")
+        (line,) = axes.plot(
+            depths, [100 * compute_weight_savings(n, size) for n in depths], marker="o", ms=4, label=f"{size}×{size}"
+        )
         line.set_clip_on(False)
     for depth in (3, 4) if {3, 4} <= {*depths} and 3 in sizes else ():
-        text = f"{field(depth, 3)}×{field(depth, 3)}: {saving(depth, 3):.2f}"
-        at = (depth, 100 * saving(depth, 3))
+        text = f"{compute_receptive_field(depth, 3)}×{compute_receptive_field(depth, 3)}: {compute_weight_savings(depth, 3):.2f}"
+        at = (depth, 100 * compute_weight_savings(depth, 3))
         axes.annotate(text, at, (8, -12), textcoords="offset points", fontsize=8)
     axes.set_ylim(0, 100)
     axes.set_xlim(min(depths), max(depths))

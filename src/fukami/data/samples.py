@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-Bytes = npt.NDArray[np.uint8]
-COUNTED, DIFFICULT, CROWD = 0, 1, 2  # what a box is for: to be found, or not to count whether it is found or not
+UInt8Array = npt.NDArray[np.uint8]
+REGULAR, DIFFICULT, CROWD = 0, 1, 2  # what a box is for: to be found, or not to count whether it is found or not
 PROPOSAL = 3  # a box in which something may be, after all others; its class is -1
 UNLABELLED = 0  # in a map of classes, whose other values are the numbers of the classes and 1
 
@@ -17,7 +17,7 @@ UNLABELLED = 0  # in a map of classes, whose other values are the numbers of the
 class Mask(Protocol):
     """What each pixel of a picture is."""
 
-    def read(self) -> Bytes:
+    def read(self) -> UInt8Array:
         """The map ``(H, W)`` of the upright picture: 0 unlabelled, from 1 on the number of the class and 1.
 
         Raises:
@@ -29,7 +29,7 @@ class Mask(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Annotated:
+class Sample:
     """One picture and what is in it.
 
     Args:
@@ -43,7 +43,7 @@ class Annotated:
         mask: what each of its pixels is; None: not known.
     """
 
-    source: Path | Bytes
+    source: Path | UInt8Array
     size: tuple[int, int]
     boxes: npt.NDArray[np.float32]
     classes: npt.NDArray[np.int64]
@@ -52,13 +52,13 @@ class Annotated:
     mask: Mask | None = None
 
     @classmethod
-    def masked(cls, source: Path | Bytes, size: tuple[int, int], name: str, mask: Mask) -> Self:
+    def masked(cls, source: Path | UInt8Array, size: tuple[int, int], name: str, mask: Mask) -> Self:
         """A picture whose pixels are known, without boxes."""
         none = np.zeros(0, np.int64)
         return cls(source, size, np.zeros((0, 4), np.float32), none, none.astype(np.uint8), name, mask)
 
 
-class Batch(NamedTuple):
+class PaddedBatch(NamedTuple):
     """Pictures of one batch, each in the upper left corner of a frame as large as the largest, and their boxes.
 
     Attributes:

@@ -15,25 +15,25 @@ from fukami.data import archives
 from fukami.data.parsing import read_text
 from fukami.errors import Error
 from fukami.image import io as image_io
-from fukami.image.transform import Preparation
+from fukami.image.transform import SquareTransform
 
 logger = logging.getLogger(__name__)
-TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")
-NAMED = 5  # broken pictures that a message names
-BROKEN = 100  # pictures of a part that may be broken
+TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "testing", "val", "valid", "validation")
+MAX_LISTED = 5  # broken pictures that a message names
+MAX_BROKEN = 100  # pictures of a part that may be broken
 
-Bytes = npt.NDArray[np.uint8]
+UInt8Array = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Part:
+class FolderSplit:
     """The files of one part of a folder, in order, with the name of the class of each."""
 
     files: tuple[Path, ...]
     classes: tuple[str, ...]
 
 
-def scan(path: Path) -> tuple[Part, Part | None]:
+def scan_folder(path: Path) -> tuple[FolderSplit, FolderSplit | None]:
     """The training part and the test part (None where the folder has no parts of its own) of a folder or an archive.
 
     ``PATH/train/CLASS/...`` and ``PATH/test/CLASS/...`` (or ``val``) are parts; otherwise ``PATH/CLASS/...`` is all
@@ -43,20 +43,20 @@ def scan(path: Path) -> tuple[Part, Part | None]:
     Raises:
         Error: there are no folders of pictures at the path.
     """
-    root = unpacked(path) if path.is_file() else path
-    while len(inside := folders(root)) == 1 and len(folders(inside[0])) > 1:
+    root = unpack_archive(path) if path.is_file() else path
+    while len(inside := list_folders(root)) == 1 and len(list_folders(inside[0])) > 1:
         root = inside[0]  # the one folder that an archive packs everything into
     if not inside:
         raise Error(f"{path} has no folders in it; expected one folder of pictures for each class")
     by_name = {folder.name.lower(): folder for folder in inside}
-    train = next((by_name[name] for name in TRAIN if name in by_name), None)
-    test = next((by_name[name] for name in TEST if name in by_name), None)
+    train = next((by_name[name] for name in TRAIN_NAMES if name in by_name), None)
+    test = next((by_name[name] for name in TEST_NAMES if name in by_name), None)
     if test is None and train is None:
-        return _part(path, root), None
-    return _part(path, train) if train else Part((), ()), _part(path, test) if test else None
+        return _scan_split(path, root), None
+    return _scan_split(path, train) if train else FolderSplit((), ()), _scan_split(path, test) if test else None
 
 
-def table(path: Path) -> tuple[Part, Part | None]:
+def read_csv(path: Path) -> tuple[FolderSplit, FolderSplit | None]:
     """The training part and the test part of a CSV file with the columns ``path``, ``label`` and perhaps ``split``.
 
     Paths are relative to the file's folder. A split is one of train, training, test, testing, val, valid, validation.
@@ -77,23 +77,25 @@ def table(path: Path) -> tuple[Part, Part | None]:
         reader.fieldnames = columns
         for row in reader:
             name, label, split = ((row.get(column) or "").strip() for column in ("path", "label", "split"))
-            if not name or not label or (split and split.lower() not in TRAIN + TEST):
+            if not name or not label or (split and split.lower() not in TRAIN_NAMES + TEST_NAMES):
                 raise Error(
                     f"{path}, line {reader.line_num}: expected a path, a label and train, val or test; got "
                     f"{str(row)[:200]}"
                 )
-            parts[split.lower() in TEST].append((path.parent / name, label))
+            parts[split.lower() in TEST_NAMES].append((path.parent / name, label))
     except csv.Error as error:
         raise Error(f"{path}, line {reader.line_num}: is no CSV ({error}); fix it") from None
     if not any(parts.values()):
         raise Error(f"{path} names no picture; expected a line for each, as in: cats/1.jpg,cat")
-    train, test = (Part(*map(tuple, zip(*part, strict=True))) if part else Part((), ()) for part in parts.values())
+    train, test = (
+        FolderSplit(*map(tuple, zip(*part, strict=True))) if part else FolderSplit((), ()) for part in parts.values()
+    )
     return train, test if test.files else None
 
 
-def decode(
-    results: Iterable["Bytes | Error"], count: int, prepare: Preparation, allowed: int = BROKEN
-) -> tuple[list[int], Bytes]:
+def stack_images(
+    results: Iterable["UInt8Array | Error"], count: int, prepare: SquareTransform, allowed: int = MAX_BROKEN
+) -> tuple[list[int], UInt8Array]:
     """Which of the pictures could be read, and what is in them ``(N, H, W, C)``, each as the network is to see it.
 
     Those that could not are left out and named.
@@ -119,12 +121,12 @@ def decode(
     if broken and not good:
         raise Error(f"not one of the {count} pictures can be read; the first: {broken[0]}")
     if broken:
-        logger.warning(f"{len(broken)} of {count} pictures are left out:\n{listed(broken)}")
-    check(broken, allowed)
+        logger.warning(f"{len(broken)} of {count} pictures are left out:\n{format_errors(broken)}")
+    check_broken(broken, allowed)
     return good, pictures[: len(good)]
 
 
-def check(broken: Sequence[str], allowed: int) -> None:
+def check_broken(broken: Sequence[str], allowed: int) -> None:
     """Refuse more broken pictures than are allowed.
 
     Raises:
@@ -133,17 +135,17 @@ def check(broken: Sequence[str], allowed: int) -> None:
     if len(broken) > allowed:
         raise Error(
             f"{len(broken)} pictures are broken, and --broken allows {allowed}; mend them or allow more. The first:\n"
-            f"{listed(broken)}"
+            f"{format_errors(broken)}"
         )
 
 
-def listed(broken: Sequence[str]) -> str:
+def format_errors(broken: Sequence[str]) -> str:
     """The first of them, a line each, and how many more there are."""
-    more = f"\n  ... and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
-    return "  " + "\n  ".join(broken[:NAMED]) + more
+    more = f"\n  ... and {len(broken) - MAX_LISTED} more" if len(broken) > MAX_LISTED else ""
+    return "  " + "\n  ".join(broken[:MAX_LISTED]) + more
 
 
-def held_out(classes: npt.ArrayLike, share: float) -> npt.NDArray[np.bool_]:
+def select_holdout(classes: npt.ArrayLike, share: float) -> npt.NDArray[np.bool_]:
     """Which members are held out for testing: the same ones each time, ``share`` of each class, at least one of two.
 
     The choice depends on the data alone, not on a run's seed, so that runs can be compared and answer together.
@@ -160,30 +162,30 @@ def held_out(classes: npt.ArrayLike, share: float) -> npt.NDArray[np.bool_]:
     return held
 
 
-def _part(path: Path, root: Path) -> Part:
-    found = [(file, folder.name) for folder in folders(root) for file in pictures(folder)]
+def _scan_split(path: Path, root: Path) -> FolderSplit:
+    found = [(file, folder.name) for folder in list_folders(root) for file in find_images(folder)]
     if not found:
         raise Error(f"{path}: no pictures in the folders of {root}; expected {root.name}/CLASS/picture.png")
     files, classes = zip(*found, strict=True)
-    return Part(files, classes)
+    return FolderSplit(files, classes)
 
 
-def folders(root: Path) -> list[Path]:
+def list_folders(root: Path) -> list[Path]:
     """The folders in a folder, in order, without hidden ones and what macOS adds to archives."""
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
 
 
-def nested(path: Path) -> Iterator[Path]:
+def descend_single_folders(path: Path) -> Iterator[Path]:
     """A folder, and as long as it holds just one, that one: an archive may pack everything into a folder of its own."""
     inside = [path]
     while len(inside) == 1:
         yield inside[0]
-        inside = folders(inside[0])
+        inside = list_folders(inside[0])
 
 
-def pictures(root: Path) -> list[Path]:
+def find_images(root: Path) -> list[Path]:
     """The files below a folder that are pictures by name, in order, without hidden ones and what macOS adds."""
-    kinds = image_io.suffixes()
+    kinds = image_io.get_image_suffixes()
     return [
         file
         for file in sorted(root.rglob("*"))
@@ -194,14 +196,14 @@ def pictures(root: Path) -> list[Path]:
     ]
 
 
-def found_below(root: Path) -> Iterator[Path]:
+def walk_images(root: Path) -> Iterator[Path]:
     """The same files in no order, each as soon as it is found."""
-    kinds = image_io.suffixes()
+    kinds = image_io.get_image_suffixes()
     for at, inside, files in os.walk(root):
         inside[:] = [name for name in inside if not name.startswith((".", "__MACOSX"))]
         yield from (Path(at, name) for name in files if Path(name).suffix.lower() in kinds and name[0] != ".")
 
 
-def unpacked(archive: Path) -> Path:
+def unpack_archive(archive: Path) -> Path:
     """The folder that the archive was unpacked into, now or earlier."""
     return archives.unpack(archive)

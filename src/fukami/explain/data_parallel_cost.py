@@ -22,11 +22,11 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fukami.explain.summary import Layer
+    from fukami.explain.summary import LayerInfo
 
-FLOAT = 4  # bytes; gradients are float32 at every precision of the computation
-MEBI = 2**20
-BACKWARD = 2 / 3  # of the computation: one convolution forward, two backward (to the input and to the weights)
+FLOAT_BYTES = 4  # bytes; gradients are float32 at every precision of the computation
+MIB = 2**20
+BACKWARD_FRACTION = 2 / 3  # of the computation: one convolution forward, two backward (to the input and to the weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +63,11 @@ class Cluster:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class TrainingJob:
     """What each step of the training does.
 
     Args:
-        layers: of the network, from :func:`fukami.explain.summary.layers`.
+        layers: of the network, from :func:`fukami.explain.summary.summarize_layers`.
         batch: pictures of a device in a step (all devices' for :func:`strong`).
         picture: bytes to read for one.
         synchronised: batch normalisation over all devices: an exchange per layer forward, another backward.
@@ -75,16 +75,16 @@ class Job:
         bucket: bytes after which another is.
     """
 
-    layers: "Sequence[Layer]"
+    layers: "Sequence[LayerInfo]"
     batch: float
     picture: float = 0.0
     synchronised: bool = False
-    first: int = MEBI
-    bucket: int = 25 * MEBI
+    first: int = MIB
+    bucket: int = 25 * MIB
 
 
 @dataclass(frozen=True)
-class Step:
+class StepEstimate:
     """One step of the training on so many devices.
 
     Args:
@@ -116,17 +116,17 @@ class Step:
         return max(("compute", "network", "input"), key=lambda part: float(getattr(self, part)))
 
 
-def ring(size: float, number: int, bandwidth: float, latency: float) -> float:
+def compute_ring_time(size: float, number: int, bandwidth: float, latency: float) -> float:
     """Seconds of an all-reduce of ``size`` bytes around a ring."""
     return 2 * (number - 1) / number * size / bandwidth + 2 * (number - 1) * latency
 
 
-def tree(size: float, number: int, bandwidth: float, latency: float) -> float:
+def compute_tree_time(size: float, number: int, bandwidth: float, latency: float) -> float:
     """Seconds of an all-reduce of ``size`` bytes up and down a double binary tree."""
     return 2 * size / bandwidth + 2 * math.ceil(math.log2(number)) * latency if number > 1 else 0.0
 
 
-def all_reduce(size: float, cluster: Cluster, devices: int) -> float:
+def compute_all_reduce_time(size: float, cluster: Cluster, devices: int) -> float:
     """Seconds to sum ``size`` bytes over the devices: within each machine, between machines, within each again."""
     if devices == 1:
         return 0.0
@@ -134,51 +134,55 @@ def all_reduce(size: float, cluster: Cluster, devices: int) -> float:
         (min(devices, cluster.devices), cluster.inside, cluster.inside_latency),
         (math.ceil(devices / cluster.devices), cluster.network, cluster.latency),
     )
-    return cluster.launch + sum(min(ring(size, *level), tree(size, *level)) for level in levels)
+    return cluster.launch + sum(
+        min(compute_ring_time(size, *level), compute_tree_time(size, *level)) for level in levels
+    )
 
 
-def buckets(job: Job) -> list[int]:
+def compute_bucket_sizes(job: TrainingJob) -> list[int]:
     """Bytes of gradients in each bucket, in the order in which the backward pass fills them."""
-    return [size for size, _ in _filled(job)]
+    return [size for size, _ in _assign_buckets(job)]
 
 
-def predict(job: Job, cluster: Cluster, devices: int) -> Step:
+def predict_weak_scaling(job: TrainingJob, cluster: Cluster, devices: int) -> StepEstimate:
     """A step with ``job.batch`` pictures on each device, however many there are (weak scaling)."""
-    return _step(job, cluster, devices, _alone(job, cluster))
+    return _simulate_step(job, cluster, devices, _compute_single_device_speed(job, cluster))
 
 
-def strong(job: Job, cluster: Cluster, devices: int) -> Step:
+def predict_strong_scaling(job: TrainingJob, cluster: Cluster, devices: int) -> StepEstimate:
     """A step with ``job.batch`` pictures on all devices together (strong scaling)."""
-    return _step(replace(job, batch=job.batch / devices), cluster, devices, _alone(job, cluster))
+    return _simulate_step(
+        replace(job, batch=job.batch / devices), cluster, devices, _compute_single_device_speed(job, cluster)
+    )
 
 
-def _alone(job: Job, cluster: Cluster) -> float:
+def _compute_single_device_speed(job: TrainingJob, cluster: Cluster) -> float:
     """Pictures per second of one device that waits for nothing."""
     return job.batch / (job.batch / cluster.speed + cluster.overhead + cluster.update)
 
 
-def _step(job: Job, cluster: Cluster, devices: int, alone: float) -> Step:
+def _simulate_step(job: TrainingJob, cluster: Cluster, devices: int, alone: float) -> StepEstimate:
     """Walk through a step: forward, then backward with the all-reduces beside it, one after another."""
     slowest = NormalDist().inv_cdf((devices - 0.375) / (devices + 0.25))  # of so many, in deviations (Blom 1958)
     compute = (job.batch / cluster.speed + cluster.overhead) * (1 + cluster.spread * slowest)
     total = sum(layer.multiply_adds for layer in job.layers)
-    ends = {position: size for size, position in _filled(job)}
+    ends = {position: size for size, position in _assign_buckets(job)}
     exchanges = 0.0
-    now = (1 - BACKWARD) * compute
+    now = (1 - BACKWARD_FRACTION) * compute
     if job.synchronised:
-        exchanges = sum(_exchange(layer, cluster, devices) for layer in job.layers)
+        exchanges = sum(_compute_sync_time(layer, cluster, devices) for layer in job.layers)
         now += exchanges
     free = now  # when the network is done with what it was given
     busy = exchanges
     for position in reversed(range(len(job.layers))):
         layer = job.layers[position]
-        now += BACKWARD * compute * layer.multiply_adds / total
-        exchange = _exchange(layer, cluster, devices) if job.synchronised else 0.0
+        now += BACKWARD_FRACTION * compute * layer.multiply_adds / total
+        exchange = _compute_sync_time(layer, cluster, devices) if job.synchronised else 0.0
         if exchange:  # the backward pass waits for it, and it waits for the buckets before it
             now = free = max(now, free) + exchange
             busy += exchange
         if position in ends:
-            taken = all_reduce(ends[position], cluster, devices)
+            taken = compute_all_reduce_time(ends[position], cluster, devices)
             free = max(now, free) + taken
             busy += taken
     machines = math.ceil(devices / cluster.devices)
@@ -186,23 +190,23 @@ def _step(job: Job, cluster: Cluster, devices: int, alone: float) -> Step:
     reading = max(pictures / machines / cluster.disk, pictures / cluster.storage) * job.picture
     seconds = max(max(now, free) + cluster.update, reading)
     speed = job.batch / seconds
-    return Step(devices, job.batch, seconds, compute + cluster.update, busy, reading, speed / alone)
+    return StepEstimate(devices, job.batch, seconds, compute + cluster.update, busy, reading, speed / alone)
 
 
-def _exchange(layer: "Layer", cluster: Cluster, devices: int) -> float:
+def _compute_sync_time(layer: "LayerInfo", cluster: Cluster, devices: int) -> float:
     """Seconds to exchange the mean and the variance of every channel of a batch normalisation; 0 for other layers."""
     if not layer.kind.startswith("BatchNorm"):
         return 0.0
-    return all_reduce(2 * FLOAT * layer.shape[0], cluster, devices)
+    return compute_all_reduce_time(2 * FLOAT_BYTES * layer.shape[0], cluster, devices)
 
 
-def _filled(job: Job) -> list[tuple[int, int]]:
+def _assign_buckets(job: TrainingJob) -> list[tuple[int, int]]:
     """Of each bucket its bytes, and the position of the layer that fills it."""
     found: list[tuple[int, int]] = []
     size, limit = 0, job.first
     weighted = [position for position, layer in enumerate(job.layers) if layer.parameters]
     for position in reversed(weighted):
-        size += FLOAT * job.layers[position].parameters
+        size += FLOAT_BYTES * job.layers[position].parameters
         if size >= limit or position == weighted[0]:
             found.append((size, position))
             size, limit = 0, job.bucket

@@ -8,20 +8,25 @@ from PIL import Image, ImageFilter, ImageOps
 
 from fukami.errors import Error
 
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
+UInt8Array = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
-Box = npt.NDArray[np.float64]  # left, top, right, bottom in pixels
+BoxArray = npt.NDArray[np.float64]  # left, top, right, bottom in pixels
 
-PAGE, CROP = 256, 160  # longest side in pixels on which the digit is looked for, and on which it is cut out
-LONGEST = 4000  # pixels; the longer side of what is looked at is less than twice as many
-FAINTEST = 0.08  # ink takes at least this part of the paper's light
-PLAINEST = 8  # the least `likeness` of a digit; most empty sheets lie below, and one photograph of a digit in a hundred
-THINNEST, THICKEST = 2.3, 4.2  # strokes in a digit that is 20 pixels high: the middle nine tenths of MNIST's
-AROUND = np.array([-1, -1, 1, 1])  # what makes a box larger on all sides
+LOCATE_SIZE, CROP_SIZE = 256, 160  # longest side in pixels on which the digit is looked for, and on which it is cut out
+MAX_LONG_SIDE = 4000  # pixels; the longer side of what is looked at is less than twice as many
+MIN_DARKNESS = 0.08  # ink takes at least this part of the paper's light
+MIN_DIGIT_SCORE = (
+    8  # the least `likeness` of a digit; most empty sheets lie below, and one photograph of a digit in a hundred
+)
+MIN_STROKE_WIDTH, MAX_STROKE_WIDTH = (
+    2.3,
+    4.2,
+)  # strokes in a digit that is 20 pixels high: the middle nine tenths of MNIST's
+SIDE_DIRECTIONS = np.array([-1, -1, 1, 1])  # what makes a box larger on all sides
 
 
-def as_mnist(picture: Image.Image) -> Bytes:
+def convert_to_mnist(picture: Image.Image) -> UInt8Array:
     """The digit in a photograph, scan or drawing, as MNIST shows digits: light on 0, 20 pixels long, centred by mass.
 
     Ink may be dark on light or light on dark, of any colour, size and place, thin or thick; uneven light, shadows,
@@ -29,7 +34,7 @@ def as_mnist(picture: Image.Image) -> Bytes:
     already and comes back unchanged; on white, inverted.
 
     Args:
-        picture: mode "L" or "RGB", as `fukami.image.io.read` gives it.
+        picture: mode "L" or "RGB", as `fukami.image.io.read_image` gives it.
 
     Returns:
         uint8 ``(1, 28, 28)`` in 0..255.
@@ -41,44 +46,44 @@ def as_mnist(picture: Image.Image) -> Bytes:
     """
     if picture.size == (28, 28):
         grey = np.asarray(picture.convert("L"))
-        ground = np.median(border(grey))
+        ground = np.median(get_border_pixels(grey))
         if ground <= 16 or ground >= 239:
             return (grey.copy() if ground <= 16 else 255 - grey)[np.newaxis]
     # By the shorter side, and a strip by its longer one: the room around it is as wide as it is long.
-    picture = with_room(picture.reduce(max(1, min(picture.size) // 500, max(picture.size) // LONGEST)))
-    mask, light = locate(picture)
-    box: Box = np.array((0, 0, *picture.size), np.float64)
+    picture = add_margin(picture.reduce(max(1, min(picture.size) // 500, max(picture.size) // MAX_LONG_SIDE)))
+    mask, light = locate_digit(picture)
+    box: BoxArray = np.array((0, 0, *picture.size), np.float64)
     for _ in range(2):  # the second look sees whole what the first one found more of
-        mask, box = closer(picture, light, mask, box)
-    return placed(mask)
+        mask, box = refine_mask(picture, light, mask, box)
+    return render_mnist_digit(mask)
 
 
-def with_room(picture: Image.Image) -> Image.Image:
+def add_margin(picture: Image.Image) -> Image.Image:
     """The picture in colour, with more of its paper around it where the border is one even colour: a tight crop."""
     picture = picture.convert("RGB")
-    edge = border(np.asarray(picture))
+    edge = get_border_pixels(np.asarray(picture))
     colour = np.median(edge, axis=0)
     if (np.abs(edge - colour).max(axis=1) < 6).mean() < 0.8:
         return picture
     return ImageOps.expand(picture, max(picture.size) // 6, tuple(int(value) for value in colour))
 
 
-def locate(picture: Image.Image) -> tuple[Mask, bool]:
+def locate_digit(picture: Image.Image) -> tuple[Mask, bool]:
     """Roughly the digit's ink on the whole picture, `PAGE` pixels long, and whether it is light on dark."""
-    page = np.asarray(resized(picture, (0, 0, *picture.size), PAGE))
+    page = np.asarray(crop_and_resize(picture, (0, 0, *picture.size), LOCATE_SIZE))
     found = []
     for light in (False, True):
         levels = (255 - page if light else page).min(axis=2)  # coloured ink is darkest in one of the channels
-        ink = darkness(levels)
-        mask = likeliest(ink)
-        found.append((likeness(mask, levels, ink), light, mask))
+        ink = compute_darkness(levels)
+        mask = select_digit_strokes(ink)
+        found.append((score_digit_mask(mask, levels, ink), light, mask))
     score, light, mask = max(found, key=lambda candidate: candidate[0])
-    if score < PLAINEST:
+    if score < MIN_DIGIT_SCORE:
         raise Error("no ink was found in the picture; give one with a digit that stands out from an even ground")
     return mask, light
 
 
-def resized(picture: Image.Image, box: tuple[float, float, float, float], longest: int) -> Image.Image:
+def crop_and_resize(picture: Image.Image, box: tuple[float, float, float, float], longest: int) -> Image.Image:
     """What ``box`` cuts out of the picture, ``longest`` pixels long and a little smoothed against noise."""
     width, height = box[2] - box[0], box[3] - box[1]
     scale = longest / max(width, height)
@@ -86,22 +91,22 @@ def resized(picture: Image.Image, box: tuple[float, float, float, float], longes
     return picture.resize(size, Image.Resampling.BICUBIC, box, 2.0).filter(ImageFilter.GaussianBlur(1))
 
 
-def darkness(levels: Bytes) -> Floats:
+def compute_darkness(levels: UInt8Array) -> FloatArray:
     """How much darker than the paper around it each pixel is, in 0..1; paper is the median of a wide neighbourhood."""
     from scipy import ndimage
 
     coarse = np.asarray(Image.fromarray(levels).reduce(max(1, max(levels.shape) // 36)), np.float32)
     paper = ndimage.median_filter(coarse, int(0.4 * max(coarse.shape)) | 1, mode="nearest")
     step = ndimage.maximum_filter(paper, 3) - ndimage.minimum_filter(paper, 3)  # beside a shadow's or a table's edge
-    paper, step = enlarged(paper, levels), enlarged(step, levels)
+    paper, step = upsample_map(paper, levels), upsample_map(step, levels)
     return np.clip((paper - levels - step) / np.maximum(paper, 32), 0, 1)
 
 
-def likeliest(ink: Floats) -> Mask:
+def select_digit_strokes(ink: FloatArray) -> Mask:
     """The strokes with the most edge that neither fill their box nor lie along the border, and what is beside them."""
     from scipy import ndimage
 
-    mask = without_rules(ink > threshold(ink), 0.5)
+    mask = remove_ruled_lines(ink > compute_threshold(ink), 0.5)
     parts, count = ndimage.label(mask, np.ones((3, 3)))
     if count == 0:
         return mask
@@ -110,26 +115,28 @@ def likeliest(ink: Floats) -> Mask:
     edge, area, outline = (
         np.bincount(parts.ravel(), weights.ravel(), count + 1)[1:] for weights in (down**2 + right**2, mask, rim)
     )
-    _, length, contact = measured(parts)
-    stroke = (2 * area < 0.35 * length * outline) & (contact < 0.35 * length) & (length > PAGE / 32)
+    _, length, contact = measure_components(parts)
+    stroke = (2 * area < 0.35 * length * outline) & (contact < 0.35 * length) & (length > LOCATE_SIZE / 32)
     main = np.arange(count) == np.where(stroke, edge, 0).argmax()
-    return with_beside(parts, main & stroke.any(), edge)
+    return add_nearby_components(parts, main & stroke.any(), edge)
 
 
-def measured(parts: npt.NDArray[np.int_]) -> tuple[npt.NDArray[np.int_], npt.NDArray[np.int_], npt.NDArray[np.int_]]:
+def measure_components(
+    parts: npt.NDArray[np.int_],
+) -> tuple[npt.NDArray[np.int_], npt.NDArray[np.int_], npt.NDArray[np.int_]]:
     """Of every part its box (top, left, bottom, right), longest side, and pixels on the border."""
     from scipy import ndimage
 
     boxes = np.array([[s.start for s in part] + [s.stop for s in part] for part in ndimage.find_objects(parts)])
-    contact = np.bincount(border(parts), minlength=len(boxes) + 1)[1:]
+    contact = np.bincount(get_border_pixels(parts), minlength=len(boxes) + 1)[1:]
     return boxes, (boxes[:, 2:] - boxes[:, :2]).max(axis=1), contact
 
 
-def with_beside(parts: npt.NDArray[np.int_], chosen: Mask, weight: npt.NDArray[Any]) -> Mask:
+def add_nearby_components(parts: npt.NDArray[np.int_], chosen: Mask, weight: npt.NDArray[Any]) -> Mask:
     """The chosen parts and those of some weight and no great length that lie beside them: the bar of a 5."""
     picked: Mask = chosen
     if chosen.any():
-        boxes, length, contact = measured(parts)
+        boxes, length, contact = measure_components(parts)
         first, last = boxes[chosen, :2].min(axis=0), boxes[chosen, 2:].max(axis=0)
         side = (last - first).max()
         beside = ((boxes[:, :2] < last + 0.15 * side) & (boxes[:, 2:] > first - 0.15 * side)).all(axis=1)
@@ -139,12 +146,12 @@ def with_beside(parts: npt.NDArray[np.int_], chosen: Mask, weight: npt.NDArray[A
     return inked
 
 
-def likeness(mask: Mask, levels: Bytes, ink: Floats) -> float:
+def score_digit_mask(mask: Mask, levels: UInt8Array, ink: FloatArray) -> float:
     """How much a mask looks like a digit: large and dark on even ground, not itself the ground between strokes."""
     from scipy import ndimage
 
     inner = ndimage.maximum_filter(mask, 7)
-    ground = levels[ndimage.maximum_filter(inner, 11) & ~inner & (ink < FAINTEST)]
+    ground = levels[ndimage.maximum_filter(inner, 11) & ~inner & (ink < MIN_DARKNESS)]
     if not (mask.any() and ground.size):
         return 0.0
     level = np.median(ground)
@@ -152,43 +159,43 @@ def likeness(mask: Mask, levels: Bytes, ink: Floats) -> float:
     return float(contrast / (unevenness + 4) * mask.sum() ** 0.25)
 
 
-def closer(picture: Image.Image, light: bool, mask: Mask, box: Box) -> tuple[Mask, Box]:
+def refine_mask(picture: Image.Image, light: bool, mask: Mask, box: BoxArray) -> tuple[Mask, BoxArray]:
     """The digit's ink on a crop around the rough ``mask`` of what ``box`` cut out, and the crop's own box."""
     scale, origin = np.tile((box[2:] - box[:2]) / mask.shape[::-1], 2), np.tile(box[:2], 2)
-    around = wider(extent(mask), 0.5) * scale + origin
-    place = np.clip(around.round() + 2 * AROUND, 0, np.tile(picture.size, 2))
+    around = enlarge_box(compute_bounding_box(mask), 0.5) * scale + origin
+    place = np.clip(around.round() + 2 * SIDE_DIRECTIONS, 0, np.tile(picture.size, 2))
     left, top, right, bottom = (float(side) for side in place)
-    crop = resized(picture, (left, top, right, bottom), CROP)
+    crop = crop_and_resize(picture, (left, top, right, bottom), CROP_SIZE)
     hint = Image.fromarray(mask).transform(crop.size, Image.Transform.EXTENT, tuple((place - origin) / scale))
-    return cut_out(255 - np.asarray(crop) if light else np.asarray(crop), np.asarray(hint)), place
+    return segment_ink(255 - np.asarray(crop) if light else np.asarray(crop), np.asarray(hint)), place
 
 
-def cut_out(levels: Bytes, hint: Mask) -> Mask:
+def segment_ink(levels: UInt8Array, hint: Mask) -> Mask:
     """The connected dark ink of a crop ``(H, W, 3)`` that a rough mask of it touches."""
     from scipy import ndimage
 
     coarse = np.asarray(Image.fromarray(levels).reduce(4), np.float32)
     window = int(0.35 * max(coarse.shape)) | 1
     paper = ndimage.grey_closing(coarse, (window, window, 1), mode="nearest")
-    paper = np.dstack([enlarged(channel, levels) for channel in paper.transpose(2, 0, 1)])
+    paper = np.dstack([upsample_map(channel, levels) for channel in paper.transpose(2, 0, 1)])
     dark = np.clip(1 - levels / np.maximum(paper, 32), 0, 1)
-    left, top, right, bottom = np.maximum(wider(extent(hint), 0.1), 0).astype(int)
+    left, top, right, bottom = np.maximum(enlarge_box(compute_bounding_box(hint), 0.1), 0).astype(int)
     weights = (dark[top:bottom, left:right] ** 2).mean(axis=(0, 1))
     ink = dark @ (weights / max(weights.sum(), 1e-9))  # mostly the channels in which the ink stands out
-    mask = without_rules(ink > threshold(ink[top:bottom, left:right]), 0.9)
+    mask = remove_ruled_lines(ink > compute_threshold(ink[top:bottom, left:right]), 0.9)
     parts, count = ndimage.label(mask, np.ones((3, 3)))
     touched = np.bincount(parts[ndimage.maximum_filter(hint, 5)], minlength=count + 1)[1:] > 0
-    return with_beside(parts, touched, np.bincount(parts.ravel())[1:]) if touched.any() else hint
+    return add_nearby_components(parts, touched, np.bincount(parts.ravel())[1:]) if touched.any() else hint
 
 
-def threshold(ink: Floats) -> float:
+def compute_threshold(ink: FloatArray) -> float:
     """Otsu's threshold between paper and ink, at least `FAINTEST`."""
     from skimage.filters import threshold_otsu
 
-    return max(float(threshold_otsu(ink)), FAINTEST)  # type: ignore[no-untyped-call]
+    return max(float(threshold_otsu(ink)), MIN_DARKNESS)  # type: ignore[no-untyped-call]
 
 
-def without_rules(mask: Mask, span: float) -> Mask:
+def remove_ruled_lines(mask: Mask, span: float) -> Mask:
     """The mask without thin straight lines that come from the border along ``span`` of the width or height."""
     from scipy import ndimage
 
@@ -209,18 +216,18 @@ def without_rules(mask: Mask, span: float) -> Mask:
     return kept
 
 
-def placed(mask: Mask) -> Bytes:
+def render_mnist_digit(mask: Mask) -> UInt8Array:
     """A digit's ink in MNIST's form, its strokes made as thick as they are there."""
     from scipy import ndimage
 
     mask = np.pad(mask, 24)
     inside, outside = ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(~mask)
-    left, top, right, bottom = extent(mask)
+    left, top, right, bottom = compute_bounding_box(mask)
     pixel = max(right - left, bottom - top) / 20
     thickness = (4 * inside[mask].mean() - 1) / pixel  # the mean distance to the edge is a quarter of it
-    grow = (np.clip(thickness, THINNEST, THICKEST) - thickness) * pixel / 2
+    grow = (np.clip(thickness, MIN_STROKE_WIDTH, MAX_STROKE_WIDTH) - thickness) * pixel / 2
     ink = np.clip(np.where(mask, inside, 1 - outside) + grow, 0, 1)
-    left, top, right, bottom = extent(ink > 0.5)
+    left, top, right, bottom = compute_bounding_box(ink > 0.5)
     scale = 20 / max(right - left, bottom - top)
     size = (max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale)))
     drawn = Image.fromarray((255 * ink[top:bottom, left:right]).astype(np.uint8))
@@ -235,23 +242,23 @@ def placed(mask: Mask) -> Bytes:
     return canvas
 
 
-def extent(mask: Mask) -> npt.NDArray[np.int_]:
+def compute_bounding_box(mask: Mask) -> npt.NDArray[np.int_]:
     """The box of what is set in a mask."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
 
 
-def wider(box: npt.NDArray[np.int_], part: float) -> Box:
+def enlarge_box(box: npt.NDArray[np.int_], part: float) -> BoxArray:
     """The box with ``part`` of its longest side more on every side."""
-    wide: Box = box + part * (box[2:] - box[:2]).max() * AROUND
+    wide: BoxArray = box + part * (box[2:] - box[:2]).max() * SIDE_DIRECTIONS
     return wide
 
 
-def enlarged(values: Floats, like: Bytes) -> Floats:
+def upsample_map(values: FloatArray, like: UInt8Array) -> FloatArray:
     """A coarse map, blended up to the height and width of ``like``."""
     return np.asarray(Image.fromarray(values).resize((like.shape[1], like.shape[0]), Image.Resampling.BILINEAR))
 
 
-def border(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def get_border_pixels(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The outermost pixels of ``(H, W, ...)`` in a row."""
     return np.concatenate([values[0], values[-1], values[1:-1, 0], values[1:-1, -1]])

@@ -8,19 +8,19 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
-from fukami.cli.inputs import Drawn
+from fukami.cli.inputs import OutputFolder
 from fukami.engine import checkpoint
-from fukami.engine.report import PAGE
+from fukami.engine.report import PAGE_TEMPLATE
 from fukami.engine.task import Task
-from fukami.image.video import Frame, Writer
+from fukami.image.video import Frame, VideoWriter
 
 
-class Page:
+class PredictionPage:
     """A folder of drawn answers for files, which ``index.html`` shows; without a folder, nothing is drawn."""
 
     def __init__(self, folder: Path | None, task: Task, files: Sequence[str]) -> None:
         self.task = task
-        self.drawn = Drawn(folder, files) if folder else None
+        self.drawn = OutputFolder(folder, files) if folder else None
         self.shown: list[str] = []
 
     def __enter__(self) -> Self:
@@ -42,20 +42,20 @@ class Page:
             yield lambda frame, answer: None
             return
         place = self.drawn.place(file, "mp4")
-        with Writer(place) as film:
+        with VideoWriter(place) as film:
             yield lambda frame, answer: film.add(self.task.draw(frame.picture, answer), frame.seconds, frame.rate)
         if place.exists():  # there is none of a video without a frame
             self.shown.append(place.name)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self.drawn:
-            sections = (f"<h2>{html.escape(name)}</h2>{_element(name)}" for name in self.shown)
+            sections = (f"<h2>{html.escape(name)}</h2>{_render_media(name)}" for name in self.shown)
             body = f"<h1>{len(self.shown)} answers, and what the network saw</h1>\n" + "\n".join(sections)
-            page = PAGE.format(title="fukami predict", body=body).encode(errors="backslashreplace")
-            checkpoint.write(self.drawn.folder / "index.html", page)
+            page = PAGE_TEMPLATE.format(title="fukami predict", body=body).encode(errors="backslashreplace")
+            checkpoint.write_file(self.drawn.folder / "index.html", page)
 
 
-def _element(name: str) -> str:
+def _render_media(name: str) -> str:
     """A picture, or a video with its controls."""
     if name.endswith(".mp4"):
         return f'<video src="{quote(name)}" controls loop muted style="max-width: 100%"></video>'

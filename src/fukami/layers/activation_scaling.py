@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 @torch.no_grad()
-def calibrate(chain: Sequence[nn.Module], pictures: Tensor) -> None:
+def rescale_activations(chain: Sequence[nn.Module], pictures: Tensor) -> None:
     """Give the maps after each convolution a mean square of 1; what the chain computes stays the same but for a factor.
 
     A batch normalisation right after a convolution becomes the one that changes nothing else: its scale and offset are

@@ -11,18 +11,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fukami.data import cifar, digits, folder, imagenet, mnist, shards
+from fukami.data import cifar, digits, image_folder, imagenet, mnist, shards
 from fukami.data.parsing import exists
-from fukami.errors import unknown
+from fukami.errors import build_unknown_error
 from fukami.image import io as image_io
-from fukami.image.transform import Preparation
+from fukami.image.transform import SquareTransform
 
-DIGITS = tuple("0123456789")
-NAMES = ("digits", "mnist", "cifar10", "cifar100", "imagenet")
+DIGIT_LABELS = tuple("0123456789")
+DATASET_NAMES = ("digits", "mnist", "cifar10", "cifar100", "imagenet")
 
 
 @dataclass(frozen=True)
-class Pictures:
+class DecodedImages:
     """Pictures ``(N, C, H, W)`` uint8 with the number ``(N,)`` of the class of each, and their names."""
 
     pictures: Tensor
@@ -31,7 +31,7 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Source:
+class LabelledImages:
     """Classified pictures that are not prepared for a network yet.
 
     Args:
@@ -39,24 +39,24 @@ class Source:
         targets: ``(N,)`` class numbers.
     """
 
-    items: tuple[Path, ...] | shards.Samples | folder.Bytes
+    items: tuple[Path, ...] | shards.ShardSamples | image_folder.UInt8Array
     targets: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def only(self, which: npt.NDArray[np.bool_]) -> "Source":
+    def only(self, which: npt.NDArray[np.bool_]) -> "LabelledImages":
         """Those that are marked in ``which`` ``(N,)``."""
-        items: tuple[Path, ...] | shards.Samples | folder.Bytes
-        if isinstance(self.items, shards.Samples):
+        items: tuple[Path, ...] | shards.ShardSamples | image_folder.UInt8Array
+        if isinstance(self.items, shards.ShardSamples):
             items = self.items.only(which)
         elif isinstance(self.items, np.ndarray):
             items = self.items[which]
         else:
             items = tuple(self.items[i] for i in np.flatnonzero(which))
-        return Source(items, self.targets[which])
+        return LabelledImages(items, self.targets[which])
 
-    def read(self, prepare: Preparation, broken: int = folder.BROKEN) -> Pictures:
+    def read(self, prepare: SquareTransform, broken: int = image_folder.MAX_BROKEN) -> DecodedImages:
         """All pictures as a network sees them, in memory; broken ones are left out and named.
 
         Raises:
@@ -65,27 +65,29 @@ class Source:
         from fukami.data import streaming, webdataset
 
         if isinstance(self.items, np.ndarray):
-            return Pictures(_sized(self.items, prepare), torch.from_numpy(self.targets))
-        if isinstance(self.items, shards.Samples):
-            results = webdataset.decode(self.items, prepare)
+            return DecodedImages(_resize(self.items, prepare), torch.from_numpy(self.targets))
+        if isinstance(self.items, shards.ShardSamples):
+            results = webdataset.decode_shards(self.items, prepare)
             broken -= len(self.items.problems)  # which are told already
         else:
-            results = streaming.decode(self.items, prepare)
-        good, pictures = folder.decode(results, len(self.items), prepare, broken)
+            results = streaming.decode_files(self.items, prepare)
+        good, pictures = image_folder.stack_images(results, len(self.items), prepare, broken)
         which = np.zeros(len(self.items), bool)
         which[good] = True
         kept = self.only(which).items
-        names = kept.names if isinstance(kept, shards.Samples) else list(map(str, kept))
-        return Pictures(torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.from_numpy(self.targets[good]), names)
+        names = kept.names if isinstance(kept, shards.ShardSamples) else list(map(str, kept))
+        return DecodedImages(
+            torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.from_numpy(self.targets[good]), names
+        )
 
 
-def read(spec: str, holdout: float) -> tuple[Source, Source, tuple[str, ...]]:
+def load_labelled_images(spec: str, holdout: float) -> tuple[LabelledImages, LabelledImages, tuple[str, ...]]:
     """The training part, the test part and the class names of a data set.
 
     Args:
         spec: ``mnist``, ``digits``, ``cifar10``, ``cifar100``, ``imagenet``, or the path of a folder (or archive) of
             pictures by class, or of a CSV file with the columns ``path`` and ``label`` (and perhaps ``split``), or
-            shards as :func:`fukami.data.shards.read` takes them.
+            shards as :func:`fukami.data.shards.load_shards` takes them.
         holdout: share of each class that is the test part, where the data have none of their own.
 
     Raises:
@@ -93,56 +95,62 @@ def read(spec: str, holdout: float) -> tuple[Source, Source, tuple[str, ...]]:
         Error: the data are damaged, or there are none.
     """
     arrays: tuple[Any, Any] | None = None
-    labels: tuple[str, ...] = DIGITS
+    labels: tuple[str, ...] = DIGIT_LABELS
     if spec == "mnist":
-        arrays = mnist.read()
+        arrays = mnist.load_mnist()
     elif spec == "digits":
-        arrays = digits.read(), None
+        arrays = digits.load_digits(), None
     elif spec in ("cifar10", "cifar100"):
-        found = cifar.read(spec)
+        found = cifar.load_cifar(spec)
         if isinstance(found, Path):
-            return _files(*folder.scan(found), holdout)
+            return _build_splits(*image_folder.scan_folder(found), holdout)
         arrays, labels = found
     elif spec == "imagenet":
-        return _files(*imagenet.scan(), holdout)
-    if arrays is None and shards.known(spec):
-        learned, judged, labels = shards.read(spec)
-        return *_parts(Source(*learned), Source(*judged) if judged else None, holdout), labels
+        return _build_splits(*imagenet.scan_imagenet(), holdout)
+    if arrays is None and shards.is_shard_spec(spec):
+        learned, judged, labels = shards.load_shards(spec)
+        return *_hold_out(LabelledImages(*learned), LabelledImages(*judged) if judged else None, holdout), labels
     if arrays is None:
         if not exists(Path(spec)):
-            raise unknown("data set (and no file or folder)", spec, NAMES)
-        scan = folder.table if spec.lower().endswith(".csv") else folder.scan
-        return _files(*scan(Path(spec)), holdout)
-    train, test = (part and Source(part[0], part[1].astype(np.int64)) for part in arrays)
-    return *_parts(train, test, holdout), labels
+            raise build_unknown_error("data set (and no file or folder)", spec, DATASET_NAMES)
+        scan = image_folder.read_csv if spec.lower().endswith(".csv") else image_folder.scan_folder
+        return _build_splits(*scan(Path(spec)), holdout)
+    train, test = (part and LabelledImages(part[0], part[1].astype(np.int64)) for part in arrays)
+    return *_hold_out(train, test, holdout), labels
 
 
-def _files(train: folder.Part, test: folder.Part | None, holdout: float) -> tuple[Source, Source, tuple[str, ...]]:
+def _build_splits(
+    train: image_folder.FolderSplit, test: image_folder.FolderSplit | None, holdout: float
+) -> tuple[LabelledImages, LabelledImages, tuple[str, ...]]:
     labels = tuple(sorted({*train.classes, *(test.classes if test else ())}))
     number = {label: i for i, label in enumerate(labels)}
 
-    def source(part: folder.Part) -> Source:
-        return Source(part.files, np.array([number[name] for name in part.classes], np.int64))
+    def source(part: image_folder.FolderSplit) -> LabelledImages:
+        return LabelledImages(part.files, np.array([number[name] for name in part.classes], np.int64))
 
-    return *_parts(source(train), source(test) if test else None, holdout), labels
+    return *_hold_out(source(train), source(test) if test else None, holdout), labels
 
 
-def _parts(train: Source, test: Source | None, holdout: float) -> tuple[Source, Source]:
+def _hold_out(
+    train: LabelledImages, test: LabelledImages | None, holdout: float
+) -> tuple[LabelledImages, LabelledImages]:
     """The two parts; the second one is held out of the first where the data have none of their own."""
     if test is not None:
         return train, test
-    held = folder.held_out(train.targets, holdout)
+    held = image_folder.select_holdout(train.targets, holdout)
     return train.only(~held), train.only(held)
 
 
-def _sized(pictures: folder.Bytes, prepare: Preparation) -> Tensor:
+def _resize(pictures: image_folder.UInt8Array, prepare: SquareTransform) -> Tensor:
     """Pictures ``(N, H, W)`` or ``(N, H, W, 3)`` as ``(N, C, size, size)``; those of that size already cost little.
 
     The embedded and the standard sets are in the form that a network sees: a digit needs no finding there.
     """
     channels = 1 if pictures.ndim == 3 else 3
     if pictures.shape[1] != prepare.size or (channels, prepare.channels) == (3, 1):
-        fitted = [image_io.fit(Image.fromarray(p), channels=prepare.channels, size=prepare.size) for p in pictures]
+        fitted = [
+            image_io.resize_and_crop(Image.fromarray(p), channels=prepare.channels, size=prepare.size) for p in pictures
+        ]
         return torch.from_numpy(np.stack(fitted))
     found = torch.from_numpy(np.ascontiguousarray(pictures)).view(len(pictures), prepare.size, prepare.size, channels)
     return found.permute(0, 3, 1, 2).repeat(1, prepare.channels // channels, 1, 1)

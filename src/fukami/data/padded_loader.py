@@ -8,46 +8,48 @@ import torch
 from torch import Tensor
 
 from fukami.data import augment_boxes
-from fukami.data.annotated import Annotated, Batch
-from fukami.data.augment import Augment
-from fukami.data.augment_boxes import MULTIPLE
-from fukami.data.class_frequency import Counts, counted
-from fukami.data.decode import Frame, FrameDecoder, decoded
-from fukami.data.folder import BROKEN
-from fukami.data.loader import Shuffled
+from fukami.data.augment import AugmentationPipeline
+from fukami.data.augment_boxes import SIZE_DIVISOR
+from fukami.data.class_frequency import ClassCounts, count_class_pixels
+from fukami.data.image_folder import MAX_BROKEN
+from fukami.data.loader import BatchLoader
 from fukami.data.manifest import file_size
-from fukami.data.streaming import Streaming
+from fukami.data.sample_decoder import FrameDecoder, FrameSize, decode_samples
+from fukami.data.samples import PaddedBatch, Sample
+from fukami.data.streaming import StreamingLoader
 from fukami.errors import Error
-from fukami.image.transform import Scaled
+from fukami.image.transform import ResizeTransform
 
 if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
 
-SLOTS = 8  # of which the number of boxes of a batch is a multiple, so that there are few shapes
-SHAPES = tuple(2 ** (third / 3) for third in range(-3, 4))  # widths by height that part the groups, as torchvision's
+SLOT_MULTIPLE = 8  # of which the number of boxes of a batch is a multiple, so that there are few shapes
+ASPECT_RATIO_BOUNDS = tuple(
+    2 ** (third / 3) for third in range(-3, 4)
+)  # widths by height that part the groups, as torchvision's
 
 
-class Share(NamedTuple):
+class BatchPlan(NamedTuple):
     """What a process sees of a batch: its members ``(n,)``, their random numbers, and the shape of the whole batch."""
 
     members: Tensor
     draws: Tensor
-    frame: Frame
+    frame: FrameSize
     slots: int
 
 
-def loader(
-    samples: Sequence[Annotated],
+def build_padded_loader(
+    samples: Sequence[Sample],
     labels: tuple[str, ...],
-    prepare: Scaled,
+    prepare: ResizeTransform,
     *,
     batch: int,
     seed: int | None = None,
-    augment: Augment | None = None,
+    augment: AugmentationPipeline | None = None,
     window: int = 0,
     memory: float = 4.0,
-    broken: int = BROKEN,
-) -> "Framed":
+    broken: int = MAX_BROKEN,
+) -> "PaddedLoader":
     """Batches of a part of the data: from memory where its pictures take at most ``memory`` gigabytes, else streamed.
 
     Args:
@@ -56,7 +58,7 @@ def loader(
         prepare: brings a picture to its size.
         batch: pictures in a batch, over all processes.
         seed: shuffle, drop what is over and augment, repeatably; None: every picture once, all of them.
-        augment: changes of the training pictures, as :func:`fukami.data.augment_boxes.parse` makes them.
+        augment: changes of the training pictures, as :func:`fukami.data.augment_boxes.parse_box_augmentation` makes them.
         window: side in pixels of what is cut at random out of larger training pictures; 0: they stay whole.
         memory: gigabytes that the decoded pictures may take.
         broken: pictures that may be broken; they are left out and named.
@@ -66,18 +68,22 @@ def loader(
     """
     sides = [prepare.size(*sample.size) for sample in samples]
     arrays = all(isinstance(sample.source, np.ndarray) for sample in samples)
-    if arrays or planes(samples) * sum(width * height for width, height in sides) <= memory * 1e9:
-        kept, pictures = decoded(samples, prepare, broken)
-        return Framed(kept, labels, prepare, batch=batch, seed=seed, augment=augment, window=window, pictures=pictures)
-    return FramedStream(samples, labels, prepare, batch=batch, seed=seed, augment=augment, window=window, broken=broken)
+    if arrays or count_channels(samples) * sum(width * height for width, height in sides) <= memory * 1e9:
+        kept, pictures = decode_samples(samples, prepare, broken)
+        return PaddedLoader(
+            kept, labels, prepare, batch=batch, seed=seed, augment=augment, window=window, pictures=pictures
+        )
+    return PaddedStreamingLoader(
+        samples, labels, prepare, batch=batch, seed=seed, augment=augment, window=window, broken=broken
+    )
 
 
-def planes(samples: Sequence[Annotated]) -> int:
+def count_channels(samples: Sequence[Sample]) -> int:
     """Channels of the decoded pictures: masks, where there are any, are the fourth."""
     return 3 + any(sample.mask is not None for sample in samples)
 
 
-class Framed(Shuffled):
+class PaddedLoader(BatchLoader):
     """Pictures with boxes or masks, held in memory, in batches of similar shapes.
 
     Order, augmentation and draws are functions of the seed and the pass alone. A pass leaves out what does not fill a
@@ -91,13 +97,13 @@ class Framed(Shuffled):
 
     def __init__(
         self,
-        samples: Sequence[Annotated],
+        samples: Sequence[Sample],
         labels: tuple[str, ...],
-        prepare: Scaled,
+        prepare: ResizeTransform,
         *,
         batch: int,
         seed: int | None = None,
-        augment: Augment | None = None,
+        augment: AugmentationPipeline | None = None,
         window: int = 0,
         pictures: Sequence[Tensor] = (),
     ) -> None:
@@ -105,14 +111,14 @@ class Framed(Shuffled):
         super().__init__(torch.arange(len(samples)), labels, batch=batch, names=names, seed=seed)
         self.samples, self.prepare, self.pictures, self.change = tuple(samples), prepare, list(pictures), augment
         self.window = window
-        self.channels = planes(samples)
+        self.channels = count_channels(samples)
         self.device = torch.device("cpu")
         sizes = np.array([sample.size for sample in samples], np.int64).reshape(-1, 2)
         self.originals = torch.from_numpy(sizes).flip(1)
         self.sides = torch.tensor([prepare.size(*size) for size in sizes.tolist()]).view(-1, 2).flip(1)
         self.boxes = torch.tensor([len(sample.boxes) for sample in samples], dtype=torch.int64)
         shape = self.sides[:, 1] / self.sides[:, 0].clamp(min=1)
-        self.group = torch.bucketize(shape, torch.tensor(SHAPES))
+        self.group = torch.bucketize(shape, torch.tensor(ASPECT_RATIO_BOUNDS))
 
     def place(self, runtime: "Runtime") -> None:
         """Move the pictures to the device, and take this process's share of each batch."""
@@ -126,7 +132,7 @@ class Framed(Shuffled):
         """Random numbers for each picture: the detector's own, those of the augmentation, then those of the window."""
         return 1 + (self.change.draws if self.change else 0) + (2 if self.window else 0)
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[PaddedBatch]:  # type: ignore[override]
         """The batches of one pass; a pass cut off is finished."""
         for share in self.framed():
             self.count()
@@ -134,7 +140,7 @@ class Framed(Shuffled):
                 yield self.assemble(self._frames(share), share)
         self.ended()
 
-    def ordered(self) -> Iterator[Batch]:  # type: ignore[override]
+    def ordered(self) -> Iterator[PaddedBatch]:  # type: ignore[override]
         """Every picture once, in order and not augmented; the training goes on as if nothing had been."""
         for share in self._every():
             yield self.assemble(self._frames(share), share, still=True)
@@ -151,18 +157,18 @@ class Framed(Shuffled):
             pixels = sample.source.tobytes() if isinstance(sample.source, np.ndarray) else b""
             yield own + (sample.mask.identity() if sample.mask else b"") + pixels
 
-    def frequencies(self) -> Counts:
+    def frequencies(self) -> ClassCounts:
         """Pixels of each class, and of the pictures that have any of it, ``(2, classes)``; counted once and kept."""
-        return counted(self.samples, len(self.labels))
+        return count_class_pixels(self.samples, len(self.labels))
 
-    def framed(self) -> Iterator[Share]:
+    def framed(self) -> Iterator[BatchPlan]:
         """This process's share of each batch in the rest of the pass."""
         order, draws = self._plan(self.turn) if self.seed is not None else self._in_order()
         for at in range(self.position, len(self)):
             whole = slice(at * self.size, (at + 1) * self.size)
             yield self._share(order[whole], draws[whole], slice(self.rank, None, self.world))
 
-    def assemble(self, pictures: Tensor, share: Share, *, still: bool = False) -> Batch:
+    def assemble(self, pictures: Tensor, share: BatchPlan, *, still: bool = False) -> PaddedBatch:
         """Pictures ``(n, 3, H, W)`` on the device, or 4 with their masks, with all that belongs to them.
 
         They are augmented where they are trained on and not ``still``.
@@ -181,27 +187,27 @@ class Framed(Shuffled):
         seeds = (share.draws[:, 0] * 2**31).long() * training
         masks = pictures[:, 3] if self.channels == 4 else torch.zeros(len(pictures), 0, 0, dtype=torch.uint8)
         rest = (sides, originals, boxes, classes, kinds, share.members, seeds, masks)
-        batch = Batch(pictures[:, :3], *(each.to(self.device, non_blocking=True) for each in rest))
+        batch = PaddedBatch(pictures[:, :3], *(each.to(self.device, non_blocking=True) for each in rest))
         if not training:
             return batch
         changes = self.change.draws if self.change else 0
         _, draws, places = share.draws.to(self.device).tensor_split((1, 1 + changes), 1)
-        batch = augment_boxes.change(self.change, batch, draws) if self.change else batch
-        return augment_boxes.cut(batch, self.window, places) if self.window else batch
+        batch = augment_boxes.augment_batch(self.change, batch, draws) if self.change else batch
+        return augment_boxes.crop_batch(batch, self.window, places) if self.window else batch
 
-    def _every(self) -> Iterator[Share]:
+    def _every(self) -> Iterator[BatchPlan]:
         """All pictures in order, in batches."""
         for at in range(0, len(self.samples), self.size):
             members = torch.arange(at, min(at + self.size, len(self.samples)))
             yield self._share(members, torch.zeros(len(members), 1), slice(None))
 
-    def _share(self, members: Tensor, draws: Tensor, mine: slice) -> Share:
+    def _share(self, members: Tensor, draws: Tensor, mine: slice) -> BatchPlan:
         """The share of a process; the shape is that of the whole batch, so that all processes have the same."""
-        height, width = (-(-int(side) // MULTIPLE) * MULTIPLE for side in self.sides[members].amax(0))
-        slots = max(1, -(-int(self.boxes[members].amax()) // SLOTS)) * SLOTS
-        return Share(members[mine], draws[mine], (height, width), slots)
+        height, width = (-(-int(side) // SIZE_DIVISOR) * SIZE_DIVISOR for side in self.sides[members].amax(0))
+        slots = max(1, -(-int(self.boxes[members].amax()) // SLOT_MULTIPLE)) * SLOT_MULTIPLE
+        return BatchPlan(members[mine], draws[mine], (height, width), slots)
 
-    def _frames(self, share: Share) -> Tensor:
+    def _frames(self, share: BatchPlan) -> Tensor:
         """The pictures of a share in their frames, from memory."""
         shape = (len(share.members), *share.frame, self.channels)  # channels last, as other processes send them
         frames = torch.zeros(shape, dtype=torch.uint8, device=self.device).permute(0, 3, 1, 2)
@@ -226,7 +232,7 @@ class Framed(Shuffled):
         return order[self.group[order].argsort(stable=True)]
 
 
-class FramedStream(Framed, Streaming):
+class PaddedStreamingLoader(PaddedLoader, StreamingLoader):
     """The same batches of pictures that do not fit into memory: other processes decode them.
 
     Args:
@@ -236,20 +242,20 @@ class FramedStream(Framed, Streaming):
 
     def __init__(
         self,
-        samples: Sequence[Annotated],
+        samples: Sequence[Sample],
         labels: tuple[str, ...],
-        prepare: Scaled,
+        prepare: ResizeTransform,
         *,
         batch: int,
         seed: int | None = None,
-        augment: Augment | None = None,
+        augment: AugmentationPipeline | None = None,
         window: int = 0,
-        broken: int = BROKEN,
+        broken: int = MAX_BROKEN,
     ) -> None:
         super().__init__(samples, labels, prepare, batch=batch, seed=seed, augment=augment, window=window)
         self.begin(FrameDecoder(self.samples, prepare), broken)
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[PaddedBatch]:  # type: ignore[override]
         """The batches of one pass; a pass cut off is finished."""
         shares, seen = self.framed(), False
         for found in self._timed(self.reader):
@@ -264,17 +270,17 @@ class FramedStream(Framed, Streaming):
             raise Error(f"not one picture can be read; the first: {next(iter(self.broken))}")
         self.ended()
 
-    def ordered(self) -> Iterator[Batch]:  # type: ignore[override]
+    def ordered(self) -> Iterator[PaddedBatch]:  # type: ignore[override]
         """Every picture once, in order and not augmented; the training goes on as if nothing had been."""
         every = list(self._every())
-        for share, found in zip(every, self._reader([_wished(share) for share in every]), strict=True):
+        for share, found in zip(every, self._reader([_build_requests(share) for share in every]), strict=True):
             yield self._seen(found, share, still=True)
 
     def wishes(self) -> Iterator[list[Any]]:
         """What the rest of the pass asks the other processes for; it refers to the loader no longer."""
-        return map(_wished, self.framed())
+        return map(_build_requests, self.framed())
 
-    def _seen(self, found: Any, share: Share, *, still: bool = False) -> Batch:
+    def _seen(self, found: Any, share: BatchPlan, *, still: bool = False) -> PaddedBatch:
         if not found[1]:  # a step for it all the same, as other processes may make one, from which nothing is learned
             self._name(found[2])
             shape = (len(share.members), self.channels, *share.frame)
@@ -286,5 +292,5 @@ class FramedStream(Framed, Streaming):
         return self.assemble(pictures, own, still=still)
 
 
-def _wished(share: Share) -> list[tuple[int, Frame]]:
+def _build_requests(share: BatchPlan) -> list[tuple[int, FrameSize]]:
     return [(number, share.frame) for number in share.members.tolist()]

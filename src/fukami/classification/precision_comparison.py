@@ -17,22 +17,22 @@ import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from fukami.classification.task import Classification
+from fukami.classification.task import ClassificationTask
 from fukami.engine import checkpoint, precision
 from fukami.engine import export as engine_export
 from fukami.engine.recipe import check_data
 from fukami.engine.runtime import Runtime
 from fukami.errors import Error, UsageError
 
-STEPS = ("float32", "bfloat16", "float16", "int8", "binary", "onnx")
-BATCH = 256  # pictures at once for the throughput; the latency is that of one
-ROUNDS = 5  # turns of each process
-SECONDS = 0.2  # of each turn, at least
+PRECISIONS = ("float32", "bfloat16", "float16", "int8", "binary", "onnx")
+BATCH_SIZE = 256  # pictures at once for the throughput; the latency is that of one
+NUM_ROUNDS = 5  # turns of each process
+MIN_SECONDS = 0.2  # of each turn, at least
 
-_task: Classification  # of a process that measures
+_task: ClassificationTask  # of a process that measures
 
 
-def climb(
+def compare_precisions(
     run: str | Path, data: str | None = None, device: str = "auto", recipe: Path | None = None
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Measure a run at every precision that it can be computed at.
@@ -53,74 +53,76 @@ def climb(
         UsageError: the run was exported already, or is no classifier's.
         Error: the run is damaged.
     """
-    folder = checkpoint.trained(run)
+    folder = checkpoint.locate_unconverted_run(run)
     where = str(Runtime.start(device, "float32").device)
     if data is None:
-        check_data(checkpoint.describe(folder, recipe)[0])
+        check_data(checkpoint.read_recipe(folder, recipe)[0])
     steps: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         processes = []
-        for name in STEPS:
+        for name in PRECISIONS:
             try:
-                precision.where(where, name)
-                written = engine_export.export(run, name, root / name, recipe=recipe)
+                precision.resolve_device_and_precision(where, name)
+                written = engine_export.export_run(run, name, root / name, recipe=recipe)
             except Error as error:
                 if not steps:  # what cannot be computed in float32 is no run
                     raise
                 left_out[name] = str(error)
                 continue
             process = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
-            found = process.submit(_open, root / name, device, torch.get_num_threads(), recipe).result()
+            found = process.submit(_load_run, root / name, device, torch.get_num_threads(), recipe).result()
             steps.append({"precision": name, "bytes": written["bytes"], **found})
             processes.append(process)
         answers: list[Tensor] = []
         for step, process in zip(steps, processes, strict=True):
-            metrics, predicted = process.submit(_judge, folder, data, recipe).result()
+            metrics, predicted = process.submit(_evaluate_run, folder, data, recipe).result()
             answers.append(torch.tensor(predicted))
             step |= metrics | {"agreement": float((answers[-1] == answers[0]).float().mean())}
-        for count, name in ((1, "latency"), (BATCH, "throughput")):
-            turns = [[process.submit(_time, count).result() for process in processes] for _ in range(ROUNDS)]
+        for count, name in ((1, "latency"), (BATCH_SIZE, "throughput")):
+            turns = [
+                [process.submit(_time_prediction, count).result() for process in processes] for _ in range(NUM_ROUNDS)
+            ]
             for step, seconds in zip(steps, torch.tensor(turns).median(0).values.tolist(), strict=True):
                 step[name] = seconds if count == 1 else count / seconds
     return steps, left_out
 
 
-def _open(folder: Path, device: str, threads: int, recipe: Path | None) -> dict[str, Any]:
+def _load_run(folder: Path, device: str, threads: int, recipe: Path | None) -> dict[str, Any]:
     """Load a run in this process; what memory that and the first answers took."""
     global _task
     torch.set_num_threads(threads)
-    own = checkpoint.precision_of(folder)
-    where = Runtime.start(*precision.where(device, own)).device
-    computed = precision.computed(own, where)
-    _import(folder, own, where, recipe)
-    before = _peak()
+    own = checkpoint.read_precision(folder)
+    where = Runtime.start(*precision.resolve_device_and_precision(device, own)).device
+    computed = precision.describe_dtypes(own, where)
+    _import_libraries(folder, own, where, recipe)
+    before = _measure_peak_memory()
     task = checkpoint.load(folder, device=device, recipe=recipe)
-    if not isinstance(task, Classification):
+    if not isinstance(task, ClassificationTask):
         raise UsageError(f"the precisions of classifiers are compared; this is a run of {type(task).__name__}")
     _task = task
     memory = {}
-    for count in (1, BATCH):
-        _answers(count)()
-        memory[f"memory_{count}"] = _peak() - before
+    for count in (1, BATCH_SIZE):
+        _build_predictor(count)()
+        memory[f"memory_{count}"] = _measure_peak_memory() - before
     return memory | {"computed": computed}
 
 
-def _import(folder: Path, own: str, where: torch.device, source: Path | None) -> None:
+def _import_libraries(folder: Path, own: str, where: torch.device, source: Path | None) -> None:
     """Have every library at hand before memory is counted, the run built once without numbers."""
-    recipe, labels = checkpoint.describe(folder, source)
+    recipe, labels = checkpoint.read_recipe(folder, source)
     with torch.device("meta"):
         recipe.task(labels)
-    if own in precision.BY_ONNX:
-        importlib.import_module("fukami.quantization.onnx")
+    if own in precision.ONNX_PRECISIONS:
+        importlib.import_module("fukami.quantization.onnx_export")
     elif own == "binary":
-        from fukami.quantization.binary_layers import kernels
+        from fukami.quantization.binary_layers import get_kernels
 
-        kernels(where)
+        get_kernels(where)
 
 
-def _peak() -> int:
+def _measure_peak_memory() -> int:
     """The most memory that this process has held so far, in bytes: on a GPU the tensors, else all of it."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return torch.cuda.max_memory_allocated()
@@ -135,35 +137,35 @@ def _peak() -> int:
 
 
 @torch.inference_mode()
-def _judge(folder: Path, data: str | None, source: Path | None) -> tuple[dict[str, float], list[int]]:
+def _evaluate_run(folder: Path, data: str | None, source: Path | None) -> tuple[dict[str, float], list[int]]:
     """The metrics of the test data, and every answer."""
-    recipe, _ = checkpoint.describe(folder, source)
+    recipe, _ = checkpoint.read_recipe(folder, source)
     recipe = recipe if data is None else recipe.on(data)
     found = _task.judge(recipe.judged())
     return found.metrics(), torch.cat(found.answers).tolist()
 
 
-def _answers(count: int) -> Callable[[], Tensor]:
+def _build_predictor(count: int) -> Callable[[], Tensor]:
     """What answers for so many pictures of noise, already on the device."""
     shape = _task.interface().shape
     pictures = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, device=_task.runtime.device)
     return torch.inference_mode()(lambda: _task.scores(pictures))
 
 
-def _time(count: int) -> float:
+def _time_prediction(count: int) -> float:
     """Seconds that an answer for so many pictures takes."""
-    timer = Timer("answer()", globals={"answer": _answers(count)}, num_threads=torch.get_num_threads())
-    return timer.blocked_autorange(min_run_time=SECONDS).median
+    timer = Timer("answer()", globals={"answer": _build_predictor(count)}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=MIN_SECONDS).median
 
 
 COLUMNS = (
     "precision", "accuracy", "as float32", "kB", "MB for 256", "ms for 1", "×", "256, /s", "×", "MB for 1",
     "weights, activations, sums",
 )  # fmt: skip
-NARROW = 9  # columns that a terminal has room for
+NUM_TERMINAL_COLUMNS = 9  # columns that a terminal has room for
 
 
-def rows(steps: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+def format_rows(steps: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """The cells of each step, as in :data:`COLUMNS`: times, too, as how many times faster than the first."""
     first = steps[0]
     return [
