@@ -33,15 +33,15 @@ WAYS = ["", "--ema 0.99", "--cycles 4", "--smoothing 0.1"]  # of training, for a
 def table(path):
     """A CSV file that names the first pictures of each class for training, and all of the test part."""
     train, test = image_folder.scan_folder(cifar.load_cifar("cifar10"))
-    taken = dict.fromkeys(train.classes, 0)
+    taken = dict.fromkeys(train.class_names, 0)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("path", "label", "split"))
-        for name, label in zip(train.files, train.classes, strict=True):
+        for name, label in zip(train.files, train.class_names, strict=True):
             if taken[label] < EACH:
                 taken[label] += 1
                 writer.writerow((name, label, "train"))
-        writer.writerows((name, label, "test") for name, label in zip(test.files, test.classes, strict=True))
+        writer.writerows((name, label, "test") for name, label in zip(test.files, test.class_names, strict=True))
 
 
 def note(metric, command, answers, seeds):

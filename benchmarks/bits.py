@@ -237,7 +237,7 @@ def ladder(options):
 def beside(binary, full):
     """How many times faster a packed run answers than its counterpart in float32."""
     packed, whole = fukami.load(binary, device="cpu", precision="binary"), fukami.load(full, device="cpu")
-    (channels, side, _), _ = whole.interface()
+    (channels, side, _), _ = whole.get_signature()
     values = {}
     for count, words_of in ((1, "one picture"), (256, "256 pictures")):
         pictures = torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8)

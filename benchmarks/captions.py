@@ -60,14 +60,14 @@ def baselines(options: argparse.Namespace) -> None:
     from fukami.engine.runtime import Runtime
 
     recipe = get_recipe("show-and-tell")(dataset=SAMPLE, encoder="vgg16", init=options.weights, part=options.part)
-    data = recipe.data()
-    task = recipe.task(data.labels)
+    data = recipe.load_data()
+    task = recipe.build_task(data.labels)
     task.setup(Runtime.start())
     for part in (data.train, data.val):
         part.place(task.runtime)
-    recipe.begin(task)
+    recipe.initialize_task(task)
     learned, judged = (F.normalize(task.seen(part), dim=1) for part in (data.train, data.val))
-    told = captioning_data.load_dataset(SAMPLE, recipe.holdout)[0].sentences
+    told = captioning_data.load_dataset(SAMPLE, recipe.holdout)[0].captions
     sentences = [[tokenizer.tokenize(text, recipe.tokens) for text in own] for own in told]
     counts = Counter(" ".join(words) for own in sentences for words in own)
     commonest = min(counts, key=lambda text: (-counts[text], text)).split()
@@ -94,9 +94,9 @@ def rate(options: argparse.Namespace) -> None:
     import fukami
     from fukami.engine import checkpoint
 
-    task = fukami.load(options.run, changes={"beams": options.beams, "sentences": 1})
+    task = fukami.load(options.run, overrides={"beams": options.beams, "sentences": 1})
     recipe, _ = checkpoint.read_recipe(Path(options.run))
-    judged = recipe.judged()
+    judged = recipe.load_eval_data()
     features = task.seen(judged)
     ours, theirs = [], []
     with torch.inference_mode():

@@ -110,11 +110,11 @@ def compared(options: argparse.Namespace) -> None:
         for metric in (each for each in result if each.startswith(("fid", "kid", "frechet", "kernel", "repeated"))):
             record(f"dcgan {name}", metric, result[metric], seed=seed, seconds=seconds, command=own,
                    note=f"{result['count']} pictures made, {options.epochs} passes")  # fmt: skip
-    recipe = DCGAN(dataset=data, batch=BATCH)
-    parts = recipe.data()
+    recipe = DCGAN(data=data, batch_size=BATCH)
+    parts = recipe.load_data()
     size, channels = map(int, parts.labels)
     seen = generation_features.load_feature_extractor(options.judge, size, channels)
-    looks = seen.looks(torch.device(DEVICE))
+    looks = seen.build_extractors(torch.device(DEVICE))
     real = [look(parts.val.pictures) for look in looks]
     for seed in options.seeds:
         torch.manual_seed(seed)
@@ -126,7 +126,7 @@ def compared(options: argparse.Namespace) -> None:
         made = plain.make(len(real[0]))
         if options.out:
             draw_image_grid(made[:64]).save(Path(options.out) / f"plain-{name}-seed-{seed}.png")
-        found = GenerationResults(seen, [look(made) for look in looks], real, made[:64]).metrics()
+        found = GenerationResults(seen, [look(made) for look in looks], real, made[:64]).compute_metrics()
         for metric in (each for each in found if each != "count"):
             record(f"plain dcgan {name}", metric, found[metric], seed=seed, seconds=seconds, command=command,
                    note=f"PyTorch's example; {found['count']} pictures made, {options.epochs} passes")  # fmt: skip
@@ -168,9 +168,9 @@ def ours(options: argparse.Namespace, precision: str, pipe) -> None:
 
     runtime = Runtime.start(DEVICE, precision)
     torch.manual_seed(0)
-    task = DCGAN(batch=BATCH).task((str(options.size), "3"))
+    task = DCGAN(batch_size=BATCH).build_task((str(options.size), "3"))
     task.setup(runtime)
-    update = runtime.fast(task.step, task.static)
+    update = runtime.capture(task.step, task.supports_cuda_graph)
     timed(lambda pictures: update((pictures, pictures[:, 0, 0, 0])), options, pipe)
 
 
@@ -201,8 +201,8 @@ def svm(options: argparse.Namespace) -> None:
 
     task = fukami.load(options.archive)
     train, test, labels = labelled_images.load_labelled_images("cifar10", 0.2)
-    sets = [part.read(task.prepare) for part in (train, test)]
-    seen = [features(task, part.pictures) for part in sets]
+    sets = [part.decode(task.prepare) for part in (train, test)]
+    seen = [features(task, part.images) for part in sets]
     deviation, mean = torch.std_mean(seen[0], 0)
     for part in seen:
         part.sub_(mean).div_(deviation.clamp(min=1e-6) * part.shape[1] ** 0.5)

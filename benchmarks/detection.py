@@ -106,7 +106,7 @@ class Ours:
         size = options.height, options.width
         recipe = get_recipe("faster-rcnn-resnet50-fpn")(shortest=min(size), longest=max(size))
         torch.manual_seed(0)
-        self.task = recipe.task(tuple(map(str, range(90))))
+        self.task = recipe.build_task(tuple(map(str, range(90))))
         self.task.setup(Runtime.start(DEVICE, precision))
         pictures, boxes, classes = (value.to(DEVICE) for value in drawn(options))
         height, width = (-(-side // 32) * 32 for side in (options.height, options.width))
@@ -129,7 +129,7 @@ class Ours:
         """Answers for the batch."""
         self.task.model.eval()
         with torch.inference_mode(), self.task.runtime.autocast():
-            self.task.detect(self.batch.pictures, self.batch.sizes)
+            self.task.detect(self.batch.images, self.batch.sizes)
 
 
 class Theirs:
@@ -251,15 +251,17 @@ def theirs_on(recipe) -> float:
             seen = (said["boxes"].cpu().numpy(), said["labels"].cpu().numpy() - 1, said["scores"].cpu().numpy())
             kinds = batch.kinds[i][batch.classes[i] >= 0].numpy()
             there = (target["every"].numpy(), target["classes"].numpy(), kinds)
-            found.add(int(batch.numbers[i]), detection_metrics.Prediction(*seen), detection_metrics.GroundTruth(*there))
-    return found.metrics()["map"]
+            found.update(
+                int(batch.numbers[i]), detection_metrics.Prediction(*seen), detection_metrics.GroundTruth(*there)
+            )
+    return found.compute_metrics()["map"]
 
 
 def plain(batch: PaddedBatch) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     """A batch as torchvision's networks take it: pictures without their frame, and what counts in them."""
     pictures, targets = [], []
     for i, (height, width) in enumerate(batch.sizes.int().tolist()):
-        pictures.append((batch.pictures[i, :, :height, :width].float() / 255).to(DEVICE))
+        pictures.append((batch.images[i, :, :height, :width].float() / 255).to(DEVICE))
         there = batch.classes[i] >= 0
         counted = there & (batch.kinds[i] == 0)
         boxes, labels = batch.boxes[i][counted].to(DEVICE), batch.classes[i][counted].to(DEVICE) + 1

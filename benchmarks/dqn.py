@@ -126,13 +126,13 @@ def memory(options: argparse.Namespace) -> None:
 
     before = resident("VmRSS")
     remembered = ReplayBuffer(GAMES, (84, 84), 10**6 // GAMES)
-    remembered.place(torch.device("cpu"))
+    remembered.allocate(torch.device("cpu"))
     seen = torch.randint(0, 256, (GAMES, 84, 84), dtype=torch.uint8)
-    for _ in range(remembered.length):
-        remembered.see(seen, torch.zeros(GAMES, dtype=torch.bool))
+    for _ in range(remembered.num_slots):
+        remembered.add(seen, torch.zeros(GAMES, dtype=torch.bool))
     taken = (resident("VmRSS") - before) / 1e9
     record("dqn memory", "gigabytes of a million steps", taken, command="python benchmarks/dqn.py memory",
-           note=f"{remembered.games * remembered.length:,} steps with the slack that a resumed run needs")  # fmt: skip
+           note=f"{remembered.num_envs * remembered.num_slots:,} steps with the slack that a resumed run needs")  # fmt: skip
 
 
 def ours(options: argparse.Namespace, pipe) -> None:
@@ -146,11 +146,11 @@ def ours(options: argparse.Namespace, pipe) -> None:
     )
     runtime = Runtime.start(DEVICE, options.precision)
     torch.manual_seed(0)
-    data = recipe.data()
+    data = recipe.load_data()
     data.train.place(runtime)
-    task = recipe.task(data.labels)
+    task = recipe.build_task(data.labels)
     task.setup(runtime)
-    batches, update = iter(task.batches(data.train)), runtime.fast(task.step, task.static)
+    batches, update = iter(task.iterate_batches(data.train)), runtime.capture(task.step, task.supports_cuda_graph)
     update(next(batches))
     while steps := pipe.recv():
         began = time.monotonic()

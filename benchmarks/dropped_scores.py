@@ -16,6 +16,6 @@ class DroppedScores(DeepConvNet):
 
     def task(self, labels):
         """The task of DeepConvNet, its network longer by one layer."""
-        task = super().task(labels)
+        task = super().build_task(labels)
         task.model.append(nn.Dropout(self.dropout))
         return task

@@ -32,4 +32,4 @@ class RandomPictures(ResNet50):
         pictures = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
         targets = torch.arange(self.pictures) % 1000
         labels = tuple(map(str, range(1000)))
-        return Data(InMemoryLoader(pictures, targets, labels, batch=self.batch, seed=self.seed), (), labels)
+        return Data(InMemoryLoader(pictures, targets, labels, batch_size=self.batch_size, seed=self.seed), (), labels)

@@ -111,7 +111,7 @@ def speeds(given: argparse.Namespace, note: Callable[..., None]) -> None:
 
 def proposed(given: argparse.Namespace, note: Callable[..., None]) -> None:
     """How many blood cells of each class a proposal covers, and how many overlap another of their class."""
-    data = get_recipe("rcnn-finetune")(dataset="bccd", shortest=320, longest=448, size=64, context=5).judged()
+    data = get_recipe("rcnn-finetune")(dataset="bccd", shortest=320, longest=448, size=64, context=5).load_eval_data()
     covered: dict[str, list[float]] = {label: [] for label in data.labels}
     crowded: dict[str, list[float]] = {label: [] for label in data.labels}
     for sample in data.samples:
@@ -135,8 +135,8 @@ def proposed(given: argparse.Namespace, note: Callable[..., None]) -> None:
 def times(backbone: str, precision: str, runtime: Runtime, regions: int, repeat: int) -> list[float]:
     """Seconds of each repetition but the first."""
     torch.manual_seed(0)
-    recipe = RCNN(backbone=backbone, size=SIZES[backbone], cache=0.0)
-    task = recipe.task(tuple(f"class {number}" for number in range(20)))
+    recipe = RCNN(backbone=backbone, size=SIZES[backbone], cache_limit=0.0)
+    task = recipe.build_task(tuple(f"class {number}" for number in range(20)))
     task.setup(runtime)
     task.model.to(PRECISIONS[precision]).eval()
     task.model.svm.weight.normal_(std=0.01)
@@ -152,14 +152,14 @@ def once(task: RCNNTask, picture: torch.Tensor, boxes: torch.Tensor) -> float:
     """Seconds until what was found in a picture is on the host."""
     began = time.perf_counter()
     size = torch.tensor([HEIGHT, WIDTH], device=picture.device, dtype=torch.float32)
-    task.found(picture, size, boxes, task.seen(picture, boxes)).boxes.cpu()
+    task.detect_in_proposals(picture, size, boxes, task.extract_features(picture, boxes)).boxes.cpu()
     return time.perf_counter() - began
 
 
 def searches(repeat: int) -> list[float]:
     """Seconds of Selective Search, each time, in a scene enlarged to the size of the paper's pictures."""
-    scene = torch.from_numpy(scenes.generate_scene(0, 0).picture).permute(2, 0, 1)
-    resized = ResizeTransform(shortest=HEIGHT, longest=WIDTH)(scene).byte().permute(1, 2, 0)
+    scene = torch.from_numpy(scenes.generate_scene(0, 0).image).permute(2, 0, 1)
+    resized = ResizeTransform(min_size=HEIGHT, max_size=WIDTH)(scene).byte().permute(1, 2, 0)
     pixels = np.ascontiguousarray(resized.numpy())
     search.propose_regions(pixels)  # compiles
     seconds = []

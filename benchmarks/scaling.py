@@ -192,11 +192,15 @@ def main():
 
     latency, bandwidth = fit({int(size): value for size, value in found["line"].items()})
     found_layers = summarize_layers(models.resnet50(), (3, options.size, options.size))
-    job = TrainingJob(layers=found_layers, batch=options.batch)
+    job = TrainingJob(layers=found_layers, batch_size=options.batch)
     cluster = Cluster(
-        speed=options.batch / found["side"], devices=2, inside=bandwidth, inside_latency=latency, update=found["update"]
+        images_per_second=options.batch / found["side"],
+        devices_per_machine=2,
+        intra_bandwidth=bandwidth,
+        intra_latency=latency,
+        optimizer_time=found["update"],
     )
-    predicted = predict_weak_scaling(job, cluster, 2).seconds
+    predicted = predict_weak_scaling(job, cluster, 2).step_time
     measured = found["synced"] + found["update"]
     exposed = found["synced"] - found["side"]
     hidden = 1 - exposed / found["reduce"]
@@ -232,8 +236,12 @@ def main():
     row("efficiency of two processes, measured", (found["solo"] + found["update"]) / measured,
         f"predicted {(found['solo'] + found['update']) / predicted:.3f}")  # fmt: skip
     for slowness in SLOWNESS:
-        cluster = Cluster(speed=options.batch / found["free"], devices=2, inside=summed / slowness / found["once"])
-        step, took_step = predict_weak_scaling(job, cluster, 2).seconds, found[f"wire {slowness}"]
+        cluster = Cluster(
+            images_per_second=options.batch / found["free"],
+            devices_per_machine=2,
+            intra_bandwidth=summed / slowness / found["once"],
+        )
+        step, took_step = predict_weak_scaling(job, cluster, 2).step_time, found[f"wire {slowness}"]
         row(f"step with a network that only waits, {slowness:g} times the computation, predicted / measured",
             step / took_step, f"{step:.3f} s, {took_step:.3f} s; {found['free']:.3f} s without it")  # fmt: skip
     return None

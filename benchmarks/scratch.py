@@ -108,13 +108,13 @@ def network(columns=None):
     """DeepConvNet in float32; with the book's layers and buffers of the dtype ``columns``, if it is given."""
     np.random.seed(0)
     net = scratch.DeepConvNet()
-    for layer in net.weighted:
+    for layer in net.weighted_layers:
         layer.W, layer.b = layer.W.astype(np.float32), layer.b.astype(np.float32)
-    net.params = {f"{p}{i}": getattr(layer, p) for i, layer in enumerate(net.weighted, 1) for p in "Wb"}
+    net.params = {f"{p}{i}": getattr(layer, p) for i, layer in enumerate(net.weighted_layers, 1) for p in "Wb"}
     if columns is not None:
         book = {scratch.Convolution: Convolution, scratch.Pooling: Pooling, scratch.Relu: Relu}
         net.layers = [book[type(layer)](layer, columns) if type(layer) in book else layer for layer in net.layers]
-        net.weighted = [layer for layer in net.layers if hasattr(layer, "W")]
+        net.weighted_layers = [layer for layer in net.layers if hasattr(layer, "W")]
     return net
 
 

@@ -113,7 +113,7 @@ class Ours:
         from fukami.engine.runtime import Runtime
 
         torch.manual_seed(0)
-        self.task = get_recipe(name)(balance="none", **FIELDS.get(name, {})).task(tuple(map(str, range(CLASSES))))
+        self.task = get_recipe(name)(balance="none", **FIELDS.get(name, {})).build_task(tuple(map(str, range(CLASSES))))
         self.task.setup(Runtime.start(DEVICE, precision))
         self.task.model.train()
         self.task.schedule(0.5)
@@ -279,7 +279,7 @@ def driving(folder: Path) -> tuple[list[Path], str]:
     except Error:
         files = [folder / f"{number}.png" for number in range(2)]
         for number, file in enumerate(files):
-            Image.fromarray(scenes.generate_scene(0, number).picture).resize((480, 360)).save(file)
+            Image.fromarray(scenes.generate_scene(0, number).image).resize((480, 360)).save(file)
         return files, "embedded scenes"
 
 

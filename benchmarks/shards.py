@@ -42,7 +42,7 @@ def main():
         root, folder = Path(name) / "pictures", Path(name) / "shards"
         root.mkdir()
         fill(root, options.pictures)
-        webdataset_writer.write_shards(str(root), folder, holdout=0.0, megabytes=30)
+        webdataset_writer.write_shards(str(root), folder, holdout=0.0, shard_megabytes=30)
         pipelines = {"folder": (ours, root), "shards": (ours, folder)}
         if find_spec("webdataset"):
             pipelines["webdataset"] = (webdataset, folder)

@@ -46,9 +46,9 @@ def ship(options):
                seconds=last[run]["seconds"], note="bfloat16 training on an H100")  # fmt: skip
     recipe, labels = checkpoint.read_recipe(best)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_weights(FOLDER, checkpoint.copy_tensors_to_cpu(fukami.load(best).modules()), torch.float16)
+    checkpoint.write_weights(FOLDER, checkpoint.copy_tensors_to_cpu(fukami.load(best).get_modules()), torch.float16)
     checkpoint.write_recipe(FOLDER, recipe, labels, {})
-    val = recipe.data().val
+    val = recipe.load_data().val
     precisions = {precision: fukami.load(FOLDER, precision=precision).evaluate(val)
                   for precision in ("float32", "bfloat16", "float16")}  # fmt: skip
     accuracies = [line["accuracy"] for line in last.values()]

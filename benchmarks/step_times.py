@@ -90,8 +90,8 @@ def keep(options, folder):
     """The pictures of a load for the others, in two files; returns how many there are."""
     colour = not options.load.startswith("deep-convnet")
     (train, *_) = labelled_images.load_labelled_images(options.data, 0.2)
-    found = train.read(SquareTransform(channels=3 if colour else 1, size=32 if colour else 28))
-    pictures = found.pictures.permute(0, 2, 3, 1) if colour else found.pictures[:, 0]
+    found = train.decode(SquareTransform(channels=3 if colour else 1, size=32 if colour else 28))
+    pictures = found.images.permute(0, 2, 3, 1) if colour else found.images[:, 0]
     np.save(folder / "pictures.npy", np.ascontiguousarray(pictures))
     np.save(folder / "targets.npy", found.targets)
     return len(pictures)

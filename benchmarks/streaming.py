@@ -81,14 +81,14 @@ def theirs(root, workers):
 
 def ours(root, workers):
     """What `fukami train resnet50 --data DIR --memory 0 --augment crop flip` feeds to the network."""
-    recipe = ResNet50(dataset=str(root), holdout=0.0, memory=0, batch=64, augment=("crop", "flip"))
-    data, runtime = recipe.data(), Runtime.start()
+    recipe = ResNet50(data=str(root), holdout=0.0, memory_limit=0, batch_size=64, augment=("crop", "flip"))
+    data, runtime = recipe.load_data(), Runtime.start()
     data.train.reader.num_workers = workers
     data.train.place(runtime)
-    task = recipe.task(data.labels)
+    task = recipe.build_task(data.labels)
     task.setup(runtime)
     for pictures, targets in data.train:
-        yield task.normalised(pictures), targets
+        yield task.normalize_images(pictures), targets
 
 
 def speed(batches):

@@ -43,10 +43,10 @@ def begun(options: argparse.Namespace, precision: str):
         content=options.pictures[0], style=tuple(options.pictures[1:]), weights=options.weights, size=options.size
     )
     torch.manual_seed(0)
-    data = recipe.data()
-    task = recipe.task(data.labels)
+    data = recipe.load_data()
+    task = recipe.build_task(data.labels)
     task.setup(Runtime.start(DEVICE, precision))
-    recipe.begin(task)
+    recipe.initialize_task(task)
     return task, data.train[0]
 
 
@@ -57,7 +57,7 @@ def ours(options: argparse.Namespace, pipe) -> None:
     while count := pipe.recv():
         for _, step in zip(range(count), steps, strict=False):
             began = time.monotonic()
-            task.schedule(min(step / task.duration(None)[0], 1 - 1e-9))
+            task.schedule(min(step / task.count_steps(None)[0], 1 - 1e-9))
             task.step(batch)
             synchronize()
             spent += time.monotonic() - began

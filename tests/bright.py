@@ -18,14 +18,14 @@ class Bright(Task):
     labels = LABELS
 
     def loss(self, batch):
-        return self.replica(torch.ones(2, 1)).square().mean(), {}
+        return self.training_model(torch.ones(2, 1)).square().mean(), {}
 
     def evaluate(self, batches):
         found = DetectionResults(LABELS)
         for number in range(3):
             box = [[0, 0, 40 - 10 * number, 40]]
-            found.add(number, Prediction(box, [0], [0.9 - 0.1 * number]), GroundTruth([[0, 0, 40, 40]], [0], [0]))
-        return found.metrics()
+            found.update(number, Prediction(box, [0], [0.9 - 0.1 * number]), GroundTruth([[0, 0, 40, 40]], [0], [0]))
+        return found.compute_metrics()
 
     def predict(self, inputs):
         return [self._answer(source) for source in inputs]

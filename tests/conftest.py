@@ -113,8 +113,8 @@ def scene_files(tmp_path_factory):
         images, annotations = [], []
         for number in numbers:
             scene = scenes.generate_scene(0, number)
-            Image.fromarray(scene.picture).save(root / part / f"{number}.png")
-            height, width = scene.picture.shape[:2]
+            Image.fromarray(scene.image).save(root / part / f"{number}.png")
+            height, width = scene.image.shape[:2]
             images.append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
             for (left, top, right, bottom), kind in zip(scene.boxes.tolist(), scene.classes.tolist(), strict=True):
                 box = [left, top, right - left, bottom - top]

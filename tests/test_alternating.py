@@ -17,7 +17,7 @@ from fukami.engine.runtime import Runtime
 @pytest.fixture
 def recipe(scene_files):
     small = {"shortest": 64, "longest": 96, "width": 0.0625, "hidden": 16, "scales": (24.0, 48.0), "dropout": 0.0}
-    return FasterRCNNVGG16(dataset=str(scene_files), epochs=3, batch=2, training="alternating", **small)
+    return FasterRCNNVGG16(data=str(scene_files), epochs=3, batch_size=2, training="alternating", **small)
 
 
 def weights(task):

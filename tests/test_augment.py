@@ -25,7 +25,7 @@ def changed(operation, pictures, numbers):
     """The pictures after one operation, or after the words that ask for some."""
     size = pictures.shape[-1]
     if isinstance(operation, str):
-        whole = augment.parse_augmentation(operation.split(), size=size, classes=3)
+        whole = augment.parse_augmentation(operation.split(), size=size, num_classes=3)
     else:
         whole = AugmentationPipeline((operation,), size, 3)
     numbers = torch.as_tensor(numbers, dtype=torch.float32)
@@ -154,11 +154,11 @@ def test_masks_and_boxes_go_where_the_picture_goes():
     pictures[..., 10:22, 14:30] = 255
     boxes = torch.tensor([[[14.0, 10.0, 30.0, 22.0], [0.0, 0.0, 2.0, 2.0]]]).expand(20, 2, 4)
     change = augment.parse_augmentation(["shift=6", "flip", "crop=0.5", "flip-vertical"], size=40)
-    geometry = change.geometry(torch.rand(20, change.draws), 40, 40)
-    moved = change.moved(pictures, geometry)[:, 0] > 127
-    mask = change.moved((pictures > 0).float(), geometry, mode="nearest")[:, 0] > 0
+    geometry = change.compute_matrix(torch.rand(20, change.num_draws), 40, 40)
+    moved = change.warp(pictures, geometry)[:, 0] > 127
+    mask = change.warp((pictures > 0).float(), geometry, mode="nearest")[:, 0] > 0
     assert (moved == mask).float().mean() > 0.99
-    found = change.moved_boxes(boxes, geometry, 40, 40)
+    found = change.warp_boxes(boxes, geometry, 40, 40)
     for number in range(20):
         rows, columns = mask[number].any(1).nonzero(), mask[number].any(0).nonzero()
         expected = [columns.min().item(), rows.min().item(), columns.max().item() + 1, rows.max().item() + 1]
@@ -269,7 +269,7 @@ def test_rand_augment_changes_twice_and_trivial_once():
     pictures = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8)
     for word in ("trivial", "rand", "rand=20"):
         change = augment.parse_augmentation([word], size=16)
-        found = change(pictures, torch.zeros(64), torch.rand(64, change.draws))[0]
+        found = change(pictures, torch.zeros(64), torch.rand(64, change.num_draws))[0]
         assert 0 <= found.min() <= found.max() <= 255.01
         assert 0.5 < ((found - pictures).abs().amax((1, 2, 3)) > 1).float().mean() <= 1
 
@@ -280,7 +280,7 @@ def test_rand_augment_changes_twice_and_trivial_once():
 def test_mixup_mixes_pictures_and_targets_in_the_same_shares():
     torch.manual_seed(0)
     pictures, targets = torch.rand(6, 3, 8, 8) * 255, torch.tensor([0, 1, 2, 1, 2, 0])
-    found, shares = augment.parse_augmentation(["mixup=1"], size=8, classes=3)(
+    found, shares = augment.parse_augmentation(["mixup=1"], size=8, num_classes=3)(
         pictures, targets, torch.full((6, 4), 0.3)
     )
     torch.testing.assert_close(found, 0.3 * pictures + 0.7 * pictures[[3, 4, 5, 0, 1, 2]])
@@ -292,7 +292,9 @@ def test_cutmix_targets_are_the_shares_of_the_area():
     torch.manual_seed(0)
     pictures = torch.cat([torch.zeros(50, 1, 32, 32), torch.ones(50, 1, 32, 32)])
     targets = torch.cat([torch.zeros(50), torch.ones(50)]).long()
-    found, shares = augment.parse_augmentation(["cutmix"], size=32, classes=2)(pictures, targets, torch.rand(100, 4))
+    found, shares = augment.parse_augmentation(["cutmix"], size=32, num_classes=2)(
+        pictures, targets, torch.rand(100, 4)
+    )
     torch.testing.assert_close(found.mean((1, 2, 3)), shares[:, 1], atol=1e-5, rtol=0)
     assert (shares.amax(1) < 0.98).float().mean() > 0.2
 
@@ -300,7 +302,7 @@ def test_cutmix_targets_are_the_shares_of_the_area():
 def test_with_both_each_picture_takes_one():
     torch.manual_seed(0)
     pictures, targets = torch.rand(400, 1, 16, 16) * 255, torch.zeros(400).long()
-    change = augment.parse_augmentation(["mixup=1", "cutmix=1"], size=16, classes=2)
+    change = augment.parse_augmentation(["mixup=1", "cutmix=1"], size=16, num_classes=2)
     found = change(pictures, targets, torch.rand(400, 4))[0]
     one_of_the_two = (found == pictures) | (found == pictures.roll(200, 0))
     assert 0.35 < one_of_the_two.flatten(1).all(1).float().mean() < 0.65
@@ -338,9 +340,9 @@ def test_every_word_changes_pictures_and_repeats_itself(colours):
     colours = torch.cat([colours, colours.flip(2)])
     targets = torch.arange(6) % 3
     for word in augment.OPERATIONS:
-        change = augment.parse_augmentation([word], size=16, classes=3)
+        change = augment.parse_augmentation([word], size=16, num_classes=3)
         generator = torch.Generator().manual_seed(1)
-        numbers = torch.rand(6, change.draws, generator=generator)
+        numbers = torch.rand(6, change.num_draws, generator=generator)
         numbers[0, 0] = 0.1  # one picture at least takes what only a share takes
         once, twice = change(colours, targets, numbers), change(colours, targets, numbers)
         assert torch.equal(once[0], twice[0]), word

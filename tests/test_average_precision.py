@@ -23,7 +23,7 @@ def detections(*pictures, labels=LABELS):
     for number, (answers, objects) in enumerate(pictures):
         classes, scores, boxes = zip(*answers, strict=True) if answers else ((), (), ())
         labels, kinds, there = zip(*objects, strict=True) if objects else ((), (), ())
-        found.add(number, Prediction(np.array(boxes), classes, scores), GroundTruth(np.array(there), labels, kinds))
+        found.update(number, Prediction(np.array(boxes), classes, scores), GroundTruth(np.array(there), labels, kinds))
     return found
 
 
@@ -33,7 +33,7 @@ def cats(*boxes, kind=REGULAR):
 
 def test_all_are_found():
     found = detections(([(0, 0.9, A), (1, 0.8, B)], [*cats(A), (1, REGULAR, B)]))
-    assert found.metrics() == {
+    assert found.compute_metrics() == {
         "map": 1, "map_11": 1, "coco_ap": pytest.approx(1), "coco_ap50": pytest.approx(1),
         "coco_ap75": pytest.approx(1), "coco_ap_small": pytest.approx(1), "coco_ar100": 1, "count": 1, "objects": 2,
         "classes": {
@@ -41,9 +41,9 @@ def test_all_are_found():
             "dog": {"ap": 1, "ap_11": 1, "coco_ap": pytest.approx(1), "objects": 1},
         },
     }  # fmt: skip
-    assert next(iter(found.metrics())) == "map"
-    assert list(found.metrics())[-1] == "classes"
-    assert found.misses(9) == found.false_alarms(9) == []
+    assert next(iter(found.compute_metrics())) == "map"
+    assert list(found.compute_metrics())[-1] == "classes"
+    assert found.find_false_negatives(9) == found.find_false_positives(9) == []
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_all_are_found():
     ],
 )  # fmt: skip
 def test_by_hand(answers, objects, every, eleven):
-    found = detections((answers, objects)).metrics()
+    found = detections((answers, objects)).compute_metrics()
     assert (found["map"], found["map_11"]) == (pytest.approx(every), pytest.approx(eleven))
     assert list(found["classes"]) == ["cat"]  # no dog is there, so no dog is judged
 
@@ -86,34 +86,34 @@ def test_by_hand(answers, objects, every, eleven):
 def test_equal_scores_keep_the_order_of_the_pictures_whoever_had_them():
     """The earlier picture first, as a stable sort has it: right, wrong; in the other order wrong, right."""
     right, wrong = ([(0, 0.5, A)], cats(A)), ([(0, 0.5, C)], cats(B))
-    assert detections(right, wrong).metrics()["map"] == 1 / 2
-    assert detections(wrong, right).metrics()["map"] == 1 / 4
+    assert detections(right, wrong).compute_metrics()["map"] == 1 / 2
+    assert detections(wrong, right).compute_metrics()["map"] == 1 / 4
     whole, first, second = (detections(wrong, right) for _ in range(3))
-    del first.pictures[0], second.pictures[1]
-    second.metrics()
+    del first.images[0], second.images[1]
+    second.compute_metrics()
     first.merge([pickle.loads(pickle.dumps(second)), whole])
-    assert first.metrics() == whole.metrics()
-    assert whole.metrics()["count"] == 2
+    assert first.compute_metrics() == whole.compute_metrics()
+    assert whole.compute_metrics()["count"] == 2
 
 
 def test_a_picture_that_comes_twice_counts_once():
     found = detections(([(0, 0.5, A)], cats(A)))
-    found.add(0, Prediction([C], [0], [0.9]), GroundTruth([A], [0], [REGULAR]))
-    assert found.metrics()["count"] == found.metrics()["map"] == 1
+    found.update(0, Prediction([C], [0], [0.9]), GroundTruth([A], [0], [REGULAR]))
+    assert found.compute_metrics()["count"] == found.compute_metrics()["map"] == 1
 
 
 def test_nothing_to_judge():
     for found in (detections(), detections(([(0, 0.5, A)], [])), detections(([], cats(A, kind=DIFFICULT)))):
         with pytest.raises(Error, match="no object to judge"):
-            found.metrics()
+            found.compute_metrics()
 
 
 def test_nothing_found_at_all_is_quiet(capfd):
     found = detections(([], cats(A)), ([], []))
-    metrics = found.metrics()
+    metrics = found.compute_metrics()
     assert (metrics["map"], metrics["coco_ap"], metrics["coco_ar100"]) == (0, 0, 0)
-    assert found.best_threshold(0) == 1
-    assert [miss.score for miss in found.misses(9)] == [0]
+    assert found.find_best_threshold(0) == 1
+    assert [miss.score for miss in found.find_false_negatives(9)] == [0]
     assert capfd.readouterr() == ("", "")
 
 
@@ -175,8 +175,8 @@ def test_voc_agrees_with_its_development_kit(random):
     pictures = list(world(random, kinds=(REGULAR, REGULAR, DIFFICULT)))
     found = DetectionResults(("a", "b", "c"))
     for picture in pictures:
-        found.add(*picture)
-    for number, each in enumerate(found.metrics()["classes"].values()):
+        found.update(*picture)
+    for number, each in enumerate(found.compute_metrics()["classes"].values()):
         every, eleven = development_kit(pictures, number)
         assert 0.1 < every < 0.9
         assert (each["ap"], each["ap_11"]) == (pytest.approx(every), pytest.approx(eleven))
@@ -217,8 +217,8 @@ def test_coco_agrees_with_pycocotools(random):
     pictures = list(world(random, kinds=(REGULAR, REGULAR, CROWD, DIFFICULT)))
     found = DetectionResults(("a", "b", "c"))
     for picture in pictures:
-        found.add(*picture)
-    metrics = found.metrics()
+        found.update(*picture)
+    metrics = found.compute_metrics()
     stats, each = pycocotools(pictures, 3)
     names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
     assert [metrics[f"coco_{name}"] for name in names] == pytest.approx(stats[:6])
@@ -231,8 +231,8 @@ def test_voc_is_near_coco_at_half(random):
     """Both judge the same curve at the same IoU: by its area, and by 101 points of it."""
     found = DetectionResults(("a", "b", "c"))
     for picture in world(random, pictures=150):
-        found.add(*picture)
-    metrics = found.metrics()
+        found.update(*picture)
+    metrics = found.compute_metrics()
     assert metrics["map"] == pytest.approx(metrics["coco_ap50"], abs=0.01)
     assert metrics["map"] == pytest.approx(metrics["map_11"], abs=0.05)
 
@@ -245,26 +245,29 @@ def test_kinds_of_mistakes():
     ]  # fmt: skip
     objects = [*cats(A), (1, REGULAR, B), *cats((60, 0, 70, 10), kind=DIFFICULT), *cats((80, 0, 99, 9))]
     found = detections((answers, objects))
-    alarms = found.false_alarms(9)
-    assert [(alarm.kind, alarm.score, alarm.other) for alarm in alarms] == [
+    alarms = found.find_false_positives(9)
+    assert [(alarm.kind, alarm.score, alarm.confused_label) for alarm in alarms] == [
         ("background", 0.9, ""), ("localisation", 0.8, ""), ("another class", 0.7, "dog"), ("duplicate", 0.5, ""),
     ]  # fmt: skip
-    assert [None if alarm.near is None else tuple(alarm.near) for alarm in alarms] == [None, A, B, A]
-    assert [alarm.score for alarm in found.false_alarms(2)] == [0.9, 0.8]
-    assert found.errors().tolist() == [[0, 1, 0, 0, 1], [0, 0, 0, 0, 0]]  # of the two best, since two cats are there
-    misses = [(miss.label, miss.score, miss.other, tuple(miss.box)) for miss in found.misses(9)]
+    assert [None if alarm.related_box is None else tuple(alarm.related_box) for alarm in alarms] == [None, A, B, A]
+    assert [alarm.score for alarm in found.find_false_positives(2)] == [0.9, 0.8]
+    assert found.count_outcomes().tolist() == [
+        [0, 1, 0, 0, 1],
+        [0, 0, 0, 0, 0],
+    ]  # of the two best, since two cats are there
+    misses = [(miss.label, miss.score, miss.confused_label, tuple(miss.box)) for miss in found.find_false_negatives(9)]
     assert misses == [("cat", 0, "", (80, 0, 99, 9)), ("dog", 0, "cat", B)]
 
 
 def test_an_object_found_below_the_best_threshold_is_a_miss():
     """Precision and recall down to 0.9, 0.8, 0.3: F1 is 2/3, 1/2, 4/5; with more false alarms the last is worse."""
     found = detections(([(0, 0.9, A), (0, 0.8, C), (0, 0.3, B)], cats(A, B)))
-    assert found.best_threshold(0) == 0.3
-    assert found.misses(9) == []
+    assert found.find_best_threshold(0) == 0.3
+    assert found.find_false_negatives(9) == []
     found = detections(([(0, 0.9, A), *[(0, 0.8, C)] * 4, (0, 0.3, B)], cats(A, B)))
-    assert found.best_threshold(0) == 0.9
-    assert [(miss.score, tuple(miss.box)) for miss in found.misses(9)] == [(0.3, B)]
-    curve = found.curve(0)
+    assert found.find_best_threshold(0) == 0.9
+    assert [(miss.score, tuple(miss.box)) for miss in found.find_false_negatives(9)] == [(0.3, B)]
+    curve = found.compute_curve(0)
     assert curve.scores.tolist() == [0.9, 0.8, 0.8, 0.8, 0.8, 0.3]
     assert curve.recall.tolist() == [0.5] * 5 + [1]
     assert curve.precision.tolist() == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 2 / 6])
@@ -273,4 +276,4 @@ def test_an_object_found_below_the_best_threshold_is_a_miss():
 def test_no_threshold_parts_equal_scores():
     """Two at 0.5, of which one is right: down to there are both."""
     found = detections(([(0, 0.5, A), (0, 0.5, C), (0, 0.4, B)], cats(A, B)))
-    assert found.best_threshold(0) == 0.4
+    assert found.find_best_threshold(0) == 0.4

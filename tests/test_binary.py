@@ -65,12 +65,12 @@ def test_sign_and_its_gradient():
 
 def test_convolution_by_hand():
     """Four signs of inputs under four signs of weights, scaled by the mean size of the latent weights."""
-    layer = BinaryConv2d(1, 1, 2, scaling=True)
+    layer = BinaryConv2d(1, 1, 2, scaling_factors=True)
     layer.weight.data = torch.tensor([[[[0.5, -0.1], [-0.2, 1.0]]]])
     x = torch.tensor([[[[1.0, 1.0, -1.0], [-1.0, 1.0, 1.0]]]])
     # + - over 1 1 is 0, - + over -1 1 is 2; + - over 1 -1 is 2, - + over 1 1 is 0; times (0.5 + 0.1 + 0.2 + 1) / 4
     torch.testing.assert_close(layer(x), torch.tensor([[[[0.9, 0.9]]]]))
-    layer.scaling = False
+    layer.scaling_factors = False
     assert layer(x).tolist() == [[[[2.0, 2.0]]]]
 
 
@@ -97,7 +97,7 @@ def test_thresholds_are_learned():
 @pytest.mark.parametrize("options", [{}, {"scaling": True, "thresholds": True}], ids=["plain", "scaled"])
 def test_training_keeps_the_latent_weights_in_their_bounds(options, tmp_path):
     """At a rate that would drive them far away, they end between -1 and 1, some at the bound, and turn back."""
-    recipe = BinaryDeepConvNet(epochs=1, lr=0.5, batch=100, widths=(8,) * 6, hidden=16, **options)
+    recipe = BinaryDeepConvNet(epochs=1, lr=0.5, batch_size=100, widths=(8,) * 6, hidden=16, **options)
     package.train(recipe, tmp_path / "run", device="cpu", precision="float32")
     latent = binary.get_latent_weights(package.load(tmp_path / "run", device="cpu").model)
     assert len(latent) == 6  # of eight layers the first and the last have full precision
@@ -137,7 +137,9 @@ def test_every_convolution_of_the_resnet_has_its_shortcut():
 
 def test_eight_digits_are_learned_by_heart():
     """Through the signs, with scaling factors and thresholds."""
-    check_task.check_overfits(lambda **fields: BinaryDeepConvNet(scaling=True, thresholds=True, **fields))
+    check_task.check_overfits(
+        lambda **fields: BinaryDeepConvNet(scaling_factors=True, learned_thresholds=True, **fields)
+    )
 
 
 def test_the_binarized_deep_convnet_sees_what_the_other_does():
@@ -177,7 +179,7 @@ def test_packed_convolution_is_the_convolution(kernels, channels, size, kernel, 
 @pytest.mark.parametrize("pixels", [1, 6])
 def test_packed_affine_layer_is_the_affine_layer(kernels, inputs, outputs, pixels):
     """Also behind a flattening, where the channels of each pixel have words of their own."""
-    layer = BinaryLinear(inputs * pixels, outputs, scaling=True)
+    layer = BinaryLinear(inputs * pixels, outputs, scaling_factors=True)
     step = [nn.BatchNorm1d(outputs), Sign()]
     randomise(nn.Sequential(layer, *step))
     signs = torch.randint(0, 2, (5, inputs, pixels)).float() * 2 - 1
@@ -253,7 +255,9 @@ def test_packed_network_answers_bit_for_bit(kernels, name, ends, options):
 
 @pytest.mark.parametrize(("size", "layout"), [((64, 64), "contiguous_format"), ((65, 37), "channels_last")])
 def test_packed_resnet_answers_bit_for_bit(kernels, size, layout):
-    network = randomise(binary_resnet18(5, scaling=True, thresholds=True)).to(memory_format=getattr(torch, layout))
+    network = randomise(binary_resnet18(5, scaling_factors=True, learned_thresholds=True)).to(
+        memory_format=getattr(torch, layout)
+    )
     pictures = torch.randn(1, 3, *size)
     with torch.no_grad():
         assert torch.equal(pack_model(network)(pictures), network(pictures))

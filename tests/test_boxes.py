@@ -159,7 +159,7 @@ def test_of_two_pictures_of_one_name_the_one_that_the_file_names(tmp_path):
     assert one(tmp_path)[0].size == (40, 30)
     voc(tmp_path, {"x": xml(thing("dog", (1, 1, 9, 9)), filename="x.png", size=(20, 10))})
     assert one(tmp_path)[0].size == (20, 10)
-    assert detection_data.read_annotations(tmp_path).unlisted == [tmp_path / "JPEGImages" / "x.jpg"]
+    assert detection_data.read_annotations(tmp_path).unannotated_images == [tmp_path / "JPEGImages" / "x.jpg"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "gbk", "euc-kr", "shift_jis", "latin-1", "utf-16"])
@@ -200,7 +200,7 @@ def test_missing_pictures_and_broken_files_are_left_out_and_named(tmp_path, capl
     assert "a.xml, line 3: its picture" in caplog.text
     assert "b.jpg is empty" in caplog.text
     with pytest.raises(Error, match="3 pictures are broken, and --broken allows 2"):
-        detection_data.load_dataset(str(tmp_path), 0.0, broken=2)
+        detection_data.load_dataset(str(tmp_path), 0.0, max_broken=2)
 
 
 # ---- sizes and rotation ---------------------------------------------------------------------------------------------
@@ -513,7 +513,7 @@ def test_what_is_judged_on_needs_no_training_pictures(tmp_path):
     voc(tmp_path, {stem: xml(thing("dog", (1, 1, 9, 9))) for stem in "abcd"}, {"train": "abc", "test": "d"})
     for stem in "abc":
         (tmp_path / "JPEGImages" / f"{stem}.jpg").unlink()
-    train, judged, labels = detection_data.load_dataset(str(tmp_path), 0.0, 0, training=False)
+    train, judged, labels = detection_data.load_dataset(str(tmp_path), 0.0, 0, include_train=False)
     assert (train, stems(judged), labels) == ((), ["d"], ("dog",))
     with pytest.raises(Error, match="3 pictures are broken, and --broken allows 0"):
         detection_data.load_dataset(str(tmp_path), 0.0, 0)

@@ -151,7 +151,7 @@ def test_size_of_the_network():
 def test_any_classifier_sees(encoder, options, features):
     torch.manual_seed(0)
     own = ShowAndTell(encoder=encoder, encoder_options=options, size=64, hidden=16)
-    network = own.task(tuple(map(str, range(11)))).model
+    network = own.build_task(tuple(map(str, range(11)))).model
     normal = any(isinstance(layer, torch.nn.BatchNorm2d) for layer in network.encoder.modules())
     assert normal == (encoder not in ("vgg11", "deep-convnet") or "batch_norm=true" in options)
     pictures = torch.rand(2, 3, 64, 64)
@@ -168,7 +168,7 @@ def test_it_speaks_as_it_was_taught():
     network = models.show_and_tell(models.resnet20(1), 9, hidden=8, dropout=0.5).eval()
     features, words = torch.randn(2, 64), torch.tensor([[1, 4, 5], [1, 8, 3]])
     whole = network(features, words).log_softmax(2)
-    state = network.begin(features)
+    state = network.init_state(features)
     for at in range(3):
         state, scores = network.step(state, words[:, at])
         torch.testing.assert_close(scores, whole[:, at])
@@ -186,16 +186,16 @@ def test_the_loss_is_the_mean_over_words(folder):
     """Equation 13: minus the log-probability of each word and of the end, however long the sentences are."""
     own = recipe(folder)
     torch.manual_seed(0)
-    data = own.data()
-    task = own.task(data.labels)
+    data = own.load_data()
+    task = own.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
     pictures, words = next(iter(data.train))
     task.model.eval()
-    loss, _ = task.loss((pictures, words))
+    loss, _ = task.compute_loss((pictures, words))
     total = count = 0
     for picture, row in zip(pictures, words.tolist(), strict=True):
         sentence = [word for word in row if word >= 0]
-        scores = task.model(task.normalised(picture[None]), torch.tensor([sentence[:-1]]))
+        scores = task.model(task.normalize_images(picture[None]), torch.tensor([sentence[:-1]]))
         total += F.cross_entropy(scores[0], torch.tensor(sentence[1:]), reduction="sum").item()
         count += len(sentence) - 1
     assert loss.item() == pytest.approx(total / count, rel=1e-5)
@@ -229,7 +229,7 @@ def test_a_wide_search_finds_what_a_search_of_all_finds(length):
     """Of 4 words and sentences of 4 at most, for two pictures at once."""
     words, longest = 4, 4
     step, state = chances(words, longest)
-    said, total, lengths = beam_search.search(step, state, beams=4**4, longest=longest, begin=1, end=0)
+    said, total, lengths = beam_search.search(step, state, beam_size=4**4, max_words=longest, begin=1, end=0)
     # a beam may hold no more than there are words at the first step
     for picture in range(2):
         best = {}
@@ -247,7 +247,7 @@ def test_a_wide_search_finds_what_a_search_of_all_finds(length):
 
 def test_a_search_of_one_is_greedy():
     step, state = chances(6, 5)
-    said, total, lengths = beam_search.search(step, state, beams=1, longest=5, begin=1, end=0)
+    said, total, lengths = beam_search.search(step, state, beam_size=1, max_words=5, begin=1, end=0)
     for picture in range(2):
         own, last, score, sentence = (torch.tensor([picture]), torch.zeros(1, dtype=torch.long)), 1, 0.0, []
         while len(sentence) < 5 and (not sentence or sentence[-1]):
@@ -262,7 +262,9 @@ def test_a_search_of_one_is_greedy():
 
 def test_a_wider_search_finds_no_worse_sentences():
     step, state = chances(7, 6, seed=3)
-    best = [beam_search.search(step, state, beams=beams, longest=6, begin=1, end=0)[1][:, 0] for beams in (1, 3, 7)]
+    best = [
+        beam_search.search(step, state, beam_size=beams, max_words=6, begin=1, end=0)[1][:, 0] for beams in (1, 3, 7)
+    ]
     assert (best[1] >= best[0] - 1e-6).all()
     assert (best[2] >= best[1] - 1e-6).all()
 
@@ -272,13 +274,13 @@ def test_samples_come_as_often_as_they_should():
     step, state = chances(5, 1)
     how = {"longest": 1, "begin": 1, "end": 0}
     generator = torch.Generator().manual_seed(0)
-    said, total, _ = beam_search.sample(step, state, draws=4000, temperature=1.0, generator=generator, **how)
+    said, total, _ = beam_search.sample(step, state, num_samples=4000, temperature=1.0, generator=generator, **how)
     _, scores = step(state, torch.ones(2, dtype=torch.long))
     for picture in range(2):
         shares = said[picture, :, 0].bincount(minlength=5) / 4000
         torch.testing.assert_close(shares, scores[picture].exp(), rtol=0, atol=0.03)
         assert total[picture].tolist() == sorted(total[picture].tolist(), reverse=True)
-    cold, _, _ = beam_search.sample(step, state, draws=50, temperature=0.01, generator=generator, **how)
+    cold, _, _ = beam_search.sample(step, state, num_samples=50, temperature=0.01, generator=generator, **how)
     assert (cold[:, :, 0] == scores.argmax(1, keepdim=True)).all()
 
 
@@ -289,7 +291,7 @@ def test_flickr8k(folder):
     learned, val, test = captioning_data.load_dataset(str(folder), 0.1)
     assert [len(part) for part in (learned, val, test)] == [24, 3, 3]
     assert [path.name for path in test.items] == ["27.png", "28.png", "29.png"]
-    assert test.sentences[0] == ("A red square, on grey.", "Something red!")  # commas that nothing marks
+    assert test.captions[0] == ("A red square, on grey.", "Something red!")  # commas that nothing marks
 
 
 def forms(folder):
@@ -338,7 +340,7 @@ def test_every_form(form, folder):
     parts = captioning_data.load_dataset(str(folder), 0.1)
     assert [len(part) for part in parts] == sizes
     for part in parts:
-        for path, sentences in zip(part.items, part.sentences, strict=True):
+        for path, sentences in zip(part.items, part.captions, strict=True):
             assert sentences == SAID[f"{'abc'[int(path.name[:2]) % 3]}.png"]
             assert path.exists()
     assert captioning_data.is_caption_dataset(str(folder))
@@ -391,7 +393,7 @@ def test_scenes_say_what_is_there():
     assert counts == {0, 1}
     for number, ((sentence,), picture) in enumerate(zip(sentences, pictures, strict=True)):
         own = scenes.generate_scene(0, number, scenes.SPARSE)
-        assert np.array_equal(picture, own.picture)
+        assert np.array_equal(picture, own.image)
         middles = (own.boxes[:, 0] + own.boxes[:, 2]).tolist()
         order = sorted(range(len(middles)), key=middles.__getitem__)
         named = [scenes.LABELS[own.classes[at]] for at in order]
@@ -417,7 +419,7 @@ def test_it_learns_what_is_seen(folder, tmp_path, pageless):
     assert answer["captions"][0]["caption"] == answer["caption"]
     assert 0 < answer["probability"] <= 1
     assert len({each["caption"] for each in answer["captions"]}) == len(answer["captions"])
-    drawn = task.draw(folder / "Images" / "28.png", answer)
+    drawn = task.draw_prediction(folder / "Images" / "28.png", answer)
     assert drawn.height > drawn.width * 40 / 48
 
 
@@ -496,7 +498,7 @@ def test_it_answers_in_the_ways_it_is_asked_to(folder, tmp_path, pageless, fukam
 
 def test_a_beam_search_keeps_twenty_as_in_the_paper():
     """Vinyals et al. 2015, section 3.1; without a normalisation by the length."""
-    assert (DecodingConfig().decoding, DecodingConfig().beams, DecodingConfig().length) == ("beam", 20, 0)
+    assert (DecodingConfig().decoding, DecodingConfig().beam_size, DecodingConfig().length_penalty) == ("beam", 20, 0)
 
 
 @pytest.mark.parametrize("decoding", ["beam", "greedy", "sample"])
@@ -508,12 +510,12 @@ def test_unknown_and_begin_are_never_said(decoding):
         network.bias[[tokenizer.BEGIN, tokenizer.UNKNOWN]] = 20.0
     labels = ("<end>", "<begin>", "<unknown>", *"abcde")
     task = CaptioningTask(
-        network, labels, SquareTransform(channels=3, size=32), DecodingConfig(decoding, beams=4, longest=6)
+        network, labels, SquareTransform(channels=3, size=32), DecodingConfig(decoding, beam_size=4, max_words=6)
     )
     task.setup(Runtime.start("cpu", "float32"))
     network.eval()
     with torch.inference_mode():
-        told = task.told(torch.randn(3, 64))
+        told = task.generate_captions(torch.randn(3, 64))
     words = {word for own in told for each in own for word in each["caption"].split()}
     assert words
     assert words <= set("abcde")
@@ -535,15 +537,15 @@ def test_unknown_and_begin_are_never_said(decoding):
 )
 def test_what_no_run_can_have_is_refused(fields, message):
     with pytest.raises(UsageError, match=message):
-        ShowAndTell(**fields).prepare()
+        ShowAndTell(**fields).build_transform()
 
 
 def test_weights_of_another_classifier_are_refused(folder, tmp_path):
     save_file(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "other.safetensors")
     own = recipe(folder, init=str(tmp_path / "other.safetensors"))
-    task = own.task(("<end>", "<begin>", "<unknown>", "a"))
+    task = own.build_task(("<end>", "<begin>", "<unknown>", "a"))
     with pytest.raises(Error, match="does not fit resnet20"):
-        own.begin(task)
+        own.initialize_task(task)
 
 
 def test_a_sentence_is_drawn_below_its_picture():

@@ -55,16 +55,16 @@ class Tiny(ClassificationRecipe):
         generator = torch.Generator().manual_seed(7)
         targets = torch.arange(3).repeat_interleave(torch.tensor([10, 20, 30]))
         pictures = torch.randint(0, 256, (60, 1, 4, 4), generator=generator, dtype=torch.uint8)
-        train = InMemoryLoader(pictures, targets, LABELS, batch=self.batch, seed=self.seed,
+        train = InMemoryLoader(pictures, targets, LABELS, batch_size=self.batch, seed=self.seed,
                          balanced=self.balance == "sampling",
-                         augment=build_augmentation(self.augment, self.prepare(LABELS), LABELS))  # fmt: skip
-        return package.Data(train, InMemoryLoader(pictures, targets, LABELS, batch=25), LABELS)
+                         augment=build_augmentation(self.augment, self.build_transform(LABELS), LABELS))  # fmt: skip
+        return package.Data(train, InMemoryLoader(pictures, targets, LABELS, batch_size=25), LABELS)
 
     def network(self, classes):
         return Heads(classes, self.heads, self.noise)
 
     def task(self, labels):
-        task = super().task(labels)
+        task = super().build_task(labels)
         step = task.step
 
         def watched(batch):
@@ -197,12 +197,12 @@ def test_an_optimizer_steps_as_torchs_at_the_scheduled_rate(name):
 
 
 def test_smoothing_spreads_that_share_over_all_classes():
-    recipe = Tiny(smoothing=0.3)
+    recipe = Tiny(label_smoothing=0.3)
     task, network = begun(recipe)
     pictures, targets = next(iter(recipe.data().train))
     logs = network(inputs(recipe, pictures)).log_softmax(1)
     spread = 0.7 * F.one_hot(targets, 3) + 0.1
-    torch.testing.assert_close(task.loss((pictures, targets))[0], -(spread * logs).sum(1).mean())
+    torch.testing.assert_close(task.compute_loss((pictures, targets))[0], -(spread * logs).sum(1).mean())
 
 
 def test_auxiliary_heads_count_three_tenths_each():
@@ -211,7 +211,7 @@ def test_auxiliary_heads_count_three_tenths_each():
     pictures, targets = next(iter(recipe.data().train))
     scores, *others = (F.cross_entropy(s, targets) for s in network(inputs(recipe, pictures)))
     assert len(others) == 2
-    torch.testing.assert_close(task.loss((pictures, targets))[0], scores + 0.3 * (others[0] + others[1]))
+    torch.testing.assert_close(task.compute_loss((pictures, targets))[0], scores + 0.3 * (others[0] + others[1]))
 
 
 def test_rare_classes_weigh_more_in_the_loss():
@@ -219,11 +219,11 @@ def test_rare_classes_weigh_more_in_the_loss():
     recipe = Tiny(balance="loss")
     task, network = begun(recipe)
     loader = recipe.data().train
-    pictures, targets = next(iter(task.batches(loader)))
+    pictures, targets = next(iter(task.iterate_batches(loader)))
     weights = torch.tensor([2.0, 1.0, 2 / 3])
     each = -network(inputs(recipe, pictures)).log_softmax(1)[torch.arange(15), targets]
     expected = (weights[targets] * each).sum() / weights[targets].sum()
-    torch.testing.assert_close(task.loss((pictures, targets))[0], expected)
+    torch.testing.assert_close(task.compute_loss((pictures, targets))[0], expected)
     assert weights[loader.targets].mean() == pytest.approx(1)
 
 
@@ -245,12 +245,12 @@ def test_mixed_targets_reach_the_loss():
     task, network = begun(recipe)
     loader = recipe.data().train
     order, draws = loader._plan(0)
-    pictures, targets = next(iter(task.batches(loader)))
+    pictures, targets = next(iter(task.iterate_batches(loader)))
     own, other = loader.targets[order[:15]], loader.targets[order[:15]].roll(7)
     share = draws[:15, 1]  # Beta(1, 1) is uniform
     logs = -network(inputs(recipe, pictures)).log_softmax(1)
     each = share * logs[torch.arange(15), own] + (1 - share) * logs[torch.arange(15), other]
-    torch.testing.assert_close(task.loss((pictures, targets))[0], each.mean(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(task.compute_loss((pictures, targets))[0], each.mean(), atol=1e-4, rtol=1e-4)
     assert (own != other).any()
 
 
@@ -263,7 +263,7 @@ def saved(folder):
 
 
 def test_the_moving_average_answers(tmp_path, quick):
-    recipe = Tiny(ema=0.8, epochs=2)
+    recipe = Tiny(ema_decay=0.8, epochs=2)
     result = package.train(recipe, tmp_path / "run", **CPU)
     torch.manual_seed(recipe.seed)
     average = {key: value.clone() for key, value in recipe.network(3).state_dict().items()}
@@ -316,7 +316,7 @@ def test_snapshots_are_the_weights_at_the_ends_of_the_cycles_and_answer_together
     assert result["member_accuracy"] == pytest.approx(right.mean().item())
     assert result["best_member"] == pytest.approx(right.max().item())
     task = replace(recipe, history=[]).task(LABELS)
-    checkpoint.assign_weights(task.modules(), load_file(tmp_path / "run" / "weights.safetensors"), Path("run"))
+    checkpoint.assign_weights(task.get_modules(), load_file(tmp_path / "run" / "weights.safetensors"), Path("run"))
     task.setup(Runtime.start(**CPU))
     again = task.evaluate(val)
     assert {**again, "loss": 0} == {**result, "loss": 0}
@@ -325,7 +325,7 @@ def test_snapshots_are_the_weights_at_the_ends_of_the_cycles_and_answer_together
 @pytest.mark.parametrize("cut", [3, 8, 9, 16, 23])
 def test_cycles_resume_bit_exactly_wherever_they_are_cut(tmp_path, quick, cut):
     """At the ends of the first two cycles, just after one, and in the midst of one; dropout draws on."""
-    whole = Tiny(cycles=3, epochs=6, noise=0.3, ema=0.5)
+    whole = Tiny(cycles=3, epochs=6, noise=0.3, ema_decay=0.5)
     package.train(whole, tmp_path / "whole", **CPU)
     recipe = replace(whole, history=[], stop=cut + 1)
     with pytest.raises(KeyboardInterrupt):
@@ -358,7 +358,7 @@ def answering(*models, vote=False):
     tasks = [ClassificationTask(Fixed(model), LABELS, SquareTransform(1, 4, std=(1 / 255,))) for model in models]
     for task in tasks:
         task.setup(Runtime.start(**CPU))
-    return tasks[0].ensemble(tasks[1:], vote=vote) if len(tasks) > 1 else tasks[0]
+    return tasks[0].ensemble_with(tasks[1:], vote=vote) if len(tasks) > 1 else tasks[0]
 
 
 def numbered(count):
@@ -375,12 +375,12 @@ def test_a_vote_counts_heads_and_the_average_decides_ties():
     second = [UNSURE_B, LIKELY_B, LIKELY_B]
     third = [UNSURE_B, SURE_C, LIKELY_B]
     average, vote = answering(first, second, third), answering(first, second, third, vote=True)
-    assert average.scores(numbered(3)).argmax(1).tolist() == [0, 2, 1]
-    assert vote.scores(numbered(3)).argmax(1).tolist() == [1, 2, 1]  # outvoted; a tie of three; of one mind
-    torch.testing.assert_close(vote.scores(numbered(3)).exp().sum(1), torch.ones(3))
+    assert average.predict_scores(numbered(3)).argmax(1).tolist() == [0, 2, 1]
+    assert vote.predict_scores(numbered(3)).argmax(1).tolist() == [1, 2, 1]  # outvoted; a tie of three; of one mind
+    torch.testing.assert_close(vote.predict_scores(numbered(3)).exp().sum(1), torch.ones(3))
     means = torch.tensor([first, second, third]).mean(0)
-    torch.testing.assert_close(average.scores(numbered(3)).exp(), means)
-    shares = vote.scores(numbered(3)).exp()[0]
+    torch.testing.assert_close(average.predict_scores(numbered(3)).exp(), means)
+    shares = vote.predict_scores(numbered(3)).exp()[0]
     assert shares.tolist() == pytest.approx([1 / 3, 2 / 3, 0], abs=2e-3)
 
 
@@ -416,7 +416,7 @@ def test_one_network_has_no_members():
 
 def test_an_ensemble_of_ensembles_weighs_each_run_once():
     """A run of snapshots is one member, that of their average; those that have not joined say nothing."""
-    snapshots = Ensemble([Fixed([SURE_A]), Fixed([SURE_C]), Fixed([LIKELY_B])], joined=2)
+    snapshots = Ensemble([Fixed([SURE_A]), Fixed([SURE_C]), Fixed([LIKELY_B])], num_active=2)
     whole = Ensemble([snapshots, Fixed([UNSURE_B])])
     expected = (torch.tensor([SURE_A]) + torch.tensor([LIKELY_B])) / 4 + torch.tensor([UNSURE_B]) / 2
     torch.testing.assert_close(whole(numbered(1).float()).exp(), expected)
@@ -427,20 +427,22 @@ def test_two_views_of_a_flip_are_the_picture_and_its_mirror_image():
     recipe = Tiny(augment=("flip", "mixup=0.2"))
     task, network = begun(recipe)
     pictures = recipe.data().val.pictures[:9]
-    task.answering.eval()
+    task.inference_model.eval()
     network.eval()
     with torch.inference_mode():
         plain, mirrored = (network(inputs(recipe, p)).softmax(1) for p in (pictures, pictures.flip(3)))
-        torch.testing.assert_close(task.scores(pictures).exp(), plain)
-        torch.testing.assert_close(task.views(2).scores(pictures).exp(), (plain + mirrored) / 2, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(task.predict_scores(pictures).exp(), plain)
+        torch.testing.assert_close(
+            task.with_views(2).predict_scores(pictures).exp(), (plain + mirrored) / 2, atol=1e-4, rtol=1e-4
+        )
     assert not torch.allclose(plain, mirrored, atol=1e-2)
 
 
 def test_views_are_refused_where_there_are_none():
     with pytest.raises(UsageError, match="at least one view, not 0"):
-        begun(Tiny(augment=("flip",)))[0].views(0)
+        begun(Tiny(augment=("flip",)))[0].with_views(0)
     with pytest.raises(UsageError, match="no views"):
-        begun(Tiny(augment=("mixup=0.2",)))[0].views(2)  # mixing is no view of one picture
+        begun(Tiny(augment=("mixup=0.2",)))[0].with_views(2)  # mixing is no view of one picture
 
 
 # ---- the command line -----------------------------------------------------------------------------------------------
@@ -464,7 +466,7 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def said(runs):
     """What each of the runs says of the test pictures and of their mirror images ``(2, runs, N, classes)``."""
-    val = package.get_recipe("deep-convnet")(**SMALL).data().val
+    val = package.get_recipe("deep-convnet")(**SMALL).load_data().val
     tasks = [package.load(run, device="cpu") for run in runs]
     with torch.inference_mode():
         each = [[task.scores(p).exp() for task in tasks] for p in (val.pictures, val.pictures.flip(3))]
@@ -551,7 +553,9 @@ def test_show_draws_what_augmentation_makes(fukami, digit_files, tmp_path):
 def test_samples_are_the_pictures_and_their_changes(digit_files):
     from fukami.cli import augmentation_grids
 
-    rows = augmentation_grids.sample_images(str(digit_files), ["flip=1"], size=32, channels=1, pictures=12, variants=2)
+    rows = augmentation_grids.sample_images(
+        str(digit_files), ["flip=1"], size=32, channels=1, num_images=12, num_variants=2
+    )
     assert len(rows) == 12
     assert {label for label, _ in rows} == set("0123456789")  # every class before any comes twice
     files = {label: [np.asarray(Image.open(f).convert("L").resize((32, 32), Image.Resampling.BICUBIC)) for f in
@@ -561,8 +565,10 @@ def test_samples_are_the_pictures_and_their_changes(digit_files):
         assert len(changed) == 2
         for picture in changed:
             torch.testing.assert_close(picture, plain.flip(2), atol=0.01, rtol=0)
-    assert all(len(pictures) == 1 for _, pictures in augmentation_grids.sample_images(str(digit_files), [], pictures=2))
-    crops = augmentation_grids.sample_images(str(digit_files), ["crop=0.2"], pictures=3, variants=1)
+    assert all(
+        len(pictures) == 1 for _, pictures in augmentation_grids.sample_images(str(digit_files), [], num_images=2)
+    )
+    crops = augmentation_grids.sample_images(str(digit_files), ["crop=0.2"], num_images=3, num_variants=1)
     assert {picture.shape for _, pictures in crops for picture in pictures} == {(3, 112, 112)}
 
 
@@ -635,11 +641,11 @@ def test_a_range_test_finds_where_a_training_breaks():
 
     found = lr_finder.find_lr(Fall(), 1e-3, 10.0, 60, device="cpu")
     expected = np.geomspace(1e-3, 10.0, 60)
-    assert found.rates == pytest.approx(expected[: len(found.rates)])
+    assert found.lrs == pytest.approx(expected[: len(found.lrs)])
     assert task.rates == pytest.approx(expected[: len(task.rates)], rel=1e-5)
-    assert len(task.rates) == len(found.rates) + 1 < 60  # the step at which the loss had left is not counted
-    assert found.steepest < found.most
-    assert 0.1 < found.most < 4  # about 2 / 4, a little later by the smoothing
+    assert len(task.rates) == len(found.lrs) + 1 < 60  # the step at which the loss had left is not counted
+    assert found.steepest_lr < found.min_loss_lr
+    assert 0.1 < found.min_loss_lr < 4  # about 2 / 4, a little later by the smoothing
 
 
 @pytest.mark.parametrize(
@@ -673,6 +679,6 @@ def test_find_lr_says_when_the_lowest_rate_is_too_high(fukami):
 
 def test_digits_are_cropped_in_the_one_size_that_they_have(digit_files):
     """Photographs of digits are brought to 28×28, whatever margin a crop would like."""
-    data = DeepConvNet(dataset=str(digit_files), augment=("crop=0.5",), batch=10).data()
+    data = DeepConvNet(data=str(digit_files), augment=("crop=0.5",), batch_size=10).load_data()
     assert data.train.pictures.shape[1:] == (1, 28, 28)
     assert next(iter(data.train))[0].shape == (10, 1, 28, 28)

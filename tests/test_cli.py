@@ -330,7 +330,7 @@ def test_python_is_as_short(trained, digit_files, tmp_path):
     recipe = package.get_recipe("deep-convnet")(epochs=1)
     result = package.train(recipe, tmp_path / "run")
     task = package.load(tmp_path / "run")
-    judged = task.evaluate(recipe.data().val)
+    judged = task.evaluate(recipe.load_data().val)
     assert judged["errors"] == result["errors"]
     picture = Image.open(next(digit_files.rglob("*.png")))
     (answer,) = task.predict([picture])

@@ -104,7 +104,7 @@ def read(spec, prepare, holdout):
     """Both parts of a data set, in memory, and its labels."""
     train, test, labels = labelled_images.load_labelled_images(spec, holdout)
     prepared = prepare(labels)
-    return train.read(prepared), test.read(prepared), labels
+    return train.decode(prepared), test.decode(prepared), labels
 
 
 @pytest.fixture
@@ -124,9 +124,9 @@ def parted(tmp_path):
 def test_parts_of_a_folder(parted):
     train, test, labels = read(str(parted), plain(), 0.2)
     assert labels == ("dark", "light")
-    assert (len(train.pictures), len(test.pictures)) == (8, 4)
+    assert (len(train.images), len(test.images)) == (8, 4)
     assert train.targets.tolist() == [0] * 4 + [1] * 4
-    assert train.pictures[:, 0, 14, 14].tolist() == [10, 11, 12, 13, 240, 241, 242, 243]
+    assert train.images[:, 0, 14, 14].tolist() == [10, 11, 12, 13, 240, 241, 242, 243]
     assert test.names[0].endswith("val/dark/0.png")
 
 
@@ -134,9 +134,9 @@ def test_parts_of_a_folder(parted):
 def test_an_archive_is_its_folder(parted, tmp_path, kind):
     archive = shutil.make_archive(str(tmp_path / "packed"), kind, tmp_path, "set")
     train, test, labels = read(archive, plain(), 0.2)
-    assert (len(train.pictures), len(test.pictures), labels) == (8, 4, ("dark", "light"))
+    assert (len(train.images), len(test.images), labels) == (8, 4, ("dark", "light"))
     again, _, _ = read(archive, plain(), 0.2)
-    assert torch.equal(again.pictures, train.pictures)
+    assert torch.equal(again.images, train.images)
 
 
 def test_a_folder_without_parts_is_split(tmp_path):
@@ -144,7 +144,7 @@ def test_a_folder_without_parts_is_split(tmp_path):
         for number in range(10):
             paint(tmp_path / "set" / label / "deeper" / f"{number}.bmp", 20 * number)
     train, test, _ = read(str(tmp_path / "set"), plain(), 0.3)
-    assert (len(train.pictures), len(test.pictures)) == (14, 6)
+    assert (len(train.images), len(test.images)) == (14, 6)
     assert set(train.names).isdisjoint(test.names)
     assert torch.bincount(test.targets).tolist() == [3, 3]
 
@@ -153,7 +153,7 @@ def test_broken_pictures_are_left_out_and_named(parted, caplog):
     (parted / "train" / "dark" / "9.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (parted / "train" / "light" / "empty.jpg").write_bytes(b"")
     train, _, _ = read(str(parted), plain(), 0.2)
-    assert len(train.pictures) == 8
+    assert len(train.images) == 8
     assert "2 of 10 pictures are left out" in caplog.text
     assert "9.png" in caplog.text
     assert "empty.jpg" in caplog.text
@@ -197,8 +197,8 @@ def test_processes_that_unpack_an_archive_at_the_same_time(parted, tmp_path, mon
 @pytest.mark.parametrize(("size", "channels"), [(28, 3), (32, 1), (16, 3)])
 def test_known_sets_come_in_the_networks_size(size, channels):
     train, test, _ = read("digits", plain(size, channels), 0.2)
-    assert train.pictures.shape[1:] == test.pictures.shape[1:] == (channels, size, size)
-    assert len(train.pictures) + len(test.pictures) == 1797
+    assert train.images.shape[1:] == test.images.shape[1:] == (channels, size, size)
+    assert len(train.images) + len(test.images) == 1797
 
 
 # ---- the loader -----------------------------------------------------------------------------------------------------
@@ -255,13 +255,13 @@ def test_loader_goes_on_where_it_was(steps):
 def test_what_is_only_looked_at_has_the_networks_size():
     """Though it is kept larger, for the crops that are taken of it."""
     pictures = torch.randint(0, 256, (300, 1, 8, 8), dtype=torch.uint8)
-    loader = InMemoryLoader(pictures, torch.arange(300), ("x",) * 300, batch=9, seed=0, size=4)
-    found = torch.cat([each for each, _ in loader.ordered()])
+    loader = InMemoryLoader(pictures, torch.arange(300), ("x",) * 300, batch_size=9, seed=0, image_size=4)
+    found = torch.cat([each for each, _ in loader.iterate_in_order()])
     assert found.shape == (300, 1, 4, 4)
-    assert torch.cat([targets for _, targets in loader.ordered()]).tolist() == list(range(300))
+    assert torch.cat([targets for _, targets in loader.iterate_in_order()]).tolist() == list(range(300))
     means = torch.nn.functional.interpolate(pictures.float(), 4, mode="bilinear", antialias=True)
     torch.testing.assert_close(found.float(), means, atol=0.51, rtol=0)
-    assert next(numbered(batch=3, seed=0).ordered())[0].shape == (10, 1, 1, 1)
+    assert next(numbered(batch=3, seed=0).iterate_in_order())[0].shape == (10, 1, 1, 1)
 
 
 def test_processes_share_every_batch():
@@ -275,7 +275,7 @@ def test_processes_share_every_batch():
         runtime = Two()
         runtime.rank = rank
         loader = numbered(batch=4, **options)
-        loader.place(runtime)
+        loader.setup(runtime)
         return seen(loader)
 
     whole = seen(numbered(batch=4, seed=3))
@@ -285,4 +285,4 @@ def test_processes_share_every_batch():
     judged = [number for rank in (0, 1) for batch in share(rank) for number in batch]
     assert sorted(judged) == list(range(10))
     with pytest.raises(UsageError, match="--batch"):
-        numbered(batch=3, seed=0).place(Two())
+        numbered(batch=3, seed=0).setup(Two())

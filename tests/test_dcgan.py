@@ -50,9 +50,9 @@ def begun(few_digits):
 
     def make(**fields):
         recipe = DCGAN(**SMALL | fields)
-        data = recipe.data()
+        data = recipe.load_data()
         torch.manual_seed(0)
-        task = recipe.task(data.labels)
+        task = recipe.build_task(data.labels)
         task.setup(Runtime.start("cpu", "float32"))
         return task, data
 
@@ -69,7 +69,7 @@ def test_the_papers_networks():
     filters = 25 * (1024 * 512 + 512 * 256 + 256 * 128 + 128 * 3) + 3
     normal = 2 * (1024 + 512 + 256 + 128)
     assert sum(p.numel() for p in generator.parameters()) == 100 * 16384 + filters + normal
-    maps = discriminator.seen(torch.zeros(2, 3, 64, 64))
+    maps = discriminator.extract_features(torch.zeros(2, 3, 64, 64))
     assert [tuple(each.shape[1:]) for each in maps] == [(128, 32, 32), (256, 16, 16), (512, 8, 8), (1024, 4, 4)]
     assert not any(isinstance(layer, nn.MaxPool2d | nn.AvgPool2d) for layer in discriminator.modules())
 
@@ -88,7 +88,7 @@ def test_every_size(size, channels, kernel):
 def test_weights_begin_as_in_the_paper():
     """Section 4: N(0, 0.02)."""
     torch.manual_seed(0)
-    for network in (models.dcgan_generator(width=64), models.dcgan_discriminator(width=64)):
+    for network in (models.dcgan_generator(base_channels=64), models.dcgan_discriminator(base_channels=64)):
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and layer.weight.numel() > 1e4:
                 assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05)
@@ -244,13 +244,13 @@ def test_digits_are_seen_by_the_shipped_network(few_digits):
     """Its scores are those that it gives as a classifier; real digits are legible."""
     seen = generation_features.load_feature_extractor("auto", 28, 1)
     assert seen.name == "digits"
-    val = DCGAN(**SMALL).data().val
-    features = seen.see(val.pictures, torch.device("cpu"))
+    val = DCGAN(**SMALL).load_data().val
+    features = seen.extract(val.pictures, torch.device("cpu"))
     task = package.load("deep-convnet", device="cpu")
     with torch.inference_mode():
         expected = task.model(val.pictures.float() / 255)
-        torch.testing.assert_close(seen.scores(features), expected)
-    found = seen.legible(features)
+        torch.testing.assert_close(seen.classifier(features), expected)
+    found = seen.measure_legibility(features)
     assert found["legible"] > 0.7
     assert found["classes"] == 10
 
@@ -268,7 +268,7 @@ def test_vgg_sees_as_torchvisions_features(tmp_path):
     with torch.inference_mode():
         large = F.interpolate(pictures / 255, (224, 224), mode="bilinear", align_corners=False)
         expected = theirs((large - mean) / std).mean((2, 3))
-    torch.testing.assert_close(seen.see(pictures, torch.device("cpu")), expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(seen.extract(pictures, torch.device("cpu")), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_inception_as_torchvision_and_as_fid_have_it(tmp_path, monkeypatch):
@@ -284,7 +284,7 @@ def test_inception_as_torchvision_and_as_fid_have_it(tmp_path, monkeypatch):
         network = inception_v3(weights=None, num_classes=classes, init_weights=False).eval()
         torch.save(network.state_dict(), tmp_path / f"{classes}.pth")
         seen = generation_features.load_feature_extractor(str(tmp_path / f"{classes}.pth"), 64, 3)
-        found[seen.name] = seen.see(pictures, torch.device("cpu"))
+        found[seen.name] = seen.extract(pictures, torch.device("cpu"))
         network.fc = nn.Identity()
         if classes == 1008:  # by hand: each module's pooling replaced by one that is asked for its kind
             for module in network.modules():
@@ -309,7 +309,7 @@ def _pools(monkeypatch, last):
 def test_fid_and_kid_are_said_of_the_network_alone_that_they_are_defined_with(name):
     features = [torch.randn(30, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
     own = generation_features.FeatureExtractor(name, nn.Identity())
-    found = GenerationResults(own, features, features[::-1], torch.zeros(1, 1, 8, 8)).metrics()
+    found = GenerationResults(own, features, features[::-1], torch.zeros(1, 1, 8, 8)).compute_metrics()
     expected = ("fid_inception", "kid_inception") if name == "inception" else (f"frechet_{name}", f"kernel_{name}")
     assert tuple(found)[:2] == expected
     assert leaderboard.is_lower_better(expected[0])
@@ -347,7 +347,7 @@ def test_any_folder_of_pictures(colours, few_scenes):
 def test_a_folder_without_pictures(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(Error, match="has 0 pictures"):
-        DCGAN(dataset=str(tmp_path / "empty")).data()
+        DCGAN(data=str(tmp_path / "empty")).load_data()
 
 
 @pytest.mark.parametrize(
@@ -467,20 +467,20 @@ def test_the_album_keeps_so_many_grids():
     album = PreviewHistory()
     for number in range(3 * MAX_FRAMES):
         album.add(Image.new("L", (4, 4), number))
-    assert MAX_FRAMES / 2 <= len(album.frames()) <= MAX_FRAMES
+    assert MAX_FRAMES / 2 <= len(album.decode_frames()) <= MAX_FRAMES
     other = PreviewHistory()
     other.load_state_dict(json.loads(json.dumps({"encoded": []})))
     other.load_state_dict(album.state_dict())
-    assert len(other.frames()) == len(album.frames())
-    assert abs(np.asarray(other.frames()[-1].convert("L")).mean() - (3 * MAX_FRAMES - 1)) < 3
+    assert len(other.decode_frames()) == len(album.decode_frames())
+    assert abs(np.asarray(other.decode_frames()[-1].convert("L")).mean() - (3 * MAX_FRAMES - 1)) < 3
 
 
 def test_digits_are_learned_a_little():
     """After eight passes over 1,600 of the embedded digits, what is made is much nearer to digits than it was."""
-    recipe = DCGAN(width=8, samples=500, batch=32, lr=1e-3)
-    data = recipe.data()
+    recipe = DCGAN(base_channels=8, eval_samples=500, batch_size=32, lr=1e-3)
+    data = recipe.load_data()
     torch.manual_seed(0)
-    task = recipe.task(data.labels)
+    task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu"))
     before = task.evaluate(data.val)
     for _ in range(8):

@@ -175,19 +175,19 @@ def fix(task):
     """
     generator = torch.Generator().manual_seed(0)
     if isinstance(task, GANTask):
-        task.noise = lambda count: (2 * torch.rand(count, task.numbers, generator=generator) - 1).to(
+        task.sample_noise = lambda count: (2 * torch.rand(count, task.latent_dim, generator=generator) - 1).to(
             task.runtime.device
         )
     if isinstance(task, DetectionTask):
 
         def asked(batch):
-            pictures, sizes, truth = type(task).asked(task, batch)
+            pictures, sizes, truth = type(task).prepare_training_inputs(task, batch)
             draws = torch.rand(len(pictures), 40, 4, generator=generator).to(pictures.device)
             corner = 0.6 * draws[..., :2]
             places = torch.cat([corner, corner + 0.1 + 0.3 * draws[..., 2:]], 2) * sizes.flip(1).repeat(1, 2)[:, None]
             return pictures, sizes, truth, (places, torch.ones(places.shape[:2], dtype=torch.bool, device=draws.device))
 
-        task.asked = asked
+        task.prepare_training_inputs = asked
 
 
 def follow(recipe, device, steps, folder, precision="float32"):
@@ -281,9 +281,9 @@ def test_stages_of_rcnn_are_those_of_the_cpu(stage, device):
     for place in ("cpu", device):
         runtime = Runtime.start(place, "float32")
         set_random_seed(0)
-        task = recipe.task(("one", "other"))
+        task = recipe.build_task(("one", "other"))
         task.setup(runtime)
-        steps, _ = task.duration(batches)
+        steps, _ = task.count_steps(batches)
         before = weights({"model": task.model})
         for step in range(min(steps, 6)):
             task.schedule(step / 6)
@@ -334,8 +334,8 @@ def test_augmentation_is_that_of_the_cpu(word, device):
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randint(256, (40, 3, 24, 24), generator=generator, dtype=torch.uint8)
     pictures = torch.nn.functional.interpolate(pictures.float(), (48, 48), mode="bilinear").round().to(torch.uint8)
-    change = augment.parse_augmentation([word], size=48, classes=5)
-    given = pictures, torch.arange(40) % 5, torch.rand(40, change.draws, generator=generator)
+    change = augment.parse_augmentation([word], size=48, num_classes=5)
+    given = pictures, torch.arange(40) % 5, torch.rand(40, change.num_draws, generator=generator)
     expected = change(*given)
     found = [value.cpu() for value in change(*(value.to(device) for value in given))]
     if word.startswith("flip"):
@@ -365,8 +365,8 @@ def replay(recipe, device, precision, folder, *, capture):
     """What ten steps return and leave, the sixth of them with half a batch, as they are or as a CUDA graph."""
     task, batches, _ = begin(recipe, device, precision, folder)
     if isinstance(task, GANTask):
-        del task.noise  # drawn on the device, also while it replays
-    update = task.runtime.fast(task.step, task.static) if capture else task.step
+        del task.sample_noise  # drawn on the device, also while it replays
+    update = task.runtime.capture(task.step, task.supports_cuda_graph) if capture else task.step
     found = []
     for step in range(10):
         task.schedule(step / 10)
@@ -377,7 +377,7 @@ def replay(recipe, device, precision, folder, *, capture):
         found.append({name: value.clone() for name, value in update(batch).items()})
     if isinstance(update, GraphedCallable):
         assert update.graph is not None
-    parts = [part.state_dict() for part in task.state().values() if hasattr(part, "state_dict")]
+    parts = [part.state_dict() for part in task.get_stateful_objects().values() if hasattr(part, "state_dict")]
     return task, update, pytree.tree_leaves([found, parts])
 
 
@@ -396,7 +396,7 @@ def test_captured_steps_are_those_that_are_not(name, precision, device, make, tm
     family, fields = CAPTURED[name]
     _, _, expected = replay(make(family, **fields), device, precision, tmp_path / "launched", capture=False)
     task, update, found = replay(make(family, **fields), device, precision, tmp_path / "replayed", capture=True)
-    assert isinstance(update, GraphedCallable) == (device == "cuda" and task.static)
+    assert isinstance(update, GraphedCallable) == (device == "cuda" and task.supports_cuda_graph)
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
@@ -742,7 +742,7 @@ def test_a_step_that_is_still_computed_can_be_timed(device, monkeypatch):
     with own("forward"):
         if device == "cuda":
             torch.cuda._sleep(200_000_000)
-    assert own.spent(1)["forward"] > 0
+    assert own.compute_seconds(1)["forward"] > 0
 
 
 def test_a_checkpoint_is_copied_on_the_gpu_of_the_training(monkeypatch):
@@ -805,7 +805,7 @@ def test_a_first_step_that_is_left_out_leaves_no_momentum(device, monkeypatch):
         for gradient in (torch.inf, 4.0, 8.0):
             scaler.scale(torch.zeros((), device=device))
             weight.grad = torch.full_like(weight, gradient)
-            task.descend(optimizer, scaler)
+            task.apply_gradients(optimizer, scaler)
         found.append(weight.detach())
     assert found[0].isfinite().all()
     torch.testing.assert_close(found[0], found[1])

@@ -29,7 +29,7 @@ def street(tmp_path):
 
 def found(spec):
     """Kind, file and words of each problem."""
-    return [(each.problem, each.file, each.detail) for each in dataset_checks.validate_dataset(str(spec)).problems]
+    return [(each.kind, each.file, each.detail) for each in dataset_checks.validate_dataset(str(spec)).problems]
 
 
 def test_nothing_is_wrong(street):
@@ -97,7 +97,7 @@ def test_classes_of_the_parts_and_pictures_that_are_there_twice(street, tmp_path
             save(tmp_path / "parts" / part / f"masks/{number}.png", np.tile([0, 1, top], (20, 10)))
     save(tmp_path / "parts" / "val" / "images" / "0.png", Image.open(tmp_path / "parts" / "train" / "images" / "0.png"))
     (tmp_path / "parts" / "classes.txt").write_text("road\ncar\nsign\nboat\n")
-    kinds = [(each.problem, each.label) for each in dataset_checks.validate_dataset(str(tmp_path / "parts")).problems]
+    kinds = [(each.kind, each.label) for each in dataset_checks.validate_dataset(str(tmp_path / "parts")).problems]
     assert kinds == [("duplicate across parts", ""), ("empty", "boat"), ("part missing", "sign")]
 
 
@@ -139,5 +139,5 @@ def test_the_command(street, fukami):
 
 def test_the_embedded_set_has_boxes_and_masks(few_scenes):
     findings = dataset_checks.validate_dataset("scenes")
-    assert findings.thing == "box"
-    assert findings.problems == [] or {each.problem for each in findings.problems} <= {"part missing", "too few"}
+    assert findings.unit == "box"
+    assert findings.problems == [] or {each.kind for each in findings.problems} <= {"part missing", "too few"}

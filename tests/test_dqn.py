@@ -36,9 +36,9 @@ def begun():
 
     def make(**fields):
         recipe = DQN(**SMALL | fields)
-        data = recipe.data()
+        data = recipe.load_data()
         torch.manual_seed(0)
-        task = recipe.task(data.labels)
+        task = recipe.build_task(data.labels)
         runtime = Runtime.start("cpu", "float32")
         data.train.place(runtime)
         task.setup(runtime)
@@ -57,11 +57,11 @@ def test_the_papers_network():
     by_hand = (4 * 64 * 32 + 32) + (32 * 16 * 64 + 64) + (64 * 9 * 64 + 64) + (3136 * 512 + 512) + (512 * 18 + 18)
     assert sum(parameter.numel() for parameter in network.parameters()) == by_hand
     assert network(torch.zeros(2, 4, 84, 84, dtype=torch.uint8)).shape == (2, 18)
-    assert models.dqn(3, shape=(8,))(torch.zeros(2, 4, 2)).shape == (2, 3)
+    assert models.dqn(3, state_shape=(8,))(torch.zeros(2, 4, 2)).shape == (2, 3)
     with pytest.raises(ValueError, match="at least 36×36"):
-        models.dqn(shape=(4, 20, 20))
+        models.dqn(state_shape=(4, 20, 20))
     with pytest.raises(ValueError, match="or a vector"):
-        models.dqn(shape=(4, 20))
+        models.dqn(state_shape=(4, 20))
 
 
 def test_in_mixed_precision_values_are_finer_than_half():
@@ -79,15 +79,15 @@ def test_in_mixed_precision_values_are_finer_than_half():
 def test_pictures_are_standardised():
     """What an untrained network sees of frames has the mean 0 everywhere and the variance 1, whatever they show."""
     torch.manual_seed(0)
-    network, seen = models.dqn(shape=(1, 40, 36)), []
+    network, seen = models.dqn(state_shape=(1, 40, 36)), []
     network.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     frames = (torch.rand(40, 36) * 200 + torch.rand(30, 40, 36) * 50).byte()
-    network.standardise(frames)
+    network.fit_input_statistics(frames)
     network(frames.unsqueeze(1))
     assert seen[0].mean(0).abs().max() < 1e-4
     assert seen[0].square().mean().item() == pytest.approx(1, rel=1e-4)
     assert frames.dtype == torch.uint8
-    network.standardise(torch.full((2, 40, 36), 7))
+    network.fit_input_statistics(torch.full((2, 40, 36), 7))
     assert network(frames.unsqueeze(1)).isfinite().all()
 
 
@@ -115,7 +115,7 @@ def test_a_perfect_player_catches_every_ball():
         game.send(np.where(target < middle, 1, np.where(target > middle, 2, 0)))
         seen = game.receive()
         total += seen.rewards
-    assert seen.ended.all()
+    assert seen.terminated.all()
     assert (total == 1).all()
 
 
@@ -125,7 +125,7 @@ def test_what_the_best_player_wins_where_a_twentieth_is_by_chance():
     game = Catch(len(columns))
     value = np.zeros((GRID_SIZE, 3, GRID_SIZE - PADDLE_WIDTH + 1))
     for row in reversed(range(GRID_SIZE - 1)):
-        worth = np.zeros((len(game.actions), len(columns)))
+        worth = np.zeros((len(game.action_names), len(columns)))
         for action in range(len(worth)):
             game.ball = np.stack([columns, np.full(len(columns), row)], 1)
             game.drift, game.paddle = drifts, paddles
@@ -149,20 +149,22 @@ def test_the_same_seed_is_the_same_ball():
         game.reset(np.ones(3, bool), np.array([5, 6, 7]))
     one.reset(np.array([False, True, False]), np.array([0, 6, 0]))
     assert np.array_equal(one.ball, other.ball)
-    assert np.array_equal(one.picture(1), other.picture(1))
+    assert np.array_equal(one.render(1), other.render(1))
 
 
 def test_memory_gives_back_what_was_seen():
     """States and what followed, against lists by hand; before an episode there is its first frame."""
-    memory = ReplayBuffer(2, (3, 3), steps=6)
-    memory.place(torch.device("cpu"))
+    memory = ReplayBuffer(2, (3, 3), capacity=6)
+    memory.allocate(torch.device("cpu"))
     begins = {0: {0, 4}, 1: {0, 6, 7}}
     for step in range(9):
         frames = torch.stack([torch.full((3, 3), 10 * step + game + 1, dtype=torch.uint8) for game in range(2)])
-        memory.see(frames, torch.tensor([step in begins[game] for game in range(2)]))
+        memory.add(frames, torch.tensor([step in begins[game] for game in range(2)]))
     for game in range(2):
         for step in range(4, 8):
-            found = memory.stack(torch.tensor([step]), torch.tensor([game]), 4, after=1)[0, :, 0, 0].tolist()
+            found = memory.stack_frames(torch.tensor([step]), torch.tensor([game]), 4, num_next_frames=1)[
+                0, :, 0, 0
+            ].tolist()
             start = max(begin for begin in begins[game] if begin <= step)
             expected = [10 * max(at, start) + game + 1 for at in range(step - 3, step + 1)]
             assert found == [*expected, 10 * (step + 1) + game + 1]
@@ -170,27 +172,27 @@ def test_memory_gives_back_what_was_seen():
 
 def test_each_frame_is_stored_once():
     """A million steps of the paper's frames take 7 GB, and not 28."""
-    assert ReplayBuffer(4, (84, 84), 250_000).bytes < 1.06 * 7.1e9
+    assert ReplayBuffer(4, (84, 84), 250_000).num_bytes < 1.06 * 7.1e9
 
 
 def test_memory_in_files_is_found_again(tmp_path):
     """By another object; and what a checkpoint remembers is not written over within the slack."""
-    one = ReplayBuffer(1, (2, 2), steps=10)
-    one.keep(tmp_path)
-    one.place(torch.device("cpu"))
+    one = ReplayBuffer(1, (2, 2), capacity=10)
+    one.open_files(tmp_path)
+    one.allocate(torch.device("cpu"))
     for step in range(300):
-        one.see(torch.full((1, 2, 2), step % 251, dtype=torch.uint8), torch.tensor([step == 0]))
-    then, oldest = one.now, one.oldest()
+        one.add(torch.full((1, 2, 2), step % 251, dtype=torch.uint8), torch.tensor([step == 0]))
+    then, oldest = one.current_step, one.find_oldest_step()
     for step in range(300, 300 + one.slack):
-        one.see(torch.full((1, 2, 2), step % 251, dtype=torch.uint8), torch.tensor([False]))
-    other = ReplayBuffer(1, (2, 2), steps=10)
-    other.keep(tmp_path)
-    other.place(torch.device("cpu"))
-    other.now = then
+        one.add(torch.full((1, 2, 2), step % 251, dtype=torch.uint8), torch.tensor([False]))
+    other = ReplayBuffer(1, (2, 2), capacity=10)
+    other.open_files(tmp_path)
+    other.allocate(torch.device("cpu"))
+    other.current_step = then
     steps = torch.arange(oldest, then + 1)
-    found = other.stack(steps, torch.zeros_like(steps), 1)[:, 0, 0, 0]
+    found = other.stack_frames(steps, torch.zeros_like(steps), 1)[:, 0, 0, 0]
     assert found.tolist() == [step % 251 for step in range(oldest, then + 1)]
-    other.forget()
+    other.delete_files()
     assert not list(tmp_path.glob("*.bin"))
 
 
@@ -244,27 +246,35 @@ class Lives:
 
 def test_a_lost_life_is_an_end_where_it_is_learned_from_and_not_of_the_episode():
     experience = ExperienceCollector(
-        Lives(2), batch=200, history=2, steps=1000, begin=0, every=1, explore=1, least=1, seed=0
+        Lives(2),
+        batch_size=200,
+        frame_stack=2,
+        buffer_size=1000,
+        learning_starts=0,
+        train_frequency=1,
+        exploration_steps=1,
+        epsilon_end=1,
+        seed=0,
     )
-    experience.place(Runtime.start("cpu", "float32"))
+    experience.setup(Runtime.start("cpu", "float32"))
     for _ in range(60):
-        experience.play(lambda states: torch.zeros(2, dtype=torch.long))
-    lesson = experience.lesson()
+        experience.collect(lambda states: torch.zeros(2, dtype=torch.long))
+    lesson = experience.sample_batch()
     step = lesson.frames[:, 1, 0, 0]  # before the action
     assert {*step.tolist()} == {*range(12)}
-    assert torch.equal(lesson.going == 0, torch.isin(step, torch.tensor([3, 7, 11])))
-    assert (lesson.counted == 1).all()
-    assert experience.returns == [12.0] * 8  # two games, four whole episodes of each
+    assert torch.equal(lesson.not_terminated == 0, torch.isin(step, torch.tensor([3, 7, 11])))
+    assert (lesson.not_truncated == 1).all()
+    assert experience.recent_returns == [12.0] * 8  # two games, four whole episodes of each
 
 
 def test_an_evaluation_plays_whole_games_whatever_lives_are_lost():
     trials = EvaluationEpisodes(Lives, (0, 1, 2), 2, 0.0)
-    assert trials.play(lambda states: torch.zeros(3, 2))[:2] == ([12.0] * 3, [12] * 3)
+    assert trials.run(lambda states: torch.zeros(3, 2))[:2] == ([12.0] * 3, [12] * 3)
 
 
 def test_evaluations_take_a_twentieth_of_the_actions_by_chance():
     """In 30 episodes, as in the paper; of a random action in two, half are the other one."""
-    found = DQN().judged()
+    found = DQN().load_eval_data()
     assert (len(found), found.epsilon) == (30, 0.05)
 
     class Counted(Lives):
@@ -274,7 +284,7 @@ def test_evaluations_take_a_twentieth_of_the_actions_by_chance():
 
     for epsilon, share in ((0.0, 0.0), (0.2, 0.1), (1.0, 0.5)):
         sent = []
-        EvaluationEpisodes(Counted, tuple(range(500)), 2, epsilon).play(
+        EvaluationEpisodes(Counted, tuple(range(500)), 2, epsilon).run(
             lambda states: torch.tensor([[1.0, 0.0]]).expand(500, 2)
         )
         assert np.mean(sent) == pytest.approx(share, abs=0.02)
@@ -341,8 +351,8 @@ def test_rmsprop_is_that_of_deepminds_code():
     random = np.random.default_rng(0)
     weights = [random.normal(size=shape) for shape in ((3, 2), (4,))]
     parameters = [nn.Parameter(torch.tensor(weight)) for weight in weights]
-    make = DQN(optimizer="rmsprop", lr=1e-3).make_optimizer()
-    optimizer = Runtime.start("cpu", "float32").steer(make(parameters))
+    make = DQN(optimizer="rmsprop", lr=1e-3).get_optimizer_factory()
+    optimizer = Runtime.start("cpu", "float32").prepare_optimizer(make(parameters))
     means, squares, lr = [0.0, 0.0], [0.0, 0.0], 1e-3
     for number in range(12):
         if number == 6:
@@ -363,14 +373,14 @@ def test_rmsprop_of_a_small_gradient_steps_by_ten_times_it():
     """The root of 0.01 is 0.1; with the constant outside of the root it would be a hundred times."""
     weight = nn.Parameter(torch.zeros(1))
     weight.grad = torch.full((1,), 1e-6)
-    DQN(optimizer="rmsprop", lr=1.0).make_optimizer()([weight]).step()
+    DQN(optimizer="rmsprop", lr=1.0).get_optimizer_factory()([weight]).step()
     assert weight.item() == pytest.approx(-1e-5, rel=1e-4)
 
 
 def test_rmsprop_of_large_gradients_that_stay_the_same_is_finite():
     """Their variance is rounding, which may be negative."""
     weight = nn.Parameter(torch.zeros(1000))
-    optimizer = DQN(optimizer="rmsprop").make_optimizer()([weight])
+    optimizer = DQN(optimizer="rmsprop").get_optimizer_factory()([weight])
     weight.grad = torch.linspace(1e3, 1e5, 1000)
     for _ in range(300):
         optimizer.step()
@@ -383,7 +393,7 @@ def test_rmsprop_goes_on_from_its_state_bit_for_bit():
             parameter.grad = torch.randn(5, 4, generator=torch.Generator().manual_seed(number))
             optimizer.step()
 
-    make = DQN(optimizer="rmsprop").make_optimizer()
+    make = DQN(optimizer="rmsprop").get_optimizer_factory()
     whole, first, second = (nn.Parameter(torch.ones(5, 4)) for _ in range(3))
     step(whole, make([whole]), range(6))
     optimizer = make([first])
@@ -481,7 +491,7 @@ def test_wrong_usage(fukami, words, hint):
 
 def test_a_picture_is_answered(begun, tmp_path):
     task, _ = begun()
-    Image.fromarray(Catch(1).picture(0)).save(tmp_path / "a.png")
+    Image.fromarray(Catch(1).render(0)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
     good, bad = task.predict([tmp_path / "a.png", tmp_path / "b.png"])
     assert json.loads(json.dumps(good)) == good
@@ -498,14 +508,14 @@ ATARI = pytest.mark.skipif(
 @ATARI
 def test_an_atari_game_is_seen_as_in_the_paper():
     """84×84 grey, which is what people see, only smaller: two emulators that play in step."""
-    played = env_registry.make_envs("ALE/Pong-v5", 1, colour=True)
-    assert played.actions == ("noop", "fire", "right", "left", "rightfire", "leftfire")
+    played = env_registry.make_envs("ALE/Pong-v5", 1, render=True)
+    assert played.action_names == ("noop", "fire", "right", "left", "rightfire", "leftfire")
     seen = played.reset(np.ones(1, bool), np.array([3]))
     assert seen.frames.shape == (1, 84, 84)
     for number in range(40):
         played.send(np.array([number % 6]))
         seen = played.receive()
-        picture = Image.fromarray(played.picture(0))
+        picture = Image.fromarray(played.render(0))
         assert picture.size == (160, 210)
         grey = np.asarray(picture.convert("L").resize((84, 84), Image.Resampling.BOX), int)
         assert np.abs(grey - seen.frames[0]).mean() < 3
@@ -540,7 +550,7 @@ def test_an_atari_action_is_taken_for_four_frames_and_never_repeated_by_chance()
     while plain.unwrapped.ale.getEpisodeFrameNumber() < begun[0]:
         plain.step(0)
     rewards = []
-    for action in np.random.default_rng(0).integers(len(played.actions), size=120):
+    for action in np.random.default_rng(0).integers(len(played.action_names), size=120):
         played.send(np.array([action]))
         rewards.append((float(played.receive().rewards[0]), sum(plain.step(action)[1] for _ in range(4))))
     played.close()
@@ -559,8 +569,8 @@ def test_a_life_that_is_lost_in_an_atari_game_is_seen():
     for _ in range(2000):
         played.send(np.array([1]))  # the fire button alone brings the next ball
         seen = played.receive()
-        lost.append(bool(seen.lost[0]))
-        if seen.ended[0]:
+        lost.append(bool(seen.life_lost[0]))
+        if seen.terminated[0]:
             break
     played.close()
     fell = [after < before for before, after in itertools.pairwise(lives)]
@@ -577,13 +587,13 @@ def test_experience_goes_on_where_it_was(name, tmp_path):
     def experience():
         return ExperienceCollector(
             env_registry.make_envs(name, 3),
-            batch=8,
-            history=4,
-            steps=3000,
-            begin=0,
-            every=3,
-            explore=1,
-            least=0.5,
+            batch_size=8,
+            frame_stack=4,
+            buffer_size=3000,
+            learning_starts=0,
+            train_frequency=3,
+            exploration_steps=1,
+            epsilon_end=0.5,
             seed=1,
         )
 
@@ -591,21 +601,28 @@ def test_experience_goes_on_where_it_was(name, tmp_path):
         return states.flatten(1).float().sum(1).long() % 2
 
     one = experience()
-    one.keep(tmp_path)
-    one.place(Runtime.start("cpu", "float32"))
+    one.open_files(tmp_path)
+    one.setup(Runtime.start("cpu", "float32"))
     for _ in range(130):
-        one.play(choose)
+        one.collect(choose)
     state = one.state_dict()
     assert max(map(len, state["taken"])) > min(map(len, state["taken"])) or name == "breakout"
     other = experience()
-    other.keep(tmp_path)
-    other.place(Runtime.start("cpu", "float32"))
+    other.open_files(tmp_path)
+    other.setup(Runtime.start("cpu", "float32"))
     other.load_state_dict(state)
     seen = []
     for each in (other, one):  # both write the same into the same files
         for _ in range(60):
-            each.play(choose)
-        seen.append((each.state().clone(), [list(own) for own in each.taken], list(each.returns), each.lesson()))
+            each.collect(choose)
+        seen.append(
+            (
+                each.get_states().clone(),
+                [list(own) for own in each.episode_actions],
+                list(each.recent_returns),
+                each.sample_batch(),
+            )
+        )
     assert torch.equal(seen[0][0], seen[1][0])
     assert seen[0][1:3] == seen[1][1:3]
     assert all(torch.equal(a, b) for a, b in zip(seen[0][3], seen[1][3], strict=True))

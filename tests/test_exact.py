@@ -77,7 +77,7 @@ def test_a_second_training_into_a_folder_is_refused(fukami, tmp_path):
 def test_the_lock_of_a_dead_process_does_not_block_while_its_children_live(digit_files, tmp_path):
     """Processes that decode were forked from it; they look every few seconds whether it lives."""
     run = tmp_path / "run"
-    recipe = DeepConvNet(dataset=str(digit_files), memory=0.0, epochs=300, batch=8, judge_every=2)
+    recipe = DeepConvNet(data=str(digit_files), memory_limit=0.0, epochs=300, batch_size=8, eval_every=2)
     script = (
         "from fukami.cli.main import main; from fukami.engine import async_checkpoint; "
         "async_checkpoint.SECONDS, async_checkpoint.SHARE = 0.0, 1e9; main()"
@@ -172,21 +172,23 @@ def replace_text(path, old, new):
 
 
 def classification(root, **fields):
-    return DeepConvNet(dataset=str(root), epochs=1, batch=8, **fields)
+    return DeepConvNet(data=str(root), epochs=1, batch_size=8, **fields)
 
 
 def detection(root, **fields):
     small = {"shortest": 64, "longest": 96, "width": 1 / 16, "hidden": 8, "scales": (24.0, 48.0), "epochs": 1}
-    return FasterRCNNVGG16(dataset=str(root), **small, **fields)
+    return FasterRCNNVGG16(data=str(root), **small, **fields)
 
 
 def segmentation(root, **fields):
-    return FCN8sVGG16(dataset=str(root), width=1 / 16, hidden=8, shortest=64, epochs=1, batch=4, **fields)
+    return FCN8sVGG16(
+        data=str(root), width_multiplier=1 / 16, hidden=8, min_size=64, epochs=1, batch_size=4, **fields
+    )
 
 
 def captioning(root, **fields):
     small = {"encoder": "resnet20", "size": 32, "hidden": 8, "beams": 1, "floor": 1, "epochs": 1, "batch": 8}
-    return ShowAndTell(dataset=str(root), **small, **fields)
+    return ShowAndTell(data=str(root), **small, **fields)
 
 
 CHANGES = [
@@ -496,7 +498,7 @@ def test_a_save_that_ends_between_its_two_files(tmp_path, undisturbed, monkeypat
 
 def test_stopped_between_two_lines_of_the_log(tmp_path, monkeypatch, pageless):
     """The resumed run's log has the lines of a run that was not stopped, with the means of the same steps."""
-    recipe, real, steps = DeepConvNet(epochs=2, batch=20), ClassificationTask.step, itertools.count()
+    recipe, real, steps = DeepConvNet(epochs=2, batch_size=20), ClassificationTask.step, itertools.count()
     package.train(recipe, tmp_path / "whole", **CPU)
 
     def step(self, batch):
@@ -516,11 +518,13 @@ def test_stopped_between_two_lines_of_the_log(tmp_path, monkeypatch, pageless):
 
 
 def test_a_loader_goes_on_with_fewer_items_than_there_were():
-    loader = InMemoryLoader(torch.zeros(6, 1, 4, 4, dtype=torch.uint8), torch.zeros(6).long(), ("x",), batch=2, seed=0)
+    loader = InMemoryLoader(
+        torch.zeros(6, 1, 4, 4, dtype=torch.uint8), torch.zeros(6).long(), ("x",), batch_size=2, seed=0
+    )
     loader.load_state_dict({"turn": 3, "position": 8})
     assert list(loader) == []
     assert len(list(loader)) == 3
-    assert loader.turn == 5
+    assert loader.epoch == 5
     others = ResumableLoader([1, 2])
     others.load_state_dict({"position": 4, "begun": get_random_states()})
     assert list(others) == []
@@ -653,17 +657,17 @@ def test_an_agent_that_has_lost_its_memory(tmp_path, pageless, monkeypatch, ofte
 
 def test_what_an_encoder_saw_does_not_depend_on_what_is_kept(few_scenes, monkeypatch):
     """Where some of it is gone, it is computed again with the same neighbours: their number decides about rounding."""
-    recipe = ShowAndTell(encoder="resnet20", size=32, hidden=8, floor=1, init="x")
+    recipe = ShowAndTell(encoder="resnet20", size=32, hidden=8, min_word_count=1, init="x")
     pictures = torch.randint(0, 256, (50, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     loader = SimpleNamespace(once=lambda: iter([pictures]))
     found, together = [], []
     for cache in (0.0, 1.0, 1.0):
         torch.manual_seed(0)
-        task = replace(recipe, cache=cache).task(tuple("abcd"))
+        task = replace(recipe, cache=cache).build_task(tuple("abcd"))
         task.setup(Runtime.start(**CPU))
         real = task.model.see
         monkeypatch.setattr(task.model, "see", lambda some, real=real: together.append(len(some)) or real(some))
-        found.append(task.seen(loader))
+        found.append(task.extract_features(loader))
         for number, file in enumerate(sorted(Path(os.environ["XDG_CACHE_HOME"]).rglob("*.safetensors"))):
             if number % 2:
                 file.unlink()

@@ -41,7 +41,7 @@ def test_depth_parameters_and_cost_are_the_published_ones(name, shape, depth, pa
     model = empty(name)
     steps = analysis.summarize_layers(model, shape)
     assert max(layer.depth for layer in steps) == depth
-    assert sum(layer.parameters for layer in steps) == parameters
+    assert sum(layer.num_parameters for layer in steps) == parameters
     assert analysis.count_multiply_adds(model, shape) / 1e9 == pytest.approx(billions, abs=0.0006)
     if name != "googlenet":
         assert analysis.count_parameters(model) == parameters
@@ -82,9 +82,9 @@ def test_theoretical_fields_are_those_of_araujo(name, keywords, field):
 
 def test_fields_of_vgg16_layer_by_layer():
     steps = analysis.summarize_layers(empty("vgg16"), (3, 224, 224))
-    convolutions = [layer.receptive_field[0] for layer in steps if layer.kind.endswith("Conv2d")]
+    convolutions = [layer.receptive_field[0] for layer in steps if layer.op_type.endswith("Conv2d")]
     assert convolutions == [3, 5, 10, 14, 24, 32, 40, 60, 76, 92, 132, 164, 196]
-    assert [layer.receptive_field for layer in steps if layer.kind == "Linear"] == [None] * 3
+    assert [layer.receptive_field for layer in steps if layer.op_type == "Linear"] == [None] * 3
     assert [layer.receptive_field[0] for layer in analysis.find_stages(steps)] == [5, 14, 40, 92, 196]
 
 
@@ -144,8 +144,10 @@ class Branches(nn.Module):
 def test_the_gradient_reaches_exactly_the_theoretical_field(make, shape):
     model = plain(make())
     last = [layer for layer in analysis.summarize_layers(model, shape) if layer.receptive_field][-1]
-    row, column = (side // 4 * 2 for side in last.shape[1:])  # even: after an enlargement odd ones see as much as these
-    top, left, bottom, right = last.region(row, column)
+    row, column = (
+        side // 4 * 2 for side in last.output_shape[1:]
+    )  # even: after an enlargement odd ones see as much as these
+    top, left, bottom, right = last.get_input_region(row, column)
     assert (bottom - top, right - left) == last.receptive_field
     clipped = max(top, 0), max(left, 0), min(bottom, shape[1]), min(right, shape[2])
     assert support(model, last, shape, row, column) == clipped
@@ -153,13 +155,13 @@ def test_the_gradient_reaches_exactly_the_theoretical_field(make, shape):
 
 def test_memory_is_counted_where_it_is_taken():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Sigmoid(), nn.Dropout(), nn.Flatten())
-    assert [layer.memory for layer in analysis.summarize_layers(model, (1, 6, 5))] == [96, 0, 96, 0, 0]
+    assert [layer.output_bytes for layer in analysis.summarize_layers(model, (1, 6, 5))] == [96, 0, 96, 0, 0]
 
 
 def test_a_module_used_twice_is_two_steps_with_one_set_of_weights():
     convolution = nn.Conv2d(2, 2, 3, padding=1)
     steps = analysis.summarize_layers(nn.Sequential(convolution, nn.ReLU(), convolution), (2, 8, 8))
-    assert [layer.parameters for layer in steps] == [38, 0, 0]
+    assert [layer.num_parameters for layer in steps] == [38, 0, 0]
     assert [layer.receptive_field for layer in steps] == [(3, 3), (3, 3), (5, 5)]
     assert [layer.name for layer in steps] == ["0", "1", "0:2"]
 
@@ -168,7 +170,7 @@ def test_the_callers_network_is_left_as_it_is():
     model = models.deep_convnet().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     analysis.summarize_layers(model, (1, 28, 28))
-    receptive_field.compute_effective_receptive_field(model, (1, 28, 28), samples=1)
+    receptive_field.compute_effective_receptive_field(model, (1, 28, 28), num_samples=1)
     feature_visualization.compute_grad_cam(model, torch.rand(1, 28, 28), 3)
     assert model.training
     assert all(module.training for module in model.modules())
@@ -196,28 +198,28 @@ def test_what_cannot_be_explained_says_why():
 def test_the_effective_field_of_equal_weights_is_a_box_convolved_with_itself():
     depth, side = 6, 31
     model = plain(nn.Sequential(*(nn.Conv2d(1, 1, 3, padding=1) for _ in range(depth))))
-    found = receptive_field.compute_effective_receptive_field(model, (1, side, side), samples=2)
+    found = receptive_field.compute_effective_receptive_field(model, (1, side, side), num_samples=2)
     line = np.ones(1)
     for _ in range(depth):
         line = np.convolve(line, np.ones(3) / 3)
     expected = np.pad(np.outer(line, line), (side - len(line)) // 2)
-    np.testing.assert_allclose(found.heat.numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(found.gradient_map.numpy(), expected, atol=1e-12)
     assert found.region == (9, 9, 22, 22)
     least = next(
         2 * radius + 1
         for radius in range(7)
         if expected[15 - radius : 16 + radius, 15 - radius : 16 + radius].sum() >= 0.9545
     )
-    assert found.side == least
+    assert found.size == least
     gaussian = 2 * 2.276 * math.sqrt(depth * 2 / 3)  # the square that holds 95.45 % of a Gaussian of this variance
-    assert abs(found.side - gaussian) <= 2
+    assert abs(found.size - gaussian) <= 2
 
 
 def test_the_effective_field_of_a_layer_that_does_not_exist():
     with pytest.raises(UsageError, match="'30' has no receptive field; those that have are: 0, 1, 2"):
         receptive_field.compute_effective_receptive_field(models.deep_convnet(), (1, 28, 28), "30")
     with pytest.raises(UsageError, match="samples"):
-        receptive_field.compute_effective_receptive_field(models.deep_convnet(), (1, 28, 28), samples=0)
+        receptive_field.compute_effective_receptive_field(models.deep_convnet(), (1, 28, 28), num_samples=0)
 
 
 def test_stacked_filters_save_what_the_note_says():
@@ -293,16 +295,16 @@ def test_the_patch_that_excites_a_unit_is_the_one_it_looks_for(random):
     pictures[6, 0, :2, :2] = 0  # where darkness is looked for; the padding counts as dark, so a corner is darkest
     steps = analysis.summarize_layers(model, (1, 12, 15))
     found = feature_visualization.find_top_patches(
-        model, pictures.split(3), [(steps[-1], [0, 1])], normalise=lambda given: given / 255, best=2
+        model, pictures.split(3), [(steps[-1], [0, 1])], normalize=lambda given: given / 255, num_patches=2
     )
     bright, dark = found["1"]
     assert [int(patch.pixels.max()) for patch in bright] == [205, 202]
     for patch in bright:
         torch.testing.assert_close(patch.pixels[0].float() / patch.pixels.max(), pattern)
-        assert patch.value == pytest.approx(5 * int(patch.pixels.max()) / 255, rel=1e-5)
+        assert patch.activation == pytest.approx(5 * int(patch.pixels.max()) / 255, rel=1e-5)
     grey = feature_visualization.PADDING_VALUE
     assert dark[0].pixels[0].tolist() == [[grey, grey, grey], [grey, 0, 0], [grey, 0, 0]]
-    assert dark[0].value == pytest.approx(9)
+    assert dark[0].activation == pytest.approx(9)
     assert len(dark) == 2
 
 

@@ -109,13 +109,15 @@ class Sampler:
 
 def test_has_the_losses_of_torchvision(theirs, ours, monkeypatch):
     pictures, sizes, truth = prepared(theirs)
-    monkeypatch.setattr(theirs.rpn, "fg_bg_sampler", Sampler(256, 0.5, truth.draws))
-    monkeypatch.setattr(theirs.roi_heads, "fg_bg_sampler", Sampler(512, 0.25, truth.draws + 1, places=2000))
+    monkeypatch.setattr(theirs.rpn, "fg_bg_sampler", Sampler(256, 0.5, truth.seeds))
+    monkeypatch.setattr(theirs.roi_heads, "fg_bg_sampler", Sampler(512, 0.25, truth.seeds + 1, places=2000))
     expected = theirs.train()(PICTURES, TARGETS)
-    task = DetectionTask(ours, tuple(map(str, range(90))), ResizeTransform(shortest=128, longest=256))
+    task = DetectionTask(ours, tuple(map(str, range(90))), ResizeTransform(min_size=128, max_size=256))
     task.runtime = Runtime.start("cpu", "float32")
     first, second = ours.train()(pictures, sizes, truth)
-    found = task.losses(first, "objectness", "anchor_boxes") | task.losses(second, "classification", "region_boxes")
+    found = task.compute_stage_losses(first, "objectness", "anchor_boxes") | task.compute_stage_losses(
+        second, "classification", "region_boxes"
+    )
     names = {"objectness": "loss_objectness", "anchor_boxes": "loss_rpn_box_reg", "classification": "loss_classifier",
              "region_boxes": "loss_box_reg"}  # fmt: skip
     for name, other in names.items():
@@ -214,7 +216,7 @@ def test_frozen_stages():
     pretrained.freeze_stages(network.get_submodule("backbone.body"), 2)
     still = {name.split(".")[2] for name, p in network.named_parameters() if not p.requires_grad}
     assert still == {"conv1", "layer1"}
-    network = faster_rcnn_vgg16(3, hidden=8, width=0.125)
+    network = faster_rcnn_vgg16(3, hidden=8, width_multiplier=0.125)
     pretrained.freeze_stages(network.get_submodule("backbone"), 2)
     still = {int(name.split(".")[2]) for name, p in network.named_parameters() if not p.requires_grad}
     assert still == {0, 2, 5, 7}  # conv1_1 to conv2_2, as Girshick 2015 (section 4.5) has it
@@ -262,8 +264,8 @@ def test_the_papers_anchors():
 def test_a_stride_of_eight():
     """A picture moved by eight pixels moves the map by one place; the weights are those of the stride of sixteen."""
     torch.manual_seed(0)
-    network = faster_rcnn_vgg16(3, hidden=8, width=1 / 16, stride=8)
-    network.load_state_dict(faster_rcnn_vgg16(3, hidden=8, width=1 / 16).state_dict())
+    network = faster_rcnn_vgg16(3, hidden=8, width_multiplier=1 / 16, stride=8)
+    network.load_state_dict(faster_rcnn_vgg16(3, hidden=8, width_multiplier=1 / 16).state_dict())
     picture = torch.randn(1, 3, 512, 512)
     (still,), (moved,) = network.backbone(picture), network.backbone(picture.roll(8, 3))
     assert still.shape == (1, 32, 64, 64)
@@ -314,13 +316,13 @@ def test_matching_by_hand():
         [[[0.0, 8, 10, 18]]]
     )  # the best reference has an IoU of 19/21 - covered below 0.7 by none but it
     _, targets = box_sampling.match_boxes(
-        references[:3], low, torch.tensor([[1]]), torch.tensor([[False]]), 0.3, 0.7, best=True
+        references[:3], low, torch.tensor([[1]]), torch.tensor([[False]]), 0.3, 0.7, allow_low_quality_matches=True
     )
     assert targets.tolist() == [[0, 0, 2]]  # of IoU 7/13, the most there is
     usable = torch.tensor([[True, True, False]])
     none = torch.tensor([[False]])
     _, targets = box_sampling.match_boxes(
-        references[:3], low, torch.tensor([[1]]), none, 0.3, 0.7, best=True, usable=usable
+        references[:3], low, torch.tensor([[1]]), none, 0.3, 0.7, allow_low_quality_matches=True, usable=usable
     )
     assert targets.tolist() == [[0, 2, box_sampling.IGNORE_LABEL]]
 
@@ -332,7 +334,9 @@ def test_matching_is_torchvisions():
     expected = matcher(box_iou(objects, references))
     classes = torch.arange(6).unsqueeze(0)
     ignored = torch.zeros(1, 6, dtype=torch.bool)
-    _, targets = box_sampling.match_boxes(references, objects.unsqueeze(0), classes, ignored, 0.3, 0.7, best=True)
+    _, targets = box_sampling.match_boxes(
+        references, objects.unsqueeze(0), classes, ignored, 0.3, 0.7, allow_low_quality_matches=True
+    )
     assert torch.equal(targets[0], torch.where(expected >= 0, expected + 1, torch.where(expected == -1, 0, -1)))
 
 
@@ -355,44 +359,44 @@ def test_samples_are_balanced():
 def test_regions_are_learned_from_a_quarter_objects():
     """Girshick 2015, section 2.3: 25 % of the sample overlaps an object by 0.5 or more, the rest is background."""
     torch.manual_seed(0)
-    network = faster_rcnn_vgg16(3, hidden=8, width=0.0625)
+    network = faster_rcnn_vgg16(3, hidden=8, width_multiplier=0.0625)
     truth = GroundTruth(
         torch.tensor([[[10.0, 10, 74, 74]]]), torch.ones(1, 1).long(), torch.zeros(1, 1).bool(), torch.tensor([3])
     )
     shift = torch.arange(0, 64, 0.25).view(-1, 1) * torch.tensor([1.0, 0, 1, 0])
     proposals = (truth.boxes[0] + shift).unsqueeze(0)  # the first 86 overlap it by half: 64 · 1/3 pixels to the side
     maps, there = [torch.randn(1, 32, 8, 12)], torch.ones(1, 256, dtype=torch.bool)
-    samples = network.roi_heads.samples(maps, proposals, there, truth, network.budget)
-    assert samples.there.sum() == 128
+    samples = network.roi_heads.sample_regions(maps, proposals, there, truth, network.limits)
+    assert samples.valid.sum() == 128
     assert (samples.targets == 2).sum() == 32
     assert (samples.targets == 0).sum() == 96
-    few = network.roi_heads.samples(maps, proposals[:, 80:], there[:, 80:], truth, network.budget)
+    few = network.roi_heads.sample_regions(maps, proposals[:, 80:], there[:, 80:], truth, network.limits)
     assert (few.targets == 2).sum() == 6 + 1  # with the object itself
-    assert few.there.sum() == 128
+    assert few.valid.sum() == 128
 
 
 def test_anchors_are_learned_from_half_objects():
     """Ren et al. 2015, section 3.1.3: 256 anchors of a picture, 128 of them objects at most."""
-    network = faster_rcnn_vgg16(3, hidden=8, width=0.0625, scales=(32,))
+    network = faster_rcnn_vgg16(3, hidden=8, width_multiplier=0.0625, anchor_sizes=(32,))
     about = torch.tensor([[[0.0, 0, 32, 32]]])
     truth = GroundTruth(about, torch.zeros(1, 1).long(), torch.zeros(1, 1).bool(), torch.tensor([3]))
     places = torch.cat([about[0].expand(300, 4), about[0].expand(500, 4) + 100])
     said = RPNOutput(torch.zeros(1, 800), torch.zeros(1, 800, 4), places, [800])
-    samples = network.rpn.samples(said, torch.tensor([[200.0, 200]]), truth, network.budget)
-    assert samples.there.sum() == 256
+    samples = network.rpn.sample_anchors(said, torch.tensor([[200.0, 200]]), truth, network.limits)
+    assert samples.valid.sum() == 256
     assert (samples.targets > 0).sum() == 128
 
 
 @pytest.mark.parametrize(("training", "before", "after"), [(True, 12_000, 2_000), (False, 6_000, 300)])
 def test_so_many_proposals_are_suppressed_and_kept(monkeypatch, training, before, after):
     """Ren et al. 2015, section 3.3: 2,000 in training and 300 for an answer; before it as in the authors' code."""
-    network = faster_rcnn_vgg16(3, hidden=8, width=0.0625).train(training)
+    network = faster_rcnn_vgg16(3, hidden=8, width_multiplier=0.0625).train(training)
     count, corner = 15_000, torch.arange(15_000.0)
     places = torch.stack([corner % 150, corner // 150, corner % 150 + 1, corner // 150 + 1], 1)  # none overlaps another
     said = RPNOutput(torch.randn(1, count), torch.zeros(1, count, 4), places, [count])
     seen, suppress = [], boxes.apply_nms
     monkeypatch.setattr(boxes, "apply_nms", lambda own, *more: seen.append(len(own)) or suppress(own, *more))
-    found, there = network.rpn.proposals(said, torch.tensor([[200.0, 200]]), network.budget)
+    found, there = network.rpn.select_proposals(said, torch.tensor([[200.0, 200]]), network.limits)
     assert seen == [before]
     assert found.shape == (1, after, 4)
     assert there.all()
@@ -414,28 +418,30 @@ def test_regions_are_pooled_as_torchvision_does(pooling):
     heads = RoIHeads(4, 3, (4, 8, 16, 32), 8, 0.0, pooling)
     maps = [torch.randn(2, 4, 256 // stride, 256 // stride) for stride in (4, 8, 16, 32)]
     regions = torch.stack([random_boxes(30), 2 * random_boxes(30)]).clamp(max=256)
-    found = heads.pooled(maps, regions)
+    found = heads.pool_regions(maps, regions)
     if pooling == "align":
         reference = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
         expected = reference(dict(zip("0123", maps, strict=True)), list(regions), [(256, 256)] * 2)
     else:
         single = RoIHeads(4, 3, (16,), 8, 0.0, pooling)
-        found = single.pooled(maps[2:3], regions)
+        found = single.pool_regions(maps[2:3], regions)
         expected = RoIPool(7, 1 / 16)(maps[2], list(regions))
     torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("crowd", [False, True])
 def test_a_picture_without_an_object_is_background_and_under_a_crowd_nothing(crowd):
-    network = faster_rcnn_vgg16(3, hidden=8, width=0.125, scales=(32,))
+    network = faster_rcnn_vgg16(3, hidden=8, width_multiplier=0.125, anchor_sizes=(32,))
     classes = torch.full((1, 8), -1)
     classes[0, 1] = 2 if crowd else -1
     places = torch.tensor([0.0, 0, 96, 96]) * (classes >= 0).unsqueeze(2)
     nothing = GroundTruth(places, classes, classes >= 0, torch.tensor([1]))
     first, second = network(torch.randn(1, 3, 96, 96), torch.tensor([[96.0, 96]]), nothing)
-    task = DetectionTask(network, ("a", "b", "c"), ResizeTransform(shortest=96, longest=96))
+    task = DetectionTask(network, ("a", "b", "c"), ResizeTransform(min_size=96, max_size=96))
     task.runtime = Runtime.start("cpu", "float32")
-    losses = task.losses(first, "objectness", "anchor_boxes") | task.losses(second, "classification", "region_boxes")
+    losses = task.compute_stage_losses(first, "objectness", "anchor_boxes") | task.compute_stage_losses(
+        second, "classification", "region_boxes"
+    )
     sum(losses.values()).backward()
     for samples in (first, second):
         assert samples.there.any() != crowd
@@ -448,7 +454,9 @@ def test_a_picture_without_an_object_is_background_and_under_a_crowd_nothing(cro
 @pytest.mark.parametrize("network", ["vgg16", "resnet50"])
 def test_a_network_that_is_not_finite_gives_losses_that_are_not(network):
     """And does not fail on the way, so that the loop can say what to do."""
-    model = faster_rcnn_vgg16(3, hidden=8, width=0.125) if network == "vgg16" else faster_rcnn_resnet50_fpn(3)
+    model = (
+        faster_rcnn_vgg16(3, hidden=8, width_multiplier=0.125) if network == "vgg16" else faster_rcnn_resnet50_fpn(3)
+    )
     with torch.no_grad():
         for parameter in model.rpn.parameters():
             parameter.fill_(torch.nan)
@@ -462,4 +470,4 @@ def test_a_network_that_is_not_finite_gives_losses_that_are_not(network):
 @pytest.mark.parametrize("scales", [(), (0.0, 32.0), (-8.0,)])
 def test_anchors_without_area_are_refused(scales):
     with pytest.raises(UsageError, match=r"scales should be sides of anchors, 2 pixels or more"):
-        FasterRCNNVGG16(scales=scales)
+        FasterRCNNVGG16(anchor_sizes=scales)

@@ -16,7 +16,7 @@ def judged(answers, objects, labels):
     found = DetectionResults(labels)
     classes, scores, boxes = zip(*answers, strict=True) if answers else ((), (), ())
     numbers, there = zip(*objects, strict=True)
-    found.add(
+    found.update(
         7, Prediction(np.array(boxes), classes, scores), GroundTruth(np.array(there), numbers, np.zeros(len(objects)))
     )
     return found
@@ -76,7 +76,7 @@ def test_captions(mistake, words):
 @pytest.mark.parametrize("box", [(0, 0, 3, 3), (90, 40, 100, 50), (0, 0, 100, 50), (40, 0, 44, 50)])
 @pytest.mark.parametrize("near", [None, (20, 20, 60, 40)])
 def test_the_part_shown_has_the_boxes_and_lies_in_the_picture(box, near):
-    mistake = ErrorCase(0, "localisation", "cat", 0.5, np.array(box), near=near and np.array(near))
+    mistake = ErrorCase(0, "localisation", "cat", 0.5, np.array(box), related_box=near and np.array(near))
     left, top, right, bottom = detection_plots.compute_crop(mistake, (100, 50))
     for each in (box, near) if near else (box,):
         assert 0 <= left <= each[0] < each[2] <= right <= 100

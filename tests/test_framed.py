@@ -50,7 +50,7 @@ def samples(tmp_path_factory):
 def make(request, samples):
     """Makes loaders of the pictures, from memory or streamed."""
     return lambda **options: padded_loader.build_padded_loader(
-        samples, LABELS, PREPARE, memory=request.param, **options
+        samples, LABELS, PREPARE, memory_limit=request.param, **options
     )
 
 
@@ -73,18 +73,18 @@ def test_pictures_are_resized_as_torchvision_does_it(random):
         prepare = ResizeTransform(60, 100)
         found = prepare(picture)
         assert torch.equal(found, expected)
-        assert prepare.size(width, height) == (expected.shape[2], expected.shape[1])
+        assert prepare.compute_size(width, height) == (expected.shape[2], expected.shape[1])
         sample = Sample(picture.permute(1, 2, 0).numpy(), (width, height), boxes.numpy(), np.zeros(1, np.int64),
                            np.zeros(1, np.uint8), "x")  # fmt: skip
-        batch = next(iter(padded_loader.build_padded_loader([sample], LABELS, prepare, batch=1)))
+        batch = next(iter(padded_loader.build_padded_loader([sample], LABELS, prepare, batch_size=1)))
         torch.testing.assert_close(batch.boxes[0, :1], target["boxes"])
         # to a tie: several threads may round one otherwise
-        assert (batch.pictures[0, :, : found.shape[1], : found.shape[2]] - found).abs().max() <= 0.501
-        assert batch.pictures.shape[2] % 32 == batch.pictures.shape[3] % 32 == 0
+        assert (batch.images[0, :, : found.shape[1], : found.shape[2]] - found).abs().max() <= 0.501
+        assert batch.images.shape[2] % 32 == batch.images.shape[3] % 32 == 0
 
 
 def test_a_strip_keeps_a_pixel():
-    assert ResizeTransform(60, 100).size(10_000, 4) == (100, 1)
+    assert ResizeTransform(60, 100).compute_size(10_000, 4) == (100, 1)
     assert ResizeTransform(60, 100)(torch.zeros(3, 4, 10_000, dtype=torch.uint8)).shape == (3, 1, 100)
     assert ResizeTransform(60, 100).describe()["shortest"] == 60
 
@@ -103,7 +103,7 @@ def test_what_is_judged_on_comes_whole_and_by_shape(make, samples):
             count = len(sample.boxes)
             assert batch.originals[row].tolist() == list(sample.size[::-1])
             height, width = batch.sizes[row].int().tolist()
-            assert (width, height) == PREPARE.size(*sample.size)
+            assert (width, height) == PREPARE.compute_size(*sample.size)
             assert not batch.pictures[row, :, height:].any()
             assert not batch.pictures[row, :, :, width:].any()
             assert batch.classes[row].tolist() == [*sample.classes, *[-1] * (batch.classes.shape[1] - count)]
@@ -133,13 +133,13 @@ def test_memory_or_not_makes_no_difference(samples):
     change = augment_boxes.parse_box_augmentation(["flip", "rotate=20", "brightness", "erase=1"])
     options = {"batch": 4, "seed": 5, "augment": change}
     one, other = (
-        padded_loader.build_padded_loader(samples, LABELS, PREPARE, memory=memory, **options) for memory in (4, 0)
+        padded_loader.build_padded_loader(samples, LABELS, PREPARE, memory_limit=memory, **options) for memory in (4, 0)
     )
     assert isinstance(other, padded_loader.PaddedStreamingLoader)
     assert hasattr(other, "waiting")
     assert not hasattr(one, "waiting")
     assert same(one, other) == 5
-    assert same(one.ordered(), other.ordered()) == 6
+    assert same(one.iterate_in_order(), other.iterate_in_order()) == 6
     assert same(one, other) == 5
 
 
@@ -201,37 +201,47 @@ def test_broken_pictures_are_named_and_left_out(samples, tmp_path, caplog):
     broken = damaged(samples, tmp_path)
     for memory in (4, 0):
         caplog.clear()
-        loader = padded_loader.build_padded_loader(broken, LABELS, PREPARE, batch=3, memory=memory)
-        names = [loader.samples[number].name for batch in loader for number in batch.numbers.tolist()]
+        loader = padded_loader.build_padded_loader(broken, LABELS, PREPARE, batch_size=3, memory_limit=memory)
+        names = [loader.samples[number].name for batch in loader for number in batch.indices.tolist()]
         assert sorted(names) == sorted(each.name for i, each in enumerate(broken) if i not in (1, 5))
         assert "1.png is empty" in caplog.text
         assert "5.png has 9×9 pixels, and had 41×40" in caplog.text
         with pytest.raises(Error, match="--broken allows 1"):
-            list(padded_loader.build_padded_loader(broken, LABELS, PREPARE, batch=3, memory=memory, broken=1))
+            list(
+                padded_loader.build_padded_loader(
+                    broken, LABELS, PREPARE, batch_size=3, memory_limit=memory, max_broken=1
+                )
+            )
 
 
 def test_a_streamed_batch_of_which_nothing_can_be_read_teaches_nothing(samples, tmp_path):
     """It comes all the same: other processes make a step, too."""
-    loader = padded_loader.build_padded_loader(damaged(samples, tmp_path), LABELS, PREPARE, batch=1, seed=0, memory=0)
-    batches = {int(batch.numbers): batch for batch in loader}
+    loader = padded_loader.build_padded_loader(
+        damaged(samples, tmp_path), LABELS, PREPARE, batch_size=1, seed=0, memory_limit=0
+    )
+    batches = {int(batch.indices): batch for batch in loader}
     assert sorted(batches) == list(range(9))
     for number, batch in batches.items():
         known = number not in (1, 5)
-        assert bool(batch.pictures.any()) == known
+        assert bool(batch.images.any()) == known
         assert int((batch.classes >= 0).sum()) == known * len(samples[number].boxes)
         assert known or not batch.boxes.any()
     with pytest.raises(Error, match="--broken allows 1"):
-        list(padded_loader.build_padded_loader(loader.samples, LABELS, PREPARE, batch=1, seed=0, memory=0, broken=1))
+        list(
+            padded_loader.build_padded_loader(
+                loader.samples, LABELS, PREPARE, batch_size=1, seed=0, memory_limit=0, max_broken=1
+            )
+        )
 
 
 def test_nothing_to_train_on():
     from fukami.engine.runtime import Runtime
 
     with pytest.raises(Error, match="no picture to train on"):
-        padded_loader.build_padded_loader([], LABELS, PREPARE, batch=3, seed=0).place(
+        padded_loader.build_padded_loader([], LABELS, PREPARE, batch_size=3, seed=0).setup(
             Runtime(torch.device("cpu"), "float32")
         )
-    assert list(padded_loader.build_padded_loader([], LABELS, PREPARE, batch=3)) == []
+    assert list(padded_loader.build_padded_loader([], LABELS, PREPARE, batch_size=3)) == []
 
 
 # ---- boxes and masks move with the pixels ---------------------------------------------------------------------------
@@ -241,7 +251,7 @@ def test_nothing_to_train_on():
 def batch():
     """Six scenes, each in a frame that is larger, with a mask of every object."""
     found = scenes.generate_box_samples(0, 6)
-    return next(iter(padded_loader.build_padded_loader(found, scenes.LABELS, ResizeTransform(100, 160), batch=6)))
+    return next(iter(padded_loader.build_padded_loader(found, scenes.LABELS, ResizeTransform(100, 160), batch_size=6)))
 
 
 def outlined(masks):
@@ -275,12 +285,12 @@ def test_moved_boxes_bound_moved_masks(batch, words):
     """
     change = augment_boxes.parse_box_augmentation(words.split())
     before, masks = filled(batch)
-    draws = torch.rand(len(masks), change.draws, generator=torch.Generator().manual_seed(1))
+    draws = torch.rand(len(masks), change.num_draws, generator=torch.Generator().manual_seed(1))
     after = augment_boxes.augment_batch(change, before, draws)
-    geometry = change.geometry(draws, *before.sizes.unbind(1))
+    geometry = change.compute_matrix(draws, *before.sizes.unbind(1))
     moved = augment_boxes.warp_images(change, masks, geometry, before.sizes)
     assert moved.dtype == torch.uint8
-    for changed in (moved, after.pictures):
+    for changed in (moved, after.images):
         assert not (changed * ~augment_boxes.compute_valid_mask(before.sizes, changed)).any()
     kept = after.classes >= 0
     assert kept.any()
@@ -302,12 +312,12 @@ def test_moved_boxes_bound_moved_masks(batch, words):
 
 def test_mirrors_keep_every_pixel(batch):
     change = augment_boxes.parse_box_augmentation(["flip=1"])
-    after = augment_boxes.augment_batch(change, batch, torch.zeros(len(batch.numbers), change.draws))
-    assert after.pictures.dtype == torch.uint8
+    after = augment_boxes.augment_batch(change, batch, torch.zeros(len(batch.numbers), change.num_draws))
+    assert after.images.dtype == torch.uint8
     for row, (height, width) in enumerate(batch.sizes.int().tolist()):
-        assert torch.equal(after.pictures[row, :, :height, :width], batch.pictures[row, :, :height, :width].flip(2))
-    again = augment_boxes.augment_batch(change, after, torch.zeros(len(batch.numbers), change.draws))
-    assert torch.equal(again.pictures, batch.pictures)
+        assert torch.equal(after.images[row, :, :height, :width], batch.pictures[row, :, :height, :width].flip(2))
+    again = augment_boxes.augment_batch(change, after, torch.zeros(len(batch.numbers), change.num_draws))
+    assert torch.equal(again.images, batch.pictures)
     torch.testing.assert_close(again.boxes, batch.boxes, atol=1e-4, rtol=0)
 
 
@@ -315,13 +325,13 @@ def test_a_frame_changes_nothing(batch):
     """A picture in a larger frame comes out as it does in one of its own size, whatever is done to it."""
     words = ["rotate=30", "shift=5", "flip", "contrast=0.9", "brightness", "hue", "saturation", "grey", "erase=1"]
     change = augment_boxes.parse_box_augmentation(words)
-    draws = torch.rand(len(batch.numbers), change.draws, generator=torch.Generator().manual_seed(2))
+    draws = torch.rand(len(batch.numbers), change.num_draws, generator=torch.Generator().manual_seed(2))
     after = augment_boxes.augment_batch(change, batch, draws)
     for row, (height, width) in enumerate(batch.sizes.int().tolist()):
         alone = augment.parse_augmentation(words, size=0)
         own = batch.pictures[row : row + 1, :, :height, :width]
         expected, _ = alone(own, torch.zeros(1), draws[row : row + 1])
-        difference = (after.pictures[row, :, :height, :width] - expected[0]).abs()
+        difference = (after.images[row, :, :height, :width] - expected[0]).abs()
         assert difference.max() < 0.05
 
 

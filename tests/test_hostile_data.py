@@ -359,7 +359,7 @@ def test_an_outline_that_cannot_be_painted_is_named(outline, tmp_path):
     (tmp_path / "1.png").write_bytes(png())
     (tmp_path / "x.json").write_text(json.dumps(sheet(outline)))
     described = segmentation_data.index_dataset(tmp_path / "x.json")
-    ((_, mask),) = described.parts[""]
+    ((_, mask),) = described.splits[""]
     with pytest.raises(Error, match="annotation 7 has no outline"):
         mask.read()
 
@@ -370,7 +370,7 @@ def test_run_lengths_of_another_size_are_not_even_unpacked(tmp_path, monkeypatch
     monkeypatch.setattr(mask, "decode", None)
     (tmp_path / "1.png").write_bytes(png())
     (tmp_path / "x.json").write_text(json.dumps(sheet({"size": [1 << 14, 1 << 14], "counts": "0"})))
-    ((_, painted),) = segmentation_data.index_dataset(tmp_path / "x.json").parts[""]
+    ((_, painted),) = segmentation_data.index_dataset(tmp_path / "x.json").splits[""]
     with pytest.raises(Error, match="its size is not that of the image"):
         painted.read()
 
@@ -379,7 +379,7 @@ def test_run_lengths_of_another_size_are_not_even_unpacked(tmp_path, monkeypatch
 def test_a_size_that_no_image_has_is_not_painted(width, height, tmp_path):
     (tmp_path / "1.png").write_bytes(png())
     (tmp_path / "x.json").write_text(json.dumps(sheet([[0, 0, 5, 5, 0, 5]], width, height)))
-    ((_, mask),) = segmentation_data.index_dataset(tmp_path / "x.json").parts[""]
+    ((_, mask),) = segmentation_data.index_dataset(tmp_path / "x.json").splits[""]
     with pytest.raises(Error, match=f"states an image of {width}×{height}"):
         mask.read()
 
@@ -404,11 +404,11 @@ def test_annotations_in_an_archive_name_no_image_outside_of_it(up, secret, tmp_p
     text = json.dumps(sheet([])).replace("1.png", name)
     zipped(tmp_path / "x.zip", [("data/annotations.json", text)])
     sheets = detection_data.read_annotations(tmp_path / "x.zip")
-    assert sheets.parts == {"": []}
-    assert "lies outside of the archive" in sheets.lost[0].detail
+    assert sheets.splits == {"": []}
+    assert "lies outside of the archive" in sheets.unusable_images[0].detail
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "annotations.json").write_text(text)
-    assert len(detection_data.read_annotations(tmp_path / "own").parts[""]) == 1
+    assert len(detection_data.read_annotations(tmp_path / "own").splits[""]) == 1
 
 
 @pytest.mark.parametrize("key", ["train", "names", "list"])
@@ -424,8 +424,8 @@ def test_yaml_in_an_archive_names_no_folder_outside_of_it(key, secret, tmp_path)
     zipped(tmp_path / "x.zip", members)
     if key == "list":
         sheets = detection_data.read_annotations(tmp_path / "x.zip")
-        assert [entry.picture.name for entry in sheets.parts["train"]] == ["1.png"]
-        assert "lies outside of the archive" in sheets.lost[0].detail
+        assert [entry.image_path.name for entry in sheets.splits["train"]] == ["1.png"]
+        assert "lies outside of the archive" in sheets.unusable_images[0].detail
     else:
         with pytest.raises(Error, match=f"names {secret}"):
             detection_data.read_annotations(tmp_path / "x.zip")
@@ -439,7 +439,7 @@ def test_names_are_read_from_no_file_outside_of_the_data(secret, tmp_path):
     with pytest.raises(Error, match=r"names .*words\.txt, and there is no"):
         detection_data.read_annotations(tmp_path / "own")
     (tmp_path / "own" / "data.yaml").write_text(f"train: {secret}/images\nnames: [a]\n")
-    assert len(detection_data.read_annotations(tmp_path / "own").parts["train"]) == 1
+    assert len(detection_data.read_annotations(tmp_path / "own").splits["train"]) == 1
 
 
 # ---- weights, and the memory of an agent -----------------------------------------------------------------------------

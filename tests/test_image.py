@@ -308,10 +308,10 @@ def scarce(*arguments, **options):
         ("fukami.image.io.decode_image", image_io.read_image),
         ("PIL.Image.open", image_io.read_image),
         ("PIL.ImageFile.ImageFile.load", image_io.read_image),
-        ("fukami.image.io.resize_and_crop", SquareTransform(3, 28).open),
-        ("fukami.image.digit_extraction.convert_to_mnist", SquareTransform(1, 28, digit=True).open),
-        ("fukami.image.io.convert_mode", ResizeTransform(30, 40).open),
-        ("PIL.Image.Image.resize", lambda path: ImageDecoder([path], SquareTransform(3, 28)).decoded(path, [0.5] * 4)),
+        ("fukami.image.io.resize_and_crop", SquareTransform(3, 28).read_and_transform),
+        ("fukami.image.digit_extraction.convert_to_mnist", SquareTransform(1, 28, mnist_digit=True).read_and_transform),
+        ("fukami.image.io.convert_mode", ResizeTransform(30, 40).read_image),
+        ("PIL.Image.Image.resize", lambda path: ImageDecoder([path], SquareTransform(3, 28)).decode(path, [0.5] * 4)),
     ],
 )
 def test_a_lack_of_memory_is_an_error_of_the_file(monkeypatch, tmp_path, photo, place, open_):

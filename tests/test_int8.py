@@ -195,7 +195,9 @@ def test_scores_alone_in_training():
 def test_an_ensemble_is_quantised_member_by_member():
     torch.manual_seed(0)
     members = [nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)) for _ in range(3)]
-    network = Ensemble(members, joined=2).eval().requires_grad_(False)  # one has not joined yet, and sees no picture
+    network = (
+        Ensemble(members, num_active=2).eval().requires_grad_(False)
+    )  # one has not joined yet, and sees no picture
     pictures = torch.randn(64, 1, 4, 4)
     exported = OnnxNetwork(quantize(network, (1, 4, 4), [pictures], {}))
     assert (exported(pictures) - network(pictures)).abs().max() < 0.05
@@ -241,8 +243,8 @@ def test_digits_are_read_as_well():
 
     task = fukami.load("deep-convnet", device="cpu")
     _, digits, _ = labelled_images.load_labelled_images("digits", 0.2)
-    digits = digits.read(task.prepare)
-    pictures, targets = task.normalised(digits.pictures), digits.targets
+    digits = digits.decode(task.prepare)
+    pictures, targets = task.normalised(digits.images), digits.targets
     shape = tuple(pictures.shape[1:])
 
     def right(network):
@@ -270,9 +272,9 @@ def test_mnist_loses_no_more_than_a_tenth_of_a_point(mnist_folder):
 
     task = fukami.load("deep-convnet", device="cpu")
     train, test, _ = labelled_images.load_labelled_images("mnist", 0.2)
-    test = test.read(task.prepare)
-    unseen, targets = task.normalised(test.pictures[:2000]), test.targets[:2000]
-    calibration = task.normalised(train.read(task.prepare).pictures[:200]).split(100)
+    test = test.decode(task.prepare)
+    unseen, targets = task.normalised(test.images[:2000]), test.targets[:2000]
+    calibration = task.normalised(train.decode(task.prepare).images[:200]).split(100)
     network = task.answering.eval().requires_grad_(False)
     quantised = OnnxNetwork(quantize(network, (1, 28, 28), calibration, {}))
     right, quantised_right = ((n(unseen).argmax(1) == targets).sum().item() for n in (network, quantised))

@@ -97,7 +97,7 @@ def test_the_palette_of_voc():
 def test_values_and_colours(tmp_path):
     """In every mode in which a mask is kept."""
     pixels = np.array([[0, 1, 2], [2, 255, 1]], np.uint8)
-    legend = class_tables.build_class_table(("a", "b", "c"), ignored=(255,))
+    legend = class_tables.build_class_table(("a", "b", "c"), ignored_values=(255,))
     expected = [[1, 2, 3], [3, 0, 2]]
     palette = [level for number in range(256) for level in (number, 7, 255 - number)]
     assert MaskFile(save(tmp_path / "grey.png", pixels), legend).read().tolist() == expected
@@ -106,7 +106,7 @@ def test_values_and_colours(tmp_path):
     Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / "deep.png")
     assert MaskFile(tmp_path / "deep.png", legend).read().tolist() == expected
     by_colour = class_tables.ClassTable(
-        ("a", "b", "c"), colours={(n, 7, 255 - n): n for n in range(3)} | {(255, 7, 0): -1}
+        ("a", "b", "c"), color_to_class={(n, 7, 255 - n): n for n in range(3)} | {(255, 7, 0): -1}
     )
     assert MaskFile(tmp_path / "palette.png", by_colour).read().tolist() == expected
     Image.fromarray(pixels < 1).save(tmp_path / "bits.png")
@@ -121,7 +121,7 @@ def test_what_is_of_no_class_is_named(tmp_path):
     with pytest.raises(Error, match=r"c\.png is in colour, and no class table"):
         MaskFile(coloured, legend).read()
     with pytest.raises(Error, match=r"the colour \(4, 5, 6\) at column 1 of row 0"):
-        MaskFile(coloured, class_tables.ClassTable(("a",), colours={(1, 2, 3): 0})).read()
+        MaskFile(coloured, class_tables.ClassTable(("a",), color_to_class={(1, 2, 3): 0})).read()
     with pytest.raises(Error, match="does not exist"):
         MaskFile(tmp_path / "none.png", legend).read()
     Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "f.tif")
@@ -141,7 +141,7 @@ def test_folders_of_ones_own(tmp_path):
     assert labels == ("0", "3")
     assert maps((*train, *test)) == {"a": [[1, 2], [2, 0]], "b": [[2, 1], [1, 1]], "c": [[1, 1], [1, 2]]}
     assert len(test) == 1
-    assert segmentation_data.load_dataset(str(tmp_path), 0.34, ignore=3)[2] == ("0", "3")  # which is a class here
+    assert segmentation_data.load_dataset(str(tmp_path), 0.34, ignore_index=3)[2] == ("0", "3")  # which is a class here
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_parts_on_either_level(layout, tmp_path):
     assert labels == ("ground", "house")
     assert maps(train) == {"train": [[1, 1], [1, 1]]}
     assert maps(test) == {"test": [[0, 1], [1, 1]]}
-    assert segmentation_data.load_dataset(str(tmp_path), 0.2, training=False)[0] == ()
+    assert segmentation_data.load_dataset(str(tmp_path), 0.2, include_train=False)[0] == ()
 
 
 def test_masks_of_one_thing(tmp_path):
@@ -333,7 +333,9 @@ def test_a_mask_of_no_class_is_left_out_when_it_is_read(tmp_path, caplog):
     (tmp_path / "classes.txt").write_text("ground\nhouse\n")
     train, _, labels = segmentation_data.load_dataset(str(tmp_path), 0)
     for memory in (4, 0):
-        loader = padded_loader.build_padded_loader(train, labels, ResizeTransform(0, 0), batch=1, memory=memory)
+        loader = padded_loader.build_padded_loader(
+            train, labels, ResizeTransform(0, 0), batch_size=1, memory_limit=memory
+        )
         (batch,) = list(loader)
         assert batch.masks.unique().tolist() == [0, 2]
         assert "has the value 9 at column 0 of row 0" in caplog.text
@@ -351,9 +353,11 @@ def some(count=6, seed=0):
 def test_masks_come_with_their_pictures():
     samples = some()
     for memory, prepare in ((4, ResizeTransform(0, 0)), (4, ResizeTransform(64, 0))):
-        loader = padded_loader.build_padded_loader(samples, scenes.MASK_LABELS, prepare, batch=4, memory=memory)
+        loader = padded_loader.build_padded_loader(
+            samples, scenes.MASK_LABELS, prepare, batch_size=4, memory_limit=memory
+        )
         for batch in loader:
-            for row, number in enumerate(batch.numbers.tolist()):
+            for row, number in enumerate(batch.indices.tolist()):
                 height, width = batch.sizes[row].int().tolist()
                 expected = masks.resize_mask(samples[number].mask.read(), width, height)
                 assert np.array_equal(batch.masks[row, :height, :width].numpy(), expected)
@@ -364,19 +368,19 @@ def test_masks_come_with_their_pictures():
 def test_masks_move_with_their_pixels():
     """A picture that is its own mask stays so under every move; colours change the picture alone."""
     grown = np.kron(np.random.default_rng(0).integers(1, 6, (12, 16)), np.ones((8, 8))).astype(np.uint8)
-    sample = Sample.masked(np.stack([40 * grown] * 3, 2), (128, 96), "own", ArrayMask(grown))
+    sample = Sample.from_mask(np.stack([40 * grown] * 3, 2), (128, 96), "own", ArrayMask(grown))
     words = ("flip", "flip-vertical", "rotate=20", "scale=0.2", "shift=9", "shear=0.2", "crop=0.4")
     for own in ((word,) for word in words):
         loader = padded_loader.build_padded_loader(
             [sample] * 8,
             tuple("abcde"),
             ResizeTransform(0, 0),
-            batch=8,
+            batch_size=8,
             seed=1,
             augment=augment_boxes.parse_box_augmentation(own),
         )
         batch = next(iter(loader))
-        grey, mask = batch.pictures[:, 0].float(), 40 * batch.masks.float()
+        grey, mask = batch.images[:, 0].float(), 40 * batch.masks.float()
         inner = (grey - mask).abs() < 1  # but at the borders of two values, which are blended
         assert inner.float().mean() > 0.6, own
         assert (grey - mask).abs().max() <= 200
@@ -385,13 +389,13 @@ def test_masks_move_with_their_pixels():
         [sample] * 2,
         tuple("abcde"),
         ResizeTransform(0, 0),
-        batch=2,
+        batch_size=2,
         seed=1,
         augment=augment_boxes.parse_box_augmentation(["brightness"]),
     )
     batch = next(iter(loader))
     assert torch.equal(batch.masks, torch.from_numpy(grown).expand(2, -1, -1))
-    assert not torch.equal(batch.pictures[0].round().byte(), torch.from_numpy(sample.source).permute(2, 0, 1))
+    assert not torch.equal(batch.images[0].round().byte(), torch.from_numpy(sample.source).permute(2, 0, 1))
 
 
 def test_windows_are_cut_out_of_larger_pictures():
@@ -399,16 +403,16 @@ def test_windows_are_cut_out_of_larger_pictures():
     rows, columns = np.mgrid[:100, :120]
     picture = np.stack([rows, columns, rows + columns], 2).astype(np.uint8)
     mask = (rows // 10 + 1).astype(np.uint8)
-    large = Sample.masked(picture, (120, 100), "large", ArrayMask(mask))
-    short = Sample.masked(picture[:40], (120, 40), "short", ArrayMask(mask[:40]))
+    large = Sample.from_mask(picture, (120, 100), "large", ArrayMask(mask))
+    short = Sample.from_mask(picture[:40], (120, 40), "short", ArrayMask(mask[:40]))
     loader = padded_loader.build_padded_loader(
-        [large] * 10 + [short] * 10, tuple("abcdefghij"), ResizeTransform(0, 0), batch=20, seed=0, window=64
+        [large] * 10 + [short] * 10, tuple("abcdefghij"), ResizeTransform(0, 0), batch_size=20, seed=0, window_size=64
     )
     corners = set()
     for batch in itertools.chain(loader, loader, loader):
-        assert batch.pictures.shape == (20, 3, 64, 64)
+        assert batch.images.shape == (20, 3, 64, 64)
         for pixels, own, (height, width), number in zip(
-            batch.pictures, batch.masks, batch.sizes.int().tolist(), batch.numbers.tolist(), strict=True
+            batch.images, batch.masks, batch.sizes.int().tolist(), batch.indices.tolist(), strict=True
         ):
             assert (height, width) == ((64, 64) if number < 10 else (40, 64))
             top, left = int(pixels[0, 0, 0]), int(pixels[1, 0, 0])
@@ -420,9 +424,9 @@ def test_windows_are_cut_out_of_larger_pictures():
             assert not own[height:].any()
     assert len(corners) > 20
     whole = padded_loader.build_padded_loader(
-        [large] * 2, tuple("abcdefghij"), ResizeTransform(0, 0), batch=2, seed=0, window=512
+        [large] * 2, tuple("abcdefghij"), ResizeTransform(0, 0), batch_size=2, seed=0, window_size=512
     )
-    assert next(iter(whole)).pictures.shape == (2, 3, 128, 128)
+    assert next(iter(whole)).images.shape == (2, 3, 128, 128)
 
 
 def test_streamed_batches_are_those_from_memory(tmp_path):
@@ -433,7 +437,7 @@ def test_streamed_batches_are_those_from_memory(tmp_path):
     change = augment_boxes.parse_box_augmentation(["flip", "crop=0.5", "brightness"])
     options = {"batch": 3, "seed": 4, "augment": change, "window": 96}
     one, other = (
-        padded_loader.build_padded_loader(train, labels, ResizeTransform(0, 0), memory=memory, **options)
+        padded_loader.build_padded_loader(train, labels, ResizeTransform(0, 0), memory_limit=memory, **options)
         for memory in (4, 0)
     )
     assert type(one) is not type(other)

@@ -249,7 +249,7 @@ def test_googlenet_without_its_heads_answers_scores_alone():
 
 
 def test_googlenet_with_the_papers_kernel():
-    network = googlenet(5, kernel=5, auxiliary=False).eval()
+    network = googlenet(5, kernel_size=5, aux_loss=False).eval()
     wide = [name for name, m in network.named_modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (5, 5)]
     numbers = ["3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"]
     assert wide == [f"inception{number}.branch3.1.conv" for number in numbers]
@@ -257,7 +257,7 @@ def test_googlenet_with_the_papers_kernel():
     # of table 1's row 3a: 16 × 32 filters of 25 numbers
     assert network.get_submodule("inception3a.branch3.1.conv").weight.numel() == 12_800
     with pytest.raises(ValueError, match="not 4"):
-        googlenet(kernel=4)
+        googlenet(kernel_size=4)
 
 
 def test_initialised_as_torchvision_does():

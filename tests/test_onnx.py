@@ -22,7 +22,10 @@ SMALL = {
     "resnet20": (lambda: models.resnet20(), (3, 32, 32)),
     "googlenet": (lambda: models.googlenet(10), (3, 32, 32)),
     "binary_convnet": (lambda: models.binary_convnet(size=16, widths=(8, 8, 8, 8), hidden=(16,)), (3, 16, 16)),
-    "binary_deep_convnet": (lambda: models.binary_deep_convnet(thresholds=True, scaling=True), (1, 28, 28)),
+    "binary_deep_convnet": (
+        lambda: models.binary_deep_convnet(learned_thresholds=True, scaling_factors=True),
+        (1, 28, 28),
+    ),
     "binary_resnet18": (lambda: models.binary_resnet18(10, stem="3x3"), (3, 8, 8)),
 }
 
@@ -74,13 +77,14 @@ class Maps(nn.Module):
 def pyramid():
     """A detector like that on ResNet-50 with a pyramid, without the ResNet."""
     cells = [anchors.compute_cell_anchors([scale]) for scale in (16, 32, 64, 128, 256)]
-    rpn = RegionProposalNetwork(8, cells, inside=False)
+    rpn = RegionProposalNetwork(8, cells, inside_only=False)
     heads = RoIHeads(8, 3, (4, 8, 16, 32), 16, 0.0, "align")
     return FasterRCNN(Maps(), rpn, heads, DetectionLimits((200, 100), (200, 100)))
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: models.faster_rcnn_vgg16(5, scales=(16, 32, 64), hidden=16, width=1 / 16), pyramid]
+    "make",
+    [lambda: models.faster_rcnn_vgg16(5, anchor_sizes=(16, 32, 64), hidden=16, width_multiplier=1 / 16), pyramid],
 )
 def test_detectors_answer_as_in_torch(make):
     """Boxes, classes and scores of pictures of any size."""
@@ -111,7 +115,7 @@ def test_every_family_is_there():
 @pytest.mark.parametrize("vote", [False, True])
 def test_an_ensemble_answers_whole(vote):
     members = [nn.Sequential(nn.Flatten(), nn.Linear(4, 3)) for _ in range(4)]
-    snapshots = Ensemble(members[1:], joined=2)  # its second snapshot has not been taken yet
+    snapshots = Ensemble(members[1:], num_active=2)  # its second snapshot has not been taken yet
     network = Ensemble([members[0], snapshots], vote=vote).eval().requires_grad_(False)
     exported = OnnxNetwork(export_onnx(network, (1, 2, 2), {}))
     pictures = torch.randn(7, 1, 2, 2)

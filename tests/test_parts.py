@@ -38,8 +38,8 @@ def test_top_five_agree_with_scikit_learn():
         scores, targets = torch.randn(300, classes).log_softmax(1), torch.randint(0, classes, (300,))
         found = metrics.ClassificationResults(classes, 1, torch.device("cpu"))
         for part in (slice(0, 200), slice(200, 300)):
-            found.add(scores[part].unsqueeze(0), scores[part], targets[part], torch.zeros(300, 1, 1, 1)[part])
-        result = found.metrics()
+            found.update(scores[part].unsqueeze(0), scores[part], targets[part], torch.zeros(300, 1, 1, 1)[part])
+        result = found.compute_metrics()
         assert result["accuracy"] == top_k_accuracy_score(targets, scores, k=1)
         assert result["loss"] == pytest.approx(F.nll_loss(scores, targets).item(), rel=1e-5)
         expected = None if classes == 10 else top_k_accuracy_score(targets, scores, k=5)
@@ -56,7 +56,7 @@ def test_an_ensemble_is_the_mean_of_the_probabilities():
 
 def test_evaluation_agrees_with_a_loop_by_hand(trained):
     task = package.load(trained, device="cpu")
-    val = DeepConvNet().data().val
+    val = DeepConvNet().load_data().val
     with torch.inference_mode():
         scores = torch.cat([task.model(pictures.float() / 255) for pictures, _ in val])
     targets = torch.cat([targets for _, targets in val])
@@ -87,7 +87,7 @@ def test_recipes_are_found_by_name_and_come_back_from_json():
     ]
     assert recipe.list_recipes() == [*binary, *others, "vgg11", "vgg13", "vgg16", "vgg19"]
     assert package.get_recipe("deep-convnet") is DeepConvNet
-    original = DeepConvNet(lr=0.5, widths=(1, 2, 3, 4, 5, 6), dataset="mnist")
+    original = DeepConvNet(lr=0.5, widths=(1, 2, 3, 4, 5, 6), data="mnist")
     import dataclasses
 
     fields = json.loads(json.dumps(dataclasses.asdict(original)))
@@ -131,26 +131,26 @@ def test_every_recipe_trains_two_steps_on_embedded_data(name, digit_files, few_s
     assert cls.paper
     assert cls.year
     assert cls.family
-    assert cls.published
+    assert cls.paper_result
 
 
 def test_numbers_are_not_inherited():
     """ResNet-56 is made of ResNet-20, and its accuracy is not."""
     twenty, deeper = package.get_recipe("resnet20"), package.get_recipe("resnet56")
     assert issubclass(deeper, twenty)
-    assert twenty.reached
-    assert deeper.reached == ""
-    assert deeper.published == "93.03 % CIFAR-10"
-    assert type("Own", (deeper,), {}).published == ""
+    assert twenty.reproduced_result
+    assert deeper.reproduced_result == ""
+    assert deeper.paper_result == "93.03 % CIFAR-10"
+    assert type("Own", (deeper,), {}).paper_result == ""
 
 
 def test_on_keeps_the_held_out_part_of_the_runs_own_data(tmp_path):
-    own = DeepConvNet(dataset=str(tmp_path))
-    assert own.on(str(tmp_path)) is own
-    assert own.on(f"{tmp_path}/../{tmp_path.name}") is own
-    assert own.on("digits").holdout == 1.0
+    own = DeepConvNet(data=str(tmp_path))
+    assert own.with_data(str(tmp_path)) is own
+    assert own.with_data(f"{tmp_path}/../{tmp_path.name}") is own
+    assert own.with_data("digits").holdout == 1.0
     with pytest.raises(UsageError, match="takes no --data"):
-        type("Own", (package.Recipe,), {"__module__": __name__})().on("mnist")
+        type("Own", (package.Recipe,), {"__module__": __name__})().with_data("mnist")
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def test_loading_never_unpickles(run, monkeypatch):
 def test_shipped_weights_are_what_their_card_says(mnist_folder):
     """26 errors of 10,000, and float16 changes nothing, as the note claims."""
     record = json.loads((checkpoint.SHIPPED_WEIGHTS_DIR / "deep-convnet" / "recipe.json").read_text())
-    val = DeepConvNet(dataset="mnist").data().val
+    val = DeepConvNet(data="mnist").load_data().val
     errors = record["card"]["test errors of 10,000"]
     for precision in ("float32", "float16"):
         found = package.load("deep-convnet", device="cpu", precision=precision).evaluate(val)
@@ -292,7 +292,7 @@ def test_numbers_in_the_list_stand_in_the_results():
     with (Path(__file__).parents[1] / "benchmarks" / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     for name in recipe.list_recipes():
-        claim = package.get_recipe(name).reached
+        claim = package.get_recipe(name).reproduced_result
         if not claim:
             continue  # nothing is claimed
         number = claim.split()[0]

@@ -203,7 +203,7 @@ def test_a_layer_that_onnx_does_not_know_is_named(tmp_path):
             return x * float(x.detach().sum())  # decided by values
 
     recipe = DeepConvNet(epochs=1)
-    task = recipe.task(tuple("0123456789"))
+    task = recipe.build_task(tuple("0123456789"))
     task.model[3] = Odd()
     task.setup(Runtime.start("cpu", "float32"))
     for to in ("onnx", "int8"):

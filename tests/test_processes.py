@@ -68,17 +68,19 @@ def losses(rank, world, recipe):
         task.schedule(step / STEPS)
         batch = tuple(part.double() if part.is_floating_point() else part for part in batch)
         found.append(task.step(batch)["loss"].double())
-    return runtime.sum(torch.stack(found)) / world
+    return runtime.all_reduce_sum(torch.stack(found)) / world
 
 
 @pytest.mark.parametrize(
     ("recipe", "worlds"),
     [
         (
-            DeepConvNet(batch=48, augment=("rotate=10", "mixup"), balance="loss", clip=1.0, widths=(4, 4, 8, 8, 8, 8)),
+            DeepConvNet(
+                batch_size=48, augment=("rotate=10", "mixup"), balance="loss", clip_norm=1.0, widths=(4, 4, 8, 8, 8, 8)
+            ),
             (2, 4),
         ),
-        (ResNet20(dataset="digits", batch=16, size=8, lr=1e-3, accumulate=2, rematerialise=True), (2,)),
+        (ResNet20(data="digits", batch_size=16, size=8, lr=1e-3, accumulate=2, activation_checkpointing=True), (2,)),
     ],
     ids=["dropout, mixup, weights, clipping", "batch norm, accumulation"],
 )
@@ -119,7 +121,7 @@ def test_layers_of_a_shared_batch_are_those_of_the_whole(tmp_path):
 def test_every_picture_is_judged_once(fukami, tmp_path):
     """359 pictures over 3 processes, which cannot all have the same share."""
     run = tmp_path / "run"
-    recipe = DeepConvNet(epochs=1, batch=699)
+    recipe = DeepConvNet(epochs=1, batch_size=699)
     command = [sys.executable, "-m", *words(recipe, run)]
     subprocess.run([*command, "--processes", "3"], check=True, env=threads(1), timeout=300)
     assert check_task.judged(run)[-1]["count"] == 359

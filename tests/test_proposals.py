@@ -112,7 +112,7 @@ def test_regions_by_hand():
     regions = grouping.describe_regions(labels, grouping.compute_features(plane))
     assert regions.sizes.tolist() == [6, 2]
     assert regions.boxes.tolist() == [[0, 0, 3, 2], [3, 0, 4, 2]]
-    assert regions.pairs.tolist() == [[0, 1]]
+    assert regions.neighbors.tolist() == [[0, 1]]
     assert regions.histograms.shape == (2, 25 + 80)
     np.testing.assert_allclose(regions.histograms[:, :25].sum(1), 1, rtol=1e-6)
     np.testing.assert_allclose(regions.histograms[:, 25:].sum(1), 1, rtol=1e-6)

@@ -87,9 +87,9 @@ def test_networks_are_classifiers_of_one_class_more():
     for network, convolutions, pool5 in ((alex, 2_469_696, 256 * 36), (vgg, 14_714_688, 512 * 49)):
         count = sum(parameter.numel() for parameter in network.parameters())
         assert count == convolutions + (pool5 + 1) * 4096 + affine + solved + (pool5 + 1) * 80
-    network = rcnn_alexnet(3, size=63, hidden=8, width=0.125, dropout=0.0).eval()
+    network = rcnn_alexnet(3, size=63, hidden=8, width_multiplier=0.125, dropout=0.0).eval()
     regions = torch.randn(5, 3, 63, 63)
-    torch.testing.assert_close(network.scores(network.fc7(regions)), network(regions))
+    torch.testing.assert_close(network.compute_scores(network.fc7(regions)), network(regions))
     assert network.pool5(regions).shape == (5, 32)
     with pytest.raises(ValueError, match="at least 63×63, not 62×62"):
         rcnn_alexnet(size=62)
@@ -103,14 +103,14 @@ def test_proposals_move_with_the_pixels(make):
     assert (batch.kinds == PROPOSAL).any(1).all()
     assert (batch.classes[batch.kinds == PROPOSAL] == -1).all()
     flip = augment_boxes.parse_box_augmentation(("flip=1",))
-    moved = augment_boxes.augment_batch(flip, batch, torch.zeros(4, flip.draws))
+    moved = augment_boxes.augment_batch(flip, batch, torch.zeros(4, flip.num_draws))
     own = batch.boxes[0][batch.kinds[0] == PROPOSAL]
     other = moved.boxes[0][moved.kinds[0] == PROPOSAL]
     width = batch.sizes[0, 1]
     torch.testing.assert_close(other, torch.stack([width - own[:, 2], own[:, 1], width - own[:, 0], own[:, 3]], 1))
     crop = augment_boxes.parse_box_augmentation(("crop=0.2",))
     cut = augment_boxes.augment_batch(
-        crop, batch, torch.rand(4, crop.draws, generator=torch.Generator().manual_seed(0))
+        crop, batch, torch.rand(4, crop.num_draws, generator=torch.Generator().manual_seed(0))
     )
     left = (boxes.compute_area(cut.boxes) > 0) & (cut.kinds == PROPOSAL)
     assert 0 < left.sum() < (batch.kinds == PROPOSAL).sum()
@@ -184,11 +184,11 @@ def test_pictures_are_answered_as_they_are_judged(make, inputs, scene_files):
 def test_the_papers_constants_are_the_defaults():
     """Girshick et al. 2014: section 2.3 and appendices B and C."""
     recipe = RCNN()
-    assert (recipe.svm_cost, recipe.svm_overlap) == (1e-3, 0.3)
-    assert (recipe.box_ridge, recipe.box_overlap) == (1000, 0.6)
-    assert (RCNNSVM(init="-").svm_cost, RCNNSVM(init="-").svm_overlap) == (1e-3, 0.3)
-    assert (RCNNBoxes(init="-").box_ridge, RCNNBoxes(init="-").box_overlap) == (1000, 0.6)
-    assert (recipe.size, recipe.context) == (227, 16)  # appendix A
+    assert (recipe.svm_cost, recipe.svm_iou) == (1e-3, 0.3)
+    assert (recipe.box_ridge, recipe.box_iou) == (1000, 0.6)
+    assert (RCNNSVM(init="-").svm_cost, RCNNSVM(init="-").svm_iou) == (1e-3, 0.3)
+    assert (RCNNBoxes(init="-").box_ridge, RCNNBoxes(init="-").box_iou) == (1000, 0.6)
+    assert (recipe.size, recipe.context_padding) == (227, 16)  # appendix A
 
 
 def test_small_proposals_and_those_after_the_first_2000_are_not_looked_into():
@@ -394,13 +394,13 @@ def test_what_fine_tuning_was_judged_by_is_kept_for_the_machines(few_scenes, mon
 def test_features_take_so_much_room_and_the_oldest_give_way(tmp_path):
     picture, regions = torch.rand(3, 8, 8), torch.rand(5, 4)
     old = feature_cache.FeatureCache(torch.nn.Linear(2, 2), "", 1e-3)
-    old.write(old.path(picture, regions), torch.zeros(300_000, dtype=torch.float16))
-    assert old.read(old.path(picture, regions)) is not None
+    old.write(old.get_path(picture, regions), torch.zeros(300_000, dtype=torch.float16))
+    assert old.read(old.get_path(picture, regions)) is not None
     new = feature_cache.FeatureCache(torch.nn.Linear(2, 2), "", 1e-3)
     assert not old.folder.exists()
     assert new.folder != old.folder
     for number in range(4):
-        path = new.path(picture + number, regions)
+        path = new.get_path(picture + number, regions)
         new.write(path, torch.zeros(150_000, dtype=torch.float16))
         assert (new.read(path) is not None) == (number < 3)
 
@@ -410,7 +410,7 @@ def test_where_the_cache_cannot_be_written_work_goes_on(tmp_path, monkeypatch, c
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     kept = feature_cache.FeatureCache(torch.nn.Linear(2, 2), "", 1.0)
     (tmp_path / "cache" / "fukami").write_text("")  # a file where a folder should be
-    path = kept.path(torch.zeros(3, 4, 4), torch.zeros(1, 4))
+    path = kept.get_path(torch.zeros(3, 4, 4), torch.zeros(1, 4))
     for _ in range(2):
         kept.write(path, torch.zeros(1, 8))
     assert kept.read(path) is None
@@ -482,9 +482,9 @@ def test_killed_in_each_stage_and_resumed_it_is_as_if_never_killed(few_scenes, o
         one, other = ((run / name / "weights.safetensors").read_bytes() for run in (whole, cut))
         assert one == other
     task = package.load(whole, device="cpu")
-    assert task.evaluate(recipe.data().val) == result
+    assert task.evaluate(recipe.load_data().val) == result
     for name in ("finetune", "svm"):  # each is a run by itself
-        assert package.load(whole / name, device="cpu").evaluate(recipe.data().val)["count"] == 4
+        assert package.load(whole / name, device="cpu").evaluate(recipe.load_data().val)["count"] == 4
 
 
 @pytest.mark.parametrize("when", ["evaluate", "figures"])
@@ -584,6 +584,6 @@ def test_regions_that_a_program_proposes_are_not_exported(finetuned, fukami):
 
 
 def test_one_process_solves():
-    task = RCNNSVM(init="-", **SMALL).task(("a", "b"))
+    task = RCNNSVM(init="-", **SMALL).build_task(("a", "b"))
     with pytest.raises(UsageError, match="one process, not 2"):
         task.setup(dataclasses.replace(Runtime.start("cpu", "float32"), world=2))

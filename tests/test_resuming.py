@@ -80,15 +80,15 @@ def test_the_step_and_the_batch_of_a_nan_are_named(tmp_path, monkeypatch):
     @dataclass(frozen=True, kw_only=True)
     class Poisoned(DeepConvNet):
         def task(self, labels):
-            task = super().task(labels)
-            loss, seen = task.loss, [0]
+            task = super().build_task(labels)
+            loss, seen = task.compute_loss, [0]
 
             def poisoned(batch):
                 seen[0] += 1
                 value, metrics = loss(batch)
                 return value * (float("nan") if seen[0] == 14 + 4 else 1.0), metrics
 
-            task.loss = poisoned
+            task.compute_loss = poisoned
             return task
 
     with pytest.raises(fukami.Error, match=r"loss became nan at step 18, on batch 4 of 14 in epoch 2 \(pictures #\d+"):
@@ -118,7 +118,7 @@ class AnyLoader(DeepConvNet):
     interrupt: bool = False
 
     def data(self):
-        data = super().data()
+        data = super().load_data()
         dataset = Interrupting(data.train.pictures[:200], data.train.targets[:200])
         dataset.at, dataset.turn = (77, 2) if self.interrupt else (-1, 0)
 
@@ -152,10 +152,10 @@ def test_a_resumed_run_tells_its_own_speed(tmp_path, monkeypatch):
     monkeypatch.setattr("fukami.engine.log.time.monotonic", lambda: now[0])
     before, after = (TrainingLogger(tmp_path, RECIPE, Runtime.start("cpu"), 1000, 100, float) for _ in range(2))
     now[0] = 50.0
-    before.trained(500, {"loss": 1.0}, 0.1, 32, "pictures")
+    before.log_training(500, {"loss": 1.0}, 0.1, 32, "pictures")
     after.load_state_dict(before.state_dict())
     now[0] = 54.0
-    after.trained(510, {"loss": 1.0}, 0.1, 32, "pictures")
+    after.log_training(510, {"loss": 1.0}, 0.1, 32, "pictures")
     told = [json.loads(line)["pictures_per_second"] for line in lines(tmp_path)]
     assert told == [500 * 32 / 50, 10 * 32 / 4]
 

@@ -23,12 +23,12 @@ def some():
 def test_the_same_bytes_each_time(some):
     """On every machine: no more than IEEE 754 prescribes is counted on. A changed generator needs a new digest."""
     again = scenes.generate_scene(0, 7)
-    assert np.array_equal(again.picture, some[7].picture)
-    assert again.sentence == some[7].sentence
+    assert np.array_equal(again.image, some[7].picture)
+    assert again.caption == some[7].sentence
     digest = hashlib.sha256(b"".join(each.picture.tobytes() + each.boxes.tobytes() for each in some)).hexdigest()
     assert digest == "a7c04a74c45499a0c2dcac1084cf4f4bbb5ebcf7391efa78aed471d50ace3b56"
-    assert not np.array_equal(scenes.generate_scene(1, 7).picture.shape, some[7].picture.shape) or not np.array_equal(
-        scenes.generate_scene(1, 7).picture, some[7].picture
+    assert not np.array_equal(scenes.generate_scene(1, 7).image.shape, some[7].picture.shape) or not np.array_equal(
+        scenes.generate_scene(1, 7).image, some[7].picture
     )
 
 
@@ -71,8 +71,8 @@ def test_the_middle_of_a_shape_is_where_its_box_says(some):
 
 def said(scene: Scene):
     """The counts that a sentence tells of, or None where it tells of relations."""
-    words = re.split(r", | and ", scene.sentence)
-    if SIDE.search(scene.sentence) or len(scene.classes) == 1:
+    words = re.split(r", | and ", scene.caption)
+    if SIDE.search(scene.caption) or len(scene.classes) == 1:
         return None
     counts = {}
     for number, name in (phrase.split(" ", 1) for phrase in words):

@@ -140,13 +140,13 @@ def test_wrong_words_are_refused_and_the_right_ones_named(spec, hint):
 
 def test_a_training_that_waits_for_plateaus_resumes_bit_exactly(tmp_path, monkeypatch, pageless):
     """Stopped between two drops: what the evaluations before had found is not forgotten."""
-    recipe = DeepConvNet(epochs=6, widths=(2, 2, 2, 2, 2, 2), hidden=4, lr=0.05, warmup=0.0, decay="plateau=1",
-                         dropout=0.0, holdout=0.9, batch=45)  # fmt: skip
+    recipe = DeepConvNet(epochs=6, widths=(2, 2, 2, 2, 2, 2), hidden=4, lr=0.05, warmup=0.0, schedule="plateau=1",
+                         dropout=0.0, holdout=0.9, batch_size=45)  # fmt: skip
 
     def train(out, **options):
         return fukami.train(recipe, tmp_path / out, device="cpu", precision="float32", **options)
 
-    def judged(self, metrics, real=schedules.ReduceOnPlateau.judged):
+    def judged(self, metrics, real=schedules.ReduceOnPlateau.on_evaluation):
         heard.append(metrics)
         if len(heard) == stop:
             raise KeyboardInterrupt

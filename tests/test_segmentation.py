@@ -41,10 +41,10 @@ def ready(network, labels, **options):
 def test_metrics_by_hand():
     """Two pictures of three classes, one of which never occurs; what is unlabelled counts nothing."""
     found = SegmentationResults(("road", "car", "sign"))
-    found.add(7, np.array([[1, 1, 2, 2]], np.uint8), np.array([[1, 1, 1, 2]], np.uint8))
-    found.add(3, np.array([[2, 3, 1, 1]], np.uint8), np.array([[2, 2, 0, 0]], np.uint8))
+    found.update(7, np.array([[1, 1, 2, 2]], np.uint8), np.array([[1, 1, 1, 2]], np.uint8))
+    found.update(3, np.array([[2, 3, 1, 1]], np.uint8), np.array([[2, 2, 0, 0]], np.uint8))
     # road: 2 right of 3, 3 in the union; car: 2 right of 3, taken for 3, 4 in the union
-    result = found.metrics()
+    result = found.compute_metrics()
     assert result["accuracy"] == 4 / 6
     assert result["class_accuracy"] == pytest.approx(2 / 3)
     assert result["miou"] == pytest.approx((2 / 3 + 2 / 4) / 2)
@@ -52,17 +52,17 @@ def test_metrics_by_hand():
     assert (result["count"], result["pixels"]) == (2, 6)
     assert list(result["classes"]) == ["road", "car"]
     assert result["classes"]["car"] == {"iou": 0.5, "accuracy": pytest.approx(2 / 3), "pixels": 3}
-    assert found.pictures[7][0] == pytest.approx((2 / 3 + 1 / 2) / 2)
-    assert found.ranked() == [7, 3]
+    assert found.image_scores[7][0] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert found.rank_images() == [7, 3]
 
 
 def test_metrics_agree_with_scikit_learn(random):
     truth, answer = random.integers(0, 6, (20, 30)).astype(np.uint8), random.integers(1, 6, (20, 30)).astype(np.uint8)
     found = SegmentationResults("abcde")
-    found.add(0, answer, truth)
+    found.update(0, answer, truth)
     there = truth > 0
-    assert np.array_equal(found.matrix, confusion_matrix(truth[there], answer[there], labels=range(1, 6)))
-    result = found.metrics()
+    assert np.array_equal(found.confusion_matrix, confusion_matrix(truth[there], answer[there], labels=range(1, 6)))
+    result = found.compute_metrics()
     ious = jaccard_score(truth[there], answer[there], average=None)
     assert [each["iou"] for each in result["classes"].values()] == pytest.approx(ious.tolist())
     assert result["miou"] == pytest.approx(jaccard_score(truth[there], answer[there], average="macro"))
@@ -71,7 +71,7 @@ def test_metrics_agree_with_scikit_learn(random):
 
 def test_nothing_to_judge():
     with pytest.raises(Error, match="no labelled pixel"):
-        SegmentationResults("ab").metrics()
+        SegmentationResults("ab").compute_metrics()
 
 
 def halves(size, at):
@@ -120,8 +120,8 @@ def test_borders_that_are_found_in_an_unlabelled_area_count_nothing():
     truth, answer = halves(200, 100), halves(200, 100)
     truth[:80], answer[:80, ::2] = 0, 2
     found = SegmentationResults("ab")
-    found.add(0, answer, truth)
-    assert found.metrics()["boundary_f1"] == 1.0
+    found.update(0, answer, truth)
+    assert found.compute_metrics()["boundary_f1"] == 1.0
 
 
 def test_the_boundary_measure_of_what_was_not_found_or_has_no_border():
@@ -131,13 +131,13 @@ def test_the_boundary_measure_of_what_was_not_found_or_has_no_border():
 
 def test_counts_of_several_processes_are_joined():
     one, other = SegmentationResults("ab"), SegmentationResults("ab")
-    one.add(0, halves(4, 2), halves(4, 2))
-    other.add(1, halves(4, 1), halves(4, 2))
+    one.update(0, halves(4, 2), halves(4, 2))
+    other.update(1, halves(4, 1), halves(4, 2))
     whole = SegmentationResults("ab")
     for number, at in ((0, 2), (1, 1)):
-        whole.add(number, halves(4, at), halves(4, 2))
+        whole.update(number, halves(4, at), halves(4, 2))
     one.merge([one, other])
-    assert one.metrics() == whole.metrics()
+    assert one.compute_metrics() == whole.compute_metrics()
 
 
 def test_median_frequency_balancing_by_hand():
@@ -149,10 +149,10 @@ def test_median_frequency_balancing_by_hand():
 @pytest.mark.parametrize(("balance", "power"), [("none", None), ("root", 0.5), ("median", 1)])
 def test_classes_are_weighed_by_a_power_of_median_frequency_balancing(mask_files, balance, power):
     recipe = package.get_recipe("segnet-basic")(dataset=str(mask_files), filters=4, batch=2, balance=balance)
-    data = recipe.data()
-    task = recipe.task(data.labels)
+    data = recipe.load_data()
+    task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
-    next(iter(task.batches(data.train)))
+    next(iter(task.iterate_batches(data.train)))
     if power is None:
         assert task.weight is None
     else:
@@ -197,10 +197,10 @@ def test_tiles_have_no_seams(monkeypatch):
     (tiled,) = task.predict([picture])
     assert len(calls) > 4
     assert all(max(shape[-2:]) <= 128 for shape in calls)
-    differ = task.map(whole) != task.map(tiled)
+    differ = task.decode_masks(whole) != task.decode_masks(tiled)
     assert differ.mean() < 0.002
     monkeypatch.setattr(pixels, "TILE_OVERLAP", 0)
-    assert (task.map(whole) != task.map(task.predict([picture])[0])).mean() > differ.mean()
+    assert (task.decode_masks(whole) != task.decode_masks(task.predict([picture])[0])).mean() > differ.mean()
 
 
 @pytest.mark.parametrize("weight", [None, [1.0, 2.0, 0.5]])
@@ -217,13 +217,13 @@ def test_the_loss_by_hand(weight):
             return self.one(x), self.other(x)
 
     task = ready(Twice(), tuple("abc"))
-    task.weight = None if weight is None else torch.tensor(weight)
+    task.class_weights = None if weight is None else torch.tensor(weight)
     pictures = torch.randint(0, 256, (2, 3, 32, 64), dtype=torch.uint8)
     masks = torch.randint(0, 4, (2, 32, 64), dtype=torch.uint8)
     sizes = torch.tensor([[32.0, 64.0], [20.0, 50.0]])
     masks[1, 20:], masks[1, :, 50:] = 0, 0
     nothing = torch.zeros(2)
-    loss, metrics = task.loss(PaddedBatch(pictures, sizes, sizes, *[nothing] * 5, masks))
+    loss, metrics = task.compute_loss(PaddedBatch(pictures, sizes, sizes, *[nothing] * 5, masks))
     inside = pictures / 255.0
     inside[1, :, 20:], inside[1, :, :, 50:] = 0, 0
     there = masks > 0
@@ -231,7 +231,7 @@ def test_the_loss_by_hand(weight):
     expected = 0.0
     for layer, share in ((task.model.one, 1.0), (task.model.other, 0.5)):
         scores = layer(inside).permute(0, 2, 3, 1)[there]
-        expected += share * F.cross_entropy(scores, targets, task.weight)
+        expected += share * F.cross_entropy(scores, targets, task.class_weights)
     torch.testing.assert_close(loss, expected)
     right = (task.model.one(inside).permute(0, 2, 3, 1)[there].argmax(1) == targets).float().mean()
     torch.testing.assert_close(metrics["accuracy"], right)
@@ -251,7 +251,7 @@ def test_answers_are_masks_that_other_tools_read():
     assert sum(answer["shares"].values()) == pytest.approx(1, abs=1e-5)
     assert list(answer["shares"].values()) == sorted(answer["shares"].values(), reverse=True)
     assert answer["shares"].keys() == answer["masks"].keys()
-    numbers = task.map(answer)
+    numbers = task.decode_masks(answer)
     for label, found in answer["masks"].items():
         assert np.array_equal(mask.decode(found), numbers == task.labels.index(label))
         assert (numbers == task.labels.index(label)).mean() == pytest.approx(answer["shares"][label], abs=1e-6)
@@ -260,8 +260,8 @@ def test_answers_are_masks_that_other_tools_read():
 def test_a_smaller_network_size_is_brought_back(mask_files):
     """Judged at the masks' own size whatever the network sees."""
     recipe = package.get_recipe("segnet-basic")(dataset=str(mask_files), shortest=64, filters=8)
-    data = recipe.data()
-    task = recipe.task(data.labels)
+    data = recipe.load_data()
+    task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
     found = task.evaluate(data.val)
     assert found["pixels"] == sum(sample.size[0] * sample.size[1] for sample in data.val.samples)
@@ -271,8 +271,8 @@ def test_a_smaller_network_size_is_brought_back(mask_files):
 def test_classes_are_matched_by_name(mask_files):
     """Also where other data have them in another order; those that are unknown are named."""
     recipe = package.get_recipe("segnet-basic")(dataset=str(mask_files), filters=8)
-    data = recipe.data()
-    task = recipe.task(data.labels[::-1])
+    data = recipe.load_data()
+    task = recipe.build_task(data.labels[::-1])
     task.setup(Runtime.start("cpu", "float32"))
     assert set(task.evaluate(data.val)["classes"]) <= {*data.labels}
     other = ready(task.model, data.labels[1:])
@@ -287,15 +287,15 @@ def test_rematerialised_steps_are_the_same(name, mask_files):
     states = []
     for rematerialise in (False, True):
         recipe = package.get_recipe(name)(dataset=str(mask_files), batch=2, rematerialise=rematerialise, **fields)
-        data = recipe.data()
+        data = recipe.load_data()
         torch.manual_seed(1)
-        task = recipe.task(data.labels)
+        task = recipe.build_task(data.labels)
         task.setup(Runtime.start("cpu", "float32"))
         saved = []
         hooks = torch.autograd.graph.saved_tensors_hooks(lambda x, s=saved: s.append(x.numel()) or x, lambda x: x)
         task.schedule(0.5)
         with hooks:
-            task.step(next(iter(task.batches(data.train))))
+            task.step(next(iter(task.iterate_batches(data.train))))
         states.append((task.model.state_dict(), sum(saved)))
     (one, plain), (other, less) = states
     assert less < 0.7 * plain
@@ -308,14 +308,14 @@ def test_several_runs_answer_with_their_averaged_probabilities():
     picture = Image.effect_noise((64, 32), 60).convert("RGB")
     pixels_of = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
     with torch.inference_mode():
-        frame = tasks[0].normalised(pixels_of, torch.tensor([[32.0, 64.0]]))
+        frame = tasks[0].normalize_images(pixels_of, torch.tensor([[32.0, 64.0]]))
         expected = sum(task.model(frame).softmax(1) for task in tasks).argmax(1)[0]
-    whole = tasks[0].ensemble(tasks[1:])
-    assert np.array_equal(whole.map(whole.predict([picture])[0]), expected.numpy())
+    whole = tasks[0].ensemble_with(tasks[1:])
+    assert np.array_equal(whole.decode_masks(whole.predict([picture])[0]), expected.numpy())
     with pytest.raises(UsageError, match="leave out --vote"):
-        tasks[1].ensemble(tasks[2:], vote=True)
+        tasks[1].ensemble_with(tasks[2:], vote=True)
     with pytest.raises(UsageError, match="the same classes"):
-        tasks[1].ensemble([ready(nn.Conv2d(3, 2, 1), tuple("ab"))])
+        tasks[1].ensemble_with([ready(nn.Conv2d(3, 2, 1), tuple("ab"))])
 
 
 # drawings
@@ -352,7 +352,7 @@ def test_legends_of_a_film_are_of_one_size():
 def test_the_report_shows_the_best_the_median_and_the_worst():
     found = SegmentationResults(("a", "b"))
     for number in range(9):
-        found.add(number, halves(20, 10 + number), halves(20, 10))
+        found.update(number, halves(20, 10 + number), halves(20, 10))
     assert segmentation_plots.select_images(found) == {"best": [0, 1], "median": [3, 4], "worst": [8, 7]}
     picture = Image.new("RGB", (20, 20))
     titles = dict(
@@ -363,7 +363,7 @@ def test_the_report_shows_the_best_the_median_and_the_worst():
         "The worst pictures",
     ]  # fmt: skip
     few = SegmentationResults(("a", "b"))
-    few.add(0, halves(20, 10), halves(20, 10))
+    few.update(0, halves(20, 10), halves(20, 10))
     assert segmentation_plots.select_images(few) == {"best": [0]}
 
 
@@ -505,7 +505,7 @@ def test_each_stage_lowers_the_learning_rate(tmp_path, factor, rates):
     recipe = kind(training="staged", stage_lr_factor=factor, lr=1e-3, init="imagenet", backbone_lr=0.1, **SMALL)
     found = []
     for stage in (*recipe.stages(tmp_path).values(), recipe):
-        task = stage.task(tuple("abc"))
+        task = stage.build_task(tuple("abc"))
         task.setup(Runtime.start("cpu", "float32"))
         found.append([group["initial_lr"] for group in task.optimizer.param_groups])
     assert found == [[pytest.approx(rate), pytest.approx(0.1 * rate)] for rate in rates]

@@ -103,7 +103,9 @@ def test_a_classifiers_affine_layers_are_convolutions():
         if isinstance(layer, nn.Linear):
             nn.init.kaiming_normal_(layer.weight)
     network = models.fcn32s_vgg16(4, hidden=32).eval()
-    missing = network.load_state_dict(network.adopt(classifier.state_dict()), strict=False).missing_keys
+    missing = network.load_state_dict(
+        network.convert_classifier_weights(classifier.state_dict()), strict=False
+    ).missing_keys
     assert sorted(missing) == ["enlarge.weight", "head.score.bias", "head.score.weight"]
     last = classifier.classifier[-1]
     network.head.score.load_state_dict({"weight": last.weight.view(4, 32, 1, 1), "bias": last.bias})
@@ -237,8 +239,8 @@ def test_explained(name):
     network = weightless(name)
     steps = analysis.summarize_layers(network.outline(), (3, 64, 96))
     auxiliary = sum(p.numel() for key, p in network.named_parameters() if key.startswith("aux"))
-    assert sum(step.parameters for step in steps) == PARAMETERS[name] - auxiliary
-    assert steps[-1].shape == ((11 if "segnet" in name else 21), *((8, 12) if "resnet" in name else (64, 96)))
+    assert sum(step.num_parameters for step in steps) == PARAMETERS[name] - auxiliary
+    assert steps[-1].output_shape == ((11 if "segnet" in name else 21), *((8, 12) if "resnet" in name else (64, 96)))
     depth = max(step.depth for step in steps)
     assert depth == {"segnet_vgg16": 26, "segnet_basic": 9}.get(name, depth)
 
@@ -247,9 +249,9 @@ def test_vgg_sees_as_far_as_the_paper_says():
     """Figure 3 counts strides of 32, 16 and 8; 404 pixels is the field of fc7 (section 3.1)."""
     with torch.device("meta"):
         network = FCNVGG(21, 8, 64, 0.5, 0.125)
-    steps = {step.name: step for step in analysis.summarize_layers(network.outline(), (3, 64, 64))}
+    steps = {step.name: step for step in analysis.summarize_layers(network.get_traceable_module(), (3, 64, 64))}
     assert steps["head.fc7"].receptive_field == (404, 404)
-    assert [steps[name].jump[0] for name in ("head.score", "score4", "score3")] == [32, 16, 8]
+    assert [steps[name].effective_stride[0] for name in ("head.score", "score4", "score3")] == [32, 16, 8]
 
 
 @pytest.mark.parametrize("make", [models.segnet_vgg16, partial(models.fcn8s_vgg16, hidden=8, batch_norm=True)])
@@ -277,7 +279,7 @@ def test_layers_that_have_learned_go_on_more_slowly(tmp_path):
 
     torch.save(models.vgg16(3, size=32, hidden=8).state_dict(), tmp_path / "vgg.pt")
     for init, groups in ((str(tmp_path / "vgg.pt"), 2), ("", 1)):
-        task = get_recipe("fcn8s-vgg16")(hidden=8, init=init, lr=0.5, backbone_lr=0.1).task(("a", "b"))
+        task = get_recipe("fcn8s-vgg16")(hidden=8, init=init, lr=0.5, backbone_lr=0.1).build_task(("a", "b"))
         optimizer = task.make_optimizer(task.model.parameters())
         assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.05][:groups]
         slow = {id(parameter) for parameter in optimizer.param_groups[-1]["params"]}

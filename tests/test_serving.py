@@ -556,7 +556,7 @@ def test_no_more_files_than_a_request_may_have(client):
 
 @pytest.fixture
 def decoder():
-    found = Decoder(max_pixels=10_000, seconds=60)
+    found = Decoder(max_pixels=10_000, timeout=60)
     yield found
     found.close()
 
@@ -630,7 +630,7 @@ def test_the_memory_of_a_decoder_is_bounded():
 def listening(application, limit=100):
     """The port of a server in a thread of this process."""
     listener = command.listen("127.0.0.1", 0)
-    http = functools.partial(connections.Connection, limit=limit)
+    http = functools.partial(connections.Connection, max_connections=limit)
     config = uvicorn.Config(application, http=http, ws="none", log_config=None, timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -715,7 +715,7 @@ def test_a_response_has_to_be_taken_in_time(monkeypatch, request_):
 
 def test_a_response_may_take_longer_than_a_head(monkeypatch):
     monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.1)
-    started, real = threading.Event(), connections.Connection.start
+    started, real = threading.Event(), connections.Connection.start_deadline
 
     def start(self, phase):
         real(self, phase)

@@ -67,7 +67,7 @@ def root(tmp_path_factory):
 def folder(root, tmp_path_factory):
     """All of them as training shards of eight, the last of seven."""
     out = tmp_path_factory.mktemp("shards") / "out"
-    found = webdataset_writer.write_shards(str(root), out, holdout=0.0, samples=8)
+    found = webdataset_writer.write_shards(str(root), out, holdout=0.0, samples_per_shard=8)
     assert found == {"out": str(out), "train": COUNT, "test": 0, "shards": 8, "left_out": 0}
     return out
 
@@ -90,7 +90,7 @@ def _collected():
 def loader(spec, *, rank=0, world=1, **options):
     source, _, labels = labelled_images.load_labelled_images(str(spec), 0.0)
     made = ShardStreamingLoader(source.items, torch.from_numpy(source.targets), labels, PREPARE, **options)
-    made.place(Process(rank, world))
+    made.setup(Process(rank, world))
     return made
 
 
@@ -139,10 +139,10 @@ def originals_of(root, name):
 
 
 def test_the_same_data_give_the_same_bytes(folder, root, tmp_path):
-    webdataset_writer.write_shards(str(root), tmp_path / "again", holdout=0.0, samples=8)
+    webdataset_writer.write_shards(str(root), tmp_path / "again", holdout=0.0, samples_per_shard=8)
     for file in folder.iterdir():
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
-    webdataset_writer.write_shards(str(root), tmp_path / "other", holdout=0.0, samples=8, seed=1)
+    webdataset_writer.write_shards(str(root), tmp_path / "other", holdout=0.0, samples_per_shard=8, seed=1)
     assert (tmp_path / "other" / "train-000000.tar").read_bytes() != (folder / "train-000000.tar").read_bytes()
 
 
@@ -156,9 +156,9 @@ def test_parts_sizes_and_arrays(root, tmp_path):
         pictures = {np.asarray(Image.open(io.BytesIO(part.items[i]))).tobytes() for i in range(len(part))}
         assert pictures == {picture.tobytes() for picture in expected.items}
     assert labels == labelled_images.DIGIT_LABELS
-    small = webdataset_writer.write_shards("digits", tmp_path / "small", megabytes=0.01)
+    small = webdataset_writer.write_shards("digits", tmp_path / "small", shard_megabytes=0.01)
     assert small["shards"] > 16
-    again = webdataset_writer.write_shards(str(tmp_path / "digits"), tmp_path / "resharded", samples=1000)
+    again = webdataset_writer.write_shards(str(tmp_path / "digits"), tmp_path / "resharded", samples_per_shard=1000)
     assert (again["train"], again["test"], again["shards"]) == (1438, 359, 3)
 
 
@@ -171,7 +171,7 @@ def test_broken_files_are_left_out_and_namesakes_kept(root, tmp_path, caplog):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_bytes((root / source).read_bytes())
     (tmp_path / "in" / "a" / "no.png").write_text("no picture")
-    found = webdataset_writer.write_shards(str(tmp_path / "in"), tmp_path / "out", holdout=0.0, samples=9)
+    found = webdataset_writer.write_shards(str(tmp_path / "in"), tmp_path / "out", holdout=0.0, samples_per_shard=9)
     assert (found["train"], found["left_out"], found["shards"]) == (3, 1, 1)
     assert "no.png is not a picture" in caplog.text
     with tarfile.open(tmp_path / "out" / "train-000000.tar") as shard:
@@ -184,7 +184,7 @@ def test_what_cannot_be_written_leaves_nothing(root, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="not empty"):
         webdataset_writer.write_shards(str(root), tmp_path / "used")
     with pytest.raises(UsageError, match="at least one sample"):
-        webdataset_writer.write_shards(str(root), tmp_path / "new", samples=0)
+        webdataset_writer.write_shards(str(root), tmp_path / "new", samples_per_shard=0)
 
     def interrupted(index, out):
         raise KeyboardInterrupt
@@ -215,28 +215,28 @@ def test_a_buffer_is_a_buffer(count, buffer):
 
 def test_every_sample_once_in_a_pass_in_another_order_each_time(folder):
     made = loader(folder, batch=6, seed=4)
-    assert made.lanes == 6  # the largest divisor of 6 that is not above 8 shards
+    assert made.num_readers == 6  # the largest divisor of 6 that is not above 8 shards
     assert len(made) == 10
-    passes = [made._plan(turn)[0].tolist() for turn in range(3)]
+    passes = [made._plan_epoch(turn)[0].tolist() for turn in range(3)]
     for order in passes:
         assert len(set(order)) == len(order) == 60
     assert passes[0] != passes[1] != passes[2]
-    assert passes[0] == loader(folder, batch=6, seed=4)._plan(0)[0].tolist()
-    assert passes[0] != loader(folder, batch=6, seed=5)._plan(0)[0].tolist()
-    assert passes[1] != loader(folder, batch=6, seed=5)._plan(0)[0].tolist()
+    assert passes[0] == loader(folder, batch=6, seed=4)._plan_epoch(0)[0].tolist()
+    assert passes[0] != loader(folder, batch=6, seed=5)._plan_epoch(0)[0].tolist()
+    assert passes[1] != loader(folder, batch=6, seed=5)._plan_epoch(0)[0].tolist()
 
 
 def test_a_lane_reads_few_shards_from_end_to_end(folder, monkeypatch):
     """With a buffer of one there is no shuffle but that of the shards: row i of all batches is a stretch of shards."""
     monkeypatch.setattr(webdataset, "SHUFFLE_BUFFER_BYTES", 0)
     made = loader(folder, batch=4, seed=0)
-    order = made._plan(0)[0].reshape(-1, 4)
+    order = made._plan_epoch(0)[0].reshape(-1, 4)
     assert len(order) == 15
     for lane in order.T.tolist():
-        where = made.samples.shard[lane].tolist()
+        where = made.samples.shard_indices[lane].tolist()
         assert 2 <= len(set(where)) <= 4
         for one, other in pairwise(lane):
-            assert other == one + 1 or made.samples.shard[one] != made.samples.shard[other]
+            assert other == one + 1 or made.samples.shard_indices[one] != made.samples.shard_indices[other]
 
 
 @pytest.mark.parametrize("smallest", [None, 0.3])
@@ -246,19 +246,19 @@ def test_the_pixels_are_those_of_the_files(folder, root, smallest):
     files = originals(folder, root)
     decoder = ImageDecoder(files, PREPARE, smallest or 1.0)
     for turn in range(2):
-        order, draws = made._plan(turn)
+        order, draws = made._plan_epoch(turn)
         for number, (pictures, targets) in enumerate(made):
             for row, (picture, target) in enumerate(zip(pictures, targets, strict=True)):
                 place = 6 * number + row
                 assert files[order[place]].parent.name == LABELS[target]
-                expected = decoder[int(order[place]), draws[place, : made.crops].tolist()]
+                expected = decoder[int(order[place]), draws[place, : made.num_crop_draws].tolist()]
                 assert np.array_equal(picture.permute(1, 2, 0).numpy(), expected)
         assert number == 9
 
 
 def test_judged_and_ordered_see_each_once_in_order(folder, root):
     files = originals(folder, root)
-    expected = torch.stack([torch.from_numpy(PREPARE.open(file)) for file in files])
+    expected = torch.stack([torch.from_numpy(PREPARE.read_and_transform(file)) for file in files])
     judged = loader(folder, batch=10)
     pictures, targets = (torch.cat(column) for column in zip(*judged, strict=True))
     assert torch.equal(pictures, expected)
@@ -267,7 +267,7 @@ def test_judged_and_ordered_see_each_once_in_order(folder, root):
     undisturbed = list(loader(folder, batch=6, seed=2, smallest=0.3))
     begun = iter(training)
     first = next(begun)
-    assert torch.equal(torch.cat([pictures for pictures, _ in training.ordered()]), expected)
+    assert torch.equal(torch.cat([pictures for pictures, _ in training.iterate_in_order()]), expected)
     assert same([first, *begun], undisturbed) == 10
 
 
@@ -283,7 +283,7 @@ def test_a_lane_is_read_forwards(folder, monkeypatch):
     made = loader(folder, batch=4, seed=0)
     made.load_state_dict({"turn": 1, "position": 6, "broken": []})
     read.clear()
-    (*batches,) = made.wishes()
+    (*batches,) = made.iterate_requests()
     assert len(batches) == 9
     assert len(read) == len(set(read)) == 36
 
@@ -293,7 +293,7 @@ def test_a_lane_is_read_forwards(folder, monkeypatch):
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_share_the_batches_of_one(folder, world):
-    change = augment.parse_augmentation(["flip", "shift=2"], size=16, classes=3)
+    change = augment.parse_augmentation(["flip", "shift=2"], size=16, num_classes=3)
     options = {"batch": 8, "seed": 4, "smallest": 0.5, "augment": change}
     whole = list(loader(folder, **options))
     assert len(whole) == 7
@@ -400,7 +400,7 @@ def test_over_http_as_from_the_disk(folder, kind, monkeypatch):
     with serving(*words[kind]) as url:
         made = loader(url, batch=8, seed=3, smallest=0.4)
         assert same(made, local) == 7
-        assert same(made.ordered(), local.ordered()) == 1
+        assert same(made.iterate_in_order(), local.iterate_in_order()) == 1
         made.load_state_dict({"turn": 1, "position": 4, "broken": []})
         assert same(made, list(local)[4:]) == 3
 
@@ -422,8 +422,8 @@ def test_lanes_are_opened_together(folder, monkeypatch):
     )  # so that the first sample of a lane is the first that it reads
     with serving(RANGE, folder, 0, 0.4) as url:
         made = loader(url, batch=8, seed=0)
-        began, wishes = time.monotonic(), made.wishes()
-        assert len(next(wishes)) == made.lanes == 8
+        began, wishes = time.monotonic(), made.iterate_requests()
+        assert len(next(wishes)) == made.num_readers == 8
         assert 0.4 <= time.monotonic() - began < 2
         assert len(list(wishes)) == 6  # before the server goes
 
@@ -478,7 +478,7 @@ def test_a_truncated_shard_and_a_damaged_picture_are_left_out(copied, folder, ca
     made = loader(copied, batch=7, seed=0)
     whole = loader(folder, batch=7, seed=0)
     lost = {2 * 8 + 6, 2 * 8 + 7, 5 * 8 + 3}
-    order = whole._plan(0)[0].reshape(-1, 7)
+    order = whole._plan_epoch(0)[0].reshape(-1, 7)
     for members, (pictures, targets), (others, numbers) in zip(order.tolist(), made, whole, strict=True):
         kept = [row for row, member in enumerate(members) if member not in lost]
         assert torch.equal(pictures, others[kept])
@@ -506,7 +506,7 @@ def test_a_stretch_that_is_missing_is_passed_over_in_judging(copied, folder, mon
     made, whole = (list(loader(spec, batch=4)) for spec in (copied, folder))
     assert same(made, [*whole[:6], *whole[8:]]) == 14
     monkeypatch.setattr(webdataset, "EACH", 4)
-    made, whole = (list(loader(spec, batch=4).ordered()) for spec in (copied, folder))
+    made, whole = (list(loader(spec, batch=4).iterate_in_order()) for spec in (copied, folder))
     assert same(made, [*whole[:6], *whole[8:]]) == 14
     for path in copied.glob("*.tar"):
         path.write_bytes(b"")
@@ -519,11 +519,11 @@ def test_in_memory_the_same_are_left_out(copied, caplog):
     cut = copied / index["train"][0]["name"]
     cut.write_bytes(cut.read_bytes()[: index["train"][0]["starts"][5]])
     source = labelled_images.load_labelled_images(str(copied), 0.0)[0]
-    found = source.read(PREPARE)
-    assert len(found.pictures) == len(found.targets) == len(found.names) == COUNT - 3
+    found = source.decode(PREPARE)
+    assert len(found.images) == len(found.targets) == len(found.names) == COUNT - 3
     assert "3 of 63 pictures are left out" in caplog.text
     with pytest.raises(Error, match="3 pictures are broken, and --broken allows 2"):
-        source.read(PREPARE, 2)
+        source.decode(PREPARE, 2)
 
 
 def test_streams_from_files_stop_at_the_limit_too(root, tmp_path):
@@ -536,7 +536,13 @@ def test_streams_from_files_stop_at_the_limit_too(root, tmp_path):
 
     def streamed(broken):
         return FileStreamingLoader(
-            source.items, torch.from_numpy(source.targets), ("a", "b"), PREPARE, batch=12, seed=0, broken=broken
+            source.items,
+            torch.from_numpy(source.targets),
+            ("a", "b"),
+            PREPARE,
+            batch_size=12,
+            seed=0,
+            max_broken=broken,
         )
 
     made = streamed(4)
@@ -592,7 +598,7 @@ def test_a_damaged_index_is_refused(copied, text):
 
 def test_what_cannot_be_streamed_is_refused(folder, tmp_path):
     with pytest.raises(UsageError, match="--balance loss"):
-        DeepConvNet(dataset=str(folder), memory=0.0, balance="sampling").data()
+        DeepConvNet(data=str(folder), memory_limit=0.0, balance="sampling").load_data()
     (tmp_path / "train-000.tar.gz").touch()
     for spec in (tmp_path, tmp_path / "train-{000..001}.tar.gz"):
         assert shards.is_shard_spec(str(spec))
@@ -648,7 +654,7 @@ def test_shards_of_others_are_scanned(tmp_path, caplog, form):
     assert (made["train"], made["test"], made["left_out"]) == (12, 2, 2)
     caplog.clear()
     again, _, _ = shards.load_shards(f"{tmp_path}/data-{{train,val}}-0.tar")
-    assert np.array_equal(again[0].start, train[0].start)
+    assert np.array_equal(again[0].starts, train[0].starts)
     assert "scanned" not in caplog.text
 
 
@@ -670,7 +676,7 @@ def test_a_test_part_is_held_out_of_shards(folder, tmp_path):
     assert np.bincount(test.targets).tolist() == [6, 6, 6]
     names = {(part.items.names[i]) for part in (train, test) for i in range(len(part))}
     assert len(names) == COUNT
-    whole = ShardStreamingLoader(train.items, torch.from_numpy(train.targets), labels, PREPARE, batch=9, seed=0)
+    whole = ShardStreamingLoader(train.items, torch.from_numpy(train.targets), labels, PREPARE, batch_size=9, seed=0)
     assert sum(len(targets) for _, targets in whole) == 45
 
 
@@ -765,7 +771,7 @@ def test_a_block_is_read_as_tarfile_reads_it(folder):
         found = list(tar.iterate_members(lambda start, count, content=content: content[start : start + count]))
         with tarfile.open(path) as shard:
             expected = [(member.name, member.offset, member.offset_data, member.size) for member in shard]
-        assert [(member.name, member.start, member.content, member.size) for member in found] == expected
+        assert [(member.name, member.start, member.content_start, member.size) for member in found] == expected
 
 
 # ---- trainings ------------------------------------------------------------------------------------------------------
@@ -842,14 +848,14 @@ def test_show_and_doctor_take_shards(copied, fukami):
 def test_in_memory_where_it_fits(folder, monkeypatch):
     """The same pictures as from the shards one by one; decoded by other processes where there are many."""
     options = {"dataset": str(folder), "size": 16, "channels": 3, "convention": "picture", "holdout": 0.3}
-    assert isinstance(DeepConvNet(**options, memory=0.0).data().train, ShardStreamingLoader)
-    data = DeepConvNet(**options).data()
+    assert isinstance(DeepConvNet(**options, memory_limit=0.0).load_data().train, ShardStreamingLoader)
+    data = DeepConvNet(**options).load_data()
     assert isinstance(data.train, InMemoryLoader)
     assert isinstance(data.val, InMemoryLoader)
     assert len(data.train.targets) + len(data.val.targets) == COUNT
     source = labelled_images.load_labelled_images(str(folder), 0.0)[0]
-    found = source.read(PREPARE)
-    assert torch.equal(found.pictures, torch.cat([pictures for pictures, _ in loader(folder, batch=10)]))
+    found = source.decode(PREPARE)
+    assert torch.equal(found.images, torch.cat([pictures for pictures, _ in loader(folder, batch=10)]))
     assert found.names[8] == "train-000001.tar, sample 1"
     monkeypatch.setattr(webdataset, "MANY", 1)
-    assert torch.equal(source.read(PREPARE).pictures, found.pictures)
+    assert torch.equal(source.decode(PREPARE).images, found.images)

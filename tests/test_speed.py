@@ -30,7 +30,7 @@ from fukami.system import count_cpus
 from fukami.timing import PHASES, PhaseTimer
 
 CPU = torch.device("cpu")
-RECIPE = DeepConvNet(epochs=1, batch=100, dropout=0.0, augment=())
+RECIPE = DeepConvNet(epochs=1, batch_size=100, dropout=0.0, augment=())
 
 
 def task_of(recipe, precision="float32"):
@@ -66,7 +66,7 @@ def test_a_phase_in_a_phase_is_not_counted_twice(monkeypatch):
         wait(16)
         raise KeyError
     clock.add({"evaluation": 32.0})
-    assert clock.spent(1) == {"data": 10, "forward": 16, "waiting": 4, "evaluation": 32, "other": 1}
+    assert clock.compute_seconds(1) == {"data": 10, "forward": 16, "waiting": 4, "evaluation": 32, "other": 1}
 
 
 @pytest.fixture(scope="module")
@@ -219,8 +219,8 @@ def test_what_is_computed_again_is_the_same(make, shape):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_step_that_computes_again_is_the_same(precision):
-    plain, batch = task_of(DeepConvNet(batch=100), precision)
-    again, same = task_of(DeepConvNet(batch=100, rematerialise=True), precision)
+    plain, batch = task_of(DeepConvNet(batch_size=100), precision)
+    again, same = task_of(DeepConvNet(batch_size=100, activation_checkpointing=True), precision)
     found = []
     for task, pictures in ((plain, batch), (again, same)):
         torch.manual_seed(1)
@@ -234,8 +234,8 @@ def test_a_step_that_computes_again_is_the_same(precision):
 def test_the_rate_follows_the_batch():
     own = DeepConvNet()
     for rule, factor in (("none", 1), ("linear", 4), ("sqrt", 2)):
-        recipe = DeepConvNet(batch=4 * own.batch, lr=0.01, lr_rule=rule)
-        assert recipe.make_optimizer()([nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"] == 0.01 * factor
+        recipe = DeepConvNet(batch_size=4 * own.batch_size, lr=0.01, lr_scaling=rule)
+        assert recipe.get_optimizer_factory()([nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"] == 0.01 * factor
 
 
 # ---- checkpoints ----------------------------------------------------------------------------------------------------
@@ -252,11 +252,11 @@ def test_a_slow_disk_keeps_nobody_waiting(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "write_state", slow)
     monkeypatch.setattr(async_checkpoint, "MIN_CHECKPOINT_INTERVAL", 0.0)
     weight = torch.ones(3)
-    with CheckpointWriter(tmp_path, writes=True) as saver:
-        assert saver.due
+    with CheckpointWriter(tmp_path, is_writer=True) as saver:
+        assert saver.is_due
         saver.save({"step": 1, "tensors": [weight, {"more": weight}]}, {"model.weight": weight})
         weight.fill_(7)
-        assert not saver.due
+        assert not saver.is_due
         go.set()
         saver.wait()
     state = load_state(tmp_path / "last.ckpt", torch.device("cpu"))
@@ -266,7 +266,7 @@ def test_a_slow_disk_keeps_nobody_waiting(tmp_path, monkeypatch):
 
 
 def test_weights_that_are_not_finite_replace_nothing(tmp_path):
-    with CheckpointWriter(tmp_path, writes=True) as saver:
+    with CheckpointWriter(tmp_path, is_writer=True) as saver:
         saver.save({"step": 1}, {"model.weight": torch.ones(2)})
         saver.save({"step": 2}, {"model.weight": torch.tensor([1.0, float("nan")])})
         with pytest.raises(Error, match=r"model\.weight are no longer finite at step 2"):
@@ -282,7 +282,7 @@ def test_weights_that_are_not_finite_replace_nothing(tmp_path):
 def test_compiled_if_asked_from_the_second_step_on(tmp_path, monkeypatch, pageless):
     """Nearly the same loss; cut off and resumed, compiled without being told, the same bits."""
     monkeypatch.setattr(async_checkpoint.CheckpointWriter, "due", True)
-    recipe = DeepConvNet(epochs=1, batch=70, widths=(4, 4, 4, 4, 4, 4), hidden=8)
+    recipe = DeepConvNet(epochs=1, batch_size=70, widths=(4, 4, 4, 4, 4, 4), hidden=8)
     how = {"device": "cpu", "precision": "float32"}
     steps, real = [], ClassificationTask.step
 
@@ -323,7 +323,7 @@ def test_no_clock_decides_about_compilation(tmp_path, monkeypatch, pageless):
     now = itertools.count(step=50.0)
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
     monkeypatch.setattr(ClassificationTask, "compile", never)
-    package.train(DeepConvNet(epochs=1, batch=35), tmp_path / "run", device="cpu", precision="float32")
+    package.train(DeepConvNet(epochs=1, batch_size=35), tmp_path / "run", device="cpu", precision="float32")
     record = json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert record["compile"] is False
     assert "switches" not in record

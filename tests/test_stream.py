@@ -73,7 +73,7 @@ def resident(source, prepare=PREPARE, **options):
         {"seed": 3},
         {"seed": None},
         {"seed": 3, "balanced": True},
-        {"seed": 3, "augment": augment.parse_augmentation(["flip", "shift=2", "mixup=0.4"], size=16, classes=3)},
+        {"seed": 3, "augment": augment.parse_augmentation(["flip", "shift=2", "mixup=0.4"], size=16, num_classes=3)},
     ],
     ids=["training", "judging", "balanced", "augmented"],
 )
@@ -82,9 +82,9 @@ def test_streamed_batches_are_those_from_memory(source, options):
     one, other = streamed(source, batch=5, **options), resident(source, batch=5, **options)
     for _ in range(2):
         assert same(one, other) == len(one) == (4 if options["seed"] is not None else 5)
-    assert same(one.ordered(), other.ordered()) == 1
+    assert same(one.iterate_in_order(), other.iterate_in_order()) == 1
     assert same(one, other) == len(one)
-    assert [one.name(5), one.names] == [other.name(5), other.names] if options["seed"] else True
+    assert [one.describe_batch(5), one.names] == [other.describe_batch(5), other.names] if options["seed"] else True
 
 
 def test_ordered_yields_everything_once_and_disturbs_nothing(source, monkeypatch):
@@ -95,7 +95,7 @@ def test_ordered_yields_everything_once_and_disturbs_nothing(source, monkeypatch
         assert same([next(batches)], [next(undisturbed)])
         if number == 1:
             state = torch.get_rng_state()
-            found = list(loader.ordered())
+            found = list(loader.iterate_in_order())
             assert torch.equal(torch.get_rng_state(), state)
     assert [len(targets) for _, targets in found] == [8, 8, 5]
     assert torch.equal(torch.cat([targets for _, targets in found]), torch.from_numpy(source.targets))
@@ -105,7 +105,7 @@ def test_ordered_yields_everything_once_and_disturbs_nothing(source, monkeypatch
 @pytest.mark.parametrize("steps", [0, 2, 4, 6])
 def test_a_stream_goes_on_where_it_was(source, steps):
     """Another process takes over, in mid-pass too; what was read ahead is read again."""
-    change = augment.parse_augmentation(["flip"], size=16, classes=3)
+    change = augment.parse_augmentation(["flip"], size=16, num_classes=3)
 
     def take(loader, count):
         found = []
@@ -138,7 +138,7 @@ def test_two_processes_share_every_batch(source):
 
     def share(rank, **options):
         loader = streamed(source, batch=6, **options)
-        loader.place(Two(rank))
+        loader.setup(Two(rank))
         return list(loader)
 
     for (pictures, targets), *shares in zip(
@@ -153,16 +153,16 @@ def test_two_processes_share_every_batch(source):
     judged = torch.cat([targets for rank in (0, 1) for _, targets in share(rank)])
     assert judged.bincount().tolist() == [7, 7, 7]
     with pytest.raises(UsageError, match="--batch"):
-        streamed(source, batch=5, seed=4).place(Two(0))
+        streamed(source, batch=5, seed=4).setup(Two(0))
 
 
 def test_the_share_of_waiting_is_one(source):
     loader = streamed(source, batch=5, seed=0)
     for _ in loader:
-        assert 0 <= loader.waiting() <= 1
-    loader.waited = math.inf
-    assert loader.waiting() == 1
-    assert loader.waited == 0
+        assert 0 <= loader.compute_wait_fraction() <= 1
+    loader.wait_seconds = math.inf
+    assert loader.compute_wait_fraction() == 1
+    assert loader.wait_seconds == 0
 
 
 @pytest.mark.parametrize("batches", [2, 4])
@@ -207,7 +207,7 @@ def test_broken_files_are_left_out_and_named_once(root, damaged, caplog, options
     found, whole = (labelled_images.load_labelled_images(str(path), 0.0)[0] for path in (damaged, root))
     change = augment.parse_augmentation(["flip"], size=16) if options["seed"] is not None else None
     loader, good = (streamed(source, batch=7, augment=change, **options) for source in (found, whole))
-    order = loader._plan(0)[0] if options["seed"] is not None else torch.arange(21)
+    order = loader._plan_epoch(0)[0] if options["seed"] is not None else torch.arange(21)
     broken = [found.items.index(damaged / path) for path in ("dark/2.png", "red/4.png")]
     left = 0
     for number, ((pictures, targets), (others, numbers)) in enumerate(zip(loader, good, strict=True)):
@@ -254,7 +254,7 @@ def test_a_crop_is_pils_crop_and_resize(tmp_path, random):
 def test_crops_are_those_of_the_draws(source):
     """Worked out in pixels: area, ratio of the sides, what would not fit is cut, and where it lies."""
     loader = streamed(source, batch=21, seed=9, smallest=0.2)
-    order, draws = loader._plan(0)
+    order, draws = loader._plan_epoch(0)
     pictures, _ = next(iter(loader))
     for picture, member, (size, shape, across, down) in zip(pictures, order, draws.tolist(), strict=True):
         with Image.open(source.items[member]) as opened:
@@ -340,7 +340,7 @@ class Interrupted(DeepConvNet):
     """The step before which the training is interrupted; 0: never."""
 
     def task(self, labels):
-        task = super().task(labels)
+        task = super().build_task(labels)
         step, seen = task.step, []
 
         def watched(batch):
@@ -363,7 +363,7 @@ def test_a_training_from_files_is_one_from_memory(root, tmp_path, pageless):
     results = {}
     for memory in (0.0, 4.0):
         made = recipe(root, memory=memory)
-        assert isinstance(made.data().train, InMemoryLoader if memory else FileStreamingLoader)
+        assert isinstance(made.load_data().train, InMemoryLoader if memory else FileStreamingLoader)
         results[memory] = package.train(made, tmp_path / str(memory), **CPU)
     assert results[0.0] == results[4.0]
     one, other = (load_file(tmp_path / name / "weights.safetensors") for name in ("0.0", "4.0"))
@@ -394,11 +394,11 @@ def test_a_training_from_files_resumes_bit_exactly(root, tmp_path, pageless, mon
 
 def test_what_is_judged_is_never_cropped(root, source):
     made = recipe(root, memory=0.0, holdout=0.0, augment=("crop=0.3",))
-    train = made.data().train
+    train = made.load_data().train
     assert train.crops == 4
     assert train.augment is None
-    judged = made.loader(source, LABELS, train=False)
-    expected = source.read(made.prepare(LABELS))
+    judged = made.build_loader(source, LABELS, train=False)
+    expected = source.read(made.build_transform(LABELS))
     (batch,) = judged
     assert torch.equal(batch[0], expected.pictures)
 
@@ -503,8 +503,8 @@ def test_cifar_in_its_original_form(name, tmp_path, monkeypatch):
     assert found == tuple(names)
     assert (train.targets.tolist(), test.targets.tolist()) == (labels[:50], labels[50:])
     assert np.array_equal(train.items, pictures[:50])
-    prepared = test.read(SquareTransform(channels=3, size=32))
-    assert torch.equal(prepared.pictures, torch.from_numpy(pictures[50:]).permute(0, 3, 1, 2))
+    prepared = test.decode(SquareTransform(channels=3, size=32))
+    assert torch.equal(prepared.images, torch.from_numpy(pictures[50:]).permute(0, 3, 1, 2))
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -521,8 +521,8 @@ def test_cifar_as_files(packed, tmp_path, monkeypatch):
     train, test, labels = labelled_images.load_labelled_images("cifar10", 0.2)
     assert labels == ("cat", "dog")
     assert train.targets.tolist() == [0, 0, 1, 1]
-    found = test.read(SquareTransform(channels=3, size=32))
-    assert torch.equal(found.pictures, torch.from_numpy(pictures[4:]).permute(0, 3, 1, 2))
+    found = test.decode(SquareTransform(channels=3, size=32))
+    assert torch.equal(found.images, torch.from_numpy(pictures[4:]).permute(0, 3, 1, 2))
 
 
 def test_the_shared_cifar_has_its_counts():

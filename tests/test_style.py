@@ -131,7 +131,7 @@ def test_gradients_agree_with_differences():
 
 def test_the_gradient_at_the_pixels_agrees_with_differences(pictures):
     """Of the whole loss, in a random direction."""
-    recipe = NeuralStyle(content=str(pictures / "content.png"), size=48, levels=1, tv=2.0)
+    recipe = NeuralStyle(content=str(pictures / "content.png"), size=48, levels=1, tv_weight=2.0)
     task, batch = begun(recipe)
     task.model.double()
     task.canvas.double()
@@ -176,7 +176,7 @@ def test_lbfgs_goes_where_torchs_goes():
     reference.step(closure)
     loss(ours).backward()
     first = (ours.grad / ours.grad.abs().sum()).abs().max().item()  # that of torch's first step
-    optimizer = LBFGS([ours], first=first, most=100.0)
+    optimizer = LBFGS([ours], max_first_change=first, max_change=100.0)
     for _ in range(15):
         optimizer.zero_grad()
         loss(ours).backward()
@@ -189,7 +189,7 @@ def test_lbfgs_never_leaps():
     """No value changes by more than is said, whatever the slope, and the first step is no whisper."""
     torch.manual_seed(0)
     value = torch.rand(1000, requires_grad=True)
-    optimizer = LBFGS([value], first=0.02, most=0.1)
+    optimizer = LBFGS([value], max_first_change=0.02, max_change=0.1)
     scale = torch.logspace(0, 6, 1000)
     for number in range(12):
         before = value.detach().clone()
@@ -291,7 +291,7 @@ def test_less_strength_leaves_more_of_the_content(pictures):
 def test_smoothness(pictures):
     found = {}
     for tv in (0.0, 1e4):
-        recipe = NeuralStyle(content=str(pictures / "content.png"), init="noise", tv=tv, **SMALL)
+        recipe = NeuralStyle(content=str(pictures / "content.png"), init="noise", tv_weight=tv, **SMALL)
         task, batch = begun(recipe)
         for step in range(24):
             task.schedule(step / 24)
@@ -321,10 +321,10 @@ def test_a_run_paints_other_pictures(pictures, tmp_path, pageless):
     Image.open(content).crop((0, 0, 60, 72)).save(tmp_path / "tall.png")
     same, tall = task.predict([content, tmp_path / "tall.png"])
     assert (same["width"], same["height"], tall["width"], tall["height"]) == (96, 72, 80, 96)
-    assert np.array_equal(task.draw(content, same), image_io.read_image(tmp_path / "run" / "preview.png"))
-    assert task.draw(tmp_path / "tall.png", tall).size == (80, 96)
+    assert np.array_equal(task.draw_prediction(content, same), image_io.read_image(tmp_path / "run" / "preview.png"))
+    assert task.draw_prediction(tmp_path / "tall.png", tall).size == (80, 96)
     other = load(tmp_path / "run", device="cpu")
-    assert np.array_equal(other.draw(content, same), task.draw(content, same))  # not asked before
+    assert np.array_equal(other.draw_prediction(content, same), task.draw_prediction(content, same))  # not asked before
     (narrow,) = task.predict([Image.new("RGB", (400, 20))])
     assert "too narrow" in narrow["error"]
 

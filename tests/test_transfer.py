@@ -113,13 +113,13 @@ def test_stages_of_networks_that_begin_otherwise():
 def test_a_training_steps_at_the_rates_of_the_stages(colours, tmp_path, pageless):
     """The first step of plain SGD, worked out by hand with autograd."""
     recipe = small(colours, epochs=1, batch=18, optimizer="sgd", weight_decay=0.0, layer_decay=0.5, lr=0.1)
-    data = recipe.data()
+    data = recipe.load_data()
     torch.manual_seed(recipe.seed)
     network = recipe.network(3)
     torch.manual_seed(recipe.seed)
-    task = recipe.task(data.labels)
+    task = recipe.build_task(data.labels)
     task.setup(Runtime.start(**CPU))
-    batch = next(iter(recipe.data().train))
+    batch = next(iter(recipe.load_data().train))
     assert len(batch[1]) == 18
     task.schedule(0.0)
     task.step(batch)
@@ -393,9 +393,9 @@ def test_a_run_with_snapshots_gives_its_last_one(digit_files, tmp_path):
     """Three courses of the learning rate: what the next run begins with is what the last of them reached."""
     from fukami.classification.resnet import ResNet20
 
-    recipe = ResNet20(dataset=str(digit_files), epochs=3, cycles=3, batch=15, warmup=0.0)
+    recipe = ResNet20(data=str(digit_files), epochs=3, cycles=3, batch_size=15, warmup=0.0)
     package.train(recipe, tmp_path / "run", device="cpu")
-    network = recipe.network(10)
+    network = recipe.build_model(10)
     pretrained.initialize_classifier(network, "resnet20", str(tmp_path / "run"))
     saved = load_file(tmp_path / "run" / "weights.safetensors")
     for name, value in network.state_dict().items():

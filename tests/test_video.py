@@ -49,22 +49,22 @@ def turned(path):
 )
 def test_frames(tmp_path, name, codec):
     frames = list(video.read_frames(make(tmp_path / name, codec=codec)))
-    assert [frame.number for frame in frames] == list(range(6))
-    assert [frame.seconds for frame in frames] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
-    assert frames[0].rate == 10
+    assert [frame.index for frame in frames] == list(range(6))
+    assert [frame.timestamp for frame in frames] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    assert frames[0].frame_rate == 10
     for frame in frames:
-        assert (frame.picture.size, frame.picture.mode) == ((64, 48), "RGB")
-        assert frame.picture.getpixel((4 * frame.number + 8, 16))[0] > 220
-        assert frame.picture.getpixel((4 * frame.number + 30, 16))[0] < 40
-    assert [frame.number for frame in video.read_frames(tmp_path / name, every=4)] == [0, 4]
+        assert (frame.image.size, frame.image.mode) == ((64, 48), "RGB")
+        assert frame.image.getpixel((4 * frame.index + 8, 16))[0] > 220
+        assert frame.image.getpixel((4 * frame.index + 30, 16))[0] < 40
+    assert [frame.index for frame in video.read_frames(tmp_path / name, every=4)] == [0, 4]
 
 
 def test_frames_are_upright(tmp_path):
     """Turned a quarter clockwise, what was above on the left is above on the right."""
     frame = next(video.read_frames(turned(make(tmp_path / "a.mp4"))))
-    assert frame.picture.size == (48, 64)
-    assert frame.picture.getpixel((48 - 16, 8))[0] > 220
-    assert frame.picture.getpixel((10, 8))[0] < 40
+    assert frame.image.size == (48, 64)
+    assert frame.image.getpixel((48 - 16, 8))[0] > 220
+    assert frame.image.getpixel((10, 8))[0] < 40
 
 
 def test_frames_have_the_limits_of_pictures(tmp_path):
@@ -121,8 +121,8 @@ def test_what_is_written_is_shown_at_the_same_times(tmp_path):
     source = make(tmp_path / "a.mkv", times=[0, 1, 3, 4, 9, 10])
     with video.VideoWriter(tmp_path / "b.mp4") as film:
         for frame in video.read_frames(source):
-            film.add(frame.picture.convert("L").resize((65 + frame.number, 49)), frame.seconds, frame.rate)
-    times = [frame.seconds for frame in video.read_frames(tmp_path / "b.mp4")]
+            film.add(frame.image.convert("L").resize((65 + frame.index, 49)), frame.timestamp, frame.frame_rate)
+    times = [frame.timestamp for frame in video.read_frames(tmp_path / "b.mp4")]
     assert times == pytest.approx([0, 0.1, 0.3, 0.4, 0.9, 1.0], abs=1e-3)
     with av.open(str(tmp_path / "b.mp4")) as container:
         stream = container.streams.video[0]
@@ -137,7 +137,7 @@ def test_videos_are_written_where_there_is_no_encoder_of_h264(tmp_path, monkeypa
     with video.VideoWriter(tmp_path / "drawn.mp4") as film:
         for number in range(3):
             film.add(Image.new("RGB", (64, 48)), number / 30, Fraction(30))
-    assert [round(frame.seconds, 4) for frame in video.read_frames(tmp_path / "drawn.mp4")] == [0, 0.0333, 0.0667]
+    assert [round(frame.timestamp, 4) for frame in video.read_frames(tmp_path / "drawn.mp4")] == [0, 0.0333, 0.0667]
     monkeypatch.setattr(video, "CODECS", ("vp6",))
     with (
         pytest.raises(Error, match="this PyAV has none; pip install av"),
@@ -186,8 +186,8 @@ def test_predict_boxes_in_pictures_and_videos(fukami, tmp_path, monkeypatch):
     assert '<img src="c-2.png"' in page
     assert '<img src="c-3.png"' in page
     drawn = list(video.read_frames(tmp_path / "in" / "a-2.mp4"))
-    assert [frame.seconds for frame in drawn] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1], abs=1e-3)
-    assert drawn[0].picture.size == (512, 384)
+    assert [frame.timestamp for frame in drawn] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1], abs=1e-3)
+    assert drawn[0].image.size == (512, 384)
 
 
 def test_a_classifier_answers_for_frames_as_for_pictures(fukami, tmp_path):
@@ -202,7 +202,7 @@ def test_a_classifier_answers_for_frames_as_for_pictures(fukami, tmp_path):
     assert "a.mp4, frame 2: " in answer.err
     assert [line["frame"] for line in answer.json] == [0, 1]
     frame = next(video.read_frames(source))
-    (alone,) = checkpoint.load("deep-convnet", device="cpu").predict([frame.picture])
+    (alone,) = checkpoint.load("deep-convnet", device="cpu").predict([frame.image])
     assert (answer.json[0]["file"], answer.json[0]["label"]) == (str(source), alone["label"])
     assert len(list(video.read_frames(tmp_path / "drawn" / "a.mp4"))) == 2
     assert fukami("predict", "deep-convnet", source, "--every", "0").status == 2

@@ -40,4 +40,4 @@ class Small(ClassificationRecipe):
     def prepare(self, labels: tuple[str, ...]) -> SquareTransform:
         """How a picture is brought to the form that the network sees; digits as MNIST has them."""
         digit = (self.size, self.channels) == (28, 1) and labels == tuple("0123456789")
-        return SquareTransform(channels=self.channels, size=self.size, digit=digit)
+        return SquareTransform(channels=self.channels, size=self.size, mnist_digit=digit)

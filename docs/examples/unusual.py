@@ -28,7 +28,7 @@ class Copying(Task):
     def loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared difference of the copy."""
         pictures = batch[0].float() / 255
-        return F.mse_loss(self.replica(pictures), pictures), {}
+        return F.mse_loss(self.training_model(pictures), pictures), {}
 
     def distances(self, pictures: Tensor) -> Tensor:
         """The same for each picture, ``(N,)``, in the precision of the weights."""
@@ -42,7 +42,7 @@ class Copying(Task):
         sums = torch.zeros(2, device=next(self.model.parameters()).device)
         for pictures, _ in batches:
             sums += torch.stack([self.distances(pictures).sum(), sums.new_tensor(len(pictures))])
-        distance, count = self.runtime.sum(sums).tolist()
+        distance, count = self.runtime.all_reduce_sum(sums).tolist()
         return {"distance": distance / count, "count": int(count)}
 
     @torch.inference_mode()
@@ -77,9 +77,9 @@ class Unusual(Recipe):
     def data(self) -> Data:
         """The data set; what the classes are does not matter here."""
         *parts, labels = labelled_images.load_labelled_images(self.dataset, self.holdout)
-        train, test = (part.read(self.prepare(labels)) for part in parts)
-        training = InMemoryLoader(train.pictures, train.targets, labels, batch=64, names=train.names, seed=self.seed)
-        return Data(training, InMemoryLoader(test.pictures, test.targets, labels, batch=500), labels)
+        train, test = (part.decode(self.prepare(labels)) for part in parts)
+        training = InMemoryLoader(train.images, train.targets, labels, batch_size=64, names=train.names, seed=self.seed)
+        return Data(training, InMemoryLoader(test.images, test.targets, labels, batch_size=500), labels)
 
     def task(self, labels: tuple[str, ...]) -> Copying:
         """An autoencoder; it has no use for the labels."""
@@ -94,4 +94,4 @@ class Unusual(Recipe):
 
     def prepare(self, labels: tuple[str, ...]) -> SquareTransform:
         """How a picture is brought to the form that the network sees: 28×28, grey."""
-        return SquareTransform(channels=1, size=28, digit=labels == tuple("0123456789"))
+        return SquareTransform(channels=1, size=28, mnist_digit=labels == tuple("0123456789"))

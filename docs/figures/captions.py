@@ -23,7 +23,7 @@ def gallery(run: str) -> Figure:
     """Pictures at some ranks, what was said of each, and what a person says."""
     task = fukami.load(run)
     recipe, _ = checkpoint.read_recipe(Path(run))
-    judged = recipe.judged()
+    judged = recipe.load_eval_data()
     found = task.judge(judged)
     scores = captioning_metrics.compute_cider(found.words, found.own)
     order = np.argsort(scores)[::-1]

@@ -56,17 +56,17 @@ def fields(features: Path, folder: Path) -> None:
     ]
     measured = []
     for name, model, given in cases:
-        found = receptive_field.compute_effective_receptive_field(model, (3, SIDE, SIDE), pictures=given)
+        found = receptive_field.compute_effective_receptive_field(model, (3, SIDE, SIDE), images=given)
         side = found.layer.receptive_field[0]
-        sys.stdout.write(f"{name}: layer {found.layer.name}, {side} in theory, {found.side} in effect\n")
-        measured.append((f"{name}: {side} in theory,\n{found.side} in effect", found))
+        sys.stdout.write(f"{name}: layer {found.layer.name}, {side} in theory, {found.size} in effect\n")
+        measured.append((f"{name}: {side} in theory,\n{found.size} in effect", found))
     save(receptive_field.plot_receptive_fields(*measured), "fields")
 
 
 def seen() -> None:
     """What deep-convnet sees in ../digit.png."""
     task = fukami.load("deep-convnet")
-    (model,) = task.modules().values()
+    (model,) = task.get_modules().values()
     pixels = torch.from_numpy(task.prepare.open(HERE.parent / "digit.png"))
     picture = task.normalised(pixels)
     (answer,) = task.predict([HERE.parent / "digit.png"])
@@ -77,9 +77,9 @@ def seen() -> None:
     save(feature_visualization.plot_prediction(pixels, heat, ranking), "grad-cam")
     save(feature_visualization.plot_feature_maps(maps), "maps")
     recipe, _ = checkpoint.read_recipe(checkpoint.locate_run("deep-convnet"))
-    batches = [pictures for pictures, _ in recipe.data().train.ordered()]
+    batches = [pictures for pictures, _ in recipe.load_data().train.ordered()]
     units = [(layer, feature_visualization.select_strongest_maps(maps[layer.name], 6)) for layer in depths]
-    found = feature_visualization.find_top_patches(model, batches, units, normalise=task.normalised)
+    found = feature_visualization.find_top_patches(model, batches, units, normalize=task.normalised)
     rows = [(f"layer {layer.name}: units {', '.join(map(str, chosen))}", found[layer.name]) for layer, chosen in units]
     save(feature_visualization.plot_top_patches(rows), "patches")
 

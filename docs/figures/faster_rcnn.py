@@ -27,7 +27,7 @@ def draw(run: str, number: int) -> Figure:
     task = fukami.load(run, device="cpu")
     task.model.eval()
     scene = scenes.generate_scene(0, scenes.NUM_TRAIN + number)
-    picture = task.prepare(torch.from_numpy(scene.picture).permute(2, 0, 1))[None]
+    picture = task.prepare(torch.from_numpy(scene.image).permute(2, 0, 1))[None]
     sizes = torch.tensor([picture.shape[-2:]]).float()
     frame = F.pad(picture, (0, -picture.shape[3] % 32, 0, -picture.shape[2] % 32))
     pictures = task.normalised(frame, sizes)
@@ -35,15 +35,15 @@ def draw(run: str, number: int) -> Figure:
     side = [length // task.model.roi_heads.strides[0] for length in frame.shape[-2:]]
     likely = said.logits.view(*side, -1).amax(2).sigmoid()
     proposals, _ = task.model.propose(pictures, sizes)
-    (answer,) = task.predict([scene.picture])
+    (answer,) = task.predict([scene.image])
     shown = image_io.draw_boxes(
-        Image.fromarray(scene.picture), [b for b in answer["boxes"] if b["score"] >= 0.5], task.labels
+        Image.fromarray(scene.image), [b for b in answer["boxes"] if b["score"] >= 0.5], task.labels
     )
     figure = Figure(figsize=(11, 3.1), layout="constrained")
     axes = figure.subplots(1, 4)
     height, width = (int(length) for length in sizes[0])
     whole = frame[0, :, :height, :width].permute(1, 2, 0).round().byte().numpy()
-    axes[0].imshow(scene.picture)
+    axes[0].imshow(scene.image)
     axes[0].set_title("a scene", fontsize=9)
     axes[1].imshow(whole)
     extent = (0, frame.shape[3], frame.shape[2], 0)

@@ -61,14 +61,14 @@ def rates() -> None:
     """The range test that ``fukami find-lr deep-convnet`` makes."""
     found = lr_finder.find_lr(fukami.get_recipe("deep-convnet")(), 1e-6, 10.0, 200, device="cpu", precision="float32")
     save(lr_finder.plot_lr_curve(found), "find-lr")
-    sys.stdout.write(f"falls quickest at {found.steepest:.2g}, least at {found.most:.2g}\n")
+    sys.stdout.write(f"falls quickest at {found.steepest_lr:.2g}, least at {found.min_loss_lr:.2g}\n")
 
 
 def augmentation() -> None:
     """The picture that ``fukami show cifar10`` writes."""
     path = HERE / "augmentation.png"
     augmentation_grids.save_grid(
-        augmentation_grids.sample_images("cifar10", WORDS, pictures=6, variants=6, seed=2), path
+        augmentation_grids.sample_images("cifar10", WORDS, num_images=6, num_variants=6, seed=2), path
     )
     Image.open(path).convert("RGB").save(path, optimize=True)
     sys.stdout.write(f"{path.name}: {path.stat().st_size:,} bytes\n")
@@ -80,7 +80,7 @@ def members() -> None:
         words = ["train", "deep-convnet", "--epochs", "8", "--batch", "50", "--seeds", "3", "--device", "cpu"]
         subprocess.run([sys.executable, "-m", "fukami", *words, "--out", place], check=True)
         task = fukami.load(*(f"{place}/seed-{number}" for number in range(3)), device="cpu")
-        figures = dict(task.figures(fukami.get_recipe("deep-convnet")().judged()))
+        figures = dict(task.plot_evaluation(fukami.get_recipe("deep-convnet")().load_eval_data()))
         save(figures["The members and what they do together"], "members")
 
 

@@ -39,15 +39,20 @@ def plain(axes: Axes) -> None:
 
 def vgg() -> Figure:
     """VGG-16, layer by layer: where the computation, the parameters and the memory are."""
-    weighted = [layer for layer in summarize_layers(models.vgg16(), SIZE) if layer.parameters]
-    sides = sorted({layer.shape[1] for layer in weighted if len(layer.shape) == 3}, reverse=True)
-    colours = [STAGES[sides.index(layer.shape[1])] if len(layer.shape) == 3 else STAGES[-1] for layer in weighted]
-    names = [f"3×3, {layer.shape[0]}" if len(layer.shape) == 3 else f"affine {layer.shape[0]}" for layer in weighted]
+    weighted = [layer for layer in summarize_layers(models.vgg16(), SIZE) if layer.num_parameters]
+    sides = sorted({layer.output_shape[1] for layer in weighted if len(layer.output_shape) == 3}, reverse=True)
+    colours = [
+        STAGES[sides.index(layer.output_shape[1])] if len(layer.output_shape) == 3 else STAGES[-1] for layer in weighted
+    ]
+    names = [
+        f"3×3, {layer.output_shape[0]}" if len(layer.output_shape) == 3 else f"affine {layer.output_shape[0]}"
+        for layer in weighted
+    ]
     figure = Figure(figsize=(10.5, 4.3), layout="constrained")
     panels = [
         ("multiply-adds, billions", [layer.multiply_adds / 1e9 for layer in weighted], "%.3g"),
-        ("parameters, millions", [layer.parameters / 1e6 for layer in weighted], "%.3g"),
-        ("output, megabytes", [layer.memory / 1e6 for layer in weighted], "%.3g"),
+        ("parameters, millions", [layer.num_parameters / 1e6 for layer in weighted], "%.3g"),
+        ("output, megabytes", [layer.output_bytes / 1e6 for layer in weighted], "%.3g"),
     ]
     every = figure.subplots(1, 3, sharey=True)
     for axes, (title, values, form) in zip(every, panels, strict=True):
@@ -110,7 +115,7 @@ def resnet() -> Figure:
             part = layer.name.partition(".")[0]
             stage = {"bn1": "conv1"}.get(part, part)
             found[stage][0] += layer.multiply_adds / 1e9
-            found[stage][1] += layer.parameters / 1e6
+            found[stage][1] += layer.num_parameters / 1e6
         stages = ["conv1", "layer1", "layer2", "layer3", "layer4", "fc"]
         words = ["conv1", "conv2", "conv3", "conv4", "conv5", "affine"]
         for number, axes in enumerate((left, middle)):

@@ -31,12 +31,12 @@ OVERHEAD = 0.005
 # An A100 of 80 GB: NVIDIA's DeepLearningExamples tell 2,470 pictures/s, in mixed precision. The latencies are those by
 # which NCCL 2.19 chooses (tuning.cc: protocol LL). The overhead of a step and the bandwidth in a machine are assumed.
 A100 = Cluster(
-    speed=BATCH / (BATCH / 2470 - OVERHEAD),
-    overhead=OVERHEAD,
-    launch=6.8e-6,
-    inside=230e9,
-    inside_latency=0.6e-6,
-    latency=5e-6,
+    images_per_second=BATCH / (BATCH / 2470 - OVERHEAD),
+    step_overhead=OVERHEAD,
+    all_reduce_overhead=6.8e-6,
+    intra_bandwidth=230e9,
+    intra_latency=0.6e-6,
+    inter_latency=5e-6,
 )
 NETWORKS = {"100 Gb/s": 100 * GIGABIT, "400 Gb/s": 400 * GIGABIT, "3.2 Tb/s": 3200 * GIGABIT}
 PICTURE = 147_897_477_120 / 1_281_167  # bytes: the archive of ImageNet's training part and the pictures in it
@@ -49,17 +49,30 @@ LAYERS = {name: summarize_layers(getattr(models, name)(), SIZE) for name in ("re
 
 def resnet50(batch: float, synchronised: bool = False) -> TrainingJob:
     """ResNet-50 with so many pictures."""
-    return TrainingJob(layers=LAYERS["resnet50"], batch=batch, picture=PICTURE, synchronised=synchronised)
+    return TrainingJob(layers=LAYERS["resnet50"], batch_size=batch, image_bytes=PICTURE, sync_batch_norm=synchronised)
 
 
 def published() -> list[tuple[str, float, float]]:
     """What, the efficiency that was measured, and the model's with the hardware that is told."""
     # Goyal et al. 2017: 8 P100 and 50 Gb/s in a machine, 32 pictures each, backward 120 ms; relative to one machine.
-    goyal = TrainingJob(layers=LAYERS["resnet50"], batch=32)
-    p100 = Cluster(speed=32 / 0.180, inside=20e9, inside_latency=10e-6, network=50 * GIGABIT, latency=30e-6)
+    goyal = TrainingJob(layers=LAYERS["resnet50"], batch_size=32)
+    p100 = Cluster(
+        images_per_second=32 / 0.180,
+        intra_bandwidth=20e9,
+        intra_latency=10e-6,
+        inter_bandwidth=50 * GIGABIT,
+        inter_latency=30e-6,
+    )
     # Horovod's benchmark: 4 Pascal GPUs and 25 Gb/s in a machine, 64 pictures each, gradients joined to 64 MiB.
     # Pictures/s: of VGG-16, TensorFlow's benchmark of a P100; of ResNet-101, Horovod's own with 16 GPUs.
-    pascal = Cluster(speed=154, devices=4, inside=10e9, inside_latency=10e-6, network=25 * GIGABIT, latency=30e-6)
+    pascal = Cluster(
+        images_per_second=154,
+        devices_per_machine=4,
+        intra_bandwidth=10e9,
+        intra_latency=10e-6,
+        inter_bandwidth=25 * GIGABIT,
+        inter_latency=30e-6,
+    )
     fused = {"batch": 64, "first": 64 * MIB, "bucket": 64 * MIB}
     vgg = TrainingJob(layers=LAYERS["vgg16"], **fused)
     resnet = TrainingJob(layers=LAYERS["resnet101"], **fused)
@@ -108,7 +121,7 @@ def draw(weak: dict[str, list[StepEstimate]], hard: dict[str, list[StepEstimate]
     left, middle, right = figure.subplots(1, 3)
     curves(left, f"{BATCH} pictures on each GPU", 60, weak)
     curves(middle, f"{BATCH * 32:,} pictures on all together", 0, hard)
-    need = [step.speed * PICTURE / 1e9 for step in weak["400 Gb/s"]]
+    need = [step.images_per_second * PICTURE / 1e9 for step in weak["400 Gb/s"]]
     right.plot(COUNTS, need, color=INK, lw=1.6)
     for value, words in ((3, "NVMe disk, 3 GB/s"), (12.5, "server, 100 Gb/s")):
         right.axhline(value, color=GREY, lw=0.9, ls=":")

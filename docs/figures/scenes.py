@@ -26,8 +26,8 @@ def draw() -> Figure:
     shades = (255 * colormaps["tab10"](np.arange(len(scenes.LABELS)))[:, :3]).astype(np.uint8)
     for upper, lower, number in zip(*rows, CHOSEN, strict=True):
         scene = scenes.generate_scene(0, number)
-        upper.imshow(scene.picture)
-        upper.set_title("\n".join(textwrap.wrap(scene.sentence, 30)), fontsize=8)
+        upper.imshow(scene.image)
+        upper.set_title("\n".join(textwrap.wrap(scene.caption, 30)), fontsize=8)
         for (left, top, right, bottom), label in zip(scene.boxes, scene.classes, strict=True):
             colour = tuple(shades[label] / 255)
             upper.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, color=colour))

@@ -34,12 +34,12 @@ class WriteError(Error):
         super().__init__(f"{self.reason}; {hint}. A training goes on from its last checkpoint with --resume")
 
 
-def build_unknown_error(kind: str, given: str, valid: Iterable[str]) -> UsageError:
+def build_unknown_error(kind: str, name: str, choices: Iterable[str]) -> UsageError:
     """The error for a name that does not exist, with the nearest that do."""
-    names = sorted(valid)
-    near = difflib.get_close_matches(given[:100], names, n=3, cutoff=0.5)
+    names = sorted(choices)
+    near = difflib.get_close_matches(name[:100], names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"the valid ones are {', '.join(names)}"
-    return UsageError(f"unknown {kind} {given[:200]!r}; {hint}")
+    return UsageError(f"unknown {kind} {name[:200]!r}; {hint}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

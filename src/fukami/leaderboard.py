@@ -94,12 +94,12 @@ class Run:
     recipe: str
     data: str
     evaluations: tuple[dict[str, Any], ...]
-    epoch: float  # steps
+    steps_per_epoch: float  # steps
     parameters: int | None
     multiply_adds: int | None
     epochs: str
     seed: str
-    on: str
+    device: str
     command: str
 
     @property
@@ -109,12 +109,12 @@ class Run:
         return next((name for name in names if name not in SECONDARY_METRICS), names[0] if names else "")
 
     @property
-    def last(self) -> float:
+    def last_value(self) -> float:
         """The metric at the last evaluation."""
         return float(self.evaluations[-1][self.metric])
 
     @property
-    def best(self) -> float:
+    def best_value(self) -> float:
         """The metric at its best along the way."""
         values = [float(line[self.metric]) for line in self.evaluations if self.metric in line]
         return min(values, key=functools.partial(_compute_sort_key, self.metric))
@@ -136,10 +136,11 @@ class Leaderboard:
     published: list[PublishedResult] = field(default_factory=list)
     claims: list[str] = field(default_factory=list)  # what the papers of the recipes report, in their words
 
-    def rank(self, run: Run) -> int:
+    def compute_rank(self, run: Run) -> int:
         """From 1; equals share a rank."""
         return 1 + sum(
-            _compute_sort_key(self.metric, other.last) < _compute_sort_key(self.metric, run.last) for other in self.runs
+            _compute_sort_key(self.metric, other.last_value) < _compute_sort_key(self.metric, run.last_value)
+            for other in self.runs
         )
 
     @property
@@ -179,7 +180,9 @@ def load_leaderboards(folder: Path) -> tuple[list[Leaderboard], dict[str, list[s
         board = boards.setdefault((place, run.metric) if run.metric else first, Leaderboard(run.data, run.metric))
         (board.runs if run.metric else board.unfinished).append(run)
     for board in boards.values():
-        board.runs.sort(key=lambda run: (_compute_sort_key(run.metric, run.last), run.seconds or math.inf, run.name))
+        board.runs.sort(
+            key=lambda run: (_compute_sort_key(run.metric, run.last_value), run.seconds or math.inf, run.name)
+        )
         _add_published_results(board)
     return [boards[key] for key in sorted(boards)], dict(reasons)
 
@@ -218,12 +221,12 @@ def _read_run(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Run:
         recipe=recipe,
         data=_sanitize_text(fields.get("dataset", f"what {recipe} makes" if record else "unknown data")),
         evaluations=tuple(evaluations),
-        epoch=epoch,
+        steps_per_epoch=epoch,
         parameters=_get_count(record, "parameters") or stored,
         multiply_adds=_get_count(record, "multiply_adds"),
         epochs=_format_epochs(path, fields.get("epochs"), round(evaluations[-1]["step"] / epoch) if evaluations else 0),
         seed=_sanitize_text(fields.get("seed", MISSING)),
-        on=where.strip() + (_sanitize_text(f" ×{processes}") if processes != 1 else ""),
+        device=where.strip() + (_sanitize_text(f" ×{processes}") if processes != 1 else ""),
         command=_sanitize_text(record.get("command", MISSING)),
     )
 
@@ -279,11 +282,11 @@ def _estimate_epoch_steps(fields: dict[str, Any], evaluations: Sequence[dict[str
     return first / min((count for count in counts if isinstance(count, int) and count > 0), default=1) or 1
 
 
-def _format_epochs(path: Path, asked: object, reached: int) -> str:
+def _format_epochs(path: Path, planned: object, reached: int) -> str:
     """The epochs of the recipe, or how many were reached where the training was left: the report is written last."""
-    if not isinstance(asked, int):
+    if not isinstance(planned, int):
         return MISSING
-    return str(asked) if (path / "report.html").is_file() or reached >= asked else f"{reached} of {asked}"
+    return str(planned) if (path / "report.html").is_file() or reached >= planned else f"{reached} of {planned}"
 
 
 def _get_count(record: dict[str, Any], name: str) -> int | None:
@@ -328,12 +331,12 @@ def _add_published_results(board: Leaderboard) -> None:
     for name in sorted({run.recipe for run in board.runs} & set(list_recipes())):
         recipe = get_recipe(name)
         source = " ".join(filter(None, (recipe.paper, str(recipe.year or ""))))
-        number = re.fullmatch(r"([\d.]+) ?% (\S+)", recipe.published)
+        number = re.fullmatch(r"([\d.]+) ?% (\S+)", recipe.paper_result)
         if number and board.metric == "accuracy" and _normalize_name(number[2]) == plain:
             value = round(float(number[1]) / 100, 6)
             board.published += [] if value in known else [PublishedResult(name, value, source)]
-        elif recipe.published:
-            board.claims.append(f"the paper of {name} reports {recipe.published} ({source})")
+        elif recipe.paper_result:
+            board.claims.append(f"the paper of {name} reports {recipe.paper_result} ({source})")
 
 
 def _normalize_name(name: str) -> str:
@@ -346,7 +349,7 @@ def _normalize_name(name: str) -> str:
 def build_rows(board: Leaderboard) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The kind of each row (run, published or unfinished) and its cells, best first, as in ``COLUMNS``."""
     entries: list[tuple[float, int, Run | PublishedResult]] = [
-        *((_compute_sort_key(board.metric, run.last), 0, run) for run in board.runs),
+        *((_compute_sort_key(board.metric, run.last_value), 0, run) for run in board.runs),
         *((_compute_sort_key(board.metric, each.value), 1, each) for each in board.published),
     ]
     for _, _, entry in sorted(entries, key=lambda entry: entry[:2]):
@@ -355,8 +358,14 @@ def build_rows(board: Leaderboard) -> Iterator[tuple[str, tuple[str, ...]]]:
             cells = ("", entry.method, entry.source, _format_metric(board.metric, entry.value), "", parameters)
             yield "published", (*cells, *("",) * 5)
         else:
-            best = _format_metric(board.metric, entry.best) if entry.best != entry.last else ""
-            yield "run", (str(board.rank(entry)), *_format_cells(entry, _format_metric(board.metric, entry.last), best))
+            best = _format_metric(board.metric, entry.best_value) if entry.best_value != entry.last_value else ""
+            yield (
+                "run",
+                (
+                    str(board.compute_rank(entry)),
+                    *_format_cells(entry, _format_metric(board.metric, entry.last_value), best),
+                ),
+            )
     for run in board.unfinished:
         yield "unfinished", (MISSING, *_format_cells(run, "unfinished", ""))
 
@@ -364,7 +373,7 @@ def build_rows(board: Leaderboard) -> Iterator[tuple[str, tuple[str, ...]]]:
 def _format_cells(run: Run, value: str, best: str) -> tuple[str, ...]:
     seconds = MISSING if run.seconds is None else f"{run.seconds:,.0f}" if run.seconds >= 10 else f"{run.seconds:.1f}"
     cost = (_format_count(run.parameters), _format_count(run.multiply_adds), seconds)
-    return run.name, run.recipe, value, best, *cost, run.epochs, run.seed, run.on
+    return run.name, run.recipe, value, best, *cost, run.epochs, run.seed, run.device
 
 
 def build_table(board: Leaderboard, width: int | None = None) -> Table:
@@ -397,7 +406,7 @@ def format_sources(board: Leaderboard) -> str:
 
 def list_commands(board: Leaderboard) -> list[tuple[str, str]]:
     """The rank (– for unfinished runs) and the command of each run."""
-    ranked = [(str(board.rank(run)), run.command) for run in board.runs]
+    ranked = [(str(board.compute_rank(run)), run.command) for run in board.runs]
     return ranked + [(MISSING, run.command) for run in board.unfinished]
 
 
@@ -463,8 +472,8 @@ def plot_curves(board: Leaderboard) -> Figure:
         lines = [line for line in run.evaluations if board.metric in line]
         values = [line[board.metric] for line in lines]
         style: dict[str, Any] = _choose_style(number) | {"marker": "o", "ms": 3, "lw": 1.2}
-        label = f"{board.rank(run)}  {_shorten_name(run.name)}" if number < NUM_COLORS else None
-        left.plot([line["step"] / run.epoch for line in lines], values, label=label, **style)
+        label = f"{board.compute_rank(run)}  {_shorten_name(run.name)}" if number < NUM_COLORS else None
+        left.plot([line["step"] / run.steps_per_epoch for line in lines], values, label=label, **style)
         right.plot([line.get("seconds", math.nan) for line in lines], values, **style)
     for axes, name in ((left, "epoch"), (right, "seconds")):
         _set_axes(axes, board, points)
@@ -484,14 +493,19 @@ def plot_costs(board: Leaderboard) -> Figure:
     for axes, name in zip(every, ("parameters", "multiply_adds", "seconds"), strict=True):
         known = [(number, run, getattr(run, name)) for number, run in enumerate(board.runs) if getattr(run, name)]
         for number, run, cost in reversed(known):
-            axes.plot(cost, run.last, "o", **_choose_style(number))
+            axes.plot(cost, run.last_value, "o", **_choose_style(number))
             axes.annotate(
-                str(board.rank(run)), (cost, run.last), (5, 3), textcoords="offset points", fontsize=8, clip_on=True
+                str(board.compute_rank(run)),
+                (cost, run.last_value),
+                (5, 3),
+                textcoords="offset points",
+                fontsize=8,
+                clip_on=True,
             )
         for entry in board.published if name == "parameters" else ():
             if entry.parameters:
                 axes.plot(entry.parameters, entry.value, "x", color="#888888")
-        _set_axes(axes, board, [run.last for run in board.runs], whole=True)
+        _set_axes(axes, board, [run.last_value for run in board.runs], show_all=True)
         if known:
             costs = [cost for _, _, cost in known]
             axes.set_xscale("log")
@@ -507,13 +521,13 @@ def plot_costs(board: Leaderboard) -> Figure:
     return figure
 
 
-def _set_axes(axes: Axes, board: Leaderboard, values: Iterable[float], whole: bool = False) -> None:
+def _set_axes(axes: Axes, board: Leaderboard, values: Iterable[float], show_all: bool = False) -> None:
     """Limits that show all values, or else the better half of them well; published numbers within them as lines."""
     finite = sorted(value for value in values if math.isfinite(value))
     if finite:
         worst, best = (finite[-1], finite[0]) if is_lower_better(board.metric) else (finite[0], finite[-1])
         span = abs(best - worst) or 0.02 * abs(best) or 1.0
-        reach = span if whole else min(span, 3 * abs(best - finite[len(finite) // 2]) or span)
+        reach = span if show_all else min(span, 3 * abs(best - finite[len(finite) // 2]) or span)
         away = reach if is_lower_better(board.metric) else -reach
         low, high = sorted((best + 1.15 * away, best - 0.15 * away))
         axes.set_ylim(low, min(high, 1 + 0.03 * (1 - low)) if board.metric in PERCENT_METRICS else high)

@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 
-def count_cpus(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+def count_cpus(limit_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """Processors that this process may use: fewer than there are in a container with a limit, which Linux tells."""
     affinity = getattr(os, "sched_getaffinity", None)
     count = len(affinity(0)) if affinity else os.cpu_count() or 1
-    allowed, _, period = limit.read_text().partition(" ") if limit.is_file() else ("max", "", "")
+    allowed, _, period = limit_file.read_text().partition(" ") if limit_file.is_file() else ("max", "", "")
     return count if allowed == "max" else max(1, min(count, math.ceil(int(allowed) / int(period))))

@@ -12,18 +12,18 @@ DecoderStep = Callable[[Any, Tensor], tuple[Any, Tensor]]
 
 
 def search(
-    step: DecoderStep, state: Any, *, beams: int, longest: int, begin: int, end: int
+    step: DecoderStep, state: Any, *, beam_size: int, max_words: int, begin: int, end: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The likeliest sentences that a beam search finds for each of N pictures, all of them at once.
 
-    At each word the ``beams`` likeliest beginnings of sentences go on; one that has ended stays as it is for as long as
+    At each word the ``beam_size`` likeliest beginnings of sentences go on; one that has ended stays as it is for as long as
     it is among them.
 
     Args:
         step: goes on by a word.
         state: a tree of tensors ``(N, ...)``, before the first word.
-        beams: beginnings that are kept; 1 is greedy.
-        longest: words of a sentence at most.
+        beam_size: beginnings that are kept; 1 is greedy.
+        max_words: words of a sentence at most.
         begin, end: the words that stand before and after a sentence.
 
     Returns:
@@ -34,20 +34,20 @@ def search(
     count = len(pytree.tree_leaves(state)[0])
     device = pytree.tree_leaves(state)[0].device
     rows = torch.arange(count, device=device).unsqueeze(1)
-    state = pytree.tree_map(lambda value: value.repeat_interleave(beams, 0), state)
-    said = torch.full((count, beams, longest), end, device=device)
-    last = torch.full((count, beams), begin, device=device)
+    state = pytree.tree_map(lambda value: value.repeat_interleave(beam_size, 0), state)
+    said = torch.full((count, beam_size, max_words), end, device=device)
+    last = torch.full((count, beam_size), begin, device=device)
     lengths = torch.zeros_like(last)
     ended = torch.zeros_like(last, dtype=torch.bool)
-    total = torch.full((count, beams), -torch.inf, device=device)
+    total = torch.full((count, beam_size), -torch.inf, device=device)
     total[:, 0] = 0.0  # there is one beginning so far
-    for at in range(longest):
+    for at in range(max_words):
         state, scores = step(state, last.flatten())
         words = scores.shape[1]
         stay = scores.new_full((words,), -torch.inf)
         stay[end] = 0.0
-        scores = torch.where(ended.unsqueeze(2), stay, scores.view(count, beams, words))
-        total, best = (total.unsqueeze(2) + scores).flatten(1).topk(beams)
+        scores = torch.where(ended.unsqueeze(2), stay, scores.view(count, beam_size, words))
+        total, best = (total.unsqueeze(2) + scores).flatten(1).topk(beam_size)
         parent, last = best // words, best % words
         said, lengths, ended = said[rows, parent], lengths[rows, parent], ended[rows, parent]
         lengths = lengths + ~ended
@@ -55,7 +55,7 @@ def search(
         ended = ended | (last == end)
         if bool((ended | total.isinf()).all()):
             break
-        flat = (rows * beams + parent).flatten()
+        flat = (rows * beam_size + parent).flatten()
         state = pytree.tree_map(lambda value, flat=flat: value[flat], state)
     return said, total, lengths
 
@@ -64,27 +64,27 @@ def sample(
     step: DecoderStep,
     state: Any,
     *,
-    draws: int,
-    longest: int,
+    num_samples: int,
+    max_words: int,
     begin: int,
     end: int,
     temperature: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sentences drawn word by word by their probabilities, ``draws`` for each of N pictures; returns as :func:`search`.
+    """Sentences drawn word by word by their probabilities, ``num_samples`` for each of N pictures; returns as :func:`search`.
 
     Args:
         temperature: below 1 the likely words become likelier; what is returned knows nothing of it.
         generator: of the draws, on the CPU, so that they are the same on every device.
-        step, state, longest, begin, end: as for :func:`search`.
+        step, state, max_words, begin, end: as for :func:`search`.
     """
-    state = pytree.tree_map(lambda value: value.repeat_interleave(draws, 0), state)
+    state = pytree.tree_map(lambda value: value.repeat_interleave(num_samples, 0), state)
     rows, device = len(pytree.tree_leaves(state)[0]), pytree.tree_leaves(state)[0].device
     last = torch.full((rows,), begin, device=device)
-    said = torch.full((rows, longest), end, device=device)
+    said = torch.full((rows, max_words), end, device=device)
     total, lengths = torch.zeros(rows, device=device), torch.zeros(rows, dtype=torch.long, device=device)
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
-    for at in range(longest):
+    for at in range(max_words):
         state, scores = step(state, last)
         chances = (scores / temperature).softmax(1).cpu()
         last = torch.multinomial(chances, 1, generator=generator)[:, 0].to(device).masked_fill(ended, end)
@@ -94,6 +94,6 @@ def sample(
         ended = ended | (last == end)
         if bool(ended.all()):
             break
-    order = total.view(-1, draws).argsort(dim=1, descending=True, stable=True)
-    said = said.view(-1, draws, longest).gather(1, order.unsqueeze(2).expand(-1, -1, longest))
-    return said, total.view(-1, draws).gather(1, order), lengths.view(-1, draws).gather(1, order)
+    order = total.view(-1, num_samples).argsort(dim=1, descending=True, stable=True)
+    said = said.view(-1, num_samples, max_words).gather(1, order.unsqueeze(2).expand(-1, -1, max_words))
+    return said, total.view(-1, num_samples).gather(1, order), lengths.view(-1, num_samples).gather(1, order)

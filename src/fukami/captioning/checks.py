@@ -8,22 +8,22 @@ from fukami.data.findings import Findings, ImageItem
 from fukami.errors import Error
 
 
-def check_dataset(spec: str, found: Findings) -> Iterator[tuple[ImageItem, bytes]]:
+def check_dataset(spec: str, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """The readable pictures of a data set with the digest of their pixels; what is wrong is told on the way."""
-    found.thing = "sentence"
+    report.unit = "sentence"
     given = captioning_data.locate_dataset(spec)
     try:
         sheet = captioning_data.parse_caption_files(given)
     except Error as error:
-        found.add("broken", str(error).removeprefix(f"{given} "), file=str(given))
+        report.add("broken", str(error).removeprefix(f"{given} "), file=str(given))
         return
-    for flaw in sheet.flaws:
-        found.add(flaw.problem, flaw.detail, file=str(flaw.file), line=flaw.line)
+    for flaw in sheet.problems:
+        report.add(flaw.kind, flaw.detail, file=str(flaw.file), line=flaw.line)
     items = []
-    for part in sorted(sheet.parts, key=("", "train", "val", "test").index):
-        for picture, sentences in sheet.parts[part].items():
-            found.inside[part][""] += len(sentences)
+    for part in sorted(sheet.splits, key=("", "train", "val", "test").index):
+        for picture, sentences in sheet.splits[part].items():
+            report.annotation_counts[part][""] += len(sentences)
             items.append(ImageItem(picture, str(picture), "", part))
     for picture in captioning_data.find_uncaptioned_images(given, sheet):
-        found.add("no sentence", "has no sentence; say something of it, or remove it", file=str(picture))
-    yield from findings.hash_images(items, found)
+        report.add("no sentence", "has no sentence; say something of it, or remove it", file=str(picture))
+    yield from findings.hash_images(items, report)

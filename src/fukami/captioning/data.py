@@ -41,10 +41,10 @@ CAPTION_NUMBER = re.compile(r"#[a-z]*\d+$")  # what tells the sentences of a pic
 class CaptionRow(NamedTuple):
     """A sentence as its file has it: the picture's name, and the part where that is told."""
 
-    picture: str
-    sentence: str
+    image: str
+    caption: str
     line: int
-    part: str = ""
+    split: str = ""
 
 
 @dataclass
@@ -52,13 +52,13 @@ class ParsedCaptions:
     """What the files say.
 
     Attributes:
-        parts: the pictures of ``train``, ``val`` and ``test``, or of an empty name where all are one part, each with
+        splits: the pictures of ``train``, ``val`` and ``test``, or of an empty name where all are one part, each with
             what was said of it.
-        flaws: what cannot be learned from.
+        problems: what cannot be learned from.
     """
 
-    parts: dict[str, dict[Path, list[str]]] = field(default_factory=dict)
-    flaws: list[AnnotationProblem] = field(default_factory=list)
+    splits: dict[str, dict[Path, list[str]]] = field(default_factory=dict)
+    problems: list[AnnotationProblem] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -66,35 +66,35 @@ class CaptionDataset:
     """Pictures, files or arrays ``(H, W, 3)`` uint8, and the sentences that were said of each, or their words."""
 
     items: tuple[Any, ...]
-    sentences: tuple[tuple[Any, ...], ...]
+    captions: tuple[tuple[Any, ...], ...]
 
     def __len__(self) -> int:
         return len(self.items)
 
     @property
-    def files(self) -> bool:
+    def is_on_disk(self) -> bool:
         """Whether the pictures lie in files."""
         return all(isinstance(item, Path) for item in self.items)
 
-    def kept(self, which: Iterable[int]) -> "CaptionDataset":
+    def select(self, indices: Iterable[int]) -> "CaptionDataset":
         """Those of these numbers."""
-        numbers = list(which)
-        return CaptionDataset(tuple(self.items[i] for i in numbers), tuple(self.sentences[i] for i in numbers))
+        numbers = list(indices)
+        return CaptionDataset(tuple(self.items[i] for i in numbers), tuple(self.captions[i] for i in numbers))
 
-    def read(
-        self, prepare: SquareTransform, broken: int = image_folder.MAX_BROKEN
+    def load_images(
+        self, transform: SquareTransform, max_broken: int = image_folder.MAX_BROKEN
     ) -> "tuple[CaptionDataset, labelled_images.DecodedImages]":
         """All pictures as a network sees them, in memory; broken ones are left out, with their sentences, and named.
 
         Raises:
-            Error: more pictures than ``broken`` are, or not one can be read.
+            Error: more pictures than ``max_broken`` are, or not one can be read.
         """
-        if self.files:
-            results: Iterable[Any] = streaming.decode_files(self.items, prepare)
+        if self.is_on_disk:
+            results: Iterable[Any] = streaming.decode_files(self.items, transform)
         else:
-            results = (prepare(Image.fromarray(item)).transpose(1, 2, 0) for item in self.items)
-        good, pictures = image_folder.stack_images(results, len(self), prepare, broken)
-        kept = self if len(good) == len(self) else self.kept(good)
+            results = (transform(Image.fromarray(item)).transpose(1, 2, 0) for item in self.items)
+        good, pictures = image_folder.stack_images(results, len(self), transform, max_broken)
+        kept = self if len(good) == len(self) else self.select(good)
         names = [item if isinstance(item, Path) else f"scene {number}" for number, item in enumerate(kept.items)]
         return kept, labelled_images.DecodedImages(
             torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.arange(len(good)), list(map(str, names))
@@ -122,13 +122,13 @@ def load_dataset(spec: str, holdout: float) -> tuple[CaptionDataset, CaptionData
             CaptionDataset(*scenes.generate_captioned_images(scenes.NUM_CAPTIONED, scenes.NUM_TEST)),
         )
     sheet = parse_caption_files(locate_dataset(spec))
-    if sheet.flaws:
-        first = sheet.flaws[0]
+    if sheet.problems:
+        first = sheet.problems[0]
         logger.warning(
-            f"{len(sheet.flaws)} pictures or sentences are left out; the first: {first.file}, line {first.line}: "
+            f"{len(sheet.problems)} pictures or sentences are left out; the first: {first.file}, line {first.line}: "
             f"{first.detail}; fukami doctor names each"
         )
-    parts = {name: _build_dataset(pictures) for name, pictures in sheet.parts.items() if pictures}
+    parts = {name: _build_dataset(pictures) for name, pictures in sheet.splits.items() if pictures}
     if not parts:
         raise Error(f"{spec} has no picture with a sentence; fukami doctor {spec} says what is wrong")
     nothing = CaptionDataset((), ())
@@ -139,7 +139,7 @@ def load_dataset(spec: str, holdout: float) -> tuple[CaptionDataset, CaptionData
     if not len(test):
         count = round(holdout * len(learned))
         bounds = [0, max(0, len(learned) - 2 * count), len(learned) - count, len(learned)]
-        learned, val, test = (learned.kept(range(*ends)) for ends in pairwise(bounds))
+        learned, val, test = (learned.select(range(*ends)) for ends in pairwise(bounds))
     return learned, val, test
 
 
@@ -199,9 +199,9 @@ def parse_caption_files(path: Path) -> ParsedCaptions:
     return sheet
 
 
-def find_uncaptioned_images(path: Path, sheet: ParsedCaptions) -> list[Path]:
+def find_uncaptioned_images(path: Path, parsed: ParsedCaptions) -> list[Path]:
     """The pictures at a path of which nothing is said."""
-    said = {picture for pictures in sheet.parts.values() for picture in pictures}
+    said = {picture for pictures in parsed.splits.values() for picture in pictures}
     root = _find_root(path)
     return sorted({*_index_images(root, _list_files(root)).values()} - said)
 
@@ -222,20 +222,20 @@ def _add_row(
     sheet: ParsedCaptions, file: Path, line: CaptionRow, there: dict[str, Path], listed: dict[str, str]
 ) -> None:
     """Add a sentence to the picture it is about, or say why it cannot be learned from."""
-    part = line.part or listed.get(Path(line.picture).name, "")
+    part = line.split or listed.get(Path(line.image).name, "")
     part = "train" if part == "trainval" else part
-    picture = there.get(line.picture) or there.get(Path(line.picture).name)
+    picture = there.get(line.image) or there.get(Path(line.image).name)
     if picture is None:
-        named = line.picture or "no picture"
-        sheet.flaws.append(AnnotationProblem("missing", file, line.line, f"names {named}, which is not there", part))
+        named = line.image or "no picture"
+        sheet.problems.append(AnnotationProblem("missing", file, line.line, f"names {named}, which is not there", part))
     elif part not in ("", "train", "val", "test"):
-        sheet.flaws.append(
+        sheet.problems.append(
             AnnotationProblem("no split", file, line.line, f"has the split {part[:50]!r}; expected train, val or test")
         )
-    elif not line.sentence.strip():
-        sheet.flaws.append(AnnotationProblem("no sentence", file, line.line, f"says nothing of {line.picture}", part))
+    elif not line.caption.strip():
+        sheet.problems.append(AnnotationProblem("no sentence", file, line.line, f"says nothing of {line.image}", part))
     else:
-        sheet.parts.setdefault(part, {}).setdefault(picture, []).append(line.sentence.strip())
+        sheet.splits.setdefault(part, {}).setdefault(picture, []).append(line.caption.strip())
 
 
 def _index_images(root: Path, files: Iterable[Path]) -> dict[str, Path]:
@@ -357,4 +357,4 @@ def _build_dataset(pictures: dict[Path, list[str]]) -> CaptionDataset:
 def _concatenate(parts: Iterable[CaptionDataset]) -> CaptionDataset:
     """All of them."""
     some = list(parts)
-    return CaptionDataset(sum((part.items for part in some), ()), sum((part.sentences for part in some), ()))
+    return CaptionDataset(sum((part.items for part in some), ()), sum((part.captions for part in some), ()))

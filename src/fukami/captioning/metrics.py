@@ -17,7 +17,7 @@ TINY, SMALL = 1e-15, 1e-9
 
 
 def evaluate_captions(
-    found: Sequence[Words], references: Sequence[Sequence[Words]], learned: set[str]
+    captions: Sequence[Words], references: Sequence[Sequence[Words]], training_captions: set[str]
 ) -> dict[str, float]:
     """Every metric of sentences for pictures.
 
@@ -26,21 +26,21 @@ def evaluate_captions(
     learned from word for word (Vinyals et al. 2015, section 4.3.4); and ``count``.
 
     Args:
-        found: a sentence for each picture.
+        captions: a sentence for each picture.
         references: what people said of each.
-        learned: the sentences of the training, their words joined by spaces; without them there is no ``copied``.
+        training_captions: the sentences of the training, their words joined by spaces; without them there is no ``copied``.
     """
-    scores = compute_bleu(found, references)
-    texts = [" ".join(words) for words in found]
+    scores = compute_bleu(captions, references)
+    texts = [" ".join(words) for words in captions]
     exact = [text in {" ".join(words) for words in own} for text, own in zip(texts, references, strict=True)]
-    copied = {"copied": fmean(text in learned for text in texts)} if learned else {}
+    copied = {"copied": fmean(text in training_captions for text in texts)} if training_captions else {}
     return {
         "bleu4": scores[3],
         "bleu1": scores[0],
         "bleu2": scores[1],
         "bleu3": scores[2],
-        "rouge_l": fmean(compute_rouge_l(words, own) for words, own in zip(found, references, strict=True)),
-        "cider": fmean(compute_cider(found, references)),
+        "rouge_l": fmean(compute_rouge_l(words, own) for words, own in zip(captions, references, strict=True)),
+        "cider": fmean(compute_cider(captions, references)),
         "exact": fmean(exact),
         "distinct": len(set(texts)) / len(texts),
         **copied,
@@ -53,10 +53,10 @@ def count_ngrams(words: Words) -> list[Counter[tuple[str, ...]]]:
     return [Counter(zip(*(words[i:] for i in range(n)), strict=False)) for n in range(1, MAX_N + 1)]
 
 
-def compute_bleu(found: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
+def compute_bleu(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
     """BLEU-1 to BLEU-4 of all sentences together (Papineni et al. 2002); lengths are those of the closest reference."""
     right, all_, length, reference = [0] * MAX_N, [0] * MAX_N, 0, 0
-    for words, own in zip(found, references, strict=True):
+    for words, own in zip(captions, references, strict=True):
         length += len(words)
         reference += min((abs(len(each) - len(words)), len(each)) for each in own)[1]
         counted = [count_ngrams(each) for each in own]
@@ -75,10 +75,10 @@ def compute_bleu(found: Sequence[Words], references: Sequence[Sequence[Words]]) 
     return scores
 
 
-def compute_rouge_l(words: Words, references: Sequence[Words]) -> float:
+def compute_rouge_l(caption: Words, references: Sequence[Words]) -> float:
     """ROUGE-L of a sentence (Lin 2004): of the longest common subsequence, with the best precision and recall."""
-    common = [compute_lcs_length(words, own) for own in references]
-    precision = max(count / max(len(words), 1) for count in common)
+    common = [compute_lcs_length(caption, own) for own in references]
+    precision = max(count / max(len(caption), 1) for count in common)
     recall = max(count / max(len(own), 1) for count, own in zip(common, references, strict=True))
     if precision == 0 or recall == 0:
         return 0.0
@@ -96,7 +96,7 @@ def compute_lcs_length(one: Words, other: Words) -> int:
     return row[-1]
 
 
-def compute_cider(found: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
+def compute_cider(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
     """CIDEr-D of each sentence (Vedantam et al. 2015), with document frequencies of these references."""
     counted = [[count_ngrams(each) for each in own] for own in references]
     documents = [
@@ -111,7 +111,7 @@ def compute_cider(found: Sequence[Words], references: Sequence[Sequence[Words]])
         ]
 
     scores = []
-    for words, own in zip(found, counted, strict=True):
+    for words, own in zip(captions, counted, strict=True):
         counts = count_ngrams(words)
         mine = weighted(counts)
         total = 0.0

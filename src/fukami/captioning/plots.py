@@ -16,14 +16,14 @@ LINE_LENGTH = 34  # letters in a line below a picture
 
 
 def plot_evaluation(
-    scores: Sequence[float], said: Sequence[str], shown: Callable[[int], CaptionExample]
+    scores: Sequence[float], captions: Sequence[str], get_example: Callable[[int], CaptionExample]
 ) -> Iterator[tuple[str, Figure]]:
     """Every figure with its title, for the report of a run.
 
     Args:
         scores: CIDEr-D of the sentence for each picture.
-        said: the sentences.
-        shown: what there is to see of a picture by its number.
+        captions: the sentences.
+        get_example: what there is to see of a picture by its number.
     """
     ranked = np.argsort(scores, kind="stable")[::-1].tolist()
     middle = max(0, len(ranked) // 2 - EXAMPLES_PER_FIGURE // 2)
@@ -32,8 +32,8 @@ def plot_evaluation(
         ("median", ranked[middle : middle + EXAMPLES_PER_FIGURE]),
         ("worst", ranked[-EXAMPLES_PER_FIGURE:]),
     ):
-        yield f"The {name} sentences", plot_examples([(f"CIDEr-D {scores[at]:.2f}", *shown(at)) for at in some])
-    yield "The commonest sentences", plot_common_captions(said)
+        yield f"The {name} sentences", plot_examples([(f"CIDEr-D {scores[at]:.2f}", *get_example(at)) for at in some])
+    yield "The commonest sentences", plot_common_captions(captions)
 
 
 def plot_examples(rows: Sequence[tuple[str, UInt8Array, str, str]]) -> Figure:
@@ -52,9 +52,9 @@ def plot_examples(rows: Sequence[tuple[str, UInt8Array, str, str]]) -> Figure:
     return figure
 
 
-def plot_common_captions(said: Sequence[str]) -> Figure:
+def plot_common_captions(captions: Sequence[str]) -> Figure:
     """How often the commonest sentences were said."""
-    counts = Counter(said).most_common(NUM_COMMON_CAPTIONS)
+    counts = Counter(captions).most_common(NUM_COMMON_CAPTIONS)
     figure = Figure(figsize=(8, 0.4 + 0.28 * len(counts)), layout="constrained")
     axes = figure.add_subplot(xlabel="pictures")
     bars = axes.barh([textwrap.shorten(text, 80) or "(nothing)" for text, _ in counts][::-1],

@@ -29,20 +29,20 @@ class ShowAndTell(SupervisedRecipe):
     paper: ClassVar[str] = "Vinyals et al., Show and Tell: A Neural Image Caption Generator"
     year: ClassVar[int] = 2015
     family: ClassVar[str] = "captioning"
-    published: ClassVar[str] = "27.7 BLEU-4 COCO"
-    reached: ClassVar[str] = "12.76 BLEU-4 on 1,000 images of Flickr8k, mean of 3 seeds"
+    paper_result: ClassVar[str] = "27.7 BLEU-4 COCO"
+    reproduced_result: ClassVar[str] = "12.76 BLEU-4 on 1,000 images of Flickr8k, mean of 3 seeds"
 
-    dataset: DataSpec = "scenes"
+    data: DataSpec = "scenes"
     """What to learn from: scenes (embedded), flickr8k, flickr30k, coco, or a folder, an archive, a CSV or a JSON file
     of pictures and sentences."""
     holdout: float = 0.1
     """Share of the pictures, the last by name, kept for testing where the data have no parts of their own; as many
     before them are kept for validation."""
-    part: Literal["test", "val"] = "test"
+    split: Literal["test", "val"] = "test"
     """The part that is judged on."""
-    tokens: tokenizer.TokenizerName = "words"
+    tokenizer: tokenizer.TokenizerName = "words"
     """What sentences are cut into: words between spaces, characters, or japanese words (which needs an extra)."""
-    floor: int = 5
+    min_word_count: int = 5
     """Times that a word must occur in the training to be known."""
     encoder: str = "googlenet"
     """The recipe of the classifier that sees."""
@@ -51,7 +51,7 @@ class ShowAndTell(SupervisedRecipe):
     init: str = ""
     """Weights of the encoder to begin with, which then stays as it is: imagenet (torchvision's, downloaded), a file of
     a state dict, or a run's folder."""
-    finetune: int = 0
+    finetune_epochs: int = 0
     """Passes after these in which such an encoder learns on, too."""
     size: int = 224
     """Side of the pictures that the network sees, in pixels."""
@@ -62,11 +62,11 @@ class ShowAndTell(SupervisedRecipe):
     augment: tuple[str, ...] = ("flip", "crop=0.6")
     """Changes of the training pictures while the encoder learns, such as flip crop=0.6 brightness; none: give the flag
     alone."""
-    cache: float = 4.0
+    cache_limit: float = 4.0
     """Gigabytes of disk for what an encoder sees that stays as it is; 0: it is computed in each run."""
     epochs: int = 30
     """Passes over the sentences."""
-    batch: int = 64
+    batch_size: int = 64
     """Sentences in an update, over all processes."""
     optimizer: OptimizerName = "adamw"
     """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
@@ -74,21 +74,21 @@ class ShowAndTell(SupervisedRecipe):
     """Peak learning rate of the recipe's own batch."""
     weight_decay: float = 0.01
     """Pull of the weights towards 0; decoupled with adamw (Loshchilov and Hutter 2019)."""
-    clip: float = 5.0
+    clip_norm: float = 5.0
     """Greatest norm of the gradient, to which a greater one is scaled down; 0: any."""
-    judge_every: int = 5
+    eval_every: int = 5
     """Passes between two evaluations; there is one at the end in any case."""
     decoding: Literal["beam", "greedy", "sample"] = "beam"
     """The likeliest sentence that a beam search finds, the likeliest word each time, or by chance."""
-    beams: int = 20
+    beam_size: int = 20
     """Beginnings of sentences that a beam search keeps."""
-    length: float = 0.0
+    length_penalty: float = 0.0
     """Power of a sentence's length by which its log-probability is divided before sentences are ranked; 0: not."""
     temperature: float = 1.0
     """Of chance; below 1 likely words become likelier."""
-    sentences: int = 5
+    num_captions: int = 5
     """Told for each picture, the likeliest first."""
-    longest: int = 30
+    max_words: int = 30
     """Words of a sentence at most."""
 
     def __post_init__(self) -> None:
@@ -101,19 +101,19 @@ class ShowAndTell(SupervisedRecipe):
         check_range(self, 1e-3, math.inf, "temperature")
         check_range(self, 0, 0.99, "dropout")
         check_range(self, 4, MAX_INPUT_SIZE, "size")
-        if self.finetune and not self.init:
+        if self.finetune_epochs and not self.init:
             raise UsageError("--finetune goes on with an encoder that began with weights; give them with --init")
         mixed = {"mixup", "cutmix"} & {word.partition("=")[0] for word in self.augment}
         if mixed:
             raise UsageError(f"{' and '.join(sorted(mixed))} would need a sentence for a mixture; leave it out")
 
     @property
-    def frozen(self) -> bool:
+    def is_encoder_frozen(self) -> bool:
         """Whether the encoder stays as it is."""
-        return bool(self.init) and not self.finetune
+        return bool(self.init) and not self.finetune_epochs
 
     @property
-    def classifier(self) -> Any:
+    def encoder_recipe(self) -> Any:
         """The recipe of the classifier that sees.
 
         Raises:
@@ -124,106 +124,120 @@ class ShowAndTell(SupervisedRecipe):
             raise UsageError(f"the encoder should be a classifier such as googlenet or resnet50, not {self.encoder}")
         return kind.as_encoder(self.encoder_options, self.size)
 
-    def prepare(self) -> "SquareTransform":
+    def build_transform(self) -> "SquareTransform":
         """How a picture is brought to the form that the encoder sees."""
         from fukami.image.transform import SquareTransform
 
-        own = self.classifier.prepare(())
+        own = self.encoder_recipe.prepare(())
         return SquareTransform(channels=3, size=self.size, mean=own.mean, std=own.std)
 
-    def data(self) -> Data:
+    def load_data(self) -> Data:
         """The data set, in memory; the labels are the words."""
-        learned, judged = self.parts()
-        labels = tokenizer.build_vocabulary((words for own in learned.sentences for words in own), self.floor)
-        return Data(self.loader(learned, labels), self.references(judged, learned), labels)
+        learned, judged = self.load_splits()
+        labels = tokenizer.build_vocabulary((words for own in learned.captions for words in own), self.min_word_count)
+        return Data(self.build_train_loader(learned, labels), self.build_eval_loader(judged, learned), labels)
 
-    def judged(self) -> "CaptionEvalLoader":
+    def load_eval_data(self) -> "CaptionEvalLoader":
         """The part that is judged on alone; of the training only its sentences are read."""
-        learned, judged = self.parts()
-        return self.references(judged, learned)
+        learned, judged = self.load_splits()
+        return self.build_eval_loader(judged, learned)
 
-    def parts(self) -> "tuple[CaptionDataset, CaptionDataset]":
+    def load_splits(self) -> "tuple[CaptionDataset, CaptionDataset]":
         """What there is to learn from and to judge on, each sentence cut into words."""
         from fukami.captioning import data as captioning_data
 
-        learned, val, test = captioning_data.load_dataset(self.dataset, self.holdout)
-        some = learned, val if self.part == "val" else test
+        learned, val, test = captioning_data.load_dataset(self.data, self.holdout)
+        some = learned, val if self.split == "val" else test
         learned, judged = (
             dataclasses.replace(
                 told,
-                sentences=tuple(tuple(tokenizer.tokenize(text, self.tokens) for text in own) for own in told.sentences),
+                captions=tuple(
+                    tuple(tokenizer.tokenize(text, self.tokenizer) for text in own) for own in told.captions
+                ),
             )
             for told in some
         )
         return learned, judged
 
-    def loader(self, told: "CaptionDataset", labels: tuple[str, ...]) -> "CaptionLoader | StreamingCaptionLoader":
+    def build_train_loader(
+        self, split: "CaptionDataset", labels: tuple[str, ...]
+    ) -> "CaptionLoader | StreamingCaptionLoader":
         """Batches of sentences and their pictures to train on: from memory where these fit, streamed where not."""
         import torch
 
         from fukami.captioning.loader import CaptionLoader, StreamingCaptionLoader, pad_sequences
         from fukami.data import augment
 
-        asked = () if self.frozen else self.augment
+        asked = () if self.is_encoder_frozen else self.augment
         crop = augment.parse_strengths(asked).get("crop")
-        prepare = self.prepare()
+        prepare = self.build_transform()
         larger = dataclasses.replace(prepare, size=round(self.size * RESIZE_RATIO)) if crop else prepare
-        streamed = told.files and len(told) * larger.bytes > self.memory * 1e9
+        streamed = split.is_on_disk and len(split) * larger.nbytes > self.memory_limit * 1e9
         if not streamed:
-            told, pictures = told.read(larger, self.broken)
+            split, pictures = split.load_images(larger, self.max_broken)
         known = {label: number for number, label in enumerate(labels)}
-        words = [[tokenizer.encode_words(each, known) for each in own] for own in told.sentences]
-        of = torch.repeat_interleave(torch.arange(len(told)), torch.tensor([len(own) for own in words]))
-        every = pad_sequences([each for own in words for each in own], self.longest + 2)
+        words = [[tokenizer.encode_words(each, known) for each in own] for own in split.captions]
+        of = torch.repeat_interleave(torch.arange(len(split)), torch.tensor([len(own) for own in words]))
+        every = pad_sequences([each for own in words for each in own], self.max_words + 2)
         if streamed:
             asked = tuple(word for word in asked if word.partition("=")[0] != "crop")  # which decoding does
         augmentation = build_augmentation(asked, prepare, labels)
         if streamed:
-            return StreamingCaptionLoader(told.items, every, of, labels, prepare, batch=self.batch, seed=self.seed,
-                                   augment=augmentation, smallest=crop, broken=self.broken)  # fmt: skip
-        return CaptionLoader(pictures, every, of, labels, batch=self.batch, seed=self.seed, augment=augmentation,
+            return StreamingCaptionLoader(split.items, every, of, labels, prepare, batch_size=self.batch_size, seed=self.seed,
+                                   augment=augmentation, min_area=crop, max_broken=self.max_broken)  # fmt: skip
+        return CaptionLoader(pictures, every, of, labels, batch_size=self.batch_size, seed=self.seed, augment=augmentation,
                          size=self.size)  # fmt: skip
 
-    def references(self, judged: "CaptionDataset", learned: "CaptionDataset") -> "CaptionEvalLoader":
+    def build_eval_loader(self, split: "CaptionDataset", train: "CaptionDataset") -> "CaptionEvalLoader":
         """The pictures to judge on, and what people said of them."""
         from fukami.captioning.loader import CaptionEvalLoader
 
-        told, pictures = judged.read(self.prepare(), self.broken)
-        before = {" ".join(words) for own in learned.sentences for words in own}
-        return CaptionEvalLoader(pictures, told.sentences, before, batch=EVAL_BATCH_SIZE)
+        told, pictures = split.load_images(self.build_transform(), self.max_broken)
+        before = {" ".join(words) for own in train.captions for words in own}
+        return CaptionEvalLoader(pictures, told.captions, before, batch_size=EVAL_BATCH_SIZE)
 
-    def task(self, labels: tuple[str, ...]) -> "CaptioningTask":
+    def build_task(self, labels: tuple[str, ...]) -> "CaptioningTask":
         """A network that speaks with these words."""
         from fukami import models
         from fukami.captioning.task import CaptioningTask, DecodingConfig
 
-        model = models.show_and_tell(self.classifier.network(1), len(labels), hidden=self.hidden, dropout=self.dropout)
+        model = models.show_and_tell(
+            self.encoder_recipe.network(1), len(labels), hidden=self.hidden, dropout=self.dropout
+        )
         speech = DecodingConfig(
             decoding=self.decoding,
-            beams=self.beams,
-            length=self.length,
+            beam_size=self.beam_size,
+            length_penalty=self.length_penalty,
             temperature=self.temperature,
-            sentences=self.sentences,
-            longest=self.longest,
-            tokens=self.tokens,
+            num_captions=self.num_captions,
+            max_words=self.max_words,
+            tokenizer=self.tokenizer,
             seed=self.seed,
         )
-        regime = self.regime()
-        regime["epochs"] = self.finetune or self.epochs
-        return CaptioningTask(model, labels, self.prepare(), speech, frozen=self.frozen, cache=self.cache, **regime)
+        regime = self.get_training_options()
+        regime["epochs"] = self.finetune_epochs or self.epochs
+        return CaptioningTask(
+            model,
+            labels,
+            self.build_transform(),
+            speech,
+            frozen_encoder=self.is_encoder_frozen,
+            cache_limit=self.cache_limit,
+            **regime,
+        )
 
-    def begin(self, task: "Task") -> None:
+    def initialize_task(self, task: "Task") -> None:
         """Put the weights of ``init`` into the encoder, or those of a run that speaks into all of the network."""
         from fukami.engine import pretrained
 
         if self.init:
             labels = getattr(task, "labels", ())
-            pretrained.initialize_captioner(task.model, self.classifier.architecture, self.init, labels)
+            pretrained.initialize_captioner(task.model, self.encoder_recipe.architecture, self.init, labels)
 
     def stages(self, folder: Path) -> dict[str, Recipe]:
         """The training on an encoder that stays as it is, before it learns on."""
-        return {"frozen": dataclasses.replace(self, finetune=0)} if self.finetune else {}
+        return {"frozen": dataclasses.replace(self, finetune_epochs=0)} if self.finetune_epochs else {}
 
-    def follow(self, task: "Task", run: Path) -> None:
+    def continue_from_stage(self, task: "Task", run: Path) -> None:
         """Go on with what was learned on the encoder as it was."""
-        dataclasses.replace(self, init=str(run)).begin(task)
+        dataclasses.replace(self, init=str(run)).initialize_task(task)

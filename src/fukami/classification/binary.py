@@ -17,14 +17,14 @@ class BinaryConvNet(BinarizedMixin, ClassificationRecipe):
 
     paper: ClassVar[str] = "Courbariaux et al., Binarized Neural Networks"
     year: ClassVar[int] = 2016
-    published: ClassVar[str] = "88.6 % CIFAR-10"
-    reached: ClassVar[str] = "80.88 % CIFAR-10 as JPEG, half as wide, 24 epochs, one seed"
+    paper_result: ClassVar[str] = "88.6 % CIFAR-10"
+    reproduced_result: ClassVar[str] = "80.88 % CIFAR-10 as JPEG, half as wide, 24 epochs, one seed"
 
     size: int = 32
     """Side of the pictures that the network sees, in pixels."""
     epochs: int = 100
     """Passes over the training set."""
-    batch: int = 100
+    batch_size: int = 100
     """Pictures in an update."""
     augment: tuple[str, ...] = ("flip", "pad-crop=4")
     """Changes of the training pictures, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
@@ -32,7 +32,7 @@ class BinaryConvNet(BinarizedMixin, ClassificationRecipe):
     """Channels of the convolutions; each pair ends with a pooling."""
     hidden: tuple[int, ...] = (1024, 1024)
     """Units of the affine layers before the last."""
-    ends: Literal["float", "binary"] = "float"
+    end_layers: Literal["float", "binary"] = "float"
     """Weights of the first and the last layer: of full precision, or, as in the paper, of one bit."""
 
     def __post_init__(self) -> None:
@@ -40,19 +40,19 @@ class BinaryConvNet(BinarizedMixin, ClassificationRecipe):
         super().__post_init__()
         check_range(self, 2 ** (len(self.widths) // 2), MAX_INPUT_SIZE, "size")
 
-    def network(self, classes: int) -> "nn.Module":
+    def build_model(self, num_classes: int) -> "nn.Module":
         """The network."""
         from fukami.models import binary_convnet
 
         return binary_convnet(
-            classes,
+            num_classes,
             channels=self.channels,
             size=self.size,
             widths=self.widths,
             hidden=self.hidden,
-            ends=self.ends,
-            scaling=self.scaling,
-            thresholds=self.thresholds,
+            end_layers=self.end_layers,
+            scaling_factors=self.scaling_factors,
+            learned_thresholds=self.learned_thresholds,
         )
 
 
@@ -62,8 +62,8 @@ class BinaryDeepConvNet(BinarizedMixin, DeepConvNet):
 
     paper: ClassVar[str] = "Courbariaux et al., Binarized Neural Networks"
     year: ClassVar[int] = 2016
-    published: ClassVar[str] = "99.04 % MNIST, affine layers"
-    reached: ClassVar[str] = "99.28 % MNIST, one seed"
+    paper_result: ClassVar[str] = "99.04 % MNIST, affine layers"
+    reproduced_result: ClassVar[str] = "99.28 % MNIST, one seed"
     batch_norm: ClassVar[bool] = True  # type: ignore[misc]  # always: signs need it
 
     epochs: int = 15
@@ -74,23 +74,23 @@ class BinaryDeepConvNet(BinarizedMixin, DeepConvNet):
     """Channels of the six convolutions."""
     hidden: int = 128
     """Units of the first affine layer."""
-    ends: Literal["float", "binary"] = "float"
+    end_layers: Literal["float", "binary"] = "float"
     """Weights of the first and the last layer: of full precision, or, as in the paper, of one bit."""
 
-    def network(self, classes: int) -> "nn.Module":
+    def build_model(self, num_classes: int) -> "nn.Module":
         """The network."""
         from fukami.models import binary_deep_convnet
 
         return binary_deep_convnet(
-            classes,
+            num_classes,
             channels=self.channels,
             size=self.size,
             widths=self.widths,
             hidden=self.hidden,
             dropout=self.dropout,
-            ends=self.ends,
-            scaling=self.scaling,
-            thresholds=self.thresholds,
+            end_layers=self.end_layers,
+            scaling_factors=self.scaling_factors,
+            learned_thresholds=self.learned_thresholds,
         )
 
 
@@ -100,7 +100,7 @@ class BinaryResNet18(BinarizedMixin, ClassificationRecipe):
 
     paper: ClassVar[str] = "Liu et al., Bi-Real Net"
     year: ClassVar[int] = 2018
-    published: ClassVar[str] = "56.4 % ImageNet top-1"
+    paper_result: ClassVar[str] = "56.4 % ImageNet top-1"
 
     lr: float = 2e-3
     """Peak learning rate."""
@@ -110,10 +110,14 @@ class BinaryResNet18(BinarizedMixin, ClassificationRecipe):
     """How the network begins: 7x7, the paper's, leaves a quarter of the side; 3x3, for pictures of 32 to 64 pixels, all
     of it."""
 
-    def network(self, classes: int) -> "nn.Module":
+    def build_model(self, num_classes: int) -> "nn.Module":
         """The network."""
         from fukami.models import binary_resnet18
 
         return binary_resnet18(
-            classes, channels=self.channels, stem=self.stem, scaling=self.scaling, thresholds=self.thresholds
+            num_classes,
+            channels=self.channels,
+            stem=self.stem,
+            scaling_factors=self.scaling_factors,
+            learned_thresholds=self.learned_thresholds,
         )

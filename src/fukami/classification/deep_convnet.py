@@ -20,8 +20,8 @@ class DeepConvNet(ClassificationRecipe):
 
     paper: ClassVar[str] = "Saitoh, Deep Learning from Scratch"
     year: ClassVar[int] = 2016
-    published: ClassVar[str] = "99.35 % MNIST"
-    reached: ClassVar[str] = "99.576 % MNIST, mean of 5 seeds"
+    paper_result: ClassVar[str] = "99.35 % MNIST"
+    reproduced_result: ClassVar[str] = "99.576 % MNIST, mean of 5 seeds"
 
     size: int = 28
     """Side of the pictures that the network sees, in pixels."""
@@ -29,7 +29,7 @@ class DeepConvNet(ClassificationRecipe):
     """1 grey, 3 colour."""
     epochs: int = 10
     """Passes over the training set."""
-    batch: int = 100
+    batch_size: int = 100
     """Pictures in an update."""
     optimizer: OptimizerName = "adamw"
     """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
@@ -57,12 +57,12 @@ class DeepConvNet(ClassificationRecipe):
         check_range(self, 1, math.inf, "hidden")
         check_range(self, 0, 0.99, "dropout")
 
-    def network(self, classes: int) -> "nn.Module":
+    def build_model(self, num_classes: int) -> "nn.Module":
         """The network."""
         from fukami.models import deep_convnet
 
         return deep_convnet(
-            classes,
+            num_classes,
             channels=self.channels,
             size=self.size,
             widths=self.widths,
@@ -71,7 +71,7 @@ class DeepConvNet(ClassificationRecipe):
             batch_norm=self.batch_norm,
         )
 
-    def prepare(self, labels: tuple[str, ...]) -> "SquareTransform":
+    def build_transform(self, labels: tuple[str, ...]) -> "SquareTransform":
         """How a picture is brought to the form that the network sees."""
         from fukami.image.transform import SquareTransform
 
@@ -79,4 +79,4 @@ class DeepConvNet(ClassificationRecipe):
         digit = self.convention == "digit" or (
             self.convention == "auto" and digits and (self.size, self.channels) == (28, 1)
         )
-        return SquareTransform(channels=self.channels, size=self.size, digit=digit)
+        return SquareTransform(channels=self.channels, size=self.size, mnist_digit=digit)

@@ -17,22 +17,22 @@ class GoogLeNet(ClassificationRecipe):
 
     paper: ClassVar[str] = "Szegedy et al., Going Deeper with Convolutions"
     year: ClassVar[int] = 2015
-    encoder_fields: ClassVar[dict[str, Any]] = {"auxiliary": False}
-    published: ClassVar[str] = "93.33 % ImageNet top-5, 7 networks, 144 crops"
+    encoder_overrides: ClassVar[dict[str, Any]] = {"auxiliary": False}
+    paper_result: ClassVar[str] = "93.33 % ImageNet top-5, 7 networks, 144 crops"
 
     augment: tuple[str, ...] = ("crop=0.3", "flip")
     """Changes of the training pictures, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
-    auxiliary: bool = True
+    aux_loss: bool = True
     """Two classifiers halfway, whose losses count 0.3 each in training."""
-    kernel: Literal[3, 5] = 3
+    kernel_size: Literal[3, 5] = 3
     """Side of the largest filters: 5 in the paper, 3 in the weights that torchvision publishes."""
 
-    def network(self, classes: int) -> "nn.Module":
+    def build_model(self, num_classes: int) -> "nn.Module":
         """The network."""
         from fukami.models import googlenet
 
-        return googlenet(classes, channels=self.channels, auxiliary=self.auxiliary, kernel=self.kernel)
+        return googlenet(num_classes, channels=self.channels, aux_loss=self.aux_loss, kernel_size=self.kernel_size)
 
-    def prepare(self, labels: tuple[str, ...]) -> "SquareTransform":
+    def build_transform(self, labels: tuple[str, ...]) -> "SquareTransform":
         """How a picture is brought to the form that the network sees: colours in [-1, 1], as its weights expect."""
-        return replace(super().prepare(labels), mean=(0.5,), std=(0.5,))
+        return replace(super().build_transform(labels), mean=(0.5,), std=(0.5,))

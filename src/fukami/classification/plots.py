@@ -47,12 +47,12 @@ def plot_class_accuracy(matrix: Tensor, labels: Sequence[str]) -> Figure:
     return figure
 
 
-def plot_images(pictures: Tensor, captions: Sequence[str]) -> Figure:
+def plot_images(images: Tensor, captions: Sequence[str]) -> Figure:
     """Pictures ``(N, C, H, W)`` in 0..255 with a caption each."""
     columns = 5
     rows = -(-len(captions) // columns)
     figure = Figure(figsize=(1.7 * columns, 1.9 * rows), layout="constrained")
-    for place, (picture, caption) in enumerate(zip(pictures.numpy(), captions, strict=True), start=1):
+    for place, (picture, caption) in enumerate(zip(images.numpy(), captions, strict=True), start=1):
         axes = figure.add_subplot(rows, columns, place)
         axes.imshow(picture.transpose(1, 2, 0).astype(np.uint8).squeeze(), cmap="gray", vmin=0, vmax=255)
         axes.set_title(caption, fontsize=9)
@@ -60,19 +60,21 @@ def plot_images(pictures: Tensor, captions: Sequence[str]) -> Figure:
     return figure
 
 
-def plot_member_accuracies(share: Tensor, together: float, apart: Tensor) -> Figure:
+def plot_member_accuracies(accuracies: Tensor, ensemble_accuracy: float, disagreement: Tensor) -> Figure:
     """The accuracy of each member ``(M,)`` and of all together, and the share ``(M, M)`` on which two differ."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
-    names = [str(number) for number in range(1, len(share) + 1)]
-    heights = [100 * value for value in share.tolist()]
-    bars = left.bar([*names, "together"], [*heights, 100 * together], color=[*["#b9cbe0"] * len(names), "#4878a8"])
-    low, high = min(*heights, 100 * together), max(*heights, 100 * together)
+    names = [str(number) for number in range(1, len(accuracies) + 1)]
+    heights = [100 * value for value in accuracies.tolist()]
+    bars = left.bar(
+        [*names, "together"], [*heights, 100 * ensemble_accuracy], color=[*["#b9cbe0"] * len(names), "#4878a8"]
+    )
+    low, high = min(*heights, 100 * ensemble_accuracy), max(*heights, 100 * ensemble_accuracy)
     left.set_ylim(max(0.0, low - max(0.05, high - low)), min(100.0, high + max(0.05, (high - low) / 2)))
     left.bar_label(bars, fmt="%.2f", fontsize=8)
     left.set_ylabel("accuracy, %")
     left.spines[["top", "right"]].set_visible(False)
-    values = 100 * apart.numpy()
+    values = 100 * disagreement.numpy()
     right.imshow(values, cmap="Purples", vmin=0)
     right.set_xticks(range(len(names)), names)
     right.set_yticks(range(len(names)), names)
@@ -85,19 +87,19 @@ def plot_member_accuracies(share: Tensor, together: float, apart: Tensor) -> Fig
     return figure
 
 
-def plot_precisions(steps: Sequence[Mapping[str, Any]]) -> Figure:
+def plot_precisions(results: Sequence[Mapping[str, Any]]) -> Figure:
     """The steps of ``precision_ladder.climb``: a bar for each in errors, size, memory, latency and throughput."""
     panels = (
-        ("errors, %", [100 * (1 - step["accuracy"]) for step in steps]),
-        ("answers unlike float32's, %", [100 * (1 - step["agreement"]) for step in steps]),
-        ("file, kB", [step["bytes"] / 1e3 for step in steps]),
-        ("memory for 256 pictures, MB", [step["memory_256"] / 1e6 for step in steps]),
-        ("one picture, ms", [1e3 * step["latency"] for step in steps]),
-        ("pictures / s, 256 at once", [step["throughput"] for step in steps]),
+        ("errors, %", [100 * (1 - step["accuracy"]) for step in results]),
+        ("answers unlike float32's, %", [100 * (1 - step["agreement"]) for step in results]),
+        ("file, kB", [step["bytes"] / 1e3 for step in results]),
+        ("memory for 256 pictures, MB", [step["memory_256"] / 1e6 for step in results]),
+        ("one picture, ms", [1e3 * step["latency"] for step in results]),
+        ("pictures / s, 256 at once", [step["throughput"] for step in results]),
     )
-    figure = Figure(figsize=(2.2 * len(panels) + 0.8, 0.9 + 0.34 * len(steps)), layout="constrained")
+    figure = Figure(figsize=(2.2 * len(panels) + 0.8, 0.9 + 0.34 * len(results)), layout="constrained")
     for axes, (title, values) in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
-        bars = axes.barh([step["precision"] for step in steps], values, color="#4878a8")
+        bars = axes.barh([step["precision"] for step in results], values, color="#4878a8")
         axes.bar_label(
             bars, [f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in values], padding=3, fontsize=8
         )

@@ -33,7 +33,7 @@ _task: ClassificationTask  # of a process that measures
 
 
 def compare_precisions(
-    run: str | Path, data: str | None = None, device: str = "auto", recipe: Path | None = None
+    run: str | Path, data: str | None = None, device: str = "auto", recipe_file: Path | None = None
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Measure a run at every precision that it can be computed at.
 
@@ -41,7 +41,7 @@ def compare_precisions(
         run: a folder, or the name of weights that ship with the package; a classifier's.
         data: what is judged, a name or a path; by default the test part of what the run was trained on.
         device: ``auto``, ``cpu``, ``cuda`` ...
-        recipe: file of the private recipe that the run was trained with.
+        recipe_file: file of the private recipe that the run was trained with.
 
     Returns:
         The steps, each with its ``precision``, the metrics, ``agreement`` (share of the answers that are those of
@@ -56,7 +56,7 @@ def compare_precisions(
     folder = checkpoint.locate_unconverted_run(run)
     where = str(Runtime.start(device, "float32").device)
     if data is None:
-        check_data(checkpoint.read_recipe(folder, recipe)[0])
+        check_data(checkpoint.read_recipe(folder, recipe_file)[0])
     steps: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
     with ExitStack() as stack:
@@ -65,19 +65,19 @@ def compare_precisions(
         for name in PRECISIONS:
             try:
                 precision.resolve_device_and_precision(where, name)
-                written = engine_export.export_run(run, name, root / name, recipe=recipe)
+                written = engine_export.export_run(run, name, root / name, recipe=recipe_file)
             except Error as error:
                 if not steps:  # what cannot be computed in float32 is no run
                     raise
                 left_out[name] = str(error)
                 continue
             process = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
-            found = process.submit(_load_run, root / name, device, torch.get_num_threads(), recipe).result()
+            found = process.submit(_load_run, root / name, device, torch.get_num_threads(), recipe_file).result()
             steps.append({"precision": name, "bytes": written["bytes"], **found})
             processes.append(process)
         answers: list[Tensor] = []
         for step, process in zip(steps, processes, strict=True):
-            metrics, predicted = process.submit(_evaluate_run, folder, data, recipe).result()
+            metrics, predicted = process.submit(_evaluate_run, folder, data, recipe_file).result()
             answers.append(torch.tensor(predicted))
             step |= metrics | {"agreement": float((answers[-1] == answers[0]).float().mean())}
         for count, name in ((1, "latency"), (BATCH_SIZE, "throughput")):
@@ -113,7 +113,7 @@ def _import_libraries(folder: Path, own: str, where: torch.device, source: Path 
     """Have every library at hand before memory is counted, the run built once without numbers."""
     recipe, labels = checkpoint.read_recipe(folder, source)
     with torch.device("meta"):
-        recipe.task(labels)
+        recipe.build_task(labels)
     if own in precision.ONNX_PRECISIONS:
         importlib.import_module("fukami.quantization.onnx_export")
     elif own == "binary":
@@ -140,16 +140,16 @@ def _measure_peak_memory() -> int:
 def _evaluate_run(folder: Path, data: str | None, source: Path | None) -> tuple[dict[str, float], list[int]]:
     """The metrics of the test data, and every answer."""
     recipe, _ = checkpoint.read_recipe(folder, source)
-    recipe = recipe if data is None else recipe.on(data)
-    found = _task.judge(recipe.judged())
-    return found.metrics(), torch.cat(found.answers).tolist()
+    recipe = recipe if data is None else recipe.with_data(data)
+    found = _task.collect_results(recipe.load_eval_data())
+    return found.compute_metrics(), torch.cat(found.predictions).tolist()
 
 
 def _build_predictor(count: int) -> Callable[[], Tensor]:
     """What answers for so many pictures of noise, already on the device."""
-    shape = _task.interface().shape
+    shape = _task.get_signature().input_shape
     pictures = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, device=_task.runtime.device)
-    return torch.inference_mode()(lambda: _task.scores(pictures))
+    return torch.inference_mode()(lambda: _task.predict_scores(pictures))
 
 
 def _time_prediction(count: int) -> float:
@@ -165,9 +165,9 @@ COLUMNS = (
 NUM_TERMINAL_COLUMNS = 9  # columns that a terminal has room for
 
 
-def format_rows(steps: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+def format_rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """The cells of each step, as in :data:`COLUMNS`: times, too, as how many times faster than the first."""
-    first = steps[0]
+    first = results[0]
     return [
         (
             step["precision"],
@@ -182,5 +182,5 @@ def format_rows(steps: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
             f"{step['memory_1'] / 1e6:,.1f}",
             ", ".join(step["computed"][part] for part in ("weights", "activations", "sums")),
         )
-        for step in steps
+        for step in results
     ]

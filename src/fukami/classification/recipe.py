@@ -39,9 +39,11 @@ class ClassificationRecipe(SupervisedRecipe):
     """A network that tells which class a picture is of."""
 
     family: ClassVar[str] = "classification"
-    encoder_fields: ClassVar[dict[str, Any]] = {}  # in which the network that another task sees with is unlike this one
+    encoder_overrides: ClassVar[
+        dict[str, Any]
+    ] = {}  # in which the network that another task sees with is unlike this one
 
-    dataset: DataSpec = "digits"
+    data: DataSpec = "digits"
     """What to learn from: mnist, digits (embedded), cifar10, cifar100, imagenet, or a folder or archive of pictures by
     class, or a CSV file of path and label, or shards in a folder or at a URL."""
     holdout: float = 0.2
@@ -52,9 +54,9 @@ class ClassificationRecipe(SupervisedRecipe):
     """1 grey, 3 colour."""
     cycles: int = 1
     """Courses of the learning rate in a row; the weights at the end of each answer together (snapshots)."""
-    smoothing: float = 0.0
+    label_smoothing: float = 0.0
     """Share of the target spread over all classes."""
-    ema: float = 0.0
+    ema_decay: float = 0.0
     """Decay of a moving average of the weights, such as 0.999, which then answers; 0: none."""
     augment: tuple[str, ...] = ()
     """Changes of the training pictures, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
@@ -64,7 +66,7 @@ class ClassificationRecipe(SupervisedRecipe):
     """Weights to begin with: imagenet (torchvision's, downloaded), a file of a state dict, or a run's folder."""
     freeze: bool = False
     """Train the head alone, on features that stay as they are."""
-    layer_decay: float = 1.0
+    layer_lr_decay: float = 1.0
     """What the learning rate is multiplied by from each stage of the network to the one below."""
     quantize: Literal["none", "int8"] = "none"
     """Go on training a run (--init) with weights and activations rounded as int8 will round them."""
@@ -76,11 +78,11 @@ class ClassificationRecipe(SupervisedRecipe):
         check_range(self, 4, MAX_INPUT_SIZE, "size")
         check_range(self, 0, 1, "layer_decay")
         check_range(self, 0, 0.9999999, "smoothing", "ema")
-        if self.cycles > 1 and self.decay.startswith("plateau"):
+        if self.cycles > 1 and self.schedule.startswith("plateau"):
             raise UsageError("a plateau is waited for, so it cannot come in --cycles; give another --decay")
         if self.freeze and not self.init:
             raise UsageError("--freeze keeps the features as they are at the beginning; give weights with --init")
-        if self.quantize != "none" and (not self.init or self.freeze or self.layer_decay != 1 or self.cycles > 1):
+        if self.quantize != "none" and (not self.init or self.freeze or self.layer_lr_decay != 1 or self.cycles > 1):
             raise UsageError(
                 f"--quantize {self.quantize} goes on training the whole network of a run: give it with --init, and "
                 "leave out --freeze, --layer-decay and --cycles"
@@ -104,21 +106,21 @@ class ClassificationRecipe(SupervisedRecipe):
                 f"{' and '.join(sorted(changed.keys() & shared))} is no such field: how it learns and the size of what "
                 "it sees are those of this recipe"
             )
-        return cls(**cls.encoder_fields | changed, size=size, channels=3)
+        return cls(**cls.encoder_overrides | changed, size=size, channels=3)
 
     @property
     def architecture(self) -> str:
         """What the network is called in :mod:`fukami.models`; by default as the recipe is."""
         return get_recipe_name(type(self)).replace("-", "_")
 
-    def network(self, classes: int) -> "nn.Module":
+    def build_model(self, num_classes: int) -> "nn.Module":
         """The network, with scores ``(N, classes)`` for pictures ``(N, channels, size, size)``."""
         from fukami import models
 
-        network: nn.Module = getattr(models, self.architecture)(classes, channels=self.channels)
+        network: nn.Module = getattr(models, self.architecture)(num_classes, channels=self.channels)
         return network
 
-    def prepare(self, labels: tuple[str, ...]) -> "SquareTransform":
+    def build_transform(self, labels: tuple[str, ...]) -> "SquareTransform":
         """How a picture is brought to the form that the network sees."""
         from fukami.image.transform import SquareTransform
 
@@ -129,68 +131,70 @@ class ClassificationRecipe(SupervisedRecipe):
         )
         return SquareTransform(channels=self.channels, size=self.size, mean=mean, std=std)
 
-    def data(self) -> Data:
+    def load_data(self) -> Data:
         """The data set: in memory where it fits, streamed from its files where it does not."""
         from fukami.data import labelled_images
 
-        train, test, labels = labelled_images.load_labelled_images(self.dataset, self.holdout)
-        return Data(self.loader(train, labels, train=True), self.loader(test, labels, train=False), labels)
+        train, test, labels = labelled_images.load_labelled_images(self.data, self.holdout)
+        return Data(self.build_loader(train, labels, train=True), self.build_loader(test, labels, train=False), labels)
 
-    def judged(self) -> "BatchLoader":
+    def load_eval_data(self) -> "BatchLoader":
         """The test part alone: what there is to train on is not decoded."""
         from fukami.data import labelled_images
 
-        _, test, labels = labelled_images.load_labelled_images(self.dataset, self.holdout)
-        return self.loader(test, labels, train=False)
+        _, test, labels = labelled_images.load_labelled_images(self.data, self.holdout)
+        return self.build_loader(test, labels, train=False)
 
-    def loader(self, source: "LabelledImages", labels: tuple[str, ...], *, train: bool) -> "BatchLoader":
+    def build_loader(self, source: "LabelledImages", labels: tuple[str, ...], *, train: bool) -> "BatchLoader":
         """Batches of a part of the data, to train on or to judge on."""
-        prepare = self.prepare(labels)
+        prepare = self.build_transform(labels)
         if train:
-            how: dict[str, Any] = {"batch": self.batch, "seed": self.seed, "balanced": self.balance == "sampling"}
-            return self.batches(source, labels, prepare, self.augment, **how)
-        batch = max(1, min(MAX_EVAL_BATCH_SIZE, int(MAX_EVAL_BATCH_BYTES / prepare.bytes)))
-        return self.batches(source, labels, prepare, (), batch=batch, seed=None)
+            how: dict[str, Any] = {"batch": self.batch_size, "seed": self.seed, "balanced": self.balance == "sampling"}
+            return self.build_image_loader(source, labels, prepare, self.augment, **how)
+        batch = max(1, min(MAX_EVAL_BATCH_SIZE, int(MAX_EVAL_BATCH_BYTES / prepare.nbytes)))
+        return self.build_image_loader(source, labels, prepare, (), batch_size=batch, seed=None)
 
-    def task(self, labels: tuple[str, ...]) -> "ClassificationTask":
+    def build_task(self, labels: tuple[str, ...]) -> "ClassificationTask":
         """A classifier over ``labels``."""
         from fukami.classification.task import ClassificationTask
         from fukami.engine import pretrained, schedules
 
-        model, prepare = self.network(len(labels)), self.prepare(labels)
+        model, prepare = self.build_model(len(labels)), self.build_transform(labels)
         if self.quantize == "int8":
             from fukami.quantization import int8
 
             model = int8.prepare(model)
         if self.freeze:
             pretrained.freeze_features(model)
-        regime = self.regime()
-        if self.layer_decay != 1:
+        regime = self.get_training_options()
+        if self.layer_lr_decay != 1:
             make = regime["optimizer"]
-            regime["optimizer"] = lambda _: make(pretrained.build_layerwise_groups(model, self.peak, self.layer_decay))
+            regime["optimizer"] = lambda _: make(
+                pretrained.build_layerwise_groups(model, self.peak_lr, self.layer_lr_decay)
+            )
         if self.cycles > 1:
-            regime["decay"] = schedules.repeat_schedule(regime["decay"], self.cycles)
+            regime["lr_schedule"] = schedules.repeat_schedule(regime["lr_schedule"], self.cycles)
         return ClassificationTask(
             model,
             labels,
             prepare,
-            rematerialise=self.rematerialise,
-            smoothing=self.smoothing,
-            ema=self.ema,
+            activation_checkpointing=self.activation_checkpointing,
+            label_smoothing=self.label_smoothing,
+            ema_decay=self.ema_decay,
             cycles=self.cycles,
-            weighted=self.balance == "loss",
+            use_class_weights=self.balance == "loss",
             augment=build_augmentation(
                 [word for word in self.augment if word.partition("=")[0] in TTA_AUGMENTATIONS], prepare, labels
             ),
             **regime,
         )
 
-    def begin(self, task: "Task") -> None:
+    def initialize_task(self, task: "Task") -> None:
         """Put the weights of ``init`` into the network."""
         from fukami.engine import pretrained
 
         if self.init:
-            network = self.network(len(getattr(task, "labels", ()))) if self.quantize != "none" else task.model
+            network = self.build_model(len(getattr(task, "labels", ()))) if self.quantize != "none" else task.model
             pretrained.initialize_classifier(network, self.architecture, self.init)
             if network is not task.model:  # which has the ranges of the activations besides, still unknown
                 task.model.load_state_dict(network.state_dict(), strict=False)
@@ -208,7 +212,7 @@ class BinarizedMixin:
     """Peak learning rate."""
     weight_decay: float = 0.0
     """Pull of the weights towards 0; latent weights of one bit need none."""
-    scaling: bool = False
+    scaling_factors: bool = False
     """Scaling factors of the weights, as in XNOR-Net."""
-    thresholds: bool = False
+    learned_thresholds: bool = False
     """Learned thresholds of the signs, as in ReActNet."""

@@ -15,7 +15,7 @@ class ResNet18(ClassificationRecipe):
 
     paper: ClassVar[str] = "He et al., Deep Residual Learning for Image Recognition"
     year: ClassVar[int] = 2016
-    published: ClassVar[str] = "72.12 % ImageNet top-1, 10 crops"
+    paper_result: ClassVar[str] = "72.12 % ImageNet top-1, 10 crops"
 
     augment: tuple[str, ...] = ("crop=0.3", "flip")
     """Changes of the training pictures, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
@@ -23,11 +23,11 @@ class ResNet18(ClassificationRecipe):
     """How the network begins: 7x7, the paper's, leaves a quarter of the side; 3x3, for pictures of 32 to 64 pixels, all
     of it."""
 
-    def network(self, classes: int) -> "nn.Module":
+    def build_model(self, num_classes: int) -> "nn.Module":
         """The network of the recipe's name."""
         from fukami import models
 
-        network: nn.Module = getattr(models, self.architecture)(classes, channels=self.channels, stem=self.stem)
+        network: nn.Module = getattr(models, self.architecture)(num_classes, channels=self.channels, stem=self.stem)
         return network
 
 
@@ -35,24 +35,24 @@ class ResNet18(ClassificationRecipe):
 class ResNet34(ResNet18):
     """ResNet-34 (He et al. 2016, table 1): sixteen blocks of two 3×3 convolutions."""
 
-    published: ClassVar[str] = "75.48 % ImageNet top-1, 10 crops"
+    paper_result: ClassVar[str] = "75.48 % ImageNet top-1, 10 crops"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResNet50(ResNet18):
     """ResNet-50 (He et al. 2016, table 1): 16 bottleneck blocks."""
 
-    published: ClassVar[str] = "77.15 % ImageNet top-1, 10 crops"
+    paper_result: ClassVar[str] = "77.15 % ImageNet top-1, 10 crops"
 
     stride_in: Literal["3x3", "1x1"] = "3x3"
     """Which convolution of a bottleneck halves the maps: 1x1 in the paper, 3x3 in torchvision and its weights."""
 
-    def network(self, classes: int) -> "nn.Module":
+    def build_model(self, num_classes: int) -> "nn.Module":
         """The network of the recipe's name."""
         from fukami import models
 
         network: nn.Module = getattr(models, self.architecture)(
-            classes, channels=self.channels, stem=self.stem, stride_in=self.stride_in
+            num_classes, channels=self.channels, stem=self.stem, stride_in=self.stride_in
         )
         return network
 
@@ -61,14 +61,14 @@ class ResNet50(ResNet18):
 class ResNet101(ResNet50):
     """ResNet-101 (He et al. 2016, table 1): 33 bottleneck blocks."""
 
-    published: ClassVar[str] = "78.25 % ImageNet top-1, 10 crops"
+    paper_result: ClassVar[str] = "78.25 % ImageNet top-1, 10 crops"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResNet152(ResNet50):
     """ResNet-152 (He et al. 2016, table 1): 50 bottleneck blocks."""
 
-    published: ClassVar[str] = "78.57 % ImageNet top-1, 10 crops"
+    paper_result: ClassVar[str] = "78.57 % ImageNet top-1, 10 crops"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +77,14 @@ class ResNet20(ClassificationRecipe):
 
     paper: ClassVar[str] = "He et al., Deep Residual Learning for Image Recognition"
     year: ClassVar[int] = 2016
-    published: ClassVar[str] = "91.25 % CIFAR-10"
-    reached: ClassVar[str] = "88.32 % CIFAR-10 as JPEG, 64 epochs, one seed"
+    paper_result: ClassVar[str] = "91.25 % CIFAR-10"
+    reproduced_result: ClassVar[str] = "88.32 % CIFAR-10 as JPEG, 64 epochs, one seed"
 
     size: int = 32
     """Side of the pictures that the network sees, in pixels."""
     epochs: int = 30
     """Passes over the training set."""
-    batch: int = 128
+    batch_size: int = 128
     """Pictures in an update."""
     lr: float = 0.2
     """Peak learning rate."""
@@ -93,11 +93,13 @@ class ResNet20(ClassificationRecipe):
     shortcut: Literal["A", "B"] = "A"
     """Where the maps get smaller: A adds channels of zeros, as the paper does on CIFAR; B a 1×1 convolution."""
 
-    def network(self, classes: int) -> "nn.Module":
+    def build_model(self, num_classes: int) -> "nn.Module":
         """The network of the recipe's name."""
         from fukami import models
 
-        network: nn.Module = getattr(models, self.architecture)(classes, channels=self.channels, shortcut=self.shortcut)
+        network: nn.Module = getattr(models, self.architecture)(
+            num_classes, channels=self.channels, shortcut=self.shortcut
+        )
         return network
 
 
@@ -105,25 +107,25 @@ class ResNet20(ClassificationRecipe):
 class ResNet32(ResNet20):
     """ResNet-32 (He et al. 2016, section 4.2): five blocks in each stage."""
 
-    published: ClassVar[str] = "92.49 % CIFAR-10"
+    paper_result: ClassVar[str] = "92.49 % CIFAR-10"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResNet44(ResNet20):
     """ResNet-44 (He et al. 2016, section 4.2): seven blocks in each stage."""
 
-    published: ClassVar[str] = "92.83 % CIFAR-10"
+    paper_result: ClassVar[str] = "92.83 % CIFAR-10"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResNet56(ResNet20):
     """ResNet-56 (He et al. 2016, section 4.2): nine blocks in each stage."""
 
-    published: ClassVar[str] = "93.03 % CIFAR-10"
+    paper_result: ClassVar[str] = "93.03 % CIFAR-10"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResNet110(ResNet20):
     """ResNet-110 (He et al. 2016, section 4.2): eighteen blocks in each stage."""
 
-    published: ClassVar[str] = "93.57 % CIFAR-10"
+    paper_result: ClassVar[str] = "93.57 % CIFAR-10"

@@ -42,154 +42,168 @@ class ClassificationTask(Task):
         model: scores ``(N, classes)`` of normalised pictures ``(N, C, H, W)``; in training a tuple where it has
             auxiliary classifiers, whose losses count 0.3.
         labels: what the classes are called.
-        prepare: a picture of any size as the network sees it, ``(C, H, W)`` uint8, and how it is normalised; it
+        transform: a picture of any size as the network sees it, ``(C, H, W)`` uint8, and how it is normalised; it
             travels with the task.
-        rematerialise: keep the activations between the blocks of the network alone, and compute the others again.
-        smoothing: share of the target spread over all classes (Szegedy et al. 2016, section 7).
-        ema: decay of a moving average of the weights, which then answers (Polyak and Juditsky 1992); 0: none.
+        activation_checkpointing: keep the activations between the blocks of the network alone, and compute the others again.
+        label_smoothing: share of the target spread over all classes (Szegedy et al. 2016, section 7).
+        ema_decay: decay of a moving average of the weights, which then answers (Polyak and Juditsky 1992); 0: none.
         cycles: the weights at the end of each so long part of the training answer together (Huang et al. 2017).
-        weighted: the loss of a class counts the more the fewer pictures it has.
+        use_class_weights: the loss of a class counts the more the fewer pictures it has.
         augment: what leaves the class of a picture alone, for test-time augmentation.
         regime: optimizer, decay, epochs, judge_every, accumulate and clip, as for :class:`fukami.Task`.
     """
 
-    static = True
+    supports_cuda_graph = True
 
     def __init__(
         self,
         model: nn.Module,
         labels: tuple[str, ...],
-        prepare: SquareTransform,
+        transform: SquareTransform,
         *,
-        rematerialise: bool = False,
-        smoothing: float = 0.0,
-        ema: float = 0.0,
+        activation_checkpointing: bool = False,
+        label_smoothing: float = 0.0,
+        ema_decay: float = 0.0,
         cycles: int = 1,
-        weighted: bool = False,
+        use_class_weights: bool = False,
         augment: "Augmentation | None" = None,
         **regime: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(model, **regime)
-        self.rematerialise = rematerialise
+        self.activation_checkpointing = activation_checkpointing
         self.labels = labels
-        self.prepare = prepare
-        self.smoothing, self.ema, self.cycles, self.weighted, self.augment = smoothing, ema, cycles, weighted, augment
-        self.weight: Tensor | None = None
-        self.seen = 1  # views of each picture
+        self.transform = transform
+        self.label_smoothing, self.ema_decay, self.cycles, self.use_class_weights, self.augment = (
+            label_smoothing,
+            ema_decay,
+            cycles,
+            use_class_weights,
+            augment,
+        )
+        self.class_weights: Tensor | None = None
+        self.num_views = 1  # views of each picture
         self.cycle = -1
-        self.averaged = copy.deepcopy(model) if ema else model
-        self.answering = self.averaged
+        self.ema_model = copy.deepcopy(model) if ema_decay else model
+        self.inference_model = self.ema_model
         if cycles > 1:
             snapshots = [copy.deepcopy(model) for _ in range(cycles - 1)]
-            self.answering = Ensemble([*snapshots, self.averaged], joined=1)
+            self.inference_model = Ensemble([*snapshots, self.ema_model], num_active=1)
 
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device and make ready to train."""
-        if self.rematerialise:
+        if self.activation_checkpointing:
             enable_activation_checkpointing(self.model)
-            self.static = False  # random states are put back for the second computation, which no CUDA graph records
+            self.supports_cuda_graph = (
+                False  # random states are put back for the second computation, which no CUDA graph records
+            )
         super().setup(runtime)
-        self.answering = runtime.place(self.answering)
-        self.latent = binary.get_latent_weights(self.model)
-        mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (self.prepare.mean, self.prepare.std))
+        self.inference_model = runtime.move_to_device(self.inference_model)
+        self.latent_weights = binary.get_latent_weights(self.model)
+        mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (self.transform.mean, self.transform.std))
         self.mean, self.std = mean.to(runtime.device), std.to(runtime.device)
 
-    def state(self) -> dict[str, Any]:
+    def get_stateful_objects(self) -> dict[str, Any]:
         """Also the weights that answer, where they are not the ones that are trained."""
-        return super().state() | ({} if self.answering is self.model else {"answering": self.answering})
+        return super().get_stateful_objects() | (
+            {} if self.inference_model is self.model else {"answering": self.inference_model}
+        )
 
-    def modules(self) -> dict[str, nn.Module]:
+    def get_modules(self) -> dict[str, nn.Module]:
         """The network, its moving average, or its snapshots."""
-        return {"model": self.answering}
+        return {"model": self.inference_model}
 
-    def replace(self, modules: dict[str, nn.Module]) -> None:
+    def replace_modules(self, modules: dict[str, nn.Module]) -> None:
         """Answer with another network."""
-        self.model = self.averaged = self.answering = modules["model"]
+        self.model = self.ema_model = self.inference_model = modules["model"]
 
-    def inputs(self, batch: Batch) -> Tensor:
+    def prepare_inputs(self, batch: Batch) -> Tensor:
         """The normalised pictures."""
-        return self.normalised(batch[0].to(self.runtime.device))
+        return self.normalize_images(batch[0].to(self.runtime.device))
 
-    def interface(self) -> ModelSignature:
+    def get_signature(self) -> ModelSignature:
         """Pictures ``(channels, size, size)``; how they are prepared, and the labels, as JSON."""
         about = {
-            "preprocessing": json.dumps(self.prepare.describe()),
+            "preprocessing": json.dumps(self.transform.describe()),
             "labels": json.dumps(self.labels, ensure_ascii=False),
             "answer": "scores; softmax makes probabilities of them",
         }
-        return ModelSignature("classifier", (self.prepare.channels, self.prepare.size, self.prepare.size), about)
+        return ModelSignature("classifier", (self.transform.channels, self.transform.size, self.transform.size), about)
 
-    def batches(self, train: Any) -> Iterable[Batch]:
+    def iterate_batches(self, train: Any) -> Iterable[Batch]:
         """Pass after pass over the loader; the weights of the classes come from its ``targets``."""
-        if self.weighted:
+        if self.use_class_weights:
             counts = train.targets.bincount(minlength=len(self.labels)).clamp(min=1)
-            self.weight = (len(train.targets) / (len(self.labels) * counts)).to(self.runtime.device)
-        return super().batches(train)
+            self.class_weights = (len(train.targets) / (len(self.labels) * counts)).to(self.runtime.device)
+        return super().iterate_batches(train)
 
     def schedule(self, progress: float) -> float:
         """Set the learning rate; where a cycle has ended, keep a snapshot of what it reached."""
         cycle = int(progress * self.cycles)
-        if isinstance(self.answering, Ensemble) and cycle != self.cycle:
+        if isinstance(self.inference_model, Ensemble) and cycle != self.cycle:
             self.cycle = cycle
-            if cycle >= int(self.answering.joined):
-                self.answering.join(self.averaged)
+            if cycle >= int(self.inference_model.joined):
+                self.inference_model.add_member(self.ema_model)
         return super().schedule(progress)
 
     @torch.no_grad()
-    def updated(self) -> None:
+    def on_step(self) -> None:
         """Keep the latent weights of binarized layers in their bounds, and let the moving average follow."""
-        if self.latent:
-            torch._foreach_clamp_min_(self.latent, -1.0)
-            torch._foreach_clamp_max_(self.latent, 1.0)
-        if self.averaged is not self.model:
-            torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1 - self.ema)
-            torch._foreach_copy_(list(self.averaged.buffers()), list(self.model.buffers()))
+        if self.latent_weights:
+            torch._foreach_clamp_min_(self.latent_weights, -1.0)
+            torch._foreach_clamp_max_(self.latent_weights, 1.0)
+        if self.ema_model is not self.model:
+            torch._foreach_lerp_(list(self.ema_model.parameters()), list(self.model.parameters()), 1 - self.ema_decay)
+            torch._foreach_copy_(list(self.ema_model.buffers()), list(self.model.buffers()))
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropy of pictures ``(N, C, H, W)`` in 0..255 and targets ``(N,)``, ``(N, classes)`` where mixed."""
         pictures, targets = batch
-        scores = self.replica(self.normalised(pictures))
+        scores = self.training_model(self.normalize_images(pictures))
         scores, *auxiliary = scores if isinstance(scores, tuple) else (scores,)
-        loss = self.entropy(scores, targets) + AUX_LOSS_WEIGHT * sum(
-            self.entropy(other, targets) for other in auxiliary
+        loss = self.compute_cross_entropy(scores, targets) + AUX_LOSS_WEIGHT * sum(
+            self.compute_cross_entropy(other, targets) for other in auxiliary
         )
         right = scores.detach().argmax(1) == (targets if targets.ndim == 1 else targets.argmax(1))
         return loss, {"accuracy": right.float().mean()}
 
-    def entropy(self, scores: Tensor, targets: Tensor) -> Tensor:
+    def compute_cross_entropy(self, scores: Tensor, targets: Tensor) -> Tensor:
         """The cross entropy that is trained, summed and divided by the pictures.
 
         Where classes have weights, torch's own mean divides by those of the batch instead, and would be another one for
         each part of it.
         """
-        loss = F.cross_entropy(scores, targets, self.weight, reduction="sum", label_smoothing=self.smoothing)
+        loss = F.cross_entropy(
+            scores, targets, self.class_weights, reduction="sum", label_smoothing=self.label_smoothing
+        )
         return loss / len(scores)
 
-    def normalised(self, pictures: Tensor) -> Tensor:
+    def normalize_images(self, images: Tensor) -> Tensor:
         """Pictures in 0..255 as the network takes them, in float32."""
-        return (pictures - self.mean).div_(self.std)
+        return (images - self.mean).div_(self.std)
 
-    def opinions(self, pictures: Tensor) -> Tensor:
+    def predict_member_scores(self, images: Tensor) -> Tensor:
         """Log-probabilities of each member ``(members, N, classes)``, float32, averaged over the views.
 
         Computed in the precision of the weights.
         """
-        parameter = next(self.answering.parameters())
-        views = self._views(pictures.to(parameter.device))
-        with half_precision.enable_float32_fallback(self.answering):
+        parameter = next(self.inference_model.parameters())
+        views = self._generate_views(images.to(parameter.device))
+        with half_precision.enable_float32_fallback(self.inference_model):
             return average_log_probs(
-                torch.stack([compute_member_log_probs(self.answering, self.normalised(view)) for view in views])
+                torch.stack(
+                    [compute_member_log_probs(self.inference_model, self.normalize_images(view)) for view in views]
+                )
             )
 
-    def scores(self, pictures: Tensor) -> Tensor:
+    def predict_scores(self, images: Tensor) -> Tensor:
         """Log-probabilities ``(N, classes)``, float32, of pictures ``(N, C, H, W)`` in 0..255."""
-        return combine_log_probs(self.opinions(pictures), getattr(self.answering, "vote", False))
+        return combine_log_probs(self.predict_member_scores(images), getattr(self.inference_model, "vote", False))
 
-    def _views(self, pictures: Tensor) -> Iterator[Tensor]:
+    def _generate_views(self, pictures: Tensor) -> Iterator[Tensor]:
         """The pictures themselves, then views of them: evenly spread draws, the same for every picture."""
         yield pictures
-        if self.seen > 1 and self.augment is not None:
-            draws = SobolEngine(self.augment.draws).draw(self.seen - 1)  # type: ignore[no-untyped-call]
+        if self.num_views > 1 and self.augment is not None:
+            draws = SobolEngine(self.augment.num_draws).draw(self.num_views - 1)  # type: ignore[no-untyped-call]
             for draw in (draws + 0.25) % 1:  # so that the one view beside the picture of a flip is its mirror image
                 plan = draw.to(pictures.device).expand(len(pictures), -1)
                 yield self.augment(pictures, torch.zeros(len(pictures), dtype=torch.long), plan)[0]
@@ -206,32 +220,32 @@ class ClassificationTask(Task):
         Raises:
             Error: the data have a class that the task does not know, or no picture at all.
         """
-        found = self.judge(batches).metrics()
+        found = self.collect_results(batches).compute_metrics()
         if found["count"] == 0:
             raise Error("there is no picture to judge; give data with a test part, or a larger --holdout")
         return found
 
-    def judge(self, batches: Iterable[Batch]) -> metrics.ClassificationResults:
+    def collect_results(self, batches: Iterable[Batch]) -> metrics.ClassificationResults:
         """Count what is right and wrong in all of ``batches``, over all processes."""
-        number = self._numbers(getattr(batches, "labels", self.labels))
-        device = next(self.answering.parameters()).device
-        members = int(self.answering.joined) if isinstance(self.answering, Ensemble) else 1
+        number = self._get_class_indices(getattr(batches, "labels", self.labels))
+        device = next(self.inference_model.parameters()).device
+        members = int(self.inference_model.joined) if isinstance(self.inference_model, Ensemble) else 1
         found = metrics.ClassificationResults(len(self.labels), members, device)
-        modes = [(module, module.training) for module in self.answering.modules()]
-        self.answering.eval()
+        modes = [(module, module.training) for module in self.inference_model.modules()]
+        self.inference_model.eval()
         for pictures, given in batches:
             if len(pictures) == 0:  # this process's share of the last batch
                 continue
             targets = number[given.cpu()].to(device) if number is not None else given.to(device)
-            each = self.opinions(pictures)
-            found.add(each, combine_log_probs(each, getattr(self.answering, "vote", False)), targets, pictures)
+            each = self.predict_member_scores(pictures)
+            found.update(each, combine_log_probs(each, getattr(self.inference_model, "vote", False)), targets, pictures)
         for module, mode in modes:
             module.training = mode
-        for counts in found.counts:
-            self.runtime.sum(counts)
+        for counts in found.totals:
+            self.runtime.all_reduce_sum(counts)
         return found
 
-    def _numbers(self, labels: tuple[str, ...]) -> Tensor | None:
+    def _get_class_indices(self, labels: tuple[str, ...]) -> Tensor | None:
         """Our number of each of the classes ``labels``; None where they are the same."""
         if labels == self.labels:
             return None
@@ -249,25 +263,25 @@ class ClassificationTask(Task):
         be read yields ``{"file", "error"}``.
         """
         answers: list[dict[str, Any]] = []
-        self.answering.eval()
+        self.inference_model.eval()
         for at in range(0, len(inputs), PREDICT_BATCH_SIZE):
-            chunk = [self.see(source) for source in inputs[at : at + PREDICT_BATCH_SIZE]]
+            chunk = [self.load_image(source) for source in inputs[at : at + PREDICT_BATCH_SIZE]]
             seen = [torch.from_numpy(picture) for picture in chunk if not isinstance(picture, Error)]
-            ranked = iter(self.scores(torch.stack(seen)).exp().cpu() if seen else ())
+            ranked = iter(self.predict_scores(torch.stack(seen)).exp().cpu() if seen else ())
             for source, picture in zip(inputs[at : at + PREDICT_BATCH_SIZE], chunk, strict=True):
                 file = {"file": str(source)} if isinstance(source, str | Path) else {}
                 error = {"error": str(picture)} if isinstance(picture, Error) else None
-                answers.append(file | (error or self._answer(next(ranked))))
+                answers.append(file | (error or self._format_prediction(next(ranked))))
         return answers
 
-    def see(self, source: Any) -> "np.typing.NDArray[np.uint8] | Error":
+    def load_image(self, source: Any) -> "np.typing.NDArray[np.uint8] | Error":
         """What the network sees of a picture, ``(C, H, W)`` uint8, or why it sees nothing."""
         try:
-            return self.prepare.open(source)
+            return self.transform.read_and_transform(source)
         except Error as error:
             return error
 
-    def _answer(self, probabilities: Tensor) -> dict[str, Any]:
+    def _format_prediction(self, probabilities: Tensor) -> dict[str, Any]:
         top = probabilities.topk(min(TOP_K, len(self.labels)))
         ranking = [
             {"label": self.labels[number], "probability": probability}
@@ -275,60 +289,60 @@ class ClassificationTask(Task):
         ]
         return {**ranking[0], "ranking": ranking}
 
-    def draw(self, source: Any, answer: dict[str, Any]) -> Image.Image:
+    def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
         """The picture beside what the network saw of it, and the answer."""
         picture = image_io.read_image(source)
-        caption = f"{answer['label']}  ({answer['probability']:.1%})"
-        return image_io.draw_prediction(picture, self.prepare(picture), caption)
+        caption = f"{prediction['label']}  ({prediction['probability']:.1%})"
+        return image_io.draw_prediction(picture, self.transform(picture), caption)
 
     @torch.inference_mode()
-    def figures(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, Figure]]":
+    def plot_evaluation(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, Figure]]":
         """Confusion matrix, accuracy per class, the most confidently wrong pictures, and the members of an ensemble."""
         from fukami.classification import plots as classification_plots
 
-        found = self.judge(batches)
-        if not self.runtime.main:
+        found = self.collect_results(batches)
+        if not self.runtime.is_main:
             return
-        matrix = found.matrix.cpu()
+        matrix = found.confusion_matrix.cpu()
         yield "Confusion matrix", classification_plots.plot_confusion_matrix(matrix, self.labels)
         yield "Accuracy per class", classification_plots.plot_class_accuracy(matrix, self.labels)
-        if len(found.right) > 1:
+        if len(found.num_correct) > 1:
             count = int(matrix.sum())
-            share, apart = found.right.cpu() / count, found.apart.cpu() / count
+            share, apart = found.num_correct.cpu() / count, found.num_disagreements.cpu() / count
             yield (
                 "The members and what they do together",
                 classification_plots.plot_member_accuracies(share, int(matrix.trace()) / count, apart),
             )
-        confidence, pictures, targets, predicted = (torch.cat(column) for column in zip(*found.wrong, strict=True))
+        confidence, pictures, targets, predicted = (torch.cat(column) for column in zip(*found.mistakes, strict=True))
         likely = confidence.topk(min(metrics.MAX_MISTAKES, len(confidence))).indices.tolist()
         best = [i for i in likely if confidence[i] > 0]
         captions = [f"{self.labels[targets[i]]} → {self.labels[predicted[i]]}  {confidence[i]:.0%}" for i in best]
         if best:
             yield "Most confidently wrong", classification_plots.plot_images(pictures[best].cpu(), captions)
 
-    def views(self, number: int) -> Self:
+    def with_views(self, num_views: int) -> Self:
         """This task answering from so many views of each picture, drawn from the augmentation it was trained with.
 
         Raises:
-            UsageError: ``number`` is less than 1, or the training had no augmentation that moves or recolours.
+            UsageError: ``num_views`` is less than 1, or the training had no augmentation that moves or recolours.
         """
-        if number < 1:
-            raise UsageError(f"a picture has at least one view, not {number}")
-        if number > 1 and self.augment is None:
+        if num_views < 1:
+            raise UsageError(f"a picture has at least one view, not {num_views}")
+        if num_views > 1 and self.augment is None:
             raise UsageError(
                 "the run was trained without moves or changes of colour, so there are no views to answer from"
             )
-        self.seen = number
+        self.num_views = num_views
         return self
 
-    def ensemble(self, others: Sequence[Self], *, vote: bool = False) -> Self:
+    def ensemble_with(self, others: Sequence[Self], *, vote: bool = False) -> Self:
         """This task and ``others`` together: their averaged probabilities, or the majority's vote.
 
         Raises:
             UsageError: they have other classes, or see pictures otherwise.
         """
         for other in others:
-            if other.labels != self.labels or other.prepare != self.prepare:
+            if other.labels != self.labels or other.transform != self.transform:
                 raise UsageError("runs that answer together must have the same classes and see pictures the same way")
-        self.answering = Ensemble([self.answering, *(other.answering for other in others)], vote=vote)
+        self.inference_model = Ensemble([self.inference_model, *(other.inference_model for other in others)], vote=vote)
         return self

@@ -17,8 +17,8 @@ class VGG16(ClassificationRecipe):
 
     paper: ClassVar[str] = "Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition"
     year: ClassVar[int] = 2015
-    encoder_fields: ClassVar[dict[str, Any]] = {"hidden": 0}  # published features have no fully connected layers
-    published: ClassVar[str] = "74.4 % ImageNet top-1, one scale"
+    encoder_overrides: ClassVar[dict[str, Any]] = {"hidden": 0}  # published features have no fully connected layers
+    paper_result: ClassVar[str] = "74.4 % ImageNet top-1, one scale"
 
     lr: float = 0.01
     """Peak learning rate."""
@@ -43,12 +43,12 @@ class VGG16(ClassificationRecipe):
         """What the network is called in :mod:`fukami.models`."""
         return super().architecture + ("_bn" if self.batch_norm else "")
 
-    def network(self, classes: int) -> "nn.Module":
+    def build_model(self, num_classes: int) -> "nn.Module":
         """The network of the recipe's name."""
         from fukami import models
 
         network: nn.Module = getattr(models, self.architecture)(
-            classes, channels=self.channels, size=self.size, hidden=self.hidden, dropout=self.dropout
+            num_classes, channels=self.channels, size=self.size, hidden=self.hidden, dropout=self.dropout
         )
         return network
 
@@ -57,18 +57,18 @@ class VGG16(ClassificationRecipe):
 class VGG11(VGG16):
     """VGG-11 (Simonyan and Zisserman 2015, table 1, A): eight convolutions of 3×3 and three affine layers."""
 
-    published: ClassVar[str] = "70.4 % ImageNet top-1, one scale"
+    paper_result: ClassVar[str] = "70.4 % ImageNet top-1, one scale"
 
 
 @dataclass(frozen=True, kw_only=True)
 class VGG13(VGG16):
     """VGG-13 (Simonyan and Zisserman 2015, table 1, B): ten convolutions of 3×3 and three affine layers."""
 
-    published: ClassVar[str] = "71.3 % ImageNet top-1, one scale"
+    paper_result: ClassVar[str] = "71.3 % ImageNet top-1, one scale"
 
 
 @dataclass(frozen=True, kw_only=True)
 class VGG19(VGG16):
     """VGG-19 (Simonyan and Zisserman 2015, table 1, E): 16 convolutions of 3×3 and three affine layers."""
 
-    published: ClassVar[str] = "74.5 % ImageNet top-1, one scale"
+    paper_result: ClassVar[str] = "74.5 % ImageNet top-1, one scale"

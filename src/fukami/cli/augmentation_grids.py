@@ -32,21 +32,21 @@ BoxedRows = list[list[BoxedImage]]
 
 def sample_images(
     data: str,
-    words: Sequence[str],
+    operations: Sequence[str],
     *,
     size: int = 0,
     channels: int = 3,
-    pictures: int = 6,
-    variants: int = 7,
+    num_images: int = 6,
+    num_variants: int = 7,
     seed: int = 0,
 ) -> ImageRows:
     """Training pictures of as many classes as there are, each with its label, as it is and after each change.
 
     Args:
         data: as :func:`fukami.data.classification.read` takes it.
-        words: as :func:`fukami.data.augment.parse_augmentation` takes them; none: the pictures alone.
+        operations: as :func:`fukami.data.augment.parse_augmentation` takes them; none: the pictures alone.
         size: side in pixels; 0: that of the first picture, 224 at most.
-        pictures, variants: rows, and changes of each; pictures are mixed with others of these.
+        num_images, num_variants: rows, and changes of each; pictures are mixed with others of these.
 
     Returns:
         A row for each picture: its label, and pictures ``(C, size, size)`` in 0..255, the unchanged one first.
@@ -56,65 +56,65 @@ def sample_images(
         Error: there is no picture to train on, or not one can be read.
     """
     source, _, labels = labelled_images.load_labelled_images(data, holdout=0.0)
-    return _build_rows(data, source, labels, words, size, channels, pictures, variants, seed)
+    return _build_rows(data, source, labels, operations, size, channels, num_images, num_variants, seed)
 
 
 def sample_captioned_images(
-    data: str, words: Sequence[str], *, size: int = 0, pictures: int = 6, variants: int = 7, seed: int = 0
+    data: str, operations: Sequence[str], *, size: int = 0, num_images: int = 6, num_variants: int = 7, seed: int = 0
 ) -> ImageRows:
     """Training pictures with the first sentence that was said of each; otherwise as :func:`samples`.
 
     Args:
         data: as :func:`fukami.data.captions.read` takes it.
-        words, size, pictures, variants, seed: as for :func:`samples`.
+        operations, size, num_images, num_variants, seed: as for :func:`samples`.
     """
     learned, _, _ = captioning_data.load_dataset(data, holdout=0.0)
     source = labelled_images.LabelledImages(learned.items, np.arange(len(learned)))
-    labels = tuple(own[0] for own in learned.sentences)
-    return _build_rows(data, source, labels, words, size, 3, pictures, variants, seed)
+    labels = tuple(own[0] for own in learned.captions)
+    return _build_rows(data, source, labels, operations, size, 3, num_images, num_variants, seed)
 
 
 def _build_rows(
     data: str,
     source: labelled_images.LabelledImages,
     labels: Sequence[str],
-    words: Sequence[str],
+    operations: Sequence[str],
     size: int,
     channels: int,
-    pictures: int,
-    variants: int,
+    num_images: int,
+    num_variants: int,
     seed: int,
 ) -> ImageRows:
     """Some pictures of a source as they are, and after each change."""
-    _check_options(size, pictures, variants)
+    _check_options(size, num_images, num_variants)
     if len(source) == 0:
         raise Error(f"{data} has no picture to train on; give data with a training part")
-    chosen = source.only(select_balanced(source.targets, pictures, seed))
+    chosen = source.select(select_balanced(source.targets, num_images, seed))
     size = size or min(MAX_DEFAULT_SIZE, *_get_image_size(chosen.items[0]))
-    cropped = "crop" in augment.parse_strengths(words)
-    plain = chosen.read(SquareTransform(channels, size))
-    found = chosen.read(SquareTransform(channels, round(size * RESIZE_RATIO))) if cropped else plain
-    rows: ImageRows = [(labels[t], [p.float()]) for p, t in zip(plain.pictures, plain.targets.tolist(), strict=True)]
-    if words:
-        change = augment.parse_augmentation(words, size=size, classes=len(labels))
+    cropped = "crop" in augment.parse_strengths(operations)
+    plain = chosen.decode(SquareTransform(channels, size))
+    found = chosen.decode(SquareTransform(channels, round(size * RESIZE_RATIO))) if cropped else plain
+    rows: ImageRows = [(labels[t], [p.float()]) for p, t in zip(plain.images, plain.targets.tolist(), strict=True)]
+    if operations:
+        change = augment.parse_augmentation(operations, size=size, num_classes=len(labels))
         generator = torch.Generator().manual_seed(seed)
-        for _ in range(variants):
-            draws = torch.rand(len(rows), change.draws, generator=generator)
-            for (_, row), picture in zip(rows, change(found.pictures, found.targets, draws)[0], strict=True):
+        for _ in range(num_variants):
+            draws = torch.rand(len(rows), change.num_draws, generator=generator)
+            for (_, row), picture in zip(rows, change(found.images, found.targets, draws)[0], strict=True):
                 row.append(picture.float())
     return rows
 
 
 def sample_boxed_images(
-    data: str, words: Sequence[str], *, size: int = 0, pictures: int = 6, variants: int = 7, seed: int = 0
+    data: str, operations: Sequence[str], *, size: int = 0, num_images: int = 6, num_variants: int = 7, seed: int = 0
 ) -> BoxedRows:
     """Training pictures with the boxes in them, as they are and after each change.
 
     Args:
         data: as :func:`fukami.data.detection.read` takes it.
-        words: as :func:`fukami.data.moves.parse` takes them; none: the pictures alone.
+        operations: as :func:`fukami.data.moves.parse` takes them; none: the pictures alone.
         size: the shorter side in pixels; 0: 224.
-        pictures, variants: rows, and changes of each.
+        num_images, num_variants: rows, and changes of each.
 
     Returns:
         A row for each picture: pictures ``(3, H, W)`` in 0..255, the unchanged one first, each with corners and names.
@@ -123,39 +123,49 @@ def sample_boxed_images(
         UsageError: a number or a word makes no sense.
         Error: there is no picture to train on, or not one can be read.
     """
-    _check_options(size, pictures, variants)
+    _check_options(size, num_images, num_variants)
     samples, _, labels = detection_data.load_dataset(data, holdout=0.0)
     batches = _augment_batches(
-        data, samples, labels, find_rarest_classes(samples), words, size or MAX_DEFAULT_SIZE, pictures, variants, seed
+        data,
+        samples,
+        labels,
+        find_rarest_classes(samples),
+        operations,
+        size or MAX_DEFAULT_SIZE,
+        num_images,
+        num_variants,
+        seed,
     )
     return [list(row) for row in zip(*(_unpad_images(batch, labels) for batch in batches), strict=True)]
 
 
 def sample_masked_images(
-    data: str, words: Sequence[str], *, size: int = 0, pictures: int = 6, variants: int = 7, seed: int = 0
+    data: str, operations: Sequence[str], *, size: int = 0, num_images: int = 6, num_variants: int = 7, seed: int = 0
 ) -> ImageRows:
     """Training pictures in the colours of their masks, as they are and after each change; otherwise as
     :func:`annotated`.
 
     Args:
         data: as :func:`fukami.data.segmentation.read` takes it.
-        words, size, pictures, variants, seed: as for :func:`annotated`.
+        operations, size, num_images, num_variants, seed: as for :func:`annotated`.
 
     Returns:
         A row for each picture: the classes that it shows, and pictures ``(3, H, W)`` in 0..255.
     """
-    _check_options(size, pictures, variants)
+    _check_options(size, num_images, num_variants)
     samples, _, labels = segmentation_data.load_dataset(data, holdout=0.0)
     every = np.zeros(len(samples), np.int64)
     batches = list(
-        _augment_batches(data, samples, labels, every, words, size or MAX_DEFAULT_SIZE, pictures, variants, seed)
+        _augment_batches(
+            data, samples, labels, every, operations, size or MAX_DEFAULT_SIZE, num_images, num_variants, seed
+        )
     )
     shades = [image_io.WHITE, *image_io.get_class_colors(labels)]
     rows: ImageRows = []
     for row, (height, width) in enumerate(batches[0].sizes.int().tolist()):
         tinted = []
         for batch in batches:
-            levels = batch.pictures[row, :, :height, :width].permute(1, 2, 0).round().byte().numpy()
+            levels = batch.images[row, :, :height, :width].permute(1, 2, 0).round().byte().numpy()
             drawn = image_io.overlay_mask(Image.fromarray(levels), batch.masks[row, :height, :width].numpy(), shades)
             tinted.append(torch.from_numpy(np.array(drawn)).permute(2, 0, 1).float())
         there = [labels[number - 1] for number in np.unique(batches[0].masks[row].numpy()).tolist() if number]
@@ -168,26 +178,28 @@ def _augment_batches(
     samples: Sequence[Sample],
     labels: tuple[str, ...],
     strata: npt.NDArray[np.int64],
-    words: Sequence[str],
-    side: int,
-    pictures: int,
-    variants: int,
+    operations: Sequence[str],
+    min_size: int,
+    num_images: int,
+    num_variants: int,
     seed: int,
 ) -> Iterator[PaddedBatch]:
     """A batch of some of the samples as they are, and then one for each change of them."""
-    change = augment_boxes.parse_box_augmentation(words)
+    change = augment_boxes.parse_box_augmentation(operations)
     if not samples:
         raise Error(f"{data} has no picture to train on; give data with a training part")
-    taken = select_balanced(strata, pictures, seed)
+    taken = select_balanced(strata, num_images, seed)
     chosen = [sample for sample, take in zip(samples, taken, strict=True) if take]
     batch = next(
-        padded_loader.build_padded_loader(chosen, labels, ResizeTransform(side, 2 * side), batch=len(chosen)).ordered()
+        padded_loader.build_padded_loader(
+            chosen, labels, ResizeTransform(min_size, 2 * min_size), batch_size=len(chosen)
+        ).iterate_in_order()
     )
     yield batch
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(variants if change else 0):
+    for _ in range(num_variants if change else 0):
         assert change is not None
-        yield augment_boxes.augment_batch(change, batch, torch.rand(len(chosen), change.draws, generator=generator))
+        yield augment_boxes.augment_batch(change, batch, torch.rand(len(chosen), change.num_draws, generator=generator))
 
 
 def _unpad_images(batch: PaddedBatch, labels: Sequence[str]) -> list[BoxedImage]:
@@ -196,14 +208,16 @@ def _unpad_images(batch: PaddedBatch, labels: Sequence[str]) -> list[BoxedImage]
     for row, (height, width) in enumerate(batch.sizes.int().tolist()):
         named = zip(batch.boxes[row].tolist(), batch.classes[row].tolist(), strict=True)
         boxes = [(corners, labels[number]) for corners, number in named if number >= 0]
-        found.append((batch.pictures[row, :, :height, :width].float(), boxes))
+        found.append((batch.images[row, :, :height, :width].float(), boxes))
     return found
 
 
-def _check_options(size: int, pictures: int, variants: int) -> None:
+def _check_options(size: int, num_images: int, num_variants: int) -> None:
     """Refuse numbers of which there is nothing to show."""
-    if pictures < 1 or variants < 1:
-        raise UsageError(f"there is nothing to show of {pictures} pictures and {variants} variants; give at least 1")
+    if num_images < 1 or num_variants < 1:
+        raise UsageError(
+            f"there is nothing to show of {num_images} pictures and {num_variants} variants; give at least 1"
+        )
     if size < 0:
         raise UsageError(f"size is a number of pixels, or 0 for the usual one, not {size}")
 

@@ -85,7 +85,7 @@ def _check_known_dataset(spec: str, found: Findings) -> Iterator[tuple[ImageItem
             if isinstance(picture, Path):
                 files.append(ImageItem(picture, str(picture), labels[target], part))
             elif isinstance(picture, np.ndarray):
-                found.counts[part][labels[target]] += 1
+                found.image_counts[part][labels[target]] += 1
                 yield ImageItem(Path(), f"{spec} {part} {number}", labels[target], part), findings.hash_pixels(picture)
     yield from findings.hash_images(files, found)
 
@@ -112,19 +112,19 @@ def _check_folder(path: Path, found: Findings) -> list[ImageItem]:
     parts.sort(
         key=lambda part: part.name.lower() not in image_folder.TRAIN_NAMES
     )  # so that of a leak the test file is named
-    layout.loose(top)
+    layout.check_loose_files(top)
     if not parts:
-        return layout.classes(top, "")
+        return layout.list_class_images(top, "")
     for other in inside:
         if other not in parts:
             detail = f"a folder beside {parts[0].name} is neither a class nor a part, and nothing in it is read"
-            found.add("passed over", detail, file=layout.name(other))
+            found.add("passed over", detail, file=layout.format_path(other))
     if not any(part.name.lower() in image_folder.TRAIN_NAMES for part in parts):
-        found.add("empty", "there is no train folder, so there is nothing to learn from", file=layout.name(top))
+        found.add("empty", "there is no train folder, so there is nothing to learn from", file=layout.format_path(top))
     items = []
     for part in parts:
-        layout.loose(part)
-        items += layout.classes(part, part.name)
+        layout.check_loose_files(part)
+        items += layout.list_class_images(part, part.name)
     return items
 
 
@@ -132,40 +132,40 @@ def _check_folder(path: Path, found: Findings) -> list[ImageItem]:
 class _ClassFolders:
     """A folder of pictures by class, with the names under which the user knows its files."""
 
-    given: Path
+    source: Path
     root: Path
-    found: Findings
+    report: Findings
 
     def __post_init__(self) -> None:
         self.suffixes = image_io.get_image_suffixes()
 
-    def name(self, path: Path) -> str:
+    def format_path(self, path: Path) -> str:
         """The path below what was given, also for what was unpacked elsewhere."""
-        return str(self.given / path.relative_to(self.root))
+        return str(self.source / path.relative_to(self.root))
 
-    def loose(self, place: Path) -> None:
+    def check_loose_files(self, place: Path) -> None:
         """Pictures that lie where the folders of the classes are, and so belong to none."""
         for file in sorted(place.iterdir()):
             if file.suffix.lower() in self.suffixes and not file.name.startswith(".") and not file.is_dir():
                 detail = f"lies beside the folders of the classes and is not read; move it into one: {place.name}/CLASS"
-                self.found.add("no class", detail, file=self.name(file))
+                self.report.add("no class", detail, file=self.format_path(file))
 
-    def classes(self, place: Path, part: str) -> list[ImageItem]:
+    def list_class_images(self, place: Path, part: str) -> list[ImageItem]:
         """The pictures of a part, and what lies between them."""
         items: list[ImageItem] = []
         for each in image_folder.list_folders(place):
-            self.found.counts[part][each.name] += 0
+            self.report.image_counts[part][each.name] += 0
             before = len(items)
             for file in _walk_files(each):
                 if file.suffix.lower() in self.suffixes:
-                    items.append(ImageItem(file, self.name(file), each.name, part))
+                    items.append(ImageItem(file, self.format_path(file), each.name, part))
                 else:
-                    self._stranger(file)
+                    self._report_unread_file(file)
             if len(items) == before:
-                self.found.add("empty", f"the folder {self.name(each)} has no pictures", label=each.name)
+                self.report.add("empty", f"the folder {self.format_path(each)} has no pictures", label=each.name)
         return items
 
-    def _stranger(self, file: Path) -> None:
+    def _report_unread_file(self, file: Path) -> None:
         """A file that training passes over because of its name."""
         suffix = f"ends in {file.suffix!r}" if file.suffix else "has no suffix"
         kind = findings.detect_format(file)
@@ -173,10 +173,10 @@ class _ClassFolders:
             ends = [end for end, name in Image.registered_extensions().items() if name == kind]
             right = ".jpg" if ".jpg" in ends else next(iter(ends), "")
             detail = f"is {kind} by content but {suffix}, so it is not read; rename it to {file.stem}{right}"
-            self.found.add("wrong suffix", detail, file=self.name(file))
+            self.report.add("wrong suffix", detail, file=self.format_path(file))
         else:
             detail = f"{suffix} and is not read; pictures end in .png, .jpg ..."
-            self.found.add("not a picture", detail, file=self.name(file))
+            self.report.add("not a picture", detail, file=self.format_path(file))
 
 
 def _walk_files(place: Path) -> Iterator[Path]:
@@ -250,10 +250,10 @@ def _check_csv(path: Path, found: Findings) -> list[ImageItem]:
     if not rows:
         found.add("empty", "lists no pictures", file=str(path))
     items = [item for line, row in rows if (item := _check_row(path, line, row, found))]
-    if len({bool(item.part) for item in items}) > 1:
+    if len({bool(item.split) for item in items}) > 1:
         detail = "has rows with a split and rows without one, which are trained on; give all of them one, or none"
         found.add("no split", detail, file=str(path))
-    return _remove_duplicates(sorted(items, key=lambda item: item.part not in ("", "train")), found)
+    return _remove_duplicates(sorted(items, key=lambda item: item.split not in ("", "train")), found)
 
 
 def _check_row(path: Path, line: int, row: dict[str, str | None], found: Findings) -> ImageItem | None:

@@ -23,7 +23,7 @@ def command(arguments: list[str]) -> None:
 
         found = dataset_checks.validate_dataset(data)
         for problem in found.problems:
-            print(format_json_line(problem.record()))
+            print(format_json_line(problem.to_dict()))
         if found.problems:
             raise Error(str(found))
         print(found, file=sys.stderr)

@@ -51,14 +51,16 @@ def command(arguments: list[str]) -> None:
         changed = checkpoint.parse_run_overrides(runs, set, recipe)
         task = None
         if precision != "all":
-            task = checkpoint.load(*runs, device=device, precision=precision, vote=vote, changes=changed, recipe=recipe)
+            task = checkpoint.load(
+                *runs, device=device, precision=precision, vote=vote, overrides=changed, recipe=recipe
+            )
         folder = checkpoint.locate_run(runs[0])
         experiment, _ = checkpoint.read_recipe(folder, recipe)
         experiment = dataclasses.replace(experiment, **changed)
         if data is None:
             check_data(experiment)
         else:
-            experiment = experiment.on(data)
+            experiment = experiment.with_data(data)
         own = checkpoint.read_precision(folder) if precision == "auto" else precision
         facts: dict[str, Any] = {"data": getattr(experiment, "dataset", None), "precision": own, "runs": list(runs)}
         again = f"fukami eval {shlex.join(arguments)}"
@@ -68,13 +70,13 @@ def command(arguments: list[str]) -> None:
             steps, left_out = precision_comparison.compare_precisions(runs[0], data, device, recipe)
             print(json.dumps(_report_precisions(steps, left_out, facts, out, again)))
             return
-        task.views(views)
-        batches = experiment.judged()
+        task.with_views(views)
+        batches = experiment.load_eval_data()
         result = task.evaluate(batches)
         if out:
             from fukami.engine import report
 
-            page = report.write_evaluation_report(out, result, facts, list(task.figures(batches)), again)
+            page = report.write_evaluation_report(out, result, facts, list(task.plot_evaluation(batches)), again)
             facts["report"] = str(page)
         print(json.dumps({**result, **facts}))
 

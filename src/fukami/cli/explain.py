@@ -36,7 +36,7 @@ def command(arguments: list[str]) -> None:
     def run(
         inputs: tyro.conf.Positional[tuple[str, ...]],
         input: str | None = None,
-        classes: int | None = None,
+        num_classes: int | None = None,
         out: Path | None = None,
         recipe: Path | None = None,
     ) -> None:
@@ -49,7 +49,7 @@ def command(arguments: list[str]) -> None:
             inputs: A model (vgg16, resnet50 ...) or a run (a folder, or the name of shipped weights); after a run,
                 pictures.
             input: Of a model: channels, height and width of the picture, such as 3x224x224.
-            classes: Of a model: how many classes.
+            num_classes: Of a model: how many classes.
             out: Folder for the page, index.html. Default: none for a model or a run alone; with pictures explain in
                 the run's folder, or ./explain for shipped weights.
             recipe: File of the private recipe that the run was trained with; code is never taken from a run.
@@ -57,8 +57,8 @@ def command(arguments: list[str]) -> None:
         if not inputs:
             raise UsageError("name a model or a run first: fukami explain vgg16, or fukami explain RUN picture.jpg")
         if not is_run(inputs[0], len(inputs) > 1):
-            explain_model(inputs[0], input, classes, out)
-        elif input is not None or classes is not None:
+            explain_model(inputs[0], input, num_classes, out)
+        elif input is not None or num_classes is not None:
             raise UsageError(f"--input and --classes belong to a model; the run {inputs[0]} has its own")
         elif len(inputs) == 1:
             explain_run(inputs[0], out, recipe)
@@ -68,7 +68,7 @@ def command(arguments: list[str]) -> None:
     run_cli(run, arguments, "fukami explain")
 
 
-def is_run(subject: str, pictures: bool) -> bool:
+def is_run(name: str, has_images: bool) -> bool:
     """Whether the subject is a run (True) or a model; a run of that name comes first.
 
     Raises:
@@ -78,23 +78,23 @@ def is_run(subject: str, pictures: bool) -> bool:
     from fukami.engine import checkpoint
 
     try:
-        checkpoint.locate_run(subject)
+        checkpoint.locate_run(name)
     except UsageError:
-        if subject.replace("-", "_") not in models.__all__:
-            if Path(subject).exists():
+        if name.replace("-", "_") not in models.__all__:
+            if Path(name).exists():
                 raise
             shipped = (path.parent.name for path in checkpoint.SHIPPED_WEIGHTS_DIR.glob("*/recipe.json"))
-            raise build_unknown_error("model or run", subject, [*models.__all__, *shipped]) from None
+            raise build_unknown_error("model or run", name, [*models.__all__, *shipped]) from None
     else:
         return True
-    if pictures:
-        raise UsageError(f"{subject} is a model without weights; to see what it sees in pictures, give a run of it")
+    if has_images:
+        raise UsageError(f"{name} is a model without weights; to see what it sees in pictures, give a run of it")
     return False
 
 
-def explain_model(name: str, given: str | None, classes: int | None, out: Path | None) -> None:
+def explain_model(name: str, input_shape: str | None, num_classes: int | None, out: Path | None) -> None:
     """Print the table of a model with random weights, and write its page where a folder is given."""
-    model, shape = build_model(name.replace("-", "_"), given, classes)
+    model, shape = build_model(name.replace("-", "_"), input_shape, num_classes)
     text, steps, field = summarize_network(model, shape, "random weights")
     print(text)
     if out:
@@ -145,7 +145,7 @@ def explain_images(inputs: Sequence[str], out: Path | None, recipe: Path | None)
         raise Error(f"{len(files) - len(good)} of {len(files)} files could not be explained")
 
 
-def build_model(name: str, given: str | None, classes: int | None) -> "tuple[nn.Module, Shape]":
+def build_model(name: str, input_shape: str | None, num_classes: int | None) -> "tuple[nn.Module, Shape]":
     """A model with random weights, always the same, and the shape of its pictures.
 
     Raises:
@@ -162,12 +162,14 @@ def build_model(name: str, given: str | None, classes: int | None) -> "tuple[nn.
     side = default.get("size", 32 if small else 224)
     own = {"faster": DETECTION_SHAPE, "fcn": SEGMENTATION_SHAPE, "segnet": SEGMENTATION_SHAPE}
     usual = next((own[family] for family in own if name.startswith(family)), (default.get("channels", 3), side, side))
-    shape = parse_shape(given) if given else usual
-    chosen = {"channels": shape[0], "size": min(shape[1:])} | ({"classes": classes} if classes is not None else {})
-    if classes is not None and "classes" not in known:
+    shape = parse_shape(input_shape) if input_shape else usual
+    chosen = {"channels": shape[0], "size": min(shape[1:])} | (
+        {"classes": num_classes} if num_classes is not None else {}
+    )
+    if num_classes is not None and "classes" not in known:
         raise UsageError(f"{name} has no classes; leave out --classes")
-    if classes is not None and classes < 1:
-        raise UsageError(f"--classes should be at least 1, not {classes}")
+    if num_classes is not None and num_classes < 1:
+        raise UsageError(f"--classes should be at least 1, not {num_classes}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
@@ -200,10 +202,10 @@ def get_input_shape(name: str, task: "Task") -> "Shape":
     from fukami.style.task import StyleTransferTask
 
     if isinstance(task, RCNNTask):
-        return 3, task.regions.size, task.regions.size
+        return 3, task.region_settings.size, task.region_settings.size
     if isinstance(task, DetectionTask):
         height, width = (
-            -(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in (task.prepare.shortest, task.prepare.longest)
+            -(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in (task.prepare.min_size, task.prepare.max_size)
         )
         return 3, height, width
     if isinstance(task, SegmentationTask):
@@ -211,7 +213,7 @@ def get_input_shape(name: str, task: "Task") -> "Shape":
     if isinstance(task, StyleTransferTask):
         return 3, task.size[1], task.size[0]
     if isinstance(task, ClassificationTask | CaptioningTask):
-        return task.prepare.channels, task.prepare.size, task.prepare.size
+        return task.transform.channels, task.transform.size, task.transform.size
     raise UsageError(f"the networks of fukami's own tasks are explained; {name} is a run of {type(task).__name__}")
 
 
@@ -244,7 +246,7 @@ def get_network(task: Any) -> "nn.Module":
 
 
 def summarize_network(
-    model: "nn.Module", shape: "Shape", weights: str, pictures: "Tensor | None" = None
+    model: "nn.Module", shape: "Shape", weights: str, images: "Tensor | None" = None
 ) -> "tuple[str, list[LayerInfo], EffectiveReceptiveField | None]":
     """The table of a network as text, its layers, and the effective receptive field of the last spatial layer."""
     from fukami.explain import summary as analysis
@@ -253,7 +255,7 @@ def summarize_network(
     model = analysis.get_traceable_module(model)
     steps = analysis.summarize_layers(model, shape)
     counted = analysis.count_parameters(model)
-    inside = sum(layer.parameters for layer in steps)
+    inside = sum(layer.num_parameters for layer in steps)
     only = f", {counted - inside:,} of them in parts that only training uses" if counted > inside else ""
     weighing = sum(layer.multiply_adds > 0 for layer in steps)
     facts = {
@@ -261,16 +263,16 @@ def summarize_network(
         "depth": f"{max(layer.depth for layer in steps)} layers with weights one after another, {weighing} in all",
         "parameters": f"{counted:,}{only}",
         "multiply-adds": f"{sum(layer.multiply_adds for layer in steps):,} in convolutions and linear layers",
-        "memory": f"{sum(layer.memory for layer in steps):,} bytes of outputs for one picture in float32",
+        "memory": f"{sum(layer.output_bytes for layer in steps):,} bytes of outputs for one picture in float32",
     }
     field = None
     try:
-        field = compute_effective_receptive_field(model, shape, pictures=pictures)
-        kind = "noise" if pictures is None else "the training set"
+        field = compute_effective_receptive_field(model, shape, images=images)
+        kind = "noise" if images is None else "the training set"
         facts["field, theory"] = f"{format_field_size(field.layer)} pixels, layer {field.layer.name}"
         facts["field, effective"] = (
-            f"{field.side}×{field.side} pixels hold {GRADIENT_FRACTION:.2%} of the gradient ({weights}, "
-            f"{field.samples} pictures of {kind})"
+            f"{field.size}×{field.size} pixels hold {GRADIENT_FRACTION:.2%} of the gradient ({weights}, "
+            f"{field.num_samples} pictures of {kind})"
         )
     except UsageError as error:
         facts["field"] = str(error)
@@ -283,11 +285,15 @@ def format_layer_table(steps: "Sequence[LayerInfo]") -> str:
     """A line for each layer; those that have no parameters and take no memory of their own are left out."""
     rows = [("layer", "kind", "output", "parameters", "multiply-adds", "memory", "field", "stride")]
     for layer in steps:
-        if layer.parameters or layer.memory or layer.multiply_adds:
-            stride = "-" if layer.jump is None or layer.receptive_field is None else f"{layer.jump[0]:g}"
-            shape = "×".join(map(str, layer.shape))
-            numbers = (f"{value:,}" for value in (layer.parameters, layer.multiply_adds, layer.memory))
-            rows.append((layer.name, layer.kind, shape, *numbers, format_field_size(layer), stride))  # type: ignore[arg-type]
+        if layer.num_parameters or layer.output_bytes or layer.multiply_adds:
+            stride = (
+                "-"
+                if layer.effective_stride is None or layer.receptive_field is None
+                else f"{layer.effective_stride[0]:g}"
+            )
+            shape = "×".join(map(str, layer.output_shape))
+            numbers = (f"{value:,}" for value in (layer.num_parameters, layer.multiply_adds, layer.output_bytes))
+            rows.append((layer.name, layer.op_type, shape, *numbers, format_field_size(layer), stride))  # type: ignore[arg-type]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
@@ -312,7 +318,7 @@ def build_network_sections(text: str, steps: "list[LayerInfo]", field: "Effectiv
     parts = ["<h2>Layers</h2>", TEXT_TEMPLATE.format(html.escape(text)), LAYERS_NOTE]
     parts.append(render_figure("What each resolution costs", plot_costs(steps)))
     if field:
-        title = f"layer {field.layer.name}:\n{format_field_size(field.layer)} in theory, {field.side}×{field.side} in effect"
+        title = f"layer {field.layer.name}:\n{format_field_size(field.layer)} in theory, {field.size}×{field.size} in effect"
         parts += [
             render_figure(
                 "How far the last layer with positions sees", receptive_field.plot_receptive_fields((title, field))
@@ -334,7 +340,7 @@ def build_network_sections(text: str, steps: "list[LayerInfo]", field: "Effectiv
 
 
 def build_image_sections(
-    experiment: "Recipe", task: "ClassificationTask", shape: "Shape", answers: Sequence[dict[str, Any]]
+    recipe: "Recipe", task: "ClassificationTask", shape: "Shape", predictions: Sequence[dict[str, Any]]
 ) -> Iterator[str]:
     """What a page says about pictures and about the network that answered for them."""
     import torch
@@ -347,13 +353,13 @@ def build_image_sections(
     weight = next(model.parameters())
 
     def normalise(pictures: "Tensor") -> "Tensor":
-        return task.normalised(pictures.to(weight.device)).to(weight.dtype)
+        return task.normalize_images(pictures.to(weight.device)).to(weight.dtype)
 
     steps = analysis.summarize_layers(model, shape)
     depths = analysis.find_stages(steps)
-    seen = [torch.from_numpy(task.prepare.open(answer["file"])) for answer in answers]
+    seen = [torch.from_numpy(task.transform.read_and_transform(answer["file"])) for answer in predictions]
     excited: dict[str, Tensor] = {}
-    for answer, pixels in zip(answers, seen, strict=True):
+    for answer, pixels in zip(predictions, seen, strict=True):
         given = normalise(pixels[None])[0]
         heat = feature_visualization.compute_grad_cam(model, given, task.labels.index(answer["label"]))
         maps = feature_visualization.compute_feature_maps(model, given, [layer.name for layer in depths])
@@ -368,13 +374,13 @@ def build_image_sections(
         feature_visualization.plot_filters(feature_visualization.get_first_filters(model, shape)),
     )
     cost = sum(layer.multiply_adds for layer in steps)
-    train, said = load_training_images(experiment, cost)
+    train, said = load_training_images(recipe, cost)
     if train:
         units = [
             (layer, feature_visualization.select_strongest_maps(excited[layer.name], UNITS_PER_LAYER))
             for layer in depths
         ]
-        found = feature_visualization.find_top_patches(model, train, units, normalise=normalise)
+        found = feature_visualization.find_top_patches(model, train, units, normalize=normalise)
         rows = [
             (
                 f"layer {layer.name}: field {format_field_size(layer)}, units {', '.join(map(str, chosen))}",
@@ -389,7 +395,7 @@ def build_image_sections(
     few = normalise(torch.cat(train)[:: -(-sum(map(len, train)) // 8)]) if train else None
     text, _, field = summarize_network(model, shape, "the run's weights", few)
     if field:
-        title = f"layer {field.layer.name}:\n{format_field_size(field.layer)} in theory, {field.side}×{field.side} in effect"
+        title = f"layer {field.layer.name}:\n{format_field_size(field.layer)} in theory, {field.size}×{field.size} in effect"
         yield (
             render_figure(
                 "How far the last layer with positions sees", receptive_field.plot_receptive_fields((title, field))
@@ -406,13 +412,13 @@ def render_untitled_figure(figure: Any) -> str:
     return render_figure("", figure).removeprefix("<h2></h2>")
 
 
-def load_training_images(experiment: "Recipe", cost: int) -> "tuple[list[Tensor], str]":
+def load_training_images(recipe: "Recipe", cost: int) -> "tuple[list[Tensor], str]":
     """Batches of the run's training pictures, evenly spaced and as many as the budget pays for, and a word on it."""
     from fukami.engine.recipe import check_data
 
     try:
-        check_data(experiment)
-        train = experiment.data().train
+        check_data(recipe)
+        train = recipe.load_data().train
         if not hasattr(train, "ordered"):
             raise Error(f"{type(train).__name__} cannot be read in order")
         total = len(train.targets)

@@ -18,8 +18,8 @@ def command(arguments: list[str]) -> None:
 
     def run(
         recipe: Any,
-        low: float = 1e-6,
-        high: float = 10.0,
+        min_lr: float = 1e-6,
+        max_lr: float = 10.0,
         steps: int = 200,
         out: Path = Path("learning-rates.png"),
         device: str = "auto",
@@ -29,8 +29,8 @@ def command(arguments: list[str]) -> None:
 
         Args:
             recipe: The experiment.
-            low: Learning rate of the first step.
-            high: Learning rate of the last step; the test ends before, once the loss is far above its least.
+            min_lr: Learning rate of the first step.
+            max_lr: Learning rate of the last step; the test ends before, once the loss is far above its least.
             steps: Updates from the one to the other.
             out: Picture file of the curve.
             device: auto, cpu, cuda, cuda:1 or mps.
@@ -40,10 +40,14 @@ def command(arguments: list[str]) -> None:
 
         if out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
             raise UsageError(f"--out should name a .png, .jpg, .pdf or .svg file, not {out}")
-        found = lr_finder.find_lr(recipe, low, high, steps, device=device, precision=precision)
+        found = lr_finder.find_lr(recipe, min_lr, max_lr, steps, device=device, precision=precision)
         out.parent.mkdir(parents=True, exist_ok=True)
         lr_finder.plot_lr_curve(found).savefig(out, dpi=110)
-        print(json.dumps({"lr": found.steepest, "most": found.most, "steps": len(found.rates), "figure": str(out)}))
+        print(
+            json.dumps(
+                {"lr": found.steepest_lr, "most": found.min_loss_lr, "steps": len(found.lrs), "figure": str(out)}
+            )
+        )
 
     run.__annotations__ |= {"recipe": get_recipe(name)}
     run_cli(run, rest, f"fukami find-lr {name}")

@@ -55,7 +55,7 @@ def import_deep_convnet(file: Path, out: Path) -> None:
     tensors["W8"] *= DROPOUT_SCALE * DROPOUT_SCALE
     tensors["b8"] *= DROPOUT_SCALE
     with torch.device("meta"):  # what does not fit could be larger than any memory
-        layers = _list_weighted_layers(recipe.task(labels).model)
+        layers = _list_weighted_layers(recipe.build_task(labels).model)
     for number, layer in enumerate(layers, start=1):
         weight, bias = tensors[f"W{number}"], tensors[f"b{number}"]
         weight = weight if weight.ndim == 4 else weight.T  # affine weights are (in, out) there, (out, in) here
@@ -63,11 +63,11 @@ def import_deep_convnet(file: Path, out: Path) -> None:
             given = f"W{number} {tuple(weight.shape)} and b{number} {tuple(bias.shape)}"
             raise Error(f"{file}: {given} do not fit a DeepConvNet for 28×28 pictures, {tuple(layer.weight.shape)}")
         tensors[f"W{number}"] = weight
-    task = recipe.task(labels)
+    task = recipe.build_task(labels)
     for number, layer in enumerate(_list_weighted_layers(task.model), start=1):
         layer.load_state_dict({"weight": tensors[f"W{number}"], "bias": tensors[f"b{number}"]})
     with checkpoint.lock_run(out, recipe, resume=False):
-        checkpoint.write_weights(out, checkpoint.copy_tensors_to_cpu(task.modules()))
+        checkpoint.write_weights(out, checkpoint.copy_tensors_to_cpu(task.get_modules()))
         checkpoint.write_recipe(out, recipe, labels, {"imported": str(file)})
 
 
@@ -118,16 +118,16 @@ def import_segmenter(source: str, tensors: dict[str, torch.Tensor], out: Path) -
     kind = FCNResNet101 if deep else FCNResNet50
     classes = len(tensors["classifier.4.weight"])
     labels = VOC_LABELS if classes == len(VOC_LABELS) else tuple(map(str, range(classes)))
-    recipe = kind(dataset="voc2012", shortest=520, init=source, auxiliary="aux_classifier.4.weight" in tensors)
+    recipe = kind(data="voc2012", min_size=520, init=source, aux_loss="aux_classifier.4.weight" in tensors)
     with torch.device("meta"):  # what does not fit could be larger than any memory
-        expected = recipe.task(labels).model.state_dict()
+        expected = recipe.build_task(labels).model.state_dict()
     wrong = [f"{key} {what}" for key, what in pretrained.find_mismatches(tensors, expected)]
     if wrong:
         raise Error(f"{source} does not fit {kind.__name__}: {'; '.join(wrong)}")
-    task = recipe.task(labels)
+    task = recipe.build_task(labels)
     task.model.load_state_dict(tensors)
     with checkpoint.lock_run(out, recipe, resume=False):
-        checkpoint.write_weights(out, checkpoint.copy_tensors_to_cpu(task.modules()))
+        checkpoint.write_weights(out, checkpoint.copy_tensors_to_cpu(task.get_modules()))
         checkpoint.write_recipe(out, recipe, labels, {"imported": source})
 
 
@@ -149,14 +149,14 @@ def import_detector(source: str, out: Path) -> None:
         raise Error(f"{source} holds no detector; expected the state dict of torchvision's fasterrcnn_resnet50_fpn")
     categories = pretrained.get_coco_categories()
     labels = categories if classes == len(categories) else tuple(map(str, range(1, classes + 1)))
-    recipe = FasterRCNNResNet50FPN(dataset="coco", init=source)
+    recipe = FasterRCNNResNet50FPN(data="coco", init=source)
     with torch.device("meta"):
-        expected = recipe.task(labels).model.state_dict()
+        expected = recipe.build_task(labels).model.state_dict()
     wrong = [f"{key} {what}" for key, what in pretrained.find_mismatches(tensors, expected) if key in expected]
     if wrong:
         raise Error(f"{source} does not fit Faster R-CNN: {'; '.join(wrong)}")
-    task = recipe.task(labels)
-    pretrained.initialize_detector(task.model, recipe.prefix, recipe.backbone, source, labels)
+    task = recipe.build_task(labels)
+    pretrained.initialize_detector(task.model, recipe.backbone_prefix, recipe.backbone, source, labels)
     with checkpoint.lock_run(out, recipe, resume=False):
-        checkpoint.write_weights(out, checkpoint.copy_tensors_to_cpu(task.modules()))
+        checkpoint.write_weights(out, checkpoint.copy_tensors_to_cpu(task.get_modules()))
         checkpoint.write_recipe(out, recipe, labels, {"imported": source})

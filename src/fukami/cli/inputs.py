@@ -51,29 +51,29 @@ class OutputFolder:
 
     Args:
         folder: is made where there is none.
-        spared: the files.
+        protected: the files.
 
     Raises:
         UsageError: the folder is a file.
     """
 
-    def __init__(self, folder: Path, spared: Iterable[str]) -> None:
+    def __init__(self, folder: Path, protected: Iterable[str]) -> None:
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{folder} is a file; --out should be a folder")
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.taken = {Path(file).resolve() for file in spared}
+        self.used_paths = {Path(file).resolve() for file in protected}
 
-    def place(self, file: str, suffix: str) -> Path:
+    def reserve_path(self, file: str, suffix: str) -> Path:
         """Where an answer for a file goes; no other one does."""
         stem = Path(file).stem
         names = itertools.chain([f"{stem}.{suffix}"], (f"{stem}-{n}.{suffix}" for n in itertools.count(2)))
-        place = next(self.folder / name for name in names if (self.folder / name).resolve() not in self.taken)
-        self.taken.add(place.resolve())
+        place = next(self.folder / name for name in names if (self.folder / name).resolve() not in self.used_paths)
+        self.used_paths.add(place.resolve())
         return place
 
 
-def format_json_line(answer: dict[str, Any]) -> str:
+def format_json_line(prediction: dict[str, Any]) -> str:
     """The answer as a line of JSON; in ASCII where it has bytes that are no text, or what would control a terminal."""
-    text = json.dumps(answer, ensure_ascii=False)
-    return text if text.isprintable() else json.dumps(answer)
+    text = json.dumps(prediction, ensure_ascii=False)
+    return text if text.isprintable() else json.dumps(prediction)

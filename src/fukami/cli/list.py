@@ -12,7 +12,9 @@ def command(arguments: list[str]) -> None:
         rows = [("recipe", "task", "year", "the paper", "ours", "paper")]
         for name in list_recipes():
             recipe = get_recipe(name)
-            rows.append((name, recipe.family, str(recipe.year), recipe.published, recipe.reached, recipe.paper))
+            rows.append(
+                (name, recipe.family, str(recipe.year), recipe.paper_result, recipe.reproduced_result, recipe.paper)
+            )
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

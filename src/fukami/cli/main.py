@@ -130,7 +130,7 @@ def find_multi_value_flags(function: Any) -> set[str]:
     return found
 
 
-def has_recipe_name(arguments: Sequence[str], what: str | None) -> bool:
+def has_recipe_name(arguments: Sequence[str], description: str | None) -> bool:
     """Whether a recipe is named first; where only help is asked for instead, what the command does and the recipes.
 
     Raises:
@@ -140,7 +140,7 @@ def has_recipe_name(arguments: Sequence[str], what: str | None) -> bool:
         return True
     from fukami.engine.recipe import list_recipes
 
-    text = f"{what}\nRecipes: {', '.join(list_recipes())}, or the path of a Python file with one of your own."
+    text = f"{description}\nRecipes: {', '.join(list_recipes())}, or the path of a Python file with one of your own."
     if arguments and arguments[0] in ("-h", "--help"):
         print(text)
         return False

@@ -29,7 +29,7 @@ def command(arguments: list[str]) -> None:
         seed: int = 0,
         episodes: int = 1,
         epsilon: float = 0.0,
-        seconds: float = 120.0,
+        max_seconds: float = 120.0,
         device: str = "auto",
         precision: InferencePrecision = "auto",
         recipe: Path | None = None,
@@ -42,7 +42,7 @@ def command(arguments: list[str]) -> None:
             seed: Decides the beginnings.
             episodes: To be played, one after another.
             epsilon: Share of actions by chance.
-            seconds: Of the film, at most; the game goes on.
+            max_seconds: Of the film, at most; the game goes on.
             device: auto, cpu, cuda, cuda:1 or mps.
             precision: What is computed, and with how many bits. auto: float32, or what the run was exported to.
             recipe: File of the private recipe that the run was trained with; code is never taken from a run.
@@ -57,7 +57,7 @@ def command(arguments: list[str]) -> None:
             raise UsageError(f"--out should be an .mp4, .gif or .webp file, not {out}")
         if not out.resolve().parent.is_dir():
             raise UsageError(f"there is no folder {out.parent} for the film; make it, or give another --out")
-        if episodes < 1 or seconds <= 0 or not 0 <= epsilon <= 1:
+        if episodes < 1 or max_seconds <= 0 or not 0 <= epsilon <= 1:
             raise UsageError("--episodes should be at least 1, --seconds more than 0, and --epsilon between 0 and 1")
         task = checkpoint.load(folder, device=device, precision=precision, recipe=recipe)
         if not isinstance(task, QLearningTask):
@@ -68,17 +68,17 @@ def command(arguments: list[str]) -> None:
         lengths: list[int] = []
 
         def look(played: vector_env.VectorEnv, values: "Array", actions: "Array", total: "Array") -> None:
-            if len(frames) < seconds * FPS:
+            if len(frames) < max_seconds * FPS:
                 worth = values[0].tolist()
                 frames.append(
-                    reinforcement_plots.draw_step(played.picture(0), task.labels, worth, int(actions[0]), total[0])
+                    reinforcement_plots.draw_step(played.render(0), task.labels, worth, int(actions[0]), total[0])
                 )
 
         for episode in range(episodes):
-            trial = dataclasses.replace(experiment, seed=seed + episode, episodes=1, epsilon=epsilon).judged(
-                colour=True
+            trial = dataclasses.replace(experiment, seed=seed + episode, eval_episodes=1, eval_epsilon=epsilon).load_eval_data(
+                render=True
             )
-            found = task.judge(trial, look)
+            found = task.collect_results(trial, look)
             returns += found.returns
             lengths += found.lengths
         _write_video(out, frames)

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 class GenerationOptions:
     """Pictures that a generator makes."""
 
-    count: int = 0
+    num_samples: int = 0
     """Make so many pictures, and a grid of them."""
     seed: int = 0
     """Which ones: the same seed makes the same pictures."""
-    interpolate: int = 0
+    interpolation_steps: int = 0
     """Also so many pictures on the way from each one to the next."""
     arithmetic: str = ""
     """Also the sum of means of samples, by their numbers, such as '1 2 3 - 4 5 6 + 7 8 9'."""
@@ -45,15 +45,15 @@ def command(arguments: list[str]) -> None:
     def run(
         inputs: tyro.conf.Positional[tuple[str, ...]],
         out: Path | None = None,
-        every: int = 1,
-        film: float = 0.0,
+        frame_interval: int = 1,
+        fps: float = 0.0,
         device: str = "auto",
         precision: InferencePrecision = "auto",
         vote: bool = False,
         views: int = 1,
         set: tuple[str, ...] = (),
         recipe: Path | None = None,
-        making: GenerationOptions = NO_GENERATION,
+        generation: GenerationOptions = NO_GENERATION,
     ) -> None:
         """Answer for each picture, and for each frame of a video; prints one JSON object for each.
 
@@ -63,45 +63,45 @@ def command(arguments: list[str]) -> None:
             inputs: First the runs (folders, or names of shipped weights; several are an ensemble), then the pictures,
                 videos, and folders of them.
             out: Folder for drawn answers and a page of them.
-            every: Of a video, answer for every so many frames.
-            film: The pictures are the frames of one film, so many a second; they are drawn as a video.
+            frame_interval: Of a video, answer for every so many frames.
+            fps: The pictures are the frames of one film, so many a second; they are drawn as a video.
             device: auto, cpu, cuda, cuda:1 or mps.
             precision: What is computed, and with how many bits. auto: float32, or what the run was exported to.
             vote: The majority of the runs decides, and not the average of their probabilities.
             views: Test-time augmentation: answers are averaged over so many views of each picture.
             set: Fields of the recipe that decide how it answers, such as beams=3.
             recipe: File of the private recipe that the run was trained with; code is never taken from a run.
-            making: Pictures that a generator makes.
+            generation: Pictures that a generator makes.
         """
         from fukami.cli.prediction_page import PredictionPage
         from fukami.engine import checkpoint
         from fukami.image import video
 
-        if making.count:
-            _generate_images(inputs, making, out, device, precision, recipe)
+        if generation.num_samples:
+            _generate_images(inputs, generation, out, device, precision, recipe)
             return
-        if making.interpolate or making.arithmetic or making.nearest:
+        if generation.interpolation_steps or generation.arithmetic or generation.nearest:
             raise UsageError("--interpolate, --arithmetic and --nearest are about pictures made: give --count, too")
-        if every < 1:
-            raise UsageError(f"--every should be a whole number from 1 on, not {every}")
-        if not 0 <= film <= 1000:
-            raise UsageError(f"--film should be frames a second, up to 1000, not {film:g}")
+        if frame_interval < 1:
+            raise UsageError(f"--every should be a whole number from 1 on, not {frame_interval}")
+        if not 0 <= fps <= 1000:
+            raise UsageError(f"--film should be frames a second, up to 1000, not {fps:g}")
         runs, files = split_runs_and_files(inputs)
         changed = checkpoint.parse_run_overrides(runs, set, recipe)
         task = checkpoint.load(
-            *runs, device=device, precision=precision, vote=vote, changes=changed, recipe=recipe
-        ).views(views)
+            *runs, device=device, precision=precision, vote=vote, overrides=changed, recipe=recipe
+        ).with_views(views)
         failed = 0
         with PredictionPage(out, task, files) as page:
             for films, group in itertools.groupby(files, video.is_video):
                 if films:
                     for file in group:
-                        failed += _predict_video(task, file, video.read_frames(file, every), page)
-                elif film:
+                        failed += _predict_video(task, file, video.read_frames(file, frame_interval), page)
+                elif fps:
                     pictures = list(group)
                     name = Path(pictures[0]).resolve().parent.name or "film"
                     broken: list[Error] = []
-                    failed += _predict_video(task, name, video.read_image_sequence(pictures, film, broken), page)
+                    failed += _predict_video(task, name, video.read_image_sequence(pictures, fps, broken), page)
                     failed += len(broken)
                     for error in broken:
                         print(f"fukami: {error}", file=sys.stderr)
@@ -124,26 +124,28 @@ def _generate_images(
 
     if len(runs) != 1:
         raise UsageError(f"--count makes pictures with one run and of no files; give one run, not {len(runs)} words")
-    if wanted.count < 1 or (wanted.interpolate and (wanted.interpolate < 2 or wanted.count < 2)):
+    if wanted.num_samples < 1 or (
+        wanted.interpolation_steps and (wanted.interpolation_steps < 2 or wanted.num_samples < 2)
+    ):
         raise UsageError("--count should be 1 or more; --interpolate 2 or more, between at least 2 pictures")
     if out is None:
         raise UsageError("give a folder for the pictures with --out")
     task = checkpoint.load(runs[0], device=device, precision=precision, recipe=source)
     if not isinstance(task, GANTask):
         raise UsageError(f"{runs[0]} answers for pictures and makes none; leave out --count, and give files")
-    terms = generation_samples.parse_arithmetic(wanted.arithmetic, wanted.count) if wanted.arithmetic else []
+    terms = generation_samples.parse_arithmetic(wanted.arithmetic, wanted.num_samples) if wanted.arithmetic else []
     folder = OutputFolder(out, ()).folder
-    codes = task.codes(wanted.count, wanted.seed)
+    codes = task.sample_latents(wanted.num_samples, wanted.seed)
     pictures, answers = generation_samples.write_samples(task, codes, wanted.seed, folder)
-    if wanted.interpolate:
-        generation_samples.write_interpolation(task, codes, wanted.interpolate, folder)
+    if wanted.interpolation_steps:
+        generation_samples.write_interpolation(task, codes, wanted.interpolation_steps, folder)
     if terms:
         generation_samples.write_arithmetic(task, codes, terms, folder)
     if wanted.nearest:
         recipe, _ = checkpoint.read_recipe(checkpoint.locate_run(runs[0]), source)
         check_data(recipe)
         found = generation_samples.write_nearest_images(
-            pictures, recipe.data().train, task.perceive(), task.runtime.device, folder
+            pictures, recipe.load_data().train, task.load_feature_extractor(), task.runtime.device, folder
         )
         answers = [{**answer, **own} for answer, own in zip(answers, found, strict=True)]
     for answer in answers:
@@ -178,7 +180,7 @@ def _predict_video(task: "Task", file: str, frames: "Iterator[Frame]", page: "Pr
 
     failed, count, spent, began = 0, 0, 0.0, time.perf_counter()
     chunks = video.batch_frames(frames, FRAME_BATCH_SIZE)
-    with page.film(file) as show:
+    with page.record_video(file) as show:
         while True:
             try:
                 some = next(chunks, [])
@@ -188,15 +190,15 @@ def _predict_video(task: "Task", file: str, frames: "Iterator[Frame]", page: "Pr
             if not some:
                 break
             asked = time.perf_counter()
-            answers = task.predict([frame.picture for frame in some])
+            answers = task.predict([frame.image for frame in some])
             spent += time.perf_counter() - asked
             count += len(some)
             for frame, answer in zip(some, answers, strict=True):
                 if "error" in answer:
                     failed = 1
-                    print(f"fukami: {file}, frame {frame.number}: {answer['error']}", file=sys.stderr)
+                    print(f"fukami: {file}, frame {frame.index}: {answer['error']}", file=sys.stderr)
                 else:
-                    about = {"file": frame.file or file, "frame": frame.number, "seconds": round(frame.seconds, 6)}
+                    about = {"file": frame.file or file, "frame": frame.index, "seconds": round(frame.timestamp, 6)}
                     print(format_json_line({**about, **answer}), flush=True)
                     show(frame, answer)
     if count:

@@ -20,39 +20,41 @@ class PredictionPage:
 
     def __init__(self, folder: Path | None, task: Task, files: Sequence[str]) -> None:
         self.task = task
-        self.drawn = OutputFolder(folder, files) if folder else None
-        self.shown: list[str] = []
+        self.output = OutputFolder(folder, files) if folder else None
+        self.file_names: list[str] = []
 
     def __enter__(self) -> Self:
         return self
 
     def add(self, answer: dict[str, Any]) -> None:
         """Draw the answer for the picture ``answer["file"]``."""
-        if self.drawn:
-            place = self.drawn.place(answer["file"], "png")
-            self.task.draw(Path(answer["file"]), answer).save(place)
-            self.shown.append(place.name)
-            for name, picture in self.task.layers(answer).items():
-                picture.save(self.drawn.place(f"{place.stem}-{name}", "png"))
+        if self.output:
+            place = self.output.reserve_path(answer["file"], "png")
+            self.task.draw_prediction(Path(answer["file"]), answer).save(place)
+            self.file_names.append(place.name)
+            for name, picture in self.task.render_maps(answer).items():
+                picture.save(self.output.reserve_path(f"{place.stem}-{name}", "png"))
 
     @contextlib.contextmanager
-    def film(self, file: str) -> Iterator[Callable[[Frame, dict[str, Any]], None]]:
+    def record_video(self, file: str) -> Iterator[Callable[[Frame, dict[str, Any]], None]]:
         """What draws the answer for a frame of the video ``file``; the frames drawn become a video."""
-        if self.drawn is None:
+        if self.output is None:
             yield lambda frame, answer: None
             return
-        place = self.drawn.place(file, "mp4")
+        place = self.output.reserve_path(file, "mp4")
         with VideoWriter(place) as film:
-            yield lambda frame, answer: film.add(self.task.draw(frame.picture, answer), frame.seconds, frame.rate)
+            yield lambda frame, answer: film.add(
+                self.task.draw_prediction(frame.image, answer), frame.timestamp, frame.frame_rate
+            )
         if place.exists():  # there is none of a video without a frame
-            self.shown.append(place.name)
+            self.file_names.append(place.name)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self.drawn:
-            sections = (f"<h2>{html.escape(name)}</h2>{_render_media(name)}" for name in self.shown)
-            body = f"<h1>{len(self.shown)} answers, and what the network saw</h1>\n" + "\n".join(sections)
+        if self.output:
+            sections = (f"<h2>{html.escape(name)}</h2>{_render_media(name)}" for name in self.file_names)
+            body = f"<h1>{len(self.file_names)} answers, and what the network saw</h1>\n" + "\n".join(sections)
             page = PAGE_TEMPLATE.format(title="fukami predict", body=body).encode(errors="backslashreplace")
-            checkpoint.write_file(self.drawn.folder / "index.html", page)
+            checkpoint.write_file(self.output.folder / "index.html", page)
 
 
 def _render_media(name: str) -> str:

@@ -14,9 +14,9 @@ def command(arguments: list[str]) -> None:
     import tyro
 
     def run(
-        pictures: tyro.conf.Positional[tuple[Path, ...]],
+        images: tyro.conf.Positional[tuple[Path, ...]],
         mode: Literal["fast", "quality"] = "fast",
-        count: int = 100,
+        max_boxes: int = 100,
         stages: tyro.conf.FlagCreatePairsOff[bool] = False,
         out: Path = Path("proposals"),
     ) -> None:
@@ -25,17 +25,17 @@ def command(arguments: list[str]) -> None:
         The method is Selective Search; its first call on a machine compiles it, which takes some seconds.
 
         Args:
-            pictures: Files; a folder stands for all files in it.
+            images: Files; a folder stands for all files in it.
             mode: quality finds more boxes, and takes three times as long.
-            count: Boxes to print and to draw, the likeliest first.
+            max_boxes: Boxes to print and to draw, the likeliest first.
             stages: Draw what they are made from, too: the segmentation, and what grouping leaves of it.
             out: Folder for what is drawn, or for one picture a .png file.
         """
-        files = [file for path in pictures for file in cli_inputs.list_files(path)]
+        files = [file for path in images for file in cli_inputs.list_files(path)]
         if not files:
             raise UsageError("give at least one picture: a file, or a folder that has some")
-        if count < 1:
-            raise UsageError(f"--count should be at least 1, not {count}")
+        if max_boxes < 1:
+            raise UsageError(f"--count should be at least 1, not {max_boxes}")
         single = out.suffix.lower() == ".png"
         if single and len(files) > 1:
             raise UsageError(f"--out should name a folder for {len(files)} pictures, not the file {out}")
@@ -59,14 +59,14 @@ def command(arguments: list[str]) -> None:
                 failed += 1
                 print(f"fukami: {error}", file=sys.stderr)
                 continue
-            place = out if single else drawn.place(file, "png")
+            place = out if single else drawn.reserve_path(file, "png")
             page = (
-                selective_search_plots.draw_stages(picture, boxes, mode, count)
+                selective_search_plots.draw_stages(picture, boxes, mode, max_boxes)
                 if stages
-                else selective_search_plots.draw_proposals(picture, boxes, count)
+                else selective_search_plots.draw_proposals(picture, boxes, max_boxes)
             )
             page.save(place)
-            first = boxes[:count].astype(int).tolist()
+            first = boxes[:max_boxes].astype(int).tolist()
             answer = {"file": file, "count": len(boxes), "boxes": first, "drawn": str(place)}
             print(cli_inputs.format_json_line(answer), flush=True)
         if failed:

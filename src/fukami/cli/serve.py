@@ -67,8 +67,8 @@ def command(arguments: list[str]) -> None:
             raise UsageError(f"--deadline should be seconds, more than 0, not {deadline:g}")
         changed = checkpoint.parse_run_overrides(runs, set, recipe)
         task = checkpoint.load(
-            *runs, device=device, precision=precision, vote=vote, changes=changed, recipe=recipe
-        ).views(views)
+            *runs, device=device, precision=precision, vote=vote, overrides=changed, recipe=recipe
+        ).with_views(views)
         hosts = {*LOCAL_HOSTS, host, *allowed_hosts}
         application = create_app(
             task, build_run_info(runs, precision, recipe), hosts=hosts, token=secret, deadline=deadline
@@ -80,7 +80,7 @@ def command(arguments: list[str]) -> None:
             print(f"serving {', '.join(runs)} at {at}; Ctrl-C stops it", file=sys.stderr, flush=True)
             config = uvicorn.Config(
                 application,
-                http=partial(Connection, limit=min(MAX_CONNECTIONS, files // 2)),  # type: ignore[arg-type]
+                http=partial(Connection, max_connections=min(MAX_CONNECTIONS, files // 2)),  # type: ignore[arg-type]
                 ws="none",
                 log_config=None,
                 log_level="error",  # a client can cause any number of warnings

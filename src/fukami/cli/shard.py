@@ -40,7 +40,7 @@ def command(arguments: list[str]) -> None:
             raise UsageError("give the folder for the shards: fukami shard DATA OUT")
         else:
             found = webdataset_writer.write_shards(
-                data, out, holdout=holdout, samples=samples, megabytes=megabytes, seed=seed
+                data, out, holdout=holdout, samples_per_shard=samples, shard_megabytes=megabytes, seed=seed
             )
         print(json.dumps(found, ensure_ascii=False))
 

@@ -17,8 +17,8 @@ def command(arguments: list[str]) -> None:
         augment: tuple[str, ...] = (),
         size: int = 0,
         channels: Literal[1, 3] = 3,
-        pictures: int = 6,
-        variants: int = 7,
+        num_images: int = 6,
+        num_variants: int = 7,
         seed: int = 0,
         out: Path = Path("augmented.png"),
     ) -> None:
@@ -32,8 +32,8 @@ def command(arguments: list[str]) -> None:
             size: Side of the pictures that a network sees, in pixels; with boxes or masks the shorter one. Default:
                 that of a small set, at most 224.
             channels: 1 grey, 3 colour.
-            pictures: Rows: so many training pictures, of as many classes as there are.
-            variants: Columns: so many changes of each.
+            num_images: Rows: so many training pictures, of as many classes as there are.
+            num_variants: Columns: so many changes of each.
             seed: Decides which pictures and which changes.
             out: Picture file to write.
         """
@@ -48,27 +48,27 @@ def command(arguments: list[str]) -> None:
             if channels != 3:
                 raise UsageError("pictures with boxes are in colour; leave out --channels")
             boxed = augmentation_grids.sample_boxed_images(
-                data, augment, size=size, pictures=pictures, variants=variants, seed=seed
+                data, augment, size=size, num_images=num_images, num_variants=num_variants, seed=seed
             )
             augmentation_grids.save_boxed_grid(boxed, out)
             labels = [", ".join(sorted({name for _, name in row[0][1]})) for row in boxed]
-            print(json.dumps({"file": str(out), "labels": labels, "variants": variants}))
+            print(json.dumps({"file": str(out), "labels": labels, "variants": num_variants}))
             return
         if segmentation_data.is_segmentation_dataset(data):
             if channels != 3:
                 raise UsageError("pictures with masks are in colour; leave out --channels")
             rows = augmentation_grids.sample_masked_images(
-                data, augment, size=size, pictures=pictures, variants=variants, seed=seed
+                data, augment, size=size, num_images=num_images, num_variants=num_variants, seed=seed
             )
         elif captioning_data.is_caption_dataset(data):
             rows = augmentation_grids.sample_captioned_images(
-                data, augment, size=size, pictures=pictures, variants=variants, seed=seed
+                data, augment, size=size, num_images=num_images, num_variants=num_variants, seed=seed
             )
         else:
             rows = augmentation_grids.sample_images(
-                data, augment, size=size, channels=channels, pictures=pictures, variants=variants, seed=seed
+                data, augment, size=size, channels=channels, num_images=num_images, num_variants=num_variants, seed=seed
             )
         augmentation_grids.save_grid(rows, out)
-        print(json.dumps({"file": str(out), "labels": [name for name, _ in rows], "variants": variants}))
+        print(json.dumps({"file": str(out), "labels": [name for name, _ in rows], "variants": num_variants}))
 
     run_cli(run, arguments, "fukami show")

@@ -32,7 +32,7 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
         compile: bool = False,
         resume: bool = False,
         allow_changed_data: bool = False,
-        seeds: int = 1,
+        num_seeds: int = 1,
         processes: int = 1,
         timeout: float = 600,
     ) -> Callable[[], None]:
@@ -47,22 +47,22 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
                 is compiled if it was begun so.
             resume: Go on with the run in --out (by default the last one of this recipe) from its last checkpoint.
             allow_changed_data: Resume although the data have changed since the checkpoint; the run records it.
-            seeds: So many runs, with --seed and the numbers after it, in folders seed-0, seed-1 ... of --out, and a
+            num_seeds: So many runs, with --seed and the numbers after it, in folders seed-0, seed-1 ... of --out, and a
                 page of what they do together.
             processes: So many processes of this machine share each batch, on a GPU each where there are GPUs.
             timeout: Seconds that one process may keep the others waiting before all are cut off.
         """
         folder = out or _choose_run_folder(name, resume)
-        for what, value in (("seeds", seeds), ("processes", processes)):
+        for what, value in (("seeds", num_seeds), ("processes", processes)):
             if value < 1:
                 raise UsageError(f"{what} should be at least 1, not {value}")
         if not timeout > 0:
             raise UsageError(f"timeout should be some seconds, not {timeout:g}")
         if processes > 1 and "RANK" in os.environ:
             raise UsageError("torchrun has started the processes already; leave out --processes")
-        numbers = range(recipe.seed, recipe.seed + seeds)
+        numbers = range(recipe.seed, recipe.seed + num_seeds)
         each = {folder / f"seed-{number}": dataclasses.replace(recipe, seed=number) for number in numbers}
-        recipes = each if seeds > 1 else {folder: recipe}
+        recipes = each if num_seeds > 1 else {folder: recipe}
         if resume and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun gives a command again as it is
             _check_resumable(list(recipes), folder)
         if processes > 1:

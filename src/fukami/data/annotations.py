@@ -42,38 +42,38 @@ class Box(NamedTuple):
             entry is ``relative``; nan where no number is given.
         kind: as in :mod:`fukami.data.samples`.
         line: where the file has it, from 1.
-        note: how the file tells it apart, such as ``annotation 17``.
-        zero: it begins at 0 in a format that counts from 1.
+        identifier: how the file tells it apart, such as ``annotation 17``.
+        starts_at_zero: it begins at 0 in a format that counts from 1.
     """
 
     label: str
     corners: Corners
     kind: int = REGULAR
     line: int = 0
-    note: str = ""
-    zero: bool = False
+    identifier: str = ""
+    starts_at_zero: bool = False
 
 
 @dataclass(frozen=True)
 class ImageAnnotation:
     """A picture as its annotation has it: ``size`` is the width and height that are stated, None where none are."""
 
-    picture: Path
-    file: Path
+    image_path: Path
+    annotation_path: Path
     boxes: tuple[Box, ...] = ()
     size: tuple[int, int] | None = None
     line: int = 0
-    relative: bool = False
+    is_relative: bool = False
 
 
 class AnnotationProblem(NamedTuple):
     """What a reader passed over: the kind of problem as the doctor calls it, file, line, the words, and the part."""
 
-    problem: str
+    kind: str
     file: Path
     line: int
     detail: str
-    part: str = ""
+    split: str = ""
 
 
 @dataclass
@@ -82,17 +82,17 @@ class DatasetAnnotations:
 
     Attributes:
         labels: the classes in their order.
-        parts: the entries of ``train``, ``val``, ``trainval`` and ``test``, or of an empty name where all are one part.
-        lost: pictures that cannot be learned from, since their annotation is broken or they are not there.
-        flaws: annotations that belong to no picture or class.
-        unlisted: pictures without an annotation.
+        splits: the entries of ``train``, ``val``, ``trainval`` and ``test``, or of an empty name where all are one part.
+        unusable_images: pictures that cannot be learned from, since their annotation is broken or they are not there.
+        orphan_annotations: annotations that belong to no picture or class.
+        unannotated_images: pictures without an annotation.
     """
 
     labels: tuple[str, ...] = ()
-    parts: dict[str, list[ImageAnnotation]] = field(default_factory=dict)
-    lost: list[AnnotationProblem] = field(default_factory=list)
-    flaws: list[AnnotationProblem] = field(default_factory=list)
-    unlisted: list[Path] = field(default_factory=list)
+    splits: dict[str, list[ImageAnnotation]] = field(default_factory=dict)
+    unusable_images: list[AnnotationProblem] = field(default_factory=list)
+    orphan_annotations: list[AnnotationProblem] = field(default_factory=list)
+    unannotated_images: list[Path] = field(default_factory=list)
 
 
 class ImageHeader(NamedTuple):
@@ -103,7 +103,7 @@ class ImageHeader(NamedTuple):
     orientation: int
 
     @property
-    def upright(self) -> tuple[int, int]:
+    def upright_size(self) -> tuple[int, int]:
         """Width and height once it is upright."""
         return (self.height, self.width) if self.orientation > 4 else (self.width, self.height)
 
@@ -120,23 +120,23 @@ def read_header(path: Path) -> ImageHeader | Error:
         return error
 
 
-def read_orientation(picture: Image.Image) -> int:
+def read_orientation(image: Image.Image) -> int:
     """How a picture is turned, from 1 to 8 as EXIF has it."""
-    if picture.format == "PNG" and not {"exif", "Raw profile type exif", "XML:com.adobe.xmp"} & {*picture.info}:
+    if image.format == "PNG" and not {"exif", "Raw profile type exif", "XML:com.adobe.xmp"} & {*image.info}:
         return 1  # Pillow would decode the whole file in search of it
-    found = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    found = image.getexif().get(ExifTags.Base.Orientation, 1)
     return found if found in range(1, 9) else 1
 
 
-def read_headers(pictures: Sequence[Path]) -> Iterator[ImageHeader | Error]:
+def read_headers(paths: Sequence[Path]) -> Iterator[ImageHeader | Error]:
     """The header of each picture, read in threads."""
     with ThreadPoolExecutor() as threads:
-        yield from threads.map(read_header, pictures)
+        yield from threads.map(read_header, paths)
 
 
-def orient_corners(corners: Corners, found: ImageHeader) -> Corners:
+def orient_corners(corners: Corners, header: ImageHeader) -> Corners:
     """Corners in a picture as stored, in the upright one."""
-    (left, top, right, bottom), (width, height, how) = corners, found
+    (left, top, right, bottom), (width, height, how) = corners, header
     if how in (2, 3, 7, 8):
         left, right = width - right, width - left
     if how in (3, 4, 6, 7):
@@ -144,17 +144,17 @@ def orient_corners(corners: Corners, found: ImageHeader) -> Corners:
     return (top, left, bottom, right) if how > 4 else (left, top, right, bottom)
 
 
-def compute_pixel_corners(entry: ImageAnnotation, found: ImageHeader) -> list[Corners]:
+def compute_pixel_corners(annotation: ImageAnnotation, header: ImageHeader) -> list[Corners]:
     """The corners of an entry's boxes in pixels of the upright picture, neither checked nor cut.
 
     Boxes belong to the picture as stored where the stated size is that of the stored one, and otherwise, as in programs
     that state no size, to the upright one.
     """
-    width, height = found.upright
-    if entry.relative:
-        return [(b[0] * width, b[1] * height, b[2] * width, b[3] * height) for _, b, *_ in entry.boxes]
-    stored = entry.size == (found.width, found.height)
-    return [orient_corners(box.corners, found) if stored else box.corners for box in entry.boxes]
+    width, height = header.upright_size
+    if annotation.is_relative:
+        return [(b[0] * width, b[1] * height, b[2] * width, b[3] * height) for _, b, *_ in annotation.boxes]
+    stored = annotation.size == (header.width, header.height)
+    return [orient_corners(box.corners, header) if stored else box.corners for box in annotation.boxes]
 
 
 def find_box_problem(corners: Corners, size: tuple[int, int]) -> str:
@@ -172,30 +172,33 @@ def find_box_problem(corners: Corners, size: tuple[int, int]) -> str:
 
 
 def build_samples(
-    entries: Sequence[ImageAnnotation], labels: Sequence[str], lost: Sequence[AnnotationProblem], broken: int
+    annotations: Sequence[ImageAnnotation],
+    labels: Sequence[str],
+    unusable_images: Sequence[AnnotationProblem],
+    max_broken: int,
 ) -> list[Sample]:
     """What can be learned from the entries of a part, in their order; the rest is left out and summed up.
 
     Raises:
-        Error: more pictures than ``broken`` are missing or broken.
+        Error: more pictures than ``max_broken`` are missing or broken.
     """
     number = {label: i for i, label in enumerate(labels)}
     kept: list[Sample] = []
-    wrong = [f"{flaw.file}{f', line {flaw.line}' if flaw.line else ''}: {flaw.detail}" for flaw in lost]
+    wrong = [f"{flaw.file}{f', line {flaw.line}' if flaw.line else ''}: {flaw.detail}" for flaw in unusable_images]
     dropped = 0
-    entries = merge_annotations(entries)
-    for entry, found in zip(entries, read_headers([entry.picture for entry in entries]), strict=True):
+    annotations = merge_annotations(annotations)
+    for entry, found in zip(annotations, read_headers([entry.image_path for entry in annotations]), strict=True):
         if isinstance(found, Error):
             wrong.append(str(found))
             continue
-        size = found.upright
+        size = found.upright_size
         good = [
             (corners, number[box.label], box.kind)
             for box, corners in zip(entry.boxes, compute_pixel_corners(entry, found), strict=True)
             if box.label in number and not find_box_problem(corners, size)
         ]
         dropped += len(entry.boxes) - len(good)
-        kept.append(_build_sample(entry.picture, size, good))
+        kept.append(_build_sample(entry.image_path, size, good))
     if wrong:
         logger.warning(
             f"{len(wrong)} of {len(kept) + len(wrong)} pictures are left out:\n{image_folder.format_errors(wrong)}"
@@ -205,17 +208,17 @@ def build_samples(
             f"{dropped} of {dropped + sum(len(each.classes) for each in kept)} boxes are left out: empty, inverted, "
             "outside of their picture or of no known class; fukami doctor names each"
         )
-    image_folder.check_broken(wrong, broken)
+    image_folder.check_broken(wrong, max_broken)
     return kept
 
 
-def merge_annotations(entries: Sequence[ImageAnnotation]) -> list[ImageAnnotation]:
+def merge_annotations(annotations: Sequence[ImageAnnotation]) -> list[ImageAnnotation]:
     """Each picture once, with the boxes of all its entries: what one of them has is no background in another."""
     found: dict[Path, ImageAnnotation] = {}
-    for entry in entries:
-        other = found.setdefault(entry.picture, entry)
+    for entry in annotations:
+        other = found.setdefault(entry.image_path, entry)
         if other != entry:
-            found[entry.picture] = replace(other, boxes=(*other.boxes, *entry.boxes))
+            found[entry.image_path] = replace(other, boxes=(*other.boxes, *entry.boxes))
     return list(found.values())
 
 
@@ -232,15 +235,17 @@ def _build_sample(picture: Path, size: tuple[int, int], boxes: Sequence[tuple[Co
     )
 
 
-def select_splits(sheets: DatasetAnnotations) -> tuple[tuple[str, ...], str | None]:
+def select_splits(annotations: DatasetAnnotations) -> tuple[tuple[str, ...], str | None]:
     """The names of the parts to train on, and of the one to judge on (None where the data have none).
 
     Where there is a test part, it is judged on, and all else is trained on; otherwise the validation part is. One
     without a single box can be no judge.
     """
-    found = {name for name, entries in sheets.parts.items() if entries} | {flaw.part for flaw in sheets.lost}
+    found = {name for name, entries in annotations.splits.items() if entries} | {
+        flaw.split for flaw in annotations.unusable_images
+    }
     for name in sorted(found & {"test", "val"}):
-        if not any(entry.boxes for entry in sheets.parts.get(name, ())):
+        if not any(entry.boxes for entry in annotations.splits.get(name, ())):
             logger.warning(f"the {name} part has no box, and is not judged on; annotate its pictures")
             found.remove(name)
     judged = next((name for name in ("test", "val") if name in found), None)
@@ -248,17 +253,19 @@ def select_splits(sheets: DatasetAnnotations) -> tuple[tuple[str, ...], str | No
     return tuple(sorted(every & found)), judged
 
 
-def separate_trainval(sheets: DatasetAnnotations) -> None:
+def separate_trainval(annotations: DatasetAnnotations) -> None:
     """Where ``trainval`` stands beside one of its halves alone, the other half is what is left of it."""
     for half, other in (("train", "val"), ("val", "train")):
-        if {"trainval", half, other} & sheets.parts.keys() == {"trainval", half}:
-            there = {entry.picture for entry in sheets.parts[half]}
-            sheets.parts[other] = [each for each in sheets.parts.pop("trainval") if each.picture not in there]
-            lost = {flaw.file for flaw in sheets.lost if flaw.part == half}
-            sheets.lost = [
-                flaw._replace(part=other) if flaw.part == "trainval" else flaw
-                for flaw in sheets.lost
-                if flaw.part != "trainval" or flaw.file not in lost
+        if {"trainval", half, other} & annotations.splits.keys() == {"trainval", half}:
+            there = {entry.image_path for entry in annotations.splits[half]}
+            annotations.splits[other] = [
+                each for each in annotations.splits.pop("trainval") if each.image_path not in there
+            ]
+            lost = {flaw.file for flaw in annotations.unusable_images if flaw.split == half}
+            annotations.unusable_images = [
+                flaw._replace(split=other) if flaw.split == "trainval" else flaw
+                for flaw in annotations.unusable_images
+                if flaw.split != "trainval" or flaw.file not in lost
             ]
 
 
@@ -267,33 +274,35 @@ def parse_split(name: str) -> str:
     return SPLIT_NAMES.get(name.lower(), "")
 
 
-def list_images(place: Path, *, deep: bool = False) -> list[Path]:
-    """The picture files in a folder, in order; with ``deep`` also those further down."""
+def list_images(folder: Path, *, recursive: bool = False) -> list[Path]:
+    """The picture files in a folder, in order; with ``recursive`` also those further down."""
     endings = image_io.get_image_suffixes()
-    found = place.rglob("*") if deep else place.iterdir()
+    found = folder.rglob("*") if recursive else folder.iterdir()
     return sorted(path for path in found if path.suffix.lower() in endings and not path.name.startswith("."))
 
 
-def is_outside_archive(picture: Path, source: Path) -> bool:
+def is_outside_archive(image: Path, source: Path) -> bool:
     """Whether annotations in an archive name an image outside of it; the user's own may name images anywhere."""
     root = archives.find_archive_root(source)
-    return root is not None and not archives.is_inside(picture, root)
+    return root is not None and not archives.is_inside(image, root)
 
 
 def keep_existing_images(
-    entries: Iterable[ImageAnnotation], sheets: DatasetAnnotations, part: str, source: Path
+    annotations: Iterable[ImageAnnotation], dataset: DatasetAnnotations, split: str, source: Path
 ) -> list[ImageAnnotation]:
     """The entries of a part whose picture is there, as ``source`` names them; what the others lack is noted as lost."""
     here = []
-    for entry in entries:
-        if is_outside_archive(entry.picture, source):
-            detail = f"the picture {entry.picture} lies outside of the archive; put it there, or remove its annotation"
-        elif is_file(entry.picture):
+    for entry in annotations:
+        if is_outside_archive(entry.image_path, source):
+            detail = (
+                f"the picture {entry.image_path} lies outside of the archive; put it there, or remove its annotation"
+            )
+        elif is_file(entry.image_path):
             here.append(entry)
             continue
         else:
-            detail = f"the picture {entry.picture} does not exist; put it there, or remove its annotation"
-        sheets.lost.append(AnnotationProblem("missing", entry.file, entry.line, detail, part))
+            detail = f"the picture {entry.image_path} does not exist; put it there, or remove its annotation"
+        dataset.unusable_images.append(AnnotationProblem("missing", entry.annotation_path, entry.line, detail, split))
     return here
 
 

@@ -100,7 +100,7 @@ class _Member(Protocol):
     size: int
     is_folder: bool
 
-    def chunks(self) -> Iterator[bytes]:
+    def read_chunks(self) -> Iterator[bytes]:
         """Content, in pieces."""
 
 
@@ -127,7 +127,7 @@ def _extract(folder: Path, archive: Path, packed: int) -> None:
                 continue
             place.parent.mkdir(parents=True, exist_ok=True)
             with place.open("wb") as file:
-                for chunk in member.chunks():
+                for chunk in member.read_chunks():
                     file.write(chunk)
 
 
@@ -171,7 +171,7 @@ class _ZipEntry:
         self.archive, self.info = archive, info
         self.name, self.size, self.is_folder = info.filename, info.file_size, info.is_dir()
 
-    def chunks(self) -> Iterator[bytes]:
+    def read_chunks(self) -> Iterator[bytes]:
         """Content; the library ends at the size that is stated, and checks the sum."""
         with self.archive.open(self.info) as file:
             while chunk := file.read(CHUNK_BYTES):
@@ -200,34 +200,34 @@ class _ForwardReader:
     """Bytes of a file by their place, which only grows: what a compressed file can give."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.at = file, 0
+        self.file, self.position = file, 0
 
     def __call__(self, start: int, count: int) -> bytes:
         """Up to ``count`` bytes from ``start``; fewer where the file ends before."""
-        while self.at < start and self._next(start - self.at):
+        while self.position < start and self._read_next(start - self.position):
             pass
-        return self._next(count) if self.at == start else b""
+        return self._read_next(count) if self.position == start else b""
 
-    def _next(self, count: int) -> bytes:
+    def _read_next(self, count: int) -> bytes:
         found, count = bytearray(), min(count, CHUNK_BYTES)
         while len(found) < count and (part := self.file.read(count - len(found))):
             found += part
-        self.at += len(found)
+        self.position += len(found)
         return bytes(found)
 
 
 class _TarEntry:
     def __init__(self, read: _ForwardReader, member: tar.TarMember) -> None:
         self.read, self.member = read, member
-        self.name, self.size, self.is_folder = member.name, member.size, member.kind == tarfile.DIRTYPE
+        self.name, self.size, self.is_folder = member.name, member.size, member.type == tarfile.DIRTYPE
 
-    def chunks(self) -> Iterator[bytes]:
+    def read_chunks(self) -> Iterator[bytes]:
         """Content.
 
         Raises:
             ValueError: the file ends before.
         """
-        at, end = self.member.content, self.member.content + self.size
+        at, end = self.member.content_start, self.member.content_start + self.size
         while at < end:
             chunk = self.read(at, end - at)
             if not chunk:
@@ -238,7 +238,7 @@ class _TarEntry:
 
 def _iterate_tar(read: _ForwardReader) -> Iterator[_Member]:
     for member in tar.iterate_members(read, errors="surrogateescape"):
-        if member.kind not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE):
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE):
             raise ValueError(f"its member {member.name[:200]!r} is a link or a device")
         yield _TarEntry(read, member)
 
@@ -262,7 +262,7 @@ class _XzReader:
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("rb")
-        self.unpacker = lzma.LZMADecompressor(memlimit=XZ_MEMORY_LIMIT)
+        self.decompressor = lzma.LZMADecompressor(memlimit=XZ_MEMORY_LIMIT)
 
     def __enter__(self) -> "_XzReader":
         return self
@@ -274,16 +274,16 @@ class _XzReader:
         """Up to ``count`` bytes; none at the end of the file."""
         while True:
             rest = b""
-            if self.unpacker.eof:  # another stream may follow, or zeros that fill up
-                rest = self.unpacker.unused_data or self.file.read(CHUNK_BYTES)
+            if self.decompressor.eof:  # another stream may follow, or zeros that fill up
+                rest = self.decompressor.unused_data or self.file.read(CHUNK_BYTES)
                 rest = rest.lstrip(b"\0")
                 if not rest:
                     return b""
-                self.unpacker = lzma.LZMADecompressor(memlimit=XZ_MEMORY_LIMIT)
-            elif self.unpacker.needs_input:
+                self.decompressor = lzma.LZMADecompressor(memlimit=XZ_MEMORY_LIMIT)
+            elif self.decompressor.needs_input:
                 rest = self.file.read(CHUNK_BYTES)
                 if not rest:
                     raise EOFError("it is cut short")
-            found = self.unpacker.decompress(rest, count)
+            found = self.decompressor.decompress(rest, count)
             if found:
                 return found

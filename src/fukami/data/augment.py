@@ -32,38 +32,38 @@ MAX_ASPECT_RATIO = 4 / 3  # ratio of the sides of a random resized crop, either 
 class Operation:
     """One kind of change; a subclass says which of the four stages it takes part in.
 
-    ``draws`` uniform numbers in [0, 1) are given to every stage for each picture, ``(N, draws)``.
+    ``num_draws`` uniform numbers in [0, 1) are given to every stage for each picture, ``(N, draws)``.
     """
 
-    draws: ClassVar[int] = 1
+    num_draws: ClassVar[int] = 1
 
-    def move(self, draws: Tensor, height: Side, width: Side) -> Tensor | None:
+    def compute_matrix(self, draws: Tensor, height: Side, width: Side) -> Tensor | None:
         """From where each output point comes: ``(N, 3, 3)``, both in [-1, 1] across the picture; None: no move."""
         return None
 
-    def recolour(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
+    def compute_color_matrix(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
         """``matrix`` ``(N, 3, 4)`` followed by this change of red, green, blue and 1; ``mean`` ``(N, 3)`` is what the
         picture's mean colour has become so far.
         """
         return matrix
 
-    def retouch(self, pictures: Tensor, draws: Tensor, covered: Tensor | None = None) -> Tensor:
-        """The pictures ``(N, C, H, W)`` in 0..255 changed pixel by pixel; ``covered``: see :meth:`Augment.coloured`."""
-        return pictures
+    def change_pixels(self, images: Tensor, draws: Tensor, valid_fraction: Tensor | None = None) -> Tensor:
+        """The pictures ``(N, C, H, W)`` in 0..255 changed pixel by pixel; ``valid_fraction``: see :meth:`Augment.coloured`."""
+        return images
 
-    def mix(self, pictures: Tensor, targets: Tensor, draws: Tensor) -> Batch:
+    def mix(self, images: Tensor, targets: Tensor, draws: Tensor) -> Batch:
         """The pictures mixed with one another, and the shares of the classes ``(N, classes)`` with them."""
-        return pictures, targets
+        return images, targets
 
 
 class Augmentation(Protocol):
     """Changes pictures ``(N, C, H, W)`` and their targets by uniform draws ``(N, draws)`` in [0, 1)."""
 
     @property
-    def draws(self) -> int:
+    def num_draws(self) -> int:
         """Random numbers needed for each picture."""
 
-    def __call__(self, pictures: Tensor, targets: Tensor, draws: Tensor) -> Batch:
+    def __call__(self, images: Tensor, targets: Tensor, draws: Tensor) -> Batch:
         """The changed pictures, in the range of the given ones, and targets ``(N,)`` or ``(N, classes)``."""
 
 
@@ -74,126 +74,128 @@ class AugmentationPipeline:
     Args:
         operations: in the order in which they are applied.
         size: side of the pictures that come out, in pixels; 0: the sides that they have.
-        classes: number of classes, for targets that are mixed.
+        num_classes: number of classes, for targets that are mixed.
     """
 
     operations: tuple[Operation, ...]
     size: int
-    classes: int = 0
+    num_classes: int = 0
 
     @property
-    def draws(self) -> int:
+    def num_draws(self) -> int:
         """Random numbers needed for each picture."""
-        return sum(operation.draws for operation in self.operations)
+        return sum(operation.num_draws for operation in self.operations)
 
-    def __call__(self, pictures: Tensor, targets: Tensor, draws: Tensor) -> Batch:
+    def __call__(self, images: Tensor, targets: Tensor, draws: Tensor) -> Batch:
         """Pictures ``(N, C, H, W)`` in 0..255 as ``(N, C, size, size)``, and the targets, one-hot if mixed.
 
         What is only mirrored stays uint8, all else becomes float.
         """
-        each = self.split(draws)
-        if self.mirroring and pictures.shape[-2:] == self.sides(pictures):
-            pictures = self.mirrored(pictures, each)
+        each = self.split_draws(draws)
+        if self.only_flips and images.shape[-2:] == self.get_output_size(images):
+            images = self.flip(images, each)
         else:
-            pictures = self.moved(pictures.float(), self.geometry(draws, *pictures.shape[-2:]))
-        pictures = self.coloured(pictures, draws)
+            images = self.warp(images.float(), self.compute_matrix(draws, *images.shape[-2:]))
+        images = self.recolor(images, draws)
         for operation, own in zip(self.operations, each, strict=True):
-            pictures = operation.retouch(pictures, own)
-        if self.taking("mix"):
-            targets = F.one_hot(targets, self.classes).float()
+            images = operation.change_pixels(images, own)
+        if self.has_stage("mix"):
+            targets = F.one_hot(targets, self.num_classes).float()
             for operation, own in zip(self.operations, each, strict=True):
-                pictures, targets = operation.mix(pictures, targets, own)
-        return pictures, targets
+                images, targets = operation.mix(images, targets, own)
+        return images, targets
 
-    def sides(self, pictures: Tensor) -> tuple[int, int]:
+    def get_output_size(self, images: Tensor) -> tuple[int, int]:
         """Height and width of what comes out of pictures ``(N, C, H, W)``."""
-        return (self.size, self.size) if self.size else (pictures.shape[-2], pictures.shape[-1])
+        return (self.size, self.size) if self.size else (images.shape[-2], images.shape[-1])
 
-    def split(self, draws: Tensor) -> tuple[Tensor, ...]:
+    def split_draws(self, draws: Tensor) -> tuple[Tensor, ...]:
         """Each operation's own draws."""
-        return torch.split(draws, [operation.draws for operation in self.operations], 1)
+        return torch.split(draws, [operation.num_draws for operation in self.operations], 1)
 
-    def taking(self, stage: str) -> bool:
+    def has_stage(self, stage: str) -> bool:
         """Whether an operation takes part in a stage."""
         return any(getattr(type(operation), stage) is not getattr(Operation, stage) for operation in self.operations)
 
     @property
-    def mirroring(self) -> bool:
+    def only_flips(self) -> bool:
         """Whether nothing moves pictures but mirrors, which need no resampling."""
-        moving = (operation for operation in self.operations if type(operation).move is not Operation.move)
+        moving = (
+            operation for operation in self.operations if type(operation).compute_matrix is not Operation.compute_matrix
+        )
         return all(isinstance(operation, RandomHorizontalFlip) for operation in moving)
 
-    def mirrored(self, pictures: Tensor, each: Sequence[Tensor]) -> Tensor:
+    def flip(self, images: Tensor, each: Sequence[Tensor]) -> Tensor:
         """The pictures with the mirrors alone, exactly, in their own type; a fraction of the time of a resampling."""
         for operation, own in zip(self.operations, each, strict=True):
             if isinstance(operation, RandomHorizontalFlip):
-                which = (own[:, 0] < operation.share).view(-1, 1, 1, 1)
-                pictures = torch.where(which, pictures.flip(operation.dimension), pictures)
-        return pictures
+                which = (own[:, 0] < operation.probability).view(-1, 1, 1, 1)
+                images = torch.where(which, images.flip(operation.dimension), images)
+        return images
 
-    def geometry(self, draws: Tensor, height: Side, width: Side) -> Tensor | None:
+    def compute_matrix(self, draws: Tensor, height: Side, width: Side) -> Tensor | None:
         """All moves as one matrix ``(N, 3, 3)`` for each picture; None where there are none."""
-        if not self.taking("move"):
+        if not self.has_stage("move"):
             return None
-        each = self.split(draws)
+        each = self.split_draws(draws)
         whole = torch.eye(3, device=draws.device).expand(len(draws), 3, 3)
         for operation, own in zip(self.operations, each, strict=True):
-            matrix = operation.move(own, height, width)
+            matrix = operation.compute_matrix(own, height, width)
             whole = whole if matrix is None else whole @ matrix
         return whole
 
-    def moved(self, pictures: Tensor, geometry: Tensor | None, mode: str = "bilinear") -> Tensor:
+    def warp(self, images: Tensor, matrix: Tensor | None, mode: str = "bilinear") -> Tensor:
         """The pictures at the size that comes out, moved as :meth:`geometry` says; masks want ``mode="nearest"``.
 
         What comes in from outside is 0.
         """
-        size = self.sides(pictures)
-        if geometry is None:
-            return pictures if pictures.shape[-2:] == size else F.interpolate(pictures, size, mode=mode)
-        grid = F.affine_grid(geometry[:, :2], [*pictures.shape[:2], *size], align_corners=False)
-        return F.grid_sample(pictures, grid, mode=mode, padding_mode="zeros", align_corners=False)
+        size = self.get_output_size(images)
+        if matrix is None:
+            return images if images.shape[-2:] == size else F.interpolate(images, size, mode=mode)
+        grid = F.affine_grid(matrix[:, :2], [*images.shape[:2], *size], align_corners=False)
+        return F.grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
-    def moved_boxes(self, boxes: Tensor, geometry: Tensor, height: Side, width: Side) -> Tensor:
+    def warp_boxes(self, boxes: Tensor, matrix: Tensor, height: Side, width: Side) -> Tensor:
         """Boxes ``(N, M, 4)`` as x1, y1, x2, y2 in pixels: what bounds them in the moved picture, cut at its border.
 
         A box that has left the picture has no area.
         """
         right, bottom = (self.size, self.size) if self.size else (width, height)
         sides = _stack_pair(right, bottom, boxes).repeat(1, 1, 2)
-        return self.bounds(boxes, geometry, height, width).clamp(min=0).minimum(sides)
+        return self.compute_box_bounds(boxes, matrix, height, width).clamp(min=0).minimum(sides)
 
-    def bounds(self, boxes: Tensor, geometry: Tensor, height: Side, width: Side) -> Tensor:
+    def compute_box_bounds(self, boxes: Tensor, matrix: Tensor, height: Side, width: Side) -> Tensor:
         """What bounds boxes ``(N, M, 4)`` in the moved picture and, where they have left it, beyond."""
         before = _stack_pair(width, height, boxes).unsqueeze(2)
         after = _stack_pair(self.size, self.size, boxes).unsqueeze(2) if self.size else before
         corners = boxes[..., [0, 1, 2, 1, 0, 3, 2, 3]].view(*boxes.shape[:-1], 4, 2) / before * 2 - 1
         corners = torch.cat([corners, torch.ones_like(corners[..., :1])], -1).flatten(1, 2)
-        found = (corners @ geometry.inverse().mT)[..., :2].view(*boxes.shape[:-1], 4, 2)
+        found = (corners @ matrix.inverse().mT)[..., :2].view(*boxes.shape[:-1], 4, 2)
         found = (found + 1) / 2 * after
         return torch.cat([found.amin(2), found.amax(2)], -1)
 
-    def coloured(self, pictures: Tensor, draws: Tensor, covered: Tensor | None = None) -> Tensor:
+    def recolor(self, images: Tensor, draws: Tensor, valid_fraction: Tensor | None = None) -> Tensor:
         """The pictures ``(N, C, H, W)`` in 0..255 with other colours, cut off at 0 and 255.
 
         Args:
-            pictures: what is to be recoloured.
+            images: what is to be recoloured.
             draws: random numbers.
-            covered: ``(N, 2)`` shares of H and W that each picture takes where the rest is 0; None: all.
+            valid_fraction: ``(N, 2)`` shares of H and W that each picture takes where the rest is 0; None: all.
         """
-        if not self.taking("recolour"):
-            return pictures
-        pictures = pictures.float()
-        each = self.split(draws)
-        mean = pictures.mean((2, 3)).expand(-1, 3)
-        mean = mean if covered is None else mean / covered.prod(1, keepdim=True)
-        matrix = torch.eye(3, 4, device=pictures.device).expand(len(pictures), 3, 4)
+        if not self.has_stage("recolour"):
+            return images
+        images = images.float()
+        each = self.split_draws(draws)
+        mean = images.mean((2, 3)).expand(-1, 3)
+        mean = mean if valid_fraction is None else mean / valid_fraction.prod(1, keepdim=True)
+        matrix = torch.eye(3, 4, device=images.device).expand(len(images), 3, 4)
         for operation, own in zip(self.operations, each, strict=True):
-            matrix = operation.recolour(matrix, _transform_colors(matrix, mean), own)
-        if pictures.shape[1] == 1:  # a grey picture is one whose three colours are the same
+            matrix = operation.compute_color_matrix(matrix, _transform_colors(matrix, mean), own)
+        if images.shape[1] == 1:  # a grey picture is one whose three colours are the same
             gain, offset = matrix[:, 0, :3].sum(1), matrix[:, 0, 3]
-            return (pictures * gain.view(-1, 1, 1, 1) + offset.view(-1, 1, 1, 1)).clamp(0, 255)
-        flat = torch.baddbmm(matrix[:, :, 3:], matrix[:, :, :3], pictures.flatten(2))
-        return flat.clamp(0, 255).view_as(pictures)
+            return (images * gain.view(-1, 1, 1, 1) + offset.view(-1, 1, 1, 1)).clamp(0, 255)
+        flat = torch.baddbmm(matrix[:, :, 3:], matrix[:, :, :3], images.flatten(2))
+        return flat.clamp(0, 255).view_as(images)
 
 
 @dataclass(frozen=True)
@@ -207,20 +209,20 @@ class RandomAffine(Operation):
         shear: at most this many pixels along x for each pixel along y.
     """
 
-    draws: ClassVar[int] = 6
+    num_draws: ClassVar[int] = 6
     shift: float = 0.0
     rotate: float = 0.0
     scale: float = 0.0
     shear: float = 0.0
 
-    def move(self, draws: Tensor, height: Side, width: Side) -> Tensor:
+    def compute_matrix(self, draws: Tensor, height: Side, width: Side) -> Tensor:
         """Stretched, slanted and turned about the middle, then shifted."""
         turn, stretch_x, stretch_y, slant, right, down = (2 * draws - 1).unbind(1)
         return build_affine_matrix(
-            turn=turn * math.radians(self.rotate),
-            stretch=(1 / (1 + self.scale * stretch_x), 1 / (1 + self.scale * stretch_y)),
-            slant=self.shear * slant,
-            shift=(right * 2 * self.shift / width, down * 2 * self.shift / height),
+            angle=turn * math.radians(self.rotate),
+            scale=(1 / (1 + self.scale * stretch_x), 1 / (1 + self.scale * stretch_y)),
+            shear=self.shear * slant,
+            translation=(right * 2 * self.shift / width, down * 2 * self.shift / height),
             aspect=width / height,
         )
 
@@ -230,11 +232,11 @@ class RandomHorizontalFlip(Operation):
     """Left and right exchanged, for this share of the pictures."""
 
     dimension: ClassVar[int] = 3
-    share: float = 0.5
+    probability: float = 0.5
 
-    def move(self, draws: Tensor, height: Side, width: Side) -> Tensor:
+    def compute_matrix(self, draws: Tensor, height: Side, width: Side) -> Tensor:
         """A mirror in the middle."""
-        sign = torch.where(draws[:, 0] < self.share, -1.0, 1.0)
+        sign = torch.where(draws[:, 0] < self.probability, -1.0, 1.0)
         one = torch.ones_like(sign)
         return _build_diagonal(sign, one) if self.dimension == 3 else _build_diagonal(one, sign)
 
@@ -250,12 +252,12 @@ class RandomVerticalFlip(RandomHorizontalFlip):
 class PaddedRandomCrop(Operation):
     """A crop of the size of the picture after so many pixels of padding on every side (He et al. 2016, section 4.2)."""
 
-    draws: ClassVar[int] = 2
-    pixels: float = 4.0
+    num_draws: ClassVar[int] = 2
+    padding: float = 4.0
 
-    def move(self, draws: Tensor, height: Side, width: Side) -> Tensor:
+    def compute_matrix(self, draws: Tensor, height: Side, width: Side) -> Tensor:
         """Whole pixels to any side."""
-        offset = (draws * (2 * self.pixels + 1)).floor() - self.pixels
+        offset = (draws * (2 * self.padding + 1)).floor() - self.padding
         matrix = torch.eye(3, device=draws.device).repeat(len(draws), 1, 1)
         matrix[:, 0, 2], matrix[:, 1, 2] = offset[:, 0] * 2 / width, offset[:, 1] * 2 / height
         return matrix
@@ -265,22 +267,22 @@ class PaddedRandomCrop(Operation):
 class RandomResizedCrop(Operation):
     """A crop of at least this share of the area, of sides 3:4 to 4:3, resized (Szegedy et al. 2015, section 6)."""
 
-    draws: ClassVar[int] = 4
-    smallest: float = 0.08
+    num_draws: ClassVar[int] = 4
+    min_area: float = 0.08
 
-    def move(self, draws: Tensor, height: Side, width: Side) -> Tensor:
+    def compute_matrix(self, draws: Tensor, height: Side, width: Side) -> Tensor:
         """The crop fills the picture."""
-        wide, high, left, top = compute_crops(draws, self.smallest, width / height)
+        wide, high, left, top = compute_crops(draws, self.min_area, width / height)
         matrix = _build_diagonal(wide, high)
         matrix[:, 0, 2], matrix[:, 1, 2] = 2 * left + wide - 1, 2 * top + high - 1
         return matrix
 
 
-def compute_crops(draws: Tensor, smallest: float, aspect: float | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def compute_crops(draws: Tensor, min_area: float, aspect: float | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Width, height, left and top of random crops ``(N,)`` each, as shares of a picture ``aspect`` times as wide as
     high, from ``(N, 4)`` draws. A side that would not fit is cut.
     """
-    area = smallest + (1 - smallest) * draws[:, 0]
+    area = min_area + (1 - min_area) * draws[:, 0]
     ratio = (math.log(MAX_ASPECT_RATIO) * (2 * draws[:, 1] - 1)).exp()
     wide = (area * ratio / aspect).sqrt().clamp(max=1)
     high = (area / ratio * aspect).sqrt().clamp(max=1)
@@ -291,45 +293,45 @@ def compute_crops(draws: Tensor, smallest: float, aspect: float | Tensor) -> tup
 class RandomBrightness(Operation):
     """All colours times ``1 - most`` to ``1 + most``."""
 
-    most: float = 0.4
+    max_change: float = 0.4
 
-    def recolour(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
+    def compute_color_matrix(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
         """Blended with black."""
-        return _compute_factors(draws, self.most) * matrix
+        return _compute_factors(draws, self.max_change) * matrix
 
 
 @dataclass(frozen=True)
 class RandomContrast(Operation):
     """The distance to the picture's mean brightness times ``1 - most`` to ``1 + most``."""
 
-    most: float = 0.4
+    max_change: float = 0.4
 
-    def recolour(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
+    def compute_color_matrix(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
         """Blended with the mean grey."""
-        return _adjust_contrast(matrix, mean, _compute_factors(draws, self.most))
+        return _adjust_contrast(matrix, mean, _compute_factors(draws, self.max_change))
 
 
 @dataclass(frozen=True)
 class RandomSaturation(Operation):
     """The distance of each pixel to its own grey times ``1 - most`` to ``1 + most``."""
 
-    most: float = 0.4
+    max_change: float = 0.4
 
-    def recolour(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
+    def compute_color_matrix(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
         """Blended with the grey picture."""
-        return _adjust_saturation(matrix, _compute_factors(draws, self.most))
+        return _adjust_saturation(matrix, _compute_factors(draws, self.max_change))
 
 
 @dataclass(frozen=True)
 class RandomHue(Operation):
-    """The colours turned about the grey axis by up to ``most`` of a full turn either way, brightness kept (in YIQ)."""
+    """The colours turned about the grey axis by up to ``max_change`` of a full turn either way, brightness kept (in YIQ)."""
 
-    most: float = 0.1
+    max_change: float = 0.1
 
-    def recolour(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
+    def compute_color_matrix(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
         """Turned in the plane of the two colour differences."""
         yiq, rgb = (_get_constant(rows, draws.device) for rows in (RGB_TO_YIQ, YIQ_TO_RGB))
-        angle = (2 * draws[:, 0] - 1) * (2 * math.pi * self.most)
+        angle = (2 * draws[:, 0] - 1) * (2 * math.pi * self.max_change)
         turn = torch.eye(3, device=draws.device).repeat(len(draws), 1, 1)
         turn[:, 1, 1], turn[:, 2, 2] = angle.cos(), angle.cos()
         turn[:, 1, 2], turn[:, 2, 1] = -angle.sin(), angle.sin()
@@ -340,33 +342,33 @@ class RandomHue(Operation):
 class RandomGrayscale(Operation):
     """This share of the pictures without colour."""
 
-    share: float = 0.2
+    probability: float = 0.2
 
-    def recolour(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
+    def compute_color_matrix(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
         """No saturation."""
-        return _adjust_saturation(matrix, (draws >= self.share).float().unsqueeze(2))
+        return _adjust_saturation(matrix, (draws >= self.probability).float().unsqueeze(2))
 
 
 @dataclass(frozen=True)
 class RandomErasing(Operation):
     """A rectangle of 2 to 33 % of the area painted with the mean colour, in this share (Zhong et al. 2020)."""
 
-    draws: ClassVar[int] = 5
-    share: float = 0.25
+    num_draws: ClassVar[int] = 5
+    probability: float = 0.25
 
-    def retouch(self, pictures: Tensor, draws: Tensor, covered: Tensor | None = None) -> Tensor:
+    def change_pixels(self, images: Tensor, draws: Tensor, valid_fraction: Tensor | None = None) -> Tensor:
         """Sides from 0.3 to 3.3 times one another."""
         whether, size, shape, across, down = draws.unbind(1)
         area, ratio = 0.02 + 0.31 * size, (math.log(3.3) * (2 * shape - 1)).exp()
         wide, high = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
         x, y = (1 - wide) * across + wide / 2, (1 - high) * down + high / 2
-        mean = pictures.float().mean((2, 3), keepdim=True)
-        if covered is not None:
-            down_share, right_share = covered.unbind(1)
+        mean = images.float().mean((2, 3), keepdim=True)
+        if valid_fraction is not None:
+            down_share, right_share = valid_fraction.unbind(1)
             x, y, wide, high = x * right_share, y * down_share, wide * right_share, high * down_share
-            mean = mean / covered.prod(1).view(-1, 1, 1, 1)
-        box = _build_box_masks(pictures, x, y, wide, high) & (whether < self.share).view(-1, 1, 1, 1)
-        return torch.where(box, mean, pictures)
+            mean = mean / valid_fraction.prod(1).view(-1, 1, 1, 1)
+        box = _build_box_masks(images, x, y, wide, high) & (whether < self.probability).view(-1, 1, 1, 1)
+        return torch.where(box, mean, images)
 
 
 @dataclass(frozen=True)
@@ -380,21 +382,21 @@ class MixUpCutMix(Operation):
         mixup, cutmix: the parameter of the Beta distribution of the picture's own share; 0: never.
     """
 
-    draws: ClassVar[int] = 4
+    num_draws: ClassVar[int] = 4
     mixup: float = 0.0
     cutmix: float = 0.0
 
-    def mix(self, pictures: Tensor, targets: Tensor, draws: Tensor) -> Batch:
+    def mix(self, images: Tensor, targets: Tensor, draws: Tensor) -> Batch:
         """Pictures and targets with their partners'."""
         coin, chance, across, down = draws.unbind(1)
         cut = coin < (0.5 if self.mixup and self.cutmix else float(self.cutmix > 0))
         side = (1 - _sample_beta(self.cutmix, chance)).sqrt()
-        box = _build_box_masks(pictures, across, down, side, side)
+        box = _build_box_masks(images, across, down, side, side)
         own = torch.where(cut, 1 - box.float().mean((1, 2, 3)), _sample_beta(self.mixup, chance)).view(-1, 1, 1, 1)
         keep = torch.where(cut.view(-1, 1, 1, 1), (~box).float(), own)
         own = own.view(-1, 1)
-        pictures = keep * pictures + (1 - keep) * pictures.roll(len(pictures) // 2, 0)
-        return pictures, own * targets + (1 - own) * targets.roll(len(targets) // 2, 0)
+        images = keep * images + (1 - keep) * images.roll(len(images) // 2, 0)
+        return images, own * targets + (1 - own) * targets.roll(len(targets) // 2, 0)
 
 
 # what a picture may meet in RandAugment and TrivialAugment: the strongest in each (Cubuk et al. 2020; Müller and Hutter
@@ -415,10 +417,10 @@ class RandomOperation(Operation):
         strength: share of the strongest, in [0, 1]; None: drawn for each picture, from the wide space.
     """
 
-    draws: ClassVar[int] = 3
+    num_draws: ClassVar[int] = 3
     strength: float | None = None
 
-    def amount(self, draws: Tensor, name: str, signed: bool = True) -> Tensor:
+    def compute_strengths(self, draws: Tensor, name: str, signed: bool = True) -> Tensor:
         """How strongly each picture ``(N,)`` is changed in this way: 0 for those that picked another."""
         choice, strength, sign = draws.unbind(1)
         chosen = (choice * len(MAX_STRENGTHS)).floor() == list(MAX_STRENGTHS).index(name)
@@ -426,67 +428,72 @@ class RandomOperation(Operation):
         direction = torch.where(sign < 0.5, -1.0, 1.0) if signed else 1.0
         return chosen * share * direction * MAX_STRENGTHS[name][int(self.strength is None)]
 
-    def chosen(self, draws: Tensor, name: str) -> Tensor:
+    def select_images(self, draws: Tensor, name: str) -> Tensor:
         """Which pictures picked it, ``(N, 1, 1, 1)``."""
         return ((draws[:, 0] * len(MAX_STRENGTHS)).floor() == list(MAX_STRENGTHS).index(name)).view(-1, 1, 1, 1)
 
-    def move(self, draws: Tensor, height: Side, width: Side) -> Tensor:
+    def compute_matrix(self, draws: Tensor, height: Side, width: Side) -> Tensor:
         """Shears, translations and rotations."""
-        right, down = self.amount(draws, "translate x"), self.amount(draws, "translate y")
+        right, down = self.compute_strengths(draws, "translate x"), self.compute_strengths(draws, "translate y")
         if self.strength is None:  # pixels of the wide space
             right, down = right / width, down / height
         one = torch.ones_like(right)
         upright = build_affine_matrix(
-            turn=torch.deg2rad(self.amount(draws, "rotate")),
-            stretch=(one, one),
-            slant=self.amount(draws, "shear x"),
-            shift=(2 * right, 2 * down),
+            angle=torch.deg2rad(self.compute_strengths(draws, "rotate")),
+            scale=(one, one),
+            shear=self.compute_strengths(draws, "shear x"),
+            translation=(2 * right, 2 * down),
             aspect=width / height,
         )
-        upright[:, 1, 0] += self.amount(draws, "shear y") * width / height
+        upright[:, 1, 0] += self.compute_strengths(draws, "shear y") * width / height
         return upright
 
-    def recolour(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
+    def compute_color_matrix(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
         """Brightness, saturation and contrast."""
         brightness, saturation, contrast = (
-            1 + self.amount(draws, name).view(-1, 1, 1) for name in ("brightness", "saturation", "contrast")
+            1 + self.compute_strengths(draws, name).view(-1, 1, 1) for name in ("brightness", "saturation", "contrast")
         )
         return _adjust_contrast(_adjust_saturation(brightness * matrix, saturation), mean, contrast)
 
-    def retouch(self, pictures: Tensor, draws: Tensor, covered: Tensor | None = None) -> Tensor:
+    def change_pixels(self, images: Tensor, draws: Tensor, valid_fraction: Tensor | None = None) -> Tensor:
         """Sharpness, posterize, solarize, autocontrast and equalize."""
         from torchvision.transforms.v2.functional import equalize  # which takes a second
 
         shape = (-1, 1, 1, 1)
-        pictures = pictures.round()  # these count levels of brightness
-        sharp = self.amount(draws, "sharpness").view(shape)
-        pictures = (pictures + sharp * (pictures - _smooth(pictures))).clamp(0, 255)
-        step = 2 ** self.amount(draws, "posterize", signed=False).round().view(shape)
-        pictures = torch.where(self.chosen(draws, "posterize"), (pictures / step).floor() * step, pictures)
-        threshold = 255 - self.amount(draws, "solarize", signed=False).view(shape)
-        inverted = self.chosen(draws, "solarize") & (pictures >= threshold)
-        pictures = torch.where(inverted, 255 - pictures, pictures)
-        low, high = pictures.amin((2, 3), keepdim=True), pictures.amax((2, 3), keepdim=True)
-        stretched = torch.where(high > low, (pictures - low) * 255 / (high - low).clamp(min=1), pictures)
-        pictures = torch.where(self.chosen(draws, "autocontrast"), stretched, pictures)
-        return torch.where(self.chosen(draws, "equalize"), equalize(pictures.to(torch.uint8)).float(), pictures)
+        images = images.round()  # these count levels of brightness
+        sharp = self.compute_strengths(draws, "sharpness").view(shape)
+        images = (images + sharp * (images - _smooth(images))).clamp(0, 255)
+        step = 2 ** self.compute_strengths(draws, "posterize", signed=False).round().view(shape)
+        images = torch.where(self.select_images(draws, "posterize"), (images / step).floor() * step, images)
+        threshold = 255 - self.compute_strengths(draws, "solarize", signed=False).view(shape)
+        inverted = self.select_images(draws, "solarize") & (images >= threshold)
+        images = torch.where(inverted, 255 - images, images)
+        low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
+        stretched = torch.where(high > low, (images - low) * 255 / (high - low).clamp(min=1), images)
+        images = torch.where(self.select_images(draws, "autocontrast"), stretched, images)
+        return torch.where(self.select_images(draws, "equalize"), equalize(images.to(torch.uint8)).float(), images)
 
 
 def build_affine_matrix(
-    *, turn: Tensor, stretch: tuple[Tensor, Tensor], slant: Tensor, shift: tuple[Tensor, Tensor], aspect: float | Tensor
+    *,
+    angle: Tensor,
+    scale: tuple[Tensor, Tensor],
+    shear: Tensor,
+    translation: tuple[Tensor, Tensor],
+    aspect: float | Tensor,
 ) -> Tensor:
     """From where the points of pictures come, ``(N, 3, 3)``: turned (radians), slanted, stretched and shifted.
 
     In coordinates from -1 to 1 across the picture, which is ``aspect`` times as wide as high.
     """
-    cos, sin = turn.cos(), turn.sin()
-    matrix = torch.zeros(len(turn), 3, 3, device=turn.device)
-    matrix[:, 0, 0] = stretch[0] * (cos + slant * sin)
-    matrix[:, 0, 1] = stretch[0] * (slant * cos - sin) / aspect
-    matrix[:, 0, 2] = shift[0]
-    matrix[:, 1, 0] = stretch[1] * sin * aspect
-    matrix[:, 1, 1] = stretch[1] * cos
-    matrix[:, 1, 2] = shift[1]
+    cos, sin = angle.cos(), angle.sin()
+    matrix = torch.zeros(len(angle), 3, 3, device=angle.device)
+    matrix[:, 0, 0] = scale[0] * (cos + shear * sin)
+    matrix[:, 0, 1] = scale[0] * (shear * cos - sin) / aspect
+    matrix[:, 0, 2] = translation[0]
+    matrix[:, 1, 0] = scale[1] * sin * aspect
+    matrix[:, 1, 1] = scale[1] * cos
+    matrix[:, 1, 2] = translation[1]
     matrix[:, 2, 2] = 1
     return matrix
 
@@ -593,7 +600,7 @@ OPERATION_CLASSES = {
 }  # fmt: skip
 
 
-def parse_augmentation(specs: Sequence[str], *, size: int, classes: int = 0) -> AugmentationPipeline:
+def parse_augmentation(specs: Sequence[str], *, size: int, num_classes: int = 0) -> AugmentationPipeline:
     """The augmentation that words such as ``flip``, ``rotate=15`` and ``mixup=0.2`` ask for.
 
     Rotate, shift, scale and shear are one move, the first; the other moves and the changes of colour follow in the
@@ -615,7 +622,7 @@ def parse_augmentation(specs: Sequence[str], *, size: int, classes: int = 0) -> 
         own = {field.name: given[field.name] for field in fields(kind) if field.name in given}
         if own:
             operations.insert(place, kind(**own))
-    return AugmentationPipeline(tuple(operations), size, classes)
+    return AugmentationPipeline(tuple(operations), size, num_classes)
 
 
 def parse_strengths(specs: Sequence[str]) -> dict[str, float]:

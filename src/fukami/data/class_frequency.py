@@ -18,23 +18,25 @@ logger = logging.getLogger(__name__)
 ClassCounts = npt.NDArray[np.int64]
 
 
-def count_class_pixels(samples: Sequence[Sample], classes: int) -> ClassCounts:
+def count_class_pixels(samples: Sequence[Sample], num_classes: int) -> ClassCounts:
     """Of the masks of the samples: the pixels of each class, and the labelled ones of all pictures that have any of
     it, ``(2, classes)``.
 
     What was counted of the same files before is read from the cache folder. Masks that cannot be read count nothing.
     """
-    cache = _get_cache_path(samples, classes) if all(isinstance(sample.source, Path) for sample in samples) else None
+    cache = (
+        _get_cache_path(samples, num_classes) if all(isinstance(sample.source, Path) for sample in samples) else None
+    )
     if cache is not None:
         try:
             found = np.array(json.loads(cache.read_text()), np.int64)
-            if found.shape == (2, classes):
+            if found.shape == (2, num_classes):
                 return found
         except (OSError, ValueError):  # there is none, or a damaged one
             pass
     with ThreadPoolExecutor() as threads:
-        every = threads.map(lambda sample: _count_sample(sample, classes), samples)
-        counts = sum(every, np.zeros((2, classes), np.int64))
+        every = threads.map(lambda sample: _count_sample(sample, num_classes), samples)
+        counts = sum(every, np.zeros((2, num_classes), np.int64))
     if cache is not None:
         try:
             cache.parent.mkdir(parents=True, exist_ok=True)

@@ -30,29 +30,33 @@ class ClassTable:
 
     Attributes:
         labels: what the classes are called.
-        values: class by value, -1 for what is unlabelled; of masks in shades of grey or with a palette.
-        colours: class by colour, -1 likewise; of masks in colour. Empty where they are by value.
+        value_to_class: class by value, -1 for what is unlabelled; of masks in shades of grey or with a palette.
+        color_to_class: class by colour, -1 likewise; of masks in colour. Empty where they are by value.
     """
 
     labels: tuple[str, ...]
-    values: dict[int, int] = field(default_factory=dict)
-    colours: dict[Colour, int] = field(default_factory=dict)
+    value_to_class: dict[int, int] = field(default_factory=dict)
+    color_to_class: dict[Colour, int] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> bytes:
         """Hash of all of it."""
-        return hashlib.blake2b(repr((self.labels, self.values, self.colours)).encode(), digest_size=16).digest()
+        return hashlib.blake2b(
+            repr((self.labels, self.value_to_class, self.color_to_class)).encode(), digest_size=16
+        ).digest()
 
-    def ignoring(self, value: int) -> "ClassTable":
+    def with_ignore_index(self, value: int) -> "ClassTable":
         """The same in which a value stands for no class, unless it stands for one."""
-        return ClassTable(self.labels, {value: -1, **self.values} if self.values else {}, self.colours)
+        return ClassTable(
+            self.labels, {value: -1, **self.value_to_class} if self.value_to_class else {}, self.color_to_class
+        )
 
 
-def build_class_table(labels: Sequence[str], ignored: Iterable[int] = ()) -> ClassTable:
+def build_class_table(labels: Sequence[str], ignored_values: Iterable[int] = ()) -> ClassTable:
     """Classes that are numbered from 0 on; one that is called nothing is unlabelled."""
     kept = tuple(label for label in labels if label.lower() not in IGNORED_NAMES)
     values = {number: kept.index(label) if label in kept else -1 for number, label in enumerate(labels)}
-    return ClassTable(kept, {**dict.fromkeys(ignored, -1), **values})
+    return ClassTable(kept, {**dict.fromkeys(ignored_values, -1), **values})
 
 
 VOC_LABELS = (
@@ -81,7 +85,7 @@ def compute_voc_color(number: int) -> Colour:
 VOC = build_class_table(VOC_LABELS, (IGNORE_INDEX,))
 VOC_COLOURED = ClassTable(
     VOC_LABELS,
-    colours={compute_voc_color(number): number for number in range(21)} | {compute_voc_color(IGNORE_INDEX): -1},
+    color_to_class={compute_voc_color(number): number for number in range(21)} | {compute_voc_color(IGNORE_INDEX): -1},
 )
 CAMVID = build_class_table(CAMVID_LABELS, (11, IGNORE_INDEX))
 CITYSCAPES = ClassTable(
@@ -107,7 +111,7 @@ def read_class_table(path: Path) -> ClassTable:
     Raises:
         Error: a line is none of these, two classes have one value or name, or there is no class.
     """
-    lines = read_text(path, limit=MAX_SMALL_FILE_BYTES).splitlines()
+    lines = read_text(path, max_bytes=MAX_SMALL_FILE_BYTES).splitlines()
     rows = [
         _parse_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip() and line[0] not in "#;"
     ]
@@ -128,7 +132,7 @@ def read_class_table(path: Path) -> ClassTable:
         raise Error(f"{path} has {what}; give each class a value of its own")
     classes = [number[name] for name in names]
     if kinds == {3}:
-        return ClassTable(labels, colours=dict(zip(keys, classes, strict=True)))  # type: ignore[arg-type]
+        return ClassTable(labels, color_to_class=dict(zip(keys, classes, strict=True)))  # type: ignore[arg-type]
     return ClassTable(labels, {key[0]: each for key, each in zip(keys, classes, strict=True)})
 
 

@@ -82,13 +82,13 @@ def find_coco_files(root: Path) -> dict[str, Path]:
 
 
 def read_coco(
-    root: Path, also: Callable[[Path, Records, DatasetAnnotations], None] | None = None
+    root: Path, on_records: Callable[[Path, Records, DatasetAnnotations], None] | None = None
 ) -> DatasetAnnotations:
     """What the file at a path, or those of a folder, say.
 
     Args:
         root: the file or the folder.
-        also: is told the records of each file, and what is known after it.
+        on_records: is told the records of each file, and what is known after it.
 
     Raises:
         Error: a file is no JSON, or not COCO's.
@@ -96,13 +96,13 @@ def read_coco(
     sheets = DatasetAnnotations()
     for part, path in ({"": root} if root.is_file() else find_coco_files(root)).items():
         found = read_records(path)
-        sheets.parts[part] = keep_existing_images(_parse_annotations(path, found, sheets), sheets, part, path)
-        if also:
-            also(path, found, sheets)
+        sheets.splits[part] = keep_existing_images(_parse_annotations(path, found, sheets), sheets, part, path)
+        if on_records:
+            on_records(path, found, sheets)
     if root.is_dir():  # a single file may well be of some of the pictures that lie there
-        listed = {entry.picture for entries in sheets.parts.values() for entry in entries}
+        listed = {entry.image_path for entries in sheets.splits.values() for entry in entries}
         places = sorted({path.parent for path in listed})
-        sheets.unlisted = [path for place in places for path in list_images(place) if path not in listed]
+        sheets.unannotated_images = [path for place in places for path in list_images(place) if path not in listed]
     return sheets
 
 
@@ -176,11 +176,11 @@ def _parse_annotations(path: Path, found: Records, sheets: DatasetAnnotations) -
         category, picture = to_key(fields.get("category_id")), to_key(fields.get("image_id"))
         if picture not in known:
             detail = f"{note} is of picture {picture}, which is not among the images; add it, or remove the annotation"
-            sheets.flaws.append(AnnotationProblem("no picture", path, line, detail))
+            sheets.orphan_annotations.append(AnnotationProblem("no picture", path, line, detail))
             continue
         if category not in labels:
             detail = f"{note} is of category {category}, which is not among the categories"
-            sheets.flaws.append(AnnotationProblem("no class", path, line, detail))
+            sheets.orphan_annotations.append(AnnotationProblem("no class", path, line, detail))
         kind = CROWD if fields.get("iscrowd") in (1, "1") else REGULAR
         boxes.setdefault(picture, []).append(Box(labels.get(category, ""), _parse_corners(fields), kind, line, note))
     locate = ImageLocator(path)
@@ -191,13 +191,13 @@ def _parse_annotations(path: Path, found: Records, sheets: DatasetAnnotations) -
         yield ImageAnnotation(locate(to_text(fields.get("file_name"))), path, own, stated, line)
 
 
-def list_used_categories(found: Records) -> list[Record]:
+def list_used_categories(records: Records) -> list[Record]:
     """The categories without those that only head others, which Roboflow puts first and gives to no box."""
-    used = {to_key(each.fields.get("category_id")) for each in found["annotations"]}
-    heads = {to_text(each.fields.get("supercategory")) for each in found["categories"]}
+    used = {to_key(each.fields.get("category_id")) for each in records["annotations"]}
+    heads = {to_text(each.fields.get("supercategory")) for each in records["categories"]}
     return [
         each
-        for each in found["categories"]
+        for each in records["categories"]
         if to_key(each.fields.get("id")) in used
         or to_text(each.fields.get("name")) not in heads
         or to_text(each.fields.get("supercategory")) not in ("none", "")

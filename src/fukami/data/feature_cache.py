@@ -37,9 +37,9 @@ class FeatureCache:
         self.folder = locations.get_cache_folder() / "features" / digest.hexdigest()
         with contextlib.suppress(FileNotFoundError):  # it is new, or another process made room
             os.utime(self.folder)  # used now
-        self.room = limit * 1e9 - self._others(limit * 1e9)
+        self.remaining_bytes = limit * 1e9 - self._evict_others(limit * 1e9)
 
-    def _others(self, limit: float) -> float:
+    def _evict_others(self, limit: float) -> float:
         """Bytes that other networks' features take, once the oldest have made room for as many as they."""
         sizes, used = {}, {}
         for folder in self.folder.parent.glob("*"):
@@ -52,9 +52,9 @@ class FeatureCache:
                 del sizes[folder]
         return sum(sizes.values())
 
-    def path(self, picture: Tensor, boxes: Tensor) -> Path:
+    def get_path(self, image: Tensor, boxes: Tensor) -> Path:
         """Where the features of these boxes of this picture are, or would be."""
-        digest = hashlib.blake2b(_to_bytes(picture), digest_size=16)
+        digest = hashlib.blake2b(_to_bytes(image), digest_size=16)
         digest.update(_to_bytes(boxes))
         return self.folder / f"{digest.hexdigest()}.safetensors"
 
@@ -68,8 +68,8 @@ class FeatureCache:
     def write(self, path: Path, features: Tensor) -> None:
         """Keep them, in one step: whoever reads finds all or nothing. Once one cannot be written, no more are kept."""
         content = save({"features": features.cpu().contiguous()})
-        self.room -= len(content)
-        if self.room < 0:
+        self.remaining_bytes -= len(content)
+        if self.remaining_bytes < 0:
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ class FeatureCache:
                 file.write(content)
             os.replace(file.name, path)  # noqa: PTH105
         except OSError as error:
-            self.room = -1.0
+            self.remaining_bytes = -1.0
             logger.warning(
                 f"{self.folder.parent} cannot be written ({error.strerror}): features are computed anew each time; "
                 "make room there, or set XDG_CACHE_HOME to another folder"

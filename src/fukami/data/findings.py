@@ -38,17 +38,17 @@ EQUIVALENT_FORMATS = {
 class Problem:
     """One finding: its kind, the file and line or the class it is about, and what is wrong in words."""
 
-    problem: str
+    kind: str
     detail: str
     file: str = ""
     label: str = ""
     line: int = 0
 
-    def record(self) -> dict[str, str | int]:
+    def to_dict(self) -> dict[str, str | int]:
         """As the line of JSON has it."""
         about: dict[str, str | int] = {"file": self.file, "line": self.line, "class": self.label}
         given = {name: value for name, value in about.items() if value}
-        return {"problem": self.problem, **given, "detail": self.detail}
+        return {"problem": self.kind, **given, "detail": self.detail}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ImageItem:
     path: Path
     name: str
     label: str
-    part: str
+    split: str
     content: bytes = b""
     """What the file holds, where it lies in no file of its own."""
 
@@ -67,29 +67,31 @@ class ImageItem:
 class Findings:
     """What is wrong, and how much was looked at: readable pictures of each class, by part.
 
-    Of pictures with boxes or masks, which are of no one class, ``inside`` has the boxes or pixels of each class by
-    part, as ``thing`` says, and ``first`` the file and line in which a class is first named.
+    Of pictures with boxes or masks, which are of no one class, ``annotation_counts`` has the boxes or pixels of each class by
+    part, as ``unit`` says, and ``first_locations`` the file and line in which a class is first named.
     """
 
     problems: list[Problem] = field(default_factory=list)
-    counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    inside: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    thing: str = "box"
-    first: dict[str, tuple[str, int]] = field(default_factory=dict)
+    image_counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    annotation_counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    unit: str = "box"
+    first_locations: dict[str, tuple[str, int]] = field(default_factory=dict)
 
-    def add(self, problem: str, detail: str, *, file: str = "", label: str = "", line: int = 0) -> None:
+    def add(self, kind: str, detail: str, *, file: str = "", label: str = "", line: int = 0) -> None:
         """One more problem."""
-        self.problems.append(Problem(problem, detail, file, label, line))
+        self.problems.append(Problem(kind, detail, file, label, line))
 
     def __str__(self) -> str:
         """The summary, in one sentence."""
-        pictures = sum(counter.total() for counter in self.counts.values())
-        things = sum(counter.total() for counter in self.inside.values())
-        classes = len({label for counter in (self.inside or self.counts).values() for label in counter})
-        between = f" with {format_count(things, self.thing)}" if self.inside else ""
-        of = "" if self.thing == "sentence" else f" of {format_count(classes, 'class')}"
+        pictures = sum(counter.total() for counter in self.image_counts.values())
+        things = sum(counter.total() for counter in self.annotation_counts.values())
+        classes = len(
+            {label for counter in (self.annotation_counts or self.image_counts).values() for label in counter}
+        )
+        between = f" with {format_count(things, self.unit)}" if self.annotation_counts else ""
+        of = "" if self.unit == "sentence" else f" of {format_count(classes, 'class')}"
         among = f"{format_count(pictures, 'readable picture')}{between}{of}"
-        kinds = Counter(found.problem for found in self.problems)
+        kinds = Counter(found.kind for found in self.problems)
         listed = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
         all_told = format_count(len(self.problems), "problem")
         return f"{all_told} among {among}: {listed}" if kinds else f"no problem among {among}"
@@ -98,7 +100,7 @@ class Findings:
 # each file
 
 
-def hash_images(items: Iterable[ImageItem], found: Findings) -> Iterator[tuple[ImageItem, bytes]]:
+def hash_images(items: Iterable[ImageItem], findings: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """The pictures that can be read, each with the digest of its pixels; the others are told."""
     console = Console(stderr=True)
     columns = (
@@ -115,12 +117,12 @@ def hash_images(items: Iterable[ImageItem], found: Findings) -> Iterator[tuple[I
         rest = iter(items)
         while chunk := list(islice(rest, CHUNK_SIZE)):
             for item, (digest, problems) in zip(chunk, threads.map(check_image, chunk), strict=True):
-                found.problems += problems
+                findings.problems += problems
                 if digest:
-                    found.counts[item.part][item.label] += 1
+                    findings.image_counts[item.split][item.label] += 1
                     yield item, digest
                 else:
-                    found.counts[item.part][item.label] += 0
+                    findings.image_counts[item.split][item.label] += 0
             progress.advance(bar, len(chunk))
 
 
@@ -165,34 +167,38 @@ def hash_pixels(pixels: image_io.UInt8Array) -> bytes:
 # all together
 
 
-def check_duplicates(seen: Iterable[tuple[ImageItem, bytes]], found: Findings) -> None:
+def check_duplicates(hashed_images: Iterable[tuple[ImageItem, bytes]], findings: Findings) -> None:
     """The same pixels again: under another class, in another part, or merely twice."""
     before: dict[bytes, list[ImageItem]] = {}
-    for item, digest in seen:
+    for item, digest in hashed_images:
         others = before.setdefault(digest, [])
         if others:
-            worst = min(others, key=lambda other: (other.label == item.label, other.part == item.part))
+            worst = min(others, key=lambda other: (other.label == item.label, other.split == item.split))
             kind, detail = describe_conflict(item, worst)
-            found.add(kind, f"is the same picture as {worst.name}{detail}", file=item.name)
+            findings.add(kind, f"is the same picture as {worst.name}{detail}", file=item.name)
         others.append(item)
 
 
 def describe_conflict(item: ImageItem, other: ImageItem) -> tuple[str, str]:
     """The kind of problem of one picture that is there twice, and how the two differ."""
     labels = f", whose class is {other.label!r} and not {item.label!r}" if item.label != other.label else ""
-    parts = f"; one is in {other.part!r}, the other in {item.part!r}" if item.part != other.part else ""
+    parts = f"; one is in {other.split!r}, the other in {item.split!r}" if item.split != other.split else ""
     kind = "two classes" if labels else "duplicate across parts" if parts else "duplicate"
     return kind, labels + parts
 
 
-def check_classes(found: Findings) -> None:
+def check_classes(findings: Findings) -> None:
     """The names and the sizes of the classes, in pictures, boxes or pixels."""
-    counts, things = (found.inside, found.thing) if found.inside else (found.counts, "picture")
+    counts, things = (
+        (findings.annotation_counts, findings.unit)
+        if findings.annotation_counts
+        else (findings.image_counts, "picture")
+    )
     labels = sorted({label for counter in counts.values() for label in counter})
     every = sum(counts.values(), Counter[str]())
-    check_class_names(sorted(labels, key=lambda label: -every[label]), found)  # so that the rare spelling is told
+    check_class_names(sorted(labels, key=lambda label: -every[label]), findings)  # so that the rare spelling is told
     if len(labels) == 1 and things == "picture":
-        found.add("lone class", "there is no other class to tell it from", label=labels[0])
+        findings.add("lone class", "there is no other class to tell it from", label=labels[0])
     training = [part for part in counts if part.lower() in (*image_folder.TRAIN_NAMES, "trainval", "")]
     sizes = sum((counts[part] for part in training), Counter[str]())  # leaves out the empty ones
     largest, most = next(iter(sizes.most_common(1)), ("", 0))
@@ -201,20 +207,20 @@ def check_classes(found: Findings) -> None:
         absent = [part for part in counts if not counts[part][label]]
         if holders and absent:
             detail = f"has {pluralize(things)} in {format_splits(holders)} and none in {format_splits(absent)}"
-            found.add("part missing", detail, label=label)
+            findings.add("part missing", detail, label=label)
         number = sizes[label]
         if number == 1 and len(counts) == 1:
             detail = f"has 1 {things}, which cannot be both learned from and judged on"
-            found.add("too few", detail, label=label)
+            findings.add("too few", detail, label=label)
         if 0 < MAX_IMBALANCE * number < most and things != "pixel":  # of which a sky has more than a pole
             detail = f"has {format_count(number, things)}, and {largest!r} has {most}: more than {MAX_IMBALANCE} times as many"
-            found.add("unbalanced", detail, label=label)
-        if not holders and not any(each.problem == "empty" and each.label == label for each in found.problems):
+            findings.add("unbalanced", detail, label=label)
+        if not holders and not any(each.kind == "empty" and each.label == label for each in findings.problems):
             none = "not one of its pictures can be read" if things == "picture" else f"not one {things} of it is good"
-            found.add("empty", none, label=label)
+            findings.add("empty", none, label=label)
 
 
-def check_class_names(labels: Iterable[str], found: Findings) -> None:
+def check_class_names(labels: Iterable[str], findings: Findings) -> None:
     """Names that a person reads as one name, and names with blanks around them."""
     alike = defaultdict(list)
     for label in labels:
@@ -222,43 +228,43 @@ def check_class_names(labels: Iterable[str], found: Findings) -> None:
     for first, *others in alike.values():
         for other in others:
             detail = f"differs from {first!r} only in case or blanks, and is another class"
-            file, line = found.first.get(other, ("", 0))
-            found.add("class name", detail, label=other, file=file, line=line)
+            file, line = findings.first_locations.get(other, ("", 0))
+            findings.add("class name", detail, label=other, file=file, line=line)
         if not others and first != first.strip():
-            file, line = found.first.get(first, ("", 0))
-            found.add("class name", "begins or ends with a blank", label=first, file=file, line=line)
+            file, line = findings.first_locations.get(first, ("", 0))
+            findings.add("class name", "begins or ends with a blank", label=first, file=file, line=line)
 
 
-def format_splits(parts: Iterable[str]) -> str:
+def format_splits(splits: Iterable[str]) -> str:
     """The parts in words."""
-    return " and ".join(repr(part) for part in parts)
+    return " and ".join(repr(part) for part in splits)
 
 
-def format_count(number: int, thing: str) -> str:
+def format_count(number: int, noun: str) -> str:
     """A number of things in words."""
-    return f"{number:,} {thing if number == 1 else pluralize(thing)}"
+    return f"{number:,} {noun if number == 1 else pluralize(noun)}"
 
 
-def pluralize(thing: str) -> str:
+def pluralize(noun: str) -> str:
     """More than one of them."""
-    return f"{thing}es" if thing.endswith(("s", "x")) else f"{thing}s"
+    return f"{noun}es" if noun.endswith(("s", "x")) else f"{noun}s"
 
 
 class PathNames:
     """The names under which the user knows files, also of what was unpacked elsewhere."""
 
-    def __init__(self, given: Path) -> None:
-        archive = given.is_file() and given.suffix.lower() not in (".json", ".yaml", ".yml")
-        self.given, self.root = given, image_folder.unpack_archive(given) if archive else given
+    def __init__(self, source: Path) -> None:
+        archive = source.is_file() and source.suffix.lower() not in (".json", ".yaml", ".yml")
+        self.source, self.root = source, image_folder.unpack_archive(source) if archive else source
 
     def __call__(self, path: Path) -> str:
         """The path below what was given."""
-        return str(self.given / path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
+        return str(self.source / path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
 
-def add_read_error(error: Error, names: PathNames, found: Findings) -> None:
+def add_read_error(error: Error, names: PathNames, findings: Findings) -> None:
     """Tell why the data cannot be read at all, with the file and the line that the error names."""
     match = ERROR_LOCATION.match(str(error))
-    where = (names(Path(match["file"])), int(match["line"] or 0)) if match else (str(names.given), 0)
-    detail = match["detail"] if match else str(error).removeprefix(f"{names.given} ")
-    found.add("broken", detail, file=where[0], line=where[1])
+    where = (names(Path(match["file"])), int(match["line"] or 0)) if match else (str(names.source), 0)
+    detail = match["detail"] if match else str(error).removeprefix(f"{names.source} ")
+    findings.add("broken", detail, file=where[0], line=where[1])

@@ -30,7 +30,7 @@ class FolderSplit:
     """The files of one part of a folder, in order, with the name of the class of each."""
 
     files: tuple[Path, ...]
-    classes: tuple[str, ...]
+    class_names: tuple[str, ...]
 
 
 def scan_folder(path: Path) -> tuple[FolderSplit, FolderSplit | None]:
@@ -94,7 +94,7 @@ def read_csv(path: Path) -> tuple[FolderSplit, FolderSplit | None]:
 
 
 def stack_images(
-    results: Iterable["UInt8Array | Error"], count: int, prepare: SquareTransform, allowed: int = MAX_BROKEN
+    results: Iterable["UInt8Array | Error"], count: int, prepare: SquareTransform, max_broken: int = MAX_BROKEN
 ) -> tuple[list[int], UInt8Array]:
     """Which of the pictures could be read, and what is in them ``(N, H, W, C)``, each as the network is to see it.
 
@@ -104,7 +104,7 @@ def stack_images(
         results: each picture, or what is wrong with it.
         count: how many there are.
         prepare: what their size comes from.
-        allowed: pictures that may be broken.
+        max_broken: pictures that may be broken.
 
     Raises:
         Error: more are, or not one picture can be read.
@@ -122,31 +122,31 @@ def stack_images(
         raise Error(f"not one of the {count} pictures can be read; the first: {broken[0]}")
     if broken:
         logger.warning(f"{len(broken)} of {count} pictures are left out:\n{format_errors(broken)}")
-    check_broken(broken, allowed)
+    check_broken(broken, max_broken)
     return good, pictures[: len(good)]
 
 
-def check_broken(broken: Sequence[str], allowed: int) -> None:
+def check_broken(errors: Sequence[str], max_broken: int) -> None:
     """Refuse more broken pictures than are allowed.
 
     Raises:
         Error: there are more; the first are named.
     """
-    if len(broken) > allowed:
+    if len(errors) > max_broken:
         raise Error(
-            f"{len(broken)} pictures are broken, and --broken allows {allowed}; mend them or allow more. The first:\n"
-            f"{format_errors(broken)}"
+            f"{len(errors)} pictures are broken, and --broken allows {max_broken}; mend them or allow more. The first:\n"
+            f"{format_errors(errors)}"
         )
 
 
-def format_errors(broken: Sequence[str]) -> str:
+def format_errors(errors: Sequence[str]) -> str:
     """The first of them, a line each, and how many more there are."""
-    more = f"\n  ... and {len(broken) - MAX_LISTED} more" if len(broken) > MAX_LISTED else ""
-    return "  " + "\n  ".join(broken[:MAX_LISTED]) + more
+    more = f"\n  ... and {len(errors) - MAX_LISTED} more" if len(errors) > MAX_LISTED else ""
+    return "  " + "\n  ".join(errors[:MAX_LISTED]) + more
 
 
-def select_holdout(classes: npt.ArrayLike, share: float) -> npt.NDArray[np.bool_]:
-    """Which members are held out for testing: the same ones each time, ``share`` of each class, at least one of two.
+def select_holdout(classes: npt.ArrayLike, fraction: float) -> npt.NDArray[np.bool_]:
+    """Which members are held out for testing: the same ones each time, ``fraction`` of each class, at least one of two.
 
     The choice depends on the data alone, not on a run's seed, so that runs can be compared and answer together.
     """
@@ -155,8 +155,8 @@ def select_holdout(classes: npt.ArrayLike, share: float) -> npt.NDArray[np.bool_
     generator = np.random.default_rng(0)
     for name in np.unique(labels):
         members = generator.permutation(np.flatnonzero(labels == name))
-        count = round(share * len(members))
-        if 0 < share < 1 and len(members) > 1:
+        count = round(fraction * len(members))
+        if 0 < fraction < 1 and len(members) > 1:
             count = min(max(count, 1), len(members) - 1)
         held[members[:count]] = True
     return held

@@ -25,7 +25,7 @@ DATASET_NAMES = ("digits", "mnist", "cifar10", "cifar100", "imagenet")
 class DecodedImages:
     """Pictures ``(N, C, H, W)`` uint8 with the number ``(N,)`` of the class of each, and their names."""
 
-    pictures: Tensor
+    images: Tensor
     targets: Tensor
     names: Sequence[str] = ()
 
@@ -45,22 +45,22 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.items)
 
-    def only(self, which: npt.NDArray[np.bool_]) -> "LabelledImages":
-        """Those that are marked in ``which`` ``(N,)``."""
+    def select(self, mask: npt.NDArray[np.bool_]) -> "LabelledImages":
+        """Those that are marked in ``mask`` ``(N,)``."""
         items: tuple[Path, ...] | shards.ShardSamples | image_folder.UInt8Array
         if isinstance(self.items, shards.ShardSamples):
-            items = self.items.only(which)
+            items = self.items.select(mask)
         elif isinstance(self.items, np.ndarray):
-            items = self.items[which]
+            items = self.items[mask]
         else:
-            items = tuple(self.items[i] for i in np.flatnonzero(which))
-        return LabelledImages(items, self.targets[which])
+            items = tuple(self.items[i] for i in np.flatnonzero(mask))
+        return LabelledImages(items, self.targets[mask])
 
-    def read(self, prepare: SquareTransform, broken: int = image_folder.MAX_BROKEN) -> DecodedImages:
+    def decode(self, prepare: SquareTransform, max_broken: int = image_folder.MAX_BROKEN) -> DecodedImages:
         """All pictures as a network sees them, in memory; broken ones are left out and named.
 
         Raises:
-            Error: more pictures than ``broken`` are, or not one can be read.
+            Error: more pictures than ``max_broken`` are, or not one can be read.
         """
         from fukami.data import streaming, webdataset
 
@@ -68,13 +68,13 @@ class LabelledImages:
             return DecodedImages(_resize(self.items, prepare), torch.from_numpy(self.targets))
         if isinstance(self.items, shards.ShardSamples):
             results = webdataset.decode_shards(self.items, prepare)
-            broken -= len(self.items.problems)  # which are told already
+            max_broken -= len(self.items.problems)  # which are told already
         else:
             results = streaming.decode_files(self.items, prepare)
-        good, pictures = image_folder.stack_images(results, len(self.items), prepare, broken)
+        good, pictures = image_folder.stack_images(results, len(self.items), prepare, max_broken)
         which = np.zeros(len(self.items), bool)
         which[good] = True
-        kept = self.only(which).items
+        kept = self.select(which).items
         names = kept.names if isinstance(kept, shards.ShardSamples) else list(map(str, kept))
         return DecodedImages(
             torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.from_numpy(self.targets[good]), names
@@ -122,11 +122,11 @@ def load_labelled_images(spec: str, holdout: float) -> tuple[LabelledImages, Lab
 def _build_splits(
     train: image_folder.FolderSplit, test: image_folder.FolderSplit | None, holdout: float
 ) -> tuple[LabelledImages, LabelledImages, tuple[str, ...]]:
-    labels = tuple(sorted({*train.classes, *(test.classes if test else ())}))
+    labels = tuple(sorted({*train.class_names, *(test.class_names if test else ())}))
     number = {label: i for i, label in enumerate(labels)}
 
     def source(part: image_folder.FolderSplit) -> LabelledImages:
-        return LabelledImages(part.files, np.array([number[name] for name in part.classes], np.int64))
+        return LabelledImages(part.files, np.array([number[name] for name in part.class_names], np.int64))
 
     return *_hold_out(source(train), source(test) if test else None, holdout), labels
 
@@ -138,7 +138,7 @@ def _hold_out(
     if test is not None:
         return train, test
     held = image_folder.select_holdout(train.targets, holdout)
-    return train.only(~held), train.only(held)
+    return train.select(~held), train.select(held)
 
 
 def _resize(pictures: image_folder.UInt8Array, prepare: SquareTransform) -> Tensor:

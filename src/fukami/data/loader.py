@@ -28,7 +28,7 @@ class BatchLoader:
         targets: ``(N,)`` class numbers.
         labels: what the classes are called.
         names: what the pictures are called, for messages.
-        batch: pictures in a batch, over all processes.
+        batch_size: pictures in a batch, over all processes.
         seed: shuffle, drop the last incomplete batch and augment, repeatably; None: every picture once, in order.
         balanced: each picture of a pass is drawn with replacement, all classes equally often.
         augment: applied on the device to each training batch.
@@ -39,21 +39,21 @@ class BatchLoader:
         targets: Tensor,
         labels: tuple[str, ...],
         *,
-        batch: int,
+        batch_size: int,
         names: Sequence[str] = (),
         seed: int | None = None,
         balanced: bool = False,
         augment: Augmentation | None = None,
     ) -> None:
-        if batch < 1:
-            raise UsageError(f"a batch holds at least one picture, not {batch}")
+        if batch_size < 1:
+            raise UsageError(f"a batch holds at least one picture, not {batch_size}")
         self.targets, self.labels, self.names = targets, labels, names
         self.seed, self.balanced, self.augment = seed, balanced, augment
-        self.size = min(batch, max(len(targets), 1)) if seed is not None else batch
-        self.rank, self.world = 0, 1
-        self.turn = self.position = 0
+        self.batch_size = min(batch_size, max(len(targets), 1)) if seed is not None else batch_size
+        self.rank, self.world_size = 0, 1
+        self.epoch = self.position = 0
 
-    def place(self, runtime: "Runtime") -> None:
+    def setup(self, runtime: "Runtime") -> None:
         """Take this process's share of each batch.
 
         Raises:
@@ -62,45 +62,49 @@ class BatchLoader:
         """
         if self.seed is not None and len(self.targets) == 0:
             raise Error("there is no picture to train on; give a folder with pictures, or a smaller --holdout")
-        if self.seed is not None and self.size % runtime.world:
-            raise UsageError(f"{runtime.world} processes cannot share a batch of {self.size} evenly; change --batch")
-        self.rank, self.world = runtime.rank, runtime.world
+        if self.seed is not None and self.batch_size % runtime.world_size:
+            raise UsageError(
+                f"{runtime.world_size} processes cannot share a batch of {self.batch_size} evenly; change --batch"
+            )
+        self.rank, self.world_size = runtime.rank, runtime.world_size
 
     def __len__(self) -> int:
         """Batches in one pass."""
-        return len(self.targets) // self.size if self.seed is not None else -(-len(self.targets) // self.size)
+        return (
+            len(self.targets) // self.batch_size if self.seed is not None else -(-len(self.targets) // self.batch_size)
+        )
 
     @property
-    def draws(self) -> int:
+    def num_draws(self) -> int:
         """Random numbers for each picture."""
-        return self.augment.draws if self.augment else 0
+        return self.augment.num_draws if self.augment else 0
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of one pass, ``(pictures (N, C, H, W) in 0..255, targets)``; a pass cut off is finished."""
         raise NotImplementedError
 
-    def ordered(self) -> Iterator[Batch]:
+    def iterate_in_order(self) -> Iterator[Batch]:
         """Every picture once, in order and not augmented; the training goes on as if nothing had been."""
         raise NotImplementedError
 
-    def shares(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def iterate_local_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's members of each batch in the rest of the pass, ``(n,)``, and their random numbers."""
-        order, draws = self._plan(self.turn) if self.seed is not None else self._in_order()
-        size, rank, world = self.size, self.rank, self.world
+        order, draws = self._plan_epoch(self.epoch) if self.seed is not None else self._plan_in_order()
+        size, rank, world = self.batch_size, self.rank, self.world_size
         each = (slice(at * size + rank, (at + 1) * size, world) for at in range(self.position, len(self)))
         return ((order[share], draws[share]) for share in each)
 
-    def count(self) -> None:
+    def advance(self) -> None:
         """Note that a batch leaves, before it does, so that a checkpoint counts it as seen."""
         self.position += self.seed is not None
 
-    def ended(self) -> None:
+    def finish_epoch(self) -> None:
         """Note that the pass is over."""
-        self.turn, self.position = self.turn + (self.seed is not None), 0
+        self.epoch, self.position = self.epoch + (self.seed is not None), 0
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training is."""
-        return {"turn": self.turn, "position": self.position}
+        return {"turn": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there.
@@ -111,37 +115,37 @@ class BatchLoader:
         for name in ("turn", "position"):
             if type(state[name]) is not int or not 0 <= state[name] < 1 << 62:
                 raise ValueError(f"the {name} of the data is {state[name]!r:.100}")
-        self.turn, self.position = state["turn"], min(state["position"], len(self))  # of fewer items than there were
+        self.epoch, self.position = state["turn"], min(state["position"], len(self))  # of fewer items than there were
 
     def list_items(self) -> Iterator[ManifestItem]:
         """Everything it gives, in order, for the manifest of a run; made of :meth:`sizes` and :meth:`annotations`."""
-        return map(ManifestItem, self.names, self.sizes(), self.annotations())
+        return map(ManifestItem, self.names, self.list_sizes(), self.list_annotations())
 
-    def sizes(self) -> Iterable[int]:
+    def list_sizes(self) -> Iterable[int]:
         """Bytes of each item's file, -1 where it has none."""
         known: Iterable[int] | None = getattr(self.names, "sizes", None)
         return map(file_size, self.names) if known is None else known
 
-    def annotations(self) -> Iterable[bytes]:
+    def list_annotations(self) -> Iterable[bytes]:
         """The label of each item."""
         return (row.tobytes() for row in self.targets.cpu().numpy())
 
-    def name(self, number: int) -> str:
-        """The batch that training step ``number`` (from 0) saw, in words."""
-        turn, at = divmod(number, len(self))
-        members = self._plan(turn)[0][at * self.size : (at + 1) * self.size].tolist()
+    def describe_batch(self, step: int) -> str:
+        """The batch that training step ``step`` (from 0) saw, in words."""
+        turn, at = divmod(step, len(self))
+        members = self._plan_epoch(turn)[0][at * self.batch_size : (at + 1) * self.batch_size].tolist()
         first = ", ".join(self.names[i] if self.names else f"#{i}" for i in members[:4])
         return (
             f"batch {at + 1} of {len(self)} in epoch {turn + 1} (pictures {first}{' ...' if len(members) > 4 else ''})"
         )
 
-    def _generator(self, turn: int) -> torch.Generator:
+    def _make_generator(self, epoch: int) -> torch.Generator:
         """That of a pass, at its beginning."""
-        return torch.Generator().manual_seed(((self.seed or 0) * 1_000_003 + turn) % 2**63)
+        return torch.Generator().manual_seed(((self.seed or 0) * 1_000_003 + epoch) % 2**63)
 
-    def _plan(self, turn: int) -> tuple[Tensor, Tensor]:
+    def _plan_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
         """For a pass: the order of the pictures, and the random numbers of their augmentation in that order."""
-        generator = self._generator(turn)
+        generator = self._make_generator(epoch)
         count = len(self.targets)
         if self.balanced:
             targets = self.targets.cpu()
@@ -151,9 +155,9 @@ class BatchLoader:
             order = order.clamp(max=count - 1)
         else:
             order = torch.randperm(count, generator=generator)
-        return order, torch.rand(count, self.draws, generator=generator)
+        return order, torch.rand(count, self.num_draws, generator=generator)
 
-    def _in_order(self) -> tuple[Tensor, Tensor]:
+    def _plan_in_order(self) -> tuple[Tensor, Tensor]:
         return torch.arange(len(self.targets)), torch.zeros(len(self.targets), 0)
 
 
@@ -161,73 +165,77 @@ class InMemoryLoader(BatchLoader):
     """A labelled data set that lives on the device as bytes and is shuffled and augmented there, in batches.
 
     Args:
-        pictures: ``(N, C, H, W)`` uint8.
-        targets, labels, batch, names, seed, balanced, augment: as for :class:`Shuffled`.
-        size: side of the pictures that a network sees, where larger ones are kept for the crops that are taken of them.
+        images: ``(N, C, H, W)`` uint8.
+        targets, labels, batch_size, names, seed, balanced, augment: as for :class:`Shuffled`.
+        image_size: side of the pictures that a network sees, where larger ones are kept for the crops that are taken of them.
     """
 
     def __init__(
         self,
-        pictures: Tensor,
+        images: Tensor,
         targets: Tensor,
         labels: tuple[str, ...],
         *,
-        batch: int,
+        batch_size: int,
         names: Sequence[str] = (),
         seed: int | None = None,
         balanced: bool = False,
         augment: Augmentation | None = None,
-        size: int | None = None,
+        image_size: int | None = None,
     ) -> None:
-        super().__init__(targets, labels, batch=batch, names=names, seed=seed, balanced=balanced, augment=augment)
-        self.pictures = pictures
-        self.seen = size or pictures.shape[-1]
+        super().__init__(
+            targets, labels, batch_size=batch_size, names=names, seed=seed, balanced=balanced, augment=augment
+        )
+        self.images = images
+        self.image_size = image_size or images.shape[-1]
         self.assemble = self._assemble
 
-    def place(self, runtime: "Runtime") -> None:
+    def setup(self, runtime: "Runtime") -> None:
         """Move the set to the device, and take this process's share of each batch."""
-        super().place(runtime)
+        super().setup(runtime)
         with runtime.clock("host to device"):
-            self.pictures, self.targets = self.pictures.to(runtime.device), self.targets.to(runtime.device)
-        self.assemble = runtime.fast(self._assemble, static=True)
+            self.images, self.targets = self.images.to(runtime.device), self.targets.to(runtime.device)
+        self.assemble = runtime.capture(self._assemble, enabled=True)
 
     def list_items(self) -> Iterator[ManifestItem]:
         """Everything it gives, in order; one item where nothing has a name."""
         if len(self.names):
             return super().list_items()
-        return iter([ManifestItem("images in memory", *hash_tensors(self.pictures, self.targets))])
+        return iter([ManifestItem("images in memory", *hash_tensors(self.images, self.targets))])
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of one pass, ``(pictures (N, C, H, W) in 0..255, targets)``; a pass cut off is finished."""
         if self.seed is None:
             for at in range(len(self)):
-                share = slice(at * self.size + self.rank, (at + 1) * self.size, self.world)
-                yield self.pictures[share], self.targets[share]
+                share = slice(at * self.batch_size + self.rank, (at + 1) * self.batch_size, self.world_size)
+                yield self.images[share], self.targets[share]
             return
-        order, draws = (plan.to(self.pictures.device) for plan in self._plan(self.turn))
+        order, draws = (plan.to(self.images.device) for plan in self._plan_epoch(self.epoch))
         while self.position < len(self):
-            share = slice(self.position * self.size + self.rank, (self.position + 1) * self.size, self.world)
-            self.count()
+            share = slice(
+                self.position * self.batch_size + self.rank, (self.position + 1) * self.batch_size, self.world_size
+            )
+            self.advance()
             pictures, targets = self.assemble((order[share], draws[share]))
             yield pictures.clone(), targets.clone()  # a captured assembly writes into the same memory each time
-        self.ended()
+        self.finish_epoch()
 
-    def ordered(self) -> Iterator[Batch]:
+    def iterate_in_order(self) -> Iterator[Batch]:
         """Every picture once, in order and not augmented, in batches; the training goes on as if nothing had been."""
         for at in range(0, len(self.targets), SEQUENTIAL_BATCH_SIZE):
             yield (
-                self.smaller(self.pictures[at : at + SEQUENTIAL_BATCH_SIZE]),
+                self.resize_images(self.images[at : at + SEQUENTIAL_BATCH_SIZE]),
                 self.targets[at : at + SEQUENTIAL_BATCH_SIZE],
             )
 
-    def smaller(self, pictures: Tensor) -> Tensor:
+    def resize_images(self, images: Tensor) -> Tensor:
         """Pictures ``(N, C, H, W)`` at the size that a network sees."""
-        if self.seen == pictures.shape[-1]:
-            return pictures
-        found = F.interpolate(pictures.float(), (self.seen, self.seen), mode="bilinear", antialias=True)
+        if self.image_size == images.shape[-1]:
+            return images
+        found = F.interpolate(images.float(), (self.image_size, self.image_size), mode="bilinear", antialias=True)
         return found.round().to(torch.uint8)
 
     def _assemble(self, plan: tuple[Tensor, Tensor]) -> Batch:
         members, draws = plan
-        pictures, targets = self.pictures[members], self.targets[members]
+        pictures, targets = self.images[members], self.targets[members]
         return self.augment(pictures, targets, draws) if self.augment else (pictures, targets)

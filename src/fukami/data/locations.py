@@ -14,27 +14,27 @@ def list_data_folders() -> list[Path]:
     return [*([Path(given)] if given else []), get_cache_folder()]
 
 
-def find_dataset(name: str, what: str) -> Path:
+def find_dataset(name: str, description: str) -> Path:
     """The folder or the zip archive of a name.
 
     Raises:
-        Error: it is in none of the places; ``what`` should lie there is said.
+        Error: it is in none of the places; ``description`` should lie there is said.
     """
     for place in list_data_folders():
         for path in (place / name, place / f"{name}.zip"):
             if path.exists():
                 return path
     places = " or ".join(str(place / name) for place in list_data_folders())
-    raise Error(f"{name} was not found: there is no {places}, nor {name}.zip; put {what} there")
+    raise Error(f"{name} was not found: there is no {places}, nor {name}.zip; put {description} there")
 
 
-def is_known_dataset(spec: str, names: Collection[str], recognised: Callable[[Path], object]) -> bool:
-    """Whether it is one of the names, or a path where ``recognised`` finds a layout; an archive is unpacked."""
+def is_known_dataset(spec: str, names: Collection[str], detect_layout: Callable[[Path], object]) -> bool:
+    """Whether it is one of the names, or a path where ``detect_layout`` finds a layout; an archive is unpacked."""
     path = Path(spec)
     if spec in names or not exists(path) or path.suffix.lower() == ".csv":
         return spec in names
     try:
-        return recognised(path) is not None
+        return detect_layout(path) is not None
     except Error:  # which whoever reads the archive tells
         return False
 

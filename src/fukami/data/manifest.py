@@ -47,7 +47,7 @@ class Manifest:
 
     def __init__(self, train: Any, val: Any, labels: Sequence[str]) -> None:
         self.labels = labels
-        self.parts = {part: data for part, data in (("train", train), ("val", val)) if _is_listed(data)}
+        self.splits = {part: data for part, data in (("train", train), ("val", val)) if _is_listed(data)}
 
     def compute_digest(self) -> str | None:
         """Hash of the list in hexadecimal digits, or None where nothing is listed."""
@@ -60,7 +60,7 @@ class Manifest:
             WriteError: it cannot be written.
         """
         path = folder / MANIFEST_FILE
-        if not self.parts:
+        if not self.splits:
             return None
         try:
             with path.open("wb") as file:
@@ -74,11 +74,11 @@ class Manifest:
         if digest is None or _hash_file(path) != digest:
             return f"it cannot be told which: {path} is missing, or is not the list that belongs to the checkpoint"
         now: dict[str, list[list[Any]]] = defaultdict(list)
-        for part, item in self._items():
+        for part, item in self._iterate_items():
             now[item.name].append(_describe_item(part, item))
         changes: dict[str, set[str]] = {kind: set() for kind in ("added", "removed", "changed", MOVED)}
         seen: set[str] = set()
-        classes, *_ = self._lines(header=True)
+        classes, *_ = self._iterate_lines(header=True)
         with path.open("rb") as file:
             same_classes = file.readline() == classes
             for line in file:
@@ -99,25 +99,25 @@ class Manifest:
         said += [] if same_classes else ["other names of classes"]
         return "; ".join(said) or "another order"
 
-    def _items(self) -> Iterator[tuple[str, ManifestItem]]:
+    def _iterate_items(self) -> Iterator[tuple[str, ManifestItem]]:
         """The items with the name of their part, by paths relative to the folder that all lie in."""
-        every = [data.names for data in self.parts.values() if hasattr(data, "list_items") and len(data.names)]
+        every = [data.names for data in self.splits.values() if hasattr(data, "list_items") and len(data.names)]
         ends = [end(names) for names in every for end in (min, max)]
         folder, slash, _ = os.path.commonprefix(ends).rpartition(os.sep)  # noqa: RUF071  to the last separator
-        for part, data in self.parts.items():
+        for part, data in self.splits.items():
             for item in data.list_items() if hasattr(data, "list_items") else [_describe_tensors(data)]:
                 yield part, item._replace(name=item.name.removeprefix(folder + slash))
 
-    def _lines(self, *, header: bool = False) -> Iterator[bytes]:
+    def _iterate_lines(self, *, header: bool = False) -> Iterator[bytes]:
         yield json.dumps({"classes": list(self.labels)}).encode() + b"\n"
-        for part, item in () if header else self._items():
+        for part, item in () if header else self._iterate_items():
             yield json.dumps([item.name, *_describe_item(part, item)]).encode() + b"\n"
 
     def _hash(self, write: Callable[[bytes], object]) -> str | None:
-        if not self.parts:
+        if not self.splits:
             return None
         found = hashlib.sha256()
-        for line in self._lines():
+        for line in self._iterate_lines():
             found.update(line)
             write(line)
         return found.hexdigest()

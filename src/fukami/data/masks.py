@@ -30,7 +30,7 @@ class ArrayMask:
         """The map."""
         return self.pixels
 
-    def identity(self) -> bytes:
+    def fingerprint(self) -> bytes:
         """The map itself."""
         return self.pixels.tobytes()
 
@@ -43,7 +43,7 @@ class MaskFile:
     """
 
     path: Path
-    legend: ClassTable
+    class_table: ClassTable
 
     def read(self) -> UInt8Array:
         """The map."""
@@ -51,39 +51,42 @@ class MaskFile:
             return self._read_map()
 
     def _read_map(self) -> UInt8Array:
-        codes, known = self.codes(), self.known()
+        codes, known = self.read_codes(), self.list_known_codes()
         place = np.searchsorted(known[0], codes).clip(max=len(known[0]) - 1)
         strange = known[0][place] != codes
         if strange.any():
             row, column = np.argwhere(strange)[0].tolist()
             raise Error(
-                f"{self.path} has {self.named(int(codes[row, column]))} at column {column} of row {row}, which is none "
-                f"of the {len(known[0])} {'colours' if self.legend.colours else 'values'} of the class table; add it "
+                f"{self.path} has {self.describe_code(int(codes[row, column]))} at column {column} of row {row}, which is none "
+                f"of the {len(known[0])} {'colours' if self.class_table.color_to_class else 'values'} of the class table; add it "
                 "there, or mend the mask"
             )
         return np.asarray(known[1][place])
 
-    def identity(self) -> bytes:
+    def fingerprint(self) -> bytes:
         """The size of the file, and the legend."""
-        return f"{self.path.name} {file_size(self.path)} ".encode() + self.legend.digest
+        return f"{self.path.name} {file_size(self.path)} ".encode() + self.class_table.digest
 
-    def codes(self) -> npt.NDArray[np.int32]:
+    def read_codes(self) -> npt.NDArray[np.int32]:
         """The value of each pixel ``(H, W)``, or its colour as one number."""
-        return read_codes(self.path, bool(self.legend.colours))
+        return read_codes(self.path, bool(self.class_table.color_to_class))
 
-    def known(self) -> tuple[npt.NDArray[np.int32], UInt8Array]:
+    def list_known_codes(self) -> tuple[npt.NDArray[np.int32], UInt8Array]:
         """The codes that the legend knows, in order, and what each is in a map."""
-        if self.legend.colours:
-            keys = encode_colors(np.array(list(self.legend.colours), np.uint8))
-            classes = list(self.legend.colours.values())
+        if self.class_table.color_to_class:
+            keys = encode_colors(np.array(list(self.class_table.color_to_class), np.uint8))
+            classes = list(self.class_table.color_to_class.values())
         else:
-            keys, classes = np.array(list(self.legend.values), np.int32), list(self.legend.values.values())
+            keys, classes = (
+                np.array(list(self.class_table.value_to_class), np.int32),
+                list(self.class_table.value_to_class.values()),
+            )
         order = keys.argsort()
         return keys[order], (np.array(classes) + 1).astype(np.uint8)[order]
 
-    def named(self, code: int) -> str:
+    def describe_code(self, code: int) -> str:
         """A code in words."""
-        return f"the colour {decode_color(code)}" if self.legend.colours else f"the value {code}"
+        return f"the colour {decode_color(code)}" if self.class_table.color_to_class else f"the value {code}"
 
 
 @dataclass(frozen=True)
@@ -96,19 +99,19 @@ class MissingMask:
         """Never a map."""
         raise Error(self.detail)
 
-    def identity(self) -> bytes:
+    def fingerprint(self) -> bytes:
         """That there is none."""
         return b"missing"
 
 
-def read_codes(path: Path, coloured: bool) -> npt.NDArray[np.int32]:
+def read_codes(path: Path, by_color: bool) -> npt.NDArray[np.int32]:
     """The value of each pixel of a mask's file, ``(H, W)``, or its colour as one number.
 
     Raises:
         Error: the file cannot be read, or is in colour and should not be.
     """
     with image_io.open_image(path) as picture:
-        if coloured:
+        if by_color:
             return encode_colors(np.asarray(picture.convert("RGB")))
         if picture.mode in ("RGB", "RGBA"):
             levels = np.asarray(picture)[..., :3]
@@ -147,8 +150,8 @@ def read_mask_size(path: Path) -> tuple[int, int]:
         return picture.size
 
 
-def resize_mask(pixels: UInt8Array, width: int, height: int) -> UInt8Array:
+def resize_mask(mask: UInt8Array, width: int, height: int) -> UInt8Array:
     """A map in another size, each pixel that of its middle."""
-    if pixels.shape == (height, width):
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST))
+    if mask.shape == (height, width):
+        return mask
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))

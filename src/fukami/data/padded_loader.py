@@ -32,10 +32,10 @@ ASPECT_RATIO_BOUNDS = tuple(
 class BatchPlan(NamedTuple):
     """What a process sees of a batch: its members ``(n,)``, their random numbers, and the shape of the whole batch."""
 
-    members: Tensor
+    indices: Tensor
     draws: Tensor
-    frame: FrameSize
-    slots: int
+    frame_size: FrameSize
+    num_slots: int
 
 
 def build_padded_loader(
@@ -43,38 +43,52 @@ def build_padded_loader(
     labels: tuple[str, ...],
     prepare: ResizeTransform,
     *,
-    batch: int,
+    batch_size: int,
     seed: int | None = None,
     augment: AugmentationPipeline | None = None,
-    window: int = 0,
-    memory: float = 4.0,
-    broken: int = MAX_BROKEN,
+    window_size: int = 0,
+    memory_limit: float = 4.0,
+    max_broken: int = MAX_BROKEN,
 ) -> "PaddedLoader":
-    """Batches of a part of the data: from memory where its pictures take at most ``memory`` gigabytes, else streamed.
+    """Batches of a part of the data: from memory where its pictures take at most ``memory_limit`` gigabytes, else streamed.
 
     Args:
         samples: the part.
         labels: what the classes are called.
         prepare: brings a picture to its size.
-        batch: pictures in a batch, over all processes.
+        batch_size: pictures in a batch, over all processes.
         seed: shuffle, drop what is over and augment, repeatably; None: every picture once, all of them.
         augment: changes of the training pictures, as :func:`fukami.data.augment_boxes.parse_box_augmentation` makes them.
-        window: side in pixels of what is cut at random out of larger training pictures; 0: they stay whole.
-        memory: gigabytes that the decoded pictures may take.
-        broken: pictures that may be broken; they are left out and named.
+        window_size: side in pixels of what is cut at random out of larger training pictures; 0: they stay whole.
+        memory_limit: gigabytes that the decoded pictures may take.
+        max_broken: pictures that may be broken; they are left out and named.
 
     Raises:
-        Error: more pictures than ``broken`` are, or not one can be read.
+        Error: more pictures than ``max_broken`` are, or not one can be read.
     """
-    sides = [prepare.size(*sample.size) for sample in samples]
+    sides = [prepare.compute_size(*sample.size) for sample in samples]
     arrays = all(isinstance(sample.source, np.ndarray) for sample in samples)
-    if arrays or count_channels(samples) * sum(width * height for width, height in sides) <= memory * 1e9:
-        kept, pictures = decode_samples(samples, prepare, broken)
+    if arrays or count_channels(samples) * sum(width * height for width, height in sides) <= memory_limit * 1e9:
+        kept, pictures = decode_samples(samples, prepare, max_broken)
         return PaddedLoader(
-            kept, labels, prepare, batch=batch, seed=seed, augment=augment, window=window, pictures=pictures
+            kept,
+            labels,
+            prepare,
+            batch_size=batch_size,
+            seed=seed,
+            augment=augment,
+            window_size=window_size,
+            images=pictures,
         )
     return PaddedStreamingLoader(
-        samples, labels, prepare, batch=batch, seed=seed, augment=augment, window=window, broken=broken
+        samples,
+        labels,
+        prepare,
+        batch_size=batch_size,
+        seed=seed,
+        augment=augment,
+        window_size=window_size,
+        max_broken=max_broken,
     )
 
 
@@ -90,9 +104,9 @@ class PaddedLoader(BatchLoader):
     batch, other pictures each time; those of a part to be judged on (``seed`` None) all come.
 
     Args:
-        pictures: of each sample, ``(3, H, W)`` uint8 at its size, or ``(4, H, W)`` with its mask; they move to the
+        images: of each sample, ``(3, H, W)`` uint8 at its size, or ``(4, H, W)`` with its mask; they move to the
             device.
-        samples, labels, prepare, batch, seed, augment, window: as for :func:`loader`.
+        samples, labels, prepare, batch_size, seed, augment, window_size: as for :func:`loader`.
     """
 
     def __init__(
@@ -101,143 +115,143 @@ class PaddedLoader(BatchLoader):
         labels: tuple[str, ...],
         prepare: ResizeTransform,
         *,
-        batch: int,
+        batch_size: int,
         seed: int | None = None,
         augment: AugmentationPipeline | None = None,
-        window: int = 0,
-        pictures: Sequence[Tensor] = (),
+        window_size: int = 0,
+        images: Sequence[Tensor] = (),
     ) -> None:
         names = [sample.name for sample in samples]
-        super().__init__(torch.arange(len(samples)), labels, batch=batch, names=names, seed=seed)
-        self.samples, self.prepare, self.pictures, self.change = tuple(samples), prepare, list(pictures), augment
-        self.window = window
+        super().__init__(torch.arange(len(samples)), labels, batch_size=batch_size, names=names, seed=seed)
+        self.samples, self.prepare, self.images, self.augmentation = tuple(samples), prepare, list(images), augment
+        self.window_size = window_size
         self.channels = count_channels(samples)
         self.device = torch.device("cpu")
         sizes = np.array([sample.size for sample in samples], np.int64).reshape(-1, 2)
-        self.originals = torch.from_numpy(sizes).flip(1)
-        self.sides = torch.tensor([prepare.size(*size) for size in sizes.tolist()]).view(-1, 2).flip(1)
-        self.boxes = torch.tensor([len(sample.boxes) for sample in samples], dtype=torch.int64)
-        shape = self.sides[:, 1] / self.sides[:, 0].clamp(min=1)
-        self.group = torch.bucketize(shape, torch.tensor(ASPECT_RATIO_BOUNDS))
+        self.original_sizes = torch.from_numpy(sizes).flip(1)
+        self.resized_sizes = torch.tensor([prepare.compute_size(*size) for size in sizes.tolist()]).view(-1, 2).flip(1)
+        self.num_boxes = torch.tensor([len(sample.boxes) for sample in samples], dtype=torch.int64)
+        shape = self.resized_sizes[:, 1] / self.resized_sizes[:, 0].clamp(min=1)
+        self.shape_groups = torch.bucketize(shape, torch.tensor(ASPECT_RATIO_BOUNDS))
 
-    def place(self, runtime: "Runtime") -> None:
+    def setup(self, runtime: "Runtime") -> None:
         """Move the pictures to the device, and take this process's share of each batch."""
-        super().place(runtime)
+        super().setup(runtime)
         self.device = runtime.device
         with runtime.clock("host to device"):
-            self.pictures = [picture.to(runtime.device) for picture in self.pictures]
+            self.images = [picture.to(runtime.device) for picture in self.images]
 
     @property
-    def draws(self) -> int:
+    def num_draws(self) -> int:
         """Random numbers for each picture: the detector's own, those of the augmentation, then those of the window."""
-        return 1 + (self.change.draws if self.change else 0) + (2 if self.window else 0)
+        return 1 + (self.augmentation.num_draws if self.augmentation else 0) + (2 if self.window_size else 0)
 
     def __iter__(self) -> Iterator[PaddedBatch]:  # type: ignore[override]
         """The batches of one pass; a pass cut off is finished."""
-        for share in self.framed():
-            self.count()
-            if len(share.members):
-                yield self.assemble(self._frames(share), share)
-        self.ended()
+        for share in self.iterate_plans():
+            self.advance()
+            if len(share.indices):
+                yield self.assemble(self._build_frames(share), share)
+        self.finish_epoch()
 
-    def ordered(self) -> Iterator[PaddedBatch]:  # type: ignore[override]
+    def iterate_in_order(self) -> Iterator[PaddedBatch]:  # type: ignore[override]
         """Every picture once, in order and not augmented; the training goes on as if nothing had been."""
-        for share in self._every():
-            yield self.assemble(self._frames(share), share, still=True)
+        for share in self._plan_all():
+            yield self.assemble(self._build_frames(share), share, unaugmented=True)
 
-    def sizes(self) -> Iterable[int]:
+    def list_sizes(self) -> Iterable[int]:
         """Bytes of each picture's file, or of its pixels."""
         sources = (sample.source for sample in self.samples)
         return (source.nbytes if isinstance(source, np.ndarray) else file_size(source) for source in sources)
 
-    def annotations(self) -> Iterable[bytes]:
+    def list_annotations(self) -> Iterable[bytes]:
         """The boxes of each picture, and what tells its mask from another; also its pixels where it has no file."""
         for sample in self.samples:
             own = sample.boxes.tobytes() + sample.classes.tobytes() + sample.kinds.tobytes()
             pixels = sample.source.tobytes() if isinstance(sample.source, np.ndarray) else b""
-            yield own + (sample.mask.identity() if sample.mask else b"") + pixels
+            yield own + (sample.mask.fingerprint() if sample.mask else b"") + pixels
 
-    def frequencies(self) -> ClassCounts:
+    def count_class_pixels(self) -> ClassCounts:
         """Pixels of each class, and of the pictures that have any of it, ``(2, classes)``; counted once and kept."""
         return count_class_pixels(self.samples, len(self.labels))
 
-    def framed(self) -> Iterator[BatchPlan]:
+    def iterate_plans(self) -> Iterator[BatchPlan]:
         """This process's share of each batch in the rest of the pass."""
-        order, draws = self._plan(self.turn) if self.seed is not None else self._in_order()
+        order, draws = self._plan_epoch(self.epoch) if self.seed is not None else self._plan_in_order()
         for at in range(self.position, len(self)):
-            whole = slice(at * self.size, (at + 1) * self.size)
-            yield self._share(order[whole], draws[whole], slice(self.rank, None, self.world))
+            whole = slice(at * self.batch_size, (at + 1) * self.batch_size)
+            yield self._build_plan(order[whole], draws[whole], slice(self.rank, None, self.world_size))
 
-    def assemble(self, pictures: Tensor, share: BatchPlan, *, still: bool = False) -> PaddedBatch:
+    def assemble(self, images: Tensor, plan: BatchPlan, *, unaugmented: bool = False) -> PaddedBatch:
         """Pictures ``(n, 3, H, W)`` on the device, or 4 with their masks, with all that belongs to them.
 
-        They are augmented where they are trained on and not ``still``.
+        They are augmented where they are trained on and not ``unaugmented``.
         """
-        boxes = torch.zeros(len(share.members), share.slots, 4)
+        boxes = torch.zeros(len(plan.indices), plan.num_slots, 4)
         classes = torch.full(boxes.shape[:2], -1)
         kinds = torch.zeros(boxes.shape[:2], dtype=torch.uint8)
-        sides, originals = self.sides[share.members].float(), self.originals[share.members].float()
-        for row, number in enumerate(share.members.tolist()):
+        sides, originals = self.resized_sizes[plan.indices].float(), self.original_sizes[plan.indices].float()
+        for row, number in enumerate(plan.indices.tolist()):
             sample = self.samples[number]
             own = slice(0, len(sample.boxes))
             boxes[row, own], kinds[row, own] = torch.from_numpy(sample.boxes), torch.from_numpy(sample.kinds)
             classes[row, own] = torch.from_numpy(sample.classes)
         boxes *= (sides / originals).flip(1).repeat(1, 2).unsqueeze(1)
-        training = self.seed is not None and not still
-        seeds = (share.draws[:, 0] * 2**31).long() * training
-        masks = pictures[:, 3] if self.channels == 4 else torch.zeros(len(pictures), 0, 0, dtype=torch.uint8)
-        rest = (sides, originals, boxes, classes, kinds, share.members, seeds, masks)
-        batch = PaddedBatch(pictures[:, :3], *(each.to(self.device, non_blocking=True) for each in rest))
+        training = self.seed is not None and not unaugmented
+        seeds = (plan.draws[:, 0] * 2**31).long() * training
+        masks = images[:, 3] if self.channels == 4 else torch.zeros(len(images), 0, 0, dtype=torch.uint8)
+        rest = (sides, originals, boxes, classes, kinds, plan.indices, seeds, masks)
+        batch = PaddedBatch(images[:, :3], *(each.to(self.device, non_blocking=True) for each in rest))
         if not training:
             return batch
-        changes = self.change.draws if self.change else 0
-        _, draws, places = share.draws.to(self.device).tensor_split((1, 1 + changes), 1)
-        batch = augment_boxes.augment_batch(self.change, batch, draws) if self.change else batch
-        return augment_boxes.crop_batch(batch, self.window, places) if self.window else batch
+        changes = self.augmentation.num_draws if self.augmentation else 0
+        _, draws, places = plan.draws.to(self.device).tensor_split((1, 1 + changes), 1)
+        batch = augment_boxes.augment_batch(self.augmentation, batch, draws) if self.augmentation else batch
+        return augment_boxes.crop_batch(batch, self.window_size, places) if self.window_size else batch
 
-    def _every(self) -> Iterator[BatchPlan]:
+    def _plan_all(self) -> Iterator[BatchPlan]:
         """All pictures in order, in batches."""
-        for at in range(0, len(self.samples), self.size):
-            members = torch.arange(at, min(at + self.size, len(self.samples)))
-            yield self._share(members, torch.zeros(len(members), 1), slice(None))
+        for at in range(0, len(self.samples), self.batch_size):
+            members = torch.arange(at, min(at + self.batch_size, len(self.samples)))
+            yield self._build_plan(members, torch.zeros(len(members), 1), slice(None))
 
-    def _share(self, members: Tensor, draws: Tensor, mine: slice) -> BatchPlan:
+    def _build_plan(self, members: Tensor, draws: Tensor, mine: slice) -> BatchPlan:
         """The share of a process; the shape is that of the whole batch, so that all processes have the same."""
-        height, width = (-(-int(side) // SIZE_DIVISOR) * SIZE_DIVISOR for side in self.sides[members].amax(0))
-        slots = max(1, -(-int(self.boxes[members].amax()) // SLOT_MULTIPLE)) * SLOT_MULTIPLE
+        height, width = (-(-int(side) // SIZE_DIVISOR) * SIZE_DIVISOR for side in self.resized_sizes[members].amax(0))
+        slots = max(1, -(-int(self.num_boxes[members].amax()) // SLOT_MULTIPLE)) * SLOT_MULTIPLE
         return BatchPlan(members[mine], draws[mine], (height, width), slots)
 
-    def _frames(self, share: BatchPlan) -> Tensor:
+    def _build_frames(self, share: BatchPlan) -> Tensor:
         """The pictures of a share in their frames, from memory."""
-        shape = (len(share.members), *share.frame, self.channels)  # channels last, as other processes send them
+        shape = (len(share.indices), *share.frame_size, self.channels)  # channels last, as other processes send them
         frames = torch.zeros(shape, dtype=torch.uint8, device=self.device).permute(0, 3, 1, 2)
-        for frame, number in zip(frames, share.members.tolist(), strict=True):
-            picture = self.pictures[number]
+        for frame, number in zip(frames, share.indices.tolist(), strict=True):
+            picture = self.images[number]
             frame[:, : picture.shape[1], : picture.shape[2]] = picture
         return frames
 
-    def _plan(self, turn: int) -> tuple[Tensor, Tensor]:
+    def _plan_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
         """For a pass: as many pictures as fill batches, those of a shape one after the other, and random numbers."""
-        generator = self._generator(turn)
-        order = torch.randperm(len(self.samples), generator=generator)[: len(self) * self.size]
-        batches = self._by_shape(order).view(-1, self.size)
+        generator = self._make_generator(epoch)
+        order = torch.randperm(len(self.samples), generator=generator)[: len(self) * self.batch_size]
+        batches = self._sort_by_shape(order).view(-1, self.batch_size)
         order = batches[torch.randperm(len(batches), generator=generator)].flatten()
-        return order, torch.rand(len(order), self.draws, generator=generator)
+        return order, torch.rand(len(order), self.num_draws, generator=generator)
 
-    def _in_order(self) -> tuple[Tensor, Tensor]:
-        every = self._by_shape(torch.arange(len(self.samples)))
+    def _plan_in_order(self) -> tuple[Tensor, Tensor]:
+        every = self._sort_by_shape(torch.arange(len(self.samples)))
         return every, torch.zeros(len(every), 1)
 
-    def _by_shape(self, order: Tensor) -> Tensor:
-        return order[self.group[order].argsort(stable=True)]
+    def _sort_by_shape(self, order: Tensor) -> Tensor:
+        return order[self.shape_groups[order].argsort(stable=True)]
 
 
 class PaddedStreamingLoader(PaddedLoader, StreamingLoader):
     """The same batches of pictures that do not fit into memory: other processes decode them.
 
     Args:
-        broken: pictures that may be broken; one more is an error.
-        samples, labels, prepare, batch, seed, augment, window: as for :func:`loader`.
+        max_broken: pictures that may be broken; one more is an error.
+        samples, labels, prepare, batch_size, seed, augment, window_size: as for :func:`loader`.
     """
 
     def __init__(
@@ -246,51 +260,53 @@ class PaddedStreamingLoader(PaddedLoader, StreamingLoader):
         labels: tuple[str, ...],
         prepare: ResizeTransform,
         *,
-        batch: int,
+        batch_size: int,
         seed: int | None = None,
         augment: AugmentationPipeline | None = None,
-        window: int = 0,
-        broken: int = MAX_BROKEN,
+        window_size: int = 0,
+        max_broken: int = MAX_BROKEN,
     ) -> None:
-        super().__init__(samples, labels, prepare, batch=batch, seed=seed, augment=augment, window=window)
-        self.begin(FrameDecoder(self.samples, prepare), broken)
+        super().__init__(
+            samples, labels, prepare, batch_size=batch_size, seed=seed, augment=augment, window_size=window_size
+        )
+        self.setup_decoder(FrameDecoder(self.samples, prepare), max_broken)
 
     def __iter__(self) -> Iterator[PaddedBatch]:  # type: ignore[override]
         """The batches of one pass; a pass cut off is finished."""
-        shares, seen = self.framed(), False
-        for found in self._timed(self.reader):
+        shares, seen = self.iterate_plans(), False
+        for found in self._iterate_timed(self.reader):
             share = next(shares)
-            self.count()
+            self.advance()
             if self.seed is None and not found[1]:  # nothing of the batch can be read; the rest can be judged
-                self._name(found[2])
+                self._record_broken(found[2])
                 continue
             seen = True
-            yield self._seen(found, share)
-        if self.seed is None and self.broken and not seen:
-            raise Error(f"not one picture can be read; the first: {next(iter(self.broken))}")
-        self.ended()
+            yield self._assemble_decoded(found, share)
+        if self.seed is None and self.broken_images and not seen:
+            raise Error(f"not one picture can be read; the first: {next(iter(self.broken_images))}")
+        self.finish_epoch()
 
-    def ordered(self) -> Iterator[PaddedBatch]:  # type: ignore[override]
+    def iterate_in_order(self) -> Iterator[PaddedBatch]:  # type: ignore[override]
         """Every picture once, in order and not augmented; the training goes on as if nothing had been."""
-        every = list(self._every())
-        for share, found in zip(every, self._reader([_build_requests(share) for share in every]), strict=True):
-            yield self._seen(found, share, still=True)
+        every = list(self._plan_all())
+        for share, found in zip(every, self._build_reader([_build_requests(share) for share in every]), strict=True):
+            yield self._assemble_decoded(found, share, unaugmented=True)
 
-    def wishes(self) -> Iterator[list[Any]]:
+    def iterate_requests(self) -> Iterator[list[Any]]:
         """What the rest of the pass asks the other processes for; it refers to the loader no longer."""
-        return map(_build_requests, self.framed())
+        return map(_build_requests, self.iterate_plans())
 
-    def _seen(self, found: Any, share: BatchPlan, *, still: bool = False) -> PaddedBatch:
+    def _assemble_decoded(self, found: Any, plan: BatchPlan, *, unaugmented: bool = False) -> PaddedBatch:
         if not found[1]:  # a step for it all the same, as other processes may make one, from which nothing is learned
-            self._name(found[2])
-            shape = (len(share.members), self.channels, *share.frame)
+            self._record_broken(found[2])
+            shape = (len(plan.indices), self.channels, *plan.frame_size)
             black = torch.zeros(shape, dtype=torch.uint8, device=self.device)
-            empty = self.assemble(black, share, still=True)
+            empty = self.assemble(black, plan, unaugmented=True)
             return empty._replace(boxes=empty.boxes * 0, classes=torch.full_like(empty.classes, -1))
-        pictures, _, kept = self._placed(found, share.members)
-        own = share._replace(members=share.members[kept], draws=share.draws[kept])
-        return self.assemble(pictures, own, still=still)
+        pictures, _, kept = self._move_to_device(found, plan.indices)
+        own = plan._replace(indices=plan.indices[kept], draws=plan.draws[kept])
+        return self.assemble(pictures, own, unaugmented=unaugmented)
 
 
 def _build_requests(share: BatchPlan) -> list[tuple[int, FrameSize]]:
-    return [(number, share.frame) for number in share.members.tolist()]
+    return [(number, share.frame_size) for number in share.indices.tolist()]

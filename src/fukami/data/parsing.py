@@ -16,18 +16,18 @@ from fukami.errors import Error
 MAX_SMALL_FILE_BYTES = 8 << 20  # bytes of a file about one image, or of a table of classes
 
 
-def read_text(path: Path, *, limit: int | None = None, errors: str = "strict") -> str:
+def read_text(path: Path, *, max_bytes: int | None = None, errors: str = "strict") -> str:
     """Text of a file in UTF-8, with or without a byte order mark.
 
     Args:
         path: a regular file; a pipe or a device is refused, as it might never end.
-        limit: bytes that it may have.
+        max_bytes: bytes that it may have.
         errors: as :meth:`bytes.decode` takes it.
 
     Raises:
         Error: it cannot be read, is too large, or is not in UTF-8.
     """
-    return decode_text(path, read_bytes(path, limit=limit), errors=errors)
+    return decode_text(path, read_bytes(path, max_bytes=max_bytes), errors=errors)
 
 
 def decode_text(path: Path, content: bytes, *, errors: str = "strict") -> str:
@@ -39,14 +39,14 @@ def decode_text(path: Path, content: bytes, *, errors: str = "strict") -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_bytes(path: Path, *, limit: int | None = None) -> bytes:
+def read_bytes(path: Path, *, max_bytes: int | None = None) -> bytes:
     """Content of a regular file; raises as :func:`read_text`."""
     try:
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode):
             raise Error(f"{path} is no regular file; give a file")
-        if limit is not None and facts.st_size > limit:
-            raise Error(f"{path} has {facts.st_size:,} bytes, more than the {limit:,} that such a file may have")
+        if max_bytes is not None and facts.st_size > max_bytes:
+            raise Error(f"{path} has {facts.st_size:,} bytes, more than the {max_bytes:,} that such a file may have")
         return path.read_bytes()
     except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
         raise Error(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from None

@@ -39,18 +39,18 @@ class Stream(Protocol):
         """Give back what is open."""
 
 
-def open_stream(where: str) -> Stream:
+def open_stream(location: str) -> Stream:
     """The file at a path or the object at a URL.
 
     Raises:
         Missing: there is no such file; an object is asked for when it is read.
     """
-    return HttpStream(where) if is_url(where) else DiskStream(where)
+    return HttpStream(location) if is_url(location) else DiskStream(location)
 
 
-def is_url(where: str) -> bool:
+def is_url(location: str) -> bool:
     """Whether this is a URL and not a path."""
-    return re.match(r"https?://", where) is not None
+    return re.match(r"https?://", location) is not None
 
 
 class DiskStream:
@@ -82,8 +82,8 @@ class HttpStream:
     def __init__(self, url: str) -> None:
         self.url = url
         self.size: int | None = None
-        self.answer: http.client.HTTPResponse | None = None
-        self.at = 0  # where in the object the answer is
+        self.response: http.client.HTTPResponse | None = None
+        self.position = 0  # where in the object the answer is
 
     def read(self, start: int, count: int) -> bytes:
         """As :class:`Stream` has it.
@@ -96,7 +96,7 @@ class HttpStream:
         tries = 0
         while len(found) < count and (self.size is None or start + len(found) < self.size):
             try:
-                part = self._next(start + len(found), count - len(found))
+                part = self._read_next(start + len(found), count - len(found))
             except (ValueError, http.client.InvalidURL) as error:
                 raise Error(f"{self.url} cannot be read ({error}); spaces and the like are written as %20") from None
             except (OSError, http.client.HTTPException) as error:
@@ -122,39 +122,39 @@ class HttpStream:
 
     def close(self) -> None:
         """As :class:`Stream` has it."""
-        if self.answer is not None:
-            self.answer.close()
-        self.answer = None
+        if self.response is not None:
+            self.response.close()
+        self.response = None
 
-    def _next(self, start: int, count: int) -> bytes:
+    def _read_next(self, start: int, count: int) -> bytes:
         """Up to ``count`` bytes from ``start``, from the connection that is open or a new one."""
-        if self.answer is None or not self.at <= start <= self.at + MAX_SKIP_BYTES:
+        if self.response is None or not self.position <= start <= self.position + MAX_SKIP_BYTES:
             self.close()
-            self.answer = self._ask(start)
-        while self.at < start and self._received(start - self.at):
+            self.response = self._request(start)
+        while self.position < start and self._receive(start - self.position):
             pass
-        if self.at > start:
+        if self.position > start:
             raise ConnectionError("the server answered from another byte on than it was asked for")
-        return self._received(count)
+        return self._receive(count)
 
-    def _received(self, count: int) -> bytes:
+    def _receive(self, count: int) -> bytes:
         """Up to ``count`` of the bytes that come next."""
-        assert self.answer is not None
-        part = self.answer.read(min(count, MAX_SKIP_BYTES))
+        assert self.response is not None
+        part = self.response.read(min(count, MAX_SKIP_BYTES))
         if not part and self.size is not None:
             raise ConnectionError("the connection was closed too early")
-        self.at += len(part)
+        self.position += len(part)
         return part
 
-    def _ask(self, start: int) -> http.client.HTTPResponse:
+    def _request(self, start: int) -> http.client.HTTPResponse:
         request = urllib.request.Request(self.url, headers={"Range": f"bytes={start}-", "User-Agent": "fukami"})
         answer: http.client.HTTPResponse = _build_opener().open(request, timeout=TIMEOUT)
         given = re.match(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
         length = answer.headers.get("Content-Length")
         if answer.status == 206 and given:
-            self.at, self.size = int(given[1]), int(given[2])
+            self.position, self.size = int(given[1]), int(given[2])
         else:
-            self.at, self.size = 0, int(length) if length else None
+            self.position, self.size = 0, int(length) if length else None
         return answer
 
 

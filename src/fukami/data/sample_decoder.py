@@ -38,8 +38,8 @@ class SampleDecoder(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, wish: Any) -> UInt8Array | Error:
-        sample = self.samples[wish]
+    def __getitem__(self, request: Any) -> UInt8Array | Error:
+        sample = self.samples[request]
         try:
             with convert_memory_errors(sample.name):
                 picture = decode_sample(sample, self.prepare)
@@ -51,8 +51,8 @@ class SampleDecoder(Dataset[Any]):
 class FrameDecoder(SampleDecoder):
     """The same in frames, ``(H, W, 3 or 4)`` uint8, as what streams is collected; a wish is a number and a frame."""
 
-    def __getitem__(self, wish: tuple[int, FrameSize]) -> UInt8Array | Error:
-        number, (height, width) = wish
+    def __getitem__(self, request: tuple[int, FrameSize]) -> UInt8Array | Error:
+        number, (height, width) = request
         picture = super().__getitem__(number)
         if isinstance(picture, Error):
             return picture
@@ -64,7 +64,7 @@ class FrameDecoder(SampleDecoder):
 def decode_sample(sample: Sample, prepare: ResizeTransform) -> Tensor | Error:
     """A picture at its size, ``(3, H, W)`` uint8, with its mask as a fourth channel; or what is wrong with it."""
     try:
-        picture = prepare.open(sample.source, sample.name if isinstance(sample.source, Path) else "")
+        picture = prepare.read_image(sample.source, sample.name if isinstance(sample.source, Path) else "")
     except Error as error:
         return error
     if (picture.shape[2], picture.shape[1]) != sample.size:
@@ -85,12 +85,12 @@ def decode_sample(sample: Sample, prepare: ResizeTransform) -> Tensor | Error:
 
 
 def decode_samples(
-    samples: Sequence[Sample], prepare: ResizeTransform, broken: int = MAX_BROKEN
+    samples: Sequence[Sample], prepare: ResizeTransform, max_broken: int = MAX_BROKEN
 ) -> tuple[list[Sample], list[Tensor]]:
     """The samples whose pictures can be read, and these pictures; the others are named.
 
     Raises:
-        Error: more than ``broken`` cannot be read, or all.
+        Error: more than ``max_broken`` cannot be read, or all.
     """
     kept: list[Sample] = []
     pictures: list[Tensor] = []
@@ -117,7 +117,7 @@ def decode_samples(
         raise Error(f"not one of the {len(samples)} pictures can be read; the first: {wrong[0]}")
     if wrong:
         logger.warning(f"{len(wrong)} of {len(samples)} pictures are left out:\n{format_errors(wrong)}")
-    check_broken(wrong, broken)
+    check_broken(wrong, max_broken)
     return kept, pictures
 
 

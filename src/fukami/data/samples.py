@@ -24,7 +24,7 @@ class Mask(Protocol):
             fukami.Error: there is none, or it has what is of no class.
         """
 
-    def identity(self) -> bytes:
+    def fingerprint(self) -> bytes:
         """What changes when the mask does, found without decoding a file."""
 
 
@@ -52,7 +52,7 @@ class Sample:
     mask: Mask | None = None
 
     @classmethod
-    def masked(cls, source: Path | UInt8Array, size: tuple[int, int], name: str, mask: Mask) -> Self:
+    def from_mask(cls, source: Path | UInt8Array, size: tuple[int, int], name: str, mask: Mask) -> Self:
         """A picture whose pixels are known, without boxes."""
         none = np.zeros(0, np.int64)
         return cls(source, size, np.zeros((0, 4), np.float32), none, none.astype(np.uint8), name, mask)
@@ -62,24 +62,24 @@ class PaddedBatch(NamedTuple):
     """Pictures of one batch, each in the upper left corner of a frame as large as the largest, and their boxes.
 
     Attributes:
-        pictures: ``(N, 3, H, W)`` uint8, or float in 0..255 where recoloured; H and W are multiples of 32.
+        images: ``(N, 3, H, W)`` uint8, or float in 0..255 where recoloured; H and W are multiples of 32.
         sizes: ``(N, 2)`` float32, height and width of each picture in the frame; beyond them it is 0.
-        originals: ``(N, 2)`` float32, height and width of each picture as it is in its file.
+        original_sizes: ``(N, 2)`` float32, height and width of each picture as it is in its file.
         boxes: ``(N, M, 4)`` float32 in pixels of the frame, zeros where a picture has fewer than M; M is at least 1.
         classes: ``(N, M)`` int64, -1 where there is no box, or one that was only proposed.
         kinds: ``(N, M)`` uint8 as in :class:`Annotated`.
-        numbers: ``(N,)`` int64, of the pictures in their part of the data.
-        draws: ``(N,)`` int64 below 2^31, from which a detector draws its samples; 0 where nothing is trained.
+        indices: ``(N,)`` int64, of the pictures in their part of the data.
+        seeds: ``(N,)`` int64 below 2^31, from which a detector draws its samples; 0 where nothing is trained.
         masks: ``(N, H, W)`` uint8 maps as of :class:`Mask`, 0 beyond the pictures; ``(N, 0, 0)`` where there are
             boxes.
     """
 
-    pictures: Tensor
+    images: Tensor
     sizes: Tensor
-    originals: Tensor
+    original_sizes: Tensor
     boxes: Tensor
     classes: Tensor
     kinds: Tensor
-    numbers: Tensor
-    draws: Tensor
+    indices: Tensor
+    seeds: Tensor
     masks: Tensor

@@ -47,29 +47,36 @@ class SceneConfig:
     """What scenes are like.
 
     Attributes:
-        most: objects at most.
-        bars: without a class, at most.
-        sides: of a picture in pixels, least and most.
-        sizes: pixels across an object, least and most.
-        legible: pixels that a digit needs at least.
-        visible: least share of an object that the others leave to be seen.
-        apart: pixels at least from the middle of an object to that of one on its right.
-        plain: each object is of one colour of ``COLOURS``, without a texture, and the sentence names all of them.
+        max_objects: objects at most.
+        max_bars: without a class, at most.
+        side_range: of a picture in pixels, least and most.
+        size_range: pixels across an object, least and most.
+        min_digit_size: pixels that a digit needs at least.
+        min_visible_fraction: least share of an object that the others leave to be seen.
+        min_distance: pixels at least from the middle of an object to that of one on its right.
+        untextured: each object is of one colour of ``COLOURS``, without a texture, and the sentence names all of them.
     """
 
-    most: int = 6
-    bars: int = 2
-    sides: tuple[int, int] = (128, 192)
-    sizes: tuple[float, float] = (40.0, 92.0)
-    legible: float = 48.0
-    visible: float = 0.8
-    apart: float = 0.0
-    plain: bool = False
+    max_objects: int = 6
+    max_bars: int = 2
+    side_range: tuple[int, int] = (128, 192)
+    size_range: tuple[float, float] = (40.0, 92.0)
+    min_digit_size: float = 48.0
+    min_visible_fraction: float = 0.8
+    min_distance: float = 0.0
+    untextured: bool = False
 
 
 CROWDED = SceneConfig()
 SPARSE = SceneConfig(
-    most=2, bars=1, sides=(96, 96), sizes=(42.0, 60.0), legible=52.0, visible=0.95, apart=12.0, plain=True
+    max_objects=2,
+    max_bars=1,
+    side_range=(96, 96),
+    size_range=(42.0, 60.0),
+    min_digit_size=52.0,
+    min_visible_fraction=0.95,
+    min_distance=12.0,
+    untextured=True,
 )
 
 
@@ -78,18 +85,18 @@ class Scene:
     """A picture and the answers to what is in it.
 
     Attributes:
-        picture: ``(H, W, 3)`` uint8.
+        image: ``(H, W, 3)`` uint8.
         boxes: ``(n, 4)`` float32: left, top, right and bottom of the visible pixels of each object.
         classes: ``(n,)`` int64, numbers of ``LABELS``.
         instances: ``(H, W)`` uint8: 0 the ground, ``i + 1`` the visible pixels of object ``i``.
-        sentence: a description in words that is true of the picture.
+        caption: a description in words that is true of the picture.
     """
 
-    picture: npt.NDArray[np.uint8]
+    image: npt.NDArray[np.uint8]
     boxes: npt.NDArray[np.float32]
     classes: npt.NDArray[np.int64]
     instances: npt.NDArray[np.uint8]
-    sentence: str
+    caption: str
 
     @property
     def masks(self) -> npt.NDArray[np.bool_]:
@@ -102,7 +109,7 @@ class SceneObject:
     """An object: its class, the name of its texture or colour, how large it is, and the middle of it."""
 
     label: str
-    look: str
+    appearance: str
     size: float
     x: float
     y: float
@@ -111,7 +118,7 @@ class SceneObject:
     def phrase(self) -> str:
         """The object in words."""
         size = "large " if self.size >= MIN_LARGE_SIZE else "small " if self.size <= MAX_SMALL_SIZE else ""
-        return f"a {size}{self.look} {self.label}"
+        return f"a {size}{self.appearance} {self.label}"
 
 
 @dataclass(frozen=True)
@@ -120,31 +127,33 @@ class SceneLayout:
 
     Attributes:
         instances: as those of a scene.
-        things: the objects.
-        whole: their pixels when nothing hid them.
+        objects: the objects.
+        full_areas: their pixels when nothing hid them.
     """
 
     instances: npt.NDArray[np.uint8]
-    things: list[SceneObject] = field(default_factory=list)
-    whole: list[int] = field(default_factory=list)
+    objects: list[SceneObject] = field(default_factory=list)
+    full_areas: list[int] = field(default_factory=list)
 
 
-def generate_scene(seed: int, number: int, kind: SceneConfig = CROWDED) -> Scene:
+def generate_scene(seed: int, number: int, config: SceneConfig = CROWDED) -> Scene:
     """Scene ``number`` of a seed; the same one each time."""
     random = np.random.Generator(np.random.PCG64([seed, number]))
-    height, width = (int(side) for side in random.integers(*kind.sides, 2, endpoint=True))
+    height, width = (int(side) for side in random.integers(*config.side_range, 2, endpoint=True))
     page = _render_background(random, height, width)
-    for _ in range(int(random.integers(0, kind.bars + 1))):
-        _draw_object(random, page, "bar", sample_uniform(random, *kind.sizes))
+    for _ in range(int(random.integers(0, config.max_bars + 1))):
+        _draw_object(random, page, "bar", sample_uniform(random, *config.size_range))
     laid = SceneLayout(np.zeros((height, width), np.uint8))
-    small, large = kind.sizes
-    for _ in range(int(random.integers(1, kind.most + 1))):
+    small, large = config.size_range
+    for _ in range(int(random.integers(1, config.max_objects + 1))):
         label = LABELS[random.integers(len(LABELS))]
         share = random.random()
         size = small + (large - small) * share * math.sqrt(share)  # more small ones than large ones
-        _draw_object(random, page, label, max(size, kind.legible) if label in DIGIT_CLASSES else size, kind, laid)
+        _draw_object(
+            random, page, label, max(size, config.min_digit_size) if label in DIGIT_CLASSES else size, config, laid
+        )
     picture = _simulate_camera(random, page)
-    things = laid.things
+    things = laid.objects
     boxes = np.array([_compute_bounds(laid.instances == i + 1) for i in range(len(things))], np.float32).reshape(-1, 4)
     classes = np.array([LABELS.index(thing.label) for thing in things], np.int64)
     return Scene(
@@ -152,7 +161,7 @@ def generate_scene(seed: int, number: int, kind: SceneConfig = CROWDED) -> Scene
         boxes,
         classes,
         laid.instances,
-        _describe_objects(things) if kind.plain else _describe_scene(random, things),
+        _describe_objects(things) if config.untextured else _describe_scene(random, things),
     )
 
 
@@ -162,8 +171,8 @@ def generate_box_samples(first: int, count: int, seed: int = 0) -> tuple[Sample,
     found = (generate_scene(seed, number) for number in range(first, first + count))
     return tuple(
         Sample(
-            each.picture,
-            (each.picture.shape[1], each.picture.shape[0]),
+            each.image,
+            (each.image.shape[1], each.image.shape[0]),
             each.boxes,
             each.classes,
             np.full(len(each.classes), REGULAR, np.uint8),
@@ -178,9 +187,9 @@ def generate_mask_samples(first: int, count: int, seed: int = 0) -> tuple[Sample
     """Scenes ``first`` to ``first + count`` of a seed, as pictures with masks; bars and the ground are background."""
     found = ((number, generate_scene(seed, number)) for number in range(first, first + count))
     return tuple(
-        Sample.masked(
-            each.picture,
-            (each.picture.shape[1], each.picture.shape[0]),
+        Sample.from_mask(
+            each.image,
+            (each.image.shape[1], each.image.shape[0]),
             f"scene {number}",
             ArrayMask(np.concatenate([[1], each.classes + 2]).astype(np.uint8)[each.instances]),
         )
@@ -194,7 +203,7 @@ def generate_captioned_images(
 ) -> tuple[tuple[npt.NDArray[np.uint8], ...], tuple[tuple[str], ...]]:
     """Scenes of one or two objects, ``first`` to ``first + count`` of a seed: pictures, and the sentence of each."""
     found = [generate_scene(seed, number, SPARSE) for number in range(first, first + count)]
-    return tuple(each.picture for each in found), tuple((each.sentence,) for each in found)
+    return tuple(each.image for each in found), tuple((each.caption,) for each in found)
 
 
 def _draw_object(
@@ -221,20 +230,20 @@ def _draw_object(
         distance, u, v = shapes.compute_shape(random, label, columns + (0.5 - x), rows + (0.5 - y), size / 2)
         inner = distance <= 0
         if laid:
-            count = len(laid.whole) + 1
+            count = len(laid.full_areas) + 1
             seen = np.bincount(np.where(inner, 0, laid.instances[cut]).ravel(), minlength=count)
             before = np.bincount(laid.instances[cut].ravel(), minlength=count)
             left_over = (np.bincount(laid.instances.ravel(), minlength=count) - before + seen)[1:]
-            hidden = (left_over < kind.visible * np.array(laid.whole)).any()
-            if hidden or any(abs(x - other.x) < kind.apart for other in laid.things):
+            hidden = (left_over < kind.min_visible_fraction * np.array(laid.full_areas)).any()
+            if hidden or any(abs(x - other.x) < kind.min_distance for other in laid.objects):
                 continue
             laid.instances[cut][inner] = count
-            laid.whole.append(int(inner.sum()))
-        look, fill = _sample_color(random, page[cut]) if kind.plain else _sample_texture(random, u, v, page[cut])
+            laid.full_areas.append(int(inner.sum()))
+        look, fill = _sample_color(random, page[cut]) if kind.untextured else _sample_texture(random, u, v, page[cut])
         alpha = np.clip(0.5 - distance, 0, 1)[..., None]
         page[cut] += alpha * (fill - page[cut])
         if laid:
-            laid.things.append(SceneObject(label, look, size, x, y))
+            laid.objects.append(SceneObject(label, look, size, x, y))
         return
 
 
@@ -324,7 +333,7 @@ def _describe_scene(random: np.random.Generator, things: Sequence[SceneObject]) 
 
 def _describe_objects(things: Sequence[SceneObject]) -> str:
     """All of them, from left to right, each with its colour."""
-    return " and ".join(f"a {thing.look} {thing.label}" for thing in sorted(things, key=lambda thing: thing.x))
+    return " and ".join(f"a {thing.appearance} {thing.label}" for thing in sorted(things, key=lambda thing: thing.x))
 
 
 def _describe_relation(one: SceneObject, other: SceneObject, later: bool) -> str:

@@ -85,11 +85,11 @@ def load_digit_templates() -> dict[int, FloatArray]:
 
 
 def fill_texture(
-    random: np.random.Generator, texture: str, u: FloatArray, v: FloatArray, under: FloatArray
+    random: np.random.Generator, texture: str, u: FloatArray, v: FloatArray, background: FloatArray
 ) -> FloatArray:
     """A texture of two colours ``(h, w, 3)``, the first of which is unlike what is under it."""
     choice = sample_uniform(random, 0, 255, (4, 3)).astype(np.float32)
-    middle = under[under.shape[0] // 2, under.shape[1] // 2]
+    middle = background[background.shape[0] // 2, background.shape[1] // 2]
     first = choice[np.argmax(np.abs(choice - middle).max(1))]
     second = sample_uniform(random, 0, 255, 3).astype(np.float32)
     return np.asarray(first + compute_pattern(random, texture, u, v)[..., None] * (second - first))

@@ -42,42 +42,42 @@ class ShardSamples:
 
     Args:
         shards: path or URL of each shard.
-        shard: ``(N,)`` the shard that a sample is in.
-        number: ``(N,)`` which one it is there, from 1.
-        start, length: ``(N,)`` the bytes of it and its headers.
+        shard_indices: ``(N,)`` the shard that a sample is in.
+        sample_numbers: ``(N,)`` which one it is there, from 1.
+        starts, lengths: ``(N,)`` the bytes of it and its headers.
         problems: what is known to be wrong with other samples, which are left out.
     """
 
     shards: tuple[str, ...]
-    shard: IntArray
-    number: IntArray
-    start: IntArray
-    length: IntArray
+    shard_indices: IntArray
+    sample_numbers: IntArray
+    starts: IntArray
+    lengths: IntArray
     problems: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.shard)
+        return len(self.shard_indices)
 
     def __getitem__(self, number: int) -> bytes:
         """What the file of a sample's picture holds."""
-        (block,) = self.blocks([number])
-        return tar.extract_image(block, *self.place(number))[1]
+        (block,) = self.read_blocks([number])
+        return tar.extract_image(block, *self.locate(number))[1]
 
-    def only(self, which: npt.NDArray[np.bool_]) -> "ShardSamples":
-        """Those that are marked in ``which`` ``(N,)``."""
+    def select(self, mask: npt.NDArray[np.bool_]) -> "ShardSamples":
+        """Those that are marked in ``mask`` ``(N,)``."""
         columns = ("shard", "number", "start", "length")
-        return replace(self, **{name: getattr(self, name)[which] for name in columns})
+        return replace(self, **{name: getattr(self, name)[mask] for name in columns})
 
-    def place(self, number: int) -> tuple[str, int]:
+    def locate(self, number: int) -> tuple[str, int]:
         """The name of a sample's shard, and its number there."""
-        return self.shards[self.shard[number]].rpartition("/")[2], int(self.number[number])
+        return self.shards[self.shard_indices[number]].rpartition("/")[2], int(self.sample_numbers[number])
 
     @property
     def names(self) -> Sequence[str]:
         """What messages call the samples."""
         return _SampleNames(self)
 
-    def blocks(self, numbers: Iterable[int]) -> Iterator[bytes]:
+    def read_blocks(self, numbers: Iterable[int]) -> Iterator[bytes]:
         """The bytes of each of the samples, fewer where a shard is cut short; in file order, they are one stream.
 
         Raises:
@@ -86,12 +86,12 @@ class ShardSamples:
         stream, shard = None, -1
         try:
             for number in numbers:
-                if stream is None or self.shard[number] != shard:
+                if stream is None or self.shard_indices[number] != shard:
                     if stream is not None:
                         stream.close()
-                    shard = int(self.shard[number])
+                    shard = int(self.shard_indices[number])
                     stream = data_remote.open_stream(self.shards[shard])
-                yield stream.read(int(self.start[number]), int(self.length[number]))
+                yield stream.read(int(self.starts[number]), int(self.lengths[number]))
         finally:
             if stream is not None:
                 stream.close()
@@ -109,10 +109,10 @@ class _SampleNames(Sequence[str]):
     @property
     def sizes(self) -> list[int]:
         """Bytes of each sample and its headers, by the index."""
-        return self.samples.length.tolist()  # type: ignore[no-any-return]
+        return self.samples.lengths.tolist()  # type: ignore[no-any-return]
 
     def __getitem__(self, number: Any) -> Any:
-        shard, place = self.samples.place(number)
+        shard, place = self.samples.locate(number)
         return f"{shard}, sample {place}"
 
 

@@ -42,45 +42,45 @@ class ImageDecoder(Dataset[Any]):
     Args:
         files: the pictures.
         prepare: brings a picture to the network's size.
-        smallest: least share of the area where a picture is asked for with the draws of a random resized crop.
+        min_area: least share of the area where a picture is asked for with the draws of a random resized crop.
     """
 
-    def __init__(self, files: Sequence[Path], prepare: SquareTransform, smallest: float = 1.0) -> None:
-        self.files, self.prepare, self.smallest = files, prepare, smallest
+    def __init__(self, files: Sequence[Path], prepare: SquareTransform, min_area: float = 1.0) -> None:
+        self.files, self.prepare, self.min_area = files, prepare, min_area
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, wish: DecodeRequest) -> UInt8Array | Error:
-        number, draws = wish
+    def __getitem__(self, request: DecodeRequest) -> UInt8Array | Error:
+        number, draws = request
         try:
-            return self.decoded(self.files[number], draws)
+            return self.decode(self.files[number], draws)
         except Error as error:
             return error
 
-    def decoded(self, file: Path | bytes, draws: list[float], name: str = "") -> UInt8Array:
+    def decode(self, file: Path | bytes, draws: list[float], name: str = "") -> UInt8Array:
         """The picture in a file as the network sees it, cropped where there are draws; errors call it ``name``."""
         if draws:
             with convert_memory_errors(name or str(file)):
-                return self._cropped(file, draws, name)
-        return self.prepare.open(file, name).transpose(1, 2, 0)
+                return self._decode_crop(file, draws, name)
+        return self.prepare.read_and_transform(file, name).transpose(1, 2, 0)
 
-    def _cropped(self, file: Path | bytes, draws: list[float], name: str) -> UInt8Array:
+    def _decode_crop(self, file: Path | bytes, draws: list[float], name: str) -> UInt8Array:
         """A random resized crop; a JPEG is decoded no larger than the crop needs."""
         size = self.prepare.size
         with image_io.open_image(file, name=name) as picture:
-            wide, high, _, _ = compute_crop(draws, self.smallest, picture.width / picture.height)
+            wide, high, _, _ = compute_crop(draws, self.min_area, picture.width / picture.height)
             picture.draft(None, (int(size / wide), int(size / high)))
             full = image_io.convert_mode(image_io.decode_image(picture), "L" if self.prepare.channels == 1 else "RGB")
-        wide, high, left, top = compute_crop(draws, self.smallest, full.width / full.height)
+        wide, high, left, top = compute_crop(draws, self.min_area, full.width / full.height)
         box = (left * full.width, top * full.height, (left + wide) * full.width, (top + high) * full.height)
         part = full.resize((size, size), Image.Resampling.BILINEAR, box=box)
         return np.array(part).reshape(size, size, -1)
 
 
-def compute_crop(draws: Sequence[float], smallest: float, aspect: float) -> tuple[float, float, float, float]:
+def compute_crop(draws: Sequence[float], min_area: float, aspect: float) -> tuple[float, float, float, float]:
     """What :func:`fukami.data.augment.compute_crops` gives for a batch, for one picture: a hundred times as quick for one."""
-    area, ratio = smallest + (1 - smallest) * draws[0], MAX_ASPECT_RATIO ** (2 * draws[1] - 1)
+    area, ratio = min_area + (1 - min_area) * draws[0], MAX_ASPECT_RATIO ** (2 * draws[1] - 1)
     wide, high = min(1.0, math.sqrt(area * ratio / aspect)), min(1.0, math.sqrt(area / ratio * aspect))
     return wide, high, (1 - wide) * draws[2], (1 - high) * draws[3]
 
@@ -113,47 +113,49 @@ class StreamingLoader(BatchLoader):
     rest of a pass asks for. A picture that cannot be read is left out of its batch and named.
     """
 
-    def begin(self, decoder: Dataset[Any], broken: int) -> None:
-        """Get ready to read with this decoder; more pictures than ``broken`` that cannot be read are an error."""
+    def setup_decoder(self, decoder: Dataset[Any], max_broken: int) -> None:
+        """Get ready to read with this decoder; more pictures than ``max_broken`` that cannot be read are an error."""
         self.decoder = decoder
-        self.reader = self._reader(_RequestSampler(self), persistent=True)
+        self.reader = self._build_reader(_RequestSampler(self), persistent=True)
         # Held from outside, the reader is in no cycle of references that the loader comes to be in: taken down as part
         # of one, it could not tell its processes to end, and would wait five seconds for each.
         weakref.finalize(self, id, self.reader).atexit = False
         self.device = torch.device("cpu")
         self.clock = PhaseTimer(self.device)
-        self.waited, self.since = 0.0, time.monotonic()
-        self.allowed = broken
-        self.broken: dict[str, None] = {}  # what is wrong with each broken picture, in the order in which they came
+        self.wait_seconds, self.wait_start = 0.0, time.monotonic()
+        self.max_broken = max_broken
+        self.broken_images: dict[
+            str, None
+        ] = {}  # what is wrong with each broken picture, in the order in which they came
 
-    def place(self, runtime: "Runtime") -> None:
+    def setup(self, runtime: "Runtime") -> None:
         """Send the batches to the device, and take this process's share of each."""
-        super().place(runtime)
+        super().setup(runtime)
         self.device, self.clock = runtime.device, runtime.clock
 
-    def wishes(self) -> Iterator[list[Any]]:
+    def iterate_requests(self) -> Iterator[list[Any]]:
         """What the rest of the pass asks the other processes for; it refers to the loader no longer."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training is, and what was broken up to there."""
-        return {**super().state_dict(), "broken": list(self.broken)}
+        return {**super().state_dict(), "broken": list(self.broken_images)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         super().load_state_dict(state)
-        self.broken = dict.fromkeys(state.get("broken", ()))
+        self.broken_images = dict.fromkeys(state.get("broken", ()))
 
-    def waiting(self) -> float:
+    def compute_wait_fraction(self) -> float:
         """The share of the time since the last call that was spent waiting for pictures."""
         now = time.monotonic()
-        share, self.waited, self.since = self.waited / max(now - self.since, 1e-9), 0.0, now
+        share, self.wait_seconds, self.wait_start = self.wait_seconds / max(now - self.wait_start, 1e-9), 0.0, now
         return min(share, 1.0)
 
-    def _reader(self, wishes: Iterable[list[Any]], persistent: bool = False) -> DataLoader[Any]:
+    def _build_reader(self, requests: Iterable[list[Any]], persistent: bool = False) -> DataLoader[Any]:
         return DataLoader(
             self.decoder,
-            batch_sampler=wishes,
+            batch_sampler=requests,
             num_workers=count_workers(),
             collate_fn=_collate,
             prefetch_factor=PREFETCH_FACTOR,
@@ -163,40 +165,42 @@ class StreamingLoader(BatchLoader):
             generator=torch.Generator(),  # a reader seeds its processes, which must not move the training's generator
         )
 
-    def _timed(self, reader: Iterable[Any]) -> Iterator[Any]:
+    def _iterate_timed(self, reader: Iterable[Any]) -> Iterator[Any]:
         """What the other processes decoded, while the time is noted that it was waited for."""
         batches = iter(reader)
         while True:
             began = time.monotonic()
             with self.clock("waiting"):
                 batch = next(batches, None)
-            self.waited += time.monotonic() - began
+            self.wait_seconds += time.monotonic() - began
             if batch is None:
                 return
             yield batch
 
-    def _placed(self, found: tuple[Tensor, list[int], list[str]], members: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+    def _move_to_device(
+        self, found: tuple[Tensor, list[int], list[str]], indices: Tensor
+    ) -> tuple[Tensor, Tensor, list[int]]:
         """Pictures and targets on the device, and which of the wished ones they are."""
         pictures, kept, errors = found
-        self._name(errors)
+        self._record_broken(errors)
         if not kept:
             raise Error(f"not one picture of a batch can be read; the first: {errors[0]}")
-        targets = self.targets[members[kept].to(self.targets.device)]
+        targets = self.targets[indices[kept].to(self.targets.device)]
         with self.clock("host to device"):
             pictures = pictures.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
             return pictures, targets.to(self.device, non_blocking=True), kept
 
-    def _name(self, errors: Sequence[str]) -> None:
+    def _record_broken(self, errors: Sequence[str]) -> None:
         """Name what is broken, once each.
 
         Raises:
             Error: there is more of it than is allowed.
         """
         for error in errors:
-            if error not in self.broken:
-                self.broken[error] = None
+            if error not in self.broken_images:
+                self.broken_images[error] = None
                 logger.warning(f"{error}; it is left out")
-        check_broken(tuple(self.broken), self.allowed)
+        check_broken(tuple(self.broken_images), self.max_broken)
 
 
 class FileStreamingLoader(StreamingLoader):
@@ -208,12 +212,12 @@ class FileStreamingLoader(StreamingLoader):
     Args:
         files: the pictures, one for each of ``targets``.
         prepare: brings a picture to the network's size where it is not cropped.
-        smallest: least share of the area in a random resized crop of the training pictures; None: they are not cropped.
-        broken: pictures that may be broken; one more is an error.
-        targets, labels, batch, seed, balanced, augment: as for :class:`fukami.data.loader.BatchLoader`.
+        min_area: least share of the area in a random resized crop of the training pictures; None: they are not cropped.
+        max_broken: pictures that may be broken; one more is an error.
+        targets, labels, batch_size, seed, balanced, augment: as for :class:`fukami.data.loader.BatchLoader`.
     """
 
-    decoding = ImageDecoder
+    decoder_class = ImageDecoder
 
     def __init__(
         self,
@@ -222,52 +226,61 @@ class FileStreamingLoader(StreamingLoader):
         labels: tuple[str, ...],
         prepare: SquareTransform,
         *,
-        batch: int,
+        batch_size: int,
         seed: int | None = None,
         balanced: bool = False,
         augment: Augmentation | None = None,
-        smallest: float | None = None,
-        broken: int = MAX_BROKEN,
+        min_area: float | None = None,
+        max_broken: int = MAX_BROKEN,
     ) -> None:
         super().__init__(
-            targets, labels, batch=batch, names=list(map(str, files)), seed=seed, balanced=balanced, augment=augment
+            targets,
+            labels,
+            batch_size=batch_size,
+            names=list(map(str, files)),
+            seed=seed,
+            balanced=balanced,
+            augment=augment,
         )
-        self.crops = 0 if smallest is None else 4
-        self.begin(self.decoding(files, prepare, smallest or 1.0), broken)
+        self.num_crop_draws = 0 if min_area is None else 4
+        self.setup_decoder(self.decoder_class(files, prepare, min_area or 1.0), max_broken)
 
     @property
-    def draws(self) -> int:
+    def num_draws(self) -> int:
         """Random numbers for each picture: those of its crop, then those of the augmentation."""
-        return self.crops + super().draws
+        return self.num_crop_draws + super().num_draws
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of one pass, ``(pictures (N, C, H, W) in 0..255, targets)``; a pass cut off is finished."""
-        shares = self.shares()
+        shares = self.iterate_local_batches()
         seen = False
-        for found in self._timed(self.reader):
+        for found in self._iterate_timed(self.reader):
             members, draws = next(shares)
-            self.count()
+            self.advance()
             if self.seed is None and not found[1]:  # a stretch that is missing; the rest can be judged
-                self._name(found[2])
+                self._record_broken(found[2])
                 continue
-            pictures, targets, kept = self._placed(found, members)
+            pictures, targets, kept = self._move_to_device(found, members)
             seen = True
             if self.augment is not None and self.seed is not None:
-                pictures, targets = self.augment(pictures, targets, draws[kept, self.crops :].to(self.device))
+                pictures, targets = self.augment(pictures, targets, draws[kept, self.num_crop_draws :].to(self.device))
             yield pictures, targets
-        if self.seed is None and self.broken and not seen:
-            raise Error(f"not one picture can be read; the first: {next(iter(self.broken))}")
-        self.ended()
+        if self.seed is None and self.broken_images and not seen:
+            raise Error(f"not one picture can be read; the first: {next(iter(self.broken_images))}")
+        self.finish_epoch()
 
-    def ordered(self) -> Iterator[Batch]:
+    def iterate_in_order(self) -> Iterator[Batch]:
         """Every picture once, in order, neither cropped nor augmented; the training goes on as if nothing had been."""
-        for wishes, found in zip(every := _plan_requests(len(self.targets)), self._reader(every), strict=True):
-            yield self._placed(found, torch.tensor([number for number, _ in wishes]))[:2]
+        for wishes, found in zip(every := _plan_requests(len(self.targets)), self._build_reader(every), strict=True):
+            yield self._move_to_device(found, torch.tensor([number for number, _ in wishes]))[:2]
 
-    def wishes(self) -> Iterator[list[Any]]:
+    def iterate_requests(self) -> Iterator[list[Any]]:
         """What the rest of the pass asks the other processes for; it refers to the loader no longer."""
-        crops = self.crops
-        return (list(zip(members.tolist(), draws[:, :crops].tolist(), strict=True)) for members, draws in self.shares())
+        crops = self.num_crop_draws
+        return (
+            list(zip(members.tolist(), draws[:, :crops].tolist(), strict=True))
+            for members, draws in self.iterate_local_batches()
+        )
 
 
 def _leave_process_group(number: int) -> None:
@@ -285,7 +298,7 @@ class _RequestSampler:
         return len(self.loader) - self.loader.position
 
     def __iter__(self) -> Iterator[list[Any]]:
-        return self.loader.wishes()
+        return self.loader.iterate_requests()
 
 
 def _collate(found: list[UInt8Array | Error]) -> tuple[Tensor, list[int], list[str]]:

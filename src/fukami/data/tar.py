@@ -31,15 +31,15 @@ class TarMember:
 
     name: str
     start: int
-    content: int
+    content_start: int
     size: int
     end: int
-    kind: bytes
+    type: bytes
 
     @property
-    def regular(self) -> bool:
+    def is_file(self) -> bool:
         """Whether it is a file."""
-        return self.kind in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+        return self.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
     @property
     def key(self) -> str:
@@ -53,7 +53,7 @@ class TarMember:
         return self.name.rpartition("/")[2].partition(".")[2].lower()
 
     @property
-    def picture(self) -> bool:
+    def is_image(self) -> bool:
         """Whether it is one by name."""
         return f".{self.extension}" in _get_image_suffixes()
 
@@ -99,30 +99,30 @@ def iterate_members(read: Callable[[int, int], bytes], *, errors: str = "replace
             start, name, size = at, "", -1
 
 
-def extract_image(block: bytes, shard: str, number: int) -> tuple[str, bytes]:
+def extract_image(content: bytes, shard: str, number: int) -> tuple[str, bytes]:
     """The first picture among the members of a sample: what it is called (``SHARD/MEMBER``) and what its file holds.
 
     Args:
-        block: the sample as it lies in the shard.
+        content: the sample as it lies in the shard.
         shard, number: its shard and its number there from 1, for messages.
 
     Raises:
         Error: the sample is cut short, or has no picture.
     """
     try:
-        for member in iterate_members(lambda start, count: block[start : start + count]):
-            if member.regular and member.picture:
-                found = block[member.content : member.content + member.size]
+        for member in iterate_members(lambda start, count: content[start : start + count]):
+            if member.is_file and member.is_image:
+                found = content[member.content_start : member.content_start + member.size]
                 if len(found) < member.size:
                     raise Error(f"{shard}/{member.name} is cut short; get the shard again")
                 return f"{shard}/{member.name}", found
     except tarfile.HeaderError as error:
         raise Error(f"{shard}, sample {number}, is damaged ({error}); get the shard again") from None
-    wrong = "has no picture" if block else "is missing; the shard is cut short: get it again"
+    wrong = "has no picture" if content else "is missing; the shard is cut short: get it again"
     raise Error(f"{shard}, sample {number}, {wrong}")
 
 
-def scan_shard(where: str) -> ShardContents:
+def scan_shard(location: str) -> ShardContents:
     """The samples of a shard, header by header; on a disk the contents are passed over.
 
     The class is what ``KEY.cls`` says, or ``"label"`` in ``KEY.json``, or the folder in the key.
@@ -130,22 +130,22 @@ def scan_shard(where: str) -> ShardContents:
     Raises:
         Error: there is no such shard.
     """
-    shard = where.rpartition("/")[2]
-    stream = open_stream(where)
+    shard = location.rpartition("/")[2]
+    stream = open_stream(location)
     found = ShardContents(0)
     sample: dict[TarMember, bytes] = {}  # with what it says of the class: read at once, as a server only reads forwards
     end = 0
     try:
         for member in iterate_members(stream.read):
-            if not member.regular or member.name.rpartition("/")[2].startswith("."):
+            if not member.is_file or member.name.rpartition("/")[2].startswith("."):
                 continue
             if sample and member.key != next(iter(sample)).key:
                 _add_sample(found, sample, shard)
                 sample = {}
             said = min(member.size, MAX_LABEL_BYTES)
-            sample[member] = stream.read(member.content, said) if member.extension in LABEL_EXTENSIONS else b""
+            sample[member] = stream.read(member.content_start, said) if member.extension in LABEL_EXTENSIONS else b""
             end = member.end
-            if stream.size is not None and member.content + member.size > stream.size:
+            if stream.size is not None and member.content_start + member.size > stream.size:
                 raise tarfile.HeaderError("the file ends before")
         if sample:
             _add_sample(found, sample, shard)
@@ -183,7 +183,7 @@ def write_shard(path: Path, samples: Iterable[TarSample]) -> tuple[list[int], li
 def _add_sample(found: ShardContents, sample: dict[TarMember, bytes], shard: str) -> None:
     """Note a sample, or what is wrong with it."""
     first, *_, last = (next(iter(sample)), *sample)
-    if not any(member.picture for member in sample):
+    if not any(member.is_image for member in sample):
         found.problems.append(f"{shard}/{first.key} has no picture; it is expected beside {first.name}")
     elif not (label := _find_label(first.key, {member.extension: text for member, text in sample.items()})):
         wanted = "a KEY.cls with its number, a KEY.json with a label, or a folder in the key"

@@ -74,9 +74,9 @@ def read_voc(root: Path) -> DatasetAnnotations:
     else:
         inside = {parse_split(each.name): each for each in image_folder.list_folders(root) if parse_split(each.name)}
         for part, place in (inside or {"": root}).items():
-            sheets.parts[part] = []
+            sheets.splits[part] = []
             _read_mixed_folder(place, part, sheets)
-    entries = [entry for part in sheets.parts.values() for entry in part]
+    entries = [entry for part in sheets.splits.values() for entry in part]
     sheets.labels = tuple(sorted({box.label for entry in entries for box in entry.boxes if box.label}))
     return sheets
 
@@ -87,7 +87,7 @@ def parse_xml(path: Path) -> ElementTree.Element:
     Raises:
         Error: it is no XML, declares entities, is nested too deeply or too large; the line is named.
     """
-    content = read_bytes(path, limit=MAX_SMALL_FILE_BYTES)
+    content = read_bytes(path, max_bytes=MAX_SMALL_FILE_BYTES)
     try:
         try:
             return _build_tree(content)
@@ -137,13 +137,13 @@ def _build_tree(content: bytes | str) -> ElementTree.Element:
     return builder.close()
 
 
-def parse_annotation(path: Path, picture: Path, root: ElementTree.Element) -> ImageAnnotation:
+def parse_annotation(path: Path, image: Path, root: ElementTree.Element) -> ImageAnnotation:
     """What a parsed file says of its picture."""
     size = root.find("size")
     stated = None if size is None else tuple(_parse_number(size, side) for side in ("width", "height"))
     boxes = tuple(_parse_box(each) for each in root.iter("object"))
     whole = (int(stated[0]), int(stated[1])) if stated and all(map(math.isfinite, stated)) else None
-    return ImageAnnotation(picture, path, boxes, whole, _get_line(root if size is None else size))
+    return ImageAnnotation(image, path, boxes, whole, _get_line(root if size is None else size))
 
 
 def _parse_box(found: ElementTree.Element) -> Box:
@@ -153,7 +153,7 @@ def _parse_box(found: ElementTree.Element) -> Box:
     if box is None:
         return Box(label, (math.nan,) * 4, kind, _get_line(found))
     left, top, right, bottom = (_parse_number(box, side) for side in BOX_FIELDS)
-    return Box(label, (left - 1, top - 1, right, bottom), kind, _get_line(box), zero=min(left, top) == 0)
+    return Box(label, (left - 1, top - 1, right, bottom), kind, _get_line(box), starts_at_zero=min(left, top) == 0)
 
 
 def _parse_number(found: ElementTree.Element, name: str) -> float:
@@ -202,7 +202,7 @@ def _read_mixed_folder(place: Path, part: str, sheets: DatasetAnnotations) -> No
         return path.relative_to(place).with_suffix("").as_posix()
 
     files = {name(path): path for path in sorted(place.rglob("*.xml"))}
-    lying = [(name(path), path) for path in list_images(place, deep=True)]
+    lying = [(name(path), path) for path in list_images(place, recursive=True)]
     for found in _read_annotations(files, lying, None, sheets).values():
         _add_to_split(found, part, sheets)
 
@@ -210,9 +210,9 @@ def _read_mixed_folder(place: Path, part: str, sheets: DatasetAnnotations) -> No
 def _add_to_split(found: ImageAnnotation | AnnotationProblem, part: str, sheets: DatasetAnnotations) -> None:
     """Add what a file says to a part."""
     if isinstance(found, ImageAnnotation):
-        sheets.parts.setdefault(part, []).append(found)
+        sheets.splits.setdefault(part, []).append(found)
     else:
-        sheets.lost.append(found._replace(part=part))
+        sheets.unusable_images.append(found._replace(split=part))
 
 
 def _read_annotations(
@@ -229,8 +229,8 @@ def _read_annotations(
     found = {
         name: _read_annotation(path, place or path.parent, named.get(name), sheets) for name, path in files.items()
     }
-    taken = {each.picture for each in found.values() if isinstance(each, ImageAnnotation)}
-    sheets.unlisted += [
+    taken = {each.image_path for each in found.values() if isinstance(each, ImageAnnotation)}
+    sheets.unannotated_images += [
         path for name, path in lying if path not in taken and not isinstance(found.get(name), AnnotationProblem)
     ]
     return found
@@ -251,7 +251,7 @@ def _read_annotation(
         return AnnotationProblem("broken", path, _get_line(root), detail)
     for each in root.iter("object"):
         if not (each.findtext("name") or "").strip():
-            sheets.flaws.append(
+            sheets.orphan_annotations.append(
                 AnnotationProblem("no class", path, _get_line(each), "the box has no name, and is left out")
             )
     named = place / Path((root.findtext("filename") or f"{path.stem}.jpg").strip()).name

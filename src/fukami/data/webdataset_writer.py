@@ -24,7 +24,13 @@ MAX_KEY_LENGTH = 80  # letters of a part of a key
 
 
 def write_shards(
-    spec: str, out: Path, *, holdout: float = 0.2, samples: int | None = None, megabytes: float = 100.0, seed: int = 0
+    spec: str,
+    out: Path,
+    *,
+    holdout: float = 0.2,
+    samples_per_shard: int | None = None,
+    shard_megabytes: float = 100.0,
+    seed: int = 0,
 ) -> dict[str, int | str]:
     """Write the data set as shards into the folder ``out``, shuffled once, with an index.
 
@@ -32,8 +38,8 @@ def write_shards(
         spec: as :func:`fukami.data.labelled_images.load_labelled_images` takes it.
         out: new or empty.
         holdout: share of each class that becomes the test part, where the data have none of their own.
-        samples: pictures in a shard; by default as many as ``megabytes`` allows.
-        megabytes: size of a shard, about; there are eight of a part at least, as far as there are pictures.
+        samples_per_shard: pictures in a shard; by default as many as ``shard_megabytes`` allows.
+        shard_megabytes: size of a shard, about; there are eight of a part at least, as far as there are pictures.
         seed: decides the order.
 
     Returns:
@@ -44,10 +50,10 @@ def write_shards(
         Error: there is not one picture that can be read.
     """
     check_empty_folder(out)
-    if (samples is not None and samples < 1) or megabytes <= 0 or not 0 <= holdout <= 1:
+    if (samples_per_shard is not None and samples_per_shard < 1) or shard_megabytes <= 0 or not 0 <= holdout <= 1:
         raise UsageError(
-            f"a shard holds at least one sample and more than 0 MB, and the holdout is a share; not {samples} samples, "
-            f"{megabytes:g} MB and {holdout:g}"
+            f"a shard holds at least one sample and more than 0 MB, and the holdout is a share; not {samples_per_shard} samples, "
+            f"{shard_megabytes:g} MB and {holdout:g}"
         )
     train, test, labels = labelled_images.load_labelled_images(spec, holdout)
     index: shards.ShardIndex = {"labels": labels, "train": [], "test": []}
@@ -59,9 +65,9 @@ def write_shards(
     try:
         for part, source in (("train", train), ("test", test)):
             pictures = KeyedSamples(source, labels, order.permutation(len(source)))
-            each = samples or _compute_shard_length(source, megabytes)
+            each = samples_per_shard or _compute_shard_length(source, shard_megabytes)
             for number in range(-(-len(source) // each)):
-                some = pictures.some(number * each, (number + 1) * each)
+                some = pictures.iterate_range(number * each, (number + 1) * each)
                 index[part].append(_write_shard(work / f"{part}-{number:06d}.tar", some))
         found = _count_samples(index)
         if found["train"] + found["test"] == 0:
@@ -128,22 +134,22 @@ class KeyedSamples:
 
     def __init__(self, source: LabelledImages, labels: tuple[str, ...], order: shards.IntArray) -> None:
         self.source, self.labels, self.order = source, labels, order
-        self.taken: dict[str, int] = {}
+        self.key_counts: dict[str, int] = {}
 
-    def some(self, first: int, last: int) -> Iterator[tar.TarSample]:
-        """Those from ``first`` to ``last`` in the order; one that is no picture is left out and named."""
-        for number in self.order[first:last].tolist():
+    def iterate_range(self, start: int, stop: int) -> Iterator[tar.TarSample]:
+        """Those from ``start`` to ``stop`` in the order; one that is no picture is left out and named."""
+        for number in self.order[start:stop].tolist():
             target = int(self.source.targets[number])
             try:
-                name, suffix, content = self._file(number)
+                name, suffix, content = self._read_image(number)
             except (Error, OSError) as error:
                 logger.warning(f"{error}; it is left out")
                 continue
             key = f"{_sanitize(self.labels[target])}/{_sanitize(name)}"
-            again = self.taken[key] = self.taken.get(key, 0) + 1
+            again = self.key_counts[key] = self.key_counts.get(key, 0) + 1
             yield (key if again == 1 else f"{key}-again{again}"), suffix, content, target
 
-    def _file(self, number: int) -> tuple[str, str, bytes]:
+    def _read_image(self, number: int) -> tuple[str, str, bytes]:
         """Name, suffix and bytes of a picture; that of an array is made a PNG."""
         items = self.source.items
         if isinstance(items, np.ndarray):
@@ -151,8 +157,8 @@ class KeyedSamples:
             Image.fromarray(items[number]).save(packed, "PNG")
             return f"{number:06d}", ".png", packed.getvalue()
         if isinstance(items, shards.ShardSamples):
-            (block,) = items.blocks([number])
-            name, content = tar.extract_image(block, *items.place(number))
+            (block,) = items.read_blocks([number])
+            name, content = tar.extract_image(block, *items.locate(number))
         else:
             name, content = str(items[number]), items[number].read_bytes()
         with image_io.open_image(content, name=name):  # its head tells whether it is one
@@ -178,7 +184,7 @@ def _compute_shard_length(source: LabelledImages, megabytes: float) -> int:
     if isinstance(items, np.ndarray):
         size = items.nbytes
     elif isinstance(items, shards.ShardSamples):
-        size = int(items.length.sum())
+        size = int(items.lengths.sum())
     else:
         size = sum(file.stat().st_size for file in items if file.is_file())
     return max(1, -(-len(source) // max(MIN_SHARDS, round(size / (megabytes * 1e6)))))

@@ -83,20 +83,20 @@ def read_yolo(path: Path) -> DatasetAnnotations:
             else _read_annotation(picture, numbers, sheets)
             for picture in every
         ]
-        sheets.parts[part] = keep_existing_images(entries, sheets, part, path)
+        sheets.splits[part] = keep_existing_images(entries, sheets, part, path)
     _add_orphan_labels(sheets)
     return sheets
 
 
-def find_label_file(picture: Path) -> Path:
+def find_label_file(image: Path) -> Path:
     """Where the boxes of a picture stand: in ``labels`` where it lies in ``images``, otherwise beside it."""
-    parts = list(picture.parts)
+    parts = list(image.parts)
     if "images" in parts[:-1]:
         at = len(parts) - 2 - parts[-2::-1].index("images")
         other = Path(*parts[:at], "labels", *parts[at + 1 :]).with_suffix(".txt")
-        if is_file(other) or not is_file(picture.with_suffix(".txt")):
+        if is_file(other) or not is_file(image.with_suffix(".txt")):
             return other
-    return picture.with_suffix(".txt")
+    return image.with_suffix(".txt")
 
 
 def _read_annotation(picture: Path, names: dict[int, str], sheets: DatasetAnnotations) -> ImageAnnotation:
@@ -104,23 +104,25 @@ def _read_annotation(picture: Path, names: dict[int, str], sheets: DatasetAnnota
     path = find_label_file(picture)
     boxes: list[Box] = []
     if not is_file(path):
-        sheets.unlisted.append(picture)
+        sheets.unannotated_images.append(picture)
         return ImageAnnotation(picture, path)
-    for line, text in enumerate(read_text(path, limit=MAX_SMALL_FILE_BYTES, errors="replace").splitlines(), 1):
+    for line, text in enumerate(read_text(path, max_bytes=MAX_SMALL_FILE_BYTES, errors="replace").splitlines(), 1):
         if not text.strip():
             continue
         number, corners = _parse_box_line(text)
         if number is None or number not in names:
             given = text.split()[0][:50]
             detail = f"is of class {given}, and there are {len(names)}: 0 to {max(names, default=0)}"
-            sheets.flaws.append(AnnotationProblem("no class", path, line, detail))
+            sheets.orphan_annotations.append(AnnotationProblem("no class", path, line, detail))
         boxes.append(Box("" if number is None else names.get(number, ""), corners, line=line))
-    return ImageAnnotation(picture, path, tuple(boxes), relative=True)
+    return ImageAnnotation(picture, path, tuple(boxes), is_relative=True)
 
 
 def _add_orphan_labels(sheets: DatasetAnnotations) -> None:
     """Note label files whose picture is not there."""
-    lying = {entry.picture.parent: entry.file.parent for entries in sheets.parts.values() for entry in entries}
+    lying = {
+        entry.image_path.parent: entry.annotation_path.parent for entries in sheets.splits.values() for entry in entries
+    }
     for place, labels in sorted(lying.items()):
         if labels == place or not labels.is_dir():
             continue  # text beside pictures may be anything
@@ -128,7 +130,7 @@ def _add_orphan_labels(sheets: DatasetAnnotations) -> None:
         for path in sorted(labels.glob("*.txt")):
             if path.stem not in stems and path.name not in CLASS_FILES:
                 detail = f"there is no picture {path.stem} in {place}; put it there, or remove its labels"
-                sheets.flaws.append(AnnotationProblem("missing", path, 0, detail))
+                sheets.orphan_annotations.append(AnnotationProblem("missing", path, 0, detail))
 
 
 def _parse_box_line(text: str) -> tuple[int | None, tuple[float, float, float, float]]:
@@ -165,7 +167,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     Raises:
         Error: it is no YAML, nested too deeply, too large, or has anchors.
     """
-    text = read_text(path, limit=MAX_YAML_BYTES)
+    text = read_text(path, max_bytes=MAX_YAML_BYTES)
     try:
         found = yaml.load(text, _PlainLoader)
     except yaml.YAMLError as error:
@@ -258,7 +260,7 @@ def _list_split_images(place: Path) -> list[Path]:
     if place.is_file():
         named = ((place.parent / line, place.parent / _strip_first_folder(line)) for line in _read_lines(place))
         return [other if is_file(other) and not is_file(path) else path for path, other in named]
-    return list_images(place / "images" if (place / "images").is_dir() else place, deep=True)
+    return list_images(place / "images" if (place / "images").is_dir() else place, recursive=True)
 
 
 def _strip_first_folder(name: str) -> Path:

@@ -26,7 +26,7 @@ Samples = tuple[Sample, ...]
 
 
 def load_dataset(
-    spec: str, holdout: float, broken: int = image_folder.MAX_BROKEN, *, training: bool = True
+    spec: str, holdout: float, max_broken: int = image_folder.MAX_BROKEN, *, include_train: bool = True
 ) -> tuple[Samples, Samples, tuple[str, ...]]:
     """What to train on, what to judge on, and the class names of a data set.
 
@@ -34,8 +34,8 @@ def load_dataset(
         spec: ``scenes`` (embedded), ``bccd``, ``voc-animals``, ``voc2007``, ``voc2012``, ``coco``, or the path of a
             folder (or archive) or file in the layout of VOC, COCO or YOLO.
         holdout: share of the pictures that is judged on, where the data have no parts of their own.
-        broken: pictures that may be missing or broken, in each part; they are left out and named.
-        training: also what to train on, which need not be there otherwise.
+        max_broken: pictures that may be missing or broken, in each part; they are left out and named.
+        include_train: also what to train on, which need not be there otherwise.
 
     Raises:
         UsageError: no such name and no such path.
@@ -52,19 +52,19 @@ def load_dataset(
     if not labels:
         raise Error(f"{spec} has no box of any class; annotate its pictures first")
     learned, judged = select_splits(sheets)
-    train = _load_splits(sheets, learned, broken) if training or judged is None else ()
+    train = _load_splits(sheets, learned, max_broken) if include_train or judged is None else ()
     if judged is not None:
-        return train, _load_splits(sheets, (judged,), broken), labels
+        return train, _load_splits(sheets, (judged,), max_broken), labels
     held = image_folder.select_holdout(find_rarest_classes(train), holdout).tolist()
     kept = tuple(each for each, out in zip(train, held, strict=True) if not out)
     return kept, tuple(each for each, out in zip(train, held, strict=True) if out), labels
 
 
-def _load_splits(sheets: DatasetAnnotations, names: tuple[str, ...], broken: int) -> Samples:
+def _load_splits(sheets: DatasetAnnotations, splits: tuple[str, ...], max_broken: int) -> Samples:
     """What can be learned from the parts of these names."""
-    entries = [entry for name in names for entry in sheets.parts.get(name, ())]
-    lost = [flaw for flaw in sheets.lost if flaw.part in names]
-    return tuple(build_samples(entries, sheets.labels, lost, broken))
+    entries = [entry for name in splits for entry in sheets.splits.get(name, ())]
+    lost = [flaw for flaw in sheets.unusable_images if flaw.split in splits]
+    return tuple(build_samples(entries, sheets.labels, lost, max_broken))
 
 
 def find_dataset(spec: str) -> Path:

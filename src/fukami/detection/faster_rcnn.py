@@ -17,25 +17,27 @@ class FasterRCNNResNet50FPN(FasterRCNNRecipe):
 
     paper: ClassVar[str] = "Lin et al., Feature Pyramid Networks for Object Detection"
     year: ClassVar[int] = 2017
-    published: ClassVar[str] = "37.0 % AP COCO (torchvision)"
+    paper_result: ClassVar[str] = "37.0 % AP COCO (torchvision)"
     backbone: ClassVar[str] = "resnet50"
-    prefix: ClassVar[str] = "backbone.body"
+    backbone_prefix: ClassVar[str] = "backbone.body"
 
-    shortest: int = 800
+    min_size: int = 800
     """Shorter side of the pictures that the network sees, in pixels."""
-    longest: int = 1333
+    max_size: int = 1333
     """The longer side at most; a longer picture is made smaller still."""
     init: str = ""
     """Weights to begin with: coco or imagenet (torchvision's detector or classifier, downloaded), a file of a state
     dict of either, or a run's folder."""
-    scales: tuple[float, float, float, float, float] = (32.0, 64.0, 128.0, 256.0, 512.0)
+    anchor_sizes: tuple[float, float, float, float, float] = (32.0, 64.0, 128.0, 256.0, 512.0)
     """Side in pixels of the square anchor of each level of the pyramid; it comes in the shapes 2:1, 1:1 and 1:2."""
 
-    def network(self, classes: int) -> "Network":
+    def build_model(self, num_classes: int) -> "Network":
         """The network; its batch normalisation stays as init has it, and learns where there is none."""
         from fukami.models import faster_rcnn_resnet50_fpn
 
-        return faster_rcnn_resnet50_fpn(classes, pooling=self.pooling, frozen=bool(self.init), scales=self.scales)
+        return faster_rcnn_resnet50_fpn(
+            num_classes, roi_pooling=self.roi_pooling, frozen_batch_norm=bool(self.init), anchor_sizes=self.anchor_sizes
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +46,10 @@ class FasterRCNNVGG16(FasterRCNNRecipe):
 
     paper: ClassVar[str] = "Ren et al., Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks"
     year: ClassVar[int] = 2015
-    published: ClassVar[str] = "69.9 % mAP VOC 2007"
-    reached: ClassVar[str] = "91.66 % mAP BCCD, 320 pixels, one seed"
+    paper_result: ClassVar[str] = "69.9 % mAP VOC 2007"
+    reproduced_result: ClassVar[str] = "91.66 % mAP BCCD, 320 pixels, one seed"
     backbone: ClassVar[str] = "vgg16"
-    prefix: ClassVar[str] = "backbone"
+    backbone_prefix: ClassVar[str] = "backbone"
 
     hidden: int = 4096
     """Units of the two affine layers that see a region."""
@@ -55,7 +57,7 @@ class FasterRCNNVGG16(FasterRCNNRecipe):
     """Share of them dropped in training."""
     batch_norm: bool = False
     """Batch normalisation after every convolution of the backbone."""
-    width: float = 1.0
+    width_multiplier: float = 1.0
     """Share of the paper's channels in the backbone."""
     stride: Literal[8, 16] = 16
     """Pixels from one place of the map to the next; 8, without the fourth pooling, is finer, for small objects."""
@@ -67,17 +69,17 @@ class FasterRCNNVGG16(FasterRCNNRecipe):
         check_range(self, 0, 0.99, "dropout")
         check_range(self, 1 / 64, 4, "width")
 
-    def network(self, classes: int) -> "Network":
+    def build_model(self, num_classes: int) -> "Network":
         """The network."""
         from fukami.models import faster_rcnn_vgg16
 
         return faster_rcnn_vgg16(
-            classes,
-            scales=self.scales,
+            num_classes,
+            anchor_sizes=self.anchor_sizes,
             hidden=self.hidden,
             dropout=self.dropout,
-            pooling=self.pooling,
+            roi_pooling=self.roi_pooling,
             batch_norm=self.batch_norm,
-            width=self.width,
+            width_multiplier=self.width_multiplier,
             stride=self.stride,
         )

@@ -19,7 +19,7 @@ MAX_DETECTIONS = 100  # detections of a picture and class that are judged
 
 
 def compute_coco_metrics(
-    pictures: Iterable[tuple[int, Any, Any]], classes: int
+    samples: Iterable[tuple[int, Any, Any]], num_classes: int
 ) -> tuple[dict[str, float], dict[int, float]]:
     """The metrics, and ``coco_ap`` of each class that has an object.
 
@@ -28,14 +28,14 @@ def compute_coco_metrics(
     it would hide more. Sizes that no counted object has are left out.
 
     Args:
-        pictures: number, what was found and what is there, of each picture, as in fukami.detection.metrics.
-        classes: how many there are.
+        samples: number, what was found and what is there, of each picture, as in fukami.detection.metrics.
+        num_classes: how many there are.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
-    given, answered = _build_coco_annotations(pictures)
+    given, answered = _build_coco_annotations(samples)
     images = [{"id": number} for number in sorted({each["image_id"] for each in given + answered})]
-    categories = [{"id": number, "name": str(number)} for number in range(classes)]
+    categories = [{"id": number, "name": str(number)} for number in range(num_classes)]
     truth, found = (
         COCO({"images": images, "categories": categories, "annotations": each}) for each in (given, answered)
     )
@@ -55,7 +55,7 @@ def compute_coco_metrics(
         for at, size in enumerate(OBJECT_SIZES, start=1)
     }
     metrics["coco_ar100"] = _compute_known_mean(recall[:, :, 0, 0])
-    each = {number: _compute_known_mean(whole[:, :, number]) for number in range(classes)}
+    each = {number: _compute_known_mean(whole[:, :, number]) for number in range(num_classes)}
     return (
         {name: value for name, value in metrics.items() if not np.isnan(value)},
         {number: value for number, value in each.items() if not np.isnan(value)},
@@ -69,12 +69,12 @@ def _compute_known_mean(values: Any) -> float:
 
 
 def _build_coco_annotations(
-    pictures: Iterable[tuple[int, Any, Any]],
+    samples: Iterable[tuple[int, Any, Any]],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What is there and what was found, as the JSON of COCO has it; identities begin at 1."""
     given: list[dict[str, Any]] = []
     answered: list[dict[str, Any]] = []
-    for number, found, truth in pictures:
+    for number, found, truth in samples:
         for box, kind, label in zip(_convert_to_xywh(truth.boxes), truth.kinds, truth.classes.tolist(), strict=True):
             area = box[2] * box[3] if kind in (REGULAR, CROWD) else UNCOUNTED_AREA
             given.append({"id": len(given) + 1, "image_id": number, "category_id": label, "bbox": box, "area": area,
@@ -134,39 +134,39 @@ class ErrorCase:
     """An object that was missed, or a false alarm.
 
     Args:
-        number: of the picture.
+        image_index: of the picture.
         kind: ``missed``, or what is wrong with a detection: one of ``KINDS`` but the first.
         label: of the object, or of the detection.
         score: of the detection; of a missed object the best that found it, 0 where none did.
         box: left, top, right, bottom of the object or of the detection.
-        other: what another class it was taken for, or what the detection took for its class; empty where nothing.
-        near: the box of the object that a false alarm has to do with.
+        confused_label: what another class it was taken for, or what the detection took for its class; empty where nothing.
+        related_box: the box of the object that a false alarm has to do with.
     """
 
-    number: int
+    image_index: int
     kind: str
     label: str
     score: float
     box: FloatArray
-    other: str = ""
-    near: FloatArray | None = None
+    confused_label: str = ""
+    related_box: FloatArray | None = None
 
 
 class _MatchTable(NamedTuple):
     """Every detection and every object of all pictures, those of the least number first."""
 
-    picture: IntArray  # (D,) number of the picture of each detection
+    image: IntArray  # (D,) number of the picture of each detection
     boxes: FloatArray  # (D, 4)
     classes: IntArray  # (D,)
     scores: FloatArray  # (D,)
-    state: IntArray  # (D,) RIGHT ... IGNORED
+    outcome: IntArray  # (D,) RIGHT ... IGNORED
     target: IntArray  # (D,) which object it found or has to do with; -1: none
-    home: IntArray  # (N,) number of the picture of each object
-    objects: FloatArray  # (N, 4)
-    labels: IntArray  # (N,)
-    kinds: IntArray  # (N,)
-    found: FloatArray  # (N,) score of the detection that found it, 0: none
-    rival: IntArray  # (N,) class of the strongest wrong detection of another class in its place; -1: none
+    object_image: IntArray  # (N,) number of the picture of each object
+    object_boxes: FloatArray  # (N, 4)
+    object_classes: IntArray  # (N,)
+    object_kinds: IntArray  # (N,)
+    best_score: FloatArray  # (N,) score of the detection that found it, 0: none
+    rival_class: IntArray  # (N,) class of the strongest wrong detection of another class in its place; -1: none
 
 
 class DetectionResults:
@@ -178,32 +178,32 @@ class DetectionResults:
 
     def __init__(self, labels: tuple[str, ...]) -> None:
         self.labels = labels
-        self.pictures: dict[int, tuple[Prediction, GroundTruth]] = {}
+        self.images: dict[int, tuple[Prediction, GroundTruth]] = {}
 
-    def add(self, number: int, found: Prediction, truth: GroundTruth) -> None:
-        """The picture ``number``, of which a second time changes nothing.
+    def update(self, index: int, prediction: Prediction, truth: GroundTruth) -> None:
+        """The picture ``index``, of which a second time changes nothing.
 
         Boxes are left, top, right, bottom in pixels, where 0 is the outer edge of the
         first pixel.
         """
-        answers = (np.asarray(found.classes, np.int64), np.asarray(found.scores, np.float64))
+        answers = (np.asarray(prediction.classes, np.int64), np.asarray(prediction.scores, np.float64))
         objects = (np.asarray(truth.classes, np.int64), np.asarray(truth.kinds, np.int64))
-        picture = Prediction(_convert_to_array(found), *answers), GroundTruth(_convert_to_array(truth), *objects)
-        self.pictures.setdefault(number, picture)
-        self._forget()
+        picture = Prediction(_convert_to_array(prediction), *answers), GroundTruth(_convert_to_array(truth), *objects)
+        self.images.setdefault(index, picture)
+        self._clear_cache()
 
     def merge(self, others: Iterable[Self]) -> None:
         """Add the pictures of other processes; those that several of them had count once."""
         for other in others:
-            for number, picture in other.pictures.items():
-                self.pictures.setdefault(number, picture)
-        self._forget()
+            for number, picture in other.images.items():
+                self.images.setdefault(number, picture)
+        self._clear_cache()
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: plain arrays."""
-        return {"labels": self.labels, "pictures": self.pictures}
+        return {"labels": self.labels, "pictures": self.images}
 
-    def metrics(self) -> dict[str, Any]:
+    def compute_metrics(self) -> dict[str, Any]:
         """The metrics of VOC (``map``, ``map_11``) and of COCO (``coco_...``), in [0, 1], and those of each class.
 
         ``map`` is the mean over the classes of the area under the precision-recall curve, at an IoU of 0.5; ``map_11``
@@ -213,119 +213,125 @@ class DetectionResults:
         Raises:
             Error: there is no object to judge.
         """
-        objects = self.objects
+        objects = self.num_objects
         if not objects.any():
             raise Error("there is no object to judge; give data with a test part in which something is annotated")
         present = [number for number in range(len(self.labels)) if objects[number]]
-        coco, coco_each = compute_coco_metrics(self._annotated(), len(self.labels))
+        coco, coco_each = compute_coco_metrics(self._sort_images(), len(self.labels))
         classes = {}
         for number in present:
-            every, eleven = self.average_precision(number)
+            every, eleven = self.compute_average_precision(number)
             each = {"ap": every, "ap_11": eleven, "coco_ap": coco_each[number], "objects": int(objects[number])}
             classes[self.labels[number]] = each
         means = {f"m{name}": float(np.mean([each[name] for each in classes.values()])) for name in ("ap", "ap_11")}
-        counts = {"count": len(self.pictures), "objects": int(objects.sum())}
+        counts = {"count": len(self.images), "objects": int(objects.sum())}
         return {**means, **coco, **counts, "classes": classes}
 
     @functools.cached_property
-    def objects(self) -> IntArray:
+    def num_objects(self) -> IntArray:
         """Counted objects of each class ``(classes,)``."""
-        judged = self._judged
-        return np.bincount(judged.labels[judged.kinds == REGULAR], minlength=len(self.labels))
+        judged = self._match_table
+        return np.bincount(judged.object_classes[judged.object_kinds == REGULAR], minlength=len(self.labels))
 
-    def average_precision(self, number: int) -> tuple[float, float]:
+    def compute_average_precision(self, class_index: int) -> tuple[float, float]:
         """Of a class: the area under its curve, and the mean of 11 points; 0 where nothing was found.
 
         Everingham et al. 2010, section 4.2, and the development kit of VOC 2012: precision is made monotone.
         """
-        recall, precision, _ = self.curve(number)
+        recall, precision, _ = self.compute_curve(class_index)
         monotone = np.maximum.accumulate(precision[::-1])[::-1]
         area = float(np.sum(np.diff(recall, prepend=0.0) * monotone))
-        found = np.round(recall * self.objects[number]).astype(np.int64)  # in whole numbers, as 3/10 is below 3 × 0.1
-        reached = np.searchsorted(10 * found, np.arange(11) * self.objects[number])
+        found = np.round(recall * self.num_objects[class_index]).astype(
+            np.int64
+        )  # in whole numbers, as 3/10 is below 3 × 0.1
+        reached = np.searchsorted(10 * found, np.arange(11) * self.num_objects[class_index])
         return area, float(np.append(monotone, 0.0)[reached].mean())
 
-    def curve(self, number: int) -> PrecisionRecallCurve:
+    def compute_curve(self, class_index: int) -> PrecisionRecallCurve:
         """Recall and precision of a class, down to each of its detections; ignored detections are left out."""
-        judged = self._judged
-        which = self._ranked[number]
-        right = np.cumsum(judged.state[which] == CORRECT)
+        judged = self._match_table
+        which = self._ranked_detections[class_index]
+        right = np.cumsum(judged.outcome[which] == CORRECT)
         precision = right / np.arange(1, len(which) + 1)
-        return PrecisionRecallCurve(right / max(int(self.objects[number]), 1), precision, judged.scores[which])
+        return PrecisionRecallCurve(right / max(int(self.num_objects[class_index]), 1), precision, judged.scores[which])
 
-    def best_threshold(self, number: int) -> float:
+    def find_best_threshold(self, class_index: int) -> float:
         """The score down to which the F1 of a class, the harmonic mean of precision and recall, is highest.
 
         1 where nothing of the class was found.
         """
-        recall, precision, scores = self.curve(number)
+        recall, precision, scores = self.compute_curve(class_index)
         harmonic = 2 * recall * precision / np.maximum(recall + precision, 1e-12)
         harmonic[:-1][scores[:-1] == scores[1:]] = 0.0  # no score parts detections of the same score
         return float(scores[harmonic.argmax()]) if harmonic.any() else 1.0
 
-    def errors(self) -> IntArray:
+    def count_outcomes(self) -> IntArray:
         """What the strongest detections of each class are: ``(classes, 5)`` counts, by column as in ``KINDS``.
 
         As many of them as the class has objects (Hoiem et al. 2012, section 2.1).
         """
-        judged, counts = self._judged, np.zeros((len(self.labels), len(OUTCOMES)), np.int64)
-        for number, objects in enumerate(self.objects):
-            counts[number] = np.bincount(judged.state[self._ranked[number][:objects]], minlength=len(OUTCOMES))
+        judged, counts = self._match_table, np.zeros((len(self.labels), len(OUTCOMES)), np.int64)
+        for number, objects in enumerate(self.num_objects):
+            counts[number] = np.bincount(
+                judged.outcome[self._ranked_detections[number][:objects]], minlength=len(OUTCOMES)
+            )
         return counts
 
-    def misses(self, limit: int) -> list[ErrorCase]:
+    def find_false_negatives(self, limit: int) -> list[ErrorCase]:
         """The worst misses: objects never found, the largest first, then those found by the lowest scores.
 
         Only scores below the best threshold of the class count as such.
         """
-        judged = self._judged
-        thresholds = np.array([self.best_threshold(number) for number in range(len(self.labels))])
-        which = np.flatnonzero((judged.kinds == REGULAR) & (judged.found < thresholds[judged.labels]))
-        which = which[np.lexsort((-_compute_area(judged.objects[which]), judged.found[which]))][:limit]
+        judged = self._match_table
+        thresholds = np.array([self.find_best_threshold(number) for number in range(len(self.labels))])
+        which = np.flatnonzero(
+            (judged.object_kinds == REGULAR) & (judged.best_score < thresholds[judged.object_classes])
+        )
+        which = which[np.lexsort((-_compute_area(judged.object_boxes[which]), judged.best_score[which]))][:limit]
         return [
-            ErrorCase(int(judged.home[i]), MISSED, self.labels[judged.labels[i]], float(judged.found[i]),
-                    judged.objects[i], self.labels[judged.rival[i]] if judged.rival[i] >= 0 else "")
+            ErrorCase(int(judged.object_image[i]), MISSED, self.labels[judged.object_classes[i]], float(judged.best_score[i]),
+                    judged.object_boxes[i], self.labels[judged.rival_class[i]] if judged.rival_class[i] >= 0 else "")
             for i in which
         ]  # fmt: skip
 
-    def false_alarms(self, limit: int) -> list[ErrorCase]:
+    def find_false_positives(self, limit: int) -> list[ErrorCase]:
         """The worst false alarms: the wrong detections of the highest scores."""
-        judged = self._judged
-        which = np.flatnonzero((judged.state != CORRECT) & (judged.state != IGNORED))
+        judged = self._match_table
+        which = np.flatnonzero((judged.outcome != CORRECT) & (judged.outcome != IGNORED))
         which = which[np.argsort(-judged.scores[which], kind="stable")][:limit]
         mistakes = []
         for i in which:
-            state, target = judged.state[i], judged.target[i]
-            other = self.labels[judged.labels[target]] if state == OTHER_CLASS else ""
-            near = judged.objects[target] if target >= 0 else None
+            state, target = judged.outcome[i], judged.target[i]
+            other = self.labels[judged.object_classes[target]] if state == OTHER_CLASS else ""
+            near = judged.object_boxes[target] if target >= 0 else None
             label, score = self.labels[judged.classes[i]], float(judged.scores[i])
             mistakes.append(
-                ErrorCase(int(judged.picture[i]), OUTCOMES[state], label, score, judged.boxes[i], other, near)
+                ErrorCase(int(judged.image[i]), OUTCOMES[state], label, score, judged.boxes[i], other, near)
             )
         return mistakes
 
-    def _forget(self) -> None:
+    def _clear_cache(self) -> None:
         """What was judged is to be judged again."""
         for name in ("objects", "_judged", "_ranked"):
             self.__dict__.pop(name, None)
 
-    def _annotated(self) -> list[tuple[int, Prediction, GroundTruth]]:
-        return [(number, *self.pictures[number]) for number in sorted(self.pictures)]
+    def _sort_images(self) -> list[tuple[int, Prediction, GroundTruth]]:
+        return [(number, *self.images[number]) for number in sorted(self.images)]
 
     @functools.cached_property
-    def _ranked(self) -> list[IntArray]:
+    def _ranked_detections(self) -> list[IntArray]:
         """The detections of each class that are not ignored, the highest score first; equals as the pictures come."""
-        judged = self._judged
+        judged = self._match_table
         order = np.lexsort((-judged.scores, judged.classes))
-        order = order[judged.state[order] != IGNORED]
+        order = order[judged.outcome[order] != IGNORED]
         return np.split(order, np.searchsorted(judged.classes[order], np.arange(1, len(self.labels))))
 
     @functools.cached_property
-    def _judged(self) -> _MatchTable:
+    def _match_table(self) -> _MatchTable:
         """All pictures judged; in the order of their numbers, whichever process had them."""
         columns: list[tuple[npt.NDArray[Any], ...]] = []
         before = 0
-        for number, found, truth in self._annotated():
+        for number, found, truth in self._sort_images():
             state, target, best, rival = _match_boxes(found, truth)
             count, objects = len(state), len(best)
             target = np.where(target >= 0, target + before, -1)
@@ -338,14 +344,14 @@ class DetectionResults:
         return _MatchTable(*(np.concatenate(column) for column in zip(empty, *columns, strict=True)))
 
 
-def _match_boxes(found: Prediction, truth: GroundTruth) -> tuple[IntArray, IntArray, FloatArray, IntArray]:
+def _match_boxes(prediction: Prediction, truth: GroundTruth) -> tuple[IntArray, IntArray, FloatArray, IntArray]:
     """What each detection of a picture is and to which object it belongs; what found each object, and what else did.
 
     As the development kit of VOC does it: a detection belongs to the object of its class that it overlaps most, each
     object is found once, and a detection that belongs to a difficult one is ignored. One that belongs to none but
     lies by half in a crowd of its class is ignored as well.
     """
-    boxes, classes, scores = found
+    boxes, classes, scores = prediction
     objects, labels, kinds = truth
     count, crowd = len(boxes), kinds == CROWD
     state, target = np.full(count, BACKGROUND), np.full(count, -1)
@@ -386,5 +392,5 @@ def _compute_area(boxes: FloatArray) -> FloatArray:
     return np.asarray((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
 
 
-def _convert_to_array(part: Prediction | GroundTruth) -> FloatArray:
-    return np.asarray(part.boxes, np.float64).reshape(-1, 4)
+def _convert_to_array(annotation: Prediction | GroundTruth) -> FloatArray:
+    return np.asarray(annotation.boxes, np.float64).reshape(-1, 4)

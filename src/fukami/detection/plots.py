@@ -20,23 +20,23 @@ OUTCOME_COLORS = ("#6aa67c", "#e3b34c", "#b58fc4", "#d6723c", "#9a9a9a")  # of K
 ERROR_CAPTIONS = {"localisation": "badly placed", "duplicate": "found before", "background": "background"}
 
 
-def plot_evaluation(found: DetectionResults, picture: Callable[[int], Image.Image]) -> Iterator[tuple[str, Figure]]:
+def plot_evaluation(results: DetectionResults, get_image: Callable[[int], Image.Image]) -> Iterator[tuple[str, Figure]]:
     """Every figure with its title, for the report of a run.
 
     Args:
-        found: what was judged; with an object in it.
-        picture: the picture of a number, in the pixels that its boxes are in.
+        results: what was judged; with an object in it.
+        get_image: the picture of a number, in the pixels that its boxes are in.
     """
-    metrics = found.metrics()
+    metrics = results.compute_metrics()
     yield "Average precision by class", plot_class_ap(metrics["classes"])
-    yield "Precision and recall", plot_precision_recall(found)
+    yield "Precision and recall", plot_precision_recall(results)
     yield "By strictness and by size", plot_ap_breakdown(metrics)
-    yield "What the strongest detections of each class are", plot_outcomes(found)
-    misses, alarms = found.misses(MAX_ERRORS_SHOWN), found.false_alarms(MAX_ERRORS_SHOWN)
+    yield "What the strongest detections of each class are", plot_outcomes(results)
+    misses, alarms = results.find_false_negatives(MAX_ERRORS_SHOWN), results.find_false_positives(MAX_ERRORS_SHOWN)
     if misses:
-        yield "Worst misses", plot_errors(misses, picture, found.labels)
+        yield "Worst misses", plot_errors(misses, get_image, results.labels)
     if alarms:
-        yield "Worst false alarms", plot_errors(alarms, picture, found.labels)
+        yield "Worst false alarms", plot_errors(alarms, get_image, results.labels)
 
 
 def plot_class_ap(classes: dict[str, dict[str, Any]]) -> Figure:
@@ -58,19 +58,19 @@ def plot_class_ap(classes: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
-def plot_precision_recall(found: DetectionResults) -> Figure:
+def plot_precision_recall(results: DetectionResults) -> Figure:
     """Precision over recall of each class; of many classes, those of the least average precision.
 
     The line is what was found, the area below is what average precision counts, and the point is the best threshold.
     """
-    present = np.flatnonzero(found.objects).tolist()
-    shown = sorted(sorted(present, key=lambda number: found.average_precision(number)[0])[:MAX_CURVES])
+    present = np.flatnonzero(results.num_objects).tolist()
+    shown = sorted(sorted(present, key=lambda number: results.compute_average_precision(number)[0])[:MAX_CURVES])
     across = min(NUM_COLUMNS, len(shown))
     down = -(-len(shown) // across)
     figure = Figure(figsize=(max(3.4, 2 * across), 0.5 + 1.9 * down), layout="constrained")
     every = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     for axes, number in zip(every.flat, shown, strict=False):
-        _plot_curve(axes, found, number)
+        _plot_curve(axes, results, number)
     for axes in every.flat[len(shown) :]:
         axes.axis("off")
     figure.supxlabel("recall", fontsize=9)
@@ -80,22 +80,22 @@ def plot_precision_recall(found: DetectionResults) -> Figure:
     return figure
 
 
-def _plot_curve(axes: Axes, found: DetectionResults, number: int) -> None:
+def _plot_curve(axes: Axes, results: DetectionResults, class_index: int) -> None:
     """The curve of one class."""
-    recall, precision, scores = found.curve(number)
+    recall, precision, scores = results.compute_curve(class_index)
     monotone = np.maximum.accumulate(precision[::-1])[::-1]
     steps = np.concatenate([[0.0], recall])
     axes.fill_between(steps, np.concatenate([monotone[:1], monotone]), step="pre", color=PALE, lw=0)
     axes.plot(recall, precision, color=BLUE, lw=1.1)
-    threshold = found.best_threshold(number)
+    threshold = results.find_best_threshold(class_index)
     best = int(np.count_nonzero(scores >= threshold)) - 1
     if best >= 0:
         x, y = recall[best], precision[best]
         axes.plot(x, y, "o", color=RED, ms=4)
         offset, side = (-5 if x > 0.5 else 5, -11 if y > 0.2 else 5), "right" if x > 0.5 else "left"
         axes.annotate(f"{threshold:.2f}", (x, y), offset, textcoords="offset points", fontsize=7, color=RED, ha=side)
-    area = found.average_precision(number)[0]
-    axes.set_title(f"{_shorten_label(found.labels[number])}  {100 * area:.1f} %", fontsize=9)
+    area = results.compute_average_precision(class_index)[0]
+    axes.set_title(f"{_shorten_label(results.labels[class_index])}  {100 * area:.1f} %", fontsize=9)
     axes.set_xlim(0, 1.02)
     axes.set_ylim(0, 1.05)
     axes.set_xticks((0, 0.5, 1), ("0", "0.5", "1"), fontsize=8)
@@ -120,11 +120,11 @@ def plot_ap_breakdown(metrics: dict[str, Any]) -> Figure:
     return figure
 
 
-def plot_outcomes(found: DetectionResults) -> Figure:
+def plot_outcomes(results: DetectionResults) -> Figure:
     """Right and wrong by kind among the strongest detections of each class, as many as it has objects."""
-    counts = found.errors()
-    present = np.flatnonzero(found.objects)
-    share = 100 * counts[present] / found.objects[present, None]
+    counts = results.count_outcomes()
+    present = np.flatnonzero(results.num_objects)
+    share = 100 * counts[present] / results.num_objects[present, None]
     order = np.argsort(-share[:, 0], kind="stable")
     figure = Figure(figsize=(8, 1.1 + 0.27 * len(order)), layout="constrained")
     axes = figure.add_subplot()
@@ -132,7 +132,9 @@ def plot_outcomes(found: DetectionResults) -> Figure:
     for kind, name in enumerate(OUTCOMES):
         axes.barh(range(len(order)), share[order, kind], left=left, color=OUTCOME_COLORS[kind], label=name)
         left += share[order, kind]
-    axes.set_yticks(range(len(order)), [_shorten_label(found.labels[number]) for number in present[order]], fontsize=9)
+    axes.set_yticks(
+        range(len(order)), [_shorten_label(results.labels[number]) for number in present[order]], fontsize=9
+    )
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.set_xlabel("% of the objects; what is empty has no detection")
@@ -141,13 +143,13 @@ def plot_outcomes(found: DetectionResults) -> Figure:
     return figure
 
 
-def plot_errors(listed: Sequence[ErrorCase], picture: Callable[[int], Image.Image], labels: Sequence[str]) -> Figure:
+def plot_errors(errors: Sequence[ErrorCase], get_image: Callable[[int], Image.Image], labels: Sequence[str]) -> Figure:
     """A part of the picture around each mistake; dashed, the object that a false alarm has to do with."""
-    rows = -(-len(listed) // NUM_COLUMNS)
+    rows = -(-len(errors) // NUM_COLUMNS)
     figure = Figure(figsize=(2 * NUM_COLUMNS, 2.25 * rows), layout="constrained")
-    for place, mistake in enumerate(listed, start=1):
+    for place, mistake in enumerate(errors, start=1):
         axes = figure.add_subplot(rows, NUM_COLUMNS, place)
-        whole = picture(mistake.number).convert("RGB")
+        whole = get_image(mistake.image_index).convert("RGB")
         left, top, right, bottom = compute_crop(mistake, whole.size)
         part = whole.crop((left, top, right, bottom))
         part.thumbnail((400, 400))
@@ -155,9 +157,9 @@ def plot_errors(listed: Sequence[ErrorCase], picture: Callable[[int], Image.Imag
         shade = image_io.get_class_color(labels.index(mistake.label))
         _draw_outline(axes, mistake.box, image_io.choose_text_color(shade), 3.2)
         _draw_outline(axes, mistake.box, shade, 1.8)
-        if mistake.near is not None:
-            _draw_outline(axes, mistake.near, image_io.BLACK, 1.2)
-            _draw_outline(axes, mistake.near, image_io.WHITE, 1.2, (0, (3, 2)))
+        if mistake.related_box is not None:
+            _draw_outline(axes, mistake.related_box, image_io.BLACK, 1.2)
+            _draw_outline(axes, mistake.related_box, image_io.WHITE, 1.2, (0, (3, 2)))
         axes.set_xlim(left, right)
         axes.set_ylim(bottom, top)
         axes.set_title(format_caption(mistake), fontsize=8)
@@ -165,9 +167,9 @@ def plot_errors(listed: Sequence[ErrorCase], picture: Callable[[int], Image.Imag
     return figure
 
 
-def compute_crop(mistake: ErrorCase, size: tuple[int, int]) -> tuple[int, int, int, int]:
+def compute_crop(error: ErrorCase, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """A square around the box with as much again on every side, at least 64 pixels, shifted into the picture."""
-    boxes = np.array([mistake.box] if mistake.near is None else [mistake.box, mistake.near])
+    boxes = np.array([error.box] if error.related_box is None else [error.box, error.related_box])
     low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
     side = max(64.0, 1.8 * float((high - low).max()))
     edges = []
@@ -178,13 +180,13 @@ def compute_crop(mistake: ErrorCase, size: tuple[int, int]) -> tuple[int, int, i
     return left, top, right, bottom
 
 
-def format_caption(mistake: ErrorCase) -> str:
+def format_caption(error: ErrorCase) -> str:
     """What went wrong, in a few words."""
-    label, other = _shorten_label(mistake.label), _shorten_label(mistake.other)
-    if mistake.kind != MISSED:
-        return f"{label} {mistake.score:.2f} → {other or ERROR_CAPTIONS[mistake.kind]}"
-    if mistake.score:
-        return f"{label}, at {mistake.score:.2g} only"
+    label, other = _shorten_label(error.label), _shorten_label(error.confused_label)
+    if error.kind != MISSED:
+        return f"{label} {error.score:.2f} → {other or ERROR_CAPTIONS[error.kind]}"
+    if error.score:
+        return f"{label}, at {error.score:.2g} only"
     return f"{label} → {other}" if other else f"{label}, not found"
 
 

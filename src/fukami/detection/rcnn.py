@@ -39,15 +39,15 @@ class RCNNRecipe(DetectionRecipe):
     paper: ClassVar[str] = "Girshick et al., Rich feature hierarchies for accurate object detection"
     year: ClassVar[int] = 2014
 
-    shortest: int = 375
+    min_size: int = 375
     """Shorter side of the pictures in which regions are proposed, and from which they are warped, in pixels."""
-    longest: int = 500
+    max_size: int = 500
     """The longer side at most; a longer picture is made smaller still."""
     backbone: Literal["alexnet", "vgg16"] = "alexnet"
     """The classifier that looks at a region."""
     size: int = 227
     """Side of a warped region in pixels; VGG-16 was made for 224."""
-    context: int = 16
+    context_padding: int = 16
     """Pixels of it on each side that show what is around the region."""
     mode: Literal["fast", "quality"] = "fast"
     """Of Selective Search: 8 or 80 groupings."""
@@ -55,13 +55,13 @@ class RCNNRecipe(DetectionRecipe):
     """Units of the two affine layers."""
     dropout: float = 0.5
     """Share of them dropped in training."""
-    width: float = 1.0
+    width_multiplier: float = 1.0
     """Share of the paper's channels in the convolutions."""
     batch_norm: bool = False
     """Batch normalisation after every convolution."""
-    regions: int = 16
+    regions_per_image: int = 16
     """Regions of each picture in an update, a quarter of them objects at most."""
-    cache: float = 10.0
+    cache_limit: float = 10.0
     """Gigabytes of disk that features of regions may take; what does not fit is computed again. 0: none are kept."""
     init: str = ""
     """What to begin with."""
@@ -77,32 +77,32 @@ class RCNNRecipe(DetectionRecipe):
         check_range(self, 0, math.inf, "cache")
         check_range(self, 0, 0.99, "dropout")
         check_range(self, 1 / 64, 4, "width")
-        if self.rematerialise:
+        if self.activation_checkpointing:
             raise UsageError("R-CNN cannot rematerialise; give --accumulate, which takes less memory, too")
 
-    def network(self, classes: int) -> "RCNNModel":
+    def build_model(self, num_classes: int) -> "RCNNModel":
         """The network, for so many classes without the background."""
         from fukami import models
 
         make = {"alexnet": models.rcnn_alexnet, "vgg16": models.rcnn_vgg16}[self.backbone]
-        return make(classes, size=self.size, hidden=self.hidden, dropout=self.dropout, width=self.width,
+        return make(num_classes, size=self.size, hidden=self.hidden, dropout=self.dropout, width_multiplier=self.width_multiplier,
                     batch_norm=self.batch_norm)  # fmt: skip
 
-    def task(self, labels: tuple[str, ...]) -> "Regional":
+    def build_task(self, labels: tuple[str, ...]) -> "Regional":
         """A detector of ``labels``; each stage has its own."""
         raise NotImplementedError(f"{type(self).__name__} does not define task(labels)")
 
-    def looking(self) -> "RegionSettings":
+    def build_region_settings(self) -> "RegionSettings":
         """How regions are found, warped and remembered."""
         from fukami.detection.rcnn_task import RegionSettings
 
-        return RegionSettings(self.size, self.context, self.mode, self.cache, self.regions)
+        return RegionSettings(self.size, self.context_padding, self.mode, self.cache_limit, self.regions_per_image)
 
-    def loader(self, samples: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
+    def build_loader(self, samples: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
         """Batches of a part of the data, with proposals."""
-        return super().loader(self.proposed(samples), labels, train=train)
+        return super().build_loader(self.add_proposals(samples), labels, train=train)
 
-    def proposed(self, samples: "tuple[Sample, ...]") -> "tuple[Sample, ...]":
+    def add_proposals(self, samples: "tuple[Sample, ...]") -> "tuple[Sample, ...]":
         """The pictures with the proposals of Selective Search beside their objects."""
         import numpy as np
 
@@ -110,10 +110,10 @@ class RCNNRecipe(DetectionRecipe):
         from fukami.detection.rcnn_task import filter_proposals
         from fukami.selective_search import cache
 
-        prepare, found = self.prepare(), []
+        prepare, found = self.build_preprocessing(), []
         for sample, every in zip(samples, cache.compute_proposals(samples, self.mode, prepare), strict=True):
             own = filter_proposals(every)
-            ratio = np.tile(np.array(sample.size) / np.array(prepare.size(*sample.size)), 2)
+            ratio = np.tile(np.array(sample.size) / np.array(prepare.compute_size(*sample.size)), 2)
             more = dataclasses.replace(
                 sample,
                 boxes=np.concatenate([sample.boxes, (own * ratio).astype(np.float32)]),
@@ -128,7 +128,7 @@ class RCNNRecipe(DetectionRecipe):
 class RCNNSolverRecipe(RCNNRecipe):
     """A stage that goes on from the run of the one before, one picture after another."""
 
-    follows: ClassVar[str] = ""  # the name of the recipe before
+    previous_recipe: ClassVar[str] = ""  # the name of the recipe before
 
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
@@ -138,16 +138,20 @@ class RCNNSolverRecipe(RCNNRecipe):
             flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UsageError(f"nothing is learned by gradients in {get_recipe_name(type(self))}: leave out {flags}")
 
-    def data(self) -> Data:
+    def load_data(self) -> Data:
         """The data set, once it is sure that there is a run to go on from."""
-        self.before()
-        return super().data()
+        self.find_previous_run()
+        return super().load_data()
 
-    def loader(self, samples: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
+    def build_loader(self, samples: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
         """Batches of a part of the data, with proposals; what is learned from comes as it is, picture by picture."""
-        return build_sequential_loader(self, samples, labels) if train else super().loader(samples, labels, train=False)
+        return (
+            build_sequential_loader(self, samples, labels)
+            if train
+            else super().build_loader(samples, labels, train=False)
+        )
 
-    def before(self) -> Path:
+    def find_previous_run(self) -> Path:
         """The folder of the run before.
 
         Raises:
@@ -157,16 +161,16 @@ class RCNNSolverRecipe(RCNNRecipe):
 
         own = get_recipe_name(type(self))
         if not self.init:
-            raise UsageError(f"{own} goes on from a run of {self.follows}; give its folder: --init DIR")
+            raise UsageError(f"{own} goes on from a run of {self.previous_recipe}; give its folder: --init DIR")
         folder = checkpoint.locate_run(self.init)
         other, _ = checkpoint.read_recipe(folder)
-        if get_recipe_name(type(other)) != self.follows:
+        if get_recipe_name(type(other)) != self.previous_recipe:
             raise UsageError(
-                f"{folder} is a run of {get_recipe_name(type(other))}; {own} goes on from one of {self.follows}"
+                f"{folder} is a run of {get_recipe_name(type(other))}; {own} goes on from one of {self.previous_recipe}"
             )
         if not checkpoint.is_finished(folder):
             raise UsageError(
-                f"{folder} is not finished; go on with it first: fukami train {self.follows} --out {folder} --resume"
+                f"{folder} is not finished; go on with it first: fukami train {self.previous_recipe} --out {folder} --resume"
             )
         differ = {name: getattr(other, name) for name in SHARED_FIELDS if getattr(other, name) != getattr(self, name)}
         if differ:
@@ -174,9 +178,9 @@ class RCNNSolverRecipe(RCNNRecipe):
             raise UsageError(f"{folder} has other fields; give the same ones: {flags}")
         return folder
 
-    def begin(self, task: "Task") -> None:
+    def initialize_task(self, task: "Task") -> None:
         """Take the network of the run before."""
-        load_stage_weights(task, self.before())
+        load_stage_weights(task, self.find_previous_run())
 
 
 def build_sequential_loader(
@@ -185,8 +189,8 @@ def build_sequential_loader(
     """The pictures one by one with their proposals, in an order of the seed, and not augmented."""
     from fukami.data import padded_loader
 
-    return padded_loader.build_padded_loader(recipe.proposed(samples), labels, recipe.prepare(), batch=1, seed=recipe.seed,
-                         memory=recipe.memory, broken=recipe.broken)  # fmt: skip
+    return padded_loader.build_padded_loader(recipe.add_proposals(samples), labels, recipe.build_preprocessing(), batch_size=1, seed=recipe.seed,
+                         memory_limit=recipe.memory_limit, max_broken=recipe.max_broken)  # fmt: skip
 
 
 def load_stage_weights(task: "Task", folder: Path) -> None:
@@ -202,7 +206,7 @@ def load_stage_weights(task: "Task", folder: Path) -> None:
     if labels != own:
         raise UsageError(f"{folder} knows the classes {', '.join(labels)}, and the data have {', '.join(own)}")
     tensors = checkpoint.read_weights(folder)
-    checkpoint.check_tensors(task.modules(), tensors, folder / "weights.safetensors")
+    checkpoint.check_tensors(task.get_modules(), tensors, folder / "weights.safetensors")
     task.model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
 
 
@@ -217,13 +221,13 @@ def _format_flag(name: str, value: object) -> str:
 class RCNNFinetune(RCNNRecipe):
     """R-CNN's first stage (Girshick et al. 2014): a classifier learns to name regions; its softmax detects."""
 
-    published: ClassVar[str] = "not given; with the SVMs 54.2 % mAP VOC 2007"
+    paper_result: ClassVar[str] = "not given; with the SVMs 54.2 % mAP VOC 2007"
 
     epochs: int = 30
     """Passes over the training set."""
-    judge_every: int = 10
+    eval_every: int = 10
     """Passes between two evaluations; there is one at the end in any case."""
-    batch: int = 8
+    batch_size: int = 8
     """Pictures in an update, over all processes."""
     optimizer: Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"] = "momentum"
     """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
@@ -233,13 +237,19 @@ class RCNNFinetune(RCNNRecipe):
     """Weights of a classifier to begin with: imagenet (torchvision's, downloaded), a file of a state dict, or a run's
     folder."""
 
-    def task(self, labels: tuple[str, ...]) -> "Regional":
+    def build_task(self, labels: tuple[str, ...]) -> "Regional":
         """A detector of ``labels``."""
         from fukami.detection.rcnn_task import RCNNFinetuneTask
 
-        return RCNNFinetuneTask(self.network(len(labels)), labels, self.prepare(), self.looking(), **self.regime())
+        return RCNNFinetuneTask(
+            self.build_model(len(labels)),
+            labels,
+            self.build_preprocessing(),
+            self.build_region_settings(),
+            **self.get_training_options(),
+        )
 
-    def begin(self, task: "Task") -> None:
+    def initialize_task(self, task: "Task") -> None:
         """Put the weights of ``init`` into the network."""
         from fukami.engine import pretrained
 
@@ -251,14 +261,14 @@ class RCNNFinetune(RCNNRecipe):
 class RCNNSVM(RCNNSolverRecipe):
     """R-CNN's second stage (Girshick et al. 2014): linear SVMs with mined negatives, on a run of rcnn-finetune."""
 
-    published: ClassVar[str] = "54.2 % mAP VOC 2007"
-    follows: ClassVar[str] = "rcnn-finetune"
+    paper_result: ClassVar[str] = "54.2 % mAP VOC 2007"
+    previous_recipe: ClassVar[str] = "rcnn-finetune"
 
     init: str = ""
     """The folder of a finished run of rcnn-finetune."""
     svm_cost: float = 1e-3
     """C of the SVMs, for features of norm 20; positives count twice."""
-    svm_overlap: float = 0.3
+    svm_iou: float = 0.3
     """IoU with the objects of a class below which a region is its negative."""
 
     def __post_init__(self) -> None:
@@ -267,26 +277,26 @@ class RCNNSVM(RCNNSolverRecipe):
         check_range(self, 1e-12, math.inf, "svm_cost")
         check_range(self, 0.01, 1, "svm_overlap")
 
-    def task(self, labels: tuple[str, ...]) -> "Regional":
+    def build_task(self, labels: tuple[str, ...]) -> "Regional":
         """A detector of ``labels``."""
         from fukami.detection.rcnn_svm_task import SVMTask
 
-        return SVMTask(self.network(len(labels)), labels, self.prepare(), self.looking(),
-                        cost=self.svm_cost, overlap=self.svm_overlap, seed=self.seed)  # fmt: skip
+        return SVMTask(self.build_model(len(labels)), labels, self.build_preprocessing(), self.build_region_settings(),
+                        cost=self.svm_cost, max_iou=self.svm_iou, seed=self.seed)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class RCNNBoxes(RCNNSolverRecipe):
     """R-CNN's third stage (Girshick et al. 2014): regressed boxes, on a run of rcnn-svm."""
 
-    published: ClassVar[str] = "58.5 % mAP VOC 2007"
-    follows: ClassVar[str] = "rcnn-svm"
+    paper_result: ClassVar[str] = "58.5 % mAP VOC 2007"
+    previous_recipe: ClassVar[str] = "rcnn-svm"
 
     init: str = ""
     """The folder of a finished run of rcnn-svm."""
     box_ridge: float = 1000.0
     """Weight of the penalty, λ, for features of norm 20."""
-    box_overlap: float = 0.6
+    box_iou: float = 0.6
     """IoU with an object from which on a region is learned from."""
 
     def __post_init__(self) -> None:
@@ -295,35 +305,35 @@ class RCNNBoxes(RCNNSolverRecipe):
         check_range(self, 0, math.inf, "box_ridge")
         check_range(self, 0.01, 1, "box_overlap")
 
-    def task(self, labels: tuple[str, ...]) -> "Regional":
+    def build_task(self, labels: tuple[str, ...]) -> "Regional":
         """A detector of ``labels``."""
         from fukami.detection.rcnn_svm_task import BoxRegressionTask
 
-        return BoxRegressionTask(self.network(len(labels)), labels, self.prepare(), self.looking(),
-                          ridge=self.box_ridge, overlap=self.box_overlap)  # fmt: skip
+        return BoxRegressionTask(self.build_model(len(labels)), labels, self.build_preprocessing(), self.build_region_settings(),
+                          ridge=self.box_ridge, min_iou=self.box_iou)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class RCNN(RCNNFinetune):
     """R-CNN (Girshick et al. 2014): proposed regions, a fine-tuned network, linear SVMs and regressed boxes."""
 
-    published: ClassVar[str] = "58.5 % mAP VOC 2007"
-    reached: ClassVar[str] = "73.15 % mAP BCCD, 320 pixels, one seed"
+    paper_result: ClassVar[str] = "58.5 % mAP VOC 2007"
+    reproduced_result: ClassVar[str] = "73.15 % mAP BCCD, 320 pixels, one seed"
 
     svm_cost: float = 1e-3
     """C of the SVMs, for features of norm 20; positives count twice."""
-    svm_overlap: float = 0.3
+    svm_iou: float = 0.3
     """IoU with the objects of a class below which a region is its negative."""
     box_ridge: float = 1000.0
     """Weight of the penalty of the regressed boxes, λ, for features of norm 20."""
-    box_overlap: float = 0.6
+    box_iou: float = 0.6
     """IoU with an object from which on its box is learned from a region."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
         self.stages(Path())
-        self._stage(RCNNBoxes, "")
+        self._build_stage(RCNNBoxes, "")
 
     def stages(self, folder: Path) -> dict[str, Recipe]:
         """Fine-tuning and the SVMs.
@@ -336,23 +346,23 @@ class RCNN(RCNNFinetune):
                 f"the SVMs and boxes of R-CNN are solved by one process, not {world}; start one, or train the stages "
                 "by themselves: rcnn-finetune with several processes, then rcnn-svm and rcnn-boxes"
             )
-        svm = self._stage(RCNNSVM, str(folder.resolve() / "finetune"))
-        return {"finetune": self._stage(RCNNFinetune, self.init), "svm": svm}
+        svm = self._build_stage(RCNNSVM, str(folder.resolve() / "finetune"))
+        return {"finetune": self._build_stage(RCNNFinetune, self.init), "svm": svm}
 
-    def _stage(self, kind: type[RCNNRecipe], init: str) -> RCNNRecipe:
+    def _build_stage(self, kind: type[RCNNRecipe], init: str) -> RCNNRecipe:
         """A stage of this recipe, with the fields that it has."""
         names = {field.name for field in dataclasses.fields(kind)} & {field.name for field in dataclasses.fields(self)}
         idle = GRADIENT_FIELDS if issubclass(kind, RCNNSolverRecipe) else ()
         return kind(**{name: getattr(self, name) for name in names.difference(idle)} | {"init": init})
 
-    def loader(self, samples: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
+    def build_loader(self, samples: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
         """Batches for the last stage, the boxes."""
-        return self._stage(RCNNBoxes, "").loader(samples, labels, train=train)
+        return self._build_stage(RCNNBoxes, "").build_loader(samples, labels, train=train)
 
-    def task(self, labels: tuple[str, ...]) -> "Regional":
+    def build_task(self, labels: tuple[str, ...]) -> "Regional":
         """A detector of ``labels`` by SVMs, whose boxes the last stage finds."""
-        return self._stage(RCNNBoxes, "").task(labels)
+        return self._build_stage(RCNNBoxes, "").build_task(labels)
 
-    def follow(self, task: "Task", run: Path) -> None:
+    def continue_from_stage(self, task: "Task", run: Path) -> None:
         """Take the network and the SVMs of the stage before."""
         load_stage_weights(task, run)

@@ -30,9 +30,9 @@ ABSENT_CLASS_MARGIN = -10.0  # the margin of a class without an object
 class RCNNSolverTask(RCNNTask):
     """A stage of one step for each picture, which keeps the network as it is."""
 
-    floor = 1 / (1 + math.exp(1.5))  # a margin of -1.5
-    passes = 1  # over the pictures
-    pictures = 0  # of the training part, once its duration was asked for
+    min_score = 1 / (1 + math.exp(1.5))  # a margin of -1.5
+    num_passes = 1  # over the pictures
+    num_images = 0  # of the training part, once its duration was asked for
 
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device and make ready.
@@ -40,40 +40,42 @@ class RCNNSolverTask(RCNNTask):
         Raises:
             UsageError: there are several processes.
         """
-        if runtime.world > 1:
-            raise UsageError(f"the SVMs and boxes of R-CNN are solved by one process, not {runtime.world}; start one")
+        if runtime.world_size > 1:
+            raise UsageError(
+                f"the SVMs and boxes of R-CNN are solved by one process, not {runtime.world_size}; start one"
+            )
         for parameter in self.model.parameters():
             parameter.requires_grad = False
         super().setup(runtime)
-        self.tally = TensorStore()
+        self.collected = TensorStore()
 
-    def duration(self, train: Any) -> tuple[int, int]:
+    def count_steps(self, train: Any) -> tuple[int, int]:
         """A step for each picture and pass; judged at the end."""
-        self.pictures = len(train)
-        steps = self.passes * self.pictures
+        self.num_images = len(train)
+        steps = self.num_passes * self.num_images
         return steps, steps
 
     def schedule(self, progress: float) -> float:
         """Nothing is learned by gradients."""
         return 0.0
 
-    def state(self) -> dict[str, Any]:
+    def get_stateful_objects(self) -> dict[str, Any]:
         """The network with what was solved, and what was collected."""
-        return {"model": self.model, "tally": self.tally}
+        return {"model": self.model, "tally": self.collected}
 
-    def scored(self, fc7: Tensor) -> Tensor:
+    def score_regions(self, fc7: Tensor) -> Tensor:
         """The margins of the machines as numbers in [0, 1]; a half is on the boundary. They are no probabilities."""
         return torch.sigmoid(self.model.svm(fc7).float())  # type: ignore[operator]
 
     def step(self, batch: "PaddedBatch") -> dict[str, Tensor]:
         """Look at one picture."""
-        self.updated()
+        self.on_step()
         with self.runtime.clock("forward"), torch.inference_mode():
-            batch = self.moved(batch)
-            picture = self.normalised(batch.pictures, batch.sizes)[0]
-            return self.look(picture, batch, next(self.proposals(batch)))
+            batch = self.move_to_device(batch)
+            picture = self.normalize_images(batch.images, batch.sizes)[0]
+            return self.process_image(picture, batch, next(self.iterate_proposals(batch)))
 
-    def look(self, picture: Tensor, batch: "PaddedBatch", proposals: Tensor) -> dict[str, Tensor]:
+    def process_image(self, image: Tensor, batch: "PaddedBatch", proposals: Tensor) -> dict[str, Tensor]:
         """Collect from a picture and its proposals, and solve when it is time; returns scalars for the log."""
         raise NotImplementedError(f"{type(self).__name__} does not define look(picture, batch, proposals)")
 
@@ -82,25 +84,25 @@ class TensorStore:
     """Tensors by name that grow in the course of a stage, and are saved with it."""
 
     def __init__(self) -> None:
-        self.parts: dict[str, list[Tensor]] = {}
+        self.chunks: dict[str, list[Tensor]] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor of a name, on the CPU."""
-        if len(self.parts[name]) > 1:
-            self.parts[name] = [torch.cat(self.parts[name])]
-        return self.parts[name][0]
+        if len(self.chunks[name]) > 1:
+            self.chunks[name] = [torch.cat(self.chunks[name])]
+        return self.chunks[name][0]
 
     def __setitem__(self, name: str, rows: Tensor) -> None:
-        self.parts[name] = [rows.cpu()]
+        self.chunks[name] = [rows.cpu()]
 
-    def add(self, **rows: Tensor) -> None:
+    def append(self, **rows: Tensor) -> None:
         """Append rows to the tensors of these names."""
         for name, own in rows.items():
-            self.parts.setdefault(name, []).append(own.cpu())
+            self.chunks.setdefault(name, []).append(own.cpu())
 
     def state_dict(self) -> dict[str, Tensor]:
         """All of them."""
-        return {name: self[name] for name in self.parts}
+        return {name: self[name] for name in self.chunks}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on with these."""
@@ -112,32 +114,32 @@ class SVMTask(RCNNSolverTask):
     """Stage 2: a linear SVM of each class, its negatives mined from all pictures (section 2.3, appendix B).
 
     The first pass collects the positives, which are the objects themselves, and the features' norm. In the second one,
-    regions that overlap every object of a class by less than ``overlap`` are its negatives: those that its machine does
+    regions that overlap every object of a class by less than ``max_iou`` are its negatives: those that its machine does
     not tell by a margin are kept, and at each 2,000 new ones, and at the end, it is trained again and the easy ones
     leave. Regions on difficult objects and crowds are neither.
 
     Args:
         cost: the SVMs' C; positives count twice.
-        overlap: IoU.
+        max_iou: IoU.
         seed: of the solver.
-        model, labels, prepare, regions: as for :class:`RegionCNN`.
+        model, labels, prepare, region_settings: as for :class:`RegionCNN`.
     """
 
-    passes = 2
+    num_passes = 2
 
     def __init__(
         self,
         model: nn.Module,
         labels: tuple[str, ...],
         prepare: ResizeTransform,
-        regions: RegionSettings,
+        region_settings: RegionSettings,
         *,
         cost: float = 1e-3,
-        overlap: float = 0.3,
+        max_iou: float = 0.3,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, labels, prepare, regions)
-        self.cost, self.overlap, self.seed = cost, overlap, seed
+        super().__init__(model, labels, prepare, region_settings)
+        self.cost, self.max_iou, self.seed = cost, max_iou, seed
 
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device and make ready."""
@@ -145,7 +147,7 @@ class SVMTask(RCNNSolverTask):
         svm: Any = self.model.svm
         classes, hidden = svm.out_features, svm.in_features
         nothing = torch.zeros(0, hidden, dtype=torch.float16)
-        self.tally.add(
+        self.collected.append(
             looked=torch.zeros(1, dtype=torch.int64),
             norm=torch.zeros(2, dtype=torch.float64),  # sum, and of how many
             positives=nothing,
@@ -155,81 +157,83 @@ class SVMTask(RCNNSolverTask):
             fresh=torch.zeros(classes, dtype=torch.int64),  # negatives since the last training
         )
 
-    def look(self, picture: Tensor, batch: "PaddedBatch", proposals: Tensor) -> dict[str, Tensor]:
+    def process_image(self, image: Tensor, batch: "PaddedBatch", proposals: Tensor) -> dict[str, Tensor]:
         """Collect the positives in the first pass, and mine negatives in the second."""
-        tally = self.tally
+        tally = self.collected
         tally["looked"] = tally["looked"] + 1
         looked, hard = int(tally["looked"]), 0
-        if looked <= self.pictures:
-            self.gather(picture, batch, proposals)
-            if looked == self.pictures:
-                self.begin()
+        if looked <= self.num_images:
+            self.collect_positives(image, batch, proposals)
+            if looked == self.num_images:
+                self.initialize_svms()
         else:
-            hard = self.mine(picture, batch, proposals)
-            last = looked == self.passes * self.pictures
+            hard = self.mine_hard_negatives(image, batch, proposals)
+            last = looked == self.num_passes * self.num_images
             for number in (tally["fresh"] >= (1 if last else RETRAIN_INTERVAL)).nonzero().flatten().tolist():
-                self.train(number)
+                self.train_svm(number)
         counts = {"hard": hard, "negatives": len(tally["negatives"]), "positives": len(tally["positives"])}
         return {name: torch.tensor(float(count)) for name, count in counts.items()}
 
-    def gather(self, picture: Tensor, batch: "PaddedBatch", proposals: Tensor) -> None:
+    def collect_positives(self, image: Tensor, batch: "PaddedBatch", proposals: Tensor) -> None:
         """The positives of a picture, and the norm of some features."""
         objects = (batch.classes[0] >= 0) & (batch.kinds[0] == REGULAR)
-        found = self.seen(picture, torch.cat([batch.boxes[0][objects], proposals[:NORM_SAMPLES]]))
+        found = self.extract_features(image, torch.cat([batch.boxes[0][objects], proposals[:NORM_SAMPLES]]))
         norms = found.float().norm(dim=1)
-        self.tally["norm"] = self.tally["norm"] + torch.tensor([norms.sum().item(), len(norms)], dtype=torch.float64)
-        self.tally.add(positives=found[: int(objects.sum())], classes=batch.classes[0][objects])
+        self.collected["norm"] = self.collected["norm"] + torch.tensor(
+            [norms.sum().item(), len(norms)], dtype=torch.float64
+        )
+        self.collected.append(positives=found[: int(objects.sum())], classes=batch.classes[0][objects])
 
-    def begin(self) -> None:
+    def initialize_svms(self) -> None:
         """Machines of which every region is a hard negative; none of a class without positives."""
-        there = self.tally["classes"].bincount(minlength=len(self.labels)) > 0
+        there = self.collected["classes"].bincount(minlength=len(self.labels)) > 0
         svm: Any = self.model.svm
         svm.weight.zero_()
         svm.bias.copy_(torch.where(there, 0.0, ABSENT_CLASS_MARGIN))
 
-    def mine(self, picture: Tensor, batch: "PaddedBatch", proposals: Tensor) -> int:
+    def mine_hard_negatives(self, image: Tensor, batch: "PaddedBatch", proposals: Tensor) -> int:
         """Keep the hard negatives of a picture; returns how many there are."""
-        features = self.features(picture, proposals)
+        features = self.get_features(image, proposals)
         margins = self.model.svm(features.float())  # type: ignore[operator]
-        hard = (margins > HARD_MARGIN) & find_negatives(batch, proposals, len(self.labels), self.overlap)
+        hard = (margins > HARD_MARGIN) & find_negatives(batch, proposals, len(self.labels), self.max_iou)
         rows = hard.any(1)
-        self.tally.add(negatives=features[rows], members=hard[rows])
-        self.tally["fresh"] = self.tally["fresh"] + hard.sum(0).cpu()
+        self.collected.append(negatives=features[rows], members=hard[rows])
+        self.collected["fresh"] = self.collected["fresh"] + hard.sum(0).cpu()
         return int(hard.sum())
 
-    def train(self, number: int) -> None:
+    def train_svm(self, class_index: int) -> None:
         """Train the machine of a class on its positives and what it has of negatives; the easy ones leave."""
-        tally, members = self.tally, self.tally["members"][:, number]
-        positives, negatives = tally["positives"][tally["classes"] == number], tally["negatives"][members]
+        tally, members = self.collected, self.collected["members"][:, class_index]
+        positives, negatives = tally["positives"][tally["classes"] == class_index], tally["negatives"][members]
         scale = TARGET_NORM / max(float(tally["norm"][0] / tally["norm"][1].clamp(min=1)), 1e-12)
         x = torch.cat([positives, negatives]).double() * scale
         y = torch.arange(len(x)) < len(positives)
         weight, bias = fit_svm(x, y, self.cost, self.seed)
         svm: Any = self.model.svm
-        svm.weight[number] = scale * weight
-        svm.bias[number] = bias
+        svm.weight[class_index] = scale * weight
+        svm.bias[class_index] = bias
         left = members.clone()
         left[members] = (x[len(positives) :] @ weight + bias) >= EASY_MARGIN
         every = tally["members"].clone()
-        every[:, number] = left
+        every[:, class_index] = left
         needed = every.any(1)
         tally["members"], tally["negatives"] = every[needed], tally["negatives"][needed]
         fresh = tally["fresh"].clone()
-        fresh[number] = 0
+        fresh[class_index] = 0
         tally["fresh"] = fresh
 
 
-def find_negatives(batch: "PaddedBatch", proposals: Tensor, classes: int, overlap: float) -> Tensor:
-    """``(P, classes)``: which proposals of a picture overlap no object of a class by ``overlap``.
+def find_negatives(batch: "PaddedBatch", proposals: Tensor, num_classes: int, max_iou: float) -> Tensor:
+    """``(P, classes)``: which proposals of a picture overlap no object of a class by ``max_iou``.
 
     Of a crowd, those are taken out that lie in it by half.
     """
     known = batch.classes[0] >= 0
     objects, numbers, kinds = batch.boxes[0][known], batch.classes[0][known], batch.kinds[0][known]
-    near = boxes.compute_iou(proposals, objects) >= overlap
+    near = boxes.compute_iou(proposals, objects) >= max_iou
     inside = boxes.compute_intersection(proposals, objects) >= 0.5 * boxes.compute_area(proposals).unsqueeze(1)
     taken = torch.where(kinds == CROWD, inside, near)
-    own = nn.functional.one_hot(numbers, classes).bool()
+    own = nn.functional.one_hot(numbers, num_classes).bool()
     return ~(taken.unsqueeze(2) & own).any(1)
 
 
@@ -249,9 +253,9 @@ class BoxRegressionTask(RCNNSolverTask):
 
     Args:
         ridge: the weight of the penalty, λ, for features of norm 20.
-        overlap: IoU with an object from which on a region is learned from.
-        pairs: regions of a class at most; of more, the first in the order of the pass, which the seed shuffles.
-        model, labels, prepare, regions: as for :class:`RegionCNN`.
+        min_iou: IoU with an object from which on a region is learned from.
+        max_pairs: regions of a class at most; of more, the first in the order of the pass, which the seed shuffles.
+        model, labels, prepare, region_settings: as for :class:`RegionCNN`.
     """
 
     def __init__(
@@ -259,46 +263,46 @@ class BoxRegressionTask(RCNNSolverTask):
         model: nn.Module,
         labels: tuple[str, ...],
         prepare: ResizeTransform,
-        regions: RegionSettings,
+        region_settings: RegionSettings,
         *,
         ridge: float = 1000.0,
-        overlap: float = 0.6,
-        pairs: int = 4000,
+        min_iou: float = 0.6,
+        max_pairs: int = 4000,
     ) -> None:
-        super().__init__(model, labels, prepare, regions)
-        self.ridge, self.overlap, self.pairs = ridge, overlap, pairs
+        super().__init__(model, labels, prepare, region_settings)
+        self.ridge, self.min_iou, self.max_pairs = ridge, min_iou, max_pairs
 
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device and make ready."""
         super().setup(runtime)
         box: Any = self.model.bbox
-        self.tally.add(
+        self.collected.append(
             looked=torch.zeros(1, dtype=torch.int64),
             features=torch.zeros(0, box.in_features, dtype=torch.float16),
             classes=torch.zeros(0, dtype=torch.int64),
             goals=torch.zeros(0, 4),
         )
 
-    def look(self, picture: Tensor, batch: "PaddedBatch", proposals: Tensor) -> dict[str, Tensor]:
+    def process_image(self, image: Tensor, batch: "PaddedBatch", proposals: Tensor) -> dict[str, Tensor]:
         """Collect the regions that overlap an object; at the end, solve."""
-        tally = self.tally
+        tally = self.collected
         tally["looked"] = tally["looked"] + 1
         objects = (batch.classes[0] >= 0) & (batch.kinds[0] == REGULAR)
         if objects.any() and len(proposals):
             truth, numbers = batch.boxes[0][objects], batch.classes[0][objects]
             most, which = boxes.compute_iou(proposals, truth).max(1)
-            full = tally["classes"].bincount(minlength=len(self.labels)) >= self.pairs
-            used = (most >= self.overlap) & ~full.to(which.device)[numbers[which]]
+            full = tally["classes"].bincount(minlength=len(self.labels)) >= self.max_pairs
+            used = (most >= self.min_iou) & ~full.to(which.device)[numbers[which]]
             near, goals = proposals[used], truth[which[used]]
-            features = self.seen(picture, near, "pool5")
-            tally.add(features=features, classes=numbers[which[used]], goals=boxes.encode_boxes(goals, near))
-        if int(tally["looked"]) == self.pictures:
-            self.solve()
+            features = self.extract_features(image, near, "pool5")
+            tally.append(features=features, classes=numbers[which[used]], goals=boxes.encode_boxes(goals, near))
+        if int(tally["looked"]) == self.num_images:
+            self.fit_regressors()
         return {"pairs": torch.tensor(float(len(tally["classes"])))}
 
-    def solve(self) -> None:
+    def fit_regressors(self) -> None:
         """The regressors of every class that has regions, whose features are needed no more."""
-        tally = self.tally
+        tally = self.collected
         box: Any = self.model.bbox
         norms = [part.float().norm(dim=1) for part in torch.split(tally["features"], REGION_BATCH_SIZE)]
         scale = TARGET_NORM / max(float(torch.cat(norms).mean().nan_to_num()), 1e-12)
@@ -313,9 +317,9 @@ class BoxRegressionTask(RCNNSolverTask):
             box.bias[rows] = torch.from_numpy(solver.intercept_)
         tally["features"] = tally["features"][:0].clone()
 
-    def placed(self, picture: Tensor, regions: Tensor, classes: Tensor) -> Tensor:
+    def refine_boxes(self, image: Tensor, regions: Tensor, classes: Tensor) -> Tensor:
         """Where the regressors of their classes see the objects."""
         kind = next(self.model.parameters()).dtype
-        deltas = self.model.bbox(self.seen(picture, regions, "pool5").to(kind))  # type: ignore[operator]
+        deltas = self.model.bbox(self.extract_features(image, regions, "pool5").to(kind))  # type: ignore[operator]
         own = deltas.float().unflatten(1, (len(self.labels), 4))[torch.arange(len(regions)), classes]
         return boxes.decode_boxes(own, regions)

@@ -43,17 +43,17 @@ class RegionSettings:
 
     Args:
         size: side of a warped region in pixels.
-        context: pixels of it on each side that show what is around the region.
+        context_padding: pixels of it on each side that show what is around the region.
         mode: of Selective Search, where a picture has no proposals yet.
-        cache: gigabytes of disk that features may take; 0: none are kept.
-        each: regions of a picture that an update learns from.
+        cache_limit: gigabytes of disk that features may take; 0: none are kept.
+        regions_per_image: regions of a picture that an update learns from.
     """
 
     size: int
-    context: int
+    context_padding: int
     mode: search.Mode = "fast"
-    cache: float = 0.0
-    each: int = 16
+    cache_limit: float = 0.0
+    regions_per_image: int = 16
 
 
 class RCNNTask(DetectionTask):
@@ -61,41 +61,41 @@ class RCNNTask(DetectionTask):
 
     Args:
         model: as :class:`fukami.models.rcnn.RCNN`: it gives the features ``fc7`` and ``pool5`` of warped regions.
-        regions: how these come about; it travels with the task, as ``prepare`` does.
+        region_settings: how these come about; it travels with the task, as ``prepare`` does.
         labels, prepare, regime: as for :class:`Detection`.
     """
 
-    floor = 0.01  # score from which on a region is an answer
+    min_score = 0.01  # score from which on a region is an answer
 
     def __init__(
         self,
         model: nn.Module,
         labels: tuple[str, ...],
         prepare: ResizeTransform,
-        regions: RegionSettings,
+        region_settings: RegionSettings,
         **regime: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(model, labels, prepare, **regime)
-        self.regions = regions
-        self.kept: FeatureCache | None = None
+        self.region_settings = region_settings
+        self.feature_cache: FeatureCache | None = None
 
-    def interface(self) -> ModelSignature:
+    def get_signature(self) -> ModelSignature:
         """Refuse: no network proposes the regions."""
         raise UsageError("R-CNN cannot be exported to another program: regions are proposed by no network, but by ours")
 
     def compile(self) -> None:
         """From now on train a compiled network; its regions all have one shape."""
-        self.replica = self.runtime.compile(self.parallel)
+        self.training_model = self.runtime.compile(self.ddp_model)
 
-    def scored(self, fc7: Tensor) -> Tensor:
+    def score_regions(self, fc7: Tensor) -> Tensor:
         """The score in [0, 1] of each class for features ``(K, hidden)``, ``(K, classes)``."""
         raise NotImplementedError(f"{type(self).__name__} does not define scored(fc7)")
 
-    def placed(self, picture: Tensor, regions: Tensor, classes: Tensor) -> Tensor:
+    def refine_boxes(self, image: Tensor, regions: Tensor, classes: Tensor) -> Tensor:
         """Where the objects are that were found in regions ``(k, 4)`` of a picture; by default in these."""
         return regions
 
-    def seen(self, picture: Tensor, regions: Tensor, layer: str = "fc7") -> Tensor:
+    def extract_features(self, image: Tensor, regions: Tensor, layer: str = "fc7") -> Tensor:
         """The features of regions ``(K, 4)`` of a normalised picture ``(3, H, W)``, ``(K, inputs)`` float16.
 
         They are rounded to it whether they are kept or not, so that this makes no difference.
@@ -105,63 +105,66 @@ class RCNNTask(DetectionTask):
         found = []
         with half_precision.enable_float32_fallback(self.model):
             for part in torch.split(regions, REGION_BATCH_SIZE):
-                warped = warp_regions(picture, part, self.regions.size, self.regions.context)
+                warped = warp_regions(image, part, self.region_settings.size, self.region_settings.context_padding)
                 found.append(compute(warped.to(kind)).half())
         return torch.cat(found)
 
-    def features(self, picture: Tensor, proposals: Tensor) -> Tensor:
+    def get_features(self, image: Tensor, proposals: Tensor) -> Tensor:
         """The features of all proposals of a picture, computed or as they were kept."""
-        if not self.regions.cache:
-            return self.seen(picture, proposals)
-        if self.kept is None:
+        if not self.region_settings.cache_limit:
+            return self.extract_features(image, proposals)
+        if self.feature_cache is None:
             tf32 = torch.backends.cuda.matmul.allow_tf32
-            settings = f"{FEATURE_VERSION} {self.regions.size} {self.regions.context} {tf32}"
-            self.kept = FeatureCache(self.model.network, settings, self.regions.cache)  # type: ignore[arg-type]
-        path = self.kept.path(picture, proposals)
-        found = self.kept.read(path)
+            settings = f"{FEATURE_VERSION} {self.region_settings.size} {self.region_settings.context_padding} {tf32}"
+            self.feature_cache = FeatureCache(self.model.network, settings, self.region_settings.cache_limit)  # type: ignore[arg-type]
+        path = self.feature_cache.get_path(image, proposals)
+        found = self.feature_cache.read(path)
         if found is None or len(found) != len(proposals):
-            found = self.seen(picture, proposals)
-            self.kept.write(path, found)
-        return found.to(picture.device)
+            found = self.extract_features(image, proposals)
+            self.feature_cache.write(path, found)
+        return found.to(image.device)
 
-    def found(self, picture: Tensor, size: Tensor, proposals: Tensor, fc7: Tensor) -> Detections:
+    def detect_in_proposals(self, image: Tensor, size: Tensor, proposals: Tensor, fc7: Tensor) -> Detections:
         """What is in a normalised picture ``(3, H, W)`` of so many pixels, by proposals ``(P, 4)`` and features."""
         kind = next(self.model.parameters()).dtype
         with half_precision.enable_float32_fallback(self.model):
-            scores = self.scored(fc7.to(kind)).float()
-        row, classes = (scores > self.floor).nonzero(as_tuple=True)
+            scores = self.score_regions(fc7.to(kind)).float()
+        row, classes = (scores > self.min_score).nonzero(as_tuple=True)
         best, which = scores[row, classes].sort(descending=True, stable=True)
         which, best = which[:PRE_NMS_TOP_N], best[:PRE_NMS_TOP_N]
         row, classes = row[which], classes[which]
         keep = boxes.apply_nms(proposals[row], best, classes, NMS_IOU)[:POST_NMS_TOP_N]
         row, classes, best = row[keep], classes[keep], best[keep]
-        own = boxes.clip_boxes(self.placed(picture, proposals[row], classes).unsqueeze(0), size.unsqueeze(0))[0]
+        own = boxes.clip_boxes(self.refine_boxes(image, proposals[row], classes).unsqueeze(0), size.unsqueeze(0))[0]
         return Detections(own, classes, best)
 
-    def answer(self, batch: "PaddedBatch") -> list[Detections]:
+    def detect_batch(self, batch: "PaddedBatch") -> list[Detections]:
         """What is found in the pictures of a batch, by the proposals that it has."""
-        batch = self.moved(batch)
-        pictures = self.normalised(batch.pictures, batch.sizes)
-        every = zip(pictures, batch.sizes, self.proposals(batch), strict=True)
-        return [self.found(picture, size, own, self.features(picture, own)) for picture, size, own in every]
+        batch = self.move_to_device(batch)
+        pictures = self.normalize_images(batch.images, batch.sizes)
+        every = zip(pictures, batch.sizes, self.iterate_proposals(batch), strict=True)
+        return [
+            self.detect_in_proposals(picture, size, own, self.get_features(picture, own))
+            for picture, size, own in every
+        ]
 
-    def proposals(self, batch: "PaddedBatch") -> Iterator[Tensor]:
+    def iterate_proposals(self, batch: "PaddedBatch") -> Iterator[Tensor]:
         """Those of each picture, ``(P, 4)``."""
         there = (batch.kinds == PROPOSAL) & (boxes.compute_area(batch.boxes) > 0)
         return (own[which] for own, which in zip(batch.boxes, there, strict=True))
 
-    def detect(self, pictures: Tensor, sizes: Tensor) -> list[Detections]:
+    def detect(self, images: Tensor, sizes: Tensor) -> list[Detections]:
         """What is in pictures ``(N, 3, H, W)`` in 0..255, by regions that are looked for now.
 
         They are rounded, as those of the data are, so that the same regions are found.
         """
-        found, pictures = [], pictures.round()
-        for picture, each, size in zip(self.normalised(pictures, sizes), pictures, sizes, strict=True):
+        found, images = [], images.round()
+        for picture, each, size in zip(self.normalize_images(images, sizes), images, sizes, strict=True):
             height, width = size.int().tolist()
             pixels = each[:, :height, :width].byte().permute(1, 2, 0).contiguous().cpu().numpy()
-            proposals = torch.from_numpy(filter_proposals(search.propose_regions(pixels, self.regions.mode)))
+            proposals = torch.from_numpy(filter_proposals(search.propose_regions(pixels, self.region_settings.mode)))
             proposals = proposals.to(picture.device)
-            found.append(self.found(picture, size, proposals, self.seen(picture, proposals)))
+            found.append(self.detect_in_proposals(picture, size, proposals, self.extract_features(picture, proposals)))
         return found
 
 
@@ -178,30 +181,30 @@ class RCNNFinetuneTask(RCNNTask):
     the object itself; the rest background. (The paper draws 32 and 96 regions from all pictures at once.)
     """
 
-    def scored(self, fc7: Tensor) -> Tensor:
+    def score_regions(self, fc7: Tensor) -> Tensor:
         """The softmax, without the background."""
         return self.model.scores(fc7).float().softmax(1)[:, 1:]  # type: ignore[operator, no-any-return]
 
-    def judge(self, batches: Iterable["PaddedBatch"]) -> DetectionResults:
+    def collect_results(self, batches: Iterable["PaddedBatch"]) -> DetectionResults:
         """As all detectors; the features that were kept before are those of another network, which learned since."""
-        self.kept = None
-        return super().judge(batches)
+        self.feature_cache = None
+        return super().collect_results(batches)
 
-    def loss(self, batch: "PaddedBatch") -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(self, batch: "PaddedBatch") -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropy of the regions drawn, and the share of them that is named rightly."""
-        batch = self.moved(batch)
-        regions, targets, there = self.drawn(batch)
-        pictures = self.normalised(batch.pictures, batch.sizes)
-        size, context = self.regions.size, self.regions.context
+        batch = self.move_to_device(batch)
+        regions, targets, there = self.sample_regions(batch)
+        pictures = self.normalize_images(batch.images, batch.sizes)
+        size, context = self.region_settings.size, self.region_settings.context_padding
         warped = torch.cat([warp_regions(*each, size, context) for each in zip(pictures, regions, strict=True)])
-        scores = self.replica(warped.contiguous(memory_format=torch.channels_last)).float()
+        scores = self.training_model(warped.contiguous(memory_format=torch.channels_last)).float()
         targets, there = targets.flatten(), there.flatten()
-        count = self.runtime.sum(there.sum()).clamp(min=1) / self.runtime.world
+        count = self.runtime.all_reduce_sum(there.sum()).clamp(min=1) / self.runtime.world_size
         loss = torch.where(there, F.cross_entropy(scores, targets, reduction="none"), 0).sum() / count
         right = (there & (scores.argmax(1) == targets)).sum() / count
         return loss, {"right": right.detach()}
 
-    def drawn(self, batch: "PaddedBatch") -> tuple[Tensor, Tensor, Tensor]:
+    def sample_regions(self, batch: "PaddedBatch") -> tuple[Tensor, Tensor, Tensor]:
         """Regions ``(N, each, 4)``, their targets ``(N, each)`` with 0 for background, and which of them there are."""
         known = (batch.classes >= 0).any(0).nonzero()
         objects = int(known[-1]) + 1 if len(known) else 1  # they come before the proposals
@@ -211,6 +214,9 @@ class RCNNFinetuneTask(RCNNTask):
         either &= boxes.compute_area(batch.boxes) > 0
         targets = torch.where(either, targets, box_sampling.IGNORE_LABEL)
         chosen, there = box_sampling.sample_balanced(
-            targets, box_sampling.compute_priorities(batch.draws, targets.shape[1]), self.regions.each, 0.25
+            targets,
+            box_sampling.compute_priorities(batch.seeds, targets.shape[1]),
+            self.region_settings.regions_per_image,
+            0.25,
         )
         return box_sampling.gather_by_index(batch.boxes, chosen), targets.gather(1, chosen).clamp(min=0), there

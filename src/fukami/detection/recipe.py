@@ -24,12 +24,12 @@ class DetectionRecipe(SupervisedRecipe):
 
     family: ClassVar[str] = "detection"
 
-    dataset: DataSpec = "scenes"
+    data: DataSpec = "scenes"
     """What to learn from: scenes (embedded), bccd, voc-animals, voc2007, voc2012, coco, or a folder or archive of
     pictures with boxes: Pascal VOC, COCO or YOLO."""
-    shortest: int = 600
+    min_size: int = 600
     """Shorter side of the pictures that the network sees, in pixels."""
-    longest: int = 1000
+    max_size: int = 1000
     """The longer side at most; a longer picture is made smaller still."""
     augment: tuple[str, ...] = ("flip",)
     """Changes of the training pictures and their boxes, such as flip crop=0.5 brightness; none: give the flag alone."""
@@ -38,37 +38,37 @@ class DetectionRecipe(SupervisedRecipe):
         """Refuse what no run can have."""
         super().__post_init__()
         check_range(self, 32, MAX_IMAGE_SIDE, "shortest", "longest")
-        if self.longest < self.shortest:
-            raise UsageError(f"longest should be at least shortest, {self.shortest}, not {self.longest}")
+        if self.max_size < self.min_size:
+            raise UsageError(f"longest should be at least shortest, {self.min_size}, not {self.max_size}")
 
-    def prepare(self) -> "ResizeTransform":
+    def build_preprocessing(self) -> "ResizeTransform":
         """How a picture is brought to the form that the network sees."""
         from fukami.image.transform import ResizeTransform
 
-        return ResizeTransform(shortest=self.shortest, longest=self.longest, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        return ResizeTransform(min_size=self.min_size, max_size=self.max_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
-    def data(self) -> Data:
+    def load_data(self) -> Data:
         """The data set: in memory where it fits, streamed from its files where it does not."""
         from fukami.detection import data as detection_data
 
-        train, test, labels = detection_data.load_dataset(self.dataset, self.holdout, self.broken)
-        return Data(self.loader(train, labels, train=True), self.loader(test, labels, train=False), labels)
+        train, test, labels = detection_data.load_dataset(self.data, self.holdout, self.max_broken)
+        return Data(self.build_loader(train, labels, train=True), self.build_loader(test, labels, train=False), labels)
 
-    def judged(self) -> "PaddedLoader":
+    def load_eval_data(self) -> "PaddedLoader":
         """The test part alone: what there is to train on is not decoded."""
         from fukami.detection import data as detection_data
 
-        _, test, labels = detection_data.load_dataset(self.dataset, self.holdout, self.broken, training=False)
-        return self.loader(test, labels, train=False)
+        _, test, labels = detection_data.load_dataset(self.data, self.holdout, self.max_broken, include_train=False)
+        return self.build_loader(test, labels, train=False)
 
-    def loader(self, samples: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
+    def build_loader(self, samples: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
         """Batches of a part of the data, to train on or to judge on."""
         from fukami.data import augment_boxes, padded_loader
 
-        seed, batch = (self.seed, self.batch) if train else (None, EVAL_BATCH_SIZE)
+        seed, batch = (self.seed, self.batch_size) if train else (None, EVAL_BATCH_SIZE)
         change = augment_boxes.parse_box_augmentation(self.augment if train else ())
-        return padded_loader.build_padded_loader(samples, labels, self.prepare(), batch=batch, seed=seed, augment=change,
-                             memory=self.memory, broken=self.broken)  # fmt: skip
+        return padded_loader.build_padded_loader(samples, labels, self.build_preprocessing(), batch_size=batch, seed=seed, augment=change,
+                             memory_limit=self.memory_limit, max_broken=self.max_broken)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,22 +76,22 @@ class FasterRCNNRecipe(DetectionRecipe):
     """Proposals of regions, and what is in them, from one network."""
 
     backbone: ClassVar[str] = ""  # the classifier that it is made of
-    prefix: ClassVar[str] = ""  # the part of the network that has the classifier's layers
+    backbone_prefix: ClassVar[str] = ""  # the part of the network that has the classifier's layers
 
     epochs: int = 12
     """Passes over the training set."""
-    batch: int = 2
+    batch_size: int = 2
     """Pictures in an update, over all processes."""
     optimizer: Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"] = "momentum"
     """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
     lr: float = 2.5e-3
     """Peak learning rate of the recipe's own batch."""
-    decay: str = "multistep=0.667,0.917"
+    schedule: str = "multistep=0.667,0.917"
     """Course of the learning rate: constant, step=DROPS, multistep=SHARE,SHARE, exponential=END, polynomial=POWER,
     cosine, one-cycle, plateau=PATIENCE."""
     warmup: float = 0.02
     """Share of the training in which the learning rate rises."""
-    clip: float = 10.0
+    clip_norm: float = 10.0
     """Greatest norm of the gradient, to which a greater one is scaled down; 0: any."""
     weight_decay: float = 1e-4
     """Pull of the weights towards 0; decoupled with adamw (Loshchilov and Hutter 2019)."""
@@ -100,9 +100,9 @@ class FasterRCNNRecipe(DetectionRecipe):
     detector), or a run's folder."""
     freeze: int = 2
     """Stages of the backbone that stay as init has them, from the first one up."""
-    scales: tuple[float, ...] = (128.0, 256.0, 512.0)
+    anchor_sizes: tuple[float, ...] = (128.0, 256.0, 512.0)
     """Sides of the square anchors in pixels; each comes in the shapes 2:1, 1:1 and 1:2."""
-    pooling: Literal["align", "pool"] = "align"
+    roi_pooling: Literal["align", "pool"] = "align"
     """How a region is brought to 7×7 places: RoIAlign, or the paper's RoIPool."""
     training: Literal["joint", "alternating"] = "joint"
     """Both stages together, or the four steps of the paper, one after another."""
@@ -111,31 +111,37 @@ class FasterRCNNRecipe(DetectionRecipe):
         """Refuse what no run can have."""
         super().__post_init__()
         check_range(self, 0, 5, "freeze")
-        if len(self.scales) < 1 or min(self.scales) < 2:
-            raise UsageError(f"scales should be sides of anchors, 2 pixels or more each, not {self.scales}")
-        if self.decay.startswith("plateau") and self.training == "alternating":
+        if len(self.anchor_sizes) < 1 or min(self.anchor_sizes) < 2:
+            raise UsageError(f"scales should be sides of anchors, 2 pixels or more each, not {self.anchor_sizes}")
+        if self.schedule.startswith("plateau") and self.training == "alternating":
             raise UsageError("a plateau is waited for, and the four steps have their times; give another --decay")
 
-    def network(self, classes: int) -> "Network":
+    def build_model(self, num_classes: int) -> "Network":
         """The network, for so many classes without the background."""
         raise NotImplementedError(f"{type(self).__name__} does not define network(classes)")
 
-    def task(self, labels: tuple[str, ...]) -> "DetectionTask":
+    def build_task(self, labels: tuple[str, ...]) -> "DetectionTask":
         """A detector of ``labels``."""
         from fukami.detection.alternating_task import AlternatingDetectionTask
         from fukami.detection.task import DetectionTask
         from fukami.engine import pretrained
 
-        model = self.network(len(labels))
+        model = self.build_model(len(labels))
         if self.init:
-            pretrained.freeze_stages(model.get_submodule(self.prefix), self.freeze)
+            pretrained.freeze_stages(model.get_submodule(self.backbone_prefix), self.freeze)
         make = AlternatingDetectionTask if self.training == "alternating" else DetectionTask
-        return make(model, labels, self.prepare(), rematerialise=self.rematerialise, **self.regime())
+        return make(
+            model,
+            labels,
+            self.build_preprocessing(),
+            activation_checkpointing=self.activation_checkpointing,
+            **self.get_training_options(),
+        )
 
-    def begin(self, task: "Task") -> None:
+    def initialize_task(self, task: "Task") -> None:
         """Put the weights of ``init`` into the network."""
         from fukami.engine import pretrained
 
         if self.init:
             labels = getattr(task, "labels", ())
-            pretrained.initialize_detector(task.model, self.prefix, self.backbone, self.init, labels)
+            pretrained.initialize_detector(task.model, self.backbone_prefix, self.backbone, self.init, labels)

@@ -29,12 +29,12 @@ class CheckpointWriter:
 
     Args:
         folder: of the run.
-        writes: whether this process is the one that writes.
+        is_writer: whether this process is the one that writes.
     """
 
-    def __init__(self, folder: Path, writes: bool) -> None:
-        self.folder, self.writes = folder, writes
-        self.at = time.monotonic() + MIN_CHECKPOINT_INTERVAL
+    def __init__(self, folder: Path, is_writer: bool) -> None:
+        self.folder, self.is_writer = folder, is_writer
+        self.next_save_time = time.monotonic() + MIN_CHECKPOINT_INTERVAL
         self.thread: threading.Thread | None = None
         self.error: Exception | None = None
 
@@ -46,9 +46,11 @@ class CheckpointWriter:
             self.thread.join()
 
     @property
-    def due(self) -> bool:
+    def is_due(self) -> bool:
         """Whether it is time for the next one, and the last one is written."""
-        return self.writes and time.monotonic() > self.at and not (self.thread and self.thread.is_alive())
+        return (
+            self.is_writer and time.monotonic() > self.next_save_time and not (self.thread and self.thread.is_alive())
+        )
 
     def save(self, state: dict[str, Any], weights: dict[str, Tensor], files: Sequence[Path] = ()) -> None:
         """Write the weights and the state, once the last ones are written.
@@ -62,7 +64,7 @@ class CheckpointWriter:
             Error: the last ones could not be written, or held numbers that are not finite.
         """
         self.wait()
-        if self.writes:
+        if self.is_writer:
             copied = pytree.tree_map_only(Tensor, lambda value: value.detach().clone(), (state, weights))
             ready = torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
             self.thread = threading.Thread(target=self._write, args=(*copied, files, ready), name="fukami checkpoint")
@@ -107,7 +109,7 @@ class CheckpointWriter:
         except Exception as error:
             self.error = error
         ended = time.monotonic()
-        self.at = ended + max(MIN_CHECKPOINT_INTERVAL, (ended - began) / MAX_CHECKPOINT_FRACTION)
+        self.next_save_time = ended + max(MIN_CHECKPOINT_INTERVAL, (ended - began) / MAX_CHECKPOINT_FRACTION)
 
 
 def _sync_file(path: Path) -> None:

@@ -18,29 +18,29 @@ class CachedEvaluationTask(Task):
         regime: optimizer, decay, epochs, judge_every, accumulate and clip, as for :class:`fukami.Task`.
     """
 
-    def __init__(self, model: nn.Module, **regime: Unpack[TrainingOptions]) -> None:
-        super().__init__(model, **regime)
-        self.latest: tuple[Any, Any] | None = None  # what was evaluated last, and what was found
+    def __init__(self, model: nn.Module, **options: Unpack[TrainingOptions]) -> None:
+        super().__init__(model, **options)
+        self.last_results: tuple[Any, Any] | None = None  # what was evaluated last, and what was found
 
-    def networks(self) -> list[nn.Module]:
+    def get_networks(self) -> list[nn.Module]:
         """Those that take part in training and in judging."""
         return [self.model]
 
     @contextmanager
-    def answering(self) -> Iterator[None]:
+    def inference_mode(self) -> Iterator[None]:
         """The networks answer, and go on as they were afterwards."""
-        modes = [(module, module.training) for network in self.networks() for module in network.modules()]
-        for network in self.networks():
+        modes = [(module, module.training) for network in self.get_networks() for module in network.modules()]
+        for network in self.get_networks():
             network.eval()
         yield
         for module, mode in modes:
             module.training = mode
 
-    def updated(self) -> None:
+    def on_step(self) -> None:
         """Know that what was found is found no more."""
-        self.latest = None
+        self.last_results = None
 
-    def judge(self, batches: Any) -> Any:
+    def collect_results(self, batches: Any) -> Any:
         """What was found in ``batches`` and what is there, over all processes; its ``metrics()`` are the judgement."""
         raise NotImplementedError(f"{type(self).__name__} does not define judge(batches)")
 
@@ -52,11 +52,15 @@ class CachedEvaluationTask(Task):
             UsageError: the data have a class that the task does not know.
             Error: there is nothing to judge.
         """
-        found = self.judge(batches)
-        self.latest = batches, found
+        found = self.collect_results(batches)
+        self.last_results = batches, found
         metrics: dict[str, Any] = found.metrics()
         return metrics
 
-    def judged_last(self, batches: Any) -> Any:
+    def get_results(self, batches: Any) -> Any:
         """What :meth:`judge` finds, without a second look where nothing was learned since it was evaluated."""
-        return self.latest[1] if self.latest and self.latest[0] is batches else self.judge(batches)
+        return (
+            self.last_results[1]
+            if self.last_results and self.last_results[0] is batches
+            else self.collect_results(batches)
+        )

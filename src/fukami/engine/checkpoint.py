@@ -70,12 +70,12 @@ logger = logging.getLogger(__name__)
 
 
 class ComputeConfig(NamedTuple):
-    """What a training computes with; ``threads`` is None where that is not decided yet."""
+    """What a training computes with; ``num_threads`` is None where that is not decided yet."""
 
     device: str
     precision: str
     compile: bool
-    threads: int | None
+    num_threads: int | None
 
 
 def load(
@@ -83,7 +83,7 @@ def load(
     device: str = "auto",
     precision: str = "auto",
     vote: bool = False,
-    changes: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
     recipe: RecipeSource | None = None,
 ) -> Task:
     """The task of a finished run, ready to predict and evaluate; several runs answer together, as an ensemble.
@@ -94,7 +94,7 @@ def load(
         precision: ``float32``, ``bfloat16`` or ``float16``: the type of the weights and of the activations; ``int8``,
             ``binary`` or ``onnx``: as ``fukami export`` would convert them; ``auto``: float32, or as it was exported.
         vote: the majority of several runs decides, and not the average of their probabilities.
-        changes: fields of the recipe, by name, that have another value now, such as ``{"beams": 3}``.
+        overrides: fields of the recipe, by name, that have another value now, such as ``{"beams": 3}``.
         recipe: for runs of a private recipe, its file (or class): code is never taken from a run. Its SHA-256 has to
             be the one that the run recorded.
 
@@ -104,8 +104,8 @@ def load(
     """
     if not runs:
         raise UsageError("give at least one run: a folder, or the name of weights that ship with the package")
-    first, *others = (_load_run(locate_run(run), device, precision, changes or {}, recipe) for run in runs)
-    return first.ensemble(others, vote=vote) if others else first
+    first, *others = (_load_run(locate_run(run), device, precision, overrides or {}, recipe) for run in runs)
+    return first.ensemble_with(others, vote=vote) if others else first
 
 
 def locate_run(run: str | os.PathLike[str]) -> Path:
@@ -126,20 +126,20 @@ def locate_run(run: str | os.PathLike[str]) -> Path:
     raise UsageError(f"{str(run)!r} {what}; give a folder that fukami train left, or one of: {shipped}")
 
 
-def check_run_files(folder: Path, *, writes: bool = False) -> None:
+def check_run_files(folder: Path, *, for_writing: bool = False) -> None:
     """Refuse a run's folder with links, pipes or devices in it: nothing outside of it may be read or written.
 
     Args:
         folder: of the run.
-        writes: files will be written: check the folders in it, too, and refuse hard links, such as ``cp -l`` makes, by
+        for_writing: files will be written: check the folders in it, too, and refuse hard links, such as ``cp -l`` makes, by
             which the run that was copied would change.
 
     Raises:
         Error: there is such an entry; it is named.
     """
-    for path in sorted(folder.rglob("*") if writes else folder.iterdir()):
+    for path in sorted(folder.rglob("*") if for_writing else folder.iterdir()):
         facts = path.lstat()
-        regular, linked = stat.S_ISREG(facts.st_mode), writes and facts.st_nlink > 1
+        regular, linked = stat.S_ISREG(facts.st_mode), for_writing and facts.st_nlink > 1
         if not (stat.S_ISDIR(facts.st_mode) or (regular and not linked)):
             what = "a link" if stat.S_ISLNK(facts.st_mode) else "a hard link" if regular else "no regular file"
             raise Error(f"{path} is {what}, which a run may not hold; replace it by a copy of the file, or remove it")
@@ -198,10 +198,10 @@ def read_labels(folder: Path) -> tuple[str, ...]:
 
 
 def parse_run_overrides(
-    runs: Sequence[str], words: Sequence[str], recipe: RecipeSource | None = None
+    runs: Sequence[str], overrides: Sequence[str], recipe: RecipeSource | None = None
 ) -> dict[str, Any]:
     """Values of fields of the first run's recipe by name, from words such as ``beams=3``; raises as :func:`load`."""
-    return parse_overrides(type(read_recipe(locate_run(runs[0]), recipe)[0]), words) if runs and words else {}
+    return parse_overrides(type(read_recipe(locate_run(runs[0]), recipe)[0]), overrides) if runs and overrides else {}
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -249,16 +249,16 @@ def locate_unconverted_run(run: str | os.PathLike[str]) -> Path:
 
 
 def _load_run(
-    folder: Path, device: str, precision: str, changes: Mapping[str, Any], source: RecipeSource | None
+    folder: Path, device: str, precision: str, overrides: Mapping[str, Any], source: RecipeSource | None
 ) -> Task:
     recipe, labels = read_recipe(folder, source)
-    recipe = dataclasses.replace(recipe, **changes)
+    recipe = dataclasses.replace(recipe, **overrides)
     own = read_precision(folder)
     precision = precisions.resolve_precision(precision, own, folder)
     ours = is_built_in(type(recipe))  # whose tasks have no numbers but those of their networks
     with torch.device("meta") if ours else contextlib.nullcontext():
         task = _build_task(folder, recipe, labels)
-        modules = task.modules()
+        modules = task.get_modules()
         if own == "binary":
             from fukami.quantization.binary_layers import pack_model
 
@@ -270,12 +270,12 @@ def _load_run(
     else:
         assign_weights(modules, read_weights(folder), folder / "weights.safetensors")
     if ours or own in precisions.CONVERTED_PRECISIONS:
-        task.replace(modules)
+        task.replace_modules(modules)
     task.setup(Runtime.start(*precisions.resolve_device_and_precision(device, precision)))
     for module in modules.values():
         module.to(PRECISIONS.get(precision, torch.float32)).eval()
     if precision in precisions.CONVERTED_PRECISIONS and precision != own:
-        task.replace(precisions.convert_task(task, precision, recipe))
+        task.replace_modules(precisions.convert_task(task, precision, recipe))
     return task
 
 
@@ -293,7 +293,7 @@ def _build_task(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Task:
 
     hooks = (register_module_parameter_registration_hook(limit), register_module_module_registration_hook(limit))
     try:
-        return recipe.task(labels)
+        return recipe.build_task(labels)
     except (Error, MemoryError):
         raise
     except Exception as error:
@@ -402,7 +402,7 @@ def lock_run(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
     if resume:
         check_run_exists(folder)
     if os.path.lexists(folder / ".lock"):  # which would be opened, if it is a link, before anything is checked
-        check_run_files(folder, writes=True)
+        check_run_files(folder, for_writing=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -411,7 +411,7 @@ def lock_run(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
         with lock_folder(folder):
             if not resume:
                 check_folder_unused(folder, recipe)
-            check_run_files(folder, writes=True)
+            check_run_files(folder, for_writing=True)
             if resume:
                 check_same_recipe(folder, recipe)
             _remove_temporaries(folder)
@@ -550,14 +550,14 @@ def write_file(path: Path, content: bytes) -> None:
         raise WriteError(path, error) from error
 
 
-def write_recipe(folder: Path, recipe: Recipe, labels: tuple[str, ...], note: dict[str, Any]) -> None:
-    """Write ``recipe.json``; ``note`` is added to it for the reader."""
+def write_recipe(folder: Path, recipe: Recipe, labels: tuple[str, ...], extra: dict[str, Any]) -> None:
+    """Write ``recipe.json``; ``extra`` is added to it for the reader."""
     record = {
         **identify_recipe(type(recipe)),
         "fields": dataclasses.asdict(recipe),
         "labels": labels,
         "versions": get_versions(),
-        **note,
+        **extra,
     }
     write_file(folder / "recipe.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 

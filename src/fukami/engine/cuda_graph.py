@@ -14,8 +14,8 @@ class GraphedCallable:
     lazily made optimizer state exists before the recording; inputs of another shape run as they are, too.
     """
 
-    def __init__(self, function: Callable[[Any], Any], warmup: int = 3) -> None:
-        self.function, self.warmup = function, warmup
+    def __init__(self, function: Callable[[Any], Any], num_warmup: int = 3) -> None:
+        self.function, self.num_warmup = function, num_warmup
         self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.graph: torch.cuda.CUDAGraph | None = None
         self.shapes: list[torch.Size] = []
@@ -23,9 +23,9 @@ class GraphedCallable:
     def __call__(self, inputs: Any) -> Any:
         """The function's outputs, which the next call overwrites once it is recorded."""
         tensors = pytree.tree_leaves(inputs)
-        if self.warmup > 0 or (self.graph and [t.shape for t in tensors] != self.shapes):
-            self.warmup -= 1
-            return self._aside(inputs)
+        if self.num_warmup > 0 or (self.graph and [t.shape for t in tensors] != self.shapes):
+            self.num_warmup -= 1
+            return self._run_on_side_stream(inputs)
         if self.graph is None:
             self.inputs = pytree.tree_map(torch.clone, inputs)
             self.shapes = [t.shape for t in tensors]
@@ -37,7 +37,7 @@ class GraphedCallable:
         self.graph.replay()
         return self.outputs
 
-    def _aside(self, inputs: Any) -> Any:
+    def _run_on_side_stream(self, inputs: Any) -> Any:
         """Run on another stream than the default one, as a later capture demands."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):

@@ -40,7 +40,7 @@ def export_run(
         raise UsageError(f"{out} exists and is not empty; give another --out")
     experiment, labels = checkpoint.read_recipe(source, recipe)
     task = checkpoint.load(run, device="cpu", precision="float32", recipe=recipe)
-    before = task.modules()
+    before = task.get_modules()
     modules = before if to in PRECISIONS else precision.convert_task(task, to, experiment, calibration)
     with checkpoint.lock_run(out, experiment, resume=False):
         if to in precision.ONNX_PRECISIONS:

@@ -23,7 +23,7 @@ MAX_RESTARTS = 3  # in a row
 SHUTDOWN_TIMEOUT = 60  # seconds that a process has to save when it is asked to stop
 
 
-def launch_processes(words: Sequence[str], processes: int, device: str, runs: Sequence[Path]) -> None:
+def launch_processes(args: Sequence[str], num_processes: int, device: str, runs: Sequence[Path]) -> None:
     """Run ``fukami`` with these words in so many processes that train together, and leave with their exit status.
 
     They compute with as many threads as the first of the ``runs`` that they resume was begun with, or else share the
@@ -37,24 +37,26 @@ def launch_processes(words: Sequence[str], processes: int, device: str, runs: Se
         Error: processes were killed again and again.
     """
     gpus = torch.cuda.device_count()
-    if gpus and processes > gpus and device in ("auto", "cuda"):
-        raise UsageError(f"--processes {processes} need a GPU each, and there are {gpus}; give fewer, or --device cpu")
+    if gpus and num_processes > gpus and device in ("auto", "cuda"):
+        raise UsageError(
+            f"--processes {num_processes} need a GPU each, and there are {gpus}; give fewer, or --device cpu"
+        )
     threads = [
-        checkpoint.resolve_compute_config(run, "auto", "auto", False).threads for run in runs if "--resume" in words
+        checkpoint.resolve_compute_config(run, "auto", "auto", False).num_threads for run in runs if "--resume" in args
     ]
-    begun = next((number for number in threads if number), max(1, count_cpus() // processes))
+    begun = next((number for number in threads if number), max(1, count_cpus() // num_processes))
     os.environ.setdefault("OMP_NUM_THREADS", str(begun))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_TIMEOUT))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     for restarts in range(MAX_RESTARTS + 1):
         begun_there = any((run / "recipe.json").is_file() for run in runs)
-        again = ["--resume"] if restarts and begun_there and "--resume" not in words else []
+        again = ["--resume"] if restarts and begun_there and "--resume" not in args else []
         config = LaunchConfig(
-            min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+            min_nodes=1, max_nodes=1, nproc_per_node=num_processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
             run_id=str(uuid.uuid4()), max_restarts=0, local_addr="localhost",
         )  # fmt: skip
         try:
-            elastic_launch(config, sys.executable)("-m", "fukami", *words, *again)
+            elastic_launch(config, sys.executable)("-m", "fukami", *args, *again)
             return
         except SignalException as error:
             sys.exit(128 + error.sigval)

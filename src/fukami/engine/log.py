@@ -33,32 +33,43 @@ class TrainingLogger:
     Args:
         folder: of the run.
         recipe, runtime: what is trained, and where.
-        steps: updates in the whole training.
-        epoch: updates in a pass over the data.
-        work: how much there is before a step, by which the time that is left is told.
+        num_steps: updates in the whole training.
+        steps_per_epoch: updates in a pass over the data.
+        count_work: how much there is before a step, by which the time that is left is told.
     """
 
     def __init__(
-        self, folder: Path, recipe: Recipe, runtime: Runtime, steps: int, epoch: int, work: Callable[[int], float]
+        self,
+        folder: Path,
+        recipe: Recipe,
+        runtime: Runtime,
+        num_steps: int,
+        steps_per_epoch: int,
+        count_work: Callable[[int], float],
     ) -> None:
         self.folder, self.recipe, self.runtime = folder, recipe, runtime
-        self.steps, self.epoch, self.work, self.clock = steps, epoch, work, runtime.clock
+        self.num_steps, self.steps_per_epoch, self.count_work, self.clock = (
+            num_steps,
+            steps_per_epoch,
+            count_work,
+            runtime.clock,
+        )
         self.path = folder / "metrics.jsonl"
-        self.last: dict[str, Any] = {}
+        self.last_metrics: dict[str, Any] = {}
         self.multiply_adds = 0  # of a step, over all processes
-        self.before = 0.0  # seconds spent before this process took over
-        self.began = self.looked = time.monotonic()
+        self.previous_seconds = 0.0  # seconds spent before this process took over
+        self.start_time = self.last_log_time = time.monotonic()
         self.step = 0
-        self.console = Console(stderr=True, quiet=not runtime.main)
+        self.console = Console(stderr=True, quiet=not runtime.is_main)
         self.progress = Progress(
             TextColumn("{task.fields[place]}"),
             BarColumn(bar_width=12),
             TextColumn("{task.fields[values]}"),
             TimeRemainingColumn(compact=True),
             console=self.console,
-            disable=not (runtime.main and self.console.is_terminal),
+            disable=not (runtime.is_main and self.console.is_terminal),
         )
-        self.bar = self.progress.add_task("", total=work(steps), place=self._place(0), values="")
+        self.bar = self.progress.add_task("", total=count_work(num_steps), place=self._format_position(0), values="")
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -67,69 +78,69 @@ class TrainingLogger:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.progress.stop()
 
-    def begin(self, labels: tuple[str, ...], compile: bool, task: Task) -> None:
+    def start_run(self, labels: tuple[str, ...], compile: bool, task: Task) -> None:
         """A run's first step: write down what it is and what its networks cost, which ``fukami board`` shows."""
-        if self.runtime.main:
+        if self.runtime.is_main:
             prepare: Any = getattr(task, "prepare", None)
             square = hasattr(prepare, "channels") and hasattr(prepare, "size")
             shape = (prepare.channels, prepare.size, prepare.size) if square else None
-            costs = count_costs(list(task.modules().values()), shape)
+            costs = count_costs(list(task.get_modules().values()), shape)
             note = {**costs, **describe_compute_config(self.recipe, self.runtime, compile)}
             checkpoint.write_recipe(self.folder, self.recipe, labels, note)
-            with self._writing():
+            with self._check_write_errors():
                 self.path.write_bytes(b"")
 
     @contextmanager
-    def counting(self, step: int) -> Iterator[None]:
+    def count_multiply_adds(self, step: int) -> Iterator[None]:
         """Count the multiply-adds of what is computed in here, if it is the first step of the run."""
         if step > 0:
             yield
             return
         with FlopCounterMode(display=False) as counter:
             yield
-        self.multiply_adds = counter.get_total_flops() // 2 * self.runtime.world
+        self.multiply_adds = counter.get_total_flops() // 2 * self.runtime.world_size
 
-    def trained(self, step: int, metrics: dict[str, float], rate: float, count: int, kind: str) -> None:
-        """Log the means of the last steps; ``rate`` is the learning rate, ``count`` what a step sees of a ``kind``."""
+    def log_training(self, step: int, metrics: dict[str, float], lr: float, samples_per_step: int, unit: str) -> None:
+        """Log the means of the last steps; ``lr`` is the learning rate, ``samples_per_step`` what a step sees of a ``unit``."""
         now = time.monotonic()
-        speed = (step - self.step) * count / max(now - self.looked, 1e-9)
-        self.step, self.looked = step, now
-        self._write({"step": step, "phase": "train", **metrics, "lr": rate, f"{kind}_per_second": round(speed, 1)})
+        speed = (step - self.step) * samples_per_step / max(now - self.last_log_time, 1e-9)
+        self.step, self.last_log_time = step, now
+        self._write_line({"step": step, "phase": "train", **metrics, "lr": lr, f"{unit}_per_second": round(speed, 1)})
         values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        self.values = f"{values}  lr {rate:.2e}  {speed:,.0f} {kind}/s"
+        self.last_summary = f"{values}  lr {lr:.2e}  {speed:,.0f} {unit}/s"
         name, first = next(iter(metrics.items()))  # the bar has one line of the terminal: the loss, and how fast
         self.progress.update(
             self.bar,
-            completed=self.work(step),
-            place=self._place(step),
-            values=f"{name} {first:.4f} · {speed:,.0f} {kind}/s",
+            completed=self.count_work(step),
+            place=self._format_position(step),
+            values=f"{name} {first:.4f} · {speed:,.0f} {unit}/s",
         )
 
-    def evaluated(self, step: int, metrics: dict[str, Any], preview: "Image | None" = None) -> None:
+    def log_evaluation(self, step: int, metrics: dict[str, Any], preview: "Image | None" = None) -> None:
         """Log an evaluation, say what it found over all, and keep the picture of it in ``preview.png``."""
-        self.last = metrics
-        self.looked = time.monotonic()  # the time of the evaluation is not the training's
-        spent = self.seconds()
-        self._write({"step": step, "phase": "eval", **metrics, "seconds": round(spent, 3)})
-        if preview is not None and self.runtime.main:
+        self.last_metrics = metrics
+        self.last_log_time = time.monotonic()  # the time of the evaluation is not the training's
+        spent = self.get_elapsed_seconds()
+        self._write_line({"step": step, "phase": "eval", **metrics, "seconds": round(spent, 3)})
+        if preview is not None and self.runtime.is_main:
             buffer = io.BytesIO()
             preview.save(buffer, "PNG")
             checkpoint.write_file(self.folder / "preview.png", buffer.getvalue())
-        done, whole = self.work(step), self.work(self.steps)
+        done, whole = self.count_work(step), self.count_work(self.num_steps)
         left = "" if self.progress.disable is False else f"  {_format_duration(spent / done * (whole - done))} left"
         answer = "  ".join(
             f"{name} {_format_number(value)}" for name, value in metrics.items() if not isinstance(value, dict)
         )
         self.console.print(
-            f"{self._place(step)}  {self.values}{left}  |  {answer}",
+            f"{self._format_position(step)}  {self.last_summary}{left}  |  {answer}",
             soft_wrap=True,
             highlight=False,
         )
 
-    def stopped(self, step: int) -> None:
+    def log_stop(self, step: int) -> None:
         """Say how to go on."""
         self.console.print(
-            f"stopped at step {step} of {self.steps}; go on with: {build_train_command(self.recipe)} --out {self.folder} --resume",
+            f"stopped at step {step} of {self.num_steps}; go on with: {build_train_command(self.recipe)} --out {self.folder} --resume",
             soft_wrap=True,
             highlight=False,
         )
@@ -138,61 +149,65 @@ class TrainingLogger:
         """Write the report; returns the last evaluation."""
         from fukami.engine import report
 
-        if self.runtime.main:
-            checkpoint.record_value(self.folder, "time", self.spent())
-            report.write_report(self.folder, figures, self.seconds())
-        return self.last
+        if self.runtime.is_main:
+            checkpoint.record_value(self.folder, "time", self.summarize_time())
+            report.write_report(self.folder, figures, self.get_elapsed_seconds())
+        return self.last_metrics
 
-    def spent(self) -> dict[str, Any]:
+    def summarize_time(self) -> dict[str, Any]:
         """Seconds by phase, and the multiply-adds per second of the training steps."""
-        seconds = self.runtime.clock.spent(self.steps)
+        seconds = self.runtime.clock.compute_seconds(self.num_steps)
         training = sum(seconds.get(phase, 0.0) for phase in TRAINING_PHASES)
-        rate = self.multiply_adds * self.steps / max(training, 1e-9)
+        rate = self.multiply_adds * self.num_steps / max(training, 1e-9)
         rounded = {phase: round(value, 3) for phase, value in seconds.items()}
         return {"seconds": rounded, "multiply_adds_per_second": rate}
 
-    def seconds(self) -> float:
+    def get_elapsed_seconds(self) -> float:
         """Seconds of training so far, those before an interruption included."""
-        return self.before + time.monotonic() - self.began
+        return self.previous_seconds + time.monotonic() - self.start_time
 
     def state_dict(self) -> dict[str, Any]:
         """How far the log had come, for a resumed run."""
-        clock = self.runtime.clock.spent(self.step)
-        with self._writing():
+        clock = self.runtime.clock.compute_seconds(self.step)
+        with self._check_write_errors():
             size = self.path.stat().st_size
-        found = {"step": self.step, "bytes": size, "seconds": self.seconds(), "last": self.last}
+        found = {"step": self.step, "bytes": size, "seconds": self.get_elapsed_seconds(), "last": self.last_metrics}
         return found | {"clock": clock, "multiply_adds": self.multiply_adds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Forget what was logged after the checkpoint: it will happen again."""
-        self.before, self.last = float(state["seconds"]), dict(state["last"])
-        if not all(isinstance(value, int | float | dict) for value in self.last.values()):
+        self.previous_seconds, self.last_metrics = float(state["seconds"]), dict(state["last"])
+        if not all(isinstance(value, int | float | dict) for value in self.last_metrics.values()):
             raise TypeError("the last evaluation has a value that is no number")
-        json.dumps(self.last)
-        self.step, self.looked = state.get("step", 0), time.monotonic()
+        json.dumps(self.last_metrics)
+        self.step, self.last_log_time = state.get("step", 0), time.monotonic()
         self.multiply_adds = int(state.get("multiply_adds", 0))
         self.runtime.clock.add(state.get("clock", {}))
-        if self.runtime.main:
-            with self._writing(), self.path.open("ab") as file:
+        if self.runtime.is_main:
+            with self._check_write_errors(), self.path.open("ab") as file:
                 file.truncate(min(file.tell(), max(0, state["bytes"])))  # not longer, if it was cut meanwhile
 
-    def _write(self, line: dict[str, Any]) -> None:
-        if self.runtime.main:
-            with self._writing(), self.path.open("a", encoding="utf-8") as file:
+    def _write_line(self, line: dict[str, Any]) -> None:
+        if self.runtime.is_main:
+            with self._check_write_errors(), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _check_write_errors(self) -> Iterator[None]:
         """Say what to do if the log cannot be written."""
         try:
             yield
         except OSError as error:
             raise WriteError(self.path, error) from error
 
-    def _place(self, step: int) -> str:
+    def _format_position(self, step: int) -> str:
         """How far the training is: passes over the data, where one has several steps, and steps."""
-        passes = f"epoch {-(-step // self.epoch)}/{-(-self.steps // self.epoch)}  " if self.epoch > 1 else ""
-        return f"{passes}step {step}/{self.steps}"
+        passes = (
+            f"epoch {-(-step // self.steps_per_epoch)}/{-(-self.num_steps // self.steps_per_epoch)}  "
+            if self.steps_per_epoch > 1
+            else ""
+        )
+        return f"{passes}step {step}/{self.num_steps}"
 
 
 def describe_compute_config(recipe: Recipe, runtime: Runtime, compile: bool) -> dict[str, Any]:
@@ -201,7 +216,7 @@ def describe_compute_config(recipe: Recipe, runtime: Runtime, compile: bool) -> 
     return {
         "device": device,
         "precision": precision,
-        "processes": runtime.world,
+        "processes": runtime.world_size,
         "threads": torch.get_num_threads(),
         "compile": compile,
         "command": f"{build_train_command(recipe)} --device {device} --precision {precision}" + " --compile" * compile,

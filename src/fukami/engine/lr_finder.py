@@ -21,45 +21,45 @@ class LRFinderResult:
     """What a range test found.
 
     Args:
-        rates, losses: of each step, the losses smoothed.
-        steepest: the rate at which the loss falls the quickest.
-        most: the rate at which it is least, beyond which it rises: the peak of a schedule lies below.
+        lrs, losses: of each step, the losses smoothed.
+        steepest_lr: the rate at which the loss falls the quickest.
+        min_loss_lr: the rate at which it is least, beyond which it rises: the peak of a schedule lies below.
     """
 
-    rates: tuple[float, ...]
+    lrs: tuple[float, ...]
     losses: tuple[float, ...]
-    steepest: float
-    most: float
+    steepest_lr: float
+    min_loss_lr: float
 
 
 def find_lr(
-    recipe: Recipe, low: float, high: float, steps: int, *, device: str = "auto", precision: str = "auto"
+    recipe: Recipe, min_lr: float, max_lr: float, num_steps: int, *, device: str = "auto", precision: str = "auto"
 ) -> LRFinderResult:
-    """Train for ``steps`` updates at rates that grow from ``low`` to ``high`` by the same factor; nothing is kept.
+    """Train for ``num_steps`` updates at rates that grow from ``min_lr`` to ``max_lr`` by the same factor; nothing is kept.
 
     Raises:
         UsageError: the bounds, the number of steps or the recipe's own learning rate make no sense.
         Error: the loss is not finite at the lowest rates already.
     """
-    if not (0 < low < high < math.inf) or steps < 10:
-        raise UsageError(f"expected 0 < low < high and at least 10 steps, not {low:g}, {high:g} and {steps}")
+    if not (0 < min_lr < max_lr < math.inf) or num_steps < 10:
+        raise UsageError(f"expected 0 < low < high and at least 10 steps, not {min_lr:g}, {max_lr:g} and {num_steps}")
     runtime = Runtime.start(device, precision)
     set_random_seed(recipe.seed)
-    data = recipe.data()
+    data = recipe.load_data()
     if hasattr(data.train, "place"):
         data.train.place(runtime)
     set_random_seed(recipe.seed)
-    task = recipe.task(data.labels)
+    task = recipe.build_task(data.labels)
     task.setup(runtime)
-    recipe.begin(task)
+    recipe.initialize_task(task)
     highest = max(group["initial_lr"] for group in task.optimizer.param_groups)
     if highest == 0:
         raise UsageError("a recipe with --lr 0 learns at no rate; leave --lr out")
     rates: list[float] = []
     losses: list[float] = []
     average = 0.0
-    for step, batch in zip(range(steps), task.batches(data.train)):  # noqa: B905  the batches have no end
-        rate = low * (high / low) ** (step / (steps - 1))
+    for step, batch in zip(range(num_steps), task.iterate_batches(data.train)):  # noqa: B905  the batches have no end
+        rate = min_lr * (max_lr / min_lr) ** (step / (num_steps - 1))
         for group in task.optimizer.param_groups:
             group["lr"].fill_(rate * group["initial_lr"] / highest)
         found = task.step(batch)
@@ -71,8 +71,8 @@ def find_lr(
             break
         rates.append(rate)
         losses.append(smooth)
-    if len(losses) < min(10, steps // 2):
-        raise Error(f"the loss left at once, from a rate of {low:g}; try a smaller --low")
+    if len(losses) < min(10, num_steps // 2):
+        raise Error(f"the loss left at once, from a rate of {min_lr:g}; try a smaller --low")
     slope = np.gradient(np.array(losses), np.log(rates))
     best = int(np.argmin(losses))
     first = min(MIN_AVERAGED_STEPS, best)  # the average of a few losses is noise
@@ -81,12 +81,12 @@ def find_lr(
     )
 
 
-def plot_lr_curve(found: LRFinderResult) -> Figure:
+def plot_lr_curve(result: LRFinderResult) -> Figure:
     """The smoothed loss over the learning rate, and the two rates that matter."""
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.add_subplot(xlabel="learning rate", ylabel="loss", xscale="log")
-    axes.plot(found.rates, found.losses, color="#4878a8")
-    for rate, what in ((found.steepest, "falls quickest"), (found.most, "least")):
+    axes.plot(result.lrs, result.losses, color="#4878a8")
+    for rate, what in ((result.steepest_lr, "falls quickest"), (result.min_loss_lr, "least")):
         axes.axvline(rate, color="#c44", lw=1, ls=":" if what == "least" else "--", label=f"{what}: {rate:.2g}")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -34,9 +34,9 @@ class PaddedTask(CachedEvaluationTask):
     """
 
     def __init__(
-        self, model: nn.Module, labels: tuple[str, ...], prepare: ResizeTransform, **regime: Unpack[TrainingOptions]
+        self, model: nn.Module, labels: tuple[str, ...], prepare: ResizeTransform, **options: Unpack[TrainingOptions]
     ) -> None:
-        super().__init__(model, **regime)
+        super().__init__(model, **options)
         self.labels, self.prepare = labels, prepare
 
     def setup(self, runtime: "Runtime") -> None:
@@ -45,19 +45,19 @@ class PaddedTask(CachedEvaluationTask):
         mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (self.prepare.mean, self.prepare.std))
         self.mean, self.std = mean.to(runtime.device), std.to(runtime.device)
 
-    def moved(self, batch: "PaddedBatch") -> "PaddedBatch":
+    def move_to_device(self, batch: "PaddedBatch") -> "PaddedBatch":
         """The batch on the device."""
         return type(batch)(*(value.to(self.runtime.device, non_blocking=True) for value in batch))
 
-    def normalised(self, pictures: Tensor, sizes: Tensor) -> Tensor:
+    def normalize_images(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Pictures ``(N, 3, H, W)`` in 0..255 as the network takes them, 0 beyond their sizes ``(N, 2)``."""
-        across = torch.arange(pictures.shape[3], device=pictures.device)
-        down = torch.arange(pictures.shape[2], device=pictures.device).unsqueeze(1)
+        across = torch.arange(images.shape[3], device=images.device)
+        down = torch.arange(images.shape[2], device=images.device).unsqueeze(1)
         height, width = sizes.view(-1, 2, 1, 1, 1).unbind(1)
-        found = ((pictures - self.mean) / self.std) * ((down < height) & (across < width))
+        found = ((images - self.mean) / self.std) * ((down < height) & (across < width))
         return found.contiguous(memory_format=torch.channels_last)
 
-    def numbers(self, labels: tuple[str, ...]) -> "np.typing.NDArray[np.int64]":
+    def get_class_indices(self, labels: tuple[str, ...]) -> "np.typing.NDArray[np.int64]":
         """Our number of each of the classes ``labels``.
 
         Raises:
@@ -79,7 +79,7 @@ class PaddedTask(CachedEvaluationTask):
         self.model.eval()
         answers: list[dict[str, Any]] = []
         for at in range(0, len(inputs), PREDICT_BATCH_SIZE):
-            chunk = [self.see(source) for source in inputs[at : at + PREDICT_BATCH_SIZE]]
+            chunk = [self.load_image(source) for source in inputs[at : at + PREDICT_BATCH_SIZE]]
             for _, alike in groupby(zip(inputs[at : at + PREDICT_BATCH_SIZE], chunk, strict=True), key=_get_batch_key):
                 sources, pictures = zip(*alike, strict=True)
                 if isinstance(pictures[0], Error):
@@ -91,33 +91,33 @@ class PaddedTask(CachedEvaluationTask):
                     answers.append(({"file": str(source)} if isinstance(source, str | Path) else {}) | answer)
         return answers
 
-    def see(self, source: Any) -> Tensor | Error:
+    def load_image(self, source: Any) -> Tensor | Error:
         """The picture, ``(3, h, w)`` uint8, or why there is none."""
         try:
-            return self.prepare.open(source)
+            return self.prepare.read_image(source)
         except Error as error:
             return error
 
-    def predict_within_memory(self, sources: Sequence[Any], pictures: Sequence[Tensor]) -> list[dict[str, Any]]:
+    def predict_within_memory(self, sources: Sequence[Any], images: Sequence[Tensor]) -> list[dict[str, Any]]:
         """The answers for pictures of one size; where they take too much memory at once, for each alone."""
         try:
-            return self.answers(torch.stack(list(pictures)))
+            return self.predict_batch(torch.stack(list(images)))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        if len(pictures) > 1:
-            pairs = zip(sources, pictures, strict=True)
+        if len(images) > 1:
+            pairs = zip(sources, images, strict=True)
             return [answer for source, picture in pairs for answer in self.predict_within_memory([source], [picture])]
         name = str(sources[0]) if isinstance(sources[0], str | Path) else "the picture given"
         return [{"error": f"{name} needs more memory than there is; make it smaller"}]
 
-    def answers(self, pictures: Tensor) -> list[dict[str, Any]]:
+    def predict_batch(self, images: Tensor) -> list[dict[str, Any]]:
         """What there is to say of each of the pictures ``(N, 3, h, w)`` uint8."""
         raise NotImplementedError(f"{type(self).__name__} does not define answers(pictures)")
 
-    def framed(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    def resize_and_pad(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures of one size ``(N, 3, h, w)`` uint8 at their size in frames, and these sizes ``(N, 2)``."""
-        resized = torch.stack([self.prepare(picture) for picture in pictures.to(self.runtime.device)])
+        resized = torch.stack([self.prepare(picture) for picture in images.to(self.runtime.device)])
         inside = torch.tensor([resized.shape[-2:]] * len(resized), device=resized.device, dtype=torch.float32)
         return F.pad(resized, (0, -resized.shape[-1] % SIZE_DIVISOR, 0, -resized.shape[-2] % SIZE_DIVISOR)), inside
 

@@ -43,22 +43,22 @@ def convert_task(task: Task, precision: str, recipe: Recipe, calibration: str | 
     if precision == "binary":
         from fukami.quantization.binary_layers import pack_model
 
-        return {name: pack_model(module) for name, module in task.modules().items()}
+        return {name: pack_model(module) for name, module in task.get_modules().items()}
     if aware and calibration is not None:
         raise UsageError("the run was trained with the ranges of int8, so nothing is to calibrate; leave it out")
     from fukami.quantization import int8, onnx_export
 
-    form, shape, about = task.interface()
+    form, shape, about = task.get_signature()
     if precision != "onnx" and form != "classifier":
         raise UsageError(f"int8 is for classifiers; export a {form} to float16, bfloat16 or onnx")
     if precision == "onnx":
-        encode = partial(onnx_export.export_onnx, shape=shape, about=about, form=onnx_export.SIGNATURES[form])
+        encode = partial(onnx_export.export_onnx, shape=shape, metadata=about, signature=onnx_export.SIGNATURES[form])
     elif aware:
-        encode = partial(int8.export_int8, shape=shape, about=about)
+        encode = partial(int8.export_int8, shape=shape, metadata=about)
     else:
         pictures = _load_calibration_images(task, recipe, calibration)
-        encode = partial(int8.quantize, shape=shape, pictures=pictures, about=about)
-    return {name: onnx_export.OnnxNetwork(encode(module)) for name, module in task.modules().items()}
+        encode = partial(int8.quantize, shape=shape, images=pictures, metadata=about)
+    return {name: onnx_export.OnnxNetwork(encode(module)) for name, module in task.get_modules().items()}
 
 
 def describe_dtypes(precision: str, device: torch.device) -> dict[str, str]:
@@ -90,14 +90,14 @@ def _load_calibration_images(task: Task, recipe: Recipe, spec: str | None) -> li
     plain = dataclasses.replace(recipe, **changes)
     if spec is None:
         check_data(plain)
-        return list(_iterate_inputs(task, plain.data().train))
+        return list(_iterate_inputs(task, plain.load_data().train))
     changes["dataset"] = spec
     other = dataclasses.replace(recipe, **changes)
-    given = list(_iterate_inputs(task, other.data().train))
+    given = list(_iterate_inputs(task, other.load_data().train))
     logger = logging.getLogger("fukami")
     try:
         check_data(plain)
-        usual = list(_iterate_inputs(task, plain.data().train))
+        usual = list(_iterate_inputs(task, plain.load_data().train))
     except Error as error:
         logger.warning("the calibration data cannot be compared with the training data, which are not here: %s", error)
         return given
@@ -110,17 +110,17 @@ def _iterate_inputs(task: Task, train: Any) -> Iterator[Tensor]:
     """Batches of what the network is given, until there are enough."""
     count = 0
     for batch in itertools.islice(train, len(train)):
-        inputs = task.inputs(batch)[: NUM_CALIBRATION_IMAGES - count]
+        inputs = task.prepare_inputs(batch)[: NUM_CALIBRATION_IMAGES - count]
         count += len(inputs)
         yield inputs
         if count >= NUM_CALIBRATION_IMAGES:
             return
 
 
-def compare_image_statistics(given: Tensor, usual: Tensor) -> Iterator[str]:
+def compare_image_statistics(images: Tensor, reference: Tensor) -> Iterator[str]:
     """In what pictures ``(N, C, H, W)`` differ from the usual ones by more than half a standard deviation."""
     for name, one, other in zip(
-        COMPARED_STATISTICS, _compute_image_statistics(given), _compute_image_statistics(usual), strict=True
+        COMPARED_STATISTICS, _compute_image_statistics(images), _compute_image_statistics(reference), strict=True
     ):
         spread = max(float(other.std()), 1e-6)
         distance = float(one.mean() - other.mean()) / spread
@@ -129,11 +129,11 @@ def compare_image_statistics(given: Tensor, usual: Tensor) -> Iterator[str]:
             yield f"they have {abs(distance):.1f} standard deviations {more} {name}"
 
 
-def _compute_image_statistics(pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _compute_image_statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Brightness, contrast and detail of each picture, ``(N,)``: mean, deviation, and difference of neighbours."""
-    pictures = pictures.float()
-    across = (pictures[..., 1:] - pictures[..., :-1]).abs().flatten(1).mean(1)
-    return pictures.flatten(1).mean(1), pictures.flatten(1).std(1), across
+    images = images.float()
+    across = (images[..., 1:] - images[..., :-1]).abs().flatten(1).mean(1)
+    return images.flatten(1).mean(1), images.flatten(1).std(1), across
 
 
 def resolve_precision(precision: str, own: str, run: Any) -> str:

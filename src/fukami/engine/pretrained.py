@@ -97,7 +97,7 @@ def initialize_classifier(model: nn.Module, name: str, init: str) -> None:
     model.load_state_dict(fitting, strict=False)
 
 
-def freeze_stages(backbone: nn.Module, count: int) -> None:
+def freeze_stages(backbone: nn.Module, num_stages: int) -> None:
     """Leave the first stages of a chain of layers as they are; one ends at a pooling, or with a part of many layers."""
     layers = list(backbone.children())
     while len(layers) == 1:
@@ -107,7 +107,7 @@ def freeze_stages(backbone: nn.Module, count: int) -> None:
         if not empty and isinstance(layer, nn.MaxPool2d | nn.Sequential):
             stage, empty = stage + 1, True
         for parameter in layer.parameters():
-            parameter.requires_grad &= stage >= count
+            parameter.requires_grad &= stage >= num_stages
             empty = False
 
 
@@ -146,19 +146,19 @@ def initialize_detector(model: nn.Module, prefix: str, name: str, init: str, lab
     target.load_state_dict(fitting, strict=False)
 
 
-def build_backbone_groups(model: Any, lr: float, factor: float) -> list[dict[str, Any]]:
-    """Parameter groups of a network for pixels: ``lr``, and ``factor`` times as much for the classifier's layers.
+def build_backbone_groups(model: Any, lr: float, backbone_lr_factor: float) -> list[dict[str, Any]]:
+    """Parameter groups of a network for pixels: ``lr``, and ``backbone_lr_factor`` times as much for the classifier's layers.
 
     Args:
         model: a network of :mod:`fukami.models`, which says in ``trunk`` what part of it is the classifier's.
         lr: of all other layers.
-        factor: for those of the classifier, which have learned already.
+        backbone_lr_factor: for those of the classifier, which have learned already.
     """
     trunk: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (trunk if name.startswith(f"{model.trunk}.") else rest).append(parameter)
-    return [{"params": rest, "lr": lr}, {"params": trunk, "lr": factor * lr}]
+    return [{"params": rest, "lr": lr}, {"params": trunk, "lr": backbone_lr_factor * lr}]
 
 
 def initialize_segmenter(model: Any, name: str, init: str, labels: tuple[str, ...] = ()) -> bool:
@@ -208,20 +208,20 @@ def initialize_segmenter(model: Any, name: str, init: str, labels: tuple[str, ..
     return plain and not whole
 
 
-def load_vgg(given: str) -> tuple[str, dict[str, Tensor]]:
+def load_vgg(source: str) -> tuple[str, dict[str, Tensor]]:
     """VGG-19 or VGG-16 as trained on ImageNet: which of them it is, and the tensors of its convolutions.
 
     Args:
-        given: ``imagenet`` (torchvision's VGG-19, downloaded), a file, or empty: VGG-19's where there is a file
+        source: ``imagenet`` (torchvision's VGG-19, downloaded), a file, or empty: VGG-19's where there is a file
             ``vgg19*`` (safetensors, pth or pt) in one of the folders that data sets are looked for in, in ``weights``
             beside one of them, or in torch's cache; else VGG-16's; else there are no tensors.
 
     Raises:
         Error: the file cannot be read, or holds another network.
     """
-    if given == "imagenet":
-        return "vgg19", _select_vgg_convolutions(_fetch_torchvision_weights("vgg19"), given)
-    path = Path(given) if given else find_weights_file("vgg19", "vgg16")
+    if source == "imagenet":
+        return "vgg19", _select_vgg_convolutions(_fetch_torchvision_weights("vgg19"), source)
+    path = Path(source) if source else find_weights_file("vgg19", "vgg16")
     if path is None:
         return "vgg16", {}
     tensors = _select_vgg_convolutions(_read_weights_file(path), str(path))

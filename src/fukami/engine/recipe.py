@@ -58,8 +58,8 @@ class Recipe:
     paper: ClassVar[str] = ""
     year: ClassVar[int | None] = None
     family: ClassVar[str] = ""
-    published: ClassVar[str] = ""  # the paper's number
-    reached: ClassVar[str] = ""  # ours; stands in benchmarks/results.csv
+    paper_result: ClassVar[str] = ""  # the paper's number
+    reproduced_result: ClassVar[str] = ""  # ours; stands in benchmarks/results.csv
 
     seed: int = 0
     """Decides every random choice of the run."""
@@ -67,33 +67,33 @@ class Recipe:
     def __init_subclass__(cls) -> None:
         """Numbers are those of one recipe: what is derived from it begins without."""
         super().__init_subclass__()
-        cls.published, cls.reached = (vars(cls).get(name, "") for name in ("published", "reached"))
+        cls.paper_result, cls.reproduced_result = (vars(cls).get(name, "") for name in ("published", "reached"))
 
-    def data(self) -> Data:
+    def load_data(self) -> Data:
         """What to train on and to judge on; used by train and eval."""
         raise NotImplementedError(f"{type(self).__name__} does not define data()")
 
-    def task(self, labels: tuple[str, ...]) -> "Task":
+    def build_task(self, labels: tuple[str, ...]) -> "Task":
         """The task for answers of these names; used by train, eval, predict, serve and export."""
         raise NotImplementedError(f"{type(self).__name__} does not define task(labels)")
 
-    def judged(self) -> Iterable[Any]:
+    def load_eval_data(self) -> Iterable[Any]:
         """What to judge on, the second half of :meth:`data`; a recipe that can spare itself the first half does so."""
-        return self.data().val
+        return self.load_data().val
 
-    def begin(self, task: "Task") -> None:
+    def initialize_task(self, task: "Task") -> None:
         """Bring the task of a new training, on its device already, to its first state; nothing by default."""
 
     def stages(self, folder: Path) -> "dict[str, Recipe]":
         """The recipes to train before this one, each in the folder of its name in ``folder``; none by default."""
         return {}
 
-    def follow(self, task: "Task", run: Path) -> None:
+    def continue_from_stage(self, task: "Task", run: Path) -> None:
         """What :meth:`begin` is after stages, the last of which left ``run``."""
         raise NotImplementedError(f"{type(self).__name__} has stages and does not define follow(task, run)")
 
-    def on(self, spec: str) -> Self:
-        """This recipe judged on the data ``spec``: its test part, or all of it where it has none and is new to the run.
+    def with_data(self, data: str) -> Self:
+        """This recipe judged on the data ``data``: its test part, or all of it where it has none and is new to the run.
 
         Raises:
             UsageError: the recipe makes its own data.
@@ -101,9 +101,9 @@ class Recipe:
         fields = {field.name for field in dataclasses.fields(self)}
         if "dataset" not in fields:
             raise UsageError(f"{get_recipe_name(type(self))} makes its own data and takes no --data")
-        if is_same_dataset(spec, getattr(self, "dataset")):  # noqa: B009  the base class has no such field
+        if is_same_dataset(data, getattr(self, "dataset")):  # noqa: B009  the base class has no such field
             return self
-        changes: dict[str, Any] = {"dataset": spec} | ({"holdout": 1.0} if "holdout" in fields else {})
+        changes: dict[str, Any] = {"dataset": data} | ({"holdout": 1.0} if "holdout" in fields else {})
         return dataclasses.replace(self, **changes)
 
 
@@ -123,20 +123,20 @@ def check_data(recipe: Recipe) -> None:
         logger.warning(f"fukami: reading the data that the run names: {spec}")
 
 
-def check_range(recipe: Recipe, low: float, high: float, *fields: str) -> None:
-    """Refuse a recipe in which one of the fields is not between ``low`` and ``high``.
+def check_range(recipe: Recipe, min_value: float, max_value: float, *fields: str) -> None:
+    """Refuse a recipe in which one of the fields is not between ``min_value`` and ``max_value``.
 
     Raises:
         UsageError: a field is not; it is named.
     """
     for name in fields:
         value = getattr(recipe, name)
-        if not low <= value <= high:
-            bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+        if not min_value <= value <= max_value:
+            bounds = f"at least {min_value:g}" if max_value == math.inf else f"between {min_value:g} and {max_value:g}"
             raise UsageError(f"{name.replace('_', '-')} should be {bounds}, not {value:g}")
 
 
-def parse_overrides(recipe: type[Recipe], words: Iterable[str]) -> dict[str, Any]:
+def parse_overrides(recipe: type[Recipe], overrides: Iterable[str]) -> dict[str, Any]:
     """Values of fields by name, from words such as ``beams=3``.
 
     Raises:
@@ -144,7 +144,7 @@ def parse_overrides(recipe: type[Recipe], words: Iterable[str]) -> dict[str, Any
     """
     hints = typing.get_type_hints(recipe)
     found: dict[str, Any] = {}
-    for word in words:
+    for word in overrides:
         name, equals, value = word.partition("=")
         name = name.replace("-", "_")
         kind = hints.get(name)

@@ -217,7 +217,7 @@ def disable_mathtext(figure: Figure) -> None:
             text.set_parse_math(False)
 
 
-def plot_curves(trained: Sequence[dict[str, Any]], judged: Sequence[dict[str, Any]]) -> Figure:
+def plot_curves(train_lines: Sequence[dict[str, Any]], eval_lines: Sequence[dict[str, Any]]) -> Figure:
     """Every metric of the training over the steps, the evaluations of the same name with it, and the learning rate."""
     unplotted = NON_METRIC_KEYS | {
         "pictures_per_second",
@@ -231,7 +231,9 @@ def plot_curves(trained: Sequence[dict[str, Any]], judged: Sequence[dict[str, An
         "map_11",
         "coco_ap50",
     }  # these have a figure of their own, or say what another one says
-    numbers = (key for line in [*trained, *judged] for key, value in line.items() if isinstance(value, int | float))
+    numbers = (
+        key for line in [*train_lines, *eval_lines] for key, value in line.items() if isinstance(value, int | float)
+    )
     names = [*(name for name in dict.fromkeys(numbers) if name not in unplotted), "lr"]
     columns = min(len(names), CURVES_PER_ROW)
     rows = -(-len(names) // columns)
@@ -240,7 +242,10 @@ def plot_curves(trained: Sequence[dict[str, Any]], judged: Sequence[dict[str, An
     for axes in every[len(names) :]:
         axes.axis("off")
     for axes, name in zip(every, names, strict=False):
-        for label, lines, style in (("training", trained, {"lw": 1}), ("evaluation", judged, {"marker": "o", "ms": 3})):
+        for label, lines, style in (
+            ("training", train_lines, {"lw": 1}),
+            ("evaluation", eval_lines, {"marker": "o", "ms": 3}),
+        ):
             points = [(line["step"], line[name]) for line in lines if name in line]
             if points:
                 axes.plot(*zip(*points, strict=True), label=label, **style)
@@ -251,7 +256,9 @@ def plot_curves(trained: Sequence[dict[str, Any]], judged: Sequence[dict[str, An
         if name == "loss":
             axes.set_yscale("log")
         if name == "accuracy":
-            axes.set_ylim(*_compute_accuracy_limits([line[name] for line in [*trained, *judged] if name in line]))
+            axes.set_ylim(
+                *_compute_accuracy_limits([line[name] for line in [*train_lines, *eval_lines] if name in line])
+            )
         if name != "lr":
             axes.legend(frameon=False, fontsize=8)
     return figure

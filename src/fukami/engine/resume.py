@@ -19,17 +19,17 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_FORMAT = 1  # of what last.ckpt holds
 
 
-def set_random_seed(number: int) -> None:
+def set_random_seed(seed: int) -> None:
     """Seed Python, NumPy and torch on every device.
 
     Raises:
         UsageError: it has more than 64 bits.
     """
-    if not -(2**63) <= number < 2**64:
-        raise UsageError(f"seed should have at most 64 bits, not be {number}")
-    random.seed(number)
-    np.random.seed(number % 2**32)
-    torch.manual_seed(number)
+    if not -(2**63) <= seed < 2**64:
+        raise UsageError(f"seed should have at most 64 bits, not be {seed}")
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def get_random_states() -> dict[str, Any]:
@@ -126,8 +126,8 @@ class ResumableLoader:
 
     def __init__(self, batches: Iterable[Any]) -> None:
         self.batches = batches
-        self.position = self.skip = 0
-        self.begun: dict[str, Any] | None = None
+        self.position = self.num_skip = 0
+        self.start_states: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         """Batches in one pass."""
@@ -135,11 +135,11 @@ class ResumableLoader:
 
     def __iter__(self) -> Iterator[Any]:
         """One pass."""
-        skip, self.skip = self.skip, 0
+        skip, self.num_skip = self.num_skip, 0
         now = get_random_states()
-        if skip and self.begun is not None:
-            set_random_states(self.begun)
-        self.begun = get_random_states()
+        if skip and self.start_states is not None:
+            set_random_states(self.start_states)
+        self.start_states = get_random_states()
         batches = iter(self.batches)
         for _ in range(skip):
             next(batches, None)  # there may be fewer than there were
@@ -153,43 +153,45 @@ class ResumableLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training is, and the random states at the beginning of the pass."""
-        return {"position": self.position, "begun": self.begun}
+        return {"position": self.position, "begun": self.start_states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
-        self.skip, self.begun = state["position"], state["begun"]
+        self.num_skip, self.start_states = state["position"], state["begun"]
 
 
 class SignalHandler:
     """Ctrl-C and SIGTERM ask the loop to save and leave; a second signal leaves at once."""
 
-    asked = 0
+    received_signal = 0
 
     def __enter__(self) -> Self:
-        self.previous: dict[int, Any] = {}
+        self.previous_handlers: dict[int, Any] = {}
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
-                self.previous[number] = signal.signal(number, self.handle)
+                self.previous_handlers[number] = signal.signal(number, self.handle)
             except ValueError:  # not in the main thread: whoever runs us there handles signals
                 break
         return self
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Remember the signal."""
-        again, self.asked = self.asked > 0, number
+        again, self.received_signal = self.received_signal > 0, number
         if again:
-            self.leave()
+            self.exit()
 
-    def leave(self) -> None:
+    def exit(self) -> None:
         """Raise what Python raises for the signal: the exit status becomes 130 or 143."""
-        if self.asked == signal.SIGINT:
+        if self.received_signal == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + signal.SIGTERM)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for number, handler in self.previous.items():
+        for number, handler in self.previous_handlers.items():
             signal.signal(number, handler)
-        if self.asked and kind is None:
-            self.leave()  # asked while the report was made: whatever would come next does not begin
-        if self.asked and kind is not None and issubclass(kind, Exception):
-            signal.raise_signal(self.asked)  # we failed before we could leave: whoever else handles it does so
+        if self.received_signal and kind is None:
+            self.exit()  # asked while the report was made: whatever would come next does not begin
+        if self.received_signal and kind is not None and issubclass(kind, Exception):
+            signal.raise_signal(
+                self.received_signal
+            )  # we failed before we could leave: whoever else handles it does so

@@ -45,7 +45,7 @@ class Runtime:
     device: torch.device
     precision: str
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     clock: PhaseTimer = field(default_factory=lambda: PhaseTimer(torch.device("cpu")))
 
     @classmethod
@@ -55,11 +55,11 @@ class Runtime:
         precision: str = "auto",
         *,
         timeout: float = DEFAULT_TIMEOUT,
-        threads: int | None = None,
+        num_threads: int | None = None,
     ) -> "Runtime":
         """Resolve ``auto``, join the other processes where ``torchrun`` started several, make kernels repeatable.
 
-        A CPU computes with ``threads``, or with one for each processor, unless OMP_NUM_THREADS says otherwise: how work
+        A CPU computes with ``num_threads``, or with one for each processor, unless OMP_NUM_THREADS says otherwise: how work
         is divided among threads decides how sums are rounded.
 
         Raises:
@@ -85,23 +85,23 @@ class Runtime:
             _stop_openmp_threads()
             _disable_memory_trimming()
             if "OMP_NUM_THREADS" not in os.environ:
-                torch.set_num_threads(threads or max(1, min(torch.get_num_threads(), count_cpus())))
+                torch.set_num_threads(num_threads or max(1, min(torch.get_num_threads(), count_cpus())))
         if world > 1 and not torch.distributed.is_initialized():
             _init_process_group("nccl" if where.type == "cuda" else "gloo", timeout)
         return cls(where, precision, rank, world, PhaseTimer(where))
 
     @property
-    def main(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process is the one that writes and speaks."""
         return self.rank == 0
 
-    def place(self, module: nn.Module) -> nn.Module:
+    def move_to_device(self, module: nn.Module) -> nn.Module:
         """The module on the device, channels last (faster for convolutions on every device)."""
         return module.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def replicate(self, module: nn.Module) -> nn.Module:
         """The module as it is trained: over the batch of all processes, with its gradients averaged over them."""
-        if self.world > 1 and any(p.requires_grad for p in module.parameters()):
+        if self.world_size > 1 and any(p.requires_grad for p in module.parameters()):
             convert_sync_layers(module)
             kept = {id(buffer) for m in module.modules() if hasattr(m, "running_mean") for buffer in m.buffers(False)}
             others = any(id(buffer) not in kept for buffer in module.buffers())  # which nothing keeps alike
@@ -111,10 +111,10 @@ class Runtime:
             module = nn.parallel.DistributedDataParallel(module, **options)
         return module
 
-    def alone(self, replica: nn.Module, alone: bool) -> contextlib.AbstractContextManager[Any]:
-        """A context in which the replica's gradients add up in this process, not exchanged yet, if ``alone``."""
-        ddp = isinstance(replica, nn.parallel.DistributedDataParallel)
-        return cast(Any, replica).no_sync() if alone and ddp else contextlib.nullcontext()
+    def no_sync(self, module: nn.Module, enabled: bool) -> contextlib.AbstractContextManager[Any]:
+        """A context in which the replica's gradients add up in this process, not exchanged yet, if ``enabled``."""
+        ddp = isinstance(module, nn.parallel.DistributedDataParallel)
+        return cast(Any, module).no_sync() if enabled and ddp else contextlib.nullcontext()
 
     def check_compiler(self) -> None:
         """Refuse to compile where there is nothing that ``torch.compile`` needs.
@@ -143,7 +143,7 @@ class Runtime:
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = RECOMPILE_LIMIT
         return cast(Module, torch.compile(module, dynamic=False))
 
-    def steer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The optimizer with its learning rate in a tensor, which a captured step reads anew at each replay."""
         for group in optimizer.param_groups:
             group["initial_lr"] = float(group["lr"])
@@ -152,7 +152,7 @@ class Runtime:
                 group["capturable"] = True
         return optimizer
 
-    def scaler(self) -> torch.amp.GradScaler:
+    def build_grad_scaler(self) -> torch.amp.GradScaler:
         """The loss scaler that float16 needs, idle at other precisions."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
 
@@ -162,33 +162,33 @@ class Runtime:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, PRECISIONS[self.precision], cache_enabled=False)
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """The tensor summed over the processes, in place."""
-        if self.world > 1:
+        if self.world_size > 1:
             with self.clock("waiting"):
                 torch.distributed.all_reduce(tensor)
         return tensor
 
-    def gather(self, value: Value) -> "list[Value]":
+    def all_gather(self, value: Value) -> "list[Value]":
         """The values of all processes, in order."""
-        if self.world == 1:
+        if self.world_size == 1:
             return [value]
-        found: list[Any] = [None] * self.world
+        found: list[Any] = [None] * self.world_size
         with self.clock("waiting"):
             torch.distributed.all_gather_object(found, value)
         return found
 
-    def any(self, flag: bool) -> bool:
+    def all_reduce_any(self, flag: bool) -> bool:
         """Whether the flag is up in any of the processes."""
-        return bool(self.sum(torch.tensor(float(flag), device=self.device))) if self.world > 1 else flag
+        return bool(self.all_reduce_sum(torch.tensor(float(flag), device=self.device))) if self.world_size > 1 else flag
 
-    def count(self, batch: Any) -> int:
+    def count_samples(self, batch: Any) -> int:
         """Samples in a batch, over all processes: the length of the first tensor in it."""
-        return self.world * next((len(leaf) for leaf in pytree.tree_leaves(batch) if hasattr(leaf, "shape")), 1)
+        return self.world_size * next((len(leaf) for leaf in pytree.tree_leaves(batch) if hasattr(leaf, "shape")), 1)
 
-    def fast(self, function: Function, static: bool) -> Function:
+    def capture(self, function: Function, enabled: bool) -> Function:
         """The function of a tree of tensors, captured whole in a CUDA graph where that is possible."""
-        capture = static and self.device.type == "cuda" and self.world == 1
+        capture = enabled and self.device.type == "cuda" and self.world_size == 1
         return cast(Function, GraphedCallable(function)) if capture else function
 
 

@@ -22,19 +22,19 @@ def compute_constant_factor(progress: float) -> float:
     return 1.0
 
 
-def build_step_schedule(drops: float, factor: float) -> Schedule:
+def build_step_schedule(num_drops: float, factor: float) -> Schedule:
     """Multiplied by ``factor`` so many times, after equal shares of the training."""
-    return lambda progress: factor ** math.floor(progress * (drops + 1))
+    return lambda progress: factor ** math.floor(progress * (num_drops + 1))
 
 
-def build_multistep_schedule(shares: tuple[float, ...], factor: float) -> Schedule:
+def build_multistep_schedule(milestones: tuple[float, ...], factor: float) -> Schedule:
     """Multiplied by ``factor`` when each of these shares of the training is done (He et al. 2016: 0.5 and 0.75)."""
-    return lambda progress: factor ** sum(progress >= share for share in shares)
+    return lambda progress: factor ** sum(progress >= share for share in milestones)
 
 
-def build_exponential_schedule(end: float) -> Schedule:
-    """Down to ``end`` by the same factor at every step."""
-    return lambda progress: end**progress
+def build_exponential_schedule(end_factor: float) -> Schedule:
+    """Down to ``end_factor`` by the same factor at every step."""
+    return lambda progress: end_factor**progress
 
 
 def build_polynomial_schedule(power: float) -> Schedule:
@@ -76,9 +76,9 @@ def add_warmup(schedule: Schedule, warmup: float) -> Schedule:
     return factor
 
 
-def repeat_schedule(schedule: Schedule, cycles: int) -> Schedule:
+def repeat_schedule(schedule: Schedule, num_cycles: int) -> Schedule:
     """The schedule so many times in a row, each from its beginning (SGDR, Loshchilov and Hutter 2017)."""
-    return lambda progress: schedule(progress * cycles % 1)
+    return lambda progress: schedule(progress * num_cycles % 1)
 
 
 class ReduceOnPlateau:
@@ -89,30 +89,30 @@ class ReduceOnPlateau:
 
     def __init__(self, patience: int, factor: float, warmup: float = 0.0) -> None:
         self.patience, self.factor = patience, factor
-        self.rise = add_warmup(compute_constant_factor, warmup)
-        self.best, self.waited, self.drops = math.inf, 0, 0
+        self.warmup_schedule = add_warmup(compute_constant_factor, warmup)
+        self.best, self.num_bad_evals, self.num_drops = math.inf, 0, 0
 
     def __call__(self, progress: float) -> float:
         """The factor for the share ``progress`` of the training."""
-        return self.rise(progress) * self.factor**self.drops
+        return self.warmup_schedule(progress) * self.factor**self.num_drops
 
-    def judged(self, metrics: Mapping[str, float]) -> None:
+    def on_evaluation(self, metrics: Mapping[str, float]) -> None:
         """Hear what an evaluation found."""
         found = metrics["loss"] if "loss" in metrics else -next(iter(metrics.values()))
         if found < self.best:
-            self.best, self.waited = found, 0
-        elif self.waited < self.patience:
-            self.waited += 1
+            self.best, self.num_bad_evals = found, 0
+        elif self.num_bad_evals < self.patience:
+            self.num_bad_evals += 1
         else:
-            self.waited, self.drops = 0, self.drops + 1
+            self.num_bad_evals, self.num_drops = 0, self.num_drops + 1
 
     def state_dict(self) -> dict[str, Any]:
         """What it remembers."""
-        return {"best": self.best, "waited": self.waited, "drops": self.drops}
+        return {"best": self.best, "waited": self.num_bad_evals, "drops": self.num_drops}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Remember it again."""
-        self.best, self.waited, self.drops = state["best"], state["waited"], state["drops"]
+        self.best, self.num_bad_evals, self.num_drops = state["best"], state["waited"], state["drops"]
 
 
 SCHEDULES = ("constant", "step", "multistep", "exponential", "polynomial", "cosine", "one-cycle", "plateau")

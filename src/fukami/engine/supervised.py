@@ -31,41 +31,41 @@ RESIZE_RATIO = 8 / 7  # pictures are kept this much larger than the crops that a
 class SupervisedRecipe(Recipe):
     """Epochs, batches, an optimizer and the course of its learning rate."""
 
-    dataset: DataSpec = ""
+    data: DataSpec = ""
     """What to learn from, a name or a path."""
     holdout: float = 0.2
     """Share of the pictures kept for testing, where the data have no test part of their own."""
-    memory: float = 4.0
+    memory_limit: float = 4.0
     """Gigabytes that the decoded pictures may take; a larger set is streamed from its files."""
-    broken: int = 100
+    max_broken: int = 100
     """Pictures that may be broken, in each part of the data and process; they are left out, and one more stops the
     run."""
     epochs: int = 30
     """Passes over the training set."""
-    judge_every: int = 1
+    eval_every: int = 1
     """Passes between two evaluations; there is one at the end in any case."""
-    batch: int = 32
+    batch_size: int = 32
     """Pictures in an update, over all processes."""
     accumulate: int = 1
     """Parts in which a batch passes through the network, one after another, where it does not fit whole."""
-    rematerialise: bool = False
+    activation_checkpointing: bool = False
     """Compute activations again in the backward pass where they do not fit: less memory for a third more time."""
     optimizer: OptimizerName = "nesterov"
     """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
     lr: float = 0.02
     """Peak learning rate of the recipe's own batch."""
-    lr_rule: Literal["none", "linear", "sqrt"] = "none"
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"
     """How it grows with another batch: not, in proportion (Goyal et al. 2017), or with the square root."""
-    clip: float = 0.0
+    clip_norm: float = 0.0
     """Greatest norm of the gradient, to which a greater one is scaled down; 0: any."""
     momentum: float = 0.9
     """Of momentum, nesterov and rmsprop."""
     weight_decay: float = 5e-4
     """Pull of the weights towards 0; decoupled with adamw (Loshchilov and Hutter 2019)."""
-    decay: str = "cosine"
+    schedule: str = "cosine"
     """Course of the learning rate: constant, step=DROPS, multistep=SHARE,SHARE, exponential=END, polynomial=POWER,
     cosine, one-cycle, plateau=PATIENCE."""
-    drop: float = 0.1
+    drop_factor: float = 0.1
     """What the learning rate is multiplied by at each drop of step, multistep and plateau."""
     warmup: float = 0.1
     """Share of the training in which the learning rate rises."""
@@ -80,32 +80,32 @@ class SupervisedRecipe(Recipe):
         check_range(self, 0, math.inf, "lr", "weight_decay", "memory", "clip", "broken")
         check_range(self, 0, 1, "holdout", "drop")
         check_range(self, 0, 0.9999999, "warmup", "momentum")
-        self.course()
+        self.build_schedule()
         augment.parse_strengths(self.augment)
 
-    def regime(self) -> "TrainingOptions":
+    def get_training_options(self) -> "TrainingOptions":
         """How the network is trained, as a task takes it."""
         return {
-            "optimizer": self.make_optimizer(),
-            "decay": self.course(),
+            "optimizer": self.get_optimizer_factory(),
+            "lr_schedule": self.build_schedule(),
             "epochs": self.epochs,
-            "judge_every": self.judge_every,
+            "eval_every": self.eval_every,
             "accumulate": self.accumulate,
-            "clip": self.clip,
+            "clip_norm": self.clip_norm,
         }
 
-    def batches(
+    def build_image_loader(
         self,
         source: "LabelledImages",
         labels: tuple[str, ...],
         prepare: "SquareTransform",
-        words: "Sequence[str]",
+        augmentations: "Sequence[str]",
         *,
-        batch: int,
+        batch_size: int,
         seed: int | None,
         balanced: bool = False,
     ) -> "BatchLoader":
-        """Batches of pictures, changed as ``words`` say: from memory where all fit, streamed where not.
+        """Batches of pictures, changed as ``augmentations`` say: from memory where all fit, streamed where not.
 
         Raises:
             UsageError: classes are to be drawn equally often from shards that do not fit.
@@ -118,30 +118,30 @@ class SupervisedRecipe(Recipe):
         from fukami.data.streaming import FileStreamingLoader
         from fukami.data.webdataset import ShardStreamingLoader
 
-        crop = augment.parse_strengths(words).get("crop")
-        whole = crop is None or prepare.digit  # a digit comes in one size
+        crop = augment.parse_strengths(augmentations).get("crop")
+        whole = crop is None or prepare.mnist_digit  # a digit comes in one size
         larger = prepare if whole else dataclasses.replace(prepare, size=round(prepare.size * RESIZE_RATIO))
         targets = torch.from_numpy(source.targets)
-        how: dict[str, Any] = {"batch": batch, "seed": seed}
-        if isinstance(source.items, tuple | ShardSamples) and len(source) * larger.bytes > self.memory * 1e9:
-            own = [word for word in words if word.partition("=")[0] != "crop"]  # which decoding does
-            how |= {"augment": build_augmentation(own, prepare, labels), "smallest": crop, "broken": self.broken}
+        how: dict[str, Any] = {"batch": batch_size, "seed": seed}
+        if isinstance(source.items, tuple | ShardSamples) and len(source) * larger.nbytes > self.memory_limit * 1e9:
+            own = [word for word in augmentations if word.partition("=")[0] != "crop"]  # which decoding does
+            how |= {"augment": build_augmentation(own, prepare, labels), "smallest": crop, "broken": self.max_broken}
             if isinstance(source.items, tuple):
                 return FileStreamingLoader(source.items, targets, labels, prepare, balanced=balanced, **how)
             if balanced:
                 raise UsageError("--balance sampling cannot be streamed from shards; give --balance loss")
             return ShardStreamingLoader(source.items, targets, labels, prepare, **how)
-        found = source.read(larger, self.broken)
-        how |= {"augment": build_augmentation(words, prepare, labels), "size": prepare.size}
-        return InMemoryLoader(found.pictures, found.targets, labels, names=found.names, balanced=balanced, **how)
+        found = source.decode(larger, self.max_broken)
+        how |= {"augment": build_augmentation(augmentations, prepare, labels), "size": prepare.size}
+        return InMemoryLoader(found.images, found.targets, labels, names=found.names, balanced=balanced, **how)
 
-    def course(self) -> "Schedule":
+    def build_schedule(self) -> "Schedule":
         """The learning rate's course, as a factor of its peak."""
         from fukami.engine import schedules
 
-        return schedules.parse_schedule(self.decay, factor=self.drop, warmup=self.warmup)
+        return schedules.parse_schedule(self.schedule, factor=self.drop_factor, warmup=self.warmup)
 
-    def make_optimizer(self) -> "OptimizerFactory":
+    def get_optimizer_factory(self) -> "OptimizerFactory":
         """torch's optimizer of that name, fused where it can be."""
         import torch
 
@@ -154,19 +154,21 @@ class SupervisedRecipe(Recipe):
             "adam": partial(torch.optim.Adam, fused=True),
             "adamw": partial(torch.optim.AdamW, fused=True),
         }
-        return partial(makes[self.optimizer], lr=self.peak, weight_decay=self.weight_decay)
+        return partial(makes[self.optimizer], lr=self.peak_lr, weight_decay=self.weight_decay)
 
     @property
-    def peak(self) -> float:
+    def peak_lr(self) -> float:
         """The peak learning rate of this batch, by the rule."""
-        growth = self.batch / type(self).batch
-        return self.lr * {"none": 1.0, "linear": growth, "sqrt": math.sqrt(growth)}[self.lr_rule]
+        growth = self.batch_size / type(self).batch_size
+        return self.lr * {"none": 1.0, "linear": growth, "sqrt": math.sqrt(growth)}[self.lr_scaling]
 
 
 def build_augmentation(
-    words: "Sequence[str]", prepare: "SquareTransform", labels: tuple[str, ...]
+    augmentations: "Sequence[str]", prepare: "SquareTransform", labels: tuple[str, ...]
 ) -> "AugmentationPipeline | None":
     """The augmentation that the words ask for; None where there are none."""
     from fukami.data import augment
 
-    return augment.parse_augmentation(words, size=prepare.size, classes=len(labels)) if words else None
+    return (
+        augment.parse_augmentation(augmentations, size=prepare.size, num_classes=len(labels)) if augmentations else None
+    )

@@ -22,25 +22,25 @@ class TrainingOptions(TypedDict, total=False):
     """How a network is trained, whatever it learns: the keyword arguments that every :class:`Task` takes."""
 
     optimizer: OptimizerFactory
-    decay: Schedule
+    lr_schedule: Schedule
     epochs: int
-    judge_every: int
+    eval_every: int
     accumulate: int
-    clip: float
+    clip_norm: float
 
 
 class ModelSignature(NamedTuple):
     """How another program would talk to a network.
 
     Attributes:
-        form: what it is given and what it answers.
-        shape: ``(C, H, W)`` of a picture, as it is given to the network.
-        about: how to prepare an input and how to read the answer, text by name; the metadata of an ONNX file.
+        model_type: what it is given and what it answers.
+        input_shape: ``(C, H, W)`` of a picture, as it is given to the network.
+        metadata: how to prepare an input and how to read the answer, text by name; the metadata of an ONNX file.
     """
 
-    form: Literal["classifier", "detector", "segmenter"]
-    shape: tuple[int, int, int]
-    about: dict[str, str]
+    model_type: Literal["classifier", "detector", "segmenter"]
+    input_shape: tuple[int, int, int]
+    metadata: dict[str, str]
 
 
 class Task:
@@ -52,127 +52,129 @@ class Task:
     Args:
         model: the network.
         optimizer: makes the optimizer of its parameters.
-        decay: the learning rate's course, as a factor of it.
-        epochs, judge_every: passes over the data, and passes between two evaluations.
+        lr_schedule: the learning rate's course, as a factor of it.
+        epochs, eval_every: passes over the data, and passes between two evaluations.
         accumulate: parts in which a batch passes through the network, one after another, for less memory.
-        clip: the greatest norm of the gradient, to which a greater one is scaled down (Pascanu et al. 2013); 0: any.
+        clip_norm: the greatest norm of the gradient, to which a greater one is scaled down (Pascanu et al. 2013); 0: any.
     """
 
-    static = False  # True: every step is the same GPU work on the same shapes, so the loop may capture it whole
+    supports_cuda_graph = (
+        False  # True: every step is the same GPU work on the same shapes, so the loop may capture it whole
+    )
 
     def __init__(
         self,
         model: nn.Module,
         *,
         optimizer: OptimizerFactory = torch.optim.AdamW,
-        decay: Schedule = compute_constant_factor,
+        lr_schedule: Schedule = compute_constant_factor,
         epochs: int = 1,
-        judge_every: int = 1,
+        eval_every: int = 1,
         accumulate: int = 1,
-        clip: float = 0.0,
+        clip_norm: float = 0.0,
     ) -> None:
         self.model = model
         self.make_optimizer = optimizer
-        self.decay = decay
+        self.lr_schedule = lr_schedule
         self.epochs = epochs
-        self.judge_every = judge_every
+        self.eval_every = eval_every
         self.accumulate = accumulate
-        self.clip = clip
+        self.clip_norm = clip_norm
 
     def setup(self, runtime: Runtime) -> None:
         """Move to the device and make ready to train; what is frozen keeps its statistics, too."""
         self.runtime = runtime
-        self.model = runtime.place(self.model)
+        self.model = runtime.move_to_device(self.model)
         for module in self.model.modules():
             own = list(module.parameters())
             if own and not any(parameter.requires_grad for parameter in own):
                 module.eval()
-        self.parallel = runtime.replicate(self.model)
-        self.replica: Callable[..., Any] = self.parallel
-        self.optimizer = runtime.steer(self.make_optimizer(self.model.parameters()))
-        self.scaler = runtime.scaler()
-        self.static = self.static and _supports_capture(self.optimizer, self.scaler)
+        self.ddp_model = runtime.replicate(self.model)
+        self.training_model: Callable[..., Any] = self.ddp_model
+        self.optimizer = runtime.prepare_optimizer(self.make_optimizer(self.model.parameters()))
+        self.scaler = runtime.build_grad_scaler()
+        self.supports_cuda_graph = self.supports_cuda_graph and _supports_capture(self.optimizer, self.scaler)
 
     def compile(self) -> None:
         """From now on train a compiled network."""
-        self.replica = self.runtime.compile(self.parallel)
+        self.training_model = self.runtime.compile(self.ddp_model)
 
-    def state(self) -> dict[str, Any]:
+    def get_stateful_objects(self) -> dict[str, Any]:
         """All that a resumed run needs: objects with ``state_dict`` and ``load_state_dict``, by name."""
         parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
-        return parts | ({"decay": self.decay} if isinstance(self.decay, ReduceOnPlateau) else {})
+        return parts | ({"decay": self.lr_schedule} if isinstance(self.lr_schedule, ReduceOnPlateau) else {})
 
-    def modules(self) -> dict[str, nn.Module]:
+    def get_modules(self) -> dict[str, nn.Module]:
         """The modules that answer; they become ``weights.safetensors``."""
         return {"model": self.model}
 
-    def replace(self, modules: dict[str, nn.Module]) -> None:
+    def replace_modules(self, modules: dict[str, nn.Module]) -> None:
         """Answer with other modules of these names, such as ones of fewer bits; they are not trained."""
         self.model = modules["model"]
 
-    def inputs(self, batch: Any) -> Tensor:
+    def prepare_inputs(self, batch: Any) -> Tensor:
         """What the network is given for a batch, ``(N, ...)``."""
         raise UsageError(f"{type(self).__name__} cannot be calibrated: it does not define inputs(batch)")
 
-    def interface(self) -> ModelSignature:
+    def get_signature(self) -> ModelSignature:
         """How another program would talk to the network."""
         raise UsageError(f"{type(self).__name__} cannot be exported to another program: it does not define interface()")
 
-    def duration(self, train: Any) -> tuple[int, int]:
+    def count_steps(self, train: Any) -> tuple[int, int]:
         """Updates in the whole training, and between two evaluations; by default ``epochs`` passes, ``judge_every``."""
-        return self.epochs * len(train), self.judge_every * len(train)
+        return self.epochs * len(train), self.eval_every * len(train)
 
-    def work(self, step: int) -> float:
+    def count_work(self, step: int) -> float:
         """The work before a step, in any unit, by which the time that is left is told; by default steps are alike."""
         return step
 
-    def batches(self, train: Any) -> Iterable[Any]:
+    def iterate_batches(self, train: Any) -> Iterable[Any]:
         """The batches of the training, without end; by default pass after pass over the loader."""
         while True:
             yield from train
 
     def schedule(self, progress: float) -> float:
         """Set the learning rate for the share ``progress`` of the training, in [0, 1); returns it for the log."""
-        factor = self.decay(progress)
+        factor = self.lr_schedule(progress)
         for group in self.optimizer.param_groups:
             group["lr"].fill_(group["initial_lr"] * factor)
         return float(self.optimizer.param_groups[0]["initial_lr"] * factor)
 
-    def judged(self, metrics: dict[str, float]) -> None:
+    def on_evaluation(self, metrics: dict[str, float]) -> None:
         """Hear what an evaluation in the training found, for a learning rate that waits for a plateau."""
-        if isinstance(self.decay, ReduceOnPlateau):
-            self.decay.judged(metrics)
+        if isinstance(self.lr_schedule, ReduceOnPlateau):
+            self.lr_schedule.on_evaluation(metrics)
 
     def step(self, batch: Any) -> dict[str, Tensor]:
         """One update; returns scalars for the log, still on the device."""
         clock = self.runtime.clock
         self.optimizer.zero_grad()
         found: dict[str, Tensor] = {}
-        for share, part, last in self.parts(batch):
-            with self.runtime.alone(self.parallel, not last):
+        for share, part, last in self.split_batch(batch):
+            with self.runtime.no_sync(self.ddp_model, not last):
                 with clock("forward"), self.runtime.autocast():
-                    loss, metrics = self.loss(part)
+                    loss, metrics = self.compute_loss(part)
                 with clock("backward"):
                     self.scaler.scale(share * loss).backward()  # type: ignore[no-untyped-call]
             for name, value in {"loss": loss.detach(), **metrics}.items():
                 found[name] = share * value + found[name] if name in found else share * value
         with clock("optimizer"):
-            self.descend(self.optimizer, self.scaler)
-            self.updated()
+            self.apply_gradients(self.optimizer, self.scaler)
+            self.on_step()
         return found
 
-    def descend(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+    def apply_gradients(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
         """Follow the gradients that there are, scaled down where their norm is too great."""
-        if self.clip:
+        if self.clip_norm:
             scaler.unscale_(optimizer)
             every = (parameter for group in optimizer.param_groups for parameter in group["params"])
-            nn.utils.clip_grad_norm_(every, self.clip)
+            nn.utils.clip_grad_norm_(every, self.clip_norm)
         if scaler.is_enabled():
             _init_momentum_buffers(optimizer)
         scaler.step(optimizer)
         scaler.update()
 
-    def parts(self, batch: Any) -> Iterator[tuple[float, Any, bool]]:
+    def split_batch(self, batch: Any) -> Iterator[tuple[float, Any, bool]]:
         """The batch in ``accumulate`` parts: the share of the batch that each is, the part, and whether it is the last.
 
         Raises:
@@ -188,10 +190,10 @@ class Task:
         for number, part in enumerate(zip(*(leaf.tensor_split(self.accumulate) for leaf in leaves), strict=True), 1):
             yield len(part[0]) / size, pytree.tree_unflatten(part, form), number == self.accumulate
 
-    def updated(self) -> None:
+    def on_step(self) -> None:
         """Follow an update of the weights; nothing by default."""
 
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, a scalar, and what else to log; call the network as ``self.replica``."""
         raise NotImplementedError(f"{type(self).__name__} defines neither loss nor step")
 
@@ -206,11 +208,11 @@ class Task:
         """One answer per input, plain Python ready for JSON; ``{"file", "error"}`` for one that cannot be read."""
         raise UsageError(f"{type(self).__name__} gives no answers: it does not define predict(inputs)")
 
-    def draw(self, source: Any, answer: dict[str, Any]) -> "Image":
+    def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> "Image":
         """The answer to ``source`` as a picture."""
         raise UsageError(f"{type(self).__name__} cannot draw its answers; predict without --out")
 
-    def layers(self, answer: dict[str, Any]) -> "dict[str, Image]":
+    def render_maps(self, prediction: dict[str, Any]) -> "dict[str, Image]":
         """What else of an answer can be kept as pictures, by name; nothing by default."""
         return {}
 
@@ -218,17 +220,17 @@ class Task:
         """What a training has made so far, as it was evaluated last, where that is a picture; None: it is none."""
         return None
 
-    def figures(self, batches: Iterable[Any]) -> "Iterator[tuple[str, Figure | Sequence[Image]]]":
+    def plot_evaluation(self, batches: Iterable[Any]) -> "Iterator[tuple[str, Figure | Sequence[Image]]]":
         """Titled figures of the judgement for the run's report; of several pictures an animation."""
         yield from ()
 
-    def views(self, number: int) -> Self:
+    def with_views(self, num_views: int) -> Self:
         """This task answering from so many views of each input, the input itself first (test-time augmentation)."""
-        if number == 1:
+        if num_views == 1:
             return self
         raise UsageError(f"{type(self).__name__} answers from one view; leave out --views")
 
-    def ensemble(self, others: Sequence[Self], *, vote: bool = False) -> Self:
+    def ensemble_with(self, others: Sequence[Self], *, vote: bool = False) -> Self:
         """This task answering together with ``others``: averaged, or by the vote of the majority."""
         raise UsageError(f"runs of {type(self).__name__} cannot answer together; give one run")
 

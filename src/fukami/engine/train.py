@@ -44,7 +44,7 @@ class RunOptions:
     resume: bool
     allow_changed_data: bool = False
     timeout: float = DEFAULT_TIMEOUT
-    threads: int | None = None  # of a stage: those of the run that it belongs to
+    num_threads: int | None = None  # of a stage: those of the run that it belongs to
 
 
 def train(
@@ -88,25 +88,27 @@ def run_training(recipe: Recipe, folder: Path, settings: RunOptions) -> dict[str
         open_run(recipe, folder, settings) as (runtime, compile, before),
         SignalHandler() as stop,
         Watchdog(runtime, settings.timeout),
-        CheckpointWriter(folder, runtime.main) as saver,
+        CheckpointWriter(folder, runtime.is_main) as saver,
     ):
         set_random_seed(recipe.seed)
         data, loader = prepare_data(recipe, folder, runtime)
         manifest = Manifest(data.train, data.val, data.labels)
         set_random_seed(recipe.seed)
-        task = recipe.task(data.labels)
+        task = recipe.build_task(data.labels)
         task.setup(runtime)
-        steps, interval = task.duration(loader)
-        with TrainingLogger(folder, recipe, runtime, steps, operator.length_hint(loader, interval), task.work) as log:
+        steps, interval = task.count_steps(loader)
+        with TrainingLogger(
+            folder, recipe, runtime, steps, operator.length_hint(loader, interval), task.count_work
+        ) as log:
             progress = TrainingProgress(task, loader, log)
             step = progress.restore(folder, manifest, settings.allow_changed_data)
             check_same_step(step, runtime)
             if step == 0:
-                recipe.begin(task) if before is None else recipe.follow(task, before)
-                log.begin(data.labels, compile, task)
-                progress.begin(folder, manifest)
-            batches = iter(task.batches(loader))
-            update = runtime.fast(task.step, task.static)
+                recipe.initialize_task(task) if before is None else recipe.continue_from_stage(task, before)
+                log.start_run(data.labels, compile, task)
+                progress.start_run(folder, manifest)
+            batches = iter(task.iterate_batches(loader))
+            update = runtime.capture(task.step, task.supports_cuda_graph)
             look = max(1, min(interval // 10, MAX_LOG_INTERVAL))
             while step < steps:
                 log.clock.step = step
@@ -116,25 +118,25 @@ def run_training(recipe: Recipe, folder: Path, settings: RunOptions) -> dict[str
                 first = compile and step > 0  # the first step of a run, whose multiply-adds are counted, never is
                 if first:
                     task.compile()
-                    update, compile = runtime.fast(task.step, task.static), False
-                with log.counting(step), log.clock.counting_as("compilation" if first else ""):
-                    progress.add(update(batch))
+                    update, compile = runtime.capture(task.step, task.supports_cuda_graph), False
+                with log.count_multiply_adds(step), log.clock.count_as("compilation" if first else ""):
+                    progress.add_metrics(update(batch))
                 step += 1
                 ended = step % interval == 0 or step == steps
                 looks = ended or step % look == 0
                 pressing = getattr(loader, "pressing", False)
-                if not (looks or pressing or (stop.asked and runtime.world == 1)):
+                if not (looks or pressing or (stop.received_signal and runtime.world_size == 1)):
                     continue
                 if looks:
-                    progress.report(step, rate, batch)
+                    progress.log_steps(step, rate, batch)
                 if ended and data.val:
                     progress.evaluate(step, data.val)
-                if runtime.any(stop.asked > 0 or saver.due or pressing) or step == steps:
+                if runtime.all_reduce_any(stop.received_signal > 0 or saver.is_due or pressing) or step == steps:
                     progress.save(saver, step)
-                if runtime.any(stop.asked > 0):
+                if runtime.all_reduce_any(stop.received_signal > 0):
                     saver.wait()
-                    log.stopped(step)
-                    stop.leave()
+                    log.log_stop(step)
+                    stop.exit()
             return progress.finish(saver, data.val)
 
 
@@ -146,8 +148,8 @@ def open_run(recipe: Recipe, folder: Path, settings: RunOptions) -> Iterator[tup
     """
     with checkpoint.lock_run(folder, recipe, settings.resume):
         found = checkpoint.resolve_compute_config(folder, settings.device, settings.precision, settings.compile)
-        threads = found.threads or settings.threads
-        runtime = Runtime.start(found.device, found.precision, timeout=settings.timeout, threads=threads)
+        threads = found.num_threads or settings.num_threads
+        runtime = Runtime.start(found.device, found.precision, timeout=settings.timeout, num_threads=threads)
         if found.compile:
             runtime.check_compiler()
         yield runtime, found.compile, train_stages(recipe, folder, runtime, replace(settings, compile=found.compile))
@@ -156,7 +158,7 @@ def open_run(recipe: Recipe, folder: Path, settings: RunOptions) -> Iterator[tup
 def prepare_data(recipe: Recipe, folder: Path, runtime: Runtime) -> tuple[Data, Any]:
     """The data of the recipe on their device, and what gives the batches to train on, which can be resumed."""
     with runtime.clock("data"):
-        data = recipe.data()
+        data = recipe.load_data()
         loader = data.train if hasattr(data.train, "state_dict") else ResumableLoader(data.train)
         if hasattr(loader, "keep"):  # what is too much for a checkpoint
             loader.keep(folder)
@@ -169,7 +171,7 @@ def prepare_data(recipe: Recipe, folder: Path, runtime: Runtime) -> tuple[Data, 
 def train_stages(recipe: Recipe, folder: Path, runtime: Runtime, settings: RunOptions) -> Path | None:
     """Train the stages that come before the recipe, where they are not trained yet; returns the last one's folder."""
     stages = recipe.stages(folder)
-    if stages and runtime.main and not (folder / "recipe.json").is_file():  # so that the whole can be resumed
+    if stages and runtime.is_main and not (folder / "recipe.json").is_file():  # so that the whole can be resumed
         checkpoint.write_recipe(folder, recipe, (), describe_compute_config(recipe, runtime, settings.compile))
     for name, stage in stages.items():
         if checkpoint.is_finished(folder / name):
@@ -177,7 +179,7 @@ def train_stages(recipe: Recipe, folder: Path, runtime: Runtime, settings: RunOp
             continue
         begun = (folder / name / "recipe.json").is_file()
         same = replace(
-            settings, device=str(runtime.device), precision=runtime.precision, threads=torch.get_num_threads()
+            settings, device=str(runtime.device), precision=runtime.precision, num_threads=torch.get_num_threads()
         )
         run_training(stage, folder / name, replace(same, resume=begun))
     return folder / list(stages)[-1] if stages else None
@@ -204,13 +206,13 @@ class MetricBuffer:
         """Go on with it."""
         self.names, self.rows = list(state["names"]), [row.to(self.runtime.device) for row in state["rows"]]
 
-    def read(self, step: int, loader: Any) -> dict[str, float]:
+    def compute_means(self, step: int, loader: Any) -> dict[str, float]:
         """The mean of each scalar over the steps up to ``step`` since the last call.
 
         Raises:
             Error: a scalar was not finite; the step and its batch are named.
         """
-        rows = self.runtime.sum(torch.stack(self.rows)) / self.runtime.world
+        rows = self.runtime.all_reduce_sum(torch.stack(self.rows)) / self.runtime.world_size
         self.rows = []
         with self.runtime.clock("waiting"):
             rows = rows.cpu()
@@ -231,27 +233,27 @@ class TrainingProgress:
 
     def __init__(self, task: Task, loader: Any, log: TrainingLogger) -> None:
         self.task, self.loader, self.log = task, loader, log
-        self.history = MetricBuffer(log.runtime)
-        self.conditions: dict[str, Any] = {}
+        self.metric_buffer = MetricBuffer(log.runtime)
+        self.checkpoint_metadata: dict[str, Any] = {}
 
-    def add(self, metrics: dict[str, Tensor]) -> None:
+    def add_metrics(self, metrics: dict[str, Tensor]) -> None:
         """Remember what a step returned, until it is looked at."""
-        self.history.add(metrics)
+        self.metric_buffer.add(metrics)
 
-    def report(self, step: int, rate: float, batch: Any) -> None:
+    def log_steps(self, step: int, lr: float, batch: Any) -> None:
         """Log the steps since the last time."""
-        metrics = self.history.read(step, self.loader)
+        metrics = self.metric_buffer.compute_means(step, self.loader)
         if hasattr(self.loader, "waiting"):
             metrics["waiting"] = self.loader.waiting()
-        pace = getattr(self.loader, "pace", (self.log.runtime.count(batch), "pictures"))
-        self.log.trained(step, metrics, rate, *pace)
+        pace = getattr(self.loader, "pace", (self.log.runtime.count_samples(batch), "pictures"))
+        self.log.log_training(step, metrics, lr, *pace)
 
     def evaluate(self, step: int, val: Any) -> None:
         """Evaluate the task and log what is found."""
         with self.log.clock("evaluation"):
             found = self.task.evaluate(val)
-        self.task.judged(found)
-        self.log.evaluated(step, found, self.task.preview())
+        self.task.on_evaluation(found)
+        self.log.log_evaluation(step, found, self.task.preview())
 
     def finish(self, saver: CheckpointWriter, val: Any) -> dict[str, float]:
         """Wait for the last checkpoint, and write the report; returns the last evaluation."""
@@ -260,30 +262,30 @@ class TrainingProgress:
         if hasattr(self.loader, "forget"):
             self.loader.forget()
         with self.log.clock("evaluation"):
-            figures = list(self.task.figures(val)) if val else []
+            figures = list(self.task.plot_evaluation(val)) if val else []
         return self.log.finish(figures)
 
-    def begin(self, folder: Path, manifest: Manifest) -> None:
+    def start_run(self, folder: Path, manifest: Manifest) -> None:
         """Note what a new run is computed on and with."""
-        if self.log.runtime.main:
-            self.conditions = get_checkpoint_metadata(manifest.write(folder))
+        if self.log.runtime.is_main:
+            self.checkpoint_metadata = get_checkpoint_metadata(manifest.write(folder))
 
     def save(self, saver: CheckpointWriter, step: int) -> None:
         """Let the checkpoint and the weights be written, of what they are now."""
-        if not saver.writes:
+        if not saver.is_writer:
             return
         with self.log.clock("checkpoint"):
             state = {
-                **self.conditions,
+                **self.checkpoint_metadata,
                 "step": step,
-                "task": {name: part.state_dict() for name, part in self.task.state().items()},
+                "task": {name: part.state_dict() for name, part in self.task.get_stateful_objects().items()},
                 "loader": self.loader.state_dict(),
                 "log": self.log.state_dict(),
-                "history": self.history.state_dict(),
+                "history": self.metric_buffer.state_dict(),
                 "random": get_random_states(),
             }
             files = [self.log.path, *getattr(self.loader, "files", ())]
-            saver.save(state, checkpoint.collect_tensors(self.task.modules()), files)
+            saver.save(state, checkpoint.collect_tensors(self.task.get_modules()), files)
 
     def restore(self, folder: Path, manifest: Manifest, allow_changed_data: bool) -> int:
         """Put everything back as :meth:`save` found it; returns the step, 0 where nothing was saved yet.
@@ -296,16 +298,16 @@ class TrainingProgress:
         state = checkpoint.read_state(folder, runtime.device)
         if state is None:
             return 0
-        if runtime.main:
-            self.conditions = check_checkpoint_metadata(folder, state, manifest, allow_changed_data)
+        if runtime.is_main:
+            self.checkpoint_metadata = check_checkpoint_metadata(folder, state, manifest, allow_changed_data)
         try:
-            if state["step"] > self.log.steps:
-                raise ValueError(f"it is of step {state['step']}, and the training has {self.log.steps}")
-            for name, part in self.task.state().items():
+            if state["step"] > self.log.num_steps:
+                raise ValueError(f"it is of step {state['step']}, and the training has {self.log.num_steps}")
+            for name, part in self.task.get_stateful_objects().items():
                 part.load_state_dict(state["task"][name])
             self.loader.load_state_dict(state["loader"])
             self.log.load_state_dict(state["log"])
-            self.history.load_state_dict(state["history"])
+            self.metric_buffer.load_state_dict(state["history"])
             set_random_states(state["random"])
             return int(state["step"])
         except Error:
@@ -324,9 +326,9 @@ def check_same_step(step: int, runtime: Runtime) -> None:
     Raises:
         Error: they do not, since they see different folders.
     """
-    steps = torch.zeros(runtime.world, device=runtime.device)
+    steps = torch.zeros(runtime.world_size, device=runtime.device)
     steps[runtime.rank] = step
-    found = runtime.sum(steps).int().tolist()
+    found = runtime.all_reduce_sum(steps).int().tolist()
     if any(other != step for other in found):
         raise Error(
             f"the processes go on from steps {', '.join(map(str, found))}, and not from the same one: --out should be "

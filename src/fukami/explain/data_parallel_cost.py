@@ -34,32 +34,32 @@ class Cluster:
     """Machines of equal devices; every bandwidth in bytes per second, every time in seconds.
 
     Args:
-        speed: pictures per second on which one device trains alone.
-        overhead: of a step on one device, whatever its batch.
-        update: of the optimizer, after the gradients are there.
-        spread: standard deviation of a device's time for a step, as a share of it; the slowest decides.
-        launch: of any all-reduce, whatever its size.
-        devices: in a machine.
-        inside: bandwidth of a device to the others in its machine.
-        inside_latency: of a hop within the machine.
-        network: bandwidth of a machine to the others.
-        latency: of a hop between machines.
-        disk: from which each machine reads its share of the pictures.
-        storage: from which all machines read together.
+        images_per_second: pictures per second on which one device trains alone.
+        step_overhead: of a step on one device, whatever its batch.
+        optimizer_time: of the optimizer, after the gradients are there.
+        step_time_std: standard deviation of a device's time for a step, as a share of it; the slowest decides.
+        all_reduce_overhead: of any all-reduce, whatever its size.
+        devices_per_machine: in a machine.
+        intra_bandwidth: bandwidth of a device to the others in its machine.
+        intra_latency: of a hop within the machine.
+        inter_bandwidth: bandwidth of a machine to the others.
+        inter_latency: of a hop between machines.
+        disk_bandwidth: from which each machine reads its share of the pictures.
+        storage_bandwidth: from which all machines read together.
     """
 
-    speed: float
-    overhead: float = 0.0
-    update: float = 0.0
-    spread: float = 0.0
-    launch: float = 0.0
-    devices: int = 8
-    inside: float = math.inf
-    inside_latency: float = 0.0
-    network: float = math.inf
-    latency: float = 0.0
-    disk: float = math.inf
-    storage: float = math.inf
+    images_per_second: float
+    step_overhead: float = 0.0
+    optimizer_time: float = 0.0
+    step_time_std: float = 0.0
+    all_reduce_overhead: float = 0.0
+    devices_per_machine: int = 8
+    intra_bandwidth: float = math.inf
+    intra_latency: float = 0.0
+    inter_bandwidth: float = math.inf
+    inter_latency: float = 0.0
+    disk_bandwidth: float = math.inf
+    storage_bandwidth: float = math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,19 +68,19 @@ class TrainingJob:
 
     Args:
         layers: of the network, from :func:`fukami.explain.summary.summarize_layers`.
-        batch: pictures of a device in a step (all devices' for :func:`strong`).
-        picture: bytes to read for one.
-        synchronised: batch normalisation over all devices: an exchange per layer forward, another backward.
-        first: bytes after which the first bucket is full; the first one is small, so that the network begins early.
-        bucket: bytes after which another is.
+        batch_size: pictures of a device in a step (all devices' for :func:`strong`).
+        image_bytes: bytes to read for one.
+        sync_batch_norm: batch normalisation over all devices: an exchange per layer forward, another backward.
+        first_bucket_bytes: bytes after which the first bucket is full; the first one is small, so that the network begins early.
+        bucket_bytes: bytes after which another is.
     """
 
     layers: "Sequence[LayerInfo]"
-    batch: float
-    picture: float = 0.0
-    synchronised: bool = False
-    first: int = MIB
-    bucket: int = 25 * MIB
+    batch_size: float
+    image_bytes: float = 0.0
+    sync_batch_norm: bool = False
+    first_bucket_bytes: int = MIB
+    bucket_bytes: int = 25 * MIB
 
 
 @dataclass(frozen=True)
@@ -88,54 +88,54 @@ class StepEstimate:
     """One step of the training on so many devices.
 
     Args:
-        devices: in all.
-        batch: pictures of one device.
-        seconds: from one step to the next.
-        compute: seconds that a device computes, or waits for a slower one.
-        network: seconds that all-reduces take, hidden or not.
-        input: seconds that reading takes, which goes on beside all else.
+        num_devices: in all.
+        batch_size: pictures of one device.
+        step_time: from one step to the next.
+        compute_time: seconds that a device computes, or waits for a slower one.
+        network_time: seconds that all-reduces take, hidden or not.
+        input_time: seconds that reading takes, which goes on beside all else.
         efficiency: pictures per second and device, as a share of those of one device alone.
     """
 
-    devices: int
-    batch: float
-    seconds: float
-    compute: float
-    network: float
-    input: float
+    num_devices: int
+    batch_size: float
+    step_time: float
+    compute_time: float
+    network_time: float
+    input_time: float
     efficiency: float
 
     @property
-    def speed(self) -> float:
+    def images_per_second(self) -> float:
         """Pictures per second of all devices together."""
-        return self.devices * self.batch / self.seconds
+        return self.num_devices * self.batch_size / self.step_time
 
     @property
-    def bound(self) -> str:
+    def bottleneck(self) -> str:
         """What sets the pace, because it is busy longest: ``compute``, ``network`` or ``input``."""
         return max(("compute", "network", "input"), key=lambda part: float(getattr(self, part)))
 
 
-def compute_ring_time(size: float, number: int, bandwidth: float, latency: float) -> float:
-    """Seconds of an all-reduce of ``size`` bytes around a ring."""
-    return 2 * (number - 1) / number * size / bandwidth + 2 * (number - 1) * latency
+def compute_ring_time(num_bytes: float, num_devices: int, bandwidth: float, latency: float) -> float:
+    """Seconds of an all-reduce of ``num_bytes`` bytes around a ring."""
+    return 2 * (num_devices - 1) / num_devices * num_bytes / bandwidth + 2 * (num_devices - 1) * latency
 
 
-def compute_tree_time(size: float, number: int, bandwidth: float, latency: float) -> float:
-    """Seconds of an all-reduce of ``size`` bytes up and down a double binary tree."""
-    return 2 * size / bandwidth + 2 * math.ceil(math.log2(number)) * latency if number > 1 else 0.0
+def compute_tree_time(num_bytes: float, num_devices: int, bandwidth: float, latency: float) -> float:
+    """Seconds of an all-reduce of ``num_bytes`` bytes up and down a double binary tree."""
+    return 2 * num_bytes / bandwidth + 2 * math.ceil(math.log2(num_devices)) * latency if num_devices > 1 else 0.0
 
 
-def compute_all_reduce_time(size: float, cluster: Cluster, devices: int) -> float:
-    """Seconds to sum ``size`` bytes over the devices: within each machine, between machines, within each again."""
-    if devices == 1:
+def compute_all_reduce_time(num_bytes: float, cluster: Cluster, num_devices: int) -> float:
+    """Seconds to sum ``num_bytes`` bytes over the devices: within each machine, between machines, within each again."""
+    if num_devices == 1:
         return 0.0
     levels = (
-        (min(devices, cluster.devices), cluster.inside, cluster.inside_latency),
-        (math.ceil(devices / cluster.devices), cluster.network, cluster.latency),
+        (min(num_devices, cluster.devices_per_machine), cluster.intra_bandwidth, cluster.intra_latency),
+        (math.ceil(num_devices / cluster.devices_per_machine), cluster.inter_bandwidth, cluster.inter_latency),
     )
-    return cluster.launch + sum(
-        min(compute_ring_time(size, *level), compute_tree_time(size, *level)) for level in levels
+    return cluster.all_reduce_overhead + sum(
+        min(compute_ring_time(num_bytes, *level), compute_tree_time(num_bytes, *level)) for level in levels
     )
 
 
@@ -144,32 +144,39 @@ def compute_bucket_sizes(job: TrainingJob) -> list[int]:
     return [size for size, _ in _assign_buckets(job)]
 
 
-def predict_weak_scaling(job: TrainingJob, cluster: Cluster, devices: int) -> StepEstimate:
+def predict_weak_scaling(job: TrainingJob, cluster: Cluster, num_devices: int) -> StepEstimate:
     """A step with ``job.batch`` pictures on each device, however many there are (weak scaling)."""
-    return _simulate_step(job, cluster, devices, _compute_single_device_speed(job, cluster))
+    return _simulate_step(job, cluster, num_devices, _compute_single_device_speed(job, cluster))
 
 
-def predict_strong_scaling(job: TrainingJob, cluster: Cluster, devices: int) -> StepEstimate:
+def predict_strong_scaling(job: TrainingJob, cluster: Cluster, num_devices: int) -> StepEstimate:
     """A step with ``job.batch`` pictures on all devices together (strong scaling)."""
     return _simulate_step(
-        replace(job, batch=job.batch / devices), cluster, devices, _compute_single_device_speed(job, cluster)
+        replace(job, batch_size=job.batch_size / num_devices),
+        cluster,
+        num_devices,
+        _compute_single_device_speed(job, cluster),
     )
 
 
 def _compute_single_device_speed(job: TrainingJob, cluster: Cluster) -> float:
     """Pictures per second of one device that waits for nothing."""
-    return job.batch / (job.batch / cluster.speed + cluster.overhead + cluster.update)
+    return job.batch_size / (
+        job.batch_size / cluster.images_per_second + cluster.step_overhead + cluster.optimizer_time
+    )
 
 
 def _simulate_step(job: TrainingJob, cluster: Cluster, devices: int, alone: float) -> StepEstimate:
     """Walk through a step: forward, then backward with the all-reduces beside it, one after another."""
     slowest = NormalDist().inv_cdf((devices - 0.375) / (devices + 0.25))  # of so many, in deviations (Blom 1958)
-    compute = (job.batch / cluster.speed + cluster.overhead) * (1 + cluster.spread * slowest)
+    compute = (job.batch_size / cluster.images_per_second + cluster.step_overhead) * (
+        1 + cluster.step_time_std * slowest
+    )
     total = sum(layer.multiply_adds for layer in job.layers)
     ends = {position: size for size, position in _assign_buckets(job)}
     exchanges = 0.0
     now = (1 - BACKWARD_FRACTION) * compute
-    if job.synchronised:
+    if job.sync_batch_norm:
         exchanges = sum(_compute_sync_time(layer, cluster, devices) for layer in job.layers)
         now += exchanges
     free = now  # when the network is done with what it was given
@@ -177,7 +184,7 @@ def _simulate_step(job: TrainingJob, cluster: Cluster, devices: int, alone: floa
     for position in reversed(range(len(job.layers))):
         layer = job.layers[position]
         now += BACKWARD_FRACTION * compute * layer.multiply_adds / total
-        exchange = _compute_sync_time(layer, cluster, devices) if job.synchronised else 0.0
+        exchange = _compute_sync_time(layer, cluster, devices) if job.sync_batch_norm else 0.0
         if exchange:  # the backward pass waits for it, and it waits for the buckets before it
             now = free = max(now, free) + exchange
             busy += exchange
@@ -185,29 +192,31 @@ def _simulate_step(job: TrainingJob, cluster: Cluster, devices: int, alone: floa
             taken = compute_all_reduce_time(ends[position], cluster, devices)
             free = max(now, free) + taken
             busy += taken
-    machines = math.ceil(devices / cluster.devices)
-    pictures = job.batch * devices
-    reading = max(pictures / machines / cluster.disk, pictures / cluster.storage) * job.picture
-    seconds = max(max(now, free) + cluster.update, reading)
-    speed = job.batch / seconds
-    return StepEstimate(devices, job.batch, seconds, compute + cluster.update, busy, reading, speed / alone)
+    machines = math.ceil(devices / cluster.devices_per_machine)
+    pictures = job.batch_size * devices
+    reading = max(pictures / machines / cluster.disk_bandwidth, pictures / cluster.storage_bandwidth) * job.image_bytes
+    seconds = max(max(now, free) + cluster.optimizer_time, reading)
+    speed = job.batch_size / seconds
+    return StepEstimate(
+        devices, job.batch_size, seconds, compute + cluster.optimizer_time, busy, reading, speed / alone
+    )
 
 
 def _compute_sync_time(layer: "LayerInfo", cluster: Cluster, devices: int) -> float:
     """Seconds to exchange the mean and the variance of every channel of a batch normalisation; 0 for other layers."""
-    if not layer.kind.startswith("BatchNorm"):
+    if not layer.op_type.startswith("BatchNorm"):
         return 0.0
-    return compute_all_reduce_time(2 * FLOAT_BYTES * layer.shape[0], cluster, devices)
+    return compute_all_reduce_time(2 * FLOAT_BYTES * layer.output_shape[0], cluster, devices)
 
 
 def _assign_buckets(job: TrainingJob) -> list[tuple[int, int]]:
     """Of each bucket its bytes, and the position of the layer that fills it."""
     found: list[tuple[int, int]] = []
-    size, limit = 0, job.first
-    weighted = [position for position, layer in enumerate(job.layers) if layer.parameters]
+    size, limit = 0, job.first_bucket_bytes
+    weighted = [position for position, layer in enumerate(job.layers) if layer.num_parameters]
     for position in reversed(weighted):
-        size += FLOAT_BYTES * job.layers[position].parameters
+        size += FLOAT_BYTES * job.layers[position].num_parameters
         if size >= limit or position == weighted[0]:
             found.append((size, position))
-            size, limit = 0, job.bucket
+            size, limit = 0, job.bucket_bytes
     return found

@@ -31,7 +31,7 @@ PADDING_VALUE = 128  # grey of what lies outside the picture
 class Patch:
     """The part of a picture ``(C, h, w)``, uint8, that excited a unit, and the unit's value there."""
 
-    value: float
+    activation: float
     pixels: Tensor
 
 
@@ -46,9 +46,9 @@ def get_first_filters(model: nn.Module, shape: Shape) -> Tensor:
 
 
 @torch.inference_mode()
-def compute_feature_maps(model: nn.Module, picture: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+def compute_feature_maps(model: nn.Module, image: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     """The outputs ``(channels, h, w)`` of the layers ``names`` for a picture."""
-    found = create_feature_extractor(model, names)(picture[None])
+    found = create_feature_extractor(model, names)(image[None])
     return {name: maps[0].float().cpu() for name, maps in zip(names, found, strict=True)}
 
 
@@ -58,8 +58,8 @@ def find_top_patches(
     batches: Iterable[Tensor],
     units: Sequence[tuple[LayerInfo, Sequence[int]]],
     *,
-    normalise: Callable[[Tensor], Tensor],
-    best: int = NUM_PATCHES,
+    normalize: Callable[[Tensor], Tensor],
+    num_patches: int = NUM_PATCHES,
 ) -> dict[str, list[list[Patch]]]:
     """For each layer by name and each of its units, the patches that excite it most, the strongest first.
 
@@ -70,38 +70,40 @@ def find_top_patches(
         model: the network.
         batches: pictures ``(N, C, H, W)``, uint8.
         units: layers, and the channels of each.
-        normalise: pictures of a batch as the network takes them.
-        best: patches of a unit.
+        normalize: pictures of a batch as the network takes them.
+        num_patches: patches of a unit.
     """
     part = create_feature_extractor(model, [layer.name for layer, _ in units])
     found: dict[str, list[list[Patch]]] = {layer.name: [[] for _ in chosen] for layer, chosen in units}
     for pictures in batches:
-        every = part(normalise(pictures))
+        every = part(normalize(pictures))
         for (layer, chosen), maps in zip(units, every, strict=True):
             values, places = maps[:, list(chosen)].float().flatten(2).max(2)
             for number, patches in enumerate(found[layer.name]):
-                top = values[:, number].topk(min(best, len(values)))
+                top = values[:, number].topk(min(num_patches, len(values)))
                 for value, at in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-                    if len(patches) < best or value > patches[-1].value:
+                    if len(patches) < num_patches or value > patches[-1].activation:
                         row, column = divmod(int(places[at, number]), maps.shape[3])
-                        patches.append(Patch(value, crop_region(pictures[at].cpu(), layer.region(row, column))))
-                        patches.sort(key=lambda patch: -patch.value)
-                        del patches[best:]
+                        patches.append(
+                            Patch(value, crop_region(pictures[at].cpu(), layer.get_input_region(row, column)))
+                        )
+                        patches.sort(key=lambda patch: -patch.activation)
+                        del patches[num_patches:]
     return found
 
 
-def crop_region(picture: Tensor, region: tuple[int, int, int, int] | None) -> Tensor:
+def crop_region(image: Tensor, region: tuple[int, int, int, int] | None) -> Tensor:
     """A region of a picture, grey outside it; the whole picture where the region is None or no smaller."""
-    height, width = picture.shape[1:]
+    height, width = image.shape[1:]
     if region is None or (region[2] - region[0] >= height and region[3] - region[1] >= width):
-        return picture.clone()
+        return image.clone()
     top, left, bottom, right = region
     padding = (max(-left, 0), max(right - width, 0), max(-top, 0), max(bottom - height, 0))
-    inside = picture[:, max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+    inside = image[:, max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
     return F.pad(inside, padding, value=PADDING_VALUE)
 
 
-def compute_grad_cam(model: nn.Module, picture: Tensor, target: int, layer: str | None = None) -> Tensor:
+def compute_grad_cam(model: nn.Module, image: Tensor, target: int, layer: str | None = None) -> Tensor:
     """Where in the picture a class was found: ``(h, w)``, not negative, of the resolution of the layer's maps.
 
     The maps are weighted by the mean gradient of the class's score with respect to each, and summed; what speaks
@@ -111,15 +113,15 @@ def compute_grad_cam(model: nn.Module, picture: Tensor, target: int, layer: str 
 
     Args:
         model: gives scores ``(N, classes)``.
-        picture: ``(C, H, W)``.
+        image: ``(C, H, W)``.
         target: number of the class.
         layer: by default the activation after the last convolution: of maps that may be negative, as a convolution's
             own, a product with a weight tells nothing about presence.
     """
     with torch.inference_mode(mode=False):
-        name = layer or find_last_activation(summarize_layers(model, _get_shape(picture))).name
-        given = picture.detach().clone()[None].requires_grad_()
-        maps, scores = create_feature_extractor(model, [name], scores=True)(given)
+        name = layer or find_last_activation(summarize_layers(model, _get_shape(image))).name
+        given = image.detach().clone()[None].requires_grad_()
+        maps, scores = create_feature_extractor(model, [name], include_output=True)(given)
         (gradient,) = torch.autograd.grad(scores[0, target], maps)
         heat: Tensor = (gradient.mean((2, 3), keepdim=True) * maps).sum((0, 1)).relu()
         return heat.detach().float().cpu()
@@ -163,7 +165,7 @@ def plot_top_patches(rows: Sequence[tuple[str, list[list[Patch]]]]) -> "Figure":
     for title, units in rows:
         blocks = [torch.stack([patch.pixels for patch in patches]) / 255 for patches in units if patches]
         squares = [
-            torch.from_numpy(tile_images(upscale_images(block), 3, gap=3, ground=GAP_COLOR)).permute(2, 0, 1)
+            torch.from_numpy(tile_images(upscale_images(block), 3, gap=3, background=GAP_COLOR)).permute(2, 0, 1)
             for block in blocks
         ]
         high = max(square.shape[1] for square in squares)  # fewer than nine patches leave white below
@@ -172,26 +174,26 @@ def plot_top_patches(rows: Sequence[tuple[str, list[list[Patch]]]]) -> "Figure":
     return _plot_rows(drawn, 10.0)
 
 
-def upscale_images(pictures: Tensor) -> Tensor:
+def upscale_images(images: Tensor) -> Tensor:
     """The pictures ``(N, C, h, w)`` with each pixel repeated, so that they are at least ``PIXELS`` wide."""
-    factor = -(-MIN_TILE_WIDTH // pictures.shape[3])
-    return pictures.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    factor = -(-MIN_TILE_WIDTH // images.shape[3])
+    return images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
 
 
-def select_strongest_maps(maps: Tensor, count: int) -> list[int]:
+def select_strongest_maps(maps: Tensor, num_maps: int) -> list[int]:
     """The channels of ``(channels, h, w)`` whose greatest value is greatest."""
-    return maps.amax((1, 2)).topk(min(count, len(maps))).indices.tolist()
+    return maps.amax((1, 2)).topk(min(num_maps, len(maps))).indices.tolist()
 
 
-def plot_prediction(picture: Tensor, heat: Tensor, ranking: Sequence[tuple[str, float]]) -> "Figure":
+def plot_prediction(image: Tensor, heatmap: Tensor, ranking: Sequence[tuple[str, float]]) -> "Figure":
     """What the network saw ``(C, H, W)`` uint8, where it found the class ``(h, w)``, and the likeliest classes."""
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(9, 2.9), layout="constrained")
     seen, found, bars = drawn.subplots(1, 3, width_ratios=(1, 1, 1.2))
-    pixels = tile_images(picture[None] / 255, 1, gap=0)
-    size = picture.shape[1:]
-    large = F.interpolate(heat[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+    pixels = tile_images(image[None] / 255, 1, gap=0)
+    size = image.shape[1:]
+    large = F.interpolate(heatmap[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
     share = (large / large.max().clamp(min=1e-30)).numpy()
     seen.imshow(pixels, vmin=0, vmax=1)
     seen.set_title("what the network saw", fontsize=9)
@@ -219,13 +221,13 @@ def _truncate_name(name: str) -> str:
 
 
 def tile_images(
-    pictures: Tensor, columns: int, *, gap: int, ground: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    images: Tensor, columns: int, *, gap: int, background: tuple[float, float, float] = (1.0, 1.0, 1.0)
 ) -> npt.NDArray[np.float32]:
     """Pictures ``(N, 1 | 3, h, w)`` in [0, 1] side by side on a ground, ``(H, W, 3)``."""
-    count, _, height, width = pictures.shape
+    count, _, height, width = images.shape
     rows = -(-count // columns)
-    page = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), ground, np.float32)
-    for number, picture in enumerate(pictures.float().cpu().numpy()):
+    page = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), background, np.float32)
+    for number, picture in enumerate(images.float().cpu().numpy()):
         top, left = number // columns * (height + gap), number % columns * (width + gap)
         page[top : top + height, left : left + width] = picture.transpose(1, 2, 0)
     return page

@@ -31,20 +31,20 @@ class EffectiveReceptiveField:
 
     Args:
         layer: the layer.
-        heat: mean absolute gradient of each pixel of the picture, ``(height, width)``, of sum 1.
+        gradient_map: mean absolute gradient of each pixel of the picture, ``(height, width)``, of sum 1.
         region: first row, first column, last row + 1, last column + 1 of the unit's theoretical field.
-        side: of the smallest square about the middle of that field that holds 95.45 % of ``heat``, in pixels.
-        samples: pictures measured.
+        size: of the smallest square about the middle of that field that holds 95.45 % of ``gradient_map``, in pixels.
+        num_samples: pictures measured.
     """
 
     layer: LayerInfo
-    heat: Tensor
+    gradient_map: Tensor
     region: tuple[int, int, int, int]
-    side: int
-    samples: int
+    size: int
+    num_samples: int
 
     @property
-    def middle(self) -> tuple[float, float]:
+    def center(self) -> tuple[float, float]:
         """Row and column of the middle of the field, in pixels' indices."""
         top, left, bottom, right = self.region
         return (top + bottom - 1) / 2, (left + right - 1) / 2
@@ -55,8 +55,8 @@ def compute_effective_receptive_field(
     shape: Shape,
     layer: str | None = None,
     *,
-    samples: int = NUM_SAMPLES,
-    pictures: Tensor | None = None,
+    num_samples: int = NUM_SAMPLES,
+    images: Tensor | None = None,
     seed: int = 0,
 ) -> EffectiveReceptiveField:
     """The effective receptive field of the unit in the centre of a layer's map, over all its channels.
@@ -68,39 +68,39 @@ def compute_effective_receptive_field(
         shape: of the pictures: channels, height, width.
         layer: name of a layer as :func:`fukami.explain.summary.summarize_layers` tells it; by default the last one of the trunk
             whose units do not see the whole picture.
-        samples: pictures of noise, uniform in [0, 1].
-        pictures: ``(N, C, H, W)`` as the network takes them, instead of noise.
+        num_samples: pictures of noise, uniform in [0, 1].
+        images: ``(N, C, H, W)`` as the network takes them, instead of noise.
         seed: of the noise.
 
     Raises:
         UsageError: the layer does not exist, sees the whole picture, or nothing of the picture reaches it.
     """
-    if samples < 1:
-        raise UsageError(f"samples should be at least 1, not {samples}")
+    if num_samples < 1:
+        raise UsageError(f"samples should be at least 1, not {num_samples}")
     found = _find_layer(summarize_layers(model, shape), layer)
     part = create_feature_extractor(model, [found.name])
     weight = next(model.parameters())
-    if pictures is None:
-        pictures = torch.rand(samples, *shape, generator=torch.Generator().manual_seed(seed))
-    row, column = (side // 2 for side in found.shape[1:])
+    if images is None:
+        images = torch.rand(num_samples, *shape, generator=torch.Generator().manual_seed(seed))
+    row, column = (side // 2 for side in found.output_shape[1:])
     heat = torch.zeros(shape[1:], dtype=torch.float64)
-    for given in pictures:
+    for given in images:
         picture = given[None].to(weight.device, weight.dtype).detach().requires_grad_()
         (maps,) = part(picture)
         (gradient,) = torch.autograd.grad(maps[..., row, column].sum(), picture)
         heat += gradient[0].abs().sum(0).double().cpu() / gradient.abs().sum().clamp(min=1e-30).double().cpu()
-    region = found.region(row, column)
+    region = found.get_input_region(row, column)
     if region is None or not heat.sum() > 0:
         raise UsageError(f"no gradient of layer {found.name} reaches the picture; its units may all be off")
     heat /= heat.sum()
-    return EffectiveReceptiveField(found, heat, region, _compute_size(heat, region), len(pictures))
+    return EffectiveReceptiveField(found, heat, region, _compute_size(heat, region), len(images))
 
 
 def _find_layer(steps: list[LayerInfo], name: str | None) -> LayerInfo:
     """The layer of this name, or the last of the trunk with a field."""
     fields = [layer for layer in steps if layer.receptive_field is not None]
     if name is None and fields:
-        return next((layer for layer in reversed(fields) if layer.trunk), fields[-1])
+        return next((layer for layer in reversed(fields) if layer.on_trunk), fields[-1])
     for layer in fields:
         if layer.name == name:
             return layer
@@ -120,14 +120,14 @@ def _compute_size(heat: Tensor, region: tuple[int, int, int, int]) -> int:
     return round(2 * float(distance[order[min(enough, len(order) - 1)]])) + 1
 
 
-def plot_receptive_fields(*measured: tuple[str, EffectiveReceptiveField]) -> "Figure":
+def plot_receptive_fields(*fields: tuple[str, EffectiveReceptiveField]) -> "Figure":
     """Each titled field as a map, with the theoretical and the effective square."""
     from matplotlib.figure import Figure
 
-    columns = min(len(measured), 2)
-    rows = -(-len(measured) // columns)
+    columns = min(len(fields), 2)
+    rows = -(-len(fields) // columns)
     drawn = Figure(figsize=(3.4 * columns, 3.4 * rows + 0.3), layout="constrained")
-    for place, (title, one) in enumerate(measured, start=1):
+    for place, (title, one) in enumerate(fields, start=1):
         axes = drawn.add_subplot(rows, columns, place)
         _plot_receptive_field(axes, one)
         axes.set_title(title, fontsize=9)
@@ -138,12 +138,12 @@ def plot_receptive_fields(*measured: tuple[str, EffectiveReceptiveField]) -> "Fi
 
 def _plot_receptive_field(axes: "Axes", one: EffectiveReceptiveField) -> None:
     """The map; the root of the gradient is shown, or only the centre would be seen."""
-    height, width = one.heat.shape
-    peak = float(one.heat.flatten().quantile(0.999))
-    axes.imshow((one.heat / max(peak, 1e-30)).clamp(max=1).sqrt().numpy(), cmap="magma", vmin=0, vmax=1)
+    height, width = one.gradient_map.shape
+    peak = float(one.gradient_map.flatten().quantile(0.999))
+    axes.imshow((one.gradient_map / max(peak, 1e-30)).clamp(max=1).sqrt().numpy(), cmap="magma", vmin=0, vmax=1)
     top, left, bottom, right = one.region
-    row, column = one.middle
-    half = one.side / 2
+    row, column = one.center
+    half = one.size / 2
     for square, colour, style, name in (
         ((top - 0.5, left - 0.5, bottom - 0.5, right - 0.5), "#7fb2e5", "--", "theoretical field"),
         ((row - half, column - half, row + half, column + half), "#5fd38d", "-", "holds 95.45 % of the gradient"),

@@ -16,20 +16,20 @@ KERNEL_SIZES = (3, 5, 7)
 DEPTHS = range(1, 11)
 
 
-def compute_receptive_field(layers: int, size: int) -> int:
-    """Side in pixels of what ``layers`` stacked filters of ``size`` × ``size`` see: n(m-1)+1.
+def compute_receptive_field(num_layers: int, kernel_size: int) -> int:
+    """Side in pixels of what ``num_layers`` stacked filters of ``kernel_size`` × ``kernel_size`` see: n(m-1)+1.
 
     >>> field(3, 3)
     7
     """
-    for name, value, least in (("layers", layers, 1), ("size", size, 2)):
+    for name, value, least in (("layers", num_layers, 1), ("size", kernel_size, 2)):
         if not isinstance(value, int) or value < least:
             raise UsageError(f"{name} should be a whole number of at least {least}, not {value!r}")
-    return layers * (size - 1) + 1
+    return num_layers * (kernel_size - 1) + 1
 
 
-def compute_weight_savings(layers: int, size: int) -> float:
-    """Share of the weights that ``layers`` stacked filters save against one that sees as much: 1 - n·m²/(n(m-1)+1)².
+def compute_weight_savings(num_layers: int, kernel_size: int) -> float:
+    """Share of the weights that ``num_layers`` stacked filters save against one that sees as much: 1 - n·m²/(n(m-1)+1)².
 
     Three layers of 3×3 against one of 7×7, and four against one of 9×9:
 
@@ -39,36 +39,38 @@ def compute_weight_savings(layers: int, size: int) -> float:
     Raises:
         UsageError: fewer than 1 layer, or filters smaller than 2×2.
     """
-    one = compute_receptive_field(layers, size)
-    return 1 - layers * size**2 / one**2
+    one = compute_receptive_field(num_layers, kernel_size)
+    return 1 - num_layers * kernel_size**2 / one**2
 
 
-def tabulate_weight_savings(size: int = 3, depths: Sequence[int] = DEPTHS) -> list[tuple[int, int, int, int, float]]:
+def tabulate_weight_savings(
+    kernel_size: int = 3, depths: Sequence[int] = DEPTHS
+) -> list[tuple[int, int, int, int, float]]:
     """Per depth: layers, side of the one filter, weights of the stack, weights of the one filter, and the saving."""
     return [
         (
             n,
-            compute_receptive_field(n, size),
-            n * size**2,
-            compute_receptive_field(n, size) ** 2,
-            compute_weight_savings(n, size),
+            compute_receptive_field(n, kernel_size),
+            n * kernel_size**2,
+            compute_receptive_field(n, kernel_size) ** 2,
+            compute_weight_savings(n, kernel_size),
         )
         for n in depths
     ]
 
 
-def plot_weight_savings(sizes: Sequence[int] = KERNEL_SIZES, depths: Sequence[int] = DEPTHS) -> "Figure":
+def plot_weight_savings(kernel_sizes: Sequence[int] = KERNEL_SIZES, depths: Sequence[int] = DEPTHS) -> "Figure":
     """The saving over the number of layers, a line for each size of filter."""
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(6, 3.4), layout="constrained")
     axes = drawn.add_subplot(xlabel="stacked layers", ylabel="weights saved, %")
-    for size in sizes:
+    for size in kernel_sizes:
         (line,) = axes.plot(
             depths, [100 * compute_weight_savings(n, size) for n in depths], marker="o", ms=4, label=f"{size}×{size}"
         )
         line.set_clip_on(False)
-    for depth in (3, 4) if {3, 4} <= {*depths} and 3 in sizes else ():
+    for depth in (3, 4) if {3, 4} <= {*depths} and 3 in kernel_sizes else ():
         text = f"{compute_receptive_field(depth, 3)}×{compute_receptive_field(depth, 3)}: {compute_weight_savings(depth, 3):.2f}"
         at = (depth, 100 * compute_weight_savings(depth, 3))
         axes.annotate(text, at, (8, -12), textcoords="offset points", fontsize=8)

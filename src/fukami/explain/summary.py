@@ -37,66 +37,72 @@ class LayerInfo:
 
     Args:
         name: of the module, ``:2`` added where it is used a second time; of a function and its number, as ``add_3``.
-        kind: class of the module, or name of the function.
-        shape: of the output, ``(channels, height, width)`` or ``(features,)``.
-        parameters: numbers that training sets; a module used again has none the second time.
+        op_type: class of the module, or name of the function.
+        output_shape: of the output, ``(channels, height, width)`` or ``(features,)``.
+        num_parameters: numbers that training sets; a module used again has none the second time.
         multiply_adds: of convolutions and linear layers, one for a product and its sum; 0 for all others.
-        memory: bytes of the output in float32; 0 where it lies in the input's memory (in place, reshaped, dropout).
+        output_bytes: bytes of the output in float32; 0 where it lies in the input's memory (in place, reshaped, dropout).
         receptive_field: height and width in pixels, parts in the padding counted; None: the whole picture, which is
             said of everything after a global pooling or a flattening, whatever the padding would add.
-        jump: pixels between the fields of neighbouring units, down and across; None where there are no positions.
+        effective_stride: pixels between the fields of neighbouring units, down and across; None where there are no positions.
         start: row and column where the field of the first unit begins, negative in the padding; None as above. What
             enlarges its input gives several units one field; there the positions are those of the first of them.
         depth: layers with weights on the longest path up to here, as the names VGG-16 and ResNet-50 count them.
-        trunk: every path to the output passes through here, so it lies in no branch.
+        on_trunk: every path to the output passes through here, so it lies in no branch.
     """
 
     name: str
-    kind: str
-    shape: tuple[int, ...]
-    parameters: int
+    op_type: str
+    output_shape: tuple[int, ...]
+    num_parameters: int
     multiply_adds: int
-    memory: int
+    output_bytes: int
     receptive_field: tuple[int, int] | None
-    jump: tuple[float, float] | None
+    effective_stride: tuple[float, float] | None
     start: tuple[float, float] | None
     depth: int
-    trunk: bool
+    on_trunk: bool
 
-    def region(self, row: int, column: int) -> tuple[int, int, int, int] | None:
+    def get_input_region(self, row: int, column: int) -> tuple[int, int, int, int] | None:
         """First row, first column, last row + 1 and last column + 1 of a unit's field; None: the whole picture."""
-        if self.receptive_field is None or self.jump is None or self.start is None:
+        if self.receptive_field is None or self.effective_stride is None or self.start is None:
             return None
-        top, left = (round(s + at * j) for s, at, j in zip(self.start, (row, column), self.jump, strict=True))
+        top, left = (
+            round(s + at * j) for s, at, j in zip(self.start, (row, column), self.effective_stride, strict=True)
+        )
         return top, left, top + self.receptive_field[0], left + self.receptive_field[1]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """The input pixels from ``first`` to ``last`` that the first unit sees; the next unit's lie ``jump`` further on."""
+    """The input pixels from ``first`` to ``last`` that the first unit sees; the next unit's lie ``effective_stride`` further on."""
 
     first: float = 0.0
     last: float = 0.0
-    jump: float = 1.0
+    effective_stride: float = 1.0
 
-    def window(self, kernel: int, stride: int, padding: int, dilation: int) -> "Interval":
+    def apply_window(self, kernel: int, stride: int, padding: int, dilation: int) -> "Interval":
         """Seen through a window."""
-        first = -padding * self.jump
-        reach = first + (kernel - 1) * dilation * self.jump
-        return Interval(self.first + first, self.last + reach, self.jump * stride)
+        first = -padding * self.effective_stride
+        reach = first + (kernel - 1) * dilation * self.effective_stride
+        return Interval(self.first + first, self.last + reach, self.effective_stride * stride)
 
-    def finer(self, kernel: int, stride: int, padding: int, dilation: int) -> "Interval":
+    def apply_transposed_window(self, kernel: int, stride: int, padding: int, dilation: int) -> "Interval":
         """Seen through a transposed window, by the units that see most."""
         reach = (kernel - 1) * dilation
         first = math.ceil((padding - reach) / stride)
         last = first + math.ceil((reach + 1) / stride) - 1
-        return Interval(self.first + first * self.jump, self.last + last * self.jump, self.jump / stride)
+        return Interval(
+            self.first + first * self.effective_stride,
+            self.last + last * self.effective_stride,
+            self.effective_stride / stride,
+        )
 
-    def pooled(self, size: int, out: int) -> "Interval":
+    def apply_pooling(self, size: int, out: int) -> "Interval":
         """After pooling ``size`` units to ``out``: exact where that divides, else everything."""
         if size % out == 0 and out > 1:
-            return self.window(size // out, size // out, 0, 1)
-        return self if size == out else Interval(-math.inf, math.inf, self.jump * size / out)
+            return self.apply_window(size // out, size // out, 0, 1)
+        return self if size == out else Interval(-math.inf, math.inf, self.effective_stride * size / out)
 
 
 ReceptiveField = tuple[Interval, Interval]  # rows, columns
@@ -121,12 +127,12 @@ def summarize_layers(model: nn.Module, shape: Shape) -> list[LayerInfo]:
     try:
         walk.run(torch.empty(2, *shape, device="meta"))
     except Exception as error:  # whatever a layer says to a shape that it does not take
-        at = f"layer {walk.at}: " if walk.at else ""
+        at = f"layer {walk.current_name}: " if walk.current_name else ""
         first, _, _ = str(error).partition("\n")
         raise UsageError(
             f"the network does not take pictures of {'x'.join(map(str, shape))} ({at}{first}); give another size"
         ) from error
-    return walk.found
+    return walk.layers
 
 
 def get_traceable_module(model: nn.Module) -> nn.Module:
@@ -158,37 +164,41 @@ def count_costs(networks: Sequence[nn.Module], shape: Shape | None) -> dict[str,
     return costs
 
 
-def find_stages(steps: Sequence[LayerInfo]) -> list[LayerInfo]:
+def find_stages(layers: Sequence[LayerInfo]) -> list[LayerInfo]:
     """The last layer of the trunk at each resolution: before a pooling, after a residual addition or concatenation.
 
     A resolution without weights, as after VGG's last pooling, is no stage.
     """
-    last = {layer.jump: layer for layer in steps if layer.trunk and layer.receptive_field}
+    last = {layer.effective_stride: layer for layer in layers if layer.on_trunk and layer.receptive_field}
     return list({layer.depth: layer for layer in reversed(last.values())}.values())[::-1]
 
 
-def find_last_activation(steps: Sequence[LayerInfo]) -> LayerInfo:
+def find_last_activation(layers: Sequence[LayerInfo]) -> LayerInfo:
     """The first activation of the trunk after the last convolution, or the end of that convolution's stage.
 
     Raises:
         UsageError: the network has no convolution.
     """
-    convolutions = [number for number, layer in enumerate(steps) if layer.multiply_adds and layer.receptive_field]
+    convolutions = [number for number, layer in enumerate(layers) if layer.multiply_adds and layer.receptive_field]
     if not convolutions:
         raise UsageError("the network has no convolution, so no units that see a part of the picture")
-    rest = [layer for layer in steps[convolutions[-1] :] if layer.receptive_field]
-    active = [layer for layer in rest if layer.trunk and "lu" in layer.kind.lower()]  # ReLU, relu_, GELU ...
-    return active[0] if active else [layer for layer in rest if layer.jump == rest[0].jump][-1]
+    rest = [layer for layer in layers[convolutions[-1] :] if layer.receptive_field]
+    active = [layer for layer in rest if layer.on_trunk and "lu" in layer.op_type.lower()]  # ReLU, relu_, GELU ...
+    return active[0] if active else [layer for layer in rest if layer.effective_stride == rest[0].effective_stride][-1]
 
 
-def plot_costs(steps: Sequence[LayerInfo]) -> "Figure":
+def plot_costs(layers: Sequence[LayerInfo]) -> "Figure":
     """Multiply-adds, parameters and memory of the outputs, by resolution of the output."""
     from matplotlib.figure import Figure
 
     costs: dict[str, list[int]] = {}
-    for layer in steps:
-        name = "×".join(map(str, layer.shape[1:])) if len(layer.shape) == 3 and layer.shape[1:] != (1, 1) else "vectors"
-        for number, value in enumerate((layer.multiply_adds, layer.parameters, layer.memory)):
+    for layer in layers:
+        name = (
+            "×".join(map(str, layer.output_shape[1:]))
+            if len(layer.output_shape) == 3 and layer.output_shape[1:] != (1, 1)
+            else "vectors"
+        )
+        for number, value in enumerate((layer.multiply_adds, layer.num_parameters, layer.output_bytes)):
             costs.setdefault(name, [0, 0, 0])[number] += value
     drawn = Figure(figsize=(9, 1.0 + 0.3 * len(costs)), layout="constrained")
     titles = ("multiply-adds, %", "parameters, %", "memory of the outputs, %")
@@ -244,8 +254,10 @@ def get_named_nodes(graph: fx.Graph) -> dict[str, fx.Node]:
     return names
 
 
-def create_feature_extractor(model: nn.Module, names: Sequence[str], scores: bool = False) -> fx.GraphModule:
-    """A network that gives the outputs of the layers ``names`` as a tuple, and last the model's own where asked for.
+def create_feature_extractor(
+    model: nn.Module, layer_names: Sequence[str], include_output: bool = False
+) -> fx.GraphModule:
+    """A network that gives the outputs of the layers ``layer_names`` as a tuple, and last the model's own where asked for.
 
     It shares the weights of ``model`` and computes only what leads there.
     """
@@ -254,13 +266,13 @@ def create_feature_extractor(model: nn.Module, names: Sequence[str], scores: boo
     steps = get_named_nodes(graph)
     end = next(node for node in graph.nodes if node.op == "output")
     found = []
-    for name in names:
+    for name in layer_names:
         step = steps[name]
         with graph.inserting_after(step):  # what follows may work in place, so it works on a copy
             rest = graph.call_function(torch.clone, (step,))
         step.replace_all_uses_with(rest, delete_user_cb=lambda user, rest=rest: user is not rest)  # type: ignore[misc]
         found.append(step)
-    end.args = ((*found, *(end.args if scores else ())),)
+    end.args = ((*found, *(end.args if include_output else ())),)
     graph.eliminate_dead_code()
     traced.recompile()
     return traced
@@ -282,12 +294,12 @@ class _LayerInterpreter(fx.Interpreter):
         self.trunk = _find_trunk(traced.graph)
         self.fields: dict[fx.Node, ReceptiveField | None] = {}
         self.depths: dict[fx.Node, int] = {}
-        self.found: list[LayerInfo] = []
-        self.seen: set[int] = set()  # parameters that have been counted
-        self.at = ""
+        self.layers: list[LayerInfo] = []
+        self.counted: set[int] = set()  # parameters that have been counted
+        self.current_name = ""
 
     def run_node(self, node: fx.Node) -> Any:
-        self.at = self.names.get(node, self.at)
+        self.current_name = self.names.get(node, self.current_name)
         out = super().run_node(node)
         inputs = node.all_input_nodes
         module = self.fetch_attr(str(node.target)) if node.op == "call_module" else None
@@ -298,29 +310,31 @@ class _LayerInterpreter(fx.Interpreter):
         elif isinstance(out, Tensor) and node in self.names:
             before = [(self.env[one], self.fields[one]) for one in inputs if isinstance(self.env[one], Tensor)]
             self.fields[node] = _compute_receptive_field(node, module, before, out)
-            self.found.append(self._layer(node, module, [value for value, _ in before], out))
+            self.layers.append(self._describe_layer(node, module, [value for value, _ in before], out))
         else:
             self.fields[node] = None
         return out
 
-    def _layer(self, node: fx.Node, module: nn.Module | None, inputs: Sequence[Tensor], out: Tensor) -> LayerInfo:
-        own = [] if module is None else [p for p in module.parameters() if id(p) not in self.seen]
-        self.seen |= {id(parameter) for parameter in own}
+    def _describe_layer(
+        self, node: fx.Node, module: nn.Module | None, inputs: Sequence[Tensor], out: Tensor
+    ) -> LayerInfo:
+        own = [] if module is None else [p for p in module.parameters() if id(p) not in self.counted]
+        self.counted |= {id(parameter) for parameter in own}
         shares = any(out.untyped_storage()._cdata == value.untyped_storage()._cdata for value in inputs)
         field = self.fields[node]
         whole = field is None or any(math.isinf(axis.first) for axis in field)
         return LayerInfo(
             name=self.names[node],
-            kind=type(module).__name__ if module is not None else _get_function_name(node),
-            shape=tuple(out.shape[1:]),
-            parameters=sum(parameter.numel() for parameter in own),
+            op_type=type(module).__name__ if module is not None else _get_function_name(node),
+            output_shape=tuple(out.shape[1:]),
+            num_parameters=sum(parameter.numel() for parameter in own),
             multiply_adds=_count_multiply_adds(module, inputs, out),
-            memory=0 if shares else out[0].numel() * FLOAT_BYTES,
+            output_bytes=0 if shares else out[0].numel() * FLOAT_BYTES,
             receptive_field=None if whole else tuple(int(axis.last - axis.first) + 1 for axis in field),  # type: ignore[union-attr,arg-type]
-            jump=None if field is None else tuple(axis.jump for axis in field),  # type: ignore[arg-type]
+            effective_stride=None if field is None else tuple(axis.effective_stride for axis in field),  # type: ignore[arg-type]
             start=None if whole else tuple(axis.first for axis in field),  # type: ignore[union-attr,arg-type]
             depth=self.depths[node],
-            trunk=node in self.trunk,
+            on_trunk=node in self.trunk,
         )
 
 
@@ -370,16 +384,16 @@ def _compute_receptive_field(
     for number, (axis, size, extent) in enumerate(zip(joined, sizes, out.shape[2:], strict=True)):
         if window:
             sides = [values[number] for values in window]
-            seen.append(axis.finer(*sides) if transposed else axis.window(*sides))
+            seen.append(axis.apply_transposed_window(*sides) if transposed else axis.apply_window(*sides))
         elif offsets:
             first, step = offsets[number]
-            seen.append(axis.window(1, step, -first, 1))
+            seen.append(axis.apply_window(1, step, -first, 1))
         elif extent > size:  # enlarged: by repetition, or between two neighbours
-            finer = replace(axis, jump=axis.jump * size / extent)
+            finer = replace(axis, effective_stride=axis.effective_stride * size / extent)
             blurred = "linear" in str(getattr(module, "mode", node.kwargs.get("mode", "")))
-            seen.append(replace(finer, first=axis.first - axis.jump) if blurred else finer)
+            seen.append(replace(finer, first=axis.first - axis.effective_stride) if blurred else finer)
         else:
-            seen.append(axis.pooled(size, extent))
+            seen.append(axis.apply_pooling(size, extent))
     return seen[0], seen[1]
 
 

@@ -34,7 +34,7 @@ def load_dataset(spec: str, holdout: float) -> tuple[LabelledImages, LabelledIma
     if not holdout:
         return source, source
     held = image_folder.select_holdout(source.targets, holdout)
-    return source.only(~held), source.only(held)
+    return source.select(~held), source.select(held)
 
 
 def infer_image_shape(source: LabelledImages) -> tuple[int, int]:
@@ -54,7 +54,7 @@ def select_subset(source: LabelledImages, count: int) -> LabelledImages:
     """At most so many of the pictures, the same ones each time."""
     which = np.zeros(len(source), bool)
     which[np.random.default_rng(0).permutation(len(source))[:count]] = True
-    return source.only(which)
+    return source.select(which)
 
 
 def _load_source(spec: str) -> LabelledImages:

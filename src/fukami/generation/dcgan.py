@@ -27,10 +27,10 @@ class DCGAN(SupervisedRecipe):
     paper: ClassVar[str] = "Radford et al., Unsupervised Representation Learning with DCGAN"
     year: ClassVar[int] = 2016
     family: ClassVar[str] = "generation"
-    published: ClassVar[str] = "82.8 % CIFAR-10, its features with an SVM"
-    reached: ClassVar[str] = "72.70 % CIFAR-10, features learned there, one seed"
+    paper_result: ClassVar[str] = "82.8 % CIFAR-10, its features with an SVM"
+    reproduced_result: ClassVar[str] = "72.70 % CIFAR-10, features learned there, one seed"
 
-    dataset: DataSpec = "digits"
+    data: DataSpec = "digits"
     """What to learn from: digits (embedded), scenes (embedded), mnist, cifar10, cifar100, imagenet, or a folder or an
     archive of pictures, or a CSV file or shards of them; labels are not looked at."""
     holdout: float = 0.0
@@ -40,24 +40,24 @@ class DCGAN(SupervisedRecipe):
     """Side of the pictures in pixels; 0: 28 or 32 where all have so many, else 64."""
     channels: Literal[0, 1, 3] = 0
     """1 grey, 3 colour; 0: as the first picture is."""
-    width: int = 64
+    base_channels: int = 64
     """Maps of the widest layer of a picture; the paper has 128."""
-    kernel: Literal[4, 5] = 4
+    kernel_size: Literal[4, 5] = 4
     """Side of the filters; the paper has 5."""
     stable: bool = False
     """Spectral normalisation and the hinge loss, in place of batch normalisation and cross entropy."""
-    ema: float = 0.999
+    ema_decay: float = 0.999
     """Decay of a moving average of the generator, which then draws; 0: none."""
-    samples: int = 1000
+    eval_samples: int = 1000
     """Pictures that are made at each evaluation, and as many real ones, where there are."""
-    judge: str = "auto"
+    eval_features: str = "auto"
     """In whose features they are compared: digits (the shipped DeepConvNet), inception or vgg where their weights are,
     or a file of these, or pixels; auto: the first of these that fits."""
     epochs: int = 25
     """Passes over the pictures."""
-    judge_every: int = 5
+    eval_every: int = 5
     """Passes between two evaluations; there is one at the end in any case."""
-    batch: int = 32
+    batch_size: int = 32
     """Pictures in an update, over all processes."""
     optimizer: OptimizerName = "adam"
     """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
@@ -65,7 +65,7 @@ class DCGAN(SupervisedRecipe):
     """Learning rate of both networks."""
     weight_decay: float = 0.0
     """Pull of the weights towards 0; decoupled with adamw (Loshchilov and Hutter 2019)."""
-    decay: str = "constant"
+    schedule: str = "constant"
     """Course of the learning rate: constant, step=DROPS, multistep=SHARE,SHARE, exponential=END, polynomial=POWER,
     cosine, one-cycle, plateau=PATIENCE."""
     warmup: float = 0.0
@@ -77,56 +77,56 @@ class DCGAN(SupervisedRecipe):
         check_range(self, 1, math.inf, "width")
         check_range(self, 2, math.inf, "samples")
         check_range(self, 0, 0.9999999, "ema")
-        if self.accumulate > 1 or self.rematerialise:
+        if self.accumulate > 1 or self.activation_checkpointing:
             raise UsageError("dcgan can neither accumulate nor rematerialise; give a smaller --batch")
         mixed = {"mixup", "cutmix"} & {word.partition("=")[0] for word in self.augment}
         if mixed:
             raise UsageError(f"{' and '.join(sorted(mixed))} would be learned as pictures; leave it out")
 
-    def prepare(self, size: int, channels: int) -> "SquareTransform":
+    def build_transform(self, size: int, channels: int) -> "SquareTransform":
         """How a picture is brought to the form that the discriminator sees."""
         from fukami.image.transform import SquareTransform
 
         return SquareTransform(channels=channels, size=size, mean=(0.5,), std=(0.5,))
 
-    def data(self) -> Data:
+    def load_data(self) -> Data:
         """The pictures; the labels are their size and channels."""
         from fukami.generation import data as generation_data
 
-        learned, judged = generation_data.load_dataset(self.dataset, self.holdout)
+        learned, judged = generation_data.load_dataset(self.data, self.holdout)
         size, channels = generation_data.infer_image_shape(learned)
         size, channels = self.size or size, self.channels or channels
-        prepare = self.prepare(size, channels)
-        train = self.batches(learned, (), prepare, self.augment, batch=self.batch, seed=self.seed)
-        return Data(train, self.gallery(judged, prepare), (str(size), str(channels)))
+        prepare = self.build_transform(size, channels)
+        train = self.build_image_loader(learned, (), prepare, self.augment, batch_size=self.batch_size, seed=self.seed)
+        return Data(train, self.build_eval_loader(judged, prepare), (str(size), str(channels)))
 
-    def gallery(self, source: "LabelledImages", prepare: "SquareTransform") -> "InMemoryLoader":
+    def build_eval_loader(self, source: "LabelledImages", transform: "SquareTransform") -> "InMemoryLoader":
         """Real pictures to be compared with."""
         from fukami.data.loader import InMemoryLoader
         from fukami.generation import data as generation_data
 
-        found = generation_data.select_subset(source, self.samples).read(prepare, self.broken)
-        return InMemoryLoader(found.pictures, found.targets, (), batch=EVAL_BATCH_SIZE, names=found.names)
+        found = generation_data.select_subset(source, self.eval_samples).decode(transform, self.max_broken)
+        return InMemoryLoader(found.images, found.targets, (), batch_size=EVAL_BATCH_SIZE, names=found.names)
 
-    def task(self, labels: tuple[str, ...]) -> "GANTask":
+    def build_task(self, labels: tuple[str, ...]) -> "GANTask":
         """Two networks for pictures of this size."""
         from fukami import models
         from fukami.generation import features as generation_features
         from fukami.generation.task import GANTask
 
         size, channels = map(int, labels)
-        form = {"channels": channels, "width": self.width, "kernel": self.kernel}
+        form = {"channels": channels, "width": self.base_channels, "kernel": self.kernel_size}
         return GANTask(
             models.dcgan_generator(size, **form),
-            models.dcgan_discriminator(size, **form, spectral=self.stable),
-            self.prepare(size, channels),
-            partial(generation_features.load_feature_extractor, self.judge, size, channels),
-            hinge=self.stable,
-            ema=self.ema,
-            **self.regime(),
+            models.dcgan_discriminator(size, **form, use_spectral_norm=self.stable),
+            self.build_transform(size, channels),
+            partial(generation_features.load_feature_extractor, self.eval_features, size, channels),
+            hinge_loss=self.stable,
+            ema_decay=self.ema_decay,
+            **self.get_training_options(),
         )
 
-    def make_optimizer(self) -> "OptimizerFactory":
+    def get_optimizer_factory(self) -> "OptimizerFactory":
         """torch's optimizer of that name; Adam with the paper's β1."""
-        made: Any = super().make_optimizer()
+        made: Any = super().get_optimizer_factory()
         return partial(made, betas=ADAM_BETAS) if self.optimizer in ("adam", "adamw") else made

@@ -30,38 +30,40 @@ class FeatureExtractor:
     Attributes:
         name: of the features: ``inception``, ``torchvision_inception``, ``vgg19``, ``vgg16``, ``digits`` or ``pixels``.
         network: pictures ``(N, C, H, W)`` in 0..255 to features ``(N, F)``.
-        scores: the layer that makes a digit's scores of them, where it is digits that are seen.
+        classifier: the layer that makes a digit's scores of them, where it is digits that are seen.
     """
 
     name: str
     network: nn.Module
-    scores: nn.Module | None = None
+    classifier: nn.Module | None = None
 
     @torch.inference_mode()
-    def see(self, pictures: Tensor, device: torch.device) -> Tensor:
+    def extract(self, images: Tensor, device: torch.device) -> Tensor:
         """The features ``(N, F)`` of pictures ``(N, C, H, W)`` uint8, on the processor."""
         network = self.network.to(device)
-        parts = torch.split(pictures, BATCH_SIZE)
+        parts = torch.split(images, BATCH_SIZE)
         return torch.cat([network(part.to(device).float()).float().cpu() for part in parts])
 
-    def looks(self, device: torch.device) -> tuple[Callable[[Tensor], Tensor], ...]:
+    def build_extractors(self, device: torch.device) -> tuple[Callable[[Tensor], Tensor], ...]:
         """How pictures are compared, each as :meth:`see`: by these features, and as they are, 8×8 pixels small."""
-        return partial(self.see, device=device), partial(FeatureExtractor("pixels", PixelFeatures()).see, device=device)
+        return partial(self.extract, device=device), partial(
+            FeatureExtractor("pixels", PixelFeatures()).extract, device=device
+        )
 
     @torch.inference_mode()
-    def legible(self, features: Tensor) -> dict[str, float]:
+    def measure_legibility(self, features: Tensor) -> dict[str, float]:
         """Of digits: the share that are legible (``legible``), and how many different ones there are (``classes``)."""
-        if self.scores is None:
+        if self.classifier is None:
             return {}
-        best, digit = self.scores.cpu()(features).softmax(1).max(1)
+        best, digit = self.classifier.cpu()(features).softmax(1).max(1)
         return {"legible": float((best > LEGIBLE_PROBABILITY).double().mean()), "classes": int(digit.unique().numel())}
 
 
-def load_feature_extractor(given: str, size: int, channels: int) -> FeatureExtractor:
+def load_feature_extractor(name: str, size: int, channels: int) -> FeatureExtractor:
     """The network that is asked for.
 
     Args:
-        given: ``digits``, ``pixels``, ``inception``, ``vgg``, or a file of Inception v3 (as FID has it, or torchvision)
+        name: ``digits``, ``pixels``, ``inception``, ``vgg``, or a file of Inception v3 (as FID has it, or torchvision)
             or VGG. ``auto``: ``digits`` for grey pictures of 28×28; otherwise the first of ``inception`` and ``vgg``
             whose weights lie where data sets are looked for; ``pixels`` where none do.
         size, channels: of the pictures.
@@ -69,53 +71,51 @@ def load_feature_extractor(given: str, size: int, channels: int) -> FeatureExtra
     Raises:
         Error: there is no such file, or it holds another network.
     """
-    if given == "auto":
-        given = (
+    if name == "auto":
+        name = (
             "digits"
             if (size, channels) == (28, 1)
             else "inception"
             if pretrained.find_weights_file(*INCEPTION_PREFIXES)
             else "vgg"
         )
-        given = "pixels" if given == "vgg" and not pretrained.load_vgg("")[1] else given
-    if given == "digits":
+        name = "pixels" if name == "vgg" and not pretrained.load_vgg("")[1] else name
+    if name == "digits":
         return _build_digits()
-    if given == "pixels":
+    if name == "pixels":
         return FeatureExtractor("pixels", PixelFeatures())
-    if given == "inception":
+    if name == "inception":
         file = pretrained.find_weights_file(*INCEPTION_PREFIXES)
         if file is None:
             raise Error(f"there is no file {'* or '.join(INCEPTION_PREFIXES)}* among the weights; give the path of one")
         return _build_inception(pretrained.read_state_dict(file), str(file))
-    if given == "vgg":
+    if name == "vgg":
         return _build_vgg("")
-    tensors = pretrained.read_state_dict(Path(given))
-    return (
-        _build_inception(tensors, given) if any(key.startswith("Mixed_7c.") for key in tensors) else _build_vgg(given)
-    )
+    tensors = pretrained.read_state_dict(Path(name))
+    return _build_inception(tensors, name) if any(key.startswith("Mixed_7c.") for key in tensors) else _build_vgg(name)
 
 
 class PixelFeatures(nn.Module):
     """The pictures themselves, 8×8 pixels small."""
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """``(N, C, H, W)`` in 0..255 to ``(N, 64 C)`` in 0..1."""
-        return F.adaptive_avg_pool2d(pictures / 255, PIXEL_GRID_SIZE).flatten(1)
+        return F.adaptive_avg_pool2d(images / 255, PIXEL_GRID_SIZE).flatten(1)
 
 
 class PooledFeatures(nn.Module):
     """The average of a network's last maps, of pictures at the size that it was trained on: it knows no other scale."""
 
-    def __init__(self, layers: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], side: int) -> None:
+    def __init__(self, layers: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], input_size: int) -> None:
         super().__init__()
-        self.layers, self.side = layers.eval(), side
+        self.layers, self.input_size = layers.eval(), input_size
         self.register_buffer("mean", 255 * torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(std).view(-1, 1, 1))
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """``(N, C, H, W)`` in 0..255 to ``(N, F)``."""
-        pictures = F.interpolate(pictures, (self.side, self.side), mode="bilinear", align_corners=False)
-        maps: Tensor = self.layers((pictures.expand(-1, 3, -1, -1) - self.mean) / self.std)  # type: ignore[operator]
+        images = F.interpolate(images, (self.input_size, self.input_size), mode="bilinear", align_corners=False)
+        maps: Tensor = self.layers((images.expand(-1, 3, -1, -1) - self.mean) / self.std)  # type: ignore[operator]
         return maps.mean((2, 3)) if maps.ndim == 4 else maps
 
 
@@ -129,10 +129,10 @@ class FIDInceptionV3(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """``(N, 3, 299, 299)`` to ``(N, 2048)``."""
         with FIDPoolingMode():
-            return self.network(pictures)  # type: ignore[no-any-return]
+            return self.network(images)  # type: ignore[no-any-return]
 
 
 class FIDPoolingMode(TorchFunctionMode):
@@ -193,6 +193,6 @@ def _build_digits() -> FeatureExtractor:
 class ToGrayscale(nn.Module):
     """What DeepConvNet is given: grey from 0 to 1."""
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Divide by 255."""
-        return pictures.mean(1, keepdim=True) / 255
+        return images.mean(1, keepdim=True) / 255

@@ -9,12 +9,12 @@ from torch import Tensor
 IMAGE_INCHES = 0.9  # inches of a picture
 
 
-def plot_latent_arithmetic(columns: Sequence[tuple[int, Tensor, Tensor]], around: Tensor) -> Figure:
+def plot_latent_arithmetic(columns: Sequence[tuple[int, Tensor, Tensor]], neighbors: Tensor) -> Figure:
     """Terms of a sum, each a column of samples with what their mean looks like below; and nine pictures at the sum.
 
     Args:
         columns: the sign, the samples ``(n, C, H, W)`` and the picture of the mean ``(C, H, W)`` of each term.
-        around: ``(9, C, H, W)``, that of the sum itself in the middle.
+        neighbors: ``(9, C, H, W)``, that of the sum itself in the middle.
     """
     most = max(len(samples) for _, samples, _ in columns)
     rows, across = max(most + 1, 3), len(columns) + 4
@@ -30,7 +30,7 @@ def plot_latent_arithmetic(columns: Sequence[tuple[int, Tensor, Tensor]], around
         every[rows - 1, number].text(-0.2, 0.5, mark, transform=every[rows - 1, number].transAxes, fontsize=16,
                                      ha="center", va="center")  # fmt: skip
     every[rows - 1, len(columns)].text(0.5, 0.5, "=", fontsize=20, ha="center", va="center")
-    for number, picture in enumerate(around):
+    for number, picture in enumerate(neighbors):
         axes = every[rows - 3 + number // 3, len(columns) + 1 + number % 3]
         _show_image(axes, picture)
         if number == 4:

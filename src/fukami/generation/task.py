@@ -46,75 +46,87 @@ class GANTask(CachedEvaluationTask):
     Args:
         generator: noise ``(N, 100)`` in -1..1 to pictures ``(N, C, H, W)`` in -1..1.
         discriminator: such pictures to scores ``(N,)``, above 0 for real.
-        prepare: a picture of any size as the discriminator sees it; it travels with the task.
-        perceive: finds the network in whose features pictures are judged.
-        hinge: the loss of the discriminator counts what is within a margin alone (Lim and Ye 2017), in place of cross
+        transform: a picture of any size as the discriminator sees it; it travels with the task.
+        load_feature_extractor: finds the network in whose features pictures are judged.
+        hinge_loss: the loss of the discriminator counts what is within a margin alone (Lim and Ye 2017), in place of cross
             entropy.
-        ema: decay of a moving average of the generator, which then draws (Yazici et al. 2019); 0: none.
+        ema_decay: decay of a moving average of the generator, which then draws (Yazici et al. 2019); 0: none.
         regime: optimizer, decay, epochs, judge_every and clip, as for :class:`fukami.Task`.
     """
 
-    static = True
+    supports_cuda_graph = True
 
     def __init__(
         self,
         generator: nn.Module,
         discriminator: nn.Module,
-        prepare: SquareTransform,
-        perceive: "Callable[[], FeatureExtractor]",
+        transform: SquareTransform,
+        load_feature_extractor: "Callable[[], FeatureExtractor]",
         *,
-        hinge: bool = False,
-        ema: float = 0.0,
+        hinge_loss: bool = False,
+        ema_decay: float = 0.0,
         **regime: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(generator, **regime)
-        self.discriminator, self.prepare, self.perceive = discriminator, prepare, perceive
-        self.hinge, self.ema = hinge, ema
-        self.numbers: int = generator.numbers  # type: ignore[assignment]
-        self.averaged = copy.deepcopy(generator) if ema else generator
-        self.album = PreviewHistory()
-        self.known: tuple[Any, FeatureExtractor, list[Tensor]] | None = None  # real pictures, and what is seen in them
+        self.discriminator, self.transform, self.load_feature_extractor = (
+            discriminator,
+            transform,
+            load_feature_extractor,
+        )
+        self.hinge_loss, self.ema_decay = hinge_loss, ema_decay
+        self.latent_dim: int = generator.numbers  # type: ignore[assignment]
+        self.ema_generator = copy.deepcopy(generator) if ema_decay else generator
+        self.preview_history = PreviewHistory()
+        self.cached_real_features: tuple[Any, FeatureExtractor, list[Tensor]] | None = (
+            None  # real pictures, and what is seen in them
+        )
 
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device and make ready to train, each network with an optimizer of its own."""
         super().setup(runtime)
-        self.averaged = runtime.place(self.averaged)
-        self.discriminator = runtime.place(self.discriminator)
-        self.rival = runtime.replicate(self.discriminator)
-        self.telling: Callable[..., Any] = self.rival
-        self.rival_optimizer = runtime.steer(self.make_optimizer(self.discriminator.parameters()))
-        self.rival_scaler = runtime.scaler()
-        self.tally = TrainingStatistics().to(runtime.device)
+        self.ema_generator = runtime.move_to_device(self.ema_generator)
+        self.discriminator = runtime.move_to_device(self.discriminator)
+        self.ddp_discriminator = runtime.replicate(self.discriminator)
+        self.training_discriminator: Callable[..., Any] = self.ddp_discriminator
+        self.discriminator_optimizer = runtime.prepare_optimizer(self.make_optimizer(self.discriminator.parameters()))
+        self.discriminator_scaler = runtime.build_grad_scaler()
+        self.statistics = TrainingStatistics().to(runtime.device)
 
     def compile(self) -> None:
         """From now on train compiled networks."""
         super().compile()
-        self.telling = self.runtime.compile(self.rival)
+        self.training_discriminator = self.runtime.compile(self.ddp_discriminator)
 
-    def networks(self) -> list[nn.Module]:
+    def get_networks(self) -> list[nn.Module]:
         """Those that draw and tell."""
-        return [self.averaged, self.discriminator]
+        return [self.ema_generator, self.discriminator]
 
-    def state(self) -> dict[str, Any]:
+    def get_stateful_objects(self) -> dict[str, Any]:
         """Two networks, two optimizers, the generator's average, and the pictures of its growth."""
-        rival = {"discriminator": self.discriminator, "discriminator optimizer": self.rival_optimizer}
-        more = {"discriminator scaler": self.rival_scaler, "tally": self.tally, "album": self.album}
-        return super().state() | rival | more | ({"averaged": self.averaged} if self.ema else {})
+        rival = {"discriminator": self.discriminator, "discriminator optimizer": self.discriminator_optimizer}
+        more = {
+            "discriminator scaler": self.discriminator_scaler,
+            "tally": self.statistics,
+            "album": self.preview_history,
+        }
+        return (
+            super().get_stateful_objects() | rival | more | ({"averaged": self.ema_generator} if self.ema_decay else {})
+        )
 
-    def modules(self) -> dict[str, nn.Module]:
+    def get_modules(self) -> dict[str, nn.Module]:
         """The generator that draws, and the discriminator."""
-        return {"model": self.averaged, "discriminator": self.discriminator}
+        return {"model": self.ema_generator, "discriminator": self.discriminator}
 
-    def replace(self, modules: dict[str, nn.Module]) -> None:
+    def replace_modules(self, modules: dict[str, nn.Module]) -> None:
         """Draw and tell with other networks."""
-        self.model = self.averaged = modules["model"]
+        self.model = self.ema_generator = modules["model"]
         self.discriminator = modules["discriminator"]
 
     def schedule(self, progress: float) -> float:
         """Set both learning rates."""
         rate = super().schedule(progress)
-        for group in self.rival_optimizer.param_groups:
-            group["lr"].fill_(group["initial_lr"] * self.decay(progress))
+        for group in self.discriminator_optimizer.param_groups:
+            group["lr"].fill_(group["initial_lr"] * self.lr_schedule(progress))
         return rate
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
@@ -123,46 +135,49 @@ class GANTask(CachedEvaluationTask):
         ``batch`` is pictures ``(N, C, H, W)`` in 0..255 and whatever is known of them, which is not looked at.
         """
         clock = self.runtime.clock
-        real = self.normalised(batch[0])
+        real = self.normalize_images(batch[0])
         with clock("forward"), self.runtime.autocast():
-            made = self.replica(self.noise(len(real)))
-            with self.settled():
-                on_real, on_made = self.telling(real).float(), self.telling(made.detach()).float()
-        against = self.against(on_real, on_made)
+            made = self.training_model(self.sample_noise(len(real)))
+            with self.cache_normalized_weights():
+                on_real, on_made = (
+                    self.training_discriminator(real).float(),
+                    self.training_discriminator(made.detach()).float(),
+                )
+        against = self.compute_discriminator_loss(on_real, on_made)
         with clock("backward"):
-            self.rival_optimizer.zero_grad()
-            self.rival_scaler.scale(against).backward()  # type: ignore[no-untyped-call]
+            self.discriminator_optimizer.zero_grad()
+            self.discriminator_scaler.scale(against).backward()  # type: ignore[no-untyped-call]
         with clock("optimizer"):
-            self.descend(self.rival_optimizer, self.rival_scaler)
-        with clock("forward"), self.runtime.autocast(), self.settled():
+            self.apply_gradients(self.discriminator_optimizer, self.discriminator_scaler)
+        with clock("forward"), self.runtime.autocast(), self.cache_normalized_weights():
             score = self.discriminator(made).float()
-        loss = -score.mean() if self.hinge else F.softplus(-score).mean()
+        loss = -score.mean() if self.hinge_loss else F.softplus(-score).mean()
         with clock("backward"):
             self.optimizer.zero_grad()
             # through the discriminator down to the pictures, and from there on: its weights' gradients are not needed
             (gradient,) = torch.autograd.grad(self.scaler.scale(loss), made)
             made.backward(gradient)
         with clock("optimizer"):
-            self.descend(self.optimizer, self.scaler)
-            self.updated()
+            self.apply_gradients(self.optimizer, self.scaler)
+            self.on_step()
         told = torch.cat([on_real.detach() > 0, on_made.detach() < 0]).float().mean()
-        self.tally.apart.lerp_(told, DISCRIMINATOR_ACCURACY_MOMENTUM)
+        self.statistics.apart.lerp_(told, DISCRIMINATOR_ACCURACY_MOMENTUM)
         found = {"discriminator_loss": against, "generator_loss": loss, "told_apart": told}
         return {name: value.detach() for name, value in found.items()}
 
-    def against(self, real: Tensor, made: Tensor) -> Tensor:
+    def compute_discriminator_loss(self, real_scores: Tensor, generated_scores: Tensor) -> Tensor:
         """The loss of the discriminator, from its scores of real and of made pictures, ``(N,)`` each."""
-        if self.hinge:
-            return (1 - real).relu().mean() + (1 + made).relu().mean()
-        return F.softplus(-real).mean() + F.softplus(made).mean()
+        if self.hinge_loss:
+            return (1 - real_scores).relu().mean() + (1 + generated_scores).relu().mean()
+        return F.softplus(-real_scores).mean() + F.softplus(generated_scores).mean()
 
-    def noise(self, count: int) -> Tensor:
+    def sample_noise(self, count: int) -> Tensor:
         """Noise for this process's ``count`` pictures: its rows of what is drawn for all."""
-        rank, world = self.runtime.rank, self.runtime.world
-        return 2 * torch.rand(count * world, self.numbers, device=self.runtime.device)[rank::world] - 1
+        rank, world = self.runtime.rank, self.runtime.world_size
+        return 2 * torch.rand(count * world, self.latent_dim, device=self.runtime.device)[rank::world] - 1
 
     @contextmanager
-    def settled(self) -> Iterator[None]:
+    def cache_normalized_weights(self) -> Iterator[None]:
         """Normalise the discriminator's weights, where they are, once and in float32, whatever is computed in here."""
         with parametrize.cached():
             with torch.autocast(self.runtime.device.type, enabled=False):
@@ -172,87 +187,87 @@ class GANTask(CachedEvaluationTask):
             yield
 
     @torch.no_grad()
-    def updated(self) -> None:
+    def on_step(self) -> None:
         """Let the average follow, sooner at the beginning, when there is less to be averaged."""
-        super().updated()
-        if self.ema:
-            count = self.tally.updates.add_(1)
+        super().on_step()
+        if self.ema_decay:
+            count = self.statistics.updates.add_(1)
             own, theirs = (
                 [value for value in network.state_dict().values() if value.is_floating_point()]
-                for network in (self.averaged, self.model)
+                for network in (self.ema_generator, self.model)
             )
             change = torch._foreach_sub(theirs, own)
-            torch._foreach_mul_(change, (EMA_WARMUP_STEPS / (EMA_WARMUP_STEPS + count)).clamp(min=1 - self.ema))
+            torch._foreach_mul_(change, (EMA_WARMUP_STEPS / (EMA_WARMUP_STEPS + count)).clamp(min=1 - self.ema_decay))
             torch._foreach_add_(own, change)
 
-    def normalised(self, pictures: Tensor) -> Tensor:
+    def normalize_images(self, images: Tensor) -> Tensor:
         """Pictures ``(N, C, H, W)`` in 0..255 as the discriminator takes them, in -1..1."""
         kind = next(self.discriminator.parameters()).dtype
-        return (pictures.float() / 127.5 - 1).to(kind).contiguous(memory_format=torch.channels_last)
+        return (images.float() / 127.5 - 1).to(kind).contiguous(memory_format=torch.channels_last)
 
-    def codes(self, count: int, seed: int = 0) -> Tensor:
+    def sample_latents(self, count: int, seed: int = 0) -> Tensor:
         """Noise ``(count, 100)`` that is the same on every machine."""
-        return 2 * torch.rand(count, self.numbers, generator=torch.Generator().manual_seed(seed)) - 1
+        return 2 * torch.rand(count, self.latent_dim, generator=torch.Generator().manual_seed(seed)) - 1
 
     @torch.inference_mode()
-    def make(self, codes: Tensor) -> Tensor:
+    def generate_images(self, latents: Tensor) -> Tensor:
         """Pictures ``(N, C, H, W)`` uint8 that the generator makes of noise ``(N, 100)`` in -1..1."""
-        kind = next(self.averaged.parameters()).dtype
+        kind = next(self.ema_generator.parameters()).dtype
         found = []
-        with self.answering(), half_precision.enable_float32_fallback(self.averaged):
-            for part in torch.split(codes, BATCH_SIZE):
-                values = self.averaged(part.to(self.runtime.device, kind)).float()
+        with self.inference_mode(), half_precision.enable_float32_fallback(self.ema_generator):
+            for part in torch.split(latents, BATCH_SIZE):
+                values = self.ema_generator(part.to(self.runtime.device, kind)).float()
                 found.append(((values + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
         return torch.cat(found)
 
     @torch.inference_mode()
-    def real(self, pictures: Tensor) -> list[float]:
+    def predict_real_probability(self, images: Tensor) -> list[float]:
         """How sure the discriminator is that each of ``(N, C, H, W)`` uint8 is real, 0 to 1."""
-        with self.answering(), half_precision.enable_float32_fallback(self.discriminator):
-            parts = (self.normalised(part.to(self.runtime.device)) for part in torch.split(pictures, BATCH_SIZE))
+        with self.inference_mode(), half_precision.enable_float32_fallback(self.discriminator):
+            parts = (self.normalize_images(part.to(self.runtime.device)) for part in torch.split(images, BATCH_SIZE))
             scores = torch.cat([self.discriminator(part).float() for part in parts])
         return scores.sigmoid().tolist()
 
-    def judge(self, batches: Any) -> "GenerationResults":
+    def collect_results(self, batches: Any) -> "GenerationResults":
         """As many pictures as ``batches`` has real ones, and the features that a network sees in both."""
-        rank, world = self.runtime.rank, self.runtime.world
-        if self.known is None or self.known[0] is not batches:
-            perception = self.known[1] if self.known else self.perceive()
+        rank, world = self.runtime.rank, self.runtime.world_size
+        if self.cached_real_features is None or self.cached_real_features[0] is not batches:
+            perception = self.cached_real_features[1] if self.cached_real_features else self.load_feature_extractor()
             parts = [pictures for pictures, _ in batches if len(pictures)]
             real = []
-            for look in perception.looks(self.runtime.device):
+            for look in perception.build_extractors(self.runtime.device):
                 seen = [look(part) for part in parts]
-                gathered = self.runtime.gather(torch.cat(seen) if seen else torch.zeros(0))
+                gathered = self.runtime.all_gather(torch.cat(seen) if seen else torch.zeros(0))
                 real.append(torch.cat([part for part in gathered if len(part)]))
-            self.known = batches, perception, real
-        _, perception, real = self.known
-        codes = self.codes(len(real[0]))
-        own = self.make(codes[rank::world])
+            self.cached_real_features = batches, perception, real
+        _, perception, real = self.cached_real_features
+        codes = self.sample_latents(len(real[0]))
+        own = self.generate_images(codes[rank::world])
         made = [torch.empty_like(each) for each in real]
-        for whole, look in zip(made, perception.looks(self.runtime.device), strict=True):
-            for other, rows in enumerate(self.runtime.gather(look(own))):
+        for whole, look in zip(made, perception.build_extractors(self.runtime.device), strict=True):
+            for other, rows in enumerate(self.runtime.all_gather(look(own))):
                 whole[other::world] = rows
-        return GenerationResults(perception, made, real, self.make(codes[:NUM_PREVIEW_IMAGES]))
+        return GenerationResults(perception, made, real, self.generate_images(codes[:NUM_PREVIEW_IMAGES]))
 
-    def judged(self, metrics: dict[str, Any]) -> None:
+    def on_evaluation(self, metrics: dict[str, Any]) -> None:
         """Keep the grid, and warn where the generator repeats itself or the discriminator knows everything."""
-        super().judged(metrics)
-        assert self.latest is not None
-        self.album.add(draw_image_grid(self.latest[1].shown))
+        super().on_evaluation(metrics)
+        assert self.last_results is not None
+        self.preview_history.add(draw_image_grid(self.last_results[1].shown))
         if metrics["repeated"] > MAX_REPETITION:
             logger.warning(
                 f"the generator repeats itself: {metrics['repeated']:.0%} of what it makes is as near to another one "
                 "as only 1 % of real pictures are; try --stable, or a lower --lr"
             )
-        if self.tally.apart > MAX_DISCRIMINATOR_ACCURACY:
+        if self.statistics.apart > MAX_DISCRIMINATOR_ACCURACY:
             logger.warning(
-                f"the discriminator has told {self.tally.apart.item():.1%} apart lately, from which the generator "
+                f"the discriminator has told {self.statistics.apart.item():.1%} apart lately, from which the generator "
                 "learns little; try --stable, or another --lr"
             )
 
     def preview(self) -> Image.Image | None:
         """The grid as it was judged last."""
-        return draw_image_grid(self.latest[1].shown) if self.latest else None
+        return draw_image_grid(self.last_results[1].shown) if self.last_results else None
 
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """How sure the discriminator is that a picture is ``real``, from 0 to 1.
@@ -264,26 +279,28 @@ class GANTask(CachedEvaluationTask):
         for source in inputs:
             named = {"file": str(source)} if isinstance(source, str | Path) else {}
             try:
-                (real,) = self.real(torch.from_numpy(self.prepare.open(source))[None])
+                (real,) = self.predict_real_probability(
+                    torch.from_numpy(self.transform.read_and_transform(source))[None]
+                )
             except Error as error:
                 answers.append({**named, "error": str(error)})
                 continue
             answers.append({**named, "real": real})
         return answers
 
-    def draw(self, source: Any, answer: dict[str, Any]) -> Image.Image:
+    def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
         """The picture as it was seen, and how real it was found."""
         picture = image_io.read_image(source)
-        return image_io.draw_prediction(picture, self.prepare(picture), f"{answer['real']:.1%} real")
+        return image_io.draw_prediction(picture, self.transform(picture), f"{prediction['real']:.1%} real")
 
-    def figures(self, batches: Any) -> "Iterator[tuple[str, Figure | Sequence[Image.Image]]]":
+    def plot_evaluation(self, batches: Any) -> "Iterator[tuple[str, Figure | Sequence[Image.Image]]]":
         """How the grid grew; what there is now, beside real pictures."""
-        found: GenerationResults = self.judged_last(batches)
+        found: GenerationResults = self.get_results(batches)
         real = torch.cat([pictures for pictures, _ in batches.ordered()])[:NUM_PREVIEW_IMAGES]
-        frames = self.album.frames()
+        frames = self.preview_history.decode_frames()
         if len(frames) > 1:
             yield "How it grew", frames
-        yield "Made", [draw_image_grid(found.shown)]
+        yield "Made", [draw_image_grid(found.samples)]
         yield "Real", [draw_image_grid(real.cpu())]
 
 
@@ -291,31 +308,31 @@ class GenerationResults(NamedTuple):
     """What was made and seen.
 
     Attributes:
-        perception: the network that saw it.
-        made, real: features ``(N, F)``, and the pictures 8×8 pixels small ``(N, 64 C)``.
-        shown: some of the pictures made, ``(n, C, H, W)`` uint8.
+        feature_extractor: the network that saw it.
+        generated_features, real_features: features ``(N, F)``, and the pictures 8×8 pixels small ``(N, 64 C)``.
+        samples: some of the pictures made, ``(n, C, H, W)`` uint8.
     """
 
-    perception: "FeatureExtractor"
-    made: Sequence[Tensor]
-    real: Sequence[Tensor]
-    shown: Tensor
+    feature_extractor: "FeatureExtractor"
+    generated_features: Sequence[Tensor]
+    real_features: Sequence[Tensor]
+    samples: Tensor
 
-    def metrics(self) -> dict[str, Any]:
+    def compute_metrics(self) -> dict[str, Any]:
         """Fréchet and kernel distance, named after the features; how much is repeated; how many digits are legible.
 
         With the network that FID and KID are defined with they are ``fid_inception`` and ``kid_inception``; with any
         other they are ``frechet_...`` and ``kernel_...``, since such numbers cannot be compared with those of papers.
         """
-        (made, small), (real, small_real) = self.made, self.real
-        name = self.perception.name
+        (made, small), (real, small_real) = self.generated_features, self.real_features
+        name = self.feature_extractor.name
         frechet, kernel = ("fid", "kid") if name == "inception" else ("frechet", "kernel")
         found: dict[str, Any] = {
             f"{frechet}_{name}": generation_metrics.compute_frechet_distance(made, real),
             f"{kernel}_{name}": generation_metrics.compute_kernel_distance(made, real),
             "repeated": generation_metrics.compute_repetition(small, small_real),
         }
-        return found | self.perception.legible(made) | {"count": len(made)}
+        return found | self.feature_extractor.measure_legibility(made) | {"count": len(made)}
 
 
 class TrainingStatistics(nn.Module):
@@ -334,34 +351,34 @@ class PreviewHistory:
     """The grids of a training, as many as an animation needs; when there are too many, every other one goes."""
 
     def __init__(self) -> None:
-        self.encoded: list[Tensor] = []
+        self.encoded_frames: list[Tensor] = []
 
-    def add(self, picture: Image.Image) -> None:
+    def add(self, image: Image.Image) -> None:
         """Keep a grid."""
-        if len(self.encoded) >= MAX_FRAMES:
-            del self.encoded[::2]
+        if len(self.encoded_frames) >= MAX_FRAMES:
+            del self.encoded_frames[::2]
         buffer = io.BytesIO()
-        picture.save(buffer, "WEBP", quality=WEBP_QUALITY)
-        self.encoded.append(torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8))
+        image.save(buffer, "WEBP", quality=WEBP_QUALITY)
+        self.encoded_frames.append(torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8))
 
-    def frames(self) -> list[Image.Image]:
+    def decode_frames(self) -> list[Image.Image]:
         """All of them."""
-        return [Image.open(io.BytesIO(each.numpy().tobytes())) for each in self.encoded]
+        return [Image.open(io.BytesIO(each.numpy().tobytes())) for each in self.encoded_frames]
 
     def state_dict(self) -> dict[str, Any]:
         """The grids."""
-        return {"encoded": self.encoded}
+        return {"encoded": self.encoded_frames}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
-        self.encoded = [each.cpu() for each in state["encoded"]]
+        self.encoded_frames = [each.cpu() for each in state["encoded"]]
 
 
-def draw_image_grid(pictures: Tensor, columns: int = 8) -> Image.Image:
+def draw_image_grid(images: Tensor, num_columns: int = 8) -> Image.Image:
     """Pictures ``(N, C, H, W)`` uint8 side by side, small ones enlarged."""
     from torchvision.utils import make_grid
 
-    factor = max(1, 64 // pictures.shape[-1])
-    pictures = pictures.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    page = make_grid(pictures, nrow=columns, padding=2, pad_value=255)
+    factor = max(1, 64 // images.shape[-1])
+    images = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    page = make_grid(images, nrow=num_columns, padding=2, pad_value=255)
     return image_io.convert_array_to_image(page.permute(1, 2, 0).numpy())

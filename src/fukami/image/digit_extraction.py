@@ -26,7 +26,7 @@ MIN_STROKE_WIDTH, MAX_STROKE_WIDTH = (
 SIDE_DIRECTIONS = np.array([-1, -1, 1, 1])  # what makes a box larger on all sides
 
 
-def convert_to_mnist(picture: Image.Image) -> UInt8Array:
+def convert_to_mnist(image: Image.Image) -> UInt8Array:
     """The digit in a photograph, scan or drawing, as MNIST shows digits: light on 0, 20 pixels long, centred by mass.
 
     Ink may be dark on light or light on dark, of any colour, size and place, thin or thick; uneven light, shadows,
@@ -34,7 +34,7 @@ def convert_to_mnist(picture: Image.Image) -> UInt8Array:
     already and comes back unchanged; on white, inverted.
 
     Args:
-        picture: mode "L" or "RGB", as `fukami.image.io.read_image` gives it.
+        image: mode "L" or "RGB", as `fukami.image.io.read_image` gives it.
 
     Returns:
         uint8 ``(1, 28, 28)`` in 0..255.
@@ -44,33 +44,33 @@ def convert_to_mnist(picture: Image.Image) -> UInt8Array:
 
     Source: LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning applied to document recognition", III.A.
     """
-    if picture.size == (28, 28):
-        grey = np.asarray(picture.convert("L"))
+    if image.size == (28, 28):
+        grey = np.asarray(image.convert("L"))
         ground = np.median(get_border_pixels(grey))
         if ground <= 16 or ground >= 239:
             return (grey.copy() if ground <= 16 else 255 - grey)[np.newaxis]
     # By the shorter side, and a strip by its longer one: the room around it is as wide as it is long.
-    picture = add_margin(picture.reduce(max(1, min(picture.size) // 500, max(picture.size) // MAX_LONG_SIDE)))
-    mask, light = locate_digit(picture)
-    box: BoxArray = np.array((0, 0, *picture.size), np.float64)
+    image = add_margin(image.reduce(max(1, min(image.size) // 500, max(image.size) // MAX_LONG_SIDE)))
+    mask, light = locate_digit(image)
+    box: BoxArray = np.array((0, 0, *image.size), np.float64)
     for _ in range(2):  # the second look sees whole what the first one found more of
-        mask, box = refine_mask(picture, light, mask, box)
+        mask, box = refine_mask(image, light, mask, box)
     return render_mnist_digit(mask)
 
 
-def add_margin(picture: Image.Image) -> Image.Image:
+def add_margin(image: Image.Image) -> Image.Image:
     """The picture in colour, with more of its paper around it where the border is one even colour: a tight crop."""
-    picture = picture.convert("RGB")
-    edge = get_border_pixels(np.asarray(picture))
+    image = image.convert("RGB")
+    edge = get_border_pixels(np.asarray(image))
     colour = np.median(edge, axis=0)
     if (np.abs(edge - colour).max(axis=1) < 6).mean() < 0.8:
-        return picture
-    return ImageOps.expand(picture, max(picture.size) // 6, tuple(int(value) for value in colour))
+        return image
+    return ImageOps.expand(image, max(image.size) // 6, tuple(int(value) for value in colour))
 
 
-def locate_digit(picture: Image.Image) -> tuple[Mask, bool]:
+def locate_digit(image: Image.Image) -> tuple[Mask, bool]:
     """Roughly the digit's ink on the whole picture, `PAGE` pixels long, and whether it is light on dark."""
-    page = np.asarray(crop_and_resize(picture, (0, 0, *picture.size), LOCATE_SIZE))
+    page = np.asarray(crop_and_resize(image, (0, 0, *image.size), LOCATE_SIZE))
     found = []
     for light in (False, True):
         levels = (255 - page if light else page).min(axis=2)  # coloured ink is darkest in one of the channels
@@ -83,12 +83,12 @@ def locate_digit(picture: Image.Image) -> tuple[Mask, bool]:
     return mask, light
 
 
-def crop_and_resize(picture: Image.Image, box: tuple[float, float, float, float], longest: int) -> Image.Image:
-    """What ``box`` cuts out of the picture, ``longest`` pixels long and a little smoothed against noise."""
+def crop_and_resize(image: Image.Image, box: tuple[float, float, float, float], long_side: int) -> Image.Image:
+    """What ``box`` cuts out of the picture, ``long_side`` pixels long and a little smoothed against noise."""
     width, height = box[2] - box[0], box[3] - box[1]
-    scale = longest / max(width, height)
+    scale = long_side / max(width, height)
     size = (max(2, round(width * scale)), max(2, round(height * scale)))
-    return picture.resize(size, Image.Resampling.BICUBIC, box, 2.0).filter(ImageFilter.GaussianBlur(1))
+    return image.resize(size, Image.Resampling.BICUBIC, box, 2.0).filter(ImageFilter.GaussianBlur(1))
 
 
 def compute_darkness(levels: UInt8Array) -> FloatArray:
@@ -122,27 +122,27 @@ def select_digit_strokes(ink: FloatArray) -> Mask:
 
 
 def measure_components(
-    parts: npt.NDArray[np.int_],
+    components: npt.NDArray[np.int_],
 ) -> tuple[npt.NDArray[np.int_], npt.NDArray[np.int_], npt.NDArray[np.int_]]:
     """Of every part its box (top, left, bottom, right), longest side, and pixels on the border."""
     from scipy import ndimage
 
-    boxes = np.array([[s.start for s in part] + [s.stop for s in part] for part in ndimage.find_objects(parts)])
-    contact = np.bincount(get_border_pixels(parts), minlength=len(boxes) + 1)[1:]
+    boxes = np.array([[s.start for s in part] + [s.stop for s in part] for part in ndimage.find_objects(components)])
+    contact = np.bincount(get_border_pixels(components), minlength=len(boxes) + 1)[1:]
     return boxes, (boxes[:, 2:] - boxes[:, :2]).max(axis=1), contact
 
 
-def add_nearby_components(parts: npt.NDArray[np.int_], chosen: Mask, weight: npt.NDArray[Any]) -> Mask:
+def add_nearby_components(components: npt.NDArray[np.int_], selected: Mask, weights: npt.NDArray[Any]) -> Mask:
     """The chosen parts and those of some weight and no great length that lie beside them: the bar of a 5."""
-    picked: Mask = chosen
-    if chosen.any():
-        boxes, length, contact = measure_components(parts)
-        first, last = boxes[chosen, :2].min(axis=0), boxes[chosen, 2:].max(axis=0)
+    picked: Mask = selected
+    if selected.any():
+        boxes, length, contact = measure_components(components)
+        first, last = boxes[selected, :2].min(axis=0), boxes[selected, 2:].max(axis=0)
         side = (last - first).max()
         beside = ((boxes[:, :2] < last + 0.15 * side) & (boxes[:, 2:] > first - 0.15 * side)).all(axis=1)
-        heavy = weight > 0.05 * weight[chosen].sum()
-        picked = chosen | (beside & heavy & (contact == 0) & (length < 1.5 * side))
-    inked: Mask = np.append(False, picked)[parts]
+        heavy = weights > 0.05 * weights[selected].sum()
+        picked = selected | (beside & heavy & (contact == 0) & (length < 1.5 * side))
+    inked: Mask = np.append(False, picked)[components]
     return inked
 
 
@@ -159,13 +159,13 @@ def score_digit_mask(mask: Mask, levels: UInt8Array, ink: FloatArray) -> float:
     return float(contrast / (unevenness + 4) * mask.sum() ** 0.25)
 
 
-def refine_mask(picture: Image.Image, light: bool, mask: Mask, box: BoxArray) -> tuple[Mask, BoxArray]:
+def refine_mask(image: Image.Image, light: bool, mask: Mask, box: BoxArray) -> tuple[Mask, BoxArray]:
     """The digit's ink on a crop around the rough ``mask`` of what ``box`` cut out, and the crop's own box."""
     scale, origin = np.tile((box[2:] - box[:2]) / mask.shape[::-1], 2), np.tile(box[:2], 2)
     around = enlarge_box(compute_bounding_box(mask), 0.5) * scale + origin
-    place = np.clip(around.round() + 2 * SIDE_DIRECTIONS, 0, np.tile(picture.size, 2))
+    place = np.clip(around.round() + 2 * SIDE_DIRECTIONS, 0, np.tile(image.size, 2))
     left, top, right, bottom = (float(side) for side in place)
-    crop = crop_and_resize(picture, (left, top, right, bottom), CROP_SIZE)
+    crop = crop_and_resize(image, (left, top, right, bottom), CROP_SIZE)
     hint = Image.fromarray(mask).transform(crop.size, Image.Transform.EXTENT, tuple((place - origin) / scale))
     return segment_ink(255 - np.asarray(crop) if light else np.asarray(crop), np.asarray(hint)), place
 
@@ -248,9 +248,9 @@ def compute_bounding_box(mask: Mask) -> npt.NDArray[np.int_]:
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
 
 
-def enlarge_box(box: npt.NDArray[np.int_], part: float) -> BoxArray:
-    """The box with ``part`` of its longest side more on every side."""
-    wide: BoxArray = box + part * (box[2:] - box[:2]).max() * SIDE_DIRECTIONS
+def enlarge_box(box: npt.NDArray[np.int_], margin: float) -> BoxArray:
+    """The box with ``margin`` of its longest side more on every side."""
+    wide: BoxArray = box + margin * (box[2:] - box[:2]).max() * SIDE_DIRECTIONS
     return wide
 
 

@@ -160,18 +160,18 @@ def convert_array_to_image(array: npt.NDArray[Any]) -> Image.Image:
     )
 
 
-def resize_and_crop(picture: Image.Image, *, channels: int, size: int) -> UInt8Array:
+def resize_and_crop(image: Image.Image, *, channels: int, size: int) -> UInt8Array:
     """The picture as ``(channels, size, size)`` uint8: shortest side resized, centre cropped; 1 channel grey, 3 RGB."""
-    picture = convert_mode(picture, "L" if channels == 1 else "RGB")
-    if picture.size != (size, size):
-        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
-    return np.asarray(picture).reshape(size, size, channels).transpose(2, 0, 1).copy()
+    image = convert_mode(image, "L" if channels == 1 else "RGB")
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1).copy()
 
 
-def draw_prediction(picture: Image.Image, seen: UInt8Array, caption: str) -> Image.Image:
+def draw_prediction(image: Image.Image, model_input: UInt8Array, caption: str) -> Image.Image:
     """The picture beside what the network saw of it, ``(C, H, W)`` uint8, with a caption below."""
-    saw = Image.fromarray(seen.transpose(1, 2, 0).squeeze())
-    left, right = (_resize_for_display(each.convert("RGB")) for each in (picture, saw))
+    saw = Image.fromarray(model_input.transpose(1, 2, 0).squeeze())
+    left, right = (_resize_for_display(each.convert("RGB")) for each in (image, saw))
     margin, line = 10, 30
     width = left.width + right.width + 3 * margin
     page = Image.new("RGB", (width, DISPLAY_HEIGHT + 2 * margin + line), WHITE)
@@ -182,22 +182,22 @@ def draw_prediction(picture: Image.Image, seen: UInt8Array, caption: str) -> Ima
     return page
 
 
-def draw_boxes(picture: Image.Image, boxes: Sequence[dict[str, Any]], labels: Sequence[str]) -> Image.Image:
+def draw_boxes(image: Image.Image, boxes: Sequence[dict[str, Any]], labels: Sequence[str]) -> Image.Image:
     """The picture with boxes in the colours of their classes, the strongest on top, each with its label and score.
 
     No two labels overlap, and none leaves the picture; a label for which there is no room is left out, as are those
     after the 40 strongest. Lines and letters grow with the picture; a small picture is enlarged.
 
     Args:
-        picture: upright.
+        image: upright.
         boxes: ``label``, ``score`` and ``box`` (left, top, right, bottom in pixels of the picture) of each.
         labels: what the classes are called; their order decides the colours.
     """
-    longer = max(picture.size)
+    longer = max(image.size)
     factor = -(-MIN_LABEL_SIDE // longer) if longer < MIN_LABEL_SIDE else 1
-    size = (picture.width * factor, picture.height * factor)
+    size = (image.width * factor, image.height * factor)
     resampling = Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS
-    canvas = picture.convert("RGB").resize(size, resampling)
+    canvas = image.convert("RGB").resize(size, resampling)
     draw = ImageDraw.Draw(canvas)
     line = max(2, round(max(size) / 300))
     letters = max(14, round(max(size) / 45))
@@ -221,10 +221,10 @@ def draw_boxes(picture: Image.Image, boxes: Sequence[dict[str, Any]], labels: Se
     return canvas
 
 
-def get_class_color(number: int) -> tuple[int, int, int]:
-    """A colour for the class ``number``, far from those of the classes before it; always the same."""
-    saturation, value = ((0.85, 0.95), (0.6, 1.0), (0.95, 0.7))[number // 7 % 3]
-    red, green, blue = colorsys.hsv_to_rgb((0.02 + number * 0.618034) % 1, saturation, value)
+def get_class_color(class_index: int) -> tuple[int, int, int]:
+    """A colour for the class ``class_index``, far from those of the classes before it; always the same."""
+    saturation, value = ((0.85, 0.95), (0.6, 1.0), (0.95, 0.7))[class_index // 7 % 3]
+    red, green, blue = colorsys.hsv_to_rgb((0.02 + class_index * 0.618034) % 1, saturation, value)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
@@ -233,83 +233,85 @@ def get_class_colors(labels: Sequence[str]) -> list[Color]:
     return [CITYSCAPES_COLORS.get(label, get_class_color(number)) for number, label in enumerate(labels)]
 
 
-def overlay_mask(picture: Image.Image, pixels: UInt8Array, shades: Sequence[Color]) -> Image.Image:
+def overlay_mask(image: Image.Image, mask: UInt8Array, colors: Sequence[Color]) -> Image.Image:
     """The picture in the colours of its pixels' classes ``(H, W)``; black, as of the background, leaves it as it is.
 
     Two classes are parted by a light line.
     """
-    tinted = np.array(shades, np.float32)[pixels]
-    share = np.where(np.array(shades).any(1), OVERLAY_ALPHA, 0.0).astype(np.float32)[pixels][..., None]
-    drawn = np.asarray(convert_mode(picture, "RGB")) * (1 - share) + tinted * share
-    edge = np.zeros(pixels.shape, bool)
-    edge[1:] |= pixels[1:] != pixels[:-1]
-    edge[:, 1:] |= pixels[:, 1:] != pixels[:, :-1]
+    tinted = np.array(colors, np.float32)[mask]
+    share = np.where(np.array(colors).any(1), OVERLAY_ALPHA, 0.0).astype(np.float32)[mask][..., None]
+    drawn = np.asarray(convert_mode(image, "RGB")) * (1 - share) + tinted * share
+    edge = np.zeros(mask.shape, bool)
+    edge[1:] |= mask[1:] != mask[:-1]
+    edge[:, 1:] |= mask[:, 1:] != mask[:, :-1]
     drawn[edge] = 0.5 * drawn[edge] + 0.5 * 255
     return Image.fromarray(drawn.round().astype(np.uint8))
 
 
 def draw_legend(
-    picture: Image.Image, named: Sequence[tuple[str, Color]], widest: Sequence[str], lines: int
+    image: Image.Image, entries: Sequence[tuple[str, Color]], column_labels: Sequence[str], max_entries: int
 ) -> Image.Image:
     """The picture, and names beside patches of their colours in a grid below; a small picture is enlarged.
 
     Args:
-        picture: upright.
-        named: the names, the first ones where there is no room for all, and their colours.
-        widest: what the columns have room for, so that the pictures of a film are alike.
-        lines: of how many names the grid has room.
+        image: upright.
+        entries: the names, the first ones where there is no room for all, and their colours.
+        column_labels: what the columns have room for, so that the pictures of a film are alike.
+        max_entries: of how many names the grid has room.
     """
-    factor = -(-MIN_LABEL_SIDE // max(picture.size)) if max(picture.size) < MIN_LABEL_SIDE else 1
+    factor = -(-MIN_LABEL_SIDE // max(image.size)) if max(image.size) < MIN_LABEL_SIDE else 1
     if factor > 1:
-        size = (picture.width * factor, picture.height * factor)
-        picture = picture.resize(size, Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS)
-    letters = max(14, round(max(picture.size) / 45))
+        size = (image.width * factor, image.height * factor)
+        image = image.resize(size, Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS)
+    letters = max(14, round(max(image.size) / 45))
     font = ImageFont.load_default(letters)
     pad, row = letters // 2, round(1.6 * letters)
-    room = max(font.getlength(_escape_text(name)) for name in widest) + letters + 4 * pad
-    columns = min(max(1, int((picture.width - pad) / room)), lines)
-    across = (picture.width - pad) // columns
-    page = Image.new("RGB", (picture.width, picture.height + -(-lines // columns) * row + pad), WHITE)
-    page.paste(picture, (0, 0))
+    room = max(font.getlength(_escape_text(name)) for name in column_labels) + letters + 4 * pad
+    columns = min(max(1, int((image.width - pad) / room)), max_entries)
+    across = (image.width - pad) // columns
+    page = Image.new("RGB", (image.width, image.height + -(-max_entries // columns) * row + pad), WHITE)
+    page.paste(image, (0, 0))
     draw = ImageDraw.Draw(page)
-    for number, (name, shade) in enumerate(named[:lines]):
-        left, top = pad + number % columns * across, picture.height + pad + number // columns * row
+    for number, (name, shade) in enumerate(entries[:max_entries]):
+        left, top = pad + number % columns * across, image.height + pad + number // columns * row
         text = _truncate_label(_escape_text(name), "", font, across - letters - 2 * pad)
         draw.rectangle((left, top, left + letters, top + letters), fill=shade, outline=(120, 120, 120))
         draw.text((left + letters + pad, top - letters // 8), text, (34, 34, 34), font)
     return page
 
 
-def draw_caption(picture: Image.Image, sentence: str) -> Image.Image:
+def draw_caption(image: Image.Image, caption: str) -> Image.Image:
     """The picture with a sentence below it, in as many lines as it takes; a small picture is enlarged."""
-    factor = -(-MIN_LABEL_SIDE // max(picture.size)) if max(picture.size) < MIN_LABEL_SIDE else 1
+    factor = -(-MIN_LABEL_SIDE // max(image.size)) if max(image.size) < MIN_LABEL_SIDE else 1
     if factor > 1:
-        size = (picture.width * factor, picture.height * factor)
-        picture = picture.resize(size, Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS)
-    letters = max(16, round(max(picture.size) / 28))
-    sentence, font = _select_font(sentence, letters)
+        size = (image.width * factor, image.height * factor)
+        image = image.resize(size, Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS)
+    letters = max(16, round(max(image.size) / 28))
+    caption, font = _select_font(caption, letters)
     pad = letters // 2
     lines = [""]
-    for piece in re.findall(r"\S+\s*", sentence) if " " in sentence else sentence:
-        if lines[-1] and font.getlength(lines[-1] + piece) > picture.width - 2 * pad:
+    for piece in re.findall(r"\S+\s*", caption) if " " in caption else caption:
+        if lines[-1] and font.getlength(lines[-1] + piece) > image.width - 2 * pad:
             lines.append("")
         lines[-1] += piece
-    page = Image.new("RGB", (picture.width, picture.height + round(1.4 * letters * len(lines)) + 2 * pad), WHITE)
-    page.paste(picture, (0, 0))
+    page = Image.new("RGB", (image.width, image.height + round(1.4 * letters * len(lines)) + 2 * pad), WHITE)
+    page.paste(image, (0, 0))
     draw = ImageDraw.Draw(page)
     for number, line in enumerate(lines):
-        draw.text((pad, picture.height + pad + round(1.4 * letters * number)), line, (34, 34, 34), font)
+        draw.text((pad, image.height + pad + round(1.4 * letters * number)), line, (34, 34, 34), font)
     return page
 
 
-def apply_palette(pixels: UInt8Array, shades: Sequence[Color]) -> Image.Image:
+def apply_palette(mask: UInt8Array, colors: Sequence[Color]) -> Image.Image:
     """A picture whose values ``(H, W)`` are shown in these colours."""
-    picture = Image.fromarray(pixels).convert("P")
-    picture.putpalette([level for shade in shades for level in shade])
+    picture = Image.fromarray(mask).convert("P")
+    picture.putpalette([level for shade in colors for level in shade])
     return picture
 
 
-def place_labels(boxes: Sequence[Box], sizes: Sequence[tuple[float, float]], size: tuple[int, int]) -> list[Box | None]:
+def place_labels(
+    boxes: Sequence[Box], label_sizes: Sequence[tuple[float, float]], image_size: tuple[int, int]
+) -> list[Box | None]:
     """Where the label of each box, of a width and height, goes in a picture; None where no room is left.
 
     The first box chooses first: above it, within its upper edge, below it, within its lower edge; from its left side,
@@ -317,15 +319,15 @@ def place_labels(boxes: Sequence[Box], sizes: Sequence[tuple[float, float]], siz
     """
     taken: list[Box] = []
     found: list[Box | None] = []
-    for (left, top, right, bottom), (width, height) in zip(boxes, sizes, strict=True):
+    for (left, top, right, bottom), (width, height) in zip(boxes, label_sizes, strict=True):
         rows = (top - height, top, bottom, bottom - height)
         corners = [(x, y) for x in (left, right - width) for y in rows]
         corners += [(x, y) for x in (right, left - width) for y in (top, bottom - height)]
-        within = ((min(max(x, 0), size[0] - width), y) for x, y in corners)
+        within = ((min(max(x, 0), image_size[0] - width), y) for x, y in corners)
         free = (
             (x, y, x + width, y + height)
             for x, y in within
-            if x >= 0 and 0 <= y <= size[1] - height
+            if x >= 0 and 0 <= y <= image_size[1] - height
             and not any(x < box[2] and box[0] < x + width and y < box[3] and box[1] < y + height for box in taken)
         )  # fmt: skip
         place = next(free, None)
@@ -357,9 +359,9 @@ def _truncate_label(label: str, score: str, font: Font, width: float) -> str:
     return text
 
 
-def choose_text_color(ground: tuple[int, int, int]) -> tuple[int, int, int]:
+def choose_text_color(background: tuple[int, int, int]) -> tuple[int, int, int]:
     """Black or white, whichever has more contrast with the ground (WCAG 2: relative luminance)."""
-    linear = [((each / 255 + 0.055) / 1.055) ** 2.4 for each in ground]
+    linear = [((each / 255 + 0.055) / 1.055) ** 2.4 for each in background]
     return BLACK if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 else WHITE
 
 
@@ -385,24 +387,24 @@ def _select_font(text: str, letters: int) -> tuple[str, Font]:
     return _escape_text(text), ImageFont.load_default(letters)
 
 
-def decode_image(picture: Image.Image) -> Image.Image:
+def decode_image(image: Image.Image) -> Image.Image:
     """The picture decoded: upright, 8 bits, transparency on white, "L" or "RGB"."""
-    picture.load()
-    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith(("I", "F")):
-        picture = Image.fromarray(
-            _convert_to_uint8(lambda: (np.asarray(strip) for _, strip in _split_into_strips(picture)))
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        image = Image.fromarray(
+            _convert_to_uint8(lambda: (np.asarray(strip) for _, strip in _split_into_strips(image)))
         )
-    if picture.has_transparency_data:
-        grey = picture.mode in ("LA", "La", *GRAYSCALE_MODES)
-        page = Image.new("L" if grey else "RGB", picture.size)
-        for top, strip in _split_into_strips(picture):
+    if image.has_transparency_data:
+        grey = image.mode in ("LA", "La", *GRAYSCALE_MODES)
+        page = Image.new("L" if grey else "RGB", image.size)
+        for top, strip in _split_into_strips(image):
             layers = strip.convert("RGBA")
             ground = Image.new("RGBA", layers.size, WHITE)
             page.paste(Image.alpha_composite(ground, layers).convert(page.mode), (0, top))
         return page
-    return convert_mode(picture, "L" if picture.mode in GRAYSCALE_MODES else "RGB")
+    return convert_mode(image, "L" if image.mode in GRAYSCALE_MODES else "RGB")
 
 
 def _split_into_strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
@@ -412,9 +414,9 @@ def _split_into_strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]
         yield top, picture.crop((0, top, picture.width, min(top + rows, picture.height)))
 
 
-def convert_mode(picture: Image.Image, mode: str) -> Image.Image:
+def convert_mode(image: Image.Image, mode: str) -> Image.Image:
     """The picture in a mode, itself where it is in that one already."""
-    return picture if picture.mode == mode else picture.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _convert_to_uint8(strips: Callable[[], Iterator[npt.NDArray[Any]]]) -> UInt8Array:

@@ -9,12 +9,12 @@ from PIL import Image
 from torch import Tensor
 
 
-def plot_image_row(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Figure:
+def plot_image_row(images: Sequence[Image.Image], captions: Sequence[str]) -> Figure:
     """Pictures of one height side by side, with a caption each."""
-    widths = [picture.width / picture.height for picture in pictures]
+    widths = [picture.width / picture.height for picture in images]
     figure = Figure(figsize=(12, 12 / sum(widths) + 0.4), layout="constrained")
-    every = figure.subplots(1, len(pictures), squeeze=False, width_ratios=widths).flat
-    for axes, picture, caption in zip(every, pictures, captions, strict=True):
+    every = figure.subplots(1, len(images), squeeze=False, width_ratios=widths).flat
+    for axes, picture, caption in zip(every, images, captions, strict=True):
         axes.imshow(picture)
         axes.set_title(caption, fontsize=9)
         axes.axis("off")

@@ -24,18 +24,18 @@ class SquareTransform:
     Args:
         channels: 1 grey, 3 colour.
         size: side in pixels.
-        digit: one character on a plain ground, brought to MNIST's form (28×28 grey); otherwise resized and cropped.
+        mnist_digit: one character on a plain ground, brought to MNIST's form (28×28 grey); otherwise resized and cropped.
         mean, std: of each channel, or one for all, in [0, 1]; a network sees ``(picture / 255 - mean) / std``.
     """
 
     channels: int
     size: int
-    digit: bool = False
+    mnist_digit: bool = False
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """What a prepared picture takes."""
         return self.channels * self.size**2
 
@@ -43,7 +43,7 @@ class SquareTransform:
         """What another program must do to a picture, in words and numbers that JSON can hold."""
         fitted = (
             "a digit as MNIST shows it: light on 0, its longer side 20 pixels, centred by mass"
-            if self.digit
+            if self.mnist_digit
             else "the shorter side resized to size (bicubic), the centre cropped"
         )
         return {
@@ -55,19 +55,19 @@ class SquareTransform:
             "std": self.std,
         }
 
-    def __call__(self, picture: Image.Image) -> npt.NDArray[np.uint8]:
+    def __call__(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """The picture as the network sees it.
 
         Raises:
             fukami.Error: a digit was expected, and there is no ink.
         """
         return (
-            digit_extraction.convert_to_mnist(picture)
-            if self.digit
-            else image_io.resize_and_crop(picture, channels=self.channels, size=self.size)
+            digit_extraction.convert_to_mnist(image)
+            if self.mnist_digit
+            else image_io.resize_and_crop(image, channels=self.channels, size=self.size)
         )
 
-    def open(self, source: Any, name: str = "") -> npt.NDArray[np.uint8]:
+    def read_and_transform(self, source: Any, name: str = "") -> npt.NDArray[np.uint8]:
         """What the network sees of a file (or what else :func:`fukami.image.io.read_image` takes); errors call it ``name``.
 
         Raises:
@@ -87,13 +87,13 @@ class ResizeTransform:
     """Turns a picture into RGB of about one size whose sides keep their ratio, as torchvision's detectors do.
 
     Args:
-        shortest: pixels of the shorter side that comes out; 0: as many as it has,
-        longest: unless the longer one would then have more than these; 0: it may.
+        min_size: pixels of the shorter side that comes out; 0: as many as it has,
+        max_size: unless the longer one would then have more than these; 0: it may.
         mean, std: of each channel, in [0, 1]; a network sees ``(picture / 255 - mean) / std``.
     """
 
-    shortest: int
-    longest: int
+    min_size: int
+    max_size: int
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
 
@@ -101,8 +101,8 @@ class ResizeTransform:
         """What another program must do to a picture, in words and numbers that JSON can hold."""
         return {
             "channels": "RGB",
-            "shortest": self.shortest,
-            "longest": self.longest,
+            "shortest": self.min_size,
+            "longest": self.max_size,
             "picture": "upright; the shorter side resized to shortest, or the longer one to longest where it would be "
             "more (bilinear, not antialiased, sides rounded down); a 0 asks for nothing",
             "values": "(picture / 255 - mean) / std",
@@ -110,21 +110,21 @@ class ResizeTransform:
             "std": self.std,
         }
 
-    def size(self, width: int, height: int) -> tuple[int, int]:
+    def compute_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height that come out of a picture of this width and height."""
-        factor = self.shortest / min(width, height) if self.shortest else 1.0
-        factor = min(factor, self.longest / max(width, height)) if self.longest else factor
+        factor = self.min_size / min(width, height) if self.min_size else 1.0
+        factor = min(factor, self.max_size / max(width, height)) if self.max_size else factor
         return max(1, math.floor(width * factor)), max(1, math.floor(height * factor))
 
-    def __call__(self, picture: Tensor) -> Tensor:
+    def __call__(self, image: Tensor) -> Tensor:
         """A picture ``(3, h, w)`` uint8 as ``(3, H, W)`` float in 0..255.
 
         :class:`torchvision.models.detection.transform.GeneralizedRCNNTransform` resizes like this.
         """
-        width, height = self.size(picture.shape[2], picture.shape[1])
-        return F.interpolate(picture[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
+        width, height = self.compute_size(image.shape[2], image.shape[1])
+        return F.interpolate(image[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
 
-    def open(self, source: Any, name: str = "") -> Tensor:
+    def read_image(self, source: Any, name: str = "") -> Tensor:
         """The picture in a file, or what :func:`fukami.image.io.read_image` takes, ``(3, h, w)`` uint8, not resized yet.
 
         Raises:

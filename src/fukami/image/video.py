@@ -38,17 +38,17 @@ class Frame:
     """A frame of a video.
 
     Args:
-        number: from 0, counting every frame.
-        seconds: from the beginning of the video to when it is shown.
-        rate: frames of the video in a second.
-        picture: upright, "RGB".
+        index: from 0, counting every frame.
+        timestamp: from the beginning of the video to when it is shown.
+        frame_rate: frames of the video in a second.
+        image: upright, "RGB".
         file: where it has one of its own.
     """
 
-    number: int
-    seconds: float
-    rate: Fraction
-    picture: Image.Image
+    index: int
+    timestamp: float
+    frame_rate: Fraction
+    image: Image.Image
     file: str = ""
 
 
@@ -100,19 +100,19 @@ def read_frames(path: str | os.PathLike[str], every: int = 1) -> Iterator[Frame]
         raise Error(f"{name} ends after {reached:.1f} of {whole:.1f} seconds; get the file again")
 
 
-def read_image_sequence(files: Sequence[str], rate: float, broken: list[Error]) -> Iterator[Frame]:
+def read_image_sequence(files: Sequence[str], frame_rate: float, errors: list[Error]) -> Iterator[Frame]:
     """Pictures as the frames of a film, so many a second; read as they are asked for.
 
-    What is wrong with those that cannot be read comes into ``broken``.
+    What is wrong with those that cannot be read comes into ``errors``.
     """
-    exact = Fraction(rate).limit_denominator(1001)
+    exact = Fraction(frame_rate).limit_denominator(1001)
     for number, file in enumerate(files):
         try:
             yield Frame(
                 number, float(number / exact), exact, image_io.convert_mode(image_io.read_image(file), "RGB"), file
             )
         except Error as error:
-            broken.append(error)
+            errors.append(error)
 
 
 def _get_duration(container: Any, stream: Any) -> float:
@@ -132,21 +132,21 @@ class VideoWriter:
     def __enter__(self) -> Self:
         return self
 
-    def add(self, picture: Image.Image, seconds: float, rate: Fraction) -> None:
-        """The next picture, shown from ``seconds`` on; all get the size of the first, in even numbers of pixels."""
+    def add(self, image: Image.Image, timestamp: float, frame_rate: Fraction) -> None:
+        """The next picture, shown from ``timestamp`` on; all get the size of the first, in even numbers of pixels."""
         av = _import_av()
         if self.container is None:
             codec = _select_codec(av)
             self.container = av.open(str(self.path), "w", format="mp4", options={"movflags": "faststart"})
-            self.stream = self.container.add_stream(codec, rate=rate)
-            self.stream.width, self.stream.height = (side + side % 2 for side in picture.size)
+            self.stream = self.container.add_stream(codec, rate=frame_rate)
+            self.stream.width, self.stream.height = (side + side % 2 for side in image.size)
             self.stream.pix_fmt = "yuv420p"
             self.stream.codec_context.time_base = Fraction(1, TICKS_PER_SECOND)
-            self.last = -1
+            self.last_pts = -1
         size = (self.stream.width, self.stream.height)
-        frame = av.VideoFrame.from_image(picture.convert("RGB").resize(size))
-        self.last = max(round(seconds * TICKS_PER_SECOND), self.last + 1)
-        frame.pts, frame.time_base = self.last, Fraction(1, TICKS_PER_SECOND)
+        frame = av.VideoFrame.from_image(image.convert("RGB").resize(size))
+        self.last_pts = max(round(timestamp * TICKS_PER_SECOND), self.last_pts + 1)
+        frame.pts, frame.time_base = self.last_pts, Fraction(1, TICKS_PER_SECOND)
         self.container.mux(self.stream.encode(frame))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -169,14 +169,14 @@ def _select_codec(av: ModuleType) -> str:
     raise Error(f"videos are written with one of {', '.join(CODECS)}, and this PyAV has none; pip install av")
 
 
-def batch_frames(every: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
+def batch_frames(frames: Iterator[Frame], chunk_size: int) -> Iterator[list[Frame]]:
     """So many frames at a time; those before an error come before it."""
     chunk: list[Frame] = []
     failed: Error | None = None
     try:
-        for frame in every:
+        for frame in frames:
             chunk.append(frame)
-            if len(chunk) == size:
+            if len(chunk) == chunk_size:
                 yield chunk
                 chunk = []
     except Error as error:

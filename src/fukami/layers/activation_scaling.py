@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 @torch.no_grad()
-def rescale_activations(chain: Sequence[nn.Module], pictures: Tensor) -> None:
+def rescale_activations(layers: Sequence[nn.Module], images: Tensor) -> None:
     """Give the maps after each convolution a mean square of 1; what the chain computes stays the same but for a factor.
 
     A batch normalisation right after a convolution becomes the one that changes nothing else: its scale and offset are
@@ -15,11 +15,11 @@ def rescale_activations(chain: Sequence[nn.Module], pictures: Tensor) -> None:
     out what its layers had learned of one another's sizes. ReLU and the greatest of several pass factors on.
 
     Args:
-        chain: convolutions with biases, batch normalisations, ReLUs, poolings and dropout.
-        pictures: normalised ``(N, C, H, W)``, of the kind that it will see.
+        layers: convolutions with biases, batch normalisations, ReLUs, poolings and dropout.
+        images: normalised ``(N, C, H, W)``, of the kind that it will see.
     """
-    x, size = pictures, 1.0  # what the chain would have given is x times this size
-    for layer, after in zip(chain, [*chain[1:], None], strict=True):
+    x, size = images, 1.0  # what the chain would have given is x times this size
+    for layer, after in zip(layers, [*layers[1:], None], strict=True):
         if isinstance(layer, nn.Conv2d):
             assert layer.bias is not None
             layer.bias /= size

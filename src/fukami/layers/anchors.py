@@ -11,32 +11,36 @@ ASPECT_RATIOS = (0.5, 1.0, 2.0)  # height over width
 
 
 def compute_cell_anchors(
-    scales: Sequence[float], ratios: Sequence[float] = ASPECT_RATIOS
+    sizes: Sequence[float], aspect_ratios: Sequence[float] = ASPECT_RATIOS
 ) -> list[tuple[float, float, float, float]]:
     """The anchors about one place, of each scale in each shape, rounded to whole pixels as the reference codes do.
 
     Args:
-        scales: sides in pixels of a square of the same area.
-        ratios: height over width.
+        sizes: sides in pixels of a square of the same area.
+        aspect_ratios: height over width.
     """
-    halves = [(scale / math.sqrt(ratio) / 2, scale * math.sqrt(ratio) / 2) for ratio in ratios for scale in scales]
+    halves = [
+        (scale / math.sqrt(ratio) / 2, scale * math.sqrt(ratio) / 2) for ratio in aspect_ratios for scale in sizes
+    ]
     return [(-round(across), -round(down), round(across), round(down)) for across, down in halves]
 
 
-def compute_anchors(cells: Sequence[CellAnchors], maps: Sequence[Tensor], frame: tuple[int, int]) -> Tensor:
+def compute_anchors(
+    cell_anchors: Sequence[CellAnchors], feature_maps: Sequence[Tensor], image_size: tuple[int, int]
+) -> Tensor:
     """All anchors of the feature maps, place by place and map after map, ``(A, 4)`` in pixels of the frame.
 
     Args:
-        cells: the anchors about one place of each map, as :func:`cell` gives them.
-        maps: ``(N, C, H, W)`` each.
-        frame: height and width of the pictures that they are of.
+        cell_anchors: the anchors about one place of each map, as :func:`cell` gives them.
+        feature_maps: ``(N, C, H, W)`` each.
+        image_size: height and width of the pictures that they are of.
     """
     every = []
-    for cell, features in zip(cells, maps, strict=True):
+    for cell, features in zip(cell_anchors, feature_maps, strict=True):
         about = torch.tensor(cell, dtype=torch.float32, device=features.device)
         height, width = features.shape[-2:]
-        down = torch.arange(height, device=about.device) * (frame[0] // height)
-        right = torch.arange(width, device=about.device) * (frame[1] // width)
+        down = torch.arange(height, device=about.device) * (image_size[0] // height)
+        right = torch.arange(width, device=about.device) * (image_size[1] // width)
         y, x = torch.meshgrid(down, right, indexing="ij")
         every.append((torch.stack([x, y, x, y], -1).view(-1, 1, 4) + about).view(-1, 4))
     return torch.cat(every)

@@ -56,41 +56,41 @@ class BinaryConv2d(nn.Conv2d):
     """A convolution with the signs of its weights, zeros around the picture, and no bias.
 
     Args:
-        inputs, outputs, kernel_size, stride, padding: as for ``nn.Conv2d``.
-        scaling: multiply each output channel by the mean size of its latent weights (XNOR-Net, equation 6). The scale
+        in_channels, out_channels, kernel_size, stride, padding: as for ``nn.Conv2d``.
+        scaling_factors: multiply each output channel by the mean size of its latent weights (XNOR-Net, equation 6). The scale
             of the inputs, of which the paper found that it matters much less, is left to the batch normalisation.
     """
 
     def __init__(
         self,
-        inputs: int,
-        outputs: int,
+        in_channels: int,
+        out_channels: int,
         kernel_size: int,
         stride: int = 1,
         padding: int = 0,
         *,
-        scaling: bool = False,
+        scaling_factors: bool = False,
     ) -> None:
-        super().__init__(inputs, outputs, kernel_size, stride, padding, bias=False)
-        self.scaling = scaling
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+        self.scaling_factors = scaling_factors
 
     def forward(self, x: Tensor) -> Tensor:
         """Whole numbers (times the scale) of signs ``(N, inputs, H, W)``."""
         x = F.conv2d(x, binarize(self.weight), None, self.stride, self.padding)
-        return x * compute_scaling_factors(self).view(-1, 1, 1) if self.scaling else x
+        return x * compute_scaling_factors(self).view(-1, 1, 1) if self.scaling_factors else x
 
 
 class BinaryLinear(nn.Linear):
-    """An affine layer with the signs of its weights, and no bias; ``scaling`` as for :class:`BinaryConv2d`."""
+    """An affine layer with the signs of its weights, and no bias; ``scaling_factors`` as for :class:`BinaryConv2d`."""
 
-    def __init__(self, inputs: int, outputs: int, *, scaling: bool = False) -> None:
-        super().__init__(inputs, outputs, bias=False)
-        self.scaling = scaling
+    def __init__(self, in_features: int, out_features: int, *, scaling_factors: bool = False) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self.scaling_factors = scaling_factors
 
     def forward(self, x: Tensor) -> Tensor:
         """Whole numbers (times the scale) of signs ``(N, inputs)``."""
         x = F.linear(x, binarize(self.weight))
-        return x * compute_scaling_factors(self) if self.scaling else x
+        return x * compute_scaling_factors(self) if self.scaling_factors else x
 
 
 def compute_scaling_factors(layer: BinaryConv2d | BinaryLinear) -> Tensor:

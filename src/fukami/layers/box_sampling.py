@@ -14,10 +14,10 @@ def match_boxes(
     boxes: Tensor,
     classes: Tensor,
     ignored: Tensor,
-    low: float,
-    high: float,
+    low_threshold: float,
+    high_threshold: float,
     *,
-    best: bool = False,
+    allow_low_quality_matches: bool = False,
     usable: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """For each reference box, the object that it covers best, and 1 + its class, 0 (background) or :data:`UNCLEAR`.
@@ -27,8 +27,8 @@ def match_boxes(
         boxes: of the objects, ``(N, M, 4)``.
         classes: ``(N, M)``, -1 where there is no object.
         ignored: ``(N, M)``, objects that nothing should be learned from.
-        low, high: background overlaps less than ``low``, an object at least ``high``; between them it is unclear.
-        best: the references that cover an object best stand for it even so.
+        low_threshold, high_threshold: background overlaps less than ``low_threshold``, an object at least ``high_threshold``; between them it is unclear.
+        allow_low_quality_matches: the references that cover an object best stand for it even so.
         usable: ``(N, A)``, references that may be learned from at all; None: all of them.
 
     Returns:
@@ -39,9 +39,9 @@ def match_boxes(
     if usable is not None:
         overlap.masked_fill_(~usable.unsqueeze(1), -1)
     most, which = overlap.max(1)
-    target = torch.where(most >= high, classes.gather(1, which) + 1, 0)
-    target = torch.where((most < high) & (most >= low), IGNORE_LABEL, target)
-    if best:
+    target = torch.where(most >= high_threshold, classes.gather(1, which) + 1, 0)
+    target = torch.where((most < high_threshold) & (most >= low_threshold), IGNORE_LABEL, target)
+    if allow_low_quality_matches:
         top = overlap.amax(2, keepdim=True)
         chosen = ((overlap == top) & (top > 0)).any(1)
         target = torch.where(chosen, classes.gather(1, which) + 1, target)
@@ -51,14 +51,14 @@ def match_boxes(
     return which, torch.where(unclear, IGNORE_LABEL, target)
 
 
-def compute_priorities(draws: Tensor, count: int) -> Tensor:
+def compute_priorities(seeds: Tensor, count: int) -> Tensor:
     """Random numbers in [0, 1) that depend on the draws ``(N,)`` alone, ``(N, count)``.
 
     A hash of place and draw: unlike a generator it gives each picture of a batch the same numbers in whatever process
     it is, and asks nothing of the host.
     """
-    places = torch.arange(count, device=draws.device)
-    return (_hash_uint32(_hash_uint32(places) ^ _hash_uint32(draws).unsqueeze(1)) >> 8).float() / 2**24
+    places = torch.arange(count, device=seeds.device)
+    return (_hash_uint32(_hash_uint32(places) ^ _hash_uint32(seeds).unsqueeze(1)) >> 8).float() / 2**24
 
 
 def _hash_uint32(value: Tensor) -> Tensor:
@@ -70,19 +70,19 @@ def _hash_uint32(value: Tensor) -> Tensor:
     return value ^ (value >> 15)
 
 
-def sample_balanced(targets: Tensor, order: Tensor, count: int, share: float) -> tuple[Tensor, Tensor]:
-    """``count`` references of each picture, at most ``share`` of them objects, the rest background.
+def sample_balanced(targets: Tensor, priorities: Tensor, count: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
+    """``count`` references of each picture, at most ``positive_fraction`` of them objects, the rest background.
 
     Args:
         targets: ``(N, A)`` as :func:`match` gives them.
-        order: ``(N, A)`` random numbers in [0, 1); those with the greatest are taken.
+        priorities: ``(N, A)`` random numbers in [0, 1); those with the greatest are taken.
 
     Returns:
         Their numbers ``(N, count)``, and whether there are so many, ``(N, count)``.
     """
     count = min(count, targets.shape[1])
-    objects = torch.where(targets > 0, order, -1.0).topk(min(int(count * share), targets.shape[1]))
-    ground = torch.where(targets == 0, order, -1.0).topk(count)
+    objects = torch.where(targets > 0, priorities, -1.0).topk(min(int(count * positive_fraction), targets.shape[1]))
+    ground = torch.where(targets == 0, priorities, -1.0).topk(count)
     found = (objects.values >= 0).sum(1, keepdim=True)
     places = torch.arange(count, device=targets.device)
     there = torch.cat([objects.values >= 0, (ground.values >= 0) & (places < count - found)], 1)
@@ -90,7 +90,7 @@ def sample_balanced(targets: Tensor, order: Tensor, count: int, share: float) ->
     return torch.cat([objects.indices, ground.indices], 1).gather(1, chosen.indices), chosen.values > 0
 
 
-def gather_by_index(values: Tensor, numbers: Tensor) -> Tensor:
+def gather_by_index(values: Tensor, indices: Tensor) -> Tensor:
     """Of values ``(N, A, ...)`` those with the numbers ``(N, k)``, ``(N, k, ...)``."""
-    index = numbers.view(*numbers.shape, *[1] * (values.ndim - 2)).expand(-1, -1, *values.shape[2:])
+    index = indices.view(*indices.shape, *[1] * (values.ndim - 2)).expand(-1, -1, *values.shape[2:])
     return values.gather(1, index)

@@ -58,9 +58,9 @@ def compute_iou(boxes: Tensor, others: Tensor) -> Tensor:
     return shared.div_(union.clamp_(min=1e-6))
 
 
-def clip_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
+def clip_boxes(boxes: Tensor, image_sizes: Tensor) -> Tensor:
     """The boxes ``(N, ..., 4)`` cut at the borders of their pictures, whose heights and widths are ``(N, 2)``."""
-    height, width = sizes.view(-1, *[1] * (boxes.ndim - 2), 2).unbind(-1)
+    height, width = image_sizes.view(-1, *[1] * (boxes.ndim - 2), 2).unbind(-1)
     most = torch.stack([width, height, width, height], -1)
     return boxes.clamp(min=0).minimum(most)
 

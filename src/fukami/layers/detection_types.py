@@ -13,7 +13,7 @@ class GroundTruth(NamedTuple):
     boxes: Tensor
     classes: Tensor
     ignored: Tensor
-    draws: Tensor
+    seeds: Tensor
 
 
 class SampledBoxes(NamedTuple):
@@ -22,15 +22,15 @@ class SampledBoxes(NamedTuple):
     Attributes:
         scores: ``(N, K)``, or ``(N, K, classes + 1)`` of the second stage, whose background is 0.
         targets: ``(N, K)``, 0 for background.
-        deltas, goals: ``(N, K, 4)``; those of background mean nothing.
-        there: ``(N, K)``, whether the place is filled.
+        deltas, target_deltas: ``(N, K, 4)``; those of background mean nothing.
+        valid: ``(N, K)``, whether the place is filled.
     """
 
     scores: Tensor
     targets: Tensor
     deltas: Tensor
-    goals: Tensor
-    there: Tensor
+    target_deltas: Tensor
+    valid: Tensor
 
 
 class Detections(NamedTuple):

@@ -21,7 +21,7 @@ class FrozenBatchNorm2d(nn.Module):
             self.register_buffer(name, torch.full((channels,), value))
         self.folded = False
 
-    def constants(self) -> tuple[Tensor, Tensor]:
+    def compute_scale_and_offset(self) -> tuple[Tensor, Tensor]:
         """Scale and offset, ``(channels,)``."""
         names = ("weight", "bias", "running_mean", "running_var")
         weight, bias, mean, variance = (getattr(self, name).float() for name in names)
@@ -32,7 +32,7 @@ class FrozenBatchNorm2d(nn.Module):
         """``(N, channels, H, W)``."""
         if self.folded:
             return x
-        scale, offset = (value.to(x.dtype).view(1, -1, 1, 1) for value in self.constants())
+        scale, offset = (value.to(x.dtype).view(1, -1, 1, 1) for value in self.compute_scale_and_offset())
         return x * scale + offset
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -60,7 +60,7 @@ class FoldedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """``(N, C, H, W)``, convolved and normalised."""
-        scale, offset = self.norms[0].constants()
+        scale, offset = self.norms[0].compute_scale_and_offset()
         kind = self.weight.dtype
         weight = (self.weight * scale.view(-1, 1, 1, 1)).to(kind)
         return F.conv2d(input, weight, offset.to(kind), self.stride, self.padding, self.dilation, self.groups)

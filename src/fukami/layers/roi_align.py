@@ -8,7 +8,7 @@ from torch.nn import functional as F
 SAMPLING_RATIO = 2  # across and down in each place
 
 
-def roi_align(features: Tensor, regions: Tensor, side: int, scale: float) -> Tensor:
+def roi_align(features: Tensor, rois: Tensor, output_size: int, spatial_scale: float) -> Tensor:
     """What ``torchvision.ops.roi_align`` gives with two samples across and down, as an embedding bag.
 
     Each place is a weighted sum of 16 pixels of the map, which is a look-up in a table of all pixels. All channels of a
@@ -17,25 +17,25 @@ def roi_align(features: Tensor, regions: Tensor, side: int, scale: float) -> Ten
 
     Args:
         features: ``(N, C, H, W)``, float32, best channels last.
-        regions: ``(K, 5)``: number of the map, then left, top, right and bottom in pixels of the picture.
-        side: places across and down.
-        scale: pixels of the map for each of the picture.
+        rois: ``(K, 5)``: number of the map, then left, top, right and bottom in pixels of the picture.
+        output_size: places across and down.
+        spatial_scale: pixels of the map for each of the picture.
 
     Returns:
         ``(K, C, side, side)``, channels last.
     """
     if torch.compiler.is_exporting():  # other programs have an operator for it
-        return torchvision.ops.roi_align(features, regions, side, scale, SAMPLING_RATIO)  # type: ignore[no-any-return]
-    number, left, top, right, bottom = regions.unbind(1)
+        return torchvision.ops.roi_align(features, rois, output_size, spatial_scale, SAMPLING_RATIO)  # type: ignore[no-any-return]
+    number, left, top, right, bottom = rois.unbind(1)
     channels, height, width = features.shape[1:]
-    row, down = _compute_sample_weights(top * scale, bottom * scale, side, height)
-    column, across = _compute_sample_weights(left * scale, right * scale, side, width)
+    row, down = _compute_sample_weights(top * spatial_scale, bottom * spatial_scale, output_size, height)
+    column, across = _compute_sample_weights(left * spatial_scale, right * spatial_scale, output_size, width)
     pixel = (number.long().view(-1, 1, 1, 1, 1) * height + row[:, :, None, :, None]) * width + column[:, None, :, None]
     weight = down[:, :, None, :, None] * across[:, None, :, None]
     table = features.permute(0, 2, 3, 1).reshape(-1, channels)
     pixels, weights = pixel.view(-1, row.shape[2] ** 2), weight.view(-1, row.shape[2] ** 2)
     pooled = F.embedding_bag(pixels, table, per_sample_weights=weights, mode="sum")
-    return pooled.view(len(regions), side, side, channels).permute(0, 3, 1, 2)
+    return pooled.view(len(rois), output_size, output_size, channels).permute(0, 3, 1, 2)
 
 
 def _compute_sample_weights(start: Tensor, end: Tensor, places: int, length: int) -> tuple[Tensor, Tensor]:

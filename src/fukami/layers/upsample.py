@@ -16,12 +16,18 @@ class BilinearConvTranspose2d(nn.ConvTranspose2d):
     Each channel has a filter of its own: ``(N, channels, H, W)`` to ``(N, channels, factor H, factor W)``.
     """
 
-    def __init__(self, channels: int, factor: int) -> None:
+    def __init__(self, channels: int, scale_factor: int) -> None:
         super().__init__(
-            channels, channels, 2 * factor, stride=factor, padding=factor // 2, groups=channels, bias=False
+            channels,
+            channels,
+            2 * scale_factor,
+            stride=scale_factor,
+            padding=scale_factor // 2,
+            groups=channels,
+            bias=False,
         )
-        self.factor = factor
-        rise = (torch.arange(2 * factor) + 0.5) / factor
+        self.scale_factor = scale_factor
+        rise = (torch.arange(2 * scale_factor) + 0.5) / scale_factor
         line = 1 - (rise - 1).abs()
         self.weight = nn.Parameter(line.outer(line).expand_as(self.weight).clone())
 
@@ -33,7 +39,7 @@ class BilinearConvTranspose2d(nn.ConvTranspose2d):
         exact = nullcontext() if input.is_meta else torch.autocast(input.device.type, enabled=False)
         with exact:
             wide = F.conv_transpose2d(
-                input.float(), self.weight.float(), None, self.factor, self.factor // 2, groups=self.groups
+                input.float(), self.weight.float(), None, self.scale_factor, self.scale_factor // 2, groups=self.groups
             )
         return wide.to(input.dtype)
 
@@ -59,13 +65,13 @@ def _compute_interpolation_matrix(inner: int, outer: int, like: Tensor) -> Tenso
     return (1 - distance).clamp(min=0).to(like.dtype)
 
 
-def apply_with_padding(scores: Callable[[Tensor], Scores], pictures: Tensor, multiple: int) -> Scores:
+def apply_with_padding(compute_scores: Callable[[Tensor], Scores], images: Tensor, multiple: int) -> Scores:
     """The scores of pictures ``(N, C, H, W)`` of any size, by a network that takes multiples of so many pixels.
 
     Zeros, the mean colour of normalised pictures, are added to the right and below, and what is said of them cut off.
     """
-    height, width = pictures.shape[-2:]
-    found = scores(F.pad(pictures, (0, -width % multiple, 0, -height % multiple)))
+    height, width = images.shape[-2:]
+    found = compute_scores(F.pad(images, (0, -width % multiple, 0, -height % multiple)))
     if isinstance(found, tuple):
         return tuple(each[..., :height, :width] for each in found)
     return found[..., :height, :width]

@@ -25,12 +25,12 @@ CONV_LAYERS = ((64, 11, True), (192, 5, True), (384, 3, False), (256, 3, False),
 
 
 def alexnet(
-    classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
+    num_classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:
     """AlexNet of one column: 5 convolutions and 3 affine layers.
 
     Args:
-        classes: number of scores, ``(N, classes)``.
+        num_classes: number of scores, ``(N, classes)``.
         channels, size: the input is ``(N, channels, size, size)``. The classifier sees the positions that the last
             pooling leaves of it, 6 a side at 224; pictures of another size than this one are averaged to as many.
         hidden: width of the two affine layers before the last.
@@ -45,7 +45,7 @@ def alexnet(
             features=build_alexnet_features(channels),
             avgpool=nn.AdaptiveAvgPool2d(side),
             flatten=nn.Flatten(),
-            classifier=build_alexnet_classifier(256 * side * side, hidden, classes, dropout),
+            classifier=build_alexnet_classifier(256 * side * side, hidden, num_classes, dropout),
         )
     )
 
@@ -64,17 +64,17 @@ def compute_feature_size(size: int) -> int:
     return side
 
 
-def build_alexnet_features(channels: int = 3, normalise: bool = False, width: float = 1.0) -> nn.Sequential:
-    """The five convolutions and three poolings; ``width`` is the share of the table's channels that there are."""
+def build_alexnet_features(channels: int = 3, batch_norm: bool = False, width_multiplier: float = 1.0) -> nn.Sequential:
+    """The five convolutions and three poolings; ``width_multiplier`` is the share of the table's channels that there are."""
     layers: list[nn.Module] = []
     inputs = channels
     for number, side, pooled in CONV_LAYERS:
-        outputs = round(width * number)
+        outputs = round(width_multiplier * number)
         if layers:
             layers.append(nn.Conv2d(inputs, outputs, kernel_size=side, padding=side // 2))
         else:
             layers.append(StemConv2d(inputs, outputs, kernel_size=side, stride=4, padding=2))
-        if normalise:
+        if batch_norm:
             layers.append(nn.BatchNorm2d(outputs))
         layers.append(nn.ReLU(inplace=True))
         if pooled:
@@ -83,7 +83,7 @@ def build_alexnet_features(channels: int = 3, normalise: bool = False, width: fl
     return nn.Sequential(*layers)
 
 
-def build_alexnet_classifier(inputs: int, hidden: int, classes: int, dropout: float) -> nn.Sequential:
+def build_alexnet_classifier(inputs: int, hidden: int, num_classes: int, dropout: float) -> nn.Sequential:
     """Three affine layers."""
     return nn.Sequential(
         nn.Dropout(dropout),
@@ -92,5 +92,5 @@ def build_alexnet_classifier(inputs: int, hidden: int, classes: int, dropout: fl
         nn.Dropout(dropout),
         nn.Linear(hidden, hidden),
         nn.ReLU(inplace=True),
-        nn.Linear(hidden, classes),
+        nn.Linear(hidden, num_classes),
     )

@@ -24,97 +24,108 @@ EndLayers = Literal["float", "binary"]
 
 
 def binary_convnet(
-    classes: int = 10,
+    num_classes: int = 10,
     *,
     channels: int = 3,
     size: int = 32,
     widths: tuple[int, ...] = (128, 128, 256, 256, 512, 512),
     hidden: tuple[int, ...] = (1024, 1024),
-    ends: EndLayers = "float",
-    scaling: bool = False,
-    thresholds: bool = False,
+    end_layers: EndLayers = "float",
+    scaling_factors: bool = False,
+    learned_thresholds: bool = False,
 ) -> nn.Sequential:
     """The network of the BNN paper for CIFAR-10: 3×3 convolutions in three pairs, then three affine layers.
 
     Args:
-        classes: number of scores, ``(N, classes)``.
+        num_classes: number of scores, ``(N, classes)``.
         channels, size: the input is ``(N, channels, size, size)``.
         widths: channels of the convolutions, in pairs; each pair ends with a pooling.
         hidden: units of the affine layers before the last.
-        ends: the weights of the first and the last layer: ``"float"`` or, as in the paper, ``"binary"``.
-        scaling: scaling factors of the weights, as in XNOR-Net.
-        thresholds: learned thresholds of the signs, as in ReActNet.
+        end_layers: the weights of the first and the last layer: ``"float"`` or, as in the paper, ``"binary"``.
+        scaling_factors: scaling factors of the weights, as in XNOR-Net.
+        learned_thresholds: learned thresholds of the signs, as in ReActNet.
 
     Raises:
-        ValueError: the picture is too small for the poolings, or ``ends`` is neither.
+        ValueError: the picture is too small for the poolings, or ``end_layers`` is neither.
     """
     paddings = (1,) * len(widths)
-    return _build_binary_convnet(classes, channels, size, widths, paddings, hidden, ends, scaling, thresholds)
+    return _build_binary_convnet(
+        num_classes, channels, size, widths, paddings, hidden, end_layers, scaling_factors, learned_thresholds
+    )
 
 
 def binary_deep_convnet(
-    classes: int = 10,
+    num_classes: int = 10,
     *,
     channels: int = 1,
     size: int = 28,
     widths: tuple[int, ...] = (32, 32, 64, 64, 128, 128),
     hidden: int = 128,
     dropout: float = 0.0,
-    ends: EndLayers = "float",
-    scaling: bool = False,
-    thresholds: bool = False,
+    end_layers: EndLayers = "float",
+    scaling_factors: bool = False,
+    learned_thresholds: bool = False,
 ) -> nn.Sequential:
     """DeepConvNet (Saitoh 2016, figure 8-1) with signs for its rectifiers, twice as wide: a bit says less.
 
     The arguments are :func:`binary_convnet`'s, and ``dropout``, the share of the hidden units that training drops.
     """
     return _build_binary_convnet(
-        classes, channels, size, widths, PADDINGS, (hidden,), ends, scaling, thresholds, dropout
+        num_classes,
+        channels,
+        size,
+        widths,
+        PADDINGS,
+        (hidden,),
+        end_layers,
+        scaling_factors,
+        learned_thresholds,
+        dropout,
     )
 
 
 def _build_binary_convnet(
-    classes: int,
+    num_classes: int,
     channels: int,
     size: int,
     widths: tuple[int, ...],
     paddings: tuple[int, ...],
     hidden: tuple[int, ...],
-    ends: str,
-    scaling: bool,
-    thresholds: bool,
+    end_layers: str,
+    scaling_factors: bool,
+    learned_thresholds: bool,
     dropout: float = 0.0,
 ) -> nn.Sequential:
     """Convolutions in pairs and affine layers, each followed by batch normalisation; signs between them."""
-    if ends not in ("float", "binary"):
-        raise ValueError(f"ends is 'float' or 'binary', not {ends!r}")
+    if end_layers not in ("float", "binary"):
+        raise ValueError(f"ends is 'float' or 'binary', not {end_layers!r}")
     layers: list[nn.Module] = []
     inputs, side = channels, size
     for number, (width, padding) in enumerate(zip(widths, paddings, strict=True), start=1):
-        if number > 1 or ends == "binary":
-            layers.append(BinaryConv2d(inputs, width, 3, padding=padding, scaling=scaling))
+        if number > 1 or end_layers == "binary":
+            layers.append(BinaryConv2d(inputs, width, 3, padding=padding, scaling_factors=scaling_factors))
         else:
             layers.append(StemConv2d(inputs, width, 3, padding=padding, bias=False))
         side += 2 * padding - 2
         if number % 2 == 0:
             layers.append(nn.MaxPool2d(2))  # before the sign, which would leave mostly +1
             side //= 2
-        layers += [nn.BatchNorm2d(width), Sign(width if thresholds else 0)]
+        layers += [nn.BatchNorm2d(width), Sign(width if learned_thresholds else 0)]
         inputs = width
     if side < 1:
         raise ValueError(f"{len(widths) // 2} poolings leave nothing of {size}×{size}; give larger pictures")
     layers.append(nn.Flatten())
     inputs *= side * side
     for width in hidden:
-        layers += [BinaryLinear(inputs, width, scaling=scaling), nn.BatchNorm1d(width)]
-        layers.append(Sign(width if thresholds else 0))
+        layers += [BinaryLinear(inputs, width, scaling_factors=scaling_factors), nn.BatchNorm1d(width)]
+        layers.append(Sign(width if learned_thresholds else 0))
         inputs = width
     if dropout:
         layers.append(nn.Dropout(dropout))
-    if ends == "binary":
-        layers += [BinaryLinear(inputs, classes, scaling=scaling), nn.BatchNorm1d(classes)]
+    if end_layers == "binary":
+        layers += [BinaryLinear(inputs, num_classes, scaling_factors=scaling_factors), nn.BatchNorm1d(num_classes)]
     else:
-        layers.append(nn.Linear(inputs, classes))
+        layers.append(nn.Linear(inputs, num_classes))
     for layer in layers:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(layer.weight)

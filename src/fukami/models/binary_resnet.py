@@ -15,21 +15,21 @@ from fukami.layers.stem import StemConv2d
 
 
 def binary_resnet18(
-    classes: int = 1000,
+    num_classes: int = 1000,
     *,
     channels: int = 3,
     stem: Literal["7x7", "3x3"] = "7x7",
-    scaling: bool = False,
-    thresholds: bool = False,
+    scaling_factors: bool = False,
+    learned_thresholds: bool = False,
 ) -> nn.Sequential:
     """Binarized ResNet-18: ``(N, channels, H, W)`` to scores ``(N, classes)``. H and W: any; 224 in the paper.
 
     Args:
-        classes: number of scores.
+        num_classes: number of scores.
         channels: of the pictures.
         stem: how the network begins: ``"7x7"`` is the paper's; ``"3x3"``, for small pictures, leaves all of them.
-        scaling: scaling factors of the weights, as in XNOR-Net.
-        thresholds: learned thresholds of the signs, as in ReActNet.
+        scaling_factors: scaling factors of the weights, as in XNOR-Net.
+        learned_thresholds: learned thresholds of the signs, as in ReActNet.
 
     Raises:
         ValueError: ``stem`` is neither.
@@ -48,10 +48,10 @@ def binary_resnet18(
         strides = (1 if width == inputs else 2, 1, 1, 1)  # two blocks of two convolutions
         stage = []
         for step in strides:
-            stage.append(BinaryBasicBlock(inputs, width, step, scaling, thresholds))
+            stage.append(BinaryBasicBlock(inputs, width, step, scaling_factors, learned_thresholds))
             inputs = width
         layers[f"layer{number}"] = nn.Sequential(*stage)
-    layers |= {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(512, classes)}
+    layers |= {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(512, num_classes)}
     network = nn.Sequential(OrderedDict(layers))
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
@@ -62,11 +62,11 @@ def binary_resnet18(
 class BinaryBasicBlock(nn.Module):
     """Figure 3 (b): sign, 3×3 convolution of one bit, batch normalisation, and the input added."""
 
-    def __init__(self, inputs: int, width: int, stride: int, scaling: bool, thresholds: bool) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, scaling_factors: bool, learned_thresholds: bool) -> None:
         super().__init__()
         self.residual = nn.Sequential(
-            Sign(inputs if thresholds else 0),
-            BinaryConv2d(inputs, width, 3, stride, padding=1, scaling=scaling),
+            Sign(inputs if learned_thresholds else 0),
+            BinaryConv2d(inputs, width, 3, stride, padding=1, scaling_factors=scaling_factors),
             nn.BatchNorm2d(width),
         )
         self.shortcut = nn.Identity() if stride == 1 and inputs == width else nn.Sequential(

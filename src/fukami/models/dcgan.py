@@ -26,81 +26,88 @@ INITIAL_SIZE = 4  # that of the generator's first maps
 MAX_CHANNEL_FACTOR = 8  # times as many maps as in the widest layer of a picture of 64×64, of larger ones, too
 
 
-def dcgan_generator(size: int = 64, *, channels: int = 3, width: int = 128, kernel: int = 5) -> "Generator":
+def dcgan_generator(
+    size: int = 64, *, channels: int = 3, base_channels: int = 128, kernel_size: int = 5
+) -> "Generator":
     """The generator: noise ``(N, 100)`` in -1..1 to pictures ``(N, channels, size, size)`` in -1..1.
 
     Args:
         size: 28, 32, 64 or 128 pixels.
         channels: 1 grey, 3 colour.
-        width: maps before the last layer; each layer before has twice as many, at most eight times.
-        kernel: side of the filters, 5 as in the paper or 4, in which no pixel has more to add up than its neighbours.
+        base_channels: maps before the last layer; each layer before has twice as many, at most eight times.
+        kernel_size: side of the filters, 5 as in the paper or 4, in which no pixel has more to add up than its neighbours.
     """
-    return Generator(size, channels, width, kernel)
+    return Generator(size, channels, base_channels, kernel_size)
 
 
 def dcgan_discriminator(
-    size: int = 64, *, channels: int = 3, width: int = 128, kernel: int = 5, spectral: bool = False
+    size: int = 64,
+    *,
+    channels: int = 3,
+    base_channels: int = 128,
+    kernel_size: int = 5,
+    use_spectral_norm: bool = False,
 ) -> "Discriminator":
     """The discriminator: pictures ``(N, channels, size, size)`` in -1..1 to scores ``(N,)``, above 0 for real.
 
     Args:
-        size, channels, width, kernel: as for :func:`dcgan_generator`.
-        spectral: weights divided by their spectral norm (Miyato et al. 2018) in place of batch normalisation.
+        size, channels, base_channels, kernel_size: as for :func:`dcgan_generator`.
+        use_spectral_norm: weights divided by their spectral norm (Miyato et al. 2018) in place of batch normalisation.
     """
-    return Discriminator(size, channels, width, kernel, spectral)
+    return Discriminator(size, channels, base_channels, kernel_size, use_spectral_norm)
 
 
 class Generator(nn.Module):
     """Noise, projected to the first maps, which are enlarged twofold again and again."""
 
-    numbers = LATENT_DIM
+    latent_dim = LATENT_DIM
 
-    def __init__(self, size: int, channels: int, width: int, kernel: int) -> None:
+    def __init__(self, size: int, channels: int, base_channels: int, kernel_size: int) -> None:
         super().__init__()
-        steps = _compute_layer_shapes(size, channels, width)[::-1]
+        steps = _compute_layer_shapes(size, channels, base_channels)[::-1]
         widest = steps[0][2]
-        self.first = (widest, INITIAL_SIZE, INITIAL_SIZE)
+        self.initial_shape = (widest, INITIAL_SIZE, INITIAL_SIZE)
         self.noise = nn.Linear(LATENT_DIM, widest * INITIAL_SIZE**2, bias=False)
         layers: list[nn.Module] = []
         for side, outputs, inputs in steps:
             layers += [nn.BatchNorm2d(inputs), nn.ReLU(inplace=True)]
-            form = _build_conv_options(kernel, side)
+            form = _build_conv_options(kernel_size, side)
             more = form["kernel_size"] % 2 - side % 2
             layers.append(nn.ConvTranspose2d(inputs, outputs, **form, output_padding=more, bias=side == size))
         self.layers = nn.Sequential(*layers, nn.Tanh())
         self.apply(_init_weights)
 
-    def forward(self, noise: Tensor) -> Tensor:
+    def forward(self, latents: Tensor) -> Tensor:
         """``(N, 100)`` to ``(N, C, H, W)``."""
-        maps = self.noise(noise).unflatten(1, self.first)
+        maps = self.noise(latents).unflatten(1, self.initial_shape)
         return self.layers(maps.contiguous(memory_format=torch.channels_last))  # type: ignore[no-any-return]
 
 
 class Discriminator(nn.Module):
     """A chain of convolutions with stride 2, and a sum of all that is left."""
 
-    def __init__(self, size: int, channels: int, width: int, kernel: int, spectral: bool) -> None:
+    def __init__(self, size: int, channels: int, base_channels: int, kernel_size: int, use_spectral_norm: bool) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for side, inputs, outputs in _compute_layer_shapes(size, channels, width):
-            plain = spectral or not layers
-            layers.append(nn.Conv2d(inputs, outputs, **_build_conv_options(kernel, side), bias=plain))
+        for side, inputs, outputs in _compute_layer_shapes(size, channels, base_channels):
+            plain = use_spectral_norm or not layers
+            layers.append(nn.Conv2d(inputs, outputs, **_build_conv_options(kernel_size, side), bias=plain))
             layers += ([] if plain else [nn.BatchNorm2d(outputs)]) + [nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)]
         self.features = nn.Sequential(*layers)
         self.score = nn.Linear(outputs * INITIAL_SIZE**2, 1)
         self.apply(_init_weights)
-        if spectral:
+        if use_spectral_norm:
             for layer in [*self.features, self.score]:
                 if isinstance(layer, nn.Conv2d | nn.Linear):
                     spectral_norm(layer)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """``(N, C, H, W)`` to ``(N,)``."""
-        return self.score(self.features(pictures).flatten(1)).squeeze(1)  # type: ignore[no-any-return]
+        return self.score(self.features(images).flatten(1)).squeeze(1)  # type: ignore[no-any-return]
 
-    def seen(self, pictures: Tensor) -> list[Tensor]:
+    def extract_features(self, images: Tensor) -> list[Tensor]:
         """The maps after each LeakyReLU, from which a classifier can learn (section 5.1)."""
-        found, x = [], pictures
+        found, x = [], images
         for layer in self.features:
             x = layer(x)
             if isinstance(layer, nn.LeakyReLU):

@@ -16,7 +16,7 @@ PADDINGS = (1, 1, 1, 2, 1, 1)  # the fourth layer's 2 turns 14×14 into 16×16, 
 
 
 def deep_convnet(
-    classes: int = 10,
+    num_classes: int = 10,
     *,
     channels: int = 1,
     size: int = 28,
@@ -28,7 +28,7 @@ def deep_convnet(
     """DeepConvNet (Saitoh 2016, figure 8-1): 3×3 convolutions in three pairs, then two affine layers.
 
     Args:
-        classes: number of scores, ``(N, classes)``.
+        num_classes: number of scores, ``(N, classes)``.
         channels, size: the input is ``(N, channels, size, size)``, in [0, 1].
         widths: channels of the six convolutions.
         hidden: width of the first affine layer.
@@ -53,7 +53,7 @@ def deep_convnet(
         layers.append(nn.ReLU(inplace=True))
         inputs = width
     layers += [nn.Flatten(), nn.Linear(inputs * side * side, hidden), nn.ReLU(inplace=True)]
-    layers += [nn.Dropout(dropout), nn.Linear(hidden, classes)]
+    layers += [nn.Dropout(dropout), nn.Linear(hidden, num_classes)]
     for layer in layers:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # He et al. 2015, eq. 10

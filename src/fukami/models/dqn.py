@@ -21,18 +21,18 @@ MIN_SIDE = 36  # pixels that the three convolutions need
 OUTPUT_INIT_GAIN = 0.01  # of the last layer's weights at the beginning, as an orthogonal matrix: it knows no values yet
 
 
-def dqn(actions: int = 18, *, shape: tuple[int, ...] = (4, 84, 84), hidden: int = 512) -> "DQN":
+def dqn(num_actions: int = 18, *, state_shape: tuple[int, ...] = (4, 84, 84), hidden: int = 512) -> "DQN":
     """The network of the Nature paper: states ``(N, *shape)`` to the value of each action ``(N, actions)``.
 
     Args:
-        actions: that can be taken; 18 are those of the Atari 2600.
-        shape: of a state: frames, height and width in 0..255, at least 36×36, or the length of a vector.
+        num_actions: that can be taken; 18 are those of the Atari 2600.
+        state_shape: of a state: frames, height and width in 0..255, at least 36×36, or the length of a vector.
         hidden: width of the affine layer, of both where states are vectors.
 
     Raises:
         ValueError: the pictures are too small, or the shape is of something else.
     """
-    return DQN(actions, shape, hidden)
+    return DQN(num_actions, state_shape, hidden)
 
 
 class DQN(nn.Module):
@@ -41,11 +41,11 @@ class DQN(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, actions: int, shape: tuple[int, ...], hidden: int) -> None:
+    def __init__(self, num_actions: int, state_shape: tuple[int, ...], hidden: int) -> None:
         super().__init__()
-        self.pictures = len(shape) == 3
-        if self.pictures:
-            channels, *sides = shape
+        self.takes_images = len(state_shape) == 3
+        if self.takes_images:
+            channels, *sides = state_shape
             if min(sides) < MIN_SIDE:
                 raise ValueError(f"dqn needs pictures of at least {MIN_SIDE}×{MIN_SIDE}, not {sides[0]}×{sides[1]}")
             convolutions = [nn.Conv2d(channels, 32, 8, 4), nn.Conv2d(32, 64, 4, 2), nn.Conv2d(64, 64, 3, 1)]
@@ -53,16 +53,16 @@ class DQN(nn.Module):
             inputs = 64 * height * width
             self.register_buffer("mean", torch.zeros(sides))
             self.register_buffer("deviation", torch.tensor(255.0))
-        elif len(shape) == 1:
-            convolutions, inputs = [], shape[0]
+        elif len(state_shape) == 1:
+            convolutions, inputs = [], state_shape[0]
         else:
-            raise ValueError(f"a state is pictures (frames, height, width) or a vector (length,), not {shape}")
+            raise ValueError(f"a state is pictures (frames, height, width) or a vector (length,), not {state_shape}")
         layers: list[nn.Module] = [part for layer in convolutions for part in (layer, nn.ReLU(inplace=True))]
         layers.append(nn.Flatten())
-        for _ in range(1 if self.pictures else 2):
+        for _ in range(1 if self.takes_images else 2):
             layers += [nn.Linear(inputs, hidden), nn.ReLU(inplace=True)]
             inputs = hidden
-        self.layers, self.values = nn.Sequential(*layers), nn.Linear(inputs, actions)
+        self.layers, self.values = nn.Sequential(*layers), nn.Linear(inputs, num_actions)
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # He et al. 2015, eq. 10
@@ -70,7 +70,7 @@ class DQN(nn.Module):
         nn.init.orthogonal_(self.values.weight, OUTPUT_INIT_GAIN)
         nn.init.zeros_(self.values.bias)
 
-    def standardise(self, frames: Tensor) -> None:
+    def fit_input_statistics(self, frames: Tensor) -> None:
         """Take from frames ``(M, H, W)`` that were seen what is subtracted from each pixel, and divided by."""
         seen = frames.to(self.mean.device).float()
         self.mean.copy_(seen.mean(0))
@@ -79,7 +79,7 @@ class DQN(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """``(N, *shape)``, pictures in 0..255, to ``(N, actions)``."""
         device = states.device.type
-        if self.pictures:
+        if self.takes_images:
             mixed = torch.is_autocast_enabled(device)
             kind = torch.get_autocast_dtype(device) if mixed else next(self.parameters()).dtype
             mean = self.mean.to(kind).expand_as(states[:1]).contiguous(memory_format=torch.channels_last)

@@ -16,13 +16,13 @@ from fukami.layers.stem import StemConv2d
 
 
 def googlenet(
-    classes: int = 1000,
+    num_classes: int = 1000,
     *,
     channels: int = 3,
-    auxiliary: bool = True,
-    kernel: Literal[3, 5] = 3,
+    aux_loss: bool = True,
+    kernel_size: Literal[3, 5] = 3,
     dropout: float = 0.2,
-    auxiliary_dropout: float = 0.7,
+    dropout_aux: float = 0.7,
 ) -> nn.Module:
     """GoogLeNet (Szegedy et al. 2015, table 1): 22 layers with parameters on the way from picture to scores.
 
@@ -31,22 +31,22 @@ def googlenet(
     weights expect pictures normalised with mean 0.5 and standard deviation 0.5; their auxiliary heads are untrained.
 
     Args:
-        classes: number of scores.
+        num_classes: number of scores.
         channels: the input is ``(N, channels, H, W)``, at least 15×15.
-        auxiliary: with the two classifiers after modules 4a and 4d.
-        kernel: of the branch that the paper calls 5×5.
+        aux_loss: with the two classifiers after modules 4a and 4d.
+        kernel_size: of the branch that the paper calls 5×5.
         dropout: share of the 1024 averaged features that training drops. The paper drops 0.4.
-        auxiliary_dropout: the same for the 1024 hidden units of each auxiliary head.
+        dropout_aux: the same for the 1024 hidden units of each auxiliary head.
 
     Raises:
         ValueError: the kernel is neither 3 nor 5.
     """
-    if kernel not in (3, 5):
-        raise ValueError(f"kernel is 3 (torchvision's weights) or 5 (the paper), not {kernel}")
-    network = GoogLeNet(classes, channels, kernel, dropout)
-    if auxiliary:
-        network.aux1 = InceptionAux(512, classes, auxiliary_dropout)
-        network.aux2 = InceptionAux(528, classes, auxiliary_dropout)
+    if kernel_size not in (3, 5):
+        raise ValueError(f"kernel is 3 (torchvision's weights) or 5 (the paper), not {kernel_size}")
+    network = GoogLeNet(num_classes, channels, kernel_size, dropout)
+    if aux_loss:
+        network.aux1 = InceptionAux(512, num_classes, dropout_aux)
+        network.aux2 = InceptionAux(528, num_classes, dropout_aux)
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=0.01, a=-2, b=2)
@@ -56,7 +56,7 @@ def googlenet(
 class GoogLeNet(nn.Module):
     """Table 1, from top to bottom, without the auxiliary heads."""
 
-    def __init__(self, classes: int, channels: int, kernel: int, dropout: float) -> None:
+    def __init__(self, num_classes: int, channels: int, kernel_size: int, dropout: float) -> None:
         super().__init__()
         self.conv1 = BasicConv2d(channels, 64, 7, stride=2, stem=True)  # shapes for 224×224:  64 × 112 × 112
         self.maxpool1 = nn.MaxPool2d(3, stride=2, ceil_mode=True)  #                           64 ×  56 ×  56
@@ -64,21 +64,21 @@ class GoogLeNet(nn.Module):
         self.conv3 = BasicConv2d(64, 192, 3)  #                                               192 ×  56 ×  56
         self.maxpool2 = nn.MaxPool2d(3, stride=2, ceil_mode=True)  #                          192 ×  28 ×  28
         #                             in 1×1  reduce, 3×3  reduce, 5×5  pool proj
-        self.inception3a = Inception(192, 64, (96, 128), (16, 32), 32, kernel)  #             256 ×  28 ×  28
-        self.inception3b = Inception(256, 128, (128, 192), (32, 96), 64, kernel)  #           480 ×  28 ×  28
+        self.inception3a = Inception(192, 64, (96, 128), (16, 32), 32, kernel_size)  #             256 ×  28 ×  28
+        self.inception3b = Inception(256, 128, (128, 192), (32, 96), 64, kernel_size)  #           480 ×  28 ×  28
         self.maxpool3 = nn.MaxPool2d(3, stride=2, ceil_mode=True)  #                          480 ×  14 ×  14
-        self.inception4a = Inception(480, 192, (96, 208), (16, 48), 64, kernel)  #            512 ×  14 ×  14
-        self.inception4b = Inception(512, 160, (112, 224), (24, 64), 64, kernel)  #           512 ×  14 ×  14
-        self.inception4c = Inception(512, 128, (128, 256), (24, 64), 64, kernel)  #           512 ×  14 ×  14
-        self.inception4d = Inception(512, 112, (144, 288), (32, 64), 64, kernel)  #           528 ×  14 ×  14
-        self.inception4e = Inception(528, 256, (160, 320), (32, 128), 128, kernel)  #         832 ×  14 ×  14
+        self.inception4a = Inception(480, 192, (96, 208), (16, 48), 64, kernel_size)  #            512 ×  14 ×  14
+        self.inception4b = Inception(512, 160, (112, 224), (24, 64), 64, kernel_size)  #           512 ×  14 ×  14
+        self.inception4c = Inception(512, 128, (128, 256), (24, 64), 64, kernel_size)  #           512 ×  14 ×  14
+        self.inception4d = Inception(512, 112, (144, 288), (32, 64), 64, kernel_size)  #           528 ×  14 ×  14
+        self.inception4e = Inception(528, 256, (160, 320), (32, 128), 128, kernel_size)  #         832 ×  14 ×  14
         self.maxpool4 = nn.MaxPool2d(2, stride=2, ceil_mode=True)  # the paper pools 3×3:     832 ×   7 ×   7
-        self.inception5a = Inception(832, 256, (160, 320), (32, 128), 128, kernel)  #         832 ×   7 ×   7
-        self.inception5b = Inception(832, 384, (192, 384), (48, 128), 128, kernel)  #        1024 ×   7 ×   7
+        self.inception5a = Inception(832, 256, (160, 320), (32, 128), 128, kernel_size)  #         832 ×   7 ×   7
+        self.inception5b = Inception(832, 384, (192, 384), (48, 128), 128, kernel_size)  #        1024 ×   7 ×   7
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(1024, classes)
+        self.fc = nn.Linear(1024, num_classes)
         self.aux1: InceptionAux | None = None
         self.aux2: InceptionAux | None = None
 
@@ -101,12 +101,12 @@ class Inception(nn.Module):
     """Figure 2b: 1×1, 3×3 and 5×5 filters and a pooling of the same input, their channels side by side."""
 
     def __init__(
-        self, inputs: int, ones: int, threes: tuple[int, int], fives: tuple[int, int], pooled: int, kernel: int
+        self, inputs: int, ones: int, threes: tuple[int, int], fives: tuple[int, int], pooled: int, kernel_size: int
     ) -> None:
         super().__init__()
         self.branch1 = BasicConv2d(inputs, ones, 1)
         self.branch2 = nn.Sequential(BasicConv2d(inputs, threes[0], 1), BasicConv2d(*threes, 3))
-        self.branch3 = nn.Sequential(BasicConv2d(inputs, fives[0], 1), BasicConv2d(*fives, kernel))
+        self.branch3 = nn.Sequential(BasicConv2d(inputs, fives[0], 1), BasicConv2d(*fives, kernel_size))
         self.branch4 = nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), BasicConv2d(inputs, pooled, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class Inception(nn.Module):
 class InceptionAux(nn.Module):
     """Section 5: a small classifier on a module in the middle, whose loss keeps the early layers learning."""
 
-    def __init__(self, inputs: int, classes: int, dropout: float) -> None:
+    def __init__(self, inputs: int, num_classes: int, dropout: float) -> None:
         super().__init__()
         self.avgpool = nn.AdaptiveAvgPool2d(4)
         self.conv = BasicConv2d(inputs, 128, 1)
@@ -125,7 +125,7 @@ class InceptionAux(nn.Module):
         self.fc1 = nn.Linear(128 * 4 * 4, 1024)
         self.relu = nn.ReLU(inplace=True)
         self.dropout = nn.Dropout(dropout)
-        self.fc2 = nn.Linear(1024, classes)
+        self.fc2 = nn.Linear(1024, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores ``(N, classes)`` of ``(N, inputs, H, W)``."""
@@ -137,10 +137,10 @@ class InceptionAux(nn.Module):
 class BasicConv2d(nn.Module):
     """A convolution that keeps the picture's size (up to its stride), batch normalisation and ReLU."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, stem: bool = False) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel_size: int, stride: int = 1, stem: bool = False) -> None:
         super().__init__()
         convolution = StemConv2d if stem else nn.Conv2d
-        self.conv = convolution(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+        self.conv = convolution(inputs, outputs, kernel_size, stride, padding=kernel_size // 2, bias=False)
         self.bn = nn.BatchNorm2d(outputs, eps=0.001)
         self.relu = nn.ReLU(inplace=True)
 

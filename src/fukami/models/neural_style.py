@@ -34,7 +34,7 @@ class StyleFeatures(nn.Module):
     def __init__(self, column: str) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        self.style: list[int] = []  # numbers of the ReLUs whose maps tell the style
+        self.style_layers: list[int] = []  # numbers of the ReLUs whose maps tell the style
         group = within = 0
         for layer in build_vgg_features(column).children():
             if isinstance(layer, nn.MaxPool2d):
@@ -43,31 +43,31 @@ class StyleFeatures(nn.Module):
             if isinstance(layer, nn.ReLU):
                 within += 1
                 if within == 1:
-                    self.style.append(len(layers) - 1)
+                    self.style_layers.append(len(layers) - 1)
                 if (group, within) == (3, 2):
-                    self.content = len(layers) - 1
-            if len(self.style) == len(CONFIGS[column]):
+                    self.content_layer = len(layers) - 1
+            if len(self.style_layers) == len(CONFIGS[column]):
                 break
         self.features = nn.Sequential(*layers)
-        self.channels = [group[0] for group in CONFIGS[column]]  # of the maps that tell the style
+        self.style_channels = [group[0] for group in CONFIGS[column]]  # of the maps that tell the style
 
-    def outline(self) -> nn.Module:
+    def get_traceable_module(self) -> nn.Module:
         """The layers as a chain."""
         return nn.Sequential(OrderedDict(features=self.features))
 
-    def forward(self, pictures: Tensor) -> tuple[list[Tensor], Tensor]:
+    def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """The five maps of the style and the one of the content of normalised pictures ``(N, 3, H, W)``.
 
         Their sizes are ``(N, 64, H, W)`` to ``(N, 512, H/16, W/16)``, and ``(N, 512, H/8, W/8)``.
         """
         first, *layers = self.features
-        with torch.autocast(pictures.device.type, enabled=False):  # bfloat16 would not see small changes of a pixel
-            x = first(pictures)
+        with torch.autocast(images.device.type, enabled=False):  # bfloat16 would not see small changes of a pixel
+            x = first(images)
         style, content = [], x
         for number, layer in enumerate(layers, 1):
             x = layer(x)
-            if number in self.style:
+            if number in self.style_layers:
                 style.append(x)
-            if number == self.content:
+            if number == self.content_layer:
                 content = x
         return style, content

@@ -21,54 +21,54 @@ from fukami.models.alexnet import build_alexnet_classifier, build_alexnet_featur
 
 
 def rcnn_alexnet(
-    classes: int = 20,
+    num_classes: int = 20,
     *,
     size: int = 227,
     hidden: int = 4096,
     dropout: float = 0.5,
-    width: float = 1.0,
+    width_multiplier: float = 1.0,
     batch_norm: bool = False,
 ) -> "RCNN":
     """R-CNN on AlexNet, the paper's T-Net in the form of one column.
 
     Args:
-        classes: without the background.
+        num_classes: without the background.
         size: side of a warped region in pixels, at least 63.
         hidden: units of the two affine layers.
         dropout: share of them dropped in training.
-        width: share of the convolutions' channels.
+        width_multiplier: share of the convolutions' channels.
         batch_norm: after every convolution.
     """
-    side, channels = compute_feature_size(size), round(256 * width)
+    side, channels = compute_feature_size(size), round(256 * width_multiplier)
     network = OrderedDict(
-        features=build_alexnet_features(3, batch_norm, width),
+        features=build_alexnet_features(3, batch_norm, width_multiplier),
         avgpool=nn.AdaptiveAvgPool2d(side),
         flatten=nn.Flatten(),
-        classifier=build_alexnet_classifier(channels * side * side, hidden, classes + 1, dropout),
+        classifier=build_alexnet_classifier(channels * side * side, hidden, num_classes + 1, dropout),
     )
-    return RCNN(nn.Sequential(network), classes)
+    return RCNN(nn.Sequential(network), num_classes)
 
 
 def rcnn_vgg16(
-    classes: int = 20,
+    num_classes: int = 20,
     *,
     size: int = 224,
     hidden: int = 4096,
     dropout: float = 0.5,
-    width: float = 1.0,
+    width_multiplier: float = 1.0,
     batch_norm: bool = False,
 ) -> "RCNN":
     """R-CNN on VGG-16, O-Net in the paper's later version. The arguments are ``rcnn_alexnet``'s; ``size`` from 32."""
     if size < 32:
         raise ValueError(f"VGG pools five times and needs regions of at least 32×32, not {size}×{size}: enlarge them")
-    side, channels = min(7, size // 32), round(512 * width)
+    side, channels = min(7, size // 32), round(512 * width_multiplier)
     network = OrderedDict(
-        features=vgg.build_vgg_features("D", 3, batch_norm, width),
+        features=vgg.build_vgg_features("D", 3, batch_norm, width_multiplier),
         avgpool=nn.AdaptiveAvgPool2d(side),
         flatten=nn.Flatten(),
-        classifier=vgg.build_vgg_classifier(channels * side * side, hidden, classes + 1, dropout),
+        classifier=vgg.build_vgg_classifier(channels * side * side, hidden, num_classes + 1, dropout),
     )
-    return RCNN(nn.Sequential(network), classes)
+    return RCNN(nn.Sequential(network), num_classes)
 
 
 class RCNN(nn.Module):
@@ -77,10 +77,10 @@ class RCNN(nn.Module):
     Args:
         network: parts ``features``, ``avgpool``, ``flatten`` and ``classifier``, for ``classes + 1`` scores, the
             background's first.
-        classes: without the background.
+        num_classes: without the background.
     """
 
-    def __init__(self, network: nn.Sequential, classes: int) -> None:
+    def __init__(self, network: nn.Sequential, num_classes: int) -> None:
         super().__init__()
         self.network = network
         for layer in network.modules():
@@ -91,8 +91,8 @@ class RCNN(nn.Module):
         for layer in layers:
             nn.init.normal_(layer.weight, std=0.01 if layer is layers[-1] else (2 / layer.in_features) ** 0.5)
             nn.init.zeros_(layer.bias)
-        self.svm = _build_frozen_linear(layers[-1].in_features, classes)
-        self.bbox = _build_frozen_linear(layers[0].in_features, 4 * classes)
+        self.svm = _build_frozen_linear(layers[-1].in_features, num_classes)
+        self.bbox = _build_frozen_linear(layers[0].in_features, 4 * num_classes)
 
     def forward(self, regions: Tensor) -> Tensor:
         """Scores ``(K, classes + 1)`` of warped regions ``(K, 3, size, size)``, the background's first."""
@@ -107,7 +107,7 @@ class RCNN(nn.Module):
         """The features of warped regions, ``(K, hidden)``."""
         return self.network.classifier[:-1](self.pool5(regions))  # type: ignore[no-any-return, operator, index]
 
-    def scores(self, fc7: Tensor) -> Tensor:
+    def compute_scores(self, fc7: Tensor) -> Tensor:
         """The fine-tuned scores of features, ``(K, classes + 1)``."""
         return self.network.classifier[-1](fc7)  # type: ignore[no-any-return, operator, index]
 

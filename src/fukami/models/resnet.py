@@ -39,11 +39,11 @@ Stem = Literal["7x7", "3x3"]
 StrideIn = Literal["3x3", "1x1"]
 
 
-def resnet18(classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7") -> nn.Sequential:
+def resnet18(num_classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7") -> nn.Sequential:
     """ResNet-18 of table 1: ``(N, channels, H, W)`` to scores ``(N, classes)``. H and W: any; 224 in the paper.
 
     Args:
-        classes: number of scores.
+        num_classes: number of scores.
         channels: of the pictures.
         stem: how the network begins: ``"7x7"``, the paper's convolution and pooling, which leave a quarter of the side;
             ``"3x3"``, a convolution alone that leaves all of it, for pictures of 32 to 64 pixels, as is usual on CIFAR.
@@ -51,49 +51,49 @@ def resnet18(classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7") -> n
     Raises:
         ValueError: ``stem`` is neither.
     """
-    return _build_imagenet_resnet(BasicBlock, (2, 2, 2, 2), classes, channels, stem)
+    return _build_imagenet_resnet(BasicBlock, (2, 2, 2, 2), num_classes, channels, stem)
 
 
-def resnet34(classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7") -> nn.Sequential:
+def resnet34(num_classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7") -> nn.Sequential:
     """ResNet-34 of table 1. The arguments are ``resnet18``'s."""
-    return _build_imagenet_resnet(BasicBlock, (3, 4, 6, 3), classes, channels, stem)
+    return _build_imagenet_resnet(BasicBlock, (3, 4, 6, 3), num_classes, channels, stem)
 
 
 def resnet50(
-    classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7", stride_in: StrideIn = "3x3"
+    num_classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7", stride_in: StrideIn = "3x3"
 ) -> nn.Sequential:
     """ResNet-50 of table 1: ``(N, channels, H, W)`` to scores ``(N, classes)``. H and W: any; 224 in the paper.
 
     Args:
-        classes, channels, stem: as for :func:`resnet18`.
+        num_classes, channels, stem: as for :func:`resnet18`.
         stride_in: the convolution of a stage's first block that halves the picture: the paper's is the first ``"1x1"``,
             torchvision's (and that of its weights) the ``"3x3"``, which throws no value away unseen.
 
     Raises:
         ValueError: ``stem`` or ``stride_in`` is neither.
     """
-    return _build_imagenet_resnet(_make_bottleneck(stride_in), (3, 4, 6, 3), classes, channels, stem)
+    return _build_imagenet_resnet(_make_bottleneck(stride_in), (3, 4, 6, 3), num_classes, channels, stem)
 
 
 def resnet101(
-    classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7", stride_in: StrideIn = "3x3"
+    num_classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7", stride_in: StrideIn = "3x3"
 ) -> nn.Sequential:
     """ResNet-101 of table 1. The arguments are ``resnet50``'s."""
-    return _build_imagenet_resnet(_make_bottleneck(stride_in), (3, 4, 23, 3), classes, channels, stem)
+    return _build_imagenet_resnet(_make_bottleneck(stride_in), (3, 4, 23, 3), num_classes, channels, stem)
 
 
 def resnet152(
-    classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7", stride_in: StrideIn = "3x3"
+    num_classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7", stride_in: StrideIn = "3x3"
 ) -> nn.Sequential:
     """ResNet-152 of table 1. The arguments are ``resnet50``'s."""
-    return _build_imagenet_resnet(_make_bottleneck(stride_in), (3, 8, 36, 3), classes, channels, stem)
+    return _build_imagenet_resnet(_make_bottleneck(stride_in), (3, 8, 36, 3), num_classes, channels, stem)
 
 
-def resnet20(classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
+def resnet20(num_classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
     """ResNet-20 of section 4.2: ``(N, channels, H, W)`` to scores ``(N, classes)``. H and W: any; 32 in the paper.
 
     Args:
-        classes: number of scores.
+        num_classes: number of scores.
         channels: of the pictures.
         shortcut: how the input of a block that halves the picture reaches its output: ``"A"``, every other pixel and
             zeros for the new channels, no parameters (the paper's); ``"B"``, a 1×1 convolution.
@@ -101,27 +101,27 @@ def resnet20(classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"
     Raises:
         ValueError: ``shortcut`` is neither.
     """
-    return _build_cifar_resnet(3, classes, channels, shortcut)
+    return _build_cifar_resnet(3, num_classes, channels, shortcut)
 
 
-def resnet32(classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
+def resnet32(num_classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
     """ResNet-32 of section 4.2. The arguments are ``resnet20``'s."""
-    return _build_cifar_resnet(5, classes, channels, shortcut)
+    return _build_cifar_resnet(5, num_classes, channels, shortcut)
 
 
-def resnet44(classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
+def resnet44(num_classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
     """ResNet-44 of section 4.2. The arguments are ``resnet20``'s."""
-    return _build_cifar_resnet(7, classes, channels, shortcut)
+    return _build_cifar_resnet(7, num_classes, channels, shortcut)
 
 
-def resnet56(classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
+def resnet56(num_classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
     """ResNet-56 of section 4.2. The arguments are ``resnet20``'s."""
-    return _build_cifar_resnet(9, classes, channels, shortcut)
+    return _build_cifar_resnet(9, num_classes, channels, shortcut)
 
 
-def resnet110(classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
+def resnet110(num_classes: int = 10, *, channels: int = 3, shortcut: Literal["A", "B"] = "A") -> nn.Sequential:
     """ResNet-110 of section 4.2, which the paper warms up at a learning rate of 0.01. Arguments: ``resnet20``'s."""
-    return _build_cifar_resnet(18, classes, channels, shortcut)
+    return _build_cifar_resnet(18, num_classes, channels, shortcut)
 
 
 BlockFactory = Callable[[int, int, int], nn.Module]  # inputs, width, stride

@@ -30,17 +30,17 @@ EMBEDDING_INIT_STD = (
 
 
 def show_and_tell(
-    classifier: nn.Module | None = None, words: int = 8791, *, hidden: int = 512, dropout: float = 0.5
+    classifier: nn.Module | None = None, vocab_size: int = 8791, *, hidden: int = 512, dropout: float = 0.5
 ) -> "ShowAndTell":
     """NIC: ``(N, 3, H, W)`` and the words ``(N, T)`` before to scores of the next words ``(N, T, words)``.
 
     Args:
         classifier: what becomes the encoder by losing its last affine layer; by default, as in the paper, GoogLeNet.
-        words: of the vocabulary; 8,791 are those of COCO that occur five times.
+        vocab_size: of the vocabulary; 8,791 are those of COCO that occur five times.
         hidden: width of the LSTM, and of the vectors of the words.
         dropout: share of what the LSTM is given and gives that training drops.
     """
-    return ShowAndTell(classifier or googlenet(1, auxiliary=False), words, hidden, dropout)
+    return ShowAndTell(classifier or googlenet(1, aux_loss=False), vocab_size, hidden, dropout)
 
 
 class TraceableShowAndTell(nn.Module):
@@ -50,50 +50,50 @@ class TraceableShowAndTell(nn.Module):
         super().__init__()
         hidden, words = network.lstm.hidden_size, network.words.num_embeddings
         self.encoder, self.picture = network.encoder, network.picture
-        self.given, self.remembered = nn.Linear(hidden, 4 * hidden), nn.Linear(hidden, 4 * hidden)
+        self.input_gates, self.hidden_gates = nn.Linear(hidden, 4 * hidden), nn.Linear(hidden, 4 * hidden)
         self.scores = nn.Linear(hidden, words)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Scores ``(N, words)`` of pictures ``(N, 3, H, W)``."""
-        seen = self.picture(self.encoder(pictures).flatten(1))
-        enter, _, change, leave = (self.given(seen) + self.remembered(seen)).chunk(4, 1)
+        seen = self.picture(self.encoder(images).flatten(1))
+        enter, _, change, leave = (self.input_gates(seen) + self.hidden_gates(seen)).chunk(4, 1)
         return self.scores(leave.sigmoid() * (enter.sigmoid() * change.tanh()).tanh())  # type: ignore[no-any-return]
 
 
 class ShowAndTell(nn.Module):
     """An encoder, an LSTM, and the vectors of the words."""
 
-    def __init__(self, classifier: nn.Module, words: int, hidden: int, dropout: float) -> None:
+    def __init__(self, classifier: nn.Module, vocab_size: int, hidden: int, dropout: float) -> None:
         super().__init__()
         name, head = [each for each in classifier.named_modules() if isinstance(each[1], nn.Linear)][-1]
         classifier.set_submodule(name, nn.Identity())
         self.encoder = classifier
         self.picture = nn.Sequential(nn.Linear(head.in_features, hidden, bias=False), nn.BatchNorm1d(hidden))
-        self.words = nn.Embedding(words, hidden)
+        self.words = nn.Embedding(vocab_size, hidden)
         self.lstm = nn.LSTM(hidden, hidden, batch_first=True)
         self.dropout = nn.Dropout(dropout)
-        self.bias = nn.Parameter(torch.zeros(words))
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
         nn.init.normal_(self.words.weight, std=EMBEDDING_INIT_STD)
 
-    def outline(self) -> nn.Module:
+    def get_traceable_module(self) -> nn.Module:
         """The layers, in the order in which a picture passes them before the first word."""
         return TraceableShowAndTell(self)
 
-    def forward(self, pictures: Tensor, words: Tensor) -> Tensor:
+    def forward(self, images: Tensor, words: Tensor) -> Tensor:
         """Scores ``(N, T, words)`` of the word after each of the words ``(N, T)``; the first of these is ``<begin>``.
 
-        ``pictures`` are normalised, ``(N, 3, H, W)``, or what :meth:`see` gave for them, ``(N, features)``.
+        ``images`` are normalised, ``(N, 3, H, W)``, or what :meth:`see` gave for them, ``(N, features)``.
         """
-        seen = self.picture(pictures if pictures.ndim == 2 else self.see(pictures))
+        seen = self.picture(images if images.ndim == 2 else self.encode_images(images))
         given = torch.cat([seen.unsqueeze(1), self.words(words).to(seen.dtype)], 1)
         found, _ = self.lstm(self.dropout(given))
-        return self.scored(found[:, 1:])
+        return self.compute_scores(found[:, 1:])
 
-    def see(self, pictures: Tensor) -> Tensor:
+    def encode_images(self, images: Tensor) -> Tensor:
         """What the encoder makes of normalised pictures ``(N, 3, H, W)``: ``(N, features)``."""
-        return self.encoder(pictures).flatten(1)  # type: ignore[no-any-return]
+        return self.encoder(images).flatten(1)  # type: ignore[no-any-return]
 
-    def begin(self, features: Tensor) -> Any:
+    def init_state(self, features: Tensor) -> Any:
         """The state of the LSTM once it was shown the picture: two tensors ``(N, hidden)``."""
         _, state = self.lstm(self.dropout(self.picture(features)).unsqueeze(1))
         return tuple(value[0] for value in state)
@@ -102,8 +102,8 @@ class ShowAndTell(nn.Module):
         """The state after the words ``(N,)``, and the log-probabilities ``(N, words)`` of the next ones, float32."""
         given = self.dropout(self.words(words)).unsqueeze(1)
         found, state = self.lstm(given, tuple(value.unsqueeze(0).contiguous() for value in state))
-        return tuple(value[0] for value in state), self.scored(found[:, 0]).float().log_softmax(1)
+        return tuple(value[0] for value in state), self.compute_scores(found[:, 0]).float().log_softmax(1)
 
-    def scored(self, found: Tensor) -> Tensor:
+    def compute_scores(self, hidden: Tensor) -> Tensor:
         """Scores ``(..., words)`` by what the LSTM gives, ``(..., hidden)``."""
-        return F.linear(self.dropout(found), self.words.weight, self.bias)
+        return F.linear(self.dropout(hidden), self.words.weight, self.bias)

@@ -30,12 +30,12 @@ CONFIGS = {  # widths of the 3×3 convolutions, a group per pooling
 
 
 def vgg11(
-    classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
+    num_classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:
     """VGG-11, column A of table 1: 8 convolutions and 3 affine layers.
 
     Args:
-        classes: number of scores, ``(N, classes)``.
+        num_classes: number of scores, ``(N, classes)``.
         channels, size: the input is ``(N, channels, size, size)``. The classifier sees ``size // 32`` positions a side,
             at most 7; pictures of another size than this one are averaged to as many.
         hidden: width of the two affine layers before the last. 0 leaves one affine layer on the 512 features' average
@@ -45,60 +45,60 @@ def vgg11(
     Raises:
         ValueError: the picture is too small for five poolings.
     """
-    return _vgg("A", False, classes, channels, size, hidden, dropout)
+    return _vgg("A", False, num_classes, channels, size, hidden, dropout)
 
 
 def vgg13(
-    classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
+    num_classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:
     """VGG-13, column B of table 1: 10 convolutions and 3 affine layers. The arguments are ``vgg11``'s."""
-    return _vgg("B", False, classes, channels, size, hidden, dropout)
+    return _vgg("B", False, num_classes, channels, size, hidden, dropout)
 
 
 def vgg16(
-    classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
+    num_classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:
     """VGG-16, column D of table 1: 13 convolutions and 3 affine layers. The arguments are ``vgg11``'s."""
-    return _vgg("D", False, classes, channels, size, hidden, dropout)
+    return _vgg("D", False, num_classes, channels, size, hidden, dropout)
 
 
 def vgg19(
-    classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
+    num_classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:
     """VGG-19, column E of table 1: 16 convolutions and 3 affine layers. The arguments are ``vgg11``'s."""
-    return _vgg("E", False, classes, channels, size, hidden, dropout)
+    return _vgg("E", False, num_classes, channels, size, hidden, dropout)
 
 
 def vgg11_bn(
-    classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
+    num_classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:
     """VGG-11 with batch normalisation after every convolution, which the paper had not yet. Arguments: ``vgg11``'s."""
-    return _vgg("A", True, classes, channels, size, hidden, dropout)
+    return _vgg("A", True, num_classes, channels, size, hidden, dropout)
 
 
 def vgg13_bn(
-    classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
+    num_classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:
     """VGG-13 with batch normalisation after every convolution, which the paper had not yet. Arguments: ``vgg11``'s."""
-    return _vgg("B", True, classes, channels, size, hidden, dropout)
+    return _vgg("B", True, num_classes, channels, size, hidden, dropout)
 
 
 def vgg16_bn(
-    classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
+    num_classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:
     """VGG-16 with batch normalisation after every convolution, which the paper had not yet. Arguments: ``vgg11``'s."""
-    return _vgg("D", True, classes, channels, size, hidden, dropout)
+    return _vgg("D", True, num_classes, channels, size, hidden, dropout)
 
 
 def vgg19_bn(
-    classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
+    num_classes: int = 1000, *, channels: int = 3, size: int = 224, hidden: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:
     """VGG-19 with batch normalisation after every convolution, which the paper had not yet. Arguments: ``vgg11``'s."""
-    return _vgg("E", True, classes, channels, size, hidden, dropout)
+    return _vgg("E", True, num_classes, channels, size, hidden, dropout)
 
 
 def _vgg(
-    column: str, normalise: bool, classes: int, channels: int, size: int, hidden: int, dropout: float
+    column: str, batch_norm: bool, num_classes: int, channels: int, size: int, hidden: int, dropout: float
 ) -> nn.Sequential:
     """The network of a column of table 1."""
     if size < 32:
@@ -106,10 +106,10 @@ def _vgg(
     side = min(7, size // 32) if hidden else 1
     network = nn.Sequential(
         OrderedDict(
-            features=build_vgg_features(column, channels, normalise),  # N × 512 × size/32 × size/32
+            features=build_vgg_features(column, channels, batch_norm),  # N × 512 × size/32 × size/32
             avgpool=nn.AdaptiveAvgPool2d(side),  # changes nothing at 32, 64 ... 224
             flatten=nn.Flatten(),
-            classifier=build_vgg_classifier(512 * side * side, hidden, classes, dropout),  # N × classes
+            classifier=build_vgg_classifier(512 * side * side, hidden, num_classes, dropout),  # N × classes
         )
     )
     for layer in network.modules():
@@ -119,21 +119,23 @@ def _vgg(
     return network
 
 
-def build_vgg_features(column: str, channels: int = 3, normalise: bool = False, width: float = 1.0) -> nn.Sequential:
+def build_vgg_features(
+    column: str, channels: int = 3, batch_norm: bool = False, width_multiplier: float = 1.0
+) -> nn.Sequential:
     """The 3×3 convolutions of a column, which keep the picture's size, and the five poolings, which halve it.
 
-    ``width`` is the share of the table's channels that there are.
+    ``width_multiplier`` is the share of the table's channels that there are.
     """
     layers: list[nn.Module] = []
     inputs = channels
     for group in CONFIGS[column]:
-        for outputs in (round(width * each) for each in group):
+        for outputs in (round(width_multiplier * each) for each in group):
             convolution = nn.Conv2d if layers else StemConv2d
             layer = convolution(inputs, outputs, kernel_size=3, padding=1)
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
             layers.append(layer)
-            if normalise:
+            if batch_norm:
                 layers.append(nn.BatchNorm2d(outputs))
             layers.append(nn.ReLU(inplace=True))
             inputs = outputs
@@ -156,10 +158,10 @@ def renumber_conv_weights(tensors: dict[str, Tensor], features: nn.Sequential) -
     return {f"features.{number[n]}.{kind}": own[key] for key, (_, n, kind) in split.items() if n in number}
 
 
-def build_vgg_classifier(inputs: int, hidden: int, classes: int, dropout: float) -> nn.Sequential:
+def build_vgg_classifier(inputs: int, hidden: int, num_classes: int, dropout: float) -> nn.Sequential:
     """Three affine layers; one alone where ``hidden`` is 0."""
     if not hidden:
-        return nn.Sequential(nn.Linear(inputs, classes))
+        return nn.Sequential(nn.Linear(inputs, num_classes))
     return nn.Sequential(
         nn.Linear(inputs, hidden),
         nn.ReLU(inplace=True),
@@ -167,5 +169,5 @@ def build_vgg_classifier(inputs: int, hidden: int, classes: int, dropout: float)
         nn.Linear(hidden, hidden),
         nn.ReLU(inplace=True),
         nn.Dropout(dropout),
-        nn.Linear(hidden, classes),
+        nn.Linear(hidden, num_classes),
     )

@@ -37,35 +37,52 @@ def prepack_weights(weight: Tensor) -> Tensor:
     return padded.view(blocks, BLOCK_OUTPUTS, kh, kw * words).permute(0, 2, 3, 1).contiguous()
 
 
-def pack_signs(x: Tensor, edge: Tensor, direction: Tensor) -> Tensor:
+def pack_signs(x: Tensor, threshold: Tensor, direction: Tensor) -> Tensor:
     """Words ``(N, H, W, words)`` of ``x`` ``(N, C, H, W)``: 1 where ``x * direction >= edge``, both ``(C,)``."""
     pixels = x.float().permute(0, 2, 3, 1).contiguous()
     words = np.zeros((*pixels.shape[:3], -(-pixels.shape[3] // 64)), np.int64)
-    _run_kernel(_pack_signs_kernel, pixels.numpy(), edge.numpy(), direction.numpy(), words)
+    _run_kernel(_pack_signs_kernel, pixels.numpy(), threshold.numpy(), direction.numpy(), words)
     return torch.from_numpy(words)
 
 
 def convolve(
-    x: Tensor, laid: Tensor, start: Tensor, kind: Tensor, valid: Tensor | None, outputs: int, stride: int, padding: int
+    x: Tensor,
+    prepacked: Tensor,
+    count_offsets: Tensor,
+    offset_index: Tensor,
+    num_terms: Tensor | None,
+    outputs: int,
+    stride: int,
+    padding: int,
 ) -> Tensor:
     """Count, for each output and pixel, the bits that differ, as ``convolve`` of ``binary_reference`` does."""
-    height, width = kind.shape
-    work = len(x) * height * width * laid.numel() * 64
+    height, width = offset_index.shape
+    work = len(x) * height * width * prepacked.numel() * 64
     function = _convolve_parallel if work > MIN_PARALLEL_WORK and torch.get_num_threads() > 1 else _convolve_serial
-    sums = valid is not None
-    shape = (len(x), height, width, laid.shape[0] * BLOCK_OUTPUTS if sums else -(-outputs // 64))
+    sums = num_terms is not None
+    shape = (len(x), height, width, prepacked.shape[0] * BLOCK_OUTPUTS if sums else -(-outputs // 64))
     result = np.empty(shape, np.float32) if sums else np.zeros(shape, np.int64)
-    limits = np.empty(0, np.int64) if valid is None else valid.numpy()
-    _run_kernel(function, x.numpy(), laid.numpy(), start.numpy(), kind.numpy(), limits, result, stride, padding)
+    limits = np.empty(0, np.int64) if num_terms is None else num_terms.numpy()
+    _run_kernel(
+        function,
+        x.numpy(),
+        prepacked.numpy(),
+        count_offsets.numpy(),
+        offset_index.numpy(),
+        limits,
+        result,
+        stride,
+        padding,
+    )
     found = torch.from_numpy(result)
     return found[..., :outputs].permute(0, 3, 1, 2) if sums else found
 
 
-def max_pool(x: Tensor, minimum: Tensor, size: int, stride: int) -> Tensor:
-    """Max pooling of words ``(N, H, W, words)``; of the bits set in ``minimum`` ``(words,)`` the smallest is taken."""
+def max_pool(x: Tensor, min_mask: Tensor, size: int, stride: int) -> Tensor:
+    """Max pooling of words ``(N, H, W, words)``; of the bits set in ``min_mask`` ``(words,)`` the smallest is taken."""
     count, height, width, words = x.shape
     result = np.empty((count, (height - size) // stride + 1, (width - size) // stride + 1, words), np.int64)
-    _run_kernel(_max_pool_kernel, x.numpy(), minimum.numpy(), size, stride, result)
+    _run_kernel(_max_pool_kernel, x.numpy(), min_mask.numpy(), size, stride, result)
     return torch.from_numpy(result)
 
 

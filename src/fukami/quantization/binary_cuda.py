@@ -32,7 +32,7 @@ def prepack_weights(weight: Tensor) -> Tensor:
     return padded.permute(1, 2, 3, 0).contiguous()
 
 
-def pack_signs(x: Tensor, edge: Tensor, direction: Tensor) -> Tensor:
+def pack_signs(x: Tensor, threshold: Tensor, direction: Tensor) -> Tensor:
     """Words ``(N, H, W, words)`` of ``x`` ``(N, C, H, W)``: 1 where ``x * direction >= edge``, both ``(C,)``."""
     count, channels, height, width = x.shape
     words = torch.empty(count, height, width, -(-channels // 64), dtype=torch.int64, device=x.device)
@@ -40,42 +40,52 @@ def pack_signs(x: Tensor, edge: Tensor, direction: Tensor) -> Tensor:
     blocks = triton.cdiv(height * width, SIGN_BLOCK_PIXELS)
     with torch.cuda.device_of(x), kernel_compilation.log_compile_time(_pack_signs_kernel, "GPU"):
         _pack_signs_kernel[count * blocks, 2 * words.shape[3]](
-            pixels, edge, direction, words.view(torch.int32), channels, height * width, *pixels.stride(), SIGN_BLOCK_PIXELS,
+            pixels, threshold, direction, words.view(torch.int32), channels, height * width, *pixels.stride(), SIGN_BLOCK_PIXELS,
             **LAUNCH_OPTIONS,
         )  # fmt: skip
     return words
 
 
 def convolve(
-    x: Tensor, laid: Tensor, start: Tensor, kind: Tensor, valid: Tensor | None, outputs: int, stride: int, padding: int
+    x: Tensor,
+    prepacked: Tensor,
+    count_offsets: Tensor,
+    offset_index: Tensor,
+    num_terms: Tensor | None,
+    outputs: int,
+    stride: int,
+    padding: int,
 ) -> Tensor:
     """Count, for each output and pixel, the bits that differ, as ``convolve`` of ``binary_reference`` does."""
-    kh, kw, words, filled = laid.shape
+    kh, kw, words, filled = prepacked.shape
     blocks = filled // BLOCK_OUTPUTS.value
-    pixels = len(x) * kind.numel()
+    pixels = len(x) * offset_index.numel()
     share = BLOCK_PIXELS if triton.cdiv(pixels, BLOCK_PIXELS) * blocks >= MIN_BUSY_BLOCKS else SMALL_BLOCK_PIXELS
-    if valid is None:
+    if num_terms is None:
         make = torch.zeros if blocks % 2 else torch.empty  # half of the last word may be nobody's
-        result = make(len(x), *kind.shape, -(-outputs // 64), dtype=torch.int64, device=x.device)
+        result = make(len(x), *offset_index.shape, -(-outputs // 64), dtype=torch.int64, device=x.device)
     else:
-        result = torch.empty(len(x), *kind.shape, outputs, dtype=torch.float32, device=x.device)
-    with torch.cuda.device_of(x), kernel_compilation.log_compile_time((_convolve_kernel, share, valid is None), "GPU"):
+        result = torch.empty(len(x), *offset_index.shape, outputs, dtype=torch.float32, device=x.device)
+    with (
+        torch.cuda.device_of(x),
+        kernel_compilation.log_compile_time((_convolve_kernel, share, num_terms is None), "GPU"),
+    ):
         _convolve_kernel[(triton.cdiv(pixels, share) * blocks,)](
-            x.contiguous(), laid, start, kind, valid, result.view(torch.int32) if valid is None else result,
-            *x.shape[1:3], words, *kind.shape, pixels, kh, kw, outputs, blocks, start.shape[1], stride, padding, share,
+            x.contiguous(), prepacked, count_offsets, offset_index, num_terms, result.view(torch.int32) if num_terms is None else result,
+            *x.shape[1:3], words, *offset_index.shape, pixels, kh, kw, outputs, blocks, count_offsets.shape[1], stride, padding, share,
             **LAUNCH_OPTIONS,
         )  # fmt: skip
-    return result if valid is None else result.permute(0, 3, 1, 2)
+    return result if num_terms is None else result.permute(0, 3, 1, 2)
 
 
-def max_pool(x: Tensor, minimum: Tensor, size: int, stride: int) -> Tensor:
-    """Max pooling of words ``(N, H, W, words)``; of the bits set in ``minimum`` ``(words,)`` the smallest is taken."""
+def max_pool(x: Tensor, min_mask: Tensor, size: int, stride: int) -> Tensor:
+    """Max pooling of words ``(N, H, W, words)``; of the bits set in ``min_mask`` ``(words,)`` the smallest is taken."""
     count, height, width, words = x.shape
     rows, columns = (height - size) // stride + 1, (width - size) // stride + 1
     result = torch.empty(count, rows, columns, words, dtype=torch.int64, device=x.device)
     with torch.cuda.device_of(x), kernel_compilation.log_compile_time(_max_pool_kernel, "GPU"):
         _max_pool_kernel[(triton.cdiv(result.numel(), POOL_BLOCK_WORDS),)](
-            x.contiguous(), minimum, result, height, width, words, rows, columns, result.numel(), size, stride, POOL_BLOCK_WORDS,
+            x.contiguous(), min_mask, result, height, width, words, rows, columns, result.numel(), size, stride, POOL_BLOCK_WORDS,
             **LAUNCH_OPTIONS,
         )  # fmt: skip
     return result

@@ -112,23 +112,23 @@ def _is_supported_pool(pool: nn.MaxPool2d) -> bool:
 
 
 class PackedSign(nn.Module):
-    """The words of the signs that ``step``, a normalisation and a sign, gives to real numbers ``(N, C, ...)``."""
+    """The words of the signs that ``layers``, a normalisation and a sign, gives to real numbers ``(N, C, ...)``."""
 
     edge: Tensor
     falling: Tensor
 
-    def __init__(self, step: list[nn.Module], channels: int) -> None:
+    def __init__(self, layers: list[nn.Module], channels: int) -> None:
         super().__init__()
-        edge, falling = find_thresholds(step, channels, -FLOAT_INFINITY_BITS, FLOAT_INFINITY_BITS, _decode_float_key)
+        edge, falling = find_thresholds(layers, channels, -FLOAT_INFINITY_BITS, FLOAT_INFINITY_BITS, _decode_float_key)
         self.register_buffer("edge", edge.int())
         self.register_buffer("falling", falling)
-        self.laid: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self.device_constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Words ``(N, H, W, words)`` of ``(N, C, H, W)``, or ``(N, words)`` of ``(N, C)``."""
-        if x.device not in self.laid:
-            self.laid[x.device] = _decode_float_key(self.edge), 1 - 2 * self.falling.float()
-        found = get_kernels(x.device).sign(x[..., None, None] if x.ndim == 2 else x, *self.laid[x.device])
+        if x.device not in self.device_constants:
+            self.device_constants[x.device] = _decode_float_key(self.edge), 1 - 2 * self.falling.float()
+        found = get_kernels(x.device).sign(x[..., None, None] if x.ndim == 2 else x, *self.device_constants[x.device])
         return found.flatten(1) if x.ndim == 2 else found  # type: ignore[no-any-return]
 
 
@@ -137,7 +137,7 @@ class PackedLayer(nn.Module):
 
     Args:
         layer: with its latent weights.
-        step: the normalisation and the sign that follow it; may be empty.
+        following: the normalisation and the sign that follow it; may be empty.
         channels: of the words that it reads.
     """
 
@@ -145,33 +145,39 @@ class PackedLayer(nn.Module):
     edge: Tensor | None
     scale: Tensor | None
 
-    def __init__(self, layer: BinaryLayer, step: list[nn.Module], channels: int) -> None:
+    def __init__(self, layer: BinaryLayer, following: list[nn.Module], channels: int) -> None:
         super().__init__()
         weight = layer.weight.detach()
         # sums lie in memory as the convolution's do, and a run's do channels last: a normalisation rounds accordingly
         last = weight.is_meta or not weight.is_contiguous()
-        self.format = torch.channels_last if last else torch.contiguous_format
+        self.memory_format = torch.channels_last if last else torch.contiguous_format
         if isinstance(layer, BinaryConv2d):
             self.stride, self.padding = layer.stride[0], int(layer.padding[0])
             weight = weight.permute(0, 2, 3, 1).unsqueeze(3)
         else:  # an affine layer is a convolution over the samples, whose words are those of all pixels it reads
             self.stride, self.padding = 1, 0
             weight = weight.view(len(weight), channels, -1).mT[:, None, None]
-        self.flat = isinstance(layer, BinaryLinear)
-        self.shape = weight.shape  # outputs, kernel height and width, pixels at each place of the kernel, channels
+        self.is_linear = isinstance(layer, BinaryLinear)
+        self.weight_shape = (
+            weight.shape
+        )  # outputs, kernel height and width, pixels at each place of the kernel, channels
         self.outputs = len(weight)
-        bits, edge, factor = weight >= 0, None, compute_scaling_factors(layer).detach() if layer.scaling else None
-        if step:
+        bits, edge, factor = (
+            weight >= 0,
+            None,
+            compute_scaling_factors(layer).detach() if layer.scaling_factors else None,
+        )
+        if following:
             most = weight[0].numel()
             edge, self.falling = find_thresholds(
-                step, self.outputs, -most, most, lambda sums: sums.float() * (1 if factor is None else factor)
+                following, self.outputs, -most, most, lambda sums: sums.float() * (1 if factor is None else factor)
             )
             edge, factor = edge.int(), None
             bits ^= self.falling.view(-1, 1, 1, 1, 1)  # turned round, so that every sign rises with its sum
         self.register_buffer("bits", binary_reference.pack_bytes(bits.flatten(1)))
         self.register_buffer("edge", edge)
         self.register_buffer("scale", factor)
-        self.laid: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self.prepacked: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.plans: dict[tuple[Any, ...], tuple[Tensor, Tensor, Tensor | None]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -181,27 +187,27 @@ class PackedLayer(nn.Module):
             Error: the picture is smaller than the kernel.
         """
         kernel = get_kernels(x.device)
-        x = x.flatten(1)[None, None] if self.flat else x
+        x = x.flatten(1)[None, None] if self.is_linear else x
         size = (x.device, *x.shape[1:3])
-        if x.device not in self.laid:
-            bools = binary_reference.unpack_bytes(self.bits, self.shape[1:].numel()).view(self.shape)
-            self.laid[x.device] = (
+        if x.device not in self.prepacked:
+            bools = binary_reference.unpack_bytes(self.bits, self.weight_shape[1:].numel()).view(self.weight_shape)
+            self.prepacked[x.device] = (
                 kernel.lay(binary_reference.pack_words(bools).flatten(3)),
                 bools.sum((3, 4)).flatten(1),
             )
-        laid, ones = self.laid[x.device]
+        laid, ones = self.prepacked[x.device]
         if size not in self.plans:
-            self.plans[size] = self.plan(ones, *x.shape[1:3])
+            self.plans[size] = self.compute_plan(ones, *x.shape[1:3])
         found = kernel.convolve(x, laid, *self.plans[size], self.outputs, self.stride, self.padding)
-        if self.flat:
+        if self.is_linear:
             found = found[0, 0] if self.edge is not None else found[0, :, 0].T.contiguous()
         elif self.edge is None:
-            found = found.contiguous(memory_format=self.format)
+            found = found.contiguous(memory_format=self.memory_format)
         if self.scale is not None:
-            found = found * (self.scale if self.flat else self.scale.view(-1, 1, 1))
+            found = found * (self.scale if self.is_linear else self.scale.view(-1, 1, 1))
         return found  # type: ignore[no-any-return]
 
-    def plan(self, ones: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    def compute_plan(self, ones: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """``start``, ``kind`` and ``valid``, as the kernels take them, for inputs of this size.
 
         Pixels differ in which parts of the kernel lie beyond the border. These count nothing in the sum, but the zeros
@@ -209,7 +215,7 @@ class PackedLayer(nn.Module):
         that of the shorter sum. ``ones`` are the weights of +1 of each output at each place of the kernel.
         """
         insides = []
-        for size, reach in zip((height, width), self.shape[1:3], strict=True):
+        for size, reach in zip((height, width), self.weight_shape[1:3], strict=True):
             if size + 2 * self.padding < reach:
                 raise Error(f"{height}×{width} is too small for a kernel of {reach}×{reach}; give larger pictures")
             first = torch.arange(0, size + 2 * self.padding - reach + 1, self.stride) - self.padding
@@ -218,7 +224,7 @@ class PackedLayer(nn.Module):
         (rows, row), (columns, column) = insides
         inside = (rows[:, None, :, None] & columns[None, :, None, :]).flatten(0, 1).flatten(1)
         kind = (row[:, None] * len(columns) + column).to(ones.device)
-        terms = (inside.sum(1) * self.shape[3:].numel()).to(ones.device)
+        terms = (inside.sum(1) * self.weight_shape[3:].numel()).to(ones.device)
         start = -torch.einsum("kt,ot->ko", (~inside).long().to(ones.device), ones)
         if self.edge is not None:
             start -= (terms[:, None] - self.edge.long()).div(2, rounding_mode="floor")
@@ -231,10 +237,10 @@ class PackedPool(nn.Module):
 
     minimum: Tensor
 
-    def __init__(self, pool: nn.MaxPool2d, falling: Tensor) -> None:
+    def __init__(self, pool: nn.MaxPool2d, decreasing: Tensor) -> None:
         super().__init__()
         self.size, self.stride = pool.kernel_size, pool.stride
-        self.register_buffer("minimum", binary_reference.pack_words(falling))
+        self.register_buffer("minimum", binary_reference.pack_words(decreasing))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, H, W, words)`` to ``(N, H', W', words)``."""
@@ -262,25 +268,29 @@ class BinaryWeightLayer(nn.Module):
 
     def __init__(self, layer: BinaryLayer) -> None:
         super().__init__()
-        self.shape = layer.weight.shape
-        self.place = (layer.stride[0], int(layer.padding[0])) if isinstance(layer, BinaryConv2d) else None
+        self.weight_shape = layer.weight.shape
+        self.conv_args = (layer.stride[0], int(layer.padding[0])) if isinstance(layer, BinaryConv2d) else None
         self.register_buffer("bits", binary_reference.pack_bytes((layer.weight >= 0).flatten(1)))
-        self.register_buffer("scale", compute_scaling_factors(layer).detach() if layer.scaling else None)
+        self.register_buffer("scale", compute_scaling_factors(layer).detach() if layer.scaling_factors else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, inputs, H, W)`` to ``(N, outputs, H', W')``, ``(N, inputs)`` to ``(N, outputs)``."""
-        weight = binary_reference.unpack_bytes(self.bits, self.shape[1:].numel()).view(self.shape).to(x.dtype) * 2 - 1
-        x = F.linear(x, weight) if self.place is None else F.conv2d(x, weight, None, *self.place)
+        weight = (
+            binary_reference.unpack_bytes(self.bits, self.weight_shape[1:].numel()).view(self.weight_shape).to(x.dtype)
+            * 2
+            - 1
+        )
+        x = F.linear(x, weight) if self.conv_args is None else F.conv2d(x, weight, None, *self.conv_args)
         return x if self.scale is None else x * self.scale.view(-1, *[1] * (x.ndim - 2))
 
 
 def find_thresholds(
-    step: list[nn.Module], channels: int, low: int, high: int, decode: Callable[[Tensor], Tensor]
+    layers: list[nn.Module], channels: int, low: int, high: int, decode: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Where the signs that monotone layers give turn, found by halving.
 
     Args:
-        step: layers of which the last gives signs.
+        layers: layers of which the last gives signs.
         channels: how many there are.
         low, high: the whole numbers between which each channel turns; one is minus the other.
         decode: what the layers are given for whole numbers ``(channels,)``.
@@ -289,12 +299,12 @@ def find_thresholds(
         The smallest number at which each channel gives +1 (one above ``high`` where none does), and whether its sign
         falls as the number rises: then it is minus the number that is meant.
     """
-    spread = (1, -1, 1, 1) if any(isinstance(layer, nn.BatchNorm2d) for layer in step) else (1, -1)
+    spread = (1, -1, 1, 1) if any(isinstance(layer, nn.BatchNorm2d) for layer in layers) else (1, -1)
 
     @torch.no_grad()
     def positive(key: Tensor) -> Tensor:
         x = decode(key.clamp(low, high)).view(spread)
-        for layer in step:
+        for layer in layers:
             x = layer(x)
         return x.flatten() > 0
 

@@ -16,46 +16,53 @@ def prepack_weights(weight: Tensor) -> Tensor:
     return weight
 
 
-def pack_signs(x: Tensor, edge: Tensor, direction: Tensor) -> Tensor:
+def pack_signs(x: Tensor, threshold: Tensor, direction: Tensor) -> Tensor:
     """Words ``(N, H, W, words)`` of ``x`` ``(N, C, H, W)``: 1 where ``x * direction >= edge``, both ``(C,)``."""
-    return pack_words(x.float().permute(0, 2, 3, 1) * direction >= edge)
+    return pack_words(x.float().permute(0, 2, 3, 1) * direction >= threshold)
 
 
 def convolve(
-    x: Tensor, laid: Tensor, start: Tensor, kind: Tensor, valid: Tensor | None, outputs: int, stride: int, padding: int
+    x: Tensor,
+    prepacked: Tensor,
+    count_offsets: Tensor,
+    offset_index: Tensor,
+    num_terms: Tensor | None,
+    outputs: int,
+    stride: int,
+    padding: int,
 ) -> Tensor:
     """Count, for each output and pixel, the bits in which the weights differ from what lies under them.
 
     Args:
         x: words ``(N, H, W, words)``; beyond its borders lie zeros.
-        laid: from :func:`lay`.
-        start: what the counts begin with, ``(kinds, outputs or more)`` int64.
-        kind: of each pixel of the result, ``(H', W')`` int64: its row of ``start``.
-        valid: None: the result is words ``(N, H', W', words')`` with a 1 where the count is not above 0. Otherwise what
+        prepacked: from :func:`lay`.
+        count_offsets: what the counts begin with, ``(kinds, outputs or more)`` int64.
+        offset_index: of each pixel of the result, ``(H', W')`` int64: its row of ``count_offsets``.
+        num_terms: None: the result is words ``(N, H', W', words')`` with a 1 where the count is not above 0. Otherwise what
             twice the count is subtracted from, ``(kinds,)`` int64, which gives float32 ``(N, outputs, H', W')``.
         outputs, stride, padding: of the layer.
     """
-    _, kh, kw, _ = laid.shape
+    _, kh, kw, _ = prepacked.shape
     bordered = F.pad(x, (0, 0, padding, padding, padding, padding))
     under = bordered.unfold(1, kh, stride).unfold(2, kw, stride).permute(0, 1, 2, 4, 5, 3).flatten(3)
-    weights = laid.flatten(1)
+    weights = prepacked.flatten(1)
     at_once = max(1, MAX_CHUNK_WORDS // under.numel())
     counts = torch.cat(
         [popcount(under.unsqueeze(3) ^ part).sum(4) for part in torch.split(weights, at_once)], dim=3
     )  # (N, H', W', outputs)
-    counts += start[kind, :outputs]
-    if valid is None:
+    counts += count_offsets[offset_index, :outputs]
+    if num_terms is None:
         return pack_words(counts <= 0)
-    return (valid[kind].unsqueeze(2) - 2 * counts).float().permute(0, 3, 1, 2)
+    return (num_terms[offset_index].unsqueeze(2) - 2 * counts).float().permute(0, 3, 1, 2)
 
 
-def max_pool(x: Tensor, minimum: Tensor, size: int, stride: int) -> Tensor:
-    """Max pooling of words ``(N, H, W, words)``; of the bits set in ``minimum`` ``(words,)`` the smallest is taken."""
-    windows = (x ^ minimum).unfold(1, size, stride).unfold(2, size, stride).flatten(4)
+def max_pool(x: Tensor, min_mask: Tensor, size: int, stride: int) -> Tensor:
+    """Max pooling of words ``(N, H, W, words)``; of the bits set in ``min_mask`` ``(words,)`` the smallest is taken."""
+    windows = (x ^ min_mask).unfold(1, size, stride).unfold(2, size, stride).flatten(4)
     found = windows[..., 0]
     for other in windows.unbind(-1)[1:]:
         found = found | other
-    return found ^ minimum
+    return found ^ min_mask
 
 
 def pack_words(bits: Tensor) -> Tensor:

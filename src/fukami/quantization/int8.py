@@ -59,23 +59,23 @@ RANGE_PRESERVING_OPS = {
 
 
 def quantize(
-    network: nn.Module, shape: tuple[int, int, int], pictures: Iterable[Tensor], about: dict[str, str]
+    network: nn.Module, shape: tuple[int, int, int], images: Iterable[Tensor], metadata: dict[str, str]
 ) -> bytes:
     """The network in int8, quantised after its training, as ONNX for :class:`fukami.quantization.onnx_export.OnnxNetwork`.
 
     Args:
         network: stays as it is.
         shape: ``(C, H, W)`` of a picture.
-        pictures: normalised batches ``(N, C, H, W)``, some hundreds of pictures such as those it was trained on; the
+        images: normalised batches ``(N, C, H, W)``, some hundreds of pictures such as those it was trained on; the
             ranges of the activations are taken from them.
-        about: what the file says of itself.
+        metadata: what the file says of itself.
 
     Raises:
         Error: there are no pictures, or a layer cannot be quantised or exported; the message names it and says why.
     """
     prepared = prepare(network)
-    calibrate(prepared, pictures)
-    return export_int8(prepared, shape, about)
+    calibrate(prepared, images)
+    return export_int8(prepared, shape, metadata)
 
 
 def prepare(network: nn.Module) -> nn.Module:
@@ -111,7 +111,7 @@ def prepare(network: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def calibrate(prepared: nn.Module, pictures: Iterable[Tensor]) -> None:
+def calibrate(prepared: nn.Module, images: Iterable[Tensor]) -> None:
     """Set the ranges of the activations to those that normalised batches ``(N, C, H, W)`` have without rounding.
 
     Raises:
@@ -122,7 +122,7 @@ def calibrate(prepared: nn.Module, pictures: Iterable[Tensor]) -> None:
     prepared.eval()
     for rounding in roundings:
         rounding.calibrating = True
-    count = sum(len(prepared(batch)) for batch in pictures)
+    count = sum(len(prepared(batch)) for batch in images)
     for rounding in roundings:
         rounding.calibrating = False
     prepared.train(mode)
@@ -130,7 +130,7 @@ def calibrate(prepared: nn.Module, pictures: Iterable[Tensor]) -> None:
         raise Error("there is no picture to calibrate int8 with; give a few hundred such as the run was trained on")
 
 
-def export_int8(network: nn.Module, shape: tuple[int, int, int], about: dict[str, str]) -> bytes:
+def export_int8(network: nn.Module, shape: tuple[int, int, int], metadata: dict[str, str]) -> bytes:
     """What :func:`prepare` made, trained or calibrated, as an int8 ONNX file that answers as it does in evaluation.
 
     Raises:
@@ -142,7 +142,7 @@ def export_int8(network: nn.Module, shape: tuple[int, int, int], about: dict[str
             _lower_to_onnx(module)
     model = onnx_export.export_model_proto(network, shape)
     _add_zero_points(model.graph)
-    return onnx_export.serialize_model(model, about)
+    return onnx_export.serialize_model(model, metadata)
 
 
 def _add_zero_points(graph: GraphProto) -> None:
@@ -186,20 +186,20 @@ class FakeQuantActivation(nn.Module):
         """Float32 of the shape of ``x``."""
         x = x.float()
         if self.training or self.calibrating:
-            self._observe(x.detach())
+            self._update_range(x.detach())
         if self.calibrating or not (self.training or self.range.any()):
             return x
-        step, zero = self.grid()
+        step, zero = self.compute_qparams()
         result: Tensor = torch.fake_quantize_per_tensor_affine(x, step, zero, 0, MAX_ACTIVATION)
         return result
 
-    def grid(self) -> tuple[Tensor, Tensor]:
+    def compute_qparams(self) -> tuple[Tensor, Tensor]:
         """The step between two values, and the byte that means 0."""
         low, high = self.range
         step = ((high - low) / MAX_ACTIVATION).clamp(min=MIN_SCALE)
         return step, (-low / step).round().int()
 
-    def _observe(self, x: Tensor) -> None:
+    def _update_range(self, x: Tensor) -> None:
         low, high = torch.aminmax(x)
         seen = torch.stack((low.clamp(max=0), high.clamp(min=0)))
         if self.calibrating:
@@ -226,10 +226,10 @@ class QuantizedActivation(nn.Module):
     step: Tensor
     zero: Tensor
 
-    def __init__(self, step: Tensor, zero: Tensor) -> None:
+    def __init__(self, scale: Tensor, zero_point: Tensor) -> None:
         super().__init__()
-        self.register_buffer("step", step)
-        self.register_buffer("zero", zero.to(torch.uint8))
+        self.register_buffer("step", scale)
+        self.register_buffer("zero", zero_point.to(torch.uint8))
 
     def forward(self, x: Tensor) -> Tensor:
         """Float32 of the shape of ``x``."""
@@ -242,7 +242,7 @@ class QuantizedLayer(nn.Module):
 
     Args:
         layer: the layer, with the batch normalisation folded in.
-        step: of its input.
+        input_scale: of its input.
     """
 
     weight: Tensor
@@ -250,17 +250,17 @@ class QuantizedLayer(nn.Module):
     bias: Tensor
     bias_step: Tensor
 
-    def __init__(self, layer: QuantizableLayer, step: Tensor) -> None:
+    def __init__(self, layer: QuantizableLayer, input_scale: Tensor) -> None:
         super().__init__()
         weight = layer.weight.detach()
         bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.detach()
         own = compute_weight_scales(weight).flatten()
-        own = torch.maximum(own, bias.abs() / (MAX_BIAS * step))  # a channel of hardly more than a bias
+        own = torch.maximum(own, bias.abs() / (MAX_BIAS * input_scale))  # a channel of hardly more than a bias
         shape = (-1, *[1] * (weight.ndim - 1))
         self.register_buffer("weight", (weight / own.view(shape)).round().to(torch.int8).contiguous())
         self.register_buffer("weight_step", own)
-        self.register_buffer("bias", (bias / (own * step)).round().to(torch.int32))
-        self.register_buffer("bias_step", own * step)
+        self.register_buffer("bias", (bias / (own * input_scale)).round().to(torch.int32))
+        self.register_buffer("bias_step", own * input_scale)
         self.place = {name: getattr(layer, name) for name in CONV_ARGS} if isinstance(layer, nn.Conv2d) else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -277,13 +277,13 @@ def _dequantize(whole: Tensor, step: Tensor) -> Tensor:
 class _Tracer(fx.Tracer):
     """Follows a network down to torch's own layers, and knows where it is."""
 
-    inside: tuple[str, ...] = ()
+    module_path: tuple[str, ...] = ()
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        before = self.inside
-        self.inside = (*before, self.path_of_module(m))
+        before = self.module_path
+        self.module_path = (*before, self.path_of_module(m))
         result = super().call_module(m, forward, args, kwargs)
-        self.inside = before
+        self.module_path = before
         return result
 
 
@@ -293,7 +293,7 @@ def _trace_model(network: nn.Module) -> fx.GraphModule:
     try:
         return fx.GraphModule(network, tracer.trace(network.eval()))
     except Exception as error:  # whatever a layer raises of a tensor that has no values
-        name = tracer.inside[-1] if tracer.inside else ""
+        name = tracer.module_path[-1] if tracer.module_path else ""
         layer = type(network.get_submodule(name)).__name__
         raise Error(f"{name or 'the network'} ({layer}) cannot be quantised: {error}") from error
 
@@ -410,7 +410,7 @@ def _lower_to_onnx(prepared: fx.GraphModule) -> None:
         if isinstance(module, FakeQuantActivation):
             if not module.range.any():
                 raise Error("the network has seen no picture, so its ranges are not known: train or calibrate it first")
-            prepared.set_submodule(str(node.target), QuantizedActivation(*module.grid()))
+            prepared.set_submodule(str(node.target), QuantizedActivation(*module.compute_qparams()))
         elif layer is not None:
             if norm is not None:
                 layer = _fold_batch_norm(layer, _get_module(norm))

@@ -26,15 +26,15 @@ class Signature:
     """What the network of a file is given and what it answers, by name.
 
     Attributes:
-        inputs, outputs: their names.
-        count: of pictures that it is traced with.
-        free: the dimensions of each input that are free, and what they are called.
+        input_names, output_names: their names.
+        trace_batch_size: of pictures that it is traced with.
+        dynamic_axes: the dimensions of each input that are free, and what they are called.
     """
 
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    count: int
-    free: tuple[dict[int, str], ...]
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    trace_batch_size: int
+    dynamic_axes: tuple[dict[int, str], ...]
 
 
 CLASSIFIER = Signature(("pictures",), ("scores",), 2, ({0: "N"},))
@@ -48,15 +48,15 @@ SIGNATURES = {"classifier": CLASSIFIER, "detector": DETECTOR, "segmenter": SEGME
 
 
 def export_onnx(
-    network: nn.Module, shape: tuple[int, int, int], about: dict[str, str], form: Signature = CLASSIFIER
+    network: nn.Module, shape: tuple[int, int, int], metadata: dict[str, str], signature: Signature = CLASSIFIER
 ) -> bytes:
     """The network as an ONNX file, float32.
 
     Args:
         network: it is exported as it answers in evaluation, and stays as it is.
         shape: ``(C, H, W)`` of a picture.
-        about: what the file says of itself, such as how pictures are prepared (ONNX calls it the metadata).
-        form: ``CLASSIFIER``: normalised ``pictures`` ``(N, C, H, W)`` to ``scores`` ``(N, classes)``, N is free.
+        metadata: what the file says of itself, such as how pictures are prepared (ONNX calls it the metadata).
+        signature: ``CLASSIFIER``: normalised ``pictures`` ``(N, C, H, W)`` to ``scores`` ``(N, classes)``, N is free.
             ``DETECTOR``: one of the ``pictures`` ``(1, C, H, W)`` and its ``sizes`` ``(1, 2)``, height and width in the
             frame, to ``boxes`` ``(k, 4)``, ``classes`` ``(k,)`` and ``scores`` ``(k,)``, H and W are free.
             ``SEGMENTER``: ``pictures`` ``(N, C, H, W)`` to ``scores`` ``(N, classes, H, W)``, N, H and W are free.
@@ -64,18 +64,22 @@ def export_onnx(
     Raises:
         Error: a layer cannot be exported; the message names it and says why.
     """
-    return serialize_model(export_model_proto(copy_for_export(network), shape, form), about)
+    return serialize_model(export_model_proto(copy_for_export(network), shape, signature), metadata)
 
 
 def export_model_proto(
-    network: nn.Module, shape: tuple[int, int, int], form: Signature = CLASSIFIER
+    network: nn.Module, shape: tuple[int, int, int], signature: Signature = CLASSIFIER
 ) -> onnx.ModelProto:
     """A :func:`settled` network in ONNX's words; otherwise as :func:`encode`."""
     with _suppress_export_logs():
-        program = _export_program(network, shape, form)
+        program = _export_program(network, shape, signature)
         try:
             translated = torch.onnx.export(
-                program, input_names=form.inputs, output_names=form.outputs, dynamic_shapes=form.free, verbose=False
+                program,
+                input_names=signature.input_names,
+                output_names=signature.output_names,
+                dynamic_shapes=signature.dynamic_axes,
+                verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
             reasons = [str(error), *_iterate_causes(error)]
@@ -95,12 +99,12 @@ def copy_for_export(network: nn.Module) -> nn.Module:
     return network
 
 
-def serialize_model(model: onnx.ModelProto, about: dict[str, str]) -> bytes:
-    """The file of a model, which says ``about`` of itself, and nothing of the sources it was translated from."""
+def serialize_model(model: onnx.ModelProto, metadata: dict[str, str]) -> bytes:
+    """The file of a model, which says ``metadata`` of itself, and nothing of the sources it was translated from."""
     for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
-    onnx.helper.set_model_props(model, about)
+    onnx.helper.set_model_props(model, metadata)
     content: bytes = model.SerializeToString()
     return content
 
@@ -134,31 +138,33 @@ class OnnxNetwork(nn.Module):
                 providers=["CPUExecutionProvider"],
                 enable_fallback=0,  # which prints to stdout
             )
-            self.inputs = tuple(value.name for value in self.session.get_inputs())
-            self.outputs = tuple(value.name for value in self.session.get_outputs())
+            self.input_names = tuple(value.name for value in self.session.get_inputs())
+            self.output_names = tuple(value.name for value in self.session.get_outputs())
             self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         except Exception as error:  # ONNX Runtime raises a class of its own for each kind of damage
             raise Error(f"ONNX Runtime cannot read the network, so export it again: {error}") from error
-        if (self.inputs, self.outputs) not in [(form.inputs, form.outputs) for form in SIGNATURES.values()]:
-            given = f"the inputs {', '.join(self.inputs)} and the outputs {', '.join(self.outputs)}"
+        if (self.input_names, self.output_names) not in [
+            (form.input_names, form.output_names) for form in SIGNATURES.values()
+        ]:
+            given = f"the inputs {', '.join(self.input_names)} and the outputs {', '.join(self.output_names)}"
             raise Error(f"the ONNX file has {given}: it is none that fukami exported")
-        self.empty = nn.Parameter(torch.empty(0))  # by which its device and type are asked for
+        self.dummy = nn.Parameter(torch.empty(0))  # by which its device and type are asked for
         self.content = content
 
-    def forward(self, *given: Tensor) -> Any:
+    def forward(self, *inputs: Tensor) -> Any:
         """Scores of normalised pictures, or of a detector what it found in each; on the CPU."""
-        if self.inputs == DETECTOR.inputs:
+        if self.input_names == DETECTOR.input_names:
             return [
-                Detections(*self._answers(each))
-                for each in zip(*(torch.split(value, 1) for value in given), strict=True)
+                Detections(*self._run_session(each))
+                for each in zip(*(torch.split(value, 1) for value in inputs), strict=True)
             ]
-        (scores,) = self._answers(given)
+        (scores,) = self._run_session(inputs)
         return scores
 
-    def _answers(self, given: Sequence[Tensor]) -> list[Tensor]:
+    def _run_session(self, given: Sequence[Tensor]) -> list[Tensor]:
         arrays = [value.detach().to("cpu", torch.float32).contiguous().numpy() for value in given]
         try:
-            answers = self.session.run(self.outputs, dict(zip(self.inputs, arrays, strict=True)))
+            answers = self.session.run(self.output_names, dict(zip(self.input_names, arrays, strict=True)))
         except Exception as error:  # likewise
             first = str(error).partition("\n")[0]
             raise Error(f"ONNX Runtime cannot compute the network ({first[:300]}); export it again") from error
@@ -248,9 +254,12 @@ def _export_program(network: nn.Module, shape: tuple[int, int, int], form: Signa
         hooks.append(module.register_forward_pre_hook(lambda *_, name=name: inside.append(name)))
         hooks.append(module.register_forward_hook(lambda *_: inside.__delitem__(-1)))
     try:
-        pictures, sizes = torch.zeros(form.count, *shape), torch.tensor([shape[1:]] * form.count).float()
-        examples = (pictures, sizes)[: len(form.inputs)]
-        free = tuple(dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in form.free)
+        pictures, sizes = (
+            torch.zeros(form.trace_batch_size, *shape),
+            torch.tensor([shape[1:]] * form.trace_batch_size).float(),
+        )
+        examples = (pictures, sizes)[: len(form.input_names)]
+        free = tuple(dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in form.dynamic_axes)
         return torch.export.export(network, examples, dynamic_shapes=free)
     except Exception as error:  # whatever the layer itself or the tracing raises
         raise _create_export_error(network, inside[-1] if inside else "", str(error)) from error

@@ -21,35 +21,35 @@ class Catch:
     """Several games side by side. An episode is one ball: its return is 1 where it is caught, and -1 where not.
 
     Args:
-        count: of the games.
+        num_envs: of the games.
     """
 
-    actions: tuple[str, ...] = ACTIONS
-    shape: tuple[int, ...] = (FRAME_SIZE, FRAME_SIZE)
+    action_names: tuple[str, ...] = ACTIONS
+    frame_shape: tuple[int, ...] = (FRAME_SIZE, FRAME_SIZE)
 
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.ball = np.zeros((count, 2), np.int64)  # column and row
-        self.drift = np.zeros(count, np.int64)
-        self.paddle = np.zeros(count, np.int64)  # its leftmost cell
-        self.chosen = np.zeros(count, np.int64)
+    def __init__(self, num_envs: int) -> None:
+        self.num_envs = num_envs
+        self.ball = np.zeros((num_envs, 2), np.int64)  # column and row
+        self.drift = np.zeros(num_envs, np.int64)
+        self.paddle = np.zeros(num_envs, np.int64)  # its leftmost cell
+        self.pending_actions = np.zeros(num_envs, np.int64)
 
-    def reset(self, which: npt.NDArray[np.bool_], seeds: npt.NDArray[np.int64]) -> StepResult:
-        """Begin anew where ``which`` ``(count,)`` says so, each game with its seed."""
-        for game in np.flatnonzero(which):
+    def reset(self, mask: npt.NDArray[np.bool_], seeds: npt.NDArray[np.int64]) -> StepResult:
+        """Begin anew where ``mask`` ``(count,)`` says so, each game with its seed."""
+        for game in np.flatnonzero(mask):
             random = np.random.default_rng(int(seeds[game]))
             self.ball[game] = random.integers(GRID_SIZE), 0
             self.drift[game] = random.integers(-1, 2)
             self.paddle[game] = random.integers(GRID_SIZE - PADDLE_WIDTH + 1)
-        return self._seen(np.zeros(self.count, np.float32), np.zeros(self.count, bool))
+        return self._build_step_result(np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, bool))
 
     def send(self, actions: npt.NDArray[np.int64]) -> None:
         """Take an action in each game."""
-        self.chosen = actions
+        self.pending_actions = actions
 
     def receive(self) -> StepResult:
         """What has become of them."""
-        self.paddle = np.clip(self.paddle + np.array([0, -1, 1])[self.chosen], 0, GRID_SIZE - PADDLE_WIDTH)
+        self.paddle = np.clip(self.paddle + np.array([0, -1, 1])[self.pending_actions], 0, GRID_SIZE - PADDLE_WIDTH)
         column = self.ball[:, 0] + self.drift
         self.drift = np.where((column < 0) | (column >= GRID_SIZE), -self.drift, self.drift)
         self.ball[:, 0] = np.where(
@@ -58,25 +58,25 @@ class Catch:
         self.ball[:, 1] += 1
         landed = self.ball[:, 1] == GRID_SIZE - 1
         under = (self.ball[:, 0] >= self.paddle) & (self.ball[:, 0] < self.paddle + PADDLE_WIDTH)
-        return self._seen(np.where(landed, np.where(under, 1.0, -1.0), 0.0).astype(np.float32), landed)
+        return self._build_step_result(np.where(landed, np.where(under, 1.0, -1.0), 0.0).astype(np.float32), landed)
 
-    def picture(self, game: int) -> npt.NDArray[np.uint8]:
+    def render(self, index: int) -> npt.NDArray[np.uint8]:
         """A game in colour, ``(H, W, 3)``."""
-        cells = self._cells()[game].repeat(4 * CELL_SIZE, 0).repeat(4 * CELL_SIZE, 1)
+        cells = self._compute_cells()[index].repeat(4 * CELL_SIZE, 0).repeat(4 * CELL_SIZE, 1)
         return np.asarray(np.array(COLORS, np.uint8)[cells])
 
-    def _cells(self) -> npt.NDArray[np.int64]:
+    def _compute_cells(self) -> npt.NDArray[np.int64]:
         """What is in each cell: 0 nothing, 1 the ball, 2 the paddle."""
-        cells = np.zeros((self.count, GRID_SIZE, GRID_SIZE), np.int64)
-        games = np.arange(self.count)
+        cells = np.zeros((self.num_envs, GRID_SIZE, GRID_SIZE), np.int64)
+        games = np.arange(self.num_envs)
         for cell in range(PADDLE_WIDTH):
             cells[games, GRID_SIZE - 1, self.paddle + cell] = 2
         cells[games, np.minimum(self.ball[:, 1], GRID_SIZE - 1), self.ball[:, 0]] = 1
         return cells
 
-    def _seen(self, rewards: npt.NDArray[np.float32], ended: npt.NDArray[np.bool_]) -> StepResult:
-        frames = np.array([0, 255, 160], np.uint8)[self._cells()].repeat(CELL_SIZE, 1).repeat(CELL_SIZE, 2)
-        never = np.zeros(self.count, bool)
+    def _build_step_result(self, rewards: npt.NDArray[np.float32], ended: npt.NDArray[np.bool_]) -> StepResult:
+        frames = np.array([0, 255, 160], np.uint8)[self._compute_cells()].repeat(CELL_SIZE, 1).repeat(CELL_SIZE, 2)
+        never = np.zeros(self.num_envs, bool)
         return StepResult(frames, rewards, ended, never, never)
 
     def close(self) -> None:

@@ -22,36 +22,36 @@ class DQN(Recipe):
     paper: ClassVar[str] = "Mnih et al., Human-level control through deep reinforcement learning"
     year: ClassVar[int] = 2015
     family: ClassVar[str] = "play"
-    published: ClassVar[str] = "18.9 Pong, mean return"
-    reached: ClassVar[str] = "19.17 Pong, Double DQN with Adam, one seed"
+    paper_result: ClassVar[str] = "18.9 Pong, mean return"
+    reproduced_result: ClassVar[str] = "19.17 Pong, Double DQN with Adam, one seed"
 
-    game: str = "catch"
+    env: str = "catch"
     """catch (embedded), an Atari game such as pong, or what gymnasium calls so, such as CartPole-v1."""
     steps: int = 24_000
     """Actions in the whole training, over all games; of an Atari game each is four frames."""
-    games: int = 4
+    num_envs: int = 4
     """That are played side by side."""
-    memory: int = 1_000_000
+    buffer_size: int = 1_000_000
     """Steps that are remembered."""
-    history: int = 4
+    frame_stack: int = 4
     """Frames of a state."""
     learning_starts: int = 1_000
     """Steps that are played by chance before anything is learned; the paper has 50,000."""
-    every: int = 4
+    train_frequency: int = 4
     """Steps between two updates."""
-    explore: int = 10_000
+    exploration_fraction: int = 10_000
     """Steps in which the share of actions by chance falls from 1 to the least; the paper has a million."""
-    least: float = 0.05
+    epsilon_end: float = 0.05
     """That share at least; the paper has 0.1."""
-    discount: float = 0.99
+    gamma: float = 0.99
     """Of what comes a step later."""
-    target: int = 250
+    target_update_interval: int = 250
     """Updates between two copies of the network into the one that the targets come from; the paper has 10,000."""
     double: bool = False
     """Double Q-learning: the network chooses the action whose value the other one tells (van Hasselt et al. 2016)."""
     clip_rewards: bool = True
     """To -1..1, so that one learning rate suits all games."""
-    batch: int = 32
+    batch_size: int = 32
     """Moments in an update."""
     hidden: int = 512
     """Width of the affine layer."""
@@ -59,16 +59,16 @@ class DQN(Recipe):
     """How gradients become updates: adam, of the mean error of a batch, or rmsprop, the paper's, of its sum."""
     lr: float = 2.5e-4
     """Learning rate."""
-    decay: str = "constant"
+    schedule: str = "constant"
     """Course of the learning rate: constant, as in the paper, step=DROPS, multistep=SHARE,SHARE, exponential=END,
     polynomial=POWER, cosine, one-cycle, plateau=PATIENCE."""
-    clip: float = 0.0
+    clip_norm: float = 0.0
     """Greatest norm of the gradient, to which a greater one is scaled down; 0, as in the paper: any."""
-    judge_every: int = 8_000
+    eval_every: int = 8_000
     """Steps between two evaluations; there is one at the end in any case."""
-    episodes: int = 30
+    eval_episodes: int = 30
     """Of an evaluation, side by side, each from a random beginning."""
-    epsilon: float = 0.05
+    eval_epsilon: float = 0.05
     """Share of actions by chance while it is judged."""
 
     def __post_init__(self) -> None:
@@ -78,65 +78,67 @@ class DQN(Recipe):
         )
         check_range(self, 0, math.inf, "lr", "clip", "explore")
         check_range(self, 0, 1, "least", "discount", "epsilon")
-        check_range(self, max(self.history + 1, self.batch) * self.games, math.inf, "learning_starts", "memory")
-        check_range(self, self.learning_starts + self.every, math.inf, "steps")
-        schedules.parse_schedule(self.decay)
+        check_range(
+            self, max(self.frame_stack + 1, self.batch_size) * self.num_envs, math.inf, "learning_starts", "memory"
+        )
+        check_range(self, self.learning_starts + self.train_frequency, math.inf, "steps")
+        schedules.parse_schedule(self.schedule)
 
-    def data(self) -> Data:
+    def load_data(self) -> Data:
         """The games; the labels are what the actions are called."""
         from fukami.reinforcement import env_registry
         from fukami.reinforcement.replay import ExperienceCollector
 
-        played = env_registry.make_envs(self.game, self.games)
+        played = env_registry.make_envs(self.env, self.num_envs)
         experience = ExperienceCollector(
             played,
-            batch=self.batch,
-            history=self.history,
-            steps=min(self.memory, self.steps),
-            begin=self.learning_starts,
-            every=self.every,
-            explore=self.explore,
-            least=self.least,
+            batch_size=self.batch_size,
+            frame_stack=self.frame_stack,
+            buffer_size=min(self.buffer_size, self.steps),
+            learning_starts=self.learning_starts,
+            train_frequency=self.train_frequency,
+            exploration_steps=self.exploration_fraction,
+            epsilon_end=self.epsilon_end,
             seed=self.seed,
         )
-        return Data(experience, self.judged(), played.actions)
+        return Data(experience, self.load_eval_data(), played.action_names)
 
-    def judged(self, *, colour: bool = False) -> "EvaluationEpisodes":
-        """The episodes that it is judged by, with ``colour`` to be shown, too."""
+    def load_eval_data(self, *, render: bool = False) -> "EvaluationEpisodes":
+        """The episodes that it is judged by, with ``render`` to be shown, too."""
         from fukami.reinforcement import env_registry
         from fukami.reinforcement.evaluation import EvaluationEpisodes
 
-        seeds = tuple(range(self.seed, self.seed + self.episodes))
+        seeds = tuple(range(self.seed, self.seed + self.eval_episodes))
         return EvaluationEpisodes(
-            partial(env_registry.make_envs, self.game, colour=colour), seeds, self.history, self.epsilon
+            partial(env_registry.make_envs, self.env, render=render), seeds, self.frame_stack, self.eval_epsilon
         )
 
-    def task(self, labels: tuple[str, ...]) -> "QLearningTask":
+    def build_task(self, labels: tuple[str, ...]) -> "QLearningTask":
         """An agent that can take these actions."""
         from fukami import models
         from fukami.reinforcement import env_registry
         from fukami.reinforcement.task import QLearningTask
 
-        with contextlib.closing(env_registry.make_envs(self.game, 1)) as game:
-            shape = game.shape
-        shape = (self.history, *shape) if len(shape) == 2 else (self.history * shape[0],)
-        updates = (self.steps - self.learning_starts) // self.every
+        with contextlib.closing(env_registry.make_envs(self.env, 1)) as game:
+            shape = game.frame_shape
+        shape = (self.frame_stack, *shape) if len(shape) == 2 else (self.frame_stack * shape[0],)
+        updates = (self.steps - self.learning_starts) // self.train_frequency
         return QLearningTask(
-            models.dqn(len(labels), shape=shape, hidden=self.hidden),
+            models.dqn(len(labels), state_shape=shape, hidden=self.hidden),
             labels,
             shape,
-            discount=self.discount,
-            target=self.target,
+            gamma=self.gamma,
+            target_update_interval=self.target_update_interval,
             double=self.double,
             clip_rewards=self.clip_rewards,
             reduction="sum" if self.optimizer == "rmsprop" else "mean",
-            steps=(updates, max(1, self.judge_every // self.every)),
-            optimizer=self.make_optimizer(),
-            decay=schedules.parse_schedule(self.decay),
-            clip=self.clip,
+            step_counts=(updates, max(1, self.eval_every // self.train_frequency)),
+            optimizer=self.get_optimizer_factory(),
+            lr_schedule=schedules.parse_schedule(self.schedule),
+            clip_norm=self.clip_norm,
         )
 
-    def make_optimizer(self) -> "OptimizerFactory":
+    def get_optimizer_factory(self) -> "OptimizerFactory":
         """Adam with the epsilon of Hessel et al. 2018 (table 1), or the paper's RMSprop."""
         import torch
 

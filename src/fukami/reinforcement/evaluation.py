@@ -19,15 +19,15 @@ class EvaluationEpisodes:
     """Episodes side by side, one in each game, each from its own random beginning (Mnih et al. 2015, "Evaluation").
 
     Attributes:
-        make: so many games.
+        make_envs: so many games.
         seeds: of the episodes.
-        history: frames of a state.
+        frame_stack: frames of a state.
         epsilon: the share of actions that are taken by chance.
     """
 
-    make: Callable[[int], VectorEnv]
+    make_envs: Callable[[int], VectorEnv]
     seeds: tuple[int, ...]
-    history: int
+    frame_stack: int
     epsilon: float
 
     def __len__(self) -> int:
@@ -37,36 +37,38 @@ class EvaluationEpisodes:
         """The seed of each episode."""
         return iter(self.seeds)
 
-    def play(
-        self, values: Callable[[Tensor], Tensor], look: StepCallback | None = None
+    def run(
+        self, predict_values: Callable[[Tensor], Tensor], callback: StepCallback | None = None
     ) -> tuple[list[float], list[int], float]:
         """The return and the length of each episode, and what the best action was worth on average.
 
-        ``values`` tells what each action is worth in states ``(G, H, ...)``, ``(G, A)``. ``look`` is called before each
+        ``predict_values`` tells what each action is worth in states ``(G, H, ...)``, ``(G, A)``. ``callback`` is called before each
         step with the games, what each action is worth, the actions ``(G,)``, and the returns so far ``(G,)``.
         """
-        games = self.make(len(self))
-        count = games.count
-        memory = ReplayBuffer(count, games.shape, self.history)
-        memory.place(torch.device("cpu"))
+        games = self.make_envs(len(self))
+        count = games.num_envs
+        memory = ReplayBuffer(count, games.frame_shape, self.frame_stack)
+        memory.allocate(torch.device("cpu"))
         chance = np.random.default_rng([4, *self.seeds])
         returns, lengths, going = np.zeros(count), np.zeros(count, np.int64), np.ones(count, bool)
         seen, first = games.reset(going, np.array(self.seeds)), np.ones(count, bool)
         worth = looked = 0.0
         while going.any():
-            memory.see(torch.from_numpy(np.ascontiguousarray(seen.frames)), torch.from_numpy(first))
-            state = memory.stack(torch.full((count,), memory.now), torch.arange(count), self.history)
-            found = values(state).cpu().numpy()
+            memory.add(torch.from_numpy(np.ascontiguousarray(seen.frames)), torch.from_numpy(first))
+            state = memory.stack_frames(
+                torch.full((count,), memory.current_step), torch.arange(count), self.frame_stack
+            )
+            found = predict_values(state).cpu().numpy()
             worth, looked = worth + float(found.max(1)[going].sum()), looked + float(going.sum())
             by_chance = chance.random(count) < self.epsilon
             other = chance.integers(found.shape[1], size=count)
             actions = np.where(by_chance, other, found.argmax(1))
-            if look:
-                look(games, found, actions, returns)
+            if callback:
+                callback(games, found, actions, returns)
             games.send(actions)
             seen, first = games.receive(), np.zeros(count, bool)
             returns += np.where(going, seen.rewards, 0)
             lengths += going
-            going = going & ~(seen.ended | seen.cut)
+            going = going & ~(seen.terminated | seen.truncated)
         games.close()
         return returns.tolist(), lengths.tolist(), worth / looked

@@ -30,19 +30,19 @@ class TransitionBatch(NamedTuple):
         frames: ``(N, H + 1, ...)``: what was seen up to the moment and once after it, the oldest first.
         actions: ``(N,)``, taken then.
         rewards: ``(N,)``, which followed.
-        going: ``(N,)``: 1 where the game went on, 0 where it was over.
-        counted: ``(N,)``: 0 where what followed was not seen, since the game was cut off.
+        not_terminated: ``(N,)``: 1 where the game went on, 0 where it was over.
+        not_truncated: ``(N,)``: 0 where what followed was not seen, since the game was cut off.
         epsilon: the share of actions that are taken by chance.
-        returned: the mean return of the last episodes.
+        mean_return: the mean return of the last episodes.
     """
 
     frames: Tensor
     actions: Tensor
     rewards: Tensor
-    going: Tensor
-    counted: Tensor
+    not_terminated: Tensor
+    not_truncated: Tensor
     epsilon: Tensor
-    returned: Tensor
+    mean_return: Tensor
 
 
 class ReplayBuffer:
@@ -53,43 +53,43 @@ class ReplayBuffer:
     there is a checkpoint every :attr:`slack` steps.
 
     Args:
-        games: side by side.
-        shape: of a frame, whose two sides are of a picture in bytes, or its length that of a vector of float32.
-        steps: that are remembered, of each game.
+        num_envs: side by side.
+        frame_shape: of a frame, whose two sides are of a picture in bytes, or its length that of a vector of float32.
+        capacity: that are remembered, of each game.
     """
 
-    def __init__(self, games: int, shape: tuple[int, ...], steps: int) -> None:
-        kind = torch.uint8 if len(shape) == 2 else torch.float32
-        self.games, self.steps = games, steps
-        self.slack = max(MIN_SLACK, round(SLACK_FRACTION * steps))
-        self.length = steps + self.slack
-        self.forms: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-            "frames": ((self.length, games, *shape), kind),
-            "first": ((self.length, games), torch.bool),  # whether an episode begins with the frame
-            "actions": ((self.length, games), torch.uint8),
-            "rewards": ((self.length, games), torch.float32),
-            "ended": ((self.length, games), torch.bool),
-            "cut": ((self.length, games), torch.bool),
+    def __init__(self, num_envs: int, frame_shape: tuple[int, ...], capacity: int) -> None:
+        kind = torch.uint8 if len(frame_shape) == 2 else torch.float32
+        self.num_envs, self.capacity = num_envs, capacity
+        self.slack = max(MIN_SLACK, round(SLACK_FRACTION * capacity))
+        self.num_slots = capacity + self.slack
+        self.specs: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "frames": ((self.num_slots, num_envs, *frame_shape), kind),
+            "first": ((self.num_slots, num_envs), torch.bool),  # whether an episode begins with the frame
+            "actions": ((self.num_slots, num_envs), torch.uint8),
+            "rewards": ((self.num_slots, num_envs), torch.float32),
+            "ended": ((self.num_slots, num_envs), torch.bool),
+            "cut": ((self.num_slots, num_envs), torch.bool),
         }
         self.device = torch.device("cpu")
-        self.files: dict[str, Tensor] = {}
-        self.parts: dict[str, Tensor] = {}
-        self.now = -1  # the step whose frames are the last ones
+        self.file_tensors: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self.current_step = -1  # the step whose frames are the last ones
         self.is_new = False  # whether the files were not there before
 
     @property
-    def bytes(self) -> int:
+    def num_bytes(self) -> int:
         """What it takes."""
-        return sum(torch.Size(shape).numel() * kind.itemsize for shape, kind in self.forms.values())
+        return sum(torch.Size(shape).numel() * kind.itemsize for shape, kind in self.specs.values())
 
-    def keep(self, folder: Path) -> None:
+    def open_files(self, folder: Path) -> None:
         """Lie in files of this folder.
 
         Raises:
             Error: there is no room for them, or one of them is a link.
         """
         self.folder, new = folder, []
-        for name, (shape, kind) in self.forms.items():
+        for name, (shape, kind) in self.specs.items():
             path = folder / f"{name}.bin"
             size = torch.Size(shape).numel()
             try:
@@ -104,75 +104,75 @@ class ReplayBuffer:
                 for made in new:
                     made.unlink(missing_ok=True)
                 raise Error(
-                    f"{path} cannot be made ({error.strerror}); the memory needs {self.bytes / 1e9:.1f} GB on the disk"
+                    f"{path} cannot be made ({error.strerror}); the memory needs {self.num_bytes / 1e9:.1f} GB on the disk"
                 ) from None
-            self.files[name] = torch.from_file(str(path), shared=True, size=size, dtype=kind).view(shape)
+            self.file_tensors[name] = torch.from_file(str(path), shared=True, size=size, dtype=kind).view(shape)
         self.is_new = bool(new)
 
     @property
     def paths(self) -> list[Path]:
         """Where the files are."""
-        return [self.folder / f"{name}.bin" for name in self.files]
+        return [self.folder / f"{name}.bin" for name in self.file_tensors]
 
-    def forget(self) -> None:
+    def delete_files(self) -> None:
         """Remove the files."""
         for path in self.paths:
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.folder.rmdir()
 
-    def place(self, device: torch.device) -> None:
+    def allocate(self, device: torch.device) -> None:
         """Lie on a device, besides the files."""
         self.device = device
-        if device.type == "cpu" and self.files:
-            self.parts = self.files
+        if device.type == "cpu" and self.file_tensors:
+            self.tensors = self.file_tensors
         else:
-            self.parts = {
-                name: torch.zeros(shape, dtype=kind, device=device) for name, (shape, kind) in self.forms.items()
+            self.tensors = {
+                name: torch.zeros(shape, dtype=kind, device=device) for name, (shape, kind) in self.specs.items()
             }
 
-    def see(self, frames: Tensor, first: Tensor) -> None:
+    def add(self, frames: Tensor, episode_starts: Tensor) -> None:
         """Go on by a step: what there is to see of each game, and in which ones an episode begins with it."""
-        self.now += 1
-        self.write(self.now, frames=frames, first=first)
+        self.current_step += 1
+        self.write(self.current_step, frames=frames, first=episode_starts)
 
     def write(self, step: int, **values: Tensor) -> None:
         """Remember what belongs to a step."""
-        slot = step % self.length
+        slot = step % self.num_slots
         for name, value in values.items():
-            self.parts[name][slot].copy_(value, non_blocking=True)
-            if self.parts is not self.files and self.files:
-                self.files[name][slot].copy_(value)
+            self.tensors[name][slot].copy_(value, non_blocking=True)
+            if self.tensors is not self.file_tensors and self.file_tensors:
+                self.file_tensors[name][slot].copy_(value)
 
-    def recall(self) -> None:
+    def restore(self) -> None:
         """Fetch what the files hold, after they were found again."""
-        if self.files and self.parts is not self.files:
-            for name, part in self.parts.items():
-                part.copy_(self.files[name])
+        if self.file_tensors and self.tensors is not self.file_tensors:
+            for name, part in self.tensors.items():
+                part.copy_(self.file_tensors[name])
 
-    def stack(self, steps: Tensor, games: Tensor, count: int, after: int = 0) -> Tensor:
-        """What was seen in ``count`` steps up to each of ``steps`` ``(N,)``, and after it: ``(N, count + after, ...)``.
+    def stack_frames(self, steps: Tensor, env_indices: Tensor, num_frames: int, num_next_frames: int = 0) -> Tensor:
+        """What was seen in ``num_frames`` steps up to each of ``steps`` ``(N,)``, and after it: ``(N, count + after, ...)``.
 
         Before the episode's beginning there is its first frame again.
         """
-        ages = torch.arange(1 - count, 1 + after, device=self.device)
-        early = (steps.unsqueeze(1) + ages[:count]) % self.length
-        first = self.parts["first"][early, games.unsqueeze(1)]
-        begun = ages[:count].where(first, 1 - count).amax(1, keepdim=True)
-        slots = (steps.unsqueeze(1) + ages.maximum(begun)) % self.length
-        rows = slots * self.games + games.unsqueeze(1)
-        frames = self.parts["frames"].flatten(0, 1).index_select(0, rows.flatten())  # each a copy of one piece
+        ages = torch.arange(1 - num_frames, 1 + num_next_frames, device=self.device)
+        early = (steps.unsqueeze(1) + ages[:num_frames]) % self.num_slots
+        first = self.tensors["first"][early, env_indices.unsqueeze(1)]
+        begun = ages[:num_frames].where(first, 1 - num_frames).amax(1, keepdim=True)
+        slots = (steps.unsqueeze(1) + ages.maximum(begun)) % self.num_slots
+        rows = slots * self.num_envs + env_indices.unsqueeze(1)
+        frames = self.tensors["frames"].flatten(0, 1).index_select(0, rows.flatten())  # each a copy of one piece
         return frames.view(*rows.shape, *frames.shape[1:])
 
-    def sample(self, count: int) -> Tensor:
+    def sample_frames(self, count: int) -> Tensor:
         """So many of the frames that are remembered, at even distances, ``(M, ...)``."""
-        seen = min(self.now + 1, self.length) * self.games
+        seen = min(self.current_step + 1, self.num_slots) * self.num_envs
         rows = torch.linspace(0, seen - 1, min(count, seen), device=self.device).long()
-        return self.parts["frames"].flatten(0, 1).index_select(0, rows)
+        return self.tensors["frames"].flatten(0, 1).index_select(0, rows)
 
-    def oldest(self) -> int:
+    def find_oldest_step(self) -> int:
         """The first step that is remembered."""
-        return max(0, self.now - self.steps + 1)
+        return max(0, self.current_step - self.capacity + 1)
 
 
 class ExperienceCollector:
@@ -182,203 +182,214 @@ class ExperienceCollector:
     the games themselves are begun again with their seeds, and played to where they were.
 
     Args:
-        games: side by side.
-        batch: moments that are learned from together.
-        history: frames of a state.
-        steps: that are remembered, of all games together.
-        begin: steps that are played by chance before anything is learned.
-        every: steps between two updates.
-        explore: steps in which the share of actions that are taken by chance falls to ``least``.
+        envs: side by side.
+        batch_size: moments that are learned from together.
+        frame_stack: frames of a state.
+        buffer_size: that are remembered, of all games together.
+        learning_starts: steps that are played by chance before anything is learned.
+        train_frequency: steps between two updates.
+        exploration_steps: steps in which the share of actions that are taken by chance falls to ``epsilon_end``.
         seed: decides every choice.
     """
 
     def __init__(
         self,
-        games: VectorEnv,
+        envs: VectorEnv,
         *,
-        batch: int,
-        history: int,
-        steps: int,
-        begin: int,
-        every: int,
-        explore: int,
-        least: float,
+        batch_size: int,
+        frame_stack: int,
+        buffer_size: int,
+        learning_starts: int,
+        train_frequency: int,
+        exploration_steps: int,
+        epsilon_end: float,
         seed: int,
     ) -> None:
-        self.games, self.batch, self.history, self.seed = games, batch, history, seed
-        self.begin, self.every, self.explore, self.least = begin, every, explore, least
-        self.memory = ReplayBuffer(games.count, games.shape, -(-steps // games.count))
-        self.device = self.memory.device
-        self.rounds = self.updates = 0
-        self.saved = 0  # the step of the last checkpoint
-        self.lost = False  # whether a resumed run did not find its memory
-        self.episodes = np.zeros(games.count, np.int64)  # which one each game is in
-        self.taken: list[list[int]] = [[] for _ in range(games.count)]  # actions of that episode
-        self.gained = np.zeros(games.count)  # rewards of that episode
-        self.returns: list[float] = []
+        self.envs, self.batch_size, self.frame_stack, self.seed = envs, batch_size, frame_stack, seed
+        self.learning_starts, self.train_frequency, self.exploration_steps, self.epsilon_end = (
+            learning_starts,
+            train_frequency,
+            exploration_steps,
+            epsilon_end,
+        )
+        self.buffer = ReplayBuffer(envs.num_envs, envs.frame_shape, -(-buffer_size // envs.num_envs))
+        self.device = self.buffer.device
+        self.num_vector_steps = self.num_updates = 0
+        self.checkpoint_step = 0  # the step of the last checkpoint
+        self.is_buffer_missing = False  # whether a resumed run did not find its memory
+        self.episode_numbers = np.zeros(envs.num_envs, np.int64)  # which one each game is in
+        self.episode_actions: list[list[int]] = [[] for _ in range(envs.num_envs)]  # actions of that episode
+        self.episode_returns = np.zeros(envs.num_envs)  # rewards of that episode
+        self.recent_returns: list[float] = []
 
-    def keep(self, folder: Path) -> None:
+    def open_files(self, folder: Path) -> None:
         """Remember in files of the run's folder."""
-        self.memory.keep(folder / "memory")
+        self.buffer.open_files(folder / "memory")
 
-    def forget(self) -> None:
+    def delete_files(self) -> None:
         """Give the files back; nothing more is learned."""
-        self.memory.forget()
+        self.buffer.delete_files()
 
-    def place(self, runtime: "Runtime") -> None:
+    def setup(self, runtime: "Runtime") -> None:
         """Remember on the device, where there is room; what is learned from lies there in any case.
 
         Raises:
             UsageError: there are several processes.
         """
-        if runtime.world > 1:
-            raise UsageError(f"one process plays and learns, not {runtime.world}; start one, with more --games")
+        if runtime.world_size > 1:
+            raise UsageError(f"one process plays and learns, not {runtime.world_size}; start one, with more --games")
         self.device = device = runtime.device
-        if device.type == "cuda" and self.memory.bytes > MAX_GPU_FRACTION * torch.cuda.mem_get_info(device)[0]:
+        if device.type == "cuda" and self.buffer.num_bytes > MAX_GPU_FRACTION * torch.cuda.mem_get_info(device)[0]:
             device = torch.device("cpu")
-        self.memory.place(device)
+        self.buffer.allocate(device)
 
     @property
-    def due(self) -> int:
+    def steps_until_update(self) -> int:
         """Rounds of play that are due before the next update, so that there are ``every`` steps for each."""
-        count = self.games.count
-        return (self.begin + self.updates * self.every - self.rounds * count + count - 1) // count
+        count = self.envs.num_envs
+        return (
+            self.learning_starts + self.num_updates * self.train_frequency - self.num_vector_steps * count + count - 1
+        ) // count
 
     @property
     def epsilon(self) -> float:
         """The share of actions that are taken by chance."""
-        played = self.rounds * self.games.count - self.begin
-        return 1.0 + (self.least - 1.0) * min(max(played / max(self.explore, 1), 0.0), 1.0)
+        played = self.num_vector_steps * self.envs.num_envs - self.learning_starts
+        return 1.0 + (self.epsilon_end - 1.0) * min(max(played / max(self.exploration_steps, 1), 0.0), 1.0)
 
     @property
-    def pace(self) -> tuple[int, str]:
+    def items_per_step(self) -> tuple[int, str]:
         """What is seen for an update."""
-        return self.every, "steps"
+        return self.train_frequency, "steps"
 
     @property
-    def pressing(self) -> bool:
+    def needs_checkpoint(self) -> bool:
         """Whether a checkpoint is due before more is written over what the last one on the disk remembers.
 
         That may be the last but one, while the last is written; it is written when the next one begins. So from one
         that is on the disk to the end of the next there are two thirds of the slack, and some steps.
         """
-        return self.memory.now - self.saved > self.memory.slack // 3
+        return self.buffer.current_step - self.checkpoint_step > self.buffer.slack // 3
 
     @property
     def files(self) -> list[Path]:
         """What has to be on the disk before a checkpoint that refers to it."""
-        return self.memory.paths
+        return self.buffer.paths
 
-    def name(self, number: int) -> str:
-        """Where training step ``number`` is, in words."""
-        return f"moments from {self.rounds * self.games.count:,} steps of play (update {number + 1})"
+    def describe_batch(self, step: int) -> str:
+        """Where training step ``step`` is, in words."""
+        return f"moments from {self.num_vector_steps * self.envs.num_envs:,} steps of play (update {step + 1})"
 
-    def play(self, choose: Callable[[Tensor], Tensor]) -> None:
-        """A round: see what has become of the last actions, and take the next, by chance or as ``choose`` says.
+    def collect(self, policy: Callable[[Tensor], Tensor]) -> None:
+        """A round: see what has become of the last actions, and take the next, by chance or as ``policy`` says.
 
-        ``choose`` is given states ``(G, H, ...)`` and tells an action of each.
+        ``policy`` is given states ``(G, H, ...)`` and tells an action of each.
         """
-        count = self.games.count
-        if self.rounds == 0:
-            seen = self.games.reset(np.ones(count, bool), self._seeds())
+        count = self.envs.num_envs
+        if self.num_vector_steps == 0:
+            seen = self.envs.reset(np.ones(count, bool), self._compute_seeds())
             begun = np.ones(count, bool)
         else:
-            seen = self.games.receive()
-            begun = seen.ended | seen.cut
-            self.memory.write(
-                self.memory.now,
+            seen = self.envs.receive()
+            begun = seen.terminated | seen.truncated
+            self.buffer.write(
+                self.buffer.current_step,
                 rewards=torch.from_numpy(seen.rewards),
-                ended=torch.from_numpy(seen.ended | seen.lost),
-                cut=torch.from_numpy(seen.cut),
+                ended=torch.from_numpy(seen.terminated | seen.life_lost),
+                cut=torch.from_numpy(seen.truncated),
             )
-            self.gained += seen.rewards
+            self.episode_returns += seen.rewards
             for game in np.flatnonzero(begun):
-                self.returns = [*self.returns, float(self.gained[game])][-NUM_RECENT_EPISODES:]
-                self.gained[game], self.taken[game] = 0.0, []
+                self.recent_returns = [*self.recent_returns, float(self.episode_returns[game])][-NUM_RECENT_EPISODES:]
+                self.episode_returns[game], self.episode_actions[game] = 0.0, []
             if begun.any():
-                self.episodes += begun
-                seen = self.games.reset(begun, self._seeds())
-        self.memory.see(torch.from_numpy(np.ascontiguousarray(seen.frames)), torch.from_numpy(begun))
-        chance = np.random.default_rng([self.seed, 1, self.rounds])
-        actions = chance.integers(len(self.games.actions), size=count)
+                self.episode_numbers += begun
+                seen = self.envs.reset(begun, self._compute_seeds())
+        self.buffer.add(torch.from_numpy(np.ascontiguousarray(seen.frames)), torch.from_numpy(begun))
+        chance = np.random.default_rng([self.seed, 1, self.num_vector_steps])
+        actions = chance.integers(len(self.envs.action_names), size=count)
         guided = chance.random(count) >= self.epsilon
         if guided.any():
-            actions = np.where(guided, choose(self.state()).cpu().numpy(), actions)
-        self.memory.write(self.memory.now, actions=torch.from_numpy(actions.astype(np.uint8)))
-        for own, action in zip(self.taken, actions.tolist(), strict=True):
+            actions = np.where(guided, policy(self.get_states()).cpu().numpy(), actions)
+        self.buffer.write(self.buffer.current_step, actions=torch.from_numpy(actions.astype(np.uint8)))
+        for own, action in zip(self.episode_actions, actions.tolist(), strict=True):
             own.append(action)
-        self.games.send(actions)
-        self.rounds += 1
+        self.envs.send(actions)
+        self.num_vector_steps += 1
 
-    def state(self) -> Tensor:
+    def get_states(self) -> Tensor:
         """What there is to see of each game now, ``(G, H, ...)``."""
-        games = torch.arange(self.games.count, device=self.memory.device)
-        return self.memory.stack(torch.full_like(games, self.memory.now), games, self.history)
+        games = torch.arange(self.envs.num_envs, device=self.buffer.device)
+        return self.buffer.stack_frames(torch.full_like(games, self.buffer.current_step), games, self.frame_stack)
 
-    def lesson(self) -> TransitionBatch:
+    def sample_batch(self) -> TransitionBatch:
         """Moments of the past, drawn evenly.
 
         Raises:
             Error: the files in which they are remembered were not there when the run was resumed.
         """
-        memory = self.memory
-        if self.lost:
+        memory = self.buffer
+        if self.is_buffer_missing:
             raise Error(
                 f"{memory.folder} is not what the run left, so it cannot go on; begin it again in another --out"
             )
-        chance = np.random.default_rng([self.seed, 2, self.updates])
-        oldest = memory.oldest() + self.history - 1
-        drawn = chance.integers(oldest, memory.now, size=self.batch), chance.integers(memory.games, size=self.batch)
-        steps, games = (torch.from_numpy(each).to(memory.device) for each in drawn)
-        slots = steps % memory.length
-        actions, rewards, ended, cut = (
-            memory.parts[name][slots, games] for name in ("actions", "rewards", "ended", "cut")
+        chance = np.random.default_rng([self.seed, 2, self.num_updates])
+        oldest = memory.find_oldest_step() + self.frame_stack - 1
+        drawn = (
+            chance.integers(oldest, memory.current_step, size=self.batch_size),
+            chance.integers(memory.num_envs, size=self.batch_size),
         )
-        recent = sum(self.returns) / len(self.returns) if self.returns else 0.0
+        steps, games = (torch.from_numpy(each).to(memory.device) for each in drawn)
+        slots = steps % memory.num_slots
+        actions, rewards, ended, cut = (
+            memory.tensors[name][slots, games] for name in ("actions", "rewards", "ended", "cut")
+        )
+        recent = sum(self.recent_returns) / len(self.recent_returns) if self.recent_returns else 0.0
         facts = torch.tensor([self.epsilon, recent], device=memory.device)
-        frames = memory.stack(steps, games, self.history, after=1)
+        frames = memory.stack_frames(steps, games, self.frame_stack, num_next_frames=1)
         found = TransitionBatch(frames, actions.long(), rewards, 1 - ended.float(), 1 - cut.float(), facts[0], facts[1])
         return TransitionBatch(*(each.to(self.device) for each in found))
 
-    def _seeds(self) -> npt.NDArray[np.int64]:
+    def _compute_seeds(self) -> npt.NDArray[np.int64]:
         """That of the episode that each game is in."""
         return np.array(
             [np.random.SeedSequence([self.seed, game, int(number)]).generate_state(1)[0] >> 1
-             for game, number in enumerate(self.episodes)], np.int64,
+             for game, number in enumerate(self.episode_numbers)], np.int64,
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """How far it is; what is remembered lies in the files."""
-        self.saved = self.memory.now
+        self.checkpoint_step = self.buffer.current_step
         return {
-            "rounds": self.rounds,
-            "updates": self.updates,
-            "now": self.memory.now,
-            "episodes": torch.from_numpy(self.episodes.copy()),
-            "taken": [torch.tensor(each, dtype=torch.uint8) for each in self.taken],
-            "gained": torch.from_numpy(self.gained.copy()),
-            "returns": list(self.returns),
+            "rounds": self.num_vector_steps,
+            "updates": self.num_updates,
+            "now": self.buffer.current_step,
+            "episodes": torch.from_numpy(self.episode_numbers.copy()),
+            "taken": [torch.tensor(each, dtype=torch.uint8) for each in self.episode_actions],
+            "gained": torch.from_numpy(self.episode_returns.copy()),
+            "returns": list(self.recent_returns),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there: each game is begun with the seed of its episode and played to where it was."""
-        self.rounds, self.updates = state["rounds"], state["updates"]
-        self.memory.now = self.saved = state["now"]
-        self.episodes, self.gained = state["episodes"].cpu().numpy(), state["gained"].cpu().numpy()
-        self.taken = [each.tolist() for each in state["taken"]]
-        self.returns = state["returns"]
-        self.lost = self.memory.is_new
-        self.memory.recall()
-        if self.rounds:
-            longest = max(map(len, self.taken))
-            waits = np.array([longest - len(each) for each in self.taken])  # so that all arrive together
-            seeds = self._seeds()
-            self.games.reset(np.ones(self.games.count, bool), seeds)
+        self.num_vector_steps, self.num_updates = state["rounds"], state["updates"]
+        self.buffer.current_step = self.checkpoint_step = state["now"]
+        self.episode_numbers, self.episode_returns = state["episodes"].cpu().numpy(), state["gained"].cpu().numpy()
+        self.episode_actions = [each.tolist() for each in state["taken"]]
+        self.recent_returns = state["returns"]
+        self.is_buffer_missing = self.buffer.is_new
+        self.buffer.restore()
+        if self.num_vector_steps:
+            longest = max(map(len, self.episode_actions))
+            waits = np.array([longest - len(each) for each in self.episode_actions])  # so that all arrive together
+            seeds = self._compute_seeds()
+            self.envs.reset(np.ones(self.envs.num_envs, bool), seeds)
             for number in range(longest):
-                self.games.reset(waits == number, seeds)
+                self.envs.reset(waits == number, seeds)
                 actions = [
-                    each[number - wait] if number >= wait else 0 for each, wait in zip(self.taken, waits, strict=True)
+                    each[number - wait] if number >= wait else 0
+                    for each, wait in zip(self.episode_actions, waits, strict=True)
                 ]
-                self.games.send(np.array(actions))
+                self.envs.send(np.array(actions))
                 if number < longest - 1:  # what becomes of the last ones is seen when it goes on
-                    self.games.receive()
+                    self.envs.receive()

@@ -30,9 +30,9 @@ class CenteredRMSprop(torch.optim.Optimizer):
         lr: float = 2.5e-4,
         *,
         decay: float = DECAY,
-        minimum: float = MIN_SQUARED_GRADIENT,
+        min_squared_gradient: float = MIN_SQUARED_GRADIENT,
     ) -> None:
-        super().__init__(params, {"lr": lr, "decay": decay, "minimum": minimum})
+        super().__init__(params, {"lr": lr, "decay": decay, "minimum": min_squared_gradient})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]

@@ -34,102 +34,109 @@ class QLearningTask(CachedEvaluationTask):
     Args:
         model: states ``(N, H, ...)`` to the value of each action ``(N, A)``; it can ``standardise`` pictures.
         labels: what the actions are called.
-        shape: of a state.
-        discount: of what comes a step later.
-        target: updates between two copies of the network into the one that the targets come from.
+        state_shape: of a state.
+        gamma: of what comes a step later.
+        target_update_interval: updates between two copies of the network into the one that the targets come from.
         double: the network itself chooses the action whose value the other one tells (van Hasselt et al. 2016).
         clip_rewards: to -1..1, so that one learning rate suits all games.
         reduction: ``"mean"`` or ``"sum"`` of the errors of a batch, as DeepMind's code has it.
-        steps: updates in the whole training, and between two evaluations.
+        step_counts: updates in the whole training, and between two evaluations.
         regime: optimizer, decay and clip, as for :class:`fukami.Task`.
     """
 
-    static = True
+    supports_cuda_graph = True
 
     def __init__(
         self,
         model: nn.Module,
         labels: tuple[str, ...],
-        shape: tuple[int, ...],
+        state_shape: tuple[int, ...],
         *,
-        discount: float,
-        target: int,
+        gamma: float,
+        target_update_interval: int,
         double: bool,
         clip_rewards: bool,
         reduction: Literal["mean", "sum"] = "mean",
-        steps: tuple[int, int],
+        step_counts: tuple[int, int],
         **regime: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(model, **regime)
-        self.labels, self.shape, self.discount, self.every = labels, shape, discount, target
-        self.double, self.clip_rewards, self.reduction, self.steps = double, clip_rewards, reduction, steps
-        self.target = copy.deepcopy(model)
+        self.labels, self.state_shape, self.gamma, self.target_update_interval = (
+            labels,
+            state_shape,
+            gamma,
+            target_update_interval,
+        )
+        self.double, self.clip_rewards, self.reduction, self.step_counts = double, clip_rewards, reduction, step_counts
+        self.target_network = copy.deepcopy(model)
 
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device and make ready to train."""
         super().setup(runtime)
-        self.target = runtime.place(self.target).requires_grad_(False)
+        self.target_network = runtime.move_to_device(self.target_network).requires_grad_(False)
 
-    def state(self) -> dict[str, Any]:
+    def get_stateful_objects(self) -> dict[str, Any]:
         """Also the network that the targets come from."""
-        return super().state() | {"target": self.target}
+        return super().get_stateful_objects() | {"target": self.target_network}
 
-    def replace(self, modules: dict[str, nn.Module]) -> None:
+    def replace_modules(self, modules: dict[str, nn.Module]) -> None:
         """Answer with another network."""
-        self.model = self.target = modules["model"]
+        self.model = self.target_network = modules["model"]
 
-    def duration(self, train: Any) -> tuple[int, int]:
+    def count_steps(self, train: Any) -> tuple[int, int]:
         """Updates in the whole training, and between two evaluations."""
-        return self.steps
+        return self.step_counts
 
-    def batches(self, train: ExperienceCollector) -> Iterator[TransitionBatch]:
+    def iterate_batches(self, train: ExperienceCollector) -> Iterator[TransitionBatch]:
         """Rounds of play and moments to learn from; while these are learned from, the games go on."""
         while True:
-            for _ in range(train.due):
-                train.play(self.choose)
-            if train.updates == 0 and len(self.shape) == 3:
-                self.model.standardise(train.memory.sample(NUM_STANDARDIZATION_FRAMES))  # type: ignore[operator]
-            if train.updates % self.every == 0:
-                self.target.load_state_dict(self.model.state_dict())
-            train.updates += 1
-            yield train.lesson()
+            for _ in range(train.steps_until_update):
+                train.collect(self.select_actions)
+            if train.num_updates == 0 and len(self.state_shape) == 3:
+                self.model.standardise(train.buffer.sample_frames(NUM_STANDARDIZATION_FRAMES))  # type: ignore[operator]
+            if train.num_updates % self.target_update_interval == 0:
+                self.target_network.load_state_dict(self.model.state_dict())
+            train.num_updates += 1
+            yield train.sample_batch()
 
     @torch.inference_mode()
-    def choose(self, states: Tensor) -> Tensor:
+    def select_actions(self, states: Tensor) -> Tensor:
         """The action that is worth most in each of ``(N, H, ...)``."""
-        return self.values(states).argmax(1)
+        return self.predict_values(states).argmax(1)
 
-    def values(self, states: Tensor) -> Tensor:
+    def predict_values(self, states: Tensor) -> Tensor:
         """What each action is worth in each of ``(N, H, ...)``, ``(N, A)``."""
         with half_precision.enable_float32_fallback(self.model), self.runtime.autocast():
             return self.model(states.to(self.runtime.device)).float()  # type: ignore[no-any-return]
 
-    def loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The error of what the actions taken were said to be worth, squared near 0 and absolute beyond 1.
 
         Mnih et al. 2015, equation 3 of the methods, and "Training details": the error term is clipped to -1..1.
         """
-        own = self.replica(batch.frames[:, :-1])
+        own = self.training_model(batch.frames[:, :-1])
         said = own.gather(1, batch.actions.unsqueeze(1)).squeeze(1)
         with torch.no_grad():
             following = batch.frames[:, 1:]
-            later = self.target(following)
+            later = self.target_network(following)
             if self.double:
-                best = self.replica(following).argmax(1, keepdim=True)
+                best = self.training_model(following).argmax(1, keepdim=True)
                 worth = later.gather(1, best).squeeze(1)
             else:
                 worth = later.amax(1)
             rewards = batch.rewards.clamp(-1, 1) if self.clip_rewards else batch.rewards
-            goal = rewards + self.discount * batch.going * worth
-        errors = F.smooth_l1_loss(said, goal, reduction="none") * batch.counted
+            goal = rewards + self.gamma * batch.not_terminated * worth
+        errors = F.smooth_l1_loss(said, goal, reduction="none") * batch.not_truncated
         loss = errors.sum() if self.reduction == "sum" else errors.mean()
-        return loss, {"value": said.detach().mean(), "epsilon": batch.epsilon, "return": batch.returned}
+        return loss, {"value": said.detach().mean(), "epsilon": batch.epsilon, "return": batch.mean_return}
 
     @torch.inference_mode()
-    def judge(self, batches: "EvaluationEpisodes", look: "StepCallback | None" = None) -> "EpisodeResults":
-        """Episodes from random beginnings, with a few actions by chance; ``look`` sees them before each step."""
-        with self.answering():
-            return EpisodeResults(*batches.play(self.values, look))
+    def collect_results(
+        self, batches: "EvaluationEpisodes", callback: "StepCallback | None" = None
+    ) -> "EpisodeResults":
+        """Episodes from random beginnings, with a few actions by chance; ``callback`` sees them before each step."""
+        with self.inference_mode():
+            return EpisodeResults(*batches.run(self.predict_values, callback))
 
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """The best ``action`` where a frame of the game has been seen all along, and what each is worth in ``values``.
@@ -137,7 +144,7 @@ class QLearningTask(CachedEvaluationTask):
         ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read_image` takes them. A picture that cannot
         be read yields ``{"file", "error"}``.
         """
-        if len(self.shape) != 3:
+        if len(self.state_shape) != 3:
             raise UsageError("this agent does not see pictures: let it play, with fukami play")
         answers: list[dict[str, Any]] = []
         for source in inputs:
@@ -145,27 +152,27 @@ class QLearningTask(CachedEvaluationTask):
             try:
                 with convert_memory_errors(named.get("file", "the picture given")):
                     picture = image_io.convert_mode(image_io.read_image(source), "L").resize(
-                        self.shape[:0:-1], Image.Resampling.BOX
+                        self.state_shape[:0:-1], Image.Resampling.BOX
                     )
             except Error as error:
                 answers.append({**named, "error": str(error)})
                 continue
             frame = torch.from_numpy(np.array(picture))
-            with torch.inference_mode(), self.answering():
-                (values,) = self.values(frame.expand(1, *self.shape)).tolist()
+            with torch.inference_mode(), self.inference_mode():
+                (values,) = self.predict_values(frame.expand(1, *self.state_shape)).tolist()
             each = dict(zip(self.labels, values, strict=True))
             answers.append({**named, "action": max(each, key=each.__getitem__), "values": each})
         return answers
 
-    def draw(self, source: Any, answer: dict[str, Any]) -> Image.Image:
+    def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
         """The picture, and what each action is worth."""
         picture = np.array(image_io.convert_mode(image_io.read_image(source), "RGB"))
-        values = list(answer["values"].values())
+        values = list(prediction["values"].values())
         return reinforcement_plots.draw_step(picture, self.labels, values, int(np.argmax(values)), 0.0)
 
-    def figures(self, batches: Any) -> "Iterator[tuple[str, Figure]]":
+    def plot_evaluation(self, batches: Any) -> "Iterator[tuple[str, Figure]]":
         """The returns of the episodes, and the values of the states on the way."""
-        found: EpisodeResults = self.judged_last(batches)
+        found: EpisodeResults = self.get_results(batches)
         yield "Returns of the episodes", reinforcement_plots.plot_returns(found.returns, found.lengths)
 
 
@@ -175,19 +182,19 @@ class EpisodeResults(NamedTuple):
     Attributes:
         returns: of each, not clipped.
         lengths: their steps.
-        values: what the best action was worth on the way, on average.
+        mean_value: what the best action was worth on the way, on average.
     """
 
     returns: list[float]
     lengths: list[int]
-    values: float
+    mean_value: float
 
-    def metrics(self) -> dict[str, Any]:
+    def compute_metrics(self) -> dict[str, Any]:
         """The mean return first."""
         count = len(self.returns)
         mean = sum(self.returns) / count
         deviation = (sum((each - mean) ** 2 for each in self.returns) / count) ** 0.5
         return {
-            "return": mean, "return_deviation": deviation, "length": sum(self.lengths) / count, "value": self.values,
+            "return": mean, "return_deviation": deviation, "length": sum(self.lengths) / count, "value": self.mean_value,
             "count": count,
         }  # fmt: skip

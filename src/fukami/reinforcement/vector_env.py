@@ -17,33 +17,33 @@ class StepResult(NamedTuple):
     Attributes:
         frames: ``(G, H, W)`` uint8, or vectors ``(G, n)`` float32.
         rewards: ``(G,)``, as the game gives them.
-        ended: ``(G,)``: the game is over.
-        cut: ``(G,)``: it is not, but took too long.
-        lost: ``(G,)``: a life was lost, after which it goes on.
+        terminated: ``(G,)``: the game is over.
+        truncated: ``(G,)``: it is not, but took too long.
+        life_lost: ``(G,)``: a life was lost, after which it goes on.
     """
 
     frames: npt.NDArray[Any]
     rewards: npt.NDArray[np.float32]
-    ended: npt.NDArray[np.bool_]
-    cut: npt.NDArray[np.bool_]
-    lost: npt.NDArray[np.bool_]
+    terminated: npt.NDArray[np.bool_]
+    truncated: npt.NDArray[np.bool_]
+    life_lost: npt.NDArray[np.bool_]
 
 
 class VectorEnv(Protocol):
     """Games side by side; a game that has ended does nothing until it is reset.
 
     Attributes:
-        count: of the games.
-        actions: what they are called.
-        shape: of a frame.
+        num_envs: of the games.
+        action_names: what they are called.
+        frame_shape: of a frame.
     """
 
-    count: int
-    actions: tuple[str, ...]
-    shape: tuple[int, ...]
+    num_envs: int
+    action_names: tuple[str, ...]
+    frame_shape: tuple[int, ...]
 
-    def reset(self, which: npt.NDArray[np.bool_], seeds: npt.NDArray[np.int64]) -> StepResult:
-        """Begin anew where ``which`` ``(G,)`` says so, each game with its seed; what there is to see of all."""
+    def reset(self, mask: npt.NDArray[np.bool_], seeds: npt.NDArray[np.int64]) -> StepResult:
+        """Begin anew where ``mask`` ``(G,)`` says so, each game with its seed; what there is to see of all."""
         ...
 
     def send(self, actions: npt.NDArray[np.int64]) -> None:
@@ -54,7 +54,7 @@ class VectorEnv(Protocol):
         """What has become of them."""
         ...
 
-    def picture(self, game: int) -> npt.NDArray[np.uint8]:
+    def render(self, index: int) -> npt.NDArray[np.uint8]:
         """A game in colour, ``(H, W, 3)``."""
         ...
 

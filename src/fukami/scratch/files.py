@@ -61,7 +61,7 @@ def _unpickle(content: bytes) -> dict[str, Array]:
         if type(key) is not str or type(value) is not _PickleRecord:
             name = key if type(key) is str else type(key).__name__
             raise TypeError(f"the value of {name:.50} is a {type(value).__name__}, not an array")
-        arrays[key] = value.array()
+        arrays[key] = value.to_array()
         if (size := size + arrays[key].nbytes) > len(content):
             raise ValueError("its arrays are larger than the file")
     return arrays
@@ -78,18 +78,18 @@ class _PickleRecord:
     """All that a pickle can call: it keeps the arguments and the state it is given, and runs nothing."""
 
     def __init__(self, a: Any, b: Any = None, c: Any = None, d: Any = None, e: Any = None) -> None:
-        self.given, self.state = (a, b, c, d, e), ()
+        self.args, self.state = (a, b, c, d, e), ()
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
-    def array(self) -> Array:
-        data, dtype, shape, order, axes = self.given  # of _frombuffer
+    def to_array(self) -> Array:
+        data, dtype, shape, order, axes = self.args  # of _frombuffer
         if self.state:  # of what _reconstruct makes
             _, shape, dtype, fortran, data = self.state
             order = "F" if fortran else "C"
         if not re.fullmatch("[<>]f[0-9]+", name := dtype.state[1] + dtype.given[0]):
             raise TypeError(f"an array has the dtype {name:.50}, not floating point")
-        data = data.given[0] if isinstance(data, _PickleRecord) else data
+        data = data.args[0] if isinstance(data, _PickleRecord) else data
         flat: Any = np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, name)
         return np.asarray(flat.reshape(shape).transpose(axes) if order == "K" else flat.reshape(shape, order=order))

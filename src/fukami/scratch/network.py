@@ -50,7 +50,7 @@ class DeepConvNet:
                 raise Error(f"pictures of {self.input_dim} are too small: conv {number} leaves nothing of them")
         self.layers += [Affine(*weights(hidden_size, channels * h * w, hidden_size)), Relu(), Dropout(0.5)]
         self.layers += [Affine(*weights(output_size, hidden_size, output_size)), Dropout(0.5)]
-        self.weighted = [layer for layer in self.layers if isinstance(layer, Convolution | Affine)]
+        self.weighted_layers = [layer for layer in self.layers if isinstance(layer, Convolution | Affine)]
         self.last_layer = SoftmaxWithLoss()
 
     def predict(self, x: Array, train_flg: bool = False) -> Array:
@@ -78,7 +78,7 @@ class DeepConvNet:
         dout = self.last_layer.backward()
         for layer in reversed(self.layers):
             dout = layer.backward(dout)
-        return {f"{p}{i}": getattr(layer, f"d{p}") for i, layer in enumerate(self.weighted, 1) for p in "Wb"}
+        return {f"{p}{i}": getattr(layer, f"d{p}") for i, layer in enumerate(self.weighted_layers, 1) for p in "Wb"}
 
     def save_params(self, file_name: str | Path = "params.pkl") -> None:
         """Write the parameters: as safetensors if that is the suffix, else pickled as the note does."""
@@ -94,7 +94,7 @@ class DeepConvNet:
         if wrong := sorted({key for key, _ in expected.items() ^ found.items()}):
             what = (f"{k:.50} is {found.get(k, 'missing')}, expected {expected.get(k, 'nothing')}" for k in wrong[:5])
             raise Error(f"{file_name} does not fit this network: {'; '.join(what)}")
-        for i, layer in enumerate(self.weighted, 1):
+        for i, layer in enumerate(self.weighted_layers, 1):
             layer.W, layer.b = self.params[f"W{i}"], self.params[f"b{i}"] = loaded[f"W{i}"], loaded[f"b{i}"]
 
 
@@ -110,7 +110,7 @@ class Trainer:
         self.optimizer = OPTIMIZERS[optimizer.lower()](**optimizer_param)
         self.network, self.epochs, self.batch_size, self.verbose = network, epochs, mini_batch_size, verbose
         self.x_train, self.t_train, self.x_test, self.t_test = x_train, t_train, x_test, t_test
-        self.first = slice(evaluate_sample_num_per_epoch)
+        self.eval_slice = slice(evaluate_sample_num_per_epoch)
         self.train_loss_list, self.train_acc_list, self.test_acc_list = list[float](), list[float](), list[float]()
 
     def train(self) -> None:
@@ -121,7 +121,9 @@ class Trainer:
                 grads = self.network.gradient(self.x_train[batch], self.t_train[batch])
                 self.optimizer.update(self.network.params, grads)
                 self.train_loss_list.append(self.network.last_layer.loss)
-            self.train_acc_list.append(self.network.accuracy(self.x_train[self.first], self.t_train[self.first]))
-            self.test_acc_list.append(self.network.accuracy(self.x_test[self.first], self.t_test[self.first]))
+            self.train_acc_list.append(
+                self.network.accuracy(self.x_train[self.eval_slice], self.t_train[self.eval_slice])
+            )
+            self.test_acc_list.append(self.network.accuracy(self.x_test[self.eval_slice], self.t_test[self.eval_slice]))
             if self.verbose:
                 print(f"=== epoch:{epoch}, train acc:{self.train_acc_list[-1]}, test acc:{self.test_acc_list[-1]} ===")  # noqa: T201

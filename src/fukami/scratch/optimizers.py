@@ -45,10 +45,10 @@ class Nesterov(Momentum):
 class AdaGrad(SGD):
     """Descent over the root of ``v``, the sum of all squared gradients (Duchi et al., 2011)."""
 
-    kept, added = 1.0, 1.0
+    decay_rate, update_rate = 1.0, 1.0
 
     def _step(self, key: str, grad: Array) -> Array:
-        self.v[key] = self.kept * self.v.get(key, 0.0) + self.added * grad**2
+        self.v[key] = self.decay_rate * self.v.get(key, 0.0) + self.update_rate * grad**2
         return -self.lr * grad / (np.sqrt(self.v[key]) + 1e-7)
 
 
@@ -57,7 +57,7 @@ class RMSprop(AdaGrad):
 
     def __init__(self, lr: float = 0.01, decay_rate: float = 0.99) -> None:
         super().__init__(lr)
-        self.kept, self.added = decay_rate, 1 - decay_rate
+        self.decay_rate, self.update_rate = decay_rate, 1 - decay_rate
 
 
 class Adam(SGD):

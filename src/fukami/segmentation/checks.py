@@ -25,7 +25,7 @@ MaskReport = tuple[
 
 def check_samples(spec: str, found: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     """The readable pictures of a data set with the digest of their pixels; what is wrong is told on the way."""
-    found.thing = "pixel"
+    found.unit = "pixel"
     if spec == "scenes":
         yield from _check_scenes(found)
         return
@@ -50,18 +50,18 @@ def _check_pairs(spec: str, found: Findings) -> tuple[dict[str, list[ImageMaskPa
     except Error as error:
         add_read_error(error, names, found)
         return {}, names
-    for flaw in described.flaws:
-        found.add(flaw.problem, flaw.detail, file=names(flaw.file), line=flaw.line)
-    order = sorted(described.parts, key=("", "train", "val", "test").index)
-    labels = described.legend.labels
+    for flaw in described.problems:
+        found.add(flaw.kind, flaw.detail, file=names(flaw.file), line=flaw.line)
+    order = sorted(described.splits, key=("", "train", "val", "test").index)
+    labels = described.class_table.labels
     for part in order:
-        found.inside[part].update(dict.fromkeys(labels, 0))
+        found.annotation_counts[part].update(dict.fromkeys(labels, 0))
         with ThreadPoolExecutor() as threads:
-            for counts, problems in threads.map(partial(_check_mask, labels), described.parts[part]):
-                found.inside[part].update(counts)
+            for counts, problems in threads.map(partial(_check_mask, labels), described.splits[part]):
+                found.annotation_counts[part].update(counts)
                 for problem, file, detail in problems:
                     found.add(problem, detail, file=names(Path(file)))
-    return {part: described.parts[part] for part in order}, names
+    return {part: described.splits[part] for part in order}, names
 
 
 def _check_mask(labels: Sequence[str], pair: ImageMaskPair) -> MaskReport:
@@ -94,14 +94,14 @@ def _check_mask(labels: Sequence[str], pair: ImageMaskPair) -> MaskReport:
 
 def _find_unknown_values(mask: MaskFile) -> Iterator[tuple[str, str]]:
     """The values or colours of a mask that its legend does not have: the kind of problem, and the words."""
-    codes, known = mask.codes(), mask.known()[0]
+    codes, known = mask.read_codes(), mask.list_known_codes()[0]
     values, first, counts = np.unique(codes, return_index=True, return_counts=True)
     strange = np.flatnonzero(~np.isin(values, known))
     for at in strange[np.argsort(-counts[strange])][:MAX_VALUES_LISTED].tolist():
         row, column = divmod(int(first[at]), codes.shape[1])
         where = f"in {findings.format_count(int(counts[at]), 'pixel')}, the first at column {column} of row {row}"
-        detail = f"has {mask.named(int(values[at]))} {where}, which the class table does not have"
-        yield "unknown colour" if mask.legend.colours else "unknown value", detail
+        detail = f"has {mask.describe_code(int(values[at]))} {where}, which the class table does not have"
+        yield "unknown colour" if mask.class_table.color_to_class else "unknown value", detail
     if len(strange) > MAX_VALUES_LISTED:
         yield "unknown value", f"has {len(strange)} values of no class in all; was it saved as JPEG, or resized?"
 
@@ -112,7 +112,7 @@ def _check_scenes(found: Findings) -> Iterator[tuple[ImageItem, bytes]]:
     for part, samples in (("train", train), ("test", test)):
         for sample in samples:
             assert sample.mask is not None
-            found.counts[part][""] += 1
+            found.image_counts[part][""] += 1
             counts = np.bincount(sample.mask.read().ravel(), minlength=len(labels) + 1)[1:]
-            found.inside[part].update(dict(zip(labels, counts.tolist(), strict=True)))
+            found.annotation_counts[part].update(dict(zip(labels, counts.tolist(), strict=True)))
             yield ImageItem(Path(), sample.name, "", part), findings.hash_pixels(np.asarray(sample.source))

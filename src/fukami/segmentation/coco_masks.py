@@ -32,10 +32,10 @@ MAX_RENDERED_PIXELS = (
 class ObjectOutline(NamedTuple):
     """An object: its number in a map, its outline as the file has it, its area, and how the file tells it apart."""
 
-    number: int
+    mask_value: int
     outline: Any
     area: float
-    note: str
+    identifier: str
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class COCOMask:
 
     Args:
         size: width and height that the outlines are in.
-        shapes: the objects.
+        objects: the objects.
         file: that has them.
     """
 
     size: tuple[int, int]
-    shapes: tuple[ObjectOutline, ...]
+    objects: tuple[ObjectOutline, ...]
     file: Path
 
     def read(self) -> UInt8Array:
@@ -61,24 +61,24 @@ class COCOMask:
         width, height = self.size
         if min(self.size) < 1 or width * height > image_io.MAX_PIXELS:
             raise Error(f"{self.file} states an image of {width}×{height} pixels; state the size that it has")
-        if width * height * len(self.shapes) > MAX_RENDERED_PIXELS:
+        if width * height * len(self.objects) > MAX_RENDERED_PIXELS:
             raise Error(
-                f"{self.file} has {len(self.shapes):,} objects in an image of {width}×{height} pixels, more than can "
+                f"{self.file} has {len(self.objects):,} objects in an image of {width}×{height} pixels, more than can "
                 "be painted in a minute; cut the image into tiles"
             )
         pixels = np.ones((height, width), np.uint8)
-        for shape in sorted(self.shapes, key=lambda each: -each.area):
+        for shape in sorted(self.objects, key=lambda each: -each.area):
             try:
-                pixels[_decode_outline(shape.outline, width, height)] = shape.number
+                pixels[_decode_outline(shape.outline, width, height)] = shape.mask_value
             except Exception as error:  # whatever the library says to numbers that are no outline
-                raise Error(f"{self.file}: {shape.note} has no outline that can be painted ({error})") from error
+                raise Error(f"{self.file}: {shape.identifier} has no outline that can be painted ({error})") from error
         return pixels
 
-    def identity(self) -> bytes:
+    def fingerprint(self) -> bytes:
         """The outlines."""
         found = hashlib.blake2b(repr(self.size).encode(), digest_size=16)
-        for shape in self.shapes:
-            found.update(f"{shape.number} {shape.area} ".encode())
+        for shape in self.objects:
+            found.update(f"{shape.mask_value} {shape.area} ".encode())
             polygons = shape.outline if isinstance(shape.outline, list) else [shape.outline]
             for each in polygons:
                 found.update(each.tobytes() if isinstance(each, np.ndarray) else repr(each).encode())
@@ -158,7 +158,7 @@ def _build_masks(path: Path, records: coco.Records, labels: Sequence[str]) -> It
         width, height = fields.get("width"), fields.get("height")
         if not (type(width) is int and type(height) is int):
             head = read_header(place)
-            width, height = (0, 0) if isinstance(head, Error) else head.upright
+            width, height = (0, 0) if isinstance(head, Error) else head.upright_size
         yield place, COCOMask((width, height), tuple(shapes.get(to_key(fields.get("id")), ())), path)
 
 

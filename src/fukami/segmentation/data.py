@@ -26,28 +26,28 @@ Samples = tuple[Sample, ...]
 class DatasetIndex:
     """What a data set holds: the classes, and of each part its pictures and their masks."""
 
-    legend: ClassTable
-    parts: dict[str, list[tuple[Path, Mask]]]
-    flaws: Sequence[AnnotationProblem] = ()  # what of the data is of no picture
+    class_table: ClassTable
+    splits: dict[str, list[tuple[Path, Mask]]]
+    problems: Sequence[AnnotationProblem] = ()  # what of the data is of no picture
 
     @property
-    def learned(self) -> str:
+    def train_split(self) -> str:
         """The part that is learned from."""
-        return next((name for name in ("train", "", "val") if name in self.parts), next(iter(self.parts), ""))
+        return next((name for name in ("train", "", "val") if name in self.splits), next(iter(self.splits), ""))
 
     @property
-    def judged(self) -> str | None:
+    def eval_split(self) -> str | None:
         """The part that is judged on: the test part, or else the one for validation; None where there is neither."""
-        return next((name for name in ("test", "val") if name in self.parts and name != self.learned), None)
+        return next((name for name in ("test", "val") if name in self.splits and name != self.train_split), None)
 
 
 def load_dataset(
     spec: str,
     holdout: float,
-    broken: int = image_folder.MAX_BROKEN,
+    max_broken: int = image_folder.MAX_BROKEN,
     *,
-    ignore: int = class_tables.IGNORE_INDEX,
-    training: bool = True,
+    ignore_index: int = class_tables.IGNORE_INDEX,
+    include_train: bool = True,
 ) -> tuple[Samples, Samples, tuple[str, ...]]:
     """What to train on, what to judge on, and the class names of a data set.
 
@@ -55,9 +55,9 @@ def load_dataset(
         spec: ``scenes`` (embedded), ``camvid``, ``voc2012``, ``cityscapes``, ``coco``, or the path of a folder (or
             archive) of pictures and masks, or of COCO's JSON.
         holdout: share of the pictures that is judged on, where the data have no parts of their own.
-        broken: pictures that may be missing or broken, in each part; they are left out and named.
-        ignore: the value in masks that stands for no class.
-        training: also what to train on, which need not be there otherwise.
+        max_broken: pictures that may be missing or broken, in each part; they are left out and named.
+        ignore_index: the value in masks that stands for no class.
+        include_train: also what to train on, which need not be there otherwise.
 
     Raises:
         UsageError: no such name and no such path.
@@ -70,17 +70,17 @@ def load_dataset(
             scenes.generate_mask_samples(scenes.NUM_TRAIN, scenes.NUM_TEST),
             labels,
         )
-    found = index_dataset(find_dataset(spec), ignore)
-    labels, judged = found.legend.labels, found.judged
-    train = _load_split(found.parts.get(found.learned, []), broken) if training or judged is None else ()
+    found = index_dataset(find_dataset(spec), ignore_index)
+    labels, judged = found.class_table.labels, found.eval_split
+    train = _load_split(found.splits.get(found.train_split, []), max_broken) if include_train or judged is None else ()
     if judged is not None:
-        return train, _load_split(found.parts[judged], broken), labels
+        return train, _load_split(found.splits[judged], max_broken), labels
     held = image_folder.select_holdout(np.zeros(len(train), int), holdout).tolist()
     kept = tuple(each for each, out in zip(train, held, strict=True) if not out)
     return kept, tuple(each for each, out in zip(train, held, strict=True) if out), labels
 
 
-def index_dataset(path: Path, ignore: int = class_tables.IGNORE_INDEX) -> DatasetIndex:
+def index_dataset(path: Path, ignore_index: int = class_tables.IGNORE_INDEX) -> DatasetIndex:
     """What the folders or the JSON at a path hold.
 
     Raises:
@@ -90,37 +90,38 @@ def index_dataset(path: Path, ignore: int = class_tables.IGNORE_INDEX) -> Datase
     if layout == "COCO":
         sheets, painted = coco_masks.read_coco_masks(root)
         parts: dict[str, list[tuple[Path, Mask]]] = {
-            part: [(entry.picture, painted[entry.picture]) for entry in some] for part, some in sheets.parts.items()
+            part: [(entry.image_path, painted[entry.image_path]) for entry in some]
+            for part, some in sheets.splits.items()
         }
         return DatasetIndex(
             coco_masks.build_coco_class_table(sheets), {part: some for part, some in parts.items() if some}
         )
     pairs = mask_folders.index_folder(root)
-    legend = pairs.legend.ignoring(ignore)
+    legend = pairs.class_table.with_ignore_index(ignore_index)
     if len(legend.labels) > masks.MAX_CLASSES:
         raise Error(f"{path} has {len(legend.labels)} classes, and a map tells {masks.MAX_CLASSES} apart; join some")
     return DatasetIndex(
         legend,
         {
-            part: [(pair.picture, _build_mask(pair, legend)) for pair in some]
-            for part, some in pairs.parts.items()
+            part: [(pair.image_path, _build_mask(pair, legend)) for pair in some]
+            for part, some in pairs.splits.items()
             if some
         },
-        pairs.flaws,
+        pairs.problems,
     )
 
 
 def _build_mask(pair: mask_folders.FilePair, legend: ClassTable) -> Mask:
-    if pair.mask is None:
-        return masks.MissingMask(f"{pair.picture} has no mask; give it one of the same name, or remove the picture")
-    return masks.MaskFile(pair.mask, legend)
+    if pair.mask_path is None:
+        return masks.MissingMask(f"{pair.image_path} has no mask; give it one of the same name, or remove the picture")
+    return masks.MaskFile(pair.mask_path, legend)
 
 
-def _load_split(pairs: Sequence[tuple[Path, Mask]], broken: int) -> Samples:
+def _load_split(pairs: Sequence[tuple[Path, Mask]], max_broken: int) -> Samples:
     """The pictures of a part that have a mask of their size; the others are left out and summed up.
 
     Raises:
-        Error: there are more of them than ``broken``, or there is no other.
+        Error: there are more of them than ``max_broken``, or there is no other.
     """
     kept: list[Sample] = []
     wrong: list[str] = []
@@ -129,16 +130,16 @@ def _load_split(pairs: Sequence[tuple[Path, Mask]], broken: int) -> Samples:
         if fault or isinstance(found, Error):
             wrong.append(fault)
         else:
-            kept.append(Sample.masked(picture, found.upright, str(picture), mask))
+            kept.append(Sample.from_mask(picture, found.upright_size, str(picture), mask))
     if wrong and not kept:
         raise Error(f"not one of the {len(wrong)} pictures can be used; the first: {wrong[0]}")
     if wrong:
         logger.warning(f"{len(wrong)} of {len(pairs)} pictures are left out:\n{image_folder.format_errors(wrong)}")
-    image_folder.check_broken(wrong, broken)
+    image_folder.check_broken(wrong, max_broken)
     return tuple(kept)
 
 
-def find_mismatch(picture: Path, found: ImageHeader, mask: Mask) -> str:
+def find_mismatch(image_path: Path, image_header: ImageHeader, mask: Mask) -> str:
     """Why a mask does not fit its picture, by its header alone; empty where it does."""
     if isinstance(mask, masks.MissingMask):
         return mask.detail
@@ -151,10 +152,12 @@ def find_mismatch(picture: Path, found: ImageHeader, mask: Mask) -> str:
         size, what = (head.width, head.height), f"its mask {mask.path}"
     else:
         return ""
-    if size == found.upright:
+    if size == image_header.upright_size:
         return ""
-    sides = "×".join(map(str, found.upright))
-    return f"{picture} has {sides} pixels, and {what} {'×'.join(map(str, size))}; make the mask of the picture as it is"
+    sides = "×".join(map(str, image_header.upright_size))
+    return (
+        f"{image_path} has {sides} pixels, and {what} {'×'.join(map(str, size))}; make the mask of the picture as it is"
+    )
 
 
 def find_dataset(spec: str) -> Path:

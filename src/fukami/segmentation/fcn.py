@@ -15,7 +15,7 @@ class FCN32sVGG16(FCNVGG):
 
     paper: ClassVar[str] = "Long et al., Fully Convolutional Networks for Semantic Segmentation"
     year: ClassVar[int] = 2015
-    published: ClassVar[str] = "59.4 % mIoU VOC 2011"
+    paper_result: ClassVar[str] = "59.4 % mIoU VOC 2011"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,8 @@ class FCN16sVGG16(SkipFCN):
 
     paper: ClassVar[str] = "Long et al., Fully Convolutional Networks for Semantic Segmentation"
     year: ClassVar[int] = 2015
-    published: ClassVar[str] = "62.4 % mIoU VOC 2011"
-    coarser: ClassVar[tuple[str, ...]] = ("fcn32s-vgg16",)
+    paper_result: ClassVar[str] = "62.4 % mIoU VOC 2011"
+    coarser_recipes: ClassVar[tuple[str, ...]] = ("fcn32s-vgg16",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,9 @@ class FCN8sVGG16(SkipFCN):
 
     paper: ClassVar[str] = "Long et al., Fully Convolutional Networks for Semantic Segmentation"
     year: ClassVar[int] = 2015
-    published: ClassVar[str] = "62.7 % mIoU VOC 2011"
-    reached: ClassVar[str] = "56.95 % mIoU CamVid at half the size, one seed"
-    coarser: ClassVar[tuple[str, ...]] = ("fcn32s-vgg16", "fcn16s-vgg16")
+    paper_result: ClassVar[str] = "62.7 % mIoU VOC 2011"
+    reproduced_result: ClassVar[str] = "56.95 % mIoU CamVid at half the size, one seed"
+    coarser_recipes: ClassVar[tuple[str, ...]] = ("fcn32s-vgg16", "fcn16s-vgg16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,20 +45,20 @@ class FCNResNet50(SegmentationRecipe):
 
     paper: ClassVar[str] = "Long et al., Fully Convolutional Networks for Semantic Segmentation"
     year: ClassVar[int] = 2015
-    published: ClassVar[str] = "60.5 % mIoU COCO, VOC classes (torchvision)"
+    paper_result: ClassVar[str] = "60.5 % mIoU COCO, VOC classes (torchvision)"
     backbone: ClassVar[str] = "resnet50"
 
     init: str = ""
     """Weights to begin with: coco or imagenet (torchvision's network or classifier, downloaded), a file of a state dict
     of either, or a run's folder."""
-    auxiliary: bool = True
+    aux_loss: bool = True
     """A second answer from layer3 in training, whose loss counts a half."""
 
-    def network(self, classes: int) -> "nn.Module":
+    def build_model(self, num_classes: int) -> "nn.Module":
         """The network on the recipe's ResNet."""
         from fukami import models
 
-        network: nn.Module = getattr(models, f"fcn_{self.backbone}")(classes, auxiliary=self.auxiliary)
+        network: nn.Module = getattr(models, f"fcn_{self.backbone}")(num_classes, auxiliary=self.aux_loss)
         return network
 
 
@@ -66,5 +66,5 @@ class FCNResNet50(SegmentationRecipe):
 class FCNResNet101(FCNResNet50):
     """FCN on a dilated ResNet-101 (Long et al. 2015), as torchvision has it."""
 
-    published: ClassVar[str] = "63.7 % mIoU COCO, VOC classes (torchvision)"
+    paper_result: ClassVar[str] = "63.7 % mIoU COCO, VOC classes (torchvision)"
     backbone: ClassVar[str] = "resnet101"

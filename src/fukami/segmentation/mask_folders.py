@@ -31,8 +31,8 @@ BINARY_VALUES = {0, IGNORE_INDEX}  # the values of masks of one thing
 class FilePair:
     """A picture and its mask; None where it has none."""
 
-    picture: Path
-    mask: Path | None
+    image_path: Path
+    mask_path: Path | None
 
 
 @dataclass
@@ -40,18 +40,18 @@ class FolderIndex:
     """What the folders of a data set hold.
 
     Attributes:
-        legend: what the values of the masks mean.
-        parts: the pairs of ``train``, ``val`` and ``test``, or of an empty name where all are one part.
-        flaws: masks without a picture, and lines of lists that name none.
+        class_table: what the values of the masks mean.
+        splits: the pairs of ``train``, ``val`` and ``test``, or of an empty name where all are one part.
+        problems: masks without a picture, and lines of lists that name none.
     """
 
-    legend: ClassTable
-    parts: dict[str, list[FilePair]] = field(default_factory=dict)
-    flaws: list[AnnotationProblem] = field(default_factory=list)
+    class_table: ClassTable
+    splits: dict[str, list[FilePair]] = field(default_factory=dict)
+    problems: list[AnnotationProblem] = field(default_factory=list)
 
-    def every(self) -> Iterator[FilePair]:
+    def iterate_pairs(self) -> Iterator[FilePair]:
         """The pairs of all parts."""
-        for pairs in self.parts.values():
+        for pairs in self.splits.values():
             yield from pairs
 
 
@@ -73,7 +73,7 @@ def index_folder(root: Path) -> FolderIndex:
             "same names (or train/images, train/masks ...), train/ and trainannot/ (CamVid), JPEGImages/ and "
             "SegmentationClass/ (VOC), or leftImg8bit/ and gtFine/ (Cityscapes)"
         )
-    if not any(pair.mask for pair in pairs.every()):
+    if not any(pair.mask_path for pair in pairs.iterate_pairs()):
         raise Error(f"{root} has pictures and not one mask of the same name; give each picture one")
     return pairs
 
@@ -84,24 +84,24 @@ def index_voc(root: Path) -> FolderIndex | None:
         return None
     found = _match_masks(_find_folder(root, IMAGE_FOLDERS), _find_folder(root, ("segmentationclass",)))
     table = class_tables.find_class_table(root)
-    first = next((pair.mask for pair in found.pairs if pair.mask), None)
+    first = next((pair.mask_path for pair in found.pairs if pair.mask_path), None)
     legend = table or (class_tables.VOC_COLOURED if first and masks.is_coloured(first) else class_tables.VOC)
-    result = FolderIndex(legend, flaws=found.flaws)
-    stems = {pair.picture.stem: pair for pair in found.pairs}
+    result = FolderIndex(legend, problems=found.problems)
+    stems = {pair.image_path.stem: pair for pair in found.pairs}
     for path in sorted((root / "ImageSets" / "Segmentation").glob("*.txt")):
         part = parse_split(path.stem)
         if part in ("train", "val", "test"):
             names = [line.strip() for line in read_text(path, errors="replace").splitlines()]
             for number, name in enumerate(names, 1):
                 if name in stems:
-                    result.parts.setdefault(part, []).append(stems[name])
+                    result.splits.setdefault(part, []).append(stems[name])
                 elif name:
                     detail = f"lists {name}, which has no picture in JPEGImages; add it, or remove the line"
-                    result.flaws.append(AnnotationProblem("missing", path, number, detail, part))
-    if "test" in result.parts and not any(pair.mask for pair in result.parts["test"]):
-        del result.parts["test"]  # whose masks the challenge keeps secret
-    if not result.parts:
-        result.parts[""] = [pair for pair in found.pairs if pair.mask]  # VOC has masks of some pictures alone
+                    result.problems.append(AnnotationProblem("missing", path, number, detail, part))
+    if "test" in result.splits and not any(pair.mask_path for pair in result.splits["test"]):
+        del result.splits["test"]  # whose masks the challenge keeps secret
+    if not result.splits:
+        result.splits[""] = [pair for pair in found.pairs if pair.mask_path]  # VOC has masks of some pictures alone
     return result
 
 
@@ -113,7 +113,7 @@ def index_camvid(root: Path) -> FolderIndex | None:
     result = FolderIndex(class_tables.find_class_table(root) or class_tables.CAMVID)
     for part, (pictures_in, masks_in) in folders.items():
         found = _match_masks(pictures_in, masks_in)
-        result.parts[part], result.flaws = found.pairs, result.flaws + found.flaws
+        result.splits[part], result.problems = found.pairs, result.problems + found.problems
     return result
 
 
@@ -128,11 +128,13 @@ def index_paired_folders(root: Path) -> FolderIndex | None:
     flaws: list[AnnotationProblem] = []
     for part, (pictures_in, masks_in) in folders.items():
         found = _match_masks(pictures_in, masks_in)
-        parts[part], flaws = found.pairs, flaws + found.flaws
+        parts[part], flaws = found.pairs, flaws + found.problems
     if _find_folder(root, ("leftimg8bit",)) and _find_folder(root, ("gtfine",)):
         parts.pop("test", None)  # whose masks are kept secret
         whole = class_tables.CITYSCAPES
-        if any(pair.mask and pair.mask.stem.endswith("TrainIds") for pairs in parts.values() for pair in pairs):
+        if any(
+            pair.mask_path and pair.mask_path.stem.endswith("TrainIds") for pairs in parts.values() for pair in pairs
+        ):
             whole = class_tables.CITYSCAPES_TRAIN_IDS
         return FolderIndex(whole, parts, flaws)
     tables = (
@@ -140,7 +142,7 @@ def index_paired_folders(root: Path) -> FolderIndex | None:
     )
     legend = next((table for table in tables if table), None)
     return FolderIndex(
-        legend or _infer_class_table([pair.mask for pairs in parts.values() for pair in pairs]), parts, flaws
+        legend or _infer_class_table([pair.mask_path for pairs in parts.values() for pair in pairs]), parts, flaws
     )
 
 
@@ -154,7 +156,7 @@ def _infer_class_table(files: Iterable[Path | None]) -> ClassTable:
 
     def values(path: Path) -> set[int]:
         try:
-            return {*np.unique(masks.read_codes(path, coloured=False)).tolist()}
+            return {*np.unique(masks.read_codes(path, by_color=False)).tolist()}
         except Error as error:
             if "is in colour" in str(error):
                 raise
@@ -176,22 +178,22 @@ def _infer_class_table(files: Iterable[Path | None]) -> ClassTable:
 @dataclass
 class _Matches:
     pairs: list[FilePair]
-    flaws: list[AnnotationProblem]
+    problems: list[AnnotationProblem]
 
 
-def _match_masks(pictures_in: Path | None, masks_in: Path | None) -> _Matches:
+def _match_masks(image_folder: Path | None, mask_folder: Path | None) -> _Matches:
     """The pictures of a folder with the mask of the same name in another one."""
-    assert pictures_in is not None
-    assert masks_in is not None
-    there = {_normalize_stem(path, pictures_in): path for path in list_images(pictures_in, deep=True)}
+    assert image_folder is not None
+    assert mask_folder is not None
+    there = {_normalize_stem(path, image_folder): path for path in list_images(image_folder, recursive=True)}
     files = [
         path
-        for path in list_images(masks_in, deep=True)
+        for path in list_images(mask_folder, recursive=True)
         if path.suffix.lower() in LOSSLESS_EXTENSIONS and not _is_auxiliary(path)
     ]
     if not files:  # made up values or not
-        files = [path for path in list_images(masks_in, deep=True) if not _is_auxiliary(path)]
-    given = {_normalize_stem(path, masks_in): path for path in files}
+        files = [path for path in list_images(mask_folder, recursive=True) if not _is_auxiliary(path)]
+    given = {_normalize_stem(path, mask_folder): path for path in files}
     detail = "is a mask, and there is no picture of its name; add it, or remove the mask"
     flaws = [AnnotationProblem("no picture", path, 0, detail) for name, path in given.items() if name not in there]
     return _Matches([FilePair(path, given.get(name)) for name, path in there.items()], flaws)

@@ -22,34 +22,37 @@ class SegmentationResults:
         labels: what the classes are called.
 
     Attributes:
-        matrix: ``(classes, classes)`` pixels, the true class by row.
-        pictures: of each picture by its number, the mean IoU of the classes that it shows and the boundary F-measure,
+        confusion_matrix: ``(classes, classes)`` pixels, the true class by row.
+        image_scores: of each picture by its number, the mean IoU of the classes that it shows and the boundary F-measure,
             nan where it has no border.
     """
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = tuple(labels)
-        self.matrix = np.zeros((len(labels), len(labels)), np.int64)
-        self.pictures: dict[int, tuple[float, float]] = {}
+        self.confusion_matrix = np.zeros((len(labels), len(labels)), np.int64)
+        self.image_scores: dict[int, tuple[float, float]] = {}
 
-    def add(self, number: int, found: UInt8Array, truth: UInt8Array) -> None:
+    def update(self, index: int, prediction: UInt8Array, truth: UInt8Array) -> None:
         """The maps ``(H, W)`` of a picture: 0 unlabelled, which counts nothing in the truth, else a class and 1."""
-        found = np.where(truth > 0, found, 0).astype(np.uint8)
-        answers, targets = (torch.from_numpy(pixels[truth > 0]).long() - 1 for pixels in (found, truth))
+        prediction = np.where(truth > 0, prediction, 0).astype(np.uint8)
+        answers, targets = (torch.from_numpy(pixels[truth > 0]).long() - 1 for pixels in (prediction, truth))
         classes = len(self.labels)
         counts = torch.bincount(targets * classes + answers, minlength=classes * classes)
         matrix = counts.view(classes, classes).numpy()
-        self.matrix += matrix
+        self.confusion_matrix += matrix
         ious = compute_iou(matrix)[matrix.sum(1) > 0]
-        self.pictures[number] = (float(ious.mean()) if len(ious) else float("nan"), compute_boundary_f1(found, truth))
+        self.image_scores[index] = (
+            float(ious.mean()) if len(ious) else float("nan"),
+            compute_boundary_f1(prediction, truth),
+        )
 
-    def merge(self, every: Iterable[Self]) -> None:
+    def merge(self, results: Iterable[Self]) -> None:
         """Become what all of them are together."""
-        several = list(every)
-        self.matrix = sum((each.matrix for each in several), np.zeros_like(self.matrix))
-        self.pictures = {number: value for each in several for number, value in each.pictures.items()}
+        several = list(results)
+        self.confusion_matrix = sum((each.confusion_matrix for each in several), np.zeros_like(self.confusion_matrix))
+        self.image_scores = {number: value for each in several for number, value in each.image_scores.items()}
 
-    def metrics(self) -> dict[str, Any]:
+    def compute_metrics(self) -> dict[str, Any]:
         """What the counts say.
 
         ``miou``: mean over the classes that occur of intersection by union; ``accuracy``: share of the pixels;
@@ -60,13 +63,13 @@ class SegmentationResults:
         Raises:
             Error: no pixel has a class.
         """
-        own = self.matrix.sum(1)
+        own = self.confusion_matrix.sum(1)
         pixels = int(own.sum())
         if pixels == 0:
             raise Error("there is no labelled pixel to judge; give data with a test part, or a larger --holdout")
         there = own > 0
-        ious, right = compute_iou(self.matrix), np.diag(self.matrix) / np.maximum(own, 1)
-        borders = np.array([border for _, border in self.pictures.values()])
+        ious, right = compute_iou(self.confusion_matrix), np.diag(self.confusion_matrix) / np.maximum(own, 1)
+        borders = np.array([border for _, border in self.image_scores.values()])
         known = borders[np.isfinite(borders)]
         classes = {
             label: {"iou": float(ious[number]), "accuracy": float(right[number]), "pixels": int(own[number])}
@@ -75,28 +78,28 @@ class SegmentationResults:
         }
         return {
             "miou": float(ious[there].mean()),
-            "accuracy": float(np.trace(self.matrix) / pixels),
+            "accuracy": float(np.trace(self.confusion_matrix) / pixels),
             "class_accuracy": float(right[there].mean()),
             "fw_iou": float((own * ious).sum() / pixels),
             **({"boundary_f1": float(known.mean())} if len(known) else {}),
-            "count": len(self.pictures),
+            "count": len(self.image_scores),
             "pixels": pixels,
             "classes": classes,
         }
 
-    def ranked(self) -> list[int]:
+    def rank_images(self) -> list[int]:
         """The numbers of the pictures, the best understood first."""
-        known = {number: value for number, (value, _) in self.pictures.items() if np.isfinite(value)}
+        known = {number: value for number, (value, _) in self.image_scores.items() if np.isfinite(value)}
         return sorted(known, key=lambda number: -known[number])
 
 
-def compute_iou(matrix: npt.NDArray[np.int64]) -> FloatArray:
+def compute_iou(confusion_matrix: npt.NDArray[np.int64]) -> FloatArray:
     """Intersection by union of each class ``(classes,)``; 0 where there is neither."""
-    right = np.diag(matrix)
-    return np.asarray(right / np.maximum(matrix.sum(0) + matrix.sum(1) - right, 1))
+    right = np.diag(confusion_matrix)
+    return np.asarray(right / np.maximum(confusion_matrix.sum(0) + confusion_matrix.sum(1) - right, 1))
 
 
-def compute_boundary_f1(found: UInt8Array, truth: UInt8Array) -> float:
+def compute_boundary_f1(prediction: UInt8Array, truth: UInt8Array) -> float:
     """The boundary F-measure of a picture (Csurka et al. 2013, section 3.1): the mean over its true classes.
 
     Precision is the share of a class's found border that lies within 0.75 % of the diagonal of the true one, recall the
@@ -104,7 +107,7 @@ def compute_boundary_f1(found: UInt8Array, truth: UInt8Array) -> float:
     Nan where no class has a border.
     """
     reach = BOUNDARY_TOLERANCE * float(np.hypot(*truth.shape)) + 1e-9
-    (ours, seen), (theirs, true) = find_boundaries(found), find_boundaries(truth)
+    (ours, seen), (theirs, true) = find_boundaries(prediction), find_boundaries(truth)
     measures = []
     for label in np.unique(true):
         mine, real = ours[seen == label], theirs[true == label]
@@ -116,21 +119,21 @@ def compute_boundary_f1(found: UInt8Array, truth: UInt8Array) -> float:
     return float(np.mean(measures)) if measures else float("nan")
 
 
-def find_boundaries(pixels: UInt8Array) -> tuple[npt.NDArray[np.int64], UInt8Array]:
+def find_boundaries(labels: UInt8Array) -> tuple[npt.NDArray[np.int64], UInt8Array]:
     """The pixels ``(n, 2)`` beside one of another class, none of them unlabelled, and their classes ``(n,)``."""
-    edge = np.zeros(pixels.shape, bool)
+    edge = np.zeros(labels.shape, bool)
     for one, other in (
         ((slice(1, None),), (slice(None, -1),)),
         ((slice(None), slice(1, None)), (..., slice(None, -1))),
     ):
-        differ = (pixels[one] != pixels[other]) & (pixels[one] > 0) & (pixels[other] > 0)
+        differ = (labels[one] != labels[other]) & (labels[one] > 0) & (labels[other] > 0)
         edge[one] |= differ
         edge[other] |= differ
-    return np.argwhere(edge), pixels[edge]
+    return np.argwhere(edge), labels[edge]
 
 
-def compute_nearby_fraction(points: npt.NDArray[np.int64], others: npt.NDArray[np.int64], reach: float) -> float:
+def compute_nearby_fraction(points: npt.NDArray[np.int64], others: npt.NDArray[np.int64], max_distance: float) -> float:
     """The share of the points that have one of the others within reach."""
     # from 1 on: around 0 the tree relies on denormal numbers, and breaks where the processor takes these for 0
-    distances, _ = cKDTree(others + 1).query(points + 1, distance_upper_bound=reach)
+    distances, _ = cKDTree(others + 1).query(points + 1, distance_upper_bound=max_distance)
     return float(np.isfinite(distances).mean())

@@ -20,24 +20,24 @@ BLUE, PALE = "#4878a8", "#c3d3e6"
 
 
 def plot_evaluation(
-    found: SegmentationResults, shown: Callable[[int], SegmentationExample]
+    results: SegmentationResults, get_example: Callable[[int], SegmentationExample]
 ) -> Iterator[tuple[str, Figure]]:
     """Every figure with its title, for the report of a run.
 
     Args:
-        found: what was judged.
-        shown: what there is to see of a picture by its number.
+        results: what was judged.
+        get_example: what there is to see of a picture by its number.
     """
-    yield "Intersection over union by class", plot_class_iou(found)
-    yield "What was taken for what", plot_confusion_matrix(found)
-    for name, numbers in select_images(found).items():
-        rows = [(f"{name}: mIoU {found.pictures[number][0]:.1%}", *shown(number)) for number in numbers]
-        yield f"The {name} pictures", plot_examples(rows, found.labels)
+    yield "Intersection over union by class", plot_class_iou(results)
+    yield "What was taken for what", plot_confusion_matrix(results)
+    for name, numbers in select_images(results).items():
+        rows = [(f"{name}: mIoU {results.image_scores[number][0]:.1%}", *get_example(number)) for number in numbers]
+        yield f"The {name} pictures", plot_examples(rows, results.labels)
 
 
-def select_images(found: SegmentationResults) -> dict[str, list[int]]:
+def select_images(results: SegmentationResults) -> dict[str, list[int]]:
     """The numbers of the best, the median and the worst pictures; no picture twice."""
-    ranked = found.ranked()
+    ranked = results.rank_images()
     middle = max(0, len(ranked) // 2 - IMAGES_PER_GROUP // 2)
     cuts = {
         "best": ranked[:IMAGES_PER_GROUP],
@@ -51,9 +51,9 @@ def select_images(found: SegmentationResults) -> dict[str, list[int]]:
     return {name: numbers for name, numbers in cuts.items() if numbers}
 
 
-def plot_class_iou(found: SegmentationResults) -> Figure:
+def plot_class_iou(results: SegmentationResults) -> Figure:
     """IoU and the share of the pixels that was found, of each class that occurs, the best first."""
-    classes = found.metrics()["classes"]
+    classes = results.compute_metrics()["classes"]
     ranked = sorted(classes.items(), key=lambda item: -item[1]["iou"])
     whole = sum(each["pixels"] for each in classes.values())
     figure = Figure(figsize=(8, 1.1 + 0.3 * len(ranked)), layout="constrained")
@@ -73,17 +73,17 @@ def plot_class_iou(found: SegmentationResults) -> Figure:
     return figure
 
 
-def plot_confusion_matrix(found: SegmentationResults) -> Figure:
+def plot_confusion_matrix(results: SegmentationResults) -> Figure:
     """True class by row, answer by column, in % of the row's pixels; classes that do not occur are left out."""
-    there = np.flatnonzero(found.matrix.sum(0) + found.matrix.sum(1))
-    counts = found.matrix[np.ix_(there, there)]
+    there = np.flatnonzero(results.confusion_matrix.sum(0) + results.confusion_matrix.sum(1))
+    counts = results.confusion_matrix[np.ix_(there, there)]
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = 2.8 + 0.45 * min(len(there), 30)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.add_subplot(xlabel="answer", ylabel="true")
     axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     if len(there) <= MAX_ANNOTATED_CLASSES:
-        names = [found.labels[number][:20] for number in there]
+        names = [results.labels[number][:20] for number in there]
         axes.set_xticks(range(len(there)), names, rotation=60, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(there)), names)
         for row, column in np.argwhere(share >= 0.5):

@@ -30,16 +30,16 @@ class SegmentationRecipe(SupervisedRecipe):
     family: ClassVar[str] = "segmentation"
     backbone: ClassVar[str] = ""  # the classifier that it is made of, whose published weights fit
 
-    dataset: DataSpec = "scenes"
+    data: DataSpec = "scenes"
     """What to learn from: scenes (embedded), camvid, voc2012, cityscapes, coco, or a folder or archive of pictures and
     masks, or COCO's JSON."""
-    ignore: int = 255
+    ignore_index: int = 255
     """The value in masks that stands for no class, and is neither learned nor judged."""
-    shortest: int = 0
+    min_size: int = 0
     """Shorter side of the pictures that the network sees, in pixels; 0: as it is."""
-    longest: int = 0
+    max_size: int = 0
     """The longer side at most; a longer picture is made smaller still; 0: any."""
-    window: int = 512
+    window_size: int = 512
     """Side of the squares that are cut at random out of larger pictures in training; 0: they stay whole."""
     augment: tuple[str, ...] = ("flip", "crop=0.5")
     """Changes of the training pictures and their masks, such as flip crop=0.5 rotate brightness; none: give the flag
@@ -48,7 +48,7 @@ class SegmentationRecipe(SupervisedRecipe):
     """For unequal classes: weigh the loss of each by the median of their frequencies over its own, or its root."""
     epochs: int = 60
     """Passes over the training set."""
-    batch: int = 8
+    batch_size: int = 8
     """Pictures in an update, over all processes."""
     optimizer: OptimizerName = "adamw"
     """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
@@ -56,18 +56,18 @@ class SegmentationRecipe(SupervisedRecipe):
     """Peak learning rate of the recipe's own batch."""
     weight_decay: float = 0.01
     """Pull of the weights towards 0; decoupled with adamw (Loshchilov and Hutter 2019)."""
-    decay: str = "polynomial=0.9"
+    schedule: str = "polynomial=0.9"
     """Course of the learning rate: constant, step=DROPS, multistep=SHARE,SHARE, exponential=END, polynomial=POWER,
     cosine, one-cycle, plateau=PATIENCE."""
     warmup: float = 0.02
     """Share of the training in which the learning rate rises."""
-    judge_every: int = 5
+    eval_every: int = 5
     """Passes between two evaluations; there is one at the end in any case."""
     init: str = ""
     """Weights to begin with: imagenet (torchvision's, downloaded), a file of a state dict (of a classifier or of this
     network), or a run's folder."""
 
-    backbone_lr: float = 1.0
+    backbone_lr_factor: float = 1.0
     """What the learning rate is multiplied by in the layers of the classifier that init begins with."""
 
     def __post_init__(self) -> None:
@@ -76,79 +76,81 @@ class SegmentationRecipe(SupervisedRecipe):
         check_range(self, 0, MAX_IMAGE_SIDE, "shortest", "longest", "window")
         check_range(self, 0, 1, "backbone_lr")
         check_range(self, 0, 65535, "ignore")
-        if self.longest and self.longest < self.shortest:
-            raise UsageError(f"longest should be at least shortest, {self.shortest}, or 0, not {self.longest}")
+        if self.max_size and self.max_size < self.min_size:
+            raise UsageError(f"longest should be at least shortest, {self.min_size}, or 0, not {self.max_size}")
         for name in ("shortest", "longest", "window"):
             if 0 < getattr(self, name) < 32:
                 raise UsageError(f"{name} should be at least 32 pixels, or 0, not {getattr(self, name)}")
 
-    def prepare(self) -> "ResizeTransform":
+    def build_preprocessing(self) -> "ResizeTransform":
         """How a picture is brought to the form that the network sees."""
         from fukami.image.transform import ResizeTransform
 
-        return ResizeTransform(shortest=self.shortest, longest=self.longest, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        return ResizeTransform(min_size=self.min_size, max_size=self.max_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
-    def data(self) -> Data:
+    def load_data(self) -> Data:
         """The data set: in memory where it fits, streamed from its files where it does not."""
         from fukami.segmentation import data as segmentation_data
 
         train, test, labels = segmentation_data.load_dataset(
-            self.dataset, self.holdout, self.broken, ignore=self.ignore
+            self.data, self.holdout, self.max_broken, ignore_index=self.ignore_index
         )
-        return Data(self.loader(train, labels, train=True), self.loader(test, labels, train=False), labels)
+        return Data(self.build_loader(train, labels, train=True), self.build_loader(test, labels, train=False), labels)
 
-    def judged(self) -> "PaddedLoader":
+    def load_eval_data(self) -> "PaddedLoader":
         """The test part alone: what there is to train on is not decoded."""
         from fukami.segmentation import data as segmentation_data
 
         _, test, labels = segmentation_data.load_dataset(
-            self.dataset, self.holdout, self.broken, ignore=self.ignore, training=False
+            self.data, self.holdout, self.max_broken, ignore_index=self.ignore_index, include_train=False
         )
-        return self.loader(test, labels, train=False)
+        return self.build_loader(test, labels, train=False)
 
-    def loader(self, samples: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
+    def build_loader(self, samples: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
         """Batches of a part of the data, to train on or to judge on."""
         from fukami.data import augment_boxes, padded_loader
 
-        seed, batch, window = (self.seed, self.batch, self.window) if train else (None, EVAL_BATCH_SIZE, 0)
+        seed, batch, window = (self.seed, self.batch_size, self.window_size) if train else (None, EVAL_BATCH_SIZE, 0)
         change = augment_boxes.parse_box_augmentation(self.augment if train else ())
-        return padded_loader.build_padded_loader(samples, labels, self.prepare(), batch=batch, seed=seed, augment=change, window=window,
-                             memory=self.memory, broken=self.broken)  # fmt: skip
+        return padded_loader.build_padded_loader(samples, labels, self.build_preprocessing(), batch_size=batch, seed=seed, augment=change, window_size=window,
+                             memory_limit=self.memory_limit, max_broken=self.max_broken)  # fmt: skip
 
     @property
-    def classifier(self) -> str:
+    def pretrained_name(self) -> str:
         """What the classifier is called in :mod:`fukami.models` whose weights it can begin with; empty: none."""
         return self.backbone
 
-    def network(self, classes: int) -> "nn.Module":
+    def build_model(self, num_classes: int) -> "nn.Module":
         """The network of the recipe's name, for so many classes."""
         raise NotImplementedError(f"{type(self).__name__} does not define network(classes)")
 
-    def task(self, labels: tuple[str, ...]) -> "SegmentationTask":
+    def build_task(self, labels: tuple[str, ...]) -> "SegmentationTask":
         """A segmentation into ``labels``."""
         from fukami.engine import pretrained
         from fukami.segmentation.task import SegmentationTask
 
-        model, regime = self.network(len(labels)), self.regime()
-        if self.init and self.backbone_lr != 1:
+        model, regime = self.build_model(len(labels)), self.get_training_options()
+        if self.init and self.backbone_lr_factor != 1:
             make = regime["optimizer"]
-            regime["optimizer"] = lambda _: make(pretrained.build_backbone_groups(model, self.peak, self.backbone_lr))
+            regime["optimizer"] = lambda _: make(
+                pretrained.build_backbone_groups(model, self.peak_lr, self.backbone_lr_factor)
+            )
         return SegmentationTask(
             model,
             labels,
-            self.prepare(),
-            balance=BALANCE_POWERS[self.balance],
-            rematerialise=self.rematerialise,
+            self.build_preprocessing(),
+            balance_power=BALANCE_POWERS[self.balance],
+            activation_checkpointing=self.activation_checkpointing,
             **regime,
         )
 
-    def begin(self, task: "Task") -> None:
+    def initialize_task(self, task: "Task") -> None:
         """Put the weights of ``init`` into the network."""
         from fukami.engine import pretrained
 
         if self.init:
             labels = getattr(task, "labels", ())
-            plain = pretrained.initialize_segmenter(task.model, self.classifier, self.init, labels)
+            plain = pretrained.initialize_segmenter(task.model, self.pretrained_name, self.init, labels)
             setattr(task, "uncalibrated", plain)  # noqa: B010  a task of any kind may be given
 
 
@@ -157,7 +159,7 @@ class FCNVGG(SegmentationRecipe):
     """VGG-16 with convolutions for its affine layers, and scores enlarged to the picture."""
 
     backbone: ClassVar[str] = "vgg16"
-    coarser: ClassVar[tuple[str, ...]] = ()  # the recipes of the networks to learn before, the coarsest first
+    coarser_recipes: ClassVar[tuple[str, ...]] = ()  # the recipes of the networks to learn before, the coarsest first
 
     lr: float = 2e-4
     """Peak learning rate of the recipe's own batch."""
@@ -165,7 +167,7 @@ class FCNVGG(SegmentationRecipe):
     """Channels of the two convolutions that were affine layers."""
     dropout: float = 0.5
     """Share of them dropped in training."""
-    width: float = 1.0
+    width_multiplier: float = 1.0
     """Share of the paper's channels in the convolutions before."""
     batch_norm: bool = False
     """Batch normalisation after every convolution but the last."""
@@ -178,17 +180,21 @@ class FCNVGG(SegmentationRecipe):
         check_range(self, 1 / 64, 4, "width")
 
     @property
-    def classifier(self) -> str:
+    def pretrained_name(self) -> str:
         """VGG-16 with batch normalisation, or without it."""
         return self.backbone + ("_bn" if self.batch_norm else "")
 
-    def network(self, classes: int) -> "nn.Module":
+    def build_model(self, num_classes: int) -> "nn.Module":
         """The network of the recipe's name."""
         from fukami import models
 
         make = getattr(models, get_recipe_name(type(self)).replace("-", "_"))
         network: nn.Module = make(
-            classes, hidden=self.hidden, dropout=self.dropout, width=self.width, batch_norm=self.batch_norm
+            num_classes,
+            hidden=self.hidden,
+            dropout=self.dropout,
+            width=self.width_multiplier,
+            batch_norm=self.batch_norm,
         )
         return network
 
@@ -211,10 +217,10 @@ class SkipFCN(FCNVGG):
             raise UsageError("--stage-lr-factor is of staged training; add --training staged, or leave it out")
 
     @property
-    def peak(self) -> float:
+    def peak_lr(self) -> float:
         """The peak learning rate of this network, which is the last stage of a staged training."""
-        lowered = self.stage_lr_factor ** len(self.coarser) if self.training == "staged" else 1.0
-        return super().peak * lowered
+        lowered = self.stage_lr_factor ** len(self.coarser_recipes) if self.training == "staged" else 1.0
+        return super().peak_lr * lowered
 
     def stages(self, folder: Path) -> dict[str, Recipe]:
         """The coarser networks, each begun with the one before it, at a lower learning rate."""
@@ -224,7 +230,7 @@ class SkipFCN(FCNVGG):
 
         found: dict[str, Recipe] = {}
         init = self.init
-        for number, name in enumerate(self.coarser):
+        for number, name in enumerate(self.coarser_recipes):
             kind = get_recipe(name)
             known = {field.name for field in dataclasses.fields(kind)} - {"training", "stage_lr_factor"}
             fields = {name: value for name, value in vars(self).items() if name in known}
@@ -232,6 +238,6 @@ class SkipFCN(FCNVGG):
             init = str(folder.resolve() / name)
         return found
 
-    def follow(self, task: "Task", run: Path) -> None:
+    def continue_from_stage(self, task: "Task", run: Path) -> None:
         """Begin with the network of the last stage, whose answers are this one's first answers."""
-        dataclasses.replace(self, init=str(run)).begin(task)
+        dataclasses.replace(self, init=str(run)).initialize_task(task)

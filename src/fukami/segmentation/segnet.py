@@ -17,19 +17,19 @@ class SegNetVGG16(SegmentationRecipe):
 
     paper: ClassVar[str] = "Badrinarayanan et al., SegNet: A Deep Convolutional Encoder-Decoder Architecture"
     year: ClassVar[int] = 2017
-    published: ClassVar[str] = "60.1 % mIoU CamVid, 3,433 training pictures"
-    reached: ClassVar[str] = "51.41 % mIoU CamVid at half the size, one seed"
+    paper_result: ClassVar[str] = "60.1 % mIoU CamVid, 3,433 training pictures"
+    reproduced_result: ClassVar[str] = "51.41 % mIoU CamVid at half the size, one seed"
     backbone: ClassVar[str] = "vgg16_bn"
 
-    batch: int = 4
+    batch_size: int = 4
     """Pictures in an update, over all processes."""
     lr: float = 3e-3
     """Peak learning rate of the recipe's own batch."""
-    backbone_lr: float = 0.08
+    backbone_lr_factor: float = 0.08
     """What the learning rate is multiplied by in the layers of the classifier that init begins with."""
     balance: Literal["none", "median", "root"] = "root"
     """For unequal classes: weigh the loss of each by the median of their frequencies over its own, or its root."""
-    width: float = 1.0
+    width_multiplier: float = 1.0
     """Share of the paper's channels."""
 
     def __post_init__(self) -> None:
@@ -37,11 +37,11 @@ class SegNetVGG16(SegmentationRecipe):
         super().__post_init__()
         check_range(self, 1 / 64, 4, "width")
 
-    def network(self, classes: int) -> "nn.Module":
+    def build_model(self, num_classes: int) -> "nn.Module":
         """The network."""
         from fukami.models import segnet_vgg16
 
-        return segnet_vgg16(classes, width=self.width)
+        return segnet_vgg16(num_classes, width_multiplier=self.width_multiplier)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +50,10 @@ class SegNetBasic(SegmentationRecipe):
 
     paper: ClassVar[str] = "Badrinarayanan et al., SegNet: A Deep Convolutional Encoder-Decoder Architecture"
     year: ClassVar[int] = 2017
-    published: ClassVar[str] = "46.3 % mIoU CamVid"
-    reached: ClassVar[str] = "43.75 % mIoU CamVid at half the size, one seed"
+    paper_result: ClassVar[str] = "46.3 % mIoU CamVid"
+    reproduced_result: ClassVar[str] = "43.75 % mIoU CamVid at half the size, one seed"
 
-    batch: int = 4
+    batch_size: int = 4
     """Pictures in an update, over all processes."""
     lr: float = 2e-3
     """Peak learning rate of the recipe's own batch."""
@@ -67,8 +67,8 @@ class SegNetBasic(SegmentationRecipe):
         super().__post_init__()
         check_range(self, 1, math.inf, "filters")
 
-    def network(self, classes: int) -> "nn.Module":
+    def build_model(self, num_classes: int) -> "nn.Module":
         """The network."""
         from fukami.models import segnet_basic
 
-        return segnet_basic(classes, filters=self.filters)
+        return segnet_basic(num_classes, num_filters=self.filters)

@@ -43,9 +43,9 @@ class SegmentationTask(PaddedTask):
         model: scores ``(N, classes, H, W)`` of normalised pictures ``(N, 3, H, W)``; in training a tuple where it has a
             second answer, whose loss counts a half.
         labels, prepare: as for :class:`fukami.engine.padded_task.PaddedTask`.
-        balance: the loss of a class counts the more the rarer it is: the power of its weight in median-frequency
+        balance_power: the loss of a class counts the more the rarer it is: the power of its weight in median-frequency
             balancing, from 0, all classes alike, to 1, the paper's.
-        rematerialise: keep the activations between the stages of the network alone, and compute the others again.
+        activation_checkpointing: keep the activations between the stages of the network alone, and compute the others again.
         regime: optimizer, decay, epochs, judge_every, accumulate and clip, as for :class:`fukami.Task`.
     """
 
@@ -55,24 +55,24 @@ class SegmentationTask(PaddedTask):
         labels: tuple[str, ...],
         prepare: ResizeTransform,
         *,
-        balance: float = 0.0,
-        rematerialise: bool = False,
+        balance_power: float = 0.0,
+        activation_checkpointing: bool = False,
         **regime: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(model, labels, prepare, **regime)
-        self.balance, self.rematerialise = balance, rematerialise
-        self.uncalibrated = False  # whether it begins with layers whose maps may have any size
-        self.weight: Tensor | None = None
+        self.balance_power, self.activation_checkpointing = balance_power, activation_checkpointing
+        self.needs_calibration = False  # whether it begins with layers whose maps may have any size
+        self.class_weights: Tensor | None = None
 
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device and make ready to train."""
-        if self.rematerialise:
+        if self.activation_checkpointing:
             stages: Any = getattr(self.model, "stages", [self.model])
             for stage in stages:
                 enable_activation_checkpointing(stage)
         super().setup(runtime)
 
-    def interface(self) -> ModelSignature:
+    def get_signature(self) -> ModelSignature:
         """A picture in a frame; how it is prepared, the labels, and what the answer is, as JSON and words."""
         frame = "the frame's sides are multiples of 32, its values 0 to the right of the picture and below it"
         about = {
@@ -82,40 +82,45 @@ class SegmentationTask(PaddedTask):
         }
         return ModelSignature("segmenter", (3, 4 * SIZE_DIVISOR, 6 * SIZE_DIVISOR), about)
 
-    def batches(self, train: Any) -> Iterable["PaddedBatch"]:
+    def iterate_batches(self, train: Any) -> Iterable["PaddedBatch"]:
         """Pass after pass over the loader; the weights of the classes come from its ``frequencies()``."""
-        if self.balance:
-            weight = compute_class_weights(train.frequencies()) ** self.balance
-            self.weight = torch.from_numpy(weight).to(self.runtime.device)
-        if self.uncalibrated:
-            first = self.moved(next(train.ordered()))
-            rescale_activations(self.model.chain(), self.normalised(first.pictures, first.sizes))  # type: ignore[operator]
-        return super().batches(train)
+        if self.balance_power:
+            weight = compute_class_weights(train.frequencies()) ** self.balance_power
+            self.class_weights = torch.from_numpy(weight).to(self.runtime.device)
+        if self.needs_calibration:
+            first = self.move_to_device(next(train.ordered()))
+            rescale_activations(self.model.chain(), self.normalize_images(first.images, first.sizes))  # type: ignore[operator]
+        return super().iterate_batches(train)
 
-    def loss(self, batch: "PaddedBatch") -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(self, batch: "PaddedBatch") -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropy over the labelled pixels of all processes, and the share of them that is right."""
-        batch = self.moved(batch)
+        batch = self.move_to_device(batch)
         targets = batch.masks.long() - 1
-        scores = self.replica(self.normalised(batch.pictures, batch.sizes))
+        scores = self.training_model(self.normalize_images(batch.images, batch.sizes))
         scores, *others = scores if isinstance(scores, tuple) else (scores,)
         there = targets >= 0
-        mass = there.float() if self.weight is None else self.weight[targets.clamp(min=0)] * there
+        mass = there.float() if self.class_weights is None else self.class_weights[targets.clamp(min=0)] * there
         right = (scores.detach().argmax(1) == targets) & there
-        counts = self.runtime.sum(torch.stack([mass.sum(), there.sum().float()])).clamp(min=1e-6) / self.runtime.world
-        loss = self.entropy(scores, targets) + AUX_LOSS_WEIGHT * sum(self.entropy(other, targets) for other in others)
+        counts = (
+            self.runtime.all_reduce_sum(torch.stack([mass.sum(), there.sum().float()])).clamp(min=1e-6)
+            / self.runtime.world_size
+        )
+        loss = self.compute_cross_entropy(scores, targets) + AUX_LOSS_WEIGHT * sum(
+            self.compute_cross_entropy(other, targets) for other in others
+        )
         return loss / counts[0], {"accuracy": right.sum() / counts[1]}
 
-    def entropy(self, scores: Tensor, targets: Tensor) -> Tensor:
+    def compute_cross_entropy(self, scores: Tensor, targets: Tensor) -> Tensor:
         """The weighted cross entropy, summed; by torch itself it would be summed in any order on a GPU."""
-        return F.cross_entropy(scores.float(), targets, self.weight, ignore_index=-1, reduction="none").sum()
+        return F.cross_entropy(scores.float(), targets, self.class_weights, ignore_index=-1, reduction="none").sum()
 
-    def scores(self, pictures: Tensor, sizes: Tensor) -> Tensor:
+    def predict_scores(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Scores ``(N, classes, H, W)``, float32, of frames ``(N, 3, H, W)`` in 0..255; of large ones probabilities.
 
         What is larger than a tile is answered in tiles, which are blended where they overlap, so that no seam is seen.
         """
         kind = next(self.model.parameters()).dtype
-        frames = self.normalised(pictures, sizes).to(kind)
+        frames = self.normalize_images(images, sizes).to(kind)
         with half_precision.enable_float32_fallback(self.model):
             if max(frames.shape[-2:]) <= TILE_SIZE:
                 found: Tensor = self.model(frames)
@@ -132,40 +137,42 @@ class SegmentationTask(PaddedTask):
                     whole[place] += weight * self.model(tile).float().softmax(1)
         return whole
 
-    def maps(self, batch: "PaddedBatch") -> Iterator["np.typing.NDArray[np.uint8]"]:
+    def predict_maps(self, batch: "PaddedBatch") -> Iterator["np.typing.NDArray[np.uint8]"]:
         """The class and 1 of each pixel of each picture of a batch, ``(h, w)``, at its own size."""
-        batch = self.moved(batch)
-        scores = self.scores(batch.pictures, batch.sizes)
-        sides = zip(scores, batch.sizes.int().tolist(), batch.originals.int().tolist(), strict=True)
+        batch = self.move_to_device(batch)
+        scores = self.predict_scores(batch.images, batch.sizes)
+        sides = zip(scores, batch.sizes.int().tolist(), batch.original_sizes.int().tolist(), strict=True)
         for own, (height, width), original in sides:
             yield resize_and_argmax(own[:, :height, :width], *original).cpu().numpy()
 
-    def values(self, batches: Any) -> "np.typing.NDArray[np.uint8]":
+    def build_value_table(self, batches: Any) -> "np.typing.NDArray[np.uint8]":
         """What each value of the masks of ``batches`` is in our maps: 0 unlabelled, else our class and 1."""
-        return np.concatenate([[0], self.numbers(getattr(batches, "labels", self.labels)) + 1]).astype(np.uint8)
+        return np.concatenate([[0], self.get_class_indices(getattr(batches, "labels", self.labels)) + 1]).astype(
+            np.uint8
+        )
 
-    def judge(self, batches: Any) -> SegmentationResults:
+    def collect_results(self, batches: Any) -> SegmentationResults:
         """What every pixel of ``batches`` was taken for, over all processes."""
-        found, ours = SegmentationResults(self.labels), self.values(batches)
-        with self.answering():
+        found, ours = SegmentationResults(self.labels), self.build_value_table(batches)
+        with self.inference_mode():
             for batch in batches:
                 if len(batch.pictures):  # else this process's share of the last batch
-                    for at, pixels in zip(batch.numbers.tolist(), self.maps(batch), strict=True):
-                        found.add(at, pixels, ours[batches.samples[at].mask.read()])
-        found.merge(self.runtime.gather(found))
+                    for at, pixels in zip(batch.numbers.tolist(), self.predict_maps(batch), strict=True):
+                        found.update(at, pixels, ours[batches.samples[at].mask.read()])
+        found.merge(self.runtime.all_gather(found))
         return found
 
-    def answers(self, pictures: Tensor) -> list[dict[str, Any]]:
+    def predict_batch(self, images: Tensor) -> list[dict[str, Any]]:
         """The ``shares`` of the classes in each picture, the largest first, and the ``masks`` of their pixels.
 
         A mask is ``{"size": [height, width], "counts"}``, the compressed run lengths of COCO's tools.
         """
         from faster_coco_eval.core import mask
 
-        height, width = pictures.shape[-2:]
-        frame, inside = self.framed(pictures)
+        height, width = images.shape[-2:]
+        frame, inside = self.resize_and_pad(images)
         answers = []
-        for own, size in zip(self.scores(frame, inside), inside.int().tolist(), strict=True):
+        for own, size in zip(self.predict_scores(frame, inside), inside.int().tolist(), strict=True):
             pixels = resize_and_argmax(own[:, : size[0], : size[1]], height, width).cpu().numpy()
             counts = np.bincount(pixels.ravel(), minlength=len(self.labels) + 1)[1:]
             shares, masks = {}, {}
@@ -177,29 +184,31 @@ class SegmentationTask(PaddedTask):
             answers.append({"shares": shares, "masks": masks})
         return answers
 
-    def map(self, answer: dict[str, Any]) -> "np.typing.NDArray[np.uint8]":
+    def decode_masks(self, prediction: dict[str, Any]) -> "np.typing.NDArray[np.uint8]":
         """The number of the class of each pixel ``(height, width)`` that an answer tells."""
         from faster_coco_eval.core import mask
 
-        pixels = np.zeros((answer["height"], answer["width"]), np.uint8)
-        for label, found in answer["masks"].items():
+        pixels = np.zeros((prediction["height"], prediction["width"]), np.uint8)
+        for label, found in prediction["masks"].items():
             pixels[mask.decode(found).astype(bool)] = self.labels.index(label)
         return pixels
 
-    def draw(self, source: Any, answer: dict[str, Any]) -> Image.Image:
+    def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
         """The picture under the colours of the classes, which are named below."""
         shades = dict(zip(self.labels, image_io.get_class_colors(self.labels), strict=True))
-        named = [(f"{label} {share:.0%}", shades[label]) for label, share in answer["shares"].items()]
-        drawn = image_io.overlay_mask(image_io.read_image(source), self.map(answer), list(shades.values()))
+        named = [(f"{label} {share:.0%}", shades[label]) for label, share in prediction["shares"].items()]
+        drawn = image_io.overlay_mask(image_io.read_image(source), self.decode_masks(prediction), list(shades.values()))
         return image_io.draw_legend(
             drawn, named, [f"{label} 100%" for label in self.labels], min(MAX_LEGEND_CLASSES, len(shades))
         )
 
-    def layers(self, answer: dict[str, Any]) -> dict[str, Image.Image]:
+    def render_maps(self, prediction: dict[str, Any]) -> dict[str, Image.Image]:
         """The map of the classes as a picture with a palette, whose values are the numbers of the labels."""
-        return {"classes": image_io.apply_palette(self.map(answer), image_io.get_class_colors(self.labels))}
+        return {
+            "classes": image_io.apply_palette(self.decode_masks(prediction), image_io.get_class_colors(self.labels))
+        }
 
-    def ensemble(self, others: Sequence[Self], *, vote: bool = False) -> Self:
+    def ensemble_with(self, others: Sequence[Self], *, vote: bool = False) -> Self:
         """This task and ``others`` together: the class of a pixel by their averaged probabilities.
 
         Raises:
@@ -214,22 +223,22 @@ class SegmentationTask(PaddedTask):
         return self
 
     @torch.inference_mode()
-    def figures(self, batches: Any) -> "Iterator[tuple[str, Figure]]":
+    def plot_evaluation(self, batches: Any) -> "Iterator[tuple[str, Figure]]":
         """IoU by class, what was taken for what, and pictures from the best to the worst."""
         from fukami.segmentation import plots as segmentation_plots
 
-        found: SegmentationResults = self.judged_last(batches)
-        if not self.runtime.main:
+        found: SegmentationResults = self.get_results(batches)
+        if not self.runtime.is_main:
             return
-        ours = self.values(batches)
+        ours = self.build_value_table(batches)
 
         def shown(at: int) -> segmentation_plots.SegmentationExample:
             sample = batches.samples[at]
             picture = image_io.read_image(sample.source)
             (answer,) = self.predict([picture])
-            return picture, ours[sample.mask.read()], self.map(answer) + 1
+            return picture, ours[sample.mask.read()], self.decode_masks(answer) + 1
 
-        with self.answering():
+        with self.inference_mode():
             yield from segmentation_plots.plot_evaluation(found, shown)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def compute_proposals(
-    pictures: "Sequence[Sample]", mode: Mode = "fast", prepare: "ResizeTransform | None" = None
+    images: "Sequence[Sample]", mode: Mode = "fast", prepare: "ResizeTransform | None" = None
 ) -> list[Boxes]:
     """The boxes that :func:`propose` finds in each picture, ``(n, 4)`` float32 in pixels of the upright picture.
 
@@ -34,7 +34,7 @@ def compute_proposals(
     share the work: the kernels let each other run.
 
     Args:
-        pictures: of which only ``source`` and ``name`` matter.
+        images: of which only ``source`` and ``name`` matter.
         mode: ``fast`` or ``quality``.
         prepare: brings a picture to the size in which it is searched, and in whose pixels the boxes then are. A picture
             that cannot be read has no boxes then: who learns from it will find out.
@@ -53,12 +53,12 @@ def compute_proposals(
         TimeRemainingColumn(compact=True),
     )
     rank, world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    first, every = len(pictures) * rank // world, range(len(pictures))
+    first, every = len(images) * rank // world, range(len(images))
     order = (*every[first:], *every[:first])  # processes begin apart, and find what the others have kept
     threads = ThreadPoolExecutor(max(1, count_cpus() // world))
     try:
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-            found = {number: threads.submit(_load_or_compute, pictures[number], mode, prepare) for number in order}
+            found = {number: threads.submit(_load_or_compute, images[number], mode, prepare) for number in order}
             for each in progress.track(as_completed(found.values()), total=len(found)):
                 each.result()  # the first that fails ends it
         return [found[number].result() for number in every]
@@ -66,11 +66,11 @@ def compute_proposals(
         threads.shutdown(cancel_futures=True)
 
 
-def _load_or_compute(picture: "Sample", mode: Mode, prepare: "ResizeTransform | None") -> Boxes:
+def _load_or_compute(image: "Sample", mode: Mode, prepare: "ResizeTransform | None") -> Boxes:
     """The boxes of a picture: those that were kept, or else found now."""
     try:
-        content, pixels = _read_content(picture)
-        size = f"{prepare.shortest} {prepare.longest}" if prepare else ""
+        content, pixels = _read_content(image)
+        size = f"{prepare.min_size} {prepare.max_size}" if prepare else ""
         made_by = f"{mode} {VERSION}".encode()
         key = hashlib.blake2b(content, digest_size=16, person=made_by, salt=size.encode()).hexdigest()
         path = locations.get_cache_folder() / "proposals" / key[:2] / f"{key}.npz"
@@ -78,10 +78,10 @@ def _load_or_compute(picture: "Sample", mode: Mode, prepare: "ResizeTransform | 
         if boxes is not None:
             return boxes
         if prepare:
-            resized = prepare(prepare.open(picture.source, picture.name)).round().byte()
+            resized = prepare(prepare.read_image(image.source, image.name)).round().byte()
             pixels = np.ascontiguousarray(resized.permute(1, 2, 0).numpy())
         elif pixels is None:
-            pixels = np.asarray(image_io.read_image(content, name=picture.name).convert("RGB"))
+            pixels = np.asarray(image_io.read_image(content, name=image.name).convert("RGB"))
     except Error:
         if prepare is None:
             raise
@@ -89,19 +89,19 @@ def _load_or_compute(picture: "Sample", mode: Mode, prepare: "ResizeTransform | 
     try:
         boxes = propose_regions(pixels, mode)
     except Error as error:
-        raise Error(f"{picture.name}: {error}") from error
+        raise Error(f"{image.name}: {error}") from error
     _write_cached(path, key, boxes)
     return boxes
 
 
-def _read_content(picture: "Sample") -> tuple[bytes, image_io.UInt8Array | None]:
+def _read_content(image: "Sample") -> tuple[bytes, image_io.UInt8Array | None]:
     """What the checksum is of, the picture's file or its pixels, and the pixels where there is no file to decode."""
-    if isinstance(picture.source, Path):
+    if isinstance(image.source, Path):
         try:
-            return picture.source.read_bytes(), None
+            return image.source.read_bytes(), None
         except OSError as error:
-            raise Error(f"{picture.name} cannot be read ({error.strerror}); get the file again") from error
-    return repr(picture.source.shape).encode() + picture.source.tobytes(), picture.source
+            raise Error(f"{image.name} cannot be read ({error.strerror}); get the file again") from error
+    return repr(image.source.shape).encode() + image.source.tobytes(), image.source
 
 
 def _read_cached(path: Path, key: str) -> Boxes | None:

@@ -26,17 +26,17 @@ class Regions(NamedTuple):
         sizes: ``(n,)`` int64 pixels.
         boxes: ``(n, 4)`` int32: left, top, right, bottom; the right and bottom are outside.
         histograms: ``(n, D)`` float32, the one of colours and then the one of textures, each of sum 1.
-        colours: how many columns of the histograms are of colours.
-        pairs: ``(m, 2)`` int32, the neighbours, the smaller number first, in order.
-        area: of the picture, in pixels.
+        num_color_bins: how many columns of the histograms are of colours.
+        neighbors: ``(m, 2)`` int32, the neighbours, the smaller number first, in order.
+        image_area: of the picture, in pixels.
     """
 
     sizes: npt.NDArray[np.int64]
     boxes: npt.NDArray[np.int32]
     histograms: npt.NDArray[np.float32]
-    colours: int
-    pairs: npt.NDArray[np.int32]
-    area: int
+    num_color_bins: int
+    neighbors: npt.NDArray[np.int32]
+    image_area: int
 
 
 def compute_features(planes: Planes) -> npt.NDArray[np.uint8]:
@@ -69,12 +69,16 @@ def group_regions(regions: Regions, similarity: str) -> tuple[npt.NDArray[np.int
         regions: what :func:`describe` found.
         similarity: which of the paper's four are added up: C (colour), T (texture), S (size), F (fill).
     """
-    used = slice(0 if "C" in similarity else regions.colours, None if "T" in similarity else regions.colours)
+    used = slice(
+        0 if "C" in similarity else regions.num_color_bins, None if "T" in similarity else regions.num_color_bins
+    )
     room = ((0, len(regions.sizes) - 1), (0, 0))  # for the regions that grouping makes
     sizes = np.pad(regions.sizes, room[0])
     boxes, histograms = np.pad(regions.boxes, room), np.pad(regions.histograms[:, used], room)
-    settings = (regions.area, "S" in similarity, "F" in similarity)
-    made: npt.NDArray[np.int32] = _group_regions(len(regions.sizes), sizes, boxes, histograms, regions.pairs, *settings)
+    settings = (regions.image_area, "S" in similarity, "F" in similarity)
+    made: npt.NDArray[np.int32] = _group_regions(
+        len(regions.sizes), sizes, boxes, histograms, regions.neighbors, *settings
+    )
     return boxes, made
 
 

@@ -20,41 +20,43 @@ MARGIN, CAPTION_HEIGHT, FONT_SIZE = 12, 30, 18
 MIN_PANEL_WIDTH = 240  # a panel has at least this width, for its line of text
 
 
-def draw_proposals(picture: Image.Image, found: Boxes, count: int = 100) -> Image.Image:
-    """The first ``count`` boxes on the picture, and below it how many there are."""
-    return arrange_panels([(draw_ranked_boxes(picture, found, count, PANEL_SIZE), _format_caption(found, count))], 1)
+def draw_proposals(image: Image.Image, proposals: Boxes, max_boxes: int = 100) -> Image.Image:
+    """The first ``max_boxes`` boxes on the picture, and below it how many there are."""
+    return arrange_panels(
+        [(draw_ranked_boxes(image, proposals, max_boxes, PANEL_SIZE), _format_caption(proposals, max_boxes))], 1
+    )
 
 
-def draw_stages(picture: Image.Image, found: Boxes, mode: search.Mode, count: int = 100) -> Image.Image:
-    """The picture, its first segmentation, what grouping leaves of that, and the first ``count`` boxes."""
-    pixels = np.asarray(picture.convert("RGB"))
+def draw_stages(image: Image.Image, proposals: Boxes, mode: search.Mode, max_boxes: int = 100) -> Image.Image:
+    """The picture, its first segmentation, what grouping leaves of that, and the first ``max_boxes`` boxes."""
+    pixels = np.asarray(image.convert("RGB"))
     setting = search.SETTINGS[mode]
-    space, scale, similarity = setting.spaces[0], setting.scales[0], setting.similarities[0]
+    space, scale, similarity = setting.color_spaces[0], setting.scales[0], setting.similarities[0]
     labels = search.segment_image(pixels, scale, space)
     described = grouping.describe_regions(labels, grouping.compute_features(search.convert_color_space(pixels, space)))
     few = merge_regions(labels, grouping.group_regions(described, similarity)[1], NUM_REGIONS_SHOWN)
-    size = _compute_panel_size(picture, SMALL_PANEL_SIZE)
+    size = _compute_panel_size(image, SMALL_PANEL_SIZE)
     panels = [
-        (_resize_image(picture.convert("RGB"), size), f"the picture, {picture.width} by {picture.height} pixels"),
-        (draw_regions(picture, labels), f"segmentation ({space}, k = {scale}): {len(described.sizes):,} regions"),
-        (draw_regions(picture, few), f"grouped by {similarity} until {len(np.unique(few))} are left"),
-        (draw_ranked_boxes(picture, found, count), _format_caption(found, count)),
+        (_resize_image(image.convert("RGB"), size), f"the picture, {image.width} by {image.height} pixels"),
+        (draw_regions(image, labels), f"segmentation ({space}, k = {scale}): {len(described.sizes):,} regions"),
+        (draw_regions(image, few), f"grouped by {similarity} until {len(np.unique(few))} are left"),
+        (draw_ranked_boxes(image, proposals, max_boxes), _format_caption(proposals, max_boxes)),
     ]
     return arrange_panels(panels, 2)
 
 
 def draw_ranked_boxes(
-    picture: Image.Image, found: Boxes, count: int = 100, longest: int = SMALL_PANEL_SIZE
+    image: Image.Image, proposals: Boxes, max_boxes: int = 100, max_size: int = SMALL_PANEL_SIZE
 ) -> Image.Image:
-    """The first ``count`` boxes on the darkened picture: the first yellow, bold and on top, the last blue."""
-    width, height = _compute_panel_size(picture, longest)
-    scale = np.array([width / picture.width, height / picture.height] * 2) * SUPERSAMPLING
-    grey = np.asarray(picture.convert("L").convert("RGB"), np.float32)
-    pixels = (BRIGHTNESS * (0.4 * grey + 0.6 * np.asarray(picture.convert("RGB")))).astype(np.uint8)
+    """The first ``max_boxes`` boxes on the darkened picture: the first yellow, bold and on top, the last blue."""
+    width, height = _compute_panel_size(image, max_size)
+    scale = np.array([width / image.width, height / image.height] * 2) * SUPERSAMPLING
+    grey = np.asarray(image.convert("L").convert("RGB"), np.float32)
+    pixels = (BRIGHTNESS * (0.4 * grey + 0.6 * np.asarray(image.convert("RGB")))).astype(np.uint8)
     panel = _resize_image(Image.fromarray(pixels), (width * SUPERSAMPLING, height * SUPERSAMPLING))
     draw = ImageDraw.Draw(panel, "RGBA")
-    for rank, corners in reversed(list(enumerate(found[:count] * scale))):
-        share = math.sqrt(rank / count)
+    for rank, corners in reversed(list(enumerate(proposals[:max_boxes] * scale))):
+        share = math.sqrt(rank / max_boxes)
         least = np.floor(corners[:2])
         outline = (*_interpolate_color(share), round(255 * (1 - 0.6 * share)))
         draw.rectangle(
@@ -66,10 +68,10 @@ def draw_ranked_boxes(
     return panel.resize((width, height), Image.Resampling.BOX)
 
 
-def draw_regions(picture: Image.Image, labels: superpixels.Labels, longest: int = SMALL_PANEL_SIZE) -> Image.Image:
+def draw_regions(image: Image.Image, labels: superpixels.Labels, max_size: int = SMALL_PANEL_SIZE) -> Image.Image:
     """Each region in its mean colour, with a line around it."""
-    size = _compute_panel_size(picture, longest)
-    pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    size = _compute_panel_size(image, max_size)
+    pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
     counts = np.bincount(labels.ravel())
     means = np.stack([np.bincount(labels.ravel(), channel) / np.maximum(counts, 1) for channel in pixels.T], axis=1)
     large = np.asarray(
@@ -83,12 +85,14 @@ def draw_regions(picture: Image.Image, labels: superpixels.Labels, longest: int 
     return Image.fromarray(page).resize(size, Image.Resampling.BOX)
 
 
-def merge_regions(labels: superpixels.Labels, made: npt.NDArray[np.int32], left: int) -> superpixels.Labels:
-    """The segmentation after so many of the groupings that at most ``left`` regions are left."""
-    count = len(made) + 1
+def merge_regions(labels: superpixels.Labels, merges: npt.NDArray[np.int32], num_regions: int) -> superpixels.Labels:
+    """The segmentation after so many of the groupings that at most ``num_regions`` regions are left."""
+    count = len(merges) + 1
     into = np.arange(2 * count - 1)
-    for number in reversed(range(max(0, count - left))):  # the last first, so that each region's own group is known
-        into[made[number]] = into[count + number]
+    for number in reversed(
+        range(max(0, count - num_regions))
+    ):  # the last first, so that each region's own group is known
+        into[merges[number]] = into[count + number]
     return into[labels].astype(np.int32)
 
 
@@ -109,28 +113,28 @@ def arrange_panels(panels: Sequence[tuple[Image.Image, str]], columns: int) -> I
     return sheet
 
 
-def _format_caption(found: Boxes, count: int) -> str:
+def _format_caption(proposals: Boxes, max_boxes: int) -> str:
     return (
-        f"the first {count:,} of {len(found):,} boxes, from yellow to blue"
-        if count < len(found)
-        else f"all {len(found):,} boxes"
+        f"the first {max_boxes:,} of {len(proposals):,} boxes, from yellow to blue"
+        if max_boxes < len(proposals)
+        else f"all {len(proposals):,} boxes"
     )
 
 
-def _compute_panel_size(picture: Image.Image, longest: int) -> tuple[int, int]:
+def _compute_panel_size(image: Image.Image, max_size: int) -> tuple[int, int]:
     """Width and height of the picture in its proportions, the longest side this long."""
-    scale = longest / max(picture.size)
-    return max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    scale = max_size / max(image.size)
+    return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
 
-def _resize_image(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _resize_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The picture at this size; a small one shows its pixels."""
-    enlarged = size[0] > 4 * picture.width or size[1] > 4 * picture.height
-    return picture.resize(size, Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS)
+    enlarged = size[0] > 4 * image.width or size[1] > 4 * image.height
+    return image.resize(size, Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS)
 
 
-def _interpolate_color(share: float) -> tuple[int, ...]:
+def _interpolate_color(fraction: float) -> tuple[int, ...]:
     """The colour at this share, 0 to 1, of the way through ``COLOURS``."""
-    at = share * (len(BOX_COLORS) - 1)
+    at = fraction * (len(BOX_COLORS) - 1)
     low = min(int(at), len(BOX_COLORS) - 2)
     return tuple(round(a + (at - low) * (b - a)) for a, b in zip(BOX_COLORS[low], BOX_COLORS[low + 1], strict=True))

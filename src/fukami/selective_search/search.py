@@ -23,7 +23,7 @@ Boxes = npt.NDArray[np.float32]
 class SearchSettings(NamedTuple):
     """What is varied (section 5.3, table 5); every combination is a grouping of its own."""
 
-    spaces: tuple[str, ...]
+    color_spaces: tuple[str, ...]
     scales: tuple[int, ...]
     similarities: tuple[str, ...]
 
@@ -36,7 +36,7 @@ SETTINGS: dict[str, SearchSettings] = {
 }
 
 
-def propose_regions(picture: UInt8Array, mode: Mode = "fast") -> Boxes:
+def propose_regions(image: UInt8Array, mode: Mode = "fast") -> Boxes:
     """Boxes that may hold an object, ``(n, 4)`` float32, the likeliest first, each once.
 
     A box is left, top, right and bottom in pixels; 0 is the outer edge of the first pixel, and right and bottom are the
@@ -44,7 +44,7 @@ def propose_regions(picture: UInt8Array, mode: Mode = "fast") -> Boxes:
     hierarchy, 1 for the whole picture, times a random number; the numbers are the same in every call.
 
     Args:
-        picture: ``(H, W, 3)`` uint8, RGB.
+        image: ``(H, W, 3)`` uint8, RGB.
         mode: ``fast`` has 8 groupings, ``quality`` 80.
 
     Raises:
@@ -53,45 +53,45 @@ def propose_regions(picture: UInt8Array, mode: Mode = "fast") -> Boxes:
     """
     if mode not in SETTINGS:
         raise build_unknown_error("mode", mode, SETTINGS)
-    return rank_boxes(list(build_hierarchies(picture, SETTINGS[mode])), np.random.default_rng(0))
+    return rank_boxes(list(build_hierarchies(image, SETTINGS[mode])), np.random.default_rng(0))
 
 
-def rank_boxes(found: list[npt.NDArray[np.int32]], random: np.random.Generator) -> Boxes:
+def rank_boxes(hierarchies: list[npt.NDArray[np.int32]], generator: np.random.Generator) -> Boxes:
     """The boxes of hierarchies, each ending with its whole picture, in the order of :func:`propose`, each once.
 
     A box of several hierarchies keeps the best of its places.
     """
-    boxes = np.concatenate(found)
-    position = np.concatenate([np.arange(len(each), 0, -1) for each in found])
-    ranked = boxes[np.argsort(position * random.random(len(boxes)), kind="stable")]
+    boxes = np.concatenate(hierarchies)
+    position = np.concatenate([np.arange(len(each), 0, -1) for each in hierarchies])
+    ranked = boxes[np.argsort(position * generator.random(len(boxes)), kind="stable")]
     width, height = boxes.max(0)[2:] + 1
     codes = np.ravel_multi_index(tuple(ranked.T), (width, height, width, height))  # far faster than rows to tell apart
     first = np.unique(codes, return_index=True)[1]
     return ranked[np.sort(first)].astype(np.float32)
 
 
-def build_hierarchies(picture: UInt8Array, setting: SearchSettings) -> Iterator[npt.NDArray[np.int32]]:
+def build_hierarchies(image: UInt8Array, settings: SearchSettings) -> Iterator[npt.NDArray[np.int32]]:
     """The boxes of each grouping, from the regions of its segmentation to the whole picture."""
-    for name in setting.spaces:
-        planes = convert_color_space(picture, name)
+    for name in settings.color_spaces:
+        planes = convert_color_space(image, name)
         edges = _compute_edges(planes)
         features = grouping.compute_features(planes)
-        for scale in setting.scales:
+        for scale in settings.scales:
             labels = superpixels.segment_graph(edges, planes.shape[1:], scale, scale)
             regions = grouping.describe_regions(labels, features)
-            for similarity in setting.similarities:
+            for similarity in settings.similarities:
                 yield grouping.group_regions(regions, similarity)[0]
 
 
-def segment_image(picture: UInt8Array, scale: int = 100, space: str = "hsv") -> superpixels.Labels:
+def segment_image(image: UInt8Array, scale: int = 100, color_space: str = "hsv") -> superpixels.Labels:
     """The segmentation that grouping begins with: ``(H, W)`` int32, a number for each region.
 
     Args:
-        picture: ``(H, W, 3)`` uint8, RGB.
+        image: ``(H, W, 3)`` uint8, RGB.
         scale: k of Felzenszwalb and Huttenlocher, and the smallest region in pixels.
-        space: one of the colour spaces of :func:`colours`.
+        color_space: one of the colour spaces of :func:`colours`.
     """
-    planes = convert_color_space(picture, space)
+    planes = convert_color_space(image, color_space)
     return superpixels.segment_graph(_compute_edges(planes), planes.shape[1:], scale, scale)
 
 
@@ -100,29 +100,29 @@ def _compute_edges(planes: superpixels.Planes) -> superpixels.Edges:
     return superpixels.build_edges(superpixels.convolve_separable(planes, bell, bell))
 
 
-def convert_color_space(picture: UInt8Array, space: str) -> superpixels.Planes:
+def convert_color_space(image: UInt8Array, color_space: str) -> superpixels.Planes:
     """The channels of a colour space, each in 0..255: ``(3 or 1, H, W)`` float32.
 
     Args:
-        picture: ``(H, W, 3)`` uint8, RGB (sRGB where it matters).
-        space: ``hsv``; ``lab``; ``rgi``, the shares of red and green, and the intensity; ``hue``, that of hsv;
+        image: ``(H, W, 3)`` uint8, RGB (sRGB where it matters).
+        color_space: ``hsv``; ``lab``; ``rgi``, the shares of red and green, and the intensity; ``hue``, that of hsv;
             ``intensity``, the mean of the three.
     """
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
-        given = f"{picture.dtype} of shape {picture.shape}"
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        given = f"{image.dtype} of shape {image.shape}"
         raise Error(f"a picture should be uint8 of shape (H, W, 3), not {given}; fukami.image.io.read_image reads any")
-    pixels = np.ascontiguousarray(picture.transpose(2, 0, 1))
-    if space == "lab":
+    pixels = np.ascontiguousarray(image.transpose(2, 0, 1))
+    if color_space == "lab":
         return _convert_to_lab(pixels)
     planes = pixels.astype(np.float32)
-    if space in ("rgi", "intensity"):
+    if color_space in ("rgi", "intensity"):
         total: superpixels.Planes = planes.sum(0, keepdims=True)
         intensity = total / np.float32(3)
-        if space == "intensity":
+        if color_space == "intensity":
             return intensity
         return np.concatenate([planes[:2] * (255 / np.maximum(total, 1)), intensity])
-    if space not in ("hsv", "hue"):
-        raise build_unknown_error("colour space", space, ("hsv", "lab", "rgi", "hue", "intensity"))
+    if color_space not in ("hsv", "hue"):
+        raise build_unknown_error("colour space", color_space, ("hsv", "lab", "rgi", "hue", "intensity"))
     red, green, blue = planes
     most = planes.max(0)
     spread = most - planes.min(0)
@@ -130,7 +130,7 @@ def convert_color_space(picture: UInt8Array, space: str) -> superpixels.Planes:
     sixth = np.where(most == red, (green - blue) * by, 2 + (blue - red) * by)
     sixth = np.where((most == blue) & (most != red) & (most != green), 4 + (red - green) * by, sixth)
     hue = np.where(sixth < 0, sixth + 6, sixth) * np.float32(255 / 6)
-    return np.stack([hue] if space == "hue" else [hue, spread * (255 / np.maximum(most, 1)), most])
+    return np.stack([hue] if color_space == "hue" else [hue, spread * (255 / np.maximum(most, 1)), most])
 
 
 # CIE 1976 L*a*b* of sRGB under D65: linear light, the three responses as shares of the white's, their cube roots

@@ -25,9 +25,11 @@ def build_gaussian_kernel(sigma: float, *, derivative: bool = False) -> npt.NDAr
     return np.asarray(bell * at / sigma**2 if derivative else bell, np.float32)
 
 
-def convolve_separable(planes: Planes, down: npt.NDArray[np.float32], across: npt.NDArray[np.float32]) -> Planes:
+def convolve_separable(
+    planes: Planes, vertical: npt.NDArray[np.float32], horizontal: npt.NDArray[np.float32]
+) -> Planes:
     """Planes ``(C, H, W)`` under a separable filter, weights downwards and across; an edge goes on beyond itself."""
-    out: Planes = _convolve_separable(planes, down, across)
+    out: Planes = _convolve_separable(planes, vertical, horizontal)
     return out
 
 
@@ -41,16 +43,16 @@ def build_edges(planes: Planes) -> Edges:
     return found
 
 
-def segment_graph(edges: Edges, shape: tuple[int, int], scale: float, smallest: int) -> Labels:
+def segment_graph(edges: Edges, shape: tuple[int, int], scale: float, min_size: int) -> Labels:
     """The segmentation ``(H, W)``: a number for each pixel, those of the components from 0 on in reading order.
 
     Args:
         edges: what :func:`edges` found.
         shape: height and width of the picture.
         scale: k of the paper: the larger, the larger the components.
-        smallest: in pixels; smaller components join a neighbour, over the lightest edge first.
+        min_size: in pixels; smaller components join a neighbour, over the lightest edge first.
     """
-    labels: Labels = _segment_graph(edges, *shape, np.float32(scale), smallest)
+    labels: Labels = _segment_graph(edges, *shape, np.float32(scale), min_size)
     return labels
 
 

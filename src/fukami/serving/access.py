@@ -47,7 +47,7 @@ class AccessMiddleware:
             return
         headers = Headers(scope=scope)
         own = {}
-        if not self.is_ours(headers.get("host", "")):
+        if not self.is_allowed_host(headers.get("host", "")):
             status, error = 400, "this host name is not served here; the server allows others with --allowed-hosts"
         elif scope["method"] not in SAFE_METHODS and not is_same_origin(headers):
             status, error = 403, "the request comes from a page of another origin"
@@ -66,7 +66,7 @@ class AccessMiddleware:
             return
         await JSONResponse({"error": error}, status, own)(scope, receive, send)
 
-    def is_ours(self, host: str) -> bool:
+    def is_allowed_host(self, host: str) -> bool:
         """Whether a ``Host`` is one of ours, at any port."""
         found = HOST_PATTERN.fullmatch(host)
         if not found:

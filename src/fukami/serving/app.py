@@ -38,7 +38,7 @@ PAGE_HEADERS = {
 
 def create_app(
     task: Task,
-    about: dict[str, Any],
+    run_info: dict[str, Any],
     *,
     hosts: Collection[str] = LOCAL_HOSTS,
     token: str = "",
@@ -48,7 +48,7 @@ def create_app(
 
     Args:
         task: loaded; it answers one picture at a time, in a thread of its own.
-        about: what ``/run`` tells: ``recipe``, ``members``, ``labels``, ``precision`` and ``versions``.
+        run_info: what ``/run`` tells: ``recipe``, ``members``, ``labels``, ``precision`` and ``versions``.
         hosts: names and addresses of the server; see :class:`fukami.serving.access.AccessMiddleware`.
         token: what a client must know; "": nothing.
         deadline: seconds that an image has until it is answered, with the time that it waits.
@@ -70,12 +70,12 @@ def create_app(
     async def each(function: Callable[[Worker, Slot, str, BinaryIO], T], request: Request) -> list[T]:
         """What the function makes of each picture of the request; between two of them others have their turn."""
         async with read_uploads(request, worker) as files, watch_disconnect(request) as gone:
-            with worker.slot() as slot:
+            with worker.acquire_slot() as slot:
                 calls = [partial(function, worker, slot, name, file) for name, file in files]
                 return [await worker.run(slot, gone, call) for call in calls]
 
     def show(request: Request, sections: list[str], status: int = 200, own: Any = None) -> HTMLResponse:
-        text = page.render_page(about, str(request.base_url), sections, bool(token))
+        text = page.render_page(run_info, str(request.base_url), sections, bool(token))
         return HTMLResponse(text, status, PAGE_HEADERS | (own or {}))
 
     @served.get("/")
@@ -97,7 +97,7 @@ def create_app(
 
     @served.get("/run")
     async def run() -> JSONResponse:
-        return JSONResponse(about)
+        return JSONResponse(run_info)
 
     _add_monitoring(served, worker)
     return served
@@ -112,11 +112,11 @@ def _add_monitoring(served: FastAPI, worker: Worker) -> None:
 
     @served.get("/ready")
     async def ready() -> JSONResponse:
-        return JSONResponse({"status": "ready"}) if worker.ready else JSONResponse({"status": "busy"}, 503)
+        return JSONResponse({"status": "ready"}) if worker.is_ready else JSONResponse({"status": "busy"}, 503)
 
     @served.get("/metrics")
     async def measured() -> Response:
-        return Response(worker.metrics.text(), media_type=CONTENT_TYPE)
+        return Response(worker.metrics.export_text(), media_type=CONTENT_TYPE)
 
     @served.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
@@ -138,13 +138,13 @@ def predict_section(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> tu
     drawing = None
     if "error" not in answer:
         with contextlib.suppress(UsageError):  # a task that cannot draw still answers
-            drawing = worker.task.draw(picture, answer)
+            drawing = worker.task.draw_prediction(picture, answer)
     return answer, page.render_prediction(answer, drawing)
 
 
-def choose_status(answers: list[dict[str, Any]]) -> int:
+def choose_status(predictions: list[dict[str, Any]]) -> int:
     """The status of a response: 200 where at least one picture was answered."""
-    return 200 if any("error" not in answer for answer in answers) else 422
+    return 200 if any("error" not in answer for answer in predictions) else 422
 
 
 @contextlib.asynccontextmanager
@@ -172,8 +172,8 @@ async def read_uploads(request: Request, worker: Worker) -> AsyncIterator[list[t
     """
     if int(request.headers.get("content-length", 0)) > request_body.MAX_BODY_BYTES:
         raise request_body.build_size_error()
-    if worker.full:  # nor is a body kept for nothing
-        raise worker.busy()
+    if worker.is_full:  # nor is a body kept for nothing
+        raise worker.build_busy_error()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     receive = request_body.BoundedBody(request.receive, worker)
     request = Request(request.scope, receive)

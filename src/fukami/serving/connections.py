@@ -21,38 +21,38 @@ class Connection(H11Protocol):
     """HTTP connection with a deadline for each of its phases, which replaces an idle one where there are too many.
 
     uvicorn limits only how long a connection idles after a response. Here a deadline, which no byte moves, ends one
-    that waits for the head of a request, for its body, or for the client to take a response. Of more than ``limit``
+    that waits for the head of a request, for its body, or for the client to take a response. Of more than ``max_connections``
     connections the one that has waited longest for a head is closed, or else for a body: a new client is served while
     others idle. A connection whose request is being answered is not closed.
 
     Args:
-        limit: connections at a time.
+        max_connections: connections at a time.
         settings: as uvicorn gives them.
     """
 
-    def __init__(self, *, limit: int, **settings: Any) -> None:
+    def __init__(self, *, max_connections: int, **settings: Any) -> None:
         super().__init__(**settings)
-        self.limit = limit
+        self.max_connections = max_connections
         self.phase = ""
-        self.since = 0.0
+        self.phase_start = 0.0
         self.timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Make room for the connection, and start the deadline of its first head."""
-        if len(self.connections) >= self.limit:
-            self.make_room()
+        if len(self.connections) >= self.max_connections:
+            self.close_oldest()
         super().connection_made(transport)
-        self.watch()
+        self.update_deadline()
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes, and start the deadline of the phase that they begin."""
         super().data_received(data)
-        self.watch()
+        self.update_deadline()
 
     def on_response_complete(self) -> None:
         """Start the deadline of the next head, or of the end of the connection."""
         super().on_response_complete()
-        self.watch()
+        self.update_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the deadline."""
@@ -60,16 +60,16 @@ class Connection(H11Protocol):
             self.timer.cancel()
         super().connection_lost(exc)
 
-    def watch(self) -> None:
+    def update_deadline(self) -> None:
         """Start the deadline of the phase that has begun, if one has."""
         phase = {h11.IDLE: "head", h11.SEND_BODY: "body"}.get(self.conn.their_state, "")
         if self.transport.is_closing():
             phase = "sent"
         if phase != self.phase:
-            self.since = self.loop.time()
-            self.start(phase)
+            self.phase_start = self.loop.time()
+            self.start_deadline(phase)
 
-    def start(self, phase: str) -> None:
+    def start_deadline(self, phase: str) -> None:
         """Start the deadline of a phase."""
         self.phase = phase
         if self.timer:
@@ -80,7 +80,7 @@ class Connection(H11Protocol):
     def expire(self) -> None:
         """Close the connection, or wait for a client that still takes a response; one whose body is late learns why."""
         if self.phase == "head" and self.transport.get_write_buffer_size():
-            self.start("sent")
+            self.start_deadline("sent")
             return
         if self.phase == "body" and not self.cycle.response_started:
             self.transport.write(TIMEOUT_RESPONSE)
@@ -90,10 +90,10 @@ class Connection(H11Protocol):
         """Whether a body or a response is on its way."""
         return self.phase == "body" or self.transport.get_write_buffer_size() > 0
 
-    def make_room(self) -> None:
+    def close_oldest(self) -> None:
         """Close the connection that has waited longest, for a head rather than for a body or to take a response."""
         waiting = [each for each in self.connections if isinstance(each, Connection) and each.phase]
-        oldest = min(waiting, key=lambda each: (each.is_busy(), each.since), default=None)
+        oldest = min(waiting, key=lambda each: (each.is_busy(), each.phase_start), default=None)
         if oldest:
             self.connections.discard(oldest)
             oldest.transport.abort()

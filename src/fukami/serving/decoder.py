@@ -30,11 +30,11 @@ class Decoder:
 
     Args:
         max_pixels: larger images are refused before they are decoded.
-        seconds: that an image may take.
+        timeout: that an image may take.
     """
 
-    def __init__(self, max_pixels: int, seconds: float) -> None:
-        self.max_pixels, self.seconds = max_pixels, seconds
+    def __init__(self, max_pixels: int, timeout: float) -> None:
+        self.max_pixels, self.timeout = max_pixels, timeout
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -52,7 +52,7 @@ class Decoder:
             weakref.finalize(self, _kill_process, self.process)
         return self.process
 
-    def read(self, content: bytes, name: str) -> Image.Image:
+    def decode(self, content: bytes, name: str) -> Image.Image:
         """Decode the content of a file that errors call ``name``, as :func:`fukami.image.io.read_image` does.
 
         Raises:
@@ -65,7 +65,7 @@ class Decoder:
             late.set()
             process.kill()
 
-        timer = threading.Timer(self.seconds, kill)
+        timer = threading.Timer(self.timeout, kill)
         timer.start()
         try:
             assert process.stdin
@@ -74,7 +74,7 @@ class Decoder:
             found, pixels = _receive(process.stdout)
         except (OSError, ValueError):  # the other end is closed, or what it sent is cut off
             self.close()
-            why = f"took more than {self.seconds:g} seconds to decode" if late.is_set() else "broke the decoder"
+            why = f"took more than {self.timeout:g} seconds to decode" if late.is_set() else "broke the decoder"
             raise Error(f"{name} {why}; save it anew, as a PNG or JPEG") from None
         finally:
             timer.cancel()
@@ -120,11 +120,11 @@ def _receive(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes]:
     return head, content
 
 
-def decode_message(asked: dict[str, Any], content: bytes) -> tuple[dict[str, Any], bytes]:
+def decode_message(request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], bytes]:
     """Decode the image in a message to another message: its mode, size and pixels, or an error."""
     try:
-        with convert_memory_errors(asked["name"]):
-            picture = image_io.read_image(content, name=asked["name"], max_pixels=asked["max_pixels"])
+        with convert_memory_errors(request["name"]):
+            picture = image_io.read_image(content, name=request["name"], max_pixels=request["max_pixels"])
             return {"mode": picture.mode, "size": picture.size}, picture.tobytes()
     except Error as error:
         return {"error": str(error)}, b""

@@ -16,19 +16,21 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = own = CollectorRegistry()
         self.requests = Counter("fukami_requests", "Requests that ended.", ["path", "status"], registry=own)
-        self.latency = Histogram(
+        self.request_seconds = Histogram(
             "fukami_request_seconds", "Time to answer a request.", ["path"], buckets=BUCKETS, registry=own
         )
         self.predictions = Counter(
             "fukami_predictions", "Images: answered, refused, or late.", ["result"], registry=own
         )
-        self.seconds = Histogram(
+        self.prediction_seconds = Histogram(
             "fukami_prediction_seconds", "Time to decode and predict an image.", buckets=BUCKETS, registry=own
         )
         self.in_flight = Gauge("fukami_requests_in_flight", "Requests that are not answered yet.", registry=own)
-        self.queue = Gauge("fukami_queue_length", "Requests that wait for a prediction or have one.", registry=own)
+        self.queue_length = Gauge(
+            "fukami_queue_length", "Requests that wait for a prediction or have one.", registry=own
+        )
 
-    def text(self) -> bytes:
+    def export_text(self) -> bytes:
         """Return all metrics as text."""
         return generate_latest(self.registry)
 
@@ -67,4 +69,4 @@ class MetricsMiddleware:
                 raise
             finally:
                 self.metrics.requests.labels(path, status or "none").inc()
-                self.metrics.latency.labels(path).observe(time.perf_counter() - began)
+                self.metrics.request_seconds.labels(path).observe(time.perf_counter() - began)

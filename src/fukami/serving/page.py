@@ -35,24 +35,26 @@ document.onpaste = event => ask(event.clipboardData.files);
 </script>"""
 
 
-def render_page(about: dict[str, Any], address: str, answers: Sequence[str] = (), token: bool = False) -> str:
-    """The page at ``address`` of the run that ``about`` describes, with sections of answers.
+def render_page(
+    run_info: dict[str, Any], address: str, predictions: Sequence[str] = (), needs_token: bool = False
+) -> str:
+    """The page at ``address`` of the run that ``run_info`` describes, with sections of answers.
 
-    ``token``: whether a program has to send one.
+    ``needs_token``: whether a program has to send one.
     """
-    name = html.escape(about["recipe"])
-    command = f"curl {TOKEN_OPTION if token else ''}-F file=@picture.png {address}predict"
-    labels = about["labels"]
+    name = html.escape(run_info["recipe"])
+    command = f"curl {TOKEN_OPTION if needs_token else ''}-F file=@picture.png {address}predict"
+    labels = run_info["labels"]
     some = ", ".join(labels[:20]) + (" ..." if len(labels) > 20 else "")
     facts = {
-        **about,
+        **run_info,
         "labels": f"{len(labels)}: {some}",
-        "versions": ", ".join(f"{name} {number}" for name, number in about["versions"].items()),
+        "versions": ", ".join(f"{name} {number}" for name, number in run_info["versions"].items()),
     }
     body = [
         f"<h1>{name}</h1>",
         FORM,
-        *answers,
+        *predictions,
         f"<h2>From a program</h2><pre>{html.escape(command)}</pre>",
         "<h2>What answers</h2>" + report.render_table(facts),
         SCRIPT,
@@ -60,27 +62,29 @@ def render_page(about: dict[str, Any], address: str, answers: Sequence[str] = ()
     return report.PAGE_TEMPLATE.format(title=f"{name} – fukami serve", body="\n".join(body))
 
 
-def render_prediction(answer: dict[str, Any], drawn: Image.Image | None) -> str:
+def render_prediction(prediction: dict[str, Any], drawing: Image.Image | None) -> str:
     """An answer: drawn, in one line, its ranking, boxes or shares, and all of it as JSON."""
-    parts = [f"<h2>{html.escape(answer['file'])}</h2>"]
-    if "error" in answer:
-        return parts[0] + f"<p>{html.escape(answer['error'])}</p>"
-    if drawn is not None:
-        parts.append(render_image(drawn))
+    parts = [f"<h2>{html.escape(prediction['file'])}</h2>"]
+    if "error" in prediction:
+        return parts[0] + f"<p>{html.escape(prediction['error'])}</p>"
+    if drawing is not None:
+        parts.append(render_image(drawing))
     line = {
-        name: value for name, value in answer.items() if name not in INPUT_KEYS and isinstance(value, str | int | float)
+        name: value
+        for name, value in prediction.items()
+        if name not in INPUT_KEYS and isinstance(value, str | int | float)
     }
-    found = summarize_boxes(answer["boxes"]) if "boxes" in answer else ""
+    found = summarize_boxes(prediction["boxes"]) if "boxes" in prediction else ""
     parts.append(f"<p class=answer>{html.escape(' · '.join(filter(None, (found, report.format_metrics(line)))))}</p>")
-    parts += [render_bars(answer[name], value) for name, value in BAR_VALUES.items() if answer.get(name)]
-    if "captions" in answer:
-        told = [{"label": each["caption"], "probability": each["probability"]} for each in answer["captions"]]
+    parts += [render_bars(prediction[name], value) for name, value in BAR_VALUES.items() if prediction.get(name)]
+    if "captions" in prediction:
+        told = [{"label": each["caption"], "probability": each["probability"]} for each in prediction["captions"]]
         parts.append(render_bars(told, "probability"))
-    if "shares" in answer:
+    if "shares" in prediction:
         parts.append(
-            render_bars([{"label": label, "share": share} for label, share in answer["shares"].items()], "share")
+            render_bars([{"label": label, "share": share} for label, share in prediction["shares"].items()], "share")
         )
-    text = json.dumps(answer, ensure_ascii=False, indent=2)
+    text = json.dumps(prediction, ensure_ascii=False, indent=2)
     parts.append(f"<details><summary>JSON</summary><pre>{html.escape(text)}</pre></details>")
     return "\n".join(parts)
 
@@ -109,9 +113,9 @@ def _render_corners(box: Sequence[float] | None) -> str:
     return f"<td class=number>{left}, {top} – {right}, {bottom}</td>"
 
 
-def render_image(picture: Image.Image) -> str:
+def render_image(image: Image.Image) -> str:
     """The picture as a part of the page."""
-    picture.thumbnail(MAX_IMAGE_SIZE)
+    image.thumbnail(MAX_IMAGE_SIZE)
     buffer = io.BytesIO()
-    picture.save(buffer, format="png")
+    image.save(buffer, format="png")
     return f'<img alt="the answer, drawn" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'

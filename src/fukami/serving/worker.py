@@ -35,7 +35,7 @@ class Slot:
 
     def __init__(self) -> None:
         self.abandoned = threading.Event()  # the request has ended
-        self.last: Future[Any] | None = None
+        self.future: Future[Any] | None = None
 
 
 class Worker:
@@ -60,72 +60,72 @@ class Worker:
         self.decoder = Decoder(MAX_PIXELS, MAX_DECODE_SECONDS)
         # One thread: a task is not made for several, and each one would get a team of torch's threads for itself. What
         # Runtime.start sets for the thread that loads the task is set here again, so that the last digits are equal.
-        self.thread = ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(True,))
+        self.executor = ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(True,))
         self.lock = threading.Lock()
-        self.taken = 0  # slots
-        self.overdue = 0  # images that were given up and still run
-        self.buffered = 0  # bytes of bodies
-        self.seconds = 0.0  # that the last image took
-        metrics.queue.set_function(lambda: self.taken)
+        self.used_slots = 0  # slots
+        self.num_overdue = 0  # images that were given up and still run
+        self.buffered_bytes = 0  # bytes of bodies
+        self.last_duration = 0.0  # that the last image took
+        metrics.queue_length.set_function(lambda: self.used_slots)
 
     @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         """Whether all slots are taken."""
-        return self.taken >= MAX_REQUESTS
+        return self.used_slots >= MAX_REQUESTS
 
-    def reserve_bytes(self, received: int) -> None:
+    def reserve_bytes(self, length: int) -> None:
         """Count the bytes of a body that have come.
 
         Raises:
             HTTPException: 429, there is no room for as many.
         """
         with self.lock:
-            self.buffered += received
-            over = self.buffered > MAX_BUFFERED_BYTES
+            self.buffered_bytes += length
+            over = self.buffered_bytes > MAX_BUFFERED_BYTES
         if over:
-            raise self.busy()
+            raise self.build_busy_error()
 
-    def release_bytes(self, received: int) -> None:
+    def release_bytes(self, length: int) -> None:
         """Count the bytes of a body no longer."""
         with self.lock:
-            self.buffered -= received
+            self.buffered_bytes -= length
 
     @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether a request would be answered soon."""
-        return not self.full and self.buffered <= MAX_BUFFERED_BYTES and not self.overdue
+        return not self.is_full and self.buffered_bytes <= MAX_BUFFERED_BYTES and not self.num_overdue
 
-    def busy(self) -> HTTPException:
+    def build_busy_error(self) -> HTTPException:
         """The refusal of a request for which there is no room, which says when there may be."""
-        after = min(60, max(1, math.ceil(self.taken * self.seconds)))
+        after = min(60, max(1, math.ceil(self.used_slots * self.last_duration)))
         return HTTPException(429, "too many requests wait for an answer; try again later", {"Retry-After": str(after)})
 
     @contextmanager
-    def slot(self) -> Iterator[Slot]:
+    def acquire_slot(self) -> Iterator[Slot]:
         """Take a slot for a request; it is free again when the request is answered and its work has ended.
 
         Raises:
             HTTPException: 429.
         """
         with self.lock:
-            if self.full:
-                raise self.busy()
-            self.taken += 1
+            if self.is_full:
+                raise self.build_busy_error()
+            self.used_slots += 1
         slot = Slot()
         try:
             yield slot
         finally:
             slot.abandoned.set()
-            if slot.last is not None and not slot.last.cancel():
-                slot.last.add_done_callback(lambda _: self._free())
+            if slot.future is not None and not slot.future.cancel():
+                slot.future.add_done_callback(lambda _: self._release_slot())
             else:
-                self._free()
+                self._release_slot()
 
-    def _free(self) -> None:
+    def _release_slot(self) -> None:
         with self.lock:
-            self.taken -= 1
+            self.used_slots -= 1
 
-    async def run(self, slot: Slot, gone: "asyncio.Future[Any]", function: Callable[[], T]) -> T:
+    async def run(self, slot: Slot, disconnected: "asyncio.Future[Any]", function: Callable[[], T]) -> T:
         """Run a function in the thread of the worker, and return its result.
 
         Args:
@@ -137,27 +137,27 @@ class Worker:
             ClientLeft: the client has left.
             HTTPException: 503, the deadline has passed.
         """
-        future: Future[T] = self.thread.submit(function)
-        slot.last = future
+        future: Future[T] = self.executor.submit(function)
+        slot.future = future
         waiting: asyncio.Future[Any] = asyncio.wrap_future(future)
         waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # also where nobody waits for it
-        await asyncio.wait({waiting, gone}, timeout=self.deadline, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({waiting, disconnected}, timeout=self.deadline, return_when=asyncio.FIRST_COMPLETED)
         if future.done():
             return future.result()
-        if gone.done():
+        if disconnected.done():
             raise ClientDisconnected
         if future.cancel():
             self.metrics.predictions.labels("late").inc()
         else:
             with self.lock:
-                self.overdue += 1
-            future.add_done_callback(lambda _: self._caught_up())
+                self.num_overdue += 1
+            future.add_done_callback(lambda _: self._finish_overdue())
         message = f"no answer within {self.deadline:g} seconds; try again later, or send a smaller picture"
         raise HTTPException(503, message, {"Retry-After": "60"})
 
-    def _caught_up(self) -> None:
+    def _finish_overdue(self) -> None:
         with self.lock:
-            self.overdue -= 1
+            self.num_overdue -= 1
 
     def predict(self, slot: Slot, name: str, content: bytes) -> tuple[dict[str, Any], Image.Image | None]:
         """Predict the content of a file: the answer as ``fukami predict`` prints it, and the image; or an ``error``.
@@ -169,15 +169,15 @@ class Worker:
             raise ClientDisconnected
         began = time.perf_counter()
         try:
-            picture = self.decoder.read(content, name)
+            picture = self.decoder.decode(content, name)
             if slot.abandoned.is_set():
                 raise ClientDisconnected
             with convert_memory_errors(name):
                 (answer,) = self.task.predict([picture])
         except Error as error:
             answer, picture = {"error": str(error)}, None
-        self.seconds = time.perf_counter() - began
-        self.metrics.seconds.observe(self.seconds)
+        self.last_duration = time.perf_counter() - began
+        self.metrics.prediction_seconds.observe(self.last_duration)
         result = "late" if slot.abandoned.is_set() else "refused" if "error" in answer else "answered"
         self.metrics.predictions.labels(result).inc()
         return {"file": name, **answer}, picture

@@ -18,8 +18,8 @@ class LBFGS(torch.optim.LBFGS):
     """torch's L-BFGS, one iteration a step, from gradients that are there already.
 
     Liu and Nocedal, "On the Limited Memory BFGS Method for Large Scale Optimization", 1989. Without a line search: each
-    step has the length ``lr``, as long as no value changes by more than ``most``. The first one, of which no curvature
-    is known, changes a value by ``first`` at most. torch's is so short where there are many values that what it tells
+    step has the length ``lr``, as long as no value changes by more than ``max_change``. The first one, of which no curvature
+    is known, changes a value by ``max_first_change`` at most. torch's is so short where there are many values that what it tells
     of the curvature is rounding, and the second step may lead anywhere.
     """
 
@@ -28,11 +28,11 @@ class LBFGS(torch.optim.LBFGS):
         parameters: Iterable[nn.Parameter] | list[dict[str, Any]],
         lr: float = 1.0,
         *,
-        first: float = MAX_FIRST_CHANGE,
-        most: float = MAX_CHANGE,
+        max_first_change: float = MAX_FIRST_CHANGE,
+        max_change: float = MAX_CHANGE,
     ) -> None:
         super().__init__(parameters, lr, max_iter=1, tolerance_grad=0, tolerance_change=0, history_size=HISTORY_SIZE)
-        self.first, self.most = first, most
+        self.max_first_change, self.max_change = max_first_change, max_change
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Tensor:  # type: ignore[override]
@@ -40,7 +40,7 @@ class LBFGS(torch.optim.LBFGS):
         loss: Tensor = super().step(closure or (lambda: torch.zeros(())))  # type: ignore[no-untyped-call]
         state = self.state[self._params[0]]
         length, greatest = float(state["t"]), max(float(state["d"].abs().max()), EPSILON)
-        wanted = self.first / greatest if state["n_iter"] == 1 else min(length, self.most / greatest)
+        wanted = self.max_first_change / greatest if state["n_iter"] == 1 else min(length, self.max_change / greatest)
         self._add_grad(wanted - length, state["d"])
         state["t"] = wanted
         return loss

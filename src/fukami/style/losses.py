@@ -56,11 +56,11 @@ def compute_content_loss(maps: Tensor, target: Tensor) -> Tensor:
     return (maps.to(target.dtype) - target).square().sum() / 2
 
 
-def compute_total_variation(picture: Tensor) -> Tensor:
+def compute_total_variation(image: Tensor) -> Tensor:
     """The squared differences of pixels ``(C, H, W)`` beside and below one another, summed.
 
     Mahendran and Vedaldi, "Understanding Deep Image Representations by Inverting Them", CVPR 2015, section 2.1, with
     the exponent 2.
     """
-    across, down = picture.diff(dim=2), picture.diff(dim=1)
+    across, down = image.diff(dim=2), image.diff(dim=1)
     return across.square().sum() + down.square().sum()

@@ -22,8 +22,8 @@ class NeuralStyle(Recipe):
     paper: ClassVar[str] = "Gatys et al., Image Style Transfer Using Convolutional Neural Networks"
     year: ClassVar[int] = 2016
     family: ClassVar[str] = "style"
-    published: ClassVar[str] = "up to an hour on a K40, 512×512"
-    reached: ClassVar[str] = "43.6 % of a plain loop's time on a CPU, both in float32"
+    paper_result: ClassVar[str] = "up to an hour on a K40, 512×512"
+    reproduced_result: ClassVar[str] = "43.6 % of a plain loop's time on a CPU, both in float32"
 
     content: str = ""
     """The picture that tells what is shown; by default an embedded photograph."""
@@ -39,7 +39,7 @@ class NeuralStyle(Recipe):
     """What the picture begins as."""
     colors: Literal["style", "content"] = "style"
     """Those of the style, or the content's own."""
-    tv: float = 0.0
+    tv_weight: float = 0.0
     """Weight of the total variation, which makes the picture smoother; 0: none."""
     optimizer: Literal["lbfgs", "adam"] = "lbfgs"
     """How gradients become changes of the picture."""
@@ -50,7 +50,7 @@ class NeuralStyle(Recipe):
     to begin with 128 to 256 pixels."""
     iterations: int = 80
     """Changes of the picture at its full size; half as many at each coarser one."""
-    judge_every: int = 40
+    eval_every: int = 40
     """Iterations between two evaluations, each with a preview."""
     weights: str = ""
     """Of VGG-19 or VGG-16: a file, or imagenet (torchvision's VGG-19, downloaded); by default those that are there."""
@@ -66,15 +66,15 @@ class NeuralStyle(Recipe):
         if any(not 0 <= share < math.inf for share in self.style_weights) or sum(self.style_weights or (1,)) <= 0:
             raise UsageError(f"style-weights should be from 0 on, and not all 0, not {self.style_weights}")
 
-    def data(self) -> Data:
+    def load_data(self) -> Data:
         """The pictures; the labels are which VGG looks at them, and the width and the height of what is painted."""
         from fukami.engine import pretrained
 
-        pictures = self.pictures()
+        pictures = self.load_images()
         height, width = pictures.content.shape[2:]
         return Data([pictures], [pictures], (pretrained.load_vgg(self.weights)[0], str(width), str(height)))
 
-    def pictures(self) -> "StyleInputs":
+    def load_images(self) -> "StyleInputs":
         """The content and the styles at their size."""
         from fukami.style import data as style_data
         from fukami.style.task import StyleInputs, load_image
@@ -84,26 +84,28 @@ class NeuralStyle(Recipe):
             tuple(load_image(each, self.size) for each in self.style or (style_data.load_style_image(),)),
         )
 
-    def task(self, labels: tuple[str, ...]) -> "StyleTransferTask":
+    def build_task(self, labels: tuple[str, ...]) -> "StyleTransferTask":
         """A picture as large as the labels say."""
         from fukami import models
         from fukami.style.task import StyleOptions, StyleTransferTask
 
         name, width, height = labels
         manner = StyleOptions(
-            longer=self.size,
-            shares=self.style_weights or (1.0,) * max(1, len(self.style)),
+            longer_side=self.size,
+            style_weights=self.style_weights or (1.0,) * max(1, len(self.style)),
             strength=self.strength,
-            tv=self.tv,
+            tv_weight=self.tv_weight,
             init=self.init,
             colors=self.colors,
             levels=self.levels,
             iterations=self.iterations,
         )
         network = getattr(models, f"neural_style_{name}")()
-        return StyleTransferTask(network, (int(width), int(height)), manner, self.make_optimizer(), self.judge_every)
+        return StyleTransferTask(
+            network, (int(width), int(height)), manner, self.get_optimizer_factory(), self.eval_every
+        )
 
-    def make_optimizer(self) -> "OptimizerFactory":
+    def get_optimizer_factory(self) -> "OptimizerFactory":
         """L-BFGS, or torch's Adam."""
         from functools import partial
 
@@ -115,7 +117,7 @@ class NeuralStyle(Recipe):
             return partial(LBFGS, lr=self.lr)
         return partial(torch.optim.Adam, lr=0.02 * self.lr, fused=True)
 
-    def begin(self, task: "Task") -> None:
+    def initialize_task(self, task: "Task") -> None:
         """Put the weights into the network, and look at the pictures."""
         from fukami.engine import pretrained
 
@@ -127,4 +129,4 @@ class NeuralStyle(Recipe):
             )
         own = task.model.state_dict()
         task.model.load_state_dict({key: tensors.get(key, value) for key, value in own.items()})
-        cast("StyleTransferTask", task).begin(self.pictures())
+        cast("StyleTransferTask", task).initialize(self.load_images())

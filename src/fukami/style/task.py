@@ -50,24 +50,24 @@ class ImagePyramid(nn.Module):
 
     Args:
         sizes: height and width at each level.
-        depth: 1 grey, 3 colour; values are 0..1, and may lie outside on the way.
-        channels: of the maps that the style is read from.
+        num_channels: 1 grey, 3 colour; values are 0..1, and may lie outside on the way.
+        style_channels: of the maps that the style is read from.
     """
 
-    def __init__(self, sizes: Sequence[tuple[int, int]], depth: int, channels: Sequence[int]) -> None:
+    def __init__(self, sizes: Sequence[tuple[int, int]], num_channels: int, style_channels: Sequence[int]) -> None:
         super().__init__()
-        self.pictures = nn.ParameterList([nn.Parameter(torch.zeros(depth, *size)) for size in sizes])
+        self.pictures = nn.ParameterList([nn.Parameter(torch.zeros(num_channels, *size)) for size in sizes])
         self.register_buffer("level", torch.tensor(0.0))
         for number in range(len(sizes)):
-            for layer, count in enumerate(channels, 1):
+            for layer, count in enumerate(style_channels, 1):
                 self.register_buffer(f"style{number}_{layer}", torch.zeros(count, count))
-        self.layers = len(channels)
+        self.num_layers = len(style_channels)
 
-    def targets(self, level: int) -> list[Tensor]:
+    def get_style_targets(self, level: int) -> list[Tensor]:
         """The Gram matrices ``(C, C)`` of the style at a level."""
-        return [self.get_buffer(f"style{level}_{layer}") for layer in range(1, self.layers + 1)]
+        return [self.get_buffer(f"style{level}_{layer}") for layer in range(1, self.num_layers + 1)]
 
-    def at(self, level: int) -> Tensor:
+    def get_image(self, level: int) -> Tensor:
         """The picture as it is, ``(depth, H, W)``, at the size of a level."""
         own = self.pictures[int(self.level)]  # type: ignore[arg-type]
         size = self.pictures[level].shape[1:]
@@ -79,10 +79,10 @@ class StyleOptions:
     """How pictures are painted.
 
     Attributes:
-        longer: pixels of the longer side of pictures that are asked about; 0: as many as they have.
-        shares: how much of each style there is.
+        longer_side: pixels of the longer side of pictures that are asked about; 0: as many as they have.
+        style_weights: how much of each style there is.
         strength: of the style; 1: as much as suits most pictures.
-        tv: weight of the total variation, which makes a picture smoother; 0: none.
+        tv_weight: weight of the total variation, which makes a picture smoother; 0: none.
         init: begin with the content, or with noise.
         colors: of the style, or those that the content has.
         levels: sizes from coarse to fine, each twice the one before it, fewer where one would be too small; 0: as many
@@ -90,10 +90,10 @@ class StyleOptions:
         iterations: updates at the finest of them, and half as many at each other.
     """
 
-    longer: int = 512
-    shares: tuple[float, ...] = (1.0,)
+    longer_side: int = 512
+    style_weights: tuple[float, ...] = (1.0,)
     strength: float = 1.0
-    tv: float = 0.0
+    tv_weight: float = 0.0
     init: Literal["content", "noise"] = "content"
     colors: Literal["style", "content"] = "style"
     levels: int = 0
@@ -107,158 +107,165 @@ class StyleTransferTask(Task):
         model: gives the maps of the style and of the content of normalised pictures ``(1, 3, H, W)``, says in
             ``channels`` how many the first ones have; ``features`` are its layers, a chain.
         size: width and height of the picture.
-        manner: how it is painted.
+        options: how it is painted.
         optimizer: makes the optimizer of the picture.
-        judge_every: iterations between two evaluations.
+        eval_every: iterations between two evaluations.
     """
 
     def __init__(
         self,
         model: nn.Module,
         size: tuple[int, int],
-        manner: StyleOptions,
+        options: StyleOptions,
         optimizer: OptimizerFactory,
-        judge_every: int = 50,
+        eval_every: int = 50,
     ) -> None:
-        super().__init__(model, optimizer=optimizer, judge_every=judge_every)
-        self.size, self.manner = size, manner
-        self.sizes = compute_level_sizes(size, manner.levels)
-        coarser = -(-manner.iterations // 2)
-        self.starts = [coarser * level for level in range(len(self.sizes))]  # the first step at each size
-        self.canvas = ImagePyramid(self.sizes, 1 if manner.colors == "content" else 3, model.channels)  # type: ignore[arg-type]
-        self.due = 0  # the level of the next step
-        self.contents: dict[int, Tensor] = {}
-        self.painted: dict[Any, Image.Image] = {}
+        super().__init__(model, optimizer=optimizer, eval_every=eval_every)
+        self.size, self.options = size, options
+        self.level_sizes = compute_level_sizes(size, options.levels)
+        coarser = -(-options.iterations // 2)
+        self.level_starts = [coarser * level for level in range(len(self.level_sizes))]  # the first step at each size
+        self.pyramid = ImagePyramid(self.level_sizes, 1 if options.colors == "content" else 3, model.channels)  # type: ignore[arg-type]
+        self.next_level = 0  # the level of the next step
+        self.content_targets: dict[int, Tensor] = {}
+        self.stylized_images: dict[Any, Image.Image] = {}
 
     def setup(self, runtime: "Runtime") -> None:
         """Move to the device; an optimizer for each level, since the pixels are others."""
         self.runtime = runtime
-        self.model = runtime.place(self.model).requires_grad_(False)
-        self.parallel = self.replica = self.model
-        self.canvas = self.canvas.to(runtime.device)
+        self.model = runtime.move_to_device(self.model).requires_grad_(False)
+        self.ddp_model = self.training_model = self.model
+        self.pyramid = self.pyramid.to(runtime.device)
         self.mean, self.std = (
             torch.tensor(value, device=runtime.device).view(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD)
         )
-        self.optimizers = [runtime.steer(self.make_optimizer([picture])) for picture in self.canvas.pictures]
-        self.optimizer, self.scaler = self.optimizers[0], runtime.scaler()
+        self.optimizers = [
+            runtime.prepare_optimizer(self.make_optimizer([picture])) for picture in self.pyramid.pictures
+        ]
+        self.optimizer, self.scaler = self.optimizers[0], runtime.build_grad_scaler()
 
     def compile(self) -> None:
         """Stay as it is: each level would be compiled anew, which takes longer than its steps."""
 
-    def state(self) -> dict[str, Any]:
+    def get_stateful_objects(self) -> dict[str, Any]:
         """The picture, the style, and an optimizer for each level."""
         optimizers = {f"optimizer {level}": optimizer for level, optimizer in enumerate(self.optimizers)}
-        return {"model": self.model, "canvas": self.canvas, "scaler": self.scaler, **optimizers}
+        return {"model": self.model, "canvas": self.pyramid, "scaler": self.scaler, **optimizers}
 
-    def modules(self) -> dict[str, nn.Module]:
+    def get_modules(self) -> dict[str, nn.Module]:
         """The network, and the picture with the style it is painted in."""
-        return {"model": self.model, "canvas": self.canvas}
+        return {"model": self.model, "canvas": self.pyramid}
 
-    def replace(self, modules: dict[str, nn.Module]) -> None:
+    def replace_modules(self, modules: dict[str, nn.Module]) -> None:
         """Answer with another network and another canvas."""
-        self.model, self.canvas = modules["model"], modules["canvas"]  # type: ignore[assignment]
+        self.model, self.pyramid = modules["model"], modules["canvas"]  # type: ignore[assignment]
 
-    def duration(self, train: Any) -> tuple[int, int]:
+    def count_steps(self, train: Any) -> tuple[int, int]:
         """Updates in the whole training, and between two evaluations."""
-        return self.starts[-1] + self.manner.iterations, self.judge_every
+        return self.level_starts[-1] + self.options.iterations, self.eval_every
 
-    def work(self, step: int) -> float:
+    def count_work(self, step: int) -> float:
         """Pixels that were looked at before a step."""
-        ends = [*self.starts[1:], math.inf]
-        levels = zip(self.sizes, self.starts, ends, strict=True)
+        ends = [*self.level_starts[1:], math.inf]
+        levels = zip(self.level_sizes, self.level_starts, ends, strict=True)
         return sum(max(min(step, end) - start, 0) * math.prod(size) for size, start, end in levels)
 
     @torch.no_grad()
-    def begin(self, pictures: StyleInputs) -> None:
+    def initialize(self, inputs: StyleInputs) -> None:
         """Look at the pictures: bring the network's maps to one size, remember the styles, lay the content out."""
-        content = self.seen(pictures.content)
-        styles = [self.seen(each) for each in pictures.styles]
-        if self.manner.colors == "content":
+        content = self.preprocess_image(inputs.content)
+        styles = [self.preprocess_image(each) for each in inputs.styles]
+        if self.options.colors == "content":
             styles = [match_luminance(each, content) for each in styles]
         squares = [
-            self.normalised(resize_image(each, (CALIBRATION_SIZE, CALIBRATION_SIZE))) for each in (content, *styles)
+            self.normalize_image(resize_image(each, (CALIBRATION_SIZE, CALIBRATION_SIZE)))
+            for each in (content, *styles)
         ]
         rescale_activations(list(self.model.features), torch.cat(squares))  # type: ignore[arg-type]
-        for level in range(len(self.sizes)):
-            factor = max(self.sizes[level]) / max(self.sizes[-1])
+        for level in range(len(self.level_sizes)):
+            factor = max(self.level_sizes[level]) / max(self.level_sizes[-1])
             sides = [[max(MIN_SIDE, round(side * factor)) for side in each.shape[1:]] for each in styles]
-            fitted = [self.normalised(resize_image(each, size)) for each, size in zip(styles, sides, strict=True)]
+            fitted = [self.normalize_image(resize_image(each, size)) for each, size in zip(styles, sides, strict=True)]
             grams = [list(map(style_losses.compute_gram_matrix, self.model(each)[0])) for each in fitted]
-            for layer, target in enumerate(self.canvas.targets(level)):
-                each = torch.stack([share * own[layer] for share, own in zip(self.manner.shares, grams, strict=True)])
-                target.copy_(each.sum(0) / sum(self.manner.shares))
-        self.lay(content)
+            for layer, target in enumerate(self.pyramid.get_style_targets(level)):
+                each = torch.stack(
+                    [share * own[layer] for share, own in zip(self.options.style_weights, grams, strict=True)]
+                )
+                target.copy_(each.sum(0) / sum(self.options.style_weights))
+        self.initialize_image(content)
 
     @torch.no_grad()
-    def lay(self, content: Tensor) -> None:
+    def initialize_image(self, content: Tensor) -> None:
         """Begin the picture."""
-        first = self.canvas.pictures[0]
+        first = self.pyramid.pictures[0]
         first.copy_(
-            resize_image(content, self.sizes[0]) if self.manner.init == "content" else torch.rand(first.shape).to(first)
+            resize_image(content, self.level_sizes[0])
+            if self.options.init == "content"
+            else torch.rand(first.shape).to(first)
         )
 
     def schedule(self, progress: float) -> float:
         """Know at which level the next step is; the learning rate stays as it is."""
-        self.due = bisect.bisect(self.starts, round(progress * self.duration(None)[0])) - 1
-        self.optimizer = self.optimizers[self.due]
+        self.next_level = bisect.bisect(self.level_starts, round(progress * self.count_steps(None)[0])) - 1
+        self.optimizer = self.optimizers[self.next_level]
         return super().schedule(progress)
 
     def step(self, batch: StyleInputs) -> dict[str, Tensor]:
         """One update of the picture, which first goes on to the next level where it is time."""
-        if self.due > int(self.canvas.level):  # type: ignore[arg-type]
-            self.enlarge(batch.content)
+        if self.next_level > int(self.pyramid.level):  # type: ignore[arg-type]
+            self.advance_level(batch.content)
         return super().step(batch)
 
     @torch.no_grad()
-    def enlarge(self, content: Tensor) -> None:
+    def advance_level(self, content: Tensor) -> None:
         """Go on at the level that is due, with those details of the content that were too fine for the one before."""
-        before, size = self.sizes[int(self.canvas.level)], self.sizes[self.due]  # type: ignore[arg-type]
-        picture = self.canvas.at(self.due)
-        if self.manner.init == "content":
-            seen = self.seen(content)
+        before, size = self.level_sizes[int(self.pyramid.level)], self.level_sizes[self.next_level]  # type: ignore[arg-type]
+        picture = self.pyramid.get_image(self.next_level)
+        if self.options.init == "content":
+            seen = self.preprocess_image(content)
             picture = picture + resize_image(seen, size) - resize_image(resize_image(seen, before), size)
-        self.canvas.pictures[self.due].copy_(picture)
-        self.canvas.level.fill_(self.due)  # type: ignore[operator]
+        self.pyramid.pictures[self.next_level].copy_(picture)
+        self.pyramid.level.fill_(self.next_level)  # type: ignore[operator]
 
-    def loss(self, batch: StyleInputs) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(self, batch: StyleInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of content and style at the level, and their weighted sum (equation 7)."""
-        level = int(self.canvas.level)  # type: ignore[arg-type]
-        return self.losses(self.canvas.pictures[level], batch.content, level)
+        level = int(self.pyramid.level)  # type: ignore[arg-type]
+        return self.compute_losses(self.pyramid.pictures[level], batch.content, level)
 
-    def losses(self, picture: Tensor, content: Tensor, level: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_losses(self, image: Tensor, content: Tensor, level: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The whole loss of a picture ``(depth, H, W)`` and its parts, at the size of a level."""
-        if level not in self.contents:
+        if level not in self.content_targets:
             with (
                 torch.no_grad(),
                 torch.autocast(self.runtime.device.type, enabled=False),
                 half_precision.enable_float32_fallback(self.model),
             ):
-                self.contents[level] = self.model(self.normalised(resize_image(self.seen(content), self.sizes[level])))[
-                    1
-                ]
-        target = self.contents[level]
+                self.content_targets[level] = self.model(
+                    self.normalize_image(resize_image(self.preprocess_image(content), self.level_sizes[level]))
+                )[1]
+        target = self.content_targets[level]
         with half_precision.enable_float32_fallback(self.model):
-            maps, shown = self.replica(self.normalised(picture))
+            maps, shown = self.training_model(self.normalize_image(image))
         parts = {
             "content_loss": style_losses.compute_content_loss(shown, target),
             "style_loss": style_losses.compute_style_loss(
-                [style_losses.compute_gram_matrix(each) for each in maps], self.canvas.targets(level)
+                [style_losses.compute_gram_matrix(each) for each in maps], self.pyramid.get_style_targets(level)
             ),
         }
-        whole = parts["content_loss"] + self.manner.strength * STYLE_WEIGHT * target.numel() * parts["style_loss"]
-        whole = whole + RANGE_PENALTY_WEIGHT * (picture - picture.clamp(0, 1)).square().sum()
-        if self.manner.tv:
-            parts["variation"] = style_losses.compute_total_variation(picture)
-            whole = whole + self.manner.tv * TV_WEIGHT * parts["variation"]
+        whole = parts["content_loss"] + self.options.strength * STYLE_WEIGHT * target.numel() * parts["style_loss"]
+        whole = whole + RANGE_PENALTY_WEIGHT * (image - image.clamp(0, 1)).square().sum()
+        if self.options.tv_weight:
+            parts["variation"] = style_losses.compute_total_variation(image)
+            whole = whole + self.options.tv_weight * TV_WEIGHT * parts["variation"]
         return whole, {name: part.detach() for name, part in parts.items()}
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[StyleInputs]) -> dict[str, float]:
         """The losses of the picture at its full size, with values that a file can hold."""
         (batch,) = batches
-        self.shown = batch.content
-        last = len(self.sizes) - 1
-        loss, parts = self.losses(self.canvas.at(last).clamp(0, 1), batch.content, last)
+        self.content_image = batch.content
+        last = len(self.level_sizes) - 1
+        loss, parts = self.compute_losses(self.pyramid.get_image(last).clamp(0, 1), batch.content, last)
         return {"loss": float(loss), **{name: float(part) for name, part in parts.items()}, "count": 1}
 
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
@@ -268,56 +275,60 @@ class StyleTransferTask(Task):
         be painted yields ``{"file", "error"}``.
         """
         answers: list[dict[str, Any]] = []
-        self.painted = {}
+        self.stylized_images = {}
         for source in inputs:
             named = {"file": str(source)} if isinstance(source, str | Path) else {}
             try:
                 with convert_memory_errors(named.get("file", "the picture given")):
-                    painting, found = self.painting(load_image(source, self.manner.longer))
+                    painting, found = self.stylize_image(load_image(source, self.options.longer_side))
             except Error as error:
                 answers.append({**named, "error": str(error)})
                 continue
-            self.painted[make_cache_key(source)] = painting.preview()
+            self.stylized_images[make_cache_key(source)] = painting.preview()
             width, height = painting.size
             answers.append({**named, "width": width, "height": height, **found})
         return answers
 
-    def painting(self, content: Tensor) -> "tuple[StyleTransferTask, dict[str, float]]":
+    def stylize_image(self, content: Tensor) -> "tuple[StyleTransferTask, dict[str, float]]":
         """Another picture ``(1, 3, H, W)`` painted in this style, and its losses.
 
         Raises:
             fukami.Error: it is too narrow.
         """
-        other = StyleTransferTask(self.model, (content.shape[3], content.shape[2]), self.manner, self.make_optimizer)
+        other = StyleTransferTask(self.model, (content.shape[3], content.shape[2]), self.options, self.make_optimizer)
         other.setup(replace(self.runtime, precision="float32"))  # the weights have theirs
-        for level in range(len(other.sizes)):
-            own = max(0, len(self.sizes) - len(other.sizes) + level)
-            for target, mine in zip(other.canvas.targets(level), self.canvas.targets(own), strict=True):
+        for level in range(len(other.level_sizes)):
+            own = max(0, len(self.level_sizes) - len(other.level_sizes) + level)
+            for target, mine in zip(
+                other.pyramid.get_style_targets(level), self.pyramid.get_style_targets(own), strict=True
+            ):
                 target.copy_(mine)
         with torch.no_grad():
-            other.lay(other.seen(content))
+            other.initialize_image(other.preprocess_image(content))
         batch = StyleInputs(content, ())
-        steps, _ = other.duration(None)
+        steps, _ = other.count_steps(None)
         for step in range(steps):
             other.schedule(step / steps)
             other.step(batch)
         return other, other.evaluate([batch])
 
-    def draw(self, source: Any, answer: dict[str, Any]) -> Image.Image:
+    def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
         """The picture, painted in this style."""
-        if make_cache_key(source) not in self.painted:
+        if make_cache_key(source) not in self.stylized_images:
             self.predict([source])
-        return self.painted[make_cache_key(source)]
+        return self.stylized_images[make_cache_key(source)]
 
     def preview(self) -> Image.Image:
         """The picture so far, at its full size, as it was evaluated last."""
-        pixels = (255 * self.canvas.at(len(self.sizes) - 1).detach().float().clamp(0, 1)).round().byte().cpu()
-        if self.manner.colors == "style":
+        pixels = (
+            (255 * self.pyramid.get_image(len(self.level_sizes) - 1).detach().float().clamp(0, 1)).round().byte().cpu()
+        )
+        if self.options.colors == "style":
             return Image.fromarray(pixels.permute(1, 2, 0).numpy())
-        _, blue, red = Image.fromarray(self.shown[0].permute(1, 2, 0).cpu().numpy()).convert("YCbCr").split()
+        _, blue, red = Image.fromarray(self.content_image[0].permute(1, 2, 0).cpu().numpy()).convert("YCbCr").split()
         return Image.merge("YCbCr", (Image.fromarray(pixels[0].numpy()), blue, red)).convert("RGB")
 
-    def figures(self, batches: Iterable[StyleInputs]) -> "Iterator[tuple[str, Figure]]":
+    def plot_evaluation(self, batches: Iterable[StyleInputs]) -> "Iterator[tuple[str, Figure]]":
         """The content, the styles and the picture side by side."""
         from fukami.image.plots import plot_image_row
 
@@ -326,38 +337,38 @@ class StyleTransferTask(Task):
         names = ["content", *("style" for _ in batch.styles), "picture"]
         yield "What it was painted from", plot_image_row([*originals, self.preview()], names)
 
-    def seen(self, picture: Tensor) -> Tensor:
+    def preprocess_image(self, image: Tensor) -> Tensor:
         """A picture ``(1, 3, H, W)`` uint8 as the canvas holds one: ``(depth, H, W)`` in 0..1."""
-        values = picture[0].to(self.runtime.device).float() / 255
-        if self.manner.colors == "style":
+        values = image[0].to(self.runtime.device).float() / 255
+        if self.options.colors == "style":
             return values
         return (values.new_tensor(LUMINANCE_WEIGHTS).view(3, 1, 1) * values).sum(0, keepdim=True)
 
-    def normalised(self, picture: Tensor) -> Tensor:
+    def normalize_image(self, image: Tensor) -> Tensor:
         """A picture ``(depth, H, W)`` in 0..1 as the network takes it, ``(1, 3, H, W)``."""
-        found = ((picture - self.mean) / self.std)[None].to(next(self.model.parameters()).dtype)
+        found = ((image - self.mean) / self.std)[None].to(next(self.model.parameters()).dtype)
         return found.contiguous(memory_format=torch.channels_last)
 
 
-def load_image(source: Any, longer: int) -> Tensor:
+def load_image(source: Any, longer_side: int) -> Tensor:
     """The picture in a file (or what else :func:`fukami.image.io.read_image` takes), ``(1, 3, H, W)`` uint8.
 
     Args:
         source: what to read.
-        longer: pixels of the longer side that comes out; 0: as many as it has.
+        longer_side: pixels of the longer side that comes out; 0: as many as it has.
 
     Raises:
         fukami.Error: it cannot be read.
     """
     picture = image_io.convert_mode(image_io.read_image(source), "RGB")
-    if longer:
-        factor = longer / max(picture.size)
+    if longer_side:
+        factor = longer_side / max(picture.size)
         width, height = (max(1, round(factor * side)) for side in picture.size)
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
 
 
-def compute_level_sizes(size: tuple[int, int], levels: int) -> list[tuple[int, int]]:
+def compute_level_sizes(size: tuple[int, int], num_levels: int) -> list[tuple[int, int]]:
     """Height and width at each level, from coarse to fine, of a picture of this width and height.
 
     Raises:
@@ -366,22 +377,22 @@ def compute_level_sizes(size: tuple[int, int], levels: int) -> list[tuple[int, i
     width, height = size
     if min(size) < MIN_SIDE:
         raise Error(f"a picture of {width}×{height} pixels is too narrow: no side may have less than {MIN_SIDE}")
-    levels = levels or max(1, max(size).bit_length() - COARSEST_SIDE.bit_length() + 1)
-    sizes = [(round(height / 2**level), round(width / 2**level)) for level in range(levels)]
+    num_levels = num_levels or max(1, max(size).bit_length() - COARSEST_SIDE.bit_length() + 1)
+    sizes = [(round(height / 2**level), round(width / 2**level)) for level in range(num_levels)]
     return [each for each in reversed(sizes) if min(each) >= MIN_SIDE]
 
 
-def resize_image(picture: Tensor, size: Sequence[int]) -> Tensor:
+def resize_image(image: Tensor, size: Sequence[int]) -> Tensor:
     """A picture ``(C, H, W)`` at another height and width, without aliasing."""
-    return F.interpolate(picture[None], tuple(size), mode="bicubic", antialias=True, align_corners=False)[0]
+    return F.interpolate(image[None], tuple(size), mode="bicubic", antialias=True, align_corners=False)[0]
 
 
-def match_luminance(picture: Tensor, like: Tensor) -> Tensor:
+def match_luminance(image: Tensor, reference: Tensor) -> Tensor:
     """Grey values with the mean and the deviation of those of another picture.
 
     Gatys, Bethge, Hertzmann and Shechtman, "Preserving Color in Neural Artistic Style Transfer", 2016, section 4.2.
     """
-    return like.std() / picture.std().clamp(min=1e-3) * (picture - picture.mean()) + like.mean()
+    return reference.std() / image.std().clamp(min=1e-3) * (image - image.mean()) + reference.mean()
 
 
 def make_cache_key(source: Any) -> Any:
