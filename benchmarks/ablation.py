@@ -20,7 +20,7 @@ from fukami.data import cifar, image_folder
 from fukami.data.streaming import count_workers
 from record import answer, record
 
-BASE = "fukami train resnet20 --data cifar10-1000.csv --batch 50 --lr 0.1 --epochs 60 --judge-every 60"
+BASE = "fukami train resnet20 --data cifar10-1000.csv --batch-size 50 --lr 0.1 --epochs 60 --eval-every 60"
 EACH = 100  # training pictures of a class
 WORDS = [
     "", "rotate=15", "shift=4", "scale=0.2", "shear=0.2", "crop=0.4", "pad-crop=4", "flip", "brightness=0.4",

@@ -37,16 +37,16 @@ from record import FILE, answer, record
 
 ROUNDS = 15
 RUNS = {
-    "deep-convnet-mnist": "fukami train deep-convnet --data mnist --judge-every 5",
+    "deep-convnet-mnist": "fukami train deep-convnet --data mnist --eval-every 5",
     "deep-convnet-mnist-int8": "fukami train deep-convnet --data mnist --init deep-convnet-mnist --quantize int8 "
     "--epochs 2 --lr 0.0002",
-    "binary-deep-convnet-mnist": "fukami train binary-deep-convnet --data mnist --judge-every 5",
-    "resnet20-cifar10": "fukami train resnet20 --data cifar10 --judge-every 5",
+    "binary-deep-convnet-mnist": "fukami train binary-deep-convnet --data mnist --eval-every 5",
+    "resnet20-cifar10": "fukami train resnet20 --data cifar10 --eval-every 5",
     "resnet20-cifar10-int8": "fukami train resnet20 --data cifar10 --init resnet20-cifar10 --quantize int8 --epochs 2 "
     "--lr 0.002",
-    "binary-convnet-half-cifar10": "fukami train binary-convnet --data cifar10 --judge-every 2 --epochs 24 "
+    "binary-convnet-half-cifar10": "fukami train binary-convnet --data cifar10 --eval-every 2 --epochs 24 "
     "--widths 64 64 128 128 256 256 --hidden 512 512",
-    "binary-convnet-cifar10": "fukami train binary-convnet --data cifar10 --judge-every 5",
+    "binary-convnet-cifar10": "fukami train binary-convnet --data cifar10 --eval-every 5",
 }
 COUNTERPARTS = {"binary-deep-convnet-mnist": "deep-convnet-mnist"}  # of full precision
 PLOTTED = {

@@ -25,7 +25,7 @@ from record import anywhere, each_seed, record
 METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider", "exact", "distinct", "copied")
 SAMPLE = "flickr8k-1000"
 ROUNDS = 5
-FLICKR8K = f"fukami train show-and-tell --data {SAMPLE} --encoder vgg16 --init {{weights}} --epochs 10 --judge-every 10"
+FLICKR8K = f"fukami train show-and-tell --data {SAMPLE} --encoder vgg16 --init {{weights}} --epochs 10 --eval-every 10"
 SCENES = (
     "fukami train show-and-tell --data scenes --encoder deep-convnet "
     "--encoder-options batch_norm=true hidden=256 dropout=0 --size 48 --hidden 256 --dropout 0.1 "

@@ -19,11 +19,11 @@ from fukami.data import cifar
 from record import answer, record
 
 CPU = (
-    "fukami train resnet20 --data cifar10 --epochs 64 --judge-every 16 --lr 0.15 --smoothing 0.1 "
+    "fukami train resnet20 --data cifar10 --epochs 64 --eval-every 16 --lr 0.15 --label-smoothing 0.1 "
     "--augment flip pad-crop=4 erase=0.5 --device cpu"
 )
 PHOTOGRAPHS = (
-    "fukami train {} --data cifar10 --size 32 --epochs 5 --judge-every 5 --batch 64 --lr 0.04 "
+    "fukami train {} --data cifar10 --size 32 --epochs 5 --eval-every 5 --batch-size 64 --lr 0.04 "
     "--augment flip pad-crop=4 --device cpu"
 )
 PRECISION = "fukami train resnet20 --data cifar10 --epochs 1 --device cpu --precision {}"
@@ -32,7 +32,7 @@ GPU = {
     "resnet56": "fukami train resnet56 --data cifar10 --epochs 200 --lr 0.1 --warmup 0.05",
 }
 SPRINT = (
-    "fukami train resnet18 --data cifar10 --size 32 --stem 3x3 --epochs 16 --batch 512 --lr 0.4 "
+    "fukami train resnet18 --data cifar10 --size 32 --stem 3x3 --epochs 16 --batch-size 512 --lr 0.4 "
     "--augment flip pad-crop=4 --smoothing 0.1"
 )
 

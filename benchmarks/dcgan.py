@@ -104,7 +104,7 @@ def compared(options: argparse.Namespace) -> None:
     data = options.archive if options.benchmark == "faces" else "cifar10"
     name = Path(data).stem
     command = f"python benchmarks/dcgan.py {anywhere(sys.argv[1:])}"
-    line = f"fukami train dcgan --data {data} --epochs {options.epochs} --judge-every {options.epochs}"
+    line = f"fukami train dcgan --data {data} --epochs {options.epochs} --eval-every {options.epochs}"
     line += f" --judge {options.judge}"
     for seed, result, seconds, own in each_seed(line, options):
         for metric in (each for each in result if each.startswith(("fid", "kid", "frechet", "kernel", "repeated"))):
@@ -134,7 +134,7 @@ def compared(options: argparse.Namespace) -> None:
 
 def mnist(options: argparse.Namespace) -> None:
     """Digits that the shipped classifier reads."""
-    line = f"fukami train dcgan --data mnist --epochs {options.epochs} --judge-every {options.epochs}"
+    line = f"fukami train dcgan --data mnist --epochs {options.epochs} --eval-every {options.epochs}"
     for seed, result, seconds, own in each_seed(line, options):
         for metric in ("legible", "classes", "frechet_digits", "repeated"):
             record("dcgan mnist", metric, result[metric], seed=seed, seconds=seconds, command=own,

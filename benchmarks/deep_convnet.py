@@ -27,7 +27,7 @@ DEFAULT = "deep-convnet mnist default"
 GOAL = 0.9935  # 65 errors of 10,000: the note's result
 LIGHT = ("shift=1", "rotate=5", "scale=0.05", "shear=0.05")  # augmentation where time is short
 # the quickest way to the goal that we found: large steps on small batches, little augmentation
-SPRINT = f"fukami train deep-convnet --data mnist --epochs 3 --batch 50 --lr 0.003 --augment {' '.join(LIGHT)}"
+SPRINT = f"fukami train deep-convnet --data mnist --epochs 3 --batch-size 50 --lr 0.003 --augment {' '.join(LIGHT)}"
 PLAIN = "python benchmarks/plain_loop.py"
 
 
@@ -168,7 +168,7 @@ def beside_plain(options, ours, lines, command, seed):
 
 def goal_words(options, seed):
     """The command line of the quickest training on a GPU."""
-    words = f"fukami train deep-convnet --data {options.data} --epochs {options.passes} --batch {options.batch}"
+    words = f"fukami train deep-convnet --data {options.data} --epochs {options.passes} --batch-size {options.batch}"
     return [*f"{words} --lr {options.lr} --augment".split(), *LIGHT, "--seed", str(seed)]
 
 

@@ -67,7 +67,9 @@ def rates(options: argparse.Namespace) -> None:
 def loop(options: argparse.Namespace) -> None:
     """Images per second of a training from the command line, and the fraction of its time that it waited for data."""
     size = f"--shortest {min(options.height, options.width)} --longest {max(options.height, options.width)}"
-    line = f"fukami train faster-rcnn-resnet50-fpn --data {options.data} {size} --batch {options.batch} --epochs 20"
+    line = (
+        f"fukami train faster-rcnn-resnet50-fpn --data {options.data} {size} --batch-size {options.batch} --epochs 20"
+    )
     with tempfile.TemporaryDirectory() as folder:
         words = [*line.split()[1:], "--judge-every", "20", "--out", f"{folder}/run"]
         subprocess.run([sys.executable, "-m", "fukami", *words, *options.more], check=True, stdout=subprocess.DEVNULL)
@@ -302,12 +304,12 @@ def main() -> None:
 
 
 SCENES = (
-    "fukami train faster-rcnn-vgg16 --width 0.25 --hidden 256 --batch-norm --dropout 0.1 --stride 8 --shortest 128 "
+    "fukami train faster-rcnn-vgg16 --width-multiplier 0.25 --hidden 256 --batch-norm --dropout 0.1 --stride 8 --min-size 128 "
     "--longest 192 --scales 24 40 64 --batch 4 --optimizer adamw --lr 1.5e-3 --weight-decay 0.02 --decay one-cycle "
     "--warmup 0.2 --clip 0 --augment flip brightness=0.2 --epochs 6 --judge-every 6 --no-compile"
 )
 BCCD = (
-    "fukami train faster-rcnn-vgg16 --data bccd --init {weights} --shortest 320 --longest 448 --stride 8 --hidden 1024 "
+    "fukami train faster-rcnn-vgg16 --data bccd --init {weights} --min-size 320 --max-size 448 --stride 8 --hidden 1024 "
     "--dropout 0 --scales 24 48 80 144 --batch 1 --lr 3e-3 --decay cosine --epochs 12 --judge-every 3 --no-compile "
     "--augment flip flip-vertical brightness=0.2 contrast=0.2"
 )

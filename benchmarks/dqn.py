@@ -40,9 +40,9 @@ WARMING = 1  # turns before those that are timed
 GAMES = 4
 LINES = {
     "catch": "fukami train dqn",
-    "pong": "fukami train dqn --game pong --steps 1200000 --memory 400000 --learning-starts 10000 --explore 200000 "
+    "pong": "fukami train dqn --env pong --steps 1200000 --buffer-size 400000 --learning-starts 10000 --exploration-steps 200000 "
     "--target 1000 --games 8 --decay polynomial --judge-every 200000 --double",
-    "breakout": "fukami train dqn --game breakout --steps 10000000 --learning-starts 80000 --explore 1000000 "
+    "breakout": "fukami train dqn --env breakout --steps 10000000 --learning-starts 80000 --exploration-steps 1000000 "
     "--target 1000 --least 0.01 --lr 1e-4 --judge-every 500000",
 }
 
@@ -89,7 +89,7 @@ def train_for_minutes(options: argparse.Namespace) -> None:
 def judge(run: str, seed: int) -> None:
     """What the run wins in a thousand episodes, with actions by chance and without."""
     for epsilon in (0, 0.05):
-        command = f"fukami eval {run} --set epsilon={epsilon} episodes=1000"
+        command = f"fukami eval {run} --set eval_epsilon={epsilon} eval_episodes=1000"
         result, seconds = answer(command)
         record("dqn catch judged", f"return, epsilon {epsilon}", result["return"], seed=seed, seconds=seconds,
                command=command.replace(run, "runs/dqn"), note=f"{result['count']} episodes")  # fmt: skip
@@ -175,7 +175,7 @@ def theirs(options: argparse.Namespace, pipe) -> None:
     name = f"{''.join(word.capitalize() for word in options.game.split('_'))}NoFrameskip-v4"
     games = VecFrameStack(make_atari_env(name, n_envs=GAMES, seed=0), n_stack=4)
     model = DQN("CnnPolicy", games, learning_rate=1e-4, buffer_size=20_000, learning_starts=1_000, batch_size=32,
-                train_freq=1, gradient_steps=1, target_update_interval=1_000, exploration_fraction=0.01,
+                train_freq=1, gradient_steps=1, target_update_interval=1_000, exploration_steps=0.01,
                 exploration_final_eps=0.02, max_grad_norm=math.inf, device=DEVICE, seed=0)  # fmt: skip
     model.learn(1_100)
     while steps := pipe.recv():

@@ -313,7 +313,7 @@ def main() -> None:
 
 
 SCENES = (
-    "fukami train fcn8s-vgg16 --batch-norm --width 0.25 --hidden 256 --dropout 0.1 --shortest 112 "
+    "fukami train fcn8s-vgg16 --batch-norm --width-multiplier 0.25 --hidden 256 --dropout 0.1 --min-size 112 "
     "--augment flip crop=0.7 --lr 3e-3 --decay one-cycle --epochs 8 --batch 4 --judge-every 8 --no-compile"
 )
 COMMON = "--data camvid --augment flip crop=0.5 brightness=0.3 --balance root --judge-every 10"
@@ -326,8 +326,8 @@ TUNED = {  # so that what has learned already goes on slowly
 HALF = {"segnet-vgg16": 36, "segnet-basic": 40, "fcn8s-vgg16": 16}
 CAMVID = {  # at half the size, and at full size
     name: (
-        f"fukami train {name} {COMMON} {tuned} --shortest 180 --epochs {HALF[name]} --batch 2 --no-compile",
-        f"fukami train {name} {COMMON} {tuned} --epochs 150 --batch 4",
+        f"fukami train {name} {COMMON} {tuned} --min-size 180 --epochs {HALF[name]} --batch-size 2 --no-compile",
+        f"fukami train {name} {COMMON} {tuned} --epochs 150 --batch-size 4",
     )
     for name, tuned in TUNED.items()
 }

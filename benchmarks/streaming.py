@@ -80,7 +80,7 @@ def theirs(root, workers):
 
 
 def ours(root, workers):
-    """What `fukami train resnet50 --data DIR --memory 0 --augment crop flip` feeds to the network."""
+    """What `fukami train resnet50 --data DIR --memory-limit 0 --augment crop flip` feeds to the network."""
     recipe = ResNet50(data=str(root), holdout=0.0, memory_limit=0, batch_size=64, augment=("crop", "flip"))
     data, runtime = recipe.load_data(), Runtime.start()
     data.train.reader.num_workers = workers

@@ -20,7 +20,7 @@ from record import answer, record
 
 CLASSES = ("cat", "cow", "dog", "horse", "person", "sheep")
 MOST, LEAST = 60, 80  # pictures of a class in a part, pixels of a side
-BASE = "fukami train vgg16 --hidden 0 --augment crop=0.4 flip --batch 32"
+BASE = "fukami train vgg16 --hidden 0 --augment crop=0.4 flip --batch-size 32"
 WAYS = {
     "scratch": "--epochs 20 --lr 0.01 --batch-norm",
     "linear probe": "--epochs 10 --lr 0.002 --freeze --init {weights}",

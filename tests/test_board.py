@@ -185,7 +185,7 @@ def test_different_test_parts_are_pointed_out(fukami, tmp_path):
 
 def test_a_real_run(fukami):
     """Given itself, and the page elsewhere."""
-    (trained,) = fukami("train", "deep-convnet", "--epochs", "1", "--batch", "100").json
+    (trained,) = fukami("train", "deep-convnet", "--epochs", "1", "--batch-size", "100").json
     answer = fukami("board", trained["run"], "--out", "page.html")
     assert answer.status == 0, answer.err
     row = " ".join(cells(answer, "deep-convnet"))

@@ -199,7 +199,7 @@ def test_missing_pictures_and_broken_files_are_left_out_and_named(tmp_path, capl
     assert "c.xml, line 3: is no XML (mismatched tag" in caplog.text
     assert "a.xml, line 3: its picture" in caplog.text
     assert "b.jpg is empty" in caplog.text
-    with pytest.raises(Error, match="3 pictures are broken, and --broken allows 2"):
+    with pytest.raises(Error, match="3 pictures are broken, and --max-broken allows 2"):
         detection_data.load_dataset(str(tmp_path), 0.0, max_broken=2)
 
 
@@ -515,7 +515,7 @@ def test_what_is_judged_on_needs_no_training_pictures(tmp_path):
         (tmp_path / "JPEGImages" / f"{stem}.jpg").unlink()
     train, judged, labels = detection_data.load_dataset(str(tmp_path), 0.0, 0, include_train=False)
     assert (train, stems(judged), labels) == ((), ["d"], ("dog",))
-    with pytest.raises(Error, match="3 pictures are broken, and --broken allows 0"):
+    with pytest.raises(Error, match="3 pictures are broken, and --max-broken allows 0"):
         detection_data.load_dataset(str(tmp_path), 0.0, 0)
 
 

@@ -101,7 +101,7 @@ def test_japanese():
     sentence = "赤い服を着た女の子が階段を登っています。"
     assert tokenizer.tokenize(sentence, "characters")[:4] == ["赤", "い", "服", "を"]
     assert tokenizer.detokenize(tokenizer.tokenize("犬がAIを見る", "characters"), "characters") == "犬がaiを見る"
-    with pytest.raises(Error, match=r"no spaces between the words.*--tokens japanese"):
+    with pytest.raises(Error, match=r"no spaces between the words.*--tokenizer japanese"):
         tokenizer.tokenize(sentence, "words")
     pytest.importorskip("janome", reason="needs the extra japanese")
     words = tokenizer.tokenize(sentence, "japanese")

@@ -448,7 +448,7 @@ def test_views_are_refused_where_there_are_none():
 # ---- the command line -----------------------------------------------------------------------------------------------
 
 SMALL = {"epochs": 1, "batch": 100, "widths": (2, 2, 4, 4, 4, 4), "hidden": 8, "augment": ("flip",), "lr": 0.01}
-QUICK = ["--epochs", "1", "--batch", "100", "--widths", "2", "2", "4", "4", "4", "4", "--hidden", "8", "--augment",
+QUICK = ["--epochs", "1", "--batch-size", "100", "--widths", "2", "2", "4", "4", "4", "4", "--hidden", "8", "--augment",
          "flip", "--lr", "0.01", "--device", "cpu", "--precision", "float32"]  # fmt: skip
 
 

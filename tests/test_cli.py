@@ -15,7 +15,7 @@ COMMANDS = [
     "list", "train", "eval", "predict", "export", "serve", "explain", "stylize", "play", "show", "find-lr", "bench",
     "doctor", "shard", "board", "import", "propose",
 ]  # fmt: skip
-QUICK = ["--epochs", "1", "--batch", "100"]
+QUICK = ["--epochs", "1", "--batch-size", "100"]
 
 
 def test_help_names_every_command(fukami):
@@ -82,7 +82,7 @@ def test_list(fukami):
         (["train", "deep-convnet", "--device", "cdua"], "'cuda'"),
         (["train", "deep-convnet", "--device", "cuda:99"], "cuda:99"),
         (["train", "deep-convnet", "--precision", "float8"], "float16"),
-        (["train", "deep-convnet", "--batch", "0"], "batch should be at least 1, not 0"),
+        (["train", "deep-convnet", "--batch-size", "0"], "batch should be at least 1, not 0"),
         (["train", "deep-convnet", "--epochs", "0"], "epochs should be at least 1"),
         (["train", "deep-convnet", "--lr", "-1"], "lr should be at least 0"),
         (["train", "deep-convnet", "--lr", "nan"], "lr should be"),
@@ -272,7 +272,7 @@ def test_train_on_a_folder_of_colour_pictures(fukami, random, tmp_path):
                 pixels[..., channel] += 150
                 Image.fromarray(pixels).save(folder / f"{number}.jpg")
     (tmp_path / "colours" / "train" / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    words = ["--data", "colours", "--size", "32", "--channels", "3", "--epochs", "15", "--batch", "20"]
+    words = ["--data", "colours", "--size", "32", "--channels", "3", "--epochs", "15", "--batch-size", "20"]
     answer = fukami("train", "deep-convnet", *words, "--out", "run")
     assert answer.status == 0, answer.err
     assert answer.json[0]["count"] == 16

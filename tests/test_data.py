@@ -284,5 +284,5 @@ def test_processes_share_every_batch():
         assert second == batch[1::2]
     judged = [number for rank in (0, 1) for batch in share(rank) for number in batch]
     assert sorted(judged) == list(range(10))
-    with pytest.raises(UsageError, match="--batch"):
+    with pytest.raises(UsageError, match="--batch-size"):
         numbered(batch=3, seed=0).setup(Two())

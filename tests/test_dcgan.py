@@ -353,7 +353,7 @@ def test_a_folder_without_pictures(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "hint"),
     [
-        ({"accumulate": 2}, "smaller --batch"),
+        ({"accumulate": 2}, "smaller --batch-size"),
         ({"augment": ("mixup",)}, "mixup"),
         ({"ema": 1.0}, "ema should be"),
         ({"samples": 1}, "samples should be"),
@@ -366,7 +366,18 @@ def test_what_no_run_can_have_is_refused(fields, hint):
 
 def test_command_line(fukami, colours, tmp_path):
     """Trained on a folder of colours; pictures made, a way between them, a sum, and the nearest real ones."""
-    small = ["--width", "4", "--batch", "8", "--samples", "12", "--judge", "pixels", "--device", "cpu"]
+    small = [
+        "--base-channels",
+        "4",
+        "--batch-size",
+        "8",
+        "--eval-samples",
+        "12",
+        "--eval-features",
+        "pixels",
+        "--device",
+        "cpu",
+    ]
     answer = fukami(
         "train", "dcgan", "--data", colours, "--epochs", "30", "--lr", "2e-3", *small, "--out", tmp_path / "run"
     )

@@ -466,7 +466,7 @@ def test_memory_files_are_gone_when_it_is_done(fukami, tmp_path):
     assert played.json[0]["lengths"] == [GRID_SIZE - 1]
     with Image.open(tmp_path / "game.gif") as film:
         assert film.n_frames > 1
-    film = fukami("play", tmp_path / "run", "--out", tmp_path / "game.mp4", "--episodes", "2", "--device", "cpu")
+    film = fukami("play", tmp_path / "run", "--out", tmp_path / "game.mp4", "--eval-episodes", "2", "--device", "cpu")
     assert film.json[0]["frames"] == 2 * (GRID_SIZE - 1)
     assert (tmp_path / "game.mp4").stat().st_size > 1000
 
@@ -477,10 +477,10 @@ def test_memory_files_are_gone_when_it_is_done(fukami, tmp_path):
         (["play", "deep-convnet", "--out", "x.gif"], "plays no game"),
         (["play", "deep-convnet", "--out", "x.png"], ".mp4, .gif or .webp"),
         (["play", "deep-convnet", "--out", "no/x.gif"], "there is no folder"),
-        (["play", "deep-convnet", "--out", "x.gif", "--episodes", "0"], "at least 1"),
+        (["play", "deep-convnet", "--out", "x.gif", "--eval-episodes", "0"], "at least 1"),
         (["train", "dqn", "--learning-starts", "10"], "learning-starts should be"),
         (["train", "dqn", "--steps", "100"], "steps should be"),
-        (["train", "dqn", "--decay", "linear"], "unknown decay 'linear'"),
+        (["train", "dqn", "--schedule", "linear"], "unknown decay 'linear'"),
     ],
 )
 def test_wrong_usage(fukami, words, hint):

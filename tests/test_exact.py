@@ -108,7 +108,7 @@ def test_each_folder_that_is_written_is_locked(fukami, few_scenes, tmp_path, tra
     """A stage, one of several seeds, an export."""
     for folder, line in (
         ("run/finetune", "train rcnn --out run --device cpu"),
-        ("both/seed-1", "train deep-convnet --epochs 1 --batch 200 --seeds 2 --out both --device cpu"),
+        ("both/seed-1", "train deep-convnet --epochs 1 --batch-size 200 --seeds 2 --out both --device cpu"),
         ("small", f"export {trained} --to float16 --out small"),
     ):
         (tmp_path / folder).mkdir(parents=True)
@@ -144,7 +144,7 @@ def test_nothing_to_resume(fukami, tmp_path, monkeypatch):
         package.train(RECIPE, tmp_path / "empty", resume=True)
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")  # torchrun's command is given again as it is
-    begun = fukami("train", "deep-convnet", "--epochs", "1", "--batch", "200", "--resume", "--out", "new")
+    begun = fukami("train", "deep-convnet", "--epochs", "1", "--batch-size", "200", "--resume", "--out", "new")
     assert begun.status == 0, begun.err
 
 
@@ -181,9 +181,7 @@ def detection(root, **fields):
 
 
 def segmentation(root, **fields):
-    return FCN8sVGG16(
-        data=str(root), width_multiplier=1 / 16, hidden=8, min_size=64, epochs=1, batch_size=4, **fields
-    )
+    return FCN8sVGG16(data=str(root), width_multiplier=1 / 16, hidden=8, min_size=64, epochs=1, batch_size=4, **fields)
 
 
 def captioning(root, **fields):
@@ -362,7 +360,7 @@ def test_too_many_files_that_go_stop_the_run(digit_files, tmp_path, monkeypatch)
         return real(self, batch)
 
     monkeypatch.setattr(ClassificationTask, "step", step)
-    with pytest.raises(Error, match="3 pictures are broken, and --broken allows 2"):
+    with pytest.raises(Error, match="3 pictures are broken, and --max-broken allows 2"):
         package.train(recipe, tmp_path / "run", **CPU)
 
 

@@ -163,9 +163,7 @@ def test_torchvisions_file_becomes_a_run(theirs, tmp_path, fukami, random):
 
 def test_an_exported_detector_finds_the_same(few_scenes, pageless, fukami, random):
     """In pictures of any shape; int8, which only classifiers have, is refused."""
-    small = (
-        "--width 0.0625 --hidden 16 --shortest 96 --scales 16 32 64 --batch-norm --dropout 0 --epochs 1 --no-compile"
-    )
+    small = "--width-multiplier 0.0625 --hidden 16 --min-size 96 --anchor-sizes 16 32 64 --batch-norm --dropout 0 --epochs 1 --no-compile"
     trained = fukami("train", "faster-rcnn-vgg16", *small.split(), "--precision", "float32", "--out", "run")
     assert trained.status == 0, trained.err
     for number, shape in enumerate([(100, 180, 3), (130, 90, 3)]):

@@ -182,7 +182,7 @@ def test_two_processes_share_every_batch(make):
             assert same([part], [PaddedBatch(*(each[rank::2] for each in whole))])
     judged = torch.cat([batch.numbers for rank in (0, 1) for batch in share(rank)])
     assert judged.sort().values.tolist() == list(range(22))
-    with pytest.raises(UsageError, match="--batch"):
+    with pytest.raises(UsageError, match="--batch-size"):
         make(batch=3, seed=4).place(Two(0))
 
 
@@ -206,7 +206,7 @@ def test_broken_pictures_are_named_and_left_out(samples, tmp_path, caplog):
         assert sorted(names) == sorted(each.name for i, each in enumerate(broken) if i not in (1, 5))
         assert "1.png is empty" in caplog.text
         assert "5.png has 9×9 pixels, and had 41×40" in caplog.text
-        with pytest.raises(Error, match="--broken allows 1"):
+        with pytest.raises(Error, match="--max-broken allows 1"):
             list(
                 padded_loader.build_padded_loader(
                     broken, LABELS, PREPARE, batch_size=3, memory_limit=memory, max_broken=1
@@ -226,7 +226,7 @@ def test_a_streamed_batch_of_which_nothing_can_be_read_teaches_nothing(samples, 
         assert bool(batch.images.any()) == known
         assert int((batch.classes >= 0).sum()) == known * len(samples[number].boxes)
         assert known or not batch.boxes.any()
-    with pytest.raises(Error, match="--broken allows 1"):
+    with pytest.raises(Error, match="--max-broken allows 1"):
         list(
             padded_loader.build_padded_loader(
                 loader.samples, LABELS, PREPARE, batch_size=1, seed=0, memory_limit=0, max_broken=1

@@ -124,7 +124,7 @@ def test_another_recipe_than_the_recorded_one_is_refused(private, fukami, tmp_pa
 
 def test_resuming_an_edited_recipe_is_refused(fukami, tmp_path):
     (tmp_path / "mine.py").write_text(SOURCE)
-    assert fukami("train", "./mine.py", "--epochs", "1", "--batch", "200", "--out", "run").status == 0
+    assert fukami("train", "./mine.py", "--epochs", "1", "--batch-size", "200", "--out", "run").status == 0
     assert fukami("train", "./mine.py", "--out", "run", "--resume").status == 0
     (tmp_path / "mine.py").write_text(SOURCE + "# edited\n")
     answer = fukami("train", "./mine.py", "--out", "run", "--resume")

@@ -323,7 +323,7 @@ def test_pictures_without_a_fitting_mask_are_left_out_and_named(tmp_path, caplog
     assert "3 of 4 pictures are left out" in caplog.text
     assert "2×2 pixels, and its mask" in caplog.text
     assert "c.png has no mask" in caplog.text
-    with pytest.raises(Error, match="--broken allows 2"):
+    with pytest.raises(Error, match="--max-broken allows 2"):
         segmentation_data.load_dataset(str(tmp_path), 0, 2)
 
 

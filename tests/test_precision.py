@@ -253,7 +253,7 @@ def test_the_ladder_of_a_private_recipe_on_other_data(fukami, digit_files, tmp_p
         "@dataclass(frozen=True, kw_only=True)\n"
         "class Mine(DeepConvNet):\n    widths: tuple[int, int, int, int, int, int] = (4, 4, 4, 4, 4, 4)\n"
     )
-    assert fukami("train", "./mine.py", "--epochs", "1", "--batch", "100", "--out", "run").status == 0
+    assert fukami("train", "./mine.py", "--epochs", "1", "--batch-size", "100", "--out", "run").status == 0
     monkeypatch.setattr(precision_comparison, "NUM_ROUNDS", 1)
     monkeypatch.setattr(precision_comparison, "PRECISIONS", ("float32", "bfloat16"))
     found = fukami("eval", "run", "--precision", "all", "--data", digit_files, "--recipe", "mine.py")

@@ -214,7 +214,7 @@ def test_signals_save_and_leave(number, status, tmp_path):
     [
         (["--processes", "0"], 2, "processes should be at least 1"),
         (["--timeout", "0"], 2, "timeout should be some seconds"),
-        (["--processes", "2", "--batch", "99"], 2, "2 processes cannot share a batch of 99 evenly"),
+        (["--processes", "2", "--batch-size", "99"], 2, "2 processes cannot share a batch of 99 evenly"),
         (["--processes", "2", "--lr", "1e30"], 1, "try a lower learning rate"),
         (["--processes", "2", "--data", "nowhere"], 2, "nowhere"),
     ],

@@ -556,7 +556,7 @@ def test_the_stage_before_has_to_fit(finetuned, tmp_path):
 @pytest.mark.parametrize(
     ("cls", "fields", "message"),
     [
-        (RCNNSVM, {"lr": 0.5, "batch": 3}, r"learned by gradients in rcnn-svm: leave out --batch and --lr"),
+        (RCNNSVM, {"lr": 0.5, "batch": 3}, r"learned by gradients in rcnn-svm: leave out --batch-size and --lr"),
         (RCNNFinetune, {"size": 62}, r"size should be between 63 and 2048, not 62"),
         (RCNN, {"context": 114}, r"context should be between 0 and 113"),
         (RCNN, {"rematerialise": True}, r"give --accumulate"),

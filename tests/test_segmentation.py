@@ -431,7 +431,7 @@ def test_a_folder_of_frames_becomes_a_film(run, fukami, mask_files, tmp_path):
     assert answer.json[1]["file"] == str(frames / "1.png")
     with av.open(str(tmp_path / "out" / "drive.mp4")) as film:
         assert sum(1 for _ in film.decode(video=0)) == 4
-    again = fukami("predict", run, tmp_path / "out" / "drive.mp4", "--every", "2", "--out", tmp_path / "more")
+    again = fukami("predict", run, tmp_path / "out" / "drive.mp4", "--train-frequency", "2", "--out", tmp_path / "more")
     assert again.status == 0
     assert [each["frame"] for each in again.json] == [0, 2]
     assert (tmp_path / "more" / "drive.mp4").is_file()
@@ -479,8 +479,8 @@ def test_exported(name, mask_files, pageless, tmp_path, fukami):
 
 def test_staged_training_begins_each_network_with_the_one_before(mask_files, pageless, tmp_path, fukami):
     """32, 16, 8, each a run of its own; cut off and resumed it ends the same."""
-    words = ["train", "fcn8s-vgg16", "--data", mask_files, "--training", "staged", "--epochs", "1", "--batch", "4",
-             "--width", "0.0625", "--hidden", "8", "--dropout", "0", "--lr", "1e-3", "--device", "cpu",
+    words = ["train", "fcn8s-vgg16", "--data", mask_files, "--training", "staged", "--epochs", "1", "--batch-size", "4",
+             "--width-multiplier", "0.0625", "--hidden", "8", "--dropout", "0", "--lr", "1e-3", "--device", "cpu",
              "--precision", "float32"]  # fmt: skip
     assert fukami(*words, "--out", tmp_path / "one").status == 0
     for stage in ("fcn32s-vgg16", "fcn16s-vgg16"):
@@ -544,8 +544,8 @@ def test_published_weights_become_a_run(fukami, mask_files, tmp_path):
 
 def test_errors_of_the_command_line(fukami, mask_files, tmp_path):
     for words, message in (
-        (["--shortest", "20"], "shortest should be at least 32 pixels, or 0"),
-        (["--shortest", "200", "--longest", "100"], "longest should be at least shortest"),
+        (["--min-size", "20"], "shortest should be at least 32 pixels, or 0"),
+        (["--min-size", "200", "--max-size", "100"], "longest should be at least shortest"),
         (["--augment", "mixup"], "mixes two pictures, whose boxes and masks cannot be mixed"),
         (["--data", "camvit"], "did you mean 'camvid'"),
         (["--init", "no-such-file"], "cannot be read"),

@@ -307,7 +307,7 @@ def test_processes_share_the_batches_of_one(folder, world):
 
 
 def test_processes_that_do_not_fit_the_lanes_are_refused(folder):
-    with pytest.raises(UsageError, match="write more shards, or change --batch"):
+    with pytest.raises(UsageError, match="write more shards, or change --batch-size"):
         loader(folder, world=4, batch=12, seed=0)
     with pytest.raises(UsageError, match="cannot share a batch of 6 evenly"):
         loader(folder, world=4, batch=6, seed=0)
@@ -491,7 +491,7 @@ def test_a_truncated_shard_and_a_damaged_picture_are_left_out(copied, folder, ca
     state = made.state_dict()
     assert sorted(f"{each}; it is left out" for each in state["broken"]) == sorted(told)
     strict = loader(copied, batch=7, seed=0, broken=2)
-    with pytest.raises(Error, match=r"3 pictures are broken, and --broken allows 2.*\n  train-"):
+    with pytest.raises(Error, match=r"3 pictures are broken, and --max-broken allows 2.*\n  train-"):
         list(chain(strict, strict))
     resumed = loader(copied, batch=7, seed=0, broken=3)
     resumed.load_state_dict(state)
@@ -522,7 +522,7 @@ def test_in_memory_the_same_are_left_out(copied, caplog):
     found = source.decode(PREPARE)
     assert len(found.images) == len(found.targets) == len(found.names) == COUNT - 3
     assert "3 of 63 pictures are left out" in caplog.text
-    with pytest.raises(Error, match="3 pictures are broken, and --broken allows 2"):
+    with pytest.raises(Error, match="3 pictures are broken, and --max-broken allows 2"):
         source.decode(PREPARE, 2)
 
 
@@ -776,7 +776,7 @@ def test_a_block_is_read_as_tarfile_reads_it(folder):
 
 # ---- trainings ------------------------------------------------------------------------------------------------------
 
-WORDS = ["--size", "16", "--channels", "3", "--epochs", "6", "--judge-every", "3", "--batch", "8", "--memory", "0",
+WORDS = ["--size", "16", "--channels", "3", "--epochs", "6", "--eval-every", "3", "--batch-size", "8", "--memory-limit", "0",
          "--hidden", "8", "--augment", "crop=0.3", "flip", "--convention", "picture", "--balance", "loss"]  # fmt: skip
 QUICK = (
     "from fukami.cli.main import main; from fukami.engine import async_checkpoint; "
@@ -796,7 +796,7 @@ def test_a_training_from_shards_that_is_killed_resumes_bit_exactly(root, tmp_pat
         assert process.returncode == 0, err
         return json.loads(out)
 
-    (made,) = fukami("shard", root, "shards", "--holdout", "0.3", "--samples", "6").json
+    (made,) = fukami("shard", root, "shards", "--holdout", "0.3", "--eval-samples", "6").json
     assert (made["train"], made["test"]) == (45, 18)
     train = ("train", "deep-convnet", "--data", "shards", *WORDS)
     whole = run(*train, "--out", "whole")

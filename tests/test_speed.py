@@ -160,7 +160,7 @@ def test_parts_of_a_batch_give_the_gradient_of_all_of_it(precision):
 
 
 def test_more_parts_than_pictures(fukami):
-    answer = fukami("train", "deep-convnet", "--batch", "4", "--accumulate", "5", "--device", "cpu")
+    answer = fukami("train", "deep-convnet", "--batch-size", "4", "--accumulate", "5", "--device", "cpu")
     assert answer.status == 2
     assert "--accumulate" in answer.err
 

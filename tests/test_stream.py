@@ -152,7 +152,7 @@ def test_two_processes_share_every_batch(source):
             assert torch.equal(numbers, targets[rank::2])
     judged = torch.cat([targets for rank in (0, 1) for _, targets in share(rank)])
     assert judged.bincount().tolist() == [7, 7, 7]
-    with pytest.raises(UsageError, match="--batch"):
+    with pytest.raises(UsageError, match="--batch-size"):
         streamed(source, batch=5, seed=4).setup(Two(0))
 
 
@@ -464,7 +464,20 @@ def test_a_table_in_another_code_is_refused(tmp_path):
 def test_a_table_is_trained_from(root, tmp_path, fukami):
     files = sorted(root.rglob("*.png"))
     spec = table(tmp_path, "path,label", *(f"{file},{file.parent.name}" for file in files))
-    words = ["--data", spec, "--size", "16", "--channels", "3", "--epochs", "1", "--batch", "5", "--memory", "0"]
+    words = [
+        "--data",
+        spec,
+        "--size",
+        "16",
+        "--channels",
+        "3",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "5",
+        "--memory-limit",
+        "0",
+    ]
     answer = fukami("train", "deep-convnet", *words, "--out", "run")
     assert answer.status == 0, answer.err
     assert answer.json[0]["count"] == 3
@@ -575,7 +588,7 @@ def test_a_crop_for_one_picture_is_that_of_the_batch(aspect):
 def test_a_signal_to_the_whole_group_still_saves(root, tmp_path):
     """Ctrl-C in a terminal, and torchrun, signal the processes that decode as well."""
     words = ["train", "deep-convnet", "--data", str(root), "--size", "16", "--channels", "3", "--epochs", "2000"]
-    words += ["--batch", "5", "--memory", "0", "--hidden", "8", "--convention", "picture", "--device", "cpu"]
+    words += ["--batch-size", "5", "--memory-limit", "0", "--hidden", "8", "--convention", "picture", "--device", "cpu"]
     command = [sys.executable, "-m", "fukami", *words, "--out", str(tmp_path / "run"), "--augment"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=threads(1))
     wait_until(lambda: len(lines(tmp_path / "run")) > 8 or process.poll() is not None)

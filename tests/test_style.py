@@ -383,7 +383,7 @@ def words(pictures, out, *more):
         2,
         "--iterations",
         12,
-        "--judge-every",
+        "--eval-every",
         8,
         "--device",
         "cpu",

@@ -365,7 +365,7 @@ def test_without_a_network_the_address_of_the_weights_is_named(monkeypatch, fuka
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", offline)
-    answer = fukami("train", "resnet18", "--data", colours, "--size", "32", "--init", "imagenet", "--batch", "4")
+    answer = fukami("train", "resnet18", "--data", colours, "--size", "32", "--init", "imagenet", "--batch-size", "4")
     assert answer.status == 1
     url = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
     assert url.startswith("https://")

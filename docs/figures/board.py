@@ -19,7 +19,17 @@ def main() -> None:
     """Train, rank, draw."""
     with tempfile.TemporaryDirectory() as place:
         for name, fields in RUNS.items():
-            words = ["train", "deep-convnet", "--epochs", "8", "--batch", "50", *fields, "--out", f"{place}/{name}"]
+            words = [
+                "train",
+                "deep-convnet",
+                "--epochs",
+                "8",
+                "--batch-size",
+                "50",
+                *fields,
+                "--out",
+                f"{place}/{name}",
+            ]
             subprocess.run([sys.executable, "-m", "fukami", *words], check=True)
         (found,), _ = leaderboard.load_leaderboards(Path(place))
     matplotlib.rcParams.update({"svg.hashsalt": "fukami", "svg.fonttype": "path", "font.family": "DejaVu Sans"})

@@ -1,6 +1,6 @@
 """Make dcgan-grid.webp, dcgan-interpolation.webp, dcgan-arithmetic.webp and dcgan-nearest.webp of ../dcgan.md.
 
-python docs/figures/dcgan.py RUN   # of dcgan --data anime-faces-4000.zip --stable --batch 16 --judge pixels
+python docs/figures/dcgan.py RUN   # of dcgan --data anime-faces-4000.zip --stable --batch-size 16 --eval-features pixels
 """
 
 import sys

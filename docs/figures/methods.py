@@ -75,9 +75,9 @@ def augmentation() -> None:
 
 
 def members() -> None:
-    """The figure of the page that ``fukami train ... --seeds 3`` writes."""
+    """The figure of the page that ``fukami train ... --num-seeds 3`` writes."""
     with tempfile.TemporaryDirectory() as place:
-        words = ["train", "deep-convnet", "--epochs", "8", "--batch", "50", "--seeds", "3", "--device", "cpu"]
+        words = ["train", "deep-convnet", "--epochs", "8", "--batch-size", "50", "--seeds", "3", "--device", "cpu"]
         subprocess.run([sys.executable, "-m", "fukami", *words, "--out", place], check=True)
         task = fukami.load(*(f"{place}/seed-{number}" for number in range(3)), device="cpu")
         figures = dict(task.plot_evaluation(fukami.get_recipe("deep-convnet")().load_eval_data()))

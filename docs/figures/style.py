@@ -63,7 +63,12 @@ def main(root: Path, weights: str) -> None:
         (painted(root, weights, CONTENTS[0], STYLES[0], strength=each), f"--strength {each:g}") for each in STRENGTHS
     ]
     grid([stronger], "style-strength")
-    ways = {"": {}, "--colors content": {"colors": "content"}, "--init noise": {"init": "noise"}, "--tv 5": {"tv": 5.0}}
+    ways = {
+        "": {},
+        "--colors content": {"colors": "content"},
+        "--init noise": {"init": "noise"},
+        "--tv-weight 5": {"tv": 5.0},
+    }
     each = [(painted(root, weights, CONTENTS[1], STYLES[1], **fields), text) for text, fields in ways.items()]
     grid([each], "style-colors")
 

@@ -94,15 +94,15 @@ class ShowAndTell(SupervisedRecipe):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        check_range(self, 1, math.inf, "floor", "hidden", "sentences")
-        check_range(self, 1, MAX_BEAM_SIZE, "beams")
-        check_range(self, 1, MAX_WORDS, "longest")
-        check_range(self, 0, math.inf, "finetune", "cache", "length")
+        check_range(self, 1, math.inf, "min_word_count", "hidden", "num_captions")
+        check_range(self, 1, MAX_BEAM_SIZE, "beam_size")
+        check_range(self, 1, MAX_WORDS, "max_words")
+        check_range(self, 0, math.inf, "finetune_epochs", "cache_limit", "length_penalty")
         check_range(self, 1e-3, math.inf, "temperature")
         check_range(self, 0, 0.99, "dropout")
         check_range(self, 4, MAX_INPUT_SIZE, "size")
         if self.finetune_epochs and not self.init:
-            raise UsageError("--finetune goes on with an encoder that began with weights; give them with --init")
+            raise UsageError("--finetune-epochs goes on with an encoder that began with weights; give them with --init")
         mixed = {"mixup", "cutmix"} & {word.partition("=")[0] for word in self.augment}
         if mixed:
             raise UsageError(f"{' and '.join(sorted(mixed))} would need a sentence for a mixture; leave it out")

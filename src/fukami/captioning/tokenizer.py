@@ -37,8 +37,8 @@ def tokenize(sentence: str, tokenizer: TokenizerName) -> list[str]:
         return [each for word in found for each in CHARACTER_PATTERN.findall(word)]
     if UNSPACED_PATTERN.search(plain):
         raise Error(
-            f"there are no spaces between the words of {sentence!r}; give --tokens japanese (which needs "
-            "pip install 'fukami[japanese]') or --tokens characters"
+            f"there are no spaces between the words of {sentence!r}; give --tokenizer japanese (which needs "
+            "pip install 'fukami[japanese]') or --tokenizer characters"
         )
     return found
 
@@ -58,7 +58,7 @@ def _load_japanese_tokenizer() -> Callable[[str], Iterable[str]]:
     try:
         from janome.tokenizer import Tokenizer
     except ImportError:
-        raise Error("--tokens japanese needs Janome: pip install 'fukami[japanese]'") from None
+        raise Error("--tokenizer japanese needs Janome: pip install 'fukami[japanese]'") from None
     tokenizer = Tokenizer()
     return lambda text: map(str, tokenizer.tokenize(text, wakati=True))
 
@@ -74,7 +74,9 @@ def build_vocabulary(sentences: Iterable[Sequence[str]], min_word_count: int) ->
         (word for word, count in counts.items() if count >= min_word_count), key=lambda word: (-counts[word], word)
     )
     if not kept:
-        raise Error(f"no word occurs {min_word_count} times in the sentences; give more of them, or a lower --floor")
+        raise Error(
+            f"no word occurs {min_word_count} times in the sentences; give more of them, or a lower --min-word-count"
+        )
     return *SPECIAL_TOKENS, *kept
 
 

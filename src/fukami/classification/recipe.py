@@ -76,16 +76,16 @@ class ClassificationRecipe(SupervisedRecipe):
         super().__post_init__()
         check_range(self, 1, 100, "cycles")
         check_range(self, 4, MAX_INPUT_SIZE, "size")
-        check_range(self, 0, 1, "layer_decay")
-        check_range(self, 0, 0.9999999, "smoothing", "ema")
+        check_range(self, 0, 1, "layer_lr_decay")
+        check_range(self, 0, 0.9999999, "label_smoothing", "ema_decay")
         if self.cycles > 1 and self.schedule.startswith("plateau"):
-            raise UsageError("a plateau is waited for, so it cannot come in --cycles; give another --decay")
+            raise UsageError("a plateau is waited for, so it cannot come in --cycles; give another --schedule")
         if self.freeze and not self.init:
             raise UsageError("--freeze keeps the features as they are at the beginning; give weights with --init")
         if self.quantize != "none" and (not self.init or self.freeze or self.layer_lr_decay != 1 or self.cycles > 1):
             raise UsageError(
                 f"--quantize {self.quantize} goes on training the whole network of a run: give it with --init, and "
-                "leave out --freeze, --layer-decay and --cycles"
+                "leave out --freeze, --layer-lr-decay and --cycles"
             )
 
     @classmethod

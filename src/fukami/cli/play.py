@@ -20,7 +20,7 @@ FPS = 15  # of a game: four frames of sixty a second are one step
 
 
 def command(arguments: list[str]) -> None:
-    """Let an agent play, and show what it thinks: fukami play RUN --out game.mp4 [--seed 0] [--episodes 1]."""
+    """Let an agent play, and show what it thinks: fukami play RUN --out game.mp4 [--seed 0] [--eval-episodes 1]."""
     import tyro
 
     def run(
@@ -58,7 +58,9 @@ def command(arguments: list[str]) -> None:
         if not out.resolve().parent.is_dir():
             raise UsageError(f"there is no folder {out.parent} for the film; make it, or give another --out")
         if episodes < 1 or max_seconds <= 0 or not 0 <= epsilon <= 1:
-            raise UsageError("--episodes should be at least 1, --seconds more than 0, and --epsilon between 0 and 1")
+            raise UsageError(
+                "--eval-episodes should be at least 1, --seconds more than 0, and --eval-epsilon between 0 and 1"
+            )
         task = checkpoint.load(folder, device=device, precision=precision, recipe=recipe)
         if not isinstance(task, QLearningTask):
             raise UsageError(f"{folder} plays no game; give the run of an agent, as fukami train dqn leaves it")
@@ -75,9 +77,9 @@ def command(arguments: list[str]) -> None:
                 )
 
         for episode in range(episodes):
-            trial = dataclasses.replace(experiment, seed=seed + episode, eval_episodes=1, eval_epsilon=epsilon).load_eval_data(
-                render=True
-            )
+            trial = dataclasses.replace(
+                experiment, seed=seed + episode, eval_episodes=1, eval_epsilon=epsilon
+            ).load_eval_data(render=True)
             found = task.collect_results(trial, look)
             returns += found.returns
             lengths += found.lengths

@@ -39,7 +39,7 @@ IMAGE_BATCH_SIZE, FRAME_BATCH_SIZE = 256, 8  # that are answered for at a time; 
 
 
 def command(arguments: list[str]) -> None:
-    """Answer for pictures and videos, or make some: fukami predict RUN... FILE... [--count N] [--out DIR]."""
+    """Answer for pictures and videos, or make some: fukami predict RUN... FILE... [--num-samples N] [--out DIR]."""
     import tyro
 
     def run(
@@ -57,7 +57,7 @@ def command(arguments: list[str]) -> None:
     ) -> None:
         """Answer for each picture, and for each frame of a video; prints one JSON object for each.
 
-        A run of a generator makes pictures instead: fukami predict RUN --count 64 --out DIR.
+        A run of a generator makes pictures instead: fukami predict RUN --num-samples 64 --out DIR.
 
         Args:
             inputs: First the runs (folders, or names of shipped weights; several are an ensemble), then the pictures,
@@ -83,7 +83,7 @@ def command(arguments: list[str]) -> None:
         if generation.interpolation_steps or generation.arithmetic or generation.nearest:
             raise UsageError("--interpolate, --arithmetic and --nearest are about pictures made: give --count, too")
         if frame_interval < 1:
-            raise UsageError(f"--every should be a whole number from 1 on, not {frame_interval}")
+            raise UsageError(f"--train-frequency should be a whole number from 1 on, not {frame_interval}")
         if not 0 <= fps <= 1000:
             raise UsageError(f"--film should be frames a second, up to 1000, not {fps:g}")
         runs, files = split_runs_and_files(inputs)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def command(arguments: list[str]) -> Callable[[], None] | None:
-    """Train a recipe: fukami train RECIPE [--field value ...] [--out DIR] [--resume] [--seeds N]."""
+    """Train a recipe: fukami train RECIPE [--field value ...] [--out DIR] [--resume] [--num-seeds N]."""
     from fukami.engine.recipe import get_recipe
 
     if not has_recipe_name(arguments, command.__doc__):

@@ -134,7 +134,7 @@ def check_broken(errors: Sequence[str], max_broken: int) -> None:
     """
     if len(errors) > max_broken:
         raise Error(
-            f"{len(errors)} pictures are broken, and --broken allows {max_broken}; mend them or allow more. The first:\n"
+            f"{len(errors)} pictures are broken, and --max-broken allows {max_broken}; mend them or allow more. The first:\n"
             f"{format_errors(errors)}"
         )
 

@@ -64,7 +64,7 @@ class BatchLoader:
             raise Error("there is no picture to train on; give a folder with pictures, or a smaller --holdout")
         if self.seed is not None and self.batch_size % runtime.world_size:
             raise UsageError(
-                f"{runtime.world_size} processes cannot share a batch of {self.batch_size} evenly; change --batch"
+                f"{runtime.world_size} processes cannot share a batch of {self.batch_size} evenly; change --batch-size"
             )
         self.rank, self.world_size = runtime.rank, runtime.world_size
 

@@ -99,7 +99,7 @@ class ShardStreamingLoader(FileStreamingLoader):
         if self.seed is not None and self.num_readers % runtime.world_size:
             raise UsageError(
                 f"{runtime.world_size} processes cannot share {self.num_readers} lanes of shards evenly; a batch of {self.batch_size} "
-                f"has as many lanes as divide it, one for a shard at most: write more shards, or change --batch"
+                f"has as many lanes as divide it, one for a shard at most: write more shards, or change --batch-size"
             )
 
     def iterate_local_batches(self) -> Iterator[BatchIndices]:

@@ -33,7 +33,9 @@ def check_samples(spec: str, found: Findings) -> Iterator[tuple[ImageItem, bytes
     except Error as error:
         add_read_error(error, names, found)
         return
-    for flaw in dict.fromkeys(flaw._replace(split="") for flaw in (*sheets.unusable_images, *sheets.orphan_annotations)):
+    for flaw in dict.fromkeys(
+        flaw._replace(split="") for flaw in (*sheets.unusable_images, *sheets.orphan_annotations)
+    ):
         found.add(flaw.kind, flaw.detail, file=names(flaw.file), line=flaw.line)
     for picture in sheets.unannotated_images:
         found.add("no annotation", "no annotation says what is in it", file=names(picture))

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 MIN_REGION_SIZES = {"alexnet": 63, "vgg16": 32}  # pixels of a region that the backbone needs
 
 SHARED_FIELDS = (  # in which all stages have to agree: the network, its regions, and what is kept to judge on
-    "backbone", "size", "context", "hidden", "width", "batch_norm", "shortest", "longest", "mode", "holdout",
+    "backbone", "size", "context_padding", "hidden", "width_multiplier", "batch_norm", "min_size", "max_size", "mode", "holdout",
 )  # fmt: skip
 
 GRADIENT_FIELDS = (  # where nothing is learned by gradients
-    "epochs", "judge_every", "batch", "accumulate", "rematerialise", "optimizer", "lr", "lr_rule", "clip", "momentum",
-    "weight_decay", "decay", "drop", "warmup", "augment", "regions", "dropout",
+    "epochs", "eval_every", "batch_size", "accumulate", "activation_checkpointing", "optimizer", "lr", "lr_scaling", "clip_norm", "momentum",
+    "weight_decay", "schedule", "drop_factor", "warmup", "augment", "regions_per_image", "dropout",
 )  # fmt: skip
 
 
@@ -70,13 +70,13 @@ class RCNNRecipe(DetectionRecipe):
         """Refuse what no run can have."""
         super().__post_init__()
         check_range(self, MIN_REGION_SIZES[self.backbone], MAX_INPUT_SIZE, "size")
-        check_range(self, 1, MAX_IMAGE_SIDE, "shortest", "longest")
-        check_range(self, 0, (self.size - 1) // 2, "context")
+        check_range(self, 1, MAX_IMAGE_SIDE, "min_size", "max_size")
+        check_range(self, 0, (self.size - 1) // 2, "context_padding")
         check_range(self, 1, math.inf, "hidden")
-        check_range(self, 4, math.inf, "regions")
-        check_range(self, 0, math.inf, "cache")
+        check_range(self, 4, math.inf, "regions_per_image")
+        check_range(self, 0, math.inf, "cache_limit")
         check_range(self, 0, 0.99, "dropout")
-        check_range(self, 1 / 64, 4, "width")
+        check_range(self, 1 / 64, 4, "width_multiplier")
         if self.activation_checkpointing:
             raise UsageError("R-CNN cannot rematerialise; give --accumulate, which takes less memory, too")
 
@@ -275,7 +275,7 @@ class RCNNSVM(RCNNSolverRecipe):
         """Refuse what no run can have."""
         super().__post_init__()
         check_range(self, 1e-12, math.inf, "svm_cost")
-        check_range(self, 0.01, 1, "svm_overlap")
+        check_range(self, 0.01, 1, "svm_iou")
 
     def build_task(self, labels: tuple[str, ...]) -> "Regional":
         """A detector of ``labels``."""
@@ -303,7 +303,7 @@ class RCNNBoxes(RCNNSolverRecipe):
         """Refuse what no run can have."""
         super().__post_init__()
         check_range(self, 0, math.inf, "box_ridge")
-        check_range(self, 0.01, 1, "box_overlap")
+        check_range(self, 0.01, 1, "box_iou")
 
     def build_task(self, labels: tuple[str, ...]) -> "Regional":
         """A detector of ``labels``."""

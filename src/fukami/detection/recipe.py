@@ -37,7 +37,7 @@ class DetectionRecipe(SupervisedRecipe):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        check_range(self, 32, MAX_IMAGE_SIDE, "shortest", "longest")
+        check_range(self, 32, MAX_IMAGE_SIDE, "min_size", "max_size")
         if self.max_size < self.min_size:
             raise UsageError(f"longest should be at least shortest, {self.min_size}, not {self.max_size}")
 
@@ -114,7 +114,7 @@ class FasterRCNNRecipe(DetectionRecipe):
         if len(self.anchor_sizes) < 1 or min(self.anchor_sizes) < 2:
             raise UsageError(f"scales should be sides of anchors, 2 pixels or more each, not {self.anchor_sizes}")
         if self.schedule.startswith("plateau") and self.training == "alternating":
-            raise UsageError("a plateau is waited for, and the four steps have their times; give another --decay")
+            raise UsageError("a plateau is waited for, and the four steps have their times; give another --schedule")
 
     def build_model(self, num_classes: int) -> "Network":
         """The network, for so many classes without the background."""

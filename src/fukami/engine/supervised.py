@@ -76,9 +76,9 @@ class SupervisedRecipe(Recipe):
         """Refuse what no run can have."""
         from fukami.data import augment
 
-        check_range(self, 1, math.inf, "epochs", "judge_every", "batch", "accumulate")
-        check_range(self, 0, math.inf, "lr", "weight_decay", "memory", "clip", "broken")
-        check_range(self, 0, 1, "holdout", "drop")
+        check_range(self, 1, math.inf, "epochs", "eval_every", "batch_size", "accumulate")
+        check_range(self, 0, math.inf, "lr", "weight_decay", "memory_limit", "clip_norm", "max_broken")
+        check_range(self, 0, 1, "holdout", "drop_factor")
         check_range(self, 0, 0.9999999, "warmup", "momentum")
         self.build_schedule()
         augment.parse_strengths(self.augment)

@@ -74,11 +74,11 @@ class DCGAN(SupervisedRecipe):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        check_range(self, 1, math.inf, "width")
-        check_range(self, 2, math.inf, "samples")
-        check_range(self, 0, 0.9999999, "ema")
+        check_range(self, 1, math.inf, "base_channels")
+        check_range(self, 2, math.inf, "eval_samples")
+        check_range(self, 0, 0.9999999, "ema_decay")
         if self.accumulate > 1 or self.activation_checkpointing:
-            raise UsageError("dcgan can neither accumulate nor rematerialise; give a smaller --batch")
+            raise UsageError("dcgan can neither accumulate nor rematerialise; give a smaller --batch-size")
         mixed = {"mixup", "cutmix"} & {word.partition("=")[0] for word in self.augment}
         if mixed:
             raise UsageError(f"{' and '.join(sorted(mixed))} would be learned as pictures; leave it out")

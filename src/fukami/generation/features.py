@@ -175,7 +175,9 @@ def _build_vgg(given: str) -> FeatureExtractor:
 
     name, tensors = pretrained.load_vgg(given)
     if not tensors:
-        raise Error("there is no file vgg19* or vgg16* among the weights; give the path of one, or --judge pixels")
+        raise Error(
+            "there is no file vgg19* or vgg16* among the weights; give the path of one, or --eval-features pixels"
+        )
     network = getattr(models, name)(1, hidden=0)
     network.load_state_dict(tensors, strict=False)
     return FeatureExtractor(name, PooledFeatures(network.features, IMAGENET_MEAN, IMAGENET_STD, INPUT_SIZES["vgg"]))

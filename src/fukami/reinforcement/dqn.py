@@ -39,7 +39,7 @@ class DQN(Recipe):
     """Steps that are played by chance before anything is learned; the paper has 50,000."""
     train_frequency: int = 4
     """Steps between two updates."""
-    exploration_fraction: int = 10_000
+    exploration_steps: int = 10_000
     """Steps in which the share of actions by chance falls from 1 to the least; the paper has a million."""
     epsilon_end: float = 0.05
     """That share at least; the paper has 0.1."""
@@ -74,12 +74,22 @@ class DQN(Recipe):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         check_range(
-            self, 1, math.inf, "games", "history", "every", "target", "batch", "hidden", "judge_every", "episodes"
+            self,
+            1,
+            math.inf,
+            "num_envs",
+            "frame_stack",
+            "train_frequency",
+            "target_update_interval",
+            "batch_size",
+            "hidden",
+            "eval_every",
+            "eval_episodes",
         )
-        check_range(self, 0, math.inf, "lr", "clip", "explore")
-        check_range(self, 0, 1, "least", "discount", "epsilon")
+        check_range(self, 0, math.inf, "lr", "clip_norm", "exploration_steps")
+        check_range(self, 0, 1, "epsilon_end", "gamma", "eval_epsilon")
         check_range(
-            self, max(self.frame_stack + 1, self.batch_size) * self.num_envs, math.inf, "learning_starts", "memory"
+            self, max(self.frame_stack + 1, self.batch_size) * self.num_envs, math.inf, "learning_starts", "buffer_size"
         )
         check_range(self, self.learning_starts + self.train_frequency, math.inf, "steps")
         schedules.parse_schedule(self.schedule)
@@ -97,7 +107,7 @@ class DQN(Recipe):
             buffer_size=min(self.buffer_size, self.steps),
             learning_starts=self.learning_starts,
             train_frequency=self.train_frequency,
-            exploration_steps=self.exploration_fraction,
+            exploration_steps=self.exploration_steps,
             epsilon_end=self.epsilon_end,
             seed=self.seed,
         )

@@ -237,7 +237,7 @@ class ExperienceCollector:
             UsageError: there are several processes.
         """
         if runtime.world_size > 1:
-            raise UsageError(f"one process plays and learns, not {runtime.world_size}; start one, with more --games")
+            raise UsageError(f"one process plays and learns, not {runtime.world_size}; start one, with more --num-envs")
         self.device = device = runtime.device
         if device.type == "cuda" and self.buffer.num_bytes > MAX_GPU_FRACTION * torch.cuda.mem_get_info(device)[0]:
             device = torch.device("cpu")

@@ -73,12 +73,12 @@ class SegmentationRecipe(SupervisedRecipe):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        check_range(self, 0, MAX_IMAGE_SIDE, "shortest", "longest", "window")
-        check_range(self, 0, 1, "backbone_lr")
-        check_range(self, 0, 65535, "ignore")
+        check_range(self, 0, MAX_IMAGE_SIDE, "min_size", "max_size", "window_size")
+        check_range(self, 0, 1, "backbone_lr_factor")
+        check_range(self, 0, 65535, "ignore_index")
         if self.max_size and self.max_size < self.min_size:
             raise UsageError(f"longest should be at least shortest, {self.min_size}, or 0, not {self.max_size}")
-        for name in ("shortest", "longest", "window"):
+        for name in ("min_size", "max_size", "window_size"):
             if 0 < getattr(self, name) < 32:
                 raise UsageError(f"{name} should be at least 32 pixels, or 0, not {getattr(self, name)}")
 
@@ -177,7 +177,7 @@ class FCNVGG(SegmentationRecipe):
         super().__post_init__()
         check_range(self, 1, math.inf, "hidden")
         check_range(self, 0, 0.99, "dropout")
-        check_range(self, 1 / 64, 4, "width")
+        check_range(self, 1 / 64, 4, "width_multiplier")
 
     @property
     def pretrained_name(self) -> str:

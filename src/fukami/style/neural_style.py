@@ -57,10 +57,10 @@ class NeuralStyle(Recipe):
 
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
-        check_range(self, 0, math.inf, "size", "strength", "tv")
+        check_range(self, 0, math.inf, "size", "strength", "tv_weight")
         check_range(self, 1e-6, math.inf, "lr")
         check_range(self, 0, 12, "levels")
-        check_range(self, 1, math.inf, "iterations", "judge_every")
+        check_range(self, 1, math.inf, "iterations", "eval_every")
         if self.style_weights and len(self.style_weights) != max(1, len(self.style)):
             raise UsageError(f"give as many style-weights as styles, {len(self.style)}, not {len(self.style_weights)}")
         if any(not 0 <= share < math.inf for share in self.style_weights) or sum(self.style_weights or (1,)) <= 0:
