@@ -27,7 +27,7 @@ WORDS = [
     "contrast=0.4", "saturation=0.4", "hue=0.1", "grey=0.2", "erase=0.5", "mixup=0.4", "cutmix=1", "trivial", "rand=9",
     "flip pad-crop=4", "flip pad-crop=4 trivial", "flip pad-crop=4 cutmix=1",
 ]  # fmt: skip
-WAYS = ["", "--ema 0.99", "--cycles 4", "--smoothing 0.1"]  # of training, for an answer
+WAYS = ["", "--ema-decay 0.99", "--cycles 4", "--label-smoothing 0.1"]  # of training, for an answer
 
 
 def table(path):

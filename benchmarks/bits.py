@@ -242,7 +242,9 @@ def beside(binary, full):
     for count, words_of in ((1, "one picture"), (256, "256 pictures")):
         pictures = torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8)
         with torch.inference_mode():
-            found = in_turns(packed=partial(packed.scores, pictures), whole=partial(whole.scores, pictures))
+            found = in_turns(
+                packed=partial(packed.predict_scores, pictures), whole=partial(whole.predict_scores, pictures)
+            )
         values[f"{words_of}, times faster than {full.name} at float32"] = found["whole"] / found["packed"]
     return values
 

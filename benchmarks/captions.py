@@ -29,7 +29,7 @@ FLICKR8K = f"fukami train show-and-tell --data {SAMPLE} --encoder vgg16 --init {
 SCENES = (
     "fukami train show-and-tell --data scenes --encoder deep-convnet "
     "--encoder-options batch_norm=true hidden=256 dropout=0 --size 48 --hidden 256 --dropout 0.1 "
-    "--augment rotate=10 shift=6 scale=0.1 --lr 5e-3 --decay one-cycle --epochs 32 --judge-every 32"
+    "--augment rotate=10 shift=6 scale=0.1 --lr 5e-3 --schedule one-cycle --epochs 32 --eval-every 32"
 )
 
 
@@ -42,7 +42,7 @@ def trainings(benchmark: str, line: str, options: argparse.Namespace, note: str)
 
 def flickr8k(options: argparse.Namespace) -> None:
     """The network, and what costs nothing."""
-    trainings("show-and-tell flickr8k sample", FLICKR8K + f" --part {options.part}", options, note(options))
+    trainings("show-and-tell flickr8k sample", FLICKR8K + f" --split {options.part}", options, note(options))
     baselines(options)
 
 
@@ -59,16 +59,16 @@ def baselines(options: argparse.Namespace) -> None:
     from fukami.engine.recipe import get_recipe
     from fukami.engine.runtime import Runtime
 
-    recipe = get_recipe("show-and-tell")(dataset=SAMPLE, encoder="vgg16", init=options.weights, part=options.part)
+    recipe = get_recipe("show-and-tell")(data=SAMPLE, encoder="vgg16", init=options.weights, split=options.part)
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start())
     for part in (data.train, data.val):
-        part.place(task.runtime)
+        part.setup(task.runtime)
     recipe.initialize_task(task)
-    learned, judged = (F.normalize(task.seen(part), dim=1) for part in (data.train, data.val))
+    learned, judged = (F.normalize(task.extract_features(part), dim=1) for part in (data.train, data.val))
     told = captioning_data.load_dataset(SAMPLE, recipe.holdout)[0].captions
-    sentences = [[tokenizer.tokenize(text, recipe.tokens) for text in own] for own in told]
+    sentences = [[tokenizer.tokenize(text, recipe.tokenizer) for text in own] for own in told]
     counts = Counter(" ".join(words) for own in sentences for words in own)
     commonest = min(counts, key=lambda text: (-counts[text], text)).split()
     nearest = (judged @ learned.T).argmax(1).tolist()
@@ -77,7 +77,7 @@ def baselines(options: argparse.Namespace) -> None:
         ("commonest sentence", [commonest] * len(judged)),
         ("nearest neighbour", [sentences[at][0] for at in nearest]),
     ):
-        scores = captioning_metrics.evaluate_captions(found, data.val.said, data.val.learned)
+        scores = captioning_metrics.evaluate_captions(found, data.val.references, data.val.training_captions)
         for metric in METRICS:
             record(f"flickr8k sample, {name}", metric, scores[metric], command=command, note=note(options))
 
@@ -94,15 +94,15 @@ def rate(options: argparse.Namespace) -> None:
     import fukami
     from fukami.engine import checkpoint
 
-    task = fukami.load(options.run, overrides={"beams": options.beams, "sentences": 1})
+    task = fukami.load(options.run, overrides={"beam_size": options.beams, "num_captions": 1})
     recipe, _ = checkpoint.read_recipe(Path(options.run))
     judged = recipe.load_eval_data()
-    features = task.seen(judged)
+    features = task.extract_features(judged)
     ours, theirs = [], []
     with torch.inference_mode():
         for _ in range(ROUNDS):
             began = time.monotonic()
-            found = [own[0]["caption"] for own in task.told(features)]
+            found = [own[0]["caption"] for own in task.generate_captions(features)]
             ours.append(time.monotonic() - began)
             began = time.monotonic()
             plainly = [plain(task, row[None], options.beams) for row in features]
@@ -127,11 +127,11 @@ def plain(task, features, beams: int) -> str:
     """The likeliest sentence for one picture, beam by beam, as it is usually written."""
     from fukami.captioning import tokenizer
 
-    alive, done = [(0.0, [tokenizer.BEGIN], task.model.begin(task.normalised(features)))], []
-    for _ in range(task.speech.longest):
+    alive, done = [(0.0, [tokenizer.BEGIN], task.model.init_state(task.normalize_images(features)))], []
+    for _ in range(task.decoding.max_words):
         grown = []
         for score, words, state in alive:
-            after, scores = task.speak(state, torch.tensor([words[-1]], device=features.device))
+            after, scores = task.decode_step(state, torch.tensor([words[-1]], device=features.device))
             best, numbers = scores[0].topk(beams)
             grown += [
                 (score + own, [*words, number], after)
@@ -143,7 +143,9 @@ def plain(task, features, beams: int) -> str:
         if not alive:
             break
     _, words, _ = max([*alive, *done], key=lambda each: each[0])
-    return tokenizer.detokenize((task.labels[word] for word in words if word > tokenizer.UNKNOWN), task.speech.tokens)
+    return tokenizer.detokenize(
+        (task.labels[word] for word in words if word > tokenizer.UNKNOWN), task.decoding.tokenizer
+    )
 
 
 def main() -> None:

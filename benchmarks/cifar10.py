@@ -33,7 +33,7 @@ GPU = {
 }
 SPRINT = (
     "fukami train resnet18 --data cifar10 --size 32 --stem 3x3 --epochs 16 --batch-size 512 --lr 0.4 "
-    "--augment flip pad-crop=4 --smoothing 0.1"
+    "--augment flip pad-crop=4 --label-smoothing 0.1"
 )
 
 

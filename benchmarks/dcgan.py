@@ -105,7 +105,7 @@ def compared(options: argparse.Namespace) -> None:
     name = Path(data).stem
     command = f"python benchmarks/dcgan.py {anywhere(sys.argv[1:])}"
     line = f"fukami train dcgan --data {data} --epochs {options.epochs} --eval-every {options.epochs}"
-    line += f" --judge {options.judge}"
+    line += f" --eval-features {options.judge}"
     for seed, result, seconds, own in each_seed(line, options):
         for metric in (each for each in result if each.startswith(("fid", "kid", "frechet", "kernel", "repeated"))):
             record(f"dcgan {name}", metric, result[metric], seed=seed, seconds=seconds, command=own,
@@ -115,7 +115,7 @@ def compared(options: argparse.Namespace) -> None:
     size, channels = map(int, parts.labels)
     seen = generation_features.load_feature_extractor(options.judge, size, channels)
     looks = seen.build_extractors(torch.device(DEVICE))
-    real = [look(parts.val.pictures) for look in looks]
+    real = [look(parts.val.images) for look in looks]
     for seed in options.seeds:
         torch.manual_seed(seed)
         plain, began = Plain(size, channels), time.monotonic()
@@ -201,7 +201,7 @@ def svm(options: argparse.Namespace) -> None:
 
     task = fukami.load(options.archive)
     train, test, labels = labelled_images.load_labelled_images("cifar10", 0.2)
-    sets = [part.decode(task.prepare) for part in (train, test)]
+    sets = [part.decode(task.transform) for part in (train, test)]
     seen = [features(task, part.images) for part in sets]
     deviation, mean = torch.std_mean(seen[0], 0)
     for part in seen:
@@ -228,9 +228,9 @@ def svm(options: argparse.Namespace) -> None:
 def features(task, pictures: Tensor) -> Tensor:
     """What the discriminator sees in pictures ``(N, C, H, W)`` uint8, ``(N, F)``."""
     found = []
-    with task.answering():
+    with task.inference_mode():
         for part in pictures.split(500):
-            maps = task.discriminator.seen(task.normalised(part.to(DEVICE)))
+            maps = task.discriminator.extract_features(task.normalize_images(part.to(DEVICE)))
             found.append(torch.cat([F.adaptive_max_pool2d(each, GRID).flatten(1) for each in maps], 1).cpu())
     return torch.cat(found)
 

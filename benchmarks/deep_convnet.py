@@ -177,7 +177,7 @@ def train_to_goal(options, seed, pipe):
     import fukami
 
     recipe = fukami.get_recipe("deep-convnet")(
-        dataset=options.data, epochs=options.passes, batch=options.batch, lr=options.lr, augment=LIGHT, seed=seed
+        data=options.data, epochs=options.passes, batch_size=options.batch, lr=options.lr, augment=LIGHT, seed=seed
     )
     while began := pipe.recv():
         with tempfile.TemporaryDirectory() as out:

@@ -66,12 +66,12 @@ def rates(options: argparse.Namespace) -> None:
 
 def loop(options: argparse.Namespace) -> None:
     """Images per second of a training from the command line, and the fraction of its time that it waited for data."""
-    size = f"--shortest {min(options.height, options.width)} --longest {max(options.height, options.width)}"
+    size = f"--min-size {min(options.height, options.width)} --max-size {max(options.height, options.width)}"
     line = (
         f"fukami train faster-rcnn-resnet50-fpn --data {options.data} {size} --batch-size {options.batch} --epochs 20"
     )
     with tempfile.TemporaryDirectory() as folder:
-        words = [*line.split()[1:], "--judge-every", "20", "--out", f"{folder}/run"]
+        words = [*line.split()[1:], "--eval-every", "20", "--out", f"{folder}/run"]
         subprocess.run([sys.executable, "-m", "fukami", *words, *options.more], check=True, stdout=subprocess.DEVNULL)
         lines = map(json.loads, Path(folder, "run", "metrics.jsonl").read_text().splitlines())
         seconds = json.loads(Path(folder, "run", "recipe.json").read_text())["time"]["seconds"]
@@ -106,7 +106,7 @@ class Ours:
 
     def __init__(self, options: argparse.Namespace, precision: str) -> None:
         size = options.height, options.width
-        recipe = get_recipe("faster-rcnn-resnet50-fpn")(shortest=min(size), longest=max(size))
+        recipe = get_recipe("faster-rcnn-resnet50-fpn")(min_size=min(size), max_size=max(size))
         torch.manual_seed(0)
         self.task = recipe.build_task(tuple(map(str, range(90))))
         self.task.setup(Runtime.start(DEVICE, precision))
@@ -190,9 +190,10 @@ def animals(options: argparse.Namespace) -> None:
     note = "500 photographs of VOC 2012 to train on, 250 to judge on: a sample, not the benchmark"
     for seed in options.seeds:
         recipe = get_recipe("faster-rcnn-vgg16")(
-            dataset="voc-animals", shortest=options.side, longest=2 * options.side, hidden=options.hidden, dropout=0.0,
-            scales=tuple(scale * options.side / 600 for scale in (64.0, 128.0, 256.0, 512.0)), epochs=options.epochs,
-            init=options.weights, seed=seed, judge_every=options.epochs, batch=1, decay="cosine",
+            data="voc-animals", min_size=options.side, max_size=2 * options.side, hidden=options.hidden, dropout=0.0,
+            anchor_sizes=tuple(scale * options.side / 600 for scale in (64.0, 128.0, 256.0, 512.0)),
+            epochs=options.epochs, init=options.weights, seed=seed, eval_every=options.epochs,
+            batch_size=1, schedule="cosine",
         )  # fmt: skip
         for name, run in (("ours", ours_on), ("torchvision", theirs_on)):
             began = time.monotonic()
@@ -212,15 +213,15 @@ def ours_on(recipe) -> float:
 
 def theirs_on(recipe) -> float:
     """torchvision's network on our batches, with our optimizer and its course, judged by our code."""
-    data = recipe.data()
+    data = recipe.load_data()
     runtime = Runtime.start(DEVICE, "auto")
     torch.manual_seed(recipe.seed)
     features = vgg16(weights=None).features[:-1]
     pretrained.initialize_detector(torch.nn.ModuleDict({"features": features}), "", "vgg16", recipe.init)
     features[:10].requires_grad_(False)
     features.out_channels = 512
-    anchors = AnchorGenerator((recipe.scales,), ((0.5, 1.0, 2.0),))
-    size = {"min_size": recipe.shortest, "max_size": recipe.longest, "box_batch_size_per_image": 128}
+    anchors = AnchorGenerator((recipe.anchor_sizes,), ((0.5, 1.0, 2.0),))
+    size = {"min_size": recipe.min_size, "max_size": recipe.max_size, "box_batch_size_per_image": 128}
     proposals = {"rpn_pre_nms_top_n_train": 12000, "rpn_pre_nms_top_n_test": 6000, "rpn_post_nms_top_n_test": 300}
     pool = MultiScaleRoIAlign(["0"], 7, 2)
     head = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(512 * 49, recipe.hidden), torch.nn.ReLU(),
@@ -228,19 +229,19 @@ def theirs_on(recipe) -> float:
     predictor = FastRCNNPredictor(recipe.hidden, len(data.labels) + 1)
     model = FasterRCNN(features, rpn_anchor_generator=anchors, box_roi_pool=pool, box_head=head,
                        box_predictor=predictor, **size, **proposals).to(DEVICE)  # fmt: skip
-    optimizer = recipe.make_optimizer()([p for p in model.parameters() if p.requires_grad])
-    steps, course, step = recipe.epochs * len(data.train), recipe.course(), 0
+    optimizer = recipe.get_optimizer_factory()([p for p in model.parameters() if p.requires_grad])
+    steps, course, step = recipe.epochs * len(data.train), recipe.build_schedule(), 0
     model.train()
     for _ in range(recipe.epochs):
         for batch in data.train:
             for group in optimizer.param_groups:
-                group["lr"] = recipe.peak * course(step / steps)
+                group["lr"] = recipe.peak_lr * course(step / steps)
             pictures, targets = plain(batch)
             with runtime.autocast():
                 loss = sum(model(pictures, targets).values())
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
             optimizer.step()
             step += 1
     model.eval()
@@ -254,7 +255,7 @@ def theirs_on(recipe) -> float:
             kinds = batch.kinds[i][batch.classes[i] >= 0].numpy()
             there = (target["every"].numpy(), target["classes"].numpy(), kinds)
             found.update(
-                int(batch.numbers[i]), detection_metrics.Prediction(*seen), detection_metrics.GroundTruth(*there)
+                int(batch.indices[i]), detection_metrics.Prediction(*seen), detection_metrics.GroundTruth(*there)
             )
     return found.compute_metrics()["map"]
 
@@ -304,14 +305,15 @@ def main() -> None:
 
 
 SCENES = (
-    "fukami train faster-rcnn-vgg16 --width-multiplier 0.25 --hidden 256 --batch-norm --dropout 0.1 --stride 8 --min-size 128 "
-    "--longest 192 --scales 24 40 64 --batch 4 --optimizer adamw --lr 1.5e-3 --weight-decay 0.02 --decay one-cycle "
-    "--warmup 0.2 --clip 0 --augment flip brightness=0.2 --epochs 6 --judge-every 6 --no-compile"
+    "fukami train faster-rcnn-vgg16 --width-multiplier 0.25 --hidden 256 --batch-norm --dropout 0.1 --stride 8 "
+    "--min-size 128 --max-size 192 --anchor-sizes 24 40 64 --batch-size 4 --optimizer adamw --lr 1.5e-3 "
+    "--weight-decay 0.02 --schedule one-cycle --warmup 0.2 --clip-norm 0 --augment flip brightness=0.2 "
+    "--epochs 6 --eval-every 6 --no-compile"
 )
 BCCD = (
-    "fukami train faster-rcnn-vgg16 --data bccd --init {weights} --min-size 320 --max-size 448 --stride 8 --hidden 1024 "
-    "--dropout 0 --scales 24 48 80 144 --batch 1 --lr 3e-3 --decay cosine --epochs 12 --judge-every 3 --no-compile "
-    "--augment flip flip-vertical brightness=0.2 contrast=0.2"
+    "fukami train faster-rcnn-vgg16 --data bccd --init {weights} --min-size 320 --max-size 448 --stride 8 "
+    "--hidden 1024 --dropout 0 --anchor-sizes 24 48 80 144 --batch-size 1 --lr 3e-3 --schedule cosine --epochs 12 "
+    "--eval-every 3 --no-compile --augment flip flip-vertical brightness=0.2 contrast=0.2"
 )
 
 

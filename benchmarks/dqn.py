@@ -40,10 +40,11 @@ WARMING = 1  # turns before those that are timed
 GAMES = 4
 LINES = {
     "catch": "fukami train dqn",
-    "pong": "fukami train dqn --env pong --steps 1200000 --buffer-size 400000 --learning-starts 10000 --exploration-steps 200000 "
-    "--target 1000 --games 8 --decay polynomial --judge-every 200000 --double",
+    "pong": "fukami train dqn --env pong --steps 1200000 --buffer-size 400000 --learning-starts 10000 "
+    "--exploration-steps 200000 --target-update-interval 1000 --num-envs 8 --schedule polynomial "
+    "--eval-every 200000 --double",
     "breakout": "fukami train dqn --env breakout --steps 10000000 --learning-starts 80000 --exploration-steps 1000000 "
-    "--target 1000 --least 0.01 --lr 1e-4 --judge-every 500000",
+    "--target-update-interval 1000 --epsilon-end 0.01 --lr 1e-4 --eval-every 500000",
 }
 
 
@@ -131,8 +132,9 @@ def memory(options: argparse.Namespace) -> None:
     for _ in range(remembered.num_slots):
         remembered.add(seen, torch.zeros(GAMES, dtype=torch.bool))
     taken = (resident("VmRSS") - before) / 1e9
+    steps = remembered.num_envs * remembered.num_slots
     record("dqn memory", "gigabytes of a million steps", taken, command="python benchmarks/dqn.py memory",
-           note=f"{remembered.num_envs * remembered.num_slots:,} steps with the slack that a resumed run needs")  # fmt: skip
+           note=f"{steps:,} steps with the slack that a resumed run needs")  # fmt: skip
 
 
 def ours(options: argparse.Namespace, pipe) -> None:
@@ -142,19 +144,19 @@ def ours(options: argparse.Namespace, pipe) -> None:
 
     before = resident("VmRSS")
     recipe = get_recipe("dqn")(
-        game=options.game, games=GAMES, steps=10**6, memory=20_000, learning_starts=1_000, lr=1e-4
+        env=options.game, num_envs=GAMES, steps=10**6, buffer_size=20_000, learning_starts=1_000, lr=1e-4
     )
     runtime = Runtime.start(DEVICE, options.precision)
     torch.manual_seed(0)
     data = recipe.load_data()
-    data.train.place(runtime)
+    data.train.setup(runtime)
     task = recipe.build_task(data.labels)
     task.setup(runtime)
     batches, update = iter(task.iterate_batches(data.train)), runtime.capture(task.step, task.supports_cuda_graph)
     update(next(batches))
     while steps := pipe.recv():
         began = time.monotonic()
-        for _ in range(steps // recipe.every):
+        for _ in range(steps // recipe.train_frequency):
             update(next(batches))
         if CUDA:
             torch.cuda.synchronize()
@@ -175,7 +177,7 @@ def theirs(options: argparse.Namespace, pipe) -> None:
     name = f"{''.join(word.capitalize() for word in options.game.split('_'))}NoFrameskip-v4"
     games = VecFrameStack(make_atari_env(name, n_envs=GAMES, seed=0), n_stack=4)
     model = DQN("CnnPolicy", games, learning_rate=1e-4, buffer_size=20_000, learning_starts=1_000, batch_size=32,
-                train_freq=1, gradient_steps=1, target_update_interval=1_000, exploration_steps=0.01,
+                train_freq=1, gradient_steps=1, target_update_interval=1_000, exploration_fraction=0.01,
                 exploration_final_eps=0.02, max_grad_norm=math.inf, device=DEVICE, seed=0)  # fmt: skip
     model.learn(1_100)
     while steps := pipe.recv():

@@ -14,7 +14,7 @@ from fukami.classification.deep_convnet import DeepConvNet
 class DroppedScores(DeepConvNet):
     """DeepConvNet with dropout after the last affine layer, too (the note's `affine - dropout - softmax`)."""
 
-    def task(self, labels):
+    def build_task(self, labels):
         """The task of DeepConvNet, its network longer by one layer."""
         task = super().build_task(labels)
         task.model.append(nn.Dropout(self.dropout))

@@ -26,13 +26,13 @@ def train(options):
     """A run for each seed."""
     options.out.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds:
-        answer(f"{COMMAND} --epochs 40 --judge-every 5 --seed {seed} --out seed-{seed}", cwd=options.out)
+        answer(f"{COMMAND} --epochs 40 --eval-every 5 --seed {seed} --out seed-{seed}", cwd=options.out)
 
 
 def restart(options):
     """A warm restart of each run (Loshchilov and Hutter 2017), at half the rate and for a quarter of the epochs."""
     for seed in options.seeds:
-        flags = f"--epochs 10 --lr 0.001 --judge-every 5 --init seed-{seed}"
+        flags = f"--epochs 10 --lr 0.001 --eval-every 5 --init seed-{seed}"
         answer(f"{COMMAND} {flags} --seed {seed} --out restarted/seed-{seed}", cwd=options.out)
 
 

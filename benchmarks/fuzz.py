@@ -28,7 +28,7 @@ def main() -> None:
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run, note = Path(folder) / "run", Path(folder) / "case"
-        recipe = fukami.get_recipe("deep-convnet")(epochs=1, batch=200, widths=(4, 4, 4, 4, 8, 8), hidden=8)
+        recipe = fukami.get_recipe("deep-convnet")(epochs=1, batch_size=200, widths=(4, 4, 4, 4, 8, 8), hidden=8)
         fukami.train(recipe, run, device="cpu", precision="float32")
         command = [sys.executable, CASES, "--cases", given.cases, "--seed", given.seed, "--run", run, "--note", note]
         environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}

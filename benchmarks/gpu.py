@@ -92,7 +92,7 @@ ENTRIES = (
         ),
         (
             "segmentation.py rates segnet-vgg16 --height 64 --width 64 --batch 1 --rounds 1 --precisions bfloat16",
-            "segmentation.py frames segnet-basic --frames 2 --shortest 32",
+            "segmentation.py frames segnet-basic --frames 2 --min-size 32",
         ),
     ),
     Entry(
@@ -104,7 +104,10 @@ ENTRIES = (
     Entry(
         "pong", 16, 8,
         ("dqn.py pong --minutes 15 --out {runs}",),
-        ("dqn.py pong --minutes 1 --steps 600 --learning-starts 400 --memory 2000 --games 2 --episodes 1 --hidden 16",),
+        (
+            "dqn.py pong --minutes 1 --steps 600 --learning-starts 400 --buffer-size 2000 --num-envs 2 "
+            "--eval-episodes 1 --hidden 16",
+        ),
         ("gymnasium", "ale_py"),
     ),
     Entry(

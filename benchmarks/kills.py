@@ -30,14 +30,14 @@ from pathlib import Path
 from typing import Any
 
 ENTRIES = {
-    "deep-convnet": "deep-convnet --epochs 12 --batch 50",
-    "dcgan": "dcgan --width 8 --size 28 --channels 1 --epochs 4 --judge-every 1 --samples 50",
-    "dqn": "dqn --steps 4000 --memory 2000 --games 4 --hidden 64 --judge-every 2000 --episodes 4",
-    "faster-rcnn": "faster-rcnn-vgg16 --shortest 64 --longest 96 --width 0.0625 --hidden 16 --scales 24 48 --epochs 4 "
-    "--judge-every 1 --batch 2",
-    "show-and-tell": "show-and-tell --encoder resnet20 --size 32 --hidden 32 --batch 8 --epochs 8 "
-    "--judge-every 4 --beams 2",
-    "neural-style": "neural-style --size 128 --levels 2 --iterations 60 --judge-every 20",
+    "deep-convnet": "deep-convnet --epochs 12 --batch-size 50",
+    "dcgan": "dcgan --base-channels 8 --size 28 --channels 1 --epochs 4 --eval-every 1 --eval-samples 50",
+    "dqn": "dqn --steps 4000 --buffer-size 2000 --num-envs 4 --hidden 64 --eval-every 2000 --eval-episodes 4",
+    "faster-rcnn": "faster-rcnn-vgg16 --min-size 64 --max-size 96 --width-multiplier 0.0625 --hidden 16 "
+    "--anchor-sizes 24 48 --epochs 4 --eval-every 1 --batch-size 2",
+    "show-and-tell": "show-and-tell --encoder resnet20 --size 32 --hidden 32 --batch-size 8 --epochs 8 "
+    "--eval-every 4 --beam-size 2",
+    "neural-style": "neural-style --size 128 --levels 2 --iterations 60 --eval-every 20",
 }
 KILLS = {"deep-convnet": 100}  # 20 for each other
 STEPS_BETWEEN = 6  # kills that fall into a training on average

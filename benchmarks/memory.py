@@ -1,4 +1,4 @@
-"""Memory: what is kept for the backward pass with ``--rematerialise``, and the peak of short trainings.
+"""Memory: what is kept for the backward pass with ``--activation-checkpointing``, and the peak of short trainings.
 
     python benchmarks/memory.py rematerialise [--batch 4]
     python benchmarks/memory.py peaks [NAME...]
@@ -63,18 +63,18 @@ def rematerialised(batch: int) -> None:
 
 IMAGES = Path(__file__).with_name("random_pictures.py")
 PEAKS = {
-    "deep-convnet": "deep-convnet --batch 250 --epochs 1",
-    "resnet50": f"{IMAGES} --batch 256 --pictures 1024 --epochs 1 --lr 0.01",
+    "deep-convnet": "deep-convnet --batch-size 250 --epochs 1",
+    "resnet50": f"{IMAGES} --batch-size 256 --pictures 1024 --epochs 1 --lr 0.01",
     "resnet20": "resnet20 --epochs 1",
     "resnet56": "resnet56 --epochs 1",
     "binary-convnet": "binary-convnet --epochs 1",
-    "faster-rcnn-resnet50-fpn": "faster-rcnn-resnet50-fpn --shortest 800 --longest 1066 --batch 8 --epochs 1",
+    "faster-rcnn-resnet50-fpn": "faster-rcnn-resnet50-fpn --min-size 800 --max-size 1066 --batch-size 8 --epochs 1",
     "rcnn-finetune": "rcnn-finetune --epochs 1",
-    "fcn8s-vgg16": "fcn8s-vgg16 --shortest 360 --batch 4 --epochs 1",
-    "segnet-vgg16": "segnet-vgg16 --shortest 360 --batch 4 --epochs 1",
+    "fcn8s-vgg16": "fcn8s-vgg16 --min-size 360 --batch-size 4 --epochs 1",
+    "segnet-vgg16": "segnet-vgg16 --min-size 360 --batch-size 4 --epochs 1",
     "show-and-tell": "show-and-tell --epochs 1",
-    "dcgan": "dcgan --size 64 --epochs 1 --samples 64",
-    "dqn": "dqn --game pong --steps 4000 --memory 20000 --learning-starts 1000 --judge-every 4000 --episodes 1",
+    "dcgan": "dcgan --size 64 --epochs 1 --eval-samples 64",
+    "dqn": "dqn --env pong --steps 4000 --buffer-size 20000 --learning-starts 1000 --eval-every 4000 --eval-episodes 1",
 }
 
 

@@ -13,7 +13,7 @@ from fukami.data.loader import InMemoryLoader
 class RandomPictures(ResNet50):
     """ResNet-50 on random pictures of a thousand classes."""
 
-    dataset: str = "random"
+    data: str = "random"
     """There is none."""
     pictures: int = 4096
     """Pictures in a pass."""
@@ -25,7 +25,7 @@ class RandomPictures(ResNet50):
         """What the network is called in :mod:`fukami.models`."""
         return "resnet50"
 
-    def data(self) -> Data:
+    def load_data(self) -> Data:
         """Random bytes, on the device."""
         generator = torch.Generator().manual_seed(self.seed)
         shape = (self.pictures, self.channels, self.size, self.size)

@@ -41,14 +41,15 @@ PAPER = "the paper: 13 s on a GPU, 53 s on a CPU, proposals included"
 
 
 SMALL = (
-    "--backbone vgg16 --size 32 --context 4 --width 0.25 --hidden 256 --batch-norm --dropout 0.2 --regions 32 "
-    "--optimizer adamw --lr 2e-3 --weight-decay 0.02 --decay one-cycle --warmup 0.2 --svm-cost 1e-5"
+    "--backbone vgg16 --size 32 --context-padding 4 --width-multiplier 0.25 --hidden 256 --batch-norm --dropout 0.2 "
+    "--regions-per-image 32 --optimizer adamw --lr 2e-3 --weight-decay 0.02 --schedule one-cycle --warmup 0.2 "
+    "--svm-cost 1e-5"
 )
 FLAGS = {
-    "scenes": f"--shortest 144 --longest 216 {SMALL} --epochs 8 --judge-every 8 --augment",
-    "bccd": "--backbone vgg16 --init {weights} --shortest 320 --longest 448 --size 64 --context 5 --hidden 1024 "
-    "--dropout 0.3 --regions 32 --batch 2 --lr 3e-3 --clip 10 --epochs 5 --judge-every 5 --no-compile "
-    "--augment flip flip-vertical brightness=0.2 contrast=0.2",
+    "scenes": f"--min-size 144 --max-size 216 {SMALL} --epochs 8 --eval-every 8 --augment",
+    "bccd": "--backbone vgg16 --init {weights} --min-size 320 --max-size 448 --size 64 --context-padding 5 "
+    "--hidden 1024 --dropout 0.3 --regions-per-image 32 --batch-size 2 --lr 3e-3 --clip-norm 10 --epochs 5 "
+    "--eval-every 5 --no-compile --augment flip flip-vertical brightness=0.2 contrast=0.2",
 }
 STAGES = {"softmax": "finetune", "SVMs": "svm", "SVMs and boxes": "."}
 
@@ -111,7 +112,9 @@ def speeds(given: argparse.Namespace, note: Callable[..., None]) -> None:
 
 def proposed(given: argparse.Namespace, note: Callable[..., None]) -> None:
     """How many blood cells of each class a proposal covers, and how many overlap another of their class."""
-    data = get_recipe("rcnn-finetune")(dataset="bccd", shortest=320, longest=448, size=64, context=5).load_eval_data()
+    data = get_recipe("rcnn-finetune")(
+        data="bccd", min_size=320, max_size=448, size=64, context_padding=5
+    ).load_eval_data()
     covered: dict[str, list[float]] = {label: [] for label in data.labels}
     crowded: dict[str, list[float]] = {label: [] for label in data.labels}
     for sample in data.samples:

@@ -212,8 +212,8 @@ def main():
 
     mebi = ", ".join(f"{size / 2**20:.1f}" for size in found["sizes"])
     summed = sum(found["sizes"])
-    row("bytes all-reduced in a step, counted / parameters x 4", summed / (FLOAT_BYTES * count_parameters(models.resnet50())),
-        f"{summed} bytes")  # fmt: skip
+    gradients = FLOAT_BYTES * count_parameters(models.resnet50())
+    row("bytes all-reduced in a step, counted / parameters x 4", summed / gradients, f"{summed} bytes")
     same = sum(one == other for one, other in zip(found["sizes"], compute_bucket_sizes(job), strict=False))
     row(
         "buckets, counted",

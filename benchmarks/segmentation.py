@@ -259,10 +259,10 @@ def frames(options: argparse.Namespace) -> None:
             (video / f"{number:06}{images[0].suffix}").symlink_to(images[number % len(images)].resolve())
         if run in list_recipes():
             run, script = f"{name}/run", str(Path(few_scenes.__file__))
-            words = ["train", *options.names, "--shortest", "360", "--epochs", "1", "--out", run, *options.more]
+            words = ["train", *options.names, "--min-size", "360", "--epochs", "1", "--out", run, *options.more]
             subprocess.run([sys.executable, script, *words], check=True, stdout=subprocess.DEVNULL)
         for drawing in (False, True):
-            words = ["fukami", "predict", run, str(video), "--film", "30", *["--out", f"{name}/out"] * drawing]
+            words = ["fukami", "predict", run, str(video), "--fps", "30", *["--out", f"{name}/out"] * drawing]
             done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=True)
             *_, rates = done.stderr.strip().splitlines()
             predicted, whole = map(float, re.findall(r"(\d+\.\d) ", rates))
@@ -314,13 +314,13 @@ def main() -> None:
 
 SCENES = (
     "fukami train fcn8s-vgg16 --batch-norm --width-multiplier 0.25 --hidden 256 --dropout 0.1 --min-size 112 "
-    "--augment flip crop=0.7 --lr 3e-3 --decay one-cycle --epochs 8 --batch 4 --judge-every 8 --no-compile"
+    "--augment flip crop=0.7 --lr 3e-3 --schedule one-cycle --epochs 8 --batch-size 4 --eval-every 8 --no-compile"
 )
-COMMON = "--data camvid --augment flip crop=0.5 brightness=0.3 --balance root --judge-every 10"
+COMMON = "--data camvid --augment flip crop=0.5 brightness=0.3 --balance root --eval-every 10"
 TUNED = {  # so that what has learned already goes on slowly
-    "segnet-vgg16": "--init {weights} --lr 3e-3 --backbone-lr 0.08",
+    "segnet-vgg16": "--init {weights} --lr 3e-3 --backbone-lr-factor 0.08",
     "segnet-basic": "--lr 2e-3",
-    "fcn8s-vgg16": "--init {weights} --batch-norm --hidden 512 --lr 2e-3 --backbone-lr 0.1",
+    "fcn8s-vgg16": "--init {weights} --batch-norm --hidden 512 --lr 2e-3 --backbone-lr-factor 0.1",
 }
 # passes at half the size, for which a CPU has time in two hours
 HALF = {"segnet-vgg16": 36, "segnet-basic": 40, "fcn8s-vgg16": 16}

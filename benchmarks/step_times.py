@@ -108,7 +108,7 @@ def write_repeated(options, folder):
 
 def ours(options, load, folder):
     """The speeds in metrics.jsonl, and the settings; stopped as soon as there are enough."""
-    words = [sys.executable, "-m", "fukami", "train", *load.words, "--batch", str(options.batch)]
+    words = [sys.executable, "-m", "fukami", "train", *load.words, "--batch-size", str(options.batch)]
     words += ["--data", options.data] if options.data else []
     if options.load == "resnet50":
         words += ["--size", str(options.size), "--pictures", str(PASS * options.batch)]

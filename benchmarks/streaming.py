@@ -84,7 +84,7 @@ def ours(root, workers):
     recipe = ResNet50(data=str(root), holdout=0.0, memory_limit=0, batch_size=64, augment=("crop", "flip"))
     data, runtime = recipe.load_data(), Runtime.start()
     data.train.reader.num_workers = workers
-    data.train.place(runtime)
+    data.train.setup(runtime)
     task = recipe.build_task(data.labels)
     task.setup(runtime)
     for pictures, targets in data.train:

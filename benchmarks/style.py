@@ -92,7 +92,9 @@ def plain(options: argparse.Namespace, pipe) -> None:
 
     task, batch = begun(options, "float32")
     torch.backends.cudnn.deterministic = False  # which ours asks for
-    content, style = (task.normalised(each[0].to(DEVICE) / 255).contiguous() for each in (batch.content, *batch.styles))
+    content, style = (
+        task.normalize_image(each[0].to(DEVICE) / 255).contiguous() for each in (batch.content, *batch.styles)
+    )
     picture = (batch.content.to(DEVICE) / 255).contiguous().requires_grad_()
     layers, losses = nn.Sequential(), []
     with torch.no_grad():
@@ -100,11 +102,11 @@ def plain(options: argparse.Namespace, pipe) -> None:
             layer = nn.ReLU() if isinstance(layer, nn.ReLU) else layer
             layers.append(layer)
             content, style = layer(content.contiguous()), layer(style.contiguous())
-            if number == task.model.content:
+            if number == task.model.content_layer:
                 size = content.numel()
                 losses.append(Loss(content, 0.5, style=False))
                 layers.append(losses[-1])
-            if number in task.model.style:
+            if number in task.model.style_layers:
                 losses.append(Loss(style, 1 / (5 * 4 * style.shape[1] ** 2), style=True))
                 layers.append(losses[-1])
     for loss in losses:
@@ -130,7 +132,7 @@ def plain(options: argparse.Namespace, pipe) -> None:
         synchronize()
         spent += time.monotonic() - began
         with torch.no_grad():
-            found, _ = task.losses(picture[0].clamp(0, 1), batch.content, len(task.sizes) - 1)
+            found, _ = task.compute_losses(picture[0].clamp(0, 1), batch.content, len(task.level_sizes) - 1)
         pipe.send((spent, float(found)))
     pipe.send(taken(room))
 

@@ -24,8 +24,8 @@ BASE = "fukami train vgg16 --hidden 0 --augment crop=0.4 flip --batch-size 32"
 WAYS = {
     "scratch": "--epochs 20 --lr 0.01 --batch-norm",
     "linear probe": "--epochs 10 --lr 0.002 --freeze --init {weights}",
-    "fine-tuned": "--epochs 15 --optimizer adamw --lr 2e-4 --layer-decay 0.7 --init {weights}",
-    "probe, then fine-tuned": "--epochs 10 --optimizer adamw --lr 2e-5 --layer-decay 0.7 --init linear-probe-{seed}",
+    "fine-tuned": "--epochs 15 --optimizer adamw --lr 2e-4 --layer-lr-decay 0.7 --init {weights}",
+    "probe, then fine-tuned": "--epochs 10 --optimizer adamw --lr 2e-5 --layer-lr-decay 0.7 --init linear-probe-{seed}",
 }
 
 

@@ -31,7 +31,7 @@ def setup(app):
     """Show fields as they are written."""
     fields = {}  # napoleon would take what stands before a colon in their docstrings for a type
     for annotations in (ClassificationRecipe.__annotations__, ClassificationRecipe.__init__.__annotations__):
-        annotations["dataset"] = str  # and not what tyro is told about it
+        annotations["data"] = str  # and not what tyro is told about it
 
     def keep(app, what, name, obj, options, lines):
         if what == "attribute":

@@ -17,7 +17,7 @@ class Bright(Task):
 
     labels = LABELS
 
-    def loss(self, batch):
+    def compute_loss(self, batch):
         return self.training_model(torch.ones(2, 1)).square().mean(), {}
 
     def evaluate(self, batches):
@@ -28,9 +28,9 @@ class Bright(Task):
         return found.compute_metrics()
 
     def predict(self, inputs):
-        return [self._answer(source) for source in inputs]
+        return [self._format_prediction(source) for source in inputs]
 
-    def _answer(self, source):
+    def _format_prediction(self, source):
         file = {"file": str(source)} if isinstance(source, str) else {}
         try:
             picture = image_io.read_image(source).convert("L")
@@ -43,7 +43,7 @@ class Bright(Task):
             boxes.append({"label": "lamp", "score": 0.9, "box": box})
         return {**file, "width": picture.width, "height": picture.height, "boxes": boxes}
 
-    def draw(self, source, answer):
+    def draw_prediction(self, source, answer):
         return image_io.draw_boxes(image_io.read_image(source), answer["boxes"], LABELS)
 
 
@@ -51,9 +51,9 @@ class Bright(Task):
 class Lamps(Recipe):
     """Finds lamps."""
 
-    def data(self):
+    def load_data(self):
         batch = torch.zeros(2, 1)
         return Data([batch, batch], [batch], LABELS)
 
-    def task(self, labels):
+    def build_task(self, labels):
         return Bright(torch.nn.Linear(1, 1), epochs=2)

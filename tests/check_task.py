@@ -42,12 +42,12 @@ FORKED.set_forkserver_preload(["fukami.engine.train", "matplotlib.figure", "skle
 
 def check_overfits(make):
     """A batch of eight is learned by heart."""
-    recipe = make(batch=8)
-    data, runtime = recipe.data(), Runtime.start("cpu", "float32")
+    recipe = make(batch_size=8)
+    data, runtime = recipe.load_data(), Runtime.start("cpu", "float32")
     torch.manual_seed(0)
-    task = recipe.task(data.labels)
+    task = recipe.build_task(data.labels)
     task.setup(runtime)
-    batch = next(iter(task.batches(data.train)))
+    batch = next(iter(task.iterate_batches(data.train)))
     task.schedule(0.3)
     losses = [task.step(batch)["loss"].item() for _ in range(120)]
     assert losses[-1] < 0.1 * losses[0], losses[::20]
@@ -56,8 +56,8 @@ def check_overfits(make):
 def check_evaluation_changes_nothing(make):
     """Judging twice gives the same answer and leaves weights, mode and random states alone."""
     recipe = make()
-    data = recipe.data()
-    task = recipe.task(data.labels)
+    data = recipe.load_data()
+    task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
     state = torch.get_rng_state()
@@ -75,7 +75,7 @@ def check_saves_and_loads(make, inputs, tmp_path):
     recipe = make()
     result = fukami.train(recipe, tmp_path / "run", device="cpu", precision="float32")
     task = fukami.load(tmp_path / "run", device="cpu")
-    loaded = task.evaluate(recipe.data().val)
+    loaded = task.evaluate(recipe.load_data().val)
     assert {**loaded, "loss": 0} == {**result, "loss": 0}
     answers = task.predict(inputs)
     assert json.loads(json.dumps(answers)) == answers
@@ -91,7 +91,7 @@ def check_precisions(make, inputs, tmp_path):
     weights = load_file(tmp_path / "run" / "weights.safetensors")
     assert all(value.isfinite().all() for value in weights.values())
     assert {value.dtype for value in weights.values()} <= {torch.float32, torch.long}
-    val = recipe.data().val
+    val = recipe.load_data().val
     exact = fukami.load(tmp_path / "run", device="cpu").evaluate(val)
     for precision in ("bfloat16", "float16"):
         task = fukami.load(tmp_path / "run", device="cpu", precision=precision)
@@ -106,8 +106,8 @@ def check_precisions(make, inputs, tmp_path):
 def check_broken_input(make, inputs, tmp_path):
     """A broken picture among good ones is reported by name, and the good ones are answered."""
     recipe = make()
-    data = recipe.data()
-    task = recipe.task(data.labels)
+    data = recipe.load_data()
+    task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
     broken = tmp_path / "broken.png"
     broken.write_bytes(Path(inputs[0]).read_bytes()[:60])
@@ -194,7 +194,7 @@ def leave_out_pages(patch):
         SegmentationTask,
         StyleTransferTask,
     ):
-        patch.setattr(family, "figures", lambda self, batches: ())
+        patch.setattr(family, "plot_evaluation", lambda self, batches: ())
     patch.setattr("fukami.engine.report.write_report", lambda folder, figures, seconds: folder / "report.html")
 
 

@@ -160,7 +160,7 @@ def trained(tmp_path_factory):
     import fukami
 
     out = tmp_path_factory.mktemp("runs") / "digits"
-    recipe = fukami.get_recipe("deep-convnet")(epochs=8, batch=50, augment=("shift=1",))
+    recipe = fukami.get_recipe("deep-convnet")(epochs=8, batch_size=50, augment=("shift=1",))
     fukami.train(recipe, out, precision="float32")
     return out
 
@@ -171,7 +171,7 @@ def binarized(tmp_path_factory, digit_files):
     import fukami
 
     out = tmp_path_factory.mktemp("binarized") / "digits"
-    recipe = fukami.get_recipe("binary-deep-convnet")(dataset=str(digit_files), epochs=1, batch=8)
+    recipe = fukami.get_recipe("binary-deep-convnet")(data=str(digit_files), epochs=1, batch_size=8)
     fukami.train(recipe, out, device="cpu", precision="float32")
     return out
 

@@ -16,12 +16,19 @@ from fukami.engine.runtime import Runtime
 
 @pytest.fixture
 def recipe(scene_files):
-    small = {"shortest": 64, "longest": 96, "width": 0.0625, "hidden": 16, "scales": (24.0, 48.0), "dropout": 0.0}
+    small = {
+        "min_size": 64,
+        "max_size": 96,
+        "width_multiplier": 0.0625,
+        "hidden": 16,
+        "anchor_sizes": (24.0, 48.0),
+        "dropout": 0.0,
+    }
     return FasterRCNNVGG16(data=str(scene_files), epochs=3, batch_size=2, training="alternating", **small)
 
 
 def weights(task):
-    parts = {"proposer": task.proposer, "model": task.model}
+    parts = {"proposer": task.proposal_network, "model": task.model}
     return {f"{name}.{key}": value.clone() for name, part in parts.items() for key, value in part.state_dict().items()}
 
 
@@ -29,8 +36,8 @@ def weights(task):
 def test_each_step_trains_its_part(recipe, batch_norm):
     """Statistics of what stays as it is, as well; judging in between changes nothing, and finds the same twice."""
     recipe = dataclasses.replace(recipe, batch_norm=batch_norm)
-    data = recipe.data()
-    task = recipe.task(data.labels)
+    data = recipe.load_data()
+    task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
     batch = next(iter(data.train))
     trained = {
@@ -46,13 +53,14 @@ def test_each_step_trains_its_part(recipe, batch_norm):
         before = weights(task)
         if step == 2:
             assert all(
-                torch.equal(before[f"model.rpn.{key}"], value) for key, value in task.proposer.rpn.state_dict().items()
+                torch.equal(before[f"model.rpn.{key}"], value)
+                for key, value in task.proposal_network.rpn.state_dict().items()
             )
         losses = task.step(batch)
         after = weights(task)
-        modes = [module.training for network in task.networks() for module in network.modules()]
+        modes = [module.training for network in task.get_networks() for module in network.modules()]
         assert task.evaluate(data.val) == task.evaluate(data.val)
-        assert [module.training for network in task.networks() for module in network.modules()] == modes
+        assert [module.training for network in task.get_networks() for module in network.modules()] == modes
         assert all(torch.equal(value, after[name]) for name, value in weights(task).items())
         changed = {".".join(name.split(".")[:2]) for name in after if not torch.equal(after[name], before[name])}
         assert changed == parts, step
@@ -63,17 +71,17 @@ def test_each_step_trains_its_part(recipe, batch_norm):
 
 def test_both_networks_begin_alike(recipe):
     """Also where weights were loaded into the detector after the tasks were made."""
-    first = recipe.task(recipe.data().labels)
+    first = recipe.build_task(recipe.load_data().labels)
     first.setup(Runtime.start("cpu", "float32"))
     with torch.no_grad():
         first.model.rpn.head.cls_logits.bias.fill_(3.0)
     first.schedule(0.0)
-    assert torch.equal(first.proposer.rpn.head.cls_logits.bias, first.model.rpn.head.cls_logits.bias)
+    assert torch.equal(first.proposal_network.rpn.head.cls_logits.bias, first.model.rpn.head.cls_logits.bias)
 
 
 def test_a_range_test_is_of_the_first_step(recipe):
-    data = recipe.data()
-    task = recipe.task(data.labels)
+    data = recipe.load_data()
+    task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
     losses = task.step(next(iter(data.train)))
     assert losses["objectness"] > 0
@@ -82,23 +90,23 @@ def test_a_range_test_is_of_the_first_step(recipe):
 
 def test_too_few_updates_for_four_steps(recipe):
     few = dataclasses.replace(recipe, epochs=1)
-    data = few.data()
-    task = few.task(data.labels)
+    data = few.load_data()
+    task = few.build_task(data.labels)
     assert len(data.train) < 6
     with pytest.raises(UsageError, match=r"need 6 updates, and 1 epochs have 4; give more --epochs"):
-        task.duration(data.train)
+        task.count_steps(data.train)
 
 
 def test_cut_off_in_each_step_and_resumed(recipe, tmp_path, pageless, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     fukami.train(recipe, whole, device="cpu", precision="float32")
-    monkeypatch.setattr("fukami.engine.async_checkpoint.CheckpointWriter.due", True)
+    monkeypatch.setattr("fukami.engine.async_checkpoint.CheckpointWriter.is_due", True)
     monkeypatch.setattr("fukami.engine.train.MAX_LOG_INTERVAL", 1)
     for number in range(4):
         updates = []
 
         def step(self, batch, number=number, updates=updates):
-            if int(self.begun.step) == number:
+            if int(self.step_counter.step) == number:
                 updates.append(batch)
                 if len(updates) == 2:
                     raise KeyboardInterrupt
@@ -120,8 +128,8 @@ def test_answers_without_the_first_network(recipe, tmp_path, scene_files, pagele
     files = [scene_files / "valid" / "8.png"]
     answers = task.predict(files)
     assert answers[0]["boxes"]
-    resumed = recipe.task(recipe.data().labels)  # a finished run, of which only the report is wanting
+    resumed = recipe.build_task(recipe.load_data().labels)  # a finished run, of which only the report is wanting
     resumed.setup(Runtime.start("cpu", "float32"))
     resumed.model.load_state_dict(task.model.state_dict())
-    assert resumed.current == NOT_STARTED
+    assert resumed.current_step == NOT_STARTED
     assert resumed.predict(files) == answers

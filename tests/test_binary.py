@@ -94,7 +94,9 @@ def test_thresholds_are_learned():
     assert layer.threshold.grad.tolist() == [-2, -2]
 
 
-@pytest.mark.parametrize("options", [{}, {"scaling": True, "thresholds": True}], ids=["plain", "scaled"])
+@pytest.mark.parametrize(
+    "options", [{}, {"scaling_factors": True, "learned_thresholds": True}], ids=["plain", "scaled"]
+)
 def test_training_keeps_the_latent_weights_in_their_bounds(options, tmp_path):
     """At a rate that would drive them far away, they end between -1 and 1, some at the bound, and turn back."""
     recipe = BinaryDeepConvNet(epochs=1, lr=0.5, batch_size=100, widths=(8,) * 6, hidden=16, **options)
@@ -114,12 +116,12 @@ def test_ends_of_full_precision_or_of_one_bit():
         layers = [layer for layer in make() if isinstance(layer, nn.Conv2d | nn.Linear)]
         kinds = [isinstance(layer, BinaryConv2d | BinaryLinear) for layer in layers]
         assert kinds == [False, *[True] * (len(layers) - 2), False]
-        with_bits = make(ends="binary")
+        with_bits = make(end_layers="binary")
         assert all(
             isinstance(x, BinaryConv2d | BinaryLinear) for x in with_bits if isinstance(x, nn.Conv2d | nn.Linear)
         )
         with pytest.raises(ValueError, match="not 'half'"):
-            make(ends="half")
+            make(end_layers="half")
 
 
 def test_every_convolution_of_the_resnet_has_its_shortcut():
@@ -242,9 +244,11 @@ NETWORKS = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("ends", ["float", "binary"])
-@pytest.mark.parametrize("options", [{}, {"scaling": True, "thresholds": True}], ids=["plain", "scaled"])
+@pytest.mark.parametrize(
+    "options", [{}, {"scaling_factors": True, "learned_thresholds": True}], ids=["plain", "scaled"]
+)
 def test_packed_network_answers_bit_for_bit(kernels, name, ends, options):
-    network = randomise(NETWORKS[name](ends=ends, **options))
+    network = randomise(NETWORKS[name](end_layers=ends, **options))
     pictures = torch.randn(3, 3, 16, 16)
     with torch.no_grad():
         expected = network(pictures)

@@ -12,14 +12,14 @@ COSTS = {"parameters": 123_552, "multiply_adds": 8_772_340}
 
 
 def make(
-    folder, *values, dataset="digits", metric="accuracy", recipe="deep-convnet", epochs=None, judge_every=1, **changes
+    folder, *values, data="digits", metric="accuracy", recipe="deep-convnet", epochs=None, eval_every=1, **changes
 ):
     """A run by hand: one evaluation for each value, a hundred steps and two seconds apart."""
     folder.mkdir(parents=True)
-    epochs = epochs or judge_every * len(values) or 3
-    fields = {"seed": 0, "dataset": dataset, "epochs": epochs, "judge_every": judge_every}
+    epochs = epochs or eval_every * len(values) or 3
+    fields = {"seed": 0, "data": data, "epochs": epochs, "eval_every": eval_every}
     record = {"recipe": recipe, "fields": fields, "labels": list("0123456789"), "device": "cpu", "precision": "float32"}
-    command = f"fukami train {recipe} --data {dataset} --out '<{folder.name}>'"
+    command = f"fukami train {recipe} --data {data} --out '<{folder.name}>'"
     (folder / "recipe.json").write_text(json.dumps(record | {"processes": 1, "command": command} | COSTS | changes))
     lines = [{"step": 1, "phase": "train", "loss": 2.3, "accuracy": 0.1, "lr": 0.1, "pictures_per_second": 9.0}]
     for number, value in enumerate(values, 1):
@@ -59,8 +59,8 @@ def test_the_command_behind_each_row_is_whole(fukami, tmp_path):
 
 def test_epochs_between_two_evaluations_count(fukami, tmp_path):
     """Of a run that was judged after every tenth epoch, in the table and in the curves."""
-    make(tmp_path / "left", 0.4, 0.5, judge_every=10, epochs=60)
-    make(tmp_path / "rare", 0.6, judge_every=100, epochs=20)
+    make(tmp_path / "left", 0.4, 0.5, eval_every=10, epochs=60)
+    make(tmp_path / "rare", 0.6, eval_every=100, epochs=20)
     assert " 20 of 60 " in fukami("board", ".").out
     (found,), _ = leaderboard.load_leaderboards(tmp_path)
     epochs, _ = leaderboard.plot_curves(found).axes
@@ -109,8 +109,8 @@ def test_what_is_not_finite_is_last(fukami, tmp_path):
 def test_data_sets_and_metrics_apart(fukami, tmp_path, monkeypatch):
     """One folder under two names is one data set."""
     (tmp_path / "photos").mkdir()
-    make(tmp_path / "runs" / "a", 0.5, dataset="photos")
-    make(tmp_path / "runs" / "b", 0.6, dataset=str(tmp_path / "photos"))
+    make(tmp_path / "runs" / "a", 0.5, data="photos")
+    make(tmp_path / "runs" / "b", 0.6, data=str(tmp_path / "photos"))
     make(tmp_path / "runs" / "c", 0.7)
     make(tmp_path / "runs" / "d", 0.7, metric="miou")
     boards, _ = leaderboard.load_leaderboards(tmp_path / "runs")
@@ -120,7 +120,7 @@ def test_data_sets_and_metrics_apart(fukami, tmp_path, monkeypatch):
 
 def test_published_numbers_stand_beside(fukami, tmp_path):
     """The literature and the recipe's own paper, without a rank, and only on the data that they are about."""
-    make(tmp_path / "mnist" / "a", 0.9960, dataset="mnist")
+    make(tmp_path / "mnist" / "a", 0.9960, data="mnist")
     answer = fukami("board", "mnist")
     values = re.findall(r"(\d\d\.\d\d) %", answer.out.split(" 1  fukami")[0])
     assert values == ["99.79", "99.77", "99.60", "99.35", "99.20"]
@@ -137,8 +137,8 @@ def test_published_numbers_stand_beside(fukami, tmp_path):
 
 
 def test_published_numbers_of_an_archive_by_its_name(tmp_path):
-    make(tmp_path / "a", 0.9, dataset="somewhere/CIFAR-10.zip")
-    make(tmp_path / "b", 30.0, dataset="cifar10", metric="fid")
+    make(tmp_path / "a", 0.9, data="somewhere/CIFAR-10.zip")
+    make(tmp_path / "b", 30.0, data="cifar10", metric="fid")
     by_metric = {each.metric: each for each in leaderboard.load_leaderboards(tmp_path)[0]}
     assert [entry.method for entry in by_metric["accuracy"].published] == ["ResNet-20", "ResNet-56", "ResNet-110"]
     assert by_metric["fid"].published == []
@@ -195,9 +195,9 @@ def test_a_real_run(fukami):
 
 def test_the_page_needs_no_other_file(fukami, tmp_path):
     """Tables, curves, costs and commands; what a run is called is text and never markup."""
-    make(tmp_path / "runs" / "<b>one</b>", 0.9, 0.95, dataset="mnist")
-    make(tmp_path / "runs" / "young", dataset="mnist")
-    make(tmp_path / "runs" / "[b]", 0.91, dataset="mnist")
+    make(tmp_path / "runs" / "<b>one</b>", 0.9, 0.95, data="mnist")
+    make(tmp_path / "runs" / "young", data="mnist")
+    make(tmp_path / "runs" / "[b]", 0.91, data="mnist")
     make(tmp_path / "runs" / "other", 0.5, 0.6)
     for number in range(12):
         make(tmp_path / "runs" / "many" / str(number), 0.5, 0.6 + number / 100)

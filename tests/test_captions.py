@@ -51,8 +51,17 @@ def folder(tmp_path):
 
 
 def recipe(folder, **fields):
-    small = {"dataset": str(folder), "encoder": "resnet20", "size": 32, "hidden": 32, "batch": 16, "floor": 1}
-    return ShowAndTell(**{**small, "dropout": 0.0, "augment": (), "beams": 3, "epochs": 4, "judge_every": 2, **fields})
+    small = {
+        "data": str(folder),
+        "encoder": "resnet20",
+        "size": 32,
+        "hidden": 32,
+        "batch_size": 16,
+        "min_word_count": 1,
+    }
+    return ShowAndTell(
+        **{**small, "dropout": 0.0, "augment": (), "beam_size": 3, "epochs": 4, "eval_every": 2, **fields}
+    )
 
 
 # metrics
@@ -143,7 +152,7 @@ def test_size_of_the_network():
         ("resnet18", (), 512),
         ("vgg11", (), 512),
         ("vgg11", ("batch_norm=true",), 512),
-        ("googlenet", ("kernel=5",), 1024),
+        ("googlenet", ("kernel_size=5",), 1024),
         ("deep-convnet", ("batch_norm=true", "hidden=30"), 30),
         ("binary-deep-convnet", (), 128),
     ],
@@ -155,7 +164,7 @@ def test_any_classifier_sees(encoder, options, features):
     normal = any(isinstance(layer, torch.nn.BatchNorm2d) for layer in network.encoder.modules())
     assert normal == (encoder not in ("vgg11", "deep-convnet") or "batch_norm=true" in options)
     pictures = torch.rand(2, 3, 64, 64)
-    assert network.see(pictures).shape == (2, features)
+    assert network.encode_images(pictures).shape == (2, features)
     scores = network(pictures, torch.tensor([[1, 4, 5], [1, 6, 0]]))
     assert scores.shape == (2, 3, 11)
     scores.sum().backward()
@@ -272,7 +281,7 @@ def test_a_wider_search_finds_no_worse_sentences():
 def test_samples_come_as_often_as_they_should():
     """Of sentences of one word: their shares are their probabilities; of a low temperature only the likeliest comes."""
     step, state = chances(5, 1)
-    how = {"longest": 1, "begin": 1, "end": 0}
+    how = {"max_words": 1, "begin": 1, "end": 0}
     generator = torch.Generator().manual_seed(0)
     said, total, _ = beam_search.sample(step, state, num_samples=4000, temperature=1.0, generator=generator, **how)
     _, scores = step(state, torch.ones(2, dtype=torch.long))
@@ -430,13 +439,13 @@ def test_a_frozen_encoder_is_asked_once(folder, tmp_path, pageless, monkeypatch)
     save_file(encoder.state_dict(), tmp_path / "encoder.safetensors")
     own = recipe(folder, init=str(tmp_path / "encoder.safetensors"))
     asked = []
-    see = models.show_and_tell.__globals__["ShowAndTell"].see
+    see = models.show_and_tell.__globals__["ShowAndTell"].encode_images
 
     def counted(self, pictures):
         asked.append(len(pictures))
         return see(self, pictures)
 
-    monkeypatch.setattr(models.show_and_tell.__globals__["ShowAndTell"], "see", counted)
+    monkeypatch.setattr(models.show_and_tell.__globals__["ShowAndTell"], "encode_images", counted)
     found = [train(own, tmp_path / name, device="cpu", precision="float32") for name in ("one", "two")]
     assert sum(asked) == 24 + 24 + 3  # each once, and its mirror image, and those to judge on
     assert found[0] == found[1]
@@ -448,7 +457,7 @@ def test_an_encoder_learns_on_after_it_was_frozen(folder, tmp_path, pageless):
     torch.manual_seed(0)
     encoder = models.resnet20(10)
     save_file(encoder.state_dict(), tmp_path / "encoder.safetensors")
-    own = recipe(folder, init=str(tmp_path / "encoder.safetensors"), finetune=1, epochs=2)
+    own = recipe(folder, init=str(tmp_path / "encoder.safetensors"), finetune_epochs=1, epochs=2)
     train(own, tmp_path / "run", device="cpu", precision="float32")
     before, after = (load(tmp_path / "run" / part, device="cpu").model for part in ("frozen", ""))
     key = "conv1.weight"
@@ -458,13 +467,13 @@ def test_an_encoder_learns_on_after_it_was_frozen(folder, tmp_path, pageless):
 
 def test_streamed_it_learns_the_same_sentences(folder, tmp_path, pageless):
     """From files, where they do not fit into memory: with an encoder that learns, and with one that does not."""
-    found = train(recipe(folder, memory=0.0, epochs=2), tmp_path / "run", device="cpu", precision="float32")
+    found = train(recipe(folder, memory_limit=0.0, epochs=2), tmp_path / "run", device="cpu", precision="float32")
     assert found["count"] == 3
     torch.manual_seed(0)
     save_file(models.resnet20(10).state_dict(), tmp_path / "encoder.safetensors")
-    own = {"init": str(tmp_path / "encoder.safetensors"), "cache": 0.0}
+    own = {"init": str(tmp_path / "encoder.safetensors"), "cache_limit": 0.0}
     results = [
-        train(recipe(folder, memory=memory, **own), tmp_path / str(memory), device="cpu", precision="float32")
+        train(recipe(folder, memory_limit=memory, **own), tmp_path / str(memory), device="cpu", precision="float32")
         for memory in (0.0, 4.0)
     ]
     assert results[0] == results[1]
@@ -475,9 +484,9 @@ def test_it_answers_in_the_ways_it_is_asked_to(folder, tmp_path, pageless, fukam
     picture = folder / "Images" / "28.png"
     answers = {}
     for kind, words in {
-        "beam": ["--set", "beams=20", "sentences=9"],
+        "beam": ["--set", "beam_size=20", "num_captions=9"],
         "greedy": ["--set", "decoding=greedy"],
-        "sample": ["--set", "decoding=sample", "temperature=2.0", "sentences=4"],
+        "sample": ["--set", "decoding=sample", "temperature=2.0", "num_captions=4"],
     }.items():
         answer = fukami("predict", tmp_path / "run", picture, "--device", "cpu", *words)
         assert answer.status == 0, answer.err
@@ -490,10 +499,10 @@ def test_it_answers_in_the_ways_it_is_asked_to(folder, tmp_path, pageless, fukam
     assert math.log(answers["beam"]["probability"]) >= math.log(answers["greedy"]["probability"]) - 1e-6
     wrong = fukami("predict", tmp_path / "run", picture, "--set", "beam=3")
     assert wrong.status in (1, 2)
-    assert "did you mean 'beams'" in wrong.err
-    wrong = fukami("predict", tmp_path / "run", picture, "--set", "beams=many")
+    assert "did you mean 'beam_size'" in wrong.err
+    wrong = fukami("predict", tmp_path / "run", picture, "--set", "beam_size=many")
     assert wrong.status == 2
-    assert "beams" in wrong.err
+    assert "beam_size" in wrong.err
 
 
 def test_a_beam_search_keeps_twenty_as_in_the_paper():
@@ -524,7 +533,7 @@ def test_unknown_and_begin_are_never_said(decoding):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"finetune": 2}, "give them with --init"),
+        ({"finetune_epochs": 2}, "give them with --init"),
         ({"encoder": "rcnn"}, "should be a classifier"),
         ({"encoder": "resnet19"}, "did you mean 'resnet18'"),
         ({"encoder": "vgg11", "encoder_options": ("batch_norms=true",)}, "did you mean 'batch_norm'"),
@@ -532,7 +541,7 @@ def test_unknown_and_begin_are_never_said(decoding):
         ({"encoder": "vgg11", "encoder_options": ("size=32",)}, "whose own fields are .*batch_norm.*; size is no such"),
         ({"encoder": "resnet18", "encoder_options": ("lr=0.1",)}, "lr is no such field"),
         ({"augment": ("mixup",)}, "a sentence for a mixture"),
-        ({"floor": 0}, "floor should be at least 1"),
+        ({"min_word_count": 0}, "min-word-count should be at least 1"),
     ],
 )
 def test_what_no_run_can_have_is_refused(fields, message):

@@ -39,7 +39,7 @@ class Tiny(ClassificationRecipe):
     size: int = 4
     channels: int = 1
     epochs: int = 4
-    batch: int = 15
+    batch_size: int = 15
     lr: float = 0.1
     warmup: float = 0.0
     heads: int = 0
@@ -51,19 +51,19 @@ class Tiny(ClassificationRecipe):
     stop: int = 0
     """The step after which the training is interrupted."""
 
-    def data(self):
+    def load_data(self):
         generator = torch.Generator().manual_seed(7)
         targets = torch.arange(3).repeat_interleave(torch.tensor([10, 20, 30]))
         pictures = torch.randint(0, 256, (60, 1, 4, 4), generator=generator, dtype=torch.uint8)
-        train = InMemoryLoader(pictures, targets, LABELS, batch_size=self.batch, seed=self.seed,
+        train = InMemoryLoader(pictures, targets, LABELS, batch_size=self.batch_size, seed=self.seed,
                          balanced=self.balance == "sampling",
                          augment=build_augmentation(self.augment, self.build_transform(LABELS), LABELS))  # fmt: skip
         return package.Data(train, InMemoryLoader(pictures, targets, LABELS, batch_size=25), LABELS)
 
-    def network(self, classes):
-        return Heads(classes, self.heads, self.noise)
+    def build_model(self, num_classes):
+        return Heads(num_classes, self.heads, self.noise)
 
-    def task(self, labels):
+    def build_task(self, labels):
         task = super().build_task(labels)
         step = task.step
 
@@ -96,13 +96,13 @@ class Heads(nn.Module):
 def begun(recipe):
     """The task of a recipe, ready to train; and a copy of its network to work by hand with."""
     torch.manual_seed(recipe.seed)
-    task = recipe.task(LABELS)
+    task = recipe.build_task(LABELS)
     task.setup(Runtime.start(**CPU))
     return task, copy.deepcopy(task.model)
 
 
 def inputs(recipe, pictures):
-    prepare = recipe.prepare(LABELS)
+    prepare = recipe.build_transform(LABELS)
     mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (prepare.mean, prepare.std))
     return (pictures - mean) / std
 
@@ -110,7 +110,7 @@ def inputs(recipe, pictures):
 @pytest.fixture
 def quick(monkeypatch, pageless):
     """A checkpoint at every look of the loop, and no report."""
-    monkeypatch.setattr("fukami.engine.async_checkpoint.CheckpointWriter.due", True)
+    monkeypatch.setattr("fukami.engine.async_checkpoint.CheckpointWriter.is_due", True)
 
 
 # ---- fields ---------------------------------------------------------------------------------------------------------
@@ -120,23 +120,23 @@ def quick(monkeypatch, pageless):
     ("given", "hint"),
     [
         ({"epochs": 0}, "epochs should be at least 1"),
-        ({"batch": 0}, "batch should be at least 1"),
+        ({"batch_size": 0}, "batch-size should be at least 1"),
         ({"cycles": 0}, "cycles should be between 1 and 100"),
         ({"size": 3}, "size should be between 4 and 2048"),
         ({"lr": -0.1}, "lr should be at least 0"),
         ({"lr": math.nan}, "lr should be at least 0"),
         ({"weight_decay": -1.0}, "weight-decay should be at least 0"),
-        ({"memory": -1.0}, "memory should be at least 0"),
+        ({"memory_limit": -1.0}, "memory-limit should be at least 0"),
         ({"holdout": 1.5}, "holdout should be between 0 and 1"),
-        ({"layer_decay": 1.1}, "layer-decay should be between 0 and 1"),
-        ({"drop": -0.1}, "drop should be between 0 and 1"),
+        ({"layer_lr_decay": 1.1}, "layer-lr-decay should be between 0 and 1"),
+        ({"drop_factor": -0.1}, "drop-factor should be between 0 and 1"),
         ({"warmup": 1.0}, "warmup should be between 0"),
         ({"momentum": 1.0}, "momentum should be between 0"),
-        ({"smoothing": 1.0}, "smoothing should be between 0"),
-        ({"ema": 1.0}, "ema should be between 0"),
-        ({"decay": "cosin"}, "decay 'cosin'; did you mean 'cosine'"),
-        ({"decay": "step=0"}, "'step=0' is no decay"),
-        ({"cycles": 2, "decay": "plateau=2"}, "--cycles"),
+        ({"label_smoothing": 1.0}, "label-smoothing should be between 0"),
+        ({"ema_decay": 1.0}, "ema-decay should be between 0"),
+        ({"schedule": "cosin"}, "schedule 'cosin'; did you mean 'cosine'"),
+        ({"schedule": "step=0"}, "'step=0' is no schedule"),
+        ({"cycles": 2, "schedule": "plateau=2"}, "--cycles"),
         ({"freeze": True}, "--init"),
     ],
     ids=str,
@@ -179,7 +179,7 @@ def test_an_optimizer_steps_as_torchs_at_the_scheduled_rate(name):
     recipe = Tiny(optimizer=name, lr=RATE, momentum=M, weight_decay=W)
     task, network = begun(recipe)
     optimizer = OPTIMIZERS[name](network.parameters())
-    batches = iter(recipe.data().train)
+    batches = iter(recipe.load_data().train)
     for progress in (0.0, 0.25, 0.5):
         pictures, targets = next(batches)
         task.schedule(progress)
@@ -199,7 +199,7 @@ def test_an_optimizer_steps_as_torchs_at_the_scheduled_rate(name):
 def test_smoothing_spreads_that_share_over_all_classes():
     recipe = Tiny(label_smoothing=0.3)
     task, network = begun(recipe)
-    pictures, targets = next(iter(recipe.data().train))
+    pictures, targets = next(iter(recipe.load_data().train))
     logs = network(inputs(recipe, pictures)).log_softmax(1)
     spread = 0.7 * F.one_hot(targets, 3) + 0.1
     torch.testing.assert_close(task.compute_loss((pictures, targets))[0], -(spread * logs).sum(1).mean())
@@ -208,7 +208,7 @@ def test_smoothing_spreads_that_share_over_all_classes():
 def test_auxiliary_heads_count_three_tenths_each():
     recipe = Tiny(heads=2)
     task, network = begun(recipe)
-    pictures, targets = next(iter(recipe.data().train))
+    pictures, targets = next(iter(recipe.load_data().train))
     scores, *others = (F.cross_entropy(s, targets) for s in network(inputs(recipe, pictures)))
     assert len(others) == 2
     torch.testing.assert_close(task.compute_loss((pictures, targets))[0], scores + 0.3 * (others[0] + others[1]))
@@ -218,7 +218,7 @@ def test_rare_classes_weigh_more_in_the_loss():
     """Ten, twenty and thirty of sixty: weights of 2, 1 and 2/3, and their mean over all pictures is 1."""
     recipe = Tiny(balance="loss")
     task, network = begun(recipe)
-    loader = recipe.data().train
+    loader = recipe.load_data().train
     pictures, targets = next(iter(task.iterate_batches(loader)))
     weights = torch.tensor([2.0, 1.0, 2 / 3])
     each = -network(inputs(recipe, pictures)).log_softmax(1)[torch.arange(15), targets]
@@ -229,7 +229,7 @@ def test_rare_classes_weigh_more_in_the_loss():
 
 def test_balanced_sampling_draws_every_class_equally_often():
     """Over 50 passes, by chi-square with 2 degrees of freedom at 0.999; plain shuffling keeps 1 : 2 : 3."""
-    plain, balanced = (Tiny(balance=balance).data().train for balance in ("none", "sampling"))
+    plain, balanced = (Tiny(balance=balance).load_data().train for balance in ("none", "sampling"))
     counts = torch.zeros(3)
     for _ in range(50):
         counts += torch.cat([targets for _, targets in balanced]).bincount(minlength=3)
@@ -243,8 +243,8 @@ def test_mixed_targets_reach_the_loss():
     """Mixup by hand: the cross entropy against both classes in their shares."""
     recipe = Tiny(augment=("mixup=1",))
     task, network = begun(recipe)
-    loader = recipe.data().train
-    order, draws = loader._plan(0)
+    loader = recipe.load_data().train
+    order, draws = loader._plan_epoch(0)
     pictures, targets = next(iter(task.iterate_batches(loader)))
     own, other = loader.targets[order[:15]], loader.targets[order[:15]].roll(7)
     share = draws[:15, 1]  # Beta(1, 1) is uniform
@@ -266,7 +266,7 @@ def test_the_moving_average_answers(tmp_path, quick):
     recipe = Tiny(ema_decay=0.8, epochs=2)
     result = package.train(recipe, tmp_path / "run", **CPU)
     torch.manual_seed(recipe.seed)
-    average = {key: value.clone() for key, value in recipe.network(3).state_dict().items()}
+    average = {key: value.clone() for key, value in recipe.build_model(3).state_dict().items()}
     assert len(recipe.history) == 8
     for weights in recipe.history:
         for key, value in weights.items():
@@ -276,22 +276,22 @@ def test_the_moving_average_answers(tmp_path, quick):
     for key, value in average.items():
         torch.testing.assert_close(found[key], value, msg=key)
     assert not torch.allclose(found["fc.weight"], recipe.history[-1]["fc.weight"], atol=1e-3)
-    network = recipe.network(3)
+    network = recipe.build_model(3)
     network.load_state_dict(average)
-    pictures, targets = recipe.data().val.pictures, recipe.data().val.targets
+    pictures, targets = recipe.load_data().val.images, recipe.load_data().val.targets
     errors = (network.eval()(inputs(recipe, pictures)).argmax(1) != targets).sum()
     assert result["errors"] == errors
 
 
 def members(recipe, weights):
     """Networks with these weights."""
-    networks = [recipe.network(3).eval() for _ in weights]
+    networks = [recipe.build_model(3).eval() for _ in weights]
     for network, state in zip(networks, weights, strict=True):
         network.load_state_dict(state)
     return networks
 
 
-@pytest.mark.parametrize("extra", [{}, {"ema": 0.7}], ids=str)
+@pytest.mark.parametrize("extra", [{}, {"ema_decay": 0.7}], ids=str)
 def test_snapshots_are_the_weights_at_the_ends_of_the_cycles_and_answer_together(tmp_path, quick, extra):
     """Six epochs of four steps in three cycles: after steps 8, 16 and 24."""
     recipe = Tiny(cycles=3, epochs=6, **extra)
@@ -305,9 +305,9 @@ def test_snapshots_are_the_weights_at_the_ends_of_the_cycles_and_answer_together
         for number, end in enumerate(ends):
             for key, value in recipe.history[8 * number + 7].items():
                 assert torch.equal(end[key], value), (number, key)
-    val = recipe.data().val
+    val = recipe.load_data().val
     with torch.inference_mode():
-        each = torch.stack([n(inputs(recipe, val.pictures)).softmax(1) for n in members(recipe, ends)])
+        each = torch.stack([n(inputs(recipe, val.images)).softmax(1) for n in members(recipe, ends)])
     mean = each.mean(0)
     right = (each.argmax(2) == val.targets).float().mean(1)
     assert result["loss"] == pytest.approx(F.nll_loss(mean.log(), val.targets).item(), rel=1e-5)
@@ -315,7 +315,7 @@ def test_snapshots_are_the_weights_at_the_ends_of_the_cycles_and_answer_together
     assert result["members"] == 3
     assert result["member_accuracy"] == pytest.approx(right.mean().item())
     assert result["best_member"] == pytest.approx(right.max().item())
-    task = replace(recipe, history=[]).task(LABELS)
+    task = replace(recipe, history=[]).build_task(LABELS)
     checkpoint.assign_weights(task.get_modules(), load_file(tmp_path / "run" / "weights.safetensors"), Path("run"))
     task.setup(Runtime.start(**CPU))
     again = task.evaluate(val)
@@ -426,7 +426,7 @@ def test_two_views_of_a_flip_are_the_picture_and_its_mirror_image():
     torch.manual_seed(0)
     recipe = Tiny(augment=("flip", "mixup=0.2"))
     task, network = begun(recipe)
-    pictures = recipe.data().val.pictures[:9]
+    pictures = recipe.load_data().val.images[:9]
     task.inference_model.eval()
     network.eval()
     with torch.inference_mode():
@@ -447,7 +447,7 @@ def test_views_are_refused_where_there_are_none():
 
 # ---- the command line -----------------------------------------------------------------------------------------------
 
-SMALL = {"epochs": 1, "batch": 100, "widths": (2, 2, 4, 4, 4, 4), "hidden": 8, "augment": ("flip",), "lr": 0.01}
+SMALL = {"epochs": 1, "batch_size": 100, "widths": (2, 2, 4, 4, 4, 4), "hidden": 8, "augment": ("flip",), "lr": 0.01}
 QUICK = ["--epochs", "1", "--batch-size", "100", "--widths", "2", "2", "4", "4", "4", "4", "--hidden", "8", "--augment",
          "flip", "--lr", "0.01", "--device", "cpu", "--precision", "float32"]  # fmt: skip
 
@@ -469,12 +469,12 @@ def said(runs):
     val = package.get_recipe("deep-convnet")(**SMALL).load_data().val
     tasks = [package.load(run, device="cpu") for run in runs]
     with torch.inference_mode():
-        each = [[task.scores(p).exp() for task in tasks] for p in (val.pictures, val.pictures.flip(3))]
+        each = [[task.predict_scores(p).exp() for task in tasks] for p in (val.images, val.images.flip(3))]
     return torch.stack([torch.stack(row) for row in each]), val.targets
 
 
 def test_several_seeds_are_the_runs_of_each(fukami, pageless, tmp_path):
-    answer = fukami("train", "deep-convnet", *QUICK, "--seed", "1", "--seeds", "2", "--out", "both")
+    answer = fukami("train", "deep-convnet", *QUICK, "--seed", "1", "--num-seeds", "2", "--out", "both")
     assert answer.status == 0, answer.err
     first, second, together = answer.json
     assert [line["run"] for line in (first, second)] == together["runs"] == ["both/seed-1", "both/seed-2"]
@@ -487,13 +487,13 @@ def test_several_seeds_are_the_runs_of_each(fukami, pageless, tmp_path):
         one, other = (Path(out) / "weights.safetensors" for out in (f"both/seed-{seed}", f"alone-{seed}"))
         assert one.read_bytes() == other.read_bytes()
 
-    taken = fukami("train", "deep-convnet", *QUICK, "--seed", "1", "--seeds", "2", "--out", "both")
+    taken = fukami("train", "deep-convnet", *QUICK, "--seed", "1", "--num-seeds", "2", "--out", "both")
     assert taken.status == 2
     assert "--resume" in taken.err
-    again = fukami("train", "deep-convnet", *QUICK, "--seed", "1", "--seeds", "3", "--out", "both", "--resume")
+    again = fukami("train", "deep-convnet", *QUICK, "--seed", "1", "--num-seeds", "3", "--out", "both", "--resume")
     assert [line["accuracy"] for line in again.json[:2]] == [first["accuracy"], second["accuracy"]]
     assert again.json[3]["members"] == 3
-    none = fukami("train", "deep-convnet", *QUICK, "--seeds", "0", "--out", "none")
+    none = fukami("train", "deep-convnet", *QUICK, "--num-seeds", "0", "--out", "none")
     assert none.status == 2
     assert "seeds should be at least 1, not 0" in none.err
 
@@ -517,9 +517,9 @@ def test_eval_and_predict_from_two_views(fukami, runs, said, digit_files):
         assert found["loss"] == pytest.approx(F.nll_loss(together.log(), targets).item(), rel=1e-3)
     file = next(digit_files.rglob("*.png"))
     task = package.load(runs[0], device="cpu")
-    seen = torch.from_numpy(task.see(file)).unsqueeze(0)
+    seen = torch.from_numpy(task.load_image(file)).unsqueeze(0)
     with torch.inference_mode():
-        expected = (task.scores(seen).exp() + task.scores(seen.flip(3)).exp())[0] / 2
+        expected = (task.predict_scores(seen).exp() + task.predict_scores(seen.flip(3)).exp())[0] / 2
     (answer,) = fukami("predict", runs[0], file, "--views", "2", "--device", "cpu").json
     assert answer["label"] == str(expected.argmax().item())
     found = {entry["label"]: entry["probability"] for entry in answer["ranking"]}
@@ -539,7 +539,18 @@ def test_eval_leaves_a_page_about_the_members(fukami, runs, tmp_path):
 
 def test_show_draws_what_augmentation_makes(fukami, digit_files, tmp_path):
     """Five rows of a picture and three changes, each of another class."""
-    words = ["--augment", "flip", "rotate=20", "mixup=0.2", "--pictures", "5", "--variants", "3", "--out", "a/b.png"]
+    words = [
+        "--augment",
+        "flip",
+        "rotate=20",
+        "mixup=0.2",
+        "--num-images",
+        "5",
+        "--num-variants",
+        "3",
+        "--out",
+        "a/b.png",
+    ]
     answer = fukami("show", digit_files, *words)
     assert answer.status == 0, answer.err
     (said,) = answer.json
@@ -577,8 +588,8 @@ def test_samples_are_the_pictures_and_their_changes(digit_files):
     [
         (["--augment", "flipp"], "'flip'"),
         (["--augment", "flip=2"], "between 0 and 1"),
-        (["--pictures", "0"], "at least 1"),
-        (["--variants", "-1"], "at least 1"),
+        (["--num-images", "0"], "at least 1"),
+        (["--num-variants", "-1"], "at least 1"),
         (["--size", "-3"], "number of pixels"),
         (["--channels", "2"], "channels"),
         (["--out", "drawn.doc"], ".png"),
@@ -603,7 +614,7 @@ def test_show_without_a_picture_to_train_on(fukami, tmp_path):
 
 
 def test_find_lr(fukami, tmp_path):
-    words = [*QUICK[:-4], "--device", "cpu", "--low", "1e-5", "--high", "1", "--steps", "10", "--out", "a/lr.png"]
+    words = [*QUICK[:-4], "--device", "cpu", "--min-lr", "1e-5", "--max-lr", "1", "--steps", "10", "--out", "a/lr.png"]
     answer = fukami("find-lr", "deep-convnet", *words)
     assert answer.status == 0, answer.err
     (found,) = answer.json
@@ -626,17 +637,17 @@ def test_a_range_test_finds_where_a_training_breaks():
             nn.init.ones_(self.model.weight)
             self.rates = []
 
-        def loss(self, batch):
+        def compute_loss(self, batch):
             self.rates.append(self.optimizer.param_groups[0]["lr"].item())
             return 4 / 2 * self.model.weight.square().sum(), {}
 
     task = Parabola()
 
     class Fall(package.Recipe):
-        def data(self):
+        def load_data(self):
             return package.Data([0])
 
-        def task(self, labels):
+        def build_task(self, labels):
             return task
 
     found = lr_finder.find_lr(Fall(), 1e-3, 10.0, 60, device="cpu")
@@ -653,10 +664,10 @@ def test_a_range_test_finds_where_a_training_breaks():
     [
         ([], "name the recipe first"),
         (["deep-convnt"], "'deep-convnet'"),
-        (["deep-convnet", "--low", "0"], "0 < low < high"),
-        (["deep-convnet", "--low", "2", "--high", "1"], "0 < low < high"),
-        (["deep-convnet", "--high", "inf"], "0 < low < high"),
-        (["deep-convnet", "--low", "nan"], "0 < low < high"),
+        (["deep-convnet", "--min-lr", "0"], "0 < min-lr < max-lr"),
+        (["deep-convnet", "--min-lr", "2", "--max-lr", "1"], "0 < min-lr < max-lr"),
+        (["deep-convnet", "--max-lr", "inf"], "0 < min-lr < max-lr"),
+        (["deep-convnet", "--min-lr", "nan"], "0 < min-lr < max-lr"),
         (["deep-convnet", "--steps", "9"], "at least 10 steps"),
         (["deep-convnet", "--step", "20"], "--steps"),
         (["deep-convnet", "--lr", "0", "--steps", "10"], "--lr 0"),
@@ -671,14 +682,14 @@ def test_find_lr_refuses_nonsense(fukami, words, hint):
 
 
 def test_find_lr_says_when_the_lowest_rate_is_too_high(fukami):
-    answer = fukami("find-lr", "deep-convnet", *QUICK[:-4], "--optimizer", "sgd", "--low", "1e25", "--high", "1e30",
-                    "--steps", "12", "--device", "cpu")  # fmt: skip
+    answer = fukami("find-lr", "deep-convnet", *QUICK[:-4], "--optimizer", "sgd", "--min-lr", "1e25",
+                    "--max-lr", "1e30", "--steps", "12", "--device", "cpu")  # fmt: skip
     assert answer.status == 1
-    assert "smaller --low" in answer.err
+    assert "smaller --min-lr" in answer.err
 
 
 def test_digits_are_cropped_in_the_one_size_that_they_have(digit_files):
     """Photographs of digits are brought to 28×28, whatever margin a crop would like."""
     data = DeepConvNet(data=str(digit_files), augment=("crop=0.5",), batch_size=10).load_data()
-    assert data.train.pictures.shape[1:] == (1, 28, 28)
+    assert data.train.images.shape[1:] == (1, 28, 28)
     assert next(iter(data.train))[0].shape == (10, 1, 28, 28)

@@ -49,16 +49,17 @@ def test_options_of_train_are_these(fukami):
         "--no-resume",
         "--allow-changed-data",
         "--no-allow-changed-data",
-        "--seeds",
+        "--num-seeds",
         "--compile",
         "--no-compile",
         "--processes",
         "--timeout",
     }
-    fields = "seed data holdout memory broken size channels epochs judge-every batch accumulate rematerialise "
-    fields += "no-rematerialise optimizer lr lr-rule clip momentum weight-decay decay "
-    fields += "drop warmup cycles smoothing ema augment balance init freeze no-freeze layer-decay quantize "
-    fields += "dropout convention widths hidden batch-norm no-batch-norm"
+    fields = "seed data holdout memory-limit max-broken size channels epochs eval-every batch-size accumulate "
+    fields += "activation-checkpointing no-activation-checkpointing optimizer lr lr-scaling clip-norm momentum "
+    fields += "weight-decay schedule drop-factor warmup cycles label-smoothing ema-decay augment balance init "
+    fields += "freeze no-freeze layer-lr-decay quantize dropout convention widths hidden batch-norm "
+    fields += "no-batch-norm"
     assert options == run | {f"--{field}" for field in fields.split()}
 
 
@@ -82,7 +83,7 @@ def test_list(fukami):
         (["train", "deep-convnet", "--device", "cdua"], "'cuda'"),
         (["train", "deep-convnet", "--device", "cuda:99"], "cuda:99"),
         (["train", "deep-convnet", "--precision", "float8"], "float16"),
-        (["train", "deep-convnet", "--batch-size", "0"], "batch should be at least 1, not 0"),
+        (["train", "deep-convnet", "--batch-size", "0"], "batch-size should be at least 1, not 0"),
         (["train", "deep-convnet", "--epochs", "0"], "epochs should be at least 1"),
         (["train", "deep-convnet", "--lr", "-1"], "lr should be at least 0"),
         (["train", "deep-convnet", "--lr", "nan"], "lr should be"),
@@ -99,7 +100,7 @@ def test_list(fukami):
         (["serve", "deep-convnet", "--port", "65536"], "between 0 and 65535"),
         (["import", "params.pkl"], "--out"),
         (["stylize", "a.png", "--style", "b.png", "--style", "c.png", "--out", "x.png"], "--style is given twice"),
-        (["predict", "run", "a.png", "--set", "beams=3", "--set", "length=1"], "--set VALUE VALUE"),
+        (["predict", "run", "a.png", "--set", "beam_size=3", "--set", "length_penalty=1"], "--set VALUE VALUE"),
         (["train", "deep-convnet", "--augment", "flip", "--augment=hue"], "--augment is given twice"),
     ],
 )
@@ -310,8 +311,8 @@ def test_few_frames_between_the_command_and_the_loss(fukami, tmp_path):
         "import traceback\n"
         "from fukami.classification.deep_convnet import DeepConvNet\n"
         "class Deep(DeepConvNet):\n"
-        "    def task(self, labels):\n"
-        "        task = super().task(labels)\n"
+        "    def build_task(self, labels):\n"
+        "        task = super().build_task(labels)\n"
         "        original = task.model.forward\n"
         "        def forward(pictures):\n"
         "            ours = [f for f in traceback.extract_stack() if '/fukami/' in f.filename]\n"

@@ -173,7 +173,9 @@ def test_pool(check, size, stride, channels):
     check(_pools, size, stride, channels)
 
 
-@pytest.mark.parametrize("options", [{}, {"ends": "binary"}, {"scaling": True, "thresholds": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"end_layers": "binary"}, {"scaling_factors": True, "learned_thresholds": True}], ids=str
+)
 def test_whole_network(check, options):
     check(_answers, options)
 
@@ -186,12 +188,12 @@ def test_kernels_pass_their_trial(check):
 @pytest.mark.parametrize(
     ("name", "types", "constants", "instruction"),
     [
-        ("_convolve", "*i64 *i64 *i64 *i64 - *i32", {"valid": None, "PIXELS": 32}, "popc.b32"),
-        ("_convolve", "*i64 *i64 *i64 *i64 - *i32", {"valid": None, "PIXELS": 8}, "redux.sync"),
-        ("_convolve", "*i64 *i64 *i64 *i64 *i64 *fp32", {"PIXELS": 32}, "popc.b32"),
-        ("_sign", "*fp32 *fp32 *fp32 *i32", {"SIGNS": 64, "pixel_step": 1}, "setp.ge.f32"),
-        ("_sign", "*fp16 *fp32 *fp32 *i32", {"SIGNS": 64, "channel_step": 1}, "redux.sync"),
-        ("_pool", "*i64 *i64 *i64", {"WORDS": 256}, "ld.global.b64"),
+        ("_convolve_kernel", "*i64 *i64 *i64 *i64 - *i32", {"valid": None, "PIXELS": 32}, "popc.b32"),
+        ("_convolve_kernel", "*i64 *i64 *i64 *i64 - *i32", {"valid": None, "PIXELS": 8}, "redux.sync"),
+        ("_convolve_kernel", "*i64 *i64 *i64 *i64 *i64 *fp32", {"PIXELS": 32}, "popc.b32"),
+        ("_pack_signs_kernel", "*fp32 *fp32 *fp32 *i32", {"SIGNS": 64, "pixel_step": 1}, "setp.ge.f32"),
+        ("_pack_signs_kernel", "*fp16 *fp32 *fp32 *i32", {"SIGNS": 64, "channel_step": 1}, "redux.sync"),
+        ("_max_pool_kernel", "*i64 *i64 *i64", {"WORDS": 256}, "ld.global.b64"),
     ],
 )
 def test_compiles_without_a_gpu(name, types, constants, instruction, target, tmp_path, monkeypatch):

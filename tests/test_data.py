@@ -215,22 +215,22 @@ def seen(loader):
 
 
 def test_training_shuffles_every_pass_and_drops_the_rest():
-    loader = numbered(batch=3, seed=0)
+    loader = numbered(batch_size=3, seed=0)
     first, second = seen(loader), seen(loader)
     assert [len(batch) for batch in first] == [3, 3, 3] == [3] * len(loader)
     assert first != second
     assert len({number for batch in first for number in batch}) == 9
-    assert seen(numbered(batch=3, seed=0)) == first
-    assert seen(numbered(batch=3, seed=1)) != first
+    assert seen(numbered(batch_size=3, seed=0)) == first
+    assert seen(numbered(batch_size=3, seed=1)) != first
 
 
 def test_judging_sees_every_picture_once_in_order():
-    assert seen(numbered(batch=4)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    assert len(numbered(batch=4)) == 3
+    assert seen(numbered(batch_size=4)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert len(numbered(batch_size=4)) == 3
 
 
 def test_pictures_and_targets_stay_together():
-    for pictures, targets in numbered(batch=3, seed=5):
+    for pictures, targets in numbered(batch_size=3, seed=5):
         assert pictures.flatten().tolist() == targets.tolist()
 
 
@@ -245,8 +245,8 @@ def test_loader_goes_on_where_it_was(steps):
                     break
         return found
 
-    undisturbed = stream(numbered(batch=3, seed=0), 10)
-    first, second = numbered(batch=3, seed=0), numbered(batch=3, seed=0)
+    undisturbed = stream(numbered(batch_size=3, seed=0), 10)
+    first, second = numbered(batch_size=3, seed=0), numbered(batch_size=3, seed=0)
     begun = stream(first, steps)
     second.load_state_dict(first.state_dict())
     assert begun + stream(second, 10 - steps) == undisturbed
@@ -261,28 +261,28 @@ def test_what_is_only_looked_at_has_the_networks_size():
     assert torch.cat([targets for _, targets in loader.iterate_in_order()]).tolist() == list(range(300))
     means = torch.nn.functional.interpolate(pictures.float(), 4, mode="bilinear", antialias=True)
     torch.testing.assert_close(found.float(), means, atol=0.51, rtol=0)
-    assert next(numbered(batch=3, seed=0).iterate_in_order())[0].shape == (10, 1, 1, 1)
+    assert next(numbered(batch_size=3, seed=0).iterate_in_order())[0].shape == (10, 1, 1, 1)
 
 
 def test_processes_share_every_batch():
     class Two:
-        device, world, clock = torch.device("cpu"), 2, PhaseTimer(torch.device("cpu"))
+        device, world_size, clock = torch.device("cpu"), 2, PhaseTimer(torch.device("cpu"))
 
-        def fast(self, function, static):
+        def capture(self, function, enabled):
             return function
 
     def share(rank, **options):
         runtime = Two()
         runtime.rank = rank
-        loader = numbered(batch=4, **options)
+        loader = numbered(batch_size=4, **options)
         loader.setup(runtime)
         return seen(loader)
 
-    whole = seen(numbered(batch=4, seed=3))
+    whole = seen(numbered(batch_size=4, seed=3))
     for batch, first, second in zip(whole, share(0, seed=3), share(1, seed=3), strict=True):
         assert first == batch[0::2]
         assert second == batch[1::2]
     judged = [number for rank in (0, 1) for batch in share(rank) for number in batch]
     assert sorted(judged) == list(range(10))
     with pytest.raises(UsageError, match="--batch-size"):
-        numbered(batch=3, seed=0).setup(Two())
+        numbered(batch_size=3, seed=0).setup(Two())

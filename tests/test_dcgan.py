@@ -20,7 +20,7 @@ from fukami.generation import samples as generation_samples
 from fukami.generation.dcgan import DCGAN
 from fukami.generation.task import GenerationResults
 
-SMALL = {"width": 4, "batch": 32, "samples": 40, "epochs": 1}
+SMALL = {"base_channels": 4, "batch_size": 32, "eval_samples": 40, "epochs": 1}
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_the_papers_networks():
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kernel", [4, 5])
 def test_every_size(size, channels, kernel):
-    form = {"channels": channels, "width": 4, "kernel": kernel}
+    form = {"channels": channels, "base_channels": 4, "kernel_size": kernel}
     made = models.dcgan_generator(size, **form)(torch.rand(2, 100))
     assert made.shape == (2, channels, size, size)
     assert made.abs().max() <= 1
@@ -103,7 +103,7 @@ def test_no_such_size():
 @pytest.mark.parametrize("stable", [False, True])
 def test_an_update_is_that_of_a_plain_loop(begun, stable):
     """Two losses, two optimizers, as they are usually written, from the same weights, noise and pictures."""
-    (task, data), (other, _) = begun(stable=stable, ema=0), begun(stable=stable, ema=0)
+    (task, data), (other, _) = begun(stable=stable, ema_decay=0), begun(stable=stable, ema_decay=0)
     batches = list(data.train)[:3]
     generator, discriminator = other.model, other.discriminator
     steps = [
@@ -153,15 +153,15 @@ def test_spectral_norms_are_one(begun):
 
 def test_the_average_follows(begun):
     """By hand, after three updates: it is slow only once there is something to be averaged."""
-    task, data = begun(ema=0.2)
+    task, data = begun(ema_decay=0.2)
     expected = task.model.layers[2].weight.detach().clone()
     for number, batch in enumerate(list(data.train)[:3], 1):
         task.step(batch)
         weight = max(10 / (10 + number), 0.8)
         expected = (1 - weight) * expected + weight * task.model.layers[2].weight.detach()
-    torch.testing.assert_close(task.averaged.layers[2].weight, expected)
+    torch.testing.assert_close(task.ema_generator.layers[2].weight, expected)
     assert weight == 0.8
-    assert task.modules()["model"] is task.averaged
+    assert task.get_modules()["model"] is task.ema_generator
 
 
 def test_the_discriminator_learns_first(begun):
@@ -175,7 +175,11 @@ def test_the_discriminator_learns_first(begun):
             found = task.step(batch)
     assert found["told_apart"] == 1
     assert found["discriminator_loss"] < 0.2
-    assert min(task.real(data.val.pictures[:8])) > 0.5 > max(task.real(task.make(task.codes(8))))
+    assert (
+        min(task.predict_real_probability(data.val.images[:8]))
+        > 0.5
+        > max(task.predict_real_probability(task.generate_images(task.sample_latents(8))))
+    )
 
 
 def test_fid_of_normal_distributions():
@@ -229,12 +233,15 @@ def test_what_is_repeated_does_not_depend_on_the_judge(begun):
     task, data = begun()
     found = []
     for judge in ("digits", "pixels"):
-        task.known, task.perceive = None, lambda judge=judge: generation_features.load_feature_extractor(judge, 28, 1)
+        task.cached_real_features, task.load_feature_extractor = (
+            None,
+            lambda judge=judge: generation_features.load_feature_extractor(judge, 28, 1),
+        )
         found.append(task.evaluate(data.val)["repeated"])
-    real = data.val.pictures
+    real = data.val.images
     blocks = [
         F.interpolate(each.float(), (56, 56)).unfold(2, 7, 7).unfold(3, 7, 7).mean((4, 5)).flatten(1) / 255
-        for each in (task.make(task.codes(len(real))), real)
+        for each in (task.generate_images(task.sample_latents(len(real))), real)
     ]
     made, usual = ((each[:, None] - each).square().sum(2).sqrt().fill_diagonal_(9).amin(1) for each in blocks)
     assert found == [pytest.approx(float((made < usual.quantile(0.01)).float().mean()), abs=0.01)] * 2
@@ -245,10 +252,10 @@ def test_digits_are_seen_by_the_shipped_network(few_digits):
     seen = generation_features.load_feature_extractor("auto", 28, 1)
     assert seen.name == "digits"
     val = DCGAN(**SMALL).load_data().val
-    features = seen.extract(val.pictures, torch.device("cpu"))
+    features = seen.extract(val.images, torch.device("cpu"))
     task = package.load("deep-convnet", device="cpu")
     with torch.inference_mode():
-        expected = task.model(val.pictures.float() / 255)
+        expected = task.model(val.images.float() / 255)
         torch.testing.assert_close(seen.classifier(features), expected)
     found = seen.measure_legibility(features)
     assert found["legible"] > 0.7
@@ -264,7 +271,10 @@ def test_vgg_sees_as_torchvisions_features(tmp_path):
     seen = generation_features.load_feature_extractor(str(tmp_path / "vgg16.pth"), 32, 3)
     assert seen.name == "vgg16"
     pictures = torch.randint(0, 256, (3, 3, 48, 48), dtype=torch.uint8)
-    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (generation_features.MEAN, generation_features.STD))
+    mean, std = (
+        torch.tensor(each).view(3, 1, 1)
+        for each in (generation_features.IMAGENET_MEAN, generation_features.IMAGENET_STD)
+    )
     with torch.inference_mode():
         large = F.interpolate(pictures / 255, (224, 224), mode="bilinear", align_corners=False)
         expected = theirs((large - mean) / std).mean((2, 3))
@@ -355,8 +365,8 @@ def test_a_folder_without_pictures(tmp_path):
     [
         ({"accumulate": 2}, "smaller --batch-size"),
         ({"augment": ("mixup",)}, "mixup"),
-        ({"ema": 1.0}, "ema should be"),
-        ({"samples": 1}, "samples should be"),
+        ({"ema_decay": 1.0}, "ema-decay should be"),
+        ({"eval_samples": 1}, "eval-samples should be"),
     ],
 )
 def test_what_no_run_can_have_is_refused(fields, hint):
@@ -386,8 +396,8 @@ def test_command_line(fukami, colours, tmp_path):
     assert {"frechet_pixels", "kernel_pixels", "repeated", "count"} <= found.keys()
     assert (tmp_path / "run" / "preview.png").exists()
     assert "data:image/webp" in (tmp_path / "run" / "report.html").read_text()
-    more = ["--interpolate", "5", "--arithmetic", "1 2 - 3 + 4", "--nearest"]
-    answer = fukami("predict", tmp_path / "run", "--count", "6", "--seed", "3", *more, "--out", tmp_path / "made")
+    more = ["--interpolation-steps", "5", "--arithmetic", "1 2 - 3 + 4", "--nearest"]
+    answer = fukami("predict", tmp_path / "run", "--num-samples", "6", "--seed", "3", *more, "--out", tmp_path / "made")
     assert answer.status == 0, answer.err
     assert [each["file"] for each in answer.json] == [str(tmp_path / "made" / f"{n:04}.png") for n in range(1, 7)]
     assert all(0 <= each["real"] <= 1 and each["seed"] == 3 for each in answer.json)
@@ -398,7 +408,7 @@ def test_command_line(fukami, colours, tmp_path):
         with Image.open(tmp_path / "made" / name) as picture:
             assert min(picture.size) >= 64
             assert name.endswith("png") or 5 < picture.n_frames <= 25  # WebP joins frames that are alike
-    again = fukami("predict", tmp_path / "run", "--count", "6", "--seed", "3", "--out", tmp_path / "again")
+    again = fukami("predict", tmp_path / "run", "--num-samples", "6", "--seed", "3", "--out", tmp_path / "again")
     assert (tmp_path / "again" / "0001.png").read_bytes() == (tmp_path / "made" / "0001.png").read_bytes()
     assert "grid.png" in again.err
     judged = fukami("eval", tmp_path / "run", "--data", colours, "--device", "cpu")
@@ -410,12 +420,12 @@ def test_command_line(fukami, colours, tmp_path):
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (["--count", "4"], "--out"),
-        (["a.png", "--count", "4", "--out", "x"], "of no files"),
-        (["--count", "1", "--interpolate", "3", "--out", "x"], "at least 2 pictures"),
-        (["a.png", "--nearest"], "give --count"),
-        (["--count", "3", "--arithmetic", "1 - 4", "--out", "x"], "from 1 to 3"),
-        (["--count", "3", "--arithmetic", "1 - two", "--out", "x"], "as in '1 2 3 - 4 5 6 + 7 8 9'"),
+        (["--num-samples", "4"], "--out"),
+        (["a.png", "--num-samples", "4", "--out", "x"], "of no files"),
+        (["--num-samples", "1", "--interpolation-steps", "3", "--out", "x"], "at least 2 pictures"),
+        (["a.png", "--nearest"], "give --num-samples"),
+        (["--num-samples", "3", "--arithmetic", "1 - 4", "--out", "x"], "from 1 to 3"),
+        (["--num-samples", "3", "--arithmetic", "1 - two", "--out", "x"], "as in '1 2 3 - 4 5 6 + 7 8 9'"),
     ],
 )
 def test_wrong_usage(fukami, words, hint):
@@ -425,7 +435,7 @@ def test_wrong_usage(fukami, words, hint):
 
 
 def test_a_classifier_makes_no_pictures(fukami):
-    answer = fukami("predict", "deep-convnet", "--count", "4", "--out", "x")
+    answer = fukami("predict", "deep-convnet", "--num-samples", "4", "--out", "x")
     assert answer.status == 2
     assert "makes none" in answer.err
 
@@ -433,25 +443,25 @@ def test_a_classifier_makes_no_pictures(fukami):
 def test_sums_are_of_means(begun, tmp_path, monkeypatch):
     """The picture in the middle is that of the sum of the means."""
     task, _ = begun()
-    codes = task.codes(5, seed=2)
+    codes = task.sample_latents(5, seed=2)
     terms = generation_samples.parse_arithmetic("1, 2 - 3 +4 5", 5)
     assert [(term.sign, term.numbers) for term in terms] == [(1, (1, 2)), (-1, (3,)), (1, (4, 5))]
     drawn = []
-    sums = generation_samples.generation_plots.sums
+    sums = generation_samples.generation_plots.plot_latent_arithmetic
     monkeypatch.setattr(
         "fukami.generation.plots.plot_latent_arithmetic",
         lambda columns, around: drawn.append(around) or sums(columns, around),
     )
     generation_samples.write_arithmetic(task, codes, terms, tmp_path)
     middle = (codes[0] + codes[1]) / 2 - codes[2] + (codes[3] + codes[4]) / 2
-    assert torch.equal(drawn[0][4], task.make(middle[None])[0])
+    assert torch.equal(drawn[0][4], task.generate_images(middle[None])[0])
 
 
 def test_the_nearest_are_found(begun, tmp_path):
     """Pictures that were learned from are their own nearest."""
     _, data = begun()
     seen = generation_features.load_feature_extractor("pixels", 28, 1)
-    own = data.train.pictures[[3, 150, 77]]
+    own = data.train.images[[3, 150, 77]]
     found = generation_samples.write_nearest_images(own, data.train, seen, torch.device("cpu"), tmp_path)
     assert [each["nearest"] for each in found] == ["#3", "#150", "#77"]
     assert all(each["distance"] == pytest.approx(0, abs=1e-3) for each in found)
@@ -461,14 +471,14 @@ def test_a_generator_that_repeats_itself_is_told_of(begun, caplog):
     """It draws one picture whatever the noise."""
     task, data = begun()
     with torch.no_grad():
-        task.averaged.noise.weight.zero_()
+        task.ema_generator.noise.weight.zero_()
     found = task.evaluate(data.val)
     assert found["repeated"] == 1
-    task.judged(found)
+    task.on_evaluation(found)
     assert "repeats itself: 100%" in caplog.text
     caplog.clear()
-    task.tally.apart.fill_(0.999)
-    task.judged({**found, "repeated": 0.0})
+    task.statistics.apart.fill_(0.999)
+    task.on_evaluation({**found, "repeated": 0.0})
     assert "99.9% apart" in caplog.text
 
 

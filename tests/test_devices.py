@@ -67,68 +67,88 @@ SLOW = {"optimizer": "momentum", "epochs": 1}
 
 
 def deep_convnet(data, **fields):
-    return package.get_recipe("deep-convnet")(**{**SLOW, "lr": 0.01, "batch": 100, "dropout": 0.0} | fields)
+    return package.get_recipe("deep-convnet")(**{**SLOW, "lr": 0.01, "batch_size": 100, "dropout": 0.0} | fields)
 
 
 def resnet20(data, **fields):
-    return package.get_recipe("resnet20")(**{**SLOW, "dataset": "digits", "lr": 0.02, "batch": 100} | fields)
+    return package.get_recipe("resnet20")(**{**SLOW, "data": "digits", "lr": 0.02, "batch_size": 100} | fields)
 
 
 def binary(data, **fields):
     small = {"widths": (8, 8, 16, 16, 16, 16), "hidden": 16}
-    return package.get_recipe("binary-deep-convnet")(**{**SLOW, "lr": 0.01, "batch": 100, **small} | fields)
+    return package.get_recipe("binary-deep-convnet")(**{**SLOW, "lr": 0.01, "batch_size": 100, **small} | fields)
 
 
 def vgg_detector(data, **fields):
-    small = {"shortest": 96, "longest": 160, "width": 0.125, "hidden": 32, "scales": (24.0, 48.0, 96.0), "dropout": 0.0}
+    small = {
+        "min_size": 96,
+        "max_size": 160,
+        "width_multiplier": 0.125,
+        "hidden": 32,
+        "anchor_sizes": (24.0, 48.0, 96.0),
+        "dropout": 0.0,
+    }
     return package.get_recipe("faster-rcnn-vgg16")(
-        **{**SLOW, "dataset": data("scene_files"), "lr": 1e-2, "batch": 2, "augment": ("flip",), **small} | fields
+        **{**SLOW, "data": data("scene_files"), "lr": 1e-2, "batch_size": 2, "augment": ("flip",), **small} | fields
     )
 
 
 def pyramid_detector(data, **fields):
-    small = {"shortest": 64, "longest": 96}
+    small = {"min_size": 64, "max_size": 96}
     return package.get_recipe("faster-rcnn-resnet50-fpn")(
-        **{**SLOW, "dataset": data("scene_files"), "lr": 1e-3, "batch": 2, **small} | fields
+        **{**SLOW, "data": data("scene_files"), "lr": 1e-3, "batch_size": 2, **small} | fields
     )
 
 
 def fcn(data, **fields):
-    small = {"width": 0.125, "hidden": 32, "dropout": 0.0, "augment": ("flip", "crop=0.6", "hue"), "shortest": 96}
+    small = {
+        "width_multiplier": 0.125,
+        "hidden": 32,
+        "dropout": 0.0,
+        "augment": ("flip", "crop=0.6", "hue"),
+        "min_size": 96,
+    }
     return package.get_recipe("fcn8s-vgg16")(
-        **{**SLOW, "dataset": data("mask_files"), "lr": 1e-2, "batch": 2, "balance": "median", **small} | fields
+        **{**SLOW, "data": data("mask_files"), "lr": 1e-2, "batch_size": 2, "balance": "median", **small} | fields
     )
 
 
 def segnet(data, **fields):
-    small = {"filters": 8, "shortest": 64}
+    small = {"filters": 8, "min_size": 64}
     return package.get_recipe("segnet-basic")(
-        **{**SLOW, "dataset": data("mask_files"), "lr": 1e-2, "batch": 2, **small} | fields
+        **{**SLOW, "data": data("mask_files"), "lr": 1e-2, "batch_size": 2, **small} | fields
     )
 
 
 def captioner(data, **fields):
-    small = {"encoder": "resnet20", "size": 32, "hidden": 64, "dropout": 0.0, "augment": ("flip",), "beams": 2}
+    small = {"encoder": "resnet20", "size": 32, "hidden": 64, "dropout": 0.0, "augment": ("flip",), "beam_size": 2}
     return package.get_recipe("show-and-tell")(
-        **{**SLOW, "dataset": data("told_files"), "lr": 0.1, "batch": 8, "floor": 1, **small} | fields
+        **{**SLOW, "data": data("told_files"), "lr": 0.1, "batch_size": 8, "min_word_count": 1, **small} | fields
     )
 
 
 def dcgan(data, **fields):
-    small = {"width": 4, "batch": 8, "samples": 40, "size": 28, "channels": 1}
+    small = {"base_channels": 4, "batch_size": 8, "eval_samples": 40, "size": 28, "channels": 1}
     return package.get_recipe("dcgan")(
-        **{**SLOW, "dataset": data("digit_files"), "epochs": 3, "lr": 0.01, **small} | fields
+        **{**SLOW, "data": data("digit_files"), "epochs": 3, "lr": 0.01, **small} | fields
     )
 
 
 def dqn(data, **fields):
     """All actions are by chance: one that two values decide which differ by their rounding would lead elsewhere."""
-    small = {"steps": 240, "learning_starts": 160, "memory": 240, "least": 1.0, "hidden": 16, "episodes": 4}
-    return package.get_recipe("dqn")(**{"judge_every": 40, "optimizer": "rmsprop", "lr": 1e-3, **small} | fields)
+    small = {
+        "steps": 240,
+        "learning_starts": 160,
+        "buffer_size": 240,
+        "epsilon_end": 1.0,
+        "hidden": 16,
+        "eval_episodes": 4,
+    }
+    return package.get_recipe("dqn")(**{"eval_every": 40, "optimizer": "rmsprop", "lr": 1e-3, **small} | fields)
 
 
 def style(data, **fields):
-    return package.get_recipe("neural-style")(**{"size": 48, "levels": 1, "iterations": 6, "judge_every": 6} | fields)
+    return package.get_recipe("neural-style")(**{"size": 48, "levels": 1, "iterations": 6, "eval_every": 6} | fields)
 
 
 FAMILIES = {
@@ -159,12 +179,12 @@ def begin(recipe, device, precision, folder):
     set_random_seed(recipe.seed)
     data, loader = engine_train.prepare_data(recipe, folder, runtime)
     set_random_seed(recipe.seed)
-    task = recipe.task(data.labels)
+    task = recipe.build_task(data.labels)
     task.setup(runtime)
-    task.duration(loader)
-    recipe.begin(task)
+    task.count_steps(loader)
+    recipe.initialize_task(task)
     fix(task)
-    return task, iter(task.batches(loader)), data
+    return task, iter(task.iterate_batches(loader)), data
 
 
 def fix(task):
@@ -193,7 +213,7 @@ def fix(task):
 def follow(recipe, device, steps, folder, precision="float32"):
     """What some steps return, and by how much they change each tensor of the networks."""
     task, batches, _ = begin(recipe, device, precision, folder)
-    networks = {name: part for name, part in task.state().items() if isinstance(part, torch.nn.Module)}
+    networks = {name: part for name, part in task.get_stateful_objects().items() if isinstance(part, torch.nn.Module)}
     before = weights(networks)
     found = []
     for step in range(steps):
@@ -262,8 +282,18 @@ def test_steps_are_those_of_the_cpu(family, device, make, tmp_path):
 def test_stages_of_rcnn_are_those_of_the_cpu(stage, device):
     """What they learn or solve on three pictures with regions; features are rounded to float16 in between."""
     generator = torch.Generator().manual_seed(0)
-    small = {"shortest": 96, "longest": 128, "size": 63, "context": 4, "width": 0.125, "hidden": 16, "cache": 0.0}
-    recipe = package.get_recipe(stage)(**small | ({"batch": 1, "dropout": 0.0} if stage == "rcnn-finetune" else {}))
+    small = {
+        "min_size": 96,
+        "max_size": 128,
+        "size": 63,
+        "context_padding": 4,
+        "width_multiplier": 0.125,
+        "hidden": 16,
+        "cache_limit": 0.0,
+    }
+    recipe = package.get_recipe(stage)(
+        **small | ({"batch_size": 1, "dropout": 0.0} if stage == "rcnn-finetune" else {})
+    )
     objects = torch.tensor([[8.0, 8, 56, 56], [64, 16, 112, 88]])
     near = (objects.repeat(10, 1) + 8 * torch.rand(20, 4, generator=generator) - 4).clamp(0, 96)
     far = 40 * torch.rand(20, 4, generator=generator) + torch.tensor([0.0, 0, 40, 40])
@@ -290,8 +320,8 @@ def test_stages_of_rcnn_are_those_of_the_cpu(stage, device):
             task.step(batches[step % 3])
         after = weights({"model": task.model})
         learned.append(torch.cat([(after[name] - before[name]).flatten() for name in after]))
-        with task.answering(), torch.inference_mode():
-            (found,) = task.answer(batches[0])
+        with task.inference_mode(), torch.inference_mode():
+            (found,) = task.detect_batch(batches[0])
         assert found.boxes.device.type == place
     assert learned[0].norm() > 0
     assert (learned[1] - learned[0]).norm() <= 0.05 * learned[0].norm()
@@ -350,14 +380,17 @@ def test_augmentation_is_that_of_the_cpu(word, device):
 # ---- captured steps --------------------------------------------------------------------------------------------------
 
 CAPTURED = {
-    "adamw": ("deep-convnet", {"optimizer": "adamw", "dropout": 0.5, "batch_norm": True, "ema": 0.9, "clip": 1.0}),
+    "adamw": (
+        "deep-convnet",
+        {"optimizer": "adamw", "dropout": 0.5, "batch_norm": True, "ema_decay": 0.9, "clip_norm": 1.0},
+    ),
     "nesterov": ("deep-convnet", {"optimizer": "nesterov"}),
     "rmsprop": ("deep-convnet", {"optimizer": "rmsprop", "lr": 1e-3}),
     "adagrad": ("deep-convnet", {"optimizer": "adagrad"}),
     "dcgan": ("dcgan", {"optimizer": "adam", "lr": 2e-4}),
     "stable dcgan": ("dcgan", {"optimizer": "adam", "stable": True}),
     "dqn": ("dqn", {"optimizer": "adam"}),
-    "dqn rmsprop": ("dqn", {"clip": 0.1}),
+    "dqn rmsprop": ("dqn", {"clip_norm": 0.1}),
 }
 
 
@@ -403,7 +436,7 @@ def test_captured_steps_are_those_that_are_not(name, precision, device, make, tm
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "precision", "static"),
+    ("optimizer", "precision", "supports_cuda_graph"),
     [
         ("adamw", "float32", True),
         ("adamw", "float16", True),
@@ -412,9 +445,9 @@ def test_captured_steps_are_those_that_are_not(name, precision, device, make, tm
         ("adagrad", "float32", False),  # it counts its steps on the processor
     ],
 )
-def test_what_asks_the_processor_is_not_captured(optimizer, precision, static, make, tmp_path):
+def test_what_asks_the_processor_is_not_captured(optimizer, precision, supports_cuda_graph, make, tmp_path):
     task, _, _ = begin(make("deep-convnet", optimizer=optimizer), "cpu", precision, tmp_path)
-    assert task.static == static
+    assert task.supports_cuda_graph == supports_cuda_graph
 
 
 # ---- whole trainings -------------------------------------------------------------------------------------------------
@@ -426,12 +459,14 @@ STOPS = {"dqn": 7, "style": 3, "deep-convnet": 9, "dcgan": 6}  # else during the
 def test_a_run_resumed_is_as_if_never_stopped(family, device, make, tmp_path, monkeypatch, pageless):
     """Bit for bit the weights, the last checkpoint and the log; also with dropout and noise drawn on the device."""
     there(device)
-    fields = {"deep-convnet": {"dropout": 0.5}, "captioner": {"dropout": 0.5}, "dqn": {"least": 0.1}}.get(family, {})
+    fields = {"deep-convnet": {"dropout": 0.5}, "captioner": {"dropout": 0.5}, "dqn": {"epsilon_end": 0.1}}.get(
+        family, {}
+    )
     fields |= {"optimizer": "adamw"} if family in ("deep-convnet", "fcn", "captioner") else {}
     recipe, how = make(family, **fields), {"device": device, "precision": "float32"}
     package.train(recipe, tmp_path / "whole", **how)
     with pytest.MonkeyPatch.context() as patch:
-        kind = type(recipe.task(recipe.data().labels))
+        kind = type(recipe.build_task(recipe.load_data().labels))
         schedule, calls = kind.schedule, itertools.count(1)
 
         def stop(task, progress):
@@ -450,9 +485,9 @@ def test_a_run_resumed_is_as_if_never_stopped(family, device, make, tmp_path, mo
 
 
 LEARNING = {  # what has to be seen by then: fields for a training that is a little longer
-    "deep-convnet": {"batch": 50, "optimizer": "adamw", "lr": 3e-3},
-    "vgg-detector": {"epochs": 5, "judge_every": 5, "optimizer": "adamw", "lr": 1e-3},
-    "captioner": {"epochs": 6, "judge_every": 6, "optimizer": "adamw", "lr": 3e-3},
+    "deep-convnet": {"batch_size": 50, "optimizer": "adamw", "lr": 3e-3},
+    "vgg-detector": {"epochs": 5, "eval_every": 5, "optimizer": "adamw", "lr": 1e-3},
+    "captioner": {"epochs": 6, "eval_every": 6, "optimizer": "adamw", "lr": 3e-3},
 }
 
 
@@ -467,12 +502,12 @@ def test_a_run_answers_as_on_the_cpu(family, device, make, digit_files, tmp_path
     assert next(plain.model.parameters()).device.type == "cpu"
     name = next(iter(result))
     for task in (own, plain):
-        found = task.evaluate(recipe.data().val)
+        found = task.evaluate(recipe.load_data().val)
         assert found["count"] == result["count"]
         assert found[name] == pytest.approx(result[name], rel=0.05, abs=0.05), name
     inputs = sorted(digit_files.rglob("*.png"))[:5]
     if family in ("vgg-detector", "pyramid-detector", "fcn", "segnet", "captioner"):
-        inputs = sorted(Path(recipe.dataset).rglob("*.png"))[:4]
+        inputs = sorted(Path(recipe.data).rglob("*.png"))[:4]
     for one, other in zip(own.predict(inputs), plain.predict(inputs), strict=True):
         assert one.keys() == other.keys()
         ALIKE.get(family, numbers_alike)(one, other)
@@ -530,7 +565,7 @@ def test_streamed_batches_are_those_in_memory(device, make, digit_files, tmp_pat
         pytest.skip("test_stream.py has it")
     every = []
     for memory, place in ((4.0, "cpu"), (0.0, device)):
-        recipe = make("deep-convnet", dataset=str(digit_files), memory=memory, batch=4, augment=("shift=1",))
+        recipe = make("deep-convnet", data=str(digit_files), memory_limit=memory, batch_size=4, augment=("shift=1",))
         _, loader = engine_train.prepare_data(recipe, tmp_path / place, Runtime.start(place, "float32"))
         every.append([[value.cpu() for value in batch] for batch in [*loader, *loader]])
     for one, other in zip(*every, strict=True):
@@ -551,13 +586,13 @@ def test_precisions_learn(family, device, precision, make, tmp_path):
     if precision == "tf32" and torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("needs an NVIDIA GPU since Ampere")
     task, batches, _ = begin(make(family), device, precision, tmp_path)
-    update = task.runtime.fast(task.step, task.static)
+    update = task.runtime.capture(task.step, task.supports_cuda_graph)
     found = []
     for step in range(6):
         task.schedule(step / 6)
         found.append({name: value.clone() for name, value in update(next(batches)).items()})
     assert all(value.isfinite() for values in found for value in values.values())
-    for name, value in weights(task.modules()).items():
+    for name, value in weights(task.get_modules()).items():
         assert value.dtype == torch.float32, name
         assert value.isfinite().all(), name
     if precision == "float16":
@@ -605,7 +640,7 @@ def run(tmp_path_factory):
     def train(device):
         if device not in made:
             made[device] = tmp_path_factory.mktemp("runs") / device
-            recipe = package.get_recipe("deep-convnet")(epochs=4, batch=50, augment=(), dropout=0.0)
+            recipe = package.get_recipe("deep-convnet")(epochs=4, batch_size=50, augment=(), dropout=0.0)
             with pytest.MonkeyPatch.context() as patch:
                 check_task.leave_out_pages(patch)
                 package.train(recipe, made[device], device=device, precision="float32")
@@ -627,7 +662,7 @@ def test_commands_answer_there(device, run, digit_files, fukami):
     if device == "cuda":  # which --device auto is; on a CPU test_explain.py and test_classifier.py have these
         explained = fukami("explain", folder, picture, "--out", "page")
         assert explained.status == 0, explained.err
-        rates = fukami("find-lr", "deep-convnet", "--device", device, "--steps", "20", "--high", "0.1")
+        rates = fukami("find-lr", "deep-convnet", "--device", device, "--steps", "20", "--max-lr", "0.1")
         assert rates.status == 0, rates.err
     measured = fukami("bench", "--device", device, "--precision", "float32")
     assert measured.status == 0, measured.err
@@ -666,12 +701,12 @@ def test_one_bit_answers_there(device, request, digit_files, tmp_path):
 def test_what_is_explained_is_the_same(device, run, digit_files):
     """Heat maps and feature maps."""
     tasks = [package.load(run(device), device=place) for place in ("cpu", device)]
-    picture = torch.from_numpy(tasks[0].prepare.open(sorted(digit_files.rglob("*.png"))[0]))
+    picture = torch.from_numpy(tasks[0].transform.read_and_transform(sorted(digit_files.rglob("*.png"))[0]))
     steps = explain_summary.summarize_layers(tasks[0].model, (1, 28, 28))
     names = [layer.name for layer in explain_summary.find_stages(steps)]
     heats, maps = [], []
     for task in tasks:
-        given = task.normalised(picture[None].to(task.runtime.device))[0]
+        given = task.normalize_images(picture[None].to(task.runtime.device))[0]
         heats.append(feature_visualization.compute_grad_cam(task.model, given, 3))
         maps.append(feature_visualization.compute_feature_maps(task.model, given, names))
     torch.testing.assert_close(heats[1], heats[0], rtol=1e-3, atol=1e-4 * float(heats[0].max()))
@@ -779,7 +814,7 @@ def test_a_memory_that_does_not_fit_lies_on_the_cpu(device, make, tmp_path, monk
         _, batches, data = begin(make("dqn"), "cpu", "float32", tmp_path)
         next(batches)
         data.train.device = torch.device("meta")
-        assert all(value.is_meta for value in data.train.lesson())
+        assert all(value.is_meta for value in data.train.sample_batch())
         return
     recipe = make("dqn")
     found, changes = follow(recipe, device, 4, tmp_path / "cpu")

@@ -254,7 +254,7 @@ def test_scenes_are_healthy(fukami, monkeypatch):
 
 def test_show_draws_boxes(fukami, data, tmp_path):
     answer = fukami(
-        "show", data, "--augment", "flip", "rotate=20", "--pictures", "2", "--variants", "2", "--size", "48"
+        "show", data, "--augment", "flip", "rotate=20", "--num-images", "2", "--num-variants", "2", "--size", "48"
     )
     assert answer.status == 0, answer.err
     assert answer.json == [{"file": "augmented.png", "labels": ["cat, dog"] * 2, "variants": 2}]

@@ -22,11 +22,11 @@ from fukami.reinforcement.replay import ExperienceCollector, ReplayBuffer
 SMALL = {
     "steps": 400,
     "learning_starts": 160,
-    "memory": 400,
-    "explore": 100,
+    "buffer_size": 400,
+    "exploration_steps": 100,
     "hidden": 16,
-    "episodes": 4,
-    "judge_every": 120,
+    "eval_episodes": 4,
+    "eval_every": 120,
 }
 
 
@@ -40,7 +40,7 @@ def begun():
         torch.manual_seed(0)
         task = recipe.build_task(data.labels)
         runtime = Runtime.start("cpu", "float32")
-        data.train.place(runtime)
+        data.train.setup(runtime)
         task.setup(runtime)
         return task, data
 
@@ -94,12 +94,12 @@ def test_pictures_are_standardised():
 def test_it_is_standardised_by_what_was_played_by_chance(begun):
     task, data = begun()
     assert task.model.deviation == 255
-    next(task.batches(data.train))
-    memory = data.train.memory
-    frames = memory.parts["frames"][: memory.now + 1].flatten(0, 1).float()
+    next(task.iterate_batches(data.train))
+    memory = data.train.buffer
+    frames = memory.tensors["frames"][: memory.current_step + 1].flatten(0, 1).float()
     torch.testing.assert_close(task.model.mean, frames.mean(0))
-    assert torch.equal(task.target.mean, task.model.mean)
-    assert torch.equal(task.target.deviation, task.model.deviation)
+    assert torch.equal(task.target_network.mean, task.model.mean)
+    assert torch.equal(task.target_network.deviation, task.model.deviation)
     assert task.model.deviation < 100
 
 
@@ -198,41 +198,41 @@ def test_memory_in_files_is_found_again(tmp_path):
 
 def test_lessons_are_moments_that_were(begun):
     """Of games whose frames, rewards and ends are known."""
-    task, data = begun(games=2, every=2)
+    task, data = begun(num_envs=2, train_frequency=2)
     train = data.train
     moments = []
-    batches = task.batches(train)
+    batches = task.iterate_batches(train)
     for _ in range(30):
         lesson = next(batches)
         assert lesson.frames.shape == (32, 5, 84, 84)
         moments.append(lesson)
-    ended = torch.cat([lesson.going for lesson in moments]) == 0
+    ended = torch.cat([lesson.not_terminated for lesson in moments]) == 0
     rewards = torch.cat([lesson.rewards for lesson in moments])
     assert (rewards[ended].abs() == 1).all()
     assert (rewards[~ended] == 0).all()
     # before a ball lands it is in the row above the paddle's: the paddle is all there is in the last row
     last = torch.cat([lesson.frames[:, 3] for lesson in moments])[ended]
     assert (last[:, -12:-6] == 255).flatten(1).any(1).all()
-    assert train.epsilon == pytest.approx(1 + (0.05 - 1) * min((train.rounds * 2 - 160) / 100, 1))
+    assert train.epsilon == pytest.approx(1 + (0.05 - 1) * min((train.num_vector_steps * 2 - 160) / 100, 1))
 
 
 class Lives:
     """A game of twelve steps, each worth 1, whose frames are the number of the step; lives are lost at 4 and 8."""
 
-    actions, shape = ("left", "right"), (2, 2)
+    action_names, frame_shape = ("left", "right"), (2, 2)
 
-    def __init__(self, count):
-        self.count = count
+    def __init__(self, num_envs):
+        self.num_envs = num_envs
 
-    def reset(self, which, seeds):
-        self.at = np.where(which, 0, self.at) if hasattr(self, "at") else np.zeros(self.count, np.int64)
-        return self.seen(np.zeros(self.count))
+    def reset(self, mask, seeds):
+        self.at = np.where(mask, 0, self.at) if hasattr(self, "at") else np.zeros(self.num_envs, np.int64)
+        return self.seen(np.zeros(self.num_envs))
 
     def send(self, actions):
         self.at = self.at + 1
 
     def receive(self):
-        return self.seen(np.ones(self.count))
+        return self.seen(np.ones(self.num_envs))
 
     def seen(self, rewards):
         frames = np.repeat(self.at, 4).reshape(-1, 2, 2).astype(np.uint8)
@@ -294,20 +294,20 @@ def test_evaluations_take_a_twentieth_of_the_actions_by_chance():
 def test_the_loss_by_hand(begun, double):
     """Moment for moment: Huber's loss of the value said against the reward and the discounted best of the target."""
     task, data = begun(double=double)
-    batches = task.batches(data.train)
+    batches = task.iterate_batches(data.train)
     for _ in range(5):
         task.step(next(batches))
     lesson = next(batches)
-    lesson = lesson._replace(rewards=lesson.rewards * 3, counted=(torch.arange(32) != 4).float())
-    found, more = task.loss(lesson)
+    lesson = lesson._replace(rewards=lesson.rewards * 3, not_truncated=(torch.arange(32) != 4).float())
+    found, more = task.compute_loss(lesson)
     total = 0.0
     with torch.no_grad():
         for number in range(32):
             state, later = lesson.frames[number, :4][None], lesson.frames[number, 1:][None]
             said = task.model(state)[0, lesson.actions[number]]
-            chosen = (task.model if double else task.target)(later)[0].argmax()
-            worth = task.target(later)[0, chosen]
-            goal = max(-1.0, min(1.0, lesson.rewards[number].item())) + 0.99 * lesson.going[number] * worth
+            chosen = (task.model if double else task.target_network)(later)[0].argmax()
+            worth = task.target_network(later)[0, chosen]
+            goal = max(-1.0, min(1.0, lesson.rewards[number].item())) + 0.99 * lesson.not_terminated[number] * worth
             error = abs(said - goal)
             total += float(0 if number == 4 else 0.5 * error**2 if error < 1 else error - 0.5)
     assert found.item() == pytest.approx(total / 32, rel=1e-4)
@@ -316,14 +316,14 @@ def test_the_loss_by_hand(begun, double):
 
 def test_targets_come_from_a_copy(begun):
     """It is as the network was at the last copy, and stays so in between."""
-    task, data = begun(target=3)
-    batches = task.batches(data.train)
+    task, data = begun(target_update_interval=3)
+    batches = task.iterate_batches(data.train)
     for number in range(7):
         lesson = next(batches)
         if number % 3 == 0:
             copied = {name: value.clone() for name, value in task.model.state_dict().items()}
         task.step(lesson)
-        for name, value in task.target.state_dict().items():
+        for name, value in task.target_network.state_dict().items():
             assert torch.equal(value, copied[name])
     assert any(not torch.equal(value, copied[name]) for name, value in task.model.state_dict().items())
 
@@ -331,17 +331,17 @@ def test_targets_come_from_a_copy(begun):
 def test_updates_and_steps_of_play(begun):
     """An update for every four steps, however many games there are."""
     for count, every in ((1, 4), (4, 4), (8, 4), (2, 1), (3, 4)):
-        task, data = begun(games=count, every=every, steps=800, learning_starts=320)
-        batches = task.batches(data.train)
+        task, data = begun(num_envs=count, train_frequency=every, steps=800, learning_starts=320)
+        batches = task.iterate_batches(data.train)
         for _ in range(20):
             next(batches)
-        assert abs(data.train.rounds * count - 320 - 20 * every) <= max(count, every), (count, every)
+        assert abs(data.train.num_vector_steps * count - 320 - 20 * every) <= max(count, every), (count, every)
 
 
 def test_double_learning_and_rmsprop_train(begun):
     for fields in ({"double": True}, {"optimizer": "rmsprop"}, {"clip_rewards": False}):
         task, data = begun(**fields)
-        batches = task.batches(data.train)
+        batches = task.iterate_batches(data.train)
         losses = [task.step(next(batches))["loss"].item() for _ in range(5)]
         assert all(np.isfinite(losses))
 
@@ -409,15 +409,15 @@ def test_rmsprop_goes_on_from_its_state_bit_for_bit():
 def test_rmsprop_learns_from_the_sum_of_a_batch_and_adam_from_its_mean(begun, optimizer, share):
     """The gradient of the last layer's bias is the sum of the errors of the values, each clipped to -1..1."""
     task, data = begun(optimizer=optimizer, clip_rewards=False)
-    batches = task.batches(data.train)
+    batches = task.iterate_batches(data.train)
     next(batches)
     lesson = next(batches)
     lesson = lesson._replace(rewards=torch.linspace(-3, 3, 32))
     task.optimizer.zero_grad()
-    task.loss(lesson)[0].backward()
+    task.compute_loss(lesson)[0].backward()
     with torch.no_grad():
         said = task.model(lesson.frames[:, :-1]).gather(1, lesson.actions[:, None])[:, 0]
-        goal = lesson.rewards + 0.99 * lesson.going * task.target(lesson.frames[:, 1:]).amax(1)
+        goal = lesson.rewards + 0.99 * lesson.not_terminated * task.target_network(lesson.frames[:, 1:]).amax(1)
     errors = (said - goal).clamp(-1, 1)
     assert 0 < (errors.abs() == 1).sum() < 32
     expected = torch.zeros(3).index_add(0, lesson.actions, errors)
@@ -425,7 +425,7 @@ def test_rmsprop_learns_from_the_sum_of_a_batch_and_adam_from_its_mean(begun, op
 
 
 def test_the_learning_rate_falls(begun):
-    task, _ = begun(decay="polynomial")
+    task, _ = begun(schedule="polynomial")
     assert [task.schedule(share) for share in (0.0, 0.5, 0.9)] == pytest.approx([2.5e-4, 1.25e-4, 2.5e-5])
     assert task.optimizer.param_groups[0]["lr"].item() == pytest.approx(2.5e-5)
 
@@ -439,12 +439,12 @@ def test_evaluation_changes_nothing(begun):
     assert -1 <= first["return"] <= 1
     assert first["length"] == GRID_SIZE - 1
     assert torch.equal(torch.get_rng_state(), before)
-    assert [title for title, _ in task.figures(data.val)]
+    assert [title for title, _ in task.plot_evaluation(data.val)]
 
 
 def test_killed_and_resumed(pageless, tmp_path):
     """Killed with SIGKILL again and again, it ends with the same weights, bit for bit."""
-    small = {**SMALL, "steps": 1200, "memory": 300}
+    small = {**SMALL, "steps": 1200, "buffer_size": 300}
     check_task.check_killed_and_resumed(lambda **fields: DQN(**small), tmp_path)
 
 
@@ -459,14 +459,14 @@ def test_memory_files_are_gone_when_it_is_done(fukami, tmp_path):
     again = fukami("train", "dqn", "--resume", "--out", tmp_path / "run", "--device", "cpu")
     assert again.status == 0, again.err
     assert again.json[-1]["return"] == answer.json[-1]["return"]
-    judged = fukami("eval", tmp_path / "run", "--device", "cpu", "--set", "episodes=6")
+    judged = fukami("eval", tmp_path / "run", "--device", "cpu", "--set", "eval_episodes=6")
     assert judged.json[0]["count"] == 6
     played = fukami("play", tmp_path / "run", "--out", tmp_path / "game.gif", "--device", "cpu")
     assert played.status == 0, played.err
     assert played.json[0]["lengths"] == [GRID_SIZE - 1]
     with Image.open(tmp_path / "game.gif") as film:
         assert film.n_frames > 1
-    film = fukami("play", tmp_path / "run", "--out", tmp_path / "game.mp4", "--eval-episodes", "2", "--device", "cpu")
+    film = fukami("play", tmp_path / "run", "--out", tmp_path / "game.mp4", "--episodes", "2", "--device", "cpu")
     assert film.json[0]["frames"] == 2 * (GRID_SIZE - 1)
     assert (tmp_path / "game.mp4").stat().st_size > 1000
 
@@ -477,10 +477,10 @@ def test_memory_files_are_gone_when_it_is_done(fukami, tmp_path):
         (["play", "deep-convnet", "--out", "x.gif"], "plays no game"),
         (["play", "deep-convnet", "--out", "x.png"], ".mp4, .gif or .webp"),
         (["play", "deep-convnet", "--out", "no/x.gif"], "there is no folder"),
-        (["play", "deep-convnet", "--out", "x.gif", "--eval-episodes", "0"], "at least 1"),
+        (["play", "deep-convnet", "--out", "x.gif", "--episodes", "0"], "at least 1"),
         (["train", "dqn", "--learning-starts", "10"], "learning-starts should be"),
         (["train", "dqn", "--steps", "100"], "steps should be"),
-        (["train", "dqn", "--schedule", "linear"], "unknown decay 'linear'"),
+        (["train", "dqn", "--schedule", "linear"], "unknown schedule 'linear'"),
     ],
 )
 def test_wrong_usage(fukami, words, hint):
@@ -497,7 +497,7 @@ def test_a_picture_is_answered(begun, tmp_path):
     assert json.loads(json.dumps(good)) == good
     assert good["action"] == max(good["values"], key=good["values"].get)
     assert "b.png" in bad["error"]
-    assert task.draw(tmp_path / "a.png", good).size[1] == 420
+    assert task.draw_prediction(tmp_path / "a.png", good).size[1] == 420
 
 
 ATARI = pytest.mark.skipif(
@@ -631,19 +631,21 @@ def test_experience_goes_on_where_it_was(name, tmp_path):
 @ATARI
 def test_a_pole_is_balanced(begun):
     """By chance it falls after some 20 steps."""
-    long = {"steps": 6_000, "memory": 6_000, "learning_starts": 500, "explore": 2_000, "hidden": 64}
-    task, data = begun(game="CartPole-v1", lr=1e-3, target=100, every=2, games=2, episodes=10, **long)
+    long = {"steps": 6_000, "buffer_size": 6_000, "learning_starts": 500, "exploration_steps": 2_000, "hidden": 64}
+    task, data = begun(
+        env="CartPole-v1", lr=1e-3, target_update_interval=100, train_frequency=2, num_envs=2, eval_episodes=10, **long
+    )
     assert task.evaluate(data.val)["return"] < 50
-    for _, lesson in zip(range(task.duration(None)[0]), task.batches(data.train), strict=False):
+    for _, lesson in zip(range(task.count_steps(None)[0]), task.iterate_batches(data.train), strict=False):
         task.step(lesson)
     assert task.evaluate(data.val)["return"] > 70
 
 
 @ATARI
 def test_a_vector_is_learned_from(begun):
-    task, data = begun(game="CartPole-v1", games=2)
+    task, data = begun(env="CartPole-v1", num_envs=2)
     assert task.labels == ("0", "1")
-    batches = task.batches(data.train)
+    batches = task.iterate_batches(data.train)
     assert np.isfinite(task.step(next(batches))["loss"].item())
     assert task.evaluate(data.val)["length"] > 5
     with pytest.raises(UsageError, match="does not see pictures"):

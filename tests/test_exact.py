@@ -80,7 +80,7 @@ def test_the_lock_of_a_dead_process_does_not_block_while_its_children_live(digit
     recipe = DeepConvNet(data=str(digit_files), memory_limit=0.0, epochs=300, batch_size=8, eval_every=2)
     script = (
         "from fukami.cli.main import main; from fukami.engine import async_checkpoint; "
-        "async_checkpoint.SECONDS, async_checkpoint.SHARE = 0.0, 1e9; main()"
+        "async_checkpoint.MIN_CHECKPOINT_INTERVAL, async_checkpoint.MAX_CHECKPOINT_FRACTION = 0.0, 1e9; main()"
     )
     first = subprocess.Popen([sys.executable, "-c", script, *words(recipe, run)[1:]], stderr=subprocess.DEVNULL)
     wait_until(lambda: (run / "last.ckpt").exists() or first.poll() is not None)
@@ -108,7 +108,7 @@ def test_each_folder_that_is_written_is_locked(fukami, few_scenes, tmp_path, tra
     """A stage, one of several seeds, an export."""
     for folder, line in (
         ("run/finetune", "train rcnn --out run --device cpu"),
-        ("both/seed-1", "train deep-convnet --epochs 1 --batch-size 200 --seeds 2 --out both --device cpu"),
+        ("both/seed-1", "train deep-convnet --epochs 1 --batch-size 200 --num-seeds 2 --out both --device cpu"),
         ("small", f"export {trained} --to float16 --out small"),
     ):
         (tmp_path / folder).mkdir(parents=True)
@@ -133,7 +133,7 @@ def test_nothing_to_resume(fukami, tmp_path, monkeypatch):
     for line in (
         "--resume --out typo",
         "--resume",
-        "--resume --out typo --seeds 2",
+        "--resume --out typo --num-seeds 2",
         "--resume --out typo --processes 2",
     ):
         answer = fukami("train", "deep-convnet", *line.split())
@@ -176,7 +176,14 @@ def classification(root, **fields):
 
 
 def detection(root, **fields):
-    small = {"shortest": 64, "longest": 96, "width": 1 / 16, "hidden": 8, "scales": (24.0, 48.0), "epochs": 1}
+    small = {
+        "min_size": 64,
+        "max_size": 96,
+        "width_multiplier": 1 / 16,
+        "hidden": 8,
+        "anchor_sizes": (24.0, 48.0),
+        "epochs": 1,
+    }
     return FasterRCNNVGG16(data=str(root), **small, **fields)
 
 
@@ -185,7 +192,15 @@ def segmentation(root, **fields):
 
 
 def captioning(root, **fields):
-    small = {"encoder": "resnet20", "size": 32, "hidden": 8, "beams": 1, "floor": 1, "epochs": 1, "batch": 8}
+    small = {
+        "encoder": "resnet20",
+        "size": 32,
+        "hidden": 8,
+        "beam_size": 1,
+        "min_word_count": 1,
+        "epochs": 1,
+        "batch_size": 8,
+    }
     return ShowAndTell(data=str(root), **small, **fields)
 
 
@@ -233,7 +248,7 @@ def test_other_data_are_refused_by_name(number, request, fukami, caplog, tmp_pat
     memory = 4.0 * (number % 2)
     request.getfixturevalue("pageless")
     root = shutil.copytree(request.getfixturevalue(data), tmp_path / "data")
-    recipe = make(root, memory=memory)
+    recipe = make(root, memory_limit=memory)
     package.train(recipe, tmp_path / "run", **CPU)
     before = files_of(tmp_path / "run")
     change(root)
@@ -325,8 +340,8 @@ def test_what_has_changed_is_found_among_many(tmp_path):
 def test_a_file_that_goes_in_mid_epoch(how, memory, digit_files, tmp_path, monkeypatch, caplog, pageless):
     """In memory it was read before; streamed, it is named and left out. To resume, the data have to be put back."""
     root = shutil.copytree(digit_files, tmp_path / "data")
-    recipe = classification(root, memory=memory, holdout=0.0)
-    recipe = replace(recipe, epochs=6, batch=4)
+    recipe = classification(root, memory_limit=memory, holdout=0.0)
+    recipe = replace(recipe, epochs=6, batch_size=4)
     whole = package.train(recipe, tmp_path / "whole", **CPU) if memory else None
     victims, real, steps = [root / "3" / "3.png", root / "7" / "7.png"], ClassificationTask.step, itertools.count()
 
@@ -350,7 +365,7 @@ def test_a_file_that_goes_in_mid_epoch(how, memory, digit_files, tmp_path, monke
 
 def test_too_many_files_that_go_stop_the_run(digit_files, tmp_path, monkeypatch):
     root = shutil.copytree(digit_files, tmp_path / "data")
-    recipe = replace(classification(root, memory=0.0, holdout=0.0, broken=2), epochs=6, batch=4)
+    recipe = replace(classification(root, memory_limit=0.0, holdout=0.0, max_broken=2), epochs=6, batch_size=4)
     real, steps = ClassificationTask.step, itertools.count()
 
     def step(self, batch):
@@ -609,7 +624,7 @@ def test_1_bit_kernels_leave_the_number_of_threads_alone():
 import torch
 from fukami.quantization import binary_cpu
 torch.set_num_threads(1)
-binary_cpu.pool(torch.zeros(1, 4, 4, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 2, 2)
+binary_cpu.max_pool(torch.zeros(1, 4, 4, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 2, 2)
 assert torch.get_num_threads() == 1, torch.get_num_threads()
 """
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
@@ -625,7 +640,7 @@ from fukami.engine.runtime import Runtime
 torch.set_num_threads(2)
 x = torch.full((4_000_000,), 1e-38)
 x * 1.0
-Runtime.start("cpu", threads=2)
+Runtime.start("cpu", num_threads=2)
 assert torch.get_num_threads() == 2
 print(int((x * 0.5 == 0).sum()))
 """
@@ -635,8 +650,8 @@ print(int((x * 0.5 == 0).sum()))
 
 
 def test_an_agent_that_has_lost_its_memory(tmp_path, pageless, monkeypatch, often):
-    small = {"steps": 400, "memory": 300, "learning_starts": 200, "games": 2, "batch": 4, "hidden": 8, "episodes": 2,
-             "judge_every": 40}  # fmt: skip
+    small = {"steps": 400, "buffer_size": 300, "learning_starts": 200, "num_envs": 2, "batch_size": 4, "hidden": 8,
+             "eval_episodes": 2, "eval_every": 40}  # fmt: skip
     run, real = tmp_path / "run", async_checkpoint.CheckpointWriter.save
 
     def save(self, *arguments):
@@ -657,14 +672,16 @@ def test_what_an_encoder_saw_does_not_depend_on_what_is_kept(few_scenes, monkeyp
     """Where some of it is gone, it is computed again with the same neighbours: their number decides about rounding."""
     recipe = ShowAndTell(encoder="resnet20", size=32, hidden=8, min_word_count=1, init="x")
     pictures = torch.randint(0, 256, (50, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    loader = SimpleNamespace(once=lambda: iter([pictures]))
+    loader = SimpleNamespace(iterate_images=lambda: iter([pictures]))
     found, together = [], []
     for cache in (0.0, 1.0, 1.0):
         torch.manual_seed(0)
-        task = replace(recipe, cache=cache).build_task(tuple("abcd"))
+        task = replace(recipe, cache_limit=cache).build_task(tuple("abcd"))
         task.setup(Runtime.start(**CPU))
-        real = task.model.see
-        monkeypatch.setattr(task.model, "see", lambda some, real=real: together.append(len(some)) or real(some))
+        real = task.model.encode_images
+        monkeypatch.setattr(
+            task.model, "encode_images", lambda some, real=real: together.append(len(some)) or real(some)
+        )
         found.append(task.extract_features(loader))
         for number, file in enumerate(sorted(Path(os.environ["XDG_CACHE_HOME"]).rglob("*.safetensors"))):
             if number % 2:

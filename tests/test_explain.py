@@ -309,7 +309,7 @@ def test_the_patch_that_excites_a_unit_is_the_one_it_looks_for(random):
 
 
 def test_explain_prints_the_layers_of_a_model(fukami):
-    answer = fukami("explain", "deep_convnet", "--input", "3x32x32", "--classes", "7")
+    answer = fukami("explain", "deep_convnet", "--input", "3x32x32", "--num-classes", "7")
     assert answer.status == 0, answer.err
     head, *rows = answer.out.split("\n\n")[0].splitlines()
     assert head.split() == ["layer", "kind", "output", "parameters", "multiply-adds", "memory", "field", "stride"]
@@ -324,7 +324,7 @@ def test_explain_prints_the_layers_of_a_model(fukami):
     assert totals["memory"].split()[0] == f"{memory:,}"
     assert totals["depth"].split()[0] == "8"
     assert totals["field, theory"].split()[0] == "36×36"
-    assert fukami("explain", "deep_convnet", "--input", "3x32x32", "--classes", "7").out == answer.out
+    assert fukami("explain", "deep_convnet", "--input", "3x32x32", "--num-classes", "7").out == answer.out
 
 
 def test_explain_writes_a_page_of_a_model(fukami, tmp_path):
@@ -347,7 +347,7 @@ def test_explain_writes_a_page_of_a_model(fukami, tmp_path):
         (["vgg16", "--input", "3x0x22"], "3x224x224"),
         (["vgg16", "--input", "3x16x16"], "at least 32×32"),
         (["deep_convnet", "--input", "1x28x20"], "does not take pictures of 1x28x20"),
-        (["deep_convnet", "--classes", "0"], "--classes should be at least 1"),
+        (["deep_convnet", "--num-classes", "0"], "--num-classes should be at least 1"),
         (["resnet18", "cat.jpg"], "model without weights"),
         (["deep-convnet", "--input", "1x28x28"], "has its own"),
         (["deep-convnet", "deep-convnet", "cat.jpg"], "one run at a time"),
@@ -392,7 +392,7 @@ def test_explain_goes_on_where_the_training_data_are_gone(fukami, trained, digit
     run = tmp_path / "moved"
     shutil.copytree(trained, run, ignore=shutil.ignore_patterns("explain"))
     record = json.loads((run / "recipe.json").read_text())
-    record["fields"]["dataset"] = "no-such-folder"
+    record["fields"]["data"] = "no-such-folder"
     (run / "recipe.json").write_text(json.dumps(record))
     answer = fukami("explain", run, next(digit_files.rglob("*.png")))
     assert answer.status == 0, answer.err

@@ -163,7 +163,8 @@ def test_torchvisions_file_becomes_a_run(theirs, tmp_path, fukami, random):
 
 def test_an_exported_detector_finds_the_same(few_scenes, pageless, fukami, random):
     """In pictures of any shape; int8, which only classifiers have, is refused."""
-    small = "--width-multiplier 0.0625 --hidden 16 --min-size 96 --anchor-sizes 16 32 64 --batch-norm --dropout 0 --epochs 1 --no-compile"
+    small = "--width-multiplier 0.0625 --hidden 16 --min-size 96 --anchor-sizes 16 32 64 --batch-norm --dropout 0"
+    small += " --epochs 1 --no-compile"
     trained = fukami("train", "faster-rcnn-vgg16", *small.split(), "--precision", "float32", "--out", "run")
     assert trained.status == 0, trained.err
     for number, shape in enumerate([(100, 180, 3), (130, 90, 3)]):
@@ -442,7 +443,7 @@ def test_a_picture_without_an_object_is_background_and_under_a_crowd_nothing(cro
     )
     sum(losses.values()).backward()
     for samples in (first, second):
-        assert samples.there.any() != crowd
+        assert samples.valid.any() != crowd
         assert not samples.targets.any()
     assert losses["anchor_boxes"] == losses["region_boxes"] == 0
     for parameter in network.parameters():
@@ -467,5 +468,5 @@ def test_a_network_that_is_not_finite_gives_losses_that_are_not(network):
 
 @pytest.mark.parametrize("scales", [(), (0.0, 32.0), (-8.0,)])
 def test_anchors_without_area_are_refused(scales):
-    with pytest.raises(UsageError, match=r"scales should be sides of anchors, 2 pixels or more"):
+    with pytest.raises(UsageError, match=r"anchor-sizes should be sides of anchors, 2 pixels or more"):
         FasterRCNNVGG16(anchor_sizes=scales)

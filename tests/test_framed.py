@@ -93,51 +93,51 @@ def test_a_strip_keeps_a_pixel():
 
 
 def test_what_is_judged_on_comes_whole_and_by_shape(make, samples):
-    batches = list(make(batch=4))
-    assert torch.cat([batch.numbers for batch in batches]).sort().values.tolist() == list(range(22))
-    assert [len(batch.numbers) for batch in batches] == [4, 4, 4, 4, 4, 2]
+    batches = list(make(batch_size=4))
+    assert torch.cat([batch.indices for batch in batches]).sort().values.tolist() == list(range(22))
+    assert [len(batch.indices) for batch in batches] == [4, 4, 4, 4, 4, 2]
     for batch in batches:
-        assert batch.draws.tolist() == [0] * len(batch.numbers)
-        for row, number in enumerate(batch.numbers.tolist()):
+        assert batch.seeds.tolist() == [0] * len(batch.indices)
+        for row, number in enumerate(batch.indices.tolist()):
             sample = samples[number]
             count = len(sample.boxes)
-            assert batch.originals[row].tolist() == list(sample.size[::-1])
+            assert batch.original_sizes[row].tolist() == list(sample.size[::-1])
             height, width = batch.sizes[row].int().tolist()
             assert (width, height) == PREPARE.compute_size(*sample.size)
-            assert not batch.pictures[row, :, height:].any()
-            assert not batch.pictures[row, :, :, width:].any()
+            assert not batch.images[row, :, height:].any()
+            assert not batch.images[row, :, :, width:].any()
             assert batch.classes[row].tolist() == [*sample.classes, *[-1] * (batch.classes.shape[1] - count)]
             assert batch.kinds[row, :count].tolist() == sample.kinds.tolist()
             factor = np.array([width, height, width, height]) / [*sample.size, *sample.size]
             np.testing.assert_allclose(batch.boxes[row, :count], sample.boxes * factor, rtol=1e-5)
             assert not batch.boxes[row, count:].any()
-    mixed = sum(len(batch.originals.unique(dim=0)) > 1 for batch in batches)
+    mixed = sum(len(batch.original_sizes.unique(dim=0)) > 1 for batch in batches)
     assert mixed <= 2  # where one shape ends and the next begins
 
 
 def test_a_pass_sees_each_picture_at_most_once_in_full_batches(make):
-    loader = make(batch=4, seed=3)
+    loader = make(batch_size=4, seed=3)
     passes = [list(loader) for _ in range(3)]
-    seen = [torch.cat([batch.numbers for batch in batches]).tolist() for batches in passes]
+    seen = [torch.cat([batch.indices for batch in batches]).tolist() for batches in passes]
     for batches, numbers in zip(passes, seen, strict=True):
         assert len(batches) == len(loader) == 5
         assert len(set(numbers)) == 20
-        assert sum(len(batch.originals.unique(dim=0)) > 1 for batch in batches) <= 2
-        assert all(0 <= draw < 2**31 for batch in batches for draw in batch.draws.tolist())
+        assert sum(len(batch.original_sizes.unique(dim=0)) > 1 for batch in batches) <= 2
+        assert all(0 <= draw < 2**31 for batch in batches for draw in batch.seeds.tolist())
     assert len({frozenset(numbers) for numbers in seen}) > 1  # others are left out
     assert len({tuple(numbers) for numbers in seen}) == 3
-    assert "picture" in loader.name(7)
+    assert "picture" in loader.describe_batch(7)
 
 
 def test_memory_or_not_makes_no_difference(samples):
     change = augment_boxes.parse_box_augmentation(["flip", "rotate=20", "brightness", "erase=1"])
-    options = {"batch": 4, "seed": 5, "augment": change}
+    options = {"batch_size": 4, "seed": 5, "augment": change}
     one, other = (
         padded_loader.build_padded_loader(samples, LABELS, PREPARE, memory_limit=memory, **options) for memory in (4, 0)
     )
     assert isinstance(other, padded_loader.PaddedStreamingLoader)
-    assert hasattr(other, "waiting")
-    assert not hasattr(one, "waiting")
+    assert hasattr(other, "compute_wait_fraction")
+    assert not hasattr(one, "compute_wait_fraction")
     assert same(one, other) == 5
     assert same(one.iterate_in_order(), other.iterate_in_order()) == 6
     assert same(one, other) == 5
@@ -156,8 +156,8 @@ def test_a_pass_goes_on_where_it_was(make, steps):
                     break
         return found
 
-    undisturbed = take(make(batch=4, seed=2, augment=change), 9)
-    first, second = (make(batch=4, seed=2, augment=change) for _ in range(2))
+    undisturbed = take(make(batch_size=4, seed=2, augment=change), 9)
+    first, second = (make(batch_size=4, seed=2, augment=change) for _ in range(2))
     begun = take(first, steps)
     second.load_state_dict(first.state_dict())
     assert same(begun + take(second, 9 - steps), undisturbed) == 9
@@ -168,22 +168,22 @@ def test_two_processes_share_every_batch(make):
     class Two:
         rank: int
         device = torch.device("cpu")
-        world = 2
+        world_size = 2
         clock = PhaseTimer(torch.device("cpu"))
 
     def share(rank, **options):
-        loader = make(batch=4, **options)
-        loader.place(Two(rank))
+        loader = make(batch_size=4, **options)
+        loader.setup(Two(rank))
         return list(loader)
 
     options = {"seed": 4, "augment": augment_boxes.parse_box_augmentation(["flip", "rotate"])}
-    for whole, *shares in zip(make(batch=4, **options), share(0, **options), share(1, **options), strict=True):
+    for whole, *shares in zip(make(batch_size=4, **options), share(0, **options), share(1, **options), strict=True):
         for rank, part in enumerate(shares):
             assert same([part], [PaddedBatch(*(each[rank::2] for each in whole))])
-    judged = torch.cat([batch.numbers for rank in (0, 1) for batch in share(rank)])
+    judged = torch.cat([batch.indices for rank in (0, 1) for batch in share(rank)])
     assert judged.sort().values.tolist() == list(range(22))
     with pytest.raises(UsageError, match="--batch-size"):
-        make(batch=3, seed=4).place(Two(0))
+        make(batch_size=3, seed=4).setup(Two(0))
 
 
 def damaged(samples, tmp_path):
@@ -267,7 +267,7 @@ def outlined(masks):
 def filled(batch):
     """Masks ``(N, M, H, W)`` uint8 of the boxes themselves, at whole pixels, and these boxes."""
     boxes = batch.boxes.round()
-    masks = torch.zeros(*batch.boxes.shape[:2], *batch.pictures.shape[-2:], dtype=torch.uint8)
+    masks = torch.zeros(*batch.boxes.shape[:2], *batch.images.shape[-2:], dtype=torch.uint8)
     for row in range(len(boxes)):
         for at, (left, top, right, bottom) in enumerate(boxes[row].int().tolist()):
             masks[row, at, top:bottom, left:right] = 255
@@ -312,12 +312,12 @@ def test_moved_boxes_bound_moved_masks(batch, words):
 
 def test_mirrors_keep_every_pixel(batch):
     change = augment_boxes.parse_box_augmentation(["flip=1"])
-    after = augment_boxes.augment_batch(change, batch, torch.zeros(len(batch.numbers), change.num_draws))
+    after = augment_boxes.augment_batch(change, batch, torch.zeros(len(batch.indices), change.num_draws))
     assert after.images.dtype == torch.uint8
     for row, (height, width) in enumerate(batch.sizes.int().tolist()):
-        assert torch.equal(after.images[row, :, :height, :width], batch.pictures[row, :, :height, :width].flip(2))
-    again = augment_boxes.augment_batch(change, after, torch.zeros(len(batch.numbers), change.num_draws))
-    assert torch.equal(again.images, batch.pictures)
+        assert torch.equal(after.images[row, :, :height, :width], batch.images[row, :, :height, :width].flip(2))
+    again = augment_boxes.augment_batch(change, after, torch.zeros(len(batch.indices), change.num_draws))
+    assert torch.equal(again.images, batch.images)
     torch.testing.assert_close(again.boxes, batch.boxes, atol=1e-4, rtol=0)
 
 
@@ -325,11 +325,11 @@ def test_a_frame_changes_nothing(batch):
     """A picture in a larger frame comes out as it does in one of its own size, whatever is done to it."""
     words = ["rotate=30", "shift=5", "flip", "contrast=0.9", "brightness", "hue", "saturation", "grey", "erase=1"]
     change = augment_boxes.parse_box_augmentation(words)
-    draws = torch.rand(len(batch.numbers), change.num_draws, generator=torch.Generator().manual_seed(2))
+    draws = torch.rand(len(batch.indices), change.num_draws, generator=torch.Generator().manual_seed(2))
     after = augment_boxes.augment_batch(change, batch, draws)
     for row, (height, width) in enumerate(batch.sizes.int().tolist()):
         alone = augment.parse_augmentation(words, size=0)
-        own = batch.pictures[row : row + 1, :, :height, :width]
+        own = batch.images[row : row + 1, :, :height, :width]
         expected, _ = alone(own, torch.zeros(1), draws[row : row + 1])
         difference = (after.images[row, :, :height, :width] - expected[0]).abs()
         assert difference.max() < 0.05

@@ -17,7 +17,7 @@ def small_run(tmp_path_factory):
     import fukami
 
     out = tmp_path_factory.mktemp("fuzz") / "run"
-    recipe = fukami.get_recipe("deep-convnet")(epochs=1, batch=200, widths=(4, 4, 4, 4, 8, 8), hidden=8)
+    recipe = fukami.get_recipe("deep-convnet")(epochs=1, batch_size=200, widths=(4, 4, 4, 4, 8, 8), hidden=8)
     fukami.train(recipe, out, device="cpu", precision="float32")
     return out
 

@@ -238,7 +238,7 @@ def test_a_url_that_a_run_names_is_not_contacted(listener, fukami, trained, tmp_
     run = copy(trained, tmp_path / "run")
     fields = json.loads((run / "recipe.json").read_text())["fields"]
     for spec in (f"{address}/train-{{000..001}}.tar", f"{address}/shards"):
-        change(run, fields=fields | {"dataset": spec})
+        change(run, fields=fields | {"data": spec})
         for words in (
             ["eval", "run"],
             ["export", "run", "--to", "int8", "--out", "exported"],
@@ -258,7 +258,7 @@ def test_a_url_that_a_run_names_is_not_contacted(listener, fukami, trained, tmp_
 def test_local_data_that_a_run_names_are_named(fukami, trained, digit_files, tmp_path, caplog):
     run = copy(trained, tmp_path / "run")
     fields = json.loads((run / "recipe.json").read_text())["fields"]
-    change(run, fields=fields | {"dataset": str(digit_files)})
+    change(run, fields=fields | {"data": str(digit_files)})
     assert fukami("eval", "run").status == 0
     assert f"reading the data that the run names: {digit_files}" in caplog.text
     caplog.clear()
@@ -318,7 +318,7 @@ def test_parts_of_a_checkpoint_that_do_not_fit_are_refused(part, value, fukami, 
     ("field", "value"),
     [
         ("epochs", True), ("epochs", 1.5), ("epochs", None), ("lr", "1"), ("augment", ["flip", 1]),
-        ("augment", "flip"), ("dataset", 3), ("width", 10**30), ("size", -5), ("size", 0), ("nothing", 1),
+        ("augment", "flip"), ("data", 3), ("width", 10**30), ("size", -5), ("size", 0), ("nothing", 1),
     ],
 )  # fmt: skip
 def test_fields_of_another_type_are_refused(field, value, trained, tmp_path):
@@ -333,9 +333,9 @@ def test_fields_of_another_type_are_refused(field, value, trained, tmp_path):
     ("recipe", "fields"),
     [
         ("resnet20", {"size": 2049}), ("vgg16", {"size": 10**6}), ("binary-convnet", {"size": 10**6}),
-        ("rcnn-finetune", {"shortest": 10**6, "longest": 10**6}), ("rcnn", {"size": 10**6}),
-        ("faster-rcnn-vgg16", {"shortest": 800, "longest": 10**6}), ("fcn8s-vgg16", {"longest": 10**6}),
-        ("show-and-tell", {"beams": 10**6}), ("show-and-tell", {"longest": 10**6}),
+        ("rcnn-finetune", {"min_size": 10**6, "max_size": 10**6}), ("rcnn", {"size": 10**6}),
+        ("faster-rcnn-vgg16", {"min_size": 800, "max_size": 10**6}), ("fcn8s-vgg16", {"max_size": 10**6}),
+        ("show-and-tell", {"beam_size": 10**6}), ("show-and-tell", {"max_words": 10**6}),
     ],
 )  # fmt: skip
 def test_images_and_searches_without_end_are_refused(recipe, fields):
@@ -427,7 +427,7 @@ def test_the_board_passes_over_lines_that_no_training_writes(line, trained, tmp_
 def test_the_board_shows_no_control_characters(fukami, trained, tmp_path):
     """What a run records could otherwise move the cursor, or more, in the terminal that shows it."""
     run = copy(trained, tmp_path / "run\x1b[2J")
-    fields = json.loads((run / "recipe.json").read_text())["fields"] | {"dataset": "a\x1b]0;b\x07" + "c" * 5000}
+    fields = json.loads((run / "recipe.json").read_text())["fields"] | {"data": "a\x1b]0;b\x07" + "c" * 5000}
     change(run, recipe="\x1b[31mred", command="fukami\x1b[1A train", device="\x9b1m", fields=fields)
     answer = fukami("board", ".")
     assert answer.status == 0
@@ -552,7 +552,7 @@ def test_the_weights_of_a_stage_are_checked(trained, tmp_path):
 def test_messages_control_no_terminal(trained, tmp_path):
     run = copy(trained, tmp_path / "run")
     fields = json.loads((run / "recipe.json").read_text())["fields"]
-    change(run, fields=fields | {"dataset": "http://127.0.0.1:1/\x1b[31m\x9b"})
+    change(run, fields=fields | {"data": "http://127.0.0.1:1/\x1b[31m\x9b"})
     done = subprocess.run([sys.executable, "-m", "fukami", "eval", run], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert r"http://127.0.0.1:1/\x1b[31m\x9b" in done.stderr
@@ -561,7 +561,7 @@ def test_messages_control_no_terminal(trained, tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value", "words"),
-    [("dataset", "a" * 5000, "unknown data"), ("dataset", "{0..999999}.tar", "there is no shard 0.tar"),
+    [("data", "a" * 5000, "unknown data"), ("data", "{0..999999}.tar", "there is no shard 0.tar"),
      ("seed", 10**30, "at most 64 bits")],
 )  # fmt: skip
 def test_fields_that_ask_for_what_there_is_not(field, value, words, fukami, trained, tmp_path):

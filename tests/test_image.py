@@ -265,7 +265,7 @@ from fukami.image import io
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 before = peak()
-picture = io.read(sys.argv[1])
+picture = io.read_image(sys.argv[1])
 print(picture.mode, peak() - before)
 """
 
@@ -356,7 +356,7 @@ def test_pictures_that_take_all_memory_together_are_answered_alone(photo, error)
         def __init__(self):
             self.model, self.prepare = nn.Identity(), ResizeTransform(0, 0)
 
-        def answers(self, pictures):
+        def predict_batch(self, pictures):
             if len(pictures) > 1 or pictures.max() == 255:
                 raise error
             return [{"mean": float(picture.float().mean())} for picture in pictures]

@@ -33,7 +33,7 @@ def test_probabilities_agree_with_the_numpy_twin(fukami, twin, random, tmp_path,
     expected = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     assert expected.std(0).max() > 1e-3
     task = package.load(tmp_path / "runs" / "imported")
-    found = task.scores(torch.from_numpy(pictures)).softmax(1).detach().numpy()
+    found = task.predict_scores(torch.from_numpy(pictures)).softmax(1).detach().numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert fukami("eval", "runs/imported", "--data", "digits").json[0]["count"] == 1797
 

@@ -243,15 +243,15 @@ def test_digits_are_read_as_well():
 
     task = fukami.load("deep-convnet", device="cpu")
     _, digits, _ = labelled_images.load_labelled_images("digits", 0.2)
-    digits = digits.decode(task.prepare)
-    pictures, targets = task.normalised(digits.images), digits.targets
+    digits = digits.decode(task.transform)
+    pictures, targets = task.normalize_images(digits.images), digits.targets
     shape = tuple(pictures.shape[1:])
 
     def right(network):
         with torch.no_grad():
             return (network(pictures).argmax(1) == targets).sum().item()
 
-    network = task.answering.eval()
+    network = task.inference_model.eval()
     expected = right(network)
     assert expected > 0.9 * len(targets)
     assert right(OnnxNetwork(quantize(network, shape, pictures[:200].split(50), {}))) >= expected - 2
@@ -272,10 +272,10 @@ def test_mnist_loses_no_more_than_a_tenth_of_a_point(mnist_folder):
 
     task = fukami.load("deep-convnet", device="cpu")
     train, test, _ = labelled_images.load_labelled_images("mnist", 0.2)
-    test = test.decode(task.prepare)
-    unseen, targets = task.normalised(test.images[:2000]), test.targets[:2000]
-    calibration = task.normalised(train.decode(task.prepare).images[:200]).split(100)
-    network = task.answering.eval().requires_grad_(False)
+    test = test.decode(task.transform)
+    unseen, targets = task.normalize_images(test.images[:2000]), test.targets[:2000]
+    calibration = task.normalize_images(train.decode(task.transform).images[:200]).split(100)
+    network = task.inference_model.eval().requires_grad_(False)
     quantised = OnnxNetwork(quantize(network, (1, 28, 28), calibration, {}))
     right, quantised_right = ((n(unseen).argmax(1) == targets).sum().item() for n in (network, quantised))
     assert quantised_right >= right - 2

@@ -435,7 +435,7 @@ def test_streamed_batches_are_those_from_memory(tmp_path):
         save(tmp_path / f"masks/{number}.png", sample.mask.read() - 1)
     train, _, labels = segmentation_data.load_dataset(str(tmp_path), 0)
     change = augment_boxes.parse_box_augmentation(["flip", "crop=0.5", "brightness"])
-    options = {"batch": 3, "seed": 4, "augment": change, "window": 96}
+    options = {"batch_size": 3, "seed": 4, "augment": change, "window_size": 96}
     one, other = (
         padded_loader.build_padded_loader(train, labels, ResizeTransform(0, 0), memory_limit=memory, **options)
         for memory in (4, 0)

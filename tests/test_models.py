@@ -84,7 +84,7 @@ def weightless(name, **options):
 
 def small(name):
     """All layers of a model for pictures of 32×32, without chance; VGG with few hidden units."""
-    options = {"classes": 5, "channels": 3, "size": 32, "hidden": 24, "dropout": 0.0, "auxiliary_dropout": 0.0}
+    options = {"num_classes": 5, "channels": 3, "size": 32, "hidden": 24, "dropout": 0.0, "dropout_aux": 0.0}
     if name == "alexnet":
         options["size"] = 63
     if name == "binary_convnet":
@@ -123,7 +123,7 @@ def test_size(name):
 def test_size_as_the_papers_round_it():
     for name, millions in CIFAR.items():
         assert PARAMETERS[name] / 1e6 == pytest.approx(millions, abs=0.05 if name == "resnet110" else 0.005)
-    assert count(weightless("googlenet", auxiliary=False)) == 6_624_904
+    assert count(weightless("googlenet", aux_loss=False)) == 6_624_904
     # B adds 1×1 convolutions and their normalisations, 16 × 32 + 2 × 32 and 32 × 64 + 2 × 64
     assert count(weightless("resnet20", shortcut="B")) == PARAMETERS["resnet20"] + 576 + 2176
 
@@ -144,7 +144,7 @@ def test_shapes_and_gradients(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_other_channels_and_classes(name):
-    network = weightless(name, classes=7, channels=1).eval()
+    network = weightless(name, num_classes=7, channels=1).eval()
     side = {"deep_convnet": 28, "binary_deep_convnet": 28, "binary_convnet": 32}.get(name, 96)
     assert network(torch.empty(2, 1, side, side, device="meta")).shape == (2, 7)
 
@@ -207,7 +207,7 @@ def twins(name):
     with torch.device("meta"):
         theirs = torchvision.models.get_model(name, **options)
     randomise(theirs.to_empty(device="cpu"))
-    taken = {"dropout": 0.0, "auxiliary_dropout": 0.0} if name == "googlenet" else {}
+    taken = {"dropout": 0.0, "dropout_aux": 0.0} if name == "googlenet" else {}
     ours = weightless(name, **taken)
     ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
     return theirs, ours
@@ -243,7 +243,7 @@ def test_googlenet_trains_as_torchvision_does():
 
 
 def test_googlenet_without_its_heads_answers_scores_alone():
-    network = weightless("googlenet", auxiliary=False)
+    network = weightless("googlenet", aux_loss=False)
     assert network.train()(torch.empty(2, 3, 15, 15, device="meta")).shape == (2, 1000)  # the least it takes
     network.load_state_dict({k: v for k, v in weightless("googlenet").state_dict().items() if "aux" not in k})
 
@@ -310,7 +310,7 @@ def test_resnet_begins_with_small_pictures_as_told():
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_the_recipe_hands_on_the_stem(name):
     for stem, side in (("7x7", 8), ("3x3", 32)):
-        network = recipe.get_recipe(name)(stem=stem).network(10)
+        network = recipe.get_recipe(name)(stem=stem).build_model(10)
         before = network[: list(dict(network.named_children())).index("layer1")]
         assert before(torch.rand(2, 3, 32, 32)).shape == (2, 64, side, side)
 

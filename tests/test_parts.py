@@ -106,23 +106,37 @@ def test_recipes_are_found_by_name_and_come_back_from_json():
 def test_every_recipe_trains_two_steps_on_embedded_data(name, digit_files, few_scenes, pageless, tmp_path):
     cls = package.get_recipe(name)
     if cls.family == "detection":
-        smaller = {"batch": 4, "shortest": 64, "longest": 96, "memory": 0.1}
-        smaller |= {"width": 0.125, "hidden": 16} if "resnet" not in name else {}
-        smaller |= {"size": 63, "judge_every": 1} if name.startswith("rcnn") else {}
+        smaller = {"batch_size": 4, "min_size": 64, "max_size": 96, "memory_limit": 0.1}
+        smaller |= {"width_multiplier": 0.125, "hidden": 16} if "resnet" not in name else {}
+        smaller |= {"size": 63, "eval_every": 1} if name.startswith("rcnn") else {}
     elif cls.family == "segmentation":
-        smaller = {"batch": 4, "shortest": 64}
-        smaller |= {"filters": 8} if name == "segnet-basic" else {"width": 0.125} if "vgg" in name else {}
+        smaller = {"batch_size": 4, "min_size": 64}
+        smaller |= {"filters": 8} if name == "segnet-basic" else {"width_multiplier": 0.125} if "vgg" in name else {}
         smaller |= {"hidden": 16} if name.startswith("fcn") and "vgg" in name else {}
     elif cls.family == "captioning":
-        smaller = {"encoder": "resnet20", "size": 32, "batch": 4, "hidden": 8, "beams": 2, "longest": 5}
+        smaller = {"encoder": "resnet20", "size": 32, "batch_size": 4, "hidden": 8, "beam_size": 2, "max_words": 5}
     elif cls.family == "generation":
-        smaller = {"dataset": str(digit_files), "batch": 20, "width": 4, "size": 28, "channels": 1, "samples": 10}
+        smaller = {
+            "data": str(digit_files),
+            "batch_size": 20,
+            "base_channels": 4,
+            "size": 28,
+            "channels": 1,
+            "eval_samples": 10,
+        }
     elif cls.family == "play":
-        smaller = {"steps": 168, "learning_starts": 160, "memory": 160, "hidden": 4, "episodes": 4, "judge_every": 8}
+        smaller = {
+            "steps": 168,
+            "learning_starts": 160,
+            "buffer_size": 160,
+            "hidden": 4,
+            "eval_episodes": 4,
+            "eval_every": 8,
+        }
     elif cls.family == "style":
-        smaller = {"iterations": 2, "size": 64, "levels": 1, "judge_every": 2}
+        smaller = {"iterations": 2, "size": 64, "levels": 1, "eval_every": 2}
     else:
-        smaller = {"dataset": str(digit_files), "batch": 15} | ({} if name == "deep-convnet" else {"size": 32})
+        smaller = {"data": str(digit_files), "batch_size": 15} | ({} if name == "deep-convnet" else {"size": 32})
     passes = {} if cls.family in ("style", "play") else {"epochs": 1}
     result = package.train(cls(**passes, **smaller), tmp_path / "run", device="cpu")
     assert result["count"] == {"classification": 10, "generation": 10, "style": 1}.get(cls.family, 4)

@@ -49,7 +49,7 @@ def test_onnx_answers_the_same_by_what_its_metadata_say(fukami, trained, digit_f
     preprocessing, labels = json.loads(about["preprocessing"]), json.loads(about["labels"])
     assert preprocessing["values"] == "(picture / 255 - mean) / std"
     files = sorted(digit_files.rglob("*.png"))[:3]
-    seen = np.stack([package.load(trained).prepare.open(file) for file in files])  # MNIST's form
+    seen = np.stack([package.load(trained).transform.read_and_transform(file) for file in files])  # MNIST's form
     mean, std = (np.array(preprocessing[name]).reshape(1, -1, 1, 1) for name in ("mean", "std"))
     (scores,) = session.run(["scores"], {"pictures": ((seen / 255 - mean) / std).astype(np.float32)})
     shares = np.exp(scores - scores.max(1, keepdims=True))
@@ -126,7 +126,7 @@ def test_halves_are_said_to_be_added_as_they_are(monkeypatch):
     """Sums that stop at 2,048 are found out."""
     assert precision.describe_dtypes("float32", torch.device("cpu"))["sums"] == "float32"
     assert precision.describe_dtypes("float16", torch.device("cpu"))["sums"] == "float32"
-    monkeypatch.setattr(precision, "native", lambda dtype, device: True)
+    monkeypatch.setattr(precision, "has_native_arithmetic", lambda dtype, device: True)
     monkeypatch.setattr(precision.F, "conv2d", lambda x, w: torch.tensor([[[[2048.0]]]], dtype=x.dtype))
     assert precision.describe_dtypes("float16", torch.device("cpu"))["sums"] == "float16"
 

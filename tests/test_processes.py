@@ -54,16 +54,16 @@ def losses(rank, world, recipe):
     """The loss of each step over the whole batch, computed in float64, where rounding hides nothing."""
     runtime = Runtime(torch.device("cpu"), "float32", rank, world)
     torch.manual_seed(recipe.seed)
-    data = recipe.data()
-    data.train.place(runtime)
+    data = recipe.load_data()
+    data.train.setup(runtime)
     torch.manual_seed(recipe.seed)
-    task = recipe.task(data.labels)
+    task = recipe.build_task(data.labels)
     task.model.double()
     task.setup(runtime)
     task.mean, task.std = task.mean.double(), task.std.double()
     found = []
-    batches = task.batches(data.train)
-    task.weight = None if task.weight is None else task.weight.double()
+    batches = task.iterate_batches(data.train)
+    task.class_weights = None if task.class_weights is None else task.class_weights.double()
     for step, batch in zip(range(STEPS), batches, strict=False):
         task.schedule(step / STEPS)
         batch = tuple(part.double() if part.is_floating_point() else part for part in batch)

@@ -316,19 +316,21 @@ def pictures(tmp_path, random):
 def searched(monkeypatch):
     """The modes of the searches that were made."""
     made = []
-    monkeypatch.setattr(cache, "propose", lambda pixels, mode: made.append(mode) or propose_regions(pixels, mode))
+    monkeypatch.setattr(
+        cache, "propose_regions", lambda pixels, mode: made.append(mode) or propose_regions(pixels, mode)
+    )
     return made
 
 
 def kept():
-    return sorted(path for path in cache.locate.download_folder().rglob("*") if path.is_file())
+    return sorted(path for path in cache.locations.get_cache_folder().rglob("*") if path.is_file())
 
 
 def test_each_process_begins_elsewhere_and_has_the_same(pictures, searched, monkeypatch):
     expected = [boxes.tolist() for boxes in cache.compute_proposals(pictures)]
     for path in kept():
         path.unlink()
-    monkeypatch.setattr(cache, "quota", lambda: 1)  # one thread, in order
+    monkeypatch.setattr(cache, "count_cpus", lambda: 1)  # one thread, in order
     begun = []
     one = cache._load_or_compute
     monkeypatch.setattr(
@@ -403,7 +405,7 @@ def test_a_damaged_file_is_not_trusted(pictures, searched, damage):
 
 
 def test_what_was_found_before_a_broken_picture_is_kept(pictures, searched, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "quota", lambda: 1)
+    monkeypatch.setattr(cache, "count_cpus", lambda: 1)
     (tmp_path / "1.png").write_bytes(b"\x89PNG broken")
     with pytest.raises(Error, match=r"1\.png"):
         cache.compute_proposals(pictures)
@@ -447,7 +449,7 @@ def drawn(tmp_path, random):
 
 
 def test_propose_prints_and_draws(fukami, drawn):
-    answer = fukami("propose", "a/one.png", "--count", "7")
+    answer = fukami("propose", "a/one.png", "--max-boxes", "7")
     assert answer.status == 0, answer.err
     (line,) = answer.json
     expected = propose_regions(np.asarray(Image.open(drawn / "a/one.png")))
@@ -500,7 +502,7 @@ def test_propose_names_what_it_cannot_read_and_goes_on(fukami, drawn):
     ("words", "hint"),
     [
         ([], "at least one picture"),
-        (["a/one.png", "--count", "0"], "--count should be at least 1"),
+        (["a/one.png", "--max-boxes", "0"], "--max-boxes should be at least 1"),
         (["a/one.png", "b/one.png", "--out", "x.png"], "folder for 2 pictures"),
         (["a/one.png", "--mode", "slow"], "quality"),
         (["a/one.png", "--out", "a/one.png"], "would overwrite the picture"),

@@ -28,8 +28,8 @@ from fukami.layers import boxes
 from fukami.layers.roi_warp import warp_regions
 from fukami.models import rcnn_alexnet, rcnn_vgg16
 
-SMALL = {"shortest": 96, "longest": 128, "size": 63, "context": 4, "width": 0.125, "hidden": 16}
-QUICK = {"epochs": 2, "batch": 4, "lr": 0.01, "dropout": 0.0, **SMALL}
+SMALL = {"min_size": 96, "max_size": 128, "size": 63, "context_padding": 4, "width_multiplier": 0.125, "hidden": 16}
+QUICK = {"epochs": 2, "batch_size": 4, "lr": 0.01, "dropout": 0.0, **SMALL}
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_networks_are_classifiers_of_one_class_more():
 
 def test_proposals_move_with_the_pixels(make):
     """Flipped with their picture, they show the same; those of which too little is left are gone."""
-    batch = next(iter(dataclasses.replace(make(), augment=()).data().train))
+    batch = next(iter(dataclasses.replace(make(), augment=()).load_data().train))
     assert (batch.kinds == PROPOSAL).any(1).all()
     assert (batch.classes[batch.kinds == PROPOSAL] == -1).all()
     flip = augment_boxes.parse_box_augmentation(("flip=1",))
@@ -117,12 +117,12 @@ def test_proposals_move_with_the_pixels(make):
 
 
 def test_regions_are_drawn_a_quarter_objects(make):
-    recipe = make(regions=8)
-    data = recipe.data()
-    task = recipe.task(data.labels)
+    recipe = make(regions_per_image=8)
+    data = recipe.load_data()
+    task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
     batch = next(iter(data.train))
-    regions, targets, there = task.drawn(batch)
+    regions, targets, there = task.sample_regions(batch)
     assert regions.shape == (4, 8, 4)
     assert there.all()
     assert ((targets > 0).sum(1) <= 2).all()
@@ -139,7 +139,7 @@ def test_regions_are_drawn_a_quarter_objects(make):
 
 
 def test_overfits(make):
-    check_task.check_overfits(partial(make, optimizer="adam", lr=2e-3, augment=(), decay="constant"))
+    check_task.check_overfits(partial(make, optimizer="adam", lr=2e-3, augment=(), schedule="constant"))
 
 
 def test_evaluation_changes_nothing(make):
@@ -155,25 +155,29 @@ def test_broken_input(make, inputs, tmp_path):
 
 
 def test_two_processes(scene_files, tmp_path):
-    check_task.check_two_processes(partial(RCNNFinetune, dataset=str(scene_files), **QUICK), tmp_path)
+    check_task.check_two_processes(partial(RCNNFinetune, data=str(scene_files), **QUICK), tmp_path)
 
 
 def test_pictures_are_answered_as_they_are_judged(make, inputs, scene_files):
     """Proposals found on the spot are those of the data."""
-    recipe = make(dataset=str(scene_files))
-    data = recipe.data()
+    recipe = make(data=str(scene_files))
+    data = recipe.load_data()
     torch.manual_seed(0)
-    task = recipe.task(data.labels)
+    task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
     task.model.eval()
     with torch.inference_mode():
         judged = {
-            int(n): found for batch in data.val for n, found in zip(batch.numbers, task.answer(batch), strict=True)
+            int(n): found
+            for batch in data.val
+            for n, found in zip(batch.indices, task.detect_batch(batch), strict=True)
         }
     files = [str(sample.source) for sample in data.val.samples]
     for number, answer in enumerate(task.predict(files)):
-        ratio = answer["width"] / float(data.val.sides[number][1])
-        expected = judged[number].boxes * torch.tensor([ratio, answer["height"] / float(data.val.sides[number][0])] * 2)
+        ratio = answer["width"] / float(data.val.resized_sizes[number][1])
+        expected = judged[number].boxes * torch.tensor(
+            [ratio, answer["height"] / float(data.val.resized_sizes[number][0])] * 2
+        )
         assert len(answer["boxes"]) == len(expected) > 0
         found = torch.tensor([each["box"] for each in answer["boxes"]])
         torch.testing.assert_close(found.sort(0).values, expected.sort(0).values, atol=0.01, rtol=0)
@@ -205,7 +209,7 @@ def test_small_proposals_and_those_after_the_first_2000_are_not_looked_into():
 def test_a_region_is_suppressed_by_a_better_one_that_it_overlaps_by_three_tenths(make):
     """Of its class: one that overlaps it by 0.32 is, one by 0.28 is not (the threshold of the authors' code is 0.3)."""
     recipe = make()
-    task = recipe.task(tuple("ab"))
+    task = recipe.build_task(tuple("ab"))
     task.setup(Runtime.start("cpu", "float32"))
     proposals = torch.tensor([[0.0, 0, 60, 50]] * 4)
     for number, overlap in ((1, 0.32), (2, 0.28), (3, 0.6)):
@@ -213,8 +217,10 @@ def test_a_region_is_suppressed_by_a_better_one_that_it_overlaps_by_three_tenths
     assert boxes.compute_iou(proposals[:1], proposals)[0].tolist() == pytest.approx([1, 0.32, 0.28, 0.6])
     proposals = proposals + torch.tensor([60.0, 0, 60, 0])
     scores = torch.tensor([[0.9, 0], [0.8, 0], [0.7, 0], [0, 0.6]])  # the last one is of the other class
-    task.scored = lambda fc7: scores
-    found = task.found(torch.zeros(3, 100, 200), torch.tensor([100.0, 200]), proposals, torch.zeros(4, 16))
+    task.score_regions = lambda fc7: scores
+    found = task.detect_in_proposals(
+        torch.zeros(3, 100, 200), torch.tensor([100.0, 200]), proposals, torch.zeros(4, 16)
+    )
     assert torch.equal(found.boxes, proposals[[0, 2, 3]])
     assert found.classes.tolist() == [0, 0, 1]
 
@@ -224,26 +230,26 @@ def test_a_region_is_suppressed_by_a_better_one_that_it_overlaps_by_three_tenths
 
 def solving(cls, **fields):
     """A stage's task on a random network, and its batches of one pass."""
-    recipe = cls(init="-", **{"cache": 0.0, **SMALL, **fields})
+    recipe = cls(init="-", **{"cache_limit": 0.0, **SMALL, **fields})
     samples, _, labels = detection_data.load_dataset("scenes", 0.2)
-    loader = recipe.loader(samples, labels, train=True)
+    loader = recipe.build_loader(samples, labels, train=True)
     torch.manual_seed(0)
-    task = recipe.task(labels)
+    task = recipe.build_task(labels)
     task.setup(Runtime.start("cpu", "float32"))
     return task, loader
 
 
 def work(task, loader):
     """The whole stage; returns what it logged."""
-    steps, _ = task.duration(loader)
-    return [task.step(batch) for _, batch in zip(range(steps), task.batches(loader), strict=False)]
+    steps, _ = task.count_steps(loader)
+    return [task.step(batch) for _, batch in zip(range(steps), task.iterate_batches(loader), strict=False)]
 
 
 def seen(task, loader):
     """Of each picture: its batch, proposals and their features, at once."""
-    for batch in loader.ordered():
-        picture = task.normalised(batch.pictures, batch.sizes)[0]
-        proposals = next(task.proposals(batch))
+    for batch in loader.iterate_in_order():
+        picture = task.normalize_images(batch.images, batch.sizes)[0]
+        proposals = next(task.iterate_proposals(batch))
         yield batch, picture, proposals
 
 
@@ -258,8 +264,8 @@ def test_mined_machines_are_those_of_all_negatives_at_once(few_scenes, monkeypat
         for batch, picture, proposals in seen(task, loader):
             objects = batch.boxes[0][batch.classes[0] >= 0]
             numbers = batch.classes[0][batch.classes[0] >= 0]
-            found = task.seen(picture, objects).float()
-            own = task.seen(picture, proposals).float()
+            found = task.extract_features(picture, objects).float()
+            own = task.extract_features(picture, proposals).float()
             norms += [*found.norm(dim=1).tolist(), *own[:8].norm(dim=1).tolist()]
             for number in range(len(task.labels)):
                 overlap = boxes.compute_iou(proposals, objects[numbers == number])
@@ -279,7 +285,7 @@ def test_mined_machines_are_those_of_all_negatives_at_once(few_scenes, monkeypat
         assert np.corrcoef(margins, exact.decision_function(x))[0, 1] > alike
         assert cost(x, y, weight / scale, bias) < more * cost(x, y, exact.coef_[0], exact.intercept_[0])
     assert sum(step["hard"] for step in logged[:8]) == 0
-    assert task.tally["members"].sum() < 0.7 * sum(len(each) for own in negatives for each in own)  # the easy left
+    assert task.collected["members"].sum() < 0.7 * sum(len(each) for own in negatives for each in own)  # the easy left
 
 
 def cost(x, y, weight, bias):
@@ -293,8 +299,13 @@ def test_regions_on_difficult_objects_and_crowds_are_neither():
     truth = torch.tensor([[0.0, 0, 20, 20], [50, 0, 70, 20], [0, 50, 60, 90]])
     proposals = torch.tensor([[0.0, 0, 20, 14], [50, 0, 70, 14], [5, 55, 15, 65], [80, 80, 99, 99], [0, 0, 20, 90]])
     kinds = torch.tensor([REGULAR, DIFFICULT, CROWD, *[PROPOSAL] * 5])
-    batch = PaddedBatch(*[torch.zeros(1)] * 3, torch.cat([truth, proposals])[None], torch.tensor([[0, 1, 1, *[-1] * 5]]),
-                  kinds[None], *[torch.zeros(1)] * 3)  # fmt: skip
+    batch = PaddedBatch(
+        *[torch.zeros(1)] * 3,
+        torch.cat([truth, proposals])[None],
+        torch.tensor([[0, 1, 1, *[-1] * 5]]),
+        kinds[None],
+        *[torch.zeros(1)] * 3,
+    )
     found = rcnn_svm_task.find_negatives(batch, proposals, 3, 0.3)
     assert found.tolist() == [
         [False, True, True], [True, False, True], [True, False, True], [True, True, True], [True, True, True],
@@ -302,7 +313,7 @@ def test_regions_on_difficult_objects_and_crowds_are_neither():
 
 
 def test_boxes_are_regressed_as_the_normal_equations_say(few_scenes):
-    task, loader = solving(RCNNBoxes, box_ridge=7.0, box_overlap=0.5)
+    task, loader = solving(RCNNBoxes, box_ridge=7.0, box_iou=0.5)
     work(task, loader)
     inputs, goals, numbers = [], [], []
     with torch.inference_mode():
@@ -310,7 +321,7 @@ def test_boxes_are_regressed_as_the_normal_equations_say(few_scenes):
             known = batch.classes[0] >= 0
             most, which = boxes.compute_iou(proposals, batch.boxes[0][known]).max(1)
             near = most >= 0.5
-            inputs.append(task.seen(picture, proposals[near], "pool5").double())
+            inputs.append(task.extract_features(picture, proposals[near], "pool5").double())
             target = batch.boxes[0][known][which[near]]
             goals.append(boxes.encode_boxes(target, proposals[near]).double())
             numbers.append(batch.classes[0][known][which[near]])
@@ -332,26 +343,26 @@ def test_boxes_are_regressed_as_the_normal_equations_say(few_scenes):
 
 def test_a_class_has_so_many_pairs_at_most(few_scenes):
     task, loader = solving(RCNNBoxes)
-    task.pairs = 1
+    task.max_pairs = 1
     work(task, loader)
-    assert task.tally["classes"].bincount().max() < 40  # those of one picture
+    assert task.collected["classes"].bincount().max() < 40  # those of one picture
 
 
 @pytest.mark.parametrize("stage", [RCNNSVM, RCNNBoxes])
 def test_a_streamed_picture_that_is_broken_is_passed_over(scene_files, tmp_path, stage):
     shutil.copytree(scene_files, tmp_path / "scenes")
     file = tmp_path / "scenes" / "train" / "3.png"
-    recipe = stage(init="-", cache=0.0, dataset=str(tmp_path / "scenes"), memory=0.0, **SMALL)
-    samples, _, labels = detection_data.load_dataset(recipe.dataset, 0.2)
+    recipe = stage(init="-", cache_limit=0.0, data=str(tmp_path / "scenes"), memory_limit=0.0, **SMALL)
+    samples, _, labels = detection_data.load_dataset(recipe.data, 0.2)
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    loader = recipe.loader(samples, labels, train=True)
+    loader = recipe.build_loader(samples, labels, train=True)
     torch.manual_seed(0)
-    task = recipe.task(labels)
+    task = recipe.build_task(labels)
     task.setup(Runtime.start("cpu", "float32"))
     logged = work(task, loader)
-    assert len(logged) == 8 * task.passes
-    assert len(loader.broken) == 1
+    assert len(logged) == 8 * task.num_passes
+    assert len(loader.broken_images) == 1
     solved = task.model.svm if stage is RCNNSVM else task.model.bbox
     assert solved.weight.any()
 
@@ -360,16 +371,16 @@ def test_a_streamed_picture_that_is_broken_is_passed_over(scene_files, tmp_path,
 
 
 def test_kept_features_make_no_difference(few_scenes, monkeypatch):
-    plain, keeping, again = (solving(RCNNSVM, cache=cache) for cache in (0.0, 1.0, 1.0))
+    plain, keeping, again = (solving(RCNNSVM, cache_limit=cache) for cache in (0.0, 1.0, 1.0))
     work(*plain)
     work(*keeping)
     (plain, _), (keeping, _), (again, loader) = plain, keeping, again
-    files = list(keeping.kept.folder.glob("*.safetensors"))
+    files = list(keeping.feature_cache.folder.glob("*.safetensors"))
     assert len(files) == 8
     files[0].write_bytes(b"damaged")
     computed = []
-    compute = again.seen
-    monkeypatch.setattr(again, "seen", lambda *given: computed.append(len(given[1])) or compute(*given))
+    compute = again.extract_features
+    monkeypatch.setattr(again, "extract_features", lambda *given: computed.append(len(given[1])) or compute(*given))
     work(again, loader)
     assert len(computed) == 8 + 1  # the positives of each picture, and the damaged one
     for other in (keeping, again):
@@ -377,17 +388,17 @@ def test_kept_features_make_no_difference(few_scenes, monkeypatch):
 
 
 def test_what_fine_tuning_was_judged_by_is_kept_for_the_machines(few_scenes, monkeypatch):
-    tuned, loader = solving(RCNNFinetune, cache=1.0)
-    plain, _ = solving(RCNNFinetune, cache=0.0)
-    later, pictures = solving(RCNNSVM, cache=2.0)
+    tuned, loader = solving(RCNNFinetune, cache_limit=1.0)
+    plain, _ = solving(RCNNFinetune, cache_limit=0.0)
+    later, pictures = solving(RCNNSVM, cache_limit=2.0)
     for learned in (False, True):
         if learned:
             tuned.schedule(0.5)
-            tuned.step(next(iter(tuned.batches(loader))))
+            tuned.step(next(iter(tuned.iterate_batches(loader))))
         plain.model.load_state_dict(tuned.model.state_dict())
         assert tuned.evaluate(pictures) == plain.evaluate(pictures)
     later.model.load_state_dict(tuned.model.state_dict())
-    monkeypatch.setattr(later, "seen", None)
+    monkeypatch.setattr(later, "extract_features", None)
     later.evaluate(pictures)
 
 
@@ -450,7 +461,7 @@ def test_several_processes_are_refused_before_the_first_stage(monkeypatch):
 def test_a_run_that_was_moved_goes_on(few_scenes, often, tmp_path):
     recipe = RCNN(**QUICK)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BoxRegressionTask, "solve", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(BoxRegressionTask, "fit_regressors", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             package.train(recipe, tmp_path / "here", device="cpu", precision="float32")
     (tmp_path / "here").rename(tmp_path / "there")
@@ -487,7 +498,7 @@ def test_killed_in_each_stage_and_resumed_it_is_as_if_never_killed(few_scenes, o
         assert package.load(whole / name, device="cpu").evaluate(recipe.load_data().val)["count"] == 4
 
 
-@pytest.mark.parametrize("when", ["evaluate", "figures"])
+@pytest.mark.parametrize("when", ["evaluate", "plot_evaluation"])
 def test_a_signal_at_the_end_of_a_stage_begins_no_other(when, few_scenes, often, monkeypatch, tmp_path):
     recipe = RCNN(**{**QUICK, "epochs": 1})
     real = getattr(RCNNFinetuneTask, when)
@@ -513,7 +524,7 @@ def finetuned(few_scenes, pageless, tmp_path):
 
 
 def test_stages_by_hand(finetuned, fukami, monkeypatch, tmp_path):
-    small = [f"--{name}={value}" for name, value in SMALL.items()]
+    small = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
     answer = fukami("train", "rcnn-svm", "--init", finetuned, *small, "--out", tmp_path / "svm", "--device", "cpu")
     assert answer.status == 0, answer.err
     answer = fukami("train", "rcnn-boxes", "--init", tmp_path / "svm", *small, "--out", tmp_path / "boxes")
@@ -556,13 +567,13 @@ def test_the_stage_before_has_to_fit(finetuned, tmp_path):
 @pytest.mark.parametrize(
     ("cls", "fields", "message"),
     [
-        (RCNNSVM, {"lr": 0.5, "batch": 3}, r"learned by gradients in rcnn-svm: leave out --batch-size and --lr"),
+        (RCNNSVM, {"lr": 0.5, "batch_size": 3}, r"learned by gradients in rcnn-svm: leave out --batch-size and --lr"),
         (RCNNFinetune, {"size": 62}, r"size should be between 63 and 2048, not 62"),
-        (RCNN, {"context": 114}, r"context should be between 0 and 113"),
-        (RCNN, {"rematerialise": True}, r"give --accumulate"),
-        (RCNN, {"svm_overlap": 0.0}, r"svm-overlap should be"),
+        (RCNN, {"context_padding": 114}, r"context-padding should be between 0 and 113"),
+        (RCNN, {"activation_checkpointing": True}, r"give --accumulate"),
+        (RCNN, {"svm_iou": 0.0}, r"svm-iou should be"),
         (RCNN, {"box_ridge": -1.0}, r"box-ridge should be"),
-        (RCNN, {"cache": -1.0}, r"cache should be"),
+        (RCNN, {"cache_limit": -1.0}, r"cache-limit should be"),
     ],
 )
 def test_fields_that_no_run_can_have(cls, fields, message):
@@ -571,7 +582,7 @@ def test_fields_that_no_run_can_have(cls, fields, message):
 
 
 def test_what_is_solved_has_no_learning_rate(finetuned, fukami):
-    small = [f"--{name}={value}" for name, value in SMALL.items()]
+    small = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
     answer = fukami("find-lr", "rcnn-svm", "--init", finetuned, *small)
     assert answer.status == 2
     assert "not learned by gradients" in answer.err
@@ -586,4 +597,4 @@ def test_regions_that_a_program_proposes_are_not_exported(finetuned, fukami):
 def test_one_process_solves():
     task = RCNNSVM(init="-", **SMALL).build_task(("a", "b"))
     with pytest.raises(UsageError, match="one process, not 2"):
-        task.setup(dataclasses.replace(Runtime.start("cpu", "float32"), world=2))
+        task.setup(dataclasses.replace(Runtime.start("cpu", "float32"), world_size=2))

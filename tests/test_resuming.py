@@ -79,7 +79,7 @@ def test_the_step_and_the_batch_of_a_nan_are_named(tmp_path, monkeypatch):
 
     @dataclass(frozen=True, kw_only=True)
     class Poisoned(DeepConvNet):
-        def task(self, labels):
+        def build_task(self, labels):
             task = super().build_task(labels)
             loss, seen = task.compute_loss, [0]
 
@@ -117,9 +117,9 @@ class AnyLoader(DeepConvNet):
 
     interrupt: bool = False
 
-    def data(self):
+    def load_data(self):
         data = super().load_data()
-        dataset = Interrupting(data.train.pictures[:200], data.train.targets[:200])
+        dataset = Interrupting(data.train.images[:200], data.train.targets[:200])
         dataset.at, dataset.turn = (77, 2) if self.interrupt else (-1, 0)
 
         def collate(samples):

@@ -37,7 +37,7 @@ def test_fukami_takes_the_flags(path, fukami):
     assert found
     for recipe, *words in found:
         known = set(re.findall(r"--([\w-]+)", fukami("train", recipe, "--help").out))
-        assert {"out", "resume", "batch"} <= known
+        assert {"out", "resume", "batch-size"} <= known
         assert flags(words) <= known, words
 
 
@@ -60,9 +60,9 @@ def test_a_started_job_goes_on(path):
     """A scheduler starts a job again with the same command."""
     (words,) = commands(path, "fukami train ")
     assert {"resume", "out", "timeout"} <= flags(words)
-    batch, lr = (float(words[words.index(f"--{name}") + 1]) for name in ("batch", "lr"))
+    batch, lr = (float(words[words.index(f"--{name}") + 1]) for name in ("batch-size", "lr"))
     assert batch / 32 * lr == pytest.approx(0.1 * 8192 / 256)  # Goyal et al. 2017; the recipe's own batch is 32
-    assert get_recipe("resnet50")().batch == 32
+    assert get_recipe("resnet50")().batch_size == 32
 
 
 def test_the_shell_script_parses():

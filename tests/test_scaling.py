@@ -27,7 +27,9 @@ SIZE = (3, 224, 224)
 
 
 def layer(multiply_adds, parameters, kind="Conv2d", channels=8):
-    return SimpleNamespace(multiply_adds=multiply_adds, parameters=parameters, kind=kind, shape=(channels, 4, 4))
+    return SimpleNamespace(
+        multiply_adds=multiply_adds, num_parameters=parameters, op_type=kind, output_shape=(channels, 4, 4)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,18 +68,21 @@ def test_all_reduce_within_and_between_machines():
 
 def test_a_step_by_hand():
     # the first bucket is there after two seconds and takes 2 (n - 1)/n 400 / 200 = 2: until 4; the other from then to 6
-    step = predict_weak_scaling(TWO, replace(ALONE, network=200), 2)
+    step = predict_weak_scaling(TWO, replace(ALONE, inter_bandwidth=200), 2)
     assert (step.step_time, step.compute_time, step.network_time) == (6, 3, 4)
     assert step.efficiency == 3 / 6
     assert step.bottleneck == "network"
     assert step.images_per_second == 2 * 30 / 6
     # four times as fast, the first hides behind the second layer and half a second is left
-    step = predict_weak_scaling(TWO, replace(ALONE, network=800), 2)
+    step = predict_weak_scaling(TWO, replace(ALONE, inter_bandwidth=800), 2)
     assert (step.step_time, step.network_time, step.bottleneck) == (3.5, 1, "compute")
     # in one bucket nothing hides
-    assert predict_weak_scaling(replace(TWO, first=800), replace(ALONE, network=800), 2).step_time == 4
+    assert (
+        predict_weak_scaling(replace(TWO, first_bucket_bytes=800), replace(ALONE, inter_bandwidth=800), 2).step_time
+        == 4
+    )
     # the optimizer comes after it
-    assert predict_weak_scaling(TWO, replace(ALONE, network=800, update=1), 2).step_time == 4.5
+    assert predict_weak_scaling(TWO, replace(ALONE, inter_bandwidth=800, optimizer_time=1), 2).step_time == 4.5
 
 
 def test_synchronised_batch_normalisation_by_hand():
@@ -85,26 +90,28 @@ def test_synchronised_batch_normalisation_by_hand():
     layers = [layer(100, 100), layer(0, 0, "BatchNorm2d"), layer(100, 100)]
     job, cluster = (
         TrainingJob(layers=layers, batch_size=30, first_bucket_bytes=1, bucket_bytes=1),
-        replace(ALONE, network=100),
+        replace(ALONE, inter_bandwidth=100),
     )
     free = predict_weak_scaling(job, cluster, 2)
     assert free.step_time == 2 + 4 + 4
-    both = predict_weak_scaling(replace(job, synchronised=True), cluster, 2)
+    both = predict_weak_scaling(replace(job, sync_batch_norm=True), cluster, 2)
     # forward until 1.64, last layer 2.64, its bucket 6.64, the exchange 7.28; then the first layer and its bucket
     assert both.step_time == pytest.approx(1.64 + 1 + 4 + 0.64 + 1 + 4)
     assert both.network_time == pytest.approx(8 + 1.28)
-    assert predict_weak_scaling(replace(job, synchronised=True), cluster, 1).step_time == 3
+    assert predict_weak_scaling(replace(job, sync_batch_norm=True), cluster, 1).step_time == 3
 
 
 def test_input_bound():
-    job = replace(TWO, picture=100)
-    step = predict_weak_scaling(job, replace(ALONE, disk=500), 1)  # 3,000 bytes
+    job = replace(TWO, image_bytes=100)
+    step = predict_weak_scaling(job, replace(ALONE, disk_bandwidth=500), 1)  # 3,000 bytes
     assert (step.step_time, step.input_time, step.bottleneck) == (6, 6, "input")
-    assert predict_weak_scaling(job, replace(ALONE, disk=500), 64).step_time == 6  # every machine brings a disk
     assert (
-        predict_weak_scaling(job, replace(ALONE, storage=6000), 64).step_time == 32
+        predict_weak_scaling(job, replace(ALONE, disk_bandwidth=500), 64).step_time == 6
+    )  # every machine brings a disk
+    assert (
+        predict_weak_scaling(job, replace(ALONE, storage_bandwidth=6000), 64).step_time == 32
     )  # but they share what is behind them
-    assert predict_weak_scaling(job, replace(ALONE, disk=500, devices=8), 8).step_time == 48
+    assert predict_weak_scaling(job, replace(ALONE, disk_bandwidth=500, devices_per_machine=8), 8).step_time == 48
 
 
 @pytest.mark.parametrize("synchronised", [False, True])
@@ -128,7 +135,8 @@ def test_bounds(resnet50, synchronised):
         assert found == sorted(found, reverse=True)
         assert 0 < found[-1] < found[0]
     wider = [
-        predict_weak_scaling(job, replace(real, network=width * 1e9), 256).efficiency for width in (1, 3, 10, 30, 100)
+        predict_weak_scaling(job, replace(real, inter_bandwidth=width * 1e9), 256).efficiency
+        for width in (1, 3, 10, 30, 100)
     ]
     assert wider == sorted(wider)
 
@@ -145,9 +153,9 @@ def test_strong_scaling_by_hand():
 def test_the_slowest_of_many():
     generator = torch.Generator().manual_seed(0)
     drawn = 3 * (1 + 0.1 * torch.randn(20_000, 64, generator=generator)).amax(1).mean()
-    step = predict_weak_scaling(TWO, replace(ALONE, spread=0.1), 64)
+    step = predict_weak_scaling(TWO, replace(ALONE, step_time_std=0.1), 64)
     assert step.step_time == pytest.approx(float(drawn), rel=0.005)
-    assert predict_weak_scaling(TWO, replace(ALONE, spread=0.1), 1).step_time == 3
+    assert predict_weak_scaling(TWO, replace(ALONE, step_time_std=0.1), 1).step_time == 3
 
 
 def test_buckets_are_those_of_torch(resnet50):

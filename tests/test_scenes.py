@@ -23,19 +23,19 @@ def some():
 def test_the_same_bytes_each_time(some):
     """On every machine: no more than IEEE 754 prescribes is counted on. A changed generator needs a new digest."""
     again = scenes.generate_scene(0, 7)
-    assert np.array_equal(again.image, some[7].picture)
-    assert again.caption == some[7].sentence
-    digest = hashlib.sha256(b"".join(each.picture.tobytes() + each.boxes.tobytes() for each in some)).hexdigest()
+    assert np.array_equal(again.image, some[7].image)
+    assert again.caption == some[7].caption
+    digest = hashlib.sha256(b"".join(each.image.tobytes() + each.boxes.tobytes() for each in some)).hexdigest()
     assert digest == "a7c04a74c45499a0c2dcac1084cf4f4bbb5ebcf7391efa78aed471d50ace3b56"
-    assert not np.array_equal(scenes.generate_scene(1, 7).image.shape, some[7].picture.shape) or not np.array_equal(
-        scenes.generate_scene(1, 7).image, some[7].picture
+    assert not np.array_equal(scenes.generate_scene(1, 7).image.shape, some[7].image.shape) or not np.array_equal(
+        scenes.generate_scene(1, 7).image, some[7].image
     )
 
 
 def test_boxes_masks_and_classes_are_of_the_same_pixels(some):
     for scene in some:
         height, width = scene.instances.shape
-        assert scene.picture.shape == (height, width, 3)
+        assert scene.image.shape == (height, width, 3)
         assert all(128 <= side <= 192 for side in (height, width))
         assert 1 <= len(scene.classes) == len(scene.boxes) == len(scene.masks) == scene.instances.max() <= 6
         for (left, top, right, bottom), mask in zip(scene.boxes.astype(int), scene.masks, strict=True):
@@ -88,13 +88,13 @@ def test_sentences_are_true_and_differ(some):
         there = {label: int((scene.classes == i).sum()) for i, label in enumerate(LABELS) if i in scene.classes}
         counts = said(scene)
         if counts is not None:
-            assert counts == there, scene.sentence
+            assert counts == there, scene.caption
             counting += 1
             continue
-        named = [word for word in scene.sentence.split() if word in LABELS]
-        assert named, scene.sentence
-        assert set(named) <= set(there), scene.sentence
-        if len(scene.classes) == 2 and len(set(named)) == 2 and (relation := SIDE.search(scene.sentence)):
+        named = [word for word in scene.caption.split() if word in LABELS]
+        assert named, scene.caption
+        assert set(named) <= set(there), scene.caption
+        if len(scene.classes) == 2 and len(set(named)) == 2 and (relation := SIDE.search(scene.caption)):
             one, other = (scene.boxes[list(scene.classes).index(LABELS.index(name))] for name in named)
             right, down = (one[:2] + one[2:] - other[:2] - other[2:]) / 2
             slack = 15  # the visible part of an object has another middle than all of it
@@ -104,11 +104,11 @@ def test_sentences_are_true_and_differ(some):
                 "below": down > -slack,
                 "above": down < slack,
             }
-            assert holds.get(relation[0], True), scene.sentence
+            assert holds.get(relation[0], True), scene.caption
             relating += 1
     assert counting >= 5
     assert relating >= 2
-    assert len({scene.sentence for scene in some}) > 35
+    assert len({scene.caption for scene in some}) > 35
 
 
 def test_the_data_set(monkeypatch):

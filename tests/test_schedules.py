@@ -90,7 +90,7 @@ def test_a_plateau_is_torchs(patience):
     scheduler = reference.ReduceLROnPlateau(optimizer, factor=0.5, patience=patience, threshold=0)
     found, expected = [], []
     for loss in losses:
-        plateau.judged({"loss": loss})
+        plateau.on_evaluation({"loss": loss})
         scheduler.step(loss)
         found.append(plateau(0.5))
         expected.append(optimizer.param_groups[0]["lr"])
@@ -102,12 +102,12 @@ def test_a_plateau_warms_up_and_remembers():
     plateau = schedules.parse_schedule("plateau=1", factor=0.1, warmup=0.2)
     assert [plateau(p) for p in (0, 0.1, 0.2, 0.9)] == [0, 0.5, 1, 1]
     for loss in (1, 2, 2, 2):
-        plateau.judged({"loss": loss})
+        plateau.on_evaluation({"loss": loss})
     other = schedules.parse_schedule("plateau=1", factor=0.1, warmup=0.2)
     other.load_state_dict(plateau.state_dict())
     for loss in (2, 0.5, 0.6, 0.6, 0.6):
-        plateau.judged({"loss": loss})
-        other.judged({"loss": loss})
+        plateau.on_evaluation({"loss": loss})
+        other.on_evaluation({"loss": loss})
         assert other(0.9) == plateau(0.9)
     assert plateau(0.9) == pytest.approx(0.001)
 
@@ -152,8 +152,8 @@ def test_a_training_that_waits_for_plateaus_resumes_bit_exactly(tmp_path, monkey
             raise KeyboardInterrupt
         real(self, {"loss": len(heard)})  # worse each time
 
-    monkeypatch.setattr(schedules.ReduceOnPlateau, "judged", judged)
-    monkeypatch.setattr("fukami.engine.async_checkpoint.CheckpointWriter.due", True)
+    monkeypatch.setattr(schedules.ReduceOnPlateau, "on_evaluation", judged)
+    monkeypatch.setattr("fukami.engine.async_checkpoint.CheckpointWriter.is_due", True)
     heard, stop = [], 0
     train("whole")
     heard, stop = [], 5
@@ -172,5 +172,5 @@ def test_a_plateau_of_a_metric_without_a_loss():
     """The first metric has to rise; what is nested after it is left alone."""
     plateau = schedules.parse_schedule("plateau=1", factor=0.5)
     for value in (0.1, 0.3, 0.2, 0.3):
-        plateau.judged({"map": value, "coco_ap": 0.9 - value, "classes": {"cat": {"ap": value}}})
+        plateau.on_evaluation({"map": value, "coco_ap": 0.9 - value, "classes": {"cat": {"ap": value}}})
     assert (plateau.best, plateau(0.5)) == (-0.3, 0.5)

@@ -25,7 +25,7 @@ from fukami.segmentation import task as pixels
 from fukami.segmentation.metrics import SegmentationResults, compute_boundary_f1, find_boundaries
 from fukami.segmentation.task import SegmentationTask, compute_class_weights, compute_tile_starts, resize_and_argmax
 
-SMALL = {"width": 1 / 8, "hidden": 16, "dropout": 0.0}
+SMALL = {"width_multiplier": 1 / 8, "hidden": 16, "dropout": 0.0}
 
 
 def ready(network, labels, **options):
@@ -148,16 +148,16 @@ def test_median_frequency_balancing_by_hand():
 
 @pytest.mark.parametrize(("balance", "power"), [("none", None), ("root", 0.5), ("median", 1)])
 def test_classes_are_weighed_by_a_power_of_median_frequency_balancing(mask_files, balance, power):
-    recipe = package.get_recipe("segnet-basic")(dataset=str(mask_files), filters=4, batch=2, balance=balance)
+    recipe = package.get_recipe("segnet-basic")(data=str(mask_files), filters=4, batch_size=2, balance=balance)
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
     next(iter(task.iterate_batches(data.train)))
     if power is None:
-        assert task.weight is None
+        assert task.class_weights is None
     else:
         torch.testing.assert_close(
-            task.weight, torch.from_numpy(compute_class_weights(data.train.frequencies())) ** power
+            task.class_weights, torch.from_numpy(compute_class_weights(data.train.count_class_pixels())) ** power
         )
 
 
@@ -259,7 +259,7 @@ def test_answers_are_masks_that_other_tools_read():
 
 def test_a_smaller_network_size_is_brought_back(mask_files):
     """Judged at the masks' own size whatever the network sees."""
-    recipe = package.get_recipe("segnet-basic")(dataset=str(mask_files), shortest=64, filters=8)
+    recipe = package.get_recipe("segnet-basic")(data=str(mask_files), min_size=64, filters=8)
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
@@ -270,7 +270,7 @@ def test_a_smaller_network_size_is_brought_back(mask_files):
 
 def test_classes_are_matched_by_name(mask_files):
     """Also where other data have them in another order; those that are unknown are named."""
-    recipe = package.get_recipe("segnet-basic")(dataset=str(mask_files), filters=8)
+    recipe = package.get_recipe("segnet-basic")(data=str(mask_files), filters=8)
     data = recipe.load_data()
     task = recipe.build_task(data.labels[::-1])
     task.setup(Runtime.start("cpu", "float32"))
@@ -283,10 +283,12 @@ def test_classes_are_matched_by_name(mask_files):
 @pytest.mark.parametrize("name", ["segnet-vgg16", "fcn8s-vgg16"])
 def test_rematerialised_steps_are_the_same(name, mask_files):
     """Less is kept, and the update is the same, bit for bit, statistics of the normalisation and dropout, too."""
-    fields = {"width": 1 / 16} | ({"hidden": 8} if "fcn" in name else {})
+    fields = {"width_multiplier": 1 / 16} | ({"hidden": 8} if "fcn" in name else {})
     states = []
     for rematerialise in (False, True):
-        recipe = package.get_recipe(name)(dataset=str(mask_files), batch=2, rematerialise=rematerialise, **fields)
+        recipe = package.get_recipe(name)(
+            data=str(mask_files), batch_size=2, activation_checkpointing=rematerialise, **fields
+        )
         data = recipe.load_data()
         torch.manual_seed(1)
         task = recipe.build_task(data.labels)
@@ -374,7 +376,7 @@ def test_the_report_shows_the_best_the_median_and_the_worst():
 def run(mask_files, tmp_path_factory):
     """A short training of a small FCN on a few scenes."""
     out = tmp_path_factory.mktemp("runs") / "fcn"
-    recipe = package.get_recipe("fcn8s-vgg16")(dataset=str(mask_files), epochs=2, batch=4, **SMALL)
+    recipe = package.get_recipe("fcn8s-vgg16")(data=str(mask_files), epochs=2, batch_size=4, **SMALL)
     package.train(recipe, out, device="cpu", precision="float32")
     return out
 
@@ -423,7 +425,7 @@ def test_a_folder_of_frames_becomes_a_film(run, fukami, mask_files, tmp_path):
     for number in range(5):
         first.rotate(number).save(frames / f"{number}.png")
     (frames / "3.png").write_bytes(b"")
-    answer = fukami("predict", run, frames, "--film", "12.5", "--out", tmp_path / "out")
+    answer = fukami("predict", run, frames, "--fps", "12.5", "--out", tmp_path / "out")
     assert answer.status == 1
     assert "3.png is empty" in answer.err
     assert "drive: 4 frames answered at " in answer.err
@@ -431,11 +433,11 @@ def test_a_folder_of_frames_becomes_a_film(run, fukami, mask_files, tmp_path):
     assert answer.json[1]["file"] == str(frames / "1.png")
     with av.open(str(tmp_path / "out" / "drive.mp4")) as film:
         assert sum(1 for _ in film.decode(video=0)) == 4
-    again = fukami("predict", run, tmp_path / "out" / "drive.mp4", "--train-frequency", "2", "--out", tmp_path / "more")
+    again = fukami("predict", run, tmp_path / "out" / "drive.mp4", "--frame-interval", "2", "--out", tmp_path / "more")
     assert again.status == 0
     assert [each["frame"] for each in again.json] == [0, 2]
     assert (tmp_path / "more" / "drive.mp4").is_file()
-    assert fukami("predict", run, frames, "--film", "-1").status == 2
+    assert fukami("predict", run, frames, "--fps", "-1").status == 2
 
 
 def test_served_and_explained(run, fukami, mask_files):
@@ -454,14 +456,14 @@ def test_served_and_explained(run, fukami, mask_files):
     explained = fukami("explain", run)
     assert explained.status == 0
     assert "head.fc7" in explained.out
-    assert fukami("explain", "segnet_vgg16", "--classes", "11", "--input", "3x64x64").out.count("Conv2d") == 26
+    assert fukami("explain", "segnet_vgg16", "--num-classes", "11", "--input", "3x64x64").out.count("Conv2d") == 26
 
 
 @pytest.mark.parametrize("name", ["fcn8s-vgg16", "segnet-vgg16", "fcn-resnet50"])
 def test_exported(name, mask_files, pageless, tmp_path, fukami):
     """ONNX and halves answer as float32 does, on pictures of other shapes than it was traced with."""
-    smaller = {} if "resnet" in name else {"width": 1 / 8} | ({"hidden": 16} if "fcn" in name else {})
-    recipe = package.get_recipe(name)(dataset=str(mask_files), shortest=64, epochs=1, batch=4, lr=1e-4, **smaller)
+    smaller = {} if "resnet" in name else {"width_multiplier": 1 / 8} | ({"hidden": 16} if "fcn" in name else {})
+    recipe = package.get_recipe(name)(data=str(mask_files), min_size=64, epochs=1, batch_size=4, lr=1e-4, **smaller)
     package.train(recipe, tmp_path / "run", device="cpu", precision="float32")
     files = sorted((mask_files / "val" / "images").iterdir())[:2]
     task = package.load(tmp_path / "run", device="cpu")
@@ -471,7 +473,7 @@ def test_exported(name, mask_files, pageless, tmp_path, fukami):
         assert exported.status == 0, exported.err
         found = package.load(tmp_path / to, device="cpu").predict(files)
         for one, other in zip(found, expected, strict=True):
-            assert (task.map(one) != task.map(other)).mean() <= most, to
+            assert (task.decode_masks(one) != task.decode_masks(other)).mean() <= most, to
     refused = fukami("export", tmp_path / "run", "--to", "int8")
     assert refused.status == 2
     assert "int8 is for classifiers" in refused.err
@@ -489,7 +491,7 @@ def test_staged_training_begins_each_network_with_the_one_before(mask_files, pag
     finer = json.loads((tmp_path / "one" / "fcn16s-vgg16" / "recipe.json").read_text())
     assert finer["fields"]["init"].endswith("fcn32s-vgg16")
     assert finer["fields"]["lr"] == pytest.approx(1e-5)
-    begun = package.get_recipe("fcn8s-vgg16")(dataset=str(mask_files), training="staged", **SMALL)
+    begun = package.get_recipe("fcn8s-vgg16")(data=str(mask_files), training="staged", **SMALL)
     assert [*begun.stages(tmp_path)] == ["fcn32s-vgg16", "fcn16s-vgg16"]
     after = load_file(tmp_path / "one" / "fcn16s-vgg16" / "weights.safetensors")
     moved = (after["model.features.0.weight"] - coarse["model.features.0.weight"]).abs().max()
@@ -502,14 +504,14 @@ def test_staged_training_begins_each_network_with_the_one_before(mask_files, pag
 def test_each_stage_lowers_the_learning_rate(tmp_path, factor, rates):
     """By 100: FCN-16s in section 4.2, FCN-8s in the authors' solvers. At once nothing is lowered."""
     kind = package.get_recipe("fcn8s-vgg16")
-    recipe = kind(training="staged", stage_lr_factor=factor, lr=1e-3, init="imagenet", backbone_lr=0.1, **SMALL)
+    recipe = kind(training="staged", stage_lr_factor=factor, lr=1e-3, init="imagenet", backbone_lr_factor=0.1, **SMALL)
     found = []
     for stage in (*recipe.stages(tmp_path).values(), recipe):
         task = stage.build_task(tuple("abc"))
         task.setup(Runtime.start("cpu", "float32"))
         found.append([group["initial_lr"] for group in task.optimizer.param_groups])
     assert found == [[pytest.approx(rate), pytest.approx(0.1 * rate)] for rate in rates]
-    assert kind(lr=1e-3).peak == 1e-3
+    assert kind(lr=1e-3).peak_lr == 1e-3
     with pytest.raises(UsageError, match="add --training staged"):
         kind(stage_lr_factor=0.1)
 
@@ -525,7 +527,7 @@ def test_published_weights_become_a_run(fukami, mask_files, tmp_path):
     task = package.load(tmp_path / "run", device="cpu")
     assert task.labels[15] == "person"
     path = sorted((mask_files / "val" / "images").iterdir())[0]
-    picture = task.prepare(task.prepare.open(path))
+    picture = task.prepare(task.prepare.read_image(path))
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (task.prepare.mean, task.prepare.std))
     normal = ((picture / 255 - mean) / std)[None]
     frame = F.pad(normal, (0, -normal.shape[3] % 32, 0, -normal.shape[2] % 32))
@@ -533,7 +535,7 @@ def test_published_weights_become_a_run(fukami, mask_files, tmp_path):
         scores = theirs(frame)["out"][0, :, : normal.shape[2], : normal.shape[3]]
     (answer,) = task.predict([path])
     expected = resize_and_argmax(scores, answer["height"], answer["width"]).numpy() - 1
-    assert (task.map(answer) == expected).mean() > 0.999
+    assert (task.decode_masks(answer) == expected).mean() > 0.999
     torch.save(
         {"classifier.4.weight": torch.zeros(2, 512, 1, 1), "backbone.layer4.x": torch.zeros(1)}, tmp_path / "bad.pth"
     )
@@ -544,8 +546,8 @@ def test_published_weights_become_a_run(fukami, mask_files, tmp_path):
 
 def test_errors_of_the_command_line(fukami, mask_files, tmp_path):
     for words, message in (
-        (["--min-size", "20"], "shortest should be at least 32 pixels, or 0"),
-        (["--min-size", "200", "--max-size", "100"], "longest should be at least shortest"),
+        (["--min-size", "20"], "min-size should be at least 32 pixels, or 0"),
+        (["--min-size", "200", "--max-size", "100"], "max-size should be at least min-size"),
         (["--augment", "mixup"], "mixes two pictures, whose boxes and masks cannot be mixed"),
         (["--data", "camvit"], "did you mean 'camvid'"),
         (["--init", "no-such-file"], "cannot be read"),
@@ -564,9 +566,9 @@ def test_shown(fukami, mask_files, tmp_path):
         "--augment",
         "flip",
         "rotate=20",
-        "--pictures",
+        "--num-images",
         "2",
-        "--variants",
+        "--num-variants",
         "3",
         "--out",
         tmp_path / "s.png",
@@ -580,7 +582,9 @@ def test_shown(fukami, mask_files, tmp_path):
 
 def test_camvid_learns_a_little(camvid, pageless, tmp_path):
     """A few steps on real pictures of the road."""
-    recipe = package.get_recipe("segnet-basic")(dataset="camvid", shortest=64, filters=16, epochs=1, batch=16, lr=0.01)
+    recipe = package.get_recipe("segnet-basic")(
+        data="camvid", min_size=64, filters=16, epochs=1, batch_size=16, lr=0.01
+    )
     result = package.train(recipe, tmp_path / "run", device="cpu")
     assert result["count"] == 233
     assert result["accuracy"] > 0.3

@@ -44,10 +44,12 @@ def small(name, classes=5):
     options = {
         "fcn_resnet50": {},
         "fcn_resnet101": {},
-        "segnet_basic": {"filters": 8},
-        "segnet_vgg16": {"width": 1 / 16},
+        "segnet_basic": {"num_filters": 8},
+        "segnet_vgg16": {"width_multiplier": 1 / 16},
     }
-    return getattr(models, name)(classes, **options.get(name, {"width": 1 / 16, "hidden": 12, "dropout": 0.0}))
+    return getattr(models, name)(
+        classes, **options.get(name, {"width_multiplier": 1 / 16, "hidden": 12, "dropout": 0.0})
+    )
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -237,7 +239,7 @@ def test_other_sizes_are_filled_up_and_cut_off():
 def test_explained(name):
     """Every layer with weights is there, with its place and its cost, as deep as the paper says."""
     network = weightless(name)
-    steps = analysis.summarize_layers(network.outline(), (3, 64, 96))
+    steps = analysis.summarize_layers(network.get_traceable_module(), (3, 64, 96))
     auxiliary = sum(p.numel() for key, p in network.named_parameters() if key.startswith("aux"))
     assert sum(step.num_parameters for step in steps) == PARAMETERS[name] - auxiliary
     assert steps[-1].output_shape == ((11 if "segnet" in name else 21), *((8, 12) if "resnet" in name else (64, 96)))
@@ -279,7 +281,7 @@ def test_layers_that_have_learned_go_on_more_slowly(tmp_path):
 
     torch.save(models.vgg16(3, size=32, hidden=8).state_dict(), tmp_path / "vgg.pt")
     for init, groups in ((str(tmp_path / "vgg.pt"), 2), ("", 1)):
-        task = get_recipe("fcn8s-vgg16")(hidden=8, init=init, lr=0.5, backbone_lr=0.1).build_task(("a", "b"))
+        task = get_recipe("fcn8s-vgg16")(hidden=8, init=init, lr=0.5, backbone_lr_factor=0.1).build_task(("a", "b"))
         optimizer = task.make_optimizer(task.model.parameters())
         assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.05][:groups]
         slow = {id(parameter) for parameter in optimizer.param_groups[-1]["params"]}
@@ -322,7 +324,7 @@ def test_scores_of_other_classes_begin_anew(tmp_path, caplog):
 def test_the_trace_of_an_outline_is_the_network():
     torch.manual_seed(0)
     network = small("fcn8s_vgg16").eval()
-    traced = fx.GraphModule(network.outline(), analysis._Tracer().trace(network.outline()))
+    traced = fx.GraphModule(network.get_traceable_module(), analysis._Tracer().trace(network.get_traceable_module()))
     pictures = torch.rand(1, 3, 64, 64)
     assert torch.equal(traced(pictures), network(pictures))
 
@@ -341,8 +343,8 @@ def test_calibrated_layers_compute_what_they_computed(name):
     with torch.no_grad():
         expected = classifier.features(pictures)
     network = getattr(models, name)(5, **({"hidden": 16, "dropout": 0.0} if "fcn" in name else {}))
-    network.load_state_dict(network.adopt(classifier.state_dict()), strict=False)
-    rescale_activations(network.chain(), pictures)
+    network.load_state_dict(network.convert_classifier_weights(classifier.state_dict()), strict=False)
+    rescale_activations(network.list_backbone_layers(), pictures)
     for training in (True, False):
         with torch.no_grad():
             found = network.features.train(training)(pictures)

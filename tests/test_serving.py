@@ -211,7 +211,7 @@ def test_the_page_shows_the_answers(client, task, files):
     text = response.text
     answer = task.predict([str(files[0])])[0]
     drawn = io.BytesIO()
-    task.draw(str(files[0]), answer).save(drawn, format="png")
+    task.draw_prediction(str(files[0]), answer).save(drawn, format="png")
     (found,) = re.findall('src="(data:image/png;base64,[^"]+)"', text)
     with urllib.request.urlopen(found) as picture:
         assert picture.read() == drawn.getvalue()
@@ -566,11 +566,11 @@ def test_a_decoder_reads_as_image_read_does(decoder, tmp_path):
     for mode, suffix in (("L", "png"), ("RGB", "jpg"), ("RGBA", "png"), ("P", "gif"), ("I;16", "tiff")):
         path = tmp_path / f"{mode.replace(';', '')}.{suffix}"
         picture.convert(mode).save(path)
-        found, expected = decoder.read(path.read_bytes(), "x"), image_io.read_image(path)
+        found, expected = decoder.decode(path.read_bytes(), "x"), image_io.read_image(path)
         assert (found.mode, found.size, found.tobytes()) == (expected.mode, expected.size, expected.tobytes())
     for content in (b"", b"x", sized(8)[:40], sized(5000)):
         with pytest.raises(package.Error) as ours:
-            decoder.read(content, "näme\n.png")
+            decoder.decode(content, "näme\n.png")
         with pytest.raises(package.Error) as other:
             image_io.read_image(content, name="näme\n.png", max_pixels=10_000)
         assert str(ours.value) == str(other.value)
@@ -582,12 +582,12 @@ def test_a_decoder_is_ended_when_an_image_takes_too_long(decoder, more):
     """One that stands still, before or after it has read all."""
     first = decoder.start()
     first.send_signal(signal.SIGSTOP)
-    decoder.seconds = 0.2
+    decoder.timeout = 0.2
     with pytest.raises(package.Error, match=r"^a\.png took more than 0.2 seconds to decode"):
-        decoder.read(sized(8) + bytes(more), "a.png")
+        decoder.decode(sized(8) + bytes(more), "a.png")
     assert first.poll() is not None
-    decoder.seconds = 60
-    assert decoder.read(sized(8), "a.png").size == (8, 9)
+    decoder.timeout = 60
+    assert decoder.decode(sized(8), "a.png").size == (8, 9)
 
 
 def test_a_decoder_that_breaks_is_another_one_for_the_next_image(decoder, monkeypatch):
@@ -602,16 +602,16 @@ def test_a_decoder_that_breaks_is_another_one_for_the_next_image(decoder, monkey
     with monkeypatch.context() as patch:
         patch.setattr(decoding, "_send", send)
         with pytest.raises(package.Error, match=r"^a\.png broke the decoder"):
-            decoder.read(sized(8), "a.png")
-    assert decoder.read(sized(8), "a.png").size == (8, 9)
+            decoder.decode(sized(8), "a.png")
+    assert decoder.decode(sized(8), "a.png").size == (8, 9)
     decoder.process.kill()
     decoder.process.wait()
-    assert decoder.read(sized(8), "a.png").size == (8, 9)
+    assert decoder.decode(sized(8), "a.png").size == (8, 9)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the bound is Linux's")
 def test_the_memory_of_a_decoder_is_bounded():
-    code = "from fukami.serving import decoder; decoder.MEMORY = 400 * 2**20; decoder.main()"
+    code = "from fukami.serving import decoder; decoder.MAX_MEMORY = 400 * 2**20; decoder.main()"
     buffer = io.BytesIO()
     Image.new("RGBA", (10_000, 9_000)).save(buffer, "PNG", compress_level=1)
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -722,7 +722,7 @@ def test_a_response_may_take_longer_than_a_head(monkeypatch):
         if phase == "sent":
             started.set()
 
-    monkeypatch.setattr(connections.Connection, "start", start)
+    monkeypatch.setattr(connections.Connection, "start_deadline", start)
     with listening(long_response) as port, connect(port, GET.replace(b"close", b"keep-alive")) as slow:
         assert started.wait(60)
         received = 0
@@ -859,7 +859,7 @@ def test_the_environment_gives_the_token_and_nobody_gets_it(monkeypatch, fukami)
     assert given["deadline"] == 9
     assert given["token"] == "from-the-command"
     assert "0.0.0.0" in given["hosts"]
-    assert given["config"]["http"].keywords["limit"] <= 4096
+    assert given["config"]["http"].keywords["max_connections"] <= 4096
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sockets are no files there")

@@ -43,7 +43,7 @@ class Process:
     """What a loader asks a runtime for."""
 
     rank: int
-    world: int
+    world_size: int
     device = torch.device("cpu")
 
     def clock(self, part):
@@ -214,22 +214,22 @@ def test_a_buffer_is_a_buffer(count, buffer):
 
 
 def test_every_sample_once_in_a_pass_in_another_order_each_time(folder):
-    made = loader(folder, batch=6, seed=4)
+    made = loader(folder, batch_size=6, seed=4)
     assert made.num_readers == 6  # the largest divisor of 6 that is not above 8 shards
     assert len(made) == 10
     passes = [made._plan_epoch(turn)[0].tolist() for turn in range(3)]
     for order in passes:
         assert len(set(order)) == len(order) == 60
     assert passes[0] != passes[1] != passes[2]
-    assert passes[0] == loader(folder, batch=6, seed=4)._plan_epoch(0)[0].tolist()
-    assert passes[0] != loader(folder, batch=6, seed=5)._plan_epoch(0)[0].tolist()
-    assert passes[1] != loader(folder, batch=6, seed=5)._plan_epoch(0)[0].tolist()
+    assert passes[0] == loader(folder, batch_size=6, seed=4)._plan_epoch(0)[0].tolist()
+    assert passes[0] != loader(folder, batch_size=6, seed=5)._plan_epoch(0)[0].tolist()
+    assert passes[1] != loader(folder, batch_size=6, seed=5)._plan_epoch(0)[0].tolist()
 
 
 def test_a_lane_reads_few_shards_from_end_to_end(folder, monkeypatch):
     """With a buffer of one there is no shuffle but that of the shards: row i of all batches is a stretch of shards."""
     monkeypatch.setattr(webdataset, "SHUFFLE_BUFFER_BYTES", 0)
-    made = loader(folder, batch=4, seed=0)
+    made = loader(folder, batch_size=4, seed=0)
     order = made._plan_epoch(0)[0].reshape(-1, 4)
     assert len(order) == 15
     for lane in order.T.tolist():
@@ -242,7 +242,7 @@ def test_a_lane_reads_few_shards_from_end_to_end(folder, monkeypatch):
 @pytest.mark.parametrize("smallest", [None, 0.3])
 def test_the_pixels_are_those_of_the_files(folder, root, smallest):
     """Of each picture in two passes, cropped by its draws or whole; as Decoder reads the file itself."""
-    made = loader(folder, batch=6, seed=1, smallest=smallest)
+    made = loader(folder, batch_size=6, seed=1, min_area=smallest)
     files = originals(folder, root)
     decoder = ImageDecoder(files, PREPARE, smallest or 1.0)
     for turn in range(2):
@@ -259,12 +259,12 @@ def test_the_pixels_are_those_of_the_files(folder, root, smallest):
 def test_judged_and_ordered_see_each_once_in_order(folder, root):
     files = originals(folder, root)
     expected = torch.stack([torch.from_numpy(PREPARE.read_and_transform(file)) for file in files])
-    judged = loader(folder, batch=10)
+    judged = loader(folder, batch_size=10)
     pictures, targets = (torch.cat(column) for column in zip(*judged, strict=True))
     assert torch.equal(pictures, expected)
     assert [LABELS[target] for target in targets] == [file.parent.name for file in files]
-    training = loader(folder, batch=6, seed=2, smallest=0.3)
-    undisturbed = list(loader(folder, batch=6, seed=2, smallest=0.3))
+    training = loader(folder, batch_size=6, seed=2, min_area=0.3)
+    undisturbed = list(loader(folder, batch_size=6, seed=2, min_area=0.3))
     begun = iter(training)
     first = next(begun)
     assert torch.equal(torch.cat([pictures for pictures, _ in training.iterate_in_order()]), expected)
@@ -280,7 +280,7 @@ def test_a_lane_is_read_forwards(folder, monkeypatch):
         return real(self, start, count)
 
     monkeypatch.setattr(remote.DiskStream, "read", watched)
-    made = loader(folder, batch=4, seed=0)
+    made = loader(folder, batch_size=4, seed=0)
     made.load_state_dict({"turn": 1, "position": 6, "broken": []})
     read.clear()
     (*batches,) = made.iterate_requests()
@@ -294,29 +294,29 @@ def test_a_lane_is_read_forwards(folder, monkeypatch):
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_share_the_batches_of_one(folder, world):
     change = augment.parse_augmentation(["flip", "shift=2"], size=16, num_classes=3)
-    options = {"batch": 8, "seed": 4, "smallest": 0.5, "augment": change}
+    options = {"batch_size": 8, "seed": 4, "min_area": 0.5, "augment": change}
     whole = list(loader(folder, **options))
     assert len(whole) == 7
     parts = [loader(folder, rank=rank, world=world, **options) for rank in range(world)]
     for rank, part in enumerate(parts):
         mine = [(pictures[rank::world], targets[rank::world]) for pictures, targets in whole]
         assert same(part, mine) == 7
-    judged = [loader(folder, rank=rank, world=world, batch=10) for rank in range(world)]
+    judged = [loader(folder, rank=rank, world=world, batch_size=10) for rank in range(world)]
     everything = torch.cat([pictures for part in judged for pictures, _ in part])
-    assert torch.equal(everything, torch.cat([pictures for pictures, _ in loader(folder, batch=10)]))
+    assert torch.equal(everything, torch.cat([pictures for pictures, _ in loader(folder, batch_size=10)]))
 
 
 def test_processes_that_do_not_fit_the_lanes_are_refused(folder):
     with pytest.raises(UsageError, match="write more shards, or change --batch-size"):
-        loader(folder, world=4, batch=12, seed=0)
+        loader(folder, world=4, batch_size=12, seed=0)
     with pytest.raises(UsageError, match="cannot share a batch of 6 evenly"):
-        loader(folder, world=4, batch=6, seed=0)
+        loader(folder, world=4, batch_size=6, seed=0)
 
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_every_position_resumes(folder, world):
     """Written by one process, taken up by one or two, in either of two passes."""
-    options = {"batch": 8, "seed": 6, "smallest": 0.4}
+    options = {"batch_size": 8, "seed": 6, "min_area": 0.4}
     made = loader(folder, **options)
     whole, states = [], []
     for _ in range(2):
@@ -338,7 +338,7 @@ def test_every_position_resumes(folder, world):
 
 def test_nothing_is_left_running(folder):
     """Neither after a pass, nor after one that was left, nor when the loader goes."""
-    made = loader(folder, batch=8, seed=0)
+    made = loader(folder, batch_size=8, seed=0)
     list(made)
     begun = iter(made)
     next(begun)
@@ -357,7 +357,7 @@ def test_a_program_that_fails_in_mid_pass_ends(folder):
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_shards import loader
-for number, batch in enumerate(loader({str(folder)!r}, batch=2, seed=0)):
+for number, batch in enumerate(loader({str(folder)!r}, batch_size=2, seed=0)):
     if number == 3:
         raise RuntimeError("enough")
 """
@@ -396,9 +396,9 @@ def test_over_http_as_from_the_disk(folder, kind, monkeypatch):
         "store": (RANGE, folder, 0),
         "broken": (RANGE, folder, 25),
     }
-    local = loader(folder, batch=8, seed=3, smallest=0.4)
+    local = loader(folder, batch_size=8, seed=3, min_area=0.4)
     with serving(*words[kind]) as url:
-        made = loader(url, batch=8, seed=3, smallest=0.4)
+        made = loader(url, batch_size=8, seed=3, min_area=0.4)
         assert same(made, local) == 7
         assert same(made.iterate_in_order(), local.iterate_in_order()) == 1
         made.load_state_dict({"turn": 1, "position": 4, "broken": []})
@@ -408,7 +408,7 @@ def test_over_http_as_from_the_disk(folder, kind, monkeypatch):
 def test_a_store_is_asked_for_no_byte_twice(folder, tmp_path):
     """Of each lane of a pass: one answer for each shard, from the first byte that is wanted on."""
     with (tmp_path / "log").open("w") as log, serving(RANGE, folder, 0, log=log) as url:
-        made = loader(url, batch=4, seed=0)
+        made = loader(url, batch_size=4, seed=0)
         list(made)
     asked = re.findall(r"bytes=(\d+)- .*GET /(train-\d+\.tar)", (tmp_path / "log").read_text())
     assert len(asked) == len(set(asked)) <= 8 + 4 - 1
@@ -421,7 +421,7 @@ def test_lanes_are_opened_together(folder, monkeypatch):
         webdataset, "SHUFFLE_BUFFER_BYTES", 0
     )  # so that the first sample of a lane is the first that it reads
     with serving(RANGE, folder, 0, 0.4) as url:
-        made = loader(url, batch=8, seed=0)
+        made = loader(url, batch_size=8, seed=0)
         began, wishes = time.monotonic(), made.iterate_requests()
         assert len(next(wishes)) == made.num_readers == 8
         assert 0.4 <= time.monotonic() - began < 2
@@ -450,7 +450,7 @@ def test_a_server_sends_on_to_the_web_alone(there, monkeypatch):
 def test_a_server_that_is_gone_is_an_error_that_names_the_url(folder, monkeypatch, caplog):
     monkeypatch.setattr(remote, "RETRY_DELAY", 0.001)
     with serving(RANGE, folder, 0) as url:
-        made = loader(url, batch=4, seed=0)
+        made = loader(url, batch_size=4, seed=0)
         with pytest.raises(Error, match=r"nothing/index\.json cannot be read .*404.*given by a pattern"):
             shards.load_shards(f"{url}/nothing/")
         with pytest.raises(Error, match=r"train-8\.tar cannot be read .*404"):
@@ -475,8 +475,8 @@ def test_a_truncated_shard_and_a_damaged_picture_are_left_out(copied, folder, ca
     hurt.write_bytes(content)
     with tarfile.open(hurt) as shard:
         name = shard.getnames()[6]
-    made = loader(copied, batch=7, seed=0)
-    whole = loader(folder, batch=7, seed=0)
+    made = loader(copied, batch_size=7, seed=0)
+    whole = loader(folder, batch_size=7, seed=0)
     lost = {2 * 8 + 6, 2 * 8 + 7, 5 * 8 + 3}
     order = whole._plan_epoch(0)[0].reshape(-1, 7)
     for members, (pictures, targets), (others, numbers) in zip(order.tolist(), made, whole, strict=True):
@@ -490,10 +490,10 @@ def test_a_truncated_shard_and_a_damaged_picture_are_left_out(copied, folder, ca
         assert any(hint in line for line in told), (hint, told)
     state = made.state_dict()
     assert sorted(f"{each}; it is left out" for each in state["broken"]) == sorted(told)
-    strict = loader(copied, batch=7, seed=0, broken=2)
+    strict = loader(copied, batch_size=7, seed=0, max_broken=2)
     with pytest.raises(Error, match=r"3 pictures are broken, and --max-broken allows 2.*\n  train-"):
         list(chain(strict, strict))
-    resumed = loader(copied, batch=7, seed=0, broken=3)
+    resumed = loader(copied, batch_size=7, seed=0, max_broken=3)
     resumed.load_state_dict(state)
     caplog.clear()
     list(resumed)
@@ -503,15 +503,15 @@ def test_a_truncated_shard_and_a_damaged_picture_are_left_out(copied, folder, ca
 def test_a_stretch_that_is_missing_is_passed_over_in_judging(copied, folder, monkeypatch):
     """Batches of four from two shards, one of which is empty: those of the other one."""
     (copied / "train-000003.tar").write_bytes(b"")
-    made, whole = (list(loader(spec, batch=4)) for spec in (copied, folder))
+    made, whole = (list(loader(spec, batch_size=4)) for spec in (copied, folder))
     assert same(made, [*whole[:6], *whole[8:]]) == 14
-    monkeypatch.setattr(webdataset, "EACH", 4)
-    made, whole = (list(loader(spec, batch=4).iterate_in_order()) for spec in (copied, folder))
+    monkeypatch.setattr(webdataset, "SEQUENTIAL_BATCH_SIZE", 4)
+    made, whole = (list(loader(spec, batch_size=4).iterate_in_order()) for spec in (copied, folder))
     assert same(made, [*whole[:6], *whole[8:]]) == 14
     for path in copied.glob("*.tar"):
         path.write_bytes(b"")
     with pytest.raises(Error, match=r"not one picture can be read; the first: train-000000\.tar, sample 1, is missing"):
-        list(loader(copied, batch=4))
+        list(loader(copied, batch_size=4))
 
 
 def test_in_memory_the_same_are_left_out(copied, caplog):
@@ -776,11 +776,12 @@ def test_a_block_is_read_as_tarfile_reads_it(folder):
 
 # ---- trainings ------------------------------------------------------------------------------------------------------
 
-WORDS = ["--size", "16", "--channels", "3", "--epochs", "6", "--eval-every", "3", "--batch-size", "8", "--memory-limit", "0",
-         "--hidden", "8", "--augment", "crop=0.3", "flip", "--convention", "picture", "--balance", "loss"]  # fmt: skip
+WORDS = ["--size", "16", "--channels", "3", "--epochs", "6", "--eval-every", "3", "--batch-size", "8",
+         "--memory-limit", "0", "--hidden", "8", "--augment", "crop=0.3", "flip", "--convention",
+         "picture", "--balance", "loss"]  # fmt: skip
 QUICK = (
     "from fukami.cli.main import main; from fukami.engine import async_checkpoint; "
-    "async_checkpoint.Saver.due = True; main()"
+    "async_checkpoint.CheckpointWriter.is_due = True; main()"
 )
 
 
@@ -796,7 +797,7 @@ def test_a_training_from_shards_that_is_killed_resumes_bit_exactly(root, tmp_pat
         assert process.returncode == 0, err
         return json.loads(out)
 
-    (made,) = fukami("shard", root, "shards", "--holdout", "0.3", "--eval-samples", "6").json
+    (made,) = fukami("shard", root, "shards", "--holdout", "0.3", "--samples", "6").json
     assert (made["train"], made["test"]) == (45, 18)
     train = ("train", "deep-convnet", "--data", "shards", *WORDS)
     whole = run(*train, "--out", "whole")
@@ -822,7 +823,7 @@ def test_a_training_from_shards_that_is_killed_resumes_bit_exactly(root, tmp_pat
 
 
 def test_show_and_doctor_take_shards(copied, fukami):
-    answer = fukami("show", copied, "--pictures", "3", "--out", "grid.png")
+    answer = fukami("show", copied, "--num-images", "3", "--out", "grid.png")
     assert answer.status == 0, answer.err
     assert sorted(answer.json[0]["labels"]) == list(LABELS)
     answer = fukami("doctor", copied)
@@ -847,7 +848,7 @@ def test_show_and_doctor_take_shards(copied, fukami):
 
 def test_in_memory_where_it_fits(folder, monkeypatch):
     """The same pictures as from the shards one by one; decoded by other processes where there are many."""
-    options = {"dataset": str(folder), "size": 16, "channels": 3, "convention": "picture", "holdout": 0.3}
+    options = {"data": str(folder), "size": 16, "channels": 3, "convention": "picture", "holdout": 0.3}
     assert isinstance(DeepConvNet(**options, memory_limit=0.0).load_data().train, ShardStreamingLoader)
     data = DeepConvNet(**options).load_data()
     assert isinstance(data.train, InMemoryLoader)
@@ -855,7 +856,7 @@ def test_in_memory_where_it_fits(folder, monkeypatch):
     assert len(data.train.targets) + len(data.val.targets) == COUNT
     source = labelled_images.load_labelled_images(str(folder), 0.0)[0]
     found = source.decode(PREPARE)
-    assert torch.equal(found.images, torch.cat([pictures for pictures, _ in loader(folder, batch=10)]))
+    assert torch.equal(found.images, torch.cat([pictures for pictures, _ in loader(folder, batch_size=10)]))
     assert found.names[8] == "train-000001.tar, sample 1"
-    monkeypatch.setattr(webdataset, "MANY", 1)
+    monkeypatch.setattr(webdataset, "MIN_PARALLEL_FILES", 1)
     assert torch.equal(source.decode(PREPARE).images, found.images)

@@ -36,13 +36,13 @@ RECIPE = DeepConvNet(epochs=1, batch_size=100, dropout=0.0, augment=())
 def task_of(recipe, precision="float32"):
     """The task of a recipe, its data and its first batch."""
     runtime = Runtime.start("cpu", precision)
-    data = recipe.data()
-    data.train.place(runtime)
+    data = recipe.load_data()
+    data.train.setup(runtime)
     torch.manual_seed(0)
-    task = recipe.task(data.labels)
+    task = recipe.build_task(data.labels)
     task.setup(runtime)
     task.schedule(0.5)
-    return task, next(iter(task.batches(data.train)))
+    return task, next(iter(task.iterate_batches(data.train)))
 
 
 # ---- where the time goes --------------------------------------------------------------------------------------------
@@ -167,7 +167,9 @@ def test_more_parts_than_pictures(fukami):
 
 def test_a_gradient_is_clipped():
     """Plain SGD moves the weights by the rate times the gradient, whose norm is now the given one."""
-    recipe = DeepConvNet(**vars(RECIPE) | {"clip": 0.01, "optimizer": "sgd", "weight_decay": 0.0, "decay": "constant"})
+    recipe = DeepConvNet(
+        **vars(RECIPE) | {"clip_norm": 0.01, "optimizer": "sgd", "weight_decay": 0.0, "schedule": "constant"}
+    )
     task, batch = task_of(recipe)
     before = [p.detach().clone() for p in task.model.parameters()]
     rate = task.schedule(0.5)
@@ -228,7 +230,7 @@ def test_a_step_that_computes_again_is_the_same(precision):
     assert torch.equal(*found)
     for p, q in zip(plain.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(p, q)
-    assert not again.static
+    assert not again.supports_cuda_graph
 
 
 def test_the_rate_follows_the_batch():
@@ -281,13 +283,13 @@ def test_weights_that_are_not_finite_replace_nothing(tmp_path):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_if_asked_from_the_second_step_on(tmp_path, monkeypatch, pageless):
     """Nearly the same loss; cut off and resumed, compiled without being told, the same bits."""
-    monkeypatch.setattr(async_checkpoint.CheckpointWriter, "due", True)
+    monkeypatch.setattr(async_checkpoint.CheckpointWriter, "is_due", True)
     recipe = DeepConvNet(epochs=1, batch_size=70, widths=(4, 4, 4, 4, 4, 4), hidden=8)
     how = {"device": "cpu", "precision": "float32"}
     steps, real = [], ClassificationTask.step
 
     def step(self, batch, stop_at=0):
-        steps.append(self.replica is not self.parallel)
+        steps.append(self.training_model is not self.ddp_model)
         if len(steps) == stop_at:
             raise KeyboardInterrupt
         return real(self, batch)

@@ -60,8 +60,8 @@ def streamed(source, prepare=PREPARE, **options):
 
 
 def resident(source, prepare=PREPARE, **options):
-    found = source.read(prepare)
-    return InMemoryLoader(found.pictures, found.targets, LABELS, names=found.names, **options)
+    found = source.decode(prepare)
+    return InMemoryLoader(found.images, found.targets, LABELS, names=found.names, **options)
 
 
 # ---- as from memory -------------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ def resident(source, prepare=PREPARE, **options):
 )
 def test_streamed_batches_are_those_from_memory(source, options):
     """In each of two passes; whole or looked at in order in between."""
-    one, other = streamed(source, batch=5, **options), resident(source, batch=5, **options)
+    one, other = streamed(source, batch_size=5, **options), resident(source, batch_size=5, **options)
     for _ in range(2):
         assert same(one, other) == len(one) == (4 if options["seed"] is not None else 5)
     assert same(one.iterate_in_order(), other.iterate_in_order()) == 1
@@ -88,8 +88,8 @@ def test_streamed_batches_are_those_from_memory(source, options):
 
 
 def test_ordered_yields_everything_once_and_disturbs_nothing(source, monkeypatch):
-    monkeypatch.setattr(streaming, "EACH", 8)
-    loader, other = (streamed(source, batch=5, seed=1, smallest=0.3) for _ in range(2))
+    monkeypatch.setattr(streaming, "SEQUENTIAL_BATCH_SIZE", 8)
+    loader, other = (streamed(source, batch_size=5, seed=1, min_area=0.3) for _ in range(2))
     batches, undisturbed = iter(loader), iter(other)
     for number in range(4):
         assert same([next(batches)], [next(undisturbed)])
@@ -99,7 +99,7 @@ def test_ordered_yields_everything_once_and_disturbs_nothing(source, monkeypatch
             assert torch.equal(torch.get_rng_state(), state)
     assert [len(targets) for _, targets in found] == [8, 8, 5]
     assert torch.equal(torch.cat([targets for _, targets in found]), torch.from_numpy(source.targets))
-    assert torch.equal(torch.cat([pictures for pictures, _ in found]), source.read(PREPARE).pictures)
+    assert torch.equal(torch.cat([pictures for pictures, _ in found]), source.decode(PREPARE).images)
 
 
 @pytest.mark.parametrize("steps", [0, 2, 4, 6])
@@ -117,7 +117,7 @@ def test_a_stream_goes_on_where_it_was(source, steps):
         return found
 
     def make():
-        return streamed(source, batch=5, seed=2, smallest=0.3, augment=change)
+        return streamed(source, batch_size=5, seed=2, min_area=0.3, augment=change)
 
     undisturbed = take(make(), 9)
     first, second = make(), make()
@@ -133,18 +133,18 @@ def test_two_processes_share_every_batch(source):
     class Two:
         rank: int
         device = torch.device("cpu")
-        world = 2
+        world_size = 2
         clock = PhaseTimer(torch.device("cpu"))
 
     def share(rank, **options):
-        loader = streamed(source, batch=6, **options)
+        loader = streamed(source, batch_size=6, **options)
         loader.setup(Two(rank))
         return list(loader)
 
     for (pictures, targets), *shares in zip(
-        streamed(source, batch=6, seed=4, smallest=0.5),
-        share(0, seed=4, smallest=0.5),
-        share(1, seed=4, smallest=0.5),
+        streamed(source, batch_size=6, seed=4, min_area=0.5),
+        share(0, seed=4, min_area=0.5),
+        share(1, seed=4, min_area=0.5),
         strict=True,
     ):
         for rank, (part, numbers) in enumerate(shares):
@@ -153,11 +153,11 @@ def test_two_processes_share_every_batch(source):
     judged = torch.cat([targets for rank in (0, 1) for _, targets in share(rank)])
     assert judged.bincount().tolist() == [7, 7, 7]
     with pytest.raises(UsageError, match="--batch-size"):
-        streamed(source, batch=5, seed=4).setup(Two(0))
+        streamed(source, batch_size=5, seed=4).setup(Two(0))
 
 
 def test_the_share_of_waiting_is_one(source):
-    loader = streamed(source, batch=5, seed=0)
+    loader = streamed(source, batch_size=5, seed=0)
     for _ in loader:
         assert 0 <= loader.compute_wait_fraction() <= 1
     loader.wait_seconds = math.inf
@@ -177,7 +177,7 @@ def test_the_processes_end_with_the_loader(source, batches, monkeypatch):
         real(worker)
 
     monkeypatch.setattr(BaseProcess, "terminate", terminate)
-    loader = streamed(source, batch=5, seed=0)
+    loader = streamed(source, batch_size=5, seed=0)
     reading = iter(loader)
     for _ in range(batches):
         next(reading)
@@ -201,12 +201,12 @@ def damaged(root, tmp_path):
     return tmp_path / "copy"
 
 
-@pytest.mark.parametrize("options", [{"seed": 6, "smallest": 0.3}, {"seed": None}], ids=["training", "judging"])
+@pytest.mark.parametrize("options", [{"seed": 6, "min_area": 0.3}, {"seed": None}], ids=["training", "judging"])
 def test_broken_files_are_left_out_and_named_once(root, damaged, caplog, options):
     """What is left has the draws and the targets that it has in the whole set."""
     found, whole = (labelled_images.load_labelled_images(str(path), 0.0)[0] for path in (damaged, root))
     change = augment.parse_augmentation(["flip"], size=16) if options["seed"] is not None else None
-    loader, good = (streamed(source, batch=7, augment=change, **options) for source in (found, whole))
+    loader, good = (streamed(source, batch_size=7, augment=change, **options) for source in (found, whole))
     order = loader._plan_epoch(0)[0] if options["seed"] is not None else torch.arange(21)
     broken = [found.items.index(damaged / path) for path in ("dark/2.png", "red/4.png")]
     left = 0
@@ -230,7 +230,7 @@ def test_a_batch_of_broken_files_alone_is_an_error(tmp_path):
             (tmp_path / label / f"{number}.png").write_text("no picture")
     source = labelled_images.load_labelled_images(str(tmp_path), 0.0)[0]
     with pytest.raises(Error, match=r"not one picture of a batch can be read; .*\.png is not a picture"):
-        list(streamed(source, batch=4, seed=0))
+        list(streamed(source, batch_size=4, seed=0))
 
 
 # ---- crops ----------------------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def test_a_crop_is_pils_crop_and_resize(tmp_path, random):
 
 def test_crops_are_those_of_the_draws(source):
     """Worked out in pixels: area, ratio of the sides, what would not fit is cut, and where it lies."""
-    loader = streamed(source, batch=21, seed=9, smallest=0.2)
+    loader = streamed(source, batch_size=21, seed=9, min_area=0.2)
     order, draws = loader._plan_epoch(0)
     pictures, _ = next(iter(loader))
     for picture, member, (size, shape, across, down) in zip(pictures, order, draws.tolist(), strict=True):
@@ -315,7 +315,7 @@ def test_many_files_are_read_by_many_processes_alike(damaged, monkeypatch):
     alone = list(streaming.decode_files(source.items, PREPARE))
     assert not asked
     monkeypatch.setattr(streaming, "MIN_PARALLEL_FILES", 21)
-    monkeypatch.setattr(streaming, "EACH", 4)
+    monkeypatch.setattr(streaming, "SEQUENTIAL_BATCH_SIZE", 4)
     together = list(streaming.decode_files(source.items, PREPARE))
     assert asked
     assert len(alone) == len(together) == 21
@@ -339,7 +339,7 @@ class Interrupted(DeepConvNet):
     stop: int = 0
     """The step before which the training is interrupted; 0: never."""
 
-    def task(self, labels):
+    def build_task(self, labels):
         task = super().build_task(labels)
         step, seen = task.step, []
 
@@ -354,15 +354,15 @@ class Interrupted(DeepConvNet):
 
 
 def recipe(root, **options):
-    given = {"size": 16, "channels": 3, "epochs": 3, "batch": 5, "widths": (4,) * 6, "hidden": 8, "dropout": 0.5}
-    return Interrupted(**{**given, "dataset": str(root), "augment": ("flip",), "holdout": 0.3, **options})
+    given = {"size": 16, "channels": 3, "epochs": 3, "batch_size": 5, "widths": (4,) * 6, "hidden": 8, "dropout": 0.5}
+    return Interrupted(**{**given, "data": str(root), "augment": ("flip",), "holdout": 0.3, **options})
 
 
 def test_a_training_from_files_is_one_from_memory(root, tmp_path, pageless):
     """Dropout and all: reading files takes nothing from the random numbers of the training."""
     results = {}
     for memory in (0.0, 4.0):
-        made = recipe(root, memory=memory)
+        made = recipe(root, memory_limit=memory)
         assert isinstance(made.load_data().train, InMemoryLoader if memory else FileStreamingLoader)
         results[memory] = package.train(made, tmp_path / str(memory), **CPU)
     assert results[0.0] == results[4.0]
@@ -377,8 +377,8 @@ def test_a_training_from_files_is_one_from_memory(root, tmp_path, pageless):
 
 def test_a_training_from_files_resumes_bit_exactly(root, tmp_path, pageless, monkeypatch):
     """Cut off in the second pass, with crops, augmentation and dropout."""
-    monkeypatch.setattr("fukami.engine.async_checkpoint.CheckpointWriter.due", True)
-    whole = recipe(root, memory=0.0, augment=("crop=0.3", "flip", "brightness=0.2"))
+    monkeypatch.setattr("fukami.engine.async_checkpoint.CheckpointWriter.is_due", True)
+    whole = recipe(root, memory_limit=0.0, augment=("crop=0.3", "flip", "brightness=0.2"))
     package.train(whole, tmp_path / "whole", **CPU)
     with pytest.raises(KeyboardInterrupt):
         package.train(replace(whole, stop=6), tmp_path / "cut", **CPU)
@@ -393,14 +393,14 @@ def test_a_training_from_files_resumes_bit_exactly(root, tmp_path, pageless, mon
 
 
 def test_what_is_judged_is_never_cropped(root, source):
-    made = recipe(root, memory=0.0, holdout=0.0, augment=("crop=0.3",))
+    made = recipe(root, memory_limit=0.0, holdout=0.0, augment=("crop=0.3",))
     train = made.load_data().train
-    assert train.crops == 4
+    assert train.num_crop_draws == 4
     assert train.augment is None
     judged = made.build_loader(source, LABELS, train=False)
-    expected = source.read(made.build_transform(LABELS))
+    expected = source.decode(made.build_transform(LABELS))
     (batch,) = judged
-    assert torch.equal(batch[0], expected.pictures)
+    assert torch.equal(batch[0], expected.images)
 
 
 # ---- data sets by table and by name ---------------------------------------------------------------------------------

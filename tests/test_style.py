@@ -25,7 +25,7 @@ from fukami.style.neural_style import NeuralStyle
 from fukami.style.task import RANGE_PENALTY_WEIGHT, STYLE_WEIGHT, StyleInputs, compute_level_sizes, load_image
 
 READ = {"vgg16": ([1, 6, 11, 18, 25], 20), "vgg19": ([1, 6, 11, 20, 29], 22)}  # ReLUs of torchvision's features
-SMALL = {"size": 96, "levels": 2, "iterations": 16, "judge_every": 8}
+SMALL = {"size": 96, "levels": 2, "iterations": 16, "eval_every": 8}
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +52,10 @@ def _no_weights(monkeypatch, tmp_path):
 def begun(recipe, precision="float32"):
     """The task of a recipe at its first step, and its batch."""
     torch.manual_seed(0)
-    data = recipe.data()
-    task = recipe.task(data.labels)
+    data = recipe.load_data()
+    task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", precision))
-    recipe.begin(task)
+    recipe.initialize_task(task)
     return task, data.train[0]
 
 
@@ -78,7 +78,7 @@ def test_maps_are_those_of_vgg_with_averages(name, convolutions):
     for number, own in zip(layers, found, strict=True):
         torch.testing.assert_close(own, maps[number])
     torch.testing.assert_close(shown, maps[content])
-    assert [own.shape[1] for own in found] == network.channels == [64, 128, 256, 512, 512]
+    assert [own.shape[1] for own in found] == network.style_channels == [64, 128, 256, 512, 512]
 
 
 def test_the_loss_is_the_papers_in_float64(pictures):
@@ -87,11 +87,11 @@ def test_the_loss_is_the_papers_in_float64(pictures):
     task, batch = begun(recipe)
     picture = torch.rand(3, 48, 64)
     task.model.double()
-    task.canvas.double()
-    task.contents.clear()
+    task.pyramid.double()
+    task.content_targets.clear()
 
     def maps(picture):
-        found, shown = task.model(task.normalised(picture.double()))
+        found, shown = task.model(task.normalize_image(picture.double()))
         return [each[0].flatten(1).detach().numpy() for each in (*found, shown)]
 
     content = maps(batch.content[0] / 255)[-1]
@@ -103,13 +103,13 @@ def test_the_loss_is_the_papers_in_float64(pictures):
         G, A = np.einsum("ik,jk->ij", F, F), np.einsum("ik,jk->ij", S, S) * M / m  # the style's, of as many positions
         terms.append(np.sum((G - A) ** 2) / (4 * N**2 * M**2))
     expected = {"content_loss": np.sum((shown - content) ** 2) / 2, "style_loss": sum(terms) / 5}
-    loss, parts = task.losses(picture, batch.content, 0)
+    loss, parts = task.compute_losses(picture, batch.content, 0)
     for name, value in expected.items():
         assert float(parts[name]) == pytest.approx(value, rel=1e-4), name
     whole = expected["content_loss"] + STYLE_WEIGHT * content.size * expected["style_loss"]
     assert float(loss) == pytest.approx(whole, rel=1e-4)
     bright = 2 * picture - 0.3
-    loss, parts = task.losses(bright, batch.content, 0)
+    loss, parts = task.compute_losses(bright, batch.content, 0)
     outside = np.maximum(bright.numpy() - 1, 0) + np.maximum(-bright.numpy(), 0)
     whole = float(parts["content_loss"]) + STYLE_WEIGHT * content.size * float(parts["style_loss"])
     assert float(loss) - whole == pytest.approx(RANGE_PENALTY_WEIGHT * np.sum(outside**2), rel=1e-3)
@@ -134,13 +134,13 @@ def test_the_gradient_at_the_pixels_agrees_with_differences(pictures):
     recipe = NeuralStyle(content=str(pictures / "content.png"), size=48, levels=1, tv_weight=2.0)
     task, batch = begun(recipe)
     task.model.double()
-    task.canvas.double()
+    task.pyramid.double()
     picture = (1.2 * torch.rand(3, 36, 48) - 0.1).double().requires_grad_()
     way = torch.randn_like(picture)
-    task.losses(picture, batch.content, 0)[0].backward()
+    task.compute_losses(picture, batch.content, 0)[0].backward()
     step = 1e-8  # few ReLUs change their side
     with torch.no_grad():
-        after, before = (task.losses(picture + sign * step * way, batch.content, 0)[0] for sign in (1, -1))
+        after, before = (task.compute_losses(picture + sign * step * way, batch.content, 0)[0] for sign in (1, -1))
     assert float((after - before) / (2 * step)) == pytest.approx(float((picture.grad * way).sum()), rel=1e-4)
 
 
@@ -218,21 +218,21 @@ def test_each_size_begins_as_the_one_before_ended(pictures):
     for step in range(8):
         task.schedule(step / 24)
         task.step(batch)
-    coarse = task.canvas.pictures[0].detach().clone()
-    assert not task.canvas.pictures[1].any()
+    coarse = task.pyramid.pictures[0].detach().clone()
+    assert not task.pyramid.pictures[1].any()
     task.schedule(8 / 24)
-    task.enlarge(batch.content)
+    task.advance_level(batch.content)
 
     def resized(picture, *size):
         return nn.functional.interpolate(picture[None], size, mode="bicubic", antialias=True)[0]
 
     content = batch.content[0] / 255
     details = resized(content, 72, 96) - resized(resized(content, 36, 48), 72, 96)
-    torch.testing.assert_close(task.canvas.pictures[1], resized(coarse, 72, 96) + details)
-    assert int(task.canvas.level) == 1
+    torch.testing.assert_close(task.pyramid.pictures[1], resized(coarse, 72, 96) + details)
+    assert int(task.pyramid.level) == 1
     task.step(batch)
-    assert torch.equal(task.canvas.pictures[0], coarse)
-    assert [task.work(step) for step in (0, 8, 16, 24)] == [
+    assert torch.equal(task.pyramid.pictures[0], coarse)
+    assert [task.count_work(step) for step in (0, 8, 16, 24)] == [
         0,
         8 * 36 * 48,
         8 * 36 * 48 + 8 * 72 * 96,
@@ -245,8 +245,8 @@ def test_styles_are_mixed_by_their_weights(pictures):
     names = [str(pictures / f"{name}.png") for name in ("style", "other")]
     recipe = NeuralStyle(content=str(pictures / "content.png"), style=tuple(names), style_weights=(1.0, 3.0), **SMALL)
     task, batch = begun(recipe)
-    for layer, target in enumerate(task.canvas.targets(1)):
-        maps = (task.model(task.normalised(each[0] / 255))[0][layer] for each in batch.styles)
+    for layer, target in enumerate(task.pyramid.get_style_targets(1)):
+        maps = (task.model(task.normalize_image(each[0] / 255))[0][layer] for each in batch.styles)
         first, second = map(style_losses.compute_gram_matrix, maps)
         torch.testing.assert_close(target, 0.25 * first + 0.75 * second, rtol=1e-3, atol=1e-4)
 
@@ -256,7 +256,7 @@ def test_noise_does_not_begin_as_the_content(pictures):
         recipe = NeuralStyle(content=str(pictures / "content.png"), init=init, **SMALL)
         task, batch = begun(recipe)
         content = nn.functional.interpolate(batch.content / 255, (36, 48), mode="bicubic", antialias=True)[0]
-        far = (task.canvas.pictures[0] - content).abs().mean()
+        far = (task.pyramid.pictures[0] - content).abs().mean()
         assert far <= 1e-6 if expected == 0 else far > expected
 
 
@@ -296,7 +296,7 @@ def test_smoothness(pictures):
         for step in range(24):
             task.schedule(step / 24)
             task.step(batch)
-        found[tv] = float(style_losses.compute_total_variation(task.canvas.at(1).detach()))
+        found[tv] = float(style_losses.compute_total_variation(task.pyramid.get_image(1).detach()))
     assert found[1e4] < 0.7 * found[0.0]
 
 

@@ -19,32 +19,53 @@ def classification(request):
 
 
 def detection(request):
-    small = {"shortest": 96, "longest": 160, "width": 0.125, "hidden": 32, "scales": (24.0, 48.0, 96.0), "dropout": 0.0}
+    small = {
+        "min_size": 96,
+        "max_size": 160,
+        "width_multiplier": 0.125,
+        "hidden": 32,
+        "anchor_sizes": (24.0, 48.0, 96.0),
+        "dropout": 0.0,
+    }
     data = str(request.getfixturevalue("scene_files"))
-    return partial(FasterRCNNVGG16, dataset=data, epochs=6, batch=2, optimizer="adamw", lr=1e-3, **small)
+    return partial(FasterRCNNVGG16, data=data, epochs=6, batch_size=2, optimizer="adamw", lr=1e-3, **small)
 
 
 def segmentation(request):
     data = str(request.getfixturevalue("mask_files"))
-    small = {"width": 0.125, "hidden": 32, "dropout": 0.0, "augment": ("flip", "crop=0.6", "hue"), "shortest": 96}
-    return partial(FCN8sVGG16, dataset=data, epochs=6, batch=2, lr=1e-3, judge_every=1, balance="median", **small)
+    small = {
+        "width_multiplier": 0.125,
+        "hidden": 32,
+        "dropout": 0.0,
+        "augment": ("flip", "crop=0.6", "hue"),
+        "min_size": 96,
+    }
+    return partial(FCN8sVGG16, data=data, epochs=6, batch_size=2, lr=1e-3, eval_every=1, balance="median", **small)
 
 
 def captioning(request):
-    small = {"encoder": "resnet20", "size": 32, "hidden": 64, "dropout": 0.0, "augment": (), "beams": 2, "floor": 1}
+    small = {
+        "encoder": "resnet20",
+        "size": 32,
+        "hidden": 64,
+        "dropout": 0.0,
+        "augment": (),
+        "beam_size": 2,
+        "min_word_count": 1,
+    }
     data = str(request.getfixturevalue("told_files"))
-    return partial(ShowAndTell, **{"dataset": data, "batch": 8, "epochs": 6, "lr": 3e-3, "judge_every": 1, **small})
+    return partial(ShowAndTell, **{"data": data, "batch_size": 8, "epochs": 6, "lr": 3e-3, "eval_every": 1, **small})
 
 
 def style(request):
     """It knows no epochs and no batches of more than one picture."""
-    small = {"size": 96, "levels": 2, "iterations": 12, "judge_every": 8}
+    small = {"size": 96, "levels": 2, "iterations": 12, "eval_every": 8}
     return lambda **fields: NeuralStyle(**small)
 
 
 def generation(request):
-    small = {"width": 4, "batch": 8, "samples": 40, "size": 28, "channels": 1, "epochs": 6}
-    return partial(DCGAN, **{"dataset": str(request.getfixturevalue("digit_files")), **small})
+    small = {"base_channels": 4, "batch_size": 8, "eval_samples": 40, "size": 28, "channels": 1, "epochs": 6}
+    return partial(DCGAN, **{"data": str(request.getfixturevalue("digit_files")), **small})
 
 
 LEARNERS = [classification, detection, segmentation, captioning, style]
@@ -73,20 +94,22 @@ def test_evaluation_changes_nothing(make):
 def test_figures_are_those_of_the_last_evaluation(family, request, monkeypatch):
     """Judged once more where the network or the data are others."""
     recipe = family(request)()
-    data = recipe.data()
-    task = recipe.task(data.labels)
+    data = recipe.load_data()
+    task = recipe.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
     judged = []
-    monkeypatch.setattr(task, "judge", lambda batches: judged.append(1) or type(task).judge(task, batches))
+    monkeypatch.setattr(
+        task, "collect_results", lambda batches: judged.append(1) or type(task).collect_results(task, batches)
+    )
     task.evaluate(data.val)
-    assert [*task.figures(data.val)]
+    assert [*task.plot_evaluation(data.val)]
     assert len(judged) == 1
     task.schedule(0.5)
     task.step(next(iter(data.train)))
-    assert [*task.figures(data.val)]
+    assert [*task.plot_evaluation(data.val)]
     assert len(judged) == 2
     task.evaluate(data.val)
-    assert [*task.figures(recipe.data().val)]
+    assert [*task.plot_evaluation(recipe.load_data().val)]
     assert len(judged) == 4
 
 

@@ -45,8 +45,8 @@ def colours(tmp_path_factory):
 
 def small(colours, name="resnet20", **fields):
     """A recipe that trains a few steps on the coloured pictures."""
-    given = {"epochs": 2, "batch": 6, "size": 32, "augment": (), "warmup": 0.0, "decay": "constant", "lr": 0.01}
-    return package.get_recipe(name)(**{**given, "dataset": str(colours), **fields})
+    given = {"epochs": 2, "batch_size": 6, "size": 32, "augment": (), "warmup": 0.0, "schedule": "constant", "lr": 0.01}
+    return package.get_recipe(name)(**{**given, "data": str(colours), **fields})
 
 
 # ---- the head, and what learns at which rate ------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def small(colours, name="resnet20", **fields):
         ("vgg16", {}, {"classifier"}),
         ("vgg11_bn", {"hidden": 0}, {"classifier"}),
         ("googlenet", {}, {"fc", "aux1", "aux2"}),
-        ("googlenet", {"auxiliary": False}, {"fc"}),
+        ("googlenet", {"aux_loss": False}, {"fc"}),
         ("resnet18", {}, {"fc"}),
         ("resnet20", {}, {"fc"}),
         ("deep_convnet", {}, {"19"}),
@@ -112,10 +112,10 @@ def test_stages_of_networks_that_begin_otherwise():
 
 def test_a_training_steps_at_the_rates_of_the_stages(colours, tmp_path, pageless):
     """The first step of plain SGD, worked out by hand with autograd."""
-    recipe = small(colours, epochs=1, batch=18, optimizer="sgd", weight_decay=0.0, layer_decay=0.5, lr=0.1)
+    recipe = small(colours, epochs=1, batch_size=18, optimizer="sgd", weight_decay=0.0, layer_lr_decay=0.5, lr=0.1)
     data = recipe.load_data()
     torch.manual_seed(recipe.seed)
-    network = recipe.network(3)
+    network = recipe.build_model(3)
     torch.manual_seed(recipe.seed)
     task = recipe.build_task(data.labels)
     task.setup(Runtime.start(**CPU))
@@ -123,7 +123,9 @@ def test_a_training_steps_at_the_rates_of_the_stages(colours, tmp_path, pageless
     assert len(batch[1]) == 18
     task.schedule(0.0)
     task.step(batch)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (recipe.prepare(()).mean, recipe.prepare(()).std))
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1) for v in (recipe.build_transform(()).mean, recipe.build_transform(()).std)
+    )
     nn.functional.cross_entropy(network((batch[0].float() / 255 - mean) / std), batch[1]).backward()
     depth = {"fc": 0, "layer3": 1, "layer2": 2, "layer1": 3, "bn1": 4, "conv1": 4}
     trained = dict(task.model.named_parameters())
@@ -134,9 +136,9 @@ def test_a_training_steps_at_the_rates_of_the_stages(colours, tmp_path, pageless
 
 
 def test_layer_decay_0_trains_the_head_alone(colours, tmp_path, pageless):
-    started = small(colours).network(3).state_dict()
+    started = small(colours).build_model(3).state_dict()
     save_file(started, tmp_path / "start.safetensors")
-    recipe = small(colours, epochs=1, layer_decay=0.0, init=str(tmp_path / "start.safetensors"))
+    recipe = small(colours, epochs=1, layer_lr_decay=0.0, init=str(tmp_path / "start.safetensors"))
     package.train(recipe, tmp_path / "run", **CPU)
     trained = load_file(tmp_path / "run" / "weights.safetensors")
     for key, value in started.items():
@@ -147,10 +149,10 @@ def test_layer_decay_0_trains_the_head_alone(colours, tmp_path, pageless):
 # ---- frozen ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fields", [{}, {"ema": 0.5}, {"layer_decay": 0.5}], ids=str)
+@pytest.mark.parametrize("fields", [{}, {"ema_decay": 0.5}, {"layer_lr_decay": 0.5}], ids=str)
 def test_frozen_features_keep_weights_and_statistics(colours, tmp_path, pageless, fields):
     torch.manual_seed(5)
-    network = small(colours).network(3)
+    network = small(colours).build_model(3)
     network.train()(torch.rand(4, 3, 32, 32))  # statistics that are not the first ones
     before = {key: value.clone() for key, value in network.state_dict().items()}
     torch.save(before, tmp_path / "start.pth")
@@ -169,9 +171,9 @@ def test_freezing_needs_weights(colours):
 def test_a_moving_average_begins_at_the_weights_given(colours, tmp_path, pageless):
     """With a decay near 1 it stays there; from random weights it would stay at those."""
     torch.manual_seed(5)
-    start = small(colours).network(3).state_dict()
+    start = small(colours).build_model(3).state_dict()
     save_file(start, tmp_path / "start.safetensors")
-    recipe = small(colours, epochs=1, ema=0.9999, init=str(tmp_path / "start.safetensors"))
+    recipe = small(colours, epochs=1, ema_decay=0.9999, init=str(tmp_path / "start.safetensors"))
     package.train(recipe, tmp_path / "run", **CPU)
     after = load_file(tmp_path / "run" / "weights.safetensors")
     torch.testing.assert_close(after["model.conv1.weight"], start["conv1.weight"], atol=1e-3, rtol=0)
@@ -243,7 +245,7 @@ def test_googlenets_published_form_fits_other_classes(tmp_path, caplog):
     theirs = torchvision.models.googlenet(num_classes=6, aux_logits=True, init_weights=False).state_dict()
     save_file(theirs, tmp_path / "theirs.safetensors")
     for auxiliary in (True, False):
-        found = initialised(tmp_path / "theirs.safetensors", classes=4, name="googlenet", auxiliary=auxiliary)
+        found = initialised(tmp_path / "theirs.safetensors", classes=4, name="googlenet", aux_loss=auxiliary)
         for key, value in found.items():
             fits = theirs[key].shape == value.shape
             assert fits == (key.rpartition(".")[0] not in ("fc", "aux1.fc2", "aux2.fc2")), key
@@ -352,7 +354,7 @@ def test_published_weights_go_into_the_network(monkeypatch, colours, tmp_path, p
     torch.manual_seed(3)
     theirs = torchvision.models.resnet18().state_dict()
     monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", lambda self, **options: theirs)
-    recipe = small(colours, "resnet18", epochs=1, batch=18, init="imagenet", freeze=True)
+    recipe = small(colours, "resnet18", epochs=1, batch_size=18, init="imagenet", freeze=True)
     package.train(recipe, tmp_path / "run", **CPU)
     after = load_file(tmp_path / "run" / "weights.safetensors")
     assert all(torch.equal(after[f"model.{key}"], theirs[key]) for key in theirs if not key.startswith("fc."))
@@ -379,12 +381,12 @@ def test_pictures_are_normalised_as_the_published_weights_expect(colours):
     """torchvision's own transforms of its weights; those of GoogLeNet were made with 0.5 and 0.5."""
     weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
     for name in ("resnet18", "vgg16"):
-        prepare = small(colours, name).prepare(("a",))
+        prepare = small(colours, name).build_transform(("a",))
         assert (list(prepare.mean), list(prepare.std)) == (weights.mean, weights.std)
     for channels in (1, 3):
-        prepare = small(colours, "googlenet", channels=channels).prepare(("a",))
+        prepare = small(colours, "googlenet", channels=channels).build_transform(("a",))
         assert (prepare.mean, prepare.std) == ((0.5,), (0.5,))
-    grey = small(colours, "resnet18", channels=1).prepare(("a",))
+    grey = small(colours, "resnet18", channels=1).build_transform(("a",))
     assert grey.mean == pytest.approx((sum(weights.mean) / 3,))
     assert grey.std == pytest.approx((sum(weights.std) / 3,))
 

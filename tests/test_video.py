@@ -154,7 +154,7 @@ def test_predict_boxes_in_pictures_and_videos(fukami, tmp_path, monkeypatch):
     (tmp_path / "in" / "b.avi").write_text("no video")
     Image.new("L", (100, 50), 255).save(tmp_path / "in" / "c.png")
     Image.new("L", (40, 20), 255).save(tmp_path / "in" / "c.bmp")  # drawn as a PNG, too
-    answer = fukami("predict", "deep-convnet", "in", "--train-frequency", "2", "--out", "in")
+    answer = fukami("predict", "deep-convnet", "in", "--frame-interval", "2", "--out", "in")
     assert answer.status == 1
     assert "\nfukami: in/b.avi is damaged, or no video" in answer.err
     assert "1 of 4 files" in answer.err
@@ -205,4 +205,4 @@ def test_a_classifier_answers_for_frames_as_for_pictures(fukami, tmp_path):
     (alone,) = checkpoint.load("deep-convnet", device="cpu").predict([frame.image])
     assert (answer.json[0]["file"], answer.json[0]["label"]) == (str(source), alone["label"])
     assert len(list(video.read_frames(tmp_path / "drawn" / "a.mp4"))) == 2
-    assert fukami("predict", "deep-convnet", source, "--train-frequency", "0").status == 2
+    assert fukami("predict", "deep-convnet", source, "--frame-interval", "0").status == 2

@@ -47,7 +47,7 @@ class Work:
         """The recipe's own, but torchvision's ResNet-50; on the CPU still."""
         if self.load == "resnet50":
             return torchvision.models.resnet50()
-        return fukami.get_recipe(self.load.removesuffix("-augmented"))().network(10)
+        return fukami.get_recipe(self.load.removesuffix("-augmented"))().build_model(10)
 
     def optimizer(self, parameters):
         """The recipe's: AdamW for DeepConvNet, SGD with Nesterov momentum for the ResNets, as torch makes them."""

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import nn
 
-from fukami.classification.recipe import ClassificationRecipe, Optimizer
+from fukami.classification.recipe import ClassificationRecipe, OptimizerName
 from fukami.image.transform import SquareTransform
 
 
@@ -19,7 +19,7 @@ class Small(ClassificationRecipe):
     """1 grey, 3 colour."""
     epochs: int = 5
     """Passes over the training set."""
-    optimizer: Optimizer = "adamw"
+    optimizer: OptimizerName = "adamw"
     """How gradients become updates, as torch has it."""
     lr: float = 1e-3
     """Peak learning rate."""
@@ -28,16 +28,16 @@ class Small(ClassificationRecipe):
     width: int = 16
     """Channels of the first convolution; the second has twice as many."""
 
-    def network(self, classes: int) -> nn.Module:
-        """The network, with scores ``(N, classes)`` for pictures ``(N, channels, size, size)``."""
+    def build_model(self, num_classes: int) -> nn.Module:
+        """The network, with scores ``(N, num_classes)`` for pictures ``(N, channels, size, size)``."""
         side = -(-self.size // 4)
         return nn.Sequential(
             nn.Conv2d(self.channels, self.width, 5, stride=2, padding=2), nn.ReLU(),
             nn.Conv2d(self.width, 2 * self.width, 5, stride=2, padding=2), nn.ReLU(),
-            nn.Flatten(), nn.Linear(2 * self.width * side * side, classes),
+            nn.Flatten(), nn.Linear(2 * self.width * side * side, num_classes),
         )  # fmt: skip
 
-    def prepare(self, labels: tuple[str, ...]) -> SquareTransform:
+    def build_transform(self, labels: tuple[str, ...]) -> SquareTransform:
         """How a picture is brought to the form that the network sees; digits as MNIST has them."""
         digit = (self.size, self.channels) == (28, 1) and labels == tuple("0123456789")
         return SquareTransform(channels=self.channels, size=self.size, mnist_digit=digit)

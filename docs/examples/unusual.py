@@ -25,7 +25,7 @@ class Copying(Task):
         super().__init__(model, optimizer=partial(torch.optim.AdamW, lr=lr), epochs=epochs)
         self.prepare = prepare
 
-    def loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared difference of the copy."""
         pictures = batch[0].float() / 255
         return F.mse_loss(self.training_model(pictures), pictures), {}
@@ -63,7 +63,7 @@ class Copying(Task):
 class Unusual(Recipe):
     """A two-layer autoencoder of pictures."""
 
-    dataset: DataSpec = "digits"
+    data: DataSpec = "digits"
     """What to learn from: mnist, digits (embedded), or a folder or archive of pictures by class."""
     holdout: float = 0.2
     """Share of each class kept for testing, where the data have no test part of their own."""
@@ -74,14 +74,14 @@ class Unusual(Recipe):
     narrow: int = 24
     """Values that a picture has to pass through."""
 
-    def data(self) -> Data:
+    def load_data(self) -> Data:
         """The data set; what the classes are does not matter here."""
-        *parts, labels = labelled_images.load_labelled_images(self.dataset, self.holdout)
+        *parts, labels = labelled_images.load_labelled_images(self.data, self.holdout)
         train, test = (part.decode(self.prepare(labels)) for part in parts)
         training = InMemoryLoader(train.images, train.targets, labels, batch_size=64, names=train.names, seed=self.seed)
         return Data(training, InMemoryLoader(test.images, test.targets, labels, batch_size=500), labels)
 
-    def task(self, labels: tuple[str, ...]) -> Copying:
+    def build_task(self, labels: tuple[str, ...]) -> Copying:
         """An autoencoder; it has no use for the labels."""
         model = nn.Sequential(
             nn.Flatten(),

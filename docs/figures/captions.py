@@ -24,15 +24,15 @@ def gallery(run: str) -> Figure:
     task = fukami.load(run)
     recipe, _ = checkpoint.read_recipe(Path(run))
     judged = recipe.load_eval_data()
-    found = task.judge(judged)
-    scores = captioning_metrics.compute_cider(found.words, found.own)
+    found = task.collect_results(judged)
+    scores = captioning_metrics.compute_cider(found.tokenized_captions, found.matched_references)
     order = np.argsort(scores)[::-1]
-    said = list(found.sentences.values())
+    said = list(found.captions.values())
     rows = []
     for rank in RANKS:
         at = int(order[int(rank * len(order))])
-        picture = judged.pictures[at].permute(1, 2, 0).numpy()
-        own = tokenizer.detokenize(judged.said[at][0], task.speech.tokens)
+        picture = judged.images[at].permute(1, 2, 0).numpy()
+        own = tokenizer.detokenize(judged.references[at][0], task.decoding.tokenizer)
         rows.append((f"better than {1 - rank:.0%}", picture, said[at], own))
     return captioning_plots.plot_examples(rows)
 

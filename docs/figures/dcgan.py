@@ -1,6 +1,8 @@
 """Make dcgan-grid.webp, dcgan-interpolation.webp, dcgan-arithmetic.webp and dcgan-nearest.webp of ../dcgan.md.
 
-python docs/figures/dcgan.py RUN   # of dcgan --data anime-faces-4000.zip --stable --batch-size 16 --eval-features pixels
+python docs/figures/dcgan.py RUN
+
+RUN: of dcgan --data anime-faces-4000.zip --stable --batch-size 16 --eval-features pixels.
 """
 
 import sys
@@ -13,10 +15,10 @@ from fukami.cli.main import find_command
 
 HERE = Path(__file__).parent
 MADE = {  # a figure, and what it takes to make it
-    "grid": ["--count", "48"],
-    "interpolation": ["--count", "6", "--interpolate", "10"],
-    "arithmetic": ["--count", "9", "--arithmetic", "1 2 3 - 4 5 6 + 7 8 9"],
-    "nearest": ["--count", "6", "--nearest"],
+    "grid": ["--num-samples", "48"],
+    "interpolation": ["--num-samples", "6", "--interpolation-steps", "10"],
+    "arithmetic": ["--num-samples", "9", "--arithmetic", "1 2 3 - 4 5 6 + 7 8 9"],
+    "nearest": ["--num-samples", "6", "--nearest"],
 }
 
 if __name__ == "__main__":

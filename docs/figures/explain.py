@@ -67,8 +67,8 @@ def seen() -> None:
     """What deep-convnet sees in ../digit.png."""
     task = fukami.load("deep-convnet")
     (model,) = task.get_modules().values()
-    pixels = torch.from_numpy(task.prepare.open(HERE.parent / "digit.png"))
-    picture = task.normalised(pixels)
+    pixels = torch.from_numpy(task.transform.read_and_transform(HERE.parent / "digit.png"))
+    picture = task.normalize_images(pixels)
     (answer,) = task.predict([HERE.parent / "digit.png"])
     depths = explain_summary.find_stages(explain_summary.summarize_layers(model, tuple(pixels.shape)))
     maps = feature_visualization.compute_feature_maps(model, picture, [layer.name for layer in depths])
@@ -77,9 +77,9 @@ def seen() -> None:
     save(feature_visualization.plot_prediction(pixels, heat, ranking), "grad-cam")
     save(feature_visualization.plot_feature_maps(maps), "maps")
     recipe, _ = checkpoint.read_recipe(checkpoint.locate_run("deep-convnet"))
-    batches = [pictures for pictures, _ in recipe.load_data().train.ordered()]
+    batches = [pictures for pictures, _ in recipe.load_data().train.iterate_in_order()]
     units = [(layer, feature_visualization.select_strongest_maps(maps[layer.name], 6)) for layer in depths]
-    found = feature_visualization.find_top_patches(model, batches, units, normalize=task.normalised)
+    found = feature_visualization.find_top_patches(model, batches, units, normalize=task.normalize_images)
     rows = [(f"layer {layer.name}: units {', '.join(map(str, chosen))}", found[layer.name]) for layer, chosen in units]
     save(feature_visualization.plot_top_patches(rows), "patches")
 

@@ -30,7 +30,7 @@ def draw(run: str, number: int) -> Figure:
     picture = task.prepare(torch.from_numpy(scene.image).permute(2, 0, 1))[None]
     sizes = torch.tensor([picture.shape[-2:]]).float()
     frame = F.pad(picture, (0, -picture.shape[3] % 32, 0, -picture.shape[2] % 32))
-    pictures = task.normalised(frame, sizes)
+    pictures = task.normalize_images(frame, sizes)
     said = task.model.rpn(task.model.backbone(pictures), tuple(frame.shape[-2:]))
     side = [length // task.model.roi_heads.strides[0] for length in frame.shape[-2:]]
     likely = said.logits.view(*side, -1).amax(2).sigmoid()

@@ -24,7 +24,7 @@ from fukami.engine import lr_finder, schedules
 
 HERE = Path(__file__).parent
 WORDS = ("flip", "pad-crop=4", "rotate=15", "brightness", "saturation", "hue=0.05", "cutmix")
-COURSES = [  # what --decay takes, in rows
+COURSES = [  # what --schedule takes, in rows
     ["constant", "step=2", "multistep=0.5,0.75", "exponential=0.01"],
     ["polynomial=1", "cosine", "one-cycle", "cosine, --cycles 4"],
 ]
@@ -77,7 +77,7 @@ def augmentation() -> None:
 def members() -> None:
     """The figure of the page that ``fukami train ... --num-seeds 3`` writes."""
     with tempfile.TemporaryDirectory() as place:
-        words = ["train", "deep-convnet", "--epochs", "8", "--batch-size", "50", "--seeds", "3", "--device", "cpu"]
+        words = ["train", "deep-convnet", "--epochs", "8", "--batch-size", "50", "--num-seeds", "3", "--device", "cpu"]
         subprocess.run([sys.executable, "-m", "fukami", *words, "--out", place], check=True)
         task = fukami.load(*(f"{place}/seed-{number}" for number in range(3)), device="cpu")
         figures = dict(task.plot_evaluation(fukami.get_recipe("deep-convnet")().load_eval_data()))

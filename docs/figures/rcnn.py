@@ -33,8 +33,8 @@ def save(sheet: Image.Image, name: str) -> None:
 
 def warped(task: fukami.Task, batch: tuple, chosen: torch.Tensor) -> Image.Image:
     """Regions side by side, as the network sees them."""
-    picture = task.normalised(batch.pictures, batch.sizes)[0]
-    seen = warp_regions(picture, chosen, task.regions.size, task.regions.context)
+    picture = task.normalize_images(batch.images, batch.sizes)[0]
+    seen = warp_regions(picture, chosen, task.region_settings.size, task.region_settings.context_padding)
     seen = (seen * task.std + task.mean).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
     tiles = [np.asarray(Image.fromarray(each).resize((EACH, EACH), Image.Resampling.NEAREST)) for each in seen]
     return Image.fromarray(
@@ -48,7 +48,7 @@ def main() -> None:
     recipe, _ = checkpoint.read_recipe(run)
     task = fukami.load(run, device="cpu")
     samples = scenes.generate_box_samples(NUMBER, 1)
-    batch = next(iter(recipe.loader(samples, task.labels, train=False)))
+    batch = next(iter(recipe.build_loader(samples, task.labels, train=False)))
     proposals, objects = batch.boxes[0][batch.kinds[0] == PROPOSAL], batch.boxes[0][batch.classes[0] >= 0]
     picture = Image.fromarray(samples[0].source)
     ratio = picture.width / float(batch.sizes[0][1])
@@ -66,9 +66,9 @@ def main() -> None:
     save(selective_search_plots.arrange_panels(rows, 1), "regions")
 
     with torch.inference_mode():
-        seen = task.normalised(batch.pictures, batch.sizes)[0]
-        best, classes = task.scored(task.features(seen, proposals).float()).max(1)
-        found = task.answer(batch)[0]
+        seen = task.normalize_images(batch.images, batch.sizes)[0]
+        best, classes = task.score_regions(task.get_features(seen, proposals).float()).max(1)
+        found = task.detect_batch(batch)[0]
     likely = (best >= 0.5).nonzero().flatten()
     before = [
         {"label": task.labels[classes[i]], "score": float(best[i]), "box": (proposals[i] * ratio).tolist()}

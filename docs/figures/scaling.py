@@ -73,10 +73,10 @@ def published() -> list[tuple[str, float, float]]:
         inter_bandwidth=25 * GIGABIT,
         inter_latency=30e-6,
     )
-    fused = {"batch": 64, "first": 64 * MIB, "bucket": 64 * MIB}
+    fused = {"batch_size": 64, "first_bucket_bytes": 64 * MIB, "bucket_bytes": 64 * MIB}
     vgg = TrainingJob(layers=LAYERS["vgg16"], **fused)
     resnet = TrainingJob(layers=LAYERS["resnet101"], **fused)
-    other = replace(pascal, speed=1656.82 / 16)
+    other = replace(pascal, images_per_second=1656.82 / 16)
     ratio = predict_weak_scaling(goyal, p100, 256).efficiency / predict_weak_scaling(goyal, p100, 8).efficiency
     return [
         ("ResNet-50, 256 P100, 50 Gb/s (Goyal et al. 2017)", 0.90, ratio),
@@ -139,7 +139,7 @@ def main() -> None:
     both = [(name, width, kind) for kind in (False, True) for name, width in NETWORKS.items()]
     weak, hard = {}, {}
     for name, width, synchronised in both:
-        cluster = replace(A100, network=width)
+        cluster = replace(A100, inter_bandwidth=width)
         words = name + ", synchronised" * synchronised
         weak[words] = [predict_weak_scaling(resnet50(BATCH, synchronised), cluster, count) for count in COUNTS]
         hard[words] = [predict_strong_scaling(resnet50(BATCH * 32, synchronised), cluster, count) for count in COUNTS]
@@ -150,11 +150,14 @@ def main() -> None:
     for title, found in ((f"{BATCH} on each GPU", weak), (f"{BATCH * 32:,} on all together", hard)):
         write(f"\n{title}: efficiency in percent, the time of a step in ms, what is busy longest\n")
         for words, steps in found.items():
-            shown = [step for step in steps if step.devices in (8, 64, 256, 1024)]
-            cells = [f"{s.devices}: {100 * s.efficiency:.1f} {1e3 * s.seconds:.1f} {s.bound}" for s in shown]
+            shown = [step for step in steps if step.num_devices in (8, 64, 256, 1024)]
+            cells = [f"{s.num_devices}: {100 * s.efficiency:.1f} {1e3 * s.step_time:.1f} {s.bottleneck}" for s in shown]
             write(f"  {words:<24} {', '.join(cells)}\n")
     write("\nGB/s of JPEG files at 400 Gb/s: ")
-    write(", ".join(f"{step.devices}: {step.speed * PICTURE / 1e9:.2f}" for step in weak["400 Gb/s"]) + "\n")
+    write(
+        ", ".join(f"{step.num_devices}: {step.images_per_second * PICTURE / 1e9:.2f}" for step in weak["400 Gb/s"])
+        + "\n"
+    )
     write("\nmeasured by others, and what the model says\n")
     for words, measured, model_says in published():
         write(f"  {words:<50} {100 * measured:.0f} % {100 * model_says:.0f} %\n")

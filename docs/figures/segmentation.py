@@ -29,7 +29,7 @@ def fcn(run: str, number: int) -> None:
     columns = [("a scene", picture), ("true", coloured(sample.mask.read() - 1, scenes.MASK_LABELS))]
     for name, folder in (("FCN-32s", "fcn32s-vgg16"), ("FCN-16s", "fcn16s-vgg16"), ("FCN-8s", "")):
         task = fukami.load(Path(run) / folder, device="cpu")
-        columns.append((name, coloured(task.map(task.predict([picture])[0]), task.labels)))
+        columns.append((name, coloured(task.decode_masks(task.predict([picture])[0]), task.labels)))
     figure = Figure(figsize=(11, 2.6), layout="constrained")
     for axes, (title, shown) in zip(figure.subplots(1, len(columns)), columns, strict=True):
         axes.imshow(np.asarray(shown))
@@ -70,7 +70,7 @@ def segnet(run: str) -> None:
 def drawn(task: fukami.Task, picture: Image.Image) -> Image.Image:
     """The picture under the colours of the answer."""
     (answer,) = task.predict([picture])
-    return image_io.overlay_mask(picture, task.map(answer), image_io.get_class_colors(task.labels))
+    return image_io.overlay_mask(picture, task.decode_masks(answer), image_io.get_class_colors(task.labels))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def main(root: Path, weights: str) -> None:
         "": {},
         "--colors content": {"colors": "content"},
         "--init noise": {"init": "noise"},
-        "--tv-weight 5": {"tv": 5.0},
+        "--tv-weight 5": {"tv_weight": 5.0},
     }
     each = [(painted(root, weights, CONTENTS[1], STYLES[1], **fields), text) for text, fields in ways.items()]
     grid([each], "style-colors")

@@ -1,7 +1,7 @@
 """fukami: every landmark of deep vision under one contract.
 
 >>> import fukami
->>> recipe = fukami.get_recipe("deep-convnet")(dataset="mnist")
+>>> recipe = fukami.get_recipe("deep-convnet")(data="mnist")
 >>> fukami.train(recipe, "runs/first")
 >>> fukami.load("runs/first").predict(["digit.png"])
 """

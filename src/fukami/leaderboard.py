@@ -219,7 +219,7 @@ def _read_run(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Run:
     return Run(
         name=name,
         recipe=recipe,
-        data=_sanitize_text(fields.get("dataset", f"what {recipe} makes" if record else "unknown data")),
+        data=_sanitize_text(fields.get("data", f"what {recipe} makes" if record else "unknown data")),
         evaluations=tuple(evaluations),
         steps_per_epoch=epoch,
         parameters=_get_count(record, "parameters") or stored,
@@ -276,8 +276,8 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _estimate_epoch_steps(fields: dict[str, Any], evaluations: Sequence[dict[str, Any]]) -> float:
-    """The steps of an epoch: the first evaluation comes after ``judge_every`` of them, or after all of them."""
-    counts = [fields.get("judge_every", 1), fields.get("epochs")]
+    """The steps of an epoch: the first evaluation comes after ``eval_every`` of them, or after all of them."""
+    counts = [fields.get("eval_every", 1), fields.get("epochs")]
     first = evaluations[0]["step"] if evaluations else 1
     return first / min((count for count in counts if isinstance(count, int) and count > 0), default=1) or 1
 

@@ -83,7 +83,7 @@ class PhaseTimer:
 
 
 class TimedPhase:
-    """A context of :class:`Clock`; a class, since a generator would cost a step of a small network its time."""
+    """A context of :class:`PhaseTimer`; a class, since a generator would cost a step of a small network its time."""
 
     def __init__(self, timer: PhaseTimer, phase: str) -> None:
         self.timer, self.phase = timer, phase

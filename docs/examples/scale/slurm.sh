@@ -29,5 +29,5 @@ srun --kill-on-bad-exit=1 torchrun \
   --rdzv-id "$SLURM_JOB_ID" \
   --max-restarts 3 \
   -m fukami train resnet50 \
-    --data imagenet --batch 8192 --epochs 90 --lr 0.0125 --lr-rule linear --warmup 0.056 \
+    --data imagenet --batch-size 8192 --epochs 90 --lr 0.0125 --lr-scaling linear --warmup 0.056 \
     --timeout 600 --out "$RUN" --resume

@@ -16,8 +16,8 @@ def search(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The likeliest sentences that a beam search finds for each of N pictures, all of them at once.
 
-    At each word the ``beam_size`` likeliest beginnings of sentences go on; one that has ended stays as it is for as long as
-    it is among them.
+    At each word the ``beam_size`` likeliest beginnings of sentences go on; one that has ended stays as it is for as
+    long as it is among them.
 
     Args:
         step: goes on by a word.
@@ -71,7 +71,7 @@ def sample(
     temperature: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sentences drawn word by word by their probabilities, ``num_samples`` for each of N pictures; returns as :func:`search`.
+    """Sentences drawn word by word by their probabilities, ``num_samples`` for each picture; returns as :func:`search`.
 
     Args:
         temperature: below 1 the likely words become likelier; what is returned knows nothing of it.

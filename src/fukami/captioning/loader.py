@@ -116,7 +116,8 @@ class StreamingCaptionLoader(FeatureLoader, FileStreamingLoader):
     Args:
         image_files: the pictures, each once.
         word_indices, image_indices, labels: as for :class:`Captioned`.
-        transform, batch_size, seed, augment, min_area, max_broken: as for :class:`fukami.data.streaming.FileStreamingLoader`.
+        transform, batch_size, seed, augment, min_area, max_broken: as for
+            :class:`fukami.data.streaming.FileStreamingLoader`.
     """
 
     def __init__(

@@ -28,7 +28,8 @@ def evaluate_captions(
     Args:
         captions: a sentence for each picture.
         references: what people said of each.
-        training_captions: the sentences of the training, their words joined by spaces; without them there is no ``copied``.
+        training_captions: the sentences of the training, their words joined by spaces; without them there is no
+            ``copied``.
     """
     scores = compute_bleu(captions, references)
     texts = [" ".join(words) for words in captions]

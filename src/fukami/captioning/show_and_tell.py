@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fukami.captioning import tokenizer
+from fukami.captioning.tokenizer import TokenizerName
 from fukami.engine.recipe import MAX_INPUT_SIZE, Data, DataSpec, Recipe, check_range, get_recipe
 from fukami.engine.supervised import RESIZE_RATIO, OptimizerName, SupervisedRecipe, build_augmentation
 from fukami.errors import UsageError
@@ -40,7 +41,7 @@ class ShowAndTell(SupervisedRecipe):
     before them are kept for validation."""
     split: Literal["test", "val"] = "test"
     """The part that is judged on."""
-    tokenizer: tokenizer.TokenizerName = "words"
+    tokenizer: TokenizerName = "words"
     """What sentences are cut into: words between spaces, characters, or japanese words (which needs an extra)."""
     min_word_count: int = 5
     """Times that a word must occur in the training to be known."""
@@ -128,7 +129,7 @@ class ShowAndTell(SupervisedRecipe):
         """How a picture is brought to the form that the encoder sees."""
         from fukami.image.transform import SquareTransform
 
-        own = self.encoder_recipe.prepare(())
+        own = self.encoder_recipe.build_transform(())
         return SquareTransform(channels=3, size=self.size, mean=own.mean, std=own.std)
 
     def load_data(self) -> Data:
@@ -183,10 +184,11 @@ class ShowAndTell(SupervisedRecipe):
             asked = tuple(word for word in asked if word.partition("=")[0] != "crop")  # which decoding does
         augmentation = build_augmentation(asked, prepare, labels)
         if streamed:
-            return StreamingCaptionLoader(split.items, every, of, labels, prepare, batch_size=self.batch_size, seed=self.seed,
-                                   augment=augmentation, min_area=crop, max_broken=self.max_broken)  # fmt: skip
-        return CaptionLoader(pictures, every, of, labels, batch_size=self.batch_size, seed=self.seed, augment=augmentation,
-                         size=self.size)  # fmt: skip
+            return StreamingCaptionLoader(split.items, every, of, labels, prepare, batch_size=self.batch_size,
+                                          seed=self.seed, augment=augmentation, min_area=crop,
+                                          max_broken=self.max_broken)  # fmt: skip
+        return CaptionLoader(pictures, every, of, labels, batch_size=self.batch_size, seed=self.seed,
+                             augment=augmentation, size=self.size)  # fmt: skip
 
     def build_eval_loader(self, split: "CaptionDataset", train: "CaptionDataset") -> "CaptionEvalLoader":
         """The pictures to judge on, and what people said of them."""
@@ -202,7 +204,7 @@ class ShowAndTell(SupervisedRecipe):
         from fukami.captioning.task import CaptioningTask, DecodingConfig
 
         model = models.show_and_tell(
-            self.encoder_recipe.network(1), len(labels), hidden=self.hidden, dropout=self.dropout
+            self.encoder_recipe.build_model(1), len(labels), hidden=self.hidden, dropout=self.dropout
         )
         speech = DecodingConfig(
             decoding=self.decoding,

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fukami.captioning import beam_search, tokenizer
 from fukami.captioning import metrics as captioning_metrics
+from fukami.captioning.tokenizer import TokenizerName
 from fukami.data.feature_cache import FeatureCache
 from fukami.engine.cached_evaluation import CachedEvaluationTask
 from fukami.engine.task import ModelSignature, TrainingOptions
@@ -38,7 +39,8 @@ class DecodingConfig:
     Attributes:
         decoding: the likeliest sentence that a beam search finds, the likeliest word each time, or by chance.
         beam_size: beginnings of sentences that a beam search keeps.
-        length_penalty: power of a sentence's length by which its log-probability is divided for the ranking; 0: not divided.
+        length_penalty: power of a sentence's length by which its log-probability is divided for the ranking; 0: not
+            divided.
         temperature: of chance; below 1 likely words become likelier.
         num_captions: that are told for each picture, the likeliest first.
         max_words: words of a sentence at most.
@@ -52,7 +54,7 @@ class DecodingConfig:
     temperature: float = 1.0
     num_captions: int = 5
     max_words: int = 30
-    tokenizer: tokenizer.TokenizerName = "words"
+    tokenizer: TokenizerName = "words"
     seed: int = 0
 
 
@@ -68,7 +70,7 @@ class CaptioningResults:
     """
 
     captions: dict[int, str]
-    tokenizer: tokenizer.TokenizerName
+    tokenizer: TokenizerName
     references: Sequence[Sequence[Sequence[str]]]
     training_captions: set[str]
 
@@ -139,7 +141,7 @@ class CaptioningTask(CachedEvaluationTask):
     def iterate_batches(self, train: Any) -> Iterable[Batch]:
         """Pass after pass over the loader, once the encoder has seen its pictures if it stays as it is."""
         if self.frozen_encoder:
-            train.replace(torch.stack([self.extract_features(train), self.extract_features(train, flip=True)], 1))
+            train.set_features(torch.stack([self.extract_features(train), self.extract_features(train, flip=True)], 1))
         return super().iterate_batches(train)
 
     def compute_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -172,14 +174,15 @@ class CaptioningTask(CachedEvaluationTask):
         settings = f"show and tell {FEATURES_VERSION} {self.transform} {self.runtime.precision} {flip}"
         kept = FeatureCache(self.model.encoder, settings, self.cache_limit) if self.cache_limit else None  # type: ignore[arg-type]
         found: list[Tensor] = []
-        for pictures in loader.once():
+        for pictures in loader.iterate_images():
             for some in pictures.split(PREDICT_BATCH_SIZE):
                 path = kept.get_path(some, torch.zeros(0)) if kept else None
                 features = kept.read(path) if kept and path else None
                 if features is None or len(features) != len(some):
                     some = some.to(self.runtime.device)
                     with self.runtime.autocast():
-                        features = self.model.see(self.normalize_images(some.flip(3) if flip else some)).float().cpu()  # type: ignore[operator]
+                        seen = self.model.encode_images(self.normalize_images(some.flip(3) if flip else some))  # type: ignore[operator]
+                        features = seen.float().cpu()
                     if kept and path:
                         kept.write(path, features)
                 found.append(features)
@@ -188,7 +191,7 @@ class CaptioningTask(CachedEvaluationTask):
     def collect_results(self, batches: Any) -> CaptioningResults:
         """The best sentence for each picture of ``batches``, over all processes."""
         if self.frozen_encoder and batches.features is None:
-            batches.replace(self.extract_features(batches).unsqueeze(1))
+            batches.set_features(self.extract_features(batches).unsqueeze(1))
         said: dict[int, str] = {}
         with self.inference_mode():
             for pictures, numbers in batches:
@@ -200,7 +203,9 @@ class CaptioningTask(CachedEvaluationTask):
             said |= other
         if not said:
             raise Error("there is no picture to judge on; give data with a test part, or a larger --holdout")
-        return CaptioningResults(dict(sorted(said.items())), self.decoding.tokenizer, batches.said, batches.learned)
+        return CaptioningResults(
+            dict(sorted(said.items())), self.decoding.tokenizer, batches.references, batches.training_captions
+        )
 
     def generate_captions(self, images: Tensor) -> list[list[dict[str, Any]]]:
         """Sentences for pictures ``(N, C, H, W)`` in 0..255 or features ``(N, F)``, the likeliest first.
@@ -211,8 +216,8 @@ class CaptioningTask(CachedEvaluationTask):
         speech, model = self.decoding, self.model
         seen = self.normalize_images(images.to(self.runtime.device))
         with half_precision.enable_float32_fallback(model):
-            state = model.begin(model.see(seen) if seen.ndim == 4 else seen)  # type: ignore[operator]
-            how: dict[str, Any] = {"longest": speech.max_words, "begin": tokenizer.BEGIN, "end": tokenizer.END}
+            state = model.init_state(model.encode_images(seen) if seen.ndim == 4 else seen)  # type: ignore[operator]
+            how: dict[str, Any] = {"max_words": speech.max_words, "begin": tokenizer.BEGIN, "end": tokenizer.END}
             if speech.decoding == "sample":
                 generator = torch.Generator().manual_seed(speech.seed)
                 how |= {"temperature": speech.temperature, "generator": generator}
@@ -251,8 +256,8 @@ class CaptioningTask(CachedEvaluationTask):
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """The ``caption`` of each picture and its ``probability``, and in ``captions`` the best ones.
 
-        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read_image` takes them. A picture that cannot
-        be read yields ``{"file", "error"}``.
+        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read_image` takes them. A picture that
+        cannot be read yields ``{"file", "error"}``.
         """
         self.model.eval()
         answers: list[dict[str, Any]] = []
@@ -291,8 +296,8 @@ class CaptioningTask(CachedEvaluationTask):
         numbers = list(found.captions)
 
         def shown(at: int) -> captioning_plots.CaptionExample:
-            picture = batches.pictures[numbers[at]].permute(1, 2, 0).cpu().numpy()
-            own = tokenizer.detokenize(batches.said[numbers[at]][0], self.decoding.tokenizer)
+            picture = batches.images[numbers[at]].permute(1, 2, 0).cpu().numpy()
+            own = tokenizer.detokenize(batches.references[numbers[at]][0], self.decoding.tokenizer)
             return picture, found.captions[numbers[at]], own
 
         scores = captioning_metrics.compute_cider(found.tokenized_captions, found.matched_references)

@@ -23,8 +23,8 @@ def tokenize(sentence: str, tokenizer: TokenizerName) -> list[str]:
 
     Args:
         sentence: any text; full-width letters and digits become plain ones (Unicode NFKC).
-        tokenizer: ``words`` are parted by spaces; ``characters`` are single ones where a script has no spaces, and words
-            of Latin letters; ``japanese`` are words that Janome finds.
+        tokenizer: ``words`` are parted by spaces; ``characters`` are single ones where a script has no spaces, and
+            words of Latin letters; ``japanese`` are words that Janome finds.
 
     Raises:
         Error: the sentence is in a script without spaces, and words were asked for; or Janome is not installed.
@@ -64,7 +64,7 @@ def _load_japanese_tokenizer() -> Callable[[str], Iterable[str]]:
 
 
 def build_vocabulary(sentences: Iterable[Sequence[str]], min_word_count: int) -> tuple[str, ...]:
-    """The words that occur at least ``min_word_count`` times, the commonest first, after those for end, begin and unknown.
+    """Words that occur at least ``min_word_count`` times, the commonest first, after those for end, begin and unknown.
 
     Raises:
         Error: there is no such word.

@@ -17,7 +17,7 @@ class GoogLeNet(ClassificationRecipe):
 
     paper: ClassVar[str] = "Szegedy et al., Going Deeper with Convolutions"
     year: ClassVar[int] = 2015
-    encoder_overrides: ClassVar[dict[str, Any]] = {"auxiliary": False}
+    encoder_overrides: ClassVar[dict[str, Any]] = {"aux_loss": False}
     paper_result: ClassVar[str] = "93.33 % ImageNet top-5, 7 networks, 144 crops"
 
     augment: tuple[str, ...] = ("crop=0.3", "flip")

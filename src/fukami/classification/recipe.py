@@ -149,7 +149,11 @@ class ClassificationRecipe(SupervisedRecipe):
         """Batches of a part of the data, to train on or to judge on."""
         prepare = self.build_transform(labels)
         if train:
-            how: dict[str, Any] = {"batch": self.batch_size, "seed": self.seed, "balanced": self.balance == "sampling"}
+            how: dict[str, Any] = {
+                "batch_size": self.batch_size,
+                "seed": self.seed,
+                "balanced": self.balance == "sampling",
+            }
             return self.build_image_loader(source, labels, prepare, self.augment, **how)
         batch = max(1, min(MAX_EVAL_BATCH_SIZE, int(MAX_EVAL_BATCH_BYTES / prepare.nbytes)))
         return self.build_image_loader(source, labels, prepare, (), batch_size=batch, seed=None)
@@ -198,7 +202,7 @@ class ClassificationRecipe(SupervisedRecipe):
             pretrained.initialize_classifier(network, self.architecture, self.init)
             if network is not task.model:  # which has the ranges of the activations besides, still unknown
                 task.model.load_state_dict(network.state_dict(), strict=False)
-            averaged: nn.Module = getattr(task, "averaged", task.model)
+            averaged: nn.Module = getattr(task, "ema_model", task.model)
             averaged.load_state_dict(task.model.state_dict())
 
 

@@ -44,7 +44,8 @@ class ClassificationTask(Task):
         labels: what the classes are called.
         transform: a picture of any size as the network sees it, ``(C, H, W)`` uint8, and how it is normalised; it
             travels with the task.
-        activation_checkpointing: keep the activations between the blocks of the network alone, and compute the others again.
+        activation_checkpointing: keep the activations between the blocks of the network alone, and compute the others
+            again.
         label_smoothing: share of the target spread over all classes (Szegedy et al. 2016, section 7).
         ema_decay: decay of a moving average of the weights, which then answers (Polyak and Juditsky 1992); 0: none.
         cycles: the weights at the end of each so long part of the training answer together (Huang et al. 2017).
@@ -259,8 +260,8 @@ class ClassificationTask(Task):
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """The class of each picture: ``file``, ``label``, ``probability`` and the ``ranking`` of the likeliest classes.
 
-        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read_image` takes them. A picture that cannot
-        be read yields ``{"file", "error"}``.
+        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read_image` takes them. A picture that
+        cannot be read yields ``{"file", "error"}``.
         """
         answers: list[dict[str, Any]] = []
         self.inference_model.eval()

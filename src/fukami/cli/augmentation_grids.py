@@ -43,7 +43,7 @@ def sample_images(
     """Training pictures of as many classes as there are, each with its label, as it is and after each change.
 
     Args:
-        data: as :func:`fukami.data.classification.read` takes it.
+        data: as :func:`fukami.data.labelled_images.load_labelled_images` takes it.
         operations: as :func:`fukami.data.augment.parse_augmentation` takes them; none: the pictures alone.
         size: side in pixels; 0: that of the first picture, 224 at most.
         num_images, num_variants: rows, and changes of each; pictures are mixed with others of these.
@@ -62,11 +62,11 @@ def sample_images(
 def sample_captioned_images(
     data: str, operations: Sequence[str], *, size: int = 0, num_images: int = 6, num_variants: int = 7, seed: int = 0
 ) -> ImageRows:
-    """Training pictures with the first sentence that was said of each; otherwise as :func:`samples`.
+    """Training pictures with the first sentence that was said of each; otherwise as :func:`sample_images`.
 
     Args:
-        data: as :func:`fukami.data.captions.read` takes it.
-        operations, size, num_images, num_variants, seed: as for :func:`samples`.
+        data: as :func:`fukami.captioning.data.load_dataset` takes it.
+        operations, size, num_images, num_variants, seed: as for :func:`sample_images`.
     """
     learned, _, _ = captioning_data.load_dataset(data, holdout=0.0)
     source = labelled_images.LabelledImages(learned.items, np.arange(len(learned)))
@@ -111,8 +111,8 @@ def sample_boxed_images(
     """Training pictures with the boxes in them, as they are and after each change.
 
     Args:
-        data: as :func:`fukami.data.detection.read` takes it.
-        operations: as :func:`fukami.data.moves.parse` takes them; none: the pictures alone.
+        data: as :func:`fukami.detection.data.load_dataset` takes it.
+        operations: as :func:`fukami.data.augment_boxes.parse_box_augmentation` takes them; none: the pictures alone.
         size: the shorter side in pixels; 0: 224.
         num_images, num_variants: rows, and changes of each.
 
@@ -143,11 +143,11 @@ def sample_masked_images(
     data: str, operations: Sequence[str], *, size: int = 0, num_images: int = 6, num_variants: int = 7, seed: int = 0
 ) -> ImageRows:
     """Training pictures in the colours of their masks, as they are and after each change; otherwise as
-    :func:`annotated`.
+    :func:`sample_boxed_images`.
 
     Args:
-        data: as :func:`fukami.data.segmentation.read` takes it.
-        operations, size, num_images, num_variants, seed: as for :func:`annotated`.
+        data: as :func:`fukami.segmentation.data.load_dataset` takes it.
+        operations, size, num_images, num_variants, seed: as for :func:`sample_boxed_images`.
 
     Returns:
         A row for each picture: the classes that it shows, and pictures ``(3, H, W)`` in 0..255.

@@ -1,9 +1,9 @@
 """What training would stumble on, by name: broken files, doubtful labels, leaks, imbalance.
 
 The data are a folder of pictures by class, an archive of one, a CSV of path and label, shards, or a known name; of
-pictures with boxes or masks, :mod:`fukami.doctor_boxes` and :mod:`fukami.doctor_masks` examine these. A doctor sees
-more than a reader: what training passes over in silence or refuses at once is a finding here, and what can still be
-read is examined.
+pictures with boxes or masks, :mod:`fukami.detection.checks` and :mod:`fukami.segmentation.checks` examine these. A
+doctor sees more than a reader: what training passes over in silence or refuses at once is a finding here, and what can
+still be read is examined.
 """
 
 import csv
@@ -45,7 +45,9 @@ def validate_dataset(spec: str) -> Findings:
     if not shards.is_shard_spec(spec):
         boxed, masked = detection_data.is_detection_dataset(spec), segmentation_data.is_segmentation_dataset(spec)
         if boxed or masked:
-            findings.check_duplicates((detection_checks if boxed else segmentation_checks).examine(spec, found), found)
+            findings.check_duplicates(
+                (detection_checks if boxed else segmentation_checks).check_samples(spec, found), found
+            )
             findings.check_classes(found)
         if boxed and masked:
             masks = Findings()

@@ -38,7 +38,7 @@ def command(arguments: list[str]) -> None:
             views: Test-time augmentation: answers are averaged over each picture and so many less one changed as in
                 the training.
             out: Folder for a page about the judgement.
-            set: Fields of the recipe that decide how it answers and on what it is judged, such as beams=3.
+            set: Fields of the recipe that decide how it answers and on what it is judged, such as beam_size=3.
             recipe: File of the private recipe that the run was trained with; code is never taken from a run.
         """
         import dataclasses
@@ -62,7 +62,7 @@ def command(arguments: list[str]) -> None:
         else:
             experiment = experiment.with_data(data)
         own = checkpoint.read_precision(folder) if precision == "auto" else precision
-        facts: dict[str, Any] = {"data": getattr(experiment, "dataset", None), "precision": own, "runs": list(runs)}
+        facts: dict[str, Any] = {"data": getattr(experiment, "data", None), "precision": own, "runs": list(runs)}
         again = f"fukami eval {shlex.join(arguments)}"
         if task is None:
             from fukami.classification import precision_comparison

@@ -59,7 +59,7 @@ def command(arguments: list[str]) -> None:
         if not is_run(inputs[0], len(inputs) > 1):
             explain_model(inputs[0], input, num_classes, out)
         elif input is not None or num_classes is not None:
-            raise UsageError(f"--input and --classes belong to a model; the run {inputs[0]} has its own")
+            raise UsageError(f"--input and --num-classes belong to a model; the run {inputs[0]} has its own")
         elif len(inputs) == 1:
             explain_run(inputs[0], out, recipe)
         else:
@@ -158,18 +158,18 @@ def build_model(name: str, input_shape: str | None, num_classes: int | None) -> 
     function = getattr(models, name)
     known = inspect.signature(function).parameters
     default = {key: parameter.default for key, parameter in known.items()}
-    small = default.get("classes", 1000) <= 10  # a network for CIFAR's ten classes takes CIFAR's pictures
+    small = default.get("num_classes", 1000) <= 10  # a network for CIFAR's ten classes takes CIFAR's pictures
     side = default.get("size", 32 if small else 224)
     own = {"faster": DETECTION_SHAPE, "fcn": SEGMENTATION_SHAPE, "segnet": SEGMENTATION_SHAPE}
     usual = next((own[family] for family in own if name.startswith(family)), (default.get("channels", 3), side, side))
     shape = parse_shape(input_shape) if input_shape else usual
     chosen = {"channels": shape[0], "size": min(shape[1:])} | (
-        {"classes": num_classes} if num_classes is not None else {}
+        {"num_classes": num_classes} if num_classes is not None else {}
     )
-    if num_classes is not None and "classes" not in known:
-        raise UsageError(f"{name} has no classes; leave out --classes")
+    if num_classes is not None and "num_classes" not in known:
+        raise UsageError(f"{name} has no classes; leave out --num-classes")
     if num_classes is not None and num_classes < 1:
-        raise UsageError(f"--classes should be at least 1, not {num_classes}")
+        raise UsageError(f"--num-classes should be at least 1, not {num_classes}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
@@ -238,7 +238,7 @@ def get_network(task: Any) -> "nn.Module":
     from fukami.layers.ensemble import Ensemble
 
     model: nn.Module
-    model = next(iter(task.modules().values()))
+    model = next(iter(task.get_modules().values()))
     if isinstance(model, Ensemble):
         print(f"fukami: {len(model.models)} networks answer together; the last of them is explained", file=sys.stderr)
         return model.models[-1]
@@ -318,7 +318,8 @@ def build_network_sections(text: str, steps: "list[LayerInfo]", field: "Effectiv
     parts = ["<h2>Layers</h2>", TEXT_TEMPLATE.format(html.escape(text)), LAYERS_NOTE]
     parts.append(render_figure("What each resolution costs", plot_costs(steps)))
     if field:
-        title = f"layer {field.layer.name}:\n{format_field_size(field.layer)} in theory, {field.size}×{field.size} in effect"
+        theory = f"layer {field.layer.name}:\n{format_field_size(field.layer)} in theory"
+        title = f"{theory}, {field.size}×{field.size} in effect"
         parts += [
             render_figure(
                 "How far the last layer with positions sees", receptive_field.plot_receptive_fields((title, field))
@@ -368,7 +369,8 @@ def build_image_sections(
         ranking = [(entry["label"], entry["probability"]) for entry in answer["ranking"]]
         title = f"{answer['file']}: {answer['label']} ({answer['probability']:.1%})"
         yield render_figure(title, feature_visualization.plot_prediction(pixels, heat, ranking))
-        yield f"<h3>Feature maps</h3>{render_untitled_figure(feature_visualization.plot_feature_maps(maps))}<p>{MAPS_NOTE}</p>"
+        drawn = render_untitled_figure(feature_visualization.plot_feature_maps(maps))
+        yield f"<h3>Feature maps</h3>{drawn}<p>{MAPS_NOTE}</p>"
     yield render_figure(
         "The filters of the first layer",
         feature_visualization.plot_filters(feature_visualization.get_first_filters(model, shape)),
@@ -395,7 +397,8 @@ def build_image_sections(
     few = normalise(torch.cat(train)[:: -(-sum(map(len, train)) // 8)]) if train else None
     text, _, field = summarize_network(model, shape, "the run's weights", few)
     if field:
-        title = f"layer {field.layer.name}:\n{format_field_size(field.layer)} in theory, {field.size}×{field.size} in effect"
+        theory = f"layer {field.layer.name}:\n{format_field_size(field.layer)} in theory"
+        title = f"{theory}, {field.size}×{field.size} in effect"
         yield (
             render_figure(
                 "How far the last layer with positions sees", receptive_field.plot_receptive_fields((title, field))
@@ -419,13 +422,13 @@ def load_training_images(recipe: "Recipe", cost: int) -> "tuple[list[Tensor], st
     try:
         check_data(recipe)
         train = recipe.load_data().train
-        if not hasattr(train, "ordered"):
+        if not hasattr(train, "iterate_in_order"):
             raise Error(f"{type(train).__name__} cannot be read in order")
         total = len(train.targets)
         count = min(total, max(MIN_IMAGES, MAX_MULTIPLY_ADDS // max(cost, 1)))
         step = -(-total // count)
         batches, at = [], 0
-        for pictures, *_ in train.ordered():
+        for pictures, *_ in train.iterate_in_order():
             batches.append(pictures[-at % step :: step])
             at += len(pictures)
         batches = [batch for batch in batches if len(batch)]
@@ -452,15 +455,16 @@ def write_page(folder: Path, name: str, subject: str, parts: Sequence[str]) -> P
     return page
 
 
-LAYERS_NOTE = """<p>field: height and width in pixels of what a unit could see, parts in the padding counted; all: the whole
-picture. stride: pixels between the fields of neighbouring units. memory: bytes of the output in float32. Layers that
-work in place or only reshape cost nothing and are left out.</p>"""
-FIELD_NOTE = """<p>The mean absolute gradient of the layer's central unit with respect to each pixel (its root is drawn).
-Pixels near the edge of the theoretical field have few paths to the unit and hardly count (Luo et al. 2016).</p>"""
+LAYERS_NOTE = """<p>field: height and width in pixels of what a unit could see, parts in the padding counted; all: the
+whole picture. stride: pixels between the fields of neighbouring units. memory: bytes of the output in float32. Layers
+that work in place or only reshape cost nothing and are left out.</p>"""
+FIELD_NOTE = """<p>The mean absolute gradient of the layer's central unit with respect to each pixel (its root is
+drawn). Pixels near the edge of the theoretical field have few paths to the unit and hardly count
+(Luo et al. 2016).</p>"""
 STACKING_NOTE = """<p>n layers of m×m filters see as much as one of n(m−1)+1 pixels a side, and save
 1 − n·m²/(n(m−1)+1)² of its weights.</p>"""
 MAPS_NOTE = """In each row the maps of a layer that are greatest somewhere; black is the least value of a map, white its
 greatest. The layers are the last ones of each resolution."""
-PATCHES_NOTE = """Each square holds the nine patches that excite a unit most, the strongest at its upper left; the units are
-those that the pictures above excite most. A patch is the unit's theoretical field, grey outside the picture; fields no
-smaller than the picture show all of it."""
+PATCHES_NOTE = """Each square holds the nine patches that excite a unit most, the strongest at its upper left; the units
+are those that the pictures above excite most. A patch is the unit's theoretical field, grey outside the picture;
+fields no smaller than the picture show all of it."""

@@ -45,7 +45,7 @@ def import_deep_convnet(file: Path, out: Path) -> None:
     if [tensors[f"W{n}"].ndim for n in range(1, 9)] != [4] * 6 + [2] * 2:
         raise Error(f"{file}: W1..W6 should have four dimensions and W7, W8 two; they are {shapes}")
     fields = {
-        "dataset": "mnist",
+        "data": "mnist",
         "channels": tensors["W1"].shape[1],
         "widths": tuple(tensors[f"W{n}"].shape[0] for n in range(1, 7)),
         "hidden": tensors["W7"].shape[1],

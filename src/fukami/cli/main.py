@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     handler.setFormatter(PlainFormatter("%(message)s"))
     logging.basicConfig(handlers=[handler])
     if os.environ.get("RANK", "0") != "0":  # what is wrong with data that all processes read, the first one tells
-        for name in ("annotations", "decode", "folder", "shards"):
+        for name in ("annotations", "sample_decoder", "image_folder", "shards"):
             logging.getLogger(f"fukami.data.{name}").setLevel(logging.ERROR)
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:

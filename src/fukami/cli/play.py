@@ -20,7 +20,7 @@ FPS = 15  # of a game: four frames of sixty a second are one step
 
 
 def command(arguments: list[str]) -> None:
-    """Let an agent play, and show what it thinks: fukami play RUN --out game.mp4 [--seed 0] [--eval-episodes 1]."""
+    """Let an agent play, and show what it thinks: fukami play RUN --out game.mp4 [--seed 0] [--episodes 1]."""
     import tyro
 
     def run(
@@ -59,7 +59,7 @@ def command(arguments: list[str]) -> None:
             raise UsageError(f"there is no folder {out.parent} for the film; make it, or give another --out")
         if episodes < 1 or max_seconds <= 0 or not 0 <= epsilon <= 1:
             raise UsageError(
-                "--eval-episodes should be at least 1, --seconds more than 0, and --eval-epsilon between 0 and 1"
+                "--episodes should be at least 1, --max-seconds more than 0, and --epsilon between 0 and 1"
             )
         task = checkpoint.load(folder, device=device, precision=precision, recipe=recipe)
         if not isinstance(task, QLearningTask):

@@ -69,7 +69,7 @@ def command(arguments: list[str]) -> None:
             precision: What is computed, and with how many bits. auto: float32, or what the run was exported to.
             vote: The majority of the runs decides, and not the average of their probabilities.
             views: Test-time augmentation: answers are averaged over so many views of each picture.
-            set: Fields of the recipe that decide how it answers, such as beams=3.
+            set: Fields of the recipe that decide how it answers, such as beam_size=3.
             recipe: File of the private recipe that the run was trained with; code is never taken from a run.
             generation: Pictures that a generator makes.
         """
@@ -81,11 +81,13 @@ def command(arguments: list[str]) -> None:
             _generate_images(inputs, generation, out, device, precision, recipe)
             return
         if generation.interpolation_steps or generation.arithmetic or generation.nearest:
-            raise UsageError("--interpolate, --arithmetic and --nearest are about pictures made: give --count, too")
+            raise UsageError(
+                "--interpolation-steps, --arithmetic and --nearest are about pictures made: give --num-samples, too"
+            )
         if frame_interval < 1:
-            raise UsageError(f"--train-frequency should be a whole number from 1 on, not {frame_interval}")
+            raise UsageError(f"--frame-interval should be a whole number from 1 on, not {frame_interval}")
         if not 0 <= fps <= 1000:
-            raise UsageError(f"--film should be frames a second, up to 1000, not {fps:g}")
+            raise UsageError(f"--fps should be frames a second, up to 1000, not {fps:g}")
         runs, files = split_runs_and_files(inputs)
         changed = checkpoint.parse_run_overrides(runs, set, recipe)
         task = checkpoint.load(
@@ -123,16 +125,20 @@ def _generate_images(
     from fukami.generation.task import GANTask
 
     if len(runs) != 1:
-        raise UsageError(f"--count makes pictures with one run and of no files; give one run, not {len(runs)} words")
+        raise UsageError(
+            f"--num-samples makes pictures with one run and of no files; give one run, not {len(runs)} words"
+        )
     if wanted.num_samples < 1 or (
         wanted.interpolation_steps and (wanted.interpolation_steps < 2 or wanted.num_samples < 2)
     ):
-        raise UsageError("--count should be 1 or more; --interpolate 2 or more, between at least 2 pictures")
+        raise UsageError(
+            "--num-samples should be 1 or more; --interpolation-steps 2 or more, between at least 2 pictures"
+        )
     if out is None:
         raise UsageError("give a folder for the pictures with --out")
     task = checkpoint.load(runs[0], device=device, precision=precision, recipe=source)
     if not isinstance(task, GANTask):
-        raise UsageError(f"{runs[0]} answers for pictures and makes none; leave out --count, and give files")
+        raise UsageError(f"{runs[0]} answers for pictures and makes none; leave out --num-samples, and give files")
     terms = generation_samples.parse_arithmetic(wanted.arithmetic, wanted.num_samples) if wanted.arithmetic else []
     folder = OutputFolder(out, ()).folder
     codes = task.sample_latents(wanted.num_samples, wanted.seed)

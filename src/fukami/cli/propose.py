@@ -35,7 +35,7 @@ def command(arguments: list[str]) -> None:
         if not files:
             raise UsageError("give at least one picture: a file, or a folder that has some")
         if max_boxes < 1:
-            raise UsageError(f"--count should be at least 1, not {max_boxes}")
+            raise UsageError(f"--max-boxes should be at least 1, not {max_boxes}")
         single = out.suffix.lower() == ".png"
         if single and len(files) > 1:
             raise UsageError(f"--out should name a folder for {len(files)} pictures, not the file {out}")

@@ -51,7 +51,7 @@ def command(arguments: list[str]) -> None:
             precision: What is computed, and with how many bits. auto: float32, or what the run was exported to.
             vote: The majority of the runs decides, and not the average of their probabilities.
             views: Test-time augmentation: answers are averaged over so many views of each picture.
-            set: Fields of the recipe that decide how it answers, such as beams=3.
+            set: Fields of the recipe that decide how it answers, such as beam_size=3.
             recipe: File of the private recipe that the run was trained with; code is never taken from a run.
         """
         import uvicorn

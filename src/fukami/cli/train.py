@@ -53,7 +53,7 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
             timeout: Seconds that one process may keep the others waiting before all are cut off.
         """
         folder = out or _choose_run_folder(name, resume)
-        for what, value in (("seeds", num_seeds), ("processes", processes)):
+        for what, value in (("num-seeds", num_seeds), ("processes", processes)):
             if value < 1:
                 raise UsageError(f"{what} should be at least 1, not {value}")
         if not timeout > 0:

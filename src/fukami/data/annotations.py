@@ -82,7 +82,8 @@ class DatasetAnnotations:
 
     Attributes:
         labels: the classes in their order.
-        splits: the entries of ``train``, ``val``, ``trainval`` and ``test``, or of an empty name where all are one part.
+        splits: the entries of ``train``, ``val``, ``trainval`` and ``test``, or of an empty name where all are one
+            part.
         unusable_images: pictures that cannot be learned from, since their annotation is broken or they are not there.
         orphan_annotations: annotations that belong to no picture or class.
         unannotated_images: pictures without an annotation.

@@ -48,7 +48,10 @@ class Operation:
         return matrix
 
     def change_pixels(self, images: Tensor, draws: Tensor, valid_fraction: Tensor | None = None) -> Tensor:
-        """The pictures ``(N, C, H, W)`` in 0..255 changed pixel by pixel; ``valid_fraction``: see :meth:`Augment.coloured`."""
+        """The pictures ``(N, C, H, W)`` in 0..255 changed pixel by pixel.
+
+        ``valid_fraction``: see :meth:`AugmentationPipeline.recolor`.
+        """
         return images
 
     def mix(self, images: Tensor, targets: Tensor, draws: Tensor) -> Batch:
@@ -135,7 +138,7 @@ class AugmentationPipeline:
 
     def compute_matrix(self, draws: Tensor, height: Side, width: Side) -> Tensor | None:
         """All moves as one matrix ``(N, 3, 3)`` for each picture; None where there are none."""
-        if not self.has_stage("move"):
+        if not self.has_stage("compute_matrix"):
             return None
         each = self.split_draws(draws)
         whole = torch.eye(3, device=draws.device).expand(len(draws), 3, 3)
@@ -182,7 +185,7 @@ class AugmentationPipeline:
             draws: random numbers.
             valid_fraction: ``(N, 2)`` shares of H and W that each picture takes where the rest is 0; None: all.
         """
-        if not self.has_stage("recolour"):
+        if not self.has_stage("compute_color_matrix"):
             return images
         images = images.float()
         each = self.split_draws(draws)
@@ -324,7 +327,7 @@ class RandomSaturation(Operation):
 
 @dataclass(frozen=True)
 class RandomHue(Operation):
-    """The colours turned about the grey axis by up to ``max_change`` of a full turn either way, brightness kept (in YIQ)."""
+    """The colours turned about the grey axis by up to ``max_change`` of a turn either way, brightness kept (in YIQ)."""
 
     max_change: float = 0.1
 
@@ -595,8 +598,9 @@ OPERATIONS: dict[str, tuple[float, float, float, str]] = {
     "rand": (9.0, 0, 30, "RandAugment: two changes of this strength"),
 }
 OPERATION_CLASSES = {
-    "flip": RandomHorizontalFlip, "flip-vertical": RandomVerticalFlip, "pad-crop": PaddedRandomCrop, "crop": RandomResizedCrop, "brightness": RandomBrightness,
-    "contrast": RandomContrast, "saturation": RandomSaturation, "hue": RandomHue, "grey": RandomGrayscale, "erase": RandomErasing,
+    "flip": RandomHorizontalFlip, "flip-vertical": RandomVerticalFlip, "pad-crop": PaddedRandomCrop,
+    "crop": RandomResizedCrop, "brightness": RandomBrightness, "contrast": RandomContrast,
+    "saturation": RandomSaturation, "hue": RandomHue, "grey": RandomGrayscale, "erase": RandomErasing,
 }  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def augment_batch(augmentation: AugmentationPipeline, batch: PaddedBatch, draws:
         classes = torch.where(seen, classes, -1)
         boxes = boxes * seen.unsqueeze(2)
     covered = batch.sizes / torch.tensor(pictures.shape[-2:], device=draws.device)
-    if augmentation.has_stage("recolour"):  # which would light up the frame
+    if augmentation.has_stage("compute_color_matrix"):  # which would light up the frame
         pictures = augmentation.recolor(pictures, draws, covered) * compute_valid_mask(batch.sizes, pictures)
     for operation, own in zip(augmentation.operations, augmentation.split_draws(draws), strict=True):
         pictures = operation.change_pixels(pictures, own, covered)

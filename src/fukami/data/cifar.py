@@ -35,8 +35,9 @@ def load_cifar(name: str) -> Path | tuple[tuple[Any, Any], tuple[str, ...]]:
         parts = [reader(str(place), train=train, download=place == get_cache_folder()) for train in (True, False)]
     except Exception as error:  # a damaged file can fail in any way
         raise Error(
-            f"{name} was not found in {', '.join(map(str, list_data_folders()))}, or is damaged, and the download failed "
-            f"({error}); unpack its python version there, and set FUKAMI_DATA to the folder that holds {FOLDERS[name]}"
+            f"{name} was not found in {', '.join(map(str, list_data_folders()))}, or is damaged, and the download "
+            f"failed ({error}); unpack its python version there, and set FUKAMI_DATA to the folder that holds "
+            f"{FOLDERS[name]}"
         ) from error
     train, test = ((part.data, np.array(part.targets)) for part in parts)
     return (train, test), tuple(parts[0].classes)

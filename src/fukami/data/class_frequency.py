@@ -62,6 +62,11 @@ def _get_cache_path(samples: Sequence[Sample], classes: int) -> Path:
     for sample in samples:
         path = getattr(sample.mask, "path", getattr(sample.mask, "file", None))
         facts = path.stat() if isinstance(path, Path) and path.exists() else None
-        what = (path, facts and (facts.st_size, facts.st_mtime_ns), getattr(sample.mask, "legend", None), sample.name)
+        what = (
+            path,
+            facts and (facts.st_size, facts.st_mtime_ns),
+            getattr(sample.mask, "class_table", None),
+            sample.name,
+        )
         digest.update(repr(what).encode())
     return get_cache_folder() / "frequencies" / f"{digest.hexdigest()[:24]}.json"

@@ -67,8 +67,8 @@ class ImageItem:
 class Findings:
     """What is wrong, and how much was looked at: readable pictures of each class, by part.
 
-    Of pictures with boxes or masks, which are of no one class, ``annotation_counts`` has the boxes or pixels of each class by
-    part, as ``unit`` says, and ``first_locations`` the file and line in which a class is first named.
+    Of pictures with boxes or masks, which are of no one class, ``annotation_counts`` has the boxes or pixels of each
+    class by part, as ``unit`` says, and ``first_locations`` the file and line in which a class is first named.
     """
 
     problems: list[Problem] = field(default_factory=list)
@@ -213,7 +213,8 @@ def check_classes(findings: Findings) -> None:
             detail = f"has 1 {things}, which cannot be both learned from and judged on"
             findings.add("too few", detail, label=label)
         if 0 < MAX_IMBALANCE * number < most and things != "pixel":  # of which a sky has more than a pole
-            detail = f"has {format_count(number, things)}, and {largest!r} has {most}: more than {MAX_IMBALANCE} times as many"
+            has = f"has {format_count(number, things)}"
+            detail = f"{has}, and {largest!r} has {most}: more than {MAX_IMBALANCE} times as many"
             findings.add("unbalanced", detail, label=label)
         if not holders and not any(each.kind == "empty" and each.label == label for each in findings.problems):
             none = "not one of its pictures can be read" if things == "picture" else f"not one {things} of it is good"

@@ -134,8 +134,8 @@ def check_broken(errors: Sequence[str], max_broken: int) -> None:
     """
     if len(errors) > max_broken:
         raise Error(
-            f"{len(errors)} pictures are broken, and --max-broken allows {max_broken}; mend them or allow more. The first:\n"
-            f"{format_errors(errors)}"
+            f"{len(errors)} pictures are broken, and --max-broken allows {max_broken}; mend them or allow more. "
+            f"The first:\n{format_errors(errors)}"
         )
 
 

@@ -167,7 +167,8 @@ class InMemoryLoader(BatchLoader):
     Args:
         images: ``(N, C, H, W)`` uint8.
         targets, labels, batch_size, names, seed, balanced, augment: as for :class:`Shuffled`.
-        image_size: side of the pictures that a network sees, where larger ones are kept for the crops that are taken of them.
+        image_size: side of the pictures that a network sees, where larger ones are kept for the crops that are taken
+            of them.
     """
 
     def __init__(

@@ -57,9 +57,9 @@ class MaskFile:
         if strange.any():
             row, column = np.argwhere(strange)[0].tolist()
             raise Error(
-                f"{self.path} has {self.describe_code(int(codes[row, column]))} at column {column} of row {row}, which is none "
-                f"of the {len(known[0])} {'colours' if self.class_table.color_to_class else 'values'} of the class table; add it "
-                "there, or mend the mask"
+                f"{self.path} has {self.describe_code(int(codes[row, column]))} at column {column} of row {row}, which "
+                f"is none of the {len(known[0])} {'colours' if self.class_table.color_to_class else 'values'} of the "
+                "class table; add it there, or mend the mask"
             )
         return np.asarray(known[1][place])
 

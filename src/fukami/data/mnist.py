@@ -50,8 +50,8 @@ def find_mnist() -> Path:
         MNIST(str(get_cache_folder()), download=True)
     except (OSError, RuntimeError) as error:
         raise Error(
-            f"MNIST was not found in {', '.join(str(p) for p in list_data_folders())}, and the download failed ({error}); "
-            f"put the four files {', '.join(f'{name}.gz' for name in CHECKSUMS)} into a folder mnist/ "
+            f"MNIST was not found in {', '.join(str(p) for p in list_data_folders())}, and the download failed "
+            f"({error}); put the four files {', '.join(f'{name}.gz' for name in CHECKSUMS)} into a folder mnist/ "
             "and set FUKAMI_DATA to the folder above it"
         ) from error
     return get_cache_folder() / "MNIST" / "raw"

@@ -50,7 +50,7 @@ def build_padded_loader(
     memory_limit: float = 4.0,
     max_broken: int = MAX_BROKEN,
 ) -> "PaddedLoader":
-    """Batches of a part of the data: from memory where its pictures take at most ``memory_limit`` gigabytes, else streamed.
+    """Batches of a part of the data: from memory where pictures take at most ``memory_limit`` gigabytes, else streamed.
 
     Args:
         samples: the part.
@@ -58,7 +58,8 @@ def build_padded_loader(
         prepare: brings a picture to its size.
         batch_size: pictures in a batch, over all processes.
         seed: shuffle, drop what is over and augment, repeatably; None: every picture once, all of them.
-        augment: changes of the training pictures, as :func:`fukami.data.augment_boxes.parse_box_augmentation` makes them.
+        augment: changes of the training pictures, as :func:`fukami.data.augment_boxes.parse_box_augmentation` makes
+            them.
         window_size: side in pixels of what is cut at random out of larger training pictures; 0: they stay whole.
         memory_limit: gigabytes that the decoded pictures may take.
         max_broken: pictures that may be broken; they are left out and named.

@@ -1,6 +1,7 @@
 """Text files that somebody else wrote: read within bounds, and refused by name where they are broken or hostile.
 
-Nothing here follows what a file names: :func:`fukami.data.annotations.keep_existing_images` decides which images may be read.
+Nothing here follows what a file names: :func:`fukami.data.annotations.keep_existing_images` decides which images may be
+read.
 """
 
 import json

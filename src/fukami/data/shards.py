@@ -65,7 +65,7 @@ class ShardSamples:
 
     def select(self, mask: npt.NDArray[np.bool_]) -> "ShardSamples":
         """Those that are marked in ``mask`` ``(N,)``."""
-        columns = ("shard", "number", "start", "length")
+        columns = ("shard_indices", "sample_numbers", "starts", "lengths")
         return replace(self, **{name: getattr(self, name)[mask] for name in columns})
 
     def locate(self, number: int) -> tuple[str, int]:
@@ -256,8 +256,8 @@ def locate_shard(base: str, name: str) -> str:
     path = PurePosixPath(name)
     if not name or data_remote.is_url(name) or path.is_absolute() or ".." in path.parts or UNSAFE_NAME.search(name):
         raise Error(
-            f"the shard {name[:200]!r} is not below {base or 'this folder'}, where its {INDEX_FILE} is; copy the {INDEX_FILE} "
-            "beside the shards, and give that folder"
+            f"the shard {name[:200]!r} is not below {base or 'this folder'}, where its {INDEX_FILE} is; copy the "
+            f"{INDEX_FILE} beside the shards, and give that folder"
         )
     return f"{base}/{name}" if base else name
 

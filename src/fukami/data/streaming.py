@@ -79,7 +79,7 @@ class ImageDecoder(Dataset[Any]):
 
 
 def compute_crop(draws: Sequence[float], min_area: float, aspect: float) -> tuple[float, float, float, float]:
-    """What :func:`fukami.data.augment.compute_crops` gives for a batch, for one picture: a hundred times as quick for one."""
+    """What :func:`fukami.data.augment.compute_crops` gives for a batch, for one picture: a hundred times as quick."""
     area, ratio = min_area + (1 - min_area) * draws[0], MAX_ASPECT_RATIO ** (2 * draws[1] - 1)
     wide, high = min(1.0, math.sqrt(area * ratio / aspect)), min(1.0, math.sqrt(area / ratio * aspect))
     return wide, high, (1 - wide) * draws[2], (1 - high) * draws[3]

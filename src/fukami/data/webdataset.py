@@ -80,8 +80,8 @@ class ShardStreamingLoader(FileStreamingLoader):
         min_area: float | None = None,
         max_broken: int = MAX_BROKEN,
     ) -> None:
-        super().__init__((), targets, labels, prepare, batch_size=batch_size, seed=seed, augment=augment, min_area=min_area,
-                         max_broken=max_broken)  # fmt: skip
+        super().__init__((), targets, labels, prepare, batch_size=batch_size, seed=seed, augment=augment,
+                         min_area=min_area, max_broken=max_broken)  # fmt: skip
         self.samples, self.names = samples, samples.names
         check_broken(samples.problems, max_broken)
         self.broken_images = dict.fromkeys(samples.problems)
@@ -98,8 +98,9 @@ class ShardStreamingLoader(FileStreamingLoader):
         super().setup(runtime)
         if self.seed is not None and self.num_readers % runtime.world_size:
             raise UsageError(
-                f"{runtime.world_size} processes cannot share {self.num_readers} lanes of shards evenly; a batch of {self.batch_size} "
-                f"has as many lanes as divide it, one for a shard at most: write more shards, or change --batch-size"
+                f"{runtime.world_size} processes cannot share {self.num_readers} lanes of shards evenly; a batch of "
+                f"{self.batch_size} has as many lanes as divide it, one for a shard at most: write more shards, or "
+                "change --batch-size"
             )
 
     def iterate_local_batches(self) -> Iterator[BatchIndices]:
@@ -247,7 +248,7 @@ def read_requests(
 
 
 def prefetch(source: Iterator[Any], failures: list[BaseException] | None) -> Iterator[Any]:
-    """What the source yields, from a thread that is a few items ahead; its error is raised, or goes into ``failures``."""
+    """What the source yields, from a thread a few items ahead; its error is raised, or goes into ``failures``."""
     line: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(MAX_QUEUED_BATCHES)
     left = False
 

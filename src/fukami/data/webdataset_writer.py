@@ -52,8 +52,8 @@ def write_shards(
     check_empty_folder(out)
     if (samples_per_shard is not None and samples_per_shard < 1) or shard_megabytes <= 0 or not 0 <= holdout <= 1:
         raise UsageError(
-            f"a shard holds at least one sample and more than 0 MB, and the holdout is a share; not {samples_per_shard} samples, "
-            f"{shard_megabytes:g} MB and {holdout:g}"
+            f"a shard holds at least one sample and more than 0 MB, and the holdout is a share; not "
+            f"{samples_per_shard} samples, {shard_megabytes:g} MB and {holdout:g}"
         )
     train, test, labels = labelled_images.load_labelled_images(spec, holdout)
     index: shards.ShardIndex = {"labels": labels, "train": [], "test": []}

@@ -67,7 +67,7 @@ class FasterRCNNVGG16(FasterRCNNRecipe):
         super().__post_init__()
         check_range(self, 1, math.inf, "hidden")
         check_range(self, 0, 0.99, "dropout")
-        check_range(self, 1 / 64, 4, "width")
+        check_range(self, 1 / 64, 4, "width_multiplier")
 
     def build_model(self, num_classes: int) -> "Network":
         """The network."""

@@ -139,7 +139,8 @@ class ErrorCase:
         label: of the object, or of the detection.
         score: of the detection; of a missed object the best that found it, 0 where none did.
         box: left, top, right, bottom of the object or of the detection.
-        confused_label: what another class it was taken for, or what the detection took for its class; empty where nothing.
+        confused_label: what another class it was taken for, or what the detection took for its class; empty where
+            nothing.
         related_box: the box of the object that a false alarm has to do with.
     """
 
@@ -201,7 +202,7 @@ class DetectionResults:
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: plain arrays."""
-        return {"labels": self.labels, "pictures": self.images}
+        return {"labels": self.labels, "images": self.images}
 
     def compute_metrics(self) -> dict[str, Any]:
         """The metrics of VOC (``map``, ``map_11``) and of COCO (``coco_...``), in [0, 1], and those of each class.
@@ -289,10 +290,16 @@ class DetectionResults:
         )
         which = which[np.lexsort((-_compute_area(judged.object_boxes[which]), judged.best_score[which]))][:limit]
         return [
-            ErrorCase(int(judged.object_image[i]), MISSED, self.labels[judged.object_classes[i]], float(judged.best_score[i]),
-                    judged.object_boxes[i], self.labels[judged.rival_class[i]] if judged.rival_class[i] >= 0 else "")
+            ErrorCase(
+                int(judged.object_image[i]),
+                MISSED,
+                self.labels[judged.object_classes[i]],
+                float(judged.best_score[i]),
+                judged.object_boxes[i],
+                self.labels[judged.rival_class[i]] if judged.rival_class[i] >= 0 else "",
+            )
             for i in which
-        ]  # fmt: skip
+        ]
 
     def find_false_positives(self, limit: int) -> list[ErrorCase]:
         """The worst false alarms: the wrong detections of the highest scores."""
@@ -312,7 +319,7 @@ class DetectionResults:
 
     def _clear_cache(self) -> None:
         """What was judged is to be judged again."""
-        for name in ("objects", "_judged", "_ranked"):
+        for name in ("num_objects", "_match_table", "_ranked_detections"):
             self.__dict__.pop(name, None)
 
     def _sort_images(self) -> list[tuple[int, Prediction, GroundTruth]]:

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 MIN_REGION_SIZES = {"alexnet": 63, "vgg16": 32}  # pixels of a region that the backbone needs
 
 SHARED_FIELDS = (  # in which all stages have to agree: the network, its regions, and what is kept to judge on
-    "backbone", "size", "context_padding", "hidden", "width_multiplier", "batch_norm", "min_size", "max_size", "mode", "holdout",
+    "backbone", "size", "context_padding", "hidden", "width_multiplier", "batch_norm", "min_size", "max_size", "mode",
+    "holdout",
 )  # fmt: skip
 
 GRADIENT_FIELDS = (  # where nothing is learned by gradients
-    "epochs", "eval_every", "batch_size", "accumulate", "activation_checkpointing", "optimizer", "lr", "lr_scaling", "clip_norm", "momentum",
-    "weight_decay", "schedule", "drop_factor", "warmup", "augment", "regions_per_image", "dropout",
+    "epochs", "eval_every", "batch_size", "accumulate", "activation_checkpointing", "optimizer", "lr", "lr_scaling",
+    "clip_norm", "momentum", "weight_decay", "schedule", "drop_factor", "warmup", "augment", "regions_per_image",
+    "dropout",
 )  # fmt: skip
 
 
@@ -85,12 +87,18 @@ class RCNNRecipe(DetectionRecipe):
         from fukami import models
 
         make = {"alexnet": models.rcnn_alexnet, "vgg16": models.rcnn_vgg16}[self.backbone]
-        return make(num_classes, size=self.size, hidden=self.hidden, dropout=self.dropout, width_multiplier=self.width_multiplier,
-                    batch_norm=self.batch_norm)  # fmt: skip
+        return make(
+            num_classes,
+            size=self.size,
+            hidden=self.hidden,
+            dropout=self.dropout,
+            width_multiplier=self.width_multiplier,
+            batch_norm=self.batch_norm,
+        )
 
     def build_task(self, labels: tuple[str, ...]) -> "Regional":
         """A detector of ``labels``; each stage has its own."""
-        raise NotImplementedError(f"{type(self).__name__} does not define task(labels)")
+        raise NotImplementedError(f"{type(self).__name__} does not define build_task(labels)")
 
     def build_region_settings(self) -> "RegionSettings":
         """How regions are found, warped and remembered."""
@@ -170,7 +178,8 @@ class RCNNSolverRecipe(RCNNRecipe):
             )
         if not checkpoint.is_finished(folder):
             raise UsageError(
-                f"{folder} is not finished; go on with it first: fukami train {self.previous_recipe} --out {folder} --resume"
+                f"{folder} is not finished; go on with it first: fukami train {self.previous_recipe} --out {folder} "
+                "--resume"
             )
         differ = {name: getattr(other, name) for name in SHARED_FIELDS if getattr(other, name) != getattr(self, name)}
         if differ:
@@ -189,8 +198,15 @@ def build_sequential_loader(
     """The pictures one by one with their proposals, in an order of the seed, and not augmented."""
     from fukami.data import padded_loader
 
-    return padded_loader.build_padded_loader(recipe.add_proposals(samples), labels, recipe.build_preprocessing(), batch_size=1, seed=recipe.seed,
-                         memory_limit=recipe.memory_limit, max_broken=recipe.max_broken)  # fmt: skip
+    return padded_loader.build_padded_loader(
+        recipe.add_proposals(samples),
+        labels,
+        recipe.build_preprocessing(),
+        batch_size=1,
+        seed=recipe.seed,
+        memory_limit=recipe.memory_limit,
+        max_broken=recipe.max_broken,
+    )
 
 
 def load_stage_weights(task: "Task", folder: Path) -> None:
@@ -309,8 +325,14 @@ class RCNNBoxes(RCNNSolverRecipe):
         """A detector of ``labels``."""
         from fukami.detection.rcnn_svm_task import BoxRegressionTask
 
-        return BoxRegressionTask(self.build_model(len(labels)), labels, self.build_preprocessing(), self.build_region_settings(),
-                          ridge=self.box_ridge, min_iou=self.box_iou)  # fmt: skip
+        return BoxRegressionTask(
+            self.build_model(len(labels)),
+            labels,
+            self.build_preprocessing(),
+            self.build_region_settings(),
+            ridge=self.box_ridge,
+            min_iou=self.box_iou,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

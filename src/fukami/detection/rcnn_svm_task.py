@@ -77,7 +77,7 @@ class RCNNSolverTask(RCNNTask):
 
     def process_image(self, image: Tensor, batch: "PaddedBatch", proposals: Tensor) -> dict[str, Tensor]:
         """Collect from a picture and its proposals, and solve when it is time; returns scalars for the log."""
-        raise NotImplementedError(f"{type(self).__name__} does not define look(picture, batch, proposals)")
+        raise NotImplementedError(f"{type(self).__name__} does not define process_image(image, batch, proposals)")
 
 
 class TensorStore:

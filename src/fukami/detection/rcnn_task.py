@@ -89,7 +89,7 @@ class RCNNTask(DetectionTask):
 
     def score_regions(self, fc7: Tensor) -> Tensor:
         """The score in [0, 1] of each class for features ``(K, hidden)``, ``(K, classes)``."""
-        raise NotImplementedError(f"{type(self).__name__} does not define scored(fc7)")
+        raise NotImplementedError(f"{type(self).__name__} does not define score_regions(fc7)")
 
     def refine_boxes(self, image: Tensor, regions: Tensor, classes: Tensor) -> Tensor:
         """Where the objects are that were found in regions ``(k, 4)`` of a picture; by default in these."""
@@ -183,7 +183,7 @@ class RCNNFinetuneTask(RCNNTask):
 
     def score_regions(self, fc7: Tensor) -> Tensor:
         """The softmax, without the background."""
-        return self.model.scores(fc7).float().softmax(1)[:, 1:]  # type: ignore[operator, no-any-return]
+        return self.model.compute_scores(fc7).float().softmax(1)[:, 1:]  # type: ignore[operator, no-any-return]
 
     def collect_results(self, batches: Iterable["PaddedBatch"]) -> DetectionResults:
         """As all detectors; the features that were kept before are those of another network, which learned since."""

@@ -39,7 +39,7 @@ class DetectionRecipe(SupervisedRecipe):
         super().__post_init__()
         check_range(self, 32, MAX_IMAGE_SIDE, "min_size", "max_size")
         if self.max_size < self.min_size:
-            raise UsageError(f"longest should be at least shortest, {self.min_size}, not {self.max_size}")
+            raise UsageError(f"max-size should be at least min-size, {self.min_size}, not {self.max_size}")
 
     def build_preprocessing(self) -> "ResizeTransform":
         """How a picture is brought to the form that the network sees."""
@@ -67,8 +67,16 @@ class DetectionRecipe(SupervisedRecipe):
 
         seed, batch = (self.seed, self.batch_size) if train else (None, EVAL_BATCH_SIZE)
         change = augment_boxes.parse_box_augmentation(self.augment if train else ())
-        return padded_loader.build_padded_loader(samples, labels, self.build_preprocessing(), batch_size=batch, seed=seed, augment=change,
-                             memory_limit=self.memory_limit, max_broken=self.max_broken)  # fmt: skip
+        return padded_loader.build_padded_loader(
+            samples,
+            labels,
+            self.build_preprocessing(),
+            batch_size=batch,
+            seed=seed,
+            augment=change,
+            memory_limit=self.memory_limit,
+            max_broken=self.max_broken,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,13 +120,13 @@ class FasterRCNNRecipe(DetectionRecipe):
         super().__post_init__()
         check_range(self, 0, 5, "freeze")
         if len(self.anchor_sizes) < 1 or min(self.anchor_sizes) < 2:
-            raise UsageError(f"scales should be sides of anchors, 2 pixels or more each, not {self.anchor_sizes}")
+            raise UsageError(f"anchor-sizes should be sides of anchors, 2 pixels or more each, not {self.anchor_sizes}")
         if self.schedule.startswith("plateau") and self.training == "alternating":
             raise UsageError("a plateau is waited for, and the four steps have their times; give another --schedule")
 
     def build_model(self, num_classes: int) -> "Network":
         """The network, for so many classes without the background."""
-        raise NotImplementedError(f"{type(self).__name__} does not define network(classes)")
+        raise NotImplementedError(f"{type(self).__name__} does not define build_model(num_classes)")
 
     def build_task(self, labels: tuple[str, ...]) -> "DetectionTask":
         """A detector of ``labels``."""

@@ -37,7 +37,8 @@ class DetectionTask(PaddedTask):
             in them to the samples of both stages; without the latter to what it found.
         labels: what the classes are called.
         prepare: to what size a picture is brought, and how it is normalised; it travels with the task.
-        activation_checkpointing: keep the activations between the blocks of the backbone alone, and compute the others again.
+        activation_checkpointing: keep the activations between the blocks of the backbone alone, and compute the others
+            again.
         regime: optimizer, decay, epochs, judge_every, accumulate and clip, as for :class:`fukami.Task`.
     """
 

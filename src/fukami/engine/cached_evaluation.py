@@ -15,7 +15,7 @@ class CachedEvaluationTask(Task):
 
     Args:
         model: the network.
-        regime: optimizer, decay, epochs, judge_every, accumulate and clip, as for :class:`fukami.Task`.
+        options: optimizer, lr_schedule, epochs, eval_every, accumulate and clip_norm, as for :class:`fukami.Task`.
     """
 
     def __init__(self, model: nn.Module, **options: Unpack[TrainingOptions]) -> None:
@@ -41,12 +41,15 @@ class CachedEvaluationTask(Task):
         self.last_results = None
 
     def collect_results(self, batches: Any) -> Any:
-        """What was found in ``batches`` and what is there, over all processes; its ``metrics()`` are the judgement."""
-        raise NotImplementedError(f"{type(self).__name__} does not define judge(batches)")
+        """What was found in ``batches`` and what is there, over all processes.
+
+        Its ``compute_metrics()`` are the judgement.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define collect_results(batches)")
 
     @torch.inference_mode()
     def evaluate(self, batches: Iterable[Any]) -> dict[str, Any]:
-        """The metrics of :meth:`judge`; classes are matched by name where ``batches`` has ``labels``.
+        """The metrics of :meth:`collect_results`; classes are matched by name where ``batches`` has ``labels``.
 
         Raises:
             UsageError: the data have a class that the task does not know.
@@ -54,11 +57,11 @@ class CachedEvaluationTask(Task):
         """
         found = self.collect_results(batches)
         self.last_results = batches, found
-        metrics: dict[str, Any] = found.metrics()
+        metrics: dict[str, Any] = found.compute_metrics()
         return metrics
 
     def get_results(self, batches: Any) -> Any:
-        """What :meth:`judge` finds, without a second look where nothing was learned since it was evaluated."""
+        """What :meth:`collect_results` finds, without a second look where nothing was learned since the evaluation."""
         return (
             self.last_results[1]
             if self.last_results and self.last_results[0] is batches

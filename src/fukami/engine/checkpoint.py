@@ -50,7 +50,7 @@ RUN_FILES = (
     "last.ckpt",
     "preview.png",
     "report.html",
-)  # that :func:`write` replaces
+)  # that :func:`write_file` replaces
 MAX_THREADS = 1024  # that a run can have been computed with
 HALF_DTYPES = (torch.float16, torch.bfloat16)  # in which float32 weights may be stored, for smaller files
 MAX_MODEL_PARTS = 50_000  # layers and tensors of a network; ResNet-152 has about a thousand
@@ -94,7 +94,7 @@ def load(
         precision: ``float32``, ``bfloat16`` or ``float16``: the type of the weights and of the activations; ``int8``,
             ``binary`` or ``onnx``: as ``fukami export`` would convert them; ``auto``: float32, or as it was exported.
         vote: the majority of several runs decides, and not the average of their probabilities.
-        overrides: fields of the recipe, by name, that have another value now, such as ``{"beams": 3}``.
+        overrides: fields of the recipe, by name, that have another value now, such as ``{"beam_size": 3}``.
         recipe: for runs of a private recipe, its file (or class): code is never taken from a run. Its SHA-256 has to
             be the one that the run recorded.
 
@@ -131,8 +131,8 @@ def check_run_files(folder: Path, *, for_writing: bool = False) -> None:
 
     Args:
         folder: of the run.
-        for_writing: files will be written: check the folders in it, too, and refuse hard links, such as ``cp -l`` makes, by
-            which the run that was copied would change.
+        for_writing: files will be written: check the folders in it, too, and refuse hard links, such as ``cp -l``
+            makes, by which the run that was copied would change.
 
     Raises:
         Error: there is such an entry; it is named.
@@ -200,7 +200,10 @@ def read_labels(folder: Path) -> tuple[str, ...]:
 def parse_run_overrides(
     runs: Sequence[str], overrides: Sequence[str], recipe: RecipeSource | None = None
 ) -> dict[str, Any]:
-    """Values of fields of the first run's recipe by name, from words such as ``beams=3``; raises as :func:`load`."""
+    """Values of fields of the first run's recipe by name, from words such as ``beam_size=3``.
+
+    Raises as :func:`load`.
+    """
     return parse_overrides(type(read_recipe(locate_run(runs[0]), recipe)[0]), overrides) if runs and overrides else {}
 
 
@@ -358,7 +361,7 @@ def assign_weights(modules: dict[str, nn.Module], tensors: dict[str, Tensor], so
 
 
 def check_tensors(modules: dict[str, nn.Module], tensors: dict[str, Tensor], source: Path) -> None:
-    """Refuse tensors that are not exactly those of the modules; arguments as for :func:`restore`.
+    """Refuse tensors that are not exactly those of the modules; arguments as for :func:`assign_weights`.
 
     Raises:
         Error: a tensor is missing, left over, of another shape or type, or not finite; all such are listed.
@@ -580,7 +583,10 @@ def get_versions() -> dict[str, str]:
 
 
 def write_weights(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:
-    """Write ``weights.safetensors`` from what :func:`weights` gave; ``dtype`` stores floating ones in another type."""
+    """Write ``weights.safetensors`` from what :func:`copy_tensors_to_cpu` gave.
+
+    ``dtype`` stores floating ones in another type.
+    """
     if dtype is not None:
         tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
     write_file(folder / "weights.safetensors", write_tensors(tensors))

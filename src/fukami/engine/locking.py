@@ -34,8 +34,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise UsageError(
-            f"another training{_describe_holder(path)} writes to {folder}; wait until it has ended, stop it, or give another "
-            "--out"
+            f"another training{_describe_holder(path)} writes to {folder}; wait until it has ended, stop it, or give "
+            "another --out"
         ) from None
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in UNSUPPORTED_ERRNOS:

@@ -81,7 +81,7 @@ class TrainingLogger:
     def start_run(self, labels: tuple[str, ...], compile: bool, task: Task) -> None:
         """A run's first step: write down what it is and what its networks cost, which ``fukami board`` shows."""
         if self.runtime.is_main:
-            prepare: Any = getattr(task, "prepare", None)
+            prepare: Any = getattr(task, "transform", None)
             square = hasattr(prepare, "channels") and hasattr(prepare, "size")
             shape = (prepare.channels, prepare.size, prepare.size) if square else None
             costs = count_costs(list(task.get_modules().values()), shape)
@@ -101,7 +101,10 @@ class TrainingLogger:
         self.multiply_adds = counter.get_total_flops() // 2 * self.runtime.world_size
 
     def log_training(self, step: int, metrics: dict[str, float], lr: float, samples_per_step: int, unit: str) -> None:
-        """Log the means of the last steps; ``lr`` is the learning rate, ``samples_per_step`` what a step sees of a ``unit``."""
+        """Log the means of the last steps.
+
+        ``lr`` is the learning rate, ``samples_per_step`` what a step sees of a ``unit``.
+        """
         now = time.monotonic()
         speed = (step - self.step) * samples_per_step / max(now - self.last_log_time, 1e-9)
         self.step, self.last_log_time = step, now
@@ -140,7 +143,8 @@ class TrainingLogger:
     def log_stop(self, step: int) -> None:
         """Say how to go on."""
         self.console.print(
-            f"stopped at step {step} of {self.num_steps}; go on with: {build_train_command(self.recipe)} --out {self.folder} --resume",
+            f"stopped at step {step} of {self.num_steps}; go on with: {build_train_command(self.recipe)} "
+            f"--out {self.folder} --resume",
             soft_wrap=True,
             highlight=False,
         )

@@ -35,19 +35,23 @@ class LRFinderResult:
 def find_lr(
     recipe: Recipe, min_lr: float, max_lr: float, num_steps: int, *, device: str = "auto", precision: str = "auto"
 ) -> LRFinderResult:
-    """Train for ``num_steps`` updates at rates that grow from ``min_lr`` to ``max_lr`` by the same factor; nothing is kept.
+    """Train for ``num_steps`` updates at rates that grow from ``min_lr`` to ``max_lr`` by the same factor.
+
+    Nothing is kept.
 
     Raises:
         UsageError: the bounds, the number of steps or the recipe's own learning rate make no sense.
         Error: the loss is not finite at the lowest rates already.
     """
     if not (0 < min_lr < max_lr < math.inf) or num_steps < 10:
-        raise UsageError(f"expected 0 < low < high and at least 10 steps, not {min_lr:g}, {max_lr:g} and {num_steps}")
+        raise UsageError(
+            f"expected 0 < min-lr < max-lr and at least 10 steps, not {min_lr:g}, {max_lr:g} and {num_steps}"
+        )
     runtime = Runtime.start(device, precision)
     set_random_seed(recipe.seed)
     data = recipe.load_data()
-    if hasattr(data.train, "place"):
-        data.train.place(runtime)
+    if hasattr(data.train, "setup"):
+        data.train.setup(runtime)
     set_random_seed(recipe.seed)
     task = recipe.build_task(data.labels)
     task.setup(runtime)
@@ -72,7 +76,7 @@ def find_lr(
         rates.append(rate)
         losses.append(smooth)
     if len(losses) < min(10, num_steps // 2):
-        raise Error(f"the loss left at once, from a rate of {min_lr:g}; try a smaller --low")
+        raise Error(f"the loss left at once, from a rate of {min_lr:g}; try a smaller --min-lr")
     slope = np.gradient(np.array(losses), np.log(rates))
     best = int(np.argmin(losses))
     first = min(MIN_AVERAGED_STEPS, best)  # the average of a few losses is noise

@@ -30,7 +30,7 @@ class PaddedTask(CachedEvaluationTask):
         model: of normalised frames.
         labels: what the classes are called.
         prepare: to what size a picture is brought, and how it is normalised; it travels with the task.
-        regime: optimizer, decay, epochs, judge_every, accumulate and clip, as for :class:`fukami.Task`.
+        options: optimizer, lr_schedule, epochs, eval_every, accumulate and clip_norm, as for :class:`fukami.Task`.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class PaddedTask(CachedEvaluationTask):
 
     @torch.inference_mode()
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """An answer for each picture, with ``file``, ``width`` and ``height``; :meth:`answers` says what else.
+        """An answer for each picture, with ``file``, ``width`` and ``height``; :meth:`predict_batch` says what else.
 
-        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read_image` takes them. A picture that cannot
-        be read yields ``{"file", "error"}``.
+        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read_image` takes them. A picture that
+        cannot be read yields ``{"file", "error"}``.
         """
         self.model.eval()
         answers: list[dict[str, Any]] = []
@@ -113,7 +113,7 @@ class PaddedTask(CachedEvaluationTask):
 
     def predict_batch(self, images: Tensor) -> list[dict[str, Any]]:
         """What there is to say of each of the pictures ``(N, 3, h, w)`` uint8."""
-        raise NotImplementedError(f"{type(self).__name__} does not define answers(pictures)")
+        raise NotImplementedError(f"{type(self).__name__} does not define predict_batch(images)")
 
     def resize_and_pad(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures of one size ``(N, 3, h, w)`` uint8 at their size in frames, and these sizes ``(N, 2)``."""

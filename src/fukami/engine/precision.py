@@ -29,7 +29,7 @@ def convert_task(task: Task, precision: str, recipe: Recipe, calibration: str | 
 
     Args:
         task: loaded, in float32.
-        precision: one of :data:`CONVERTED`.
+        precision: one of :data:`CONVERTED_PRECISIONS`.
         recipe: of the task; its training data calibrate int8.
         calibration: other data to calibrate with, a name or a path.
 
@@ -84,14 +84,14 @@ def _accumulates_in_float32(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def _load_calibration_images(task: Task, recipe: Recipe, spec: str | None) -> list[Tensor]:
-    """What the network is given for :data:`CALIBRATION` pictures to train on, unaugmented, or for others."""
+    """What the network is given for :data:`NUM_CALIBRATION_IMAGES` pictures to train on, unaugmented, or for others."""
     fields = {field.name for field in dataclasses.fields(recipe)}
     changes: dict[str, Any] = {"augment": ()} if "augment" in fields else {}
     plain = dataclasses.replace(recipe, **changes)
     if spec is None:
         check_data(plain)
         return list(_iterate_inputs(task, plain.load_data().train))
-    changes["dataset"] = spec
+    changes["data"] = spec
     other = dataclasses.replace(recipe, **changes)
     given = list(_iterate_inputs(task, other.load_data().train))
     logger = logging.getLogger("fukami")

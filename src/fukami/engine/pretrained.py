@@ -147,17 +147,17 @@ def initialize_detector(model: nn.Module, prefix: str, name: str, init: str, lab
 
 
 def build_backbone_groups(model: Any, lr: float, backbone_lr_factor: float) -> list[dict[str, Any]]:
-    """Parameter groups of a network for pixels: ``lr``, and ``backbone_lr_factor`` times as much for the classifier's layers.
+    """Parameter groups of a network for pixels: ``lr``, ``backbone_lr_factor`` times it for the classifier's layers.
 
     Args:
-        model: a network of :mod:`fukami.models`, which says in ``trunk`` what part of it is the classifier's.
+        model: a network of :mod:`fukami.models`, which says in ``backbone_prefix`` what part of it is the classifier's.
         lr: of all other layers.
         backbone_lr_factor: for those of the classifier, which have learned already.
     """
     trunk: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        (trunk if name.startswith(f"{model.trunk}.") else rest).append(parameter)
+        (trunk if name.startswith(f"{model.backbone_prefix}.") else rest).append(parameter)
     return [{"params": rest, "lr": lr}, {"params": trunk, "lr": backbone_lr_factor * lr}]
 
 
@@ -168,8 +168,9 @@ def initialize_segmenter(model: Any, name: str, init: str, labels: tuple[str, ..
     Returns whether they are a classifier's that was learned without normalisation, so that its maps may have any size.
 
     Args:
-        model: a network of :mod:`fukami.models`, which says in ``trunk`` what part of it is the classifier's, in
-            ``answers`` what belongs to the classes, and in ``adopt`` what it takes of a classifier's tensors.
+        model: a network of :mod:`fukami.models`, which says in ``backbone_prefix`` what part of it is the classifier's,
+            in ``class_prefixes`` what belongs to the classes, and in ``convert_classifier_weights`` what it takes of a
+            classifier's tensors.
         name: what the classifier is called in :mod:`fukami.models`; empty where there is none.
         init: ``imagenet`` (torchvision's classifier), ``coco`` (its FCN), a file of either, or a run's folder.
         labels: the model's classes; as many others are not taken for these where a run knows its own.
@@ -186,13 +187,13 @@ def initialize_segmenter(model: Any, name: str, init: str, labels: tuple[str, ..
         _fetch_torchvision_weights(published) if published else _read_weights_file(Path(init))
     )
     expected = model.state_dict()
-    whole = any(key in tensors for key in expected if not key.startswith(f"{model.trunk}."))
-    tensors = tensors if whole else model.adopt(tensors)
+    whole = any(key in tensors for key in expected if not key.startswith(f"{model.backbone_prefix}."))
+    tensors = tensors if whole else model.convert_classifier_weights(tensors)
     theirs = _read_labels(init) if init != "coco" else ()
     lacking = {key: what for key, what in find_mismatches(tensors, expected) if key in expected}
     if whole and labels and theirs and labels != theirs:  # though they may be as many
-        lacking |= {key: "is of other classes" for key in expected if key.startswith(model.answers)}
-    needed = [key for key in expected if key.startswith(f"{model.trunk}.")]
+        lacking |= {key: "is of other classes" for key in expected if key.startswith(model.class_prefixes)}
+    needed = [key for key in expected if key.startswith(f"{model.backbone_prefix}.")]
     plain = not any(key.endswith("running_mean") for key in tensors)
     if plain:  # a classifier without batch normalisation, which the model may have
         norms = {key.rpartition(".")[0] for key in needed if key.endswith("running_mean")}
@@ -382,7 +383,8 @@ def _read_weights_file(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged file can fail in any way
         reason = "damaged" if isinstance(error, SafetensorError) else "damaged, or holds more than tensors"
         raise Error(
-            f"{path} is {reason} ({explain_load_error(error)}); give a state dict as safetensors or as torch.save wrote it"
+            f"{path} is {reason} ({explain_load_error(error)}); give a state dict as safetensors or as torch.save "
+            "wrote it"
         ) from None
     found = found.get("state_dict", found) if isinstance(found, dict) else found
     named = isinstance(found, dict) and all(isinstance(name, str) for name in found)
@@ -451,6 +453,6 @@ def _fetch_torchvision_weights(name: str) -> dict[str, Tensor]:
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         file = os.path.basename(weights.url)  # noqa: PTH119
         raise Error(
-            f"the published weights of {name} cannot be downloaded ({explain_load_error(error)}); get {weights.url} by other "
-            f"means, and give --init {file}"
+            f"the published weights of {name} cannot be downloaded ({explain_load_error(error)}); get {weights.url} by "
+            f"other means, and give --init {file}"
         ) from error

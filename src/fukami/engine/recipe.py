@@ -38,8 +38,7 @@ MAX_INPUT_SIZE, MAX_IMAGE_SIDE = (
 logger = logging.getLogger(__name__)
 _digests: dict[str, str] = {}  # SHA-256 of the content of recipe files that ran, by the name of their module
 
-# The field of a data set's name or path: the flag is --data, and the method that reads it is called data.
-DataSpec = Annotated[str, tyro.conf.arg(name="data", metavar="SPEC")]
+DataSpec = Annotated[str, tyro.conf.arg(metavar="SPEC")]  # a data set's name or path
 
 
 @dataclass(frozen=True)
@@ -67,18 +66,23 @@ class Recipe:
     def __init_subclass__(cls) -> None:
         """Numbers are those of one recipe: what is derived from it begins without."""
         super().__init_subclass__()
-        cls.paper_result, cls.reproduced_result = (vars(cls).get(name, "") for name in ("published", "reached"))
+        cls.paper_result, cls.reproduced_result = (
+            vars(cls).get(name, "") for name in ("paper_result", "reproduced_result")
+        )
 
     def load_data(self) -> Data:
         """What to train on and to judge on; used by train and eval."""
-        raise NotImplementedError(f"{type(self).__name__} does not define data()")
+        raise NotImplementedError(f"{type(self).__name__} does not define load_data()")
 
     def build_task(self, labels: tuple[str, ...]) -> "Task":
         """The task for answers of these names; used by train, eval, predict, serve and export."""
-        raise NotImplementedError(f"{type(self).__name__} does not define task(labels)")
+        raise NotImplementedError(f"{type(self).__name__} does not define build_task(labels)")
 
     def load_eval_data(self) -> Iterable[Any]:
-        """What to judge on, the second half of :meth:`data`; a recipe that can spare itself the first half does so."""
+        """What to judge on, the second half of :meth:`load_data`.
+
+        A recipe that can spare itself the first half does so.
+        """
         return self.load_data().val
 
     def initialize_task(self, task: "Task") -> None:
@@ -89,8 +93,10 @@ class Recipe:
         return {}
 
     def continue_from_stage(self, task: "Task", run: Path) -> None:
-        """What :meth:`begin` is after stages, the last of which left ``run``."""
-        raise NotImplementedError(f"{type(self).__name__} has stages and does not define follow(task, run)")
+        """What :meth:`initialize_task` is after stages, the last of which left ``run``."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has stages and does not define continue_from_stage(task, run)"
+        )
 
     def with_data(self, data: str) -> Self:
         """This recipe judged on the data ``data``: its test part, or all of it where it has none and is new to the run.
@@ -99,11 +105,11 @@ class Recipe:
             UsageError: the recipe makes its own data.
         """
         fields = {field.name for field in dataclasses.fields(self)}
-        if "dataset" not in fields:
+        if "data" not in fields:
             raise UsageError(f"{get_recipe_name(type(self))} makes its own data and takes no --data")
-        if is_same_dataset(data, getattr(self, "dataset")):  # noqa: B009  the base class has no such field
+        if is_same_dataset(data, getattr(self, "data")):  # noqa: B009  the base class has no such field
             return self
-        changes: dict[str, Any] = {"dataset": data} | ({"holdout": 1.0} if "holdout" in fields else {})
+        changes: dict[str, Any] = {"data": data} | ({"holdout": 1.0} if "holdout" in fields else {})
         return dataclasses.replace(self, **changes)
 
 
@@ -113,7 +119,7 @@ def check_data(recipe: Recipe) -> None:
     Raises:
         UsageError: the recipe's data set is a URL.
     """
-    spec = str(getattr(recipe, "dataset", ""))
+    spec = str(getattr(recipe, "data", ""))
     if "://" in spec:
         raise UsageError(
             f"the run names data on the web, {spec[:200]}, which are fetched only when you name them yourself: give "
@@ -137,7 +143,7 @@ def check_range(recipe: Recipe, min_value: float, max_value: float, *fields: str
 
 
 def parse_overrides(recipe: type[Recipe], overrides: Iterable[str]) -> dict[str, Any]:
-    """Values of fields by name, from words such as ``beams=3``.
+    """Values of fields by name, from words such as ``beam_size=3``.
 
     Raises:
         UsageError: a word is not of this form, there is no such field, or the value is of another type.
@@ -248,7 +254,10 @@ def _get_import_path(recipe: type[Recipe]) -> str:
 
 
 def get_recipe_name(recipe: type[Recipe]) -> str:
-    """The name under which :func:`find` finds this recipe: ``deep-convnet``, or the path of a private recipe's file."""
+    """The name under which :func:`get_recipe` finds this recipe.
+
+    ``deep-convnet``, or the path of a private recipe's file.
+    """
     if is_built_in(recipe):
         return next(name for name, place in RECIPES.items() if place == _get_import_path(recipe))
     file = getattr(sys.modules[recipe.__module__], "__file__", None)  # a notebook has none
@@ -277,7 +286,7 @@ def build_train_command(recipe: Recipe) -> str:
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
         if value != field.default:
-            flag = "data" if field.name == "dataset" else field.name.replace("_", "-")
+            flag = field.name.replace("_", "-")
             if isinstance(value, bool):
                 words.append(f"--{flag}" if value else f"--no-{flag}")
             else:
@@ -297,7 +306,8 @@ def build_recipe(recipe: type[Recipe], fields: dict[str, Any]) -> Recipe:
     for name, value in fields.items():
         if name not in known:
             raise Error(
-                f"{build_unknown_error(f'field of {get_recipe_name(recipe)}', name, known)}; another version of fukami wrote it?"
+                f"{build_unknown_error(f'field of {get_recipe_name(recipe)}', name, known)}; another version of fukami "
+                "wrote it?"
             )
         value = tuple(value) if isinstance(value, list) else value
         if not _matches_type(value, hints[name]):

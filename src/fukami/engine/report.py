@@ -163,8 +163,8 @@ def render_time_table(time: dict[str, Any]) -> str:
     rate, text = time["multiply_adds_per_second"], ""
     if rate:
         text = (
-            f"<p>The training steps computed {_format_large_number(rate)} multiply-adds per second, forward and backward; "
-            "<code>fukami bench</code> measures what the device reaches in a large matrix product.</p>"
+            f"<p>The training steps computed {_format_large_number(rate)} multiply-adds per second, forward and "
+            "backward; <code>fukami bench</code> measures what the device reaches in a large matrix product.</p>"
         )
     return f"<table>{rows}</table>{text}"
 

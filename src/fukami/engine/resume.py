@@ -44,7 +44,7 @@ def get_random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Set every random generator as :func:`random_states` found it."""
+    """Set every random generator as :func:`get_random_states` found it."""
     random.setstate(states["python"])
     np.random.set_state(tuple(states["numpy"]))
     torch.set_rng_state(states["torch"].cpu())
@@ -84,8 +84,9 @@ def check_checkpoint_metadata(
     if before["format"] != CHECKPOINT_FORMAT:
         raise Error(
             f"{folder / 'last.ckpt'} has the format {before['format']!r} and was written by "
-            f"{_format_versions(before['versions'])}; this is {_format_versions(now['versions'])}, which reads the format {CHECKPOINT_FORMAT}: "
-            "resume the run with the version that it was begun with, or begin it again in another --out"
+            f"{_format_versions(before['versions'])}; this is {_format_versions(now['versions'])}, which reads the "
+            f"format {CHECKPOINT_FORMAT}: resume the run with the version that it was begun with, or begin it again in "
+            "another --out"
         )
     facts = {name: now[name] for name in ("versions", "threads") if now[name] != before[name]}
     if now["manifest"] != before["manifest"]:
@@ -100,8 +101,8 @@ def check_checkpoint_metadata(
         manifest.write(folder)
     if "versions" in facts:
         logger.warning(
-            f"the checkpoint is of {_format_versions(before['versions'])}, and this is {_format_versions(now['versions'])}: equal "
-            "numbers are not promised"
+            f"the checkpoint is of {_format_versions(before['versions'])}, and this is "
+            f"{_format_versions(now['versions'])}: equal numbers are not promised"
         )
     if "threads" in facts:
         logger.warning(

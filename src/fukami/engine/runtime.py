@@ -59,8 +59,8 @@ class Runtime:
     ) -> "Runtime":
         """Resolve ``auto``, join the other processes where ``torchrun`` started several, make kernels repeatable.
 
-        A CPU computes with ``num_threads``, or with one for each processor, unless OMP_NUM_THREADS says otherwise: how work
-        is divided among threads decides how sums are rounded.
+        A CPU computes with ``num_threads``, or with one for each processor, unless OMP_NUM_THREADS says otherwise: how
+        work is divided among threads decides how sums are rounded.
 
         Raises:
             UsageError: the device is not there, or does not have the precision, or that has another name.

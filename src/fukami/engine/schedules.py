@@ -135,7 +135,7 @@ def parse_schedule(spec: str, *, factor: float = 0.1, warmup: float = 0.0) -> Sc
     """
     name, _, given = spec.partition("=")
     if name not in SCHEDULES:
-        raise build_unknown_error("decay", name, SCHEDULES)
+        raise build_unknown_error("schedule", name, SCHEDULES)
     try:
         numbers = tuple(float(number) for number in given.split(",")) if given else DEFAULT_ARGUMENTS.get(name, ())
     except ValueError:
@@ -154,7 +154,7 @@ def parse_schedule(spec: str, *, factor: float = 0.1, warmup: float = 0.0) -> Sc
             if example
             else ""
         )
-        raise UsageError(f"{spec!r} is no decay; expected it as in {name}{example}{bounds}")
+        raise UsageError(f"{spec!r} is no schedule; expected it as in {name}{example}{bounds}")
     if name == "plateau":
         return ReduceOnPlateau(int(numbers[0]), factor, warmup)
     if name == "one-cycle":

@@ -122,17 +122,21 @@ class SupervisedRecipe(Recipe):
         whole = crop is None or prepare.mnist_digit  # a digit comes in one size
         larger = prepare if whole else dataclasses.replace(prepare, size=round(prepare.size * RESIZE_RATIO))
         targets = torch.from_numpy(source.targets)
-        how: dict[str, Any] = {"batch": batch_size, "seed": seed}
+        how: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
         if isinstance(source.items, tuple | ShardSamples) and len(source) * larger.nbytes > self.memory_limit * 1e9:
             own = [word for word in augmentations if word.partition("=")[0] != "crop"]  # which decoding does
-            how |= {"augment": build_augmentation(own, prepare, labels), "smallest": crop, "broken": self.max_broken}
+            how |= {
+                "augment": build_augmentation(own, prepare, labels),
+                "min_area": crop,
+                "max_broken": self.max_broken,
+            }
             if isinstance(source.items, tuple):
                 return FileStreamingLoader(source.items, targets, labels, prepare, balanced=balanced, **how)
             if balanced:
                 raise UsageError("--balance sampling cannot be streamed from shards; give --balance loss")
             return ShardStreamingLoader(source.items, targets, labels, prepare, **how)
         found = source.decode(larger, self.max_broken)
-        how |= {"augment": build_augmentation(augmentations, prepare, labels), "size": prepare.size}
+        how |= {"augment": build_augmentation(augmentations, prepare, labels), "image_size": prepare.size}
         return InMemoryLoader(found.images, found.targets, labels, names=found.names, balanced=balanced, **how)
 
     def build_schedule(self) -> "Schedule":

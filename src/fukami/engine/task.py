@@ -55,7 +55,8 @@ class Task:
         lr_schedule: the learning rate's course, as a factor of it.
         epochs, eval_every: passes over the data, and passes between two evaluations.
         accumulate: parts in which a batch passes through the network, one after another, for less memory.
-        clip_norm: the greatest norm of the gradient, to which a greater one is scaled down (Pascanu et al. 2013); 0: any.
+        clip_norm: the greatest norm of the gradient, to which a greater one is scaled down (Pascanu et al. 2013); 0:
+            any.
     """
 
     supports_cuda_graph = (
@@ -114,14 +115,16 @@ class Task:
 
     def prepare_inputs(self, batch: Any) -> Tensor:
         """What the network is given for a batch, ``(N, ...)``."""
-        raise UsageError(f"{type(self).__name__} cannot be calibrated: it does not define inputs(batch)")
+        raise UsageError(f"{type(self).__name__} cannot be calibrated: it does not define prepare_inputs(batch)")
 
     def get_signature(self) -> ModelSignature:
         """How another program would talk to the network."""
-        raise UsageError(f"{type(self).__name__} cannot be exported to another program: it does not define interface()")
+        raise UsageError(
+            f"{type(self).__name__} cannot be exported to another program: it does not define get_signature()"
+        )
 
     def count_steps(self, train: Any) -> tuple[int, int]:
-        """Updates in the whole training, and between two evaluations; by default ``epochs`` passes, ``judge_every``."""
+        """Updates in the whole training, and between two evaluations; by default ``epochs`` passes, ``eval_every``."""
         return self.epochs * len(train), self.eval_every * len(train)
 
     def count_work(self, step: int) -> float:
@@ -194,8 +197,8 @@ class Task:
         """Follow an update of the weights; nothing by default."""
 
     def compute_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, a scalar, and what else to log; call the network as ``self.replica``."""
-        raise NotImplementedError(f"{type(self).__name__} defines neither loss nor step")
+        """The loss of a batch, a scalar, and what else to log; call the network as ``self.training_model``."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither compute_loss nor step")
 
     def evaluate(self, batches: Iterable[Any]) -> dict[str, Any]:
         """The family's metrics and ``count``; changes no weight, and sums counts across processes.

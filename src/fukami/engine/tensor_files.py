@@ -23,7 +23,7 @@ def load_torch(content: bytes, device: torch.device | str = "cpu") -> Any:
 
     Raises:
         Exception: the file is damaged, holds anything else, or is compressed. torch's own words often name a switch
-            that would run what is in the file: :func:`explain` leaves that out.
+            that would run what is in the file: :func:`explain_load_error` leaves that out.
     """
     if content.startswith(b"PK"):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:

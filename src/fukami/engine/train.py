@@ -61,7 +61,7 @@ def train(
     """Train the recipe and leave a run in the folder ``out``; returns the last evaluation.
 
     Args:
-        recipe: the experiment, for example ``DeepConvNet(dataset="mnist")``.
+        recipe: the experiment, for example ``DeepConvNet(data="mnist")``.
         out: a new or empty folder; with ``resume`` the folder of a run that was cut off.
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``mps``.
         precision: ``auto`` (bfloat16 where it is faster), ``float32``, ``tf32``, ``bfloat16``, ``float16``.
@@ -124,7 +124,7 @@ def run_training(recipe: Recipe, folder: Path, settings: RunOptions) -> dict[str
                 step += 1
                 ended = step % interval == 0 or step == steps
                 looks = ended or step % look == 0
-                pressing = getattr(loader, "pressing", False)
+                pressing = getattr(loader, "needs_checkpoint", False)
                 if not (looks or pressing or (stop.received_signal and runtime.world_size == 1)):
                     continue
                 if looks:
@@ -160,11 +160,11 @@ def prepare_data(recipe: Recipe, folder: Path, runtime: Runtime) -> tuple[Data, 
     with runtime.clock("data"):
         data = recipe.load_data()
         loader = data.train if hasattr(data.train, "state_dict") else ResumableLoader(data.train)
-        if hasattr(loader, "keep"):  # what is too much for a checkpoint
-            loader.keep(folder)
+        if hasattr(loader, "open_files"):  # what is too much for a checkpoint
+            loader.open_files(folder)
         for part in (loader, data.val):
-            if hasattr(part, "place"):
-                part.place(runtime)
+            if hasattr(part, "setup"):
+                part.setup(runtime)
     return data, loader
 
 
@@ -220,7 +220,11 @@ class MetricBuffer:
             for name, value in zip(self.names, row, strict=True):
                 if not math.isfinite(value):
                     number = step - len(rows) + offset
-                    where = loader.name(number) if hasattr(loader, "name") else f"batch {number % len(loader) + 1}"
+                    where = (
+                        loader.describe_batch(number)
+                        if hasattr(loader, "describe_batch")
+                        else f"batch {number % len(loader) + 1}"
+                    )
                     raise Error(
                         f"the {name} became {value} at step {number + 1}, on {where}; the run stops here and its last "
                         "good checkpoint stays: try a lower learning rate, or --precision float32"
@@ -243,9 +247,9 @@ class TrainingProgress:
     def log_steps(self, step: int, lr: float, batch: Any) -> None:
         """Log the steps since the last time."""
         metrics = self.metric_buffer.compute_means(step, self.loader)
-        if hasattr(self.loader, "waiting"):
-            metrics["waiting"] = self.loader.waiting()
-        pace = getattr(self.loader, "pace", (self.log.runtime.count_samples(batch), "pictures"))
+        if hasattr(self.loader, "compute_wait_fraction"):
+            metrics["waiting"] = self.loader.compute_wait_fraction()
+        pace = getattr(self.loader, "items_per_step", (self.log.runtime.count_samples(batch), "pictures"))
         self.log.log_training(step, metrics, lr, *pace)
 
     def evaluate(self, step: int, val: Any) -> None:
@@ -259,8 +263,8 @@ class TrainingProgress:
         """Wait for the last checkpoint, and write the report; returns the last evaluation."""
         with self.log.clock("checkpoint"):
             saver.wait()
-        if hasattr(self.loader, "forget"):
-            self.loader.forget()
+        if hasattr(self.loader, "delete_files"):
+            self.loader.delete_files()
         with self.log.clock("evaluation"):
             figures = list(self.task.plot_evaluation(val)) if val else []
         return self.log.finish(figures)

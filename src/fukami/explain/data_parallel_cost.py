@@ -1,8 +1,9 @@
 """What data-parallel training costs on many devices, on paper: computation, all-reduce, network and input.
 
 The gradients of a step are summed over the devices in buckets, each as soon as the backward pass has filled it (Li et
-al., "PyTorch Distributed", VLDB 2020), so that most of the all-reduce hides behind the computation. :func:`predict`
-walks through one such step. An all-reduce of b bytes takes, among n at bandwidth w and latency a per hop,
+al., "PyTorch Distributed", VLDB 2020), so that most of the all-reduce hides behind the computation.
+:func:`predict_weak_scaling` walks through one such step. An all-reduce of b bytes takes, among n at bandwidth w and
+latency a per hop,
 
 - in a ring ``2 (n-1)/n b/w + 2 (n-1) a``, the least traffic there can be (Patarasuk and Yuan 2009);
 - in a double binary tree ``2 b/w + 2 log2(n) a`` (Sanders, Speck and Träff 2009), for which NCCL has fewer hops.
@@ -68,10 +69,11 @@ class TrainingJob:
 
     Args:
         layers: of the network, from :func:`fukami.explain.summary.summarize_layers`.
-        batch_size: pictures of a device in a step (all devices' for :func:`strong`).
+        batch_size: pictures of a device in a step (all devices' for :func:`predict_strong_scaling`).
         image_bytes: bytes to read for one.
         sync_batch_norm: batch normalisation over all devices: an exchange per layer forward, another backward.
-        first_bucket_bytes: bytes after which the first bucket is full; the first one is small, so that the network begins early.
+        first_bucket_bytes: bytes after which the first bucket is full; the first one is small, so that the network
+            begins early.
         bucket_bytes: bytes after which another is.
     """
 
@@ -113,7 +115,7 @@ class StepEstimate:
     @property
     def bottleneck(self) -> str:
         """What sets the pace, because it is busy longest: ``compute``, ``network`` or ``input``."""
-        return max(("compute", "network", "input"), key=lambda part: float(getattr(self, part)))
+        return max(("compute", "network", "input"), key=lambda part: float(getattr(self, f"{part}_time")))
 
 
 def compute_ring_time(num_bytes: float, num_devices: int, bandwidth: float, latency: float) -> float:

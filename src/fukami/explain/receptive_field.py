@@ -66,8 +66,8 @@ def compute_effective_receptive_field(
     Args:
         model: the network, with the weights it has; left as it is.
         shape: of the pictures: channels, height, width.
-        layer: name of a layer as :func:`fukami.explain.summary.summarize_layers` tells it; by default the last one of the trunk
-            whose units do not see the whole picture.
+        layer: name of a layer as :func:`fukami.explain.summary.summarize_layers` tells it; by default the last one of
+            the trunk whose units do not see the whole picture.
         num_samples: pictures of noise, uniform in [0, 1].
         images: ``(N, C, H, W)`` as the network takes them, instead of noise.
         seed: of the noise.

@@ -19,7 +19,7 @@ DEPTHS = range(1, 11)
 def compute_receptive_field(num_layers: int, kernel_size: int) -> int:
     """Side in pixels of what ``num_layers`` stacked filters of ``kernel_size`` × ``kernel_size`` see: n(m-1)+1.
 
-    >>> field(3, 3)
+    >>> compute_receptive_field(3, 3)
     7
     """
     for name, value, least in (("layers", num_layers, 1), ("size", kernel_size, 2)):
@@ -29,11 +29,13 @@ def compute_receptive_field(num_layers: int, kernel_size: int) -> int:
 
 
 def compute_weight_savings(num_layers: int, kernel_size: int) -> float:
-    """Share of the weights that ``num_layers`` stacked filters save against one that sees as much: 1 - n·m²/(n(m-1)+1)².
+    """Share of the weights that ``num_layers`` stacked filters save against one that sees as much.
+
+    It is 1 - n·m²/(n(m-1)+1)².
 
     Three layers of 3×3 against one of 7×7, and four against one of 9×9:
 
-    >>> round(saving(3, 3), 3), round(saving(4, 3), 3)
+    >>> round(compute_weight_savings(3, 3), 3), round(compute_weight_savings(4, 3), 3)
     (0.449, 0.556)
 
     Raises:
@@ -71,7 +73,8 @@ def plot_weight_savings(kernel_sizes: Sequence[int] = KERNEL_SIZES, depths: Sequ
         )
         line.set_clip_on(False)
     for depth in (3, 4) if {3, 4} <= {*depths} and 3 in kernel_sizes else ():
-        text = f"{compute_receptive_field(depth, 3)}×{compute_receptive_field(depth, 3)}: {compute_weight_savings(depth, 3):.2f}"
+        side = compute_receptive_field(depth, 3)
+        text = f"{side}×{side}: {compute_weight_savings(depth, 3):.2f}"
         at = (depth, 100 * compute_weight_savings(depth, 3))
         axes.annotate(text, at, (8, -12), textcoords="offset points", fontsize=8)
     axes.set_ylim(0, 100)

@@ -41,10 +41,12 @@ class LayerInfo:
         output_shape: of the output, ``(channels, height, width)`` or ``(features,)``.
         num_parameters: numbers that training sets; a module used again has none the second time.
         multiply_adds: of convolutions and linear layers, one for a product and its sum; 0 for all others.
-        output_bytes: bytes of the output in float32; 0 where it lies in the input's memory (in place, reshaped, dropout).
+        output_bytes: bytes of the output in float32; 0 where it lies in the input's memory (in place, reshaped,
+            dropout).
         receptive_field: height and width in pixels, parts in the padding counted; None: the whole picture, which is
             said of everything after a global pooling or a flattening, whatever the padding would add.
-        effective_stride: pixels between the fields of neighbouring units, down and across; None where there are no positions.
+        effective_stride: pixels between the fields of neighbouring units, down and across; None where there are no
+            positions.
         start: row and column where the field of the first unit begins, negative in the padding; None as above. What
             enlarges its input gives several units one field; there the positions are those of the first of them.
         depth: layers with weights on the longest path up to here, as the names VGG-16 and ResNet-50 count them.
@@ -75,7 +77,10 @@ class LayerInfo:
 
 @dataclass(frozen=True)
 class Interval:
-    """The input pixels from ``first`` to ``last`` that the first unit sees; the next unit's lie ``effective_stride`` further on."""
+    """The input pixels from ``first`` to ``last`` that the first unit sees.
+
+    The next unit's lie ``effective_stride`` further on.
+    """
 
     first: float = 0.0
     last: float = 0.0
@@ -137,7 +142,7 @@ def summarize_layers(model: nn.Module, shape: Shape) -> list[LayerInfo]:
 
 def get_traceable_module(model: nn.Module) -> nn.Module:
     """What of a network can be traced: all of a classifier, of others what they say in ``outline``."""
-    return model.outline() if hasattr(model, "outline") else model  # type: ignore[operator]
+    return model.get_traceable_module() if hasattr(model, "get_traceable_module") else model  # type: ignore[operator]
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -243,7 +248,7 @@ def trace_model(model: nn.Module) -> fx.GraphModule:
 
 
 def get_named_nodes(graph: fx.Graph) -> dict[str, fx.Node]:
-    """The steps of a traced network by the names that :func:`layers` gives them."""
+    """The steps of a traced network by the names that :func:`summarize_layers` gives them."""
     names: dict[str, fx.Node] = {}
     used: Counter[str] = Counter()
     for node in graph.nodes:
@@ -257,7 +262,7 @@ def get_named_nodes(graph: fx.Graph) -> dict[str, fx.Node]:
 def create_feature_extractor(
     model: nn.Module, layer_names: Sequence[str], include_output: bool = False
 ) -> fx.GraphModule:
-    """A network that gives the outputs of the layers ``layer_names`` as a tuple, and last the model's own where asked for.
+    """A network that gives the outputs of the layers ``layer_names`` as a tuple, and last the model's own if asked for.
 
     It shares the weights of ``model`` and computes only what leads there.
     """
@@ -375,7 +380,7 @@ def _compute_receptive_field(
         return None
     sizes, inputs = known[0][0].shape[2:], [field for _, field in known]
     joined = [
-        Interval(min(a.first for a in axes), max(a.last for a in axes), min(a.jump for a in axes))
+        Interval(min(a.first for a in axes), max(a.last for a in axes), min(a.effective_stride for a in axes))
         for axes in zip(*inputs, strict=True)
     ]
     window, offsets = _get_window(node, module), _get_offsets(node, module)

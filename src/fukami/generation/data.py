@@ -20,8 +20,8 @@ def load_dataset(spec: str, holdout: float) -> tuple[LabelledImages, LabelledIma
     """The pictures to learn from, and those to compare with: all of them too, or the share ``holdout`` of them.
 
     Args:
-        spec: as :func:`fukami.data.labelled_images.load_labelled_images` takes it, or ``scenes``, or the path of a folder or an archive
-            with pictures anywhere in it.
+        spec: as :func:`fukami.data.labelled_images.load_labelled_images` takes it, or ``scenes``, or the path of a
+            folder or an archive with pictures anywhere in it.
         holdout: share that is kept to be compared with alone.
 
     Raises:

@@ -115,7 +115,7 @@ class DCGAN(SupervisedRecipe):
         from fukami.generation.task import GANTask
 
         size, channels = map(int, labels)
-        form = {"channels": channels, "width": self.base_channels, "kernel": self.kernel_size}
+        form = {"channels": channels, "base_channels": self.base_channels, "kernel_size": self.kernel_size}
         return GANTask(
             models.dcgan_generator(size, **form),
             models.dcgan_discriminator(size, **form, use_spectral_norm=self.stable),

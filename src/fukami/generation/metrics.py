@@ -14,8 +14,8 @@ KERNEL_DEGREE = 3  # of the polynomial kernel
 def compute_repetition(generated: Tensor, real: Tensor) -> float:
     """The share of made pictures whose nearest made neighbour is nearer than that of all but 1 % of the real ones is.
 
-    ``generated`` and ``real`` are as many features ``(N, F)``. It is near 0.01 where there is as much variety as in the real
-    ones, near 1 where a few pictures come again and again.
+    ``generated`` and ``real`` are as many features ``(N, F)``. It is near 0.01 where there is as much variety as in the
+    real ones, near 1 where a few pictures come again and again.
     """
     usual = compute_nearest_distances(real).quantile(REPETITION_QUANTILE)
     return float((compute_nearest_distances(generated) < usual).double().mean())

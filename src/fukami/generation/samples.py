@@ -110,7 +110,7 @@ def write_nearest_images(
     best = torch.full((len(images), NUM_NEAREST), torch.inf)
     numbers = torch.zeros(len(images), NUM_NEAREST, dtype=torch.long)
     kept: dict[int, Tensor] = {}
-    for first, part in _enumerate_offsets(learned for learned, _ in loader.ordered()):
+    for first, part in _enumerate_offsets(learned for learned, _ in loader.iterate_in_order()):
         distances = torch.cdist(seen, feature_extractor.extract(part.cpu(), device))
         best, order = torch.cat([best, distances], 1).topk(NUM_NEAREST, largest=False)
         offered = torch.arange(first, first + len(part)).expand(len(images), -1)

@@ -48,8 +48,8 @@ class GANTask(CachedEvaluationTask):
         discriminator: such pictures to scores ``(N,)``, above 0 for real.
         transform: a picture of any size as the discriminator sees it; it travels with the task.
         load_feature_extractor: finds the network in whose features pictures are judged.
-        hinge_loss: the loss of the discriminator counts what is within a margin alone (Lim and Ye 2017), in place of cross
-            entropy.
+        hinge_loss: the loss of the discriminator counts what is within a margin alone (Lim and Ye 2017), in place of
+            cross entropy.
         ema_decay: decay of a moving average of the generator, which then draws (Yazici et al. 2019); 0: none.
         regime: optimizer, decay, epochs, judge_every and clip, as for :class:`fukami.Task`.
     """
@@ -74,7 +74,7 @@ class GANTask(CachedEvaluationTask):
             load_feature_extractor,
         )
         self.hinge_loss, self.ema_decay = hinge_loss, ema_decay
-        self.latent_dim: int = generator.numbers  # type: ignore[assignment]
+        self.latent_dim: int = generator.latent_dim  # type: ignore[assignment]
         self.ema_generator = copy.deepcopy(generator) if ema_decay else generator
         self.preview_history = PreviewHistory()
         self.cached_real_features: tuple[Any, FeatureExtractor, list[Tensor]] | None = (
@@ -253,7 +253,7 @@ class GANTask(CachedEvaluationTask):
         """Keep the grid, and warn where the generator repeats itself or the discriminator knows everything."""
         super().on_evaluation(metrics)
         assert self.last_results is not None
-        self.preview_history.add(draw_image_grid(self.last_results[1].shown))
+        self.preview_history.add(draw_image_grid(self.last_results[1].samples))
         if metrics["repeated"] > MAX_REPETITION:
             logger.warning(
                 f"the generator repeats itself: {metrics['repeated']:.0%} of what it makes is as near to another one "
@@ -267,13 +267,13 @@ class GANTask(CachedEvaluationTask):
 
     def preview(self) -> Image.Image | None:
         """The grid as it was judged last."""
-        return draw_image_grid(self.last_results[1].shown) if self.last_results else None
+        return draw_image_grid(self.last_results[1].samples) if self.last_results else None
 
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """How sure the discriminator is that a picture is ``real``, from 0 to 1.
 
-        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read_image` takes them. A picture that cannot
-        be read yields ``{"file", "error"}``.
+        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read_image` takes them. A picture that
+        cannot be read yields ``{"file", "error"}``.
         """
         answers: list[dict[str, Any]] = []
         for source in inputs:
@@ -296,7 +296,7 @@ class GANTask(CachedEvaluationTask):
     def plot_evaluation(self, batches: Any) -> "Iterator[tuple[str, Figure | Sequence[Image.Image]]]":
         """How the grid grew; what there is now, beside real pictures."""
         found: GenerationResults = self.get_results(batches)
-        real = torch.cat([pictures for pictures, _ in batches.ordered()])[:NUM_PREVIEW_IMAGES]
+        real = torch.cat([pictures for pictures, _ in batches.iterate_in_order()])[:NUM_PREVIEW_IMAGES]
         frames = self.preview_history.decode_frames()
         if len(frames) > 1:
             yield "How it grew", frames

@@ -24,7 +24,8 @@ class SquareTransform:
     Args:
         channels: 1 grey, 3 colour.
         size: side in pixels.
-        mnist_digit: one character on a plain ground, brought to MNIST's form (28×28 grey); otherwise resized and cropped.
+        mnist_digit: one character on a plain ground, brought to MNIST's form (28×28 grey); otherwise resized and
+            cropped.
         mean, std: of each channel, or one for all, in [0, 1]; a network sees ``(picture / 255 - mean) / std``.
     """
 
@@ -68,7 +69,7 @@ class SquareTransform:
         )
 
     def read_and_transform(self, source: Any, name: str = "") -> npt.NDArray[np.uint8]:
-        """What the network sees of a file (or what else :func:`fukami.image.io.read_image` takes); errors call it ``name``.
+        """What the network sees of a file (or what :func:`fukami.image.io.read_image` takes); errors call it ``name``.
 
         Raises:
             fukami.Error: it cannot be read, takes more memory than there is, or shows no digit; a file is named.
@@ -125,7 +126,7 @@ class ResizeTransform:
         return F.interpolate(image[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
 
     def read_image(self, source: Any, name: str = "") -> Tensor:
-        """The picture in a file, or what :func:`fukami.image.io.read_image` takes, ``(3, h, w)`` uint8, not resized yet.
+        """A picture in a file, or what :func:`fukami.image.io.read_image` takes, ``(3, h, w)`` uint8, not resized yet.
 
         Raises:
             fukami.Error: it cannot be read, or takes more memory than there is; errors call it ``name``.

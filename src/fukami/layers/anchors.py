@@ -31,7 +31,7 @@ def compute_anchors(
     """All anchors of the feature maps, place by place and map after map, ``(A, 4)`` in pixels of the frame.
 
     Args:
-        cell_anchors: the anchors about one place of each map, as :func:`cell` gives them.
+        cell_anchors: the anchors about one place of each map, as :func:`compute_cell_anchors` gives them.
         feature_maps: ``(N, C, H, W)`` each.
         image_size: height and width of the pictures that they are of.
     """

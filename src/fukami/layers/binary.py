@@ -57,8 +57,8 @@ class BinaryConv2d(nn.Conv2d):
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding: as for ``nn.Conv2d``.
-        scaling_factors: multiply each output channel by the mean size of its latent weights (XNOR-Net, equation 6). The scale
-            of the inputs, of which the paper found that it matters much less, is left to the batch normalisation.
+        scaling_factors: multiply each output channel by the mean size of its latent weights (XNOR-Net, equation 6). The
+            scale of the inputs, of which the paper found that it matters much less, is left to the batch normalisation.
     """
 
     def __init__(

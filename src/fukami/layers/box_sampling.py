@@ -20,14 +20,17 @@ def match_boxes(
     allow_low_quality_matches: bool = False,
     usable: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """For each reference box, the object that it covers best, and 1 + its class, 0 (background) or :data:`UNCLEAR`.
+    """For each reference box, the object that it covers best, and its label.
+
+    The label is 1 + its class, 0 (background) or :data:`IGNORE_LABEL`.
 
     Args:
         references: ``(A, 4)``, or ``(N, A, 4)`` where each picture has its own.
         boxes: of the objects, ``(N, M, 4)``.
         classes: ``(N, M)``, -1 where there is no object.
         ignored: ``(N, M)``, objects that nothing should be learned from.
-        low_threshold, high_threshold: background overlaps less than ``low_threshold``, an object at least ``high_threshold``; between them it is unclear.
+        low_threshold, high_threshold: background overlaps less than ``low_threshold``, an object at least
+            ``high_threshold``; between them it is unclear.
         allow_low_quality_matches: the references that cover an object best stand for it even so.
         usable: ``(N, A)``, references that may be learned from at all; None: all of them.
 
@@ -74,7 +77,7 @@ def sample_balanced(targets: Tensor, priorities: Tensor, count: int, positive_fr
     """``count`` references of each picture, at most ``positive_fraction`` of them objects, the rest background.
 
     Args:
-        targets: ``(N, A)`` as :func:`match` gives them.
+        targets: ``(N, A)`` as :func:`match_boxes` gives them.
         priorities: ``(N, A)`` random numbers in [0, 1); those with the greatest are taken.
 
     Returns:

@@ -22,7 +22,7 @@ def encode_boxes(boxes: Tensor, references: Tensor, weights: tuple[float, ...] =
 
 
 def decode_boxes(deltas: Tensor, references: Tensor, weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
-    """The boxes ``(..., 4)`` to which the deltas ``(..., 4)`` lead from the references; undoes :func:`encode`."""
+    """The boxes ``(..., 4)`` to which the deltas ``(..., 4)`` lead from the references; undoes :func:`encode_boxes`."""
     x, y, width, height = convert_to_cxcywh(references)
     dx, dy, dw, dh = (delta / weight for delta, weight in zip(deltas.float().unbind(-1), weights, strict=True))
     half_width = 0.5 * dw.clamp(max=MAX_LOG_SCALE).exp() * width

@@ -65,7 +65,7 @@ def compute_feature_size(size: int) -> int:
 
 
 def build_alexnet_features(channels: int = 3, batch_norm: bool = False, width_multiplier: float = 1.0) -> nn.Sequential:
-    """The five convolutions and three poolings; ``width_multiplier`` is the share of the table's channels that there are."""
+    """The five convolutions and three poolings; ``width_multiplier`` is the share of the table's channels there are."""
     layers: list[nn.Module] = []
     inputs = channels
     for number, side, pooled in CONV_LAYERS:

@@ -35,7 +35,8 @@ def dcgan_generator(
         size: 28, 32, 64 or 128 pixels.
         channels: 1 grey, 3 colour.
         base_channels: maps before the last layer; each layer before has twice as many, at most eight times.
-        kernel_size: side of the filters, 5 as in the paper or 4, in which no pixel has more to add up than its neighbours.
+        kernel_size: side of the filters, 5 as in the paper or 4, in which no pixel has more to add up than its
+            neighbours.
     """
     return Generator(size, channels, base_channels, kernel_size)
 

@@ -103,7 +103,8 @@ def faster_rcnn_resnet50_fpn(
     Args:
         num_classes: without the background.
         roi_pooling: as for :func:`faster_rcnn_vgg16`.
-        frozen_batch_norm: whether batch normalisation stays as it is, as published weights need it; they have to be loaded then.
+        frozen_batch_norm: whether batch normalisation stays as it is, as published weights need it; they have to be
+            loaded then.
         anchor_sizes: side in pixels of the square anchor of each level of the pyramid.
     """
     backbone = ResNetFPNBackbone(frozen_batch_norm)
@@ -135,8 +136,8 @@ class FasterRCNN(nn.Module):
 
         Args:
             images, sizes: H and W are multiples of 32.
-            ground_truth: what there is; then the samples of the stages are returned, ``(Samples, Samples)``, and without it
-                what was found, a list of :class:`Found`.
+            ground_truth: what there is; then the samples of the stages are returned, ``(SampledBoxes, SampledBoxes)``,
+                and without it what was found, a list of :class:`Detections`.
             proposals: boxes ``(N, P, 4)`` to look into and which of them are there ``(N, P)``, instead of our own.
             part: the stages whose samples are wanted; None stands for those of the other.
         """

@@ -215,7 +215,8 @@ class TraceableFCN(nn.Module):
 def dilate(stage: nn.Module, first_dilation: int, other_dilation: int) -> None:
     """Let a stage of blocks keep the size of its maps: filters reach as far as if it had halved them.
 
-    ``first_dilation`` and ``other_dilation`` are the dilations of the 3×3 convolutions in its first block and in the others.
+    ``first_dilation`` and ``other_dilation`` are the dilations of the 3×3 convolutions in its first block and in the
+    others.
     """
     for name, layer in stage.named_modules():
         if isinstance(layer, nn.Conv2d):

@@ -122,7 +122,7 @@ def unpool(x: Tensor, indices: Tensor) -> Tensor:
 
 
 def _build_decoder_stage(pairs: list[tuple[int, int]], outputs_scores: bool) -> list[nn.Module]:
-    """3×3 convolutions, each with batch normalisation and ReLU; with ``outputs_scores`` the last one gives the scores."""
+    """3×3 convolutions, each with batch normalisation and ReLU; with ``outputs_scores`` the last gives the scores."""
     layers: list[nn.Module] = []
     for number, (inputs, outputs) in enumerate(pairs, 1):
         layers.append(nn.Conv2d(inputs, outputs, 3, padding=1))

@@ -82,7 +82,7 @@ class ShowAndTell(nn.Module):
     def forward(self, images: Tensor, words: Tensor) -> Tensor:
         """Scores ``(N, T, words)`` of the word after each of the words ``(N, T)``; the first of these is ``<begin>``.
 
-        ``images`` are normalised, ``(N, 3, H, W)``, or what :meth:`see` gave for them, ``(N, features)``.
+        ``images`` are normalised, ``(N, 3, H, W)``, or what :meth:`encode_images` gave for them, ``(N, features)``.
         """
         seen = self.picture(images if images.ndim == 2 else self.encode_images(images))
         given = torch.cat([seen.unsqueeze(1), self.words(words).to(seen.dtype)], 1)

@@ -1,8 +1,9 @@
 """The kernels of the 1-bit layers for the CPU: numba compiles them for the processor that they run on.
 
-A word holds the bits of 64 channels, 1 for +1. The heart is :func:`_tile`, written as vectors of eight words, which
-LLVM turns into VPOPCNTQ where AVX-512 has it, and into the table look-ups of AVX2 or the CNT of NEON elsewhere. Its
-sums stay in registers: a few neighbouring pixels and 8 or 16 outputs at a time, so that each word read serves many.
+A word holds the bits of 64 channels, 1 for +1. The heart is :func:`_build_tile_kernel`, written as vectors of eight
+words, which LLVM turns into VPOPCNTQ where AVX-512 has it, and into the table look-ups of AVX2 or the CNT of NEON
+elsewhere. Its sums stay in registers: a few neighbouring pixels and 8 or 16 outputs at a time, so that each word read
+serves many.
 """
 
 from collections.abc import Callable

@@ -40,8 +40,8 @@ def pack_signs(x: Tensor, threshold: Tensor, direction: Tensor) -> Tensor:
     blocks = triton.cdiv(height * width, SIGN_BLOCK_PIXELS)
     with torch.cuda.device_of(x), kernel_compilation.log_compile_time(_pack_signs_kernel, "GPU"):
         _pack_signs_kernel[count * blocks, 2 * words.shape[3]](
-            pixels, threshold, direction, words.view(torch.int32), channels, height * width, *pixels.stride(), SIGN_BLOCK_PIXELS,
-            **LAUNCH_OPTIONS,
+            pixels, threshold, direction, words.view(torch.int32), channels, height * width, *pixels.stride(),
+            SIGN_BLOCK_PIXELS, **LAUNCH_OPTIONS,
         )  # fmt: skip
     return words
 
@@ -71,9 +71,9 @@ def convolve(
         kernel_compilation.log_compile_time((_convolve_kernel, share, num_terms is None), "GPU"),
     ):
         _convolve_kernel[(triton.cdiv(pixels, share) * blocks,)](
-            x.contiguous(), prepacked, count_offsets, offset_index, num_terms, result.view(torch.int32) if num_terms is None else result,
-            *x.shape[1:3], words, *offset_index.shape, pixels, kh, kw, outputs, blocks, count_offsets.shape[1], stride, padding, share,
-            **LAUNCH_OPTIONS,
+            x.contiguous(), prepacked, count_offsets, offset_index, num_terms,
+            result.view(torch.int32) if num_terms is None else result, *x.shape[1:3], words, *offset_index.shape,
+            pixels, kh, kw, outputs, blocks, count_offsets.shape[1], stride, padding, share, **LAUNCH_OPTIONS,
         )  # fmt: skip
     return result if num_terms is None else result.permute(0, 3, 1, 2)
 
@@ -85,8 +85,8 @@ def max_pool(x: Tensor, min_mask: Tensor, size: int, stride: int) -> Tensor:
     result = torch.empty(count, rows, columns, words, dtype=torch.int64, device=x.device)
     with torch.cuda.device_of(x), kernel_compilation.log_compile_time(_max_pool_kernel, "GPU"):
         _max_pool_kernel[(triton.cdiv(result.numel(), POOL_BLOCK_WORDS),)](
-            x.contiguous(), min_mask, result, height, width, words, rows, columns, result.numel(), size, stride, POOL_BLOCK_WORDS,
-            **LAUNCH_OPTIONS,
+            x.contiguous(), min_mask, result, height, width, words, rows, columns, result.numel(), size, stride,
+            POOL_BLOCK_WORDS, **LAUNCH_OPTIONS,
         )  # fmt: skip
     return result
 

@@ -128,7 +128,9 @@ class PackedSign(nn.Module):
         """Words ``(N, H, W, words)`` of ``(N, C, H, W)``, or ``(N, words)`` of ``(N, C)``."""
         if x.device not in self.device_constants:
             self.device_constants[x.device] = _decode_float_key(self.edge), 1 - 2 * self.falling.float()
-        found = get_kernels(x.device).sign(x[..., None, None] if x.ndim == 2 else x, *self.device_constants[x.device])
+        found = get_kernels(x.device).pack_signs(
+            x[..., None, None] if x.ndim == 2 else x, *self.device_constants[x.device]
+        )
         return found.flatten(1) if x.ndim == 2 else found  # type: ignore[no-any-return]
 
 
@@ -192,7 +194,7 @@ class PackedLayer(nn.Module):
         if x.device not in self.prepacked:
             bools = binary_reference.unpack_bytes(self.bits, self.weight_shape[1:].numel()).view(self.weight_shape)
             self.prepacked[x.device] = (
-                kernel.lay(binary_reference.pack_words(bools).flatten(3)),
+                kernel.prepack_weights(binary_reference.pack_words(bools).flatten(3)),
                 bools.sum((3, 4)).flatten(1),
             )
         laid, ones = self.prepacked[x.device]
@@ -244,7 +246,7 @@ class PackedPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, H, W, words)`` to ``(N, H', W', words)``."""
-        return get_kernels(x.device).pool(x, self.minimum, self.size, self.stride)  # type: ignore[no-any-return]
+        return get_kernels(x.device).max_pool(x, self.minimum, self.size, self.stride)  # type: ignore[no-any-return]
 
 
 class Unpack(nn.Module):
@@ -335,7 +337,7 @@ def get_kernels(device: torch.device) -> Any:
     try:
         module = importlib.import_module(f"fukami.quantization.binary_{device.type}")
         one = torch.ones(1, 1, 1, 1, dtype=torch.long, device=device)
-        module.convolve(one, module.lay(one), one[0, 0], one[0, 0], None, 1, 1, 0)
+        module.convolve(one, module.prepack_weights(one), one[0, 0], one[0, 0], None, 1, 1, 0)
     except Exception as error:  # no compiler, no numba, a processor that LLVM does not know
         logging.getLogger("fukami").warning(
             "the 1-bit kernels cannot be compiled here (%s: %s), so plain torch computes them, slowly; on the CPU they "

@@ -35,11 +35,11 @@ def convolve(
 
     Args:
         x: words ``(N, H, W, words)``; beyond its borders lie zeros.
-        prepacked: from :func:`lay`.
+        prepacked: from :func:`prepack_weights`.
         count_offsets: what the counts begin with, ``(kinds, outputs or more)`` int64.
         offset_index: of each pixel of the result, ``(H', W')`` int64: its row of ``count_offsets``.
-        num_terms: None: the result is words ``(N, H', W', words')`` with a 1 where the count is not above 0. Otherwise what
-            twice the count is subtracted from, ``(kinds,)`` int64, which gives float32 ``(N, outputs, H', W')``.
+        num_terms: None: the result is words ``(N, H', W', words')`` with a 1 where the count is not above 0. Otherwise
+            what twice the count is subtracted from, ``(kinds,)`` int64, which gives float32 ``(N, outputs, H', W')``.
         outputs, stride, padding: of the layer.
     """
     _, kh, kw, _ = prepacked.shape

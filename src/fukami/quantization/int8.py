@@ -6,9 +6,10 @@ number from -127 to 127 times the step of its output channel; an activation is a
 times the step of its tensor. Convolutions, affine layers, sums and concatenations are computed on bytes.
 
 There is one way for both: :func:`prepare` puts roundings into the network's graph, calibration or training finds the
-ranges of the activations, and :func:`convert` writes the same numbers down. Quantising after training is that without
-the training. The papers fold the batch normalisation into the weights before they round them; a channel's step is set
-by its own largest weight, so that its factor changes the step and not the whole numbers, and here it is folded last.
+ranges of the activations, and :func:`export_int8` writes the same numbers down. Quantising after training is that
+without the training. The papers fold the batch normalisation into the weights before they round them; a channel's step
+is set by its own largest weight, so that its factor changes the step and not the whole numbers, and here it is folded
+last.
 
 torchao's flow (PT2E with the quantizer for x86) was tried first. It cannot prepare the ResNets, whose blocks call one
 rectifier twice; it fails under bfloat16's autocast; GoogLeNet would answer with its auxiliary classifiers for ever; and
@@ -61,7 +62,8 @@ RANGE_PRESERVING_OPS = {
 def quantize(
     network: nn.Module, shape: tuple[int, int, int], images: Iterable[Tensor], metadata: dict[str, str]
 ) -> bytes:
-    """The network in int8, quantised after its training, as ONNX for :class:`fukami.quantization.onnx_export.OnnxNetwork`.
+    """The network in int8, quantised after its training, as ONNX for
+    :class:`fukami.quantization.onnx_export.OnnxNetwork`.
 
     Args:
         network: stays as it is.

@@ -70,7 +70,7 @@ def export_onnx(
 def export_model_proto(
     network: nn.Module, shape: tuple[int, int, int], signature: Signature = CLASSIFIER
 ) -> onnx.ModelProto:
-    """A :func:`settled` network in ONNX's words; otherwise as :func:`encode`."""
+    """A network from :func:`copy_for_export` in ONNX's words; otherwise as :func:`export_onnx`."""
     with _suppress_export_logs():
         program = _export_program(network, shape, signature)
         try:
@@ -113,7 +113,7 @@ class OnnxNetwork(nn.Module):
     """The network of an ONNX file, computed by ONNX Runtime on the CPU; it cannot be trained.
 
     Args:
-        content: of a file that :func:`encode` or :mod:`fukami.quantization.int8` made.
+        content: of a file that :func:`export_onnx` or :mod:`fukami.quantization.int8` made.
 
     Attributes:
         content: the same.
@@ -148,7 +148,7 @@ class OnnxNetwork(nn.Module):
         ]:
             given = f"the inputs {', '.join(self.input_names)} and the outputs {', '.join(self.output_names)}"
             raise Error(f"the ONNX file has {given}: it is none that fukami exported")
-        self.dummy = nn.Parameter(torch.empty(0))  # by which its device and type are asked for
+        self.empty = nn.Parameter(torch.empty(0))  # by which its device and type are asked for
         self.content = content
 
     def forward(self, *inputs: Tensor) -> Any:

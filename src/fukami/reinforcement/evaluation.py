@@ -42,8 +42,9 @@ class EvaluationEpisodes:
     ) -> tuple[list[float], list[int], float]:
         """The return and the length of each episode, and what the best action was worth on average.
 
-        ``predict_values`` tells what each action is worth in states ``(G, H, ...)``, ``(G, A)``. ``callback`` is called before each
-        step with the games, what each action is worth, the actions ``(G,)``, and the returns so far ``(G,)``.
+        ``predict_values`` tells what each action is worth in states ``(G, H, ...)``, ``(G, A)``. ``callback`` is called
+        before each step with the games, what each action is worth, the actions ``(G,)``, and the returns so far
+        ``(G,)``.
         """
         games = self.make_envs(len(self))
         count = games.num_envs

@@ -98,9 +98,9 @@ class AtariEnv:
 
 def _make_atari_envs(game: str, count: int, **form: Any) -> AtariVectorEnv:
     return AtariVectorEnv(
-        game, count, frameskip=FRAME_SKIP, stack_num=1, noop_max=MAX_NOOPS, max_num_frames_per_episode=MAX_EPISODE_FRAMES,
-        reward_clipping=False, episodic_life=False, repeat_action_probability=0.0,
-        autoreset_mode=AutoresetMode.NEXT_STEP, **form,
+        game, count, frameskip=FRAME_SKIP, stack_num=1, noop_max=MAX_NOOPS,
+        max_num_frames_per_episode=MAX_EPISODE_FRAMES, reward_clipping=False, episodic_life=False,
+        repeat_action_probability=0.0, autoreset_mode=AutoresetMode.NEXT_STEP, **form,
     )  # fmt: skip
 
 

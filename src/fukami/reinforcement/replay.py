@@ -104,7 +104,8 @@ class ReplayBuffer:
                 for made in new:
                     made.unlink(missing_ok=True)
                 raise Error(
-                    f"{path} cannot be made ({error.strerror}); the memory needs {self.num_bytes / 1e9:.1f} GB on the disk"
+                    f"{path} cannot be made ({error.strerror}); the memory needs {self.num_bytes / 1e9:.1f} GB on the "
+                    "disk"
                 ) from None
             self.file_tensors[name] = torch.from_file(str(path), shared=True, size=size, dtype=kind).view(shape)
         self.is_new = bool(new)
@@ -151,7 +152,7 @@ class ReplayBuffer:
                 part.copy_(self.file_tensors[name])
 
     def stack_frames(self, steps: Tensor, env_indices: Tensor, num_frames: int, num_next_frames: int = 0) -> Tensor:
-        """What was seen in ``num_frames`` steps up to each of ``steps`` ``(N,)``, and after it: ``(N, count + after, ...)``.
+        """What was seen in ``num_frames`` steps up to each of ``steps`` ``(N,)``, and after it: ``(N, frames, ...)``.
 
         Before the episode's beginning there is its first frame again.
         """

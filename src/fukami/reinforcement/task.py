@@ -93,7 +93,7 @@ class QLearningTask(CachedEvaluationTask):
             for _ in range(train.steps_until_update):
                 train.collect(self.select_actions)
             if train.num_updates == 0 and len(self.state_shape) == 3:
-                self.model.standardise(train.buffer.sample_frames(NUM_STANDARDIZATION_FRAMES))  # type: ignore[operator]
+                self.model.fit_input_statistics(train.buffer.sample_frames(NUM_STANDARDIZATION_FRAMES))  # type: ignore[operator]
             if train.num_updates % self.target_update_interval == 0:
                 self.target_network.load_state_dict(self.model.state_dict())
             train.num_updates += 1
@@ -141,8 +141,8 @@ class QLearningTask(CachedEvaluationTask):
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """The best ``action`` where a frame of the game has been seen all along, and what each is worth in ``values``.
 
-        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read_image` takes them. A picture that cannot
-        be read yields ``{"file", "error"}``.
+        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read_image` takes them. A picture that
+        cannot be read yields ``{"file", "error"}``.
         """
         if len(self.state_shape) != 3:
             raise UsageError("this agent does not see pictures: let it play, with fukami play")
@@ -195,6 +195,6 @@ class EpisodeResults(NamedTuple):
         mean = sum(self.returns) / count
         deviation = (sum((each - mean) ** 2 for each in self.returns) / count) ** 0.5
         return {
-            "return": mean, "return_deviation": deviation, "length": sum(self.lengths) / count, "value": self.mean_value,
-            "count": count,
+            "return": mean, "return_deviation": deviation, "length": sum(self.lengths) / count,
+            "value": self.mean_value, "count": count,
         }  # fmt: skip

@@ -88,7 +88,7 @@ class _PickleRecord:
         if self.state:  # of what _reconstruct makes
             _, shape, dtype, fortran, data = self.state
             order = "F" if fortran else "C"
-        if not re.fullmatch("[<>]f[0-9]+", name := dtype.state[1] + dtype.given[0]):
+        if not re.fullmatch("[<>]f[0-9]+", name := dtype.state[1] + dtype.args[0]):
             raise TypeError(f"an array has the dtype {name:.50}, not floating point")
         data = data.args[0] if isinstance(data, _PickleRecord) else data
         flat: Any = np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, name)

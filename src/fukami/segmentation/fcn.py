@@ -58,7 +58,7 @@ class FCNResNet50(SegmentationRecipe):
         """The network on the recipe's ResNet."""
         from fukami import models
 
-        network: nn.Module = getattr(models, f"fcn_{self.backbone}")(num_classes, auxiliary=self.aux_loss)
+        network: nn.Module = getattr(models, f"fcn_{self.backbone}")(num_classes, aux_loss=self.aux_loss)
         return network
 
 

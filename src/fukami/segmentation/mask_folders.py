@@ -169,8 +169,8 @@ def _infer_class_table(files: Iterable[Path | None]) -> ClassTable:
     kept = sorted(every - {IGNORE_INDEX})
     if len(kept) > masks.MAX_CLASSES:
         raise Error(
-            f"the masks have {len(kept)} values, and a map tells {masks.MAX_CLASSES} classes apart; is it a mask? JPEG makes "
-            "up values: keep masks as PNG, and put a class table, classes.txt, beside their folder"
+            f"the masks have {len(kept)} values, and a map tells {masks.MAX_CLASSES} classes apart; is it a mask? "
+            "JPEG makes up values: keep masks as PNG, and put a class table, classes.txt, beside their folder"
         )
     return ClassTable(tuple(map(str, kept)), {value: number for number, value in enumerate(kept)} | {IGNORE_INDEX: -1})
 

@@ -23,8 +23,8 @@ class SegmentationResults:
 
     Attributes:
         confusion_matrix: ``(classes, classes)`` pixels, the true class by row.
-        image_scores: of each picture by its number, the mean IoU of the classes that it shows and the boundary F-measure,
-            nan where it has no border.
+        image_scores: of each picture by its number, the mean IoU of the classes that it shows and the boundary
+            F-measure, nan where it has no border.
     """
 
     def __init__(self, labels: Sequence[str]) -> None:

@@ -77,10 +77,10 @@ class SegmentationRecipe(SupervisedRecipe):
         check_range(self, 0, 1, "backbone_lr_factor")
         check_range(self, 0, 65535, "ignore_index")
         if self.max_size and self.max_size < self.min_size:
-            raise UsageError(f"longest should be at least shortest, {self.min_size}, or 0, not {self.max_size}")
+            raise UsageError(f"max-size should be at least min-size, {self.min_size}, or 0, not {self.max_size}")
         for name in ("min_size", "max_size", "window_size"):
-            if 0 < getattr(self, name) < 32:
-                raise UsageError(f"{name} should be at least 32 pixels, or 0, not {getattr(self, name)}")
+            if 0 < (value := getattr(self, name)) < 32:
+                raise UsageError(f"{name.replace('_', '-')} should be at least 32 pixels, or 0, not {value}")
 
     def build_preprocessing(self) -> "ResizeTransform":
         """How a picture is brought to the form that the network sees."""
@@ -112,8 +112,17 @@ class SegmentationRecipe(SupervisedRecipe):
 
         seed, batch, window = (self.seed, self.batch_size, self.window_size) if train else (None, EVAL_BATCH_SIZE, 0)
         change = augment_boxes.parse_box_augmentation(self.augment if train else ())
-        return padded_loader.build_padded_loader(samples, labels, self.build_preprocessing(), batch_size=batch, seed=seed, augment=change, window_size=window,
-                             memory_limit=self.memory_limit, max_broken=self.max_broken)  # fmt: skip
+        return padded_loader.build_padded_loader(
+            samples,
+            labels,
+            self.build_preprocessing(),
+            batch_size=batch,
+            seed=seed,
+            augment=change,
+            window_size=window,
+            memory_limit=self.memory_limit,
+            max_broken=self.max_broken,
+        )
 
     @property
     def pretrained_name(self) -> str:
@@ -122,7 +131,7 @@ class SegmentationRecipe(SupervisedRecipe):
 
     def build_model(self, num_classes: int) -> "nn.Module":
         """The network of the recipe's name, for so many classes."""
-        raise NotImplementedError(f"{type(self).__name__} does not define network(classes)")
+        raise NotImplementedError(f"{type(self).__name__} does not define build_model(num_classes)")
 
     def build_task(self, labels: tuple[str, ...]) -> "SegmentationTask":
         """A segmentation into ``labels``."""
@@ -151,7 +160,7 @@ class SegmentationRecipe(SupervisedRecipe):
         if self.init:
             labels = getattr(task, "labels", ())
             plain = pretrained.initialize_segmenter(task.model, self.pretrained_name, self.init, labels)
-            setattr(task, "uncalibrated", plain)  # noqa: B010  a task of any kind may be given
+            setattr(task, "needs_calibration", plain)  # noqa: B010  a task of any kind may be given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +202,7 @@ class FCNVGG(SegmentationRecipe):
             num_classes,
             hidden=self.hidden,
             dropout=self.dropout,
-            width=self.width_multiplier,
+            width_multiplier=self.width_multiplier,
             batch_norm=self.batch_norm,
         )
         return network

@@ -35,7 +35,7 @@ class SegNetVGG16(SegmentationRecipe):
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
         super().__post_init__()
-        check_range(self, 1 / 64, 4, "width")
+        check_range(self, 1 / 64, 4, "width_multiplier")
 
     def build_model(self, num_classes: int) -> "nn.Module":
         """The network."""

@@ -45,7 +45,8 @@ class SegmentationTask(PaddedTask):
         labels, prepare: as for :class:`fukami.engine.padded_task.PaddedTask`.
         balance_power: the loss of a class counts the more the rarer it is: the power of its weight in median-frequency
             balancing, from 0, all classes alike, to 1, the paper's.
-        activation_checkpointing: keep the activations between the stages of the network alone, and compute the others again.
+        activation_checkpointing: keep the activations between the stages of the network alone, and compute the others
+            again.
         regime: optimizer, decay, epochs, judge_every, accumulate and clip, as for :class:`fukami.Task`.
     """
 
@@ -83,13 +84,13 @@ class SegmentationTask(PaddedTask):
         return ModelSignature("segmenter", (3, 4 * SIZE_DIVISOR, 6 * SIZE_DIVISOR), about)
 
     def iterate_batches(self, train: Any) -> Iterable["PaddedBatch"]:
-        """Pass after pass over the loader; the weights of the classes come from its ``frequencies()``."""
+        """Pass after pass over the loader; the weights of the classes come from its ``count_class_pixels()``."""
         if self.balance_power:
-            weight = compute_class_weights(train.frequencies()) ** self.balance_power
+            weight = compute_class_weights(train.count_class_pixels()) ** self.balance_power
             self.class_weights = torch.from_numpy(weight).to(self.runtime.device)
         if self.needs_calibration:
-            first = self.move_to_device(next(train.ordered()))
-            rescale_activations(self.model.chain(), self.normalize_images(first.images, first.sizes))  # type: ignore[operator]
+            first = self.move_to_device(next(train.iterate_in_order()))
+            rescale_activations(self.model.list_backbone_layers(), self.normalize_images(first.images, first.sizes))  # type: ignore[operator]
         return super().iterate_batches(train)
 
     def compute_loss(self, batch: "PaddedBatch") -> tuple[Tensor, dict[str, Tensor]]:
@@ -156,8 +157,8 @@ class SegmentationTask(PaddedTask):
         found, ours = SegmentationResults(self.labels), self.build_value_table(batches)
         with self.inference_mode():
             for batch in batches:
-                if len(batch.pictures):  # else this process's share of the last batch
-                    for at, pixels in zip(batch.numbers.tolist(), self.predict_maps(batch), strict=True):
+                if len(batch.images):  # else this process's share of the last batch
+                    for at, pixels in zip(batch.indices.tolist(), self.predict_maps(batch), strict=True):
                         found.update(at, pixels, ours[batches.samples[at].mask.read()])
         found.merge(self.runtime.all_gather(found))
         return found

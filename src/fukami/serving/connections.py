@@ -21,9 +21,9 @@ class Connection(H11Protocol):
     """HTTP connection with a deadline for each of its phases, which replaces an idle one where there are too many.
 
     uvicorn limits only how long a connection idles after a response. Here a deadline, which no byte moves, ends one
-    that waits for the head of a request, for its body, or for the client to take a response. Of more than ``max_connections``
-    connections the one that has waited longest for a head is closed, or else for a body: a new client is served while
-    others idle. A connection whose request is being answered is not closed.
+    that waits for the head of a request, for its body, or for the client to take a response. Of more than
+    ``max_connections`` connections the one that has waited longest for a head is closed, or else for a body: a new
+    client is served while others idle. A connection whose request is being answered is not closed.
 
     Args:
         max_connections: connections at a time.

@@ -130,11 +130,11 @@ class Worker:
 
         Args:
             slot: of the request.
-            gone: done when the client has left.
+            disconnected: done when the client has left.
             function: is called.
 
         Raises:
-            ClientLeft: the client has left.
+            ClientDisconnected: the client has left.
             HTTPException: 503, the deadline has passed.
         """
         future: Future[T] = self.executor.submit(function)
@@ -163,7 +163,7 @@ class Worker:
         """Predict the content of a file: the answer as ``fukami predict`` prints it, and the image; or an ``error``.
 
         Raises:
-            ClientLeft: the request has ended.
+            ClientDisconnected: the request has ended.
         """
         if slot.abandoned.is_set():
             raise ClientDisconnected

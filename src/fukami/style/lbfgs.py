@@ -18,9 +18,9 @@ class LBFGS(torch.optim.LBFGS):
     """torch's L-BFGS, one iteration a step, from gradients that are there already.
 
     Liu and Nocedal, "On the Limited Memory BFGS Method for Large Scale Optimization", 1989. Without a line search: each
-    step has the length ``lr``, as long as no value changes by more than ``max_change``. The first one, of which no curvature
-    is known, changes a value by ``max_first_change`` at most. torch's is so short where there are many values that what it tells
-    of the curvature is rounding, and the second step may lead anywhere.
+    step has the length ``lr``, as long as no value changes by more than ``max_change``. The first one, of which no
+    curvature is known, changes a value by ``max_first_change`` at most. torch's is so short where there are many values
+    that what it tells of the curvature is rounding, and the second step may lead anywhere.
     """
 
     def __init__(

@@ -125,7 +125,7 @@ class StyleTransferTask(Task):
         self.level_sizes = compute_level_sizes(size, options.levels)
         coarser = -(-options.iterations // 2)
         self.level_starts = [coarser * level for level in range(len(self.level_sizes))]  # the first step at each size
-        self.pyramid = ImagePyramid(self.level_sizes, 1 if options.colors == "content" else 3, model.channels)  # type: ignore[arg-type]
+        self.pyramid = ImagePyramid(self.level_sizes, 1 if options.colors == "content" else 3, model.style_channels)  # type: ignore[arg-type]
         self.next_level = 0  # the level of the next step
         self.content_targets: dict[int, Tensor] = {}
         self.stylized_images: dict[Any, Image.Image] = {}
@@ -271,8 +271,8 @@ class StyleTransferTask(Task):
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """Paint other pictures in this style: ``width``, ``height``, ``loss`` and its parts; :meth:`draw` shows them.
 
-        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read_image` takes them. A picture that cannot
-        be painted yields ``{"file", "error"}``.
+        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read_image` takes them. A picture that
+        cannot be painted yields ``{"file", "error"}``.
         """
         answers: list[dict[str, Any]] = []
         self.stylized_images = {}
