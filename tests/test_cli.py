@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import fukami as package
+from fukami.catalogue import RECIPES
 
 COMMANDS = [
     "list", "train", "eval", "predict", "export", "serve", "explain", "stylize", "play", "show", "find-lr", "bench",
@@ -68,6 +69,9 @@ def test_list(fukami):
     assert answer.status == 0
     (row,) = [line for line in answer.out.splitlines() if line.startswith("deep-convnet ")]
     assert all(fact in row for fact in ("classification", "2016", "99.35 %", "Saitoh"))
+    assert "resnet152 " not in answer.out  # without a result of ours
+    every = fukami("list", "--all").out.splitlines()
+    assert [line.split()[0] for line in every[1:]] == list(RECIPES)
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def compute_cider(captions: Sequence[Words], references: Sequence[Sequence[Words
     ]
     whole = math.log(len(references))
 
-    def weighted(counts: list[Counter[tuple[str, ...]]]) -> list[dict[tuple[str, ...], float]]:
+    def compute_tfidf(counts: list[Counter[tuple[str, ...]]]) -> list[dict[tuple[str, ...], float]]:
         return [
             {gram: count * (whole - math.log(max(1, documents[n][gram]))) for gram, count in own.items()}
             for n, own in enumerate(counts)
@@ -114,11 +114,11 @@ def compute_cider(captions: Sequence[Words], references: Sequence[Sequence[Words
     scores = []
     for words, own in zip(captions, counted, strict=True):
         counts = count_ngrams(words)
-        mine = weighted(counts)
+        mine = compute_tfidf(counts)
         total = 0.0
         for each in own:
             gap = counts[1].total() - each[1].total()
-            total += math.exp(-(gap**2) / (2 * SIGMA**2)) * sum(map(compute_clipped_cosine, mine, weighted(each)))
+            total += math.exp(-(gap**2) / (2 * SIGMA**2)) * sum(map(compute_clipped_cosine, mine, compute_tfidf(each)))
         scores.append(10 * total / MAX_N / len(own))
     return scores
 

@@ -295,10 +295,10 @@ class CaptioningTask(CachedEvaluationTask):
         found: CaptioningResults = self.get_results(batches)
         numbers = list(found.captions)
 
-        def shown(at: int) -> captioning_plots.CaptionExample:
+        def load_example(at: int) -> captioning_plots.CaptionExample:
             picture = batches.images[numbers[at]].permute(1, 2, 0).cpu().numpy()
             own = tokenizer.detokenize(batches.references[numbers[at]][0], self.decoding.tokenizer)
             return picture, found.captions[numbers[at]], own
 
         scores = captioning_metrics.compute_cider(found.tokenized_captions, found.matched_references)
-        yield from captioning_plots.plot_evaluation(scores, list(found.captions.values()), shown)
+        yield from captioning_plots.plot_evaluation(scores, list(found.captions.values()), load_example)

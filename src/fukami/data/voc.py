@@ -126,10 +126,10 @@ def _build_tree(content: bytes | str) -> ElementTree.Element:
         depth -= 1
         builder.end(tag)
 
-    def declared(*_: object) -> None:  # a few lines of entities can stand for a text of any length
+    def refuse_entity(*_: object) -> None:  # a few lines of entities can stand for a text of any length
         raise _UnsafeXMLError("declares an entity", parser.CurrentLineNumber)
 
-    parser.EntityDeclHandler = declared
+    parser.EntityDeclHandler = refuse_entity
     parser.StartElementHandler = start
     parser.EndElementHandler = end
     parser.CharacterDataHandler = builder.data

@@ -27,12 +27,12 @@ def load_mnist(normalize: bool = True, flatten: bool = True, one_hot_label: bool
     """``(x_train, t_train), (x_test, t_test)``, float32 in 0..1 or uint8, ``(N, 784)`` or ``(N, 1, 28, 28)``."""
     from fukami.data import mnist
 
-    def shaped(x: Array, t: Array) -> Split:
+    def convert(x: Array, t: Array) -> Split:
         x = np.divide(x, 255, dtype=np.float32) if normalize else x.copy()
         return x.reshape((-1, 784) if flatten else (-1, 1, 28, 28)), np.eye(10)[t] if one_hot_label else t.copy()
 
     train, test = mnist.load_mnist()
-    return shaped(*train), shaped(*test)
+    return convert(*train), convert(*test)
 
 
 def read_params(path: str | Path) -> dict[str, Array]:

@@ -233,14 +233,14 @@ class SegmentationTask(PaddedTask):
             return
         ours = self.build_value_table(batches)
 
-        def shown(at: int) -> segmentation_plots.SegmentationExample:
+        def load_example(at: int) -> segmentation_plots.SegmentationExample:
             sample = batches.samples[at]
             picture = image_io.read_image(sample.source)
             (answer,) = self.predict([picture])
             return picture, ours[sample.mask.read()], self.decode_masks(answer) + 1
 
         with self.inference_mode():
-            yield from segmentation_plots.plot_evaluation(found, shown)
+            yield from segmentation_plots.plot_evaluation(found, load_example)
 
 
 def compute_class_weights(counts: "np.typing.NDArray[np.int64]") -> "np.typing.NDArray[np.float32]":
