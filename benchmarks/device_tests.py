@@ -18,7 +18,7 @@ from pathlib import Path
 from record import record
 
 ROOT = Path(__file__).parents[1]
-FILES = ("tests/test_cuda_kernels.py", "tests/test_devices.py")
+FILES = ("tests/quantization/test_binary_cuda.py", "tests/contract/test_devices.py")
 
 
 def main() -> None:

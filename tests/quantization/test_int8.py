@@ -25,7 +25,7 @@ from fukami.quantization.int8 import (
     quantize,
 )
 from fukami.quantization.onnx_export import OnnxNetwork
-from test_onnx import SMALL, Strange, seasoned
+from quantization.test_onnx_export import SMALL, Strange, seasoned
 
 
 def inception():

@@ -16,7 +16,7 @@ from fukami.engine import checkpoint
 from fukami.image import io as image_io
 from fukami.image import video
 
-RECIPE = Path(__file__).with_name("bright.py")
+RECIPE = Path(__file__).parents[1].joinpath("bright.py")
 
 
 def make(path, count=6, size=(64, 48), rate=10, codec="libx264", times=None, **options):

@@ -539,7 +539,7 @@ def test_cifar_as_files(packed, tmp_path, monkeypatch):
 
 
 def test_the_shared_cifar_has_its_counts():
-    place = Path(os.environ.get("FUKAMI_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    place = Path(os.environ.get("FUKAMI_DATA", Path(__file__).parents[3] / "shared" / "data"))
     if not (place / "cifar10.zip").exists():
         pytest.skip(f"needs CIFAR-10 as files: no {place}/cifar10.zip; set FUKAMI_DATA to the folder that holds it")
     import zipfile

@@ -15,7 +15,7 @@ import pytest
 
 import check_task
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GPU = ROOT / "benchmarks" / "gpu.py"
 FIELDS = (ROOT / "benchmarks" / "results.csv").read_text().partition("\n")[0].split(",")
 ENTRIES = [

@@ -26,7 +26,7 @@ def small_run(tmp_path_factory):
 def test_broken_and_hostile_files_work_or_are_refused_by_name(small_run, tmp_path):
     """In a process of its own with a limited address space; a failure has its seed and number, to be repeated."""
     note = tmp_path / "case"
-    script = Path(__file__).with_name("fuzz_cases.py")
+    script = Path(__file__).parents[1].joinpath("fuzz_cases.py")
     command = [sys.executable, script, "--cases", CASES, "--seed", SEED, "--run", small_run, "--note", note]
     environment = {**os.environ, "MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, timeout=900)

@@ -14,7 +14,7 @@ import pytest
 import check_task
 from fukami.engine.recipe import get_recipe, list_recipes
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(bash[^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

@@ -434,7 +434,7 @@ def test_the_command_overwrites_no_picture_it_is_made_from(fukami, pictures):
     assert "would overwrite" in answer.err
     broken = fukami("stylize", __file__, "--style", pictures / "style.png", "--out", "art.png")
     assert broken.status == 1
-    assert "test_style.py is not a picture" in broken.err
+    assert "test_neural_style.py is not a picture" in broken.err
 
 
 def test_interrupted_the_picture_so_far_stays_and_goes_on(pictures, tmp_path):
@@ -468,7 +468,7 @@ def test_what_is_read_has_the_size_that_was_asked_for(pictures):
 
 def test_trained_weights_make_better_paintings_than_chance(monkeypatch, caplog):
     """Real filters are found beside the real data."""
-    shared = Path(__file__).parents[2] / "shared"
+    shared = Path(__file__).parents[3] / "shared"
     if not (shared / "weights" / "vgg16_features_imagenet.safetensors").exists():
         pytest.skip("needs the weights of VGG-16: no ../shared/weights/vgg16_features_imagenet.safetensors")
     monkeypatch.setenv("FUKAMI_DATA", str(shared / "data"))

@@ -17,7 +17,7 @@ from fukami.layers.activation_scaling import rescale_activations
 from fukami.layers.upsample import BilinearConvTranspose2d, apply_with_padding, interpolate_bilinear
 from fukami.models.fcn import FCNVGG
 from fukami.models.segnet import unpool
-from test_models import count, randomise, weightless
+from models.test_models import count, randomise, weightless
 
 VGG = 14_714_688  # of its 13 convolutions
 BN = 2 * (2 * 64 + 2 * 128 + 3 * 256 + 6 * 512)  # of the normalisation after each

@@ -48,7 +48,7 @@ ABOUT = {
     "precision": "float32",
     "versions": {"fukami": "0.1.0"},
 }
-DIGIT = Path(__file__).parents[1] / "docs" / "digit.png"
+DIGIT = Path(__file__).parents[2] / "docs" / "digit.png"
 
 
 @pytest.fixture(scope="module")

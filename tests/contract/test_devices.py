@@ -562,7 +562,7 @@ ALIKE = {
 def test_streamed_batches_are_those_in_memory(device, make, digit_files, tmp_path):
     """Decoded by other processes, pinned and sent along while the device computes: none is overwritten on its way."""
     if device == "cpu":
-        pytest.skip("test_stream.py has it")
+        pytest.skip("test_streaming.py has it")
     every = []
     for memory, place in ((4.0, "cpu"), (0.0, device)):
         recipe = make("deep-convnet", data=str(digit_files), memory_limit=memory, batch_size=4, augment=("shift=1",))
@@ -659,7 +659,7 @@ def test_commands_answer_there(device, run, digit_files, fukami):
         assert (evaluated.status, predicted.status) == (0, 0), evaluated.err + predicted.err
         assert evaluated.json[0]["accuracy"] > 0.8
         assert predicted.json[0]["probability"] == pytest.approx(expected["probability"], abs=0.05)
-    if device == "cuda":  # which --device auto is; on a CPU test_explain.py and test_classifier.py have these
+    if device == "cuda":  # which --device auto is; on a CPU test_explain.py and test_task.py have these
         explained = fukami("explain", folder, picture, "--out", "page")
         assert explained.status == 0, explained.err
         rates = fukami("find-lr", "deep-convnet", "--device", device, "--steps", "20", "--max-lr", "0.1")
@@ -685,7 +685,7 @@ def test_exports_answer_there(device, run, digit_files, tmp_path):
 def test_one_bit_answers_there(device, request, digit_files, tmp_path):
     """Packed, a binarized network answers on the device as unpacked, but for signs that rounding decides.
 
-    On a CPU, test_binary.py has it.
+    On a CPU, test_binary_layers.py has it.
     """
     there(device)
     binarized = request.getfixturevalue("binarized")

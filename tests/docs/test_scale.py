@@ -9,7 +9,7 @@ import pytest
 
 from fukami.engine.recipe import get_recipe
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "docs" / "examples" / "scale").iterdir())
 PAGES = [ROOT / "docs" / "scale.md"]
 

@@ -356,7 +356,7 @@ def test_a_program_that_fails_in_mid_pass_ends(folder):
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_shards import loader
+from test_webdataset import loader
 for number, batch in enumerate(loader({str(folder)!r}, batch_size=2, seed=0)):
     if number == 3:
         raise RuntimeError("enough")
@@ -383,7 +383,7 @@ def serving(*words, log=subprocess.DEVNULL):
         process.stdout.close()
 
 
-RANGE = Path(__file__).with_name("range_server.py")
+RANGE = Path(__file__).parents[1].joinpath("range_server.py")
 
 
 @pytest.mark.parametrize("kind", ["plain", "bare", "store", "broken"])

@@ -15,7 +15,7 @@ from fukami import Error, UsageError, models
 from fukami.engine import pretrained
 from fukami.engine.runtime import Runtime
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(__file__).parents[3] / "shared"
 CPU = {"device": "cpu", "precision": "float32"}
 
 

@@ -60,13 +60,13 @@ CIFAR = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85,
 NAMES = list(PARAMETERS)
 # which test_faster_rcnn.py compares with torchvision's, and test_rcnn.py with classifiers
 DETECTORS = ["faster_rcnn_resnet50_fpn", "faster_rcnn_vgg16", "rcnn_alexnet", "rcnn_vgg16"]
-SEGMENTERS = [  # which test_segmentation_models.py tests
+SEGMENTERS = [  # which test_segmentation.py tests
     *(f"fcn{stride}s_vgg16" for stride in (8, 16, 32)), "fcn_resnet50", "fcn_resnet101", "segnet_basic", "segnet_vgg16",
 ]  # fmt: skip
 GENERATORS = ["dcgan_discriminator", "dcgan_generator"]  # which test_dcgan.py tests
 PLAYERS = ["dqn"]  # which test_dqn.py tests
-SPEAKERS = ["show_and_tell"]  # which test_captions.py tests
-STYLISTS = ["neural_style_vgg16", "neural_style_vgg19"]  # which test_style.py tests
+SPEAKERS = ["show_and_tell"]  # which test_task.py tests
+STYLISTS = ["neural_style_vgg16", "neural_style_vgg19"]  # which test_neural_style.py tests
 TORCHVISION = [name for name in NAMES if name not in CIFAR and "convnet" not in name and "binary" not in name]
 # the others carry their number in their name
 LAYERS = {"alexnet": 8, "deep_convnet": 8, "binary_deep_convnet": 8, "binary_convnet": 9, "googlenet": 22}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from test_boxes import coco, note, shot, thing, voc, xml, yolo
+from data.test_annotations import coco, note, shot, thing, voc, xml, yolo
 
 
 def draw(path, seed, size=(40, 30), **options):

@@ -9,7 +9,7 @@ from PIL import Image
 from fukami.detection import plots as detection_plots
 from fukami.detection.metrics import DetectionResults, ErrorCase, GroundTruth, Prediction
 
-RECIPE = Path(__file__).with_name("bright.py")
+RECIPE = Path(__file__).parents[1].joinpath("bright.py")
 
 
 def judged(answers, objects, labels):

@@ -26,7 +26,7 @@ from fukami.engine.runtime import Runtime
 from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform
 
-FIXTURE = Path(__file__).parent / "fixtures" / "captions.json"
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "captions.json"
 SAID = {
     "a.png": ("A red square, on grey.", "Something red!"),
     "b.png": ("A green square on grey", "Something green"),
