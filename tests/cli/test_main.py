@@ -13,8 +13,8 @@ import fukami as package
 from fukami.catalogue import RECIPES
 
 COMMANDS = [
-    "list", "train", "eval", "predict", "export", "serve", "explain", "stylize", "play", "show", "find-lr", "bench",
-    "doctor", "shard", "board", "import", "propose",
+    "doctor", "shard", "show", "propose", "list", "train", "find-lr", "board", "eval", "predict", "explain", "play",
+    "stylize", "export", "serve", "import", "bench",
 ]  # fmt: skip
 QUICK = ["--epochs", "1", "--batch-size", "100"]
 
@@ -23,6 +23,13 @@ def test_help_names_every_command(fukami):
     answer = fukami("--help")
     assert answer.status == 0
     assert [line.split()[0] for line in answer.out.splitlines() if line.startswith("  ")] == COMMANDS
+    assert [line for line in answer.out.splitlines() if line.endswith(":")] == [
+        "data:",
+        "training:",
+        "models:",
+        "tools:",
+    ]
+    assert max(map(len, answer.out.splitlines())) <= 80
     assert fukami().out == answer.out
 
 

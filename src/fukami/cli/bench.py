@@ -6,7 +6,7 @@ from fukami.cli.main import Precision, run_cli
 
 
 def command(arguments: list[str]) -> None:
-    """What a device can do at most: multiply-adds and bytes a second: fukami bench [--device D] [--precision P]."""
+    """Measure the arithmetic and the memory bandwidth of a device."""
 
     def run(device: str = "auto", precision: Precision = "auto") -> None:
         """Time a large matrix product and a large copy; prints one JSON object.

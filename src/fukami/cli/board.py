@@ -7,7 +7,7 @@ from fukami.cli.main import run_cli
 
 
 def command(arguments: list[str]) -> None:
-    """The runs of a folder, ranked, as a table and a page: fukami board DIR [--out FILE]."""
+    """Rank the runs of a folder in a table and a page."""
     import tyro
 
     def run(folder: tyro.conf.Positional[Path], out: Path | None = None) -> None:

@@ -8,7 +8,7 @@ from fukami.errors import Error
 
 
 def command(arguments: list[str]) -> None:
-    """Every file that training would stumble on, by name: fukami doctor DATA."""
+    """Validate a dataset: list every file that is unusable, and why."""
     import tyro
 
     def run(data: tyro.conf.Positional[str]) -> None:

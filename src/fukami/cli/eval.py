@@ -11,7 +11,7 @@ from fukami.errors import UsageError
 
 
 def command(arguments: list[str]) -> None:
-    """Judge a run, or several as an ensemble: fukami eval RUN... [--data SPEC] [--vote] [--views N] [--out DIR]."""
+    """Evaluate a run, or several runs as an ensemble."""
     import tyro
 
     def run(

@@ -30,7 +30,7 @@ TEXT_TEMPLATE = '<pre style="font-size: .72rem; white-space: pre; overflow-x: au
 
 
 def command(arguments: list[str]) -> None:
-    """What a network is made of, what it costs, and what it sees: fukami explain MODEL | RUN [FILE...] [--out DIR]."""
+    """Show layers, costs, receptive fields and what a network sees."""
     import tyro
 
     def run(

@@ -8,7 +8,7 @@ from fukami.cli.main import run_cli
 
 
 def command(arguments: list[str]) -> None:
-    """Write a run with fewer bits, or for ONNX: fukami export RUN --to float16|bfloat16|int8|binary|onnx."""
+    """Export a run with fewer bits, or as ONNX."""
     import tyro
 
     def run(

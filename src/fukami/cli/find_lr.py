@@ -9,10 +9,10 @@ from fukami.errors import UsageError
 
 
 def command(arguments: list[str]) -> None:
-    """The learning rates at which a recipe learns, by a range test: fukami find-lr RECIPE [--field value ...]."""
+    """Find the learning rates at which a recipe trains (range test)."""
     from fukami.engine.recipe import get_recipe
 
-    if not has_recipe_name(arguments, command.__doc__):
+    if not has_recipe_name(arguments, f"{command.__doc__}\nusage: fukami find-lr RECIPE [--field value ...]"):
         return
     name, *rest = arguments
 

@@ -7,7 +7,7 @@ from fukami.cli.main import run_cli
 
 
 def command(arguments: list[str]) -> None:
-    """Make a run of another program's parameters: fukami import FILE --out DIR."""
+    """Import weights of another library as a run."""
     import tyro
 
     def run(file: tyro.conf.Positional[str], out: Path) -> None:

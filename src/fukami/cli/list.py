@@ -4,7 +4,7 @@ from fukami.cli.main import run_cli
 
 
 def command(arguments: list[str]) -> None:
-    """List the recipes: task, year, the paper's result and ours: fukami list [--all]."""
+    """List the recipes: task, year, the paper's result and ours."""
     from fukami.engine.recipe import get_recipe, list_recipes
 
     def run(all: bool = False) -> None:

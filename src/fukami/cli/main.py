@@ -19,10 +19,13 @@ from fukami.errors import Error, UsageError, build_unknown_error
 
 Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 InferencePrecision = Literal["auto", "float32", "bfloat16", "float16", "int8", "binary", "onnx"]
-COMMANDS = (
-    "list", "train", "eval", "predict", "export", "serve", "explain", "stylize", "play", "show", "find-lr", "bench",
-    "doctor", "shard", "board", "import", "propose",
-)  # fmt: skip
+GROUPS = {
+    "data": ("doctor", "shard", "show", "propose"),
+    "training": ("list", "train", "find-lr", "board"),
+    "models": ("eval", "predict", "explain", "play", "stylize", "export", "serve", "import"),
+    "tools": ("bench",),
+}
+COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -98,8 +101,11 @@ def _build_error_prefix() -> str:
 
 def build_usage() -> str:
     """What ``fukami --help`` says."""
-    lines = [f"  {name:<8} {(find_command(name).__doc__ or '').splitlines()[0]}" for name in COMMANDS]
-    return "\n".join(["usage: fukami COMMAND ...", "", *lines, "", "fukami COMMAND --help tells more."])
+    lines = ["usage: fukami COMMAND ..."]
+    for group, names in GROUPS.items():
+        lines += ["", f"{group}:"]
+        lines += [f"  {name:<8}  {(find_command(name).__doc__ or '').splitlines()[0]}" for name in names]
+    return "\n".join([*lines, "", "fukami COMMAND --help shows the arguments of a command."])
 
 
 def find_command(name: str) -> Callable[[list[str]], Callable[[], None] | None]:

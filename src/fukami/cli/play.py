@@ -20,7 +20,7 @@ FPS = 15  # of a game: four frames of sixty a second are one step
 
 
 def command(arguments: list[str]) -> None:
-    """Let an agent play, and show what it thinks: fukami play RUN --out game.mp4 [--seed 0] [--episodes 1]."""
+    """Let an agent play, and record a video."""
     import tyro
 
     def run(

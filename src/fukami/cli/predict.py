@@ -39,7 +39,7 @@ IMAGE_BATCH_SIZE, FRAME_BATCH_SIZE = 256, 8  # that are answered for at a time; 
 
 
 def command(arguments: list[str]) -> None:
-    """Answer for pictures and videos, or make some: fukami predict RUN... FILE... [--num-samples N] [--out DIR]."""
+    """Predict for images and videos, or generate images."""
     import tyro
 
     def run(

@@ -10,7 +10,7 @@ from fukami.errors import Error, UsageError, convert_memory_errors
 
 
 def command(arguments: list[str]) -> None:
-    """Boxes that may hold an object: fukami propose PICTURE... [--mode M] [--stages] [--out DIR]."""
+    """Compute region proposals by Selective Search."""
     import tyro
 
     def run(

@@ -18,7 +18,7 @@ TOKEN_PATTERN = re.compile(r"[!-~]{8,}")  # what an Authorization header can hol
 
 
 def command(arguments: list[str]) -> None:
-    """A page and an HTTP API that answer with a run: fukami serve RUN... [--host H] [--port N] [--token T]."""
+    """Serve a run: a web page and an HTTP API."""
     import tyro
 
     def run(

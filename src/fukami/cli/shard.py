@@ -8,7 +8,7 @@ from fukami.errors import UsageError
 
 
 def command(arguments: list[str]) -> None:
-    """Write a data set as tar files that are read as streams: fukami shard DATA [OUT] [--megabytes M] [--index]."""
+    """Write a dataset as WebDataset shards."""
     import tyro
 
     def run(

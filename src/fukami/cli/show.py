@@ -9,7 +9,7 @@ from fukami.errors import UsageError
 
 
 def command(arguments: list[str]) -> None:
-    """Pictures before and after augmentation, in a grid: fukami show DATA [--augment ...] [--out FILE]."""
+    """Show images before and after augmentation."""
     import tyro
 
     def run(

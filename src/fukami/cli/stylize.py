@@ -12,7 +12,7 @@ from fukami.errors import Error, UsageError
 
 
 def command(arguments: list[str]) -> None:
-    """A picture painted like others: fukami stylize CONTENT --style STYLE... --out PNG [--size 512] [--strength 1]."""
+    """Transfer the style of an image to another image."""
     import tyro
 
     from fukami.style.neural_style import NeuralStyle

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def command(arguments: list[str]) -> Callable[[], None] | None:
-    """Train a recipe: fukami train RECIPE [--field value ...] [--out DIR] [--resume] [--num-seeds N]."""
+    """Train a recipe on a dataset."""
     from fukami.engine.recipe import get_recipe
 
-    if not has_recipe_name(arguments, command.__doc__):
+    if not has_recipe_name(arguments, f"{command.__doc__}\nusage: fukami train RECIPE [--field value ...] [--out DIR]"):
         return None
     name, *rest = arguments
     recipe_class = get_recipe(name)
