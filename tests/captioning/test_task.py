@@ -22,6 +22,7 @@ from fukami.captioning.loader import pad_sequences
 from fukami.captioning.show_and_tell import ShowAndTell
 from fukami.captioning.task import CaptioningTask, DecodingConfig
 from fukami.data import scenes
+from fukami.engine import async_checkpoint
 from fukami.engine.runtime import Runtime
 from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform
@@ -477,6 +478,14 @@ def test_streamed_it_learns_the_same_sentences(folder, tmp_path, pageless):
         for memory in (0.0, 4.0)
     ]
     assert results[0] == results[1]
+
+
+def test_checkpoints_leave_the_images_of_the_dataset_alone(folder, tmp_path, pageless, monkeypatch):
+    """Each was opened for writing at each checkpoint, which a read-only dataset refuses."""
+    opened = []
+    monkeypatch.setattr(async_checkpoint, "_sync_file", opened.append)
+    train(recipe(folder, memory_limit=0.0, epochs=1), tmp_path / "run", device="cpu", precision="float32")
+    assert {path.name for path in opened} == {"metrics.jsonl"}
 
 
 def test_it_answers_in_the_ways_it_is_asked_to(folder, tmp_path, pageless, fukami):

@@ -288,7 +288,7 @@ class TrainingProgress:
                 "history": self.metric_buffer.state_dict(),
                 "random": get_random_states(),
             }
-            files = [self.log.path, *getattr(self.loader, "files", ())]
+            files = [self.log.path, *getattr(self.loader, "checkpoint_files", ())]
             saver.save(state, checkpoint.collect_tensors(self.task.get_modules()), files)
 
     def restore(self, folder: Path, manifest: Manifest, allow_changed_data: bool) -> int:

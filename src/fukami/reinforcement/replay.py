@@ -273,7 +273,7 @@ class ExperienceCollector:
         return self.buffer.current_step - self.checkpoint_step > self.buffer.slack // 3
 
     @property
-    def files(self) -> list[Path]:
+    def checkpoint_files(self) -> list[Path]:
         """What has to be on the disk before a checkpoint that refers to it."""
         return self.buffer.paths
 
