@@ -355,8 +355,8 @@ def test_nothing_is_left_running(folder):
 def test_a_program_that_fails_in_mid_pass_ends(folder):
     code = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_webdataset import loader
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from data.test_webdataset import loader
 for number, batch in enumerate(loader({str(folder)!r}, batch_size=2, seed=0)):
     if number == 3:
         raise RuntimeError("enough")
