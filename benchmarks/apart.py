@@ -2,8 +2,9 @@
 
 import importlib.util
 import multiprocessing
+import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,12 @@ class Apart:
         if not more:
             self.process.join()
         return found
+
+
+def ask_in_turn(processes: Sequence[Apart], question: Any, rounds: int, warming: int) -> list[float]:
+    """The median of what each answers, asked in turn so many rounds, after others in which they warm up."""
+    answers = [[each.ask(question) for each in processes] for _ in range(warming + rounds)][warming:]
+    return [statistics.median(own) for own in zip(*answers, strict=True)]
 
 
 def resident(what: str) -> int:

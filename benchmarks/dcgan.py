@@ -15,7 +15,6 @@ its row names the command of the run, too. Results go to results.csv.
 import argparse
 import json
 import shlex
-import statistics
 import sys
 import time
 from itertools import pairwise
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apart import Apart, resident
+from apart import Apart, ask_in_turn, resident
 from record import anywhere, each_seed, record
 
 CUDA = torch.cuda.is_available()
@@ -144,15 +143,9 @@ def mnist(options: argparse.Namespace) -> None:
 def rate(options: argparse.Namespace) -> None:
     """Pictures a second of both, in turn."""
     for precision in options.precisions:
-        mine, other = Apart(ours, options, precision), Apart(theirs, options)
-        rates: dict[str, list[float]] = {"ours": [], "plain": []}
-        for turn in range(WARMING + options.rounds):
-            for name, contestant in (("ours", mine), ("plain", other)):
-                found = contestant.ask(options.updates)
-                if turn >= WARMING:
-                    rates[name].append(found)
-        memory = [each.ask(0) for each in (mine, other)]
-        speeds = [statistics.median(each) for each in rates.values()]
+        processes = Apart(ours, options, precision), Apart(theirs, options)
+        speeds = ask_in_turn(processes, options.updates, options.rounds, WARMING)
+        memory = [each.ask(0) for each in processes]
         note = f"{options.size} pixels, batch {BATCH}; {speeds[0]:.4g} and {speeds[1]:.4g} pictures a second{PLAIN}"
         command = f"python benchmarks/dcgan.py {shlex.join(sys.argv[1:])}"
         record(f"dcgan rate {precision}", "training rate over that of a plain loop in float32", speeds[0] / speeds[1],

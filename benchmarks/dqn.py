@@ -22,7 +22,6 @@ import json
 import math
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,7 @@ from pathlib import Path
 
 import torch
 
-from apart import Apart, installed, resident
+from apart import Apart, ask_in_turn, installed, resident
 from record import answer, anywhere, each_seed, record
 
 CUDA = torch.cuda.is_available()
@@ -98,17 +97,11 @@ def judge(run: str, seed: int) -> None:
 
 def rate(options: argparse.Namespace) -> None:
     """Steps a second of both, in turn; ours in ``options.precision``, theirs in float32."""
-    contestants = {"ours": Apart(ours, options)}
+    processes = [Apart(ours, options)]
     if installed("stable_baselines3", "Stable-Baselines3") and installed("cv2", "its Atari games"):
-        contestants["theirs"] = Apart(theirs, options)
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(WARMING + options.rounds):
-        for name, contestant in contestants.items():
-            found = contestant.ask(options.steps)
-            if turn >= WARMING:
-                rates[name].append(found)
-    taken = [each.ask(0) for each in contestants.values()]
-    speeds = [statistics.median(each) for each in rates.values()]
+        processes.append(Apart(theirs, options))
+    speeds = ask_in_turn(processes, options.steps, options.rounds, WARMING)
+    taken = [each.ask(0) for each in processes]
     command = f"python benchmarks/dqn.py {shlex.join(sys.argv[1:])}"
     note = (
         f"{options.game}, acting and learning, 4 games; {' and '.join(f'{each:.4g}' for each in speeds)} steps a second"

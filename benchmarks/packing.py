@@ -1,6 +1,7 @@
 """Take the benchmarks to a machine with a GPU and no network: wheels and cut-down data sets; see ``gpu.py``."""
 
 import bz2
+import hashlib
 import importlib.metadata
 import os
 import re
@@ -56,9 +57,7 @@ def pack_data(folder: Path) -> None:
     place = mnist.find_mnist()
     (folder / "mnist").mkdir(parents=True)
     for name, digest in mnist.CHECKSUMS.items():
-        mnist.read_idx(place / name, digest)
-        raw = place / name
-        content = raw.read_bytes() if raw.is_file() else _gunzip(place / f"{name}.gz")
+        content = mnist.read_unpacked(place / name, digest)
         (folder / "mnist" / f"{name}.bz2").write_bytes(bz2.compress(content))  # a seventh smaller than gzip
     choose = {"cifar10": choose_cifar, "bccd": choose_bccd, "camvid": choose_camvid}
     for name, count in IMAGES.items():
@@ -73,12 +72,6 @@ def pack_data(folder: Path) -> None:
         first = min(path for path in root.rglob("*.jpg") if path.parent.name == part)
         (folder / "style" / part).mkdir(parents=True)
         shutil.copyfile(first, folder / "style" / part / first.name)
-
-
-def _gunzip(path: Path) -> bytes:
-    import gzip
-
-    return gzip.decompress(path.read_bytes())
 
 
 def choose_cifar(root: Path, count: int) -> list[tuple[str, bytes]]:
@@ -183,9 +176,12 @@ def read_versions(freeze: Path) -> dict[str, str]:
 def install(folder: Path) -> tuple[str, Path]:
     """Install what is missing here from a packed folder; returns the interpreter that has it, and the data's folder.
 
-    The environment lies in the cache folder and sees all that is installed for this interpreter, which stays as it is.
+    The environment lies in the cache folder, one for each checkout, pack and interpreter. It sees all that is installed
+    for this interpreter, which stays as it is.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fukami" / "gpu"
+    made_of = [sys.executable, str(ROOT), *sorted(path.name for path in (folder / "wheels").iterdir())]
+    name = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:12]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fukami" / "gpu" / name
     python = cache / "environment" / "bin" / "python"
     if not (cache / "complete").exists():
         shutil.rmtree(cache, ignore_errors=True)

@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import re
 import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import few_scenes
-from apart import Apart, installed, resident
+from apart import Apart, ask_in_turn, installed, resident
 from fukami.data import scenes
 from fukami.data.image_folder import unpack_archive
 from fukami.engine.recipe import list_recipes
@@ -183,8 +182,7 @@ def rates(options: argparse.Namespace) -> None:
         for ours, theirs in (pair for pair in PAIRS if not options.names or pair[0] in options.names):
             names = [ours, theirs] if installed(PEERS[theirs][0], theirs) else [ours]
             processes = [Apart(trained, name, options, precision) for name in names]
-            speeds = [[each.ask(True) for each in processes] for _ in range(options.rounds + WARMING)][WARMING:]
-            rate = [statistics.median(values) for values in zip(*speeds, strict=True)]
+            rate = ask_in_turn(processes, True, options.rounds, WARMING)
             taken = [each.ask(False) for each in processes]
             what = f"{ours} train {precision}"
             note = f"{options.height}×{options.width}, batch {options.batch}"

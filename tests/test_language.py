@@ -17,7 +17,7 @@ INTERFACES = {  # names that several modules of a package share on purpose, as o
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_function_is_called_by_a_participle(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             name = node.name.strip("_")
             assert name not in PARTICIPLES, f"{path.name}:{node.lineno} {node.name}"
             assert "_" in name or not name.endswith("ed"), f"{path.name}:{node.lineno} {node.name}"

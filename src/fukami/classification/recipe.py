@@ -39,6 +39,7 @@ class ClassificationRecipe(SupervisedRecipe):
     """A network that tells which class a picture is of."""
 
     family: ClassVar[str] = "classification"
+    model_arguments: ClassVar[tuple[str, ...]] = ("channels",)  # fields that the function of the network takes
     encoder_overrides: ClassVar[
         dict[str, Any]
     ] = {}  # in which the network that another task sees with is unlike this one
@@ -117,7 +118,8 @@ class ClassificationRecipe(SupervisedRecipe):
         """The network, with scores ``(N, classes)`` for pictures ``(N, channels, size, size)``."""
         from fukami import models
 
-        network: nn.Module = getattr(models, self.architecture)(num_classes, channels=self.channels)
+        arguments = {name: getattr(self, name) for name in self.model_arguments}
+        network: nn.Module = getattr(models, self.architecture)(num_classes, **arguments)
         return network
 
     def build_transform(self, labels: tuple[str, ...]) -> "SquareTransform":

@@ -1,12 +1,9 @@
 """ResNet (He et al. 2016): residual learning, for photographs and for images of 32×32."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from fukami.classification.recipe import ClassificationRecipe
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,19 +13,13 @@ class ResNet18(ClassificationRecipe):
     paper: ClassVar[str] = "He et al., Deep Residual Learning for Image Recognition"
     year: ClassVar[int] = 2016
     paper_result: ClassVar[str] = "72.12 % ImageNet top-1, 10 crops"
+    model_arguments: ClassVar[tuple[str, ...]] = ("channels", "stem")
 
     augment: tuple[str, ...] = ("crop=0.3", "flip")
     """Changes of the training pictures, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
     stem: Literal["7x7", "3x3"] = "7x7"
     """How the network begins: 7x7, the paper's, leaves a quarter of the side; 3x3, for pictures of 32 to 64 pixels, all
     of it."""
-
-    def build_model(self, num_classes: int) -> "nn.Module":
-        """The network of the recipe's name."""
-        from fukami import models
-
-        network: nn.Module = getattr(models, self.architecture)(num_classes, channels=self.channels, stem=self.stem)
-        return network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +34,10 @@ class ResNet50(ResNet18):
     """ResNet-50 (He et al. 2016, table 1): 16 bottleneck blocks."""
 
     paper_result: ClassVar[str] = "77.15 % ImageNet top-1, 10 crops"
+    model_arguments: ClassVar[tuple[str, ...]] = ("channels", "stem", "stride_in")
 
     stride_in: Literal["3x3", "1x1"] = "3x3"
     """Which convolution of a bottleneck halves the maps: 1x1 in the paper, 3x3 in torchvision and its weights."""
-
-    def build_model(self, num_classes: int) -> "nn.Module":
-        """The network of the recipe's name."""
-        from fukami import models
-
-        network: nn.Module = getattr(models, self.architecture)(
-            num_classes, channels=self.channels, stem=self.stem, stride_in=self.stride_in
-        )
-        return network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +62,7 @@ class ResNet20(ClassificationRecipe):
     year: ClassVar[int] = 2016
     paper_result: ClassVar[str] = "91.25 % CIFAR-10"
     reproduced_result: ClassVar[str] = "88.32 % CIFAR-10 as JPEG, 64 epochs, one seed"
+    model_arguments: ClassVar[tuple[str, ...]] = ("channels", "shortcut")
 
     size: int = 32
     """Side of the pictures that the network sees, in pixels."""
@@ -92,15 +76,6 @@ class ResNet20(ClassificationRecipe):
     """Changes of the training pictures, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
     shortcut: Literal["A", "B"] = "A"
     """Where the maps get smaller: A adds channels of zeros, as the paper does on CIFAR; B a 1×1 convolution."""
-
-    def build_model(self, num_classes: int) -> "nn.Module":
-        """The network of the recipe's name."""
-        from fukami import models
-
-        network: nn.Module = getattr(models, self.architecture)(
-            num_classes, channels=self.channels, shortcut=self.shortcut
-        )
-        return network
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from fukami.classification.recipe import ClassificationRecipe
 from fukami.engine.recipe import MAX_INPUT_SIZE, check_range
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +16,7 @@ class VGG16(ClassificationRecipe):
     year: ClassVar[int] = 2015
     encoder_overrides: ClassVar[dict[str, Any]] = {"hidden": 0}  # published features have no fully connected layers
     paper_result: ClassVar[str] = "74.4 % ImageNet top-1, one scale"
+    model_arguments: ClassVar[tuple[str, ...]] = ("channels", "size", "hidden", "dropout")
 
     lr: float = 0.01
     """Peak learning rate."""
@@ -42,15 +40,6 @@ class VGG16(ClassificationRecipe):
     def architecture(self) -> str:
         """What the network is called in :mod:`fukami.models`."""
         return super().architecture + ("_bn" if self.batch_norm else "")
-
-    def build_model(self, num_classes: int) -> "nn.Module":
-        """The network of the recipe's name."""
-        from fukami import models
-
-        network: nn.Module = getattr(models, self.architecture)(
-            num_classes, channels=self.channels, size=self.size, hidden=self.hidden, dropout=self.dropout
-        )
-        return network
 
 
 @dataclass(frozen=True, kw_only=True)

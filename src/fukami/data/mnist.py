@@ -59,6 +59,18 @@ def find_mnist() -> Path:
 
 def read_idx(path: Path, md5: str) -> UInt8Array:
     """The array in an idx file of bytes, gzip (``path`` plus ``.gz``) or not; ``md5`` is that of the unpacked file."""
+    content = read_unpacked(path, md5)
+    dimensions = content[3]
+    shape = np.frombuffer(content, ">u4", dimensions, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(tuple(map(int, shape))).copy()
+
+
+def read_unpacked(path: Path, md5: str) -> bytes:
+    """Read an original file, gzip (``path`` plus ``.gz``) or not, and verify the digest of its unpacked content.
+
+    Raises:
+        Error: the file is damaged, too large or not the original.
+    """
     packed = path.with_name(path.name + ".gz")
     file = path if path.is_file() else packed
     try:
@@ -71,6 +83,4 @@ def read_idx(path: Path, md5: str) -> UInt8Array:
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
         raise Error(f"{file} is not the original file: md5 {found}, expected {md5}; delete it and get it again")
-    dimensions = content[3]
-    shape = np.frombuffer(content, ">u4", dimensions, offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(tuple(map(int, shape))).copy()
+    return content

@@ -1,6 +1,5 @@
 """Detection: where is what in the picture?"""
 
-import json
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -11,7 +10,7 @@ from torch.nn import functional as F
 
 from fukami.detection import metrics as detection_metrics
 from fukami.detection.metrics import DetectionResults
-from fukami.engine.padded_task import SIZE_DIVISOR, PaddedTask
+from fukami.engine.padded_task import PaddedTask
 from fukami.engine.task import ModelSignature, TrainingOptions
 from fukami.image import io as image_io
 from fukami.image.transform import ResizeTransform
@@ -62,13 +61,8 @@ class DetectionTask(PaddedTask):
 
     def get_signature(self) -> ModelSignature:
         """A picture in a frame; how it is prepared, the labels, and what the answer is, as JSON and words."""
-        frame = "the frame's sides are multiples of 32, its values 0 to the right of the picture and below it"
-        about = {
-            "preprocessing": json.dumps({**self.prepare.describe(), "frame": frame}),
-            "labels": json.dumps(self.labels, ensure_ascii=False),
-            "answer": "boxes: left, top, right, bottom in pixels of the frame; classes: numbers of labels; best first",
-        }
-        return ModelSignature("detector", (3, 4 * SIZE_DIVISOR, 6 * SIZE_DIVISOR), about)
+        answer = "boxes: left, top, right, bottom in pixels of the frame; classes: numbers of labels; best first"
+        return self.build_frame_signature("detector", answer)
 
     def compile(self) -> None:
         """Compile the parts whose shapes are fixed, the backbone and the layers that see a region."""

@@ -1,9 +1,10 @@
 """What detection and segmentation share: pictures of any shape, each in the upper left corner of a frame."""
 
+import json
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fukami.engine.cached_evaluation import CachedEvaluationTask
-from fukami.engine.task import TrainingOptions
+from fukami.engine.task import ModelSignature, TrainingOptions
 from fukami.errors import Error, UsageError, is_out_of_memory
 from fukami.image.transform import ResizeTransform
 
@@ -44,6 +45,16 @@ class PaddedTask(CachedEvaluationTask):
         super().setup(runtime)
         mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (self.prepare.mean, self.prepare.std))
         self.mean, self.std = mean.to(runtime.device), std.to(runtime.device)
+
+    def build_frame_signature(self, kind: Literal["detector", "segmenter"], answer: str) -> ModelSignature:
+        """The signature of a network of this ``kind``, with what its ``answer`` is in words."""
+        frame = "the frame's sides are multiples of 32, its values 0 to the right of the picture and below it"
+        about = {
+            "preprocessing": json.dumps({**self.prepare.describe(), "frame": frame}),
+            "labels": json.dumps(self.labels, ensure_ascii=False),
+            "answer": answer,
+        }
+        return ModelSignature(kind, (3, 4 * SIZE_DIVISOR, 6 * SIZE_DIVISOR), about)
 
     def move_to_device(self, batch: "PaddedBatch") -> "PaddedBatch":
         """The batch on the device."""

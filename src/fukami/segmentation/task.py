@@ -1,6 +1,5 @@
 """Segmentation: what is each pixel of the picture?"""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -10,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fukami.engine.padded_task import SIZE_DIVISOR, PaddedTask
+from fukami.engine.padded_task import PaddedTask
 from fukami.engine.task import ModelSignature, TrainingOptions
 from fukami.errors import UsageError
 from fukami.image import io as image_io
@@ -75,13 +74,8 @@ class SegmentationTask(PaddedTask):
 
     def get_signature(self) -> ModelSignature:
         """A picture in a frame; how it is prepared, the labels, and what the answer is, as JSON and words."""
-        frame = "the frame's sides are multiples of 32, its values 0 to the right of the picture and below it"
-        about = {
-            "preprocessing": json.dumps({**self.prepare.describe(), "frame": frame}),
-            "labels": json.dumps(self.labels, ensure_ascii=False),
-            "answer": "scores of each pixel of the frame; the greatest is that of its class",
-        }
-        return ModelSignature("segmenter", (3, 4 * SIZE_DIVISOR, 6 * SIZE_DIVISOR), about)
+        answer = "scores of each pixel of the frame; the greatest is that of its class"
+        return self.build_frame_signature("segmenter", answer)
 
     def iterate_batches(self, train: Any) -> Iterable["PaddedBatch"]:
         """Pass after pass over the loader; the weights of the classes come from its ``count_class_pixels()``."""

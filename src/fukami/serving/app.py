@@ -83,7 +83,7 @@ def create_app(
         return show(request, [])
 
     @served.post("/")
-    async def answered(request: Request) -> HTMLResponse:
+    async def predict_form(request: Request) -> HTMLResponse:
         try:
             found = await each(predict_section, request)
         except HTTPException as error:
@@ -115,15 +115,15 @@ def _add_monitoring(served: FastAPI, worker: Worker) -> None:
         return JSONResponse({"status": "ready"}) if worker.is_ready else JSONResponse({"status": "busy"}, 503)
 
     @served.get("/metrics")
-    async def measured() -> Response:
+    async def export_metrics() -> Response:
         return Response(worker.metrics.export_text(), media_type=CONTENT_TYPE)
 
     @served.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> JSONResponse:
+    async def build_http_error(request: Request, error: HTTPException) -> JSONResponse:
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
     @served.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:
+    async def build_server_error(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"error": "this should not happen; the server's messages on stderr say more"}, 500)
 
 

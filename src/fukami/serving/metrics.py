@@ -55,7 +55,7 @@ class MetricsMiddleware:
         path = scope["path"] if scope["path"] in self.paths else "other"
         status = 0  # the client left before there was an answer
 
-        async def measured(message: Message) -> None:
+        async def send_and_note_status(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
@@ -63,7 +63,7 @@ class MetricsMiddleware:
         began = time.perf_counter()
         with self.metrics.in_flight.track_inprogress():
             try:
-                await self.app(scope, receive, measured)
+                await self.app(scope, receive, send_and_note_status)
             except Exception:
                 status = 500
                 raise

@@ -42,19 +42,19 @@ class DrainMiddleware:
         # A client that expects to be told to continue has sent nothing.
         more = ("content-length" in headers or "transfer-encoding" in headers) and "expect" not in headers
 
-        async def received() -> Message:
+        async def receive_part() -> Message:
             nonlocal more
             message = await receive()
             more = more and message.get("more_body", False)
             return message
 
-        async def drained(message: Message) -> None:
+        async def drain_and_send(message: Message) -> None:
             length = 0
             while more and message["type"] == "http.response.start" and length <= MAX_BODY_BYTES:
-                length += len((await received()).get("body", b""))
+                length += len((await receive_part()).get("body", b""))
             await send(message)
 
-        await self.app(scope, received, drained)
+        await self.app(scope, receive_part, drain_and_send)
 
 
 def build_size_error() -> HTTPException:
