@@ -1,6 +1,6 @@
 """An object store for the tests: knows ``Range``, and breaks off as often as it is told; tells its port.
 
-FOLDER BREAKS [SECONDS]: it thinks so long before it answers.
+FOLDER BREAKS [TOGETHER]: the first TOGETHER requests for shards are answered once all of them have arrived.
 With ``bare`` for BREAKS it knows neither Range nor how long an answer will be.
 
 Each answer of more than a block ends after two thirds until BREAKS answers did; then every fifth is a 503.
@@ -9,20 +9,25 @@ Each answer of more than a block ends after two thirds until BREAKS answers did;
 import itertools
 import re
 import sys
-import time
+import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 root, bare = Path(sys.argv[1]), sys.argv[2] == "bare"
 breaks = 0 if bare else int(sys.argv[2])
-seconds = float((*sys.argv, "0")[3])
-asked = itertools.count()
+together = int((*sys.argv, "0")[3])
+barrier = threading.Barrier(max(together, 1))
+asked, shards = itertools.count(), itertools.count()
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         number = next(asked)
-        time.sleep(seconds)
+        if self.path.endswith(".tar") and next(shards) < together:
+            try:
+                barrier.wait(timeout=20)
+            except threading.BrokenBarrierError:
+                sys.stderr.write("a request waited for the others in vain\n")
         if breaks and number >= breaks and number % 5 == 0:
             self.send_error(503)
             return

@@ -5,7 +5,6 @@ import re
 import struct
 import subprocess
 import sys
-import time
 import zipfile
 import zlib
 
@@ -383,12 +382,11 @@ def test_a_strip_is_no_large_page_for_a_digit(monkeypatch):
 
 
 @pytest.mark.parametrize("side", [10_001, 60_000, 2**31 - 1])
-def test_pictures_that_claim_to_be_huge_are_refused_unread(tmp_path, side):
+def test_images_that_claim_to_be_huge_are_refused_unread(tmp_path, monkeypatch, side):
     (tmp_path / "bomb.png").write_bytes(png(side, side))
-    began = time.monotonic()
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("the pixels were decoded"))
     with pytest.raises(Error, match=r"bomb\.png.*(pixels|large)"):
         image_io.read_image(tmp_path / "bomb.png")
-    assert time.monotonic() - began < 5  # a decoder that believed the header would need gigabytes first
 
 
 def test_a_smaller_bound_can_be_set(photo, tmp_path):
