@@ -1,9 +1,9 @@
-"""What each augmentation brings, and each way to answer: ResNet-20 on 1,000 training pictures of CIFAR-10.
+"""What each augmentation brings, and each way to answer: ResNet-20 on 1,000 training images of CIFAR-10.
 
     python benchmarks/ablation.py augmentation [--seeds 0 1 2] [--words flip trivial ...]
     python benchmarks/ablation.py answers [--seeds 0 1 2]
 
-Trainings differ by one flag and are judged on the 10,000 pictures of the test part. Results go to results.csv, as the
+Trainings differ by one flag and are judged on the 10,000 images of the test part. Results go to results.csv, as the
 mean over the seeds. Trainings this small are quicker one for each processor than one after another on all of them.
 Needs CIFAR-10 in $FUKAMI_DATA as JPEG files by class.
 """
@@ -21,7 +21,7 @@ from fukami.data.streaming import count_workers
 from record import answer, record
 
 BASE = "fukami train resnet20 --data cifar10-1000.csv --batch-size 50 --lr 0.1 --epochs 60 --eval-every 60"
-EACH = 100  # training pictures of a class
+EACH = 100  # training images of a class
 WORDS = [
     "", "rotate=15", "shift=4", "scale=0.2", "shear=0.2", "crop=0.4", "pad-crop=4", "flip", "brightness=0.4",
     "contrast=0.4", "saturation=0.4", "hue=0.1", "grey=0.2", "erase=0.5", "mixup=0.4", "cutmix=1", "trivial", "rand=9",
@@ -31,7 +31,7 @@ WAYS = ["", "--ema-decay 0.99", "--cycles 4", "--label-smoothing 0.1"]  # of tra
 
 
 def table(path):
-    """A CSV file that names the first pictures of each class for training, and all of the test part."""
+    """A CSV file that names the first images of each class for training, and all of the test part."""
     train, test = image_folder.scan_folder(cifar.load_cifar("cifar10"))
     taken = dict.fromkeys(train.class_names, 0)
     with path.open("w", newline="") as file:

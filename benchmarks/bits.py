@@ -2,7 +2,7 @@
 
     python benchmarks/bits.py layers              a 3×3 convolution: 1 bit against float32, bfloat16 and int8 of oneDNN
     python benchmarks/bits.py network             the CIFAR-10 network of the BNN paper, 1 bit against others
-    python benchmarks/bits.py gpu                 both on a GPU, 256 pictures at once, beside cuDNN
+    python benchmarks/bits.py gpu                 both on a GPU, 256 images at once, beside cuDNN
     python benchmarks/bits.py train OUT [RUN...]  the trainings: with 32 bits, aware of 8, and with 1
                                                   (binary-convnet-cifar10, the paper's network, takes a GPU)
     python benchmarks/bits.py ladder OUT [RUN...] those runs that are in OUT, at every precision
@@ -72,7 +72,7 @@ def fastest(found, kind):
 
 @torch.inference_mode()
 def layers(options):
-    """3×3 convolutions of as many channels in as out, one picture, one thread."""
+    """3×3 convolutions of as many channels in as out, one image, one thread."""
     torch.set_num_threads(1)
     for channels in (128, 256):
         for side in (16, 32):
@@ -80,7 +80,7 @@ def layers(options):
             for kind in ("float32", "bfloat16", "int8"):
                 record("1-bit layer", f"3×3, {channels} channels, {side}×{side}: times faster than {kind}",
                        fastest(found, kind) / found["binary"], command="python benchmarks/bits.py layers",
-                       note=f"one thread, one picture; {kind} is oneDNN's, the faster of channels last and packed; "
+                       note=f"one thread, one image; {kind} is oneDNN's, the faster of channels last and packed; "
                        f"1 bit from words to words, with thresholds")  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def int8(layer, x):
 
 @torch.inference_mode()
 def network(options):
-    """The whole network, one picture, one thread, beside one of full precision with rectifiers for signs."""
+    """The whole network, one image, one thread, beside one of full precision with rectifiers for signs."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     binary = binary_convnet().eval().to(memory_format=torch.channels_last)  # as runs have it
@@ -142,12 +142,12 @@ def network(options):
     for kind, name in names.items():
         record("binary-convnet, whole", f"times faster than {name}", found[kind] / found["binary"],
                command="python benchmarks/bits.py network",
-               note="one thread, one picture; the normalisations of its twin are folded")  # fmt: skip
+               note="one thread, one image; the normalisations of its twin are folded")  # fmt: skip
 
 
 @torch.inference_mode()
 def gpu(options):
-    """Layers and the whole network on a GPU, 256 pictures at once, beside cuDNN."""
+    """Layers and the whole network on a GPU, 256 images at once, beside cuDNN."""
     torch.backends.cudnn.allow_tf32 = False
     for channels in options.channels:
         for side in options.sides:
@@ -176,7 +176,7 @@ def beside_dense(benchmark, what, packed, bits, dense, x):
         binary=partial(packed, bits), float32=partial(float32, x), bfloat16=partial(bfloat16, x.bfloat16())
     )
     for kind in ("float32", "bfloat16"):
-        record(benchmark, f"{what}times faster than {kind}, {len(x)} pictures", found[kind] / found["binary"],
+        record(benchmark, f"{what}times faster than {kind}, {len(x)} images", found[kind] / found["binary"],
                command="python benchmarks/bits.py gpu", note="cuDNN without TF32")  # fmt: skip
 
 
@@ -221,10 +221,10 @@ def ladder(options):
                 "test accuracy": step["accuracy"],
                 "agreement with float32": step["agreement"],
                 "bytes of the file": step["bytes"],
-                "memory for one picture, MB": step["memory_1"] / 1e6,
-                "memory for 256 pictures, MB": step["memory_256"] / 1e6,
-                "one picture, times faster than float32": first["latency"] / step["latency"],
-                "256 pictures, times faster than float32": step["throughput"] / first["throughput"],
+                "memory for one image, MB": step["memory_1"] / 1e6,
+                "memory for 256 images, MB": step["memory_256"] / 1e6,
+                "one image, times faster than float32": first["latency"] / step["latency"],
+                "256 images, times faster than float32": step["throughput"] / first["throughput"],
             }
             if name in COUNTERPARTS and step["precision"] == "binary":
                 values |= beside(options.out / name, options.out / COUNTERPARTS[name])
@@ -239,12 +239,10 @@ def beside(binary, full):
     packed, whole = fukami.load(binary, device="cpu", precision="binary"), fukami.load(full, device="cpu")
     (channels, side, _), _ = whole.get_signature()
     values = {}
-    for count, words_of in ((1, "one picture"), (256, "256 pictures")):
-        pictures = torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8)
+    for count, words_of in ((1, "one image"), (256, "256 images")):
+        images = torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8)
         with torch.inference_mode():
-            found = in_turns(
-                packed=partial(packed.predict_scores, pictures), whole=partial(whole.predict_scores, pictures)
-            )
+            found = in_turns(packed=partial(packed.predict_scores, images), whole=partial(whole.predict_scores, images))
         values[f"{words_of}, times faster than {full.name} at float32"] = found["whole"] / found["packed"]
     return values
 
@@ -271,7 +269,7 @@ def measured(rows, name):
         timed = name.removesuffix("-int8")
         found = {metric: float(row["value"]) for (run, metric), row in rows.items() if run == f"{name} at {precision}"}
         times = {metric: float(row["value"]) for (run, metric), row in rows.items() if run == f"{timed} at {precision}"}
-        for count in ("one picture", "256 pictures"):
+        for count in ("one image", "256 images"):
             usual = times[f"{count}, times faster than float32"]
             found[count] = times.get(f"{count}, times faster than {COUNTERPARTS.get(name)} at float32", usual)
         yield {"binary": "1 bit", "int8": "int8, trained for it"}.get(trained_for, precision), found
@@ -285,8 +283,8 @@ def table(points):
         agreement = "" if label == "1 bit" else f"{found['agreement with float32']:.2%}"
         lines.append((
             label, f"{found['test accuracy']:.2%}", agreement, f"{found['bytes of the file'] / 1e3:,.1f}",
-            f"{found['memory for one picture, MB']:.1f}", f"{found['memory for 256 pictures, MB']:.1f}",
-            f"{found['one picture']:.2f}×", f"{found['256 pictures']:.2f}×",
+            f"{found['memory for one image, MB']:.1f}", f"{found['memory for 256 images, MB']:.1f}",
+            f"{found['one image']:.2f}×", f"{found['256 images']:.2f}×",
         ))  # fmt: skip
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -306,7 +304,7 @@ def draw(above, below, title, points):
     for number, (label, size, error) in enumerate(zip([label for label, _ in points], sizes, errors, strict=True)):
         above.annotate(label, (size, error), (0, 8 + 11 * (number % 3)), textcoords="offset points", ha="center",
                        fontsize=8)  # fmt: skip
-    for shift, count, colour in ((-0.2, "one picture", "#1f5c99"), (0.2, "256 pictures", "#9cc3e6")):
+    for shift, count, colour in ((-0.2, "one image", "#1f5c99"), (0.2, "256 images", "#9cc3e6")):
         places = [place + shift for place in range(len(points))]
         bars = below.bar(places, [found[count] for _, found in points], 0.38, label=count, color=colour)
         below.bar_label(bars, fmt="%.1f", fontsize=7)

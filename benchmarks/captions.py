@@ -1,13 +1,13 @@
-"""Show and Tell: what it says of Flickr8k's pictures and of scenes beside what costs nothing, and how fast it speaks.
+"""Show and Tell: what it says of Flickr8k's images and of scenes beside what costs nothing, and how fast it speaks.
 
     python benchmarks/captions.py flickr8k [--weights FILE] [--seeds 0 1 2] [--part test] [OPTIONS]
     python benchmarks/captions.py scenes [--seeds 0]
     python benchmarks/captions.py rate RUN [--beams 3]
 
-``flickr8k`` trains on 800 of the sample's 1,000 pictures, the encoder VGG-16 whose convolutions are in FILE, and judges
-on its last 100; beside it are the training set's commonest sentence, and the first sentence of the training picture
+``flickr8k`` trains on 800 of the sample's 1,000 images, the encoder VGG-16 whose convolutions are in FILE, and judges
+on its last 100; beside it are the training set's commonest sentence, and the first sentence of the training image
 whose features are nearest. ``scenes`` trains on the embedded scenes. ``rate`` times a run's beam search against one
-written in plain Python, picture by picture, on the same features. Results go to results.csv.
+written in plain Python, image by image, on the same features. Results go to results.csv.
 """
 
 import argparse
@@ -48,11 +48,11 @@ def flickr8k(options: argparse.Namespace) -> None:
 
 def note(options: argparse.Namespace) -> str:
     """What was learned from and judged on."""
-    return f"a sample of Flickr8k: 800 pictures to train on, 100 to judge on ({options.part})"
+    return f"a sample of Flickr8k: 800 images to train on, 100 to judge on ({options.part})"
 
 
 def baselines(options: argparse.Namespace) -> None:
-    """The commonest sentence of the training, and that of the picture whose features are nearest (cosine)."""
+    """The commonest sentence of the training, and that of the image whose features are nearest (cosine)."""
     from fukami.captioning import data as captioning_data
     from fukami.captioning import metrics as captioning_metrics
     from fukami.captioning import tokenizer
@@ -90,7 +90,7 @@ def scenes(options: argparse.Namespace) -> None:
 
 
 def rate(options: argparse.Namespace) -> None:
-    """The pictures a second that a run says something of, by its own search and by one in plain Python."""
+    """The images a second that a run says something of, by its own search and by one in plain Python."""
     import fukami
     from fukami.engine import checkpoint
 
@@ -112,7 +112,7 @@ def rate(options: argparse.Namespace) -> None:
     speeds = ", ".join(f"{len(features) / statistics.median(each):.4g}" for each in (ours, theirs))
     record(f"{recipe_name(options.run)} rate", f"rate of beam {options.beams} over that of a plain search", ratio,
            command=f"python benchmarks/captions.py rate {Path(options.run).name} --beams {options.beams}",
-           note=f"{speeds} pictures a second from their features; {alike:.0%} of the sentences are alike")  # fmt: skip
+           note=f"{speeds} images a second from their features; {alike:.0%} of the sentences are alike")  # fmt: skip
 
 
 def recipe_name(run: str) -> str:
@@ -124,7 +124,7 @@ def recipe_name(run: str) -> str:
 
 
 def plain(task, features, beams: int) -> str:
-    """The likeliest sentence for one picture, beam by beam, as it is usually written."""
+    """The likeliest sentence for one image, beam by beam, as it is usually written."""
     from fukami.captioning import tokenizer
 
     alive, done = [(0.0, [tokenizer.BEGIN], task.model.init_state(task.normalize_images(features)))], []

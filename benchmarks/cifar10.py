@@ -40,7 +40,7 @@ SPRINT = (
 def run(benchmark, command, seed, views=()):
     """Train by the command, and record its accuracy and its seconds, the start of the process included.
 
-    Then judge the run again, answering from so many views of each picture.
+    Then judge the run again, answering from so many views of each image.
     """
     command = f"{command} --seed {seed}"
     note = "CIFAR-10 as JPEG files" if isinstance(cifar.load_cifar("cifar10"), Path) else ""
@@ -54,16 +54,16 @@ def run(benchmark, command, seed, views=()):
 
 
 def precision(rounds=2):
-    """Record how many times the pictures per second of float32 bfloat16 trains on, the two in turn."""
+    """Record how many times the images per second of float32 bfloat16 trains on, the two in turn."""
     speeds = {"float32": [], "bfloat16": []}
     for name in [*speeds] * rounds:
         with tempfile.TemporaryDirectory() as out:
             answer(f"{PRECISION.format(name)} --out {out}/run")
             lines = map(json.loads, Path(out, "run", "metrics.jsonl").read_text().splitlines())
-            speeds[name] += [line["pictures_per_second"] for line in lines if line["phase"] == "train"]
+            speeds[name] += [line["images_per_second"] for line in lines if line["phase"] == "train"]
     slow, fast = map(statistics.median, speeds.values())
     note = f"{rounds} rounds in turn; medians {fast:.0f} and {slow:.0f}/s"
-    record("resnet20 precision cpu", "pictures per second, bfloat16 / float32", fast / slow, seed=0,
+    record("resnet20 precision cpu", "images per second, bfloat16 / float32", fast / slow, seed=0,
            command="python benchmarks/cifar10.py precision", note=note)  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""DCGAN: how near its pictures come to real ones beside a plain loop, and how fast; digits; and what its features know.
+"""DCGAN: how near its images come to real ones beside a plain loop, and how fast; digits; and what its features know.
 
     python benchmarks/dcgan.py faces ARCHIVE | cifar10 [--seeds 0 1 2] [--epochs 25] [--judge vgg] [--out FOLDER] ...
     python benchmarks/dcgan.py mnist [--seeds 0]
@@ -6,7 +6,7 @@
     python benchmarks/dcgan.py svm RUN
 
 ``faces`` and ``cifar10`` train ours, and the networks and the loop of PyTorch's examples (64 maps, 4×4 filters, normal
-noise, batches of 64, float32), on as many pictures, and judge both in the same features. ``mnist`` counts the digits
+noise, batches of 64, float32), on as many images, and judge both in the same features. ``mnist`` counts the digits
 that the shipped classifier reads. ``rate`` times updates of both in turn, on the same batches, each in a process of its
 own. ``svm`` trains a linear machine on what the discriminator of a run on CIFAR-10 sees, as in the paper's section 5.1;
 its row names the command of the run, too. Results go to results.csv.
@@ -71,10 +71,10 @@ class Plain:
         self.networks = generator(size, channels).to(DEVICE), discriminator(size, channels).to(DEVICE)
         self.steps = [torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999)) for network in self.networks]
 
-    def update(self, pictures: Tensor) -> None:
-        """An update of both on pictures ``(N, C, H, W)`` uint8."""
+    def update(self, images: Tensor) -> None:
+        """An update of both on images ``(N, C, H, W)`` uint8."""
         netg, netd = self.networks
-        real = pictures.float() / 127.5 - 1
+        real = images.float() / 127.5 - 1
         ones, zeros = real.new_ones(len(real)), real.new_zeros(len(real))
         netd.zero_grad()
         F.binary_cross_entropy_with_logits(netd(real).view(-1), ones).backward()
@@ -87,7 +87,7 @@ class Plain:
 
     @torch.inference_mode()
     def make(self, count: int) -> Tensor:
-        """So many pictures ``(N, C, H, W)`` uint8."""
+        """So many images ``(N, C, H, W)`` uint8."""
         network = self.networks[0].eval()
         noise = torch.randn(count, NOISE, 1, 1, generator=torch.Generator().manual_seed(0)).split(100)
         parts = [((network(part.to(DEVICE)) + 1) * 127.5).round().to(torch.uint8).cpu() for part in noise]
@@ -95,7 +95,7 @@ class Plain:
 
 
 def compared(options: argparse.Namespace) -> None:
-    """Ours and the plain loop, on the same pictures, judged alike."""
+    """Ours and the plain loop, on the same images, judged alike."""
     from fukami.generation import features as generation_features
     from fukami.generation.dcgan import DCGAN
     from fukami.generation.task import GenerationResults, draw_image_grid
@@ -108,7 +108,7 @@ def compared(options: argparse.Namespace) -> None:
     for seed, result, seconds, own in each_seed(line, options):
         for metric in (each for each in result if each.startswith(("fid", "kid", "frechet", "kernel", "repeated"))):
             record(f"dcgan {name}", metric, result[metric], seed=seed, seconds=seconds, command=own,
-                   note=f"{result['count']} pictures made, {options.epochs} passes")  # fmt: skip
+                   note=f"{result['count']} images made, {options.epochs} passes")  # fmt: skip
     recipe = DCGAN(data=data, batch_size=BATCH)
     parts = recipe.load_data()
     size, channels = map(int, parts.labels)
@@ -119,8 +119,8 @@ def compared(options: argparse.Namespace) -> None:
         torch.manual_seed(seed)
         plain, began = Plain(size, channels), time.monotonic()
         for _ in range(options.epochs):
-            for pictures, _ in parts.train:
-                plain.update(pictures.to(DEVICE))
+            for images, _ in parts.train:
+                plain.update(images.to(DEVICE))
         seconds = time.monotonic() - began
         made = plain.make(len(real[0]))
         if options.out:
@@ -128,7 +128,7 @@ def compared(options: argparse.Namespace) -> None:
         found = GenerationResults(seen, [look(made) for look in looks], real, made[:64]).compute_metrics()
         for metric in (each for each in found if each != "count"):
             record(f"plain dcgan {name}", metric, found[metric], seed=seed, seconds=seconds, command=command,
-                   note=f"PyTorch's example; {found['count']} pictures made, {options.epochs} passes")  # fmt: skip
+                   note=f"PyTorch's example; {found['count']} images made, {options.epochs} passes")  # fmt: skip
 
 
 def mnist(options: argparse.Namespace) -> None:
@@ -141,12 +141,12 @@ def mnist(options: argparse.Namespace) -> None:
 
 
 def rate(options: argparse.Namespace) -> None:
-    """Pictures a second of both, in turn."""
+    """Images a second of both, in turn."""
     for precision in options.precisions:
         processes = Apart(ours, options, precision), Apart(theirs, options)
         speeds = ask_in_turn(processes, options.updates, options.rounds, WARMING)
         memory = [each.ask(0) for each in processes]
-        note = f"{options.size} pixels, batch {BATCH}; {speeds[0]:.4g} and {speeds[1]:.4g} pictures a second{PLAIN}"
+        note = f"{options.size} pixels, batch {BATCH}; {speeds[0]:.4g} and {speeds[1]:.4g} images a second{PLAIN}"
         command = f"python benchmarks/dcgan.py {shlex.join(sys.argv[1:])}"
         record(f"dcgan rate {precision}", "training rate over that of a plain loop in float32", speeds[0] / speeds[1],
                command=command, note=note)  # fmt: skip
@@ -155,7 +155,7 @@ def rate(options: argparse.Namespace) -> None:
 
 
 def ours(options: argparse.Namespace, precision: str, pipe) -> None:
-    """Make updates of our task as often as asked; tells the pictures a second, and at last the memory."""
+    """Make updates of our task as often as asked; tells the images a second, and at last the memory."""
     from fukami.engine.runtime import Runtime
     from fukami.generation.dcgan import DCGAN
 
@@ -164,7 +164,7 @@ def ours(options: argparse.Namespace, precision: str, pipe) -> None:
     task = DCGAN(batch_size=BATCH).build_task((str(options.size), "3"))
     task.setup(runtime)
     update = runtime.capture(task.step, task.supports_cuda_graph)
-    timed(lambda pictures: update((pictures, pictures[:, 0, 0, 0])), options, pipe)
+    timed(lambda images: update((images, images[:, 0, 0, 0])), options, pipe)
 
 
 def theirs(options: argparse.Namespace, pipe) -> None:
@@ -176,14 +176,14 @@ def theirs(options: argparse.Namespace, pipe) -> None:
 def timed(update, options: argparse.Namespace, pipe) -> None:
     """As many updates as asked for on batches of noise."""
     before = resident("VmRSS")
-    pictures = torch.randint(0, 256, (BATCH, 3, options.size, options.size), dtype=torch.uint8, device=DEVICE)
+    images = torch.randint(0, 256, (BATCH, 3, options.size, options.size), dtype=torch.uint8, device=DEVICE)
     while count := pipe.recv():
         began = time.monotonic()
         for _ in range(count):
-            update(pictures)
+            update(images)
         if CUDA:
             torch.cuda.synchronize()
-        pipe.send(count * len(pictures) / (time.monotonic() - began))
+        pipe.send(count * len(images) / (time.monotonic() - began))
     pipe.send(torch.cuda.max_memory_allocated() if CUDA else resident("VmHWM") - before)
 
 
@@ -218,11 +218,11 @@ def svm(options: argparse.Namespace) -> None:
 
 
 @torch.no_grad()
-def features(task, pictures: Tensor) -> Tensor:
-    """What the discriminator sees in pictures ``(N, C, H, W)`` uint8, ``(N, F)``."""
+def features(task, images: Tensor) -> Tensor:
+    """What the discriminator sees in images ``(N, C, H, W)`` uint8, ``(N, F)``."""
     found = []
     with task.inference_mode():
-        for part in pictures.split(500):
+        for part in images.split(500):
             maps = task.discriminator.extract_features(task.normalize_images(part.to(DEVICE)))
             found.append(torch.cat([F.adaptive_max_pool2d(each, GRID).flatten(1) for each in maps], 1).cpu())
     return torch.cat(found)
@@ -252,7 +252,7 @@ def main() -> None:
     """Run the part that is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmark", choices=["faces", "cifar10", "mnist", "rate", "svm"])
-    parser.add_argument("archive", nargs="?", help="the pictures of faces, or the run of svm")
+    parser.add_argument("archive", nargs="?", help="the images of faces, or the run of svm")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--judge", default="vgg")

@@ -5,8 +5,8 @@
     python benchmarks/detection.py scenes | bccd | animals [--seeds 0 1 2] [--out FOLDER] ...
 
 ``rates`` times training steps and answers of Faster R-CNN on a pyramid of ResNet-50, ours and torchvision's in turn on
-the same pictures; what counts are the ratios. The sizes above are for a GPU; on a CPU give smaller ones. ``loop``
-trains for 20 epochs from the command line, files decoded and augmented. ``animals`` trains both on the same pictures,
+the same images; what counts are the ratios. The sizes above are for a GPU; on a CPU give smaller ones. ``loop``
+trains for 20 epochs from the command line, files decoded and augmented. ``animals`` trains both on the same images,
 from the same backbone, for the same number of steps, and judges both with the same code; ``--weights`` is a file of
 VGG-16's convolutions. Results go to results.csv.
 """
@@ -41,12 +41,12 @@ from record import anywhere, each_seed, record
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-OBJECTS = 8  # in each picture of the rates
+OBJECTS = 8  # in each image of the rates
 WARMING = 3  # turns before those that are timed
 
 
 def rates(options: argparse.Namespace) -> None:
-    """Pictures a second in training and in answering, at float32 and in mixed precision."""
+    """Images a second in training and in answering, at float32 and in mixed precision."""
     command = f"python benchmarks/detection.py {shlex.join(sys.argv[1:])}"
     size = f"{options.height}×{options.width}, batch {options.batch}"
     for precision in options.precisions:
@@ -60,7 +60,7 @@ def rates(options: argparse.Namespace) -> None:
                         speeds[name].append(options.batch / seconds)
             ours, theirs = (statistics.median(speeds[name]) for name in contestants)
             benchmark = f"faster-rcnn-resnet50-fpn {what} {precision}"
-            note = f"{size}; {ours:.3g} and {theirs:.3g} pictures a second, in turn, medians of {options.rounds}"
+            note = f"{size}; {ours:.3g} and {theirs:.3g} images a second, in turn, medians of {options.rounds}"
             record(benchmark, "rate over torchvision's", ours / theirs, command=command, note=note)
 
 
@@ -75,7 +75,7 @@ def loop(options: argparse.Namespace) -> None:
         subprocess.run([sys.executable, "-m", "fukami", *words, *options.more], check=True, stdout=subprocess.DEVNULL)
         lines = map(json.loads, Path(folder, "run", "metrics.jsonl").read_text().splitlines())
         seconds = json.loads(Path(folder, "run", "recipe.json").read_text())["time"]["seconds"]
-    rates = [each["pictures_per_second"] for each in lines if each["phase"] == "train"]
+    rates = [each["images_per_second"] for each in lines if each["phase"] == "train"]
     training = {phase: seconds.get(phase, 0.0) for phase in TRAINING_PHASES}
     waiting = training["data"] / sum(training.values())
     record("faster-rcnn-resnet50-fpn loop", "images per second", statistics.median(rates[len(rates) // 10 :]),
@@ -92,13 +92,13 @@ def timed(function) -> float:
 
 
 def drawn(options: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures of noise with as many boxes and classes in each."""
+    """Images of noise with as many boxes and classes in each."""
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.randint(0, 256, (options.batch, 3, options.height, options.width), generator=generator)
+    images = torch.randint(0, 256, (options.batch, 3, options.height, options.width), generator=generator)
     corners = torch.rand(options.batch, OBJECTS, 2, generator=generator) * 0.6
     sides = 0.05 + 0.3 * torch.rand(options.batch, OBJECTS, 2, generator=generator)
     boxes = torch.cat([corners, corners + sides], 2) * torch.tensor([options.width, options.height] * 2)
-    return pictures.to(torch.uint8), boxes, torch.randint(0, 90, (options.batch, OBJECTS), generator=generator)
+    return images.to(torch.uint8), boxes, torch.randint(0, 90, (options.batch, OBJECTS), generator=generator)
 
 
 class Ours:
@@ -110,10 +110,10 @@ class Ours:
         torch.manual_seed(0)
         self.task = recipe.build_task(tuple(map(str, range(90))))
         self.task.setup(Runtime.start(DEVICE, precision))
-        pictures, boxes, classes = (value.to(DEVICE) for value in drawn(options))
+        images, boxes, classes = (value.to(DEVICE) for value in drawn(options))
         height, width = (-(-side // 32) * 32 for side in (options.height, options.width))
         frames = torch.zeros(options.batch, 3, height, width, dtype=torch.uint8, device=DEVICE)
-        frames[:, :, : options.height, : options.width] = pictures
+        frames[:, :, : options.height, : options.width] = images
         sizes = torch.tensor([[options.height, options.width]] * options.batch, device=DEVICE).float()
         numbers = torch.arange(options.batch, device=DEVICE)
         kinds = torch.zeros(classes.shape, dtype=torch.uint8, device=DEVICE)
@@ -144,8 +144,8 @@ class Theirs:
         sizes = {"min_size": min(size), "max_size": max(size)}
         self.model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91, **sizes).to(DEVICE)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.0025, momentum=0.9, weight_decay=1e-4)
-        pictures, boxes, classes = (value.to(DEVICE) for value in drawn(options))
-        self.pictures = [picture / 255 for picture in pictures]
+        images, boxes, classes = (value.to(DEVICE) for value in drawn(options))
+        self.images = [image / 255 for image in images]
         self.targets = [{"boxes": box, "labels": kind + 1} for box, kind in zip(boxes, classes, strict=True)]
 
     def kernels(self) -> contextlib.AbstractContextManager[None]:
@@ -163,7 +163,7 @@ class Theirs:
         """An update."""
         self.model.train()
         with self.autocast():
-            loss = sum(self.model(self.pictures, self.targets).values())
+            loss = sum(self.model(self.images, self.targets).values())
         self.optimizer.zero_grad()
         with self.kernels():
             loss.backward()
@@ -173,7 +173,7 @@ class Theirs:
         """Answers for the batch."""
         self.model.eval()
         with torch.inference_mode(), self.autocast():
-            self.model(self.pictures)
+            self.model(self.images)
 
 
 def trainings(name: str, line: str, options: argparse.Namespace) -> None:
@@ -236,9 +236,9 @@ def theirs_on(recipe) -> float:
         for batch in data.train:
             for group in optimizer.param_groups:
                 group["lr"] = recipe.peak_lr * course(step / steps)
-            pictures, targets = plain(batch)
+            images, targets = plain(batch)
             with runtime.autocast():
-                loss = sum(model(pictures, targets).values())
+                loss = sum(model(images, targets).values())
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
@@ -247,9 +247,9 @@ def theirs_on(recipe) -> float:
     model.eval()
     found = detection_metrics.DetectionResults(data.labels)
     for batch in data.val:
-        pictures, targets = plain(batch)
+        images, targets = plain(batch)
         with torch.inference_mode():
-            answers = model(pictures)
+            answers = model(images)
         for i, (said, target) in enumerate(zip(answers, targets, strict=True)):
             seen = (said["boxes"].cpu().numpy(), said["labels"].cpu().numpy() - 1, said["scores"].cpu().numpy())
             kinds = batch.kinds[i][batch.classes[i] >= 0].numpy()
@@ -261,16 +261,16 @@ def theirs_on(recipe) -> float:
 
 
 def plain(batch: PaddedBatch) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """A batch as torchvision's networks take it: pictures without their frame, and what counts in them."""
-    pictures, targets = [], []
+    """A batch as torchvision's networks take it: images without their frame, and what counts in them."""
+    images, targets = [], []
     for i, (height, width) in enumerate(batch.sizes.int().tolist()):
-        pictures.append((batch.images[i, :, :height, :width].float() / 255).to(DEVICE))
+        images.append((batch.images[i, :, :height, :width].float() / 255).to(DEVICE))
         there = batch.classes[i] >= 0
         counted = there & (batch.kinds[i] == 0)
         boxes, labels = batch.boxes[i][counted].to(DEVICE), batch.classes[i][counted].to(DEVICE) + 1
         every = {"every": batch.boxes[i][there].cpu(), "classes": batch.classes[i][there].cpu()}
         targets.append({"boxes": boxes, "labels": labels, **every})
-    return pictures, targets
+    return images, targets
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ SHAPES = {
 }
 
 
-def kept(model: torch.nn.Module, pictures: Tensor) -> int:
+def kept(model: torch.nn.Module, images: Tensor) -> int:
     """Bytes that a forward pass keeps."""
     sizes: dict[int, int] = {}
 
@@ -43,7 +43,7 @@ def kept(model: torch.nn.Module, pictures: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model(pictures)  # which holds what was kept until it is counted
+        output = model(images)  # which holds what was kept until it is counted
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     del output
     return sum(size for place, size in sizes.items() if place not in own)
@@ -52,19 +52,19 @@ def kept(model: torch.nn.Module, pictures: Tensor) -> int:
 def rematerialised(batch: int) -> None:
     """Measure what every network keeps."""
     for name, shape in SHAPES.items():
-        model, pictures = getattr(models, name)(10), torch.randn(batch, *shape)
-        plain = kept(model, pictures)
+        model, images = getattr(models, name)(10), torch.randn(batch, *shape)
+        plain = kept(model, images)
         enable_activation_checkpointing(model)
-        again = kept(model, pictures)
+        again = kept(model, images)
         command = f"python benchmarks/memory.py rematerialise --batch {batch}"
         note = f"{plain / 1e6:.1f} MB, {again / 1e6:.1f} MB"
         record(f"rematerialise {name}", "kept for the backward pass, share", again / plain, command=command, note=note)
 
 
-IMAGES = Path(__file__).with_name("random_pictures.py")
+IMAGES = Path(__file__).with_name("random_images.py")
 PEAKS = {
     "deep-convnet": "deep-convnet --batch-size 250 --epochs 1",
-    "resnet50": f"{IMAGES} --batch-size 256 --pictures 1024 --epochs 1 --lr 0.01",
+    "resnet50": f"{IMAGES} --batch-size 256 --images 1024 --epochs 1 --lr 0.01",
     "resnet20": "resnet20 --epochs 1",
     "resnet56": "resnet56 --epochs 1",
     "binary-convnet": "binary-convnet --epochs 1",

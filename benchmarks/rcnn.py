@@ -1,11 +1,11 @@
-"""R-CNN measured: how long it takes for a picture, and what each of its stages finds.
+"""R-CNN measured: how long it takes for an image, and what each of its stages finds.
 
     python benchmarks/rcnn.py speed [--device cuda] [--backbones alexnet vgg16] [--precisions float32 bfloat16]
     python benchmarks/rcnn.py train OUT [--data bccd] [--seed 0]
     python benchmarks/rcnn.py proposed
 
-`speed`: 2,000 regions of a picture of 500×375 through the network, and the search for them. The paper (section 2.2) has
-13 s on a GPU and 53 s on a CPU, proposals included. The regions lie in the picture at random, the weights are random:
+`speed`: 2,000 regions of an image of 500×375 through the network, and the search for them. The paper (section 2.2) has
+13 s on a GPU and 53 s on a CPU, proposals included. The regions lie in the image at random, the weights are random:
 none of it changes the time. What is timed is all that prediction does with the regions: warping, features, scores,
 suppression and the boxes of what is left. `train`: the three stages on a data set, small enough for a CPU; the seconds
 are those of the whole command, and those that its processors worked. `proposed`: which objects of the blood cells' test
@@ -94,7 +94,7 @@ def stages(given: argparse.Namespace, note: Callable[..., None]) -> None:
 
 
 def speeds(given: argparse.Namespace, note: Callable[..., None]) -> None:
-    """Time the regions of a picture, and the search for them."""
+    """Time the regions of an image, and the search for them."""
     own = f"python benchmarks/rcnn.py speed --device {given.device} --regions {given.regions}"
     runtime = Runtime.start(given.device, "float32")
     proposing = statistics.median(searches(given.repeat))
@@ -147,20 +147,20 @@ def times(backbone: str, precision: str, runtime: Runtime, regions: int, repeat:
     side = 20 + torch.rand(regions, 2) * 200
     end = (corner + side).minimum(torch.tensor([WIDTH, HEIGHT]))
     boxes = torch.cat([corner, end], 1).to(runtime.device)
-    picture = torch.randn(3, HEIGHT, WIDTH, device=runtime.device)
-    return [once(task, picture, boxes) for _ in range(repeat + 1)][1:]
+    image = torch.randn(3, HEIGHT, WIDTH, device=runtime.device)
+    return [once(task, image, boxes) for _ in range(repeat + 1)][1:]
 
 
-def once(task: RCNNTask, picture: torch.Tensor, boxes: torch.Tensor) -> float:
-    """Seconds until what was found in a picture is on the host."""
+def once(task: RCNNTask, image: torch.Tensor, boxes: torch.Tensor) -> float:
+    """Seconds until what was found in an image is on the host."""
     began = time.perf_counter()
-    size = torch.tensor([HEIGHT, WIDTH], device=picture.device, dtype=torch.float32)
-    task.detect_in_proposals(picture, size, boxes, task.extract_features(picture, boxes)).boxes.cpu()
+    size = torch.tensor([HEIGHT, WIDTH], device=image.device, dtype=torch.float32)
+    task.detect_in_proposals(image, size, boxes, task.extract_features(image, boxes)).boxes.cpu()
     return time.perf_counter() - began
 
 
 def searches(repeat: int) -> list[float]:
-    """Seconds of Selective Search, each time, in a scene enlarged to the size of the paper's pictures."""
+    """Seconds of Selective Search, each time, in a scene enlarged to the size of the paper's images."""
     scene = torch.from_numpy(scenes.generate_scene(0, 0).image).permute(2, 0, 1)
     resized = ResizeTransform(min_size=HEIGHT, max_size=WIDTH)(scene).byte().permute(1, 2, 0)
     pixels = np.ascontiguousarray(resized.numpy())

@@ -70,7 +70,7 @@ def work(options):
     network = models.resnet50().to(memory_format=torch.channels_last)
     replica = DistributedDataParallel(network)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-    pictures = torch.rand(options.batch, 3, options.size, options.size).to(memory_format=torch.channels_last)
+    images = torch.rand(options.batch, 3, options.size, options.size).to(memory_format=torch.channels_last)
     targets = torch.arange(options.batch)
     sizes = []
 
@@ -81,7 +81,7 @@ def work(options):
 
     def half(model):
         began = time.monotonic()
-        loss = cross_entropy(model(pictures), targets)
+        loss = cross_entropy(model(images), targets)
         middle = time.monotonic()
         loss.backward()
         return time.monotonic() - began, time.monotonic() - middle
@@ -94,7 +94,7 @@ def work(options):
     counted.register_comm_hook(None, counting)
     for _ in range(2):  # after the first step the buckets are filled in the order of the backward pass
         sizes.clear()
-        cross_entropy(counted(pictures), targets).backward()
+        cross_entropy(counted(images), targets).backward()
     del counted
     found = {name: [] for name in ("solo", "side", "backward", "synced", "update", "reduce")}
     lines = {size: [] for size in SIZES}

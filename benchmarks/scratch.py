@@ -1,10 +1,10 @@
 """fukami.scratch against the straightforward im2col layers of the book, on MNIST, in one process.
 
-    python benchmarks/scratch.py [--pictures 10000] [--batches 30]
+    python benchmarks/scratch.py [--images 10000] [--batches 30]
 
-Appends its ratios to results.csv and prints one JSON object: seconds to evaluate the pictures and to train on so many
+Appends its ratios to results.csv and prints one JSON object: seconds to evaluate the images and to train on so many
 mini batches of 100, for ours, for the layers as the book writes them (their column buffers are float64 whatever the
-pictures are) and for these with float32 buffers; how many times faster ours is than either; and the peak memory of
+images are) and for these with float32 buffers; how many times faster ours is than either; and the peak memory of
 ours, which runs first.
 """
 # ruff: noqa: D102 -- forward and backward are those of fukami.scratch
@@ -20,11 +20,11 @@ from fukami import scratch
 from record import record
 
 
-def im2col(pictures, kh, kw, stride, pad, dtype):
+def im2col(images, kh, kw, stride, pad, dtype):
     """The book's: windows as rows ``(N * OH * OW, C * kh * kw)``."""
-    n, channels, h, w = pictures.shape
+    n, channels, h, w = images.shape
     oh, ow = (h + 2 * pad - kh) // stride + 1, (w + 2 * pad - kw) // stride + 1
-    padded = np.pad(pictures, [(0, 0), (0, 0), (pad, pad), (pad, pad)])
+    padded = np.pad(images, [(0, 0), (0, 0), (pad, pad), (pad, pad)])
     columns = np.zeros((n, channels, kh, kw, oh, ow), dtype)
     for i in range(kh):
         for j in range(kw):
@@ -33,15 +33,15 @@ def im2col(pictures, kh, kw, stride, pad, dtype):
 
 
 def col2im(columns, shape, kh, kw, stride, pad, dtype):
-    """The book's: rows of windows added up to pictures again."""
+    """The book's: rows of windows added up to images again."""
     n, channels, h, w = shape
     oh, ow = (h + 2 * pad - kh) // stride + 1, (w + 2 * pad - kw) // stride + 1
     columns = columns.reshape(n, oh, ow, channels, kh, kw).transpose(0, 3, 4, 5, 1, 2)
-    pictures = np.zeros((n, channels, h + 2 * pad + stride - 1, w + 2 * pad + stride - 1), dtype)
+    images = np.zeros((n, channels, h + 2 * pad + stride - 1, w + 2 * pad + stride - 1), dtype)
     for i in range(kh):
         for j in range(kw):
-            pictures[:, :, i : i + stride * oh : stride, j : j + stride * ow : stride] += columns[:, :, i, j]
-    return pictures[:, :, pad : h + pad, pad : w + pad]
+            images[:, :, i : i + stride * oh : stride, j : j + stride * ow : stride] += columns[:, :, i, j]
+    return images[:, :, pad : h + pad, pad : w + pad]
 
 
 class Convolution:
@@ -136,18 +136,18 @@ def measure(net, train, test, batches):
 def main():
     """Measure and print."""
     options = argparse.ArgumentParser()
-    options.add_argument("--pictures", type=int, default=10_000)
+    options.add_argument("--images", type=int, default=10_000)
     options.add_argument("--batches", type=int, default=30)
     options = options.parse_args()
     train, test = ((x[:count], t[:count]) for (x, t), count in zip(
-        scratch.load_mnist(flatten=False), (100 * max(options.batches, 1), options.pictures), strict=True
+        scratch.load_mnist(flatten=False), (100 * max(options.batches, 1), options.images), strict=True
     ))  # fmt: skip
     seconds, peak = {}, 0
     for name, columns in (("ours", None), ("book", np.float64), ("book_float32", np.float32)):
         seconds[name] = measure(network(columns), train, test, options.batches)
         peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     evaluate, training, accuracy, loss = zip(*seconds.values(), strict=True)
-    command = f"python benchmarks/scratch.py --pictures {options.pictures} --batches {options.batches}"
+    command = f"python benchmarks/scratch.py --images {options.images} --batches {options.batches}"
     for number, action in enumerate(("evaluate", "train")):
         for name in ("book", "book_float32"):
             ratio = seconds[name][number] / seconds["ours"][number]
@@ -156,7 +156,7 @@ def main():
             )
     record("scratch", "peak megabytes", peak, command=command)
     print(json.dumps({
-        "pictures": options.pictures,
+        "images": options.images,
         "batches": options.batches,
         "evaluate_seconds": dict(zip(seconds, evaluate, strict=True)),
         "train_seconds": dict(zip(seconds, training, strict=True)),

@@ -6,12 +6,12 @@
     python benchmarks/segmentation.py patches [--weights FILE] [--steps 6]
     python benchmarks/segmentation.py frames RUN|NETWORK [--frames 1200]
 
-``camvid`` trains ``segnet-vgg16``, ``segnet-basic`` or ``fcn8s-vgg16`` on CamVid's 367 pictures and judges on its 233
-test pictures at their own size: at half the size (180×240), for a CPU, or with ``--full`` at 360×480, for a GPU;
+``camvid`` trains ``segnet-vgg16``, ``segnet-basic`` or ``fcn8s-vgg16`` on CamVid's 367 images and judges on its 233
+test images at their own size: at half the size (180×240), for a CPU, or with ``--full`` at 360×480, for a GPU;
 ``--weights`` is a file of VGG-16's convolutions. ``rates`` times training steps of ours and of torchvision's
-FCN-ResNet50, and of ours on VGG-16 and segmentation-models-pytorch's U-Net on VGG-16, in turn on the same pictures, and
-compares what memory they take; what counts are the ratios. ``patches`` slides a classifier over a picture, and lets it
-pass over all of it at once. ``frames`` predicts CamVid's test pictures as a video. Results go to results.csv.
+FCN-ResNet50, and of ours on VGG-16 and segmentation-models-pytorch's U-Net on VGG-16, in turn on the same images, and
+compares what memory they take; what counts are the ratios. ``patches`` slides a classifier over an image, and lets it
+pass over all of it at once. ``frames`` predicts CamVid's test images as a video. Results go to results.csv.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def camvid(options: argparse.Namespace) -> None:
     """The training of a network on CamVid."""
     kind = "full" if options.full else "half"
     size = "360×480" if options.full else "180×240"
-    note = f"trained at {size} on 367 pictures, judged at 360×480 on 233, 11 classes, unlabelled ignored"
+    note = f"trained at {size} on 367 images, judged at 360×480 on 233, 11 classes, unlabelled ignored"
     trainings(f"{options.names[0]} camvid {kind}", CAMVID[options.names[0]][options.full], options, note)
 
 
@@ -96,11 +96,11 @@ FIELDS = {"fcn8s-vgg16": {"hidden": 512}}  # as it is trained where there are no
 
 
 def drawn(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    """Pictures of noise ``(N, 3, H, W)`` uint8 and maps ``(N, H, W)`` of which some pixels are unlabelled, 0."""
+    """Images of noise ``(N, 3, H, W)`` uint8 and maps ``(N, H, W)`` of which some pixels are unlabelled, 0."""
     generator = torch.Generator().manual_seed(0)
     shape = (options.batch, 3, options.height, options.width)
-    pictures = torch.randint(0, 256, shape, generator=generator).to(torch.uint8)
-    return pictures, torch.randint(0, CLASSES + 1, (shape[0], *shape[2:]), generator=generator).to(torch.uint8)
+    images = torch.randint(0, 256, shape, generator=generator).to(torch.uint8)
+    return images, torch.randint(0, CLASSES + 1, (shape[0], *shape[2:]), generator=generator).to(torch.uint8)
 
 
 class Ours:
@@ -116,11 +116,11 @@ class Ours:
         self.task.setup(Runtime.start(DEVICE, precision))
         self.task.model.train()
         self.task.schedule(0.5)
-        pictures, masks = drawn(options)
+        images, masks = drawn(options)
         bottom, right = -options.height % 32, -options.width % 32
         sizes = torch.tensor([[options.height, options.width]] * options.batch).float()
         nothing = torch.zeros(options.batch)
-        frames = F.pad(pictures, (0, right, 0, bottom))
+        frames = F.pad(images, (0, right, 0, bottom))
         batch = frames, sizes, sizes, *[nothing] * 5, F.pad(masks, (0, right, 0, bottom))
         self.batch = PaddedBatch(*(value.to(DEVICE) for value in batch))
 
@@ -137,17 +137,17 @@ class Theirs:
         self.mixed = precision == "bfloat16"
         self.model = PEERS[name][1]().to(DEVICE).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
-        pictures, masks = drawn(options)
+        images, masks = drawn(options)
         # to the multiple of 32 that the U-Net asks for; ours is given the same
-        pictures = F.pad(pictures, (0, -options.width % 32, 0, -options.height % 32))
+        images = F.pad(images, (0, -options.width % 32, 0, -options.height % 32))
         masks = F.pad(masks, (0, -options.width % 32, 0, -options.height % 32))
-        self.pictures, self.targets = (pictures.float() / 255).to(DEVICE), masks.long().to(DEVICE) - 1
+        self.images, self.targets = (images.float() / 255).to(DEVICE), masks.long().to(DEVICE) - 1
 
     def train(self) -> None:
         """An update."""
         context = torch.autocast(DEVICE, torch.bfloat16) if self.mixed else contextlib.nullcontext()
         with context:
-            found = self.model(self.pictures)
+            found = self.model(self.images)
             scores, second = (found["out"], found["aux"]) if isinstance(found, dict) else (found, None)
             loss = F.cross_entropy(scores, self.targets, ignore_index=-1)
             if second is not None:
@@ -163,7 +163,7 @@ def contestant(name: str, options: argparse.Namespace, precision: str) -> "Ours 
 
 
 def trained(name: str, options: argparse.Namespace, precision: str, asked) -> None:
-    """Make an update and tell its pictures a second as often as asked to; then tell the bytes taken at most."""
+    """Make an update and tell its images a second as often as asked to; then tell the bytes taken at most."""
     before = resident("VmRSS")
     network = contestant(name, options, precision)
     while asked.recv():
@@ -176,7 +176,7 @@ def trained(name: str, options: argparse.Namespace, precision: str, asked) -> No
 
 
 def rates(options: argparse.Namespace) -> None:
-    """Pictures a second in training, and memory, at float32 and in mixed precision."""
+    """Images a second in training, and memory, at float32 and in mixed precision."""
     command = f"python benchmarks/segmentation.py {shlex.join(sys.argv[1:])}"
     for precision in options.precisions:
         for ours, theirs in (pair for pair in PAIRS if not options.names or pair[0] in options.names):
@@ -202,7 +202,7 @@ def rates(options: argparse.Namespace) -> None:
 
 
 def patches(options: argparse.Namespace) -> None:
-    """The answers of a classifier at every 32nd pixel: patch by patch, and in one pass over the whole picture."""
+    """The answers of a classifier at every 32nd pixel: patch by patch, and in one pass over the whole image."""
     from fukami import models
     from fukami.engine import pretrained
 
@@ -212,23 +212,23 @@ def patches(options: argparse.Namespace) -> None:
         pretrained.initialize_segmenter(network, "vgg16", options.weights)
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
-            layer.padding = (0, 0)  # zeros around a patch are not what lies around it in the picture
+            layer.padding = (0, 0)  # zeros around a patch are not what lies around it in the image
     network = network.to(DEVICE).to(memory_format=torch.channels_last)
     side = PATCH + 32 * options.steps
-    picture = torch.rand(1, 3, side, side, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    image = torch.rand(1, 3, side, side, device=DEVICE).contiguous(memory_format=torch.channels_last)
     places = [(top, left) for top in range(0, side - PATCH + 1, 32) for left in range(0, side - PATCH + 1, 32)]
 
-    def classify(pictures: Tensor) -> Tensor:
-        return network.head(network.features(pictures))
+    def classify(images: Tensor) -> Tensor:
+        return network.head(network.features(images))
 
     def slid() -> Tensor:
-        every = [classify(picture[..., top : top + PATCH, left : left + PATCH]) for top, left in places]
+        every = [classify(image[..., top : top + PATCH, left : left + PATCH]) for top, left in places]
         return torch.cat(every, 0).flatten(1).T.reshape(1, CLASSES, options.steps + 1, -1)
 
     command = f"python benchmarks/segmentation.py {anywhere(sys.argv[1:])}"
     with torch.inference_mode():
         seconds = []
-        for function in (lambda: classify(picture), slid):
+        for function in (lambda: classify(image), slid):
             function() if function is not slid else None
             began = time.monotonic()
             found = function()

@@ -66,10 +66,10 @@ def overlaps(truth, boxes):
     return common / (areas[0][:, None] + areas[1][None] - common)
 
 
-def theirs(picture, mode):
+def theirs(image, mode):
     """The boxes of OpenCV."""
     search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
-    search.setBaseImage(np.ascontiguousarray(picture[..., ::-1]))
+    search.setBaseImage(np.ascontiguousarray(image[..., ::-1]))
     {"fast": search.switchToSelectiveSearchFast, "quality": search.switchToSelectiveSearchQuality}[mode]()
     boxes = search.process().astype(np.float64)
     boxes[:, 2:] += boxes[:, :2]
@@ -102,12 +102,12 @@ class Judged:
 
 
 def photographs(every):
-    """The pictures and what is in them."""
+    """The images and what is in them."""
     read = opened()
     parts = [read(f"ImageSets/Main/{part}.txt").decode().split() for part in ("train", "val")]
     for name in sorted(name for part in parts for name in part)[::every]:
-        picture = np.asarray(image_io.read_image(read(f"JPEGImages/{name}.jpg")).convert("RGB"))
-        yield picture, list(objects(read(f"Annotations/{name}.xml")))
+        image = np.asarray(image_io.read_image(read(f"JPEGImages/{name}.jpg")).convert("RGB"))
+        yield image, list(objects(read(f"Annotations/{name}.xml")))
 
 
 def compare(mode, every, tell):
@@ -117,10 +117,10 @@ def compare(mode, every, tell):
         propose(np.zeros((32, 32, 3), np.uint8), mode)  # our kernels are compiled, or read
     judged = {who: Judged() for who in search}
     seconds = defaultdict(list)
-    for picture, annotated in photographs(every):
+    for image, annotated in photographs(every):
         for who, propose in search.items():
             began = time.perf_counter()
-            boxes = propose(picture, mode)
+            boxes = propose(image, mode)
             seconds[who].append(time.perf_counter() - began)
             judged[who].add(annotated, boxes)
     for who, each in judged.items():
@@ -136,8 +136,8 @@ def compare(mode, every, tell):
 def orders(mode, every, tell):
     """The same boxes in other orders: what the random numbers are good for."""
     judged = [Judged() for _ in range(10)]
-    for picture, annotated in photographs(every):
-        found = list(selective_search_search.build_hierarchies(picture, selective_search_search.SETTINGS[mode]))
+    for image, annotated in photographs(every):
+        found = list(selective_search_search.build_hierarchies(image, selective_search_search.SETTINGS[mode]))
         for seed, each in enumerate(judged):
             each.add(annotated, selective_search_search.rank_boxes(found, np.random.default_rng(seed)))
     for count in COUNTS:

@@ -54,7 +54,7 @@ def ship(options):
     accuracies = [line["accuracy"] for line in last.values()]
     card = {
         "command": f"{COMMAND} --seed {recipe.seed}",
-        "data": "MNIST, 60,000 training pictures",
+        "data": "MNIST, 60,000 training images",
         "seed": recipe.seed,
         "test accuracy": {precision: found["accuracy"] for precision, found in precisions.items()},
         "test errors of 10,000": {precision: found["errors"] for precision, found in precisions.items()},

@@ -15,7 +15,7 @@ median over the rounds a loop's. What counts is the ratio, ours over theirs.
 - The data are in the form that each loop's users would have them in: see `peers/work.py`. DeepConvNet sees MNIST as it
   is; in the load deep-convnet-augmented it is turned, shifted, scaled and slanted, as the recipe does by default, and
   ResNet-20 and ResNet-56 see CIFAR-10 padded, cropped and mirrored. The others do that in worker processes, as many as
-  there are processors. ResNet-50 sees random pictures on the device, whole batches for the others, so that nothing but
+  there are processors. ResNet-50 sees random images on the device, whole batches for the others, so that nothing but
   the step is timed.
 - None of the others logs, judges or saves while it is timed, but for torchvision's, which fetches its metrics at each
   step. Ours logs, and saves what a resumed run needs.
@@ -59,7 +59,7 @@ PEERS = {  # the file in peers/, and the package that it takes
     "accelerate": ("accelerate_loop.py", "accelerate"),
 }
 CUDA = torch.cuda.is_available()
-PASS = 50  # batches of random pictures in a pass
+PASS = 50  # batches of random images in a pass
 LONGEST = 3600  # seconds that a process may take
 
 
@@ -77,7 +77,7 @@ LOADS = {
     "deep-convnet-augmented": Load(("deep-convnet",), "mnist", 100),
     "resnet20": Load(("resnet20",), "cifar10", 128),
     "resnet56": Load(("resnet56",), "cifar10", 128),
-    "resnet50": Load((str(HERE / "random_pictures.py"), "--lr", "0.01"), "", 256 if CUDA else 16),
+    "resnet50": Load((str(HERE / "random_images.py"), "--lr", "0.01"), "", 256 if CUDA else 16),
 }
 
 
@@ -87,14 +87,14 @@ def typical(speeds):
 
 
 def keep(options, folder):
-    """The pictures of a load for the others, in two files; returns how many there are."""
+    """The images of a load for the others, in two files; returns how many there are."""
     colour = not options.load.startswith("deep-convnet")
     (train, *_) = labelled_images.load_labelled_images(options.data, 0.2)
     found = train.decode(SquareTransform(channels=3 if colour else 1, size=32 if colour else 28))
-    pictures = found.images.permute(0, 2, 3, 1) if colour else found.images[:, 0]
-    np.save(folder / "pictures.npy", np.ascontiguousarray(pictures))
+    images = found.images.permute(0, 2, 3, 1) if colour else found.images[:, 0]
+    np.save(folder / "images.npy", np.ascontiguousarray(images))
     np.save(folder / "targets.npy", found.targets)
-    return len(pictures)
+    return len(images)
 
 
 def write_repeated(options, folder):
@@ -111,7 +111,7 @@ def ours(options, load, folder):
     words = [sys.executable, "-m", "fukami", "train", *load.words, "--batch-size", str(options.batch)]
     words += ["--data", options.data] if options.data else []
     if options.load == "resnet50":
-        words += ["--size", str(options.size), "--pictures", str(PASS * options.batch)]
+        words += ["--size", str(options.size), "--images", str(PASS * options.batch)]
     words += ["--precision", options.precision, *["--compile"] * bool(options.compile), "--out", str(folder / "run")]
     lines = folder / "run" / "metrics.jsonl"
     with (folder / "messages").open("w+") as messages:
@@ -135,7 +135,7 @@ def trained(path):
     """The speeds that are logged so far."""
     whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
     lines = map(json.loads, filter(None, whole.split("\n")))
-    return [line["pictures_per_second"] for line in lines if line["phase"] == "train"]
+    return [line["images_per_second"] for line in lines if line["phase"] == "train"]
 
 
 def theirs(options, file, mixed, data):
@@ -201,7 +201,7 @@ def said(about):
 def show(options, found, settings):
     """The table."""
     print(f"{options.load}, batches of {options.batch}{', compiled' * bool(options.compile)}")
-    print(f"{'loop':<22}  {'pictures/s':>10}  {'ours/theirs':>11}  settings")
+    print(f"{'loop':<22}  {'images/s':>10}  {'ours/theirs':>11}  settings")
     mine = statistics.median(found["ours", None])
     for who, speeds in found.items():
         speed = statistics.median(speeds)
@@ -212,7 +212,7 @@ def write(options, found, settings, command):
     """The rows."""
     mine = statistics.median(found["ours", None])
     about = said(settings["ours", None]) + ", compiled" * bool(options.compile)
-    record(f"step times {options.load}", f"pictures per second, {about}", mine, command=command, seed=0,
+    record(f"step times {options.load}", f"images per second, {about}", mine, command=command, seed=0,
            note=f"batches of {options.batch}")  # fmt: skip
     for who, speeds in found.items():
         if who[0] != "ours":
@@ -223,7 +223,7 @@ def write(options, found, settings, command):
                 f"batches of {options.batch}, {len(speeds)} times {options.windows} windows of {options.steps} steps"
             )
             own = "ours" + ", compiled," * (options.compile == "ours")
-            metric = f"pictures per second, {own} / {who[0]} {kind}"
+            metric = f"images per second, {own} / {who[0]} {kind}"
             record(f"step times {options.load}", metric, mine / speed, command=command, seed=0, note=note)
 
 
@@ -271,7 +271,7 @@ def main():
     options.add_argument("--batch", type=int, help="by default the recipe's; 256 for ResNet-50 on a GPU, else 16")
     options.add_argument("--data", help="another data set than the recipe's")
     options.add_argument("--repeat", type=int, default=1, help="of each image, where there are few files")
-    options.add_argument("--size", type=int, default=224, help="of the pictures for ResNet-50")
+    options.add_argument("--size", type=int, default=224, help="of the images for ResNet-50")
     options.add_argument("--precision", default="auto", help="ours")
     options.add_argument("--theirs", nargs="+", choices=["float32", "mixed"], default=["float32", "mixed"])
     options.add_argument("--workers", type=int, default=min(16, os.cpu_count()), help="of the others' loaders")

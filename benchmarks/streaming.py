@@ -1,6 +1,6 @@
-"""Pictures per second from a folder of 20,000 JPEGs: our stream beside torchvision's reference pipeline.
+"""Images per second from a folder of 20,000 JPEGs: our stream beside torchvision's reference pipeline.
 
-    python benchmarks/streaming.py [--workers 2] [--pictures 20000] [--rounds 3]
+    python benchmarks/streaming.py [--workers 2] [--images 20000] [--rounds 3]
 
 The reference is that of torchvision's references/classification: ImageFolder, RandomResizedCrop(224),
 RandomHorizontalFlip, PILToTensor, ConvertImageDtype, Normalize, and a DataLoader. Both make the same batches of 64,
@@ -43,13 +43,13 @@ def fill(root, count):
     originals = [Image.open(path).convert("RGB") for path in photographs()]
     random = np.random.default_rng(0)
     for number in range(count):
-        picture = originals[number % len(originals)]
+        image = originals[number % len(originals)]
         share = random.uniform(0.85, 1)
-        width, height = round(share * picture.width), round(share * picture.height)
-        left, top = random.integers(picture.width - width + 1), random.integers(picture.height - height + 1)
+        width, height = round(share * image.width), round(share * image.height)
+        left, top = random.integers(image.width - width + 1), random.integers(image.height - height + 1)
         target = root / f"{number % CLASSES:02d}" / f"{number}.jpg"
         target.parent.mkdir(exist_ok=True)
-        picture.crop((left, top, left + width, top + height)).save(target, quality=90)
+        image.crop((left, top, left + width, top + height)).save(target, quality=90)
 
 
 def reference():
@@ -75,8 +75,8 @@ def theirs(root, workers):
         drop_last=True,
         pin_memory=torch.cuda.is_available(),
     )
-    for pictures, targets in loader:
-        yield pictures.to(Runtime.start().device, non_blocking=True), targets
+    for images, targets in loader:
+        yield images.to(Runtime.start().device, non_blocking=True), targets
 
 
 def ours(root, workers):
@@ -87,16 +87,16 @@ def ours(root, workers):
     data.train.setup(runtime)
     task = recipe.build_task(data.labels)
     task.setup(runtime)
-    for pictures, targets in data.train:
-        yield task.normalize_images(pictures), targets
+    for images, targets in data.train:
+        yield task.normalize_images(images), targets
 
 
 def speed(batches):
-    """Pictures per second over one pass, the start of the worker processes included."""
+    """Images per second over one pass, the start of the worker processes included."""
     began, seen = time.monotonic(), 0
-    for pictures, _ in batches:
-        assert pictures.shape[1:] == (3, 224, 224)
-        seen += len(pictures)
+    for images, _ in batches:
+        assert images.shape[1:] == (3, 224, 224)
+        seen += len(images)
     return seen / (time.monotonic() - began)
 
 
@@ -104,12 +104,12 @@ def main():
     """Time both in turn."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--workers", type=int, default=2)
-    options.add_argument("--pictures", type=int, default=20_000)
+    options.add_argument("--images", type=int, default=20_000)
     options.add_argument("--rounds", type=int, default=3)
     options = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        fill(root, options.pictures)
+        fill(root, options.images)
         found = {"theirs": [], "ours": []}
         for _ in range(options.rounds):
             for which, pipeline in (("theirs", theirs), ("ours", ours)):
@@ -117,8 +117,8 @@ def main():
                 print(which, round(found[which][-1], 1), flush=True)
     ratio = statistics.median(mine / other for mine, other in zip(found["ours"], found["theirs"], strict=True))
     note = "; ".join(f"{which} {', '.join(f'{value:.0f}' for value in values)}/s" for which, values in found.items())
-    command = f"python benchmarks/streaming.py --workers {options.workers} --pictures {options.pictures}"
-    record("streaming jpeg", "pictures per second, ours / torchvision's", ratio, command=command, seed=0, note=note)
+    command = f"python benchmarks/streaming.py --workers {options.workers} --images {options.images}"
+    record("streaming jpeg", "images per second, ours / torchvision's", ratio, command=command, seed=0, note=note)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 
 ``race`` paints CONTENT like STYLE twice, in turn, each in a process of its own: as ``fukami stylize`` does by default,
 but that the finest size goes on until the other is done; and by the loop of PyTorch's tutorial, float32, torch's L-BFGS
-with its defaults, losses in the middle of a ``Sequential``, the picture clamped in the closure. Ours is in float32, as
+with its defaults, losses in the middle of a ``Sequential``, the image clamped in the closure. Ours is in float32, as
 well, unless ``--precision`` is another, such as ``auto``, the default of ``fukami stylize``. Both have the same loss on
 the same weights, which ours evaluates for both in float32. ``seconds`` times ``fukami stylize`` with its defaults.
 ``memory`` tells what a step takes at most for each megapixel. Without CONTENT and STYLE the embedded images are used;
@@ -40,7 +40,7 @@ def begun(options: argparse.Namespace, precision: str):
     from fukami.engine.runtime import Runtime
 
     recipe = get_recipe("neural-style")(
-        content=options.pictures[0], style=tuple(options.pictures[1:]), weights=options.weights, size=options.size
+        content=options.images[0], style=tuple(options.images[1:]), weights=options.weights, size=options.size
     )
     torch.manual_seed(0)
     data = recipe.load_data()
@@ -95,7 +95,7 @@ def plain(options: argparse.Namespace, pipe) -> None:
     content, style = (
         task.normalize_image(each[0].to(DEVICE) / 255).contiguous() for each in (batch.content, *batch.styles)
     )
-    picture = (batch.content.to(DEVICE) / 255).contiguous().requires_grad_()
+    image = (batch.content.to(DEVICE) / 255).contiguous().requires_grad_()
     layers, losses = nn.Sequential(), []
     with torch.no_grad():
         for number, layer in enumerate(task.model.features):
@@ -111,14 +111,14 @@ def plain(options: argparse.Namespace, pipe) -> None:
                 layers.append(losses[-1])
     for loss in losses:
         loss.weight *= STYLE_WEIGHT * size if loss.style else 1
-    optimizer = torch.optim.LBFGS([picture])
+    optimizer = torch.optim.LBFGS([image])
     room, spent, count = resident("VmRSS"), 0.0, [0]
 
     def closure() -> Tensor:
         with torch.no_grad():
-            picture.clamp_(0, 1)
+            image.clamp_(0, 1)
         optimizer.zero_grad()
-        layers((picture - task.mean) / task.std)
+        layers((image - task.mean) / task.std)
         whole = sum(loss.loss for loss in losses)
         whole.backward()
         count[0] += 1
@@ -132,7 +132,7 @@ def plain(options: argparse.Namespace, pipe) -> None:
         synchronize()
         spent += time.monotonic() - began
         with torch.no_grad():
-            found, _ = task.compute_losses(picture[0].clamp(0, 1), batch.content, len(task.level_sizes) - 1)
+            found, _ = task.compute_losses(image[0].clamp(0, 1), batch.content, len(task.level_sizes) - 1)
         pipe.send((spent, float(found)))
     pipe.send(taken(room))
 
@@ -172,7 +172,7 @@ def race(options: argparse.Namespace) -> None:
 
 def described(options: argparse.Namespace) -> str:
     """What is painted, in words."""
-    names = [Path(each).stem for each in options.pictures if each] or ["embedded image", "an embedded one"]
+    names = [Path(each).stem for each in options.images if each] or ["embedded image", "an embedded one"]
     return f"{' like '.join(names)}, {options.size} pixels"
 
 
@@ -188,7 +188,7 @@ def seconds(options: argparse.Namespace) -> None:
     """Seconds of ``fukami stylize``, from the start of its process to its end, and in its loop."""
     recipe = get_recipe("neural-style")()
     with tempfile.TemporaryDirectory() as folder:
-        content, *styles = options.pictures if options.pictures[0] else write_embedded(Path(folder))
+        content, *styles = options.images if options.images[0] else write_embedded(Path(folder))
         words = ["fukami", "stylize", content, "--style", *styles, "--size", str(options.size)]
         words += ["--weights", options.weights, "--precision", options.precision]
         words += ["--iterations", str(options.changes)] if options.changes else []
@@ -200,7 +200,7 @@ def seconds(options: argparse.Namespace) -> None:
 
 
 def memory(options: argparse.Namespace) -> None:
-    """Gigabytes for each megapixel, of a picture of each size."""
+    """Gigabytes for each megapixel, of an image of each size."""
     for size in options.sizes:
         own = argparse.Namespace(**{**vars(options), "size": size})
         contestant = Apart(last, own)
@@ -228,7 +228,7 @@ def main() -> None:
     """Run the part that is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["race", "seconds", "memory"])
-    parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="the content, and the style")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="the content, and the style")
     parser.add_argument("--weights", default="", help="a file of VGG-19 or VGG-16, or random")
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048])
@@ -239,9 +239,9 @@ def main() -> None:
     )
     parser.add_argument("--precision", default="float32", help="ours in race; auto: the fastest of the device")
     options = parser.parse_args()
-    if len(options.pictures) not in (0, 2):
+    if len(options.images) not in (0, 2):
         parser.error("give the content and the style, or neither")
-    options.pictures = options.pictures or [""]
+    options.images = options.images or [""]
     with tempfile.TemporaryDirectory() as folder:
         if options.weights == "random":
             options.weights = f"{folder}/vgg19_random.safetensors"

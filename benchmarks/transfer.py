@@ -19,7 +19,7 @@ from fukami.data.locations import list_data_folders
 from record import answer, record
 
 CLASSES = ("cat", "cow", "dog", "horse", "person", "sheep")
-MOST, LEAST = 60, 80  # pictures of a class in a part, pixels of a side
+MOST, LEAST = 60, 80  # images of a class in a part, pixels of a side
 BASE = "fukami train vgg16 --hidden 0 --augment crop=0.4 flip --batch-size 32"
 WAYS = {
     "scratch": "--epochs 20 --lr 0.01 --batch-norm",
@@ -36,7 +36,7 @@ def cut(root):
     for part, split in (("train", "train"), ("test", "val")):
         counts = dict.fromkeys(CLASSES, 0)
         for name in (voc / "ImageSets" / "Main" / f"{split}.txt").read_text().split():
-            picture = Image.open(voc / "JPEGImages" / f"{name}.jpg").convert("RGB")
+            image = Image.open(voc / "JPEGImages" / f"{name}.jpg").convert("RGB")
             for thing in ElementTree.parse(voc / "Annotations" / f"{name}.xml").iter("object"):
                 label = thing.findtext("name")
                 box = [round(float(thing.findtext(f"bndbox/{side}"))) for side in ("xmin", "ymin", "xmax", "ymax")]
@@ -44,7 +44,7 @@ def cut(root):
                     continue
                 target = root / part / label / f"{name}-{counts[label]}.jpg"
                 target.parent.mkdir(parents=True, exist_ok=True)
-                picture.crop(box).save(target, quality=95)
+                image.crop(box).save(target, quality=95)
                 counts[label] += 1
         print(part, counts, flush=True)
 
@@ -69,7 +69,7 @@ def main():
             result, seconds = answer(whole, cwd=options.out)
             record(f"transfer {way}", "test accuracy", result["accuracy"], seed=seed,
                    command=command.format(weights=options.weights.name, seed=seed), seconds=seconds,
-                   note=f"{result['count']} test pictures cut out of voc-animals")  # fmt: skip
+                   note=f"{result['count']} test images cut out of voc-animals")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A detector without a network, for tests: what is bright in a picture is a lamp."""
+"""A detector without a network, for tests: what is bright in an image is a lamp."""
 
 from dataclasses import dataclass
 
@@ -33,15 +33,15 @@ class Bright(Task):
     def _format_prediction(self, source):
         file = {"file": str(source)} if isinstance(source, str) else {}
         try:
-            picture = image_io.read_image(source).convert("L")
+            image = image_io.read_image(source).convert("L")
         except Error as error:
             return {**file, "error": str(error)}
-        rows, columns = np.nonzero(np.asarray(picture) > 128)
+        rows, columns = np.nonzero(np.asarray(image) > 128)
         boxes = []
         if len(rows):
             box = [float(edge) for edge in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)]
             boxes.append({"label": "lamp", "score": 0.9, "box": box})
-        return {**file, "width": picture.width, "height": picture.height, "boxes": boxes}
+        return {**file, "width": image.width, "height": image.height, "boxes": boxes}
 
     def draw_prediction(self, source, answer):
         return image_io.draw_boxes(image_io.read_image(source), answer["boxes"], LABELS)

@@ -104,7 +104,7 @@ def check_precisions(make, inputs, tmp_path):
 
 
 def check_broken_input(make, inputs, tmp_path):
-    """A broken picture among good ones is reported by name, and the good ones are answered."""
+    """A broken image among good ones is reported by name, and the good ones are answered."""
     recipe = make()
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
@@ -288,8 +288,8 @@ def wait_until(condition, seconds=120):
 def same(one, other):
     """The same batches, bit for bit; returns how many."""
     count = 0
-    for (pictures, targets), (others, numbers) in zip(one, other, strict=True):
-        assert torch.equal(pictures, others)
+    for (images, targets), (others, numbers) in zip(one, other, strict=True):
+        assert torch.equal(images, others)
         assert torch.equal(targets, numbers)
         count += 1
     return count

@@ -30,7 +30,7 @@ def mnist_folder(monkeypatch):
 
 @pytest.fixture(params=["bccd", "voc-animals"])
 def real_boxes(request, monkeypatch):
-    """The name of a real data set of pictures with boxes; skips where it is absent."""
+    """The name of a real data set of images with boxes; skips where it is absent."""
     folder = Path(os.environ.get("FUKAMI_DATA", SHARED / "data"))
     if not any((folder / f"{request.param}{suffix}").exists() for suffix in ("", ".zip")):
         pytest.skip(f"needs {request.param}: no {folder}/{request.param}.zip; set FUKAMI_DATA to the folder above it")
@@ -84,18 +84,18 @@ def digit_files(tmp_path_factory):
     from fukami.data import digits
 
     root = tmp_path_factory.mktemp("digits")
-    pictures, labels = digits.load_digits()
+    images, labels = digits.load_digits()
     for number in range(40):
         folder = root / str(labels[number])
         folder.mkdir(exist_ok=True)
-        large = Image.fromarray(255 - pictures[number]).resize((112, 112), Image.Resampling.BICUBIC)
+        large = Image.fromarray(255 - images[number]).resize((112, 112), Image.Resampling.BICUBIC)
         large.save(folder / f"{number}.png")
     return root
 
 
 @pytest.fixture
 def few_scenes(monkeypatch):
-    """The data set ``scenes`` with eight pictures to train on and four to judge on."""
+    """The data set ``scenes`` with eight images to train on and four to judge on."""
     monkeypatch.setattr("fukami.data.scenes.NUM_TRAIN", 8)
     monkeypatch.setattr("fukami.data.scenes.NUM_TEST", 4)
     monkeypatch.setattr("fukami.data.scenes.NUM_CAPTIONED", 8)
@@ -132,8 +132,8 @@ def told_files(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("told")
     lines = ["image,caption"]
-    for number, (picture, (sentence,)) in enumerate(zip(*scenes.generate_captioned_images(0, 12), strict=True)):
-        Image.fromarray(picture).save(root / f"{number:02}.png")
+    for number, (image, (sentence,)) in enumerate(zip(*scenes.generate_captioned_images(0, 12), strict=True)):
+        Image.fromarray(image).save(root / f"{number:02}.png")
         lines += [f"{number:02}.png,{text}" for text in (sentence, sentence.replace("a ", "one ", 1))]
     (root / "captions.txt").write_text("\n".join(lines))
     return root

@@ -21,7 +21,7 @@ def make(
     record = {"recipe": recipe, "fields": fields, "labels": list("0123456789"), "device": "cpu", "precision": "float32"}
     command = f"fukami train {recipe} --data {data} --out '<{folder.name}>'"
     (folder / "recipe.json").write_text(json.dumps(record | {"processes": 1, "command": command} | COSTS | changes))
-    lines = [{"step": 1, "phase": "train", "loss": 2.3, "accuracy": 0.1, "lr": 0.1, "pictures_per_second": 9.0}]
+    lines = [{"step": 1, "phase": "train", "loss": 2.3, "accuracy": 0.1, "lr": 0.1, "images_per_second": 9.0}]
     for number, value in enumerate(values, 1):
         line = {"step": 100 * number, "phase": "eval", "count": 359, "errors": 1, metric: value, "loss": 0.5}
         lines.append(line | {"seconds": 2.0 * number})

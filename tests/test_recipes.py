@@ -58,7 +58,7 @@ def test_evaluation_agrees_with_a_loop_by_hand(trained):
     task = package.load(trained, device="cpu")
     val = DeepConvNet().load_data().val
     with torch.inference_mode():
-        scores = torch.cat([task.model(pictures.float() / 255) for pictures, _ in val])
+        scores = torch.cat([task.model(images.float() / 255) for images, _ in val])
     targets = torch.cat([targets for _, targets in val])
     found = task.evaluate(val)
     assert found["errors"] == (scores.argmax(1) != targets).sum()
@@ -140,7 +140,7 @@ def test_every_recipe_trains_two_steps_on_embedded_data(name, digit_files, few_s
     passes = {} if cls.family in ("style", "play") else {"epochs": 1}
     result = package.train(cls(**passes, **smaller), tmp_path / "run", device="cpu")
     assert result["count"] == {"classification": 10, "generation": 10, "style": 1}.get(cls.family, 4)
-    if name != "rcnn":  # whose last stage has a step for each picture
+    if name != "rcnn":  # whose last stage has a step for each image
         assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
     assert cls.paper
     assert cls.year

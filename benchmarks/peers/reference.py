@@ -1,7 +1,7 @@
 """The training step of torchvision's reference script, written anew after its description and behaviour.
 
 https://github.com/pytorch/vision/tree/main/references/classification (``train_one_epoch`` of train.py, MetricLogger of
-utils.py, ClassificationPresetTrain of presets.py), with its defaults: Pillow's pictures and the transforms of version
+utils.py, ClassificationPresetTrain of presets.py), with its defaults: Pillow's images and the transforms of version
 1 in worker processes, at most 16; a RandomSampler, pinned memory, ``cudnn.benchmark``; after every step the loss and
 the top-1 and top-5 accuracies are fetched into meters, and a line is printed every ten steps. Its options
 ``--opt adamw`` and ``--opt sgd_nesterov`` give the optimizers that all are timed with. Its ``--amp`` is float16 with a
@@ -16,7 +16,7 @@ import time
 import torch
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
-from work import AFFINE, CUDA, DEVICE, MEAN, STD, Pictures, Work
+from work import AFFINE, CUDA, DEVICE, MEAN, STD, Images, Work
 
 EVERY = 10  # steps between two printed lines
 
@@ -38,7 +38,7 @@ class Meter:
 
 
 def batches(work):
-    """The loader of a map-style set of pictures; the random ones are on the device for this peer, too."""
+    """The loader of a map-style set of images; the random ones are on the device for this peer, too."""
     if work.load == "resnet50":
         return work.loader()
     moves, normalise = [], []
@@ -48,11 +48,11 @@ def batches(work):
         moves = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
         normalise = [transforms.Normalize(MEAN, STD)]
     floats = [transforms.PILToTensor(), transforms.ConvertImageDtype(torch.float)]
-    pictures = Pictures(*work.read(), transforms.Compose([*moves, *floats, *normalise]))
+    images = Images(*work.read(), transforms.Compose([*moves, *floats, *normalise]))
     return DataLoader(
-        pictures,
+        images,
         batch_size=work.options.batch,
-        sampler=RandomSampler(pictures),
+        sampler=RandomSampler(images),
         num_workers=min(16, work.options.workers),
         pin_memory=True,
     )

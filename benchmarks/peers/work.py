@@ -25,9 +25,9 @@ class Work:
     def __init__(self):
         options = argparse.ArgumentParser()
         options.add_argument("load")
-        options.add_argument("--data", type=Path, help="pictures.npy and targets.npy; none for resnet50")
+        options.add_argument("--data", type=Path, help="images.npy and targets.npy; none for resnet50")
         options.add_argument("--batch", type=int, required=True)
-        options.add_argument("--size", type=int, default=224, help="of the random pictures")
+        options.add_argument("--size", type=int, default=224, help="of the random images")
         options.add_argument("--steps", type=int, required=True, help="in a window")
         options.add_argument("--windows", type=int, required=True)
         options.add_argument("--workers", type=int, default=os.cpu_count())
@@ -40,7 +40,7 @@ class Work:
 
     @property
     def augmented(self):
-        """Whether the pictures are changed one by one, in the loader."""
+        """Whether the images are changed one by one, in the loader."""
         return self.load in ("deep-convnet-augmented", "resnet20", "resnet56")
 
     def network(self):
@@ -56,27 +56,27 @@ class Work:
         return torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
     def read(self):
-        """Pictures ``(N, H, W)`` or ``(N, H, W, 3)`` uint8, and the numbers of their classes."""
-        return (np.load(self.options.data / f"{name}.npy") for name in ("pictures", "targets"))
+        """Images ``(N, H, W)`` or ``(N, H, W, 3)`` uint8, and the numbers of their classes."""
+        return (np.load(self.options.data / f"{name}.npy") for name in ("images", "targets"))
 
     def loader(self):
         """The batches as the users of a plain loop, of Lightning or of Accelerate would have them.
 
-        What is not augmented lies in memory as tensors, in a ``TensorDataset``. What is, is augmented picture by
-        picture in worker processes, by torchvision's transforms, version 2. The random pictures lie on the device as
+        What is not augmented lies in memory as tensors, in a ``TensorDataset``. What is, is augmented image by
+        image in worker processes, by torchvision's transforms, version 2. The random images lie on the device as
         batches.
         """
         if self.load == "resnet50":
             return DataLoader(OnDevice(self.options.batch, self.options.size), batch_size=None, shuffle=True)
         settings = {"batch_size": self.options.batch, "shuffle": True, "pin_memory": CUDA}
         if not self.augmented:
-            pictures, targets = map(torch.from_numpy, self.read())
-            return DataLoader(TensorDataset(pictures[:, None].float() / 255, targets), **settings)
+            images, targets = map(torch.from_numpy, self.read())
+            return DataLoader(TensorDataset(images[:, None].float() / 255, targets), **settings)
         workers = {"num_workers": self.options.workers, "persistent_workers": self.options.workers > 0}
-        return DataLoader(Pictures(*self.read(), self.changes()), **settings, **workers)
+        return DataLoader(Images(*self.read(), self.changes()), **settings, **workers)
 
     def changes(self):
-        """Changes of Pillow's pictures, which take less time than those of tensors as small, then float tensors."""
+        """Changes of Pillow's images, which take less time than those of tensors as small, then float tensors."""
         from torchvision.transforms import v2
 
         moves = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
@@ -86,7 +86,7 @@ class Work:
         return v2.Compose([*moves, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), *normalise])
 
 
-# shift=2 rotate=10 scale=0.1 shear=0.1 of a picture of 28×28; a shear is an angle here
+# shift=2 rotate=10 scale=0.1 shear=0.1 of an image of 28×28; a shear is an angle here
 AFFINE = {
     "degrees": 10,
     "translate": (2 / 28, 2 / 28),
@@ -96,21 +96,21 @@ AFFINE = {
 }
 
 
-class Pictures(Dataset):
-    """Pillow's pictures from an array, and a transform, as torchvision's ``MNIST`` and ``CIFAR10`` are."""
+class Images(Dataset):
+    """Pillow's images from an array, and a transform, as torchvision's ``MNIST`` and ``CIFAR10`` are."""
 
-    def __init__(self, pictures, targets, transform):
-        self.pictures, self.targets, self.transform = pictures, targets.tolist(), transform
+    def __init__(self, images, targets, transform):
+        self.images, self.targets, self.transform = images, targets.tolist(), transform
 
     def __len__(self):
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index):
-        return self.transform(Image.fromarray(self.pictures[index])), self.targets[index]
+        return self.transform(Image.fromarray(self.images[index])), self.targets[index]
 
 
 class OnDevice(Dataset):
-    """Whole batches of random pictures that are on the device already; a few of them, again and again."""
+    """Whole batches of random images that are on the device already; a few of them, again and again."""
 
     def __init__(self, batch, size):
         self.batches = [torch.randn(batch, 3, size, size, device=DEVICE) for _ in range(4)]
@@ -124,24 +124,24 @@ class OnDevice(Dataset):
 
 
 class Clock:
-    """Pictures per second in windows of ``steps`` steps, as ``metrics.jsonl`` has them."""
+    """Images per second in windows of ``steps`` steps, as ``metrics.jsonl`` has them."""
 
     def __init__(self, steps, windows):
         self.steps, self.windows = steps, windows
-        self.speeds, self.count, self.pictures = [], 0, 0
+        self.speeds, self.count, self.images = [], 0, 0
 
     def start(self):
         """Just before the first batch is asked for."""
         self.began = time.monotonic()
 
-    def step(self, loss, pictures):
+    def step(self, loss, images):
         """After each step; at the end of a window, wait for the device. Returns whether it was the last."""
-        self.pictures, self.count = self.pictures + pictures, self.count + 1
+        self.images, self.count = self.images + images, self.count + 1
         if self.count % self.steps == 0:
             assert np.isfinite(loss.item())
             now = time.monotonic()
-            self.speeds.append(self.pictures / (now - self.began))
-            self.pictures, self.began = 0, now
+            self.speeds.append(self.images / (now - self.began))
+            self.images, self.began = 0, now
         return len(self.speeds) == self.windows
 
     def tell(self, **settings):

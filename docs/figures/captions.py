@@ -1,4 +1,4 @@
-"""Make show-and-tell.webp of ../show-and-tell.md: pictures of Flickr8k's sample from the best sentence to the worst.
+"""Make show-and-tell.webp of ../show-and-tell.md: images of Flickr8k's sample from the best sentence to the worst.
 
 python docs/figures/captions.py RUN   # of show-and-tell --data flickr8k-1000
 """
@@ -20,7 +20,7 @@ RANKS = (0.02, 0.2, 0.5, 0.95)  # of the sentences by CIDEr-D, the best first
 
 
 def gallery(run: str) -> Figure:
-    """Pictures at some ranks, what was said of each, and what a person says."""
+    """Images at some ranks, what was said of each, and what a person says."""
     task = fukami.load(run)
     recipe, _ = checkpoint.read_recipe(Path(run))
     judged = recipe.load_eval_data()
@@ -31,9 +31,9 @@ def gallery(run: str) -> Figure:
     rows = []
     for rank in RANKS:
         at = int(order[int(rank * len(order))])
-        picture = judged.images[at].permute(1, 2, 0).numpy()
+        image = judged.images[at].permute(1, 2, 0).numpy()
         own = tokenizer.detokenize(judged.references[at][0], task.decoding.tokenizer)
-        rows.append((f"better than {1 - rank:.0%}", picture, said[at], own))
+        rows.append((f"better than {1 - rank:.0%}", image, said[at], own))
     return captioning_plots.plot_examples(rows)
 
 

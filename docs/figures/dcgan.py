@@ -25,5 +25,5 @@ if __name__ == "__main__":
     for name, words in MADE.items():
         with tempfile.TemporaryDirectory() as folder:
             find_command("predict")([sys.argv[1], *words, "--seed", "1", "--out", folder])
-            with Image.open(f"{folder}/{name}.png") as picture:
-                picture.convert("RGB").save(HERE / f"dcgan-{name}.webp", quality=85, method=6)
+            with Image.open(f"{folder}/{name}.png") as image:
+                image.convert("RGB").save(HERE / f"dcgan-{name}.webp", quality=85, method=6)

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
 INK, GREY, RULE = "#23303d", "#66727e", "#d5d9dd"
-PICTURE, CONV, POOL, AFFINE = "#f1ecdd", "#8fb4d9", "#f2b880", "#a9cf9b"
+IMAGE, CONV, POOL, AFFINE = "#f1ecdd", "#8fb4d9", "#f2b880", "#a9cf9b"
 # the layer, what belongs to it, its parameters; what comes out of it: channels, side (0: a vector)
 LAYERS = [
-    ("picture", "in [0, 1]", 0, 1, 28, PICTURE),
+    ("image", "in [0, 1]", 0, 1, 28, IMAGE),
     ("conv 3×3", "ReLU", 160, 16, 28, CONV),
     ("conv 3×3", "ReLU", 2_320, 16, 28, CONV),
     ("max pool", "2×2", 0, 16, 14, POOL),
@@ -57,11 +57,11 @@ def block(axes: Axes, middle: float, size: tuple[float, float, float], colour: s
         ([(left, high), (right, high), (right + dx, high + dy), (left + dx, high + dy)], 1.12),
         ([(right, low), (right + dx, low + dy), (right + dx, high + dy), (right, high)], 0.87),
     ]
-    if colour == PICTURE:
+    if colour == IMAGE:
         faces = [(corners, 1.0) for corners, _ in faces]
     for corners, light in faces:
         axes.add_patch(Polygon(corners, facecolor=shade(colour, light), edgecolor=INK, lw=0.7, joinstyle="round"))
-    if colour == PICTURE:
+    if colour == IMAGE:
         for path in strokes():
             points = [(right + x * dx, low + x * dy + (1 - y) * height) for x, y in path]
             axes.plot(*zip(*points, strict=True), color=INK, lw=2.4, solid_capstyle="round", solid_joinstyle="round")

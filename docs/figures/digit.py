@@ -16,7 +16,7 @@ PEN = [  # the points that the pen passes, in a unit square with y downwards: th
     [(0.365, 0.455), (0.47, 0.415), (0.595, 0.455), (0.655, 0.565), (0.625, 0.695), (0.51, 0.79), (0.36, 0.775)],
     [(0.43, 0.205), (0.53, 0.195), (0.665, 0.165)],
 ]
-WIDTH, HEIGHT, FINE = 360, 440, 4  # the picture in pixels, and how much finer the pen is drawn
+WIDTH, HEIGHT, FINE = 360, 440, 4  # the image in pixels, and how much finer the pen is drawn
 PAPER, INK = (226, 219, 203), (44, 52, 92)
 
 
@@ -37,7 +37,7 @@ def smooth_noise(generator: np.random.Generator, radius: float) -> Array:
 
 
 def photograph() -> Image.Image:
-    """The picture."""
+    """The image."""
     generator = np.random.default_rng(5)
     ink = Image.new("L", (WIDTH * FINE, HEIGHT * FINE))
     pen = ImageDraw.Draw(ink)

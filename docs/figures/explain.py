@@ -4,7 +4,7 @@ python docs/figures/explain.py stacking
 python docs/figures/explain.py seeing         needs MNIST, as the shipped run names it
 python docs/figures/explain.py fields FEATURES PHOTOGRAPHS
 
-FEATURES: VGG16's ImageNet features as safetensors, with torchvision's names. PHOTOGRAPHS: a folder of pictures.
+FEATURES: VGG16's ImageNet features as safetensors, with torchvision's names. PHOTOGRAPHS: a folder of images.
 """
 
 import sys
@@ -39,11 +39,11 @@ def fields(features: Path, folder: Path) -> None:
     """Theoretical and effective fields of the last layer with positions, at the same scale."""
     vgg = models.vgg16(hidden=0)
     photographs = sorted(folder.rglob("*.jpg"))[:: max(1, len(list(folder.rglob("*.jpg"))) // 8)][:8]
-    pictures = [
+    images = [
         torch.from_numpy(image_io.resize_and_crop(image_io.read_image(path), channels=3, size=SIDE)) / 255
         for path in photographs
     ]
-    real = (torch.stack(pictures) - MEAN) / STD
+    real = (torch.stack(images) - MEAN) / STD
     noise = torch.randn(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     trained = models.vgg16(hidden=0)
     weights = {name: value.float() for name, value in load_file(features).items()}
@@ -68,16 +68,16 @@ def seen() -> None:
     task = fukami.load("deep-convnet")
     (model,) = task.get_modules().values()
     pixels = torch.from_numpy(task.transform.read_and_transform(HERE.parent / "digit.png"))
-    picture = task.normalize_images(pixels)
+    image = task.normalize_images(pixels)
     (answer,) = task.predict([HERE.parent / "digit.png"])
     depths = explain_summary.find_stages(explain_summary.summarize_layers(model, tuple(pixels.shape)))
-    maps = feature_visualization.compute_feature_maps(model, picture, [layer.name for layer in depths])
-    heat = feature_visualization.compute_grad_cam(model, picture, task.labels.index(answer["label"]))
+    maps = feature_visualization.compute_feature_maps(model, image, [layer.name for layer in depths])
+    heat = feature_visualization.compute_grad_cam(model, image, task.labels.index(answer["label"]))
     ranking = [(entry["label"], entry["probability"]) for entry in answer["ranking"]]
     save(feature_visualization.plot_prediction(pixels, heat, ranking), "grad-cam")
     save(feature_visualization.plot_feature_maps(maps), "maps")
     recipe, _ = checkpoint.read_recipe(checkpoint.locate_run("deep-convnet"))
-    batches = [pictures for pictures, _ in recipe.load_data().train.iterate_in_order()]
+    batches = [images for images, _ in recipe.load_data().train.iterate_in_order()]
     units = [(layer, feature_visualization.select_strongest_maps(maps[layer.name], 6)) for layer in depths]
     found = feature_visualization.find_top_patches(model, batches, units, normalize=task.normalize_images)
     rows = [(f"layer {layer.name}: units {', '.join(map(str, chosen))}", found[layer.name]) for layer, chosen in units]

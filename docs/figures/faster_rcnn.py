@@ -27,14 +27,14 @@ def draw(run: str, number: int) -> Figure:
     task = fukami.load(run, device="cpu")
     task.model.eval()
     scene = scenes.generate_scene(0, scenes.NUM_TRAIN + number)
-    picture = task.prepare(torch.from_numpy(scene.image).permute(2, 0, 1))[None]
-    sizes = torch.tensor([picture.shape[-2:]]).float()
-    frame = F.pad(picture, (0, -picture.shape[3] % 32, 0, -picture.shape[2] % 32))
-    pictures = task.normalize_images(frame, sizes)
-    said = task.model.rpn(task.model.backbone(pictures), tuple(frame.shape[-2:]))
+    image = task.prepare(torch.from_numpy(scene.image).permute(2, 0, 1))[None]
+    sizes = torch.tensor([image.shape[-2:]]).float()
+    frame = F.pad(image, (0, -image.shape[3] % 32, 0, -image.shape[2] % 32))
+    images = task.normalize_images(frame, sizes)
+    said = task.model.rpn(task.model.backbone(images), tuple(frame.shape[-2:]))
     side = [length // task.model.roi_heads.strides[0] for length in frame.shape[-2:]]
     likely = said.logits.view(*side, -1).amax(2).sigmoid()
-    proposals, _ = task.model.propose(pictures, sizes)
+    proposals, _ = task.model.propose(images, sizes)
     (answer,) = task.predict([scene.image])
     shown = image_io.draw_boxes(
         Image.fromarray(scene.image), [b for b in answer["boxes"] if b["score"] >= 0.5], task.labels

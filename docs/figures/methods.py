@@ -65,7 +65,7 @@ def rates() -> None:
 
 
 def augmentation() -> None:
-    """The picture that ``fukami show cifar10`` writes."""
+    """The image that ``fukami show cifar10`` writes."""
     path = HERE / "augmentation.png"
     augmentation_grids.save_grid(
         augmentation_grids.sample_images("cifar10", WORDS, num_images=6, num_variants=6, seed=2), path

@@ -134,7 +134,7 @@ def resnet() -> Figure:
     small = {f"ResNet-{n}": summarize_layers(getattr(models, f"resnet{n}")(), (3, 32, 32)) for n in (20, 32, 56, 110)}
     fields(right, small)
     right.axhline(32, color=GREY, lw=0.8, ls=":")
-    right.text(110, 34, "the picture, 32", fontsize=8, color=GREY, ha="right", va="bottom")
+    right.text(110, 34, "the image, 32", fontsize=8, color=GREY, ha="right", va="bottom")
     right.set_title("CIFAR: receptive field, pixels", fontsize=10, color=INK)
     return figure
 

@@ -33,8 +33,8 @@ def save(sheet: Image.Image, name: str) -> None:
 
 def warped(task: fukami.Task, batch: tuple, chosen: torch.Tensor) -> Image.Image:
     """Regions side by side, as the network sees them."""
-    picture = task.normalize_images(batch.images, batch.sizes)[0]
-    seen = warp_regions(picture, chosen, task.region_settings.size, task.region_settings.context_padding)
+    image = task.normalize_images(batch.images, batch.sizes)[0]
+    seen = warp_regions(image, chosen, task.region_settings.size, task.region_settings.context_padding)
     seen = (seen * task.std + task.mean).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
     tiles = [np.asarray(Image.fromarray(each).resize((EACH, EACH), Image.Resampling.NEAREST)) for each in seen]
     return Image.fromarray(
@@ -43,17 +43,17 @@ def warped(task: fukami.Task, batch: tuple, chosen: torch.Tensor) -> Image.Image
 
 
 def main() -> None:
-    """The four stages of one picture."""
+    """The four stages of one image."""
     run = Path(sys.argv[1])
     recipe, _ = checkpoint.read_recipe(run)
     task = fukami.load(run, device="cpu")
     samples = scenes.generate_box_samples(NUMBER, 1)
     batch = next(iter(recipe.build_loader(samples, task.labels, train=False)))
     proposals, objects = batch.boxes[0][batch.kinds[0] == PROPOSAL], batch.boxes[0][batch.classes[0] >= 0]
-    picture = Image.fromarray(samples[0].source)
-    ratio = picture.width / float(batch.sizes[0][1])
+    image = Image.fromarray(samples[0].source)
+    ratio = image.width / float(batch.sizes[0][1])
     own = proposals.numpy() * ratio
-    drawn = selective_search_plots.draw_ranked_boxes(picture, own, 100, SIDE)
+    drawn = selective_search_plots.draw_ranked_boxes(image, own, 100, SIDE)
     save(selective_search_plots.arrange_panels([(drawn, f"the first 100 of {len(own)} proposals")], 1), "proposals")
 
     overlap = boxes.compute_iou(proposals, objects).amax(1)
@@ -81,10 +81,10 @@ def main() -> None:
     ]
     panels = [
         (
-            image_io.draw_boxes(picture, before, task.labels),
+            image_io.draw_boxes(image, before, task.labels),
             f"{len(before)} regions that a machine takes for an object",
         ),
-        (image_io.draw_boxes(picture, after, task.labels), f"suppressed and moved: {len(after)} are left"),
+        (image_io.draw_boxes(image, after, task.labels), f"suppressed and moved: {len(after)} are left"),
     ]
     save(
         selective_search_plots.arrange_panels(

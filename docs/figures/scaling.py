@@ -28,7 +28,7 @@ COUNTS = [2**power for power in range(11)]
 BATCH = 256
 GIGABIT = 1e9 / 8  # bytes per second
 OVERHEAD = 0.005
-# An A100 of 80 GB: NVIDIA's DeepLearningExamples tell 2,470 pictures/s, in mixed precision. The latencies are those by
+# An A100 of 80 GB: NVIDIA's DeepLearningExamples tell 2,470 images/s, in mixed precision. The latencies are those by
 # which NCCL 2.19 chooses (tuning.cc: protocol LL). The overhead of a step and the bandwidth in a machine are assumed.
 A100 = Cluster(
     images_per_second=BATCH / (BATCH / 2470 - OVERHEAD),
@@ -39,7 +39,7 @@ A100 = Cluster(
     inter_latency=5e-6,
 )
 NETWORKS = {"100 Gb/s": 100 * GIGABIT, "400 Gb/s": 400 * GIGABIT, "3.2 Tb/s": 3200 * GIGABIT}
-PICTURE = 147_897_477_120 / 1_281_167  # bytes: the archive of ImageNet's training part and the pictures in it
+IMAGE = 147_897_477_120 / 1_281_167  # bytes: the archive of ImageNet's training part and the images in it
 COLOURS = ["#d08a3e", "#3c6a9c", "#5b9a45"]
 INK, GREY = "#23303d", "#66727e"
 
@@ -48,13 +48,13 @@ LAYERS = {name: summarize_layers(getattr(models, name)(), SIZE) for name in ("re
 
 
 def resnet50(batch: float, synchronised: bool = False) -> TrainingJob:
-    """ResNet-50 with so many pictures."""
-    return TrainingJob(layers=LAYERS["resnet50"], batch_size=batch, image_bytes=PICTURE, sync_batch_norm=synchronised)
+    """ResNet-50 with so many images."""
+    return TrainingJob(layers=LAYERS["resnet50"], batch_size=batch, image_bytes=IMAGE, sync_batch_norm=synchronised)
 
 
 def published() -> list[tuple[str, float, float]]:
     """What, the efficiency that was measured, and the model's with the hardware that is told."""
-    # Goyal et al. 2017: 8 P100 and 50 Gb/s in a machine, 32 pictures each, backward 120 ms; relative to one machine.
+    # Goyal et al. 2017: 8 P100 and 50 Gb/s in a machine, 32 images each, backward 120 ms; relative to one machine.
     goyal = TrainingJob(layers=LAYERS["resnet50"], batch_size=32)
     p100 = Cluster(
         images_per_second=32 / 0.180,
@@ -63,8 +63,8 @@ def published() -> list[tuple[str, float, float]]:
         inter_bandwidth=50 * GIGABIT,
         inter_latency=30e-6,
     )
-    # Horovod's benchmark: 4 Pascal GPUs and 25 Gb/s in a machine, 64 pictures each, gradients joined to 64 MiB.
-    # Pictures/s: of VGG-16, TensorFlow's benchmark of a P100; of ResNet-101, Horovod's own with 16 GPUs.
+    # Horovod's benchmark: 4 Pascal GPUs and 25 Gb/s in a machine, 64 images each, gradients joined to 64 MiB.
+    # Images/s: of VGG-16, TensorFlow's benchmark of a P100; of ResNet-101, Horovod's own with 16 GPUs.
     pascal = Cluster(
         images_per_second=154,
         devices_per_machine=4,
@@ -119,9 +119,9 @@ def draw(weak: dict[str, list[StepEstimate]], hard: dict[str, list[StepEstimate]
     """The figure."""
     figure = Figure(figsize=(10.5, 3.7), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    curves(left, f"{BATCH} pictures on each GPU", 60, weak)
-    curves(middle, f"{BATCH * 32:,} pictures on all together", 0, hard)
-    need = [step.images_per_second * PICTURE / 1e9 for step in weak["400 Gb/s"]]
+    curves(left, f"{BATCH} images on each GPU", 60, weak)
+    curves(middle, f"{BATCH * 32:,} images on all together", 0, hard)
+    need = [step.images_per_second * IMAGE / 1e9 for step in weak["400 Gb/s"]]
     right.plot(COUNTS, need, color=INK, lw=1.6)
     for value, words in ((3, "NVMe disk, 3 GB/s"), (12.5, "server, 100 Gb/s")):
         right.axhline(value, color=GREY, lw=0.9, ls=":")
@@ -155,8 +155,7 @@ def main() -> None:
             write(f"  {words:<24} {', '.join(cells)}\n")
     write("\nGB/s of JPEG files at 400 Gb/s: ")
     write(
-        ", ".join(f"{step.num_devices}: {step.images_per_second * PICTURE / 1e9:.2f}" for step in weak["400 Gb/s"])
-        + "\n"
+        ", ".join(f"{step.num_devices}: {step.images_per_second * IMAGE / 1e9:.2f}" for step in weak["400 Gb/s"]) + "\n"
     )
     write("\nmeasured by others, and what the model says\n")
     for words, measured, model_says in published():

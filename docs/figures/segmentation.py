@@ -17,19 +17,19 @@ from fukami.image import io as image_io
 from fukami.segmentation import data as segmentation_data
 
 HERE = Path(__file__).parent
-SHOWN = (20, 120, 200)  # test pictures beside each other
-DRIVE = range(0, 60, 2)  # test pictures of the film: a drive at dusk
+SHOWN = (20, 120, 200)  # test images beside each other
+DRIVE = range(0, 60, 2)  # test images of the film: a drive at dusk
 RATE = 5  # of them in a second
 
 
 def fcn(run: str, number: int) -> None:
     """A scene, what is true, and what the networks of a staged training say."""
     (sample,) = scenes.generate_mask_samples(scenes.NUM_TRAIN + number, 1)
-    picture = Image.fromarray(np.asarray(sample.source))
-    columns = [("a scene", picture), ("true", coloured(sample.mask.read() - 1, scenes.MASK_LABELS))]
+    image = Image.fromarray(np.asarray(sample.source))
+    columns = [("a scene", image), ("true", coloured(sample.mask.read() - 1, scenes.MASK_LABELS))]
     for name, folder in (("FCN-32s", "fcn32s-vgg16"), ("FCN-16s", "fcn16s-vgg16"), ("FCN-8s", "")):
         task = fukami.load(Path(run) / folder, device="cpu")
-        columns.append((name, coloured(task.decode_masks(task.predict([picture])[0]), task.labels)))
+        columns.append((name, coloured(task.decode_masks(task.predict([image])[0]), task.labels)))
     figure = Figure(figsize=(11, 2.6), layout="constrained")
     for axes, (title, shown) in zip(figure.subplots(1, len(columns)), columns, strict=True):
         axes.imshow(np.asarray(shown))
@@ -48,15 +48,15 @@ def coloured(numbers: image_io.UInt8Array, labels: tuple[str, ...]) -> Image.Ima
 
 
 def segnet(run: str) -> None:
-    """Test pictures beside what is true and what was answered, and a film of many of them."""
+    """Test images beside what is true and what was answered, and a film of many of them."""
     task = fukami.load(run, device="cpu")
     _, test, _ = segmentation_data.load_dataset("camvid", 0.2)
     shades = [image_io.WHITE, *image_io.get_class_colors(task.labels)]
     figure = Figure(figsize=(9.6, 7.4), layout="constrained")
     for line, number in zip(figure.subplots(len(SHOWN), 3), SHOWN, strict=True):
-        picture = image_io.read_image(test[number].source)
-        truth = image_io.overlay_mask(picture, test[number].mask.read(), shades)
-        columns = (("the picture", picture), ("true", truth), ("answered", drawn(task, picture)))
+        image = image_io.read_image(test[number].source)
+        truth = image_io.overlay_mask(image, test[number].mask.read(), shades)
+        columns = (("the image", image), ("true", truth), ("answered", drawn(task, image)))
         for axes, (title, shown) in zip(line, columns, strict=True):
             axes.imshow(np.asarray(shown))
             axes.set_title(title if number == SHOWN[0] else "", fontsize=9)
@@ -67,10 +67,10 @@ def segnet(run: str) -> None:
     frames[0].save(HERE / "driving.webp", quality=45, method=6, **options)
 
 
-def drawn(task: fukami.Task, picture: Image.Image) -> Image.Image:
-    """The picture under the colours of the answer."""
-    (answer,) = task.predict([picture])
-    return image_io.overlay_mask(picture, task.decode_masks(answer), image_io.get_class_colors(task.labels))
+def drawn(task: fukami.Task, image: Image.Image) -> Image.Image:
+    """The image under the colours of the answer."""
+    (answer,) = task.predict([image])
+    return image_io.overlay_mask(image, task.decode_masks(answer), image_io.get_class_colors(task.labels))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Make the figures of ../selective-search.md, on a picture that comes with scikit-image.
+"""Make the figures of ../selective-search.md, on an image that comes with scikit-image.
 
 python docs/figures/selective_search.py
 """
@@ -27,12 +27,12 @@ def save(panels: list[tuple[Image.Image, str]], name: str) -> None:
 def main() -> None:
     """The stages, one file each."""
     pixels = coffee()
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     segmented = []
     for scale in (50, 300):
         labels = search.segment_image(pixels, scale)
         segmented.append(
-            (selective_search_plots.draw_regions(picture, labels, SIDE), f"k = {scale}: {labels.max() + 1} regions")
+            (selective_search_plots.draw_regions(image, labels, SIDE), f"k = {scale}: {labels.max() + 1} regions")
         )
     save(segmented, "segmentation")
 
@@ -41,16 +41,13 @@ def main() -> None:
     _, made = grouping.group_regions(regions, "CTSF")
     steps = [(selective_search_plots.merge_regions(labels, made, left), left) for left in (100, 12)]
     save(
-        [
-            (selective_search_plots.draw_regions(picture, some, SIDE), f"{left} regions are left")
-            for some, left in steps
-        ],
+        [(selective_search_plots.draw_regions(image, some, SIDE), f"{left} regions are left") for some, left in steps],
         "grouping",
     )
 
     boxes = search.propose_regions(pixels)
     drawn = [
-        (selective_search_plots.draw_ranked_boxes(picture, boxes, count, SIDE), f"the first {count} of {len(boxes):,}")
+        (selective_search_plots.draw_ranked_boxes(image, boxes, count, SIDE), f"the first {count} of {len(boxes):,}")
         for count in (20, 100)
     ]
     save(drawn, "boxes")

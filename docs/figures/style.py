@@ -1,6 +1,6 @@
 """Make style-gallery.webp, style-strength.webp and style-colors.webp of ../neural-style.md.
 
-python docs/figures/style.py PICTURES [WEIGHTS]   # the folder with content/ and style/, and a file of VGG's weights
+python docs/figures/style.py IMAGES [WEIGHTS]   # the folder with content/ and style/, and a file of VGG's weights
 """
 
 import sys
@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 CONTENTS = ("tubingen", "golden_gate", "hoovertowernight")
 STYLES = ("starry_night", "the_scream", "shipwreck", "woman-with-hat-matisse")
 STRENGTHS = (0.03, 0.3, 1.0, 10.0)
-CELL, GAP, LINE = 320, 8, 26  # pixels of a picture's width, between two, and of a line of text
+CELL, GAP, LINE = 320, 8, 26  # pixels of an image's width, between two, and of a line of text
 
 
 def painted(root: Path, weights: str, content: str, style: str, **fields) -> Image.Image:
@@ -30,23 +30,23 @@ def painted(root: Path, weights: str, content: str, style: str, **fields) -> Ima
 
 
 def grid(rows: list[list[tuple[Image.Image | None, str]]], name: str) -> None:
-    """Write rows of pictures with a line of text below each."""
-    heights = [max(cell(picture).height for picture, _ in row if picture) + LINE for row in rows]
+    """Write rows of images with a line of text below each."""
+    heights = [max(cell(image).height for image, _ in row if image) + LINE for row in rows]
     page = Image.new("RGB", (len(rows[0]) * (CELL + GAP) - GAP, sum(heights) + GAP * (len(rows) - 1)), "white")
     draw, font, top = ImageDraw.Draw(page), ImageFont.load_default(15), 0
     for row, height in zip(rows, heights, strict=True):
-        for number, (picture, text) in enumerate(row):
+        for number, (image, text) in enumerate(row):
             left = number * (CELL + GAP)
-            if picture:
-                page.paste(cell(picture), (left, top + height - LINE - cell(picture).height))
+            if image:
+                page.paste(cell(image), (left, top + height - LINE - cell(image).height))
             draw.text((left, top + height - LINE + 4), text, (80, 80, 80), font)
         top += height + GAP
     page.save(HERE / f"{name}.webp", quality=82, method=6)
 
 
-def cell(picture: Image.Image) -> Image.Image:
-    """The picture, as wide as a cell."""
-    return picture.resize((CELL, round(picture.height * CELL / picture.width)), Image.Resampling.LANCZOS)
+def cell(image: Image.Image) -> Image.Image:
+    """The image, as wide as a cell."""
+    return image.resize((CELL, round(image.height * CELL / image.width)), Image.Resampling.LANCZOS)
 
 
 def main(root: Path, weights: str) -> None:

@@ -516,7 +516,7 @@ def plot_costs(board: Leaderboard) -> Figure:
         else:
             axes.set_xticks([])
             axes.text(0.5, 0.5, "not known", ha="center", color="#888888", transform=axes.transAxes)
-        axes.set_xlabel({"multiply_adds": "multiply-adds for a picture"}.get(name, name))
+        axes.set_xlabel({"multiply_adds": "multiply-adds for an image"}.get(name, name))
     every[0].set_ylabel(board.metric)
     return figure
 

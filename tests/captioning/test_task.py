@@ -37,7 +37,7 @@ SAID = {
 
 @pytest.fixture
 def folder(tmp_path):
-    """Thirty pictures of three colours, in Flickr8k's form."""
+    """Thirty images of three colours, in Flickr8k's form."""
     place = tmp_path / "squares"
     (place / "Images").mkdir(parents=True)
     lines = ["image,caption"]
@@ -164,9 +164,9 @@ def test_any_classifier_sees(encoder, options, features):
     network = own.build_task(tuple(map(str, range(11)))).model
     normal = any(isinstance(layer, torch.nn.BatchNorm2d) for layer in network.encoder.modules())
     assert normal == (encoder not in ("vgg11", "deep-convnet") or "batch_norm=true" in options)
-    pictures = torch.rand(2, 3, 64, 64)
-    assert network.encode_images(pictures).shape == (2, features)
-    scores = network(pictures, torch.tensor([[1, 4, 5], [1, 6, 0]]))
+    images = torch.rand(2, 3, 64, 64)
+    assert network.encode_images(images).shape == (2, features)
+    scores = network(images, torch.tensor([[1, 4, 5], [1, 6, 0]]))
     assert scores.shape == (2, 3, 11)
     scores.sum().backward()
     assert all(p.grad is not None for p in network.parameters())
@@ -184,7 +184,7 @@ def test_it_speaks_as_it_was_taught():
         torch.testing.assert_close(scores, whole[:, at])
     lstm = network.lstm
     h = c = torch.zeros(2, 8)
-    for x in (network.picture(features), *network.words(words).unbind(1)):
+    for x in (network.image(features), *network.words(words).unbind(1)):
         i, f, g, o = (x @ lstm.weight_ih_l0.T + lstm.bias_ih_l0 + h @ lstm.weight_hh_l0.T + lstm.bias_hh_l0).chunk(4, 1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
@@ -199,13 +199,13 @@ def test_the_loss_is_the_mean_over_words(folder):
     data = own.load_data()
     task = own.build_task(data.labels)
     task.setup(Runtime.start("cpu", "float32"))
-    pictures, words = next(iter(data.train))
+    images, words = next(iter(data.train))
     task.model.eval()
-    loss, _ = task.compute_loss((pictures, words))
+    loss, _ = task.compute_loss((images, words))
     total = count = 0
-    for picture, row in zip(pictures, words.tolist(), strict=True):
+    for image, row in zip(images, words.tolist(), strict=True):
         sentence = [word for word in row if word >= 0]
-        scores = task.model(task.normalize_images(picture[None]), torch.tensor([sentence[:-1]]))
+        scores = task.model(task.normalize_images(image[None]), torch.tensor([sentence[:-1]]))
         total += F.cross_entropy(scores[0], torch.tensor(sentence[1:]), reduction="sum").item()
         count += len(sentence) - 1
     assert loss.item() == pytest.approx(total / count, rel=1e-5)
@@ -220,8 +220,8 @@ def chances(words, longest, seed=0):
     scores = (2 * torch.randn(2, words, words, words)).log_softmax(3)
 
     def step(state, last):
-        picture, before = state
-        return (picture, last), scores[picture, before, last]
+        image, before = state
+        return (image, last), scores[image, before, last]
 
     return step, (torch.arange(2), torch.zeros(2, dtype=torch.long))
 
@@ -236,21 +236,21 @@ def every(words, longest):
 
 @pytest.mark.parametrize("length", [0.0, 1.0])
 def test_a_wide_search_finds_what_a_search_of_all_finds(length):
-    """Of 4 words and sentences of 4 at most, for two pictures at once."""
+    """Of 4 words and sentences of 4 at most, for two images at once."""
     words, longest = 4, 4
     step, state = chances(words, longest)
     said, total, lengths = beam_search.search(step, state, beam_size=4**4, max_words=longest, begin=1, end=0)
     # a beam may hold no more than there are words at the first step
-    for picture in range(2):
+    for image in range(2):
         best = {}
         for sentence in every(words, longest):
-            own, score, last = (torch.tensor([picture]), torch.zeros(1, dtype=torch.long)), 0.0, 1
+            own, score, last = (torch.tensor([image]), torch.zeros(1, dtype=torch.long)), 0.0, 1
             for word in sentence:
                 own, scores = step(own, torch.tensor([last]))
                 score, last = score + scores[0, word].item(), word
             best[sentence] = score / len(sentence) ** length
-        ranked = (total[picture] / lengths[picture].float() ** length).argsort(descending=True)
-        found = said[picture, ranked[0]].tolist()
+        ranked = (total[image] / lengths[image].float() ** length).argsort(descending=True)
+        found = said[image, ranked[0]].tolist()
         found = tuple(found[: found.index(0) + 1] if 0 in found else found)
         assert found == max(best, key=best.get)
 
@@ -258,16 +258,16 @@ def test_a_wide_search_finds_what_a_search_of_all_finds(length):
 def test_a_search_of_one_is_greedy():
     step, state = chances(6, 5)
     said, total, lengths = beam_search.search(step, state, beam_size=1, max_words=5, begin=1, end=0)
-    for picture in range(2):
-        own, last, score, sentence = (torch.tensor([picture]), torch.zeros(1, dtype=torch.long)), 1, 0.0, []
+    for image in range(2):
+        own, last, score, sentence = (torch.tensor([image]), torch.zeros(1, dtype=torch.long)), 1, 0.0, []
         while len(sentence) < 5 and (not sentence or sentence[-1]):
             own, scores = step(own, torch.tensor([last]))
             last = int(scores[0].argmax())
             score += scores[0, last].item()
             sentence.append(last)
-        assert said[picture, 0].tolist()[: len(sentence)] == sentence
-        assert total[picture, 0].item() == pytest.approx(score, rel=1e-5)
-        assert lengths[picture, 0] == len(sentence)
+        assert said[image, 0].tolist()[: len(sentence)] == sentence
+        assert total[image, 0].item() == pytest.approx(score, rel=1e-5)
+        assert lengths[image, 0] == len(sentence)
 
 
 def test_a_wider_search_finds_no_worse_sentences():
@@ -286,10 +286,10 @@ def test_samples_come_as_often_as_they_should():
     generator = torch.Generator().manual_seed(0)
     said, total, _ = beam_search.sample(step, state, num_samples=4000, temperature=1.0, generator=generator, **how)
     _, scores = step(state, torch.ones(2, dtype=torch.long))
-    for picture in range(2):
-        shares = said[picture, :, 0].bincount(minlength=5) / 4000
-        torch.testing.assert_close(shares, scores[picture].exp(), rtol=0, atol=0.03)
-        assert total[picture].tolist() == sorted(total[picture].tolist(), reverse=True)
+    for image in range(2):
+        shares = said[image, :, 0].bincount(minlength=5) / 4000
+        torch.testing.assert_close(shares, scores[image].exp(), rtol=0, atol=0.03)
+        assert total[image].tolist() == sorted(total[image].tolist(), reverse=True)
     cold, _, _ = beam_search.sample(step, state, num_samples=50, temperature=0.01, generator=generator, **how)
     assert (cold[:, :, 0] == scores.argmax(1, keepdim=True)).all()
 
@@ -305,7 +305,7 @@ def test_flickr8k(folder):
 
 
 def forms(folder):
-    """The same pictures and sentences in every form, with parts where the form has them."""
+    """The same images and sentences in every form, with parts where the form has them."""
     names = sorted(path.name for path in (folder / "Images").iterdir())
     said = {name: SAID[f"{'abc'[int(name[:2]) % 3]}.png"] for name in names}
     parts = {name: "train" if int(name[:2]) < 20 else "val" if int(name[:2]) < 25 else "test" for name in names}
@@ -335,7 +335,7 @@ def forms(folder):
                       + "".join(f"{name}| {number}| {sentence}\n" for name, number, sentence in pairs)},
         "karpathy": {"dataset.json": json.dumps({"images": karpathy})},
         "coco": coco,
-        "table": {"said.csv": "picture,sentence,split\n" + rows},
+        "table": {"said.csv": "image,sentence,split\n" + rows},
     }  # fmt: skip
 
 
@@ -369,7 +369,7 @@ def test_what_is_wrong_is_told(folder, fukami, caplog):
     with (folder / "captions.txt").open("a") as file:
         file.write("nowhere.png,A dog\n29.png,\n")
     assert len(captioning_data.load_dataset(str(folder), 0.1)[0]) == 24
-    assert "2 pictures or sentences are left out" in caplog.text
+    assert "2 images or sentences are left out" in caplog.text
     (folder / "Images" / "03.png").write_bytes(b"broken")
     (folder / "Images" / "more.png").write_bytes((folder / "Images" / "04.png").read_bytes())
     answer = fukami("doctor", folder)
@@ -398,12 +398,12 @@ def test_broken_files_are_refused(name, content, message, tmp_path):
 
 def test_scenes_say_what_is_there():
     """Each object with its texture, from left to right, in one or two objects; always the same."""
-    pictures, sentences = scenes.generate_captioned_images(0, 40)
+    images, sentences = scenes.generate_captioned_images(0, 40)
     counts = {sentence.count(" and ") for (sentence,) in sentences}
     assert counts == {0, 1}
-    for number, ((sentence,), picture) in enumerate(zip(sentences, pictures, strict=True)):
+    for number, ((sentence,), image) in enumerate(zip(sentences, images, strict=True)):
         own = scenes.generate_scene(0, number, scenes.SPARSE)
-        assert np.array_equal(picture, own.image)
+        assert np.array_equal(image, own.image)
         middles = (own.boxes[:, 0] + own.boxes[:, 2]).tolist()
         order = sorted(range(len(middles)), key=middles.__getitem__)
         named = [scenes.LABELS[own.classes[at]] for at in order]
@@ -419,7 +419,7 @@ def test_scenes_say_what_is_there():
 
 
 def test_it_learns_what_is_seen(folder, tmp_path, pageless):
-    """Pictures that it has not seen, told by their colour."""
+    """Images that it has not seen, told by their colour."""
     found = train(recipe(folder, epochs=40, lr=5e-3), tmp_path / "run", device="cpu", precision="float32")
     assert found["count"] == 3
     assert found["exact"] == 1.0
@@ -442,9 +442,9 @@ def test_a_frozen_encoder_is_asked_once(folder, tmp_path, pageless, monkeypatch)
     asked = []
     see = models.show_and_tell.__globals__["ShowAndTell"].encode_images
 
-    def counted(self, pictures):
-        asked.append(len(pictures))
-        return see(self, pictures)
+    def counted(self, images):
+        asked.append(len(images))
+        return see(self, images)
 
     monkeypatch.setattr(models.show_and_tell.__globals__["ShowAndTell"], "encode_images", counted)
     found = [train(own, tmp_path / name, device="cpu", precision="float32") for name in ("one", "two")]
@@ -490,14 +490,14 @@ def test_checkpoints_leave_the_images_of_the_dataset_alone(folder, tmp_path, pag
 
 def test_it_answers_in_the_ways_it_is_asked_to(folder, tmp_path, pageless, fukami):
     train(recipe(folder, epochs=8), tmp_path / "run", device="cpu", precision="float32")
-    picture = folder / "Images" / "28.png"
+    image = folder / "Images" / "28.png"
     answers = {}
     for kind, words in {
         "beam": ["--set", "beam_size=20", "num_captions=9"],
         "greedy": ["--set", "decoding=greedy"],
         "sample": ["--set", "decoding=sample", "temperature=2.0", "num_captions=4"],
     }.items():
-        answer = fukami("predict", tmp_path / "run", picture, "--device", "cpu", *words)
+        answer = fukami("predict", tmp_path / "run", image, "--device", "cpu", *words)
         assert answer.status == 0, answer.err
         (answers[kind],) = answer.json
     assert len(answers["beam"]["captions"]) == 9
@@ -506,10 +506,10 @@ def test_it_answers_in_the_ways_it_is_asked_to(folder, tmp_path, pageless, fukam
     scores = [each["score"] for each in answers["beam"]["captions"]]
     assert scores == sorted(scores, reverse=True)
     assert math.log(answers["beam"]["probability"]) >= math.log(answers["greedy"]["probability"]) - 1e-6
-    wrong = fukami("predict", tmp_path / "run", picture, "--set", "beam=3")
+    wrong = fukami("predict", tmp_path / "run", image, "--set", "beam=3")
     assert wrong.status in (1, 2)
     assert "did you mean 'beam_size'" in wrong.err
-    wrong = fukami("predict", tmp_path / "run", picture, "--set", "beam_size=many")
+    wrong = fukami("predict", tmp_path / "run", image, "--set", "beam_size=many")
     assert wrong.status == 2
     assert "beam_size" in wrong.err
 
@@ -566,10 +566,10 @@ def test_weights_of_another_classifier_are_refused(folder, tmp_path):
         own.initialize_task(task)
 
 
-def test_a_sentence_is_drawn_below_its_picture():
-    picture = Image.new("RGB", (300, 200), "blue")
-    short, long = (image_io.draw_caption(picture, sentence) for sentence in ("a dog", "a dog and " * 20))
+def test_a_sentence_is_drawn_below_its_image():
+    image = Image.new("RGB", (300, 200), "blue")
+    short, long = (image_io.draw_caption(image, sentence) for sentence in ("a dog", "a dog and " * 20))
     assert short.width == long.width >= 300
     assert long.height > short.height > 2 * 200
-    assert image_io.draw_caption(picture, "犬が走る").height >= short.height
+    assert image_io.draw_caption(image, "犬が走る").height >= short.height
     assert isinstance(nn.Identity(), nn.Module)

@@ -34,7 +34,7 @@ LABELS = ("a", "b", "c")
 
 @dataclass(frozen=True, kw_only=True)
 class Tiny(ClassificationRecipe):
-    """One affine layer on 4×4 grey pictures of three classes, 10, 20 and 30 of each, drawn from the seed."""
+    """One affine layer on 4×4 grey images of three classes, 10, 20 and 30 of each, drawn from the seed."""
 
     size: int = 4
     channels: int = 1
@@ -54,11 +54,11 @@ class Tiny(ClassificationRecipe):
     def load_data(self):
         generator = torch.Generator().manual_seed(7)
         targets = torch.arange(3).repeat_interleave(torch.tensor([10, 20, 30]))
-        pictures = torch.randint(0, 256, (60, 1, 4, 4), generator=generator, dtype=torch.uint8)
-        train = InMemoryLoader(pictures, targets, LABELS, batch_size=self.batch_size, seed=self.seed,
+        images = torch.randint(0, 256, (60, 1, 4, 4), generator=generator, dtype=torch.uint8)
+        train = InMemoryLoader(images, targets, LABELS, batch_size=self.batch_size, seed=self.seed,
                          balanced=self.balance == "sampling",
                          augment=build_augmentation(self.augment, self.build_transform(LABELS), LABELS))  # fmt: skip
-        return package.Data(train, InMemoryLoader(pictures, targets, LABELS, batch_size=25), LABELS)
+        return package.Data(train, InMemoryLoader(images, targets, LABELS, batch_size=25), LABELS)
 
     def build_model(self, num_classes):
         return Heads(num_classes, self.heads, self.noise)
@@ -101,10 +101,10 @@ def begun(recipe):
     return task, copy.deepcopy(task.model)
 
 
-def inputs(recipe, pictures):
+def inputs(recipe, images):
     prepare = recipe.build_transform(LABELS)
     mean, std = (255 * torch.tensor(value).view(-1, 1, 1) for value in (prepare.mean, prepare.std))
-    return (pictures - mean) / std
+    return (images - mean) / std
 
 
 @pytest.fixture
@@ -181,12 +181,12 @@ def test_an_optimizer_steps_as_torchs_at_the_scheduled_rate(name):
     optimizer = OPTIMIZERS[name](network.parameters())
     batches = iter(recipe.load_data().train)
     for progress in (0.0, 0.25, 0.5):
-        pictures, targets = next(batches)
+        images, targets = next(batches)
         task.schedule(progress)
-        task.step((pictures, targets))
+        task.step((images, targets))
         optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * progress)) / 2
         optimizer.zero_grad()
-        F.cross_entropy(network(inputs(recipe, pictures)), targets).backward()
+        F.cross_entropy(network(inputs(recipe, images)), targets).backward()
         optimizer.step()
     for (key, found), expected in zip(task.model.named_parameters(), network.parameters(), strict=True):
         if key != "fc.bias":  # before a normalisation its gradient is rounding alone, which Adam enlarges
@@ -199,31 +199,31 @@ def test_an_optimizer_steps_as_torchs_at_the_scheduled_rate(name):
 def test_smoothing_spreads_that_share_over_all_classes():
     recipe = Tiny(label_smoothing=0.3)
     task, network = begun(recipe)
-    pictures, targets = next(iter(recipe.load_data().train))
-    logs = network(inputs(recipe, pictures)).log_softmax(1)
+    images, targets = next(iter(recipe.load_data().train))
+    logs = network(inputs(recipe, images)).log_softmax(1)
     spread = 0.7 * F.one_hot(targets, 3) + 0.1
-    torch.testing.assert_close(task.compute_loss((pictures, targets))[0], -(spread * logs).sum(1).mean())
+    torch.testing.assert_close(task.compute_loss((images, targets))[0], -(spread * logs).sum(1).mean())
 
 
 def test_auxiliary_heads_count_three_tenths_each():
     recipe = Tiny(heads=2)
     task, network = begun(recipe)
-    pictures, targets = next(iter(recipe.load_data().train))
-    scores, *others = (F.cross_entropy(s, targets) for s in network(inputs(recipe, pictures)))
+    images, targets = next(iter(recipe.load_data().train))
+    scores, *others = (F.cross_entropy(s, targets) for s in network(inputs(recipe, images)))
     assert len(others) == 2
-    torch.testing.assert_close(task.compute_loss((pictures, targets))[0], scores + 0.3 * (others[0] + others[1]))
+    torch.testing.assert_close(task.compute_loss((images, targets))[0], scores + 0.3 * (others[0] + others[1]))
 
 
 def test_rare_classes_weigh_more_in_the_loss():
-    """Ten, twenty and thirty of sixty: weights of 2, 1 and 2/3, and their mean over all pictures is 1."""
+    """Ten, twenty and thirty of sixty: weights of 2, 1 and 2/3, and their mean over all images is 1."""
     recipe = Tiny(balance="loss")
     task, network = begun(recipe)
     loader = recipe.load_data().train
-    pictures, targets = next(iter(task.iterate_batches(loader)))
+    images, targets = next(iter(task.iterate_batches(loader)))
     weights = torch.tensor([2.0, 1.0, 2 / 3])
-    each = -network(inputs(recipe, pictures)).log_softmax(1)[torch.arange(15), targets]
+    each = -network(inputs(recipe, images)).log_softmax(1)[torch.arange(15), targets]
     expected = (weights[targets] * each).sum() / weights[targets].sum()
-    torch.testing.assert_close(task.compute_loss((pictures, targets))[0], expected)
+    torch.testing.assert_close(task.compute_loss((images, targets))[0], expected)
     assert weights[loader.targets].mean() == pytest.approx(1)
 
 
@@ -245,12 +245,12 @@ def test_mixed_targets_reach_the_loss():
     task, network = begun(recipe)
     loader = recipe.load_data().train
     order, draws = loader._plan_epoch(0)
-    pictures, targets = next(iter(task.iterate_batches(loader)))
+    images, targets = next(iter(task.iterate_batches(loader)))
     own, other = loader.targets[order[:15]], loader.targets[order[:15]].roll(7)
     share = draws[:15, 1]  # Beta(1, 1) is uniform
-    logs = -network(inputs(recipe, pictures)).log_softmax(1)
+    logs = -network(inputs(recipe, images)).log_softmax(1)
     each = share * logs[torch.arange(15), own] + (1 - share) * logs[torch.arange(15), other]
-    torch.testing.assert_close(task.compute_loss((pictures, targets))[0], each.mean(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(task.compute_loss((images, targets))[0], each.mean(), atol=1e-4, rtol=1e-4)
     assert (own != other).any()
 
 
@@ -278,8 +278,8 @@ def test_the_moving_average_answers(tmp_path, quick):
     assert not torch.allclose(found["fc.weight"], recipe.history[-1]["fc.weight"], atol=1e-3)
     network = recipe.build_model(3)
     network.load_state_dict(average)
-    pictures, targets = recipe.load_data().val.images, recipe.load_data().val.targets
-    errors = (network.eval()(inputs(recipe, pictures)).argmax(1) != targets).sum()
+    images, targets = recipe.load_data().val.images, recipe.load_data().val.targets
+    errors = (network.eval()(inputs(recipe, images)).argmax(1) != targets).sum()
     assert result["errors"] == errors
 
 
@@ -343,18 +343,18 @@ def test_cycles_resume_bit_exactly_wherever_they_are_cut(tmp_path, quick, cut):
 
 
 class Fixed(nn.Module):
-    """Says what it was told to, whatever it sees; the first pixel is the number of the picture."""
+    """Says what it was told to, whatever it sees; the first pixel is the number of the image."""
 
     def __init__(self, probabilities):
         super().__init__()
         self.scores = nn.Parameter(torch.tensor(probabilities).log())
 
-    def forward(self, pictures):
-        return self.scores[pictures[:, 0, 0, 0].round().long()]
+    def forward(self, images):
+        return self.scores[images[:, 0, 0, 0].round().long()]
 
 
 def answering(*models, vote=False):
-    """A task over three classes whose members say these probabilities of pictures 0, 1, 2 ..."""
+    """A task over three classes whose members say these probabilities of images 0, 1, 2 ..."""
     tasks = [ClassificationTask(Fixed(model), LABELS, SquareTransform(1, 4, std=(1 / 255,))) for model in models]
     for task in tasks:
         task.setup(Runtime.start(**CPU))
@@ -395,7 +395,7 @@ def test_a_vote_never_loses_to_the_average_and_stays_finite():
 
 
 def test_members_are_counted_by_hand():
-    """Four pictures of classes a, b, c, a; the first member has 2 right, the second 3, the third 1."""
+    """Four images of classes a, b, c, a; the first member has 2 right, the second 3, the third 1."""
     first = [SURE_A, SURE_A, SURE_C, SURE_C]
     second = [SURE_A, LIKELY_B, LIKELY_B, SURE_A]
     third = [UNSURE_B, SURE_A, SURE_C, UNSURE_B]
@@ -422,18 +422,18 @@ def test_an_ensemble_of_ensembles_weighs_each_run_once():
     torch.testing.assert_close(whole(numbered(1).float()).exp(), expected)
 
 
-def test_two_views_of_a_flip_are_the_picture_and_its_mirror_image():
+def test_two_views_of_a_flip_are_the_image_and_its_mirror_image():
     torch.manual_seed(0)
     recipe = Tiny(augment=("flip", "mixup=0.2"))
     task, network = begun(recipe)
-    pictures = recipe.load_data().val.images[:9]
+    images = recipe.load_data().val.images[:9]
     task.inference_model.eval()
     network.eval()
     with torch.inference_mode():
-        plain, mirrored = (network(inputs(recipe, p)).softmax(1) for p in (pictures, pictures.flip(3)))
-        torch.testing.assert_close(task.predict_scores(pictures).exp(), plain)
+        plain, mirrored = (network(inputs(recipe, p)).softmax(1) for p in (images, images.flip(3)))
+        torch.testing.assert_close(task.predict_scores(images).exp(), plain)
         torch.testing.assert_close(
-            task.with_views(2).predict_scores(pictures).exp(), (plain + mirrored) / 2, atol=1e-4, rtol=1e-4
+            task.with_views(2).predict_scores(images).exp(), (plain + mirrored) / 2, atol=1e-4, rtol=1e-4
         )
     assert not torch.allclose(plain, mirrored, atol=1e-2)
 
@@ -442,7 +442,7 @@ def test_views_are_refused_where_there_are_none():
     with pytest.raises(UsageError, match="at least one view, not 0"):
         begun(Tiny(augment=("flip",)))[0].with_views(0)
     with pytest.raises(UsageError, match="no views"):
-        begun(Tiny(augment=("mixup=0.2",)))[0].with_views(2)  # mixing is no view of one picture
+        begun(Tiny(augment=("mixup=0.2",)))[0].with_views(2)  # mixing is no view of one image
 
 
 # ---- the command line -----------------------------------------------------------------------------------------------
@@ -465,7 +465,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def said(runs):
-    """What each of the runs says of the test pictures and of their mirror images ``(2, runs, N, classes)``."""
+    """What each of the runs says of the test images and of their mirror images ``(2, runs, N, classes)``."""
     val = package.get_recipe("deep-convnet")(**SMALL).load_data().val
     tasks = [package.load(run, device="cpu") for run in runs]
     with torch.inference_mode():
@@ -538,7 +538,7 @@ def test_eval_leaves_a_page_about_the_members(fukami, runs, tmp_path):
 
 
 def test_show_draws_what_augmentation_makes(fukami, digit_files, tmp_path):
-    """Five rows of a picture and three changes, each of another class."""
+    """Five rows of an image and three changes, each of another class."""
     words = [
         "--augment",
         "flip",
@@ -561,7 +561,7 @@ def test_show_draws_what_augmentation_makes(fukami, digit_files, tmp_path):
         assert drawn.size == pytest.approx((4 * 1.3 * 110, 5 * 1.45 * 110), abs=1)
 
 
-def test_samples_are_the_pictures_and_their_changes(digit_files):
+def test_samples_are_the_images_and_their_changes(digit_files):
     from fukami.cli import augmentation_grids
 
     rows = augmentation_grids.sample_images(
@@ -574,13 +574,11 @@ def test_samples_are_the_pictures_and_their_changes(digit_files):
     for label, (plain, *changed) in rows:
         assert any(np.abs(plain[0].numpy() - file).max() <= 1 for file in files[label])
         assert len(changed) == 2
-        for picture in changed:
-            torch.testing.assert_close(picture, plain.flip(2), atol=0.01, rtol=0)
-    assert all(
-        len(pictures) == 1 for _, pictures in augmentation_grids.sample_images(str(digit_files), [], num_images=2)
-    )
+        for image in changed:
+            torch.testing.assert_close(image, plain.flip(2), atol=0.01, rtol=0)
+    assert all(len(images) == 1 for _, images in augmentation_grids.sample_images(str(digit_files), [], num_images=2))
     crops = augmentation_grids.sample_images(str(digit_files), ["crop=0.2"], num_images=3, num_variants=1)
-    assert {picture.shape for _, pictures in crops for picture in pictures} == {(3, 112, 112)}
+    assert {image.shape for _, images in crops for image in images} == {(3, 112, 112)}
 
 
 @pytest.mark.parametrize(
@@ -604,12 +602,12 @@ def test_show_refuses_nonsense(fukami, digit_files, tmp_path, words, hint):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_show_without_a_picture_to_train_on(fukami, tmp_path):
+def test_show_without_an_image_to_train_on(fukami, tmp_path):
     (tmp_path / "set" / "test" / "a").mkdir(parents=True)
     Image.new("L", (8, 8)).save(tmp_path / "set" / "test" / "a" / "1.png")
     answer = fukami("show", "set")
     assert answer.status == 1
-    assert "no picture to train on" in answer.err
+    assert "no image to train on" in answer.err
     assert fukami("show", "digtis").status == 2
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def draw(path, seed, side=16, **options):
-    """A picture of noise at the path; the seed decides its pixels."""
+    """An image of noise at the path; the seed decides its pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path, **options)
@@ -19,7 +19,7 @@ def draw(path, seed, side=16, **options):
 
 @pytest.fixture
 def data(tmp_path):
-    """Four pictures of each of two classes."""
+    """Four images of each of two classes."""
     for number in range(4):
         draw(tmp_path / "data" / "cat" / f"{number}.png", number)
         draw(tmp_path / "data" / "dog" / "deeper" / f"{number}.png", 100 + number)
@@ -47,16 +47,16 @@ def one(answer):
 def test_healthy_data_are_passed_in_silence(fukami, data, parts):
     (data / "README.md").write_text("beside the classes is room for that")
     (data / "cat" / ".DS_Store").write_bytes(b"x")
-    for place, pictures in ((data, 8), (parts, 12)):
+    for place, images in ((data, 8), (parts, 12)):
         answer = fukami("doctor", place)
         assert (answer.status, answer.out) == (0, "")
-        assert answer.err == f"no problem among {pictures} readable pictures of 2 classes\n"
+        assert answer.err == f"no problem among {images} readable images of 2 classes\n"
 
 
 def test_known_names(fukami):
     answer = fukami("doctor", "digits")
     assert (answer.status, answer.out) == (0, "")
-    assert "1,797 readable pictures of 10 classes" in answer.err
+    assert "1,797 readable images of 10 classes" in answer.err
 
 
 def test_no_such_data_is_wrong_usage(fukami):
@@ -78,18 +78,18 @@ def test_broken_files_are_named(fukami, data):
     assert found.keys() == {"zero.png", "half.png", "text.jpg", "link.png"}
     assert "is empty" in found["zero.png"]
     assert "damaged or incomplete" in found["half.png"]
-    assert "not a picture" in found["text.jpg"]
+    assert "not an image" in found["text.jpg"]
     assert "does not exist" in found["link.png"]
-    assert answer.err.strip() == "fukami: 4 problems among 8 readable pictures of 2 classes: 4 broken"
+    assert answer.err.strip() == "fukami: 4 problems among 8 readable images of 2 classes: 4 broken"
 
 
 def test_files_that_training_passes_over(fukami, data):
-    (data / "cat" / "clip.mp4").write_bytes(b"no picture")
+    (data / "cat" / "clip.mp4").write_bytes(b"no image")
     found = one(fukami("doctor", data))
     assert found == {
-        "problem": "not a picture",
+        "problem": "not an image",
         "file": str(data / "cat" / "clip.mp4"),
-        "detail": "ends in '.mp4' and is not read; pictures end in .png, .jpg ...",
+        "detail": "ends in '.mp4' and is not read; images end in .png, .jpg ...",
     }
 
 
@@ -122,7 +122,7 @@ def test_class_name_with_a_blank_at_its_end(fukami, data):
     assert one(fukami("doctor", data))["detail"] == "begins or ends with a blank"
 
 
-def test_pictures_without_a_class(fukami, data, parts):
+def test_images_without_a_class(fukami, data, parts):
     draw(data / "loose.png", 50)
     assert one(fukami("doctor", data))["file"] == str(data / "loose.png")
     draw(parts / "train" / "loose.png", 50)
@@ -136,7 +136,7 @@ def test_class_in_one_part_only(fukami, parts):
     found = one(fukami("doctor", parts))
     assert found["problem"] == "part missing"
     assert found["class"] == "dog"
-    assert found["detail"] == "has pictures in 'train' and none in 'test'"
+    assert found["detail"] == "has images in 'train' and none in 'test'"
 
 
 def test_folder_beside_the_parts(fukami, parts):
@@ -149,7 +149,7 @@ def test_parts_without_one_to_learn_from(fukami, parts):
     assert "nothing to learn from" in fukami("doctor", parts).json[0]["detail"]
 
 
-def test_same_picture_twice(fukami, data, parts):
+def test_same_image_twice(fukami, data, parts):
     """By its pixels: another name, another format or another compression do not hide it."""
     Image.open(data / "cat" / "0.png").save(data / "cat" / "copy.bmp")
     found = one(fukami("doctor", data))
@@ -164,14 +164,14 @@ def test_same_picture_twice(fukami, data, parts):
     assert {"'train'", "'test'"} <= set(found["detail"].replace(",", "").split())
 
 
-def test_same_picture_in_grey_and_colour(fukami, data):
+def test_same_image_in_grey_and_colour(fukami, data):
     grey = Image.open(data / "cat" / "0.png").convert("L")
     grey.save(data / "cat" / "grey.png")
     grey.convert("RGB").save(data / "cat" / "rgb.png")
     assert one(fukami("doctor", data))["problem"] == "duplicate"
 
 
-def test_same_picture_under_two_classes(fukami, parts):
+def test_same_image_under_two_classes(fukami, parts):
     shutil.copy(parts / "train" / "cat" / "0.png", parts / "test" / "dog" / "x.png")
     found = one(fukami("doctor", parts))
     assert found["problem"] == "two classes"
@@ -187,7 +187,7 @@ def test_empty_classes(fukami, data):
     (data / "bird" / "a.png").write_bytes(b"")
     answer = fukami("doctor", data)
     assert [line["problem"] for line in answer.json] == ["broken", "empty"]
-    assert "not one of its pictures can be read" in answer.json[1]["detail"]
+    assert "not one of its images can be read" in answer.json[1]["detail"]
 
 
 def test_empty_folder(fukami, tmp_path):
@@ -210,16 +210,16 @@ def test_unbalanced_classes(fukami, tmp_path):
     draw(tmp_path / "data" / "cat" / "20.png", 20)
     found = one(fukami("doctor", "data"))
     assert (found["problem"], found["class"]) == ("unbalanced", "dog")
-    assert found["detail"] == "has 2 pictures, and 'cat' has 21: more than 10 times as many"
+    assert found["detail"] == "has 2 images, and 'cat' has 21: more than 10 times as many"
 
 
-def test_class_of_a_single_picture(fukami, data):
+def test_class_of_a_single_image(fukami, data):
     draw(data / "bird" / "1.png", 70)
     found = one(fukami("doctor", data))
     assert (found["problem"], found["class"]) == ("too few", "bird")
 
 
-def test_tiny_pictures(fukami, data):
+def test_tiny_images(fukami, data):
     draw(data / "cat" / "dot.png", 80, side=4)
     assert "4×4 pixels" in one(fukami("doctor", data))["detail"]
 
@@ -284,9 +284,9 @@ def test_list_that_is_no_text(fukami, data):
         ("cat/0.png,", "no class", "line 10"),
         ("cat/0.png,cat", "duplicate", "is listed twice"),
         ("cat/0.png,dog", "two classes", "'cat' and not 'dog'"),
-        ("dog/copy.png,dog", "two classes", "the same picture as"),
+        ("dog/copy.png,dog", "two classes", "the same image as"),
         ("dog/new.png,Dog", "class name", "only in case or blanks"),
-        ("dog/text.png,dog", "broken", "not a picture"),
+        ("dog/text.png,dog", "broken", "not an image"),
     ],
 )
 def test_rows_of_a_list(fukami, data, row, problem, detail):

@@ -28,12 +28,12 @@ def test_probabilities_agree_with_the_numpy_twin(fukami, twin, random, tmp_path,
     answer = fukami("import", name, "--out", "runs/imported")
     assert answer.status == 0, answer.err
     assert answer.json == [{"run": "runs/imported"}]
-    pictures = random.integers(0, 256, (20, 1, 28, 28), dtype=np.uint8)
-    scores = twin.predict(pictures.astype(np.float64) / 255)
+    images = random.integers(0, 256, (20, 1, 28, 28), dtype=np.uint8)
+    scores = twin.predict(images.astype(np.float64) / 255)
     expected = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     assert expected.std(0).max() > 1e-3
     task = package.load(tmp_path / "runs" / "imported")
-    found = task.predict_scores(torch.from_numpy(pictures)).softmax(1).detach().numpy()
+    found = task.predict_scores(torch.from_numpy(images)).softmax(1).detach().numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert fukami("eval", "runs/imported", "--data", "digits").json[0]["count"] == 1797
 

@@ -209,7 +209,7 @@ def test_shipped_weights_answer_right_after_installation(fukami, digit_files):
 
 def test_a_bad_file_among_good_ones_is_named_and_the_rest_answered(fukami, digit_files, tmp_path):
     good = sorted(digit_files.rglob("*.png"))[:2]
-    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "text.png").write_text("not an image")
     answer = fukami("predict", "deep-convnet", good[0], "text.png", "missing.png", good[1])
     assert answer.status == 1
     assert [line["file"] for line in answer.json] == list(map(str, good))
@@ -273,7 +273,7 @@ def test_eval_on_folders(fukami, trained, digit_files, tmp_path):
     assert "cat" in answer.err
 
 
-def test_train_on_a_folder_of_colour_pictures(fukami, random, tmp_path):
+def test_train_on_a_folder_of_colour_images(fukami, random, tmp_path):
     """Red against blue, in parts of their own: learned at once, and judged on the test part."""
     for part, count in (("train", 30), ("test", 8)):
         for label, channel in (("red", 0), ("blue", 2)):
@@ -325,7 +325,7 @@ def test_few_frames_between_the_command_and_the_loss(fukami, tmp_path):
         "    def build_task(self, labels):\n"
         "        task = super().build_task(labels)\n"
         "        original = task.model.forward\n"
-        "        def forward(pictures):\n"
+        "        def forward(images):\n"
         "            ours = [f for f in traceback.extract_stack() if '/fukami/' in f.filename]\n"
         "            print(len(ours), len({f.filename for f in ours}))\n"
         "            raise SystemExit(0)\n"
@@ -344,8 +344,8 @@ def test_python_is_as_short(trained, digit_files, tmp_path):
     task = package.load(tmp_path / "run")
     judged = task.evaluate(recipe.load_data().val)
     assert judged["errors"] == result["errors"]
-    picture = Image.open(next(digit_files.rglob("*.png")))
-    (answer,) = task.predict([picture])
+    image = Image.open(next(digit_files.rglob("*.png")))
+    (answer,) = task.predict([image])
     assert set(answer) == {"label", "probability", "ranking"}
     assert load_file(tmp_path / "run" / "weights.safetensors").keys() >= {"model.0.weight"}
 

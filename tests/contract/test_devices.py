@@ -201,11 +201,11 @@ def fix(task):
     if isinstance(task, DetectionTask):
 
         def asked(batch):
-            pictures, sizes, truth = type(task).prepare_training_inputs(task, batch)
-            draws = torch.rand(len(pictures), 40, 4, generator=generator).to(pictures.device)
+            images, sizes, truth = type(task).prepare_training_inputs(task, batch)
+            draws = torch.rand(len(images), 40, 4, generator=generator).to(images.device)
             corner = 0.6 * draws[..., :2]
             places = torch.cat([corner, corner + 0.1 + 0.3 * draws[..., 2:]], 2) * sizes.flip(1).repeat(1, 2)[:, None]
-            return pictures, sizes, truth, (places, torch.ones(places.shape[:2], dtype=torch.bool, device=draws.device))
+            return images, sizes, truth, (places, torch.ones(places.shape[:2], dtype=torch.bool, device=draws.device))
 
         task.prepare_training_inputs = asked
 
@@ -280,7 +280,7 @@ def test_steps_are_those_of_the_cpu(family, device, make, tmp_path):
 
 @pytest.mark.parametrize("stage", ["rcnn-finetune", "rcnn-svm", "rcnn-boxes"])
 def test_stages_of_rcnn_are_those_of_the_cpu(stage, device):
-    """What they learn or solve on three pictures with regions; features are rounded to float16 in between."""
+    """What they learn or solve on three images with regions; features are rounded to float16 in between."""
     generator = torch.Generator().manual_seed(0)
     small = {
         "min_size": 96,
@@ -301,11 +301,11 @@ def test_stages_of_rcnn_are_those_of_the_cpu(stage, device):
     kinds = torch.tensor([REGULAR] * 2 + [PROPOSAL] * 40, dtype=torch.uint8)[None]
     classes = torch.tensor([0, 1] + [-1] * 40)[None]
     sides = torch.tensor([[96.0, 128.0]])
-    pictures = [torch.randint(256, (1, 3, 96, 128), generator=generator, dtype=torch.uint8) for _ in range(3)]
+    images = [torch.randint(256, (1, 3, 96, 128), generator=generator, dtype=torch.uint8) for _ in range(3)]
     nothing = torch.zeros(1, 0, 0, dtype=torch.uint8)
     batches = [
-        PaddedBatch(picture, sides, sides, boxes, classes, kinds, torch.tensor([at]), torch.tensor([at]), nothing)
-        for at, picture in enumerate(pictures)
+        PaddedBatch(image, sides, sides, boxes, classes, kinds, torch.tensor([at]), torch.tensor([at]), nothing)
+        for at, image in enumerate(images)
     ]
     learned = []
     for place in ("cpu", device):
@@ -360,12 +360,12 @@ def assert_alike(found, expected):
 
 @pytest.mark.parametrize("word", augment.OPERATIONS)
 def test_augmentation_is_that_of_the_cpu(word, device):
-    """A function of the pictures and the draws alone, wherever they lie."""
+    """A function of the images and the draws alone, wherever they lie."""
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.randint(256, (40, 3, 24, 24), generator=generator, dtype=torch.uint8)
-    pictures = torch.nn.functional.interpolate(pictures.float(), (48, 48), mode="bilinear").round().to(torch.uint8)
+    images = torch.randint(256, (40, 3, 24, 24), generator=generator, dtype=torch.uint8)
+    images = torch.nn.functional.interpolate(images.float(), (48, 48), mode="bilinear").round().to(torch.uint8)
     change = augment.parse_augmentation([word], size=48, num_classes=5)
-    given = pictures, torch.arange(40) % 5, torch.rand(40, change.num_draws, generator=generator)
+    given = images, torch.arange(40) % 5, torch.rand(40, change.num_draws, generator=generator)
     expected = change(*given)
     found = [value.cpu() for value in change(*(value.to(device) for value in given))]
     if word.startswith("flip"):
@@ -607,12 +607,12 @@ def test_float32_is_float32(device):
     """Products and convolutions have 23 bits behind the point; tf32, which has 10, is seen at once."""
     generator = torch.Generator().manual_seed(0)
     one, other = (torch.rand(1024, 64, generator=generator).double() + 0.5 for _ in range(2))
-    pictures, filters = (torch.rand(4, 16, side, side, generator=generator).double() + 0.5 for side in (24, 3))
-    exact = one @ other.T, torch.nn.functional.conv2d(pictures, filters)
+    images, filters = (torch.rand(4, 16, side, side, generator=generator).double() + 0.5 for side in (24, 3))
+    exact = one @ other.T, torch.nn.functional.conv2d(images, filters)
 
     def off():
         """The greatest relative error of sums of 64 products, and of a convolution, which has faster ways."""
-        narrow = [value.float().to(device) for value in (one, other, pictures, filters)]
+        narrow = [value.float().to(device) for value in (one, other, images, filters)]
         found = narrow[0] @ narrow[1].T, torch.nn.functional.conv2d(*narrow[2:])
         return [float(((value.cpu() - right) / right).abs().max()) for value, right in zip(found, exact, strict=True)]
 
@@ -651,16 +651,16 @@ def run(tmp_path_factory):
 
 def test_commands_answer_there(device, run, digit_files, fukami):
     """eval, predict and bench say what the CPU says, at each precision; bench names the device."""
-    folder, picture = run(device), sorted(digit_files.rglob("*.png"))[0]
-    (expected,) = fukami("predict", folder, picture, "--device", "cpu").json
+    folder, image = run(device), sorted(digit_files.rglob("*.png"))[0]
+    (expected,) = fukami("predict", folder, image, "--device", "cpu").json
     for precision in ("float32", "bfloat16", "float16")[: 3 if device == "cuda" else 1]:
         how = ("--device", device, "--precision", precision)
-        evaluated, predicted = fukami("eval", folder, *how), fukami("predict", folder, picture, *how)
+        evaluated, predicted = fukami("eval", folder, *how), fukami("predict", folder, image, *how)
         assert (evaluated.status, predicted.status) == (0, 0), evaluated.err + predicted.err
         assert evaluated.json[0]["accuracy"] > 0.8
         assert predicted.json[0]["probability"] == pytest.approx(expected["probability"], abs=0.05)
     if device == "cuda":  # which --device auto is; on a CPU test_explain.py and test_task.py have these
-        explained = fukami("explain", folder, picture, "--out", "page")
+        explained = fukami("explain", folder, image, "--out", "page")
         assert explained.status == 0, explained.err
         rates = fukami("find-lr", "deep-convnet", "--device", device, "--steps", "20", "--max-lr", "0.1")
         assert rates.status == 0, rates.err
@@ -701,12 +701,12 @@ def test_one_bit_answers_there(device, request, digit_files, tmp_path):
 def test_what_is_explained_is_the_same(device, run, digit_files):
     """Heat maps and feature maps."""
     tasks = [package.load(run(device), device=place) for place in ("cpu", device)]
-    picture = torch.from_numpy(tasks[0].transform.read_and_transform(sorted(digit_files.rglob("*.png"))[0]))
+    image = torch.from_numpy(tasks[0].transform.read_and_transform(sorted(digit_files.rglob("*.png"))[0]))
     steps = explain_summary.summarize_layers(tasks[0].model, (1, 28, 28))
     names = [layer.name for layer in explain_summary.find_stages(steps)]
     heats, maps = [], []
     for task in tasks:
-        given = task.normalize_images(picture[None].to(task.runtime.device))[0]
+        given = task.normalize_images(image[None].to(task.runtime.device))[0]
         heats.append(feature_visualization.compute_grad_cam(task.model, given, 3))
         maps.append(feature_visualization.compute_feature_maps(task.model, given, names))
     torch.testing.assert_close(heats[1], heats[0], rtol=1e-3, atol=1e-4 * float(heats[0].max()))

@@ -276,12 +276,12 @@ def test_data_that_were_moved_are_the_same(digit_files, tmp_path, pageless, monk
 
 
 def test_other_pixels_in_memory_are_refused(tmp_path, pageless, monkeypatch):
-    """Of a data set that is no files, and of the pictures of neural style."""
+    """Of a data set that is no files, and of the images of neural style."""
     package.train(replace(RECIPE, epochs=1), tmp_path / "digits", **CPU)
     from fukami.data import digits
 
-    pictures, labels = digits.load_digits()
-    other = pictures.copy()
+    images, labels = digits.load_digits()
+    other = images.copy()
     other[5, 3, 3] ^= 1
     monkeypatch.setattr(digits, "load_digits", lambda: (other, labels))
     with pytest.raises(UsageError, match=r"changed since its checkpoint: 1 changed \('images in memory'\)"):
@@ -348,7 +348,7 @@ def test_a_file_that_goes_in_mid_epoch(how, memory, digit_files, tmp_path, monke
     def step(self, batch):
         if next(steps) == 3:
             for victim in victims:
-                victim.unlink() if how == "deleted" else victim.write_bytes(b"no picture")
+                victim.unlink() if how == "deleted" else victim.write_bytes(b"no image")
         return real(self, batch)
 
     monkeypatch.setattr(ClassificationTask, "step", step)
@@ -375,7 +375,7 @@ def test_too_many_files_that_go_stop_the_run(digit_files, tmp_path, monkeypatch)
         return real(self, batch)
 
     monkeypatch.setattr(ClassificationTask, "step", step)
-    with pytest.raises(Error, match="3 pictures are broken, and --max-broken allows 2"):
+    with pytest.raises(Error, match="3 images are broken, and --max-broken allows 2"):
         package.train(recipe, tmp_path / "run", **CPU)
 
 
@@ -671,8 +671,8 @@ def test_an_agent_that_has_lost_its_memory(tmp_path, pageless, monkeypatch, ofte
 def test_what_an_encoder_saw_does_not_depend_on_what_is_kept(few_scenes, monkeypatch):
     """Where some of it is gone, it is computed again with the same neighbours: their number decides about rounding."""
     recipe = ShowAndTell(encoder="resnet20", size=32, hidden=8, min_word_count=1, init="x")
-    pictures = torch.randint(0, 256, (50, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    loader = SimpleNamespace(iterate_images=lambda: iter([pictures]))
+    images = torch.randint(0, 256, (50, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    loader = SimpleNamespace(iterate_images=lambda: iter([images]))
     found, together = [], []
     for cache in (0.0, 1.0, 1.0):
         torch.manual_seed(0)

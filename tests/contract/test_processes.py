@@ -118,8 +118,8 @@ def test_layers_of_a_shared_batch_are_those_of_the_whole(tmp_path):
     assert gathered(shared_layers, 3, tmp_path).max() < 1e-12
 
 
-def test_every_picture_is_judged_once(fukami, tmp_path):
-    """359 pictures over 3 processes, which cannot all have the same share."""
+def test_every_image_is_judged_once(fukami, tmp_path):
+    """359 images over 3 processes, which cannot all have the same share."""
     run = tmp_path / "run"
     recipe = DeepConvNet(epochs=1, batch_size=699)
     command = [sys.executable, "-m", *words(recipe, run)]

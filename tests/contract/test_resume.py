@@ -91,7 +91,7 @@ def test_the_step_and_the_batch_of_a_nan_are_named(tmp_path, monkeypatch):
             task.compute_loss = poisoned
             return task
 
-    with pytest.raises(fukami.Error, match=r"loss became nan at step 18, on batch 4 of 14 in epoch 2 \(pictures #\d+"):
+    with pytest.raises(fukami.Error, match=r"loss became nan at step 18, on batch 4 of 14 in epoch 2 \(images #\d+"):
         fukami.train(Poisoned(epochs=3), tmp_path / "run", device="cpu")
     state = load_state(tmp_path / "run" / "last.ckpt", torch.device("cpu"))
     assert 0 < state["step"] < 18
@@ -123,8 +123,8 @@ class AnyLoader(DeepConvNet):
         dataset.at, dataset.turn = (77, 2) if self.interrupt else (-1, 0)
 
         def collate(samples):
-            pictures, targets = torch.utils.data.default_collate(samples)
-            return torch.roll(pictures, int(np.random.randint(3)), -1), targets
+            images, targets = torch.utils.data.default_collate(samples)
+            return torch.roll(images, int(np.random.randint(3)), -1), targets
 
         loader = DataLoader(dataset, batch_size=20, shuffle=True, collate_fn=collate)
         return fukami.Data(loader, data.val, data.labels)
@@ -152,11 +152,11 @@ def test_a_resumed_run_tells_its_own_speed(tmp_path, monkeypatch):
     monkeypatch.setattr("fukami.engine.log.time.monotonic", lambda: now[0])
     before, after = (TrainingLogger(tmp_path, RECIPE, Runtime.start("cpu"), 1000, 100, float) for _ in range(2))
     now[0] = 50.0
-    before.log_training(500, {"loss": 1.0}, 0.1, 32, "pictures")
+    before.log_training(500, {"loss": 1.0}, 0.1, 32, "images")
     after.load_state_dict(before.state_dict())
     now[0] = 54.0
-    after.log_training(510, {"loss": 1.0}, 0.1, 32, "pictures")
-    told = [json.loads(line)["pictures_per_second"] for line in lines(tmp_path)]
+    after.log_training(510, {"loss": 1.0}, 0.1, 32, "images")
+    told = [json.loads(line)["images_per_second"] for line in lines(tmp_path)]
     assert told == [500 * 32 / 50, 10 * 32 / 4]
 
 

@@ -58,7 +58,7 @@ def captioning(request):
 
 
 def style(request):
-    """It knows no epochs and no batches of more than one picture."""
+    """It knows no epochs and no batches of more than one image."""
     small = {"size": 96, "levels": 2, "iterations": 12, "eval_every": 8}
     return lambda **fields: NeuralStyle(**small)
 

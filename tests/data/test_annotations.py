@@ -1,4 +1,4 @@
-"""Pictures with boxes, read: every quirk of the formats in files by hand, with boxes worked out by hand."""
+"""Images with boxes, read: every quirk of the formats in files by hand, with boxes worked out by hand."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ from fukami.data.samples import CROWD, DIFFICULT, REGULAR
 from fukami.detection import data as detection_data
 
 
-def picture(path, width=40, height=30, orientation=1):
+def image(path, width=40, height=30, orientation=1):
     path.parent.mkdir(parents=True, exist_ok=True)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -35,10 +35,10 @@ def xml(*objects, size=(40, 30), filename="x.jpg"):
 
 
 def voc(root, entries, lists=None):
-    """VOC's layout: the XML of each picture, and the lists."""
+    """VOC's layout: the XML of each image, and the lists."""
     for stem, text in entries.items():
         if not (root / "JPEGImages" / f"{stem}.jpg").exists():
-            picture(root / "JPEGImages" / f"{stem}.jpg")
+            image(root / "JPEGImages" / f"{stem}.jpg")
         (root / "Annotations").mkdir(exist_ok=True)
         (root / "Annotations" / f"{stem}.xml").write_text(text)
     for name, stems in (lists or {}).items():
@@ -48,7 +48,7 @@ def voc(root, entries, lists=None):
 
 
 def one(root):
-    """The only picture of a data set."""
+    """The only image of a data set."""
     train, _, labels = detection_data.load_dataset(str(root), 0.0)
     assert len(train) == 1
     return train[0], labels
@@ -92,7 +92,7 @@ def test_boxes_are_cut_and_bad_ones_left_out_with_one_warning(tmp_path, caplog):
     assert "fukami doctor" in caplog.text
 
 
-def test_pictures_without_objects_and_boxes_of_parts(tmp_path):
+def test_images_without_objects_and_boxes_of_parts(tmp_path):
     """A head inside of a person (VOC's layout challenge) is no object of its own."""
     person = thing("person", (2, 2, 30, 30)).replace(
         "</object>", "<part><name>head</name><bndbox><xmin>3</xmin></bndbox></part></object>"
@@ -124,7 +124,7 @@ def test_lists_of_voc(tmp_path, lists, train, judged):
 
 
 def test_without_a_list_a_share_is_held_out_the_same_each_time(tmp_path):
-    """Of the pictures of each class; the choice does not hang on the order of the files."""
+    """Of the images of each class; the choice does not hang on the order of the files."""
     boxes = {
         f"{i:02}": xml(thing("rare" if i < 4 else "dog", (1, 1, 9, 9)), thing("dog", (1, 1, 9, 9))) for i in range(20)
     }
@@ -138,12 +138,12 @@ def test_without_a_list_a_share_is_held_out_the_same_each_time(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["flat", "parts", "kaggle"])
-def test_xml_beside_pictures(tmp_path, layout):
+def test_xml_beside_images(tmp_path, layout):
     """As labelImg writes them, as Roboflow exports them, and in ``images`` and ``annotations``."""
     places = {"flat": [("", "")] * 2, "parts": [("train", "train"), ("valid", "valid")],
               "kaggle": [("images", "annotations")] * 2}[layout]  # fmt: skip
-    for number, (pictures, annotations) in enumerate(places):
-        picture(tmp_path / pictures / f"{number}.png")
+    for number, (images, annotations) in enumerate(places):
+        image(tmp_path / images / f"{number}.png")
         (tmp_path / annotations).mkdir(exist_ok=True)
         (tmp_path / annotations / f"{number}.xml").write_text(xml(thing("dog", (2, 2, 3, 3))))
     train, judged, labels = detection_data.load_dataset(str(tmp_path), 0.5)
@@ -152,9 +152,9 @@ def test_xml_beside_pictures(tmp_path, layout):
         assert [stems(train), stems(judged)] == [["0"], ["1"]]
 
 
-def test_of_two_pictures_of_one_name_the_one_that_the_file_names(tmp_path):
+def test_of_two_images_of_one_name_the_one_that_the_file_names(tmp_path):
     for suffix, size in (("jpg", (40, 30)), ("png", (20, 10))):
-        picture(tmp_path / "JPEGImages" / f"x.{suffix}", *size)
+        image(tmp_path / "JPEGImages" / f"x.{suffix}", *size)
     voc(tmp_path, {"x": xml(thing("dog", (1, 1, 9, 9)), filename="x.jpg")})
     assert one(tmp_path)[0].size == (40, 30)
     voc(tmp_path, {"x": xml(thing("dog", (1, 1, 9, 9)), filename="x.png", size=(20, 10))})
@@ -178,16 +178,16 @@ def test_an_encoding_that_nobody_knows(tmp_path, caplog):
     assert "x.xml, line 1: is not in klingon, as it says; save it in UTF-8" in caplog.text
 
 
-def test_the_picture_that_a_file_names(tmp_path):
+def test_the_image_that_a_file_names(tmp_path):
     """Where none has the name of the file itself."""
-    picture(tmp_path / "JPEGImages" / "photo.JPG")
+    image(tmp_path / "JPEGImages" / "photo.JPG")
     voc(tmp_path, {})
     (tmp_path / "Annotations").mkdir()
     (tmp_path / "Annotations" / "other.xml").write_text(xml(thing("dog", (1, 1, 9, 9)), filename="photo.JPG"))
     assert Path(one(tmp_path)[0].name).name == "photo.JPG"
 
 
-def test_missing_pictures_and_broken_files_are_left_out_and_named(tmp_path, caplog):
+def test_missing_images_and_broken_files_are_left_out_and_named(tmp_path, caplog):
     voc(tmp_path, {stem: xml(thing("dog", (1, 1, 9, 9))) for stem in "abcd"})
     (tmp_path / "JPEGImages" / "a.jpg").unlink()
     (tmp_path / "JPEGImages" / "b.jpg").write_bytes(b"")
@@ -195,17 +195,17 @@ def test_missing_pictures_and_broken_files_are_left_out_and_named(tmp_path, capl
     with caplog.at_level(logging.WARNING):
         sample, _ = one(tmp_path)
     assert Path(sample.name).stem == "d"
-    assert "3 of 4 pictures are left out" in caplog.text
+    assert "3 of 4 images are left out" in caplog.text
     assert "c.xml, line 3: is no XML (mismatched tag" in caplog.text
-    assert "a.xml, line 3: its picture" in caplog.text
+    assert "a.xml, line 3: its image" in caplog.text
     assert "b.jpg is empty" in caplog.text
-    with pytest.raises(Error, match="3 pictures are broken, and --max-broken allows 2"):
+    with pytest.raises(Error, match="3 images are broken, and --max-broken allows 2"):
         detection_data.load_dataset(str(tmp_path), 0.0, max_broken=2)
 
 
 # ---- sizes and rotation ---------------------------------------------------------------------------------------------
 
-UPRIGHT = {  # where the left upper corner (1 wide, 2 high) of a stored picture of 40×30 comes to lie
+UPRIGHT = {  # where the left upper corner (1 wide, 2 high) of a stored image of 40×30 comes to lie
     1: (0, 0, 1, 2), 2: (39, 0, 40, 2), 3: (39, 28, 40, 30), 4: (0, 28, 1, 30), 5: (0, 0, 2, 1), 6: (28, 0, 30, 1),
     7: (28, 39, 30, 40), 8: (0, 39, 2, 40),
 }  # fmt: skip
@@ -213,8 +213,8 @@ UPRIGHT = {  # where the left upper corner (1 wide, 2 high) of a stored picture 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_boxes_turn_with_a_picture_whose_stored_size_is_stated(tmp_path, orientation, suffix):
-    """Beside the mark in the stored picture, once Pillow has turned it."""
+def test_boxes_turn_with_an_image_whose_stored_size_is_stated(tmp_path, orientation, suffix):
+    """Beside the mark in the stored image, once Pillow has turned it."""
     path = tmp_path / "JPEGImages" / f"x.{suffix}"
     path.parent.mkdir()
     exif = Image.Exif()
@@ -239,9 +239,9 @@ def voc_png(root, text):
 
 
 @pytest.mark.parametrize("size", [(30, 40), None, (0, 0), (999, 7)])
-def test_boxes_belong_to_the_upright_picture_otherwise(tmp_path, size):
+def test_boxes_belong_to_the_upright_image_otherwise(tmp_path, size):
     """Where its size is stated, or none, or one that is neither; the file is trusted."""
-    picture(tmp_path / "JPEGImages" / "x.jpg", orientation=6)
+    image(tmp_path / "JPEGImages" / "x.jpg", orientation=6)
     sample, _ = one(voc(tmp_path, {"x": xml(thing("dog", (1, 2, 30, 40)), size=size)}))
     assert sample.size == (30, 40)
     assert sample.boxes.tolist() == [[0, 1, 30, 40]]
@@ -265,8 +265,8 @@ def note(number, of, category, box, **others):
 
 def test_coco(tmp_path, caplog):
     """Numbers with gaps in the file's order, floats, crowds, cuts, what is not there."""
-    picture(tmp_path / "a.jpg")
-    picture(tmp_path / "b.jpg")
+    image(tmp_path / "a.jpg")
+    image(tmp_path / "b.jpg")
     annotations = [
         note(1, 5, 7, [0.5, 1.25, 10.5, 8], iscrowd=0),
         note(2, 5, 3, [30, 20, 50.5, 50], iscrowd=1, segmentation={"counts": [], "size": [30, 40]}),
@@ -292,10 +292,10 @@ def test_coco(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("folder", ["train2017", "images/train2017", "images", "."])
-def test_places_of_cocos_pictures(tmp_path, folder):
+def test_places_of_cocos_images(tmp_path, folder):
     for part in ("train2017", "val2017"):
         place = folder.replace("train2017", part)
-        picture(tmp_path / place / f"{part}.jpg")
+        image(tmp_path / place / f"{part}.jpg")
         (tmp_path / "annotations").mkdir(exist_ok=True)
         content = coco([shot(1, f"{part}.jpg")], [note(1, 1, 7, [1, 1, 5, 5])])
         (tmp_path / "annotations" / f"instances_{part}.json").write_text(json.dumps(content, indent=1))
@@ -307,7 +307,7 @@ def test_places_of_cocos_pictures(tmp_path, folder):
 def test_roboflows_coco(tmp_path):
     """A file in each part, and a first category that heads the others and has no boxes."""
     for part in ("train", "valid", "test"):
-        picture(tmp_path / part / f"{part}.jpg")
+        image(tmp_path / part / f"{part}.jpg")
         content = coco([shot(0, f"{part}.jpg")], [note(1, 0, 1, [1, 1, 5, 5])], ())
         content["categories"] = [
             {"id": 0, "name": "cells", "supercategory": "none"},
@@ -318,9 +318,9 @@ def test_roboflows_coco(tmp_path):
     assert [stems(train), stems(judged), labels] == [["train", "valid"], ["test"], ("RBC",)]
 
 
-def test_two_records_of_one_picture_are_one(tmp_path):
+def test_two_records_of_one_image_are_one(tmp_path):
     """As merged exports have it: each would teach that what the other has is background."""
-    picture(tmp_path / "a.jpg")
+    image(tmp_path / "a.jpg")
     boxes = [note(1, 1, 3, [1, 1, 5, 5]), note(2, 2, 7, [9, 9, 5, 5]), note(3, 2, 7, [3, 9, 5, 5], iscrowd="0")]
     (tmp_path / "x.json").write_text(json.dumps(coco([shot(1, "a.jpg"), shot(2, "a.jpg")], boxes)))
     sample, _ = one(tmp_path)
@@ -329,12 +329,12 @@ def test_two_records_of_one_picture_are_one(tmp_path):
 
 
 def test_pycocotools_reads_the_same(tmp_path, random):
-    """The reference reader: the boxes of each picture, and which are crowds."""
+    """The reference reader: the boxes of each image, and which are crowds."""
     from pycocotools.coco import COCO
 
     images = [shot(number * 3, f"{number}.jpg", (64, 48)) for number in range(5)]
     for each in images:
-        picture(tmp_path / each["file_name"], 64, 48)
+        image(tmp_path / each["file_name"], 64, 48)
     annotations = []
     for number in range(12):
         left, top = random.uniform(0, 30, 2).round(2).tolist()
@@ -376,16 +376,16 @@ def test_json_that_is_broken(tmp_path, content, message):
 
 
 def yolo(root, part, stem, *lines):
-    picture(root / "images" / part / f"{stem}.jpg")
+    image(root / "images" / part / f"{stem}.jpg")
     (root / "labels" / part).mkdir(parents=True, exist_ok=True)
     (root / "labels" / part / f"{stem}.txt").write_text("\n".join(lines) + "\n")
 
 
 def test_yolo(tmp_path, caplog):
-    """Shares of the picture; a polygon stands for its box; a bad line costs its box; no file means no objects."""
+    """Shares of the image; a polygon stands for its box; a bad line costs its box; no file means no objects."""
     lines = ["1 0.5 0.5 0.25 0.2", "0 0.1 0.1 0.5 0.3 0.4 0.9", "", "0 1.0 0.5 0.5 1.0", "9 .5 .5 .1 .1", "0 x y"]
     yolo(tmp_path, "", "a", *lines)
-    picture(tmp_path / "images" / "b.jpg")
+    image(tmp_path / "images" / "b.jpg")
     (tmp_path / "classes.txt").write_text("cat\ndog\n\n")
     with caplog.at_level(logging.WARNING):
         train, _, labels = detection_data.load_dataset(str(tmp_path), 0.0)
@@ -451,8 +451,8 @@ def test_yolo_without_names(tmp_path):
 
 
 def beside(root, stem, *lines):
-    """A picture and its labels in the same folder."""
-    picture(root / f"{stem}.jpg")
+    """An image and its labels in the same folder."""
+    image(root / f"{stem}.jpg")
     (root / f"{stem}.txt").write_bytes("\n".join(lines).encode("utf-8-sig"))
 
 
@@ -499,7 +499,7 @@ def test_a_part_without_a_box_is_not_judged_on(tmp_path, layout, caplog):
         if layout == "YOLO":
             yolo(tmp_path, part, part, *["0 0.5 0.5 0.5 0.5"] * (part != "test"))
         else:
-            picture(tmp_path / part / f"{part}.jpg")
+            image(tmp_path / part / f"{part}.jpg")
             (tmp_path / "annotations").mkdir(exist_ok=True)
             content = coco([shot(1, f"{part}.jpg")], [note(1, 1, 7, [1, 1, 5, 5])] * (part != "test"))
             (tmp_path / "annotations" / f"instances_{part}.json").write_text(json.dumps(content))
@@ -509,13 +509,13 @@ def test_a_part_without_a_box_is_not_judged_on(tmp_path, layout, caplog):
     assert "the test part has no box, and is not judged on" in caplog.text
 
 
-def test_what_is_judged_on_needs_no_training_pictures(tmp_path):
+def test_what_is_judged_on_needs_no_training_images(tmp_path):
     voc(tmp_path, {stem: xml(thing("dog", (1, 1, 9, 9))) for stem in "abcd"}, {"train": "abc", "test": "d"})
     for stem in "abc":
         (tmp_path / "JPEGImages" / f"{stem}.jpg").unlink()
     train, judged, labels = detection_data.load_dataset(str(tmp_path), 0.0, 0, include_train=False)
     assert (train, stems(judged), labels) == ((), ["d"], ("dog",))
-    with pytest.raises(Error, match="3 pictures are broken, and --max-broken allows 0"):
+    with pytest.raises(Error, match="3 images are broken, and --max-broken allows 0"):
         detection_data.load_dataset(str(tmp_path), 0.0, 0)
 
 
@@ -538,7 +538,7 @@ def test_known_names_are_looked_for(tmp_path, monkeypatch):
     voc(tmp_path / "bccd", {"x": xml(thing("RBC", (1, 1, 9, 9)))})
     assert detection_data.load_dataset("voc2007", 0.0)[2] == ("dog",)
     assert detection_data.load_dataset("bccd", 0.0)[2] == ("RBC",)
-    picture(tmp_path / "coco" / "train2017" / "x.jpg")
+    image(tmp_path / "coco" / "train2017" / "x.jpg")
     for part in ("train", "val"):
         (tmp_path / "coco" / "annotations").mkdir(exist_ok=True)
         file = tmp_path / "coco" / "annotations" / f"instances_{part}2017.json"
@@ -549,7 +549,7 @@ def test_known_names_are_looked_for(tmp_path, monkeypatch):
 
 
 def test_a_folder_in_no_layout(tmp_path):
-    picture(tmp_path / "cat" / "x.jpg")
+    image(tmp_path / "cat" / "x.jpg")
     with pytest.raises(Error, match=r"Annotations/\*\.xml .* data\.yaml"):
         detection_data.load_dataset(str(tmp_path), 0.2)
     voc(tmp_path / "empty", {"x": xml()})
@@ -558,7 +558,7 @@ def test_a_folder_in_no_layout(tmp_path):
 
 
 def test_real_data(real_boxes):
-    """As many pictures and boxes as a search of the files finds, each box inside of its picture."""
+    """As many images and boxes as a search of the files finds, each box inside of its image."""
     train, judged, labels = detection_data.load_dataset(real_boxes, 0.2)
     counts = {"bccd": (292, 72, 4888), "voc-animals": (500, 250, 1602)}
     boxes = sum(len(sample.boxes) for sample in (*train, *judged))

@@ -16,24 +16,24 @@ ZERO, FULL = 0.5, 1 - 1e-7  # draws in [0, 1): the middle changes nothing, the e
 
 
 def draws(**given):
-    """One picture's draws for an affine move; the names are those below."""
+    """One image's draws for an affine move; the names are those below."""
     names = ["turn", "stretch_x", "stretch_y", "slant", "right", "down"]
     return torch.tensor([[given.get(name, ZERO) for name in names]])
 
 
-def changed(operation, pictures, numbers):
-    """The pictures after one operation, or after the words that ask for some."""
-    size = pictures.shape[-1]
+def changed(operation, images, numbers):
+    """The images after one operation, or after the words that ask for some."""
+    size = images.shape[-1]
     if isinstance(operation, str):
         whole = augment.parse_augmentation(operation.split(), size=size, num_classes=3)
     else:
         whole = AugmentationPipeline((operation,), size, 3)
     numbers = torch.as_tensor(numbers, dtype=torch.float32)
-    return whole(pictures, torch.zeros(len(pictures), dtype=torch.long), numbers.expand(len(pictures), -1))[0]
+    return whole(images, torch.zeros(len(images), dtype=torch.long), numbers.expand(len(images), -1))[0]
 
 
 @pytest.fixture
-def picture():
+def image():
     torch.manual_seed(0)
     blurred = reference.gaussian_blur(torch.rand(1, 2, 29, 29), [5, 5])
     return torch.nn.functional.pad(blurred[..., 8:-8, 8:-8], (8, 8, 8, 8)) * 255
@@ -48,28 +48,28 @@ def colours():
 # ---- moves ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_middle_of_every_draw_changes_nothing(picture):
-    torch.testing.assert_close(changed(RandomAffine(3, 20, 0.2, 0.2), picture, draws()), picture, atol=0.01, rtol=0)
+def test_the_middle_of_every_draw_changes_nothing(image):
+    torch.testing.assert_close(changed(RandomAffine(3, 20, 0.2, 0.2), image, draws()), image, atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize(("right", "down"), [(1, 0), (0, 2), (-2, 1)])
-def test_shift_moves_whole_pixels(picture, right, down):
-    moved = changed(RandomAffine(shift=2), picture, draws(right=(1 - right / 2) / 2, down=(1 - down / 2) / 2))
-    torch.testing.assert_close(moved, torch.roll(picture, (down, right), (2, 3)), atol=0.01, rtol=0)
+def test_shift_moves_whole_pixels(image, right, down):
+    moved = changed(RandomAffine(shift=2), image, draws(right=(1 - right / 2) / 2, down=(1 - down / 2) / 2))
+    torch.testing.assert_close(moved, torch.roll(image, (down, right), (2, 3)), atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize("degrees", [90.0, 30.0, -12.0])
-def test_rotation_is_torchvisions(picture, degrees):
-    turned = changed(RandomAffine(rotate=abs(degrees)), picture, draws(turn=FULL if degrees > 0 else 0.0))
-    expected = reference.rotate(picture, degrees, InterpolationMode.BILINEAR)
+def test_rotation_is_torchvisions(image, degrees):
+    turned = changed(RandomAffine(rotate=abs(degrees)), image, draws(turn=FULL if degrees > 0 else 0.0))
+    expected = reference.rotate(image, degrees, InterpolationMode.BILINEAR)
     torch.testing.assert_close(turned, expected, atol=0.6, rtol=0)
 
 
-def test_scale_makes_ink_as_much_more_as_it_says(picture):
+def test_scale_makes_ink_as_much_more_as_it_says(image):
     """The area grows with the square of the scale, the mass with the area."""
     for draw, factor in ((FULL, 1.2), (0.0, 0.8)):
-        scaled = changed(RandomAffine(scale=0.2), picture, draws(stretch_x=draw, stretch_y=draw))
-        assert (scaled.sum() / picture.sum()).item() == pytest.approx(factor**2, rel=0.02)
+        scaled = changed(RandomAffine(scale=0.2), image, draws(stretch_x=draw, stretch_y=draw))
+        assert (scaled.sum() / image.sum()).item() == pytest.approx(factor**2, rel=0.02)
 
 
 def test_shear_slants_and_keeps_the_mass():
@@ -82,22 +82,22 @@ def test_shear_slants_and_keeps_the_mass():
     assert slanted.sum().item() == pytest.approx(11, rel=0.02)
 
 
-def test_each_picture_has_its_own_draws(picture):
-    both = picture.repeat(2, 1, 1, 1)
+def test_each_image_has_its_own_draws(image):
+    both = image.repeat(2, 1, 1, 1)
     both = AugmentationPipeline((RandomAffine(rotate=45),), 29)(
         both, torch.zeros(2), torch.cat([draws(), draws(turn=FULL)])
     )[0]
-    torch.testing.assert_close(both[:1], picture, atol=0.01, rtol=0)
-    assert (both[1] - picture[0]).abs().mean() > 1
+    torch.testing.assert_close(both[:1], image, atol=0.01, rtol=0)
+    assert (both[1] - image[0]).abs().mean() > 1
 
 
 def test_bytes_come_out_as_floats_in_their_range():
     torch.manual_seed(0)
-    pictures = torch.randint(0, 256, (5, 1, 28, 28), dtype=torch.uint8)
-    moved = AugmentationPipeline((RandomAffine(2, 10, 0.1, 0.1),), 28)(pictures, torch.zeros(5), torch.rand(5, 6))[0]
+    images = torch.randint(0, 256, (5, 1, 28, 28), dtype=torch.uint8)
+    moved = AugmentationPipeline((RandomAffine(2, 10, 0.1, 0.1),), 28)(images, torch.zeros(5), torch.rand(5, 6))[0]
     assert moved.dtype == torch.float32
     assert 0 <= moved.min() <= moved.max() <= 255
-    assert math.isclose(moved.mean(), pictures.float().mean(), rel_tol=0.2)
+    assert math.isclose(moved.mean(), images.float().mean(), rel_tol=0.2)
 
 
 def test_flips_are_exact(colours):
@@ -118,10 +118,10 @@ def test_a_padded_crop_is_the_one_cut_by_hand(colours):
             torch.testing.assert_close(found, expected, atol=0.01, rtol=0)
 
 
-def test_a_random_resized_crop_is_the_part_resized(picture):
+def test_a_random_resized_crop_is_the_part_resized(image):
     """The left upper quarter: a quarter of the area, no change of the sides' ratio, no offset."""
-    found = changed("crop=0.25", picture, [0.0, 0.5, 0.0, 0.0])
-    sampled = torch.nn.functional.interpolate(picture, scale_factor=2, mode="bilinear", align_corners=False)
+    found = changed("crop=0.25", image, [0.0, 0.5, 0.0, 0.0])
+    sampled = torch.nn.functional.interpolate(image, scale_factor=2, mode="bilinear", align_corners=False)
     torch.testing.assert_close(found[..., :27, :27], sampled[..., :27, :27], atol=0.1, rtol=0)
 
 
@@ -140,23 +140,23 @@ def test_random_crops_have_the_areas_and_ratios_they_should():
     assert (top + high <= 1.001).all()
 
 
-def test_moves_are_one_resampling_of_their_product(picture):
+def test_moves_are_one_resampling_of_their_product(image):
     """Mirrored after a shift of two to the right is a shift to the left of the mirror image."""
-    both = changed("shift=2 flip", picture, torch.cat([draws(right=0.0), torch.zeros(1, 1)], 1))
-    by_hand = torch.roll(picture, 2, 3).flip(3)
+    both = changed("shift=2 flip", image, torch.cat([draws(right=0.0), torch.zeros(1, 1)], 1))
+    by_hand = torch.roll(image, 2, 3).flip(3)
     torch.testing.assert_close(both, by_hand, atol=0.01, rtol=0)
 
 
-def test_masks_and_boxes_go_where_the_picture_goes():
+def test_masks_and_boxes_go_where_the_image_goes():
     """A bright rectangle, its mask and its box, moved alike."""
     torch.manual_seed(0)
-    pictures = torch.zeros(20, 1, 40, 40)
-    pictures[..., 10:22, 14:30] = 255
+    images = torch.zeros(20, 1, 40, 40)
+    images[..., 10:22, 14:30] = 255
     boxes = torch.tensor([[[14.0, 10.0, 30.0, 22.0], [0.0, 0.0, 2.0, 2.0]]]).expand(20, 2, 4)
     change = augment.parse_augmentation(["shift=6", "flip", "crop=0.5", "flip-vertical"], size=40)
     geometry = change.compute_matrix(torch.rand(20, change.num_draws), 40, 40)
-    moved = change.warp(pictures, geometry)[:, 0] > 127
-    mask = change.warp((pictures > 0).float(), geometry, mode="nearest")[:, 0] > 0
+    moved = change.warp(images, geometry)[:, 0] > 127
+    mask = change.warp((images > 0).float(), geometry, mode="nearest")[:, 0] > 0
     assert (moved == mask).float().mean() > 0.99
     found = change.warp_boxes(boxes, geometry, 40, 40)
     for number in range(20):
@@ -206,11 +206,9 @@ def test_hue_turns_red_into_green_and_leaves_grey_alone():
     torch.testing.assert_close(changed(RandomHue(0.5), grey, [0.1]), grey, atol=0.05, rtol=0)
 
 
-def test_grey_pictures_take_the_changes_that_they_can():
-    pictures = torch.full((2, 1, 4, 4), 100.0)
-    assert changed("brightness=0.5 saturation hue grey=1", pictures, [[FULL, 0.1, 0.9, 0.0]]).mean() == pytest.approx(
-        150
-    )
+def test_grey_images_take_the_changes_that_they_can():
+    images = torch.full((2, 1, 4, 4), 100.0)
+    assert changed("brightness=0.5 saturation hue grey=1", images, [[FULL, 0.1, 0.9, 0.0]]).mean() == pytest.approx(150)
 
 
 # ---- single pixels --------------------------------------------------------------------------------------------------
@@ -218,22 +216,22 @@ def test_grey_pictures_take_the_changes_that_they_can():
 
 def test_erasing_paints_a_rectangle_of_the_right_area():
     torch.manual_seed(0)
-    pictures = torch.rand(400, 3, 32, 32) * 255
+    images = torch.rand(400, 3, 32, 32) * 255
     found = AugmentationPipeline(augment.parse_augmentation(["erase=1"], size=32).operations, 32)(
-        pictures, torch.zeros(400), torch.rand(400, 5)
+        images, torch.zeros(400), torch.rand(400, 5)
     )[0]
-    erased = (found != pictures).any(1).float().mean((1, 2))
+    erased = (found != images).any(1).float().mean((1, 2))
     assert 0.01 < erased.min() < erased.max() < 0.36
     assert erased.mean().item() == pytest.approx((0.02 + 0.33) / 2, abs=0.02)
-    torch.testing.assert_close(changed("erase=0.3", pictures[:2], [0.4, 0, 0, 0, 0]), pictures[:2])
+    torch.testing.assert_close(changed("erase=0.3", images[:2], [0.4, 0, 0, 0, 0]), images[:2])
 
 
 PICKED = list(MAX_STRENGTHS)
 
 
-def picked(name, pictures, strength, sign=0.9):
-    """The pictures after this one of TrivialAugment's changes."""
-    return changed(RandomOperation(), pictures, [(PICKED.index(name) + 0.5) / len(PICKED), strength, sign])
+def picked(name, images, strength, sign=0.9):
+    """The images after this one of TrivialAugment's changes."""
+    return changed(RandomOperation(), images, [(PICKED.index(name) + 0.5) / len(PICKED), strength, sign])
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.34, 0.7])
@@ -266,45 +264,43 @@ def test_rand_augment_changes_twice_and_trivial_once():
     assert len(augment.parse_augmentation(["rand=9"], size=8).operations) == 2
     assert augment.parse_augmentation(["trivial"], size=8).operations == (RandomOperation(),)
     torch.manual_seed(0)
-    pictures = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8)
+    images = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8)
     for word in ("trivial", "rand", "rand=20"):
         change = augment.parse_augmentation([word], size=16)
-        found = change(pictures, torch.zeros(64), torch.rand(64, change.num_draws))[0]
+        found = change(images, torch.zeros(64), torch.rand(64, change.num_draws))[0]
         assert 0 <= found.min() <= found.max() <= 255.01
-        assert 0.5 < ((found - pictures).abs().amax((1, 2, 3)) > 1).float().mean() <= 1
+        assert 0.5 < ((found - images).abs().amax((1, 2, 3)) > 1).float().mean() <= 1
 
 
-# ---- two pictures in one --------------------------------------------------------------------------------------------
+# ---- two images in one --------------------------------------------------------------------------------------------
 
 
-def test_mixup_mixes_pictures_and_targets_in_the_same_shares():
+def test_mixup_mixes_images_and_targets_in_the_same_shares():
     torch.manual_seed(0)
-    pictures, targets = torch.rand(6, 3, 8, 8) * 255, torch.tensor([0, 1, 2, 1, 2, 0])
+    images, targets = torch.rand(6, 3, 8, 8) * 255, torch.tensor([0, 1, 2, 1, 2, 0])
     found, shares = augment.parse_augmentation(["mixup=1"], size=8, num_classes=3)(
-        pictures, targets, torch.full((6, 4), 0.3)
+        images, targets, torch.full((6, 4), 0.3)
     )
-    torch.testing.assert_close(found, 0.3 * pictures + 0.7 * pictures[[3, 4, 5, 0, 1, 2]])
+    torch.testing.assert_close(found, 0.3 * images + 0.7 * images[[3, 4, 5, 0, 1, 2]])
     assert shares[0].tolist() == pytest.approx([0.3, 0.7, 0])
     torch.testing.assert_close(shares.sum(1), torch.ones(6))
 
 
 def test_cutmix_targets_are_the_shares_of_the_area():
     torch.manual_seed(0)
-    pictures = torch.cat([torch.zeros(50, 1, 32, 32), torch.ones(50, 1, 32, 32)])
+    images = torch.cat([torch.zeros(50, 1, 32, 32), torch.ones(50, 1, 32, 32)])
     targets = torch.cat([torch.zeros(50), torch.ones(50)]).long()
-    found, shares = augment.parse_augmentation(["cutmix"], size=32, num_classes=2)(
-        pictures, targets, torch.rand(100, 4)
-    )
+    found, shares = augment.parse_augmentation(["cutmix"], size=32, num_classes=2)(images, targets, torch.rand(100, 4))
     torch.testing.assert_close(found.mean((1, 2, 3)), shares[:, 1], atol=1e-5, rtol=0)
     assert (shares.amax(1) < 0.98).float().mean() > 0.2
 
 
-def test_with_both_each_picture_takes_one():
+def test_with_both_each_image_takes_one():
     torch.manual_seed(0)
-    pictures, targets = torch.rand(400, 1, 16, 16) * 255, torch.zeros(400).long()
+    images, targets = torch.rand(400, 1, 16, 16) * 255, torch.zeros(400).long()
     change = augment.parse_augmentation(["mixup=1", "cutmix=1"], size=16, num_classes=2)
-    found = change(pictures, targets, torch.rand(400, 4))[0]
-    one_of_the_two = (found == pictures) | (found == pictures.roll(200, 0))
+    found = change(images, targets, torch.rand(400, 4))[0]
+    one_of_the_two = (found == images) | (found == images.roll(200, 0))
     assert 0.35 < one_of_the_two.flatten(1).all(1).float().mean() < 0.65
 
 
@@ -336,14 +332,14 @@ def test_wrong_words_are_refused(words, hint):
         augment.parse_augmentation(words, size=8)
 
 
-def test_every_word_changes_pictures_and_repeats_itself(colours):
+def test_every_word_changes_images_and_repeats_itself(colours):
     colours = torch.cat([colours, colours.flip(2)])
     targets = torch.arange(6) % 3
     for word in augment.OPERATIONS:
         change = augment.parse_augmentation([word], size=16, num_classes=3)
         generator = torch.Generator().manual_seed(1)
         numbers = torch.rand(6, change.num_draws, generator=generator)
-        numbers[0, 0] = 0.1  # one picture at least takes what only a share takes
+        numbers[0, 0] = 0.1  # one image at least takes what only a share takes
         once, twice = change(colours, targets, numbers), change(colours, targets, numbers)
         assert torch.equal(once[0], twice[0]), word
         assert once[0].shape == (6, 3, 16, 16)

@@ -1,4 +1,4 @@
-"""Data sets: the right pictures, the right parts, and errors that name the file."""
+"""Data sets: the right images, the right parts, and errors that name the file."""
 
 import gzip
 import shutil
@@ -21,7 +21,7 @@ def plain(size=28, channels=1):
 
 
 def test_mnist_is_the_original(mnist_folder):
-    """Counts per class as published with the set, and pictures that torchvision's reader agrees with."""
+    """Counts per class as published with the set, and images that torchvision's reader agrees with."""
     (train, labels), (test, test_labels) = mnist.load_mnist()
     assert train.shape == (60_000, 28, 28)
     assert test.shape == (10_000, 28, 28)
@@ -70,17 +70,17 @@ def test_without_mnist_the_error_says_where_it_was_looked_for(tmp_path, monkeypa
 
 
 def test_digits_have_mnists_form():
-    """1,797 pictures in the 20×20 box within 28×28, each still its own 8×8 original when averaged back."""
+    """1,797 images in the 20×20 box within 28×28, each still its own 8×8 original when averaged back."""
     from sklearn.datasets import load_digits
 
-    pictures, labels = digits.load_digits()
+    images, labels = digits.load_digits()
     originals, expected = load_digits(return_X_y=True)
-    assert pictures.shape == (1797, 28, 28)
+    assert images.shape == (1797, 28, 28)
     assert labels.tolist() == expected.tolist()
-    assert not pictures[:, :4].any()
-    assert not pictures[:, :, 24:].any()
-    for picture, original in zip(pictures[:20], originals[:20], strict=True):
-        back = np.asarray(Image.fromarray(picture[4:24, 4:24]).resize((8, 8), Image.Resampling.BOX))
+    assert not images[:, :4].any()
+    assert not images[:, :, 24:].any()
+    for image, original in zip(images[:20], originals[:20], strict=True):
+        back = np.asarray(Image.fromarray(image[4:24, 4:24]).resize((8, 8), Image.Resampling.BOX))
         assert np.corrcoef(back.ravel(), original)[0, 1] > 0.97
 
 
@@ -109,14 +109,14 @@ def read(spec, prepare, holdout):
 
 @pytest.fixture
 def parted(tmp_path):
-    """Two classes with a training and a test part, with things in them that are no pictures."""
+    """Two classes with a training and a test part, with things in them that are no images."""
     root = tmp_path / "set"
     for part, count in (("train", 4), ("val", 2)):
         for label, value in (("dark", 10), ("light", 240)):
             for number in range(count):
                 paint(root / part / label / f"{number}.png", value + number)
-    (root / "train" / "dark" / "notes.txt").write_text("not a picture")
-    (root / "train" / "dark" / ".hidden.png").write_text("not a picture")
+    (root / "train" / "dark" / "notes.txt").write_text("not an image")
+    (root / "train" / "dark" / ".hidden.png").write_text("not an image")
     (root / ".cache" / "x").mkdir(parents=True)
     return root
 
@@ -149,12 +149,12 @@ def test_a_folder_without_parts_is_split(tmp_path):
     assert torch.bincount(test.targets).tolist() == [3, 3]
 
 
-def test_broken_pictures_are_left_out_and_named(parted, caplog):
+def test_broken_images_are_left_out_and_named(parted, caplog):
     (parted / "train" / "dark" / "9.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (parted / "train" / "light" / "empty.jpg").write_bytes(b"")
     train, _, _ = read(str(parted), plain(), 0.2)
     assert len(train.images) == 8
-    assert "2 of 10 pictures are left out" in caplog.text
+    assert "2 of 10 images are left out" in caplog.text
     assert "9.png" in caplog.text
     assert "empty.jpg" in caplog.text
 
@@ -164,10 +164,10 @@ def test_what_is_no_data_set_is_refused_by_name(tmp_path):
     (tmp_path / "hollow" / "class").mkdir(parents=True)
     (tmp_path / "notes.zip").write_text("not an archive")
     (tmp_path / "bad" / "class").mkdir(parents=True)
-    (tmp_path / "bad" / "class" / "x.png").write_text("no picture")
+    (tmp_path / "bad" / "class" / "x.png").write_text("no image")
     for name, hint in (
-        ("empty", "one folder of pictures"),
-        ("hollow", "no pictures"),
+        ("empty", "one folder of images"),
+        ("hollow", "no images"),
         ("notes.zip", "unpacked"),
         ("bad", "x.png"),
     ):
@@ -179,7 +179,7 @@ def test_what_is_no_data_set_is_refused_by_name(tmp_path):
 
 def test_processes_that_unpack_an_archive_at_the_same_time(parted, tmp_path, monkeypatch):
     """The second one to finish takes what the first one has left, and leaves nothing of its own."""
-    archive = Path(shutil.make_archive(str(tmp_path / "pictures"), "zip", parted))
+    archive = Path(shutil.make_archive(str(tmp_path / "images"), "zip", parted))
     alone = image_folder.unpack_archive(archive)
     shutil.rmtree(alone)
     real = shutil.unpack_archive
@@ -205,9 +205,9 @@ def test_known_sets_come_in_the_networks_size(size, channels):
 
 
 def numbered(count=10, **options):
-    """A loader of pictures whose pixel tells their number."""
-    pictures = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1)
-    return InMemoryLoader(pictures, torch.arange(count), ("x",) * count, **options)
+    """A loader of images whose pixel tells their number."""
+    images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1)
+    return InMemoryLoader(images, torch.arange(count), ("x",) * count, **options)
 
 
 def seen(loader):
@@ -224,14 +224,14 @@ def test_training_shuffles_every_pass_and_drops_the_rest():
     assert seen(numbered(batch_size=3, seed=1)) != first
 
 
-def test_judging_sees_every_picture_once_in_order():
+def test_judging_sees_every_image_once_in_order():
     assert seen(numbered(batch_size=4)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert len(numbered(batch_size=4)) == 3
 
 
-def test_pictures_and_targets_stay_together():
-    for pictures, targets in numbered(batch_size=3, seed=5):
-        assert pictures.flatten().tolist() == targets.tolist()
+def test_images_and_targets_stay_together():
+    for images, targets in numbered(batch_size=3, seed=5):
+        assert images.flatten().tolist() == targets.tolist()
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3, 4, 7])
@@ -254,12 +254,12 @@ def test_loader_goes_on_where_it_was(steps):
 
 def test_what_is_only_looked_at_has_the_networks_size():
     """Though it is kept larger, for the crops that are taken of it."""
-    pictures = torch.randint(0, 256, (300, 1, 8, 8), dtype=torch.uint8)
-    loader = InMemoryLoader(pictures, torch.arange(300), ("x",) * 300, batch_size=9, seed=0, image_size=4)
+    images = torch.randint(0, 256, (300, 1, 8, 8), dtype=torch.uint8)
+    loader = InMemoryLoader(images, torch.arange(300), ("x",) * 300, batch_size=9, seed=0, image_size=4)
     found = torch.cat([each for each, _ in loader.iterate_in_order()])
     assert found.shape == (300, 1, 4, 4)
     assert torch.cat([targets for _, targets in loader.iterate_in_order()]).tolist() == list(range(300))
-    means = torch.nn.functional.interpolate(pictures.float(), 4, mode="bilinear", antialias=True)
+    means = torch.nn.functional.interpolate(images.float(), 4, mode="bilinear", antialias=True)
     torch.testing.assert_close(found.float(), means, atol=0.51, rtol=0)
     assert next(numbered(batch_size=3, seed=0).iterate_in_order())[0].shape == (10, 1, 1, 1)
 

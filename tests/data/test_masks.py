@@ -1,4 +1,4 @@
-"""Pictures with masks: what the layouts and class tables say, and what is wrong with them."""
+"""Images with masks: what the layouts and class tables say, and what is wrong with them."""
 
 import itertools
 import json
@@ -19,25 +19,25 @@ from fukami.segmentation import mask_folders
 
 
 def save(path, pixels, palette=None):
-    """An array as a picture file, in a folder that is made."""
+    """An array as an image file, in a folder that is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(np.asarray(pixels, np.uint8))
+    image = Image.fromarray(np.asarray(pixels, np.uint8))
     if palette:
-        picture = picture.convert("P")
-        picture.putpalette(palette)
-    picture.save(path)
+        image = image.convert("P")
+        image.putpalette(palette)
+    image.save(path)
     return path
 
 
-def pair(root, picture, mask, pixels, colour=(9, 9, 9)):
-    """A picture of one colour and its mask."""
+def pair(root, image, mask, pixels, colour=(9, 9, 9)):
+    """An image of one colour and its mask."""
     height, width = np.asarray(pixels).shape[:2]
-    save(root / picture, np.full((height, width, 3), colour))
+    save(root / image, np.full((height, width, 3), colour))
     return save(root / mask, pixels)
 
 
 def maps(samples):
-    """The maps of samples by the stem of their pictures."""
+    """The maps of samples by the stem of their images."""
     return {sample.source.stem: sample.mask.read().tolist() for sample in samples}
 
 
@@ -150,8 +150,8 @@ def test_folders_of_ones_own(tmp_path):
 def test_parts_on_either_level(layout, tmp_path):
     """The test part judges, and only what is for training is learned from."""
     for number, part in enumerate(("train", "val", "test")):
-        picture, mask = (half.format(part=part, name=f"{part}.png") for half in layout.split("|"))
-        pair(tmp_path, picture, mask, [[number, 0], [0, 0]])
+        image, mask = (half.format(part=part, name=f"{part}.png") for half in layout.split("|"))
+        pair(tmp_path, image, mask, [[number, 0], [0, 0]])
     (tmp_path / "classes.txt").write_text("ground\nhouse\nvoid\n")
     train, test, labels = segmentation_data.load_dataset(str(tmp_path), 0.2)
     assert labels == ("ground", "house")
@@ -275,7 +275,7 @@ def test_coco_paints_what_its_own_tools_paint(tmp_path):
 
 
 def test_camvid_as_it_is(monkeypatch, camvid):
-    """367, 101 and 233 pictures, of which the paper trains on the first and judges on the last; its eleven classes."""
+    """367, 101 and 233 images, of which the paper trains on the first and judges on the last; its eleven classes."""
     train, test, labels = segmentation_data.load_dataset("camvid", 0.2)
     assert (len(train), len(test), len(labels)) == (367, 233, 11)
     assert {sample.size for sample in (*train, *test)} == {(480, 360)}
@@ -304,7 +304,7 @@ def test_data_that_are_not_there(spec, error, message, monkeypatch, tmp_path):
 
 def test_folders_that_are_in_no_layout(tmp_path):
     (tmp_path / "images").mkdir()
-    with pytest.raises(Error, match=r"no pictures with masks in a known layout; expected images/ and masks/"):
+    with pytest.raises(Error, match=r"no images with masks in a known layout; expected images/ and masks/"):
         segmentation_data.load_dataset(str(tmp_path), 0.2)
     save(tmp_path / "images" / "a.png", np.zeros((2, 2, 3)))
     save(tmp_path / "masks" / "b.png", np.zeros((2, 2)))
@@ -312,7 +312,7 @@ def test_folders_that_are_in_no_layout(tmp_path):
         segmentation_data.load_dataset(str(tmp_path), 0.2)
 
 
-def test_pictures_without_a_fitting_mask_are_left_out_and_named(tmp_path, caplog):
+def test_images_without_a_fitting_mask_are_left_out_and_named(tmp_path, caplog):
     for name in ("a", "b", "c", "d"):
         pair(tmp_path, f"images/{name}.png", f"masks/{name}.png", [[0, 1], [1, 1]])
     save(tmp_path / "masks" / "b.png", [[0, 1, 1]])
@@ -320,7 +320,7 @@ def test_pictures_without_a_fitting_mask_are_left_out_and_named(tmp_path, caplog
     (tmp_path / "images" / "d.png").write_bytes(b"")
     train, _, _ = segmentation_data.load_dataset(str(tmp_path), 0)
     assert maps(train) == {"a": [[1, 2], [2, 2]]}
-    assert "3 of 4 pictures are left out" in caplog.text
+    assert "3 of 4 images are left out" in caplog.text
     assert "2×2 pixels, and its mask" in caplog.text
     assert "c.png has no mask" in caplog.text
     with pytest.raises(Error, match="--max-broken allows 2"):
@@ -350,7 +350,7 @@ def some(count=6, seed=0):
     return scenes.generate_mask_samples(0, count, seed)
 
 
-def test_masks_come_with_their_pictures():
+def test_masks_come_with_their_images():
     samples = some()
     for memory, prepare in ((4, ResizeTransform(0, 0)), (4, ResizeTransform(64, 0))):
         loader = padded_loader.build_padded_loader(
@@ -366,7 +366,7 @@ def test_masks_come_with_their_pictures():
 
 
 def test_masks_move_with_their_pixels():
-    """A picture that is its own mask stays so under every move; colours change the picture alone."""
+    """An image that is its own mask stays so under every move; colours change the image alone."""
     grown = np.kron(np.random.default_rng(0).integers(1, 6, (12, 16)), np.ones((8, 8))).astype(np.uint8)
     sample = Sample.from_mask(np.stack([40 * grown] * 3, 2), (128, 96), "own", ArrayMask(grown))
     words = ("flip", "flip-vertical", "rotate=20", "scale=0.2", "shift=9", "shear=0.2", "crop=0.4")
@@ -398,13 +398,13 @@ def test_masks_move_with_their_pixels():
     assert not torch.equal(batch.images[0].round().byte(), torch.from_numpy(sample.source).permute(2, 0, 1))
 
 
-def test_windows_are_cut_out_of_larger_pictures():
-    """Anywhere, the same part of the picture and of its mask; smaller pictures stay whole."""
+def test_windows_are_cut_out_of_larger_images():
+    """Anywhere, the same part of the image and of its mask; smaller images stay whole."""
     rows, columns = np.mgrid[:100, :120]
-    picture = np.stack([rows, columns, rows + columns], 2).astype(np.uint8)
+    image = np.stack([rows, columns, rows + columns], 2).astype(np.uint8)
     mask = (rows // 10 + 1).astype(np.uint8)
-    large = Sample.from_mask(picture, (120, 100), "large", ArrayMask(mask))
-    short = Sample.from_mask(picture[:40], (120, 40), "short", ArrayMask(mask[:40]))
+    large = Sample.from_mask(image, (120, 100), "large", ArrayMask(mask))
+    short = Sample.from_mask(image[:40], (120, 40), "short", ArrayMask(mask[:40]))
     loader = padded_loader.build_padded_loader(
         [large] * 10 + [short] * 10, tuple("abcdefghij"), ResizeTransform(0, 0), batch_size=20, seed=0, window_size=64
     )

@@ -1,4 +1,4 @@
-"""Batches of pictures with boxes: sizes as torchvision has them, boxes that move with masks, passes that resume."""
+"""Batches of images with boxes: sizes as torchvision has them, boxes that move with masks, passes that resume."""
 
 from dataclasses import dataclass, replace
 
@@ -29,16 +29,16 @@ def same(one, other):
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory):
-    """Twenty-two noisy pictures, of three shapes, one of them grey, with up to nine boxes."""
+    """Twenty-two noisy images, of three shapes, one of them grey, with up to nine boxes."""
     root = tmp_path_factory.mktemp("framed")
     random = np.random.default_rng(0)
     found = []
     for number in range(22):
         width, height = ((60, 30), (30, 60), (41, 40))[number % 3]
         pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        picture = Image.fromarray(pixels)
+        image = Image.fromarray(pixels)
         path = root / f"{number}.png"
-        (picture.convert("L") if number == 4 else picture).save(path)
+        (image.convert("L") if number == 4 else image).save(path)
         count = number % 10
         corners = np.sort(random.uniform(0, 1, (count, 2, 2)), 1).reshape(count, 4) * [width, height, width, height]
         classes, kinds = random.integers(0, 2, count), random.integers(0, 3, count).astype(np.uint8)
@@ -48,7 +48,7 @@ def samples(tmp_path_factory):
 
 @pytest.fixture(params=[4.0, 0.0], ids=["resident", "streamed"])
 def make(request, samples):
-    """Makes loaders of the pictures, from memory or streamed."""
+    """Makes loaders of the images, from memory or streamed."""
     return lambda **options: padded_loader.build_padded_loader(
         samples, LABELS, PREPARE, memory_limit=request.param, **options
     )
@@ -57,7 +57,7 @@ def make(request, samples):
 # ---- sizes ----------------------------------------------------------------------------------------------------------
 
 
-def test_pictures_are_resized_as_torchvision_does_it(random):
+def test_images_are_resized_as_torchvision_does_it(random):
     reference = GeneralizedRCNNTransform(60, 100, [0, 0, 0], [1, 1, 1])
     for width, height in [
         (60, 60),
@@ -67,14 +67,14 @@ def test_pictures_are_resized_as_torchvision_does_it(random):
         (100, 8),
         *random.integers(20, 300, (20, 2)).tolist(),
     ]:
-        picture = torch.from_numpy(random.integers(0, 256, (3, height, width), dtype=np.uint8))
+        image = torch.from_numpy(random.integers(0, 256, (3, height, width), dtype=np.uint8))
         boxes = torch.tensor([[1.0, 2.0, width - 1, height - 2]])
-        expected, target = reference.resize(picture.float(), {"boxes": boxes})
+        expected, target = reference.resize(image.float(), {"boxes": boxes})
         prepare = ResizeTransform(60, 100)
-        found = prepare(picture)
+        found = prepare(image)
         assert torch.equal(found, expected)
         assert prepare.compute_size(width, height) == (expected.shape[2], expected.shape[1])
-        sample = Sample(picture.permute(1, 2, 0).numpy(), (width, height), boxes.numpy(), np.zeros(1, np.int64),
+        sample = Sample(image.permute(1, 2, 0).numpy(), (width, height), boxes.numpy(), np.zeros(1, np.int64),
                            np.zeros(1, np.uint8), "x")  # fmt: skip
         batch = next(iter(padded_loader.build_padded_loader([sample], LABELS, prepare, batch_size=1)))
         torch.testing.assert_close(batch.boxes[0, :1], target["boxes"])
@@ -115,7 +115,7 @@ def test_what_is_judged_on_comes_whole_and_by_shape(make, samples):
     assert mixed <= 2  # where one shape ends and the next begins
 
 
-def test_a_pass_sees_each_picture_at_most_once_in_full_batches(make):
+def test_a_pass_sees_each_image_at_most_once_in_full_batches(make):
     loader = make(batch_size=4, seed=3)
     passes = [list(loader) for _ in range(3)]
     seen = [torch.cat([batch.indices for batch in batches]).tolist() for batches in passes]
@@ -126,7 +126,7 @@ def test_a_pass_sees_each_picture_at_most_once_in_full_batches(make):
         assert all(0 <= draw < 2**31 for batch in batches for draw in batch.seeds.tolist())
     assert len({frozenset(numbers) for numbers in seen}) > 1  # others are left out
     assert len({tuple(numbers) for numbers in seen}) == 3
-    assert "picture" in loader.describe_batch(7)
+    assert "image" in loader.describe_batch(7)
 
 
 def test_memory_or_not_makes_no_difference(samples):
@@ -196,7 +196,7 @@ def damaged(samples, tmp_path):
     return broken
 
 
-def test_broken_pictures_are_named_and_left_out(samples, tmp_path, caplog):
+def test_broken_images_are_named_and_left_out(samples, tmp_path, caplog):
     """Also one that is no longer as large as when its boxes were read."""
     broken = damaged(samples, tmp_path)
     for memory in (4, 0):
@@ -237,7 +237,7 @@ def test_a_streamed_batch_of_which_nothing_can_be_read_teaches_nothing(samples, 
 def test_nothing_to_train_on():
     from fukami.engine.runtime import Runtime
 
-    with pytest.raises(Error, match="no picture to train on"):
+    with pytest.raises(Error, match="no image to train on"):
         padded_loader.build_padded_loader([], LABELS, PREPARE, batch_size=3, seed=0).setup(
             Runtime(torch.device("cpu"), "float32")
         )
@@ -281,7 +281,7 @@ def filled(batch):
 )  # fmt: skip
 def test_moved_boxes_bound_moved_masks(batch, words):
     """Boxes painted into masks and moved with the pixels lie within the moved boxes, which are tight where they were
-    neither turned nor slanted, and else where they were not cut; nothing comes to lie beyond a picture's own sides.
+    neither turned nor slanted, and else where they were not cut; nothing comes to lie beyond an image's own sides.
     """
     change = augment_boxes.parse_box_augmentation(words.split())
     before, masks = filled(batch)
@@ -322,7 +322,7 @@ def test_mirrors_keep_every_pixel(batch):
 
 
 def test_a_frame_changes_nothing(batch):
-    """A picture in a larger frame comes out as it does in one of its own size, whatever is done to it."""
+    """An image in a larger frame comes out as it does in one of its own size, whatever is done to it."""
     words = ["rotate=30", "shift=5", "flip", "contrast=0.9", "brightness", "hue", "saturation", "grey", "erase=1"]
     change = augment_boxes.parse_box_augmentation(words)
     draws = torch.rand(len(batch.indices), change.num_draws, generator=torch.Generator().manual_seed(2))

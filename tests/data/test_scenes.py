@@ -1,4 +1,4 @@
-"""The embedded scenes: the same everywhere, and each of their answers true of the picture."""
+"""The embedded scenes: the same everywhere, and each of their answers true of the image."""
 
 import hashlib
 import re
@@ -57,7 +57,7 @@ def test_every_class_and_number_of_objects_occurs(some):
 
 
 def test_the_middle_of_a_shape_is_where_its_box_says(some):
-    """A disc, alone in the picture and whole, fills π/4 of its box; a square on its corner half of it, upright all."""
+    """A disc, alone in the image and whole, fills π/4 of its box; a square on its corner half of it, upright all."""
     fills = {label: [] for label in LABELS}
     for scene in some:
         for number, (left, top, right, bottom), mask in zip(scene.classes, scene.boxes, scene.masks, strict=True):

@@ -1,4 +1,4 @@
-"""Pictures streamed from files are those that would lie in memory, and data sets by name and by table."""
+"""Images streamed from files are those that would lie in memory, and data sets by name and by table."""
 
 import gc
 import json
@@ -38,8 +38,8 @@ PREPARE = SquareTransform(channels=3, size=16)
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Seven noisy pictures of each of three classes, of several sizes."""
-    root = tmp_path_factory.mktemp("pictures")
+    """Seven noisy images of each of three classes, of several sizes."""
+    root = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for label, low, channels in (("dark", 0, "RGB"), ("light", 120, "L"), ("red", 60, "RGB")):
         (root / label).mkdir()
@@ -99,7 +99,7 @@ def test_ordered_yields_everything_once_and_disturbs_nothing(source, monkeypatch
             assert torch.equal(torch.get_rng_state(), state)
     assert [len(targets) for _, targets in found] == [8, 8, 5]
     assert torch.equal(torch.cat([targets for _, targets in found]), torch.from_numpy(source.targets))
-    assert torch.equal(torch.cat([pictures for pictures, _ in found]), source.decode(PREPARE).images)
+    assert torch.equal(torch.cat([images for images, _ in found]), source.decode(PREPARE).images)
 
 
 @pytest.mark.parametrize("steps", [0, 2, 4, 6])
@@ -141,14 +141,14 @@ def test_two_processes_share_every_batch(source):
         loader.setup(Two(rank))
         return list(loader)
 
-    for (pictures, targets), *shares in zip(
+    for (images, targets), *shares in zip(
         streamed(source, batch_size=6, seed=4, min_area=0.5),
         share(0, seed=4, min_area=0.5),
         share(1, seed=4, min_area=0.5),
         strict=True,
     ):
         for rank, (part, numbers) in enumerate(shares):
-            assert torch.equal(part, pictures[rank::2])
+            assert torch.equal(part, images[rank::2])
             assert torch.equal(numbers, targets[rank::2])
     judged = torch.cat([targets for rank in (0, 1) for _, targets in share(rank)])
     assert judged.bincount().tolist() == [7, 7, 7]
@@ -210,14 +210,14 @@ def test_broken_files_are_left_out_and_named_once(root, damaged, caplog, options
     order = loader._plan_epoch(0)[0] if options["seed"] is not None else torch.arange(21)
     broken = [found.items.index(damaged / path) for path in ("dark/2.png", "red/4.png")]
     left = 0
-    for number, ((pictures, targets), (others, numbers)) in enumerate(zip(loader, good, strict=True)):
+    for number, ((images, targets), (others, numbers)) in enumerate(zip(loader, good, strict=True)):
         kept = [i for i, member in enumerate(order[7 * number : 7 * number + 7].tolist()) if member not in broken]
-        assert torch.equal(pictures, others[kept])
+        assert torch.equal(images, others[kept])
         assert torch.equal(targets, numbers[kept])
         left += 7 - len(kept)
     assert left == 2
     list(loader)
-    for path, hint in (("dark/2.png", "not a picture"), ("red/4.png", "empty")):
+    for path, hint in (("dark/2.png", "not an image"), ("red/4.png", "empty")):
         (line,) = [record.getMessage() for record in caplog.records if str(damaged / path) in record.getMessage()]
         assert hint in line
         assert "left out" in line
@@ -227,9 +227,9 @@ def test_a_batch_of_broken_files_alone_is_an_error(tmp_path):
     for label in ("a", "b"):
         (tmp_path / label).mkdir()
         for number in range(4):
-            (tmp_path / label / f"{number}.png").write_text("no picture")
+            (tmp_path / label / f"{number}.png").write_text("no image")
     source = labelled_images.load_labelled_images(str(tmp_path), 0.0)[0]
-    with pytest.raises(Error, match=r"not one picture of a batch can be read; .*\.png is not a picture"):
+    with pytest.raises(Error, match=r"not one image of a batch can be read; .*\.png is not an image"):
         list(streamed(source, batch_size=4, seed=0))
 
 
@@ -255,8 +255,8 @@ def test_crops_are_those_of_the_draws(source):
     """Worked out in pixels: area, ratio of the sides, what would not fit is cut, and where it lies."""
     loader = streamed(source, batch_size=21, seed=9, min_area=0.2)
     order, draws = loader._plan_epoch(0)
-    pictures, _ = next(iter(loader))
-    for picture, member, (size, shape, across, down) in zip(pictures, order, draws.tolist(), strict=True):
+    images, _ = next(iter(loader))
+    for image, member, (size, shape, across, down) in zip(images, order, draws.tolist(), strict=True):
         with Image.open(source.items[member]) as opened:
             full = opened.convert("RGB")
         area = (0.2 + 0.8 * size) * full.width * full.height
@@ -265,7 +265,7 @@ def test_crops_are_those_of_the_draws(source):
         left, top = (full.width - wide) * across, (full.height - high) * down
         box = (left, top, min(left + wide, full.width), min(top + high, full.height))
         expected = np.asarray(full.resize((16, 16), Image.Resampling.BILINEAR, box=box))
-        assert np.abs(picture.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
+        assert np.abs(image.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("draw", [0.0, 1 - 2**-24])
@@ -278,7 +278,7 @@ def test_crops_at_the_edges_of_chance_fit(source, draw):
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_jpeg_is_decoded_no_larger_than_its_crop_needs(tmp_path, monkeypatch, turned):
-    """An eighth of the sides for the whole picture, all of it for a small crop; close to the full decode."""
+    """An eighth of the sides for the whole image, all of it for a small crop; close to the full decode."""
     y, x = np.mgrid[0:384, 0:512]
     waves = [128 + 100 * np.sin(x / a + y / b) for a, b in ((60, 90), (45, -70), (80, 50))]
     exif = Image.Exif()
@@ -287,8 +287,8 @@ def test_a_jpeg_is_decoded_no_larger_than_its_crop_needs(tmp_path, monkeypatch, 
     decoder = ImageDecoder([tmp_path / "a.jpg"], SquareTransform(channels=3, size=32), 0.01)
     sizes = []
 
-    def upright(picture, real=image_io.decode_image):
-        found = real(picture)
+    def upright(image, real=image_io.decode_image):
+        found = real(image)
         sizes.append(found.size)
         return found
 
@@ -441,7 +441,7 @@ def test_a_table_with_parts(tmp_path):
     [
         (["file,label", "a.png,x"], "columns path and label.*not file, label"),
         ([], "columns path and label.*not nothing"),
-        (["path,label"], "names no picture"),
+        (["path,label"], "names no image"),
         (["path,label", "a.png,x", ",y"], "line 3: expected a path"),
         (["path,label", "a.png,x", "b.png,x", "c.png"], "line 4: expected a path"),
         (["path,label,split", "a.png,x,train", "b.png,x,tset"], "line 3: .*tset"),
@@ -484,17 +484,17 @@ def test_a_table_is_trained_from(root, tmp_path, fukami):
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["labels"] == list(LABELS)
 
 
-def cifar_pictures(count):
+def cifar_images(count):
     return np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_cifar_in_its_original_form(name, tmp_path, monkeypatch):
-    """Five files of training pictures, or one; rows of red, then green, then blue."""
+    """Five files of training images, or one; rows of red, then green, then blue."""
     import torchvision.datasets.cifar
 
-    pictures = cifar_pictures(60)
-    rows = pictures.transpose(0, 3, 1, 2).reshape(60, -1)
+    images = cifar_images(60)
+    rows = images.transpose(0, 3, 1, 2).reshape(60, -1)
     labels = [number % 10 for number in range(60)]
     key, meta = ("labels", "label_names") if name == "cifar10" else ("fine_labels", "fine_label_names")
     place = tmp_path / ("cifar-10-batches-py" if name == "cifar10" else "cifar-100-python")
@@ -515,18 +515,18 @@ def test_cifar_in_its_original_form(name, tmp_path, monkeypatch):
     train, test, found = labelled_images.load_labelled_images(name, 0.2)
     assert found == tuple(names)
     assert (train.targets.tolist(), test.targets.tolist()) == (labels[:50], labels[50:])
-    assert np.array_equal(train.items, pictures[:50])
+    assert np.array_equal(train.items, images[:50])
     prepared = test.decode(SquareTransform(channels=3, size=32))
-    assert torch.equal(prepared.images, torch.from_numpy(pictures[50:]).permute(0, 3, 1, 2))
+    assert torch.equal(prepared.images, torch.from_numpy(images[50:]).permute(0, 3, 1, 2))
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_cifar_as_files(packed, tmp_path, monkeypatch):
-    pictures = cifar_pictures(6)
-    for number, picture in enumerate(pictures):
+    images = cifar_images(6)
+    for number, image in enumerate(images):
         place = tmp_path / "data" / "cifar10" / ("train" if number < 4 else "test") / ("cat", "dog")[number % 2]
         place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(place / f"{number}.png")
+        Image.fromarray(image).save(place / f"{number}.png")
     if packed:
         shutil.make_archive(str(tmp_path / "data" / "cifar10"), "zip", tmp_path / "data", "cifar10")
         shutil.rmtree(tmp_path / "data" / "cifar10")
@@ -535,7 +535,7 @@ def test_cifar_as_files(packed, tmp_path, monkeypatch):
     assert labels == ("cat", "dog")
     assert train.targets.tolist() == [0, 0, 1, 1]
     found = test.decode(SquareTransform(channels=3, size=32))
-    assert torch.equal(found.images, torch.from_numpy(pictures[4:]).permute(0, 3, 1, 2))
+    assert torch.equal(found.images, torch.from_numpy(images[4:]).permute(0, 3, 1, 2))
 
 
 def test_the_shared_cifar_has_its_counts():
@@ -576,7 +576,7 @@ def test_imagenet_is_not_downloaded(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("aspect", [0.4, 1.0, 2.5])
-def test_a_crop_for_one_picture_is_that_of_the_batch(aspect):
+def test_a_crop_for_one_image_is_that_of_the_batch(aspect):
     """The quick formula for one against the one for a whole batch on the device."""
     torch.manual_seed(0)
     draws = torch.rand(50, 4)
@@ -588,7 +588,7 @@ def test_a_crop_for_one_picture_is_that_of_the_batch(aspect):
 def test_a_signal_to_the_whole_group_still_saves(root, tmp_path):
     """Ctrl-C in a terminal, and torchrun, signal the processes that decode as well."""
     words = ["train", "deep-convnet", "--data", str(root), "--size", "16", "--channels", "3", "--epochs", "2000"]
-    words += ["--batch-size", "5", "--memory-limit", "0", "--hidden", "8", "--convention", "picture", "--device", "cpu"]
+    words += ["--batch-size", "5", "--memory-limit", "0", "--hidden", "8", "--convention", "image", "--device", "cpu"]
     command = [sys.executable, "-m", "fukami", *words, "--out", str(tmp_path / "run"), "--augment"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=threads(1))
     wait_until(lambda: len(lines(tmp_path / "run")) > 8 or process.poll() is not None)

@@ -52,8 +52,8 @@ class Process:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Twenty-one noisy pictures of each of three classes, of several sizes and formats."""
-    root = tmp_path_factory.mktemp("pictures")
+    """Twenty-one noisy images of each of three classes, of several sizes and formats."""
+    root = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for label, low, suffix in (("dark", 0, ".png"), ("light", 120, ".jpg"), ("red", 60, ".JPEG")):
         (root / label).mkdir()
@@ -122,10 +122,10 @@ def test_shards_hold_the_files_unchanged_and_mixed(folder, root):
             assert keys[::2] == keys[1::2]
             assert shard["starts"] == [member.offset for member in members[::2]]
             assert all((member.mtime, member.uid, member.gid, member.uname) == (0, 0, 0, "") for member in members)
-            for picture, number, target in zip(members[::2], members[1::2], shard["classes"], strict=True):
+            for image, number, target in zip(members[::2], members[1::2], shard["classes"], strict=True):
                 assert int(tar_file.extractfile(number).read()) == target
-                (original,) = originals_of(root, picture.name)
-                assert tar_file.extractfile(picture).read() == original.read_bytes()
+                (original,) = originals_of(root, image.name)
+                assert tar_file.extractfile(image).read() == original.read_bytes()
                 assert index["labels"][target] == original.parent.name
                 seen.append(original)
         runs += len(set(shard["classes"])) > 1
@@ -153,8 +153,8 @@ def test_parts_sizes_and_arrays(root, tmp_path):
     train, test, labels = labelled_images.load_labelled_images(str(tmp_path / "digits"), 0.2)
     for part, expected in zip((train, test), labelled_images.load_labelled_images("digits", 0.2)[:2], strict=True):
         assert np.array_equal(np.bincount(part.targets), np.bincount(expected.targets))
-        pictures = {np.asarray(Image.open(io.BytesIO(part.items[i]))).tobytes() for i in range(len(part))}
-        assert pictures == {picture.tobytes() for picture in expected.items}
+        images = {np.asarray(Image.open(io.BytesIO(part.items[i]))).tobytes() for i in range(len(part))}
+        assert images == {image.tobytes() for image in expected.items}
     assert labels == labelled_images.DIGIT_LABELS
     small = webdataset_writer.write_shards("digits", tmp_path / "small", shard_megabytes=0.01)
     assert small["shards"] > 16
@@ -170,10 +170,10 @@ def test_broken_files_are_left_out_and_namesakes_kept(root, tmp_path, caplog):
     ):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_bytes((root / source).read_bytes())
-    (tmp_path / "in" / "a" / "no.png").write_text("no picture")
+    (tmp_path / "in" / "a" / "no.png").write_text("no image")
     found = webdataset_writer.write_shards(str(tmp_path / "in"), tmp_path / "out", holdout=0.0, samples_per_shard=9)
     assert (found["train"], found["left_out"], found["shards"]) == (3, 1, 1)
-    assert "no.png is not a picture" in caplog.text
+    assert "no.png is not an image" in caplog.text
     with tarfile.open(tmp_path / "out" / "train-000000.tar") as shard:
         assert sorted(shard.getnames())[::2] == ["a/x-again2.cls", "a/x.cls", "a_b/é.cls"]
 
@@ -241,18 +241,18 @@ def test_a_lane_reads_few_shards_from_end_to_end(folder, monkeypatch):
 
 @pytest.mark.parametrize("smallest", [None, 0.3])
 def test_the_pixels_are_those_of_the_files(folder, root, smallest):
-    """Of each picture in two passes, cropped by its draws or whole; as Decoder reads the file itself."""
+    """Of each image in two passes, cropped by its draws or whole; as Decoder reads the file itself."""
     made = loader(folder, batch_size=6, seed=1, min_area=smallest)
     files = originals(folder, root)
     decoder = ImageDecoder(files, PREPARE, smallest or 1.0)
     for turn in range(2):
         order, draws = made._plan_epoch(turn)
-        for number, (pictures, targets) in enumerate(made):
-            for row, (picture, target) in enumerate(zip(pictures, targets, strict=True)):
+        for number, (images, targets) in enumerate(made):
+            for row, (image, target) in enumerate(zip(images, targets, strict=True)):
                 place = 6 * number + row
                 assert files[order[place]].parent.name == LABELS[target]
                 expected = decoder[int(order[place]), draws[place, : made.num_crop_draws].tolist()]
-                assert np.array_equal(picture.permute(1, 2, 0).numpy(), expected)
+                assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
         assert number == 9
 
 
@@ -260,14 +260,14 @@ def test_judged_and_ordered_see_each_once_in_order(folder, root):
     files = originals(folder, root)
     expected = torch.stack([torch.from_numpy(PREPARE.read_and_transform(file)) for file in files])
     judged = loader(folder, batch_size=10)
-    pictures, targets = (torch.cat(column) for column in zip(*judged, strict=True))
-    assert torch.equal(pictures, expected)
+    images, targets = (torch.cat(column) for column in zip(*judged, strict=True))
+    assert torch.equal(images, expected)
     assert [LABELS[target] for target in targets] == [file.parent.name for file in files]
     training = loader(folder, batch_size=6, seed=2, min_area=0.3)
     undisturbed = list(loader(folder, batch_size=6, seed=2, min_area=0.3))
     begun = iter(training)
     first = next(begun)
-    assert torch.equal(torch.cat([pictures for pictures, _ in training.iterate_in_order()]), expected)
+    assert torch.equal(torch.cat([images for images, _ in training.iterate_in_order()]), expected)
     assert same([first, *begun], undisturbed) == 10
 
 
@@ -299,11 +299,11 @@ def test_processes_share_the_batches_of_one(folder, world):
     assert len(whole) == 7
     parts = [loader(folder, rank=rank, world=world, **options) for rank in range(world)]
     for rank, part in enumerate(parts):
-        mine = [(pictures[rank::world], targets[rank::world]) for pictures, targets in whole]
+        mine = [(images[rank::world], targets[rank::world]) for images, targets in whole]
         assert same(part, mine) == 7
     judged = [loader(folder, rank=rank, world=world, batch_size=10) for rank in range(world)]
-    everything = torch.cat([pictures for part in judged for pictures, _ in part])
-    assert torch.equal(everything, torch.cat([pictures for pictures, _ in loader(folder, batch_size=10)]))
+    everything = torch.cat([images for part in judged for images, _ in part])
+    assert torch.equal(everything, torch.cat([images for images, _ in loader(folder, batch_size=10)]))
 
 
 def test_processes_that_do_not_fit_the_lanes_are_refused(folder):
@@ -462,12 +462,12 @@ def test_a_server_that_is_gone_is_an_error_that_names_the_url(folder, monkeypatc
 # ---- broken shards --------------------------------------------------------------------------------------------------
 
 
-def test_a_truncated_shard_and_a_damaged_picture_are_left_out(copied, folder, caplog):
+def test_a_truncated_shard_and_a_damaged_image_are_left_out(copied, folder, caplog):
     """The rest is as it was; the broken ones are named once, counted, and remembered in the state."""
     index = json.loads((copied / "index.json").read_text())
     cut, hurt = (copied / index["train"][number]["name"] for number in (2, 5))
     place = index["train"][2]["starts"][6]
-    cut.write_bytes(cut.read_bytes()[: place + 600])  # in mid-picture; one more is after it
+    cut.write_bytes(cut.read_bytes()[: place + 600])  # in mid-image; one more is after it
     content = bytearray(hurt.read_bytes())
     start = index["train"][5]["starts"][3]
     content[start + 512 : start + 700] = bytes(188)
@@ -478,9 +478,9 @@ def test_a_truncated_shard_and_a_damaged_picture_are_left_out(copied, folder, ca
     whole = loader(folder, batch_size=7, seed=0)
     lost = {2 * 8 + 6, 2 * 8 + 7, 5 * 8 + 3}
     order = whole._plan_epoch(0)[0].reshape(-1, 7)
-    for members, (pictures, targets), (others, numbers) in zip(order.tolist(), made, whole, strict=True):
+    for members, (images, targets), (others, numbers) in zip(order.tolist(), made, whole, strict=True):
         kept = [row for row, member in enumerate(members) if member not in lost]
-        assert torch.equal(pictures, others[kept])
+        assert torch.equal(images, others[kept])
         assert torch.equal(targets, numbers[kept])
     list(made)
     told = [record.getMessage() for record in caplog.records]
@@ -490,7 +490,7 @@ def test_a_truncated_shard_and_a_damaged_picture_are_left_out(copied, folder, ca
     state = made.state_dict()
     assert sorted(f"{each}; it is left out" for each in state["broken"]) == sorted(told)
     strict = loader(copied, batch_size=7, seed=0, max_broken=2)
-    with pytest.raises(Error, match=r"3 pictures are broken, and --max-broken allows 2.*\n  train-"):
+    with pytest.raises(Error, match=r"3 images are broken, and --max-broken allows 2.*\n  train-"):
         list(chain(strict, strict))
     resumed = loader(copied, batch_size=7, seed=0, max_broken=3)
     resumed.load_state_dict(state)
@@ -509,7 +509,7 @@ def test_a_stretch_that_is_missing_is_passed_over_in_judging(copied, folder, mon
     assert same(made, [*whole[:6], *whole[8:]]) == 14
     for path in copied.glob("*.tar"):
         path.write_bytes(b"")
-    with pytest.raises(Error, match=r"not one picture can be read; the first: train-000000\.tar, sample 1, is missing"):
+    with pytest.raises(Error, match=r"not one image can be read; the first: train-000000\.tar, sample 1, is missing"):
         list(loader(copied, batch_size=4))
 
 
@@ -520,8 +520,8 @@ def test_in_memory_the_same_are_left_out(copied, caplog):
     source = labelled_images.load_labelled_images(str(copied), 0.0)[0]
     found = source.decode(PREPARE)
     assert len(found.images) == len(found.targets) == len(found.names) == COUNT - 3
-    assert "3 of 63 pictures are left out" in caplog.text
-    with pytest.raises(Error, match="3 pictures are broken, and --max-broken allows 2"):
+    assert "3 of 63 images are left out" in caplog.text
+    with pytest.raises(Error, match="3 images are broken, and --max-broken allows 2"):
         source.decode(PREPARE, 2)
 
 
@@ -622,20 +622,20 @@ def packed(path, members, **options):
 
 
 def png(value):
-    packed_picture = io.BytesIO()
-    Image.new("RGB", (16, 16), (value, value, value)).save(packed_picture, "PNG")
-    return packed_picture.getvalue()
+    packed_image = io.BytesIO()
+    Image.new("RGB", (16, 16), (value, value, value)).save(packed_image, "PNG")
+    return packed_image.getvalue()
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
 def test_shards_of_others_are_scanned(tmp_path, caplog, form):
-    """Classes by number, by JSON, by folder; long names; what has no class or no picture is named and left out."""
+    """Classes by number, by JSON, by folder; long names; what has no class or no image is named and left out."""
     long = "x" * (60 if form == tarfile.USTAR_FORMAT else 150)
     numbered = [(f"./{i}.{suffix}", png(i) if suffix == "PNG" else b"%02d\n" % (i % 11)) for i in range(12)
                 for suffix in ("cls", "PNG")]  # fmt: skip
     packed(tmp_path / "data-train-0.tar", [("sub/", b""), *numbered], format=form)
     others = [
-        ("a/1.json", b'{"label": 3}'), ("a/1.png", png(201)), ("a/1.seg.png", b"no picture"),
+        ("a/1.json", b'{"label": 3}'), ("a/1.png", png(201)), ("a/1.seg.png", b"no image"),
         (f"{long}/7/2.png", png(202)), ("3.png", png(203)), ("7/._4.png", b"of another system"), ("5.cls", b"1"),
     ]  # fmt: skip
     packed(tmp_path / "data-val-0.tar", others, format=form)
@@ -647,7 +647,7 @@ def test_shards_of_others_are_scanned(tmp_path, caplog, form):
     assert [tar_value(test[0][i]) for i in range(2)] == [201, 202]
     assert "2 shards are scanned; `fukami shard" in caplog.text
     assert "data-val-0.tar/3 has no class" in caplog.text
-    assert "data-val-0.tar/5 has no picture" in caplog.text
+    assert "data-val-0.tar/5 has no image" in caplog.text
     assert len(test[0].problems) == 2
     made = webdataset_writer.write_index(str(tmp_path), tmp_path)
     assert (made["train"], made["test"], made["left_out"]) == (12, 2, 2)
@@ -777,7 +777,7 @@ def test_a_block_is_read_as_tarfile_reads_it(folder):
 
 WORDS = ["--size", "16", "--channels", "3", "--epochs", "6", "--eval-every", "3", "--batch-size", "8",
          "--memory-limit", "0", "--hidden", "8", "--augment", "crop=0.3", "flip", "--convention",
-         "picture", "--balance", "loss"]  # fmt: skip
+         "image", "--balance", "loss"]  # fmt: skip
 QUICK = (
     "from fukami.cli.main import main; from fukami.engine import async_checkpoint; "
     "async_checkpoint.CheckpointWriter.is_due = True; main()"
@@ -846,8 +846,8 @@ def test_show_and_doctor_take_shards(copied, fukami):
 
 
 def test_in_memory_where_it_fits(folder, monkeypatch):
-    """The same pictures as from the shards one by one; decoded by other processes where there are many."""
-    options = {"data": str(folder), "size": 16, "channels": 3, "convention": "picture", "holdout": 0.3}
+    """The same images as from the shards one by one; decoded by other processes where there are many."""
+    options = {"data": str(folder), "size": 16, "channels": 3, "convention": "image", "holdout": 0.3}
     assert isinstance(DeepConvNet(**options, memory_limit=0.0).load_data().train, ShardStreamingLoader)
     data = DeepConvNet(**options).load_data()
     assert isinstance(data.train, InMemoryLoader)
@@ -855,7 +855,7 @@ def test_in_memory_where_it_fits(folder, monkeypatch):
     assert len(data.train.targets) + len(data.val.targets) == COUNT
     source = labelled_images.load_labelled_images(str(folder), 0.0)[0]
     found = source.decode(PREPARE)
-    assert torch.equal(found.images, torch.cat([pictures for pictures, _ in loader(folder, batch_size=10)]))
+    assert torch.equal(found.images, torch.cat([images for images, _ in loader(folder, batch_size=10)]))
     assert found.names[8] == "train-000001.tar, sample 1"
     monkeypatch.setattr(webdataset, "MIN_PARALLEL_FILES", 1)
     assert torch.equal(source.decode(PREPARE).images, found.images)

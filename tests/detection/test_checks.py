@@ -1,4 +1,4 @@
-"""The doctor on pictures with boxes: each bad annotation by file and line, and silence about healthy ones."""
+"""The doctor on images with boxes: each bad annotation by file and line, and silence about healthy ones."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from data.test_annotations import coco, note, shot, thing, voc, xml, yolo
 
 
 def draw(path, seed, size=(40, 30), **options):
-    """A picture of noise; the seed decides its pixels."""
+    """An image of noise; the seed decides its pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path, **options)
@@ -24,7 +24,7 @@ GOOD = (1, 1, 20, 20)
 
 @pytest.fixture
 def data(tmp_path):
-    """VOC's layout with two healthy pictures of two classes in each part."""
+    """VOC's layout with two healthy images of two classes in each part."""
     root = tmp_path / "data"
     entries = {}
     for number, stem in enumerate("abcd"):
@@ -34,7 +34,7 @@ def data(tmp_path):
 
 
 def rewrite(data, *objects, stem="a", size=(40, 30)):
-    """Another annotation of a picture, whose last line but one is that of the last object's box."""
+    """Another annotation of an image, whose last line but one is that of the last object's box."""
     healthy = [thing("cat", GOOD), thing("dog", (21, 2, 40, 30))]
     (data / "Annotations" / f"{stem}.xml").write_text(xml(*healthy, *objects, size=size))
 
@@ -56,7 +56,7 @@ def one(answer, problem):
 def test_healthy_annotations_are_passed_in_silence(fukami, data):
     answer = fukami("doctor", data)
     assert (answer.status, answer.out) == (0, "")
-    assert answer.err == "no problem among 4 readable pictures with 8 boxes of 2 classes\n"
+    assert answer.err == "no problem among 4 readable images with 8 boxes of 2 classes\n"
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_healthy_annotations_are_passed_in_silence(fukami, data):
         ((9, 5, 3, 9), "inverted box", "ends before it begins"),
         (("nan", 5, 3, 9), "not a number", "four finite numbers"),
         (("x", 5, 3, 9), "not a number", "four finite numbers"),
-        ((60, 5, 70, 9), "outside", "outside of its picture"),
+        ((60, 5, 70, 9), "outside", "outside of its image"),
         ((30, 5, 46.5, 28), "crosses the border", "by 6.5 pixels"),
         ((0, 5, 30, 28), "counts from 0", "VOC counts pixels from 1"),
         ((5, 5, 7, 28), "tiny box", "3×24 pixels"),
@@ -129,7 +129,7 @@ def test_broken_xml(fukami, data):
     assert "mismatched tag" in broken["detail"]
 
 
-def test_the_same_picture_in_two_parts(fukami, data):
+def test_the_same_image_in_two_parts(fukami, data):
     shutil.copy(data / "JPEGImages" / "a.jpg", data / "JPEGImages" / "d.jpg")
     twice = one(fukami("doctor", data), "duplicate across parts")
     assert twice["file"].endswith("d.jpg")
@@ -173,7 +173,7 @@ def test_coco(fukami, tmp_path, indent):
     for problem, words in (
         ("empty box", "annotation 3 (cat) has no area"),
         ("no class", "annotation 4 is of category 99"),
-        ("no picture", "annotation 5 is of picture 99"),
+        ("no image", "annotation 5 is of image 99"),
         ("duplicate box", "annotation 6 (cat) is there already, as annotation 2"),
         ("missing", "gone.jpg does not exist"),
     ):
@@ -216,7 +216,7 @@ def test_yolo_as_roboflow_leaves_it_is_healthy(fukami, tmp_path):
     assert (answer.status, answer.out) == (0, "")
 
 
-def test_two_records_of_a_picture(fukami, tmp_path):
+def test_two_records_of_an_image(fukami, tmp_path):
     """Are told with the line of the second, whose bad boxes are, too."""
     draw(tmp_path / "coco" / "a.jpg", 1)
     images = [shot(1, "a.jpg"), shot(2, "a.jpg")]
@@ -248,7 +248,7 @@ def test_scenes_are_healthy(fukami, monkeypatch):
     monkeypatch.setattr(scenes, "NUM_TRAIN", 20)
     monkeypatch.setattr(scenes, "NUM_TEST", 20)
     answer = fukami("doctor", "scenes")
-    assert "40 readable pictures with" in answer.err
+    assert "40 readable images with" in answer.err
     assert {line["problem"] for line in answer.json} <= {"part missing", "unbalanced"}
 
 

@@ -52,8 +52,8 @@ def ours(theirs):
     return network
 
 
-PICTURES = [torch.rand(3, 128, 192, generator=torch.Generator().manual_seed(n)) for n in (1, 2)]
-PICTURES[1] = PICTURES[1][:, :, :180]
+IMAGES = [torch.rand(3, 128, 192, generator=torch.Generator().manual_seed(n)) for n in (1, 2)]
+IMAGES[1] = IMAGES[1][:, :, :180]
 TARGETS = [
     {"boxes": torch.tensor([[10.0, 20, 90, 120], [80, 30, 170, 110]]), "labels": torch.tensor([3, 17])},
     {"boxes": torch.tensor([[50.0, 20, 90, 60]]), "labels": torch.tensor([88])},
@@ -61,8 +61,8 @@ TARGETS = [
 
 
 def prepared(theirs):
-    """The pictures as torchvision's network sees them, their sizes, and what is in them as ours is told."""
-    images, targets = theirs.transform(PICTURES, TARGETS)
+    """The images as torchvision's network sees them, their sizes, and what is in them as ours is told."""
+    images, targets = theirs.transform(IMAGES, TARGETS)
     where, classes = torch.zeros(2, 2, 4), torch.full((2, 2), -1)
     for number, target in enumerate(targets):
         where[number, : len(target["boxes"])] = target["boxes"]
@@ -73,9 +73,9 @@ def prepared(theirs):
 
 def test_finds_what_torchvision_finds(theirs, ours):
     with torch.inference_mode():
-        expected = theirs.eval()(PICTURES)
-        pictures, sizes, _ = prepared(theirs)
-        found = ours.eval()(pictures, sizes)
+        expected = theirs.eval()(IMAGES)
+        images, sizes, _ = prepared(theirs)
+        found = ours.eval()(images, sizes)
     for answer, other in zip(found, expected, strict=True):
         assert len(answer.boxes) == 100
         torch.testing.assert_close(answer.boxes, other["boxes"], rtol=0, atol=1e-4)
@@ -84,7 +84,7 @@ def test_finds_what_torchvision_finds(theirs, ours):
 
 
 class Sampler:
-    """torchvision's choice of samples replaced by ours, for the same pictures.
+    """torchvision's choice of samples replaced by ours, for the same images.
 
     Where there are ``places`` for proposals, ours has places for those that are missing, too, before the objects.
     """
@@ -108,13 +108,13 @@ class Sampler:
 
 
 def test_has_the_losses_of_torchvision(theirs, ours, monkeypatch):
-    pictures, sizes, truth = prepared(theirs)
+    images, sizes, truth = prepared(theirs)
     monkeypatch.setattr(theirs.rpn, "fg_bg_sampler", Sampler(256, 0.5, truth.seeds))
     monkeypatch.setattr(theirs.roi_heads, "fg_bg_sampler", Sampler(512, 0.25, truth.seeds + 1, places=2000))
-    expected = theirs.train()(PICTURES, TARGETS)
+    expected = theirs.train()(IMAGES, TARGETS)
     task = DetectionTask(ours, tuple(map(str, range(90))), ResizeTransform(min_size=128, max_size=256))
     task.runtime = Runtime.start("cpu", "float32")
-    first, second = ours.train()(pictures, sizes, truth)
+    first, second = ours.train()(images, sizes, truth)
     found = task.compute_stage_losses(first, "objectness", "anchor_boxes") | task.compute_stage_losses(
         second, "classification", "region_boxes"
     )
@@ -125,7 +125,7 @@ def test_has_the_losses_of_torchvision(theirs, ours, monkeypatch):
 
 
 def test_torchvisions_file_becomes_a_run(theirs, tmp_path, fukami, random):
-    """In the format and with the names of the published file; its answers to a picture are torchvision's."""
+    """In the format and with the names of the published file; its answers to an image are torchvision's."""
     network = copy.deepcopy(theirs).eval()
     for module in network.modules():
         if isinstance(module, FrozenBatchNorm2d):  # variances beside which what is usually added to them counts
@@ -139,12 +139,12 @@ def test_torchvisions_file_becomes_a_run(theirs, tmp_path, fukami, random):
     old["backbone.body.bn1.num_batches_tracked"] = torch.tensor(0)
     torch.save(old, tmp_path / "coco.pth", _use_new_zipfile_serialization=False)
     assert fukami("import", "coco.pth", "--out", "run").json == [{"run": "run"}]
-    picture = random.integers(0, 255, (12, 180, 3), np.uint8)
-    Image.fromarray(picture).save("picture.png")
-    (answer,) = fukami("predict", "run", "picture.png", "--out", "drawn").json
+    image = random.integers(0, 255, (12, 180, 3), np.uint8)
+    Image.fromarray(image).save("image.png")
+    (answer,) = fukami("predict", "run", "image.png", "--out", "drawn").json
     network.transform.min_size, network.transform.max_size = (800,), 1333
     with torch.inference_mode():
-        (expected,) = network([torch.from_numpy(picture).permute(2, 0, 1) / 255])
+        (expected,) = network([torch.from_numpy(image).permute(2, 0, 1) / 255])
     assert len(answer["boxes"]) == len(expected["boxes"]) > 10
     names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     places = torch.tensor([box["box"] for box in answer["boxes"]])
@@ -156,13 +156,13 @@ def test_torchvisions_file_becomes_a_run(theirs, tmp_path, fukami, random):
         assert box["box"] == pytest.approx(place.tolist(), abs=0.01)  # as they are rounded
         assert box["score"] == pytest.approx(score.item(), abs=1e-4)
         assert box["label"] == names[label]
-    assert image_io.read_image("drawn/picture.png").width >= 180
+    assert image_io.read_image("drawn/image.png").width >= 180
     torch.save({"a": torch.zeros(3)}, tmp_path / "other.pt")
     assert "expected the state dict of torchvision's" in fukami("import", "other.pt", "--out", "other").err
 
 
 def test_an_exported_detector_finds_the_same(few_scenes, pageless, fukami, random):
-    """In pictures of any shape; int8, which only classifiers have, is refused."""
+    """In images of any shape; int8, which only classifiers have, is refused."""
     small = "--width-multiplier 0.0625 --hidden 16 --min-size 96 --anchor-sizes 16 32 64 --batch-norm --dropout 0"
     small += " --epochs 1 --no-compile"
     trained = fukami("train", "faster-rcnn-vgg16", *small.split(), "--precision", "float32", "--out", "run")
@@ -261,12 +261,12 @@ def test_the_papers_anchors():
 
 
 def test_a_stride_of_eight():
-    """A picture moved by eight pixels moves the map by one place; the weights are those of the stride of sixteen."""
+    """An image moved by eight pixels moves the map by one place; the weights are those of the stride of sixteen."""
     torch.manual_seed(0)
     network = faster_rcnn_vgg16(3, hidden=8, width_multiplier=1 / 16, stride=8)
     network.load_state_dict(faster_rcnn_vgg16(3, hidden=8, width_multiplier=1 / 16).state_dict())
-    picture = torch.randn(1, 3, 512, 512)
-    (still,), (moved,) = network.backbone(picture), network.backbone(picture.roll(8, 3))
+    image = torch.randn(1, 3, 512, 512)
+    (still,), (moved,) = network.backbone(image), network.backbone(image.roll(8, 3))
     assert still.shape == (1, 32, 64, 64)
     inside = slice(24, 40)  # what no border reaches
     torch.testing.assert_close(moved[..., inside, 25:41], still[..., inside, inside], rtol=0, atol=1e-4)
@@ -375,7 +375,7 @@ def test_regions_are_learned_from_a_quarter_objects():
 
 
 def test_anchors_are_learned_from_half_objects():
-    """Ren et al. 2015, section 3.1.3: 256 anchors of a picture, 128 of them objects at most."""
+    """Ren et al. 2015, section 3.1.3: 256 anchors of an image, 128 of them objects at most."""
     network = faster_rcnn_vgg16(3, hidden=8, width_multiplier=0.0625, anchor_sizes=(32,))
     about = torch.tensor([[[0.0, 0, 32, 32]]])
     truth = GroundTruth(about, torch.zeros(1, 1).long(), torch.zeros(1, 1).bool(), torch.tensor([3]))
@@ -403,7 +403,7 @@ def test_so_many_proposals_are_suppressed_and_kept(monkeypatch, training, before
     assert torch.equal(found[0], best)
 
 
-def test_priorities_are_evenly_spread_and_each_pictures_own():
+def test_priorities_are_evenly_spread_and_each_images_own():
     order = box_sampling.compute_priorities(torch.arange(50), 2000)
     assert torch.equal(box_sampling.compute_priorities(torch.tensor([7]), 2000)[0], order[7])
     assert F.one_hot((10 * order).long(), 10).float().mean((0, 1)).sub(0.1).abs().max() < 0.005
@@ -429,7 +429,7 @@ def test_regions_are_pooled_as_torchvision_does(pooling):
 
 
 @pytest.mark.parametrize("crowd", [False, True])
-def test_a_picture_without_an_object_is_background_and_under_a_crowd_nothing(crowd):
+def test_an_image_without_an_object_is_background_and_under_a_crowd_nothing(crowd):
     network = faster_rcnn_vgg16(3, hidden=8, width_multiplier=0.125, anchor_sizes=(32,))
     classes = torch.full((1, 8), -1)
     classes[0, 1] = 2 if crowd else -1

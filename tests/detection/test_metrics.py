@@ -17,10 +17,10 @@ A, B, C = (0, 0, 10, 10), (20, 0, 30, 10), (40, 0, 50, 10)
 LABELS = ("cat", "dog")
 
 
-def detections(*pictures, labels=LABELS):
-    """Pictures of ``[(class, score, box)], [(class, kind, box)]`` each."""
+def detections(*images, labels=LABELS):
+    """Images of ``[(class, score, box)], [(class, kind, box)]`` each."""
     found = DetectionResults(labels)
-    for number, (answers, objects) in enumerate(pictures):
+    for number, (answers, objects) in enumerate(images):
         classes, scores, boxes = zip(*answers, strict=True) if answers else ((), (), ())
         labels, kinds, there = zip(*objects, strict=True) if objects else ((), (), ())
         found.update(number, Prediction(np.array(boxes), classes, scores), GroundTruth(np.array(there), labels, kinds))
@@ -83,8 +83,8 @@ def test_by_hand(answers, objects, every, eleven):
     assert list(found["classes"]) == ["cat"]  # no dog is there, so no dog is judged
 
 
-def test_equal_scores_keep_the_order_of_the_pictures_whoever_had_them():
-    """The earlier picture first, as a stable sort has it: right, wrong; in the other order wrong, right."""
+def test_equal_scores_keep_the_order_of_the_images_whoever_had_them():
+    """The earlier image first, as a stable sort has it: right, wrong; in the other order wrong, right."""
     right, wrong = ([(0, 0.5, A)], cats(A)), ([(0, 0.5, C)], cats(B))
     assert detections(right, wrong).compute_metrics()["map"] == 1 / 2
     assert detections(wrong, right).compute_metrics()["map"] == 1 / 4
@@ -96,7 +96,7 @@ def test_equal_scores_keep_the_order_of_the_pictures_whoever_had_them():
     assert whole.compute_metrics()["count"] == 2
 
 
-def test_a_picture_that_comes_twice_counts_once():
+def test_an_image_that_comes_twice_counts_once():
     found = detections(([(0, 0.5, A)], cats(A)))
     found.update(0, Prediction([C], [0], [0.9]), GroundTruth([A], [0], [REGULAR]))
     assert found.compute_metrics()["count"] == found.compute_metrics()["map"] == 1
@@ -117,9 +117,9 @@ def test_nothing_found_at_all_is_quiet(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def world(random, pictures=40, classes=3, kinds=(REGULAR,)):
+def world(random, images=40, classes=3, kinds=(REGULAR,)):
     """Random objects, detections more or less on them, and false alarms; some scores are equal."""
-    for number in range(pictures):
+    for number in range(images):
         count = random.integers(0, 6)
         corners = random.uniform(0, 300, (count, 2))
         objects = np.concatenate([corners, corners + random.uniform(8, 200, (count, 2))], 1)
@@ -131,13 +131,13 @@ def world(random, pictures=40, classes=3, kinds=(REGULAR,)):
         yield number, Prediction(boxes, answers, scores), GroundTruth(objects, labels, random.choice(kinds, count))
 
 
-def development_kit(pictures, label):
+def development_kit(images, label):
     """VOCevaldet.m, line by line: AP of all points and of eleven."""
     objects = {number: (truth.boxes[truth.classes == label], truth.kinds[truth.classes == label] == DIFFICULT)
-               for number, _, truth in pictures}  # fmt: skip
+               for number, _, truth in images}  # fmt: skip
     taken = {number: [False] * len(boxes) for number, (boxes, _) in objects.items()}
     positive = sum(int((~difficult).sum()) for _, difficult in objects.values())
-    answers = [(score, number, box) for number, found, _ in pictures
+    answers = [(score, number, box) for number, found, _ in images
                for box, score in zip(found.boxes[found.classes == label], found.scores[found.classes == label],
                                      strict=True)]  # fmt: skip
     answers.sort(key=lambda answer: -answer[0])
@@ -172,20 +172,20 @@ def development_kit(pictures, label):
 
 
 def test_voc_agrees_with_its_development_kit(random):
-    pictures = list(world(random, kinds=(REGULAR, REGULAR, DIFFICULT)))
+    images = list(world(random, kinds=(REGULAR, REGULAR, DIFFICULT)))
     found = DetectionResults(("a", "b", "c"))
-    for picture in pictures:
-        found.update(*picture)
+    for image in images:
+        found.update(*image)
     for number, each in enumerate(found.compute_metrics()["classes"].values()):
-        every, eleven = development_kit(pictures, number)
+        every, eleven = development_kit(images, number)
         assert 0.1 < every < 0.9
         assert (each["ap"], each["ap_11"]) == (pytest.approx(every), pytest.approx(eleven))
 
 
-def pycocotools(pictures, classes):
+def pycocotools(images, classes):
     """The twelve numbers, and the AP of each class; a difficult object is of no size."""
     given, answers = [], []
-    for number, found, truth in pictures:
+    for number, found, truth in images:
         for box, label, kind in zip(truth.boxes.tolist(), truth.classes.tolist(), truth.kinds.tolist(), strict=True):
             size = [box[2] - box[0], box[3] - box[1]]
             given.append(
@@ -203,7 +203,7 @@ def pycocotools(pictures, classes):
                             "bbox": [*box[:2], box[2] - box[0], box[3] - box[1]]})  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
-        truth.dataset = {"images": [{"id": number} for number, *_ in pictures], "annotations": given,
+        truth.dataset = {"images": [{"id": number} for number, *_ in images], "annotations": given,
                          "categories": [{"id": number} for number in range(classes)]}  # fmt: skip
         truth.createIndex()
         judged = COCOeval(truth, truth.loadRes(answers), "bbox")
@@ -214,24 +214,24 @@ def pycocotools(pictures, classes):
 
 
 def test_coco_agrees_with_pycocotools(random):
-    pictures = list(world(random, kinds=(REGULAR, REGULAR, CROWD, DIFFICULT)))
+    images = list(world(random, kinds=(REGULAR, REGULAR, CROWD, DIFFICULT)))
     found = DetectionResults(("a", "b", "c"))
-    for picture in pictures:
-        found.update(*picture)
+    for image in images:
+        found.update(*image)
     metrics = found.compute_metrics()
-    stats, each = pycocotools(pictures, 3)
+    stats, each = pycocotools(images, 3)
     names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
     assert [metrics[f"coco_{name}"] for name in names] == pytest.approx(stats[:6])
     assert metrics["coco_ar100"] == pytest.approx(stats[8])
     assert [line["coco_ap"] for line in metrics["classes"].values()] == pytest.approx(each)
-    assert metrics["objects"] == sum((truth.kinds == REGULAR).sum() for *_, truth in pictures)
+    assert metrics["objects"] == sum((truth.kinds == REGULAR).sum() for *_, truth in images)
 
 
 def test_voc_is_near_coco_at_half(random):
     """Both judge the same curve at the same IoU: by its area, and by 101 points of it."""
     found = DetectionResults(("a", "b", "c"))
-    for picture in world(random, pictures=150):
-        found.update(*picture)
+    for image in world(random, images=150):
+        found.update(*image)
     metrics = found.compute_metrics()
     assert metrics["map"] == pytest.approx(metrics["coco_ap50"], abs=0.01)
     assert metrics["map"] == pytest.approx(metrics["map_11"], abs=0.05)

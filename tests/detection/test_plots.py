@@ -23,16 +23,16 @@ def judged(answers, objects, labels):
 
 
 def test_every_figure():
-    """A title each; the pictures that are asked for are those of the mistakes; a class without objects has no bar."""
+    """A title each; the images that are asked for are those of the mistakes; a class without objects has no bar."""
     answers = [(0, 0.9, (0, 0, 40, 40)), (0, 0.8, (50, 50, 70, 90)), (1, 0.7, (10, 10, 30, 30))]
     found = judged(answers, [(0, (0, 0, 40, 40)), (1, (60, 10, 90, 40))], ("cat", "dog", "$cow_1"))
     asked = []
 
-    def picture(number):
+    def image(number):
         asked.append(number)
         return Image.new("L", (120, 100), 90)
 
-    figures = dict(detection_plots.plot_evaluation(found, picture))
+    figures = dict(detection_plots.plot_evaluation(found, image))
     assert list(figures) == [
         "Average precision by class", "Precision and recall", "By strictness and by size",
         "What the strongest detections of each class are", "Worst misses", "Worst false alarms",
@@ -75,7 +75,7 @@ def test_captions(mistake, words):
 
 @pytest.mark.parametrize("box", [(0, 0, 3, 3), (90, 40, 100, 50), (0, 0, 100, 50), (40, 0, 44, 50)])
 @pytest.mark.parametrize("near", [None, (20, 20, 60, 40)])
-def test_the_part_shown_has_the_boxes_and_lies_in_the_picture(box, near):
+def test_the_part_shown_has_the_boxes_and_lies_in_the_image(box, near):
     mistake = ErrorCase(0, "localisation", "cat", 0.5, np.array(box), related_box=near and np.array(near))
     left, top, right, bottom = detection_plots.compute_crop(mistake, (100, 50))
     for each in (box, near) if near else (box,):

@@ -45,9 +45,9 @@ def inputs(scene_files):
 # regions
 
 
-def slowly(picture, box, size, context):
-    """Each pixel of a warped region by itself, from its four neighbours; beyond the picture there is 0."""
-    channels, height, width = picture.shape
+def slowly(image, box, size, context):
+    """Each pixel of a warped region by itself, from its four neighbours; beyond the image there is 0."""
+    channels, height, width = image.shape
     left, top, right, bottom = box
     found = np.zeros((channels, size, size))
     for row in range(size):
@@ -57,26 +57,26 @@ def slowly(picture, box, size, context):
             for j in (int(np.floor(y)), int(np.floor(y)) + 1):
                 for i in (int(np.floor(x)), int(np.floor(x)) + 1):
                     if 0 <= i < width and 0 <= j < height:
-                        found[:, row, column] += (1 - abs(x - i)) * (1 - abs(y - j)) * picture[:, j, i]
+                        found[:, row, column] += (1 - abs(x - i)) * (1 - abs(y - j)) * image[:, j, i]
     return found
 
 
 def test_regions_are_warped_as_slowly_by_hand(random):
-    picture = random.normal(size=(3, 23, 31)).astype(np.float32)
+    image = random.normal(size=(3, 23, 31)).astype(np.float32)
     regions = np.array([[4, 3, 12, 19], [0, 0, 31, 23], [25.5, 18.25, 31, 23]], np.float32)
-    found = warp_regions(torch.from_numpy(picture), torch.from_numpy(regions), 12, 3)
+    found = warp_regions(torch.from_numpy(image), torch.from_numpy(regions), 12, 3)
     for region, box in zip(found, regions, strict=True):
-        np.testing.assert_allclose(region, slowly(picture, box, 12, 3), atol=1e-5)
+        np.testing.assert_allclose(region, slowly(image, box, 12, 3), atol=1e-5)
 
 
 def test_a_region_has_its_context_around_it():
-    """On a picture whose values are the columns' middles, a region of 16 pixels and 16 of context shows where it is."""
-    picture = (torch.arange(100) + 0.5).expand(3, 80, 100)
-    (region,) = warp_regions(picture, torch.tensor([[40.0, 20, 88, 68]]), 80, 16)
+    """On an image whose values are the columns' middles, a region of 16 pixels and 16 of context shows where it is."""
+    image = (torch.arange(100) + 0.5).expand(3, 80, 100)
+    (region,) = warp_regions(image, torch.tensor([[40.0, 20, 88, 68]]), 80, 16)
     torch.testing.assert_close(region[0, 40, 16:64], torch.arange(40, 88) + 0.5)
     torch.testing.assert_close(region[0, 40, :16], torch.arange(24, 40) + 0.5)
     torch.testing.assert_close(region[0, 40, 64:76], torch.arange(88, 100) + 0.5)
-    assert not region[:, :, 76:].any()  # beyond the picture: the mean colour
+    assert not region[:, :, 76:].any()  # beyond the image: the mean colour
 
 
 def test_networks_are_classifiers_of_one_class_more():
@@ -98,7 +98,7 @@ def test_networks_are_classifiers_of_one_class_more():
 
 
 def test_proposals_move_with_the_pixels(make):
-    """Flipped with their picture, they show the same; those of which too little is left are gone."""
+    """Flipped with their image, they show the same; those of which too little is left are gone."""
     batch = next(iter(dataclasses.replace(make(), augment=()).load_data().train))
     assert (batch.kinds == PROPOSAL).any(1).all()
     assert (batch.classes[batch.kinds == PROPOSAL] == -1).all()
@@ -126,13 +126,13 @@ def test_regions_are_drawn_a_quarter_objects(make):
     assert regions.shape == (4, 8, 4)
     assert there.all()
     assert ((targets > 0).sum(1) <= 2).all()
-    for picture in range(4):
-        known = batch.classes[picture] >= 0
-        overlap = boxes.compute_iou(regions[picture], batch.boxes[picture][known])
+    for image in range(4):
+        known = batch.classes[image] >= 0
+        overlap = boxes.compute_iou(regions[image], batch.boxes[image][known])
         most, which = overlap.max(1)
-        assert ((most >= 0.5) == (targets[picture] > 0)).all()
-        named = targets[picture] > 0
-        assert (batch.classes[picture][known][which][named] + 1 == targets[picture][named]).all()
+        assert ((most >= 0.5) == (targets[image] > 0)).all()
+        named = targets[image] > 0
+        assert (batch.classes[image][known][which][named] + 1 == targets[image][named]).all()
 
 
 # the contract
@@ -158,7 +158,7 @@ def test_two_processes(scene_files, tmp_path):
     check_task.check_two_processes(partial(RCNNFinetune, data=str(scene_files), **QUICK), tmp_path)
 
 
-def test_pictures_are_answered_as_they_are_judged(make, inputs, scene_files):
+def test_images_are_answered_as_they_are_judged(make, inputs, scene_files):
     """Proposals found on the spot are those of the data."""
     recipe = make(data=str(scene_files))
     data = recipe.load_data()
@@ -246,11 +246,11 @@ def work(task, loader):
 
 
 def seen(task, loader):
-    """Of each picture: its batch, proposals and their features, at once."""
+    """Of each image: its batch, proposals and their features, at once."""
     for batch in loader.iterate_in_order():
-        picture = task.normalize_images(batch.images, batch.sizes)[0]
+        image = task.normalize_images(batch.images, batch.sizes)[0]
         proposals = next(task.iterate_proposals(batch))
-        yield batch, picture, proposals
+        yield batch, image, proposals
 
 
 @pytest.mark.parametrize(("afresh", "alike", "more"), [(30, 0.94, 1.4), (10**9, 0.998, 1.02)])
@@ -261,11 +261,11 @@ def test_mined_machines_are_those_of_all_negatives_at_once(few_scenes, monkeypat
     positives, negatives = [[] for _ in task.labels], [[] for _ in task.labels]
     norms = []
     with torch.inference_mode():
-        for batch, picture, proposals in seen(task, loader):
+        for batch, image, proposals in seen(task, loader):
             objects = batch.boxes[0][batch.classes[0] >= 0]
             numbers = batch.classes[0][batch.classes[0] >= 0]
-            found = task.extract_features(picture, objects).float()
-            own = task.extract_features(picture, proposals).float()
+            found = task.extract_features(image, objects).float()
+            own = task.extract_features(image, proposals).float()
             norms += [*found.norm(dim=1).tolist(), *own[:8].norm(dim=1).tolist()]
             for number in range(len(task.labels)):
                 overlap = boxes.compute_iou(proposals, objects[numbers == number])
@@ -317,11 +317,11 @@ def test_boxes_are_regressed_as_the_normal_equations_say(few_scenes):
     work(task, loader)
     inputs, goals, numbers = [], [], []
     with torch.inference_mode():
-        for batch, picture, proposals in seen(task, loader):
+        for batch, image, proposals in seen(task, loader):
             known = batch.classes[0] >= 0
             most, which = boxes.compute_iou(proposals, batch.boxes[0][known]).max(1)
             near = most >= 0.5
-            inputs.append(task.extract_features(picture, proposals[near], "pool5").double())
+            inputs.append(task.extract_features(image, proposals[near], "pool5").double())
             target = batch.boxes[0][known][which[near]]
             goals.append(boxes.encode_boxes(target, proposals[near]).double())
             numbers.append(batch.classes[0][known][which[near]])
@@ -345,11 +345,11 @@ def test_a_class_has_so_many_pairs_at_most(few_scenes):
     task, loader = solving(RCNNBoxes)
     task.max_pairs = 1
     work(task, loader)
-    assert task.collected["classes"].bincount().max() < 40  # those of one picture
+    assert task.collected["classes"].bincount().max() < 40  # those of one image
 
 
 @pytest.mark.parametrize("stage", [RCNNSVM, RCNNBoxes])
-def test_a_streamed_picture_that_is_broken_is_passed_over(scene_files, tmp_path, stage):
+def test_a_streamed_image_that_is_broken_is_passed_over(scene_files, tmp_path, stage):
     shutil.copytree(scene_files, tmp_path / "scenes")
     file = tmp_path / "scenes" / "train" / "3.png"
     recipe = stage(init="-", cache_limit=0.0, data=str(tmp_path / "scenes"), memory_limit=0.0, **SMALL)
@@ -382,7 +382,7 @@ def test_kept_features_make_no_difference(few_scenes, monkeypatch):
     compute = again.extract_features
     monkeypatch.setattr(again, "extract_features", lambda *given: computed.append(len(given[1])) or compute(*given))
     work(again, loader)
-    assert len(computed) == 8 + 1  # the positives of each picture, and the damaged one
+    assert len(computed) == 8 + 1  # the positives of each image, and the damaged one
     for other in (keeping, again):
         assert torch.equal(other.model.svm.weight, plain.model.svm.weight)
 
@@ -390,28 +390,28 @@ def test_kept_features_make_no_difference(few_scenes, monkeypatch):
 def test_what_fine_tuning_was_judged_by_is_kept_for_the_machines(few_scenes, monkeypatch):
     tuned, loader = solving(RCNNFinetune, cache_limit=1.0)
     plain, _ = solving(RCNNFinetune, cache_limit=0.0)
-    later, pictures = solving(RCNNSVM, cache_limit=2.0)
+    later, images = solving(RCNNSVM, cache_limit=2.0)
     for learned in (False, True):
         if learned:
             tuned.schedule(0.5)
             tuned.step(next(iter(tuned.iterate_batches(loader))))
         plain.model.load_state_dict(tuned.model.state_dict())
-        assert tuned.evaluate(pictures) == plain.evaluate(pictures)
+        assert tuned.evaluate(images) == plain.evaluate(images)
     later.model.load_state_dict(tuned.model.state_dict())
     monkeypatch.setattr(later, "extract_features", None)
-    later.evaluate(pictures)
+    later.evaluate(images)
 
 
 def test_features_take_so_much_room_and_the_oldest_give_way(tmp_path):
-    picture, regions = torch.rand(3, 8, 8), torch.rand(5, 4)
+    image, regions = torch.rand(3, 8, 8), torch.rand(5, 4)
     old = feature_cache.FeatureCache(torch.nn.Linear(2, 2), "", 1e-3)
-    old.write(old.get_path(picture, regions), torch.zeros(300_000, dtype=torch.float16))
-    assert old.read(old.get_path(picture, regions)) is not None
+    old.write(old.get_path(image, regions), torch.zeros(300_000, dtype=torch.float16))
+    assert old.read(old.get_path(image, regions)) is not None
     new = feature_cache.FeatureCache(torch.nn.Linear(2, 2), "", 1e-3)
     assert not old.folder.exists()
     assert new.folder != old.folder
     for number in range(4):
-        path = new.get_path(picture + number, regions)
+        path = new.get_path(image + number, regions)
         new.write(path, torch.zeros(150_000, dtype=torch.float16))
         assert (new.read(path) is not None) == (number < 3)
 

@@ -42,16 +42,16 @@ def test_half_the_bytes_and_the_same_answers(fukami, trained, tmp_path, to):
 
 
 def test_onnx_answers_the_same_by_what_its_metadata_say(fukami, trained, digit_files, tmp_path):
-    """A program that knows the file alone prepares a picture and gets the probabilities of ``predict`` within 1e-4."""
+    """A program that knows the file alone prepares an image and gets the probabilities of ``predict`` within 1e-4."""
     (facts,) = fukami("export", trained, "--to", "onnx", "--out", "onnx").json
     session = onnxruntime.InferenceSession(tmp_path / facts["file"], providers=["CPUExecutionProvider"])
     about = session.get_modelmeta().custom_metadata_map
     preprocessing, labels = json.loads(about["preprocessing"]), json.loads(about["labels"])
-    assert preprocessing["values"] == "(picture / 255 - mean) / std"
+    assert preprocessing["values"] == "(image / 255 - mean) / std"
     files = sorted(digit_files.rglob("*.png"))[:3]
     seen = np.stack([package.load(trained).transform.read_and_transform(file) for file in files])  # MNIST's form
     mean, std = (np.array(preprocessing[name]).reshape(1, -1, 1, 1) for name in ("mean", "std"))
-    (scores,) = session.run(["scores"], {"pictures": ((seen / 255 - mean) / std).astype(np.float32)})
+    (scores,) = session.run(["scores"], {"images": ((seen / 255 - mean) / std).astype(np.float32)})
     shares = np.exp(scores - scores.max(1, keepdims=True))
     shares /= shares.sum(1, keepdims=True)
     for answers in (fukami("predict", trained, *files).json, fukami("predict", "onnx", *files).json):
@@ -94,8 +94,8 @@ def test_quantization_aware_training(fukami, trained):
     assert "give it with --init" in refused.err
 
 
-def test_calibration_with_other_pictures_is_warned_about(fukami, trained, random, tmp_path, caplog):
-    """Noise is warned about by what is different in it; pictures like those of the training are not."""
+def test_calibration_with_other_images_is_warned_about(fukami, trained, random, tmp_path, caplog):
+    """Noise is warned about by what is different in it; images like those of the training are not."""
     for name in ("a", "b"):
         (tmp_path / "noise" / name).mkdir(parents=True)
         for number in range(20):

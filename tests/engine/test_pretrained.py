@@ -31,7 +31,7 @@ def same(tensors, others):
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory):
-    """Three classes of plainly coloured pictures of 32×32, eight of each."""
+    """Three classes of plainly coloured images of 32×32, eight of each."""
     root = tmp_path_factory.mktemp("colours")
     generator = torch.Generator().manual_seed(0)
     for channel, label in enumerate(("red", "green", "blue")):
@@ -44,7 +44,7 @@ def colours(tmp_path_factory):
 
 
 def small(colours, name="resnet20", **fields):
-    """A recipe that trains a few steps on the coloured pictures."""
+    """A recipe that trains a few steps on the coloured images."""
     given = {"epochs": 2, "batch_size": 6, "size": 32, "augment": (), "warmup": 0.0, "schedule": "constant", "lr": 0.01}
     return package.get_recipe(name)(**{**given, "data": str(colours), **fields})
 
@@ -318,16 +318,16 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(start, tmp_path):
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet18", "vgg11_bn"])
 def test_a_first_layer_for_colour_becomes_one_for_grey(name, tmp_path):
-    """A grey picture gives what it would give as a colour picture of three equal channels."""
+    """A grey image gives what it would give as a colour image of three equal channels."""
     torch.manual_seed(1)
     options = {"hidden": 0} if name.startswith("vgg") else {}
     colour = getattr(models, name)(3, **options).eval()
     save_file(colour.state_dict(), tmp_path / "colour.safetensors")
     grey = getattr(models, name)(3, channels=1, **options).eval()
     pretrained.initialize_classifier(grey, name, str(tmp_path / "colour.safetensors"))
-    picture = torch.rand(2, 1, 32, 32)
+    image = torch.rand(2, 1, 32, 32)
     with torch.inference_mode():
-        torch.testing.assert_close(grey(picture), colour(picture.expand(-1, 3, -1, -1)))
+        torch.testing.assert_close(grey(image), colour(image.expand(-1, 3, -1, -1)))
 
 
 # ---- published weights ----------------------------------------------------------------------------------------------
@@ -377,7 +377,7 @@ def test_without_a_network_the_address_of_the_weights_is_named(monkeypatch, fuka
         pretrained.initialize_classifier(meta("resnet20", 3), "resnet20", "imagenet")
 
 
-def test_pictures_are_normalised_as_the_published_weights_expect(colours):
+def test_images_are_normalised_as_the_published_weights_expect(colours):
     """torchvision's own transforms of its weights; those of GoogLeNet were made with 0.5 and 0.5."""
     weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
     for name in ("resnet18", "vgg16"):

@@ -102,7 +102,7 @@ def test_the_phases_of_a_run_are_its_time(timed):
 
 
 def test_multiply_adds_are_those_of_the_table(timed):
-    """Forward, and as many for the gradients of weights and of inputs, but for those of the pictures."""
+    """Forward, and as many for the gradients of weights and of inputs, but for those of the images."""
     run, _ = timed
     line = json.loads((run / "recipe.json").read_text())["time"]
     training = sum(line["seconds"].get(phase, 0) for phase in ("data", "forward", "backward", "optimizer", "waiting"))
@@ -160,7 +160,7 @@ def test_tf32_needs_a_gpu(fukami):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_parts_of_a_batch_give_the_gradient_of_all_of_it(precision):
     whole, batch = task_of(RECIPE, precision)
-    parts, same = task_of(DeepConvNet(**vars(RECIPE) | {"accumulate": 3}), precision)  # 34, 33 and 33 pictures
+    parts, same = task_of(DeepConvNet(**vars(RECIPE) | {"accumulate": 3}), precision)  # 34, 33 and 33 images
     assert torch.equal(batch[0], same[0])
     one, other = whole.step(batch), parts.step(same)
     tolerance = {"float32": 1e-5, "bfloat16": 2e-2}[precision]
@@ -170,7 +170,7 @@ def test_parts_of_a_batch_give_the_gradient_of_all_of_it(precision):
         torch.testing.assert_close(q.grad, p.grad, rtol=tolerance, atol=tolerance)
 
 
-def test_more_parts_than_pictures(fukami):
+def test_more_parts_than_images(fukami):
     answer = fukami("train", "deep-convnet", "--batch-size", "4", "--accumulate", "5", "--device", "cpu")
     assert answer.status == 2
     assert "--accumulate" in answer.err
@@ -208,7 +208,7 @@ def test_what_is_computed_again_is_the_same(make, shape):
     again = make()
     enable_activation_checkpointing(again)
     assert plain.state_dict().keys() == again.state_dict().keys()
-    pictures = torch.randn(4, *shape)
+    images = torch.randn(4, *shape)
     kept, found = [], []
     for model in (plain, again):
         sizes = {}
@@ -219,7 +219,7 @@ def test_what_is_computed_again_is_the_same(make, shape):
 
         torch.manual_seed(1)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            out = model(pictures)
+            out = model(images)
         out = sum(part.square().sum() for part in out) if isinstance(out, tuple) else out.square().sum()
         own = {p.untyped_storage().data_ptr() for p in model.parameters()}
         kept.append(sum(size for place, size in sizes.items() if place not in own))
@@ -235,9 +235,9 @@ def test_a_step_that_computes_again_is_the_same(precision):
     plain, batch = task_of(DeepConvNet(batch_size=100), precision)
     again, same = task_of(DeepConvNet(batch_size=100, activation_checkpointing=True), precision)
     found = []
-    for task, pictures in ((plain, batch), (again, same)):
+    for task, images in ((plain, batch), (again, same)):
         torch.manual_seed(1)
-        found.append(task.step(pictures)["loss"])
+        found.append(task.step(images)["loss"])
     assert torch.equal(*found)
     for p, q in zip(plain.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(p, q)

@@ -39,7 +39,7 @@ def resnet50():
 
 # two layers: the backward pass spends one second with each, the forward pass one in all; 400 bytes of gradients each
 TWO = TrainingJob(layers=[layer(100, 100), layer(100, 100)], batch_size=30, first_bucket_bytes=1, bucket_bytes=1)
-ALONE = Cluster(images_per_second=10, devices_per_machine=1)  # 30 pictures in three seconds
+ALONE = Cluster(images_per_second=10, devices_per_machine=1)  # 30 images in three seconds
 
 
 def test_all_reduce_by_hand():

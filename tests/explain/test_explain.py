@@ -104,9 +104,9 @@ def plain(model):
 
 def support(model, layer, shape, row, column):
     """The box of pixels that a unit's gradient reaches."""
-    picture = torch.rand(1, *shape, dtype=torch.double, requires_grad=True)
-    (maps,) = analysis.create_feature_extractor(model, [layer.name])(picture)
-    (gradient,) = torch.autograd.grad(maps[0, :, row, column].sum(), picture)
+    image = torch.rand(1, *shape, dtype=torch.double, requires_grad=True)
+    (maps,) = analysis.create_feature_extractor(model, [layer.name])(image)
+    (gradient,) = torch.autograd.grad(maps[0, :, row, column].sum(), image)
     reached = gradient[0].abs().sum(0) > 0
     rows, columns = (torch.nonzero(reached.any(axis)).flatten() for axis in (1, 0))
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
@@ -185,7 +185,7 @@ def test_what_cannot_be_explained_says_why():
 
     with pytest.raises(Error, match="depend on its values"):
         analysis.summarize_layers(Deciding(), (1, 4, 4))
-    with pytest.raises(UsageError, match=r"does not take pictures of 3x28x28 \(layer 0"):
+    with pytest.raises(UsageError, match=r"does not take images of 3x28x28 \(layer 0"):
         analysis.summarize_layers(models.deep_convnet(), (3, 28, 28))
     with pytest.raises(UsageError, match="channels, height and width"):
         analysis.summarize_layers(models.deep_convnet(), (28, 28))
@@ -249,12 +249,12 @@ def test_grad_cam_of_a_network_that_ends_in_average_pooling_is_its_class_activat
     torch.manual_seed(0)
     body = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(inplace=True))
     model = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4))
-    picture = torch.rand(3, 6, 8)
-    maps = body(picture[None])[0].detach()
+    image = torch.rand(3, 6, 8)
+    maps = body(image[None])[0].detach()
     for target in range(4):
         weights = model[4].weight[target].detach()
         activation = torch.einsum("k,khw->hw", weights, maps).relu()
-        found = feature_visualization.compute_grad_cam(model, picture, target)
+        found = feature_visualization.compute_grad_cam(model, image, target)
         torch.testing.assert_close(found, activation / (6 * 8))
 
 
@@ -265,21 +265,21 @@ def test_grad_cam_by_hand():
         model[0].weight.fill_(2)
         model[3].weight.fill_(3)
         model[3].bias.fill_(4)
-    picture = torch.tensor([[[0.0, 1.0], [0.5, -1.0]]])
+    image = torch.tensor([[[0.0, 1.0], [0.5, -1.0]]])
     torch.testing.assert_close(
-        feature_visualization.compute_grad_cam(model, picture, 0), torch.tensor([[0.0, 6.0], [3.0, 0.0]])
+        feature_visualization.compute_grad_cam(model, image, 0), torch.tensor([[0.0, 6.0], [3.0, 0.0]])
     )
 
 
 def test_feature_maps_are_not_spoilt_by_what_works_in_place():
     model = models.deep_convnet().eval()
-    picture = torch.rand(1, 28, 28)
-    maps = feature_visualization.compute_feature_maps(model, picture, ["0", "1", "14"])
+    image = torch.rand(1, 28, 28)
+    maps = feature_visualization.compute_feature_maps(model, image, ["0", "1", "14"])
     with torch.no_grad():
-        first = model[0](picture[None])[0]
+        first = model[0](image[None])[0]
         torch.testing.assert_close(maps["0"], first)
         torch.testing.assert_close(maps["1"], first.relu())
-        torch.testing.assert_close(maps["14"], model[:15](picture[None])[0])
+        torch.testing.assert_close(maps["14"], model[:15](image[None])[0])
     assert (maps["0"] < 0).any()
 
 
@@ -289,13 +289,13 @@ def test_the_patch_that_excites_a_unit_is_the_one_it_looks_for(random):
     with torch.no_grad():
         model[0].weight.copy_(torch.stack([2 * pattern - 1, -torch.ones(3, 3)])[:, None])
         model[0].bias.copy_(torch.tensor([0.0, 9.0]))
-    pictures = torch.from_numpy(random.integers(40, 90, (7, 1, 12, 15), dtype=np.uint8))
+    images = torch.from_numpy(random.integers(40, 90, (7, 1, 12, 15), dtype=np.uint8))
     for number, (row, column) in {2: (4, 7), 5: (0, 11)}.items():
-        pictures[number, 0, row : row + 3, column : column + 3] = (pattern * (200 + number)).to(torch.uint8)
-    pictures[6, 0, :2, :2] = 0  # where darkness is looked for; the padding counts as dark, so a corner is darkest
+        images[number, 0, row : row + 3, column : column + 3] = (pattern * (200 + number)).to(torch.uint8)
+    images[6, 0, :2, :2] = 0  # where darkness is looked for; the padding counts as dark, so a corner is darkest
     steps = analysis.summarize_layers(model, (1, 12, 15))
     found = feature_visualization.find_top_patches(
-        model, pictures.split(3), [(steps[-1], [0, 1])], normalize=lambda given: given / 255, num_patches=2
+        model, images.split(3), [(steps[-1], [0, 1])], normalize=lambda given: given / 255, num_patches=2
     )
     bright, dark = found["1"]
     assert [int(patch.pixels.max()) for patch in bright] == [205, 202]
@@ -346,7 +346,7 @@ def test_explain_writes_a_page_of_a_model(fukami, tmp_path):
         (["vgg16", "--input", "3x22"], "such as 3x224x224, not '3x22'"),
         (["vgg16", "--input", "3x0x22"], "3x224x224"),
         (["vgg16", "--input", "3x16x16"], "at least 32×32"),
-        (["deep_convnet", "--input", "1x28x20"], "does not take pictures of 1x28x20"),
+        (["deep_convnet", "--input", "1x28x20"], "does not take images of 1x28x20"),
         (["deep_convnet", "--num-classes", "0"], "--num-classes should be at least 1"),
         (["resnet18", "cat.jpg"], "model without weights"),
         (["deep-convnet", "--input", "1x28x28"], "has its own"),
@@ -368,9 +368,9 @@ def test_explain_prints_the_layers_of_a_run(fukami, trained):
     assert not (trained / "explain").exists()
 
 
-def test_explain_writes_one_page_for_pictures_and_names_the_broken(fukami, trained, digit_files, tmp_path):
+def test_explain_writes_one_page_for_images_and_names_the_broken(fukami, trained, digit_files, tmp_path):
     files = sorted(digit_files.rglob("*.png"))[:2]
-    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "text.png").write_text("not an image")
     answer = fukami("explain", trained, files[0], "text.png", files[1], "--out", "page")
     assert answer.status == 1
     assert "text.png" in answer.err
@@ -385,7 +385,7 @@ def test_explain_writes_one_page_for_pictures_and_names_the_broken(fukami, train
     for title in ("Feature maps", "filters of the first layer", "training patches", "How far", "Layers"):
         assert title in text
     assert all(file.name in text for file in files)
-    assert "1,438 of the 1,438 training pictures" in text
+    assert "1,438 of the 1,438 training images" in text
 
 
 def test_explain_goes_on_where_the_training_data_are_gone(fukami, trained, digit_files, tmp_path):
@@ -410,7 +410,7 @@ def test_colour_filters_are_drawn_in_colour_and_grey_ones_grey():
     assert np.ptp(grey[0, 0]) == 0
 
 
-def test_a_grey_picture_and_its_heat_are_drawn():
+def test_a_grey_image_and_its_heat_are_drawn():
     heat = torch.zeros(4, 4)
     figure = feature_visualization.plot_prediction(
         torch.zeros(1, 28, 28, dtype=torch.uint8), heat, [("a price of $5$ and a very long name", 1.0)]

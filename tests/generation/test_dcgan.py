@@ -28,13 +28,13 @@ def few_digits(monkeypatch):
     """The embedded digits, two hundred of them."""
     from fukami.data import digits
 
-    pictures, targets = digits.load_digits()
-    monkeypatch.setattr(digits, "load_digits", lambda: (pictures[:200], targets[:200]))
+    images, targets = digits.load_digits()
+    monkeypatch.setattr(digits, "load_digits", lambda: (images[:200], targets[:200]))
 
 
 @pytest.fixture
 def colours(tmp_path, random):
-    """Pictures of one colour each, anywhere in a folder."""
+    """Images of one colour each, anywhere in a folder."""
     root = tmp_path / "colours"
     for number in range(24):
         folder = root / ("deep/down" if number % 2 else ".")
@@ -102,7 +102,7 @@ def test_no_such_size():
 
 @pytest.mark.parametrize("stable", [False, True])
 def test_an_update_is_that_of_a_plain_loop(begun, stable):
-    """Two losses, two optimizers, as they are usually written, from the same weights, noise and pictures."""
+    """Two losses, two optimizers, as they are usually written, from the same weights, noise and images."""
     (task, data), (other, _) = begun(stable=stable, ema_decay=0), begun(stable=stable, ema_decay=0)
     batches = list(data.train)[:3]
     generator, discriminator = other.model, other.discriminator
@@ -229,7 +229,7 @@ def test_repeated_samples_are_counted():
 
 
 def test_what_is_repeated_does_not_depend_on_the_judge(begun):
-    """Pictures are compared as they are: features of a network lie near each other for what is merely alike."""
+    """Images are compared as they are: features of a network lie near each other for what is merely alike."""
     task, data = begun()
     found = []
     for judge in ("digits", "pixels"):
@@ -270,15 +270,15 @@ def test_vgg_sees_as_torchvisions_features(tmp_path):
     torch.save({f"features.{key}": value for key, value in theirs.state_dict().items()}, tmp_path / "vgg16.pth")
     seen = generation_features.load_feature_extractor(str(tmp_path / "vgg16.pth"), 32, 3)
     assert seen.name == "vgg16"
-    pictures = torch.randint(0, 256, (3, 3, 48, 48), dtype=torch.uint8)
+    images = torch.randint(0, 256, (3, 3, 48, 48), dtype=torch.uint8)
     mean, std = (
         torch.tensor(each).view(3, 1, 1)
         for each in (generation_features.IMAGENET_MEAN, generation_features.IMAGENET_STD)
     )
     with torch.inference_mode():
-        large = F.interpolate(pictures / 255, (224, 224), mode="bilinear", align_corners=False)
+        large = F.interpolate(images / 255, (224, 224), mode="bilinear", align_corners=False)
         expected = theirs((large - mean) / std).mean((2, 3))
-    torch.testing.assert_close(seen.extract(pictures, torch.device("cpu")), expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(seen.extract(images, torch.device("cpu")), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_inception_as_torchvision_and_as_fid_have_it(tmp_path, monkeypatch):
@@ -287,14 +287,14 @@ def test_inception_as_torchvision_and_as_fid_have_it(tmp_path, monkeypatch):
     from torchvision.models.inception import InceptionA, InceptionC, InceptionE
 
     torch.manual_seed(0)
-    pictures = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    given = F.interpolate(pictures.float(), (299, 299), mode="bilinear", align_corners=False) / 127.5 - 1
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    given = F.interpolate(images.float(), (299, 299), mode="bilinear", align_corners=False) / 127.5 - 1
     found = {}
     for classes in (1000, 1008):
         network = inception_v3(weights=None, num_classes=classes, init_weights=False).eval()
         torch.save(network.state_dict(), tmp_path / f"{classes}.pth")
         seen = generation_features.load_feature_extractor(str(tmp_path / f"{classes}.pth"), 64, 3)
-        found[seen.name] = seen.extract(pictures, torch.device("cpu"))
+        found[seen.name] = seen.extract(images, torch.device("cpu"))
         network.fc = nn.Identity()
         if classes == 1008:  # by hand: each module's pooling replaced by one that is asked for its kind
             for module in network.modules():
@@ -341,7 +341,7 @@ def test_wrong_weights_of_inception_are_refused(tmp_path):
         monkey.undo()
 
 
-def test_any_folder_of_pictures(colours, few_scenes):
+def test_any_folder_of_images(colours, few_scenes):
     learned, judged = generation_data.load_dataset(str(colours), 0.0)
     assert len(learned) == len(judged) == 24
     assert generation_data.infer_image_shape(learned) == (32, 3)
@@ -354,9 +354,9 @@ def test_any_folder_of_pictures(colours, few_scenes):
         generation_data.load_dataset("mnits", 0.0)
 
 
-def test_a_folder_without_pictures(tmp_path):
+def test_a_folder_without_images(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Error, match="has 0 pictures"):
+    with pytest.raises(Error, match="has 0 images"):
         DCGAN(data=str(tmp_path / "empty")).load_data()
 
 
@@ -375,7 +375,7 @@ def test_what_no_run_can_have_is_refused(fields, hint):
 
 
 def test_command_line(fukami, colours, tmp_path):
-    """Trained on a folder of colours; pictures made, a way between them, a sum, and the nearest real ones."""
+    """Trained on a folder of colours; images made, a way between them, a sum, and the nearest real ones."""
     small = [
         "--base-channels",
         "4",
@@ -402,12 +402,12 @@ def test_command_line(fukami, colours, tmp_path):
     assert [each["file"] for each in answer.json] == [str(tmp_path / "made" / f"{n:04}.png") for n in range(1, 7)]
     assert all(0 <= each["real"] <= 1 and each["seed"] == 3 for each in answer.json)
     assert all(str(colours) in each["nearest"] for each in answer.json)
-    with Image.open(answer.json[0]["file"]) as picture:
-        assert picture.size == (32, 32)
+    with Image.open(answer.json[0]["file"]) as image:
+        assert image.size == (32, 32)
     for name in ("grid.png", "interpolation.png", "interpolation.webp", "arithmetic.png", "nearest.png"):
-        with Image.open(tmp_path / "made" / name) as picture:
-            assert min(picture.size) >= 64
-            assert name.endswith("png") or 5 < picture.n_frames <= 25  # WebP joins frames that are alike
+        with Image.open(tmp_path / "made" / name) as image:
+            assert min(image.size) >= 64
+            assert name.endswith("png") or 5 < image.n_frames <= 25  # WebP joins frames that are alike
     again = fukami("predict", tmp_path / "run", "--num-samples", "6", "--seed", "3", "--out", tmp_path / "again")
     assert (tmp_path / "again" / "0001.png").read_bytes() == (tmp_path / "made" / "0001.png").read_bytes()
     assert "grid.png" in again.err
@@ -422,7 +422,7 @@ def test_command_line(fukami, colours, tmp_path):
     [
         (["--num-samples", "4"], "--out"),
         (["a.png", "--num-samples", "4", "--out", "x"], "of no files"),
-        (["--num-samples", "1", "--interpolation-steps", "3", "--out", "x"], "at least 2 pictures"),
+        (["--num-samples", "1", "--interpolation-steps", "3", "--out", "x"], "at least 2 images"),
         (["a.png", "--nearest"], "give --num-samples"),
         (["--num-samples", "3", "--arithmetic", "1 - 4", "--out", "x"], "from 1 to 3"),
         (["--num-samples", "3", "--arithmetic", "1 - two", "--out", "x"], "as in '1 2 3 - 4 5 6 + 7 8 9'"),
@@ -434,14 +434,14 @@ def test_wrong_usage(fukami, words, hint):
     assert hint in answer.err or "makes none" in answer.err
 
 
-def test_a_classifier_makes_no_pictures(fukami):
+def test_a_classifier_makes_no_images(fukami):
     answer = fukami("predict", "deep-convnet", "--num-samples", "4", "--out", "x")
     assert answer.status == 2
     assert "makes none" in answer.err
 
 
 def test_sums_are_of_means(begun, tmp_path, monkeypatch):
-    """The picture in the middle is that of the sum of the means."""
+    """The image in the middle is that of the sum of the means."""
     task, _ = begun()
     codes = task.sample_latents(5, seed=2)
     terms = generation_samples.parse_arithmetic("1, 2 - 3 +4 5", 5)
@@ -458,7 +458,7 @@ def test_sums_are_of_means(begun, tmp_path, monkeypatch):
 
 
 def test_the_nearest_are_found(begun, tmp_path):
-    """Pictures that were learned from are their own nearest."""
+    """Images that were learned from are their own nearest."""
     _, data = begun()
     seen = generation_features.load_feature_extractor("pixels", 28, 1)
     own = data.train.images[[3, 150, 77]]
@@ -468,7 +468,7 @@ def test_the_nearest_are_found(begun, tmp_path):
 
 
 def test_a_generator_that_repeats_itself_is_told_of(begun, caplog):
-    """It draws one picture whatever the noise."""
+    """It draws one image whatever the noise."""
     task, data = begun()
     with torch.no_grad():
         task.ema_generator.noise.weight.zero_()

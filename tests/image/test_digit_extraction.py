@@ -31,12 +31,12 @@ def seen(pixels):
 
 
 def alike(one, other):
-    """Cosine between two pictures, 1 for equal ones."""
+    """Cosine between two images, 1 for equal ones."""
     return (one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum())
 
 
-def rows_and_columns(picture):
-    return np.flatnonzero(picture.max(axis=1)), np.flatnonzero(picture.max(axis=0))
+def rows_and_columns(image):
+    return np.flatnonzero(image.max(axis=1)), np.flatnonzero(image.max(axis=0))
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +81,9 @@ def test_place_and_size_make_no_difference(plain, at, height):
 
 @pytest.mark.parametrize("times", [0.4, 3, 8])
 def test_resolution_makes_no_difference(plain, times):
-    picture = Image.fromarray(drawn().astype(np.uint8))
-    picture = picture.resize((round(400 * times), round(360 * times)), Image.Resampling.BICUBIC)
-    assert alike(convert_to_mnist(picture)[0].astype(float), plain) > 0.93
+    image = Image.fromarray(drawn().astype(np.uint8))
+    image = image.resize((round(400 * times), round(360 * times)), Image.Resampling.BICUBIC)
+    assert alike(convert_to_mnist(image)[0].astype(float), plain) > 0.93
 
 
 def test_light_ink_on_a_board_comes_out_alike(plain):
@@ -99,10 +99,10 @@ def test_ink_of_any_colour(plain, colour):
 
 @pytest.mark.parametrize("width", [2, 5, 14, 26])
 def test_thin_and_thick_pens_become_strokes_of_mnist(width):
-    picture = seen(drawn(width=width))
+    image = seen(drawn(width=width))
     length_in_pixels = 20 * (1 + 0.6) * 1.7  # of the two strokes, roughly
-    assert 1.2 < picture.sum() / 255 / length_in_pixels < 4.5
-    assert len(np.unique(rows_and_columns(picture)[0])) >= 18
+    assert 1.2 < image.sum() / 255 / length_in_pixels < 4.5
+    assert len(np.unique(rows_and_columns(image)[0])) >= 18
 
 
 def test_the_bar_of_a_five_stays():
@@ -129,7 +129,7 @@ def test_specks_ruled_lines_and_the_table_are_left_out(plain, random):
         assert alike(seen(page), plain) > 0.93
 
 
-def test_a_digit_that_fills_its_picture():
+def test_a_digit_that_fills_its_image():
     full = drawn(SEVEN, size=(140, 200), at=(12, 12), height=176, width=16)
     assert alike(seen(full), seen(drawn(SEVEN, width=16))) > 0.93
 

@@ -1,4 +1,4 @@
-"""Pictures of every kind come out right, and what is no picture is refused by name."""
+"""Images of every kind come out right, and what is no image is refused by name."""
 
 import io
 import re
@@ -23,13 +23,13 @@ from fukami.image.transform import ResizeTransform, SquareTransform
 
 @pytest.fixture
 def photo(random):
-    """A colour picture with structure, 40 wide and 30 high."""
+    """A colour image with structure, 40 wide and 30 high."""
     y, x = np.mgrid[:30, :40]
     return np.stack([6 * x, 8 * y, 3 * (x + y)], -1).astype(np.uint8)
 
 
-def saved(picture, path, **options):
-    picture.save(path, **options)
+def saved(image, path, **options):
+    image.save(path, **options)
     return path
 
 
@@ -43,7 +43,7 @@ def test_formats(photo, tmp_path, suffix):
 
 
 def test_exif_rotation(photo, tmp_path):
-    """What orientation N did to the upright picture is undone; each by hand with NumPy."""
+    """What orientation N did to the upright image is undone; each by hand with NumPy."""
     stored = {
         1: photo,
         2: photo[:, ::-1],
@@ -119,7 +119,7 @@ def test_truncated_files_are_refused_at_every_length(random, tmp_path, suffix):
             image_io.read_image(path)
 
 
-def test_what_is_no_picture_is_refused_by_name(tmp_path):
+def test_what_is_no_image_is_refused_by_name(tmp_path):
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty.jpg").write_bytes(b"")
     with zipfile.ZipFile(tmp_path / "zip.png", "w") as archive:
@@ -127,7 +127,7 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path):
     (tmp_path / "script.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
     (tmp_path / "folder.png").mkdir()
     for name, reason in {
-        "text.png": "not a picture", "empty.jpg": "empty", "zip.png": "not a picture", "script.eps": "not a picture",
+        "text.png": "not an image", "empty.jpg": "empty", "zip.png": "not an image", "script.eps": "not an image",
         "folder.png": "folder", "missing.png": "does not exist",
     }.items():  # fmt: skip
         with pytest.raises(Error, match=rf"{name}.*{reason}"):
@@ -138,7 +138,7 @@ def test_what_a_file_holds_is_read_like_the_file_and_called_by_the_name_given(ph
     path = saved(Image.fromarray(photo), tmp_path / "photo.jpg")
     content = path.read_bytes()
     assert np.array_equal(np.asarray(image_io.read_image(content)), np.asarray(image_io.read_image(path)))
-    for broken, what in ((b"", "is empty"), (b"text", "is not a picture"), (content[:99], "is damaged")):
+    for broken, what in ((b"", "is empty"), (b"text", "is not an image"), (content[:99], "is damaged")):
         with pytest.raises(Error, match=f"^photo.jpg {what}"):
             image_io.read_image(broken, name="photo.jpg")
         with pytest.raises(Error, match=f"^the file given {what}"):
@@ -157,7 +157,7 @@ def png(width, height, body=b"", pixels=b""):
 
 
 def icon(content):
-    """An icon of 16 by 16 pixels that holds a picture."""
+    """An icon of 16 by 16 pixels that holds an image."""
     return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(content), 22) + content
 
 
@@ -176,7 +176,7 @@ def jpeg(**options):
 
 
 def decoded(monkeypatch):
-    """The sizes of the pictures that Pillow decodes from now on."""
+    """The sizes of the images that Pillow decodes from now on."""
     sizes = []
     for kind in (ImageFile.ImageFile, TiffImagePlugin.TiffImageFile):
 
@@ -203,7 +203,7 @@ def decoded(monkeypatch):
     ],
     ids=["tall", "wide", "side", "strip", "band", "icon of a strip", "icon", "tile"],
 )
-def test_long_strips_and_hidden_pictures_are_refused_undecoded(monkeypatch, content, reason):
+def test_long_strips_and_hidden_images_are_refused_undecoded(monkeypatch, content, reason):
     """Within the bound of pixels or not; also of what an icon holds, and of a tile, which is decoded whole."""
     sizes = decoded(monkeypatch)
     with pytest.raises(Error, match=rf"small\.png.*{reason}"):
@@ -264,14 +264,14 @@ from fukami.image import io
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 before = peak()
-picture = io.read_image(sys.argv[1])
-print(picture.mode, peak() - before)
+image = io.read_image(sys.argv[1])
+print(image.mode, peak() - before)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(("mode", "suffix"), [("I;16", "png"), ("I", "tiff"), ("F", "tiff"), ("RGBA", "png")])
-def test_memory_is_that_of_the_picture_in_its_own_depth(tmp_path, mode, suffix):
+def test_memory_is_that_of_the_image_in_its_own_depth(tmp_path, mode, suffix):
     """16 million pixels take up to 5 bytes each as they are; as float64 they would take 8 more, or 16 with a copy."""
     colour = (9, 8, 7, 100) if mode == "RGBA" else 300
     path = saved(Image.new(mode, (4000, 4000), colour), tmp_path / f"x.{suffix}")
@@ -282,7 +282,7 @@ def test_memory_is_that_of_the_picture_in_its_own_depth(tmp_path, mode, suffix):
 
 
 def test_values_are_scaled_alike_in_parts(monkeypatch, random):
-    """What decides is the range of the whole picture, not of a part."""
+    """What decides is the range of the whole image, not of a part."""
     values = random.normal(0, 900, (50, 40, 3))
     expected = np.round((values - values.min()) * (255 / (values.max() - values.min())))
     deep = random.integers(0, 65536, (64, 30), dtype=np.uint16)
@@ -350,20 +350,20 @@ def test_a_batch_goes_on_after_files_that_take_all_memory(fukami, monkeypatch, d
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[...] DefaultCPUAllocator: can't allocate memory")])
-def test_pictures_that_take_all_memory_together_are_answered_alone(photo, error):
+def test_images_that_take_all_memory_together_are_answered_alone(photo, error):
     class Small(PaddedTask):
         def __init__(self):
             self.model, self.prepare = nn.Identity(), ResizeTransform(0, 0)
 
-        def predict_batch(self, pictures):
-            if len(pictures) > 1 or pictures.max() == 255:
+        def predict_batch(self, images):
+            if len(images) > 1 or images.max() == 255:
                 raise error
-            return [{"mean": float(picture.float().mean())} for picture in pictures]
+            return [{"mean": float(image.float().mean())} for image in images]
 
     dark, light = np.zeros_like(photo), np.full_like(photo, 255)
     first, second, third = Small().predict([dark, light, dark])
     assert (first["mean"], first["width"], third["mean"]) == (0, 40, 0)
-    assert second["error"] == "the picture given needs more memory than there is; make it smaller"
+    assert second["error"] == "the image given needs more memory than there is; make it smaller"
 
 
 def test_a_strip_is_no_large_page_for_a_digit(monkeypatch):
@@ -371,14 +371,14 @@ def test_a_strip_is_no_large_page_for_a_digit(monkeypatch):
     largest = []
     real = ImageOps.expand
 
-    def expand(picture, *arguments):
-        largest.append(real(picture, *arguments))
+    def expand(image, *arguments):
+        largest.append(real(image, *arguments))
         return largest[-1]
 
     monkeypatch.setattr(ImageOps, "expand", expand)
     with pytest.raises(Error, match="no ink"):
         digit_extraction.convert_to_mnist(Image.new("L", (300, 60_000), 250))
-    assert [picture.width * picture.height < 40e6 for picture in largest] == [True]
+    assert [image.width * image.height < 40e6 for image in largest] == [True]
 
 
 @pytest.mark.parametrize("side", [10_001, 60_000, 2**31 - 1])
@@ -416,7 +416,7 @@ def test_fit_takes_the_middle_square(photo):
 
 
 @pytest.mark.parametrize("size", [(40, 30), (3, 900), (900, 3), (1, 1), (1500, 1000)])
-def test_answers_are_drawn_for_pictures_of_any_shape(size):
+def test_answers_are_drawn_for_images_of_any_shape(size):
     seen = np.full((1, 28, 28), 200, np.uint8)
     drawn = image_io.draw_prediction(Image.new("RGB", size, (250, 0, 0)), seen, "深み (99 %)")
     pixels = np.asarray(drawn)
@@ -433,12 +433,12 @@ def test_arrays_of_any_type_keep_values_up_to_255(dtype):
     assert np.array_equal(np.asarray(image_io.read_image(values)), np.arange(256).reshape(16, 16))
 
 
-def test_a_large_picture_within_the_bound_is_read_without_a_warning(tmp_path):
+def test_a_large_image_within_the_bound_is_read_without_a_warning(tmp_path):
     path = saved(Image.new("1", (9600, 9600)), tmp_path / "large.png")  # over Pillow's own bound, under ours
     assert image_io.read_image(path).size == (9600, 9600)
 
 
-def test_a_truncated_picture_that_pillow_opened_is_refused(photo):
+def test_a_truncated_image_that_pillow_opened_is_refused(photo):
     content = io.BytesIO()
     Image.fromarray(photo).save(content, "BMP")
     with pytest.raises(Error, match=r"damaged or incomplete"):
@@ -446,7 +446,7 @@ def test_a_truncated_picture_that_pillow_opened_is_refused(photo):
 
 
 @pytest.mark.parametrize("order", ["<u2", ">u2"])
-def test_dark_sixteen_bit_pictures_stay_dark_in_either_byte_order(order):
+def test_dark_sixteen_bit_images_stay_dark_in_either_byte_order(order):
     assert np.asarray(image_io.read_image(np.full((4, 4), 200, order))).max() == 1  # 200 / 257
 
 
@@ -459,7 +459,7 @@ def some_boxes(random, count, size, labels):
 
 
 @pytest.mark.parametrize("size", [(640, 480), (120, 500), (2000, 300)])
-def test_labels_do_not_overlap_and_stay_in_the_picture(random, size):
+def test_labels_do_not_overlap_and_stay_in_the_image(random, size):
     boxes = [tuple(each["box"]) for each in some_boxes(random, 60, size, ["cat"])]
     sizes = [(float(width), 20.0) for width in random.uniform(40, 110, 60)]
     places = image_io.place_labels(boxes, sizes, size)
@@ -476,16 +476,16 @@ def test_labels_do_not_overlap_and_stay_in_the_picture(random, size):
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 300), (64, 48), (500, 375), (3000, 1000)])
 def test_boxes_are_drawn_at_any_size(random, size):
-    """In the colour of the class, with a label; a small picture is enlarged, and the one given stays as it is."""
-    picture = Image.new("L", size, 255)
-    drawn = image_io.draw_boxes(picture, some_boxes(random, 9, size, ["cat", "dög", "犬"]), ("cat", "dög"))
+    """In the colour of the class, with a label; a small image is enlarged, and the one given stays as it is."""
+    image = Image.new("L", size, 255)
+    drawn = image_io.draw_boxes(image, some_boxes(random, 9, size, ["cat", "dög", "犬"]), ("cat", "dög"))
     assert max(drawn.size) >= 480
     assert drawn.width * size[1] == drawn.height * size[0]
     assert {image_io.get_class_color(0), image_io.get_class_color(1)} <= {
         colour for _, colour in drawn.getcolors(2**20)
     }
-    assert picture.getextrema() == (255, 255)
-    assert image_io.draw_boxes(picture, [], ("cat",)).getextrema() == ((255, 255),) * 3
+    assert image.getextrema() == (255, 255)
+    assert image_io.draw_boxes(image, [], ("cat",)).getextrema() == ((255, 255),) * 3
 
 
 def test_a_box_is_drawn_on_its_edge_and_the_strongest_on_top():

@@ -67,20 +67,20 @@ def test_frames_are_upright(tmp_path):
     assert frame.image.getpixel((10, 8))[0] < 40
 
 
-def test_frames_have_the_limits_of_pictures(tmp_path):
+def test_frames_have_the_limits_of_images(tmp_path):
     clip = make(tmp_path / "a.mp4", size=(8200, 40))
     with pytest.raises(Error, match=r"a\.mp4, in frame 0, has 8200×40 pixels, and a side may be 200 times as long"):
         next(video.read_frames(clip))
 
 
 def test_what_is_a_video(tmp_path):
-    """By its name, or by what it holds; an animated picture is a picture."""
+    """By its name, or by what it holds; an animated image is an image."""
     clip = make(tmp_path / "a.mkv", count=1)
     clip.rename(tmp_path / "unnamed")
     make(tmp_path / "b.mp4", count=1).rename(tmp_path / "other")
-    pictures = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    images = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
     for suffix in ("gif", "avif", "png"):
-        pictures[0].save(tmp_path / f"c.{suffix}", save_all=True, append_images=pictures[1:])
+        images[0].save(tmp_path / f"c.{suffix}", save_all=True, append_images=images[1:])
     found = {path.name for path in tmp_path.iterdir() if video.is_video(path)}
     assert found == {"unnamed", "other"}
     assert video.is_video("missing.MP4")
@@ -146,8 +146,8 @@ def test_videos_are_written_where_there_is_no_encoder_of_h264(tmp_path, monkeypa
         film.add(Image.new("RGB", (64, 48)), 0, Fraction(30))
 
 
-def test_predict_boxes_in_pictures_and_videos(fukami, tmp_path, monkeypatch):
-    """A folder of both: a line for each picture and for each second frame, drawn; what is damaged is named."""
+def test_predict_boxes_in_images_and_videos(fukami, tmp_path, monkeypatch):
+    """A folder of both: a line for each image and for each second frame, drawn; what is damaged is named."""
     monkeypatch.setattr(checkpoint, "load", lambda *runs, **options: Bright(None))
     (tmp_path / "in").mkdir()
     make(tmp_path / "in" / "a.mp4", count=11)
@@ -158,10 +158,10 @@ def test_predict_boxes_in_pictures_and_videos(fukami, tmp_path, monkeypatch):
     assert answer.status == 1
     assert "\nfukami: in/b.avi is damaged, or no video" in answer.err
     assert "1 of 4 files" in answer.err
-    *frames, small, picture = answer.json
+    *frames, small, image = answer.json
     assert (small["file"], small["width"]) == ("in/c.bmp", 40)
     box = {"label": "lamp", "score": 0.9, "box": [0, 0, 100, 50]}
-    assert picture == {"file": "in/c.png", "width": 100, "height": 50, "boxes": [box]}
+    assert image == {"file": "in/c.png", "width": 100, "height": 50, "boxes": [box]}
     assert [frame["frame"] for frame in frames] == [0, 2, 4, 6, 8, 10]
     assert [frame["seconds"] for frame in frames] == [0, 0.2, 0.4, 0.6, 0.8, 1]
     assert all(list(frame)[:3] == ["file", "frame", "seconds"] for frame in frames)
@@ -190,13 +190,13 @@ def test_predict_boxes_in_pictures_and_videos(fukami, tmp_path, monkeypatch):
     assert drawn[0].image.size == (512, 384)
 
 
-def test_a_classifier_answers_for_frames_as_for_pictures(fukami, tmp_path):
+def test_a_classifier_answers_for_frames_as_for_images(fukami, tmp_path):
     """The last of the three frames is empty, and so no digit."""
     source = tmp_path / "a.mp4"
     digit = image_io.read_image(RECIPE.parents[1] / "docs" / "digit.png")
     with video.VideoWriter(source) as film:
-        for number, picture in enumerate((digit, digit, Image.new("L", digit.size, 255))):
-            film.add(picture, number / 10, Fraction(10))
+        for number, image in enumerate((digit, digit, Image.new("L", digit.size, 255))):
+            film.add(image, number / 10, Fraction(10))
     answer = fukami("predict", "deep-convnet", source, "--device", "cpu", "--out", "drawn")
     assert answer.status == 1
     assert "a.mp4, frame 2: " in answer.err

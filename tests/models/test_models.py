@@ -83,7 +83,7 @@ def weightless(name, **options):
 
 
 def small(name):
-    """All layers of a model for pictures of 32×32, without chance; VGG with few hidden units."""
+    """All layers of a model for images of 32×32, without chance; VGG with few hidden units."""
     options = {"num_classes": 5, "channels": 3, "size": 32, "hidden": 24, "dropout": 0.0, "dropout_aux": 0.0}
     if name == "alexnet":
         options["size"] = 63
@@ -157,7 +157,7 @@ class Layers(fx.Tracer):
 
 
 def depth(traced):
-    """The most layers with weights on a way from the picture to the scores."""
+    """The most layers with weights on a way from the image to the scores."""
     deepest = {}
     for node in traced.graph.nodes:
         weighs = node.op == "call_module" and isinstance(traced.get_submodule(node.target), nn.Conv2d | nn.Linear)
@@ -178,8 +178,8 @@ def test_traced_and_as_deep_as_its_name(name):
         assert all(isinstance(layer, KINDS) for layer in layers)
         assert functions <= {operator.add, torch.cat, *([operator.getitem, F.pad] if name in CIFAR else [])}
         assert type(layers[0]) is StemConv2d
-        pictures = torch.empty(2, 3, side, side, device="meta")
-        assert [s.shape for s in listed(traced(pictures))] == [s.shape for s in listed(network(pictures))]
+        images = torch.empty(2, 3, side, side, device="meta")
+        assert [s.shape for s in listed(traced(images))] == [s.shape for s in listed(network(images))]
     assert depth(traced) == (LAYERS.get(name) or int("".join(filter(str.isdigit, name))))
 
 
@@ -225,17 +225,17 @@ def assert_equal_scores(ours, theirs):
 def test_same_as_torchvision(name):
     theirs, ours = twins(name)
     side = 224 if name in ("googlenet", "resnet50", "vgg16") else 64
-    pictures = torch.randn(2, 3, side, side)
+    images = torch.randn(2, 3, side, side)
     with torch.inference_mode():
-        assert_equal_scores(ours.eval()(pictures), theirs.eval()(pictures))
+        assert_equal_scores(ours.eval()(images), theirs.eval()(images))
 
 
 def test_googlenet_trains_as_torchvision_does():
     theirs, ours = twins("googlenet")
-    pictures = torch.randn(4, 3, 96, 96)
+    images = torch.randn(4, 3, 96, 96)
     with torch.no_grad():
-        expected = theirs.train()(pictures)
-        scores, first, second = ours.train()(pictures)
+        expected = theirs.train()(images)
+        scores, first, second = ours.train()(images)
     assert_equal_scores(scores, expected.logits)
     assert_equal_scores(first, expected.aux_logits1)
     assert_equal_scores(second, expected.aux_logits2)
@@ -273,7 +273,7 @@ def test_initialised_as_torchvision_does():
 
 
 @pytest.mark.parametrize(("size", "inputs"), [(32, 512), (63, 512), (64, 4 * 512), (224, 49 * 512), (448, 49 * 512)])
-def test_vgg_fits_its_classifier_to_the_picture(size, inputs):
+def test_vgg_fits_its_classifier_to_the_image(size, inputs):
     network = weightless("vgg11", size=size)
     assert network.classifier[0].in_features == inputs
     assert network(torch.empty(1, 3, size, size, device="meta")).shape == (1, 1000)
@@ -282,27 +282,27 @@ def test_vgg_fits_its_classifier_to_the_picture(size, inputs):
 def test_vgg_as_a_linear_probe():
     network = vgg11(4, hidden=0).eval()
     assert set(network.classifier.state_dict()) == {"0.weight", "0.bias"}
-    pictures = torch.rand(2, 3, 64, 64)
-    features = network.features(pictures).mean((2, 3))
+    images = torch.rand(2, 3, 64, 64)
+    features = network.features(images).mean((2, 3))
     last = network.classifier[0]
-    torch.testing.assert_close(network(pictures), features @ last.weight.T + last.bias)
+    torch.testing.assert_close(network(images), features @ last.weight.T + last.bias)
 
 
-def test_vgg_refuses_tiny_pictures():
+def test_vgg_refuses_tiny_images():
     with pytest.raises(ValueError, match="at least 32×32, not 31×31"):
         vgg11(size=31)
 
 
-def test_resnet_begins_with_small_pictures_as_told():
+def test_resnet_begins_with_small_images_as_told():
     """As torchvision's without its pooling and with a 3×3 convolution; 11,173,962 parameters are the public number."""
     torch.manual_seed(0)
     ours, theirs = resnet18(10, stem="3x3").eval(), torchvision.models.resnet18(num_classes=10).eval()
     theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     assert sum(parameter.numel() for parameter in ours.parameters()) == 11_173_962
     theirs.load_state_dict(ours.state_dict())
-    pictures = torch.rand(2, 3, 32, 32)
-    torch.testing.assert_close(ours(pictures), theirs(pictures), atol=1e-5, rtol=1e-5)
-    assert ours[:4](pictures).shape == (2, 64, 32, 32)
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(ours(images), theirs(images), atol=1e-5, rtol=1e-5)
+    assert ours[:4](images).shape == (2, 64, 32, 32)
     with pytest.raises(ValueError, match="not '5x5'"):
         resnet50(stem="5x5")
 
@@ -316,7 +316,7 @@ def test_the_recipe_hands_on_the_stem(name):
 
 
 def test_resnet_strides_where_it_is_told():
-    """The first block of a stage halves the picture in the 3×3 convolution, or in the 1×1 before it."""
+    """The first block of a stage halves the image in the 3×3 convolution, or in the 1×1 before it."""
     torch.manual_seed(0)
     later, early = resnet50(9).eval(), resnet50(9, stride_in="1x1").eval()
     early.load_state_dict(later.state_dict())
@@ -327,8 +327,8 @@ def test_resnet_strides_where_it_is_told():
                 layer.register_forward_hook(
                     lambda _, __, out, key=network: sides.setdefault(key, []).append(out.shape[2])
                 )
-    pictures = torch.rand(2, 3, 64, 64)
-    assert not torch.allclose(later(pictures), early(pictures), rtol=0.01)
+    images = torch.rand(2, 3, 64, 64)
+    assert not torch.allclose(later(images), early(images), rtol=0.01)
     assert sides[later] == [16, 16, 16, 8, 8, 4, 4, 2]
     assert sides[early] == [16, 16, 8, 8, 4, 4, 2, 2]
     with pytest.raises(ValueError, match="not '2x2'"):
@@ -366,8 +366,8 @@ def test_deep_convnet_follows_the_figure():
     torch.manual_seed(0)
     network = deep_convnet().eval()
     layers = [layer for layer in network if isinstance(layer, nn.Conv2d | nn.Linear)]
-    pictures = torch.rand(4, 1, 28, 28)
-    x, sides = pictures, []
+    images = torch.rand(4, 1, 28, 28)
+    x, sides = images, []
     for number, layer in enumerate(layers[:6]):
         x = F.conv2d(x, layer.weight, layer.bias, padding=2 if number == 3 else 1).relu()
         if number % 2:
@@ -375,7 +375,7 @@ def test_deep_convnet_follows_the_figure():
             sides.append(x.shape[-1])
     assert sides == [14, 8, 4]
     x = F.linear(x.flatten(1), layers[6].weight, layers[6].bias).relu()
-    torch.testing.assert_close(network(pictures), F.linear(x, layers[7].weight, layers[7].bias))
+    torch.testing.assert_close(network(images), F.linear(x, layers[7].weight, layers[7].bias))
 
 
 def test_deep_convnet_is_initialised_as_he_says():
@@ -388,14 +388,14 @@ def test_deep_convnet_is_initialised_as_he_says():
 
 
 @pytest.mark.parametrize(("size", "channels", "classes"), [(32, 3, 4), (8, 1, 2), (65, 1, 100)])
-def test_deep_convnet_takes_other_pictures(size, channels, classes):
+def test_deep_convnet_takes_other_images(size, channels, classes):
     assert deep_convnet(classes, size=size, channels=channels)(torch.rand(2, channels, size, size)).shape == (
         2,
         classes,
     )
 
 
-def test_deep_convnet_refuses_tiny_pictures():
+def test_deep_convnet_refuses_tiny_images():
     with pytest.raises(ValueError, match="at least 4×4"):
         deep_convnet(size=3)
 
@@ -404,13 +404,13 @@ def test_stem_pads_with_zeros_without_changing_the_result(monkeypatch):
     """The CUDA path, taken on the CPU: eight channels, five of them zero, are the same convolution."""
     torch.manual_seed(0)
     stem = StemConv2d(3, 6, 3, stride=2, padding=1)
-    pictures = torch.rand(2, 3, 9, 9)
-    plain = F.conv2d(pictures, stem.weight, stem.bias, stride=2, padding=1)
-    torch.testing.assert_close(stem(pictures), plain)
+    images = torch.rand(2, 3, 9, 9)
+    plain = F.conv2d(images, stem.weight, stem.bias, stride=2, padding=1)
+    torch.testing.assert_close(stem(images), plain)
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: True)
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: torch.float32)
-    torch.testing.assert_close(stem(pictures), plain)
+    torch.testing.assert_close(stem(images), plain)
 
 
 def test_stem_is_copied_and_pickled_as_itself():

@@ -61,7 +61,7 @@ def test_size(name):
 
 @pytest.mark.parametrize("name", [name for name in PARAMETERS if "101" not in name])
 def test_shapes_and_gradients(name):
-    """A score for each pixel of a picture of any size, and every parameter learns."""
+    """A score for each pixel of an image of any size, and every parameter learns."""
     torch.manual_seed(0)
     network = small(name)
     assert network.eval()(torch.rand(1, 3, 45, 70)).shape == (1, 5, 45, 70)
@@ -83,22 +83,22 @@ def test_same_as_torchvision(name):
     randomise(theirs)
     ours = weightless(name)
     ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
-    pictures = torch.randn(2, 3, 65, 97)
+    images = torch.randn(2, 3, 65, 97)
     with torch.inference_mode():
-        expected, found = theirs.eval()(pictures)["out"], ours.eval()(pictures)
+        expected, found = theirs.eval()(images)["out"], ours.eval()(images)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
         for network in (theirs, ours):
             network.train()
             for layer in network.modules():
                 if isinstance(layer, nn.Dropout):
                     layer.p = 0.0
-        expected, (scores, second) = theirs(pictures), ours(pictures)
+        expected, (scores, second) = theirs(images), ours(images)
     for found, wanted in ((scores, expected["out"]), (second, expected["aux"])):
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * wanted.abs().max().item())
 
 
 def test_a_classifiers_affine_layers_are_convolutions():
-    """Figure 2: at the middle of a picture of its size, the convolutions see what the affine layers see."""
+    """Figure 2: at the middle of an image of its size, the convolutions see what the affine layers see."""
     torch.manual_seed(0)
     classifier = models.vgg16(4, hidden=32, dropout=0.0).eval()
     for layer in classifier.classifier:
@@ -111,11 +111,11 @@ def test_a_classifiers_affine_layers_are_convolutions():
     assert sorted(missing) == ["enlarge.weight", "head.score.bias", "head.score.weight"]
     last = classifier.classifier[-1]
     network.head.score.load_state_dict({"weight": last.weight.view(4, 32, 1, 1), "bias": last.bias})
-    pictures = torch.rand(2, 3, 224, 224)
+    images = torch.rand(2, 3, 224, 224)
     with torch.inference_mode():
-        maps = network.head(network.features(pictures))
+        maps = network.head(network.features(images))
         assert maps.shape == (2, 4, 7, 7)
-        torch.testing.assert_close(maps[:, :, 3, 3], classifier(pictures), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(maps[:, :, 3, 3], classifier(images), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("factor", [2, 8, 32])
@@ -145,17 +145,17 @@ def test_a_finer_network_begins_with_the_answers_of_the_coarser_one(tmp_path):
     coarse, fine = small("fcn32s_vgg16").eval(), small("fcn16s_vgg16").eval()
     torch.save(coarse.state_dict(), tmp_path / "coarse.pt")
     pretrained.initialize_segmenter(fine, "vgg16", str(tmp_path / "coarse.pt"))
-    pictures = torch.rand(1, 3, 128, 160)
-    assert torch.equal(coarse.head(coarse.features(pictures)), fine.head(fine.features(pictures)))
+    images = torch.rand(1, 3, 128, 160)
+    assert torch.equal(coarse.head(coarse.features(images)), fine.head(fine.features(images)))
     inside = (..., slice(32, -32), slice(32, -32))
-    one, other = coarse(pictures)[inside], fine(pictures)[inside]
+    one, other = coarse(images)[inside], fine(images)[inside]
     assert (one - other).abs().max() < 0.1 * (one.max() - one.min())  # interpolated in two steps
     assert not torch.equal(one, other)
 
 
-def padded(network, pictures, padding):
-    """FCN-32s as the authors' prototxt has it: the picture is padded for conv1_1; the scores are not cropped."""
-    maps = pictures
+def padded(network, images, padding):
+    """FCN-32s as the authors' prototxt has it: the image is padded for conv1_1; the scores are not cropped."""
+    maps = images
     for layer in network.features:
         if isinstance(layer, nn.Conv2d):
             maps = F.conv2d(maps, layer.weight, layer.bias, padding=padding if layer is network.features[0] else 1)
@@ -174,10 +174,10 @@ def test_the_papers_padding_gives_other_scores(height, width):
     """
     torch.manual_seed(0)
     network = small("fcn32s_vgg16").eval().double()
-    pictures = torch.randn(1, 3, height, width, dtype=torch.float64)
-    ours = network(pictures)
+    images = torch.randn(1, 3, height, width, dtype=torch.float64)
+    ours = network(images)
     for padding, crop in ((100, 19), (97, 16)):
-        theirs = padded(network, pictures, padding)[..., crop : crop + height, crop : crop + width]
+        theirs = padded(network, images, padding)[..., crop : crop + height, crop : crop + width]
         same = ((theirs - ours).abs() < 1e-6 * ours.abs().max()).all(1)[0]
         expected = torch.zeros_like(same)
         if padding == 97:
@@ -207,8 +207,8 @@ def test_segnet_is_its_layers_one_after_another():
     torch.manual_seed(0)
     network = small("segnet_basic").eval()
     randomise(network)
-    pictures = torch.rand(2, 3, 48, 32)
-    x, places = pictures, []
+    images = torch.rand(2, 3, 48, 32)
+    x, places = images, []
     for at in range(0, 16, 4):
         x = network.features[at + 1](network.features[at](x)).relu()
         x, indices = F.max_pool2d(x, 2, return_indices=True)
@@ -217,7 +217,7 @@ def test_segnet_is_its_layers_one_after_another():
         x = F.max_unpool2d(x, indices, 2)
         for layer in stage:
             x = layer(x)
-    torch.testing.assert_close(network(pictures), x)
+    torch.testing.assert_close(network(images), x)
     assert len(network.decoder[-1]) == 3  # a convolution, its normalisation, and the classes: no ReLU
     assert [len(stage) for stage in small("segnet_vgg16").decoder] == [9, 9, 9, 6, 4]
 
@@ -225,12 +225,12 @@ def test_segnet_is_its_layers_one_after_another():
 def test_other_sizes_are_filled_up_and_cut_off():
     seen = []
 
-    def scores(pictures):
-        seen.append(pictures)
-        return pictures
+    def scores(images):
+        seen.append(images)
+        return images
 
-    pictures = torch.rand(1, 3, 33, 64)
-    assert torch.equal(apply_with_padding(scores, pictures, 32), pictures)
+    images = torch.rand(1, 3, 33, 64)
+    assert torch.equal(apply_with_padding(scores, images, 32), images)
     assert seen[0].shape == (1, 3, 64, 64)
     assert not seen[0][..., 33:, :].any()
 
@@ -325,8 +325,8 @@ def test_the_trace_of_an_outline_is_the_network():
     torch.manual_seed(0)
     network = small("fcn8s_vgg16").eval()
     traced = fx.GraphModule(network.get_traceable_module(), analysis._Tracer().trace(network.get_traceable_module()))
-    pictures = torch.rand(1, 3, 64, 64)
-    assert torch.equal(traced(pictures), network(pictures))
+    images = torch.rand(1, 3, 64, 64)
+    assert torch.equal(traced(images), network(images))
 
 
 @pytest.mark.parametrize("name", ["segnet_vgg16", "fcn8s_vgg16"])
@@ -339,22 +339,22 @@ def test_calibrated_layers_compute_what_they_computed(name):
             nn.init.kaiming_normal_(layer.weight)
             layer.weight.data *= 1.7  # so that maps grow, and biases are lost in them
             nn.init.normal_(layer.bias, std=30)
-    pictures = torch.randn(4, 3, 96, 64)
+    images = torch.randn(4, 3, 96, 64)
     with torch.no_grad():
-        expected = classifier.features(pictures)
+        expected = classifier.features(images)
     network = getattr(models, name)(5, **({"hidden": 16, "dropout": 0.0} if "fcn" in name else {}))
     network.load_state_dict(network.convert_classifier_weights(classifier.state_dict()), strict=False)
-    rescale_activations(network.list_backbone_layers(), pictures)
+    rescale_activations(network.list_backbone_layers(), images)
     for training in (True, False):
         with torch.no_grad():
-            found = network.features.train(training)(pictures)
+            found = network.features.train(training)(images)
         factor = expected.norm() / found.norm()
         torch.testing.assert_close(factor * found, expected, rtol=1e-2, atol=1e-3 * expected.max().item())
         assert factor > 100
     sizes = []
     for layer in network.features:
-        pictures = layer(pictures)
+        images = layer(images)
         if isinstance(layer, nn.ReLU):
-            sizes.append(pictures.square().mean().sqrt().item())
+            sizes.append(images.square().mean().sqrt().item())
     assert len(sizes) == 13
     assert all(0.3 < size <= 1.01 for size in sizes)

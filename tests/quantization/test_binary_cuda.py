@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 
 SHAPES = list(
     itertools.product(
-        [1, 3],  # pictures
+        [1, 3],  # images
         [(5, 7), (6, 3)],
         [1, 31, 64, 65, 128, 200],  # channels
         [1, 10, 16, 17, 64, 70],  # outputs
@@ -62,12 +62,12 @@ def _bits(*shape):
     return binary_reference.pack_words(torch.rand(shape) < 0.5)
 
 
-def _convolves(device, pictures, size, channels, outputs, layer):
+def _convolves(device, images, size, channels, outputs, layer):
     from fukami.quantization import binary_cuda
 
     torch.manual_seed(0)
     kernel, stride, padding = layer
-    x, weight = _bits(pictures, *size, channels).to(device), _bits(outputs, kernel, kernel, channels).to(device)
+    x, weight = _bits(images, *size, channels).to(device), _bits(outputs, kernel, kernel, channels).to(device)
     rows, columns = ((side + 2 * padding - kernel) // stride + 1 for side in size)
     half = channels * kernel**2 // 2
     start = F.pad(torch.randint(-half - 3, -half + 4, (3, outputs)), (0, -outputs % 16), value=1).to(device)

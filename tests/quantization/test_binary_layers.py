@@ -249,10 +249,10 @@ NETWORKS = {
 )
 def test_packed_network_answers_bit_for_bit(kernels, name, ends, options):
     network = randomise(NETWORKS[name](end_layers=ends, **options))
-    pictures = torch.randn(3, 3, 16, 16)
+    images = torch.randn(3, 3, 16, 16)
     with torch.no_grad():
-        expected = network(pictures)
-        found = pack_model(network)(pictures)
+        expected = network(images)
+        found = pack_model(network)(images)
     assert expected.unique().numel() > 3
     assert torch.equal(found, expected)
 
@@ -262,9 +262,9 @@ def test_packed_resnet_answers_bit_for_bit(kernels, size, layout):
     network = randomise(binary_resnet18(5, scaling_factors=True, learned_thresholds=True)).to(
         memory_format=getattr(torch, layout)
     )
-    pictures = torch.randn(1, 3, *size)
+    images = torch.randn(1, 3, *size)
     with torch.no_grad():
-        assert torch.equal(pack_model(network)(pictures), network(pictures))
+        assert torch.equal(pack_model(network)(images), network(images))
 
 
 def test_what_cannot_be_packed_is_named():
@@ -279,10 +279,10 @@ def test_without_a_compiler_plain_torch_answers_and_says_so_once(monkeypatch, ca
     monkeypatch.setitem(sys.modules, "fukami.quantization.binary_cpu", None)
     binary_layers.get_kernels.cache_clear()
     network = randomise(NETWORKS["convnet"]())
-    pictures = torch.randn(2, 3, 16, 16)
+    images = torch.randn(2, 3, 16, 16)
     with caplog.at_level(logging.WARNING), torch.no_grad():
-        assert torch.equal(pack_model(network)(pictures), network(pictures))
-        pack_model(network)(pictures)
+        assert torch.equal(pack_model(network)(images), network(images))
+        pack_model(network)(images)
     (message,) = caplog.messages
     assert "plain torch computes them" in message
     assert "pip install numba" in message

@@ -52,8 +52,8 @@ def test_sums_of_whole_numbers_by_hand():
     """Convolution, rectifier and affine layer, each from the definition of Jacob et al., equations 3, 4 and 7."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4)).requires_grad_(False)
-    pictures = torch.randn(50, 1, 3, 3)
-    found = OnnxNetwork(quantize(network, (1, 3, 3), [pictures[:20], pictures[20:]], {}))(pictures)
+    images = torch.randn(50, 1, 3, 3)
+    found = OnnxNetwork(quantize(network, (1, 3, 3), [images[:20], images[20:]], {}))(images)
 
     def activation(x):
         low, high = min(x.min(), 0), max(x.max(), 0)
@@ -64,7 +64,7 @@ def test_sums_of_whole_numbers_by_hand():
         step = np.abs(weight).reshape(len(weight), -1).max(1) / 127
         return np.round(weight.reshape(len(weight), -1) / step[:, None]), step
 
-    x = pictures.double().numpy()
+    x = images.double().numpy()
     windows = np.lib.stride_tricks.sliding_window_view(x[:, 0], (2, 2), (1, 2)).reshape(50, 4, 4)
     weight, step = whole(network[0].weight.double().numpy())
     bias = network[0].bias.double().numpy()
@@ -91,11 +91,11 @@ def test_every_model_runs_on_bytes(name, tmp_path):
     exported = OnnxNetwork(content)
     assert exported.metadata == {"mean": "0.5"}
     for count in (1, 2, 7):
-        pictures = torch.randn(count, *shape)
-        expected = simulated(pictures)
+        images = torch.randn(count, *shape)
+        expected = simulated(images)
         spread = expected.std()
-        assert (exported(pictures) - expected).abs().mean() < 0.03 * spread, "differs by roundings of biases alone"
-        assert (expected - network(pictures)).abs().mean() < 0.1 * spread
+        assert (exported(images) - expected).abs().mean() < 0.03 * spread, "differs by roundings of biases alone"
+        assert (expected - network(images)).abs().mean() < 0.1 * spread
     kinds = Counter(node.op_type for node in optimized(content, tmp_path))
     assert kinds.keys() <= BYTES | MOVES | {"ReduceMean", "Add"}
     layers = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in simulated.modules())
@@ -116,11 +116,11 @@ def test_processors_without_vnni_sum_precisely(monkeypatch):
     """ONNX Runtime rewrites the weights for them; with a zero that tensors share, or none, it would fail."""
     torch.manual_seed(0)
     network = seasoned(models.deep_convnet())
-    pictures = torch.randn(8, 1, 28, 28)
-    content = quantize(network, (1, 28, 28), [pictures], {})
-    usual = OnnxNetwork(content)(pictures)
+    images = torch.randn(8, 1, 28, 28)
+    content = quantize(network, (1, 28, 28), [images], {})
+    usual = OnnxNetwork(content)(images)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", "avx2": True})
-    assert torch.equal(OnnxNetwork(content)(pictures), usual)
+    assert torch.equal(OnnxNetwork(content)(images), usual)
 
 
 def test_weights_keep_their_gradient_and_lie_on_a_grid_for_each_channel():
@@ -161,12 +161,12 @@ def test_an_aware_network_trains_like_any_other():
     network = make()
     aware = prepare(network).to(memory_format=torch.channels_last)
     average = copy.deepcopy(aware)
-    pictures, targets = torch.randn(16, *shape).to(memory_format=torch.channels_last), torch.arange(16) % 10
+    images, targets = torch.randn(16, *shape).to(memory_format=torch.channels_last), torch.arange(16) % 10
     optimizer = torch.optim.SGD(aware.parameters(), lr=0.05, momentum=0.9)
     losses = []
     for _ in range(8):
         with torch.autocast("cpu", torch.bfloat16):
-            loss = F.cross_entropy(aware(pictures), targets)
+            loss = F.cross_entropy(aware(images), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -177,12 +177,12 @@ def test_an_aware_network_trains_like_any_other():
     with torch.no_grad():
         torch._foreach_copy_(list(average.parameters()), list(aware.parameters()))
         torch._foreach_copy_(list(average.buffers()), list(aware.buffers()))
-        expected = aware.eval()(pictures)
-        assert torch.equal(average.eval()(pictures), expected)
-        assert torch.equal(again.eval()(pictures), expected)
+        expected = aware.eval()(images)
+        assert torch.equal(average.eval()(images), expected)
+        assert torch.equal(again.eval()(images), expected)
         assert {*network.state_dict()} < {*aware.state_dict()}, "weights of the plain network load, by name"
     exported = OnnxNetwork(export_int8(aware, shape, {}))
-    assert (exported(pictures) - expected).abs().mean() < 0.03 * expected.std()
+    assert (exported(images) - expected).abs().mean() < 0.03 * expected.std()
 
 
 def test_scores_alone_in_training():
@@ -195,12 +195,10 @@ def test_scores_alone_in_training():
 def test_an_ensemble_is_quantised_member_by_member():
     torch.manual_seed(0)
     members = [nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)) for _ in range(3)]
-    network = (
-        Ensemble(members, num_active=2).eval().requires_grad_(False)
-    )  # one has not joined yet, and sees no picture
-    pictures = torch.randn(64, 1, 4, 4)
-    exported = OnnxNetwork(quantize(network, (1, 4, 4), [pictures], {}))
-    assert (exported(pictures) - network(pictures)).abs().max() < 0.05
+    network = Ensemble(members, num_active=2).eval().requires_grad_(False)  # one has not joined yet, and sees no image
+    images = torch.randn(64, 1, 4, 4)
+    exported = OnnxNetwork(quantize(network, (1, 4, 4), [images], {}))
+    assert (exported(images) - network(images)).abs().max() < 0.05
 
 
 def test_a_channel_of_hardly_more_than_a_bias_stays_right():
@@ -209,9 +207,9 @@ def test_a_channel_of_hardly_more_than_a_bias_stays_right():
     with torch.no_grad():
         layers[1].weight.copy_(torch.tensor([1e-13, 0.0]))
         layers[1].bias.copy_(torch.tensor([1.0, -2.0]))
-    pictures = torch.randn(16, 1, 1, 1)
-    exported = OnnxNetwork(quantize(layers.eval().requires_grad_(False), (1, 1, 1), [pictures], {}))
-    torch.testing.assert_close(exported(pictures), layers(pictures), rtol=0, atol=0.02)
+    images = torch.randn(16, 1, 1, 1)
+    exported = OnnxNetwork(quantize(layers.eval().requires_grad_(False), (1, 1, 1), [images], {}))
+    torch.testing.assert_close(exported(images), layers(images), rtol=0, atol=0.02)
 
 
 def test_other_layers_stay_as_they_are():
@@ -230,10 +228,10 @@ def test_other_layers_stay_as_they_are():
         nn.Linear(8, 2),
     )
     network = seasoned(network)
-    pictures = torch.randn(64, 1, 4, 4)
-    content = quantize(network, (1, 4, 4), [pictures], {})
-    expected = network(pictures)
-    assert (OnnxNetwork(content)(pictures) - expected).abs().mean() < 0.1 * expected.std()
+    images = torch.randn(64, 1, 4, 4)
+    content = quantize(network, (1, 4, 4), [images], {})
+    expected = network(images)
+    assert (OnnxNetwork(content)(images) - expected).abs().mean() < 0.1 * expected.std()
     assert sum(weight.dtype == np.int8 and weight.ndim > 1 for weight in constants(content).values()) == 3
 
 
@@ -244,27 +242,27 @@ def test_digits_are_read_as_well():
     task = fukami.load("deep-convnet", device="cpu")
     _, digits, _ = labelled_images.load_labelled_images("digits", 0.2)
     digits = digits.decode(task.transform)
-    pictures, targets = task.normalize_images(digits.images), digits.targets
-    shape = tuple(pictures.shape[1:])
+    images, targets = task.normalize_images(digits.images), digits.targets
+    shape = tuple(images.shape[1:])
 
     def right(network):
         with torch.no_grad():
-            return (network(pictures).argmax(1) == targets).sum().item()
+            return (network(images).argmax(1) == targets).sum().item()
 
     network = task.inference_model.eval()
     expected = right(network)
     assert expected > 0.9 * len(targets)
-    assert right(OnnxNetwork(quantize(network, shape, pictures[:200].split(50), {}))) >= expected - 2
+    assert right(OnnxNetwork(quantize(network, shape, images[:200].split(50), {}))) >= expected - 2
     aware = prepare(network)
     optimizer = torch.optim.SGD(aware.parameters(), lr=1e-3)
-    for batch, labels in zip(pictures.split(40), targets.split(40), strict=True):
+    for batch, labels in zip(images.split(40), targets.split(40), strict=True):
         optimizer.zero_grad()
         F.cross_entropy(aware(batch), labels).backward()
         optimizer.step()
     exported = OnnxNetwork(export_int8(aware, shape, {}))
     assert right(exported) >= expected - 2
     with torch.no_grad():
-        assert (exported(pictures).argmax(1) != aware.eval()(pictures).argmax(1)).sum() <= 2
+        assert (exported(images).argmax(1) != aware.eval()(images).argmax(1)).sum() <= 2
 
 
 def test_mnist_loses_no_more_than_a_tenth_of_a_point(mnist_folder):
@@ -282,15 +280,15 @@ def test_mnist_loses_no_more_than_a_tenth_of_a_point(mnist_folder):
 
 
 def test_what_cannot_be_quantised_is_told():
-    pictures = [torch.randn(2, 1, 2, 2)]
+    images = [torch.randn(2, 1, 2, 2)]
     plain = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
-    with pytest.raises(Error, match="no picture to calibrate"):
+    with pytest.raises(Error, match="no image to calibrate"):
         quantize(plain, (1, 2, 2), [], {})
-    with pytest.raises(Error, match="has seen no picture"):
+    with pytest.raises(Error, match="has seen no image"):
         export_int8(prepare(plain), (1, 2, 2), {})
     make, shape = SMALL["binary_convnet"]
     with pytest.raises(Error, match=r"^2 \(Sign\) has one bit .* export the run as binary, or as onnx"):
-        quantize(make(), shape, pictures, {})
+        quantize(make(), shape, images, {})
     branching = nn.Sequential(nn.Sequential(Strange(lambda x: x if x.sum() > 0 else -x)), plain)
     with pytest.raises(Error, match=r"^0.0 \(Strange\) cannot be quantised: .*control flow"):
-        quantize(branching, (1, 2, 2), pictures, {})
+        quantize(branching, (1, 2, 2), images, {})

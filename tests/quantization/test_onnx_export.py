@@ -52,8 +52,8 @@ def test_every_model_answers_as_in_torch(name):
     onnx.checker.check_model(content, full_check=True)
     exported = OnnxNetwork(content)
     for count in (1, 2, 7):
-        pictures = torch.randn(count, *shape)
-        expected, found = network(pictures), exported(pictures)
+        images = torch.randn(count, *shape)
+        expected, found = network(images), exported(images)
         assert found.dtype == torch.float32
         assert found.shape == expected.shape
         assert (found - expected).abs().max() < 1e-4 * expected.std()
@@ -67,8 +67,8 @@ class Maps(nn.Module):
         self.first = nn.Conv2d(3, 8, 4, stride=4)
         self.others = nn.ModuleList(nn.Conv2d(8, 8, 2, stride=2) for _ in range(4))
 
-    def forward(self, pictures):
-        maps = [self.first(pictures)]
+    def forward(self, images):
+        maps = [self.first(images)]
         for layer in self.others:
             maps.append(layer(maps[-1]))
         return maps
@@ -87,7 +87,7 @@ def pyramid():
     [lambda: models.faster_rcnn_vgg16(5, anchor_sizes=(16, 32, 64), hidden=16, width_multiplier=1 / 16), pyramid],
 )
 def test_detectors_answer_as_in_torch(make):
-    """Boxes, classes and scores of pictures of any size."""
+    """Boxes, classes and scores of images of any size."""
     torch.manual_seed(0)
     network = make().eval().requires_grad_(False)
     for parameter in network.parameters():
@@ -96,8 +96,8 @@ def test_detectors_answer_as_in_torch(make):
     onnx.checker.check_model(content, full_check=True)
     exported = OnnxNetwork(content)
     for height, width in ((128, 192), (320, 160)):
-        pictures, sizes = torch.randn(2, 3, height, width), torch.tensor([[height, width], [height - 9, width - 30.0]])
-        for found, expected in zip(exported(pictures, sizes), network(pictures, sizes), strict=True):
+        images, sizes = torch.randn(2, 3, height, width), torch.tensor([[height, width], [height - 9, width - 30.0]])
+        for found, expected in zip(exported(images, sizes), network(images, sizes), strict=True):
             assert len(expected.boxes) > 10
             torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-2)
             assert torch.equal(found.classes, expected.classes)
@@ -118,17 +118,17 @@ def test_an_ensemble_answers_whole(vote):
     snapshots = Ensemble(members[1:], num_active=2)  # its second snapshot has not been taken yet
     network = Ensemble([members[0], snapshots], vote=vote).eval().requires_grad_(False)
     exported = OnnxNetwork(export_onnx(network, (1, 2, 2), {}))
-    pictures = torch.randn(7, 1, 2, 2)
-    torch.testing.assert_close(exported(pictures), network(pictures), rtol=0, atol=1e-5)
+    images = torch.randn(7, 1, 2, 2)
+    torch.testing.assert_close(exported(images), network(images), rtol=0, atol=1e-5)
     assert int(snapshots.joined) == 2, "the network stays as it is"
 
 
 def test_channels_last_is_exported_alike():
     network = seasoned(models.resnet20())
-    pictures = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, 32, 32)
     exported = OnnxNetwork(export_onnx(network.to(memory_format=torch.channels_last), (3, 32, 32), {}))
-    found = exported(pictures.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(found, network(pictures), rtol=0, atol=1e-4)
+    found = exported(images.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, network(images), rtol=0, atol=1e-4)
 
 
 def test_the_file_says_what_it_is_told_and_no_more():
@@ -137,11 +137,11 @@ def test_the_file_says_what_it_is_told_and_no_more():
     content = export_onnx(network, (1, 4, 4), about)
     assert OnnxNetwork(content).metadata == about
     assert b".py" not in content, "where torch lies on the machine that made it"
-    (pictures,), (scores,) = (
+    (images,), (scores,) = (
         [(value.name, [d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim]) for value in values]
         for values in (onnx.load_from_string(content).graph.input, onnx.load_from_string(content).graph.output)
     )
-    assert pictures == ("pictures", ["N", 1, 4, 4])
+    assert images == ("images", ["N", 1, 4, 4])
     assert scores == ("scores", ["N", 2])
 
 
@@ -149,8 +149,8 @@ def test_it_is_a_module_like_any_other():
     exported = OnnxNetwork(export_onnx(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2), {}))
     assert [len(value) for value in exported.parameters()] == [0]  # nothing to train, and a device
     assert exported.train().training
-    pictures = torch.randn(2, 1, 2, 2, requires_grad=True)
-    assert torch.equal(exported(pictures), exported.eval()(pictures))
+    images = torch.randn(2, 1, 2, 2, requires_grad=True)
+    assert torch.equal(exported(images), exported.eval()(images))
     assert exported.session.get_session_options().intra_op_num_threads == torch.get_num_threads()
 
 
@@ -177,7 +177,7 @@ class Strange(nn.Module):
 
 
 def fail(x):
-    raise ValueError(f"expects pictures of 9 pixels, not {x.shape[1]}")
+    raise ValueError(f"expects images of 9 pixels, not {x.shape[1]}")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def fail(x):
     [
         (torch.special.bessel_j0, "No ONNX function found for .*bessel_j0"),
         (lambda x: x if x.sum() > 0 else -x, "data-dependent"),
-        (fail, "expects pictures of 9 pixels, not 4"),
+        (fail, "expects images of 9 pixels, not 4"),
     ],
 )
 def test_a_layer_that_cannot_be_exported_is_named(function, reason, capfd):

@@ -76,7 +76,7 @@ def test_in_mixed_precision_values_are_finer_than_half():
         torch.testing.assert_close(values, network(states), rtol=0.02, atol=0.01)
 
 
-def test_pictures_are_standardised():
+def test_images_are_standardised():
     """What an untrained network sees of frames has the mean 0 everywhere and the variance 1, whatever they show."""
     torch.manual_seed(0)
     network, seen = models.dqn(state_shape=(1, 40, 36)), []
@@ -489,10 +489,10 @@ def test_wrong_usage(fukami, words, hint):
     assert hint in answer.err
 
 
-def test_a_picture_is_answered(begun, tmp_path):
+def test_an_image_is_answered(begun, tmp_path):
     task, _ = begun()
     Image.fromarray(Catch(1).render(0)).save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes(b"no picture")
+    (tmp_path / "b.png").write_bytes(b"no image")
     good, bad = task.predict([tmp_path / "a.png", tmp_path / "b.png"])
     assert json.loads(json.dumps(good)) == good
     assert good["action"] == max(good["values"], key=good["values"].get)
@@ -515,9 +515,9 @@ def test_an_atari_game_is_seen_as_in_the_paper():
     for number in range(40):
         played.send(np.array([number % 6]))
         seen = played.receive()
-        picture = Image.fromarray(played.render(0))
-        assert picture.size == (160, 210)
-        grey = np.asarray(picture.convert("L").resize((84, 84), Image.Resampling.BOX), int)
+        image = Image.fromarray(played.render(0))
+        assert image.size == (160, 210)
+        grey = np.asarray(image.convert("L").resize((84, 84), Image.Resampling.BOX), int)
         assert np.abs(grey - seen.frames[0]).mean() < 3
     played.close()
 
@@ -648,7 +648,7 @@ def test_a_vector_is_learned_from(begun):
     batches = task.iterate_batches(data.train)
     assert np.isfinite(task.step(next(batches))["loss"].item())
     assert task.evaluate(data.val)["length"] > 5
-    with pytest.raises(UsageError, match="does not see pictures"):
+    with pytest.raises(UsageError, match="does not see images"):
         task.predict(["a.png"])
 
 

@@ -229,7 +229,7 @@ def test_other_sizes(random):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_the_dtype_is_that_of_the_pictures(random, dtype):
+def test_the_dtype_is_that_of_the_images(random, dtype):
     network = small_network()
     x = random.random(size=(5, 1, 28, 28))
     exact = network.predict(x)
@@ -239,13 +239,13 @@ def test_the_dtype_is_that_of_the_pictures(random, dtype):
     assert all(value.dtype == dtype for value in network.gradient(x.astype(dtype), np.arange(5)).values())
 
 
-def test_integer_pictures_take_the_dtype_of_the_parameters(random):
+def test_integer_images_take_the_dtype_of_the_parameters(random):
     network = small_network()
     x = random.integers(0, 255, size=(2, 1, 28, 28), dtype=np.uint8)
     np.testing.assert_array_equal(network.predict(x), network.predict(x.astype(np.float64)))
 
 
-def test_predict_and_accuracy_count_every_picture(random):
+def test_predict_and_accuracy_count_every_image(random):
     network = small_network()
     x = random.random(size=(230, 1, 28, 28)).astype(np.float32)
     answers = network.predict(x).argmax(axis=1)
@@ -322,8 +322,8 @@ def test_optimizers_keep_the_dtype_of_the_parameters(random):
 def test_trainer_learns(capsys):
     from sklearn.datasets import load_digits
 
-    pictures, labels = load_digits(return_X_y=True)
-    x = np.pad(np.kron(pictures.reshape(-1, 1, 8, 8), np.ones((3, 3))), ((0, 0), (0, 0), (2, 2), (2, 2)))
+    images, labels = load_digits(return_X_y=True)
+    x = np.pad(np.kron(images.reshape(-1, 1, 8, 8), np.ones((3, 3))), ((0, 0), (0, 0), (2, 2), (2, 2)))
     x = (x / 16).astype(np.float32)
     network = small_network()
     trainer = scratch.Trainer(
@@ -733,7 +733,7 @@ print(network.accuracy(x_test, t_test))
 
 @pytest.fixture
 def some_mnist(mnist_folder, monkeypatch, tmp_path):
-    """A current folder with ``deep_convnet_params.pkl``, and the first 300 pictures of the real MNIST."""
+    """A current folder with ``deep_convnet_params.pkl``, and the first 300 images of the real MNIST."""
     from fukami.data import mnist
 
     splits = [tuple(array[:300] for array in split) for split in mnist.load_mnist()]

@@ -1,4 +1,4 @@
-"""The doctor on pictures with masks: each finding by file, with the words that help."""
+"""The doctor on images with masks: each finding by file, with the words that help."""
 
 import json
 
@@ -10,7 +10,7 @@ from fukami.cli import dataset_checks
 
 
 def save(path, pixels):
-    """An array as a picture file, in a folder that is made."""
+    """An array as an image file, in a folder that is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.asarray(pixels, np.uint8)).save(path)
     return path
@@ -18,7 +18,7 @@ def save(path, pixels):
 
 @pytest.fixture
 def street(tmp_path):
-    """Six good pictures with masks of three classes."""
+    """Six good images with masks of three classes."""
     random = np.random.default_rng(0)
     for number in range(6):
         save(tmp_path / f"images/{number}.png", random.integers(0, 256, (20, 30, 3)))
@@ -35,7 +35,7 @@ def found(spec):
 def test_nothing_is_wrong(street):
     findings = dataset_checks.validate_dataset(str(street))
     assert findings.problems == []
-    assert str(findings) == "no problem among 6 readable pictures with 3,600 pixels of 3 classes"
+    assert str(findings) == "no problem among 6 readable images with 3,600 pixels of 3 classes"
 
 
 def test_unknown_values_are_counted_and_placed(street):
@@ -79,20 +79,20 @@ def test_what_is_missing_broken_or_of_another_size(street):
     problems = {(kind, file.rpartition("/")[2]): detail for kind, file, detail in found(street)}
     assert problems.keys() == {
         ("no mask", "0.png"), ("wrong size", "1.png"), ("broken", "2.png"), ("unlabelled", "3.png"),
-        ("broken", "4.png"), ("no picture", "stray.png"),
+        ("broken", "4.png"), ("no image", "stray.png"),
     }  # fmt: skip
     assert "has 30×20 pixels, and its mask" in problems["wrong size", "1.png"]
-    assert "31×20; make the mask of the picture as it is" in problems["wrong size", "1.png"]
-    assert problems["broken", "2.png"] == "is not a picture in a known format; give a PNG, JPEG or other picture file"
+    assert "31×20; make the mask of the image as it is" in problems["wrong size", "1.png"]
+    assert problems["broken", "2.png"] == "is not an image in a known format; give a PNG, JPEG or other image file"
     assert stray.is_file()
 
 
-def test_classes_of_the_parts_and_pictures_that_are_there_twice(street, tmp_path):
+def test_classes_of_the_parts_and_images_that_are_there_twice(street, tmp_path):
     """Counted in pixels; a class that no mask has, and one that a part lacks."""
     for part in ("train", "val"):
         for number in range(2):
-            picture = Image.open(street / f"images/{number + 2 * (part == 'val')}.png")
-            save(tmp_path / "parts" / part / f"images/{number}.png", picture)
+            image = Image.open(street / f"images/{number + 2 * (part == 'val')}.png")
+            save(tmp_path / "parts" / part / f"images/{number}.png", image)
             top = 2 if part == "train" else 1
             save(tmp_path / "parts" / part / f"masks/{number}.png", np.tile([0, 1, top], (20, 10)))
     save(tmp_path / "parts" / "val" / "images" / "0.png", Image.open(tmp_path / "parts" / "train" / "images" / "0.png"))
@@ -134,7 +134,7 @@ def test_the_command(street, fukami):
     answer = fukami("doctor", street)
     assert answer.status == 1
     assert answer.json[0]["problem"] == "no mask"
-    assert "1 problem among 6 readable pictures with 3,000 pixels of 3 classes: 1 no mask" in answer.err
+    assert "1 problem among 6 readable images with 3,000 pixels of 3 classes: 1 no mask" in answer.err
 
 
 def test_the_embedded_set_has_boxes_and_masks(few_scenes):

@@ -39,7 +39,7 @@ def ready(network, labels, **options):
 
 
 def test_metrics_by_hand():
-    """Two pictures of three classes, one of which never occurs; what is unlabelled counts nothing."""
+    """Two images of three classes, one of which never occurs; what is unlabelled counts nothing."""
     found = SegmentationResults(("road", "car", "sign"))
     found.update(7, np.array([[1, 1, 2, 2]], np.uint8), np.array([[1, 1, 1, 2]], np.uint8))
     found.update(3, np.array([[2, 3, 1, 1]], np.uint8), np.array([[2, 2, 0, 0]], np.uint8))
@@ -82,7 +82,7 @@ def halves(size, at):
 
 
 def test_borders_lie_between_two_classes():
-    """Not at the end of the picture, nor around what is unlabelled."""
+    """Not at the end of the image, nor around what is unlabelled."""
     own = halves(6, 3)
     own[:2] = 0
     points, classes = find_boundaries(own)
@@ -141,7 +141,7 @@ def test_counts_of_several_processes_are_joined():
 
 
 def test_median_frequency_balancing_by_hand():
-    """Frequencies of 1/2, 1/4 and 1/8 of the pictures that have the class; a class that never occurs weighs nothing."""
+    """Frequencies of 1/2, 1/4 and 1/8 of the images that have the class; a class that never occurs weighs nothing."""
     counts = np.array([[50, 25, 5, 0], [100, 100, 40, 0]])
     assert compute_class_weights(counts).tolist() == [0.5, 1.0, 2.0, 0.0]
 
@@ -188,19 +188,19 @@ def test_tiles_have_no_seams(monkeypatch):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 4, 5, padding=2))
     task = ready(network, tuple("abcd"))
-    picture = Image.effect_noise((300, 230), 90).convert("RGB")
-    (whole,) = task.predict([picture])
+    image = Image.effect_noise((300, 230), 90).convert("RGB")
+    (whole,) = task.predict([image])
     monkeypatch.setattr(pixels, "TILE_SIZE", 128)
     monkeypatch.setattr(pixels, "TILE_OVERLAP", 64)
     calls = []
     network.register_forward_hook(lambda module, given, out: calls.append(given[0].shape))
-    (tiled,) = task.predict([picture])
+    (tiled,) = task.predict([image])
     assert len(calls) > 4
     assert all(max(shape[-2:]) <= 128 for shape in calls)
     differ = task.decode_masks(whole) != task.decode_masks(tiled)
     assert differ.mean() < 0.002
     monkeypatch.setattr(pixels, "TILE_OVERLAP", 0)
-    assert (task.decode_masks(whole) != task.decode_masks(task.predict([picture])[0])).mean() > differ.mean()
+    assert (task.decode_masks(whole) != task.decode_masks(task.predict([image])[0])).mean() > differ.mean()
 
 
 @pytest.mark.parametrize("weight", [None, [1.0, 2.0, 0.5]])
@@ -218,13 +218,13 @@ def test_the_loss_by_hand(weight):
 
     task = ready(Twice(), tuple("abc"))
     task.class_weights = None if weight is None else torch.tensor(weight)
-    pictures = torch.randint(0, 256, (2, 3, 32, 64), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, 3, 32, 64), dtype=torch.uint8)
     masks = torch.randint(0, 4, (2, 32, 64), dtype=torch.uint8)
     sizes = torch.tensor([[32.0, 64.0], [20.0, 50.0]])
     masks[1, 20:], masks[1, :, 50:] = 0, 0
     nothing = torch.zeros(2)
-    loss, metrics = task.compute_loss(PaddedBatch(pictures, sizes, sizes, *[nothing] * 5, masks))
-    inside = pictures / 255.0
+    loss, metrics = task.compute_loss(PaddedBatch(images, sizes, sizes, *[nothing] * 5, masks))
+    inside = images / 255.0
     inside[1, :, 20:], inside[1, :, :, 50:] = 0, 0
     there = masks > 0
     targets = masks[there].long() - 1
@@ -239,13 +239,13 @@ def test_the_loss_by_hand(weight):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools with NumPy 2
 def test_answers_are_masks_that_other_tools_read():
-    """COCO's run lengths at the picture's own size, shares that add up, and a map that comes back."""
+    """COCO's run lengths at the image's own size, shares that add up, and a map that comes back."""
     from pycocotools import mask
 
     torch.manual_seed(0)
     task = ready(nn.Conv2d(3, 4, 3, padding=1), ("sky", "road", "car", "tree"))
-    picture = Image.effect_noise((70, 45), 60).convert("RGB")
-    (answer,) = task.predict([picture])
+    image = Image.effect_noise((70, 45), 60).convert("RGB")
+    (answer,) = task.predict([image])
     assert json.loads(json.dumps(answer)) == answer
     assert (answer["width"], answer["height"]) == (70, 45)
     assert sum(answer["shares"].values()) == pytest.approx(1, abs=1e-5)
@@ -307,13 +307,13 @@ def test_rematerialised_steps_are_the_same(name, mask_files):
 def test_several_runs_answer_with_their_averaged_probabilities():
     torch.manual_seed(0)
     tasks = [ready(nn.Conv2d(3, 4, 3, padding=1), tuple("abcd")) for _ in range(3)]
-    picture = Image.effect_noise((64, 32), 60).convert("RGB")
-    pixels_of = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+    image = Image.effect_noise((64, 32), 60).convert("RGB")
+    pixels_of = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     with torch.inference_mode():
         frame = tasks[0].normalize_images(pixels_of, torch.tensor([[32.0, 64.0]]))
         expected = sum(task.model(frame).softmax(1) for task in tasks).argmax(1)[0]
     whole = tasks[0].ensemble_with(tasks[1:])
-    assert np.array_equal(whole.decode_masks(whole.predict([picture])[0]), expected.numpy())
+    assert np.array_equal(whole.decode_masks(whole.predict([image])[0]), expected.numpy())
     with pytest.raises(UsageError, match="leave out --vote"):
         tasks[1].ensemble_with(tasks[2:], vote=True)
     with pytest.raises(UsageError, match="the same classes"):
@@ -324,7 +324,7 @@ def test_several_runs_answer_with_their_averaged_probabilities():
 
 
 def test_drawn_in_the_colours_of_the_classes():
-    """A known class in the colour that people know it in; the background leaves the picture as it is."""
+    """A known class in the colour that people know it in; the background leaves the image as it is."""
     shades = image_io.get_class_colors(("background", "road", "otter"))
     assert shades[:2] == [(0, 0, 0), (128, 64, 128)]
     assert shades[2] == image_io.get_class_color(2)
@@ -356,13 +356,13 @@ def test_the_report_shows_the_best_the_median_and_the_worst():
     for number in range(9):
         found.update(number, halves(20, 10 + number), halves(20, 10))
     assert segmentation_plots.select_images(found) == {"best": [0, 1], "median": [3, 4], "worst": [8, 7]}
-    picture = Image.new("RGB", (20, 20))
+    image = Image.new("RGB", (20, 20))
     titles = dict(
-        segmentation_plots.plot_evaluation(found, lambda number: (picture, halves(20, 10), halves(20, 10 + number)))
+        segmentation_plots.plot_evaluation(found, lambda number: (image, halves(20, 10), halves(20, 10 + number)))
     )
     assert [*titles] == [
-        "Intersection over union by class", "What was taken for what", "The best pictures", "The median pictures",
-        "The worst pictures",
+        "Intersection over union by class", "What was taken for what", "The best images", "The median images",
+        "The worst images",
     ]  # fmt: skip
     few = SegmentationResults(("a", "b"))
     few.update(0, halves(20, 10), halves(20, 10))
@@ -384,7 +384,7 @@ def run(mask_files, tmp_path_factory):
 def test_train_leaves_a_report(run):
     text = (run / "report.html").read_text()
     assert "What was taken for what" in text
-    assert "The worst pictures" in text
+    assert "The worst images" in text
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["miou"] >= 0
 
 
@@ -461,7 +461,7 @@ def test_served_and_explained(run, fukami, mask_files):
 
 @pytest.mark.parametrize("name", ["fcn8s-vgg16", "segnet-vgg16", "fcn-resnet50"])
 def test_exported(name, mask_files, pageless, tmp_path, fukami):
-    """ONNX and halves answer as float32 does, on pictures of other shapes than it was traced with."""
+    """ONNX and halves answer as float32 does, on images of other shapes than it was traced with."""
     smaller = {} if "resnet" in name else {"width_multiplier": 1 / 8} | ({"hidden": 16} if "fcn" in name else {})
     recipe = package.get_recipe(name)(data=str(mask_files), min_size=64, epochs=1, batch_size=4, lr=1e-4, **smaller)
     package.train(recipe, tmp_path / "run", device="cpu", precision="float32")
@@ -527,9 +527,9 @@ def test_published_weights_become_a_run(fukami, mask_files, tmp_path):
     task = package.load(tmp_path / "run", device="cpu")
     assert task.labels[15] == "person"
     path = sorted((mask_files / "val" / "images").iterdir())[0]
-    picture = task.prepare(task.prepare.read_image(path))
+    image = task.prepare(task.prepare.read_image(path))
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (task.prepare.mean, task.prepare.std))
-    normal = ((picture / 255 - mean) / std)[None]
+    normal = ((image / 255 - mean) / std)[None]
     frame = F.pad(normal, (0, -normal.shape[3] % 32, 0, -normal.shape[2] % 32))
     with torch.inference_mode():
         scores = theirs(frame)["out"][0, :, : normal.shape[2], : normal.shape[3]]
@@ -548,7 +548,7 @@ def test_errors_of_the_command_line(fukami, mask_files, tmp_path):
     for words, message in (
         (["--min-size", "20"], "min-size should be at least 32 pixels, or 0"),
         (["--min-size", "200", "--max-size", "100"], "max-size should be at least min-size"),
-        (["--augment", "mixup"], "mixes two pictures, whose boxes and masks cannot be mixed"),
+        (["--augment", "mixup"], "mixes two images, whose boxes and masks cannot be mixed"),
         (["--data", "camvit"], "did you mean 'camvid'"),
         (["--init", "no-such-file"], "cannot be read"),
     ):
@@ -581,7 +581,7 @@ def test_shown(fukami, mask_files, tmp_path):
 
 
 def test_camvid_learns_a_little(camvid, pageless, tmp_path):
-    """A few steps on real pictures of the road."""
+    """A few steps on real images of the road."""
     recipe = package.get_recipe("segnet-basic")(
         data="camvid", min_size=64, filters=16, epochs=1, batch_size=16, lr=0.01
     )

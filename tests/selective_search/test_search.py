@@ -19,7 +19,7 @@ from fukami.selective_search.search import propose_regions
 
 
 def blocks(*rectangles, size=(120, 90), ground=(40, 90, 160)):
-    """A picture of flat rectangles ``(left, top, right, bottom, colour)`` on a flat ground."""
+    """An image of flat rectangles ``(left, top, right, bottom, colour)`` on a flat ground."""
     pixels = np.empty((size[1], size[0], 3), np.uint8)
     pixels[:] = ground
     for left, top, right, bottom, colour in rectangles:
@@ -28,7 +28,7 @@ def blocks(*rectangles, size=(120, 90), ground=(40, 90, 160)):
 
 
 def mottled(random, height=40, width=52):
-    """A picture of blurred noise: regions of all sizes, and no two similarities alike."""
+    """An image of blurred noise: regions of all sizes, and no two similarities alike."""
     small = random.integers(0, 256, (height // 4, width // 4, 3), np.uint8)
     smooth = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
     return np.clip(np.asarray(smooth).astype(int) + random.integers(-9, 10, (height, width, 3)), 0, 255).astype(
@@ -47,11 +47,11 @@ def same_partition(one, other):
 
 @pytest.mark.parametrize(("scale", "smallest"), [(20, 1), (100, 1), (100, 30), (250, 60)])
 def test_segmentation_is_that_of_scikit_image(random, scale, smallest):
-    picture = random.integers(0, 256, (61, 83, 3)).astype(np.float32)
+    image = random.integers(0, 256, (61, 83, 3)).astype(np.float32)
     ours = superpixels.segment_graph(
-        superpixels.build_edges(picture.transpose(2, 0, 1).copy()), (61, 83), scale, smallest
+        superpixels.build_edges(image.transpose(2, 0, 1).copy()), (61, 83), scale, smallest
     )
-    theirs = felzenszwalb(picture.astype(np.float64) / 255, scale=scale, sigma=0, min_size=smallest)
+    theirs = felzenszwalb(image.astype(np.float64) / 255, scale=scale, sigma=0, min_size=smallest)
     assert ours.max() >= 5
     assert same_partition(ours, theirs)
 
@@ -68,8 +68,8 @@ def test_a_gaussian_is_that_of_scipy(random):
 
 
 def test_flat_regions_are_found_whole_and_counted_in_reading_order():
-    picture = blocks((10, 10, 50, 60, (250, 30, 30)), (70, 20, 110, 80, (40, 220, 40)))
-    labels = search.segment_image(picture, 50)
+    image = blocks((10, 10, 50, 60, (250, 30, 30)), (70, 20, 110, 80, (40, 220, 40)))
+    labels = search.segment_image(image, 50)
     assert labels[0, 0] == 0
     assert labels[30, 30] != labels[50, 90]
     assert list(dict.fromkeys(labels.ravel())) == list(range(labels.max() + 1))
@@ -79,22 +79,22 @@ def test_flat_regions_are_found_whole_and_counted_in_reading_order():
 
 
 def test_colours_are_those_of_scikit_image(random):
-    picture = random.integers(0, 256, (31, 29, 3), np.uint8)
-    picture[:3] = picture[:3, :, :1]  # grey, of no hue
-    hsv = color.rgb2hsv(picture) * 255
-    np.testing.assert_allclose(search.convert_color_space(picture, "hsv"), hsv.transpose(2, 0, 1), atol=0.01)
-    np.testing.assert_allclose(search.convert_color_space(picture, "hue")[0], hsv[..., 0], atol=0.01)
-    lab = color.rgb2lab(picture) * [2.55, 1, 1] + [0, 128, 128]
-    np.testing.assert_allclose(search.convert_color_space(picture, "lab"), lab.transpose(2, 0, 1), atol=0.1)
+    image = random.integers(0, 256, (31, 29, 3), np.uint8)
+    image[:3] = image[:3, :, :1]  # grey, of no hue
+    hsv = color.rgb2hsv(image) * 255
+    np.testing.assert_allclose(search.convert_color_space(image, "hsv"), hsv.transpose(2, 0, 1), atol=0.01)
+    np.testing.assert_allclose(search.convert_color_space(image, "hue")[0], hsv[..., 0], atol=0.01)
+    lab = color.rgb2lab(image) * [2.55, 1, 1] + [0, 128, 128]
+    np.testing.assert_allclose(search.convert_color_space(image, "lab"), lab.transpose(2, 0, 1), atol=0.1)
 
 
 def test_shares_of_red_and_green_and_the_intensity():
-    picture = np.array([[[60, 30, 10], [0, 0, 0], [255, 255, 255]]], np.uint8)
-    planes = search.convert_color_space(picture, "rgi")
+    image = np.array([[[60, 30, 10], [0, 0, 0], [255, 255, 255]]], np.uint8)
+    planes = search.convert_color_space(image, "rgi")
     np.testing.assert_allclose(planes[:, 0, 0], [0.6 * 255, 0.3 * 255, 100 / 3], rtol=1e-5)
     np.testing.assert_allclose(planes[:, 0, 1], 0)
     np.testing.assert_allclose(planes[:, 0, 2], [85, 85, 255], rtol=1e-5)
-    np.testing.assert_allclose(search.convert_color_space(picture, "intensity")[0, 0], [100 / 3, 0, 255], rtol=1e-5)
+    np.testing.assert_allclose(search.convert_color_space(image, "intensity")[0, 0], [100 / 3, 0, 255], rtol=1e-5)
 
 
 def test_an_unknown_space_is_answered_with_the_nearest(random):
@@ -196,9 +196,9 @@ def slowly_grouped(labels, bins, letters):
 
 @pytest.mark.parametrize("letters", ["CTSF", "TSF", "C", "F", "S"])
 def test_grouping_is_the_algorithm_of_the_paper(random, letters):
-    picture = mottled(random)
-    planes = search.convert_color_space(picture, "hsv")
-    labels = search.segment_image(picture, 20)
+    image = mottled(random)
+    planes = search.convert_color_space(image, "hsv")
+    labels = search.segment_image(image, 20)
     assert 10 < labels.max() < 80
     bins = grouping.compute_features(planes)
     boxes, _ = grouping.group_regions(grouping.describe_regions(labels, bins), letters)
@@ -206,9 +206,9 @@ def test_grouping_is_the_algorithm_of_the_paper(random, letters):
 
 
 def test_a_hierarchy_holds_each_region_once(random):
-    picture = mottled(random, 80, 100)
-    labels = search.segment_image(picture, 30)
-    regions = grouping.describe_regions(labels, grouping.compute_features(search.convert_color_space(picture, "hsv")))
+    image = mottled(random, 80, 100)
+    labels = search.segment_image(image, 30)
+    regions = grouping.describe_regions(labels, grouping.compute_features(search.convert_color_space(image, "hsv")))
     boxes, made = grouping.group_regions(regions, "CTSF")
     count = len(regions.sizes)
     assert boxes.shape == (2 * count - 1, 4)
@@ -234,19 +234,19 @@ def test_flat_objects_are_among_the_boxes():
 
 @pytest.mark.parametrize("mode", ["fast", "quality"])
 def test_boxes_are_inside_once_and_the_same_each_time(random, mode):
-    picture = mottled(random, 70, 110)
-    boxes = propose_regions(picture, mode)
+    image = mottled(random, 70, 110)
+    boxes = propose_regions(image, mode)
     assert boxes.dtype == np.float32
     assert len(np.unique(boxes, axis=0)) == len(boxes) > 50
     assert (boxes >= 0).all()
     assert (boxes[:, 2:] <= [110, 70]).all()
     assert (boxes[:, 2:] > boxes[:, :2]).all()
-    np.testing.assert_array_equal(propose_regions(picture.copy(), mode), boxes)
+    np.testing.assert_array_equal(propose_regions(image.copy(), mode), boxes)
 
 
 def test_quality_has_all_that_fast_has(random):
-    picture = mottled(random, 70, 110)
-    fast, quality = ({tuple(box) for box in propose_regions(picture, mode)} for mode in ("fast", "quality"))
+    image = mottled(random, 70, 110)
+    fast, quality = ({tuple(box) for box in propose_regions(image, mode)} for mode in ("fast", "quality"))
     assert fast < quality
 
 
@@ -261,29 +261,29 @@ def test_the_order_is_position_times_a_random_number(random):
 @pytest.mark.parametrize(
     ("shape", "expected"), [((1, 1), 1), ((1, 40), None), ((300, 2), None), ((64, 64), 1), ((2, 1200), None)]
 )
-def test_strange_pictures(random, shape, expected):
+def test_strange_images(random, shape, expected):
     """One pixel, one colour, and sides that are far from alike."""
-    picture = np.full((*shape, 3), 90, np.uint8) if expected else random.integers(0, 256, (*shape, 3), np.uint8)
-    boxes = propose_regions(picture, "quality")
+    image = np.full((*shape, 3), 90, np.uint8) if expected else random.integers(0, 256, (*shape, 3), np.uint8)
+    boxes = propose_regions(image, "quality")
     assert [0, 0, shape[1], shape[0]] in boxes.tolist()
     assert expected is None or len(boxes) == expected
 
 
-def test_a_grey_picture_has_boxes(random):
+def test_a_grey_image_has_boxes(random):
     grey = np.repeat(mottled(random)[..., :1], 3, axis=2)
     assert len(propose_regions(grey)) > 20
 
 
 def test_a_view_of_a_larger_array_is_taken_as_it_is(random):
-    picture = mottled(random, 40, 60)
-    np.testing.assert_array_equal(propose_regions(picture[:, ::-1]), propose_regions(picture[:, ::-1].copy()))
+    image = mottled(random, 40, 60)
+    np.testing.assert_array_equal(propose_regions(image[:, ::-1]), propose_regions(image[:, ::-1].copy()))
 
 
 @pytest.mark.parametrize(
     "given",
     [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4, 4), np.uint8)],
 )
-def test_what_is_no_picture_is_refused(given):
+def test_what_is_no_image_is_refused(given):
     with pytest.raises(Error, match=r"fukami\.image\.io\.read"):
         propose_regions(given)
 
@@ -298,13 +298,13 @@ def test_an_unknown_mode_is_answered_with_the_nearest(random):
 # the cache
 
 
-def annotated(source, name="a picture"):
+def annotated(source, name="an image"):
     none = np.empty(0)
     return Sample(source, (0, 0), none.reshape(0, 4), none, none, name)
 
 
 @pytest.fixture
-def pictures(tmp_path, random):
+def images(tmp_path, random):
     """Two files and an array."""
     for number in range(2):
         Image.fromarray(mottled(random)).save(tmp_path / f"{number}.png")
@@ -326,47 +326,45 @@ def kept():
     return sorted(path for path in cache.locations.get_cache_folder().rglob("*") if path.is_file())
 
 
-def test_each_process_begins_elsewhere_and_has_the_same(pictures, searched, monkeypatch):
-    expected = [boxes.tolist() for boxes in cache.compute_proposals(pictures)]
+def test_each_process_begins_elsewhere_and_has_the_same(images, searched, monkeypatch):
+    expected = [boxes.tolist() for boxes in cache.compute_proposals(images)]
     for path in kept():
         path.unlink()
     monkeypatch.setattr(cache, "count_cpus", lambda: 1)  # one thread, in order
     begun = []
     one = cache._load_or_compute
-    monkeypatch.setattr(
-        cache, "_load_or_compute", lambda picture, *rest: begun.append(picture.name) or one(picture, *rest)
-    )
+    monkeypatch.setattr(cache, "_load_or_compute", lambda image, *rest: begun.append(image.name) or one(image, *rest))
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert [boxes.tolist() for boxes in cache.compute_proposals(pictures)] == expected
+    assert [boxes.tolist() for boxes in cache.compute_proposals(images)] == expected
     assert begun == ["1.png", "the third", "0.png"]
 
 
-def test_proposals_are_found_once(pictures, searched):
-    first = cache.compute_proposals(pictures)
+def test_proposals_are_found_once(images, searched):
+    first = cache.compute_proposals(images)
     assert searched == ["fast"] * 3
-    for boxes, each in zip(first, pictures, strict=True):
+    for boxes, each in zip(first, images, strict=True):
         pixels = np.asarray(Image.open(each.source)) if isinstance(each.source, Path) else each.source
         np.testing.assert_array_equal(boxes, propose_regions(pixels))
-    for boxes, again in zip(first, cache.compute_proposals(pictures), strict=True):
+    for boxes, again in zip(first, cache.compute_proposals(images), strict=True):
         np.testing.assert_array_equal(boxes, again)
         assert again.dtype == np.float32
     assert len(searched) == 3
-    cache.compute_proposals(pictures, "quality")
+    cache.compute_proposals(images, "quality")
     assert searched == ["fast"] * 3 + ["quality"] * 3
     assert len(kept()) == 6
 
 
-def test_a_changed_picture_or_another_version_is_searched_again(pictures, searched, random, monkeypatch):
-    cache.compute_proposals(pictures)
-    Image.fromarray(mottled(random, 44, 48)).save(pictures[1].source)
-    assert cache.compute_proposals(pictures)[1][:, 2:].max(0).tolist() == [48, 44]
+def test_a_changed_image_or_another_version_is_searched_again(images, searched, random, monkeypatch):
+    cache.compute_proposals(images)
+    Image.fromarray(mottled(random, 44, 48)).save(images[1].source)
+    assert cache.compute_proposals(images)[1][:, 2:].max(0).tolist() == [48, 44]
     assert len(searched) == 4
-    pictures[2].source[0, 0] += 1
-    cache.compute_proposals(pictures)
+    images[2].source[0, 0] += 1
+    cache.compute_proposals(images)
     assert len(searched) == 5
     monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
-    cache.compute_proposals(pictures)
+    cache.compute_proposals(images)
     assert len(searched) == 8
 
 
@@ -393,34 +391,34 @@ def flipped(content, at):
 
 
 @pytest.mark.parametrize("damage", [damage for _, damage in damages()], ids=[name for name, _ in damages()])
-def test_a_damaged_file_is_not_trusted(pictures, searched, damage):
-    (first,) = cache.compute_proposals(pictures[:1])
+def test_a_damaged_file_is_not_trusted(images, searched, damage):
+    (first,) = cache.compute_proposals(images[:1])
     (path,) = kept()
     damage(path)
-    np.testing.assert_array_equal(cache.compute_proposals(pictures[:1])[0], first)
+    np.testing.assert_array_equal(cache.compute_proposals(images[:1])[0], first)
     assert len(searched) == 2
-    cache.compute_proposals(pictures[:1])
+    cache.compute_proposals(images[:1])
     assert len(searched) == 2
     assert kept() == [path]
 
 
-def test_what_was_found_before_a_broken_picture_is_kept(pictures, searched, tmp_path, monkeypatch):
+def test_what_was_found_before_a_broken_image_is_kept(images, searched, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "count_cpus", lambda: 1)
     (tmp_path / "1.png").write_bytes(b"\x89PNG broken")
     with pytest.raises(Error, match=r"1\.png"):
-        cache.compute_proposals(pictures)
+        cache.compute_proposals(images)
     assert len(kept()) >= 1
     with pytest.raises(Error, match=r"gone\.png"):
         cache.compute_proposals([annotated(tmp_path / "gone.png", "gone.png")])
-    with pytest.raises(Error, match="the third: a picture should be"):
+    with pytest.raises(Error, match="the third: an image should be"):
         cache.compute_proposals([annotated(np.zeros((3, 3), np.uint8), "the third")])
 
 
-def test_a_folder_that_cannot_be_written_is_named(pictures, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_named(images, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(Error, match=r"file/fukami/proposals cannot be written .*XDG_CACHE_HOME"):
-        cache.compute_proposals(pictures)
+        cache.compute_proposals(images)
 
 
 def test_upright_and_grey_files(tmp_path, random):
@@ -459,39 +457,39 @@ def test_propose_prints_and_draws(fukami, drawn):
         "boxes": expected[:7].astype(int).tolist(),
         "drawn": "proposals/one.png",
     }
-    with Image.open(drawn / "proposals/one.png") as picture:
-        assert picture.width == 900 + 2 * selective_search_plots.MARGIN
+    with Image.open(drawn / "proposals/one.png") as image:
+        assert image.width == 900 + 2 * selective_search_plots.MARGIN
     assert len(fukami("propose", "a/one.png", "--mode", "quality").json[0]["boxes"]) == 100
 
 
 def test_propose_draws_the_stages_of_a_folder(fukami, drawn):
     answer = fukami("propose", "a", "b", "--stages", "--out", "all")
     assert [line["drawn"] for line in answer.json] == ["all/one.png", "all/one-2.png"]
-    with Image.open(drawn / "all/one-2.png") as picture:
-        assert picture.width == 2 * 560 + 3 * selective_search_plots.MARGIN
+    with Image.open(drawn / "all/one-2.png") as image:
+        assert image.width == 2 * 560 + 3 * selective_search_plots.MARGIN
     assert fukami("propose", "a", "--out", "new/here.png").json[0]["drawn"] == "new/here.png"
     assert (drawn / "new/here.png").is_file()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (28, 28)])
-def test_strange_pictures_are_drawn(size):
-    picture = Image.new("L", size, 77)
-    found = propose_regions(np.asarray(picture.convert("RGB")))
-    assert selective_search_plots.draw_proposals(picture, found).width >= selective_search_plots.MIN_PANEL_WIDTH
+def test_strange_images_are_drawn(size):
+    image = Image.new("L", size, 77)
+    found = propose_regions(np.asarray(image.convert("RGB")))
+    assert selective_search_plots.draw_proposals(image, found).width >= selective_search_plots.MIN_PANEL_WIDTH
     assert (
-        selective_search_plots.draw_stages(picture, found, "quality", 1).width
+        selective_search_plots.draw_stages(image, found, "quality", 1).width
         >= 2 * selective_search_plots.MIN_PANEL_WIDTH
     )
 
 
-def test_propose_overwrites_no_picture(fukami, drawn):
+def test_propose_overwrites_no_image(fukami, drawn):
     before = [(drawn / name / "one.png").read_bytes() for name in "ab"]
     assert [line["drawn"] for line in fukami("propose", "a", "b", "--out", "b").json] == ["b/one-2.png", "b/one-3.png"]
     assert [(drawn / name / "one.png").read_bytes() for name in "ab"] == before
 
 
 def test_propose_names_what_it_cannot_read_and_goes_on(fukami, drawn):
-    (drawn / "text.png").write_text("not a picture")
+    (drawn / "text.png").write_text("not an image")
     answer = fukami("propose", "text.png", "a/one.png", "gone.png")
     assert answer.status == 1
     assert [json.loads(line)["file"] for line in answer.out.splitlines()] == ["a/one.png"]
@@ -501,11 +499,11 @@ def test_propose_names_what_it_cannot_read_and_goes_on(fukami, drawn):
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        ([], "at least one picture"),
+        ([], "at least one image"),
         (["a/one.png", "--max-boxes", "0"], "--max-boxes should be at least 1"),
-        (["a/one.png", "b/one.png", "--out", "x.png"], "folder for 2 pictures"),
+        (["a/one.png", "b/one.png", "--out", "x.png"], "folder for 2 images"),
         (["a/one.png", "--mode", "slow"], "quality"),
-        (["a/one.png", "--out", "a/one.png"], "would overwrite the picture"),
+        (["a/one.png", "--out", "a/one.png"], "would overwrite the image"),
         (["a/one.png", "--out", "notes"], "notes is a file; --out should be a folder"),
     ],
 )

@@ -78,7 +78,7 @@ def served(task, **options):
 
 
 class Captions(package.Task):
-    """Answers in words, draws nothing, and counts how many pictures are asked about at once."""
+    """Answers in words, draws nothing, and counts how many images are asked about at once."""
 
     def __init__(self):
         self.now = self.most = 0
@@ -92,7 +92,7 @@ class Captions(package.Task):
 
 
 def test_answers_are_those_of_predict(client, task, files):
-    """One or several files, and each alone: an answer does not depend on what was sent with the picture."""
+    """One or several files, and each alone: an answer does not depend on what was sent with the image."""
     expected = [task.predict([str(file)])[0] for file in files]
     assert client.post("/predict", files=parts(files[0])).json() == expected[:1]
     response = client.post("/predict", files=parts(*files))
@@ -101,12 +101,12 @@ def test_answers_are_those_of_predict(client, task, files):
 
 
 @pytest.mark.parametrize("type", ["image/png", "application/octet-stream", "Image/JPEG; charset=utf-8"])
-def test_a_picture_may_be_the_whole_body(client, task, files, type):
+def test_an_image_may_be_the_whole_body(client, task, files, type):
     (answer,) = client.post("/predict", content=files[0].read_bytes(), headers={"content-type": type}).json()
-    assert answer == {**task.predict([files[0]])[0], "file": "picture"}
+    assert answer == {**task.predict([files[0]])[0], "file": "image"}
 
 
-def test_every_form_of_picture_is_read_as_from_a_file(client, task, tmp_path):
+def test_every_form_of_image_is_read_as_from_a_file(client, task, tmp_path):
     """Rotated by EXIF, transparent with a palette, 16 bits deep, CMYK."""
     plain = Image.new("L", (90, 120), 230)
     ImageDraw.Draw(plain).line([(20, 30), (70, 30), (40, 100)], fill=20, width=9)  # a seven
@@ -125,20 +125,20 @@ def test_every_form_of_picture_is_read_as_from_a_file(client, task, tmp_path):
     assert all("label" in answer for answer in answers)
 
 
-def test_a_broken_picture_among_good_ones_is_named_in_its_place(client, files):
+def test_a_broken_image_among_good_ones_is_named_in_its_place(client, files):
     broken = ("file", ("broken.png", files[0].read_bytes()[:60], "image/png"))
-    text = ("file", ("text.png", b"no picture", "image/png"))
+    text = ("file", ("text.png", b"no image", "image/png"))
     first, *wrong, last = client.post("/predict", files=[*parts(files[0]), broken, text, *parts(files[1])]).json()
     assert [first["file"], last["file"]] == [str(files[0]), str(files[1])]
     assert [set(answer) for answer in wrong] == [{"file", "error"}] * 2
     assert wrong[0]["error"].startswith("broken.png is damaged")
-    assert wrong[1]["error"].startswith("text.png is not a picture")
+    assert wrong[1]["error"].startswith("text.png is not an image")
 
 
 def test_a_name_from_the_client_is_never_opened(client, files):
     """The name of a file that is there, with other content; and a path as text."""
-    (answer,) = client.post("/predict", files=[("file", (str(files[0]), b"no picture"))]).json()
-    assert "is not a picture" in answer["error"]
+    (answer,) = client.post("/predict", files=[("file", (str(files[0]), b"no image"))]).json()
+    assert "is not an image" in answer["error"]
     response = client.post("/predict", files=[("file", (None, str(files[0])))])
     assert response.status_code == 422
     assert "file=@" in response.json()["error"]
@@ -156,7 +156,7 @@ def test_nothing_readable(client):
         ({"data": {"path": "/etc/hostname"}}, 415, "application/x-www-form-urlencoded"),
         ({"json": ["a.png"]}, 415, "application/json"),
         ({}, 415, "unknown"),
-        ({"files": [("picture", ("a.png", b"x"))]}, 422, "file=@"),
+        ({"files": [("image", ("a.png", b"x"))]}, 422, "file=@"),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=y"}}, 400, ""),
     ],
@@ -213,8 +213,8 @@ def test_the_page_shows_the_answers(client, task, files):
     drawn = io.BytesIO()
     task.draw_prediction(str(files[0]), answer).save(drawn, format="png")
     (found,) = re.findall('src="(data:image/png;base64,[^"]+)"', text)
-    with urllib.request.urlopen(found) as picture:
-        assert picture.read() == drawn.getvalue()
+    with urllib.request.urlopen(found) as image:
+        assert image.read() == drawn.getvalue()
     assert f"label {answer['label']} · probability {answer['probability']:.4f}" in text
     shown = re.findall(r"<tr><td>(\d)</td><td><meter", text)
     assert shown == [entry["label"] for entry in answer["ranking"]]
@@ -225,7 +225,7 @@ def test_the_page_shows_the_answers(client, task, files):
     assert client.post("/", files=[evil]).status_code == 422
     empty = client.post("/", files=[("file", ("", b""))])
     assert empty.status_code == 422
-    assert "there is no picture in the form" in empty.text
+    assert "there is no image in the form" in empty.text
 
 
 def test_a_task_that_answers_otherwise_is_served_too(files):
@@ -239,7 +239,7 @@ def test_a_task_that_answers_otherwise_is_served_too(files):
 
 
 def test_boxes_are_drawn_and_listed(tmp_path):
-    """Of a picture in which something was found, and of one in which nothing was."""
+    """Of an image in which something was found, and of one in which nothing was."""
     for name, level in (("bright", 255), ("dark", 0)):
         Image.new("L", (90, 60), level).save(tmp_path / f"{name}.png")
     names = [tmp_path / "bright.png", tmp_path / "dark.png"]
@@ -279,7 +279,7 @@ def test_many_at_once_get_the_same_answers(client, task, files):
         assert all(future.result().json() == expected for future in asked)
 
 
-def test_a_task_is_asked_about_one_picture_at_a_time(files):
+def test_a_task_is_asked_about_one_image_at_a_time(files):
     task = Captions()
     other = served(task)
     with ThreadPoolExecutor(8) as pool:
@@ -299,7 +299,7 @@ def test_a_port_in_use(fukami):
 
 @pytest.mark.parametrize(("signal_", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_from_start_to_stop(task, signal_, status):
-    """A server in a process of its own, which a client that leaves in the middle of its picture does not trouble."""
+    """A server in a process of its own, which a client that leaves in the middle of its image does not trouble."""
     command = [sys.executable, "-m", "fukami", "serve", "deep-convnet", "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     watchdog = threading.Timer(60, process.kill)
@@ -314,7 +314,7 @@ def test_from_start_to_stop(task, signal_, status):
             f"{address}/predict", DIGIT.read_bytes(), {"content-type": "image/png"}, method="POST"
         )
         with urllib.request.urlopen(request) as response:
-            assert json.load(response) == [{**task.predict([DIGIT])[0], "file": "picture"}]
+            assert json.load(response) == [{**task.predict([DIGIT])[0], "file": "image"}]
         gone = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))
         gone.sendall(
             b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\nPNG"
@@ -434,7 +434,7 @@ class Waiting(package.Task):
         self.may, self.asked = threading.Event(), []
 
     def predict(self, inputs):
-        self.asked += [picture.size for picture in inputs]
+        self.asked += [image.size for image in inputs]
         assert self.may.wait(60)
         return [{"label": "x"} for _ in inputs]
 
@@ -562,10 +562,10 @@ def decoder():
 
 
 def test_a_decoder_reads_as_image_read_does(decoder, tmp_path):
-    picture = Image.linear_gradient("L").resize((50, 40))
+    image = Image.linear_gradient("L").resize((50, 40))
     for mode, suffix in (("L", "png"), ("RGB", "jpg"), ("RGBA", "png"), ("P", "gif"), ("I;16", "tiff")):
         path = tmp_path / f"{mode.replace(';', '')}.{suffix}"
-        picture.convert(mode).save(path)
+        image.convert(mode).save(path)
         found, expected = decoder.decode(path.read_bytes(), "x"), image_io.read_image(path)
         assert (found.mode, found.size, found.tobytes()) == (expected.mode, expected.size, expected.tobytes())
     for content in (b"", b"x", sized(8)[:40], sized(5000)):

@@ -29,9 +29,9 @@ SMALL = {"size": 96, "levels": 2, "iterations": 16, "eval_every": 8}
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     """A content and two styles, files."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
     down, across = np.mgrid[:72, :96]
     for name, kind in {"content": down + across, "style": (9 * down) % 97, "other": across * down}.items():
@@ -68,34 +68,34 @@ def test_maps_are_those_of_vgg_with_averages(name, convolutions):
     own = network.state_dict()
     assert len(own) == 2 * convolutions
     network.load_state_dict({key: value for key, value in theirs.state_dict(prefix="features.").items() if key in own})
-    picture = torch.randn(1, 3, 48, 64)
+    image = torch.randn(1, 3, 48, 64)
     layers, content = READ[name]
-    maps, x = {}, picture
+    maps, x = {}, image
     for number, layer in enumerate(theirs):
         x = nn.functional.avg_pool2d(x, 2) if isinstance(layer, nn.MaxPool2d) else layer(x)
         maps[number] = x.clone()
-    found, shown = network(picture)
+    found, shown = network(image)
     for number, own in zip(layers, found, strict=True):
         torch.testing.assert_close(own, maps[number])
     torch.testing.assert_close(shown, maps[content])
     assert [own.shape[1] for own in found] == network.style_channels == [64, 128, 256, 512, 512]
 
 
-def test_the_loss_is_the_papers_in_float64(pictures):
-    """Equations 1, 3, 4, 5 and 7 with NumPy, at a picture that is neither content nor style."""
-    recipe = NeuralStyle(content=str(pictures / "content.png"), style=(str(pictures / "style.png"),), size=64, levels=1)
+def test_the_loss_is_the_papers_in_float64(images):
+    """Equations 1, 3, 4, 5 and 7 with NumPy, at an image that is neither content nor style."""
+    recipe = NeuralStyle(content=str(images / "content.png"), style=(str(images / "style.png"),), size=64, levels=1)
     task, batch = begun(recipe)
-    picture = torch.rand(3, 48, 64)
+    image = torch.rand(3, 48, 64)
     task.model.double()
     task.pyramid.double()
     task.content_targets.clear()
 
-    def maps(picture):
-        found, shown = task.model(task.normalize_image(picture.double()))
+    def maps(image):
+        found, shown = task.model(task.normalize_image(image.double()))
         return [each[0].flatten(1).detach().numpy() for each in (*found, shown)]
 
     content = maps(batch.content[0] / 255)[-1]
-    *own, shown = maps(picture)
+    *own, shown = maps(image)
     *painted, _ = maps(batch.styles[0][0] / 255)
     terms = []
     for F, S in zip(own, painted, strict=True):
@@ -103,12 +103,12 @@ def test_the_loss_is_the_papers_in_float64(pictures):
         G, A = np.einsum("ik,jk->ij", F, F), np.einsum("ik,jk->ij", S, S) * M / m  # the style's, of as many positions
         terms.append(np.sum((G - A) ** 2) / (4 * N**2 * M**2))
     expected = {"content_loss": np.sum((shown - content) ** 2) / 2, "style_loss": sum(terms) / 5}
-    loss, parts = task.compute_losses(picture, batch.content, 0)
+    loss, parts = task.compute_losses(image, batch.content, 0)
     for name, value in expected.items():
         assert float(parts[name]) == pytest.approx(value, rel=1e-4), name
     whole = expected["content_loss"] + STYLE_WEIGHT * content.size * expected["style_loss"]
     assert float(loss) == pytest.approx(whole, rel=1e-4)
-    bright = 2 * picture - 0.3
+    bright = 2 * image - 0.3
     loss, parts = task.compute_losses(bright, batch.content, 0)
     outside = np.maximum(bright.numpy() - 1, 0) + np.maximum(-bright.numpy(), 0)
     whole = float(parts["content_loss"]) + STYLE_WEIGHT * content.size * float(parts["style_loss"])
@@ -129,19 +129,19 @@ def test_gradients_agree_with_differences():
     assert torch.autograd.gradcheck(lambda x: style_losses.compute_total_variation(x[0]), maps)
 
 
-def test_the_gradient_at_the_pixels_agrees_with_differences(pictures):
+def test_the_gradient_at_the_pixels_agrees_with_differences(images):
     """Of the whole loss, in a random direction."""
-    recipe = NeuralStyle(content=str(pictures / "content.png"), size=48, levels=1, tv_weight=2.0)
+    recipe = NeuralStyle(content=str(images / "content.png"), size=48, levels=1, tv_weight=2.0)
     task, batch = begun(recipe)
     task.model.double()
     task.pyramid.double()
-    picture = (1.2 * torch.rand(3, 36, 48) - 0.1).double().requires_grad_()
-    way = torch.randn_like(picture)
-    task.compute_losses(picture, batch.content, 0)[0].backward()
+    image = (1.2 * torch.rand(3, 36, 48) - 0.1).double().requires_grad_()
+    way = torch.randn_like(image)
+    task.compute_losses(image, batch.content, 0)[0].backward()
     step = 1e-8  # few ReLUs change their side
     with torch.no_grad():
-        after, before = (task.compute_losses(picture + sign * step * way, batch.content, 0)[0] for sign in (1, -1))
-    assert float((after - before) / (2 * step)) == pytest.approx(float((picture.grad * way).sum()), rel=1e-4)
+        after, before = (task.compute_losses(image + sign * step * way, batch.content, 0)[0] for sign in (1, -1))
+    assert float((after - before) / (2 * step)) == pytest.approx(float((image.grad * way).sum()), rel=1e-4)
 
 
 def test_gram_in_16_bits_has_the_gradient_of_32():
@@ -211,27 +211,27 @@ def test_sizes_from_coarse_to_fine():
         compute_level_sizes((512, 20), 3)
 
 
-def test_each_size_begins_as_the_one_before_ended(pictures):
+def test_each_size_begins_as_the_one_before_ended(images):
     """Enlarged, with the details of the content that were too fine before; and then comes a step."""
-    recipe = NeuralStyle(content=str(pictures / "content.png"), **SMALL)
+    recipe = NeuralStyle(content=str(images / "content.png"), **SMALL)
     task, batch = begun(recipe)
     for step in range(8):
         task.schedule(step / 24)
         task.step(batch)
-    coarse = task.pyramid.pictures[0].detach().clone()
-    assert not task.pyramid.pictures[1].any()
+    coarse = task.pyramid.images[0].detach().clone()
+    assert not task.pyramid.images[1].any()
     task.schedule(8 / 24)
     task.advance_level(batch.content)
 
-    def resized(picture, *size):
-        return nn.functional.interpolate(picture[None], size, mode="bicubic", antialias=True)[0]
+    def resized(image, *size):
+        return nn.functional.interpolate(image[None], size, mode="bicubic", antialias=True)[0]
 
     content = batch.content[0] / 255
     details = resized(content, 72, 96) - resized(resized(content, 36, 48), 72, 96)
-    torch.testing.assert_close(task.pyramid.pictures[1], resized(coarse, 72, 96) + details)
+    torch.testing.assert_close(task.pyramid.images[1], resized(coarse, 72, 96) + details)
     assert int(task.pyramid.level) == 1
     task.step(batch)
-    assert torch.equal(task.pyramid.pictures[0], coarse)
+    assert torch.equal(task.pyramid.images[0], coarse)
     assert [task.count_work(step) for step in (0, 8, 16, 24)] == [
         0,
         8 * 36 * 48,
@@ -240,10 +240,10 @@ def test_each_size_begins_as_the_one_before_ended(pictures):
     ]
 
 
-def test_styles_are_mixed_by_their_weights(pictures):
+def test_styles_are_mixed_by_their_weights(images):
     """The style of 1 and 3 parts lies a quarter of the way from the second to the first."""
-    names = [str(pictures / f"{name}.png") for name in ("style", "other")]
-    recipe = NeuralStyle(content=str(pictures / "content.png"), style=tuple(names), style_weights=(1.0, 3.0), **SMALL)
+    names = [str(images / f"{name}.png") for name in ("style", "other")]
+    recipe = NeuralStyle(content=str(images / "content.png"), style=tuple(names), style_weights=(1.0, 3.0), **SMALL)
     task, batch = begun(recipe)
     for layer, target in enumerate(task.pyramid.get_style_targets(1)):
         maps = (task.model(task.normalize_image(each[0] / 255))[0][layer] for each in batch.styles)
@@ -251,18 +251,18 @@ def test_styles_are_mixed_by_their_weights(pictures):
         torch.testing.assert_close(target, 0.25 * first + 0.75 * second, rtol=1e-3, atol=1e-4)
 
 
-def test_noise_does_not_begin_as_the_content(pictures):
+def test_noise_does_not_begin_as_the_content(images):
     for init, expected in (("content", 0.0), ("noise", 0.05)):
-        recipe = NeuralStyle(content=str(pictures / "content.png"), init=init, **SMALL)
+        recipe = NeuralStyle(content=str(images / "content.png"), init=init, **SMALL)
         task, batch = begun(recipe)
         content = nn.functional.interpolate(batch.content / 255, (36, 48), mode="bicubic", antialias=True)[0]
-        far = (task.pyramid.pictures[0] - content).abs().mean()
+        far = (task.pyramid.images[0] - content).abs().mean()
         assert far <= 1e-6 if expected == 0 else far > expected
 
 
-def test_the_contents_own_colors_stay(pictures):
+def test_the_contents_own_colors_stay(images):
     """Only the lightness is painted: what YCbCr calls colour is the content's."""
-    recipe = NeuralStyle(content=str(pictures / "content.png"), colors="content", **SMALL)
+    recipe = NeuralStyle(content=str(images / "content.png"), colors="content", **SMALL)
     task, batch = begun(recipe)
     for step in range(24):
         task.schedule(step / 24)
@@ -275,10 +275,10 @@ def test_the_contents_own_colors_stay(pictures):
     assert max(colour) < 3  # which clipping moves a little
 
 
-def test_less_strength_leaves_more_of_the_content(pictures):
+def test_less_strength_leaves_more_of_the_content(images):
     found = {}
     for strength in (1e-6, 1.0):
-        recipe = NeuralStyle(content=str(pictures / "content.png"), strength=strength, **SMALL)
+        recipe = NeuralStyle(content=str(images / "content.png"), strength=strength, **SMALL)
         task, batch = begun(recipe)
         for step in range(24):
             task.schedule(step / 24)
@@ -288,10 +288,10 @@ def test_less_strength_leaves_more_of_the_content(pictures):
     assert found[1e-6]["style_loss"] > found[1.0]["style_loss"]
 
 
-def test_smoothness(pictures):
+def test_smoothness(images):
     found = {}
     for tv in (0.0, 1e4):
-        recipe = NeuralStyle(content=str(pictures / "content.png"), init="noise", tv_weight=tv, **SMALL)
+        recipe = NeuralStyle(content=str(images / "content.png"), init="noise", tv_weight=tv, **SMALL)
         task, batch = begun(recipe)
         for step in range(24):
             task.schedule(step / 24)
@@ -301,8 +301,8 @@ def test_smoothness(pictures):
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
-def test_the_loss_falls(optimizer, pictures, tmp_path, pageless):
-    recipe = NeuralStyle(content=str(pictures / "content.png"), optimizer=optimizer, **{**SMALL, "iterations": 40})
+def test_the_loss_falls(optimizer, images, tmp_path, pageless):
+    recipe = NeuralStyle(content=str(images / "content.png"), optimizer=optimizer, **{**SMALL, "iterations": 40})
     task, batch = begun(recipe)
     task.schedule(0.9)
     before = task.evaluate([batch])["loss"]
@@ -312,10 +312,10 @@ def test_the_loss_falls(optimizer, pictures, tmp_path, pageless):
     assert preview.size == (96, 72)
 
 
-def test_a_run_paints_other_pictures(pictures, tmp_path, pageless):
+def test_a_run_paints_other_images(images, tmp_path, pageless):
     """Its own content again as in its training, others at their own shape."""
-    content = pictures / "content.png"
-    recipe = NeuralStyle(content=str(content), style=(str(pictures / "style.png"),), **SMALL)
+    content = images / "content.png"
+    recipe = NeuralStyle(content=str(content), style=(str(images / "style.png"),), **SMALL)
     train(recipe, tmp_path / "run", device="cpu", precision="float32")
     task = load(tmp_path / "run", device="cpu")
     Image.open(content).crop((0, 0, 60, 72)).save(tmp_path / "tall.png")
@@ -374,7 +374,7 @@ def test_what_no_run_can_have_is_refused(fields, message):
         NeuralStyle(**fields)
 
 
-def words(pictures, out, *more):
+def words(images, out, *more):
     """The command that paints, quickly."""
     quick = [
         "--size",
@@ -390,23 +390,23 @@ def words(pictures, out, *more):
         "--precision",
         "float32",
     ]
-    return ["stylize", pictures / "content.png", "--style", pictures / "style.png", "--out", out, *quick, *more]
+    return ["stylize", images / "content.png", "--style", images / "style.png", "--out", out, *quick, *more]
 
 
-def test_the_command_writes_a_picture(fukami, pictures, tmp_path):
-    answer = fukami(*words(pictures, "art.png"))
+def test_the_command_writes_an_image(fukami, images, tmp_path):
+    answer = fukami(*words(images, "art.png"))
     assert answer.status == 0
     (found,) = answer.json
-    assert found["picture"] == "art.png"
-    assert found["file"] == str(pictures / "content.png")
-    assert found["style"] == [str(pictures / "style.png")]
+    assert found["image"] == "art.png"
+    assert found["file"] == str(images / "content.png")
+    assert found["style"] == [str(images / "style.png")]
     assert found["loss"] > found["content_loss"] > 0
     assert found["count"] == 1
     assert image_io.read_image("art.png").size == (96, 72)
     assert sorted(path.name for path in Path().iterdir()) == ["art.png"]  # the run is gone
-    assert fukami(*words(pictures, "art.jpg")).status == 0
-    with Image.open("art.jpg") as picture:
-        assert picture.format == "JPEG"
+    assert fukami(*words(images, "art.jpg")).status == 0
+    with Image.open("art.jpg") as image:
+        assert image.format == "JPEG"
 
 
 @pytest.mark.parametrize(
@@ -420,27 +420,27 @@ def test_the_command_writes_a_picture(fukami, pictures, tmp_path):
         ("art.png", ("--strenght", "2"), "--strength"),
     ],
 )
-def test_the_command_says_what_is_wrong(fukami, pictures, out, more, message):
-    answer = fukami(*words(pictures, out, *more))
+def test_the_command_says_what_is_wrong(fukami, images, out, more, message):
+    answer = fukami(*words(images, out, *more))
     assert answer.status in (1, 2)
     assert message in answer.err
     assert "Traceback" not in answer.err
     assert list(Path().iterdir()) == []
 
 
-def test_the_command_overwrites_no_picture_it_is_made_from(fukami, pictures):
-    answer = fukami(*words(pictures, pictures / "style.png"))
+def test_the_command_overwrites_no_image_it_is_made_from(fukami, images):
+    answer = fukami(*words(images, images / "style.png"))
     assert answer.status == 2
     assert "would overwrite" in answer.err
-    broken = fukami("stylize", __file__, "--style", pictures / "style.png", "--out", "art.png")
+    broken = fukami("stylize", __file__, "--style", images / "style.png", "--out", "art.png")
     assert broken.status == 1
-    assert "test_neural_style.py is not a picture" in broken.err
+    assert "test_neural_style.py is not an image" in broken.err
 
 
-def test_interrupted_the_picture_so_far_stays_and_goes_on(pictures, tmp_path):
-    """Interrupted and resumed, the picture is that of one never interrupted."""
-    whole = [str(word) for word in words(pictures, tmp_path / "whole.png", "--iterations", 60)]
-    parts = [str(word) for word in words(pictures, tmp_path / "parts.png", "--iterations", 60)]
+def test_interrupted_the_image_so_far_stays_and_goes_on(images, tmp_path):
+    """Interrupted and resumed, the image is that of one never interrupted."""
+    whole = [str(word) for word in words(images, tmp_path / "whole.png", "--iterations", 60)]
+    parts = [str(word) for word in words(images, tmp_path / "parts.png", "--iterations", 60)]
     alone = check_task.Started(["fukami", *whole])
     process = check_task.Started(["fukami", *parts])
     check_task.wait_until(lambda: (tmp_path / "parts.run" / "preview.png").exists() or not process.is_alive())
@@ -448,22 +448,22 @@ def test_interrupted_the_picture_so_far_stays_and_goes_on(pictures, tmp_path):
     status, out, err = process.ended()
     assert status == 130
     assert out == ""
-    assert f"the picture so far is in {tmp_path / 'parts.png'}" in err
+    assert f"the image so far is in {tmp_path / 'parts.png'}" in err
     assert image_io.read_image(tmp_path / "parts.png").size == (96, 72)
     status, _, err = check_task.Started(["fukami", *parts]).ended()
     assert status == 2
-    assert "holds a picture that was interrupted" in err
+    assert "holds an image that was interrupted" in err
     status, out, _ = check_task.Started(["fukami", *parts, "--resume"]).ended()
     assert status == 0
     assert alone.ended()[0] == 0
-    assert json.loads(out)["picture"] == str(tmp_path / "parts.png")
+    assert json.loads(out)["image"] == str(tmp_path / "parts.png")
     assert np.array_equal(image_io.read_image(tmp_path / "parts.png"), image_io.read_image(tmp_path / "whole.png"))
 
 
-def test_what_is_read_has_the_size_that_was_asked_for(pictures):
-    assert load_image(pictures / "content.png", 64).shape == (1, 3, 48, 64)
-    assert load_image(pictures / "content.png", 0).shape == (1, 3, 72, 96)
-    assert StyleInputs(load_image(pictures / "content.png", 192), ()).content.shape == (1, 3, 144, 192)
+def test_what_is_read_has_the_size_that_was_asked_for(images):
+    assert load_image(images / "content.png", 64).shape == (1, 3, 48, 64)
+    assert load_image(images / "content.png", 0).shape == (1, 3, 72, 96)
+    assert StyleInputs(load_image(images / "content.png", 192), ()).content.shape == (1, 3, 144, 192)
 
 
 def test_trained_weights_make_better_paintings_than_chance(monkeypatch, caplog):

@@ -3,7 +3,7 @@
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1      # one torchrun on each machine, which starts a process for each GPU
 #SBATCH --gpus-per-node=8
-#SBATCH --cpus-per-task=64       # they also decode the pictures
+#SBATCH --cpus-per-task=64       # they also decode the images
 #SBATCH --time=24:00:00
 #SBATCH --signal=TERM@120        # two minutes before the time is up: a checkpoint, then out
 #SBATCH --requeue                # a job that lost a machine or was preempted begins again, from its last checkpoint

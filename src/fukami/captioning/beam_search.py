@@ -14,7 +14,7 @@ DecoderStep = Callable[[Any, Tensor], tuple[Any, Tensor]]
 def search(
     step: DecoderStep, state: Any, *, beam_size: int, max_words: int, begin: int, end: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The likeliest sentences that a beam search finds for each of N pictures, all of them at once.
+    """The likeliest sentences that a beam search finds for each of N images, all of them at once.
 
     At each word the ``beam_size`` likeliest beginnings of sentences go on; one that has ended stays as it is for as
     long as it is among them.
@@ -71,7 +71,7 @@ def sample(
     temperature: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sentences drawn word by word by their probabilities, ``num_samples`` for each picture; returns as :func:`search`.
+    """Sentences drawn word by word by their probabilities, ``num_samples`` for each image; returns as :func:`search`.
 
     Args:
         temperature: below 1 the likely words become likelier; what is returned knows nothing of it.

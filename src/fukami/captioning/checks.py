@@ -1,4 +1,4 @@
-"""What training would stumble on in pictures with sentences: pictures that are missing, and nothing that was said."""
+"""What training would stumble on in images with sentences: images that are missing, and nothing that was said."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from fukami.errors import Error
 
 
 def check_dataset(spec: str, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
-    """The readable pictures of a data set with the digest of their pixels; what is wrong is told on the way."""
+    """The readable images of a data set with the digest of their pixels; what is wrong is told on the way."""
     report.unit = "sentence"
     given = captioning_data.locate_dataset(spec)
     try:
@@ -21,9 +21,9 @@ def check_dataset(spec: str, report: Findings) -> Iterator[tuple[ImageItem, byte
         report.add(flaw.kind, flaw.detail, file=str(flaw.file), line=flaw.line)
     items = []
     for part in sorted(sheet.splits, key=("", "train", "val", "test").index):
-        for picture, sentences in sheet.splits[part].items():
+        for image, sentences in sheet.splits[part].items():
             report.annotation_counts[part][""] += len(sentences)
-            items.append(ImageItem(picture, str(picture), "", part))
-    for picture in captioning_data.find_uncaptioned_images(given, sheet):
-        report.add("no sentence", "has no sentence; say something of it, or remove it", file=str(picture))
+            items.append(ImageItem(image, str(image), "", part))
+    for image in captioning_data.find_uncaptioned_images(given, sheet):
+        report.add("no sentence", "has no sentence; say something of it, or remove it", file=str(image))
     yield from findings.hash_images(items, report)

@@ -1,8 +1,8 @@
-"""Pictures and what people said of them, from any source, by name or path.
+"""Images and what people said of them, from any source, by name or path.
 
 Recognised are the files of Flickr8k and Flickr30k (``captions.txt``, ``results.csv``, ``*.token``, ``*.token.txt``,
 with ``*trainImages.txt`` and the like where they lie beside them), COCO's ``captions_*.json``, Karpathy's
-``dataset*.json``, and a CSV of pictures and sentences; the pictures lie anywhere below the same folder.
+``dataset*.json``, and a CSV of images and sentences; the images lie anywhere below the same folder.
 """
 
 import csv
@@ -33,13 +33,13 @@ IMAGE_COLUMNS, CAPTION_COLUMNS = (
 )
 SPLIT_LISTS = (("train", "*[._]trainImages.txt"), ("val", "*[._]devImages.txt"), ("test", "*[._]testImages.txt"))
 CAPTION_SUFFIXES = (".csv", ".json", ".txt", ".token")  # endings of files of sentences
-KARPATHY_SPLITS = {"restval": "train"}  # pictures of COCO's validation part that are trained on there
+KARPATHY_SPLITS = {"restval": "train"}  # images of COCO's validation part that are trained on there
 MAX_HEADER_LENGTH = 2**16  # characters of the line that names the columns
-CAPTION_NUMBER = re.compile(r"#[a-z]*\d+$")  # what tells the sentences of a picture apart
+CAPTION_NUMBER = re.compile(r"#[a-z]*\d+$")  # what tells the sentences of an image apart
 
 
 class CaptionRow(NamedTuple):
-    """A sentence as its file has it: the picture's name, and the part where that is told."""
+    """A sentence as its file has it: the image's name, and the part where that is told."""
 
     image: str
     caption: str
@@ -52,7 +52,7 @@ class ParsedCaptions:
     """What the files say.
 
     Attributes:
-        splits: the pictures of ``train``, ``val`` and ``test``, or of an empty name where all are one part, each with
+        splits: the images of ``train``, ``val`` and ``test``, or of an empty name where all are one part, each with
             what was said of it.
         problems: what cannot be learned from.
     """
@@ -63,7 +63,7 @@ class ParsedCaptions:
 
 @dataclass(frozen=True)
 class CaptionDataset:
-    """Pictures, files or arrays ``(H, W, 3)`` uint8, and the sentences that were said of each, or their words."""
+    """Images, files or arrays ``(H, W, 3)`` uint8, and the sentences that were said of each, or their words."""
 
     items: tuple[Any, ...]
     captions: tuple[tuple[Any, ...], ...]
@@ -73,7 +73,7 @@ class CaptionDataset:
 
     @property
     def is_on_disk(self) -> bool:
-        """Whether the pictures lie in files."""
+        """Whether the images lie in files."""
         return all(isinstance(item, Path) for item in self.items)
 
     def select(self, indices: Iterable[int]) -> "CaptionDataset":
@@ -84,20 +84,20 @@ class CaptionDataset:
     def load_images(
         self, transform: SquareTransform, max_broken: int = image_folder.MAX_BROKEN
     ) -> "tuple[CaptionDataset, labelled_images.DecodedImages]":
-        """All pictures as a network sees them, in memory; broken ones are left out, with their sentences, and named.
+        """All images as a network sees them, in memory; broken ones are left out, with their sentences, and named.
 
         Raises:
-            Error: more pictures than ``max_broken`` are, or not one can be read.
+            Error: more images than ``max_broken`` are, or not one can be read.
         """
         if self.is_on_disk:
             results: Iterable[Any] = streaming.decode_files(self.items, transform)
         else:
             results = (transform(Image.fromarray(item)).transpose(1, 2, 0) for item in self.items)
-        good, pictures = image_folder.stack_images(results, len(self), transform, max_broken)
+        good, images = image_folder.stack_images(results, len(self), transform, max_broken)
         kept = self if len(good) == len(self) else self.select(good)
         names = [item if isinstance(item, Path) else f"scene {number}" for number, item in enumerate(kept.items)]
         return kept, labelled_images.DecodedImages(
-            torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.arange(len(good)), list(map(str, names))
+            torch.from_numpy(images).permute(0, 3, 1, 2), torch.arange(len(good)), list(map(str, names))
         )
 
 
@@ -107,7 +107,7 @@ def load_dataset(spec: str, holdout: float) -> tuple[CaptionDataset, CaptionData
     Args:
         spec: ``scenes``, ``flickr8k``, ``flickr30k``, ``coco``, or the path of a folder, an archive, a CSV or a JSON
             file. Any other name is looked for among the known data sets, too.
-        holdout: share of the pictures, the last by name, that is the test part where the data have none; as many before
+        holdout: share of the images, the last by name, that is the test part where the data have none; as many before
             them are the validation part where there is none either.
 
     Raises:
@@ -125,12 +125,12 @@ def load_dataset(spec: str, holdout: float) -> tuple[CaptionDataset, CaptionData
     if sheet.problems:
         first = sheet.problems[0]
         logger.warning(
-            f"{len(sheet.problems)} pictures or sentences are left out; the first: {first.file}, line {first.line}: "
+            f"{len(sheet.problems)} images or sentences are left out; the first: {first.file}, line {first.line}: "
             f"{first.detail}; fukami doctor names each"
         )
-    parts = {name: _build_dataset(pictures) for name, pictures in sheet.splits.items() if pictures}
+    parts = {name: _build_dataset(images) for name, images in sheet.splits.items() if images}
     if not parts:
-        raise Error(f"{spec} has no picture with a sentence; fukami doctor {spec} says what is wrong")
+        raise Error(f"{spec} has no image with a sentence; fukami doctor {spec} says what is wrong")
     nothing = CaptionDataset((), ())
     learned = _concatenate(parts.get(name, nothing) for name in ("", "train"))
     val, test = parts.get("val", nothing), parts.get("test", nothing)
@@ -158,7 +158,7 @@ def locate_dataset(spec: str) -> Path:
         exists(place / f"{spec}{end}") for place in locations.list_data_folders() for end in ("", ".zip")
     ):
         return locations.find_dataset(
-            spec, "the pictures and their sentences, in a folder or a zip archive of that name,"
+            spec, "the images and their sentences, in a folder or a zip archive of that name,"
         )
     raise build_unknown_error("data set (and no file or folder)", spec, DATASET_NAMES)
 
@@ -200,14 +200,14 @@ def parse_caption_files(path: Path) -> ParsedCaptions:
 
 
 def find_uncaptioned_images(path: Path, parsed: ParsedCaptions) -> list[Path]:
-    """The pictures at a path of which nothing is said."""
-    said = {picture for pictures in parsed.splits.values() for picture in pictures}
+    """The images at a path of which nothing is said."""
+    said = {image for images in parsed.splits.values() for image in images}
     root = _find_root(path)
     return sorted({*_index_images(root, _list_files(root)).values()} - said)
 
 
 def _find_root(path: Path) -> Path:
-    """The folder that the pictures lie in."""
+    """The folder that the images lie in."""
     if path.is_dir():
         return path
     return path.parent if path.suffix.lower() in CAPTION_SUFFIXES else image_folder.unpack_archive(path)
@@ -221,12 +221,12 @@ def _list_files(root: Path) -> list[Path]:
 def _add_row(
     sheet: ParsedCaptions, file: Path, line: CaptionRow, there: dict[str, Path], listed: dict[str, str]
 ) -> None:
-    """Add a sentence to the picture it is about, or say why it cannot be learned from."""
+    """Add a sentence to the image it is about, or say why it cannot be learned from."""
     part = line.split or listed.get(Path(line.image).name, "")
     part = "train" if part == "trainval" else part
-    picture = there.get(line.image) or there.get(Path(line.image).name)
-    if picture is None:
-        named = line.image or "no picture"
+    image = there.get(line.image) or there.get(Path(line.image).name)
+    if image is None:
+        named = line.image or "no image"
         sheet.problems.append(AnnotationProblem("missing", file, line.line, f"names {named}, which is not there", part))
     elif part not in ("", "train", "val", "test"):
         sheet.problems.append(
@@ -235,11 +235,11 @@ def _add_row(
     elif not line.caption.strip():
         sheet.problems.append(AnnotationProblem("no sentence", file, line.line, f"says nothing of {line.image}", part))
     else:
-        sheet.splits.setdefault(part, {}).setdefault(picture, []).append(line.caption.strip())
+        sheet.splits.setdefault(part, {}).setdefault(image, []).append(line.caption.strip())
 
 
 def _index_images(root: Path, files: Iterable[Path]) -> dict[str, Path]:
-    """The pictures below a folder, by their path in it and by their name."""
+    """The images below a folder, by their path in it and by their name."""
     endings = image_io.get_image_suffixes()
     found: dict[str, Path] = {}
     for path in files:
@@ -262,20 +262,20 @@ def _find_caption_files(path: Path, files: Iterable[Path]) -> list[Path]:
 
 
 def _detect_columns(path: Path) -> tuple[str, str, str] | None:
-    """The columns of pictures, of sentences, and of parts (empty: none); None where a file has none of these."""
+    """The columns of images, of sentences, and of parts (empty: none); None where a file has none of these."""
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             first = file.readline(MAX_HEADER_LENGTH)
     except OSError:  # which whoever reads it tells, or a folder of that name
         return None
     names = [name.strip().lower() for name in first.strip().split("|" if "|" in first else ",")]
-    picture = next((name for name in IMAGE_COLUMNS if name in names), None)
+    image = next((name for name in IMAGE_COLUMNS if name in names), None)
     sentence = next((name for name in CAPTION_COLUMNS if name in names), None)
-    return (picture, sentence, "split" if "split" in names else "") if picture and sentence else None
+    return (image, sentence, "split" if "split" in names else "") if image and sentence else None
 
 
 def _read_split_lists(files: Sequence[Path]) -> dict[str, str]:
-    """The part of each picture that a list beside Flickr8k's sentences names."""
+    """The part of each image that a list beside Flickr8k's sentences names."""
     lists = ((part, file) for part, pattern in SPLIT_LISTS for file in files if file.match(pattern))
     return {name.strip(): part for part, file in lists for name in read_text(file).splitlines()}
 
@@ -298,7 +298,7 @@ def _read_rows(file: Path) -> Iterator[CaptionRow]:
 
 
 def _read_csv(file: Path) -> Iterator[CaptionRow]:
-    """A table of pictures and sentences. A sentence may hold commas that nothing marks, as Flickr8k's do."""
+    """A table of images and sentences. A sentence may hold commas that nothing marks, as Flickr8k's do."""
     columns = _detect_columns(file)
     if columns is None:
         raise Error(f"{file}: the first line should name the columns image and caption (and perhaps split)")
@@ -309,7 +309,7 @@ def _read_csv(file: Path) -> Iterator[CaptionRow]:
         names = [name.strip().lower() for name in next(rows, ())]
         if not {*columns} - {""} <= {*names}:
             raise csv.Error("its first line is quoted in another way than the others")
-        picture, sentence, split = (names.index(name) if name else -1 for name in columns)
+        image, sentence, split = (names.index(name) if name else -1 for name in columns)
         for row in rows:
             if not any(map(str.strip, row)):
                 continue
@@ -318,7 +318,7 @@ def _read_csv(file: Path) -> Iterator[CaptionRow]:
                 row = [*row[:sentence], between.join(row[sentence:])]
             cells = [cell.strip() for cell in row] + [""] * len(names)
             part = SPLIT_NAMES.get(cells[split].lower(), cells[split].lower()) if split >= 0 else ""
-            yield CaptionRow(cells[picture], cells[sentence], rows.line_num, part)
+            yield CaptionRow(cells[image], cells[sentence], rows.line_num, part)
     except csv.Error as error:
         raise Error(f"{file}, line {rows.line_num}: is no CSV ({error}); fix it") from None
 
@@ -348,10 +348,10 @@ def _read_json(file: Path) -> Iterator[CaptionRow]:
         ) from None
 
 
-def _build_dataset(pictures: dict[Path, list[str]]) -> CaptionDataset:
-    """The pictures in the order of their names."""
-    order = sorted(pictures, key=lambda path: (path.name, path))
-    return CaptionDataset(tuple(order), tuple(tuple(pictures[path]) for path in order))
+def _build_dataset(images: dict[Path, list[str]]) -> CaptionDataset:
+    """The images in the order of their names."""
+    order = sorted(images, key=lambda path: (path.name, path))
+    return CaptionDataset(tuple(order), tuple(tuple(images[path]) for path in order))
 
 
 def _concatenate(parts: Iterable[CaptionDataset]) -> CaptionDataset:

@@ -1,4 +1,4 @@
-"""Batches of pictures and the words of a sentence that was said of each; and pictures to say something of."""
+"""Batches of images and the words of a sentence that was said of each; and images to say something of."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 
 class FeatureLoader(BatchLoader):
-    """What is given in place of the pictures once an encoder that stays as it is has seen each of them."""
+    """What is given in place of the images once an encoder that stays as it is has seen each of them."""
 
-    image_indices: Tensor  # the number of the picture of each target
-    features: Tensor | None = None  # (P, V, F): of each picture and view of it
+    image_indices: Tensor  # the number of the image of each target
+    features: Tensor | None = None  # (P, V, F): of each image and view of it
 
     def iterate_images(self) -> Iterator[Tensor]:
-        """The pictures ``(N, C, H, W)`` in 0..255, each once, in order."""
+        """The images ``(N, C, H, W)`` in 0..255, each once, in order."""
         raise NotImplementedError
 
     def set_features(self, features: Tensor) -> None:
-        """Give features ``(P, V, F)`` from now on, of a view by chance, and no pictures."""
+        """Give features ``(P, V, F)`` from now on, of a view by chance, and no images."""
         self.features = features
         self.image_indices = self.image_indices.to(features.device)
         self.targets = self.targets.to(features.device)
@@ -44,7 +44,7 @@ class FeatureLoader(BatchLoader):
         return 1 if self.features is not None else super().num_draws
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of one pass, ``(pictures in 0..255 or features, targets)``; a pass cut off is finished."""
+        """The batches of one pass, ``(images in 0..255 or features, targets)``; a pass cut off is finished."""
         if self.features is None:
             yield from super().__iter__()
             return
@@ -59,12 +59,12 @@ class FeatureLoader(BatchLoader):
 
 
 class CaptionLoader(FeatureLoader, InMemoryLoader):
-    """Pictures that live on the device, and a pass over their sentences, each with its picture.
+    """Images that live on the device, and a pass over their sentences, each with its image.
 
     Args:
         images: each once.
         word_indices: the numbers of the words of each sentence ``(S, T)``, -1 behind its end.
-        image_indices: the number of the picture of each sentence, ``(S,)``.
+        image_indices: the number of the image of each sentence, ``(S,)``.
         labels: what the words are called.
         batch_size, seed, augment, size: as for :class:`fukami.data.loader.InMemoryLoader`.
     """
@@ -100,21 +100,21 @@ class CaptionLoader(FeatureLoader, InMemoryLoader):
         super().setup(runtime)
 
     def iterate_images(self) -> Iterator[Tensor]:
-        """The pictures, as they are judged on."""
+        """The images, as they are judged on."""
         for at in range(0, len(self.images), SEQUENTIAL_BATCH_SIZE):
             yield self.resize_images(self.images[at : at + SEQUENTIAL_BATCH_SIZE])
 
     def _assemble(self, plan: tuple[Tensor, Tensor]) -> Batch:
         members, draws = plan
-        pictures, words = self.images[self.image_indices[members]], self.targets[members]
-        return self.augment(pictures, words, draws) if self.augment else (pictures, words)
+        images, words = self.images[self.image_indices[members]], self.targets[members]
+        return self.augment(images, words, draws) if self.augment else (images, words)
 
 
 class StreamingCaptionLoader(FeatureLoader, FileStreamingLoader):
     """The same from files, of which no more are in memory than a batch needs.
 
     Args:
-        image_files: the pictures, each once.
+        image_files: the images, each once.
         word_indices, image_indices, labels: as for :class:`Captioned`.
         transform, batch_size, seed, augment, min_area, max_broken: as for
             :class:`fukami.data.streaming.FileStreamingLoader`.
@@ -149,7 +149,7 @@ class StreamingCaptionLoader(FeatureLoader, FileStreamingLoader):
         self.image_files, self.image_indices, self.transform = image_files, image_indices, transform
 
     def iterate_images(self) -> Iterator[Tensor]:
-        """The pictures; one that cannot be read is black, and named."""
+        """The images; one that cannot be read is black, and named."""
         size, channels = self.transform.size, self.transform.channels
         some: list[Tensor] = []
         for number, found in enumerate(streaming.decode_files(self.image_files, self.transform), 1):
@@ -163,13 +163,13 @@ class StreamingCaptionLoader(FeatureLoader, FileStreamingLoader):
 
 
 class CaptionEvalLoader(FeatureLoader, InMemoryLoader):
-    """Pictures to be judged on, each with its number ``(N,)`` among all that something was said of.
+    """Images to be judged on, each with its number ``(N,)`` among all that something was said of.
 
     Args:
         images: each once.
         references: the sentences of each, as lists of words.
         training_captions: the sentences of the training, their words joined by spaces.
-        batch_size: pictures in a batch.
+        batch_size: images in a batch.
     """
 
     def __init__(
@@ -184,12 +184,12 @@ class CaptionEvalLoader(FeatureLoader, InMemoryLoader):
         self.references, self.training_captions, self.image_indices = references, training_captions, images.targets
 
     def list_annotations(self) -> Iterable[bytes]:
-        """The sentences of each picture."""
+        """The sentences of each image."""
         return (json.dumps(own, ensure_ascii=False).encode() for own in self.references)
 
     def iterate_images(self) -> Iterator[Tensor]:
-        """The pictures."""
-        yield from (pictures for pictures, _ in self.iterate_in_order())
+        """The images."""
+        yield from (images for images, _ in self.iterate_in_order())
 
 
 def pad_sequences(sentences: Sequence[Sequence[int]], max_length: int) -> Tensor:

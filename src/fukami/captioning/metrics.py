@@ -19,14 +19,14 @@ TINY, SMALL = 1e-15, 1e-9
 def evaluate_captions(
     captions: Sequence[Words], references: Sequence[Sequence[Words]], training_captions: set[str]
 ) -> dict[str, float]:
-    """Every metric of sentences for pictures.
+    """Every metric of sentences for images.
 
     ``bleu1`` to ``bleu4``, ``rouge_l`` and ``cider`` (CIDEr-D; 1 is usual, 10 the most); ``exact``, the share that is
     word for word one of the references; ``distinct``, the share of different sentences; ``copied``, the share that was
     learned from word for word (Vinyals et al. 2015, section 4.3.4); and ``count``.
 
     Args:
-        captions: a sentence for each picture.
+        captions: a sentence for each image.
         references: what people said of each.
         training_captions: the sentences of the training, their words joined by spaces; without them there is no
             ``copied``.

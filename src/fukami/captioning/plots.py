@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 
 from fukami.image.io import UInt8Array
 
-CaptionExample = tuple[UInt8Array, str, str]  # a picture, what was said of it, and what a person says
-EXAMPLES_PER_FIGURE = 4  # of the best, the median and the worst pictures
+CaptionExample = tuple[UInt8Array, str, str]  # an image, what was said of it, and what a person says
+EXAMPLES_PER_FIGURE = 4  # of the best, the median and the worst images
 NUM_COMMON_CAPTIONS = 12  # sentences that are counted
-LINE_LENGTH = 34  # letters in a line below a picture
+LINE_LENGTH = 34  # letters in a line below an image
 
 
 def plot_evaluation(
@@ -21,9 +21,9 @@ def plot_evaluation(
     """Every figure with its title, for the report of a run.
 
     Args:
-        scores: CIDEr-D of the sentence for each picture.
+        scores: CIDEr-D of the sentence for each image.
         captions: the sentences.
-        get_example: what there is to see of a picture by its number.
+        get_example: what there is to see of an image by its number.
     """
     ranked = np.argsort(scores, kind="stable")[::-1].tolist()
     middle = max(0, len(ranked) // 2 - EXAMPLES_PER_FIGURE // 2)
@@ -37,10 +37,10 @@ def plot_evaluation(
 
 
 def plot_examples(rows: Sequence[tuple[str, UInt8Array, str, str]]) -> Figure:
-    """Pictures side by side, what was said of each, and below it what a person says."""
+    """Images side by side, what was said of each, and below it what a person says."""
     figure = Figure(figsize=(2.9 * len(rows), 4.1), layout="constrained")
-    for axes, (title, picture, said, own) in zip(figure.subplots(1, len(rows), squeeze=False).flat, rows, strict=True):
-        axes.imshow(picture)
+    for axes, (title, image, said, own) in zip(figure.subplots(1, len(rows), squeeze=False).flat, rows, strict=True):
+        axes.imshow(image)
         axes.set_title(title, fontsize=8, color="#666")
         axes.set_xticks([])
         axes.set_yticks([])
@@ -56,7 +56,7 @@ def plot_common_captions(captions: Sequence[str]) -> Figure:
     """How often the commonest sentences were said."""
     counts = Counter(captions).most_common(NUM_COMMON_CAPTIONS)
     figure = Figure(figsize=(8, 0.4 + 0.28 * len(counts)), layout="constrained")
-    axes = figure.add_subplot(xlabel="pictures")
+    axes = figure.add_subplot(xlabel="images")
     bars = axes.barh([textwrap.shorten(text, 80) or "(nothing)" for text, _ in counts][::-1],
                      [number for _, number in counts][::-1], color="#4878a8")  # fmt: skip
     axes.bar_label(bars, fontsize=7, padding=2)

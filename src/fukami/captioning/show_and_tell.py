@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from fukami.engine.task import Task
     from fukami.image.transform import SquareTransform
 
-EVAL_BATCH_SIZE = 50  # pictures in a batch that is only judged
+EVAL_BATCH_SIZE = 50  # images in a batch that is only judged
 MAX_BEAM_SIZE, MAX_WORDS = 100, 1000  # that a sentence may be searched with, and have
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShowAndTell(SupervisedRecipe):
-    """A sentence about a picture: an encoder that sees it, and an LSTM that speaks."""
+    """A sentence about an image: an encoder that sees it, and an LSTM that speaks."""
 
     paper: ClassVar[str] = "Vinyals et al., Show and Tell: A Neural Image Caption Generator"
     year: ClassVar[int] = 2015
@@ -35,9 +35,9 @@ class ShowAndTell(SupervisedRecipe):
 
     data: DataSpec = "scenes"
     """What to learn from: scenes (embedded), flickr8k, flickr30k, coco, or a folder, an archive, a CSV or a JSON file
-    of pictures and sentences."""
+    of images and sentences."""
     holdout: float = 0.1
-    """Share of the pictures, the last by name, kept for testing where the data have no parts of their own; as many
+    """Share of the images, the last by name, kept for testing where the data have no parts of their own; as many
     before them are kept for validation."""
     split: Literal["test", "val"] = "test"
     """The part that is judged on."""
@@ -55,13 +55,13 @@ class ShowAndTell(SupervisedRecipe):
     finetune_epochs: int = 0
     """Passes after these in which such an encoder learns on, too."""
     size: int = 224
-    """Side of the pictures that the network sees, in pixels."""
+    """Side of the images that the network sees, in pixels."""
     hidden: int = 512
     """Width of the LSTM, and of the vectors of the words."""
     dropout: float = 0.5
     """Share of what the LSTM is given and gives that is dropped in training."""
     augment: tuple[str, ...] = ("flip", "crop=0.6")
-    """Changes of the training pictures while the encoder learns, such as flip crop=0.6 brightness; none: give the flag
+    """Changes of the training images while the encoder learns, such as flip crop=0.6 brightness; none: give the flag
     alone."""
     cache_limit: float = 4.0
     """Gigabytes of disk for what an encoder sees that stays as it is; 0: it is computed in each run."""
@@ -88,7 +88,7 @@ class ShowAndTell(SupervisedRecipe):
     temperature: float = 1.0
     """Of chance; below 1 likely words become likelier."""
     num_captions: int = 5
-    """Told for each picture, the likeliest first."""
+    """Told for each image, the likeliest first."""
     max_words: int = 30
     """Words of a sentence at most."""
 
@@ -126,7 +126,7 @@ class ShowAndTell(SupervisedRecipe):
         return kind.as_encoder(self.encoder_options, self.size)
 
     def build_transform(self) -> "SquareTransform":
-        """How a picture is brought to the form that the encoder sees."""
+        """How an image is brought to the form that the encoder sees."""
         from fukami.image.transform import SquareTransform
 
         own = self.encoder_recipe.build_transform(())
@@ -163,7 +163,7 @@ class ShowAndTell(SupervisedRecipe):
     def build_train_loader(
         self, split: "CaptionDataset", labels: tuple[str, ...]
     ) -> "CaptionLoader | StreamingCaptionLoader":
-        """Batches of sentences and their pictures to train on: from memory where these fit, streamed where not."""
+        """Batches of sentences and their images to train on: from memory where these fit, streamed where not."""
         import torch
 
         from fukami.captioning.loader import CaptionLoader, StreamingCaptionLoader, pad_sequences
@@ -175,7 +175,7 @@ class ShowAndTell(SupervisedRecipe):
         larger = dataclasses.replace(prepare, size=round(self.size * RESIZE_RATIO)) if crop else prepare
         streamed = split.is_on_disk and len(split) * larger.nbytes > self.memory_limit * 1e9
         if not streamed:
-            split, pictures = split.load_images(larger, self.max_broken)
+            split, images = split.load_images(larger, self.max_broken)
         known = {label: number for number, label in enumerate(labels)}
         words = [[tokenizer.encode_words(each, known) for each in own] for own in split.captions]
         of = torch.repeat_interleave(torch.arange(len(split)), torch.tensor([len(own) for own in words]))
@@ -187,16 +187,16 @@ class ShowAndTell(SupervisedRecipe):
             return StreamingCaptionLoader(split.items, every, of, labels, prepare, batch_size=self.batch_size,
                                           seed=self.seed, augment=augmentation, min_area=crop,
                                           max_broken=self.max_broken)  # fmt: skip
-        return CaptionLoader(pictures, every, of, labels, batch_size=self.batch_size, seed=self.seed,
+        return CaptionLoader(images, every, of, labels, batch_size=self.batch_size, seed=self.seed,
                              augment=augmentation, size=self.size)  # fmt: skip
 
     def build_eval_loader(self, split: "CaptionDataset", train: "CaptionDataset") -> "CaptionEvalLoader":
-        """The pictures to judge on, and what people said of them."""
+        """The images to judge on, and what people said of them."""
         from fukami.captioning.loader import CaptionEvalLoader
 
-        told, pictures = split.load_images(self.build_transform(), self.max_broken)
+        told, images = split.load_images(self.build_transform(), self.max_broken)
         before = {" ".join(words) for own in train.captions for words in own}
-        return CaptionEvalLoader(pictures, told.captions, before, batch_size=EVAL_BATCH_SIZE)
+        return CaptionEvalLoader(images, told.captions, before, batch_size=EVAL_BATCH_SIZE)
 
     def build_task(self, labels: tuple[str, ...]) -> "CaptioningTask":
         """A network that speaks with these words."""

@@ -1,4 +1,4 @@
-"""Captioning: what would a person say of the picture?"""
+"""Captioning: what would a person say of the image?"""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
 
 Batch = tuple[Tensor, Tensor]
-FEATURES_VERSION = 2  # of how pictures are looked at: features that were kept with another are not read
-PREDICT_BATCH_SIZE = 32  # pictures that are answered at once
+FEATURES_VERSION = 2  # of how images are looked at: features that were kept with another are not read
+PREDICT_BATCH_SIZE = 32  # images that are answered at once
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class DecodingConfig:
         length_penalty: power of a sentence's length by which its log-probability is divided for the ranking; 0: not
             divided.
         temperature: of chance; below 1 likely words become likelier.
-        num_captions: that are told for each picture, the likeliest first.
+        num_captions: that are told for each image, the likeliest first.
         max_words: words of a sentence at most.
         tokenizer: as for :func:`fukami.captioning.tokenizer.tokenize`.
         seed: of chance.
@@ -60,12 +60,12 @@ class DecodingConfig:
 
 @dataclass(frozen=True)
 class CaptioningResults:
-    """What was said of pictures, and what people said of them.
+    """What was said of images, and what people said of them.
 
     Attributes:
-        captions: by the number of the picture, in order.
+        captions: by the number of the image, in order.
         tokenizer: what they are cut into.
-        references: the sentences of people for each picture, as lists of words.
+        references: the sentences of people for each image, as lists of words.
         training_captions: the sentences of the training, their words joined by spaces.
     """
 
@@ -81,7 +81,7 @@ class CaptioningResults:
 
     @property
     def matched_references(self) -> list[Sequence[Sequence[str]]]:
-        """What people said of these pictures."""
+        """What people said of these images."""
         return [self.references[number] for number in self.captions]
 
     def compute_metrics(self) -> dict[str, Any]:
@@ -94,12 +94,12 @@ class CaptioningResults:
 
 
 class CaptioningTask(CachedEvaluationTask):
-    """The likelihood of the words of a sentence, one after another, given the picture.
+    """The likelihood of the words of a sentence, one after another, given the image.
 
     Args:
         model: as :class:`fukami.models.show_and_tell.ShowAndTell` is called.
         labels: the words, those for end, begin and unknown first.
-        transform: a picture of any size as the network sees it; it travels with the task.
+        transform: an image of any size as the network sees it; it travels with the task.
         decoding: how it speaks.
         frozen_encoder: the encoder stays as it is; what it sees is computed once, and kept on the disk.
         cache_limit: gigabytes of disk that this may take; 0: it is not kept.
@@ -139,7 +139,7 @@ class CaptioningTask(CachedEvaluationTask):
         raise UsageError("sentences are found by a search, which another program does not have: keep the run as it is")
 
     def iterate_batches(self, train: Any) -> Iterable[Batch]:
-        """Pass after pass over the loader, once the encoder has seen its pictures if it stays as it is."""
+        """Pass after pass over the loader, once the encoder has seen its images if it stays as it is."""
         if self.frozen_encoder:
             train.set_features(torch.stack([self.extract_features(train), self.extract_features(train, flip=True)], 1))
         return super().iterate_batches(train)
@@ -147,10 +147,10 @@ class CaptioningTask(CachedEvaluationTask):
     def compute_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean of minus the log-probability of each word, ``<end>`` included, over all processes (equation 13).
 
-        ``batch`` is pictures ``(N, C, H, W)`` in 0..255, or features ``(N, F)``, and words ``(N, T)``.
+        ``batch`` is images ``(N, C, H, W)`` in 0..255, or features ``(N, F)``, and words ``(N, T)``.
         """
-        pictures, words = batch
-        scores = self.training_model(self.normalize_images(pictures), words[:, :-1].clamp(min=0))
+        images, words = batch
+        scores = self.training_model(self.normalize_images(images), words[:, :-1].clamp(min=0))
         targets = words[:, 1:]
         loss = F.cross_entropy(scores.flatten(0, 1).float(), targets.flatten(), ignore_index=-1, reduction="none").sum()
         there = targets >= 0
@@ -159,7 +159,7 @@ class CaptioningTask(CachedEvaluationTask):
         return loss / count, {"accuracy": right / count}
 
     def normalize_images(self, images: Tensor) -> Tensor:
-        """Pictures ``(N, C, H, W)`` in 0..255 as the network takes them; features as they are."""
+        """Images ``(N, C, H, W)`` in 0..255 as the network takes them; features as they are."""
         kind = next(self.model.parameters()).dtype
         if images.ndim == 2:
             return images.to(kind)
@@ -167,15 +167,15 @@ class CaptioningTask(CachedEvaluationTask):
 
     @torch.inference_mode()
     def extract_features(self, loader: Any, *, flip: bool = False) -> Tensor:
-        """What the encoder sees in each picture of a loader ``(P, F)``, from the disk where that is known.
+        """What the encoder sees in each image of a loader ``(P, F)``, from the disk where that is known.
 
-        It is kept for the pictures that are looked at together, as how many these are decides how sums are rounded.
+        It is kept for the images that are looked at together, as how many these are decides how sums are rounded.
         """
         settings = f"show and tell {FEATURES_VERSION} {self.transform} {self.runtime.precision} {flip}"
         kept = FeatureCache(self.model.encoder, settings, self.cache_limit) if self.cache_limit else None  # type: ignore[arg-type]
         found: list[Tensor] = []
-        for pictures in loader.iterate_images():
-            for some in pictures.split(PREDICT_BATCH_SIZE):
+        for images in loader.iterate_images():
+            for some in images.split(PREDICT_BATCH_SIZE):
                 path = kept.get_path(some, torch.zeros(0)) if kept else None
                 features = kept.read(path) if kept and path else None
                 if features is None or len(features) != len(some):
@@ -189,26 +189,26 @@ class CaptioningTask(CachedEvaluationTask):
         return torch.cat(found).to(self.runtime.device)
 
     def collect_results(self, batches: Any) -> CaptioningResults:
-        """The best sentence for each picture of ``batches``, over all processes."""
+        """The best sentence for each image of ``batches``, over all processes."""
         if self.frozen_encoder and batches.features is None:
             batches.set_features(self.extract_features(batches).unsqueeze(1))
         said: dict[int, str] = {}
         with self.inference_mode():
-            for pictures, numbers in batches:
+            for images, numbers in batches:
                 if len(numbers):
                     said |= zip(
-                        numbers.tolist(), (own[0]["caption"] for own in self.generate_captions(pictures)), strict=True
+                        numbers.tolist(), (own[0]["caption"] for own in self.generate_captions(images)), strict=True
                     )
         for other in self.runtime.all_gather(said):
             said |= other
         if not said:
-            raise Error("there is no picture to judge on; give data with a test part, or a larger --holdout")
+            raise Error("there is no image to judge on; give data with a test part, or a larger --holdout")
         return CaptioningResults(
             dict(sorted(said.items())), self.decoding.tokenizer, batches.references, batches.training_captions
         )
 
     def generate_captions(self, images: Tensor) -> list[list[dict[str, Any]]]:
-        """Sentences for pictures ``(N, C, H, W)`` in 0..255 or features ``(N, F)``, the likeliest first.
+        """Sentences for images ``(N, C, H, W)`` in 0..255 or features ``(N, F)``, the likeliest first.
 
         Each is a ``caption``, its ``probability``, and the ``score`` by which it is ranked: the log-probability,
         divided by a power of the words.
@@ -235,7 +235,7 @@ class CaptioningTask(CachedEvaluationTask):
     def rank_captions(
         self, words: list[list[int]], total: list[float], score: list[float], order: list[int]
     ) -> list[dict[str, Any]]:
-        """The best sentences for a picture, no two of them alike."""
+        """The best sentences for an image, no two of them alike."""
         found: dict[str, dict[str, Any]] = {}
         for at in order:
             if total[at] == -math.inf:
@@ -254,9 +254,9 @@ class CaptioningTask(CachedEvaluationTask):
 
     @torch.inference_mode()
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """The ``caption`` of each picture and its ``probability``, and in ``captions`` the best ones.
+        """The ``caption`` of each image and its ``probability``, and in ``captions`` the best ones.
 
-        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read_image` takes them. A picture that
+        ``inputs`` are paths, PIL images or arrays as :func:`fukami.image.io.read_image` takes them. An image that
         cannot be read yields ``{"file", "error"}``.
         """
         self.model.eval()
@@ -277,28 +277,28 @@ class CaptioningTask(CachedEvaluationTask):
         return answers
 
     def load_image(self, source: Any) -> Tensor | Error:
-        """The picture as the network sees it, ``(C, H, W)`` uint8, or why there is none."""
+        """The image as the network sees it, ``(C, H, W)`` uint8, or why there is none."""
         try:
             return torch.from_numpy(self.transform.read_and_transform(source))
         except Error as error:
             return error
 
     def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
-        """The picture with its sentence below."""
+        """The image with its sentence below."""
         return image_io.draw_caption(image_io.read_image(source), prediction["caption"])
 
     @torch.inference_mode()
     def plot_evaluation(self, batches: Any) -> "Iterator[tuple[str, Figure]]":
-        """Pictures from the best to the worst sentence by CIDEr-D, with what a person said; the commonest sentences."""
+        """Images from the best to the worst sentence by CIDEr-D, with what a person said; the commonest sentences."""
         from fukami.captioning import plots as captioning_plots
 
         found: CaptioningResults = self.get_results(batches)
         numbers = list(found.captions)
 
         def load_example(at: int) -> captioning_plots.CaptionExample:
-            picture = batches.images[numbers[at]].permute(1, 2, 0).cpu().numpy()
+            image = batches.images[numbers[at]].permute(1, 2, 0).cpu().numpy()
             own = tokenizer.detokenize(batches.references[numbers[at]][0], self.decoding.tokenizer)
-            return picture, found.captions[numbers[at]], own
+            return image, found.captions[numbers[at]], own
 
         scores = captioning_metrics.compute_cider(found.tokenized_captions, found.matched_references)
         yield from captioning_plots.plot_evaluation(scores, list(found.captions.values()), load_example)

@@ -21,13 +21,13 @@ class BinaryConvNet(BinarizedMixin, ClassificationRecipe):
     reproduced_result: ClassVar[str] = "80.88 % CIFAR-10 as JPEG, half as wide, 24 epochs, one seed"
 
     size: int = 32
-    """Side of the pictures that the network sees, in pixels."""
+    """Side of the images that the network sees, in pixels."""
     epochs: int = 100
     """Passes over the training set."""
     batch_size: int = 100
-    """Pictures in an update."""
+    """Images in an update."""
     augment: tuple[str, ...] = ("flip", "pad-crop=4")
-    """Changes of the training pictures, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
+    """Changes of the training images, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
     widths: tuple[int, ...] = (128, 128, 256, 256, 512, 512)
     """Channels of the convolutions; each pair ends with a pooling."""
     hidden: tuple[int, ...] = (1024, 1024)
@@ -105,9 +105,9 @@ class BinaryResNet18(BinarizedMixin, ClassificationRecipe):
     lr: float = 2e-3
     """Peak learning rate."""
     augment: tuple[str, ...] = ("crop=0.3", "flip")
-    """Changes of the training pictures, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
+    """Changes of the training images, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
     stem: Literal["7x7", "3x3"] = "7x7"
-    """How the network begins: 7x7, the paper's, leaves a quarter of the side; 3x3, for pictures of 32 to 64 pixels, all
+    """How the network begins: 7x7, the paper's, leaves a quarter of the side; 3x3, for images of 32 to 64 pixels, all
     of it."""
 
     def build_model(self, num_classes: int) -> "nn.Module":

@@ -24,13 +24,13 @@ class DeepConvNet(ClassificationRecipe):
     reproduced_result: ClassVar[str] = "99.576 % MNIST, mean of 5 seeds"
 
     size: int = 28
-    """Side of the pictures that the network sees, in pixels."""
+    """Side of the images that the network sees, in pixels."""
     channels: Literal[1, 3] = 1
     """1 grey, 3 colour."""
     epochs: int = 10
     """Passes over the training set."""
     batch_size: int = 100
-    """Pictures in an update."""
+    """Images in an update."""
     optimizer: OptimizerName = "adamw"
     """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
     lr: float = 2e-3
@@ -38,11 +38,11 @@ class DeepConvNet(ClassificationRecipe):
     weight_decay: float = 0.01
     """Pull of the weights towards 0; decoupled with adamw (Loshchilov and Hutter 2019)."""
     augment: tuple[str, ...] = ("shift=2", "rotate=10", "scale=0.1", "shear=0.1")
-    """Changes of the training pictures, such as rotate=15 shift=2 mixup=0.2; none: give the flag alone."""
+    """Changes of the training images, such as rotate=15 shift=2 mixup=0.2; none: give the flag alone."""
     dropout: float = 0.5
     """Share of the hidden units dropped in training."""
-    convention: Literal["auto", "digit", "picture"] = "auto"
-    """How pictures are prepared: digit (one character, brought to MNIST's form), picture (resized); auto takes digit
+    convention: Literal["auto", "digit", "image"] = "auto"
+    """How images are prepared: digit (one character, brought to MNIST's form), image (resized); auto takes digit
     where every class is a digit."""
     widths: tuple[int, int, int, int, int, int] = (16, 16, 32, 32, 64, 64)
     """Channels of the six convolutions."""
@@ -72,7 +72,7 @@ class DeepConvNet(ClassificationRecipe):
         )
 
     def build_transform(self, labels: tuple[str, ...]) -> "SquareTransform":
-        """How a picture is brought to the form that the network sees."""
+        """How an image is brought to the form that the network sees."""
         from fukami.image.transform import SquareTransform
 
         digits = all(len(label) == 1 and label.isdigit() for label in labels)

@@ -21,7 +21,7 @@ class GoogLeNet(ClassificationRecipe):
     paper_result: ClassVar[str] = "93.33 % ImageNet top-5, 7 networks, 144 crops"
 
     augment: tuple[str, ...] = ("crop=0.3", "flip")
-    """Changes of the training pictures, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
+    """Changes of the training images, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
     aux_loss: bool = True
     """Two classifiers halfway, whose losses count 0.3 each in training."""
     kernel_size: Literal[3, 5] = 3
@@ -34,5 +34,5 @@ class GoogLeNet(ClassificationRecipe):
         return googlenet(num_classes, channels=self.channels, aux_loss=self.aux_loss, kernel_size=self.kernel_size)
 
     def build_transform(self, labels: tuple[str, ...]) -> "SquareTransform":
-        """How a picture is brought to the form that the network sees: colours in [-1, 1], as its weights expect."""
+        """How an image is brought to the form that the network sees: colours in [-1, 1], as its weights expect."""
         return replace(super().build_transform(labels), mean=(0.5,), std=(0.5,))

@@ -39,11 +39,11 @@ class ClassificationResults:
 
         self.confusion_matrix = counter(num_classes, num_classes)  # how often each class was taken for each
         self.num_correct = counter(num_members)  # right answers of each member
-        self.num_disagreements = counter(num_members, num_members)  # pictures on which two members differ
-        self.num_top5_correct = counter()  # pictures whose class is among the five likeliest
+        self.num_disagreements = counter(num_members, num_members)  # images on which two members differ
+        self.num_top5_correct = counter()  # images whose class is among the five likeliest
         self.total_loss = torch.zeros((), device=device)  # summed cross entropy
         self.predictions: list[Tensor] = []  # of each batch, (N,)
-        self.mistakes: list[tuple[Tensor, ...]] = []  # confidence, picture, class and answer of the worst of each batch
+        self.mistakes: list[tuple[Tensor, ...]] = []  # confidence, image, class and answer of the worst of each batch
 
     @property
     def totals(self) -> tuple[Tensor, ...]:

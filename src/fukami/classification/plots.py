@@ -48,13 +48,13 @@ def plot_class_accuracy(matrix: Tensor, labels: Sequence[str]) -> Figure:
 
 
 def plot_images(images: Tensor, captions: Sequence[str]) -> Figure:
-    """Pictures ``(N, C, H, W)`` in 0..255 with a caption each."""
+    """Images ``(N, C, H, W)`` in 0..255 with a caption each."""
     columns = 5
     rows = -(-len(captions) // columns)
     figure = Figure(figsize=(1.7 * columns, 1.9 * rows), layout="constrained")
-    for place, (picture, caption) in enumerate(zip(images.numpy(), captions, strict=True), start=1):
+    for place, (image, caption) in enumerate(zip(images.numpy(), captions, strict=True), start=1):
         axes = figure.add_subplot(rows, columns, place)
-        axes.imshow(picture.transpose(1, 2, 0).astype(np.uint8).squeeze(), cmap="gray", vmin=0, vmax=255)
+        axes.imshow(image.transpose(1, 2, 0).astype(np.uint8).squeeze(), cmap="gray", vmin=0, vmax=255)
         axes.set_title(caption, fontsize=9)
         axes.axis("off")
     return figure
@@ -93,9 +93,9 @@ def plot_precisions(results: Sequence[Mapping[str, Any]]) -> Figure:
         ("errors, %", [100 * (1 - step["accuracy"]) for step in results]),
         ("answers unlike float32's, %", [100 * (1 - step["agreement"]) for step in results]),
         ("file, kB", [step["bytes"] / 1e3 for step in results]),
-        ("memory for 256 pictures, MB", [step["memory_256"] / 1e6 for step in results]),
-        ("one picture, ms", [1e3 * step["latency"] for step in results]),
-        ("pictures / s, 256 at once", [step["throughput"] for step in results]),
+        ("memory for 256 images, MB", [step["memory_256"] / 1e6 for step in results]),
+        ("one image, ms", [1e3 * step["latency"] for step in results]),
+        ("images / s, 256 at once", [step["throughput"] for step in results]),
     )
     figure = Figure(figsize=(2.2 * len(panels) + 0.8, 0.9 + 0.34 * len(results)), layout="constrained")
     for axes, (title, values) in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):

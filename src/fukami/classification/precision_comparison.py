@@ -25,7 +25,7 @@ from fukami.engine.runtime import Runtime
 from fukami.errors import Error, UsageError
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int8", "binary", "onnx")
-BATCH_SIZE = 256  # pictures at once for the throughput; the latency is that of one
+BATCH_SIZE = 256  # images at once for the throughput; the latency is that of one
 NUM_ROUNDS = 5  # turns of each process
 MIN_SECONDS = 0.2  # of each turn, at least
 
@@ -46,7 +46,7 @@ def compare_precisions(
     Returns:
         The steps, each with its ``precision``, the metrics, ``agreement`` (share of the answers that are those of
         float32), ``bytes`` of the file, ``memory_1`` and ``memory_256`` (bytes that loading it and answering so many
-        pictures at once took at most), ``latency`` (seconds for one picture, the median), ``throughput`` (pictures per
+        images at once took at most), ``latency`` (seconds for one image, the median), ``throughput`` (images per
         second, 256 at once), and in which types it is ``computed``; and why each of the others is left out.
 
     Raises:
@@ -146,14 +146,14 @@ def _evaluate_run(folder: Path, data: str | None, source: Path | None) -> tuple[
 
 
 def _build_predictor(count: int) -> Callable[[], Tensor]:
-    """What answers for so many pictures of noise, already on the device."""
+    """What answers for so many images of noise, already on the device."""
     shape = _task.get_signature().input_shape
-    pictures = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, device=_task.runtime.device)
-    return torch.inference_mode()(lambda: _task.predict_scores(pictures))
+    images = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, device=_task.runtime.device)
+    return torch.inference_mode()(lambda: _task.predict_scores(images))
 
 
 def _time_prediction(count: int) -> float:
-    """Seconds that an answer for so many pictures takes."""
+    """Seconds that an answer for so many images takes."""
     timer = Timer("answer()", globals={"answer": _build_predictor(count)}, num_threads=torch.get_num_threads())
     return timer.blocked_autorange(min_run_time=MIN_SECONDS).median
 

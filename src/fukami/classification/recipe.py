@@ -1,4 +1,4 @@
-"""Classifier: the recipe that every picture classifier shares, from its data to its schedule; each adds its network."""
+"""Classifier: the recipe that every image classifier shares, from its data to its schedule; each adds its network."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from fukami.engine.task import Task
     from fukami.image.transform import SquareTransform
 
-MAX_EVAL_BATCH_SIZE = 500  # pictures in a batch that is only judged, at most
-MAX_EVAL_BATCH_BYTES = 6e6  # numbers in such a batch: 500 pictures of 64×64, 40 of 224×224
+MAX_EVAL_BATCH_SIZE = 500  # images in a batch that is only judged, at most
+MAX_EVAL_BATCH_BYTES = 6e6  # numbers in such a batch: 500 images of 64×64, 40 of 224×224
 TTA_AUGMENTATIONS = {
     "rotate",
     "shift",
@@ -36,7 +36,7 @@ TTA_AUGMENTATIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationRecipe(SupervisedRecipe):
-    """A network that tells which class a picture is of."""
+    """A network that tells which class an image is of."""
 
     family: ClassVar[str] = "classification"
     model_arguments: ClassVar[tuple[str, ...]] = ("channels",)  # fields that the function of the network takes
@@ -45,12 +45,12 @@ class ClassificationRecipe(SupervisedRecipe):
     ] = {}  # in which the network that another task sees with is unlike this one
 
     data: DataSpec = "digits"
-    """What to learn from: mnist, digits (embedded), cifar10, cifar100, imagenet, or a folder or archive of pictures by
+    """What to learn from: mnist, digits (embedded), cifar10, cifar100, imagenet, or a folder or archive of images by
     class, or a CSV file of path and label, or shards in a folder or at a URL."""
     holdout: float = 0.2
     """Share of each class kept for testing, where the data have no test part of their own."""
     size: int = 224
-    """Side of the pictures that the network sees, in pixels."""
+    """Side of the images that the network sees, in pixels."""
     channels: Literal[1, 3] = 3
     """1 grey, 3 colour."""
     cycles: int = 1
@@ -60,7 +60,7 @@ class ClassificationRecipe(SupervisedRecipe):
     ema_decay: float = 0.0
     """Decay of a moving average of the weights, such as 0.999, which then answers; 0: none."""
     augment: tuple[str, ...] = ()
-    """Changes of the training pictures, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
+    """Changes of the training images, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
     balance: Literal["none", "loss", "sampling"] = "none"
     """For unequal classes: weigh the loss of each, or draw them equally often."""
     init: str = ""
@@ -115,7 +115,7 @@ class ClassificationRecipe(SupervisedRecipe):
         return get_recipe_name(type(self)).replace("-", "_")
 
     def build_model(self, num_classes: int) -> "nn.Module":
-        """The network, with scores ``(N, classes)`` for pictures ``(N, channels, size, size)``."""
+        """The network, with scores ``(N, classes)`` for images ``(N, channels, size, size)``."""
         from fukami import models
 
         arguments = {name: getattr(self, name) for name in self.model_arguments}
@@ -123,7 +123,7 @@ class ClassificationRecipe(SupervisedRecipe):
         return network
 
     def build_transform(self, labels: tuple[str, ...]) -> "SquareTransform":
-        """How a picture is brought to the form that the network sees."""
+        """How an image is brought to the form that the network sees."""
         from fukami.image.transform import SquareTransform
 
         mean, std = (

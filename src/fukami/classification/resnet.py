@@ -16,9 +16,9 @@ class ResNet18(ClassificationRecipe):
     model_arguments: ClassVar[tuple[str, ...]] = ("channels", "stem")
 
     augment: tuple[str, ...] = ("crop=0.3", "flip")
-    """Changes of the training pictures, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
+    """Changes of the training images, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
     stem: Literal["7x7", "3x3"] = "7x7"
-    """How the network begins: 7x7, the paper's, leaves a quarter of the side; 3x3, for pictures of 32 to 64 pixels, all
+    """How the network begins: 7x7, the paper's, leaves a quarter of the side; 3x3, for images of 32 to 64 pixels, all
     of it."""
 
 
@@ -56,7 +56,7 @@ class ResNet152(ResNet50):
 
 @dataclass(frozen=True, kw_only=True)
 class ResNet20(ClassificationRecipe):
-    """ResNet-20 (He et al. 2016, section 4.2): 0.27 million parameters for pictures of 32×32."""
+    """ResNet-20 (He et al. 2016, section 4.2): 0.27 million parameters for images of 32×32."""
 
     paper: ClassVar[str] = "He et al., Deep Residual Learning for Image Recognition"
     year: ClassVar[int] = 2016
@@ -65,15 +65,15 @@ class ResNet20(ClassificationRecipe):
     model_arguments: ClassVar[tuple[str, ...]] = ("channels", "shortcut")
 
     size: int = 32
-    """Side of the pictures that the network sees, in pixels."""
+    """Side of the images that the network sees, in pixels."""
     epochs: int = 30
     """Passes over the training set."""
     batch_size: int = 128
-    """Pictures in an update."""
+    """Images in an update."""
     lr: float = 0.2
     """Peak learning rate."""
     augment: tuple[str, ...] = ("flip", "pad-crop=4")
-    """Changes of the training pictures, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
+    """Changes of the training images, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
     shortcut: Literal["A", "B"] = "A"
     """Where the maps get smaller: A adds channels of zeros, as the paper does on CIFAR; B a 1×1 convolution."""
 

@@ -1,4 +1,4 @@
-"""Classification: which of these classes is the picture?"""
+"""Classification: which of these classes is the image?"""
 
 import copy
 import json
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Batch = tuple[Tensor, Tensor]
 TOP_K = 10  # classes in a prediction's ranking
-PREDICT_BATCH_SIZE = 256  # pictures that predict holds at a time
+PREDICT_BATCH_SIZE = 256  # images that predict holds at a time
 AUX_LOSS_WEIGHT = 0.3  # weight of the loss of an auxiliary classifier (Szegedy et al. 2015, section 5)
 
 
@@ -39,18 +39,18 @@ class ClassificationTask(Task):
     """Softmax and cross entropy over the classes ``labels``.
 
     Args:
-        model: scores ``(N, classes)`` of normalised pictures ``(N, C, H, W)``; in training a tuple where it has
+        model: scores ``(N, classes)`` of normalised images ``(N, C, H, W)``; in training a tuple where it has
             auxiliary classifiers, whose losses count 0.3.
         labels: what the classes are called.
-        transform: a picture of any size as the network sees it, ``(C, H, W)`` uint8, and how it is normalised; it
+        transform: an image of any size as the network sees it, ``(C, H, W)`` uint8, and how it is normalised; it
             travels with the task.
         activation_checkpointing: keep the activations between the blocks of the network alone, and compute the others
             again.
         label_smoothing: share of the target spread over all classes (Szegedy et al. 2016, section 7).
         ema_decay: decay of a moving average of the weights, which then answers (Polyak and Juditsky 1992); 0: none.
         cycles: the weights at the end of each so long part of the training answer together (Huang et al. 2017).
-        use_class_weights: the loss of a class counts the more the fewer pictures it has.
-        augment: what leaves the class of a picture alone, for test-time augmentation.
+        use_class_weights: the loss of a class counts the more the fewer images it has.
+        augment: what leaves the class of an image alone, for test-time augmentation.
         regime: optimizer, decay, epochs, judge_every, accumulate and clip, as for :class:`fukami.Task`.
     """
 
@@ -82,7 +82,7 @@ class ClassificationTask(Task):
             augment,
         )
         self.class_weights: Tensor | None = None
-        self.num_views = 1  # views of each picture
+        self.num_views = 1  # views of each image
         self.cycle = -1
         self.ema_model = copy.deepcopy(model) if ema_decay else model
         self.inference_model = self.ema_model
@@ -118,11 +118,11 @@ class ClassificationTask(Task):
         self.model = self.ema_model = self.inference_model = modules["model"]
 
     def prepare_inputs(self, batch: Batch) -> Tensor:
-        """The normalised pictures."""
+        """The normalised images."""
         return self.normalize_images(batch[0].to(self.runtime.device))
 
     def get_signature(self) -> ModelSignature:
-        """Pictures ``(channels, size, size)``; how they are prepared, and the labels, as JSON."""
+        """Images ``(channels, size, size)``; how they are prepared, and the labels, as JSON."""
         about = {
             "preprocessing": json.dumps(self.transform.describe()),
             "labels": json.dumps(self.labels, ensure_ascii=False),
@@ -157,9 +157,9 @@ class ClassificationTask(Task):
             torch._foreach_copy_(list(self.ema_model.buffers()), list(self.model.buffers()))
 
     def compute_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross entropy of pictures ``(N, C, H, W)`` in 0..255 and targets ``(N,)``, ``(N, classes)`` where mixed."""
-        pictures, targets = batch
-        scores = self.training_model(self.normalize_images(pictures))
+        """Cross entropy of images ``(N, C, H, W)`` in 0..255 and targets ``(N,)``, ``(N, classes)`` where mixed."""
+        images, targets = batch
+        scores = self.training_model(self.normalize_images(images))
         scores, *auxiliary = scores if isinstance(scores, tuple) else (scores,)
         loss = self.compute_cross_entropy(scores, targets) + AUX_LOSS_WEIGHT * sum(
             self.compute_cross_entropy(other, targets) for other in auxiliary
@@ -168,7 +168,7 @@ class ClassificationTask(Task):
         return loss, {"accuracy": right.float().mean()}
 
     def compute_cross_entropy(self, scores: Tensor, targets: Tensor) -> Tensor:
-        """The cross entropy that is trained, summed and divided by the pictures.
+        """The cross entropy that is trained, summed and divided by the images.
 
         Where classes have weights, torch's own mean divides by those of the batch instead, and would be another one for
         each part of it.
@@ -179,7 +179,7 @@ class ClassificationTask(Task):
         return loss / len(scores)
 
     def normalize_images(self, images: Tensor) -> Tensor:
-        """Pictures in 0..255 as the network takes them, in float32."""
+        """Images in 0..255 as the network takes them, in float32."""
         return (images - self.mean).div_(self.std)
 
     def predict_member_scores(self, images: Tensor) -> Tensor:
@@ -197,17 +197,17 @@ class ClassificationTask(Task):
             )
 
     def predict_scores(self, images: Tensor) -> Tensor:
-        """Log-probabilities ``(N, classes)``, float32, of pictures ``(N, C, H, W)`` in 0..255."""
+        """Log-probabilities ``(N, classes)``, float32, of images ``(N, C, H, W)`` in 0..255."""
         return combine_log_probs(self.predict_member_scores(images), getattr(self.inference_model, "vote", False))
 
-    def _generate_views(self, pictures: Tensor) -> Iterator[Tensor]:
-        """The pictures themselves, then views of them: evenly spread draws, the same for every picture."""
-        yield pictures
+    def _generate_views(self, images: Tensor) -> Iterator[Tensor]:
+        """The images themselves, then views of them: evenly spread draws, the same for every image."""
+        yield images
         if self.num_views > 1 and self.augment is not None:
             draws = SobolEngine(self.augment.num_draws).draw(self.num_views - 1)  # type: ignore[no-untyped-call]
-            for draw in (draws + 0.25) % 1:  # so that the one view beside the picture of a flip is its mirror image
-                plan = draw.to(pictures.device).expand(len(pictures), -1)
-                yield self.augment(pictures, torch.zeros(len(pictures), dtype=torch.long), plan)[0]
+            for draw in (draws + 0.25) % 1:  # so that the one view beside the image of a flip is its mirror image
+                plan = draw.to(images.device).expand(len(images), -1)
+                yield self.augment(images, torch.zeros(len(images), dtype=torch.long), plan)[0]
 
     @torch.inference_mode()
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
@@ -215,15 +215,15 @@ class ClassificationTask(Task):
 
         Of more than ten classes there is also ``top5_accuracy``: the right one is among the five likeliest. An ensemble
         also has ``member_accuracy``, the mean over its members, and ``best_member``, the ``gain`` over that mean, and
-        the ``disagreement``: the share of pictures on which two members differ, the mean over all pairs.
+        the ``disagreement``: the share of images on which two members differ, the mean over all pairs.
         Classes are matched by name where ``batches`` has ``labels``.
 
         Raises:
-            Error: the data have a class that the task does not know, or no picture at all.
+            Error: the data have a class that the task does not know, or no image at all.
         """
         found = self.collect_results(batches).compute_metrics()
         if found["count"] == 0:
-            raise Error("there is no picture to judge; give data with a test part, or a larger --holdout")
+            raise Error("there is no image to judge; give data with a test part, or a larger --holdout")
         return found
 
     def collect_results(self, batches: Iterable[Batch]) -> metrics.ClassificationResults:
@@ -234,12 +234,12 @@ class ClassificationTask(Task):
         found = metrics.ClassificationResults(len(self.labels), members, device)
         modes = [(module, module.training) for module in self.inference_model.modules()]
         self.inference_model.eval()
-        for pictures, given in batches:
-            if len(pictures) == 0:  # this process's share of the last batch
+        for images, given in batches:
+            if len(images) == 0:  # this process's share of the last batch
                 continue
             targets = number[given.cpu()].to(device) if number is not None else given.to(device)
-            each = self.predict_member_scores(pictures)
-            found.update(each, combine_log_probs(each, getattr(self.inference_model, "vote", False)), targets, pictures)
+            each = self.predict_member_scores(images)
+            found.update(each, combine_log_probs(each, getattr(self.inference_model, "vote", False)), targets, images)
         for module, mode in modes:
             module.training = mode
         for counts in found.totals:
@@ -258,25 +258,25 @@ class ClassificationTask(Task):
 
     @torch.inference_mode()
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """The class of each picture: ``file``, ``label``, ``probability`` and the ``ranking`` of the likeliest classes.
+        """The class of each image: ``file``, ``label``, ``probability`` and the ``ranking`` of the likeliest classes.
 
-        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read_image` takes them. A picture that
+        ``inputs`` are paths, PIL images or arrays as :func:`fukami.image.io.read_image` takes them. An image that
         cannot be read yields ``{"file", "error"}``.
         """
         answers: list[dict[str, Any]] = []
         self.inference_model.eval()
         for at in range(0, len(inputs), PREDICT_BATCH_SIZE):
             chunk = [self.load_image(source) for source in inputs[at : at + PREDICT_BATCH_SIZE]]
-            seen = [torch.from_numpy(picture) for picture in chunk if not isinstance(picture, Error)]
+            seen = [torch.from_numpy(image) for image in chunk if not isinstance(image, Error)]
             ranked = iter(self.predict_scores(torch.stack(seen)).exp().cpu() if seen else ())
-            for source, picture in zip(inputs[at : at + PREDICT_BATCH_SIZE], chunk, strict=True):
+            for source, image in zip(inputs[at : at + PREDICT_BATCH_SIZE], chunk, strict=True):
                 file = {"file": str(source)} if isinstance(source, str | Path) else {}
-                error = {"error": str(picture)} if isinstance(picture, Error) else None
+                error = {"error": str(image)} if isinstance(image, Error) else None
                 answers.append(file | (error or self._format_prediction(next(ranked))))
         return answers
 
     def load_image(self, source: Any) -> "np.typing.NDArray[np.uint8] | Error":
-        """What the network sees of a picture, ``(C, H, W)`` uint8, or why it sees nothing."""
+        """What the network sees of an image, ``(C, H, W)`` uint8, or why it sees nothing."""
         try:
             return self.transform.read_and_transform(source)
         except Error as error:
@@ -291,14 +291,14 @@ class ClassificationTask(Task):
         return {**ranking[0], "ranking": ranking}
 
     def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
-        """The picture beside what the network saw of it, and the answer."""
-        picture = image_io.read_image(source)
+        """The image beside what the network saw of it, and the answer."""
+        image = image_io.read_image(source)
         caption = f"{prediction['label']}  ({prediction['probability']:.1%})"
-        return image_io.draw_prediction(picture, self.transform(picture), caption)
+        return image_io.draw_prediction(image, self.transform(image), caption)
 
     @torch.inference_mode()
     def plot_evaluation(self, batches: Iterable[Batch]) -> "Iterator[tuple[str, Figure]]":
-        """Confusion matrix, accuracy per class, the most confidently wrong pictures, and the members of an ensemble."""
+        """Confusion matrix, accuracy per class, the most confidently wrong images, and the members of an ensemble."""
         from fukami.classification import plots as classification_plots
 
         found = self.collect_results(batches)
@@ -314,21 +314,21 @@ class ClassificationTask(Task):
                 "The members and what they do together",
                 classification_plots.plot_member_accuracies(share, int(matrix.trace()) / count, apart),
             )
-        confidence, pictures, targets, predicted = (torch.cat(column) for column in zip(*found.mistakes, strict=True))
+        confidence, images, targets, predicted = (torch.cat(column) for column in zip(*found.mistakes, strict=True))
         likely = confidence.topk(min(metrics.MAX_MISTAKES, len(confidence))).indices.tolist()
         best = [i for i in likely if confidence[i] > 0]
         captions = [f"{self.labels[targets[i]]} → {self.labels[predicted[i]]}  {confidence[i]:.0%}" for i in best]
         if best:
-            yield "Most confidently wrong", classification_plots.plot_images(pictures[best].cpu(), captions)
+            yield "Most confidently wrong", classification_plots.plot_images(images[best].cpu(), captions)
 
     def with_views(self, num_views: int) -> Self:
-        """This task answering from so many views of each picture, drawn from the augmentation it was trained with.
+        """This task answering from so many views of each image, drawn from the augmentation it was trained with.
 
         Raises:
             UsageError: ``num_views`` is less than 1, or the training had no augmentation that moves or recolours.
         """
         if num_views < 1:
-            raise UsageError(f"a picture has at least one view, not {num_views}")
+            raise UsageError(f"an image has at least one view, not {num_views}")
         if num_views > 1 and self.augment is None:
             raise UsageError(
                 "the run was trained without moves or changes of colour, so there are no views to answer from"
@@ -340,10 +340,10 @@ class ClassificationTask(Task):
         """This task and ``others`` together: their averaged probabilities, or the majority's vote.
 
         Raises:
-            UsageError: they have other classes, or see pictures otherwise.
+            UsageError: they have other classes, or see images otherwise.
         """
         for other in others:
             if other.labels != self.labels or other.transform != self.transform:
-                raise UsageError("runs that answer together must have the same classes and see pictures the same way")
+                raise UsageError("runs that answer together must have the same classes and see images the same way")
         self.inference_model = Ensemble([self.inference_model, *(other.inference_model for other in others)], vote=vote)
         return self

@@ -21,7 +21,7 @@ class VGG16(ClassificationRecipe):
     lr: float = 0.01
     """Peak learning rate."""
     augment: tuple[str, ...] = ("crop=0.3", "flip")
-    """Changes of the training pictures, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
+    """Changes of the training images, such as flip crop=0.3 trivial mixup=0.2; none: give the flag alone."""
     batch_norm: bool = False
     """Batch normalisation after every convolution (Ioffe and Szegedy 2015)."""
     hidden: int = 4096

@@ -1,4 +1,4 @@
-"""What augmentation makes of a data set's pictures, for the eye."""
+"""What augmentation makes of a data set's images, for the eye."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,9 +24,7 @@ from fukami.segmentation import data as segmentation_data
 MAX_DEFAULT_SIZE = 224  # pixels, where no size is asked for
 
 ImageRows = list[tuple[str, list[Tensor]]]
-BoxedImage = tuple[
-    Tensor, list[tuple[list[float], str]]
-]  # a picture, and the corners and the name of each of its boxes
+BoxedImage = tuple[Tensor, list[tuple[list[float], str]]]  # an image, and the corners and the name of each of its boxes
 BoxedRows = list[list[BoxedImage]]
 
 
@@ -40,20 +38,20 @@ def sample_images(
     num_variants: int = 7,
     seed: int = 0,
 ) -> ImageRows:
-    """Training pictures of as many classes as there are, each with its label, as it is and after each change.
+    """Training images of as many classes as there are, each with its label, as it is and after each change.
 
     Args:
         data: as :func:`fukami.data.labelled_images.load_labelled_images` takes it.
-        operations: as :func:`fukami.data.augment.parse_augmentation` takes them; none: the pictures alone.
-        size: side in pixels; 0: that of the first picture, 224 at most.
-        num_images, num_variants: rows, and changes of each; pictures are mixed with others of these.
+        operations: as :func:`fukami.data.augment.parse_augmentation` takes them; none: the images alone.
+        size: side in pixels; 0: that of the first image, 224 at most.
+        num_images, num_variants: rows, and changes of each; images are mixed with others of these.
 
     Returns:
-        A row for each picture: its label, and pictures ``(C, size, size)`` in 0..255, the unchanged one first.
+        A row for each image: its label, and images ``(C, size, size)`` in 0..255, the unchanged one first.
 
     Raises:
         UsageError: a number or a word makes no sense.
-        Error: there is no picture to train on, or not one can be read.
+        Error: there is no image to train on, or not one can be read.
     """
     source, _, labels = labelled_images.load_labelled_images(data, holdout=0.0)
     return _build_rows(data, source, labels, operations, size, channels, num_images, num_variants, seed)
@@ -62,7 +60,7 @@ def sample_images(
 def sample_captioned_images(
     data: str, operations: Sequence[str], *, size: int = 0, num_images: int = 6, num_variants: int = 7, seed: int = 0
 ) -> ImageRows:
-    """Training pictures with the first sentence that was said of each; otherwise as :func:`sample_images`.
+    """Training images with the first sentence that was said of each; otherwise as :func:`sample_images`.
 
     Args:
         data: as :func:`fukami.captioning.data.load_dataset` takes it.
@@ -85,10 +83,10 @@ def _build_rows(
     num_variants: int,
     seed: int,
 ) -> ImageRows:
-    """Some pictures of a source as they are, and after each change."""
+    """Some images of a source as they are, and after each change."""
     _check_options(size, num_images, num_variants)
     if len(source) == 0:
-        raise Error(f"{data} has no picture to train on; give data with a training part")
+        raise Error(f"{data} has no image to train on; give data with a training part")
     chosen = source.select(select_balanced(source.targets, num_images, seed))
     size = size or min(MAX_DEFAULT_SIZE, *_get_image_size(chosen.items[0]))
     cropped = "crop" in augment.parse_strengths(operations)
@@ -100,28 +98,28 @@ def _build_rows(
         generator = torch.Generator().manual_seed(seed)
         for _ in range(num_variants):
             draws = torch.rand(len(rows), change.num_draws, generator=generator)
-            for (_, row), picture in zip(rows, change(found.images, found.targets, draws)[0], strict=True):
-                row.append(picture.float())
+            for (_, row), image in zip(rows, change(found.images, found.targets, draws)[0], strict=True):
+                row.append(image.float())
     return rows
 
 
 def sample_boxed_images(
     data: str, operations: Sequence[str], *, size: int = 0, num_images: int = 6, num_variants: int = 7, seed: int = 0
 ) -> BoxedRows:
-    """Training pictures with the boxes in them, as they are and after each change.
+    """Training images with the boxes in them, as they are and after each change.
 
     Args:
         data: as :func:`fukami.detection.data.load_dataset` takes it.
-        operations: as :func:`fukami.data.augment_boxes.parse_box_augmentation` takes them; none: the pictures alone.
+        operations: as :func:`fukami.data.augment_boxes.parse_box_augmentation` takes them; none: the images alone.
         size: the shorter side in pixels; 0: 224.
         num_images, num_variants: rows, and changes of each.
 
     Returns:
-        A row for each picture: pictures ``(3, H, W)`` in 0..255, the unchanged one first, each with corners and names.
+        A row for each image: images ``(3, H, W)`` in 0..255, the unchanged one first, each with corners and names.
 
     Raises:
         UsageError: a number or a word makes no sense.
-        Error: there is no picture to train on, or not one can be read.
+        Error: there is no image to train on, or not one can be read.
     """
     _check_options(size, num_images, num_variants)
     samples, _, labels = detection_data.load_dataset(data, holdout=0.0)
@@ -142,7 +140,7 @@ def sample_boxed_images(
 def sample_masked_images(
     data: str, operations: Sequence[str], *, size: int = 0, num_images: int = 6, num_variants: int = 7, seed: int = 0
 ) -> ImageRows:
-    """Training pictures in the colours of their masks, as they are and after each change; otherwise as
+    """Training images in the colours of their masks, as they are and after each change; otherwise as
     :func:`sample_boxed_images`.
 
     Args:
@@ -150,7 +148,7 @@ def sample_masked_images(
         operations, size, num_images, num_variants, seed: as for :func:`sample_boxed_images`.
 
     Returns:
-        A row for each picture: the classes that it shows, and pictures ``(3, H, W)`` in 0..255.
+        A row for each image: the classes that it shows, and images ``(3, H, W)`` in 0..255.
     """
     _check_options(size, num_images, num_variants)
     samples, _, labels = segmentation_data.load_dataset(data, holdout=0.0)
@@ -187,7 +185,7 @@ def _augment_batches(
     """A batch of some of the samples as they are, and then one for each change of them."""
     change = augment_boxes.parse_box_augmentation(operations)
     if not samples:
-        raise Error(f"{data} has no picture to train on; give data with a training part")
+        raise Error(f"{data} has no image to train on; give data with a training part")
     taken = select_balanced(strata, num_images, seed)
     chosen = [sample for sample, take in zip(samples, taken, strict=True) if take]
     batch = next(
@@ -203,7 +201,7 @@ def _augment_batches(
 
 
 def _unpad_images(batch: PaddedBatch, labels: Sequence[str]) -> list[BoxedImage]:
-    """Each picture without its frame, and its boxes."""
+    """Each image without its frame, and its boxes."""
     found = []
     for row, (height, width) in enumerate(batch.sizes.int().tolist()):
         named = zip(batch.boxes[row].tolist(), batch.classes[row].tolist(), strict=True)
@@ -216,14 +214,14 @@ def _check_options(size: int, num_images: int, num_variants: int) -> None:
     """Refuse numbers of which there is nothing to show."""
     if num_images < 1 or num_variants < 1:
         raise UsageError(
-            f"there is nothing to show of {num_images} pictures and {num_variants} variants; give at least 1"
+            f"there is nothing to show of {num_images} images and {num_variants} variants; give at least 1"
         )
     if size < 0:
         raise UsageError(f"size is a number of pixels, or 0 for the usual one, not {size}")
 
 
 def select_balanced(targets: "np.ndarray[tuple[int], np.dtype[np.int64]]", count: int, seed: int) -> np.ndarray:
-    """Which of the pictures to take: one of each class in turn, until there are ``count``."""
+    """Which of the images to take: one of each class in turn, until there are ``count``."""
     order = np.random.default_rng(seed).permutation(len(targets))
     turn = np.empty(len(targets), int)
     seen: dict[int, int] = {}
@@ -235,17 +233,17 @@ def select_balanced(targets: "np.ndarray[tuple[int], np.dtype[np.int64]]", count
 
 
 def save_grid(rows: ImageRows, out: Path) -> None:
-    """Write the rows as one picture."""
+    """Write the rows as one image."""
     out.parent.mkdir(parents=True, exist_ok=True)
     image_plots.plot_variants(rows).savefig(out, dpi=110)
 
 
 def save_boxed_grid(rows: BoxedRows, out: Path) -> None:
-    """Write rows with boxes as one picture."""
+    """Write rows with boxes as one image."""
     out.parent.mkdir(parents=True, exist_ok=True)
     image_plots.plot_boxes(rows).savefig(out, dpi=110)
 
 
 def _get_image_size(item: "Path | bytes | np.ndarray") -> tuple[int, int]:
-    """Width and height of a picture: a file, what it holds, or an array."""
+    """Width and height of an image: a file, what it holds, or an array."""
     return (item.shape[1], item.shape[0]) if isinstance(item, np.ndarray) else image_io.read_image(item).size

@@ -1,7 +1,7 @@
 """What training would stumble on, by name: broken files, doubtful labels, leaks, imbalance.
 
-The data are a folder of pictures by class, an archive of one, a CSV of path and label, shards, or a known name; of
-pictures with boxes or masks, :mod:`fukami.detection.checks` and :mod:`fukami.segmentation.checks` examine these. A
+The data are a folder of images by class, an archive of one, a CSV of path and label, shards, or a known name; of
+images with boxes or masks, :mod:`fukami.detection.checks` and :mod:`fukami.segmentation.checks` examine these. A
 doctor sees more than a reader: what training passes over in silence or refuses at once is a finding here, and what can
 still be read is examined.
 """
@@ -78,17 +78,17 @@ def validate_dataset(spec: str) -> Findings:
 
 
 def _check_known_dataset(spec: str, found: Findings) -> Iterator[tuple[ImageItem, bytes]]:
-    """The pictures of a known data set, in files or as arrays."""
+    """The images of a known data set, in files or as arrays."""
     train, test, labels = labelled_images.load_labelled_images(spec, HOLDOUT)
     files: list[ImageItem] = []
     for part, source in (("train", train), ("test", test)):
         for number, target in enumerate(source.targets.tolist()):
-            picture = source.items[number]
-            if isinstance(picture, Path):
-                files.append(ImageItem(picture, str(picture), labels[target], part))
-            elif isinstance(picture, np.ndarray):
+            image = source.items[number]
+            if isinstance(image, Path):
+                files.append(ImageItem(image, str(image), labels[target], part))
+            elif isinstance(image, np.ndarray):
                 found.image_counts[part][labels[target]] += 1
-                yield ImageItem(Path(), f"{spec} {part} {number}", labels[target], part), findings.hash_pixels(picture)
+                yield ImageItem(Path(), f"{spec} {part} {number}", labels[target], part), findings.hash_pixels(image)
     yield from findings.hash_images(files, found)
 
 
@@ -96,7 +96,7 @@ def _check_known_dataset(spec: str, found: Findings) -> Iterator[tuple[ImageItem
 
 
 def _check_folder(path: Path, found: Findings) -> list[ImageItem]:
-    """The pictures of a folder or an archive by class; the layout is examined on the way."""
+    """The images of a folder or an archive by class; the layout is examined on the way."""
     root = path
     if path.is_file():
         try:
@@ -110,7 +110,7 @@ def _check_folder(path: Path, found: Findings) -> list[ImageItem]:
         top = inside[0]  # the one folder that an archive packs everything into, as for training
     parts = [each for each in inside if each.name.lower() in (*image_folder.TRAIN_NAMES, *image_folder.TEST_NAMES)]
     if not inside:
-        found.add("empty", "there are no folders in it; expected one folder of pictures for each class", file=str(path))
+        found.add("empty", "there are no folders in it; expected one folder of images for each class", file=str(path))
     parts.sort(
         key=lambda part: part.name.lower() not in image_folder.TRAIN_NAMES
     )  # so that of a leak the test file is named
@@ -132,7 +132,7 @@ def _check_folder(path: Path, found: Findings) -> list[ImageItem]:
 
 @dataclass
 class _ClassFolders:
-    """A folder of pictures by class, with the names under which the user knows its files."""
+    """A folder of images by class, with the names under which the user knows its files."""
 
     source: Path
     root: Path
@@ -146,14 +146,14 @@ class _ClassFolders:
         return str(self.source / path.relative_to(self.root))
 
     def check_loose_files(self, place: Path) -> None:
-        """Pictures that lie where the folders of the classes are, and so belong to none."""
+        """Images that lie where the folders of the classes are, and so belong to none."""
         for file in sorted(place.iterdir()):
             if file.suffix.lower() in self.suffixes and not file.name.startswith(".") and not file.is_dir():
                 detail = f"lies beside the folders of the classes and is not read; move it into one: {place.name}/CLASS"
                 self.report.add("no class", detail, file=self.format_path(file))
 
     def list_class_images(self, place: Path, part: str) -> list[ImageItem]:
-        """The pictures of a part, and what lies between them."""
+        """The images of a part, and what lies between them."""
         items: list[ImageItem] = []
         for each in image_folder.list_folders(place):
             self.report.image_counts[part][each.name] += 0
@@ -164,7 +164,7 @@ class _ClassFolders:
                 else:
                     self._report_unread_file(file)
             if len(items) == before:
-                self.report.add("empty", f"the folder {self.format_path(each)} has no pictures", label=each.name)
+                self.report.add("empty", f"the folder {self.format_path(each)} has no images", label=each.name)
         return items
 
     def _report_unread_file(self, file: Path) -> None:
@@ -177,8 +177,8 @@ class _ClassFolders:
             detail = f"is {kind} by content but {suffix}, so it is not read; rename it to {file.stem}{right}"
             self.report.add("wrong suffix", detail, file=self.format_path(file))
         else:
-            detail = f"{suffix} and is not read; pictures end in .png, .jpg ..."
-            self.report.add("not a picture", detail, file=self.format_path(file))
+            detail = f"{suffix} and is not read; images end in .png, .jpg ..."
+            self.report.add("not an image", detail, file=self.format_path(file))
 
 
 def _walk_files(place: Path) -> Iterator[Path]:
@@ -192,7 +192,7 @@ def _walk_files(place: Path) -> Iterator[Path]:
 
 
 def _check_shards(spec: str, found: Findings) -> Iterator[ImageItem]:
-    """The pictures in shards; what is damaged in these is told on the way."""
+    """The images in shards; what is damaged in these is told on the way."""
     base, index = shards.load_index(spec)
     for part in ("train", "test") if index["test"] else ("train",):
         for shard in index[part]:
@@ -204,7 +204,7 @@ def _check_shards(spec: str, found: Findings) -> Iterator[ImageItem]:
 def _check_shard(
     base: str, shard: dict[str, Any], part: str, labels: Sequence[str], found: Findings
 ) -> Iterator[ImageItem]:
-    """The pictures in a shard that an index lists."""
+    """The images in a shard that an index lists."""
     stream = None
     try:
         stream = remote.open_stream(shards.locate_shard(base, shard["name"]))
@@ -232,7 +232,7 @@ def _check_shard(
 
 
 def _check_csv(path: Path, found: Findings) -> list[ImageItem]:
-    """The pictures that a CSV with the columns ``path``, ``label`` and perhaps ``split`` lists."""
+    """The images that a CSV with the columns ``path``, ``label`` and perhaps ``split`` lists."""
     try:
         with io.StringIO(read_text(path), newline="") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
@@ -250,7 +250,7 @@ def _check_csv(path: Path, found: Findings) -> list[ImageItem]:
         found.add("broken", detail, file=str(path))
         return []
     if not rows:
-        found.add("empty", "lists no pictures", file=str(path))
+        found.add("empty", "lists no images", file=str(path))
     items = [item for line, row in rows if (item := _check_row(path, line, row, found))]
     if len({bool(item.split) for item in items}) > 1:
         detail = "has rows with a split and rows without one, which are trained on; give all of them one, or none"
@@ -259,7 +259,7 @@ def _check_csv(path: Path, found: Findings) -> list[ImageItem]:
 
 
 def _check_row(path: Path, line: int, row: dict[str, str | None], found: Findings) -> ImageItem | None:
-    """The picture of a row, or None where there is none to look at."""
+    """The image of a row, or None where there is none to look at."""
     place, label, split = ((row.get(name) or "").strip() for name in ("path", "label", "split"))
     where = f"line {line} of {path}"
     if not place:

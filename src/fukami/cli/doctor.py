@@ -15,8 +15,8 @@ def command(arguments: list[str]) -> None:
         """Every file that training would stumble on, by name; prints one JSON object for each problem, exits 1 if any.
 
         Args:
-            data: Folder of pictures by class (with or without train, val and test), archive of one, CSV with columns
-                path and label (perhaps split), shards, or a known name (mnist, cifar10 ...); or pictures with boxes in
+            data: Folder of images by class (with or without train, val and test), archive of one, CSV with columns
+                path and label (perhaps split), shards, or a known name (mnist, cifar10 ...); or images with boxes in
                 the layout of VOC, COCO or YOLO, or with masks, or a known name of those (scenes, voc2007, camvid ...).
         """
         from fukami.cli import dataset_checks

@@ -35,7 +35,7 @@ def command(arguments: list[str]) -> None:
             precision: What is computed, and with how many bits. auto: float32, or what the run was exported to. all:
                 every one of them that the run allows, side by side: accuracy, size, memory and time.
             vote: The majority of the runs decides, and not the average of their probabilities.
-            views: Test-time augmentation: answers are averaged over each picture and so many less one changed as in
+            views: Test-time augmentation: answers are averaged over each image and so many less one changed as in
                 the training.
             out: Folder for a page about the judgement.
             set: Fields of the recipe that decide how it answers and on what it is judged, such as beam_size=3.

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from fukami.explain.receptive_field import EffectiveReceptiveField
     from fukami.explain.summary import LayerInfo, Shape
 
-MAX_MULTIPLY_ADDS = 2 * 10**11  # multiply-adds spent on looking for patches in the training pictures ...
-MIN_IMAGES = 100  # ... and pictures that are looked at in any case
-DETECTION_SHAPE = (3, 608, 992)  # about 600×1000, as Faster R-CNN sees pictures
+MAX_MULTIPLY_ADDS = 2 * 10**11  # multiply-adds spent on looking for patches in the training images ...
+MIN_IMAGES = 100  # ... and images that are looked at in any case
+DETECTION_SHAPE = (3, 608, 992)  # about 600×1000, as Faster R-CNN sees images
 SEGMENTATION_SHAPE = (3, 384, 480)  # about 360×480, as SegNet sees them
 UNITS_PER_LAYER = 6  # units of a layer whose patches are shown
 TEXT_TEMPLATE = '<pre style="font-size: .72rem; white-space: pre; overflow-x: auto">{}</pre>'
@@ -42,20 +42,20 @@ def command(arguments: list[str]) -> None:
     ) -> None:
         """Print the layers of a network with shape, parameters, multiply-adds, memory and receptive field.
 
-        With pictures: write a page of what the layers of a trained network see in them, and print one JSON object for
+        With images: write a page of what the layers of a trained network see in them, and print one JSON object for
         each.
 
         Args:
             inputs: A model (vgg16, resnet50 ...) or a run (a folder, or the name of shipped weights); after a run,
-                pictures.
-            input: Of a model: channels, height and width of the picture, such as 3x224x224.
+                images.
+            input: Of a model: channels, height and width of the image, such as 3x224x224.
             num_classes: Of a model: how many classes.
-            out: Folder for the page, index.html. Default: none for a model or a run alone; with pictures explain in
+            out: Folder for the page, index.html. Default: none for a model or a run alone; with images explain in
                 the run's folder, or ./explain for shipped weights.
             recipe: File of the private recipe that the run was trained with; code is never taken from a run.
         """
         if not inputs:
-            raise UsageError("name a model or a run first: fukami explain vgg16, or fukami explain RUN picture.jpg")
+            raise UsageError("name a model or a run first: fukami explain vgg16, or fukami explain RUN image.jpg")
         if not is_run(inputs[0], len(inputs) > 1):
             explain_model(inputs[0], input, num_classes, out)
         elif input is not None or num_classes is not None:
@@ -72,7 +72,7 @@ def is_run(name: str, has_images: bool) -> bool:
     """Whether the subject is a run (True) or a model; a run of that name comes first.
 
     Raises:
-        UsageError: it is neither, or a model to which pictures were given.
+        UsageError: it is neither, or a model to which images were given.
     """
     from fukami import models
     from fukami.engine import checkpoint
@@ -88,7 +88,7 @@ def is_run(name: str, has_images: bool) -> bool:
     else:
         return True
     if has_images:
-        raise UsageError(f"{name} is a model without weights; to see what it sees in pictures, give a run of it")
+        raise UsageError(f"{name} is a model without weights; to see what it sees in images, give a run of it")
     return False
 
 
@@ -118,7 +118,7 @@ def explain_run(name: str, out: Path | None, recipe: Path | None) -> None:
 
 
 def explain_images(inputs: Sequence[str], out: Path | None, recipe: Path | None) -> None:
-    """Write the page of what a run sees in pictures, and print an object for each."""
+    """Write the page of what a run sees in images, and print an object for each."""
     from fukami.engine import checkpoint
 
     runs, files = split_runs_and_files(inputs)
@@ -146,7 +146,7 @@ def explain_images(inputs: Sequence[str], out: Path | None, recipe: Path | None)
 
 
 def build_model(name: str, input_shape: str | None, num_classes: int | None) -> "tuple[nn.Module, Shape]":
-    """A model with random weights, always the same, and the shape of its pictures.
+    """A model with random weights, always the same, and the shape of its images.
 
     Raises:
         UsageError: ``--input`` is no shape, or the model has no such size.
@@ -158,7 +158,7 @@ def build_model(name: str, input_shape: str | None, num_classes: int | None) -> 
     function = getattr(models, name)
     known = inspect.signature(function).parameters
     default = {key: parameter.default for key, parameter in known.items()}
-    small = default.get("num_classes", 1000) <= 10  # a network for CIFAR's ten classes takes CIFAR's pictures
+    small = default.get("num_classes", 1000) <= 10  # a network for CIFAR's ten classes takes CIFAR's images
     side = default.get("size", 32 if small else 224)
     own = {"faster": DETECTION_SHAPE, "fcn": SEGMENTATION_SHAPE, "segnet": SEGMENTATION_SHAPE}
     usual = next((own[family] for family in own if name.startswith(family)), (default.get("channels", 3), side, side))
@@ -188,7 +188,7 @@ def parse_shape(text: str) -> "Shape":
 
 
 def get_input_shape(name: str, task: "Task") -> "Shape":
-    """The shape of what the network of a run is given: a picture, or a region of one.
+    """The shape of what the network of a run is given: an image, or a region of one.
 
     Raises:
         UsageError: it is none that is explained.
@@ -218,7 +218,7 @@ def get_input_shape(name: str, task: "Task") -> "Shape":
 
 
 def load_classifier(name: str, recipe: Path | None) -> "tuple[Path, ClassificationTask, Shape]":
-    """The folder, the task and the shape of the pictures of a run.
+    """The folder, the task and the shape of the images of a run.
 
     Raises:
         UsageError: it is no classifier, or was exported to other layers than the network's.
@@ -229,7 +229,7 @@ def load_classifier(name: str, recipe: Path | None) -> "tuple[Path, Classificati
     folder = checkpoint.locate_unconverted_run(name)
     task = checkpoint.load(name, recipe=recipe)
     if not isinstance(task, ClassificationTask):
-        raise UsageError(f"what pictures excite is shown of classifiers; {name} is a run of {type(task).__name__}")
+        raise UsageError(f"what images excite is shown of classifiers; {name} is a run of {type(task).__name__}")
     return folder, task, get_input_shape(name, task)
 
 
@@ -263,7 +263,7 @@ def summarize_network(
         "depth": f"{max(layer.depth for layer in steps)} layers with weights one after another, {weighing} in all",
         "parameters": f"{counted:,}{only}",
         "multiply-adds": f"{sum(layer.multiply_adds for layer in steps):,} in convolutions and linear layers",
-        "memory": f"{sum(layer.output_bytes for layer in steps):,} bytes of outputs for one picture in float32",
+        "memory": f"{sum(layer.output_bytes for layer in steps):,} bytes of outputs for one image in float32",
     }
     field = None
     try:
@@ -272,7 +272,7 @@ def summarize_network(
         facts["field, theory"] = f"{format_field_size(field.layer)} pixels, layer {field.layer.name}"
         facts["field, effective"] = (
             f"{field.size}×{field.size} pixels hold {GRADIENT_FRACTION:.2%} of the gradient ({weights}, "
-            f"{field.num_samples} pictures of {kind})"
+            f"{field.num_samples} images of {kind})"
         )
     except UsageError as error:
         facts["field"] = str(error)
@@ -343,7 +343,7 @@ def build_network_sections(text: str, steps: "list[LayerInfo]", field: "Effectiv
 def build_image_sections(
     recipe: "Recipe", task: "ClassificationTask", shape: "Shape", predictions: Sequence[dict[str, Any]]
 ) -> Iterator[str]:
-    """What a page says about pictures and about the network that answered for them."""
+    """What a page says about images and about the network that answered for them."""
     import torch
 
     from fukami.engine.report import render_figure
@@ -353,8 +353,8 @@ def build_image_sections(
     model = get_network(task)
     weight = next(model.parameters())
 
-    def normalise(pictures: "Tensor") -> "Tensor":
-        return task.normalize_images(pictures.to(weight.device)).to(weight.dtype)
+    def normalise(images: "Tensor") -> "Tensor":
+        return task.normalize_images(images.to(weight.device)).to(weight.dtype)
 
     steps = analysis.summarize_layers(model, shape)
     depths = analysis.find_stages(steps)
@@ -416,7 +416,7 @@ def render_untitled_figure(figure: Any) -> str:
 
 
 def load_training_images(recipe: "Recipe", cost: int) -> "tuple[list[Tensor], str]":
-    """Batches of the run's training pictures, evenly spaced and as many as the budget pays for, and a word on it."""
+    """Batches of the run's training images, evenly spaced and as many as the budget pays for, and a word on it."""
     from fukami.engine.recipe import check_data
 
     try:
@@ -428,12 +428,12 @@ def load_training_images(recipe: "Recipe", cost: int) -> "tuple[list[Tensor], st
         count = min(total, max(MIN_IMAGES, MAX_MULTIPLY_ADDS // max(cost, 1)))
         step = -(-total // count)
         batches, at = [], 0
-        for pictures, *_ in train.iterate_in_order():
-            batches.append(pictures[-at % step :: step])
-            at += len(pictures)
+        for images, *_ in train.iterate_in_order():
+            batches.append(images[-at % step :: step])
+            at += len(images)
         batches = [batch for batch in batches if len(batch)]
         looked = sum(map(len, batches))
-        return batches, f"{looked:,} of the {total:,} training pictures were looked at, evenly spaced."
+        return batches, f"{looked:,} of the {total:,} training images were looked at, evenly spaced."
     except Error as error:
         print(f"fukami: the page shows no training patches: {error}", file=sys.stderr)
         return [], ""
@@ -456,7 +456,7 @@ def write_page(folder: Path, name: str, subject: str, parts: Sequence[str]) -> P
 
 
 LAYERS_NOTE = """<p>field: height and width in pixels of what a unit could see, parts in the padding counted; all: the
-whole picture. stride: pixels between the fields of neighbouring units. memory: bytes of the output in float32. Layers
+whole image. stride: pixels between the fields of neighbouring units. memory: bytes of the output in float32. Layers
 that work in place or only reshape cost nothing and are left out.</p>"""
 FIELD_NOTE = """<p>The mean absolute gradient of the layer's central unit with respect to each pixel (its root is
 drawn). Pixels near the edge of the theoretical field have few paths to the unit and hardly count
@@ -466,5 +466,5 @@ STACKING_NOTE = """<p>n layers of m×m filters see as much as one of n(m−1)+1 
 MAPS_NOTE = """In each row the maps of a layer that are greatest somewhere; black is the least value of a map, white its
 greatest. The layers are the last ones of each resolution."""
 PATCHES_NOTE = """Each square holds the nine patches that excite a unit most, the strongest at its upper left; the units
-are those that the pictures above excite most. A patch is the unit's theoretical field, grey outside the picture;
-fields no smaller than the picture show all of it."""
+are those that the images above excite most. A patch is the unit's theoretical field, grey outside the image;
+fields no smaller than the image show all of it."""

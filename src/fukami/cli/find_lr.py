@@ -32,7 +32,7 @@ def command(arguments: list[str]) -> None:
             min_lr: Learning rate of the first step.
             max_lr: Learning rate of the last step; the test ends before, once the loss is far above its least.
             steps: Updates from the one to the other.
-            out: Picture file of the curve.
+            out: Image file of the curve.
             device: auto, cpu, cuda, cuda:1 or mps.
             precision: auto takes bfloat16 where it is faster.
         """

@@ -61,7 +61,7 @@ def import_deep_convnet(file: Path, out: Path) -> None:
         weight = weight if weight.ndim == 4 else weight.T  # affine weights are (in, out) there, (out, in) here
         if weight.shape != layer.weight.shape or bias.shape != layer.weight.shape[:1]:
             given = f"W{number} {tuple(weight.shape)} and b{number} {tuple(bias.shape)}"
-            raise Error(f"{file}: {given} do not fit a DeepConvNet for 28×28 pictures, {tuple(layer.weight.shape)}")
+            raise Error(f"{file}: {given} do not fit a DeepConvNet for 28×28 images, {tuple(layer.weight.shape)}")
         tensors[f"W{number}"] = weight
     task = recipe.build_task(labels)
     for number, layer in enumerate(_list_weighted_layers(task.model), start=1):

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """Pictures that a generator makes."""
+    """Images that a generator makes."""
 
     num_samples: int = 0
-    """Make so many pictures, and a grid of them."""
+    """Make so many images, and a grid of them."""
     seed: int = 0
-    """Which ones: the same seed makes the same pictures."""
+    """Which ones: the same seed makes the same images."""
     interpolation_steps: int = 0
-    """Also so many pictures on the way from each one to the next."""
+    """Also so many images on the way from each one to the next."""
     arithmetic: str = ""
     """Also the sum of means of samples, by their numbers, such as '1 2 3 - 4 5 6 + 7 8 9'."""
     nearest: bool = False
-    """Also the nearest pictures that were learned from beside each one."""
+    """Also the nearest images that were learned from beside each one."""
 
 
 NO_GENERATION = GenerationOptions()
@@ -55,23 +55,23 @@ def command(arguments: list[str]) -> None:
         recipe: Path | None = None,
         generation: GenerationOptions = NO_GENERATION,
     ) -> None:
-        """Answer for each picture, and for each frame of a video; prints one JSON object for each.
+        """Answer for each image, and for each frame of a video; prints one JSON object for each.
 
-        A run of a generator makes pictures instead: fukami predict RUN --num-samples 64 --out DIR.
+        A run of a generator makes images instead: fukami predict RUN --num-samples 64 --out DIR.
 
         Args:
-            inputs: First the runs (folders, or names of shipped weights; several are an ensemble), then the pictures,
+            inputs: First the runs (folders, or names of shipped weights; several are an ensemble), then the images,
                 videos, and folders of them.
             out: Folder for drawn answers and a page of them.
             frame_interval: Of a video, answer for every so many frames.
-            fps: The pictures are the frames of one film, so many a second; they are drawn as a video.
+            fps: The images are the frames of one film, so many a second; they are drawn as a video.
             device: auto, cpu, cuda, cuda:1 or mps.
             precision: What is computed, and with how many bits. auto: float32, or what the run was exported to.
             vote: The majority of the runs decides, and not the average of their probabilities.
-            views: Test-time augmentation: answers are averaged over so many views of each picture.
+            views: Test-time augmentation: answers are averaged over so many views of each image.
             set: Fields of the recipe that decide how it answers, such as beam_size=3.
             recipe: File of the private recipe that the run was trained with; code is never taken from a run.
-            generation: Pictures that a generator makes.
+            generation: Images that a generator makes.
         """
         from fukami.cli.prediction_page import PredictionPage
         from fukami.engine import checkpoint
@@ -82,7 +82,7 @@ def command(arguments: list[str]) -> None:
             return
         if generation.interpolation_steps or generation.arithmetic or generation.nearest:
             raise UsageError(
-                "--interpolation-steps, --arithmetic and --nearest are about pictures made: give --num-samples, too"
+                "--interpolation-steps, --arithmetic and --nearest are about images made: give --num-samples, too"
             )
         if frame_interval < 1:
             raise UsageError(f"--frame-interval should be a whole number from 1 on, not {frame_interval}")
@@ -100,10 +100,10 @@ def command(arguments: list[str]) -> None:
                     for file in group:
                         failed += _predict_video(task, file, video.read_frames(file, frame_interval), page)
                 elif fps:
-                    pictures = list(group)
-                    name = Path(pictures[0]).resolve().parent.name or "film"
+                    images = list(group)
+                    name = Path(images[0]).resolve().parent.name or "film"
                     broken: list[Error] = []
-                    failed += _predict_video(task, name, video.read_image_sequence(pictures, fps, broken), page)
+                    failed += _predict_video(task, name, video.read_image_sequence(images, fps, broken), page)
                     failed += len(broken)
                     for error in broken:
                         print(f"fukami: {error}", file=sys.stderr)
@@ -118,7 +118,7 @@ def command(arguments: list[str]) -> None:
 def _generate_images(
     runs: Sequence[str], wanted: GenerationOptions, out: Path | None, device: str, precision: str, source: Path | None
 ) -> None:
-    """Make pictures, write them to the folder ``out``, and print an answer for each."""
+    """Make images, write them to the folder ``out``, and print an answer for each."""
     from fukami.engine import checkpoint
     from fukami.engine.recipe import check_data
     from fukami.generation import samples as generation_samples
@@ -126,23 +126,23 @@ def _generate_images(
 
     if len(runs) != 1:
         raise UsageError(
-            f"--num-samples makes pictures with one run and of no files; give one run, not {len(runs)} words"
+            f"--num-samples makes images with one run and of no files; give one run, not {len(runs)} words"
         )
     if wanted.num_samples < 1 or (
         wanted.interpolation_steps and (wanted.interpolation_steps < 2 or wanted.num_samples < 2)
     ):
         raise UsageError(
-            "--num-samples should be 1 or more; --interpolation-steps 2 or more, between at least 2 pictures"
+            "--num-samples should be 1 or more; --interpolation-steps 2 or more, between at least 2 images"
         )
     if out is None:
-        raise UsageError("give a folder for the pictures with --out")
+        raise UsageError("give a folder for the images with --out")
     task = checkpoint.load(runs[0], device=device, precision=precision, recipe=source)
     if not isinstance(task, GANTask):
-        raise UsageError(f"{runs[0]} answers for pictures and makes none; leave out --num-samples, and give files")
+        raise UsageError(f"{runs[0]} answers for images and makes none; leave out --num-samples, and give files")
     terms = generation_samples.parse_arithmetic(wanted.arithmetic, wanted.num_samples) if wanted.arithmetic else []
     folder = OutputFolder(out, ()).folder
     codes = task.sample_latents(wanted.num_samples, wanted.seed)
-    pictures, answers = generation_samples.write_samples(task, codes, wanted.seed, folder)
+    images, answers = generation_samples.write_samples(task, codes, wanted.seed, folder)
     if wanted.interpolation_steps:
         generation_samples.write_interpolation(task, codes, wanted.interpolation_steps, folder)
     if terms:
@@ -151,7 +151,7 @@ def _generate_images(
         recipe, _ = checkpoint.read_recipe(checkpoint.locate_run(runs[0]), source)
         check_data(recipe)
         found = generation_samples.write_nearest_images(
-            pictures, recipe.load_data().train, task.load_feature_extractor(), task.runtime.device, folder
+            images, recipe.load_data().train, task.load_feature_extractor(), task.runtime.device, folder
         )
         answers = [{**answer, **own} for answer, own in zip(answers, found, strict=True)]
     for answer in answers:
@@ -160,7 +160,7 @@ def _generate_images(
 
 
 def _predict_images(task: "Task", files: Sequence[str], page: "PredictionPage") -> int:
-    """Answer for pictures; returns how many could not be read or drawn."""
+    """Answer for images; returns how many could not be read or drawn."""
     failed = 0
     for at in range(0, len(files), IMAGE_BATCH_SIZE):
         for answer in task.predict(files[at : at + IMAGE_BATCH_SIZE]):

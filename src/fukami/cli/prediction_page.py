@@ -1,4 +1,4 @@
-"""The drawn answers of ``fukami predict --out``: a picture or a video for each input, and one page of them all."""
+"""The drawn answers of ``fukami predict --out``: an image or a video for each input, and one page of them all."""
 
 import contextlib
 import html
@@ -27,13 +27,13 @@ class PredictionPage:
         return self
 
     def add(self, answer: dict[str, Any]) -> None:
-        """Draw the answer for the picture ``answer["file"]``."""
+        """Draw the answer for the image ``answer["file"]``."""
         if self.output:
             place = self.output.reserve_path(answer["file"], "png")
             self.task.draw_prediction(Path(answer["file"]), answer).save(place)
             self.file_names.append(place.name)
-            for name, picture in self.task.render_maps(answer).items():
-                picture.save(self.output.reserve_path(f"{place.stem}-{name}", "png"))
+            for name, image in self.task.render_maps(answer).items():
+                image.save(self.output.reserve_path(f"{place.stem}-{name}", "png"))
 
     @contextlib.contextmanager
     def record_video(self, file: str) -> Iterator[Callable[[Frame, dict[str, Any]], None]]:
@@ -58,7 +58,7 @@ class PredictionPage:
 
 
 def _render_media(name: str) -> str:
-    """A picture, or a video with its controls."""
+    """An image, or a video with its controls."""
     if name.endswith(".mp4"):
         return f'<video src="{quote(name)}" controls loop muted style="max-width: 100%"></video>'
     return f'<img src="{quote(name)}" alt="">'

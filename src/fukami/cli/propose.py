@@ -20,7 +20,7 @@ def command(arguments: list[str]) -> None:
         stages: tyro.conf.FlagCreatePairsOff[bool] = False,
         out: Path = Path("proposals"),
     ) -> None:
-        """Find boxes that may hold an object, and draw them; prints one JSON object for each picture.
+        """Find boxes that may hold an object, and draw them; prints one JSON object for each image.
 
         The method is Selective Search; its first call on a machine compiles it, which takes some seconds.
 
@@ -29,16 +29,16 @@ def command(arguments: list[str]) -> None:
             mode: quality finds more boxes, and takes three times as long.
             max_boxes: Boxes to print and to draw, the likeliest first.
             stages: Draw what they are made from, too: the segmentation, and what grouping leaves of it.
-            out: Folder for what is drawn, or for one picture a .png file.
+            out: Folder for what is drawn, or for one image a .png file.
         """
         files = [file for path in images for file in cli_inputs.list_files(path)]
         if not files:
-            raise UsageError("give at least one picture: a file, or a folder that has some")
+            raise UsageError("give at least one image: a file, or a folder that has some")
         if max_boxes < 1:
             raise UsageError(f"--max-boxes should be at least 1, not {max_boxes}")
         single = out.suffix.lower() == ".png"
         if single and len(files) > 1:
-            raise UsageError(f"--out should name a folder for {len(files)} pictures, not the file {out}")
+            raise UsageError(f"--out should name a folder for {len(files)} images, not the file {out}")
 
         import numpy as np
 
@@ -47,23 +47,23 @@ def command(arguments: list[str]) -> None:
         from fukami.selective_search import search
 
         if single and out.resolve() == Path(files[0]).resolve():
-            raise UsageError(f"--out {out} would overwrite the picture; give another file, or a folder")
+            raise UsageError(f"--out {out} would overwrite the image; give another file, or a folder")
         drawn = cli_inputs.OutputFolder(out.parent if single else out, files)
         failed = 0
         for file in files:
             try:
                 with convert_memory_errors(file):
-                    picture = image_io.read_image(file).convert("RGB")
-                    boxes = search.propose_regions(np.asarray(picture), mode)
+                    image = image_io.read_image(file).convert("RGB")
+                    boxes = search.propose_regions(np.asarray(image), mode)
             except Error as error:
                 failed += 1
                 print(f"fukami: {error}", file=sys.stderr)
                 continue
             place = out if single else drawn.reserve_path(file, "png")
             page = (
-                selective_search_plots.draw_stages(picture, boxes, mode, max_boxes)
+                selective_search_plots.draw_stages(image, boxes, mode, max_boxes)
                 if stages
-                else selective_search_plots.draw_proposals(picture, boxes, max_boxes)
+                else selective_search_plots.draw_proposals(image, boxes, max_boxes)
             )
             page.save(place)
             first = boxes[:max_boxes].astype(int).tolist()

@@ -35,7 +35,7 @@ def command(arguments: list[str]) -> None:
         set: tuple[str, ...] = (),
         recipe: Path | None = None,
     ) -> None:
-        """Serve a page to ask a run with pictures, and an HTTP API; until Ctrl-C.
+        """Serve a page to ask a run with images, and an HTTP API; until Ctrl-C.
 
         Args:
             runs: Folders of runs, or names of weights that ship with the package; several are an ensemble.
@@ -50,7 +50,7 @@ def command(arguments: list[str]) -> None:
             device: auto, cpu, cuda, cuda:1 or mps.
             precision: What is computed, and with how many bits. auto: float32, or what the run was exported to.
             vote: The majority of the runs decides, and not the average of their probabilities.
-            views: Test-time augmentation: answers are averaged over so many views of each picture.
+            views: Test-time augmentation: answers are averaged over so many views of each image.
             set: Fields of the recipe that decide how it answers, such as beam_size=3.
             recipe: File of the private recipe that the run was trained with; code is never taken from a run.
         """

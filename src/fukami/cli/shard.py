@@ -23,13 +23,13 @@ def command(arguments: list[str]) -> None:
         """Write a data set as shards, tar files in the WebDataset layout, with an index; prints one JSON object.
 
         Args:
-            data: Known name (mnist, cifar10 ...), folder or archive of pictures by class, CSV file, or shards.
+            data: Known name (mnist, cifar10 ...), folder or archive of images by class, CSV file, or shards.
             out: Folder for the shards: new or empty. With --index the folder for the index; by default the shards'
                 own, or the cache folder where that is at a URL or cannot be written.
             holdout: Share of each class that becomes the test part, where the data have none of their own.
-            samples: Pictures in a shard. Default: as many as --megabytes allows.
+            samples: Images in a shard. Default: as many as --megabytes allows.
             megabytes: Size of a shard, about; there are at least eight for each part.
-            seed: Decides the order of the pictures.
+            seed: Decides the order of the images.
             index: Write only the index of shards that others wrote.
         """
         from fukami.data import webdataset_writer

@@ -22,20 +22,20 @@ def command(arguments: list[str]) -> None:
         seed: int = 0,
         out: Path = Path("augmented.png"),
     ) -> None:
-        """Draw training pictures, and beside each what augmentation makes of it.
+        """Draw training images, and beside each what augmentation makes of it.
 
         Args:
-            data: Known name (mnist, digits, cifar10 ...), folder or archive of pictures by class, CSV file or
-                shards; or pictures with boxes (scenes, voc2007 ... or a path) or masks (camvid ... or a path), which
-                are drawn; or pictures with sentences.
+            data: Known name (mnist, digits, cifar10 ...), folder or archive of images by class, CSV file or
+                shards; or images with boxes (scenes, voc2007 ... or a path) or masks (camvid ... or a path), which
+                are drawn; or images with sentences.
             augment: Changes as of fukami train, such as flip crop=0.3 rotate=15 trivial mixup=0.2.
-            size: Side of the pictures that a network sees, in pixels; with boxes or masks the shorter one. Default:
+            size: Side of the images that a network sees, in pixels; with boxes or masks the shorter one. Default:
                 that of a small set, at most 224.
             channels: 1 grey, 3 colour.
-            num_images: Rows: so many training pictures, of as many classes as there are.
+            num_images: Rows: so many training images, of as many classes as there are.
             num_variants: Columns: so many changes of each.
-            seed: Decides which pictures and which changes.
-            out: Picture file to write.
+            seed: Decides which images and which changes.
+            out: Image file to write.
         """
         from fukami.captioning import data as captioning_data
         from fukami.cli import augmentation_grids
@@ -46,7 +46,7 @@ def command(arguments: list[str]) -> None:
             raise UsageError(f"--out should name a .png, .jpg, .pdf or .svg file, not {out}")
         if detection_data.is_detection_dataset(data):
             if channels != 3:
-                raise UsageError("pictures with boxes are in colour; leave out --channels")
+                raise UsageError("images with boxes are in colour; leave out --channels")
             boxed = augmentation_grids.sample_boxed_images(
                 data, augment, size=size, num_images=num_images, num_variants=num_variants, seed=seed
             )
@@ -56,7 +56,7 @@ def command(arguments: list[str]) -> None:
             return
         if segmentation_data.is_segmentation_dataset(data):
             if channels != 3:
-                raise UsageError("pictures with masks are in colour; leave out --channels")
+                raise UsageError("images with masks are in colour; leave out --channels")
             rows = augmentation_grids.sample_masked_images(
                 data, augment, size=size, num_images=num_images, num_variants=num_variants, seed=seed
             )

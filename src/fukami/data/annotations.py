@@ -1,6 +1,6 @@
-"""What an annotation file says of its pictures, before it is checked, and what of it can be learned from.
+"""What an annotation file says of its images, before it is checked, and what of it can be learned from.
 
-The readers of the formats yield an :class:`Entry` for each picture; :func:`settle` makes what a loader takes of them.
+The readers of the formats yield an :class:`Entry` for each image; :func:`settle` makes what a loader takes of them.
 """
 
 import logging
@@ -38,7 +38,7 @@ class Box(NamedTuple):
 
     Attributes:
         label: the class; empty: none is given.
-        corners: left, top, right, bottom as the edges of pixels, counted from 0, or shares of the picture where the
+        corners: left, top, right, bottom as the edges of pixels, counted from 0, or shares of the image where the
             entry is ``relative``; nan where no number is given.
         kind: as in :mod:`fukami.data.samples`.
         line: where the file has it, from 1.
@@ -56,7 +56,7 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageAnnotation:
-    """A picture as its annotation has it: ``size`` is the width and height that are stated, None where none are."""
+    """An image as its annotation has it: ``size`` is the width and height that are stated, None where none are."""
 
     image_path: Path
     annotation_path: Path
@@ -84,9 +84,9 @@ class DatasetAnnotations:
         labels: the classes in their order.
         splits: the entries of ``train``, ``val``, ``trainval`` and ``test``, or of an empty name where all are one
             part.
-        unusable_images: pictures that cannot be learned from, since their annotation is broken or they are not there.
-        orphan_annotations: annotations that belong to no picture or class.
-        unannotated_images: pictures without an annotation.
+        unusable_images: images that cannot be learned from, since their annotation is broken or they are not there.
+        orphan_annotations: annotations that belong to no image or class.
+        unannotated_images: images without an annotation.
     """
 
     labels: tuple[str, ...] = ()
@@ -97,7 +97,7 @@ class DatasetAnnotations:
 
 
 class ImageHeader(NamedTuple):
-    """What a picture file says of itself: width and height as stored, and how it is turned (EXIF, 1: not at all)."""
+    """What an image file says of itself: width and height as stored, and how it is turned (EXIF, 1: not at all)."""
 
     width: int
     height: int
@@ -110,19 +110,19 @@ class ImageHeader(NamedTuple):
 
 
 def read_header(path: Path) -> ImageHeader | Error:
-    """The header of a picture, which is not decoded, or what is wrong with it."""
+    """The header of an image, which is not decoded, or what is wrong with it."""
     try:
-        with image_io.open_image(path) as picture:
-            how = read_orientation(picture)
-            if picture.format == "TIFF" and how > 4:  # whose size Pillow has turned already
-                return ImageHeader(picture.height, picture.width, how)
-            return ImageHeader(*picture.size, how)
+        with image_io.open_image(path) as image:
+            how = read_orientation(image)
+            if image.format == "TIFF" and how > 4:  # whose size Pillow has turned already
+                return ImageHeader(image.height, image.width, how)
+            return ImageHeader(*image.size, how)
     except Error as error:
         return error
 
 
 def read_orientation(image: Image.Image) -> int:
-    """How a picture is turned, from 1 to 8 as EXIF has it."""
+    """How an image is turned, from 1 to 8 as EXIF has it."""
     if image.format == "PNG" and not {"exif", "Raw profile type exif", "XML:com.adobe.xmp"} & {*image.info}:
         return 1  # Pillow would decode the whole file in search of it
     found = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -130,13 +130,13 @@ def read_orientation(image: Image.Image) -> int:
 
 
 def read_headers(paths: Sequence[Path]) -> Iterator[ImageHeader | Error]:
-    """The header of each picture, read in threads."""
+    """The header of each image, read in threads."""
     with ThreadPoolExecutor() as threads:
         yield from threads.map(read_header, paths)
 
 
 def orient_corners(corners: Corners, header: ImageHeader) -> Corners:
-    """Corners in a picture as stored, in the upright one."""
+    """Corners in an image as stored, in the upright one."""
     (left, top, right, bottom), (width, height, how) = corners, header
     if how in (2, 3, 7, 8):
         left, right = width - right, width - left
@@ -146,9 +146,9 @@ def orient_corners(corners: Corners, header: ImageHeader) -> Corners:
 
 
 def compute_pixel_corners(annotation: ImageAnnotation, header: ImageHeader) -> list[Corners]:
-    """The corners of an entry's boxes in pixels of the upright picture, neither checked nor cut.
+    """The corners of an entry's boxes in pixels of the upright image, neither checked nor cut.
 
-    Boxes belong to the picture as stored where the stated size is that of the stored one, and otherwise, as in programs
+    Boxes belong to the image as stored where the stated size is that of the stored one, and otherwise, as in programs
     that state no size, to the upright one.
     """
     width, height = header.upright_size
@@ -181,7 +181,7 @@ def build_samples(
     """What can be learned from the entries of a part, in their order; the rest is left out and summed up.
 
     Raises:
-        Error: more pictures than ``max_broken`` are missing or broken.
+        Error: more images than ``max_broken`` are missing or broken.
     """
     number = {label: i for i, label in enumerate(labels)}
     kept: list[Sample] = []
@@ -202,19 +202,19 @@ def build_samples(
         kept.append(_build_sample(entry.image_path, size, good))
     if wrong:
         logger.warning(
-            f"{len(wrong)} of {len(kept) + len(wrong)} pictures are left out:\n{image_folder.format_errors(wrong)}"
+            f"{len(wrong)} of {len(kept) + len(wrong)} images are left out:\n{image_folder.format_errors(wrong)}"
         )
     if dropped:
         logger.warning(
             f"{dropped} of {dropped + sum(len(each.classes) for each in kept)} boxes are left out: empty, inverted, "
-            "outside of their picture or of no known class; fukami doctor names each"
+            "outside of their image or of no known class; fukami doctor names each"
         )
     image_folder.check_broken(wrong, max_broken)
     return kept
 
 
 def merge_annotations(annotations: Sequence[ImageAnnotation]) -> list[ImageAnnotation]:
-    """Each picture once, with the boxes of all its entries: what one of them has is no background in another."""
+    """Each image once, with the boxes of all its entries: what one of them has is no background in another."""
     found: dict[Path, ImageAnnotation] = {}
     for entry in annotations:
         other = found.setdefault(entry.image_path, entry)
@@ -223,16 +223,16 @@ def merge_annotations(annotations: Sequence[ImageAnnotation]) -> list[ImageAnnot
     return list(found.values())
 
 
-def _build_sample(picture: Path, size: tuple[int, int], boxes: Sequence[tuple[Corners, int, int]]) -> Sample:
+def _build_sample(image: Path, size: tuple[int, int], boxes: Sequence[tuple[Corners, int, int]]) -> Sample:
     corners = np.array([each[0] for each in boxes], np.float64).reshape(-1, 4)
     inside = np.clip(corners, 0, np.array([*size, *size])).astype(np.float32)
     return Sample(
-        picture,
+        image,
         size,
         inside,
         np.array([each[1] for each in boxes], np.int64),
         np.array([each[2] for each in boxes], np.uint8),
-        str(picture),
+        str(image),
     )
 
 
@@ -247,7 +247,7 @@ def select_splits(annotations: DatasetAnnotations) -> tuple[tuple[str, ...], str
     }
     for name in sorted(found & {"test", "val"}):
         if not any(entry.boxes for entry in annotations.splits.get(name, ())):
-            logger.warning(f"the {name} part has no box, and is not judged on; annotate its pictures")
+            logger.warning(f"the {name} part has no box, and is not judged on; annotate its images")
             found.remove(name)
     judged = next((name for name in ("test", "val") if name in found), None)
     every = {"trainval"} if "trainval" in found and judged != "val" else {"", "train", "val"} - {judged}
@@ -276,7 +276,7 @@ def parse_split(name: str) -> str:
 
 
 def list_images(folder: Path, *, recursive: bool = False) -> list[Path]:
-    """The picture files in a folder, in order; with ``recursive`` also those further down."""
+    """The image files in a folder, in order; with ``recursive`` also those further down."""
     endings = image_io.get_image_suffixes()
     found = folder.rglob("*") if recursive else folder.iterdir()
     return sorted(path for path in found if path.suffix.lower() in endings and not path.name.startswith("."))
@@ -291,24 +291,22 @@ def is_outside_archive(image: Path, source: Path) -> bool:
 def keep_existing_images(
     annotations: Iterable[ImageAnnotation], dataset: DatasetAnnotations, split: str, source: Path
 ) -> list[ImageAnnotation]:
-    """The entries of a part whose picture is there, as ``source`` names them; what the others lack is noted as lost."""
+    """The entries of a part whose image is there, as ``source`` names them; what the others lack is noted as lost."""
     here = []
     for entry in annotations:
         if is_outside_archive(entry.image_path, source):
-            detail = (
-                f"the picture {entry.image_path} lies outside of the archive; put it there, or remove its annotation"
-            )
+            detail = f"the image {entry.image_path} lies outside of the archive; put it there, or remove its annotation"
         elif is_file(entry.image_path):
             here.append(entry)
             continue
         else:
-            detail = f"the picture {entry.image_path} does not exist; put it there, or remove its annotation"
+            detail = f"the image {entry.image_path} does not exist; put it there, or remove its annotation"
         dataset.unusable_images.append(AnnotationProblem("missing", entry.annotation_path, entry.line, detail, split))
     return here
 
 
 def find_rarest_classes(samples: Sequence[Sample]) -> npt.NDArray[np.int64]:
-    """The rarest class of each picture ``(N,)``, -1 where there is none: what a part is held out by."""
+    """The rarest class of each image ``(N,)``, -1 where there is none: what a part is held out by."""
     every = np.concatenate([each.classes for each in samples] or [np.zeros(0, np.int64)])
     counts = np.bincount(every, minlength=1)
     return np.array([min(each.classes, key=lambda c: counts[c], default=-1) for each in samples], np.int64)

@@ -1,11 +1,11 @@
-"""Augmentation in whole batches on the device: pure functions of the pictures and of uniform random numbers.
+"""Augmentation in whole batches on the device: pure functions of the images and of uniform random numbers.
 
-Every geometric change of a picture is a 3×3 matrix and every change of its colours a 3×4 matrix. They are multiplied
-first and applied once, so that a picture is resampled and rounded once however many of them are asked for. What cannot
-be a matrix (posterising, erasing, mixing two pictures) follows.
+Every geometric change of an image is a 3×3 matrix and every change of its colours a 3×4 matrix. They are multiplied
+first and applied once, so that an image is resampled and rounded once however many of them are asked for. What cannot
+be a matrix (posterising, erasing, mixing two images) follows.
 
 The transforms of torchvision draw one change for a whole batch, and those of kornia draw from the global generator; a
-run that resumes in mid-pass needs one change for each picture, from numbers that the loader hands in.
+run that resumes in mid-pass needs one change for each image, from numbers that the loader hands in.
 """
 
 import functools
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from fukami.errors import UsageError, build_unknown_error
 
 Batch = tuple[Tensor, Tensor]
-Side = int | Tensor  # pixels of a side, of all pictures or of each, (N,)
+Side = int | Tensor  # pixels of a side, of all images or of each, (N,)
 LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue are (ITU-R BT.601), as torchvision weighs them
 RGB_TO_YIQ = (LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))  # brightness and two differences of colour
 YIQ_TO_RGB = tuple(map(tuple, np.linalg.inv(np.array(RGB_TO_YIQ, np.float32)).tolist()))  # and back
@@ -32,51 +32,51 @@ MAX_ASPECT_RATIO = 4 / 3  # ratio of the sides of a random resized crop, either 
 class Operation:
     """One kind of change; a subclass says which of the four stages it takes part in.
 
-    ``num_draws`` uniform numbers in [0, 1) are given to every stage for each picture, ``(N, draws)``.
+    ``num_draws`` uniform numbers in [0, 1) are given to every stage for each image, ``(N, draws)``.
     """
 
     num_draws: ClassVar[int] = 1
 
     def compute_matrix(self, draws: Tensor, height: Side, width: Side) -> Tensor | None:
-        """From where each output point comes: ``(N, 3, 3)``, both in [-1, 1] across the picture; None: no move."""
+        """From where each output point comes: ``(N, 3, 3)``, both in [-1, 1] across the image; None: no move."""
         return None
 
     def compute_color_matrix(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
         """``matrix`` ``(N, 3, 4)`` followed by this change of red, green, blue and 1; ``mean`` ``(N, 3)`` is what the
-        picture's mean colour has become so far.
+        image's mean colour has become so far.
         """
         return matrix
 
     def change_pixels(self, images: Tensor, draws: Tensor, valid_fraction: Tensor | None = None) -> Tensor:
-        """The pictures ``(N, C, H, W)`` in 0..255 changed pixel by pixel.
+        """The images ``(N, C, H, W)`` in 0..255 changed pixel by pixel.
 
         ``valid_fraction``: see :meth:`AugmentationPipeline.recolor`.
         """
         return images
 
     def mix(self, images: Tensor, targets: Tensor, draws: Tensor) -> Batch:
-        """The pictures mixed with one another, and the shares of the classes ``(N, classes)`` with them."""
+        """The images mixed with one another, and the shares of the classes ``(N, classes)`` with them."""
         return images, targets
 
 
 class Augmentation(Protocol):
-    """Changes pictures ``(N, C, H, W)`` and their targets by uniform draws ``(N, draws)`` in [0, 1)."""
+    """Changes images ``(N, C, H, W)`` and their targets by uniform draws ``(N, draws)`` in [0, 1)."""
 
     @property
     def num_draws(self) -> int:
-        """Random numbers needed for each picture."""
+        """Random numbers needed for each image."""
 
     def __call__(self, images: Tensor, targets: Tensor, draws: Tensor) -> Batch:
-        """The changed pictures, in the range of the given ones, and targets ``(N,)`` or ``(N, classes)``."""
+        """The changed images, in the range of the given ones, and targets ``(N,)`` or ``(N, classes)``."""
 
 
 @dataclass(frozen=True)
 class AugmentationPipeline:
-    """The operations, each for every picture of a batch; made by :func:`parse`.
+    """The operations, each for every image of a batch; made by :func:`parse`.
 
     Args:
         operations: in the order in which they are applied.
-        size: side of the pictures that come out, in pixels; 0: the sides that they have.
+        size: side of the images that come out, in pixels; 0: the sides that they have.
         num_classes: number of classes, for targets that are mixed.
     """
 
@@ -86,11 +86,11 @@ class AugmentationPipeline:
 
     @property
     def num_draws(self) -> int:
-        """Random numbers needed for each picture."""
+        """Random numbers needed for each image."""
         return sum(operation.num_draws for operation in self.operations)
 
     def __call__(self, images: Tensor, targets: Tensor, draws: Tensor) -> Batch:
-        """Pictures ``(N, C, H, W)`` in 0..255 as ``(N, C, size, size)``, and the targets, one-hot if mixed.
+        """Images ``(N, C, H, W)`` in 0..255 as ``(N, C, size, size)``, and the targets, one-hot if mixed.
 
         What is only mirrored stays uint8, all else becomes float.
         """
@@ -109,7 +109,7 @@ class AugmentationPipeline:
         return images, targets
 
     def get_output_size(self, images: Tensor) -> tuple[int, int]:
-        """Height and width of what comes out of pictures ``(N, C, H, W)``."""
+        """Height and width of what comes out of images ``(N, C, H, W)``."""
         return (self.size, self.size) if self.size else (images.shape[-2], images.shape[-1])
 
     def split_draws(self, draws: Tensor) -> tuple[Tensor, ...]:
@@ -122,14 +122,14 @@ class AugmentationPipeline:
 
     @property
     def only_flips(self) -> bool:
-        """Whether nothing moves pictures but mirrors, which need no resampling."""
+        """Whether nothing moves images but mirrors, which need no resampling."""
         moving = (
             operation for operation in self.operations if type(operation).compute_matrix is not Operation.compute_matrix
         )
         return all(isinstance(operation, RandomHorizontalFlip) for operation in moving)
 
     def flip(self, images: Tensor, each: Sequence[Tensor]) -> Tensor:
-        """The pictures with the mirrors alone, exactly, in their own type; a fraction of the time of a resampling."""
+        """The images with the mirrors alone, exactly, in their own type; a fraction of the time of a resampling."""
         for operation, own in zip(self.operations, each, strict=True):
             if isinstance(operation, RandomHorizontalFlip):
                 which = (own[:, 0] < operation.probability).view(-1, 1, 1, 1)
@@ -137,7 +137,7 @@ class AugmentationPipeline:
         return images
 
     def compute_matrix(self, draws: Tensor, height: Side, width: Side) -> Tensor | None:
-        """All moves as one matrix ``(N, 3, 3)`` for each picture; None where there are none."""
+        """All moves as one matrix ``(N, 3, 3)`` for each image; None where there are none."""
         if not self.has_stage("compute_matrix"):
             return None
         each = self.split_draws(draws)
@@ -148,7 +148,7 @@ class AugmentationPipeline:
         return whole
 
     def warp(self, images: Tensor, matrix: Tensor | None, mode: str = "bilinear") -> Tensor:
-        """The pictures at the size that comes out, moved as :meth:`geometry` says; masks want ``mode="nearest"``.
+        """The images at the size that comes out, moved as :meth:`geometry` says; masks want ``mode="nearest"``.
 
         What comes in from outside is 0.
         """
@@ -159,16 +159,16 @@ class AugmentationPipeline:
         return F.grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
     def warp_boxes(self, boxes: Tensor, matrix: Tensor, height: Side, width: Side) -> Tensor:
-        """Boxes ``(N, M, 4)`` as x1, y1, x2, y2 in pixels: what bounds them in the moved picture, cut at its border.
+        """Boxes ``(N, M, 4)`` as x1, y1, x2, y2 in pixels: what bounds them in the moved image, cut at its border.
 
-        A box that has left the picture has no area.
+        A box that has left the image has no area.
         """
         right, bottom = (self.size, self.size) if self.size else (width, height)
         sides = _stack_pair(right, bottom, boxes).repeat(1, 1, 2)
         return self.compute_box_bounds(boxes, matrix, height, width).clamp(min=0).minimum(sides)
 
     def compute_box_bounds(self, boxes: Tensor, matrix: Tensor, height: Side, width: Side) -> Tensor:
-        """What bounds boxes ``(N, M, 4)`` in the moved picture and, where they have left it, beyond."""
+        """What bounds boxes ``(N, M, 4)`` in the moved image and, where they have left it, beyond."""
         before = _stack_pair(width, height, boxes).unsqueeze(2)
         after = _stack_pair(self.size, self.size, boxes).unsqueeze(2) if self.size else before
         corners = boxes[..., [0, 1, 2, 1, 0, 3, 2, 3]].view(*boxes.shape[:-1], 4, 2) / before * 2 - 1
@@ -178,12 +178,12 @@ class AugmentationPipeline:
         return torch.cat([found.amin(2), found.amax(2)], -1)
 
     def recolor(self, images: Tensor, draws: Tensor, valid_fraction: Tensor | None = None) -> Tensor:
-        """The pictures ``(N, C, H, W)`` in 0..255 with other colours, cut off at 0 and 255.
+        """The images ``(N, C, H, W)`` in 0..255 with other colours, cut off at 0 and 255.
 
         Args:
             images: what is to be recoloured.
             draws: random numbers.
-            valid_fraction: ``(N, 2)`` shares of H and W that each picture takes where the rest is 0; None: all.
+            valid_fraction: ``(N, 2)`` shares of H and W that each image takes where the rest is 0; None: all.
         """
         if not self.has_stage("compute_color_matrix"):
             return images
@@ -194,7 +194,7 @@ class AugmentationPipeline:
         matrix = torch.eye(3, 4, device=images.device).expand(len(images), 3, 4)
         for operation, own in zip(self.operations, each, strict=True):
             matrix = operation.compute_color_matrix(matrix, _transform_colors(matrix, mean), own)
-        if images.shape[1] == 1:  # a grey picture is one whose three colours are the same
+        if images.shape[1] == 1:  # a grey image is one whose three colours are the same
             gain, offset = matrix[:, 0, :3].sum(1), matrix[:, 0, 3]
             return (images * gain.view(-1, 1, 1, 1) + offset.view(-1, 1, 1, 1)).clamp(0, 255)
         flat = torch.baddbmm(matrix[:, :, 3:], matrix[:, :, :3], images.flatten(2))
@@ -232,7 +232,7 @@ class RandomAffine(Operation):
 
 @dataclass(frozen=True)
 class RandomHorizontalFlip(Operation):
-    """Left and right exchanged, for this share of the pictures."""
+    """Left and right exchanged, for this share of the images."""
 
     dimension: ClassVar[int] = 3
     probability: float = 0.5
@@ -246,14 +246,14 @@ class RandomHorizontalFlip(Operation):
 
 @dataclass(frozen=True)
 class RandomVerticalFlip(RandomHorizontalFlip):
-    """Top and bottom exchanged, for this share of the pictures."""
+    """Top and bottom exchanged, for this share of the images."""
 
     dimension: ClassVar[int] = 2
 
 
 @dataclass(frozen=True)
 class PaddedRandomCrop(Operation):
-    """A crop of the size of the picture after so many pixels of padding on every side (He et al. 2016, section 4.2)."""
+    """A crop of the size of the image after so many pixels of padding on every side (He et al. 2016, section 4.2)."""
 
     num_draws: ClassVar[int] = 2
     padding: float = 4.0
@@ -274,7 +274,7 @@ class RandomResizedCrop(Operation):
     min_area: float = 0.08
 
     def compute_matrix(self, draws: Tensor, height: Side, width: Side) -> Tensor:
-        """The crop fills the picture."""
+        """The crop fills the image."""
         wide, high, left, top = compute_crops(draws, self.min_area, width / height)
         matrix = _build_diagonal(wide, high)
         matrix[:, 0, 2], matrix[:, 1, 2] = 2 * left + wide - 1, 2 * top + high - 1
@@ -282,7 +282,7 @@ class RandomResizedCrop(Operation):
 
 
 def compute_crops(draws: Tensor, min_area: float, aspect: float | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Width, height, left and top of random crops ``(N,)`` each, as shares of a picture ``aspect`` times as wide as
+    """Width, height, left and top of random crops ``(N,)`` each, as shares of an image ``aspect`` times as wide as
     high, from ``(N, 4)`` draws. A side that would not fit is cut.
     """
     area = min_area + (1 - min_area) * draws[:, 0]
@@ -305,7 +305,7 @@ class RandomBrightness(Operation):
 
 @dataclass(frozen=True)
 class RandomContrast(Operation):
-    """The distance to the picture's mean brightness times ``1 - most`` to ``1 + most``."""
+    """The distance to the image's mean brightness times ``1 - most`` to ``1 + most``."""
 
     max_change: float = 0.4
 
@@ -321,7 +321,7 @@ class RandomSaturation(Operation):
     max_change: float = 0.4
 
     def compute_color_matrix(self, matrix: Tensor, mean: Tensor, draws: Tensor) -> Tensor:
-        """Blended with the grey picture."""
+        """Blended with the grey image."""
         return _adjust_saturation(matrix, _compute_factors(draws, self.max_change))
 
 
@@ -343,7 +343,7 @@ class RandomHue(Operation):
 
 @dataclass(frozen=True)
 class RandomGrayscale(Operation):
-    """This share of the pictures without colour."""
+    """This share of the images without colour."""
 
     probability: float = 0.2
 
@@ -376,13 +376,13 @@ class RandomErasing(Operation):
 
 @dataclass(frozen=True)
 class MixUpCutMix(Operation):
-    """Two pictures in one: all over (mixup, Zhang et al. 2018) or in a rectangle (CutMix, Yun et al. 2019).
+    """Two images in one: all over (mixup, Zhang et al. 2018) or in a rectangle (CutMix, Yun et al. 2019).
 
     The other one is half a batch away, so that it is the same one where several processes share the batch. With both,
-    each picture takes one of them at random.
+    each image takes one of them at random.
 
     Args:
-        mixup, cutmix: the parameter of the Beta distribution of the picture's own share; 0: never.
+        mixup, cutmix: the parameter of the Beta distribution of the image's own share; 0: never.
     """
 
     num_draws: ClassVar[int] = 4
@@ -390,7 +390,7 @@ class MixUpCutMix(Operation):
     cutmix: float = 0.0
 
     def mix(self, images: Tensor, targets: Tensor, draws: Tensor) -> Batch:
-        """Pictures and targets with their partners'."""
+        """Images and targets with their partners'."""
         coin, chance, across, down = draws.unbind(1)
         cut = coin < (0.5 if self.mixup and self.cutmix else float(self.cutmix > 0))
         side = (1 - _sample_beta(self.cutmix, chance)).sqrt()
@@ -402,7 +402,7 @@ class MixUpCutMix(Operation):
         return images, own * targets + (1 - own) * targets.roll(len(targets) // 2, 0)
 
 
-# what a picture may meet in RandAugment and TrivialAugment: the strongest in each (Cubuk et al. 2020; Müller and Hutter
+# what an image may meet in RandAugment and TrivialAugment: the strongest in each (Cubuk et al. 2020; Müller and Hutter
 # 2021, the wide space), as torchvision has them; a translation is a share of the width there and pixels here
 MAX_STRENGTHS = {
     "identity": (0.0, 0.0), "shear x": (0.3, 0.99), "shear y": (0.3, 0.99), "translate x": (150 / 331, 32.0),
@@ -414,17 +414,17 @@ MAX_STRENGTHS = {
 
 @dataclass(frozen=True)
 class RandomOperation(Operation):
-    """One of fourteen changes for each picture, of a given strength (RandAugment) or of any (TrivialAugment).
+    """One of fourteen changes for each image, of a given strength (RandAugment) or of any (TrivialAugment).
 
     Args:
-        strength: share of the strongest, in [0, 1]; None: drawn for each picture, from the wide space.
+        strength: share of the strongest, in [0, 1]; None: drawn for each image, from the wide space.
     """
 
     num_draws: ClassVar[int] = 3
     strength: float | None = None
 
     def compute_strengths(self, draws: Tensor, name: str, signed: bool = True) -> Tensor:
-        """How strongly each picture ``(N,)`` is changed in this way: 0 for those that picked another."""
+        """How strongly each image ``(N,)`` is changed in this way: 0 for those that picked another."""
         choice, strength, sign = draws.unbind(1)
         chosen = (choice * len(MAX_STRENGTHS)).floor() == list(MAX_STRENGTHS).index(name)
         share = strength if self.strength is None else torch.full_like(strength, self.strength)
@@ -432,7 +432,7 @@ class RandomOperation(Operation):
         return chosen * share * direction * MAX_STRENGTHS[name][int(self.strength is None)]
 
     def select_images(self, draws: Tensor, name: str) -> Tensor:
-        """Which pictures picked it, ``(N, 1, 1, 1)``."""
+        """Which images picked it, ``(N, 1, 1, 1)``."""
         return ((draws[:, 0] * len(MAX_STRENGTHS)).floor() == list(MAX_STRENGTHS).index(name)).view(-1, 1, 1, 1)
 
     def compute_matrix(self, draws: Tensor, height: Side, width: Side) -> Tensor:
@@ -485,9 +485,9 @@ def build_affine_matrix(
     translation: tuple[Tensor, Tensor],
     aspect: float | Tensor,
 ) -> Tensor:
-    """From where the points of pictures come, ``(N, 3, 3)``: turned (radians), slanted, stretched and shifted.
+    """From where the points of images come, ``(N, 3, 3)``: turned (radians), slanted, stretched and shifted.
 
-    In coordinates from -1 to 1 across the picture, which is ``aspect`` times as wide as high.
+    In coordinates from -1 to 1 across the image, which is ``aspect`` times as wide as high.
     """
     cos, sin = angle.cos(), angle.sin()
     matrix = torch.zeros(len(angle), 3, 3, device=angle.device)
@@ -502,7 +502,7 @@ def build_affine_matrix(
 
 
 def _stack_pair(x: Side, y: Side, like: Tensor) -> Tensor:
-    """``(N or 1, 1, 2)`` of two numbers, or of two for each picture."""
+    """``(N or 1, 1, 2)`` of two numbers, or of two for each image."""
     return torch.stack([torch.as_tensor(side, dtype=like.dtype, device=like.device) for side in (x, y)], -1).view(
         -1, 1, 2
     )
@@ -533,21 +533,21 @@ def _adjust_contrast(matrix: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
     return factor * matrix + offset
 
 
-def _smooth(pictures: Tensor) -> Tensor:
+def _smooth(images: Tensor) -> Tensor:
     """Each pixel averaged with its neighbours, itself five times; the border stays (as Pillow smooths)."""
-    kernel = torch.ones(pictures.shape[1], 1, 3, 3, device=pictures.device)
+    kernel = torch.ones(images.shape[1], 1, 3, 3, device=images.device)
     kernel[:, :, 1, 1] = 5
-    inner = F.conv2d(pictures, kernel / 13, groups=pictures.shape[1])
-    smooth = pictures.clone()
+    inner = F.conv2d(images, kernel / 13, groups=images.shape[1])
+    smooth = images.clone()
     smooth[:, :, 1:-1, 1:-1] = inner
     return smooth
 
 
-def _build_box_masks(pictures: Tensor, across: Tensor, down: Tensor, wide: Tensor, high: Tensor) -> Tensor:
-    """Masks ``(N, 1, H, W)`` of rectangles about a middle, all in shares of the picture."""
-    height, width = pictures.shape[-2:]
-    y = ((torch.arange(height, device=pictures.device) + 0.5) / height).view(1, 1, -1, 1)
-    x = ((torch.arange(width, device=pictures.device) + 0.5) / width).view(1, 1, 1, -1)
+def _build_box_masks(images: Tensor, across: Tensor, down: Tensor, wide: Tensor, high: Tensor) -> Tensor:
+    """Masks ``(N, 1, H, W)`` of rectangles about a middle, all in shares of the image."""
+    height, width = images.shape[-2:]
+    y = ((torch.arange(height, device=images.device) + 0.5) / height).view(1, 1, -1, 1)
+    x = ((torch.arange(width, device=images.device) + 0.5) / width).view(1, 1, 1, -1)
     across, down, wide, high = (value.view(-1, 1, 1, 1) for value in (across, down, wide, high))
     return ((x - across).abs() < wide / 2) & ((y - down).abs() < high / 2)
 

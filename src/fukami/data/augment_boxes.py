@@ -1,6 +1,6 @@
-"""Augmentation of pictures in frames: what is in a picture, its boxes and its masks, moves with the pixels.
+"""Augmentation of images in frames: what is in an image, its boxes and its masks, moves with the pixels.
 
-A frame is as large as the largest picture of a batch. Each picture is changed within its own sides; beyond them its
+A frame is as large as the largest image of a batch. Each image is changed within its own sides; beyond them its
 frame stays 0.
 """
 
@@ -16,17 +16,17 @@ from fukami.data.samples import PaddedBatch
 from fukami.errors import UsageError
 
 SIZE_DIVISOR = 32  # pixels of which the sides of a frame are a multiple: the stride of the deepest maps
-MIN_VISIBLE_FRACTION = 0.3  # least share of a box that a move leaves in the picture
+MIN_VISIBLE_FRACTION = 0.3  # least share of a box that a move leaves in the image
 UNSUPPORTED_OPERATIONS = {
-    "mixup": "mixes two pictures, whose boxes and masks cannot be mixed",
-    "cutmix": "mixes two pictures, whose boxes and masks cannot be mixed",
-    "trivial": "counts the black of the frame among a picture's colours",
-    "rand": "counts the black of the frame among a picture's colours",
+    "mixup": "mixes two images, whose boxes and masks cannot be mixed",
+    "cutmix": "mixes two images, whose boxes and masks cannot be mixed",
+    "trivial": "counts the black of the frame among an image's colours",
+    "rand": "counts the black of the frame among an image's colours",
 }
 
 
 def parse_box_augmentation(specs: Sequence[str]) -> AugmentationPipeline | None:
-    """The augmentation of pictures with boxes or masks that the words ask for, which keeps their sides; None: none.
+    """The augmentation of images with boxes or masks that the words ask for, which keeps their sides; None: none.
 
     Raises:
         UsageError: a word is unknown or given twice or makes no sense with boxes and masks, or its strength is out of
@@ -40,7 +40,7 @@ def parse_box_augmentation(specs: Sequence[str]) -> AugmentationPipeline | None:
 
 
 def augment_batch(augmentation: AugmentationPipeline, batch: PaddedBatch, draws: Tensor) -> PaddedBatch:
-    """The batch with its pictures, boxes and masks changed; those boxes of which too little is left become 0.
+    """The batch with its images, boxes and masks changed; those boxes of which too little is left become 0.
 
     Args:
         augmentation: as :func:`parse` makes it.
@@ -49,24 +49,24 @@ def augment_batch(augmentation: AugmentationPipeline, batch: PaddedBatch, draws:
     """
     heights, widths = batch.sizes.unbind(1)
     geometry = augmentation.compute_matrix(draws, heights, widths)
-    pictures, boxes, classes, masks = batch.images, batch.boxes, batch.classes, batch.masks
+    images, boxes, classes, masks = batch.images, batch.boxes, batch.classes, batch.masks
     if geometry is not None:
-        pictures = warp_images(augmentation, pictures, geometry, batch.sizes, draws)
+        images = warp_images(augmentation, images, geometry, batch.sizes, draws)
         if masks.numel():
             masks = warp_images(augmentation, masks.unsqueeze(1), geometry, batch.sizes).squeeze(1)
         boxes, seen = warp_visible_boxes(augmentation, boxes, geometry, batch.sizes)
         classes = torch.where(seen, classes, -1)
         boxes = boxes * seen.unsqueeze(2)
-    covered = batch.sizes / torch.tensor(pictures.shape[-2:], device=draws.device)
+    covered = batch.sizes / torch.tensor(images.shape[-2:], device=draws.device)
     if augmentation.has_stage("compute_color_matrix"):  # which would light up the frame
-        pictures = augmentation.recolor(pictures, draws, covered) * compute_valid_mask(batch.sizes, pictures)
+        images = augmentation.recolor(images, draws, covered) * compute_valid_mask(batch.sizes, images)
     for operation, own in zip(augmentation.operations, augmentation.split_draws(draws), strict=True):
-        pictures = operation.change_pixels(pictures, own, covered)
-    return batch._replace(images=pictures, boxes=boxes, classes=classes, masks=masks)
+        images = operation.change_pixels(images, own, covered)
+    return batch._replace(images=images, boxes=boxes, classes=classes, masks=masks)
 
 
 def crop_batch(batch: PaddedBatch, window_size: int, draws: Tensor) -> PaddedBatch:
-    """A square of at most ``window_size`` pixels a side out of each picture and its mask, anywhere in it.
+    """A square of at most ``window_size`` pixels a side out of each image and its mask, anywhere in it.
 
     Args:
         batch: with masks; boxes are not cut.
@@ -93,7 +93,7 @@ def crop_batch(batch: PaddedBatch, window_size: int, draws: Tensor) -> PaddedBat
 def warp_images(
     augmentation: AugmentationPipeline, images: Tensor, matrix: Tensor, sizes: Tensor, draws: Tensor | None = None
 ) -> Tensor:
-    """Pictures ``(N, C, H, W)`` moved as :meth:`Augment.geometry` says of their own ``sizes`` ``(N, 2)``.
+    """Images ``(N, C, H, W)`` moved as :meth:`Augment.geometry` says of their own ``sizes`` ``(N, 2)``.
 
     Masks and maps of classes, which are not to be blended, go without ``draws``: they take the nearest pixel. Mirrors
     alone keep the type and every pixel.
@@ -107,7 +107,7 @@ def warp_images(
 
 
 def flip_images(images: Tensor, matrix: Tensor, sizes: Tensor) -> Tensor:
-    """The pictures mirrored within their own sides where the moves say so, exactly."""
+    """The images mirrored within their own sides where the moves say so, exactly."""
     for dimension, row in ((2, 1), (3, 0)):
         side = images.shape[dimension]
         own = sizes[:, dimension - 2].long().unsqueeze(1)
@@ -119,7 +119,7 @@ def flip_images(images: Tensor, matrix: Tensor, sizes: Tensor) -> Tensor:
 
 
 def convert_to_frame(matrix: Tensor, sizes: Tensor, images: Tensor) -> Tensor:
-    """Moves ``(N, 3, 3)`` in coordinates of each picture in those of the frame that it is in, both from -1 to 1."""
+    """Moves ``(N, 3, 3)`` in coordinates of each image in those of the frame that it is in, both from -1 to 1."""
     share = (sizes / torch.tensor(images.shape[-2:], device=sizes.device)).flip(1)
     outward = F.pad(share, (0, 1), value=1.0).diag_embed()
     outward[:, :2, 2] = share - 1
@@ -138,7 +138,7 @@ def warp_visible_boxes(
 
 
 def compute_valid_mask(sizes: Tensor, images: Tensor) -> Tensor:
-    """``(N, 1, H, W)``: which pixels of the frames belong to the pictures."""
+    """``(N, 1, H, W)``: which pixels of the frames belong to the images."""
     rows, columns = (torch.arange(side, device=sizes.device) for side in images.shape[-2:])
     heights, widths = (side.view(-1, 1, 1, 1) for side in sizes.unbind(1))
     return (rows.view(1, 1, -1, 1) < heights) & (columns < widths)

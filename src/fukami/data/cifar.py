@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: 60,000 colour pictures of 32×32 (Krizhevsky 2009), through torchvision's readers."""
+"""CIFAR-10 and CIFAR-100: 60,000 colour images of 32×32 (Krizhevsky 2009), through torchvision's readers."""
 
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 
 
 def load_cifar(name: str) -> Path | tuple[tuple[Any, Any], tuple[str, ...]]:
-    """``(train, test), class names``, each part ``(pictures (N, 32, 32, 3) uint8, labels (N,))``.
+    """``(train, test), class names``, each part ``(images (N, 32, 32, 3) uint8, labels (N,))``.
 
-    Where ``$FUKAMI_DATA`` or the cache folder has the pictures as files (``cifar10.zip`` or a folder ``cifar10``) and
+    Where ``$FUKAMI_DATA`` or the cache folder has the images as files (``cifar10.zip`` or a folder ``cifar10``) and
     not the original, the path of those. Only where there is neither, the original is downloaded.
 
     Raises:
@@ -26,9 +26,9 @@ def load_cifar(name: str) -> Path | tuple[tuple[Any, Any], tuple[str, ...]]:
     for place in list_data_folders():
         if (place / FOLDERS[name]).is_dir():
             break
-        for pictures in (place / name, place / f"{name}.zip"):
-            if pictures.exists():
-                return pictures
+        for images in (place / name, place / f"{name}.zip"):
+            if images.exists():
+                return images
     else:
         place = get_cache_folder()
     try:

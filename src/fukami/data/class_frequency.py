@@ -19,7 +19,7 @@ ClassCounts = npt.NDArray[np.int64]
 
 
 def count_class_pixels(samples: Sequence[Sample], num_classes: int) -> ClassCounts:
-    """Of the masks of the samples: the pixels of each class, and the labelled ones of all pictures that have any of
+    """Of the masks of the samples: the pixels of each class, and the labelled ones of all images that have any of
     it, ``(2, classes)``.
 
     What was counted of the same files before is read from the cache folder. Masks that cannot be read count nothing.

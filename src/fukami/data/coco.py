@@ -1,6 +1,6 @@
 """Annotations in the JSON of COCO (Lin et al. 2014), as Roboflow, CVAT, labelme's converters and others write it, too.
 
-A file is ``annotations/instances_train2017.json`` and the like with the pictures in a folder beside it, a
+A file is ``annotations/instances_train2017.json`` and the like with the images in a folder beside it, a
 ``_annotations.coco.json`` in each of the folders ``train``, ``valid`` and ``test``, or a single file. Boxes are left,
 top, width and height, counted from 0.
 """
@@ -99,7 +99,7 @@ def read_coco(
         sheets.splits[part] = keep_existing_images(_parse_annotations(path, found, sheets), sheets, part, path)
         if on_records:
             on_records(path, found, sheets)
-    if root.is_dir():  # a single file may well be of some of the pictures that lie there
+    if root.is_dir():  # a single file may well be of some of the images that lie there
         listed = {entry.image_path for entries in sheets.splits.values() for entry in entries}
         places = sorted({path.parent for path in listed})
         sheets.unannotated_images = [path for place in places for path in list_images(place) if path not in listed]
@@ -173,16 +173,16 @@ def _parse_annotations(path: Path, found: Records, sheets: DatasetAnnotations) -
     boxes: dict[Any, list[Box]] = {}
     for line, fields in found["annotations"]:
         note = f"annotation {to_text(fields.get('id'))}"
-        category, picture = to_key(fields.get("category_id")), to_key(fields.get("image_id"))
-        if picture not in known:
-            detail = f"{note} is of picture {picture}, which is not among the images; add it, or remove the annotation"
-            sheets.orphan_annotations.append(AnnotationProblem("no picture", path, line, detail))
+        category, image = to_key(fields.get("category_id")), to_key(fields.get("image_id"))
+        if image not in known:
+            detail = f"{note} is of image {image}, which is not among the images; add it, or remove the annotation"
+            sheets.orphan_annotations.append(AnnotationProblem("no image", path, line, detail))
             continue
         if category not in labels:
             detail = f"{note} is of category {category}, which is not among the categories"
             sheets.orphan_annotations.append(AnnotationProblem("no class", path, line, detail))
         kind = CROWD if fields.get("iscrowd") in (1, "1") else REGULAR
-        boxes.setdefault(picture, []).append(Box(labels.get(category, ""), _parse_corners(fields), kind, line, note))
+        boxes.setdefault(image, []).append(Box(labels.get(category, ""), _parse_corners(fields), kind, line, note))
     locate = ImageLocator(path)
     for line, fields in found["images"]:
         width, height = to_number(fields.get("width")), to_number(fields.get("height"))
@@ -211,7 +211,7 @@ def _parse_corners(fields: dict[str, Any]) -> tuple[float, float, float, float]:
 
 
 class ImageLocator:
-    """Where the pictures of a file lie: the first of the usual folders that has one, and then that one first."""
+    """Where the images of a file lie: the first of the usual folders that has one, and then that one first."""
 
     def __init__(self, path: Path) -> None:
         above = path.parent.parent
@@ -222,7 +222,7 @@ class ImageLocator:
         self.folders += beside if path.parent.name.lower() in ("annotations", "labels") else []
 
     def __call__(self, name: str) -> Path:
-        """The path of a picture, in the first folder where it is in none."""
+        """The path of an image, in the first folder where it is in none."""
         for place in self.folders:
             if is_file(place / name):
                 self.folders.remove(place)

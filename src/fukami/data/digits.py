@@ -13,19 +13,19 @@ UInt8Array = npt.NDArray[np.uint8]
 
 
 def load_digits() -> tuple[UInt8Array, UInt8Array]:
-    """Pictures ``(1797, 28, 28)`` in 0..255 and labels 0..9.
+    """Images ``(1797, 28, 28)`` in 0..255 and labels 0..9.
 
-    Each 8×8 picture is enlarged to 20×20 and set into 28×28, MNIST's convention, so that networks trained on the one
+    Each 8×8 image is enlarged to 20×20 and set into 28×28, MNIST's convention, so that networks trained on the one
     read the other.
     """
     small, labels = load_original_digits()
     small = np.clip(small * (255 / 16), 0, 255).astype(np.uint8)
-    large = [np.asarray(Image.fromarray(picture).resize((20, 20), Image.Resampling.BICUBIC)) for picture in small]
+    large = [np.asarray(Image.fromarray(image).resize((20, 20), Image.Resampling.BICUBIC)) for image in small]
     return np.pad(np.stack(large), ((0, 0), (4, 4), (4, 4))), labels
 
 
 def load_original_digits() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
-    """As they were published: pictures ``(1797, 8, 8)`` in 0..16 and labels 0..9."""
+    """As they were published: images ``(1797, 8, 8)`` in 0..16 and labels 0..9."""
     file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
     table = np.loadtxt(str(file), delimiter=",")  # to import scikit-learn for it takes longer than a short training
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.uint8)

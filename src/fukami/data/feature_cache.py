@@ -1,4 +1,4 @@
-"""Features of regions, kept in the cache folder: what a network said of a picture need not be computed again."""
+"""Features of regions, kept in the cache folder: what a network said of an image need not be computed again."""
 
 import contextlib
 import hashlib
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class FeatureCache:
-    """The features that one network gave, a file for each picture; read and written by whoever has the same network.
+    """The features that one network gave, a file for each image; read and written by whoever has the same network.
 
     Args:
         network: whose features they are; it does not change.
@@ -53,7 +53,7 @@ class FeatureCache:
         return sum(sizes.values())
 
     def get_path(self, image: Tensor, boxes: Tensor) -> Path:
-        """Where the features of these boxes of this picture are, or would be."""
+        """Where the features of these boxes of this image are, or would be."""
         digest = hashlib.blake2b(_to_bytes(image), digest_size=16)
         digest.update(_to_bytes(boxes))
         return self.folder / f"{digest.hexdigest()}.safetensors"

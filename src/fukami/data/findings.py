@@ -53,7 +53,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class ImageItem:
-    """A picture to look at: where it is, what messages call it, its class and its part (empty: no parts)."""
+    """An image to look at: where it is, what messages call it, its class and its part (empty: no parts)."""
 
     path: Path
     name: str
@@ -65,9 +65,9 @@ class ImageItem:
 
 @dataclass
 class Findings:
-    """What is wrong, and how much was looked at: readable pictures of each class, by part.
+    """What is wrong, and how much was looked at: readable images of each class, by part.
 
-    Of pictures with boxes or masks, which are of no one class, ``annotation_counts`` has the boxes or pixels of each
+    Of images with boxes or masks, which are of no one class, ``annotation_counts`` has the boxes or pixels of each
     class by part, as ``unit`` says, and ``first_locations`` the file and line in which a class is first named.
     """
 
@@ -83,14 +83,14 @@ class Findings:
 
     def __str__(self) -> str:
         """The summary, in one sentence."""
-        pictures = sum(counter.total() for counter in self.image_counts.values())
+        images = sum(counter.total() for counter in self.image_counts.values())
         things = sum(counter.total() for counter in self.annotation_counts.values())
         classes = len(
             {label for counter in (self.annotation_counts or self.image_counts).values() for label in counter}
         )
         between = f" with {format_count(things, self.unit)}" if self.annotation_counts else ""
         of = "" if self.unit == "sentence" else f" of {format_count(classes, 'class')}"
-        among = f"{format_count(pictures, 'readable picture')}{between}{of}"
+        among = f"{format_count(images, 'readable image')}{between}{of}"
         kinds = Counter(found.kind for found in self.problems)
         listed = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
         all_told = format_count(len(self.problems), "problem")
@@ -101,7 +101,7 @@ class Findings:
 
 
 def hash_images(items: Iterable[ImageItem], findings: Findings) -> Iterator[tuple[ImageItem, bytes]]:
-    """The pictures that can be read, each with the digest of its pixels; the others are told."""
+    """The images that can be read, each with the digest of its pixels; the others are told."""
     console = Console(stderr=True)
     columns = (
         TextColumn("looking at"),
@@ -131,8 +131,8 @@ def check_image(item: ImageItem) -> tuple[bytes | None, list[Problem]]:
     source = item.content or item.path
     try:
         with convert_memory_errors(str(item.path)):
-            picture = image_io.read_image(source, name=str(item.path))
-            pixels = hash_pixels(np.asarray(picture.convert("RGB")))
+            image = image_io.read_image(source, name=str(item.path))
+            pixels = hash_pixels(np.asarray(image.convert("RGB")))
     except Error as error:
         return None, [Problem("broken", str(error).removeprefix(f"{item.path} "), item.name)]
     problems = []
@@ -141,19 +141,19 @@ def check_image(item: ImageItem) -> tuple[bytes | None, list[Problem]]:
     if expected and kind and kind != expected and (expected, kind) not in EQUIVALENT_FORMATS:
         detail = f"is {kind} by content, not {expected} as its name says"
         problems.append(Problem("wrong suffix", detail, item.name))
-    if min(picture.size) < MIN_SIDE:
-        detail = f"is {picture.width}×{picture.height} pixels; a side below {MIN_SIDE} shows nothing"
+    if min(image.size) < MIN_SIDE:
+        detail = f"is {image.width}×{image.height} pixels; a side below {MIN_SIDE} shows nothing"
         problems.append(Problem("tiny", detail, item.name))
     return pixels, problems
 
 
 def detect_format(file: Path | bytes) -> str | None:
-    """The format by content, None for what is no picture; nothing is decoded."""
+    """The format by content, None for what is no image; nothing is decoded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
-                return picture.format
+            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+                return image.format
         except Exception:  # a reader may fail in any way on a strange file
             return None
 
@@ -175,12 +175,12 @@ def check_duplicates(hashed_images: Iterable[tuple[ImageItem, bytes]], findings:
         if others:
             worst = min(others, key=lambda other: (other.label == item.label, other.split == item.split))
             kind, detail = describe_conflict(item, worst)
-            findings.add(kind, f"is the same picture as {worst.name}{detail}", file=item.name)
+            findings.add(kind, f"is the same image as {worst.name}{detail}", file=item.name)
         others.append(item)
 
 
 def describe_conflict(item: ImageItem, other: ImageItem) -> tuple[str, str]:
-    """The kind of problem of one picture that is there twice, and how the two differ."""
+    """The kind of problem of one image that is there twice, and how the two differ."""
     labels = f", whose class is {other.label!r} and not {item.label!r}" if item.label != other.label else ""
     parts = f"; one is in {other.split!r}, the other in {item.split!r}" if item.split != other.split else ""
     kind = "two classes" if labels else "duplicate across parts" if parts else "duplicate"
@@ -188,16 +188,14 @@ def describe_conflict(item: ImageItem, other: ImageItem) -> tuple[str, str]:
 
 
 def check_classes(findings: Findings) -> None:
-    """The names and the sizes of the classes, in pictures, boxes or pixels."""
+    """The names and the sizes of the classes, in images, boxes or pixels."""
     counts, things = (
-        (findings.annotation_counts, findings.unit)
-        if findings.annotation_counts
-        else (findings.image_counts, "picture")
+        (findings.annotation_counts, findings.unit) if findings.annotation_counts else (findings.image_counts, "image")
     )
     labels = sorted({label for counter in counts.values() for label in counter})
     every = sum(counts.values(), Counter[str]())
     check_class_names(sorted(labels, key=lambda label: -every[label]), findings)  # so that the rare spelling is told
-    if len(labels) == 1 and things == "picture":
+    if len(labels) == 1 and things == "image":
         findings.add("lone class", "there is no other class to tell it from", label=labels[0])
     training = [part for part in counts if part.lower() in (*image_folder.TRAIN_NAMES, "trainval", "")]
     sizes = sum((counts[part] for part in training), Counter[str]())  # leaves out the empty ones
@@ -217,7 +215,7 @@ def check_classes(findings: Findings) -> None:
             detail = f"{has}, and {largest!r} has {most}: more than {MAX_IMBALANCE} times as many"
             findings.add("unbalanced", detail, label=label)
         if not holders and not any(each.kind == "empty" and each.label == label for each in findings.problems):
-            none = "not one of its pictures can be read" if things == "picture" else f"not one {things} of it is good"
+            none = "not one of its images can be read" if things == "image" else f"not one {things} of it is good"
             findings.add("empty", none, label=label)
 
 

@@ -1,4 +1,4 @@
-"""A folder of pictures by class, the user's own; an archive of one is unpacked into the cache folder first."""
+"""A folder of images by class, the user's own; an archive of one is unpacked into the cache folder first."""
 
 import csv
 import io
@@ -19,8 +19,8 @@ from fukami.image.transform import SquareTransform
 
 logger = logging.getLogger(__name__)
 TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "testing", "val", "valid", "validation")
-MAX_LISTED = 5  # broken pictures that a message names
-MAX_BROKEN = 100  # pictures of a part that may be broken
+MAX_LISTED = 5  # broken images that a message names
+MAX_BROKEN = 100  # images of a part that may be broken
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -37,17 +37,17 @@ def scan_folder(path: Path) -> tuple[FolderSplit, FolderSplit | None]:
     """The training part and the test part (None where the folder has no parts of its own) of a folder or an archive.
 
     ``PATH/train/CLASS/...`` and ``PATH/test/CLASS/...`` (or ``val``) are parts; otherwise ``PATH/CLASS/...`` is all
-    there is. Whatever lies deeper belongs to the class. Hidden files and files that are no pictures by name are passed
+    there is. Whatever lies deeper belongs to the class. Hidden files and files that are no images by name are passed
     over.
 
     Raises:
-        Error: there are no folders of pictures at the path.
+        Error: there are no folders of images at the path.
     """
     root = unpack_archive(path) if path.is_file() else path
     while len(inside := list_folders(root)) == 1 and len(list_folders(inside[0])) > 1:
         root = inside[0]  # the one folder that an archive packs everything into
     if not inside:
-        raise Error(f"{path} has no folders in it; expected one folder of pictures for each class")
+        raise Error(f"{path} has no folders in it; expected one folder of images for each class")
     by_name = {folder.name.lower(): folder for folder in inside}
     train = next((by_name[name] for name in TRAIN_NAMES if name in by_name), None)
     test = next((by_name[name] for name in TEST_NAMES if name in by_name), None)
@@ -86,7 +86,7 @@ def read_csv(path: Path) -> tuple[FolderSplit, FolderSplit | None]:
     except csv.Error as error:
         raise Error(f"{path}, line {reader.line_num}: is no CSV ({error}); fix it") from None
     if not any(parts.values()):
-        raise Error(f"{path} names no picture; expected a line for each, as in: cats/1.jpg,cat")
+        raise Error(f"{path} names no image; expected a line for each, as in: cats/1.jpg,cat")
     train, test = (
         FolderSplit(*map(tuple, zip(*part, strict=True))) if part else FolderSplit((), ()) for part in parts.values()
     )
@@ -96,45 +96,45 @@ def read_csv(path: Path) -> tuple[FolderSplit, FolderSplit | None]:
 def stack_images(
     results: Iterable["UInt8Array | Error"], count: int, prepare: SquareTransform, max_broken: int = MAX_BROKEN
 ) -> tuple[list[int], UInt8Array]:
-    """Which of the pictures could be read, and what is in them ``(N, H, W, C)``, each as the network is to see it.
+    """Which of the images could be read, and what is in them ``(N, H, W, C)``, each as the network is to see it.
 
     Those that could not are left out and named.
 
     Args:
-        results: each picture, or what is wrong with it.
+        results: each image, or what is wrong with it.
         count: how many there are.
         prepare: what their size comes from.
-        max_broken: pictures that may be broken.
+        max_broken: images that may be broken.
 
     Raises:
-        Error: more are, or not one picture can be read.
+        Error: more are, or not one image can be read.
     """
-    pictures = np.zeros((count, prepare.size, prepare.size, prepare.channels), np.uint8)
+    images = np.zeros((count, prepare.size, prepare.size, prepare.channels), np.uint8)
     good: list[int] = []
     broken: list[str] = []
     for number, result in enumerate(results):
         if isinstance(result, Error):
             broken.append(str(result))
         else:
-            pictures[len(good)] = result
+            images[len(good)] = result
             good.append(number)
     if broken and not good:
-        raise Error(f"not one of the {count} pictures can be read; the first: {broken[0]}")
+        raise Error(f"not one of the {count} images can be read; the first: {broken[0]}")
     if broken:
-        logger.warning(f"{len(broken)} of {count} pictures are left out:\n{format_errors(broken)}")
+        logger.warning(f"{len(broken)} of {count} images are left out:\n{format_errors(broken)}")
     check_broken(broken, max_broken)
-    return good, pictures[: len(good)]
+    return good, images[: len(good)]
 
 
 def check_broken(errors: Sequence[str], max_broken: int) -> None:
-    """Refuse more broken pictures than are allowed.
+    """Refuse more broken images than are allowed.
 
     Raises:
         Error: there are more; the first are named.
     """
     if len(errors) > max_broken:
         raise Error(
-            f"{len(errors)} pictures are broken, and --max-broken allows {max_broken}; mend them or allow more. "
+            f"{len(errors)} images are broken, and --max-broken allows {max_broken}; mend them or allow more. "
             f"The first:\n{format_errors(errors)}"
         )
 
@@ -165,7 +165,7 @@ def select_holdout(classes: npt.ArrayLike, fraction: float) -> npt.NDArray[np.bo
 def _scan_split(path: Path, root: Path) -> FolderSplit:
     found = [(file, folder.name) for folder in list_folders(root) for file in find_images(folder)]
     if not found:
-        raise Error(f"{path}: no pictures in the folders of {root}; expected {root.name}/CLASS/picture.png")
+        raise Error(f"{path}: no images in the folders of {root}; expected {root.name}/CLASS/image.png")
     files, classes = zip(*found, strict=True)
     return FolderSplit(files, classes)
 
@@ -184,7 +184,7 @@ def descend_single_folders(path: Path) -> Iterator[Path]:
 
 
 def find_images(root: Path) -> list[Path]:
-    """The files below a folder that are pictures by name, in order, without hidden ones and what macOS adds."""
+    """The files below a folder that are images by name, in order, without hidden ones and what macOS adds."""
     kinds = image_io.get_image_suffixes()
     return [
         file

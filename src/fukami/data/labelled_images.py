@@ -1,4 +1,4 @@
-"""Classified pictures from any source, by name or path."""
+"""Classified images from any source, by name or path."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ DATASET_NAMES = ("digits", "mnist", "cifar10", "cifar100", "imagenet")
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """Pictures ``(N, C, H, W)`` uint8 with the number ``(N,)`` of the class of each, and their names."""
+    """Images ``(N, C, H, W)`` uint8 with the number ``(N,)`` of the class of each, and their names."""
 
     images: Tensor
     targets: Tensor
@@ -32,10 +32,10 @@ class DecodedImages:
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Classified pictures that are not prepared for a network yet.
+    """Classified images that are not prepared for a network yet.
 
     Args:
-        items: files, samples in shards, or an array of pictures ``(N, H, W)`` or ``(N, H, W, 3)`` uint8.
+        items: files, samples in shards, or an array of images ``(N, H, W)`` or ``(N, H, W, 3)`` uint8.
         targets: ``(N,)`` class numbers.
     """
 
@@ -57,10 +57,10 @@ class LabelledImages:
         return LabelledImages(items, self.targets[mask])
 
     def decode(self, prepare: SquareTransform, max_broken: int = image_folder.MAX_BROKEN) -> DecodedImages:
-        """All pictures as a network sees them, in memory; broken ones are left out and named.
+        """All images as a network sees them, in memory; broken ones are left out and named.
 
         Raises:
-            Error: more pictures than ``max_broken`` are, or not one can be read.
+            Error: more images than ``max_broken`` are, or not one can be read.
         """
         from fukami.data import streaming, webdataset
 
@@ -71,14 +71,12 @@ class LabelledImages:
             max_broken -= len(self.items.problems)  # which are told already
         else:
             results = streaming.decode_files(self.items, prepare)
-        good, pictures = image_folder.stack_images(results, len(self.items), prepare, max_broken)
+        good, images = image_folder.stack_images(results, len(self.items), prepare, max_broken)
         which = np.zeros(len(self.items), bool)
         which[good] = True
         kept = self.select(which).items
         names = kept.names if isinstance(kept, shards.ShardSamples) else list(map(str, kept))
-        return DecodedImages(
-            torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.from_numpy(self.targets[good]), names
-        )
+        return DecodedImages(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(self.targets[good]), names)
 
 
 def load_labelled_images(spec: str, holdout: float) -> tuple[LabelledImages, LabelledImages, tuple[str, ...]]:
@@ -86,7 +84,7 @@ def load_labelled_images(spec: str, holdout: float) -> tuple[LabelledImages, Lab
 
     Args:
         spec: ``mnist``, ``digits``, ``cifar10``, ``cifar100``, ``imagenet``, or the path of a folder (or archive) of
-            pictures by class, or of a CSV file with the columns ``path`` and ``label`` (and perhaps ``split``), or
+            images by class, or of a CSV file with the columns ``path`` and ``label`` (and perhaps ``split``), or
             shards as :func:`fukami.data.shards.load_shards` takes them.
         holdout: share of each class that is the test part, where the data have none of their own.
 
@@ -141,16 +139,16 @@ def _hold_out(
     return train.select(~held), train.select(held)
 
 
-def _resize(pictures: image_folder.UInt8Array, prepare: SquareTransform) -> Tensor:
-    """Pictures ``(N, H, W)`` or ``(N, H, W, 3)`` as ``(N, C, size, size)``; those of that size already cost little.
+def _resize(images: image_folder.UInt8Array, prepare: SquareTransform) -> Tensor:
+    """Images ``(N, H, W)`` or ``(N, H, W, 3)`` as ``(N, C, size, size)``; those of that size already cost little.
 
     The embedded and the standard sets are in the form that a network sees: a digit needs no finding there.
     """
-    channels = 1 if pictures.ndim == 3 else 3
-    if pictures.shape[1] != prepare.size or (channels, prepare.channels) == (3, 1):
+    channels = 1 if images.ndim == 3 else 3
+    if images.shape[1] != prepare.size or (channels, prepare.channels) == (3, 1):
         fitted = [
-            image_io.resize_and_crop(Image.fromarray(p), channels=prepare.channels, size=prepare.size) for p in pictures
+            image_io.resize_and_crop(Image.fromarray(p), channels=prepare.channels, size=prepare.size) for p in images
         ]
         return torch.from_numpy(np.stack(fitted))
-    found = torch.from_numpy(np.ascontiguousarray(pictures)).view(len(pictures), prepare.size, prepare.size, channels)
+    found = torch.from_numpy(np.ascontiguousarray(images)).view(len(images), prepare.size, prepare.size, channels)
     return found.permute(0, 3, 1, 2).repeat(1, prepare.channels // channels, 1, 1)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
 
 Batch = tuple[Tensor, Tensor]
-SEQUENTIAL_BATCH_SIZE = 256  # pictures in a batch that is only looked at
+SEQUENTIAL_BATCH_SIZE = 256  # images in a batch that is only looked at
 
 
 class BatchLoader:
@@ -27,10 +27,10 @@ class BatchLoader:
     Args:
         targets: ``(N,)`` class numbers.
         labels: what the classes are called.
-        names: what the pictures are called, for messages.
-        batch_size: pictures in a batch, over all processes.
-        seed: shuffle, drop the last incomplete batch and augment, repeatably; None: every picture once, in order.
-        balanced: each picture of a pass is drawn with replacement, all classes equally often.
+        names: what the images are called, for messages.
+        batch_size: images in a batch, over all processes.
+        seed: shuffle, drop the last incomplete batch and augment, repeatably; None: every image once, in order.
+        balanced: each image of a pass is drawn with replacement, all classes equally often.
         augment: applied on the device to each training batch.
     """
 
@@ -46,7 +46,7 @@ class BatchLoader:
         augment: Augmentation | None = None,
     ) -> None:
         if batch_size < 1:
-            raise UsageError(f"a batch holds at least one picture, not {batch_size}")
+            raise UsageError(f"a batch holds at least one image, not {batch_size}")
         self.targets, self.labels, self.names = targets, labels, names
         self.seed, self.balanced, self.augment = seed, balanced, augment
         self.batch_size = min(batch_size, max(len(targets), 1)) if seed is not None else batch_size
@@ -61,7 +61,7 @@ class BatchLoader:
             UsageError: the processes cannot share a batch evenly.
         """
         if self.seed is not None and len(self.targets) == 0:
-            raise Error("there is no picture to train on; give a folder with pictures, or a smaller --holdout")
+            raise Error("there is no image to train on; give a folder with images, or a smaller --holdout")
         if self.seed is not None and self.batch_size % runtime.world_size:
             raise UsageError(
                 f"{runtime.world_size} processes cannot share a batch of {self.batch_size} evenly; change --batch-size"
@@ -76,15 +76,15 @@ class BatchLoader:
 
     @property
     def num_draws(self) -> int:
-        """Random numbers for each picture."""
+        """Random numbers for each image."""
         return self.augment.num_draws if self.augment else 0
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of one pass, ``(pictures (N, C, H, W) in 0..255, targets)``; a pass cut off is finished."""
+        """The batches of one pass, ``(images (N, C, H, W) in 0..255, targets)``; a pass cut off is finished."""
         raise NotImplementedError
 
     def iterate_in_order(self) -> Iterator[Batch]:
-        """Every picture once, in order and not augmented; the training goes on as if nothing had been."""
+        """Every image once, in order and not augmented; the training goes on as if nothing had been."""
         raise NotImplementedError
 
     def iterate_local_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -135,16 +135,14 @@ class BatchLoader:
         turn, at = divmod(step, len(self))
         members = self._plan_epoch(turn)[0][at * self.batch_size : (at + 1) * self.batch_size].tolist()
         first = ", ".join(self.names[i] if self.names else f"#{i}" for i in members[:4])
-        return (
-            f"batch {at + 1} of {len(self)} in epoch {turn + 1} (pictures {first}{' ...' if len(members) > 4 else ''})"
-        )
+        return f"batch {at + 1} of {len(self)} in epoch {turn + 1} (images {first}{' ...' if len(members) > 4 else ''})"
 
     def _make_generator(self, epoch: int) -> torch.Generator:
         """That of a pass, at its beginning."""
         return torch.Generator().manual_seed(((self.seed or 0) * 1_000_003 + epoch) % 2**63)
 
     def _plan_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """For a pass: the order of the pictures, and the random numbers of their augmentation in that order."""
+        """For a pass: the order of the images, and the random numbers of their augmentation in that order."""
         generator = self._make_generator(epoch)
         count = len(self.targets)
         if self.balanced:
@@ -167,7 +165,7 @@ class InMemoryLoader(BatchLoader):
     Args:
         images: ``(N, C, H, W)`` uint8.
         targets, labels, batch_size, names, seed, balanced, augment: as for :class:`Shuffled`.
-        image_size: side of the pictures that a network sees, where larger ones are kept for the crops that are taken
+        image_size: side of the images that a network sees, where larger ones are kept for the crops that are taken
             of them.
     """
 
@@ -205,7 +203,7 @@ class InMemoryLoader(BatchLoader):
         return iter([ManifestItem("images in memory", *hash_tensors(self.images, self.targets))])
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of one pass, ``(pictures (N, C, H, W) in 0..255, targets)``; a pass cut off is finished."""
+        """The batches of one pass, ``(images (N, C, H, W) in 0..255, targets)``; a pass cut off is finished."""
         if self.seed is None:
             for at in range(len(self)):
                 share = slice(at * self.batch_size + self.rank, (at + 1) * self.batch_size, self.world_size)
@@ -217,12 +215,12 @@ class InMemoryLoader(BatchLoader):
                 self.position * self.batch_size + self.rank, (self.position + 1) * self.batch_size, self.world_size
             )
             self.advance()
-            pictures, targets = self.assemble((order[share], draws[share]))
-            yield pictures.clone(), targets.clone()  # a captured assembly writes into the same memory each time
+            images, targets = self.assemble((order[share], draws[share]))
+            yield images.clone(), targets.clone()  # a captured assembly writes into the same memory each time
         self.finish_epoch()
 
     def iterate_in_order(self) -> Iterator[Batch]:
-        """Every picture once, in order and not augmented, in batches; the training goes on as if nothing had been."""
+        """Every image once, in order and not augmented, in batches; the training goes on as if nothing had been."""
         for at in range(0, len(self.targets), SEQUENTIAL_BATCH_SIZE):
             yield (
                 self.resize_images(self.images[at : at + SEQUENTIAL_BATCH_SIZE]),
@@ -230,7 +228,7 @@ class InMemoryLoader(BatchLoader):
             )
 
     def resize_images(self, images: Tensor) -> Tensor:
-        """Pictures ``(N, C, H, W)`` at the size that a network sees."""
+        """Images ``(N, C, H, W)`` at the size that a network sees."""
         if self.image_size == images.shape[-1]:
             return images
         found = F.interpolate(images.float(), (self.image_size, self.image_size), mode="bilinear", antialias=True)
@@ -238,5 +236,5 @@ class InMemoryLoader(BatchLoader):
 
     def _assemble(self, plan: tuple[Tensor, Tensor]) -> Batch:
         members, draws = plan
-        pictures, targets = self.images[members], self.targets[members]
-        return self.augment(pictures, targets, draws) if self.augment else (pictures, targets)
+        images, targets = self.images[members], self.targets[members]
+        return self.augment(images, targets, draws) if self.augment else (images, targets)

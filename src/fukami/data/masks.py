@@ -1,4 +1,4 @@
-"""Masks in files and in memory: what each pixel of a picture is."""
+"""Masks in files and in memory: what each pixel of an image is."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ class ArrayMask:
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A picture of the classes: by value (grey, or with a palette) or by colour, as the legend says.
+    """An image of the classes: by value (grey, or with a palette) or by colour, as the legend says.
 
     Raises of :meth:`read`: see :class:`fukami.data.samples.Mask`; the first pixel of no class is named.
     """
@@ -91,7 +91,7 @@ class MaskFile:
 
 @dataclass(frozen=True)
 class MissingMask:
-    """The mask of a picture that has none."""
+    """The mask of an image that has none."""
 
     detail: str
 
@@ -110,20 +110,20 @@ def read_codes(path: Path, by_color: bool) -> npt.NDArray[np.int32]:
     Raises:
         Error: the file cannot be read, or is in colour and should not be.
     """
-    with image_io.open_image(path) as picture:
+    with image_io.open_image(path) as image:
         if by_color:
-            return encode_colors(np.asarray(picture.convert("RGB")))
-        if picture.mode in ("RGB", "RGBA"):
-            levels = np.asarray(picture)[..., :3]
+            return encode_colors(np.asarray(image.convert("RGB")))
+        if image.mode in ("RGB", "RGBA"):
+            levels = np.asarray(image)[..., :3]
             if (levels != levels[..., :1]).any():
                 raise Error(
                     f"{path} is in colour, and no class table gives the classes colours; put one beside the folders, "
                     "classes.txt with a line such as road 128 64 128 for each class"
                 )
             return levels[..., 0].astype(np.int32)
-        if picture.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
-            raise Error(f"{path} has pixels of the kind {picture.mode}; a mask has one whole number or colour a pixel")
-        return np.asarray(picture).astype(np.int32)
+        if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
+            raise Error(f"{path} has pixels of the kind {image.mode}; a mask has one whole number or colour a pixel")
+        return np.asarray(image).astype(np.int32)
 
 
 def decode_color(code: int) -> Colour:
@@ -133,10 +133,10 @@ def decode_color(code: int) -> Colour:
 
 def is_coloured(path: Path) -> bool:
     """Whether a mask's file is in colours that are no shades of grey."""
-    with image_io.open_image(path) as picture:
-        if picture.mode not in ("RGB", "RGBA"):
+    with image_io.open_image(path) as image:
+        if image.mode not in ("RGB", "RGBA"):
             return False
-        levels = np.asarray(picture)[..., :3]
+        levels = np.asarray(image)[..., :3]
         return bool((levels != levels[..., :1]).any())
 
 
@@ -146,8 +146,8 @@ def read_mask_size(path: Path) -> tuple[int, int]:
     Raises:
         Error: it cannot be read.
     """
-    with image_io.open_image(path) as picture:
-        return picture.size
+    with image_io.open_image(path) as image:
+        return image.size
 
 
 def resize_mask(mask: UInt8Array, width: int, height: int) -> UInt8Array:

@@ -25,10 +25,10 @@ UInt8Array = npt.NDArray[np.uint8]
 
 
 def load_mnist() -> tuple[tuple[UInt8Array, UInt8Array], tuple[UInt8Array, UInt8Array]]:
-    """``(pictures, labels)`` of the training set and of the test set.
+    """``(images, labels)`` of the training set and of the test set.
 
     Returns:
-        uint8 arrays: pictures ``(60000, 28, 28)`` and ``(10000, 28, 28)`` in 0..255 with light ink on 0, labels 0..9.
+        uint8 arrays: images ``(60000, 28, 28)`` and ``(10000, 28, 28)`` in 0..255 with light ink on 0, labels 0..9.
 
     Raises:
         Error: a file is damaged, or MNIST is nowhere to be found and cannot be downloaded.

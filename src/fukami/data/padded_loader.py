@@ -1,4 +1,4 @@
-"""Batches of pictures with boxes or masks: each keeps its shape, and pictures of similar shapes share a batch."""
+"""Batches of images with boxes or masks: each keeps its shape, and images of similar shapes share a batch."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -50,27 +50,27 @@ def build_padded_loader(
     memory_limit: float = 4.0,
     max_broken: int = MAX_BROKEN,
 ) -> "PaddedLoader":
-    """Batches of a part of the data: from memory where pictures take at most ``memory_limit`` gigabytes, else streamed.
+    """Batches of a part of the data: from memory where images take at most ``memory_limit`` gigabytes, else streamed.
 
     Args:
         samples: the part.
         labels: what the classes are called.
-        prepare: brings a picture to its size.
-        batch_size: pictures in a batch, over all processes.
-        seed: shuffle, drop what is over and augment, repeatably; None: every picture once, all of them.
-        augment: changes of the training pictures, as :func:`fukami.data.augment_boxes.parse_box_augmentation` makes
+        prepare: brings an image to its size.
+        batch_size: images in a batch, over all processes.
+        seed: shuffle, drop what is over and augment, repeatably; None: every image once, all of them.
+        augment: changes of the training images, as :func:`fukami.data.augment_boxes.parse_box_augmentation` makes
             them.
-        window_size: side in pixels of what is cut at random out of larger training pictures; 0: they stay whole.
-        memory_limit: gigabytes that the decoded pictures may take.
-        max_broken: pictures that may be broken; they are left out and named.
+        window_size: side in pixels of what is cut at random out of larger training images; 0: they stay whole.
+        memory_limit: gigabytes that the decoded images may take.
+        max_broken: images that may be broken; they are left out and named.
 
     Raises:
-        Error: more pictures than ``max_broken`` are, or not one can be read.
+        Error: more images than ``max_broken`` are, or not one can be read.
     """
     sides = [prepare.compute_size(*sample.size) for sample in samples]
     arrays = all(isinstance(sample.source, np.ndarray) for sample in samples)
     if arrays or count_channels(samples) * sum(width * height for width, height in sides) <= memory_limit * 1e9:
-        kept, pictures = decode_samples(samples, prepare, max_broken)
+        kept, images = decode_samples(samples, prepare, max_broken)
         return PaddedLoader(
             kept,
             labels,
@@ -79,7 +79,7 @@ def build_padded_loader(
             seed=seed,
             augment=augment,
             window_size=window_size,
-            images=pictures,
+            images=images,
         )
     return PaddedStreamingLoader(
         samples,
@@ -94,15 +94,15 @@ def build_padded_loader(
 
 
 def count_channels(samples: Sequence[Sample]) -> int:
-    """Channels of the decoded pictures: masks, where there are any, are the fourth."""
+    """Channels of the decoded images: masks, where there are any, are the fourth."""
     return 3 + any(sample.mask is not None for sample in samples)
 
 
 class PaddedLoader(BatchLoader):
-    """Pictures with boxes or masks, held in memory, in batches of similar shapes.
+    """Images with boxes or masks, held in memory, in batches of similar shapes.
 
     Order, augmentation and draws are functions of the seed and the pass alone. A pass leaves out what does not fill a
-    batch, other pictures each time; those of a part to be judged on (``seed`` None) all come.
+    batch, other images each time; those of a part to be judged on (``seed`` None) all come.
 
     Args:
         images: of each sample, ``(3, H, W)`` uint8 at its size, or ``(4, H, W)`` with its mask; they move to the
@@ -136,15 +136,15 @@ class PaddedLoader(BatchLoader):
         self.shape_groups = torch.bucketize(shape, torch.tensor(ASPECT_RATIO_BOUNDS))
 
     def setup(self, runtime: "Runtime") -> None:
-        """Move the pictures to the device, and take this process's share of each batch."""
+        """Move the images to the device, and take this process's share of each batch."""
         super().setup(runtime)
         self.device = runtime.device
         with runtime.clock("host to device"):
-            self.images = [picture.to(runtime.device) for picture in self.images]
+            self.images = [image.to(runtime.device) for image in self.images]
 
     @property
     def num_draws(self) -> int:
-        """Random numbers for each picture: the detector's own, those of the augmentation, then those of the window."""
+        """Random numbers for each image: the detector's own, those of the augmentation, then those of the window."""
         return 1 + (self.augmentation.num_draws if self.augmentation else 0) + (2 if self.window_size else 0)
 
     def __iter__(self) -> Iterator[PaddedBatch]:  # type: ignore[override]
@@ -156,24 +156,24 @@ class PaddedLoader(BatchLoader):
         self.finish_epoch()
 
     def iterate_in_order(self) -> Iterator[PaddedBatch]:  # type: ignore[override]
-        """Every picture once, in order and not augmented; the training goes on as if nothing had been."""
+        """Every image once, in order and not augmented; the training goes on as if nothing had been."""
         for share in self._plan_all():
             yield self.assemble(self._build_frames(share), share, unaugmented=True)
 
     def list_sizes(self) -> Iterable[int]:
-        """Bytes of each picture's file, or of its pixels."""
+        """Bytes of each image's file, or of its pixels."""
         sources = (sample.source for sample in self.samples)
         return (source.nbytes if isinstance(source, np.ndarray) else file_size(source) for source in sources)
 
     def list_annotations(self) -> Iterable[bytes]:
-        """The boxes of each picture, and what tells its mask from another; also its pixels where it has no file."""
+        """The boxes of each image, and what tells its mask from another; also its pixels where it has no file."""
         for sample in self.samples:
             own = sample.boxes.tobytes() + sample.classes.tobytes() + sample.kinds.tobytes()
             pixels = sample.source.tobytes() if isinstance(sample.source, np.ndarray) else b""
             yield own + (sample.mask.fingerprint() if sample.mask else b"") + pixels
 
     def count_class_pixels(self) -> ClassCounts:
-        """Pixels of each class, and of the pictures that have any of it, ``(2, classes)``; counted once and kept."""
+        """Pixels of each class, and of the images that have any of it, ``(2, classes)``; counted once and kept."""
         return count_class_pixels(self.samples, len(self.labels))
 
     def iterate_plans(self) -> Iterator[BatchPlan]:
@@ -184,7 +184,7 @@ class PaddedLoader(BatchLoader):
             yield self._build_plan(order[whole], draws[whole], slice(self.rank, None, self.world_size))
 
     def assemble(self, images: Tensor, plan: BatchPlan, *, unaugmented: bool = False) -> PaddedBatch:
-        """Pictures ``(n, 3, H, W)`` on the device, or 4 with their masks, with all that belongs to them.
+        """Images ``(n, 3, H, W)`` on the device, or 4 with their masks, with all that belongs to them.
 
         They are augmented where they are trained on and not ``unaugmented``.
         """
@@ -211,7 +211,7 @@ class PaddedLoader(BatchLoader):
         return augment_boxes.crop_batch(batch, self.window_size, places) if self.window_size else batch
 
     def _plan_all(self) -> Iterator[BatchPlan]:
-        """All pictures in order, in batches."""
+        """All images in order, in batches."""
         for at in range(0, len(self.samples), self.batch_size):
             members = torch.arange(at, min(at + self.batch_size, len(self.samples)))
             yield self._build_plan(members, torch.zeros(len(members), 1), slice(None))
@@ -223,16 +223,16 @@ class PaddedLoader(BatchLoader):
         return BatchPlan(members[mine], draws[mine], (height, width), slots)
 
     def _build_frames(self, share: BatchPlan) -> Tensor:
-        """The pictures of a share in their frames, from memory."""
+        """The images of a share in their frames, from memory."""
         shape = (len(share.indices), *share.frame_size, self.channels)  # channels last, as other processes send them
         frames = torch.zeros(shape, dtype=torch.uint8, device=self.device).permute(0, 3, 1, 2)
         for frame, number in zip(frames, share.indices.tolist(), strict=True):
-            picture = self.images[number]
-            frame[:, : picture.shape[1], : picture.shape[2]] = picture
+            image = self.images[number]
+            frame[:, : image.shape[1], : image.shape[2]] = image
         return frames
 
     def _plan_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """For a pass: as many pictures as fill batches, those of a shape one after the other, and random numbers."""
+        """For a pass: as many images as fill batches, those of a shape one after the other, and random numbers."""
         generator = self._make_generator(epoch)
         order = torch.randperm(len(self.samples), generator=generator)[: len(self) * self.batch_size]
         batches = self._sort_by_shape(order).view(-1, self.batch_size)
@@ -248,10 +248,10 @@ class PaddedLoader(BatchLoader):
 
 
 class PaddedStreamingLoader(PaddedLoader, StreamingLoader):
-    """The same batches of pictures that do not fit into memory: other processes decode them.
+    """The same batches of images that do not fit into memory: other processes decode them.
 
     Args:
-        max_broken: pictures that may be broken; one more is an error.
+        max_broken: images that may be broken; one more is an error.
         samples, labels, prepare, batch_size, seed, augment, window_size: as for :func:`loader`.
     """
 
@@ -284,11 +284,11 @@ class PaddedStreamingLoader(PaddedLoader, StreamingLoader):
             seen = True
             yield self._assemble_decoded(found, share)
         if self.seed is None and self.broken_images and not seen:
-            raise Error(f"not one picture can be read; the first: {next(iter(self.broken_images))}")
+            raise Error(f"not one image can be read; the first: {next(iter(self.broken_images))}")
         self.finish_epoch()
 
     def iterate_in_order(self) -> Iterator[PaddedBatch]:  # type: ignore[override]
-        """Every picture once, in order and not augmented; the training goes on as if nothing had been."""
+        """Every image once, in order and not augmented; the training goes on as if nothing had been."""
         every = list(self._plan_all())
         for share, found in zip(every, self._build_reader([_build_requests(share) for share in every]), strict=True):
             yield self._assemble_decoded(found, share, unaugmented=True)
@@ -304,9 +304,9 @@ class PaddedStreamingLoader(PaddedLoader, StreamingLoader):
             black = torch.zeros(shape, dtype=torch.uint8, device=self.device)
             empty = self.assemble(black, plan, unaugmented=True)
             return empty._replace(boxes=empty.boxes * 0, classes=torch.full_like(empty.classes, -1))
-        pictures, _, kept = self._move_to_device(found, plan.indices)
+        images, _, kept = self._move_to_device(found, plan.indices)
         own = plan._replace(indices=plan.indices[kept], draws=plan.draws[kept])
-        return self.assemble(pictures, own, unaugmented=unaugmented)
+        return self.assemble(images, own, unaugmented=unaugmented)
 
 
 def _build_requests(share: BatchPlan) -> list[tuple[int, FrameSize]]:

@@ -1,4 +1,4 @@
-"""Pictures with boxes or masks, decoded at their size: all at once, or one by one in frames for a stream."""
+"""Images with boxes or masks, decoded at their size: all at once, or one by one in frames for a stream."""
 
 import itertools
 import logging
@@ -20,14 +20,14 @@ from fukami.errors import Error, convert_memory_errors
 from fukami.image.transform import ResizeTransform
 
 logger = logging.getLogger(__name__)
-DECODE_BATCH_SIZE = 16  # pictures that are decoded at a time
+DECODE_BATCH_SIZE = 16  # images that are decoded at a time
 MIN_PARALLEL_SAMPLES = 200  # files from which other processes are worth their start
 
 FrameSize = tuple[int, int]  # height and width
 
 
 class SampleDecoder(Dataset[Any]):
-    """Pictures at their size, ``(3 or 4, H, W)`` uint8, or the error of one that cannot be read.
+    """Images at their size, ``(3 or 4, H, W)`` uint8, or the error of one that cannot be read.
 
     In arrays, since each tensor that another process sends holds a file open.
     """
@@ -42,10 +42,10 @@ class SampleDecoder(Dataset[Any]):
         sample = self.samples[request]
         try:
             with convert_memory_errors(sample.name):
-                picture = decode_sample(sample, self.prepare)
+                image = decode_sample(sample, self.prepare)
         except Error as error:
             return error
-        return picture if isinstance(picture, Error) else picture.numpy()
+        return image if isinstance(image, Error) else image.numpy()
 
 
 class FrameDecoder(SampleDecoder):
@@ -53,24 +53,24 @@ class FrameDecoder(SampleDecoder):
 
     def __getitem__(self, request: tuple[int, FrameSize]) -> UInt8Array | Error:
         number, (height, width) = request
-        picture = super().__getitem__(number)
-        if isinstance(picture, Error):
-            return picture
-        frame = np.zeros((height, width, len(picture)), np.uint8)
-        frame[: picture.shape[1], : picture.shape[2]] = picture.transpose(1, 2, 0)
+        image = super().__getitem__(number)
+        if isinstance(image, Error):
+            return image
+        frame = np.zeros((height, width, len(image)), np.uint8)
+        frame[: image.shape[1], : image.shape[2]] = image.transpose(1, 2, 0)
         return frame
 
 
 def decode_sample(sample: Sample, prepare: ResizeTransform) -> Tensor | Error:
-    """A picture at its size, ``(3, H, W)`` uint8, with its mask as a fourth channel; or what is wrong with it."""
+    """An image at its size, ``(3, H, W)`` uint8, with its mask as a fourth channel; or what is wrong with it."""
     try:
-        picture = prepare.read_image(sample.source, sample.name if isinstance(sample.source, Path) else "")
+        image = prepare.read_image(sample.source, sample.name if isinstance(sample.source, Path) else "")
     except Error as error:
         return error
-    if (picture.shape[2], picture.shape[1]) != sample.size:
-        was, now = "×".join(map(str, sample.size)), f"{picture.shape[2]}×{picture.shape[1]}"
+    if (image.shape[2], image.shape[1]) != sample.size:
+        was, now = "×".join(map(str, sample.size)), f"{image.shape[2]}×{image.shape[1]}"
         return Error(f"{sample.name} has {now} pixels, and had {was} when its header was read; leave it as it was")
-    pixels = prepare(picture).round().to(torch.uint8)
+    pixels = prepare(image).round().to(torch.uint8)
     if sample.mask is None:
         return pixels
     try:
@@ -87,13 +87,13 @@ def decode_sample(sample: Sample, prepare: ResizeTransform) -> Tensor | Error:
 def decode_samples(
     samples: Sequence[Sample], prepare: ResizeTransform, max_broken: int = MAX_BROKEN
 ) -> tuple[list[Sample], list[Tensor]]:
-    """The samples whose pictures can be read, and these pictures; the others are named.
+    """The samples whose images can be read, and these images; the others are named.
 
     Raises:
         Error: more than ``max_broken`` cannot be read, or all.
     """
     kept: list[Sample] = []
-    pictures: list[Tensor] = []
+    images: list[Tensor] = []
     wrong: list[str] = []
     files = sum(isinstance(sample.source, Path) for sample in samples)
     numbers = [
@@ -112,13 +112,13 @@ def decode_samples(
                 wrong.append(str(result))
             else:
                 kept.append(sample)
-                pictures.append(torch.from_numpy(result))
+                images.append(torch.from_numpy(result))
     if wrong and not kept:
-        raise Error(f"not one of the {len(samples)} pictures can be read; the first: {wrong[0]}")
+        raise Error(f"not one of the {len(samples)} images can be read; the first: {wrong[0]}")
     if wrong:
-        logger.warning(f"{len(wrong)} of {len(samples)} pictures are left out:\n{format_errors(wrong)}")
+        logger.warning(f"{len(wrong)} of {len(samples)} images are left out:\n{format_errors(wrong)}")
     check_broken(wrong, max_broken)
-    return kept, pictures
+    return kept, images
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Pictures with boxes or masks of what is in them: what a source yields, and the batches that a network sees."""
+"""Images with boxes or masks of what is in them: what a source yields, and the batches that a network sees."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,10 @@ UNLABELLED = 0  # in a map of classes, whose other values are the numbers of the
 
 
 class Mask(Protocol):
-    """What each pixel of a picture is."""
+    """What each pixel of an image is."""
 
     def read(self) -> UInt8Array:
-        """The map ``(H, W)`` of the upright picture: 0 unlabelled, from 1 on the number of the class and 1.
+        """The map ``(H, W)`` of the upright image: 0 unlabelled, from 1 on the number of the class and 1.
 
         Raises:
             fukami.Error: there is none, or it has what is of no class.
@@ -30,13 +30,13 @@ class Mask(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One picture and what is in it.
+    """One image and what is in it.
 
     Args:
         source: its file, or its pixels ``(H, W, 3)`` uint8.
         size: width and height in pixels, upright.
-        boxes: ``(n, 4)`` float32: left, top, right and bottom in pixels of the upright picture, where 0 is the outer
-            edge of the first pixel and ``size`` that of the last; inside the picture, and with an area.
+        boxes: ``(n, 4)`` float32: left, top, right and bottom in pixels of the upright image, where 0 is the outer
+            edge of the first pixel and ``size`` that of the last; inside the image, and with an area.
         classes: ``(n,)`` int64, numbers of the labels.
         kinds: ``(n,)`` uint8: ``COUNTED``, ``DIFFICULT`` (VOC), ``CROWD`` (COCO: a box around many) or ``PROPOSAL``.
         name: what messages call it.
@@ -53,24 +53,24 @@ class Sample:
 
     @classmethod
     def from_mask(cls, source: Path | UInt8Array, size: tuple[int, int], name: str, mask: Mask) -> Self:
-        """A picture whose pixels are known, without boxes."""
+        """An image whose pixels are known, without boxes."""
         none = np.zeros(0, np.int64)
         return cls(source, size, np.zeros((0, 4), np.float32), none, none.astype(np.uint8), name, mask)
 
 
 class PaddedBatch(NamedTuple):
-    """Pictures of one batch, each in the upper left corner of a frame as large as the largest, and their boxes.
+    """Images of one batch, each in the upper left corner of a frame as large as the largest, and their boxes.
 
     Attributes:
         images: ``(N, 3, H, W)`` uint8, or float in 0..255 where recoloured; H and W are multiples of 32.
-        sizes: ``(N, 2)`` float32, height and width of each picture in the frame; beyond them it is 0.
-        original_sizes: ``(N, 2)`` float32, height and width of each picture as it is in its file.
-        boxes: ``(N, M, 4)`` float32 in pixels of the frame, zeros where a picture has fewer than M; M is at least 1.
+        sizes: ``(N, 2)`` float32, height and width of each image in the frame; beyond them it is 0.
+        original_sizes: ``(N, 2)`` float32, height and width of each image as it is in its file.
+        boxes: ``(N, M, 4)`` float32 in pixels of the frame, zeros where an image has fewer than M; M is at least 1.
         classes: ``(N, M)`` int64, -1 where there is no box, or one that was only proposed.
         kinds: ``(N, M)`` uint8 as in :class:`Annotated`.
-        indices: ``(N,)`` int64, of the pictures in their part of the data.
+        indices: ``(N,)`` int64, of the images in their part of the data.
         seeds: ``(N,)`` int64 below 2^31, from which a detector draws its samples; 0 where nothing is trained.
-        masks: ``(N, H, W)`` uint8 maps as of :class:`Mask`, 0 beyond the pictures; ``(N, 0, 0)`` where there are
+        masks: ``(N, H, W)`` uint8 maps as of :class:`Mask`, 0 beyond the images; ``(N, 0, 0)`` where there are
             boxes.
     """
 

@@ -1,4 +1,4 @@
-"""Scenes: pictures of textured, overlapping shapes and handwritten digits, made from a seed; they need no download.
+"""Scenes: images of textured, overlapping shapes and handwritten digits, made from a seed; they need no download.
 
 A scene has the answers to several questions: classes, boxes and pixels of its objects, and a sentence that is true of
 it. Colour and texture say nothing about the class, bars without a class lie between the objects, and objects hide one
@@ -25,8 +25,8 @@ from fukami.data.shapes import DIGIT_CLASSES, TEXTURES, FloatArray, sample_unifo
 LABELS = ("circle", "cross", "eight", "ring", "seven", "square", "star", "triangle")
 MASK_LABELS: tuple[str, ...] = ("background", *LABELS)  # what a pixel can be
 COUNT_WORDS = ("no", "a", "two", "three", "four", "five", "six")
-NUM_TRAIN, NUM_TEST = 2000, 200  # pictures of the data set, numbered one after the other
-NUM_CAPTIONED = 8000  # pictures with few objects to learn sentences from
+NUM_TRAIN, NUM_TEST = 2000, 200  # images of the data set, numbered one after the other
+NUM_CAPTIONED = 8000  # images with few objects to learn sentences from
 MAX_SMALL_SIZE, MIN_LARGE_SIZE = 48.0, 68.0  # what is called so
 MIN_RELATION_DISTANCE = 12.0  # pixels between two middles below which neither is beside the other
 COLOURS = {
@@ -49,7 +49,7 @@ class SceneConfig:
     Attributes:
         max_objects: objects at most.
         max_bars: without a class, at most.
-        side_range: of a picture in pixels, least and most.
+        side_range: of an image in pixels, least and most.
         size_range: pixels across an object, least and most.
         min_digit_size: pixels that a digit needs at least.
         min_visible_fraction: least share of an object that the others leave to be seen.
@@ -82,14 +82,14 @@ SPARSE = SceneConfig(
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture and the answers to what is in it.
+    """An image and the answers to what is in it.
 
     Attributes:
         image: ``(H, W, 3)`` uint8.
         boxes: ``(n, 4)`` float32: left, top, right and bottom of the visible pixels of each object.
         classes: ``(n,)`` int64, numbers of ``LABELS``.
         instances: ``(H, W)`` uint8: 0 the ground, ``i + 1`` the visible pixels of object ``i``.
-        caption: a description in words that is true of the picture.
+        caption: a description in words that is true of the image.
     """
 
     image: npt.NDArray[np.uint8]
@@ -152,12 +152,12 @@ def generate_scene(seed: int, number: int, config: SceneConfig = CROWDED) -> Sce
         _draw_object(
             random, page, label, max(size, config.min_digit_size) if label in DIGIT_CLASSES else size, config, laid
         )
-    picture = _simulate_camera(random, page)
+    image = _simulate_camera(random, page)
     things = laid.objects
     boxes = np.array([_compute_bounds(laid.instances == i + 1) for i in range(len(things))], np.float32).reshape(-1, 4)
     classes = np.array([LABELS.index(thing.label) for thing in things], np.int64)
     return Scene(
-        picture,
+        image,
         boxes,
         classes,
         laid.instances,
@@ -167,7 +167,7 @@ def generate_scene(seed: int, number: int, config: SceneConfig = CROWDED) -> Sce
 
 @functools.lru_cache(maxsize=4)
 def generate_box_samples(first: int, count: int, seed: int = 0) -> tuple[Sample, ...]:
-    """Scenes ``first`` to ``first + count`` of a seed, as pictures with boxes."""
+    """Scenes ``first`` to ``first + count`` of a seed, as images with boxes."""
     found = (generate_scene(seed, number) for number in range(first, first + count))
     return tuple(
         Sample(
@@ -184,7 +184,7 @@ def generate_box_samples(first: int, count: int, seed: int = 0) -> tuple[Sample,
 
 @functools.lru_cache(maxsize=4)
 def generate_mask_samples(first: int, count: int, seed: int = 0) -> tuple[Sample, ...]:
-    """Scenes ``first`` to ``first + count`` of a seed, as pictures with masks; bars and the ground are background."""
+    """Scenes ``first`` to ``first + count`` of a seed, as images with masks; bars and the ground are background."""
     found = ((number, generate_scene(seed, number)) for number in range(first, first + count))
     return tuple(
         Sample.from_mask(
@@ -201,7 +201,7 @@ def generate_mask_samples(first: int, count: int, seed: int = 0) -> tuple[Sample
 def generate_captioned_images(
     first: int, count: int, seed: int = 0
 ) -> tuple[tuple[npt.NDArray[np.uint8], ...], tuple[tuple[str], ...]]:
-    """Scenes of one or two objects, ``first`` to ``first + count`` of a seed: pictures, and the sentence of each."""
+    """Scenes of one or two objects, ``first`` to ``first + count`` of a seed: images, and the sentence of each."""
     found = [generate_scene(seed, number, SPARSE) for number in range(first, first + count)]
     return tuple(each.image for each in found), tuple((each.caption,) for each in found)
 

@@ -1,4 +1,4 @@
-"""Shapes and textures of which :mod:`fukami.data.scenes` makes pictures.
+"""Shapes and textures of which :mod:`fukami.data.scenes` makes images.
 
 Sums, products, quotients and square roots alone, so that they are the same bytes on every machine.
 """
@@ -79,8 +79,8 @@ def compute_digit_ink(random: np.random.Generator, digit: int, a: FloatArray, b:
 @functools.cache
 def load_digit_templates() -> dict[int, FloatArray]:
     """scikit-learn's digits of the classes that occur, each in a margin without ink, from 0 to 1."""
-    pictures, labels = load_original_digits()
-    framed = np.pad(pictures / 16, ((0, 0), (1, 2), (1, 2))).astype(np.float32)
+    images, labels = load_original_digits()
+    framed = np.pad(images / 16, ((0, 0), (1, 2), (1, 2))).astype(np.float32)
     return {digit: framed[labels == digit] for digit in DIGIT_CLASSES.values()}
 
 

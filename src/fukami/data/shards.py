@@ -59,7 +59,7 @@ class ShardSamples:
         return len(self.shard_indices)
 
     def __getitem__(self, number: int) -> bytes:
-        """What the file of a sample's picture holds."""
+        """What the file of a sample's image holds."""
         (block,) = self.read_blocks([number])
         return tar.extract_image(block, *self.locate(number))[1]
 
@@ -216,7 +216,7 @@ def build_index(base: str, names: Sequence[str]) -> ShardIndex:
     labels = sorted(seen, key=lambda label: (int(label) if numbered else 0, label))
     if not labels:
         problems = "; ".join(problem for contents in found for problem in contents.problems[:1])
-        raise Error(f"{base} has no classified picture in its shards; {problems or 'they are empty'}")
+        raise Error(f"{base} has no classified image in its shards; {problems or 'they are empty'}")
     class_of = {label: number for number, label in enumerate(labels)}
     index: ShardIndex = {"labels": labels, "train": [], "test": []}
     for name, contents in zip(names, found, strict=True):

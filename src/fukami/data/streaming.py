@@ -1,4 +1,4 @@
-"""Pictures read from their files by other processes: all at once, or batch by batch while a network is trained."""
+"""Images read from their files by other processes: all at once, or batch by batch while a network is trained."""
 
 import logging
 import math
@@ -33,16 +33,16 @@ PREFETCH_FACTOR = 4  # batches that each process prepares ahead
 MIN_PARALLEL_FILES = 1000  # files from which other processes are worth their start
 
 UInt8Array = npt.NDArray[np.uint8]
-DecodeRequest = tuple[int, list[float]]  # the number of a picture, and the draws of its crop
+DecodeRequest = tuple[int, list[float]]  # the number of an image, and the draws of its crop
 
 
 class ImageDecoder(Dataset[Any]):
     """Files as the network sees them, ``(H, W, C)`` uint8, or the error of one that cannot be read.
 
     Args:
-        files: the pictures.
-        prepare: brings a picture to the network's size.
-        min_area: least share of the area where a picture is asked for with the draws of a random resized crop.
+        files: the images.
+        prepare: brings an image to the network's size.
+        min_area: least share of the area where an image is asked for with the draws of a random resized crop.
     """
 
     def __init__(self, files: Sequence[Path], prepare: SquareTransform, min_area: float = 1.0) -> None:
@@ -59,7 +59,7 @@ class ImageDecoder(Dataset[Any]):
             return error
 
     def decode(self, file: Path | bytes, draws: list[float], name: str = "") -> UInt8Array:
-        """The picture in a file as the network sees it, cropped where there are draws; errors call it ``name``."""
+        """The image in a file as the network sees it, cropped where there are draws; errors call it ``name``."""
         if draws:
             with convert_memory_errors(name or str(file)):
                 return self._decode_crop(file, draws, name)
@@ -68,10 +68,10 @@ class ImageDecoder(Dataset[Any]):
     def _decode_crop(self, file: Path | bytes, draws: list[float], name: str) -> UInt8Array:
         """A random resized crop; a JPEG is decoded no larger than the crop needs."""
         size = self.prepare.size
-        with image_io.open_image(file, name=name) as picture:
-            wide, high, _, _ = compute_crop(draws, self.min_area, picture.width / picture.height)
-            picture.draft(None, (int(size / wide), int(size / high)))
-            full = image_io.convert_mode(image_io.decode_image(picture), "L" if self.prepare.channels == 1 else "RGB")
+        with image_io.open_image(file, name=name) as image:
+            wide, high, _, _ = compute_crop(draws, self.min_area, image.width / image.height)
+            image.draft(None, (int(size / wide), int(size / high)))
+            full = image_io.convert_mode(image_io.decode_image(image), "L" if self.prepare.channels == 1 else "RGB")
         wide, high, left, top = compute_crop(draws, self.min_area, full.width / full.height)
         box = (left * full.width, top * full.height, (left + wide) * full.width, (top + high) * full.height)
         part = full.resize((size, size), Image.Resampling.BILINEAR, box=box)
@@ -79,7 +79,7 @@ class ImageDecoder(Dataset[Any]):
 
 
 def compute_crop(draws: Sequence[float], min_area: float, aspect: float) -> tuple[float, float, float, float]:
-    """What :func:`fukami.data.augment.compute_crops` gives for a batch, for one picture: a hundred times as quick."""
+    """What :func:`fukami.data.augment.compute_crops` gives for a batch, for one image: a hundred times as quick."""
     area, ratio = min_area + (1 - min_area) * draws[0], MAX_ASPECT_RATIO ** (2 * draws[1] - 1)
     wide, high = min(1.0, math.sqrt(area * ratio / aspect)), min(1.0, math.sqrt(area / ratio * aspect))
     return wide, high, (1 - wide) * draws[2], (1 - high) * draws[3]
@@ -94,7 +94,7 @@ def decode_files(files: Sequence[Path], prepare: SquareTransform) -> Iterator[UI
 
 
 def _plan_requests(count: int) -> list[list[DecodeRequest]]:
-    """Every picture once, in order, whole."""
+    """Every image once, in order, whole."""
     return [
         [(number, []) for number in range(at, min(at + SEQUENTIAL_BATCH_SIZE, count))]
         for at in range(0, count, SEQUENTIAL_BATCH_SIZE)
@@ -107,14 +107,14 @@ def count_workers() -> int:
 
 
 class StreamingLoader(BatchLoader):
-    """What loaders share whose pictures are decoded by other processes while a network is trained.
+    """What loaders share whose images are decoded by other processes while a network is trained.
 
-    What a picture is asked for with and what comes of it is the decoder's; a subclass says in :meth:`wishes` what the
-    rest of a pass asks for. A picture that cannot be read is left out of its batch and named.
+    What an image is asked for with and what comes of it is the decoder's; a subclass says in :meth:`wishes` what the
+    rest of a pass asks for. An image that cannot be read is left out of its batch and named.
     """
 
     def setup_decoder(self, decoder: Dataset[Any], max_broken: int) -> None:
-        """Get ready to read with this decoder; more pictures than ``max_broken`` that cannot be read are an error."""
+        """Get ready to read with this decoder; more images than ``max_broken`` that cannot be read are an error."""
         self.decoder = decoder
         self.reader = self._build_reader(_RequestSampler(self), persistent=True)
         # Held from outside, the reader is in no cycle of references that the loader comes to be in: taken down as part
@@ -126,7 +126,7 @@ class StreamingLoader(BatchLoader):
         self.max_broken = max_broken
         self.broken_images: dict[
             str, None
-        ] = {}  # what is wrong with each broken picture, in the order in which they came
+        ] = {}  # what is wrong with each broken image, in the order in which they came
 
     def setup(self, runtime: "Runtime") -> None:
         """Send the batches to the device, and take this process's share of each."""
@@ -147,7 +147,7 @@ class StreamingLoader(BatchLoader):
         self.broken_images = dict.fromkeys(state.get("broken", ()))
 
     def compute_wait_fraction(self) -> float:
-        """The share of the time since the last call that was spent waiting for pictures."""
+        """The share of the time since the last call that was spent waiting for images."""
         now = time.monotonic()
         share, self.wait_seconds, self.wait_start = self.wait_seconds / max(now - self.wait_start, 1e-9), 0.0, now
         return min(share, 1.0)
@@ -180,15 +180,15 @@ class StreamingLoader(BatchLoader):
     def _move_to_device(
         self, found: tuple[Tensor, list[int], list[str]], indices: Tensor
     ) -> tuple[Tensor, Tensor, list[int]]:
-        """Pictures and targets on the device, and which of the wished ones they are."""
-        pictures, kept, errors = found
+        """Images and targets on the device, and which of the wished ones they are."""
+        images, kept, errors = found
         self._record_broken(errors)
         if not kept:
-            raise Error(f"not one picture of a batch can be read; the first: {errors[0]}")
+            raise Error(f"not one image of a batch can be read; the first: {errors[0]}")
         targets = self.targets[indices[kept].to(self.targets.device)]
         with self.clock("host to device"):
-            pictures = pictures.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-            return pictures, targets.to(self.device, non_blocking=True), kept
+            images = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+            return images, targets.to(self.device, non_blocking=True), kept
 
     def _record_broken(self, errors: Sequence[str]) -> None:
         """Name what is broken, once each.
@@ -207,13 +207,13 @@ class FileStreamingLoader(StreamingLoader):
     """A labelled data set in files: decoded and cropped by other processes, augmented on the device in batches.
 
     Order, crops and augmentation are functions of the seed and the pass alone, as those of
-    :class:`fukami.data.loader.InMemoryLoader` are. A picture that cannot be read is left out of its batch and named.
+    :class:`fukami.data.loader.InMemoryLoader` are. An image that cannot be read is left out of its batch and named.
 
     Args:
-        files: the pictures, one for each of ``targets``.
-        prepare: brings a picture to the network's size where it is not cropped.
-        min_area: least share of the area in a random resized crop of the training pictures; None: they are not cropped.
-        max_broken: pictures that may be broken; one more is an error.
+        files: the images, one for each of ``targets``.
+        prepare: brings an image to the network's size where it is not cropped.
+        min_area: least share of the area in a random resized crop of the training images; None: they are not cropped.
+        max_broken: images that may be broken; one more is an error.
         targets, labels, batch_size, seed, balanced, augment: as for :class:`fukami.data.loader.BatchLoader`.
     """
 
@@ -247,11 +247,11 @@ class FileStreamingLoader(StreamingLoader):
 
     @property
     def num_draws(self) -> int:
-        """Random numbers for each picture: those of its crop, then those of the augmentation."""
+        """Random numbers for each image: those of its crop, then those of the augmentation."""
         return self.num_crop_draws + super().num_draws
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of one pass, ``(pictures (N, C, H, W) in 0..255, targets)``; a pass cut off is finished."""
+        """The batches of one pass, ``(images (N, C, H, W) in 0..255, targets)``; a pass cut off is finished."""
         shares = self.iterate_local_batches()
         seen = False
         for found in self._iterate_timed(self.reader):
@@ -260,17 +260,17 @@ class FileStreamingLoader(StreamingLoader):
             if self.seed is None and not found[1]:  # a stretch that is missing; the rest can be judged
                 self._record_broken(found[2])
                 continue
-            pictures, targets, kept = self._move_to_device(found, members)
+            images, targets, kept = self._move_to_device(found, members)
             seen = True
             if self.augment is not None and self.seed is not None:
-                pictures, targets = self.augment(pictures, targets, draws[kept, self.num_crop_draws :].to(self.device))
-            yield pictures, targets
+                images, targets = self.augment(images, targets, draws[kept, self.num_crop_draws :].to(self.device))
+            yield images, targets
         if self.seed is None and self.broken_images and not seen:
-            raise Error(f"not one picture can be read; the first: {next(iter(self.broken_images))}")
+            raise Error(f"not one image can be read; the first: {next(iter(self.broken_images))}")
         self.finish_epoch()
 
     def iterate_in_order(self) -> Iterator[Batch]:
-        """Every picture once, in order, neither cropped nor augmented; the training goes on as if nothing had been."""
+        """Every image once, in order, neither cropped nor augmented; the training goes on as if nothing had been."""
         for wishes, found in zip(every := _plan_requests(len(self.targets)), self._build_reader(every), strict=True):
             yield self._move_to_device(found, torch.tensor([number for number, _ in wishes]))[:2]
 
@@ -302,8 +302,8 @@ class _RequestSampler:
 
 
 def _collate(found: list[UInt8Array | Error]) -> tuple[Tensor, list[int], list[str]]:
-    """The pictures that could be read ``(N, H, W, C)``, which ones they are, and what is wrong with the others."""
-    kept = [place for place, picture in enumerate(found) if not isinstance(picture, Error)]
-    pictures = [torch.from_numpy(np.ascontiguousarray(found[place])) for place in kept]
-    errors = [str(picture) for picture in found if isinstance(picture, Error)]
-    return torch.stack(pictures) if pictures else torch.zeros(0), kept, errors
+    """The images that could be read ``(N, H, W, C)``, which ones they are, and what is wrong with the others."""
+    kept = [place for place, image in enumerate(found) if not isinstance(image, Error)]
+    images = [torch.from_numpy(np.ascontiguousarray(found[place])) for place in kept]
+    errors = [str(image) for image in found if isinstance(image, Error)]
+    return torch.stack(images) if images else torch.zeros(0), kept, errors

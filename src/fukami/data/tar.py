@@ -22,7 +22,7 @@ MAX_HEADER_BYTES = 1 << 20  # bytes of what follows such a header
 MAX_LABEL_BYTES = 1 << 20  # bytes of what says the class of a sample
 MAX_CLASS_NAME_LENGTH = 200  # letters of its name
 
-TarSample = tuple[str, str, bytes, int]  # key, suffix, what the picture's file holds, number of its class
+TarSample = tuple[str, str, bytes, int]  # key, suffix, what the image's file holds, number of its class
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,14 @@ def iterate_members(read: Callable[[int, int], bytes], *, errors: str = "replace
 
 
 def extract_image(content: bytes, shard: str, number: int) -> tuple[str, bytes]:
-    """The first picture among the members of a sample: what it is called (``SHARD/MEMBER``) and what its file holds.
+    """The first image among the members of a sample: what it is called (``SHARD/MEMBER``) and what its file holds.
 
     Args:
         content: the sample as it lies in the shard.
         shard, number: its shard and its number there from 1, for messages.
 
     Raises:
-        Error: the sample is cut short, or has no picture.
+        Error: the sample is cut short, or has no image.
     """
     try:
         for member in iterate_members(lambda start, count: content[start : start + count]):
@@ -118,7 +118,7 @@ def extract_image(content: bytes, shard: str, number: int) -> tuple[str, bytes]:
                 return f"{shard}/{member.name}", found
     except tarfile.HeaderError as error:
         raise Error(f"{shard}, sample {number}, is damaged ({error}); get the shard again") from None
-    wrong = "has no picture" if content else "is missing; the shard is cut short: get it again"
+    wrong = "has no image" if content else "is missing; the shard is cut short: get it again"
     raise Error(f"{shard}, sample {number}, {wrong}")
 
 
@@ -184,7 +184,7 @@ def _add_sample(found: ShardContents, sample: dict[TarMember, bytes], shard: str
     """Note a sample, or what is wrong with it."""
     first, *_, last = (next(iter(sample)), *sample)
     if not any(member.is_image for member in sample):
-        found.problems.append(f"{shard}/{first.key} has no picture; it is expected beside {first.name}")
+        found.problems.append(f"{shard}/{first.key} has no image; it is expected beside {first.name}")
     elif not (label := _find_label(first.key, {member.extension: text for member, text in sample.items()})):
         wanted = "a KEY.cls with its number, a KEY.json with a label, or a folder in the key"
         found.problems.append(f"{shard}/{first.key} has no class; expected {wanted}")

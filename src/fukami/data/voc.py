@@ -1,7 +1,7 @@
 """Annotations in the XML of Pascal VOC (Everingham et al. 2010), as labelImg, Roboflow and others write it, too.
 
 Two layouts: VOC's own (``Annotations/``, ``JPEGImages/`` and perhaps lists in ``ImageSets/Main/``), and an XML file
-beside each picture, perhaps in folders such as ``train``, ``valid`` and ``test``. Pixels are counted from 1, and
+beside each image, perhaps in folders such as ``train``, ``valid`` and ``test``. Pixels are counted from 1, and
 ``xmax`` is the last one inside.
 """
 
@@ -138,7 +138,7 @@ def _build_tree(content: bytes | str) -> ElementTree.Element:
 
 
 def parse_annotation(path: Path, image: Path, root: ElementTree.Element) -> ImageAnnotation:
-    """What a parsed file says of its picture."""
+    """What a parsed file says of its image."""
     size = root.find("size")
     stated = None if size is None else tuple(_parse_number(size, side) for side in ("width", "height"))
     boxes = tuple(_parse_box(each) for each in root.iter("object"))
@@ -184,7 +184,7 @@ def _read_devkit(root: Path, annotations: Path, sheets: DatasetAnnotations) -> N
     for path in sorted((root / "ImageSets" / "Main").glob("*.txt")):
         part = parse_split(path.stem)
         lines = list(_read_image_list(path)) if part else []
-        if not any(stem in files for _, stem in lines):  # VOC 2012 lists pictures whose annotations are kept secret
+        if not any(stem in files for _, stem in lines):  # VOC 2012 lists images whose annotations are kept secret
             continue
         for line, stem in lines:
             detail = f"lists {stem}, which has no file in {annotations}; add it, or remove the line"
@@ -196,7 +196,7 @@ def _read_devkit(root: Path, annotations: Path, sheets: DatasetAnnotations) -> N
 
 
 def _read_mixed_folder(place: Path, part: str, sheets: DatasetAnnotations) -> None:
-    """An XML file beside each picture, or below the same folder."""
+    """An XML file beside each image, or below the same folder."""
 
     def name(path: Path) -> str:
         return path.relative_to(place).with_suffix("").as_posix()
@@ -218,12 +218,12 @@ def _add_to_split(found: ImageAnnotation | AnnotationProblem, part: str, sheets:
 def _read_annotations(
     files: dict[str, Path], lying: list[tuple[str, Path]], place: Path | None, sheets: DatasetAnnotations
 ) -> dict[str, ImageAnnotation | AnnotationProblem]:
-    """What each file says, or why it cannot be used; notes the pictures of which none says anything.
+    """What each file says, or why it cannot be used; notes the images of which none says anything.
 
     Args:
         files: by name.
-        lying: the name and the path of each picture.
-        place: where a picture lies that has another name; None: beside its file.
+        lying: the name and the path of each image.
+        place: where an image lies that has another name; None: beside its file.
     """
     named = dict(lying)
     found = {
@@ -237,9 +237,9 @@ def _read_annotations(
 
 
 def _read_annotation(
-    path: Path, place: Path, picture: Path | None, sheets: DatasetAnnotations
+    path: Path, place: Path, image: Path | None, sheets: DatasetAnnotations
 ) -> ImageAnnotation | AnnotationProblem:
-    """What a file says of its picture, which is that of the same name, or else the one that it names."""
+    """What a file says of its image, which is that of the same name, or else the one that it names."""
     try:
         root = parse_xml(path)
     except Error as error:
@@ -255,17 +255,17 @@ def _read_annotation(
                 AnnotationProblem("no class", path, _get_line(each), "the box has no name, and is left out")
             )
     named = place / Path((root.findtext("filename") or f"{path.stem}.jpg").strip()).name
-    if picture is None or (named.stem == picture.stem and is_file(named)):  # of two that differ in their suffix
-        picture = named
-    made = parse_annotation(path, picture, root)
-    if is_file(picture):
+    if image is None or (named.stem == image.stem and is_file(named)):  # of two that differ in their suffix
+        image = named
+    made = parse_annotation(path, image, root)
+    if is_file(image):
         return made
-    detail = f"its picture {picture} does not exist; put it there, or remove the annotation"
+    detail = f"its image {image} does not exist; put it there, or remove the annotation"
     return AnnotationProblem("missing", path, made.line, detail)
 
 
 def _read_image_list(path: Path) -> Iterator[tuple[int, str]]:
-    """The line and the name of each picture in a list; a 1, 0 or -1 behind it, as lists of a class have, is cut off."""
+    """The line and the name of each image in a list; a 1, 0 or -1 behind it, as lists of a class have, is cut off."""
     for line, text in enumerate(read_text(path, errors="replace").split("\n"), 1):
         words = text.rsplit(maxsplit=1)
         if words:

@@ -1,4 +1,4 @@
-"""Pictures streamed from shards: each lies in one of several lanes, which are read from end to end and shuffled."""
+"""Images streamed from shards: each lies in one of several lanes, which are read from end to end and shuffled."""
 
 import queue
 import threading
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
 
 MAX_READERS = 256  # at most
-SHUFFLE_BUFFER_BYTES = (
-    256e6  # bytes of encoded pictures among which the next one is drawn, over all lanes and processes
-)
+SHUFFLE_BUFFER_BYTES = 256e6  # bytes of encoded images among which the next one is drawn, over all lanes and processes
 MAX_QUEUED_BATCHES = 4  # batches that are read ahead of what is asked for
 OPEN_THREADS = 16  # lanes that are opened at a time
 
@@ -37,7 +35,7 @@ BatchIndices = tuple[Tensor, Tensor]  # (n,) members of a batch, and their rando
 
 
 class ShardDecoder(ImageDecoder):
-    """Samples as the network sees their pictures, ``(H, W, C)`` uint8, or the error of one that cannot be read."""
+    """Samples as the network sees their images, ``(H, W, C)`` uint8, or the error of one that cannot be read."""
 
     def __getitem__(self, request: Any) -> UInt8Array | Error:
         shard, number, block, draws = request
@@ -52,12 +50,12 @@ class ShardStreamingLoader(FileStreamingLoader):
     """A labelled data set in shards: read as streams, decoded by other processes, augmented on the device in batches.
 
     The shards of a pass are put in a random order, and what is in them is cut into lanes of one length; row ``i`` of a
-    batch is from lane ``i % lanes``. A lane is read from end to end through a buffer, from which the next picture is
+    batch is from lane ``i % lanes``. A lane is read from end to end through a buffer, from which the next image is
     drawn. All that follows from the seed and the pass alone: several processes have the batches of one, and a training
     goes on where it was, with more or fewer processes, too.
 
     Args:
-        samples: where the pictures are, one for each of ``targets``.
+        samples: where the images are, one for each of ``targets``.
         prepare, min_area, max_broken: as for :class:`fukami.data.streaming.FileStreamingLoader`.
         targets, labels, batch_size, seed, augment: as for :class:`fukami.data.loader.BatchLoader`.
 
@@ -135,7 +133,7 @@ class ShardStreamingLoader(FileStreamingLoader):
         super().finish_epoch()
 
     def iterate_in_order(self) -> Iterator[Batch]:
-        """Every picture once, in order, neither cropped nor augmented; the training goes on as if nothing had been."""
+        """Every image once, in order, neither cropped nor augmented; the training goes on as if nothing had been."""
         every = torch.arange(len(self.targets))
         plan = split_into_batches(every, SEQUENTIAL_BATCH_SIZE)
         reader = self._build_reader(read_requests(self.samples, [every.numpy()], plan, 0))
@@ -151,7 +149,7 @@ class ShardStreamingLoader(FileStreamingLoader):
         return order[torch.from_numpy(self.samples.shard_indices)].argsort(stable=True)
 
     def _plan_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """For a pass: the order of the pictures, and the random numbers of their augmentation in that order."""
+        """For a pass: the order of the images, and the random numbers of their augmentation in that order."""
         generator = self._make_generator(epoch)
         sequence = self._order_by_shard(generator)
         count, lanes = len(sequence), self.num_readers

@@ -1,4 +1,4 @@
-"""Writing shards: any classified pictures as tar files in the WebDataset layout, with an index."""
+"""Writing shards: any classified images as tar files in the WebDataset layout, with an index."""
 
 import io
 import logging
@@ -38,16 +38,16 @@ def write_shards(
         spec: as :func:`fukami.data.labelled_images.load_labelled_images` takes it.
         out: new or empty.
         holdout: share of each class that becomes the test part, where the data have none of their own.
-        samples_per_shard: pictures in a shard; by default as many as ``shard_megabytes`` allows.
-        shard_megabytes: size of a shard, about; there are eight of a part at least, as far as there are pictures.
+        samples_per_shard: images in a shard; by default as many as ``shard_megabytes`` allows.
+        shard_megabytes: size of a shard, about; there are eight of a part at least, as far as there are images.
         seed: decides the order.
 
     Returns:
-        How many samples each part has, how many shards there are, and how many pictures are left out as broken.
+        How many samples each part has, how many shards there are, and how many images are left out as broken.
 
     Raises:
         UsageError: ``out`` is not empty, or a number makes no sense.
-        Error: there is not one picture that can be read.
+        Error: there is not one image that can be read.
     """
     check_empty_folder(out)
     if (samples_per_shard is not None and samples_per_shard < 1) or shard_megabytes <= 0 or not 0 <= holdout <= 1:
@@ -64,14 +64,14 @@ def write_shards(
     work.mkdir(parents=True)
     try:
         for part, source in (("train", train), ("test", test)):
-            pictures = KeyedSamples(source, labels, order.permutation(len(source)))
+            images = KeyedSamples(source, labels, order.permutation(len(source)))
             each = samples_per_shard or _compute_shard_length(source, shard_megabytes)
             for number in range(-(-len(source) // each)):
-                some = pictures.iterate_range(number * each, (number + 1) * each)
+                some = images.iterate_range(number * each, (number + 1) * each)
                 index[part].append(_write_shard(work / f"{part}-{number:06d}.tar", some))
         found = _count_samples(index)
         if found["train"] + found["test"] == 0:
-            raise Error(f"{spec} has no picture that can be read; fukami doctor {spec} says what is wrong with each")
+            raise Error(f"{spec} has no image that can be read; fukami doctor {spec} says what is wrong with each")
         shards.save_index(index, work / shards.INDEX_FILE)
         for file in (work / shards.INDEX_FILE, *sorted(work.glob("*.tar"))):
             file.rename(out / file.name)
@@ -127,9 +127,9 @@ class KeyedSamples:
     """The samples of a part in an order, each with a key that tells its class and is its own.
 
     Args:
-        source: the pictures.
+        source: the images.
         labels: what the classes are called.
-        order: ``(N,)`` which picture comes when.
+        order: ``(N,)`` which image comes when.
     """
 
     def __init__(self, source: LabelledImages, labels: tuple[str, ...], order: shards.IntArray) -> None:
@@ -137,7 +137,7 @@ class KeyedSamples:
         self.key_counts: dict[str, int] = {}
 
     def iterate_range(self, start: int, stop: int) -> Iterator[tar.TarSample]:
-        """Those from ``start`` to ``stop`` in the order; one that is no picture is left out and named."""
+        """Those from ``start`` to ``stop`` in the order; one that is no image is left out and named."""
         for number in self.order[start:stop].tolist():
             target = int(self.source.targets[number])
             try:
@@ -150,7 +150,7 @@ class KeyedSamples:
             yield (key if again == 1 else f"{key}-again{again}"), suffix, content, target
 
     def _read_image(self, number: int) -> tuple[str, str, bytes]:
-        """Name, suffix and bytes of a picture; that of an array is made a PNG."""
+        """Name, suffix and bytes of an image; that of an array is made a PNG."""
         items = self.source.items
         if isinstance(items, np.ndarray):
             packed = io.BytesIO()
@@ -179,7 +179,7 @@ def _count_samples(index: shards.ShardIndex) -> dict[str, int]:
 
 
 def _compute_shard_length(source: LabelledImages, megabytes: float) -> int:
-    """Pictures in a shard of so many megabytes, fewer where there would be too few shards."""
+    """Images in a shard of so many megabytes, fewer where there would be too few shards."""
     items = source.items
     if isinstance(items, np.ndarray):
         size = items.nbytes

@@ -1,7 +1,7 @@
-"""Annotations in the text files of YOLO: a line ``CLASS X Y WIDTH HEIGHT`` for each box, in shares of the picture.
+"""Annotations in the text files of YOLO: a line ``CLASS X Y WIDTH HEIGHT`` for each box, in shares of the image.
 
 The classes are named by a ``data.yaml`` (or another ``.yaml``) or Darknet's ``obj.data``, which have the parts, too, or
-by a ``classes.txt`` beside the folders ``images`` and ``labels``, or among pictures that have their labels beside them.
+by a ``classes.txt`` beside the folders ``images`` and ``labels``, or among images that have their labels beside them.
 A line of a class and the points of a polygon stands for the box around it.
 """
 
@@ -76,12 +76,12 @@ def read_yolo(path: Path) -> DatasetAnnotations:
     )
     sheets.labels = tuple(dict.fromkeys(numbers[number] for number in sorted(numbers)))
     for part, places in inside.items():
-        every = [picture for place in places for picture in _list_split_images(place)]
+        every = [image for place in places for image in _list_split_images(place)]
         entries = [
-            ImageAnnotation(picture, path)
-            if is_outside_archive(picture, path)
-            else _read_annotation(picture, numbers, sheets)
-            for picture in every
+            ImageAnnotation(image, path)
+            if is_outside_archive(image, path)
+            else _read_annotation(image, numbers, sheets)
+            for image in every
         ]
         sheets.splits[part] = keep_existing_images(entries, sheets, part, path)
     _add_orphan_labels(sheets)
@@ -89,7 +89,7 @@ def read_yolo(path: Path) -> DatasetAnnotations:
 
 
 def find_label_file(image: Path) -> Path:
-    """Where the boxes of a picture stand: in ``labels`` where it lies in ``images``, otherwise beside it."""
+    """Where the boxes of an image stand: in ``labels`` where it lies in ``images``, otherwise beside it."""
     parts = list(image.parts)
     if "images" in parts[:-1]:
         at = len(parts) - 2 - parts[-2::-1].index("images")
@@ -99,13 +99,13 @@ def find_label_file(image: Path) -> Path:
     return image.with_suffix(".txt")
 
 
-def _read_annotation(picture: Path, names: dict[int, str], sheets: DatasetAnnotations) -> ImageAnnotation:
-    """The boxes of a picture; none where there is no file, as YOLO has it."""
-    path = find_label_file(picture)
+def _read_annotation(image: Path, names: dict[int, str], sheets: DatasetAnnotations) -> ImageAnnotation:
+    """The boxes of an image; none where there is no file, as YOLO has it."""
+    path = find_label_file(image)
     boxes: list[Box] = []
     if not is_file(path):
-        sheets.unannotated_images.append(picture)
-        return ImageAnnotation(picture, path)
+        sheets.unannotated_images.append(image)
+        return ImageAnnotation(image, path)
     for line, text in enumerate(read_text(path, max_bytes=MAX_SMALL_FILE_BYTES, errors="replace").splitlines(), 1):
         if not text.strip():
             continue
@@ -115,26 +115,26 @@ def _read_annotation(picture: Path, names: dict[int, str], sheets: DatasetAnnota
             detail = f"is of class {given}, and there are {len(names)}: 0 to {max(names, default=0)}"
             sheets.orphan_annotations.append(AnnotationProblem("no class", path, line, detail))
         boxes.append(Box("" if number is None else names.get(number, ""), corners, line=line))
-    return ImageAnnotation(picture, path, tuple(boxes), is_relative=True)
+    return ImageAnnotation(image, path, tuple(boxes), is_relative=True)
 
 
 def _add_orphan_labels(sheets: DatasetAnnotations) -> None:
-    """Note label files whose picture is not there."""
+    """Note label files whose image is not there."""
     lying = {
         entry.image_path.parent: entry.annotation_path.parent for entries in sheets.splits.values() for entry in entries
     }
     for place, labels in sorted(lying.items()):
         if labels == place or not labels.is_dir():
-            continue  # text beside pictures may be anything
+            continue  # text beside images may be anything
         stems = {path.stem for path in list_images(place)}
         for path in sorted(labels.glob("*.txt")):
             if path.stem not in stems and path.name not in CLASS_FILES:
-                detail = f"there is no picture {path.stem} in {place}; put it there, or remove its labels"
+                detail = f"there is no image {path.stem} in {place}; put it there, or remove its labels"
                 sheets.orphan_annotations.append(AnnotationProblem("missing", path, 0, detail))
 
 
 def _parse_box_line(text: str) -> tuple[int | None, tuple[float, float, float, float]]:
-    """The class and the corners of a line, in shares of the picture."""
+    """The class and the corners of a line, in shares of the image."""
     first, *values = map(to_number, text.split())
     number = int(first) if first.is_integer() else None
     if not all(map(math.isfinite, values)):
@@ -244,7 +244,7 @@ def _locate_paths(path: Path, said: dict[str, Any], key: str) -> Iterator[Path]:
         if place is None and key == "test":
             continue  # one that is named and not handed out
         if place is None:
-            raise Error(f"{path} names {name}, and there is no {tried[0]}; put the pictures there, or mend the file")
+            raise Error(f"{path} names {name}, and there is no {tried[0]}; put the images there, or mend the file")
         yield place
 
 
@@ -256,7 +256,7 @@ def _check_text(path: Path, value: Any, key: str) -> str:
 
 
 def _list_split_images(place: Path) -> list[Path]:
-    """The pictures of a folder, or those that a list names."""
+    """The images of a folder, or those that a list names."""
     if place.is_file():
         named = ((place.parent / line, place.parent / _strip_first_folder(line)) for line in _read_lines(place))
         return [other if is_file(other) and not is_file(path) else path for path, other in named]
@@ -275,7 +275,7 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _find_mixed_splits(root: Path) -> dict[str, list[Path]]:
-    """The parts of a folder in which labels lie beside the pictures, and names in a file in it or in a part."""
+    """The parts of a folder in which labels lie beside the images, and names in a file in it or in a part."""
     inside = {parse_split(each.name): [each] for each in image_folder.list_folders(root) if parse_split(each.name)}
     places = [place for each in (inside or {"": [root]}).values() for place in each]
     named = any((place / name).is_file() for place in (root, *places) for name in CLASS_FILES)

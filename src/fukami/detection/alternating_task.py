@@ -109,22 +109,22 @@ class AlternatingDetectionTask(DetectionTask):
         """That of the stage which learns in this step; the other's are 0."""
         if self.current_step == NOT_STARTED:  # nobody asks for a learning rate, as in a range test
             self._begin_step(TRAIN_RPN)
-        pictures, sizes, truth = self.prepare_training_inputs(batch)
+        images, sizes, truth = self.prepare_training_inputs(batch)
         if self.current_step in (TRAIN_RPN, FINETUNE_RPN):
-            samples, _ = self.training_model(pictures, sizes, truth, part="rpn")
+            samples, _ = self.training_model(images, sizes, truth, part="rpn")
             losses = self.compute_stage_losses(samples, "objectness", "anchor_boxes")
         else:
-            proposals = self.proposal_network.propose(pictures, sizes) if self.current_step == TRAIN_DETECTOR else None  # type: ignore[operator]
-            _, samples = self.training_model(pictures, sizes, truth, proposals, part="regions")
+            proposals = self.proposal_network.propose(images, sizes) if self.current_step == TRAIN_DETECTOR else None  # type: ignore[operator]
+            _, samples = self.training_model(images, sizes, truth, proposals, part="regions")
             losses = self.compute_stage_losses(samples, "classification", "region_boxes")
-        nothing = torch.zeros((), device=pictures.device)
+        nothing = torch.zeros((), device=images.device)
         every = {
             name: losses.get(name, nothing) for name in ("objectness", "anchor_boxes", "classification", "region_boxes")
         }
         return torch.stack(list(losses.values())).sum(), {name: loss.detach() for name, loss in every.items()}
 
     def detect(self, images: Tensor, sizes: Tensor) -> list[Detections]:
-        """What is in pictures; until the detector can propose itself, the other network proposes."""
+        """What is in images; until the detector can propose itself, the other network proposes."""
         if self.current_step not in (TRAIN_RPN, TRAIN_DETECTOR):
             return super().detect(images, sizes)
         normalised = self.normalize_images(images, sizes)

@@ -1,4 +1,4 @@
-"""What training would stumble on in pictures with boxes: bad annotations by file and line, and what the files are."""
+"""What training would stumble on in images with boxes: bad annotations by file and line, and what the files are."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,17 +12,17 @@ from fukami.detection import data as detection_data
 from fukami.errors import Error
 
 MIN_SIDE = 4.0  # pixels; a side below shows nothing that could be told apart
-BORDER_TOLERANCE = 0.5  # pixels that a box may leave its picture by, as rounded coordinates do
+BORDER_TOLERANCE = 0.5  # pixels that a box may leave its image by, as rounded coordinates do
 FAULT_MESSAGES = {
     "not a number": "has no box of four finite numbers, and is left out",
     "inverted box": "ends before it begins, and is left out",
     "empty box": "has no area, and is left out",
-    "outside": "lies outside of its picture, and is left out",
+    "outside": "lies outside of its image, and is left out",
 }
 
 
 def check_samples(spec: str, found: Findings) -> Iterator[tuple[ImageItem, bytes]]:
-    """The readable pictures of a data set with the digest of their pixels; what is wrong is told on the way."""
+    """The readable images of a data set with the digest of their pixels; what is wrong is told on the way."""
     if spec == "scenes":
         yield from _check_scenes(found)
         return
@@ -37,13 +37,13 @@ def check_samples(spec: str, found: Findings) -> Iterator[tuple[ImageItem, bytes
         flaw._replace(split="") for flaw in (*sheets.unusable_images, *sheets.orphan_annotations)
     ):
         found.add(flaw.kind, flaw.detail, file=names(flaw.file), line=flaw.line)
-    for picture in sheets.unannotated_images:
-        found.add("no annotation", "no annotation says what is in it", file=names(picture))
+    for image in sheets.unannotated_images:
+        found.add("no annotation", "no annotation says what is in it", file=names(image))
     yield from findings.hash_images(_check_annotations(sheets, names, found), found)
 
 
 def _check_annotations(sheets: DatasetAnnotations, names: PathNames, found: Findings) -> list[ImageItem]:
-    """Every picture once; what its annotation says is examined on the way."""
+    """Every image once; what its annotation says is examined on the way."""
     parts = dict(sheets.splits)
     if {"train", "val"} & parts.keys():
         parts.pop("trainval", None)
@@ -70,7 +70,7 @@ def _check_annotations(sheets: DatasetAnnotations, names: PathNames, found: Find
 
 
 def _check_entry(entry: ImageAnnotation, head: ImageHeader, file: str, part: str, found: Findings) -> None:
-    """What is wrong with the boxes of a picture and with what is said of its size."""
+    """What is wrong with the boxes of an image and with what is said of its size."""
     width, height = head.upright_size
     stored = entry.size == (head.width, head.height)
     if entry.size and not stored and entry.size != head.upright_size:
@@ -79,7 +79,7 @@ def _check_entry(entry: ImageAnnotation, head: ImageHeader, file: str, part: str
         found.add("wrong size", detail, file=file, line=entry.line)
     if head.orientation != 1 and entry.boxes:
         turned = "before it is, as the stated size says, and turned with it" if stored else "once it is upright"
-        detail = f"{entry.image_path.name} is turned by its EXIF data; boxes are taken to be of the picture {turned}"
+        detail = f"{entry.image_path.name} is turned by its EXIF data; boxes are taken to be of the image {turned}"
         found.add("EXIF rotation", detail, file=file, line=entry.line)
     before: dict[tuple[str, Corners], Box] = {}
     for box, corners in zip(entry.boxes, annotations.compute_pixel_corners(entry, head), strict=True):
@@ -109,7 +109,7 @@ def _find_warnings(corners: Corners, size: tuple[int, int], zero: bool) -> Itera
         yield "counts from 0", "begins at 0, and VOC counts pixels from 1: is the file off by one?"
     beyond = max(-left - zero, -top - zero, right - width, bottom - height)
     if beyond > BORDER_TOLERANCE:
-        yield "crosses the border", f"leaves its {width}×{height} picture by {beyond:g} pixels, and is cut there"
+        yield "crosses the border", f"leaves its {width}×{height} image by {beyond:g} pixels, and is cut there"
     wide, high = min(right, width) - max(left, 0), min(bottom, height) - max(top, 0)
     if min(wide, high) < MIN_SIDE:
         yield "tiny box", f"is {wide:g}×{high:g} pixels; a side below {MIN_SIDE:g} shows nothing"

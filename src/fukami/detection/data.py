@@ -1,4 +1,4 @@
-"""Pictures with boxes from any source, by name or path."""
+"""Images with boxes from any source, by name or path."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ DATASETS = ("scenes", "bccd", "voc-animals", "voc2007", "voc2012", "coco")
 LOCAL_DATASETS = ("bccd", "voc-animals")
 READERS = {"VOC": voc.read_voc, "COCO": coco.read_coco, "YOLO": yolo.read_yolo}
 EXPECTED_LAYOUTS = (
-    "Annotations/*.xml and JPEGImages/ (VOC); an .xml beside each picture; annotations/instances_train.json or "
+    "Annotations/*.xml and JPEGImages/ (VOC); an .xml beside each image; annotations/instances_train.json or "
     "train/_annotations.coco.json (COCO); data.yaml, or images/, labels/ and classes.txt (YOLO)"
 )
 
@@ -33,8 +33,8 @@ def load_dataset(
     Args:
         spec: ``scenes`` (embedded), ``bccd``, ``voc-animals``, ``voc2007``, ``voc2012``, ``coco``, or the path of a
             folder (or archive) or file in the layout of VOC, COCO or YOLO.
-        holdout: share of the pictures that is judged on, where the data have no parts of their own.
-        max_broken: pictures that may be missing or broken, in each part; they are left out and named.
+        holdout: share of the images that is judged on, where the data have no parts of their own.
+        max_broken: images that may be missing or broken, in each part; they are left out and named.
         include_train: also what to train on, which need not be there otherwise.
 
     Raises:
@@ -50,7 +50,7 @@ def load_dataset(
     sheets = read_annotations(find_dataset(spec))
     labels = sheets.labels
     if not labels:
-        raise Error(f"{spec} has no box of any class; annotate its pictures first")
+        raise Error(f"{spec} has no box of any class; annotate its images first")
     learned, judged = select_splits(sheets)
     train = _load_splits(sheets, learned, max_broken) if include_train or judged is None else ()
     if judged is not None:
@@ -86,7 +86,7 @@ def find_dataset(spec: str) -> Path:
 
 
 def is_detection_dataset(spec: str) -> bool:
-    """Whether a name or a path is of pictures with boxes; an archive is unpacked for that."""
+    """Whether a name or a path is of images with boxes; an archive is unpacked for that."""
     return locations.is_known_dataset(spec, DATASETS, detect_layout)
 
 

@@ -22,9 +22,9 @@ class FasterRCNNResNet50FPN(FasterRCNNRecipe):
     backbone_prefix: ClassVar[str] = "backbone.body"
 
     min_size: int = 800
-    """Shorter side of the pictures that the network sees, in pixels."""
+    """Shorter side of the images that the network sees, in pixels."""
     max_size: int = 1333
-    """The longer side at most; a longer picture is made smaller still."""
+    """The longer side at most; a longer image is made smaller still."""
     init: str = ""
     """Weights to begin with: coco or imagenet (torchvision's detector or classifier, downloaded), a file of a state
     dict of either, or a run's folder."""

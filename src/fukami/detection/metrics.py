@@ -15,7 +15,7 @@ OBJECT_SIZES = ("small", "medium", "large")  # less than 32², less than 96², a
 
 UNCOUNTED_AREA = 1e12  # an area outside of all sizes, whose objects COCO matches and then ignores
 
-MAX_DETECTIONS = 100  # detections of a picture and class that are judged
+MAX_DETECTIONS = 100  # detections of an image and class that are judged
 
 
 def compute_coco_metrics(
@@ -28,7 +28,7 @@ def compute_coco_metrics(
     it would hide more. Sizes that no counted object has are left out.
 
     Args:
-        samples: number, what was found and what is there, of each picture, as in fukami.detection.metrics.
+        samples: number, what was found and what is there, of each image, as in fukami.detection.metrics.
         num_classes: how many there are.
     """
     from faster_coco_eval import COCO, COCOeval_faster
@@ -106,7 +106,7 @@ MISSED = "missed"
 
 
 class Prediction(NamedTuple):
-    """What was found in a picture: boxes ``(d, 4)`` in its pixels, classes ``(d,)`` and scores ``(d,)``."""
+    """What was found in an image: boxes ``(d, 4)`` in its pixels, classes ``(d,)`` and scores ``(d,)``."""
 
     boxes: npt.NDArray[Any]
     classes: npt.NDArray[Any]
@@ -114,7 +114,7 @@ class Prediction(NamedTuple):
 
 
 class GroundTruth(NamedTuple):
-    """What is in a picture: boxes ``(n, 4)`` in its pixels, classes ``(n,)``, and kinds ``(n,)`` as in its data."""
+    """What is in an image: boxes ``(n, 4)`` in its pixels, classes ``(n,)``, and kinds ``(n,)`` as in its data."""
 
     boxes: npt.NDArray[Any]
     classes: npt.NDArray[Any]
@@ -134,7 +134,7 @@ class ErrorCase:
     """An object that was missed, or a false alarm.
 
     Args:
-        image_index: of the picture.
+        image_index: of the image.
         kind: ``missed``, or what is wrong with a detection: one of ``KINDS`` but the first.
         label: of the object, or of the detection.
         score: of the detection; of a missed object the best that found it, 0 where none did.
@@ -154,15 +154,15 @@ class ErrorCase:
 
 
 class _MatchTable(NamedTuple):
-    """Every detection and every object of all pictures, those of the least number first."""
+    """Every detection and every object of all images, those of the least number first."""
 
-    image: IntArray  # (D,) number of the picture of each detection
+    image: IntArray  # (D,) number of the image of each detection
     boxes: FloatArray  # (D, 4)
     classes: IntArray  # (D,)
     scores: FloatArray  # (D,)
     outcome: IntArray  # (D,) RIGHT ... IGNORED
     target: IntArray  # (D,) which object it found or has to do with; -1: none
-    object_image: IntArray  # (N,) number of the picture of each object
+    object_image: IntArray  # (N,) number of the image of each object
     object_boxes: FloatArray  # (N, 4)
     object_classes: IntArray  # (N,)
     object_kinds: IntArray  # (N,)
@@ -171,7 +171,7 @@ class _MatchTable(NamedTuple):
 
 
 class DetectionResults:
-    """What a detector found in each picture beside what is there, and the judgement of it.
+    """What a detector found in each image beside what is there, and the judgement of it.
 
     Args:
         labels: what the classes are called.
@@ -182,22 +182,22 @@ class DetectionResults:
         self.images: dict[int, tuple[Prediction, GroundTruth]] = {}
 
     def update(self, index: int, prediction: Prediction, truth: GroundTruth) -> None:
-        """The picture ``index``, of which a second time changes nothing.
+        """The image ``index``, of which a second time changes nothing.
 
         Boxes are left, top, right, bottom in pixels, where 0 is the outer edge of the
         first pixel.
         """
         answers = (np.asarray(prediction.classes, np.int64), np.asarray(prediction.scores, np.float64))
         objects = (np.asarray(truth.classes, np.int64), np.asarray(truth.kinds, np.int64))
-        picture = Prediction(_convert_to_array(prediction), *answers), GroundTruth(_convert_to_array(truth), *objects)
-        self.images.setdefault(index, picture)
+        image = Prediction(_convert_to_array(prediction), *answers), GroundTruth(_convert_to_array(truth), *objects)
+        self.images.setdefault(index, image)
         self._clear_cache()
 
     def merge(self, others: Iterable[Self]) -> None:
-        """Add the pictures of other processes; those that several of them had count once."""
+        """Add the images of other processes; those that several of them had count once."""
         for other in others:
-            for number, picture in other.images.items():
-                self.images.setdefault(number, picture)
+            for number, image in other.images.items():
+                self.images.setdefault(number, image)
         self._clear_cache()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -327,7 +327,7 @@ class DetectionResults:
 
     @functools.cached_property
     def _ranked_detections(self) -> list[IntArray]:
-        """The detections of each class that are not ignored, the highest score first; equals as the pictures come."""
+        """The detections of each class that are not ignored, the highest score first; equals as the images come."""
         judged = self._match_table
         order = np.lexsort((-judged.scores, judged.classes))
         order = order[judged.outcome[order] != IGNORED]
@@ -335,7 +335,7 @@ class DetectionResults:
 
     @functools.cached_property
     def _match_table(self) -> _MatchTable:
-        """All pictures judged; in the order of their numbers, whichever process had them."""
+        """All images judged; in the order of their numbers, whichever process had them."""
         columns: list[tuple[npt.NDArray[Any], ...]] = []
         before = 0
         for number, found, truth in self._sort_images():
@@ -352,7 +352,7 @@ class DetectionResults:
 
 
 def _match_boxes(prediction: Prediction, truth: GroundTruth) -> tuple[IntArray, IntArray, FloatArray, IntArray]:
-    """What each detection of a picture is and to which object it belongs; what found each object, and what else did.
+    """What each detection of an image is and to which object it belongs; what found each object, and what else did.
 
     As the development kit of VOC does it: a detection belongs to the object of its class that it overlaps most, each
     object is found once, and a detection that belongs to a difficult one is ignored. One that belongs to none but

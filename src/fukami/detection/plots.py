@@ -14,7 +14,7 @@ from fukami.image import io as image_io
 
 MAX_CURVES = 24  # curves that are drawn, each in an axes of its own
 MAX_ERRORS_SHOWN = 15  # misses and false alarms that are shown
-NUM_COLUMNS = 5  # panels and pictures in a row
+NUM_COLUMNS = 5  # panels and images in a row
 BLUE, PALE, RED = "#4878a8", "#c3d3e6", "#c0392b"
 OUTCOME_COLORS = ("#6aa67c", "#e3b34c", "#b58fc4", "#d6723c", "#9a9a9a")  # of KINDS
 ERROR_CAPTIONS = {"localisation": "badly placed", "duplicate": "found before", "background": "background"}
@@ -25,7 +25,7 @@ def plot_evaluation(results: DetectionResults, get_image: Callable[[int], Image.
 
     Args:
         results: what was judged; with an object in it.
-        get_image: the picture of a number, in the pixels that its boxes are in.
+        get_image: the image of a number, in the pixels that its boxes are in.
     """
     metrics = results.compute_metrics()
     yield "Average precision by class", plot_class_ap(metrics["classes"])
@@ -144,7 +144,7 @@ def plot_outcomes(results: DetectionResults) -> Figure:
 
 
 def plot_errors(errors: Sequence[ErrorCase], get_image: Callable[[int], Image.Image], labels: Sequence[str]) -> Figure:
-    """A part of the picture around each mistake; dashed, the object that a false alarm has to do with."""
+    """A part of the image around each mistake; dashed, the object that a false alarm has to do with."""
     rows = -(-len(errors) // NUM_COLUMNS)
     figure = Figure(figsize=(2 * NUM_COLUMNS, 2.25 * rows), layout="constrained")
     for place, mistake in enumerate(errors, start=1):
@@ -168,7 +168,7 @@ def plot_errors(errors: Sequence[ErrorCase], get_image: Callable[[int], Image.Im
 
 
 def compute_crop(error: ErrorCase, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """A square around the box with as much again on every side, at least 64 pixels, shifted into the picture."""
+    """A square around the box with as much again on every side, at least 64 pixels, shifted into the image."""
     boxes = np.array([error.box] if error.related_box is None else [error.box, error.related_box])
     low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
     side = max(64.0, 1.8 * float((high - low).max()))

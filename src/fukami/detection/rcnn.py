@@ -42,9 +42,9 @@ class RCNNRecipe(DetectionRecipe):
     year: ClassVar[int] = 2014
 
     min_size: int = 375
-    """Shorter side of the pictures in which regions are proposed, and from which they are warped, in pixels."""
+    """Shorter side of the images in which regions are proposed, and from which they are warped, in pixels."""
     max_size: int = 500
-    """The longer side at most; a longer picture is made smaller still."""
+    """The longer side at most; a longer image is made smaller still."""
     backbone: Literal["alexnet", "vgg16"] = "alexnet"
     """The classifier that looks at a region."""
     size: int = 227
@@ -62,7 +62,7 @@ class RCNNRecipe(DetectionRecipe):
     batch_norm: bool = False
     """Batch normalisation after every convolution."""
     regions_per_image: int = 16
-    """Regions of each picture in an update, a quarter of them objects at most."""
+    """Regions of each image in an update, a quarter of them objects at most."""
     cache_limit: float = 10.0
     """Gigabytes of disk that features of regions may take; what does not fit is computed again. 0: none are kept."""
     init: str = ""
@@ -111,7 +111,7 @@ class RCNNRecipe(DetectionRecipe):
         return super().build_loader(self.add_proposals(samples), labels, train=train)
 
     def add_proposals(self, samples: "tuple[Sample, ...]") -> "tuple[Sample, ...]":
-        """The pictures with the proposals of Selective Search beside their objects."""
+        """The images with the proposals of Selective Search beside their objects."""
         import numpy as np
 
         from fukami.data.samples import PROPOSAL
@@ -134,7 +134,7 @@ class RCNNRecipe(DetectionRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class RCNNSolverRecipe(RCNNRecipe):
-    """A stage that goes on from the run of the one before, one picture after another."""
+    """A stage that goes on from the run of the one before, one image after another."""
 
     previous_recipe: ClassVar[str] = ""  # the name of the recipe before
 
@@ -152,7 +152,7 @@ class RCNNSolverRecipe(RCNNRecipe):
         return super().load_data()
 
     def build_loader(self, samples: "tuple[Sample, ...]", labels: tuple[str, ...], *, train: bool) -> "PaddedLoader":
-        """Batches of a part of the data, with proposals; what is learned from comes as it is, picture by picture."""
+        """Batches of a part of the data, with proposals; what is learned from comes as it is, image by image."""
         return (
             build_sequential_loader(self, samples, labels)
             if train
@@ -195,7 +195,7 @@ class RCNNSolverRecipe(RCNNRecipe):
 def build_sequential_loader(
     recipe: RCNNRecipe, samples: "tuple[Sample, ...]", labels: tuple[str, ...]
 ) -> "PaddedLoader":
-    """The pictures one by one with their proposals, in an order of the seed, and not augmented."""
+    """The images one by one with their proposals, in an order of the seed, and not augmented."""
     from fukami.data import padded_loader
 
     return padded_loader.build_padded_loader(
@@ -244,7 +244,7 @@ class RCNNFinetune(RCNNRecipe):
     eval_every: int = 10
     """Passes between two evaluations; there is one at the end in any case."""
     batch_size: int = 8
-    """Pictures in an update, over all processes."""
+    """Images in an update, over all processes."""
     optimizer: Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"] = "momentum"
     """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
     lr: float = 1e-3

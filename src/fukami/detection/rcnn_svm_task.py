@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 TARGET_NORM = 20.0  # to which the features are scaled, on average: the costs below are meant for such
 INTERCEPT_SCALING = 10.0  # what the machines' constant feature is, lest its weight be held back
-NORM_SAMPLES = 8  # regions of a picture whose features' norm is looked at
+NORM_SAMPLES = 8  # regions of an image whose features' norm is looked at
 HARD_MARGIN, EASY_MARGIN = -1.0, -1.2  # margins from which on a negative is kept, and below which one leaves
 RETRAIN_INTERVAL = 2000  # negatives more, and a machine is trained again
 ABSENT_CLASS_MARGIN = -10.0  # the margin of a class without an object
 
 
 class RCNNSolverTask(RCNNTask):
-    """A stage of one step for each picture, which keeps the network as it is."""
+    """A stage of one step for each image, which keeps the network as it is."""
 
     min_score = 1 / (1 + math.exp(1.5))  # a margin of -1.5
-    num_passes = 1  # over the pictures
+    num_passes = 1  # over the images
     num_images = 0  # of the training part, once its duration was asked for
 
     def setup(self, runtime: "Runtime") -> None:
@@ -50,7 +50,7 @@ class RCNNSolverTask(RCNNTask):
         self.collected = TensorStore()
 
     def count_steps(self, train: Any) -> tuple[int, int]:
-        """A step for each picture and pass; judged at the end."""
+        """A step for each image and pass; judged at the end."""
         self.num_images = len(train)
         steps = self.num_passes * self.num_images
         return steps, steps
@@ -68,15 +68,15 @@ class RCNNSolverTask(RCNNTask):
         return torch.sigmoid(self.model.svm(fc7).float())  # type: ignore[operator]
 
     def step(self, batch: "PaddedBatch") -> dict[str, Tensor]:
-        """Look at one picture."""
+        """Look at one image."""
         self.on_step()
         with self.runtime.clock("forward"), torch.inference_mode():
             batch = self.move_to_device(batch)
-            picture = self.normalize_images(batch.images, batch.sizes)[0]
-            return self.process_image(picture, batch, next(self.iterate_proposals(batch)))
+            image = self.normalize_images(batch.images, batch.sizes)[0]
+            return self.process_image(image, batch, next(self.iterate_proposals(batch)))
 
     def process_image(self, image: Tensor, batch: "PaddedBatch", proposals: Tensor) -> dict[str, Tensor]:
-        """Collect from a picture and its proposals, and solve when it is time; returns scalars for the log."""
+        """Collect from an image and its proposals, and solve when it is time; returns scalars for the log."""
         raise NotImplementedError(f"{type(self).__name__} does not define process_image(image, batch, proposals)")
 
 
@@ -111,7 +111,7 @@ class TensorStore:
 
 
 class SVMTask(RCNNSolverTask):
-    """Stage 2: a linear SVM of each class, its negatives mined from all pictures (section 2.3, appendix B).
+    """Stage 2: a linear SVM of each class, its negatives mined from all images (section 2.3, appendix B).
 
     The first pass collects the positives, which are the objects themselves, and the features' norm. In the second one,
     regions that overlap every object of a class by less than ``max_iou`` are its negatives: those that its machine does
@@ -175,7 +175,7 @@ class SVMTask(RCNNSolverTask):
         return {name: torch.tensor(float(count)) for name, count in counts.items()}
 
     def collect_positives(self, image: Tensor, batch: "PaddedBatch", proposals: Tensor) -> None:
-        """The positives of a picture, and the norm of some features."""
+        """The positives of an image, and the norm of some features."""
         objects = (batch.classes[0] >= 0) & (batch.kinds[0] == REGULAR)
         found = self.extract_features(image, torch.cat([batch.boxes[0][objects], proposals[:NORM_SAMPLES]]))
         norms = found.float().norm(dim=1)
@@ -192,7 +192,7 @@ class SVMTask(RCNNSolverTask):
         svm.bias.copy_(torch.where(there, 0.0, ABSENT_CLASS_MARGIN))
 
     def mine_hard_negatives(self, image: Tensor, batch: "PaddedBatch", proposals: Tensor) -> int:
-        """Keep the hard negatives of a picture; returns how many there are."""
+        """Keep the hard negatives of an image; returns how many there are."""
         features = self.get_features(image, proposals)
         margins = self.model.svm(features.float())  # type: ignore[operator]
         hard = (margins > HARD_MARGIN) & find_negatives(batch, proposals, len(self.labels), self.max_iou)
@@ -224,7 +224,7 @@ class SVMTask(RCNNSolverTask):
 
 
 def find_negatives(batch: "PaddedBatch", proposals: Tensor, num_classes: int, max_iou: float) -> Tensor:
-    """``(P, classes)``: which proposals of a picture overlap no object of a class by ``max_iou``.
+    """``(P, classes)``: which proposals of an image overlap no object of a class by ``max_iou``.
 
     Of a crowd, those are taken out that lie in it by half.
     """

@@ -31,22 +31,22 @@ if TYPE_CHECKING:
 
 FEATURE_VERSION = 1  # of how regions are warped and looked at: features that were kept with another are not read
 MIN_PROPOSAL_SIZE = 20  # pixels of the frame that a proposal is at least wide and high, as in the paper's code
-MAX_PROPOSALS = 2000  # proposals of a picture, about as many as the paper has
+MAX_PROPOSALS = 2000  # proposals of an image, about as many as the paper has
 REGION_BATCH_SIZE = 256  # regions that pass through the network at once
 NMS_IOU = 0.3  # IoU with a better one of its class from which on a region is suppressed
-PRE_NMS_TOP_N, POST_NMS_TOP_N = 2000, 100  # boxes of a picture before and after the suppression
+PRE_NMS_TOP_N, POST_NMS_TOP_N = 2000, 100  # boxes of an image before and after the suppression
 
 
 @dataclass(frozen=True)
 class RegionSettings:
-    """How the regions of a picture are found, warped and remembered.
+    """How the regions of an image are found, warped and remembered.
 
     Args:
         size: side of a warped region in pixels.
         context_padding: pixels of it on each side that show what is around the region.
-        mode: of Selective Search, where a picture has no proposals yet.
+        mode: of Selective Search, where an image has no proposals yet.
         cache_limit: gigabytes of disk that features may take; 0: none are kept.
-        regions_per_image: regions of a picture that an update learns from.
+        regions_per_image: regions of an image that an update learns from.
     """
 
     size: int
@@ -92,11 +92,11 @@ class RCNNTask(DetectionTask):
         raise NotImplementedError(f"{type(self).__name__} does not define score_regions(fc7)")
 
     def refine_boxes(self, image: Tensor, regions: Tensor, classes: Tensor) -> Tensor:
-        """Where the objects are that were found in regions ``(k, 4)`` of a picture; by default in these."""
+        """Where the objects are that were found in regions ``(k, 4)`` of an image; by default in these."""
         return regions
 
     def extract_features(self, image: Tensor, regions: Tensor, layer: str = "fc7") -> Tensor:
-        """The features of regions ``(K, 4)`` of a normalised picture ``(3, H, W)``, ``(K, inputs)`` float16.
+        """The features of regions ``(K, 4)`` of a normalised image ``(3, H, W)``, ``(K, inputs)`` float16.
 
         They are rounded to it whether they are kept or not, so that this makes no difference.
         """
@@ -110,7 +110,7 @@ class RCNNTask(DetectionTask):
         return torch.cat(found)
 
     def get_features(self, image: Tensor, proposals: Tensor) -> Tensor:
-        """The features of all proposals of a picture, computed or as they were kept."""
+        """The features of all proposals of an image, computed or as they were kept."""
         if not self.region_settings.cache_limit:
             return self.extract_features(image, proposals)
         if self.feature_cache is None:
@@ -125,7 +125,7 @@ class RCNNTask(DetectionTask):
         return found.to(image.device)
 
     def detect_in_proposals(self, image: Tensor, size: Tensor, proposals: Tensor, fc7: Tensor) -> Detections:
-        """What is in a normalised picture ``(3, H, W)`` of so many pixels, by proposals ``(P, 4)`` and features."""
+        """What is in a normalised image ``(3, H, W)`` of so many pixels, by proposals ``(P, 4)`` and features."""
         kind = next(self.model.parameters()).dtype
         with half_precision.enable_float32_fallback(self.model):
             scores = self.score_regions(fc7.to(kind)).float()
@@ -139,32 +139,29 @@ class RCNNTask(DetectionTask):
         return Detections(own, classes, best)
 
     def detect_batch(self, batch: "PaddedBatch") -> list[Detections]:
-        """What is found in the pictures of a batch, by the proposals that it has."""
+        """What is found in the images of a batch, by the proposals that it has."""
         batch = self.move_to_device(batch)
-        pictures = self.normalize_images(batch.images, batch.sizes)
-        every = zip(pictures, batch.sizes, self.iterate_proposals(batch), strict=True)
-        return [
-            self.detect_in_proposals(picture, size, own, self.get_features(picture, own))
-            for picture, size, own in every
-        ]
+        images = self.normalize_images(batch.images, batch.sizes)
+        every = zip(images, batch.sizes, self.iterate_proposals(batch), strict=True)
+        return [self.detect_in_proposals(image, size, own, self.get_features(image, own)) for image, size, own in every]
 
     def iterate_proposals(self, batch: "PaddedBatch") -> Iterator[Tensor]:
-        """Those of each picture, ``(P, 4)``."""
+        """Those of each image, ``(P, 4)``."""
         there = (batch.kinds == PROPOSAL) & (boxes.compute_area(batch.boxes) > 0)
         return (own[which] for own, which in zip(batch.boxes, there, strict=True))
 
     def detect(self, images: Tensor, sizes: Tensor) -> list[Detections]:
-        """What is in pictures ``(N, 3, H, W)`` in 0..255, by regions that are looked for now.
+        """What is in images ``(N, 3, H, W)`` in 0..255, by regions that are looked for now.
 
         They are rounded, as those of the data are, so that the same regions are found.
         """
         found, images = [], images.round()
-        for picture, each, size in zip(self.normalize_images(images, sizes), images, sizes, strict=True):
+        for image, each, size in zip(self.normalize_images(images, sizes), images, sizes, strict=True):
             height, width = size.int().tolist()
             pixels = each[:, :height, :width].byte().permute(1, 2, 0).contiguous().cpu().numpy()
             proposals = torch.from_numpy(filter_proposals(search.propose_regions(pixels, self.region_settings.mode)))
-            proposals = proposals.to(picture.device)
-            found.append(self.detect_in_proposals(picture, size, proposals, self.extract_features(picture, proposals)))
+            proposals = proposals.to(image.device)
+            found.append(self.detect_in_proposals(image, size, proposals, self.extract_features(image, proposals)))
         return found
 
 
@@ -177,8 +174,8 @@ def filter_proposals(proposals: search.Boxes) -> search.Boxes:
 class RCNNFinetuneTask(RCNNTask):
     """Stage 1: the classifier learns the classes and the background on warped regions (section 2.3).
 
-    Each picture of a batch gives ``each`` regions: a quarter of them, at most, such as overlap an object by half, or
-    the object itself; the rest background. (The paper draws 32 and 96 regions from all pictures at once.)
+    Each image of a batch gives ``each`` regions: a quarter of them, at most, such as overlap an object by half, or
+    the object itself; the rest background. (The paper draws 32 and 96 regions from all images at once.)
     """
 
     def score_regions(self, fc7: Tensor) -> Tensor:
@@ -194,9 +191,9 @@ class RCNNFinetuneTask(RCNNTask):
         """Cross entropy of the regions drawn, and the share of them that is named rightly."""
         batch = self.move_to_device(batch)
         regions, targets, there = self.sample_regions(batch)
-        pictures = self.normalize_images(batch.images, batch.sizes)
+        images = self.normalize_images(batch.images, batch.sizes)
         size, context = self.region_settings.size, self.region_settings.context_padding
-        warped = torch.cat([warp_regions(*each, size, context) for each in zip(pictures, regions, strict=True)])
+        warped = torch.cat([warp_regions(*each, size, context) for each in zip(images, regions, strict=True)])
         scores = self.training_model(warped.contiguous(memory_format=torch.channels_last)).float()
         targets, there = targets.flatten(), there.flatten()
         count = self.runtime.all_reduce_sum(there.sum()).clamp(min=1) / self.runtime.world_size

@@ -15,24 +15,24 @@ if TYPE_CHECKING:
     from fukami.image.transform import ResizeTransform
     from fukami.models.faster_rcnn import FasterRCNN as Network
 
-EVAL_BATCH_SIZE = 8  # pictures in a batch that is only judged
+EVAL_BATCH_SIZE = 8  # images in a batch that is only judged
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionRecipe(SupervisedRecipe):
-    """A network that tells where in a picture there is what."""
+    """A network that tells where in an image there is what."""
 
     family: ClassVar[str] = "detection"
 
     data: DataSpec = "scenes"
     """What to learn from: scenes (embedded), bccd, voc-animals, voc2007, voc2012, coco, or a folder or archive of
-    pictures with boxes: Pascal VOC, COCO or YOLO."""
+    images with boxes: Pascal VOC, COCO or YOLO."""
     min_size: int = 600
-    """Shorter side of the pictures that the network sees, in pixels."""
+    """Shorter side of the images that the network sees, in pixels."""
     max_size: int = 1000
-    """The longer side at most; a longer picture is made smaller still."""
+    """The longer side at most; a longer image is made smaller still."""
     augment: tuple[str, ...] = ("flip",)
-    """Changes of the training pictures and their boxes, such as flip crop=0.5 brightness; none: give the flag alone."""
+    """Changes of the training images and their boxes, such as flip crop=0.5 brightness; none: give the flag alone."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
@@ -42,7 +42,7 @@ class DetectionRecipe(SupervisedRecipe):
             raise UsageError(f"max-size should be at least min-size, {self.min_size}, not {self.max_size}")
 
     def build_preprocessing(self) -> "ResizeTransform":
-        """How a picture is brought to the form that the network sees."""
+        """How an image is brought to the form that the network sees."""
         from fukami.image.transform import ResizeTransform
 
         return ResizeTransform(min_size=self.min_size, max_size=self.max_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
@@ -89,7 +89,7 @@ class FasterRCNNRecipe(DetectionRecipe):
     epochs: int = 12
     """Passes over the training set."""
     batch_size: int = 2
-    """Pictures in an update, over all processes."""
+    """Images in an update, over all processes."""
     optimizer: Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"] = "momentum"
     """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
     lr: float = 2.5e-3

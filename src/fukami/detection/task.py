@@ -1,4 +1,4 @@
-"""Detection: where is what in the picture?"""
+"""Detection: where is what in the image?"""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Unpack
@@ -32,10 +32,10 @@ class DetectionTask(PaddedTask):
     """Boxes of the classes ``labels``, by a network of two stages.
 
     Args:
-        model: as :class:`fukami.models.faster_rcnn.FasterRCNN` is called: normalised pictures, their sizes and what is
+        model: as :class:`fukami.models.faster_rcnn.FasterRCNN` is called: normalised images, their sizes and what is
             in them to the samples of both stages; without the latter to what it found.
         labels: what the classes are called.
-        prepare: to what size a picture is brought, and how it is normalised; it travels with the task.
+        prepare: to what size an image is brought, and how it is normalised; it travels with the task.
         activation_checkpointing: keep the activations between the blocks of the backbone alone, and compute the others
             again.
         regime: optimizer, decay, epochs, judge_every, accumulate and clip, as for :class:`fukami.Task`.
@@ -60,7 +60,7 @@ class DetectionTask(PaddedTask):
         super().setup(runtime)
 
     def get_signature(self) -> ModelSignature:
-        """A picture in a frame; how it is prepared, the labels, and what the answer is, as JSON and words."""
+        """An image in a frame; how it is prepared, the labels, and what the answer is, as JSON and words."""
         answer = "boxes: left, top, right, bottom in pixels of the frame; classes: numbers of labels; best first"
         return self.build_frame_signature("detector", answer)
 
@@ -101,14 +101,14 @@ class DetectionTask(PaddedTask):
         }
 
     def detect(self, images: Tensor, sizes: Tensor) -> list[Detections]:
-        """What is in pictures ``(N, 3, H, W)`` in 0..255, in pixels of the frame."""
+        """What is in images ``(N, 3, H, W)`` in 0..255, in pixels of the frame."""
         with half_precision.enable_float32_fallback(self.model):
             kind = next(self.model.parameters()).dtype
             found: list[Detections] = self.model(self.normalize_images(images, sizes).to(kind), sizes)
         return found
 
     def detect_batch(self, batch: "PaddedBatch") -> list[Detections]:
-        """What is found in the pictures of a batch, in pixels of the frame."""
+        """What is found in the images of a batch, in pixels of the frame."""
         return self.detect(batch.images.to(self.runtime.device), batch.sizes.to(self.runtime.device))
 
     def collect_results(self, batches: Iterable["PaddedBatch"]) -> DetectionResults:
@@ -135,9 +135,9 @@ class DetectionTask(PaddedTask):
         return found
 
     def predict_batch(self, images: Tensor) -> list[dict[str, Any]]:
-        """What is in each picture, and where: ``boxes``, best first.
+        """What is in each image, and where: ``boxes``, best first.
 
-        Each of them is ``{"label", "score", "box": [left, top, right, bottom]}`` in pixels of the upright picture.
+        Each of them is ``{"label", "score", "box": [left, top, right, bottom]}`` in pixels of the upright image.
         """
         height, width = images.shape[-2:]
         frame, inside = self.resize_and_pad(images)
@@ -154,13 +154,13 @@ class DetectionTask(PaddedTask):
         return answers
 
     def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
-        """The picture with the boxes whose score is at least a half."""
+        """The image with the boxes whose score is at least a half."""
         shown = [box for box in prediction["boxes"] if box["score"] >= MIN_DRAWN_SCORE]
         return image_io.draw_boxes(image_io.read_image(source), shown, self.labels)
 
     @torch.inference_mode()
     def plot_evaluation(self, batches: Iterable["PaddedBatch"]) -> "Iterator[tuple[str, Figure]]":
-        """Precision and recall, what goes wrong, and the worst of it as pictures."""
+        """Precision and recall, what goes wrong, and the worst of it as images."""
         from fukami.detection import plots as detection_plots
 
         found: DetectionResults = self.get_results(batches)

@@ -120,7 +120,7 @@ class TrainingLogger:
         )
 
     def log_evaluation(self, step: int, metrics: dict[str, Any], preview: "Image | None" = None) -> None:
-        """Log an evaluation, say what it found over all, and keep the picture of it in ``preview.png``."""
+        """Log an evaluation, say what it found over all, and keep the image of it in ``preview.png``."""
         self.last_metrics = metrics
         self.last_log_time = time.monotonic()  # the time of the evaluation is not the training's
         spent = self.get_elapsed_seconds()

@@ -19,9 +19,9 @@ from fukami.quantization.half_precision import has_native_arithmetic
 
 CONVERTED_PRECISIONS = ("int8", "binary", "onnx")  # other layers than the network's; the rest are types of its numbers
 ONNX_PRECISIONS = ("int8", "onnx")  # computed by ONNX Runtime, on the CPU
-NUM_CALIBRATION_IMAGES = 512  # pictures from which the ranges of the activations are taken
-SHIFT_THRESHOLD = 0.5  # standard deviations between the means of two sets of pictures from which they do not look alike
-COMPARED_STATISTICS = ("brightness", "contrast", "detail")  # in which pictures are compared
+NUM_CALIBRATION_IMAGES = 512  # images from which the ranges of the activations are taken
+SHIFT_THRESHOLD = 0.5  # standard deviations between the means of two sets of images from which they do not look alike
+COMPARED_STATISTICS = ("brightness", "contrast", "detail")  # in which images are compared
 
 
 def convert_task(task: Task, precision: str, recipe: Recipe, calibration: str | None = None) -> dict[str, nn.Module]:
@@ -56,8 +56,8 @@ def convert_task(task: Task, precision: str, recipe: Recipe, calibration: str | 
     elif aware:
         encode = partial(int8.export_int8, shape=shape, metadata=about)
     else:
-        pictures = _load_calibration_images(task, recipe, calibration)
-        encode = partial(int8.quantize, shape=shape, images=pictures, metadata=about)
+        images = _load_calibration_images(task, recipe, calibration)
+        encode = partial(int8.quantize, shape=shape, images=images, metadata=about)
     return {name: onnx_export.OnnxNetwork(encode(module)) for name, module in task.get_modules().items()}
 
 
@@ -84,7 +84,7 @@ def _accumulates_in_float32(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def _load_calibration_images(task: Task, recipe: Recipe, spec: str | None) -> list[Tensor]:
-    """What the network is given for :data:`NUM_CALIBRATION_IMAGES` pictures to train on, unaugmented, or for others."""
+    """What the network is given for :data:`NUM_CALIBRATION_IMAGES` images to train on, unaugmented, or for others."""
     fields = {field.name for field in dataclasses.fields(recipe)}
     changes: dict[str, Any] = {"augment": ()} if "augment" in fields else {}
     plain = dataclasses.replace(recipe, **changes)
@@ -118,7 +118,7 @@ def _iterate_inputs(task: Task, train: Any) -> Iterator[Tensor]:
 
 
 def compare_image_statistics(images: Tensor, reference: Tensor) -> Iterator[str]:
-    """In what pictures ``(N, C, H, W)`` differ from the usual ones by more than half a standard deviation."""
+    """In what images ``(N, C, H, W)`` differ from the usual ones by more than half a standard deviation."""
     for name, one, other in zip(
         COMPARED_STATISTICS, _compute_image_statistics(images), _compute_image_statistics(reference), strict=True
     ):
@@ -130,7 +130,7 @@ def compare_image_statistics(images: Tensor, reference: Tensor) -> Iterator[str]
 
 
 def _compute_image_statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Brightness, contrast and detail of each picture, ``(N,)``: mean, deviation, and difference of neighbours."""
+    """Brightness, contrast and detail of each image, ``(N,)``: mean, deviation, and difference of neighbours."""
     images = images.float()
     across = (images[..., 1:] - images[..., :-1]).abs().flatten(1).mean(1)
     return images.flatten(1).mean(1), images.flatten(1).std(1), across

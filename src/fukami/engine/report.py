@@ -17,7 +17,7 @@ from fukami.engine import checkpoint
 from fukami.errors import Error
 
 CURVES_PER_ROW = 3  # curves in a row
-FRAME_MS, LAST_FRAME_MS = 250, 3000  # milliseconds that a picture of an animation is shown, and the last one
+FRAME_MS, LAST_FRAME_MS = 250, 3000  # milliseconds that an image of an animation is shown, and the last one
 WEBP_QUALITY = 85  # of WebP
 NON_METRIC_KEYS = {"step", "phase", "seconds", "count", "objects", "pixels"}  # of a line of the log
 PAGE_TEMPLATE = """<!DOCTYPE html>
@@ -178,7 +178,7 @@ def _format_large_number(value: float) -> str:
 
 
 def render_figure(title: str, figure: Figure | Sequence[Image]) -> str:
-    """A figure as a section of the page, embedded; of several pictures an animation, which stays at the last one."""
+    """A figure as a section of the page, embedded; of several images an animation, which stays at the last one."""
     buffer = io.BytesIO()
     kind = "png" if isinstance(figure, Figure) else "webp"
     if isinstance(figure, Figure):
@@ -220,7 +220,7 @@ def disable_mathtext(figure: Figure) -> None:
 def plot_curves(train_lines: Sequence[dict[str, Any]], eval_lines: Sequence[dict[str, Any]]) -> Figure:
     """Every metric of the training over the steps, the evaluations of the same name with it, and the learning rate."""
     unplotted = NON_METRIC_KEYS | {
-        "pictures_per_second",
+        "images_per_second",
         "lr",
         "errors",
         "members",

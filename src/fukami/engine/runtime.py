@@ -242,7 +242,7 @@ def _select_precision(device: torch.device) -> str:
     """The precision that trains fastest without losing accuracy.
 
     bfloat16 on recent GPUs, with AMX, and with AMD's AVX-512-bf16; float16, with its loss scaled, on GPUs whose tensor
-    cores know nothing else (Volta, Turing). Measured on ResNet-20: 1.45 times the pictures of float32 on Zen 5, fewer
+    cores know nothing else (Volta, Turing). Measured on ResNet-20: 1.45 times the images of float32 on Zen 5, fewer
     on an Intel core with AVX-512-bf16 and no AMX.
     """
     if device.type == "cuda":

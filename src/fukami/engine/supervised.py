@@ -1,4 +1,4 @@
-"""Supervised: the fields of every recipe that learns from labelled pictures, pass after pass."""
+"""Supervised: the fields of every recipe that learns from labelled images, pass after pass."""
 
 import dataclasses
 import math
@@ -24,7 +24,7 @@ IMAGENET_MEAN, IMAGENET_STD = (
     (0.485, 0.456, 0.406),
     (0.229, 0.224, 0.225),
 )  # of ImageNet's colours, as published weights expect them
-RESIZE_RATIO = 8 / 7  # pictures are kept this much larger than the crops that are taken of them: 256 for 224
+RESIZE_RATIO = 8 / 7  # images are kept this much larger than the crops that are taken of them: 256 for 224
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +34,18 @@ class SupervisedRecipe(Recipe):
     data: DataSpec = ""
     """What to learn from, a name or a path."""
     holdout: float = 0.2
-    """Share of the pictures kept for testing, where the data have no test part of their own."""
+    """Share of the images kept for testing, where the data have no test part of their own."""
     memory_limit: float = 4.0
-    """Gigabytes that the decoded pictures may take; a larger set is streamed from its files."""
+    """Gigabytes that the decoded images may take; a larger set is streamed from its files."""
     max_broken: int = 100
-    """Pictures that may be broken, in each part of the data and process; they are left out, and one more stops the
+    """Images that may be broken, in each part of the data and process; they are left out, and one more stops the
     run."""
     epochs: int = 30
     """Passes over the training set."""
     eval_every: int = 1
     """Passes between two evaluations; there is one at the end in any case."""
     batch_size: int = 32
-    """Pictures in an update, over all processes."""
+    """Images in an update, over all processes."""
     accumulate: int = 1
     """Parts in which a batch passes through the network, one after another, where it does not fit whole."""
     activation_checkpointing: bool = False
@@ -70,7 +70,7 @@ class SupervisedRecipe(Recipe):
     warmup: float = 0.1
     """Share of the training in which the learning rate rises."""
     augment: tuple[str, ...] = ()
-    """Changes of the training pictures, such as flip crop=0.3 brightness; none: give the flag alone."""
+    """Changes of the training images, such as flip crop=0.3 brightness; none: give the flag alone."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
@@ -105,7 +105,7 @@ class SupervisedRecipe(Recipe):
         seed: int | None,
         balanced: bool = False,
     ) -> "BatchLoader":
-        """Batches of pictures, changed as ``augmentations`` say: from memory where all fit, streamed where not.
+        """Batches of images, changed as ``augmentations`` say: from memory where all fit, streamed where not.
 
         Raises:
             UsageError: classes are to be drawn equally often from shards that do not fit.

@@ -34,7 +34,7 @@ class ModelSignature(NamedTuple):
 
     Attributes:
         model_type: what it is given and what it answers.
-        input_shape: ``(C, H, W)`` of a picture, as it is given to the network.
+        input_shape: ``(C, H, W)`` of an image, as it is given to the network.
         metadata: how to prepare an input and how to read the answer, text by name; the metadata of an ONNX file.
     """
 
@@ -47,7 +47,7 @@ class Task:
     """One model trained by one optimizer; a family overrides what it does otherwise.
 
     ``step`` owns the update and not only the loss, so that two optimizers (a GAN), data made on the way (a Q-learner)
-    and a picture being optimised (style) need no loop of their own.
+    and an image being optimised (style) need no loop of their own.
 
     Args:
         model: the network.
@@ -212,19 +212,19 @@ class Task:
         raise UsageError(f"{type(self).__name__} gives no answers: it does not define predict(inputs)")
 
     def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> "Image":
-        """The answer to ``source`` as a picture."""
+        """The answer to ``source`` as an image."""
         raise UsageError(f"{type(self).__name__} cannot draw its answers; predict without --out")
 
     def render_maps(self, prediction: dict[str, Any]) -> "dict[str, Image]":
-        """What else of an answer can be kept as pictures, by name; nothing by default."""
+        """What else of an answer can be kept as images, by name; nothing by default."""
         return {}
 
     def preview(self) -> "Image | None":
-        """What a training has made so far, as it was evaluated last, where that is a picture; None: it is none."""
+        """What a training has made so far, as it was evaluated last, where that is an image; None: it is none."""
         return None
 
     def plot_evaluation(self, batches: Iterable[Any]) -> "Iterator[tuple[str, Figure | Sequence[Image]]]":
-        """Titled figures of the judgement for the run's report; of several pictures an animation."""
+        """Titled figures of the judgement for the run's report; of several images an animation."""
         yield from ()
 
     def with_views(self, num_views: int) -> Self:

@@ -249,7 +249,7 @@ class TrainingProgress:
         metrics = self.metric_buffer.compute_means(step, self.loader)
         if hasattr(self.loader, "compute_wait_fraction"):
             metrics["waiting"] = self.loader.compute_wait_fraction()
-        pace = getattr(self.loader, "items_per_step", (self.log.runtime.count_samples(batch), "pictures"))
+        pace = getattr(self.loader, "items_per_step", (self.log.runtime.count_samples(batch), "images"))
         self.log.log_training(step, metrics, lr, *pace)
 
     def evaluate(self, step: int, val: Any) -> None:

@@ -35,7 +35,7 @@ class Cluster:
     """Machines of equal devices; every bandwidth in bytes per second, every time in seconds.
 
     Args:
-        images_per_second: pictures per second on which one device trains alone.
+        images_per_second: images per second on which one device trains alone.
         step_overhead: of a step on one device, whatever its batch.
         optimizer_time: of the optimizer, after the gradients are there.
         step_time_std: standard deviation of a device's time for a step, as a share of it; the slowest decides.
@@ -45,7 +45,7 @@ class Cluster:
         intra_latency: of a hop within the machine.
         inter_bandwidth: bandwidth of a machine to the others.
         inter_latency: of a hop between machines.
-        disk_bandwidth: from which each machine reads its share of the pictures.
+        disk_bandwidth: from which each machine reads its share of the images.
         storage_bandwidth: from which all machines read together.
     """
 
@@ -69,7 +69,7 @@ class TrainingJob:
 
     Args:
         layers: of the network, from :func:`fukami.explain.summary.summarize_layers`.
-        batch_size: pictures of a device in a step (all devices' for :func:`predict_strong_scaling`).
+        batch_size: images of a device in a step (all devices' for :func:`predict_strong_scaling`).
         image_bytes: bytes to read for one.
         sync_batch_norm: batch normalisation over all devices: an exchange per layer forward, another backward.
         first_bucket_bytes: bytes after which the first bucket is full; the first one is small, so that the network
@@ -91,12 +91,12 @@ class StepEstimate:
 
     Args:
         num_devices: in all.
-        batch_size: pictures of one device.
+        batch_size: images of one device.
         step_time: from one step to the next.
         compute_time: seconds that a device computes, or waits for a slower one.
         network_time: seconds that all-reduces take, hidden or not.
         input_time: seconds that reading takes, which goes on beside all else.
-        efficiency: pictures per second and device, as a share of those of one device alone.
+        efficiency: images per second and device, as a share of those of one device alone.
     """
 
     num_devices: int
@@ -109,7 +109,7 @@ class StepEstimate:
 
     @property
     def images_per_second(self) -> float:
-        """Pictures per second of all devices together."""
+        """Images per second of all devices together."""
         return self.num_devices * self.batch_size / self.step_time
 
     @property
@@ -147,12 +147,12 @@ def compute_bucket_sizes(job: TrainingJob) -> list[int]:
 
 
 def predict_weak_scaling(job: TrainingJob, cluster: Cluster, num_devices: int) -> StepEstimate:
-    """A step with ``job.batch`` pictures on each device, however many there are (weak scaling)."""
+    """A step with ``job.batch`` images on each device, however many there are (weak scaling)."""
     return _simulate_step(job, cluster, num_devices, _compute_single_device_speed(job, cluster))
 
 
 def predict_strong_scaling(job: TrainingJob, cluster: Cluster, num_devices: int) -> StepEstimate:
-    """A step with ``job.batch`` pictures on all devices together (strong scaling)."""
+    """A step with ``job.batch`` images on all devices together (strong scaling)."""
     return _simulate_step(
         replace(job, batch_size=job.batch_size / num_devices),
         cluster,
@@ -162,7 +162,7 @@ def predict_strong_scaling(job: TrainingJob, cluster: Cluster, num_devices: int)
 
 
 def _compute_single_device_speed(job: TrainingJob, cluster: Cluster) -> float:
-    """Pictures per second of one device that waits for nothing."""
+    """Images per second of one device that waits for nothing."""
     return job.batch_size / (
         job.batch_size / cluster.images_per_second + cluster.step_overhead + cluster.optimizer_time
     )
@@ -195,8 +195,8 @@ def _simulate_step(job: TrainingJob, cluster: Cluster, devices: int, alone: floa
             free = max(now, free) + taken
             busy += taken
     machines = math.ceil(devices / cluster.devices_per_machine)
-    pictures = job.batch_size * devices
-    reading = max(pictures / machines / cluster.disk_bandwidth, pictures / cluster.storage_bandwidth) * job.image_bytes
+    images = job.batch_size * devices
+    reading = max(images / machines / cluster.disk_bandwidth, images / cluster.storage_bandwidth) * job.image_bytes
     seconds = max(max(now, free) + cluster.optimizer_time, reading)
     speed = job.batch_size / seconds
     return StepEstimate(

@@ -1,7 +1,7 @@
 """What the layers see: filters, feature maps, the patches that excite a unit most, and where a class was found.
 
 Zeiler and Fergus, "Visualizing and understanding convolutional networks", ECCV 2014 (figure 2: the nine patches that
-excite a unit most); Selvaraju et al., "Grad-CAM", ICCV 2017. Pictures are ``(C, H, W)``, as the network takes them.
+excite a unit most); Selvaraju et al., "Grad-CAM", ICCV 2017. Images are ``(C, H, W)``, as the network takes them.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,13 +23,13 @@ NUM_PATCHES = 9  # patches of a unit
 MAX_MAPS = 8  # maps of a layer in a figure
 MAX_FILTERS = 96  # filters in a figure
 GAP_COLOR = (0.35, 0.55, 0.75)  # between patches, which may be black, white or grey themselves
-MIN_TILE_WIDTH = 48  # least width of a picture in a figure
-PADDING_VALUE = 128  # grey of what lies outside the picture
+MIN_TILE_WIDTH = 48  # least width of an image in a figure
+PADDING_VALUE = 128  # grey of what lies outside the image
 
 
 @dataclass
 class Patch:
-    """The part of a picture ``(C, h, w)``, uint8, that excited a unit, and the unit's value there."""
+    """The part of an image ``(C, h, w)``, uint8, that excited a unit, and the unit's value there."""
 
     activation: float
     pixels: Tensor
@@ -47,7 +47,7 @@ def get_first_filters(model: nn.Module, shape: Shape) -> Tensor:
 
 @torch.inference_mode()
 def compute_feature_maps(model: nn.Module, image: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    """The outputs ``(channels, h, w)`` of the layers ``names`` for a picture."""
+    """The outputs ``(channels, h, w)`` of the layers ``names`` for an image."""
     found = create_feature_extractor(model, names)(image[None])
     return {name: maps[0].float().cpu() for name, maps in zip(names, found, strict=True)}
 
@@ -63,20 +63,20 @@ def find_top_patches(
 ) -> dict[str, list[list[Patch]]]:
     """For each layer by name and each of its units, the patches that excite it most, the strongest first.
 
-    A patch is the theoretical field of the position where the unit's map is greatest, one of each picture, grey outside
-    the picture; where the field is no smaller than the picture, it is the whole picture.
+    A patch is the theoretical field of the position where the unit's map is greatest, one of each image, grey outside
+    the image; where the field is no smaller than the image, it is the whole image.
 
     Args:
         model: the network.
-        batches: pictures ``(N, C, H, W)``, uint8.
+        batches: images ``(N, C, H, W)``, uint8.
         units: layers, and the channels of each.
-        normalize: pictures of a batch as the network takes them.
+        normalize: images of a batch as the network takes them.
         num_patches: patches of a unit.
     """
     part = create_feature_extractor(model, [layer.name for layer, _ in units])
     found: dict[str, list[list[Patch]]] = {layer.name: [[] for _ in chosen] for layer, chosen in units}
-    for pictures in batches:
-        every = part(normalize(pictures))
+    for images in batches:
+        every = part(normalize(images))
         for (layer, chosen), maps in zip(units, every, strict=True):
             values, places = maps[:, list(chosen)].float().flatten(2).max(2)
             for number, patches in enumerate(found[layer.name]):
@@ -84,16 +84,14 @@ def find_top_patches(
                 for value, at in zip(top.values.tolist(), top.indices.tolist(), strict=True):
                     if len(patches) < num_patches or value > patches[-1].activation:
                         row, column = divmod(int(places[at, number]), maps.shape[3])
-                        patches.append(
-                            Patch(value, crop_region(pictures[at].cpu(), layer.get_input_region(row, column)))
-                        )
+                        patches.append(Patch(value, crop_region(images[at].cpu(), layer.get_input_region(row, column))))
                         patches.sort(key=lambda patch: -patch.activation)
                         del patches[num_patches:]
     return found
 
 
 def crop_region(image: Tensor, region: tuple[int, int, int, int] | None) -> Tensor:
-    """A region of a picture, grey outside it; the whole picture where the region is None or no smaller."""
+    """A region of an image, grey outside it; the whole image where the region is None or no smaller."""
     height, width = image.shape[1:]
     if region is None or (region[2] - region[0] >= height and region[3] - region[1] >= width):
         return image.clone()
@@ -104,7 +102,7 @@ def crop_region(image: Tensor, region: tuple[int, int, int, int] | None) -> Tens
 
 
 def compute_grad_cam(model: nn.Module, image: Tensor, target: int, layer: str | None = None) -> Tensor:
-    """Where in the picture a class was found: ``(h, w)``, not negative, of the resolution of the layer's maps.
+    """Where in the image a class was found: ``(h, w)``, not negative, of the resolution of the layer's maps.
 
     The maps are weighted by the mean gradient of the class's score with respect to each, and summed; what speaks
     against the class is cut off (Selvaraju et al. 2017, eq. 1 and 2). Where only global average pooling and one linear
@@ -127,8 +125,8 @@ def compute_grad_cam(model: nn.Module, image: Tensor, target: int, layer: str | 
         return heat.detach().float().cpu()
 
 
-def _get_shape(picture: Tensor) -> Shape:
-    channels, height, width = picture.shape
+def _get_shape(image: Tensor) -> Shape:
+    channels, height, width = image.shape
     return channels, height, width
 
 
@@ -148,12 +146,12 @@ def plot_feature_maps(maps: dict[str, Tensor]) -> "Figure":
         chosen = select_strongest_maps(values, MAX_MAPS)
         shown = values[chosen]
         low, high = shown.amin((1, 2), keepdim=True), shown.amax((1, 2), keepdim=True)
-        pictures = ((shown - low) / (high - low).clamp(min=1e-12))[:, None]
+        images = ((shown - low) / (high - low).clamp(min=1e-12))[:, None]
         size = "×".join(map(str, values.shape))
         rows.append(
             (
                 f"layer {name}: {size}, maps {', '.join(map(str, chosen))}",
-                tile_images(upscale_images(pictures), MAX_MAPS, gap=4),
+                tile_images(upscale_images(images), MAX_MAPS, gap=4),
             )
         )
     return _plot_rows(rows, 8.0)
@@ -175,7 +173,7 @@ def plot_top_patches(rows: Sequence[tuple[str, list[list[Patch]]]]) -> "Figure":
 
 
 def upscale_images(images: Tensor) -> Tensor:
-    """The pictures ``(N, C, h, w)`` with each pixel repeated, so that they are at least ``PIXELS`` wide."""
+    """The images ``(N, C, h, w)`` with each pixel repeated, so that they are at least ``PIXELS`` wide."""
     factor = -(-MIN_TILE_WIDTH // images.shape[3])
     return images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
 
@@ -223,28 +221,28 @@ def _truncate_name(name: str) -> str:
 def tile_images(
     images: Tensor, columns: int, *, gap: int, background: tuple[float, float, float] = (1.0, 1.0, 1.0)
 ) -> npt.NDArray[np.float32]:
-    """Pictures ``(N, 1 | 3, h, w)`` in [0, 1] side by side on a ground, ``(H, W, 3)``."""
+    """Images ``(N, 1 | 3, h, w)`` in [0, 1] side by side on a ground, ``(H, W, 3)``."""
     count, _, height, width = images.shape
     rows = -(-count // columns)
     page = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), background, np.float32)
-    for number, picture in enumerate(images.float().cpu().numpy()):
+    for number, image in enumerate(images.float().cpu().numpy()):
         top, left = number // columns * (height + gap), number % columns * (width + gap)
-        page[top : top + height, left : left + width] = picture.transpose(1, 2, 0)
+        page[top : top + height, left : left + width] = image.transpose(1, 2, 0)
     return page
 
 
 def _plot_rows(rows: Sequence[tuple[str, npt.NDArray[np.float32]]], width: float) -> "Figure":
-    """Titled pictures below one another, all as wide as the figure."""
+    """Titled images below one another, all as wide as the figure."""
     from matplotlib.figure import Figure
 
     title = 0.25 if rows[0][0] else 0.0
-    heights = [width * picture.shape[0] / picture.shape[1] for _, picture in rows]
+    heights = [width * image.shape[0] / image.shape[1] for _, image in rows]
     drawn = Figure(figsize=(width + 0.1, sum(heights) + len(rows) * (title + 0.1)), layout="constrained")
-    for axes, (name, picture) in zip(
+    for axes, (name, image) in zip(
         drawn.subplots(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0], rows, strict=True
     ):
-        shrunk = picture.shape[1] > 100 * width
-        axes.imshow(picture, vmin=0, vmax=1, interpolation="auto" if shrunk else "nearest")
+        shrunk = image.shape[1] > 100 * width
+        axes.imshow(image, vmin=0, vmax=1, interpolation="auto" if shrunk else "nearest")
         axes.set_title(name, fontsize=9, loc="left")
         axes.axis("off")
     return drawn

@@ -1,7 +1,7 @@
 """The effective receptive field: how much the pixels that a unit could see really count, measured by gradients.
 
 Luo, Li, Urtasun and Zemel, "Understanding the effective receptive field in deep convolutional neural networks", NeurIPS
-2016: the gradient of the unit in the centre of a layer's map, averaged over pictures, is a blob about as narrow as a
+2016: the gradient of the unit in the centre of a layer's map, averaged over images, is a blob about as narrow as a
 Gaussian, and fills a fraction of the theoretical field. Its size is that of the smallest square about the centre that
 holds 95.45 % of the absolute gradient (as Ding et al., "RepLKNet", CVPR 2022, cut it at a share of the whole). For a
 Gaussian of deviation s that is 4.55 s; Luo's own measure, the root of the number of pixels above 4.55 % of the centre,
@@ -31,10 +31,10 @@ class EffectiveReceptiveField:
 
     Args:
         layer: the layer.
-        gradient_map: mean absolute gradient of each pixel of the picture, ``(height, width)``, of sum 1.
+        gradient_map: mean absolute gradient of each pixel of the image, ``(height, width)``, of sum 1.
         region: first row, first column, last row + 1, last column + 1 of the unit's theoretical field.
         size: of the smallest square about the middle of that field that holds 95.45 % of ``gradient_map``, in pixels.
-        num_samples: pictures measured.
+        num_samples: images measured.
     """
 
     layer: LayerInfo
@@ -61,19 +61,19 @@ def compute_effective_receptive_field(
 ) -> EffectiveReceptiveField:
     """The effective receptive field of the unit in the centre of a layer's map, over all its channels.
 
-    Parts of a field that lie outside the picture are not measured: take a ``shape`` larger than the theoretical field.
+    Parts of a field that lie outside the image are not measured: take a ``shape`` larger than the theoretical field.
 
     Args:
         model: the network, with the weights it has; left as it is.
-        shape: of the pictures: channels, height, width.
+        shape: of the images: channels, height, width.
         layer: name of a layer as :func:`fukami.explain.summary.summarize_layers` tells it; by default the last one of
-            the trunk whose units do not see the whole picture.
-        num_samples: pictures of noise, uniform in [0, 1].
+            the trunk whose units do not see the whole image.
+        num_samples: images of noise, uniform in [0, 1].
         images: ``(N, C, H, W)`` as the network takes them, instead of noise.
         seed: of the noise.
 
     Raises:
-        UsageError: the layer does not exist, sees the whole picture, or nothing of the picture reaches it.
+        UsageError: the layer does not exist, sees the whole image, or nothing of the image reaches it.
     """
     if num_samples < 1:
         raise UsageError(f"samples should be at least 1, not {num_samples}")
@@ -85,13 +85,13 @@ def compute_effective_receptive_field(
     row, column = (side // 2 for side in found.output_shape[1:])
     heat = torch.zeros(shape[1:], dtype=torch.float64)
     for given in images:
-        picture = given[None].to(weight.device, weight.dtype).detach().requires_grad_()
-        (maps,) = part(picture)
-        (gradient,) = torch.autograd.grad(maps[..., row, column].sum(), picture)
+        image = given[None].to(weight.device, weight.dtype).detach().requires_grad_()
+        (maps,) = part(image)
+        (gradient,) = torch.autograd.grad(maps[..., row, column].sum(), image)
         heat += gradient[0].abs().sum(0).double().cpu() / gradient.abs().sum().clamp(min=1e-30).double().cpu()
     region = found.get_input_region(row, column)
     if region is None or not heat.sum() > 0:
-        raise UsageError(f"no gradient of layer {found.name} reaches the picture; its units may all be off")
+        raise UsageError(f"no gradient of layer {found.name} reaches the image; its units may all be off")
     heat /= heat.sum()
     return EffectiveReceptiveField(found, heat, region, _compute_size(heat, region), len(images))
 

@@ -33,7 +33,7 @@ TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTransp
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """A step of the network, for one picture.
+    """A step of the network, for one image.
 
     Args:
         name: of the module, ``:2`` added where it is used a second time; of a function and its number, as ``add_3``.
@@ -43,7 +43,7 @@ class LayerInfo:
         multiply_adds: of convolutions and linear layers, one for a product and its sum; 0 for all others.
         output_bytes: bytes of the output in float32; 0 where it lies in the input's memory (in place, reshaped,
             dropout).
-        receptive_field: height and width in pixels, parts in the padding counted; None: the whole picture, which is
+        receptive_field: height and width in pixels, parts in the padding counted; None: the whole image, which is
             said of everything after a global pooling or a flattening, whatever the padding would add.
         effective_stride: pixels between the fields of neighbouring units, down and across; None where there are no
             positions.
@@ -66,7 +66,7 @@ class LayerInfo:
     on_trunk: bool
 
     def get_input_region(self, row: int, column: int) -> tuple[int, int, int, int] | None:
-        """First row, first column, last row + 1 and last column + 1 of a unit's field; None: the whole picture."""
+        """First row, first column, last row + 1 and last column + 1 of a unit's field; None: the whole image."""
         if self.receptive_field is None or self.effective_stride is None or self.start is None:
             return None
         top, left = (
@@ -118,10 +118,10 @@ def summarize_layers(model: nn.Module, shape: Shape) -> list[LayerInfo]:
 
     Args:
         model: takes ``(N, channels, height, width)``; it is left as it is.
-        shape: of the picture: channels, height, width.
+        shape: of the image: channels, height, width.
 
     Raises:
-        UsageError: the network does not take such pictures.
+        UsageError: the network does not take such images.
         Error: the network decides by its values what to compute, so no trace tells all.
     """
     check_shape(shape)
@@ -135,7 +135,7 @@ def summarize_layers(model: nn.Module, shape: Shape) -> list[LayerInfo]:
         at = f"layer {walk.current_name}: " if walk.current_name else ""
         first, _, _ = str(error).partition("\n")
         raise UsageError(
-            f"the network does not take pictures of {'x'.join(map(str, shape))} ({at}{first}); give another size"
+            f"the network does not take images of {'x'.join(map(str, shape))} ({at}{first}); give another size"
         ) from error
     return walk.layers
 
@@ -151,16 +151,16 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_multiply_adds(model: nn.Module, shape: Shape) -> int:
-    """Multiply-adds of the convolutions and linear layers for one picture."""
+    """Multiply-adds of the convolutions and linear layers for one image."""
     return sum(layer.multiply_adds for layer in summarize_layers(model, shape))
 
 
 def count_costs(networks: Sequence[nn.Module], shape: Shape | None) -> dict[str, int]:
-    """Parameters of the networks and multiply-adds of the first one for one picture, as far as they can be known.
+    """Parameters of the networks and multiply-adds of the first one for one image, as far as they can be known.
 
     Args:
         networks: of a task.
-        shape: of the picture; None where the network takes no single picture of one size.
+        shape: of the image; None where the network takes no single image of one size.
     """
     costs = {"parameters": sum(map(count_parameters, networks))}
     if shape is not None:
@@ -186,7 +186,7 @@ def find_last_activation(layers: Sequence[LayerInfo]) -> LayerInfo:
     """
     convolutions = [number for number, layer in enumerate(layers) if layer.multiply_adds and layer.receptive_field]
     if not convolutions:
-        raise UsageError("the network has no convolution, so no units that see a part of the picture")
+        raise UsageError("the network has no convolution, so no units that see a part of the image")
     rest = [layer for layer in layers[convolutions[-1] :] if layer.receptive_field]
     active = [layer for layer in rest if layer.on_trunk and "lu" in layer.op_type.lower()]  # ReLU, relu_, GELU ...
     return active[0] if active else [layer for layer in rest if layer.effective_stride == rest[0].effective_stride][-1]
@@ -223,9 +223,9 @@ def plot_costs(layers: Sequence[LayerInfo]) -> "Figure":
 
 
 def check_shape(shape: Sequence[int]) -> None:
-    """Refuse what is no picture's shape."""
+    """Refuse what is no image's shape."""
     if len(shape) != 3 or any(not isinstance(side, int) or side < 1 for side in shape):
-        raise UsageError(f"a picture's shape is channels, height and width, each at least 1, not {tuple(shape)}")
+        raise UsageError(f"an image's shape is channels, height and width, each at least 1, not {tuple(shape)}")
 
 
 def copy_with_tensors(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -361,7 +361,7 @@ def _find_trunk(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _count_multiply_adds(module: nn.Module | None, inputs: Sequence[Tensor], out: Tensor) -> int:
-    """Multiply-adds for one picture."""
+    """Multiply-adds for one image."""
     if isinstance(module, nn.Linear):
         return out[0].numel() * module.in_features
     if isinstance(module, CONVOLUTIONS):

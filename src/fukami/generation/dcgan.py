@@ -1,4 +1,4 @@
-"""DCGAN: a generator that draws pictures nobody took (Radford et al. 2016)."""
+"""DCGAN: a generator that draws images nobody took (Radford et al. 2016)."""
 
 import math
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from fukami.image.transform import SquareTransform
 
 ADAM_BETAS = (0.5, 0.999)  # of Adam (section 4)
-EVAL_BATCH_SIZE = 500  # real pictures that are looked at together
+EVAL_BATCH_SIZE = 500  # real images that are looked at together
 
 
 @dataclass(frozen=True, kw_only=True)
 class DCGAN(SupervisedRecipe):
-    """Pictures like those that it was shown, from noise: a generator and a discriminator that learn by competing."""
+    """Images like those that it was shown, from noise: a generator and a discriminator that learn by competing."""
 
     paper: ClassVar[str] = "Radford et al., Unsupervised Representation Learning with DCGAN"
     year: ClassVar[int] = 2016
@@ -32,16 +32,16 @@ class DCGAN(SupervisedRecipe):
 
     data: DataSpec = "digits"
     """What to learn from: digits (embedded), scenes (embedded), mnist, cifar10, cifar100, imagenet, or a folder or an
-    archive of pictures, or a CSV file or shards of them; labels are not looked at."""
+    archive of images, or a CSV file or shards of them; labels are not looked at."""
     holdout: float = 0.0
-    """Share of the pictures kept to be compared with; 0: what is made is compared with what was learned from, as
+    """Share of the images kept to be compared with; 0: what is made is compared with what was learned from, as
     usual."""
     size: Literal[0, 28, 32, 64, 128] = 0
-    """Side of the pictures in pixels; 0: 28 or 32 where all have so many, else 64."""
+    """Side of the images in pixels; 0: 28 or 32 where all have so many, else 64."""
     channels: Literal[0, 1, 3] = 0
-    """1 grey, 3 colour; 0: as the first picture is."""
+    """1 grey, 3 colour; 0: as the first image is."""
     base_channels: int = 64
-    """Maps of the widest layer of a picture; the paper has 128."""
+    """Maps of the widest layer of an image; the paper has 128."""
     kernel_size: Literal[4, 5] = 4
     """Side of the filters; the paper has 5."""
     stable: bool = False
@@ -49,16 +49,16 @@ class DCGAN(SupervisedRecipe):
     ema_decay: float = 0.999
     """Decay of a moving average of the generator, which then draws; 0: none."""
     eval_samples: int = 1000
-    """Pictures that are made at each evaluation, and as many real ones, where there are."""
+    """Images that are made at each evaluation, and as many real ones, where there are."""
     eval_features: str = "auto"
     """In whose features they are compared: digits (the shipped DeepConvNet), inception or vgg where their weights are,
     or a file of these, or pixels; auto: the first of these that fits."""
     epochs: int = 25
-    """Passes over the pictures."""
+    """Passes over the images."""
     eval_every: int = 5
     """Passes between two evaluations; there is one at the end in any case."""
     batch_size: int = 32
-    """Pictures in an update, over all processes."""
+    """Images in an update, over all processes."""
     optimizer: OptimizerName = "adam"
     """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
     lr: float = 2e-4
@@ -81,16 +81,16 @@ class DCGAN(SupervisedRecipe):
             raise UsageError("dcgan can neither accumulate nor rematerialise; give a smaller --batch-size")
         mixed = {"mixup", "cutmix"} & {word.partition("=")[0] for word in self.augment}
         if mixed:
-            raise UsageError(f"{' and '.join(sorted(mixed))} would be learned as pictures; leave it out")
+            raise UsageError(f"{' and '.join(sorted(mixed))} would be learned as images; leave it out")
 
     def build_transform(self, size: int, channels: int) -> "SquareTransform":
-        """How a picture is brought to the form that the discriminator sees."""
+        """How an image is brought to the form that the discriminator sees."""
         from fukami.image.transform import SquareTransform
 
         return SquareTransform(channels=channels, size=size, mean=(0.5,), std=(0.5,))
 
     def load_data(self) -> Data:
-        """The pictures; the labels are their size and channels."""
+        """The images; the labels are their size and channels."""
         from fukami.generation import data as generation_data
 
         learned, judged = generation_data.load_dataset(self.data, self.holdout)
@@ -101,7 +101,7 @@ class DCGAN(SupervisedRecipe):
         return Data(train, self.build_eval_loader(judged, prepare), (str(size), str(channels)))
 
     def build_eval_loader(self, source: "LabelledImages", transform: "SquareTransform") -> "InMemoryLoader":
-        """Real pictures to be compared with."""
+        """Real images to be compared with."""
         from fukami.data.loader import InMemoryLoader
         from fukami.generation import data as generation_data
 
@@ -109,7 +109,7 @@ class DCGAN(SupervisedRecipe):
         return InMemoryLoader(found.images, found.targets, (), batch_size=EVAL_BATCH_SIZE, names=found.names)
 
     def build_task(self, labels: tuple[str, ...]) -> "GANTask":
-        """Two networks for pictures of this size."""
+        """Two networks for images of this size."""
         from fukami import models
         from fukami.generation import features as generation_features
         from fukami.generation.task import GANTask

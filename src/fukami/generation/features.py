@@ -1,4 +1,4 @@
-"""Networks in whose features pictures are compared: each has a name, which is part of that of a distance."""
+"""Networks in whose features images are compared: each has a name, which is part of that of a distance."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD
 from fukami.errors import Error
 
 INCEPTION_PREFIXES = ("pt_inception", "inception_v3")  # what files are called: FID's network before torchvision's
-INPUT_SIZES = {"inception": 299, "vgg": 224}  # pixels of the pictures that they were trained on
-PIXEL_GRID_SIZE = 8  # pixels of the pictures that are compared as they are
+INPUT_SIZES = {"inception": 299, "vgg": 224}  # pixels of the images that they were trained on
+PIXEL_GRID_SIZE = 8  # pixels of the images that are compared as they are
 LEGIBLE_PROBABILITY = 0.95  # the probability from which on a digit counts as legible
-BATCH_SIZE = 20  # pictures at a time, of which VGG keeps 13 MB each
+BATCH_SIZE = 20  # images at a time, of which VGG keeps 13 MB each
 
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """What is seen in pictures.
+    """What is seen in images.
 
     Attributes:
         name: of the features: ``inception``, ``torchvision_inception``, ``vgg19``, ``vgg16``, ``digits`` or ``pixels``.
-        network: pictures ``(N, C, H, W)`` in 0..255 to features ``(N, F)``.
+        network: images ``(N, C, H, W)`` in 0..255 to features ``(N, F)``.
         classifier: the layer that makes a digit's scores of them, where it is digits that are seen.
     """
 
@@ -39,13 +39,13 @@ class FeatureExtractor:
 
     @torch.inference_mode()
     def extract(self, images: Tensor, device: torch.device) -> Tensor:
-        """The features ``(N, F)`` of pictures ``(N, C, H, W)`` uint8, on the processor."""
+        """The features ``(N, F)`` of images ``(N, C, H, W)`` uint8, on the processor."""
         network = self.network.to(device)
         parts = torch.split(images, BATCH_SIZE)
         return torch.cat([network(part.to(device).float()).float().cpu() for part in parts])
 
     def build_extractors(self, device: torch.device) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """How pictures are compared, each as :meth:`see`: by these features, and as they are, 8×8 pixels small."""
+        """How images are compared, each as :meth:`see`: by these features, and as they are, 8×8 pixels small."""
         return partial(self.extract, device=device), partial(
             FeatureExtractor("pixels", PixelFeatures()).extract, device=device
         )
@@ -64,9 +64,9 @@ def load_feature_extractor(name: str, size: int, channels: int) -> FeatureExtrac
 
     Args:
         name: ``digits``, ``pixels``, ``inception``, ``vgg``, or a file of Inception v3 (as FID has it, or torchvision)
-            or VGG. ``auto``: ``digits`` for grey pictures of 28×28; otherwise the first of ``inception`` and ``vgg``
+            or VGG. ``auto``: ``digits`` for grey images of 28×28; otherwise the first of ``inception`` and ``vgg``
             whose weights lie where data sets are looked for; ``pixels`` where none do.
-        size, channels: of the pictures.
+        size, channels: of the images.
 
     Raises:
         Error: there is no such file, or it holds another network.
@@ -96,7 +96,7 @@ def load_feature_extractor(name: str, size: int, channels: int) -> FeatureExtrac
 
 
 class PixelFeatures(nn.Module):
-    """The pictures themselves, 8×8 pixels small."""
+    """The images themselves, 8×8 pixels small."""
 
     def forward(self, images: Tensor) -> Tensor:
         """``(N, C, H, W)`` in 0..255 to ``(N, 64 C)`` in 0..1."""
@@ -104,7 +104,7 @@ class PixelFeatures(nn.Module):
 
 
 class PooledFeatures(nn.Module):
-    """The average of a network's last maps, of pictures at the size that it was trained on: it knows no other scale."""
+    """The average of a network's last maps, of images at the size that it was trained on: it knows no other scale."""
 
     def __init__(self, layers: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], input_size: int) -> None:
         super().__init__()

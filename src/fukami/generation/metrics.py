@@ -1,21 +1,21 @@
-"""How pictures that were made are judged beside real ones, by the features that a network sees in both.
+"""How images that were made are judged beside real ones, by the features that a network sees in both.
 
-The distances depend on the network and on the number of pictures; neither may be compared with those of another network
+The distances depend on the network and on the number of images; neither may be compared with those of another network
 or another number.
 """
 
 import torch
 from torch import Tensor
 
-REPETITION_QUANTILE = 0.01  # share of real pictures that have a neighbour as near as what counts as repeated
+REPETITION_QUANTILE = 0.01  # share of real images that have a neighbour as near as what counts as repeated
 KERNEL_DEGREE = 3  # of the polynomial kernel
 
 
 def compute_repetition(generated: Tensor, real: Tensor) -> float:
-    """The share of made pictures whose nearest made neighbour is nearer than that of all but 1 % of the real ones is.
+    """The share of made images whose nearest made neighbour is nearer than that of all but 1 % of the real ones is.
 
     ``generated`` and ``real`` are as many features ``(N, F)``. It is near 0.01 where there is as much variety as in the
-    real ones, near 1 where a few pictures come again and again.
+    real ones, near 1 where a few images come again and again.
     """
     usual = compute_nearest_distances(real).quantile(REPETITION_QUANTILE)
     return float((compute_nearest_distances(generated) < usual).double().mean())

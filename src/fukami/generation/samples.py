@@ -16,9 +16,9 @@ from fukami.generation.features import FeatureExtractor
 from fukami.generation.task import GANTask, draw_image_grid
 from fukami.image import io as image_io
 
-NUM_NEAREST = 4  # training pictures beside a sample
-NEIGHBOR_NOISE = 0.25  # of the noise that is added to a sum, in the eight pictures around it (section 6.3.2)
-FRAME_MILLISECONDS = 60  # milliseconds of a picture on the way
+NUM_NEAREST = 4  # training images beside a sample
+NEIGHBOR_NOISE = 0.25  # of the noise that is added to a sum, in the eight images around it (section 6.3.2)
+FRAME_MILLISECONDS = 60  # milliseconds of an image on the way
 
 
 @dataclass(frozen=True)
@@ -30,30 +30,30 @@ class Term:
 
 
 def write_samples(task: GANTask, latents: Tensor, seed: int, folder: Path) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Make a picture of each of ``latents``, write them and a grid of them; the pictures, and an answer for each.
+    """Make an image of each of ``latents``, write them and a grid of them; the images, and an answer for each.
 
     An answer tells its ``file``, its ``number`` and ``seed``, and how sure the discriminator is that it is ``real``.
     """
-    pictures = task.generate_images(latents)
-    digits = max(4, len(str(len(pictures))))
+    images = task.generate_images(latents)
+    digits = max(4, len(str(len(images))))
     answers = []
-    for number, (picture, real) in enumerate(zip(pictures, task.predict_real_probability(pictures), strict=True), 1):
+    for number, (image, real) in enumerate(zip(images, task.predict_real_probability(images), strict=True), 1):
         file = folder / f"{number:0{digits}d}.png"
-        image_io.convert_array_to_image(picture.permute(1, 2, 0).numpy()).save(file)
+        image_io.convert_array_to_image(image.permute(1, 2, 0).numpy()).save(file)
         answers.append({"file": str(file), "number": number, "seed": seed, "real": real})
-    draw_image_grid(pictures).save(folder / "grid.png")
-    return pictures, answers
+    draw_image_grid(images).save(folder / "grid.png")
+    return images, answers
 
 
 def write_interpolation(task: GANTask, latents: Tensor, num_steps: int, folder: Path) -> None:
-    """Write the pictures on the straight ways from each code to the next: a row for each, and an animation.
+    """Write the images on the straight ways from each code to the next: a row for each, and an animation.
 
     Radford et al. 2016, section 6.1 and figure 4.
     """
     way = torch.linspace(0, 1, num_steps).view(-1, 1)
     rows = [task.generate_images(torch.lerp(one, other, way)) for one, other in pairwise(latents)]
     draw_image_grid(torch.cat(rows), num_columns=num_steps).save(folder / "interpolation.png")
-    frames = [draw_image_grid(picture[None]) for row in rows for picture in row]
+    frames = [draw_image_grid(image[None]) for row in rows for image in row]
     frames[0].save(
         folder / "interpolation.webp",
         save_all=True,
@@ -65,7 +65,7 @@ def write_interpolation(task: GANTask, latents: Tensor, num_steps: int, folder: 
 
 
 def write_arithmetic(task: GANTask, latents: Tensor, terms: Sequence[Term], folder: Path) -> None:
-    """Write what the sum of means of samples looks like, and eight pictures around it.
+    """Write what the sum of means of samples looks like, and eight images around it.
 
     Radford et al. 2016, section 6.3.2 and figure 7: a mean of three is steadier than a single sample.
     """
@@ -105,7 +105,7 @@ def parse_arithmetic(text: str, num_samples: int) -> list[Term]:
 def write_nearest_images(
     images: Tensor, loader: Any, feature_extractor: FeatureExtractor, device: torch.device, folder: Path
 ) -> list[dict[str, Any]]:
-    """Write each of the pictures beside the nearest that were learned from; the nearest one's name and distance."""
+    """Write each of the images beside the nearest that were learned from; the nearest one's name and distance."""
     seen = feature_extractor.extract(images, device)
     best = torch.full((len(images), NUM_NEAREST), torch.inf)
     numbers = torch.zeros(len(images), NUM_NEAREST, dtype=torch.long)
@@ -117,7 +117,7 @@ def write_nearest_images(
         numbers = torch.cat([numbers, offered], 1).gather(1, order)
         wanted = set(numbers.flatten().tolist())
         here = {number: part[number - first].cpu() for number in wanted if number >= first}
-        kept = {number: picture for number, picture in (kept | here).items() if number in wanted}
+        kept = {number: image for number, image in (kept | here).items() if number in wanted}
     rows = [torch.stack([own, *(kept[n] for n in near)]) for own, near in zip(images, numbers.tolist(), strict=True)]
     generation_plots.plot_nearest_images(rows).savefig(folder / "nearest.png", dpi=110)
     names = loader.names or [f"#{number}" for number in range(len(loader.targets))]
@@ -128,7 +128,7 @@ def write_nearest_images(
 
 
 def _enumerate_offsets(parts: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
-    """Each part, and how many pictures came before it."""
+    """Each part, and how many images came before it."""
     first = 0
     for part in parts:
         yield first, part

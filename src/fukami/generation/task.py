@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from fukami.generation.features import FeatureExtractor
 
 Batch = tuple[Tensor, Tensor]
-BATCH_SIZE = 100  # pictures that are made, or told, at a time
-NUM_PREVIEW_IMAGES = 64  # pictures of the grid that shows the growth
+BATCH_SIZE = 100  # images that are made, or told, at a time
+NUM_PREVIEW_IMAGES = 64  # images of the grid that shows the growth
 MAX_FRAMES = 48  # grids that are kept of it
 EMA_WARMUP_STEPS = 10  # updates after which the average of the generator is over about as many
 DISCRIMINATOR_ACCURACY_MOMENTUM = 0.02  # weight of an update in the average of what the discriminator tells apart
@@ -44,10 +44,10 @@ class GANTask(CachedEvaluationTask):
     """Two networks, two optimizers: what the one gains the other loses (Goodfellow et al. 2014, equation 1).
 
     Args:
-        generator: noise ``(N, 100)`` in -1..1 to pictures ``(N, C, H, W)`` in -1..1.
-        discriminator: such pictures to scores ``(N,)``, above 0 for real.
-        transform: a picture of any size as the discriminator sees it; it travels with the task.
-        load_feature_extractor: finds the network in whose features pictures are judged.
+        generator: noise ``(N, 100)`` in -1..1 to images ``(N, C, H, W)`` in -1..1.
+        discriminator: such images to scores ``(N,)``, above 0 for real.
+        transform: an image of any size as the discriminator sees it; it travels with the task.
+        load_feature_extractor: finds the network in whose features images are judged.
         hinge_loss: the loss of the discriminator counts what is within a margin alone (Lim and Ye 2017), in place of
             cross entropy.
         ema_decay: decay of a moving average of the generator, which then draws (Yazici et al. 2019); 0: none.
@@ -78,7 +78,7 @@ class GANTask(CachedEvaluationTask):
         self.ema_generator = copy.deepcopy(generator) if ema_decay else generator
         self.preview_history = PreviewHistory()
         self.cached_real_features: tuple[Any, FeatureExtractor, list[Tensor]] | None = (
-            None  # real pictures, and what is seen in them
+            None  # real images, and what is seen in them
         )
 
     def setup(self, runtime: "Runtime") -> None:
@@ -102,7 +102,7 @@ class GANTask(CachedEvaluationTask):
         return [self.ema_generator, self.discriminator]
 
     def get_stateful_objects(self) -> dict[str, Any]:
-        """Two networks, two optimizers, the generator's average, and the pictures of its growth."""
+        """Two networks, two optimizers, the generator's average, and the images of its growth."""
         rival = {"discriminator": self.discriminator, "discriminator optimizer": self.discriminator_optimizer}
         more = {
             "discriminator scaler": self.discriminator_scaler,
@@ -132,7 +132,7 @@ class GANTask(CachedEvaluationTask):
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """An update of the discriminator, and one of the generator against the discriminator as it now is.
 
-        ``batch`` is pictures ``(N, C, H, W)`` in 0..255 and whatever is known of them, which is not looked at.
+        ``batch`` is images ``(N, C, H, W)`` in 0..255 and whatever is known of them, which is not looked at.
         """
         clock = self.runtime.clock
         real = self.normalize_images(batch[0])
@@ -154,7 +154,7 @@ class GANTask(CachedEvaluationTask):
         loss = -score.mean() if self.hinge_loss else F.softplus(-score).mean()
         with clock("backward"):
             self.optimizer.zero_grad()
-            # through the discriminator down to the pictures, and from there on: its weights' gradients are not needed
+            # through the discriminator down to the images, and from there on: its weights' gradients are not needed
             (gradient,) = torch.autograd.grad(self.scaler.scale(loss), made)
             made.backward(gradient)
         with clock("optimizer"):
@@ -166,13 +166,13 @@ class GANTask(CachedEvaluationTask):
         return {name: value.detach() for name, value in found.items()}
 
     def compute_discriminator_loss(self, real_scores: Tensor, generated_scores: Tensor) -> Tensor:
-        """The loss of the discriminator, from its scores of real and of made pictures, ``(N,)`` each."""
+        """The loss of the discriminator, from its scores of real and of made images, ``(N,)`` each."""
         if self.hinge_loss:
             return (1 - real_scores).relu().mean() + (1 + generated_scores).relu().mean()
         return F.softplus(-real_scores).mean() + F.softplus(generated_scores).mean()
 
     def sample_noise(self, count: int) -> Tensor:
-        """Noise for this process's ``count`` pictures: its rows of what is drawn for all."""
+        """Noise for this process's ``count`` images: its rows of what is drawn for all."""
         rank, world = self.runtime.rank, self.runtime.world_size
         return 2 * torch.rand(count * world, self.latent_dim, device=self.runtime.device)[rank::world] - 1
 
@@ -201,7 +201,7 @@ class GANTask(CachedEvaluationTask):
             torch._foreach_add_(own, change)
 
     def normalize_images(self, images: Tensor) -> Tensor:
-        """Pictures ``(N, C, H, W)`` in 0..255 as the discriminator takes them, in -1..1."""
+        """Images ``(N, C, H, W)`` in 0..255 as the discriminator takes them, in -1..1."""
         kind = next(self.discriminator.parameters()).dtype
         return (images.float() / 127.5 - 1).to(kind).contiguous(memory_format=torch.channels_last)
 
@@ -211,7 +211,7 @@ class GANTask(CachedEvaluationTask):
 
     @torch.inference_mode()
     def generate_images(self, latents: Tensor) -> Tensor:
-        """Pictures ``(N, C, H, W)`` uint8 that the generator makes of noise ``(N, 100)`` in -1..1."""
+        """Images ``(N, C, H, W)`` uint8 that the generator makes of noise ``(N, 100)`` in -1..1."""
         kind = next(self.ema_generator.parameters()).dtype
         found = []
         with self.inference_mode(), half_precision.enable_float32_fallback(self.ema_generator):
@@ -229,11 +229,11 @@ class GANTask(CachedEvaluationTask):
         return scores.sigmoid().tolist()
 
     def collect_results(self, batches: Any) -> "GenerationResults":
-        """As many pictures as ``batches`` has real ones, and the features that a network sees in both."""
+        """As many images as ``batches`` has real ones, and the features that a network sees in both."""
         rank, world = self.runtime.rank, self.runtime.world_size
         if self.cached_real_features is None or self.cached_real_features[0] is not batches:
             perception = self.cached_real_features[1] if self.cached_real_features else self.load_feature_extractor()
-            parts = [pictures for pictures, _ in batches if len(pictures)]
+            parts = [images for images, _ in batches if len(images)]
             real = []
             for look in perception.build_extractors(self.runtime.device):
                 seen = [look(part) for part in parts]
@@ -257,7 +257,7 @@ class GANTask(CachedEvaluationTask):
         if metrics["repeated"] > MAX_REPETITION:
             logger.warning(
                 f"the generator repeats itself: {metrics['repeated']:.0%} of what it makes is as near to another one "
-                "as only 1 % of real pictures are; try --stable, or a lower --lr"
+                "as only 1 % of real images are; try --stable, or a lower --lr"
             )
         if self.statistics.apart > MAX_DISCRIMINATOR_ACCURACY:
             logger.warning(
@@ -270,9 +270,9 @@ class GANTask(CachedEvaluationTask):
         return draw_image_grid(self.last_results[1].samples) if self.last_results else None
 
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """How sure the discriminator is that a picture is ``real``, from 0 to 1.
+        """How sure the discriminator is that an image is ``real``, from 0 to 1.
 
-        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read_image` takes them. A picture that
+        ``inputs`` are paths, PIL images or arrays as :func:`fukami.image.io.read_image` takes them. An image that
         cannot be read yields ``{"file", "error"}``.
         """
         answers: list[dict[str, Any]] = []
@@ -289,14 +289,14 @@ class GANTask(CachedEvaluationTask):
         return answers
 
     def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
-        """The picture as it was seen, and how real it was found."""
-        picture = image_io.read_image(source)
-        return image_io.draw_prediction(picture, self.transform(picture), f"{prediction['real']:.1%} real")
+        """The image as it was seen, and how real it was found."""
+        image = image_io.read_image(source)
+        return image_io.draw_prediction(image, self.transform(image), f"{prediction['real']:.1%} real")
 
     def plot_evaluation(self, batches: Any) -> "Iterator[tuple[str, Figure | Sequence[Image.Image]]]":
-        """How the grid grew; what there is now, beside real pictures."""
+        """How the grid grew; what there is now, beside real images."""
         found: GenerationResults = self.get_results(batches)
-        real = torch.cat([pictures for pictures, _ in batches.iterate_in_order()])[:NUM_PREVIEW_IMAGES]
+        real = torch.cat([images for images, _ in batches.iterate_in_order()])[:NUM_PREVIEW_IMAGES]
         frames = self.preview_history.decode_frames()
         if len(frames) > 1:
             yield "How it grew", frames
@@ -309,8 +309,8 @@ class GenerationResults(NamedTuple):
 
     Attributes:
         feature_extractor: the network that saw it.
-        generated_features, real_features: features ``(N, F)``, and the pictures 8×8 pixels small ``(N, 64 C)``.
-        samples: some of the pictures made, ``(n, C, H, W)`` uint8.
+        generated_features, real_features: features ``(N, F)``, and the images 8×8 pixels small ``(N, 64 C)``.
+        samples: some of the images made, ``(n, C, H, W)`` uint8.
     """
 
     feature_extractor: "FeatureExtractor"
@@ -375,7 +375,7 @@ class PreviewHistory:
 
 
 def draw_image_grid(images: Tensor, num_columns: int = 8) -> Image.Image:
-    """Pictures ``(N, C, H, W)`` uint8 side by side, small ones enlarged."""
+    """Images ``(N, C, H, W)`` uint8 side by side, small ones enlarged."""
     from torchvision.utils import make_grid
 
     factor = max(1, 64 // images.shape[-1])

@@ -30,7 +30,7 @@ def convert_to_mnist(image: Image.Image) -> UInt8Array:
     """The digit in a photograph, scan or drawing, as MNIST shows digits: light on 0, 20 pixels long, centred by mass.
 
     Ink may be dark on light or light on dark, of any colour, size and place, thin or thick; uneven light, shadows,
-    ruled lines, specks and the edge of a table are left out. A picture of 28 x 28 pixels on black is MNIST's form
+    ruled lines, specks and the edge of a table are left out. An image of 28 x 28 pixels on black is MNIST's form
     already and comes back unchanged; on white, inverted.
 
     Args:
@@ -59,7 +59,7 @@ def convert_to_mnist(image: Image.Image) -> UInt8Array:
 
 
 def add_margin(image: Image.Image) -> Image.Image:
-    """The picture in colour, with more of its paper around it where the border is one even colour: a tight crop."""
+    """The image in colour, with more of its paper around it where the border is one even colour: a tight crop."""
     image = image.convert("RGB")
     edge = get_border_pixels(np.asarray(image))
     colour = np.median(edge, axis=0)
@@ -69,7 +69,7 @@ def add_margin(image: Image.Image) -> Image.Image:
 
 
 def locate_digit(image: Image.Image) -> tuple[Mask, bool]:
-    """Roughly the digit's ink on the whole picture, `PAGE` pixels long, and whether it is light on dark."""
+    """Roughly the digit's ink on the whole image, `PAGE` pixels long, and whether it is light on dark."""
     page = np.asarray(crop_and_resize(image, (0, 0, *image.size), LOCATE_SIZE))
     found = []
     for light in (False, True):
@@ -79,12 +79,12 @@ def locate_digit(image: Image.Image) -> tuple[Mask, bool]:
         found.append((score_digit_mask(mask, levels, ink), light, mask))
     score, light, mask = max(found, key=lambda candidate: candidate[0])
     if score < MIN_DIGIT_SCORE:
-        raise Error("no ink was found in the picture; give one with a digit that stands out from an even ground")
+        raise Error("no ink was found in the image; give one with a digit that stands out from an even ground")
     return mask, light
 
 
 def crop_and_resize(image: Image.Image, box: tuple[float, float, float, float], long_side: int) -> Image.Image:
-    """What ``box`` cuts out of the picture, ``long_side`` pixels long and a little smoothed against noise."""
+    """What ``box`` cuts out of the image, ``long_side`` pixels long and a little smoothed against noise."""
     width, height = box[2] - box[0], box[3] - box[1]
     scale = long_side / max(width, height)
     size = (max(2, round(width * scale)), max(2, round(height * scale)))

@@ -1,4 +1,4 @@
-"""Pictures: read any of them safely, bring them to a size, draw answers.
+"""Images: read any of them safely, bring them to a size, draw answers.
 
 What is read comes back upright, in 8 bits, grey ("L") or colour ("RGB"), or is refused by name.
 """
@@ -31,12 +31,12 @@ FORMATS = (  # that C decodes in this process alone, from a header that states t
     "JPEG", "PNG", "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG2000", "PCX", "PPM", "PSD", "SGI", "SUN", "TGA", "TIFF",
     "WEBP",
 )  # fmt: skip
-MAX_STRIP_VALUES = 2**20  # values that are converted at a time, so that a large picture takes little more than itself
+MAX_STRIP_VALUES = 2**20  # values that are converted at a time, so that a large image takes little more than itself
 GRAYSCALE_MODES = {"1", "L"}
 DISPLAY_HEIGHT = 280  # height in pixels of a drawn answer
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
-MIN_LABEL_SIDE = 480  # longer side in pixels below which a picture is enlarged for its boxes to be labelled
-MAX_LABELED_BOXES = 40  # boxes of a picture that are labelled at most, the strongest
+MIN_LABEL_SIDE = 480  # longer side in pixels below which an image is enlarged for its boxes to be labelled
+MAX_LABELED_BOXES = 40  # boxes of an image that are labelled at most, the strongest
 CITYSCAPES_COLORS = {  # the colours that people know these classes in, from Cityscapes (Cordts et al. 2016)
     "road": (128, 64, 128), "pavement": (244, 35, 232), "sidewalk": (244, 35, 232), "building": (70, 70, 70),
     "wall": (102, 102, 156), "fence": (190, 153, 153), "pole": (153, 153, 153), "traffic light": (250, 170, 30),
@@ -50,7 +50,7 @@ JAPANESE_FONTS = (  # files of fonts that systems come with
     "msgothic.ttc", "ヒラギノ角ゴシック W3.ttc",
 )  # fmt: skip
 FALLBACK_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "Arial Unicode.ttf")
-OVERLAY_ALPHA = 0.55  # share of the colour of a class in what is drawn over a picture
+OVERLAY_ALPHA = 0.55  # share of the colour of a class in what is drawn over an image
 Color = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -62,60 +62,60 @@ def read_image(
     name: str = "",
     max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
-    """The picture in a file, an array or a PIL picture, upright, 8 bits, "L" or "RGB".
+    """The image in a file, an array or a PIL image, upright, 8 bits, "L" or "RGB".
 
     EXIF rotation is applied, transparency lies on white, palettes and CMYK become RGB, 16-bit grey is scaled to 8 bits
     (0..65535 to 0..255; other integers and floats: see :func:`from_array`), and of several frames the first is taken.
 
     Args:
-        source: a path, what a file holds, a PIL picture, or an array ``(H, W)`` or ``(H, W, 1 | 3 | 4)``.
+        source: a path, what a file holds, a PIL image, or an array ``(H, W)`` or ``(H, W, 1 | 3 | 4)``.
         name: what errors call the file; by default its path.
         max_pixels: larger files are refused before they are decoded, as are those with a side of more than 65,535
             pixels, or longer than 200 times their width.
 
     Raises:
-        Error: the file is missing, no picture, truncated, damaged or too large.
+        Error: the file is missing, no image, truncated, damaged or too large.
     """
     if isinstance(source, np.ndarray):
         with convert_memory_errors("the array given"):
             return convert_array_to_image(source)
     if isinstance(source, Image.Image):
         try:
-            with convert_memory_errors("the picture given"):
+            with convert_memory_errors("the image given"):
                 return decode_image(source)
         except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes what it opened only when it is asked to
-            raise Error(f"the picture given is damaged or incomplete ({error}); open it again") from error
-    with open_image(source, name=name, max_pixels=max_pixels) as picture:
-        return decode_image(picture)
+            raise Error(f"the image given is damaged or incomplete ({error}); open it again") from error
+    with open_image(source, name=name, max_pixels=max_pixels) as image:
+        return decode_image(image)
 
 
 @contextmanager
 def open_image(
     source: str | os.PathLike[str] | bytes, *, name: str = "", max_pixels: int = MAX_PIXELS
 ) -> Iterator[Image.Image]:
-    """The picture in a file, not decoded yet, so that a JPEG can be decoded smaller; what goes wrong is an Error."""
+    """The image in a file, not decoded yet, so that a JPEG can be decoded smaller; what goes wrong is an Error."""
     name = name or ("the file given" if isinstance(source, bytes) else os.fspath(source))
     try:
         with convert_memory_errors(name), _open_file(source) as file:
             _check_jpeg(file, name)
             _check_icon(file, name)
-            with _open_with_pillow(file) as picture:
-                check_size(*picture.size, name, max_pixels)
-                if isinstance(picture, TiffImagePlugin.TiffImageFile):  # a tile is decoded whole
-                    wide = picture.tag_v2.get(TiffImagePlugin.TILEWIDTH, 1)
-                    high = picture.tag_v2.get(TiffImagePlugin.TILELENGTH, 1)
+            with _open_with_pillow(file) as image:
+                check_size(*image.size, name, max_pixels)
+                if isinstance(image, TiffImagePlugin.TiffImageFile):  # a tile is decoded whole
+                    wide = image.tag_v2.get(TiffImagePlugin.TILEWIDTH, 1)
+                    high = image.tag_v2.get(TiffImagePlugin.TILELENGTH, 1)
                     check_size(wide, high, f"{name}, in a tile,", max_pixels)
-                yield picture
+                yield image
     except Error:
         raise
     except FileNotFoundError:
-        raise Error(f"{name} does not exist; give the path of a picture") from None
+        raise Error(f"{name} does not exist; give the path of an image") from None
     except IsADirectoryError:
-        raise Error(f"{name} is a folder; give the path of a picture") from None
+        raise Error(f"{name} is a folder; give the path of an image") from None
     except UnidentifiedImageError:
         empty = not source if isinstance(source, bytes) else os.path.getsize(source) == 0  # noqa: PTH202
-        what = "is empty" if empty else "is not a picture in a known format"
-        raise Error(f"{name} {what}; give a PNG, JPEG or other picture file") from None
+        what = "is empty" if empty else "is not an image in a known format"
+        raise Error(f"{name} {what}; give a PNG, JPEG or other image file") from None
     except Image.DecompressionBombError as error:
         raise Error(f"{name} is too large ({error}); make it smaller") from None
     except Exception as error:  # a decoder may fail in any way on a damaged file
@@ -123,7 +123,7 @@ def open_image(
 
 
 def check_size(width: int, height: int, name: str, max_pixels: int = MAX_PIXELS) -> None:
-    """Refuse a picture that is too large to be decoded, or too long for its width.
+    """Refuse an image that is too large to be decoded, or too long for its width.
 
     A strip of one pixel by 100 million is within the bound of pixels, and takes a codec 100 million rows.
 
@@ -140,7 +140,7 @@ def check_size(width: int, height: int, name: str, max_pixels: int = MAX_PIXELS)
 
 
 def convert_array_to_image(array: npt.NDArray[Any]) -> Image.Image:
-    """The picture in an array ``(H, W)`` or ``(H, W, 1 | 3 | 4)``.
+    """The image in an array ``(H, W)`` or ``(H, W, 1 | 3 | 4)``.
 
     bool and uint8 are taken as they are, uint16 as 0..65535; for other types the values tell: floats up to 1 are 0..1,
     up to 255 is 0..255, up to 65535 is 0..65535, and anything else is stretched from its least to its greatest.
@@ -151,7 +151,7 @@ def convert_array_to_image(array: npt.NDArray[Any]) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if not (array.size and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)))):
-        raise Error(f"an array of shape {array.shape} is no picture; expected (H, W) or (H, W, 1 | 3 | 4)")
+        raise Error(f"an array of shape {array.shape} is no image; expected (H, W) or (H, W, 1 | 3 | 4)")
     if array.dtype == np.uint8:
         return decode_image(Image.fromarray(array))
     rows = max(1, MAX_STRIP_VALUES * array.shape[0] // array.size)
@@ -161,7 +161,7 @@ def convert_array_to_image(array: npt.NDArray[Any]) -> Image.Image:
 
 
 def resize_and_crop(image: Image.Image, *, channels: int, size: int) -> UInt8Array:
-    """The picture as ``(channels, size, size)`` uint8: shortest side resized, centre cropped; 1 channel grey, 3 RGB."""
+    """The image as ``(channels, size, size)`` uint8: shortest side resized, centre cropped; 1 channel grey, 3 RGB."""
     image = convert_mode(image, "L" if channels == 1 else "RGB")
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
@@ -169,7 +169,7 @@ def resize_and_crop(image: Image.Image, *, channels: int, size: int) -> UInt8Arr
 
 
 def draw_prediction(image: Image.Image, model_input: UInt8Array, caption: str) -> Image.Image:
-    """The picture beside what the network saw of it, ``(C, H, W)`` uint8, with a caption below."""
+    """The image beside what the network saw of it, ``(C, H, W)`` uint8, with a caption below."""
     saw = Image.fromarray(model_input.transpose(1, 2, 0).squeeze())
     left, right = (_resize_for_display(each.convert("RGB")) for each in (image, saw))
     margin, line = 10, 30
@@ -183,14 +183,14 @@ def draw_prediction(image: Image.Image, model_input: UInt8Array, caption: str) -
 
 
 def draw_boxes(image: Image.Image, boxes: Sequence[dict[str, Any]], labels: Sequence[str]) -> Image.Image:
-    """The picture with boxes in the colours of their classes, the strongest on top, each with its label and score.
+    """The image with boxes in the colours of their classes, the strongest on top, each with its label and score.
 
-    No two labels overlap, and none leaves the picture; a label for which there is no room is left out, as are those
-    after the 40 strongest. Lines and letters grow with the picture; a small picture is enlarged.
+    No two labels overlap, and none leaves the image; a label for which there is no room is left out, as are those
+    after the 40 strongest. Lines and letters grow with the image; a small image is enlarged.
 
     Args:
         image: upright.
-        boxes: ``label``, ``score`` and ``box`` (left, top, right, bottom in pixels of the picture) of each.
+        boxes: ``label``, ``score`` and ``box`` (left, top, right, bottom in pixels of the image) of each.
         labels: what the classes are called; their order decides the colours.
     """
     longer = max(image.size)
@@ -234,7 +234,7 @@ def get_class_colors(labels: Sequence[str]) -> list[Color]:
 
 
 def overlay_mask(image: Image.Image, mask: UInt8Array, colors: Sequence[Color]) -> Image.Image:
-    """The picture in the colours of its pixels' classes ``(H, W)``; black, as of the background, leaves it as it is.
+    """The image in the colours of its pixels' classes ``(H, W)``; black, as of the background, leaves it as it is.
 
     Two classes are parted by a light line.
     """
@@ -251,12 +251,12 @@ def overlay_mask(image: Image.Image, mask: UInt8Array, colors: Sequence[Color]) 
 def draw_legend(
     image: Image.Image, entries: Sequence[tuple[str, Color]], column_labels: Sequence[str], max_entries: int
 ) -> Image.Image:
-    """The picture, and names beside patches of their colours in a grid below; a small picture is enlarged.
+    """The image, and names beside patches of their colours in a grid below; a small image is enlarged.
 
     Args:
         image: upright.
         entries: the names, the first ones where there is no room for all, and their colours.
-        column_labels: what the columns have room for, so that the pictures of a film are alike.
+        column_labels: what the columns have room for, so that the images of a film are alike.
         max_entries: of how many names the grid has room.
     """
     factor = -(-MIN_LABEL_SIDE // max(image.size)) if max(image.size) < MIN_LABEL_SIDE else 1
@@ -281,7 +281,7 @@ def draw_legend(
 
 
 def draw_caption(image: Image.Image, caption: str) -> Image.Image:
-    """The picture with a sentence below it, in as many lines as it takes; a small picture is enlarged."""
+    """The image with a sentence below it, in as many lines as it takes; a small image is enlarged."""
     factor = -(-MIN_LABEL_SIDE // max(image.size)) if max(image.size) < MIN_LABEL_SIDE else 1
     if factor > 1:
         size = (image.width * factor, image.height * factor)
@@ -303,16 +303,16 @@ def draw_caption(image: Image.Image, caption: str) -> Image.Image:
 
 
 def apply_palette(mask: UInt8Array, colors: Sequence[Color]) -> Image.Image:
-    """A picture whose values ``(H, W)`` are shown in these colours."""
-    picture = Image.fromarray(mask).convert("P")
-    picture.putpalette([level for shade in colors for level in shade])
-    return picture
+    """An image whose values ``(H, W)`` are shown in these colours."""
+    image = Image.fromarray(mask).convert("P")
+    image.putpalette([level for shade in colors for level in shade])
+    return image
 
 
 def place_labels(
     boxes: Sequence[Box], label_sizes: Sequence[tuple[float, float]], image_size: tuple[int, int]
 ) -> list[Box | None]:
-    """Where the label of each box, of a width and height, goes in a picture; None where no room is left.
+    """Where the label of each box, of a width and height, goes in an image; None where no room is left.
 
     The first box chooses first: above it, within its upper edge, below it, within its lower edge; from its left side,
     then from its right one, then beside it.
@@ -337,13 +337,13 @@ def place_labels(
 
 
 def _compute_outline(box: Sequence[float], factor: int, line: int, size: tuple[int, int]) -> Box:
-    """The outermost pixels of a box's line, which lies on its edge, half outside; within the picture."""
+    """The outermost pixels of a box's line, which lies on its edge, half outside; within the image."""
     left, top, right, bottom = (round(factor * edge) for edge in box)
     return _expand_box((left, top, max(left, right - 1), max(top, bottom - 1)), line // 2, size)
 
 
 def _expand_box(box: Box, by: int, size: tuple[int, int]) -> Box:
-    """The box, larger on every side where the picture reaches as far."""
+    """The box, larger on every side where the image reaches as far."""
     left, top, right, bottom = box
     wide, high = size[0] - 1, size[1] - 1
     return (min(max(left - by, 0), wide), min(max(top - by, 0), high),
@@ -365,11 +365,11 @@ def choose_text_color(background: tuple[int, int, int]) -> tuple[int, int, int]:
     return BLACK if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 else WHITE
 
 
-def _resize_for_display(picture: Image.Image) -> Image.Image:
-    """The picture ``SHOWN`` pixels high, at most twice as wide; small ones show their pixels."""
-    width = min(max(1, round(picture.width * DISPLAY_HEIGHT / picture.height)), 2 * DISPLAY_HEIGHT)
-    enlarged = picture.height < DISPLAY_HEIGHT / 2
-    return picture.resize((width, DISPLAY_HEIGHT), Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS)
+def _resize_for_display(image: Image.Image) -> Image.Image:
+    """The image ``SHOWN`` pixels high, at most twice as wide; small ones show their pixels."""
+    width = min(max(1, round(image.width * DISPLAY_HEIGHT / image.height)), 2 * DISPLAY_HEIGHT)
+    enlarged = image.height < DISPLAY_HEIGHT / 2
+    return image.resize((width, DISPLAY_HEIGHT), Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS)
 
 
 def _escape_text(text: str) -> str:
@@ -388,7 +388,7 @@ def _select_font(text: str, letters: int) -> tuple[str, Font]:
 
 
 def decode_image(image: Image.Image) -> Image.Image:
-    """The picture decoded: upright, 8 bits, transparency on white, "L" or "RGB"."""
+    """The image decoded: upright, 8 bits, transparency on white, "L" or "RGB"."""
     image.load()
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
@@ -407,15 +407,15 @@ def decode_image(image: Image.Image) -> Image.Image:
     return convert_mode(image, "L" if image.mode in GRAYSCALE_MODES else "RGB")
 
 
-def _split_into_strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """The picture in strips, each with the row where it begins."""
-    rows = max(1, MAX_STRIP_VALUES // picture.width)
-    for top in range(0, picture.height, rows):
-        yield top, picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+def _split_into_strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The image in strips, each with the row where it begins."""
+    rows = max(1, MAX_STRIP_VALUES // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def convert_mode(image: Image.Image, mode: str) -> Image.Image:
-    """The picture in a mode, itself where it is in that one already."""
+    """The image in a mode, itself where it is in that one already."""
     return image if image.mode == mode else image.convert(mode)
 
 
@@ -431,7 +431,7 @@ def _convert_to_uint8(strips: Callable[[], Iterator[npt.NDArray[Any]]]) -> UInt8
             return np.concatenate([part.astype(np.uint8) * np.uint8(255) for part in strips()])
         low, high = np.minimum(low, float(strip.min())), np.maximum(high, float(strip.max()))  # which keep a NaN
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise Error("the picture has values that are not finite; expected numbers in 0..1, 0..255 or 0..65535")
+        raise Error("the image has values that are not finite; expected numbers in 0..1, 0..255 or 0..65535")
     if low >= 0 and high <= 65535:
         deep = np.issubdtype(strip.dtype, np.uint16) or high > 255
         unit = np.issubdtype(strip.dtype, np.floating) and high <= 1
@@ -445,14 +445,14 @@ def _open_file(source: str | os.PathLike[str] | bytes) -> IO[bytes]:
 
 
 def _open_with_pillow(file: IO[bytes]) -> Image.Image:
-    """The picture in a file, not yet decoded; our own bound takes the place of Pillow's warning."""
+    """The image in a file, not yet decoded; our own bound takes the place of Pillow's warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(file, formats=FORMATS)
 
 
 def _check_icon(file: IO[bytes], name: str) -> None:
-    """Refuse an icon that holds a picture which is too large; Pillow decodes it as it opens the file."""
+    """Refuse an icon that holds an image which is too large; Pillow decodes it as it opens the file."""
     if file.read(4) == b"\0\0\1\0":
         for entry in range(int.from_bytes(file.read(2), "little")):
             file.seek(6 + 16 * entry + 12)
@@ -467,7 +467,7 @@ def _check_icon(file: IO[bytes], name: str) -> None:
 def _check_jpeg(file: IO[bytes], name: str) -> None:
     """Refuse a JPEG that has few bytes and much work in it; other files pass. The file is at its beginning again.
 
-    A scan of ten bytes takes as long as the whole picture: 1 MB of them would keep a decoder busy for minutes. Pillow
+    A scan of ten bytes takes as long as the whole image: 1 MB of them would keep a decoder busy for minutes. Pillow
     joins the segments of EXIF one by one, in a time that grows with the square of their number.
 
     Raises:
@@ -521,5 +521,5 @@ def _count_further_scans(content: bytes) -> int:
 
 
 def get_image_suffixes() -> set[str]:
-    """What the names of picture files end in."""
+    """What the names of image files end in."""
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}

@@ -10,26 +10,26 @@ from torch import Tensor
 
 
 def plot_image_row(images: Sequence[Image.Image], captions: Sequence[str]) -> Figure:
-    """Pictures of one height side by side, with a caption each."""
-    widths = [picture.width / picture.height for picture in images]
+    """Images of one height side by side, with a caption each."""
+    widths = [image.width / image.height for image in images]
     figure = Figure(figsize=(12, 12 / sum(widths) + 0.4), layout="constrained")
     every = figure.subplots(1, len(images), squeeze=False, width_ratios=widths).flat
-    for axes, picture, caption in zip(every, images, captions, strict=True):
-        axes.imshow(picture)
+    for axes, image, caption in zip(every, images, captions, strict=True):
+        axes.imshow(image)
         axes.set_title(caption, fontsize=9)
         axes.axis("off")
     return figure
 
 
 def plot_variants(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Figure:
-    """A row for each picture: as it is, under its name, and then what became of it; ``(C, H, W)`` in 0..255 each."""
-    columns = max(len(pictures) for _, pictures in rows)
-    heights = [pictures[0].shape[1] / pictures[0].shape[2] for _, pictures in rows]
+    """A row for each image: as it is, under its name, and then what became of it; ``(C, H, W)`` in 0..255 each."""
+    columns = max(len(images) for _, images in rows)
+    heights = [images[0].shape[1] / images[0].shape[2] for _, images in rows]
     figure = Figure(figsize=(1.3 * columns, 1.3 * sum(heights) + 0.15 * len(rows)), layout="constrained")
     every = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
-    for line, (name, pictures) in zip(every, rows, strict=True):
-        for axes, picture in zip(line, pictures, strict=True):
-            levels = picture.permute(1, 2, 0).numpy().round().astype(np.uint8)
+    for line, (name, images) in zip(every, rows, strict=True):
+        for axes, image in zip(line, images, strict=True):
+            levels = image.permute(1, 2, 0).numpy().round().astype(np.uint8)
             axes.imshow(levels.squeeze(), cmap="gray", vmin=0, vmax=255)
             axes.axis("off")
         long = len(name) > 20
@@ -38,7 +38,7 @@ def plot_variants(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Figure:
 
 
 def plot_boxes(rows: Sequence[Sequence[tuple[Tensor, Sequence[tuple[Sequence[float], str]]]]]) -> Figure:
-    """A row for each picture: as it is, and then what became of it; ``(C, H, W)`` in 0..255 each, with the corners
+    """A row for each image: as it is, and then what became of it; ``(C, H, W)`` in 0..255 each, with the corners
     (left, top, right, bottom) and the name of each of its boxes.
     """
     columns = max(map(len, rows))
@@ -47,8 +47,8 @@ def plot_boxes(rows: Sequence[Sequence[tuple[Tensor, Sequence[tuple[Sequence[flo
     figure = Figure(figsize=(1.9 * columns, 2.0 * sum(heights)), layout="constrained")
     every = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for line, row in zip(every, rows, strict=True):
-        for axes, (picture, boxes) in zip(line, row, strict=True):
-            axes.imshow(picture.permute(1, 2, 0).numpy().round().astype(np.uint8), aspect="equal")
+        for axes, (image, boxes) in zip(line, row, strict=True):
+            axes.imshow(image.permute(1, 2, 0).numpy().round().astype(np.uint8), aspect="equal")
             axes.axis("off")
             for (left, top, right, bottom), name in boxes:
                 colour = f"C{names.index(name) % 10}"

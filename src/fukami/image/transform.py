@@ -1,4 +1,4 @@
-"""How a picture of any size becomes what a network sees; it travels with the run."""
+"""How an image of any size becomes what a network sees; it travels with the run."""
 
 import math
 import os
@@ -19,14 +19,14 @@ from fukami.image import io as image_io
 
 @dataclass(frozen=True)
 class SquareTransform:
-    """Turns a picture into ``(channels, size, size)`` uint8.
+    """Turns an image into ``(channels, size, size)`` uint8.
 
     Args:
         channels: 1 grey, 3 colour.
         size: side in pixels.
         mnist_digit: one character on a plain ground, brought to MNIST's form (28×28 grey); otherwise resized and
             cropped.
-        mean, std: of each channel, or one for all, in [0, 1]; a network sees ``(picture / 255 - mean) / std``.
+        mean, std: of each channel, or one for all, in [0, 1]; a network sees ``(image / 255 - mean) / std``.
     """
 
     channels: int
@@ -37,11 +37,11 @@ class SquareTransform:
 
     @property
     def nbytes(self) -> int:
-        """What a prepared picture takes."""
+        """What a prepared image takes."""
         return self.channels * self.size**2
 
     def describe(self) -> dict[str, Any]:
-        """What another program must do to a picture, in words and numbers that JSON can hold."""
+        """What another program must do to an image, in words and numbers that JSON can hold."""
         fitted = (
             "a digit as MNIST shows it: light on 0, its longer side 20 pixels, centred by mass"
             if self.mnist_digit
@@ -50,14 +50,14 @@ class SquareTransform:
         return {
             "channels": "grey" if self.channels == 1 else "RGB",
             "size": self.size,
-            "picture": fitted,
-            "values": "(picture / 255 - mean) / std",
+            "image": fitted,
+            "values": "(image / 255 - mean) / std",
             "mean": self.mean,
             "std": self.std,
         }
 
     def __call__(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """The picture as the network sees it.
+        """The image as the network sees it.
 
         Raises:
             fukami.Error: a digit was expected, and there is no ink.
@@ -74,23 +74,23 @@ class SquareTransform:
         Raises:
             fukami.Error: it cannot be read, takes more memory than there is, or shows no digit; a file is named.
         """
-        picture = image_io.read_image(source, name=name)
+        image = image_io.read_image(source, name=name)
         name = name or (os.fspath(source) if isinstance(source, str | os.PathLike) else "")
-        with convert_memory_errors(name or "the picture given"):
+        with convert_memory_errors(name or "the image given"):
             try:
-                return self(picture)
+                return self(image)
             except Error as error:
                 raise Error(f"{name}: {error}" if name else str(error)) from error
 
 
 @dataclass(frozen=True)
 class ResizeTransform:
-    """Turns a picture into RGB of about one size whose sides keep their ratio, as torchvision's detectors do.
+    """Turns an image into RGB of about one size whose sides keep their ratio, as torchvision's detectors do.
 
     Args:
         min_size: pixels of the shorter side that comes out; 0: as many as it has,
         max_size: unless the longer one would then have more than these; 0: it may.
-        mean, std: of each channel, in [0, 1]; a network sees ``(picture / 255 - mean) / std``.
+        mean, std: of each channel, in [0, 1]; a network sees ``(image / 255 - mean) / std``.
     """
 
     min_size: int
@@ -99,26 +99,26 @@ class ResizeTransform:
     std: tuple[float, ...] = (1.0,)
 
     def describe(self) -> dict[str, Any]:
-        """What another program must do to a picture, in words and numbers that JSON can hold."""
+        """What another program must do to an image, in words and numbers that JSON can hold."""
         return {
             "channels": "RGB",
             "shortest": self.min_size,
             "longest": self.max_size,
-            "picture": "upright; the shorter side resized to shortest, or the longer one to longest where it would be "
+            "image": "upright; the shorter side resized to shortest, or the longer one to longest where it would be "
             "more (bilinear, not antialiased, sides rounded down); a 0 asks for nothing",
-            "values": "(picture / 255 - mean) / std",
+            "values": "(image / 255 - mean) / std",
             "mean": self.mean,
             "std": self.std,
         }
 
     def compute_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height that come out of a picture of this width and height."""
+        """Width and height that come out of an image of this width and height."""
         factor = self.min_size / min(width, height) if self.min_size else 1.0
         factor = min(factor, self.max_size / max(width, height)) if self.max_size else factor
         return max(1, math.floor(width * factor)), max(1, math.floor(height * factor))
 
     def __call__(self, image: Tensor) -> Tensor:
-        """A picture ``(3, h, w)`` uint8 as ``(3, H, W)`` float in 0..255.
+        """An image ``(3, h, w)`` uint8 as ``(3, H, W)`` float in 0..255.
 
         :class:`torchvision.models.detection.transform.GeneralizedRCNNTransform` resizes like this.
         """
@@ -126,12 +126,12 @@ class ResizeTransform:
         return F.interpolate(image[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
 
     def read_image(self, source: Any, name: str = "") -> Tensor:
-        """A picture in a file, or what :func:`fukami.image.io.read_image` takes, ``(3, h, w)`` uint8, not resized yet.
+        """An image in a file, or what :func:`fukami.image.io.read_image` takes, ``(3, h, w)`` uint8, not resized yet.
 
         Raises:
             fukami.Error: it cannot be read, or takes more memory than there is; errors call it ``name``.
         """
-        picture = image_io.read_image(source, name=name)
-        name = name or (os.fspath(source) if isinstance(source, str | os.PathLike) else "the picture given")
+        image = image_io.read_image(source, name=name)
+        name = name or (os.fspath(source) if isinstance(source, str | os.PathLike) else "the image given")
         with convert_memory_errors(name):
-            return torch.from_numpy(np.array(image_io.convert_mode(picture, "RGB"))).permute(2, 0, 1)
+            return torch.from_numpy(np.array(image_io.convert_mode(image, "RGB"))).permute(2, 0, 1)

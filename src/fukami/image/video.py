@@ -28,7 +28,7 @@ VIDEO_SUFFIXES = {
     ".ogv",
     ".3gp",
 }
-IMAGE_BRANDS = {b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1"}  # pictures in the container of MP4
+IMAGE_BRANDS = {b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1"}  # images in the container of MP4
 TICKS_PER_SECOND = 60_000  # of the clock of what is written, in a second: more than 65,535 MPEG-4 has not
 CODECS = ("libx264", "h264", "mpeg4")  # the first that is there; h264 is any encoder of it
 
@@ -53,7 +53,7 @@ class Frame:
 
 
 def is_video(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a video, by its suffix or its first bytes; an animated GIF is a picture."""
+    """Whether a file is a video, by its suffix or its first bytes; an animated GIF is an image."""
     if Path(path).suffix.lower() in VIDEO_SUFFIXES:
         return True
     try:
@@ -75,7 +75,7 @@ def read_frames(path: str | os.PathLike[str], every: int = 1) -> Iterator[Frame]
     try:
         with av.open(name) as container:
             if not container.streams.video:
-                raise Error(f"{name} has no pictures in it, only sound; give a video")
+                raise Error(f"{name} has no images in it, only sound; give a video")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
@@ -86,8 +86,8 @@ def read_frames(path: str | os.PathLike[str], every: int = 1) -> Iterator[Frame]
                 reached = seconds + float((frame.duration or 0) * (frame.time_base or 0))
                 if number % every == 0:
                     image_io.check_size(frame.width, frame.height, f"{name}, in frame {number},")
-                    picture = frame.to_image().rotate(frame.rotation, expand=True)
-                    yield Frame(number, seconds, rate, picture)
+                    image = frame.to_image().rotate(frame.rotation, expand=True)
+                    yield Frame(number, seconds, rate, image)
             whole = _get_duration(container, stream)
     except FileNotFoundError:
         raise Error(f"{name} does not exist; give the path of a video") from None
@@ -101,7 +101,7 @@ def read_frames(path: str | os.PathLike[str], every: int = 1) -> Iterator[Frame]
 
 
 def read_image_sequence(files: Sequence[str], frame_rate: float, errors: list[Error]) -> Iterator[Frame]:
-    """Pictures as the frames of a film, so many a second; read as they are asked for.
+    """Images as the frames of a film, so many a second; read as they are asked for.
 
     What is wrong with those that cannot be read comes into ``errors``.
     """
@@ -123,17 +123,17 @@ def _get_duration(container: Any, stream: Any) -> float:
 
 
 class VideoWriter:
-    """Writes pictures as a video: MP4 that a browser plays, without sound."""
+    """Writes images as a video: MP4 that a browser plays, without sound."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.container: Any = None  # nothing is written before the first picture
+        self.container: Any = None  # nothing is written before the first image
 
     def __enter__(self) -> Self:
         return self
 
     def add(self, image: Image.Image, timestamp: float, frame_rate: Fraction) -> None:
-        """The next picture, shown from ``timestamp`` on; all get the size of the first, in even numbers of pixels."""
+        """The next image, shown from ``timestamp`` on; all get the size of the first, in even numbers of pixels."""
         av = _import_av()
         if self.container is None:
             codec = _select_codec(av)

@@ -33,7 +33,7 @@ def compute_anchors(
     Args:
         cell_anchors: the anchors about one place of each map, as :func:`compute_cell_anchors` gives them.
         feature_maps: ``(N, C, H, W)`` each.
-        image_size: height and width of the pictures that they are of.
+        image_size: height and width of the images that they are of.
     """
     every = []
     for cell, features in zip(cell_anchors, feature_maps, strict=True):

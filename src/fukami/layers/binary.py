@@ -53,7 +53,7 @@ class Sign(nn.Module):
 
 
 class BinaryConv2d(nn.Conv2d):
-    """A convolution with the signs of its weights, zeros around the picture, and no bias.
+    """A convolution with the signs of its weights, zeros around the image, and no bias.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding: as for ``nn.Conv2d``.

@@ -25,7 +25,7 @@ def match_boxes(
     The label is 1 + its class, 0 (background) or :data:`IGNORE_LABEL`.
 
     Args:
-        references: ``(A, 4)``, or ``(N, A, 4)`` where each picture has its own.
+        references: ``(A, 4)``, or ``(N, A, 4)`` where each image has its own.
         boxes: of the objects, ``(N, M, 4)``.
         classes: ``(N, M)``, -1 where there is no object.
         ignored: ``(N, M)``, objects that nothing should be learned from.
@@ -57,7 +57,7 @@ def match_boxes(
 def compute_priorities(seeds: Tensor, count: int) -> Tensor:
     """Random numbers in [0, 1) that depend on the draws ``(N,)`` alone, ``(N, count)``.
 
-    A hash of place and draw: unlike a generator it gives each picture of a batch the same numbers in whatever process
+    A hash of place and draw: unlike a generator it gives each image of a batch the same numbers in whatever process
     it is, and asks nothing of the host.
     """
     places = torch.arange(count, device=seeds.device)
@@ -74,7 +74,7 @@ def _hash_uint32(value: Tensor) -> Tensor:
 
 
 def sample_balanced(targets: Tensor, priorities: Tensor, count: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
-    """``count`` references of each picture, at most ``positive_fraction`` of them objects, the rest background.
+    """``count`` references of each image, at most ``positive_fraction`` of them objects, the rest background.
 
     Args:
         targets: ``(N, A)`` as :func:`match_boxes` gives them.

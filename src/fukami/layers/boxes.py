@@ -59,7 +59,7 @@ def compute_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def clip_boxes(boxes: Tensor, image_sizes: Tensor) -> Tensor:
-    """The boxes ``(N, ..., 4)`` cut at the borders of their pictures, whose heights and widths are ``(N, 2)``."""
+    """The boxes ``(N, ..., 4)`` cut at the borders of their images, whose heights and widths are ``(N, 2)``."""
     height, width = image_sizes.view(-1, *[1] * (boxes.ndim - 2), 2).unbind(-1)
     most = torch.stack([width, height, width, height], -1)
     return boxes.clamp(min=0).minimum(most)

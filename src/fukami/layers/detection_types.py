@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class GroundTruth(NamedTuple):
-    """What is in the pictures: boxes ``(N, M, 4)``, classes ``(N, M)`` (-1: none), which of them are ignored
+    """What is in the images: boxes ``(N, M, 4)``, classes ``(N, M)`` (-1: none), which of them are ignored
     ``(N, M)``, and numbers ``(N,)`` that decide which boxes are learned from.
     """
 
@@ -34,7 +34,7 @@ class SampledBoxes(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """What was found in one picture, best first: boxes ``(k, 4)``, classes ``(k,)`` from 0 and scores ``(k,)``."""
+    """What was found in one image, best first: boxes ``(k, 4)``, classes ``(k,)`` from 0 and scores ``(k,)``."""
 
     boxes: Tensor
     classes: Tensor

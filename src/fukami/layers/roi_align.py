@@ -17,9 +17,9 @@ def roi_align(features: Tensor, rois: Tensor, output_size: int, spatial_scale: f
 
     Args:
         features: ``(N, C, H, W)``, float32, best channels last.
-        rois: ``(K, 5)``: number of the map, then left, top, right and bottom in pixels of the picture.
+        rois: ``(K, 5)``: number of the map, then left, top, right and bottom in pixels of the image.
         output_size: places across and down.
-        spatial_scale: pixels of the map for each of the picture.
+        spatial_scale: pixels of the map for each of the image.
 
     Returns:
         ``(K, C, side, side)``, channels last.

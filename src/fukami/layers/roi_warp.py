@@ -1,4 +1,4 @@
-"""Regions of a picture warped to one size (Girshick et al. 2014, section 2.1 and appendix A)."""
+"""Regions of an image warped to one size (Girshick et al. 2014, section 2.1 and appendix A)."""
 
 import torch
 from torch import Tensor
@@ -6,10 +6,10 @@ from torch.nn import functional as F
 
 
 def warp_regions(image: Tensor, boxes: Tensor, size: int, context_padding: int) -> Tensor:
-    """Regions of a picture, each stretched to ``size`` by ``size`` pixels with ``context_padding`` around it.
+    """Regions of an image, each stretched to ``size`` by ``size`` pixels with ``context_padding`` around it.
 
     As the paper's code does it: bilinear, not antialiased, whatever the shape of the box; around it lies as much of the
-    picture as makes ``context_padding`` pixels of the result, and 0, the mean colour, beyond the picture (appendix A).
+    image as makes ``context_padding`` pixels of the result, and 0, the mean colour, beyond the image (appendix A).
 
     Args:
         image: ``(3, H, W)``, float32, normalised.

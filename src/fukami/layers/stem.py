@@ -1,4 +1,4 @@
-"""The first convolution of a network, on a picture's one or three channels."""
+"""The first convolution of a network, on an image's one or three channels."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Maps of scores brought back to the size of the picture."""
+"""Maps of scores brought back to the size of the image."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -66,9 +66,9 @@ def _compute_interpolation_matrix(inner: int, outer: int, like: Tensor) -> Tenso
 
 
 def apply_with_padding(compute_scores: Callable[[Tensor], Scores], images: Tensor, multiple: int) -> Scores:
-    """The scores of pictures ``(N, C, H, W)`` of any size, by a network that takes multiples of so many pixels.
+    """The scores of images ``(N, C, H, W)`` of any size, by a network that takes multiples of so many pixels.
 
-    Zeros, the mean colour of normalised pictures, are added to the right and below, and what is said of them cut off.
+    Zeros, the mean colour of normalised images, are added to the right and below, and what is said of them cut off.
     """
     height, width = images.shape[-2:]
     found = compute_scores(F.pad(images, (0, -width % multiple, 0, -height % multiple)))

@@ -2,7 +2,7 @@
 
 Krizhevsky, Sutskever and Hinton, "ImageNet Classification with Deep Convolutional Neural Networks", NIPS 2012. The
 paper's network is split over two GPUs; this is its sequel's for one (Krizhevsky, "One weird trick for parallelizing
-convolutional neural networks", 2014), as torchvision has it, without the local response normalisation. For a picture of
+convolutional neural networks", 2014), as torchvision has it, without the local response normalisation. For an image of
 224×224:
 
     convolution 11×11, stride 4    64    55 × 55    max pooling 3×3, stride 2    27 × 27
@@ -32,12 +32,12 @@ def alexnet(
     Args:
         num_classes: number of scores, ``(N, classes)``.
         channels, size: the input is ``(N, channels, size, size)``. The classifier sees the positions that the last
-            pooling leaves of it, 6 a side at 224; pictures of another size than this one are averaged to as many.
+            pooling leaves of it, 6 a side at 224; images of another size than this one are averaged to as many.
         hidden: width of the two affine layers before the last.
         dropout: share of what enters each of them that training drops.
 
     Raises:
-        ValueError: the picture is too small for the poolings.
+        ValueError: the image is too small for the poolings.
     """
     side = compute_feature_size(size)
     return nn.Sequential(
@@ -51,7 +51,7 @@ def alexnet(
 
 
 def compute_feature_size(size: int) -> int:
-    """How many positions a side the convolutions leave of a picture ``size`` pixels wide.
+    """How many positions a side the convolutions leave of an image ``size`` pixels wide.
 
     Raises:
         ValueError: not one.
@@ -60,7 +60,7 @@ def compute_feature_size(size: int) -> int:
     for _ in range(3):
         side = (side - 3) // 2 + 1
     if side < 1:
-        raise ValueError(f"AlexNet needs pictures of at least 63×63, not {size}×{size}: enlarge them")
+        raise ValueError(f"AlexNet needs images of at least 63×63, not {size}×{size}: enlarge them")
     return side
 
 

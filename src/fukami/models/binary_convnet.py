@@ -1,7 +1,7 @@
 """Binarized convolution networks: weights and activations of one bit.
 
 Courbariaux et al., "Binarized Neural Networks: Training Deep Neural Networks with Weights and Activations Constrained
-to +1 or -1" (2016), section 2.1. For a picture of 32×32, each layer followed by batch normalisation and the sign:
+to +1 or -1" (2016), section 2.1. For an image of 32×32, each layer followed by batch normalisation and the sign:
 
     conv3-128  conv3-128  pool    128 × 16 × 16
     conv3-256  conv3-256  pool    256 ×  8 ×  8
@@ -46,7 +46,7 @@ def binary_convnet(
         learned_thresholds: learned thresholds of the signs, as in ReActNet.
 
     Raises:
-        ValueError: the picture is too small for the poolings, or ``end_layers`` is neither.
+        ValueError: the image is too small for the poolings, or ``end_layers`` is neither.
     """
     paddings = (1,) * len(widths)
     return _build_binary_convnet(
@@ -113,7 +113,7 @@ def _build_binary_convnet(
         layers += [nn.BatchNorm2d(width), Sign(width if learned_thresholds else 0)]
         inputs = width
     if side < 1:
-        raise ValueError(f"{len(widths) // 2} poolings leave nothing of {size}×{size}; give larger pictures")
+        raise ValueError(f"{len(widths) // 2} poolings leave nothing of {size}×{size}; give larger images")
     layers.append(nn.Flatten())
     inputs *= side * side
     for width in hidden:

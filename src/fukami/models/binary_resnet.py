@@ -26,8 +26,8 @@ def binary_resnet18(
 
     Args:
         num_classes: number of scores.
-        channels: of the pictures.
-        stem: how the network begins: ``"7x7"`` is the paper's; ``"3x3"``, for small pictures, leaves all of them.
+        channels: of the images.
+        stem: how the network begins: ``"7x7"`` is the paper's; ``"3x3"``, for small images, leaves all of them.
         scaling_factors: scaling factors of the weights, as in XNOR-Net.
         learned_thresholds: learned thresholds of the signs, as in ReActNet.
 
@@ -35,7 +35,7 @@ def binary_resnet18(
         ValueError: ``stem`` is neither.
     """
     if stem not in ("7x7", "3x3"):
-        raise ValueError(f"stem is '7x7' (the paper's, with a pooling) or '3x3' (for small pictures), not {stem!r}")
+        raise ValueError(f"stem is '7x7' (the paper's, with a pooling) or '3x3' (for small images), not {stem!r}")
     kernel, stride, padding = (7, 2, 3) if stem == "7x7" else (3, 1, 1)
     layers: dict[str, nn.Module] = {
         "conv1": StemConv2d(channels, 64, kernel, stride=stride, padding=padding, bias=False),  # N × 64 × 112 × 112

@@ -8,7 +8,7 @@ the last of the other; at 64×64, with ``width`` 128:
     discriminator   C×64×64 ─ 128×32×32 ─ 256×16×16 ─ 512×8×8 ─ 1024×4×4 ─ 1
 
 Each step of the generator is a transposed convolution, batch normalisation and ReLU, the last one tanh alone; each of
-the discriminator a convolution, batch normalisation (but the first) and LeakyReLU. A picture of 28×28 goes from 4×4 by
+the discriminator a convolution, batch normalisation (but the first) and LeakyReLU. An image of 28×28 goes from 4×4 by
 way of 7×7 and 14×14.
 """
 
@@ -18,18 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-LATENT_DIM = 100  # numbers that a picture is made of (section 4)
+LATENT_DIM = 100  # numbers that an image is made of (section 4)
 NEGATIVE_SLOPE = 0.2  # slope of LeakyReLU below 0 (section 4)
 INIT_STD = 0.02  # of all weights at the beginning (section 4)
-IMAGE_SIZES = (28, 32, 64, 128)  # the side of a picture
+IMAGE_SIZES = (28, 32, 64, 128)  # the side of an image
 INITIAL_SIZE = 4  # that of the generator's first maps
-MAX_CHANNEL_FACTOR = 8  # times as many maps as in the widest layer of a picture of 64×64, of larger ones, too
+MAX_CHANNEL_FACTOR = 8  # times as many maps as in the widest layer of an image of 64×64, of larger ones, too
 
 
 def dcgan_generator(
     size: int = 64, *, channels: int = 3, base_channels: int = 128, kernel_size: int = 5
 ) -> "Generator":
-    """The generator: noise ``(N, 100)`` in -1..1 to pictures ``(N, channels, size, size)`` in -1..1.
+    """The generator: noise ``(N, 100)`` in -1..1 to images ``(N, channels, size, size)`` in -1..1.
 
     Args:
         size: 28, 32, 64 or 128 pixels.
@@ -49,7 +49,7 @@ def dcgan_discriminator(
     kernel_size: int = 5,
     use_spectral_norm: bool = False,
 ) -> "Discriminator":
-    """The discriminator: pictures ``(N, channels, size, size)`` in -1..1 to scores ``(N,)``, above 0 for real.
+    """The discriminator: images ``(N, channels, size, size)`` in -1..1 to scores ``(N,)``, above 0 for real.
 
     Args:
         size, channels, base_channels, kernel_size: as for :func:`dcgan_generator`.

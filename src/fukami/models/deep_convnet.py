@@ -1,6 +1,6 @@
 """DeepConvNet: eight layers that read handwritten digits.
 
-Saitoh, "Deep Learning from Scratch" (O'Reilly Japan, 2016), section 8.1.1, figure 8-1. For a 28×28 picture:
+Saitoh, "Deep Learning from Scratch" (O'Reilly Japan, 2016), section 8.1.1, figure 8-1. For a 28×28 image:
 
     conv3-16   conv3-16        pool      16 × 14 × 14
     conv3-32   conv3-32 pad 2  pool      32 ×  8 ×  8
@@ -36,11 +36,11 @@ def deep_convnet(
         batch_norm: after every convolution, which the book's network has not.
 
     Raises:
-        ValueError: the picture is too small for three poolings.
+        ValueError: the image is too small for three poolings.
     """
     side = ((size // 2) + 2) // 2 // 2
     if side < 1:
-        raise ValueError(f"deep_convnet pools three times and needs pictures of at least 4×4, not {size}×{size}")
+        raise ValueError(f"deep_convnet pools three times and needs images of at least 4×4, not {size}×{size}")
     layers: list[nn.Module] = []
     inputs = channels
     for number, (width, padding) in enumerate(zip(widths, PADDINGS, strict=True), start=1):

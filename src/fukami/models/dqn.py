@@ -1,7 +1,7 @@
 """Deep Q-Network: what each action is worth, from the last four frames of a game.
 
 Mnih et al., "Human-level control through deep reinforcement learning", Nature 518, 2015, extended data table 1 and
-methods, "Model architecture". For pictures of 84×84:
+methods, "Model architecture". For images of 84×84:
 
     conv8-32 stride 4     32 × 20 × 20
     conv4-64 stride 2     64 × 9 × 9
@@ -10,8 +10,8 @@ methods, "Model architecture". For pictures of 84×84:
 
 Every layer but the last is followed by ReLU. Observations that are vectors pass two affine layers instead.
 
-The paper gives pictures in 0..1; here they are standardised by what was seen, as pictures are for classifiers, and
-weights begin as in He et al. 2015: in a picture of Pong all but a hundredth of the variance is what never changes.
+The paper gives images in 0..1; here they are standardised by what was seen, as images are for classifiers, and
+weights begin as in He et al. 2015: in an image of Pong all but a hundredth of the variance is what never changes.
 """
 
 import torch
@@ -30,7 +30,7 @@ def dqn(num_actions: int = 18, *, state_shape: tuple[int, ...] = (4, 84, 84), hi
         hidden: width of the affine layer, of both where states are vectors.
 
     Raises:
-        ValueError: the pictures are too small, or the shape is of something else.
+        ValueError: the images are too small, or the shape is of something else.
     """
     return DQN(num_actions, state_shape, hidden)
 
@@ -47,7 +47,7 @@ class DQN(nn.Module):
         if self.takes_images:
             channels, *sides = state_shape
             if min(sides) < MIN_SIDE:
-                raise ValueError(f"dqn needs pictures of at least {MIN_SIDE}×{MIN_SIDE}, not {sides[0]}×{sides[1]}")
+                raise ValueError(f"dqn needs images of at least {MIN_SIDE}×{MIN_SIDE}, not {sides[0]}×{sides[1]}")
             convolutions = [nn.Conv2d(channels, 32, 8, 4), nn.Conv2d(32, 64, 4, 2), nn.Conv2d(64, 64, 3, 1)]
             height, width = (((side - 4) // 4 - 2) // 2 - 2 for side in sides)
             inputs = 64 * height * width
@@ -56,7 +56,7 @@ class DQN(nn.Module):
         elif len(state_shape) == 1:
             convolutions, inputs = [], state_shape[0]
         else:
-            raise ValueError(f"a state is pictures (frames, height, width) or a vector (length,), not {state_shape}")
+            raise ValueError(f"a state is images (frames, height, width) or a vector (length,), not {state_shape}")
         layers: list[nn.Module] = [part for layer in convolutions for part in (layer, nn.ReLU(inplace=True))]
         layers.append(nn.Flatten())
         for _ in range(1 if self.takes_images else 2):
@@ -77,7 +77,7 @@ class DQN(nn.Module):
         self.deviation.copy_((seen - self.mean).square().mean().sqrt().clamp(min=1))
 
     def forward(self, states: Tensor) -> Tensor:
-        """``(N, *shape)``, pictures in 0..255, to ``(N, actions)``."""
+        """``(N, *shape)``, images in 0..255, to ``(N, actions)``."""
         device = states.device.type
         if self.takes_images:
             mixed = torch.is_autocast_enabled(device)

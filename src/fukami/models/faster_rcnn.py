@@ -3,7 +3,7 @@
 Ren et al., "Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks", NIPS 2015; with a feature
 pyramid: Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017.
 
-    picture → backbone → maps ─┬→ 3×3, 512 → 1×1: objectness, 1×1: box, for each anchor → proposals ─┐
+    image → backbone → maps ─┬→ 3×3, 512 → 1×1: objectness, 1×1: box, for each anchor → proposals ─┐
                                └──────────────── RoIAlign 7×7 of each proposal ←──────────────────────┘
                                                  → affine, affine → affine: class, affine: box for each class
 
@@ -51,8 +51,8 @@ class DetectionLimits:
 
     Attributes:
         pre_nms_top_n, post_nms_top_n: the suppression of proposals, in training and otherwise.
-        anchors_per_image, regions_per_image: that a picture is learned from in each stage.
-        detections_per_image: in a picture, at most.
+        anchors_per_image, regions_per_image: that an image is learned from in each stage.
+        detections_per_image: in an image, at most.
     """
 
     pre_nms_top_n: tuple[int, int]
@@ -132,7 +132,7 @@ class FasterRCNN(nn.Module):
         proposals: tuple[Tensor, Tensor] | None = None,
         part: TrainingPart = "both",
     ) -> Any:
-        """What is in normalised pictures ``(N, 3, H, W)``, whose heights and widths in the frame are ``(N, 2)``.
+        """What is in normalised images ``(N, 3, H, W)``, whose heights and widths in the frame are ``(N, 2)``.
 
         Args:
             images, sizes: H and W are multiples of 32.
@@ -156,7 +156,7 @@ class FasterRCNN(nn.Module):
         return first, self.roi_heads.sample_regions(maps, *proposals, ground_truth, self.limits)
 
     def get_traceable_module(self) -> nn.Module:
-        """The layers alone, of one region that is the whole picture: what is of fixed shape and can be traced."""
+        """The layers alone, of one region that is the whole image: what is of fixed shape and can be traced."""
         return TraceableFasterRCNN(self)
 
     def propose(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,7 +189,7 @@ class RegionProposalNetwork(nn.Module):
         self.head = RPNHead(channels, len(cell_anchors[0]))
 
     def forward(self, maps: Sequence[Tensor], image_size: tuple[int, int]) -> RPNOutput:
-        """What all anchors of the maps are, and what the head says of them; ``image_size`` is the pictures' size."""
+        """What all anchors of the maps are, and what the head says of them; ``image_size`` is the images' size."""
         each = [self.head(features) for features in maps]
         logits, deltas = (torch.cat(parts, 1).float() for parts in zip(*each, strict=True))
         return RPNOutput(
@@ -224,7 +224,7 @@ class RegionProposalNetwork(nn.Module):
 
     @torch.no_grad()
     def select_proposals(self, output: RPNOutput, sizes: Tensor, limits: DetectionLimits) -> tuple[Tensor, Tensor]:
-        """The best boxes of each picture that do not overlap by more than 0.7, and which of the places are filled."""
+        """The best boxes of each image that do not overlap by more than 0.7, and which of the places are filled."""
         before, after = limits.pre_nms_top_n[not self.training], limits.post_nms_top_n[not self.training]
         parts = output.logits.split_with_sizes(output.anchors_per_level, 1)
         starts = [sum(output.anchors_per_level[:level]) for level in range(len(parts))]

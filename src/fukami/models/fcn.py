@@ -1,8 +1,8 @@
-"""FCN: a classifier whose affine layers are convolutions says what is at every place of the picture.
+"""FCN: a classifier whose affine layers are convolutions says what is at every place of the image.
 
 Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015. On VGG-16 (figure 3):
 
-    picture → conv1, conv2, conv3 → pool3 → conv4 → pool4 → conv5 → pool5 → 7×7, 4096 → 1×1, 4096 → 1×1, classes
+    image → conv1, conv2, conv3 → pool3 → conv4 → pool4 → conv5 → pool5 → 7×7, 4096 → 1×1, 4096 → 1×1, classes
                                       │                │                                        ┌──────┘
                                       │                │                                        ├→ ×32:  FCN-32s
                                       │                └────────→ 1×1, classes ─────────→ + ← ×2
@@ -90,7 +90,7 @@ def fcn_resnet101(num_classes: int = 21, *, aux_loss: bool = True) -> "FCNResNet
 
 
 class FCNVGG(nn.Module):
-    """Scores of VGG-16's maps, enlarged ``stride`` times to the picture (section 4)."""
+    """Scores of VGG-16's maps, enlarged ``stride`` times to the image (section 4)."""
 
     backbone_prefix = "features"  # the layers of the classifier
     class_prefixes = ("head.score.", "score4.", "score3.", "twice4.", "twice3.", "enlarge.")  # those of the classes
@@ -164,7 +164,7 @@ class FCNVGG(nn.Module):
 
 
 class FCNResNet(nn.Module):
-    """Scores of a dilated ResNet's maps, interpolated to the picture, as torchvision has it."""
+    """Scores of a dilated ResNet's maps, interpolated to the image, as torchvision has it."""
 
     backbone_prefix = "backbone"
     class_prefixes = ("classifier.4.", "aux_classifier.4.")

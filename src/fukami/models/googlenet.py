@@ -4,7 +4,7 @@ Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, table 1 and figure 
 its published weights load as they are. It differs from the paper's in four things: batch normalisation follows every
 convolution, in place of the two local response normalisations; the branch of 5×5 filters has 3×3 (``kernel=5`` gives
 the paper's, for weights of your own); the fourth pooling is 2×2, not 3×3; and the auxiliary heads average to 4×4 by
-adaptive pooling, which takes other pictures than those of 224×224 too.
+adaptive pooling, which takes other images than those of 224×224 too.
 """
 
 from typing import Literal
@@ -24,11 +24,11 @@ def googlenet(
     dropout: float = 0.2,
     dropout_aux: float = 0.7,
 ) -> nn.Module:
-    """GoogLeNet (Szegedy et al. 2015, table 1): 22 layers with parameters on the way from picture to scores.
+    """GoogLeNet (Szegedy et al. 2015, table 1): 22 layers with parameters on the way from image to scores.
 
     In training it answers ``(scores, scores of aux1, scores of aux2)``, each ``(N, classes)``, which the paper's loss
     weighs 1, 0.3 and 0.3; in evaluation, and without the auxiliary heads, the scores alone. torchvision's published
-    weights expect pictures normalised with mean 0.5 and standard deviation 0.5; their auxiliary heads are untrained.
+    weights expect images normalised with mean 0.5 and standard deviation 0.5; their auxiliary heads are untrained.
 
     Args:
         num_classes: number of scores.
@@ -135,7 +135,7 @@ class InceptionAux(nn.Module):
 
 
 class BasicConv2d(nn.Module):
-    """A convolution that keeps the picture's size (up to its stride), batch normalisation and ReLU."""
+    """A convolution that keeps the image's size (up to its stride), batch normalisation and ReLU."""
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int, stride: int = 1, stem: bool = False) -> None:
         super().__init__()

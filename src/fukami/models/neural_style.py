@@ -1,6 +1,6 @@
-"""Neural style: VGG as an eye that tells what a picture shows from how it is painted.
+"""Neural style: VGG as an eye that tells what an image shows from how it is painted.
 
-Gatys, Ecker and Bethge, "Image Style Transfer Using Convolutional Neural Networks", CVPR 2016, section 2. Of a picture
+Gatys, Ecker and Bethge, "Image Style Transfer Using Convolutional Neural Networks", CVPR 2016, section 2. Of an image
 only these maps are looked at, each after its ReLU:
 
     VGG-16 or VGG-19     64      128      256      512      512
@@ -56,7 +56,7 @@ class StyleFeatures(nn.Module):
         return nn.Sequential(OrderedDict(features=self.features))
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The five maps of the style and the one of the content of normalised pictures ``(N, 3, H, W)``.
+        """The five maps of the style and the one of the content of normalised images ``(N, 3, H, W)``.
 
         Their sizes are ``(N, 64, H, W)`` to ``(N, 512, H/16, W/16)``, and ``(N, 512, H/8, W/8)``.
         """

@@ -1,7 +1,7 @@
 """ResNet: layers that learn what to add to their input.
 
 He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. Table 1, for ImageNet; the first block of
-conv3, conv4 and conv5 halves the picture:
+conv3, conv4 and conv5 halves the image:
 
     224×224             18          34            50            101            152
     112×112 conv1     7×7, 64, stride 2
@@ -44,9 +44,9 @@ def resnet18(num_classes: int = 1000, *, channels: int = 3, stem: Stem = "7x7") 
 
     Args:
         num_classes: number of scores.
-        channels: of the pictures.
+        channels: of the images.
         stem: how the network begins: ``"7x7"``, the paper's convolution and pooling, which leave a quarter of the side;
-            ``"3x3"``, a convolution alone that leaves all of it, for pictures of 32 to 64 pixels, as is usual on CIFAR.
+            ``"3x3"``, a convolution alone that leaves all of it, for images of 32 to 64 pixels, as is usual on CIFAR.
 
     Raises:
         ValueError: ``stem`` is neither.
@@ -66,7 +66,7 @@ def resnet50(
 
     Args:
         num_classes, channels, stem: as for :func:`resnet18`.
-        stride_in: the convolution of a stage's first block that halves the picture: the paper's is the first ``"1x1"``,
+        stride_in: the convolution of a stage's first block that halves the image: the paper's is the first ``"1x1"``,
             torchvision's (and that of its weights) the ``"3x3"``, which throws no value away unseen.
 
     Raises:
@@ -94,8 +94,8 @@ def resnet20(num_classes: int = 10, *, channels: int = 3, shortcut: Literal["A",
 
     Args:
         num_classes: number of scores.
-        channels: of the pictures.
-        shortcut: how the input of a block that halves the picture reaches its output: ``"A"``, every other pixel and
+        channels: of the images.
+        shortcut: how the input of a block that halves the image reaches its output: ``"A"``, every other pixel and
             zeros for the new channels, no parameters (the paper's); ``"B"``, a 1×1 convolution.
 
     Raises:
@@ -214,7 +214,7 @@ def _build_imagenet_resnet(
 ) -> nn.Sequential:
     """A column of table 1."""
     if stem not in ("7x7", "3x3"):
-        raise ValueError(f"stem is '7x7' (the paper's, with a pooling) or '3x3' (for small pictures), not {stem!r}")
+        raise ValueError(f"stem is '7x7' (the paper's, with a pooling) or '3x3' (for small images), not {stem!r}")
     e = 1 if block is BasicBlock else 4  # a bottleneck gives out four times its width
     kernel, stride, padding = (7, 2, 3) if stem == "7x7" else (3, 1, 1)
     pooling = OrderedDict(maxpool=nn.MaxPool2d(3, stride=2, padding=1)) if stem == "7x7" else {}

@@ -52,7 +52,7 @@ def segnet_basic(num_classes: int = 11, *, channels: int = 3, num_filters: int =
 
     Args:
         num_classes: number of scores at a pixel.
-        channels: of the pictures.
+        channels: of the images.
         num_filters: of every convolution.
     """
     encoder: list[nn.Module] = []

@@ -3,7 +3,7 @@
 Vinyals, Toshev, Bengio and Erhan, "Show and Tell: A Neural Image Caption Generator", CVPR 2015, section 3.1 and
 figure 3:
 
-    picture ─ encoder ─ affine ──┐              normalised over the batch, which the paper's is not
+    image ─ encoder ─ affine ──┐              normalised over the batch, which the paper's is not
                                  v
                                LSTM ─ LSTM ─ LSTM ─ ... ─ LSTM
                                        ^      ^             ^
@@ -11,7 +11,7 @@ figure 3:
                                        v      v             v
                                     word 1   word 2        <end>
 
-The picture is shown once, before the first word (equations 10 to 12). The vectors of the words serve twice: they are
+The image is shown once, before the first word (equations 10 to 12). The vectors of the words serve twice: they are
 what the LSTM is given, and what its answer is compared with to find the next word. The encoder is any classifier of the
 library without its last layer.
 """
@@ -44,18 +44,18 @@ def show_and_tell(
 
 
 class TraceableShowAndTell(nn.Module):
-    """What there is between a picture and the scores of the first word, the LSTM as the affine maps that it is."""
+    """What there is between an image and the scores of the first word, the LSTM as the affine maps that it is."""
 
     def __init__(self, network: "ShowAndTell") -> None:
         super().__init__()
         hidden, words = network.lstm.hidden_size, network.words.num_embeddings
-        self.encoder, self.picture = network.encoder, network.picture
+        self.encoder, self.image = network.encoder, network.image
         self.input_gates, self.hidden_gates = nn.Linear(hidden, 4 * hidden), nn.Linear(hidden, 4 * hidden)
         self.scores = nn.Linear(hidden, words)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores ``(N, words)`` of pictures ``(N, 3, H, W)``."""
-        seen = self.picture(self.encoder(images).flatten(1))
+        """Scores ``(N, words)`` of images ``(N, 3, H, W)``."""
+        seen = self.image(self.encoder(images).flatten(1))
         enter, _, change, leave = (self.input_gates(seen) + self.hidden_gates(seen)).chunk(4, 1)
         return self.scores(leave.sigmoid() * (enter.sigmoid() * change.tanh()).tanh())  # type: ignore[no-any-return]
 
@@ -68,7 +68,7 @@ class ShowAndTell(nn.Module):
         name, head = [each for each in classifier.named_modules() if isinstance(each[1], nn.Linear)][-1]
         classifier.set_submodule(name, nn.Identity())
         self.encoder = classifier
-        self.picture = nn.Sequential(nn.Linear(head.in_features, hidden, bias=False), nn.BatchNorm1d(hidden))
+        self.image = nn.Sequential(nn.Linear(head.in_features, hidden, bias=False), nn.BatchNorm1d(hidden))
         self.words = nn.Embedding(vocab_size, hidden)
         self.lstm = nn.LSTM(hidden, hidden, batch_first=True)
         self.dropout = nn.Dropout(dropout)
@@ -76,7 +76,7 @@ class ShowAndTell(nn.Module):
         nn.init.normal_(self.words.weight, std=EMBEDDING_INIT_STD)
 
     def get_traceable_module(self) -> nn.Module:
-        """The layers, in the order in which a picture passes them before the first word."""
+        """The layers, in the order in which an image passes them before the first word."""
         return TraceableShowAndTell(self)
 
     def forward(self, images: Tensor, words: Tensor) -> Tensor:
@@ -84,18 +84,18 @@ class ShowAndTell(nn.Module):
 
         ``images`` are normalised, ``(N, 3, H, W)``, or what :meth:`encode_images` gave for them, ``(N, features)``.
         """
-        seen = self.picture(images if images.ndim == 2 else self.encode_images(images))
+        seen = self.image(images if images.ndim == 2 else self.encode_images(images))
         given = torch.cat([seen.unsqueeze(1), self.words(words).to(seen.dtype)], 1)
         found, _ = self.lstm(self.dropout(given))
         return self.compute_scores(found[:, 1:])
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """What the encoder makes of normalised pictures ``(N, 3, H, W)``: ``(N, features)``."""
+        """What the encoder makes of normalised images ``(N, 3, H, W)``: ``(N, features)``."""
         return self.encoder(images).flatten(1)  # type: ignore[no-any-return]
 
     def init_state(self, features: Tensor) -> Any:
-        """The state of the LSTM once it was shown the picture: two tensors ``(N, hidden)``."""
-        _, state = self.lstm(self.dropout(self.picture(features)).unsqueeze(1))
+        """The state of the LSTM once it was shown the image: two tensors ``(N, hidden)``."""
+        _, state = self.lstm(self.dropout(self.image(features)).unsqueeze(1))
         return tuple(value[0] for value in state)
 
     def step(self, state: Any, words: Tensor) -> tuple[Any, Tensor]:

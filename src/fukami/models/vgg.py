@@ -1,7 +1,7 @@
 """VGG: small filters only, and many of them.
 
 Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, section 2.1 and
-table 1. Each group of 3×3 convolutions ends in a pooling that halves the picture; for one of 224×224:
+table 1. Each group of 3×3 convolutions ends in a pooling that halves the image; for one of 224×224:
 
           A = VGG-11  B = VGG-13  D = VGG-16  E = VGG-19
     64        1           2           2           2        112 × 112
@@ -37,13 +37,13 @@ def vgg11(
     Args:
         num_classes: number of scores, ``(N, classes)``.
         channels, size: the input is ``(N, channels, size, size)``. The classifier sees ``size // 32`` positions a side,
-            at most 7; pictures of another size than this one are averaged to as many.
+            at most 7; images of another size than this one are averaged to as many.
         hidden: width of the two affine layers before the last. 0 leaves one affine layer on the 512 features' average
-            over the picture: a linear probe.
+            over the image: a linear probe.
         dropout: share of the hidden units that training drops.
 
     Raises:
-        ValueError: the picture is too small for five poolings.
+        ValueError: the image is too small for five poolings.
     """
     return _vgg("A", False, num_classes, channels, size, hidden, dropout)
 
@@ -102,7 +102,7 @@ def _vgg(
 ) -> nn.Sequential:
     """The network of a column of table 1."""
     if size < 32:
-        raise ValueError(f"VGG pools five times and needs pictures of at least 32×32, not {size}×{size}: enlarge them")
+        raise ValueError(f"VGG pools five times and needs images of at least 32×32, not {size}×{size}: enlarge them")
     side = min(7, size // 32) if hidden else 1
     network = nn.Sequential(
         OrderedDict(
@@ -122,7 +122,7 @@ def _vgg(
 def build_vgg_features(
     column: str, channels: int = 3, batch_norm: bool = False, width_multiplier: float = 1.0
 ) -> nn.Sequential:
-    """The 3×3 convolutions of a column, which keep the picture's size, and the five poolings, which halve it.
+    """The 3×3 convolutions of a column, which keep the image's size, and the five poolings, which halve it.
 
     ``width_multiplier`` is the share of the table's channels that there are.
     """

@@ -106,7 +106,7 @@ def _count_packed_channels(signs: list[nn.Module], following: list[nn.Module]) -
 
 
 def _is_supported_pool(pool: nn.MaxPool2d) -> bool:
-    """Whether the pooling has square windows, and none that reaches beyond the picture."""
+    """Whether the pooling has square windows, and none that reaches beyond the image."""
     sizes = isinstance(pool.kernel_size, int) and isinstance(pool.stride, int)
     return sizes and (pool.padding, pool.dilation, pool.ceil_mode) == (0, 1, False)
 
@@ -186,7 +186,7 @@ class PackedLayer(nn.Module):
         """Words ``(N, H, W, words)`` or ``(N, words)`` to words, or to ``(N, outputs, H', W')`` or ``(N, outputs)``.
 
         Raises:
-            Error: the picture is smaller than the kernel.
+            Error: the image is smaller than the kernel.
         """
         kernel = get_kernels(x.device)
         x = x.flatten(1)[None, None] if self.is_linear else x
@@ -219,7 +219,7 @@ class PackedLayer(nn.Module):
         insides = []
         for size, reach in zip((height, width), self.weight_shape[1:3], strict=True):
             if size + 2 * self.padding < reach:
-                raise Error(f"{height}×{width} is too small for a kernel of {reach}×{reach}; give larger pictures")
+                raise Error(f"{height}×{width} is too small for a kernel of {reach}×{reach}; give larger images")
             first = torch.arange(0, size + 2 * self.padding - reach + 1, self.stride) - self.padding
             at = first[:, None] + torch.arange(reach)
             insides.append(torch.unique((at >= 0) & (at < size), dim=0, return_inverse=True))
@@ -263,7 +263,7 @@ class Unpack(nn.Module):
 
 
 class BinaryWeightLayer(nn.Module):
-    """A binarized layer that reads real numbers, such as pictures: one bit for each weight, computed in full."""
+    """A binarized layer that reads real numbers, such as images: one bit for each weight, computed in full."""
 
     bits: Tensor
     scale: Tensor | None

@@ -67,13 +67,13 @@ def quantize(
 
     Args:
         network: stays as it is.
-        shape: ``(C, H, W)`` of a picture.
-        images: normalised batches ``(N, C, H, W)``, some hundreds of pictures such as those it was trained on; the
+        shape: ``(C, H, W)`` of an image.
+        images: normalised batches ``(N, C, H, W)``, some hundreds of images such as those it was trained on; the
             ranges of the activations are taken from them.
         metadata: what the file says of itself.
 
     Raises:
-        Error: there are no pictures, or a layer cannot be quantised or exported; the message names it and says why.
+        Error: there are no images, or a layer cannot be quantised or exported; the message names it and says why.
     """
     prepared = prepare(network)
     calibrate(prepared, images)
@@ -117,7 +117,7 @@ def calibrate(prepared: nn.Module, images: Iterable[Tensor]) -> None:
     """Set the ranges of the activations to those that normalised batches ``(N, C, H, W)`` have without rounding.
 
     Raises:
-        Error: there are no pictures.
+        Error: there are no images.
     """
     roundings = [module for module in prepared.modules() if isinstance(module, FakeQuantActivation)]
     mode = prepared.training
@@ -129,14 +129,14 @@ def calibrate(prepared: nn.Module, images: Iterable[Tensor]) -> None:
         rounding.calibrating = False
     prepared.train(mode)
     if not count:
-        raise Error("there is no picture to calibrate int8 with; give a few hundred such as the run was trained on")
+        raise Error("there is no image to calibrate int8 with; give a few hundred such as the run was trained on")
 
 
 def export_int8(network: nn.Module, shape: tuple[int, int, int], metadata: dict[str, str]) -> bytes:
     """What :func:`prepare` made, trained or calibrated, as an int8 ONNX file that answers as it does in evaluation.
 
     Raises:
-        Error: it has seen no picture, so that no range is known, or a layer cannot be exported.
+        Error: it has seen no image, so that no range is known, or a layer cannot be exported.
     """
     network = onnx_export.copy_for_export(network)
     for module in list(network.modules()):
@@ -411,7 +411,7 @@ def _lower_to_onnx(prepared: fx.GraphModule) -> None:
         module, layer, norm = _get_module(node), _get_quantizable_layer(node), _get_foldable_norm(node)
         if isinstance(module, FakeQuantActivation):
             if not module.range.any():
-                raise Error("the network has seen no picture, so its ranges are not known: train or calibrate it first")
+                raise Error("the network has seen no image, so its ranges are not known: train or calibrate it first")
             prepared.set_submodule(str(node.target), QuantizedActivation(*module.compute_qparams()))
         elif layer is not None:
             if norm is not None:

@@ -27,7 +27,7 @@ class Signature:
 
     Attributes:
         input_names, output_names: their names.
-        trace_batch_size: of pictures that it is traced with.
+        trace_batch_size: of images that it is traced with.
         dynamic_axes: the dimensions of each input that are free, and what they are called.
     """
 
@@ -37,13 +37,13 @@ class Signature:
     dynamic_axes: tuple[dict[int, str], ...]
 
 
-CLASSIFIER = Signature(("pictures",), ("scores",), 2, ({0: "N"},))
+CLASSIFIER = Signature(("images",), ("scores",), 2, ({0: "N"},))
 ALLOWED_DOMAINS = ("", "ai.onnx", "com.microsoft")  # of operations that exports have; others are of other libraries
 LOOP_OPS = {"Loop", "Scan", "SequenceMap"}
 MAX_TENSOR_ELEMENTS = 1 << 26  # numbers; 64 maps of 1,024×1,024
 MAX_SHAPE_BYTES = 1 << 12  # bytes of a tensor that may be a shape; larger ones are weights
-DETECTOR = Signature(("pictures", "sizes"), ("boxes", "classes", "scores"), 1, ({2: "height", 3: "width"}, {}))
-SEGMENTER = Signature(("pictures",), ("scores",), 2, ({0: "N", 2: "height", 3: "width"},))
+DETECTOR = Signature(("images", "sizes"), ("boxes", "classes", "scores"), 1, ({2: "height", 3: "width"}, {}))
+SEGMENTER = Signature(("images",), ("scores",), 2, ({0: "N", 2: "height", 3: "width"},))
 SIGNATURES = {"classifier": CLASSIFIER, "detector": DETECTOR, "segmenter": SEGMENTER}
 
 
@@ -54,12 +54,12 @@ def export_onnx(
 
     Args:
         network: it is exported as it answers in evaluation, and stays as it is.
-        shape: ``(C, H, W)`` of a picture.
-        metadata: what the file says of itself, such as how pictures are prepared (ONNX calls it the metadata).
-        signature: ``CLASSIFIER``: normalised ``pictures`` ``(N, C, H, W)`` to ``scores`` ``(N, classes)``, N is free.
-            ``DETECTOR``: one of the ``pictures`` ``(1, C, H, W)`` and its ``sizes`` ``(1, 2)``, height and width in the
+        shape: ``(C, H, W)`` of an image.
+        metadata: what the file says of itself, such as how images are prepared (ONNX calls it the metadata).
+        signature: ``CLASSIFIER``: normalised ``images`` ``(N, C, H, W)`` to ``scores`` ``(N, classes)``, N is free.
+            ``DETECTOR``: one of the ``images`` ``(1, C, H, W)`` and its ``sizes`` ``(1, 2)``, height and width in the
             frame, to ``boxes`` ``(k, 4)``, ``classes`` ``(k,)`` and ``scores`` ``(k,)``, H and W are free.
-            ``SEGMENTER``: ``pictures`` ``(N, C, H, W)`` to ``scores`` ``(N, classes, H, W)``, N, H and W are free.
+            ``SEGMENTER``: ``images`` ``(N, C, H, W)`` to ``scores`` ``(N, classes, H, W)``, N, H and W are free.
 
     Raises:
         Error: a layer cannot be exported; the message names it and says why.
@@ -152,7 +152,7 @@ class OnnxNetwork(nn.Module):
         self.content = content
 
     def forward(self, *inputs: Tensor) -> Any:
-        """Scores of normalised pictures, or of a detector what it found in each; on the CPU."""
+        """Scores of normalised images, or of a detector what it found in each; on the CPU."""
         if self.input_names == DETECTOR.input_names:
             return [
                 Detections(*self._run_session(each))
@@ -254,11 +254,11 @@ def _export_program(network: nn.Module, shape: tuple[int, int, int], form: Signa
         hooks.append(module.register_forward_pre_hook(lambda *_, name=name: inside.append(name)))
         hooks.append(module.register_forward_hook(lambda *_: inside.__delitem__(-1)))
     try:
-        pictures, sizes = (
+        images, sizes = (
             torch.zeros(form.trace_batch_size, *shape),
             torch.tensor([shape[1:]] * form.trace_batch_size).float(),
         )
-        examples = (pictures, sizes)[: len(form.input_names)]
+        examples = (images, sizes)[: len(form.input_names)]
         free = tuple(dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in form.dynamic_axes)
         return torch.export.export(network, examples, dynamic_shapes=free)
     except Exception as error:  # whatever the layer itself or the tracing raises

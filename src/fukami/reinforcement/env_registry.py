@@ -9,7 +9,7 @@ from fukami.reinforcement.vector_env import VectorEnv
 def make_envs(name: str, num_envs: int, *, render: bool = False) -> VectorEnv:
     """So many games of a name: ``catch`` (embedded), an Atari game such as ``pong``, or what gymnasium calls so.
 
-    With ``render`` its pictures are shown as people see them, which takes longer.
+    With ``render`` its images are shown as people see them, which takes longer.
 
     Raises:
         UsageError: there is no such game, or it takes more than one number as an action, or the extra is not installed.

@@ -105,7 +105,7 @@ def _make_atari_envs(game: str, count: int, **form: Any) -> AtariVectorEnv:
 
 
 class GymnasiumEnv:
-    """Any environment of gymnasium with numbered actions; pictures become 84×84 grey, vectors stay as they are.
+    """Any environment of gymnasium with numbered actions; images become 84×84 grey, vectors stay as they are.
 
     Args:
         name: as gymnasium has it.
@@ -125,7 +125,7 @@ class GymnasiumEnv:
         if not isinstance(actions, gymnasium.spaces.Discrete):
             raise UsageError(f"{name} takes {actions} as an action; an agent here chooses one of a few")
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) not in (1, 2, 3):
-            raise UsageError(f"in {name} one sees {space}; an agent here sees pictures or vectors")
+            raise UsageError(f"in {name} one sees {space}; an agent here sees images or vectors")
         self.first_action = int(actions.start)
         self.action_names = tuple(str(number) for number in range(int(actions.n)))
         self.is_vector = len(space.shape) == 1
@@ -164,8 +164,8 @@ class GymnasiumEnv:
         """What is seen as the network sees it."""
         if self.is_vector:
             return np.asarray(observed, np.float32)
-        picture = image_io.convert_mode(image_io.convert_array_to_image(np.asarray(observed)), "L")
-        return np.array(picture.resize((FRAME_SIZE, FRAME_SIZE), Image.Resampling.BOX))
+        image = image_io.convert_mode(image_io.convert_array_to_image(np.asarray(observed)), "L")
+        return np.array(image.resize((FRAME_SIZE, FRAME_SIZE), Image.Resampling.BOX))
 
     def render(self, index: int) -> npt.NDArray[np.uint8]:
         """A game in colour, ``(H, W, 3)``.

@@ -31,13 +31,13 @@ def draw_step(
     frame: UInt8Array, labels: Sequence[str], values: Sequence[float], action: int, episode_return: float
 ) -> Image.Image:
     """A moment of a game ``(H, W, 3)``, beside it what each action is worth, the one taken in red, and the return."""
-    picture = Image.fromarray(frame)
-    scale = GAME_HEIGHT / picture.height
-    picture = picture.resize((round(picture.width * scale) // 2 * 2, GAME_HEIGHT), Image.Resampling.NEAREST)
-    page = Image.new("RGB", (picture.width + PANEL_WIDTH, GAME_HEIGHT), "white")
-    page.paste(picture, (0, 0))
+    image = Image.fromarray(frame)
+    scale = GAME_HEIGHT / image.height
+    image = image.resize((round(image.width * scale) // 2 * 2, GAME_HEIGHT), Image.Resampling.NEAREST)
+    page = Image.new("RGB", (image.width + PANEL_WIDTH, GAME_HEIGHT), "white")
+    page.paste(image, (0, 0))
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(15)
-    left, top = picture.width + 16, 16
+    left, top = image.width + 16, 16
     draw.text((left, top), f"return {episode_return:g}", (34, 34, 34), ImageFont.load_default(20))
     draw.text((left, top + 30), "what each action is worth", TEXT_COLOR, font)
     least, most = min(values), max(values)

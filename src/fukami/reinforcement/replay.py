@@ -54,7 +54,7 @@ class ReplayBuffer:
 
     Args:
         num_envs: side by side.
-        frame_shape: of a frame, whose two sides are of a picture in bytes, or its length that of a vector of float32.
+        frame_shape: of a frame, whose two sides are of an image in bytes, or its length that of a vector of float32.
         capacity: that are remembered, of each game.
     """
 

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
     from fukami.reinforcement.evaluation import EvaluationEpisodes, StepCallback
 
-NUM_STANDARDIZATION_FRAMES = 1_000  # frames that were played by chance, by which pictures are standardised
+NUM_STANDARDIZATION_FRAMES = 1_000  # frames that were played by chance, by which images are standardised
 
 
 class QLearningTask(CachedEvaluationTask):
     """Deep Q-learning with a memory and a target network (Mnih et al. 2015, algorithm 1).
 
     Args:
-        model: states ``(N, H, ...)`` to the value of each action ``(N, A)``; it can ``standardise`` pictures.
+        model: states ``(N, H, ...)`` to the value of each action ``(N, A)``; it can ``standardise`` images.
         labels: what the actions are called.
         state_shape: of a state.
         gamma: of what comes a step later.
@@ -141,23 +141,23 @@ class QLearningTask(CachedEvaluationTask):
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """The best ``action`` where a frame of the game has been seen all along, and what each is worth in ``values``.
 
-        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read_image` takes them. A picture that
+        ``inputs`` are paths, PIL images or arrays as :func:`fukami.image.io.read_image` takes them. An image that
         cannot be read yields ``{"file", "error"}``.
         """
         if len(self.state_shape) != 3:
-            raise UsageError("this agent does not see pictures: let it play, with fukami play")
+            raise UsageError("this agent does not see images: let it play, with fukami play")
         answers: list[dict[str, Any]] = []
         for source in inputs:
             named = {"file": str(source)} if isinstance(source, str | Path) else {}
             try:
-                with convert_memory_errors(named.get("file", "the picture given")):
-                    picture = image_io.convert_mode(image_io.read_image(source), "L").resize(
+                with convert_memory_errors(named.get("file", "the image given")):
+                    image = image_io.convert_mode(image_io.read_image(source), "L").resize(
                         self.state_shape[:0:-1], Image.Resampling.BOX
                     )
             except Error as error:
                 answers.append({**named, "error": str(error)})
                 continue
-            frame = torch.from_numpy(np.array(picture))
+            frame = torch.from_numpy(np.array(image))
             with torch.inference_mode(), self.inference_mode():
                 (values,) = self.predict_values(frame.expand(1, *self.state_shape)).tolist()
             each = dict(zip(self.labels, values, strict=True))
@@ -165,10 +165,10 @@ class QLearningTask(CachedEvaluationTask):
         return answers
 
     def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
-        """The picture, and what each action is worth."""
-        picture = np.array(image_io.convert_mode(image_io.read_image(source), "RGB"))
+        """The image, and what each action is worth."""
+        image = np.array(image_io.convert_mode(image_io.read_image(source), "RGB"))
         values = list(prediction["values"].values())
-        return reinforcement_plots.draw_step(picture, self.labels, values, int(np.argmax(values)), 0.0)
+        return reinforcement_plots.draw_step(image, self.labels, values, int(np.argmax(values)), 0.0)
 
     def plot_evaluation(self, batches: Any) -> "Iterator[tuple[str, Figure]]":
         """The returns of the episodes, and the values of the states on the way."""

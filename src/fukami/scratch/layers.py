@@ -1,7 +1,7 @@
 """The layers of "Deep Learning from Scratch" (Saitoh, 2016), each with its gradient derived by hand.
 
 ``forward(x)`` gives the answer, ``backward(dout)`` the gradient of ``x``, and leaves those of the parameters in ``dW``
-and so on. Pictures are ``(N, C, H, W)`` views of memory in the order ``(C, H, W, N)``, where windows are copied in long
+and so on. Images are ``(N, C, H, W)`` views of memory in the order ``(C, H, W, N)``, where windows are copied in long
 runs. The arithmetic is in the dtype of ``x``: for integers in that of the parameters, for float16 in float32, rounded.
 """
 # ruff: noqa: D102 -- forward and backward are described once, above
@@ -177,7 +177,7 @@ def move_batch_last(x: Array, pad: int = 0, fill: float = 0) -> Array:
 
 
 def move_batch_first(pixels: Array, pad: int = 0) -> Array:
-    """The inverse of ``picture_last``, a view."""
+    """The inverse of ``image_last``, a view."""
     return np.transpose(pixels[:, pad : pixels.shape[1] - pad, pad : pixels.shape[2] - pad], (3, 0, 1, 2))
 
 

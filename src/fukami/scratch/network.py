@@ -47,16 +47,16 @@ class DeepConvNet:
                 self.layers.append(Pooling(pool_h=2, pool_w=2, stride=2))
                 h, w = h // 2, w // 2
             if min(h, w) < 1:
-                raise Error(f"pictures of {self.input_dim} are too small: conv {number} leaves nothing of them")
+                raise Error(f"images of {self.input_dim} are too small: conv {number} leaves nothing of them")
         self.layers += [Affine(*weights(hidden_size, channels * h * w, hidden_size)), Relu(), Dropout(0.5)]
         self.layers += [Affine(*weights(output_size, hidden_size, output_size)), Dropout(0.5)]
         self.weighted_layers = [layer for layer in self.layers if isinstance(layer, Convolution | Affine)]
         self.last_layer = SoftmaxWithLoss()
 
     def predict(self, x: Array, train_flg: bool = False) -> Array:
-        """The scores ``(N, output_size)`` of pictures ``(N, C, H, W)``; at test time 100 at once, to save memory."""
+        """The scores ``(N, output_size)`` of images ``(N, C, H, W)``; at test time 100 at once, to save memory."""
         if x.shape[1:] != self.input_dim:
-            raise Error(f"pictures of shape {x.shape} were given, {('N', *self.input_dim)} expected; reshape them")
+            raise Error(f"images of shape {x.shape} were given, {('N', *self.input_dim)} expected; reshape them")
         if not train_flg and len(x) > 100:
             return np.concatenate([self.predict(x[i : i + 100]) for i in range(0, len(x), 100)])
         for layer in self.layers:
@@ -68,7 +68,7 @@ class DeepConvNet:
         return self.last_layer.forward(self.predict(x, train_flg=True), t)
 
     def accuracy(self, x: Array, t: Array, batch_size: int = 100) -> float:
-        """The share of the pictures whose highest score is at the label; every picture counts."""
+        """The share of the images whose highest score is at the label; every image counts."""
         answers = [self.predict(x[i : i + batch_size]).argmax(axis=1) for i in range(0, len(x), batch_size)]
         return float((np.concatenate(answers) == (t if t.ndim == 1 else t.argmax(axis=1))).mean())
 

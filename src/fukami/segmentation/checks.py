@@ -1,4 +1,4 @@
-"""What training would stumble on in pictures with masks: masks that are missing, of another size or of no class."""
+"""What training would stumble on in images with masks: masks that are missing, of another size or of no class."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,19 +24,19 @@ MaskReport = tuple[
 
 
 def check_samples(spec: str, found: Findings) -> Iterator[tuple[ImageItem, bytes]]:
-    """The readable pictures of a data set with the digest of their pixels; what is wrong is told on the way."""
+    """The readable images of a data set with the digest of their pixels; what is wrong is told on the way."""
     found.unit = "pixel"
     if spec == "scenes":
         yield from _check_scenes(found)
         return
     pairs, names = _check_pairs(spec, found)
     every = [(part, pair) for part, some in pairs.items() for pair in some]
-    items = [ImageItem(picture, names(picture), "", part) for part, (picture, _) in every]
+    items = [ImageItem(image, names(image), "", part) for part, (image, _) in every]
     yield from findings.hash_images(items, found)
 
 
 def check_masks(spec: str, found: Findings) -> None:
-    """What is wrong with the masks alone, of data whose pictures are looked at already."""
+    """What is wrong with the masks alone, of data whose images are looked at already."""
     if spec != "scenes":
         _check_pairs(spec, found)
 
@@ -66,13 +66,13 @@ def _check_pairs(spec: str, found: Findings) -> tuple[dict[str, list[ImageMaskPa
 
 def _check_mask(labels: Sequence[str], pair: ImageMaskPair) -> MaskReport:
     """The pixels of each class in a mask, and what is wrong with it."""
-    picture, mask = pair
+    image, mask = pair
     if isinstance(mask, MissingMask):
-        return Counter(), [("no mask", str(picture), "has no mask of its name; draw one, or remove the picture")]
-    file = str(mask.path if isinstance(mask, MaskFile) else picture)
-    head, problems = read_header(picture), []
+        return Counter(), [("no mask", str(image), "has no mask of its name; draw one, or remove the image")]
+    file = str(mask.path if isinstance(mask, MaskFile) else image)
+    head, problems = read_header(image), []
     if isinstance(head, ImageHeader):
-        wrong = segmentation_data.find_mismatch(picture, head, mask)
+        wrong = segmentation_data.find_mismatch(image, head, mask)
         if wrong:
             problems.append(
                 ("wrong size" if "pixels, and" in wrong else "broken", file, wrong.removeprefix(f"{file} "))

@@ -40,7 +40,7 @@ class ObjectOutline(NamedTuple):
 
 @dataclass(frozen=True)
 class COCOMask:
-    """The objects of a picture, the smaller ones on top; what is in none is background.
+    """The objects of an image, the smaller ones on top; what is in none is background.
 
     Args:
         size: width and height that the outlines are in.
@@ -123,7 +123,7 @@ def build_coco_class_table(sheets: DatasetAnnotations) -> ClassTable:
 
 
 def read_coco_masks(root: Path) -> tuple[DatasetAnnotations, dict[Path, COCOMask]]:
-    """What the file at a path, or those of a folder, say, and the mask of each picture.
+    """What the file at a path, or those of a folder, say, and the mask of each image.
 
     Raises:
         Error: a file is no JSON, or not COCO's.
@@ -137,7 +137,7 @@ def read_coco_masks(root: Path) -> tuple[DatasetAnnotations, dict[Path, COCOMask
 
 
 def _build_masks(path: Path, records: coco.Records, labels: Sequence[str]) -> Iterator[tuple[Path, COCOMask]]:
-    """The pictures of a file with their masks."""
+    """The images of a file with their masks."""
     used = {
         to_key(each.fields.get("id")): to_text(each.fields.get("name")) for each in coco.list_used_categories(records)
     }

@@ -1,4 +1,4 @@
-"""Pictures with masks from any source, by name or path."""
+"""Images with masks from any source, by name or path."""
 
 import logging
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ Samples = tuple[Sample, ...]
 
 @dataclass(frozen=True)
 class DatasetIndex:
-    """What a data set holds: the classes, and of each part its pictures and their masks."""
+    """What a data set holds: the classes, and of each part its images and their masks."""
 
     class_table: ClassTable
     splits: dict[str, list[tuple[Path, Mask]]]
-    problems: Sequence[AnnotationProblem] = ()  # what of the data is of no picture
+    problems: Sequence[AnnotationProblem] = ()  # what of the data is of no image
 
     @property
     def train_split(self) -> str:
@@ -53,9 +53,9 @@ def load_dataset(
 
     Args:
         spec: ``scenes`` (embedded), ``camvid``, ``voc2012``, ``cityscapes``, ``coco``, or the path of a folder (or
-            archive) of pictures and masks, or of COCO's JSON.
-        holdout: share of the pictures that is judged on, where the data have no parts of their own.
-        max_broken: pictures that may be missing or broken, in each part; they are left out and named.
+            archive) of images and masks, or of COCO's JSON.
+        holdout: share of the images that is judged on, where the data have no parts of their own.
+        max_broken: images that may be missing or broken, in each part; they are left out and named.
         ignore_index: the value in masks that stands for no class.
         include_train: also what to train on, which need not be there otherwise.
 
@@ -113,34 +113,34 @@ def index_dataset(path: Path, ignore_index: int = class_tables.IGNORE_INDEX) -> 
 
 def _build_mask(pair: mask_folders.FilePair, legend: ClassTable) -> Mask:
     if pair.mask_path is None:
-        return masks.MissingMask(f"{pair.image_path} has no mask; give it one of the same name, or remove the picture")
+        return masks.MissingMask(f"{pair.image_path} has no mask; give it one of the same name, or remove the image")
     return masks.MaskFile(pair.mask_path, legend)
 
 
 def _load_split(pairs: Sequence[tuple[Path, Mask]], max_broken: int) -> Samples:
-    """The pictures of a part that have a mask of their size; the others are left out and summed up.
+    """The images of a part that have a mask of their size; the others are left out and summed up.
 
     Raises:
         Error: there are more of them than ``max_broken``, or there is no other.
     """
     kept: list[Sample] = []
     wrong: list[str] = []
-    for (picture, mask), found in zip(pairs, read_headers([picture for picture, _ in pairs]), strict=True):
-        fault = str(found) if isinstance(found, Error) else find_mismatch(picture, found, mask)
+    for (image, mask), found in zip(pairs, read_headers([image for image, _ in pairs]), strict=True):
+        fault = str(found) if isinstance(found, Error) else find_mismatch(image, found, mask)
         if fault or isinstance(found, Error):
             wrong.append(fault)
         else:
-            kept.append(Sample.from_mask(picture, found.upright_size, str(picture), mask))
+            kept.append(Sample.from_mask(image, found.upright_size, str(image), mask))
     if wrong and not kept:
-        raise Error(f"not one of the {len(wrong)} pictures can be used; the first: {wrong[0]}")
+        raise Error(f"not one of the {len(wrong)} images can be used; the first: {wrong[0]}")
     if wrong:
-        logger.warning(f"{len(wrong)} of {len(pairs)} pictures are left out:\n{image_folder.format_errors(wrong)}")
+        logger.warning(f"{len(wrong)} of {len(pairs)} images are left out:\n{image_folder.format_errors(wrong)}")
     image_folder.check_broken(wrong, max_broken)
     return tuple(kept)
 
 
 def find_mismatch(image_path: Path, image_header: ImageHeader, mask: Mask) -> str:
-    """Why a mask does not fit its picture, by its header alone; empty where it does."""
+    """Why a mask does not fit its image, by its header alone; empty where it does."""
     if isinstance(mask, masks.MissingMask):
         return mask.detail
     if isinstance(mask, coco_masks.COCOMask):
@@ -156,7 +156,7 @@ def find_mismatch(image_path: Path, image_header: ImageHeader, mask: Mask) -> st
         return ""
     sides = "×".join(map(str, image_header.upright_size))
     return (
-        f"{image_path} has {sides} pixels, and {what} {'×'.join(map(str, size))}; make the mask of the picture as it is"
+        f"{image_path} has {sides} pixels, and {what} {'×'.join(map(str, size))}; make the mask of the image as it is"
     )
 
 
@@ -179,7 +179,7 @@ def find_dataset(spec: str) -> Path:
 
 
 def is_segmentation_dataset(spec: str) -> bool:
-    """Whether a name or a path is of pictures with masks; an archive is unpacked for that."""
+    """Whether a name or a path is of images with masks; an archive is unpacked for that."""
     return locations.is_known_dataset(spec, DATASETS, detect_layout)
 
 

@@ -1,4 +1,4 @@
-"""Folders of pictures and masks: the layouts of Pascal VOC, CamVid and Cityscapes, and folders of one's own."""
+"""Folders of images and masks: the layouts of Pascal VOC, CamVid and Cityscapes, and folders of one's own."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,7 +29,7 @@ BINARY_VALUES = {0, IGNORE_INDEX}  # the values of masks of one thing
 
 @dataclass(frozen=True)
 class FilePair:
-    """A picture and its mask; None where it has none."""
+    """An image and its mask; None where it has none."""
 
     image_path: Path
     mask_path: Path | None
@@ -42,7 +42,7 @@ class FolderIndex:
     Attributes:
         class_table: what the values of the masks mean.
         splits: the pairs of ``train``, ``val`` and ``test``, or of an empty name where all are one part.
-        problems: masks without a picture, and lines of lists that name none.
+        problems: masks without an image, and lines of lists that name none.
     """
 
     class_table: ClassTable
@@ -69,12 +69,12 @@ def index_folder(root: Path) -> FolderIndex:
     pairs = index_voc(root) or index_camvid(root) or index_paired_folders(root)
     if pairs is None:
         raise Error(
-            f"{root} holds no pictures with masks in a known layout; expected images/ and masks/ with files of the "
+            f"{root} holds no images with masks in a known layout; expected images/ and masks/ with files of the "
             "same names (or train/images, train/masks ...), train/ and trainannot/ (CamVid), JPEGImages/ and "
             "SegmentationClass/ (VOC), or leftImg8bit/ and gtFine/ (Cityscapes)"
         )
     if not any(pair.mask_path for pair in pairs.iterate_pairs()):
-        raise Error(f"{root} has pictures and not one mask of the same name; give each picture one")
+        raise Error(f"{root} has images and not one mask of the same name; give each image one")
     return pairs
 
 
@@ -96,12 +96,12 @@ def index_voc(root: Path) -> FolderIndex | None:
                 if name in stems:
                     result.splits.setdefault(part, []).append(stems[name])
                 elif name:
-                    detail = f"lists {name}, which has no picture in JPEGImages; add it, or remove the line"
+                    detail = f"lists {name}, which has no image in JPEGImages; add it, or remove the line"
                     result.problems.append(AnnotationProblem("missing", path, number, detail, part))
     if "test" in result.splits and not any(pair.mask_path for pair in result.splits["test"]):
         del result.splits["test"]  # whose masks the challenge keeps secret
     if not result.splits:
-        result.splits[""] = [pair for pair in found.pairs if pair.mask_path]  # VOC has masks of some pictures alone
+        result.splits[""] = [pair for pair in found.pairs if pair.mask_path]  # VOC has masks of some images alone
     return result
 
 
@@ -111,14 +111,14 @@ def index_camvid(root: Path) -> FolderIndex | None:
     if not folders:
         return None
     result = FolderIndex(class_tables.find_class_table(root) or class_tables.CAMVID)
-    for part, (pictures_in, masks_in) in folders.items():
-        found = _match_masks(pictures_in, masks_in)
+    for part, (images_in, masks_in) in folders.items():
+        found = _match_masks(images_in, masks_in)
         result.splits[part], result.problems = found.pairs, result.problems + found.problems
     return result
 
 
 def index_paired_folders(root: Path) -> FolderIndex | None:
-    """Folders of pictures and of masks, perhaps one of each for every part, on either level; Cityscapes' is such a
+    """Folders of images and of masks, perhaps one of each for every part, on either level; Cityscapes' is such a
     one.
     """
     folders = _find_paired_folders(root)
@@ -126,8 +126,8 @@ def index_paired_folders(root: Path) -> FolderIndex | None:
         return None
     parts: dict[str, list[FilePair]] = {}
     flaws: list[AnnotationProblem] = []
-    for part, (pictures_in, masks_in) in folders.items():
-        found = _match_masks(pictures_in, masks_in)
+    for part, (images_in, masks_in) in folders.items():
+        found = _match_masks(images_in, masks_in)
         parts[part], flaws = found.pairs, flaws + found.problems
     if _find_folder(root, ("leftimg8bit",)) and _find_folder(root, ("gtfine",)):
         parts.pop("test", None)  # whose masks are kept secret
@@ -182,7 +182,7 @@ class _Matches:
 
 
 def _match_masks(image_folder: Path | None, mask_folder: Path | None) -> _Matches:
-    """The pictures of a folder with the mask of the same name in another one."""
+    """The images of a folder with the mask of the same name in another one."""
     assert image_folder is not None
     assert mask_folder is not None
     there = {_normalize_stem(path, image_folder): path for path in list_images(image_folder, recursive=True)}
@@ -194,18 +194,18 @@ def _match_masks(image_folder: Path | None, mask_folder: Path | None) -> _Matche
     if not files:  # made up values or not
         files = [path for path in list_images(mask_folder, recursive=True) if not _is_auxiliary(path)]
     given = {_normalize_stem(path, mask_folder): path for path in files}
-    detail = "is a mask, and there is no picture of its name; add it, or remove the mask"
-    flaws = [AnnotationProblem("no picture", path, 0, detail) for name, path in given.items() if name not in there]
+    detail = "is a mask, and there is no image of its name; add it, or remove the mask"
+    flaws = [AnnotationProblem("no image", path, 0, detail) for name, path in given.items() if name not in there]
     return _Matches([FilePair(path, given.get(name)) for name, path in there.items()], flaws)
 
 
 def _is_auxiliary(path: Path) -> bool:
-    """Whether it is one of the pictures that Cityscapes has beside the masks."""
+    """Whether it is one of the images that Cityscapes has beside the masks."""
     return path.stem.endswith(("_gtFine_color", "_gtFine_instanceIds", "_gtFine_instanceTrainIds"))
 
 
 def _normalize_stem(path: Path, root: Path) -> str:
-    """The name of a picture or a mask, below its folder, without what tells them apart."""
+    """The name of an image or a mask, below its folder, without what tells them apart."""
     inside = path.relative_to(root).with_suffix("")
     return (inside.parent / (STEM_SUFFIXES.sub("", inside.name) or inside.name)).as_posix()
 
@@ -253,6 +253,6 @@ def _find_paired_folders(root: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def _iterate_images(place: Path) -> Iterator[Path]:
-    """The picture files below a folder, which tell masks from annotations in text."""
+    """The image files below a folder, which tell masks from annotations in text."""
     endings = image_io.get_image_suffixes()
     return (path for path in place.rglob("*") if path.suffix.lower() in endings)

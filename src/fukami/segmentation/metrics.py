@@ -12,18 +12,18 @@ from fukami.errors import Error
 
 UInt8Array = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float64]
-BOUNDARY_TOLERANCE = 0.0075  # of a picture's diagonal, by which a border may be off (Csurka et al. 2013, section 3.1)
+BOUNDARY_TOLERANCE = 0.0075  # of an image's diagonal, by which a border may be off (Csurka et al. 2013, section 3.1)
 
 
 class SegmentationResults:
-    """What was taken for what, pixel by pixel, and how well each picture was understood.
+    """What was taken for what, pixel by pixel, and how well each image was understood.
 
     Args:
         labels: what the classes are called.
 
     Attributes:
         confusion_matrix: ``(classes, classes)`` pixels, the true class by row.
-        image_scores: of each picture by its number, the mean IoU of the classes that it shows and the boundary
+        image_scores: of each image by its number, the mean IoU of the classes that it shows and the boundary
             F-measure, nan where it has no border.
     """
 
@@ -33,7 +33,7 @@ class SegmentationResults:
         self.image_scores: dict[int, tuple[float, float]] = {}
 
     def update(self, index: int, prediction: UInt8Array, truth: UInt8Array) -> None:
-        """The maps ``(H, W)`` of a picture: 0 unlabelled, which counts nothing in the truth, else a class and 1."""
+        """The maps ``(H, W)`` of an image: 0 unlabelled, which counts nothing in the truth, else a class and 1."""
         prediction = np.where(truth > 0, prediction, 0).astype(np.uint8)
         answers, targets = (torch.from_numpy(pixels[truth > 0]).long() - 1 for pixels in (prediction, truth))
         classes = len(self.labels)
@@ -57,7 +57,7 @@ class SegmentationResults:
 
         ``miou``: mean over the classes that occur of intersection by union; ``accuracy``: share of the pixels;
         ``class_accuracy``: mean over the classes of the share of their pixels; ``fw_iou``: IoU weighted by the pixels
-        of each class; ``boundary_f1``; ``count`` pictures and their labelled ``pixels``; and of each of the
+        of each class; ``boundary_f1``; ``count`` images and their labelled ``pixels``; and of each of the
         ``classes`` its ``iou``, ``accuracy`` and ``pixels``.
 
         Raises:
@@ -88,7 +88,7 @@ class SegmentationResults:
         }
 
     def rank_images(self) -> list[int]:
-        """The numbers of the pictures, the best understood first."""
+        """The numbers of the images, the best understood first."""
         known = {number: value for number, (value, _) in self.image_scores.items() if np.isfinite(value)}
         return sorted(known, key=lambda number: -known[number])
 
@@ -100,10 +100,10 @@ def compute_iou(confusion_matrix: npt.NDArray[np.int64]) -> FloatArray:
 
 
 def compute_boundary_f1(prediction: UInt8Array, truth: UInt8Array) -> float:
-    """The boundary F-measure of a picture (Csurka et al. 2013, section 3.1): the mean over its true classes.
+    """The boundary F-measure of an image (Csurka et al. 2013, section 3.1): the mean over its true classes.
 
     Precision is the share of a class's found border that lies within 0.75 % of the diagonal of the true one, recall the
-    other way round. A border is where the class meets another one, not what is unlabelled nor the end of the picture.
+    other way round. A border is where the class meets another one, not what is unlabelled nor the end of the image.
     Nan where no class has a border.
     """
     reach = BOUNDARY_TOLERANCE * float(np.hypot(*truth.shape)) + 1e-9

@@ -13,8 +13,8 @@ from fukami.segmentation.metrics import SegmentationResults
 
 SegmentationExample = tuple[
     Image.Image, UInt8Array, UInt8Array
-]  # a picture, and the class and 1 of its pixels in truth and as answered
-IMAGES_PER_GROUP = 2  # of the best, the median and the worst pictures
+]  # an image, and the class and 1 of its pixels in truth and as answered
+IMAGES_PER_GROUP = 2  # of the best, the median and the worst images
 MAX_ANNOTATED_CLASSES = 25  # classes up to which the cells carry numbers
 BLUE, PALE = "#4878a8", "#c3d3e6"
 
@@ -26,17 +26,17 @@ def plot_evaluation(
 
     Args:
         results: what was judged.
-        get_example: what there is to see of a picture by its number.
+        get_example: what there is to see of an image by its number.
     """
     yield "Intersection over union by class", plot_class_iou(results)
     yield "What was taken for what", plot_confusion_matrix(results)
     for name, numbers in select_images(results).items():
         rows = [(f"{name}: mIoU {results.image_scores[number][0]:.1%}", *get_example(number)) for number in numbers]
-        yield f"The {name} pictures", plot_examples(rows, results.labels)
+        yield f"The {name} images", plot_examples(rows, results.labels)
 
 
 def select_images(results: SegmentationResults) -> dict[str, list[int]]:
-    """The numbers of the best, the median and the worst pictures; no picture twice."""
+    """The numbers of the best, the median and the worst images; no image twice."""
     ranked = results.rank_images()
     middle = max(0, len(ranked) // 2 - IMAGES_PER_GROUP // 2)
     cuts = {
@@ -93,16 +93,16 @@ def plot_confusion_matrix(results: SegmentationResults) -> Figure:
 
 
 def plot_examples(rows: Sequence[tuple[str, Image.Image, UInt8Array, UInt8Array]], labels: Sequence[str]) -> Figure:
-    """Pictures beside what is true and what was answered, and the colours of the classes that occur."""
+    """Images beside what is true and what was answered, and the colours of the classes that occur."""
     shades = [image_io.WHITE, *image_io.get_class_colors(labels)]
-    heights = [picture.height / picture.width for _, picture, _, _ in rows]
+    heights = [image.height / image.width for _, image, _, _ in rows]
     seen = sorted({int(number) for _, _, *maps in rows for pixels in maps for number in np.unique(pixels)} - {0})
     lines = -(-len(seen) // 6)
     figure = Figure(figsize=(10.5, 3.4 * sum(heights) + 0.3 * len(rows) + 0.25 * lines), layout="constrained")
     every = figure.subplots(len(rows), 3, squeeze=False, height_ratios=heights)
-    for line, (name, picture, truth, answer) in zip(every, rows, strict=True):
-        overlay = image_io.overlay_mask(picture, answer, shades)
-        columns = ((name, picture), ("truth", image_io.overlay_mask(picture, truth, shades)), ("answer", overlay))
+    for line, (name, image, truth, answer) in zip(every, rows, strict=True):
+        overlay = image_io.overlay_mask(image, answer, shades)
+        columns = ((name, image), ("truth", image_io.overlay_mask(image, truth, shades)), ("answer", overlay))
         for axes, (title, shown) in zip(line, columns, strict=True):
             axes.imshow(np.asarray(shown.convert("RGB")))
             axes.set_title(title, fontsize=9)

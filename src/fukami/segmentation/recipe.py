@@ -19,37 +19,37 @@ if TYPE_CHECKING:
     from fukami.image.transform import ResizeTransform
     from fukami.segmentation.task import SegmentationTask
 
-EVAL_BATCH_SIZE = 4  # pictures in a batch that is only judged
+EVAL_BATCH_SIZE = 4  # images in a batch that is only judged
 BALANCE_POWERS = {"none": 0.0, "root": 0.5, "median": 1.0}  # of the weights of the classes
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationRecipe(SupervisedRecipe):
-    """A network that tells what each pixel of a picture is."""
+    """A network that tells what each pixel of an image is."""
 
     family: ClassVar[str] = "segmentation"
     backbone: ClassVar[str] = ""  # the classifier that it is made of, whose published weights fit
 
     data: DataSpec = "scenes"
-    """What to learn from: scenes (embedded), camvid, voc2012, cityscapes, coco, or a folder or archive of pictures and
+    """What to learn from: scenes (embedded), camvid, voc2012, cityscapes, coco, or a folder or archive of images and
     masks, or COCO's JSON."""
     ignore_index: int = 255
     """The value in masks that stands for no class, and is neither learned nor judged."""
     min_size: int = 0
-    """Shorter side of the pictures that the network sees, in pixels; 0: as it is."""
+    """Shorter side of the images that the network sees, in pixels; 0: as it is."""
     max_size: int = 0
-    """The longer side at most; a longer picture is made smaller still; 0: any."""
+    """The longer side at most; a longer image is made smaller still; 0: any."""
     window_size: int = 512
-    """Side of the squares that are cut at random out of larger pictures in training; 0: they stay whole."""
+    """Side of the squares that are cut at random out of larger images in training; 0: they stay whole."""
     augment: tuple[str, ...] = ("flip", "crop=0.5")
-    """Changes of the training pictures and their masks, such as flip crop=0.5 rotate brightness; none: give the flag
+    """Changes of the training images and their masks, such as flip crop=0.5 rotate brightness; none: give the flag
     alone."""
     balance: Literal["none", "median", "root"] = "none"
     """For unequal classes: weigh the loss of each by the median of their frequencies over its own, or its root."""
     epochs: int = 60
     """Passes over the training set."""
     batch_size: int = 8
-    """Pictures in an update, over all processes."""
+    """Images in an update, over all processes."""
     optimizer: OptimizerName = "adamw"
     """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
     lr: float = 5e-4
@@ -83,7 +83,7 @@ class SegmentationRecipe(SupervisedRecipe):
                 raise UsageError(f"{name.replace('_', '-')} should be at least 32 pixels, or 0, not {value}")
 
     def build_preprocessing(self) -> "ResizeTransform":
-        """How a picture is brought to the form that the network sees."""
+        """How an image is brought to the form that the network sees."""
         from fukami.image.transform import ResizeTransform
 
         return ResizeTransform(min_size=self.min_size, max_size=self.max_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
@@ -165,7 +165,7 @@ class SegmentationRecipe(SupervisedRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class FCNVGG(SegmentationRecipe):
-    """VGG-16 with convolutions for its affine layers, and scores enlarged to the picture."""
+    """VGG-16 with convolutions for its affine layers, and scores enlarged to the image."""
 
     backbone: ClassVar[str] = "vgg16"
     coarser_recipes: ClassVar[tuple[str, ...]] = ()  # the recipes of the networks to learn before, the coarsest first

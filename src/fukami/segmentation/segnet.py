@@ -17,12 +17,12 @@ class SegNetVGG16(SegmentationRecipe):
 
     paper: ClassVar[str] = "Badrinarayanan et al., SegNet: A Deep Convolutional Encoder-Decoder Architecture"
     year: ClassVar[int] = 2017
-    paper_result: ClassVar[str] = "60.1 % mIoU CamVid, 3,433 training pictures"
+    paper_result: ClassVar[str] = "60.1 % mIoU CamVid, 3,433 training images"
     reproduced_result: ClassVar[str] = "51.41 % mIoU CamVid at half the size, one seed"
     backbone: ClassVar[str] = "vgg16_bn"
 
     batch_size: int = 4
-    """Pictures in an update, over all processes."""
+    """Images in an update, over all processes."""
     lr: float = 3e-3
     """Peak learning rate of the recipe's own batch."""
     backbone_lr_factor: float = 0.08
@@ -54,7 +54,7 @@ class SegNetBasic(SegmentationRecipe):
     reproduced_result: ClassVar[str] = "43.75 % mIoU CamVid at half the size, one seed"
 
     batch_size: int = 4
-    """Pictures in an update, over all processes."""
+    """Images in an update, over all processes."""
     lr: float = 2e-3
     """Peak learning rate of the recipe's own batch."""
     balance: Literal["none", "median", "root"] = "root"

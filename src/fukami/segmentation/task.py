@@ -1,4 +1,4 @@
-"""Segmentation: what is each pixel of the picture?"""
+"""Segmentation: what is each pixel of the image?"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 TILE_SIZE, TILE_OVERLAP = (
     1024,
     256,
-)  # pixels of the squares that a larger picture is answered in, and of what two of them share
+)  # pixels of the squares that a larger image is answered in, and of what two of them share
 AUX_LOSS_WEIGHT = 0.5  # weight of the loss of a second answer, as torchvision's reference training has it
-MAX_LEGEND_CLASSES = 21  # classes that are named below a picture at most, the largest
+MAX_LEGEND_CLASSES = 21  # classes that are named below an image at most, the largest
 MAX_STRIP_SCORES = 2**25  # scores that are enlarged at a time
 
 
@@ -39,7 +39,7 @@ class SegmentationTask(PaddedTask):
     """The class of each pixel: softmax and cross entropy over those that are labelled.
 
     Args:
-        model: scores ``(N, classes, H, W)`` of normalised pictures ``(N, 3, H, W)``; in training a tuple where it has a
+        model: scores ``(N, classes, H, W)`` of normalised images ``(N, 3, H, W)``; in training a tuple where it has a
             second answer, whose loss counts a half.
         labels, prepare: as for :class:`fukami.engine.padded_task.PaddedTask`.
         balance_power: the loss of a class counts the more the rarer it is: the power of its weight in median-frequency
@@ -73,7 +73,7 @@ class SegmentationTask(PaddedTask):
         super().setup(runtime)
 
     def get_signature(self) -> ModelSignature:
-        """A picture in a frame; how it is prepared, the labels, and what the answer is, as JSON and words."""
+        """An image in a frame; how it is prepared, the labels, and what the answer is, as JSON and words."""
         answer = "scores of each pixel of the frame; the greatest is that of its class"
         return self.build_frame_signature("segmenter", answer)
 
@@ -133,7 +133,7 @@ class SegmentationTask(PaddedTask):
         return whole
 
     def predict_maps(self, batch: "PaddedBatch") -> Iterator["np.typing.NDArray[np.uint8]"]:
-        """The class and 1 of each pixel of each picture of a batch, ``(h, w)``, at its own size."""
+        """The class and 1 of each pixel of each image of a batch, ``(h, w)``, at its own size."""
         batch = self.move_to_device(batch)
         scores = self.predict_scores(batch.images, batch.sizes)
         sides = zip(scores, batch.sizes.int().tolist(), batch.original_sizes.int().tolist(), strict=True)
@@ -158,7 +158,7 @@ class SegmentationTask(PaddedTask):
         return found
 
     def predict_batch(self, images: Tensor) -> list[dict[str, Any]]:
-        """The ``shares`` of the classes in each picture, the largest first, and the ``masks`` of their pixels.
+        """The ``shares`` of the classes in each image, the largest first, and the ``masks`` of their pixels.
 
         A mask is ``{"size": [height, width], "counts"}``, the compressed run lengths of COCO's tools.
         """
@@ -189,7 +189,7 @@ class SegmentationTask(PaddedTask):
         return pixels
 
     def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
-        """The picture under the colours of the classes, which are named below."""
+        """The image under the colours of the classes, which are named below."""
         shades = dict(zip(self.labels, image_io.get_class_colors(self.labels), strict=True))
         named = [(f"{label} {share:.0%}", shades[label]) for label, share in prediction["shares"].items()]
         drawn = image_io.overlay_mask(image_io.read_image(source), self.decode_masks(prediction), list(shades.values()))
@@ -198,7 +198,7 @@ class SegmentationTask(PaddedTask):
         )
 
     def render_maps(self, prediction: dict[str, Any]) -> dict[str, Image.Image]:
-        """The map of the classes as a picture with a palette, whose values are the numbers of the labels."""
+        """The map of the classes as an image with a palette, whose values are the numbers of the labels."""
         return {
             "classes": image_io.apply_palette(self.decode_masks(prediction), image_io.get_class_colors(self.labels))
         }
@@ -207,19 +207,19 @@ class SegmentationTask(PaddedTask):
         """This task and ``others`` together: the class of a pixel by their averaged probabilities.
 
         Raises:
-            UsageError: they have other classes, or see pictures otherwise; or a vote is asked for.
+            UsageError: they have other classes, or see images otherwise; or a vote is asked for.
         """
         if vote:
             raise UsageError("the runs decide on pixels by their averaged probabilities; leave out --vote")
         for other in others:
             if other.labels != self.labels or other.prepare != self.prepare:
-                raise UsageError("runs that answer together must have the same classes and see pictures the same way")
+                raise UsageError("runs that answer together must have the same classes and see images the same way")
         self.model = Ensemble([self.model, *(other.model for other in others)])
         return self
 
     @torch.inference_mode()
     def plot_evaluation(self, batches: Any) -> "Iterator[tuple[str, Figure]]":
-        """IoU by class, what was taken for what, and pictures from the best to the worst."""
+        """IoU by class, what was taken for what, and images from the best to the worst."""
         from fukami.segmentation import plots as segmentation_plots
 
         found: SegmentationResults = self.get_results(batches)
@@ -229,9 +229,9 @@ class SegmentationTask(PaddedTask):
 
         def load_example(at: int) -> segmentation_plots.SegmentationExample:
             sample = batches.samples[at]
-            picture = image_io.read_image(sample.source)
-            (answer,) = self.predict([picture])
-            return picture, ours[sample.mask.read()], self.decode_masks(answer) + 1
+            image = image_io.read_image(sample.source)
+            (answer,) = self.predict([image])
+            return image, ours[sample.mask.read()], self.decode_masks(answer) + 1
 
         with self.inference_mode():
             yield from segmentation_plots.plot_evaluation(found, load_example)
@@ -240,7 +240,7 @@ class SegmentationTask(PaddedTask):
 def compute_class_weights(counts: "np.typing.NDArray[np.int64]") -> "np.typing.NDArray[np.float32]":
     """The weight of each class ``(classes,)``: the median of the frequencies by its own; 0 where it has no pixel.
 
-    The frequency of a class is its share of the pixels of the pictures that it is in (Eigen and Fergus 2015, section
+    The frequency of a class is its share of the pixels of the images that it is in (Eigen and Fergus 2015, section
     6.3.2; Badrinarayanan et al. 2017, section 3.2). ``counts`` ``(2, classes)`` are both numbers of pixels.
     """
     own, whole = counts.astype(np.float64)

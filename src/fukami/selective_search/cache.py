@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 def compute_proposals(
     images: "Sequence[Sample]", mode: Mode = "fast", prepare: "ResizeTransform | None" = None
 ) -> list[Boxes]:
-    """The boxes that :func:`propose` finds in each picture, ``(n, 4)`` float32 in pixels of the upright picture.
+    """The boxes that :func:`propose` finds in each image, ``(n, 4)`` float32 in pixels of the upright image.
 
-    Each picture's are kept in a file of its own in the cache folder, so that work that was interrupted goes on, and a
-    picture that is in two data sets is searched once. A changed picture or a damaged file is searched again. Threads
+    Each image's are kept in a file of its own in the cache folder, so that work that was interrupted goes on, and an
+    image that is in two data sets is searched once. A changed image or a damaged file is searched again. Threads
     share the work: the kernels let each other run.
 
     Args:
         images: of which only ``source`` and ``name`` matter.
         mode: ``fast`` or ``quality``.
-        prepare: brings a picture to the size in which it is searched, and in whose pixels the boxes then are. A picture
+        prepare: brings an image to the size in which it is searched, and in whose pixels the boxes then are. An image
             that cannot be read has no boxes then: who learns from it will find out.
 
     Raises:
-        Error: a picture cannot be read, or the cache folder cannot be written.
+        Error: an image cannot be read, or the cache folder cannot be written.
         UsageError: an unknown mode.
     """
     if mode not in SETTINGS:
@@ -67,7 +67,7 @@ def compute_proposals(
 
 
 def _load_or_compute(image: "Sample", mode: Mode, prepare: "ResizeTransform | None") -> Boxes:
-    """The boxes of a picture: those that were kept, or else found now."""
+    """The boxes of an image: those that were kept, or else found now."""
     try:
         content, pixels = _read_content(image)
         size = f"{prepare.min_size} {prepare.max_size}" if prepare else ""
@@ -95,7 +95,7 @@ def _load_or_compute(image: "Sample", mode: Mode, prepare: "ResizeTransform | No
 
 
 def _read_content(image: "Sample") -> tuple[bytes, image_io.UInt8Array | None]:
-    """What the checksum is of, the picture's file or its pixels, and the pixels where there is no file to decode."""
+    """What the checksum is of, the image's file or its pixels, and the pixels where there is no file to decode."""
     if isinstance(image.source, Path):
         try:
             return image.source.read_bytes(), None

@@ -28,7 +28,7 @@ class Regions(NamedTuple):
         histograms: ``(n, D)`` float32, the one of colours and then the one of textures, each of sum 1.
         num_color_bins: how many columns of the histograms are of colours.
         neighbors: ``(m, 2)`` int32, the neighbours, the smaller number first, in order.
-        image_area: of the picture, in pixels.
+        image_area: of the image, in pixels.
     """
 
     sizes: npt.NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""Proposals drawn: the boxes on the picture, and beside them what they were made from."""
+"""Proposals drawn: the boxes on the image, and beside them what they were made from."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from fukami.selective_search.search import Boxes
 
 PANEL_SIZE, SMALL_PANEL_SIZE = 900, 560  # pixels of a panel's longest side: alone, and beside others
 SUPERSAMPLING = 2  # lines are drawn so much larger, and made smaller, so that they are smooth
-BRIGHTNESS = 0.6  # of the picture's light is left under the boxes
+BRIGHTNESS = 0.6  # of the image's light is left under the boxes
 NUM_REGIONS_SHOWN = 12  # regions that are left where the grouping is shown
 BOX_COLORS = ((255, 236, 110), (255, 150, 60), (226, 70, 110), (140, 60, 170), (70, 60, 170))  # from the first box on
 TEXT_COLOR, BACKGROUND_COLOR = (34, 34, 34), (255, 255, 255)
@@ -21,14 +21,14 @@ MIN_PANEL_WIDTH = 240  # a panel has at least this width, for its line of text
 
 
 def draw_proposals(image: Image.Image, proposals: Boxes, max_boxes: int = 100) -> Image.Image:
-    """The first ``max_boxes`` boxes on the picture, and below it how many there are."""
+    """The first ``max_boxes`` boxes on the image, and below it how many there are."""
     return arrange_panels(
         [(draw_ranked_boxes(image, proposals, max_boxes, PANEL_SIZE), _format_caption(proposals, max_boxes))], 1
     )
 
 
 def draw_stages(image: Image.Image, proposals: Boxes, mode: search.Mode, max_boxes: int = 100) -> Image.Image:
-    """The picture, its first segmentation, what grouping leaves of that, and the first ``max_boxes`` boxes."""
+    """The image, its first segmentation, what grouping leaves of that, and the first ``max_boxes`` boxes."""
     pixels = np.asarray(image.convert("RGB"))
     setting = search.SETTINGS[mode]
     space, scale, similarity = setting.color_spaces[0], setting.scales[0], setting.similarities[0]
@@ -37,7 +37,7 @@ def draw_stages(image: Image.Image, proposals: Boxes, mode: search.Mode, max_box
     few = merge_regions(labels, grouping.group_regions(described, similarity)[1], NUM_REGIONS_SHOWN)
     size = _compute_panel_size(image, SMALL_PANEL_SIZE)
     panels = [
-        (_resize_image(image.convert("RGB"), size), f"the picture, {image.width} by {image.height} pixels"),
+        (_resize_image(image.convert("RGB"), size), f"the image, {image.width} by {image.height} pixels"),
         (draw_regions(image, labels), f"segmentation ({space}, k = {scale}): {len(described.sizes):,} regions"),
         (draw_regions(image, few), f"grouped by {similarity} until {len(np.unique(few))} are left"),
         (draw_ranked_boxes(image, proposals, max_boxes), _format_caption(proposals, max_boxes)),
@@ -48,7 +48,7 @@ def draw_stages(image: Image.Image, proposals: Boxes, mode: search.Mode, max_box
 def draw_ranked_boxes(
     image: Image.Image, proposals: Boxes, max_boxes: int = 100, max_size: int = SMALL_PANEL_SIZE
 ) -> Image.Image:
-    """The first ``max_boxes`` boxes on the darkened picture: the first yellow, bold and on top, the last blue."""
+    """The first ``max_boxes`` boxes on the darkened image: the first yellow, bold and on top, the last blue."""
     width, height = _compute_panel_size(image, max_size)
     scale = np.array([width / image.width, height / image.height] * 2) * SUPERSAMPLING
     grey = np.asarray(image.convert("L").convert("RGB"), np.float32)
@@ -122,13 +122,13 @@ def _format_caption(proposals: Boxes, max_boxes: int) -> str:
 
 
 def _compute_panel_size(image: Image.Image, max_size: int) -> tuple[int, int]:
-    """Width and height of the picture in its proportions, the longest side this long."""
+    """Width and height of the image in its proportions, the longest side this long."""
     scale = max_size / max(image.size)
     return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
 
 def _resize_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture at this size; a small one shows its pixels."""
+    """The image at this size; a small one shows its pixels."""
     enlarged = size[0] > 4 * image.width or size[1] > 4 * image.height
     return image.resize(size, Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS)
 

@@ -1,6 +1,6 @@
 """Selective Search: Uijlings, van de Sande, Gevers and Smeulders, IJCV 104(2), 2013.
 
-A picture is segmented in several colour spaces and at several scales; the regions of each segmentation are grouped by
+An image is segmented in several colour spaces and at several scales; the regions of each segmentation are grouped by
 several similarities; the boxes of all regions on the way are the proposals.
 """
 
@@ -41,14 +41,14 @@ def propose_regions(image: UInt8Array, mode: Mode = "fast") -> Boxes:
 
     A box is left, top, right and bottom in pixels; 0 is the outer edge of the first pixel, and right and bottom are the
     outer edges of the last ones inside. The order is the paper's (section 3.3): the position of a region in its
-    hierarchy, 1 for the whole picture, times a random number; the numbers are the same in every call.
+    hierarchy, 1 for the whole image, times a random number; the numbers are the same in every call.
 
     Args:
         image: ``(H, W, 3)`` uint8, RGB.
         mode: ``fast`` has 8 groupings, ``quality`` 80.
 
     Raises:
-        Error: the picture is not of this shape and type.
+        Error: the image is not of this shape and type.
         UsageError: an unknown mode.
     """
     if mode not in SETTINGS:
@@ -57,7 +57,7 @@ def propose_regions(image: UInt8Array, mode: Mode = "fast") -> Boxes:
 
 
 def rank_boxes(hierarchies: list[npt.NDArray[np.int32]], generator: np.random.Generator) -> Boxes:
-    """The boxes of hierarchies, each ending with its whole picture, in the order of :func:`propose`, each once.
+    """The boxes of hierarchies, each ending with its whole image, in the order of :func:`propose`, each once.
 
     A box of several hierarchies keeps the best of its places.
     """
@@ -71,7 +71,7 @@ def rank_boxes(hierarchies: list[npt.NDArray[np.int32]], generator: np.random.Ge
 
 
 def build_hierarchies(image: UInt8Array, settings: SearchSettings) -> Iterator[npt.NDArray[np.int32]]:
-    """The boxes of each grouping, from the regions of its segmentation to the whole picture."""
+    """The boxes of each grouping, from the regions of its segmentation to the whole image."""
     for name in settings.color_spaces:
         planes = convert_color_space(image, name)
         edges = _compute_edges(planes)
@@ -110,7 +110,7 @@ def convert_color_space(image: UInt8Array, color_space: str) -> superpixels.Plan
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         given = f"{image.dtype} of shape {image.shape}"
-        raise Error(f"a picture should be uint8 of shape (H, W, 3), not {given}; fukami.image.io.read_image reads any")
+        raise Error(f"an image should be uint8 of shape (H, W, 3), not {given}; fukami.image.io.read_image reads any")
     pixels = np.ascontiguousarray(image.transpose(2, 0, 1))
     if color_space == "lab":
         return _convert_to_lab(pixels)

@@ -48,7 +48,7 @@ def segment_graph(edges: Edges, shape: tuple[int, int], scale: float, min_size: 
 
     Args:
         edges: what :func:`edges` found.
-        shape: height and width of the picture.
+        shape: height and width of the image.
         scale: k of the paper: the larger, the larger the components.
         min_size: in pixels; smaller components join a neighbour, over the lightest edge first.
     """

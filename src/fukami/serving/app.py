@@ -24,10 +24,8 @@ from fukami.serving.worker import DEADLINE, ClientDisconnected, Slot, Worker
 T = TypeVar("T")
 MAX_FILES = 100  # images in a request
 PATHS = {"/", "/predict", "/run", "/health", "/ready", "/metrics"}
-DEFAULT_NAME = "picture"  # what a picture is called that is the whole body and so has no name
-UPLOAD_HINT = (
-    "send pictures as fields of a form (curl -F file=@picture.png), or one as the body with its type (image/png)"
-)
+DEFAULT_NAME = "image"  # what an image is called that is the whole body and so has no name
+UPLOAD_HINT = "send images as fields of a form (curl -F file=@image.png), or one as the body with its type (image/png)"
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
@@ -47,7 +45,7 @@ def create_app(
     """The application that answers with ``task``.
 
     Args:
-        task: loaded; it answers one picture at a time, in a thread of its own.
+        task: loaded; it answers one image at a time, in a thread of its own.
         run_info: what ``/run`` tells: ``recipe``, ``members``, ``labels``, ``precision`` and ``versions``.
         hosts: names and addresses of the server; see :class:`fukami.serving.access.AccessMiddleware`.
         token: what a client must know; "": nothing.
@@ -68,7 +66,7 @@ def create_app(
     served.add_middleware(MetricsMiddleware, metrics=metrics, paths=PATHS)
 
     async def each(function: Callable[[Worker, Slot, str, BinaryIO], T], request: Request) -> list[T]:
-        """What the function makes of each picture of the request; between two of them others have their turn."""
+        """What the function makes of each image of the request; between two of them others have their turn."""
         async with read_uploads(request, worker) as files, watch_disconnect(request) as gone:
             with worker.acquire_slot() as slot:
                 calls = [partial(function, worker, slot, name, file) for name, file in files]
@@ -134,16 +132,16 @@ def predict_file(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> dict[
 
 def predict_section(worker: Worker, slot: Slot, name: str, file: BinaryIO) -> tuple[dict[str, Any], str]:
     """The answer, and its section of the page."""
-    answer, picture = worker.predict(slot, name, file.read())
+    answer, image = worker.predict(slot, name, file.read())
     drawing = None
     if "error" not in answer:
         with contextlib.suppress(UsageError):  # a task that cannot draw still answers
-            drawing = worker.task.draw_prediction(picture, answer)
+            drawing = worker.task.draw_prediction(image, answer)
     return answer, page.render_prediction(answer, drawing)
 
 
 def choose_status(predictions: list[dict[str, Any]]) -> int:
-    """The status of a response: 200 where at least one picture was answered."""
+    """The status of a response: 200 where at least one image was answered."""
     return 200 if any("error" not in answer for answer in predictions) else 422
 
 
@@ -164,7 +162,7 @@ async def watch_disconnect(request: Request) -> AsyncIterator["asyncio.Future[No
 
 @contextlib.asynccontextmanager
 async def read_uploads(request: Request, worker: Worker) -> AsyncIterator[list[tuple[str, BinaryIO]]]:
-    """The pictures that a request carries, each with the name that the client gives it; names are never opened.
+    """The images that a request carries, each with the name that the client gives it; names are never opened.
 
     Raises:
         HTTPException: there is none (422), the body is of another type (415), too large (413) or cut off (400), there
@@ -183,7 +181,7 @@ async def read_uploads(request: Request, worker: Worker) -> AsyncIterator[list[t
                 parts = [part for part in form.getlist("file") if isinstance(part, UploadFile)]
                 files = [(part.filename, part.file) for part in parts if part.filename]
                 if not files:
-                    raise HTTPException(422, f"there is no picture in the form; {UPLOAD_HINT}")
+                    raise HTTPException(422, f"there is no image in the form; {UPLOAD_HINT}")
                 yield files
         elif kind.startswith("image/") or kind == "application/octet-stream":
             yield [(DEFAULT_NAME, io.BytesIO(await request.body()))]

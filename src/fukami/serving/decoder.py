@@ -124,8 +124,8 @@ def decode_message(request: dict[str, Any], content: bytes) -> tuple[dict[str, A
     """Decode the image in a message to another message: its mode, size and pixels, or an error."""
     try:
         with convert_memory_errors(request["name"]):
-            picture = image_io.read_image(content, name=request["name"], max_pixels=request["max_pixels"])
-            return {"mode": picture.mode, "size": picture.size}, picture.tobytes()
+            image = image_io.read_image(content, name=request["name"], max_pixels=request["max_pixels"])
+            return {"mode": image.mode, "size": image.size}, image.tobytes()
     except Error as error:
         return {"error": str(error)}, b""
 

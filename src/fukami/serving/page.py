@@ -1,4 +1,4 @@
-"""The page of ``fukami serve``: a form for pictures and the answers to them, without anything from elsewhere."""
+"""The page of ``fukami serve``: a form for images and the answers to them, without anything from elsewhere."""
 
 import base64
 import html
@@ -18,7 +18,7 @@ MAX_IMAGE_SIZE = (1600, 1600)  # of a drawn answer, in pixels
 TOKEN_OPTION = '-H "Authorization: Bearer $FUKAMI_TOKEN" '  # of a command
 FORM = """<form method="post" enctype="multipart/form-data">
 <label style="display: block; border: 2px dashed #bbb; border-radius: 6px; margin: 1.5rem 0; padding: 2rem">
-Drop pictures here, paste one, or choose: <input type="file" name="file" accept="image/*" multiple required></label>
+Drop images here, paste one, or choose: <input type="file" name="file" accept="image/*" multiple required></label>
 <noscript><button>Ask</button></noscript>
 </form>"""
 SCRIPT = """<script>
@@ -43,7 +43,7 @@ def render_page(
     ``needs_token``: whether a program has to send one.
     """
     name = html.escape(run_info["recipe"])
-    command = f"curl {TOKEN_OPTION if needs_token else ''}-F file=@picture.png {address}predict"
+    command = f"curl {TOKEN_OPTION if needs_token else ''}-F file=@image.png {address}predict"
     labels = run_info["labels"]
     some = ", ".join(labels[:20]) + (" ..." if len(labels) > 20 else "")
     facts = {
@@ -114,7 +114,7 @@ def _render_corners(box: Sequence[float] | None) -> str:
 
 
 def render_image(image: Image.Image) -> str:
-    """The picture as a part of the page."""
+    """The image as a part of the page."""
     image.thumbnail(MAX_IMAGE_SIZE)
     buffer = io.BytesIO()
     image.save(buffer, format="png")

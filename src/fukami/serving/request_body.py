@@ -60,5 +60,5 @@ class DrainMiddleware:
 def build_size_error() -> HTTPException:
     """The refusal of a body that is too large."""
     return HTTPException(
-        413, f"the request is larger than {MAX_BODY_BYTES:,} bytes; send smaller or fewer pictures at once"
+        413, f"the request is larger than {MAX_BODY_BYTES:,} bytes; send smaller or fewer images at once"
     )

@@ -152,7 +152,7 @@ class Worker:
             with self.lock:
                 self.num_overdue += 1
             future.add_done_callback(lambda _: self._finish_overdue())
-        message = f"no answer within {self.deadline:g} seconds; try again later, or send a smaller picture"
+        message = f"no answer within {self.deadline:g} seconds; try again later, or send a smaller image"
         raise HTTPException(503, message, {"Retry-After": "60"})
 
     def _finish_overdue(self) -> None:
@@ -169,15 +169,15 @@ class Worker:
             raise ClientDisconnected
         began = time.perf_counter()
         try:
-            picture = self.decoder.decode(content, name)
+            image = self.decoder.decode(content, name)
             if slot.abandoned.is_set():
                 raise ClientDisconnected
             with convert_memory_errors(name):
-                (answer,) = self.task.predict([picture])
+                (answer,) = self.task.predict([image])
         except Error as error:
-            answer, picture = {"error": str(error)}, None
+            answer, image = {"error": str(error)}, None
         self.last_duration = time.perf_counter() - began
         self.metrics.prediction_seconds.observe(self.last_duration)
         result = "late" if slot.abandoned.is_set() else "refused" if "error" in answer else "answered"
         self.metrics.predictions.labels(result).inc()
-        return {"file": name, **answer}, picture
+        return {"file": name, **answer}, image

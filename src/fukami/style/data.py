@@ -1,4 +1,4 @@
-"""Pictures for neural style that come with a dependency, so that nothing is downloaded."""
+"""Images for neural style that come with a dependency, so that nothing is downloaded."""
 
 from PIL import Image
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-HISTORY_SIZE = 20  # pairs of differences that are kept; each is two pictures
+HISTORY_SIZE = 20  # pairs of differences that are kept; each is two images
 EPSILON = 1e-30  # instead of 0, where there is no slope
 MAX_FIRST_CHANGE, MAX_CHANGE = (
     0.02,

@@ -1,4 +1,4 @@
-"""What a picture shows and how it is painted, as numbers: the losses of neural style.
+"""What an image shows and how it is painted, as numbers: the losses of neural style.
 
 Gatys, Ecker and Bethge, "Image Style Transfer Using Convolutional Neural Networks", CVPR 2016, section 2.
 """
@@ -38,7 +38,7 @@ def _flatten_maps(maps: Tensor) -> Tensor:
 def compute_gram_matrix(maps: Tensor) -> Tensor:
     """The style of maps ``(1, C, H, W)``: the product of every two channels, ``(C, C)``, averaged over the positions.
 
-    Equation 3, divided by the number M of positions here and not in equation 4, so that pictures of other sizes can be
+    Equation 3, divided by the number M of positions here and not in equation 4, so that images of other sizes can be
     compared. In float32 or better: what is summed may be more than 16 bits can hold.
     """
     with torch.autocast(maps.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""Neural style: one picture, painted like others (Gatys, Ecker and Bethge 2016)."""
+"""Neural style: one image, painted like others (Gatys, Ecker and Bethge 2016)."""
 
 import logging
 import math
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class NeuralStyle(Recipe):
-    """A picture that shows what one picture shows, painted as others are."""
+    """An image that shows what one image shows, painted as others are."""
 
     paper: ClassVar[str] = "Gatys et al., Image Style Transfer Using Convolutional Neural Networks"
     year: ClassVar[int] = 2016
@@ -26,30 +26,30 @@ class NeuralStyle(Recipe):
     reproduced_result: ClassVar[str] = "43.6 % of a plain loop's time on a CPU, both in float32"
 
     content: str = ""
-    """The picture that tells what is shown; by default an embedded photograph."""
+    """The image that tells what is shown; by default an embedded photograph."""
     style: tuple[str, ...] = ()
-    """The pictures that tell how it is painted; by default an embedded one."""
+    """The images that tell how it is painted; by default an embedded one."""
     style_weights: tuple[float, ...] = ()
     """How much there is of each style; by default as much of one as of another."""
     size: int = 512
-    """Longer side of the picture in pixels; 0: that of the content."""
+    """Longer side of the image in pixels; 0: that of the content."""
     strength: float = 1.0
     """Of the style; less of it leaves more of the content."""
     init: Literal["content", "noise"] = "content"
-    """What the picture begins as."""
+    """What the image begins as."""
     colors: Literal["style", "content"] = "style"
     """Those of the style, or the content's own."""
     tv_weight: float = 0.0
-    """Weight of the total variation, which makes the picture smoother; 0: none."""
+    """Weight of the total variation, which makes the image smoother; 0: none."""
     optimizer: Literal["lbfgs", "adam"] = "lbfgs"
-    """How gradients become changes of the picture."""
+    """How gradients become changes of the image."""
     lr: float = 1.0
     """Length of its steps; 1 is right for lbfgs, and with adam a fiftieth of the way from black to white."""
     levels: int = 0
     """Sizes that it is painted at, from coarse to fine, each twice the one before; 1: at once; 0: as many as it takes
     to begin with 128 to 256 pixels."""
     iterations: int = 80
-    """Changes of the picture at its full size; half as many at each coarser one."""
+    """Changes of the image at its full size; half as many at each coarser one."""
     eval_every: int = 40
     """Iterations between two evaluations, each with a preview."""
     weights: str = ""
@@ -67,12 +67,12 @@ class NeuralStyle(Recipe):
             raise UsageError(f"style-weights should be from 0 on, and not all 0, not {self.style_weights}")
 
     def load_data(self) -> Data:
-        """The pictures; the labels are which VGG looks at them, and the width and the height of what is painted."""
+        """The images; the labels are which VGG looks at them, and the width and the height of what is painted."""
         from fukami.engine import pretrained
 
-        pictures = self.load_images()
-        height, width = pictures.content.shape[2:]
-        return Data([pictures], [pictures], (pretrained.load_vgg(self.weights)[0], str(width), str(height)))
+        images = self.load_images()
+        height, width = images.content.shape[2:]
+        return Data([images], [images], (pretrained.load_vgg(self.weights)[0], str(width), str(height)))
 
     def load_images(self) -> "StyleInputs":
         """The content and the styles at their size."""
@@ -85,7 +85,7 @@ class NeuralStyle(Recipe):
         )
 
     def build_task(self, labels: tuple[str, ...]) -> "StyleTransferTask":
-        """A picture as large as the labels say."""
+        """An image as large as the labels say."""
         from fukami import models
         from fukami.style.task import StyleOptions, StyleTransferTask
 
@@ -118,7 +118,7 @@ class NeuralStyle(Recipe):
         return partial(torch.optim.Adam, lr=0.02 * self.lr, fused=True)
 
     def initialize_task(self, task: "Task") -> None:
-        """Put the weights into the network, and look at the pictures."""
+        """Put the weights into the network, and look at the images."""
         from fukami.engine import pretrained
 
         _, tensors = pretrained.load_vgg(self.weights)

@@ -1,4 +1,4 @@
-"""Style: a picture is changed until it shows what one picture shows, painted as others are."""
+"""Style: an image is changed until it shows what one image shows, painted as others are."""
 
 import bisect
 import math
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
 
 MIN_SIDE = 32  # pixels that a side has at least, four poolings before the last map
-COARSEST_SIDE = 128  # pixels of the longer side from which on a picture has a coarser level
+COARSEST_SIDE = 128  # pixels of the longer side from which on an image has a coarser level
 CALIBRATION_SIZE = 256  # pixels of the squares that the network is calibrated on
 STYLE_WEIGHT = 300.0  # weight of the style, of which the content has as many as it has activations, at strength 1
 RANGE_PENALTY_WEIGHT = 100.0  # weight of the squares by which values lie outside what a file can hold
@@ -39,14 +39,14 @@ LUMINANCE_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.60
 
 
 class StyleInputs(NamedTuple):
-    """What to paint, and the pictures to paint it like: ``(1, 3, H, W)`` uint8 each."""
+    """What to paint, and the images to paint it like: ``(1, 3, H, W)`` uint8 each."""
 
     content: Tensor
     styles: tuple[Tensor, ...]
 
 
 class ImagePyramid(nn.Module):
-    """The picture at each of its sizes, from coarse to fine, and the style that it should have at each of them.
+    """The image at each of its sizes, from coarse to fine, and the style that it should have at each of them.
 
     Args:
         sizes: height and width at each level.
@@ -56,7 +56,7 @@ class ImagePyramid(nn.Module):
 
     def __init__(self, sizes: Sequence[tuple[int, int]], num_channels: int, style_channels: Sequence[int]) -> None:
         super().__init__()
-        self.pictures = nn.ParameterList([nn.Parameter(torch.zeros(num_channels, *size)) for size in sizes])
+        self.images = nn.ParameterList([nn.Parameter(torch.zeros(num_channels, *size)) for size in sizes])
         self.register_buffer("level", torch.tensor(0.0))
         for number in range(len(sizes)):
             for layer, count in enumerate(style_channels, 1):
@@ -68,21 +68,21 @@ class ImagePyramid(nn.Module):
         return [self.get_buffer(f"style{level}_{layer}") for layer in range(1, self.num_layers + 1)]
 
     def get_image(self, level: int) -> Tensor:
-        """The picture as it is, ``(depth, H, W)``, at the size of a level."""
-        own = self.pictures[int(self.level)]  # type: ignore[arg-type]
-        size = self.pictures[level].shape[1:]
+        """The image as it is, ``(depth, H, W)``, at the size of a level."""
+        own = self.images[int(self.level)]  # type: ignore[arg-type]
+        size = self.images[level].shape[1:]
         return own if own.shape[1:] == size else resize_image(own, size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StyleOptions:
-    """How pictures are painted.
+    """How images are painted.
 
     Attributes:
-        longer_side: pixels of the longer side of pictures that are asked about; 0: as many as they have.
+        longer_side: pixels of the longer side of images that are asked about; 0: as many as they have.
         style_weights: how much of each style there is.
-        strength: of the style; 1: as much as suits most pictures.
-        tv_weight: weight of the total variation, which makes a picture smoother; 0: none.
+        strength: of the style; 1: as much as suits most images.
+        tv_weight: weight of the total variation, which makes an image smoother; 0: none.
         init: begin with the content, or with noise.
         colors: of the style, or those that the content has.
         levels: sizes from coarse to fine, each twice the one before it, fewer where one would be too small; 0: as many
@@ -101,14 +101,14 @@ class StyleOptions:
 
 
 class StyleTransferTask(Task):
-    """One picture, whose pixels are the parameters; its style is the Gram matrices of a network's maps.
+    """One image, whose pixels are the parameters; its style is the Gram matrices of a network's maps.
 
     Args:
-        model: gives the maps of the style and of the content of normalised pictures ``(1, 3, H, W)``, says in
+        model: gives the maps of the style and of the content of normalised images ``(1, 3, H, W)``, says in
             ``channels`` how many the first ones have; ``features`` are its layers, a chain.
-        size: width and height of the picture.
+        size: width and height of the image.
         options: how it is painted.
-        optimizer: makes the optimizer of the picture.
+        optimizer: makes the optimizer of the image.
         eval_every: iterations between two evaluations.
     """
 
@@ -139,21 +139,19 @@ class StyleTransferTask(Task):
         self.mean, self.std = (
             torch.tensor(value, device=runtime.device).view(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD)
         )
-        self.optimizers = [
-            runtime.prepare_optimizer(self.make_optimizer([picture])) for picture in self.pyramid.pictures
-        ]
+        self.optimizers = [runtime.prepare_optimizer(self.make_optimizer([image])) for image in self.pyramid.images]
         self.optimizer, self.scaler = self.optimizers[0], runtime.build_grad_scaler()
 
     def compile(self) -> None:
         """Stay as it is: each level would be compiled anew, which takes longer than its steps."""
 
     def get_stateful_objects(self) -> dict[str, Any]:
-        """The picture, the style, and an optimizer for each level."""
+        """The image, the style, and an optimizer for each level."""
         optimizers = {f"optimizer {level}": optimizer for level, optimizer in enumerate(self.optimizers)}
         return {"model": self.model, "canvas": self.pyramid, "scaler": self.scaler, **optimizers}
 
     def get_modules(self) -> dict[str, nn.Module]:
-        """The network, and the picture with the style it is painted in."""
+        """The network, and the image with the style it is painted in."""
         return {"model": self.model, "canvas": self.pyramid}
 
     def replace_modules(self, modules: dict[str, nn.Module]) -> None:
@@ -172,7 +170,7 @@ class StyleTransferTask(Task):
 
     @torch.no_grad()
     def initialize(self, inputs: StyleInputs) -> None:
-        """Look at the pictures: bring the network's maps to one size, remember the styles, lay the content out."""
+        """Look at the images: bring the network's maps to one size, remember the styles, lay the content out."""
         content = self.preprocess_image(inputs.content)
         styles = [self.preprocess_image(each) for each in inputs.styles]
         if self.options.colors == "content":
@@ -196,8 +194,8 @@ class StyleTransferTask(Task):
 
     @torch.no_grad()
     def initialize_image(self, content: Tensor) -> None:
-        """Begin the picture."""
-        first = self.pyramid.pictures[0]
+        """Begin the image."""
+        first = self.pyramid.images[0]
         first.copy_(
             resize_image(content, self.level_sizes[0])
             if self.options.init == "content"
@@ -211,7 +209,7 @@ class StyleTransferTask(Task):
         return super().schedule(progress)
 
     def step(self, batch: StyleInputs) -> dict[str, Tensor]:
-        """One update of the picture, which first goes on to the next level where it is time."""
+        """One update of the image, which first goes on to the next level where it is time."""
         if self.next_level > int(self.pyramid.level):  # type: ignore[arg-type]
             self.advance_level(batch.content)
         return super().step(batch)
@@ -220,20 +218,20 @@ class StyleTransferTask(Task):
     def advance_level(self, content: Tensor) -> None:
         """Go on at the level that is due, with those details of the content that were too fine for the one before."""
         before, size = self.level_sizes[int(self.pyramid.level)], self.level_sizes[self.next_level]  # type: ignore[arg-type]
-        picture = self.pyramid.get_image(self.next_level)
+        image = self.pyramid.get_image(self.next_level)
         if self.options.init == "content":
             seen = self.preprocess_image(content)
-            picture = picture + resize_image(seen, size) - resize_image(resize_image(seen, before), size)
-        self.pyramid.pictures[self.next_level].copy_(picture)
+            image = image + resize_image(seen, size) - resize_image(resize_image(seen, before), size)
+        self.pyramid.images[self.next_level].copy_(image)
         self.pyramid.level.fill_(self.next_level)  # type: ignore[operator]
 
     def compute_loss(self, batch: StyleInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of content and style at the level, and their weighted sum (equation 7)."""
         level = int(self.pyramid.level)  # type: ignore[arg-type]
-        return self.compute_losses(self.pyramid.pictures[level], batch.content, level)
+        return self.compute_losses(self.pyramid.images[level], batch.content, level)
 
     def compute_losses(self, image: Tensor, content: Tensor, level: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The whole loss of a picture ``(depth, H, W)`` and its parts, at the size of a level."""
+        """The whole loss of an image ``(depth, H, W)`` and its parts, at the size of a level."""
         if level not in self.content_targets:
             with (
                 torch.no_grad(),
@@ -261,7 +259,7 @@ class StyleTransferTask(Task):
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[StyleInputs]) -> dict[str, float]:
-        """The losses of the picture at its full size, with values that a file can hold."""
+        """The losses of the image at its full size, with values that a file can hold."""
         (batch,) = batches
         self.content_image = batch.content
         last = len(self.level_sizes) - 1
@@ -269,9 +267,9 @@ class StyleTransferTask(Task):
         return {"loss": float(loss), **{name: float(part) for name, part in parts.items()}, "count": 1}
 
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """Paint other pictures in this style: ``width``, ``height``, ``loss`` and its parts; :meth:`draw` shows them.
+        """Paint other images in this style: ``width``, ``height``, ``loss`` and its parts; :meth:`draw` shows them.
 
-        ``inputs`` are paths, PIL pictures or arrays as :func:`fukami.image.io.read_image` takes them. A picture that
+        ``inputs`` are paths, PIL images or arrays as :func:`fukami.image.io.read_image` takes them. An image that
         cannot be painted yields ``{"file", "error"}``.
         """
         answers: list[dict[str, Any]] = []
@@ -279,7 +277,7 @@ class StyleTransferTask(Task):
         for source in inputs:
             named = {"file": str(source)} if isinstance(source, str | Path) else {}
             try:
-                with convert_memory_errors(named.get("file", "the picture given")):
+                with convert_memory_errors(named.get("file", "the image given")):
                     painting, found = self.stylize_image(load_image(source, self.options.longer_side))
             except Error as error:
                 answers.append({**named, "error": str(error)})
@@ -290,7 +288,7 @@ class StyleTransferTask(Task):
         return answers
 
     def stylize_image(self, content: Tensor) -> "tuple[StyleTransferTask, dict[str, float]]":
-        """Another picture ``(1, 3, H, W)`` painted in this style, and its losses.
+        """Another image ``(1, 3, H, W)`` painted in this style, and its losses.
 
         Raises:
             fukami.Error: it is too narrow.
@@ -313,13 +311,13 @@ class StyleTransferTask(Task):
         return other, other.evaluate([batch])
 
     def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
-        """The picture, painted in this style."""
+        """The image, painted in this style."""
         if make_cache_key(source) not in self.stylized_images:
             self.predict([source])
         return self.stylized_images[make_cache_key(source)]
 
     def preview(self) -> Image.Image:
-        """The picture so far, at its full size, as it was evaluated last."""
+        """The image so far, at its full size, as it was evaluated last."""
         pixels = (
             (255 * self.pyramid.get_image(len(self.level_sizes) - 1).detach().float().clamp(0, 1)).round().byte().cpu()
         )
@@ -329,29 +327,29 @@ class StyleTransferTask(Task):
         return Image.merge("YCbCr", (Image.fromarray(pixels[0].numpy()), blue, red)).convert("RGB")
 
     def plot_evaluation(self, batches: Iterable[StyleInputs]) -> "Iterator[tuple[str, Figure]]":
-        """The content, the styles and the picture side by side."""
+        """The content, the styles and the image side by side."""
         from fukami.image.plots import plot_image_row
 
         (batch,) = batches
         originals = [Image.fromarray(each[0].permute(1, 2, 0).cpu().numpy()) for each in (batch.content, *batch.styles)]
-        names = ["content", *("style" for _ in batch.styles), "picture"]
+        names = ["content", *("style" for _ in batch.styles), "image"]
         yield "What it was painted from", plot_image_row([*originals, self.preview()], names)
 
     def preprocess_image(self, image: Tensor) -> Tensor:
-        """A picture ``(1, 3, H, W)`` uint8 as the canvas holds one: ``(depth, H, W)`` in 0..1."""
+        """An image ``(1, 3, H, W)`` uint8 as the canvas holds one: ``(depth, H, W)`` in 0..1."""
         values = image[0].to(self.runtime.device).float() / 255
         if self.options.colors == "style":
             return values
         return (values.new_tensor(LUMINANCE_WEIGHTS).view(3, 1, 1) * values).sum(0, keepdim=True)
 
     def normalize_image(self, image: Tensor) -> Tensor:
-        """A picture ``(depth, H, W)`` in 0..1 as the network takes it, ``(1, 3, H, W)``."""
+        """An image ``(depth, H, W)`` in 0..1 as the network takes it, ``(1, 3, H, W)``."""
         found = ((image - self.mean) / self.std)[None].to(next(self.model.parameters()).dtype)
         return found.contiguous(memory_format=torch.channels_last)
 
 
 def load_image(source: Any, longer_side: int) -> Tensor:
-    """The picture in a file (or what else :func:`fukami.image.io.read_image` takes), ``(1, 3, H, W)`` uint8.
+    """The image in a file (or what else :func:`fukami.image.io.read_image` takes), ``(1, 3, H, W)`` uint8.
 
     Args:
         source: what to read.
@@ -360,35 +358,35 @@ def load_image(source: Any, longer_side: int) -> Tensor:
     Raises:
         fukami.Error: it cannot be read.
     """
-    picture = image_io.convert_mode(image_io.read_image(source), "RGB")
+    image = image_io.convert_mode(image_io.read_image(source), "RGB")
     if longer_side:
-        factor = longer_side / max(picture.size)
-        width, height = (max(1, round(factor * side)) for side in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+        factor = longer_side / max(image.size)
+        width, height = (max(1, round(factor * side)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
 
 
 def compute_level_sizes(size: tuple[int, int], num_levels: int) -> list[tuple[int, int]]:
-    """Height and width at each level, from coarse to fine, of a picture of this width and height.
+    """Height and width at each level, from coarse to fine, of an image of this width and height.
 
     Raises:
-        fukami.Error: the picture is too narrow for the network.
+        fukami.Error: the image is too narrow for the network.
     """
     width, height = size
     if min(size) < MIN_SIDE:
-        raise Error(f"a picture of {width}×{height} pixels is too narrow: no side may have less than {MIN_SIDE}")
+        raise Error(f"an image of {width}×{height} pixels is too narrow: no side may have less than {MIN_SIDE}")
     num_levels = num_levels or max(1, max(size).bit_length() - COARSEST_SIDE.bit_length() + 1)
     sizes = [(round(height / 2**level), round(width / 2**level)) for level in range(num_levels)]
     return [each for each in reversed(sizes) if min(each) >= MIN_SIDE]
 
 
 def resize_image(image: Tensor, size: Sequence[int]) -> Tensor:
-    """A picture ``(C, H, W)`` at another height and width, without aliasing."""
+    """An image ``(C, H, W)`` at another height and width, without aliasing."""
     return F.interpolate(image[None], tuple(size), mode="bicubic", antialias=True, align_corners=False)[0]
 
 
 def match_luminance(image: Tensor, reference: Tensor) -> Tensor:
-    """Grey values with the mean and the deviation of those of another picture.
+    """Grey values with the mean and the deviation of those of another image.
 
     Gatys, Bethge, Hertzmann and Shechtman, "Preserving Color in Neural Artistic Style Transfer", 2016, section 4.2.
     """
@@ -396,5 +394,5 @@ def match_luminance(image: Tensor, reference: Tensor) -> Tensor:
 
 
 def make_cache_key(source: Any) -> Any:
-    """What a picture is known by."""
+    """What an image is known by."""
     return Path(source) if isinstance(source, str | Path) else id(source)

@@ -1,4 +1,4 @@
-"""A private recipe: ResNet-50 on random pictures, so that nothing but the training step is timed."""
+"""A private recipe: ResNet-50 on random images, so that nothing but the training step is timed."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from fukami.data.loader import InMemoryLoader
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomPictures(ResNet50):
-    """ResNet-50 on random pictures of a thousand classes."""
+class RandomImages(ResNet50):
+    """ResNet-50 on random images of a thousand classes."""
 
     data: str = "random"
     """There is none."""
-    pictures: int = 4096
-    """Pictures in a pass."""
+    images: int = 4096
+    """Images in a pass."""
     augment: tuple[str, ...] = ()
     """None."""
 
@@ -28,8 +28,8 @@ class RandomPictures(ResNet50):
     def load_data(self) -> Data:
         """Random bytes, on the device."""
         generator = torch.Generator().manual_seed(self.seed)
-        shape = (self.pictures, self.channels, self.size, self.size)
-        pictures = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-        targets = torch.arange(self.pictures) % 1000
+        shape = (self.images, self.channels, self.size, self.size)
+        images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        targets = torch.arange(self.images) % 1000
         labels = tuple(map(str, range(1000)))
-        return Data(InMemoryLoader(pictures, targets, labels, batch_size=self.batch_size, seed=self.seed), (), labels)
+        return Data(InMemoryLoader(images, targets, labels, batch_size=self.batch_size, seed=self.seed), (), labels)
