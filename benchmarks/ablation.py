@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from common.record import answer, record
 from fukami.data import cifar, image_folder
 from fukami.data.streaming import count_workers
-from record import answer, record
 
 BASE = "fukami train resnet20 --data cifar10-1000.csv --batch-size 50 --lr 0.1 --epochs 60 --eval-every 60"
 EACH = 100  # training images of a class

@@ -15,8 +15,8 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from common.record import answer, record
 from fukami.data import cifar
-from record import answer, record
 
 CPU = (
     "fukami train resnet20 --data cifar10 --epochs 64 --eval-every 16 --lr 0.15 --label-smoothing 0.1 "

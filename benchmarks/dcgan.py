@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apart import Apart, ask_in_turn, resident
-from record import anywhere, each_seed, record
+from common.processes import Apart, ask_in_turn, resident
+from common.record import anywhere, each_seed, record
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"

@@ -20,15 +20,15 @@ import time
 from pathlib import Path
 from statistics import mean, stdev
 
-from apart import Apart
-from record import FILE, record
+from common.processes import Apart
+from common.record import FILE, record
 
 DEFAULT = "deep-convnet mnist default"
 GOAL = 0.9935  # 65 errors of 10,000: the note's result
 LIGHT = ("shift=1", "rotate=5", "scale=0.05", "shear=0.05")  # augmentation where time is short
 # the quickest way to the goal that we found: large steps on small batches, little augmentation
 SPRINT = f"fukami train deep-convnet --data mnist --epochs 3 --batch-size 50 --lr 0.003 --augment {' '.join(LIGHT)}"
-PLAIN = "python benchmarks/plain_loop.py"
+PLAIN = "python benchmarks/common/plain_loop.py"
 
 
 def run(command):
@@ -127,7 +127,7 @@ def race(options):
 def dropout(options):
     """The race's run with and without the note's dropout of the scores."""
     for seed in options.seeds:
-        for recipe in ("deep-convnet", "benchmarks/dropped_scores.py"):
+        for recipe in ("deep-convnet", "benchmarks/common/dropped_scores.py"):
             command = f"{SPRINT.replace('deep-convnet', recipe)} --seed {seed} --device {options.device}"
             with tempfile.TemporaryDirectory() as out:
                 (result,), seconds = run(f"{command} --out {out}/run")

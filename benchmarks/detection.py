@@ -31,13 +31,13 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
+from common.record import anywhere, each_seed, record
 from fukami.data.samples import PaddedBatch
 from fukami.detection import metrics as detection_metrics
 from fukami.engine import pretrained
 from fukami.engine.recipe import get_recipe
 from fukami.engine.runtime import Runtime
 from fukami.timing import TRAINING_PHASES
-from record import anywhere, each_seed, record
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"

@@ -15,7 +15,7 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from record import record
+from common.record import record
 
 ROOT = Path(__file__).parents[1]
 FILES = ("tests/quantization/test_binary_cuda.py", "tests/contract/test_devices.py")

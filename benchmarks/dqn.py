@@ -30,8 +30,8 @@ from pathlib import Path
 
 import torch
 
-from apart import Apart, ask_in_turn, installed, resident
-from record import answer, anywhere, each_seed, record
+from common.processes import Apart, ask_in_turn, installed, resident
+from common.record import answer, anywhere, each_seed, record
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"

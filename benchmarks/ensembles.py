@@ -13,7 +13,7 @@ import json
 import statistics
 from pathlib import Path
 
-from record import answer, record
+from common.record import answer, record
 
 COMMAND = (
     "fukami train deep-convnet --data mnist --weight-decay 0.05 --dropout 0.4 "

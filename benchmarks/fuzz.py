@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import fukami
-from record import record
+from common.record import record
 
 CASES = Path(__file__).parents[1] / "tests" / "fuzz_cases.py"
 

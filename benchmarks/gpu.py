@@ -32,7 +32,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import packing
+from common import packing
 
 HERE = Path(__file__).parent
 PACK = HERE / "gpu_pack"
@@ -113,13 +113,13 @@ ENTRIES = (
     Entry(
         "style", 2.5, 16,
         (
-            "style.py seconds {images} --weights random --precision auto",
-            "style.py race {images} --weights random",
-            "style.py race {images} --weights random --precision auto",
+            "neural_style.py seconds {images} --weights random --precision auto",
+            "neural_style.py race {images} --weights random",
+            "neural_style.py race {images} --weights random --precision auto",
         ),
         (
-            "style.py seconds --weights random --size 64 --changes 1",
-            "style.py race --weights random --size 64 --iterations 1 --rounds 1",
+            "neural_style.py seconds --weights random --size 64 --changes 1",
+            "neural_style.py race --weights random --size 64 --iterations 1 --rounds 1",
         ),
     ),
     Entry(
@@ -132,8 +132,8 @@ ENTRIES = (
     ),
     Entry(
         "binary", 1, 8,
-        ("bits.py gpu",),
-        ("bits.py gpu --device cpu --batch 1 --channels 32 --sides 4",),
+        ("quantization.py gpu",),
+        ("quantization.py gpu --device cpu --batch 1 --channels 32 --sides 4",),
         ("triton",),
     ),
     Entry(
@@ -148,7 +148,7 @@ ENTRIES = (
     ),
     Entry(
         "memory", 4, 40,
-        ("memory.py peaks", "style.py memory {images} --weights random --sizes 512 1024"),
+        ("memory.py peaks", "neural_style.py memory {images} --weights random --sizes 512 1024"),
         ("memory.py peaks deep-convnet",),
     ),
 )  # fmt: skip

@@ -48,7 +48,7 @@ def train(words: list[str], log: str) -> None:
     """Run the command line in this process, a fork, with a checkpoint at each look."""
     import torch
 
-    import few_scenes
+    from common import few_scenes
     from fukami.engine import async_checkpoint
 
     for number in (1, 2):

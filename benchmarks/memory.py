@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import few_scenes
-from apart import resident
+from common import few_scenes
+from common.processes import resident
+from common.record import record
 from fukami import models
 from fukami.layers.activation_checkpointing import enable_activation_checkpointing
-from record import record
 
 SHAPES = {
     "resnet50": (3, 224, 224),
@@ -61,7 +61,7 @@ def rematerialised(batch: int) -> None:
         record(f"rematerialise {name}", "kept for the backward pass, share", again / plain, command=command, note=note)
 
 
-IMAGES = Path(__file__).with_name("random_images.py")
+IMAGES = Path(__file__).parent / "common" / "random_images.py"
 PEAKS = {
     "deep-convnet": "deep-convnet --batch-size 250 --epochs 1",
     "resnet50": f"{IMAGES} --batch-size 256 --images 1024 --epochs 1 --lr 0.01",

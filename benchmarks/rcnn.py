@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
+from common.record import answer, record
 from fukami.data import scenes
 from fukami.data.samples import PROPOSAL, REGULAR
 from fukami.detection.rcnn import RCNN
@@ -33,7 +34,6 @@ from fukami.engine.recipe import get_recipe
 from fukami.engine.runtime import PRECISIONS, Runtime
 from fukami.image.transform import ResizeTransform
 from fukami.selective_search import search
-from record import answer, record
 
 WIDTH, HEIGHT = 500, 375
 SIZES = {"alexnet": 227, "vgg16": 224}

@@ -29,6 +29,7 @@ from torch import distributed
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
+from common.record import record
 from fukami import models
 from fukami.explain.data_parallel_cost import (
     BACKWARD_FRACTION,
@@ -39,7 +40,6 @@ from fukami.explain.data_parallel_cost import (
     predict_weak_scaling,
 )
 from fukami.explain.summary import count_parameters, summarize_layers
-from record import record
 
 SLOWNESS = (0.5, 1.0, 2.0)  # of the network that only waits: its time for all gradients, by that of the computation
 SIZES = [2**power for power in (12, 16, 20, 22, 24, 25)]  # bytes of the all-reduces that are timed

@@ -16,8 +16,8 @@ import time
 
 import numpy as np
 
+from common.record import record
 from fukami import scratch
-from record import record
 
 
 def im2col(images, kh, kw, stride, pad, dtype):

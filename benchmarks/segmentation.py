@@ -29,14 +29,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import few_scenes
-from apart import Apart, ask_in_turn, installed, resident
+from common import few_scenes
+from common.processes import Apart, ask_in_turn, installed, resident
+from common.record import anywhere, each_seed, record
 from fukami.data import scenes
 from fukami.data.image_folder import unpack_archive
 from fukami.engine.recipe import list_recipes
 from fukami.errors import Error
 from fukami.segmentation import data as segmentation_data
-from record import anywhere, each_seed, record
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"

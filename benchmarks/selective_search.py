@@ -27,11 +27,11 @@ import cv2
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from common.record import record
 from fukami.data import locations
 from fukami.errors import UsageError
 from fukami.image import io as image_io
 from fukami.selective_search import search as selective_search_search
-from record import record
 
 COUNTS = (500, 1000, 2000)
 

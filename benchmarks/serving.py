@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from record import record
+from common.record import record
 
 DIGIT = (Path(__file__).parents[1] / "docs" / "digit.png").read_bytes()
 LONGEST = 120  # seconds that an answer is waited for

@@ -14,9 +14,9 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+from common.record import record
 from fukami.data import webdataset_writer
 from fukami.engine.runtime import Runtime
-from record import record
 from streaming import fill, ours, reference, speed
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 import fukami
+from common.record import record
 from fukami.engine import checkpoint
-from record import record
 
 COMMAND = (
     "fukami train deep-convnet --data mnist --epochs 60 --weight-decay 0.05 --dropout 0.4 "

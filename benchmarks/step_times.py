@@ -23,7 +23,8 @@ median over the rounds a loop's. What counts is the ratio, ours over theirs.
   lets the convolutions of the others compute in TF32 where ours in float32 would not.
 
 The first step: from the start of the process to the end of the first optimizer step of
-`fukami train deep-convnet --data mnist`, beside `plain_loop.py`; on a GPU also with --compile, whose cache is empty.
+`fukami train deep-convnet --data mnist`, beside `common/plain_loop.py`; on a GPU also with
+--compile, whose cache is empty.
 
 Results go to results.csv; with --trial, which is short, they do not.
 """
@@ -46,10 +47,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common.record import record
 from fukami.data import labelled_images
 from fukami.engine.train import MAX_LOG_INTERVAL
 from fukami.image.transform import SquareTransform
-from record import record
 
 HERE = Path(__file__).parent
 PEERS = {  # the file in peers/, and the package that it takes
@@ -77,7 +78,7 @@ LOADS = {
     "deep-convnet-augmented": Load(("deep-convnet",), "mnist", 100),
     "resnet20": Load(("resnet20",), "cifar10", 128),
     "resnet56": Load(("resnet56",), "cifar10", 128),
-    "resnet50": Load((str(HERE / "random_images.py"), "--lr", "0.01"), "", 256 if CUDA else 16),
+    "resnet50": Load((str(HERE / "common" / "random_images.py"), "--lr", "0.01"), "", 256 if CUDA else 16),
 }
 
 
@@ -230,7 +231,7 @@ def write(options, found, settings, command):
 def first_step(options):
     """Seconds to the first step, ours and the plain loop's in turn."""
     program = ("fukami", "train", "deep-convnet", "--data", "mnist")
-    programs = {"ours": program, "plain": (str(HERE / "plain_loop.py"),)}
+    programs = {"ours": program, "plain": (str(HERE / "common" / "plain_loop.py"),)}
     if CUDA:
         programs["ours compiled"] = (*program, "--compile")
     found = {who: [] for who in programs}

@@ -22,11 +22,11 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from common.record import record
 from fukami.classification.resnet import ResNet50
 from fukami.data import image_folder
 from fukami.data.locations import list_data_folders
 from fukami.engine.runtime import Runtime
-from record import record
 
 CLASSES = 20
 

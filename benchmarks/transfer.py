@@ -14,9 +14,9 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
+from common.record import answer, record
 from fukami.data import image_folder
 from fukami.data.locations import list_data_folders
-from record import answer, record
 
 CLASSES = ("cat", "cow", "dog", "horse", "person", "sheep")
 MOST, LEAST = 60, 80  # images of a class in a part, pixels of a side

@@ -1,7 +1,7 @@
 """Run a program, and leave as soon as its first optimizer step is over; the moment is the last line on stdout.
 
     python benchmarks/peers/first_step.py fukami train deep-convnet --data mnist --out DIR
-    python benchmarks/peers/first_step.py benchmarks/plain_loop.py
+    python benchmarks/peers/first_step.py benchmarks/common/plain_loop.py
 
 The program, a module or a file, is not changed: torch has a hook that is called after every step of every optimizer.
 The moment is that of ``time.monotonic()``, which all processes of a machine share.

@@ -146,7 +146,7 @@ def test_merge_appends_the_last_row_of_each_measurement(benchmarks, tmp_path):
 
 def test_packed_data_are_small_and_found(benchmarks, mnist_folder, tmp_path, monkeypatch):
     """MNIST byte for byte; of the others as many images as promised, with their annotations."""
-    import packing
+    from common import packing
     from fukami.data import labelled_images, mnist
     from fukami.detection import data as detection_data
     from fukami.segmentation import data as segmentation_data
@@ -172,7 +172,7 @@ def test_packed_data_are_small_and_found(benchmarks, mnist_folder, tmp_path, mon
 
 def test_wheels_that_the_other_machine_has_are_left_out(benchmarks, tmp_path, monkeypatch):
     """By name and version as other wheels require them; torch stays out in any case."""
-    import packing
+    from common import packing
 
     def download(words, **options):
         folder = Path(words[words.index("--dest") + 1])

@@ -98,7 +98,7 @@ def test_our_numbers_say_of_how_many_seeds_they_are():
 def test_pong_is_not_said_to_be_the_papers_agent():
     """Wherever its number stands, the line names the algorithm."""
     assert "Double DQN" in get_recipe("dqn").reproduced_result
-    places = [ROOT / "README.md", ROOT / "README.ja.md", *sorted((ROOT / "docs").glob("*.md"))]
+    places = [ROOT / "README.md", ROOT / "README.ja.md", *sorted((ROOT / "docs").rglob("*.md"))]
     lines = [line for path in places for line in path.read_text(encoding="utf-8").splitlines() if "19.17" in line]
     assert len(lines) >= 4
     assert all("Double DQN" in line or "not the result of the paper's DQN" in line for line in lines)

@@ -11,7 +11,7 @@ from fukami.engine.recipe import get_recipe
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "docs" / "examples" / "scale").iterdir())
-PAGES = [ROOT / "docs" / "scale.md"]
+PAGES = [ROOT / "docs" / "guides" / "multi-gpu.md"]
 
 
 def commands(path, program):

@@ -169,7 +169,7 @@ def test_buckets_are_those_of_torch(resnet50):
 
 def test_against_published_measurements():
     """Goyal et al. (2017) and Horovod's benchmark, with the hardware that they tell: within 9 points of efficiency."""
-    path = Path(__file__).parents[2] / "docs" / "figures" / "scaling.py"
+    path = Path(__file__).parents[2] / "docs" / "figures" / "scripts" / "scaling.py"
     spec = importlib.util.spec_from_file_location("scaling_figure", path)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)

@@ -120,7 +120,7 @@ def test_a_perfect_player_catches_every_ball():
 
 
 def test_what_the_best_player_wins_where_a_twentieth_is_by_chance():
-    """By backward induction over all that can be seen: what docs/dqn.md says."""
+    """By backward induction over all that can be seen: what docs/landmarks/dqn.md says."""
     columns, drifts, paddles = (each.ravel() for each in np.mgrid[:GRID_SIZE, -1:2, : GRID_SIZE - PADDLE_WIDTH + 1])
     game = Catch(len(columns))
     value = np.zeros((GRID_SIZE, 3, GRID_SIZE - PADDLE_WIDTH + 1))

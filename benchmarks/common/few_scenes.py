@@ -1,0 +1,22 @@
+"""Run a command line of fukami on few embedded scenes, where only time or memory is measured.
+
+python benchmarks/common/few_scenes.py train segnet-vgg16 --epochs 1 --out RUN
+"""
+
+import sys
+
+TRAINING, TESTING = 16, 4  # scenes
+SENTENCES = 64  # and scenes with a sentence
+
+
+def run(words: list[str]) -> None:
+    """Run the command line in this process; it leaves with SystemExit."""
+    from fukami.cli.main import main
+    from fukami.data import scenes
+
+    scenes.NUM_TRAIN, scenes.NUM_TEST, scenes.NUM_CAPTIONED = TRAINING, TESTING, SENTENCES
+    main(words)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

@@ -1,0 +1,57 @@
+"""Make the figures of ../selective-search.md, on an image that comes with scikit-image.
+
+python docs/figures/scripts/selective_search.py
+"""
+
+import sys
+from pathlib import Path
+
+from PIL import Image
+from skimage.data import coffee
+
+from fukami.selective_search import grouping, search
+from fukami.selective_search import plots as selective_search_plots
+
+HERE = Path(__file__).parents[1]
+SIDE = 380  # of the longest side of a panel
+
+
+def save(panels: list[tuple[Image.Image, str]], name: str) -> None:
+    """Write panels side by side, in few colours."""
+    path = HERE / f"selective-search-{name}.png"
+    sheet = selective_search_plots.arrange_panels(panels, len(panels))
+    sheet.quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
+    sys.stdout.write(f"{path.name}: {path.stat().st_size:,} bytes\n")
+
+
+def main() -> None:
+    """The stages, one file each."""
+    pixels = coffee()
+    image = Image.fromarray(pixels)
+    segmented = []
+    for scale in (50, 300):
+        labels = search.segment_image(pixels, scale)
+        segmented.append(
+            (selective_search_plots.draw_regions(image, labels, SIDE), f"k = {scale}: {labels.max() + 1} regions")
+        )
+    save(segmented, "segmentation")
+
+    labels = search.segment_image(pixels, 50)
+    regions = grouping.describe_regions(labels, grouping.compute_features(search.convert_color_space(pixels, "hsv")))
+    _, made = grouping.group_regions(regions, "CTSF")
+    steps = [(selective_search_plots.merge_regions(labels, made, left), left) for left in (100, 12)]
+    save(
+        [(selective_search_plots.draw_regions(image, some, SIDE), f"{left} regions are left") for some, left in steps],
+        "grouping",
+    )
+
+    boxes = search.propose_regions(pixels)
+    drawn = [
+        (selective_search_plots.draw_ranked_boxes(image, boxes, count, SIDE), f"the first {count} of {len(boxes):,}")
+        for count in (20, 100)
+    ]
+    save(drawn, "boxes")
+
+
+if __name__ == "__main__":
+    main()
