@@ -91,7 +91,7 @@ def judge(run: str, seed: int) -> None:
     for epsilon in (0, 0.05):
         command = f"fukami eval {run} --set eval_epsilon={epsilon} eval_episodes=1000"
         result, seconds = answer(command)
-        record("dqn catch judged", f"return, epsilon {epsilon}", result["return"], seed=seed, seconds=seconds,
+        record("dqn catch evaluated", f"return, epsilon {epsilon}", result["return"], seed=seed, seconds=seconds,
                command=command.replace(run, "runs/dqn"), note=f"{result['count']} episodes")  # fmt: skip
 
 

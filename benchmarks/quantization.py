@@ -214,8 +214,8 @@ def ladder(options):
     for name in options.runs or [name for name in RUNS if (options.out / name / "report.html").is_file()]:
         command = f"fukami eval {name} --precision all"
         found, seconds = answer(f"{command} --out {name}-ladder", cwd=options.out)
-        first = found["ladder"][0]
-        for step in found["ladder"]:
+        first = found["precisions"][0]
+        for step in found["precisions"]:
             values = {
                 "test accuracy": step["accuracy"],
                 "agreement with float32": step["agreement"],

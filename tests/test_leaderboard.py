@@ -74,7 +74,7 @@ def test_of_some_metrics_less_is_better(fukami, tmp_path):
     answer = fukami("board", ".")
     assert answer.out.splitlines()[0] == "digits: frechet_vgg16"
     assert cells(answer, "b")[:5] == ["1", "b", "deep-convnet", "25.0000", "20.0000"]
-    assert "less frechet_vgg16 is better" in answer.out
+    assert "lower frechet_vgg16 is better" in answer.out
 
 
 def test_map_ranks_and_what_is_nested_is_left_alone(fukami, tmp_path):
@@ -180,7 +180,7 @@ def test_different_test_parts_are_pointed_out(fukami, tmp_path):
     make(tmp_path / "a", 0.5)
     other = make(tmp_path / "b", 0.5) / "metrics.jsonl"
     other.write_text(other.read_text().replace("359", "100"))
-    assert "judged on different test parts (100, 359 items)" in fukami("board", ".").out
+    assert "evaluated on different test splits (100, 359 items)" in fukami("board", ".").out
 
 
 def test_a_real_run(fukami):
@@ -268,5 +268,5 @@ def test_a_narrow_terminal_goes_without_what_the_command_says(tmp_path):
     (found,), _ = leaderboard.load_leaderboards(tmp_path)
     wide = [column.header for column in leaderboard.build_table(found, 200).columns]
     narrow = [column.header for column in leaderboard.build_table(found, 80).columns]
-    assert wide == ["#", "run", "recipe", "accuracy", "best", "params", "mult-adds", "seconds", "epochs", "seed", "on"]
+    assert wide == ["#", "run", "recipe", "accuracy", "best", "params", "mult-adds", "seconds", "epochs", "seed", "device"]
     assert narrow == ["#", "run", "accuracy", "best", "params", "mult-adds", "seconds", "epochs"]

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from fukami import Data, Error, Recipe, Task
 from fukami.data import labelled_images
 from fukami.data.loader import InMemoryLoader
-from fukami.engine.recipe import DataSpec
 from fukami.image import io as image_io
 from fukami.image.transform import SquareTransform
 
@@ -63,7 +62,7 @@ class Copying(Task):
 class Unusual(Recipe):
     """A two-layer autoencoder of images."""
 
-    data: DataSpec = "digits"
+    data: str = "digits"
     """What to learn from: mnist, digits (embedded), or a folder or archive of images by class."""
     holdout: float = 0.2
     """Share of each class kept for testing, where the data have no test part of their own."""

@@ -1,4 +1,4 @@
-"""fukami: every landmark of deep vision under one contract.
+"""fukami: landmark models of deep vision behind one interface.
 
 >>> import fukami
 >>> recipe = fukami.get_recipe("deep-convnet")(data="mnist")
@@ -32,7 +32,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: torch takes a second that ``fukami list`` should not wait for."""
+    """Import a public name on first use: importing torch takes a second that ``fukami list`` should not wait for."""
     if name not in _MODULES:
         raise AttributeError(f"module 'fukami' has no attribute {name!r}; it has {', '.join(__all__)}")
     value = globals()[name] = getattr(importlib.import_module(f"fukami.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""``python -m fukami`` is ``fukami``; ``torchrun -m fukami`` starts several."""
+"""Entry point of ``python -m fukami`` and ``torchrun -m fukami``."""
 
 from fukami.cli.main import main
 

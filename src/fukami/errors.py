@@ -1,4 +1,4 @@
-"""What goes wrong in a way that the user can mend."""
+"""Exceptions for errors that the user can fix."""
 
 import difflib
 import errno
@@ -7,19 +7,19 @@ from contextlib import contextmanager
 
 
 class Error(Exception):
-    """A failure that the user can mend; the message says what was given, what was expected and what to do."""
+    """Base class of errors that the user can fix; the message names the value, what was expected and the fix."""
 
 
 class UsageError(Error):
-    """A wrong name, flag or combination of flags; the command line leaves with status 2."""
+    """Error for a wrong name, flag or combination of flags; the command line exits with status 2."""
 
 
 class WriteError(Error):
-    """A file that cannot be written: the disk is full, the folder is read-only or was removed.
+    """Error for a file that cannot be written: the disk is full, the folder is read-only or was removed.
 
     Args:
         path: the file.
-        error: what the operating system said.
+        error: the error of the operating system.
     """
 
     def __init__(self, path: object, error: OSError) -> None:
@@ -27,42 +27,42 @@ class WriteError(Error):
         hint = {
             errno.ENOSPC: "make room on the disk",
             errno.EDQUOT: "make room on the disk",
-            errno.ENOENT: "its folder was removed or moved: put it back, or begin a new run",
-            errno.EROFS: "make the folder writable, or give another",
-            errno.EACCES: "make the folder writable, or give another",
+            errno.ENOENT: "its folder was removed or moved: put it back, or start a new run",
+            errno.EROFS: "make the folder writable, or use another one",
+            errno.EACCES: "make the folder writable, or use another one",
         }.get(error.errno or 0, "fix the disk or the folder")
-        super().__init__(f"{self.reason}; {hint}. A training goes on from its last checkpoint with --resume")
+        super().__init__(f"{self.reason}; {hint}. --resume continues a training from its last checkpoint")
 
 
 def build_unknown_error(kind: str, name: str, choices: Iterable[str]) -> UsageError:
-    """The error for a name that does not exist, with the nearest that do."""
+    """Build the error for an unknown name, with the closest valid names."""
     names = sorted(choices)
-    near = difflib.get_close_matches(name[:100], names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"the valid ones are {', '.join(names)}"
+    matches = difflib.get_close_matches(name[:100], names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, matches))}?" if matches else f"the valid ones are {', '.join(names)}"
     return UsageError(f"unknown {kind} {name[:200]!r}; {hint}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: Python's, NumPy's and Pillow's, or torch's on a CPU or a GPU."""
+    """Return whether an error means out of memory, in Python, NumPy, Pillow or torch (CPU or GPU)."""
     return (
         isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"  # torch's, which is not imported for it
+        or type(error).__name__ == "OutOfMemoryError"  # torch.OutOfMemoryError, without importing torch
         or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
     )
 
 
 @contextmanager
 def convert_memory_errors(name: str) -> Iterator[None]:
-    """Turn a lack of memory while a file is read or predicted into an error of that file.
+    """Convert an out-of-memory error while one file is processed into an error that names the file.
 
-    Every place that works on one file at a time does so within this, so that one file cannot end a batch.
+    All code that processes one file at a time uses this context, so that one file cannot abort a batch.
 
     Raises:
-        Error: memory ran out; the file is named.
+        Error: out of memory; the message names the file.
     """
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise Error(f"{name} needs more memory than there is; make it smaller") from None
+        raise Error(f"{name} needs more memory than is available; make it smaller") from None

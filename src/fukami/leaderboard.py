@@ -1,4 +1,4 @@
-"""The runs of a folder, ranked for each data set and metric, beside what was published: a table and a page."""
+"""Leaderboard of the runs in a folder: ranks for each dataset and metric, with published results."""
 
 import functools
 import html
@@ -19,10 +19,10 @@ from rich.measure import Measurement
 from rich.table import Table
 from safetensors import safe_open
 
+from fukami.catalogue import RECIPES
 from fukami.data.labelled_images import DATASET_NAMES
 from fukami.data.parsing import exists
 from fukami.engine import checkpoint, report
-from fukami.engine.recipe import get_recipe, list_recipes
 from fukami.errors import Error, UsageError
 
 LOWER_IS_BETTER = {
@@ -39,18 +39,24 @@ LOWER_IS_BETTER = {
     "mae",
     "rmse",
     "distance",
-}  # metrics of which less is better
-SECONDARY_METRICS = ("loss", "errors", "content_loss", "style_loss", "variation")  # main only where there is no other
-PERCENT_METRICS = ("accuracy", "map", "miou")  # metrics that are shown in percent
-BUFFER_NAMES = ("running_mean", "running_var", "num_batches_tracked")  # tensors of the weights that are no parameters
-NUM_COLORS = 10  # runs with a colour and a name of their own in the figures; the others are grey
+}  # metrics for which lower is better
+SECONDARY_METRICS = (
+    "loss",
+    "errors",
+    "content_loss",
+    "style_loss",
+    "variation",
+)  # main metric only without another one
+PERCENT_METRICS = ("accuracy", "map", "miou")  # metrics shown in percent
+BUFFER_NAMES = ("running_mean", "running_var", "num_batches_tracked")  # saved tensors that are not parameters
+NUM_COLORS = 10  # runs with their own colour and legend entry in the figures; the others are grey
 MISSING = "–"
-MAX_CELL_LENGTH = 20_000  # characters of a cell, such as a command with many fields
-MAX_METRICS_BYTES = 256 << 20  # bytes of a metrics.jsonl, which has about 200 for a line
+MAX_CELL_LENGTH = 20_000  # characters of a cell, such as a command with many flags
+MAX_METRICS_BYTES = 256 << 20  # maximum size of metrics.jsonl, whose lines have about 200 bytes
 MAX_INTEGER = 1 << 62
-WIDE_CONSOLE = Console(width=10_000, markup=False, emoji=False)  # what a table is measured against
-COLUMNS = ("#", "run", "recipe", "", "best", "parameters", "multiply-adds", "seconds", "epochs", "seed", "on")
-REDUNDANT_COLUMNS = {"recipe", "seed", "on"}  # columns that the command says, too: a narrow terminal goes without them
+WIDE_CONSOLE = Console(width=10_000, markup=False, emoji=False)  # wide enough to measure the unwrapped width of a table
+COLUMNS = ("#", "run", "recipe", "", "best", "parameters", "multiply-adds", "seconds", "epochs", "seed", "device")
+REDUNDANT_COLUMNS = {"recipe", "seed", "device"}  # columns that the command also shows; omitted in a narrow terminal
 STYLE = """<style>
 .wide { overflow-x: auto; } .wide table { font-size: .88rem; } th { text-align: left; color: #666; font-weight: 500; }
 th, td { padding: .2rem .8rem .2rem 0; white-space: nowrap; } td.name, th.name { white-space: normal; }
@@ -63,7 +69,7 @@ pre div { padding-left: 4ch; text-indent: -4ch; } .note { color: #666; font-size
 
 @dataclass(frozen=True)
 class PublishedResult:
-    """A number that a paper reports."""
+    """Result reported by a paper."""
 
     method: str
     value: float
@@ -71,7 +77,7 @@ class PublishedResult:
     parameters: int | None = None
 
 
-# Accuracies on the test set, each from the paper named: 100 % less the error rate that it gives.
+# Test accuracies, each from the named paper: 100 % minus the error rate that the paper reports.
 PUBLISHED_RESULTS = {
     "mnist": (
         PublishedResult("LeNet-5, distortions", 0.9920, "LeCun et al. 1998", 60_000),
@@ -88,13 +94,13 @@ PUBLISHED_RESULTS = {
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder tells; cells that it does not tell are None or –."""
+    """Metrics and settings of one run, read from its folder; unknown values are None or –."""
 
     name: str
     recipe: str
     data: str
     evaluations: tuple[dict[str, Any], ...]
-    steps_per_epoch: float  # steps
+    steps_per_epoch: float
     parameters: int | None
     multiply_adds: int | None
     epochs: str
@@ -104,40 +110,40 @@ class Run:
 
     @property
     def metric(self) -> str:
-        """The main metric: the first that is not a count, an error or a loss; empty before the first evaluation."""
+        """Main metric: the first that is not a count, an error or a loss; empty before the first evaluation."""
         names = [name for line in self.evaluations[-1:] for name in line if name not in report.NON_METRIC_KEYS]
         return next((name for name in names if name not in SECONDARY_METRICS), names[0] if names else "")
 
     @property
     def last_value(self) -> float:
-        """The metric at the last evaluation."""
+        """Value of the main metric at the last evaluation."""
         return float(self.evaluations[-1][self.metric])
 
     @property
     def best_value(self) -> float:
-        """The metric at its best along the way."""
+        """Best value of the main metric over all evaluations."""
         values = [float(line[self.metric]) for line in self.evaluations if self.metric in line]
         return min(values, key=functools.partial(_compute_sort_key, self.metric))
 
     @property
     def seconds(self) -> float | None:
-        """Seconds of training up to the last evaluation."""
+        """Training time up to the last evaluation, in seconds."""
         return self.evaluations[-1].get("seconds") if self.evaluations else None
 
 
 @dataclass
 class Leaderboard:
-    """The runs on one data set judged by one metric, best first, and what is beside them."""
+    """Runs on one dataset, ranked by one metric, with published results."""
 
     data: str
     metric: str
     runs: list[Run] = field(default_factory=list)
     unfinished: list[Run] = field(default_factory=list)
     published: list[PublishedResult] = field(default_factory=list)
-    claims: list[str] = field(default_factory=list)  # what the papers of the recipes report, in their words
+    claims: list[str] = field(default_factory=list)  # results that the papers of the recipes report on other datasets
 
     def compute_rank(self, run: Run) -> int:
-        """From 1; equals share a rank."""
+        """Compute the rank of a run, starting at 1; ties share a rank."""
         return 1 + sum(
             _compute_sort_key(self.metric, other.last_value) < _compute_sort_key(self.metric, run.last_value)
             for other in self.runs
@@ -145,39 +151,42 @@ class Leaderboard:
 
     @property
     def title(self) -> str:
-        """The data set and the metric."""
+        """Title: the dataset and the metric."""
         return f"{self.data}: {self.metric or 'no evaluation yet'}"
 
     @property
     def notes(self) -> list[str]:
-        """What a reader should know before comparing."""
+        """Notes on the comparison: different test splits, the direction of the metric, results of the papers."""
         counts = sorted({run.evaluations[-1].get("count", 0) for run in self.runs})
-        differ = f"judged on different test parts ({', '.join(map(str, counts))} items): compare with care"
-        less = f"less {self.metric} is better" if is_lower_better(self.metric) else ""
-        return [note for note in (differ if len(counts) > 1 else "", less, *self.claims) if note]
+        different = f"evaluated on different test splits ({', '.join(map(str, counts))} items): compare with care"
+        lower = f"lower {self.metric} is better" if is_lower_better(self.metric) else ""
+        return [note for note in (different if len(counts) > 1 else "", lower, *self.claims) if note]
 
 
 def load_leaderboards(folder: Path) -> tuple[list[Leaderboard], dict[str, list[str]]]:
-    """The boards of all runs at and below ``folder``, and the names of runs by the reason why something is not known.
+    """Load the leaderboards of all runs in ``folder`` and its subfolders.
+
+    Returns:
+        The leaderboards, and the names of the runs with unknown values by the reason for it.
 
     Raises:
-        UsageError: there is no such folder.
-        Error: there are no runs in it.
+        UsageError: the folder does not exist.
+        Error: the folder contains no runs.
     """
     if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder; give the one that holds your runs, such as runs/")
-    found = sorted(path.parent for path in folder.rglob("recipe.json") if path.with_name("metrics.jsonl").is_file())
-    if not found:
+        raise UsageError(f"{folder} is not a folder; give the folder that contains your runs, such as runs/")
+    paths = sorted(path.parent for path in folder.rglob("recipe.json") if path.with_name("metrics.jsonl").is_file())
+    if not paths:
         raise Error(
-            f"there are no runs in {folder}: a run is a folder that fukami train left, with recipe.json and "
-            "metrics.jsonl in it; give the folder above your runs"
+            f"there are no runs in {folder}: a run is a folder written by fukami train, with recipe.json and "
+            "metrics.jsonl; give the folder that contains your runs"
         )
     reasons: dict[str, list[str]] = defaultdict(list)
     boards: dict[tuple[str, str], Leaderboard] = {}
-    runs = [(_resolve_dataset(run.data), run) for run in (_read_run(path, folder, reasons) for path in found)]
-    for place, run in sorted(runs, key=lambda pair: not pair[1].metric):  # what is unfinished joins the others
-        first = next((key for key in boards if key[0] == place), (place, ""))
-        board = boards.setdefault((place, run.metric) if run.metric else first, Leaderboard(run.data, run.metric))
+    runs = [(_resolve_dataset(run.data), run) for run in (_read_run(path, folder, reasons) for path in paths)]
+    for dataset, run in sorted(runs, key=lambda pair: not pair[1].metric):  # unfinished runs join an existing board
+        first = next((key for key in boards if key[0] == dataset), (dataset, ""))
+        board = boards.setdefault((dataset, run.metric) if run.metric else first, Leaderboard(run.data, run.metric))
         (board.runs if run.metric else board.unfinished).append(run)
     for board in boards.values():
         board.runs.sort(
@@ -187,18 +196,18 @@ def load_leaderboards(folder: Path) -> tuple[list[Leaderboard], dict[str, list[s
     return [boards[key] for key in sorted(boards)], dict(reasons)
 
 
-# what a run's folder tells
+# reading runs
 
 
 def _read_run(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Run:
-    """The run in a folder; whatever cannot be read is left out and named in ``reasons``."""
+    """Read the run in a folder; what cannot be read is skipped, and the reason is added to ``reasons``."""
     name = _sanitize_text(path.relative_to(folder).as_posix() if path != folder else path.resolve().name)
     record: dict[str, Any] = {}
     lines: list[bytes] = []
-    stored: int | None = None
+    saved_parameters: int | None = None
     try:
         checkpoint.check_run_files(path)
-        record, lines, stored = _read_record(path), _read_metrics_lines(path), _count_saved_parameters(path)
+        record, lines, saved_parameters = _read_record(path), _read_metrics_lines(path), _count_saved_parameters(path)
         if not record:
             reasons["recipe.json is damaged"].append(name)
     except (Error, OSError) as error:
@@ -212,35 +221,37 @@ def _read_run(path: Path, folder: Path, reasons: dict[str, list[str]]) -> Run:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             reasons["metrics.jsonl has a line that cannot be read"].append(name)
     fields = record.get("fields", {})
-    epoch = _estimate_epoch_steps(fields, evaluations)
+    steps_per_epoch = _estimate_epoch_steps(fields, evaluations)
     recipe = _sanitize_text(record.get("recipe", MISSING))
     processes = record.get("processes", 1)
-    where = _sanitize_text(f"{record.get('device', MISSING)} {record.get('precision', '')}")
+    device = _sanitize_text(f"{record.get('device', MISSING)} {record.get('precision', '')}")
     return Run(
         name=name,
         recipe=recipe,
-        data=_sanitize_text(fields.get("data", f"what {recipe} makes" if record else "unknown data")),
+        data=_sanitize_text(fields.get("data", f"no dataset ({recipe})" if record else "unknown data")),
         evaluations=tuple(evaluations),
-        steps_per_epoch=epoch,
-        parameters=_get_count(record, "parameters") or stored,
+        steps_per_epoch=steps_per_epoch,
+        parameters=_get_count(record, "parameters") or saved_parameters,
         multiply_adds=_get_count(record, "multiply_adds"),
-        epochs=_format_epochs(path, fields.get("epochs"), round(evaluations[-1]["step"] / epoch) if evaluations else 0),
+        epochs=_format_epochs(
+            path, fields.get("epochs"), round(evaluations[-1]["step"] / steps_per_epoch) if evaluations else 0
+        ),
         seed=_sanitize_text(fields.get("seed", MISSING)),
-        device=where.strip() + (_sanitize_text(f" ×{processes}") if processes != 1 else ""),
+        device=device.strip() + (_sanitize_text(f" ×{processes}") if processes != 1 else ""),
         command=_sanitize_text(record.get("command", MISSING)),
     )
 
 
 def _sanitize_text(value: object) -> str:
-    """A value for the table and the page, without characters that would control a terminal."""
-    return "".join(letter if letter.isprintable() else "�" for letter in str(value)[:MAX_CELL_LENGTH])
+    """Convert a value to text for the table and the page, without terminal control characters."""
+    return "".join(char if char.isprintable() else "�" for char in str(value)[:MAX_CELL_LENGTH])
 
 
 def _read_metrics_lines(path: Path) -> list[bytes]:
-    """The lines of ``metrics.jsonl``.
+    """Read the lines of ``metrics.jsonl``.
 
     Raises:
-        Error: it is longer than any training makes it.
+        Error: the file is larger than any training writes.
     """
     file = path / "metrics.jsonl"
     if file.stat().st_size > MAX_METRICS_BYTES:
@@ -249,108 +260,108 @@ def _read_metrics_lines(path: Path) -> list[bytes]:
 
 
 def _parse_evaluation(entry: dict[str, Any]) -> dict[str, Any]:
-    """The metrics of an evaluation.
+    """Parse the metrics of an evaluation.
 
     Raises:
-        ValueError: it names no step, or has no metric.
+        ValueError: the step or the metric is missing, or a number is out of range.
     """
     numbers = {_sanitize_text(name): value for name, value in entry.items() if type(value) in (int, float)}
     step, seconds = numbers["step"], numbers.get("seconds", 0)
     if not (numbers.keys() - report.NON_METRIC_KEYS and type(step) is int and step > 0 and 0 <= seconds < math.inf):
-        raise ValueError("no evaluation")
+        raise ValueError("not an evaluation")
     if any(type(value) is int and abs(value) > MAX_INTEGER for value in numbers.values()):
-        raise ValueError("a number that no training writes")
+        raise ValueError("a number is out of range")
     return numbers
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    """What ``recipe.json`` holds; nothing where it is damaged."""
+    """Read ``recipe.json``; return an empty dict if it is damaged."""
     try:
         if (path / "recipe.json").stat().st_size > checkpoint.MAX_RECIPE_BYTES:
             return {}
         record = json.loads((path / "recipe.json").read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    sound = isinstance(record, dict) and isinstance(record.get("fields"), dict)
-    return dict(record) if sound else {}
+    valid = isinstance(record, dict) and isinstance(record.get("fields"), dict)
+    return dict(record) if valid else {}
 
 
 def _estimate_epoch_steps(fields: dict[str, Any], evaluations: Sequence[dict[str, Any]]) -> float:
-    """The steps of an epoch: the first evaluation comes after ``eval_every`` of them, or after all of them."""
+    """Estimate the steps of an epoch: the first evaluation follows ``eval_every`` epochs, or the last one."""
     counts = [fields.get("eval_every", 1), fields.get("epochs")]
     first = evaluations[0]["step"] if evaluations else 1
     return first / min((count for count in counts if isinstance(count, int) and count > 0), default=1) or 1
 
 
 def _format_epochs(path: Path, planned: object, reached: int) -> str:
-    """The epochs of the recipe, or how many were reached where the training was left: the report is written last."""
+    """Format the epochs of the recipe, or those reached by an interrupted training: the report is written last."""
     if not isinstance(planned, int):
         return MISSING
     return str(planned) if (path / "report.html").is_file() or reached >= planned else f"{reached} of {planned}"
 
 
 def _get_count(record: dict[str, Any], name: str) -> int | None:
-    """A whole number that the training recorded."""
+    """Return an integer recorded by the training, or None if it is missing or out of range."""
     value = record.get(name)
     return value if type(value) is int and 0 <= value <= MAX_INTEGER else None
 
 
 def _count_saved_parameters(path: Path) -> int | None:
-    """Parameters by the header of the saved weights, for a run whose training recorded none."""
+    """Count the parameters in the header of the saved weights, for runs without a recorded number."""
     try:
         with safe_open(path / "weights.safetensors", "pt") as file:
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  no mapping
-    except Exception:  # not there yet, or damaged: eval says how
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  not a mapping
+    except Exception:  # not written yet, or damaged: fukami eval reports the reason
         return None
     return sum(int(math.prod(shape)) for name, shape in shapes.items() if not name.endswith(BUFFER_NAMES))
 
 
-# what is compared with what
+# comparison
 
 
 def _resolve_dataset(data: str) -> str:
-    """The same for all names of a data set: a known name, or where a path leads."""
+    """Return one identifier for all names of a dataset: its known name, or the resolved path."""
     return str(Path(data).resolve()) if data not in DATASET_NAMES and exists(Path(data)) else data
 
 
 def is_lower_better(metric: str) -> bool:
-    """Whether less of it is better; a distance such as ``frechet_vgg16`` ends with the name of a network."""
+    """Return whether lower is better; a distance such as ``frechet_vgg16`` ends with the name of a network."""
     return metric.partition("_")[0] in LOWER_IS_BETTER
 
 
 def _compute_sort_key(metric: str, value: float) -> float:
-    """Less is better, and what is not finite is worst."""
+    """Compute the sort key of a value: lower is better, and values that are not finite come last."""
     return (value if is_lower_better(metric) else -value) if math.isfinite(value) else math.inf
 
 
 def _add_published_results(board: Leaderboard) -> None:
-    """Add what was published: of the literature, and of the papers behind the recipes of the runs."""
+    """Add published results: those of the literature, and those of the papers of the runs' recipes."""
     plain = _normalize_name(Path(board.data).name.partition(".")[0])
     board.published += PUBLISHED_RESULTS.get(plain, ()) if board.metric == "accuracy" else ()
     known = {entry.value for entry in board.published}
-    for name in sorted({run.recipe for run in board.runs} & set(list_recipes())):
-        recipe = get_recipe(name)
-        source = " ".join(filter(None, (recipe.paper, str(recipe.year or ""))))
-        number = re.fullmatch(r"([\d.]+) ?% (\S+)", recipe.paper_result)
+    for name in sorted({run.recipe for run in board.runs} & set(RECIPES)):
+        entry = RECIPES[name]
+        source = f"{entry.paper} {entry.year}"
+        number = re.fullmatch(r"([\d.]+) ?% (\S+)", entry.paper_result)
         if number and board.metric == "accuracy" and _normalize_name(number[2]) == plain:
             value = round(float(number[1]) / 100, 6)
             board.published += [] if value in known else [PublishedResult(name, value, source)]
-        elif recipe.paper_result:
-            board.claims.append(f"the paper of {name} reports {recipe.paper_result} ({source})")
+        else:
+            board.claims.append(f"the paper of {name} reports {entry.paper_result} ({source})")
 
 
 def _normalize_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-# the table
+# table
 
 
 def build_rows(board: Leaderboard) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The kind of each row (run, published or unfinished) and its cells, best first, as in ``COLUMNS``."""
+    """Yield the kind of each row (run, published or unfinished) and its cells, best first, ordered as ``COLUMNS``."""
     entries: list[tuple[float, int, Run | PublishedResult]] = [
         *((_compute_sort_key(board.metric, run.last_value), 0, run) for run in board.runs),
-        *((_compute_sort_key(board.metric, each.value), 1, each) for each in board.published),
+        *((_compute_sort_key(board.metric, result.value), 1, result) for result in board.published),
     ]
     for _, _, entry in sorted(entries, key=lambda entry: entry[:2]):
         if isinstance(entry, PublishedResult):
@@ -377,7 +388,7 @@ def _format_cells(run: Run, value: str, best: str) -> tuple[str, ...]:
 
 
 def build_table(board: Leaderboard, width: int | None = None) -> Table:
-    """The board for a terminal of this width; what was published is dim and has no rank."""
+    """Build the table for a terminal of this width; published results are dim and have no rank."""
     result = _build_columns(board, COLUMNS)
     if width and Measurement.get(WIDE_CONSOLE, WIDE_CONSOLE.options, result).maximum > width:
         result = _build_columns(board, [name for name in COLUMNS if name not in REDUNDANT_COLUMNS])
@@ -387,7 +398,7 @@ def build_table(board: Leaderboard, width: int | None = None) -> Table:
 def _build_columns(board: Leaderboard, columns: Sequence[str]) -> Table:
     result = Table(box=None, pad_edge=False, title=board.title, title_justify="left", title_style="bold")
     for name in columns:
-        text = name in ("run", "recipe", "on")
+        text = name in ("run", "recipe", "device")
         heading = {"": board.metric, "parameters": "params", "multiply-adds": "mult-adds"}.get(name, name)
         result.add_column(heading, justify="left" if text else "right", no_wrap=not text, overflow="fold")
     for kind, cells in build_rows(board):
@@ -399,13 +410,13 @@ def _build_columns(board: Leaderboard, columns: Sequence[str]) -> Table:
 
 
 def format_sources(board: Leaderboard) -> str:
-    """Where the published numbers stand, in a line; empty where there are none."""
-    listed = "; ".join(f"{entry.method} ({entry.source})" for entry in board.published)
-    return f"published: {listed}" if listed else ""
+    """Format the sources of the published results as one line; empty without published results."""
+    sources = "; ".join(f"{entry.method} ({entry.source})" for entry in board.published)
+    return f"published: {sources}" if sources else ""
 
 
 def list_commands(board: Leaderboard) -> list[tuple[str, str]]:
-    """The rank (– for unfinished runs) and the command of each run."""
+    """List the rank (– for unfinished runs) and the command of each run."""
     ranked = [(str(board.compute_rank(run)), run.command) for run in board.runs]
     return ranked + [(MISSING, run.command) for run in board.unfinished]
 
@@ -415,7 +426,7 @@ def _format_metric(metric: str, value: float) -> str:
 
 
 def _format_count(number: int | None) -> str:
-    """A count in three digits: 124 k, 1.24 M."""
+    """Format a count with three digits: 124 k, 1.24 M."""
     if number is None:
         return MISSING
     scaled, powers = float(number), iter(" kMGT")
@@ -425,46 +436,46 @@ def _format_count(number: int | None) -> str:
     return f"{scaled:.3g} {unit}".strip()
 
 
-# the page
+# page
 
 
 def write_page(boards: Sequence[Leaderboard], folder: Path, out: Path) -> None:
-    """Write the page of the boards: one file that needs no others."""
+    """Write the leaderboards as one self-contained HTML page."""
     title = f"Leaderboard of {folder.resolve().name}"
     body = [STYLE, f"<h1>{html.escape(title)}</h1>"]
     for board in boards:
         body += [f"<h2>{html.escape(board.title)}</h2>", f'<div class="wide">{_render_table(board)}</div>']
         body += [f'<p class="note">{html.escape(note[0].upper() + note[1:])}.</p>' for note in board.notes]
         if board.runs:
-            body += [_demote_heading(report.render_figure("Over the training", plot_curves(board)))]
-            body += [_demote_heading(report.render_figure("Against what it costs", plot_costs(board)))]
-        listed = "".join(f"<div>{rank:>2}  {html.escape(command)}</div>" for rank, command in list_commands(board))
-        body += ["<h3>The command behind each row</h3>", f"<pre>{listed}</pre>"]
+            body += [_demote_heading(report.render_figure("Training curves", plot_curves(board)))]
+            body += [_demote_heading(report.render_figure("Cost", plot_costs(board)))]
+        commands = "".join(f"<div>{rank:>2}  {html.escape(command)}</div>" for rank, command in list_commands(board))
+        body += ["<h3>Commands</h3>", f"<pre>{commands}</pre>"]
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write_file(out, report.PAGE_TEMPLATE.format(title=html.escape(title), body="\n".join(body)).encode())
 
 
 def _demote_heading(section: str) -> str:
-    """A section of the page below that of its data set."""
+    """Demote the heading of a section by one level, below that of its dataset."""
     return section.replace("<h2>", "<h3>").replace("</h2>", "</h3>")
 
 
 def _render_table(board: Leaderboard) -> str:
     kinds = ["number", "name", "name", *["number"] * 7, ""]
-    heads = "".join(
+    headings = "".join(
         f'<th class="{kind}">{html.escape(name or board.metric)}</th>'
         for name, kind in zip(COLUMNS, kinds, strict=True)
     )
-    lines = [f"<tr>{heads}</tr>"]
+    lines = [f"<tr>{headings}</tr>"]
     for row, cells in build_rows(board):
         cells = ("published", *cells[1:]) if row == "published" else cells
-        filled = (f'<td class="{kind}">{html.escape(cell)}</td>' for cell, kind in zip(cells, kinds, strict=True))
-        lines.append(f'<tr class="{row}">{"".join(filled)}</tr>')
+        columns = (f'<td class="{kind}">{html.escape(cell)}</td>' for cell, kind in zip(cells, kinds, strict=True))
+        lines.append(f'<tr class="{row}">{"".join(columns)}</tr>')
     return f"<table>{''.join(lines)}</table>"
 
 
 def plot_curves(board: Leaderboard) -> Figure:
-    """The metric at each evaluation of every run, over epochs and over seconds."""
+    """Plot the metric at each evaluation of each run, over epochs and over seconds."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     points = [line[board.metric] for run in board.runs for line in run.evaluations if board.metric in line]
@@ -487,10 +498,10 @@ def plot_curves(board: Leaderboard) -> Figure:
 
 
 def plot_costs(board: Leaderboard) -> Figure:
-    """The metric at the end against parameters, multiply-adds and seconds, one point for each run."""
+    """Plot the final metric against parameters, multiply-adds and seconds, one point for each run."""
     figure = Figure(figsize=(10, 3.2), layout="constrained")
-    every = figure.subplots(1, 3, sharey=True)
-    for axes, name in zip(every, ("parameters", "multiply_adds", "seconds"), strict=True):
+    subplots = figure.subplots(1, 3, sharey=True)
+    for axes, name in zip(subplots, ("parameters", "multiply_adds", "seconds"), strict=True):
         known = [(number, run, getattr(run, name)) for number, run in enumerate(board.runs) if getattr(run, name)]
         for number, run, cost in reversed(known):
             axes.plot(cost, run.last_value, "o", **_choose_style(number))
@@ -511,25 +522,25 @@ def plot_costs(board: Leaderboard) -> Figure:
             axes.set_xscale("log")
             axes.set_xticks([step * 10.0**power for power in range(-2, 13) for step in (1, 3)])
             axes.xaxis.set_major_formatter(lambda cost, _: f"{cost:g}" if cost < 1000 else _format_count(round(cost)))
-            axes.set_xlim(min(costs) / 3, max(costs) * 3)  # also where all cost the same
+            axes.set_xlim(min(costs) / 3, max(costs) * 3)  # a non-empty range even if all costs are equal
             axes.minorticks_off()
         else:
             axes.set_xticks([])
-            axes.text(0.5, 0.5, "not known", ha="center", color="#888888", transform=axes.transAxes)
-        axes.set_xlabel({"multiply_adds": "multiply-adds for an image"}.get(name, name))
-    every[0].set_ylabel(board.metric)
+            axes.text(0.5, 0.5, "unknown", ha="center", color="#888888", transform=axes.transAxes)
+        axes.set_xlabel({"multiply_adds": "multiply-adds per image"}.get(name, name))
+    subplots[0].set_ylabel(board.metric)
     return figure
 
 
 def _set_axes(axes: Axes, board: Leaderboard, values: Iterable[float], show_all: bool = False) -> None:
-    """Limits that show all values, or else the better half of them well; published numbers within them as lines."""
+    """Set the limits to all values or to the better half of them; draw published results within them as lines."""
     finite = sorted(value for value in values if math.isfinite(value))
     if finite:
         worst, best = (finite[-1], finite[0]) if is_lower_better(board.metric) else (finite[0], finite[-1])
         span = abs(best - worst) or 0.02 * abs(best) or 1.0
-        reach = span if show_all else min(span, 3 * abs(best - finite[len(finite) // 2]) or span)
-        away = reach if is_lower_better(board.metric) else -reach
-        low, high = sorted((best + 1.15 * away, best - 0.15 * away))
+        extent = span if show_all else min(span, 3 * abs(best - finite[len(finite) // 2]) or span)
+        offset = extent if is_lower_better(board.metric) else -extent
+        low, high = sorted((best + 1.15 * offset, best - 0.15 * offset))
         axes.set_ylim(low, min(high, 1 + 0.03 * (1 - low)) if board.metric in PERCENT_METRICS else high)
         for entry in board.published:
             if axes.get_ylim()[0] < entry.value < axes.get_ylim()[1]:
@@ -540,7 +551,7 @@ def _set_axes(axes: Axes, board: Leaderboard, values: Iterable[float], show_all:
 
 
 def _choose_style(number: int) -> dict[str, Any]:
-    """The best runs each have a colour."""
+    """Choose the plot style of a run: the best runs have their own colour."""
     return {"color": f"C{number}"} if number < NUM_COLORS else {"color": "#cccccc", "zorder": 1}
 
 

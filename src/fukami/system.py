@@ -1,4 +1,4 @@
-"""Processors that this process may use."""
+"""Number of available CPU cores."""
 
 import math
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def count_cpus(limit_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Processors that this process may use: fewer than there are in a container with a limit, which Linux tells."""
+    """Count the CPU cores that this process may use, within its affinity mask and its container's cgroup limit."""
     affinity = getattr(os, "sched_getaffinity", None)
     count = len(affinity(0)) if affinity else os.cpu_count() or 1
     allowed, _, period = limit_file.read_text().partition(" ") if limit_file.is_file() else ("max", "", "")

@@ -1,4 +1,4 @@
-"""Where the time of a training goes."""
+"""Wall-clock time of each phase of a training."""
 
 import time
 from collections import defaultdict
@@ -8,16 +8,16 @@ from types import TracebackType
 
 import torch
 
-STEP_PHASES = ("forward", "backward", "optimizer")  # the phases that a GPU computes while the processor is ahead of it
-TRAINING_PHASES = ("data", "host to device", *STEP_PHASES, "waiting")  # what steps consist of
+STEP_PHASES = ("forward", "backward", "optimizer")  # phases that a GPU executes asynchronously
+TRAINING_PHASES = ("data", "host to device", *STEP_PHASES, "waiting")  # phases of a training step
 PHASES = (*TRAINING_PHASES, "evaluation", "checkpoint", "compilation", "other")
 
 
 class PhaseTimer:
-    """Seconds by phase; a phase inside another one is not counted in the outer one.
+    """Timer of the seconds spent in each phase; a nested phase is not counted in the outer one.
 
-    ``with clock("forward"):`` is a phase. On a GPU the processor only launches what the GPU computes later, so events
-    of the GPU time the phases of a step there, those of its last uncaptured step.
+    ``with clock("forward"):`` is a phase. A GPU executes kernels asynchronously, so CUDA events time the phases of a
+    step there: those of the last step outside a CUDA graph.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -26,23 +26,23 @@ class PhaseTimer:
         self.entry_counts: defaultdict[str, int] = defaultdict(int)
         self.events: dict[str, tuple[torch.cuda.Event, torch.cuda.Event]] = {}
         self.phase, self.phase_start = "other", time.monotonic()
-        self.override = ""  # the phase that everything counts for while it lasts, whatever is entered
-        self.step = -1  # the training's, once it steps, for whoever asks what this process is doing
+        self.override = ""  # phase that all time counts for inside count_as()
+        self.step = -1  # current training step, read by the watchdog; -1 before the first step
 
     def __call__(self, phase: str) -> "TimedPhase":
-        """A context in which the time counts for the phase."""
+        """Return a context whose time counts for the phase."""
         return TimedPhase(self, phase)
 
     def switch(self, phase: str) -> str:
-        """From now on the time counts for this phase; returns the one before."""
+        """Count the time for this phase from now on, and return the previous phase."""
         now = time.monotonic()
         self.seconds[self.override or self.phase] += now - self.phase_start
-        before, self.phase, self.phase_start = self.phase, phase, now
-        return before
+        previous, self.phase, self.phase_start = self.phase, phase, now
+        return previous
 
     @contextmanager
     def count_as(self, phase: str) -> Iterator[None]:
-        """Count all time in the context for the phase, whatever is entered there; an empty name changes nothing."""
+        """Count all time in the context for the phase, nested phases included; an empty name has no effect."""
         if not phase:
             yield
             return
@@ -55,48 +55,53 @@ class PhaseTimer:
             self.override = ""
 
     def compute_seconds(self, num_steps: int) -> dict[str, float]:
-        """Seconds of each phase so far, in the order of :data:`PHASES`, of which ``num_steps`` training steps are part.
+        """Compute the seconds of each phase so far, in the order of :data:`PHASES`.
 
-        On a GPU the time that steps took and were waited for is shared out among their phases as its events say; what
-        the GPU did not compute in is still waiting.
+        On a GPU, the time of the steps and of waiting for them is distributed over the phases in proportion to their
+        CUDA events. The time in which the GPU was idle stays in ``waiting``.
+
+        Args:
+            num_steps: number of training steps in that time.
         """
         self.switch(self.phase)
         seconds = dict(self.seconds)
         if self.events:
-            for _, ended in self.events.values():
-                ended.synchronize()  # a step may have been launched just now, and what is computed still is not timed
+            for _, end in self.events.values():
+                end.synchronize()  # the last step may still be running, and a pending event has no time
             busy = {
-                phase: begun.elapsed_time(ended) / 1e3 * self.entry_counts[phase]
-                for phase, (begun, ended) in self.events.items()
+                phase: start.elapsed_time(end) / 1e3 * self.entry_counts[phase]
+                for phase, (start, end) in self.events.items()
             }
-            whole = sum(seconds.get(phase, 0.0) for phase in (*STEP_PHASES, "waiting"))
-            captured = num_steps / max(self.entry_counts["optimizer"], 1)  # replays of a captured step enter no phase
-            factor = min(captured, whole / max(sum(busy.values()), 1e-9))
+            total = sum(seconds.get(phase, 0.0) for phase in (*STEP_PHASES, "waiting"))
+            steps_per_entry = num_steps / max(
+                self.entry_counts["optimizer"], 1
+            )  # a replayed CUDA graph enters no phase
+            factor = min(steps_per_entry, total / max(sum(busy.values()), 1e-9))
             seconds |= {phase: factor * busy[phase] for phase in busy}
-            seconds["waiting"] = whole - sum(seconds[phase] for phase in busy)
+            seconds["waiting"] = total - sum(seconds[phase] for phase in busy)
         return {phase: seconds[phase] for phase in PHASES if seconds.get(phase, 0.0) > 0}
 
     def add(self, seconds: dict[str, float]) -> None:
-        """Count what was spent before this process took over."""
+        """Add seconds per phase, such as those measured before a training was resumed."""
         for phase, value in seconds.items():
             self.seconds[phase] += value
 
 
 class TimedPhase:
-    """A context of :class:`PhaseTimer`; a class, since a generator would cost a step of a small network its time."""
+    """Context of :class:`PhaseTimer`; a class, because a generator would slow down the steps of small networks."""
 
     def __init__(self, timer: PhaseTimer, phase: str) -> None:
         self.timer, self.phase = timer, phase
 
     def __enter__(self) -> None:
-        clock = self.timer
-        self.previous = clock.switch(self.phase)
-        self.is_timed = clock.on_gpu and self.phase in STEP_PHASES and not torch.cuda.is_current_stream_capturing()
+        timer = self.timer
+        self.previous = timer.switch(self.phase)
+        self.is_timed = timer.on_gpu and self.phase in STEP_PHASES and not torch.cuda.is_current_stream_capturing()
         if self.is_timed:
-            clock.entry_counts[self.phase] += 1
-            if self.phase not in clock.events:
-                clock.events[self.phase] = (_create_event(), _create_event())
-            clock.events[self.phase][0].record()
+            timer.entry_counts[self.phase] += 1
+            if self.phase not in timer.events:
+                timer.events[self.phase] = (_create_event(), _create_event())
+            timer.events[self.phase][0].record()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self.is_timed:

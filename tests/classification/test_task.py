@@ -618,7 +618,7 @@ def test_find_lr(fukami, tmp_path):
     (found,) = answer.json
     assert found["figure"] == "a/lr.png"
     assert 5 <= found["steps"] <= 10
-    assert 1e-5 <= found["lr"] <= found["most"] <= 1
+    assert 1e-5 <= found["lr"] <= found["min_loss_lr"] <= 1
     with Image.open(tmp_path / "a" / "lr.png") as drawn:
         assert drawn.format == "PNG"
     assert fukami("find-lr", "deep-convnet", *words).json == answer.json

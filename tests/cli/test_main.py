@@ -1,4 +1,4 @@
-"""The command line is a contract: names, formats, exit statuses."""
+"""The command line: names of commands and options, output formats and exit statuses."""
 
 import json
 import re
@@ -20,32 +20,32 @@ QUICK = ["--epochs", "1", "--batch-size", "100"]
 
 
 def test_help_names_every_command(fukami):
-    answer = fukami("--help")
-    assert answer.status == 0
-    assert [line.split()[0] for line in answer.out.splitlines() if line.startswith("  ")] == COMMANDS
-    assert [line for line in answer.out.splitlines() if line.endswith(":")] == [
+    result = fukami("--help")
+    assert result.status == 0
+    assert [line.split()[0] for line in result.out.splitlines() if line.startswith("  ")] == COMMANDS
+    assert [line for line in result.out.splitlines() if line.endswith(":")] == [
         "data:",
         "training:",
         "models:",
         "tools:",
     ]
-    assert max(map(len, answer.out.splitlines())) <= 80
-    assert fukami().out == answer.out
+    assert max(map(len, result.out.splitlines())) <= 80
+    assert fukami().out == result.out
 
 
 def test_version(fukami):
-    assert fukami("--version").out == "fukami 0.1.0\n"
+    assert fukami("--version").out == "fukami 0.2.0\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(fukami, command):
-    answer = fukami(command, "--help")
-    assert answer.status == 0
-    assert command in answer.out
+    result = fukami(command, "--help")
+    assert result.status == 0
+    assert command in result.out
 
 
 def test_options_of_train_are_these(fukami):
-    """A snapshot: whoever adds or renames an option of a run sees it here."""
+    """Snapshot of the options, so that additions and renames are noticed."""
     text = fukami("train", "deep-convnet", "--help").out
     options = {word.strip(",") for word in text.split() if re.match("--[a-z]", word)}
     run = {
@@ -72,13 +72,13 @@ def test_options_of_train_are_these(fukami):
 
 
 def test_list(fukami):
-    answer = fukami("list")
-    assert answer.status == 0
-    (row,) = [line for line in answer.out.splitlines() if line.startswith("deep-convnet ")]
+    result = fukami("list")
+    assert result.status == 0
+    (row,) = [line for line in result.out.splitlines() if line.startswith("deep-convnet ")]
     assert all(fact in row for fact in ("classification", "2016", "99.35 %", "Saitoh"))
-    assert "resnet152 " not in answer.out  # without a result of ours
-    every = fukami("list", "--all").out.splitlines()
-    assert [line.split()[0] for line in every[1:]] == list(RECIPES)
+    assert "resnet152 " not in result.out  # no measured result
+    lines = fukami("list", "--all").out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(RECIPES)
 
 
 @pytest.mark.parametrize(
@@ -115,23 +115,23 @@ def test_list(fukami):
         (["train", "deep-convnet", "--augment", "flip", "--augment=hue"], "--augment is given twice"),
     ],
 )
-def test_wrong_usage_leaves_with_2_and_says_what_is_right(fukami, words, hint):
-    answer = fukami(*words)
-    assert answer.status == 2, answer
-    assert hint in answer.err
-    assert answer.out == ""
-    assert "Traceback" not in answer.err
+def test_usage_error_exits_with_2_and_names_the_fix(fukami, words, hint):
+    result = fukami(*words)
+    assert result.status == 2, result
+    assert hint in result.err
+    assert result.out == ""
+    assert "Traceback" not in result.err
 
 
 def test_train_eval_predict(fukami, digit_files, tmp_path):
-    answer = fukami("train", "deep-convnet", *QUICK)
-    assert answer.status == 0, answer.err
-    (result,) = answer.json
-    assert result["run"] == "runs/deep-convnet"
-    assert result["count"] == 359
-    assert result["errors"] == round((1 - result["accuracy"]) * 359)
-    assert "test accuracy" in answer.err
-    assert "report: runs/deep-convnet/report.html" in answer.err
+    result = fukami("train", "deep-convnet", *QUICK)
+    assert result.status == 0, result.err
+    (metrics,) = result.json
+    assert metrics["run"] == "runs/deep-convnet"
+    assert metrics["count"] == 359
+    assert metrics["errors"] == round((1 - metrics["accuracy"]) * 359)
+    assert "test accuracy" in result.err
+    assert "report: runs/deep-convnet/report.html" in result.err
     run = tmp_path / "runs" / "deep-convnet"
     assert {path.name for path in run.iterdir()} == {
         "weights.safetensors", "recipe.json", "metrics.jsonl", "manifest.jsonl", "last.ckpt",
@@ -142,16 +142,16 @@ def test_train_eval_predict(fukami, digit_files, tmp_path):
     assert record["fields"]["epochs"] == 1
     assert record["labels"] == list("0123456789")
 
-    (judged,) = fukami("eval", "runs/deep-convnet").json
-    assert {key: judged[key] for key in ("accuracy", "errors", "count")} == {
-        key: result[key] for key in ("accuracy", "errors", "count")
+    (evaluated,) = fukami("eval", "runs/deep-convnet").json
+    assert {key: evaluated[key] for key in ("accuracy", "errors", "count")} == {
+        key: metrics[key] for key in ("accuracy", "errors", "count")
     }
     assert fukami("eval", "runs/deep-convnet", "--data", "digits").json[0]["count"] == 359
 
     files = sorted(digit_files.rglob("*.png"))[:3]
-    answer = fukami("predict", "runs/deep-convnet", *files, "--out", "drawn")
-    assert answer.status == 0
-    for line, file in zip(answer.json, files, strict=True):
+    result = fukami("predict", "runs/deep-convnet", *files, "--out", "drawn")
+    assert result.status == 0
+    for line, file in zip(result.json, files, strict=True):
         assert line["file"] == str(file)
         assert isinstance(line["label"], str)
         assert 0 < line["probability"] <= 1
@@ -162,7 +162,7 @@ def test_train_eval_predict(fukami, digit_files, tmp_path):
     Image.open(tmp_path / "drawn" / files[0].name).verify()
 
 
-def test_each_run_gets_a_folder_of_its_own(fukami, pageless, tmp_path):
+def test_each_run_gets_its_own_folder(fukami, pageless, tmp_path):
     for expected in ("runs/deep-convnet", "runs/deep-convnet-2", "runs/deep-convnet-3"):
         assert fukami("train", "deep-convnet", *QUICK).json[0]["run"] == expected
     resumed = fukami("train", "deep-convnet", "--resume")
@@ -170,55 +170,55 @@ def test_each_run_gets_a_folder_of_its_own(fukami, pageless, tmp_path):
     assert resumed.json[0]["run"] == "runs/deep-convnet-3"
 
 
-def test_a_folder_in_use_is_refused_unless_resumed(fukami, trained, tmp_path):
-    before = {path.name: path.read_bytes() for path in trained.iterdir()}
-    answer = fukami("train", "deep-convnet", "--out", trained)
-    assert answer.status == 2
-    assert "--resume" in answer.err
-    assert {path.name: path.read_bytes() for path in trained.iterdir()} == before
+def test_used_folder_is_rejected_unless_resumed(fukami, trained, tmp_path):
+    contents = {path.name: path.read_bytes() for path in trained.iterdir()}
+    result = fukami("train", "deep-convnet", "--out", trained)
+    assert result.status == 2
+    assert "--resume" in result.err
+    assert {path.name: path.read_bytes() for path in trained.iterdir()} == contents
 
     other = fukami("train", "deep-convnet", "--out", trained, "--resume", "--lr", "0.5")
     assert other.status == 2
     assert "lr 0.002, not 0.5" in other.err
 
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "thesis.txt").write_text("precious")
     for words in ([], ["--resume"]):
-        assert fukami("train", "deep-convnet", "--out", "mine", *words).status == 2
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
-    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+        assert fukami("train", "deep-convnet", "--out", "used", *words).status == 2
+    assert (tmp_path / "used" / "thesis.txt").read_text() == "precious"
+    assert [path.name for path in (tmp_path / "used").iterdir()] == ["thesis.txt"]
 
 
-def test_resume_of_a_finished_run_tells_its_result_again(fukami, trained):
+def test_resuming_a_finished_run_returns_its_result(fukami, trained):
     weights = (trained / "weights.safetensors").read_bytes()
-    answer = fukami("train", "deep-convnet", "--out", trained, "--resume")
-    assert answer.status == 0, answer.err
-    assert answer.json[0]["accuracy"] == fukami("eval", trained).json[0]["accuracy"]
+    result = fukami("train", "deep-convnet", "--out", trained, "--resume")
+    assert result.status == 0, result.err
+    assert result.json[0]["accuracy"] == fukami("eval", trained).json[0]["accuracy"]
     assert (trained / "weights.safetensors").read_bytes() == weights
 
 
-def test_shipped_weights_answer_right_after_installation(fukami, digit_files):
-    """Digits of another data set, drawn large and dark on light, are mostly read right."""
+def test_shipped_weights_predict_without_setup(fukami, digit_files):
+    """Digits of another dataset, enlarged and dark on light, are mostly classified correctly."""
     files = sorted(digit_files.rglob("*.png"))
-    answer = fukami("predict", "deep-convnet", digit_files)
-    assert answer.status == 0
-    assert [line["file"] for line in answer.json] == list(map(str, files))
-    right = sum(line["label"] == file.parent.name for line, file in zip(answer.json, files, strict=True))
-    assert right >= 0.85 * len(files)
+    result = fukami("predict", "deep-convnet", digit_files)
+    assert result.status == 0
+    assert [line["file"] for line in result.json] == list(map(str, files))
+    num_correct = sum(line["label"] == file.parent.name for line, file in zip(result.json, files, strict=True))
+    assert num_correct >= 0.85 * len(files)
 
 
-def test_a_bad_file_among_good_ones_is_named_and_the_rest_answered(fukami, digit_files, tmp_path):
+def test_bad_file_is_named_and_the_others_are_predicted(fukami, digit_files, tmp_path):
     good = sorted(digit_files.rglob("*.png"))[:2]
     (tmp_path / "text.png").write_text("not an image")
-    answer = fukami("predict", "deep-convnet", good[0], "text.png", "missing.png", good[1])
-    assert answer.status == 1
-    assert [line["file"] for line in answer.json] == list(map(str, good))
-    assert "text.png" in answer.err
-    assert "missing.png" in answer.err
-    assert "Traceback" not in answer.err
+    result = fukami("predict", "deep-convnet", good[0], "text.png", "missing.png", good[1])
+    assert result.status == 1
+    assert [line["file"] for line in result.json] == list(map(str, good))
+    assert "text.png" in result.err
+    assert "missing.png" in result.err
+    assert "Traceback" not in result.err
 
 
-def test_drawn_answers_of_files_with_one_name_are_all_kept(fukami, digit_files, tmp_path):
+def test_drawings_of_files_with_equal_names_are_all_kept(fukami, digit_files, tmp_path):
     for folder in ("a", "b", "c"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "x.png").write_bytes(next(digit_files.rglob("*.png")).read_bytes())
@@ -228,96 +228,96 @@ def test_drawn_answers_of_files_with_one_name_are_all_kept(fukami, digit_files, 
 
 
 def test_ensemble_averages_probabilities(fukami, trained, digit_files, tmp_path):
-    """Against the average worked out by hand from the members' own answers."""
+    """Compared with the average of the members' predictions."""
     fukami("train", "deep-convnet", *QUICK, "--seed", "1", "--out", "second")
     file = next(digit_files.rglob("*.png"))
     members = [fukami("predict", run, file).json[0]["ranking"] for run in (trained, "second")]
-    together = fukami("predict", trained, "second", file).json[0]["ranking"]
-    for entry in together:
-        each = [next(e["probability"] for e in ranking if e["label"] == entry["label"]) for ranking in members]
-        assert entry["probability"] == pytest.approx(sum(each) / 2, abs=1e-5)
-    judged = fukami("eval", trained, "second").json[0]
-    assert judged["count"] == 359
-    assert judged["runs"] == [str(trained), "second"]
+    ensemble = fukami("predict", trained, "second", file).json[0]["ranking"]
+    for entry in ensemble:
+        probabilities = [next(e["probability"] for e in ranking if e["label"] == entry["label"]) for ranking in members]
+        assert entry["probability"] == pytest.approx(sum(probabilities) / 2, abs=1e-5)
+    metrics = fukami("eval", trained, "second").json[0]
+    assert metrics["count"] == 359
+    assert metrics["runs"] == [str(trained), "second"]
 
 
-def test_ensemble_of_strangers_is_refused(fukami, trained):
+def test_ensemble_with_different_inputs_is_rejected(fukami, trained):
     fukami("train", "deep-convnet", *QUICK, "--size", "20", "--out", "small")
-    answer = fukami("eval", trained, "small")
-    assert answer.status == 2
-    assert "same way" in answer.err
+    result = fukami("eval", trained, "small")
+    assert result.status == 2
+    assert "same way" in result.err
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_eval_at_each_precision(fukami, trained, precision):
     exact = fukami("eval", trained).json[0]
-    answer = fukami("eval", trained, "--precision", precision).json[0]
-    assert answer["precision"] == precision
-    assert abs(answer["errors"] - exact["errors"]) <= 3
+    result = fukami("eval", trained, "--precision", precision).json[0]
+    assert result["precision"] == precision
+    assert abs(result["errors"] - exact["errors"]) <= 3
 
 
 def test_eval_on_folders(fukami, trained, digit_files, tmp_path):
-    """Data new to the run are judged whole; classes are matched by name; unknown classes are named."""
+    """A new dataset is evaluated as a whole, with classes matched by name; unknown classes are named."""
     assert fukami("eval", trained, "--data", digit_files).json[0]["count"] == 40
     some = tmp_path / "some"
     for label in ("3", "7"):
         (some / label).mkdir(parents=True)
         for file in (digit_files / label).iterdir():
             (some / label / file.name).write_bytes(file.read_bytes())
-    answer = fukami("eval", trained, "--data", "some")
-    assert answer.json[0]["count"] == len(list(some.rglob("*.png")))
-    assert answer.json[0]["accuracy"] > 0.5
+    result = fukami("eval", trained, "--data", "some")
+    assert result.json[0]["count"] == len(list(some.rglob("*.png")))
+    assert result.json[0]["accuracy"] > 0.5
     (some / "7").rename(some / "cat")
-    answer = fukami("eval", trained, "--data", "some")
-    assert answer.status == 2
-    assert "cat" in answer.err
+    result = fukami("eval", trained, "--data", "some")
+    assert result.status == 2
+    assert "cat" in result.err
 
 
-def test_train_on_a_folder_of_colour_images(fukami, random, tmp_path):
-    """Red against blue, in parts of their own: learned at once, and judged on the test part."""
-    for part, count in (("train", 30), ("test", 8)):
+def test_train_on_a_folder_of_color_images(fukami, random, tmp_path):
+    """Red and blue images with train and test folders: learned quickly, evaluated on the test split."""
+    for split, count in (("train", 30), ("test", 8)):
         for label, channel in (("red", 0), ("blue", 2)):
-            folder = tmp_path / "colours" / part / label / "nested"
+            folder = tmp_path / "colors" / split / label / "nested"
             folder.mkdir(parents=True)
             for number in range(count):
                 pixels = random.integers(0, 90, (40, 60, 3), dtype="uint8")
                 pixels[..., channel] += 150
                 Image.fromarray(pixels).save(folder / f"{number}.jpg")
-    (tmp_path / "colours" / "train" / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    words = ["--data", "colours", "--size", "32", "--channels", "3", "--epochs", "15", "--batch-size", "20"]
-    answer = fukami("train", "deep-convnet", *words, "--out", "run")
-    assert answer.status == 0, answer.err
-    assert answer.json[0]["count"] == 16
-    assert answer.json[0]["accuracy"] == 1
-    assert fukami("predict", "run", tmp_path / "colours/test/red/nested/0.jpg").json[0]["label"] == "red"
+    (tmp_path / "colors" / "train" / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    words = ["--data", "colors", "--size", "32", "--channels", "3", "--epochs", "15", "--batch-size", "20"]
+    result = fukami("train", "deep-convnet", *words, "--out", "run")
+    assert result.status == 0, result.err
+    assert result.json[0]["count"] == 16
+    assert result.json[0]["accuracy"] == 1
+    assert fukami("predict", "run", tmp_path / "colors/test/red/nested/0.jpg").json[0]["label"] == "red"
 
 
 def test_private_recipe(fukami, tmp_path):
-    """A recipe of one's own needs no fork; its run is judged like any other."""
+    """A private recipe is trained and evaluated like a built-in one."""
     source = (
         "from dataclasses import dataclass\n"
         "from fukami.classification.deep_convnet import DeepConvNet\n"
         "@dataclass(frozen=True, kw_only=True)\n"
-        "class Mine(DeepConvNet):\n"
-        '    """Mine."""\n'
+        "class PrivateRecipe(DeepConvNet):\n"
+        '    """Private recipe."""\n'
         "    epochs: int = 1\n"
-        '    """Passes."""\n'
+        '    """Number of epochs."""\n'
     )
     (tmp_path / "my_recipe.py").write_text(source)
-    answer = fukami("train", "./my_recipe.py", "--lr", "3e-4")
-    assert answer.status == 0, answer.err
-    assert answer.json[0]["run"] == "runs/my-recipe"
-    judged = fukami("eval", "runs/my-recipe", "--recipe", "my_recipe.py")
-    assert judged.json[0]["accuracy"] == answer.json[0]["accuracy"]
+    result = fukami("train", "./my_recipe.py", "--lr", "3e-4")
+    assert result.status == 0, result.err
+    assert result.json[0]["run"] == "runs/my-recipe"
+    evaluated = fukami("eval", "runs/my-recipe", "--recipe", "my_recipe.py")
+    assert evaluated.json[0]["accuracy"] == result.json[0]["accuracy"]
 
     (tmp_path / "broken.py").write_text("import nothing_of_that_name")
-    answer = fukami("train", "./broken.py")
-    assert answer.status == 1
-    assert "nothing_of_that_name" in answer.err
+    result = fukami("train", "./broken.py")
+    assert result.status == 1
+    assert "nothing_of_that_name" in result.err
 
 
-def test_few_frames_between_the_command_and_the_loss(fukami, tmp_path):
-    """At most 5 frames of our code, in 4 files, from the command to the line that computes the loss."""
+def test_call_stack_from_command_to_loss_is_short(fukami, tmp_path):
+    """The path from the command to the computation of the loss has 5 frames in 4 files."""
     (tmp_path / "deep.py").write_text(
         "import traceback\n"
         "from fukami.classification.deep_convnet import DeepConvNet\n"
@@ -332,25 +332,25 @@ def test_few_frames_between_the_command_and_the_loss(fukami, tmp_path):
         "        task.model.forward = forward\n"
         "        return task\n"
     )
-    answer = fukami("train", "./deep.py")
-    assert answer.status == 0, answer.err
-    frames, files = map(int, answer.out.split())
+    result = fukami("train", "./deep.py")
+    assert result.status == 0, result.err
+    frames, files = map(int, result.out.split())
     assert (frames, files) == (5, 4)
 
 
-def test_python_is_as_short(trained, digit_files, tmp_path):
+def test_python_api(trained, digit_files, tmp_path):
     recipe = package.get_recipe("deep-convnet")(epochs=1)
-    result = package.train(recipe, tmp_path / "run")
+    metrics = package.train(recipe, tmp_path / "run")
     task = package.load(tmp_path / "run")
-    judged = task.evaluate(recipe.load_data().val)
-    assert judged["errors"] == result["errors"]
+    evaluated = task.evaluate(recipe.load_data().val)
+    assert evaluated["errors"] == metrics["errors"]
     image = Image.open(next(digit_files.rglob("*.png")))
-    (answer,) = task.predict([image])
-    assert set(answer) == {"label", "probability", "ranking"}
+    (prediction,) = task.predict([image])
+    assert set(prediction) == {"label", "probability", "ranking"}
     assert load_file(tmp_path / "run" / "weights.safetensors").keys() >= {"model.0.weight"}
 
 
-def test_a_reader_that_stops_reading_gets_no_traceback(trained, digit_files):
+def test_closed_output_pipe_gives_no_traceback(trained, digit_files):
     command = [sys.executable, "-m", "fukami", "predict", str(trained), str(digit_files)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()

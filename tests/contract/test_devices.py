@@ -257,7 +257,7 @@ TOLERANCES = {
     "dqn": (1e-3, 1e-3, 1e-2),
     "style": (1e-3, 1e-2, 5e-2),
 }
-COUNTS = ("accuracy", "told_apart", "right")  # shares of a few decisions, each of which rounding may turn round
+COUNTS = ("accuracy", "discriminator_accuracy", "right")  # shares of a few decisions, each of which rounding may turn round
 
 
 @on_both("deep-convnet", "vgg-detector", "fcn", "captioner", "dcgan", "dqn")
@@ -534,8 +534,8 @@ def classes_alike(one, other):
 
 def shares_alike(one, other):
     """The classes of all but a few pixels; one that is nearly nowhere may be there or not."""
-    for label in one["shares"].keys() | other["shares"].keys():
-        assert one["shares"].get(label, 0) == pytest.approx(other["shares"].get(label, 0), abs=0.01), label
+    for label in one["fractions"].keys() | other["fractions"].keys():
+        assert one["fractions"].get(label, 0) == pytest.approx(other["fractions"].get(label, 0), abs=0.01), label
 
 
 def boxes_alike(one, other):

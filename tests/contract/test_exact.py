@@ -329,10 +329,10 @@ def test_what_has_changed_is_found_among_many(tmp_path):
     assert "10 removed (" in said
     assert "2 changed ('10.png', '11.png')" in said
     assert "7 moved between training and validation (" in said
-    assert Manifest(Listed(train[::-1]), Listed(val), ("x",)).compare(tmp_path, digest) == "another order"
-    assert Manifest(Listed(train), Listed(val), ("y",)).compare(tmp_path, digest) == "other names of classes"
+    assert Manifest(Listed(train[::-1]), Listed(val), ("x",)).compare(tmp_path, digest) == "different order"
+    assert Manifest(Listed(train), Listed(val), ("y",)).compare(tmp_path, digest) == "different class names"
     (tmp_path / "manifest.jsonl").write_bytes(b"[" * 100_000)
-    assert "is missing, or is not the list" in now.compare(tmp_path, digest)
+    assert "is missing or does not belong" in now.compare(tmp_path, digest)
 
 
 @pytest.mark.parametrize("memory", [4.0, 0.0], ids=["memory", "stream"])

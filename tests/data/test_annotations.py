@@ -175,7 +175,7 @@ def test_an_encoding_that_nobody_knows(tmp_path, caplog):
     text = xml(thing("dog", (1, 1, 9, 9)))
     voc(tmp_path, {"a": text, "x": f'<?xml version="1.0" encoding="klingon"?>{text}'})
     assert Path(one(tmp_path)[0].name).stem == "a"
-    assert "x.xml, line 1: is not in klingon, as it says; save it in UTF-8" in caplog.text
+    assert "x.xml, line 1: is not in klingon, its declared encoding; save it in UTF-8" in caplog.text
 
 
 def test_the_image_that_a_file_names(tmp_path):
@@ -196,7 +196,7 @@ def test_missing_images_and_broken_files_are_left_out_and_named(tmp_path, caplog
         sample, _ = one(tmp_path)
     assert Path(sample.name).stem == "d"
     assert "3 of 4 images are left out" in caplog.text
-    assert "c.xml, line 3: is no XML (mismatched tag" in caplog.text
+    assert "c.xml, line 3: is not XML (mismatched tag" in caplog.text
     assert "a.xml, line 3: its image" in caplog.text
     assert "b.jpg is empty" in caplog.text
     with pytest.raises(Error, match="3 images are broken, and --max-broken allows 2"):
@@ -425,10 +425,10 @@ def test_yaml_of_yolo(tmp_path, names, layout):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("names: [cat\ntrain: x", r"data.yaml, line \d: is no YAML"),
+        ("names: [cat\ntrain: x", r"data.yaml, line \d: is not valid YAML"),
         ("names: [cat]\ntrain: nowhere", "names nowhere, and there is no"),
-        ("names: {a: cat}\ntrain: images", "names should be a list"),
-        ("names: 7\ntrain: images", "names should be a list"),
+        ("names: {a: cat}\ntrain: images", "names must be a list"),
+        ("names: 7\ntrain: images", "names must be a list"),
         ("names: absent.txt\ntrain: images", r"names absent.txt, and there is no"),
         ("names: [cat]\ntrain: images\nval: ../test/images", r"names \.\./test/images, and there is no"),
     ],
@@ -446,7 +446,7 @@ def test_yolo_without_names(tmp_path):
         detection_data.load_dataset(str(tmp_path), 0.0)
     for content in ("train: images\nnames:\n", "train: images\n"):
         (tmp_path / "data.yaml").write_text(content)
-        with pytest.raises(Error, match=r"names should be a list, .* got None"):
+        with pytest.raises(Error, match=r"names must be a list, .* got None"):
             detection_data.load_dataset(str(tmp_path / "data.yaml"), 0.0)
 
 

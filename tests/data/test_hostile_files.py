@@ -1,4 +1,4 @@
-"""Data that somebody else made: nothing outside is read or written, and nothing small becomes large."""
+"""Untrusted datasets: nothing outside of them is read or written, and small files do not expand to large data."""
 
 import bz2
 import gzip
@@ -30,12 +30,12 @@ from fuzz_cases import LAUGHS, OUTSIDE, QUADRATIC, bomb, png
 
 @pytest.fixture
 def cache():
-    """The folder that archives are unpacked into."""
+    """Return the folder that archives are unpacked into."""
     return Path(os.environ["XDG_CACHE_HOME"]) / "fukami" / "unpacked"
 
 
-def tarred(path, members, mode="w", **options):
-    """A tar archive of names, contents and kinds."""
+def write_tar(path, members, mode="w", **options):
+    """Write a tar archive of names, contents and member types."""
     with tarfile.open(path, mode, **options) as archive:
         for name, content, *kind in members:
             member = tarfile.TarInfo(name)
@@ -46,34 +46,34 @@ def tarred(path, members, mode="w", **options):
     return path
 
 
-def zipped(path, members):
-    """A zip archive of names and contents."""
+def write_zip(path, members):
+    """Write a zip archive of names and contents."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members:
             archive.writestr(name, content)
     return path
 
 
-def refused(archive, words, cache):
-    """The archive is refused for this reason, and nothing of it is left."""
-    before = set(archive.parent.rglob("*"))
-    with pytest.raises(Error, match=words):
+def assert_refused(archive, message, cache):
+    """Assert that the archive is refused with this message, and that no file is left."""
+    files_before = set(archive.parent.rglob("*"))
+    with pytest.raises(Error, match=message):
         archives.unpack(archive)
     assert list(cache.iterdir()) == []
-    assert set(archive.parent.rglob("*")) == before
+    assert set(archive.parent.rglob("*")) == files_before
 
 
 # ---- archives --------------------------------------------------------------------------------------------------------
 
-LEADS_OUT = ["../out.png", "a/../../out.png", "/tmp/fukami-out.png", "..", "a\\..\\..\\out.png", "C:/out.png"]
+OUTSIDE_NAMES = ["../out.png", "a/../../out.png", "/tmp/fukami-out.png", "..", "a\\..\\..\\out.png", "C:/out.png"]
 
 
-@pytest.mark.parametrize("name", LEADS_OUT)
+@pytest.mark.parametrize("name", OUTSIDE_NAMES)
 @pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_no_member_of_an_archive_is_written_outside(kind, name, tmp_path, cache):
+def test_archive_members_are_not_written_outside(kind, name, tmp_path, cache):
     members = [("a/1.png", png()), (name, b"out"), ("b/2.png", png())]
-    archive = (tarred if kind == "tar" else zipped)(tmp_path / f"x.{kind}", members)
-    refused(archive, "leads out of it", cache)
+    archive = (write_tar if kind == "tar" else write_zip)(tmp_path / f"x.{kind}", members)
+    assert_refused(archive, "leads outside it", cache)
     assert not Path("/tmp/fukami-out.png").exists()
 
 
@@ -88,58 +88,60 @@ def test_no_member_of_an_archive_is_written_outside(kind, name, tmp_path, cache)
         (tarfile.GNUTYPE_SPARSE, ""),
     ],
 )
-def test_links_and_devices_in_an_archive_are_refused(kind, where, tmp_path, cache):
+def test_links_and_devices_in_a_tar_archive_are_refused(kind, where, tmp_path, cache):
     members = [("a/1.png", png()), ("link", b"", kind, where), ("link/2.png", png())]
-    refused(tarred(tmp_path / "x.tar", members), "'link' is a link or a device", cache)
+    assert_refused(write_tar(tmp_path / "x.tar", members), "'link' is a link or a device", cache)
 
 
 def test_a_link_in_a_zip_archive_is_refused(tmp_path, cache):
     link = zipfile.ZipInfo("link")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
-    refused(zipped(tmp_path / "x.zip", [("a/1.png", png()), (link, "/etc")]), "is a link or a device", cache)
+    assert_refused(write_zip(tmp_path / "x.zip", [("a/1.png", png()), (link, "/etc")]), "is a link or a device", cache)
 
 
 @pytest.mark.parametrize("number", range(10))
-def test_a_bomb_is_refused_and_leaves_nothing(number, tmp_path, cache, random):
-    """Zeros in a zip and in each kind of compressed tar, names of two megabytes, and members that share their bytes."""
+def test_a_decompression_bomb_is_refused_and_leaves_no_files(number, tmp_path, cache, random):
+    """Zeros in a zip and in each type of compressed tar, names of two megabytes, and overlapping members."""
     import random as randomness
 
     suffix, content = bomb(randomness.Random(number))
     (tmp_path / f"x.{suffix}").write_bytes(content)
-    refused(tmp_path / f"x.{suffix}", "unpacks to more than|overlaps another one|a header has a name of", cache)
+    assert_refused(
+        tmp_path / f"x.{suffix}", "unpacks to more than|overlaps another member|a header has a name of", cache
+    )
 
 
-def test_members_that_share_their_bytes_are_refused(tmp_path, cache):
-    """Both names of the directory lead to the first member."""
-    archive = zipped(tmp_path / "x.zip", [("a/1.png", png()), ("a/2.png", png())])
+def test_overlapping_members_are_refused(tmp_path, cache):
+    """Both entries of the central directory refer to the first member."""
+    archive = write_zip(tmp_path / "x.zip", [("a/1.png", png()), ("a/2.png", png())])
     content = archive.read_bytes()
     second = content.index(b"PK\x01\x02", content.index(b"PK\x01\x02") + 4)
     archive.write_bytes(content[: second + 42] + bytes(4) + content[second + 46 :])
-    refused(archive, "overlaps another one", cache)
+    assert_refused(archive, "overlaps another member", cache)
 
 
-def test_the_bytes_that_an_archive_may_take_are_bounded_by_the_disk(tmp_path, cache, monkeypatch):
-    archive = zipped(tmp_path / "x.zip", [("a/1.bin", os.urandom(5000)), ("b/2.bin", os.urandom(5000))])
+def test_the_unpacked_size_is_limited_by_the_free_disk_space(tmp_path, cache, monkeypatch):
+    archive = write_zip(tmp_path / "x.zip", [("a/1.bin", os.urandom(5000)), ("b/2.bin", os.urandom(5000))])
     usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    refused(archive, r"unpacks to more than 9,000 bytes.* free space", cache)
+    assert_refused(archive, r"unpacks to more than 9,000 bytes.* free space", cache)
 
 
-def test_the_members_of_an_archive_are_bounded(tmp_path, cache, monkeypatch):
+def test_number_and_names_of_archive_members_are_limited(tmp_path, cache, monkeypatch):
     deep, long = "d/" * 32 + "x", "x" * 1025
-    refused(zipped(tmp_path / "deep.zip", [(deep, b"")]), "more than 32 folders", cache)
-    refused(tarred(tmp_path / "long.tar", [(long, b"")]), "more than 32 folders or 1024 bytes", cache)
+    assert_refused(write_zip(tmp_path / "deep.zip", [(deep, b"")]), "more than 32 folders", cache)
+    assert_refused(write_tar(tmp_path / "long.tar", [(long, b"")]), "more than 32 folders or 1024 bytes", cache)
     monkeypatch.setattr(archives, "MAX_MEMBERS", 3)
-    refused(zipped(tmp_path / "many.zip", [(f"{n}", b"") for n in range(4)]), "more than 3 members", cache)
+    assert_refused(write_zip(tmp_path / "many.zip", [(f"{n}", b"") for n in range(4)]), "more than 3 members", cache)
 
 
-def test_an_archive_that_is_interrupted_leaves_nothing(tmp_path, cache, monkeypatch):
-    archive = zipped(tmp_path / "x.zip", [("a/1.png", png())])
+def test_interrupted_unpacking_leaves_no_files(tmp_path, cache, monkeypatch):
+    archive = write_zip(tmp_path / "x.zip", [("a/1.png", png())])
 
-    def interrupted(*_):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(archives, "_check_member_path", interrupted)
+    monkeypatch.setattr(archives, "_check_member_path", interrupt)
     with pytest.raises(KeyboardInterrupt):
         archives.unpack(archive)
     assert list(cache.iterdir()) == []
@@ -148,29 +150,29 @@ def test_an_archive_that_is_interrupted_leaves_nothing(tmp_path, cache, monkeypa
 FORMATS = [("w", tarfile.GNU_FORMAT), *((mode, tarfile.PAX_FORMAT) for mode in ("w", "w:gz", "w:bz2", "w:xz"))]
 
 
-@pytest.mark.parametrize(("mode", "form"), FORMATS)
-def test_a_tar_archive_is_unpacked_as_tarfile_unpacks_it(mode, form, tmp_path):
-    """Folders, empty files, long names, names in Japanese, and a member that is there again."""
+@pytest.mark.parametrize(("mode", "format"), FORMATS)
+def test_a_tar_archive_is_unpacked_as_tarfile_unpacks_it(mode, format, tmp_path):
+    """Folders, empty files, long names, Japanese names, and a repeated member."""
     members = [
         ("a", b"", tarfile.DIRTYPE, ""), ("a/1.png", png()), ("./b/empty", b""),
         ("写真/" + "長" * 60 + ".png", os.urandom(3000)), ("b/" + "x" * 200, os.urandom(512)), ("a/1.png", png(1)),
         ("b/large", bytes(3 << 20)),
     ]  # fmt: skip
-    archive = tarred(tmp_path / "x.tar", members, mode, format=form)
+    archive = write_tar(tmp_path / "x.tar", members, mode, format=format)
     with tarfile.open(archive) as expected:
         expected.extractall(tmp_path / "expected", filter="data")
-    found = archives.unpack(archive)
-    names = {path.relative_to(found) for path in found.rglob("*")}
+    unpacked = archives.unpack(archive)
+    names = {path.relative_to(unpacked) for path in unpacked.rglob("*")}
     assert names == {path.relative_to(tmp_path / "expected") for path in (tmp_path / "expected").rglob("*")}
     for name in names:
-        if (found / name).is_file():
-            assert (found / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
+        if (unpacked / name).is_file():
+            assert (unpacked / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
 
 
 @pytest.mark.parametrize("at", [100, 3000, 5700])
-def test_streams_that_follow_one_another_are_one(at, tmp_path):
-    """As ``cat`` and parallel packers make them; one ends in a header, in a file, and in the next header."""
-    plain = tarred(tmp_path / "plain.tar", [("a/1", os.urandom(5000)), ("b/2", os.urandom(5000))]).read_bytes()
+def test_concatenated_compressed_streams_are_one_archive(at, tmp_path):
+    """``cat`` and parallel packers write such archives; a stream ends in a header, in a file, or in the next header."""
+    plain = write_tar(tmp_path / "plain.tar", [("a/1", os.urandom(5000)), ("b/2", os.urandom(5000))]).read_bytes()
     for suffix, pack in (("gz", gzip.compress), ("xz", lzma.compress)):
         packed = tmp_path / f"x.tar.{suffix}"
         packed.write_bytes(pack(plain[:at]) + pack(plain[at:]))
@@ -178,20 +180,20 @@ def test_streams_that_follow_one_another_are_one(at, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.bz2", "tar.xz"])
-def test_a_name_of_no_bytes_is_passed_over(suffix, tmp_path):
+def test_an_empty_long_name_is_skipped(suffix, tmp_path):
     content = header("", 0, tarfile.GNUTYPE_LONGNAME) + header("x", 0) + bytes(1024)
     pack = {"tar": bytes, "tar.gz": gzip.compress, "tar.bz2": bz2.compress, "tar.xz": lzma.compress}[suffix]
     (tmp_path / f"x.{suffix}").write_bytes(pack(content))
     assert [path.name for path in archives.unpack(tmp_path / f"x.{suffix}").iterdir()] == ["x"]
 
 
-def test_xz_that_asks_for_gigabytes_is_refused(tmp_path, cache):
+def test_xz_with_a_dictionary_of_gigabytes_is_refused(tmp_path, cache):
     content = lzma.compress(png(), filters=[{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 1 << 30}])
     (tmp_path / "x.tar.xz").write_bytes(content)
-    refused(tmp_path / "x.tar.xz", "emory", cache)
+    assert_refused(tmp_path / "x.tar.xz", "emory", cache)
 
 
-def test_a_file_of_mnist_that_unpacks_to_too_much_is_refused(tmp_path):
+def test_an_mnist_file_that_unpacks_to_too_many_bytes_is_refused(tmp_path):
     (tmp_path / "x.gz").write_bytes(gzip.compress(bytes(mnist.MAX_FILE_BYTES + 1), 1))
     with pytest.raises(Error, match="more than 47,040,016 bytes"):
         mnist.read_idx(tmp_path / "x", "")
@@ -201,21 +203,21 @@ def test_a_file_of_mnist_that_unpacks_to_too_much_is_refused(tmp_path):
 
 
 def header(name, size, kind=tarfile.REGTYPE):
-    """A header with a size in base 256, which may be negative."""
-    found = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT))
-    found[124:136] = (b"\xff" if size < 0 else b"\x80") + size.to_bytes(11, "big", signed=True)
-    found[156:157] = kind
-    found[148:156] = b"%06o\0 " % sum(found[:148] + b" " * 8 + found[156:])
-    return bytes(found)
+    """Build a tar header with a size in base 256, which may be negative."""
+    block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = (b"\xff" if size < 0 else b"\x80") + size.to_bytes(11, "big", signed=True)
+    block[156:157] = kind
+    block[148:156] = b"%06o\0 " % sum(block[:148] + b" " * 8 + block[156:])
+    return bytes(block)
 
 
-def listed(content):
-    """The names in a tar file, and how often it was read."""
+def list_members(content):
+    """Return the names in a tar file, and the reads."""
     reads = []
 
     def read(start, count):
         reads.append((start, count))
-        assert len(reads) < 100, "it goes on for ever"
+        assert len(reads) < 100, "endless loop"
         return content[start : start + count]
 
     return [member.name for member in tar.iterate_members(read)], reads
@@ -223,85 +225,89 @@ def listed(content):
 
 @pytest.mark.parametrize("size", [-512, -1, -1024, -(1 << 60)])
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
-def test_a_size_below_zero_ends_a_tar_file(size, kind):
-    """One of -512 led back to the same header for ever."""
+def test_a_negative_size_in_a_tar_header_is_an_error(size, kind):
+    """A size of -512 led to an endless loop on the same header."""
     with pytest.raises(tarfile.HeaderError, match="a header has a size of -"):
-        listed(header("x", 0) + header("y", size, kind))
+        list_members(header("x", 0) + header("y", size, kind))
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGLINK])
-def test_a_name_of_terabytes_is_not_read(kind):
+def test_a_long_name_of_terabytes_is_not_read(kind):
     with pytest.raises(tarfile.HeaderError, match="a header has a name of"):
-        listed(header("x", 1 << 40, kind) + bytes(512))
+        list_members(header("x", 1 << 40, kind) + bytes(512))
 
 
-def test_a_size_beyond_the_file_ends_it():
-    assert listed(header("x", 1 << 62))[0] == ["x"]
+def test_a_size_beyond_the_end_of_the_file_ends_the_iteration():
+    assert list_members(header("x", 1 << 62))[0] == ["x"]
 
 
-def test_names_follow_names_and_the_last_one_counts():
+def test_the_last_of_several_long_names_is_used():
     long = header("", 512, tarfile.GNUTYPE_LONGNAME) + b"first".ljust(512, b"\0")
-    assert listed(long + long.replace(b"first", b"other") + header("x", 0))[0] == ["other"]
+    assert list_members(long + long.replace(b"first", b"other") + header("x", 0))[0] == ["other"]
 
 
-def test_a_header_of_pax_has_the_size_too():
-    said = b"13 size=1000\n19 path=long name\n"
+def test_a_pax_header_contains_name_and_size():
+    payload = b"13 size=1000\n19 path=long name\n"
     content = (
-        header("", len(said), tarfile.XHDTYPE) + said.ljust(512, b"\0") + header("x", 0) + bytes(1024) + header("y", 0)
+        header("", len(payload), tarfile.XHDTYPE)
+        + payload.ljust(512, b"\0")
+        + header("x", 0)
+        + bytes(1024)
+        + header("y", 0)
     )
-    assert listed(content)[0] == ["long name", "y"]
+    assert list_members(content)[0] == ["long name", "y"]
 
 
 # ---- annotations -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         (LAUGHS, "declares an entity"),
         (QUADRATIC, "declares an entity"),
         (OUTSIDE, "declares an entity"),
-        ("<a>" * 60, "more than 50 elements"),
-        ("<a>" * 200_000, "more than 50 elements"),
-        (" " * (9 << 20), "more than the 8,388,608"),
+        ("<a>" * 60, "more than 50 nested elements"),
+        ("<a>" * 200_000, "more than 50 nested elements"),
+        (" " * (9 << 20), "more than the limit of 8,388,608"),
     ],
 )
-def test_xml_that_is_no_annotation_is_refused(text, words, tmp_path):
+def test_unsafe_or_oversized_xml_is_refused(text, message, tmp_path):
     (tmp_path / "x.xml").write_text(text)
-    with pytest.raises(Error, match=words):
+    with pytest.raises(Error, match=message):
         voc.parse_xml(tmp_path / "x.xml")
 
 
-def test_xml_in_an_encoding_of_python_s_own_is_not_decoded(tmp_path, monkeypatch):
-    """Punycode takes the square of the length."""
+def test_xml_in_a_python_specific_encoding_is_not_decoded(tmp_path, monkeypatch):
+    """Punycode has quadratic run time."""
 
-    def decoded(content, errors):
-        assert len(content) < 1000  # expat asks for the 256 bytes alone
+    def decode(content, errors):
+        assert len(content) < 1000  # expat decodes only the 256 byte values
         raise UnicodeError
 
-    monkeypatch.setattr("encodings.punycode.punycode_decode", decoded)
+    monkeypatch.setattr("encodings.punycode.punycode_decode", decode)
     (tmp_path / "x.xml").write_text('<?xml version="1.0" encoding="punycode"?>-' + "a" * 1_000_000)
     with pytest.raises(Error, match="is not in punycode"):
         voc.parse_xml(tmp_path / "x.xml")
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
-        ("a: &a [x, x]\nnames: [*a, *a]\n", "line 1: is no YAML .anchors"),
+        ("a: &a [x, x]\nnames: [*a, *a]\n", "line 1: is not valid YAML .anchors"),
         ("names: " + "[" * 20_000, "nested too deeply"),
-        ("names: " + "x" * (3 << 20), "more than the 2,097,152"),
-        ("names: [a\n", "is no YAML"),
+        ("names: " + "x" * (3 << 20), "more than the limit of 2,097,152"),
+        ("names: [a\n", "is not valid YAML"),
     ],
 )
-def test_yaml_that_describes_no_data_is_refused(text, words, tmp_path):
+def test_unsafe_or_invalid_yaml_is_refused(text, message, tmp_path):
     (tmp_path / "data.yaml").write_text(text)
-    with pytest.raises(Error, match=words):
+    with pytest.raises(Error, match=message):
         yolo.load_yaml(tmp_path / "data.yaml")
 
 
-def test_names_in_yaml_are_what_is_written(tmp_path):
-    """No booleans, dates or numbers to the base of sixty, which take hours to compute where they are long."""
+def test_yaml_names_are_plain_text(tmp_path):
+    """Booleans, dates and base-60 numbers are not converted; long base-60 numbers take hours to compute."""
     (tmp_path / "images").mkdir()
     text = "train: images\nval:\ntest: ~\nnames: [yes, no, 2001-01-01, '7', 1:30, " + "1" + ":59" * 100_000 + "]"
     (tmp_path / "data.yaml").write_text(text)
@@ -320,14 +326,14 @@ def test_json_that_is_nested_too_deeply_is_refused(deep, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["path,label\n" + "x" * 200_000 + ",a\n", 'path,label\n"1.png' + "x" * 200_000])
-def test_a_field_of_a_table_that_is_too_long_is_named(text, tmp_path):
+def test_an_oversized_csv_field_is_an_error_with_its_line(text, tmp_path):
     (tmp_path / "x.csv").write_text(text)
-    with pytest.raises(Error, match=r"x\.csv, line \d+: is no CSV"):
+    with pytest.raises(Error, match=r"x\.csv, line \d+: is not valid CSV"):
         image_folder.read_csv(tmp_path / "x.csv")
 
 
-def sheet(outline, width=9, height=8):
-    """COCO's JSON of one object in one image."""
+def build_coco(outline, width=9, height=8):
+    """Build COCO JSON of one object in one image."""
     return {
         "images": [{"id": 1, "file_name": "1.png", "width": width, "height": height}],
         "annotations": [
@@ -355,84 +361,84 @@ ZIGZAG = [value for number in range(100_000) for value in (number % 2 * 9, numbe
     ],
     ids=range(9),
 )
-def test_an_outline_that_cannot_be_painted_is_named(outline, tmp_path):
+def test_an_invalid_outline_is_an_error_with_its_annotation(outline, tmp_path):
     (tmp_path / "1.png").write_bytes(png())
-    (tmp_path / "x.json").write_text(json.dumps(sheet(outline)))
-    described = segmentation_data.index_dataset(tmp_path / "x.json")
-    ((_, mask),) = described.splits[""]
+    (tmp_path / "x.json").write_text(json.dumps(build_coco(outline)))
+    dataset = segmentation_data.index_dataset(tmp_path / "x.json")
+    ((_, mask),) = dataset.splits[""]
     with pytest.raises(Error, match="annotation 7 has no outline"):
         mask.read()
 
 
-def test_run_lengths_of_another_size_are_not_even_unpacked(tmp_path, monkeypatch):
-    from faster_coco_eval.core import mask
+def test_run_lengths_of_another_size_are_not_decoded(tmp_path, monkeypatch):
+    from faster_coco_eval.core import mask as coco_mask
 
-    monkeypatch.setattr(mask, "decode", None)
+    monkeypatch.setattr(coco_mask, "decode", None)
     (tmp_path / "1.png").write_bytes(png())
-    (tmp_path / "x.json").write_text(json.dumps(sheet({"size": [1 << 14, 1 << 14], "counts": "0"})))
-    ((_, painted),) = segmentation_data.index_dataset(tmp_path / "x.json").splits[""]
+    (tmp_path / "x.json").write_text(json.dumps(build_coco({"size": [1 << 14, 1 << 14], "counts": "0"})))
+    ((_, mask),) = segmentation_data.index_dataset(tmp_path / "x.json").splits[""]
     with pytest.raises(Error, match="its size is not that of the image"):
-        painted.read()
+        mask.read()
 
 
 @pytest.mark.parametrize(("width", "height"), [(1 << 20, 1 << 20), (-1, 8), (0, 0)])
-def test_a_size_that_no_image_has_is_not_painted(width, height, tmp_path):
+def test_masks_of_impossible_image_sizes_are_refused(width, height, tmp_path):
     (tmp_path / "1.png").write_bytes(png())
-    (tmp_path / "x.json").write_text(json.dumps(sheet([[0, 0, 5, 5, 0, 5]], width, height)))
+    (tmp_path / "x.json").write_text(json.dumps(build_coco([[0, 0, 5, 5, 0, 5]], width, height)))
     ((_, mask),) = segmentation_data.index_dataset(tmp_path / "x.json").splits[""]
     with pytest.raises(Error, match=f"states an image of {width}×{height}"):
         mask.read()
 
 
-# ---- what annotations may name ---------------------------------------------------------------------------------------
+# ---- paths in annotations --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def secret(tmp_path):
-    """An image outside of every data set, and a file of words."""
-    place = tmp_path / "private"
-    (place / "images").mkdir(parents=True)
-    Image.new("RGB", (9, 8), "red").save(place / "images" / "secret.png")
-    (place / "words.txt").write_text("secret\nwords\n")
-    return place
+    """Create an image outside of every dataset, and a file of words."""
+    folder = tmp_path / "private"
+    (folder / "images").mkdir(parents=True)
+    Image.new("RGB", (9, 8), "red").save(folder / "images" / "secret.png")
+    (folder / "words.txt").write_text("secret\nwords\n")
+    return folder
 
 
 @pytest.mark.parametrize("up", [False, True])
-def test_annotations_in_an_archive_name_no_image_outside_of_it(up, secret, tmp_path, cache):
-    """The user's own annotations may."""
+def test_annotations_in_an_archive_cannot_refer_to_images_outside(up, secret, tmp_path, cache):
+    """The user's own annotations can."""
     name = "../../../../../../../../../../.." * up + str(secret / "images" / "secret.png")
-    text = json.dumps(sheet([])).replace("1.png", name)
-    zipped(tmp_path / "x.zip", [("data/annotations.json", text)])
-    sheets = detection_data.read_annotations(tmp_path / "x.zip")
-    assert sheets.splits == {"": []}
-    assert "lies outside of the archive" in sheets.unusable_images[0].detail
+    text = json.dumps(build_coco([])).replace("1.png", name)
+    write_zip(tmp_path / "x.zip", [("data/annotations.json", text)])
+    annotations = detection_data.read_annotations(tmp_path / "x.zip")
+    assert annotations.splits == {"": []}
+    assert "lies outside the archive" in annotations.unusable_images[0].detail
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "annotations.json").write_text(text)
     assert len(detection_data.read_annotations(tmp_path / "own").splits[""]) == 1
 
 
 @pytest.mark.parametrize("key", ["train", "names", "list"])
-def test_yaml_in_an_archive_names_no_folder_outside_of_it(key, secret, tmp_path):
-    given = {"train": "images", "names": "names.txt"} | {
+def test_yaml_in_an_archive_cannot_refer_to_paths_outside(key, secret, tmp_path):
+    description = {"train": "images", "names": "names.txt"} | {
         "train": {"train": str(secret / "images")},
         "names": {"names": str(secret / "words.txt")},
         "list": {"train": "list.txt"},
     }[key]
-    text = "".join(f"{name}: {value}\n" for name, value in given.items())
+    text = "".join(f"{name}: {value}\n" for name, value in description.items())
     members = [("images/1.png", png()), ("labels/1.txt", "0 .5 .5 .1 .1"), ("names.txt", "a\n"), ("data.yaml", text)]
     members.append(("list.txt", f"images/1.png\n{secret}/images/secret.png\n"))
-    zipped(tmp_path / "x.zip", members)
+    write_zip(tmp_path / "x.zip", members)
     if key == "list":
-        sheets = detection_data.read_annotations(tmp_path / "x.zip")
-        assert [entry.image_path.name for entry in sheets.splits["train"]] == ["1.png"]
-        assert "lies outside of the archive" in sheets.unusable_images[0].detail
+        annotations = detection_data.read_annotations(tmp_path / "x.zip")
+        assert [entry.image_path.name for entry in annotations.splits["train"]] == ["1.png"]
+        assert "lies outside the archive" in annotations.unusable_images[0].detail
     else:
         with pytest.raises(Error, match=f"names {secret}"):
             detection_data.read_annotations(tmp_path / "x.zip")
 
 
-def test_names_are_read_from_no_file_outside_of_the_data(secret, tmp_path):
-    """They become the labels of a run, which is handed on."""
+def test_class_names_are_not_read_from_files_outside_of_the_dataset(secret, tmp_path):
+    """They become the labels of a run, which may be published."""
     (tmp_path / "own" / "images").mkdir(parents=True)
     (tmp_path / "own" / "images" / "1.png").write_bytes(png())
     (tmp_path / "own" / "data.yaml").write_text(f"train: {secret}/images\nnames: {secret}/words.txt\n")
@@ -442,15 +448,15 @@ def test_names_are_read_from_no_file_outside_of_the_data(secret, tmp_path):
     assert len(detection_data.read_annotations(tmp_path / "own").splits["train"]) == 1
 
 
-# ---- weights, and the memory of an agent -----------------------------------------------------------------------------
+# ---- weights ---------------------------------------------------------------------------------------------------------
 
 
-def written(path, value, **options):
+def save(path, value, **options):
     torch.save(value, path, **options)
     return path
 
 
-ODD = {
+UNUSABLE_TENSORS = {
     "nan": (torch.tensor([1.0, float("nan")]), "has values that are not finite"),
     "inf": (torch.tensor([1.0, float("inf")]), "has values that are not finite"),
     "complex": (torch.ones(2, dtype=torch.complex64), "is complex64"),
@@ -461,21 +467,21 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("kind", ODD)
-def test_tensors_that_no_network_can_begin_with_are_named(kind, tmp_path):
-    tensor, words = ODD[kind]
-    with pytest.raises(Error, match=rf"x\.pth holds what no network can begin with: b {words}"):
-        pretrained.read_state_dict(written(tmp_path / "x.pth", {"a": torch.ones(2), "b": tensor}))
+@pytest.mark.parametrize("kind", UNUSABLE_TENSORS)
+def test_unusable_tensors_are_named(kind, tmp_path):
+    tensor, message = UNUSABLE_TENSORS[kind]
+    with pytest.raises(Error, match=rf"x\.pth holds what no network can begin with: b {message}"):
+        pretrained.read_state_dict(save(tmp_path / "x.pth", {"a": torch.ones(2), "b": tensor}))
     if kind in ("nan", "inf", "complex", "eight bits"):
         save_file({"a": torch.ones(2), "b": tensor}, tmp_path / "x.safetensors")
-        with pytest.raises(Error, match=rf"x\.safetensors holds what no network can begin with: b {words}"):
+        with pytest.raises(Error, match=rf"x\.safetensors holds what no network can begin with: b {message}"):
             pretrained.read_state_dict(tmp_path / "x.safetensors")
 
 
-def test_weights_of_another_type_or_shape_are_named():
+def test_weights_of_another_dtype_or_shape_are_named():
     expected = {"a": torch.zeros(2, 3), "b": torch.zeros(2), "c": torch.zeros((), dtype=torch.int64)}
-    given = {"a": torch.zeros(3, 2), "b": torch.zeros(2, dtype=torch.int64), "c": torch.zeros(())}
-    assert dict(pretrained.find_mismatches(given, expected)) == {
+    weights = {"a": torch.zeros(3, 2), "b": torch.zeros(2, dtype=torch.int64), "c": torch.zeros(())}
+    assert dict(pretrained.find_mismatches(weights, expected)) == {
         "a": "is (3, 2) instead of (2, 3)",
         "b": "is int64 instead of float32",
         "c": "is float32 instead of int64",
@@ -484,9 +490,9 @@ def test_weights_of_another_type_or_shape_are_named():
     assert dict(pretrained.find_mismatches(half, expected)) == {}
 
 
-def test_weights_that_are_compressed_are_refused(tmp_path):
-    """torch unpacks a file of 400 kB to 400 MB without a word."""
-    stored = written(tmp_path / "stored.pth", {"a": torch.zeros(1 << 20)})
+def test_compressed_weights_are_refused(tmp_path):
+    """torch unpacks a file of 400 kB to 400 MB without a warning."""
+    stored = save(tmp_path / "stored.pth", {"a": torch.zeros(1 << 20)})
     with zipfile.ZipFile(stored) as old, zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
             new.writestr(name, old.read(name))
@@ -496,75 +502,75 @@ def test_weights_that_are_compressed_are_refused(tmp_path):
     assert pretrained.read_state_dict(stored)["a"].shape == (1 << 20,)
 
 
-def test_torch_s_advice_to_run_a_file_is_not_repeated(tmp_path):
+def test_the_advice_of_torch_to_disable_weights_only_is_not_repeated(tmp_path):
     class Code:
         def __reduce__(self):
             return print, ("run",)
 
     with pytest.raises(Error, match=r"it asks for (builtins\.)?print, which is no tensor") as caught:
-        pretrained.read_state_dict(written(tmp_path / "x.pth", {"a": Code()}))
+        pretrained.read_state_dict(save(tmp_path / "x.pth", {"a": Code()}))
     assert "weights_only" not in str(caught.value)
 
 
 # ---- ONNX ------------------------------------------------------------------------------------------------------------
 
 
-def changed(change):
-    """A small network in ONNX, changed."""
+def modify_onnx(modify):
+    """Serialize a modified small ONNX network."""
     import onnx
 
     from fuzz_cases import onnx_model
 
     model = onnx.ModelProto.FromString(onnx_model())
-    change(model, onnx)
+    modify(model, onnx)
     return model.SerializeToString()
 
 
-def external(model, onnx):
+def use_external_data(model, onnx):
     tensor = model.graph.initializer[0]
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="weights.bin")
 
 
-def nested(model, onnx):
-    """In the body of an operation."""
+def use_nested_external_data(model, onnx):
+    """Add external data in the body of an operation."""
     tensor = onnx.numpy_helper.from_array(np.zeros(4, np.float32), "inside")
-    external(onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], [tensor])), onnx)
+    use_external_data(onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], [tensor])), onnx)
     tensor.data_location = onnx.TensorProto.EXTERNAL
     body = onnx.helper.make_graph([], "body", [], [], [tensor])
     model.graph.node.append(onnx.helper.make_node("If", ["x"], ["y"], then_branch=body, else_branch=body))
 
 
-def looped(model, onnx):
+def use_loop(model, onnx):
     model.graph.node[0].op_type = "Loop"
 
 
-def foreign(model, onnx):
+def use_foreign_domain(model, onnx):
     model.graph.node[0].domain = "evil.library"
 
 
-def huge(model, onnx):
+def add_huge_tensor(model, onnx):
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1 << 28], np.int64), "huge"))
     model.graph.node.insert(0, onnx.helper.make_node("ConstantOfShape", ["huge"], ["filled"]))
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("modify", "message"),
     [
-        (external, "in another file"),
-        (nested, "in another file"),
-        (looped, r"operation \.Loop"),
-        (foreign, r"operation evil\.library"),
-        (huge, "computes 268,435,456 numbers at once"),
+        (use_external_data, "in another file"),
+        (use_nested_external_data, "in another file"),
+        (use_loop, r"operation \.Loop"),
+        (use_foreign_domain, r"operation evil\.library"),
+        (add_huge_tensor, "computes 268,435,456 numbers at once"),
     ],
 )
-def test_an_onnx_file_is_a_network_of_its_own_numbers_alone(change, words, tmp_path, monkeypatch):
-    """The file that it names is there, where ONNX Runtime would look for it."""
+def test_onnx_files_with_external_data_or_unsupported_operations_are_refused(modify, message, tmp_path, monkeypatch):
+    """The external file exists where ONNX Runtime would read it."""
     from fukami.quantization.onnx_export import OnnxNetwork
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.bin").write_bytes(struct.pack("<8f", *range(8)))
-    OnnxNetwork(changed(lambda model, onnx: None))
-    with pytest.raises(Error, match=words):
-        OnnxNetwork(changed(change))
+    OnnxNetwork(modify_onnx(lambda model, onnx: None))
+    with pytest.raises(Error, match=message):
+        OnnxNetwork(modify_onnx(modify))

@@ -1,4 +1,4 @@
-"""Images with masks: what the layouts and class tables say, and what is wrong with them."""
+"""Images with masks: dataset layouts, class tables, invalid masks and batches."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ from fukami.segmentation import mask_folders
 
 
 def save(path, pixels, palette=None):
-    """An array as an image file, in a folder that is made."""
+    """Save an array as an image file, and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(np.asarray(pixels, np.uint8))
     if palette:
@@ -29,15 +29,15 @@ def save(path, pixels, palette=None):
     return path
 
 
-def pair(root, image, mask, pixels, colour=(9, 9, 9)):
-    """An image of one colour and its mask."""
+def save_pair(root, image, mask, pixels, colour=(9, 9, 9)):
+    """Save an image of one colour, and its mask."""
     height, width = np.asarray(pixels).shape[:2]
     save(root / image, np.full((height, width, 3), colour))
     return save(root / mask, pixels)
 
 
-def maps(samples):
-    """The maps of samples by the stem of their images."""
+def read_maps(samples):
+    """Return the label maps of samples by the stem of their images."""
     return {sample.source.stem: sample.mask.read().tolist() for sample in samples}
 
 
@@ -60,7 +60,7 @@ def maps(samples):
     ],
 )  # fmt: skip
 def test_class_tables(name, text, labels, values, colours, tmp_path):
-    """As people and other programs write them."""
+    """Formats written by users and by other programs."""
     (tmp_path / name).write_text(text)
     assert class_tables.find_class_table(tmp_path) == class_tables.ClassTable(labels, values, colours)
 
@@ -69,24 +69,24 @@ def test_class_tables(name, text, labels, values, colours, tmp_path):
     ("text", "message"),
     [
         ("", "names no class"),
-        ("road 1 2\n", "line 1: 'road 1 2' is no class"),
-        ("road 1 2 300\n", "is no class"),
-        ("1 2 3\n", "is no class"),
+        ("road 1 2\n", "line 1: 'road 1 2' is not a class"),
+        ("road 1 2 300\n", "is not a class"),
+        ("1 2 3\n", "is not a class"),
         ("road 0\ncar\n", "some classes a colour or a value and others none"),
         ("road 3\ncar 3\n", "two classes with 3"),
-        ("void 3\n", "no class but what stands for none"),
+        ("void 3\n", "no class except unlabelled ones"),
     ],
 )
-def test_class_tables_that_are_none(text, message, tmp_path):
+def test_invalid_class_tables_are_refused(text, message, tmp_path):
     (tmp_path / "classes.txt").write_text(text)
     with pytest.raises(Error, match=message):
         class_tables.find_class_table(tmp_path)
 
 
-def test_the_palette_of_voc():
-    """The first of the colours that its development kit gives."""
-    known = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128)]
-    assert [class_tables.compute_voc_color(number) for number in range(7)] == known
+def test_voc_palette():
+    """The first colours are those of the development kit."""
+    expected = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128)]
+    assert [class_tables.compute_voc_color(number) for number in range(7)] == expected
     assert class_tables.compute_voc_color(15) == (192, 128, 128)  # a person
     assert class_tables.compute_voc_color(255) == (224, 224, 192)
 
@@ -94,91 +94,91 @@ def test_the_palette_of_voc():
 # masks in files
 
 
-def test_values_and_colours(tmp_path):
-    """In every mode in which a mask is kept."""
+def test_masks_by_value_and_by_colour(tmp_path):
+    """All image modes that masks have."""
     pixels = np.array([[0, 1, 2], [2, 255, 1]], np.uint8)
-    legend = class_tables.build_class_table(("a", "b", "c"), ignored_values=(255,))
+    class_table = class_tables.build_class_table(("a", "b", "c"), ignored_values=(255,))
     expected = [[1, 2, 3], [3, 0, 2]]
     palette = [level for number in range(256) for level in (number, 7, 255 - number)]
-    assert MaskFile(save(tmp_path / "grey.png", pixels), legend).read().tolist() == expected
-    assert MaskFile(save(tmp_path / "palette.png", pixels, palette), legend).read().tolist() == expected
-    assert MaskFile(save(tmp_path / "rgb.png", np.stack([pixels] * 3, 2)), legend).read().tolist() == expected
+    assert MaskFile(save(tmp_path / "grey.png", pixels), class_table).read().tolist() == expected
+    assert MaskFile(save(tmp_path / "palette.png", pixels, palette), class_table).read().tolist() == expected
+    assert MaskFile(save(tmp_path / "rgb.png", np.stack([pixels] * 3, 2)), class_table).read().tolist() == expected
     Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / "deep.png")
-    assert MaskFile(tmp_path / "deep.png", legend).read().tolist() == expected
+    assert MaskFile(tmp_path / "deep.png", class_table).read().tolist() == expected
     by_colour = class_tables.ClassTable(
         ("a", "b", "c"), color_to_class={(n, 7, 255 - n): n for n in range(3)} | {(255, 7, 0): -1}
     )
     assert MaskFile(tmp_path / "palette.png", by_colour).read().tolist() == expected
     Image.fromarray(pixels < 1).save(tmp_path / "bits.png")
-    assert MaskFile(tmp_path / "bits.png", legend).read().tolist() == [[2, 1, 1], [1, 1, 1]]
+    assert MaskFile(tmp_path / "bits.png", class_table).read().tolist() == [[2, 1, 1], [1, 1, 1]]
 
 
-def test_what_is_of_no_class_is_named(tmp_path):
-    legend = class_tables.build_class_table(("a", "b"))
+def test_pixels_without_a_class_are_named(tmp_path):
+    class_table = class_tables.build_class_table(("a", "b"))
     with pytest.raises(Error, match=r"m\.png has the value 7 at column 1 of row 0, which is none of the 2 values"):
-        MaskFile(save(tmp_path / "m.png", [[0, 7], [1, 9]]), legend).read()
+        MaskFile(save(tmp_path / "m.png", [[0, 7], [1, 9]]), class_table).read()
     coloured = save(tmp_path / "c.png", [[[1, 2, 3], [4, 5, 6]]])
     with pytest.raises(Error, match=r"c\.png is in colour, and no class table"):
-        MaskFile(coloured, legend).read()
+        MaskFile(coloured, class_table).read()
     with pytest.raises(Error, match=r"the colour \(4, 5, 6\) at column 1 of row 0"):
         MaskFile(coloured, class_tables.ClassTable(("a",), color_to_class={(1, 2, 3): 0})).read()
     with pytest.raises(Error, match="does not exist"):
-        MaskFile(tmp_path / "none.png", legend).read()
+        MaskFile(tmp_path / "none.png", class_table).read()
     Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "f.tif")
-    with pytest.raises(Error, match="pixels of the kind F"):
-        MaskFile(tmp_path / "f.tif", legend).read()
+    with pytest.raises(Error, match="pixels of mode F"):
+        MaskFile(tmp_path / "f.tif", class_table).read()
 
 
 # layouts
 
 
-def test_folders_of_ones_own(tmp_path):
-    """Names that differ in what masks are called, and no table: a class for each value but 255."""
-    pair(tmp_path, "Images/a.jpg", "masks/a.png", [[0, 3], [3, 255]])
-    pair(tmp_path, "Images/b.jpg", "masks/b_mask.png", [[3, 0], [0, 0]])
-    pair(tmp_path, "Images/deep/c.png", "masks/deep/c.png", [[0, 0], [0, 3]])
+def test_custom_folders(tmp_path):
+    """Mask names with a suffix, and no class table: each value except 255 is a class."""
+    save_pair(tmp_path, "Images/a.jpg", "masks/a.png", [[0, 3], [3, 255]])
+    save_pair(tmp_path, "Images/b.jpg", "masks/b_mask.png", [[3, 0], [0, 0]])
+    save_pair(tmp_path, "Images/deep/c.png", "masks/deep/c.png", [[0, 0], [0, 3]])
     train, test, labels = segmentation_data.load_dataset(str(tmp_path), 0.34)
     assert labels == ("0", "3")
-    assert maps((*train, *test)) == {"a": [[1, 2], [2, 0]], "b": [[2, 1], [1, 1]], "c": [[1, 1], [1, 2]]}
+    assert read_maps((*train, *test)) == {"a": [[1, 2], [2, 0]], "b": [[2, 1], [1, 1]], "c": [[1, 1], [1, 2]]}
     assert len(test) == 1
-    assert segmentation_data.load_dataset(str(tmp_path), 0.34, ignore_index=3)[2] == ("0", "3")  # which is a class here
+    assert segmentation_data.load_dataset(str(tmp_path), 0.34, ignore_index=3)[2] == ("0", "3")  # 3 is a class here
 
 
 @pytest.mark.parametrize(
-    "layout", ["{part}/images/{name}|{part}/masks/{name}", "images/{part}/{name}|labels/{part}/{name}"]
+    "layout", ["{split}/images/{name}|{split}/masks/{name}", "images/{split}/{name}|labels/{split}/{name}"]
 )
-def test_parts_on_either_level(layout, tmp_path):
-    """The test part judges, and only what is for training is learned from."""
-    for number, part in enumerate(("train", "val", "test")):
-        image, mask = (half.format(part=part, name=f"{part}.png") for half in layout.split("|"))
-        pair(tmp_path, image, mask, [[number, 0], [0, 0]])
+def test_splits_on_either_folder_level(layout, tmp_path):
+    """The test split is used for evaluation, and only the train split for training."""
+    for number, split in enumerate(("train", "val", "test")):
+        image, mask = (pattern.format(split=split, name=f"{split}.png") for pattern in layout.split("|"))
+        save_pair(tmp_path, image, mask, [[number, 0], [0, 0]])
     (tmp_path / "classes.txt").write_text("ground\nhouse\nvoid\n")
     train, test, labels = segmentation_data.load_dataset(str(tmp_path), 0.2)
     assert labels == ("ground", "house")
-    assert maps(train) == {"train": [[1, 1], [1, 1]]}
-    assert maps(test) == {"test": [[0, 1], [1, 1]]}
+    assert read_maps(train) == {"train": [[1, 1], [1, 1]]}
+    assert read_maps(test) == {"test": [[0, 1], [1, 1]]}
     assert segmentation_data.load_dataset(str(tmp_path), 0.2, include_train=False)[0] == ()
 
 
-def test_masks_of_one_thing(tmp_path):
-    pair(tmp_path, "imgs/a.png", "gt/a.png", [[0, 255]])
+def test_binary_masks(tmp_path):
+    save_pair(tmp_path, "imgs/a.png", "gt/a.png", [[0, 255]])
     train, _, labels = segmentation_data.load_dataset(str(tmp_path), 0)
     assert labels == ("background", "foreground")
-    assert maps(train) == {"a": [[1, 2]]}
+    assert read_maps(train) == {"a": [[1, 2]]}
 
 
-def test_colours_with_a_table(tmp_path):
-    pair(tmp_path, "images/a.png", "masks/a.png", [[[128, 64, 128], [0, 0, 0]]])
+def test_colours_need_a_class_table(tmp_path):
+    save_pair(tmp_path, "images/a.png", "masks/a.png", [[[128, 64, 128], [0, 0, 0]]])
     with pytest.raises(Error, match="in colour, and no class table"):
         segmentation_data.load_dataset(str(tmp_path), 0)
     (tmp_path / "class_dict.csv").write_text("name,r,g,b\nroad,128,64,128\nvoid,0,0,0\n")
     train, _, labels = segmentation_data.load_dataset(str(tmp_path), 0)
     assert labels == ("road",)
-    assert maps(train) == {"a": [[1, 0]]}
+    assert read_maps(train) == {"a": [[1, 0]]}
 
 
 def test_voc(tmp_path):
-    """The palette's numbers, 255 on the borders, and the lists; JPEGs without a mask are in none."""
+    """Palette indices, 255 on the borders, and split lists; JPEGs without a mask are not listed."""
     palette = [level for number in range(256) for level in class_tables.compute_voc_color(number)]
     for name, pixels in (("one", [[0, 15]]), ("two", [[255, 12]])):
         save(tmp_path / f"JPEGImages/{name}.jpg", np.zeros((1, 2, 3)))
@@ -192,8 +192,8 @@ def test_voc(tmp_path):
     train, test, labels = segmentation_data.load_dataset(str(tmp_path), 0.2)
     assert labels[:3] == ("background", "aeroplane", "bicycle")
     assert len(labels) == 21
-    assert maps(train) == {"one": [[1, 16]]}
-    assert maps(test) == {"two": [[0, 13]]}
+    assert read_maps(train) == {"one": [[1, 16]]}
+    assert read_maps(test) == {"two": [[0, 13]]}
     save(
         tmp_path / "SegmentationClass/one.png",
         [[class_tables.compute_voc_color(0), class_tables.compute_voc_color(15)]],
@@ -203,45 +203,45 @@ def test_voc(tmp_path):
         [[class_tables.compute_voc_color(255), class_tables.compute_voc_color(12)]],
     )
     train, test, _ = segmentation_data.load_dataset(str(tmp_path), 0.2)
-    assert (maps(train), maps(test)) == ({"one": [[1, 16]]}, {"two": [[0, 13]]})
+    assert (read_maps(train), read_maps(test)) == ({"one": [[1, 16]]}, {"two": [[0, 13]]})
 
 
 @pytest.mark.parametrize(("ending", "road", "other"), [("labelIds", 7, 6), ("labelTrainIds", 0, 255)])
 def test_cityscapes(ending, road, other, tmp_path):
-    """Both numberings; the test part's masks are kept secret, so that the validation part judges."""
-    for part in ("train", "val", "test"):
-        name = f"{part}/ulm/ulm_0_0"
+    """Both label numberings; the test masks are not public, so the validation split is used for evaluation."""
+    for split in ("train", "val", "test"):
+        name = f"{split}/ulm/ulm_0_0"
         mask = f"gtFine/{name}_gtFine_{ending}.png"
-        pair(tmp_path, f"leftImg8bit/{name}_leftImg8bit.png", mask, [[road, other]])
+        save_pair(tmp_path, f"leftImg8bit/{name}_leftImg8bit.png", mask, [[road, other]])
         save(tmp_path / f"gtFine/{name}_gtFine_color.png", [[[1, 1, 1], [2, 3, 4]]])
         save(tmp_path / f"gtFine/{name}_gtFine_instanceIds.png", [[99, 98]])
     train, test, labels = segmentation_data.load_dataset(str(tmp_path), 0.2)
     assert labels[0] == "road"
     assert len(labels) == 19
-    assert [list(maps(part).values()) for part in (train, test)] == [[[[1, 0]]], [[[1, 0]]]]
+    assert [list(read_maps(split).values()) for split in (train, test)] == [[[[1, 0]]], [[[1, 0]]]]
     assert "val" in test[0].name
 
 
 def test_camvid_in_an_archive(tmp_path):
     root = tmp_path / "inner" / "CamVid"
-    pair(root, "train/a.png", "trainannot/a.png", [[0, 10]])
-    pair(root, "test/b.png", "testannot/b.png", [[11, 3]])
+    save_pair(root, "train/a.png", "trainannot/a.png", [[0, 10]])
+    save_pair(root, "test/b.png", "testannot/b.png", [[11, 3]])
     with zipfile.ZipFile(tmp_path / "own.zip", "w") as archive:
         for path in sorted(root.rglob("*.png")):
             archive.write(path, path.relative_to(tmp_path / "inner"))
     train, test, labels = segmentation_data.load_dataset(str(tmp_path / "own.zip"), 0.2)
     assert labels == class_tables.CAMVID_LABELS
-    assert (maps(train), maps(test)) == ({"a": [[1, 11]]}, {"b": [[0, 4]]})
+    assert (read_maps(train), read_maps(test)) == ({"a": [[1, 11]]}, {"b": [[0, 4]]})
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools with NumPy 2
-def test_coco_paints_what_its_own_tools_paint(tmp_path):
-    """Polygons of several parts, run lengths of both kinds and a crowd; the smaller object lies on top."""
-    from pycocotools import mask as theirs
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools with NumPy 2
+def test_coco_masks_equal_those_of_pycocotools(tmp_path):
+    """Polygons of several parts, run lengths of both types and a crowd; smaller objects are drawn on top."""
+    from pycocotools import mask as coco_mask
 
     blob = np.zeros((20, 30), np.uint8)
     blob[4:9, 10:25] = 1
-    counts = theirs.encode(np.asfortranarray(blob))["counts"].decode()
+    counts = coco_mask.encode(np.asfortranarray(blob))["counts"].decode()
     plain, run = [], 0
     flat = blob.T.ravel().tolist()
     for before, value in zip([0, *flat], flat, strict=False):
@@ -260,31 +260,31 @@ def test_coco_paints_what_its_own_tools_paint(tmp_path):
     save(tmp_path / "1.png", np.zeros((20, 30, 3)))
     save(tmp_path / "2.png", np.zeros((20, 30, 3)))
     images = [{"id": n, "file_name": f"{n}.png", "width": 30, "height": 20} for n in (1, 2)]
-    sheet = {"images": images, "annotations": [{"iscrowd": 0, "bbox": [0, 0, 9, 9], **each} for each in annotations],
+    coco = {"images": images, "annotations": [{"iscrowd": 0, "bbox": [0, 0, 9, 9], **entry} for entry in annotations],
              "categories": [{"id": 5, "name": "cat"}, {"id": 9, "name": "dog"}]}  # fmt: skip
-    (tmp_path / "sheet.json").write_text(json.dumps(sheet))
+    (tmp_path / "sheet.json").write_text(json.dumps(coco))
     for spec in (tmp_path / "sheet.json", tmp_path):
         train, _, labels = segmentation_data.load_dataset(str(spec), 0)
         assert labels == ("background", "cat", "dog")
         expected = np.ones((20, 30), np.uint8)
-        expected[theirs.decode(theirs.merge(theirs.frPyObjects(polygons, 20, 30))).astype(bool)] = 2
+        expected[coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, 20, 30))).astype(bool)] = 2
         expected[blob.astype(bool)] = 3
-        found = maps(train)
-        assert found["1"] == expected.tolist()
-        assert found["2"] == np.where(blob, 0, 1).tolist()
+        label_maps = read_maps(train)
+        assert label_maps["1"] == expected.tolist()
+        assert label_maps["2"] == np.where(blob, 0, 1).tolist()
 
 
-def test_camvid_as_it_is(monkeypatch, camvid):
-    """367, 101 and 233 images, of which the paper trains on the first and judges on the last; its eleven classes."""
+def test_original_camvid(monkeypatch, camvid):
+    """367, 101 and 233 images: the paper trains on the first split and evaluates on the last; eleven classes."""
     train, test, labels = segmentation_data.load_dataset("camvid", 0.2)
     assert (len(train), len(test), len(labels)) == (367, 233, 11)
     assert {sample.size for sample in (*train, *test)} == {(480, 360)}
-    own, whole = class_frequency.count_class_pixels(train[:40], 11)
-    by_hand = np.zeros(12, np.int64)
+    class_pixels, image_pixels = class_frequency.count_class_pixels(train[:40], 11)
+    expected = np.zeros(12, np.int64)
     for sample in train[:40]:
-        by_hand += np.bincount(np.asarray(Image.open(sample.mask.path)).ravel(), minlength=12)
-    assert own.tolist() == by_hand[:11].tolist()
-    assert (whole <= by_hand[:11].sum()).all()
+        expected += np.bincount(np.asarray(Image.open(sample.mask.path)).ravel(), minlength=12)
+    assert class_pixels.tolist() == expected[:11].tolist()
+    assert (image_pixels <= expected[:11].sum()).all()
 
 
 @pytest.mark.parametrize(
@@ -296,30 +296,30 @@ def test_camvid_as_it_is(monkeypatch, camvid):
         ("coco", Error, "annotations_trainval2017.zip"),
     ],
 )
-def test_data_that_are_not_there(spec, error, message, monkeypatch, tmp_path):
+def test_missing_datasets_are_errors(spec, error, message, monkeypatch, tmp_path):
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path))
     with pytest.raises(error, match=message):
         segmentation_data.load_dataset(spec, 0.2)
 
 
-def test_folders_that_are_in_no_layout(tmp_path):
+def test_folders_without_a_known_layout_are_refused(tmp_path):
     (tmp_path / "images").mkdir()
     with pytest.raises(Error, match=r"no images with masks in a known layout; expected images/ and masks/"):
         segmentation_data.load_dataset(str(tmp_path), 0.2)
     save(tmp_path / "images" / "a.png", np.zeros((2, 2, 3)))
     save(tmp_path / "masks" / "b.png", np.zeros((2, 2)))
-    with pytest.raises(Error, match="not one mask of the same name"):
+    with pytest.raises(Error, match="no mask of the same name"):
         segmentation_data.load_dataset(str(tmp_path), 0.2)
 
 
 def test_images_without_a_fitting_mask_are_left_out_and_named(tmp_path, caplog):
     for name in ("a", "b", "c", "d"):
-        pair(tmp_path, f"images/{name}.png", f"masks/{name}.png", [[0, 1], [1, 1]])
+        save_pair(tmp_path, f"images/{name}.png", f"masks/{name}.png", [[0, 1], [1, 1]])
     save(tmp_path / "masks" / "b.png", [[0, 1, 1]])
     (tmp_path / "masks" / "c.png").unlink()
     (tmp_path / "images" / "d.png").write_bytes(b"")
     train, _, _ = segmentation_data.load_dataset(str(tmp_path), 0)
-    assert maps(train) == {"a": [[1, 2], [2, 2]]}
+    assert read_maps(train) == {"a": [[1, 2], [2, 2]]}
     assert "3 of 4 images are left out" in caplog.text
     assert "2×2 pixels, and its mask" in caplog.text
     assert "c.png has no mask" in caplog.text
@@ -327,9 +327,9 @@ def test_images_without_a_fitting_mask_are_left_out_and_named(tmp_path, caplog):
         segmentation_data.load_dataset(str(tmp_path), 0, 2)
 
 
-def test_a_mask_of_no_class_is_left_out_when_it_is_read(tmp_path, caplog):
+def test_a_mask_without_a_class_is_left_out_when_read(tmp_path, caplog):
     for name, value in (("a", 1), ("b", 9)):
-        pair(tmp_path, f"images/{name}.png", f"masks/{name}.png", np.full((40, 50), value))
+        save_pair(tmp_path, f"images/{name}.png", f"masks/{name}.png", np.full((40, 50), value))
     (tmp_path / "classes.txt").write_text("ground\nhouse\n")
     train, _, labels = segmentation_data.load_dataset(str(tmp_path), 0)
     for memory in (4, 0):
@@ -345,13 +345,13 @@ def test_a_mask_of_no_class_is_left_out_when_it_is_read(tmp_path, caplog):
 # batches
 
 
-def some(count=6, seed=0):
-    """Scenes with masks."""
+def generate_samples(count=6, seed=0):
+    """Generate scenes with masks."""
     return scenes.generate_mask_samples(0, count, seed)
 
 
-def test_masks_come_with_their_images():
-    samples = some()
+def test_batches_contain_the_masks_of_their_images():
+    samples = generate_samples()
     for memory, prepare in ((4, ResizeTransform(0, 0)), (4, ResizeTransform(64, 0))):
         loader = padded_loader.build_padded_loader(
             samples, scenes.MASK_LABELS, prepare, batch_size=4, memory_limit=memory
@@ -365,26 +365,26 @@ def test_masks_come_with_their_images():
                 assert not batch.masks[row, :, width:].any()
 
 
-def test_masks_move_with_their_pixels():
-    """An image that is its own mask stays so under every move; colours change the image alone."""
+def test_masks_are_transformed_with_their_images():
+    """An image equal to its mask stays equal under geometric transforms; colour changes affect only the image."""
     grown = np.kron(np.random.default_rng(0).integers(1, 6, (12, 16)), np.ones((8, 8))).astype(np.uint8)
     sample = Sample.from_mask(np.stack([40 * grown] * 3, 2), (128, 96), "own", ArrayMask(grown))
     words = ("flip", "flip-vertical", "rotate=20", "scale=0.2", "shift=9", "shear=0.2", "crop=0.4")
-    for own in ((word,) for word in words):
+    for spec in ((word,) for word in words):
         loader = padded_loader.build_padded_loader(
             [sample] * 8,
             tuple("abcde"),
             ResizeTransform(0, 0),
             batch_size=8,
             seed=1,
-            augment=augment_boxes.parse_box_augmentation(own),
+            augment=augment_boxes.parse_box_augmentation(spec),
         )
         batch = next(iter(loader))
-        grey, mask = batch.images[:, 0].float(), 40 * batch.masks.float()
-        inner = (grey - mask).abs() < 1  # but at the borders of two values, which are blended
-        assert inner.float().mean() > 0.6, own
-        assert (grey - mask).abs().max() <= 200
-        assert len({each.numpy().tobytes() for each in batch.masks}) > 1
+        gray, mask = batch.images[:, 0].float(), 40 * batch.masks.float()
+        inner = (gray - mask).abs() < 1  # except at borders between two values, which are blended
+        assert inner.float().mean() > 0.6, spec
+        assert (gray - mask).abs().max() <= 200
+        assert len({one_mask.numpy().tobytes() for one_mask in batch.masks}) > 1
     loader = padded_loader.build_padded_loader(
         [sample] * 2,
         tuple("abcde"),
@@ -398,8 +398,8 @@ def test_masks_move_with_their_pixels():
     assert not torch.equal(batch.images[0].round().byte(), torch.from_numpy(sample.source).permute(2, 0, 1))
 
 
-def test_windows_are_cut_out_of_larger_images():
-    """Anywhere, the same part of the image and of its mask; smaller images stay whole."""
+def test_random_windows_are_cropped_from_larger_images():
+    """Image and mask are cropped at the same random position; smaller images are not cropped."""
     rows, columns = np.mgrid[:100, :120]
     image = np.stack([rows, columns, rows + columns], 2).astype(np.uint8)
     mask = (rows // 10 + 1).astype(np.uint8)
@@ -411,7 +411,7 @@ def test_windows_are_cut_out_of_larger_images():
     corners = set()
     for batch in itertools.chain(loader, loader, loader):
         assert batch.images.shape == (20, 3, 64, 64)
-        for pixels, own, (height, width), number in zip(
+        for pixels, window_mask, (height, width), number in zip(
             batch.images, batch.masks, batch.sizes.int().tolist(), batch.indices.tolist(), strict=True
         ):
             assert (height, width) == ((64, 64) if number < 10 else (40, 64))
@@ -419,41 +419,43 @@ def test_windows_are_cut_out_of_larger_images():
             corners.add((top, left))
             assert torch.equal(pixels[0, :height, 0].int(), torch.arange(top, top + height, dtype=torch.int32))
             assert torch.equal(pixels[1, 0, :width].int(), torch.arange(left, left + width, dtype=torch.int32))
-            assert torch.equal(own[:height, 0].int(), torch.arange(top, top + height, dtype=torch.int32) // 10 + 1)
+            assert torch.equal(
+                window_mask[:height, 0].int(), torch.arange(top, top + height, dtype=torch.int32) // 10 + 1
+            )
             assert not pixels[:, height:].any()
-            assert not own[height:].any()
+            assert not window_mask[height:].any()
     assert len(corners) > 20
-    whole = padded_loader.build_padded_loader(
+    loader = padded_loader.build_padded_loader(
         [large] * 2, tuple("abcdefghij"), ResizeTransform(0, 0), batch_size=2, seed=0, window_size=512
     )
-    assert next(iter(whole)).images.shape == (2, 3, 128, 128)
+    assert next(iter(loader)).images.shape == (2, 3, 128, 128)
 
 
-def test_streamed_batches_are_those_from_memory(tmp_path):
-    for number, sample in enumerate(some(8)):
+def test_streamed_batches_equal_those_from_memory(tmp_path):
+    for number, sample in enumerate(generate_samples(8)):
         save(tmp_path / f"images/{number}.png", sample.source)
         save(tmp_path / f"masks/{number}.png", sample.mask.read() - 1)
     train, _, labels = segmentation_data.load_dataset(str(tmp_path), 0)
-    change = augment_boxes.parse_box_augmentation(["flip", "crop=0.5", "brightness"])
-    options = {"batch_size": 3, "seed": 4, "augment": change, "window_size": 96}
-    one, other = (
+    augmentation = augment_boxes.parse_box_augmentation(["flip", "crop=0.5", "brightness"])
+    options = {"batch_size": 3, "seed": 4, "augment": augmentation, "window_size": 96}
+    in_memory, streamed = (
         padded_loader.build_padded_loader(train, labels, ResizeTransform(0, 0), memory_limit=memory, **options)
         for memory in (4, 0)
     )
-    assert type(one) is not type(other)
+    assert type(in_memory) is not type(streamed)
     for _ in range(2):
-        for batch, twin in zip(one, other, strict=True):
-            assert all(torch.equal(mine, theirs) for mine, theirs in zip(batch, twin, strict=True))
+        for batch, streamed_batch in zip(in_memory, streamed, strict=True):
+            assert all(torch.equal(first, second) for first, second in zip(batch, streamed_batch, strict=True))
     assert isinstance(batch, PaddedBatch)
 
 
 # frequencies
 
 
-def test_frequencies_are_counted_once(tmp_path, monkeypatch):
-    """By hand, and from the cache until a mask changes."""
-    pair(tmp_path, "images/a.png", "masks/a.png", [[0, 0, 1, 2]])
-    pair(tmp_path, "images/b.png", "masks/b.png", [[0, 1, 1, 255]])
+def test_class_frequencies_are_counted_once(tmp_path, monkeypatch):
+    """Counts are correct, and come from the cache until a mask changes."""
+    save_pair(tmp_path, "images/a.png", "masks/a.png", [[0, 0, 1, 2]])
+    save_pair(tmp_path, "images/b.png", "masks/b.png", [[0, 1, 1, 255]])
     (tmp_path / "classes.txt").write_text("sky\nroad\ncar\ntree\n")
     train, _, _ = segmentation_data.load_dataset(str(tmp_path), 0)
     expected = [[3, 3, 1, 0], [7, 7, 4, 0]]
@@ -461,21 +463,21 @@ def test_frequencies_are_counted_once(tmp_path, monkeypatch):
     monkeypatch.setattr(MaskFile, "read", None)
     assert class_frequency.count_class_pixels(train, 4).tolist() == expected
     monkeypatch.undo()
-    pair(tmp_path, "images/b.png", "masks/b.png", [[0, 0, 0, 0, 0]])
+    save_pair(tmp_path, "images/b.png", "masks/b.png", [[0, 0, 0, 0, 0]])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     train, _, _ = segmentation_data.load_dataset(str(tmp_path), 0)
     assert class_frequency.count_class_pixels(train, 4).tolist() == [[7, 1, 1, 0], [9, 4, 4, 0]]
 
 
-def test_broken_masks_count_nothing(tmp_path):
-    pair(tmp_path, "images/a.png", "masks/a.png", [[0, 1]])
-    pair(tmp_path, "images/b.png", "masks/b.png", [[0, 7]])
+def test_broken_masks_are_not_counted(tmp_path):
+    save_pair(tmp_path, "images/a.png", "masks/a.png", [[0, 1]])
+    save_pair(tmp_path, "images/b.png", "masks/b.png", [[0, 7]])
     (tmp_path / "classes.txt").write_text("sky\nroad\n")
     train, _, _ = segmentation_data.load_dataset(str(tmp_path), 0)
     assert class_frequency.count_class_pixels(train, 2).tolist() == [[1, 1], [2, 2]]
 
 
-def test_names_of_masks_are_matched_without_what_tells_them_apart():
+def test_mask_names_are_matched_without_their_suffixes():
     names = ("a_mask", "a-label", "a_P", "a.seg", "0016E5_L", "x_gtFine_labelIds", "x_leftImg8bit", "mask")
     assert [mask_folders.STEM_SUFFIXES.sub("", name) or name for name in names] == [
         "a",

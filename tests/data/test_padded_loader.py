@@ -1,4 +1,4 @@
-"""Batches of images with boxes: sizes as torchvision has them, boxes that move with masks, passes that resume."""
+"""Padded batches: sizes as in torchvision, boxes and masks transformed together, resumption in mid-epoch."""
 
 from dataclasses import dataclass, replace
 
@@ -18,21 +18,21 @@ LABELS = ("one", "other")
 PREPARE = ResizeTransform(24, 40)
 
 
-def same(one, other):
-    """The same batches, bit for bit; returns how many."""
+def assert_same(one, other):
+    """Assert that the batches are identical, and return their number."""
     count = 0
-    for batch, another in zip(one, other, strict=True):
-        assert all(torch.equal(*each) for each in zip(batch, another, strict=True))
+    for batch, other_batch in zip(one, other, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(batch, other_batch, strict=True))
         count += 1
     return count
 
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory):
-    """Twenty-two noisy images, of three shapes, one of them grey, with up to nine boxes."""
+    """Create 22 noise images of three shapes, one of them grayscale, with up to nine boxes each."""
     root = tmp_path_factory.mktemp("framed")
     random = np.random.default_rng(0)
-    found = []
+    samples_ = []
     for number in range(22):
         width, height = ((60, 30), (30, 60), (41, 40))[number % 3]
         pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -42,13 +42,13 @@ def samples(tmp_path_factory):
         count = number % 10
         corners = np.sort(random.uniform(0, 1, (count, 2, 2)), 1).reshape(count, 4) * [width, height, width, height]
         classes, kinds = random.integers(0, 2, count), random.integers(0, 3, count).astype(np.uint8)
-        found.append(Sample(path, (width, height), corners.astype(np.float32), classes, kinds, f"{number}.png"))
-    return found
+        samples_.append(Sample(path, (width, height), corners.astype(np.float32), classes, kinds, f"{number}.png"))
+    return samples_
 
 
 @pytest.fixture(params=[4.0, 0.0], ids=["resident", "streamed"])
-def make(request, samples):
-    """Makes loaders of the images, from memory or streamed."""
+def build_loader(request, samples):
+    """Return a function that builds loaders of the images, in memory or streamed."""
     return lambda **options: padded_loader.build_padded_loader(
         samples, LABELS, PREPARE, memory_limit=request.param, **options
     )
@@ -57,7 +57,7 @@ def make(request, samples):
 # ---- sizes ----------------------------------------------------------------------------------------------------------
 
 
-def test_images_are_resized_as_torchvision_does_it(random):
+def test_images_are_resized_as_in_torchvision(random):
     reference = GeneralizedRCNNTransform(60, 100, [0, 0, 0], [1, 1, 1])
     for width, height in [
         (60, 60),
@@ -71,19 +71,19 @@ def test_images_are_resized_as_torchvision_does_it(random):
         boxes = torch.tensor([[1.0, 2.0, width - 1, height - 2]])
         expected, target = reference.resize(image.float(), {"boxes": boxes})
         prepare = ResizeTransform(60, 100)
-        found = prepare(image)
-        assert torch.equal(found, expected)
+        resized = prepare(image)
+        assert torch.equal(resized, expected)
         assert prepare.compute_size(width, height) == (expected.shape[2], expected.shape[1])
         sample = Sample(image.permute(1, 2, 0).numpy(), (width, height), boxes.numpy(), np.zeros(1, np.int64),
                            np.zeros(1, np.uint8), "x")  # fmt: skip
         batch = next(iter(padded_loader.build_padded_loader([sample], LABELS, prepare, batch_size=1)))
         torch.testing.assert_close(batch.boxes[0, :1], target["boxes"])
-        # to a tie: several threads may round one otherwise
-        assert (batch.images[0, :, : found.shape[1], : found.shape[2]] - found).abs().max() <= 0.501
+        # except for ties, which several threads may round differently
+        assert (batch.images[0, :, : resized.shape[1], : resized.shape[2]] - resized).abs().max() <= 0.501
         assert batch.images.shape[2] % 32 == batch.images.shape[3] % 32 == 0
 
 
-def test_a_strip_keeps_a_pixel():
+def test_a_resized_strip_keeps_one_pixel():
     assert ResizeTransform(60, 100).compute_size(10_000, 4) == (100, 1)
     assert ResizeTransform(60, 100)(torch.zeros(3, 4, 10_000, dtype=torch.uint8)).shape == (3, 1, 100)
     assert ResizeTransform(60, 100).describe()["shortest"] == 60
@@ -92,8 +92,8 @@ def test_a_strip_keeps_a_pixel():
 # ---- batches --------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_judged_on_comes_whole_and_by_shape(make, samples):
-    batches = list(make(batch_size=4))
+def test_evaluation_uses_all_images_grouped_by_shape(build_loader, samples):
+    batches = list(build_loader(batch_size=4))
     assert torch.cat([batch.indices for batch in batches]).sort().values.tolist() == list(range(22))
     assert [len(batch.indices) for batch in batches] == [4, 4, 4, 4, 4, 2]
     for batch in batches:
@@ -112,82 +112,84 @@ def test_what_is_judged_on_comes_whole_and_by_shape(make, samples):
             np.testing.assert_allclose(batch.boxes[row, :count], sample.boxes * factor, rtol=1e-5)
             assert not batch.boxes[row, count:].any()
     mixed = sum(len(batch.original_sizes.unique(dim=0)) > 1 for batch in batches)
-    assert mixed <= 2  # where one shape ends and the next begins
+    assert mixed <= 2  # at the boundaries between shape groups
 
 
-def test_a_pass_sees_each_image_at_most_once_in_full_batches(make):
-    loader = make(batch_size=4, seed=3)
-    passes = [list(loader) for _ in range(3)]
-    seen = [torch.cat([batch.indices for batch in batches]).tolist() for batches in passes]
-    for batches, numbers in zip(passes, seen, strict=True):
+def test_an_epoch_has_each_image_at_most_once_in_full_batches(build_loader):
+    loader = build_loader(batch_size=4, seed=3)
+    epochs = [list(loader) for _ in range(3)]
+    indices = [torch.cat([batch.indices for batch in batches]).tolist() for batches in epochs]
+    for batches, numbers in zip(epochs, indices, strict=True):
         assert len(batches) == len(loader) == 5
         assert len(set(numbers)) == 20
         assert sum(len(batch.original_sizes.unique(dim=0)) > 1 for batch in batches) <= 2
         assert all(0 <= draw < 2**31 for batch in batches for draw in batch.seeds.tolist())
-    assert len({frozenset(numbers) for numbers in seen}) > 1  # others are left out
-    assert len({tuple(numbers) for numbers in seen}) == 3
+    assert len({frozenset(numbers) for numbers in indices}) > 1  # the dropped images differ
+    assert len({tuple(numbers) for numbers in indices}) == 3
     assert "image" in loader.describe_batch(7)
 
 
-def test_memory_or_not_makes_no_difference(samples):
-    change = augment_boxes.parse_box_augmentation(["flip", "rotate=20", "brightness", "erase=1"])
-    options = {"batch_size": 4, "seed": 5, "augment": change}
-    one, other = (
-        padded_loader.build_padded_loader(samples, LABELS, PREPARE, memory_limit=memory, **options) for memory in (4, 0)
+def test_streamed_batches_equal_those_from_memory(samples):
+    augmentation = augment_boxes.parse_box_augmentation(["flip", "rotate=20", "brightness", "erase=1"])
+    options = {"batch_size": 4, "seed": 5, "augment": augmentation}
+    in_memory, streamed = (
+        padded_loader.build_padded_loader(samples, LABELS, PREPARE, memory_limit=limit, **options) for limit in (4, 0)
     )
-    assert isinstance(other, padded_loader.PaddedStreamingLoader)
-    assert hasattr(other, "compute_wait_fraction")
-    assert not hasattr(one, "compute_wait_fraction")
-    assert same(one, other) == 5
-    assert same(one.iterate_in_order(), other.iterate_in_order()) == 6
-    assert same(one, other) == 5
+    assert isinstance(streamed, padded_loader.PaddedStreamingLoader)
+    assert hasattr(streamed, "compute_wait_fraction")
+    assert not hasattr(in_memory, "compute_wait_fraction")
+    assert assert_same(in_memory, streamed) == 5
+    assert assert_same(in_memory.iterate_in_order(), streamed.iterate_in_order()) == 6
+    assert assert_same(in_memory, streamed) == 5
 
 
 @pytest.mark.parametrize("steps", [3, 5, 7])
-def test_a_pass_goes_on_where_it_was(make, steps):
-    change = augment_boxes.parse_box_augmentation(["flip", "shift=3"])
+def test_an_epoch_resumes_at_its_position(build_loader, steps):
+    augmentation = augment_boxes.parse_box_augmentation(["flip", "shift=3"])
 
     def take(loader, count):
-        found = []
-        while len(found) < count:
+        batches = []
+        while len(batches) < count:
             for batch in loader:
-                found.append(batch)
-                if len(found) == count:
+                batches.append(batch)
+                if len(batches) == count:
                     break
-        return found
+        return batches
 
-    undisturbed = take(make(batch_size=4, seed=2, augment=change), 9)
-    first, second = (make(batch_size=4, seed=2, augment=change) for _ in range(2))
-    begun = take(first, steps)
+    uninterrupted = take(build_loader(batch_size=4, seed=2, augment=augmentation), 9)
+    first, second = (build_loader(batch_size=4, seed=2, augment=augmentation) for _ in range(2))
+    start = take(first, steps)
     second.load_state_dict(first.state_dict())
-    assert same(begun + take(second, 9 - steps), undisturbed) == 9
+    assert assert_same(start + take(second, 9 - steps), uninterrupted) == 9
 
 
-def test_two_processes_share_every_batch(make):
+def test_two_processes_split_every_batch(build_loader):
     @dataclass
-    class Two:
+    class TwoProcesses:
         rank: int
         device = torch.device("cpu")
         world_size = 2
         clock = PhaseTimer(torch.device("cpu"))
 
-    def share(rank, **options):
-        loader = make(batch_size=4, **options)
-        loader.setup(Two(rank))
+    def load(rank, **options):
+        loader = build_loader(batch_size=4, **options)
+        loader.setup(TwoProcesses(rank))
         return list(loader)
 
     options = {"seed": 4, "augment": augment_boxes.parse_box_augmentation(["flip", "rotate"])}
-    for whole, *shares in zip(make(batch_size=4, **options), share(0, **options), share(1, **options), strict=True):
-        for rank, part in enumerate(shares):
-            assert same([part], [PaddedBatch(*(each[rank::2] for each in whole))])
-    judged = torch.cat([batch.indices for rank in (0, 1) for batch in share(rank)])
-    assert judged.sort().values.tolist() == list(range(22))
+    for batch, *slices in zip(
+        build_loader(batch_size=4, **options), load(0, **options), load(1, **options), strict=True
+    ):
+        for rank, part in enumerate(slices):
+            assert assert_same([part], [PaddedBatch(*(tensor[rank::2] for tensor in batch))])
+    indices = torch.cat([batch.indices for rank in (0, 1) for batch in load(rank)])
+    assert indices.sort().values.tolist() == list(range(22))
     with pytest.raises(UsageError, match="--batch-size"):
-        make(batch_size=3, seed=4).setup(Two(0))
+        build_loader(batch_size=3, seed=4).setup(TwoProcesses(0))
 
 
-def damaged(samples, tmp_path):
-    """Nine samples, of which the second has an empty file, and the sixth a file of another size."""
+def damage(samples, tmp_path):
+    """Return nine samples; the second has an empty file, and the sixth a file of another size."""
     broken = list(samples[:9])
     for number, content in ((1, b""), (5, None)):
         path = tmp_path / f"{number}.png"
@@ -197,35 +199,35 @@ def damaged(samples, tmp_path):
 
 
 def test_broken_images_are_named_and_left_out(samples, tmp_path, caplog):
-    """Also one that is no longer as large as when its boxes were read."""
-    broken = damaged(samples, tmp_path)
-    for memory in (4, 0):
+    """An image whose size has changed since its boxes were read is also broken."""
+    samples_ = damage(samples, tmp_path)
+    for limit in (4, 0):
         caplog.clear()
-        loader = padded_loader.build_padded_loader(broken, LABELS, PREPARE, batch_size=3, memory_limit=memory)
+        loader = padded_loader.build_padded_loader(samples_, LABELS, PREPARE, batch_size=3, memory_limit=limit)
         names = [loader.samples[number].name for batch in loader for number in batch.indices.tolist()]
-        assert sorted(names) == sorted(each.name for i, each in enumerate(broken) if i not in (1, 5))
+        assert sorted(names) == sorted(sample.name for i, sample in enumerate(samples_) if i not in (1, 5))
         assert "1.png is empty" in caplog.text
         assert "5.png has 9×9 pixels, and had 41×40" in caplog.text
         with pytest.raises(Error, match="--max-broken allows 1"):
             list(
                 padded_loader.build_padded_loader(
-                    broken, LABELS, PREPARE, batch_size=3, memory_limit=memory, max_broken=1
+                    samples_, LABELS, PREPARE, batch_size=3, memory_limit=limit, max_broken=1
                 )
             )
 
 
-def test_a_streamed_batch_of_which_nothing_can_be_read_teaches_nothing(samples, tmp_path):
-    """It comes all the same: other processes make a step, too."""
+def test_a_streamed_batch_without_readable_images_has_no_targets(samples, tmp_path):
+    """The batch is not skipped, because other processes take the step as well."""
     loader = padded_loader.build_padded_loader(
-        damaged(samples, tmp_path), LABELS, PREPARE, batch_size=1, seed=0, memory_limit=0
+        damage(samples, tmp_path), LABELS, PREPARE, batch_size=1, seed=0, memory_limit=0
     )
     batches = {int(batch.indices): batch for batch in loader}
     assert sorted(batches) == list(range(9))
     for number, batch in batches.items():
-        known = number not in (1, 5)
-        assert bool(batch.images.any()) == known
-        assert int((batch.classes >= 0).sum()) == known * len(samples[number].boxes)
-        assert known or not batch.boxes.any()
+        readable = number not in (1, 5)
+        assert bool(batch.images.any()) == readable
+        assert int((batch.classes >= 0).sum()) == readable * len(samples[number].boxes)
+        assert readable or not batch.boxes.any()
     with pytest.raises(Error, match="--max-broken allows 1"):
         list(
             padded_loader.build_padded_loader(
@@ -234,7 +236,7 @@ def test_a_streamed_batch_of_which_nothing_can_be_read_teaches_nothing(samples, 
         )
 
 
-def test_nothing_to_train_on():
+def test_training_without_images_is_an_error():
     from fukami.engine.runtime import Runtime
 
     with pytest.raises(Error, match="no image to train on"):
@@ -244,18 +246,20 @@ def test_nothing_to_train_on():
     assert list(padded_loader.build_padded_loader([], LABELS, PREPARE, batch_size=3)) == []
 
 
-# ---- boxes and masks move with the pixels ---------------------------------------------------------------------------
+# ---- boxes and masks are transformed with the pixels ----------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def batch():
-    """Six scenes, each in a frame that is larger, with a mask of every object."""
-    found = scenes.generate_box_samples(0, 6)
-    return next(iter(padded_loader.build_padded_loader(found, scenes.LABELS, ResizeTransform(100, 160), batch_size=6)))
+    """Build a batch of six scenes, each padded to a larger frame."""
+    samples = scenes.generate_box_samples(0, 6)
+    return next(
+        iter(padded_loader.build_padded_loader(samples, scenes.LABELS, ResizeTransform(100, 160), batch_size=6))
+    )
 
 
-def outlined(masks):
-    """The boxes of masks ``(M, H, W)``; nan where there is nothing."""
+def compute_outlines(masks):
+    """Compute the bounding boxes of masks ``(M, H, W)``; NaN for empty masks."""
     boxes = torch.full((len(masks), 4), torch.nan)
     for box, mask in zip(boxes, masks > 0, strict=True):
         if mask.any():
@@ -264,8 +268,8 @@ def outlined(masks):
     return boxes
 
 
-def filled(batch):
-    """Masks ``(N, M, H, W)`` uint8 of the boxes themselves, at whole pixels, and these boxes."""
+def fill_boxes(batch):
+    """Return the batch with boxes rounded to integers, and masks ``(N, M, H, W)`` uint8 of these boxes."""
     boxes = batch.boxes.round()
     masks = torch.zeros(*batch.boxes.shape[:2], *batch.images.shape[-2:], dtype=torch.uint8)
     for row in range(len(boxes)):
@@ -279,64 +283,65 @@ def filled(batch):
     ["flip=1", "flip-vertical=1 flip=1", "shift=20", "scale=0.4", "crop=0.3", "rotate=90", "shear=0.5 flip",
      "rotate=40 scale=0.3 shift=9 crop=0.5"],
 )  # fmt: skip
-def test_moved_boxes_bound_moved_masks(batch, words):
-    """Boxes painted into masks and moved with the pixels lie within the moved boxes, which are tight where they were
-    neither turned nor slanted, and else where they were not cut; nothing comes to lie beyond an image's own sides.
+def test_transformed_boxes_bound_transformed_masks(batch, words):
+    """Masks of the boxes, transformed with the pixels, lie within the transformed boxes.
+
+    These are tight without rotation and shear, and otherwise where they are not cut. The padding stays empty.
     """
-    change = augment_boxes.parse_box_augmentation(words.split())
-    before, masks = filled(batch)
-    draws = torch.rand(len(masks), change.num_draws, generator=torch.Generator().manual_seed(1))
-    after = augment_boxes.augment_batch(change, before, draws)
-    geometry = change.compute_matrix(draws, *before.sizes.unbind(1))
-    moved = augment_boxes.warp_images(change, masks, geometry, before.sizes)
+    augmentation = augment_boxes.parse_box_augmentation(words.split())
+    before, masks = fill_boxes(batch)
+    draws = torch.rand(len(masks), augmentation.num_draws, generator=torch.Generator().manual_seed(1))
+    after = augment_boxes.augment_batch(augmentation, before, draws)
+    matrix = augmentation.compute_matrix(draws, *before.sizes.unbind(1))
+    moved = augment_boxes.warp_images(augmentation, masks, matrix, before.sizes)
     assert moved.dtype == torch.uint8
-    for changed in (moved, after.images):
-        assert not (changed * ~augment_boxes.compute_valid_mask(before.sizes, changed)).any()
+    for images in (moved, after.images):
+        assert not (images * ~augment_boxes.compute_valid_mask(before.sizes, images)).any()
     kept = after.classes >= 0
     assert kept.any()
     assert not after.boxes[~kept].any()
     slack = 1e-4 if set(words.split()) <= {"flip=1", "flip-vertical=1"} else 1.5
-    outlines = torch.stack([outlined(each) for each in moved])
-    apart = (outlines - after.boxes)[kept] * torch.tensor([1, 1, -1, -1])
-    assert (apart > -slack).all()
+    outlines = torch.stack([compute_outlines(masks_) for masks_ in moved])
+    margins = (outlines - after.boxes)[kept] * torch.tensor([1, 1, -1, -1])
+    assert (margins > -slack).all()
     sides = before.sizes.flip(1).repeat(1, 2).unsqueeze(1).expand_as(outlines)
     uncut = (after.boxes[..., :2] > 0).all(2) & (after.boxes < sides)[..., 2:].all(2)
     tight = uncut[kept] if "rotate" in words or "shear" in words else torch.ones_like(uncut[kept])
-    assert (apart[tight] < slack).all()
-    if words.startswith("shift"):  # which keeps areas: of those that are lost, less than 0.3 is seen
-        areas = [(each[..., 2:] - each[..., :2]).prod(-1) for each in (outlines.nan_to_num(0), before.boxes)]
-        share = areas[0] / areas[1].clamp(min=1)
-        assert (share[kept] > 0.25).all()
-        assert (share[~kept] < 0.35).all()
+    assert (margins[tight] < slack).all()
+    if words.startswith("shift"):  # a shift keeps areas; dropped boxes have a visible fraction below 0.3
+        areas = [(masks_[..., 2:] - masks_[..., :2]).prod(-1) for masks_ in (outlines.nan_to_num(0), before.boxes)]
+        visible_fraction = areas[0] / areas[1].clamp(min=1)
+        assert (visible_fraction[kept] > 0.25).all()
+        assert (visible_fraction[~kept] < 0.35).all()
 
 
-def test_mirrors_keep_every_pixel(batch):
-    change = augment_boxes.parse_box_augmentation(["flip=1"])
-    after = augment_boxes.augment_batch(change, batch, torch.zeros(len(batch.indices), change.num_draws))
+def test_flips_keep_every_pixel(batch):
+    augmentation = augment_boxes.parse_box_augmentation(["flip=1"])
+    after = augment_boxes.augment_batch(augmentation, batch, torch.zeros(len(batch.indices), augmentation.num_draws))
     assert after.images.dtype == torch.uint8
     for row, (height, width) in enumerate(batch.sizes.int().tolist()):
         assert torch.equal(after.images[row, :, :height, :width], batch.images[row, :, :height, :width].flip(2))
-    again = augment_boxes.augment_batch(change, after, torch.zeros(len(batch.indices), change.num_draws))
-    assert torch.equal(again.images, batch.images)
-    torch.testing.assert_close(again.boxes, batch.boxes, atol=1e-4, rtol=0)
+    restored = augment_boxes.augment_batch(augmentation, after, torch.zeros(len(batch.indices), augmentation.num_draws))
+    assert torch.equal(restored.images, batch.images)
+    torch.testing.assert_close(restored.boxes, batch.boxes, atol=1e-4, rtol=0)
 
 
-def test_a_frame_changes_nothing(batch):
-    """An image in a larger frame comes out as it does in one of its own size, whatever is done to it."""
+def test_padding_does_not_change_the_augmentation(batch):
+    """A padded image is augmented like an image without padding."""
     words = ["rotate=30", "shift=5", "flip", "contrast=0.9", "brightness", "hue", "saturation", "grey", "erase=1"]
-    change = augment_boxes.parse_box_augmentation(words)
-    draws = torch.rand(len(batch.indices), change.num_draws, generator=torch.Generator().manual_seed(2))
-    after = augment_boxes.augment_batch(change, batch, draws)
+    augmentation = augment_boxes.parse_box_augmentation(words)
+    draws = torch.rand(len(batch.indices), augmentation.num_draws, generator=torch.Generator().manual_seed(2))
+    after = augment_boxes.augment_batch(augmentation, batch, draws)
     for row, (height, width) in enumerate(batch.sizes.int().tolist()):
-        alone = augment.parse_augmentation(words, size=0)
-        own = batch.images[row : row + 1, :, :height, :width]
-        expected, _ = alone(own, torch.zeros(1), draws[row : row + 1])
+        unpadded_augmentation = augment.parse_augmentation(words, size=0)
+        unpadded = batch.images[row : row + 1, :, :height, :width]
+        expected, _ = unpadded_augmentation(unpadded, torch.zeros(1), draws[row : row + 1])
         difference = (after.images[row, :, :height, :width] - expected[0]).abs()
         assert difference.max() < 0.05
 
 
 @pytest.mark.parametrize("word", ["mixup", "cutmix=0.5", "trivial", "rand"])
-def test_words_that_make_no_sense_with_boxes(word):
+def test_augmentations_that_do_not_apply_to_boxes_are_refused(word):
     with pytest.raises(UsageError, match="use of these: rotate, shift"):
         augment_boxes.parse_box_augmentation(["flip", word])
     assert augment_boxes.parse_box_augmentation([]) is None

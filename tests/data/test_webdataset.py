@@ -456,7 +456,7 @@ def test_a_server_that_is_gone_is_an_error_that_names_the_url(folder, monkeypatc
             shards.load_shards(f"{url}/train-{{8..9}}.tar")
     with pytest.raises(Error, match=rf"{url}/train-\d+\.tar cannot be read"):
         list(made)
-    assert re.search(rf"{url}/train-\d+\.tar: .*refused.*; try 3 of 6 follows", caplog.text)
+    assert re.search(rf"{url}/train-\d+\.tar: .*refused.*; retrying \(attempt 3 of 6\)", caplog.text)
 
 
 # ---- broken shards --------------------------------------------------------------------------------------------------
@@ -577,7 +577,7 @@ def test_an_index_with_a_number_that_is_none_is_refused(copied, column, value):
     index = json.loads((copied / "index.json").read_text())
     index["train"][1][column][2] = value
     (copied / "index.json").write_text(json.dumps(index))
-    with pytest.raises(Error, match=r"index\.json is no index of shards"):
+    with pytest.raises(Error, match=r"index\.json is not an index of shards"):
         shards.load_shards(str(copied))
 
 
@@ -591,7 +591,7 @@ def test_a_pattern_names_a_million_shards_at_most():
 @pytest.mark.parametrize("text", ["", "[]", '{"labels": ["a"], "train": []}', '{"train": [{"name": "x"}], "test": []}'])
 def test_a_damaged_index_is_refused(copied, text):
     (copied / "index.json").write_text(text)
-    with pytest.raises(Error, match=r"index\.json is no index of shards"):
+    with pytest.raises(Error, match=r"index\.json is not an index of shards"):
         shards.load_shards(str(copied))
 
 
@@ -603,7 +603,7 @@ def test_what_cannot_be_streamed_is_refused(folder, tmp_path):
         assert shards.is_shard_spec(str(spec))
         with pytest.raises(UsageError, match="is compressed"):
             shards.load_shards(str(spec))
-    with pytest.raises(UsageError, match="no pattern of shards"):
+    with pytest.raises(UsageError, match="not a pattern of shards"):
         shards.load_shards(str(tmp_path / "{train,test" / "x.tar"))
 
 
@@ -645,7 +645,7 @@ def test_shards_of_others_are_scanned(tmp_path, caplog, form):
     assert [tar_value(train[0][i]) for i in range(12)] == list(range(12))
     assert [labels[target] for target in test[1]] == ["3", "7"]
     assert [tar_value(test[0][i]) for i in range(2)] == [201, 202]
-    assert "2 shards are scanned; `fukami shard" in caplog.text
+    assert "scanning 2 shards; write one with `fukami shard" in caplog.text
     assert "data-val-0.tar/3 has no class" in caplog.text
     assert "data-val-0.tar/5 has no image" in caplog.text
     assert len(test[0].problems) == 2
@@ -654,7 +654,7 @@ def test_shards_of_others_are_scanned(tmp_path, caplog, form):
     caplog.clear()
     again, _, _ = shards.load_shards(f"{tmp_path}/data-{{train,val}}-0.tar")
     assert np.array_equal(again[0].starts, train[0].starts)
-    assert "scanned" not in caplog.text
+    assert "scanning" not in caplog.text
 
 
 def tar_value(content):
@@ -728,11 +728,11 @@ def test_an_index_of_shards_elsewhere_is_kept_in_the_cache_folder(folder, tmp_pa
         monkeypatch.setattr(shards, "INDEX_FILE", "other.json")  # there is none on the server
         found = webdataset_writer.write_index(spec)
         assert Path(found["out"]).is_relative_to(Path(os.environ["XDG_CACHE_HOME"]) / "fukami")
-        with pytest.raises(UsageError, match="is there already"):
+        with pytest.raises(UsageError, match="exists already"):
             webdataset_writer.write_index(spec)
         monkeypatch.setattr(tar, "scan_shard", None)
         assert len(shards.load_shards(spec)[0][0]) == COUNT
-        assert f"is read by the index {found['out']}" in caplog.text
+        assert f"is read with the index {found['out']}" in caplog.text
 
 
 def test_an_index_is_written_beside_the_shards(copied):

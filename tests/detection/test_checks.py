@@ -92,7 +92,7 @@ def test_names_of_classes(fukami, data):
     name = found(answer, "class name")
     assert (name["file"], name["class"]) == (str(file), "Dog")
     assert "<xmin>3</xmin>" in lines[name["line"] - 1]
-    assert "differs from 'dog' only in case or blanks" in name["detail"]
+    assert "differs from 'dog' only in case or whitespace" in name["detail"]
     nameless = found(answer, "no class")
     assert lines[nameless["line"] - 1 : nameless["line"] + 1] == ["<object>", "<name></name>"]
 
@@ -131,13 +131,13 @@ def test_broken_xml(fukami, data):
 
 def test_the_same_image_in_two_parts(fukami, data):
     shutil.copy(data / "JPEGImages" / "a.jpg", data / "JPEGImages" / "d.jpg")
-    twice = one(fukami("doctor", data), "duplicate across parts")
+    twice = one(fukami("doctor", data), "duplicate across splits")
     assert twice["file"].endswith("d.jpg")
     assert "'train', the other in 'val'" in twice["detail"]
     shutil.copy(data / "ImageSets" / "Main" / "train.txt", data / "ImageSets" / "Main" / "val.txt")
     answer = fukami("doctor", data)
-    assert {line["problem"] for line in answer.json} == {"duplicate across parts"} | {
-        line["problem"] for line in answer.json if line["problem"] == "part missing"
+    assert {line["problem"] for line in answer.json} == {"duplicate across splits"} | {
+        line["problem"] for line in answer.json if line["problem"] == "missing in split"
     }
     assert "is listed in 'train' and in 'val'" in answer.json[0]["detail"]
 
@@ -249,7 +249,7 @@ def test_scenes_are_healthy(fukami, monkeypatch):
     monkeypatch.setattr(scenes, "NUM_TEST", 20)
     answer = fukami("doctor", "scenes")
     assert "40 readable images with" in answer.err
-    assert {line["problem"] for line in answer.json} <= {"part missing", "unbalanced"}
+    assert {line["problem"] for line in answer.json} <= {"missing in split", "unbalanced"}
 
 
 def test_show_draws_boxes(fukami, data, tmp_path):

@@ -12,7 +12,7 @@ from statistics import mean
 import pytest
 
 import check_task
-from fukami.engine.recipe import get_recipe, list_recipes
+from fukami.engine.recipe import list_recipes
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(bash[^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -71,7 +71,7 @@ def measured(benchmark, metric):
 )
 def test_means_are_means_of_the_seeds_on_record(recipe, benchmark, metric, in_readme):
     values = measured(benchmark, metric)
-    ours, readme = get_recipe(recipe).reproduced_result, (ROOT / "README.md").read_text(encoding="utf-8")
+    ours, readme = RECIPES[recipe].result, (ROOT / "README.md").read_text(encoding="utf-8")
     number = ours.split()[0]
     assert f"{100 * mean(values.values()):.{len(number.partition('.')[2])}f}" == number
     assert f"mean of {len(values)} seeds" in ours
@@ -83,7 +83,7 @@ def test_means_are_means_of_the_seeds_on_record(recipe, benchmark, metric, in_re
 def test_our_numbers_say_of_how_many_seeds_they_are():
     """In fukami list and in both READMEs; the time of a painting depends on none."""
     for name in set(list_recipes()) - {"neural-style"}:
-        ours = get_recipe(name).reproduced_result
+        ours = RECIPES[name].result
         assert not ours or "seed" in ours, name
     for file, seed, columns in (("README.md", "seed", 6), ("README.ja.md", "シード", 6)):
         rows = [line.strip("| ").split(" | ") for line in (ROOT / file).read_text(encoding="utf-8").splitlines()
@@ -97,7 +97,7 @@ def test_our_numbers_say_of_how_many_seeds_they_are():
 
 def test_pong_is_not_said_to_be_the_papers_agent():
     """Wherever its number stands, the line names the algorithm."""
-    assert "Double DQN" in get_recipe("dqn").reproduced_result
+    assert "Double DQN" in RECIPES["dqn"].result
     places = [ROOT / "README.md", ROOT / "README.ja.md", *sorted((ROOT / "docs").rglob("*.md"))]
     lines = [line for path in places for line in path.read_text(encoding="utf-8").splitlines() if "19.17" in line]
     assert len(lines) >= 4

@@ -226,7 +226,7 @@ def test_the_ladder(fukami, name, request, tmp_path, monkeypatch):
     (result,) = found.json
     (alone,) = fukami("eval", run).json
     assert numbers(result) == numbers(alone)
-    steps = {step["precision"]: step for step in result["ladder"]}
+    steps = {step["precision"]: step for step in result["precisions"]}
     assert steps["float32"]["agreement"] == 1
     for step in steps.values():
         assert min(step[key] for key in ("bytes", "memory_1", "memory_256", "latency", "throughput")) > 0
@@ -239,7 +239,7 @@ def test_the_ladder(fukami, name, request, tmp_path, monkeypatch):
         assert result["left_out"] == {}
     else:
         assert "full precision" in result["left_out"]["binary"]
-        assert "without binary: no layer" in found.err
+        assert "skipped binary: no layer" in found.err
     page = (tmp_path / "page/report.html").read_text()
     assert "How many bits" in page
     assert "data:image/png" in page
@@ -258,7 +258,7 @@ def test_the_ladder_of_a_private_recipe_on_other_data(fukami, digit_files, tmp_p
     monkeypatch.setattr(precision_comparison, "PRECISIONS", ("float32", "bfloat16"))
     found = fukami("eval", "run", "--precision", "all", "--data", digit_files, "--recipe", "mine.py")
     assert found.status == 0, found.err
-    assert [step["count"] for step in found.json[0]["ladder"]] == [40, 40]
+    assert [step["count"] for step in found.json[0]["precisions"]] == [40, 40]
 
 
 def test_the_ladder_is_of_one_run(fukami, trained):

@@ -1,4 +1,4 @@
-"""What ``fukami explain`` says, against published numbers, gradients and sums made by hand."""
+"""Tests of ``fukami explain`` against published numbers, gradients and values computed by hand."""
 
 import doctest
 import io
@@ -18,8 +18,8 @@ from fukami.explain import feature_visualization, receptive_field, stacked_filte
 from fukami.explain import summary as analysis
 
 
-def empty(name, *arguments, **keywords):
-    """A model without weights, made in no time."""
+def create_meta_model(name, *arguments, **keywords):
+    """Create a model on the meta device, without weights."""
     with torch.device("meta"):
         return getattr(models, name)(*arguments, **keywords)
 
@@ -36,19 +36,19 @@ def empty(name, *arguments, **keywords):
         ("deep_convnet", (1, 28, 28), 8, 123_552, 0.00877),
     ],
 )
-def test_depth_parameters_and_cost_are_the_published_ones(name, shape, depth, parameters, billions):
-    """The depth is the one in the name; GoogLeNet's parameters are those that answer, without its two side branches."""
-    model = empty(name)
-    steps = analysis.summarize_layers(model, shape)
-    assert max(layer.depth for layer in steps) == depth
-    assert sum(layer.num_parameters for layer in steps) == parameters
+def test_depth_parameters_and_cost_equal_the_published_ones(name, shape, depth, parameters, billions):
+    """Depths are those in the names; GoogLeNet's parameters exclude its auxiliary classifiers."""
+    model = create_meta_model(name)
+    layers = analysis.summarize_layers(model, shape)
+    assert max(layer.depth for layer in layers) == depth
+    assert sum(layer.num_parameters for layer in layers) == parameters
     assert analysis.count_multiply_adds(model, shape) / 1e9 == pytest.approx(billions, abs=0.0006)
     if name != "googlenet":
         assert analysis.count_parameters(model) == parameters
 
 
-def test_multiply_adds_are_half_of_what_torch_counts():
-    """``torch.utils.flop_counter`` counts a product and its sum as two, at run time and not from the layers' fields."""
+def test_multiply_adds_are_half_of_torchs_flops():
+    """``torch.utils.flop_counter`` counts a multiply-add as two operations, at run time."""
     from torch.utils.flop_counter import FlopCounterMode
 
     model = nn.Sequential(
@@ -72,24 +72,26 @@ def test_multiply_adds_are_half_of_what_torch_counts():
         ("resnet152", {"stride_in": "1x1"}, 1507),
     ],
 )
-def test_theoretical_fields_are_those_of_araujo(name, keywords, field):
-    """The table of Araujo et al. 2019; its ResNets stride in the first 1×1 convolution, as the paper's do."""
-    steps = [
-        layer for layer in analysis.summarize_layers(empty(name, **keywords), (3, 224, 224)) if layer.receptive_field
+def test_theoretical_receptive_fields_equal_araujos(name, keywords, field):
+    """Values of Araujo et al. 2019; their ResNets stride in the first 1×1 convolution, as in the ResNet paper."""
+    layers = [
+        layer
+        for layer in analysis.summarize_layers(create_meta_model(name, **keywords), (3, 224, 224))
+        if layer.receptive_field
     ]
-    assert steps[-1].receptive_field == (field, field)
+    assert layers[-1].receptive_field == (field, field)
 
 
-def test_fields_of_vgg16_layer_by_layer():
-    steps = analysis.summarize_layers(empty("vgg16"), (3, 224, 224))
-    convolutions = [layer.receptive_field[0] for layer in steps if layer.op_type.endswith("Conv2d")]
+def test_receptive_fields_of_vgg16_layer_by_layer():
+    layers = analysis.summarize_layers(create_meta_model("vgg16"), (3, 224, 224))
+    convolutions = [layer.receptive_field[0] for layer in layers if layer.op_type.endswith("Conv2d")]
     assert convolutions == [3, 5, 10, 14, 24, 32, 40, 60, 76, 92, 132, 164, 196]
-    assert [layer.receptive_field for layer in steps if layer.op_type == "Linear"] == [None] * 3
-    assert [layer.receptive_field[0] for layer in analysis.find_stages(steps)] == [5, 14, 40, 92, 196]
+    assert [layer.receptive_field for layer in layers if layer.op_type == "Linear"] == [None] * 3
+    assert [layer.receptive_field[0] for layer in analysis.find_stages(layers)] == [5, 14, 40, 92, 196]
 
 
-def plain(model):
-    """The network with positive weights and nothing that chooses, so that each path to a pixel adds to its gradient."""
+def linearize(model):
+    """Make a network linear with positive weights, so that each path to a pixel adds to its gradient."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.MaxPool2d):
@@ -102,18 +104,18 @@ def plain(model):
     return model.double().eval()
 
 
-def support(model, layer, shape, row, column):
-    """The box of pixels that a unit's gradient reaches."""
+def compute_gradient_region(model, layer, shape, row, column):
+    """Compute the bounding box of the pixels with a non-zero gradient of a unit."""
     image = torch.rand(1, *shape, dtype=torch.double, requires_grad=True)
     (maps,) = analysis.create_feature_extractor(model, [layer.name])(image)
     (gradient,) = torch.autograd.grad(maps[0, :, row, column].sum(), image)
-    reached = gradient[0].abs().sum(0) > 0
-    rows, columns = (torch.nonzero(reached.any(axis)).flatten() for axis in (1, 0))
+    nonzero = gradient[0].abs().sum(0) > 0
+    rows, columns = (torch.nonzero(nonzero.any(axis)).flatten() for axis in (1, 0))
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
 class Branches(nn.Module):
-    """Two branches that see differently far to each side, concatenated, and one added."""
+    """Network of two concatenated branches with different receptive fields, and a residual branch."""
 
     def __init__(self):
         super().__init__()
@@ -141,32 +143,32 @@ class Branches(nn.Module):
     ],
     ids=["strides", "transposed", "adaptive", "branches", "deep_convnet", "resnet20", "googlenet", "resnet18"],
 )
-def test_the_gradient_reaches_exactly_the_theoretical_field(make, shape):
-    model = plain(make())
+def test_the_gradient_covers_exactly_the_theoretical_receptive_field(make, shape):
+    model = linearize(make())
     last = [layer for layer in analysis.summarize_layers(model, shape) if layer.receptive_field][-1]
     row, column = (
         side // 4 * 2 for side in last.output_shape[1:]
-    )  # even: after an enlargement odd ones see as much as these
+    )  # even: after upsampling, odd units have their field
     top, left, bottom, right = last.get_input_region(row, column)
     assert (bottom - top, right - left) == last.receptive_field
     clipped = max(top, 0), max(left, 0), min(bottom, shape[1]), min(right, shape[2])
-    assert support(model, last, shape, row, column) == clipped
+    assert compute_gradient_region(model, last, shape, row, column) == clipped
 
 
-def test_memory_is_counted_where_it_is_taken():
+def test_output_memory_counts_only_new_memory():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Sigmoid(), nn.Dropout(), nn.Flatten())
     assert [layer.output_bytes for layer in analysis.summarize_layers(model, (1, 6, 5))] == [96, 0, 96, 0, 0]
 
 
-def test_a_module_used_twice_is_two_steps_with_one_set_of_weights():
+def test_a_module_used_twice_is_two_layers_with_one_set_of_weights():
     convolution = nn.Conv2d(2, 2, 3, padding=1)
-    steps = analysis.summarize_layers(nn.Sequential(convolution, nn.ReLU(), convolution), (2, 8, 8))
-    assert [layer.num_parameters for layer in steps] == [38, 0, 0]
-    assert [layer.receptive_field for layer in steps] == [(3, 3), (3, 3), (5, 5)]
-    assert [layer.name for layer in steps] == ["0", "1", "0:2"]
+    layers = analysis.summarize_layers(nn.Sequential(convolution, nn.ReLU(), convolution), (2, 8, 8))
+    assert [layer.num_parameters for layer in layers] == [38, 0, 0]
+    assert [layer.receptive_field for layer in layers] == [(3, 3), (3, 3), (5, 5)]
+    assert [layer.name for layer in layers] == ["0", "1", "0:2"]
 
 
-def test_the_callers_network_is_left_as_it_is():
+def test_the_callers_network_is_not_modified():
     model = models.deep_convnet().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     analysis.summarize_layers(model, (1, 28, 28))
@@ -178,14 +180,14 @@ def test_the_callers_network_is_left_as_it_is():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_what_cannot_be_explained_says_why():
-    class Deciding(nn.Module):
+def test_errors_for_unsupported_networks_and_shapes():
+    class DataDependent(nn.Module):
         def forward(self, x):
             return x if x.sum() > 0 else -x
 
-    with pytest.raises(Error, match="depend on its values"):
-        analysis.summarize_layers(Deciding(), (1, 4, 4))
-    with pytest.raises(UsageError, match=r"does not take images of 3x28x28 \(layer 0"):
+    with pytest.raises(Error, match="depends on its values"):
+        analysis.summarize_layers(DataDependent(), (1, 4, 4))
+    with pytest.raises(UsageError, match=r"does not accept images of 3x28x28 \(layer 0"):
         analysis.summarize_layers(models.deep_convnet(), (3, 28, 28))
     with pytest.raises(UsageError, match="channels, height and width"):
         analysis.summarize_layers(models.deep_convnet(), (28, 28))
@@ -195,54 +197,54 @@ def test_what_cannot_be_explained_says_why():
         )
 
 
-def test_the_effective_field_of_equal_weights_is_a_box_convolved_with_itself():
+def test_the_effective_receptive_field_of_equal_weights_is_a_repeatedly_convolved_box():
     depth, side = 6, 31
-    model = plain(nn.Sequential(*(nn.Conv2d(1, 1, 3, padding=1) for _ in range(depth))))
-    found = receptive_field.compute_effective_receptive_field(model, (1, side, side), num_samples=2)
-    line = np.ones(1)
+    model = linearize(nn.Sequential(*(nn.Conv2d(1, 1, 3, padding=1) for _ in range(depth))))
+    field = receptive_field.compute_effective_receptive_field(model, (1, side, side), num_samples=2)
+    profile = np.ones(1)
     for _ in range(depth):
-        line = np.convolve(line, np.ones(3) / 3)
-    expected = np.pad(np.outer(line, line), (side - len(line)) // 2)
-    np.testing.assert_allclose(found.gradient_map.numpy(), expected, atol=1e-12)
-    assert found.region == (9, 9, 22, 22)
-    least = next(
+        profile = np.convolve(profile, np.ones(3) / 3)
+    expected = np.pad(np.outer(profile, profile), (side - len(profile)) // 2)
+    np.testing.assert_allclose(field.gradient_map.numpy(), expected, atol=1e-12)
+    assert field.region == (9, 9, 22, 22)
+    smallest = next(
         2 * radius + 1
         for radius in range(7)
         if expected[15 - radius : 16 + radius, 15 - radius : 16 + radius].sum() >= 0.9545
     )
-    assert found.size == least
-    gaussian = 2 * 2.276 * math.sqrt(depth * 2 / 3)  # the square that holds 95.45 % of a Gaussian of this variance
-    assert abs(found.size - gaussian) <= 2
+    assert field.size == smallest
+    gaussian = 2 * 2.276 * math.sqrt(depth * 2 / 3)  # side of the square with 95.45 % of a Gaussian of this variance
+    assert abs(field.size - gaussian) <= 2
 
 
-def test_the_effective_field_of_a_layer_that_does_not_exist():
-    with pytest.raises(UsageError, match="'30' has no receptive field; those that have are: 0, 1, 2"):
+def test_errors_of_the_effective_receptive_field():
+    with pytest.raises(UsageError, match="'30' has no receptive field; choose one of: 0, 1, 2"):
         receptive_field.compute_effective_receptive_field(models.deep_convnet(), (1, 28, 28), "30")
-    with pytest.raises(UsageError, match="samples"):
+    with pytest.raises(UsageError, match="num_samples"):
         receptive_field.compute_effective_receptive_field(models.deep_convnet(), (1, 28, 28), num_samples=0)
 
 
-def test_stacked_filters_save_what_the_note_says():
+def test_savings_of_stacked_filters_equal_the_note():
     assert doctest.testmod(stacked_filters).failed == 0
     assert round(stacked_filters.compute_weight_savings(3, 3), 2) == 0.45
     assert round(stacked_filters.compute_weight_savings(4, 3), 2) == 0.56
     for n in range(1, 8):
         for m in range(2, 8):
-            below = m**2 * n**2 - 2 * m * n**2 + n**2 + 2 * n * m - 2 * n + 1  # as the note expands it
-            assert stacked_filters.compute_weight_savings(n, m) == pytest.approx((below - m**2 * n) / below)
+            denominator = m**2 * n**2 - 2 * m * n**2 + n**2 + 2 * n * m - 2 * n + 1  # expanded as in the note
+            assert stacked_filters.compute_weight_savings(n, m) == pytest.approx((denominator - m**2 * n) / denominator)
             stack = sum(nn.Conv2d(3, 3, m, bias=False, device="meta").weight.numel() for _ in range(n))
-            one = nn.Conv2d(
+            single = nn.Conv2d(
                 3, 3, stacked_filters.compute_receptive_field(n, m), bias=False, device="meta"
             ).weight.numel()
-            assert stacked_filters.compute_weight_savings(n, m) == pytest.approx(1 - stack / one)
+            assert stacked_filters.compute_weight_savings(n, m) == pytest.approx(1 - stack / single)
     assert stacked_filters.tabulate_weight_savings()[2] == (3, 7, 27, 49, pytest.approx(22 / 49))
     assert len(stacked_filters.plot_weight_savings().axes[0].get_lines()) == 3
 
 
-@pytest.mark.parametrize("wrong", [(0, 3), (3, 1), (2.0, 3), (3, "3")])
-def test_stacking_refuses_what_is_no_stack(wrong):
-    with pytest.raises(UsageError, match="should be a whole number"):
-        stacked_filters.compute_weight_savings(*wrong)
+@pytest.mark.parametrize("arguments", [(0, 3), (3, 1), (2.0, 3), (3, "3")])
+def test_invalid_numbers_and_sizes_of_filters_are_rejected(arguments):
+    with pytest.raises(UsageError, match="should be an integer"):
+        stacked_filters.compute_weight_savings(*arguments)
 
 
 def test_grad_cam_of_a_network_that_ends_in_average_pooling_is_its_class_activation_map():
@@ -254,12 +256,12 @@ def test_grad_cam_of_a_network_that_ends_in_average_pooling_is_its_class_activat
     for target in range(4):
         weights = model[4].weight[target].detach()
         activation = torch.einsum("k,khw->hw", weights, maps).relu()
-        found = feature_visualization.compute_grad_cam(model, image, target)
-        torch.testing.assert_close(found, activation / (6 * 8))
+        heatmap = feature_visualization.compute_grad_cam(model, image, target)
+        torch.testing.assert_close(heatmap, activation / (6 * 8))
 
 
 def test_grad_cam_by_hand():
-    """One map, 2×2, score 3·sum + 4: the gradient is 3 everywhere, so the heat is three times the map."""
+    """With one 2×2 map and the score 3·sum + 4, the gradient is 3 everywhere and the heatmap 3 times the map."""
     model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(4, 1))
     with torch.no_grad():
         model[0].weight.fill_(2)
@@ -271,7 +273,7 @@ def test_grad_cam_by_hand():
     )
 
 
-def test_feature_maps_are_not_spoilt_by_what_works_in_place():
+def test_in_place_layers_do_not_change_feature_maps():
     model = models.deep_convnet().eval()
     image = torch.rand(1, 28, 28)
     maps = feature_visualization.compute_feature_maps(model, image, ["0", "1", "14"])
@@ -283,7 +285,7 @@ def test_feature_maps_are_not_spoilt_by_what_works_in_place():
     assert (maps["0"] < 0).any()
 
 
-def test_the_patch_that_excites_a_unit_is_the_one_it_looks_for(random):
+def test_top_patches_contain_the_pattern_of_the_filter(random):
     pattern = torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 0, 1]])
     model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU())
     with torch.no_grad():
@@ -292,12 +294,12 @@ def test_the_patch_that_excites_a_unit_is_the_one_it_looks_for(random):
     images = torch.from_numpy(random.integers(40, 90, (7, 1, 12, 15), dtype=np.uint8))
     for number, (row, column) in {2: (4, 7), 5: (0, 11)}.items():
         images[number, 0, row : row + 3, column : column + 3] = (pattern * (200 + number)).to(torch.uint8)
-    images[6, 0, :2, :2] = 0  # where darkness is looked for; the padding counts as dark, so a corner is darkest
-    steps = analysis.summarize_layers(model, (1, 12, 15))
-    found = feature_visualization.find_top_patches(
-        model, images.split(3), [(steps[-1], [0, 1])], normalize=lambda given: given / 255, num_patches=2
+    images[6, 0, :2, :2] = 0  # the second filter detects dark patches; padding is dark, so a corner is the darkest
+    layers = analysis.summarize_layers(model, (1, 12, 15))
+    patches = feature_visualization.find_top_patches(
+        model, images.split(3), [(layers[-1], [0, 1])], normalize=lambda batch: batch / 255, num_patches=2
     )
-    bright, dark = found["1"]
+    bright, dark = patches["1"]
     assert [int(patch.pixels.max()) for patch in bright] == [205, 202]
     for patch in bright:
         torch.testing.assert_close(patch.pixels[0].float() / patch.pixels.max(), pattern)
@@ -309,27 +311,27 @@ def test_the_patch_that_excites_a_unit_is_the_one_it_looks_for(random):
 
 
 def test_explain_prints_the_layers_of_a_model(fukami):
-    answer = fukami("explain", "deep_convnet", "--input", "3x32x32", "--num-classes", "7")
-    assert answer.status == 0, answer.err
-    head, *rows = answer.out.split("\n\n")[0].splitlines()
-    assert head.split() == ["layer", "kind", "output", "parameters", "multiply-adds", "memory", "field", "stride"]
+    result = fukami("explain", "deep_convnet", "--input", "3x32x32", "--num-classes", "7")
+    assert result.status == 0, result.err
+    header, *rows = result.out.split("\n\n")[0].splitlines()
+    assert header.split() == ["layer", "kind", "output", "parameters", "multiply-adds", "memory", "field", "stride"]
     assert {len(row.split()) for row in rows} == {8}
     assert rows[0].split() == ["0", "StemConv2d", "16×32×32", "448", "442,368", "65,536", "3×3", "1"]
     assert rows[-1].split() == ["19", "Linear", "7", "357", "350", "28", "all", "-"]
     cells = [[int(cell.replace(",", "")) for cell in row.split()[3:6]] for row in rows]
     parameters, cost, memory = (sum(column) for column in zip(*cells, strict=True))
-    totals = dict(line.split("  ", 1) for line in answer.out.split("\n\n")[1].splitlines())
+    totals = dict(line.split("  ", 1) for line in result.out.split("\n\n")[1].splitlines())
     assert totals["parameters"].strip() == f"{parameters:,}"
     assert totals["multiply-adds"].split()[0] == f"{cost:,}"
     assert totals["memory"].split()[0] == f"{memory:,}"
     assert totals["depth"].split()[0] == "8"
-    assert totals["field, theory"].split()[0] == "36×36"
-    assert fukami("explain", "deep_convnet", "--input", "3x32x32", "--num-classes", "7").out == answer.out
+    assert totals["theoretical field"].split()[0] == "36×36"
+    assert fukami("explain", "deep_convnet", "--input", "3x32x32", "--num-classes", "7").out == result.out
 
 
 def test_explain_writes_a_page_of_a_model(fukami, tmp_path):
-    answer = fukami("explain", "resnet20", "--out", "page")
-    assert answer.status == 0, answer.err
+    result = fukami("explain", "resnet20", "--out", "page")
+    assert result.status == 0, result.err
     text = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
     assert text.count("<img") == 3
     assert "269,722" in text
@@ -346,74 +348,80 @@ def test_explain_writes_a_page_of_a_model(fukami, tmp_path):
         (["vgg16", "--input", "3x22"], "such as 3x224x224, not '3x22'"),
         (["vgg16", "--input", "3x0x22"], "3x224x224"),
         (["vgg16", "--input", "3x16x16"], "at least 32×32"),
-        (["deep_convnet", "--input", "1x28x20"], "does not take images of 1x28x20"),
+        (["deep_convnet", "--input", "1x28x20"], "does not accept images of 1x28x20"),
         (["deep_convnet", "--num-classes", "0"], "--num-classes should be at least 1"),
-        (["resnet18", "cat.jpg"], "model without weights"),
-        (["deep-convnet", "--input", "1x28x28"], "has its own"),
-        (["deep-convnet", "deep-convnet", "cat.jpg"], "one run at a time"),
+        (["resnet18", "cat.jpg"], "model without trained weights"),
+        (["deep-convnet", "--input", "1x28x28"], "leave them out for the run deep-convnet"),
+        (["deep-convnet", "deep-convnet", "cat.jpg"], "explain takes one run"),
     ],
 )
 def test_wrong_usage_of_explain(fukami, words, hint):
-    answer = fukami("explain", *words)
-    assert answer.status == 2, answer
-    assert hint in answer.err
-    assert answer.out == ""
-    assert "Traceback" not in answer.err
+    result = fukami("explain", *words)
+    assert result.status == 2, result
+    assert hint in result.err
+    assert result.out == ""
+    assert "Traceback" not in result.err
 
 
 def test_explain_prints_the_layers_of_a_run(fukami, trained):
-    answer = fukami("explain", trained)
-    assert answer.status == 0, answer.err
-    assert "the run's weights" in answer.out
+    result = fukami("explain", trained)
+    assert result.status == 0, result.err
+    assert "the run's weights" in result.out
     assert not (trained / "explain").exists()
 
 
-def test_explain_writes_one_page_for_images_and_names_the_broken(fukami, trained, digit_files, tmp_path):
+def test_explain_writes_one_page_for_images_and_names_broken_files(fukami, trained, digit_files, tmp_path):
     files = sorted(digit_files.rglob("*.png"))[:2]
     (tmp_path / "text.png").write_text("not an image")
-    answer = fukami("explain", trained, files[0], "text.png", files[1], "--out", "page")
-    assert answer.status == 1
-    assert "text.png" in answer.err
-    assert "Traceback" not in answer.err
-    assert [line["file"] for line in answer.json] == list(map(str, files))
+    result = fukami("explain", trained, files[0], "text.png", files[1], "--out", "page")
+    assert result.status == 1
+    assert "text.png" in result.err
+    assert "Traceback" not in result.err
+    assert [line["file"] for line in result.json] == list(map(str, files))
     predicted = fukami("predict", trained, *files).json
-    for line, right in zip(answer.json, predicted, strict=True):
+    for line, prediction in zip(result.json, predicted, strict=True):
         assert {*line} == {"file", "label", "probability", "page"}
-        assert (line["label"], line["probability"]) == (right["label"], right["probability"])
+        assert (line["label"], line["probability"]) == (prediction["label"], prediction["probability"])
         assert line["page"] == "page/index.html"
     text = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
-    for title in ("Feature maps", "filters of the first layer", "training patches", "How far", "Layers"):
+    for title in (
+        "Feature maps",
+        "Filters of the first layer",
+        "Training patches",
+        "Receptive field of the last",
+        "Layers",
+    ):
         assert title in text
     assert all(file.name in text for file in files)
     assert "1,438 of the 1,438 training images" in text
 
 
-def test_explain_goes_on_where_the_training_data_are_gone(fukami, trained, digit_files, tmp_path):
+def test_explain_continues_without_the_training_data(fukami, trained, digit_files, tmp_path):
     run = tmp_path / "moved"
     shutil.copytree(trained, run, ignore=shutil.ignore_patterns("explain"))
     record = json.loads((run / "recipe.json").read_text())
     record["fields"]["data"] = "no-such-folder"
     (run / "recipe.json").write_text(json.dumps(record))
-    answer = fukami("explain", run, next(digit_files.rglob("*.png")))
-    assert answer.status == 0, answer.err
-    assert "no training patches" in answer.err
-    assert answer.json[0]["page"] == str(run / "explain" / "index.html")
+    result = fukami("explain", run, next(digit_files.rglob("*.png")))
+    assert result.status == 0, result.err
+    assert "no training patches" in result.err
+    assert result.json[0]["page"] == str(run / "explain" / "index.html")
     assert "training patches" not in (run / "explain" / "index.html").read_text(encoding="utf-8")
 
 
-def test_colour_filters_are_drawn_in_colour_and_grey_ones_grey():
+def test_color_filters_are_plotted_in_color_and_grayscale_ones_in_gray():
     weights = torch.zeros(2, 3, 2, 2)
-    weights[0, 0] = 1.0  # red alone
+    weights[0, 0] = 1.0  # only red
     image = feature_visualization.plot_filters(weights).axes[0].get_images()[0].get_array()
     assert tuple(image[0, 0]) == (1.0, 0.5, 0.5)
-    grey = feature_visualization.plot_filters(torch.ones(2, 1, 2, 2)).axes[0].get_images()[0].get_array()
-    assert np.ptp(grey[0, 0]) == 0
+    grayscale = feature_visualization.plot_filters(torch.ones(2, 1, 2, 2)).axes[0].get_images()[0].get_array()
+    assert np.ptp(grayscale[0, 0]) == 0
 
 
-def test_a_grey_image_and_its_heat_are_drawn():
-    heat = torch.zeros(4, 4)
+def test_a_grayscale_image_and_its_heatmap_are_plotted():
+    heatmap = torch.zeros(4, 4)
     figure = feature_visualization.plot_prediction(
-        torch.zeros(1, 28, 28, dtype=torch.uint8), heat, [("a price of $5$ and a very long name", 1.0)]
+        torch.zeros(1, 28, 28, dtype=torch.uint8), heatmap, [("a price of $5$ and a very long name", 1.0)]
     )
     buffer = io.BytesIO()
     figure.savefig(buffer)

@@ -317,13 +317,13 @@ def test_a_lack_of_memory_is_an_error_of_the_file(monkeypatch, tmp_path, photo, 
     """Wherever it comes: from the decoder, or while what was read is converted."""
     path = saved(Image.fromarray(photo), tmp_path / "x.png")
     monkeypatch.setattr(place, scarce)
-    with pytest.raises(Error, match=r"x\.png needs more memory than there is"):
+    with pytest.raises(Error, match=r"x\.png needs more memory than is available"):
         open_(path)
 
 
 def test_a_lack_of_memory_for_an_array(monkeypatch, photo):
     monkeypatch.setattr("fukami.image.io.decode_image", scarce)
-    with pytest.raises(Error, match="the array given needs more memory than there is"):
+    with pytest.raises(Error, match="the array given needs more memory than is available"):
         image_io.read_image(photo)
 
 
@@ -363,7 +363,7 @@ def test_images_that_take_all_memory_together_are_answered_alone(photo, error):
     dark, light = np.zeros_like(photo), np.full_like(photo, 255)
     first, second, third = Small().predict([dark, light, dark])
     assert (first["mean"], first["width"], third["mean"]) == (0, 40, 0)
-    assert second["error"] == "the image given needs more memory than there is; make it smaller"
+    assert second["error"] == "the image given needs more memory than is available; make it smaller"
 
 
 def test_a_strip_is_no_large_page_for_a_digit(monkeypatch):

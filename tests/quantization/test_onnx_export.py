@@ -160,8 +160,8 @@ def test_damage_is_told():
         with pytest.raises(Error, match="export it again"):
             OnnxNetwork(damaged)
     other = onnx.load_from_string(content)
-    other.graph.input[0].name = other.graph.node[0].input[0] = "images"
-    with pytest.raises(Error, match="has the inputs images and the outputs scores: it is none that fukami exported"):
+    other.graph.input[0].name = other.graph.node[0].input[0] = "pixels"
+    with pytest.raises(Error, match="has the inputs pixels and the outputs scores: it is none that fukami exported"):
         OnnxNetwork(other.SerializeToString())
 
 

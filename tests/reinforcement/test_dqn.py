@@ -474,9 +474,9 @@ def test_memory_files_are_gone_when_it_is_done(fukami, tmp_path):
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (["play", "deep-convnet", "--out", "x.gif"], "plays no game"),
+        (["play", "deep-convnet", "--out", "x.gif"], "is not the run of an agent"),
         (["play", "deep-convnet", "--out", "x.png"], ".mp4, .gif or .webp"),
-        (["play", "deep-convnet", "--out", "no/x.gif"], "there is no folder"),
+        (["play", "deep-convnet", "--out", "no/x.gif"], "the folder no of the video does not exist"),
         (["play", "deep-convnet", "--out", "x.gif", "--episodes", "0"], "at least 1"),
         (["train", "dqn", "--learning-starts", "10"], "learning-starts should be"),
         (["train", "dqn", "--steps", "100"], "steps should be"),

@@ -1,4 +1,4 @@
-"""The NumPy twin: gradients against torch and against differences, optimizers, files both honest and hostile."""
+"""Tests of the NumPy implementation: gradients against torch and finite differences, optimizers, parameter files."""
 
 import os
 import pickle
@@ -27,27 +27,27 @@ def random():
     return np.random.default_rng(0)
 
 
-def leaf(array):
+def to_leaf(array):
     return torch.tensor(array, dtype=torch.float64, requires_grad=True)
 
 
-def close(ours, theirs):
+def assert_close(ours, theirs):
     theirs = theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else theirs
     assert ours.shape == theirs.shape
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-9)
 
 
-def difference(value, array, dout, step=1e-6):
-    """The gradient of ``(value() * dout).sum()`` at ``array``, measured."""
-    slope = np.zeros(array.shape)
-    for place in np.ndindex(array.shape):
-        kept = array[place]
-        array[place] = kept + step
-        above = (value() * dout).sum()
-        array[place] = kept - step
-        slope[place] = (above - (value() * dout).sum()) / (2 * step)
-        array[place] = kept
-    return slope
+def compute_numerical_gradient(value, array, dout, step=1e-6):
+    """Compute the gradient of ``(value() * dout).sum()`` at ``array`` by central differences."""
+    gradient = np.zeros(array.shape)
+    for index in np.ndindex(array.shape):
+        original = array[index]
+        array[index] = original + step
+        upper = (value() * dout).sum()
+        array[index] = original - step
+        gradient[index] = (upper - (value() * dout).sum()) / (2 * step)
+        array[index] = original
+    return gradient
 
 
 def small_network(**sizes):
@@ -70,29 +70,31 @@ def test_convolution(random, monkeypatch, h, w, kh, kw, stride, pad, block):
     dout = random.normal(size=y.shape)
     dx = layer.backward(dout)
 
-    tx, tW, tb = leaf(x), leaf(W), leaf(b)
+    tx, tW, tb = to_leaf(x), to_leaf(W), to_leaf(b)
     ty = F.conv2d(tx, tW, tb, stride, pad)
     ty.backward(torch.tensor(dout))
     for ours, theirs in ((y, ty), (dx, tx.grad), (layer.dW, tW.grad), (layer.db, tb.grad)):
-        close(ours, theirs)
+        assert_close(ours, theirs)
     for array, gradient in ((x, dx), (W, layer.dW), (b, layer.db)):
-        np.testing.assert_allclose(gradient, difference(lambda: layer.forward(x), array, dout), rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(
+            gradient, compute_numerical_gradient(lambda: layer.forward(x), array, dout), rtol=1e-5, atol=1e-7
+        )
 
 
 @pytest.mark.parametrize(("h", "w", "pool_h", "pool_w", "stride", "pad"), POOLINGS)
 def test_pooling(random, h, w, pool_h, pool_w, stride, pad):
-    x = random.normal(size=(2, 3, h, w)) - 2  # mostly negative, so that zeros in the padding would win
+    x = random.normal(size=(2, 3, h, w)) - 2  # mostly negative, so that zeros in the padding would be the maximum
     layer = scratch.Pooling(pool_h, pool_w, stride, pad)
     y = layer.forward(x)
     dout = random.normal(size=y.shape)
     dx = layer.backward(dout)
 
-    tx = leaf(x)
+    tx = to_leaf(x)
     ty = F.max_pool2d(tx, (pool_h, pool_w), stride, pad)
     ty.backward(torch.tensor(dout))
-    close(y, ty)
-    close(dx, tx.grad)
-    np.testing.assert_allclose(dx, difference(lambda: layer.forward(x), x, dout), rtol=1e-5, atol=1e-7)
+    assert_close(y, ty)
+    assert_close(dx, tx.grad)
+    np.testing.assert_allclose(dx, compute_numerical_gradient(lambda: layer.forward(x), x, dout), rtol=1e-5, atol=1e-7)
 
 
 def test_pooling_gives_equal_values_one_gradient():
@@ -107,24 +109,26 @@ def test_affine(random, shape):
     layer = scratch.Affine(W, b)
     y, dx = layer.forward(x), layer.backward(dout)
 
-    tx, tW, tb = leaf(x), leaf(W), leaf(b)
+    tx, tW, tb = to_leaf(x), to_leaf(W), to_leaf(b)
     ty = tx.reshape(5, -1) @ tW + tb
     ty.backward(torch.tensor(dout))
     for ours, theirs in ((y, ty), (dx, tx.grad), (layer.dW, tW.grad), (layer.db, tb.grad)):
-        close(ours, theirs)
-    np.testing.assert_allclose(layer.dW, difference(lambda: layer.forward(x), W, dout), rtol=1e-5, atol=1e-7)
+        assert_close(ours, theirs)
+    np.testing.assert_allclose(
+        layer.dW, compute_numerical_gradient(lambda: layer.forward(x), W, dout), rtol=1e-5, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize(("layer", "function"), [(scratch.Relu(), torch.relu), (scratch.Sigmoid(), torch.sigmoid)])
 def test_activations(random, layer, function):
     x, dout = random.normal(size=(2, 3, 4, 4)), random.normal(size=(2, 3, 4, 4))
     y, dx = layer.forward(x), layer.backward(dout)
-    tx = leaf(x)
+    tx = to_leaf(x)
     ty = function(tx)
     ty.backward(torch.tensor(dout))
-    close(y, ty)
-    close(dx, tx.grad)
-    np.testing.assert_allclose(dx, difference(lambda: layer.forward(x), x, dout), rtol=1e-5, atol=1e-7)
+    assert_close(y, ty)
+    assert_close(dx, tx.grad)
+    np.testing.assert_allclose(dx, compute_numerical_gradient(lambda: layer.forward(x), x, dout), rtol=1e-5, atol=1e-7)
 
 
 def test_sigmoid_does_not_overflow():
@@ -151,18 +155,18 @@ def test_batch_normalization(random, shape, train_flg):
     layer = scratch.BatchNormalization(gamma, beta, running_mean=mean, running_var=var)
     y, dx = layer.forward(x, train_flg), layer.backward(dout)
 
-    tx, tg, tb = leaf(x), leaf(gamma), leaf(beta)
+    tx, tg, tb = to_leaf(x), to_leaf(gamma), to_leaf(beta)
     flat = tx.reshape(6, -1)
     ty = F.batch_norm(flat, torch.tensor(mean), torch.tensor(var), tg, tb, training=train_flg, eps=1e-6)
     ty.backward(torch.tensor(dout.reshape(6, -1)))
-    close(y, ty.reshape(shape))
+    assert_close(y, ty.reshape(shape))
     for ours, theirs in ((dx, tx.grad), (layer.dgamma, tg.grad), (layer.dbeta, tb.grad)):
-        close(ours, theirs)
+        assert_close(ours, theirs)
     if train_flg:
-        close(layer.running_mean, 0.9 * mean + 0.1 * x.reshape(6, -1).mean(axis=0))
-        close(layer.running_var, 0.9 * var + 0.1 * x.reshape(6, -1).var(axis=0))
-        measured = difference(lambda: scratch.BatchNormalization(gamma, beta).forward(x), x, dout)
-        np.testing.assert_allclose(dx, measured, rtol=1e-5, atol=1e-7)
+        assert_close(layer.running_mean, 0.9 * mean + 0.1 * x.reshape(6, -1).mean(axis=0))
+        assert_close(layer.running_var, 0.9 * var + 0.1 * x.reshape(6, -1).var(axis=0))
+        expected = compute_numerical_gradient(lambda: scratch.BatchNormalization(gamma, beta).forward(x), x, dout)
+        np.testing.assert_allclose(dx, expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("one_hot", [True, False])
@@ -170,23 +174,23 @@ def test_softmax_with_loss(random, one_hot):
     x, labels = 50 * random.normal(size=(5, 4)), np.array([0, 3, 1, 1, 2])
     layer = scratch.SoftmaxWithLoss()
     loss = layer.forward(x, np.eye(4)[labels] if one_hot else labels)
-    tx = leaf(x)
+    tx = to_leaf(x)
     expected = F.cross_entropy(tx, torch.tensor(labels))
     expected.backward()
     assert loss == layer.loss == pytest.approx(expected.item(), rel=1e-6)
-    close(layer.y, torch.softmax(tx, 1))
-    close(layer.backward(), tx.grad)
-    close(layer.backward(dout=3), 3 * tx.grad)
+    assert_close(layer.y, torch.softmax(tx, 1))
+    assert_close(layer.backward(), tx.grad)
+    assert_close(layer.backward(dout=3), 3 * tx.grad)
 
 
-# the network
+# network
 
 
-def test_gradient_is_that_of_torch(random):
+def test_gradient_equals_torch(random):
     network = small_network()
     x, labels = random.normal(size=(3, 1, 28, 28)), np.array([1, 7, 3])
     grads = network.gradient(x, labels)
-    params = {key: leaf(value) for key, value in network.params.items()}
+    params = {key: to_leaf(value) for key, value in network.params.items()}
     y = torch.tensor(x)
     for number in range(1, 7):
         pad = 2 if number == 4 else 1
@@ -199,13 +203,13 @@ def test_gradient_is_that_of_torch(random):
     assert network.last_layer.loss == pytest.approx(loss.item(), rel=1e-6)
     assert grads.keys() == network.params.keys()
     for key, gradient in grads.items():
-        close(gradient, params[key].grad)
+        assert_close(gradient, params[key].grad)
 
 
-def test_the_notes_shape_and_initialisation():
+def test_architecture_and_initialization_equal_the_note():
     network = scratch.DeepConvNet()
-    kinds = {0: "Convolution", 1: "Relu", 4: "Pooling", 15: "Affine", 17: "Dropout", 18: "Affine", 19: "Dropout"}
-    assert {number: type(network.layers[number]).__name__ for number in kinds} == kinds
+    types = {0: "Convolution", 1: "Relu", 4: "Pooling", 15: "Affine", 17: "Dropout", 18: "Affine", 19: "Dropout"}
+    assert {index: type(network.layers[index]).__name__ for index in types} == types
     for number, index in enumerate((0, 2, 5, 7, 10, 12, 15, 18), 1):
         assert network.layers[index].W is network.params[f"W{number}"]
         assert network.layers[index].b is network.params[f"b{number}"]
@@ -222,24 +226,24 @@ def test_other_sizes(random):
     x = random.normal(size=(2, 3, 32, 24))
     assert network.predict(x).shape == (2, 5)
     assert network.params["W7"].shape == (4 * 4 * 3, 7)
-    with pytest.raises(Error, match=r"\(2, 1, 28, 28\) were given, \('N', 3, 32, 24\) expected"):
+    with pytest.raises(Error, match=r"the shape \(2, 1, 28, 28\), expected \('N', 3, 32, 24\)"):
         network.predict(np.zeros((2, 1, 28, 28)))
     with pytest.raises(Error, match="too small"):
         small_network(input_dim=(1, 1, 1))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_the_dtype_is_that_of_the_images(random, dtype):
+def test_outputs_and_gradients_have_the_dtype_of_the_images(random, dtype):
     network = small_network()
     x = random.random(size=(5, 1, 28, 28))
-    exact = network.predict(x)
+    expected = network.predict(x)
     y = network.predict(x.astype(dtype))
     assert y.dtype == dtype
-    np.testing.assert_allclose(y, exact, atol=40 * np.finfo(dtype).eps)
+    np.testing.assert_allclose(y, expected, atol=40 * np.finfo(dtype).eps)
     assert all(value.dtype == dtype for value in network.gradient(x.astype(dtype), np.arange(5)).values())
 
 
-def test_integer_images_take_the_dtype_of_the_parameters(random):
+def test_integer_images_use_the_dtype_of_the_parameters(random):
     network = small_network()
     x = random.integers(0, 255, size=(2, 1, 28, 28), dtype=np.uint8)
     np.testing.assert_array_equal(network.predict(x), network.predict(x.astype(np.float64)))
@@ -248,17 +252,17 @@ def test_integer_images_take_the_dtype_of_the_parameters(random):
 def test_predict_and_accuracy_count_every_image(random):
     network = small_network()
     x = random.random(size=(230, 1, 28, 28)).astype(np.float32)
-    answers = network.predict(x).argmax(axis=1)
+    predictions = network.predict(x).argmax(axis=1)
     np.testing.assert_array_equal(
-        answers, np.concatenate([network.predict(x[i : i + 1]).argmax(1) for i in range(230)])
+        predictions, np.concatenate([network.predict(x[i : i + 1]).argmax(1) for i in range(230)])
     )
-    t = answers.copy()
+    t = predictions.copy()
     t[-20:] += 1
     assert network.accuracy(x, t) == network.accuracy(x, t, batch_size=64) == 210 / 230
     assert network.accuracy(x, np.eye(11)[t]) == 210 / 230
 
 
-def test_float16_in_place_as_the_note_does_it(random):
+def test_float16_conversion_in_place_as_in_the_note(random):
     network = small_network()
     x = random.random(size=(20, 1, 28, 28)).astype(np.float32)
     before = network.predict(x)
@@ -285,10 +289,10 @@ def test_float16_in_place_as_the_note_does_it(random):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_optimizers_step_as_torch_does(random, ours, theirs):
+def test_optimizer_steps_equal_torch(random, ours, theirs):
     params = {"W1": random.normal(size=(3, 2)), "b1": random.normal(size=2)}
     before = dict(params)
-    tensors = {key: leaf(value) for key, value in params.items()}
+    tensors = {key: to_leaf(value) for key, value in params.items()}
     optimizer = theirs(tensors.values())
     for _ in range(4):
         grads = {key: random.normal(size=value.shape) for key, value in params.items()}
@@ -319,7 +323,7 @@ def test_optimizers_keep_the_dtype_of_the_parameters(random):
         np.testing.assert_allclose(params["W1"], [0.99, 1.01, 1], rtol=2e-3)
 
 
-def test_trainer_learns(capsys):
+def test_training_improves_loss_and_accuracy(capsys):
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -338,7 +342,7 @@ def test_trainer_learns(capsys):
     assert capsys.readouterr().out.count("=== epoch:") == 3
 
 
-def test_trainer_knows_its_optimizers():
+def test_trainer_accepts_all_optimizers():
     x, t = np.zeros((4, 1, 28, 28), np.float32), np.zeros(4, int)
     for name in ("SGD", "Momentum", "nesterov", "AdaGrad", "rmsprop", "ADAM"):
         trainer = scratch.Trainer(small_network(), x, t, x, t, 1, 2, name, {"lr": 0.01}, None, verbose=False)
@@ -348,10 +352,10 @@ def test_trainer_knows_its_optimizers():
         scratch.Trainer(small_network(), x, t, x, t, optimizer="adm")
 
 
-# files of parameters
+# parameter files
 
 
-def equal(ours, theirs):
+def assert_equal(ours, theirs):
     assert ours.keys() == theirs.keys()
     for key, value in theirs.items():
         assert ours[key].dtype == value.dtype.newbyteorder("=")
@@ -362,49 +366,50 @@ def equal(ours, theirs):
 
 @pytest.mark.parametrize("name", ["params.pkl", "params.safetensors"])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_parameters_survive_a_file(tmp_path, name, dtype):
+def test_saved_parameters_are_loaded_unchanged(tmp_path, name, dtype):
     network, other = small_network(), small_network()
     for key, value in network.params.items():
         value[...] = value.astype(dtype)
         other.params[key][...] = 0
     network.save_params(tmp_path / name)
     other.load_params(tmp_path / name)
-    equal(other.params, network.params)
-    equal(scratch.read_params(tmp_path / name), network.params)
+    assert_equal(other.params, network.params)
+    assert_equal(scratch.read_params(tmp_path / name), network.params)
     assert other.layers[15].W is other.params["W7"]
-    other.params["W7"][...] = 1  # still the very arrays of the layers, and not those of the file
+    other.params["W7"][...] = 1  # params are still the arrays of the layers, not copies
     assert (other.layers[15].W == 1).all()
 
 
-def test_the_content_tells_the_format(tmp_path):
+def test_the_format_is_detected_by_content(tmp_path):
     network = small_network()
     network.save_params(tmp_path / "a.safetensors")
     (tmp_path / "a.safetensors").rename(tmp_path / "a.pkl")
-    equal(scratch.read_params(tmp_path / "a.pkl"), network.params)
+    assert_equal(scratch.read_params(tmp_path / "a.pkl"), network.params)
 
 
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("mapping", [dict, OrderedDict])
-@pytest.mark.parametrize("old", [False, True])
-def test_pickles_of_every_protocol(tmp_path, random, protocol, mapping, old):
+@pytest.mark.parametrize("numpy1", [False, True])
+def test_pickles_of_every_protocol(tmp_path, random, protocol, mapping, numpy1):
     array = random.normal(size=(2, 3, 4))
     params = mapping(
         W1=array, W2=np.asfortranarray(array), W3=array.transpose(1, 0, 2), W4=array[:, ::2], b1=array[0].astype(">f4"),
         b2=np.float16([1, 2]), b3=np.array(3.0),
     )  # fmt: skip
     content = pickle.dumps(params, protocol)
-    if old:  # as NumPy 1 named its modules; in protocol 4 and later the length stands before the name
+    if numpy1:  # use the module names of NumPy 1; in protocol 4 and later, the length precedes the name
         for name in (b"numpy._core.multiarray", b"numpy._core.numeric"):
-            plain = name.replace(b"_core", b"core")
-            content = content.replace(bytes([len(name)]) + name, bytes([len(plain)]) + plain).replace(name, plain)
-        content = content if protocol < 4 else content[:2] + content[11:]  # without the frame, whose length has changed
-    assert (b"_core" in content) != old
+            old_name = name.replace(b"_core", b"core")
+            content = content.replace(bytes([len(name)]) + name, bytes([len(old_name)]) + old_name)
+            content = content.replace(name, old_name)
+        content = content if protocol < 4 else content[:2] + content[11:]  # remove the frame, whose length has changed
+    assert (b"_core" in content) != numpy1
     (tmp_path / "params.pkl").write_bytes(content)
-    equal(scratch.read_params(tmp_path / "params.pkl"), params)
+    assert_equal(scratch.read_params(tmp_path / "params.pkl"), params)
 
 
 def test_pickles_of_python_2(tmp_path):
-    """Python 2 had no bytes: strings stand for them, and are read as Latin-1."""
+    """Python 2 pickles bytes as strings, which are read as Latin-1."""
     data = struct.pack("<2d", 1.5, -2.0)
     content = (
         b"\x80\x02}U\x02W1cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
@@ -412,11 +417,11 @@ def test_pickles_of_python_2(tmp_path):
         b"\x89U" + bytes([len(data)]) + data + b"tbs."
     )
     (tmp_path / "params.pkl").write_bytes(content)
-    equal(scratch.read_params(tmp_path / "params.pkl"), {"W1": np.array([1.5, -2.0])})
+    assert_equal(scratch.read_params(tmp_path / "params.pkl"), {"W1": np.array([1.5, -2.0])})
 
 
 class Call:
-    """Pickles as a call of ``function``."""
+    """Object that is pickled as a call of ``function``."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -426,7 +431,7 @@ class Call:
 
 
 def hostile(marker):
-    """What a pickle may ask for and must not get, each of which would leave a file or take memory."""
+    """Objects whose unpickling would create a file or allocate memory, by the name of the callable."""
     return {
         "posix.system": Call(os.system, f"touch {marker}"),
         "eval": Call(eval, f"open({str(marker)!r}, 'w')"),
@@ -442,24 +447,24 @@ def hostile(marker):
     }
 
 
-@pytest.mark.parametrize("asked", hostile("marker"))
+@pytest.mark.parametrize("function", hostile("marker"))
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-@pytest.mark.parametrize("inside", [True, False])
-def test_hostile_pickles_run_nothing(tmp_path, asked, protocol, inside):
+@pytest.mark.parametrize("nested", [True, False])
+def test_hostile_pickles_are_not_executed(tmp_path, function, protocol, nested):
     marker = tmp_path / "marker"
-    thing = hostile(marker)[asked]
-    (tmp_path / "params.pkl").write_bytes(pickle.dumps({"W1": thing} if inside else thing, protocol))
+    payload = hostile(marker)[function]
+    (tmp_path / "params.pkl").write_bytes(pickle.dumps({"W1": payload} if nested else payload, protocol))
     network = small_network()
     before = {key: value.copy() for key, value in network.params.items()}
-    with pytest.raises(Error, match=rf"asks for \S*{re.escape(asked)}") as error:
+    with pytest.raises(Error, match=rf"it refers to \S*{re.escape(function)}") as error:
         network.load_params(tmp_path / "params.pkl")
     assert "params.pkl" in str(error.value)
     assert not marker.exists()
-    equal(network.params, before)
+    assert_equal(network.params, before)
 
 
-def reduced(*operations):
-    """A pickle of ``{"W1": what the operations leave}``."""
+def build_pickle(*operations):
+    """Build a pickle of ``{"W1": result of the operations}``."""
     return b"\x80\x02}X\x02\x00\x00\x00W1" + b"".join(operations) + b"s."
 
 
@@ -468,12 +473,12 @@ DTYPE = b"cnumpy\ndtype\nX\x02\x00\x00\x00f8\x89\x88\x87R" + ORDER
 EMPTY = b"cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
 HUGE = b"\x8a\x08" + struct.pack("<q", 2**60)
 BOMBS = {
-    "a huge shape": reduced(EMPTY, b"(K\x01", HUGE, b"\x85", DTYPE, b"\x89C\x08", bytes(8), b"tb"),
-    "ndarray itself": reduced(b"cnumpy\nndarray\n", HUGE, b"\x85\x85R"),
-    "a huge dtype": reduced(b"cnumpy\ndtype\nX\x0a\x00\x00\x00V999999999\x89\x88\x87R"),
-    "an array that is never filled": reduced(EMPTY),
-    "a huge memo": reduced(b"Nr\xff\xff\xff\x7f"),
-    "a huge length": reduced(b"\x96", struct.pack("<Q", 2**40), b"abc"),
+    "a huge shape": build_pickle(EMPTY, b"(K\x01", HUGE, b"\x85", DTYPE, b"\x89C\x08", bytes(8), b"tb"),
+    "ndarray itself": build_pickle(b"cnumpy\nndarray\n", HUGE, b"\x85\x85R"),
+    "a huge dtype": build_pickle(b"cnumpy\ndtype\nX\x0a\x00\x00\x00V999999999\x89\x88\x87R"),
+    "an array that is never filled": build_pickle(EMPTY),
+    "a huge memo": build_pickle(b"Nr\xff\xff\xff\x7f"),
+    "a huge length": build_pickle(b"\x96", struct.pack("<Q", 2**40), b"abc"),
     "one buffer for many arrays": b"\x80\x02}("
     + b"".join(
         b"X\x01\x00\x00\x00"
@@ -485,10 +490,10 @@ BOMBS = {
     )
     + b"u.",
     "copies of a dictionary": b"\x80\x02ccollections\nOrderedDict\n}\x85R.",
-    "a call with many arguments": reduced(b"cnumpy\ndtype\n(", b"K\x00" * 100, b"tR"),
-    "a state for the class": reduced(b"cnumpy\ndtype\n}X\x01\x00\x00\x00aK\x01sb"),
-    "an extension": reduced(b"\x82\x01"),
-    "a persistent id": reduced(b"K\x01Q"),
+    "a call with many arguments": build_pickle(b"cnumpy\ndtype\n(", b"K\x00" * 100, b"tR"),
+    "a state for the class": build_pickle(b"cnumpy\ndtype\n}X\x01\x00\x00\x00aK\x01sb"),
+    "an extension": build_pickle(b"\x82\x01"),
+    "a persistent id": build_pickle(b"K\x01Q"),
     "a list": pickle.dumps([np.ones(2)]),
     "an array": pickle.dumps(np.ones(2)),
     "a number for an array": pickle.dumps({"W1": 3}),
@@ -506,27 +511,29 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("content", BOMBS.values(), ids=BOMBS.keys())
-def test_broken_files_are_refused(tmp_path, content):
+def test_broken_files_are_rejected(tmp_path, content):
     (tmp_path / "params.pkl").write_bytes(content)
-    with pytest.raises(Error, match=r"params\.pkl was not loaded: .+; expected safetensors or a pickled dict"):
+    with pytest.raises(Error, match=r"params\.pkl cannot be loaded: .+; expected safetensors or a pickled dict"):
         scratch.read_params(tmp_path / "params.pkl")
 
 
-def test_nested_text_is_not_written_out(tmp_path):
-    """Tuples of tuples of the same tuple would be 2^60 words long if the error showed them."""
-    nest = b"K\x01\x85q\x01" + b"".join(b"h\x01h\x01\x86q\x01" for _ in range(60))
-    (tmp_path / "params.pkl").write_bytes(reduced(EMPTY, b"(K\x01K\x01\x85cnumpy\ndtype\n", nest, b"\x85R\x89C\x01atb"))
+def test_nested_tuples_are_not_printed(tmp_path):
+    """The error would contain 2^60 words if it printed tuples of tuples of the same tuple."""
+    nested = b"K\x01\x85q\x01" + b"".join(b"h\x01h\x01\x86q\x01" for _ in range(60))
+    (tmp_path / "params.pkl").write_bytes(
+        build_pickle(EMPTY, b"(K\x01K\x01\x85cnumpy\ndtype\n", nested, b"\x85R\x89C\x01atb")
+    )
     with pytest.raises(Error):
         scratch.read_params(tmp_path / "params.pkl")
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(Error, match=r"nowhere\.pkl was not loaded: .*No such file"):
+def test_the_error_names_a_missing_file(tmp_path):
+    with pytest.raises(Error, match=r"nowhere\.pkl cannot be loaded: .*No such file"):
         scratch.read_params(tmp_path / "nowhere.pkl")
 
 
 @pytest.mark.parametrize("name", ["params.pkl", "params.safetensors"])
-def test_parameters_of_another_network_change_nothing(tmp_path, name):
+def test_parameters_of_another_network_are_rejected_without_changes(tmp_path, name):
     network, other = small_network(), small_network(hidden_size=7)
     before = {key: value.copy() for key, value in network.params.items()}
     other.params["W9"] = other.params.pop("b8")
@@ -539,11 +546,11 @@ def test_parameters_of_another_network_change_nothing(tmp_path, name):
         "W9 is (10,), expected nothing",
     ):
         assert message in str(error.value)
-    equal(network.params, before)
+    assert_equal(network.params, before)
     assert network.layers[0].W is network.params["W1"]
 
 
-def test_safetensors_of_integers_are_refused(tmp_path):
+def test_safetensors_of_integers_are_rejected(tmp_path):
     from safetensors.numpy import save_file
 
     save_file({"W1": np.arange(3)}, tmp_path / "params.safetensors")
@@ -551,7 +558,7 @@ def test_safetensors_of_integers_are_refused(tmp_path):
         scratch.read_params(tmp_path / "params.safetensors")
 
 
-# the note's cells, with only their import lines changed
+# cells of the note with changed imports
 
 CLASS_CELL = """
 import pickle
@@ -732,8 +739,8 @@ print(network.accuracy(x_test, t_test))
 
 
 @pytest.fixture
-def some_mnist(mnist_folder, monkeypatch, tmp_path):
-    """A current folder with ``deep_convnet_params.pkl``, and the first 300 images of the real MNIST."""
+def small_mnist(mnist_folder, monkeypatch, tmp_path):
+    """Use the first 300 images of MNIST, in a working directory with ``deep_convnet_params.pkl``."""
     from fukami.data import mnist
 
     splits = [tuple(array[:300] for array in split) for split in mnist.load_mnist()]
@@ -742,19 +749,19 @@ def some_mnist(mnist_folder, monkeypatch, tmp_path):
     scratch.DeepConvNet().save_params("deep_convnet_params.pkl")
 
 
-def test_the_notes_cells(some_mnist, capsys):
+def test_cells_of_the_note_run(small_mnist, capsys):
     cells = {}
     exec(FLOAT16_CELL, cells)
-    exact, half = (float(line) for line in capsys.readouterr().out.splitlines()[1::2])
+    accuracy, float16_accuracy = (float(line) for line in capsys.readouterr().out.splitlines()[1::2])
     assert cells["x_test"].dtype == np.float16
-    assert abs(exact - half) <= 0.01
+    assert abs(accuracy - float16_accuracy) <= 0.01
     exec(CLASS_CELL, cells)
     exec(ACCURACY_CELL, cells)
-    assert cells["network"].accuracy(cells["x_test"], cells["t_test"]) == exact
+    assert cells["network"].accuracy(cells["x_test"], cells["t_test"]) == accuracy
     assert cells["DeepConvNet"] is not scratch.DeepConvNet
 
 
-def test_the_notes_own_network_learns_as_ours(some_mnist):
+def test_training_of_the_notes_network_equals_ours(small_mnist):
     cells = {}
     exec(CLASS_CELL, cells)
     (x, t), _ = scratch.load_mnist(flatten=False)
@@ -769,7 +776,7 @@ def test_the_notes_own_network_learns_as_ours(some_mnist):
     assert len(losses[0]) == 6
 
 
-def test_load_mnist(some_mnist):
+def test_load_mnist(small_mnist):
     (x, t), (x_test, t_test) = scratch.load_mnist()
     assert x.shape == (300, 784)
     assert x.dtype == np.float32

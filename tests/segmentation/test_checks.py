@@ -98,7 +98,7 @@ def test_classes_of_the_parts_and_images_that_are_there_twice(street, tmp_path):
     save(tmp_path / "parts" / "val" / "images" / "0.png", Image.open(tmp_path / "parts" / "train" / "images" / "0.png"))
     (tmp_path / "parts" / "classes.txt").write_text("road\ncar\nsign\nboat\n")
     kinds = [(each.kind, each.label) for each in dataset_checks.validate_dataset(str(tmp_path / "parts")).problems]
-    assert kinds == [("duplicate across parts", ""), ("empty", "boat"), ("part missing", "sign")]
+    assert kinds == [("duplicate across splits", ""), ("empty", "boat"), ("missing in split", "sign")]
 
 
 def test_outlines_of_coco(tmp_path):
@@ -118,14 +118,14 @@ def test_outlines_of_coco(tmp_path):
     (tmp_path / "sheet.json").write_text(json.dumps(sheet).removesuffix("}"))  # told once, not of boxes and of masks
     ((kind, file, detail),) = found(tmp_path / "sheet.json")
     assert (kind, file) == ("broken", str(tmp_path / "sheet.json"))
-    assert "is no JSON" in detail
+    assert "is not valid JSON" in detail
 
 
 def test_data_that_cannot_be_read_at_all(street):
     (street / "classes.txt").write_text("road 1 2\n")
     ((kind, file, detail),) = found(street)
     assert (kind, file) == ("broken", str(street))
-    assert "line 1: 'road 1 2' is no class" in detail
+    assert "line 1: 'road 1 2' is not a class" in detail
 
 
 def test_the_command(street, fukami):
@@ -140,4 +140,4 @@ def test_the_command(street, fukami):
 def test_the_embedded_set_has_boxes_and_masks(few_scenes):
     findings = dataset_checks.validate_dataset("scenes")
     assert findings.unit == "box"
-    assert findings.problems == [] or {each.kind for each in findings.problems} <= {"part missing", "too few"}
+    assert findings.problems == [] or {each.kind for each in findings.problems} <= {"missing in split", "too few"}

@@ -428,7 +428,7 @@ def test_a_folder_of_frames_becomes_a_film(run, fukami, mask_files, tmp_path):
     answer = fukami("predict", run, frames, "--fps", "12.5", "--out", tmp_path / "out")
     assert answer.status == 1
     assert "3.png is empty" in answer.err
-    assert "drive: 4 frames answered at " in answer.err
+    assert "drive: 4 frames at " in answer.err
     assert [(each["frame"], each["seconds"]) for each in answer.json] == [(0, 0.0), (1, 0.08), (2, 0.16), (4, 0.32)]
     assert answer.json[1]["file"] == str(frames / "1.png")
     with av.open(str(tmp_path / "out" / "drive.mp4")) as film:
@@ -452,7 +452,7 @@ def test_served_and_explained(run, fukami, mask_files):
     server.decoder.close()
     assert answer["shares"] == task.predict([path])[0]["shares"]
     assert section.count("<meter") == len(answer["shares"])
-    assert "the answer, drawn" in section
+    assert "drawn prediction" in section
     explained = fukami("explain", run)
     assert explained.status == 0
     assert "head.fc7" in explained.out

@@ -455,7 +455,7 @@ def test_propose_prints_and_draws(fukami, drawn):
         "file": "a/one.png",
         "count": len(expected),
         "boxes": expected[:7].astype(int).tolist(),
-        "drawn": "proposals/one.png",
+        "figure": "proposals/one.png",
     }
     with Image.open(drawn / "proposals/one.png") as image:
         assert image.width == 900 + 2 * selective_search_plots.MARGIN
@@ -464,10 +464,10 @@ def test_propose_prints_and_draws(fukami, drawn):
 
 def test_propose_draws_the_stages_of_a_folder(fukami, drawn):
     answer = fukami("propose", "a", "b", "--stages", "--out", "all")
-    assert [line["drawn"] for line in answer.json] == ["all/one.png", "all/one-2.png"]
+    assert [line["figure"] for line in answer.json] == ["all/one.png", "all/one-2.png"]
     with Image.open(drawn / "all/one-2.png") as image:
         assert image.width == 2 * 560 + 3 * selective_search_plots.MARGIN
-    assert fukami("propose", "a", "--out", "new/here.png").json[0]["drawn"] == "new/here.png"
+    assert fukami("propose", "a", "--out", "new/here.png").json[0]["figure"] == "new/here.png"
     assert (drawn / "new/here.png").is_file()
 
 
@@ -484,7 +484,7 @@ def test_strange_images_are_drawn(size):
 
 def test_propose_overwrites_no_image(fukami, drawn):
     before = [(drawn / name / "one.png").read_bytes() for name in "ab"]
-    assert [line["drawn"] for line in fukami("propose", "a", "b", "--out", "b").json] == ["b/one-2.png", "b/one-3.png"]
+    assert [line["figure"] for line in fukami("propose", "a", "b", "--out", "b").json] == ["b/one-2.png", "b/one-3.png"]
     assert [(drawn / name / "one.png").read_bytes() for name in "ab"] == before
 
 

@@ -1,4 +1,4 @@
-"""Neural style: its losses by hand, its network against torchvision's, its optimizer, its sizes, and the command."""
+"""Tests of neural style transfer: losses, network, optimizer, image pyramid and command line."""
 
 import json
 import logging
@@ -24,18 +24,19 @@ from fukami.style.lbfgs import LBFGS
 from fukami.style.neural_style import NeuralStyle
 from fukami.style.task import RANGE_PENALTY_WEIGHT, STYLE_WEIGHT, StyleInputs, compute_level_sizes, load_image
 
-READ = {"vgg16": ([1, 6, 11, 18, 25], 20), "vgg19": ([1, 6, 11, 20, 29], 22)}  # ReLUs of torchvision's features
+# style layers and content layer: the ReLUs among torchvision's features
+LAYERS = {"vgg16": ([1, 6, 11, 18, 25], 20), "vgg19": ([1, 6, 11, 20, 29], 22)}
 SMALL = {"size": 96, "levels": 2, "iterations": 16, "eval_every": 8}
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """A content and two styles, files."""
+    """Files of a content image and two style images."""
     folder = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
     down, across = np.mgrid[:72, :96]
-    for name, kind in {"content": down + across, "style": (9 * down) % 97, "other": across * down}.items():
-        pixels = np.stack([kind, kind * 2, 255 - kind], 2) % 256
+    for name, pattern in {"content": down + across, "style": (9 * down) % 97, "other": across * down}.items():
+        pixels = np.stack([pattern, pattern * 2, 255 - pattern], 2) % 256
         Image.fromarray((pixels * 0.8 + random.integers(0, 50, pixels.shape)).astype(np.uint8)).save(
             folder / f"{name}.png"
         )
@@ -44,13 +45,13 @@ def images(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _no_weights(monkeypatch, tmp_path):
-    """Filters of chance, whatever lies about."""
+    """Hide local weights, so that the filters are random."""
     monkeypatch.setenv("FUKAMI_DATA", str(tmp_path / "none"))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
 
 
-def begun(recipe, precision="float32"):
-    """The task of a recipe at its first step, and its batch."""
+def build_task(recipe, precision="float32"):
+    """Build the initialized task of a recipe and its batch."""
     torch.manual_seed(0)
     data = recipe.load_data()
     task = recipe.build_task(data.labels)
@@ -60,62 +61,64 @@ def begun(recipe, precision="float32"):
 
 
 @pytest.mark.parametrize(("name", "convolutions"), [("vgg16", 11), ("vgg19", 13)])
-def test_maps_are_those_of_vgg_with_averages(name, convolutions):
-    """torchvision's tensors load as they are; each map is that after the ReLU that the paper names."""
+def test_feature_maps_are_those_of_vgg_with_average_pooling(name, convolutions):
+    """torchvision's weights load unchanged; the feature maps follow the ReLUs that the paper names."""
     torch.manual_seed(0)
-    theirs = torchvision.models.get_model(name, weights=None).features
+    reference = torchvision.models.get_model(name, weights=None).features
     network = getattr(models, f"neural_style_{name}")()
-    own = network.state_dict()
-    assert len(own) == 2 * convolutions
-    network.load_state_dict({key: value for key, value in theirs.state_dict(prefix="features.").items() if key in own})
+    state = network.state_dict()
+    assert len(state) == 2 * convolutions
+    network.load_state_dict(
+        {key: value for key, value in reference.state_dict(prefix="features.").items() if key in state}
+    )
     image = torch.randn(1, 3, 48, 64)
-    layers, content = READ[name]
-    maps, x = {}, image
-    for number, layer in enumerate(theirs):
+    style_layers, content_layer = LAYERS[name]
+    expected, x = {}, image
+    for number, layer in enumerate(reference):
         x = nn.functional.avg_pool2d(x, 2) if isinstance(layer, nn.MaxPool2d) else layer(x)
-        maps[number] = x.clone()
-    found, shown = network(image)
-    for number, own in zip(layers, found, strict=True):
-        torch.testing.assert_close(own, maps[number])
-    torch.testing.assert_close(shown, maps[content])
-    assert [own.shape[1] for own in found] == network.style_channels == [64, 128, 256, 512, 512]
+        expected[number] = x.clone()
+    style_maps, content_maps = network(image)
+    for number, maps in zip(style_layers, style_maps, strict=True):
+        torch.testing.assert_close(maps, expected[number])
+    torch.testing.assert_close(content_maps, expected[content_layer])
+    assert [maps.shape[1] for maps in style_maps] == network.style_channels == [64, 128, 256, 512, 512]
 
 
-def test_the_loss_is_the_papers_in_float64(images):
-    """Equations 1, 3, 4, 5 and 7 with NumPy, at an image that is neither content nor style."""
+def test_loss_equals_the_papers_equations_in_float64(images):
+    """Equations 1, 3, 4, 5 and 7 in NumPy, for an image that is neither the content nor the style image."""
     recipe = NeuralStyle(content=str(images / "content.png"), style=(str(images / "style.png"),), size=64, levels=1)
-    task, batch = begun(recipe)
+    task, batch = build_task(recipe)
     image = torch.rand(3, 48, 64)
     task.model.double()
     task.pyramid.double()
     task.content_targets.clear()
 
-    def maps(image):
-        found, shown = task.model(task.normalize_image(image.double()))
-        return [each[0].flatten(1).detach().numpy() for each in (*found, shown)]
+    def compute_maps(image):
+        style_maps, content_maps = task.model(task.normalize_image(image.double()))
+        return [maps[0].flatten(1).detach().numpy() for maps in (*style_maps, content_maps)]
 
-    content = maps(batch.content[0] / 255)[-1]
-    *own, shown = maps(image)
-    *painted, _ = maps(batch.styles[0][0] / 255)
+    content = compute_maps(batch.content[0] / 255)[-1]
+    *image_style, image_content = compute_maps(image)
+    *style, _ = compute_maps(batch.styles[0][0] / 255)
     terms = []
-    for F, S in zip(own, painted, strict=True):
+    for F, S in zip(image_style, style, strict=True):
         (N, M), m = F.shape, S.shape[1]
-        G, A = np.einsum("ik,jk->ij", F, F), np.einsum("ik,jk->ij", S, S) * M / m  # the style's, of as many positions
+        G, A = np.einsum("ik,jk->ij", F, F), np.einsum("ik,jk->ij", S, S) * M / m  # scaled to the number of positions
         terms.append(np.sum((G - A) ** 2) / (4 * N**2 * M**2))
-    expected = {"content_loss": np.sum((shown - content) ** 2) / 2, "style_loss": sum(terms) / 5}
-    loss, parts = task.compute_losses(image, batch.content, 0)
+    expected = {"content_loss": np.sum((image_content - content) ** 2) / 2, "style_loss": sum(terms) / 5}
+    loss, losses = task.compute_losses(image, batch.content, 0)
     for name, value in expected.items():
-        assert float(parts[name]) == pytest.approx(value, rel=1e-4), name
-    whole = expected["content_loss"] + STYLE_WEIGHT * content.size * expected["style_loss"]
-    assert float(loss) == pytest.approx(whole, rel=1e-4)
+        assert float(losses[name]) == pytest.approx(value, rel=1e-4), name
+    total = expected["content_loss"] + STYLE_WEIGHT * content.size * expected["style_loss"]
+    assert float(loss) == pytest.approx(total, rel=1e-4)
     bright = 2 * image - 0.3
-    loss, parts = task.compute_losses(bright, batch.content, 0)
-    outside = np.maximum(bright.numpy() - 1, 0) + np.maximum(-bright.numpy(), 0)
-    whole = float(parts["content_loss"]) + STYLE_WEIGHT * content.size * float(parts["style_loss"])
-    assert float(loss) - whole == pytest.approx(RANGE_PENALTY_WEIGHT * np.sum(outside**2), rel=1e-3)
+    loss, losses = task.compute_losses(bright, batch.content, 0)
+    excess = np.maximum(bright.numpy() - 1, 0) + np.maximum(-bright.numpy(), 0)
+    total = float(losses["content_loss"]) + STYLE_WEIGHT * content.size * float(losses["style_loss"])
+    assert float(loss) - total == pytest.approx(RANGE_PENALTY_WEIGHT * np.sum(excess**2), rel=1e-3)
 
 
-def test_gradients_agree_with_differences():
+def test_gradients_of_the_losses_equal_finite_differences():
     torch.manual_seed(0)
     maps, target = torch.randn(1, 5, 6, 7, dtype=torch.double), torch.randn(5, 5, dtype=torch.double)
     maps.requires_grad_()
@@ -129,39 +132,39 @@ def test_gradients_agree_with_differences():
     assert torch.autograd.gradcheck(lambda x: style_losses.compute_total_variation(x[0]), maps)
 
 
-def test_the_gradient_at_the_pixels_agrees_with_differences(images):
-    """Of the whole loss, in a random direction."""
+def test_gradient_of_the_pixels_equals_finite_differences(images):
+    """The gradient of the total loss, in a random direction."""
     recipe = NeuralStyle(content=str(images / "content.png"), size=48, levels=1, tv_weight=2.0)
-    task, batch = begun(recipe)
+    task, batch = build_task(recipe)
     task.model.double()
     task.pyramid.double()
     image = (1.2 * torch.rand(3, 36, 48) - 0.1).double().requires_grad_()
-    way = torch.randn_like(image)
+    direction = torch.randn_like(image)
     task.compute_losses(image, batch.content, 0)[0].backward()
-    step = 1e-8  # few ReLUs change their side
+    step = 1e-8  # small, so that few ReLUs change their sign
     with torch.no_grad():
-        after, before = (task.compute_losses(image + sign * step * way, batch.content, 0)[0] for sign in (1, -1))
-    assert float((after - before) / (2 * step)) == pytest.approx(float((image.grad * way).sum()), rel=1e-4)
+        after, before = (task.compute_losses(image + sign * step * direction, batch.content, 0)[0] for sign in (1, -1))
+    assert float((after - before) / (2 * step)) == pytest.approx(float((image.grad * direction).sum()), rel=1e-4)
 
 
-def test_gram_in_16_bits_has_the_gradient_of_32():
+def test_gram_gradient_in_16_bits_equals_32_bits():
     torch.manual_seed(0)
     maps = torch.randn(1, 64, 20, 24).contiguous(memory_format=torch.channels_last)
     target = torch.randn(64, 64)
-    slopes = []
+    gradients = []
     for dtype in (torch.float32, torch.bfloat16):
-        own = maps.to(dtype).detach().requires_grad_()
-        style_losses.compute_style_loss([style_losses.compute_gram_matrix(own)], [target]).backward()
-        assert own.grad.is_contiguous(memory_format=torch.channels_last)
-        slopes.append(own.grad.float())
-    assert (slopes[0] - slopes[1]).norm() < 0.01 * slopes[0].norm()
+        copy = maps.to(dtype).detach().requires_grad_()
+        style_losses.compute_style_loss([style_losses.compute_gram_matrix(copy)], [target]).backward()
+        assert copy.grad.is_contiguous(memory_format=torch.channels_last)
+        gradients.append(copy.grad.float())
+    assert (gradients[0] - gradients[1]).norm() < 0.01 * gradients[0].norm()
 
 
-def test_lbfgs_goes_where_torchs_goes():
-    """So many steps of ours are one of torch's with so many iterations."""
+def test_lbfgs_equals_torchs():
+    """15 steps equal one step of torch's with 15 iterations."""
     torch.manual_seed(0)
-    matrix, begin = torch.randn(12, 12), torch.randn(12)
-    ours, theirs = (begin.clone().requires_grad_() for _ in range(2))
+    matrix, start = torch.randn(12, 12), torch.randn(12)
+    ours, theirs = (start.clone().requires_grad_() for _ in range(2))
 
     def loss(x):
         return ((matrix @ x) ** 2).sum() + (x**4).sum()
@@ -175,18 +178,18 @@ def test_lbfgs_goes_where_torchs_goes():
     reference = torch.optim.LBFGS([theirs], max_iter=15, history_size=20, tolerance_grad=0, tolerance_change=0)
     reference.step(closure)
     loss(ours).backward()
-    first = (ours.grad / ours.grad.abs().sum()).abs().max().item()  # that of torch's first step
+    first = (ours.grad / ours.grad.abs().sum()).abs().max().item()  # change in torch's first step
     optimizer = LBFGS([ours], max_first_change=first, max_change=100.0)
     for _ in range(15):
         optimizer.zero_grad()
         loss(ours).backward()
         optimizer.step()
     torch.testing.assert_close(ours, theirs)
-    assert loss(ours) < 0.01 * loss(begin)
+    assert loss(ours) < 0.01 * loss(start)
 
 
-def test_lbfgs_never_leaps():
-    """No value changes by more than is said, whatever the slope, and the first step is no whisper."""
+def test_lbfgs_limits_the_change_of_a_step():
+    """The maximum change holds for any gradient, and the first step is not too short."""
     torch.manual_seed(0)
     value = torch.rand(1000, requires_grad=True)
     optimizer = LBFGS([value], max_first_change=0.02, max_change=0.1)
@@ -201,20 +204,20 @@ def test_lbfgs_never_leaps():
     assert (scale * (value - 0.5) ** 2).sum() < 0.02 * (scale * (torch.tensor(0.25))).sum()
 
 
-def test_sizes_from_coarse_to_fine():
+def test_level_sizes_from_coarse_to_fine():
     assert compute_level_sizes((512, 384), 3) == [(96, 128), (192, 256), (384, 512)]
     assert compute_level_sizes((512, 384), 1) == [(384, 512)]
     assert compute_level_sizes((512, 384), 0) == compute_level_sizes((512, 384), 3)
     coarsest = {size: compute_level_sizes((size, size), 0)[0][0] for size in (100, 128, 255, 256, 700, 1024, 2047)}
     assert coarsest == {100: 100, 128: 128, 255: 255, 256: 128, 700: 175, 1024: 128, 2047: 256}
-    with pytest.raises(Error, match="512×20 pixels is too narrow: no side may have less than 32"):
+    with pytest.raises(Error, match="512×20 pixels is too narrow: each side should be at least 32"):
         compute_level_sizes((512, 20), 3)
 
 
-def test_each_size_begins_as_the_one_before_ended(images):
-    """Enlarged, with the details of the content that were too fine before; and then comes a step."""
+def test_each_level_starts_with_the_upsampled_result_of_the_previous_one(images):
+    """The content's details that were too fine for the previous level are added; then a step follows."""
     recipe = NeuralStyle(content=str(images / "content.png"), **SMALL)
-    task, batch = begun(recipe)
+    task, batch = build_task(recipe)
     for step in range(8):
         task.schedule(step / 24)
         task.step(batch)
@@ -223,12 +226,12 @@ def test_each_size_begins_as_the_one_before_ended(images):
     task.schedule(8 / 24)
     task.advance_level(batch.content)
 
-    def resized(image, *size):
+    def resize(image, *size):
         return nn.functional.interpolate(image[None], size, mode="bicubic", antialias=True)[0]
 
     content = batch.content[0] / 255
-    details = resized(content, 72, 96) - resized(resized(content, 36, 48), 72, 96)
-    torch.testing.assert_close(task.pyramid.images[1], resized(coarse, 72, 96) + details)
+    details = resize(content, 72, 96) - resize(resize(content, 36, 48), 72, 96)
+    torch.testing.assert_close(task.pyramid.images[1], resize(coarse, 72, 96) + details)
     assert int(task.pyramid.level) == 1
     task.step(batch)
     assert torch.equal(task.pyramid.images[0], coarse)
@@ -240,80 +243,80 @@ def test_each_size_begins_as_the_one_before_ended(images):
     ]
 
 
-def test_styles_are_mixed_by_their_weights(images):
-    """The style of 1 and 3 parts lies a quarter of the way from the second to the first."""
+def test_style_targets_are_weighted_means(images):
+    """The weights 1 and 3 give a quarter of the first and three quarters of the second style."""
     names = [str(images / f"{name}.png") for name in ("style", "other")]
     recipe = NeuralStyle(content=str(images / "content.png"), style=tuple(names), style_weights=(1.0, 3.0), **SMALL)
-    task, batch = begun(recipe)
+    task, batch = build_task(recipe)
     for layer, target in enumerate(task.pyramid.get_style_targets(1)):
-        maps = (task.model(task.normalize_image(each[0] / 255))[0][layer] for each in batch.styles)
+        maps = (task.model(task.normalize_image(style[0] / 255))[0][layer] for style in batch.styles)
         first, second = map(style_losses.compute_gram_matrix, maps)
         torch.testing.assert_close(target, 0.25 * first + 0.75 * second, rtol=1e-3, atol=1e-4)
 
 
-def test_noise_does_not_begin_as_the_content(images):
+def test_initial_image_is_the_content_or_noise(images):
     for init, expected in (("content", 0.0), ("noise", 0.05)):
         recipe = NeuralStyle(content=str(images / "content.png"), init=init, **SMALL)
-        task, batch = begun(recipe)
+        task, batch = build_task(recipe)
         content = nn.functional.interpolate(batch.content / 255, (36, 48), mode="bicubic", antialias=True)[0]
-        far = (task.pyramid.images[0] - content).abs().mean()
-        assert far <= 1e-6 if expected == 0 else far > expected
+        distance = (task.pyramid.images[0] - content).abs().mean()
+        assert distance <= 1e-6 if expected == 0 else distance > expected
 
 
-def test_the_contents_own_colors_stay(images):
-    """Only the lightness is painted: what YCbCr calls colour is the content's."""
+def test_content_colors_are_preserved(images):
+    """Only the luminance changes; the chrominance in YCbCr is the content's."""
     recipe = NeuralStyle(content=str(images / "content.png"), colors="content", **SMALL)
-    task, batch = begun(recipe)
+    task, batch = build_task(recipe)
     for step in range(24):
         task.schedule(step / 24)
         task.step(batch)
     task.evaluate([batch])
     content = Image.fromarray(batch.content[0].permute(1, 2, 0).numpy())
-    found, given = (np.asarray(each.convert("YCbCr")).astype(int) for each in (task.preview(), content))
-    lightness, *colour = np.abs(found - given).mean((0, 1))
-    assert lightness > 3
-    assert max(colour) < 3  # which clipping moves a little
+    output, original = (np.asarray(image.convert("YCbCr")).astype(int) for image in (task.preview(), content))
+    luminance, *chrominance = np.abs(output - original).mean((0, 1))
+    assert luminance > 3
+    assert max(chrominance) < 3  # above 0 because of clipping
 
 
-def test_less_strength_leaves_more_of_the_content(images):
-    found = {}
+def test_lower_strength_preserves_more_of_the_content(images):
+    metrics = {}
     for strength in (1e-6, 1.0):
         recipe = NeuralStyle(content=str(images / "content.png"), strength=strength, **SMALL)
-        task, batch = begun(recipe)
+        task, batch = build_task(recipe)
         for step in range(24):
             task.schedule(step / 24)
             task.step(batch)
-        found[strength] = task.evaluate([batch])
-    assert found[1e-6]["content_loss"] < 0.5 * found[1.0]["content_loss"]
-    assert found[1e-6]["style_loss"] > found[1.0]["style_loss"]
+        metrics[strength] = task.evaluate([batch])
+    assert metrics[1e-6]["content_loss"] < 0.5 * metrics[1.0]["content_loss"]
+    assert metrics[1e-6]["style_loss"] > metrics[1.0]["style_loss"]
 
 
-def test_smoothness(images):
-    found = {}
+def test_tv_weight_smooths_the_image(images):
+    variation = {}
     for tv in (0.0, 1e4):
         recipe = NeuralStyle(content=str(images / "content.png"), init="noise", tv_weight=tv, **SMALL)
-        task, batch = begun(recipe)
+        task, batch = build_task(recipe)
         for step in range(24):
             task.schedule(step / 24)
             task.step(batch)
-        found[tv] = float(style_losses.compute_total_variation(task.pyramid.get_image(1).detach()))
-    assert found[1e4] < 0.7 * found[0.0]
+        variation[tv] = float(style_losses.compute_total_variation(task.pyramid.get_image(1).detach()))
+    assert variation[1e4] < 0.7 * variation[0.0]
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
-def test_the_loss_falls(optimizer, images, tmp_path, pageless):
+def test_training_lowers_the_loss(optimizer, images, tmp_path, pageless):
     recipe = NeuralStyle(content=str(images / "content.png"), optimizer=optimizer, **{**SMALL, "iterations": 40})
-    task, batch = begun(recipe)
+    task, batch = build_task(recipe)
     task.schedule(0.9)
     before = task.evaluate([batch])["loss"]
-    found = train(recipe, tmp_path / "run", device="cpu", precision="float32")
-    assert found["loss"] < 0.8 * before
+    metrics = train(recipe, tmp_path / "run", device="cpu", precision="float32")
+    assert metrics["loss"] < 0.8 * before
     preview = image_io.read_image(tmp_path / "run" / "preview.png")
     assert preview.size == (96, 72)
 
 
-def test_a_run_paints_other_images(images, tmp_path, pageless):
-    """Its own content again as in its training, others at their own shape."""
+def test_a_run_stylizes_other_images(images, tmp_path, pageless):
+    """The content image of the run gives the same result as in training; others keep their aspect ratio."""
     content = images / "content.png"
     recipe = NeuralStyle(content=str(content), style=(str(images / "style.png"),), **SMALL)
     train(recipe, tmp_path / "run", device="cpu", precision="float32")
@@ -324,15 +327,15 @@ def test_a_run_paints_other_images(images, tmp_path, pageless):
     assert np.array_equal(task.draw_prediction(content, same), image_io.read_image(tmp_path / "run" / "preview.png"))
     assert task.draw_prediction(tmp_path / "tall.png", tall).size == (80, 96)
     other = load(tmp_path / "run", device="cpu")
-    assert np.array_equal(other.draw_prediction(content, same), task.draw_prediction(content, same))  # not asked before
+    assert np.array_equal(other.draw_prediction(content, same), task.draw_prediction(content, same))  # without predict
     (narrow,) = task.predict([Image.new("RGB", (400, 20))])
     assert "too narrow" in narrow["error"]
 
 
-def test_weights_are_found(tmp_path, monkeypatch, caplog):
-    """VGG-19's before VGG-16's, where data lie and beside them; what is no VGG is refused."""
+def test_local_vgg_weights_are_located(tmp_path, monkeypatch, caplog):
+    """VGG-19 is preferred, in dataset folders and next to them; weights of other networks are errors."""
     assert pretrained.load_vgg("") == ("vgg16", {})
-    begun(NeuralStyle(**SMALL))
+    build_task(NeuralStyle(**SMALL))
     assert caplog.text.count("its filters are random") == 1
     networks = {
         name: torchvision.models.get_model(name, weights=None).features for name in ("vgg16", "vgg19", "vgg16_bn")
@@ -341,16 +344,16 @@ def test_weights_are_found(tmp_path, monkeypatch, caplog):
     (tmp_path / "weights").mkdir()
     (tmp_path / "data").mkdir()
     for name in ("vgg16", "vgg19"):
-        own = {key: value.half() for key, value in networks[name].state_dict(prefix="features.").items()}
+        state = {key: value.half() for key, value in networks[name].state_dict(prefix="features.").items()}
         path = tmp_path / ("weights" if name == "vgg16" else "data") / f"{name}-imagenet.safetensors"
-        save_file(own, path)
-        found, tensors = pretrained.load_vgg("")
-        assert found == name
-        assert torch.equal(tensors["features.0.weight"], own["features.0.weight"].float())
+        save_file(state, path)
+        loaded_name, tensors = pretrained.load_vgg("")
+        assert loaded_name == name
+        assert torch.equal(tensors["features.0.weight"], state["features.0.weight"].float())
         assert pretrained.load_vgg(str(path))[0] == name
-    whole = torchvision.models.vgg11(weights=None)
+    vgg11 = torchvision.models.vgg11(weights=None)
     torch.save(networks["vgg16_bn"].state_dict(prefix="features."), tmp_path / "bn.pth")
-    save_file(whole.features.state_dict(prefix="features."), tmp_path / "vgg11.safetensors")
+    save_file(vgg11.features.state_dict(prefix="features."), tmp_path / "vgg11.safetensors")
     for file in ("bn.pth", "vgg11.safetensors"):
         with pytest.raises(Error, match=r"not of VGG-16 or VGG-19 without batch normalisation"):
             pretrained.load_vgg(str(tmp_path / file))
@@ -369,14 +372,14 @@ def test_weights_are_found(tmp_path, monkeypatch, caplog):
         ({"lr": 0.0}, "lr should be"),
     ],
 )
-def test_what_no_run_can_have_is_refused(fields, message):
+def test_invalid_fields_are_errors(fields, message):
     with pytest.raises(UsageError, match=message):
         NeuralStyle(**fields)
 
 
-def words(images, out, *more):
-    """The command that paints, quickly."""
-    quick = [
+def build_command(images, out, *options):
+    """Return the arguments of a short ``fukami stylize`` command."""
+    short = [
         "--size",
         96,
         "--levels",
@@ -390,84 +393,84 @@ def words(images, out, *more):
         "--precision",
         "float32",
     ]
-    return ["stylize", images / "content.png", "--style", images / "style.png", "--out", out, *quick, *more]
+    return ["stylize", images / "content.png", "--style", images / "style.png", "--out", out, *short, *options]
 
 
 def test_the_command_writes_an_image(fukami, images, tmp_path):
-    answer = fukami(*words(images, "art.png"))
-    assert answer.status == 0
-    (found,) = answer.json
-    assert found["image"] == "art.png"
-    assert found["file"] == str(images / "content.png")
-    assert found["style"] == [str(images / "style.png")]
-    assert found["loss"] > found["content_loss"] > 0
-    assert found["count"] == 1
+    result = fukami(*build_command(images, "art.png"))
+    assert result.status == 0
+    (metrics,) = result.json
+    assert metrics["image"] == "art.png"
+    assert metrics["file"] == str(images / "content.png")
+    assert metrics["style"] == [str(images / "style.png")]
+    assert metrics["loss"] > metrics["content_loss"] > 0
+    assert metrics["count"] == 1
     assert image_io.read_image("art.png").size == (96, 72)
-    assert sorted(path.name for path in Path().iterdir()) == ["art.png"]  # the run is gone
-    assert fukami(*words(images, "art.jpg")).status == 0
+    assert sorted(path.name for path in Path().iterdir()) == ["art.png"]  # the run folder is deleted
+    assert fukami(*build_command(images, "art.jpg")).status == 0
     with Image.open("art.jpg") as image:
         assert image.format == "JPEG"
 
 
 @pytest.mark.parametrize(
-    ("out", "more", "message"),
+    ("out", "options", "message"),
     [
         ("art.txt", (), "--out should be a .png"),
         ("art", (), "--out should be a .png"),
-        ("nowhere/art.png", (), "there is no folder nowhere"),
+        ("nowhere/art.png", (), "the folder nowhere of the image does not exist"),
         ("art.png", ("--weights", "none.pth"), "none.pth cannot be read"),
         ("art.png", ("--style-weights", "1", "2"), "as many style-weights as styles"),
         ("art.png", ("--strenght", "2"), "--strength"),
     ],
 )
-def test_the_command_says_what_is_wrong(fukami, images, out, more, message):
-    answer = fukami(*words(images, out, *more))
-    assert answer.status in (1, 2)
-    assert message in answer.err
-    assert "Traceback" not in answer.err
+def test_the_command_reports_errors(fukami, images, out, options, message):
+    result = fukami(*build_command(images, out, *options))
+    assert result.status in (1, 2)
+    assert message in result.err
+    assert "Traceback" not in result.err
     assert list(Path().iterdir()) == []
 
 
-def test_the_command_overwrites_no_image_it_is_made_from(fukami, images):
-    answer = fukami(*words(images, images / "style.png"))
-    assert answer.status == 2
-    assert "would overwrite" in answer.err
+def test_the_command_does_not_overwrite_its_inputs(fukami, images):
+    result = fukami(*build_command(images, images / "style.png"))
+    assert result.status == 2
+    assert "would overwrite" in result.err
     broken = fukami("stylize", __file__, "--style", images / "style.png", "--out", "art.png")
     assert broken.status == 1
     assert "test_neural_style.py is not an image" in broken.err
 
 
-def test_interrupted_the_image_so_far_stays_and_goes_on(images, tmp_path):
-    """Interrupted and resumed, the image is that of one never interrupted."""
-    whole = [str(word) for word in words(images, tmp_path / "whole.png", "--iterations", 60)]
-    parts = [str(word) for word in words(images, tmp_path / "parts.png", "--iterations", 60)]
-    alone = check_task.Started(["fukami", *whole])
-    process = check_task.Started(["fukami", *parts])
-    check_task.wait_until(lambda: (tmp_path / "parts.run" / "preview.png").exists() or not process.is_alive())
+def test_resumed_image_equals_uninterrupted_image(images, tmp_path):
+    """An interrupted command keeps its image and its run folder."""
+    full = [str(word) for word in build_command(images, tmp_path / "full.png", "--iterations", 60)]
+    resumed = [str(word) for word in build_command(images, tmp_path / "resumed.png", "--iterations", 60)]
+    uninterrupted = check_task.Started(["fukami", *full])
+    process = check_task.Started(["fukami", *resumed])
+    check_task.wait_until(lambda: (tmp_path / "resumed.run" / "preview.png").exists() or not process.is_alive())
     os.kill(process.pid, signal.SIGINT)
     status, out, err = process.ended()
     assert status == 130
     assert out == ""
-    assert f"the image so far is in {tmp_path / 'parts.png'}" in err
-    assert image_io.read_image(tmp_path / "parts.png").size == (96, 72)
-    status, _, err = check_task.Started(["fukami", *parts]).ended()
+    assert f"{tmp_path / 'resumed.png'} contains the current image" in err
+    assert image_io.read_image(tmp_path / "resumed.png").size == (96, 72)
+    status, _, err = check_task.Started(["fukami", *resumed]).ended()
     assert status == 2
-    assert "holds an image that was interrupted" in err
-    status, out, _ = check_task.Started(["fukami", *parts, "--resume"]).ended()
+    assert "contains an interrupted run" in err
+    status, out, _ = check_task.Started(["fukami", *resumed, "--resume"]).ended()
     assert status == 0
-    assert alone.ended()[0] == 0
-    assert json.loads(out)["image"] == str(tmp_path / "parts.png")
-    assert np.array_equal(image_io.read_image(tmp_path / "parts.png"), image_io.read_image(tmp_path / "whole.png"))
+    assert uninterrupted.ended()[0] == 0
+    assert json.loads(out)["image"] == str(tmp_path / "resumed.png")
+    assert np.array_equal(image_io.read_image(tmp_path / "resumed.png"), image_io.read_image(tmp_path / "full.png"))
 
 
-def test_what_is_read_has_the_size_that_was_asked_for(images):
+def test_load_image_resizes_the_longer_side(images):
     assert load_image(images / "content.png", 64).shape == (1, 3, 48, 64)
     assert load_image(images / "content.png", 0).shape == (1, 3, 72, 96)
     assert StyleInputs(load_image(images / "content.png", 192), ()).content.shape == (1, 3, 144, 192)
 
 
-def test_trained_weights_make_better_paintings_than_chance(monkeypatch, caplog):
-    """Real filters are found beside the real data."""
+def test_trained_vgg_weights_are_located_next_to_the_datasets(monkeypatch, caplog):
+    """Trained filters load without a warning."""
     shared = Path(__file__).parents[3] / "shared"
     if not (shared / "weights" / "vgg16_features_imagenet.safetensors").exists():
         pytest.skip("needs the weights of VGG-16: no ../shared/weights/vgg16_features_imagenet.safetensors")

@@ -1,4 +1,4 @@
-"""What training would stumble on in images with sentences: images that are missing, and nothing that was said."""
+"""Validation of captioning datasets: missing images and missing captions."""
 
 from collections.abc import Iterator
 
@@ -9,21 +9,21 @@ from fukami.errors import Error
 
 
 def check_dataset(spec: str, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
-    """The readable images of a data set with the digest of their pixels; what is wrong is told on the way."""
-    report.unit = "sentence"
-    given = captioning_data.locate_dataset(spec)
+    """Yield each readable image of a dataset with the digest of its pixels; problems are added to ``report``."""
+    report.unit = "caption"
+    path = captioning_data.locate_dataset(spec)
     try:
-        sheet = captioning_data.parse_caption_files(given)
+        parsed = captioning_data.parse_caption_files(path)
     except Error as error:
-        report.add("broken", str(error).removeprefix(f"{given} "), file=str(given))
+        report.add("broken", str(error).removeprefix(f"{path} "), file=str(path))
         return
-    for flaw in sheet.problems:
-        report.add(flaw.kind, flaw.detail, file=str(flaw.file), line=flaw.line)
+    for problem in parsed.problems:
+        report.add(problem.kind, problem.detail, file=str(problem.file), line=problem.line)
     items = []
-    for part in sorted(sheet.splits, key=("", "train", "val", "test").index):
-        for image, sentences in sheet.splits[part].items():
-            report.annotation_counts[part][""] += len(sentences)
-            items.append(ImageItem(image, str(image), "", part))
-    for image in captioning_data.find_uncaptioned_images(given, sheet):
-        report.add("no sentence", "has no sentence; say something of it, or remove it", file=str(image))
+    for split in sorted(parsed.splits, key=("", "train", "val", "test").index):
+        for image, captions in parsed.splits[split].items():
+            report.annotation_counts[split][""] += len(captions)
+            items.append(ImageItem(image, str(image), "", split))
+    for image in captioning_data.find_uncaptioned_images(path, parsed):
+        report.add("no caption", "has no caption; add one, or remove the image", file=str(image))
     yield from findings.hash_images(items, report)

@@ -1,8 +1,8 @@
-"""Images and what people said of them, from any source, by name or path.
+"""Captioning datasets by name or path.
 
-Recognised are the files of Flickr8k and Flickr30k (``captions.txt``, ``results.csv``, ``*.token``, ``*.token.txt``,
-with ``*trainImages.txt`` and the like where they lie beside them), COCO's ``captions_*.json``, Karpathy's
-``dataset*.json``, and a CSV of images and sentences; the images lie anywhere below the same folder.
+Supported formats: Flickr8k and Flickr30k (``captions.txt``, ``results.csv``, ``*.token``, ``*.token.txt``, with split
+lists such as ``*trainImages.txt``), COCO's ``captions_*.json``, Karpathy's ``dataset*.json``, and a CSV of images and
+captions. The images may lie anywhere below the same folder.
 """
 
 import csv
@@ -32,14 +32,14 @@ IMAGE_COLUMNS, CAPTION_COLUMNS = (
     ("caption", "sentence", "comment", "text"),
 )
 SPLIT_LISTS = (("train", "*[._]trainImages.txt"), ("val", "*[._]devImages.txt"), ("test", "*[._]testImages.txt"))
-CAPTION_SUFFIXES = (".csv", ".json", ".txt", ".token")  # endings of files of sentences
-KARPATHY_SPLITS = {"restval": "train"}  # images of COCO's validation part that are trained on there
-MAX_HEADER_LENGTH = 2**16  # characters of the line that names the columns
-CAPTION_NUMBER = re.compile(r"#[a-z]*\d+$")  # what tells the sentences of an image apart
+CAPTION_SUFFIXES = (".csv", ".json", ".txt", ".token")  # suffixes of caption files
+KARPATHY_SPLITS = {"restval": "train"}  # images of COCO's validation split that Karpathy's training split includes
+MAX_HEADER_LENGTH = 2**16  # characters of the header line
+CAPTION_NUMBER = re.compile(r"#[a-z]*\d+$")  # number of a caption, after the image name
 
 
 class CaptionRow(NamedTuple):
-    """A sentence as its file has it: the image's name, and the part where that is told."""
+    """A caption as in its file: image name, line number, and split (empty: unknown)."""
 
     image: str
     caption: str
@@ -49,12 +49,12 @@ class CaptionRow(NamedTuple):
 
 @dataclass
 class ParsedCaptions:
-    """What the files say.
+    """Contents of caption files.
 
     Attributes:
-        splits: the images of ``train``, ``val`` and ``test``, or of an empty name where all are one part, each with
-            what was said of it.
-        problems: what cannot be learned from.
+        splits: the images and captions of ``train``, ``val`` and ``test``, or of an empty name if there is only one
+            split.
+        problems: lines that cannot be used.
     """
 
     splits: dict[str, dict[Path, list[str]]] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class ParsedCaptions:
 
 @dataclass(frozen=True)
 class CaptionDataset:
-    """Images, files or arrays ``(H, W, 3)`` uint8, and the sentences that were said of each, or their words."""
+    """Images (files or arrays ``(H, W, 3)`` uint8) and the captions of each, as text or as lists of words."""
 
     items: tuple[Any, ...]
     captions: tuple[tuple[Any, ...], ...]
@@ -73,82 +73,82 @@ class CaptionDataset:
 
     @property
     def is_on_disk(self) -> bool:
-        """Whether the images lie in files."""
+        """Whether the images are files."""
         return all(isinstance(item, Path) for item in self.items)
 
     def select(self, indices: Iterable[int]) -> "CaptionDataset":
-        """Those of these numbers."""
-        numbers = list(indices)
-        return CaptionDataset(tuple(self.items[i] for i in numbers), tuple(self.captions[i] for i in numbers))
+        """Select the images with these indices."""
+        selected = list(indices)
+        return CaptionDataset(tuple(self.items[i] for i in selected), tuple(self.captions[i] for i in selected))
 
     def load_images(
         self, transform: SquareTransform, max_broken: int = image_folder.MAX_BROKEN
     ) -> "tuple[CaptionDataset, labelled_images.DecodedImages]":
-        """All images as a network sees them, in memory; broken ones are left out, with their sentences, and named.
+        """Load and transform all images into memory; broken ones are left out with their captions, and logged.
 
         Raises:
-            Error: more images than ``max_broken`` are, or not one can be read.
+            Error: more than ``max_broken`` images are broken, or all of them.
         """
         if self.is_on_disk:
             results: Iterable[Any] = streaming.decode_files(self.items, transform)
         else:
             results = (transform(Image.fromarray(item)).transpose(1, 2, 0) for item in self.items)
-        good, images = image_folder.stack_images(results, len(self), transform, max_broken)
-        kept = self if len(good) == len(self) else self.select(good)
+        readable, images = image_folder.stack_images(results, len(self), transform, max_broken)
+        kept = self if len(readable) == len(self) else self.select(readable)
         names = [item if isinstance(item, Path) else f"scene {number}" for number, item in enumerate(kept.items)]
         return kept, labelled_images.DecodedImages(
-            torch.from_numpy(images).permute(0, 3, 1, 2), torch.arange(len(good)), list(map(str, names))
+            torch.from_numpy(images).permute(0, 3, 1, 2), torch.arange(len(readable)), list(map(str, names))
         )
 
 
 def load_dataset(spec: str, holdout: float) -> tuple[CaptionDataset, CaptionDataset, CaptionDataset]:
-    """The training, the validation and the test part of a data set.
+    """Load the training, validation and test splits of a dataset.
 
     Args:
-        spec: ``scenes``, ``flickr8k``, ``flickr30k``, ``coco``, or the path of a folder, an archive, a CSV or a JSON
-            file. Any other name is looked for among the known data sets, too.
-        holdout: share of the images, the last by name, that is the test part where the data have none; as many before
-            them are the validation part where there is none either.
+        spec: ``scenes``, ``flickr8k``, ``flickr30k``, ``coco``, the path of a folder, an archive, a CSV or a JSON file,
+            or the name of a folder or zip archive in the dataset locations.
+        holdout: fraction of the images, the last by name, held out for testing if there is no test split; as many
+            before them are the validation split if there is none.
 
     Raises:
-        UsageError: no such name and no such path.
-        Error: the data are damaged, or there are none.
+        UsageError: ``spec`` is neither a known name nor a path.
+        Error: the files are damaged, or there are no captions.
     """
     if spec == "scenes":
-        learned = CaptionDataset(*scenes.generate_captioned_images(0, scenes.NUM_CAPTIONED))
+        train = CaptionDataset(*scenes.generate_captioned_images(0, scenes.NUM_CAPTIONED))
         return (
-            learned,
+            train,
             CaptionDataset((), ()),
             CaptionDataset(*scenes.generate_captioned_images(scenes.NUM_CAPTIONED, scenes.NUM_TEST)),
         )
-    sheet = parse_caption_files(locate_dataset(spec))
-    if sheet.problems:
-        first = sheet.problems[0]
+    parsed = parse_caption_files(locate_dataset(spec))
+    if parsed.problems:
+        first = parsed.problems[0]
         logger.warning(
-            f"{len(sheet.problems)} images or sentences are left out; the first: {first.file}, line {first.line}: "
-            f"{first.detail}; fukami doctor names each"
+            f"{len(parsed.problems)} images or captions are left out; the first: {first.file}, line {first.line}: "
+            f"{first.detail}; fukami doctor lists all"
         )
-    parts = {name: _build_dataset(images) for name, images in sheet.splits.items() if images}
-    if not parts:
-        raise Error(f"{spec} has no image with a sentence; fukami doctor {spec} says what is wrong")
-    nothing = CaptionDataset((), ())
-    learned = _concatenate(parts.get(name, nothing) for name in ("", "train"))
-    val, test = parts.get("val", nothing), parts.get("test", nothing)
+    splits = {name: _build_dataset(images) for name, images in parsed.splits.items() if images}
+    if not splits:
+        raise Error(f"{spec} has no image with a caption; run fukami doctor {spec} to find the problems")
+    empty = CaptionDataset((), ())
+    train = _concatenate(splits.get(name, empty) for name in ("", "train"))
+    val, test = splits.get("val", empty), splits.get("test", empty)
     if not len(test):
-        test, val = val, nothing  # what there is besides the training part is judged on
+        test, val = val, empty  # without a test split, the validation split is used for testing
     if not len(test):
-        count = round(holdout * len(learned))
-        bounds = [0, max(0, len(learned) - 2 * count), len(learned) - count, len(learned)]
-        learned, val, test = (learned.select(range(*ends)) for ends in pairwise(bounds))
-    return learned, val, test
+        count = round(holdout * len(train))
+        bounds = [0, max(0, len(train) - 2 * count), len(train) - count, len(train)]
+        train, val, test = (train.select(range(*ends)) for ends in pairwise(bounds))
+    return train, val, test
 
 
 def locate_dataset(spec: str) -> Path:
-    """The folder or file of a data set.
+    """Return the folder or file of a dataset.
 
     Raises:
-        UsageError: there is no such name and no such path.
-        Error: it is a known name, and lies nowhere.
+        UsageError: ``spec`` is neither a known name nor a path.
+        Error: a known dataset is in none of the dataset locations.
     """
     if spec == "coco":
         return coco.find_coco()
@@ -157,14 +157,12 @@ def locate_dataset(spec: str) -> Path:
     if spec in DATASET_NAMES or any(
         exists(place / f"{spec}{end}") for place in locations.list_data_folders() for end in ("", ".zip")
     ):
-        return locations.find_dataset(
-            spec, "the images and their sentences, in a folder or a zip archive of that name,"
-        )
+        return locations.find_dataset(spec, "the images and their captions, in a folder or a zip archive of that name,")
     raise build_unknown_error("data set (and no file or folder)", spec, DATASET_NAMES)
 
 
 def is_caption_dataset(spec: str) -> bool:
-    """Whether it is a name of sentences alone, or a path with files of them; an archive is unpacked."""
+    """Return whether a name is only a captioning dataset, or a path has caption files; an archive is unpacked."""
     if spec in ("flickr8k", "flickr30k"):
         return True
     try:
@@ -172,119 +170,123 @@ def is_caption_dataset(spec: str) -> bool:
             return False
         path = locate_dataset(spec)
         return bool(_find_caption_files(path, _list_files(_find_root(path))))
-    except Error:  # which whoever reads it tells
+    except Error:  # loading the dataset reports the error
         return False
 
 
 def parse_caption_files(path: Path) -> ParsedCaptions:
-    """What the files at a path say, and what is wrong with them.
+    """Parse the caption files at a path.
 
     Raises:
-        Error: there is no file of sentences, or one cannot be read at all.
+        Error: there is no caption file, or one cannot be read.
     """
     root = _find_root(path)
     files = _list_files(root)
-    sources = _find_caption_files(path, files)
-    if not sources:
+    caption_files = _find_caption_files(path, files)
+    if not caption_files:
         raise Error(
-            f"{path} has no sentences: expected captions.txt, captions_*.json, dataset.json, *.token, or a CSV with "
+            f"{path} has no captions: expected captions.txt, captions_*.json, dataset.json, *.token, or a CSV with "
             "the columns image and caption"
         )
-    there = _index_images(root, files)
-    sheet = ParsedCaptions()
-    listed = _read_split_lists(files)
-    for file in sources:
-        for line in _read_rows(file):
-            _add_row(sheet, file, line, there, listed)
-    return sheet
+    name_to_path = _index_images(root, files)
+    parsed = ParsedCaptions()
+    name_to_split = _read_split_lists(files)
+    for file in caption_files:
+        for row in _read_rows(file):
+            _add_row(parsed, file, row, name_to_path, name_to_split)
+    return parsed
 
 
 def find_uncaptioned_images(path: Path, parsed: ParsedCaptions) -> list[Path]:
-    """The images at a path of which nothing is said."""
-    said = {image for images in parsed.splits.values() for image in images}
+    """Return the images at a path that have no caption."""
+    captioned = {image for images in parsed.splits.values() for image in images}
     root = _find_root(path)
-    return sorted({*_index_images(root, _list_files(root)).values()} - said)
+    return sorted({*_index_images(root, _list_files(root)).values()} - captioned)
 
 
 def _find_root(path: Path) -> Path:
-    """The folder that the images lie in."""
+    """Return the folder of the images."""
     if path.is_dir():
         return path
     return path.parent if path.suffix.lower() in CAPTION_SUFFIXES else image_folder.unpack_archive(path)
 
 
 def _list_files(root: Path) -> list[Path]:
-    """Every file below a folder, in order."""
+    """List every file below a folder, in order."""
     return sorted(path for path in root.rglob("*") if not path.name.startswith("."))
 
 
 def _add_row(
-    sheet: ParsedCaptions, file: Path, line: CaptionRow, there: dict[str, Path], listed: dict[str, str]
+    parsed: ParsedCaptions, file: Path, row: CaptionRow, name_to_path: dict[str, Path], name_to_split: dict[str, str]
 ) -> None:
-    """Add a sentence to the image it is about, or say why it cannot be learned from."""
-    part = line.split or listed.get(Path(line.image).name, "")
-    part = "train" if part == "trainval" else part
-    image = there.get(line.image) or there.get(Path(line.image).name)
+    """Add a caption to its image, or add the problem of the row."""
+    split = row.split or name_to_split.get(Path(row.image).name, "")
+    split = "train" if split == "trainval" else split
+    image = name_to_path.get(row.image) or name_to_path.get(Path(row.image).name)
     if image is None:
-        named = line.image or "no image"
-        sheet.problems.append(AnnotationProblem("missing", file, line.line, f"names {named}, which is not there", part))
-    elif part not in ("", "train", "val", "test"):
-        sheet.problems.append(
-            AnnotationProblem("no split", file, line.line, f"has the split {part[:50]!r}; expected train, val or test")
+        name = row.image or "no image"
+        parsed.problems.append(
+            AnnotationProblem("missing", file, row.line, f"names {name}, which does not exist", split)
         )
-    elif not line.caption.strip():
-        sheet.problems.append(AnnotationProblem("no sentence", file, line.line, f"says nothing of {line.image}", part))
+    elif split not in ("", "train", "val", "test"):
+        parsed.problems.append(
+            AnnotationProblem("no split", file, row.line, f"has the split {split[:50]!r}; expected train, val or test")
+        )
+    elif not row.caption.strip():
+        parsed.problems.append(AnnotationProblem("no caption", file, row.line, f"has no caption of {row.image}", split))
     else:
-        sheet.splits.setdefault(part, {}).setdefault(image, []).append(line.caption.strip())
+        parsed.splits.setdefault(split, {}).setdefault(image, []).append(row.caption.strip())
 
 
 def _index_images(root: Path, files: Iterable[Path]) -> dict[str, Path]:
-    """The images below a folder, by their path in it and by their name."""
-    endings = image_io.get_image_suffixes()
-    found: dict[str, Path] = {}
+    """Index the images below a folder by relative path and by name."""
+    suffixes = image_io.get_image_suffixes()
+    index: dict[str, Path] = {}
     for path in files:
-        if path.suffix.lower() in endings:
-            found.setdefault(path.name, path)
-            found[path.relative_to(root).as_posix()] = path
-    return found
+        if path.suffix.lower() in suffixes:
+            index.setdefault(path.name, path)
+            index[path.relative_to(root).as_posix()] = path
+    return index
 
 
 def _find_caption_files(path: Path, files: Iterable[Path]) -> list[Path]:
-    """The files of sentences of a data set, whose folder has these files."""
+    """Find the caption files at a path, whose folder contains ``files``."""
     if path.suffix.lower() in CAPTION_SUFFIXES:
         return [path] if path.suffix.lower() != ".csv" or _detect_columns(path) else []
-    ours = [each for each in files if each.suffix.lower() in CAPTION_SUFFIXES]
+    candidates = [each for each in files if each.suffix.lower() in CAPTION_SUFFIXES]
     for pattern in ("dataset*.json", "captions_*.json", "*.token.txt", "*.token", "captions.txt", "*.csv"):
-        found = [each for each in ours if each.match(pattern) and (each.suffix != ".csv" or _detect_columns(each))]
-        if found:
-            return found if pattern.startswith("captions_") else found[:1]
+        matches = [
+            each for each in candidates if each.match(pattern) and (each.suffix != ".csv" or _detect_columns(each))
+        ]
+        if matches:
+            return matches if pattern.startswith("captions_") else matches[:1]
     return []
 
 
 def _detect_columns(path: Path) -> tuple[str, str, str] | None:
-    """The columns of images, of sentences, and of parts (empty: none); None where a file has none of these."""
+    """Return the columns of images, captions and splits (empty: none); None if images or captions are missing."""
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
-            first = file.readline(MAX_HEADER_LENGTH)
-    except OSError:  # which whoever reads it tells, or a folder of that name
+            header = file.readline(MAX_HEADER_LENGTH)
+    except OSError:  # a folder of that name, or an error that reading the file reports
         return None
-    names = [name.strip().lower() for name in first.strip().split("|" if "|" in first else ",")]
+    names = [name.strip().lower() for name in header.strip().split("|" if "|" in header else ",")]
     image = next((name for name in IMAGE_COLUMNS if name in names), None)
-    sentence = next((name for name in CAPTION_COLUMNS if name in names), None)
-    return (image, sentence, "split" if "split" in names else "") if image and sentence else None
+    caption = next((name for name in CAPTION_COLUMNS if name in names), None)
+    return (image, caption, "split" if "split" in names else "") if image and caption else None
 
 
 def _read_split_lists(files: Sequence[Path]) -> dict[str, str]:
-    """The part of each image that a list beside Flickr8k's sentences names."""
-    lists = ((part, file) for part, pattern in SPLIT_LISTS for file in files if file.match(pattern))
-    return {name.strip(): part for part, file in lists for name in read_text(file).splitlines()}
+    """Read the split of each image from Flickr8k's split lists."""
+    lists = ((split, file) for split, pattern in SPLIT_LISTS for file in files if file.match(pattern))
+    return {name.strip(): split for split, file in lists for name in read_text(file).splitlines()}
 
 
 def _read_rows(file: Path) -> Iterator[CaptionRow]:
-    """The sentences in a file.
+    """Yield the captions of a file.
 
     Raises:
-        Error: it is no text in UTF-8, no JSON, or lacks what it should have.
+        Error: the file is not UTF-8, not valid JSON or CSV, or lacks required fields.
     """
     if file.suffix.lower() == ".json":
         yield from _read_json(file)
@@ -292,69 +294,72 @@ def _read_rows(file: Path) -> Iterator[CaptionRow]:
         yield from _read_csv(file)
     else:
         for number, line in enumerate(read_text(file).split("\n"), 1):
-            name, _, sentence = line.partition("\t")
+            name, _, caption = line.partition("\t")
             if name.strip():
-                yield CaptionRow(CAPTION_NUMBER.sub("", name.strip()), sentence, number)
+                yield CaptionRow(CAPTION_NUMBER.sub("", name.strip()), caption, number)
 
 
 def _read_csv(file: Path) -> Iterator[CaptionRow]:
-    """A table of images and sentences. A sentence may hold commas that nothing marks, as Flickr8k's do."""
+    """Yield the captions of a table; a caption may contain unquoted commas, as in Flickr8k."""
     columns = _detect_columns(file)
     if columns is None:
-        raise Error(f"{file}: the first line should name the columns image and caption (and perhaps split)")
+        raise Error(f"{file}: the first line should name the columns image and caption (and optionally split)")
     text = read_text(file)
-    between = "|" if "|" in text.partition("\n")[0] else ","
-    rows = csv.reader(io.StringIO(text), delimiter=between)
+    delimiter = "|" if "|" in text.partition("\n")[0] else ","
+    rows = csv.reader(io.StringIO(text), delimiter=delimiter)
     try:
         names = [name.strip().lower() for name in next(rows, ())]
         if not {*columns} - {""} <= {*names}:
-            raise csv.Error("its first line is quoted in another way than the others")
-        image, sentence, split = (names.index(name) if name else -1 for name in columns)
+            raise csv.Error("its first line is quoted differently from the others")
+        image, caption, split = (names.index(name) if name else -1 for name in columns)
         for row in rows:
             if not any(map(str.strip, row)):
                 continue
-            over = len(row) - len(names)
-            if over > 0 and sentence == len(names) - 1:
-                row = [*row[:sentence], between.join(row[sentence:])]
+            excess = len(row) - len(names)
+            if excess > 0 and caption == len(names) - 1:
+                row = [*row[:caption], delimiter.join(row[caption:])]
             cells = [cell.strip() for cell in row] + [""] * len(names)
-            part = SPLIT_NAMES.get(cells[split].lower(), cells[split].lower()) if split >= 0 else ""
-            yield CaptionRow(cells[image], cells[sentence], rows.line_num, part)
+            split_name = SPLIT_NAMES.get(cells[split].lower(), cells[split].lower()) if split >= 0 else ""
+            yield CaptionRow(cells[image], cells[caption], rows.line_num, split_name)
     except csv.Error as error:
-        raise Error(f"{file}, line {rows.line_num}: is no CSV ({error}); fix it") from None
+        raise Error(f"{file}, line {rows.line_num}: invalid CSV ({error}); fix the line") from None
 
 
 def _read_json(file: Path) -> Iterator[CaptionRow]:
-    """COCO's captions, or Karpathy's."""
+    """Yield the captions of COCO's or Karpathy's JSON."""
     try:
         content = parse_json(read_bytes(file))
         images = content["images"]
         if "annotations" in content:
             names = {to_key(image["id"]): to_text(image["file_name"]) for image in images}
-            part = next(
-                (part for name, part in SPLIT_NAMES.items() if name in re.split(r"[^a-z]+", file.stem.lower())), ""
+            split = next(
+                (split for name, split in SPLIT_NAMES.items() if name in re.split(r"[^a-z]+", file.stem.lower())), ""
             )
             for each in content["annotations"]:
-                yield CaptionRow(names.get(to_key(each["image_id"]), ""), to_text(each["caption"]), 0, part)
+                yield CaptionRow(names.get(to_key(each["image_id"]), ""), to_text(each["caption"]), 0, split)
             return
         for image in images:
-            split = to_text(image.get("split"))
-            part = KARPATHY_SPLITS.get(split, SPLIT_NAMES.get(split, ""))
+            split_name = to_text(image.get("split"))
+            split = KARPATHY_SPLITS.get(split_name, SPLIT_NAMES.get(split_name, ""))
             name = "/".join(filter(None, (to_text(image.get("filepath")), to_text(image["filename"]))))
-            for sentence in image["sentences"]:
-                yield CaptionRow(name, to_text(sentence["raw"]), 0, part)
+            for caption in image["sentences"]:
+                yield CaptionRow(name, to_text(caption["raw"]), 0, split)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Error(
-            f"{file} is damaged, or no JSON as COCO's captions or Karpathy's are ({type(error).__name__}: {error})"
+            f"{file} is damaged, or not in the JSON format of COCO's captions or Karpathy's "
+            f"({type(error).__name__}: {error})"
         ) from None
 
 
 def _build_dataset(images: dict[Path, list[str]]) -> CaptionDataset:
-    """The images in the order of their names."""
+    """Build a dataset of the images, sorted by name."""
     order = sorted(images, key=lambda path: (path.name, path))
     return CaptionDataset(tuple(order), tuple(tuple(images[path]) for path in order))
 
 
-def _concatenate(parts: Iterable[CaptionDataset]) -> CaptionDataset:
-    """All of them."""
-    some = list(parts)
-    return CaptionDataset(sum((part.items for part in some), ()), sum((part.captions for part in some), ()))
+def _concatenate(splits: Iterable[CaptionDataset]) -> CaptionDataset:
+    """Concatenate datasets."""
+    datasets = list(splits)
+    return CaptionDataset(
+        sum((dataset.items for dataset in datasets), ()), sum((dataset.captions for dataset in datasets), ())
+    )

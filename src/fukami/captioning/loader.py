@@ -1,4 +1,4 @@
-"""Batches of images and the words of a sentence that was said of each; and images to say something of."""
+"""Loaders of images and tokenized captions, for training and for evaluation."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
 
 
 class FeatureLoader(BatchLoader):
-    """What is given in place of the images once an encoder that stays as it is has seen each of them."""
+    """Loader that can yield the features of a frozen encoder instead of images."""
 
-    image_indices: Tensor  # the number of the image of each target
-    features: Tensor | None = None  # (P, V, F): of each image and view of it
+    image_indices: Tensor  # image index of each target
+    features: Tensor | None = None  # (P, V, F): images, views, features
 
     def iterate_images(self) -> Iterator[Tensor]:
-        """The images ``(N, C, H, W)`` in 0..255, each once, in order."""
+        """Yield all images in order, in batches ``(N, C, H, W)`` in 0..255."""
         raise NotImplementedError
 
     def set_features(self, features: Tensor) -> None:
-        """Give features ``(P, V, F)`` from now on, of a view by chance, and no images."""
+        """Yield features ``(P, V, F)`` from now on instead of images, each of a random view."""
         self.features = features
         self.image_indices = self.image_indices.to(features.device)
         self.targets = self.targets.to(features.device)
 
     @property
     def num_draws(self) -> int:
-        """Random numbers for each target."""
+        """Number of random numbers per target."""
         return 1 if self.features is not None else super().num_draws
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of one pass, ``(images in 0..255 or features, targets)``; a pass cut off is finished."""
+        """Yield the batches of one epoch, ``(images in 0..255 or features, targets)``; continue an interrupted one."""
         if self.features is None:
             yield from super().__iter__()
             return
@@ -53,19 +53,19 @@ class FeatureLoader(BatchLoader):
             members = members.to(self.image_indices.device)
             view = (
                 (draws.sum(1) * self.features.shape[1]).long().to(self.image_indices.device)
-            )  # the first where none is drawn
+            )  # view 0 if there are no draws
             yield self.features[self.image_indices[members], view], self.targets[members]
         self.finish_epoch()
 
 
 class CaptionLoader(FeatureLoader, InMemoryLoader):
-    """Images that live on the device, and a pass over their sentences, each with its image.
+    """Training loader of captions and their images, with the images in device memory.
 
     Args:
-        images: each once.
-        word_indices: the numbers of the words of each sentence ``(S, T)``, -1 behind its end.
-        image_indices: the number of the image of each sentence, ``(S,)``.
-        labels: what the words are called.
+        images: the images, without duplicates.
+        word_indices: word indices of each caption ``(S, T)``, padded with -1.
+        image_indices: image index of each caption, ``(S,)``.
+        labels: the vocabulary.
         batch_size, seed, augment, size: as for :class:`fukami.data.loader.InMemoryLoader`.
     """
 
@@ -95,14 +95,14 @@ class CaptionLoader(FeatureLoader, InMemoryLoader):
         self.image_indices = image_indices
 
     def setup(self, runtime: "Runtime") -> None:
-        """Move all of it to the device, and take this process's share of each batch."""
+        """Move all data to the device, and select this process's part of each batch."""
         self.image_indices = self.image_indices.to(runtime.device)
         super().setup(runtime)
 
     def iterate_images(self) -> Iterator[Tensor]:
-        """The images, as they are judged on."""
-        for at in range(0, len(self.images), SEQUENTIAL_BATCH_SIZE):
-            yield self.resize_images(self.images[at : at + SEQUENTIAL_BATCH_SIZE])
+        """Yield all images at the evaluation size."""
+        for start in range(0, len(self.images), SEQUENTIAL_BATCH_SIZE):
+            yield self.resize_images(self.images[start : start + SEQUENTIAL_BATCH_SIZE])
 
     def _assemble(self, plan: tuple[Tensor, Tensor]) -> Batch:
         members, draws = plan
@@ -111,11 +111,11 @@ class CaptionLoader(FeatureLoader, InMemoryLoader):
 
 
 class StreamingCaptionLoader(FeatureLoader, FileStreamingLoader):
-    """The same from files, of which no more are in memory than a batch needs.
+    """Training loader of captions and their images, with the images streamed from files.
 
     Args:
-        image_files: the images, each once.
-        word_indices, image_indices, labels: as for :class:`Captioned`.
+        image_files: the image files, without duplicates.
+        word_indices, image_indices, labels: as for :class:`CaptionLoader`.
         transform, batch_size, seed, augment, min_area, max_broken: as for
             :class:`fukami.data.streaming.FileStreamingLoader`.
     """
@@ -134,9 +134,9 @@ class StreamingCaptionLoader(FeatureLoader, FileStreamingLoader):
         min_area: float | None = None,
         max_broken: int = MAX_BROKEN,
     ) -> None:
-        each = [image_files[i] for i in image_indices.tolist()]
+        caption_files = [image_files[i] for i in image_indices.tolist()]
         super().__init__(
-            each,
+            caption_files,
             word_indices,
             labels,
             transform,
@@ -149,27 +149,27 @@ class StreamingCaptionLoader(FeatureLoader, FileStreamingLoader):
         self.image_files, self.image_indices, self.transform = image_files, image_indices, transform
 
     def iterate_images(self) -> Iterator[Tensor]:
-        """The images; one that cannot be read is black, and named."""
+        """Yield all images; an unreadable one is logged and replaced by a black image."""
         size, channels = self.transform.size, self.transform.channels
-        some: list[Tensor] = []
-        for number, found in enumerate(streaming.decode_files(self.image_files, self.transform), 1):
-            if isinstance(found, Error):
-                self._record_broken([str(found)])
-                found = np.zeros((size, size, channels), np.uint8)
-            some.append(torch.from_numpy(np.ascontiguousarray(found)))
-            if len(some) == SEQUENTIAL_BATCH_SIZE or number == len(self.image_files):
-                yield torch.stack(some).permute(0, 3, 1, 2)
-                some = []
+        batch: list[Tensor] = []
+        for count, image in enumerate(streaming.decode_files(self.image_files, self.transform), 1):
+            if isinstance(image, Error):
+                self._record_broken([str(image)])
+                image = np.zeros((size, size, channels), np.uint8)
+            batch.append(torch.from_numpy(np.ascontiguousarray(image)))
+            if len(batch) == SEQUENTIAL_BATCH_SIZE or count == len(self.image_files):
+                yield torch.stack(batch).permute(0, 3, 1, 2)
+                batch = []
 
 
 class CaptionEvalLoader(FeatureLoader, InMemoryLoader):
-    """Images to be judged on, each with its number ``(N,)`` among all that something was said of.
+    """Evaluation loader of images, each with its index ``(N,)`` into the references.
 
     Args:
-        images: each once.
-        references: the sentences of each, as lists of words.
-        training_captions: the sentences of the training, their words joined by spaces.
-        batch_size: images in a batch.
+        images: the images.
+        references: the reference captions of each image, as lists of words.
+        training_captions: the training captions, their words joined by spaces.
+        batch_size: number of images per batch.
     """
 
     def __init__(
@@ -184,18 +184,18 @@ class CaptionEvalLoader(FeatureLoader, InMemoryLoader):
         self.references, self.training_captions, self.image_indices = references, training_captions, images.targets
 
     def list_annotations(self) -> Iterable[bytes]:
-        """The sentences of each image."""
-        return (json.dumps(own, ensure_ascii=False).encode() for own in self.references)
+        """Yield the reference captions of each image, encoded as JSON."""
+        return (json.dumps(captions, ensure_ascii=False).encode() for captions in self.references)
 
     def iterate_images(self) -> Iterator[Tensor]:
-        """The images."""
+        """Yield all images."""
         yield from (images for images, _ in self.iterate_in_order())
 
 
 def pad_sequences(sentences: Sequence[Sequence[int]], max_length: int) -> Tensor:
-    """Numbers of words ``(S, T)``, -1 behind the end; of longer ones than ``max_length`` the beginning and the end."""
-    cut = [each if len(each) <= max_length else [*each[: max_length - 1], each[-1]] for each in sentences]
-    found = torch.full((len(cut), max(map(len, cut))), -1, dtype=torch.long)
-    for row, each in zip(found, cut, strict=True):
+    """Pad word indices with -1 to ``(S, T)``; longer ones are cut to ``max_length``, keeping the end token."""
+    truncated = [each if len(each) <= max_length else [*each[: max_length - 1], each[-1]] for each in sentences]
+    padded = torch.full((len(truncated), max(map(len, truncated))), -1, dtype=torch.long)
+    for row, each in zip(padded, truncated, strict=True):
         row[: len(each)] = torch.tensor(each)
-    return found
+    return padded

@@ -1,4 +1,4 @@
-"""Captioning: what would a person say of the image?"""
+"""Image captioning task: generate a sentence that describes an image."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,24 +28,23 @@ if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
 
 Batch = tuple[Tensor, Tensor]
-FEATURES_VERSION = 2  # of how images are looked at: features that were kept with another are not read
-PREDICT_BATCH_SIZE = 32  # images that are answered at once
+FEATURES_VERSION = 2  # version of the preprocessing; cached features of other versions are not read
+PREDICT_BATCH_SIZE = 32  # maximum number of images per prediction batch
 
 
 @dataclass(frozen=True)
 class DecodingConfig:
-    """How a network speaks.
+    """Settings of caption decoding.
 
     Attributes:
-        decoding: the likeliest sentence that a beam search finds, the likeliest word each time, or by chance.
-        beam_size: beginnings of sentences that a beam search keeps.
-        length_penalty: power of a sentence's length by which its log-probability is divided for the ranking; 0: not
-            divided.
-        temperature: of chance; below 1 likely words become likelier.
-        num_captions: that are told for each image, the likeliest first.
-        max_words: words of a sentence at most.
+        decoding: ``beam`` search, ``greedy`` decoding, or random ``sample`` captions.
+        beam_size: number of partial captions that beam search keeps.
+        length_penalty: captions are ranked by log-probability / length ** length_penalty; 0 disables it.
+        temperature: softmax temperature of sampling; below 1, likely words become more likely.
+        num_captions: number of captions per image, the most likely first.
+        max_words: maximum number of words of a caption.
         tokenizer: as for :func:`fukami.captioning.tokenizer.tokenize`.
-        seed: of chance.
+        seed: random seed of sampling.
     """
 
     decoding: Literal["beam", "greedy", "sample"] = "beam"
@@ -60,13 +59,13 @@ class DecodingConfig:
 
 @dataclass(frozen=True)
 class CaptioningResults:
-    """What was said of images, and what people said of them.
+    """Predicted captions and the references.
 
     Attributes:
-        captions: by the number of the image, in order.
-        tokenizer: what they are cut into.
-        references: the sentences of people for each image, as lists of words.
-        training_captions: the sentences of the training, their words joined by spaces.
+        captions: by image index, in order.
+        tokenizer: tokenizer of the captions.
+        references: the reference captions of each image, as lists of words.
+        training_captions: the training captions, their words joined by spaces.
     """
 
     captions: dict[int, str]
@@ -76,16 +75,16 @@ class CaptioningResults:
 
     @property
     def tokenized_captions(self) -> list[list[str]]:
-        """The words of each sentence."""
-        return [tokenizer.tokenize(sentence, self.tokenizer) for sentence in self.captions.values()]
+        """The words of each caption."""
+        return [tokenizer.tokenize(caption, self.tokenizer) for caption in self.captions.values()]
 
     @property
     def matched_references(self) -> list[Sequence[Sequence[str]]]:
-        """What people said of these images."""
-        return [self.references[number] for number in self.captions]
+        """The references of the captioned images."""
+        return [self.references[index] for index in self.captions]
 
     def compute_metrics(self) -> dict[str, Any]:
-        """Those of :func:`fukami.captioning.metrics.evaluate_captions`."""
+        """Compute the metrics of :func:`fukami.captioning.metrics.evaluate_captions`."""
         return dict(
             captioning_metrics.evaluate_captions(
                 self.tokenized_captions, self.matched_references, self.training_captions
@@ -94,16 +93,16 @@ class CaptioningResults:
 
 
 class CaptioningTask(CachedEvaluationTask):
-    """The likelihood of the words of a sentence, one after another, given the image.
+    """Image captioning: maximum likelihood of each word of a caption, given the image and the previous words.
 
     Args:
-        model: as :class:`fukami.models.show_and_tell.ShowAndTell` is called.
-        labels: the words, those for end, begin and unknown first.
-        transform: an image of any size as the network sees it; it travels with the task.
-        decoding: how it speaks.
-        frozen_encoder: the encoder stays as it is; what it sees is computed once, and kept on the disk.
-        cache_limit: gigabytes of disk that this may take; 0: it is not kept.
-        regime: optimizer, decay, epochs, judge_every, accumulate and clip, as for :class:`fukami.Task`.
+        model: network with the methods of :class:`fukami.models.show_and_tell.ShowAndTell`.
+        labels: the vocabulary, starting with the end, begin and unknown tokens.
+        transform: preprocessing of images; it is saved with the task.
+        decoding: settings of caption decoding.
+        frozen_encoder: keep the encoder's weights fixed; its features are computed once and cached on disk.
+        cache_limit: maximum size of the feature cache, in GB; 0 disables it.
+        options: optimizer, lr_schedule, epochs, eval_every, accumulate and clip_norm, as for :class:`fukami.Task`.
     """
 
     def __init__(
@@ -115,9 +114,9 @@ class CaptioningTask(CachedEvaluationTask):
         *,
         frozen_encoder: bool = False,
         cache_limit: float = 0.0,
-        **regime: Unpack[TrainingOptions],
+        **options: Unpack[TrainingOptions],
     ) -> None:
-        super().__init__(model, **regime)
+        super().__init__(model, **options)
         self.labels, self.transform, self.decoding, self.frozen_encoder, self.cache_limit = (
             labels,
             transform,
@@ -127,7 +126,7 @@ class CaptioningTask(CachedEvaluationTask):
         )
 
     def setup(self, runtime: "Runtime") -> None:
-        """Move to the device and make ready to train."""
+        """Move the task to the device and prepare it for training."""
         if self.frozen_encoder:
             self.model.encoder.requires_grad_(False)
         super().setup(runtime)
@@ -135,17 +134,17 @@ class CaptioningTask(CachedEvaluationTask):
         self.mean, self.std = mean.to(runtime.device), std.to(runtime.device)
 
     def get_signature(self) -> ModelSignature:
-        """Refuse: a sentence is found by a search, and not by a network alone."""
-        raise UsageError("sentences are found by a search, which another program does not have: keep the run as it is")
+        """Raise a usage error: captions need a search, which an exported network does not include."""
+        raise UsageError("captions are found by a search, which other programs do not have; use the run itself")
 
     def iterate_batches(self, train: Any) -> Iterable[Batch]:
-        """Pass after pass over the loader, once the encoder has seen its images if it stays as it is."""
+        """Yield training batches, epoch after epoch; compute the features of a frozen encoder first."""
         if self.frozen_encoder:
             train.set_features(torch.stack([self.extract_features(train), self.extract_features(train, flip=True)], 1))
         return super().iterate_batches(train)
 
     def compute_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean of minus the log-probability of each word, ``<end>`` included, over all processes (equation 13).
+        """Compute the mean negative log-likelihood per word, ``<end>`` included, over all processes (equation 13).
 
         ``batch`` is images ``(N, C, H, W)`` in 0..255, or features ``(N, F)``, and words ``(N, T)``.
         """
@@ -153,152 +152,156 @@ class CaptioningTask(CachedEvaluationTask):
         scores = self.training_model(self.normalize_images(images), words[:, :-1].clamp(min=0))
         targets = words[:, 1:]
         loss = F.cross_entropy(scores.flatten(0, 1).float(), targets.flatten(), ignore_index=-1, reduction="none").sum()
-        there = targets >= 0
-        right = ((scores.detach().argmax(2) == targets) & there).sum()
-        count = self.runtime.all_reduce_sum(there.sum().float()) / self.runtime.world_size
-        return loss / count, {"accuracy": right / count}
+        is_word = targets >= 0
+        num_correct = ((scores.detach().argmax(2) == targets) & is_word).sum()
+        count = self.runtime.all_reduce_sum(is_word.sum().float()) / self.runtime.world_size
+        return loss / count, {"accuracy": num_correct / count}
 
     def normalize_images(self, images: Tensor) -> Tensor:
-        """Images ``(N, C, H, W)`` in 0..255 as the network takes them; features as they are."""
-        kind = next(self.model.parameters()).dtype
+        """Normalise images ``(N, C, H, W)`` in 0..255; features are returned unchanged."""
+        dtype = next(self.model.parameters()).dtype
         if images.ndim == 2:
-            return images.to(kind)
-        return ((images - self.mean) / self.std).to(kind).contiguous(memory_format=torch.channels_last)
+            return images.to(dtype)
+        return ((images - self.mean) / self.std).to(dtype).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def extract_features(self, loader: Any, *, flip: bool = False) -> Tensor:
-        """What the encoder sees in each image of a loader ``(P, F)``, from the disk where that is known.
+        """Compute the encoder's features of all images of a loader ``(P, F)``, or read them from the cache.
 
-        It is kept for the images that are looked at together, as how many these are decides how sums are rounded.
+        The cache stores them per batch of images, since the batch size affects rounding.
         """
         settings = f"show and tell {FEATURES_VERSION} {self.transform} {self.runtime.precision} {flip}"
-        kept = FeatureCache(self.model.encoder, settings, self.cache_limit) if self.cache_limit else None  # type: ignore[arg-type]
-        found: list[Tensor] = []
+        cache = FeatureCache(self.model.encoder, settings, self.cache_limit) if self.cache_limit else None  # type: ignore[arg-type]
+        all_features: list[Tensor] = []
         for images in loader.iterate_images():
-            for some in images.split(PREDICT_BATCH_SIZE):
-                path = kept.get_path(some, torch.zeros(0)) if kept else None
-                features = kept.read(path) if kept and path else None
-                if features is None or len(features) != len(some):
-                    some = some.to(self.runtime.device)
+            for batch in images.split(PREDICT_BATCH_SIZE):
+                path = cache.get_path(batch, torch.zeros(0)) if cache else None
+                features = cache.read(path) if cache and path else None
+                if features is None or len(features) != len(batch):
+                    batch = batch.to(self.runtime.device)
                     with self.runtime.autocast():
-                        seen = self.model.encode_images(self.normalize_images(some.flip(3) if flip else some))  # type: ignore[operator]
-                        features = seen.float().cpu()
-                    if kept and path:
-                        kept.write(path, features)
-                found.append(features)
-        return torch.cat(found).to(self.runtime.device)
+                        encoded = self.model.encode_images(self.normalize_images(batch.flip(3) if flip else batch))  # type: ignore[operator]
+                        features = encoded.float().cpu()
+                    if cache and path:
+                        cache.write(path, features)
+                all_features.append(features)
+        return torch.cat(all_features).to(self.runtime.device)
 
     def collect_results(self, batches: Any) -> CaptioningResults:
-        """The best sentence for each image of ``batches``, over all processes."""
+        """Generate the best caption of each image of ``batches``, over all processes."""
         if self.frozen_encoder and batches.features is None:
             batches.set_features(self.extract_features(batches).unsqueeze(1))
-        said: dict[int, str] = {}
+        captions: dict[int, str] = {}
         with self.inference_mode():
-            for images, numbers in batches:
-                if len(numbers):
-                    said |= zip(
-                        numbers.tolist(), (own[0]["caption"] for own in self.generate_captions(images)), strict=True
+            for images, indices in batches:
+                if len(indices):
+                    captions |= zip(
+                        indices.tolist(),
+                        (candidates[0]["caption"] for candidates in self.generate_captions(images)),
+                        strict=True,
                     )
-        for other in self.runtime.all_gather(said):
-            said |= other
-        if not said:
-            raise Error("there is no image to judge on; give data with a test part, or a larger --holdout")
+        for other in self.runtime.all_gather(captions):
+            captions |= other
+        if not captions:
+            raise Error("there is no image to evaluate; give data with a test split, or a larger --holdout")
         return CaptioningResults(
-            dict(sorted(said.items())), self.decoding.tokenizer, batches.references, batches.training_captions
+            dict(sorted(captions.items())), self.decoding.tokenizer, batches.references, batches.training_captions
         )
 
     def generate_captions(self, images: Tensor) -> list[list[dict[str, Any]]]:
-        """Sentences for images ``(N, C, H, W)`` in 0..255 or features ``(N, F)``, the likeliest first.
+        """Generate captions of images ``(N, C, H, W)`` in 0..255 or features ``(N, F)``, the most likely first.
 
-        Each is a ``caption``, its ``probability``, and the ``score`` by which it is ranked: the log-probability,
-        divided by a power of the words.
+        Each has a ``caption``, its ``probability``, and the ``score`` that ranks it: its log-probability divided by
+        a power of its length.
         """
-        speech, model = self.decoding, self.model
-        seen = self.normalize_images(images.to(self.runtime.device))
+        config, model = self.decoding, self.model
+        inputs = self.normalize_images(images.to(self.runtime.device))
         with half_precision.enable_float32_fallback(model):
-            state = model.init_state(model.encode_images(seen) if seen.ndim == 4 else seen)  # type: ignore[operator]
-            how: dict[str, Any] = {"max_words": speech.max_words, "begin": tokenizer.BEGIN, "end": tokenizer.END}
-            if speech.decoding == "sample":
-                generator = torch.Generator().manual_seed(speech.seed)
-                how |= {"temperature": speech.temperature, "generator": generator}
+            state = model.init_state(model.encode_images(inputs) if inputs.ndim == 4 else inputs)  # type: ignore[operator]
+            options: dict[str, Any] = {"max_words": config.max_words, "begin": tokenizer.BEGIN, "end": tokenizer.END}
+            if config.decoding == "sample":
+                generator = torch.Generator().manual_seed(config.seed)
+                options |= {"temperature": config.temperature, "generator": generator}
                 words, total, lengths = beam_search.sample(
-                    self.decode_step, state, num_samples=speech.num_captions, **how
+                    self.decode_step, state, num_samples=config.num_captions, **options
                 )
             else:
-                beams = 1 if speech.decoding == "greedy" else speech.beam_size
-                words, total, lengths = beam_search.search(self.decode_step, state, beam_size=beams, **how)
-        score = total / lengths.float() ** speech.length_penalty
+                beam_size = 1 if config.decoding == "greedy" else config.beam_size
+                words, total, lengths = beam_search.search(self.decode_step, state, beam_size=beam_size, **options)
+        score = total / lengths.float() ** config.length_penalty
         order = score.argsort(dim=1, descending=True, stable=True)
-        each = zip(words.tolist(), total.tolist(), score.tolist(), order.tolist(), strict=True)
-        return [self.rank_captions(*own) for own in each]
+        candidates = zip(words.tolist(), total.tolist(), score.tolist(), order.tolist(), strict=True)
+        return [self.rank_captions(*own) for own in candidates]
 
     def rank_captions(
         self, words: list[list[int]], total: list[float], score: list[float], order: list[int]
     ) -> list[dict[str, Any]]:
-        """The best sentences for an image, no two of them alike."""
-        found: dict[str, dict[str, Any]] = {}
-        for at in order:
-            if total[at] == -math.inf:
+        """Return the best captions of an image, without duplicates."""
+        captions: dict[str, dict[str, Any]] = {}
+        for index in order:
+            if total[index] == -math.inf:
                 continue
-            said = words[at][: words[at].index(tokenizer.END)] if tokenizer.END in words[at] else words[at]
-            text = tokenizer.detokenize((self.labels[word] for word in said), self.decoding.tokenizer)
-            answer = {"caption": text, "probability": math.exp(total[at]), "score": score[at]}
-            found.setdefault(text, answer)
-        return list(found.values())[: self.decoding.num_captions]
+            tokens = words[index]
+            tokens = tokens[: tokens.index(tokenizer.END)] if tokenizer.END in tokens else tokens
+            text = tokenizer.detokenize((self.labels[token] for token in tokens), self.decoding.tokenizer)
+            caption = {"caption": text, "probability": math.exp(total[index]), "score": score[index]}
+            captions.setdefault(text, caption)
+        return list(captions.values())[: self.decoding.num_captions]
 
     def decode_step(self, state: Any, words: Tensor) -> tuple[Any, Tensor]:
-        """Go on by a word; what is not said are the words for begin and unknown."""
+        """Advance the decoder by one word; the begin and unknown tokens are never generated."""
         state, scores = self.model.step(state, words)  # type: ignore[operator]
         scores[:, [tokenizer.BEGIN, tokenizer.UNKNOWN]] = -torch.inf
         return state, scores
 
     @torch.inference_mode()
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """The ``caption`` of each image and its ``probability``, and in ``captions`` the best ones.
+        """Predict the ``caption`` of each image, its ``probability``, and the best ``captions``.
 
-        ``inputs`` are paths, PIL images or arrays as :func:`fukami.image.io.read_image` takes them. An image that
-        cannot be read yields ``{"file", "error"}``.
+        ``inputs`` are paths, PIL images or arrays, as for :func:`fukami.image.io.read_image`. An unreadable image
+        yields ``{"file", "error"}``.
         """
         self.model.eval()
-        answers: list[dict[str, Any]] = []
-        for at in range(0, len(inputs), PREDICT_BATCH_SIZE):
-            sources = inputs[at : at + PREDICT_BATCH_SIZE]
-            seen = [self.load_image(source) for source in sources]
-            good = [each for each in seen if isinstance(each, Tensor)]
-            told = iter(self.generate_captions(torch.stack(good)) if good else ())
-            for source, each in zip(sources, seen, strict=True):
-                named = {"file": str(source)} if isinstance(source, str | Path) else {}
-                if isinstance(each, Error):
-                    answers.append({**named, "error": str(each)})
+        predictions: list[dict[str, Any]] = []
+        for start in range(0, len(inputs), PREDICT_BATCH_SIZE):
+            sources = inputs[start : start + PREDICT_BATCH_SIZE]
+            images = [self.load_image(source) for source in sources]
+            readable = [each for each in images if isinstance(each, Tensor)]
+            generated = iter(self.generate_captions(torch.stack(readable)) if readable else ())
+            for source, image in zip(sources, images, strict=True):
+                file = {"file": str(source)} if isinstance(source, str | Path) else {}
+                if isinstance(image, Error):
+                    predictions.append({**file, "error": str(image)})
                     continue
-                captions = next(told)
+                captions = next(generated)
                 best = {name: captions[0][name] for name in ("caption", "probability")}
-                answers.append({**named, **best, "captions": captions})
-        return answers
+                predictions.append({**file, **best, "captions": captions})
+        return predictions
 
     def load_image(self, source: Any) -> Tensor | Error:
-        """The image as the network sees it, ``(C, H, W)`` uint8, or why there is none."""
+        """Load and transform an image, ``(C, H, W)`` uint8; return the error if it is unreadable."""
         try:
             return torch.from_numpy(self.transform.read_and_transform(source))
         except Error as error:
             return error
 
     def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
-        """The image with its sentence below."""
+        """Draw the image with its caption below."""
         return image_io.draw_caption(image_io.read_image(source), prediction["caption"])
 
     @torch.inference_mode()
     def plot_evaluation(self, batches: Any) -> "Iterator[tuple[str, Figure]]":
-        """Images from the best to the worst sentence by CIDEr-D, with what a person said; the commonest sentences."""
+        """Yield figures of the best, median and worst captions by CIDEr-D, and of the most common captions."""
         from fukami.captioning import plots as captioning_plots
 
-        found: CaptioningResults = self.get_results(batches)
-        numbers = list(found.captions)
+        results: CaptioningResults = self.get_results(batches)
+        image_indices = list(results.captions)
 
-        def load_example(at: int) -> captioning_plots.CaptionExample:
-            image = batches.images[numbers[at]].permute(1, 2, 0).cpu().numpy()
-            own = tokenizer.detokenize(batches.references[numbers[at]][0], self.decoding.tokenizer)
-            return image, found.captions[numbers[at]], own
+        def load_example(position: int) -> captioning_plots.CaptionExample:
+            index = image_indices[position]
+            image = batches.images[index].permute(1, 2, 0).cpu().numpy()
+            reference = tokenizer.detokenize(batches.references[index][0], self.decoding.tokenizer)
+            return image, results.captions[index], reference
 
-        scores = captioning_metrics.compute_cider(found.tokenized_captions, found.matched_references)
-        yield from captioning_plots.plot_evaluation(scores, list(found.captions.values()), load_example)
+        scores = captioning_metrics.compute_cider(results.tokenized_captions, results.matched_references)
+        yield from captioning_plots.plot_evaluation(scores, list(results.captions.values()), load_example)

@@ -1,4 +1,4 @@
-"""Sentences as numbers and back: how they are cut into words, and which words a network knows."""
+"""Tokenization of captions and the vocabulary."""
 
 import functools
 import re
@@ -15,36 +15,36 @@ SPECIAL_TOKENS = ("<end>", "<begin>", "<unknown>")
 WORD_PATTERN = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 LATIN_PATTERN = re.compile(r"[\x00-\u024f]+")
 CHARACTER_PATTERN = re.compile(rf"{LATIN_PATTERN.pattern}|.")
-UNSPACED_PATTERN = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]{8,}")  # kana and kanji, more of them than a word has
+UNSPACED_PATTERN = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]{8,}")  # kana and kanji, more than a word has
 
 
 def tokenize(sentence: str, tokenizer: TokenizerName) -> list[str]:
-    """The words of a sentence, in lower case and without punctuation, as coco-caption's protocol has them.
+    """Split a sentence into words, in lower case and without punctuation, as in coco-caption.
 
     Args:
-        sentence: any text; full-width letters and digits become plain ones (Unicode NFKC).
-        tokenizer: ``words`` are parted by spaces; ``characters`` are single ones where a script has no spaces, and
-            words of Latin letters; ``japanese`` are words that Janome finds.
+        sentence: any text, normalised to Unicode NFKC (full-width letters and digits become ASCII).
+        tokenizer: ``words`` splits at spaces; ``characters`` splits scripts without spaces into characters, and Latin
+            text into words; ``japanese`` uses Janome's words.
 
     Raises:
-        Error: the sentence is in a script without spaces, and words were asked for; or Janome is not installed.
+        Error: the tokenizer is ``words`` and the script has no spaces, or Janome is not installed.
     """
-    plain = unicodedata.normalize("NFKC", sentence).lower()
+    text = unicodedata.normalize("NFKC", sentence).lower()
     if tokenizer == "japanese":
-        return [word for part in _load_japanese_tokenizer()(plain) for word in WORD_PATTERN.findall(part)]
-    found = WORD_PATTERN.findall(plain)
+        return [word for token in _load_japanese_tokenizer()(text) for word in WORD_PATTERN.findall(token)]
+    words = WORD_PATTERN.findall(text)
     if tokenizer == "characters":
-        return [each for word in found for each in CHARACTER_PATTERN.findall(word)]
-    if UNSPACED_PATTERN.search(plain):
+        return [each for word in words for each in CHARACTER_PATTERN.findall(word)]
+    if UNSPACED_PATTERN.search(text):
         raise Error(
             f"there are no spaces between the words of {sentence!r}; give --tokenizer japanese (which needs "
             "pip install 'fukami[japanese]') or --tokenizer characters"
         )
-    return found
+    return words
 
 
 def detokenize(words: Iterable[str], tokenizer: TokenizerName) -> str:
-    """A sentence of these words: spaces between them, or in scripts without spaces between Latin ones alone."""
+    """Join words into a sentence; in scripts without spaces, only Latin words are separated by spaces."""
     if tokenizer == "words":
         return " ".join(words)
     text = ""
@@ -64,22 +64,22 @@ def _load_japanese_tokenizer() -> Callable[[str], Iterable[str]]:
 
 
 def build_vocabulary(sentences: Iterable[Sequence[str]], min_word_count: int) -> tuple[str, ...]:
-    """Words that occur at least ``min_word_count`` times, the commonest first, after those for end, begin and unknown.
+    """Build the vocabulary: the special tokens, then the words with ``min_word_count`` occurrences, most common first.
 
     Raises:
         Error: there is no such word.
     """
     counts = Counter(word for sentence in sentences for word in sentence)
-    kept = sorted(
+    vocabulary = sorted(
         (word for word, count in counts.items() if count >= min_word_count), key=lambda word: (-counts[word], word)
     )
-    if not kept:
+    if not vocabulary:
         raise Error(
-            f"no word occurs {min_word_count} times in the sentences; give more of them, or a lower --min-word-count"
+            f"no word occurs {min_word_count} times in the captions; give more captions, or a lower --min-word-count"
         )
-    return *SPECIAL_TOKENS, *kept
+    return *SPECIAL_TOKENS, *vocabulary
 
 
 def encode_words(words: Sequence[str], word_indices: dict[str, int]) -> list[int]:
-    """The number of each word, between those for begin and end."""
+    """Encode words as indices, between the begin and the end token."""
     return [BEGIN, *(word_indices.get(word, UNKNOWN) for word in words), END]

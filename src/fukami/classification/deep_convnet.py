@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from fukami.classification.recipe import ClassificationRecipe
 from fukami.engine.recipe import check_range
@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DeepConvNet(ClassificationRecipe):
-    """DeepConvNet (Saitoh 2016, section 8.1): eight layers, better than 99.5 % on MNIST."""
+    """DeepConvNet for handwritten digits: six convolutions and two fully connected layers (Saitoh 2016, section 8.1).
 
-    paper: ClassVar[str] = "Saitoh, Deep Learning from Scratch"
-    year: ClassVar[int] = 2016
-    paper_result: ClassVar[str] = "99.35 % MNIST"
-    reproduced_result: ClassVar[str] = "99.576 % MNIST, mean of 5 seeds"
+    Result: 99.576 % test accuracy on MNIST, mean of 5 seeds, in 11 to 14 minutes on 2 cores of an Intel Xeon with other
+    work; the book has 99.35 %.
+
+    Example:
+        fukami train deep-convnet --data mnist
+    """
 
     size: int = 28
     """Side of the images that the network sees, in pixels."""

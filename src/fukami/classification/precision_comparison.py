@@ -160,7 +160,7 @@ def _time_prediction(count: int) -> float:
 
 COLUMNS = (
     "precision", "accuracy", "as float32", "kB", "MB for 256", "ms for 1", "×", "256, /s", "×", "MB for 1",
-    "weights, activations, sums",
+    "weights, activations, accumulators",
 )  # fmt: skip
 NUM_TERMINAL_COLUMNS = 9  # columns that a terminal has room for
 
@@ -180,7 +180,7 @@ def format_rows(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
             f"{step['throughput']:,.0f}",
             f"{step['throughput'] / first['throughput']:.2f}",
             f"{step['memory_1'] / 1e6:,.1f}",
-            ", ".join(step["computed"][part] for part in ("weights", "activations", "sums")),
+            ", ".join(step["computed"][part] for part in ("weights", "activations", "accumulators")),
         )
         for step in results
     ]

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from fukami.engine.recipe import MAX_INPUT_SIZE, Data, DataSpec, check_range, get_recipe_name, parse_overrides
+from fukami.engine.recipe import MAX_INPUT_SIZE, Data, check_range, get_recipe_name, parse_overrides
 from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD, OptimizerName, SupervisedRecipe, build_augmentation
 from fukami.errors import UsageError
 
@@ -38,13 +38,12 @@ TTA_AUGMENTATIONS = {
 class ClassificationRecipe(SupervisedRecipe):
     """A network that tells which class an image is of."""
 
-    family: ClassVar[str] = "classification"
     model_arguments: ClassVar[tuple[str, ...]] = ("channels",)  # fields that the function of the network takes
     encoder_overrides: ClassVar[
         dict[str, Any]
     ] = {}  # in which the network that another task sees with is unlike this one
 
-    data: DataSpec = "digits"
+    data: str = "digits"
     """What to learn from: mnist, digits (embedded), cifar10, cifar100, imagenet, or a folder or archive of images by
     class, or a CSV file of path and label, or shards in a folder or at a URL."""
     holdout: float = 0.2

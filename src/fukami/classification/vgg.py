@@ -10,12 +10,15 @@ from fukami.engine.recipe import MAX_INPUT_SIZE, check_range
 
 @dataclass(frozen=True, kw_only=True)
 class VGG16(ClassificationRecipe):
-    """VGG-16 (Simonyan and Zisserman 2015, table 1, D): 13 convolutions of 3×3 and three affine layers."""
+    """VGG-16: 13 3×3 convolutions and three fully connected layers (Simonyan and Zisserman 2015, table 1, D).
 
-    paper: ClassVar[str] = "Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition"
-    year: ClassVar[int] = 2015
+    RATE The paper: 74.4 % top-1 accuracy on ImageNet, one scale.
+
+    Example:
+        fukami train vgg16 --data flowers --init imagenet
+    """
+
     encoder_overrides: ClassVar[dict[str, Any]] = {"hidden": 0}  # published features have no fully connected layers
-    paper_result: ClassVar[str] = "74.4 % ImageNet top-1, one scale"
     model_arguments: ClassVar[tuple[str, ...]] = ("channels", "size", "hidden", "dropout")
 
     lr: float = 0.01
@@ -44,20 +47,32 @@ class VGG16(ClassificationRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class VGG11(VGG16):
-    """VGG-11 (Simonyan and Zisserman 2015, table 1, A): eight convolutions of 3×3 and three affine layers."""
+    """VGG-11: eight 3×3 convolutions and three fully connected layers (Simonyan and Zisserman 2015, table 1, A).
 
-    paper_result: ClassVar[str] = "70.4 % ImageNet top-1, one scale"
+    RATE The paper: 70.4 % top-1 accuracy on ImageNet, one scale.
+
+    Example:
+        fukami train vgg11 --data flowers --init imagenet
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class VGG13(VGG16):
-    """VGG-13 (Simonyan and Zisserman 2015, table 1, B): ten convolutions of 3×3 and three affine layers."""
+    """VGG-13: ten 3×3 convolutions and three fully connected layers (Simonyan and Zisserman 2015, table 1, B).
 
-    paper_result: ClassVar[str] = "71.3 % ImageNet top-1, one scale"
+    RATE The paper: 71.3 % top-1 accuracy on ImageNet, one scale.
+
+    Example:
+        fukami train vgg13 --data flowers --init imagenet
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class VGG19(VGG16):
-    """VGG-19 (Simonyan and Zisserman 2015, table 1, E): 16 convolutions of 3×3 and three affine layers."""
+    """VGG-19: 16 3×3 convolutions and three fully connected layers (Simonyan and Zisserman 2015, table 1, E).
 
-    paper_result: ClassVar[str] = "74.5 % ImageNet top-1, one scale"
+    RATE The paper: 74.5 % top-1 accuracy on ImageNet, one scale.
+
+    Example:
+        fukami train vgg19 --data flowers --init imagenet
+    """

@@ -1,4 +1,4 @@
-"""What augmentation makes of a data set's images, for the eye."""
+"""Grids of training images before and after data augmentation."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,10 +21,10 @@ from fukami.image import plots as image_plots
 from fukami.image.transform import ResizeTransform, SquareTransform
 from fukami.segmentation import data as segmentation_data
 
-MAX_DEFAULT_SIZE = 224  # pixels, where no size is asked for
+MAX_DEFAULT_SIZE = 224  # pixels, if no size is given
 
 ImageRows = list[tuple[str, list[Tensor]]]
-BoxedImage = tuple[Tensor, list[tuple[list[float], str]]]  # an image, and the corners and the name of each of its boxes
+BoxedImage = tuple[Tensor, list[tuple[list[float], str]]]  # an image; the corners and the label of each box
 BoxedRows = list[list[BoxedImage]]
 
 
@@ -38,20 +38,20 @@ def sample_images(
     num_variants: int = 7,
     seed: int = 0,
 ) -> ImageRows:
-    """Training images of as many classes as there are, each with its label, as it is and after each change.
+    """Sample training images, balanced over the classes, and augment each of them.
 
     Args:
         data: as :func:`fukami.data.labelled_images.load_labelled_images` takes it.
-        operations: as :func:`fukami.data.augment.parse_augmentation` takes them; none: the images alone.
-        size: side in pixels; 0: that of the first image, 224 at most.
-        num_images, num_variants: rows, and changes of each; images are mixed with others of these.
+        operations: as :func:`fukami.data.augment.parse_augmentation` takes them; none: only the original images.
+        size: side in pixels; 0: that of the first image, at most 224.
+        num_images, num_variants: number of rows, and of augmented variants in a row; mixup and cutmix mix these rows.
 
     Returns:
-        A row for each image: its label, and images ``(C, size, size)`` in 0..255, the unchanged one first.
+        A row for each image: its label and images ``(C, size, size)`` in 0..255, the original first.
 
     Raises:
-        UsageError: a number or a word makes no sense.
-        Error: there is no image to train on, or not one can be read.
+        UsageError: an option is invalid.
+        Error: the dataset has no training image, or none can be read.
     """
     source, _, labels = labelled_images.load_labelled_images(data, holdout=0.0)
     return _build_rows(data, source, labels, operations, size, channels, num_images, num_variants, seed)
@@ -60,15 +60,15 @@ def sample_images(
 def sample_captioned_images(
     data: str, operations: Sequence[str], *, size: int = 0, num_images: int = 6, num_variants: int = 7, seed: int = 0
 ) -> ImageRows:
-    """Training images with the first sentence that was said of each; otherwise as :func:`sample_images`.
+    """Sample training images with their first captions and augment them, as :func:`sample_images`.
 
     Args:
         data: as :func:`fukami.captioning.data.load_dataset` takes it.
         operations, size, num_images, num_variants, seed: as for :func:`sample_images`.
     """
-    learned, _, _ = captioning_data.load_dataset(data, holdout=0.0)
-    source = labelled_images.LabelledImages(learned.items, np.arange(len(learned)))
-    labels = tuple(own[0] for own in learned.captions)
+    train, _, _ = captioning_data.load_dataset(data, holdout=0.0)
+    source = labelled_images.LabelledImages(train.items, np.arange(len(train)))
+    labels = tuple(captions[0] for captions in train.captions)
     return _build_rows(data, source, labels, operations, size, 3, num_images, num_variants, seed)
 
 
@@ -83,22 +83,22 @@ def _build_rows(
     num_variants: int,
     seed: int,
 ) -> ImageRows:
-    """Some images of a source as they are, and after each change."""
+    """Sample images of a source and augment them."""
     _check_options(size, num_images, num_variants)
     if len(source) == 0:
-        raise Error(f"{data} has no image to train on; give data with a training part")
-    chosen = source.select(select_balanced(source.targets, num_images, seed))
-    size = size or min(MAX_DEFAULT_SIZE, *_get_image_size(chosen.items[0]))
+        raise Error(f"{data} has no training images; give a dataset with a train split")
+    selected = source.select(select_balanced(source.targets, num_images, seed))
+    size = size or min(MAX_DEFAULT_SIZE, *_get_image_size(selected.items[0]))
     cropped = "crop" in augment.parse_strengths(operations)
-    plain = chosen.decode(SquareTransform(channels, size))
-    found = chosen.decode(SquareTransform(channels, round(size * RESIZE_RATIO))) if cropped else plain
+    plain = selected.decode(SquareTransform(channels, size))
+    inputs = selected.decode(SquareTransform(channels, round(size * RESIZE_RATIO))) if cropped else plain
     rows: ImageRows = [(labels[t], [p.float()]) for p, t in zip(plain.images, plain.targets.tolist(), strict=True)]
     if operations:
-        change = augment.parse_augmentation(operations, size=size, num_classes=len(labels))
+        augmentation = augment.parse_augmentation(operations, size=size, num_classes=len(labels))
         generator = torch.Generator().manual_seed(seed)
         for _ in range(num_variants):
-            draws = torch.rand(len(rows), change.num_draws, generator=generator)
-            for (_, row), image in zip(rows, change(found.images, found.targets, draws)[0], strict=True):
+            draws = torch.rand(len(rows), augmentation.num_draws, generator=generator)
+            for (_, row), image in zip(rows, augmentation(inputs.images, inputs.targets, draws)[0], strict=True):
                 row.append(image.float())
     return rows
 
@@ -106,20 +106,22 @@ def _build_rows(
 def sample_boxed_images(
     data: str, operations: Sequence[str], *, size: int = 0, num_images: int = 6, num_variants: int = 7, seed: int = 0
 ) -> BoxedRows:
-    """Training images with the boxes in them, as they are and after each change.
+    """Sample training images with bounding boxes and augment them.
 
     Args:
         data: as :func:`fukami.detection.data.load_dataset` takes it.
-        operations: as :func:`fukami.data.augment_boxes.parse_box_augmentation` takes them; none: the images alone.
-        size: the shorter side in pixels; 0: 224.
-        num_images, num_variants: rows, and changes of each.
+        operations: as :func:`fukami.data.augment_boxes.parse_box_augmentation` takes them; none: only the original
+            images.
+        size: shorter side in pixels; 0: 224.
+        num_images, num_variants: number of rows, and of augmented variants in a row.
 
     Returns:
-        A row for each image: images ``(3, H, W)`` in 0..255, the unchanged one first, each with corners and names.
+        A row for each image: images ``(3, H, W)`` in 0..255, the original first, each with the corners and labels of
+        its boxes.
 
     Raises:
-        UsageError: a number or a word makes no sense.
-        Error: there is no image to train on, or not one can be read.
+        UsageError: an option is invalid.
+        Error: the dataset has no training image, or none can be read.
     """
     _check_options(size, num_images, num_variants)
     samples, _, labels = detection_data.load_dataset(data, holdout=0.0)
@@ -140,34 +142,33 @@ def sample_boxed_images(
 def sample_masked_images(
     data: str, operations: Sequence[str], *, size: int = 0, num_images: int = 6, num_variants: int = 7, seed: int = 0
 ) -> ImageRows:
-    """Training images in the colours of their masks, as they are and after each change; otherwise as
-    :func:`sample_boxed_images`.
+    """Sample training images, overlay their segmentation masks and augment them, as :func:`sample_boxed_images`.
 
     Args:
         data: as :func:`fukami.segmentation.data.load_dataset` takes it.
         operations, size, num_images, num_variants, seed: as for :func:`sample_boxed_images`.
 
     Returns:
-        A row for each image: the classes that it shows, and images ``(3, H, W)`` in 0..255.
+        A row for each image: the names of its classes, and images ``(3, H, W)`` in 0..255.
     """
     _check_options(size, num_images, num_variants)
     samples, _, labels = segmentation_data.load_dataset(data, holdout=0.0)
-    every = np.zeros(len(samples), np.int64)
+    strata = np.zeros(len(samples), np.int64)
     batches = list(
         _augment_batches(
-            data, samples, labels, every, operations, size or MAX_DEFAULT_SIZE, num_images, num_variants, seed
+            data, samples, labels, strata, operations, size or MAX_DEFAULT_SIZE, num_images, num_variants, seed
         )
     )
-    shades = [image_io.WHITE, *image_io.get_class_colors(labels)]
+    colors = [image_io.WHITE, *image_io.get_class_colors(labels)]
     rows: ImageRows = []
     for row, (height, width) in enumerate(batches[0].sizes.int().tolist()):
-        tinted = []
+        overlays = []
         for batch in batches:
             levels = batch.images[row, :, :height, :width].permute(1, 2, 0).round().byte().numpy()
-            drawn = image_io.overlay_mask(Image.fromarray(levels), batch.masks[row, :height, :width].numpy(), shades)
-            tinted.append(torch.from_numpy(np.array(drawn)).permute(2, 0, 1).float())
-        there = [labels[number - 1] for number in np.unique(batches[0].masks[row].numpy()).tolist() if number]
-        rows.append((", ".join(there), tinted))
+            overlay = image_io.overlay_mask(Image.fromarray(levels), batch.masks[row, :height, :width].numpy(), colors)
+            overlays.append(torch.from_numpy(np.array(overlay)).permute(2, 0, 1).float())
+        class_names = [labels[number - 1] for number in np.unique(batches[0].masks[row].numpy()).tolist() if number]
+        rows.append((", ".join(class_names), overlays))
     return rows
 
 
@@ -182,68 +183,68 @@ def _augment_batches(
     num_variants: int,
     seed: int,
 ) -> Iterator[PaddedBatch]:
-    """A batch of some of the samples as they are, and then one for each change of them."""
-    change = augment_boxes.parse_box_augmentation(operations)
+    """Yield a batch of selected samples, and then an augmented batch for each variant."""
+    augmentation = augment_boxes.parse_box_augmentation(operations)
     if not samples:
-        raise Error(f"{data} has no image to train on; give data with a training part")
-    taken = select_balanced(strata, num_images, seed)
-    chosen = [sample for sample, take in zip(samples, taken, strict=True) if take]
+        raise Error(f"{data} has no training images; give a dataset with a train split")
+    mask = select_balanced(strata, num_images, seed)
+    selected = [sample for sample, is_selected in zip(samples, mask, strict=True) if is_selected]
     batch = next(
         padded_loader.build_padded_loader(
-            chosen, labels, ResizeTransform(min_size, 2 * min_size), batch_size=len(chosen)
+            selected, labels, ResizeTransform(min_size, 2 * min_size), batch_size=len(selected)
         ).iterate_in_order()
     )
     yield batch
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(num_variants if change else 0):
-        assert change is not None
-        yield augment_boxes.augment_batch(change, batch, torch.rand(len(chosen), change.num_draws, generator=generator))
+    for _ in range(num_variants if augmentation else 0):
+        assert augmentation is not None
+        yield augment_boxes.augment_batch(
+            augmentation, batch, torch.rand(len(selected), augmentation.num_draws, generator=generator)
+        )
 
 
 def _unpad_images(batch: PaddedBatch, labels: Sequence[str]) -> list[BoxedImage]:
-    """Each image without its frame, and its boxes."""
-    found = []
+    """Return each image without its padding, with its boxes."""
+    images = []
     for row, (height, width) in enumerate(batch.sizes.int().tolist()):
-        named = zip(batch.boxes[row].tolist(), batch.classes[row].tolist(), strict=True)
-        boxes = [(corners, labels[number]) for corners, number in named if number >= 0]
-        found.append((batch.images[row, :, :height, :width].float(), boxes))
-    return found
+        labelled = zip(batch.boxes[row].tolist(), batch.classes[row].tolist(), strict=True)
+        boxes = [(corners, labels[number]) for corners, number in labelled if number >= 0]
+        images.append((batch.images[row, :, :height, :width].float(), boxes))
+    return images
 
 
 def _check_options(size: int, num_images: int, num_variants: int) -> None:
-    """Refuse numbers of which there is nothing to show."""
+    """Check the options that the samplers share."""
     if num_images < 1 or num_variants < 1:
-        raise UsageError(
-            f"there is nothing to show of {num_images} images and {num_variants} variants; give at least 1"
-        )
+        raise UsageError(f"num_images is {num_images} and num_variants is {num_variants}; each should be at least 1")
     if size < 0:
-        raise UsageError(f"size is a number of pixels, or 0 for the usual one, not {size}")
+        raise UsageError(f"size should be a number of pixels, or 0 for the default, not {size}")
 
 
 def select_balanced(targets: "np.ndarray[tuple[int], np.dtype[np.int64]]", count: int, seed: int) -> np.ndarray:
-    """Which of the images to take: one of each class in turn, until there are ``count``."""
+    """Return a mask that selects ``count`` images, one of each class in turn."""
     order = np.random.default_rng(seed).permutation(len(targets))
-    turn = np.empty(len(targets), int)
-    seen: dict[int, int] = {}
+    rank = np.empty(len(targets), int)
+    counts: dict[int, int] = {}
     for number in order:
-        turn[number] = seen[targets[number]] = seen.get(targets[number], -1) + 1
-    taken = np.zeros(len(targets), bool)
-    taken[order[np.argsort(turn[order], kind="stable")[:count]]] = True
-    return taken
+        rank[number] = counts[targets[number]] = counts.get(targets[number], -1) + 1
+    mask = np.zeros(len(targets), bool)
+    mask[order[np.argsort(rank[order], kind="stable")[:count]]] = True
+    return mask
 
 
 def save_grid(rows: ImageRows, out: Path) -> None:
-    """Write the rows as one image."""
+    """Save the rows as one image file."""
     out.parent.mkdir(parents=True, exist_ok=True)
     image_plots.plot_variants(rows).savefig(out, dpi=110)
 
 
 def save_boxed_grid(rows: BoxedRows, out: Path) -> None:
-    """Write rows with boxes as one image."""
+    """Save rows with boxes as one image file."""
     out.parent.mkdir(parents=True, exist_ok=True)
     image_plots.plot_boxes(rows).savefig(out, dpi=110)
 
 
 def _get_image_size(item: "Path | bytes | np.ndarray") -> tuple[int, int]:
-    """Width and height of an image: a file, what it holds, or an array."""
+    """Return the width and height of an image: a path, file content or an array."""
     return (item.shape[1], item.shape[0]) if isinstance(item, np.ndarray) else image_io.read_image(item).size

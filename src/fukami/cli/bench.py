@@ -1,19 +1,20 @@
-"""fukami bench."""
+"""Command ``fukami bench``."""
 
 import json
 
-from fukami.cli.main import Precision, run_cli
+from fukami.cli.arguments import run_cli
+from fukami.cli.main import Precision
 
 
 def command(arguments: list[str]) -> None:
-    """Measure the arithmetic and the memory bandwidth of a device."""
+    """Benchmark a device: arithmetic throughput and memory bandwidth."""
 
     def run(device: str = "auto", precision: Precision = "auto") -> None:
-        """Time a large matrix product and a large copy; prints one JSON object.
+        """Time a large matrix product and a large memory copy. Prints one JSON object.
 
         Args:
             device: auto, cpu, cuda, cuda:1 or mps.
-            precision: That of the product; auto takes bfloat16 where it is faster.
+            precision: Precision of the matrix product. auto: bfloat16 if it is faster.
         """
         import torch
 
@@ -21,7 +22,7 @@ def command(arguments: list[str]) -> None:
         from fukami.engine.runtime import Runtime
 
         runtime = Runtime.start(device, precision)
-        found = {"device": str(runtime.device), "precision": runtime.precision, "threads": torch.get_num_threads()}
-        print(json.dumps(found | measure_peak_throughput(runtime)))
+        settings = {"device": str(runtime.device), "precision": runtime.precision, "threads": torch.get_num_threads()}
+        print(json.dumps(settings | measure_peak_throughput(runtime)))
 
     run_cli(run, arguments, "fukami bench")

@@ -1,21 +1,21 @@
-"""fukami board."""
+"""Command ``fukami board``."""
 
 import sys
 from pathlib import Path
 
-from fukami.cli.main import run_cli
+from fukami.cli.arguments import run_cli
 
 
 def command(arguments: list[str]) -> None:
-    """Rank the runs of a folder in a table and a page."""
+    """Rank the runs of a folder in a table and an HTML page."""
     import tyro
 
     def run(folder: tyro.conf.Positional[Path], out: Path | None = None) -> None:
-        """Rank all runs of a folder for each data set and metric, as a table and one HTML page.
+        """Rank all runs of a folder by dataset and metric, as tables and one HTML page.
 
         Args:
-            folder: Searched for runs, also in the folders below.
-            out: The page. Default: board.html in the folder.
+            folder: Folder that is searched recursively for runs.
+            out: HTML file. Default: board.html in the folder.
         """
         from rich.console import Console
 
@@ -24,14 +24,14 @@ def command(arguments: list[str]) -> None:
         boards, reasons = leaderboard.load_leaderboards(folder)
         console = Console(highlight=False, markup=False, emoji=False)
         width = console.width if console.is_terminal else None
-        console.width = width or 10_000  # nothing is wrapped for a program that reads along
-        for each in boards:
-            with console.capture() as drawn:
-                console.print(leaderboard.build_table(each, width))
-            print(*(line.rstrip() for line in drawn.get().splitlines()), sep="\n")
-            for rank, line in leaderboard.list_commands(each):
+        console.width = width or 10_000  # piped output is never wrapped
+        for board in boards:
+            with console.capture() as capture:
+                console.print(leaderboard.build_table(board, width))
+            print(*(line.rstrip() for line in capture.get().splitlines()), sep="\n")
+            for rank, line in leaderboard.list_commands(board):
                 print(f"{rank:>2}  {line}")
-            for note in filter(None, (leaderboard.format_sources(each), *each.notes)):
+            for note in filter(None, (leaderboard.format_sources(board), *board.notes)):
                 print(f"    {note}")
             print()
         for reason, names in reasons.items():

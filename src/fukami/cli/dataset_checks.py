@@ -1,9 +1,8 @@
-"""What training would stumble on, by name: broken files, doubtful labels, leaks, imbalance.
+"""Dataset validation: broken files, doubtful labels, leaks between splits, class imbalance.
 
-The data are a folder of images by class, an archive of one, a CSV of path and label, shards, or a known name; of
-images with boxes or masks, :mod:`fukami.detection.checks` and :mod:`fukami.segmentation.checks` examine these. A
-doctor sees more than a reader: what training passes over in silence or refuses at once is a finding here, and what can
-still be read is examined.
+The dataset is a folder of images by class, an archive of one, a CSV file with path and label, shards, or a built-in
+dataset. Boxes and masks are checked by :mod:`fukami.detection.checks` and :mod:`fukami.segmentation.checks`. The checks
+are stricter than the readers: files that training silently ignores are reported, and one error does not stop the rest.
 """
 
 import csv
@@ -29,110 +28,115 @@ from fukami.image import io as image_io
 from fukami.segmentation import checks as segmentation_checks
 from fukami.segmentation import data as segmentation_data
 
-HOLDOUT = 0.2  # share of a known set without a test part of its own that the recipes keep for testing
+HOLDOUT = 0.2  # test fraction of a built-in dataset without a test split, as in the recipes
 
 
 def validate_dataset(spec: str) -> Findings:
-    """Everything that is wrong with the data at a path, or with the known data set of that name.
+    """Validate the dataset at a path, or the built-in dataset of that name.
 
-    Files are decoded once, in threads; what is kept of each is a digest of 16 bytes.
+    Files are decoded once, in threads; only a digest of 16 bytes is kept of each.
 
     Raises:
-        UsageError: no such path and no such name.
+        UsageError: there is no such path or name.
     """
-    found = Findings()
+    report = Findings()
     path = Path(spec)
     if not shards.is_shard_spec(spec):
-        boxed, masked = detection_data.is_detection_dataset(spec), segmentation_data.is_segmentation_dataset(spec)
-        if boxed or masked:
+        has_boxes, has_masks = (
+            detection_data.is_detection_dataset(spec),
+            segmentation_data.is_segmentation_dataset(spec),
+        )
+        if has_boxes or has_masks:
             findings.check_duplicates(
-                (detection_checks if boxed else segmentation_checks).check_samples(spec, found), found
+                (detection_checks if has_boxes else segmentation_checks).check_samples(spec, report), report
             )
-            findings.check_classes(found)
-        if boxed and masked:
+            findings.check_classes(report)
+        if has_boxes and has_masks:
             masks = Findings()
             segmentation_checks.check_masks(spec, masks)
-            told = set(found.problems)
-            found.problems += [problem for problem in masks.problems if problem not in told]
-        if boxed or masked:
-            return found
+            known_problems = set(report.problems)
+            report.problems += [problem for problem in masks.problems if problem not in known_problems]
+        if has_boxes or has_masks:
+            return report
         if captioning_data.is_caption_dataset(spec):
-            findings.check_duplicates(captioning_checks.check_dataset(spec, found), found)
-            return found
+            findings.check_duplicates(captioning_checks.check_dataset(spec, report), report)
+            return report
     if spec in labelled_images.DATASET_NAMES:
-        seen = _check_known_dataset(spec, found)
+        hashed_images = _check_known_dataset(spec, report)
     elif shards.is_shard_spec(spec):
-        seen = findings.hash_images(_check_shards(spec, found), found)
+        hashed_images = findings.hash_images(_check_shards(spec, report), report)
     elif not exists(path):
         raise build_unknown_error(
-            "data set (and no file or folder)",
+            "dataset (and no file or folder)",
             spec,
             (*labelled_images.DATASET_NAMES, *detection_data.DATASETS, *segmentation_data.DATASETS),
         )
     else:
-        items = _check_csv(path, found) if path.suffix.lower() == ".csv" else _check_folder(path, found)
-        seen = findings.hash_images(items, found)
-    findings.check_duplicates(seen, found)
-    findings.check_classes(found)
-    return found
+        items = _check_csv(path, report) if path.suffix.lower() == ".csv" else _check_folder(path, report)
+        hashed_images = findings.hash_images(items, report)
+    findings.check_duplicates(hashed_images, report)
+    findings.check_classes(report)
+    return report
 
 
-def _check_known_dataset(spec: str, found: Findings) -> Iterator[tuple[ImageItem, bytes]]:
-    """The images of a known data set, in files or as arrays."""
+def _check_known_dataset(spec: str, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
+    """Yield the images of a built-in dataset and the digests of their pixels."""
     train, test, labels = labelled_images.load_labelled_images(spec, HOLDOUT)
     files: list[ImageItem] = []
-    for part, source in (("train", train), ("test", test)):
+    for split, source in (("train", train), ("test", test)):
         for number, target in enumerate(source.targets.tolist()):
             image = source.items[number]
             if isinstance(image, Path):
-                files.append(ImageItem(image, str(image), labels[target], part))
+                files.append(ImageItem(image, str(image), labels[target], split))
             elif isinstance(image, np.ndarray):
-                found.image_counts[part][labels[target]] += 1
-                yield ImageItem(Path(), f"{spec} {part} {number}", labels[target], part), findings.hash_pixels(image)
-    yield from findings.hash_images(files, found)
+                report.image_counts[split][labels[target]] += 1
+                yield ImageItem(Path(), f"{spec} {split} {number}", labels[target], split), findings.hash_pixels(image)
+    yield from findings.hash_images(files, report)
 
 
 # folders and archives
 
 
-def _check_folder(path: Path, found: Findings) -> list[ImageItem]:
-    """The images of a folder or an archive by class; the layout is examined on the way."""
+def _check_folder(path: Path, report: Findings) -> list[ImageItem]:
+    """List the images of a folder or an archive by class, and check the layout."""
     root = path
     if path.is_file():
         try:
             root = image_folder.unpack_archive(path)
         except Error as error:
-            found.add("broken", str(error).removeprefix(f"{path} "), file=str(path))
+            report.add("broken", str(error).removeprefix(f"{path} "), file=str(path))
             return []
-    layout = _ClassFolders(path, root, found)
+    layout = _ClassFolders(path, root, report)
     top = root
-    while len(inside := image_folder.list_folders(top)) == 1 and len(image_folder.list_folders(inside[0])) > 1:
-        top = inside[0]  # the one folder that an archive packs everything into, as for training
-    parts = [each for each in inside if each.name.lower() in (*image_folder.TRAIN_NAMES, *image_folder.TEST_NAMES)]
-    if not inside:
-        found.add("empty", "there are no folders in it; expected one folder of images for each class", file=str(path))
-    parts.sort(
-        key=lambda part: part.name.lower() not in image_folder.TRAIN_NAMES
-    )  # so that of a leak the test file is named
+    while len(folders := image_folder.list_folders(top)) == 1 and len(image_folder.list_folders(folders[0])) > 1:
+        top = folders[0]  # the single top folder of an archive, as in training
+    splits = [
+        folder for folder in folders if folder.name.lower() in (*image_folder.TRAIN_NAMES, *image_folder.TEST_NAMES)
+    ]
+    if not folders:
+        report.add("empty", "contains no folders; expected one folder of images for each class", file=str(path))
+    splits.sort(
+        key=lambda split: split.name.lower() not in image_folder.TRAIN_NAMES
+    )  # train first, so that a leak is reported for the test file
     layout.check_loose_files(top)
-    if not parts:
+    if not splits:
         return layout.list_class_images(top, "")
-    for other in inside:
-        if other not in parts:
-            detail = f"a folder beside {parts[0].name} is neither a class nor a part, and nothing in it is read"
-            found.add("passed over", detail, file=layout.format_path(other))
-    if not any(part.name.lower() in image_folder.TRAIN_NAMES for part in parts):
-        found.add("empty", "there is no train folder, so there is nothing to learn from", file=layout.format_path(top))
+    for other in folders:
+        if other not in splits:
+            detail = f"is a folder next to {splits[0].name} but no split, and nothing in it is read"
+            report.add("ignored", detail, file=layout.format_path(other))
+    if not any(split.name.lower() in image_folder.TRAIN_NAMES for split in splits):
+        report.add("empty", "has no train folder, so there are no training images", file=layout.format_path(top))
     items = []
-    for part in parts:
-        layout.check_loose_files(part)
-        items += layout.list_class_images(part, part.name)
+    for split in splits:
+        layout.check_loose_files(split)
+        items += layout.list_class_images(split, split.name)
     return items
 
 
 @dataclass
 class _ClassFolders:
-    """A folder of images by class, with the names under which the user knows its files."""
+    """A folder of images by class, and the paths that messages show for its files."""
 
     source: Path
     root: Path
@@ -142,33 +146,33 @@ class _ClassFolders:
         self.suffixes = image_io.get_image_suffixes()
 
     def format_path(self, path: Path) -> str:
-        """The path below what was given, also for what was unpacked elsewhere."""
+        """Return the path relative to the given dataset, also if it was unpacked elsewhere."""
         return str(self.source / path.relative_to(self.root))
 
-    def check_loose_files(self, place: Path) -> None:
-        """Images that lie where the folders of the classes are, and so belong to none."""
-        for file in sorted(place.iterdir()):
+    def check_loose_files(self, folder: Path) -> None:
+        """Report images next to the class folders, which belong to no class."""
+        for file in sorted(folder.iterdir()):
             if file.suffix.lower() in self.suffixes and not file.name.startswith(".") and not file.is_dir():
-                detail = f"lies beside the folders of the classes and is not read; move it into one: {place.name}/CLASS"
+                detail = f"is next to the class folders and is not read; move it into one: {folder.name}/CLASS"
                 self.report.add("no class", detail, file=self.format_path(file))
 
-    def list_class_images(self, place: Path, part: str) -> list[ImageItem]:
-        """The images of a part, and what lies between them."""
+    def list_class_images(self, root: Path, split: str) -> list[ImageItem]:
+        """List the images of a split by class, and report files that are not read."""
         items: list[ImageItem] = []
-        for each in image_folder.list_folders(place):
-            self.report.image_counts[part][each.name] += 0
-            before = len(items)
-            for file in _walk_files(each):
+        for folder in image_folder.list_folders(root):
+            self.report.image_counts[split][folder.name] += 0
+            num_before = len(items)
+            for file in _walk_files(folder):
                 if file.suffix.lower() in self.suffixes:
-                    items.append(ImageItem(file, self.format_path(file), each.name, part))
+                    items.append(ImageItem(file, self.format_path(file), folder.name, split))
                 else:
                     self._report_unread_file(file)
-            if len(items) == before:
-                self.report.add("empty", f"the folder {self.format_path(each)} has no images", label=each.name)
+            if len(items) == num_before:
+                self.report.add("empty", f"the folder {self.format_path(folder)} has no images", label=folder.name)
         return items
 
     def _report_unread_file(self, file: Path) -> None:
-        """A file that training passes over because of its name."""
+        """Report a file that training ignores because of its suffix."""
         suffix = f"ends in {file.suffix!r}" if file.suffix else "has no suffix"
         kind = findings.detect_format(file)
         if kind:
@@ -181,48 +185,48 @@ class _ClassFolders:
             self.report.add("not an image", detail, file=self.format_path(file))
 
 
-def _walk_files(place: Path) -> Iterator[Path]:
-    """Every file below a folder in order, links that lead nowhere among them; hidden ones are nobody's business."""
-    for at, folders, files in os.walk(place):
+def _walk_files(root: Path) -> Iterator[Path]:
+    """Yield every file below a folder in order, including broken links, except hidden files."""
+    for path, folders, files in os.walk(root):
         folders.sort()
-        yield from (Path(at, name) for name in sorted(files) if not name.startswith("."))
+        yield from (Path(path, name) for name in sorted(files) if not name.startswith("."))
 
 
 # shards
 
 
-def _check_shards(spec: str, found: Findings) -> Iterator[ImageItem]:
-    """The images in shards; what is damaged in these is told on the way."""
+def _check_shards(spec: str, report: Findings) -> Iterator[ImageItem]:
+    """Yield the images in shards, and report damaged shards and samples."""
     base, index = shards.load_index(spec)
-    for part in ("train", "test") if index["test"] else ("train",):
-        for shard in index[part]:
+    for split in ("train", "test") if index["test"] else ("train",):
+        for shard in index[split]:
             for problem in shard.get("problems", ()):
-                found.add("broken", problem, file=shard["name"])
-            yield from _check_shard(base, shard, part if index["test"] else "", index["labels"], found)
+                report.add("broken", problem, file=shard["name"])
+            yield from _check_shard(base, shard, split if index["test"] else "", index["labels"], report)
 
 
 def _check_shard(
-    base: str, shard: dict[str, Any], part: str, labels: Sequence[str], found: Findings
+    base: str, shard: dict[str, Any], split: str, labels: Sequence[str], report: Findings
 ) -> Iterator[ImageItem]:
-    """The images in a shard that an index lists."""
+    """Yield the images in a shard that an index lists."""
     stream = None
     try:
         stream = remote.open_stream(shards.locate_shard(base, shard["name"]))
-        places = zip(shard["classes"], shard["starts"], shard["lengths"], strict=True)
-        for number, (target, start, length) in enumerate(places, 1):
+        samples = zip(shard["classes"], shard["starts"], shard["lengths"], strict=True)
+        for number, (target, start, length) in enumerate(samples, 1):
             try:
                 name, content = tar.extract_image(stream.read(start, length), shard["name"], number)
             except remote.NotFoundError:
                 raise
             except Error as error:
-                found.add("broken", str(error), file=f"{shard['name']}, sample {number}")
+                report.add("broken", str(error), file=f"{shard['name']}, sample {number}")
             else:
-                yield ImageItem(Path(name), name, labels[target], part, content)
+                yield ImageItem(Path(name), name, labels[target], split, content)
         if stream.size not in (None, shard["bytes"]):
-            detail = f"has {stream.size:,} bytes, and {shards.INDEX_FILE} says {shard['bytes']:,}; get it again"
-            found.add("broken", detail, file=shard["name"])
+            detail = f"has {stream.size:,} bytes, not {shard['bytes']:,} as in {shards.INDEX_FILE}; download it again"
+            report.add("broken", detail, file=shard["name"])
     except Error as error:
-        found.add("missing", str(error), file=shard["name"])
+        report.add("missing", str(error), file=shard["name"])
     finally:
         if stream is not None:
             stream.close()
@@ -231,8 +235,8 @@ def _check_shard(
 # lists
 
 
-def _check_csv(path: Path, found: Findings) -> list[ImageItem]:
-    """The images that a CSV with the columns ``path``, ``label`` and perhaps ``split`` lists."""
+def _check_csv(path: Path, report: Findings) -> list[ImageItem]:
+    """List the images in a CSV file with the columns ``path``, ``label`` and optionally ``split``."""
     try:
         with io.StringIO(read_text(path), newline="") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
@@ -240,52 +244,54 @@ def _check_csv(path: Path, found: Findings) -> list[ImageItem]:
             reader.fieldnames = header
             missing = [name for name in ("path", "label") if name not in header]
             if missing:
-                given = ", ".join(map(repr, header)) or "nothing"
-                detail = f"has no column {' and no column '.join(missing)}; its first line names {given}"
-                found.add("no column", detail, file=str(path))
+                columns = ", ".join(map(repr, header)) or "nothing"
+                detail = f"has no column {' and no column '.join(missing)}; its header is {columns}"
+                report.add("no column", detail, file=str(path))
                 return []
             rows = [(reader.line_num, row) for row in reader]
     except (Error, csv.Error) as error:
-        detail = str(error).removeprefix(f"{path} ") if isinstance(error, Error) else f"is no CSV ({error})"
-        found.add("broken", detail, file=str(path))
+        detail = str(error).removeprefix(f"{path} ") if isinstance(error, Error) else f"is no CSV file ({error})"
+        report.add("broken", detail, file=str(path))
         return []
     if not rows:
-        found.add("empty", "lists no images", file=str(path))
-    items = [item for line, row in rows if (item := _check_row(path, line, row, found))]
+        report.add("empty", "lists no images", file=str(path))
+    items = [item for line, row in rows if (item := _check_row(path, line, row, report))]
     if len({bool(item.split) for item in items}) > 1:
-        detail = "has rows with a split and rows without one, which are trained on; give all of them one, or none"
-        found.add("no split", detail, file=str(path))
-    return _remove_duplicates(sorted(items, key=lambda item: item.split not in ("", "train")), found)
+        detail = (
+            "has rows with a split and rows without one, which are used for training; give a split to all rows or none"
+        )
+        report.add("no split", detail, file=str(path))
+    return _remove_duplicates(sorted(items, key=lambda item: item.split not in ("", "train")), report)
 
 
-def _check_row(path: Path, line: int, row: dict[str, str | None], found: Findings) -> ImageItem | None:
-    """The image of a row, or None where there is none to look at."""
-    place, label, split = ((row.get(name) or "").strip() for name in ("path", "label", "split"))
+def _check_row(path: Path, line: int, row: dict[str, str | None], report: Findings) -> ImageItem | None:
+    """Return the image of a row, or None if it cannot be checked."""
+    image_path, label, split = ((row.get(name) or "").strip() for name in ("path", "label", "split"))
     where = f"line {line} of {path}"
-    if not place:
-        found.add("missing", f"{where} has no path", file=str(path))
+    if not image_path:
+        report.add("missing", f"{where} has no path", file=str(path))
         return None
-    file = path.parent / place
+    file = path.parent / image_path
     if not is_file(file):
-        what = "is no file" if exists(file) else "does not exist"
-        found.add("missing", f"{what}, but {where} lists it", file=str(file))
+        reason = "is not a file" if exists(file) else "does not exist"
+        report.add("missing", f"{reason}, but {where} lists it", file=str(file))
         return None
     if not label:
-        found.add("no class", f"{where} has no label", file=str(file))
+        report.add("no class", f"{where} has no label", file=str(file))
         return None
-    part = "train" if split.lower() in image_folder.TRAIN_NAMES else split.lower()
-    if part and part not in ("train", *image_folder.TEST_NAMES):
+    split_name = "train" if split.lower() in image_folder.TRAIN_NAMES else split.lower()
+    if split_name and split_name not in ("train", *image_folder.TEST_NAMES):
         allowed = ", ".join((*image_folder.TRAIN_NAMES, *image_folder.TEST_NAMES))
-        found.add("no split", f"{where} has the split {split!r}; expected one of {allowed}", file=str(file))
-    return ImageItem(file, str(file), label, part)
+        report.add("no split", f"{where} has the split {split!r}; expected one of {allowed}", file=str(file))
+    return ImageItem(file, str(file), label, split_name)
 
 
-def _remove_duplicates(items: Iterable[ImageItem], found: Findings) -> list[ImageItem]:
-    """Each file once; what is listed again is told here."""
+def _remove_duplicates(items: Iterable[ImageItem], report: Findings) -> list[ImageItem]:
+    """Return each file once, and report those that are listed again."""
     first: dict[Path, ImageItem] = {}
     for item in items:
-        other = first.setdefault(item.path, item)
-        if other is not item:
-            kind, detail = findings.describe_conflict(item, other)
-            found.add(kind, f"is listed twice{detail}", file=item.name)
+        previous = first.setdefault(item.path, item)
+        if previous is not item:
+            kind, detail = findings.describe_conflict(item, previous)
+            report.add(kind, f"is listed twice{detail}", file=item.name)
     return list(first.values())

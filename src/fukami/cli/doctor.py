@@ -1,31 +1,31 @@
-"""fukami doctor."""
+"""Command ``fukami doctor``."""
 
 import sys
 
+from fukami.cli.arguments import run_cli
 from fukami.cli.inputs import format_json_line
-from fukami.cli.main import run_cli
 from fukami.errors import Error
 
 
 def command(arguments: list[str]) -> None:
-    """Validate a dataset: list every file that is unusable, and why."""
+    """Validate a dataset: list every unusable file, and why."""
     import tyro
 
     def run(data: tyro.conf.Positional[str]) -> None:
-        """Every file that training would stumble on, by name; prints one JSON object for each problem, exits 1 if any.
+        """Validate a dataset before training. Prints one JSON object for each problem; exits with 1 if there is any.
 
         Args:
-            data: Folder of images by class (with or without train, val and test), archive of one, CSV with columns
-                path and label (perhaps split), shards, or a known name (mnist, cifar10 ...); or images with boxes in
-                the layout of VOC, COCO or YOLO, or with masks, or a known name of those (scenes, voc2007, camvid ...).
+            data: Built-in dataset (mnist, voc2007, camvid ...), folder of images by class (with or without train, val
+                and test) or an archive of it, CSV file with the columns path, label and optionally split, shards,
+                detection dataset in the VOC, COCO or YOLO layout, images with masks, or images with captions.
         """
         from fukami.cli import dataset_checks
 
-        found = dataset_checks.validate_dataset(data)
-        for problem in found.problems:
+        report = dataset_checks.validate_dataset(data)
+        for problem in report.problems:
             print(format_json_line(problem.to_dict()))
-        if found.problems:
-            raise Error(str(found))
-        print(found, file=sys.stderr)
+        if report.problems:
+            raise Error(str(report))
+        print(report, file=sys.stderr)
 
     run_cli(run, arguments, "fukami doctor")

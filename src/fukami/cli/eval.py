@@ -1,4 +1,4 @@
-"""fukami eval."""
+"""Command ``fukami eval``."""
 
 import json
 import shlex
@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from fukami.cli.main import InferencePrecision, run_cli
+from fukami.cli.arguments import run_cli
+from fukami.cli.main import InferencePrecision
 from fukami.errors import UsageError
 
 
@@ -25,21 +26,21 @@ def command(arguments: list[str]) -> None:
         set: tuple[str, ...] = (),
         recipe: Path | None = None,
     ) -> None:
-        """Judge a run on test data, or several runs as an ensemble; prints one JSON object.
+        """Evaluate a run on test data, or several runs as an ensemble. Prints one JSON object.
 
         Args:
-            runs: Folders of runs, or names of weights that ship with the package.
-            data: Known name (mnist, cifar10 ...), folder, archive, CSV file or shards. Default: what the run was
-                trained on. Always the test part; data that have none and are new to the run are judged whole.
+            runs: Folders of runs, or names of shipped weights.
+            data: Built-in dataset (mnist, cifar10 ...), folder, archive, CSV file or shards. Default: the dataset of
+                the run. The test split is used; a new dataset without one is used as a whole.
             device: auto, cpu, cuda, cuda:1 or mps.
-            precision: What is computed, and with how many bits. auto: float32, or what the run was exported to. all:
-                every one of them that the run allows, side by side: accuracy, size, memory and time.
-            vote: The majority of the runs decides, and not the average of their probabilities.
-            views: Test-time augmentation: answers are averaged over each image and so many less one changed as in
-                the training.
-            out: Folder for a page about the judgement.
-            set: Fields of the recipe that decide how it answers and on what it is judged, such as beam_size=3.
-            recipe: File of the private recipe that the run was trained with; code is never taken from a run.
+            precision: Precision of inference. auto: float32, or that of an exported run. all: compare accuracy, size,
+                memory and time at every precision that the run supports.
+            vote: Ensemble by majority vote instead of averaged probabilities.
+            views: Test-time augmentation: number of views of each image, the original included, over which predictions
+                are averaged. The others are augmented as in training.
+            out: Folder for an HTML report.
+            set: Recipe fields that affect prediction or evaluation, such as beam_size=3.
+            recipe: File of the private recipe that the run was trained with; a run never contains code.
         """
         import dataclasses
 
@@ -47,28 +48,32 @@ def command(arguments: list[str]) -> None:
         from fukami.engine.recipe import check_data
 
         if precision == "all" and (len(runs) != 1 or views > 1):
-            raise UsageError(f"every precision is measured for one run and one view, not for {len(runs)} and {views}")
-        changed = checkpoint.parse_run_overrides(runs, set, recipe)
+            raise UsageError(f"--precision all compares one run with one view, not {len(runs)} runs with {views} views")
+        overrides = checkpoint.parse_run_overrides(runs, set, recipe)
         task = None
         if precision != "all":
             task = checkpoint.load(
-                *runs, device=device, precision=precision, vote=vote, overrides=changed, recipe=recipe
+                *runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe
             )
         folder = checkpoint.locate_run(runs[0])
         experiment, _ = checkpoint.read_recipe(folder, recipe)
-        experiment = dataclasses.replace(experiment, **changed)
+        experiment = dataclasses.replace(experiment, **overrides)
         if data is None:
             check_data(experiment)
         else:
             experiment = experiment.with_data(data)
-        own = checkpoint.read_precision(folder) if precision == "auto" else precision
-        facts: dict[str, Any] = {"data": getattr(experiment, "data", None), "precision": own, "runs": list(runs)}
-        again = f"fukami eval {shlex.join(arguments)}"
+        precision_name = checkpoint.read_precision(folder) if precision == "auto" else precision
+        facts: dict[str, Any] = {
+            "data": getattr(experiment, "data", None),
+            "precision": precision_name,
+            "runs": list(runs),
+        }
+        command_line = f"fukami eval {shlex.join(arguments)}"
         if task is None:
             from fukami.classification import precision_comparison
 
             steps, left_out = precision_comparison.compare_precisions(runs[0], data, device, recipe)
-            print(json.dumps(_report_precisions(steps, left_out, facts, out, again)))
+            print(json.dumps(_report_precisions(steps, left_out, facts, out, command_line)))
             return
         task.with_views(views)
         batches = experiment.load_eval_data()
@@ -76,7 +81,7 @@ def command(arguments: list[str]) -> None:
         if out:
             from fukami.engine import report
 
-            page = report.write_evaluation_report(out, result, facts, list(task.plot_evaluation(batches)), again)
+            page = report.write_evaluation_report(out, result, facts, list(task.plot_evaluation(batches)), command_line)
             facts["report"] = str(page)
         print(json.dumps({**result, **facts}))
 
@@ -84,9 +89,9 @@ def command(arguments: list[str]) -> None:
 
 
 def _report_precisions(
-    steps: list[dict[str, Any]], left_out: dict[str, str], facts: dict[str, Any], out: Path | None, again: str
+    steps: list[dict[str, Any]], left_out: dict[str, str], facts: dict[str, Any], out: Path | None, command_line: str
 ) -> dict[str, Any]:
-    """The answer for every precision; a table of it on stderr, and a page of it in the folder ``out``."""
+    """Print a table of every precision to stderr, write a page to ``out`` and return the metrics."""
     from fukami.classification import plots as classification_plots
     from fukami.classification import precision_comparison
     from fukami.engine import report
@@ -96,12 +101,18 @@ def _report_precisions(
     widths = [max(map(len, column)) for column in zip(*narrow, strict=True)]
     for row in narrow:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)), file=sys.stderr)
-    for name, why in left_out.items():
-        print(f"without {name}: {why}", file=sys.stderr)
+    for name, reason in left_out.items():
+        print(f"skipped {name}: {reason}", file=sys.stderr)
     if out:
         page = report.write_precision_report(
-            out, precision_comparison.COLUMNS, rows, classification_plots.plot_precisions(steps), left_out, facts, again
+            out,
+            precision_comparison.COLUMNS,
+            rows,
+            classification_plots.plot_precisions(steps),
+            left_out,
+            facts,
+            command_line,
         )
         facts["report"] = str(page)
     metrics = {name: steps[0][name] for name in ("accuracy", "errors", "count", "loss")}
-    return {**metrics, **facts, "ladder": steps, "left_out": left_out}
+    return {**metrics, **facts, "precisions": steps, "left_out": left_out}

@@ -1,14 +1,14 @@
-"""fukami export."""
+"""Command ``fukami export``."""
 
 import json
 from pathlib import Path
 from typing import Literal
 
-from fukami.cli.main import run_cli
+from fukami.cli.arguments import run_cli
 
 
 def command(arguments: list[str]) -> None:
-    """Export a run with fewer bits, or as ONNX."""
+    """Export a run at lower precision, or as ONNX."""
     import tyro
 
     def run(
@@ -18,17 +18,16 @@ def command(arguments: list[str]) -> None:
         calibration: str | None = None,
         recipe: Path | None = None,
     ) -> None:
-        """Write a run at another precision; eval, predict and serve take the result like any other run.
+        """Export a run at another precision. eval, predict and serve accept the result like any other run.
 
         Args:
-            run: Folder of a run, or name of weights that ship with the package.
-            to: float16, bfloat16: type of the weights and the activations. int8: weights and activations in 8 bits,
-                computed by ONNX Runtime. binary: the one bit that binarized networks were trained for. onnx: float32
-                for ONNX Runtime and whatever else reads such files.
-            out: Folder of the exported run: new or empty. Default: runs/RUN-TO.
-            calibration: Data from which int8 takes the ranges of the activations: known name, folder, archive or CSV
-                file. Default: what the run was trained on.
-            recipe: File of the private recipe that the run was trained with; code is never taken from a run.
+            run: Folder of a run, or name of shipped weights.
+            to: float16, bfloat16: dtype of weights and activations. int8: 8-bit weights and activations, computed by
+                ONNX Runtime. binary: 1-bit weights and activations of a binarized network. onnx: float32 as ONNX.
+            out: Folder of the exported run, new or empty. Default: runs/RUN-TO.
+            calibration: Dataset that calibrates the activation ranges of int8: built-in name, folder, archive or CSV
+                file. Default: the training data of the run.
+            recipe: File of the private recipe that the run was trained with; a run never contains code.
         """
         from fukami.engine import export as engine_export
 

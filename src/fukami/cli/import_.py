@@ -1,9 +1,9 @@
-"""fukami import."""
+"""Command ``fukami import``."""
 
 import json
 from pathlib import Path
 
-from fukami.cli.main import run_cli
+from fukami.cli.arguments import run_cli
 
 
 def command(arguments: list[str]) -> None:
@@ -11,14 +11,13 @@ def command(arguments: list[str]) -> None:
     import tyro
 
     def run(file: tyro.conf.Positional[str], out: Path) -> None:
-        """Make a run of parameters that another program saved.
+        """Convert weights of another library to a run.
 
         Args:
-            file: The DeepConvNet parameters (W1..W8, b1..b8) of a NumPy program, a pickle (nothing else in it is run)
-                or safetensors; or the state dict of torchvision's fasterrcnn_resnet50_fpn, fcn_resnet50 or
-                fcn_resnet101; or coco, coco-fcn or coco-fcn-resnet101, its published weights of these, downloaded
-                unless torch has them.
-            out: Folder of the run: new or empty.
+            file: DeepConvNet parameters (W1..W8, b1..b8) of a NumPy program, as a pickle (read without executing code)
+                or safetensors; or a state dict of torchvision's fasterrcnn_resnet50_fpn, fcn_resnet50 or fcn_resnet101;
+                or coco, coco-fcn or coco-fcn-resnet101: torchvision's published weights, downloaded if not cached.
+            out: Folder of the run, new or empty.
         """
         from fukami.cli import import_weights
 

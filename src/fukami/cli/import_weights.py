@@ -1,4 +1,4 @@
-"""Parameters of another program become a run."""
+"""Conversion of other programs' weights to runs."""
 
 from pathlib import Path
 from typing import Any
@@ -15,28 +15,30 @@ from fukami.errors import Error
 from fukami.scratch import read_params
 from fukami.segmentation.fcn import FCNResNet50, FCNResNet101
 
-TORCH_MAGIC = (b"PK", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")  # what torch.save writes first, since 1.6 and before
+TORCH_MAGIC = (
+    b"PK",
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19",
+)  # first bytes that torch.save writes, since 1.6 and before
 PUBLISHED_FCNS = {"coco-fcn": "fcn_resnet50", "coco-fcn-resnet101": "fcn_resnet101"}
-DROPOUT_SCALE = (
-    0.5  # the note's networks keep dropping at test time as a factor: 1 - ratio, on the hidden units and on the scores
-)
+# The note's networks scale the hidden units and the scores by 1 - ratio at test time.
+DROPOUT_SCALE = 0.5
 
 
 def import_deep_convnet(file: Path, out: Path) -> None:
-    """Make a run of DeepConvNet from the parameters ``W1..W8``, ``b1..b8`` of the note's NumPy program.
+    """Create a run of DeepConvNet from the parameters ``W1..W8``, ``b1..b8`` of the note's NumPy program.
 
-    The program multiplies the hidden units and the scores by 0.5 at test time, where torch multiplies by 1: the last
-    layer's weights take over both factors, its bias the second one. Both networks then give the same probabilities.
+    The program multiplies the hidden units and the scores by 0.5 at test time; torch does not. The weights of the last
+    layer absorb both factors, its bias the second. Both networks then predict the same probabilities.
 
     Raises:
         UsageError: ``out`` is in use.
-        Error: the file holds something else, or parameters of another network.
+        Error: the file has other content, or parameters of another network.
     """
     params = read_params(file)
     expected = [f"{kind}{number}" for number in range(1, 9) for kind in "Wb"]
     if sorted(params) != sorted(expected):
         raise Error(
-            f"{file} holds {', '.join(sorted(params)) or 'nothing'}; expected W1..W8 and b1..b8 of a DeepConvNet"
+            f"{file} contains {', '.join(sorted(params)) or 'nothing'}; expected W1..W8 and b1..b8 of a DeepConvNet"
         )
     tensors = {name: torch.from_numpy(array).float() for name, array in params.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -54,14 +56,14 @@ def import_deep_convnet(file: Path, out: Path) -> None:
     labels = tuple(map(str, range(tensors["W8"].shape[1])))
     tensors["W8"] *= DROPOUT_SCALE * DROPOUT_SCALE
     tensors["b8"] *= DROPOUT_SCALE
-    with torch.device("meta"):  # what does not fit could be larger than any memory
+    with torch.device("meta"):  # wrong shapes could need more memory than there is
         layers = _list_weighted_layers(recipe.build_task(labels).model)
     for number, layer in enumerate(layers, start=1):
         weight, bias = tensors[f"W{number}"], tensors[f"b{number}"]
-        weight = weight if weight.ndim == 4 else weight.T  # affine weights are (in, out) there, (out, in) here
+        weight = weight if weight.ndim == 4 else weight.T  # linear weights are (in, out) there, (out, in) here
         if weight.shape != layer.weight.shape or bias.shape != layer.weight.shape[:1]:
-            given = f"W{number} {tuple(weight.shape)} and b{number} {tuple(bias.shape)}"
-            raise Error(f"{file}: {given} do not fit a DeepConvNet for 28×28 images, {tuple(layer.weight.shape)}")
+            shapes_text = f"W{number} {tuple(weight.shape)} and b{number} {tuple(bias.shape)}"
+            raise Error(f"{file}: {shapes_text} do not fit a DeepConvNet for 28×28 images, {tuple(layer.weight.shape)}")
         tensors[f"W{number}"] = weight
     task = recipe.build_task(labels)
     for number, layer in enumerate(_list_weighted_layers(task.model), start=1):
@@ -72,14 +74,14 @@ def import_deep_convnet(file: Path, out: Path) -> None:
 
 
 def _list_weighted_layers(model: Any) -> list[Any]:
-    """The convolutions and affine layers of a network, in their order."""
+    """Return the convolutions and fully connected layers of a network in order."""
     return [layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
 
 
 def is_torchvision(source: str) -> bool:
-    """Whether a file was written by torch, in either of its formats, or names tensors of torchvision's networks.
+    """Return whether the source is a file of torch.save, a safetensors file of torchvision's networks, or their name.
 
-    ``coco`` and ``coco-fcn`` are those that it publishes.
+    ``coco``, ``coco-fcn`` and ``coco-fcn-resnet101`` name the weights that torchvision publishes.
     """
     if source in ("coco", *PUBLISHED_FCNS):
         return True
@@ -92,11 +94,11 @@ def is_torchvision(source: str) -> bool:
 
 
 def import_torchvision(source: str, out: Path) -> None:
-    """Make a run of torchvision's detector on a pyramid of ResNet-50, or of its FCN on a dilated ResNet.
+    """Create a run from torchvision's Faster R-CNN with a ResNet-50 FPN, or its FCN with a dilated ResNet.
 
     Raises:
         UsageError: ``out`` is in use.
-        Error: there are no such weights, or they are of another network.
+        Error: the weights do not exist, or belong to another network.
     """
     tensors = (
         pretrained.load_torchvision_weights(PUBLISHED_FCNS[source])
@@ -110,20 +112,20 @@ def import_torchvision(source: str, out: Path) -> None:
 
 
 def import_segmenter(source: str, tensors: dict[str, torch.Tensor], out: Path) -> None:
-    """Make a run of an FCN from the tensors of torchvision's, of any number of classes.
+    """Create a run of FCN from a state dict of torchvision's FCN, with any number of classes.
 
-    Those of 21 classes get Pascal VOC's names, as the published weights have them; others their numbers.
+    With 21 classes the labels are Pascal VOC's, as for the published weights; otherwise class numbers.
     """
-    deep = "backbone.layer3.22.conv1.weight" in tensors
-    kind = FCNResNet101 if deep else FCNResNet50
+    is_resnet101 = "backbone.layer3.22.conv1.weight" in tensors
+    recipe_class = FCNResNet101 if is_resnet101 else FCNResNet50
     classes = len(tensors["classifier.4.weight"])
     labels = VOC_LABELS if classes == len(VOC_LABELS) else tuple(map(str, range(classes)))
-    recipe = kind(data="voc2012", min_size=520, init=source, aux_loss="aux_classifier.4.weight" in tensors)
-    with torch.device("meta"):  # what does not fit could be larger than any memory
+    recipe = recipe_class(data="voc2012", min_size=520, init=source, aux_loss="aux_classifier.4.weight" in tensors)
+    with torch.device("meta"):  # wrong shapes could need more memory than there is
         expected = recipe.build_task(labels).model.state_dict()
-    wrong = [f"{key} {what}" for key, what in pretrained.find_mismatches(tensors, expected)]
-    if wrong:
-        raise Error(f"{source} does not fit {kind.__name__}: {'; '.join(wrong)}")
+    mismatches = [f"{key} {problem}" for key, problem in pretrained.find_mismatches(tensors, expected)]
+    if mismatches:
+        raise Error(f"{source} does not fit {recipe_class.__name__}: {'; '.join(mismatches)}")
     task = recipe.build_task(labels)
     task.model.load_state_dict(tensors)
     with checkpoint.lock_run(out, recipe, resume=False):
@@ -132,29 +134,31 @@ def import_segmenter(source: str, tensors: dict[str, torch.Tensor], out: Path) -
 
 
 def import_detector(source: str, out: Path) -> None:
-    """Make a run of Faster R-CNN from torchvision's detector on a pyramid of ResNet-50.
+    """Create a run of Faster R-CNN from torchvision's Faster R-CNN with a ResNet-50 FPN.
 
     Args:
-        source: ``coco``, its published weights, or a file of its state dict, of any number of classes; those of COCO
-            get their names, others their numbers.
+        source: ``coco`` (the published weights), or a state-dict file with any number of classes. The labels are
+            COCO's where the number of classes matches; otherwise class numbers.
         out: folder of the run.
 
     Raises:
         UsageError: ``out`` is in use.
-        Error: there are no such weights, or they are of another network.
+        Error: the weights do not exist, or belong to another network.
     """
     tensors = pretrained.load_detector_weights(source)
     classes = len(tensors.get("roi_heads.box_predictor.cls_score.bias", ())) - 1
     if classes < 1:
-        raise Error(f"{source} holds no detector; expected the state dict of torchvision's fasterrcnn_resnet50_fpn")
+        raise Error(f"{source} contains no detector; expected the state dict of torchvision's fasterrcnn_resnet50_fpn")
     categories = pretrained.get_coco_categories()
     labels = categories if classes == len(categories) else tuple(map(str, range(1, classes + 1)))
     recipe = FasterRCNNResNet50FPN(data="coco", init=source)
     with torch.device("meta"):
         expected = recipe.build_task(labels).model.state_dict()
-    wrong = [f"{key} {what}" for key, what in pretrained.find_mismatches(tensors, expected) if key in expected]
-    if wrong:
-        raise Error(f"{source} does not fit Faster R-CNN: {'; '.join(wrong)}")
+    mismatches = [
+        f"{key} {problem}" for key, problem in pretrained.find_mismatches(tensors, expected) if key in expected
+    ]
+    if mismatches:
+        raise Error(f"{source} does not fit Faster R-CNN: {'; '.join(mismatches)}")
     task = recipe.build_task(labels)
     pretrained.initialize_detector(task.model, recipe.backbone_prefix, recipe.backbone, source, labels)
     with checkpoint.lock_run(out, recipe, resume=False):

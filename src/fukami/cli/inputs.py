@@ -1,4 +1,4 @@
-"""What the commands that answer for files share: which files these are, where an answer is drawn, and its line."""
+"""Inputs and outputs that the commands share: lists of files, output paths and JSON lines."""
 
 import itertools
 import json
@@ -9,16 +9,16 @@ from typing import Any
 from fukami.errors import UsageError
 
 
-def list_files(given: str | Path) -> list[str]:
-    """The file that was given, or all files in a folder."""
-    path = Path(given)
+def list_files(source: str | Path) -> list[str]:
+    """Return the file itself, or all files in a folder except hidden ones."""
+    path = Path(source)
     if not path.is_dir():
-        return [str(given)]
-    return sorted(str(each) for each in path.rglob("*") if each.is_file() and not each.name.startswith("."))
+        return [str(source)]
+    return sorted(str(file) for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
 
 
 def split_runs_and_files(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The runs at the beginning of ``inputs`` and the files after them; a folder among the files stands for all in it.
+    """Split ``inputs`` into the leading runs and the files after them; a folder expands to the files in it.
 
     Raises:
         UsageError: there is no run, or no file.
@@ -27,13 +27,11 @@ def split_runs_and_files(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
 
     runs = list(itertools.takewhile(_is_run, inputs))
     if not runs and inputs:
-        checkpoint.locate_run(inputs[0])  # says what is wrong with it
-    found = [file for given in inputs[len(runs) :] for file in list_files(given)]
-    if not found:
-        raise UsageError(
-            f"give the runs first and then the files to answer for; given were: {' '.join(inputs) or 'none'}"
-        )
-    return runs, found
+        checkpoint.locate_run(inputs[0])  # raises the error
+    files = [file for source in inputs[len(runs) :] for file in list_files(source)]
+    if not files:
+        raise UsageError(f"give the runs first and then the input files, not: {' '.join(inputs) or 'nothing'}")
+    return runs, files
 
 
 def _is_run(name: str) -> bool:
@@ -47,11 +45,11 @@ def _is_run(name: str) -> bool:
 
 
 class OutputFolder:
-    """Names in a folder for what is drawn of files, none of which is overwritten.
+    """Output folder that assigns a unique path to each output and never overwrites an input.
 
     Args:
-        folder: is made where there is none.
-        protected: the files.
+        folder: created if it does not exist.
+        protected: input files.
 
     Raises:
         UsageError: the folder is a file.
@@ -65,7 +63,7 @@ class OutputFolder:
         self.used_paths = {Path(file).resolve() for file in protected}
 
     def reserve_path(self, file: str, suffix: str) -> Path:
-        """Where an answer for a file goes; no other one does."""
+        """Return a path for an output of the input ``file`` that no other file has."""
         stem = Path(file).stem
         names = itertools.chain([f"{stem}.{suffix}"], (f"{stem}-{n}.{suffix}" for n in itertools.count(2)))
         place = next(self.folder / name for name in names if (self.folder / name).resolve() not in self.used_paths)
@@ -74,6 +72,6 @@ class OutputFolder:
 
 
 def format_json_line(prediction: dict[str, Any]) -> str:
-    """The answer as a line of JSON; in ASCII where it has bytes that are no text, or what would control a terminal."""
+    """Format a prediction as a line of JSON, in ASCII if it has undecodable bytes or control characters."""
     text = json.dumps(prediction, ensure_ascii=False)
     return text if text.isprintable() else json.dumps(prediction)

@@ -1,6 +1,5 @@
-"""The command line; what is heavy is imported inside its functions."""
+"""The entry point of the command line; heavy modules are imported inside functions."""
 
-import dataclasses
 import importlib
 import json
 import keyword
@@ -9,7 +8,6 @@ import os
 import signal
 import sys
 import time
-import typing
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,12 +27,12 @@ COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a command and leave: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated."""
+    """Run a command and exit with a status: 0 success, 1 failure, 2 wrong usage, 130 interrupted, 143 terminated."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PlainFormatter("%(message)s"))
     logging.basicConfig(handlers=[handler])
-    if os.environ.get("RANK", "0") != "0":  # what is wrong with data that all processes read, the first one tells
+    if os.environ.get("RANK", "0") != "0":  # all processes read the same data; only the first one warns about it
         for name in ("annotations", "sample_decoder", "image_folder", "shards"):
             logging.getLogger(f"fukami.data.{name}").setLevel(logging.ERROR)
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
@@ -49,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             raise build_unknown_error("command", name, COMMANDS)
         else:
             action = find_command(name)(rest)
-            if action:  # a training starts from here, so that few frames lie between the command and the loss
+            if action:  # a training starts here, so that few stack frames lie between the command and the loss
                 action()
         sys.stdout.flush()
         status = 0
@@ -58,26 +56,26 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         status = 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         status = 130
-    except BrokenPipeError:  # whoever read our output has had enough
+    except BrokenPipeError:  # the reader of our output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except Exception as error:
         if os.environ.get("FUKAMI_TRACEBACK"):
             raise
-        speaker = _build_error_prefix()
-        print(f"{speaker}: {type(error).__name__}: {escape_controls(str(error))}", file=sys.stderr)
+        prefix = _build_error_prefix()
+        print(f"{prefix}: {type(error).__name__}: {escape_controls(str(error))}", file=sys.stderr)
         if os.environ.get("WORLD_SIZE", "1") != "1" and isinstance(error, RuntimeError):
-            print(f"{speaker}: was another process ended, or is it out of reach?", file=sys.stderr)
-        print("fukami: this should not happen; FUKAMI_TRACEBACK=1 shows where it did", file=sys.stderr)
+            print(f"{prefix}: check whether another process ended or cannot be reached", file=sys.stderr)
+        print("fukami: this is a bug; FUKAMI_TRACEBACK=1 shows the traceback", file=sys.stderr)
         status = 1
     if status and os.environ.get("WORLD_SIZE", "1") != "1":
         sys.stdout.flush()
-        os._exit(status)  # threads of torch may still wait for the other processes, and would abort this one
+        os._exit(status)  # torch's threads may still wait for the other processes, and would abort this one
     sys.exit(status)
 
 
 class PlainFormatter(logging.Formatter):
-    """Formats messages without characters that would control a terminal, which names in files may have."""
+    """Formatter that escapes control characters, which file names may contain."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a message."""
@@ -85,7 +83,7 @@ class PlainFormatter(logging.Formatter):
 
 
 def escape_controls(text: str) -> str:
-    """Escape characters that would control a terminal, as Python writes them; ends of lines and tabs stay."""
+    """Escape control characters as Python does, except for newlines and tabs."""
     return "".join(
         ascii(letter)[1:-1] if unicodedata.category(letter).startswith("C") and letter not in "\n\t" else letter
         for letter in text
@@ -93,14 +91,17 @@ def escape_controls(text: str) -> str:
 
 
 def _build_error_prefix() -> str:
-    """Who tells of an error. Of several processes the first one has the word: if it failed as well, we end with it."""
+    """Return the prefix of an error message.
+
+    Other processes than the first wait before they print: if the first one failed as well, they end with it.
+    """
     rank = int(os.environ.get("RANK", 0))
     time.sleep(10 * (rank > 0))
     return f"fukami: rank {rank}" if rank else "fukami"
 
 
 def build_usage() -> str:
-    """What ``fukami --help`` says."""
+    """Build the text of ``fukami --help``."""
     lines = ["usage: fukami COMMAND ..."]
     for group, names in GROUPS.items():
         lines += ["", f"{group}:"]
@@ -109,44 +110,22 @@ def build_usage() -> str:
 
 
 def find_command(name: str) -> Callable[[list[str]], Callable[[], None] | None]:
-    """The function of a command: it runs the command, or returns what is left to run."""
+    """Return the function of a command; it runs the command, or returns a function that does."""
     module = name.replace("-", "_") + ("_" if keyword.iskeyword(name) else "")
     return importlib.import_module(f"fukami.cli.{module}").command  # type: ignore[no-any-return]
 
 
-def run_cli(function: Callable[..., Any], arguments: Sequence[str], prog: str) -> Any:
-    """Call the function with the arguments, as its signature and docstrings tell; wrong usage exits with 2."""
-    import tyro
-
-    given = [word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
-    twice = sorted(flag for flag in find_multi_value_flags(function) if given.count(flag) > 1)
-    if twice:
-        raise UsageError(f"{twice[0]} is given twice; give all its values after one: {twice[0]} VALUE VALUE")
-    return tyro.cli(function, args=arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
-
-
-def find_multi_value_flags(function: Any) -> set[str]:
-    """The flags of a function, and of the dataclasses that it takes, that are followed by any number of values."""
-    found = set()
-    for name, kind in typing.get_type_hints(function).items():
-        if dataclasses.is_dataclass(kind):
-            found |= find_multi_value_flags(kind)
-        elif typing.get_origin(kind) is tuple:
-            found.add(f"--{name.replace('_', '-')}")
-    return found
-
-
 def has_recipe_name(arguments: Sequence[str], description: str | None) -> bool:
-    """Whether a recipe is named first; where only help is asked for instead, what the command does and the recipes.
+    """Return whether the first argument names a recipe; print the help and the recipes if it is ``--help`` instead.
 
     Raises:
-        UsageError: neither.
+        UsageError: it is neither.
     """
     if arguments and not arguments[0].startswith("-"):
         return True
     from fukami.engine.recipe import list_recipes
 
-    text = f"{description}\nRecipes: {', '.join(list_recipes())}, or the path of a Python file with one of your own."
+    text = f"{description}\nRecipes: {', '.join(list_recipes())}, or the path of a Python file that defines one."
     if arguments and arguments[0] in ("-h", "--help"):
         print(text)
         return False
@@ -163,7 +142,7 @@ def train_recipes(
     allow_changed_data: bool,
     timeout: float,
 ) -> None:
-    """Train and print the results; here and not in ``train.py``, so that four files lead to the line of the loss."""
+    """Train and print the results; not in ``train.py``, so that four files lead from the command to the loss."""
     import torch
 
     from fukami.engine import train as engine_train
@@ -184,6 +163,6 @@ def train_recipes(
     if os.environ.get("WORLD_SIZE", "1") != "1":
         torch.distributed.destroy_process_group()
         os.environ["WORLD_SIZE"] = "1"
-    if main and len(recipes) > 1:  # what they do together
+    if main and len(recipes) > 1:  # as an ensemble
         folders = list(map(str, recipes))
         find_command("eval")([*folders, "--device", device, "--out", str(Path(folders[0]).parent)])

@@ -1,4 +1,4 @@
-"""fukami play."""
+"""Command ``fukami play``."""
 
 import dataclasses
 import json
@@ -7,7 +7,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from fukami.cli.main import InferencePrecision, run_cli
+from fukami.cli.arguments import run_cli
+from fukami.cli.main import InferencePrecision
 from fukami.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-FPS = 15  # of a game: four frames of sixty a second are one step
+FPS = 15  # steps per second of a game: 60 frames per second, 4 frames per step
 
 
 def command(arguments: list[str]) -> None:
-    """Let an agent play, and record a video."""
+    """Let an agent play and record a video."""
     import tyro
 
     def run(
@@ -34,18 +35,18 @@ def command(arguments: list[str]) -> None:
         precision: InferencePrecision = "auto",
         recipe: Path | None = None,
     ) -> None:
-        """Let an agent play, and show the game with what each action is worth; prints a JSON object.
+        """Record a video of an agent with the Q value of each action. Prints one JSON object.
 
         Args:
-            folder: The run.
-            out: File for the film: .mp4 (which needs the extra fukami[video]), .gif or .webp.
-            seed: Decides the beginnings.
-            episodes: To be played, one after another.
-            epsilon: Share of actions by chance.
-            max_seconds: Of the film, at most; the game goes on.
+            folder: Folder of the run.
+            out: Video file: .mp4 (needs the extra fukami[video]), .gif or .webp.
+            seed: Random seed of the first episode.
+            episodes: Number of episodes.
+            epsilon: Exploration rate: fraction of random actions, 0 to 1.
+            max_seconds: Maximum length of the video; the episodes continue without it.
             device: auto, cpu, cuda, cuda:1 or mps.
-            precision: What is computed, and with how many bits. auto: float32, or what the run was exported to.
-            recipe: File of the private recipe that the run was trained with; code is never taken from a run.
+            precision: Precision of inference. auto: float32, or that of an exported run.
+            recipe: File of the private recipe that the run was trained with; a run never contains code.
         """
         from fukami.engine import checkpoint
         from fukami.reinforcement import plots as reinforcement_plots
@@ -56,33 +57,33 @@ def command(arguments: list[str]) -> None:
         if out.suffix.lower() not in (".mp4", ".gif", ".webp"):
             raise UsageError(f"--out should be an .mp4, .gif or .webp file, not {out}")
         if not out.resolve().parent.is_dir():
-            raise UsageError(f"there is no folder {out.parent} for the film; make it, or give another --out")
+            raise UsageError(f"the folder {out.parent} of the video does not exist; create it, or give another --out")
         if episodes < 1 or max_seconds <= 0 or not 0 <= epsilon <= 1:
             raise UsageError(
                 "--episodes should be at least 1, --max-seconds more than 0, and --epsilon between 0 and 1"
             )
         task = checkpoint.load(folder, device=device, precision=precision, recipe=recipe)
         if not isinstance(task, QLearningTask):
-            raise UsageError(f"{folder} plays no game; give the run of an agent, as fukami train dqn leaves it")
+            raise UsageError(f"{folder} is not the run of an agent; give a run of fukami train dqn")
         experiment = cast(DQN, checkpoint.read_recipe(checkpoint.locate_run(folder), recipe)[0])
         frames: list[Image] = []
         returns: list[float] = []
         lengths: list[int] = []
 
-        def look(played: vector_env.VectorEnv, values: "Array", actions: "Array", total: "Array") -> None:
+        def record_step(env: vector_env.VectorEnv, values: "Array", actions: "Array", total: "Array") -> None:
             if len(frames) < max_seconds * FPS:
-                worth = values[0].tolist()
+                action_values = values[0].tolist()
                 frames.append(
-                    reinforcement_plots.draw_step(played.render(0), task.labels, worth, int(actions[0]), total[0])
+                    reinforcement_plots.draw_step(env.render(0), task.labels, action_values, int(actions[0]), total[0])
                 )
 
         for episode in range(episodes):
-            trial = dataclasses.replace(
+            eval_data = dataclasses.replace(
                 experiment, seed=seed + episode, eval_episodes=1, eval_epsilon=epsilon
             ).load_eval_data(render=True)
-            found = task.collect_results(trial, look)
-            returns += found.returns
-            lengths += found.lengths
+            results = task.collect_results(eval_data, record_step)
+            returns += results.returns
+            lengths += results.lengths
         _write_video(out, frames)
         print(json.dumps({"file": str(out), "returns": returns, "lengths": lengths, "frames": len(frames)}))
 
@@ -90,12 +91,12 @@ def command(arguments: list[str]) -> None:
 
 
 def _write_video(out: Path, frames: "Sequence[Image]") -> None:
-    """The frames as a film."""
+    """Write frames as a video."""
     from fukami.image.video import VideoWriter
 
     if out.suffix.lower() == ".mp4":
-        with VideoWriter(out) as film:
+        with VideoWriter(out) as video:
             for number, frame in enumerate(frames):
-                film.add(frame, number / FPS, Fraction(FPS))
+                video.add(frame, number / FPS, Fraction(FPS))
         return
     frames[0].save(out, save_all=True, append_images=frames[1:], duration=round(1000 / FPS), loop=0)

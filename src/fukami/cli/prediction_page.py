@@ -1,4 +1,4 @@
-"""The drawn answers of ``fukami predict --out``: an image or a video for each input, and one page of them all."""
+"""The output folder of ``fukami predict --out``: an annotated image or video for each input, and an HTML page."""
 
 import contextlib
 import html
@@ -16,7 +16,7 @@ from fukami.image.video import Frame, VideoWriter
 
 
 class PredictionPage:
-    """A folder of drawn answers for files, which ``index.html`` shows; without a folder, nothing is drawn."""
+    """Folder of drawn predictions and the page ``index.html``; without a folder, nothing is drawn."""
 
     def __init__(self, folder: Path | None, task: Task, files: Sequence[str]) -> None:
         self.task = task
@@ -26,39 +26,41 @@ class PredictionPage:
     def __enter__(self) -> Self:
         return self
 
-    def add(self, answer: dict[str, Any]) -> None:
-        """Draw the answer for the image ``answer["file"]``."""
+    def add(self, prediction: dict[str, Any]) -> None:
+        """Draw the prediction for the image ``prediction["file"]``."""
         if self.output:
-            place = self.output.reserve_path(answer["file"], "png")
-            self.task.draw_prediction(Path(answer["file"]), answer).save(place)
-            self.file_names.append(place.name)
-            for name, image in self.task.render_maps(answer).items():
-                image.save(self.output.reserve_path(f"{place.stem}-{name}", "png"))
+            path = self.output.reserve_path(prediction["file"], "png")
+            self.task.draw_prediction(Path(prediction["file"]), prediction).save(path)
+            self.file_names.append(path.name)
+            for name, image in self.task.render_maps(prediction).items():
+                image.save(self.output.reserve_path(f"{path.stem}-{name}", "png"))
 
     @contextlib.contextmanager
     def record_video(self, file: str) -> Iterator[Callable[[Frame, dict[str, Any]], None]]:
-        """What draws the answer for a frame of the video ``file``; the frames drawn become a video."""
+        """Yield a function that draws the prediction of a frame; the drawn frames become a video."""
         if self.output is None:
-            yield lambda frame, answer: None
+            yield lambda frame, prediction: None
             return
-        place = self.output.reserve_path(file, "mp4")
-        with VideoWriter(place) as film:
-            yield lambda frame, answer: film.add(
-                self.task.draw_prediction(frame.image, answer), frame.timestamp, frame.frame_rate
+        path = self.output.reserve_path(file, "mp4")
+        with VideoWriter(path) as writer:
+            yield lambda frame, prediction: writer.add(
+                self.task.draw_prediction(frame.image, prediction), frame.timestamp, frame.frame_rate
             )
-        if place.exists():  # there is none of a video without a frame
-            self.file_names.append(place.name)
+        if path.exists():  # a video without frames is not written
+            self.file_names.append(path.name)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if self.output:
             sections = (f"<h2>{html.escape(name)}</h2>{_render_media(name)}" for name in self.file_names)
-            body = f"<h1>{len(self.file_names)} answers, and what the network saw</h1>\n" + "\n".join(sections)
+            body = f"<h1>{len(self.file_names)} predictions</h1>\n" + "\n".join(sections)
             page = PAGE_TEMPLATE.format(title="fukami predict", body=body).encode(errors="backslashreplace")
             checkpoint.write_file(self.output.folder / "index.html", page)
 
 
 def _render_media(name: str) -> str:
-    """An image, or a video with its controls."""
+    """Render an image, or a video with controls, as HTML."""
     if name.endswith(".mp4"):
         return f'<video src="{quote(name)}" controls loop muted style="max-width: 100%"></video>'
     return f'<img src="{quote(name)}" alt="">'

@@ -1,11 +1,11 @@
-"""fukami propose."""
+"""Command ``fukami propose``."""
 
 import sys
 from pathlib import Path
 from typing import Literal
 
 from fukami.cli import inputs as cli_inputs
-from fukami.cli.main import run_cli
+from fukami.cli.arguments import run_cli
 from fukami.errors import Error, UsageError, convert_memory_errors
 
 
@@ -20,20 +20,20 @@ def command(arguments: list[str]) -> None:
         stages: tyro.conf.FlagCreatePairsOff[bool] = False,
         out: Path = Path("proposals"),
     ) -> None:
-        """Find boxes that may hold an object, and draw them; prints one JSON object for each image.
+        """Compute and draw region proposals by Selective Search. Prints one JSON object for each image.
 
-        The method is Selective Search; its first call on a machine compiles it, which takes some seconds.
+        The first call on a machine compiles the code, which takes some seconds.
 
         Args:
-            images: Files; a folder stands for all files in it.
-            mode: quality finds more boxes, and takes three times as long.
-            max_boxes: Boxes to print and to draw, the likeliest first.
-            stages: Draw what they are made from, too: the segmentation, and what grouping leaves of it.
-            out: Folder for what is drawn, or for one image a .png file.
+            images: Image files, and folders of them.
+            mode: quality finds more boxes but takes three times as long.
+            max_boxes: Maximum number of boxes to print and draw, best first.
+            stages: Also draw the initial segmentation and the stages of the grouping.
+            out: Folder for the drawings, or a .png file for one image.
         """
         files = [file for path in images for file in cli_inputs.list_files(path)]
         if not files:
-            raise UsageError("give at least one image: a file, or a folder that has some")
+            raise UsageError("give at least one image: a file, or a folder with images")
         if max_boxes < 1:
             raise UsageError(f"--max-boxes should be at least 1, not {max_boxes}")
         single = out.suffix.lower() == ".png"
@@ -48,7 +48,7 @@ def command(arguments: list[str]) -> None:
 
         if single and out.resolve() == Path(files[0]).resolve():
             raise UsageError(f"--out {out} would overwrite the image; give another file, or a folder")
-        drawn = cli_inputs.OutputFolder(out.parent if single else out, files)
+        output = cli_inputs.OutputFolder(out.parent if single else out, files)
         failed = 0
         for file in files:
             try:
@@ -59,17 +59,17 @@ def command(arguments: list[str]) -> None:
                 failed += 1
                 print(f"fukami: {error}", file=sys.stderr)
                 continue
-            place = out if single else drawn.reserve_path(file, "png")
-            page = (
+            figure_path = out if single else output.reserve_path(file, "png")
+            figure = (
                 selective_search_plots.draw_stages(image, boxes, mode, max_boxes)
                 if stages
                 else selective_search_plots.draw_proposals(image, boxes, max_boxes)
             )
-            page.save(place)
-            first = boxes[:max_boxes].astype(int).tolist()
-            answer = {"file": file, "count": len(boxes), "boxes": first, "drawn": str(place)}
-            print(cli_inputs.format_json_line(answer), flush=True)
+            figure.save(figure_path)
+            top_boxes = boxes[:max_boxes].astype(int).tolist()
+            prediction = {"file": file, "count": len(boxes), "boxes": top_boxes, "figure": str(figure_path)}
+            print(cli_inputs.format_json_line(prediction), flush=True)
         if failed:
-            raise Error(f"{failed} of {len(files)} files could not be answered")
+            raise Error(f"{failed} of {len(files)} files could not be processed")
 
     run_cli(run, arguments, "fukami propose")

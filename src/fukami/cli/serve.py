@@ -1,4 +1,4 @@
-"""fukami serve."""
+"""Command ``fukami serve``."""
 
 import os
 import re
@@ -8,17 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fukami.cli.main import InferencePrecision, run_cli
+from fukami.cli.arguments import run_cli
+from fukami.cli.main import InferencePrecision
 from fukami.errors import Error, UsageError
 
-SHUTDOWN_SECONDS = 5  # seconds that unfinished requests have when the server is stopped
-MAX_CONNECTIONS = 4096  # at a time; a further one takes the place of the one that has idled longest
-BACKLOG = 2048  # connections that wait to be accepted
-TOKEN_PATTERN = re.compile(r"[!-~]{8,}")  # what an Authorization header can hold, and is not soon guessed
+SHUTDOWN_SECONDS = 5  # grace period of unfinished requests when the server stops
+MAX_CONNECTIONS = 4096  # open connections; another one replaces the one that has been idle longest
+BACKLOG = 2048  # connections waiting to be accepted
+TOKEN_PATTERN = re.compile(r"[!-~]{8,}")  # valid in an Authorization header, and hard to guess
 
 
 def command(arguments: list[str]) -> None:
-    """Serve a run: a web page and an HTTP API."""
+    """Serve a run as a web page and an HTTP API."""
     import tyro
 
     def run(
@@ -35,24 +36,24 @@ def command(arguments: list[str]) -> None:
         set: tuple[str, ...] = (),
         recipe: Path | None = None,
     ) -> None:
-        """Serve a page to ask a run with images, and an HTTP API; until Ctrl-C.
+        """Serve a web page and an HTTP API that predict for uploaded images. Ctrl-C stops the server.
 
         Args:
-            runs: Folders of runs, or names of weights that ship with the package; several are an ensemble.
-            host: Address to listen on. Default: this machine alone; 0.0.0.0: every network that it is in.
-            port: Port to listen on; 0: one that is free.
-            token: Secret that clients have to send, of 8 characters or more: as a bearer token, or as the password that
-                a browser asks for. Default: FUKAMI_TOKEN of the environment, which no list of processes shows; without
-                either, none is needed.
-            allowed_hosts: Names of this server, other than localhost and --host, under which it may be asked, such as
-                demo.example.com of a proxy.
-            deadline: Seconds that an image has until it is answered, the time that it waits included.
+            runs: Folders of runs, or names of shipped weights; several are an ensemble.
+            host: Address to listen on. The default accepts local connections only; 0.0.0.0: all networks.
+            port: Port to listen on; 0: any free port.
+            token: Secret of at least 8 characters that clients send as a bearer token or as the password of basic
+                authentication. Default: the environment variable FUKAMI_TOKEN, which process lists do not show; without
+                either, no token is needed.
+            allowed_hosts: Host names of this server that requests may use, in addition to localhost and --host, such as
+                the demo.example.com of a proxy.
+            deadline: Seconds until the prediction for an image is due, including its time in the queue.
             device: auto, cpu, cuda, cuda:1 or mps.
-            precision: What is computed, and with how many bits. auto: float32, or what the run was exported to.
-            vote: The majority of the runs decides, and not the average of their probabilities.
-            views: Test-time augmentation: answers are averaged over so many views of each image.
-            set: Fields of the recipe that decide how it answers, such as beam_size=3.
-            recipe: File of the private recipe that the run was trained with; code is never taken from a run.
+            precision: Precision of inference. auto: float32, or that of an exported run.
+            vote: Ensemble by majority vote instead of averaged probabilities.
+            views: Test-time augmentation: number of views of each image over which predictions are averaged.
+            set: Recipe fields that affect prediction, such as beam_size=3.
+            recipe: File of the private recipe that the run was trained with; a run never contains code.
         """
         import uvicorn
 
@@ -61,73 +62,73 @@ def command(arguments: list[str]) -> None:
         from fukami.serving.app import create_app
         from fukami.serving.connections import Connection
 
-        secret = os.environ.pop("FUKAMI_TOKEN", "")  # nor do the processes that we start know it
+        secret = os.environ.pop("FUKAMI_TOKEN", "")  # child processes do not inherit it
         secret = check_token(token or secret)
         if not deadline > 0:
             raise UsageError(f"--deadline should be seconds, more than 0, not {deadline:g}")
-        changed = checkpoint.parse_run_overrides(runs, set, recipe)
+        overrides = checkpoint.parse_run_overrides(runs, set, recipe)
         task = checkpoint.load(
-            *runs, device=device, precision=precision, vote=vote, overrides=changed, recipe=recipe
+            *runs, device=device, precision=precision, vote=vote, overrides=overrides, recipe=recipe
         ).with_views(views)
         hosts = {*LOCAL_HOSTS, host, *allowed_hosts}
         application = create_app(
             task, build_run_info(runs, precision, recipe), hosts=hosts, token=secret, deadline=deadline
         )
-        files = raise_file_limit()
+        file_limit = raise_file_limit()
         with listen(host, port) as listener:
             name = f"[{host}]" if ":" in host else host
-            at = f"http://{name}:{listener.getsockname()[1]}"
-            print(f"serving {', '.join(runs)} at {at}; Ctrl-C stops it", file=sys.stderr, flush=True)
+            address = f"http://{name}:{listener.getsockname()[1]}"
+            print(f"serving {', '.join(runs)} at {address}; Ctrl-C stops it", file=sys.stderr, flush=True)
             config = uvicorn.Config(
                 application,
-                http=partial(Connection, max_connections=min(MAX_CONNECTIONS, files // 2)),  # type: ignore[arg-type]
+                http=partial(Connection, max_connections=min(MAX_CONNECTIONS, file_limit // 2)),  # type: ignore[arg-type]
                 ws="none",
                 log_config=None,
-                log_level="error",  # a client can cause any number of warnings
+                log_level="error",  # clients can trigger any number of warnings
                 server_header=False,
-                backlog=min(BACKLOG, files // 4),  # all of which are accepted at once
+                backlog=min(BACKLOG, file_limit // 4),  # all of them may be accepted at once
                 timeout_graceful_shutdown=SHUTDOWN_SECONDS,
             )
             uvicorn.Server(config).run(sockets=[listener])
-            raise KeyboardInterrupt  # a shell that ignores Ctrl-C for us, in the background, makes uvicorn just return
+            raise KeyboardInterrupt  # uvicorn just returns if the shell ignores Ctrl-C for background jobs
 
     run_cli(run, arguments, "fukami serve")
 
 
 def check_token(token: str) -> str:
-    """The token, where it can be one; "" stays as it is.
+    """Return the token if it is valid or empty.
 
     Raises:
-        UsageError: it has fewer than 8 characters, or some that a header cannot hold.
+        UsageError: the token has fewer than 8 characters, or characters that a header cannot contain.
     """
     if token and not TOKEN_PATTERN.fullmatch(token):
         raise UsageError(
-            "--token (or FUKAMI_TOKEN) should be 8 or more letters, digits or signs of ASCII, without spaces"
+            "--token (or FUKAMI_TOKEN) should be 8 or more ASCII letters, digits or punctuation marks, without spaces"
         )
     return token
 
 
 def build_run_info(runs: tuple[str, ...], precision: str, recipe: Path | None) -> dict[str, Any]:
-    """What is served, for whoever asks the server; no path of this machine."""
+    """Describe the served runs for clients, without paths of this machine."""
     from fukami.engine import checkpoint
     from fukami.engine.recipe import get_recipe_name
 
     folders = [checkpoint.locate_run(run) for run in runs]
-    described = [checkpoint.read_recipe(folder, recipe) for folder in folders]
-    recipes = dict.fromkeys(Path(get_recipe_name(type(each))).name for each, _ in described)
+    records = [checkpoint.read_recipe(folder, recipe) for folder in folders]
+    recipes = dict.fromkeys(Path(get_recipe_name(type(run_recipe))).name for run_recipe, _ in records)
     return {
         "recipe": ", ".join(recipes),
         "members": len(runs),
-        "labels": list(described[0][1]),
+        "labels": list(records[0][1]),
         "precision": checkpoint.read_precision(folders[0]) if precision == "auto" else precision,
         "versions": checkpoint.get_versions(),
     }
 
 
 def raise_file_limit() -> int:
-    """Let this process open as many files as it may, a connection being one; returns how many these are."""
+    """Raise the limit of open files, sockets included, as far as allowed; return the limit."""
     if sys.platform == "win32":
-        return 4 * BACKLOG  # sockets are no files there
+        return 4 * BACKLOG  # sockets are not files on Windows
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -135,17 +136,17 @@ def raise_file_limit() -> int:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        except (OSError, ValueError):  # macOS may have a lower one of its own
+        except (OSError, ValueError):  # macOS may have a lower limit of its own
             return soft
     return wanted
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+    """Create a listening socket.
 
     Raises:
-        UsageError: there are no such ports.
-        Error: the port is in use or not allowed, or the host is not this machine.
+        UsageError: the port is out of range.
+        Error: the port is in use or not allowed, or the host is not an address of this machine.
     """
     if not 0 <= port <= 65535:
         raise UsageError(f"--port should be between 0 and 65535, not {port}")
@@ -153,5 +154,5 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise Error(
-            f"cannot serve: {error.strerror}; choose another --port, 0 for one that is free, or another --host"
+            f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port, 0 for any free one, or --host"
         ) from None

@@ -1,10 +1,10 @@
-"""fukami show."""
+"""Command ``fukami show``."""
 
 import json
 from pathlib import Path
 from typing import Literal
 
-from fukami.cli.main import run_cli
+from fukami.cli.arguments import run_cli
 from fukami.errors import UsageError
 
 
@@ -22,19 +22,19 @@ def command(arguments: list[str]) -> None:
         seed: int = 0,
         out: Path = Path("augmented.png"),
     ) -> None:
-        """Draw training images, and beside each what augmentation makes of it.
+        """Draw a grid of training images and their augmented variants.
 
         Args:
-            data: Known name (mnist, digits, cifar10 ...), folder or archive of images by class, CSV file or
-                shards; or images with boxes (scenes, voc2007 ... or a path) or masks (camvid ... or a path), which
-                are drawn; or images with sentences.
-            augment: Changes as of fukami train, such as flip crop=0.3 rotate=15 trivial mixup=0.2.
-            size: Side of the images that a network sees, in pixels; with boxes or masks the shorter one. Default:
-                that of a small set, at most 224.
-            channels: 1 grey, 3 colour.
-            num_images: Rows: so many training images, of as many classes as there are.
-            num_variants: Columns: so many changes of each.
-            seed: Decides which images and which changes.
+            data: Built-in dataset (mnist, digits, cifar10 ...), folder or archive of images by class, CSV file or
+                shards; or a dataset with boxes (scenes, voc2007 ... or a path), masks (camvid ... or a path) or
+                captions. Boxes and masks are drawn.
+            augment: Data augmentation as in fukami train, such as flip crop=0.3 rotate=15 trivial mixup=0.2.
+            size: Input size: side of the square input image, in pixels; with boxes or masks the shorter side.
+                0: size of the first image, at most 224; 224 with boxes or masks.
+            channels: Input channels: 1 grayscale, 3 color.
+            num_images: Number of training images (rows), balanced over the classes.
+            num_variants: Number of augmented variants of each image (columns).
+            seed: Random seed of the images and the augmentation.
             out: Image file to write.
         """
         from fukami.captioning import data as captioning_data
@@ -46,17 +46,17 @@ def command(arguments: list[str]) -> None:
             raise UsageError(f"--out should name a .png, .jpg, .pdf or .svg file, not {out}")
         if detection_data.is_detection_dataset(data):
             if channels != 3:
-                raise UsageError("images with boxes are in colour; leave out --channels")
-            boxed = augmentation_grids.sample_boxed_images(
+                raise UsageError("images with boxes are in color; leave out --channels")
+            boxed_rows = augmentation_grids.sample_boxed_images(
                 data, augment, size=size, num_images=num_images, num_variants=num_variants, seed=seed
             )
-            augmentation_grids.save_boxed_grid(boxed, out)
-            labels = [", ".join(sorted({name for _, name in row[0][1]})) for row in boxed]
+            augmentation_grids.save_boxed_grid(boxed_rows, out)
+            labels = [", ".join(sorted({name for _, name in row[0][1]})) for row in boxed_rows]
             print(json.dumps({"file": str(out), "labels": labels, "variants": num_variants}))
             return
         if segmentation_data.is_segmentation_dataset(data):
             if channels != 3:
-                raise UsageError("images with masks are in colour; leave out --channels")
+                raise UsageError("images with masks are in color; leave out --channels")
             rows = augmentation_grids.sample_masked_images(
                 data, augment, size=size, num_images=num_images, num_variants=num_variants, seed=seed
             )

@@ -1,4 +1,4 @@
-"""fukami stylize."""
+"""Command ``fukami stylize``."""
 
 import dataclasses
 import json
@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fukami.cli.main import Precision, run_cli
+from fukami.cli.arguments import run_recipe_cli
+from fukami.cli.main import Precision
 from fukami.errors import Error, UsageError
 
 
@@ -18,30 +19,36 @@ def command(arguments: list[str]) -> None:
     from fukami.style.neural_style import NeuralStyle
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Stylized(NeuralStyle):
+    class StylizeRecipe(NeuralStyle):
+        """Optimize an image for the content of one image and the style of others (Gatys et al. 2016).
+
+        During optimization, a run folder next to the output contains the current image as preview.png. Ctrl-C saves the
+        current image and keeps the run, which --resume continues. Prints one JSON object.
+
+        Example:
+            fukami stylize photograph.jpg --style artwork.jpg --out stylized.png
+        """
+
         content: tyro.conf.Positional[str] = dataclasses.field()
-        """The image that tells what is shown."""
+        """Content image."""
         style: tuple[str, ...] = dataclasses.field()
-        """The images that tell how it is painted."""
+        """Style images."""
 
     def run(
-        recipe: Stylized,
+        recipe: StylizeRecipe,
         out: Path,
         device: str = "auto",
         precision: Precision = "auto",
         resume: bool = False,
     ) -> None:
-        """Change an image until it shows what one image shows, painted as others are; prints a JSON object.
-
-        While it is painted, its run lies in a folder beside it, with the image so far in preview.png. Ctrl-C keeps
-        the image so far, and the run, which goes on with --resume.
+        """Stylize.
 
         Args:
-            recipe: The image.
-            out: File for the image, .png or .jpg.
+            recipe: Images and training settings.
+            out: Output image file: .png, .jpg, .webp or .tiff.
             device: auto, cpu, cuda, cuda:1 or mps.
-            precision: auto takes bfloat16 where it is faster.
-            resume: Go on with an image that was interrupted.
+            precision: Training precision. auto: bfloat16 if it is faster.
+            resume: Continue an interrupted run.
         """
         from PIL import Image
 
@@ -51,21 +58,21 @@ def command(arguments: list[str]) -> None:
         if Image.EXTENSION.get(out.suffix.lower()) not in ("PNG", "JPEG", "WEBP", "TIFF"):
             raise UsageError(f"--out should be a .png, .jpg, .webp or .tiff file, not {out}")
         if not out.resolve().parent.is_dir():
-            raise UsageError(f"there is no folder {out.parent} for the image; make it, or give another --out")
+            raise UsageError(f"the folder {out.parent} of the image does not exist; create it, or give another --out")
         if out.resolve() in {Path(file).resolve() for file in (recipe.content, *recipe.style)}:
-            raise UsageError(f"--out {out} would overwrite an image that it is made from; give another file")
+            raise UsageError(f"--out {out} would overwrite an input image; give another file")
         folder = out.with_name(f"{out.stem}.run")
         if folder.exists() and not resume:
-            raise UsageError(f"{folder} holds an image that was interrupted: go on with --resume, or remove the folder")
-        plain = NeuralStyle(**{field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)})
+            raise UsageError(f"{folder} contains an interrupted run; continue it with --resume, or remove the folder")
+        base_recipe = NeuralStyle(**{field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)})
         try:
-            begun = (folder / "recipe.json").is_file()
-            found = engine_train.train(plain, folder, device=device, precision=precision, resume=begun)
+            is_resumed = (folder / "recipe.json").is_file()
+            metrics = engine_train.train(base_recipe, folder, device=device, precision=precision, resume=is_resumed)
         except (KeyboardInterrupt, SystemExit):
             if _save_preview(folder, out):
-                print(f"the image so far is in {out}; --resume goes on with it", file=sys.stderr)
+                print(f"{out} contains the current image; --resume continues the run", file=sys.stderr)
             raise
-        except UsageError:  # another process paints there, perhaps
+        except UsageError:  # another process may use the run
             raise
         except Error:
             if not (folder / "last.ckpt").exists():
@@ -73,14 +80,14 @@ def command(arguments: list[str]) -> None:
             raise
         _save_preview(folder, out)
         shutil.rmtree(folder)
-        answer: dict[str, Any] = {"file": plain.content, "style": plain.style, "image": str(out), **found}
-        print(json.dumps(answer, ensure_ascii=False))
+        result: dict[str, Any] = {"file": base_recipe.content, "style": base_recipe.style, "image": str(out), **metrics}
+        print(json.dumps(result, ensure_ascii=False))
 
-    run_cli(run, arguments, "fukami stylize")
+    run_recipe_cli(run, StylizeRecipe, arguments, "fukami stylize")
 
 
 def _save_preview(folder: Path, out: Path) -> bool:
-    """Write the image so far, if there is one."""
+    """Save the current image of a run to ``out``; return whether there is one."""
     from PIL import Image
 
     preview = folder / "preview.png"

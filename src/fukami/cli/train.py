@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from fukami.cli.main import Precision, has_recipe_name, run_cli, train_recipes
+from fukami.cli.arguments import run_recipe_cli
+from fukami.cli.main import Precision, has_recipe_name, train_recipes
 from fukami.errors import Error, UsageError
 
 if TYPE_CHECKING:
@@ -40,30 +41,30 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
 
         Args:
             recipe: The experiment.
-            out: Folder of the run: new or empty. Default: runs/RECIPE, or runs/RECIPE-2 ... if that is taken.
+            out: Folder of the run, new or empty; runs/RECIPE by default, or runs/RECIPE-2 ... if it exists.
             device: auto, cpu, cuda, cuda:1 or mps.
-            precision: auto takes bfloat16 where it is faster.
-            compile: Compile the network (torch.compile), which takes a minute or two, for faster steps. A resumed run
-                is compiled if it was begun so.
-            resume: Go on with the run in --out (by default the last one of this recipe) from its last checkpoint.
-            allow_changed_data: Resume although the data have changed since the checkpoint; the run records it.
-            num_seeds: So many runs, with --seed and the numbers after it, in folders seed-0, seed-1 ... of --out, and a
-                page of what they do together.
-            processes: So many processes of this machine share each batch, on a GPU each where there are GPUs.
-            timeout: Seconds that one process may keep the others waiting before all are cut off.
+            precision: Precision of the computation; auto selects bfloat16 where it is faster.
+            compile: Compile the network (torch.compile): faster steps after one or two minutes. A resumed run keeps
+                its setting.
+            resume: Resume the run in --out (the last run of this recipe by default) from its last checkpoint.
+            allow_changed_data: Resume although the dataset has changed since the checkpoint; the run records it.
+            num_seeds: Number of runs, with --seed and the following seeds, in the folders seed-0, seed-1 ... of --out;
+                they are evaluated as an ensemble at the end.
+            processes: Number of processes on this machine that share each batch, one per GPU if there are GPUs.
+            timeout: Maximum time in seconds that processes wait for one another before the run stops.
         """
         folder = out or _choose_run_folder(name, resume)
         for what, value in (("num-seeds", num_seeds), ("processes", processes)):
             if value < 1:
                 raise UsageError(f"{what} should be at least 1, not {value}")
         if not timeout > 0:
-            raise UsageError(f"timeout should be some seconds, not {timeout:g}")
+            raise UsageError(f"timeout should be more than 0 seconds, not {timeout:g}")
         if processes > 1 and "RANK" in os.environ:
-            raise UsageError("torchrun has started the processes already; leave out --processes")
+            raise UsageError("torchrun has already started the processes; leave out --processes")
         numbers = range(recipe.seed, recipe.seed + num_seeds)
         each = {folder / f"seed-{number}": dataclasses.replace(recipe, seed=number) for number in numbers}
         recipes = each if num_seeds > 1 else {folder: recipe}
-        if resume and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun gives a command again as it is
+        if resume and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun repeats the command unchanged after a failure
             _check_resumable(list(recipes), folder)
         if processes > 1:
             words = [
@@ -78,17 +79,11 @@ def command(arguments: list[str]) -> Callable[[], None] | None:
             allow_changed_data=allow_changed_data, timeout=timeout,
         )  # fmt: skip
 
-    run.__annotations__ |= {"recipe": recipe_class}
-    run.__doc__ = (run.__doc__ or "").replace(
-        "Train.", f"Train {name}: {(recipe_class.__doc__ or recipe_class.__name__).splitlines()[0]}", 1
-    )
-    if default is not None:
-        run.__defaults__ = (default, *(run.__defaults__ or ()))
-    return cast(Callable[[], None], run_cli(run, rest, f"fukami train {name}"))
+    return cast(Callable[[], None], run_recipe_cli(run, recipe_class, rest, f"fukami train {name}", default))
 
 
 def _check_resumable(runs: list[Path], folder: Path) -> None:
-    """Refuse to resume where none of the runs was begun."""
+    """Check that at least one of the runs to resume exists."""
     from fukami.engine import checkpoint
 
     if not any((run / "recipe.json").is_file() for run in runs):
@@ -102,13 +97,13 @@ def _launch_processes(words: list[str], processes: int, device: str, runs: list[
 
 
 def _remove_flag(flag: str, words: list[str]) -> list[str]:
-    """The words without a flag and its value."""
+    """Return the arguments without a flag and its value."""
     kept = [word for word, before in zip(words, ["", *words], strict=False) if flag not in (word, before)]
     return [word for word in kept if not word.startswith(f"{flag}=")]
 
 
 def _load_resumed_recipe(arguments: list[str], recipe: "type[Recipe]") -> Any:
-    """The recipe of the run to be resumed, whose fields then need not be repeated; None where nothing was begun."""
+    """Load the recipe of the run to resume, so that its flags need not be repeated; None if there is no run."""
     from fukami.engine import checkpoint
     from fukami.engine.recipe import check_data, get_recipe_name, identify_recipe, is_built_in
 
@@ -116,19 +111,19 @@ def _load_resumed_recipe(arguments: list[str], recipe: "type[Recipe]") -> Any:
     given += [flag.removeprefix("--out=") for flag in arguments if flag.startswith("--out=")]
     folder = Path(given[-1]) if given else _choose_run_folder(get_recipe_name(recipe), resume=True)
     seeds = sorted(folder.glob("seed-*"), key=lambda run: (len(run.name), run.name))
-    begun = [run for run in (folder, *seeds) if (run / "recipe.json").is_file()]
-    if not begun:
+    existing = [run for run in (folder, *seeds) if (run / "recipe.json").is_file()]
+    if not existing:
         return None
-    if checkpoint.read_recipe_name(begun[0]) != identify_recipe(recipe)["recipe"]:
-        return None  # the training says so
-    found, _ = checkpoint.read_recipe(begun[0], None if is_built_in(recipe) else recipe)
+    if checkpoint.read_recipe_name(existing[0]) != identify_recipe(recipe)["recipe"]:
+        return None  # the training reports it
+    loaded, _ = checkpoint.read_recipe(existing[0], None if is_built_in(recipe) else recipe)
     if not any(word.partition("=")[0] == "--data" for word in arguments):
-        check_data(found)
-    return found
+        check_data(loaded)
+    return loaded
 
 
 def _choose_run_folder(name: str, resume: bool) -> Path:
-    """A new folder ``runs/RECIPE``, ``runs/RECIPE-2`` ...; with ``resume`` the last of those that exist."""
+    """Return a new folder ``runs/RECIPE``, ``runs/RECIPE-2`` ...; with ``resume`` the last one that exists."""
     base = Path("runs") / Path(name).stem.replace("_", "-")
     candidates = (base if number == 1 else base.with_name(f"{base.name}-{number}") for number in range(1, 10**6))
     latest = base

@@ -1,6 +1,7 @@
-"""What an annotation file says of its images, before it is checked, and what of it can be learned from.
+"""Annotations as the files state them, and their validation.
 
-The readers of the formats yield an :class:`Entry` for each image; :func:`settle` makes what a loader takes of them.
+The readers of the formats yield an :class:`ImageAnnotation` for each image; :func:`build_samples` validates them and
+builds the samples of a loader.
 """
 
 import logging
@@ -22,7 +23,7 @@ from fukami.errors import Error
 from fukami.image import io as image_io
 
 logger = logging.getLogger(__name__)
-MIN_BOX_SIDE = 0.01  # pixels; a side below is none
+MIN_BOX_SIDE = 0.01  # pixels; a box with a shorter side counts as empty
 SPLIT_NAMES = (
     {"trainval": "trainval"}
     | dict.fromkeys(image_folder.TRAIN_NAMES, "train")
@@ -34,16 +35,16 @@ Corners = tuple[float, float, float, float]
 
 
 class Box(NamedTuple):
-    """A box as its file has it.
+    """Bounding box as stated in an annotation file.
 
     Attributes:
-        label: the class; empty: none is given.
-        corners: left, top, right, bottom as the edges of pixels, counted from 0, or shares of the image where the
-            entry is ``relative``; nan where no number is given.
+        label: class name; empty if the file names none.
+        corners: left, top, right, bottom as pixel edges, counted from 0, or as fractions of the image if the
+            annotation ``is_relative``; nan for a missing number.
         kind: as in :mod:`fukami.data.samples`.
-        line: where the file has it, from 1.
-        identifier: how the file tells it apart, such as ``annotation 17``.
-        starts_at_zero: it begins at 0 in a format that counts from 1.
+        line: line number in the file, from 1.
+        identifier: name of the box in messages, such as ``annotation 17``.
+        starts_at_zero: whether a coordinate is 0 in a format that counts from 1.
     """
 
     label: str
@@ -56,7 +57,7 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageAnnotation:
-    """An image as its annotation has it: ``size`` is the width and height that are stated, None where none are."""
+    """Annotation of one image; ``size`` is the stated width and height, None if the file states none."""
 
     image_path: Path
     annotation_path: Path
@@ -67,7 +68,7 @@ class ImageAnnotation:
 
 
 class AnnotationProblem(NamedTuple):
-    """What a reader passed over: the kind of problem as the doctor calls it, file, line, the words, and the part."""
+    """Problem that made a reader skip an item: kind as in ``fukami doctor``, file, line, description and split."""
 
     kind: str
     file: Path
@@ -78,14 +79,14 @@ class AnnotationProblem(NamedTuple):
 
 @dataclass
 class DatasetAnnotations:
-    """What the annotations of a data set say.
+    """Annotations of a dataset.
 
     Attributes:
-        labels: the classes in their order.
-        splits: the entries of ``train``, ``val``, ``trainval`` and ``test``, or of an empty name where all are one
-            part.
-        unusable_images: images that cannot be learned from, since their annotation is broken or they are not there.
-        orphan_annotations: annotations that belong to no image or class.
+        labels: class names, in order.
+        splits: annotations of ``train``, ``val``, ``trainval`` and ``test``; the key is empty if the dataset has no
+            splits.
+        unusable_images: images that are missing or whose annotation is broken.
+        orphan_annotations: annotations without an image or a class.
         unannotated_images: images without an annotation.
     """
 
@@ -97,7 +98,7 @@ class DatasetAnnotations:
 
 
 class ImageHeader(NamedTuple):
-    """What an image file says of itself: width and height as stored, and how it is turned (EXIF, 1: not at all)."""
+    """Header of an image file: stored width and height, and EXIF orientation (1: upright)."""
 
     width: int
     height: int
@@ -105,61 +106,61 @@ class ImageHeader(NamedTuple):
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        """Width and height once it is upright."""
+        """Width and height of the upright image."""
         return (self.height, self.width) if self.orientation > 4 else (self.width, self.height)
 
 
 def read_header(path: Path) -> ImageHeader | Error:
-    """The header of an image, which is not decoded, or what is wrong with it."""
+    """Return the header of an image without decoding it, or the error if it cannot be read."""
     try:
         with image_io.open_image(path) as image:
-            how = read_orientation(image)
-            if image.format == "TIFF" and how > 4:  # whose size Pillow has turned already
-                return ImageHeader(image.height, image.width, how)
-            return ImageHeader(*image.size, how)
+            orientation = read_orientation(image)
+            if image.format == "TIFF" and orientation > 4:  # Pillow has already swapped the sides of a TIFF
+                return ImageHeader(image.height, image.width, orientation)
+            return ImageHeader(*image.size, orientation)
     except Error as error:
         return error
 
 
 def read_orientation(image: Image.Image) -> int:
-    """How an image is turned, from 1 to 8 as EXIF has it."""
+    """Return the EXIF orientation of an image, 1 to 8; 1 if it is missing or invalid."""
     if image.format == "PNG" and not {"exif", "Raw profile type exif", "XML:com.adobe.xmp"} & {*image.info}:
-        return 1  # Pillow would decode the whole file in search of it
-    found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return found if found in range(1, 9) else 1
+        return 1  # Pillow would decode the whole file to search for EXIF
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return orientation if orientation in range(1, 9) else 1
 
 
 def read_headers(paths: Sequence[Path]) -> Iterator[ImageHeader | Error]:
-    """The header of each image, read in threads."""
+    """Read the headers of images in parallel threads, in order."""
     with ThreadPoolExecutor() as threads:
         yield from threads.map(read_header, paths)
 
 
 def orient_corners(corners: Corners, header: ImageHeader) -> Corners:
-    """Corners in an image as stored, in the upright one."""
-    (left, top, right, bottom), (width, height, how) = corners, header
-    if how in (2, 3, 7, 8):
+    """Convert box corners from the stored image to the upright image."""
+    (left, top, right, bottom), (width, height, orientation) = corners, header
+    if orientation in (2, 3, 7, 8):
         left, right = width - right, width - left
-    if how in (3, 4, 6, 7):
+    if orientation in (3, 4, 6, 7):
         top, bottom = height - bottom, height - top
-    return (top, left, bottom, right) if how > 4 else (left, top, right, bottom)
+    return (top, left, bottom, right) if orientation > 4 else (left, top, right, bottom)
 
 
 def compute_pixel_corners(annotation: ImageAnnotation, header: ImageHeader) -> list[Corners]:
-    """The corners of an entry's boxes in pixels of the upright image, neither checked nor cut.
+    """Compute the corners of an image's boxes in pixels of the upright image, neither validated nor clipped.
 
-    Boxes belong to the image as stored where the stated size is that of the stored one, and otherwise, as in programs
-    that state no size, to the upright one.
+    If the stated size equals the stored size, the boxes refer to the stored image. Otherwise they refer to the upright
+    image, as with tools that state no size.
     """
     width, height = header.upright_size
     if annotation.is_relative:
         return [(b[0] * width, b[1] * height, b[2] * width, b[3] * height) for _, b, *_ in annotation.boxes]
-    stored = annotation.size == (header.width, header.height)
-    return [orient_corners(box.corners, header) if stored else box.corners for box in annotation.boxes]
+    is_stored_size = annotation.size == (header.width, header.height)
+    return [orient_corners(box.corners, header) if is_stored_size else box.corners for box in annotation.boxes]
 
 
 def find_box_problem(corners: Corners, size: tuple[int, int]) -> str:
-    """Why a box cannot be learned from, in the doctor's words; empty where it can."""
+    """Return the problem of an unusable box, as named by ``fukami doctor``; empty if the box is usable."""
     left, top, right, bottom = corners
     if not all(map(math.isfinite, corners)):
         return "not a number"
@@ -178,112 +179,121 @@ def build_samples(
     unusable_images: Sequence[AnnotationProblem],
     max_broken: int,
 ) -> list[Sample]:
-    """What can be learned from the entries of a part, in their order; the rest is left out and summed up.
+    """Build the samples of a split, in order; unusable images and boxes are left out and summarized in a warning.
 
     Raises:
-        Error: more images than ``max_broken`` are missing or broken.
+        Error: more than ``max_broken`` images are missing or broken.
     """
-    number = {label: i for i, label in enumerate(labels)}
-    kept: list[Sample] = []
-    wrong = [f"{flaw.file}{f', line {flaw.line}' if flaw.line else ''}: {flaw.detail}" for flaw in unusable_images]
-    dropped = 0
+    class_indices = {label: i for i, label in enumerate(labels)}
+    samples: list[Sample] = []
+    errors = [
+        f"{problem.file}{f', line {problem.line}' if problem.line else ''}: {problem.detail}"
+        for problem in unusable_images
+    ]
+    num_dropped = 0
     annotations = merge_annotations(annotations)
-    for entry, found in zip(annotations, read_headers([entry.image_path for entry in annotations]), strict=True):
-        if isinstance(found, Error):
-            wrong.append(str(found))
+    for annotation, header in zip(annotations, read_headers([each.image_path for each in annotations]), strict=True):
+        if isinstance(header, Error):
+            errors.append(str(header))
             continue
-        size = found.upright_size
-        good = [
-            (corners, number[box.label], box.kind)
-            for box, corners in zip(entry.boxes, compute_pixel_corners(entry, found), strict=True)
-            if box.label in number and not find_box_problem(corners, size)
+        size = header.upright_size
+        boxes = [
+            (corners, class_indices[box.label], box.kind)
+            for box, corners in zip(annotation.boxes, compute_pixel_corners(annotation, header), strict=True)
+            if box.label in class_indices and not find_box_problem(corners, size)
         ]
-        dropped += len(entry.boxes) - len(good)
-        kept.append(_build_sample(entry.image_path, size, good))
-    if wrong:
+        num_dropped += len(annotation.boxes) - len(boxes)
+        samples.append(_build_sample(annotation.image_path, size, boxes))
+    if errors:
         logger.warning(
-            f"{len(wrong)} of {len(kept) + len(wrong)} images are left out:\n{image_folder.format_errors(wrong)}"
+            f"{len(errors)} of {len(samples) + len(errors)} images are left out:\n{image_folder.format_errors(errors)}"
         )
-    if dropped:
+    if num_dropped:
         logger.warning(
-            f"{dropped} of {dropped + sum(len(each.classes) for each in kept)} boxes are left out: empty, inverted, "
-            "outside of their image or of no known class; fukami doctor names each"
+            f"{num_dropped} of {num_dropped + sum(len(sample.classes) for sample in samples)} boxes are left out: "
+            "empty, inverted, outside their image or of an unknown class; fukami doctor lists them"
         )
-    image_folder.check_broken(wrong, max_broken)
-    return kept
+    image_folder.check_broken(errors, max_broken)
+    return samples
 
 
 def merge_annotations(annotations: Sequence[ImageAnnotation]) -> list[ImageAnnotation]:
-    """Each image once, with the boxes of all its entries: what one of them has is no background in another."""
-    found: dict[Path, ImageAnnotation] = {}
-    for entry in annotations:
-        other = found.setdefault(entry.image_path, entry)
-        if other != entry:
-            found[entry.image_path] = replace(other, boxes=(*other.boxes, *entry.boxes))
-    return list(found.values())
+    """Merge the annotations of each image into one.
+
+    An image listed twice would otherwise train each half of its boxes as background.
+    """
+    merged: dict[Path, ImageAnnotation] = {}
+    for annotation in annotations:
+        first = merged.setdefault(annotation.image_path, annotation)
+        if first != annotation:
+            merged[annotation.image_path] = replace(first, boxes=(*first.boxes, *annotation.boxes))
+    return list(merged.values())
 
 
 def _build_sample(image: Path, size: tuple[int, int], boxes: Sequence[tuple[Corners, int, int]]) -> Sample:
-    corners = np.array([each[0] for each in boxes], np.float64).reshape(-1, 4)
-    inside = np.clip(corners, 0, np.array([*size, *size])).astype(np.float32)
+    corners = np.array([box[0] for box in boxes], np.float64).reshape(-1, 4)
+    clipped = np.clip(corners, 0, np.array([*size, *size])).astype(np.float32)
     return Sample(
         image,
         size,
-        inside,
-        np.array([each[1] for each in boxes], np.int64),
-        np.array([each[2] for each in boxes], np.uint8),
+        clipped,
+        np.array([box[1] for box in boxes], np.int64),
+        np.array([box[2] for box in boxes], np.uint8),
         str(image),
     )
 
 
 def select_splits(annotations: DatasetAnnotations) -> tuple[tuple[str, ...], str | None]:
-    """The names of the parts to train on, and of the one to judge on (None where the data have none).
+    """Return the names of the training splits and of the evaluation split (None if there is none).
 
-    Where there is a test part, it is judged on, and all else is trained on; otherwise the validation part is. One
-    without a single box can be no judge.
+    The test split is used for evaluation and all others for training; without a test split, the validation split is
+    used. A split without boxes is not used for evaluation.
     """
-    found = {name for name, entries in annotations.splits.items() if entries} | {
-        flaw.split for flaw in annotations.unusable_images
+    splits = {name for name, images in annotations.splits.items() if images} | {
+        problem.split for problem in annotations.unusable_images
     }
-    for name in sorted(found & {"test", "val"}):
-        if not any(entry.boxes for entry in annotations.splits.get(name, ())):
-            logger.warning(f"the {name} part has no box, and is not judged on; annotate its images")
-            found.remove(name)
-    judged = next((name for name in ("test", "val") if name in found), None)
-    every = {"trainval"} if "trainval" in found and judged != "val" else {"", "train", "val"} - {judged}
-    return tuple(sorted(every & found)), judged
+    for name in sorted(splits & {"test", "val"}):
+        if not any(image.boxes for image in annotations.splits.get(name, ())):
+            logger.warning(f"the {name} split has no box and is not used for evaluation; annotate its images")
+            splits.remove(name)
+    eval_split = next((name for name in ("test", "val") if name in splits), None)
+    train_splits = {"trainval"} if "trainval" in splits and eval_split != "val" else {"", "train", "val"} - {eval_split}
+    return tuple(sorted(train_splits & splits)), eval_split
 
 
 def separate_trainval(annotations: DatasetAnnotations) -> None:
-    """Where ``trainval`` stands beside one of its halves alone, the other half is what is left of it."""
+    """Replace ``trainval`` by the missing one of train and val, if the dataset has only the other."""
     for half, other in (("train", "val"), ("val", "train")):
         if {"trainval", half, other} & annotations.splits.keys() == {"trainval", half}:
-            there = {entry.image_path for entry in annotations.splits[half]}
+            paths = {image.image_path for image in annotations.splits[half]}
             annotations.splits[other] = [
-                each for each in annotations.splits.pop("trainval") if each.image_path not in there
+                image for image in annotations.splits.pop("trainval") if image.image_path not in paths
             ]
-            lost = {flaw.file for flaw in annotations.unusable_images if flaw.split == half}
+            files = {problem.file for problem in annotations.unusable_images if problem.split == half}
             annotations.unusable_images = [
-                flaw._replace(split=other) if flaw.split == "trainval" else flaw
-                for flaw in annotations.unusable_images
-                if flaw.split != "trainval" or flaw.file not in lost
+                problem._replace(split=other) if problem.split == "trainval" else problem
+                for problem in annotations.unusable_images
+                if problem.split != "trainval" or problem.file not in files
             ]
 
 
 def parse_split(name: str) -> str:
-    """The part that a folder or a list is, by its name; empty where it is none."""
+    """Return the split that the name of a folder or a list denotes; empty if it denotes none."""
     return SPLIT_NAMES.get(name.lower(), "")
 
 
 def list_images(folder: Path, *, recursive: bool = False) -> list[Path]:
-    """The image files in a folder, in order; with ``recursive`` also those further down."""
-    endings = image_io.get_image_suffixes()
-    found = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(path for path in found if path.suffix.lower() in endings and not path.name.startswith("."))
+    """List the image files in a folder, sorted; with ``recursive`` also those in its subfolders."""
+    suffixes = image_io.get_image_suffixes()
+    paths = folder.rglob("*") if recursive else folder.iterdir()
+    return sorted(path for path in paths if path.suffix.lower() in suffixes and not path.name.startswith("."))
 
 
 def is_outside_archive(image: Path, source: Path) -> bool:
-    """Whether annotations in an archive name an image outside of it; the user's own may name images anywhere."""
+    """Return whether annotations in an archive refer to an image outside it.
+
+    Annotations outside archives are the user's own and may refer to images anywhere.
+    """
     root = archives.find_archive_root(source)
     return root is not None and not archives.is_inside(image, root)
 
@@ -291,22 +301,28 @@ def is_outside_archive(image: Path, source: Path) -> bool:
 def keep_existing_images(
     annotations: Iterable[ImageAnnotation], dataset: DatasetAnnotations, split: str, source: Path
 ) -> list[ImageAnnotation]:
-    """The entries of a part whose image is there, as ``source`` names them; what the others lack is noted as lost."""
-    here = []
-    for entry in annotations:
-        if is_outside_archive(entry.image_path, source):
-            detail = f"the image {entry.image_path} lies outside of the archive; put it there, or remove its annotation"
-        elif is_file(entry.image_path):
-            here.append(entry)
+    """Return the annotations of a split whose image exists; the others are added to ``dataset.unusable_images``.
+
+    ``source`` is the file that the annotations come from.
+    """
+    existing = []
+    for annotation in annotations:
+        path = annotation.image_path
+        if is_outside_archive(path, source):
+            detail = f"the image {path} lies outside the archive; put it there, or remove its annotation"
+        elif is_file(path):
+            existing.append(annotation)
             continue
         else:
-            detail = f"the image {entry.image_path} does not exist; put it there, or remove its annotation"
-        dataset.unusable_images.append(AnnotationProblem("missing", entry.annotation_path, entry.line, detail, split))
-    return here
+            detail = f"the image {path} does not exist; put it there, or remove its annotation"
+        dataset.unusable_images.append(
+            AnnotationProblem("missing", annotation.annotation_path, annotation.line, detail, split)
+        )
+    return existing
 
 
 def find_rarest_classes(samples: Sequence[Sample]) -> npt.NDArray[np.int64]:
-    """The rarest class of each image ``(N,)``, -1 where there is none: what a part is held out by."""
-    every = np.concatenate([each.classes for each in samples] or [np.zeros(0, np.int64)])
-    counts = np.bincount(every, minlength=1)
-    return np.array([min(each.classes, key=lambda c: counts[c], default=-1) for each in samples], np.int64)
+    """Return the rarest class of each image ``(N,)``, -1 without boxes; the holdout is stratified by it."""
+    classes = np.concatenate([sample.classes for sample in samples] or [np.zeros(0, np.int64)])
+    counts = np.bincount(classes, minlength=1)
+    return np.array([min(sample.classes, key=lambda c: counts[c], default=-1) for sample in samples], np.int64)

@@ -1,8 +1,8 @@
-"""Archives of data sets, which somebody else packed: unpacked once into the cache folder, within bounds.
+"""Safe extraction of dataset archives into the cache folder.
 
-A member is a file or a folder below the archive's own; one with an absolute path or ``..`` in its name, a link or a
-device is refused with the whole archive. How much an archive may unpack to is bounded by its own size, so that a small
-file cannot fill a disk: images are hardly smaller packed than not, and annotations a hundred times at most.
+Archives are untrusted. A member with an absolute path or ``..`` in its name, a link or a device makes the whole archive
+invalid. The unpacked size is limited by the size of the archive, so that a small file cannot fill the disk. Images
+hardly compress, and annotations compress at most about a hundredfold.
 """
 
 import bz2
@@ -25,28 +25,28 @@ from fukami.data import tar
 from fukami.data.locations import get_cache_folder
 from fukami.errors import Error
 
-RULES_VERSION = 1  # of what is refused; others unpack an archive again
-MAX_RATIO = 100  # times the archive's own size that it may unpack to
-BASE_LIMIT_BYTES = 32 << 20  # bytes that any archive may unpack to
+RULES_VERSION = 1  # version of these checks; a new version unpacks every archive again
+MAX_RATIO = 100  # maximum ratio of the unpacked size to the archive's size
+BASE_LIMIT_BYTES = 32 << 20  # unpacked size that any archive may have
 MAX_MEMBERS = 5_000_000
-MAX_DEPTH = 32  # folders inside one another
-MAX_NAME_BYTES = 1024  # bytes
-MAX_DISK_FRACTION = 0.9  # fraction of the free space of the disk that may be taken
-MEMBER_OVERHEAD_BYTES = 512  # bytes that each member counts as, besides its content
+MAX_DEPTH = 32  # levels of nested folders
+MAX_NAME_BYTES = 1024
+MAX_DISK_FRACTION = 0.9  # maximum fraction of the free disk space
+MEMBER_OVERHEAD_BYTES = 512  # bytes counted for each member in addition to its content
 CHUNK_BYTES = 1 << 20
-ZIP_HEADER_BYTES = 30  # bytes that a zip file has before each member, at least
-XZ_MEMORY_LIMIT = 256 << 20  # bytes of memory for unpacking xz, which may ask for 4 GB
+ZIP_HEADER_BYTES = 30  # minimum size of the header before each member of a zip file
+XZ_MEMORY_LIMIT = 256 << 20  # memory limit for unpacking xz, whose files may request 4 GB
 COMPRESSION_SIGNATURES = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def unpack(archive: Path) -> Path:
-    """Folder that an archive was unpacked into, now or earlier.
+    """Unpack an archive, unless that was done before, and return the folder with its content.
 
-    It gets its name once all of it is there; what is refused leaves nothing.
+    The folder gets its final name only after complete extraction; a refused archive leaves no files.
 
     Raises:
-        Error: it is no zip or tar archive, is damaged, or has members that are refused.
+        Error: the file is not a zip or tar archive, is damaged, or has invalid members.
     """
     facts = archive.stat()
     key = hashlib.sha256(
@@ -66,8 +66,8 @@ def unpack(archive: Path) -> Path:
     try:
         _extract(temporary, archive, facts.st_size)
         temporary.rename(target)
-    except Exception as error:  # an unpacker may fail in any way on a damaged archive
-        if not target.exists():  # else another process was as quick
+    except Exception as error:  # readers raise errors of any type on a damaged archive
+        if not target.exists():  # otherwise another process unpacked it at the same time
             reason = str(error) or type(error).__name__
             raise Error(
                 f"{archive} cannot be unpacked ({reason}); give a folder, or a zip or tar archive of one"
@@ -78,14 +78,16 @@ def unpack(archive: Path) -> Path:
 
 
 def find_archive_root(path: Path) -> Path | None:
-    """Folder that an archive was unpacked into, for a path in it; None for any other path."""
-    place = Path(os.path.abspath(_get_unpack_folder()))  # noqa: PTH100
-    whole = Path(os.path.abspath(path))  # noqa: PTH100
-    return place / whole.relative_to(place).parts[0] if place in whole.parents else None
+    """Return the folder of the unpacked archive that contains a path; None if the path is in no unpacked archive."""
+    unpack_folder = Path(os.path.abspath(_get_unpack_folder()))  # noqa: PTH100
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100
+    return (
+        unpack_folder / absolute.relative_to(unpack_folder).parts[0] if unpack_folder in absolute.parents else None
+    )
 
 
 def is_inside(path: Path, root: Path) -> bool:
-    """Whether a path is below a folder; of an unpacked archive, in which there are no links, the names tell."""
+    """Return whether a path is below a folder, by name only: unpacked archives contain no links."""
     return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root))  # noqa: PTH100
 
 
@@ -94,73 +96,75 @@ def _get_unpack_folder() -> Path:
 
 
 class _Member(Protocol):
-    """A file or a folder in an archive."""
+    """File or folder in an archive."""
 
     name: str
     size: int
     is_folder: bool
 
     def read_chunks(self) -> Iterator[bytes]:
-        """Content, in pieces."""
+        """Yield the content in chunks."""
 
 
-def _extract(folder: Path, archive: Path, packed: int) -> None:
-    """Write what an archive contains into an empty folder.
+def _extract(folder: Path, archive: Path, archive_bytes: int) -> None:
+    """Extract an archive into an empty folder.
 
     Raises:
-        ValueError: a member is refused, or there is too much.
+        ValueError: a member is invalid, or the content is too large.
     """
-    most = min(BASE_LIMIT_BYTES + MAX_RATIO * packed, int(MAX_DISK_FRACTION * shutil.disk_usage(folder).free))
-    taken = 0
+    max_bytes = min(
+        BASE_LIMIT_BYTES + MAX_RATIO * archive_bytes, int(MAX_DISK_FRACTION * shutil.disk_usage(folder).free)
+    )
+    total_bytes = 0
     with ExitStack() as stack:
-        for number, member in enumerate(_iterate_members(archive, stack)):
-            taken += member.size + MEMBER_OVERHEAD_BYTES
-            if taken > most:
+        for index, member in enumerate(_iterate_members(archive, stack)):
+            total_bytes += member.size + MEMBER_OVERHEAD_BYTES
+            if total_bytes > max_bytes:
                 raise ValueError(
-                    f"it unpacks to more than {most:,} bytes, which is the most for its size and the free space here"
+                    f"it unpacks to more than {max_bytes:,} bytes, the maximum for its size and the free space here"
                 )
-            if number >= MAX_MEMBERS:
+            if index >= MAX_MEMBERS:
                 raise ValueError(f"it has more than {MAX_MEMBERS:,} members")
-            place = folder / _check_member_path(member.name)
+            path = folder / _check_member_path(member.name)
             if member.is_folder:
-                place.mkdir(parents=True, exist_ok=True)
+                path.mkdir(parents=True, exist_ok=True)
                 continue
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with place.open("wb") as file:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
                 for chunk in member.read_chunks():
                     file.write(chunk)
 
 
 def _check_member_path(name: str) -> PurePosixPath:
-    """Path of a member below the folder that it is written into.
+    """Return the path of a member relative to the target folder.
 
     Raises:
-        ValueError: it leads elsewhere, or no file may be called so.
+        ValueError: the path leads outside the folder, or is too deep or too long.
     """
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or PureWindowsPath(name).drive or "\0" in name:
-        raise ValueError(f"its member {name[:200]!r} leads out of it")
+        raise ValueError(f"its member {name[:200]!r} leads outside it")
     if len(path.parts) > MAX_DEPTH or len(os.fsencode(name)) > MAX_NAME_BYTES:
         raise ValueError(f"its member {name[:200]!r} has more than {MAX_DEPTH} folders or {MAX_NAME_BYTES} bytes")
     return path
 
 
 def _iterate_members(archive: Path, stack: ExitStack) -> Iterator[_Member]:
-    """The members of an archive, by what the file begins with.
+    """Iterate over the members of an archive, whose format is detected from its first bytes.
 
     Raises:
-        ValueError: it is no archive, or has a member that is neither a file nor a folder.
+        ValueError: the file is not an archive, or has a member that is neither a file nor a folder.
     """
     with archive.open("rb") as file:
         start = file.read(tar.BLOCK_BYTES)
-    kind = next((kind for mark, kind in COMPRESSION_SIGNATURES.items() if start.startswith(mark)), "")
+    kind = next((kind for signature, kind in COMPRESSION_SIGNATURES.items() if start.startswith(signature)), "")
     if kind:
         return _iterate_tar(_ForwardReader(stack.enter_context(_open_compressed(archive, kind))))
     if not start.startswith(b"PK") and _is_tar_header(start):
         return _iterate_tar(_ForwardReader(stack.enter_context(archive.open("rb"))))
     if zipfile.is_zipfile(archive):
         return _iterate_zip(stack.enter_context(zipfile.ZipFile(archive)), archive.stat().st_size)
-    raise ValueError("it is no zip or tar archive")
+    raise ValueError("it is not a zip or tar archive")
 
 
 # zip
@@ -172,19 +176,22 @@ class _ZipEntry:
         self.name, self.size, self.is_folder = info.filename, info.file_size, info.is_dir()
 
     def read_chunks(self) -> Iterator[bytes]:
-        """Content; the library ends at the size that is stated, and checks the sum."""
+        """Yield the content; :mod:`zipfile` stops at the stated size and verifies the checksum."""
         with self.archive.open(self.info) as file:
             while chunk := file.read(CHUNK_BYTES):
                 yield chunk
 
 
 def _iterate_zip(archive: zipfile.ZipFile, size: int) -> Iterator[_Member]:
-    """The members of a zip archive; each has bytes of its own in the file, or there could be any number of each."""
+    """Iterate over the members of a zip archive.
+
+    Overlapping members are refused: with shared bytes, a small file can unpack to any size (zip bomb).
+    """
     infos = archive.infolist()
-    places = sorted((info.header_offset, info.compress_size, info.filename) for info in infos)
-    for (start, packed, name), (following, *_) in pairwise([*places, (size, 0, "")]):
-        if start < 0 or start + ZIP_HEADER_BYTES + packed > following:
-            raise ValueError(f"its member {name[:200]!r} overlaps another one")
+    extents = sorted((info.header_offset, info.compress_size, info.filename) for info in infos)
+    for (start, compressed_size, name), (next_start, *_) in pairwise([*extents, (size, 0, "")]):
+        if start < 0 or start + ZIP_HEADER_BYTES + compressed_size > next_start:
+            raise ValueError(f"its member {name[:200]!r} overlaps another member")
     for info in infos:
         if info.compress_type not in ZIP_METHODS:
             raise ValueError(f"its member {info.filename[:200]!r} is neither stored nor deflated")
@@ -197,23 +204,23 @@ def _iterate_zip(archive: zipfile.ZipFile, size: int) -> Iterator[_Member]:
 
 
 class _ForwardReader:
-    """Bytes of a file by their place, which only grows: what a compressed file can give."""
+    """Forward-only reader with offsets, for compressed files, which cannot seek."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.position = file, 0
 
     def __call__(self, start: int, count: int) -> bytes:
-        """Up to ``count`` bytes from ``start``; fewer where the file ends before."""
+        """Return up to ``count`` bytes from offset ``start``; fewer at the end of the file."""
         while self.position < start and self._read_next(start - self.position):
             pass
         return self._read_next(count) if self.position == start else b""
 
     def _read_next(self, count: int) -> bytes:
-        found, count = bytearray(), min(count, CHUNK_BYTES)
-        while len(found) < count and (part := self.file.read(count - len(found))):
-            found += part
-        self.position += len(found)
-        return bytes(found)
+        content, count = bytearray(), min(count, CHUNK_BYTES)
+        while len(content) < count and (chunk := self.file.read(count - len(content))):
+            content += chunk
+        self.position += len(content)
+        return bytes(content)
 
 
 class _TarEntry:
@@ -222,18 +229,18 @@ class _TarEntry:
         self.name, self.size, self.is_folder = member.name, member.size, member.type == tarfile.DIRTYPE
 
     def read_chunks(self) -> Iterator[bytes]:
-        """Content.
+        """Yield the content.
 
         Raises:
-            ValueError: the file ends before.
+            ValueError: the archive ends within the member.
         """
-        at, end = self.member.content_start, self.member.content_start + self.size
-        while at < end:
-            chunk = self.read(at, end - at)
+        position, end = self.member.content_start, self.member.content_start + self.size
+        while position < end:
+            chunk = self.read(position, end - position)
             if not chunk:
-                raise ValueError(f"it is cut short in {self.name[:200]!r}")
+                raise ValueError(f"it is truncated in {self.name[:200]!r}")
             yield chunk
-            at += len(chunk)
+            position += len(chunk)
 
 
 def _iterate_tar(read: _ForwardReader) -> Iterator[_Member]:
@@ -258,7 +265,7 @@ def _open_compressed(archive: Path, kind: str) -> IO[bytes]:
 
 
 class _XzReader:
-    """Content of an xz file, unpacked in little memory: :mod:`lzma` itself takes as much as the file asks for."""
+    """Reader of an xz file with a memory limit; :func:`lzma.open` allocates as much as the file requests."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("rb")
@@ -271,19 +278,19 @@ class _XzReader:
         self.file.close()
 
     def read(self, count: int) -> bytes:
-        """Up to ``count`` bytes; none at the end of the file."""
+        """Return up to ``count`` bytes; none at the end of the file."""
         while True:
-            rest = b""
-            if self.decompressor.eof:  # another stream may follow, or zeros that fill up
-                rest = self.decompressor.unused_data or self.file.read(CHUNK_BYTES)
-                rest = rest.lstrip(b"\0")
-                if not rest:
+            compressed = b""
+            if self.decompressor.eof:  # another stream or zero padding may follow
+                compressed = self.decompressor.unused_data or self.file.read(CHUNK_BYTES)
+                compressed = compressed.lstrip(b"\0")
+                if not compressed:
                     return b""
                 self.decompressor = lzma.LZMADecompressor(memlimit=XZ_MEMORY_LIMIT)
             elif self.decompressor.needs_input:
-                rest = self.file.read(CHUNK_BYTES)
-                if not rest:
-                    raise EOFError("it is cut short")
-            found = self.decompressor.decompress(rest, count)
-            if found:
-                return found
+                compressed = self.file.read(CHUNK_BYTES)
+                if not compressed:
+                    raise EOFError("it is truncated")
+            content = self.decompressor.decompress(compressed, count)
+            if content:
+                return content

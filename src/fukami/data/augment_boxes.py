@@ -1,7 +1,7 @@
-"""Augmentation of images in frames: what is in an image, its boxes and its masks, moves with the pixels.
+"""Data augmentation of padded batches: boxes and masks are transformed with their images.
 
-A frame is as large as the largest image of a batch. Each image is changed within its own sides; beyond them its
-frame stays 0.
+The images of a batch are zero-padded to the size of the largest one. Each image is transformed within its own size; its
+padding stays 0.
 """
 
 from collections.abc import Sequence
@@ -15,130 +15,129 @@ from fukami.data.augment import AugmentationPipeline
 from fukami.data.samples import PaddedBatch
 from fukami.errors import UsageError
 
-SIZE_DIVISOR = 32  # pixels of which the sides of a frame are a multiple: the stride of the deepest maps
-MIN_VISIBLE_FRACTION = 0.3  # least share of a box that a move leaves in the image
+SIZE_DIVISOR = 32  # padded sides are multiples of it, the stride of the deepest feature maps
+MIN_VISIBLE_FRACTION = 0.3  # minimum fraction of a box's area that must stay in the image
 UNSUPPORTED_OPERATIONS = {
     "mixup": "mixes two images, whose boxes and masks cannot be mixed",
     "cutmix": "mixes two images, whose boxes and masks cannot be mixed",
-    "trivial": "counts the black of the frame among an image's colours",
-    "rand": "counts the black of the frame among an image's colours",
+    "trivial": "counts the black padding among an image's colours",
+    "rand": "counts the black padding among an image's colours",
 }
 
 
 def parse_box_augmentation(specs: Sequence[str]) -> AugmentationPipeline | None:
-    """The augmentation of images with boxes or masks that the words ask for, which keeps their sides; None: none.
+    """Build the augmentation of images with boxes or masks, which keeps their size; None if ``specs`` is empty.
 
     Raises:
-        UsageError: a word is unknown or given twice or makes no sense with boxes and masks, or its strength is out of
-            bounds.
+        UsageError: a name is unknown, repeated or unsupported with boxes and masks, or a strength is out of range.
     """
     for name in augment.parse_strengths(specs):
         if name in UNSUPPORTED_OPERATIONS:
-            allowed = ", ".join(word for word in augment.OPERATIONS if word not in UNSUPPORTED_OPERATIONS)
+            allowed = ", ".join(name for name in augment.OPERATIONS if name not in UNSUPPORTED_OPERATIONS)
             raise UsageError(f"the augmentation {name} {UNSUPPORTED_OPERATIONS[name]}; use of these: {allowed}")
     return augment.parse_augmentation(specs, size=0) if specs else None
 
 
 def augment_batch(augmentation: AugmentationPipeline, batch: PaddedBatch, draws: Tensor) -> PaddedBatch:
-    """The batch with its images, boxes and masks changed; those boxes of which too little is left become 0.
+    """Augment the images, boxes and masks of a batch; boxes that are mostly outside their image become 0.
 
     Args:
-        augmentation: as :func:`parse` makes it.
+        augmentation: as built by :func:`parse_box_augmentation`.
         batch: on the device of ``draws``.
-        draws: ``(N, what.draws)`` random numbers in [0, 1).
+        draws: ``(N, augmentation.num_draws)`` random numbers in [0, 1).
     """
     heights, widths = batch.sizes.unbind(1)
-    geometry = augmentation.compute_matrix(draws, heights, widths)
+    matrix = augmentation.compute_matrix(draws, heights, widths)
     images, boxes, classes, masks = batch.images, batch.boxes, batch.classes, batch.masks
-    if geometry is not None:
-        images = warp_images(augmentation, images, geometry, batch.sizes, draws)
+    if matrix is not None:
+        images = warp_images(augmentation, images, matrix, batch.sizes, draws)
         if masks.numel():
-            masks = warp_images(augmentation, masks.unsqueeze(1), geometry, batch.sizes).squeeze(1)
-        boxes, seen = warp_visible_boxes(augmentation, boxes, geometry, batch.sizes)
-        classes = torch.where(seen, classes, -1)
-        boxes = boxes * seen.unsqueeze(2)
-    covered = batch.sizes / torch.tensor(images.shape[-2:], device=draws.device)
-    if augmentation.has_stage("compute_color_matrix"):  # which would light up the frame
-        images = augmentation.recolor(images, draws, covered) * compute_valid_mask(batch.sizes, images)
-    for operation, own in zip(augmentation.operations, augmentation.split_draws(draws), strict=True):
-        images = operation.change_pixels(images, own, covered)
+            masks = warp_images(augmentation, masks.unsqueeze(1), matrix, batch.sizes).squeeze(1)
+        boxes, is_visible = warp_visible_boxes(augmentation, boxes, matrix, batch.sizes)
+        classes = torch.where(is_visible, classes, -1)
+        boxes = boxes * is_visible.unsqueeze(2)
+    valid_fraction = batch.sizes / torch.tensor(images.shape[-2:], device=draws.device)
+    if augmentation.has_stage("compute_color_matrix"):  # an offset would make the padding nonzero: mask it
+        images = augmentation.recolor(images, draws, valid_fraction) * compute_valid_mask(batch.sizes, images)
+    for operation, own_draws in zip(augmentation.operations, augmentation.split_draws(draws), strict=True):
+        images = operation.change_pixels(images, own_draws, valid_fraction)
     return batch._replace(images=images, boxes=boxes, classes=classes, masks=masks)
 
 
 def crop_batch(batch: PaddedBatch, window_size: int, draws: Tensor) -> PaddedBatch:
-    """A square of at most ``window_size`` pixels a side out of each image and its mask, anywhere in it.
+    """Crop each image and its mask to a square window at a random position.
 
     Args:
-        batch: with masks; boxes are not cut.
-        window_size: the side.
+        batch: batch with masks; boxes are not cropped.
+        window_size: side of the window in pixels; shorter sides of an image are kept.
         draws: ``(N, 2)`` random numbers in [0, 1).
     """
     if max(batch.masks.shape[-2:]) <= window_size:
         return batch
-    spare = (batch.sizes - window_size).clamp(min=0)
-    corners = ((spare + 1) * draws).floor().minimum(spare).long().tolist()
+    max_offsets = (batch.sizes - window_size).clamp(min=0)
+    corners = ((max_offsets + 1) * draws).floor().minimum(max_offsets).long().tolist()
     height, width = (min(-(-window_size // SIZE_DIVISOR) * SIZE_DIVISOR, side) for side in batch.masks.shape[-2:])
     sizes = batch.sizes.clamp(max=window_size)
-    inside = compute_valid_mask(sizes, batch.images[..., :height, :width])
+    valid_mask = compute_valid_mask(sizes, batch.images[..., :height, :width])
 
-    def part(maps: Tensor) -> Tensor:
-        """The windows of maps ``(N, C, H, W)``."""
+    def crop(maps: Tensor) -> Tensor:
+        """Crop maps ``(N, C, H, W)`` to the windows."""
         padded = F.pad(maps, (0, width, 0, height))
-        cuts = [m[:, top : top + height, left : left + width] for m, (top, left) in zip(padded, corners, strict=True)]
-        return torch.stack(cuts) * inside
+        crops = [m[:, top : top + height, left : left + width] for m, (top, left) in zip(padded, corners, strict=True)]
+        return torch.stack(crops) * valid_mask
 
-    return batch._replace(images=part(batch.images), masks=part(batch.masks.unsqueeze(1)).squeeze(1), sizes=sizes)
+    return batch._replace(images=crop(batch.images), masks=crop(batch.masks.unsqueeze(1)).squeeze(1), sizes=sizes)
 
 
 def warp_images(
     augmentation: AugmentationPipeline, images: Tensor, matrix: Tensor, sizes: Tensor, draws: Tensor | None = None
 ) -> Tensor:
-    """Images ``(N, C, H, W)`` moved as :meth:`Augment.geometry` says of their own ``sizes`` ``(N, 2)``.
+    """Resample padded images ``(N, C, H, W)`` of ``sizes`` ``(N, 2)`` by the matrices of their own coordinates.
 
-    Masks and maps of classes, which are not to be blended, go without ``draws``: they take the nearest pixel. Mirrors
-    alone keep the type and every pixel.
+    Masks and class maps are passed without ``draws`` and use the nearest pixel instead of bilinear interpolation. Flips
+    without other geometric operations are exact and keep the data type.
     """
-    inside = compute_valid_mask(sizes, images)
+    valid_mask = compute_valid_mask(sizes, images)
     if augmentation.only_flips:
         return flip_images(images, matrix, sizes)
     mode = "nearest" if draws is None else "bilinear"
-    found = augmentation.warp(images.float(), convert_to_frame(matrix, sizes, images), mode) * inside
-    return found.to(images.dtype) if draws is None else found
+    warped = augmentation.warp(images.float(), convert_to_frame(matrix, sizes, images), mode) * valid_mask
+    return warped.to(images.dtype) if draws is None else warped
 
 
 def flip_images(images: Tensor, matrix: Tensor, sizes: Tensor) -> Tensor:
-    """The images mirrored within their own sides where the moves say so, exactly."""
+    """Flip padded images within their own size, exactly, where the diagonal of ``matrix`` is negative."""
     for dimension, row in ((2, 1), (3, 0)):
-        side = images.shape[dimension]
-        own = sizes[:, dimension - 2].long().unsqueeze(1)
-        place = torch.arange(side, device=images.device).expand(len(images), side)
-        other = torch.where((matrix[:, row, row] < 0).unsqueeze(1) & (place < own), own - 1 - place, place)
-        shape = (-1, 1, side, 1) if dimension == 2 else (-1, 1, 1, side)
-        images = images.gather(dimension, other.view(shape).expand_as(images))
+        padded_size = images.shape[dimension]
+        size = sizes[:, dimension - 2].long().unsqueeze(1)
+        index = torch.arange(padded_size, device=images.device).expand(len(images), padded_size)
+        source = torch.where((matrix[:, row, row] < 0).unsqueeze(1) & (index < size), size - 1 - index, index)
+        shape = (-1, 1, padded_size, 1) if dimension == 2 else (-1, 1, 1, padded_size)
+        images = images.gather(dimension, source.view(shape).expand_as(images))
     return images
 
 
 def convert_to_frame(matrix: Tensor, sizes: Tensor, images: Tensor) -> Tensor:
-    """Moves ``(N, 3, 3)`` in coordinates of each image in those of the frame that it is in, both from -1 to 1."""
-    share = (sizes / torch.tensor(images.shape[-2:], device=sizes.device)).flip(1)
-    outward = F.pad(share, (0, 1), value=1.0).diag_embed()
-    outward[:, :2, 2] = share - 1
-    return outward @ matrix @ outward.inverse()
+    """Convert matrices ``(N, 3, 3)`` from coordinates of each image to those of its padded frame, both in [-1, 1]."""
+    valid_fraction = (sizes / torch.tensor(images.shape[-2:], device=sizes.device)).flip(1)
+    image_to_frame = F.pad(valid_fraction, (0, 1), value=1.0).diag_embed()
+    image_to_frame[:, :2, 2] = valid_fraction - 1
+    return image_to_frame @ matrix @ image_to_frame.inverse()
 
 
 def warp_visible_boxes(
     augmentation: AugmentationPipeline, boxes: Tensor, matrix: Tensor, sizes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Boxes ``(N, M, 4)`` moved and cut at the border, and ``(N, M)`` whether enough of each can still be seen."""
+    """Transform boxes ``(N, M, 4)``, clip them to the image, and return a mask ``(N, M)`` of those still visible."""
     heights, widths = sizes.unbind(1)
-    whole = augmentation.compute_box_bounds(boxes, matrix, heights, widths)
-    cut = augmentation.warp_boxes(boxes, matrix, heights, widths)
-    before, after = ((each[..., 2:] - each[..., :2]).clamp(min=0).prod(2) for each in (whole, cut))
-    return cut, (after > 0) & (after >= MIN_VISIBLE_FRACTION * before)
+    unclipped = augmentation.compute_box_bounds(boxes, matrix, heights, widths)
+    clipped = augmentation.warp_boxes(boxes, matrix, heights, widths)
+    area, clipped_area = ((each[..., 2:] - each[..., :2]).clamp(min=0).prod(2) for each in (unclipped, clipped))
+    return clipped, (clipped_area > 0) & (clipped_area >= MIN_VISIBLE_FRACTION * area)
 
 
 def compute_valid_mask(sizes: Tensor, images: Tensor) -> Tensor:
-    """``(N, 1, H, W)``: which pixels of the frames belong to the images."""
+    """Compute the mask ``(N, 1, H, W)`` of the pixels that belong to the images and not to the padding."""
     rows, columns = (torch.arange(side, device=sizes.device) for side in images.shape[-2:])
     heights, widths = (side.view(-1, 1, 1, 1) for side in sizes.unbind(1))
     return (rows.view(1, 1, -1, 1) < heights) & (columns < widths)

@@ -1,4 +1,4 @@
-"""How many pixels of each class there are, counted once and kept."""
+"""Pixel counts of each class, cached on disk."""
 
 import hashlib
 import json
@@ -19,54 +19,54 @@ ClassCounts = npt.NDArray[np.int64]
 
 
 def count_class_pixels(samples: Sequence[Sample], num_classes: int) -> ClassCounts:
-    """Of the masks of the samples: the pixels of each class, and the labelled ones of all images that have any of
-    it, ``(2, classes)``.
+    """Count the pixels of each class in the masks of the samples, ``(2, num_classes)``.
 
-    What was counted of the same files before is read from the cache folder. Masks that cannot be read count nothing.
+    The second row counts the labelled pixels of all images that contain the class. Counts of the same files are read
+    from the cache folder. Unreadable masks are skipped.
     """
     cache = (
         _get_cache_path(samples, num_classes) if all(isinstance(sample.source, Path) for sample in samples) else None
     )
     if cache is not None:
         try:
-            found = np.array(json.loads(cache.read_text()), np.int64)
-            if found.shape == (2, num_classes):
-                return found
-        except (OSError, ValueError):  # there is none, or a damaged one
+            cached = np.array(json.loads(cache.read_text()), np.int64)
+            if cached.shape == (2, num_classes):
+                return cached
+        except (OSError, ValueError):  # missing or damaged
             pass
     with ThreadPoolExecutor() as threads:
-        every = threads.map(lambda sample: _count_sample(sample, num_classes), samples)
-        counts = sum(every, np.zeros((2, num_classes), np.int64))
+        sample_counts = threads.map(lambda sample: _count_sample(sample, num_classes), samples)
+        counts = sum(sample_counts, np.zeros((2, num_classes), np.int64))
     if cache is not None:
         try:
             cache.parent.mkdir(parents=True, exist_ok=True)
             cache.write_text(json.dumps(counts.tolist()))
         except OSError as error:
-            logger.warning(f"the frequencies of the classes cannot be kept in {cache} ({error.strerror})")
+            logger.warning(f"the class frequencies cannot be written to {cache} ({error.strerror})")
     return counts
 
 
-def _count_sample(sample: Sample, classes: int) -> ClassCounts:
+def _count_sample(sample: Sample, num_classes: int) -> ClassCounts:
     if sample.mask is None:
-        return np.zeros((2, classes), np.int64)
+        return np.zeros((2, num_classes), np.int64)
     try:
-        counts = np.bincount(sample.mask.read().ravel(), minlength=classes + 1)[1 : classes + 1]
+        counts = np.bincount(sample.mask.read().ravel(), minlength=num_classes + 1)[1 : num_classes + 1]
     except Error:
-        return np.zeros((2, classes), np.int64)
+        return np.zeros((2, num_classes), np.int64)
     return np.stack([counts, np.where(counts > 0, counts.sum(), 0)])
 
 
-def _get_cache_path(samples: Sequence[Sample], classes: int) -> Path:
-    """Where the counts of these files, as they are now, are kept."""
-    digest = hashlib.sha256(f"{classes}".encode())
+def _get_cache_path(samples: Sequence[Sample], num_classes: int) -> Path:
+    """Return the cache file of these masks, identified by path, size, modification time and class table."""
+    digest = hashlib.sha256(f"{num_classes}".encode())
     for sample in samples:
         path = getattr(sample.mask, "path", getattr(sample.mask, "file", None))
-        facts = path.stat() if isinstance(path, Path) and path.exists() else None
-        what = (
+        stat = path.stat() if isinstance(path, Path) and path.exists() else None
+        key = (
             path,
-            facts and (facts.st_size, facts.st_mtime_ns),
+            stat and (stat.st_size, stat.st_mtime_ns),
             getattr(sample.mask, "class_table", None),
             sample.name,
         )
-        digest.update(repr(what).encode())
+        digest.update(repr(key).encode())
     return get_cache_folder() / "frequencies" / f"{digest.hexdigest()[:24]}.json"

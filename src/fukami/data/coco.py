@@ -1,8 +1,8 @@
-"""Annotations in the JSON of COCO (Lin et al. 2014), as Roboflow, CVAT, labelme's converters and others write it, too.
+"""COCO annotations in JSON (Lin et al. 2014), as also written by Roboflow, CVAT, labelme's converters and others.
 
-A file is ``annotations/instances_train2017.json`` and the like with the images in a folder beside it, a
-``_annotations.coco.json`` in each of the folders ``train``, ``valid`` and ``test``, or a single file. Boxes are left,
-top, width and height, counted from 0.
+Supported layouts: ``annotations/instances_train2017.json`` and similar with the images in a sibling folder;
+``_annotations.coco.json`` in each of the folders ``train``, ``valid`` and ``test``; a single file. Boxes are left, top,
+width and height, counted from 0.
 """
 
 import json
@@ -29,12 +29,12 @@ from fukami.errors import Error
 
 LISTS = ("images", "annotations", "categories")
 WHITESPACE = re.compile(r"[ \t\r\n]*")
-SNIFF_LENGTH = 100_000  # characters that are looked at to recognise a file
+SNIFF_LENGTH = 100_000  # characters read to detect the format of a file
 ROBOFLOW_FILE = "_annotations.coco.json"
 
 
 class Record(NamedTuple):
-    """A member of one of the lists of a file, and the line that it begins in."""
+    """Item of one of a file's lists, with its line number."""
 
     line: int
     fields: dict[str, Any]
@@ -44,162 +44,171 @@ Records = dict[str, list[Record]]
 
 
 def find_coco() -> Path:
-    """The folder of COCO 2017.
+    """Find the folder of COCO 2017.
 
     Raises:
-        Error: it is in none of the places where data sets are looked for.
+        Error: no data folder contains COCO.
     """
-    for place in list_data_folders():
-        for root in (place / "coco", place / "COCO", place / "coco2017", place):
+    for folder in list_data_folders():
+        for root in (folder / "coco", folder / "COCO", folder / "coco2017", folder):
             if (root / "annotations" / "instances_train2017.json").is_file():
                 return root
-    places = ", ".join(
-        str(place / "coco" / "annotations" / "instances_train2017.json") for place in list_data_folders()
+    paths = ", ".join(
+        str(folder / "coco" / "annotations" / "instances_train2017.json") for folder in list_data_folders()
     )
     raise Error(
-        f"COCO was not found: there is no {places}; unpack train2017.zip, val2017.zip and "
-        "annotations_trainval2017.zip from cocodataset.org into a folder coco, and set FUKAMI_DATA to the folder above"
+        f"COCO was not found: there is no {paths}; unpack train2017.zip, val2017.zip and "
+        "annotations_trainval2017.zip from cocodataset.org into a folder coco, and set FUKAMI_DATA to its parent folder"
     )
 
 
 def find_coco_files(root: Path) -> dict[str, Path]:
-    """The files of a folder by part (empty: all is one part); none where the folder is in no such layout."""
-    found = {
+    """Find the COCO files in a folder by split (the key is empty without splits); empty if there are none."""
+    files = {
         _parse_split(path.stem): path
         for path in sorted((root / "annotations").glob("instances_*.json"))
         if _parse_split(path.stem)
     }
-    inside = [
-        each for each in image_folder.list_folders(root) if parse_split(each.name) and (each / ROBOFLOW_FILE).is_file()
+    split_folders = [
+        folder
+        for folder in image_folder.list_folders(root)
+        if parse_split(folder.name) and (folder / ROBOFLOW_FILE).is_file()
     ]
-    found = found or {parse_split(each.name): each / ROBOFLOW_FILE for each in inside}
-    alone = [
-        path for place in (root, root / "annotations") for path in sorted(place.glob("*.json")) if _is_coco_file(path)
+    files = files or {parse_split(folder.name): folder / ROBOFLOW_FILE for folder in split_folders}
+    candidates = [
+        path
+        for folder in (root, root / "annotations")
+        for path in sorted(folder.glob("*.json"))
+        if _is_coco_file(path)
     ]
-    if not found and len(alone) > 1 and all(_parse_split(path.stem) for path in alone):
-        found = {_parse_split(path.stem): path for path in alone}
-    return found or ({"": alone[0]} if len(alone) == 1 else {})
+    if not files and len(candidates) > 1 and all(_parse_split(path.stem) for path in candidates):
+        files = {_parse_split(path.stem): path for path in candidates}
+    return files or ({"": candidates[0]} if len(candidates) == 1 else {})
 
 
 def read_coco(
     root: Path, on_records: Callable[[Path, Records, DatasetAnnotations], None] | None = None
 ) -> DatasetAnnotations:
-    """What the file at a path, or those of a folder, say.
+    """Read the COCO file at a path, or all of a folder.
 
     Args:
-        root: the file or the folder.
-        on_records: is told the records of each file, and what is known after it.
+        root: file or folder.
+        on_records: called for each file with its path, its records and the annotations read so far.
 
     Raises:
-        Error: a file is no JSON, or not COCO's.
+        Error: a file is not valid JSON, or not in COCO's format.
     """
-    sheets = DatasetAnnotations()
-    for part, path in ({"": root} if root.is_file() else find_coco_files(root)).items():
-        found = read_records(path)
-        sheets.splits[part] = keep_existing_images(_parse_annotations(path, found, sheets), sheets, part, path)
+    dataset = DatasetAnnotations()
+    for split, path in ({"": root} if root.is_file() else find_coco_files(root)).items():
+        records = read_records(path)
+        annotations = _parse_annotations(path, records, dataset)
+        dataset.splits[split] = keep_existing_images(annotations, dataset, split, path)
         if on_records:
-            on_records(path, found, sheets)
-    if root.is_dir():  # a single file may well be of some of the images that lie there
-        listed = {entry.image_path for entries in sheets.splits.values() for entry in entries}
-        places = sorted({path.parent for path in listed})
-        sheets.unannotated_images = [path for place in places for path in list_images(place) if path not in listed]
-    return sheets
+            on_records(path, records, dataset)
+    if root.is_dir():  # a single file may cover only some of the images in its folder
+        listed = {image.image_path for images in dataset.splits.values() for image in images}
+        folders = sorted({path.parent for path in listed})
+        dataset.unannotated_images = [path for folder in folders for path in list_images(folder) if path not in listed]
+    return dataset
 
 
 def read_records(path: Path) -> Records:
-    """The members of the three lists of a file.
+    """Read the items of a file's three lists.
 
     Raises:
-        Error: it is no JSON, or a list is missing.
+        Error: the file is not valid JSON, or a list is missing.
     """
     text = read_text(path)
     try:
-        found = dict(_parse_lists(text))
+        records = dict(_parse_lists(text))
     except json.JSONDecodeError as error:
         raise Error(
-            f"{path}, line {error.lineno}: is no JSON ({error.msg} at column {error.colno}); get the file again"
+            f"{path}, line {error.lineno}: is not valid JSON ({error.msg} at column {error.colno}); get the file again"
         ) from None
     except ValueError as error:  # a number of thousands of digits
-        raise Error(f"{path} is no JSON of COCO's ({error}); get the file again") from None
+        raise Error(f"{path} is not COCO's JSON ({error}); get the file again") from None
     except RecursionError:
-        raise Error(f"{path} is no JSON of COCO's (it is nested too deeply); get the file again") from None
-    missing = [name for name in LISTS if name not in found]
+        raise Error(f"{path} is not COCO's JSON (it is nested too deeply); get the file again") from None
+    missing = [name for name in LISTS if name not in records]
     if missing:
         raise Error(f"{path} has no list {' and no list '.join(missing)}; expected the JSON of COCO's instances")
-    return found
+    return records
 
 
 def _parse_lists(text: str) -> Iterator[tuple[str, list[Record]]]:
-    """The three lists of a text, in one pass that knows where it is."""
+    """Parse the three lists of a COCO file in one scan that tracks line numbers."""
     decoder = json.JSONDecoder()
     line, counted = 1, 0
 
-    def blank(at: int) -> int:
+    def skip_whitespace(at: int) -> int:
         match = WHITESPACE.match(text, at)
         return match.end() if match else at
 
-    def expect(at: int, signs: str) -> int:
-        if text[at : at + 1] not in {*signs}:
-            raise json.JSONDecodeError(f"expected {' or '.join(signs)}", text, min(at, len(text)))
-        return blank(at + 1)
+    def expect(at: int, characters: str) -> int:
+        if text[at : at + 1] not in {*characters}:
+            raise json.JSONDecodeError(f"expected {' or '.join(characters)}", text, min(at, len(text)))
+        return skip_whitespace(at + 1)
 
-    at = expect(blank(0), "{")
+    at = expect(skip_whitespace(0), "{")
     while text[at : at + 1] != "}":
         key, at = decoder.raw_decode(text, at)
-        at = expect(blank(at), ":")
+        at = expect(skip_whitespace(at), ":")
         if key not in LISTS or text[at : at + 1] != "[":
-            at = blank(decoder.raw_decode(text, at)[1])
+            at = skip_whitespace(decoder.raw_decode(text, at)[1])
         else:
-            members: list[Record] = []
-            at = blank(at + 1)
+            records: list[Record] = []
+            at = skip_whitespace(at + 1)
             while text[at : at + 1] != "]":
                 line, counted = line + text.count("\n", counted, at), at
                 fields, at = decoder.raw_decode(text, at)
                 if isinstance(fields, dict):
-                    members.append(Record(line, fields))
-                at = blank(at)
+                    records.append(Record(line, fields))
+                at = skip_whitespace(at)
                 if text[at : at + 1] != "]":
                     at = expect(at, ",")
-            at = blank(at + 1)
-            yield key, members
+            at = skip_whitespace(at + 1)
+            yield key, records
         if text[at : at + 1] != "}":
             at = expect(at, ",")
 
 
-def _parse_annotations(path: Path, found: Records, sheets: DatasetAnnotations) -> Iterator[ImageAnnotation]:
-    labels = {to_key(each.fields.get("id")): to_text(each.fields.get("name")) for each in list_used_categories(found)}
-    sheets.labels = tuple(dict.fromkeys([*sheets.labels, *labels.values()]))
-    known = {to_key(each.fields.get("id")) for each in found["images"]}
+def _parse_annotations(path: Path, records: Records, dataset: DatasetAnnotations) -> Iterator[ImageAnnotation]:
+    labels = {to_key(each.fields.get("id")): to_text(each.fields.get("name")) for each in list_used_categories(records)}
+    dataset.labels = tuple(dict.fromkeys([*dataset.labels, *labels.values()]))
+    image_ids = {to_key(each.fields.get("id")) for each in records["images"]}
     boxes: dict[Any, list[Box]] = {}
-    for line, fields in found["annotations"]:
-        note = f"annotation {to_text(fields.get('id'))}"
+    for line, fields in records["annotations"]:
+        identifier = f"annotation {to_text(fields.get('id'))}"
         category, image = to_key(fields.get("category_id")), to_key(fields.get("image_id"))
-        if image not in known:
-            detail = f"{note} is of image {image}, which is not among the images; add it, or remove the annotation"
-            sheets.orphan_annotations.append(AnnotationProblem("no image", path, line, detail))
+        if image not in image_ids:
+            detail = (
+                f"{identifier} is of image {image}, which is not among the images; add it, or remove the annotation"
+            )
+            dataset.orphan_annotations.append(AnnotationProblem("no image", path, line, detail))
             continue
         if category not in labels:
-            detail = f"{note} is of category {category}, which is not among the categories"
-            sheets.orphan_annotations.append(AnnotationProblem("no class", path, line, detail))
+            detail = f"{identifier} is of category {category}, which is not among the categories"
+            dataset.orphan_annotations.append(AnnotationProblem("no class", path, line, detail))
         kind = CROWD if fields.get("iscrowd") in (1, "1") else REGULAR
-        boxes.setdefault(image, []).append(Box(labels.get(category, ""), _parse_corners(fields), kind, line, note))
+        box = Box(labels.get(category, ""), _parse_corners(fields), kind, line, identifier)
+        boxes.setdefault(image, []).append(box)
     locate = ImageLocator(path)
-    for line, fields in found["images"]:
+    for line, fields in records["images"]:
         width, height = to_number(fields.get("width")), to_number(fields.get("height"))
-        stated = (int(width), int(height)) if math.isfinite(width) and math.isfinite(height) else None
-        own = tuple(boxes.get(to_key(fields.get("id")), ()))
-        yield ImageAnnotation(locate(to_text(fields.get("file_name"))), path, own, stated, line)
+        size = (int(width), int(height)) if math.isfinite(width) and math.isfinite(height) else None
+        image_boxes = tuple(boxes.get(to_key(fields.get("id")), ()))
+        yield ImageAnnotation(locate(to_text(fields.get("file_name"))), path, image_boxes, size, line)
 
 
 def list_used_categories(records: Records) -> list[Record]:
-    """The categories without those that only head others, which Roboflow puts first and gives to no box."""
+    """List the categories without unused supercategories, which Roboflow puts first."""
     used = {to_key(each.fields.get("category_id")) for each in records["annotations"]}
-    heads = {to_text(each.fields.get("supercategory")) for each in records["categories"]}
+    supercategories = {to_text(each.fields.get("supercategory")) for each in records["categories"]}
     return [
         each
         for each in records["categories"]
         if to_key(each.fields.get("id")) in used
-        or to_text(each.fields.get("name")) not in heads
+        or to_text(each.fields.get("name")) not in supercategories
         or to_text(each.fields.get("supercategory")) not in ("none", "")
     ]
 
@@ -211,35 +220,34 @@ def _parse_corners(fields: dict[str, Any]) -> tuple[float, float, float, float]:
 
 
 class ImageLocator:
-    """Where the images of a file lie: the first of the usual folders that has one, and then that one first."""
+    """Search for the images of a file in the usual folders, starting with the folder of the previous image."""
 
     def __init__(self, path: Path) -> None:
-        above = path.parent.parent
-        part = re.sub(r"^(instances|person_keypoints|annotations)_", "", path.stem)
-        own = [path.parent, path.parent / "images"]
-        beside = [above / part, above / "images" / part, above / "images", above]
-        self.folders = [*own, path.parent / part, path.parent / "images" / part]
-        self.folders += beside if path.parent.name.lower() in ("annotations", "labels") else []
+        parent = path.parent.parent
+        split = re.sub(r"^(instances|person_keypoints|annotations)_", "", path.stem)
+        self.folders = [path.parent, path.parent / "images", path.parent / split, path.parent / "images" / split]
+        siblings = [parent / split, parent / "images" / split, parent / "images", parent]
+        self.folders += siblings if path.parent.name.lower() in ("annotations", "labels") else []
 
     def __call__(self, name: str) -> Path:
-        """The path of an image, in the first folder where it is in none."""
-        for place in self.folders:
-            if is_file(place / name):
-                self.folders.remove(place)
-                self.folders.insert(0, place)
-                return place / name
+        """Return the path of an image; a path in the first folder if no folder contains it."""
+        for folder in self.folders:
+            if is_file(folder / name):
+                self.folders.remove(folder)
+                self.folders.insert(0, folder)
+                return folder / name
         return self.folders[0] / name
 
 
 def _parse_split(stem: str) -> str:
-    """The part that a file is of by its name, such as ``instances_val2017``."""
+    """Return the split denoted by a file's stem, such as ``instances_val2017``; empty if none."""
     words = re.findall(r"[a-z]+", stem.lower())
     return next((parse_split(word) for word in words if parse_split(word)), "")
 
 
 def _is_coco_file(path: Path) -> bool:
-    """Whether a file begins as one of COCO's does; one of categories alone is another's, of a tool for labels."""
+    """Return whether a file looks like COCO's; a short file with only categories belongs to a labelling tool."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        start, more = file.read(SNIFF_LENGTH), file.read(1)
-    lists = "images|annotations" + ("|categories|licenses" if more else "")
+        start, rest = file.read(SNIFF_LENGTH), file.read(1)
+    lists = "images|annotations" + ("|categories|licenses" if rest else "")
     return bool(re.match(r"\s*\{", start) and re.search(rf'"({lists})"\s*:\s*\[', start))

@@ -1,6 +1,6 @@
-"""scikit-learn's 1,797 handwritten digits, embedded: they need no download.
+"""Handwritten digits of scikit-learn: 1,797 images of 8×8 pixels, 0..16, available without a download.
 
-Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998; 8×8 pixels, 0..16.
+Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998.
 """
 
 from importlib.metadata import distribution
@@ -13,10 +13,10 @@ UInt8Array = npt.NDArray[np.uint8]
 
 
 def load_digits() -> tuple[UInt8Array, UInt8Array]:
-    """Images ``(1797, 28, 28)`` in 0..255 and labels 0..9.
+    """Load the images ``(1797, 28, 28)`` in 0..255 and the labels 0..9.
 
-    Each 8×8 image is enlarged to 20×20 and set into 28×28, MNIST's convention, so that networks trained on the one
-    read the other.
+    Each 8×8 image is resized to 20×20 and padded to 28×28, the convention of MNIST, so that networks transfer between
+    the two datasets.
     """
     small, labels = load_original_digits()
     small = np.clip(small * (255 / 16), 0, 255).astype(np.uint8)
@@ -25,7 +25,7 @@ def load_digits() -> tuple[UInt8Array, UInt8Array]:
 
 
 def load_original_digits() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
-    """As they were published: images ``(1797, 8, 8)`` in 0..16 and labels 0..9."""
+    """Load the original images ``(1797, 8, 8)`` in 0..16 and the labels 0..9."""
     file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
-    table = np.loadtxt(str(file), delimiter=",")  # to import scikit-learn for it takes longer than a short training
+    table = np.loadtxt(str(file), delimiter=",")  # importing scikit-learn takes longer than a short training run
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Features of regions, kept in the cache folder: what a network said of an image need not be computed again."""
+"""Disk cache of region features, so that a network computes the features of an image only once."""
 
 import contextlib
 import hashlib
@@ -19,54 +19,54 @@ logger = logging.getLogger(__name__)
 
 
 class FeatureCache:
-    """The features that one network gave, a file for each image; read and written by whoever has the same network.
+    """Disk cache of the features of one network, one file per image; shared by all processes with the same network.
 
     Args:
-        network: whose features they are; it does not change.
-        settings: what else they depend on.
-        limit: gigabytes that the features of all networks may take on the disk. Those of the networks that were used
-            least lately give way; once there is no more room, features are not kept.
+        network: network with frozen weights.
+        settings: everything else that the features depend on.
+        limit: size limit in gigabytes for the features of all networks. The least recently used networks are evicted
+            first; when the limit is reached, features are no longer cached.
     """
 
     def __init__(self, network: nn.Module, settings: str, limit: float) -> None:
-        settings += f" {torch.__version__} {torch.get_num_threads()}"  # which decide how sums are rounded
+        settings += f" {torch.__version__} {torch.get_num_threads()}"  # both affect the rounding of sums
         digest = hashlib.blake2b(settings.encode(), digest_size=16)
         for name, value in network.state_dict().items():
             digest.update(f"{name} {value.dtype} {tuple(value.shape)} {value.device.type}".encode())
             digest.update(_to_bytes(value))
         self.folder = locations.get_cache_folder() / "features" / digest.hexdigest()
-        with contextlib.suppress(FileNotFoundError):  # it is new, or another process made room
-            os.utime(self.folder)  # used now
+        with contextlib.suppress(FileNotFoundError):  # the folder is new, or another process evicted it
+            os.utime(self.folder)  # mark as recently used
         self.remaining_bytes = limit * 1e9 - self._evict_others(limit * 1e9)
 
     def _evict_others(self, limit: float) -> float:
-        """Bytes that other networks' features take, once the oldest have made room for as many as they."""
-        sizes, used = {}, {}
+        """Evict the oldest networks' features until half of the limit is free, and return the remaining size in bytes."""
+        sizes, last_used = {}, {}
         for folder in self.folder.parent.glob("*"):
-            with contextlib.suppress(FileNotFoundError):  # another process makes room as well
-                used[folder] = folder.stat().st_mtime
+            with contextlib.suppress(FileNotFoundError):  # another process may evict at the same time
+                last_used[folder] = folder.stat().st_mtime
                 sizes[folder] = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        for folder in sorted(sizes.keys() - {self.folder}, key=used.__getitem__):
+        for folder in sorted(sizes.keys() - {self.folder}, key=last_used.__getitem__):
             if sum(sizes.values()) > limit / 2:
                 shutil.rmtree(folder, ignore_errors=True)
                 del sizes[folder]
         return sum(sizes.values())
 
     def get_path(self, image: Tensor, boxes: Tensor) -> Path:
-        """Where the features of these boxes of this image are, or would be."""
+        """Return the cache file of the features of an image's boxes."""
         digest = hashlib.blake2b(_to_bytes(image), digest_size=16)
         digest.update(_to_bytes(boxes))
         return self.folder / f"{digest.hexdigest()}.safetensors"
 
     def read(self, path: Path) -> Tensor | None:
-        """What was kept there; None where there is nothing, or something that is no file of features."""
+        """Read cached features; None if the file is missing or invalid."""
         try:
             return load(path.read_bytes())["features"]
         except (OSError, SafetensorError, KeyError):
             return None
 
     def write(self, path: Path, features: Tensor) -> None:
-        """Keep them, in one step: whoever reads finds all or nothing. Once one cannot be written, no more are kept."""
+        """Write features atomically. After a failure, no more features are written."""
         content = save({"features": features.cpu().contiguous()})
         self.remaining_bytes -= len(content)
         if self.remaining_bytes < 0:
@@ -79,11 +79,11 @@ class FeatureCache:
         except OSError as error:
             self.remaining_bytes = -1.0
             logger.warning(
-                f"{self.folder.parent} cannot be written ({error.strerror}): features are computed anew each time; "
+                f"{self.folder.parent} cannot be written ({error.strerror}), so features are computed again each time; "
                 "make room there, or set XDG_CACHE_HOME to another folder"
             )
 
 
 def _to_bytes(tensor: Tensor) -> bytes:
-    """The numbers of a tensor, of whatever type."""
+    """Return the raw bytes of a tensor of any type."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

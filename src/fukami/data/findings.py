@@ -1,4 +1,4 @@
-"""What is wrong with data, and what there is to look at: the doctor's findings, of whichever kind of data."""
+"""Dataset validation (``fukami doctor``): problems, counts and the checks that all kinds of datasets share."""
 
 import hashlib
 import io
@@ -21,22 +21,22 @@ from fukami.data import image_folder
 from fukami.errors import Error, convert_memory_errors
 from fukami.image import io as image_io
 
-MAX_IMBALANCE = 10  # times as many in the largest class as in another
-MIN_SIDE = 8  # pixels; a side below shows nothing that could be told apart
-CHUNK_SIZE = 1024  # files that are in flight at a time
-# the file and the line that an error of a reader of annotations names
+MAX_IMBALANCE = 10  # maximum ratio of the largest class to another class
+MIN_SIDE = 8  # pixels; smaller images show nothing recognizable
+CHUNK_SIZE = 1024  # number of files checked at a time
+# file and line in an error message of an annotation reader
 ERROR_LOCATION = re.compile(
     r"^(?P<file>.*?\.(json|ya?ml|data))(, line (?P<line>\d+))?:? (?P<detail>.*)$", re.DOTALL | re.I
 )
 EQUIVALENT_FORMATS = {
     ("JPEG", "MPO"),
     ("BMP", "DIB"),
-}  # formats by name and by content that are one format for every reader
+}  # (format by suffix, format by content) that readers treat as the same
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One finding: its kind, the file and line or the class it is about, and what is wrong in words."""
+    """Problem of a dataset: its kind, a description, and the file and line or the class that it concerns."""
 
     kind: str
     detail: str
@@ -45,30 +45,30 @@ class Problem:
     line: int = 0
 
     def to_dict(self) -> dict[str, str | int]:
-        """As the line of JSON has it."""
-        about: dict[str, str | int] = {"file": self.file, "line": self.line, "class": self.label}
-        given = {name: value for name, value in about.items() if value}
-        return {"problem": self.kind, **given, "detail": self.detail}
+        """Convert to a JSON object, without empty fields."""
+        location: dict[str, str | int] = {"file": self.file, "line": self.line, "class": self.label}
+        nonempty = {name: value for name, value in location.items() if value}
+        return {"problem": self.kind, **nonempty, "detail": self.detail}
 
 
 @dataclass(frozen=True)
 class ImageItem:
-    """An image to look at: where it is, what messages call it, its class and its part (empty: no parts)."""
+    """Image to validate: its path, its name in messages, its class and its split (empty: no splits)."""
 
     path: Path
     name: str
     label: str
     split: str
     content: bytes = b""
-    """What the file holds, where it lies in no file of its own."""
+    """Encoded image, if it has no file of its own."""
 
 
 @dataclass
 class Findings:
-    """What is wrong, and how much was looked at: readable images of each class, by part.
+    """Result of a validation: the problems, and the number of readable images of each class, by split.
 
-    Of images with boxes or masks, which are of no one class, ``annotation_counts`` has the boxes or pixels of each
-    class by part, as ``unit`` says, and ``first_locations`` the file and line in which a class is first named.
+    For images with boxes or masks, ``annotation_counts`` contains the number of boxes or pixels (the ``unit``) of each
+    class by split, and ``first_locations`` the file and line of the first occurrence of a class.
     """
 
     problems: list[Problem] = field(default_factory=list)
@@ -78,33 +78,33 @@ class Findings:
     first_locations: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def add(self, kind: str, detail: str, *, file: str = "", label: str = "", line: int = 0) -> None:
-        """One more problem."""
+        """Add a problem."""
         self.problems.append(Problem(kind, detail, file, label, line))
 
     def __str__(self) -> str:
-        """The summary, in one sentence."""
-        images = sum(counter.total() for counter in self.image_counts.values())
-        things = sum(counter.total() for counter in self.annotation_counts.values())
-        classes = len(
+        """Summarize the validation in one sentence."""
+        num_images = sum(counter.total() for counter in self.image_counts.values())
+        num_annotations = sum(counter.total() for counter in self.annotation_counts.values())
+        num_classes = len(
             {label for counter in (self.annotation_counts or self.image_counts).values() for label in counter}
         )
-        between = f" with {format_count(things, self.unit)}" if self.annotation_counts else ""
-        of = "" if self.unit == "sentence" else f" of {format_count(classes, 'class')}"
-        among = f"{format_count(images, 'readable image')}{between}{of}"
-        kinds = Counter(found.kind for found in self.problems)
-        listed = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
-        all_told = format_count(len(self.problems), "problem")
-        return f"{all_told} among {among}: {listed}" if kinds else f"no problem among {among}"
+        annotations = f" with {format_count(num_annotations, self.unit)}" if self.annotation_counts else ""
+        classes = "" if self.unit == "caption" else f" of {format_count(num_classes, 'class')}"
+        content = f"{format_count(num_images, 'readable image')}{annotations}{classes}"
+        kinds = Counter(problem.kind for problem in self.problems)
+        kind_counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        total = format_count(len(self.problems), "problem")
+        return f"{total} among {content}: {kind_counts}" if kinds else f"no problem among {content}"
 
 
-# each file
+# single files
 
 
 def hash_images(items: Iterable[ImageItem], findings: Findings) -> Iterator[tuple[ImageItem, bytes]]:
-    """The images that can be read, each with the digest of its pixels; the others are told."""
+    """Check images in threads; yield the readable ones with the digest of their pixels and add problems of the rest."""
     console = Console(stderr=True)
     columns = (
-        TextColumn("looking at"),
+        TextColumn("checking"),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),
@@ -113,9 +113,9 @@ def hash_images(items: Iterable[ImageItem], findings: Findings) -> Iterator[tupl
         Progress(*columns, console=console, disable=not console.is_terminal) as progress,
         ThreadPoolExecutor() as threads,
     ):
-        bar = progress.add_task("", total=len(items) if isinstance(items, list) else None)
-        rest = iter(items)
-        while chunk := list(islice(rest, CHUNK_SIZE)):
+        task = progress.add_task("", total=len(items) if isinstance(items, list) else None)
+        remaining = iter(items)
+        while chunk := list(islice(remaining, CHUNK_SIZE)):
             for item, (digest, problems) in zip(chunk, threads.map(check_image, chunk), strict=True):
                 findings.problems += problems
                 if digest:
@@ -123,11 +123,11 @@ def hash_images(items: Iterable[ImageItem], findings: Findings) -> Iterator[tupl
                     yield item, digest
                 else:
                     findings.image_counts[item.split][item.label] += 0
-            progress.advance(bar, len(chunk))
+            progress.advance(task, len(chunk))
 
 
 def check_image(item: ImageItem) -> tuple[bytes | None, list[Problem]]:
-    """The digest of a file's pixels, None where it cannot be read, and what is wrong with the file itself."""
+    """Return the digest of an image's pixels, None if it cannot be read, and the problems of the file."""
     source = item.content or item.path
     try:
         with convert_memory_errors(str(item.path)):
@@ -137,41 +137,41 @@ def check_image(item: ImageItem) -> tuple[bytes | None, list[Problem]]:
         return None, [Problem("broken", str(error).removeprefix(f"{item.path} "), item.name)]
     problems = []
     expected = Image.registered_extensions().get(item.path.suffix.lower())
-    kind = detect_format(source)
-    if expected and kind and kind != expected and (expected, kind) not in EQUIVALENT_FORMATS:
-        detail = f"is {kind} by content, not {expected} as its name says"
+    actual = detect_format(source)
+    if expected and actual and actual != expected and (expected, actual) not in EQUIVALENT_FORMATS:
+        detail = f"is {actual} by content, not {expected} as its suffix states"
         problems.append(Problem("wrong suffix", detail, item.name))
     if min(image.size) < MIN_SIDE:
-        detail = f"is {image.width}×{image.height} pixels; a side below {MIN_SIDE} shows nothing"
+        detail = f"is {image.width}×{image.height} pixels; a side below {MIN_SIDE} is too small"
         problems.append(Problem("tiny", detail, item.name))
     return pixels, problems
 
 
 def detect_format(file: Path | bytes) -> str | None:
-    """The format by content, None for what is no image; nothing is decoded."""
+    """Detect the image format by content without decoding; None if the file is not an image."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
                 return image.format
-        except Exception:  # a reader may fail in any way on a strange file
+        except Exception:  # readers raise errors of any type on unexpected content
             return None
 
 
 def hash_pixels(pixels: image_io.UInt8Array) -> bytes:
-    """16 bytes that are the same for the same pixels in the same shape."""
+    """Compute a 16-byte digest of the pixels and their shape."""
     content = np.ascontiguousarray(pixels).tobytes()
     return hashlib.blake2b(content, digest_size=16, key=repr(pixels.shape).encode()).digest()
 
 
-# all together
+# the whole dataset
 
 
 def check_duplicates(hashed_images: Iterable[tuple[ImageItem, bytes]], findings: Findings) -> None:
-    """The same pixels again: under another class, in another part, or merely twice."""
-    before: dict[bytes, list[ImageItem]] = {}
+    """Add a problem for each duplicate image: in another class, in another split, or in the same ones."""
+    previous: dict[bytes, list[ImageItem]] = {}
     for item, digest in hashed_images:
-        others = before.setdefault(digest, [])
+        others = previous.setdefault(digest, [])
         if others:
             worst = min(others, key=lambda other: (other.label == item.label, other.split == item.split))
             kind, detail = describe_conflict(item, worst)
@@ -180,90 +180,90 @@ def check_duplicates(hashed_images: Iterable[tuple[ImageItem, bytes]], findings:
 
 
 def describe_conflict(item: ImageItem, other: ImageItem) -> tuple[str, str]:
-    """The kind of problem of one image that is there twice, and how the two differ."""
+    """Return the kind of problem of a duplicate image, and a description of how the two items differ."""
     labels = f", whose class is {other.label!r} and not {item.label!r}" if item.label != other.label else ""
-    parts = f"; one is in {other.split!r}, the other in {item.split!r}" if item.split != other.split else ""
-    kind = "two classes" if labels else "duplicate across parts" if parts else "duplicate"
-    return kind, labels + parts
+    splits = f"; one is in {other.split!r}, the other in {item.split!r}" if item.split != other.split else ""
+    kind = "two classes" if labels else "duplicate across splits" if splits else "duplicate"
+    return kind, labels + splits
 
 
 def check_classes(findings: Findings) -> None:
-    """The names and the sizes of the classes, in images, boxes or pixels."""
-    counts, things = (
+    """Check the names and the sizes of the classes, counted in images, boxes or pixels."""
+    counts, unit = (
         (findings.annotation_counts, findings.unit) if findings.annotation_counts else (findings.image_counts, "image")
     )
     labels = sorted({label for counter in counts.values() for label in counter})
-    every = sum(counts.values(), Counter[str]())
-    check_class_names(sorted(labels, key=lambda label: -every[label]), findings)  # so that the rare spelling is told
-    if len(labels) == 1 and things == "image":
-        findings.add("lone class", "there is no other class to tell it from", label=labels[0])
-    training = [part for part in counts if part.lower() in (*image_folder.TRAIN_NAMES, "trainval", "")]
-    sizes = sum((counts[part] for part in training), Counter[str]())  # leaves out the empty ones
-    largest, most = next(iter(sizes.most_common(1)), ("", 0))
+    totals = sum(counts.values(), Counter[str]())
+    check_class_names(sorted(labels, key=lambda label: -totals[label]), findings)  # reports the rarer spelling
+    if len(labels) == 1 and unit == "image":
+        findings.add("single class", "is the only class; classification needs at least two", label=labels[0])
+    train_splits = [split for split in counts if split.lower() in (*image_folder.TRAIN_NAMES, "trainval", "")]
+    sizes = sum((counts[split] for split in train_splits), Counter[str]())  # drops classes with a count of 0
+    largest, largest_size = next(iter(sizes.most_common(1)), ("", 0))
     for label in labels:
-        holders = [part for part, counter in counts.items() if counter[label]]
-        absent = [part for part in counts if not counts[part][label]]
-        if holders and absent:
-            detail = f"has {pluralize(things)} in {format_splits(holders)} and none in {format_splits(absent)}"
-            findings.add("part missing", detail, label=label)
-        number = sizes[label]
-        if number == 1 and len(counts) == 1:
-            detail = f"has 1 {things}, which cannot be both learned from and judged on"
+        present = [split for split, counter in counts.items() if counter[label]]
+        absent = [split for split in counts if not counts[split][label]]
+        if present and absent:
+            detail = f"has {pluralize(unit)} in {format_splits(present)} and none in {format_splits(absent)}"
+            findings.add("missing in split", detail, label=label)
+        size = sizes[label]
+        if size == 1 and len(counts) == 1:
+            detail = f"has 1 {unit}, which cannot be used for both training and evaluation"
             findings.add("too few", detail, label=label)
-        if 0 < MAX_IMBALANCE * number < most and things != "pixel":  # of which a sky has more than a pole
-            has = f"has {format_count(number, things)}"
-            detail = f"{has}, and {largest!r} has {most}: more than {MAX_IMBALANCE} times as many"
+        if 0 < MAX_IMBALANCE * size < largest_size and unit != "pixel":  # pixel counts depend on the objects' sizes
+            count = format_count(size, unit)
+            detail = f"has {count}, and {largest!r} has {largest_size}: more than {MAX_IMBALANCE} times as many"
             findings.add("unbalanced", detail, label=label)
-        if not holders and not any(each.kind == "empty" and each.label == label for each in findings.problems):
-            none = "not one of its images can be read" if things == "image" else f"not one {things} of it is good"
-            findings.add("empty", none, label=label)
+        if not present and not any(each.kind == "empty" and each.label == label for each in findings.problems):
+            detail = "none of its images can be read" if unit == "image" else f"has no valid {unit}"
+            findings.add("empty", detail, label=label)
 
 
 def check_class_names(labels: Iterable[str], findings: Findings) -> None:
-    """Names that a person reads as one name, and names with blanks around them."""
-    alike = defaultdict(list)
+    """Check for names that differ only in case or whitespace, and names with leading or trailing whitespace."""
+    spellings = defaultdict(list)
     for label in labels:
-        alike[" ".join(unicodedata.normalize("NFKC", label).casefold().split())].append(label)
-    for first, *others in alike.values():
+        spellings[" ".join(unicodedata.normalize("NFKC", label).casefold().split())].append(label)
+    for first, *others in spellings.values():
         for other in others:
-            detail = f"differs from {first!r} only in case or blanks, and is another class"
+            detail = f"differs from {first!r} only in case or whitespace, and is another class"
             file, line = findings.first_locations.get(other, ("", 0))
             findings.add("class name", detail, label=other, file=file, line=line)
         if not others and first != first.strip():
             file, line = findings.first_locations.get(first, ("", 0))
-            findings.add("class name", "begins or ends with a blank", label=first, file=file, line=line)
+            findings.add("class name", "starts or ends with whitespace", label=first, file=file, line=line)
 
 
 def format_splits(splits: Iterable[str]) -> str:
-    """The parts in words."""
-    return " and ".join(repr(part) for part in splits)
+    """Format the names of splits, as in ``'train' and 'val'``."""
+    return " and ".join(repr(split) for split in splits)
 
 
 def format_count(number: int, noun: str) -> str:
-    """A number of things in words."""
+    """Format a count with its noun, as in ``1,797 images``."""
     return f"{number:,} {noun if number == 1 else pluralize(noun)}"
 
 
 def pluralize(noun: str) -> str:
-    """More than one of them."""
+    """Return the plural of a noun."""
     return f"{noun}es" if noun.endswith(("s", "x")) else f"{noun}s"
 
 
 class PathNames:
-    """The names under which the user knows files, also of what was unpacked elsewhere."""
+    """Names of files relative to the dataset that the user named, also for files of an unpacked archive."""
 
     def __init__(self, source: Path) -> None:
-        archive = source.is_file() and source.suffix.lower() not in (".json", ".yaml", ".yml")
-        self.source, self.root = source, image_folder.unpack_archive(source) if archive else source
+        is_archive = source.is_file() and source.suffix.lower() not in (".json", ".yaml", ".yml")
+        self.source, self.root = source, image_folder.unpack_archive(source) if is_archive else source
 
     def __call__(self, path: Path) -> str:
-        """The path below what was given."""
+        """Return the name of a file in messages."""
         return str(self.source / path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
 
 def add_read_error(error: Error, names: PathNames, findings: Findings) -> None:
-    """Tell why the data cannot be read at all, with the file and the line that the error names."""
+    """Add the problem of a dataset that cannot be read at all, with the file and line from the error message."""
     match = ERROR_LOCATION.match(str(error))
-    where = (names(Path(match["file"])), int(match["line"] or 0)) if match else (str(names.source), 0)
+    file, line = (names(Path(match["file"])), int(match["line"] or 0)) if match else (str(names.source), 0)
     detail = match["detail"] if match else str(error).removeprefix(f"{names.source} ")
-    findings.add("broken", detail, file=where[0], line=where[1])
+    findings.add("broken", detail, file=file, line=line)

@@ -1,4 +1,4 @@
-"""The manifest of a run: names, sizes and labels of its data, by which a resumed run notices that they have changed."""
+"""Manifest of a run: names, sizes and labels of its data, from which a resumed run detects changed data."""
 
 import hashlib
 import json
@@ -15,17 +15,17 @@ from torch.utils import _pytree as pytree
 from fukami.errors import Error, WriteError
 
 MANIFEST_FILE = "manifest.jsonl"
-MAX_NAMED = 5  # items that a message names
+MAX_NAMED = 5  # items named in a message
 MOVED = "moved between training and validation"
 
 
 class ManifestItem(NamedTuple):
-    """An item of a dataset.
+    """Item of a dataset.
 
     Attributes:
-        name: the path of its file, or what else messages call it.
-        size: bytes of its file; -1 where it has none.
-        label: its class, boxes, mask or sentences as bytes; of an item in memory also its content.
+        name: path of its file, or another name for messages.
+        size: size of its file in bytes; -1 without a file.
+        label: class, boxes, mask or captions as bytes; for an item in memory also its content.
     """
 
     name: str
@@ -34,30 +34,30 @@ class ManifestItem(NamedTuple):
 
 
 class Manifest:
-    """What a run is trained and evaluated on.
+    """List of the training and validation data of a run.
 
-    Loaders that have a method ``list_items``, which yields an :class:`Item` for everything in them in order, and the
-    paths or other ``names`` of these, are listed so; of tensors in a list or tuple there is one item. Anything else,
-    such as a game, is not listed. Files are not read: their sizes are what the operating system says.
+    A loader is listed through its method ``list_items``, which yields a :class:`ManifestItem` per item in order, and
+    its ``names``. A list or tuple of tensors is one item. Other data, such as a game, are not listed. Files are not
+    read: their sizes come from the operating system.
 
     Args:
-        train, val: what the run is trained and evaluated on.
-        labels: names of the classes.
+        train, val: data that the run is trained and evaluated on.
+        labels: class names.
     """
 
     def __init__(self, train: Any, val: Any, labels: Sequence[str]) -> None:
         self.labels = labels
-        self.splits = {part: data for part, data in (("train", train), ("val", val)) if _is_listed(data)}
+        self.splits = {split: data for split, data in (("train", train), ("val", val)) if _is_listed(data)}
 
     def compute_digest(self) -> str | None:
-        """Hash of the list in hexadecimal digits, or None where nothing is listed."""
+        """Compute the hash of the list in hexadecimal digits; None if nothing is listed."""
         return self._hash(lambda line: None)
 
     def write(self, folder: Path) -> str | None:
-        """Write the list into a run's folder, so that a difference can be named later; returns the digest.
+        """Write the list into a run's folder for later comparison, and return its digest.
 
         Raises:
-            WriteError: it cannot be written.
+            WriteError: the file cannot be written.
         """
         path = folder / MANIFEST_FILE
         if not self.splits:
@@ -69,83 +69,83 @@ class Manifest:
             raise WriteError(path, error) from error
 
     def compare(self, folder: Path, digest: str | None) -> str:
-        """What is otherwise than in the list of this digest that :meth:`write` left in the folder, in words."""
+        """Describe the differences from the list with this digest that :meth:`write` wrote into the folder."""
         path = folder / MANIFEST_FILE
         if digest is None or _hash_file(path) != digest:
-            return f"it cannot be told which: {path} is missing, or is not the list that belongs to the checkpoint"
-        now: dict[str, list[list[Any]]] = defaultdict(list)
-        for part, item in self._iterate_items():
-            now[item.name].append(_describe_item(part, item))
+            return f"the differences are unknown: {path} is missing or does not belong to the checkpoint"
+        current: dict[str, list[list[Any]]] = defaultdict(list)
+        for split, item in self._iterate_items():
+            current[item.name].append(_describe_item(split, item))
         changes: dict[str, set[str]] = {kind: set() for kind in ("added", "removed", "changed", MOVED)}
-        seen: set[str] = set()
-        classes, *_ = self._iterate_lines(header=True)
+        old_names: set[str] = set()
+        header, *_ = self._iterate_lines(header=True)
         with path.open("rb") as file:
-            same_classes = file.readline() == classes
+            same_classes = file.readline() == header
             for line in file:
                 name, *values = _parse_line(path, line)
-                left = now.get(name, [])
-                seen.add(name)
-                if values in left:
-                    left.remove(values)
-                elif other := next((each for each in left if each[1:] == values[1:]), None):
-                    left.remove(other)
+                remaining = current.get(name, [])
+                old_names.add(name)
+                if values in remaining:
+                    remaining.remove(values)
+                elif match := next((entry for entry in remaining if entry[1:] == values[1:]), None):
+                    remaining.remove(match)
                     changes[MOVED].add(name)
                 else:
-                    changes["changed" if name in now else "removed"].add(name)
-        for name, left in now.items():
-            if left and name not in changes["changed"]:
-                changes["changed" if name in seen else "added"].add(name)
-        said = [f"{len(names)} {kind} ({_quote_names(names)})" for kind, names in changes.items() if names]
-        said += [] if same_classes else ["other names of classes"]
-        return "; ".join(said) or "another order"
+                    changes["changed" if name in current else "removed"].add(name)
+        for name, remaining in current.items():
+            if remaining and name not in changes["changed"]:
+                changes["changed" if name in old_names else "added"].add(name)
+        differences = [f"{len(names)} {kind} ({_quote_names(names)})" for kind, names in changes.items() if names]
+        differences += [] if same_classes else ["different class names"]
+        return "; ".join(differences) or "different order"
 
     def _iterate_items(self) -> Iterator[tuple[str, ManifestItem]]:
-        """The items with the name of their part, by paths relative to the folder that all lie in."""
-        every = [data.names for data in self.splits.values() if hasattr(data, "list_items") and len(data.names)]
-        ends = [end(names) for names in every for end in (min, max)]
-        folder, slash, _ = os.path.commonprefix(ends).rpartition(os.sep)  # noqa: RUF071  to the last separator
-        for part, data in self.splits.items():
+        """Iterate over the items with their split; names are relative to the common folder."""
+        name_lists = [data.names for data in self.splits.values() if hasattr(data, "list_items") and len(data.names)]
+        extremes = [select(names) for names in name_lists for select in (min, max)]
+        folder, slash, _ = os.path.commonprefix(extremes).rpartition(os.sep)  # noqa: RUF071  to the last separator
+        for split, data in self.splits.items():
             for item in data.list_items() if hasattr(data, "list_items") else [_describe_tensors(data)]:
-                yield part, item._replace(name=item.name.removeprefix(folder + slash))
+                yield split, item._replace(name=item.name.removeprefix(folder + slash))
 
     def _iterate_lines(self, *, header: bool = False) -> Iterator[bytes]:
         yield json.dumps({"classes": list(self.labels)}).encode() + b"\n"
-        for part, item in () if header else self._iterate_items():
-            yield json.dumps([item.name, *_describe_item(part, item)]).encode() + b"\n"
+        for split, item in () if header else self._iterate_items():
+            yield json.dumps([item.name, *_describe_item(split, item)]).encode() + b"\n"
 
     def _hash(self, write: Callable[[bytes], object]) -> str | None:
         if not self.splits:
             return None
-        found = hashlib.sha256()
+        hasher = hashlib.sha256()
         for line in self._iterate_lines():
-            found.update(line)
+            hasher.update(line)
             write(line)
-        return found.hexdigest()
+        return hasher.hexdigest()
 
 
 def file_size(name: str | os.PathLike[str]) -> int:
-    """Bytes of a file, or -1 where there is none of this name."""
+    """Return the size of a file in bytes, or -1 if it does not exist."""
     try:
-        return os.stat(name).st_size  # noqa: PTH116  a Path takes ten times as long to make
+        return os.stat(name).st_size  # noqa: PTH116  creating a Path takes ten times as long
     except (OSError, ValueError):
         return -1
 
 
 def hash_tensors(*tensors: Tensor) -> tuple[int, bytes]:
-    """Bytes of tensors, and a hash of what they hold."""
-    found = hashlib.blake2b(digest_size=16)
+    """Return the size of tensors in bytes, and a hash of their content."""
+    hasher = hashlib.blake2b(digest_size=16)
     size = 0
     for tensor in tensors:
-        whole = tensor.detach().cpu().contiguous()
-        found.update(f"{tuple(whole.shape)} {whole.dtype}".encode())
-        if whole.numel():
-            found.update(whole.reshape(-1).view(torch.uint8).numpy().data)
-        size += whole.numel() * whole.element_size()
-    return size, found.digest()
+        array = tensor.detach().cpu().contiguous()
+        hasher.update(f"{tuple(array.shape)} {array.dtype}".encode())
+        if array.numel():
+            hasher.update(array.reshape(-1).view(torch.uint8).numpy().data)
+        size += array.numel() * array.element_size()
+    return size, hasher.digest()
 
 
-def _describe_item(part: str, item: ManifestItem) -> list[Any]:
-    return [part, item.size, hashlib.blake2b(item.label, digest_size=8).hexdigest()]
+def _describe_item(split: str, item: ManifestItem) -> list[Any]:
+    return [split, item.size, hashlib.blake2b(item.label, digest_size=8).hexdigest()]
 
 
 def _is_listed(data: Any) -> bool:
@@ -153,18 +153,18 @@ def _is_listed(data: Any) -> bool:
 
 
 def _parse_line(path: Path, line: bytes) -> list[Any]:
-    """A line of a list: a name and values.
+    """Parse one line of a manifest: a name and values.
 
     Raises:
-        Error: it is none, although the digest is right: nobody but an enemy writes it so.
+        Error: the line is invalid although the digest matches, so it was written with malicious intent.
     """
     try:
-        found = json.loads(line)
-        if isinstance(found, list) and found and isinstance(found[0], str):
-            return found
+        values = json.loads(line)
+        if isinstance(values, list) and values and isinstance(values[0], str):
+            return values
     except (ValueError, RecursionError):
         pass
-    raise Error(f"{path} is damaged: it has a line that is no item; the run cannot be resumed with other data")
+    raise Error(f"{path} is damaged: it has an invalid line; the run cannot be resumed with changed data")
 
 
 def _describe_tensors(data: Any) -> ManifestItem:

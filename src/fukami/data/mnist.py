@@ -1,4 +1,4 @@
-"""MNIST: 70,000 handwritten digits (LeCun, Cortes and Burges, 1998), read from the four original idx files."""
+"""MNIST, 70,000 handwritten digits (LeCun, Cortes and Burges 1998), read from the four original idx files."""
 
 import gzip
 import hashlib
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fukami.data.locations import get_cache_folder, list_data_folders
 from fukami.errors import Error
 
-# md5 of the unpacked files, so that a gzip of any origin and an unpacked copy are verified alike
+# md5 of the unpacked files, so that gzip files of any origin and unpacked files verify alike
 CHECKSUMS = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
@@ -19,19 +19,19 @@ CHECKSUMS = {
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
 
-MAX_FILE_BYTES = 47_040_016  # bytes of an unpacked file
+MAX_FILE_BYTES = 47_040_016  # largest size of an unpacked file
 
 UInt8Array = npt.NDArray[np.uint8]
 
 
 def load_mnist() -> tuple[tuple[UInt8Array, UInt8Array], tuple[UInt8Array, UInt8Array]]:
-    """``(images, labels)`` of the training set and of the test set.
+    """Load ``(images, labels)`` of the training set and of the test set.
 
     Returns:
         uint8 arrays: images ``(60000, 28, 28)`` and ``(10000, 28, 28)`` in 0..255 with light ink on 0, labels 0..9.
 
     Raises:
-        Error: a file is damaged, or MNIST is nowhere to be found and cannot be downloaded.
+        Error: a file is damaged, or MNIST is not found and cannot be downloaded.
     """
     folder = find_mnist()
     images, labels, test_images, test_labels = (read_idx(folder / name, md5) for name, md5 in CHECKSUMS.items())
@@ -39,11 +39,11 @@ def load_mnist() -> tuple[tuple[UInt8Array, UInt8Array], tuple[UInt8Array, UInt8
 
 
 def find_mnist() -> Path:
-    """The folder that holds the four files: in ``$FUKAMI_DATA``, in the cache folder, or freshly downloaded."""
-    places = [place / sub for place in list_data_folders() for sub in ("mnist", "MNIST/raw", ".")]
-    for place in places:
-        if all((place / name).is_file() or (place / f"{name}.gz").is_file() for name in CHECKSUMS):
-            return place
+    """Return the folder of the four files: in ``$FUKAMI_DATA``, in the cache folder, or downloaded."""
+    folders = [folder / sub for folder in list_data_folders() for sub in ("mnist", "MNIST/raw", ".")]
+    for folder in folders:
+        if all((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in CHECKSUMS):
+            return folder
     from torchvision.datasets import MNIST
 
     try:
@@ -52,13 +52,13 @@ def find_mnist() -> Path:
         raise Error(
             f"MNIST was not found in {', '.join(str(p) for p in list_data_folders())}, and the download failed "
             f"({error}); put the four files {', '.join(f'{name}.gz' for name in CHECKSUMS)} into a folder mnist/ "
-            "and set FUKAMI_DATA to the folder above it"
+            "and set FUKAMI_DATA to its parent folder"
         ) from error
     return get_cache_folder() / "MNIST" / "raw"
 
 
 def read_idx(path: Path, md5: str) -> UInt8Array:
-    """The array in an idx file of bytes, gzip (``path`` plus ``.gz``) or not; ``md5`` is that of the unpacked file."""
+    """Read the uint8 array of an idx file, plain or gzip (``path`` plus ``.gz``); ``md5`` is of the unpacked file."""
     content = read_unpacked(path, md5)
     dimensions = content[3]
     shape = np.frombuffer(content, ">u4", dimensions, offset=4)
@@ -66,10 +66,10 @@ def read_idx(path: Path, md5: str) -> UInt8Array:
 
 
 def read_unpacked(path: Path, md5: str) -> bytes:
-    """Read an original file, gzip (``path`` plus ``.gz``) or not, and verify the digest of its unpacked content.
+    """Read an original file, plain or gzip (``path`` plus ``.gz``), and verify the MD5 of its unpacked content.
 
     Raises:
-        Error: the file is damaged, too large or not the original.
+        Error: the file is damaged, too large or differs from the original.
     """
     packed = path.with_name(path.name + ".gz")
     file = path if path.is_file() else packed
@@ -80,7 +80,7 @@ def read_unpacked(path: Path, md5: str) -> bytes:
         raise Error(f"{file} cannot be unpacked ({error}); delete it and get it again") from error
     if len(content) > MAX_FILE_BYTES:
         raise Error(f"{file} is not the original file: it has more than {MAX_FILE_BYTES:,} bytes; get it again")
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != md5:
-        raise Error(f"{file} is not the original file: md5 {found}, expected {md5}; delete it and get it again")
+    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if digest != md5:
+        raise Error(f"{file} is not the original file: md5 {digest}, expected {md5}; delete it and get it again")
     return content

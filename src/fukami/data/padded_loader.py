@@ -1,4 +1,4 @@
-"""Batches of images with boxes or masks: each keeps its shape, and images of similar shapes share a batch."""
+"""Padded batches of images with boxes or masks, grouped by aspect ratio."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,14 +23,13 @@ from fukami.image.transform import ResizeTransform
 if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
 
-SLOT_MULTIPLE = 8  # of which the number of boxes of a batch is a multiple, so that there are few shapes
-ASPECT_RATIO_BOUNDS = tuple(
-    2 ** (third / 3) for third in range(-3, 4)
-)  # widths by height that part the groups, as torchvision's
+SLOT_MULTIPLE = 8  # the boxes of a batch are padded to a multiple of it, for few distinct shapes
+# width divided by height, bounds between the groups, as in torchvision
+ASPECT_RATIO_BOUNDS = tuple(2 ** (third / 3) for third in range(-3, 4))
 
 
 class BatchPlan(NamedTuple):
-    """What a process sees of a batch: its members ``(n,)``, their random numbers, and the shape of the whole batch."""
+    """Plan of a process's slice of a batch: image indices ``(n,)``, random numbers, shape of the global batch."""
 
     indices: Tensor
     draws: Tensor
@@ -50,22 +49,22 @@ def build_padded_loader(
     memory_limit: float = 4.0,
     max_broken: int = MAX_BROKEN,
 ) -> "PaddedLoader":
-    """Batches of a part of the data: from memory where images take at most ``memory_limit`` gigabytes, else streamed.
+    """Build the loader of a split: in memory up to ``memory_limit`` gigabytes, else streamed.
 
     Args:
-        samples: the part.
-        labels: what the classes are called.
-        prepare: brings an image to its size.
-        batch_size: images in a batch, over all processes.
-        seed: shuffle, drop what is over and augment, repeatably; None: every image once, all of them.
-        augment: changes of the training images, as :func:`fukami.data.augment_boxes.parse_box_augmentation` makes
-            them.
-        window_size: side in pixels of what is cut at random out of larger training images; 0: they stay whole.
-        memory_limit: gigabytes that the decoded images may take.
-        max_broken: images that may be broken; they are left out and named.
+        samples: samples of the split.
+        labels: class names.
+        prepare: resizes an image.
+        batch_size: global batch size, over all processes.
+        seed: seed of shuffling and augmentation, dropping the incomplete last batch; None: evaluate all images once.
+        augment: data augmentation of the training images from
+            :func:`fukami.data.augment_boxes.parse_box_augmentation`.
+        window_size: side in pixels of the random crops from larger training images; 0 disables them.
+        memory_limit: memory limit of the decoded images in gigabytes.
+        max_broken: maximum number of broken images; they are left out and named.
 
     Raises:
-        Error: more images than ``max_broken`` are, or not one can be read.
+        Error: more images than ``max_broken`` are broken, or all are.
     """
     sides = [prepare.compute_size(*sample.size) for sample in samples]
     arrays = all(isinstance(sample.source, np.ndarray) for sample in samples)
@@ -94,20 +93,20 @@ def build_padded_loader(
 
 
 def count_channels(samples: Sequence[Sample]) -> int:
-    """Channels of the decoded images: masks, where there are any, are the fourth."""
+    """Count the channels of the decoded images; a mask is the fourth."""
     return 3 + any(sample.mask is not None for sample in samples)
 
 
 class PaddedLoader(BatchLoader):
-    """Images with boxes or masks, held in memory, in batches of similar shapes.
+    """Loader of images with boxes or masks in memory, in batches of similar aspect ratio.
 
-    Order, augmentation and draws are functions of the seed and the pass alone. A pass leaves out what does not fill a
-    batch, other images each time; those of a part to be judged on (``seed`` None) all come.
+    Order and augmentation depend only on the seed and the epoch. A training epoch drops the images that do not fill a
+    batch, different ones each time. Evaluation (``seed`` None) uses all images.
 
     Args:
-        images: of each sample, ``(3, H, W)`` uint8 at its size, or ``(4, H, W)`` with its mask; they move to the
+        images: resized image of each sample, ``(3, H, W)`` uint8, or ``(4, H, W)`` with its mask; moved to the
             device.
-        samples, labels, prepare, batch_size, seed, augment, window_size: as for :func:`loader`.
+        samples, labels, prepare, batch_size, seed, augment, window_size: as for :func:`build_padded_loader`.
     """
 
     def __init__(
@@ -136,7 +135,7 @@ class PaddedLoader(BatchLoader):
         self.shape_groups = torch.bucketize(shape, torch.tensor(ASPECT_RATIO_BOUNDS))
 
     def setup(self, runtime: "Runtime") -> None:
-        """Move the images to the device, and take this process's share of each batch."""
+        """Move the images to the device, and select this process's slice of each batch."""
         super().setup(runtime)
         self.device = runtime.device
         with runtime.clock("host to device"):
@@ -144,49 +143,49 @@ class PaddedLoader(BatchLoader):
 
     @property
     def num_draws(self) -> int:
-        """Random numbers for each image: the detector's own, those of the augmentation, then those of the window."""
+        """Number of random numbers per image: one for the detector, then for augmentation, then for the window."""
         return 1 + (self.augmentation.num_draws if self.augmentation else 0) + (2 if self.window_size else 0)
 
     def __iter__(self) -> Iterator[PaddedBatch]:  # type: ignore[override]
-        """The batches of one pass; a pass cut off is finished."""
-        for share in self.iterate_plans():
+        """Iterate over the batches of one epoch, from the current position."""
+        for plan in self.iterate_plans():
             self.advance()
-            if len(share.indices):
-                yield self.assemble(self._build_frames(share), share)
+            if len(plan.indices):
+                yield self.assemble(self._build_frames(plan), plan)
         self.finish_epoch()
 
     def iterate_in_order(self) -> Iterator[PaddedBatch]:  # type: ignore[override]
-        """Every image once, in order and not augmented; the training goes on as if nothing had been."""
-        for share in self._plan_all():
-            yield self.assemble(self._build_frames(share), share, unaugmented=True)
+        """Iterate over all images once, in order and without augmentation; the training state does not change."""
+        for plan in self._plan_all():
+            yield self.assemble(self._build_frames(plan), plan, unaugmented=True)
 
     def list_sizes(self) -> Iterable[int]:
-        """Bytes of each image's file, or of its pixels."""
+        """Return the size of each image's file, or of its pixels, in bytes."""
         sources = (sample.source for sample in self.samples)
         return (source.nbytes if isinstance(source, np.ndarray) else file_size(source) for source in sources)
 
     def list_annotations(self) -> Iterable[bytes]:
-        """The boxes of each image, and what tells its mask from another; also its pixels where it has no file."""
+        """Return the boxes and mask fingerprint of each image as bytes; also the pixels of an image without a file."""
         for sample in self.samples:
-            own = sample.boxes.tobytes() + sample.classes.tobytes() + sample.kinds.tobytes()
+            annotations = sample.boxes.tobytes() + sample.classes.tobytes() + sample.kinds.tobytes()
             pixels = sample.source.tobytes() if isinstance(sample.source, np.ndarray) else b""
-            yield own + (sample.mask.fingerprint() if sample.mask else b"") + pixels
+            yield annotations + (sample.mask.fingerprint() if sample.mask else b"") + pixels
 
     def count_class_pixels(self) -> ClassCounts:
-        """Pixels of each class, and of the images that have any of it, ``(2, classes)``; counted once and kept."""
+        """Count the pixels of each class, and of the images that contain it, ``(2, classes)``; the result is cached."""
         return count_class_pixels(self.samples, len(self.labels))
 
     def iterate_plans(self) -> Iterator[BatchPlan]:
-        """This process's share of each batch in the rest of the pass."""
+        """Iterate over this process's slices of the remaining batches of the epoch."""
         order, draws = self._plan_epoch(self.epoch) if self.seed is not None else self._plan_in_order()
         for at in range(self.position, len(self)):
-            whole = slice(at * self.batch_size, (at + 1) * self.batch_size)
-            yield self._build_plan(order[whole], draws[whole], slice(self.rank, None, self.world_size))
+            batch = slice(at * self.batch_size, (at + 1) * self.batch_size)
+            yield self._build_plan(order[batch], draws[batch], slice(self.rank, None, self.world_size))
 
     def assemble(self, images: Tensor, plan: BatchPlan, *, unaugmented: bool = False) -> PaddedBatch:
-        """Images ``(n, 3, H, W)`` on the device, or 4 with their masks, with all that belongs to them.
+        """Assemble a batch from images ``(n, 3, H, W)`` on the device, or ``(n, 4, H, W)`` with masks.
 
-        They are augmented where they are trained on and not ``unaugmented``.
+        Training images are augmented, unless ``unaugmented`` is set.
         """
         boxes = torch.zeros(len(plan.indices), plan.num_slots, 4)
         classes = torch.full(boxes.shape[:2], -1)
@@ -194,45 +193,45 @@ class PaddedLoader(BatchLoader):
         sides, originals = self.resized_sizes[plan.indices].float(), self.original_sizes[plan.indices].float()
         for row, number in enumerate(plan.indices.tolist()):
             sample = self.samples[number]
-            own = slice(0, len(sample.boxes))
-            boxes[row, own], kinds[row, own] = torch.from_numpy(sample.boxes), torch.from_numpy(sample.kinds)
-            classes[row, own] = torch.from_numpy(sample.classes)
+            slots = slice(0, len(sample.boxes))
+            boxes[row, slots], kinds[row, slots] = torch.from_numpy(sample.boxes), torch.from_numpy(sample.kinds)
+            classes[row, slots] = torch.from_numpy(sample.classes)
         boxes *= (sides / originals).flip(1).repeat(1, 2).unsqueeze(1)
         training = self.seed is not None and not unaugmented
         seeds = (plan.draws[:, 0] * 2**31).long() * training
         masks = images[:, 3] if self.channels == 4 else torch.zeros(len(images), 0, 0, dtype=torch.uint8)
         rest = (sides, originals, boxes, classes, kinds, plan.indices, seeds, masks)
-        batch = PaddedBatch(images[:, :3], *(each.to(self.device, non_blocking=True) for each in rest))
+        batch = PaddedBatch(images[:, :3], *(tensor.to(self.device, non_blocking=True) for tensor in rest))
         if not training:
             return batch
-        changes = self.augmentation.num_draws if self.augmentation else 0
-        _, draws, places = plan.draws.to(self.device).tensor_split((1, 1 + changes), 1)
+        num_augment_draws = self.augmentation.num_draws if self.augmentation else 0
+        _, draws, positions = plan.draws.to(self.device).tensor_split((1, 1 + num_augment_draws), 1)
         batch = augment_boxes.augment_batch(self.augmentation, batch, draws) if self.augmentation else batch
-        return augment_boxes.crop_batch(batch, self.window_size, places) if self.window_size else batch
+        return augment_boxes.crop_batch(batch, self.window_size, positions) if self.window_size else batch
 
     def _plan_all(self) -> Iterator[BatchPlan]:
-        """All images in order, in batches."""
+        """Plan batches of all images in order."""
         for at in range(0, len(self.samples), self.batch_size):
             members = torch.arange(at, min(at + self.batch_size, len(self.samples)))
             yield self._build_plan(members, torch.zeros(len(members), 1), slice(None))
 
-    def _build_plan(self, members: Tensor, draws: Tensor, mine: slice) -> BatchPlan:
-        """The share of a process; the shape is that of the whole batch, so that all processes have the same."""
+    def _build_plan(self, members: Tensor, draws: Tensor, local: slice) -> BatchPlan:
+        """Plan a process's slice of a batch; all processes use the shape of the global batch."""
         height, width = (-(-int(side) // SIZE_DIVISOR) * SIZE_DIVISOR for side in self.resized_sizes[members].amax(0))
         slots = max(1, -(-int(self.num_boxes[members].amax()) // SLOT_MULTIPLE)) * SLOT_MULTIPLE
-        return BatchPlan(members[mine], draws[mine], (height, width), slots)
+        return BatchPlan(members[local], draws[local], (height, width), slots)
 
-    def _build_frames(self, share: BatchPlan) -> Tensor:
-        """The images of a share in their frames, from memory."""
-        shape = (len(share.indices), *share.frame_size, self.channels)  # channels last, as other processes send them
+    def _build_frames(self, plan: BatchPlan) -> Tensor:
+        """Pad the images of a plan to their frames."""
+        shape = (len(plan.indices), *plan.frame_size, self.channels)  # channels last, as worker processes send them
         frames = torch.zeros(shape, dtype=torch.uint8, device=self.device).permute(0, 3, 1, 2)
-        for frame, number in zip(frames, share.indices.tolist(), strict=True):
+        for frame, number in zip(frames, plan.indices.tolist(), strict=True):
             image = self.images[number]
             frame[:, : image.shape[1], : image.shape[2]] = image
         return frames
 
     def _plan_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """For a pass: as many images as fill batches, those of a shape one after the other, and random numbers."""
+        """Plan an epoch: the order of the images, grouped by shape, in full batches, and their random numbers."""
         generator = self._make_generator(epoch)
         order = torch.randperm(len(self.samples), generator=generator)[: len(self) * self.batch_size]
         batches = self._sort_by_shape(order).view(-1, self.batch_size)
@@ -240,19 +239,19 @@ class PaddedLoader(BatchLoader):
         return order, torch.rand(len(order), self.num_draws, generator=generator)
 
     def _plan_in_order(self) -> tuple[Tensor, Tensor]:
-        every = self._sort_by_shape(torch.arange(len(self.samples)))
-        return every, torch.zeros(len(every), 1)
+        order = self._sort_by_shape(torch.arange(len(self.samples)))
+        return order, torch.zeros(len(order), 1)
 
     def _sort_by_shape(self, order: Tensor) -> Tensor:
         return order[self.shape_groups[order].argsort(stable=True)]
 
 
 class PaddedStreamingLoader(PaddedLoader, StreamingLoader):
-    """The same batches of images that do not fit into memory: other processes decode them.
+    """Loader of the same batches for images that do not fit into memory; worker processes decode them.
 
     Args:
-        max_broken: images that may be broken; one more is an error.
-        samples, labels, prepare, batch_size, seed, augment, window_size: as for :func:`loader`.
+        max_broken: maximum number of broken images; one more is an error.
+        samples, labels, prepare, batch_size, seed, augment, window_size: as for :func:`build_padded_loader`.
     """
 
     def __init__(
@@ -273,41 +272,41 @@ class PaddedStreamingLoader(PaddedLoader, StreamingLoader):
         self.setup_decoder(FrameDecoder(self.samples, prepare), max_broken)
 
     def __iter__(self) -> Iterator[PaddedBatch]:  # type: ignore[override]
-        """The batches of one pass; a pass cut off is finished."""
-        shares, seen = self.iterate_plans(), False
-        for found in self._iterate_timed(self.reader):
-            share = next(shares)
+        """Iterate over the batches of one epoch, from the current position."""
+        plans, any_readable = self.iterate_plans(), False
+        for decoded in self._iterate_timed(self.reader):
+            plan = next(plans)
             self.advance()
-            if self.seed is None and not found[1]:  # nothing of the batch can be read; the rest can be judged
-                self._record_broken(found[2])
+            if self.seed is None and not decoded[1]:  # no image of the batch can be read; the rest is evaluated
+                self._record_broken(decoded[2])
                 continue
-            seen = True
-            yield self._assemble_decoded(found, share)
-        if self.seed is None and self.broken_images and not seen:
-            raise Error(f"not one image can be read; the first: {next(iter(self.broken_images))}")
+            any_readable = True
+            yield self._assemble_decoded(decoded, plan)
+        if self.seed is None and self.broken_images and not any_readable:
+            raise Error(f"no image can be read; the first: {next(iter(self.broken_images))}")
         self.finish_epoch()
 
     def iterate_in_order(self) -> Iterator[PaddedBatch]:  # type: ignore[override]
-        """Every image once, in order and not augmented; the training goes on as if nothing had been."""
-        every = list(self._plan_all())
-        for share, found in zip(every, self._build_reader([_build_requests(share) for share in every]), strict=True):
-            yield self._assemble_decoded(found, share, unaugmented=True)
+        """Iterate over all images once, in order and without augmentation; the training state does not change."""
+        plans = list(self._plan_all())
+        for plan, decoded in zip(plans, self._build_reader([_build_requests(plan) for plan in plans]), strict=True):
+            yield self._assemble_decoded(decoded, plan, unaugmented=True)
 
     def iterate_requests(self) -> Iterator[list[Any]]:
-        """What the rest of the pass asks the other processes for; it refers to the loader no longer."""
+        """Iterate over the decoding requests of the remaining batches, independently of the loader."""
         return map(_build_requests, self.iterate_plans())
 
-    def _assemble_decoded(self, found: Any, plan: BatchPlan, *, unaugmented: bool = False) -> PaddedBatch:
-        if not found[1]:  # a step for it all the same, as other processes may make one, from which nothing is learned
-            self._record_broken(found[2])
+    def _assemble_decoded(self, decoded: Any, plan: BatchPlan, *, unaugmented: bool = False) -> PaddedBatch:
+        if not decoded[1]:  # a batch without targets, as other processes may still take this step
+            self._record_broken(decoded[2])
             shape = (len(plan.indices), self.channels, *plan.frame_size)
             black = torch.zeros(shape, dtype=torch.uint8, device=self.device)
             empty = self.assemble(black, plan, unaugmented=True)
             return empty._replace(boxes=empty.boxes * 0, classes=torch.full_like(empty.classes, -1))
-        images, _, kept = self._move_to_device(found, plan.indices)
-        own = plan._replace(indices=plan.indices[kept], draws=plan.draws[kept])
-        return self.assemble(images, own, unaugmented=unaugmented)
+        images, _, kept = self._move_to_device(decoded, plan.indices)
+        readable = plan._replace(indices=plan.indices[kept], draws=plan.draws[kept])
+        return self.assemble(images, readable, unaugmented=unaugmented)
 
 
-def _build_requests(share: BatchPlan) -> list[tuple[int, FrameSize]]:
-    return [(number, share.frame_size) for number in share.indices.tolist()]
+def _build_requests(plan: BatchPlan) -> list[tuple[int, FrameSize]]:
+    return [(number, plan.frame_size) for number in plan.indices.tolist()]

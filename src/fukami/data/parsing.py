@@ -1,7 +1,7 @@
-"""Text files that somebody else wrote: read within bounds, and refused by name where they are broken or hostile.
+"""Bounded reading of untrusted text files; errors name the file that is broken or malicious.
 
-Nothing here follows what a file names: :func:`fukami.data.annotations.keep_existing_images` decides which images may be
-read.
+Nothing here opens a path that a file contains: :func:`fukami.data.annotations.keep_existing_images` decides which
+images may be read.
 """
 
 import json
@@ -14,25 +14,25 @@ from typing import Any
 
 from fukami.errors import Error
 
-MAX_SMALL_FILE_BYTES = 8 << 20  # bytes of a file about one image, or of a table of classes
+MAX_SMALL_FILE_BYTES = 8 << 20  # largest annotation file of one image, or class table
 
 
 def read_text(path: Path, *, max_bytes: int | None = None, errors: str = "strict") -> str:
-    """Text of a file in UTF-8, with or without a byte order mark.
+    """Read a text file in UTF-8, with or without a byte order mark.
 
     Args:
-        path: a regular file; a pipe or a device is refused, as it might never end.
-        max_bytes: bytes that it may have.
-        errors: as :meth:`bytes.decode` takes it.
+        path: a regular file; pipes and devices are refused because they might never end.
+        max_bytes: maximum size of the file in bytes.
+        errors: error handling as in :meth:`bytes.decode`.
 
     Raises:
-        Error: it cannot be read, is too large, or is not in UTF-8.
+        Error: the file cannot be read, is too large, or is not in UTF-8.
     """
     return decode_text(path, read_bytes(path, max_bytes=max_bytes), errors=errors)
 
 
 def decode_text(path: Path, content: bytes, *, errors: str = "strict") -> str:
-    """Text of the content of a file, with the line ends of this system's; raises as :func:`read_text`."""
+    """Decode the content of a file, with universal newlines; raises as :func:`read_text`."""
     try:
         text = content.decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
@@ -41,23 +41,23 @@ def decode_text(path: Path, content: bytes, *, errors: str = "strict") -> str:
 
 
 def read_bytes(path: Path, *, max_bytes: int | None = None) -> bytes:
-    """Content of a regular file; raises as :func:`read_text`."""
+    """Read the content of a regular file; raises as :func:`read_text`."""
     try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            raise Error(f"{path} is no regular file; give a file")
-        if max_bytes is not None and facts.st_size > max_bytes:
-            raise Error(f"{path} has {facts.st_size:,} bytes, more than the {max_bytes:,} that such a file may have")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise Error(f"{path} is not a regular file; give a file")
+        if max_bytes is not None and status.st_size > max_bytes:
+            raise Error(f"{path} has {status.st_size:,} bytes, more than the limit of {max_bytes:,} for such a file")
         return path.read_bytes()
-    except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
+    except (OSError, ValueError) as error:  # a name that is invalid for files raises ValueError
         raise Error(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def parse_json(content: bytes | str) -> Any:
-    """Value of a JSON text.
+    """Parse a JSON text.
 
     Raises:
-        ValueError: it is no JSON, or nested too deeply.
+        ValueError: the text is not JSON, or is nested too deeply.
     """
     try:
         return json.loads(content)
@@ -66,19 +66,19 @@ def parse_json(content: bytes | str) -> Any:
 
 
 def to_text(value: Any) -> str:
-    """Text of a scalar from JSON, which any file may hold; empty for a list, an object or null."""
+    """Convert a scalar of untrusted JSON to text; empty for a list, an object or null."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()  # a lone surrogate can neither be printed nor name a file
     return str(value) if isinstance(value, int | float) else ""
 
 
 def to_key(value: Any) -> Hashable:
-    """An identifier from JSON; None for what is none."""
+    """Return an identifier of JSON, or None for other values."""
     return value if isinstance(value, str | int | float) else None
 
 
 def to_number(value: Any) -> float:
-    """A number from JSON or text; nan for what is none or has no float."""
+    """Convert a value of JSON or text to a float; NaN if it is not a number or exceeds the range."""
     try:
         return math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
@@ -86,15 +86,15 @@ def to_number(value: Any) -> float:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a regular file; not for a name that no file can have, for which pathlib raises errors."""
+    """Return whether a regular file exists; false for an invalid name, for which pathlib raises an error."""
     return os.path.isfile(path)  # noqa: PTH113
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder; likewise."""
+    """Return whether a folder exists; false for an invalid name."""
     return os.path.isdir(path)  # noqa: PTH112
 
 
 def exists(path: Path) -> bool:
-    """Whether there is a regular file or a folder; likewise."""
+    """Return whether a regular file or a folder exists; false for an invalid name."""
     return is_file(path) or is_folder(path)

@@ -1,4 +1,4 @@
-"""Images with boxes or masks, decoded at their size: all at once, or one by one in frames for a stream."""
+"""Decoding and resizing of images with boxes or masks: all at once, or one by one in padded frames."""
 
 import itertools
 import logging
@@ -20,16 +20,16 @@ from fukami.errors import Error, convert_memory_errors
 from fukami.image.transform import ResizeTransform
 
 logger = logging.getLogger(__name__)
-DECODE_BATCH_SIZE = 16  # images that are decoded at a time
-MIN_PARALLEL_SAMPLES = 200  # files from which other processes are worth their start
+DECODE_BATCH_SIZE = 16  # images decoded at a time
+MIN_PARALLEL_SAMPLES = 200  # number of files from which worker processes pay off
 
 FrameSize = tuple[int, int]  # height and width
 
 
 class SampleDecoder(Dataset[Any]):
-    """Images at their size, ``(3 or 4, H, W)`` uint8, or the error of one that cannot be read.
+    """Dataset of resized images, ``(3 or 4, H, W)`` uint8, or the error of an unreadable one.
 
-    In arrays, since each tensor that another process sends holds a file open.
+    Items are arrays, because each tensor sent by another process keeps a file open.
     """
 
     def __init__(self, samples: Sequence[Sample], prepare: ResizeTransform) -> None:
@@ -49,7 +49,7 @@ class SampleDecoder(Dataset[Any]):
 
 
 class FrameDecoder(SampleDecoder):
-    """The same in frames, ``(H, W, 3 or 4)`` uint8, as what streams is collected; a wish is a number and a frame."""
+    """Dataset of images padded to a frame, ``(H, W, 3 or 4)`` uint8; a request is a number and a frame size."""
 
     def __getitem__(self, request: tuple[int, FrameSize]) -> UInt8Array | Error:
         number, (height, width) = request
@@ -62,14 +62,16 @@ class FrameDecoder(SampleDecoder):
 
 
 def decode_sample(sample: Sample, prepare: ResizeTransform) -> Tensor | Error:
-    """An image at its size, ``(3, H, W)`` uint8, with its mask as a fourth channel; or what is wrong with it."""
+    """Decode and resize an image, ``(3, H, W)`` uint8, with its mask as a fourth channel; or return the error."""
     try:
         image = prepare.read_image(sample.source, sample.name if isinstance(sample.source, Path) else "")
     except Error as error:
         return error
     if (image.shape[2], image.shape[1]) != sample.size:
         was, now = "×".join(map(str, sample.size)), f"{image.shape[2]}×{image.shape[1]}"
-        return Error(f"{sample.name} has {now} pixels, and had {was} when its header was read; leave it as it was")
+        return Error(
+            f"{sample.name} has {now} pixels, and had {was} when its header was read; restore the original file"
+        )
     pixels = prepare(image).round().to(torch.uint8)
     if sample.mask is None:
         return pixels
@@ -87,21 +89,21 @@ def decode_sample(sample: Sample, prepare: ResizeTransform) -> Tensor | Error:
 def decode_samples(
     samples: Sequence[Sample], prepare: ResizeTransform, max_broken: int = MAX_BROKEN
 ) -> tuple[list[Sample], list[Tensor]]:
-    """The samples whose images can be read, and these images; the others are named.
+    """Decode images; return the readable samples and their images. The log names the others.
 
     Raises:
-        Error: more than ``max_broken`` cannot be read, or all.
+        Error: more than ``max_broken`` images are unreadable, or all.
     """
     kept: list[Sample] = []
     images: list[Tensor] = []
-    wrong: list[str] = []
+    errors: list[str] = []
     files = sum(isinstance(sample.source, Path) for sample in samples)
-    numbers = [
+    batches = [
         list(range(at, min(at + DECODE_BATCH_SIZE, len(samples)))) for at in range(0, len(samples), DECODE_BATCH_SIZE)
     ]
     reader = DataLoader(
         SampleDecoder(samples, prepare),
-        batch_sampler=numbers,
+        batch_sampler=batches,
         num_workers=count_workers() if files >= MIN_PARALLEL_SAMPLES else 0,
         collate_fn=list,
         generator=torch.Generator(),
@@ -109,21 +111,21 @@ def decode_samples(
     with use_single_thread():
         for sample, result in zip(samples, itertools.chain.from_iterable(reader), strict=True):
             if isinstance(result, Error):
-                wrong.append(str(result))
+                errors.append(str(result))
             else:
                 kept.append(sample)
                 images.append(torch.from_numpy(result))
-    if wrong and not kept:
-        raise Error(f"not one of the {len(samples)} images can be read; the first: {wrong[0]}")
-    if wrong:
-        logger.warning(f"{len(wrong)} of {len(samples)} images are left out:\n{format_errors(wrong)}")
-    check_broken(wrong, max_broken)
+    if errors and not kept:
+        raise Error(f"none of the {len(samples)} images can be read; the first: {errors[0]}")
+    if errors:
+        logger.warning(f"{len(errors)} of {len(samples)} images are left out:\n{format_errors(errors)}")
+    check_broken(errors, max_broken)
     return kept, images
 
 
 @contextmanager
 def use_single_thread() -> Iterator[None]:
-    """One thread for torch, as in the other processes: how work is cut up among several decides how it is rounded."""
+    """Limit torch to one thread, as in worker processes: the division among threads affects rounding."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

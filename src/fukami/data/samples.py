@@ -1,4 +1,4 @@
-"""Images with boxes or masks of what is in them: what a source yields, and the batches that a network sees."""
+"""Images with boxes or masks: samples of a dataset, and padded batches for a network."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,38 +9,38 @@ import numpy.typing as npt
 from torch import Tensor
 
 UInt8Array = npt.NDArray[np.uint8]
-REGULAR, DIFFICULT, CROWD = 0, 1, 2  # what a box is for: to be found, or not to count whether it is found or not
-PROPOSAL = 3  # a box in which something may be, after all others; its class is -1
-UNLABELLED = 0  # in a map of classes, whose other values are the numbers of the classes and 1
+REGULAR, DIFFICULT, CROWD = 0, 1, 2  # kinds of boxes; detections of the last two do not count
+PROPOSAL = 3  # region proposal, after all other boxes; its class is -1
+UNLABELLED = 0  # value of a label map; the others are the class index plus 1
 
 
 class Mask(Protocol):
-    """What each pixel of an image is."""
+    """Interface of the segmentation mask of an image."""
 
     def read(self) -> UInt8Array:
-        """The map ``(H, W)`` of the upright image: 0 unlabelled, from 1 on the number of the class and 1.
+        """Read the label map ``(H, W)`` of the upright image: 0 unlabelled, otherwise the class index plus 1.
 
         Raises:
-            fukami.Error: there is none, or it has what is of no class.
+            fukami.Error: the mask is missing, or has a value without a class.
         """
 
     def fingerprint(self) -> bytes:
-        """What changes when the mask does, found without decoding a file."""
+        """Return bytes that change with the mask, without decoding a file."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One image and what is in it.
+    """Image with its annotations.
 
     Args:
-        source: its file, or its pixels ``(H, W, 3)`` uint8.
-        size: width and height in pixels, upright.
+        source: image file, or pixels ``(H, W, 3)`` uint8.
+        size: width and height of the upright image in pixels.
         boxes: ``(n, 4)`` float32: left, top, right and bottom in pixels of the upright image, where 0 is the outer
-            edge of the first pixel and ``size`` that of the last; inside the image, and with an area.
-        classes: ``(n,)`` int64, numbers of the labels.
-        kinds: ``(n,)`` uint8: ``COUNTED``, ``DIFFICULT`` (VOC), ``CROWD`` (COCO: a box around many) or ``PROPOSAL``.
-        name: what messages call it.
-        mask: what each of its pixels is; None: not known.
+            edge of the first pixel and ``size`` that of the last. Boxes are inside the image and have an area.
+        classes: ``(n,)`` int64, class indices.
+        kinds: ``(n,)`` uint8: ``REGULAR``, ``DIFFICULT`` (VOC), ``CROWD`` (COCO: a box around many) or ``PROPOSAL``.
+        name: name for messages.
+        mask: segmentation mask, or None.
     """
 
     source: Path | UInt8Array
@@ -53,25 +53,25 @@ class Sample:
 
     @classmethod
     def from_mask(cls, source: Path | UInt8Array, size: tuple[int, int], name: str, mask: Mask) -> Self:
-        """An image whose pixels are known, without boxes."""
-        none = np.zeros(0, np.int64)
-        return cls(source, size, np.zeros((0, 4), np.float32), none, none.astype(np.uint8), name, mask)
+        """Create a sample with a mask and without boxes."""
+        empty = np.zeros(0, np.int64)
+        return cls(source, size, np.zeros((0, 4), np.float32), empty, empty.astype(np.uint8), name, mask)
 
 
 class PaddedBatch(NamedTuple):
-    """Images of one batch, each in the upper left corner of a frame as large as the largest, and their boxes.
+    """Padded images of one batch, each in the upper left corner of a common frame, and their annotations.
 
     Attributes:
-        images: ``(N, 3, H, W)`` uint8, or float in 0..255 where recoloured; H and W are multiples of 32.
-        sizes: ``(N, 2)`` float32, height and width of each image in the frame; beyond them it is 0.
-        original_sizes: ``(N, 2)`` float32, height and width of each image as it is in its file.
-        boxes: ``(N, M, 4)`` float32 in pixels of the frame, zeros where an image has fewer than M; M is at least 1.
-        classes: ``(N, M)`` int64, -1 where there is no box, or one that was only proposed.
-        kinds: ``(N, M)`` uint8 as in :class:`Annotated`.
-        indices: ``(N,)`` int64, of the images in their part of the data.
-        seeds: ``(N,)`` int64 below 2^31, from which a detector draws its samples; 0 where nothing is trained.
-        masks: ``(N, H, W)`` uint8 maps as of :class:`Mask`, 0 beyond the images; ``(N, 0, 0)`` where there are
-            boxes.
+        images: ``(N, 3, H, W)`` uint8, or float in 0..255 after color augmentation; H and W are multiples of 32.
+        sizes: ``(N, 2)`` float32, height and width of each image in the frame; the padding is 0.
+        original_sizes: ``(N, 2)`` float32, height and width of each image in its file.
+        boxes: ``(N, M, 4)`` float32 in pixels of the frame, padded with zeros; M is at least 1.
+        classes: ``(N, M)`` int64, -1 for padding and region proposals.
+        kinds: ``(N, M)`` uint8 as in :class:`Sample`.
+        indices: ``(N,)`` int64, indices of the images in their split.
+        seeds: ``(N,)`` int64 below 2^31, seeds of the detector's box sampling; 0 outside training.
+        masks: ``(N, H, W)`` uint8 label maps as in :class:`Mask`, 0 in the padding; ``(N, 0, 0)`` for datasets
+            with boxes.
     """
 
     images: Tensor

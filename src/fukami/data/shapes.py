@@ -1,6 +1,6 @@
-"""Shapes and textures of which :mod:`fukami.data.scenes` makes images.
+"""Shapes and textures of the images of :mod:`fukami.data.scenes`.
 
-Sums, products, quotients and square roots alone, so that they are the same bytes on every machine.
+They use only sums, products, quotients and square roots, so the bytes are identical on every machine.
 """
 
 import functools
@@ -15,7 +15,7 @@ DIGIT_CLASSES = {"seven": 7, "eight": 8}
 TEXTURES = ("striped", "dotted", "checked", "shaded")
 
 FloatArray = npt.NDArray[np.floating[Any]]
-# the sides of a triangle and of a pentagram: directions of their normals
+# unit normals of the sides of a triangle and of a pentagram
 TRIANGLE = ((0.0, 1.0), (0.8660254037844386, -0.5), (-0.8660254037844386, -0.5))
 PENTAGRAM = (
     (0.0, 1.0),
@@ -29,16 +29,16 @@ PENTAGRAM = (
 def sample_uniform(
     random: np.random.Generator, low: float, high: float, size: int | tuple[int, ...] | None = None
 ) -> Any:
-    """Random numbers between two bounds; NumPy's own may be fused into one rounding where the processor can."""
+    """Sample uniform random numbers; NumPy's ``uniform`` may use fused multiply-add, which rounds differently."""
     return low + (high - low) * random.random(size)
 
 
 def compute_shape(
     random: np.random.Generator, label: str, x: FloatArray, y: FloatArray, radius: float
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """How far each pixel is outside of the shape, about, in pixels; and coordinates that turn with it, in pixels."""
+    """Compute the approximate signed distance of each pixel to a shape, and rotated coordinates, in pixels."""
     turn = 1.0 if label in ("circle", "ring", "bar") else 0.2
-    tangent = sample_uniform(random, -turn, turn)  # of half the angle: at most 90 or 23 degrees
+    tangent = sample_uniform(random, -turn, turn)  # tangent of half the angle: at most 90 or 23 degrees
     cos, sin = (1 - tangent * tangent) / (1 + tangent * tangent), 2 * tangent / (1 + tangent * tangent)
     flip = -1.0 if turn == 1.0 and random.random() < 0.5 else 1.0
     u, v = flip * (cos * x + sin * y), flip * (cos * y - sin * x)
@@ -47,27 +47,27 @@ def compute_shape(
         level = compute_digit_ink(random, DIGIT_CLASSES[label], a, b)
         return (0.45 - level) * (radius / 4), u, v
     if label == "circle":
-        far = np.sqrt(a * a + b * b) - 1
+        distance = np.sqrt(a * a + b * b) - 1
     elif label == "ring":
-        far = np.abs(np.sqrt(a * a + b * b) - 0.76) - 0.24
+        distance = np.abs(np.sqrt(a * a + b * b) - 0.76) - 0.24
     elif label == "square":
-        far = np.maximum(np.abs(a), np.abs(b)) - 0.86
+        distance = np.maximum(np.abs(a), np.abs(b)) - 0.86
     elif label == "cross":
         along, across = np.abs(a), np.abs(b)
-        far = np.minimum(np.maximum(along - 1, across - 0.32), np.maximum(along - 0.32, across - 1))
+        distance = np.minimum(np.maximum(along - 1, across - 0.32), np.maximum(along - 0.32, across - 1))
     elif label == "triangle":
-        far = np.maximum.reduce([p * a + q * b for p, q in TRIANGLE]) - 0.5
-    elif label == "star":  # inside of at least four of the five sides
-        far = np.sort(np.stack([p * a + q * b for p, q in PENTAGRAM]), axis=0)[-2] - 0.30901699437494745
+        distance = np.maximum.reduce([p * a + q * b for p, q in TRIANGLE]) - 0.5
+    elif label == "star":  # inside at least four of the five sides
+        distance = np.sort(np.stack([p * a + q * b for p, q in PENTAGRAM]), axis=0)[-2] - 0.30901699437494745
     else:
-        far = np.maximum(np.abs(a), 6 * np.abs(b)) - 1
-    return far * radius, u, v
+        distance = np.maximum(np.abs(a), 6 * np.abs(b)) - 1
+    return distance * radius, u, v
 
 
 def compute_digit_ink(random: np.random.Generator, digit: int, a: FloatArray, b: FloatArray) -> FloatArray:
-    """The ink of a handwritten digit at points of the square from -1 to 1, from 0 to 1; bilinear."""
-    drawn = load_digit_templates()[digit]
-    ink = drawn[random.integers(len(drawn))]
+    """Sample the ink of a handwritten digit, 0 to 1, at points of the square from -1 to 1, bilinearly."""
+    templates = load_digit_templates()[digit]
+    ink = templates[random.integers(len(templates))]
     column, row = np.clip(a * 4.4 + 5, 0, 9.999), np.clip(b * 4.4 + 5, 0, 9.999)
     i, j = np.floor(row).astype(int), np.floor(column).astype(int)
     down, right = row - i, column - j
@@ -78,25 +78,25 @@ def compute_digit_ink(random: np.random.Generator, digit: int, a: FloatArray, b:
 
 @functools.cache
 def load_digit_templates() -> dict[int, FloatArray]:
-    """scikit-learn's digits of the classes that occur, each in a margin without ink, from 0 to 1."""
+    """Load scikit-learn's digits of the used classes, each with an empty margin, from 0 to 1."""
     images, labels = load_original_digits()
-    framed = np.pad(images / 16, ((0, 0), (1, 2), (1, 2))).astype(np.float32)
-    return {digit: framed[labels == digit] for digit in DIGIT_CLASSES.values()}
+    padded = np.pad(images / 16, ((0, 0), (1, 2), (1, 2))).astype(np.float32)
+    return {digit: padded[labels == digit] for digit in DIGIT_CLASSES.values()}
 
 
 def fill_texture(
     random: np.random.Generator, texture: str, u: FloatArray, v: FloatArray, background: FloatArray
 ) -> FloatArray:
-    """A texture of two colours ``(h, w, 3)``, the first of which is unlike what is under it."""
-    choice = sample_uniform(random, 0, 255, (4, 3)).astype(np.float32)
-    middle = background[background.shape[0] // 2, background.shape[1] // 2]
-    first = choice[np.argmax(np.abs(choice - middle).max(1))]
+    """Render a texture of two colours ``(h, w, 3)``; the first contrasts with the background."""
+    candidates = sample_uniform(random, 0, 255, (4, 3)).astype(np.float32)
+    centre = background[background.shape[0] // 2, background.shape[1] // 2]
+    first = candidates[np.argmax(np.abs(candidates - centre).max(1))]
     second = sample_uniform(random, 0, 255, 3).astype(np.float32)
     return np.asarray(first + compute_pattern(random, texture, u, v)[..., None] * (second - first))
 
 
 def compute_pattern(random: np.random.Generator, texture: str, u: FloatArray, v: FloatArray) -> FloatArray:
-    """Where a texture has its second colour, from 0 to 1."""
+    """Compute the weight of the second colour of a texture, 0 to 1."""
     cell = sample_uniform(random, 6, 13)
     a, b = u / cell + random.random(), v / cell + random.random()
     if texture == "striped":

@@ -1,4 +1,4 @@
-"""Images read from their files by other processes: all at once, or batch by batch while a network is trained."""
+"""Decoding of image files by worker processes: all at once, or batch by batch during training."""
 
 import logging
 import math
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
 
 logger = logging.getLogger(__name__)
-PREFETCH_FACTOR = 4  # batches that each process prepares ahead
-MIN_PARALLEL_FILES = 1000  # files from which other processes are worth their start
+PREFETCH_FACTOR = 4  # batches that each worker prepares ahead
+MIN_PARALLEL_FILES = 1000  # number of files from which worker processes pay off
 
 UInt8Array = npt.NDArray[np.uint8]
-DecodeRequest = tuple[int, list[float]]  # the number of an image, and the draws of its crop
+DecodeRequest = tuple[int, list[float]]  # the index of an image, and the random numbers of its crop
 
 
 class ImageDecoder(Dataset[Any]):
-    """Files as the network sees them, ``(H, W, C)`` uint8, or the error of one that cannot be read.
+    """Dataset of preprocessed image files, ``(H, W, C)`` uint8, or the error of an unreadable one.
 
     Args:
-        files: the images.
-        prepare: brings an image to the network's size.
-        min_area: least share of the area where an image is asked for with the draws of a random resized crop.
+        files: image files.
+        prepare: resizes an image to the input size.
+        min_area: minimum area fraction of the random resized crop of a request with random numbers.
     """
 
     def __init__(self, files: Sequence[Path], prepare: SquareTransform, min_area: float = 1.0) -> None:
@@ -59,14 +59,14 @@ class ImageDecoder(Dataset[Any]):
             return error
 
     def decode(self, file: Path | bytes, draws: list[float], name: str = "") -> UInt8Array:
-        """The image in a file as the network sees it, cropped where there are draws; errors call it ``name``."""
+        """Decode and preprocess an image, with a random crop if ``draws`` is not empty; errors name it ``name``."""
         if draws:
             with convert_memory_errors(name or str(file)):
                 return self._decode_crop(file, draws, name)
         return self.prepare.read_and_transform(file, name).transpose(1, 2, 0)
 
     def _decode_crop(self, file: Path | bytes, draws: list[float], name: str) -> UInt8Array:
-        """A random resized crop; a JPEG is decoded no larger than the crop needs."""
+        """Decode a random resized crop; a JPEG is decoded no larger than the crop needs."""
         size = self.prepare.size
         with image_io.open_image(file, name=name) as image:
             wide, high, _, _ = compute_crop(draws, self.min_area, image.width / image.height)
@@ -74,19 +74,19 @@ class ImageDecoder(Dataset[Any]):
             full = image_io.convert_mode(image_io.decode_image(image), "L" if self.prepare.channels == 1 else "RGB")
         wide, high, left, top = compute_crop(draws, self.min_area, full.width / full.height)
         box = (left * full.width, top * full.height, (left + wide) * full.width, (top + high) * full.height)
-        part = full.resize((size, size), Image.Resampling.BILINEAR, box=box)
-        return np.array(part).reshape(size, size, -1)
+        crop = full.resize((size, size), Image.Resampling.BILINEAR, box=box)
+        return np.array(crop).reshape(size, size, -1)
 
 
 def compute_crop(draws: Sequence[float], min_area: float, aspect: float) -> tuple[float, float, float, float]:
-    """What :func:`fukami.data.augment.compute_crops` gives for a batch, for one image: a hundred times as quick."""
+    """Compute the crop of one image, like :func:`fukami.data.augment.compute_crops` for a batch, but faster."""
     area, ratio = min_area + (1 - min_area) * draws[0], MAX_ASPECT_RATIO ** (2 * draws[1] - 1)
     wide, high = min(1.0, math.sqrt(area * ratio / aspect)), min(1.0, math.sqrt(area / ratio * aspect))
     return wide, high, (1 - wide) * draws[2], (1 - high) * draws[3]
 
 
 def decode_files(files: Sequence[Path], prepare: SquareTransform) -> Iterator[UInt8Array | Error]:
-    """Each file in turn as the network sees it, ``(H, W, C)`` uint8, or the error; many are read by many processes."""
+    """Decode each file in order, ``(H, W, C)`` uint8, or yield its error; worker processes decode many files."""
     decoder = ImageDecoder(files, prepare)
     workers = count_workers() if len(files) >= MIN_PARALLEL_FILES else 0
     for batch in DataLoader(decoder, batch_sampler=_plan_requests(len(files)), num_workers=workers, collate_fn=list):
@@ -94,7 +94,7 @@ def decode_files(files: Sequence[Path], prepare: SquareTransform) -> Iterator[UI
 
 
 def _plan_requests(count: int) -> list[list[DecodeRequest]]:
-    """Every image once, in order, whole."""
+    """Plan requests for all images once, in order, uncropped."""
     return [
         [(number, []) for number in range(at, min(at + SEQUENTIAL_BATCH_SIZE, count))]
         for at in range(0, count, SEQUENTIAL_BATCH_SIZE)
@@ -102,55 +102,53 @@ def _plan_requests(count: int) -> list[list[DecodeRequest]]:
 
 
 def count_workers() -> int:
-    """Processors that this process may use, 16 at most; those that torchrun started on a machine share them."""
+    """Count the CPUs available to this process, at most 16; torchrun's local processes divide them."""
     return max(1, min(count_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 16))
 
 
 class StreamingLoader(BatchLoader):
-    """What loaders share whose images are decoded by other processes while a network is trained.
+    """Base class of loaders whose images are decoded by worker processes during training.
 
-    What an image is asked for with and what comes of it is the decoder's; a subclass says in :meth:`wishes` what the
-    rest of a pass asks for. An image that cannot be read is left out of its batch and named.
+    The decoder defines the format of requests and results. A subclass implements :meth:`iterate_requests`. An image
+    that cannot be read is left out of its batch and named.
     """
 
     def setup_decoder(self, decoder: Dataset[Any], max_broken: int) -> None:
-        """Get ready to read with this decoder; more images than ``max_broken`` that cannot be read are an error."""
+        """Set up reading with this decoder; more than ``max_broken`` unreadable images are an error."""
         self.decoder = decoder
         self.reader = self._build_reader(_RequestSampler(self), persistent=True)
-        # Held from outside, the reader is in no cycle of references that the loader comes to be in: taken down as part
-        # of one, it could not tell its processes to end, and would wait five seconds for each.
+        # A reference from outside keeps the reader out of reference cycles with the loader. Collected as part of a
+        # cycle, it could not signal its workers to end, and would wait five seconds for each.
         weakref.finalize(self, id, self.reader).atexit = False
         self.device = torch.device("cpu")
         self.clock = PhaseTimer(self.device)
         self.wait_seconds, self.wait_start = 0.0, time.monotonic()
         self.max_broken = max_broken
-        self.broken_images: dict[
-            str, None
-        ] = {}  # what is wrong with each broken image, in the order in which they came
+        self.broken_images: dict[str, None] = {}  # error of each broken image, in order of occurrence
 
     def setup(self, runtime: "Runtime") -> None:
-        """Send the batches to the device, and take this process's share of each."""
+        """Set the device of the batches, and select this process's slice of each."""
         super().setup(runtime)
         self.device, self.clock = runtime.device, runtime.clock
 
     def iterate_requests(self) -> Iterator[list[Any]]:
-        """What the rest of the pass asks the other processes for; it refers to the loader no longer."""
+        """Iterate over the decoding requests of the remaining batches, independently of the loader."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the training is, and what was broken up to there."""
+        """Return the training position, and the broken images up to it."""
         return {**super().state_dict(), "broken": list(self.broken_images)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the training position and the broken images."""
         super().load_state_dict(state)
         self.broken_images = dict.fromkeys(state.get("broken", ()))
 
     def compute_wait_fraction(self) -> float:
-        """The share of the time since the last call that was spent waiting for images."""
+        """Compute the fraction of the time since the last call spent waiting for images."""
         now = time.monotonic()
-        share, self.wait_seconds, self.wait_start = self.wait_seconds / max(now - self.wait_start, 1e-9), 0.0, now
-        return min(share, 1.0)
+        fraction, self.wait_seconds, self.wait_start = self.wait_seconds / max(now - self.wait_start, 1e-9), 0.0, now
+        return min(fraction, 1.0)
 
     def _build_reader(self, requests: Iterable[list[Any]], persistent: bool = False) -> DataLoader[Any]:
         return DataLoader(
@@ -162,39 +160,39 @@ class StreamingLoader(BatchLoader):
             persistent_workers=persistent,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_leave_process_group,
-            generator=torch.Generator(),  # a reader seeds its processes, which must not move the training's generator
+            generator=torch.Generator(),  # seeding the workers must not advance the training's generator
         )
 
     def _iterate_timed(self, reader: Iterable[Any]) -> Iterator[Any]:
-        """What the other processes decoded, while the time is noted that it was waited for."""
+        """Iterate over decoded batches, and measure the waiting time."""
         batches = iter(reader)
         while True:
-            began = time.monotonic()
+            start = time.monotonic()
             with self.clock("waiting"):
                 batch = next(batches, None)
-            self.wait_seconds += time.monotonic() - began
+            self.wait_seconds += time.monotonic() - start
             if batch is None:
                 return
             yield batch
 
     def _move_to_device(
-        self, found: tuple[Tensor, list[int], list[str]], indices: Tensor
+        self, decoded: tuple[Tensor, list[int], list[str]], indices: Tensor
     ) -> tuple[Tensor, Tensor, list[int]]:
-        """Images and targets on the device, and which of the wished ones they are."""
-        images, kept, errors = found
+        """Move images and targets to the device; also return their positions in the request."""
+        images, kept, errors = decoded
         self._record_broken(errors)
         if not kept:
-            raise Error(f"not one image of a batch can be read; the first: {errors[0]}")
+            raise Error(f"no image of a batch can be read; the first: {errors[0]}")
         targets = self.targets[indices[kept].to(self.targets.device)]
         with self.clock("host to device"):
             images = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
             return images, targets.to(self.device, non_blocking=True), kept
 
     def _record_broken(self, errors: Sequence[str]) -> None:
-        """Name what is broken, once each.
+        """Log each broken image once.
 
         Raises:
-            Error: there is more of it than is allowed.
+            Error: there are more than ``max_broken``.
         """
         for error in errors:
             if error not in self.broken_images:
@@ -204,16 +202,16 @@ class StreamingLoader(BatchLoader):
 
 
 class FileStreamingLoader(StreamingLoader):
-    """A labelled data set in files: decoded and cropped by other processes, augmented on the device in batches.
+    """Loader of a labelled dataset in files: decoded and cropped by workers, augmented on the device in batches.
 
-    Order, crops and augmentation are functions of the seed and the pass alone, as those of
-    :class:`fukami.data.loader.InMemoryLoader` are. An image that cannot be read is left out of its batch and named.
+    Order, crops and augmentation depend only on the seed and the epoch, as in
+    :class:`fukami.data.loader.InMemoryLoader`. An image that cannot be read is left out of its batch and named.
 
     Args:
-        files: the images, one for each of ``targets``.
-        prepare: brings an image to the network's size where it is not cropped.
-        min_area: least share of the area in a random resized crop of the training images; None: they are not cropped.
-        max_broken: images that may be broken; one more is an error.
+        files: image files, one for each of ``targets``.
+        prepare: resizes an image to the input size if it is not cropped.
+        min_area: minimum area fraction of the random resized crops of the training images; None: no cropping.
+        max_broken: maximum number of broken images; one more is an error.
         targets, labels, batch_size, seed, balanced, augment: as for :class:`fukami.data.loader.BatchLoader`.
     """
 
@@ -247,35 +245,35 @@ class FileStreamingLoader(StreamingLoader):
 
     @property
     def num_draws(self) -> int:
-        """Random numbers for each image: those of its crop, then those of the augmentation."""
+        """Number of random numbers per image: first for its crop, then for its augmentation."""
         return self.num_crop_draws + super().num_draws
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of one pass, ``(images (N, C, H, W) in 0..255, targets)``; a pass cut off is finished."""
-        shares = self.iterate_local_batches()
-        seen = False
-        for found in self._iterate_timed(self.reader):
-            members, draws = next(shares)
+        """Iterate over the remaining batches of an epoch, ``(images (N, C, H, W) in 0..255, targets)``."""
+        local_batches = self.iterate_local_batches()
+        any_readable = False
+        for decoded in self._iterate_timed(self.reader):
+            members, draws = next(local_batches)
             self.advance()
-            if self.seed is None and not found[1]:  # a stretch that is missing; the rest can be judged
-                self._record_broken(found[2])
+            if self.seed is None and not decoded[1]:  # a missing range of images; the rest is evaluated
+                self._record_broken(decoded[2])
                 continue
-            images, targets, kept = self._move_to_device(found, members)
-            seen = True
+            images, targets, kept = self._move_to_device(decoded, members)
+            any_readable = True
             if self.augment is not None and self.seed is not None:
                 images, targets = self.augment(images, targets, draws[kept, self.num_crop_draws :].to(self.device))
             yield images, targets
-        if self.seed is None and self.broken_images and not seen:
-            raise Error(f"not one image can be read; the first: {next(iter(self.broken_images))}")
+        if self.seed is None and self.broken_images and not any_readable:
+            raise Error(f"no image can be read; the first: {next(iter(self.broken_images))}")
         self.finish_epoch()
 
     def iterate_in_order(self) -> Iterator[Batch]:
-        """Every image once, in order, neither cropped nor augmented; the training goes on as if nothing had been."""
-        for wishes, found in zip(every := _plan_requests(len(self.targets)), self._build_reader(every), strict=True):
-            yield self._move_to_device(found, torch.tensor([number for number, _ in wishes]))[:2]
+        """Iterate over all images in order, without crops and augmentation; the training state does not change."""
+        for requests, decoded in zip(plan := _plan_requests(len(self.targets)), self._build_reader(plan), strict=True):
+            yield self._move_to_device(decoded, torch.tensor([number for number, _ in requests]))[:2]
 
     def iterate_requests(self) -> Iterator[list[Any]]:
-        """What the rest of the pass asks the other processes for; it refers to the loader no longer."""
+        """Iterate over the decoding requests of the remaining batches, independently of the loader."""
         crops = self.num_crop_draws
         return (
             list(zip(members.tolist(), draws[:, :crops].tolist(), strict=True))
@@ -284,12 +282,12 @@ class FileStreamingLoader(StreamingLoader):
 
 
 def _leave_process_group(number: int) -> None:
-    """Leave Ctrl-C and torchrun's signals, which go to a group of processes, to the one that has a step to save."""
+    """Leave the process group, so that Ctrl-C and torchrun's signals reach only the process that saves."""
     os.setpgrp()
 
 
 class _RequestSampler:
-    """What a pass asks the other processes for: the rest of it, from where the training is."""
+    """Batch sampler of the decoding requests of an epoch, from the current position."""
 
     def __init__(self, loader: StreamingLoader) -> None:
         self.loader: StreamingLoader = weakref.proxy(loader)
@@ -301,9 +299,9 @@ class _RequestSampler:
         return self.loader.iterate_requests()
 
 
-def _collate(found: list[UInt8Array | Error]) -> tuple[Tensor, list[int], list[str]]:
-    """The images that could be read ``(N, H, W, C)``, which ones they are, and what is wrong with the others."""
-    kept = [place for place, image in enumerate(found) if not isinstance(image, Error)]
-    images = [torch.from_numpy(np.ascontiguousarray(found[place])) for place in kept]
-    errors = [str(image) for image in found if isinstance(image, Error)]
+def _collate(results: list[UInt8Array | Error]) -> tuple[Tensor, list[int], list[str]]:
+    """Stack the readable images ``(N, H, W, C)``; also return their positions and the errors of the others."""
+    kept = [position for position, image in enumerate(results) if not isinstance(image, Error)]
+    images = [torch.from_numpy(np.ascontiguousarray(results[position])) for position in kept]
+    errors = [str(image) for image in results if isinstance(image, Error)]
     return torch.stack(images) if images else torch.zeros(0), kept, errors

@@ -1,4 +1,4 @@
-"""Samples in tar files, in the WebDataset layout: members with one KEY are a sample, ``KEY.jpg`` and ``KEY.cls``."""
+"""Samples in tar files (WebDataset layout): members with the same key, ``KEY.jpg`` and ``KEY.cls``, are a sample."""
 
 import contextlib
 import functools
@@ -15,19 +15,19 @@ from fukami.errors import Error
 from fukami.image import io as image_io
 
 BLOCK_BYTES = 512
-LABEL_EXTENSIONS = ("cls", "json")  # what says the class, by extension
-LONG_NAME_TYPES = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)  # headers that hold the name of the member after them
-SKIPPED_TYPES = (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)  # headers that hold nothing that is used
-MAX_HEADER_BYTES = 1 << 20  # bytes of what follows such a header
-MAX_LABEL_BYTES = 1 << 20  # bytes of what says the class of a sample
-MAX_CLASS_NAME_LENGTH = 200  # letters of its name
+LABEL_EXTENSIONS = ("cls", "json")  # extensions of the members that contain the class
+LONG_NAME_TYPES = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)  # headers with the name of the next member
+SKIPPED_TYPES = (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)  # headers that are skipped
+MAX_HEADER_BYTES = 1 << 20  # maximum payload of such a header
+MAX_LABEL_BYTES = 1 << 20  # bytes read of a member that contains the class
+MAX_CLASS_NAME_LENGTH = 200  # characters
 
-TarSample = tuple[str, str, bytes, int]  # key, suffix, what the image's file holds, number of its class
+TarSample = tuple[str, str, bytes, int]  # key, suffix, content of the image file, class index
 
 
 @dataclass(frozen=True)
 class TarMember:
-    """A member of a tar file: where its headers and its content begin, and where the next member does."""
+    """Member of a tar file: offsets of its headers, its content and the next member."""
 
     name: str
     start: int
@@ -38,29 +38,29 @@ class TarMember:
 
     @property
     def is_file(self) -> bool:
-        """Whether it is a file."""
+        """Return whether the member is a file."""
         return self.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
     @property
     def key(self) -> str:
-        """What the members of a sample have in common: the name up to the first dot of its last part."""
-        place, slash, base = self.name.rpartition("/")
-        return place + slash + base.partition(".")[0]
+        """Key of the sample: the name up to the first dot after the last slash."""
+        folder, slash, base = self.name.rpartition("/")
+        return folder + slash + base.partition(".")[0]
 
     @property
     def extension(self) -> str:
-        """The rest of the name, in lower case: ``jpg``, ``cls``, ``seg.png``."""
+        """Remainder of the name in lower case: ``jpg``, ``cls``, ``seg.png``."""
         return self.name.rpartition("/")[2].partition(".")[2].lower()
 
     @property
     def is_image(self) -> bool:
-        """Whether it is one by name."""
+        """Return whether the member is an image, by its extension."""
         return f".{self.extension}" in _get_image_suffixes()
 
 
 @dataclass
 class ShardContents:
-    """What a scan found in a shard: where each sample lies, its class's name, and what is wrong."""
+    """Result of the scan of a shard: byte range and class name of each sample, and problems."""
 
     size: int
     starts: list[int] = field(default_factory=list)
@@ -70,11 +70,11 @@ class ShardContents:
 
 
 def iterate_members(read: Callable[[int, int], bytes], *, errors: str = "replace") -> Iterator[TarMember]:
-    """The members of a tar file, or of a part of one, in order.
+    """Iterate over the members of a tar file, or of a section of one.
 
     Args:
-        read: ``read(start, count)`` returns its bytes; ``start`` only grows.
-        errors: how names that are not in UTF-8 are decoded, as :meth:`bytes.decode` takes it.
+        read: ``read(start, count)`` returns bytes of the file; ``start`` never decreases.
+        errors: error handling for names that are not in UTF-8, as in :meth:`bytes.decode`.
 
     Raises:
         tarfile.HeaderError: a header is cut short or damaged.
@@ -90,8 +90,8 @@ def iterate_members(read: Callable[[int, int], bytes], *, errors: str = "replace
                 raise tarfile.HeaderError(f"a header has a name of {info.size:,} bytes")
             content, at = at + BLOCK_BYTES, at + BLOCK_BYTES + -(-info.size // BLOCK_BYTES) * BLOCK_BYTES
             if info.type in LONG_NAME_TYPES:
-                found, given = _parse_long_header(read(content, info.size), info.type, errors)
-                name, size = found or name, given if given >= 0 else size
+                long_name, long_size = _parse_long_header(read(content, info.size), info.type, errors)
+                name, size = long_name or name, long_size if long_size >= 0 else size
         else:
             size = info.size if size < 0 else size
             content, at = at + BLOCK_BYTES, at + BLOCK_BYTES + -(-size // BLOCK_BYTES) * BLOCK_BYTES
@@ -100,11 +100,11 @@ def iterate_members(read: Callable[[int, int], bytes], *, errors: str = "replace
 
 
 def extract_image(content: bytes, shard: str, number: int) -> tuple[str, bytes]:
-    """The first image among the members of a sample: what it is called (``SHARD/MEMBER``) and what its file holds.
+    """Extract the first image of a sample: its name (``SHARD/MEMBER``) and the content of its file.
 
     Args:
-        content: the sample as it lies in the shard.
-        shard, number: its shard and its number there from 1, for messages.
+        content: bytes of the sample in the shard.
+        shard, number: name of the shard and number of the sample in it, from 1, for messages.
 
     Raises:
         Error: the sample is cut short, or has no image.
@@ -112,60 +112,62 @@ def extract_image(content: bytes, shard: str, number: int) -> tuple[str, bytes]:
     try:
         for member in iterate_members(lambda start, count: content[start : start + count]):
             if member.is_file and member.is_image:
-                found = content[member.content_start : member.content_start + member.size]
-                if len(found) < member.size:
+                image = content[member.content_start : member.content_start + member.size]
+                if len(image) < member.size:
                     raise Error(f"{shard}/{member.name} is cut short; get the shard again")
-                return f"{shard}/{member.name}", found
+                return f"{shard}/{member.name}", image
     except tarfile.HeaderError as error:
         raise Error(f"{shard}, sample {number}, is damaged ({error}); get the shard again") from None
-    wrong = "has no image" if content else "is missing; the shard is cut short: get it again"
-    raise Error(f"{shard}, sample {number}, {wrong}")
+    problem = "has no image" if content else "is missing; the shard is cut short: get it again"
+    raise Error(f"{shard}, sample {number}, {problem}")
 
 
 def scan_shard(location: str) -> ShardContents:
-    """The samples of a shard, header by header; on a disk the contents are passed over.
+    """Scan the samples of a shard, header by header; on a disk the contents are skipped.
 
-    The class is what ``KEY.cls`` says, or ``"label"`` in ``KEY.json``, or the folder in the key.
+    The class is the content of ``KEY.cls``, or ``"label"`` in ``KEY.json``, or the folder in the key.
 
     Raises:
-        Error: there is no such shard.
+        Error: the shard does not exist.
     """
     shard = location.rpartition("/")[2]
     stream = open_stream(location)
-    found = ShardContents(0)
-    sample: dict[TarMember, bytes] = {}  # with what it says of the class: read at once, as a server only reads forwards
+    contents = ShardContents(0)
+    sample: dict[TarMember, bytes] = {}  # members with their label content, read at once: a stream reads forwards
     end = 0
     try:
         for member in iterate_members(stream.read):
             if not member.is_file or member.name.rpartition("/")[2].startswith("."):
                 continue
             if sample and member.key != next(iter(sample)).key:
-                _add_sample(found, sample, shard)
+                _add_sample(contents, sample, shard)
                 sample = {}
-            said = min(member.size, MAX_LABEL_BYTES)
-            sample[member] = stream.read(member.content_start, said) if member.extension in LABEL_EXTENSIONS else b""
+            label_size = min(member.size, MAX_LABEL_BYTES)
+            sample[member] = (
+                stream.read(member.content_start, label_size) if member.extension in LABEL_EXTENSIONS else b""
+            )
             end = member.end
             if stream.size is not None and member.content_start + member.size > stream.size:
-                raise tarfile.HeaderError("the file ends before")
+                raise tarfile.HeaderError("the file ends inside a member")
         if sample:
-            _add_sample(found, sample, shard)
+            _add_sample(contents, sample, shard)
             sample = {}
         if not stream.read(end, BLOCK_BYTES):
-            found.problems.append(f"{shard} has no end mark; it may be cut short: get it again")
+            contents.problems.append(f"{shard} has no end marker; it may be cut short: get it again")
     except tarfile.HeaderError as error:
-        after = f" at {next(iter(sample)).key}" if sample else ""
-        found.problems.append(f"{shard} is cut short or damaged{after} ({error}); get it again")
+        where = f" at {next(iter(sample)).key}" if sample else ""
+        contents.problems.append(f"{shard} is cut short or damaged{where} ({error}); get it again")
     finally:
-        found.size = stream.size or end
+        contents.size = stream.size or end
         stream.close()
-    return found
+    return contents
 
 
 def write_shard(path: Path, samples: Iterable[TarSample]) -> tuple[list[int], list[int], list[int]]:
-    """A shard of the samples, the same bytes for the same samples.
+    """Write a shard, with identical bytes for identical samples.
 
     Returns:
-        Of each sample: its class, where it starts, and its length.
+        Class index, first byte and length of each sample.
     """
     classes, starts, lengths = [], [], []
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
@@ -180,22 +182,22 @@ def write_shard(path: Path, samples: Iterable[TarSample]) -> tuple[list[int], li
     return classes, starts, lengths
 
 
-def _add_sample(found: ShardContents, sample: dict[TarMember, bytes], shard: str) -> None:
-    """Note a sample, or what is wrong with it."""
+def _add_sample(contents: ShardContents, sample: dict[TarMember, bytes], shard: str) -> None:
+    """Record a sample, or its problem."""
     first, *_, last = (next(iter(sample)), *sample)
     if not any(member.is_image for member in sample):
-        found.problems.append(f"{shard}/{first.key} has no image; it is expected beside {first.name}")
+        contents.problems.append(f"{shard}/{first.key} has no image; it is expected next to {first.name}")
     elif not (label := _find_label(first.key, {member.extension: text for member, text in sample.items()})):
-        wanted = "a KEY.cls with its number, a KEY.json with a label, or a folder in the key"
-        found.problems.append(f"{shard}/{first.key} has no class; expected {wanted}")
+        expected = "a KEY.cls with its number, a KEY.json with a label, or a folder in the key"
+        contents.problems.append(f"{shard}/{first.key} has no class; expected {expected}")
     else:
-        found.starts.append(first.start)
-        found.lengths.append(last.end - first.start)
-        found.classes.append(label)
+        contents.starts.append(first.start)
+        contents.lengths.append(last.end - first.start)
+        contents.classes.append(label)
 
 
 def _find_label(key: str, texts: dict[str, bytes]) -> str:
-    """The name of a sample's class, from what its members of each extension say; empty where nothing says it."""
+    """Determine the class name of a sample from its members by extension, or its key; empty if there is none."""
     text = texts.get("cls", b"").decode("utf-8", "replace").strip()
     if len(text) > MAX_CLASS_NAME_LENGTH:
         return ""
@@ -209,12 +211,12 @@ def _find_label(key: str, texts: dict[str, bytes]) -> str:
 
 
 def _parse_long_header(payload: bytes, kind: bytes, errors: str) -> tuple[str, int]:
-    """Name and size that a header of GNU or pax has for the next member; empty and -1 where it has none."""
+    """Parse the name and size of the next member from a GNU or pax header; empty and -1 if absent."""
     if kind == tarfile.GNUTYPE_LONGNAME:
         return payload.rstrip(b"\0").decode("utf-8", errors), -1
-    found = dict(re.findall(rb"^\d{1,7} (path|size)=([^\n]*)$", payload, re.MULTILINE))
-    size = int(found[b"size"]) if re.fullmatch(rb"\d{1,18}", found.get(b"size", b"")) else -1
-    return found.get(b"path", b"").decode("utf-8", errors), size
+    fields = dict(re.findall(rb"^\d{1,7} (path|size)=([^\n]*)$", payload, re.MULTILINE))
+    size = int(fields[b"size"]) if re.fullmatch(rb"\d{1,18}", fields.get(b"size", b"")) else -1
+    return fields.get(b"path", b"").decode("utf-8", errors), size
 
 
 @functools.cache

@@ -1,8 +1,8 @@
-"""Annotations in the XML of Pascal VOC (Everingham et al. 2010), as labelImg, Roboflow and others write it, too.
+"""Annotations in Pascal VOC XML (Everingham et al. 2010), also as written by labelImg, Roboflow and other tools.
 
-Two layouts: VOC's own (``Annotations/``, ``JPEGImages/`` and perhaps lists in ``ImageSets/Main/``), and an XML file
-beside each image, perhaps in folders such as ``train``, ``valid`` and ``test``. Pixels are counted from 1, and
-``xmax`` is the last one inside.
+There are two layouts: VOC's own (``Annotations/``, ``JPEGImages/`` and optional lists in ``ImageSets/Main/``), and an
+XML file next to each image, optionally in folders such as ``train``, ``valid`` and ``test``. Pixels are counted from
+1, and ``xmax`` is the last pixel inside the box.
 """
 
 import codecs
@@ -30,68 +30,70 @@ from fukami.errors import Error
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "JPEGImage", "imgs")
 BOX_FIELDS = ("xmin", "ymin", "xmax", "ymax")
 ENCODING = re.compile(rb"""^<\?xml[^>]*encoding=["']([\w.:-]+)""")
-LINE_ATTRIBUTE = "line of the file"  # an attribute that no file can have
-MAX_NESTING = 50  # elements inside one another; VOC's are four
-REFUSED_ENCODINGS = {"idna", "punycode"}  # encodings that Python has, which take the square of the length
+LINE_ATTRIBUTE = "line of the file"  # an attribute name that is invalid in XML
+MAX_NESTING = 50  # depth of nested elements; VOC has four
+REFUSED_ENCODINGS = {"idna", "punycode"}  # Python encodings with quadratic run time
 
 
 def find_voc(year: str) -> Path:
-    """The folder of the challenge of a year, ``2007`` or ``2012``.
+    """Return the folder of VOC ``2007`` or ``2012``.
 
     Raises:
-        Error: it is in none of the places where data sets are looked for.
+        Error: no data folder contains it.
     """
     name = f"VOC{year}"
-    for place in list_data_folders():
-        for root in (place / "VOCdevkit" / name, place / name, place / name.lower(), place / name.lower() / name):
+    for folder in list_data_folders():
+        for root in (folder / "VOCdevkit" / name, folder / name, folder / name.lower(), folder / name.lower() / name):
             if (root / "Annotations").is_dir():
                 return root
-    places = ", ".join(str(place / "VOCdevkit" / name) for place in list_data_folders())
+    places = ", ".join(str(folder / "VOCdevkit" / name) for folder in list_data_folders())
     archives = "VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar"
     archives = archives if year == "2007" else "VOCtrainval_11-May-2012.tar"
     raise Error(
         f"VOC {year} was not found in {places}; unpack {archives} from host.robots.ox.ac.uk/pascal/VOC/voc{year} into "
-        "a folder, and set FUKAMI_DATA to that folder, which then holds VOCdevkit"
+        "a folder, and set FUKAMI_DATA to that folder, which then contains VOCdevkit"
     )
 
 
 def is_voc_folder(root: Path) -> bool:
-    """Whether a folder is in one of the two layouts."""
-    places = [
+    """Return whether a folder is in one of the two layouts."""
+    folders = [
         _find_annotation_folder(root),
         root,
-        *(each for each in image_folder.list_folders(root) if parse_split(each.name)),
+        *(child for child in image_folder.list_folders(root) if parse_split(child.name)),
     ]
-    return any(next(place.glob("*.xml"), None) for place in places if place)
+    return any(next(folder.glob("*.xml"), None) for folder in folders if folder)
 
 
 def read_voc(root: Path) -> DatasetAnnotations:
-    """What the XML files of a folder say."""
-    sheets = DatasetAnnotations()
+    """Read the annotations of a folder of XML files."""
+    dataset = DatasetAnnotations()
     annotations = _find_annotation_folder(root)
     if annotations:
-        _read_devkit(root, annotations, sheets)
+        _read_devkit(root, annotations, dataset)
     else:
-        inside = {parse_split(each.name): each for each in image_folder.list_folders(root) if parse_split(each.name)}
-        for part, place in (inside or {"": root}).items():
-            sheets.splits[part] = []
-            _read_mixed_folder(place, part, sheets)
-    entries = [entry for part in sheets.splits.values() for entry in part]
-    sheets.labels = tuple(sorted({box.label for entry in entries for box in entry.boxes if box.label}))
-    return sheets
+        split_folders = {
+            parse_split(child.name): child for child in image_folder.list_folders(root) if parse_split(child.name)
+        }
+        for split, folder in (split_folders or {"": root}).items():
+            dataset.splits[split] = []
+            _read_mixed_folder(folder, split, dataset)
+    entries = [entry for split in dataset.splits.values() for entry in split]
+    dataset.labels = tuple(sorted({box.label for entry in entries for box in entry.boxes if box.label}))
+    return dataset
 
 
 def parse_xml(path: Path) -> ElementTree.Element:
-    """The root of an XML file; every element has its line as an attribute.
+    """Parse an XML file and return its root; every element has its line number as an attribute.
 
     Raises:
-        Error: it is no XML, declares entities, is nested too deeply or too large; the line is named.
+        Error: the file is not XML, declares entities, is nested too deeply or too large; the message names the line.
     """
     content = read_bytes(path, max_bytes=MAX_SMALL_FILE_BYTES)
     try:
         try:
             return _build_tree(content)
-        except (ValueError, LookupError):  # an encoding that expat does not know; Python may
+        except (ValueError, LookupError):  # an encoding that expat does not support, but Python may
             declared = ENCODING.search(content)
             name = declared[1].decode() if declared else "utf-8"
             try:
@@ -99,15 +101,15 @@ def parse_xml(path: Path) -> ElementTree.Element:
                     raise LookupError
                 return _build_tree(content.decode(name))
             except (ValueError, LookupError):
-                raise Error(f"{path}, line 1: is not in {name}, as it says; save it in UTF-8") from None
+                raise Error(f"{path}, line 1: is not in {name}, its declared encoding; save it in UTF-8") from None
     except _UnsafeXMLError as error:
         raise Error(f"{path}, line {error.args[1]}: {error.args[0]}; expected the XML of Pascal VOC") from None
     except expat.ExpatError as error:
-        raise Error(f"{path}, line {error.lineno}: is no XML ({error}); get the file again") from None
+        raise Error(f"{path}, line {error.lineno}: is not XML ({error}); get the file again") from None
 
 
 class _UnsafeXMLError(Exception):
-    """What no annotation has: the words and the line."""
+    """Unsafe XML construct; the arguments are the message and the line."""
 
 
 def _build_tree(content: bytes | str) -> ElementTree.Element:
@@ -118,7 +120,7 @@ def _build_tree(content: bytes | str) -> ElementTree.Element:
         nonlocal depth
         depth += 1
         if depth > MAX_NESTING:
-            raise _UnsafeXMLError(f"has more than {MAX_NESTING} elements inside one another", parser.CurrentLineNumber)
+            raise _UnsafeXMLError(f"has more than {MAX_NESTING} nested elements", parser.CurrentLineNumber)
         builder.start(tag, {LINE_ATTRIBUTE: str(parser.CurrentLineNumber)})
 
     def end(tag: str) -> None:
@@ -126,7 +128,7 @@ def _build_tree(content: bytes | str) -> ElementTree.Element:
         depth -= 1
         builder.end(tag)
 
-    def refuse_entity(*_: object) -> None:  # a few lines of entities can stand for a text of any length
+    def refuse_entity(*_: object) -> None:  # a few lines of entities can expand to a text of any length
         raise _UnsafeXMLError("declares an entity", parser.CurrentLineNumber)
 
     parser.EntityDeclHandler = refuse_entity
@@ -138,108 +140,109 @@ def _build_tree(content: bytes | str) -> ElementTree.Element:
 
 
 def parse_annotation(path: Path, image: Path, root: ElementTree.Element) -> ImageAnnotation:
-    """What a parsed file says of its image."""
+    """Convert a parsed file to the annotation of its image."""
     size = root.find("size")
     stated = None if size is None else tuple(_parse_number(size, side) for side in ("width", "height"))
-    boxes = tuple(_parse_box(each) for each in root.iter("object"))
-    whole = (int(stated[0]), int(stated[1])) if stated and all(map(math.isfinite, stated)) else None
-    return ImageAnnotation(image, path, boxes, whole, _get_line(root if size is None else size))
+    boxes = tuple(_parse_box(element) for element in root.iter("object"))
+    image_size = (int(stated[0]), int(stated[1])) if stated and all(map(math.isfinite, stated)) else None
+    return ImageAnnotation(image, path, boxes, image_size, _get_line(root if size is None else size))
 
 
-def _parse_box(found: ElementTree.Element) -> Box:
-    label = (found.findtext("name") or "").strip()
-    kind = DIFFICULT if (found.findtext("difficult") or "").strip() in ("1", "true", "True") else REGULAR
-    box = found.find("bndbox")
+def _parse_box(element: ElementTree.Element) -> Box:
+    label = (element.findtext("name") or "").strip()
+    kind = DIFFICULT if (element.findtext("difficult") or "").strip() in ("1", "true", "True") else REGULAR
+    box = element.find("bndbox")
     if box is None:
-        return Box(label, (math.nan,) * 4, kind, _get_line(found))
+        return Box(label, (math.nan,) * 4, kind, _get_line(element))
     left, top, right, bottom = (_parse_number(box, side) for side in BOX_FIELDS)
     return Box(label, (left - 1, top - 1, right, bottom), kind, _get_line(box), starts_at_zero=min(left, top) == 0)
 
 
-def _parse_number(found: ElementTree.Element, name: str) -> float:
+def _parse_number(element: ElementTree.Element, name: str) -> float:
     try:
-        return float(found.findtext(name) or "nan")
+        return float(element.findtext(name) or "nan")
     except ValueError:
         return math.nan
 
 
-def _get_line(found: ElementTree.Element) -> int:
-    return int(found.attrib[LINE_ATTRIBUTE])
+def _get_line(element: ElementTree.Element) -> int:
+    return int(element.attrib[LINE_ATTRIBUTE])
 
 
 def _find_annotation_folder(root: Path) -> Path | None:
-    """The folder of XML files of VOC's own layout."""
+    """Return the folder of XML files in VOC's own layout."""
     for name in ("Annotations", "annotations"):
         if (root / name).is_dir() and next((root / name).glob("*.xml"), None):
             return root / name
     return None
 
 
-def _read_devkit(root: Path, annotations: Path, sheets: DatasetAnnotations) -> None:
-    """VOC's own layout: the parts are lists in ``ImageSets/Main``; without one, all is one part."""
-    place = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), root)
+def _read_devkit(root: Path, annotations: Path, dataset: DatasetAnnotations) -> None:
+    """Read VOC's own layout: lists in ``ImageSets/Main`` define the splits; without lists there is one split."""
+    folder = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), root)
     files = {path.stem: path for path in sorted(annotations.glob("*.xml"))}
-    said = _read_annotations(files, [(path.stem, path) for path in list_images(place)], place, sheets)
+    results = _read_annotations(files, [(path.stem, path) for path in list_images(folder)], folder, dataset)
     listed: set[str] = set()
     for path in sorted((root / "ImageSets" / "Main").glob("*.txt")):
-        part = parse_split(path.stem)
-        lines = list(_read_image_list(path)) if part else []
-        if not any(stem in files for _, stem in lines):  # VOC 2012 lists images whose annotations are kept secret
+        split = parse_split(path.stem)
+        lines = list(_read_image_list(path)) if split else []
+        if not any(stem in files for _, stem in lines):  # VOC 2012 lists images whose annotations are not public
             continue
         for line, stem in lines:
             detail = f"lists {stem}, which has no file in {annotations}; add it, or remove the line"
-            _add_to_split(said.get(stem, AnnotationProblem("missing", path, line, detail)), part, sheets)
+            _add_to_split(results.get(stem, AnnotationProblem("missing", path, line, detail)), split, dataset)
             listed.add(stem)
-    for stem, found in said.items():
-        if not listed or (stem not in listed and isinstance(found, AnnotationProblem)):
-            _add_to_split(found, "", sheets)
+    for stem, result in results.items():
+        if not listed or (stem not in listed and isinstance(result, AnnotationProblem)):
+            _add_to_split(result, "", dataset)
 
 
-def _read_mixed_folder(place: Path, part: str, sheets: DatasetAnnotations) -> None:
-    """An XML file beside each image, or below the same folder."""
+def _read_mixed_folder(folder: Path, split: str, dataset: DatasetAnnotations) -> None:
+    """Read a folder with an XML file next to each image, or elsewhere below the folder."""
 
-    def name(path: Path) -> str:
-        return path.relative_to(place).with_suffix("").as_posix()
+    def get_name(path: Path) -> str:
+        return path.relative_to(folder).with_suffix("").as_posix()
 
-    files = {name(path): path for path in sorted(place.rglob("*.xml"))}
-    lying = [(name(path), path) for path in list_images(place, recursive=True)]
-    for found in _read_annotations(files, lying, None, sheets).values():
-        _add_to_split(found, part, sheets)
+    files = {get_name(path): path for path in sorted(folder.rglob("*.xml"))}
+    images = [(get_name(path), path) for path in list_images(folder, recursive=True)]
+    for result in _read_annotations(files, images, None, dataset).values():
+        _add_to_split(result, split, dataset)
 
 
-def _add_to_split(found: ImageAnnotation | AnnotationProblem, part: str, sheets: DatasetAnnotations) -> None:
-    """Add what a file says to a part."""
-    if isinstance(found, ImageAnnotation):
-        sheets.splits.setdefault(part, []).append(found)
+def _add_to_split(result: ImageAnnotation | AnnotationProblem, split: str, dataset: DatasetAnnotations) -> None:
+    """Add the result of a file to a split."""
+    if isinstance(result, ImageAnnotation):
+        dataset.splits.setdefault(split, []).append(result)
     else:
-        sheets.unusable_images.append(found._replace(split=part))
+        dataset.unusable_images.append(result._replace(split=split))
 
 
 def _read_annotations(
-    files: dict[str, Path], lying: list[tuple[str, Path]], place: Path | None, sheets: DatasetAnnotations
+    files: dict[str, Path], images: list[tuple[str, Path]], folder: Path | None, dataset: DatasetAnnotations
 ) -> dict[str, ImageAnnotation | AnnotationProblem]:
-    """What each file says, or why it cannot be used; notes the images of which none says anything.
+    """Read each file, or record why it is unusable; also record the images without annotation.
 
     Args:
-        files: by name.
-        lying: the name and the path of each image.
-        place: where an image lies that has another name; None: beside its file.
+        files: annotation files by name.
+        images: name and path of each image.
+        folder: folder of images with another name than their file; None: next to the file.
     """
-    named = dict(lying)
-    found = {
-        name: _read_annotation(path, place or path.parent, named.get(name), sheets) for name, path in files.items()
+    image_by_name = dict(images)
+    results = {
+        name: _read_annotation(path, folder or path.parent, image_by_name.get(name), dataset)
+        for name, path in files.items()
     }
-    taken = {each.image_path for each in found.values() if isinstance(each, ImageAnnotation)}
-    sheets.unannotated_images += [
-        path for name, path in lying if path not in taken and not isinstance(found.get(name), AnnotationProblem)
+    used = {result.image_path for result in results.values() if isinstance(result, ImageAnnotation)}
+    dataset.unannotated_images += [
+        path for name, path in images if path not in used and not isinstance(results.get(name), AnnotationProblem)
     ]
-    return found
+    return results
 
 
 def _read_annotation(
-    path: Path, place: Path, image: Path | None, sheets: DatasetAnnotations
+    path: Path, folder: Path, image: Path | None, dataset: DatasetAnnotations
 ) -> ImageAnnotation | AnnotationProblem:
-    """What a file says of its image, which is that of the same name, or else the one that it names."""
+    """Read the annotation of the image of the same name, or else of the image that the file names."""
     try:
         root = parse_xml(path)
     except Error as error:
@@ -247,25 +250,25 @@ def _read_annotation(
         detail = line[2] if line else str(error).removeprefix(f"{path} ")
         return AnnotationProblem("broken", path, int(line[1]) if line else 0, detail)
     if root.tag != "annotation":
-        detail = f"begins with <{root.tag}>, not with <annotation>; expected the XML of Pascal VOC"
+        detail = f"starts with <{root.tag}>, not with <annotation>; expected the XML of Pascal VOC"
         return AnnotationProblem("broken", path, _get_line(root), detail)
-    for each in root.iter("object"):
-        if not (each.findtext("name") or "").strip():
-            sheets.orphan_annotations.append(
-                AnnotationProblem("no class", path, _get_line(each), "the box has no name, and is left out")
+    for element in root.iter("object"):
+        if not (element.findtext("name") or "").strip():
+            dataset.orphan_annotations.append(
+                AnnotationProblem("no class", path, _get_line(element), "the box has no name, and is left out")
             )
-    named = place / Path((root.findtext("filename") or f"{path.stem}.jpg").strip()).name
-    if image is None or (named.stem == image.stem and is_file(named)):  # of two that differ in their suffix
-        image = named
-    made = parse_annotation(path, image, root)
+    stated = folder / Path((root.findtext("filename") or f"{path.stem}.jpg").strip()).name
+    if image is None or (stated.stem == image.stem and is_file(stated)):  # of two images that differ in their suffix
+        image = stated
+    annotation = parse_annotation(path, image, root)
     if is_file(image):
-        return made
+        return annotation
     detail = f"its image {image} does not exist; put it there, or remove the annotation"
-    return AnnotationProblem("missing", path, made.line, detail)
+    return AnnotationProblem("missing", path, annotation.line, detail)
 
 
 def _read_image_list(path: Path) -> Iterator[tuple[int, str]]:
-    """The line and the name of each image in a list; a 1, 0 or -1 behind it, as lists of a class have, is cut off."""
+    """Iterate over line number and image name of a list, without the trailing 1, 0 or -1 of class lists."""
     for line, text in enumerate(read_text(path, errors="replace").split("\n"), 1):
         words = text.rsplit(maxsplit=1)
         if words:

@@ -1,4 +1,4 @@
-"""Images streamed from shards: each lies in one of several lanes, which are read from end to end and shuffled."""
+"""Streaming of images from shards: several lanes are read sequentially and shuffled in buffers."""
 
 import queue
 import threading
@@ -23,19 +23,17 @@ from fukami.image.transform import SquareTransform
 if TYPE_CHECKING:
     from fukami.engine.runtime import Runtime
 
-MAX_READERS = 256  # at most
-SHUFFLE_BUFFER_BYTES = 256e6  # bytes of encoded images among which the next one is drawn, over all lanes and processes
-MAX_QUEUED_BATCHES = 4  # batches that are read ahead of what is asked for
-OPEN_THREADS = 16  # lanes that are opened at a time
+MAX_READERS = 256  # maximum number of lanes
+SHUFFLE_BUFFER_BYTES = 256e6  # size of the shuffle buffers of all lanes and processes, in bytes of encoded images
+MAX_QUEUED_BATCHES = 4  # batches that are read ahead of the requests
+OPEN_THREADS = 16  # lanes opened at a time
 
-ShardRequest = tuple[
-    str, int, bytes, list[float]
-]  # a shard, the number of a sample there, its bytes, the draws of its crop
-BatchIndices = tuple[Tensor, Tensor]  # (n,) members of a batch, and their random numbers
+ShardRequest = tuple[str, int, bytes, list[float]]  # shard, number of the sample, its bytes, random numbers of its crop
+BatchIndices = tuple[Tensor, Tensor]  # (n,) image indices of a batch, and their random numbers
 
 
 class ShardDecoder(ImageDecoder):
-    """Samples as the network sees their images, ``(H, W, C)`` uint8, or the error of one that cannot be read."""
+    """Dataset of preprocessed images of samples, ``(H, W, C)`` uint8, or the error of an unreadable one."""
 
     def __getitem__(self, request: Any) -> UInt8Array | Error:
         shard, number, block, draws = request
@@ -47,20 +45,19 @@ class ShardDecoder(ImageDecoder):
 
 
 class ShardStreamingLoader(FileStreamingLoader):
-    """A labelled data set in shards: read as streams, decoded by other processes, augmented on the device in batches.
+    """Loader of a labelled dataset in shards: read as streams, decoded by workers, augmented on the device in batches.
 
-    The shards of a pass are put in a random order, and what is in them is cut into lanes of one length; row ``i`` of a
-    batch is from lane ``i % lanes``. A lane is read from end to end through a buffer, from which the next image is
-    drawn. All that follows from the seed and the pass alone: several processes have the batches of one, and a training
-    goes on where it was, with more or fewer processes, too.
+    In each epoch, the shards are put in a random order and their concatenation is cut into lanes of equal length. Row
+    ``i`` of a batch comes from lane ``i % num_readers``. A lane is read sequentially through a shuffle buffer. The
+    order depends only on the seed and the epoch, so training can resume with another number of processes.
 
     Args:
-        samples: where the images are, one for each of ``targets``.
+        samples: samples in shards, one for each of ``targets``.
         prepare, min_area, max_broken: as for :class:`fukami.data.streaming.FileStreamingLoader`.
         targets, labels, batch_size, seed, augment: as for :class:`fukami.data.loader.BatchLoader`.
 
     Raises:
-        Error: more samples than ``max_broken`` are known to be broken.
+        Error: the index lists more broken samples than ``max_broken``.
     """
 
     decoder_class = ShardDecoder
@@ -84,104 +81,113 @@ class ShardStreamingLoader(FileStreamingLoader):
         check_broken(samples.problems, max_broken)
         self.broken_images = dict.fromkeys(samples.problems)
         self.failures: list[BaseException] = []
-        most = min(len(np.unique(samples.shard_indices)), MAX_READERS)
-        self.num_readers = max((each for each in range(1, most + 1) if self.batch_size % each == 0), default=1)
+        max_readers = min(len(np.unique(samples.shard_indices)), MAX_READERS)
+        self.num_readers = max(
+            (count for count in range(1, max_readers + 1) if self.batch_size % count == 0), default=1
+        )
 
     def setup(self, runtime: "Runtime") -> None:
-        """Send the batches to the device, and take this process's lanes.
+        """Set the device of the batches, and select this process's lanes.
 
         Raises:
-            UsageError: the processes cannot share the lanes evenly.
+            UsageError: the processes cannot divide the lanes evenly.
         """
         super().setup(runtime)
         if self.seed is not None and self.num_readers % runtime.world_size:
             raise UsageError(
-                f"{runtime.world_size} processes cannot share {self.num_readers} lanes of shards evenly; a batch of "
-                f"{self.batch_size} has as many lanes as divide it, one for a shard at most: write more shards, or "
-                "change --batch-size"
+                f"{runtime.world_size} processes cannot divide {self.num_readers} lanes of shards evenly; the number "
+                f"of lanes divides the batch size {self.batch_size} and is at most the number of shards: write more "
+                "shards, or change --batch-size"
             )
 
     def iterate_local_batches(self) -> Iterator[BatchIndices]:
-        """This process's members of each batch in the rest of the pass, ``(n,)``, and their random numbers."""
+        """Iterate over this process's image indices ``(n,)`` of the remaining batches, and their random numbers."""
         if self.seed is not None:
             return super().iterate_local_batches()
         count, size = len(self.targets), -(-self.batch_size // self.world_size)
-        mine = torch.arange(self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size)
-        return iter(split_into_batches(mine, size))
+        local = torch.arange(self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size)
+        return iter(split_into_batches(local, size))
 
     def iterate_requests(self) -> Iterator[list[Any]]:
-        """What the rest of the pass asks the other processes for; it refers to the loader no longer."""
+        """Iterate over the decoding requests of the remaining batches, independently of the loader."""
         plan = list(self.iterate_local_batches())
-        mine = torch.cat([members for members, _ in plan]) if plan else torch.zeros(0, dtype=torch.int64)
+        local = torch.cat([members for members, _ in plan]) if plan else torch.zeros(0, dtype=torch.int64)
         if self.seed is None:
-            return read_requests(self.samples, [mine.numpy()], plan, self.num_crop_draws, self.failures)
-        when = torch.empty(len(self.targets), dtype=torch.int64)
-        when[self._order_by_shard(self._make_generator(self.epoch))] = torch.arange(len(when))
-        each = self.num_readers // self.world_size
-        lanes = [mine[lane::each] for lane in range(each)]
-        reading = [lane[when[lane].argsort()].numpy() for lane in lanes]
-        return read_requests(self.samples, reading, plan, self.num_crop_draws, self.failures)
+            return read_requests(self.samples, [local.numpy()], plan, self.num_crop_draws, self.failures)
+        rank_in_order = torch.empty(len(self.targets), dtype=torch.int64)
+        rank_in_order[self._order_by_shard(self._make_generator(self.epoch))] = torch.arange(len(rank_in_order))
+        num_lanes = self.num_readers // self.world_size
+        lanes = [local[lane::num_lanes] for lane in range(num_lanes)]
+        orders = [lane[rank_in_order[lane].argsort()].numpy() for lane in lanes]
+        return read_requests(self.samples, orders, plan, self.num_crop_draws, self.failures)
 
     def finish_epoch(self) -> None:
-        """Note that the pass is over.
+        """Record the end of the epoch.
 
         Raises:
-            Error: it is not; what ended it is told.
+            Error: reading failed before the end of the epoch.
         """
         if self.failures:
             raise self.failures.pop()
         super().finish_epoch()
 
     def iterate_in_order(self) -> Iterator[Batch]:
-        """Every image once, in order, neither cropped nor augmented; the training goes on as if nothing had been."""
-        every = torch.arange(len(self.targets))
-        plan = split_into_batches(every, SEQUENTIAL_BATCH_SIZE)
-        reader = self._build_reader(read_requests(self.samples, [every.numpy()], plan, 0))
-        for (members, _), found in zip(plan, reader, strict=True):
-            if found[1]:
-                yield self._move_to_device(found, members)[:2]
-            else:  # a stretch that is missing
-                self._record_broken(found[2])
+        """Iterate over all images in order, without crops and augmentation; the training state does not change."""
+        indices = torch.arange(len(self.targets))
+        plan = split_into_batches(indices, SEQUENTIAL_BATCH_SIZE)
+        reader = self._build_reader(read_requests(self.samples, [indices.numpy()], plan, 0))
+        for (members, _), decoded in zip(plan, reader, strict=True):
+            if decoded[1]:
+                yield self._move_to_device(decoded, members)[:2]
+            else:  # a missing range of images
+                self._record_broken(decoded[2])
 
     def _order_by_shard(self, generator: torch.Generator) -> Tensor:
-        """The samples in the order in which the shards are read, ``(N,)``."""
+        """Order the samples by the random order of their shards, ``(N,)``."""
         order = torch.randperm(len(self.samples.shards), generator=generator)
         return order[torch.from_numpy(self.samples.shard_indices)].argsort(stable=True)
 
     def _plan_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """For a pass: the order of the images, and the random numbers of their augmentation in that order."""
+        """Plan an epoch: the order of the images, and the random numbers of their augmentation in that order."""
         generator = self._make_generator(epoch)
         sequence = self._order_by_shard(generator)
         count, lanes = len(sequence), self.num_readers
         buffer = max(1, int(SHUFFLE_BUFFER_BYTES / max(float(self.samples.lengths.mean()), 1.0) / lanes))
         bounds = [count * lane // lanes for lane in range(lanes + 1)]
-        each = [
+        lane_orders = [
             sequence[low:high][compute_buffer_order(high - low, buffer, generator)][: count // lanes]
             for low, high in pairwise(bounds)
         ]
-        order = torch.stack(each, 1).flatten()
+        order = torch.stack(lane_orders, 1).flatten()
         return order, torch.rand(len(order), self.num_draws, generator=generator)
 
 
 def compute_buffer_order(count: int, buffer_size: int, generator: torch.Generator) -> Tensor:
-    """The order in which ``count`` samples leave a buffer, ``(count,)``.
+    """Compute the order in which ``count`` samples leave a shuffle buffer, ``(count,)``.
 
-    It is filled with the first ones; then one is drawn and leaves, and the next takes its slot; at the end the rest
-    leaves.
+    The buffer is filled with the first samples. Then a random sample leaves, and the next takes its slot. At the end
+    the remaining samples leave in random order.
     """
-    held = min(buffer_size, count)
-    slots = torch.cat([torch.arange(held), torch.randint(max(held, 1), (count - held,), generator=generator)])
-    by_slot = slots.argsort(stable=True)  # those that were in a slot one after the other
-    followed = slots[by_slot[1:]] == slots[by_slot[:-1]]
+    buffer_length = min(buffer_size, count)
+    slots = torch.cat(
+        [
+            torch.arange(buffer_length),
+            torch.randint(max(buffer_length, 1), (count - buffer_length,), generator=generator),
+        ]
+    )
+    by_slot = slots.argsort(stable=True)  # samples grouped by slot, in order
+    has_successor = slots[by_slot[1:]] == slots[by_slot[:-1]]
     order = torch.empty(count, dtype=torch.int64)
-    order[by_slot[1:][followed] - held] = by_slot[:-1][followed]  # a sample leaves as the next of its slot comes
-    rest = torch.cat([by_slot[:-1][~followed], by_slot[-1:]])
-    order[count - held :] = rest[torch.randperm(held, generator=generator)]
+    order[by_slot[1:][has_successor] - buffer_length] = by_slot[:-1][
+        has_successor
+    ]  # a sample leaves when the next one of its slot enters
+    rest = torch.cat([by_slot[:-1][~has_successor], by_slot[-1:]])
+    order[count - buffer_length :] = rest[torch.randperm(buffer_length, generator=generator)]
     return order
 
 
 def split_into_batches(indices: Tensor, batch_size: int) -> list[BatchIndices]:
-    """The members in batches of a size, without random numbers."""
+    """Split indices into batches, without random numbers."""
     return [
         (indices[at : at + batch_size], torch.zeros(batch_size, 0)[: len(indices) - at])
         for at in range(0, len(indices), batch_size)
@@ -189,7 +195,7 @@ def split_into_batches(indices: Tensor, batch_size: int) -> list[BatchIndices]:
 
 
 class SequentialReader:
-    """Samples that are read in one order and taken in another; what was read and not yet taken is held, encoded."""
+    """Reader of samples in one order that are taken in another; samples not yet taken are buffered, encoded."""
 
     def __init__(self, samples: ShardSamples, order: IntArray) -> None:
         self.samples, self.buffer = samples, dict[int, bytes]()
@@ -197,14 +203,14 @@ class SequentialReader:
         self.error: Error | None = None
 
     def open(self) -> None:
-        """Read the first sample; an error is kept for whoever asks for one."""
+        """Read the first sample; an error is stored and raised by :meth:`take`."""
         try:
             self.buffer.update([next(self.pending)])
         except Error as error:
             self.error = error
 
     def take(self, number: int, draws: list[float]) -> ShardRequest:
-        """A sample, with the draws of its crop."""
+        """Take a sample, with the random numbers of its crop."""
         if self.error is not None:
             raise self.error
         while number not in self.buffer:
@@ -219,21 +225,21 @@ def read_requests(
     num_crop_draws: int,
     failures: list[BaseException] | None = None,
 ) -> Iterator[list[ShardRequest]]:
-    """The samples of each batch of a plan with their bytes, read ahead of what is asked for.
+    """Read the samples of each batch of a plan with their bytes, ahead of the requests.
 
     Args:
-        samples: where they are.
-        orders: for each lane, the samples in the order in which they are read.
-        plan: the batches; row ``i`` is from lane ``i % len(reading)``.
-        num_crop_draws: how many of the random numbers are those of the crop.
-        failures: gets the error that ends the batches early, which is raised where there is no such list: a reader of
-            torch that meets an error in what it is asked for cannot be taken down cleanly.
+        samples: samples in shards.
+        orders: order in which each lane reads its samples.
+        plan: the batches; row ``i`` comes from lane ``i % len(orders)``.
+        num_crop_draws: number of random numbers per crop; they come first.
+        failures: list to which an error that ends the batches early is appended; None: it is raised. A DataLoader whose
+            batch sampler raises cannot shut down cleanly.
     """
 
     def batches() -> Iterator[list[ShardRequest]]:
-        lanes = [SequentialReader(samples, each) for each in orders if len(each)]
-        for some in range(0, len(lanes), OPEN_THREADS):  # since a server far away takes its time for the first byte
-            threads = [threading.Thread(target=lane.open, daemon=True) for lane in lanes[some : some + OPEN_THREADS]]
+        lanes = [SequentialReader(samples, order) for order in orders if len(order)]
+        for start in range(0, len(lanes), OPEN_THREADS):  # in parallel, because of the latency of the first byte
+            threads = [threading.Thread(target=lane.open, daemon=True) for lane in lanes[start : start + OPEN_THREADS]]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -246,14 +252,14 @@ def read_requests(
 
 
 def prefetch(source: Iterator[Any], failures: list[BaseException] | None) -> Iterator[Any]:
-    """What the source yields, from a thread a few items ahead; its error is raised, or goes into ``failures``."""
-    line: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(MAX_QUEUED_BATCHES)
-    left = False
+    """Iterate over a source in a thread, a few items ahead; its error is raised or appended to ``failures``."""
+    items: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(MAX_QUEUED_BATCHES)
+    closed = False
 
     def put(item: Any, error: BaseException | None) -> None:
-        while not left:
+        while not closed:
             try:
-                return line.put((item, error), timeout=0.1)
+                return items.put((item, error), timeout=0.1)
             except queue.Full:
                 pass
 
@@ -261,17 +267,17 @@ def prefetch(source: Iterator[Any], failures: list[BaseException] | None) -> Ite
         try:
             for item in source:
                 put(item, None)
-                if left:
+                if closed:
                     return
             put(None, StopIteration())
         except BaseException as error:
             put(None, error)
 
-    # a daemon: a program that ends does not wait for a server
+    # a daemon, so that the program does not wait for a server at exit
     threading.Thread(target=fill, name="shards", daemon=True).start()
     try:
         while True:
-            item, error = line.get()
+            item, error = items.get()
             if isinstance(error, StopIteration):
                 return
             if error is not None and failures is not None:
@@ -281,13 +287,13 @@ def prefetch(source: Iterator[Any], failures: list[BaseException] | None) -> Ite
                 raise error
             yield item
     finally:
-        left = True
+        closed = True
 
 
 def decode_shards(samples: ShardSamples, prepare: SquareTransform) -> Iterator[UInt8Array | Error]:
-    """Each sample in turn as the network sees it, ``(H, W, C)`` uint8, or the error; many processes decode."""
-    every = torch.arange(len(samples))
+    """Decode each sample in order, ``(H, W, C)`` uint8, or yield its error; worker processes decode many samples."""
+    indices = torch.arange(len(samples))
     workers = count_workers() if len(samples) >= MIN_PARALLEL_FILES else 0
-    wishes = read_requests(samples, [every.numpy()], split_into_batches(every, SEQUENTIAL_BATCH_SIZE), 0)
-    for batch in DataLoader(ShardDecoder((), prepare), batch_sampler=wishes, num_workers=workers, collate_fn=list):
+    requests = read_requests(samples, [indices.numpy()], split_into_batches(indices, SEQUENTIAL_BATCH_SIZE), 0)
+    for batch in DataLoader(ShardDecoder((), prepare), batch_sampler=requests, num_workers=workers, collate_fn=list):
         yield from batch

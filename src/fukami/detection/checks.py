@@ -1,125 +1,130 @@
-"""What training would stumble on in images with boxes: bad annotations by file and line, and what the files are."""
+"""Validation of detection datasets: problems of annotations by file and line, and of the image files."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from fukami.data import annotations, findings
+from fukami.data import annotations
 from fukami.data.annotations import Box, Corners, DatasetAnnotations, ImageAnnotation, ImageHeader
-from fukami.data.findings import Findings, ImageItem, PathNames, add_read_error
+from fukami.data.findings import Findings, ImageItem, PathNames, add_read_error, hash_images, hash_pixels
 from fukami.detection import data as detection_data
 from fukami.errors import Error
 
-MIN_SIDE = 4.0  # pixels; a side below shows nothing that could be told apart
-BORDER_TOLERANCE = 0.5  # pixels that a box may leave its image by, as rounded coordinates do
+MIN_SIDE = 4.0  # pixels; a smaller object cannot be recognized
+BORDER_TOLERANCE = 0.5  # pixels that a box may exceed its image by, since coordinates are often rounded
 FAULT_MESSAGES = {
-    "not a number": "has no box of four finite numbers, and is left out",
-    "inverted box": "ends before it begins, and is left out",
+    "not a number": "is not four finite numbers, and is left out",
+    "inverted box": "has right < left or bottom < top, and is left out",
     "empty box": "has no area, and is left out",
-    "outside": "lies outside of its image, and is left out",
+    "outside": "is outside its image, and is left out",
 }
 
 
-def check_samples(spec: str, found: Findings) -> Iterator[tuple[ImageItem, bytes]]:
-    """The readable images of a data set with the digest of their pixels; what is wrong is told on the way."""
+def check_samples(spec: str, findings: Findings) -> Iterator[tuple[ImageItem, bytes]]:
+    """Validate a detection dataset; yields its readable images with the digest of their pixels.
+
+    Args:
+        spec: name or path of the dataset.
+        findings: the object that the problems are added to.
+    """
     if spec == "scenes":
-        yield from _check_scenes(found)
+        yield from _check_scenes(findings)
         return
-    given = detection_data.find_dataset(spec)
-    names = PathNames(given)
+    path = detection_data.find_dataset(spec)
+    names = PathNames(path)
     try:
-        sheets = detection_data.read_annotations(given)
+        dataset = detection_data.read_annotations(path)
     except Error as error:
-        add_read_error(error, names, found)
+        add_read_error(error, names, findings)
         return
-    for flaw in dict.fromkeys(
-        flaw._replace(split="") for flaw in (*sheets.unusable_images, *sheets.orphan_annotations)
+    for problem in dict.fromkeys(
+        problem._replace(split="") for problem in (*dataset.unusable_images, *dataset.orphan_annotations)
     ):
-        found.add(flaw.kind, flaw.detail, file=names(flaw.file), line=flaw.line)
-    for image in sheets.unannotated_images:
-        found.add("no annotation", "no annotation says what is in it", file=names(image))
-    yield from findings.hash_images(_check_annotations(sheets, names, found), found)
+        findings.add(problem.kind, problem.detail, file=names(problem.file), line=problem.line)
+    for image in dataset.unannotated_images:
+        findings.add("no annotation", "no annotation describes this image", file=names(image))
+    yield from hash_images(_check_annotations(dataset, names, findings), findings)
 
 
-def _check_annotations(sheets: DatasetAnnotations, names: PathNames, found: Findings) -> list[ImageItem]:
-    """Every image once; what its annotation says is examined on the way."""
-    parts = dict(sheets.splits)
-    if {"train", "val"} & parts.keys():
-        parts.pop("trainval", None)
-    entries = [(part, entry) for part, some in parts.items() for entry in some]
-    entries.sort(key=lambda each: ("", "trainval", "train", "val", "test").index(each[0]))
-    for part in parts:
-        found.annotation_counts[part].update(dict.fromkeys(sheets.labels, 0))
-    first: dict[Path, str] = {}
+def _check_annotations(dataset: DatasetAnnotations, names: PathNames, findings: Findings) -> list[ImageItem]:
+    """Validate the annotation of each image; returns each image once."""
+    splits = dict(dataset.splits)
+    if {"train", "val"} & splits.keys():
+        splits.pop("trainval", None)
+    entries = [(split, entry) for split, split_entries in splits.items() for entry in split_entries]
+    entries.sort(key=lambda pair: ("", "trainval", "train", "val", "test").index(pair[0]))
+    for split in splits:
+        findings.annotation_counts[split].update(dict.fromkeys(dataset.labels, 0))
+    first_splits: dict[Path, str] = {}
     items = []
     headers = annotations.read_headers([entry.image_path for _, entry in entries])
-    for (part, entry), head in zip(entries, headers, strict=True):
-        if isinstance(head, ImageHeader):  # what cannot be read is told when it is decoded
-            _check_entry(entry, head, names(entry.annotation_path), part, found)
-        if entry.image_path in first:
-            kind = "duplicate" if first[entry.image_path] == part else "duplicate across parts"
-            where = f"in {first[entry.image_path]!r} and in {part!r}" if part else "twice"
-            found.add(
+    for (split, entry), header in zip(entries, headers, strict=True):
+        if isinstance(header, ImageHeader):  # an unreadable image is reported when it is decoded
+            _check_entry(entry, header, names(entry.annotation_path), split, findings)
+        if entry.image_path in first_splits:
+            kind = "duplicate" if first_splits[entry.image_path] == split else "duplicate across splits"
+            where = f"in {first_splits[entry.image_path]!r} and in {split!r}" if split else "twice"
+            findings.add(
                 kind, f"{entry.image_path.name} is listed {where}", file=names(entry.annotation_path), line=entry.line
             )
             continue
-        first[entry.image_path] = part
-        items.append(ImageItem(entry.image_path, names(entry.image_path), "", part))
+        first_splits[entry.image_path] = split
+        items.append(ImageItem(entry.image_path, names(entry.image_path), "", split))
     return items
 
 
-def _check_entry(entry: ImageAnnotation, head: ImageHeader, file: str, part: str, found: Findings) -> None:
-    """What is wrong with the boxes of an image and with what is said of its size."""
-    width, height = head.upright_size
-    stored = entry.size == (head.width, head.height)
-    if entry.size and not stored and entry.size != head.upright_size:
+def _check_entry(entry: ImageAnnotation, header: ImageHeader, file: str, split: str, findings: Findings) -> None:
+    """Validate the boxes of an image and the image size that its annotation states."""
+    width, height = header.upright_size
+    is_stored_size = entry.size == (header.width, header.height)
+    if entry.size and not is_stored_size and entry.size != header.upright_size:
         stated = "×".join(map(str, entry.size))
-        detail = f"states {stated} pixels, and {entry.image_path.name} has {width}×{height}; the file is trusted"
-        found.add("wrong size", detail, file=file, line=entry.line)
-    if head.orientation != 1 and entry.boxes:
-        turned = "before it is, as the stated size says, and turned with it" if stored else "once it is upright"
-        detail = f"{entry.image_path.name} is turned by its EXIF data; boxes are taken to be of the image {turned}"
-        found.add("EXIF rotation", detail, file=file, line=entry.line)
-    before: dict[tuple[str, Corners], Box] = {}
-    for box, corners in zip(entry.boxes, annotations.compute_pixel_corners(entry, head), strict=True):
-        note = f"{box.identifier} ({box.label})" if box.identifier else f"the {box.label or 'nameless'} box"
-        problem = annotations.find_box_problem(corners, head.upright_size)
+        detail = f"states {stated} pixels, and {entry.image_path.name} has {width}×{height}; the file's size is used"
+        findings.add("wrong size", detail, file=file, line=entry.line)
+    if header.orientation != 1 and entry.boxes:
+        reference = "image as stored, whose size is stated, and rotated with it" if is_stored_size else "upright image"
+        detail = f"{entry.image_path.name} is rotated by its EXIF data; boxes are taken as those of the {reference}"
+        findings.add("EXIF rotation", detail, file=file, line=entry.line)
+    first_boxes: dict[tuple[str, Corners], Box] = {}
+    for box, corners in zip(entry.boxes, annotations.compute_pixel_corners(entry, header), strict=True):
+        name = f"{box.identifier} ({box.label})" if box.identifier else f"the {box.label or 'unlabelled'} box"
+        problem = annotations.find_box_problem(corners, header.upright_size)
         numbers = ", ".join(f"{value:g}" for value in corners)
         if problem:
             where = "" if problem == "not a number" else f"; its corners are {numbers} in {width}×{height} pixels"
-            found.add(problem, f"{note} {FAULT_MESSAGES[problem]}{where}", file=file, line=box.line)
+            findings.add(problem, f"{name} {FAULT_MESSAGES[problem]}{where}", file=file, line=box.line)
             continue
         if box.label:
-            found.annotation_counts[part][box.label] += 1
-            found.first_locations.setdefault(box.label, (file, box.line))
-        for kind, detail in _find_warnings(corners, head.upright_size, box.starts_at_zero):
-            found.add(kind, f"{note} {detail}", file=file, line=box.line)
-        other = before.setdefault((box.label, corners), box)
+            findings.annotation_counts[split][box.label] += 1
+            findings.first_locations.setdefault(box.label, (file, box.line))
+        for kind, detail in _find_warnings(corners, header.upright_size, box.starts_at_zero):
+            findings.add(kind, f"{name} {detail}", file=file, line=box.line)
+        other = first_boxes.setdefault((box.label, corners), box)
         if other is not box:
-            which = f"as {other.identifier}" if other.identifier else f"in line {other.line}"
-            found.add("duplicate box", f"{note} is there already, {which}", file=file, line=box.line)
+            original = other.identifier or f"the box in line {other.line}"
+            findings.add("duplicate box", f"{name} repeats {original}", file=file, line=box.line)
 
 
-def _find_warnings(corners: Corners, size: tuple[int, int], zero: bool) -> Iterator[tuple[str, str]]:
-    """What is doubtful about a box that can be learned from: the kind, and the words."""
+def _find_warnings(corners: Corners, size: tuple[int, int], starts_at_zero: bool) -> Iterator[tuple[str, str]]:
+    """Yield the kind and the description of each possible problem of a usable box."""
     left, top, right, bottom = corners
     width, height = size
-    if zero:
-        yield "counts from 0", "begins at 0, and VOC counts pixels from 1: is the file off by one?"
-    beyond = max(-left - zero, -top - zero, right - width, bottom - height)
-    if beyond > BORDER_TOLERANCE:
-        yield "crosses the border", f"leaves its {width}×{height} image by {beyond:g} pixels, and is cut there"
-    wide, high = min(right, width) - max(left, 0), min(bottom, height) - max(top, 0)
-    if min(wide, high) < MIN_SIDE:
-        yield "tiny box", f"is {wide:g}×{high:g} pixels; a side below {MIN_SIDE:g} shows nothing"
+    if starts_at_zero:
+        yield "counts from 0", "starts at 0, and VOC counts pixels from 1; the file may be off by one"
+    excess = max(-left - starts_at_zero, -top - starts_at_zero, right - width, bottom - height)
+    if excess > BORDER_TOLERANCE:
+        yield "crosses the border", f"exceeds its {width}×{height} image by {excess:g} pixels, and is clipped"
+    inner_width, inner_height = min(right, width) - max(left, 0), min(bottom, height) - max(top, 0)
+    if min(inner_width, inner_height) < MIN_SIDE:
+        yield "tiny box", f"is {inner_width:g}×{inner_height:g} pixels; a side below {MIN_SIDE:g} is too small"
 
 
-def _check_scenes(found: Findings) -> Iterator[tuple[ImageItem, bytes]]:
-    """The embedded set, which has no files."""
+def _check_scenes(findings: Findings) -> Iterator[tuple[ImageItem, bytes]]:
+    """Validate the embedded dataset, which has no files."""
     train, test, labels = detection_data.load_dataset("scenes", 0)
-    for part, samples in (("train", train), ("test", test)):
+    for split, samples in (("train", train), ("test", test)):
         for sample in samples:
-            found.image_counts[part][""] += 1
-            found.annotation_counts[part].update(labels[number] for number in sample.classes.tolist())
-            yield ImageItem(Path(), sample.name, "", part), findings.hash_pixels(np.asarray(sample.source))
+            findings.image_counts[split][""] += 1
+            findings.annotation_counts[split].update(labels[number] for number in sample.classes.tolist())
+            yield ImageItem(Path(), sample.name, "", split), hash_pixels(np.asarray(sample.source))

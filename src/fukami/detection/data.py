@@ -1,4 +1,4 @@
-"""Images with boxes from any source, by name or path."""
+"""Detection datasets: loading by name or path, and detection of their annotation format."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ DATASETS = ("scenes", "bccd", "voc-animals", "voc2007", "voc2012", "coco")
 LOCAL_DATASETS = ("bccd", "voc-animals")
 READERS = {"VOC": voc.read_voc, "COCO": coco.read_coco, "YOLO": yolo.read_yolo}
 EXPECTED_LAYOUTS = (
-    "Annotations/*.xml and JPEGImages/ (VOC); an .xml beside each image; annotations/instances_train.json or "
+    "Annotations/*.xml and JPEGImages/ (VOC); an .xml next to each image; annotations/instances_train.json or "
     "train/_annotations.coco.json (COCO); data.yaml, or images/, labels/ and classes.txt (YOLO)"
 )
 
@@ -28,18 +28,18 @@ Samples = tuple[Sample, ...]
 def load_dataset(
     spec: str, holdout: float, max_broken: int = image_folder.MAX_BROKEN, *, include_train: bool = True
 ) -> tuple[Samples, Samples, tuple[str, ...]]:
-    """What to train on, what to judge on, and the class names of a data set.
+    """Load the training samples, the evaluation samples and the class names of a dataset.
 
     Args:
         spec: ``scenes`` (embedded), ``bccd``, ``voc-animals``, ``voc2007``, ``voc2012``, ``coco``, or the path of a
-            folder (or archive) or file in the layout of VOC, COCO or YOLO.
-        holdout: share of the images that is judged on, where the data have no parts of their own.
-        max_broken: images that may be missing or broken, in each part; they are left out and named.
-        include_train: also what to train on, which need not be there otherwise.
+            folder (or archive) or file in VOC, COCO or YOLO format.
+        holdout: fraction of the images held out for evaluation, if the dataset has no splits.
+        max_broken: maximum number of missing or broken images per split; they are left out and named in a warning.
+        include_train: whether to load the training samples; if False, they may be missing.
 
     Raises:
-        UsageError: no such name and no such path.
-        Error: the data are in no known layout or damaged, or there are none.
+        UsageError: the name is unknown, or the path does not exist.
+        Error: the dataset has no known layout, is damaged, or is not on this machine.
     """
     if spec == "scenes":
         return (
@@ -47,32 +47,32 @@ def load_dataset(
             scenes.generate_box_samples(scenes.NUM_TRAIN, scenes.NUM_TEST),
             scenes.LABELS,
         )
-    sheets = read_annotations(find_dataset(spec))
-    labels = sheets.labels
+    dataset = read_annotations(find_dataset(spec))
+    labels = dataset.labels
     if not labels:
         raise Error(f"{spec} has no box of any class; annotate its images first")
-    learned, judged = select_splits(sheets)
-    train = _load_splits(sheets, learned, max_broken) if include_train or judged is None else ()
-    if judged is not None:
-        return train, _load_splits(sheets, (judged,), max_broken), labels
-    held = image_folder.select_holdout(find_rarest_classes(train), holdout).tolist()
-    kept = tuple(each for each, out in zip(train, held, strict=True) if not out)
-    return kept, tuple(each for each, out in zip(train, held, strict=True) if out), labels
+    train_splits, eval_split = select_splits(dataset)
+    train = _load_splits(dataset, train_splits, max_broken) if include_train or eval_split is None else ()
+    if eval_split is not None:
+        return train, _load_splits(dataset, (eval_split,), max_broken), labels
+    is_held_out = image_folder.select_holdout(find_rarest_classes(train), holdout).tolist()
+    kept = tuple(sample for sample, out in zip(train, is_held_out, strict=True) if not out)
+    return kept, tuple(sample for sample, out in zip(train, is_held_out, strict=True) if out), labels
 
 
-def _load_splits(sheets: DatasetAnnotations, splits: tuple[str, ...], max_broken: int) -> Samples:
-    """What can be learned from the parts of these names."""
-    entries = [entry for name in splits for entry in sheets.splits.get(name, ())]
-    lost = [flaw for flaw in sheets.unusable_images if flaw.split in splits]
-    return tuple(build_samples(entries, sheets.labels, lost, max_broken))
+def _load_splits(dataset: DatasetAnnotations, splits: tuple[str, ...], max_broken: int) -> Samples:
+    """Build the samples of these splits."""
+    entries = [entry for name in splits for entry in dataset.splits.get(name, ())]
+    unusable = [problem for problem in dataset.unusable_images if problem.split in splits]
+    return tuple(build_samples(entries, dataset.labels, unusable, max_broken))
 
 
 def find_dataset(spec: str) -> Path:
-    """The folder, archive or file of a known name or a path.
+    """Find the folder, archive or file of a dataset by name or path.
 
     Raises:
-        UsageError: no such name and no such path.
-        Error: a known set is in none of the places.
+        UsageError: the name is unknown, or the path does not exist.
+        Error: a known dataset is at none of the dataset locations.
     """
     if spec in LOCAL_DATASETS:
         return locations.find_dataset(spec, "the archive, or its folder")
@@ -81,32 +81,32 @@ def find_dataset(spec: str) -> Path:
     if spec == "coco":
         return coco.find_coco()
     if not exists(Path(spec)):
-        raise build_unknown_error("data set (and no file or folder)", spec, DATASETS)
+        raise build_unknown_error("dataset (and no file or folder)", spec, DATASETS)
     return Path(spec)
 
 
 def is_detection_dataset(spec: str) -> bool:
-    """Whether a name or a path is of images with boxes; an archive is unpacked for that."""
+    """Return whether a name or path is a detection dataset; unpacks an archive for that."""
     return locations.is_known_dataset(spec, DATASETS, detect_layout)
 
 
 def read_annotations(path: Path) -> DatasetAnnotations:
-    """What the annotations at a path say.
+    """Read the annotations of a dataset in VOC, COCO or YOLO format.
 
     Raises:
-        Error: they are in no known layout, or damaged.
+        Error: the annotations have no known layout, or are damaged.
     """
-    found = detect_layout(path)
-    if found is None:
-        raise Error(f"{path} holds no annotations in a known layout; expected one of: {EXPECTED_LAYOUTS}")
-    layout, root = found
-    sheets = READERS[layout](root)
-    separate_trainval(sheets)
-    return sheets
+    layout_and_root = detect_layout(path)
+    if layout_and_root is None:
+        raise Error(f"{path} contains no annotations in a known layout; expected one of: {EXPECTED_LAYOUTS}")
+    layout, root = layout_and_root
+    dataset = READERS[layout](root)
+    separate_trainval(dataset)
+    return dataset
 
 
 def detect_layout(path: Path) -> tuple[str, Path] | None:
-    """The layout of a folder, an archive or a file, and where it begins; None where it is none of detection.
+    """Return the annotation format of a folder, archive or file and its root; None if it has no boxes.
 
     Raises:
         Error: the archive cannot be unpacked.
@@ -117,11 +117,11 @@ def detect_layout(path: Path) -> tuple[str, Path] | None:
             return ("COCO" if suffix == ".json" else "YOLO"), path
         path = image_folder.unpack_archive(path)
     for root in image_folder.descend_single_folders(path):
-        for layout, known in (
+        for layout, is_layout in (
             ("COCO", lambda root: bool(coco.find_coco_files(root))),
             ("YOLO", yolo.is_yolo_dataset),
             ("VOC", voc.is_voc_folder),
         ):
-            if known(root):
+            if is_layout(root):
                 return layout, root
     return None

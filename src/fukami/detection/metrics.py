@@ -1,4 +1,4 @@
-"""Average precision of detections: PASCAL VOC's, and COCO's (Lin et al. 2014)."""
+"""Average precision of object detection: PASCAL VOC's (Everingham et al. 2010) and COCO's (Lin et al. 2014)."""
 
 import functools
 from collections.abc import Iterable
@@ -11,79 +11,79 @@ import numpy.typing as npt
 from fukami.data.samples import CROWD, DIFFICULT, REGULAR
 from fukami.errors import Error
 
-OBJECT_SIZES = ("small", "medium", "large")  # less than 32², less than 96², and more, in pixels of the box
+OBJECT_SIZES = ("small", "medium", "large")  # areas below 32², below 96² and above, in pixels of the box
 
-UNCOUNTED_AREA = 1e12  # an area outside of all sizes, whose objects COCO matches and then ignores
+UNCOUNTED_AREA = 1e12  # outside the range of every size; COCO matches objects of such an area, and then ignores them
 
-MAX_DETECTIONS = 100  # detections of an image and class that are judged
+MAX_DETECTIONS = 100  # detections per image and class in COCO's metrics
 
 
 def compute_coco_metrics(
     samples: Iterable[tuple[int, Any, Any]], num_classes: int
 ) -> tuple[dict[str, float], dict[int, float]]:
-    """The metrics, and ``coco_ap`` of each class that has an object.
+    """Compute COCO's metrics, and ``coco_ap`` of each class that has an object.
 
-    A crowd may hold any number of detections, which are ignored then (``iscrowd``). A difficult object (VOC) is matched
-    by IoU, once, and ignored then, as COCO does it with objects of another size than the one in question; as a crowd
-    it would hide more. Sizes that no counted object has are left out.
+    Any number of detections inside a crowd (``iscrowd``) are ignored. A difficult object (VOC) is matched by IoU, once,
+    and its detection is ignored, as COCO does for objects outside a size range. Treated as a crowd it would absorb more
+    detections. Sizes without a counted object are left out.
 
     Args:
-        samples: number, what was found and what is there, of each image, as in fukami.detection.metrics.
-        num_classes: how many there are.
+        samples: number, :class:`Prediction` and :class:`GroundTruth` of each image.
+        num_classes: number of classes.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
-    given, answered = _build_coco_annotations(samples)
-    images = [{"id": number} for number in sorted({each["image_id"] for each in given + answered})]
+    objects, detections = _build_coco_annotations(samples)
+    images = [{"id": number} for number in sorted({entry["image_id"] for entry in objects + detections})]
     categories = [{"id": number, "name": str(number)} for number in range(num_classes)]
-    truth, found = (
-        COCO({"images": images, "categories": categories, "annotations": each}) for each in (given, answered)
+    truth, predictions = (
+        COCO({"images": images, "categories": categories, "annotations": entries}) for entries in (objects, detections)
     )
-    judged = COCOeval_faster(truth, found, iouType="bbox")
-    judged.params.maxDets = [MAX_DETECTIONS]
-    judged.evaluate()
-    judged.accumulate()
-    precision, recall = judged.eval["precision"], judged.eval["recall"]  # (T, R, K, A, M) and (T, K, A, M)
-    whole = precision[:, :, :, 0, 0]
+    evaluation = COCOeval_faster(truth, predictions, iouType="bbox")
+    evaluation.params.maxDets = [MAX_DETECTIONS]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]  # (T, R, K, A, M) and (T, K, A, M)
+    all_sizes = precision[:, :, :, 0, 0]
     metrics = {
-        "coco_ap": _compute_known_mean(whole),
-        "coco_ap50": _compute_known_mean(whole[0]),
-        "coco_ap75": _compute_known_mean(whole[5]),
+        "coco_ap": _compute_valid_mean(all_sizes),
+        "coco_ap50": _compute_valid_mean(all_sizes[0]),
+        "coco_ap75": _compute_valid_mean(all_sizes[5]),
     }
     metrics |= {
-        f"coco_ap_{size}": _compute_known_mean(precision[:, :, :, at, 0])
-        for at, size in enumerate(OBJECT_SIZES, start=1)
+        f"coco_ap_{size}": _compute_valid_mean(precision[:, :, :, index, 0])
+        for index, size in enumerate(OBJECT_SIZES, start=1)
     }
-    metrics["coco_ar100"] = _compute_known_mean(recall[:, :, 0, 0])
-    each = {number: _compute_known_mean(whole[:, :, number]) for number in range(num_classes)}
+    metrics["coco_ar100"] = _compute_valid_mean(recall[:, :, 0, 0])
+    class_aps = {number: _compute_valid_mean(all_sizes[:, :, number]) for number in range(num_classes)}
     return (
         {name: value for name, value in metrics.items() if not np.isnan(value)},
-        {number: value for number, value in each.items() if not np.isnan(value)},
+        {number: value for number, value in class_aps.items() if not np.isnan(value)},
     )
 
 
-def _compute_known_mean(values: Any) -> float:
-    """Over what is known; COCO writes -1 where a class or a size has no object."""
-    known = values[values > -1]
-    return float(known.mean()) if known.size else float("nan")
+def _compute_valid_mean(values: Any) -> float:
+    """Compute the mean without the entries of -1, which COCO writes for classes and sizes without an object."""
+    valid = values[values > -1]
+    return float(valid.mean()) if valid.size else float("nan")
 
 
 def _build_coco_annotations(
     samples: Iterable[tuple[int, Any, Any]],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What is there and what was found, as the JSON of COCO has it; identities begin at 1."""
-    given: list[dict[str, Any]] = []
-    answered: list[dict[str, Any]] = []
-    for number, found, truth in samples:
+    """Build the objects and the detections in COCO's JSON format; ids start at 1."""
+    objects: list[dict[str, Any]] = []
+    detections: list[dict[str, Any]] = []
+    for number, prediction, truth in samples:
         for box, kind, label in zip(_convert_to_xywh(truth.boxes), truth.kinds, truth.classes.tolist(), strict=True):
             area = box[2] * box[3] if kind in (REGULAR, CROWD) else UNCOUNTED_AREA
-            given.append({"id": len(given) + 1, "image_id": number, "category_id": label, "bbox": box, "area": area,
-                          "iscrowd": int(kind == CROWD)})  # fmt: skip
-        each = zip(_convert_to_xywh(found.boxes), found.classes.tolist(), found.scores.tolist(), strict=True)
-        for box, label, score in each:
-            answered.append({"id": len(answered) + 1, "image_id": number, "category_id": label, "bbox": box,
-                             "area": box[2] * box[3], "score": score})  # fmt: skip
-    return given, answered
+            objects.append({"id": len(objects) + 1, "image_id": number, "category_id": label, "bbox": box, "area": area,
+                            "iscrowd": int(kind == CROWD)})  # fmt: skip
+        boxes, classes = _convert_to_xywh(prediction.boxes), prediction.classes.tolist()
+        for box, label, score in zip(boxes, classes, prediction.scores.tolist(), strict=True):
+            detections.append({"id": len(detections) + 1, "image_id": number, "category_id": label, "bbox": box,
+                               "area": box[2] * box[3], "score": score})  # fmt: skip
+    return objects, detections
 
 
 def _convert_to_xywh(boxes: Any) -> list[list[float]]:
@@ -94,19 +94,19 @@ FloatArray = npt.NDArray[np.float64]
 
 IntArray = npt.NDArray[np.int64]
 
-MATCH_IOU = 0.5  # of IoU, from which on an object is found (Everingham et al. 2010, section 4.2)
+MATCH_IOU = 0.5  # minimum IoU of a correct detection (Everingham et al. 2010, section 4.2)
 
-RELATED_IOU = 0.1  # of IoU, from which on a false alarm has to do with an object (Hoiem et al. 2012, section 2.1)
+RELATED_IOU = 0.1  # minimum IoU of a false positive with a related object (Hoiem et al. 2012, section 2.1)
 
-CORRECT, LOCALIZATION, DUPLICATE, OTHER_CLASS, BACKGROUND, IGNORED = range(6)  # what a detection is
+CORRECT, LOCALIZATION, DUPLICATE, OTHER_CLASS, BACKGROUND, IGNORED = range(6)  # outcomes of a detection
 
-OUTCOMES = ("right", "localisation", "duplicate", "another class", "background")
+OUTCOMES = ("correct", "localisation", "duplicate", "other class", "background")
 
 MISSED = "missed"
 
 
 class Prediction(NamedTuple):
-    """What was found in an image: boxes ``(d, 4)`` in its pixels, classes ``(d,)`` and scores ``(d,)``."""
+    """Detections in an image: boxes ``(d, 4)`` in its pixels, classes ``(d,)`` and scores ``(d,)``."""
 
     boxes: npt.NDArray[Any]
     classes: npt.NDArray[Any]
@@ -114,7 +114,10 @@ class Prediction(NamedTuple):
 
 
 class GroundTruth(NamedTuple):
-    """What is in an image: boxes ``(n, 4)`` in its pixels, classes ``(n,)``, and kinds ``(n,)`` as in its data."""
+    """Objects in an image: boxes ``(n, 4)`` in its pixels, classes ``(n,)``, and kinds ``(n,)``.
+
+    The kinds are ``REGULAR``, ``DIFFICULT`` and ``CROWD`` of :mod:`fukami.data.samples`.
+    """
 
     boxes: npt.NDArray[Any]
     classes: npt.NDArray[Any]
@@ -122,7 +125,7 @@ class GroundTruth(NamedTuple):
 
 
 class PrecisionRecallCurve(NamedTuple):
-    """Recall and precision ``(d,)`` down to each score ``(d,)``, the highest score first."""
+    """Precision-recall curve: recall and precision ``(d,)`` at each score ``(d,)``, in descending order."""
 
     recall: FloatArray
     precision: FloatArray
@@ -131,17 +134,17 @@ class PrecisionRecallCurve(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ErrorCase:
-    """An object that was missed, or a false alarm.
+    """A missed object (false negative) or a wrong detection (false positive).
 
     Args:
-        image_index: of the image.
-        kind: ``missed``, or what is wrong with a detection: one of ``KINDS`` but the first.
-        label: of the object, or of the detection.
-        score: of the detection; of a missed object the best that found it, 0 where none did.
+        image_index: index of the image.
+        kind: ``missed``, or the error of a detection: one of ``OUTCOMES`` except the first.
+        label: class of the object or of the detection.
+        score: score of the detection; for a missed object, of the best detection that matches it, 0 if none does.
         box: left, top, right, bottom of the object or of the detection.
-        confused_label: what another class it was taken for, or what the detection took for its class; empty where
-            nothing.
-        related_box: the box of the object that a false alarm has to do with.
+        confused_label: class that a missed object was detected as, or class of the object that a detection of another
+            class overlaps; empty if there is none.
+        related_box: box of the object that a false positive overlaps.
     """
 
     image_index: int
@@ -154,27 +157,27 @@ class ErrorCase:
 
 
 class _MatchTable(NamedTuple):
-    """Every detection and every object of all images, those of the least number first."""
+    """Detections and objects of all images with their matches, in ascending order of the image index."""
 
-    image: IntArray  # (D,) number of the image of each detection
+    image: IntArray  # (D,) index of the image of each detection
     boxes: FloatArray  # (D, 4)
     classes: IntArray  # (D,)
     scores: FloatArray  # (D,)
-    outcome: IntArray  # (D,) RIGHT ... IGNORED
-    target: IntArray  # (D,) which object it found or has to do with; -1: none
-    object_image: IntArray  # (N,) number of the image of each object
+    outcome: IntArray  # (D,) CORRECT ... IGNORED
+    target: IntArray  # (D,) index of the object that it matches or overlaps; -1: none
+    object_image: IntArray  # (N,) index of the image of each object
     object_boxes: FloatArray  # (N, 4)
     object_classes: IntArray  # (N,)
     object_kinds: IntArray  # (N,)
-    best_score: FloatArray  # (N,) score of the detection that found it, 0: none
-    rival_class: IntArray  # (N,) class of the strongest wrong detection of another class in its place; -1: none
+    best_score: FloatArray  # (N,) score of the detection that matches it, 0: none
+    rival_class: IntArray  # (N,) class of the best false positive of another class that overlaps it; -1: none
 
 
 class DetectionResults:
-    """What a detector found in each image beside what is there, and the judgement of it.
+    """Detections and ground truth of the evaluated images, and their metrics.
 
     Args:
-        labels: what the classes are called.
+        labels: class names.
     """
 
     def __init__(self, labels: tuple[str, ...]) -> None:
@@ -182,143 +185,142 @@ class DetectionResults:
         self.images: dict[int, tuple[Prediction, GroundTruth]] = {}
 
     def update(self, index: int, prediction: Prediction, truth: GroundTruth) -> None:
-        """The image ``index``, of which a second time changes nothing.
+        """Add the image ``index``; an image that was added before is ignored.
 
-        Boxes are left, top, right, bottom in pixels, where 0 is the outer edge of the
-        first pixel.
+        Boxes are left, top, right, bottom in pixels, where 0 is the outer edge of the first pixel.
         """
-        answers = (np.asarray(prediction.classes, np.int64), np.asarray(prediction.scores, np.float64))
-        objects = (np.asarray(truth.classes, np.int64), np.asarray(truth.kinds, np.int64))
-        image = Prediction(_convert_to_array(prediction), *answers), GroundTruth(_convert_to_array(truth), *objects)
+        predicted = (np.asarray(prediction.classes, np.int64), np.asarray(prediction.scores, np.float64))
+        annotated = (np.asarray(truth.classes, np.int64), np.asarray(truth.kinds, np.int64))
+        image = Prediction(_convert_to_array(prediction), *predicted), GroundTruth(_convert_to_array(truth), *annotated)
         self.images.setdefault(index, image)
         self._clear_cache()
 
     def merge(self, others: Iterable[Self]) -> None:
-        """Add the images of other processes; those that several of them had count once."""
+        """Add the results of other processes; an image that several processes have counts once."""
         for other in others:
             for number, image in other.images.items():
                 self.images.setdefault(number, image)
         self._clear_cache()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process needs: plain arrays."""
+        """Return the arrays to send to another process, without the cache."""
         return {"labels": self.labels, "images": self.images}
 
     def compute_metrics(self) -> dict[str, Any]:
-        """The metrics of VOC (``map``, ``map_11``) and of COCO (``coco_...``), in [0, 1], and those of each class.
+        """Compute the metrics of VOC (``map``, ``map_11``) and COCO (``coco_...``), in [0, 1], and those of each class.
 
         ``map`` is the mean over the classes of the area under the precision-recall curve, at an IoU of 0.5; ``map_11``
-        its approximation by 11 points (VOC 2007). ``coco_ap`` is the mean over the IoUs 0.50, 0.55 ... 0.95. Classes
+        is its 11-point approximation (VOC 2007). ``coco_ap`` is the mean over the IoUs 0.50, 0.55 ... 0.95. Classes
         and sizes without a counted object are left out.
 
         Raises:
-            Error: there is no object to judge.
+            Error: no object is annotated.
         """
-        objects = self.num_objects
-        if not objects.any():
-            raise Error("there is no object to judge; give data with a test part in which something is annotated")
-        present = [number for number in range(len(self.labels)) if objects[number]]
-        coco, coco_each = compute_coco_metrics(self._sort_images(), len(self.labels))
+        num_objects = self.num_objects
+        if not num_objects.any():
+            raise Error("there is no object to evaluate on; give a dataset whose test split has annotated objects")
+        present = [number for number in range(len(self.labels)) if num_objects[number]]
+        coco_metrics, coco_aps = compute_coco_metrics(self._sort_images(), len(self.labels))
         classes = {}
         for number in present:
-            every, eleven = self.compute_average_precision(number)
-            each = {"ap": every, "ap_11": eleven, "coco_ap": coco_each[number], "objects": int(objects[number])}
-            classes[self.labels[number]] = each
-        means = {f"m{name}": float(np.mean([each[name] for each in classes.values()])) for name in ("ap", "ap_11")}
-        counts = {"count": len(self.images), "objects": int(objects.sum())}
-        return {**means, **coco, **counts, "classes": classes}
+            ap, ap_11 = self.compute_average_precision(number)
+            metrics = {"ap": ap, "ap_11": ap_11, "coco_ap": coco_aps[number], "objects": int(num_objects[number])}
+            classes[self.labels[number]] = metrics
+        means = {f"m{name}": float(np.mean([row[name] for row in classes.values()])) for name in ("ap", "ap_11")}
+        counts = {"count": len(self.images), "objects": int(num_objects.sum())}
+        return {**means, **coco_metrics, **counts, "classes": classes}
 
     @functools.cached_property
     def num_objects(self) -> IntArray:
-        """Counted objects of each class ``(classes,)``."""
-        judged = self._match_table
-        return np.bincount(judged.object_classes[judged.object_kinds == REGULAR], minlength=len(self.labels))
+        """Number of counted objects of each class ``(classes,)``."""
+        matches = self._match_table
+        return np.bincount(matches.object_classes[matches.object_kinds == REGULAR], minlength=len(self.labels))
 
     def compute_average_precision(self, class_index: int) -> tuple[float, float]:
-        """Of a class: the area under its curve, and the mean of 11 points; 0 where nothing was found.
+        """Compute the average precision of a class, from all points and from 11 points; 0 without detections.
 
-        Everingham et al. 2010, section 4.2, and the development kit of VOC 2012: precision is made monotone.
+        Precision is made monotone (Everingham et al. 2010, section 4.2, and the development kit of VOC 2012).
         """
         recall, precision, _ = self.compute_curve(class_index)
         monotone = np.maximum.accumulate(precision[::-1])[::-1]
         area = float(np.sum(np.diff(recall, prepend=0.0) * monotone))
-        found = np.round(recall * self.num_objects[class_index]).astype(
-            np.int64
-        )  # in whole numbers, as 3/10 is below 3 × 0.1
-        reached = np.searchsorted(10 * found, np.arange(11) * self.num_objects[class_index])
-        return area, float(np.append(monotone, 0.0)[reached].mean())
+        # compare whole numbers, since in floating point 3 / 10 is below 3 * 0.1
+        num_correct = np.round(recall * self.num_objects[class_index]).astype(np.int64)
+        first = np.searchsorted(10 * num_correct, np.arange(11) * self.num_objects[class_index])
+        return area, float(np.append(monotone, 0.0)[first].mean())
 
     def compute_curve(self, class_index: int) -> PrecisionRecallCurve:
-        """Recall and precision of a class, down to each of its detections; ignored detections are left out."""
-        judged = self._match_table
-        which = self._ranked_detections[class_index]
-        right = np.cumsum(judged.outcome[which] == CORRECT)
-        precision = right / np.arange(1, len(which) + 1)
-        return PrecisionRecallCurve(right / max(int(self.num_objects[class_index]), 1), precision, judged.scores[which])
+        """Compute the precision-recall curve of a class; ignored detections are left out."""
+        matches = self._match_table
+        ranked = self._ranked_detections[class_index]
+        num_correct = np.cumsum(matches.outcome[ranked] == CORRECT)
+        precision = num_correct / np.arange(1, len(ranked) + 1)
+        recall = num_correct / max(int(self.num_objects[class_index]), 1)
+        return PrecisionRecallCurve(recall, precision, matches.scores[ranked])
 
     def find_best_threshold(self, class_index: int) -> float:
-        """The score down to which the F1 of a class, the harmonic mean of precision and recall, is highest.
+        """Find the score threshold with the highest F1, the harmonic mean of precision and recall, of a class.
 
-        1 where nothing of the class was found.
+        It is 1 for a class without correct detections.
         """
         recall, precision, scores = self.compute_curve(class_index)
-        harmonic = 2 * recall * precision / np.maximum(recall + precision, 1e-12)
-        harmonic[:-1][scores[:-1] == scores[1:]] = 0.0  # no score parts detections of the same score
-        return float(scores[harmonic.argmax()]) if harmonic.any() else 1.0
+        f1 = 2 * recall * precision / np.maximum(recall + precision, 1e-12)
+        f1[:-1][scores[:-1] == scores[1:]] = 0.0  # a threshold cannot separate equal scores
+        return float(scores[f1.argmax()]) if f1.any() else 1.0
 
     def count_outcomes(self) -> IntArray:
-        """What the strongest detections of each class are: ``(classes, 5)`` counts, by column as in ``KINDS``.
+        """Count the outcomes of the top detections of each class: ``(classes, 5)``, columns as in ``OUTCOMES``.
 
-        As many of them as the class has objects (Hoiem et al. 2012, section 2.1).
+        A class has as many top detections as objects (Hoiem et al. 2012, section 2.1).
         """
-        judged, counts = self._match_table, np.zeros((len(self.labels), len(OUTCOMES)), np.int64)
-        for number, objects in enumerate(self.num_objects):
+        matches, counts = self._match_table, np.zeros((len(self.labels), len(OUTCOMES)), np.int64)
+        for number, num_objects in enumerate(self.num_objects):
             counts[number] = np.bincount(
-                judged.outcome[self._ranked_detections[number][:objects]], minlength=len(OUTCOMES)
+                matches.outcome[self._ranked_detections[number][:num_objects]], minlength=len(OUTCOMES)
             )
         return counts
 
     def find_false_negatives(self, limit: int) -> list[ErrorCase]:
-        """The worst misses: objects never found, the largest first, then those found by the lowest scores.
+        """Find the worst false negatives: undetected objects, the largest first, then those with the lowest scores.
 
-        Only scores below the best threshold of the class count as such.
+        An object counts as missed if its score is below the best threshold of its class.
         """
-        judged = self._match_table
+        matches = self._match_table
         thresholds = np.array([self.find_best_threshold(number) for number in range(len(self.labels))])
-        which = np.flatnonzero(
-            (judged.object_kinds == REGULAR) & (judged.best_score < thresholds[judged.object_classes])
+        indices = np.flatnonzero(
+            (matches.object_kinds == REGULAR) & (matches.best_score < thresholds[matches.object_classes])
         )
-        which = which[np.lexsort((-_compute_area(judged.object_boxes[which]), judged.best_score[which]))][:limit]
+        areas = _compute_area(matches.object_boxes[indices])
+        indices = indices[np.lexsort((-areas, matches.best_score[indices]))][:limit]
         return [
             ErrorCase(
-                int(judged.object_image[i]),
+                int(matches.object_image[i]),
                 MISSED,
-                self.labels[judged.object_classes[i]],
-                float(judged.best_score[i]),
-                judged.object_boxes[i],
-                self.labels[judged.rival_class[i]] if judged.rival_class[i] >= 0 else "",
+                self.labels[matches.object_classes[i]],
+                float(matches.best_score[i]),
+                matches.object_boxes[i],
+                self.labels[matches.rival_class[i]] if matches.rival_class[i] >= 0 else "",
             )
-            for i in which
+            for i in indices
         ]
 
     def find_false_positives(self, limit: int) -> list[ErrorCase]:
-        """The worst false alarms: the wrong detections of the highest scores."""
-        judged = self._match_table
-        which = np.flatnonzero((judged.outcome != CORRECT) & (judged.outcome != IGNORED))
-        which = which[np.argsort(-judged.scores[which], kind="stable")][:limit]
-        mistakes = []
-        for i in which:
-            state, target = judged.outcome[i], judged.target[i]
-            other = self.labels[judged.object_classes[target]] if state == OTHER_CLASS else ""
-            near = judged.object_boxes[target] if target >= 0 else None
-            label, score = self.labels[judged.classes[i]], float(judged.scores[i])
-            mistakes.append(
-                ErrorCase(int(judged.image[i]), OUTCOMES[state], label, score, judged.boxes[i], other, near)
-            )
-        return mistakes
+        """Find the worst false positives: the wrong detections with the highest scores."""
+        matches = self._match_table
+        indices = np.flatnonzero((matches.outcome != CORRECT) & (matches.outcome != IGNORED))
+        indices = indices[np.argsort(-matches.scores[indices], kind="stable")][:limit]
+        cases = []
+        for i in indices:
+            outcome, target = matches.outcome[i], matches.target[i]
+            confused_label = self.labels[matches.object_classes[target]] if outcome == OTHER_CLASS else ""
+            related_box = matches.object_boxes[target] if target >= 0 else None
+            label, score = self.labels[matches.classes[i]], float(matches.scores[i])
+            image, box = int(matches.image[i]), matches.boxes[i]
+            cases.append(ErrorCase(image, OUTCOMES[outcome], label, score, box, confused_label, related_box))
+        return cases
 
     def _clear_cache(self) -> None:
-        """What was judged is to be judged again."""
+        """Clear the cached properties after a change of the images."""
         for name in ("num_objects", "_match_table", "_ranked_detections"):
             self.__dict__.pop(name, None)
 
@@ -327,68 +329,70 @@ class DetectionResults:
 
     @functools.cached_property
     def _ranked_detections(self) -> list[IntArray]:
-        """The detections of each class that are not ignored, the highest score first; equals as the images come."""
-        judged = self._match_table
-        order = np.lexsort((-judged.scores, judged.classes))
-        order = order[judged.outcome[order] != IGNORED]
-        return np.split(order, np.searchsorted(judged.classes[order], np.arange(1, len(self.labels))))
+        """Indices of the detections of each class by descending score, without ignored ones; ties in image order."""
+        matches = self._match_table
+        order = np.lexsort((-matches.scores, matches.classes))
+        order = order[matches.outcome[order] != IGNORED]
+        return np.split(order, np.searchsorted(matches.classes[order], np.arange(1, len(self.labels))))
 
     @functools.cached_property
     def _match_table(self) -> _MatchTable:
-        """All images judged; in the order of their numbers, whichever process had them."""
+        """Matches of all images, in the order of their indices, so that the number of processes has no effect."""
         columns: list[tuple[npt.NDArray[Any], ...]] = []
-        before = 0
-        for number, found, truth in self._sort_images():
-            state, target, best, rival = _match_boxes(found, truth)
-            count, objects = len(state), len(best)
-            target = np.where(target >= 0, target + before, -1)
-            before += objects
-            columns.append(
-                (np.full(count, number), *found, state, target, np.full(objects, number), *truth, best, rival)
-            )
+        offset = 0
+        for number, prediction, truth in self._sort_images():
+            outcome, target, best_score, rival = _match_boxes(prediction, truth)
+            num_detections, num_objects = len(outcome), len(best_score)
+            target = np.where(target >= 0, target + offset, -1)
+            offset += num_objects
+            detection_columns = (np.full(num_detections, number), *prediction, outcome, target)
+            columns.append((*detection_columns, np.full(num_objects, number), *truth, best_score, rival))
         empty: list[npt.NDArray[Any]] = [np.zeros(0, np.int64)] * 12
         empty[1] = empty[7] = np.zeros((0, 4))
         return _MatchTable(*(np.concatenate(column) for column in zip(empty, *columns, strict=True)))
 
 
 def _match_boxes(prediction: Prediction, truth: GroundTruth) -> tuple[IntArray, IntArray, FloatArray, IntArray]:
-    """What each detection of an image is and to which object it belongs; what found each object, and what else did.
+    """Match the detections of an image to its objects, as the development kit of VOC does.
 
-    As the development kit of VOC does it: a detection belongs to the object of its class that it overlaps most, each
-    object is found once, and a detection that belongs to a difficult one is ignored. One that belongs to none but
-    lies by half in a crowd of its class is ignored as well.
+    A detection is compared with the object of its class that it overlaps most. Each object is matched once, and a
+    detection that matches a difficult object is ignored. So is an unmatched detection that lies by half in a crowd of
+    its class.
+
+    Returns:
+        Outcome and target of each detection, and best score and rival class of each object, as in ``_MatchTable``.
     """
     boxes, classes, scores = prediction
     objects, labels, kinds = truth
-    count, crowd = len(boxes), kinds == CROWD
-    state, target = np.full(count, BACKGROUND), np.full(count, -1)
-    best, rival = np.zeros(len(objects)), np.full(len(objects), -1)
+    count, is_crowd = len(boxes), kinds == CROWD
+    outcome, target = np.full(count, BACKGROUND), np.full(count, -1)
+    best_score, rival = np.zeros(len(objects)), np.full(len(objects), -1)
     if not (count and len(objects)):
-        return state, target, best, rival
-    shared = _compute_intersection(boxes, objects)
-    size = _compute_area(boxes)[:, None]
-    overlap = np.where(crowd, 0.0, shared / np.maximum(size + _compute_area(objects) - shared, 1e-12))
-    same = classes[:, None] == labels
-    own, others = np.where(same, overlap, 0.0), np.where(same, 0.0, overlap)
-    rows, nearest = np.arange(count), own.argmax(1)
-    reached, confused = own[rows, nearest], others.max(1)
-    enough = reached >= MATCH_IOU
-    state[confused >= RELATED_IOU], state[reached >= RELATED_IOU] = OTHER_CLASS, LOCALIZATION
-    near = np.where(state == LOCALIZATION, nearest, others.argmax(1))
-    target = np.where(state != BACKGROUND, near, -1)
-    inside = np.where(same & crowd, shared / np.maximum(size, 1e-12), 0.0).max(1)
-    state[enough] = DUPLICATE
+        return outcome, target, best_score, rival
+    intersection = _compute_intersection(boxes, objects)
+    area = _compute_area(boxes)[:, None]
+    iou = np.where(is_crowd, 0.0, intersection / np.maximum(area + _compute_area(objects) - intersection, 1e-12))
+    same_class = classes[:, None] == labels
+    own_iou, other_iou = np.where(same_class, iou, 0.0), np.where(same_class, 0.0, iou)
+    rows, nearest = np.arange(count), own_iou.argmax(1)
+    max_own, max_other = own_iou[rows, nearest], other_iou.max(1)
+    is_match = max_own >= MATCH_IOU
+    outcome[max_other >= RELATED_IOU], outcome[max_own >= RELATED_IOU] = OTHER_CLASS, LOCALIZATION
+    related = np.where(outcome == LOCALIZATION, nearest, other_iou.argmax(1))
+    target = np.where(outcome != BACKGROUND, related, -1)
+    crowd_overlap = np.where(same_class & is_crowd, intersection / np.maximum(area, 1e-12), 0.0).max(1)
+    outcome[is_match] = DUPLICATE
     order = np.argsort(-scores, kind="stable")
-    hits, first = np.unique(nearest[order[enough[order]]], return_index=True)
-    finders = order[enough[order]][first]
-    state[finders], best[hits] = CORRECT, scores[finders]
-    state[enough & (kinds[nearest] == DIFFICULT) | ~enough & (inside >= MATCH_IOU)] = IGNORED
-    taken = np.where((others >= MATCH_IOU) & (state != CORRECT)[:, None], scores[:, None], -np.inf)
-    return state, target, best, np.where(np.isfinite(taken.max(0)), classes[taken.argmax(0)], -1)
+    matched, first = np.unique(nearest[order[is_match[order]]], return_index=True)
+    best_detections = order[is_match[order]][first]
+    outcome[best_detections], best_score[matched] = CORRECT, scores[best_detections]
+    outcome[is_match & (kinds[nearest] == DIFFICULT) | ~is_match & (crowd_overlap >= MATCH_IOU)] = IGNORED
+    rivals = np.where((other_iou >= MATCH_IOU) & (outcome != CORRECT)[:, None], scores[:, None], -np.inf)
+    return outcome, target, best_score, np.where(np.isfinite(rivals.max(0)), classes[rivals.argmax(0)], -1)
 
 
 def _compute_intersection(boxes: FloatArray, objects: FloatArray) -> FloatArray:
-    """The area ``(d, n)`` that each two boxes share."""
+    """Compute the area of intersection ``(d, n)`` of each pair of boxes."""
     low = np.maximum(boxes[:, None, :2], objects[:, :2])
     high = np.minimum(boxes[:, None, 2:], objects[:, 2:])
     sides = np.clip(high - low, 0.0, None)

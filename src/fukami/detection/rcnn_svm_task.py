@@ -1,4 +1,4 @@
-"""R-CNN's second and third stage: what is solved on the features of regions, and not learned by gradients."""
+"""R-CNN's second and third stage: SVMs and box regressors, fitted to the features of regions by solvers."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -19,56 +19,56 @@ if TYPE_CHECKING:
     from fukami.data.samples import PaddedBatch
     from fukami.engine.runtime import Runtime
 
-TARGET_NORM = 20.0  # to which the features are scaled, on average: the costs below are meant for such
-INTERCEPT_SCALING = 10.0  # what the machines' constant feature is, lest its weight be held back
-NORM_SAMPLES = 8  # regions of an image whose features' norm is looked at
-HARD_MARGIN, EASY_MARGIN = -1.0, -1.2  # margins from which on a negative is kept, and below which one leaves
-RETRAIN_INTERVAL = 2000  # negatives more, and a machine is trained again
-ABSENT_CLASS_MARGIN = -10.0  # the margin of a class without an object
+TARGET_NORM = 20.0  # mean norm that the features are scaled to; the SVM costs and the ridge penalty assume it
+INTERCEPT_SCALING = 10.0  # value of the constant feature; a large one keeps the bias almost unregularized
+NORM_SAMPLES = 8  # proposals per image in the estimate of the mean norm
+HARD_MARGIN, EASY_MARGIN = -1.0, -1.2  # a negative is kept above the first and removed below the second
+RETRAIN_INTERVAL = 2000  # new negatives after which an SVM is trained again
+ABSENT_CLASS_MARGIN = -10.0  # bias of a class without objects
 
 
 class RCNNSolverTask(RCNNTask):
-    """A stage of one step for each image, which keeps the network as it is."""
+    """Base class of a stage with a frozen network and one step per image."""
 
     min_score = 1 / (1 + math.exp(1.5))  # a margin of -1.5
     num_passes = 1  # over the images
-    num_images = 0  # of the training part, once its duration was asked for
+    num_images = 0  # of the training split; set by count_steps
 
     def setup(self, runtime: "Runtime") -> None:
-        """Move to the device and make ready.
+        """Move to the device and prepare for training.
 
         Raises:
             UsageError: there are several processes.
         """
         if runtime.world_size > 1:
             raise UsageError(
-                f"the SVMs and boxes of R-CNN are solved by one process, not {runtime.world_size}; start one"
+                f"one process fits the SVMs and box regressors of R-CNN, not {runtime.world_size}; start one"
             )
         for parameter in self.model.parameters():
             parameter.requires_grad = False
         super().setup(runtime)
-        self.collected = TensorStore()
+        self.store = TensorStore()
 
     def count_steps(self, train: Any) -> tuple[int, int]:
-        """A step for each image and pass; judged at the end."""
+        """Return the number of steps, one per image and epoch, and the evaluation interval, which is the same."""
         self.num_images = len(train)
         steps = self.num_passes * self.num_images
         return steps, steps
 
     def schedule(self, progress: float) -> float:
-        """Nothing is learned by gradients."""
+        """Return 0: there is no learning rate."""
         return 0.0
 
     def get_stateful_objects(self) -> dict[str, Any]:
-        """The network with what was solved, and what was collected."""
-        return {"model": self.model, "tally": self.collected}
+        """Return the network with the fitted layers, and the tensors that were collected."""
+        return {"model": self.model, "store": self.store}
 
     def score_regions(self, fc7: Tensor) -> Tensor:
-        """The margins of the machines as numbers in [0, 1]; a half is on the boundary. They are no probabilities."""
+        """Map the SVM margins to [0, 1] by a sigmoid; 0.5 is on the boundary. The scores are not probabilities."""
         return torch.sigmoid(self.model.svm(fc7).float())  # type: ignore[operator]
 
     def step(self, batch: "PaddedBatch") -> dict[str, Tensor]:
-        """Look at one image."""
+        """Process one image."""
         self.on_step()
         with self.runtime.clock("forward"), torch.inference_mode():
             batch = self.move_to_device(batch)
@@ -76,18 +76,18 @@ class RCNNSolverTask(RCNNTask):
             return self.process_image(image, batch, next(self.iterate_proposals(batch)))
 
     def process_image(self, image: Tensor, batch: "PaddedBatch", proposals: Tensor) -> dict[str, Tensor]:
-        """Collect from an image and its proposals, and solve when it is time; returns scalars for the log."""
+        """Collect features of an image and its proposals, and fit when it is due; returns scalars for the log."""
         raise NotImplementedError(f"{type(self).__name__} does not define process_image(image, batch, proposals)")
 
 
 class TensorStore:
-    """Tensors by name that grow in the course of a stage, and are saved with it."""
+    """Growing tensors by name, saved in the checkpoint of a stage."""
 
     def __init__(self) -> None:
         self.chunks: dict[str, list[Tensor]] = {}
 
     def __getitem__(self, name: str) -> Tensor:
-        """The tensor of a name, on the CPU."""
+        """Return the tensor of a name, on the CPU."""
         if len(self.chunks[name]) > 1:
             self.chunks[name] = [torch.cat(self.chunks[name])]
         return self.chunks[name][0]
@@ -97,32 +97,32 @@ class TensorStore:
 
     def append(self, **rows: Tensor) -> None:
         """Append rows to the tensors of these names."""
-        for name, own in rows.items():
-            self.chunks.setdefault(name, []).append(own.cpu())
+        for name, new_rows in rows.items():
+            self.chunks.setdefault(name, []).append(new_rows.cpu())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All of them."""
+        """Return all tensors by name."""
         return {name: self[name] for name in self.chunks}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on with these."""
+        """Restore the tensors."""
         for name, rows in state.items():
             self[name] = rows
 
 
 class SVMTask(RCNNSolverTask):
-    """Stage 2: a linear SVM of each class, its negatives mined from all images (section 2.3, appendix B).
+    """Stage 2: a linear SVM per class, with hard negative mining over all images (section 2.3, appendix B).
 
-    The first pass collects the positives, which are the objects themselves, and the features' norm. In the second one,
-    regions that overlap every object of a class by less than ``max_iou`` are its negatives: those that its machine does
-    not tell by a margin are kept, and at each 2,000 new ones, and at the end, it is trained again and the easy ones
-    leave. Regions on difficult objects and crowds are neither.
+    The first epoch collects the positives, which are the objects themselves, and the mean norm of the features. In the
+    second, regions that overlap every object of a class by less than ``max_iou`` are its negatives. Hard negatives,
+    with an SVM margin above -1, are kept. After 2,000 new ones, and at the end, the SVM is trained again and easy
+    negatives are removed. Regions on difficult objects and crowds are neither positives nor negatives.
 
     Args:
-        cost: the SVMs' C; positives count twice.
-        max_iou: IoU.
-        seed: of the solver.
-        model, labels, prepare, region_settings: as for :class:`RegionCNN`.
+        cost: C of the SVMs; positives have weight 2.
+        max_iou: IoU threshold of a negative.
+        seed: seed of the solver.
+        model, labels, prepare, region_settings: as for :class:`RCNNTask`.
     """
 
     num_passes = 2
@@ -142,120 +142,122 @@ class SVMTask(RCNNSolverTask):
         self.cost, self.max_iou, self.seed = cost, max_iou, seed
 
     def setup(self, runtime: "Runtime") -> None:
-        """Move to the device and make ready."""
+        """Move to the device and prepare for training."""
         super().setup(runtime)
         svm: Any = self.model.svm
         classes, hidden = svm.out_features, svm.in_features
-        nothing = torch.zeros(0, hidden, dtype=torch.float16)
-        self.collected.append(
-            looked=torch.zeros(1, dtype=torch.int64),
-            norm=torch.zeros(2, dtype=torch.float64),  # sum, and of how many
-            positives=nothing,
+        no_features = torch.zeros(0, hidden, dtype=torch.float16)
+        self.store.append(
+            num_processed=torch.zeros(1, dtype=torch.int64),
+            norm=torch.zeros(2, dtype=torch.float64),  # sum and count
+            positives=no_features,
             classes=torch.zeros(0, dtype=torch.int64),
-            negatives=nothing,
-            members=torch.zeros(0, classes, dtype=torch.bool),  # of which classes each is a negative
-            fresh=torch.zeros(classes, dtype=torch.int64),  # negatives since the last training
+            negatives=no_features,
+            is_negative=torch.zeros(0, classes, dtype=torch.bool),  # whether each row is a negative of each class
+            num_new=torch.zeros(classes, dtype=torch.int64),  # negatives since the last training
         )
 
     def process_image(self, image: Tensor, batch: "PaddedBatch", proposals: Tensor) -> dict[str, Tensor]:
-        """Collect the positives in the first pass, and mine negatives in the second."""
-        tally = self.collected
-        tally["looked"] = tally["looked"] + 1
-        looked, hard = int(tally["looked"]), 0
-        if looked <= self.num_images:
+        """Collect the positives in the first epoch, and mine hard negatives in the second."""
+        store = self.store
+        store["num_processed"] = store["num_processed"] + 1
+        num_processed, num_hard = int(store["num_processed"]), 0
+        if num_processed <= self.num_images:
             self.collect_positives(image, batch, proposals)
-            if looked == self.num_images:
+            if num_processed == self.num_images:
                 self.initialize_svms()
         else:
-            hard = self.mine_hard_negatives(image, batch, proposals)
-            last = looked == self.num_passes * self.num_images
-            for number in (tally["fresh"] >= (1 if last else RETRAIN_INTERVAL)).nonzero().flatten().tolist():
+            num_hard = self.mine_hard_negatives(image, batch, proposals)
+            is_last = num_processed == self.num_passes * self.num_images
+            for number in (store["num_new"] >= (1 if is_last else RETRAIN_INTERVAL)).nonzero().flatten().tolist():
                 self.train_svm(number)
-        counts = {"hard": hard, "negatives": len(tally["negatives"]), "positives": len(tally["positives"])}
+        counts = {
+            "hard_negatives": num_hard,
+            "negatives": len(store["negatives"]),
+            "positives": len(store["positives"]),
+        }
         return {name: torch.tensor(float(count)) for name, count in counts.items()}
 
     def collect_positives(self, image: Tensor, batch: "PaddedBatch", proposals: Tensor) -> None:
-        """The positives of an image, and the norm of some features."""
-        objects = (batch.classes[0] >= 0) & (batch.kinds[0] == REGULAR)
-        found = self.extract_features(image, torch.cat([batch.boxes[0][objects], proposals[:NORM_SAMPLES]]))
-        norms = found.float().norm(dim=1)
-        self.collected["norm"] = self.collected["norm"] + torch.tensor(
-            [norms.sum().item(), len(norms)], dtype=torch.float64
-        )
-        self.collected.append(positives=found[: int(objects.sum())], classes=batch.classes[0][objects])
+        """Collect the positives of an image, and the norms of some features."""
+        is_object = (batch.classes[0] >= 0) & (batch.kinds[0] == REGULAR)
+        features = self.extract_features(image, torch.cat([batch.boxes[0][is_object], proposals[:NORM_SAMPLES]]))
+        norms = features.float().norm(dim=1)
+        self.store["norm"] = self.store["norm"] + torch.tensor([norms.sum().item(), len(norms)], dtype=torch.float64)
+        self.store.append(positives=features[: int(is_object.sum())], classes=batch.classes[0][is_object])
 
     def initialize_svms(self) -> None:
-        """Machines of which every region is a hard negative; none of a class without positives."""
-        there = self.collected["classes"].bincount(minlength=len(self.labels)) > 0
+        """Initialize the SVMs so that every region is a hard negative, except for classes without positives."""
+        is_present = self.store["classes"].bincount(minlength=len(self.labels)) > 0
         svm: Any = self.model.svm
         svm.weight.zero_()
-        svm.bias.copy_(torch.where(there, 0.0, ABSENT_CLASS_MARGIN))
+        svm.bias.copy_(torch.where(is_present, 0.0, ABSENT_CLASS_MARGIN))
 
     def mine_hard_negatives(self, image: Tensor, batch: "PaddedBatch", proposals: Tensor) -> int:
-        """Keep the hard negatives of an image; returns how many there are."""
+        """Keep the hard negatives of an image; returns their number."""
         features = self.get_features(image, proposals)
         margins = self.model.svm(features.float())  # type: ignore[operator]
-        hard = (margins > HARD_MARGIN) & find_negatives(batch, proposals, len(self.labels), self.max_iou)
-        rows = hard.any(1)
-        self.collected.append(negatives=features[rows], members=hard[rows])
-        self.collected["fresh"] = self.collected["fresh"] + hard.sum(0).cpu()
-        return int(hard.sum())
+        is_hard = (margins > HARD_MARGIN) & find_negatives(batch, proposals, len(self.labels), self.max_iou)
+        rows = is_hard.any(1)
+        self.store.append(negatives=features[rows], is_negative=is_hard[rows])
+        self.store["num_new"] = self.store["num_new"] + is_hard.sum(0).cpu()
+        return int(is_hard.sum())
 
     def train_svm(self, class_index: int) -> None:
-        """Train the machine of a class on its positives and what it has of negatives; the easy ones leave."""
-        tally, members = self.collected, self.collected["members"][:, class_index]
-        positives, negatives = tally["positives"][tally["classes"] == class_index], tally["negatives"][members]
-        scale = TARGET_NORM / max(float(tally["norm"][0] / tally["norm"][1].clamp(min=1)), 1e-12)
+        """Train the SVM of a class on its positives and the kept negatives, and remove the easy ones."""
+        store, is_negative = self.store, self.store["is_negative"][:, class_index]
+        positives, negatives = store["positives"][store["classes"] == class_index], store["negatives"][is_negative]
+        scale = TARGET_NORM / max(float(store["norm"][0] / store["norm"][1].clamp(min=1)), 1e-12)
         x = torch.cat([positives, negatives]).double() * scale
         y = torch.arange(len(x)) < len(positives)
         weight, bias = fit_svm(x, y, self.cost, self.seed)
         svm: Any = self.model.svm
         svm.weight[class_index] = scale * weight
         svm.bias[class_index] = bias
-        left = members.clone()
-        left[members] = (x[len(positives) :] @ weight + bias) >= EASY_MARGIN
-        every = tally["members"].clone()
-        every[:, class_index] = left
-        needed = every.any(1)
-        tally["members"], tally["negatives"] = every[needed], tally["negatives"][needed]
-        fresh = tally["fresh"].clone()
-        fresh[class_index] = 0
-        tally["fresh"] = fresh
+        is_kept = is_negative.clone()
+        is_kept[is_negative] = (x[len(positives) :] @ weight + bias) >= EASY_MARGIN
+        all_classes = store["is_negative"].clone()
+        all_classes[:, class_index] = is_kept
+        rows = all_classes.any(1)
+        store["is_negative"], store["negatives"] = all_classes[rows], store["negatives"][rows]
+        num_new = store["num_new"].clone()
+        num_new[class_index] = 0
+        store["num_new"] = num_new
 
 
 def find_negatives(batch: "PaddedBatch", proposals: Tensor, num_classes: int, max_iou: float) -> Tensor:
-    """``(P, classes)``: which proposals of an image overlap no object of a class by ``max_iou``.
+    """Find the proposals that are negatives of each class, as a mask ``(P, classes)``.
 
-    Of a crowd, those are taken out that lie in it by half.
+    A negative overlaps every object of the class by an IoU below ``max_iou``, and lies by less than half in a crowd.
     """
-    known = batch.classes[0] >= 0
-    objects, numbers, kinds = batch.boxes[0][known], batch.classes[0][known], batch.kinds[0][known]
-    near = boxes.compute_iou(proposals, objects) >= max_iou
-    inside = boxes.compute_intersection(proposals, objects) >= 0.5 * boxes.compute_area(proposals).unsqueeze(1)
-    taken = torch.where(kinds == CROWD, inside, near)
-    own = nn.functional.one_hot(numbers, num_classes).bool()
-    return ~(taken.unsqueeze(2) & own).any(1)
+    is_annotated = batch.classes[0] >= 0
+    objects, classes, kinds = (values[0][is_annotated] for values in (batch.boxes, batch.classes, batch.kinds))
+    is_near = boxes.compute_iou(proposals, objects) >= max_iou
+    is_inside = boxes.compute_intersection(proposals, objects) >= 0.5 * boxes.compute_area(proposals).unsqueeze(1)
+    is_excluded = torch.where(kinds == CROWD, is_inside, is_near)
+    is_class = nn.functional.one_hot(classes, num_classes).bool()
+    return ~(is_excluded.unsqueeze(2) & is_class).any(1)
 
 
 def fit_svm(x: Tensor, y: Tensor, cost: float, seed: int) -> tuple[Tensor, Tensor]:
-    """A linear SVM of samples ``(n, d)`` of which ``y`` are positives: weights ``(d,)`` and bias."""
+    """Fit a linear SVM to samples ``(n, d)``, positive where ``y`` is true; returns weights ``(d,)`` and bias."""
     solver = LinearSVC(
         C=cost, loss="hinge", intercept_scaling=INTERCEPT_SCALING, class_weight={True: 2.0}, tol=0.01, max_iter=20_000,
         random_state=seed,
     )  # fmt: skip
-    with threadpool_limits(torch.get_num_threads(), "blas"):  # which decide how sums are rounded
+    with threadpool_limits(torch.get_num_threads(), "blas"):  # the number of threads affects the rounding of sums
         solver.fit(x.numpy(), y.numpy())
     return torch.from_numpy(solver.coef_[0]), torch.from_numpy(solver.intercept_)[0]
 
 
 class BoxRegressionTask(RCNNSolverTask):
-    """Stage 3: how far an object is from a region that overlaps it, by ridge regression on pool5 (appendix C).
+    """Stage 3: bounding-box regression per class, by ridge regression on pool5 features (appendix C).
 
     Args:
-        ridge: the weight of the penalty, λ, for features of norm 20.
-        min_iou: IoU with an object from which on a region is learned from.
-        max_pairs: regions of a class at most; of more, the first in the order of the pass, which the seed shuffles.
-        model, labels, prepare, region_settings: as for :class:`RegionCNN`.
+        ridge: regularization parameter λ, for features of norm 20.
+        min_iou: minimum IoU of a training region with an object.
+        max_pairs: maximum number of training regions per class; the first ones in the shuffled order are used.
+        model, labels, prepare, region_settings: as for :class:`RCNNTask`.
     """
 
     def __init__(
@@ -273,53 +275,56 @@ class BoxRegressionTask(RCNNSolverTask):
         self.ridge, self.min_iou, self.max_pairs = ridge, min_iou, max_pairs
 
     def setup(self, runtime: "Runtime") -> None:
-        """Move to the device and make ready."""
+        """Move to the device and prepare for training."""
         super().setup(runtime)
         box: Any = self.model.bbox
-        self.collected.append(
-            looked=torch.zeros(1, dtype=torch.int64),
+        self.store.append(
+            num_processed=torch.zeros(1, dtype=torch.int64),
             features=torch.zeros(0, box.in_features, dtype=torch.float16),
             classes=torch.zeros(0, dtype=torch.int64),
-            goals=torch.zeros(0, 4),
+            targets=torch.zeros(0, 4),
         )
 
     def process_image(self, image: Tensor, batch: "PaddedBatch", proposals: Tensor) -> dict[str, Tensor]:
-        """Collect the regions that overlap an object; at the end, solve."""
-        tally = self.collected
-        tally["looked"] = tally["looked"] + 1
-        objects = (batch.classes[0] >= 0) & (batch.kinds[0] == REGULAR)
-        if objects.any() and len(proposals):
-            truth, numbers = batch.boxes[0][objects], batch.classes[0][objects]
-            most, which = boxes.compute_iou(proposals, truth).max(1)
-            full = tally["classes"].bincount(minlength=len(self.labels)) >= self.max_pairs
-            used = (most >= self.min_iou) & ~full.to(which.device)[numbers[which]]
-            near, goals = proposals[used], truth[which[used]]
-            features = self.extract_features(image, near, "pool5")
-            tally.append(features=features, classes=numbers[which[used]], goals=boxes.encode_boxes(goals, near))
-        if int(tally["looked"]) == self.num_images:
+        """Collect the regions that overlap an object, and fit the regressors after the last image."""
+        store = self.store
+        store["num_processed"] = store["num_processed"] + 1
+        is_object = (batch.classes[0] >= 0) & (batch.kinds[0] == REGULAR)
+        if is_object.any() and len(proposals):
+            truth, classes = batch.boxes[0][is_object], batch.classes[0][is_object]
+            max_iou, nearest = boxes.compute_iou(proposals, truth).max(1)
+            is_full = store["classes"].bincount(minlength=len(self.labels)) >= self.max_pairs
+            is_used = (max_iou >= self.min_iou) & ~is_full.to(nearest.device)[classes[nearest]]
+            regions, objects = proposals[is_used], truth[nearest[is_used]]
+            features = self.extract_features(image, regions, "pool5")
+            targets = boxes.encode_boxes(objects, regions)
+            store.append(features=features, classes=classes[nearest[is_used]], targets=targets)
+        if int(store["num_processed"]) == self.num_images:
             self.fit_regressors()
-        return {"pairs": torch.tensor(float(len(tally["classes"])))}
+        return {"pairs": torch.tensor(float(len(store["classes"])))}
 
     def fit_regressors(self) -> None:
-        """The regressors of every class that has regions, whose features are needed no more."""
-        tally = self.collected
+        """Fit the regressor of each class that has regions, and discard the features."""
+        store = self.store
         box: Any = self.model.bbox
-        norms = [part.float().norm(dim=1) for part in torch.split(tally["features"], REGION_BATCH_SIZE)]
+        norms = [chunk.float().norm(dim=1) for chunk in torch.split(store["features"], REGION_BATCH_SIZE)]
         scale = TARGET_NORM / max(float(torch.cat(norms).mean().nan_to_num()), 1e-12)
-        for number in sorted(set(tally["classes"].tolist())):
-            own = tally["classes"] == number
-            solver = Ridge(self.ridge, solver="cholesky")  # in as many unknowns as there are features, or samples
-            features, goals = scale * tally["features"][own].double(), tally["goals"][own].double()
+        for number in sorted(set(store["classes"].tolist())):
+            is_class = store["classes"] == number
+            solver = Ridge(
+                self.ridge, solver="cholesky"
+            )  # solves for the smaller of the number of features and samples
+            features, targets = scale * store["features"][is_class].double(), store["targets"][is_class].double()
             with threadpool_limits(torch.get_num_threads(), "blas"):
-                solver.fit(features.numpy(), goals.numpy())
+                solver.fit(features.numpy(), targets.numpy())
             rows = slice(4 * number, 4 * number + 4)
             box.weight[rows] = torch.from_numpy(scale * solver.coef_)
             box.bias[rows] = torch.from_numpy(solver.intercept_)
-        tally["features"] = tally["features"][:0].clone()
+        store["features"] = store["features"][:0].clone()
 
     def refine_boxes(self, image: Tensor, regions: Tensor, classes: Tensor) -> Tensor:
-        """Where the regressors of their classes see the objects."""
-        kind = next(self.model.parameters()).dtype
-        deltas = self.model.bbox(self.extract_features(image, regions, "pool5").to(kind))  # type: ignore[operator]
-        own = deltas.float().unflatten(1, (len(self.labels), 4))[torch.arange(len(regions)), classes]
-        return boxes.decode_boxes(own, regions)
+        """Predict the boxes of objects detected in regions, by the regressors of their classes."""
+        dtype = next(self.model.parameters()).dtype
+        deltas = self.model.bbox(self.extract_features(image, regions, "pool5").to(dtype))  # type: ignore[operator]
+        class_deltas = deltas.float().unflatten(1, (len(self.labels), 4))[torch.arange(len(regions)), classes]
+        return boxes.decode_boxes(class_deltas, regions)

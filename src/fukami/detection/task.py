@@ -1,4 +1,4 @@
-"""Detection: where is what in the image?"""
+"""Task of object detection with a two-stage network."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Unpack
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from fukami.data.samples import PaddedBatch
     from fukami.engine.runtime import Runtime
 
-SMOOTH_L1_BETA = 1 / 9  # where the smooth absolute error of a box becomes straight
-MIN_DRAWN_SCORE = 0.5  # score from which on an answer is drawn
+SMOOTH_L1_BETA = 1 / 9  # threshold between the quadratic and the linear part of the smooth L1 loss
+MIN_DRAWN_SCORE = 0.5  # minimum score of a box that is drawn
 
 
 class DetectionTask(PaddedTask):
-    """Boxes of the classes ``labels``, by a network of two stages.
+    """Object detection with a two-stage network.
 
     Args:
-        model: as :class:`fukami.models.faster_rcnn.FasterRCNN` is called: normalised images, their sizes and what is
-            in them to the samples of both stages; without the latter to what it found.
-        labels: what the classes are called.
-        prepare: to what size an image is brought, and how it is normalised; it travels with the task.
-        activation_checkpointing: keep the activations between the blocks of the backbone alone, and compute the others
-            again.
-        regime: optimizer, decay, epochs, judge_every, accumulate and clip, as for :class:`fukami.Task`.
+        model: called as :class:`fukami.models.faster_rcnn.FasterRCNN`: with normalised images, their sizes and the
+            ground truth it returns the samples of both stages; without ground truth it returns the detections.
+        labels: class names.
+        prepare: preprocessing, resizing and normalization of an image; saved with the task.
+        activation_checkpointing: keep only the activations between the blocks of the backbone, and recompute the
+            others in the backward pass.
+        options: optimizer, lr_schedule, epochs, eval_every, accumulate and clip_norm, as for :class:`fukami.Task`.
     """
 
     def __init__(
@@ -48,124 +48,130 @@ class DetectionTask(PaddedTask):
         prepare: ResizeTransform,
         *,
         activation_checkpointing: bool = False,
-        **regime: Unpack[TrainingOptions],
+        **options: Unpack[TrainingOptions],
     ) -> None:
-        super().__init__(model, labels, prepare, **regime)
+        super().__init__(model, labels, prepare, **options)
         self.activation_checkpointing = activation_checkpointing
 
     def setup(self, runtime: "Runtime") -> None:
-        """Move to the device and make ready to train."""
+        """Move to the device and prepare for training."""
         if self.activation_checkpointing:
             enable_activation_checkpointing(self.model.backbone)  # type: ignore[arg-type]
         super().setup(runtime)
 
     def get_signature(self) -> ModelSignature:
-        """An image in a frame; how it is prepared, the labels, and what the answer is, as JSON and words."""
-        answer = "boxes: left, top, right, bottom in pixels of the frame; classes: numbers of labels; best first"
-        return self.build_frame_signature("detector", answer)
+        """Return the input shape of the network, and its preprocessing, labels and output as metadata."""
+        output = (
+            "boxes: left, top, right, bottom in pixels of the frame; classes: indices of labels; highest score first"
+        )
+        return self.build_frame_signature("detector", output)
 
     def compile(self) -> None:
-        """Compile the parts whose shapes are fixed, the backbone and the layers that see a region."""
+        """Compile the modules with fixed shapes, the backbone and the fully connected layers of the head."""
         for network in self.get_networks():
             for name in ("backbone", "roi_heads.box_head"):
-                part = network.get_submodule(name)
-                part._compiled_call_impl = self.runtime.compile(part._call_impl)
+                module = network.get_submodule(name)
+                module._compiled_call_impl = self.runtime.compile(module._call_impl)
 
     def compute_loss(self, batch: "PaddedBatch") -> tuple[Tensor, dict[str, Tensor]]:
-        """The losses of both stages: is there an object, which one, and where are its borders (equation 1)."""
-        first, second = self.training_model(*self.prepare_training_inputs(batch))
+        """Compute the losses of both stages: objectness, classification and box regression (equation 1)."""
+        rpn_samples, region_samples = self.training_model(*self.prepare_training_inputs(batch))
         losses = {
-            **self.compute_stage_losses(first, "objectness", "anchor_boxes"),
-            **self.compute_stage_losses(second, "classification", "region_boxes"),
+            **self.compute_stage_losses(rpn_samples, "objectness", "anchor_boxes"),
+            **self.compute_stage_losses(region_samples, "classification", "region_boxes"),
         }
         return torch.stack(list(losses.values())).sum(), {name: loss.detach() for name, loss in losses.items()}
 
     def prepare_training_inputs(self, batch: "PaddedBatch") -> tuple[Tensor, Tensor, GroundTruth]:
-        """What the network is called with in training, on the device."""
+        """Return the normalised images, their sizes and the ground truth, on the device."""
         batch = self.move_to_device(batch)
         truth = GroundTruth(batch.boxes, batch.classes, batch.kinds > 0, batch.seeds)
         return self.normalize_images(batch.images, batch.sizes), batch.sizes, truth
 
     def compute_stage_losses(self, samples: SampledBoxes, class_loss: str, box_loss: str) -> dict[str, Tensor]:
-        """Cross entropy, and smooth absolute error of the boxes of objects, both over the samples of all processes."""
+        """Compute the cross entropy and the smooth L1 loss of the boxes, averaged over the samples of all processes."""
         count = self.runtime.all_reduce_sum(samples.valid.sum()).clamp(min=1) / self.runtime.world_size
         if samples.scores.ndim == 2:
-            wrong = F.binary_cross_entropy_with_logits(samples.scores, samples.targets.float(), reduction="none")
+            entropies = F.binary_cross_entropy_with_logits(samples.scores, samples.targets.float(), reduction="none")
         else:
-            wrong = F.cross_entropy(samples.scores.transpose(1, 2), samples.targets, reduction="none")
-        off = F.smooth_l1_loss(samples.deltas, samples.target_deltas, reduction="none", beta=SMOOTH_L1_BETA).sum(2)
-        objects = samples.valid & (samples.targets > 0)
+            entropies = F.cross_entropy(samples.scores.transpose(1, 2), samples.targets, reduction="none")
+        errors = F.smooth_l1_loss(samples.deltas, samples.target_deltas, reduction="none", beta=SMOOTH_L1_BETA).sum(2)
+        is_object = samples.valid & (samples.targets > 0)
         return {
-            class_loss: torch.where(samples.valid, wrong, 0).sum() / count,
-            box_loss: torch.where(objects, off, 0).sum() / count,
+            class_loss: torch.where(samples.valid, entropies, 0).sum() / count,
+            box_loss: torch.where(is_object, errors, 0).sum() / count,
         }
 
     def detect(self, images: Tensor, sizes: Tensor) -> list[Detections]:
-        """What is in images ``(N, 3, H, W)`` in 0..255, in pixels of the frame."""
+        """Detect objects in images ``(N, 3, H, W)`` in 0..255; boxes are in pixels of the frame."""
         with half_precision.enable_float32_fallback(self.model):
-            kind = next(self.model.parameters()).dtype
-            found: list[Detections] = self.model(self.normalize_images(images, sizes).to(kind), sizes)
-        return found
+            dtype = next(self.model.parameters()).dtype
+            detections: list[Detections] = self.model(self.normalize_images(images, sizes).to(dtype), sizes)
+        return detections
 
     def detect_batch(self, batch: "PaddedBatch") -> list[Detections]:
-        """What is found in the images of a batch, in pixels of the frame."""
+        """Detect objects in the images of a batch; boxes are in pixels of the frame."""
         return self.detect(batch.images.to(self.runtime.device), batch.sizes.to(self.runtime.device))
 
     def collect_results(self, batches: Iterable["PaddedBatch"]) -> DetectionResults:
-        """Everything that was found in ``batches``, and what is there, over all processes."""
-        number = self.get_class_indices(getattr(batches, "labels", self.labels))
-        found = DetectionResults(self.labels)
+        """Collect the detections and the ground truth of all batches, over all processes."""
+        class_indices = self.get_class_indices(getattr(batches, "labels", self.labels))
+        results = DetectionResults(self.labels)
         with self.inference_mode():
             for batch in batches:
-                if len(batch.images) == 0:  # this process's share of the last batch
+                if len(batch.images) == 0:  # this process has no image of the last batch
                     continue
-                answers = self.detect_batch(batch)
+                detections = self.detect_batch(batch)
                 ratios = (batch.original_sizes.cpu() / batch.sizes.cpu()).flip(1).repeat(1, 2)
-                there = batch.classes.cpu() >= 0
-                for i, answer in enumerate(answers):
+                is_object = batch.classes.cpu() >= 0
+                for i, image_detections in enumerate(detections):
                     truth = (
-                        (batch.boxes[i].cpu() * ratios[i])[there[i]].numpy(),
-                        number[batch.classes[i].cpu()[there[i]].numpy()],
-                        batch.kinds[i].cpu()[there[i]].numpy(),
+                        (batch.boxes[i].cpu() * ratios[i])[is_object[i]].numpy(),
+                        class_indices[batch.classes[i].cpu()[is_object[i]].numpy()],
+                        batch.kinds[i].cpu()[is_object[i]].numpy(),
                     )
-                    boxes, classes, scores = (value.float().cpu() for value in answer)
-                    seen = detection_metrics.Prediction((boxes * ratios[i]).numpy(), classes.numpy(), scores.numpy())
-                    found.update(int(batch.indices[i]), seen, detection_metrics.GroundTruth(*truth))
-        found.merge(self.runtime.all_gather(found))
-        return found
+                    boxes, classes, scores = (value.float().cpu() for value in image_detections)
+                    prediction = ((boxes * ratios[i]).numpy(), classes.numpy(), scores.numpy())
+                    results.update(
+                        int(batch.indices[i]),
+                        detection_metrics.Prediction(*prediction),
+                        detection_metrics.GroundTruth(*truth),
+                    )
+        results.merge(self.runtime.all_gather(results))
+        return results
 
     def predict_batch(self, images: Tensor) -> list[dict[str, Any]]:
-        """What is in each image, and where: ``boxes``, best first.
+        """Predict the ``boxes`` of each image, highest score first.
 
-        Each of them is ``{"label", "score", "box": [left, top, right, bottom]}`` in pixels of the upright image.
+        A box is ``{"label", "score", "box": [left, top, right, bottom]}`` in pixels of the upright image.
         """
         height, width = images.shape[-2:]
-        frame, inside = self.resize_and_pad(images)
-        ratio = torch.tensor([width, height] * 2) / inside[0].cpu().flip(0).repeat(2)
-        answers = []
-        for found in self.detect(frame, inside):
-            boxes = (found.boxes.float().cpu() * ratio).tolist()
-            rows = zip(boxes, found.classes.tolist(), found.scores.tolist(), strict=True)
-            seen = [
+        frames, sizes = self.resize_and_pad(images)
+        ratio = torch.tensor([width, height] * 2) / sizes[0].cpu().flip(0).repeat(2)
+        predictions = []
+        for detections in self.detect(frames, sizes):
+            boxes = (detections.boxes.float().cpu() * ratio).tolist()
+            rows = zip(boxes, detections.classes.tolist(), detections.scores.tolist(), strict=True)
+            labelled_boxes = [
                 {"label": self.labels[number], "score": round(score, 4), "box": [round(side, 2) for side in box]}
                 for box, number, score in rows
             ]
-            answers.append({"boxes": seen})
-        return answers
+            predictions.append({"boxes": labelled_boxes})
+        return predictions
 
     def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
-        """The image with the boxes whose score is at least a half."""
+        """Draw the boxes with a score of at least 0.5 on the image."""
         shown = [box for box in prediction["boxes"] if box["score"] >= MIN_DRAWN_SCORE]
         return image_io.draw_boxes(image_io.read_image(source), shown, self.labels)
 
     @torch.inference_mode()
     def plot_evaluation(self, batches: Iterable["PaddedBatch"]) -> "Iterator[tuple[str, Figure]]":
-        """Precision and recall, what goes wrong, and the worst of it as images."""
+        """Plot average precision, precision-recall curves, error types and the worst errors."""
         from fukami.detection import plots as detection_plots
 
-        found: DetectionResults = self.get_results(batches)
+        results: DetectionResults = self.get_results(batches)
         if self.runtime.is_main:
             samples = getattr(batches, "samples", ())
             yield from detection_plots.plot_evaluation(
-                found, lambda number: image_io.read_image(samples[number].source)
+                results, lambda number: image_io.read_image(samples[number].source)
             )

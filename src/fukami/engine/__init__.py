@@ -1,1 +1,1 @@
-"""What trains, evaluates, saves and loads any task."""
+"""Training, evaluation, checkpoints and loading of any task."""

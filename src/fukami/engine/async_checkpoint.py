@@ -1,4 +1,4 @@
-"""Checkpoints that are written while the training goes on."""
+"""Asynchronous checkpoints: a background thread writes them while the training continues."""
 
 import contextlib
 import os
@@ -19,17 +19,17 @@ from fukami.errors import Error, WriteError
 MIN_CHECKPOINT_INTERVAL, MAX_CHECKPOINT_FRACTION = (
     1.0,
     0.02,
-)  # a checkpoint this often, unless writing would take more than this share of the time
+)  # seconds between two checkpoints, unless writing would take more than this fraction of the time
 
 
 class CheckpointWriter:
-    """Writes the run's checkpoint and weights in another thread, one after another; silent in all processes but one.
+    """Writer of the run's checkpoint and weights in a background thread, one save at a time.
 
-    What is written is a copy from the moment of the call, so that the training goes on at once.
+    Each save writes a copy made at the call, so the training continues at once. Only one process writes.
 
     Args:
-        folder: of the run.
-        is_writer: whether this process is the one that writes.
+        folder: the run's folder.
+        is_writer: whether this process writes.
     """
 
     def __init__(self, folder: Path, is_writer: bool) -> None:
@@ -47,34 +47,34 @@ class CheckpointWriter:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time for the next one, and the last one is written."""
+        """Whether the next save is due and the last one has ended."""
         return (
             self.is_writer and time.monotonic() > self.next_save_time and not (self.thread and self.thread.is_alive())
         )
 
     def save(self, state: dict[str, Any], weights: dict[str, Tensor], files: Sequence[Path] = ()) -> None:
-        """Write the weights and the state, once the last ones are written.
+        """Start to write the weights and the state, after the previous save has ended.
 
         Args:
-            state: what ``last.ckpt`` holds.
-            weights: what ``weights.safetensors`` holds.
-            files: which the state refers to, so that they have to be on the disk before it.
+            state: the content of ``last.ckpt``.
+            weights: the content of ``weights.safetensors``.
+            files: files that the state refers to; they are synced to disk before it is written.
 
         Raises:
-            Error: the last ones could not be written, or held numbers that are not finite.
+            Error: the previous save failed, or its weights were not finite.
         """
         self.wait()
         if self.is_writer:
-            copied = pytree.tree_map_only(Tensor, lambda value: value.detach().clone(), (state, weights))
+            copies = pytree.tree_map_only(Tensor, lambda value: value.detach().clone(), (state, weights))
             ready = torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
-            self.thread = threading.Thread(target=self._write, args=(*copied, files, ready), name="fukami checkpoint")
+            self.thread = threading.Thread(target=self._write, args=(*copies, files, ready), name="fukami checkpoint")
             self.thread.start()
 
     def wait(self) -> None:
-        """Until the last checkpoint is on the disk.
+        """Wait until the last checkpoint is on disk.
 
         Raises:
-            Error: it is not; the one before stays.
+            Error: it could not be written; the previous checkpoint stays.
         """
         if self.thread is not None:
             self.thread.join()
@@ -89,31 +89,31 @@ class CheckpointWriter:
         files: Sequence[Path],
         ready: "torch.cuda.Event | None",
     ) -> None:
-        began = time.monotonic()
+        start = time.monotonic()
         try:
             with _use_copy_stream(ready):
-                unfit = [name for name, value in weights.items() if not value.isfinite().all()]
+                non_finite = [name for name, value in weights.items() if not value.isfinite().all()]
                 state, weights = pytree.tree_map_only(Tensor, lambda value: value.cpu(), (state, weights))
-            if unfit:
+            if non_finite:
                 raise Error(
-                    f"the weights {unfit[0]} are no longer finite at step {state['step']}; the run stops here and its "
-                    "last good checkpoint stays: try a lower learning rate, or --precision float32"
+                    f"the weights {non_finite[0]} are not finite at step {state['step']}; the run stops here and keeps "
+                    "its last valid checkpoint: try a lower learning rate, or --precision float32"
                 )
             for file in files:
                 _sync_file(file)
-            # the state last: with an older one the training goes on and writes the weights again
+            # the state last: a training that resumes from an older state writes the weights again
             checkpoint.write_weights(self.folder, {name: value.contiguous() for name, value in weights.items()})
             checkpoint.write_state(self.folder, state)
         except WriteError as error:
-            self.error = Error(f"the checkpoint of step {state['step']} is not written: {error}")
+            self.error = Error(f"cannot write the checkpoint of step {state['step']}: {error}")
         except Exception as error:
             self.error = error
-        ended = time.monotonic()
-        self.next_save_time = ended + max(MIN_CHECKPOINT_INTERVAL, (ended - began) / MAX_CHECKPOINT_FRACTION)
+        end = time.monotonic()
+        self.next_save_time = end + max(MIN_CHECKPOINT_INTERVAL, (end - start) / MAX_CHECKPOINT_FRACTION)
 
 
 def _sync_file(path: Path) -> None:
-    """Bring what was written to a file, or to the memory that it is mapped to, to the disk."""
+    """Sync a file, or the memory that maps it, to disk."""
     try:
         file = os.open(path, os.O_RDWR)
         try:
@@ -125,10 +125,10 @@ def _sync_file(path: Path) -> None:
 
 
 def _use_copy_stream(ready: "torch.cuda.Event | None") -> contextlib.AbstractContextManager[Any]:
-    """On a stream of its own once the copies are made, so that no training step waits behind them."""
+    """Enter a separate CUDA stream that waits for the copies, so that training steps do not wait for the transfer."""
     if ready is None:
         return contextlib.nullcontext()
-    # a new thread's own GPU is the first one, wherever the training is
+    # the default device of a new thread is the first GPU, which may not be the one of the training
     stream = torch.cuda.Stream(ready.device)  # type: ignore[no-untyped-call]
     stream.wait_event(ready)
     return torch.cuda.stream(stream)

@@ -1,4 +1,4 @@
-"""What tasks share whose judgement is more than a few sums: it is made once, and the report is drawn from it."""
+"""Base class of tasks that evaluate once and reuse the results for the report."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from fukami.engine.task import Task, TrainingOptions
 
 
 class CachedEvaluationTask(Task):
-    """A task that remembers what it found in the data that it judged last.
+    """Task that caches the results of its last evaluation.
 
     Args:
         model: the network.
@@ -20,15 +20,15 @@ class CachedEvaluationTask(Task):
 
     def __init__(self, model: nn.Module, **options: Unpack[TrainingOptions]) -> None:
         super().__init__(model, **options)
-        self.last_results: tuple[Any, Any] | None = None  # what was evaluated last, and what was found
+        self.last_results: tuple[Any, Any] | None = None  # the batches of the last evaluation and its results
 
     def get_networks(self) -> list[nn.Module]:
-        """Those that take part in training and in judging."""
+        """Return the networks used in training and evaluation."""
         return [self.model]
 
     @contextmanager
     def inference_mode(self) -> Iterator[None]:
-        """The networks answer, and go on as they were afterwards."""
+        """Switch the networks to evaluation mode, and restore the mode of each module afterwards."""
         modes = [(module, module.training) for network in self.get_networks() for module in network.modules()]
         for network in self.get_networks():
             network.eval()
@@ -37,31 +37,31 @@ class CachedEvaluationTask(Task):
             module.training = mode
 
     def on_step(self) -> None:
-        """Know that what was found is found no more."""
+        """Discard the cached results: the weights have changed."""
         self.last_results = None
 
     def collect_results(self, batches: Any) -> Any:
-        """What was found in ``batches`` and what is there, over all processes.
+        """Collect predictions and ground truth of ``batches`` over all processes.
 
-        Its ``compute_metrics()`` are the judgement.
+        The result has a method ``compute_metrics()``.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define collect_results(batches)")
 
     @torch.inference_mode()
     def evaluate(self, batches: Iterable[Any]) -> dict[str, Any]:
-        """The metrics of :meth:`collect_results`; classes are matched by name where ``batches`` has ``labels``.
+        """Compute the metrics of :meth:`collect_results`; if ``batches`` has ``labels``, classes are matched by name.
 
         Raises:
-            UsageError: the data have a class that the task does not know.
-            Error: there is nothing to judge.
+            UsageError: the data contain a class that the task does not have.
+            Error: there is nothing to evaluate.
         """
-        found = self.collect_results(batches)
-        self.last_results = batches, found
-        metrics: dict[str, Any] = found.compute_metrics()
+        results = self.collect_results(batches)
+        self.last_results = batches, results
+        metrics: dict[str, Any] = results.compute_metrics()
         return metrics
 
     def get_results(self, batches: Any) -> Any:
-        """What :meth:`collect_results` finds, without a second look where nothing was learned since the evaluation."""
+        """Return the results for ``batches``, from the cache if the weights have not changed since their evaluation."""
         return (
             self.last_results[1]
             if self.last_results and self.last_results[0] is batches

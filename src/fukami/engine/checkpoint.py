@@ -1,6 +1,6 @@
-"""Runs on disk: written so that a crash at any instant loses nothing, read without ever executing code of theirs.
+"""Runs on disk: files are written atomically, so that a crash loses nothing, and read without executing code.
 
-A run is a folder: ``recipe.json`` (recipe, fields, labels, versions), ``weights.safetensors``, ``metrics.jsonl``,
+A run is a folder with ``recipe.json`` (recipe, fields, labels, versions), ``weights.safetensors``, ``metrics.jsonl``,
 ``report.html``, and ``last.ckpt``, which only a resumed training reads.
 """
 
@@ -50,11 +50,11 @@ RUN_FILES = (
     "last.ckpt",
     "preview.png",
     "report.html",
-)  # that :func:`write_file` replaces
-MAX_THREADS = 1024  # that a run can have been computed with
-HALF_DTYPES = (torch.float16, torch.bfloat16)  # in which float32 weights may be stored, for smaller files
+)  # files that :func:`write_file` replaces
+MAX_THREADS = 1024  # maximum number of threads that a run may record
+HALF_DTYPES = (torch.float16, torch.bfloat16)  # dtypes that may store float32 weights, for smaller files
 MAX_MODEL_PARTS = 50_000  # layers and tensors of a network; ResNet-152 has about a thousand
-MAX_LISTED_TENSORS = 20  # tensors that a message names at most
+MAX_LISTED_TENSORS = 20  # maximum number of tensors that a message names
 RESUME_FIELDS = {"versions": dict, "device": str, "precision": str, "command": str, "processes": int, "compile": bool}
 NONE_TYPE = type(None)
 CHECKPOINT_FIELDS = {
@@ -62,7 +62,7 @@ CHECKPOINT_FIELDS = {
     "versions": (dict,),
     "threads": (int,),
     "manifest": (str, NONE_TYPE),
-}  # of a checkpoint
+}  # types of the metadata of a checkpoint
 MAX_RECIPE_BYTES = 64 << 20  # bytes of a recipe.json; one with a thousand classes has 30 kB
 RecipeSource = str | os.PathLike[str] | type[Recipe]  # the file of a private recipe, or its class
 
@@ -70,7 +70,7 @@ logger = logging.getLogger(__name__)
 
 
 class ComputeConfig(NamedTuple):
-    """What a training computes with; ``num_threads`` is None where that is not decided yet."""
+    """Compute settings of a training; ``num_threads`` is None if not set yet."""
 
     device: str
     precision: str
@@ -86,21 +86,21 @@ def load(
     overrides: Mapping[str, Any] | None = None,
     recipe: RecipeSource | None = None,
 ) -> Task:
-    """The task of a finished run, ready to predict and evaluate; several runs answer together, as an ensemble.
+    """Load the task of a run, ready to predict and evaluate; several runs form an ensemble.
 
     Args:
         runs: folders, or names of weights that ship with the package (``deep-convnet``).
         device: ``auto``, ``cpu``, ``cuda`` ...
-        precision: ``float32``, ``bfloat16`` or ``float16``: the type of the weights and of the activations; ``int8``,
-            ``binary`` or ``onnx``: as ``fukami export`` would convert them; ``auto``: float32, or as it was exported.
-        vote: the majority of several runs decides, and not the average of their probabilities.
-        overrides: fields of the recipe, by name, that have another value now, such as ``{"beam_size": 3}``.
-        recipe: for runs of a private recipe, its file (or class): code is never taken from a run. Its SHA-256 has to
-            be the one that the run recorded.
+        precision: ``float32``, ``bfloat16`` or ``float16`` (dtype of weights and activations); ``int8``, ``binary`` or
+            ``onnx`` (converted as by ``fukami export``); ``auto`` (the exported precision, else float32).
+        vote: ensemble by majority vote instead of averaged probabilities.
+        overrides: new values of recipe fields by name, such as ``{"beam_size": 3}``.
+        recipe: for runs of a private recipe, its file (or class), since code is never taken from a run. Its SHA-256
+            must equal the one that the run recorded.
 
     Raises:
-        UsageError: a run is not there, cannot be computed at this precision, or needs another ``recipe``.
-        Error: a run is damaged, its parts do not fit together, or a layer of it cannot be converted.
+        UsageError: a run does not exist, cannot be computed at this precision, or needs another ``recipe``.
+        Error: a run is damaged, its weights do not fit its recipe, or a layer cannot be converted.
     """
     if not runs:
         raise UsageError("give at least one run: a folder, or the name of weights that ship with the package")
@@ -109,11 +109,11 @@ def load(
 
 
 def locate_run(run: str | os.PathLike[str]) -> Path:
-    """The folder of a run, given as a folder or as the name of shipped weights.
+    """Return the folder of a run, given as a folder or as the name of shipped weights.
 
     Raises:
         UsageError: it is neither.
-        Error: the folder holds what leads out of it.
+        Error: the folder contains links, pipes or devices.
     """
     folder = Path(run)
     if (folder / "recipe.json").is_file():
@@ -123,44 +123,46 @@ def locate_run(run: str | os.PathLike[str]) -> Path:
         return SHIPPED_WEIGHTS_DIR / folder.name
     shipped = ", ".join(sorted(path.parent.name for path in SHIPPED_WEIGHTS_DIR.glob("*/recipe.json")))
     what = "is a folder without a recipe.json" if folder.is_dir() else "is neither a run's folder nor shipped weights"
-    raise UsageError(f"{str(run)!r} {what}; give a folder that fukami train left, or one of: {shipped}")
+    raise UsageError(f"{str(run)!r} {what}; give a folder that fukami train wrote, or one of: {shipped}")
 
 
 def check_run_files(folder: Path, *, for_writing: bool = False) -> None:
-    """Refuse a run's folder with links, pipes or devices in it: nothing outside of it may be read or written.
+    """Refuse a run's folder that contains links, pipes or devices: nothing outside of it may be read or written.
 
     Args:
-        folder: of the run.
-        for_writing: files will be written: check the folders in it, too, and refuse hard links, such as ``cp -l``
-            makes, by which the run that was copied would change.
+        folder: the run's folder.
+        for_writing: whether files will be written: also check subfolders, and refuse hard links, such as those of
+            ``cp -l``, through which the original run would change.
 
     Raises:
-        Error: there is such an entry; it is named.
+        Error: there is such an entry; the message names it.
     """
     for path in sorted(folder.rglob("*") if for_writing else folder.iterdir()):
         facts = path.lstat()
         regular, linked = stat.S_ISREG(facts.st_mode), for_writing and facts.st_nlink > 1
         if not (stat.S_ISDIR(facts.st_mode) or (regular and not linked)):
-            what = "a link" if stat.S_ISLNK(facts.st_mode) else "a hard link" if regular else "no regular file"
-            raise Error(f"{path} is {what}, which a run may not hold; replace it by a copy of the file, or remove it")
+            what = "a link" if stat.S_ISLNK(facts.st_mode) else "a hard link" if regular else "not a regular file"
+            raise Error(f"{path} is {what}, which a run may not contain; replace it by a copy of the file, or remove it")
 
 
 def read_recipe(folder: Path, recipe: RecipeSource | None = None) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe and the labels that ``recipe.json`` records; ``recipe`` as for :func:`load`.
+    """Read the recipe and the labels from ``recipe.json``; ``recipe`` as for :func:`load`.
 
     Raises:
-        UsageError: the run is of a private recipe and ``recipe`` is not the one, or of another one and it is given.
+        UsageError: the run has a private recipe and ``recipe`` is not it, or ``recipe`` is given for a built-in one.
         Error: the file is damaged.
     """
     record = _read_record(folder)
-    return build_recipe(_resolve_recipe_class(folder, record, recipe), record["fields"]), tuple(record["labels"])
+    versions = record.get("versions")
+    writer = str(versions.get("fukami", "")) if isinstance(versions, dict) else ""
+    return build_recipe(_resolve_recipe_class(folder, record, recipe), record["fields"], writer), tuple(record["labels"])
 
 
-def _resolve_recipe_class(folder: Path, record: dict[str, Any], given: RecipeSource | None) -> type[Recipe]:
-    """The class of a run's recipe: one that comes with fukami, or the one ``given`` if it is the same as recorded."""
+def _resolve_recipe_class(folder: Path, record: dict[str, Any], source: RecipeSource | None) -> type[Recipe]:
+    """Return the class of a run's recipe: a built-in one, or that of ``source`` if it matches the record."""
     name = record["recipe"]
     if "recipe_sha256" not in record:
-        if given is not None:
+        if source is not None:
             raise UsageError(f"{folder} is a run of {name!r}, which is not a private recipe: leave out the recipe file")
         if name not in list_recipes():
             raise Error(f"{folder / 'recipe.json'} is damaged or of another version of fukami: "
@@ -169,85 +171,88 @@ def _resolve_recipe_class(folder: Path, record: dict[str, Any], given: RecipeSou
     digest = record["recipe_sha256"]
     if not (isinstance(digest, str) or digest is None):
         raise Error(f"{folder / 'recipe.json'} is damaged: 'recipe_sha256' should be text, not {digest!r:.100}")
-    if given is None:
+    if source is None:
         raise UsageError(
             f"{folder} is a run of the private recipe {name}, and code is never taken from a run: give the recipe "
             f"file, --recipe {name} (in Python: recipe={name!r})"
         )
-    if not isinstance(given, type):
+    if not isinstance(source, type):
         if digest is None:
-            raise UsageError(f"{folder} is a run of {name}, which was defined in no file: in Python, give the class")
-        return load_recipe_file(Path(given), digest)
-    own = identify_recipe(given)
-    if own != {"recipe": name, "recipe_sha256": digest}:
+            raise UsageError(f"{folder} is a run of {name}, which is not defined in a file: in Python, give the class")
+        return load_recipe_file(Path(source), digest)
+    identity = identify_recipe(source)
+    if identity != {"recipe": name, "recipe_sha256": digest}:
         raise UsageError(
-            f"{folder} is a run of {name} with the SHA-256 {digest}, not of {own['recipe']} with "
-            f"{own.get('recipe_sha256')}: give the recipe as it was"
+            f"{folder} is a run of {name} with the SHA-256 {digest}, not of {identity['recipe']} with "
+            f"{identity.get('recipe_sha256')}: give the original recipe"
         )
-    return given
+    return source
 
 
 def read_recipe_name(folder: Path) -> str:
-    """The name of the recipe, or of its file, that ``recipe.json`` records."""
+    """Read the name of the recipe, or of its file, from ``recipe.json``."""
     return str(_read_record(folder)["recipe"])
 
 
 def read_labels(folder: Path) -> tuple[str, ...]:
-    """The labels that ``recipe.json`` records."""
+    """Read the labels from ``recipe.json``."""
     return tuple(_read_record(folder)["labels"])
 
 
 def parse_run_overrides(
     runs: Sequence[str], overrides: Sequence[str], recipe: RecipeSource | None = None
 ) -> dict[str, Any]:
-    """Values of fields of the first run's recipe by name, from words such as ``beam_size=3``.
+    """Parse overrides such as ``beam_size=3`` into values of the fields of the first run's recipe.
 
-    Raises as :func:`load`.
+    Raises the errors of :func:`load`.
     """
     return parse_overrides(type(read_recipe(locate_run(runs[0]), recipe)[0]), overrides) if runs and overrides else {}
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    """What ``recipe.json`` holds, of the right types."""
+    """Read ``recipe.json`` and check its types."""
     path = folder / "recipe.json"
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
             raise ValueError(f"it has more than {MAX_RECIPE_BYTES:,} bytes")
         record = json.loads(path.read_bytes())
         name, fields, labels = record["recipe"], record["fields"], record["labels"]
-        json.dumps(record, ensure_ascii=False).encode()  # what a file is written from has no lone surrogates
+        json.dumps(record, ensure_ascii=False).encode()  # refuse lone surrogates, which cannot be written again
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Error(f"{path} is damaged ({type(error).__name__}: {error}); the run cannot be used") from error
-    texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
-    if not (isinstance(name, str) and isinstance(fields, dict) and texts):
+    are_texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    if not (isinstance(name, str) and isinstance(fields, dict) and are_texts):
         raise Error(f"{path} is damaged: 'recipe' should be text, 'fields' an object, 'labels' a list of texts")
     return dict(record)
 
 
 def _fields_to_json(recipe: Recipe) -> dict[str, Any]:
-    """The fields as JSON gives them back: tuples are lists there."""
+    """Return the fields after a round trip through JSON, which turns tuples into lists."""
     return dict(json.loads(json.dumps(dataclasses.asdict(recipe))))
 
 
 def read_precision(folder: Path) -> str:
-    """What the run was exported to; float32 where it is as its training left it."""
+    """Read the precision that the run was exported to; float32 if it was not exported."""
     exported = _read_record(folder).get("exported")
-    own = exported.get("to") if isinstance(exported, dict) else "float32"
-    if own not in (*PRECISIONS, *precisions.CONVERTED_PRECISIONS):
-        raise Error(f"{folder / 'recipe.json'} is damaged: it was exported to {own!r}; the run cannot be used")
-    return str(own)
+    precision = exported.get("to") if isinstance(exported, dict) else "float32"
+    if precision not in (*PRECISIONS, *precisions.CONVERTED_PRECISIONS):
+        raise Error(f"{folder / 'recipe.json'} is damaged: it was exported to {precision!r}; the run cannot be used")
+    return str(precision)
 
 
 def locate_unconverted_run(run: str | os.PathLike[str]) -> Path:
-    """The folder of a run that has the layers it was trained with.
+    """Return the folder of a run that still has its original layers.
 
     Raises:
-        UsageError: there is no such run, or it was exported to other layers.
+        UsageError: there is no such run, or its layers were converted by an export.
     """
     folder = locate_run(run)
-    own = read_precision(folder)
-    if own in precisions.CONVERTED_PRECISIONS:
-        raise UsageError(f"{run} was exported to {own} already, which has other layers; give the run it is of")
+    precision = read_precision(folder)
+    if precision in precisions.CONVERTED_PRECISIONS:
+        raise UsageError(
+            f"{run} was exported to {precision} already, which replaced its layers; give the run that it was exported "
+            "from"
+        )
     return folder
 
 
@@ -258,8 +263,8 @@ def _load_run(
     recipe = dataclasses.replace(recipe, **overrides)
     own = read_precision(folder)
     precision = precisions.resolve_precision(precision, own, folder)
-    ours = is_built_in(type(recipe))  # whose tasks have no numbers but those of their networks
-    with torch.device("meta") if ours else contextlib.nullcontext():
+    built_in = is_built_in(type(recipe))  # tasks of built-in recipes have no tensors outside of their networks
+    with torch.device("meta") if built_in else contextlib.nullcontext():
         task = _build_task(folder, recipe, labels)
         modules = task.get_modules()
         if own == "binary":
@@ -272,7 +277,7 @@ def _load_run(
         modules = {name: OnnxNetwork(_read_file(folder / f"{name}.onnx")) for name in modules}
     else:
         assign_weights(modules, read_weights(folder), folder / "weights.safetensors")
-    if ours or own in precisions.CONVERTED_PRECISIONS:
+    if built_in or own in precisions.CONVERTED_PRECISIONS:
         task.replace_modules(modules)
     task.setup(Runtime.start(*precisions.resolve_device_and_precision(device, precision)))
     for module in modules.values():
@@ -283,10 +288,10 @@ def _load_run(
 
 
 def _build_task(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Task:
-    """The task of a run's recipe; fields that no network can have are an Error."""
+    """Build the task of a run's recipe; raise an Error if its fields describe no valid network."""
     count = 0
 
-    def limit(*parts: Any) -> None:
+    def check_count(*parts: Any) -> None:
         nonlocal count
         count += 1
         if count > MAX_MODEL_PARTS:
@@ -294,14 +299,17 @@ def _build_task(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Task:
                 f"{folder / 'recipe.json'} describes a network of more than {MAX_MODEL_PARTS:,} layers and tensors"
             )
 
-    hooks = (register_module_parameter_registration_hook(limit), register_module_module_registration_hook(limit))
+    hooks = (
+        register_module_parameter_registration_hook(check_count),
+        register_module_module_registration_hook(check_count),
+    )
     try:
         return recipe.build_task(labels)
     except (Error, MemoryError):
         raise
     except Exception as error:
         raise Error(
-            f"{folder / 'recipe.json'} describes no network that can be built ({type(error).__name__}: {error})"
+            f"{folder / 'recipe.json'} describes a network that cannot be built ({type(error).__name__}: {error})"
         ) from error
     finally:
         for hook in hooks:
@@ -309,15 +317,15 @@ def _build_task(folder: Path, recipe: Recipe, labels: tuple[str, ...]) -> Task:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """What ``weights.safetensors`` holds."""
+    """Read ``weights.safetensors``; the tensors are mapped from the file."""
     path = folder / "weights.safetensors"
     try:
-        return read_tensors(path)  # not read yet: the file is mapped into memory
+        return read_tensors(path)
     except FileNotFoundError:
         raise Error(
-            f"{folder} has no weights.safetensors yet; its training has to reach its first evaluation"
+            f"{folder} has no weights.safetensors yet; its training has to reach its first checkpoint"
         ) from None
-    except (SafetensorError, OSError, RuntimeError, MemoryError) as error:  # the last two where it is too large to map
+    except (SafetensorError, OSError, RuntimeError, MemoryError) as error:  # the last two if it is too large to map
         raise Error(f"{path} is damaged ({error}); the run cannot be used") from error
 
 
@@ -329,22 +337,22 @@ def _read_file(path: Path) -> bytes:
 
 
 def copy_tensors_to_cpu(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """Every parameter and buffer of the modules, named ``module.parameter``, on the CPU."""
+    """Copy every parameter and buffer of the modules, named ``module.parameter``, to the CPU."""
     return {name: value.detach().cpu().contiguous() for name, value in collect_tensors(modules).items()}
 
 
 def collect_tensors(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """Every parameter and buffer of the modules, where it is, named ``module.parameter``."""
+    """Return every parameter and buffer of the modules, named ``module.parameter``, on its device."""
     return {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
 
 
 def assign_weights(modules: dict[str, nn.Module], tensors: dict[str, Tensor], source: Path) -> None:
-    """Make ``tensors`` the modules' own, all of them, in the precision in which they are stored.
+    """Replace all tensors of the modules by copies of ``tensors``, in the dtype in which they are stored.
 
     Args:
-        modules: by name, with tensors that may be on the meta device.
-        tensors: named ``module.parameter``.
-        source: the file that they are from, for messages.
+        modules: modules by name, whose tensors may be on the meta device.
+        tensors: tensors named ``module.parameter``.
+        source: the file of the tensors, for messages.
 
     Raises:
         Error: as for :func:`check_tensors`.
@@ -352,48 +360,48 @@ def assign_weights(modules: dict[str, nn.Module], tensors: dict[str, Tensor], so
     check_tensors(modules, tensors, source)
     for name, module in modules.items():
         prefix = f"{name}."
-        # copied, since they are else the file itself, mapped into memory, and end with it
+        # cloned: the tensors are mapped from the file and would change with it
         own = {key.removeprefix(prefix): value.clone() for key, value in tensors.items() if key.startswith(prefix)}
         module.load_state_dict(own, assign=True)
         for key, value in [*module.named_parameters(), *module.named_buffers()]:
             if value.is_meta:
-                raise Error(f"{source} lacks {name}.{key}, which the network keeps out of its state_dict; put it in")
+                raise Error(f"{source} lacks {name}.{key}, which the network leaves out of its state_dict; include it")
 
 
 def check_tensors(modules: dict[str, nn.Module], tensors: dict[str, Tensor], source: Path) -> None:
-    """Refuse tensors that are not exactly those of the modules; arguments as for :func:`assign_weights`.
+    """Refuse tensors that do not match those of the modules; arguments as for :func:`assign_weights`.
 
     Raises:
-        Error: a tensor is missing, left over, of another shape or type, or not finite; all such are listed.
+        Error: tensors are missing, unexpected, of another shape or dtype, or not finite; the message lists them.
     """
     expected = collect_tensors(modules)
-    wrong = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
-    wrong += [f"{name} is not known" for name in tensors.keys() - expected.keys()]
+    mismatches = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
+    mismatches += [f"{name} is unexpected" for name in tensors.keys() - expected.keys()]
     for name in expected.keys() & tensors.keys():
-        found, wanted = tensors[name], expected[name]
-        stored = HALF_DTYPES if wanted.dtype == torch.float32 else ()
-        if found.shape != wanted.shape:
-            wrong.append(f"{name} is {tuple(found.shape)} instead of {tuple(wanted.shape)}")
-        elif found.dtype not in (wanted.dtype, *stored):
-            wrong.append(f"{name} is of {found.dtype} instead of {wanted.dtype}")
-        elif not found.isfinite().all():
-            wrong.append(f"{name} has values that are not finite")
-    if wrong:
-        listed = "; ".join(sorted(wrong)[:MAX_LISTED_TENSORS]) + (
-            f"; and {len(wrong) - MAX_LISTED_TENSORS} more" if wrong[MAX_LISTED_TENSORS:] else ""
+        tensor, target = tensors[name], expected[name]
+        half_dtypes = HALF_DTYPES if target.dtype == torch.float32 else ()
+        if tensor.shape != target.shape:
+            mismatches.append(f"{name} is {tuple(tensor.shape)} instead of {tuple(target.shape)}")
+        elif tensor.dtype not in (target.dtype, *half_dtypes):
+            mismatches.append(f"{name} is of {tensor.dtype} instead of {target.dtype}")
+        elif not tensor.isfinite().all():
+            mismatches.append(f"{name} has values that are not finite")
+    if mismatches:
+        listed = "; ".join(sorted(mismatches)[:MAX_LISTED_TENSORS]) + (
+            f"; and {len(mismatches) - MAX_LISTED_TENSORS} more" if mismatches[MAX_LISTED_TENSORS:] else ""
         )
         raise Error(f"{source} does not fit its recipe: {listed}")
 
 
 @contextlib.contextmanager
 def lock_run(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
-    """Hold the folder for a run of this recipe; in a group of processes the first one does.
+    """Lock the folder for a run of this recipe within the context; of several processes only the first locks it.
 
-    Nobody else writes to it meanwhile. A folder that was not there and in which nothing was written is removed again.
+    A new folder is removed again if it is empty at the end.
 
     Raises:
-        UsageError: the folder is in use or holds the run of another recipe, another process writes there, or there is
-            nothing to resume.
+        UsageError: the folder is not empty, contains a run of another recipe or no run to resume, or another process
+            writes to it.
         Error: the folder cannot be written.
     """
     if int(os.environ.get("RANK", 0)) > 0:
@@ -404,7 +412,7 @@ def lock_run(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
     new = not folder.exists()
     if resume:
         check_run_exists(folder)
-    if os.path.lexists(folder / ".lock"):  # which would be opened, if it is a link, before anything is checked
+    if os.path.lexists(folder / ".lock"):  # the lock could be a link, which would be opened before any other check
         check_run_files(folder, for_writing=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -426,80 +434,83 @@ def lock_run(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
 
 
 def check_run_exists(folder: Path) -> None:
-    """Refuse to resume where there is no run.
+    """Refuse to resume in a folder without a run.
 
     Raises:
-        UsageError: the folder is not there, or has no ``recipe.json``.
+        UsageError: the folder does not exist, or has no ``recipe.json``.
     """
     if not (folder / "recipe.json").is_file():
-        what = "holds no run (it has no recipe.json)" if folder.is_dir() else "does not exist"
+        what = "contains no run (it has no recipe.json)" if folder.is_dir() else "does not exist"
         raise UsageError(
             f"nothing to resume in {folder}, which {what}; give the folder of a run with --out, or leave --resume out "
-            "to begin one"
+            "to start one"
         )
 
 
 def check_folder_unused(folder: Path, recipe: Recipe) -> None:
-    """Refuse a folder that holds more than hidden files and stages of the recipe.
+    """Refuse a folder that contains more than hidden files and stages of the recipe.
 
     Raises:
-        UsageError: it does.
+        UsageError: the folder is in use.
     """
     stages = recipe.stages(folder)
     if any(not path.name.startswith(".") and path.name not in stages for path in folder.iterdir()):
         raise UsageError(
-            f"{folder} exists and is not empty; give another --out, or --resume to go on with the run in it"
+            f"{folder} exists and is not empty; give another --out, or --resume to continue the run in it"
         )
 
 
 def check_same_recipe(folder: Path, recipe: Recipe) -> None:
-    """Refuse to go on with the run in the folder as one of another recipe.
+    """Refuse to resume the run in the folder with another recipe.
 
     Raises:
-        UsageError: it was begun with another recipe, or with other fields.
+        UsageError: the run was started with another recipe or other fields.
     """
-    begun, asked, own = _read_record(folder), _fields_to_json(recipe), identify_recipe(type(recipe))
-    if begun["recipe"] != own["recipe"]:
-        raise UsageError(f"{folder} is a run of {begun['recipe']}, not of {own['recipe']}")
-    if begun.get("recipe_sha256") != own.get("recipe_sha256"):
+    record, fields, identity = _read_record(folder), _fields_to_json(recipe), identify_recipe(type(recipe))
+    if record["recipe"] != identity["recipe"]:
+        raise UsageError(f"{folder} is a run of {record['recipe']}, not of {identity['recipe']}")
+    if record.get("recipe_sha256") != identity.get("recipe_sha256"):
         raise UsageError(
-            f"{folder} was begun with {own['recipe']} of the SHA-256 {begun.get('recipe_sha256')}, not with "
-            f"{own.get('recipe_sha256')}: resume it with the recipe as it was, or choose another --out"
+            f"{folder} was started with {identity['recipe']} of the SHA-256 {record.get('recipe_sha256')}, not with "
+            f"{identity.get('recipe_sha256')}: resume it with the original recipe, or give another --out"
         )
-    differ = [
-        f"{name} {begun['fields'].get(name)!r}, not {asked.get(name)!r}"
-        for name in sorted(begun["fields"].keys() | asked.keys())
-        if begun["fields"].get(name) != asked.get(name)
-        and not _is_moved_stage(begun["fields"].get(name), asked.get(name), folder)
+    differences = [
+        f"{name} {record['fields'].get(name)!r}, not {fields.get(name)!r}"
+        for name in sorted(record["fields"].keys() | fields.keys())
+        if record["fields"].get(name) != fields.get(name)
+        and not _is_moved_stage(record["fields"].get(name), fields.get(name), folder)
     ]
-    if differ:
-        raise UsageError(f"{folder} was begun with {'; '.join(differ)}: resume it as it was, or choose another --out")
+    if differences:
+        raise UsageError(
+            f"{folder} was started with {'; '.join(differences)}: resume it with the original values, or give another "
+            "--out"
+        )
 
 
 def _remove_temporaries(folder: Path) -> None:
-    """Remove what a process that was killed while it wrote has left."""
+    """Remove the temporary files of a process that was killed while writing."""
     for name in RUN_FILES:
         with contextlib.suppress(OSError):
             _get_temporary_path(folder / name).unlink()
 
 
-def _is_moved_stage(begun: Any, asked: Any, folder: Path) -> bool:
-    """Whether two paths are of the same stage of the run that has a stage in ``folder``, which was moved meanwhile."""
-    if not (isinstance(begun, str) and isinstance(asked, str)):
+def _is_moved_stage(old: Any, new: Any, folder: Path) -> bool:
+    """Return whether two paths are the same stage of a run that was moved; ``folder`` is a stage of that run."""
+    if not (isinstance(old, str) and isinstance(new, str)):
         return False
-    return Path(asked).parent == folder.resolve().parent and Path(asked).name == Path(begun).name
+    return Path(new).parent == folder.resolve().parent and Path(new).name == Path(old).name
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the training of the run in a folder, if there is one, came to its end."""
+    """Return whether the folder contains a run whose training is complete."""
     return (folder / "recipe.json").is_file() and "time" in _read_record(folder)
 
 
 def resolve_compute_config(folder: Path, device: str, precision: str, compile: bool) -> ComputeConfig:
-    """What to compute with: as asked, or as the run in the folder was begun, where it has one.
+    """Return the compute settings: those of the run in the folder if there is one, else the arguments.
 
     Raises:
-        UsageError: something else was asked for than the run was begun with.
+        UsageError: the arguments differ from the settings of the run.
         Error: ``recipe.json`` is damaged.
     """
     if not (folder / "recipe.json").is_file():
@@ -509,12 +520,12 @@ def resolve_compute_config(folder: Path, device: str, precision: str, compile: b
         if type(record.get(name)) is not kind:
             raise Error(f"{folder / 'recipe.json'} is damaged: {name!r} should be of type {kind.__name__}, not "
                         f"{record.get(name)!r:.100}; the run cannot be resumed")  # fmt: skip
-    asked = {"device": device.partition(":")[0], "precision": precision, "compile": compile or "auto"}
-    for what, value in asked.items():
-        if value not in ("auto", record.get(what)):
-            begun = record.get(what)
+    requested = {"device": device.partition(":")[0], "precision": precision, "compile": compile or "auto"}
+    for name, value in requested.items():
+        if value not in ("auto", record.get(name)):
+            original = record.get(name)
             raise UsageError(
-                f"{folder} was begun with {what} {begun!r}, not {value!r}: only the same gives the same run"
+                f"{folder} was started with {name} {original!r}, not {value!r}: a resumed run has to keep it"
             )
     device = record.get("device", device) if device == "auto" else device
     threads = record.get("threads")
@@ -524,15 +535,15 @@ def resolve_compute_config(folder: Path, device: str, precision: str, compile: b
 
 
 def _get_temporary_path(path: Path) -> Path:
-    """The file that becomes ``path`` once it is written."""
+    """Return the temporary file that is renamed to ``path`` when it is complete."""
     return path.with_name(f".{path.name}.tmp")
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Replace the file in one step: after a crash it holds either the old content or the new.
+    """Replace a file atomically: after a crash it has either the old content or the new.
 
     Raises:
-        WriteError: it cannot be written; the old content stays.
+        WriteError: the file cannot be written; the old content stays.
     """
     temporary = _get_temporary_path(path)
     try:
@@ -544,7 +555,7 @@ def write_file(path: Path, content: bytes) -> None:
         temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # the rename itself must survive, too
+            os.fsync(folder)  # the rename must survive a crash, too
         finally:
             os.close(folder)
     except OSError as error:
@@ -554,7 +565,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def write_recipe(folder: Path, recipe: Recipe, labels: tuple[str, ...], extra: dict[str, Any]) -> None:
-    """Write ``recipe.json``; ``extra`` is added to it for the reader."""
+    """Write ``recipe.json``; ``extra`` is added to it."""
     record = {
         **identify_recipe(type(recipe)),
         "fields": dataclasses.asdict(recipe),
@@ -566,26 +577,26 @@ def write_recipe(folder: Path, recipe: Recipe, labels: tuple[str, ...], extra: d
 
 
 def record_value(folder: Path, name: str, value: Any) -> None:
-    """Add a fact to ``recipe.json``."""
+    """Set a value in ``recipe.json``."""
     record = _read_record(folder) | {name: value}
     write_file(folder / "recipe.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def record_resumption(folder: Path, facts: dict[str, Any]) -> None:
-    """Add to ``recipe.json`` what is otherwise since the run was resumed."""
+    """Append what changed at a resumption to ``recipe.json``."""
     before = _read_record(folder).get("resumed")
     record_value(folder, "resumed", [*(before if isinstance(before, list) else ()), facts])
 
 
 def get_versions() -> dict[str, str]:
-    """What computes here."""
+    """Return the versions of fukami, torch and Python."""
     return {"fukami": version("fukami"), "torch": str(torch.__version__), "python": platform.python_version()}
 
 
 def write_weights(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:
-    """Write ``weights.safetensors`` from what :func:`copy_tensors_to_cpu` gave.
+    """Write ``weights.safetensors`` from the result of :func:`copy_tensors_to_cpu`.
 
-    ``dtype`` stores floating ones in another type.
+    Floating-point tensors are stored as ``dtype``, if given.
     """
     if dtype is not None:
         tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
@@ -593,15 +604,15 @@ def write_weights(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype |
 
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write ``last.ckpt``: tensors and plain values only."""
+    """Write ``last.ckpt``, which contains only tensors and plain values."""
     write_file(folder / "last.ckpt", encode_state(state))
 
 
 def read_state(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """What ``last.ckpt`` holds, or None where the run never got that far; nothing in the file is executed.
+    """Read ``last.ckpt``, or return None if it does not exist; nothing in the file is executed.
 
     Raises:
-        Error: the file is damaged, or no checkpoint of fukami.
+        Error: the file is damaged, or is not a checkpoint of fukami.
     """
     path = folder / "last.ckpt"
     if not path.exists():
@@ -609,13 +620,13 @@ def read_state(folder: Path, device: torch.device) -> dict[str, Any] | None:
     try:
         state = load_state(path, device)
         if not isinstance(state, dict) or type(state["step"]) is not int or state["step"] < 0:
-            raise ValueError("it names no step")
+            raise ValueError("it has no valid step")
         for name, kinds in CHECKPOINT_FIELDS.items():
             if name in state and type(state[name]) not in kinds:
                 raise ValueError(f"its {name} is of type {type(state[name]).__name__}")
     except Exception as error:  # a damaged file can fail in any way
         raise Error(
-            f"{path} is damaged, or no checkpoint of this version of fukami ({type(error).__name__}: {error}); nothing "
-            "of it was used: remove it to start the run again from its first step"
+            f"{path} is damaged, or not a checkpoint of this version of fukami ({type(error).__name__}: {error}); "
+            "nothing of it was used: remove it to restart the run from its first step"
         ) from error
     return state

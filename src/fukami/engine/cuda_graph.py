@@ -1,4 +1,4 @@
-"""Whole steps as CUDA graphs."""
+"""Training steps captured as CUDA graphs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +8,10 @@ from torch.utils import _pytree as pytree
 
 
 class GraphedCallable:
-    """A function of a tree of tensors recorded as one CUDA graph: a replay costs one launch instead of one per kernel.
+    """Function of a tree of tensors captured as one CUDA graph: a replay costs one launch instead of one per kernel.
 
-    What it returns lies in the same memory each time. The first calls run as they are (they are real steps), so that
-    lazily made optimizer state exists before the recording; inputs of another shape run as they are, too.
+    The outputs occupy the same memory at each replay. The first ``num_warmup`` calls run without the graph (they are
+    real steps), so that the optimizer creates its state before the capture. Inputs of another shape do so, too.
     """
 
     def __init__(self, function: Callable[[Any], Any], num_warmup: int = 3) -> None:
@@ -21,7 +21,7 @@ class GraphedCallable:
         self.shapes: list[torch.Size] = []
 
     def __call__(self, inputs: Any) -> Any:
-        """The function's outputs, which the next call overwrites once it is recorded."""
+        """Return the function's outputs, which the next replay overwrites."""
         tensors = pytree.tree_leaves(inputs)
         if self.num_warmup > 0 or (self.graph and [t.shape for t in tensors] != self.shapes):
             self.num_warmup -= 1
@@ -30,7 +30,7 @@ class GraphedCallable:
             self.inputs = pytree.tree_map(torch.clone, inputs)
             self.shapes = [t.shape for t in tensors]
             self.graph = torch.cuda.CUDAGraph()
-            # a checkpoint may be on its way to the disk in another thread, which must not end the recording
+            # another thread may be writing a checkpoint, which must not invalidate the capture
             with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self.outputs = self.function(self.inputs)
         torch._foreach_copy_(pytree.tree_leaves(self.inputs), tensors)
@@ -38,7 +38,7 @@ class GraphedCallable:
         return self.outputs
 
     def _run_on_side_stream(self, inputs: Any) -> Any:
-        """Run on another stream than the default one, as a later capture demands."""
+        """Run the function on a side stream, which a later capture requires."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             outputs = self.function(inputs)

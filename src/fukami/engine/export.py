@@ -1,4 +1,4 @@
-"""``fukami export``: a run as a run of fewer bits, or for another program."""
+"""Export of a run (``fukami export``) to a lower precision or to ONNX."""
 
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,22 @@ def export_run(
     calibration: str | None = None,
     recipe: checkpoint.RecipeSource | None = None,
 ) -> dict[str, Any]:
-    """Write the run at the precision ``to`` into the folder ``out``; it is a run like any other.
+    """Export the run to the precision ``to``, as a new run in the folder ``out``.
 
     Args:
         run: a folder, or the name of weights that ship with the package.
         to: ``float32``, ``bfloat16``, ``float16``, ``int8``, ``binary`` or ``onnx``.
-        out: new or empty; it becomes a run once all is written.
-        calibration: data to calibrate int8 with, a name or a path; by default those of the training.
-        recipe: the file (or class) of the private recipe that the run was trained with.
+        out: a new or empty folder; it becomes a run when all files are written.
+        calibration: dataset to calibrate int8 with, a name or a path; by default the training set.
+        recipe: the file (or class) of the run's private recipe.
 
     Returns:
-        ``run``, ``from``, ``to``, ``file``, its ``bytes``, and how many times ``smaller`` it is than float32's numbers.
+        ``run``, ``from``, ``to``, ``file``, its ``bytes``, and ``compression_ratio``: the bytes of the float32 weights
+        over those of the exported files.
 
     Raises:
-        UsageError: there is no such run, or it was exported already; ``out`` is in use.
-        Error: a layer cannot be computed so; it is named, with the reason.
+        UsageError: there is no such run, or it is exported already; ``out`` is in use.
+        Error: a layer cannot be converted; the message names it and the reason.
     """
     source = checkpoint.locate_unconverted_run(run)
     if calibration is not None and to != "int8":
@@ -53,9 +54,9 @@ def export_run(
         checkpoint.write_recipe(out, experiment, labels, {"exported": {"to": to, "from": str(run)}})
     size = sum(file.stat().st_size for file in files)
     facts = {"run": str(out), "from": str(run), "to": to, "file": str(files[0]), "bytes": size}
-    return facts | {"smaller": round(sum(map(_count_bytes, before.values())) / size, 2)}
+    return facts | {"compression_ratio": round(sum(map(_count_bytes, before.values())) / size, 2)}
 
 
 def _count_bytes(module: nn.Module) -> int:
-    """What the numbers of a network in float32 take."""
+    """Count the bytes of a network's parameters and buffers."""
     return sum(value.numel() * value.element_size() for value in module.state_dict().values())

@@ -1,4 +1,4 @@
-"""The exclusive lock of a run's folder: one process at a time writes there."""
+"""Exclusive lock of a run's folder: only one process at a time writes to it."""
 
 import contextlib
 import errno
@@ -18,14 +18,14 @@ UNSUPPORTED_ERRNOS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLC
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, which exists, while the context lasts.
+    """Hold the lock of an existing folder within the context.
 
-    The operating system releases it when the process ends, however it ends. Processes that are forked meanwhile, such
-    as those that decode images, do not inherit it (filelock closes its file in them). Where the file system has no
-    locks, a warning says so, and the context is entered all the same.
+    The operating system releases the lock when the process ends, even by a crash. Forked processes, such as those that
+    decode images, do not inherit it (filelock closes its file in them). On a file system without locks, a warning is
+    logged and the context is entered without one.
 
     Raises:
-        UsageError: another process holds it; its number is named.
+        UsageError: another process holds the lock; the message names its ID.
         Error: the folder cannot be written.
     """
     path = folder / LOCK_FILENAME
@@ -34,12 +34,12 @@ def lock_folder(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise UsageError(
-            f"another training{_describe_holder(path)} writes to {folder}; wait until it has ended, stop it, or give "
+            f"another training{_describe_holder(path)} is writing to {folder}; wait for its end, stop it, or give "
             "another --out"
         ) from None
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in UNSUPPORTED_ERRNOS:
-            raise Error(f"{folder} cannot be written ({error.strerror}); give a folder that can, with --out") from None
+            raise Error(f"{folder} cannot be written ({error.strerror}); give a writable folder with --out") from None
         logger.warning(f"the file system of {folder} has no locks; make sure that no other training writes there")
     try:
         if lock.is_locked:
@@ -48,12 +48,12 @@ def lock_folder(folder: Path) -> Iterator[None]:
     finally:
         if lock.is_locked:
             with contextlib.suppress(OSError):
-                path.unlink()  # before it is released: whoever waits for it sees that it is gone, and makes a new one
+                path.unlink()  # before the release: a waiting process sees that the file is gone and creates a new one
             lock.release()
 
 
 def _describe_holder(path: Path) -> str:
-    """The process that holds a lock, in words; empty where it is not known."""
+    """Describe the process that holds a lock; return an empty string if it is unknown."""
     try:
         with path.open("rb") as file:
             number = file.read(20)

@@ -1,4 +1,4 @@
-"""The log of a run: lines in ``metrics.jsonl``, progress on stderr, and at the end the report."""
+"""Log of a run: metrics in ``metrics.jsonl``, progress on stderr, and the final report."""
 
 import io
 import json
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 class TrainingLogger:
-    """Writes what happens in a training; silent in all processes but the first.
+    """Logger of metrics and progress; only the first process writes.
 
     Args:
-        folder: of the run.
-        recipe, runtime: what is trained, and where.
-        num_steps: updates in the whole training.
-        steps_per_epoch: updates in a pass over the data.
-        count_work: how much there is before a step, by which the time that is left is told.
+        folder: the run's folder.
+        recipe, runtime: the recipe that is trained, and its runtime.
+        num_steps: steps in the whole training.
+        steps_per_epoch: steps per epoch.
+        count_work: returns the work before a step, which estimates the remaining time.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class TrainingLogger:
         )
         self.path = folder / "metrics.jsonl"
         self.last_metrics: dict[str, Any] = {}
-        self.multiply_adds = 0  # of a step, over all processes
-        self.previous_seconds = 0.0  # seconds spent before this process took over
+        self.multiply_adds = 0  # per step, over all processes
+        self.previous_seconds = 0.0  # seconds of training before the resumption
         self.start_time = self.last_log_time = time.monotonic()
         self.step = 0
         self.console = Console(stderr=True, quiet=not runtime.is_main)
@@ -79,20 +79,20 @@ class TrainingLogger:
         self.progress.stop()
 
     def start_run(self, labels: tuple[str, ...], compile: bool, task: Task) -> None:
-        """A run's first step: write down what it is and what its networks cost, which ``fukami board`` shows."""
+        """Write ``recipe.json`` with the costs of the networks, which ``fukami board`` shows, and an empty log."""
         if self.runtime.is_main:
             prepare: Any = getattr(task, "transform", None)
             square = hasattr(prepare, "channels") and hasattr(prepare, "size")
             shape = (prepare.channels, prepare.size, prepare.size) if square else None
             costs = count_costs(list(task.get_modules().values()), shape)
-            note = {**costs, **describe_compute_config(self.recipe, self.runtime, compile)}
-            checkpoint.write_recipe(self.folder, self.recipe, labels, note)
+            extra = {**costs, **describe_compute_config(self.recipe, self.runtime, compile)}
+            checkpoint.write_recipe(self.folder, self.recipe, labels, extra)
             with self._check_write_errors():
                 self.path.write_bytes(b"")
 
     @contextmanager
     def count_multiply_adds(self, step: int) -> Iterator[None]:
-        """Count the multiply-adds of what is computed in here, if it is the first step of the run."""
+        """Count the multiply-adds within the context, at the first step of the run only."""
         if step > 0:
             yield
             return
@@ -101,9 +101,14 @@ class TrainingLogger:
         self.multiply_adds = counter.get_total_flops() // 2 * self.runtime.world_size
 
     def log_training(self, step: int, metrics: dict[str, float], lr: float, samples_per_step: int, unit: str) -> None:
-        """Log the means of the last steps.
+        """Log the mean metrics of the last steps.
 
-        ``lr`` is the learning rate, ``samples_per_step`` what a step sees of a ``unit``.
+        Args:
+            step: number of steps so far.
+            metrics: the means by name; the first one is the loss.
+            lr: the learning rate.
+            samples_per_step: samples per step, over all processes.
+            unit: what a sample is called, such as ``images``.
         """
         now = time.monotonic()
         speed = (step - self.step) * samples_per_step / max(now - self.last_log_time, 1e-9)
@@ -111,7 +116,7 @@ class TrainingLogger:
         self._write_line({"step": step, "phase": "train", **metrics, "lr": lr, f"{unit}_per_second": round(speed, 1)})
         values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.last_summary = f"{values}  lr {lr:.2e}  {speed:,.0f} {unit}/s"
-        name, first = next(iter(metrics.items()))  # the bar has one line of the terminal: the loss, and how fast
+        name, first = next(iter(metrics.items()))  # the bar has one terminal line: the loss and the speed
         self.progress.update(
             self.bar,
             completed=self.count_work(step),
@@ -120,37 +125,37 @@ class TrainingLogger:
         )
 
     def log_evaluation(self, step: int, metrics: dict[str, Any], preview: "Image | None" = None) -> None:
-        """Log an evaluation, say what it found over all, and keep the image of it in ``preview.png``."""
+        """Log an evaluation, print its overall metrics, and save its image as ``preview.png``."""
         self.last_metrics = metrics
-        self.last_log_time = time.monotonic()  # the time of the evaluation is not the training's
-        spent = self.get_elapsed_seconds()
-        self._write_line({"step": step, "phase": "eval", **metrics, "seconds": round(spent, 3)})
+        self.last_log_time = time.monotonic()  # the training speed excludes the time of the evaluation
+        elapsed = self.get_elapsed_seconds()
+        self._write_line({"step": step, "phase": "eval", **metrics, "seconds": round(elapsed, 3)})
         if preview is not None and self.runtime.is_main:
             buffer = io.BytesIO()
             preview.save(buffer, "PNG")
             checkpoint.write_file(self.folder / "preview.png", buffer.getvalue())
-        done, whole = self.count_work(step), self.count_work(self.num_steps)
-        left = "" if self.progress.disable is False else f"  {_format_duration(spent / done * (whole - done))} left"
-        answer = "  ".join(
+        done, total = self.count_work(step), self.count_work(self.num_steps)
+        left = "" if self.progress.disable is False else f"  {_format_duration(elapsed / done * (total - done))} left"
+        results = "  ".join(
             f"{name} {_format_number(value)}" for name, value in metrics.items() if not isinstance(value, dict)
         )
         self.console.print(
-            f"{self._format_position(step)}  {self.last_summary}{left}  |  {answer}",
+            f"{self._format_position(step)}  {self.last_summary}{left}  |  {results}",
             soft_wrap=True,
             highlight=False,
         )
 
     def log_stop(self, step: int) -> None:
-        """Say how to go on."""
+        """Print the command that resumes the run."""
         self.console.print(
-            f"stopped at step {step} of {self.num_steps}; go on with: {build_train_command(self.recipe)} "
+            f"stopped at step {step} of {self.num_steps}; resume with: {build_train_command(self.recipe)} "
             f"--out {self.folder} --resume",
             soft_wrap=True,
             highlight=False,
         )
 
     def finish(self, figures: "list[tuple[str, Figure | Sequence[Image]]]") -> dict[str, Any]:
-        """Write the report; returns the last evaluation."""
+        """Write the report and return the metrics of the last evaluation."""
         from fukami.engine import report
 
         if self.runtime.is_main:
@@ -159,7 +164,7 @@ class TrainingLogger:
         return self.last_metrics
 
     def summarize_time(self) -> dict[str, Any]:
-        """Seconds by phase, and the multiply-adds per second of the training steps."""
+        """Return the seconds of each phase and the multiply-adds per second of the training steps."""
         seconds = self.runtime.clock.compute_seconds(self.num_steps)
         training = sum(seconds.get(phase, 0.0) for phase in TRAINING_PHASES)
         rate = self.multiply_adds * self.num_steps / max(training, 1e-9)
@@ -167,29 +172,29 @@ class TrainingLogger:
         return {"seconds": rounded, "multiply_adds_per_second": rate}
 
     def get_elapsed_seconds(self) -> float:
-        """Seconds of training so far, those before an interruption included."""
+        """Return the seconds of training so far, including those before a resumption."""
         return self.previous_seconds + time.monotonic() - self.start_time
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the log had come, for a resumed run."""
+        """Return the state of the log for a checkpoint."""
         clock = self.runtime.clock.compute_seconds(self.step)
         with self._check_write_errors():
             size = self.path.stat().st_size
-        found = {"step": self.step, "bytes": size, "seconds": self.get_elapsed_seconds(), "last": self.last_metrics}
-        return found | {"clock": clock, "multiply_adds": self.multiply_adds}
+        state = {"step": self.step, "bytes": size, "seconds": self.get_elapsed_seconds(), "last": self.last_metrics}
+        return state | {"clock": clock, "multiply_adds": self.multiply_adds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Forget what was logged after the checkpoint: it will happen again."""
+        """Restore the state and truncate the log to it: the steps after the checkpoint run again."""
         self.previous_seconds, self.last_metrics = float(state["seconds"]), dict(state["last"])
         if not all(isinstance(value, int | float | dict) for value in self.last_metrics.values()):
-            raise TypeError("the last evaluation has a value that is no number")
+            raise TypeError("the last evaluation has a value that is not a number")
         json.dumps(self.last_metrics)
         self.step, self.last_log_time = state.get("step", 0), time.monotonic()
         self.multiply_adds = int(state.get("multiply_adds", 0))
         self.runtime.clock.add(state.get("clock", {}))
         if self.runtime.is_main:
             with self._check_write_errors(), self.path.open("ab") as file:
-                file.truncate(min(file.tell(), max(0, state["bytes"])))  # not longer, if it was cut meanwhile
+                file.truncate(min(file.tell(), max(0, state["bytes"])))  # never extend a log that has become shorter
 
     def _write_line(self, line: dict[str, Any]) -> None:
         if self.runtime.is_main:
@@ -198,24 +203,24 @@ class TrainingLogger:
 
     @contextmanager
     def _check_write_errors(self) -> Iterator[None]:
-        """Say what to do if the log cannot be written."""
+        """Turn an OSError within the context into a WriteError of the log."""
         try:
             yield
         except OSError as error:
             raise WriteError(self.path, error) from error
 
     def _format_position(self, step: int) -> str:
-        """How far the training is: passes over the data, where one has several steps, and steps."""
-        passes = (
+        """Format the position in the training: the step, and the epoch if it has several steps."""
+        epochs = (
             f"epoch {-(-step // self.steps_per_epoch)}/{-(-self.num_steps // self.steps_per_epoch)}  "
             if self.steps_per_epoch > 1
             else ""
         )
-        return f"{passes}step {step}/{self.num_steps}"
+        return f"{epochs}step {step}/{self.num_steps}"
 
 
 def describe_compute_config(recipe: Recipe, runtime: Runtime, compile: bool) -> dict[str, Any]:
-    """What a run is computed with, and the command that repeats it, for ``recipe.json``."""
+    """Return the compute settings of a run and the command that repeats it, for ``recipe.json``."""
     device, precision = runtime.device.type, runtime.precision
     return {
         "device": device,

@@ -1,4 +1,4 @@
-"""The learning-rate range test (Smith 2017, section 3.3): which rates does a training bear?"""
+"""Learning-rate range test (Smith 2017, section 3.3)."""
 
 import math
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from fukami.engine.resume import set_random_seed
 from fukami.engine.runtime import Runtime
 from fukami.errors import Error, UsageError
 
-SMOOTHING_FACTOR = 0.9  # of the moving average of the losses
-MIN_AVERAGED_STEPS = 10  # steps after which the average means something
-DIVERGENCE_FACTOR = 4.0  # the loss has left when it is so many times its least
+SMOOTHING_FACTOR = 0.9  # decay of the moving average of the losses
+MIN_AVERAGED_STEPS = 10  # steps after which the moving average is reliable
+DIVERGENCE_FACTOR = 4.0  # ratio of the loss to its minimum above which the training has diverged
 
 
 @dataclass(frozen=True)
 class LRFinderResult:
-    """What a range test found.
+    """Result of a learning-rate range test.
 
     Args:
-        lrs, losses: of each step, the losses smoothed.
-        steepest_lr: the rate at which the loss falls the quickest.
-        min_loss_lr: the rate at which it is least, beyond which it rises: the peak of a schedule lies below.
+        lrs, losses: learning rate and smoothed loss of each step.
+        steepest_lr: the learning rate at which the loss falls fastest.
+        min_loss_lr: the learning rate at the minimum of the loss; the peak of a schedule should be lower.
     """
 
     lrs: tuple[float, ...]
@@ -35,13 +35,13 @@ class LRFinderResult:
 def find_lr(
     recipe: Recipe, min_lr: float, max_lr: float, num_steps: int, *, device: str = "auto", precision: str = "auto"
 ) -> LRFinderResult:
-    """Train for ``num_steps`` updates at rates that grow from ``min_lr`` to ``max_lr`` by the same factor.
+    """Train ``num_steps`` steps while the learning rate grows exponentially from ``min_lr`` to ``max_lr``.
 
-    Nothing is kept.
+    Nothing is saved.
 
     Raises:
-        UsageError: the bounds, the number of steps or the recipe's own learning rate make no sense.
-        Error: the loss is not finite at the lowest rates already.
+        UsageError: the bounds, the number of steps or the recipe's own learning rate are invalid.
+        Error: the loss diverges at the lowest learning rates.
     """
     if not (0 < min_lr < max_lr < math.inf) or num_steps < 10:
         raise UsageError(
@@ -58,7 +58,7 @@ def find_lr(
     recipe.initialize_task(task)
     highest = max(group["initial_lr"] for group in task.optimizer.param_groups)
     if highest == 0:
-        raise UsageError("a recipe with --lr 0 learns at no rate; leave --lr out")
+        raise UsageError("a recipe with --lr 0 does not learn at any rate; leave --lr out")
     rates: list[float] = []
     losses: list[float] = []
     average = 0.0
@@ -66,32 +66,32 @@ def find_lr(
         rate = min_lr * (max_lr / min_lr) ** (step / (num_steps - 1))
         for group in task.optimizer.param_groups:
             group["lr"].fill_(rate * group["initial_lr"] / highest)
-        found = task.step(batch)
-        if "loss" not in found:
-            raise UsageError("this recipe is not learned by gradients and has no learning rate to be found")
-        average = SMOOTHING_FACTOR * average + (1 - SMOOTHING_FACTOR) * found["loss"].item()
+        metrics = task.step(batch)
+        if "loss" not in metrics:
+            raise UsageError("this recipe is not trained by gradient descent and has no learning rate to find")
+        average = SMOOTHING_FACTOR * average + (1 - SMOOTHING_FACTOR) * metrics["loss"].item()
         smooth = average / (1 - SMOOTHING_FACTOR ** (step + 1))
         if not math.isfinite(smooth) or (losses and smooth > DIVERGENCE_FACTOR * min(losses)):
             break
         rates.append(rate)
         losses.append(smooth)
     if len(losses) < min(10, num_steps // 2):
-        raise Error(f"the loss left at once, from a rate of {min_lr:g}; try a smaller --min-lr")
+        raise Error(f"the loss diverges from the start, at a learning rate of {min_lr:g}; try a smaller --min-lr")
     slope = np.gradient(np.array(losses), np.log(rates))
     best = int(np.argmin(losses))
-    first = min(MIN_AVERAGED_STEPS, best)  # the average of a few losses is noise
+    first = min(MIN_AVERAGED_STEPS, best)  # the average of only a few losses is noise
     return LRFinderResult(
         tuple(rates), tuple(losses), rates[first + int(np.argmin(slope[first : best + 1]))], rates[best]
     )
 
 
 def plot_lr_curve(result: LRFinderResult) -> Figure:
-    """The smoothed loss over the learning rate, and the two rates that matter."""
+    """Plot the smoothed loss over the learning rate, with lines at the steepest and the minimum loss."""
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.add_subplot(xlabel="learning rate", ylabel="loss", xscale="log")
     axes.plot(result.lrs, result.losses, color="#4878a8")
-    for rate, what in ((result.steepest_lr, "falls quickest"), (result.min_loss_lr, "least")):
-        axes.axvline(rate, color="#c44", lw=1, ls=":" if what == "least" else "--", label=f"{what}: {rate:.2g}")
+    for rate, name in ((result.steepest_lr, "steepest"), (result.min_loss_lr, "minimum")):
+        axes.axvline(rate, color="#c44", lw=1, ls=":" if name == "minimum" else "--", label=f"{name}: {rate:.2g}")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

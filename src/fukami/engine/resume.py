@@ -1,4 +1,4 @@
-"""What a training needs to be stopped anywhere and go on as if it had not been."""
+"""Exact resumption of a training: random states, checkpoint metadata, loader position and signals."""
 
 import logging
 import random
@@ -16,24 +16,24 @@ from fukami.engine import checkpoint
 from fukami.errors import Error, UsageError
 
 logger = logging.getLogger(__name__)
-CHECKPOINT_FORMAT = 1  # of what last.ckpt holds
+CHECKPOINT_FORMAT = 1  # format version of last.ckpt
 
 
 def set_random_seed(seed: int) -> None:
     """Seed Python, NumPy and torch on every device.
 
     Raises:
-        UsageError: it has more than 64 bits.
+        UsageError: the seed has more than 64 bits.
     """
     if not -(2**63) <= seed < 2**64:
-        raise UsageError(f"seed should have at most 64 bits, not be {seed}")
+        raise UsageError(f"--seed should have at most 64 bits, not be {seed}")
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def get_random_states() -> dict[str, Any]:
-    """The states of every random generator, in values that a checkpoint can hold."""
+    """Return the state of every random generator, in values that a checkpoint can contain."""
     numpy_state = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
@@ -44,7 +44,7 @@ def get_random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Set every random generator as :func:`get_random_states` found it."""
+    """Restore the states that :func:`get_random_states` returned."""
     random.setstate(states["python"])
     np.random.set_state(tuple(states["numpy"]))
     torch.set_rng_state(states["torch"].cpu())
@@ -53,10 +53,10 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 
 def get_checkpoint_metadata(manifest: str | None) -> dict[str, Any]:
-    """What a checkpoint holds of the conditions that it was written under.
+    """Return the metadata of a new checkpoint: format, versions, threads and manifest.
 
     Args:
-        manifest: the digest of the data.
+        manifest: the digest of the data's manifest.
     """
     versions, threads = checkpoint.get_versions(), torch.get_num_threads()
     return {"format": CHECKPOINT_FORMAT, "versions": versions, "threads": threads, "manifest": manifest}
@@ -65,64 +65,65 @@ def get_checkpoint_metadata(manifest: str | None) -> dict[str, Any]:
 def check_checkpoint_metadata(
     folder: Path, state: dict[str, Any], manifest: Manifest, allow_changed_data: bool
 ) -> dict[str, Any]:
-    """Refuse a checkpoint of an unknown format or of other data; say and record what else is otherwise than it was.
+    """Check the metadata of a checkpoint; warn about other versions or threads, and record them in ``recipe.json``.
 
-    Returns the conditions under which the run goes on.
+    Returns the metadata of the resumed run.
 
     Args:
-        folder: of the run.
-        state: what the checkpoint holds.
-        manifest: what the run would go on with.
-        allow_changed_data: say and record it if the data are others, too.
+        folder: the run's folder.
+        state: the content of the checkpoint.
+        manifest: the manifest of the current data.
+        allow_changed_data: only warn and record if the data have changed.
 
     Raises:
-        UsageError: the data are others.
-        Error: the format is unknown.
+        UsageError: the data have changed.
+        Error: the format of the checkpoint is unknown.
     """
-    now = get_checkpoint_metadata(manifest.compute_digest())
-    before = {name: state.get(name) for name in now}
-    if before["format"] != CHECKPOINT_FORMAT:
+    current = get_checkpoint_metadata(manifest.compute_digest())
+    previous = {name: state.get(name) for name in current}
+    if previous["format"] != CHECKPOINT_FORMAT:
         raise Error(
-            f"{folder / 'last.ckpt'} has the format {before['format']!r} and was written by "
-            f"{_format_versions(before['versions'])}; this is {_format_versions(now['versions'])}, which reads the "
-            f"format {CHECKPOINT_FORMAT}: resume the run with the version that it was begun with, or begin it again in "
-            "another --out"
+            f"{folder / 'last.ckpt'} has the format {previous['format']!r} and was written by "
+            f"{_format_versions(previous['versions'])}; this is {_format_versions(current['versions'])}, which reads "
+            f"the format {CHECKPOINT_FORMAT}: resume the run with its original version, or start it again in another "
+            "--out"
         )
-    facts = {name: now[name] for name in ("versions", "threads") if now[name] != before[name]}
-    if now["manifest"] != before["manifest"]:
-        found = manifest.compare(folder, before["manifest"])
+    facts = {name: current[name] for name in ("versions", "threads") if current[name] != previous[name]}
+    if current["manifest"] != previous["manifest"]:
+        changes = manifest.compare(folder, previous["manifest"])
         if not allow_changed_data:
             raise UsageError(
-                f"the data of {folder} have changed since its checkpoint: {found}; put them back as they were, or go "
-                "on with --allow-changed-data, which the run then records"
+                f"the data of {folder} have changed since its checkpoint: {changes}; restore them, or continue with "
+                "--allow-changed-data, which the run records"
             )
-        logger.warning(f"the data have changed since the checkpoint: {found}; the run goes on with them as they are")
-        facts["data"] = found
+        logger.warning(f"the data have changed since the checkpoint: {changes}; the run continues with the new data")
+        facts["data"] = changes
         manifest.write(folder)
     if "versions" in facts:
         logger.warning(
-            f"the checkpoint is of {_format_versions(before['versions'])}, and this is "
-            f"{_format_versions(now['versions'])}: equal numbers are not promised"
+            f"the checkpoint is of {_format_versions(previous['versions'])}, and this is "
+            f"{_format_versions(current['versions'])}: equal numbers are not guaranteed"
         )
     if "threads" in facts:
         logger.warning(
-            f"the checkpoint was computed with {before['threads']} threads, and OMP_NUM_THREADS says {now['threads']}: "
-            "sums may be rounded otherwise"
+            f"the checkpoint was computed with {previous['threads']} threads, and this process has "
+            f"{current['threads']} (OMP_NUM_THREADS): sums may be rounded differently"
         )
     if facts:
         checkpoint.record_resumption(folder, {"step": state["step"], **facts})
-    return now
+    return current
 
 
 def _format_versions(versions: Any) -> str:
-    """Versions by name in words."""
+    """Format versions by name as text."""
     known = versions if isinstance(versions, dict) else {}
     return ", ".join(f"{name} {version}" for name, version in known.items()) or "an unknown version"
 
 
 class ResumableLoader:
-    """Any other iterable of batches, made resumable: a pass cut off is begun again with the random states it had then,
-    and the batches already seen are drawn and dropped.
+    """Wrapper that makes an iterable of batches resumable.
+
+    An interrupted epoch is restarted with its initial random states, and the batches already used are skipped.
     """
 
     def __init__(self, batches: Iterable[Any]) -> None:
@@ -131,21 +132,21 @@ class ResumableLoader:
         self.start_states: dict[str, Any] | None = None
 
     def __len__(self) -> int:
-        """Batches in one pass."""
+        """Return the number of batches per epoch."""
         return len(self.batches)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
-        """One pass."""
+        """Iterate over one epoch."""
         skip, self.num_skip = self.num_skip, 0
-        now = get_random_states()
+        current_states = get_random_states()
         if skip and self.start_states is not None:
             set_random_states(self.start_states)
         self.start_states = get_random_states()
         batches = iter(self.batches)
         for _ in range(skip):
-            next(batches, None)  # there may be fewer than there were
+            next(batches, None)  # there may be fewer batches than before
         if skip:
-            set_random_states(now)
+            set_random_states(current_states)
         self.position = skip
         for batch in batches:
             self.position += 1
@@ -153,16 +154,16 @@ class ResumableLoader:
         self.position = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the training is, and the random states at the beginning of the pass."""
-        return {"position": self.position, "begun": self.start_states}
+        """Return the position in the epoch and the random states at its start."""
+        return {"position": self.position, "start_states": self.start_states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
-        self.num_skip, self.start_states = state["position"], state["begun"]
+        """Restore the position; the next epoch skips the batches before it."""
+        self.num_skip, self.start_states = state["position"], state["start_states"]
 
 
 class SignalHandler:
-    """Ctrl-C and SIGTERM ask the loop to save and leave; a second signal leaves at once."""
+    """Handler of Ctrl-C and SIGTERM: the training loop saves and exits; a second signal exits at once."""
 
     received_signal = 0
 
@@ -171,18 +172,18 @@ class SignalHandler:
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self.previous_handlers[number] = signal.signal(number, self.handle)
-            except ValueError:  # not in the main thread: whoever runs us there handles signals
+            except ValueError:  # outside the main thread, the caller handles signals
                 break
         return self
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Remember the signal."""
-        again, self.received_signal = self.received_signal > 0, number
-        if again:
+        """Record the signal; exit if it is the second one."""
+        is_second, self.received_signal = self.received_signal > 0, number
+        if is_second:
             self.exit()
 
     def exit(self) -> None:
-        """Raise what Python raises for the signal: the exit status becomes 130 or 143."""
+        """Raise the exception of the signal, for the exit status 130 or 143."""
         if self.received_signal == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + signal.SIGTERM)
@@ -191,8 +192,8 @@ class SignalHandler:
         for number, handler in self.previous_handlers.items():
             signal.signal(number, handler)
         if self.received_signal and kind is None:
-            self.exit()  # asked while the report was made: whatever would come next does not begin
+            self.exit()  # the signal arrived after the last step, such as during the report: run nothing after it
         if self.received_signal and kind is not None and issubclass(kind, Exception):
             signal.raise_signal(
                 self.received_signal
-            )  # we failed before we could leave: whoever else handles it does so
+            )  # the training failed before it could exit: the previous handler gets the signal

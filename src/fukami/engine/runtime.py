@@ -1,4 +1,4 @@
-"""Device, precision and processes: what torch.amp, torch.distributed and CUDA graphs need, said once."""
+"""Runtime of a task: device, precision and processes (torch.amp, torch.distributed, CUDA graphs)."""
 
 import contextlib
 import ctypes
@@ -29,10 +29,10 @@ TRAINING_PRECISIONS = (
     "tf32",
     "bfloat16",
     "float16",
-)  # tf32: numbers of float32, multiplied with 10 bits behind the point
+)  # tf32: float32 tensors, multiplied with 10 mantissa bits
 DEFAULT_TIMEOUT = 600.0  # seconds
-TRIM_THRESHOLD, MMAP_MAX = -1, -4  # numbers of glibc's malloc.h
-RECOMPILE_LIMIT = 2**30  # more than any training sees; torch would stop compiling after 8
+TRIM_THRESHOLD, MMAP_MAX = -1, -4  # mallopt parameters of glibc's malloc.h
+RECOMPILE_LIMIT = 2**30  # practically unlimited; torch would stop compiling after 8
 Value = TypeVar("Value")
 Module = TypeVar("Module", bound=Callable[..., Any])
 Function = TypeVar("Function", bound=Callable[[Any], Any])
@@ -40,7 +40,7 @@ Function = TypeVar("Function", bound=Callable[[Any], Any])
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how a task computes; made by :meth:`start`."""
+    """Device, precision and process group of a task; create it with :meth:`start`."""
 
     device: torch.device
     precision: str
@@ -57,84 +57,88 @@ class Runtime:
         timeout: float = DEFAULT_TIMEOUT,
         num_threads: int | None = None,
     ) -> "Runtime":
-        """Resolve ``auto``, join the other processes where ``torchrun`` started several, make kernels repeatable.
+        """Resolve ``auto``, join the process group of ``torchrun``, and select deterministic kernels.
 
-        A CPU computes with ``num_threads``, or with one for each processor, unless OMP_NUM_THREADS says otherwise: how
-        work is divided among threads decides how sums are rounded.
+        The number of CPU threads is OMP_NUM_THREADS, else ``num_threads``, else the number of processors. It affects
+        the rounding of sums, since it decides how work is divided.
 
         Raises:
-            UsageError: the device is not there, or does not have the precision, or that has another name.
-            Error: the other processes did not come within ``timeout`` seconds.
+            UsageError: the device does not exist, or the precision is unknown or not available on it.
+            Error: the other processes did not join within ``timeout`` seconds.
         """
-        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        where = _resolve_device(device)
+        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        resolved = _resolve_device(device)
         if precision == "auto":
-            precision = _select_precision(where)
+            precision = _select_precision(resolved)
         if precision not in TRAINING_PRECISIONS:
             raise build_unknown_error("precision", precision, ["auto", *TRAINING_PRECISIONS])
-        if precision == "tf32" and not (where.type == "cuda" and torch.cuda.get_device_capability(where) >= (8, 0)):
-            raise UsageError("tf32 is a precision of NVIDIA GPUs since Ampere (compute capability 8.0); give another")
-        if where.type == "cuda":
-            torch.cuda.set_device(where)
-            # "float32" means float32; at lower precisions what is left of it may as well be quick
+        if precision == "tf32" and not (
+            resolved.type == "cuda" and torch.cuda.get_device_capability(resolved) >= (8, 0)
+        ):
+            raise UsageError("tf32 needs an NVIDIA GPU since Ampere (compute capability 8.0); give another --precision")
+        if resolved.type == "cuda":
+            torch.cuda.set_device(resolved)
+            # float32 stays exact; at lower precisions the remaining float32 operations may use TF32
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "float32"
             torch.backends.cudnn.deterministic = True
-        if where.type == "cpu":
-            # gradients of what is learned by heart are that small, and ten times as slow
+        if resolved.type == "cpu":
+            # gradients of an overfitted network become denormal, with which arithmetic is ten times slower
             torch.set_flush_denormal(True)
             _stop_openmp_threads()
             _disable_memory_trimming()
             if "OMP_NUM_THREADS" not in os.environ:
                 torch.set_num_threads(num_threads or max(1, min(torch.get_num_threads(), count_cpus())))
-        if world > 1 and not torch.distributed.is_initialized():
-            _init_process_group("nccl" if where.type == "cuda" else "gloo", timeout)
-        return cls(where, precision, rank, world, PhaseTimer(where))
+        if world_size > 1 and not torch.distributed.is_initialized():
+            _init_process_group("nccl" if resolved.type == "cuda" else "gloo", timeout)
+        return cls(resolved, precision, rank, world_size, PhaseTimer(resolved))
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this is the process that writes files and messages (rank 0)."""
         return self.rank == 0
 
     def move_to_device(self, module: nn.Module) -> nn.Module:
-        """The module on the device, channels last (faster for convolutions on every device)."""
+        """Move the module to the device, in channels-last format (faster convolutions on every device)."""
         return module.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def replicate(self, module: nn.Module) -> nn.Module:
-        """The module as it is trained: over the batch of all processes, with its gradients averaged over them."""
+        """Wrap the module for training over all processes: DistributedDataParallel, with synchronised layers."""
         if self.world_size > 1 and any(p.requires_grad for p in module.parameters()):
             convert_sync_layers(module)
-            kept = {id(buffer) for m in module.modules() if hasattr(m, "running_mean") for buffer in m.buffers(False)}
-            others = any(id(buffer) not in kept for buffer in module.buffers())  # which nothing keeps alike
-            known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
-            name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # since 2.13
-            options: dict[str, Any] = {name: others, "gradient_as_bucket_view": True}
+            # the synchronised layers keep their statistics equal; only other buffers need a broadcast
+            synced = {id(buffer) for m in module.modules() if hasattr(m, "running_mean") for buffer in m.buffers(False)}
+            broadcast = any(id(buffer) not in synced for buffer in module.buffers())
+            parameters = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+            # torch 2.13 renamed the argument
+            name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
+            options: dict[str, Any] = {name: broadcast, "gradient_as_bucket_view": True}
             module = nn.parallel.DistributedDataParallel(module, **options)
         return module
 
     def no_sync(self, module: nn.Module, enabled: bool) -> contextlib.AbstractContextManager[Any]:
-        """A context in which the replica's gradients add up in this process, not exchanged yet, if ``enabled``."""
-        ddp = isinstance(module, nn.parallel.DistributedDataParallel)
-        return cast(Any, module).no_sync() if enabled and ddp else contextlib.nullcontext()
+        """Return a context that accumulates gradients without synchronisation between processes, if ``enabled``."""
+        is_ddp = isinstance(module, nn.parallel.DistributedDataParallel)
+        return cast(Any, module).no_sync() if enabled and is_ddp else contextlib.nullcontext()
 
     def check_compiler(self) -> None:
-        """Refuse to compile where there is nothing that ``torch.compile`` needs.
+        """Check that the compiler that ``torch.compile`` needs is installed.
 
         Raises:
-            UsageError: there is neither Triton (on a GPU) nor a C++ compiler (on a CPU).
+            UsageError: Triton (on a GPU) or a C++ compiler (on a CPU) is missing.
         """
         if self.device.type == "cuda":
-            found = importlib.util.find_spec("triton") is not None
+            is_available = importlib.util.find_spec("triton") is not None
         else:
-            found = any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++")))
-        if not found:
+            is_available = any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++")))
+        if not is_available:
             what = "Triton" if self.device.type == "cuda" else "a C++ compiler such as g++"
-            raise UsageError(f"--compile needs {what}, and there is none here; install it, or leave --compile out")
+            raise UsageError(f"--compile needs {what}, which is not installed; install it, or leave --compile out")
 
     def compile(self, module: Module) -> Module:
-        """The module compiled (``torch.compile``), with kernels that depend on the shape of its input alone.
+        """Compile the module (``torch.compile``), with kernels that depend only on the shape of its input.
 
-        Nothing is timed, no kernel is made for several shapes, and however many shapes there are, each is compiled: a
-        run that was resumed, which sees them in another order, computes with the same kernels.
+        There is no autotuning and no dynamic shape, and every shape is compiled, however many there are. So a resumed
+        run, which processes the shapes in another order, uses the same kernels.
         """
         import torch._dynamo.config
         import torch._inductor.config
@@ -144,7 +148,7 @@ class Runtime:
         return cast(Module, torch.compile(module, dynamic=False))
 
     def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """The optimizer with its learning rate in a tensor, which a captured step reads anew at each replay."""
+        """Store the optimizer's learning rates in tensors, which a captured step reads at each replay."""
         for group in optimizer.param_groups:
             group["initial_lr"] = float(group["lr"])
             group["lr"] = torch.tensor(group["initial_lr"], device=self.device)
@@ -153,47 +157,50 @@ class Runtime:
         return optimizer
 
     def build_grad_scaler(self) -> torch.amp.GradScaler:
-        """The loss scaler that float16 needs, idle at other precisions."""
+        """Build the loss scaler, which is enabled for float16 only."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Mixed precision while training; weights stay float32. No weight cache: a captured step must cast anew."""
+        """Return the autocast context of mixed-precision training; weights stay float32.
+
+        The cache of cast weights is off, because a captured step must cast them at each replay.
+        """
         if self.precision not in PRECISIONS or self.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, PRECISIONS[self.precision], cache_enabled=False)
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """The tensor summed over the processes, in place."""
+        """Sum the tensor over the processes, in place."""
         if self.world_size > 1:
             with self.clock("waiting"):
                 torch.distributed.all_reduce(tensor)
         return tensor
 
     def all_gather(self, value: Value) -> "list[Value]":
-        """The values of all processes, in order."""
+        """Gather the values of all processes, ordered by rank."""
         if self.world_size == 1:
             return [value]
-        found: list[Any] = [None] * self.world_size
+        values: list[Any] = [None] * self.world_size
         with self.clock("waiting"):
-            torch.distributed.all_gather_object(found, value)
-        return found
+            torch.distributed.all_gather_object(values, value)
+        return values
 
     def all_reduce_any(self, flag: bool) -> bool:
-        """Whether the flag is up in any of the processes."""
+        """Return whether the flag is true in any process."""
         return bool(self.all_reduce_sum(torch.tensor(float(flag), device=self.device))) if self.world_size > 1 else flag
 
     def count_samples(self, batch: Any) -> int:
-        """Samples in a batch, over all processes: the length of the first tensor in it."""
+        """Count the samples in a batch, over all processes: the length of its first tensor."""
         return self.world_size * next((len(leaf) for leaf in pytree.tree_leaves(batch) if hasattr(leaf, "shape")), 1)
 
     def capture(self, function: Function, enabled: bool) -> Function:
-        """The function of a tree of tensors, captured whole in a CUDA graph where that is possible."""
+        """Capture a function of a tree of tensors in a CUDA graph, if ``enabled`` on a single GPU."""
         capture = enabled and self.device.type == "cuda" and self.world_size == 1
         return cast(Function, GraphedCallable(function)) if capture else function
 
 
 def _disable_memory_trimming() -> None:
-    """Let glibc keep what is freed. It gives large blocks back, and Linux clears each page of the next one anew."""
+    """Let glibc keep freed memory: it returns large blocks to Linux, which clears each page of the next one again."""
     if platform.libc_ver()[0] == "glibc":
         glibc = ctypes.CDLL(None)
         glibc.mallopt(MMAP_MAX, 0)
@@ -201,26 +208,26 @@ def _disable_memory_trimming() -> None:
 
 
 def _stop_openmp_threads() -> None:
-    """Let the threads that have computed so far end: each keeps how denormal numbers were treated when it began."""
+    """End the OpenMP threads, since each keeps the denormal mode that it started with."""
     for path in Path(torch.__file__).parent.glob("lib/libgomp*"):
         ctypes.CDLL(str(path)).omp_pause_resource_all(1)
 
 
 def _init_process_group(backend: str, timeout: float) -> None:
-    """Meet the other processes that ``torchrun`` started."""
+    """Join the process group of ``torchrun``."""
     try:
-        # the watchdog finds and names a process that hangs; torch's own limit is for what that cannot see
+        # the watchdog reports a process that hangs; torch's own timeout is for hangs that it does not detect
         limit = datetime.timedelta(seconds=timeout + 60)
         torch.distributed.init_process_group(backend, timeout=limit)
     except (RuntimeError, ValueError) as error:
-        first = str(error).partition("\n")[0]
+        first_line = str(error).partition("\n")[0]
         raise Error(
-            f"the {os.environ['WORLD_SIZE']} processes did not find each other ({first}); start them again"
+            f"the {os.environ['WORLD_SIZE']} processes did not connect to each other ({first_line}); start them again"
         ) from None
 
 
 def _resolve_device(name: str) -> torch.device:
-    """The device of a name such as ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``auto``."""
+    """Return the device of a name such as ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``auto``."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda":
@@ -231,19 +238,19 @@ def _resolve_device(name: str) -> torch.device:
         raise build_unknown_error("device", name, ["auto", "cpu", "cuda", "mps"]) from None
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= count.get(device.type, 0):
-        have = [kind for kind, n in count.items() if n]
+        available = [kind for kind, n in count.items() if n]
         raise UsageError(
-            f"there is no device {name!r} here; torch sees {', '.join(have)}: choose one of these or 'auto'"
+            f"there is no device {name!r} on this machine; give --device auto or one of: {', '.join(available)}"
         )
     return device
 
 
 def _select_precision(device: torch.device) -> str:
-    """The precision that trains fastest without losing accuracy.
+    """Select the precision that trains fastest without loss of accuracy.
 
-    bfloat16 on recent GPUs, with AMX, and with AMD's AVX-512-bf16; float16, with its loss scaled, on GPUs whose tensor
-    cores know nothing else (Volta, Turing). Measured on ResNet-20: 1.45 times the images of float32 on Zen 5, fewer
-    on an Intel core with AVX-512-bf16 and no AMX.
+    bfloat16 on recent GPUs, with AMX, and with AMD's AVX-512-bf16; float16, with loss scaling, on GPUs whose tensor
+    cores support nothing else (Volta, Turing). On ResNet-20, bfloat16 trains 1.45 times the images per second of
+    float32 on Zen 5, but fewer on an Intel core with AVX-512-bf16 and no AMX.
     """
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):

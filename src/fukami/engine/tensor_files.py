@@ -1,4 +1,4 @@
-"""Tensors from files that somebody else wrote: read without running anything, and checked before they are used."""
+"""Tensors from untrusted files: loaded without executing code, and checked before they are used."""
 
 import io
 import re
@@ -13,17 +13,17 @@ FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def load_torch(content: bytes, device: torch.device | str = "cpu") -> Any:
-    """Value that ``torch.save`` wrote: tensors and plain values alone.
+    """Load a value that ``torch.save`` wrote; only tensors and plain values are allowed.
 
-    ``torch.save`` compresses nothing; a file that is compressed could unpack to a thousand times its size.
+    ``torch.save`` does not compress, and a compressed file could expand to a thousand times its size, so it is refused.
 
     Args:
-        content: of the file.
-        device: where the tensors are put.
+        content: the content of the file.
+        device: the device of the loaded tensors.
 
     Raises:
-        Exception: the file is damaged, holds anything else, or is compressed. torch's own words often name a switch
-            that would run what is in the file: :func:`explain_load_error` leaves that out.
+        Exception: the file is damaged, contains other objects, or is compressed. torch's messages often suggest an
+            option that would execute the file's code: :func:`explain_load_error` omits it.
     """
     if content.startswith(b"PK"):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -36,28 +36,28 @@ def load_torch(content: bytes, device: torch.device | str = "cpu") -> Any:
 
 
 def explain_load_error(error: Exception) -> str:
-    """Why a file was not loaded, in one line, without torch's advice to switch its protection off."""
-    asked = re.search(r"GLOBAL (\S+)", str(error))
-    first = str(error).strip().partition("\n")[0]
-    if asked or "weights only" in first.lower().replace("_", " "):
-        return f"it asks for {asked[1][:100]}, which is no tensor" if asked else "it is no pickle of tensors"
-    return first[:300] or type(error).__name__
+    """Explain in one line why a file cannot be loaded, without torch's advice to disable its protection."""
+    refused = re.search(r"GLOBAL (\S+)", str(error))
+    first_line = str(error).strip().partition("\n")[0]
+    if refused or "weights only" in first_line.lower().replace("_", " "):
+        return f"it contains {refused[1][:100]}, which is not a tensor" if refused else "it is not a pickle of tensors"
+    return first_line[:300] or type(error).__name__
 
 
 def find_faults(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """What is wrong with tensors that no network can begin with, by name: the words, such as ``is complex64``.
+    """Find tensors that cannot be weights of a network: the fault by name, such as ``is complex64``.
 
-    These are sparse or quantized tensors, those of complex numbers, those that are larger than the data behind them,
-    and those with values that are not finite.
+    These are sparse, quantized and complex tensors, tensors larger than their stored data, and tensors with values that
+    are not finite.
     """
-    found = {name: _find_fault(tensor) for name, tensor in tensors.items()}
-    return {name: fault for name, fault in found.items() if fault}
+    faults = {name: _find_fault(tensor) for name, tensor in tensors.items()}
+    return {name: fault for name, fault in faults.items() if fault}
 
 
 def find_mismatch(tensor: Tensor, expected: Tensor) -> str:
-    """Why a tensor cannot take the place of another one; empty where it can.
+    """Explain why a tensor cannot replace the expected one; return an empty string if it can.
 
-    The shape must be the same, and so must the type, except that one type of floating-point numbers fits another one.
+    The shapes must be equal, and so must the dtypes, except that all floating-point dtypes fit each other.
     """
     if tensor.shape != expected.shape:
         return f"is {tuple(tensor.shape)} instead of {tuple(expected.shape)}"
@@ -69,21 +69,21 @@ def find_mismatch(tensor: Tensor, expected: Tensor) -> str:
 def _find_fault(tensor: Tensor) -> str:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
         return "is sparse, quantized, nested or without values"
-    if tensor.numel() == 0 and max(tensor.shape) > 1:  # which costs a file nothing, and a network any number of bytes
+    if tensor.numel() == 0 and max(tensor.shape) > 1:  # an empty file entry could let a network allocate any size
         return f"is {tuple(tensor.shape)}, which has no values"
     if tensor.is_complex():
         return f"is {_format_dtype(tensor.dtype)}"
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        return f"is {tuple(tensor.shape)}, which is more than the file has"
+        return f"is {tuple(tensor.shape)}, which is more than the file contains"
     if tensor.is_floating_point() and not (tensor.dtype in FLOAT_DTYPES and _is_finite(tensor)):
         return "has values that are not finite" if tensor.dtype in FLOAT_DTYPES else f"is {_format_dtype(tensor.dtype)}"
     return ""
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Whether every value is; in pieces, so that it takes little memory."""
-    parts = torch.split(tensor.flatten(), 1 << 20) if tensor.numel() else ()
-    return all(bool(part.isfinite().all()) for part in parts)
+    """Return whether all values are finite; checked in chunks to save memory."""
+    chunks = torch.split(tensor.flatten(), 1 << 20) if tensor.numel() else ()
+    return all(bool(chunk.isfinite().all()) for chunk in chunks)
 
 
 def _format_dtype(dtype: torch.dtype) -> str:

@@ -1,1 +1,1 @@
-"""What a network consists of, what it costs, and what it sees."""
+"""Model analysis: layers, costs, receptive fields and feature visualization."""

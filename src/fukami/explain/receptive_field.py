@@ -1,11 +1,11 @@
-"""The effective receptive field: how much the pixels that a unit could see really count, measured by gradients.
+"""Effective receptive field: the influence of each input pixel on a unit, measured by gradients.
 
 Luo, Li, Urtasun and Zemel, "Understanding the effective receptive field in deep convolutional neural networks", NeurIPS
-2016: the gradient of the unit in the centre of a layer's map, averaged over images, is a blob about as narrow as a
-Gaussian, and fills a fraction of the theoretical field. Its size is that of the smallest square about the centre that
-holds 95.45 % of the absolute gradient (as Ding et al., "RepLKNet", CVPR 2022, cut it at a share of the whole). For a
-Gaussian of deviation s that is 4.55 s; Luo's own measure, the root of the number of pixels above 4.55 % of the centre,
-is 4.41 s, but hangs on a single pixel, which strides make arbitrary.
+2016: the gradient of the central unit of a layer's map, averaged over images, is approximately Gaussian and covers a
+fraction of the theoretical receptive field. Its size here is the side of the smallest centred square that contains
+95.45 % of the absolute gradient (Ding et al., "RepLKNet", CVPR 2022, also use a fraction). For a Gaussian of standard
+deviation s that is 4.55 s. Luo's measure, the root of the number of pixels above 4.55 % of the centre's value, is
+4.41 s, but it depends on that single pixel, whose value is arbitrary in networks with strides.
 """
 
 from dataclasses import dataclass
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GRADIENT_FRACTION = 0.9545  # of the gradient, what two deviations of a Gaussian in one dimension hold
+GRADIENT_FRACTION = 0.9545  # fraction of a one-dimensional Gaussian within two standard deviations
 NUM_SAMPLES = 8
 
 
 @dataclass(frozen=True)
 class EffectiveReceptiveField:
-    """What the unit in the centre of a layer's map sees.
+    """Effective receptive field of the central unit of a layer's map.
 
     Args:
         layer: the layer.
-        gradient_map: mean absolute gradient of each pixel of the image, ``(height, width)``, of sum 1.
-        region: first row, first column, last row + 1, last column + 1 of the unit's theoretical field.
-        size: of the smallest square about the middle of that field that holds 95.45 % of ``gradient_map``, in pixels.
-        num_samples: images measured.
+        gradient_map: mean absolute gradient of each pixel, ``(height, width)``, normalised to sum 1.
+        region: first row, first column, last row + 1, last column + 1 of the unit's theoretical receptive field.
+        size: side of the smallest square, centred in ``region``, that contains 95.45 % of ``gradient_map``, in pixels.
+        num_samples: number of images averaged.
     """
 
     layer: LayerInfo
@@ -45,7 +45,7 @@ class EffectiveReceptiveField:
 
     @property
     def center(self) -> tuple[float, float]:
-        """Row and column of the middle of the field, in pixels' indices."""
+        """Row and column of the centre of the theoretical receptive field, as pixel indices."""
         top, left, bottom, right = self.region
         return (top + bottom - 1) / 2, (left + right - 1) / 2
 
@@ -59,94 +59,94 @@ def compute_effective_receptive_field(
     images: Tensor | None = None,
     seed: int = 0,
 ) -> EffectiveReceptiveField:
-    """The effective receptive field of the unit in the centre of a layer's map, over all its channels.
+    """Compute the effective receptive field of the central unit of a layer's map, over all its channels.
 
-    Parts of a field that lie outside the image are not measured: take a ``shape`` larger than the theoretical field.
+    Only pixels inside the image are measured: choose a ``shape`` larger than the theoretical receptive field.
 
     Args:
-        model: the network, with the weights it has; left as it is.
-        shape: of the images: channels, height, width.
-        layer: name of a layer as :func:`fukami.explain.summary.summarize_layers` tells it; by default the last one of
-            the trunk whose units do not see the whole image.
-        num_samples: images of noise, uniform in [0, 1].
-        images: ``(N, C, H, W)`` as the network takes them, instead of noise.
-        seed: of the noise.
+        model: the network with its weights; it is not modified.
+        shape: channels, height and width of the images.
+        layer: name of the layer in :func:`fukami.explain.summary.summarize_layers`; by default the last layer of the
+            trunk with a limited receptive field.
+        num_samples: number of noise images, uniform in [0, 1].
+        images: preprocessed images ``(N, C, H, W)`` to use instead of noise.
+        seed: random seed of the noise.
 
     Raises:
-        UsageError: the layer does not exist, sees the whole image, or nothing of the image reaches it.
+        UsageError: the layer does not exist, its receptive field is the whole image, or its gradient is 0.
     """
     if num_samples < 1:
-        raise UsageError(f"samples should be at least 1, not {num_samples}")
-    found = _find_layer(summarize_layers(model, shape), layer)
-    part = create_feature_extractor(model, [found.name])
+        raise UsageError(f"num_samples should be at least 1, not {num_samples}")
+    info = _find_layer(summarize_layers(model, shape), layer)
+    extractor = create_feature_extractor(model, [info.name])
     weight = next(model.parameters())
     if images is None:
         images = torch.rand(num_samples, *shape, generator=torch.Generator().manual_seed(seed))
-    row, column = (side // 2 for side in found.output_shape[1:])
-    heat = torch.zeros(shape[1:], dtype=torch.float64)
-    for given in images:
-        image = given[None].to(weight.device, weight.dtype).detach().requires_grad_()
-        (maps,) = part(image)
+    row, column = (side // 2 for side in info.output_shape[1:])
+    gradient_map = torch.zeros(shape[1:], dtype=torch.float64)
+    for sample in images:
+        image = sample[None].to(weight.device, weight.dtype).detach().requires_grad_()
+        (maps,) = extractor(image)
         (gradient,) = torch.autograd.grad(maps[..., row, column].sum(), image)
-        heat += gradient[0].abs().sum(0).double().cpu() / gradient.abs().sum().clamp(min=1e-30).double().cpu()
-    region = found.get_input_region(row, column)
-    if region is None or not heat.sum() > 0:
-        raise UsageError(f"no gradient of layer {found.name} reaches the image; its units may all be off")
-    heat /= heat.sum()
-    return EffectiveReceptiveField(found, heat, region, _compute_size(heat, region), len(images))
+        gradient_map += gradient[0].abs().sum(0).double().cpu() / gradient.abs().sum().clamp(min=1e-30).double().cpu()
+    region = info.get_input_region(row, column)
+    if region is None or not gradient_map.sum() > 0:
+        raise UsageError(f"no gradient of layer {info.name} reaches the image; its units may all be inactive")
+    gradient_map /= gradient_map.sum()
+    return EffectiveReceptiveField(info, gradient_map, region, _compute_size(gradient_map, region), len(images))
 
 
-def _find_layer(steps: list[LayerInfo], name: str | None) -> LayerInfo:
-    """The layer of this name, or the last of the trunk with a field."""
-    fields = [layer for layer in steps if layer.receptive_field is not None]
-    if name is None and fields:
-        return next((layer for layer in reversed(fields) if layer.on_trunk), fields[-1])
-    for layer in fields:
+def _find_layer(layers: list[LayerInfo], name: str | None) -> LayerInfo:
+    """Return the layer of this name, or the last layer of the trunk with a limited receptive field."""
+    candidates = [layer for layer in layers if layer.receptive_field is not None]
+    if name is None and candidates:
+        return next((layer for layer in reversed(candidates) if layer.on_trunk), candidates[-1])
+    for layer in candidates:
         if layer.name == name:
             return layer
-    what = f"layer {name!r} has no receptive field" if name else "no layer has a receptive field"
-    raise UsageError(f"{what}; those that have are: {', '.join(layer.name for layer in fields) or 'none'}")
+    problem = f"layer {name!r} has no receptive field" if name else "no layer has a receptive field"
+    raise UsageError(f"{problem}; choose one of: {', '.join(layer.name for layer in candidates) or 'none'}")
 
 
-def _compute_size(heat: Tensor, region: tuple[int, int, int, int]) -> int:
-    """The side of the smallest square about the middle of the region that holds ``SHARE`` of the heat."""
+def _compute_size(gradient_map: Tensor, region: tuple[int, int, int, int]) -> int:
+    """Compute the side of the smallest centred square that contains ``GRADIENT_FRACTION`` of the gradient."""
     top, left, bottom, right = region
-    rows, columns = (torch.arange(side, dtype=torch.float64) for side in heat.shape)
-    down, across = (rows - (top + bottom - 1) / 2).abs(), (columns - (left + right - 1) / 2).abs()
-    distance = torch.maximum(down[:, None], across[None]).flatten()
+    rows, columns = (torch.arange(side, dtype=torch.float64) for side in gradient_map.shape)
+    dy, dx = (rows - (top + bottom - 1) / 2).abs(), (columns - (left + right - 1) / 2).abs()
+    distance = torch.maximum(dy[:, None], dx[None]).flatten()
     order = distance.argsort()
-    inside = heat.flatten()[order].cumsum(0)
-    enough = int((inside < GRADIENT_FRACTION * (1 - 1e-9)).sum())
-    return round(2 * float(distance[order[min(enough, len(order) - 1)]])) + 1
+    cumulative = gradient_map.flatten()[order].cumsum(0)
+    index = int((cumulative < GRADIENT_FRACTION * (1 - 1e-9)).sum())
+    return round(2 * float(distance[order[min(index, len(order) - 1)]])) + 1
 
 
 def plot_receptive_fields(*fields: tuple[str, EffectiveReceptiveField]) -> "Figure":
-    """Each titled field as a map, with the theoretical and the effective square."""
+    """Plot the gradient map of each titled field, with the theoretical and the effective receptive field."""
     from matplotlib.figure import Figure
 
     columns = min(len(fields), 2)
     rows = -(-len(fields) // columns)
-    drawn = Figure(figsize=(3.4 * columns, 3.4 * rows + 0.3), layout="constrained")
-    for place, (title, one) in enumerate(fields, start=1):
-        axes = drawn.add_subplot(rows, columns, place)
-        _plot_receptive_field(axes, one)
+    figure = Figure(figsize=(3.4 * columns, 3.4 * rows + 0.3), layout="constrained")
+    for position, (title, field) in enumerate(fields, start=1):
+        axes = figure.add_subplot(rows, columns, position)
+        _plot_receptive_field(axes, field)
         axes.set_title(title, fontsize=9)
-    handles = drawn.axes[0].get_lines()
-    drawn.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    return drawn
+    handles = figure.axes[0].get_lines()
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
 
 
-def _plot_receptive_field(axes: "Axes", one: EffectiveReceptiveField) -> None:
-    """The map; the root of the gradient is shown, or only the centre would be seen."""
-    height, width = one.gradient_map.shape
-    peak = float(one.gradient_map.flatten().quantile(0.999))
-    axes.imshow((one.gradient_map / max(peak, 1e-30)).clamp(max=1).sqrt().numpy(), cmap="magma", vmin=0, vmax=1)
-    top, left, bottom, right = one.region
-    row, column = one.center
-    half = one.size / 2
+def _plot_receptive_field(axes: "Axes", field: EffectiveReceptiveField) -> None:
+    """Plot the square root of the gradient map; without the root, only the centre would be visible."""
+    height, width = field.gradient_map.shape
+    peak = float(field.gradient_map.flatten().quantile(0.999))
+    axes.imshow((field.gradient_map / max(peak, 1e-30)).clamp(max=1).sqrt().numpy(), cmap="magma", vmin=0, vmax=1)
+    top, left, bottom, right = field.region
+    row, column = field.center
+    half = field.size / 2
     for square, colour, style, name in (
-        ((top - 0.5, left - 0.5, bottom - 0.5, right - 0.5), "#7fb2e5", "--", "theoretical field"),
-        ((row - half, column - half, row + half, column + half), "#5fd38d", "-", "holds 95.45 % of the gradient"),
+        ((top - 0.5, left - 0.5, bottom - 0.5, right - 0.5), "#7fb2e5", "--", "theoretical receptive field"),
+        ((row - half, column - half, row + half, column + half), "#5fd38d", "-", "95.45 % of the gradient"),
     ):
         y1, x1, y2, x2 = square
         axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=colour, ls=style, lw=1.3, label=name)

@@ -1,7 +1,8 @@
-"""What stacked small filters save against one large filter that sees as much.
+"""Weights of stacked small filters compared with one large filter of the same receptive field.
 
-n layers of m×m filters see n(m-1)+1 pixels in each direction and have n·m² weights for each pair of channels; one
-filter that sees as much has (n(m-1)+1)². Simonyan and Zisserman 2015 (section 2.3) argue so for VGG.
+n layers of m×m filters have a receptive field of n(m-1)+1 pixels in each direction and n·m² weights for each pair of
+channels. One filter of that size has (n(m-1)+1)² weights. VGG is based on this (Simonyan and Zisserman 2015, section
+2.3).
 """
 
 from collections.abc import Sequence
@@ -17,23 +18,24 @@ DEPTHS = range(1, 11)
 
 
 def compute_receptive_field(num_layers: int, kernel_size: int) -> int:
-    """Side in pixels of what ``num_layers`` stacked filters of ``kernel_size`` × ``kernel_size`` see: n(m-1)+1.
+    """Compute the receptive field of ``num_layers`` stacked m×m filters in pixels: n(m-1)+1.
 
     >>> compute_receptive_field(3, 3)
     7
+
+    Raises:
+        UsageError: fewer than 1 layer, or filters smaller than 2×2.
     """
-    for name, value, least in (("layers", num_layers, 1), ("size", kernel_size, 2)):
-        if not isinstance(value, int) or value < least:
-            raise UsageError(f"{name} should be a whole number of at least {least}, not {value!r}")
+    for name, value, minimum in (("num_layers", num_layers, 1), ("kernel_size", kernel_size, 2)):
+        if not isinstance(value, int) or value < minimum:
+            raise UsageError(f"{name} should be an integer of at least {minimum}, not {value!r}")
     return num_layers * (kernel_size - 1) + 1
 
 
 def compute_weight_savings(num_layers: int, kernel_size: int) -> float:
-    """Share of the weights that ``num_layers`` stacked filters save against one that sees as much.
+    """Compute the fraction of the weights that stacked filters save: 1 - n·m²/(n(m-1)+1)².
 
-    It is 1 - n·m²/(n(m-1)+1)².
-
-    Three layers of 3×3 against one of 7×7, and four against one of 9×9:
+    Three layers of 3×3 compared with one of 7×7, and four compared with one of 9×9:
 
     >>> round(compute_weight_savings(3, 3), 3), round(compute_weight_savings(4, 3), 3)
     (0.449, 0.556)
@@ -41,14 +43,14 @@ def compute_weight_savings(num_layers: int, kernel_size: int) -> float:
     Raises:
         UsageError: fewer than 1 layer, or filters smaller than 2×2.
     """
-    one = compute_receptive_field(num_layers, kernel_size)
-    return 1 - num_layers * kernel_size**2 / one**2
+    side = compute_receptive_field(num_layers, kernel_size)
+    return 1 - num_layers * kernel_size**2 / side**2
 
 
 def tabulate_weight_savings(
     kernel_size: int = 3, depths: Sequence[int] = DEPTHS
 ) -> list[tuple[int, int, int, int, float]]:
-    """Per depth: layers, side of the one filter, weights of the stack, weights of the one filter, and the saving."""
+    """Tabulate layers, side of the single filter, weights of the stack, weights of the single filter, and savings."""
     return [
         (
             n,
@@ -62,11 +64,11 @@ def tabulate_weight_savings(
 
 
 def plot_weight_savings(kernel_sizes: Sequence[int] = KERNEL_SIZES, depths: Sequence[int] = DEPTHS) -> "Figure":
-    """The saving over the number of layers, a line for each size of filter."""
+    """Plot the savings over the number of layers, one line for each kernel size."""
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(6, 3.4), layout="constrained")
-    axes = drawn.add_subplot(xlabel="stacked layers", ylabel="weights saved, %")
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.add_subplot(xlabel="stacked layers", ylabel="weights saved, %")
     for size in kernel_sizes:
         (line,) = axes.plot(
             depths, [100 * compute_weight_savings(n, size) for n in depths], marker="o", ms=4, label=f"{size}×{size}"
@@ -82,4 +84,4 @@ def plot_weight_savings(kernel_sizes: Sequence[int] = KERNEL_SIZES, depths: Sequ
     axes.set_xticks(list(depths))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(title="filters", frameon=False, loc="lower right")
-    return drawn
+    return figure

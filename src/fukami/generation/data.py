@@ -1,4 +1,4 @@
-"""Images from any source of which nothing else is known."""
+"""Unlabelled images from any source."""
 
 import contextlib
 from pathlib import Path
@@ -11,54 +11,54 @@ from fukami.data.parsing import exists
 from fukami.errors import Error, build_unknown_error
 from fukami.image import io as image_io
 
-DEFAULT_SIZE = 64  # pixels of a side, where the images are no thumbnails
+DEFAULT_SIZE = 64  # image side in pixels, if the images are not thumbnails
 THUMBNAIL_SIZES = (28, 32)
-NUM_INSPECTED_IMAGES = 100  # images whose size is looked at
+NUM_INSPECTED_IMAGES = 100  # images images to infer size and channels
 
 
 def load_dataset(spec: str, holdout: float) -> tuple[LabelledImages, LabelledImages]:
-    """The images to learn from, and those to compare with: all of them too, or the share ``holdout`` of them.
+    """Load the training images and the reference images for evaluation.
 
     Args:
-        spec: as :func:`fukami.data.labelled_images.load_labelled_images` takes it, or ``scenes``, or the path of a
-            folder or an archive with images anywhere in it.
-        holdout: share that is kept to be compared with alone.
+        spec: a spec of :func:`fukami.data.labelled_images.load_labelled_images`, ``scenes``, or the path of a folder
+            or an archive with images at any depth.
+        holdout: fraction of the images held out as reference images; with 0 all images serve as both.
 
     Raises:
-        UsageError: no such name and no such path.
-        Error: the data are damaged, or there are none.
+        UsageError: there is no dataset of this name and no such path.
+        Error: the data is damaged or has fewer than two images.
     """
     source = _load_source(spec)
     if len(source) < 2:
-        raise Error(f"{spec} has {len(source)} images; there should be two at least, and thousands to learn from")
+        raise Error(f"{spec} has {len(source)} images; training needs at least two, and preferably thousands")
     if not holdout:
         return source, source
-    held = image_folder.select_holdout(source.targets, holdout)
-    return source.select(~held), source.select(held)
+    is_held_out = image_folder.select_holdout(source.targets, holdout)
+    return source.select(~is_held_out), source.select(is_held_out)
 
 
 def infer_image_shape(source: LabelledImages) -> tuple[int, int]:
-    """The side in pixels and the channels that suit the images, by some of them."""
+    """Infer the image side in pixels and the number of channels from a subset of the images."""
     if isinstance(source.items, shards.ShardSamples):
         return DEFAULT_SIZE, 3
-    opened = []
+    images = []
     for item in source.items[:: max(1, len(source) // NUM_INSPECTED_IMAGES)]:
-        with contextlib.suppress(Error):  # a broken one is named when it is to be learned from
-            opened.append(image_io.read_image(item))
-    sides = {side for image in opened for side in image.size}
+        with contextlib.suppress(Error):  # training reports broken images
+            images.append(image_io.read_image(item))
+    sides = {side for image in images for side in image.size}
     size = next((side for side in THUMBNAIL_SIZES if sides == {side}), DEFAULT_SIZE)
-    return size, 1 if opened and all(image.mode == "L" for image in opened) else 3
+    return size, 1 if images and all(image.mode == "L" for image in images) else 3
 
 
 def select_subset(source: LabelledImages, count: int) -> LabelledImages:
-    """At most so many of the images, the same ones each time."""
-    which = np.zeros(len(source), bool)
-    which[np.random.default_rng(0).permutation(len(source))[:count]] = True
-    return source.select(which)
+    """Select a fixed random subset of at most ``count`` images."""
+    mask = np.zeros(len(source), bool)
+    mask[np.random.default_rng(0).permutation(len(source))[:count]] = True
+    return source.select(mask)
 
 
 def _load_source(spec: str) -> LabelledImages:
-    """Every image to learn from, all of one class."""
+    """Load all images of a source, as one class."""
     if spec == "scenes":
         images, _ = scenes.generate_captioned_images(0, scenes.NUM_CAPTIONED)
         return LabelledImages(np.stack([*images]), np.zeros(len(images), np.int64))
@@ -70,7 +70,7 @@ def _load_source(spec: str) -> LabelledImages:
     ):
         if not exists(path):
             raise build_unknown_error(
-                "data set (and no file or folder)", spec, (*labelled_images.DATASET_NAMES, "scenes")
+                "dataset (and no file or folder)", spec, (*labelled_images.DATASET_NAMES, "scenes")
             )
         files = image_folder.find_images(image_folder.unpack_archive(path) if path.is_file() else path)
         return LabelledImages(tuple(files), np.zeros(len(files), np.int64))

@@ -1,11 +1,11 @@
-"""DCGAN: a generator that draws images nobody took (Radford et al. 2016)."""
+"""DCGAN, a generative adversarial network for images (Radford et al. 2016)."""
 
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from fukami.engine.recipe import Data, DataSpec, check_range
+from fukami.engine.recipe import Data, check_range
 from fukami.engine.supervised import OptimizerName, SupervisedRecipe
 from fukami.errors import UsageError
 
@@ -16,109 +16,117 @@ if TYPE_CHECKING:
     from fukami.generation.task import GANTask
     from fukami.image.transform import SquareTransform
 
-ADAM_BETAS = (0.5, 0.999)  # of Adam (section 4)
-EVAL_BATCH_SIZE = 500  # real images that are looked at together
+ADAM_BETAS = (0.5, 0.999)  # section 4
+EVAL_BATCH_SIZE = 500  # real images per batch of the evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
 class DCGAN(SupervisedRecipe):
-    """Images like those that it was shown, from noise: a generator and a discriminator that learn by competing."""
+    """DCGAN: a generator and a discriminator trained against each other (Radford et al. 2016).
 
-    paper: ClassVar[str] = "Radford et al., Unsupervised Representation Learning with DCGAN"
-    year: ClassVar[int] = 2016
-    family: ClassVar[str] = "generation"
-    paper_result: ClassVar[str] = "82.8 % CIFAR-10, its features with an SVM"
-    reproduced_result: ClassVar[str] = "72.70 % CIFAR-10, features learned there, one seed"
+    Result: 90.1 % of 10,000 generated MNIST digits are classified with at least 90 % probability after 19 epochs in 13
+    minutes on 2 cores of an AMD EPYC. A linear SVM on the discriminator's features has 72.70 % test accuracy on
+    CIFAR-10; the paper: 82.8 %.
 
-    data: DataSpec = "digits"
-    """What to learn from: digits (embedded), scenes (embedded), mnist, cifar10, cifar100, imagenet, or a folder or an
-    archive of images, or a CSV file or shards of them; labels are not looked at."""
+    Example:
+        fukami train dcgan --data mnist --epochs 19 --lr 2e-3 --schedule polynomial
+    """
+
+    data: str = "digits"
+    """Dataset: digits (embedded), scenes (embedded), mnist, cifar10, cifar100, imagenet, or a folder, an archive, a CSV
+    file or shards of images; labels are ignored."""
     holdout: float = 0.0
-    """Share of the images kept to be compared with; 0: what is made is compared with what was learned from, as
-    usual."""
+    """Fraction of the images held out as reference images for evaluation; 0 compares samples with the training
+    images."""
     size: Literal[0, 28, 32, 64, 128] = 0
-    """Side of the images in pixels; 0: 28 or 32 where all have so many, else 64."""
+    """Image size: side of the square images, in pixels; 0 selects 28 or 32 if all images have this size, else 64."""
     channels: Literal[0, 1, 3] = 0
-    """1 grey, 3 colour; 0: as the first image is."""
+    """Image channels: 1 grayscale, 3 color; 0 selects 1 if all inspected images are grayscale."""
     base_channels: int = 64
-    """Maps of the widest layer of an image; the paper has 128."""
+    """Number of feature maps next to the image, the width of the networks; 128 in the paper."""
     kernel_size: Literal[4, 5] = 4
-    """Side of the filters; the paper has 5."""
+    """Kernel size of the convolutions; 5 in the paper."""
     stable: bool = False
-    """Spectral normalisation and the hinge loss, in place of batch normalisation and cross entropy."""
+    """Spectral normalization and hinge loss instead of batch normalization and cross entropy."""
     ema_decay: float = 0.999
-    """Decay of a moving average of the generator, which then draws; 0: none."""
+    """Decay of the exponential moving average of the generator, which then generates the samples; 0 disables it."""
     eval_samples: int = 1000
-    """Images that are made at each evaluation, and as many real ones, where there are."""
+    """Number of samples per evaluation, and of real images compared with them."""
     eval_features: str = "auto"
-    """In whose features they are compared: digits (the shipped DeepConvNet), inception or vgg where their weights are,
-    or a file of these, or pixels; auto: the first of these that fits."""
+    """Features of the evaluation: digits (the included DeepConvNet), inception or vgg (with downloaded weights), a file
+    of such weights, or pixels; auto selects the first that fits."""
     epochs: int = 25
-    """Passes over the images."""
+    """Number of epochs."""
     eval_every: int = 5
-    """Passes between two evaluations; there is one at the end in any case."""
+    """Evaluation interval in epochs; the last epoch is always evaluated."""
     batch_size: int = 32
-    """Images in an update, over all processes."""
+    """Global batch size, over all processes."""
     optimizer: OptimizerName = "adam"
-    """How gradients become updates, as torch has it; momentum and nesterov are SGD."""
+    """Optimizer; momentum and nesterov are SGD."""
     lr: float = 2e-4
     """Learning rate of both networks."""
     weight_decay: float = 0.0
-    """Pull of the weights towards 0; decoupled with adamw (Loshchilov and Hutter 2019)."""
+    """Weight decay; decoupled with adamw (Loshchilov and Hutter 2019)."""
     schedule: str = "constant"
-    """Course of the learning rate: constant, step=DROPS, multistep=SHARE,SHARE, exponential=END, polynomial=POWER,
-    cosine, one-cycle, plateau=PATIENCE."""
+    """Learning-rate schedule: constant, step=DROPS, multistep=FRACTION,FRACTION, exponential=END, polynomial=POWER,
+    cosine, one-cycle or plateau=PATIENCE."""
     warmup: float = 0.0
-    """Share of the training in which the learning rate rises."""
+    """Fraction of the training steps with a linear warm-up."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run can have."""
+        """Validate the fields."""
         super().__post_init__()
         check_range(self, 1, math.inf, "base_channels")
         check_range(self, 2, math.inf, "eval_samples")
         check_range(self, 0, 0.9999999, "ema_decay")
         if self.accumulate > 1 or self.activation_checkpointing:
-            raise UsageError("dcgan can neither accumulate nor rematerialise; give a smaller --batch-size")
-        mixed = {"mixup", "cutmix"} & {word.partition("=")[0] for word in self.augment}
-        if mixed:
-            raise UsageError(f"{' and '.join(sorted(mixed))} would be learned as images; leave it out")
+            raise UsageError(
+                "dcgan supports neither --accumulate nor --activation-checkpointing; give a smaller --batch-size"
+            )
+        mixing = {"mixup", "cutmix"} & {word.partition("=")[0] for word in self.augment}
+        if mixing:
+            raise UsageError(
+                f"--augment {' and '.join(sorted(mixing))} would make the generator generate mixed images; leave it out"
+            )
 
     def build_transform(self, size: int, channels: int) -> "SquareTransform":
-        """How an image is brought to the form that the discriminator sees."""
+        """Build the preprocessing of the discriminator's input images."""
         from fukami.image.transform import SquareTransform
 
         return SquareTransform(channels=channels, size=size, mean=(0.5,), std=(0.5,))
 
     def load_data(self) -> Data:
-        """The images; the labels are their size and channels."""
+        """Load the images; the labels are their size and number of channels."""
         from fukami.generation import data as generation_data
 
-        learned, judged = generation_data.load_dataset(self.data, self.holdout)
-        size, channels = generation_data.infer_image_shape(learned)
+        train_images, reference_images = generation_data.load_dataset(self.data, self.holdout)
+        size, channels = generation_data.infer_image_shape(train_images)
         size, channels = self.size or size, self.channels or channels
-        prepare = self.build_transform(size, channels)
-        train = self.build_image_loader(learned, (), prepare, self.augment, batch_size=self.batch_size, seed=self.seed)
-        return Data(train, self.build_eval_loader(judged, prepare), (str(size), str(channels)))
+        transform = self.build_transform(size, channels)
+        train = self.build_image_loader(
+            train_images, (), transform, self.augment, batch_size=self.batch_size, seed=self.seed
+        )
+        return Data(train, self.build_eval_loader(reference_images, transform), (str(size), str(channels)))
 
     def build_eval_loader(self, source: "LabelledImages", transform: "SquareTransform") -> "InMemoryLoader":
-        """Real images to be compared with."""
+        """Build the loader of the reference images."""
         from fukami.data.loader import InMemoryLoader
         from fukami.generation import data as generation_data
 
-        found = generation_data.select_subset(source, self.eval_samples).decode(transform, self.max_broken)
-        return InMemoryLoader(found.images, found.targets, (), batch_size=EVAL_BATCH_SIZE, names=found.names)
+        subset = generation_data.select_subset(source, self.eval_samples).decode(transform, self.max_broken)
+        return InMemoryLoader(subset.images, subset.targets, (), batch_size=EVAL_BATCH_SIZE, names=subset.names)
 
     def build_task(self, labels: tuple[str, ...]) -> "GANTask":
-        """Two networks for images of this size."""
+        """Build the task with a generator and a discriminator for images of this size."""
         from fukami import models
         from fukami.generation import features as generation_features
         from fukami.generation.task import GANTask
 
         size, channels = map(int, labels)
-        form = {"channels": channels, "base_channels": self.base_channels, "kernel_size": self.kernel_size}
+        options = {"channels": channels, "base_channels": self.base_channels, "kernel_size": self.kernel_size}
         return GANTask(
-            models.dcgan_generator(size, **form),
-            models.dcgan_discriminator(size, **form, use_spectral_norm=self.stable),
+            models.dcgan_generator(size, **options),
+            models.dcgan_discriminator(size, **options, use_spectral_norm=self.stable),
             self.build_transform(size, channels),
             partial(generation_features.load_feature_extractor, self.eval_features, size, channels),
             hinge_loss=self.stable,
@@ -127,6 +135,6 @@ class DCGAN(SupervisedRecipe):
         )
 
     def get_optimizer_factory(self) -> "OptimizerFactory":
-        """torch's optimizer of that name; Adam with the paper's β1."""
-        made: Any = super().get_optimizer_factory()
-        return partial(made, betas=ADAM_BETAS) if self.optimizer in ("adam", "adamw") else made
+        """Return the optimizer factory; Adam and AdamW use the paper's β1."""
+        factory: Any = super().get_optimizer_factory()
+        return partial(factory, betas=ADAM_BETAS) if self.optimizer in ("adam", "adamw") else factory

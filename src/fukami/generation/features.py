@@ -1,4 +1,4 @@
-"""Networks in whose features images are compared: each has a name, which is part of that of a distance."""
+"""Feature extractors for the evaluation of generated images; their names are part of the metric names."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ from fukami.engine import pretrained
 from fukami.engine.supervised import IMAGENET_MEAN, IMAGENET_STD
 from fukami.errors import Error
 
-INCEPTION_PREFIXES = ("pt_inception", "inception_v3")  # what files are called: FID's network before torchvision's
-INPUT_SIZES = {"inception": 299, "vgg": 224}  # pixels of the images that they were trained on
-PIXEL_GRID_SIZE = 8  # pixels of the images that are compared as they are
-LEGIBLE_PROBABILITY = 0.95  # the probability from which on a digit counts as legible
-BATCH_SIZE = 20  # images at a time, of which VGG keeps 13 MB each
+INCEPTION_PREFIXES = ("pt_inception", "inception_v3")  # file name prefixes: FID's weights before torchvision's
+INPUT_SIZES = {"inception": 299, "vgg": 224}  # image side in pixels, as in training
+PIXEL_GRID_SIZE = 8  # side in pixels of the downsampled images of the pixel features
+LEGIBLE_PROBABILITY = 0.95  # minimum class probability of a legible digit
+BATCH_SIZE = 20  # images per batch; VGG needs 13 MB for each
 
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """What is seen in images.
+    """A network that computes feature vectors of images.
 
     Attributes:
-        name: of the features: ``inception``, ``torchvision_inception``, ``vgg19``, ``vgg16``, ``digits`` or ``pixels``.
-        network: images ``(N, C, H, W)`` in 0..255 to features ``(N, F)``.
-        classifier: the layer that makes a digit's scores of them, where it is digits that are seen.
+        name: ``inception``, ``torchvision_inception``, ``vgg19``, ``vgg16``, ``digits`` or ``pixels``.
+        network: maps images ``(N, C, H, W)`` in 0..255 to features ``(N, F)``.
+        classifier: maps features to the logits of the digits; only for ``digits``.
     """
 
     name: str
@@ -39,20 +39,23 @@ class FeatureExtractor:
 
     @torch.inference_mode()
     def extract(self, images: Tensor, device: torch.device) -> Tensor:
-        """The features ``(N, F)`` of images ``(N, C, H, W)`` uint8, on the processor."""
+        """Compute the features ``(N, F)``, on the CPU, of images ``(N, C, H, W)`` uint8."""
         network = self.network.to(device)
-        parts = torch.split(images, BATCH_SIZE)
-        return torch.cat([network(part.to(device).float()).float().cpu() for part in parts])
+        chunks = torch.split(images, BATCH_SIZE)
+        return torch.cat([network(chunk.to(device).float()).float().cpu() for chunk in chunks])
 
     def build_extractors(self, device: torch.device) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """How images are compared, each as :meth:`see`: by these features, and as they are, 8×8 pixels small."""
+        """Return functions like :meth:`extract` for these features and for the pixel features."""
         return partial(self.extract, device=device), partial(
             FeatureExtractor("pixels", PixelFeatures()).extract, device=device
         )
 
     @torch.inference_mode()
     def measure_legibility(self, features: Tensor) -> dict[str, float]:
-        """Of digits: the share that are legible (``legible``), and how many different ones there are (``classes``)."""
+        """Return the fraction of legible digits (``legible``) and the number of predicted classes (``classes``).
+
+        The result is empty without a classifier.
+        """
         if self.classifier is None:
             return {}
         best, digit = self.classifier.cpu()(features).softmax(1).max(1)
@@ -60,16 +63,17 @@ class FeatureExtractor:
 
 
 def load_feature_extractor(name: str, size: int, channels: int) -> FeatureExtractor:
-    """The network that is asked for.
+    """Load a feature extractor by name or from a weights file.
 
     Args:
-        name: ``digits``, ``pixels``, ``inception``, ``vgg``, or a file of Inception v3 (as FID has it, or torchvision)
-            or VGG. ``auto``: ``digits`` for grey images of 28×28; otherwise the first of ``inception`` and ``vgg``
-            whose weights lie where data sets are looked for; ``pixels`` where none do.
-        size, channels: of the images.
+        name: ``digits``, ``pixels``, ``inception``, ``vgg``, or a weights file of Inception v3 (FID's or torchvision's)
+            or VGG. ``auto``: ``digits`` for 28×28 grayscale images; otherwise the first of ``inception`` and ``vgg``
+            with weights in a dataset folder; otherwise ``pixels``.
+        size: side of the images in pixels.
+        channels: number of channels of the images.
 
     Raises:
-        Error: there is no such file, or it holds another network.
+        Error: the file is missing or contains another network.
     """
     if name == "auto":
         name = (
@@ -87,7 +91,7 @@ def load_feature_extractor(name: str, size: int, channels: int) -> FeatureExtrac
     if name == "inception":
         file = pretrained.find_weights_file(*INCEPTION_PREFIXES)
         if file is None:
-            raise Error(f"there is no file {'* or '.join(INCEPTION_PREFIXES)}* among the weights; give the path of one")
+            raise Error(f"no weights file {'* or '.join(INCEPTION_PREFIXES)}* found; give its path as --eval-features")
         return _build_inception(pretrained.read_state_dict(file), str(file))
     if name == "vgg":
         return _build_vgg("")
@@ -96,15 +100,18 @@ def load_feature_extractor(name: str, size: int, channels: int) -> FeatureExtrac
 
 
 class PixelFeatures(nn.Module):
-    """The images themselves, 8×8 pixels small."""
+    """Images downsampled to 8×8 pixels, as features."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """``(N, C, H, W)`` in 0..255 to ``(N, 64 C)`` in 0..1."""
+        """Map ``(N, C, H, W)`` in 0..255 to ``(N, 64 C)`` in 0..1."""
         return F.adaptive_avg_pool2d(images / 255, PIXEL_GRID_SIZE).flatten(1)
 
 
 class PooledFeatures(nn.Module):
-    """The average of a network's last maps, of images at the size that it was trained on: it knows no other scale."""
+    """Global average of a network's last feature maps.
+
+    Images are resized to the network's training size, since its features depend on scale.
+    """
 
     def __init__(self, layers: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], input_size: int) -> None:
         super().__init__()
@@ -113,16 +120,16 @@ class PooledFeatures(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """``(N, C, H, W)`` in 0..255 to ``(N, F)``."""
+        """Map ``(N, C, H, W)`` in 0..255 to ``(N, F)``."""
         images = F.interpolate(images, (self.input_size, self.input_size), mode="bilinear", align_corners=False)
         maps: Tensor = self.layers((images.expand(-1, 3, -1, -1) - self.mean) / self.std)  # type: ignore[operator]
         return maps.mean((2, 3)) if maps.ndim == 4 else maps
 
 
 class FIDInceptionV3(nn.Module):
-    """Inception v3 with the poolings of the network that FID was defined with, which are not torchvision's.
+    """Inception v3 with the pooling layers of the original FID network, which differ from torchvision's.
 
-    Averages leave the frame of zeros out, and the last module takes the maximum where the others average.
+    Average pooling excludes the padding, and the last module uses max pooling instead.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -130,53 +137,53 @@ class FIDInceptionV3(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        """``(N, 3, 299, 299)`` to ``(N, 2048)``."""
+        """Map ``(N, 3, 299, 299)`` to ``(N, 2048)``."""
         with FIDPoolingMode():
             return self.network(images)  # type: ignore[no-any-return]
 
 
 class FIDPoolingMode(TorchFunctionMode):
-    """In which averages are taken as in :class:`AsDefined`."""
+    """Mode in which average pooling works as described for :class:`FIDInceptionV3`."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # fmt: skip
-        """Call a function of torch."""
+        """Call ``func``; replace average pooling."""
         kwargs = dict(kwargs or {})
         if func is not F.avg_pool2d:
             return func(*args, **kwargs)
-        if args[0].shape[1] == 2048:  # so many maps enter the last module alone
+        if args[0].shape[1] == 2048:  # only the last module has this many input channels
             return F.max_pool2d(*args, **kwargs)
         return func(*args, **kwargs, count_include_pad=False)
 
 
 def _build_inception(tensors: dict[str, Tensor], source: str) -> FeatureExtractor:
-    """Inception v3: of 1,008 classes the network of 2015 that FID was defined with, of 1,000 torchvision's."""
+    """Build Inception v3: the original FID network (2015) for 1,008 classes, torchvision's for 1,000."""
     classes = len(tensors.get("fc.bias", ()))
     if classes not in (1000, 1008):
-        raise Error(f"{source} is not of Inception v3: it should have scores of 1,000 or 1,008 classes, not {classes}")
+        raise Error(f"{source} is not Inception v3: it should have 1,000 or 1,008 classes, not {classes}")
     network = inception_v3(weights=None, num_classes=classes, aux_logits=False, init_weights=False)
     tensors = {key: value for key, value in tensors.items() if not key.startswith("AuxLogits.")}
-    wrong = [f"{key} {what}" for key, what in pretrained.find_mismatches(tensors, network.state_dict())]
-    if wrong:
-        raise Error(f"{source} does not fit Inception v3: {'; '.join(wrong)}")
+    mismatches = [f"{key} {problem}" for key, problem in pretrained.find_mismatches(tensors, network.state_dict())]
+    if mismatches:
+        raise Error(f"{source} does not fit Inception v3: {'; '.join(mismatches)}")
     network.load_state_dict(tensors, strict=False)
     network.fc = nn.Identity()
-    defined = classes == 1008
-    layers = FIDInceptionV3(network.eval()) if defined else network
-    name = "inception" if defined else "torchvision_inception"
+    is_fid_network = classes == 1008
+    layers = FIDInceptionV3(network.eval()) if is_fid_network else network
+    name = "inception" if is_fid_network else "torchvision_inception"
     return FeatureExtractor(name, PooledFeatures(layers, (0.5,) * 3, (0.5,) * 3, INPUT_SIZES["inception"]))
 
 
-def _build_vgg(given: str) -> FeatureExtractor:
-    """VGG-19 or VGG-16, the average of its last maps."""
+def _build_vgg(path: str) -> FeatureExtractor:
+    """Build VGG-19 or VGG-16 with global average pooling of the last feature maps."""
     from fukami import models
 
-    name, tensors = pretrained.load_vgg(given)
+    name, tensors = pretrained.load_vgg(path)
     if not tensors:
         raise Error(
-            "there is no file vgg19* or vgg16* among the weights; give the path of one, or --eval-features pixels"
+            "no weights file vgg19* or vgg16* found; give its path as --eval-features, or give --eval-features pixels"
         )
     network = getattr(models, name)(1, hidden=0)
     network.load_state_dict(tensors, strict=False)
@@ -184,17 +191,17 @@ def _build_vgg(given: str) -> FeatureExtractor:
 
 
 def _build_digits() -> FeatureExtractor:
-    """The shipped DeepConvNet, up to its last layer."""
+    """Build the included DeepConvNet without its last layer."""
     from fukami.engine import checkpoint
 
     task = checkpoint.load("deep-convnet", device="cpu")
-    *layers, scores = task.model.children()
-    return FeatureExtractor("digits", nn.Sequential(ToGrayscale(), *layers).eval(), scores)
+    *layers, classifier_layer = task.model.children()
+    return FeatureExtractor("digits", nn.Sequential(ToGrayscale(), *layers).eval(), classifier_layer)
 
 
 class ToGrayscale(nn.Module):
-    """What DeepConvNet is given: grey from 0 to 1."""
+    """Preprocessing of DeepConvNet: grayscale in 0..1."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Divide by 255."""
+        """Average the channels and divide by 255."""
         return images.mean(1, keepdim=True) / 255

@@ -1,4 +1,4 @@
-"""What a generator makes, as files: samples, ways from one to the next, sums of them, and what they are near to."""
+"""Files of generated images: samples, latent interpolation, latent arithmetic and nearest training images."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,42 +16,43 @@ from fukami.generation.features import FeatureExtractor
 from fukami.generation.task import GANTask, draw_image_grid
 from fukami.image import io as image_io
 
-NUM_NEAREST = 4  # training images beside a sample
-NEIGHBOR_NOISE = 0.25  # of the noise that is added to a sum, in the eight images around it (section 6.3.2)
-FRAME_MILLISECONDS = 60  # milliseconds of an image on the way
+NUM_NEAREST = 4  # nearest training images per sample
+NEIGHBOR_NOISE = 0.25  # scale of the noise around the result of latent arithmetic (section 6.3.2)
+FRAME_MILLISECONDS = 60  # duration of a frame of the interpolation
 
 
 @dataclass(frozen=True)
 class Term:
-    """A sign, and the numbers of the samples, from 1, whose mean is added or taken away."""
+    """A term of latent arithmetic: a sign and the 1-based numbers of the samples whose mean it is."""
 
     sign: int
     numbers: tuple[int, ...]
 
 
 def write_samples(task: GANTask, latents: Tensor, seed: int, folder: Path) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Make an image of each of ``latents``, write them and a grid of them; the images, and an answer for each.
+    """Generate an image from each latent vector and write the images and a grid of them.
 
-    An answer tells its ``file``, its ``number`` and ``seed``, and how sure the discriminator is that it is ``real``.
+    Returns the images and for each its ``file``, ``number`` and ``seed``, and the discriminator's probability that it
+    is ``real``.
     """
     images = task.generate_images(latents)
     digits = max(4, len(str(len(images))))
-    answers = []
+    results = []
     for number, (image, real) in enumerate(zip(images, task.predict_real_probability(images), strict=True), 1):
         file = folder / f"{number:0{digits}d}.png"
         image_io.convert_array_to_image(image.permute(1, 2, 0).numpy()).save(file)
-        answers.append({"file": str(file), "number": number, "seed": seed, "real": real})
+        results.append({"file": str(file), "number": number, "seed": seed, "real": real})
     draw_image_grid(images).save(folder / "grid.png")
-    return images, answers
+    return images, results
 
 
 def write_interpolation(task: GANTask, latents: Tensor, num_steps: int, folder: Path) -> None:
-    """Write the images on the straight ways from each code to the next: a row for each, and an animation.
+    """Write the linear interpolation between consecutive latent vectors as a grid with a row per pair and an animation.
 
-    Radford et al. 2016, section 6.1 and figure 4.
+    (Radford et al. 2016, section 6.1 and figure 4)
     """
-    way = torch.linspace(0, 1, num_steps).view(-1, 1)
-    rows = [task.generate_images(torch.lerp(one, other, way)) for one, other in pairwise(latents)]
+    weights = torch.linspace(0, 1, num_steps).view(-1, 1)
+    rows = [task.generate_images(torch.lerp(one, other, weights)) for one, other in pairwise(latents)]
     draw_image_grid(torch.cat(rows), num_columns=num_steps).save(folder / "interpolation.png")
     frames = [draw_image_grid(image[None]) for row in rows for image in row]
     frames[0].save(
@@ -65,14 +66,14 @@ def write_interpolation(task: GANTask, latents: Tensor, num_steps: int, folder: 
 
 
 def write_arithmetic(task: GANTask, latents: Tensor, terms: Sequence[Term], folder: Path) -> None:
-    """Write what the sum of means of samples looks like, and eight images around it.
+    """Write a figure of latent arithmetic: the image of a signed sum of mean latent vectors, and eight images near it.
 
-    Radford et al. 2016, section 6.3.2 and figure 7: a mean of three is steadier than a single sample.
+    Means of three samples are more stable than single samples (Radford et al. 2016, section 6.3.2 and figure 7).
     """
     means = torch.stack([latents[[number - 1 for number in term.numbers]].mean(0) for term in terms])
     total = sum(term.sign * mean for term, mean in zip(terms, means, strict=True))
-    around = total + NEIGHBOR_NOISE * task.sample_latents(9, seed=0)
-    around[4] = total
+    neighbors = total + NEIGHBOR_NOISE * task.sample_latents(9, seed=0)
+    neighbors[4] = total
     columns = [
         (
             term.sign,
@@ -81,18 +82,18 @@ def write_arithmetic(task: GANTask, latents: Tensor, terms: Sequence[Term], fold
         )
         for term, mean in zip(terms, means, strict=True)
     ]
-    generation_plots.plot_latent_arithmetic(columns, task.generate_images(around)).savefig(
+    generation_plots.plot_latent_arithmetic(columns, task.generate_images(neighbors)).savefig(
         folder / "arithmetic.png", dpi=110
     )
 
 
 def parse_arithmetic(text: str, num_samples: int) -> list[Term]:
-    """The terms of a sum such as ``1 2 3 - 4 5 6 + 7 8 9``.
+    """Parse an expression such as ``1 2 3 - 4 5 6 + 7 8 9`` into terms.
 
     Raises:
-        UsageError: it is of another form, or names a sample that is not made.
+        UsageError: the syntax is wrong, or a number is greater than ``num_samples``.
     """
-    form = f"expected numbers of samples from 1 to {num_samples} with + and - between, as in '1 2 3 - 4 5 6 + 7 8 9'"
+    form = f"expected sample numbers from 1 to {num_samples} separated by + and -, as in '1 2 3 - 4 5 6 + 7 8 9'"
     terms = []
     for sign, numbers in re.findall(r"([+-]|^)([^+-]*)", text.strip()):
         words = re.split(r"[\s,]+", numbers.strip())
@@ -105,19 +106,19 @@ def parse_arithmetic(text: str, num_samples: int) -> list[Term]:
 def write_nearest_images(
     images: Tensor, loader: Any, feature_extractor: FeatureExtractor, device: torch.device, folder: Path
 ) -> list[dict[str, Any]]:
-    """Write each of the images beside the nearest that were learned from; the nearest one's name and distance."""
-    seen = feature_extractor.extract(images, device)
+    """Write a figure of each image and its nearest training images; return the name and distance of the nearest."""
+    features = feature_extractor.extract(images, device)
     best = torch.full((len(images), NUM_NEAREST), torch.inf)
     numbers = torch.zeros(len(images), NUM_NEAREST, dtype=torch.long)
     kept: dict[int, Tensor] = {}
-    for first, part in _enumerate_offsets(learned for learned, _ in loader.iterate_in_order()):
-        distances = torch.cdist(seen, feature_extractor.extract(part.cpu(), device))
+    for first, batch in _enumerate_offsets(batch_images for batch_images, _ in loader.iterate_in_order()):
+        distances = torch.cdist(features, feature_extractor.extract(batch.cpu(), device))
         best, order = torch.cat([best, distances], 1).topk(NUM_NEAREST, largest=False)
-        offered = torch.arange(first, first + len(part)).expand(len(images), -1)
-        numbers = torch.cat([numbers, offered], 1).gather(1, order)
-        wanted = set(numbers.flatten().tolist())
-        here = {number: part[number - first].cpu() for number in wanted if number >= first}
-        kept = {number: image for number, image in (kept | here).items() if number in wanted}
+        candidates = torch.arange(first, first + len(batch)).expand(len(images), -1)
+        numbers = torch.cat([numbers, candidates], 1).gather(1, order)
+        nearest = set(numbers.flatten().tolist())
+        new = {number: batch[number - first].cpu() for number in nearest if number >= first}
+        kept = {number: image for number, image in (kept | new).items() if number in nearest}
     rows = [torch.stack([own, *(kept[n] for n in near)]) for own, near in zip(images, numbers.tolist(), strict=True)]
     generation_plots.plot_nearest_images(rows).savefig(folder / "nearest.png", dpi=110)
     names = loader.names or [f"#{number}" for number in range(len(loader.targets))]
@@ -127,9 +128,9 @@ def write_nearest_images(
     ]
 
 
-def _enumerate_offsets(parts: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
-    """Each part, and how many images came before it."""
+def _enumerate_offsets(batches: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
+    """Yield each batch with the number of images before it."""
     first = 0
-    for part in parts:
-        yield first, part
-        first += len(part)
+    for batch in batches:
+        yield first, batch
+        first += len(batch)

@@ -1,4 +1,4 @@
-"""Adversarial training: a generator draws, a discriminator tells what is drawn from what is real, and each learns."""
+"""Training, evaluation and prediction of generative adversarial networks (GANs)."""
 
 import copy
 import io
@@ -29,29 +29,29 @@ if TYPE_CHECKING:
     from fukami.generation.features import FeatureExtractor
 
 Batch = tuple[Tensor, Tensor]
-BATCH_SIZE = 100  # images that are made, or told, at a time
-NUM_PREVIEW_IMAGES = 64  # images of the grid that shows the growth
-MAX_FRAMES = 48  # grids that are kept of it
-EMA_WARMUP_STEPS = 10  # updates after which the average of the generator is over about as many
-DISCRIMINATOR_ACCURACY_MOMENTUM = 0.02  # weight of an update in the average of what the discriminator tells apart
-MAX_REPETITION, MAX_DISCRIMINATOR_ACCURACY = 0.2, 0.98  # shares from which on a warning is due
-WEBP_QUALITY = 85  # of WebP, in which they are kept
+BATCH_SIZE = 100  # images per batch in inference
+NUM_PREVIEW_IMAGES = 64  # samples in the preview grid
+MAX_FRAMES = 48  # maximum number of preview grids kept
+EMA_WARMUP_STEPS = 10  # steps in which the average of the generator weights the current weights more strongly
+DISCRIMINATOR_ACCURACY_MOMENTUM = 0.02  # weight of a step in the moving average of the discriminator accuracy
+MAX_REPETITION, MAX_DISCRIMINATOR_ACCURACY = 0.2, 0.98  # fractions above which a warning is logged
+WEBP_QUALITY = 85  # quality of the stored preview grids
 
 logger = logging.getLogger(__name__)
 
 
 class GANTask(CachedEvaluationTask):
-    """Two networks, two optimizers: what the one gains the other loses (Goodfellow et al. 2014, equation 1).
+    """Adversarial training of a generator and a discriminator (Goodfellow et al. 2014, equation 1).
 
     Args:
-        generator: noise ``(N, 100)`` in -1..1 to images ``(N, C, H, W)`` in -1..1.
-        discriminator: such images to scores ``(N,)``, above 0 for real.
-        transform: an image of any size as the discriminator sees it; it travels with the task.
-        load_feature_extractor: finds the network in whose features images are judged.
-        hinge_loss: the loss of the discriminator counts what is within a margin alone (Lim and Ye 2017), in place of
-            cross entropy.
-        ema_decay: decay of a moving average of the generator, which then draws (Yazici et al. 2019); 0: none.
-        regime: optimizer, decay, epochs, judge_every and clip, as for :class:`fukami.Task`.
+        generator: maps noise ``(N, 100)`` in -1..1 to images ``(N, C, H, W)`` in -1..1.
+        discriminator: maps such images to scores ``(N,)``, positive for real images.
+        transform: preprocessing of the discriminator's input images.
+        load_feature_extractor: loads the feature extractor of the evaluation.
+        hinge_loss: use the hinge loss (Lim and Ye 2017) instead of cross entropy.
+        ema_decay: decay of the exponential moving average of the generator, which then generates the samples (Yazici et
+            al. 2019); 0 disables it.
+        options: optimizer, lr_schedule, epochs, eval_every and clip_norm, as for :class:`fukami.Task`.
     """
 
     supports_cuda_graph = True
@@ -65,9 +65,9 @@ class GANTask(CachedEvaluationTask):
         *,
         hinge_loss: bool = False,
         ema_decay: float = 0.0,
-        **regime: Unpack[TrainingOptions],
+        **options: Unpack[TrainingOptions],
     ) -> None:
-        super().__init__(generator, **regime)
+        super().__init__(generator, **options)
         self.discriminator, self.transform, self.load_feature_extractor = (
             discriminator,
             transform,
@@ -78,11 +78,11 @@ class GANTask(CachedEvaluationTask):
         self.ema_generator = copy.deepcopy(generator) if ema_decay else generator
         self.preview_history = PreviewHistory()
         self.cached_real_features: tuple[Any, FeatureExtractor, list[Tensor]] | None = (
-            None  # real images, and what is seen in them
+            None  # batches of real images, the extractor and their features
         )
 
     def setup(self, runtime: "Runtime") -> None:
-        """Move to the device and make ready to train, each network with an optimizer of its own."""
+        """Move the networks to the device and create an optimizer for each."""
         super().setup(runtime)
         self.ema_generator = runtime.move_to_device(self.ema_generator)
         self.discriminator = runtime.move_to_device(self.discriminator)
@@ -93,224 +93,231 @@ class GANTask(CachedEvaluationTask):
         self.statistics = TrainingStatistics().to(runtime.device)
 
     def compile(self) -> None:
-        """From now on train compiled networks."""
+        """Compile the networks for training."""
         super().compile()
         self.training_discriminator = self.runtime.compile(self.ddp_discriminator)
 
     def get_networks(self) -> list[nn.Module]:
-        """Those that draw and tell."""
+        """Return the generator used for inference and the discriminator."""
         return [self.ema_generator, self.discriminator]
 
     def get_stateful_objects(self) -> dict[str, Any]:
-        """Two networks, two optimizers, the generator's average, and the images of its growth."""
-        rival = {"discriminator": self.discriminator, "discriminator optimizer": self.discriminator_optimizer}
-        more = {
+        """Return the networks, the optimizers, the averaged generator, the statistics and the preview grids."""
+        discriminator = {"discriminator": self.discriminator, "discriminator optimizer": self.discriminator_optimizer}
+        others = {
             "discriminator scaler": self.discriminator_scaler,
-            "tally": self.statistics,
-            "album": self.preview_history,
+            "statistics": self.statistics,
+            "preview history": self.preview_history,
         }
         return (
-            super().get_stateful_objects() | rival | more | ({"averaged": self.ema_generator} if self.ema_decay else {})
+            super().get_stateful_objects()
+            | discriminator
+            | others
+            | ({"ema generator": self.ema_generator} if self.ema_decay else {})
         )
 
     def get_modules(self) -> dict[str, nn.Module]:
-        """The generator that draws, and the discriminator."""
+        """Return the generator used for inference and the discriminator, by name."""
         return {"model": self.ema_generator, "discriminator": self.discriminator}
 
     def replace_modules(self, modules: dict[str, nn.Module]) -> None:
-        """Draw and tell with other networks."""
+        """Replace the networks for inference."""
         self.model = self.ema_generator = modules["model"]
         self.discriminator = modules["discriminator"]
 
     def schedule(self, progress: float) -> float:
-        """Set both learning rates."""
+        """Set the learning rates of both optimizers."""
         rate = super().schedule(progress)
         for group in self.discriminator_optimizer.param_groups:
             group["lr"].fill_(group["initial_lr"] * self.lr_schedule(progress))
         return rate
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """An update of the discriminator, and one of the generator against the discriminator as it now is.
+        """Do a step of the discriminator, then a step of the generator against the new discriminator.
 
-        ``batch`` is images ``(N, C, H, W)`` in 0..255 and whatever is known of them, which is not looked at.
+        ``batch`` is images ``(N, C, H, W)`` in 0..255 and their targets, which are ignored.
         """
         clock = self.runtime.clock
         real = self.normalize_images(batch[0])
         with clock("forward"), self.runtime.autocast():
-            made = self.training_model(self.sample_noise(len(real)))
+            generated = self.training_model(self.sample_noise(len(real)))
             with self.cache_normalized_weights():
-                on_real, on_made = (
+                real_scores, generated_scores = (
                     self.training_discriminator(real).float(),
-                    self.training_discriminator(made.detach()).float(),
+                    self.training_discriminator(generated.detach()).float(),
                 )
-        against = self.compute_discriminator_loss(on_real, on_made)
+        discriminator_loss = self.compute_discriminator_loss(real_scores, generated_scores)
         with clock("backward"):
             self.discriminator_optimizer.zero_grad()
-            self.discriminator_scaler.scale(against).backward()  # type: ignore[no-untyped-call]
+            self.discriminator_scaler.scale(discriminator_loss).backward()  # type: ignore[no-untyped-call]
         with clock("optimizer"):
             self.apply_gradients(self.discriminator_optimizer, self.discriminator_scaler)
         with clock("forward"), self.runtime.autocast(), self.cache_normalized_weights():
-            score = self.discriminator(made).float()
-        loss = -score.mean() if self.hinge_loss else F.softplus(-score).mean()
+            scores = self.discriminator(generated).float()
+        generator_loss = -scores.mean() if self.hinge_loss else F.softplus(-scores).mean()
         with clock("backward"):
             self.optimizer.zero_grad()
-            # through the discriminator down to the images, and from there on: its weights' gradients are not needed
-            (gradient,) = torch.autograd.grad(self.scaler.scale(loss), made)
-            made.backward(gradient)
+            # in two parts, since the gradients of the discriminator's weights are not needed
+            (gradient,) = torch.autograd.grad(self.scaler.scale(generator_loss), generated)
+            generated.backward(gradient)
         with clock("optimizer"):
             self.apply_gradients(self.optimizer, self.scaler)
             self.on_step()
-        told = torch.cat([on_real.detach() > 0, on_made.detach() < 0]).float().mean()
-        self.statistics.apart.lerp_(told, DISCRIMINATOR_ACCURACY_MOMENTUM)
-        found = {"discriminator_loss": against, "generator_loss": loss, "told_apart": told}
-        return {name: value.detach() for name, value in found.items()}
+        accuracy = torch.cat([real_scores.detach() > 0, generated_scores.detach() < 0]).float().mean()
+        self.statistics.discriminator_accuracy.lerp_(accuracy, DISCRIMINATOR_ACCURACY_MOMENTUM)
+        metrics = {
+            "discriminator_loss": discriminator_loss,
+            "generator_loss": generator_loss,
+            "discriminator_accuracy": accuracy,
+        }
+        return {name: value.detach() for name, value in metrics.items()}
 
     def compute_discriminator_loss(self, real_scores: Tensor, generated_scores: Tensor) -> Tensor:
-        """The loss of the discriminator, from its scores of real and of made images, ``(N,)`` each."""
+        """Compute the discriminator loss from its scores of real and of generated images, ``(N,)`` each."""
         if self.hinge_loss:
             return (1 - real_scores).relu().mean() + (1 + generated_scores).relu().mean()
         return F.softplus(-real_scores).mean() + F.softplus(generated_scores).mean()
 
     def sample_noise(self, count: int) -> Tensor:
-        """Noise for this process's ``count`` images: its rows of what is drawn for all."""
+        """Sample noise ``(count, 100)``: this process's rows of the noise for all processes."""
         rank, world = self.runtime.rank, self.runtime.world_size
         return 2 * torch.rand(count * world, self.latent_dim, device=self.runtime.device)[rank::world] - 1
 
     @contextmanager
     def cache_normalized_weights(self) -> Iterator[None]:
-        """Normalise the discriminator's weights, where they are, once and in float32, whatever is computed in here."""
+        """Compute spectrally normalized weights of the discriminator once, in float32, and cache them."""
         with parametrize.cached():
             with torch.autocast(self.runtime.device.type, enabled=False):
                 for layer in self.discriminator.modules():
                     if parametrize.is_parametrized(layer):
-                        layer.weight  # noqa: B018  it is kept
+                        layer.weight  # noqa: B018  fills the cache
             yield
 
     @torch.no_grad()
     def on_step(self) -> None:
-        """Let the average follow, sooner at the beginning, when there is less to be averaged."""
+        """Update the moving average of the generator, with a lower decay in the first steps."""
         super().on_step()
         if self.ema_decay:
-            count = self.statistics.updates.add_(1)
-            own, theirs = (
+            count = self.statistics.steps.add_(1)
+            averages, values = (
                 [value for value in network.state_dict().values() if value.is_floating_point()]
                 for network in (self.ema_generator, self.model)
             )
-            change = torch._foreach_sub(theirs, own)
+            change = torch._foreach_sub(values, averages)
             torch._foreach_mul_(change, (EMA_WARMUP_STEPS / (EMA_WARMUP_STEPS + count)).clamp(min=1 - self.ema_decay))
-            torch._foreach_add_(own, change)
+            torch._foreach_add_(averages, change)
 
     def normalize_images(self, images: Tensor) -> Tensor:
-        """Images ``(N, C, H, W)`` in 0..255 as the discriminator takes them, in -1..1."""
-        kind = next(self.discriminator.parameters()).dtype
-        return (images.float() / 127.5 - 1).to(kind).contiguous(memory_format=torch.channels_last)
+        """Scale images ``(N, C, H, W)`` from 0..255 to -1..1, the discriminator's input."""
+        dtype = next(self.discriminator.parameters()).dtype
+        return (images.float() / 127.5 - 1).to(dtype).contiguous(memory_format=torch.channels_last)
 
     def sample_latents(self, count: int, seed: int = 0) -> Tensor:
-        """Noise ``(count, 100)`` that is the same on every machine."""
+        """Sample latent vectors ``(count, 100)`` that depend only on the seed, on any device."""
         return 2 * torch.rand(count, self.latent_dim, generator=torch.Generator().manual_seed(seed)) - 1
 
     @torch.inference_mode()
     def generate_images(self, latents: Tensor) -> Tensor:
-        """Images ``(N, C, H, W)`` uint8 that the generator makes of noise ``(N, 100)`` in -1..1."""
-        kind = next(self.ema_generator.parameters()).dtype
-        found = []
+        """Generate images ``(N, C, H, W)`` uint8 from latent vectors ``(N, 100)`` in -1..1."""
+        dtype = next(self.ema_generator.parameters()).dtype
+        images = []
         with self.inference_mode(), half_precision.enable_float32_fallback(self.ema_generator):
-            for part in torch.split(latents, BATCH_SIZE):
-                values = self.ema_generator(part.to(self.runtime.device, kind)).float()
-                found.append(((values + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
-        return torch.cat(found)
+            for chunk in torch.split(latents, BATCH_SIZE):
+                values = self.ema_generator(chunk.to(self.runtime.device, dtype)).float()
+                images.append(((values + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
+        return torch.cat(images)
 
     @torch.inference_mode()
     def predict_real_probability(self, images: Tensor) -> list[float]:
-        """How sure the discriminator is that each of ``(N, C, H, W)`` uint8 is real, 0 to 1."""
+        """Predict the probability, by the discriminator, that each of the images ``(N, C, H, W)`` uint8 is real."""
         with self.inference_mode(), half_precision.enable_float32_fallback(self.discriminator):
-            parts = (self.normalize_images(part.to(self.runtime.device)) for part in torch.split(images, BATCH_SIZE))
-            scores = torch.cat([self.discriminator(part).float() for part in parts])
+            chunks = (self.normalize_images(chunk.to(self.runtime.device)) for chunk in torch.split(images, BATCH_SIZE))
+            scores = torch.cat([self.discriminator(chunk).float() for chunk in chunks])
         return scores.sigmoid().tolist()
 
     def collect_results(self, batches: Any) -> "GenerationResults":
-        """As many images as ``batches`` has real ones, and the features that a network sees in both."""
+        """Generate as many images as there are real ones in ``batches`` and compute the features of both."""
         rank, world = self.runtime.rank, self.runtime.world_size
         if self.cached_real_features is None or self.cached_real_features[0] is not batches:
-            perception = self.cached_real_features[1] if self.cached_real_features else self.load_feature_extractor()
-            parts = [images for images, _ in batches if len(images)]
+            extractor = self.cached_real_features[1] if self.cached_real_features else self.load_feature_extractor()
+            chunks = [images for images, _ in batches if len(images)]
             real = []
-            for look in perception.build_extractors(self.runtime.device):
-                seen = [look(part) for part in parts]
-                gathered = self.runtime.all_gather(torch.cat(seen) if seen else torch.zeros(0))
-                real.append(torch.cat([part for part in gathered if len(part)]))
-            self.cached_real_features = batches, perception, real
-        _, perception, real = self.cached_real_features
-        codes = self.sample_latents(len(real[0]))
-        own = self.generate_images(codes[rank::world])
-        made = [torch.empty_like(each) for each in real]
-        for whole, look in zip(made, perception.build_extractors(self.runtime.device), strict=True):
-            for other, rows in enumerate(self.runtime.all_gather(look(own))):
-                whole[other::world] = rows
-        return GenerationResults(perception, made, real, self.generate_images(codes[:NUM_PREVIEW_IMAGES]))
+            for extract in extractor.build_extractors(self.runtime.device):
+                local = [extract(chunk) for chunk in chunks]
+                gathered = self.runtime.all_gather(torch.cat(local) if local else torch.zeros(0))
+                real.append(torch.cat([features for features in gathered if len(features)]))
+            self.cached_real_features = batches, extractor, real
+        _, extractor, real = self.cached_real_features
+        latents = self.sample_latents(len(real[0]))
+        images = self.generate_images(latents[rank::world])
+        generated = [torch.empty_like(features) for features in real]
+        for features, extract in zip(generated, extractor.build_extractors(self.runtime.device), strict=True):
+            for other, rows in enumerate(self.runtime.all_gather(extract(images))):
+                features[other::world] = rows
+        return GenerationResults(extractor, generated, real, self.generate_images(latents[:NUM_PREVIEW_IMAGES]))
 
     def on_evaluation(self, metrics: dict[str, Any]) -> None:
-        """Keep the grid, and warn where the generator repeats itself or the discriminator knows everything."""
+        """Store a preview grid, and warn of mode collapse or of a discriminator that is too strong."""
         super().on_evaluation(metrics)
         assert self.last_results is not None
         self.preview_history.add(draw_image_grid(self.last_results[1].samples))
         if metrics["repeated"] > MAX_REPETITION:
             logger.warning(
-                f"the generator repeats itself: {metrics['repeated']:.0%} of what it makes is as near to another one "
-                "as only 1 % of real images are; try --stable, or a lower --lr"
+                f"the generator repeats itself: {metrics['repeated']:.0%} of its samples are as close to another "
+                "sample as only 1 % of the real images are to another; try --stable, or a lower --lr"
             )
-        if self.statistics.apart > MAX_DISCRIMINATOR_ACCURACY:
+        if self.statistics.discriminator_accuracy > MAX_DISCRIMINATOR_ACCURACY:
             logger.warning(
-                f"the discriminator has told {self.statistics.apart.item():.1%} apart lately, from which the generator "
-                "learns little; try --stable, or another --lr"
+                f"the recent discriminator accuracy is {self.statistics.discriminator_accuracy.item():.1%}, too high "
+                "for the generator to improve; try --stable, or another --lr"
             )
 
     def preview(self) -> Image.Image | None:
-        """The grid as it was judged last."""
+        """Return the preview grid of the last evaluation."""
         return draw_image_grid(self.last_results[1].samples) if self.last_results else None
 
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """How sure the discriminator is that an image is ``real``, from 0 to 1.
+        """Predict the probability that each image is ``real``, 0 to 1, by the discriminator.
 
-        ``inputs`` are paths, PIL images or arrays as :func:`fukami.image.io.read_image` takes them. An image that
-        cannot be read yields ``{"file", "error"}``.
+        ``inputs`` are paths, PIL images or arrays as :func:`fukami.image.io.read_image` accepts them. An unreadable
+        image yields ``{"file", "error"}``.
         """
-        answers: list[dict[str, Any]] = []
+        predictions: list[dict[str, Any]] = []
         for source in inputs:
-            named = {"file": str(source)} if isinstance(source, str | Path) else {}
+            file = {"file": str(source)} if isinstance(source, str | Path) else {}
             try:
                 (real,) = self.predict_real_probability(
                     torch.from_numpy(self.transform.read_and_transform(source))[None]
                 )
             except Error as error:
-                answers.append({**named, "error": str(error)})
+                predictions.append({**file, "error": str(error)})
                 continue
-            answers.append({**named, "real": real})
-        return answers
+            predictions.append({**file, "real": real})
+        return predictions
 
     def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
-        """The image as it was seen, and how real it was found."""
+        """Draw the image next to the preprocessed one, with the probability that it is real."""
         image = image_io.read_image(source)
         return image_io.draw_prediction(image, self.transform(image), f"{prediction['real']:.1%} real")
 
     def plot_evaluation(self, batches: Any) -> "Iterator[tuple[str, Figure | Sequence[Image.Image]]]":
-        """How the grid grew; what there is now, beside real images."""
-        found: GenerationResults = self.get_results(batches)
+        """Yield the animation of the preview grids, the current grid and a grid of real images."""
+        results: GenerationResults = self.get_results(batches)
         real = torch.cat([images for images, _ in batches.iterate_in_order()])[:NUM_PREVIEW_IMAGES]
         frames = self.preview_history.decode_frames()
         if len(frames) > 1:
-            yield "How it grew", frames
-        yield "Made", [draw_image_grid(found.samples)]
-        yield "Real", [draw_image_grid(real.cpu())]
+            yield "Samples during training", frames
+        yield "Generated samples", [draw_image_grid(results.samples)]
+        yield "Real images", [draw_image_grid(real.cpu())]
 
 
 class GenerationResults(NamedTuple):
-    """What was made and seen.
+    """Features of generated and real images.
 
     Attributes:
-        feature_extractor: the network that saw it.
-        generated_features, real_features: features ``(N, F)``, and the images 8×8 pixels small ``(N, 64 C)``.
-        samples: some of the images made, ``(n, C, H, W)`` uint8.
+        feature_extractor: the feature extractor.
+        generated_features, real_features: its features ``(N, F)``, and the pixel features ``(N, 64 C)``.
+        samples: some of the generated images, ``(n, C, H, W)`` uint8.
     """
 
     feature_extractor: "FeatureExtractor"
@@ -319,42 +326,42 @@ class GenerationResults(NamedTuple):
     samples: Tensor
 
     def compute_metrics(self) -> dict[str, Any]:
-        """Fréchet and kernel distance, named after the features; how much is repeated; how many digits are legible.
+        """Compute the Fréchet and kernel distance, the fraction of repeated samples and the legibility of digits.
 
-        With the network that FID and KID are defined with they are ``fid_inception`` and ``kid_inception``; with any
-        other they are ``frechet_...`` and ``kernel_...``, since such numbers cannot be compared with those of papers.
+        Only with the original FID network are the distances named ``fid_inception`` and ``kid_inception``. With other
+        features they are named ``frechet_...`` and ``kernel_...``, since they are not comparable with those of papers.
         """
-        (made, small), (real, small_real) = self.generated_features, self.real_features
+        (generated, generated_pixels), (real, real_pixels) = self.generated_features, self.real_features
         name = self.feature_extractor.name
         frechet, kernel = ("fid", "kid") if name == "inception" else ("frechet", "kernel")
-        found: dict[str, Any] = {
-            f"{frechet}_{name}": generation_metrics.compute_frechet_distance(made, real),
-            f"{kernel}_{name}": generation_metrics.compute_kernel_distance(made, real),
-            "repeated": generation_metrics.compute_repetition(small, small_real),
+        metrics: dict[str, Any] = {
+            f"{frechet}_{name}": generation_metrics.compute_frechet_distance(generated, real),
+            f"{kernel}_{name}": generation_metrics.compute_kernel_distance(generated, real),
+            "repeated": generation_metrics.compute_repetition(generated_pixels, real_pixels),
         }
-        return found | self.feature_extractor.measure_legibility(made) | {"count": len(made)}
+        return metrics | self.feature_extractor.measure_legibility(generated) | {"count": len(generated)}
 
 
 class TrainingStatistics(nn.Module):
-    """The updates so far, and the share that the discriminator told apart lately."""
+    """Number of steps, and moving average of the discriminator accuracy."""
 
-    updates: Tensor
-    apart: Tensor
+    steps: Tensor
+    discriminator_accuracy: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("updates", torch.tensor(0.0))
-        self.register_buffer("apart", torch.tensor(0.5))
+        self.register_buffer("steps", torch.tensor(0.0))
+        self.register_buffer("discriminator_accuracy", torch.tensor(0.5))
 
 
 class PreviewHistory:
-    """The grids of a training, as many as an animation needs; when there are too many, every other one goes."""
+    """Preview grids of a training; when there are too many, every other one is deleted."""
 
     def __init__(self) -> None:
         self.encoded_frames: list[Tensor] = []
 
     def add(self, image: Image.Image) -> None:
-        """Keep a grid."""
+        """Store a grid."""
         if len(self.encoded_frames) >= MAX_FRAMES:
             del self.encoded_frames[::2]
         buffer = io.BytesIO()
@@ -362,23 +369,23 @@ class PreviewHistory:
         self.encoded_frames.append(torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8))
 
     def decode_frames(self) -> list[Image.Image]:
-        """All of them."""
-        return [Image.open(io.BytesIO(each.numpy().tobytes())) for each in self.encoded_frames]
+        """Decode all grids."""
+        return [Image.open(io.BytesIO(frame.numpy().tobytes())) for frame in self.encoded_frames]
 
     def state_dict(self) -> dict[str, Any]:
-        """The grids."""
+        """Return the encoded grids."""
         return {"encoded": self.encoded_frames}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
-        self.encoded_frames = [each.cpu() for each in state["encoded"]]
+        """Restore the encoded grids."""
+        self.encoded_frames = [frame.cpu() for frame in state["encoded"]]
 
 
 def draw_image_grid(images: Tensor, num_columns: int = 8) -> Image.Image:
-    """Images ``(N, C, H, W)`` uint8 side by side, small ones enlarged."""
+    """Draw images ``(N, C, H, W)`` uint8 as a grid; images smaller than 64 pixels are enlarged."""
     from torchvision.utils import make_grid
 
     factor = max(1, 64 // images.shape[-1])
     images = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    page = make_grid(images, nrow=num_columns, padding=2, pad_value=255)
-    return image_io.convert_array_to_image(page.permute(1, 2, 0).numpy())
+    grid = make_grid(images, nrow=num_columns, padding=2, pad_value=255)
+    return image_io.convert_array_to_image(grid.permute(1, 2, 0).numpy())

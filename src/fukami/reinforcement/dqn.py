@@ -4,7 +4,7 @@ import contextlib
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from fukami.engine import schedules
 from fukami.engine.recipe import Data, Recipe, check_range
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DQN(Recipe):
-    """What each action is worth, learned by trial and error."""
+    """Deep Q-Network (Mnih et al. 2015).
 
-    paper: ClassVar[str] = "Mnih et al., Human-level control through deep reinforcement learning"
-    year: ClassVar[int] = 2015
-    family: ClassVar[str] = "play"
-    paper_result: ClassVar[str] = "18.9 Pong, mean return"
-    reproduced_result: ClassVar[str] = "19.17 Pong, Double DQN with Adam, one seed"
+    Result: mean return 1.0 on catch (embedded), the maximum, in about 65 seconds; 19.17 on Pong after 1.2 million steps
+    with Double DQN and Adam, in 71 minutes; both on 2 cores of an AMD EPYC. The paper: 18.9 on Pong.
+
+    Example:
+        fukami train dqn --env catch
+    """
 
     env: str = "catch"
     """catch (embedded), an Atari game such as pong, or what gymnasium calls so, such as CartPole-v1."""

@@ -1,4 +1,4 @@
-"""The note's own program in NumPy: layers, optimizers, trainer and network, their gradients derived by hand."""
+"""NumPy implementation of the note's program: layers with hand-derived gradients, optimizers, trainer, network."""
 
 from .files import load_mnist, read_params
 from .layers import Affine, BatchNormalization, Convolution, Dropout, Pooling, Relu, Sigmoid, SoftmaxWithLoss

@@ -1,4 +1,4 @@
-"""What is read from files: MNIST, and parameters in safetensors or in the pickles of programs like the note's."""
+"""File input: MNIST, and parameters as safetensors or as pickles of programs like the note's."""
 
 import io
 import pickle
@@ -17,14 +17,20 @@ ALLOWED_GLOBALS = {
     "numpy.ndarray",
     "numpy.dtype",
     "_codecs.encode",
-}  # and the two below, as NumPy 1 and NumPy 2 say them
+}  # and the two below, under their names in NumPy 1 and NumPy 2
 ALLOWED_GLOBALS |= {
     f"numpy.{c}.{f}" for c in ("core", "_core") for f in ("multiarray._reconstruct", "numeric._frombuffer")
 }
 
 
 def load_mnist(normalize: bool = True, flatten: bool = True, one_hot_label: bool = False) -> tuple[Split, Split]:
-    """``(x_train, t_train), (x_test, t_test)``, float32 in 0..1 or uint8, ``(N, 784)`` or ``(N, 1, 28, 28)``."""
+    """Load MNIST as ``(x_train, t_train), (x_test, t_test)``.
+
+    Args:
+        normalize: images as float32 in 0..1; otherwise uint8.
+        flatten: images as ``(N, 784)``; otherwise ``(N, 1, 28, 28)``.
+        one_hot_label: labels one-hot, ``(N, 10)``; otherwise ``(N,)``.
+    """
     from fukami.data import mnist
 
     def convert(x: Array, t: Array) -> Split:
@@ -36,28 +42,32 @@ def load_mnist(normalize: bool = True, flatten: bool = True, one_hot_label: bool
 
 
 def read_params(path: str | Path) -> dict[str, Array]:
-    """The floating-point arrays of a file, safetensors or a pickled dict; anything else is an Error, and never run."""
+    """Read the floating-point arrays of a file, safetensors or a pickled dict, without executing code.
+
+    Raises:
+        Error: the file cannot be read or contains anything else.
+    """
     from safetensors.numpy import load
 
     try:
         content = Path(path).read_bytes()
         arrays = load(content) if content[8:9] == b"{" else _unpickle(content)
-        if wrong := [key for key, array in arrays.items() if array.dtype.kind != "f"]:
-            raise TypeError(f"{wrong[0]:.50} is {arrays[wrong[0]].dtype}, not floating point")
+        if invalid := [key for key, array in arrays.items() if array.dtype.kind != "f"]:
+            raise TypeError(f"{invalid[0]:.50} is {arrays[invalid[0]].dtype}, not floating point")
         return {key: np.array(array, array.dtype.newbyteorder("="), order="C") for key, array in arrays.items()}
     except Exception as error:  # a broken or hostile file can raise anything
         raise Error(
-            f"{path} was not loaded: {error!r:.300}; expected safetensors or a pickled dict of arrays"
+            f"{path} cannot be loaded: {error!r:.300}; expected safetensors or a pickled dict of arrays"
         ) from error
 
 
 def _unpickle(content: bytes) -> dict[str, Array]:
     if any("PUT" in code.name and int(number or 0) > len(content) for code, number, _ in pickletools.genops(content)):
-        raise ValueError("it numbers more things than it has")  # and genops finds lengths beyond the end of the file
-    found, arrays, size = _Unpickler(io.BytesIO(content), encoding="latin1").load(), dict[str, Array](), 0
-    if type(found) is not dict:
-        raise TypeError(f"it holds a {type(found).__name__}, not a dict")
-    for key, value in found.items():
+        raise ValueError("a memo index exceeds the file size")  # genops also raises for lengths beyond the end
+    loaded, arrays, size = _Unpickler(io.BytesIO(content), encoding="latin1").load(), dict[str, Array](), 0
+    if type(loaded) is not dict:
+        raise TypeError(f"it contains a {type(loaded).__name__}, not a dict")
+    for key, value in loaded.items():
         if type(key) is not str or type(value) is not _PickleRecord:
             name = key if type(key) is str else type(key).__name__
             raise TypeError(f"the value of {name:.50} is a {type(value).__name__}, not an array")
@@ -69,13 +79,13 @@ def _unpickle(content: bytes) -> dict[str, Array]:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (asked := f"{module}.{name}") not in ALLOWED_GLOBALS | {"collections.OrderedDict"}:
-            raise pickle.UnpicklingError(f"it asks for {asked[:100]}, which is no part of an array")
-        return _PickleRecord if asked in ALLOWED_GLOBALS else lambda: {}
+        if (target := f"{module}.{name}") not in ALLOWED_GLOBALS | {"collections.OrderedDict"}:
+            raise pickle.UnpicklingError(f"it refers to {target[:100]}, which is not part of an array")
+        return _PickleRecord if target in ALLOWED_GLOBALS else lambda: {}
 
 
 class _PickleRecord:
-    """All that a pickle can call: it keeps the arguments and the state it is given, and runs nothing."""
+    """Stand-in for every callable of a pickle: it stores the arguments and the state and executes nothing."""
 
     def __init__(self, a: Any, b: Any = None, c: Any = None, d: Any = None, e: Any = None) -> None:
         self.args, self.state = (a, b, c, d, e), ()
@@ -84,8 +94,8 @@ class _PickleRecord:
         self.state = state
 
     def to_array(self) -> Array:
-        data, dtype, shape, order, axes = self.args  # of _frombuffer
-        if self.state:  # of what _reconstruct makes
+        data, dtype, shape, order, axes = self.args  # arguments of _frombuffer
+        if self.state:  # state of an array from _reconstruct
             _, shape, dtype, fortran, data = self.state
             order = "F" if fortran else "C"
         if not re.fullmatch("[<>]f[0-9]+", name := dtype.state[1] + dtype.args[0]):

@@ -1,10 +1,11 @@
-"""The layers of "Deep Learning from Scratch" (Saitoh, 2016), each with its gradient derived by hand.
+"""Layers of "Deep Learning from Scratch" (Saitoh, 2016) with hand-derived gradients.
 
-``forward(x)`` gives the answer, ``backward(dout)`` the gradient of ``x``, and leaves those of the parameters in ``dW``
-and so on. Images are ``(N, C, H, W)`` views of memory in the order ``(C, H, W, N)``, where windows are copied in long
-runs. The arithmetic is in the dtype of ``x``: for integers in that of the parameters, for float16 in float32, rounded.
+``forward(x)`` returns the output. ``backward(dout)`` returns the gradient of ``x`` and stores those of the parameters
+in ``dW`` and so on. Images are ``(N, C, H, W)`` views of memory in the order ``(C, H, W, N)``, so that windows are
+copied in long runs. Computations use the dtype of ``x``: for integers that of the parameters, for float16 float32 with
+a rounded output.
 """
-# ruff: noqa: D102 -- forward and backward are described once, above
+# ruff: noqa: D102 -- the module docstring describes forward and backward
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,11 +15,11 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 Array = npt.NDArray[Any]
-MAX_BLOCK_BYTES = 8 * 2**20  # bytes of windows that are copied at a time
+MAX_BLOCK_BYTES = 8 * 2**20  # bytes of windows copied at a time
 
 
 class Convolution:
-    """Filters ``W`` ``(out, in, kh, kw)`` slid over ``(N, in, H, W)``, plus ``b`` ``(out,)``: ``(N, out, OH, OW)``."""
+    """Convolution of ``(N, in, H, W)`` with ``W`` ``(out, in, kh, kw)`` plus ``b`` ``(out,)``: ``(N, out, OH, OW)``."""
 
     def __init__(self, W: Array, b: Array, stride: int = 1, pad: int = 0) -> None:
         self.W, self.b, self.stride, self.pad = W, b, stride, pad
@@ -28,8 +29,8 @@ class Convolution:
         self.pixels = move_batch_last(np.asarray(x, precision), self.pad)
         windows = extract_windows(self.pixels, size, self.stride)
         W, y = np.asarray(self.W, precision).reshape(out, -1), np.empty((out, *windows.shape[3:]), precision)
-        for _, place, columns in unroll_windows(windows):
-            np.matmul(W, columns, out=y.reshape(out, -1)[:, place])
+        for _, position, columns in unroll_windows(windows):
+            np.matmul(W, columns, out=y.reshape(out, -1)[:, position])
         y += np.asarray(self.b, precision)[:, None, None, None]
         return np.asarray(move_batch_first(y), self.dtype)
 
@@ -38,9 +39,9 @@ class Convolution:
         W, dx = np.asarray(self.W, precision).reshape(out, -1), np.zeros(self.pixels.shape, precision)
         dy, dW = np.asarray(move_batch_last(dout), precision).reshape(out, -1), np.zeros(W.T.shape, precision)
         windows, dwindows = (extract_windows(pixels, size, self.stride) for pixels in (self.pixels, dx))
-        for rows, place, columns in unroll_windows(windows):
-            dW += columns @ dy[:, place].T
-            dcolumns = np.matmul(W.T, dy[:, place], out=columns).reshape(dwindows[:, :, :, rows].shape)
+        for rows, position, columns in unroll_windows(windows):
+            dW += columns @ dy[:, position].T
+            dcolumns = np.matmul(W.T, dy[:, position], out=columns).reshape(dwindows[:, :, :, rows].shape)
             for i, j in np.ndindex(*size):
                 dwindows[:, i, j, rows] += dcolumns[:, i, j]
         self.dW, self.db = dW.T.reshape(self.W.shape).astype(self.dtype), dy.sum(axis=1).astype(self.dtype)
@@ -48,7 +49,7 @@ class Convolution:
 
 
 class Pooling:
-    """The largest value of each window, where padding never wins: ``(N, C, H, W)`` to ``(N, C, OH, OW)``."""
+    """Max pooling of ``(N, C, H, W)`` to ``(N, C, OH, OW)``; padding is never the maximum."""
 
     def __init__(self, pool_h: int, pool_w: int, stride: int = 2, pad: int = 0) -> None:
         self.size, self.stride, self.pad = (pool_h, pool_w), stride, pad
@@ -59,17 +60,17 @@ class Pooling:
         return move_batch_first(self.out)
 
     def backward(self, dout: Array) -> Array:
-        dy, dx, untaken = move_batch_last(dout), np.zeros(self.pixels.shape, dout.dtype), np.ones(self.out.shape, bool)
+        dy, dx, pending = move_batch_last(dout), np.zeros(self.pixels.shape, dout.dtype), np.ones(self.out.shape, bool)
         windows, dwindows = (extract_windows(pixels, self.size, self.stride) for pixels in (self.pixels, dx))
-        for i, j in np.ndindex(*self.size):  # of equal values, the first one gets the gradient
-            won = untaken & (windows[:, i, j] == self.out)
-            dwindows[:, i, j] += dy * won
-            untaken ^= won
+        for i, j in np.ndindex(*self.size):  # among equal values, the first one gets the gradient
+            is_max = pending & (windows[:, i, j] == self.out)
+            dwindows[:, i, j] += dy * is_max
+            pending ^= is_max
         return move_batch_first(dx, self.pad)
 
 
 class Affine:
-    """``x @ W + b`` with ``W`` ``(in, out)``: ``(N, ...)`` with ``in`` values per sample to ``(N, out)``."""
+    """Fully connected layer ``x @ W + b`` with ``W`` ``(in, out)``: flattened ``(N, ...)`` to ``(N, out)``."""
 
     def __init__(self, W: Array, b: Array) -> None:
         self.W, self.b = W, b
@@ -86,7 +87,7 @@ class Affine:
 
 
 class Relu:
-    """``max(x, 0)``; any shape."""
+    """ReLU ``max(x, 0)``, for any shape."""
 
     def forward(self, x: Array) -> Array:
         self.out: Array = np.maximum(x, 0)
@@ -97,7 +98,7 @@ class Relu:
 
 
 class Sigmoid:
-    """``1 / (1 + exp(-x))``, without overflow; any shape."""
+    """Sigmoid ``1 / (1 + exp(-x))`` without overflow, for any shape."""
 
     def forward(self, x: Array) -> Array:
         self.out = np.asarray(np.exp(np.minimum(x, 0)) / (1 + np.exp(-np.abs(x))))
@@ -108,7 +109,7 @@ class Sigmoid:
 
 
 class Dropout:
-    """Silences a share of the values in training; at test time scales all to that mean (Hinton et al., 2012)."""
+    """Dropout: set a fraction of the values to 0 in training, scale all at test time (Hinton et al. 2012)."""
 
     def __init__(self, dropout_ratio: float = 0.5) -> None:
         self.dropout_ratio = dropout_ratio
@@ -122,7 +123,7 @@ class Dropout:
 
 
 class BatchNormalization:
-    """Each feature of ``(N, ...)`` to mean 0 and variance 1, times ``gamma``, plus ``beta`` (Ioffe, Szegedy, 2015)."""
+    """Batch normalization of each feature of ``(N, ...)``, with ``gamma`` and ``beta`` (Ioffe and Szegedy 2015)."""
 
     def __init__(self, gamma: Array, beta: Array, momentum: float = 0.9,
                  running_mean: Array | None = None, running_var: Array | None = None) -> None:  # fmt: skip
@@ -151,7 +152,7 @@ class BatchNormalization:
 
 
 class SoftmaxWithLoss:
-    """The mean cross-entropy of the softmax ``y`` of scores ``(N, classes)``; ``t`` is labels ``(N,)`` or one-hot."""
+    """Softmax ``y`` of scores ``(N, classes)`` with mean cross-entropy loss; ``t`` is labels ``(N,)`` or one-hot."""
 
     def forward(self, x: Array, t: Array) -> float:
         scores = np.subtract(x, x.max(axis=1, keepdims=True), dtype=np.result_type(x, np.float32))
@@ -165,30 +166,30 @@ class SoftmaxWithLoss:
 
 
 def resolve_dtypes(x: Array, parameter: Array) -> tuple[np.dtype[Any], np.dtype[Any]]:
-    """The dtype of a layer's answer to ``x``, and that of its arithmetic."""
-    answer = x.dtype if x.dtype.kind == "f" else parameter.dtype
-    return answer, np.result_type(answer, np.float32)  # BLAS has no product of float16
+    """Return the dtype of a layer's output for ``x``, and that of its computation."""
+    dtype = x.dtype if x.dtype.kind == "f" else parameter.dtype
+    return dtype, np.result_type(dtype, np.float32)  # BLAS does not support float16
 
 
 def move_batch_last(x: Array, pad: int = 0, fill: float = 0) -> Array:
-    """``(N, C, H, W)`` as ``(C, H + 2 pad, W + 2 pad, N)`` with ``fill`` around it; a view where ``pad`` is 0."""
+    """Convert ``(N, C, H, W)`` to ``(C, H + 2 pad, W + 2 pad, N)``, padded with ``fill``; a view if ``pad`` is 0."""
     x = x.transpose(1, 2, 3, 0)
     return np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=fill) if pad else x
 
 
 def move_batch_first(pixels: Array, pad: int = 0) -> Array:
-    """The inverse of ``image_last``, a view."""
+    """Convert ``(C, H + 2 pad, W + 2 pad, N)`` to ``(N, C, H, W)``, the inverse of :func:`move_batch_last`; a view."""
     return np.transpose(pixels[:, pad : pixels.shape[1] - pad, pad : pixels.shape[2] - pad], (3, 0, 1, 2))
 
 
 def extract_windows(pixels: Array, size: Sequence[int], stride: int) -> Array:
-    """Every window of ``(C, H, W, N)``, a view ``(C, kh, kw, OH, OW, N)`` with ``OH = (H - kh) // stride + 1``."""
+    """Return all windows of ``(C, H, W, N)`` as a view ``(C, kh, kw, OH, OW, N)``, ``OH = (H - kh) // stride + 1``."""
     windows = sliding_window_view(pixels, size, axis=(1, 2), writeable=True)[:, ::stride, ::stride]
     return windows.transpose(0, 4, 5, 1, 2, 3)
 
 
 def unroll_windows(windows: Array) -> Iterator[tuple[slice, slice, Array]]:
-    """Some rows of windows at a time: the rows, their place among all columns, and their own ``(C * kh * kw, ...)``."""
+    """Yield blocks of rows of windows: the rows, their column slice, and their columns ``(C * kh * kw, ...)``."""
     (channels, kh, kw, height, *_), width = windows.shape, windows[0, 0, 0, 0].size
     rows = min(max(1, MAX_BLOCK_BYTES // windows[:, :, :, 0].nbytes), height)
     memory = np.empty(windows[:, :, :, :rows].size, windows.dtype)

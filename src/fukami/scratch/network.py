@@ -1,4 +1,4 @@
-"""The note's network of six convolutions and two affine layers, and what trains it (Saitoh, 2016)."""
+"""Network of six convolutions and two fully connected layers (Saitoh, 2016), as in the note, and its trainer."""
 
 import pickle
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ FILTERS_64: Filters = MappingProxyType({"filter_num": 64, "filter_size": 3, "pad
 
 
 class DeepConvNet:
-    """Three times conv - relu - conv - relu - pool, then affine - relu - dropout - affine - dropout, then softmax."""
+    """Three blocks of conv - relu - conv - relu - pool, then affine - relu - dropout - affine - dropout - softmax."""
 
     def __init__(self, input_dim: tuple[int, int, int] = (1, 28, 28),
                  conv_param_1: Filters = FILTERS_16, conv_param_2: Filters = FILTERS_16,
@@ -29,12 +29,12 @@ class DeepConvNet:
                  conv_param_5: Filters = FILTERS_64, conv_param_6: Filters = FILTERS_64,
                  hidden_size: int = 50, output_size: int = 10) -> None:  # fmt: skip
         self.input_dim, (channels, h, w) = tuple(input_dim), input_dim
-        self.params: dict[str, Array] = {}  # the very arrays that the layers compute with
+        self.params: dict[str, Array] = {}  # the arrays used by the layers, not copies
         self.layers: list[Convolution | Relu | Pooling | Affine | Dropout] = []
 
         def weights(outputs: int, *shape: int) -> tuple[Array, Array]:
             number, W, b = len(self.params) // 2 + 1, np.random.randn(*shape), np.zeros(outputs)
-            W *= np.sqrt(2.0 / (W.size // outputs))  # the fan-in, as He et al. (2015) scale for ReLU
+            W *= np.sqrt(2.0 / (W.size // outputs))  # He initialization with the fan-in (He et al. 2015)
             self.params |= {f"W{number}": W, f"b{number}": b}
             return W, b
 
@@ -47,16 +47,16 @@ class DeepConvNet:
                 self.layers.append(Pooling(pool_h=2, pool_w=2, stride=2))
                 h, w = h // 2, w // 2
             if min(h, w) < 1:
-                raise Error(f"images of {self.input_dim} are too small: conv {number} leaves nothing of them")
+                raise Error(f"images of {self.input_dim} are too small: the output of conv {number} is empty")
         self.layers += [Affine(*weights(hidden_size, channels * h * w, hidden_size)), Relu(), Dropout(0.5)]
         self.layers += [Affine(*weights(output_size, hidden_size, output_size)), Dropout(0.5)]
         self.weighted_layers = [layer for layer in self.layers if isinstance(layer, Convolution | Affine)]
         self.last_layer = SoftmaxWithLoss()
 
     def predict(self, x: Array, train_flg: bool = False) -> Array:
-        """The scores ``(N, output_size)`` of images ``(N, C, H, W)``; at test time 100 at once, to save memory."""
+        """Predict the scores ``(N, output_size)`` of images ``(N, C, H, W)``, at test time in batches of 100."""
         if x.shape[1:] != self.input_dim:
-            raise Error(f"images of shape {x.shape} were given, {('N', *self.input_dim)} expected; reshape them")
+            raise Error(f"the images have the shape {x.shape}, expected {('N', *self.input_dim)}; reshape them")
         if not train_flg and len(x) > 100:
             return np.concatenate([self.predict(x[i : i + 100]) for i in range(0, len(x), 100)])
         for layer in self.layers:
@@ -64,16 +64,16 @@ class DeepConvNet:
         return x
 
     def loss(self, x: Array, t: Array) -> float:
-        """The mean cross-entropy in training, with dropout; ``t`` is labels ``(N,)`` or one-hot."""
+        """Compute the mean cross-entropy loss, with dropout; ``t`` is labels ``(N,)`` or one-hot."""
         return self.last_layer.forward(self.predict(x, train_flg=True), t)
 
     def accuracy(self, x: Array, t: Array, batch_size: int = 100) -> float:
-        """The share of the images whose highest score is at the label; every image counts."""
-        answers = [self.predict(x[i : i + batch_size]).argmax(axis=1) for i in range(0, len(x), batch_size)]
-        return float((np.concatenate(answers) == (t if t.ndim == 1 else t.argmax(axis=1))).mean())
+        """Compute the accuracy over all images; ``t`` is labels ``(N,)`` or one-hot."""
+        predictions = [self.predict(x[i : i + batch_size]).argmax(axis=1) for i in range(0, len(x), batch_size)]
+        return float((np.concatenate(predictions) == (t if t.ndim == 1 else t.argmax(axis=1))).mean())
 
     def gradient(self, x: Array, t: Array) -> dict[str, Array]:
-        """The gradient of the loss with respect to every parameter, by its name."""
+        """Compute the gradient of the loss with respect to each parameter, by its name."""
         self.loss(x, t)
         dout = self.last_layer.backward()
         for layer in reversed(self.layers):
@@ -81,25 +81,29 @@ class DeepConvNet:
         return {f"{p}{i}": getattr(layer, f"d{p}") for i, layer in enumerate(self.weighted_layers, 1) for p in "Wb"}
 
     def save_params(self, file_name: str | Path = "params.pkl") -> None:
-        """Write the parameters: as safetensors if that is the suffix, else pickled as the note does."""
+        """Save the parameters: as safetensors if that is the suffix, else as a pickle, as in the note."""
         from safetensors.numpy import save
 
         path = Path(file_name)
         path.write_bytes(save(self.params) if path.suffix == ".safetensors" else pickle.dumps(self.params))
 
     def load_params(self, file_name: str | Path = "params.pkl") -> None:
-        """Take over the parameters of a file and their dtype; if they do not fit, raise Error and change nothing."""
+        """Load the parameters of a file with their dtype.
+
+        Raises:
+            Error: the parameters do not fit; the network is unchanged.
+        """
         loaded = read_params(file_name)
-        expected, found = ({key: value.shape for key, value in params.items()} for params in (self.params, loaded))
-        if wrong := sorted({key for key, _ in expected.items() ^ found.items()}):
-            what = (f"{k:.50} is {found.get(k, 'missing')}, expected {expected.get(k, 'nothing')}" for k in wrong[:5])
-            raise Error(f"{file_name} does not fit this network: {'; '.join(what)}")
+        expected, actual = ({key: value.shape for key, value in params.items()} for params in (self.params, loaded))
+        if wrong := sorted({key for key, _ in expected.items() ^ actual.items()}):
+            parts = (f"{k:.50} is {actual.get(k, 'missing')}, expected {expected.get(k, 'nothing')}" for k in wrong[:5])
+            raise Error(f"{file_name} does not fit this network: {'; '.join(parts)}")
         for i, layer in enumerate(self.weighted_layers, 1):
             layer.W, layer.b = self.params[f"W{i}"], self.params[f"b{i}"] = loaded[f"W{i}"], loaded[f"b{i}"]
 
 
 class Trainer:
-    """Trains a network on random mini batches and measures its accuracy on the first samples after each epoch."""
+    """Trainer with random mini-batches; it evaluates the accuracy on the first samples after each epoch."""
 
     def __init__(self, network: DeepConvNet, x_train: Array, t_train: Array, x_test: Array, t_test: Array,
                  epochs: int = 20, mini_batch_size: int = 100, optimizer: str = "Adam",
@@ -114,7 +118,7 @@ class Trainer:
         self.train_loss_list, self.train_acc_list, self.test_acc_list = list[float](), list[float](), list[float]()
 
     def train(self) -> None:
-        """Take as many steps as ``epochs`` training sets have mini batches; the lists grow on the way."""
+        """Train for ``epochs`` epochs, and append losses and accuracies to the lists."""
         for epoch in range(1, self.epochs + 1):
             for _ in range(max(len(self.x_train) // self.batch_size, 1)):
                 batch = np.random.choice(len(self.x_train), self.batch_size)

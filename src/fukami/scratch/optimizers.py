@@ -1,4 +1,4 @@
-"""The optimizers of "Deep Learning from Scratch" (Saitoh, 2016)."""
+"""Optimizers of "Deep Learning from Scratch" (Saitoh, 2016)."""
 
 from collections.abc import Mapping
 
@@ -8,13 +8,13 @@ from fukami.scratch.layers import Array
 
 
 class SGD:
-    """Gradient descent: the step is ``-lr * grad``. The others differ in the step and in what they remember."""
+    """Stochastic gradient descent with the step ``-lr * grad``; base class of the other optimizers."""
 
     def __init__(self, lr: float = 0.01) -> None:
         self.lr, self.iter, self.m, self.v = lr, 0, dict[str, Array](), dict[str, Array]()
 
     def update(self, params: Mapping[str, Array], grads: Mapping[str, Array]) -> None:
-        """Move every parameter by one step, in place and in its own dtype; steps are computed in float32 or more."""
+        """Update all parameters by one step, in place and in their dtype; steps are computed in float32 or higher."""
         self.iter += 1
         for key, param in params.items():
             param += self._step(key, np.asarray(grads[key], np.result_type(param, np.float32))).astype(param.dtype)
@@ -24,7 +24,7 @@ class SGD:
 
 
 class Momentum(SGD):
-    """Descent with inertia: the step is a velocity ``v`` that the gradient accelerates (Polyak, 1964)."""
+    """SGD with momentum: the step is a velocity ``v``, changed by the gradient (Polyak 1964)."""
 
     def __init__(self, lr: float = 0.01, momentum: float = 0.9) -> None:
         super().__init__(lr)
@@ -36,14 +36,14 @@ class Momentum(SGD):
 
 
 class Nesterov(Momentum):
-    """Momentum that looks one step ahead (Nesterov, 1983; in the form of Bengio et al., arXiv 1212.0901)."""
+    """SGD with Nesterov momentum (Nesterov 1983, in the form of Bengio et al., arXiv 1212.0901)."""
 
     def _step(self, key: str, grad: Array) -> Array:
         return self.momentum * super()._step(key, grad) - self.lr * grad
 
 
 class AdaGrad(SGD):
-    """Descent over the root of ``v``, the sum of all squared gradients (Duchi et al., 2011)."""
+    """AdaGrad: SGD divided by the root of ``v``, the sum of the squared gradients (Duchi et al. 2011)."""
 
     decay_rate, update_rate = 1.0, 1.0
 
@@ -53,7 +53,7 @@ class AdaGrad(SGD):
 
 
 class RMSprop(AdaGrad):
-    """AdaGrad with a running mean in place of the sum (Tieleman and Hinton, 2012)."""
+    """RMSprop: AdaGrad with a running mean of the squared gradients (Tieleman and Hinton 2012)."""
 
     def __init__(self, lr: float = 0.01, decay_rate: float = 0.99) -> None:
         super().__init__(lr)
@@ -61,7 +61,7 @@ class RMSprop(AdaGrad):
 
 
 class Adam(SGD):
-    """RMSprop along ``m``, a running mean of gradients, both corrected for having begun at 0 (Kingma and Ba, 2014)."""
+    """Adam: running means ``m`` and ``v`` of gradients and squared gradients, bias-corrected (Kingma and Ba 2014)."""
 
     def __init__(self, lr: float = 0.001, beta1: float = 0.9, beta2: float = 0.999) -> None:
         super().__init__(lr)

@@ -1,4 +1,4 @@
-"""What training would stumble on in images with masks: masks that are missing, of another size or of no class."""
+"""Validation of segmentation datasets: missing masks, masks of the wrong size, unknown values."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,66 +16,64 @@ from fukami.data.samples import Mask
 from fukami.errors import Error
 from fukami.segmentation import data as segmentation_data
 
-MAX_VALUES_LISTED = 5  # values or colours of no class that are named in a mask
+MAX_VALUES_LISTED = 5  # unknown values or colours reported per mask
 ImageMaskPair = tuple[Path, Mask]
-MaskReport = tuple[
-    Counter[str], list[tuple[str, str, str]]
-]  # pixels of each class; problem, file and words of each finding
+MaskReport = tuple[Counter[str], list[tuple[str, str, str]]]  # pixels per class; kind, file and detail of each problem
 
 
-def check_samples(spec: str, found: Findings) -> Iterator[tuple[ImageItem, bytes]]:
-    """The readable images of a data set with the digest of their pixels; what is wrong is told on the way."""
-    found.unit = "pixel"
+def check_samples(spec: str, report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
+    """Yield each readable image of a dataset with the digest of its pixels; problems are added to ``report``."""
+    report.unit = "pixel"
     if spec == "scenes":
-        yield from _check_scenes(found)
+        yield from _check_scenes(report)
         return
-    pairs, names = _check_pairs(spec, found)
-    every = [(part, pair) for part, some in pairs.items() for pair in some]
-    items = [ImageItem(image, names(image), "", part) for part, (image, _) in every]
-    yield from findings.hash_images(items, found)
+    pairs, names = _check_pairs(spec, report)
+    all_pairs = [(split, pair) for split, split_pairs in pairs.items() for pair in split_pairs]
+    items = [ImageItem(image, names(image), "", split) for split, (image, _) in all_pairs]
+    yield from findings.hash_images(items, report)
 
 
-def check_masks(spec: str, found: Findings) -> None:
-    """What is wrong with the masks alone, of data whose images are looked at already."""
+def check_masks(spec: str, report: Findings) -> None:
+    """Check only the masks of a dataset whose images are already checked."""
     if spec != "scenes":
-        _check_pairs(spec, found)
+        _check_pairs(spec, report)
 
 
-def _check_pairs(spec: str, found: Findings) -> tuple[dict[str, list[ImageMaskPair]], PathNames]:
-    """The pairs of each part; their masks are examined."""
-    given = segmentation_data.find_dataset(spec)
-    names = PathNames(given)
+def _check_pairs(spec: str, report: Findings) -> tuple[dict[str, list[ImageMaskPair]], PathNames]:
+    """Check the masks of each split; return the image-mask pairs by split."""
+    path = segmentation_data.find_dataset(spec)
+    names = PathNames(path)
     try:
-        described = segmentation_data.index_dataset(given)
+        index = segmentation_data.index_dataset(path)
     except Error as error:
-        add_read_error(error, names, found)
+        add_read_error(error, names, report)
         return {}, names
-    for flaw in described.problems:
-        found.add(flaw.kind, flaw.detail, file=names(flaw.file), line=flaw.line)
-    order = sorted(described.splits, key=("", "train", "val", "test").index)
-    labels = described.class_table.labels
-    for part in order:
-        found.annotation_counts[part].update(dict.fromkeys(labels, 0))
+    for problem in index.problems:
+        report.add(problem.kind, problem.detail, file=names(problem.file), line=problem.line)
+    order = sorted(index.splits, key=("", "train", "val", "test").index)
+    labels = index.class_table.labels
+    for split in order:
+        report.annotation_counts[split].update(dict.fromkeys(labels, 0))
         with ThreadPoolExecutor() as threads:
-            for counts, problems in threads.map(partial(_check_mask, labels), described.splits[part]):
-                found.annotation_counts[part].update(counts)
-                for problem, file, detail in problems:
-                    found.add(problem, detail, file=names(Path(file)))
-    return {part: described.splits[part] for part in order}, names
+            for counts, problems in threads.map(partial(_check_mask, labels), index.splits[split]):
+                report.annotation_counts[split].update(counts)
+                for kind, file, detail in problems:
+                    report.add(kind, detail, file=names(Path(file)))
+    return {split: index.splits[split] for split in order}, names
 
 
 def _check_mask(labels: Sequence[str], pair: ImageMaskPair) -> MaskReport:
-    """The pixels of each class in a mask, and what is wrong with it."""
+    """Count the pixels of each class in a mask and list its problems."""
     image, mask = pair
     if isinstance(mask, MissingMask):
-        return Counter(), [("no mask", str(image), "has no mask of its name; draw one, or remove the image")]
+        return Counter(), [("no mask", str(image), "has no mask of the same name; add one, or remove the image")]
     file = str(mask.path if isinstance(mask, MaskFile) else image)
-    head, problems = read_header(image), []
-    if isinstance(head, ImageHeader):
-        wrong = segmentation_data.find_mismatch(image, head, mask)
-        if wrong:
+    header, problems = read_header(image), []
+    if isinstance(header, ImageHeader):
+        mismatch = segmentation_data.find_mismatch(image, header, mask)
+        if mismatch:
             problems.append(
-                ("wrong size" if "pixels, and" in wrong else "broken", file, wrong.removeprefix(f"{file} "))
+                ("wrong size" if "pixels, and" in mismatch else "broken", file, mismatch.removeprefix(f"{file} "))
             )
     try:
         if isinstance(mask, MaskFile):
@@ -84,35 +82,35 @@ def _check_mask(labels: Sequence[str], pair: ImageMaskPair) -> MaskReport:
                 return Counter(), problems
         pixels = mask.read()
     except Error as error:
-        told = [("broken", file, str(error).removeprefix(f"{file} "))]
-        return Counter(), problems or told
+        read_problem = [("broken", file, str(error).removeprefix(f"{file} "))]
+        return Counter(), problems or read_problem
     counts = np.bincount(pixels.ravel(), minlength=len(labels) + 1)
     if counts[1:].sum() == 0:
-        problems.append(("unlabelled", file, "has no pixel of any class, so nothing is learned from it"))
+        problems.append(("unlabelled", file, "has no labelled pixel, so training ignores it"))
     return Counter(dict(zip(labels, counts[1:].tolist(), strict=False))), problems
 
 
 def _find_unknown_values(mask: MaskFile) -> Iterator[tuple[str, str]]:
-    """The values or colours of a mask that its legend does not have: the kind of problem, and the words."""
+    """Yield the kind and the detail of each value or colour that is missing from the class table."""
     codes, known = mask.read_codes(), mask.list_known_codes()[0]
     values, first, counts = np.unique(codes, return_index=True, return_counts=True)
-    strange = np.flatnonzero(~np.isin(values, known))
-    for at in strange[np.argsort(-counts[strange])][:MAX_VALUES_LISTED].tolist():
-        row, column = divmod(int(first[at]), codes.shape[1])
-        where = f"in {findings.format_count(int(counts[at]), 'pixel')}, the first at column {column} of row {row}"
-        detail = f"has {mask.describe_code(int(values[at]))} {where}, which the class table does not have"
+    unknown = np.flatnonzero(~np.isin(values, known))
+    for index in unknown[np.argsort(-counts[unknown])][:MAX_VALUES_LISTED].tolist():
+        row, column = divmod(int(first[index]), codes.shape[1])
+        where = f"in {findings.format_count(int(counts[index]), 'pixel')}, the first at column {column} of row {row}"
+        detail = f"has {mask.describe_code(int(values[index]))} {where}, which the class table does not have"
         yield "unknown colour" if mask.class_table.color_to_class else "unknown value", detail
-    if len(strange) > MAX_VALUES_LISTED:
-        yield "unknown value", f"has {len(strange)} values of no class in all; was it saved as JPEG, or resized?"
+    if len(unknown) > MAX_VALUES_LISTED:
+        yield "unknown value", f"has {len(unknown)} unknown values in total; was it saved as JPEG, or resized?"
 
 
-def _check_scenes(found: Findings) -> Iterator[tuple[ImageItem, bytes]]:
-    """The embedded set, which has no files."""
+def _check_scenes(report: Findings) -> Iterator[tuple[ImageItem, bytes]]:
+    """Yield the images of the embedded dataset, which has no files."""
     train, test, labels = segmentation_data.load_dataset("scenes", 0)
-    for part, samples in (("train", train), ("test", test)):
+    for split, samples in (("train", train), ("test", test)):
         for sample in samples:
             assert sample.mask is not None
-            found.image_counts[part][""] += 1
+            report.image_counts[split][""] += 1
             counts = np.bincount(sample.mask.read().ravel(), minlength=len(labels) + 1)[1:]
-            found.annotation_counts[part].update(dict(zip(labels, counts.tolist(), strict=True)))
-            yield ImageItem(Path(), sample.name, "", part), findings.hash_pixels(np.asarray(sample.source))
+            report.annotation_counts[split].update(dict(zip(labels, counts.tolist(), strict=True)))
+            yield ImageItem(Path(), sample.name, "", split), findings.hash_pixels(np.asarray(sample.source))

@@ -1,4 +1,4 @@
-"""Masks painted from the polygons and the run lengths in COCO's JSON (Lin et al. 2014)."""
+"""Segmentation masks rasterized from the polygons and run-length encodings of COCO's JSON (Lin et al. 2014)."""
 
 import hashlib
 import math
@@ -21,16 +21,14 @@ from fukami.image import io as image_io
 
 BACKGROUND = "background"
 OUTLINE_PATTERN = re.compile(r'"segmentation"\s*:\s*(\[\s*\[|\{)')
-CHUNK_SIZE, CHUNK_OVERLAP = 2**20, 64  # characters that are looked through at a time
-MAX_CORNER_DISTANCE = 16  # times the longer side of the image that a corner of a polygon may lie outside of it
-MAX_PERIMETER = 1e6  # pixels of a polygon's outline, which takes 50 bytes each while it is painted
-MAX_RENDERED_PIXELS = (
-    5e10  # pixels of all objects of an image, each of which is painted in the whole of it: about a minute
-)
+CHUNK_SIZE, CHUNK_OVERLAP = 2**20, 64  # characters searched at a time
+MAX_CORNER_DISTANCE = 16  # how far a polygon's corner may lie outside the image, in multiples of its longer side
+MAX_PERIMETER = 1e6  # pixels of a polygon's outline; rasterizing takes 50 bytes each
+MAX_RENDERED_PIXELS = 5e10  # image pixels times objects, each rasterized at the full image size: about a minute
 
 
 class ObjectOutline(NamedTuple):
-    """An object: its number in a map, its outline as the file has it, its area, and how the file tells it apart."""
+    """Outline of an object: its value in the mask, the polygons or run lengths, its area and its annotation."""
 
     mask_value: int
     outline: Any
@@ -40,12 +38,12 @@ class ObjectOutline(NamedTuple):
 
 @dataclass(frozen=True)
 class COCOMask:
-    """The objects of an image, the smaller ones on top; what is in none is background.
+    """Mask of an image's objects, smaller objects on top; all other pixels are background.
 
     Args:
-        size: width and height that the outlines are in.
-        objects: the objects.
-        file: that has them.
+        size: width and height of the image.
+        objects: the outlines.
+        file: the annotation file.
     """
 
     size: tuple[int, int]
@@ -53,43 +51,43 @@ class COCOMask:
     file: Path
 
     def read(self) -> UInt8Array:
-        """The map.
+        """Rasterize the mask.
 
         Raises:
-            Error: an outline is none; its object is named.
+            Error: an outline is invalid; the message names its annotation.
         """
         width, height = self.size
         if min(self.size) < 1 or width * height > image_io.MAX_PIXELS:
-            raise Error(f"{self.file} states an image of {width}×{height} pixels; state the size that it has")
+            raise Error(f"{self.file} states an image of {width}×{height} pixels; correct its width and height")
         if width * height * len(self.objects) > MAX_RENDERED_PIXELS:
             raise Error(
                 f"{self.file} has {len(self.objects):,} objects in an image of {width}×{height} pixels, more than can "
-                "be painted in a minute; cut the image into tiles"
+                "be rasterized in a minute; cut the image into tiles"
             )
         pixels = np.ones((height, width), np.uint8)
         for shape in sorted(self.objects, key=lambda each: -each.area):
             try:
                 pixels[_decode_outline(shape.outline, width, height)] = shape.mask_value
-            except Exception as error:  # whatever the library says to numbers that are no outline
-                raise Error(f"{self.file}: {shape.identifier} has no outline that can be painted ({error})") from error
+            except Exception as error:  # faster_coco_eval raises various errors for invalid outlines
+                raise Error(f"{self.file}: {shape.identifier} has an invalid outline ({error})") from error
         return pixels
 
     def fingerprint(self) -> bytes:
-        """The outlines."""
-        found = hashlib.blake2b(repr(self.size).encode(), digest_size=16)
+        """Return a digest of the outlines."""
+        digest = hashlib.blake2b(repr(self.size).encode(), digest_size=16)
         for shape in self.objects:
-            found.update(f"{shape.mask_value} {shape.area} ".encode())
+            digest.update(f"{shape.mask_value} {shape.area} ".encode())
             polygons = shape.outline if isinstance(shape.outline, list) else [shape.outline]
             for each in polygons:
-                found.update(each.tobytes() if isinstance(each, np.ndarray) else repr(each).encode())
-        return found.digest()
+                digest.update(each.tobytes() if isinstance(each, np.ndarray) else repr(each).encode())
+        return digest.digest()
 
 
 def _decode_outline(outline: Any, width: int, height: int) -> npt.NDArray[np.bool_]:
-    """Pixels inside an outline, ``(height, width)``.
+    """Rasterize an outline: ``(height, width)``, true inside it.
 
     Raises:
-        Exception: it is no outline of an image of this size, or painting it takes too much memory.
+        Exception: the outline does not fit the image size, or rasterizing it takes too much memory.
     """
     from faster_coco_eval.core import mask
 
@@ -99,89 +97,89 @@ def _decode_outline(outline: Any, width: int, height: int) -> npt.NDArray[np.boo
             if not np.isfinite(corners).all() or np.abs(corners).max(initial=0) > MAX_CORNER_DISTANCE * max(
                 width, height
             ):
-                raise ValueError("a corner lies far outside of the image")
+                raise ValueError("a corner lies far outside the image")
             if np.abs(np.diff(corners, axis=0, append=corners[:1])).sum() > MAX_PERIMETER:
                 raise ValueError(f"a polygon is longer than {MAX_PERIMETER:,.0f} pixels")
-        found = mask.merge(mask.frPyObjects([each.tolist() for each in outline], height, width))
+        run_lengths = mask.merge(mask.frPyObjects([each.tolist() for each in outline], height, width))
     else:
         if list(outline.get("size", ())) != [height, width]:
             raise ValueError(f"its size is not that of the image, [{height}, {width}]")
         counts = outline["counts"]
         if isinstance(counts, str):
-            found = {**outline, "counts": counts.encode()}
+            run_lengths = {**outline, "counts": counts.encode()}
         else:
-            found = mask.frPyObjects(outline, height, width)
-    pixels = mask.decode(found)
+            run_lengths = mask.frPyObjects(outline, height, width)
+    pixels = mask.decode(run_lengths)
     if pixels.shape != (height, width):
         raise ValueError("it has no corners")
     return np.asarray(pixels, bool)
 
 
-def build_coco_class_table(sheets: DatasetAnnotations) -> ClassTable:
-    """The classes with the background before them; there are no values, since nothing is read from a mask's file."""
-    return ClassTable((BACKGROUND, *sheets.labels))
+def build_coco_class_table(annotations: DatasetAnnotations) -> ClassTable:
+    """Build the class table: background, then the classes; it maps no values, since no mask file is read."""
+    return ClassTable((BACKGROUND, *annotations.labels))
 
 
 def read_coco_masks(root: Path) -> tuple[DatasetAnnotations, dict[Path, COCOMask]]:
-    """What the file at a path, or those of a folder, say, and the mask of each image.
+    """Read a COCO file, or the COCO files of a folder: the annotations, and the mask of each image.
 
     Raises:
-        Error: a file is no JSON, or not COCO's.
+        Error: a file is not valid JSON, or not COCO's.
     """
-    painted: dict[Path, COCOMask] = {}
+    image_masks: dict[Path, COCOMask] = {}
 
-    def paint(path: Path, records: coco.Records, sheets: DatasetAnnotations) -> None:
-        painted.update(_build_masks(path, records, sheets.labels))
+    def add_masks(path: Path, records: coco.Records, annotations: DatasetAnnotations) -> None:
+        image_masks.update(_build_masks(path, records, annotations.labels))
 
-    return coco.read_coco(root, paint), painted
+    return coco.read_coco(root, add_masks), image_masks
 
 
 def _build_masks(path: Path, records: coco.Records, labels: Sequence[str]) -> Iterator[tuple[Path, COCOMask]]:
-    """The images of a file with their masks."""
+    """Yield the images of a file with their masks."""
     used = {
         to_key(each.fields.get("id")): to_text(each.fields.get("name")) for each in coco.list_used_categories(records)
     }
-    place_of = {name: place for place, name in enumerate(labels, 2)}  # after the background, which is 1
-    number = {key: place_of[name] for key, name in used.items()}
+    name_to_value = {name: value for value, name in enumerate(labels, 2)}  # after the background, which is 1
+    category_to_value = {key: name_to_value[name] for key, name in used.items()}
     shapes: dict[Any, list[ObjectOutline]] = {}
     for _, fields in records["annotations"]:
         outline, category = fields.get("segmentation"), to_key(fields.get("category_id"))
-        if category in number and outline:
-            own = UNLABELLED if fields.get("iscrowd") in (1, "1") else number[category]
+        if category in category_to_value and outline:
+            value = UNLABELLED if fields.get("iscrowd") in (1, "1") else category_to_value[category]
             area = to_number(fields.get("area") or _compute_box_area(fields.get("bbox")))
-            area = 0.0 if math.isnan(area) else area  # by which the objects are sorted
-            shape = ObjectOutline(own, _compact_outline(outline), area, f"annotation {to_text(fields.get('id'))}")
+            area = 0.0 if math.isnan(area) else area  # the objects are sorted by area
+            shape = ObjectOutline(value, _compact_outline(outline), area, f"annotation {to_text(fields.get('id'))}")
             shapes.setdefault(to_key(fields.get("image_id")), []).append(shape)
     locate = coco.ImageLocator(path)
     for _, fields in records["images"]:
-        place = locate(to_text(fields.get("file_name")))
+        image_path = locate(to_text(fields.get("file_name")))
         width, height = fields.get("width"), fields.get("height")
         if not (type(width) is int and type(height) is int):
-            head = read_header(place)
-            width, height = (0, 0) if isinstance(head, Error) else head.upright_size
-        yield place, COCOMask((width, height), tuple(shapes.get(to_key(fields.get("id")), ())), path)
+            header = read_header(image_path)
+            width, height = (0, 0) if isinstance(header, Error) else header.upright_size
+        yield image_path, COCOMask((width, height), tuple(shapes.get(to_key(fields.get("id")), ())), path)
 
 
 def has_outlines(path: Path) -> bool:
-    """Whether a file or a folder of COCO's JSON has an outline of an object; the files are read up to the first."""
+    """Return whether a COCO file or folder has an object outline; files are read only up to the first one."""
     return any(map(_contains_outline, [path] if path.is_file() else coco.find_coco_files(path).values()))
 
 
 def _contains_outline(path: Path) -> bool:
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        before = ""
-        while more := file.read(CHUNK_SIZE):
-            if OUTLINE_PATTERN.search(before + more):
+        previous = ""
+        while chunk := file.read(CHUNK_SIZE):
+            if OUTLINE_PATTERN.search(previous + chunk):
                 return True
-            before = more[-CHUNK_OVERLAP:]
+            previous = chunk[-CHUNK_OVERLAP:]
     return False
 
 
 def _compact_outline(outline: Any) -> Any:
-    """An outline in a tenth of the memory: the numbers of polygons as arrays."""
+    """Convert polygons to arrays, which take a tenth of the memory."""
     try:
         return [np.array(polygon, np.float64) for polygon in outline] if isinstance(outline, list) else outline
-    except (TypeError, ValueError, OverflowError):  # which whoever paints it tells
+    except (TypeError, ValueError, OverflowError):  # rasterizing the outline reports the error
         return outline
 
 

@@ -1,4 +1,4 @@
-"""Images with masks from any source, by name or path."""
+"""Segmentation datasets by name or path: embedded, downloaded, folders of masks, COCO's JSON."""
 
 import logging
 from collections.abc import Sequence
@@ -24,20 +24,20 @@ Samples = tuple[Sample, ...]
 
 @dataclass(frozen=True)
 class DatasetIndex:
-    """What a data set holds: the classes, and of each part its images and their masks."""
+    """Index of a dataset: its classes, and the images and masks of each split."""
 
     class_table: ClassTable
     splits: dict[str, list[tuple[Path, Mask]]]
-    problems: Sequence[AnnotationProblem] = ()  # what of the data is of no image
+    problems: Sequence[AnnotationProblem] = ()  # files and list entries that belong to no image
 
     @property
     def train_split(self) -> str:
-        """The part that is learned from."""
+        """Name of the training split."""
         return next((name for name in ("train", "", "val") if name in self.splits), next(iter(self.splits), ""))
 
     @property
     def eval_split(self) -> str | None:
-        """The part that is judged on: the test part, or else the one for validation; None where there is neither."""
+        """Name of the evaluation split: test, or else validation; None if the dataset has neither."""
         return next((name for name in ("test", "val") if name in self.splits and name != self.train_split), None)
 
 
@@ -49,19 +49,19 @@ def load_dataset(
     ignore_index: int = class_tables.IGNORE_INDEX,
     include_train: bool = True,
 ) -> tuple[Samples, Samples, tuple[str, ...]]:
-    """What to train on, what to judge on, and the class names of a data set.
+    """Load the training samples, the evaluation samples and the class names of a dataset.
 
     Args:
         spec: ``scenes`` (embedded), ``camvid``, ``voc2012``, ``cityscapes``, ``coco``, or the path of a folder (or
             archive) of images and masks, or of COCO's JSON.
-        holdout: share of the images that is judged on, where the data have no parts of their own.
-        max_broken: images that may be missing or broken, in each part; they are left out and named.
-        ignore_index: the value in masks that stands for no class.
-        include_train: also what to train on, which need not be there otherwise.
+        holdout: fraction of the images held out for evaluation, if the dataset has no splits.
+        max_broken: maximum number of missing or broken images per split; they are left out and logged.
+        ignore_index: mask value of ignored pixels.
+        include_train: also load the training samples; otherwise they need not exist.
 
     Raises:
-        UsageError: no such name and no such path.
-        Error: the data are in no known layout or damaged, or there are none.
+        UsageError: ``spec`` is neither a known name nor a path.
+        Error: the layout is unknown, a file is damaged, or there are no images.
     """
     if spec == "scenes":
         labels = scenes.MASK_LABELS
@@ -70,102 +70,108 @@ def load_dataset(
             scenes.generate_mask_samples(scenes.NUM_TRAIN, scenes.NUM_TEST),
             labels,
         )
-    found = index_dataset(find_dataset(spec), ignore_index)
-    labels, judged = found.class_table.labels, found.eval_split
-    train = _load_split(found.splits.get(found.train_split, []), max_broken) if include_train or judged is None else ()
-    if judged is not None:
-        return train, _load_split(found.splits[judged], max_broken), labels
-    held = image_folder.select_holdout(np.zeros(len(train), int), holdout).tolist()
-    kept = tuple(each for each, out in zip(train, held, strict=True) if not out)
-    return kept, tuple(each for each, out in zip(train, held, strict=True) if out), labels
+    index = index_dataset(find_dataset(spec), ignore_index)
+    labels, eval_split = index.class_table.labels, index.eval_split
+    train = (
+        _load_split(index.splits.get(index.train_split, []), max_broken) if include_train or eval_split is None else ()
+    )
+    if eval_split is not None:
+        return train, _load_split(index.splits[eval_split], max_broken), labels
+    is_held_out = image_folder.select_holdout(np.zeros(len(train), int), holdout).tolist()
+    kept = tuple(each for each, out in zip(train, is_held_out, strict=True) if not out)
+    return kept, tuple(each for each, out in zip(train, is_held_out, strict=True) if out), labels
 
 
 def index_dataset(path: Path, ignore_index: int = class_tables.IGNORE_INDEX) -> DatasetIndex:
-    """What the folders or the JSON at a path hold.
+    """Index the folders or the COCO JSON at a path.
 
     Raises:
-        Error: they are in no known layout, or damaged.
+        Error: the layout is unknown, or a file is damaged.
     """
     layout, root = detect_layout(path) or ("folders", image_folder.unpack_archive(path) if path.is_file() else path)
     if layout == "COCO":
-        sheets, painted = coco_masks.read_coco_masks(root)
-        parts: dict[str, list[tuple[Path, Mask]]] = {
-            part: [(entry.image_path, painted[entry.image_path]) for entry in some]
-            for part, some in sheets.splits.items()
+        annotations, image_masks = coco_masks.read_coco_masks(root)
+        splits: dict[str, list[tuple[Path, Mask]]] = {
+            split: [(entry.image_path, image_masks[entry.image_path]) for entry in entries]
+            for split, entries in annotations.splits.items()
         }
         return DatasetIndex(
-            coco_masks.build_coco_class_table(sheets), {part: some for part, some in parts.items() if some}
+            coco_masks.build_coco_class_table(annotations),
+            {split: entries for split, entries in splits.items() if entries},
         )
-    pairs = mask_folders.index_folder(root)
-    legend = pairs.class_table.with_ignore_index(ignore_index)
-    if len(legend.labels) > masks.MAX_CLASSES:
-        raise Error(f"{path} has {len(legend.labels)} classes, and a map tells {masks.MAX_CLASSES} apart; join some")
+    folders = mask_folders.index_folder(root)
+    class_table = folders.class_table.with_ignore_index(ignore_index)
+    if len(class_table.labels) > masks.MAX_CLASSES:
+        raise Error(
+            f"{path} has {len(class_table.labels)} classes, and masks support at most {masks.MAX_CLASSES}; merge some"
+        )
     return DatasetIndex(
-        legend,
+        class_table,
         {
-            part: [(pair.image_path, _build_mask(pair, legend)) for pair in some]
-            for part, some in pairs.splits.items()
-            if some
+            split: [(pair.image_path, _build_mask(pair, class_table)) for pair in pairs]
+            for split, pairs in folders.splits.items()
+            if pairs
         },
-        pairs.problems,
+        folders.problems,
     )
 
 
-def _build_mask(pair: mask_folders.FilePair, legend: ClassTable) -> Mask:
+def _build_mask(pair: mask_folders.FilePair, class_table: ClassTable) -> Mask:
     if pair.mask_path is None:
-        return masks.MissingMask(f"{pair.image_path} has no mask; give it one of the same name, or remove the image")
-    return masks.MaskFile(pair.mask_path, legend)
+        return masks.MissingMask(f"{pair.image_path} has no mask; add one of the same name, or remove the image")
+    return masks.MaskFile(pair.mask_path, class_table)
 
 
 def _load_split(pairs: Sequence[tuple[Path, Mask]], max_broken: int) -> Samples:
-    """The images of a part that have a mask of their size; the others are left out and summed up.
+    """Load the samples of a split whose mask fits the image; the others are left out, with one warning.
 
     Raises:
-        Error: there are more of them than ``max_broken``, or there is no other.
+        Error: more than ``max_broken`` are left out, or none remains.
     """
     kept: list[Sample] = []
-    wrong: list[str] = []
-    for (image, mask), found in zip(pairs, read_headers([image for image, _ in pairs]), strict=True):
-        fault = str(found) if isinstance(found, Error) else find_mismatch(image, found, mask)
-        if fault or isinstance(found, Error):
-            wrong.append(fault)
+    errors: list[str] = []
+    for (image, mask), header in zip(pairs, read_headers([image for image, _ in pairs]), strict=True):
+        error = str(header) if isinstance(header, Error) else find_mismatch(image, header, mask)
+        if error or isinstance(header, Error):
+            errors.append(error)
         else:
-            kept.append(Sample.from_mask(image, found.upright_size, str(image), mask))
-    if wrong and not kept:
-        raise Error(f"not one of the {len(wrong)} images can be used; the first: {wrong[0]}")
-    if wrong:
-        logger.warning(f"{len(wrong)} of {len(pairs)} images are left out:\n{image_folder.format_errors(wrong)}")
-    image_folder.check_broken(wrong, max_broken)
+            kept.append(Sample.from_mask(image, header.upright_size, str(image), mask))
+    if errors and not kept:
+        raise Error(f"none of the {len(errors)} images can be used; the first: {errors[0]}")
+    if errors:
+        logger.warning(f"{len(errors)} of {len(pairs)} images are left out:\n{image_folder.format_errors(errors)}")
+    image_folder.check_broken(errors, max_broken)
     return tuple(kept)
 
 
 def find_mismatch(image_path: Path, image_header: ImageHeader, mask: Mask) -> str:
-    """Why a mask does not fit its image, by its header alone; empty where it does."""
+    """Return why a mask does not fit its image, or an empty string; only the headers are read."""
     if isinstance(mask, masks.MissingMask):
         return mask.detail
     if isinstance(mask, coco_masks.COCOMask):
-        size, what = mask.size, f"what {mask.file} has of it"
+        size, source = mask.size, f"its entry in {mask.file}"
     elif isinstance(mask, masks.MaskFile):
-        head = read_header(mask.path)
-        if isinstance(head, Error):
-            return str(head)
-        size, what = (head.width, head.height), f"its mask {mask.path}"
+        header = read_header(mask.path)
+        if isinstance(header, Error):
+            return str(header)
+        size, source = (header.width, header.height), f"its mask {mask.path}"
     else:
         return ""
     if size == image_header.upright_size:
         return ""
-    sides = "×".join(map(str, image_header.upright_size))
+    image_size = "×".join(map(str, image_header.upright_size))
     return (
-        f"{image_path} has {sides} pixels, and {what} {'×'.join(map(str, size))}; make the mask of the image as it is"
+        f"{image_path} has {image_size} pixels, and {source} {'×'.join(map(str, size))}; make the mask the same size "
+        "as the image"
     )
 
 
 def find_dataset(spec: str) -> Path:
-    """The folder, archive or file of a known name or a path.
+    """Return the folder, archive or file of a dataset name or path.
 
     Raises:
-        UsageError: no such name and no such path.
-        Error: a known set is in none of the places.
+        UsageError: ``spec`` is neither a known name nor a path.
+        Error: a known dataset is in none of the dataset locations.
     """
     if spec == "voc2012":
         return voc.find_voc("2012")
@@ -179,12 +185,12 @@ def find_dataset(spec: str) -> Path:
 
 
 def is_segmentation_dataset(spec: str) -> bool:
-    """Whether a name or a path is of images with masks; an archive is unpacked for that."""
+    """Return whether a name or path is a segmentation dataset; an archive is unpacked."""
     return locations.is_known_dataset(spec, DATASETS, detect_layout)
 
 
 def detect_layout(path: Path) -> tuple[str, Path] | None:
-    """The layout of a folder, an archive or a file, and where it begins; None where it has no masks.
+    """Return the layout of a folder, archive or file and its root folder; None if it has no masks.
 
     Raises:
         Error: the archive cannot be unpacked, or a JSON file is damaged.

@@ -1,4 +1,4 @@
-"""Folders of images and masks: the layouts of Pascal VOC, CamVid and Cityscapes, and folders of one's own."""
+"""Folders of images and masks: the layouts of Pascal VOC, CamVid and Cityscapes, and custom folders."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,13 +23,13 @@ MASK_FOLDERS = (
 STEM_SUFFIXES = re.compile(
     r"([_.-](mask|masks|label|labels|seg|segmentation|gt|l|p|gtfine_labelids|gtfine_labeltrainids|leftimg8bit))+$", re.I
 )
-LOSSLESS_EXTENSIONS = {".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}  # what a mask is kept in: JPEG makes up values
-BINARY_VALUES = {0, IGNORE_INDEX}  # the values of masks of one thing
+LOSSLESS_EXTENSIONS = {".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}  # JPEG changes the values of a mask
+BINARY_VALUES = {0, IGNORE_INDEX}  # values of binary masks
 
 
 @dataclass(frozen=True)
 class FilePair:
-    """An image and its mask; None where it has none."""
+    """An image and its mask; None if the mask is missing."""
 
     image_path: Path
     mask_path: Path | None
@@ -37,12 +37,12 @@ class FilePair:
 
 @dataclass
 class FolderIndex:
-    """What the folders of a data set hold.
+    """Index of a dataset's folders.
 
     Attributes:
-        class_table: what the values of the masks mean.
-        splits: the pairs of ``train``, ``val`` and ``test``, or of an empty name where all are one part.
-        problems: masks without an image, and lines of lists that name none.
+        class_table: maps mask values to classes.
+        splits: the pairs of ``train``, ``val`` and ``test``, or of an empty name if there is only one split.
+        problems: masks without an image, and split lists that name missing images.
     """
 
     class_table: ClassTable
@@ -50,129 +50,134 @@ class FolderIndex:
     problems: list[AnnotationProblem] = field(default_factory=list)
 
     def iterate_pairs(self) -> Iterator[FilePair]:
-        """The pairs of all parts."""
+        """Yield the pairs of all splits."""
         for pairs in self.splits.values():
             yield from pairs
 
 
 def is_mask_folder(root: Path) -> bool:
-    """Whether a folder is in one of the layouts."""
+    """Return whether a folder has one of the layouts."""
     return any(layout(root) for layout in (_is_voc, _find_camvid_folders, _find_paired_folders))
 
 
 def index_folder(root: Path) -> FolderIndex:
-    """What a folder holds.
+    """Index a folder of images and masks.
 
     Raises:
-        Error: it is in none of the layouts, or its class table is wrong or lacks colours that the masks are in.
+        Error: the layout is unknown, or the class table is invalid or lacks the colours of the masks.
     """
-    pairs = index_voc(root) or index_camvid(root) or index_paired_folders(root)
-    if pairs is None:
+    index = index_voc(root) or index_camvid(root) or index_paired_folders(root)
+    if index is None:
         raise Error(
-            f"{root} holds no images with masks in a known layout; expected images/ and masks/ with files of the "
-            "same names (or train/images, train/masks ...), train/ and trainannot/ (CamVid), JPEGImages/ and "
+            f"{root} contains no images with masks in a known layout; expected images/ and masks/ with files of "
+            "the same names (or train/images, train/masks ...), train/ and trainannot/ (CamVid), JPEGImages/ and "
             "SegmentationClass/ (VOC), or leftImg8bit/ and gtFine/ (Cityscapes)"
         )
-    if not any(pair.mask_path for pair in pairs.iterate_pairs()):
-        raise Error(f"{root} has images and not one mask of the same name; give each image one")
-    return pairs
+    if not any(pair.mask_path for pair in index.iterate_pairs()):
+        raise Error(f"{root} has images, but no mask of the same name; add a mask for each image")
+    return index
 
 
 def index_voc(root: Path) -> FolderIndex | None:
-    """JPEGImages and SegmentationClass, and lists of their names in ImageSets/Segmentation."""
+    """Index Pascal VOC's layout: JPEGImages, SegmentationClass, and split lists in ImageSets/Segmentation."""
     if not _is_voc(root):
         return None
-    found = _match_masks(_find_folder(root, IMAGE_FOLDERS), _find_folder(root, ("segmentationclass",)))
+    matches = _match_masks(_find_folder(root, IMAGE_FOLDERS), _find_folder(root, ("segmentationclass",)))
     table = class_tables.find_class_table(root)
-    first = next((pair.mask_path for pair in found.pairs if pair.mask_path), None)
-    legend = table or (class_tables.VOC_COLOURED if first and masks.is_coloured(first) else class_tables.VOC)
-    result = FolderIndex(legend, problems=found.problems)
-    stems = {pair.image_path.stem: pair for pair in found.pairs}
+    first = next((pair.mask_path for pair in matches.pairs if pair.mask_path), None)
+    class_table = table or (class_tables.VOC_COLOURED if first and masks.is_coloured(first) else class_tables.VOC)
+    index = FolderIndex(class_table, problems=matches.problems)
+    stem_to_pair = {pair.image_path.stem: pair for pair in matches.pairs}
     for path in sorted((root / "ImageSets" / "Segmentation").glob("*.txt")):
-        part = parse_split(path.stem)
-        if part in ("train", "val", "test"):
+        split = parse_split(path.stem)
+        if split in ("train", "val", "test"):
             names = [line.strip() for line in read_text(path, errors="replace").splitlines()]
             for number, name in enumerate(names, 1):
-                if name in stems:
-                    result.splits.setdefault(part, []).append(stems[name])
+                if name in stem_to_pair:
+                    index.splits.setdefault(split, []).append(stem_to_pair[name])
                 elif name:
                     detail = f"lists {name}, which has no image in JPEGImages; add it, or remove the line"
-                    result.problems.append(AnnotationProblem("missing", path, number, detail, part))
-    if "test" in result.splits and not any(pair.mask_path for pair in result.splits["test"]):
-        del result.splits["test"]  # whose masks the challenge keeps secret
-    if not result.splits:
-        result.splits[""] = [pair for pair in found.pairs if pair.mask_path]  # VOC has masks of some images alone
-    return result
+                    index.problems.append(AnnotationProblem("missing", path, number, detail, split))
+    if "test" in index.splits and not any(pair.mask_path for pair in index.splits["test"]):
+        del index.splits["test"]  # VOC does not publish the test masks
+    if not index.splits:
+        index.splits[""] = [pair for pair in matches.pairs if pair.mask_path]  # VOC has masks for only some images
+    return index
 
 
 def index_camvid(root: Path) -> FolderIndex | None:
-    """Folders such as ``train`` and ``trainannot``."""
+    """Index CamVid's layout: folders such as ``train`` and ``trainannot``."""
     folders = _find_camvid_folders(root)
     if not folders:
         return None
-    result = FolderIndex(class_tables.find_class_table(root) or class_tables.CAMVID)
-    for part, (images_in, masks_in) in folders.items():
-        found = _match_masks(images_in, masks_in)
-        result.splits[part], result.problems = found.pairs, result.problems + found.problems
-    return result
+    index = FolderIndex(class_tables.find_class_table(root) or class_tables.CAMVID)
+    for split, (image_dir, mask_dir) in folders.items():
+        matches = _match_masks(image_dir, mask_dir)
+        index.splits[split], index.problems = matches.pairs, index.problems + matches.problems
+    return index
 
 
 def index_paired_folders(root: Path) -> FolderIndex | None:
-    """Folders of images and of masks, perhaps one of each for every part, on either level; Cityscapes' is such a
-    one.
-    """
+    """Index a folder of images and a folder of masks, with splits above or below them, such as Cityscapes."""
     folders = _find_paired_folders(root)
     if not folders:
         return None
-    parts: dict[str, list[FilePair]] = {}
-    flaws: list[AnnotationProblem] = []
-    for part, (images_in, masks_in) in folders.items():
-        found = _match_masks(images_in, masks_in)
-        parts[part], flaws = found.pairs, flaws + found.problems
+    splits: dict[str, list[FilePair]] = {}
+    problems: list[AnnotationProblem] = []
+    for split, (image_dir, mask_dir) in folders.items():
+        matches = _match_masks(image_dir, mask_dir)
+        splits[split], problems = matches.pairs, problems + matches.problems
     if _find_folder(root, ("leftimg8bit",)) and _find_folder(root, ("gtfine",)):
-        parts.pop("test", None)  # whose masks are kept secret
-        whole = class_tables.CITYSCAPES
+        splits.pop("test", None)  # Cityscapes does not publish the test masks
+        cityscapes_table = class_tables.CITYSCAPES
         if any(
-            pair.mask_path and pair.mask_path.stem.endswith("TrainIds") for pairs in parts.values() for pair in pairs
+            pair.mask_path and pair.mask_path.stem.endswith("TrainIds") for pairs in splits.values() for pair in pairs
         ):
-            whole = class_tables.CITYSCAPES_TRAIN_IDS
-        return FolderIndex(whole, parts, flaws)
+            cityscapes_table = class_tables.CITYSCAPES_TRAIN_IDS
+        return FolderIndex(cityscapes_table, splits, problems)
     tables = (
-        class_tables.find_class_table(place) for place in dict.fromkeys([root, *(each for each, _ in folders.values())])
+        class_tables.find_class_table(folder)
+        for folder in dict.fromkeys([root, *(image_dir for image_dir, _ in folders.values())])
     )
-    legend = next((table for table in tables if table), None)
+    class_table = next((table for table in tables if table), None)
     return FolderIndex(
-        legend or _infer_class_table([pair.mask_path for pairs in parts.values() for pair in pairs]), parts, flaws
+        class_table or _infer_class_table([pair.mask_path for pairs in splits.values() for pair in pairs]),
+        splits,
+        problems,
     )
 
 
-def _infer_class_table(files: Iterable[Path | None]) -> ClassTable:
-    """A class for each value that is in the masks, but 255; of 0 and 255 alone, background and foreground.
+def _infer_class_table(paths: Iterable[Path | None]) -> ClassTable:
+    """Build a class for each mask value except 255; for masks of only 0 and 255, background and foreground.
 
     Raises:
-        Error: a mask is in colour, so that only a class table could tell what is a class.
+        Error: a mask is in colour, which needs a class table.
     """
-    there = [path for path in files if path]
+    mask_paths = [path for path in paths if path]
 
-    def values(path: Path) -> set[int]:
+    def read_values(path: Path) -> set[int]:
         try:
             return {*np.unique(masks.read_codes(path, by_color=False)).tolist()}
         except Error as error:
             if "is in colour" in str(error):
                 raise
-            return set()  # which whoever reads the mask tells
+            return set()  # reading the mask reports the error
 
     with ThreadPoolExecutor() as threads:
-        every: set[int] = set().union(*threads.map(values, there))
-    if every == BINARY_VALUES:
+        values: set[int] = set().union(*threads.map(read_values, mask_paths))
+    if values == BINARY_VALUES:
         return ClassTable(("background", "foreground"), {0: 0, IGNORE_INDEX: 1})
-    kept = sorted(every - {IGNORE_INDEX})
-    if len(kept) > masks.MAX_CLASSES:
+    class_values = sorted(values - {IGNORE_INDEX})
+    if len(class_values) > masks.MAX_CLASSES:
         raise Error(
-            f"the masks have {len(kept)} values, and a map tells {masks.MAX_CLASSES} classes apart; is it a mask? "
-            "JPEG makes up values: keep masks as PNG, and put a class table, classes.txt, beside their folder"
+            f"the masks have {len(class_values)} values, and masks support at most {masks.MAX_CLASSES} classes; are "
+            "they masks? JPEG changes values: save masks as PNG, and put a class table, classes.txt, next to their "
+            "folder"
         )
-    return ClassTable(tuple(map(str, kept)), {value: number for number, value in enumerate(kept)} | {IGNORE_INDEX: -1})
+    return ClassTable(
+        tuple(map(str, class_values)),
+        {value: number for number, value in enumerate(class_values)} | {IGNORE_INDEX: -1},
+    )
 
 
 @dataclass
@@ -181,39 +186,41 @@ class _Matches:
     problems: list[AnnotationProblem]
 
 
-def _match_masks(image_folder: Path | None, mask_folder: Path | None) -> _Matches:
-    """The images of a folder with the mask of the same name in another one."""
-    assert image_folder is not None
-    assert mask_folder is not None
-    there = {_normalize_stem(path, image_folder): path for path in list_images(image_folder, recursive=True)}
+def _match_masks(image_dir: Path | None, mask_dir: Path | None) -> _Matches:
+    """Match the images of a folder with the masks of the same name in another folder."""
+    assert image_dir is not None
+    assert mask_dir is not None
+    image_paths = {_normalize_stem(path, image_dir): path for path in list_images(image_dir, recursive=True)}
     files = [
         path
-        for path in list_images(mask_folder, recursive=True)
+        for path in list_images(mask_dir, recursive=True)
         if path.suffix.lower() in LOSSLESS_EXTENSIONS and not _is_auxiliary(path)
     ]
-    if not files:  # made up values or not
-        files = [path for path in list_images(mask_folder, recursive=True) if not _is_auxiliary(path)]
-    given = {_normalize_stem(path, mask_folder): path for path in files}
-    detail = "is a mask, and there is no image of its name; add it, or remove the mask"
-    flaws = [AnnotationProblem("no image", path, 0, detail) for name, path in given.items() if name not in there]
-    return _Matches([FilePair(path, given.get(name)) for name, path in there.items()], flaws)
+    if not files:  # accept lossy masks only if there are no others
+        files = [path for path in list_images(mask_dir, recursive=True) if not _is_auxiliary(path)]
+    mask_paths = {_normalize_stem(path, mask_dir): path for path in files}
+    detail = "is a mask without an image of the same name; add the image, or remove the mask"
+    problems = [
+        AnnotationProblem("no image", path, 0, detail) for name, path in mask_paths.items() if name not in image_paths
+    ]
+    return _Matches([FilePair(path, mask_paths.get(name)) for name, path in image_paths.items()], problems)
 
 
 def _is_auxiliary(path: Path) -> bool:
-    """Whether it is one of the images that Cityscapes has beside the masks."""
+    """Return whether a file is one of Cityscapes' color or instance images, which are no class masks."""
     return path.stem.endswith(("_gtFine_color", "_gtFine_instanceIds", "_gtFine_instanceTrainIds"))
 
 
 def _normalize_stem(path: Path, root: Path) -> str:
-    """The name of an image or a mask, below its folder, without what tells them apart."""
+    """Return the relative name of an image or mask without suffixes such as ``_mask``."""
     inside = path.relative_to(root).with_suffix("")
     return (inside.parent / (STEM_SUFFIXES.sub("", inside.name) or inside.name)).as_posix()
 
 
 def _find_folder(root: Path, names: Sequence[str]) -> Path | None:
-    """The folder in a folder with the first of the names, however it is spelled."""
-    here = {path.name.lower(): path for path in image_folder.list_folders(root)} if root.is_dir() else {}
-    return next((here[name] for name in names if name in here), None)
+    """Return the first subfolder with one of the names, ignoring case."""
+    subfolders = {path.name.lower(): path for path in image_folder.list_folders(root)} if root.is_dir() else {}
+    return next((subfolders[name] for name in names if name in subfolders), None)
 
 
 def _is_voc(root: Path) -> bool:
@@ -221,38 +228,44 @@ def _is_voc(root: Path) -> bool:
 
 
 def _find_camvid_folders(root: Path) -> dict[str, tuple[Path, Path]]:
-    """The folders of each part."""
-    found = {}
-    for place in image_folder.list_folders(root):
-        beside = root / f"{place.name}annot"
-        if parse_split(place.name) and beside.is_dir():
-            found[parse_split(place.name)] = (place, beside)
-    return found
+    """Return the image and the mask folder of each split."""
+    folders = {}
+    for image_dir in image_folder.list_folders(root):
+        mask_dir = root / f"{image_dir.name}annot"
+        if parse_split(image_dir.name) and mask_dir.is_dir():
+            folders[parse_split(image_dir.name)] = (image_dir, mask_dir)
+    return folders
 
 
 def _find_paired_folders(root: Path) -> dict[str, tuple[Path, Path]]:
-    """The folders of each part, or of an empty name where all are one."""
-    first, second = _find_folder(root, IMAGE_FOLDERS), _find_folder(root, MASK_FOLDERS)
-    if first and second:
-        inner = {
-            parse_split(place.name): place for place in image_folder.list_folders(first) if parse_split(place.name)
+    """Return the image and the mask folder of each split, or of an empty name if there is only one split."""
+    image_dir, mask_dir = _find_folder(root, IMAGE_FOLDERS), _find_folder(root, MASK_FOLDERS)
+    if image_dir and mask_dir:
+        image_splits = {
+            parse_split(folder.name): folder
+            for folder in image_folder.list_folders(image_dir)
+            if parse_split(folder.name)
         }
-        others = {
-            parse_split(place.name): place for place in image_folder.list_folders(second) if parse_split(place.name)
+        mask_splits = {
+            parse_split(folder.name): folder
+            for folder in image_folder.list_folders(mask_dir)
+            if parse_split(folder.name)
         }
-        both = {part: (place, others[part]) for part, place in inner.items() if part in others}
-        found = both or {"": (first, second)}
+        both = {split: (folder, mask_splits[split]) for split, folder in image_splits.items() if split in mask_splits}
+        folders = both or {"": (image_dir, mask_dir)}
     else:
-        parts = {parse_split(place.name): place for place in image_folder.list_folders(root) if parse_split(place.name)}
-        sides = {
-            part: (_find_folder(place, IMAGE_FOLDERS), _find_folder(place, MASK_FOLDERS))
-            for part, place in parts.items()
+        splits = {
+            parse_split(folder.name): folder for folder in image_folder.list_folders(root) if parse_split(folder.name)
         }
-        found = {part: (one, other) for part, (one, other) in sides.items() if one and other}
-    return {part: pair for part, pair in found.items() if next(iter(_iterate_images(pair[1])), None)}
+        candidates = {
+            split: (_find_folder(folder, IMAGE_FOLDERS), _find_folder(folder, MASK_FOLDERS))
+            for split, folder in splits.items()
+        }
+        folders = {split: (first, second) for split, (first, second) in candidates.items() if first and second}
+    return {split: pair for split, pair in folders.items() if next(iter(_iterate_images(pair[1])), None)}
 
 
-def _iterate_images(place: Path) -> Iterator[Path]:
-    """The image files below a folder, which tell masks from annotations in text."""
-    endings = image_io.get_image_suffixes()
-    return (path for path in place.rglob("*") if path.suffix.lower() in endings)
+def _iterate_images(folder: Path) -> Iterator[Path]:
+    """Yield the image files below a folder; a folder without any holds text annotations, not masks."""
+    suffixes = image_io.get_image_suffixes()
+    return (path for path in folder.rglob("*") if path.suffix.lower() in suffixes)

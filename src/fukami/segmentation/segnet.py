@@ -1,4 +1,4 @@
-"""SegNet (Badrinarayanan et al. 2017): a decoder that unpools where the encoder pooled."""
+"""SegNet recipes (Badrinarayanan et al. 2017): the decoder unpools with the encoder's pooling indices."""
 
 import math
 from dataclasses import dataclass
@@ -13,32 +13,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SegNetVGG16(SegmentationRecipe):
-    """SegNet (Badrinarayanan et al. 2017): VGG-16 and its mirror image, which unpools with the places of the maxima."""
+    """SegNet: VGG-16 and a decoder that unpools with the encoder's pooling indices (Badrinarayanan et al. 2017).
 
-    paper: ClassVar[str] = "Badrinarayanan et al., SegNet: A Deep Convolutional Encoder-Decoder Architecture"
-    year: ClassVar[int] = 2017
-    paper_result: ClassVar[str] = "60.1 % mIoU CamVid, 3,433 training images"
-    reproduced_result: ClassVar[str] = "51.41 % mIoU CamVid at half the size, one seed"
+    Result: 51.41 % mIoU on CamVid at half the size after 36 epochs in 158 minutes on 2 cores of an AMD EPYC with other
+    work. The paper: 60.1 % with 3,433 training images.
+
+    Example:
+        fukami train segnet-vgg16 --data camvid --init vgg16_features_imagenet.safetensors --lr 3e-3
+            --backbone-lr-factor 0.08 --min-size 180 --epochs 36 --batch-size 2 --augment flip crop=0.5
+            brightness=0.3
+    """
+
     backbone: ClassVar[str] = "vgg16_bn"
 
     batch_size: int = 4
-    """Images in an update, over all processes."""
+    """Global batch size, over all processes."""
     lr: float = 3e-3
-    """Peak learning rate of the recipe's own batch."""
+    """Peak learning rate, for the recipe's default batch size."""
     backbone_lr_factor: float = 0.08
-    """What the learning rate is multiplied by in the layers of the classifier that init begins with."""
+    """Learning-rate factor of the backbone layers that init loads."""
     balance: Literal["none", "median", "root"] = "root"
-    """For unequal classes: weigh the loss of each by the median of their frequencies over its own, or its root."""
+    """Class weights of the loss: none, median-frequency balancing (median) or its square root (root)."""
     width_multiplier: float = 1.0
-    """Share of the paper's channels."""
+    """Width of the network, relative to the paper."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run can have."""
+        """Check the ranges of the fields."""
         super().__post_init__()
         check_range(self, 1 / 64, 4, "width_multiplier")
 
     def build_model(self, num_classes: int) -> "nn.Module":
-        """The network."""
+        """Build the network."""
         from fukami.models import segnet_vgg16
 
         return segnet_vgg16(num_classes, width_multiplier=self.width_multiplier)
@@ -46,29 +51,31 @@ class SegNetVGG16(SegmentationRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class SegNetBasic(SegmentationRecipe):
-    """SegNet-Basic (Badrinarayanan et al. 2017): four encoders and four decoders of 7×7 filters, from nothing."""
+    """SegNet-Basic: four encoders and four decoders of 7×7 convolutions, from scratch (Badrinarayanan et al. 2017).
 
-    paper: ClassVar[str] = "Badrinarayanan et al., SegNet: A Deep Convolutional Encoder-Decoder Architecture"
-    year: ClassVar[int] = 2017
-    paper_result: ClassVar[str] = "46.3 % mIoU CamVid"
-    reproduced_result: ClassVar[str] = "43.75 % mIoU CamVid at half the size, one seed"
+    Result: 43.75 % mIoU on CamVid at half the size after 40 epochs on 2 cores of an AMD EPYC. The paper: 46.3 %. RATE
+
+    Example:
+        fukami train segnet-basic --data camvid --lr 2e-3 --min-size 180 --epochs 40 --batch-size 2 --augment
+            flip crop=0.5 brightness=0.3
+    """
 
     batch_size: int = 4
-    """Images in an update, over all processes."""
+    """Global batch size, over all processes."""
     lr: float = 2e-3
-    """Peak learning rate of the recipe's own batch."""
+    """Peak learning rate, for the recipe's default batch size."""
     balance: Literal["none", "median", "root"] = "root"
-    """For unequal classes: weigh the loss of each by the median of their frequencies over its own, or its root."""
+    """Class weights of the loss: none, median-frequency balancing (median) or its square root (root)."""
     filters: int = 64
-    """Of every convolution."""
+    """Number of filters of every convolution."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run can have."""
+        """Check the ranges of the fields."""
         super().__post_init__()
         check_range(self, 1, math.inf, "filters")
 
     def build_model(self, num_classes: int) -> "nn.Module":
-        """The network."""
+        """Build the network."""
         from fukami.models import segnet_basic
 
         return segnet_basic(num_classes, num_filters=self.filters)

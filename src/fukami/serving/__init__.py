@@ -1,1 +1,1 @@
-"""The web page and the HTTP API over ``Task.predict``."""
+"""Web page and HTTP API for the predictions of a run."""

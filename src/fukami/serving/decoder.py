@@ -1,8 +1,8 @@
-"""Images decoded in another process, which can be killed.
+"""Image decoding in a separate process that can be killed.
 
-A codec is C: it cannot be interrupted, and a fault in it ends its process. So the server reads images in a process of
-its own, of bounded memory, and kills it when an image takes too long; the next image gets a new one. What comes back is
-the pixels, or why there are none: never an object of that process.
+Codecs are C code: they cannot be interrupted, and a fault in one ends its process. The server therefore decodes images
+in a process with bounded memory, and kills it when an image takes too long; the next image starts a new one. The
+process returns only pixels or an error message, never pickled objects.
 """
 
 import contextlib
@@ -21,16 +21,16 @@ from PIL import Image
 from fukami.errors import Error, convert_memory_errors
 from fukami.image import io as image_io
 
-MAX_MEMORY = 3 * 2**30  # bytes that the process may take, of Linux; 50 megapixels of AVIF, the worst, take 1 GB
+MAX_MEMORY = 3 * 2**30  # bytes, on Linux; 50 megapixels of AVIF, the worst case, take 1 GB
 THREAD_VARIABLES = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 class Decoder:
-    """Reads images, one at a time, in another process.
+    """Decodes images in another process, one at a time.
 
     Args:
-        max_pixels: larger images are refused before they are decoded.
-        timeout: that an image may take.
+        max_pixels: larger images are rejected before they are decoded.
+        timeout: maximum seconds to decode an image.
     """
 
     def __init__(self, max_pixels: int, timeout: float) -> None:
@@ -38,11 +38,11 @@ class Decoder:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Start the process, where there is none that runs."""
+        """Start the process if none is running."""
         if self.process is not None and self.process.poll() is not None:
             self.close()
         if self.process is None:
-            # -P: never a module from the current folder, which may be one that somebody sent.
+            # -P: import no modules from the current folder, which may contain uploaded files.
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-W", "ignore", "-m", __name__],
                 stdin=subprocess.PIPE,
@@ -53,16 +53,16 @@ class Decoder:
         return self.process
 
     def decode(self, content: bytes, name: str) -> Image.Image:
-        """Decode the content of a file that errors call ``name``, as :func:`fukami.image.io.read_image` does.
+        """Decode the content of a file as :func:`fukami.image.io.read_image` does; errors name it ``name``.
 
         Raises:
-            Error: it cannot be read, took too long, or broke the decoder.
+            Error: the image cannot be read, takes too long, or crashes the decoder.
         """
         process = self.start()
-        late = threading.Event()
+        timed_out = threading.Event()
 
         def kill() -> None:
-            late.set()
+            timed_out.set()
             process.kill()
 
         timer = threading.Timer(self.timeout, kill)
@@ -71,19 +71,21 @@ class Decoder:
             assert process.stdin
             assert process.stdout
             _send(process.stdin, {"name": name, "max_pixels": self.max_pixels}, content)
-            found, pixels = _receive(process.stdout)
-        except (OSError, ValueError):  # the other end is closed, or what it sent is cut off
+            response, pixels = _receive(process.stdout)
+        except (OSError, ValueError):  # the process has ended, or its message is incomplete
             self.close()
-            why = f"took more than {self.timeout:g} seconds to decode" if late.is_set() else "broke the decoder"
-            raise Error(f"{name} {why}; save it anew, as a PNG or JPEG") from None
+            reason = (
+                f"took more than {self.timeout:g} seconds to decode" if timed_out.is_set() else "crashed the decoder"
+            )
+            raise Error(f"{name} {reason}; save it again, as a PNG or JPEG") from None
         finally:
             timer.cancel()
             timer.join()
-            if late.is_set():
+            if timed_out.is_set():
                 self.close()
-        if "error" in found:
-            raise Error(found["error"])
-        return Image.frombytes(found["mode"], tuple(found["size"]), pixels)
+        if "error" in response:
+            raise Error(response["error"])
+        return Image.frombytes(response["mode"], tuple(response["size"]), pixels)
 
     def close(self) -> None:
         """End the process; the next image starts another one."""
@@ -96,12 +98,12 @@ def _kill_process(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout):
-        with contextlib.suppress(OSError):  # what could not be sent any more
+        with contextlib.suppress(OSError):  # unsent data is lost
             pipe.close()  # type: ignore[union-attr]
 
 
 def _send(pipe: IO[bytes], head: dict[str, Any], content: bytes) -> None:
-    """Write a message: a line of JSON, and as many bytes as it says."""
+    """Write a message: a JSON line with the length, and the content."""
     pipe.write(json.dumps({**head, "length": len(content)}).encode() + b"\n")
     pipe.write(content)
     pipe.flush()
@@ -111,17 +113,17 @@ def _receive(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes]:
     """Read a message.
 
     Raises:
-        ValueError: it is cut off.
+        ValueError: the message is incomplete.
     """
     head = json.loads(pipe.readline())
     content = pipe.read(head["length"])
     if len(content) != head["length"]:
-        raise ValueError("cut off")
+        raise ValueError("the message is incomplete")
     return head, content
 
 
 def decode_message(request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], bytes]:
-    """Decode the image in a message to another message: its mode, size and pixels, or an error."""
+    """Decode the image in a message; return a message with mode, size and pixels, or an error."""
     try:
         with convert_memory_errors(request["name"]):
             image = image_io.read_image(content, name=request["name"], max_pixels=request["max_pixels"])
@@ -131,7 +133,7 @@ def decode_message(request: dict[str, Any], content: bytes) -> tuple[dict[str, A
 
 
 def main() -> None:
-    """Decode what comes through standard input until it is closed."""
+    """Decode the images from standard input until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the server ends this one
     warnings.simplefilter("ignore")
     if sys.platform == "linux":
@@ -141,7 +143,7 @@ def main() -> None:
     with contextlib.suppress(ValueError, OSError):  # the server has ended
         while True:
             _send(sys.stdout.buffer, *decode_message(*_receive(sys.stdin.buffer)))
-    os._exit(0)  # without another attempt to write what nobody reads
+    os._exit(0)  # without flushing the closed pipe
 
 
 if __name__ == "__main__":

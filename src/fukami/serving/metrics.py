@@ -1,4 +1,4 @@
-"""Metrics of a server, in the text format of Prometheus."""
+"""Server metrics in the Prometheus text format."""
 
 import time
 from collections.abc import Collection
@@ -11,23 +11,23 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)  # s
 
 
 class Metrics:
-    """The counters of one server."""
+    """The metrics of one server."""
 
     def __init__(self) -> None:
-        self.registry = own = CollectorRegistry()
-        self.requests = Counter("fukami_requests", "Requests that ended.", ["path", "status"], registry=own)
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter("fukami_requests", "Finished requests.", ["path", "status"], registry=registry)
         self.request_seconds = Histogram(
-            "fukami_request_seconds", "Time to answer a request.", ["path"], buckets=BUCKETS, registry=own
+            "fukami_request_seconds", "Seconds to respond to a request.", ["path"], buckets=BUCKETS, registry=registry
         )
         self.predictions = Counter(
-            "fukami_predictions", "Images: answered, refused, or late.", ["result"], registry=own
+            "fukami_predictions", "Images by result: success, error or timeout.", ["result"], registry=registry
         )
         self.prediction_seconds = Histogram(
-            "fukami_prediction_seconds", "Time to decode and predict an image.", buckets=BUCKETS, registry=own
+            "fukami_prediction_seconds", "Seconds to decode and predict an image.", buckets=BUCKETS, registry=registry
         )
-        self.in_flight = Gauge("fukami_requests_in_flight", "Requests that are not answered yet.", registry=own)
+        self.in_flight = Gauge("fukami_requests_in_flight", "Requests in progress.", registry=registry)
         self.queue_length = Gauge(
-            "fukami_queue_length", "Requests that wait for a prediction or have one.", registry=own
+            "fukami_queue_length", "Requests whose predictions are waiting or running.", registry=registry
         )
 
     def export_text(self) -> bytes:
@@ -40,33 +40,33 @@ class MetricsMiddleware:
 
     Args:
         app: the application.
-        metrics: where they are counted.
-        paths: values of the label ``path``; any other path is "other", as a client can make up any number of them.
+        metrics: counters.
+        paths: values of the label ``path``; other paths are counted as "other", since clients can invent any number.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str]) -> None:
         self.app, self.metrics, self.paths = app, metrics, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and count it."""
+        """Forward a request, and count it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         path = scope["path"] if scope["path"] in self.paths else "other"
-        status = 0  # the client left before there was an answer
+        status = 0  # stays 0 if the client disconnects before the response
 
-        async def send_and_note_status(message: Message) -> None:
+        async def send_and_record_status(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
 
-        began = time.perf_counter()
+        start = time.perf_counter()
         with self.metrics.in_flight.track_inprogress():
             try:
-                await self.app(scope, receive, send_and_note_status)
+                await self.app(scope, receive, send_and_record_status)
             except Exception:
                 status = 500
                 raise
             finally:
                 self.metrics.requests.labels(path, status or "none").inc()
-                self.metrics.request_seconds.labels(path).observe(time.perf_counter() - began)
+                self.metrics.request_seconds.labels(path).observe(time.perf_counter() - start)

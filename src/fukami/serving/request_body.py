@@ -1,4 +1,4 @@
-"""Bodies of requests: bounded as they are read, and read to their end before a refusal."""
+"""Request bodies: size limits while reading, and draining before a rejection."""
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -6,17 +6,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fukami.serving.worker import Worker
 
-MAX_BODY_BYTES = 64 * 2**20  # bytes in the body of a request
+MAX_BODY_BYTES = 64 * 2**20  # bytes per request body
 
 
 class BoundedBody:
-    """``receive`` for as many bytes as a body, and all bodies, may have, whatever the client says will come."""
+    """``receive`` with limits on the size of the body and of all bodies, whatever its declared length."""
 
     def __init__(self, receive: Receive, worker: Worker) -> None:
         self.receive, self.worker, self.length = receive, worker, 0
 
     async def __call__(self) -> Message:
-        """Receive the next part, where there is room for it."""
+        """Receive the next part if it is within the limits."""
         message = await self.receive()
         length = len(message.get("body", b""))
         self.length += length
@@ -27,19 +27,19 @@ class BoundedBody:
 
 
 class DrainMiddleware:
-    """Middleware that reads what is left of a body before a response, and forgets it.
+    """Middleware that reads and discards the rest of a body before a response.
 
-    A connection that is closed with bytes unread is reset, and the client never sees why it was refused. At most as
-    many bytes are read as a body may have, in the time that one has.
+    Closing a connection with unread bytes resets it, and the client never receives the error. The size limit and the
+    timeout of a body apply.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
+        """Forward a request."""
         headers = Headers(scope=scope) if scope["type"] == "http" else {}
-        # A client that expects to be told to continue has sent nothing.
+        # A client that waits for "100 Continue" has not sent the body yet.
         more = ("content-length" in headers or "transfer-encoding" in headers) and "expect" not in headers
 
         async def receive_part() -> Message:
@@ -58,7 +58,7 @@ class DrainMiddleware:
 
 
 def build_size_error() -> HTTPException:
-    """The refusal of a body that is too large."""
+    """Create the error for a body that is too large."""
     return HTTPException(
         413, f"the request is larger than {MAX_BODY_BYTES:,} bytes; send smaller or fewer images at once"
     )

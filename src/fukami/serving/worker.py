@@ -1,4 +1,4 @@
-"""The thread that predicts, with a bounded queue and deadlines."""
+"""The prediction thread, with a bounded queue and deadlines."""
 
 import asyncio
 import math
@@ -19,93 +19,92 @@ from fukami.serving.decoder import Decoder
 from fukami.serving.metrics import Metrics
 
 T = TypeVar("T")
-MAX_PIXELS = 50_000_000  # of an image: those of cameras have up to 50 million
-MAX_DECODE_SECONDS = 20.0  # that an image has to be decoded; 50 megapixels of JPEG 2000, the slowest, take 3
-DEADLINE = 60.0  # seconds that an image has until it is answered, with the time that it waits
-MAX_REQUESTS = 100  # that wait or are answered; further ones are refused
-MAX_BUFFERED_BYTES = 512 * 2**20  # of bodies that are held at a time
+MAX_PIXELS = 50_000_000  # pixels of an image; cameras have up to 50 million
+MAX_DECODE_SECONDS = 20.0  # seconds per image; 50 megapixels of JPEG 2000, the slowest format, take 3
+DEADLINE = 60.0  # seconds per image, including its time in the queue
+MAX_REQUESTS = 100  # waiting or running; further ones are rejected
+MAX_BUFFERED_BYTES = 512 * 2**20  # bytes of all bodies in memory
 
 
 class ClientDisconnected(Exception):
-    """The client has closed the connection before the answer."""
+    """The client has closed the connection before the response."""
 
 
 class Slot:
-    """Part of the queue that a request takes, from when its body has come until its work has ended."""
+    """Place of a request in the queue, from the end of its body to the end of its work."""
 
     def __init__(self) -> None:
-        self.abandoned = threading.Event()  # the request has ended
+        self.abandoned = threading.Event()  # set when the request has ended
         self.future: Future[Any] | None = None
 
 
 class Worker:
-    """Answers one image at a time, in a thread of its own.
+    """Predicts one image at a time, in a thread of its own.
 
-    Admission: at most ``REQUESTS`` requests have a slot, and one more is refused at once (429): no request waits
-    behind more than these.
+    Admission: at most ``MAX_REQUESTS`` requests have a slot; another one is rejected at once (429). This bounds the
+    length of the queue.
 
-    Deadline: an image that is not answered by then is given up (503). One that has not begun is dropped. One that has
-    begun cannot be interrupted, and its request keeps its slot until it ends, so that no more work is accepted than
-    is done. It does end: decoding is killed after ``DECODE_SECONDS``, in a process of its own, and a
-    prediction is of at most ``MAX_PIXELS``.
+    Deadline: an image without a prediction by then fails (503). If its work has not started, it is cancelled. Running
+    work cannot be interrupted; its request keeps the slot until it ends, so that accepted work cannot pile up. It does
+    end: decoding is killed after ``MAX_DECODE_SECONDS``, and a prediction has at most ``MAX_PIXELS`` pixels.
 
     Args:
-        task: loaded.
-        metrics: counts what is answered.
-        deadline: seconds that an image has until it is answered, with the time that it waits.
+        task: loaded task.
+        metrics: counters of the predictions.
+        deadline: seconds until the prediction for an image is due, including its time in the queue.
     """
 
     def __init__(self, task: Task, metrics: Metrics, deadline: float = DEADLINE) -> None:
         self.task, self.metrics, self.deadline = task, metrics, deadline
         self.decoder = Decoder(MAX_PIXELS, MAX_DECODE_SECONDS)
-        # One thread: a task is not made for several, and each one would get a team of torch's threads for itself. What
-        # Runtime.start sets for the thread that loads the task is set here again, so that the last digits are equal.
+        # One thread: tasks are not thread-safe, and each thread would get its own pool of torch threads. Runtime.start
+        # sets flush-denormal for the loading thread only; set here too, the results are equal to the last digit.
         self.executor = ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(True,))
         self.lock = threading.Lock()
-        self.used_slots = 0  # slots
-        self.num_overdue = 0  # images that were given up and still run
+        self.used_slots = 0
+        self.num_overdue = 0  # images past their deadline that are still running
         self.buffered_bytes = 0  # bytes of bodies
-        self.last_duration = 0.0  # that the last image took
+        self.last_duration = 0.0  # seconds of the last image
         metrics.queue_length.set_function(lambda: self.used_slots)
 
     @property
     def is_full(self) -> bool:
-        """Whether all slots are taken."""
+        """Return whether all slots are in use."""
         return self.used_slots >= MAX_REQUESTS
 
     def reserve_bytes(self, length: int) -> None:
-        """Count the bytes of a body that have come.
+        """Add received bytes of a body to the count.
 
         Raises:
-            HTTPException: 429, there is no room for as many.
+            HTTPException: 429, the bodies exceed ``MAX_BUFFERED_BYTES``.
         """
         with self.lock:
             self.buffered_bytes += length
-            over = self.buffered_bytes > MAX_BUFFERED_BYTES
-        if over:
+            is_over_limit = self.buffered_bytes > MAX_BUFFERED_BYTES
+        if is_over_limit:
             raise self.build_busy_error()
 
     def release_bytes(self, length: int) -> None:
-        """Count the bytes of a body no longer."""
+        """Remove the bytes of a body from the count."""
         with self.lock:
             self.buffered_bytes -= length
 
     @property
     def is_ready(self) -> bool:
-        """Whether a request would be answered soon."""
+        """Return whether a new request would be accepted and processed soon."""
         return not self.is_full and self.buffered_bytes <= MAX_BUFFERED_BYTES and not self.num_overdue
 
     def build_busy_error(self) -> HTTPException:
-        """The refusal of a request for which there is no room, which says when there may be."""
-        after = min(60, max(1, math.ceil(self.used_slots * self.last_duration)))
-        return HTTPException(429, "too many requests wait for an answer; try again later", {"Retry-After": str(after)})
+        """Create the error for a full queue, with the estimated time until there is room."""
+        seconds = min(60, max(1, math.ceil(self.used_slots * self.last_duration)))
+        return HTTPException(429, "too many requests are waiting; try again later", {"Retry-After": str(seconds)})
 
     @contextmanager
     def acquire_slot(self) -> Iterator[Slot]:
-        """Take a slot for a request; it is free again when the request is answered and its work has ended.
+        """Acquire a slot for a request, and release it when the request and its work have ended.
 
         Raises:
-            HTTPException: 429.
+            HTTPException: 429, all slots are in use.
         """
         with self.lock:
             if self.is_full:
@@ -126,33 +125,33 @@ class Worker:
             self.used_slots -= 1
 
     async def run(self, slot: Slot, disconnected: "asyncio.Future[Any]", function: Callable[[], T]) -> T:
-        """Run a function in the thread of the worker, and return its result.
+        """Run a function in the worker thread and return its result.
 
         Args:
-            slot: of the request.
-            disconnected: done when the client has left.
-            function: is called.
+            slot: slot of the request.
+            disconnected: future that is done when the client has disconnected.
+            function: function to call.
 
         Raises:
-            ClientDisconnected: the client has left.
+            ClientDisconnected: the client has disconnected.
             HTTPException: 503, the deadline has passed.
         """
         future: Future[T] = self.executor.submit(function)
         slot.future = future
         waiting: asyncio.Future[Any] = asyncio.wrap_future(future)
-        waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # also where nobody waits for it
+        waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # also if it is no longer awaited
         await asyncio.wait({waiting, disconnected}, timeout=self.deadline, return_when=asyncio.FIRST_COMPLETED)
         if future.done():
             return future.result()
         if disconnected.done():
             raise ClientDisconnected
         if future.cancel():
-            self.metrics.predictions.labels("late").inc()
+            self.metrics.predictions.labels("timeout").inc()
         else:
             with self.lock:
                 self.num_overdue += 1
             future.add_done_callback(lambda _: self._finish_overdue())
-        message = f"no answer within {self.deadline:g} seconds; try again later, or send a smaller image"
+        message = f"no prediction within {self.deadline:g} seconds; try again later, or send a smaller image"
         raise HTTPException(503, message, {"Retry-After": "60"})
 
     def _finish_overdue(self) -> None:
@@ -160,24 +159,27 @@ class Worker:
             self.num_overdue -= 1
 
     def predict(self, slot: Slot, name: str, content: bytes) -> tuple[dict[str, Any], Image.Image | None]:
-        """Predict the content of a file: the answer as ``fukami predict`` prints it, and the image; or an ``error``.
+        """Predict for the content of a file.
+
+        Returns:
+            The prediction as ``fukami predict`` prints it and the image, or ``{"file", "error"}`` and None.
 
         Raises:
             ClientDisconnected: the request has ended.
         """
         if slot.abandoned.is_set():
             raise ClientDisconnected
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
             image = self.decoder.decode(content, name)
             if slot.abandoned.is_set():
                 raise ClientDisconnected
             with convert_memory_errors(name):
-                (answer,) = self.task.predict([image])
+                (prediction,) = self.task.predict([image])
         except Error as error:
-            answer, image = {"error": str(error)}, None
-        self.last_duration = time.perf_counter() - began
+            prediction, image = {"error": str(error)}, None
+        self.last_duration = time.perf_counter() - start
         self.metrics.prediction_seconds.observe(self.last_duration)
-        result = "late" if slot.abandoned.is_set() else "refused" if "error" in answer else "answered"
+        result = "timeout" if slot.abandoned.is_set() else "error" if "error" in prediction else "success"
         self.metrics.predictions.labels(result).inc()
-        return {"file": name, **answer}, image
+        return {"file": name, **prediction}, image

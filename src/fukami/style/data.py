@@ -1,17 +1,17 @@
-"""Images for neural style that come with a dependency, so that nothing is downloaded."""
+"""Default images of neural style transfer; they come with dependencies, without a download."""
 
 from PIL import Image
 
 
 def load_content_image() -> Image.Image:
-    """A photograph of a Chinese building, 640×427, from scikit-learn."""
+    """Load a photograph of a Chinese building, 640×427, from scikit-learn."""
     from sklearn.datasets import load_sample_image
 
     return Image.fromarray(load_sample_image("china.jpg"))
 
 
 def load_style_image() -> Image.Image:
-    """The Hubble Space Telescope's deep field, 1000×872, from scikit-image."""
+    """Load the Hubble Space Telescope's deep field, 1000×872, from scikit-image."""
     from skimage import data
 
     return Image.fromarray(data.hubble_deep_field())  # type: ignore[no-untyped-call]

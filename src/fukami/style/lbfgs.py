@@ -1,4 +1,4 @@
-"""L-BFGS that steps like any other optimizer."""
+"""L-BFGS with the step interface of other optimizers."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -6,21 +6,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-HISTORY_SIZE = 20  # pairs of differences that are kept; each is two images
-EPSILON = 1e-30  # instead of 0, where there is no slope
+HISTORY_SIZE = 20  # stored update pairs; each takes the memory of two images
+EPSILON = 1e-30  # avoids a division by 0 where the gradient is 0
 MAX_FIRST_CHANGE, MAX_CHANGE = (
     0.02,
     0.1,
-)  # that a value may change in the first step, and in any other: values are from 0 to 1
+)  # maximum change of a pixel value, in 0..1, in the first step and in later ones
 
 
 class LBFGS(torch.optim.LBFGS):
-    """torch's L-BFGS, one iteration a step, from gradients that are there already.
+    """torch's L-BFGS with one iteration per step, from gradients computed by the caller.
 
-    Liu and Nocedal, "On the Limited Memory BFGS Method for Large Scale Optimization", 1989. Without a line search: each
-    step has the length ``lr``, as long as no value changes by more than ``max_change``. The first one, of which no
-    curvature is known, changes a value by ``max_first_change`` at most. torch's is so short where there are many values
-    that what it tells of the curvature is rounding, and the second step may lead anywhere.
+    Liu and Nocedal, "On the Limited Memory BFGS Method for Large Scale Optimization", 1989. There is no line search:
+    each step has the length ``lr``, reduced where a parameter would change by more than ``max_change``. The first step,
+    without an estimate of the curvature, changes a parameter by at most ``max_first_change``. torch's first step is so
+    short for many parameters that rounding dominates its curvature estimate, and the second step is arbitrary.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class LBFGS(torch.optim.LBFGS):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Tensor:  # type: ignore[override]
-        """One iteration; what the loss is makes no difference to it."""
+        """Do one iteration; the value of the loss has no influence."""
         loss: Tensor = super().step(closure or (lambda: torch.zeros(())))  # type: ignore[no-untyped-call]
         state = self.state[self._params[0]]
-        length, greatest = float(state["t"]), max(float(state["d"].abs().max()), EPSILON)
-        wanted = self.max_first_change / greatest if state["n_iter"] == 1 else min(length, self.max_change / greatest)
-        self._add_grad(wanted - length, state["d"])
-        state["t"] = wanted
+        length, largest = float(state["t"]), max(float(state["d"].abs().max()), EPSILON)
+        target = self.max_first_change / largest if state["n_iter"] == 1 else min(length, self.max_change / largest)
+        self._add_grad(target - length, state["d"])
+        state["t"] = target
         return loss

@@ -1,9 +1,9 @@
-"""Neural style: one image, painted like others (Gatys, Ecker and Bethge 2016)."""
+"""Neural style transfer by optimization of an image (Gatys, Ecker and Bethge 2016)."""
 
 import logging
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from fukami.engine.recipe import Data, Recipe, check_range
 from fukami.errors import UsageError
@@ -17,57 +17,59 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class NeuralStyle(Recipe):
-    """An image that shows what one image shows, painted as others are."""
+    """Neural style transfer: optimize the pixels of an image (Gatys et al. 2016).
 
-    paper: ClassVar[str] = "Gatys et al., Image Style Transfer Using Convolutional Neural Networks"
-    year: ClassVar[int] = 2016
-    family: ClassVar[str] = "style"
-    paper_result: ClassVar[str] = "up to an hour on a K40, 512×512"
-    reproduced_result: ClassVar[str] = "43.6 % of a plain loop's time on a CPU, both in float32"
+    Result: the loss that a plain loop reaches in 500 iterations at 512 pixels in 170 seconds on 2 cores of an AMD EPYC,
+    43.6 % of that loop's time, both in float32; 114 seconds in bfloat16. The paper: up to an hour on an NVIDIA K40.
+
+    Example:
+        fukami train neural-style --content photograph.jpg --style artwork.jpg
+    """
 
     content: str = ""
-    """The image that tells what is shown; by default an embedded photograph."""
+    """Content image; by default an embedded photograph."""
     style: tuple[str, ...] = ()
-    """The images that tell how it is painted; by default an embedded one."""
+    """Style images; by default an embedded image."""
     style_weights: tuple[float, ...] = ()
-    """How much there is of each style; by default as much of one as of another."""
+    """Relative weight of each style image; by default all are equal."""
     size: int = 512
-    """Longer side of the image in pixels; 0: that of the content."""
+    """Longer side of the image, in pixels; 0 keeps the size of the content image."""
     strength: float = 1.0
-    """Of the style; less of it leaves more of the content."""
+    """Style strength, a factor of the style loss; lower values preserve more of the content."""
     init: Literal["content", "noise"] = "content"
-    """What the image begins as."""
+    """Initial image: the content image or noise."""
     colors: Literal["style", "content"] = "style"
-    """Those of the style, or the content's own."""
+    """Colors of the style images, or of the content image, which transfers only luminance."""
     tv_weight: float = 0.0
-    """Weight of the total variation, which makes the image smoother; 0: none."""
+    """Weight of the total-variation loss, which smooths the image; 0 disables it."""
     optimizer: Literal["lbfgs", "adam"] = "lbfgs"
-    """How gradients become changes of the image."""
+    """Optimizer of the pixels."""
     lr: float = 1.0
-    """Length of its steps; 1 is right for lbfgs, and with adam a fiftieth of the way from black to white."""
+    """Learning rate; 1 suits both lbfgs and adam, where 1 corresponds to 0.02 of the value range."""
     levels: int = 0
-    """Sizes that it is painted at, from coarse to fine, each twice the one before; 1: at once; 0: as many as it takes
-    to begin with 128 to 256 pixels."""
+    """Number of resolutions, from coarse to fine, each twice the previous one; 0 starts at a longer side of 128 to 256
+    pixels, 1 uses only the full size."""
     iterations: int = 80
-    """Changes of the image at its full size; half as many at each coarser one."""
+    """Number of optimizer steps at full resolution; half as many at each coarser one."""
     eval_every: int = 40
-    """Iterations between two evaluations, each with a preview."""
+    """Evaluation and preview interval in iterations."""
     weights: str = ""
-    """Of VGG-19 or VGG-16: a file, or imagenet (torchvision's VGG-19, downloaded); by default those that are there."""
+    """Weights of VGG-19 or VGG-16: a file, or imagenet (torchvision's VGG-19, downloaded); by default a local file, if
+    one is found."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run can have."""
+        """Validate the fields."""
         check_range(self, 0, math.inf, "size", "strength", "tv_weight")
         check_range(self, 1e-6, math.inf, "lr")
         check_range(self, 0, 12, "levels")
         check_range(self, 1, math.inf, "iterations", "eval_every")
         if self.style_weights and len(self.style_weights) != max(1, len(self.style)):
             raise UsageError(f"give as many style-weights as styles, {len(self.style)}, not {len(self.style_weights)}")
-        if any(not 0 <= share < math.inf for share in self.style_weights) or sum(self.style_weights or (1,)) <= 0:
-            raise UsageError(f"style-weights should be from 0 on, and not all 0, not {self.style_weights}")
+        if any(not 0 <= weight < math.inf for weight in self.style_weights) or sum(self.style_weights or (1,)) <= 0:
+            raise UsageError(f"style-weights should be 0 or greater, and not all 0, not {self.style_weights}")
 
     def load_data(self) -> Data:
-        """The images; the labels are which VGG looks at them, and the width and the height of what is painted."""
+        """Load the images; the labels are the name of the VGG network and the output width and height."""
         from fukami.engine import pretrained
 
         images = self.load_images()
@@ -75,22 +77,22 @@ class NeuralStyle(Recipe):
         return Data([images], [images], (pretrained.load_vgg(self.weights)[0], str(width), str(height)))
 
     def load_images(self) -> "StyleInputs":
-        """The content and the styles at their size."""
+        """Load the content and style images, resized."""
         from fukami.style import data as style_data
         from fukami.style.task import StyleInputs, load_image
 
         return StyleInputs(
             load_image(self.content or style_data.load_content_image(), self.size),
-            tuple(load_image(each, self.size) for each in self.style or (style_data.load_style_image(),)),
+            tuple(load_image(source, self.size) for source in self.style or (style_data.load_style_image(),)),
         )
 
     def build_task(self, labels: tuple[str, ...]) -> "StyleTransferTask":
-        """An image as large as the labels say."""
+        """Build the task for an image of the size in the labels."""
         from fukami import models
         from fukami.style.task import StyleOptions, StyleTransferTask
 
         name, width, height = labels
-        manner = StyleOptions(
+        options = StyleOptions(
             longer_side=self.size,
             style_weights=self.style_weights or (1.0,) * max(1, len(self.style)),
             strength=self.strength,
@@ -102,11 +104,11 @@ class NeuralStyle(Recipe):
         )
         network = getattr(models, f"neural_style_{name}")()
         return StyleTransferTask(
-            network, (int(width), int(height)), manner, self.get_optimizer_factory(), self.eval_every
+            network, (int(width), int(height)), options, self.get_optimizer_factory(), self.eval_every
         )
 
     def get_optimizer_factory(self) -> "OptimizerFactory":
-        """L-BFGS, or torch's Adam."""
+        """Return the factory of L-BFGS or torch's Adam."""
         from functools import partial
 
         import torch
@@ -118,15 +120,15 @@ class NeuralStyle(Recipe):
         return partial(torch.optim.Adam, lr=0.02 * self.lr, fused=True)
 
     def initialize_task(self, task: "Task") -> None:
-        """Put the weights into the network, and look at the images."""
+        """Load the network's weights and compute the style targets."""
         from fukami.engine import pretrained
 
         _, tensors = pretrained.load_vgg(self.weights)
         if not tensors:
             logger.warning(
-                "no trained VGG was found: its filters are random, which gives colours and coarse texture alone; give "
-                "--weights FILE, or --weights imagenet, which downloads torchvision's VGG-19 once"
+                "no trained VGG weights found: its filters are random, which transfers only colors and coarse texture; "
+                "give --weights FILE, or --weights imagenet, which downloads torchvision's VGG-19 once"
             )
-        own = task.model.state_dict()
-        task.model.load_state_dict({key: tensors.get(key, value) for key, value in own.items()})
+        state = task.model.state_dict()
+        task.model.load_state_dict({key: tensors.get(key, value) for key, value in state.items()})
         cast("StyleTransferTask", task).initialize(self.load_images())

@@ -1,4 +1,4 @@
-"""Style: an image is changed until it shows what one image shows, painted as others are."""
+"""Neural style transfer: optimization of an image for content and style losses."""
 
 import bisect
 import math
@@ -25,33 +25,33 @@ if TYPE_CHECKING:
 
     from fukami.engine.runtime import Runtime
 
-MIN_SIDE = 32  # pixels that a side has at least, four poolings before the last map
-COARSEST_SIDE = 128  # pixels of the longer side from which on an image has a coarser level
-CALIBRATION_SIZE = 256  # pixels of the squares that the network is calibrated on
-STYLE_WEIGHT = 300.0  # weight of the style, of which the content has as many as it has activations, at strength 1
-RANGE_PENALTY_WEIGHT = 100.0  # weight of the squares by which values lie outside what a file can hold
-TV_WEIGHT = 1.0  # weight of the total variation, likewise, at tv 1
+MIN_SIDE = 32  # minimum side in pixels, since four pooling layers precede the last feature map
+COARSEST_SIDE = 128  # minimum longer side in pixels of the coarsest level
+CALIBRATION_SIZE = 256  # side in pixels of the square images that calibrate the activations
+STYLE_WEIGHT = 300.0  # weight of the style loss per activation of the content layer, at strength 1
+RANGE_PENALTY_WEIGHT = 100.0  # weight of the squared distance of values from 0..1
+TV_WEIGHT = 1.0  # weight of the total variation, at tv_weight 1
 IMAGENET_MEAN, IMAGENET_STD = (
     (0.485, 0.456, 0.406),
     (0.229, 0.224, 0.225),
-)  # of ImageNet's colours, as VGG's weights expect them
-LUMINANCE_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
+)  # per channel, the normalization of VGG's training
+LUMINANCE_WEIGHTS = (0.299, 0.587, 0.114)  # red, green and blue (ITU-R BT.601)
 
 
 class StyleInputs(NamedTuple):
-    """What to paint, and the images to paint it like: ``(1, 3, H, W)`` uint8 each."""
+    """Content image and style images, ``(1, 3, H, W)`` uint8 each."""
 
     content: Tensor
     styles: tuple[Tensor, ...]
 
 
 class ImagePyramid(nn.Module):
-    """The image at each of its sizes, from coarse to fine, and the style that it should have at each of them.
+    """Image pyramid, from coarse to fine, with the style targets of each level.
 
     Args:
-        sizes: height and width at each level.
-        num_channels: 1 grey, 3 colour; values are 0..1, and may lie outside on the way.
-        style_channels: of the maps that the style is read from.
+        sizes: height and width of each level.
+        num_channels: 1 for grayscale, 3 for color; values are 0..1, and may exceed this range during optimization.
+        style_channels: numbers of channels of the style layers.
     """
 
     def __init__(self, sizes: Sequence[tuple[int, int]], num_channels: int, style_channels: Sequence[int]) -> None:
@@ -64,30 +64,30 @@ class ImagePyramid(nn.Module):
         self.num_layers = len(style_channels)
 
     def get_style_targets(self, level: int) -> list[Tensor]:
-        """The Gram matrices ``(C, C)`` of the style at a level."""
+        """Return the style's Gram matrices ``(C, C)`` of a level, one per layer."""
         return [self.get_buffer(f"style{level}_{layer}") for layer in range(1, self.num_layers + 1)]
 
     def get_image(self, level: int) -> Tensor:
-        """The image as it is, ``(depth, H, W)``, at the size of a level."""
-        own = self.images[int(self.level)]  # type: ignore[arg-type]
+        """Return the current image ``(num_channels, H, W)``, resized to a level."""
+        image = self.images[int(self.level)]  # type: ignore[arg-type]
         size = self.images[level].shape[1:]
-        return own if own.shape[1:] == size else resize_image(own, size)
+        return image if image.shape[1:] == size else resize_image(image, size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StyleOptions:
-    """How images are painted.
+    """Options of the style transfer.
 
     Attributes:
-        longer_side: pixels of the longer side of images that are asked about; 0: as many as they have.
-        style_weights: how much of each style there is.
-        strength: of the style; 1: as much as suits most images.
-        tv_weight: weight of the total variation, which makes an image smoother; 0: none.
-        init: begin with the content, or with noise.
-        colors: of the style, or those that the content has.
-        levels: sizes from coarse to fine, each twice the one before it, fewer where one would be too small; 0: as many
-            as it takes to begin with 128 to 256 pixels.
-        iterations: updates at the finest of them, and half as many at each other.
+        longer_side: longer side in pixels of images given to :meth:`StyleTransferTask.predict`; 0 keeps their size.
+        style_weights: relative weight of each style image.
+        strength: factor of the style loss; 1 suits most images.
+        tv_weight: weight of the total variation, which smooths the image; 0 disables it.
+        init: initial image, the content image or noise.
+        colors: colors of the style images or of the content image.
+        levels: number of resolutions, from coarse to fine, each twice the previous one; too small ones are left out. 0
+            starts at a longer side of 128 to 256 pixels.
+        iterations: steps at the finest level; half as many at each other.
     """
 
     longer_side: int = 512
@@ -101,15 +101,15 @@ class StyleOptions:
 
 
 class StyleTransferTask(Task):
-    """One image, whose pixels are the parameters; its style is the Gram matrices of a network's maps.
+    """Style transfer to one image, whose pixels are the parameters (Gatys et al. 2016).
 
     Args:
-        model: gives the maps of the style and of the content of normalised images ``(1, 3, H, W)``, says in
-            ``channels`` how many the first ones have; ``features`` are its layers, a chain.
+        model: returns the style and content feature maps of normalized images ``(1, 3, H, W)``. ``style_channels`` are
+            the numbers of channels of the style maps, ``features`` its layers.
         size: width and height of the image.
-        options: how it is painted.
-        optimizer: makes the optimizer of the image.
-        eval_every: iterations between two evaluations.
+        options: options of the style transfer.
+        optimizer: factory of the optimizer of the image.
+        eval_every: evaluation interval in iterations.
     """
 
     def __init__(
@@ -123,15 +123,15 @@ class StyleTransferTask(Task):
         super().__init__(model, optimizer=optimizer, eval_every=eval_every)
         self.size, self.options = size, options
         self.level_sizes = compute_level_sizes(size, options.levels)
-        coarser = -(-options.iterations // 2)
-        self.level_starts = [coarser * level for level in range(len(self.level_sizes))]  # the first step at each size
+        coarse_steps = -(-options.iterations // 2)
+        self.level_starts = [coarse_steps * level for level in range(len(self.level_sizes))]  # first step of each level
         self.pyramid = ImagePyramid(self.level_sizes, 1 if options.colors == "content" else 3, model.style_channels)  # type: ignore[arg-type]
-        self.next_level = 0  # the level of the next step
+        self.next_level = 0  # level of the next step
         self.content_targets: dict[int, Tensor] = {}
         self.stylized_images: dict[Any, Image.Image] = {}
 
     def setup(self, runtime: "Runtime") -> None:
-        """Move to the device; an optimizer for each level, since the pixels are others."""
+        """Move the network and the image to the device and create an optimizer per level."""
         self.runtime = runtime
         self.model = runtime.move_to_device(self.model).requires_grad_(False)
         self.ddp_model = self.training_model = self.model
@@ -143,58 +143,60 @@ class StyleTransferTask(Task):
         self.optimizer, self.scaler = self.optimizers[0], runtime.build_grad_scaler()
 
     def compile(self) -> None:
-        """Stay as it is: each level would be compiled anew, which takes longer than its steps."""
+        """Do nothing: recompilation for each level would take longer than its steps."""
 
     def get_stateful_objects(self) -> dict[str, Any]:
-        """The image, the style, and an optimizer for each level."""
+        """Return the network, the image pyramid, the gradient scaler and the optimizer of each level."""
         optimizers = {f"optimizer {level}": optimizer for level, optimizer in enumerate(self.optimizers)}
-        return {"model": self.model, "canvas": self.pyramid, "scaler": self.scaler, **optimizers}
+        return {"model": self.model, "pyramid": self.pyramid, "scaler": self.scaler, **optimizers}
 
     def get_modules(self) -> dict[str, nn.Module]:
-        """The network, and the image with the style it is painted in."""
-        return {"model": self.model, "canvas": self.pyramid}
+        """Return the network and the image pyramid, by name."""
+        return {"model": self.model, "pyramid": self.pyramid}
 
     def replace_modules(self, modules: dict[str, nn.Module]) -> None:
-        """Answer with another network and another canvas."""
-        self.model, self.pyramid = modules["model"], modules["canvas"]  # type: ignore[assignment]
+        """Replace the network and the image pyramid for inference."""
+        self.model, self.pyramid = modules["model"], modules["pyramid"]  # type: ignore[assignment]
 
     def count_steps(self, train: Any) -> tuple[int, int]:
-        """Updates in the whole training, and between two evaluations."""
+        """Return the number of steps of the training and the evaluation interval in steps."""
         return self.level_starts[-1] + self.options.iterations, self.eval_every
 
     def count_work(self, step: int) -> float:
-        """Pixels that were looked at before a step."""
+        """Return the number of pixels processed before a step."""
         ends = [*self.level_starts[1:], math.inf]
         levels = zip(self.level_sizes, self.level_starts, ends, strict=True)
         return sum(max(min(step, end) - start, 0) * math.prod(size) for size, start, end in levels)
 
     @torch.no_grad()
     def initialize(self, inputs: StyleInputs) -> None:
-        """Look at the images: bring the network's maps to one size, remember the styles, lay the content out."""
+        """Rescale the network's activations, compute the style targets and initialize the image."""
         content = self.preprocess_image(inputs.content)
-        styles = [self.preprocess_image(each) for each in inputs.styles]
+        styles = [self.preprocess_image(image) for image in inputs.styles]
         if self.options.colors == "content":
-            styles = [match_luminance(each, content) for each in styles]
+            styles = [match_luminance(style, content) for style in styles]
         squares = [
-            self.normalize_image(resize_image(each, (CALIBRATION_SIZE, CALIBRATION_SIZE)))
-            for each in (content, *styles)
+            self.normalize_image(resize_image(image, (CALIBRATION_SIZE, CALIBRATION_SIZE)))
+            for image in (content, *styles)
         ]
         rescale_activations(list(self.model.features), torch.cat(squares))  # type: ignore[arg-type]
         for level in range(len(self.level_sizes)):
             factor = max(self.level_sizes[level]) / max(self.level_sizes[-1])
-            sides = [[max(MIN_SIDE, round(side * factor)) for side in each.shape[1:]] for each in styles]
-            fitted = [self.normalize_image(resize_image(each, size)) for each, size in zip(styles, sides, strict=True)]
-            grams = [list(map(style_losses.compute_gram_matrix, self.model(each)[0])) for each in fitted]
+            sides = [[max(MIN_SIDE, round(side * factor)) for side in style.shape[1:]] for style in styles]
+            resized = [
+                self.normalize_image(resize_image(style, size)) for style, size in zip(styles, sides, strict=True)
+            ]
+            grams = [list(map(style_losses.compute_gram_matrix, self.model(image)[0])) for image in resized]
             for layer, target in enumerate(self.pyramid.get_style_targets(level)):
-                each = torch.stack(
-                    [share * own[layer] for share, own in zip(self.options.style_weights, grams, strict=True)]
+                weighted = torch.stack(
+                    [weight * gram[layer] for weight, gram in zip(self.options.style_weights, grams, strict=True)]
                 )
-                target.copy_(each.sum(0) / sum(self.options.style_weights))
+                target.copy_(weighted.sum(0) / sum(self.options.style_weights))
         self.initialize_image(content)
 
     @torch.no_grad()
     def initialize_image(self, content: Tensor) -> None:
-        """Begin the image."""
+        """Initialize the image at the coarsest level."""
         first = self.pyramid.images[0]
         first.copy_(
             resize_image(content, self.level_sizes[0])
@@ -203,35 +205,35 @@ class StyleTransferTask(Task):
         )
 
     def schedule(self, progress: float) -> float:
-        """Know at which level the next step is; the learning rate stays as it is."""
+        """Select the level of the next step and its optimizer; the learning rate is constant."""
         self.next_level = bisect.bisect(self.level_starts, round(progress * self.count_steps(None)[0])) - 1
         self.optimizer = self.optimizers[self.next_level]
         return super().schedule(progress)
 
     def step(self, batch: StyleInputs) -> dict[str, Tensor]:
-        """One update of the image, which first goes on to the next level where it is time."""
+        """Do a step, after advancing to the next level when due."""
         if self.next_level > int(self.pyramid.level):  # type: ignore[arg-type]
             self.advance_level(batch.content)
         return super().step(batch)
 
     @torch.no_grad()
     def advance_level(self, content: Tensor) -> None:
-        """Go on at the level that is due, with those details of the content that were too fine for the one before."""
-        before, size = self.level_sizes[int(self.pyramid.level)], self.level_sizes[self.next_level]  # type: ignore[arg-type]
+        """Upsample the image to the next level, and add the content's details that were too fine for the last one."""
+        last_size, size = self.level_sizes[int(self.pyramid.level)], self.level_sizes[self.next_level]  # type: ignore[arg-type]
         image = self.pyramid.get_image(self.next_level)
         if self.options.init == "content":
-            seen = self.preprocess_image(content)
-            image = image + resize_image(seen, size) - resize_image(resize_image(seen, before), size)
+            original = self.preprocess_image(content)
+            image = image + resize_image(original, size) - resize_image(resize_image(original, last_size), size)
         self.pyramid.images[self.next_level].copy_(image)
         self.pyramid.level.fill_(self.next_level)  # type: ignore[operator]
 
     def compute_loss(self, batch: StyleInputs) -> tuple[Tensor, dict[str, Tensor]]:
-        """The losses of content and style at the level, and their weighted sum (equation 7)."""
+        """Compute the total loss (equation 7) at the current level, and its terms."""
         level = int(self.pyramid.level)  # type: ignore[arg-type]
         return self.compute_losses(self.pyramid.images[level], batch.content, level)
 
     def compute_losses(self, image: Tensor, content: Tensor, level: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The whole loss of an image ``(depth, H, W)`` and its parts, at the size of a level."""
+        """Compute the total loss of an image ``(num_channels, H, W)`` of a level's size, and its terms."""
         if level not in self.content_targets:
             with (
                 torch.no_grad(),
@@ -243,81 +245,81 @@ class StyleTransferTask(Task):
                 )[1]
         target = self.content_targets[level]
         with half_precision.enable_float32_fallback(self.model):
-            maps, shown = self.training_model(self.normalize_image(image))
-        parts = {
-            "content_loss": style_losses.compute_content_loss(shown, target),
+            style_maps, content_maps = self.training_model(self.normalize_image(image))
+        terms = {
+            "content_loss": style_losses.compute_content_loss(content_maps, target),
             "style_loss": style_losses.compute_style_loss(
-                [style_losses.compute_gram_matrix(each) for each in maps], self.pyramid.get_style_targets(level)
+                [style_losses.compute_gram_matrix(maps) for maps in style_maps], self.pyramid.get_style_targets(level)
             ),
         }
-        whole = parts["content_loss"] + self.options.strength * STYLE_WEIGHT * target.numel() * parts["style_loss"]
-        whole = whole + RANGE_PENALTY_WEIGHT * (image - image.clamp(0, 1)).square().sum()
+        loss = terms["content_loss"] + self.options.strength * STYLE_WEIGHT * target.numel() * terms["style_loss"]
+        loss = loss + RANGE_PENALTY_WEIGHT * (image - image.clamp(0, 1)).square().sum()
         if self.options.tv_weight:
-            parts["variation"] = style_losses.compute_total_variation(image)
-            whole = whole + self.options.tv_weight * TV_WEIGHT * parts["variation"]
-        return whole, {name: part.detach() for name, part in parts.items()}
+            terms["variation"] = style_losses.compute_total_variation(image)
+            loss = loss + self.options.tv_weight * TV_WEIGHT * terms["variation"]
+        return loss, {name: term.detach() for name, term in terms.items()}
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[StyleInputs]) -> dict[str, float]:
-        """The losses of the image at its full size, with values that a file can hold."""
+        """Compute the losses of the image at full size, with values clamped to 0..1."""
         (batch,) = batches
         self.content_image = batch.content
         last = len(self.level_sizes) - 1
-        loss, parts = self.compute_losses(self.pyramid.get_image(last).clamp(0, 1), batch.content, last)
-        return {"loss": float(loss), **{name: float(part) for name, part in parts.items()}, "count": 1}
+        loss, terms = self.compute_losses(self.pyramid.get_image(last).clamp(0, 1), batch.content, last)
+        return {"loss": float(loss), **{name: float(term) for name, term in terms.items()}, "count": 1}
 
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """Paint other images in this style: ``width``, ``height``, ``loss`` and its parts; :meth:`draw` shows them.
+        """Stylize other images; return ``width``, ``height``, ``loss`` and its terms for each.
 
-        ``inputs`` are paths, PIL images or arrays as :func:`fukami.image.io.read_image` takes them. An image that
-        cannot be painted yields ``{"file", "error"}``.
+        ``inputs`` are paths, PIL images or arrays as :func:`fukami.image.io.read_image` accepts them. An image that
+        cannot be stylized yields ``{"file", "error"}``. :meth:`draw_prediction` returns the stylized images.
         """
-        answers: list[dict[str, Any]] = []
+        predictions: list[dict[str, Any]] = []
         self.stylized_images = {}
         for source in inputs:
-            named = {"file": str(source)} if isinstance(source, str | Path) else {}
+            file = {"file": str(source)} if isinstance(source, str | Path) else {}
             try:
-                with convert_memory_errors(named.get("file", "the image given")):
-                    painting, found = self.stylize_image(load_image(source, self.options.longer_side))
+                with convert_memory_errors(file.get("file", "the image given")):
+                    task, metrics = self.stylize_image(load_image(source, self.options.longer_side))
             except Error as error:
-                answers.append({**named, "error": str(error)})
+                predictions.append({**file, "error": str(error)})
                 continue
-            self.stylized_images[make_cache_key(source)] = painting.preview()
-            width, height = painting.size
-            answers.append({**named, "width": width, "height": height, **found})
-        return answers
+            self.stylized_images[make_cache_key(source)] = task.preview()
+            width, height = task.size
+            predictions.append({**file, "width": width, "height": height, **metrics})
+        return predictions
 
     def stylize_image(self, content: Tensor) -> "tuple[StyleTransferTask, dict[str, float]]":
-        """Another image ``(1, 3, H, W)`` painted in this style, and its losses.
+        """Stylize another image ``(1, 3, H, W)``; return its task and losses.
 
         Raises:
-            fukami.Error: it is too narrow.
+            fukami.Error: the image is too narrow.
         """
-        other = StyleTransferTask(self.model, (content.shape[3], content.shape[2]), self.options, self.make_optimizer)
-        other.setup(replace(self.runtime, precision="float32"))  # the weights have theirs
-        for level in range(len(other.level_sizes)):
-            own = max(0, len(self.level_sizes) - len(other.level_sizes) + level)
-            for target, mine in zip(
-                other.pyramid.get_style_targets(level), self.pyramid.get_style_targets(own), strict=True
+        task = StyleTransferTask(self.model, (content.shape[3], content.shape[2]), self.options, self.make_optimizer)
+        task.setup(replace(self.runtime, precision="float32"))  # the weights keep their dtype
+        for level in range(len(task.level_sizes)):
+            own_level = max(0, len(self.level_sizes) - len(task.level_sizes) + level)
+            for target, own_target in zip(
+                task.pyramid.get_style_targets(level), self.pyramid.get_style_targets(own_level), strict=True
             ):
-                target.copy_(mine)
+                target.copy_(own_target)
         with torch.no_grad():
-            other.initialize_image(other.preprocess_image(content))
+            task.initialize_image(task.preprocess_image(content))
         batch = StyleInputs(content, ())
-        steps, _ = other.count_steps(None)
+        steps, _ = task.count_steps(None)
         for step in range(steps):
-            other.schedule(step / steps)
-            other.step(batch)
-        return other, other.evaluate([batch])
+            task.schedule(step / steps)
+            task.step(batch)
+        return task, task.evaluate([batch])
 
     def draw_prediction(self, source: Any, prediction: dict[str, Any]) -> Image.Image:
-        """The image, painted in this style."""
+        """Return the stylized image."""
         if make_cache_key(source) not in self.stylized_images:
             self.predict([source])
         return self.stylized_images[make_cache_key(source)]
 
     def preview(self) -> Image.Image:
-        """The image so far, at its full size, as it was evaluated last."""
+        """Return the current image at full size."""
         pixels = (
             (255 * self.pyramid.get_image(len(self.level_sizes) - 1).detach().float().clamp(0, 1)).round().byte().cpu()
         )
@@ -327,36 +329,36 @@ class StyleTransferTask(Task):
         return Image.merge("YCbCr", (Image.fromarray(pixels[0].numpy()), blue, red)).convert("RGB")
 
     def plot_evaluation(self, batches: Iterable[StyleInputs]) -> "Iterator[tuple[str, Figure]]":
-        """The content, the styles and the image side by side."""
+        """Yield a figure of the content, style and output images."""
         from fukami.image.plots import plot_image_row
 
         (batch,) = batches
-        originals = [Image.fromarray(each[0].permute(1, 2, 0).cpu().numpy()) for each in (batch.content, *batch.styles)]
-        names = ["content", *("style" for _ in batch.styles), "image"]
-        yield "What it was painted from", plot_image_row([*originals, self.preview()], names)
+        inputs = [Image.fromarray(image[0].permute(1, 2, 0).cpu().numpy()) for image in (batch.content, *batch.styles)]
+        names = ["content", *("style" for _ in batch.styles), "output"]
+        yield "Content, style and output", plot_image_row([*inputs, self.preview()], names)
 
     def preprocess_image(self, image: Tensor) -> Tensor:
-        """An image ``(1, 3, H, W)`` uint8 as the canvas holds one: ``(depth, H, W)`` in 0..1."""
+        """Convert an image ``(1, 3, H, W)`` uint8 to the pyramid's format: ``(num_channels, H, W)`` in 0..1."""
         values = image[0].to(self.runtime.device).float() / 255
         if self.options.colors == "style":
             return values
         return (values.new_tensor(LUMINANCE_WEIGHTS).view(3, 1, 1) * values).sum(0, keepdim=True)
 
     def normalize_image(self, image: Tensor) -> Tensor:
-        """An image ``(depth, H, W)`` in 0..1 as the network takes it, ``(1, 3, H, W)``."""
-        found = ((image - self.mean) / self.std)[None].to(next(self.model.parameters()).dtype)
-        return found.contiguous(memory_format=torch.channels_last)
+        """Normalize an image ``(num_channels, H, W)`` in 0..1 to the network's input ``(1, 3, H, W)``."""
+        normalized = ((image - self.mean) / self.std)[None].to(next(self.model.parameters()).dtype)
+        return normalized.contiguous(memory_format=torch.channels_last)
 
 
 def load_image(source: Any, longer_side: int) -> Tensor:
-    """The image in a file (or what else :func:`fukami.image.io.read_image` takes), ``(1, 3, H, W)`` uint8.
+    """Load an image as ``(1, 3, H, W)`` uint8.
 
     Args:
-        source: what to read.
-        longer_side: pixels of the longer side that comes out; 0: as many as it has.
+        source: a path, a PIL image or an array as :func:`fukami.image.io.read_image` accepts it.
+        longer_side: longer side in pixels after resizing; 0 keeps the size.
 
     Raises:
-        fukami.Error: it cannot be read.
+        fukami.Error: the image cannot be read.
     """
     image = image_io.convert_mode(image_io.read_image(source), "RGB")
     if longer_side:
@@ -367,26 +369,26 @@ def load_image(source: Any, longer_side: int) -> Tensor:
 
 
 def compute_level_sizes(size: tuple[int, int], num_levels: int) -> list[tuple[int, int]]:
-    """Height and width at each level, from coarse to fine, of an image of this width and height.
+    """Compute the height and width of each level, from coarse to fine, for an image of this width and height.
 
     Raises:
         fukami.Error: the image is too narrow for the network.
     """
     width, height = size
     if min(size) < MIN_SIDE:
-        raise Error(f"an image of {width}×{height} pixels is too narrow: no side may have less than {MIN_SIDE}")
+        raise Error(f"an image of {width}×{height} pixels is too narrow: each side should be at least {MIN_SIDE}")
     num_levels = num_levels or max(1, max(size).bit_length() - COARSEST_SIDE.bit_length() + 1)
     sizes = [(round(height / 2**level), round(width / 2**level)) for level in range(num_levels)]
-    return [each for each in reversed(sizes) if min(each) >= MIN_SIDE]
+    return [level_size for level_size in reversed(sizes) if min(level_size) >= MIN_SIDE]
 
 
 def resize_image(image: Tensor, size: Sequence[int]) -> Tensor:
-    """An image ``(C, H, W)`` at another height and width, without aliasing."""
+    """Resize an image ``(C, H, W)`` to a height and width, with antialiasing."""
     return F.interpolate(image[None], tuple(size), mode="bicubic", antialias=True, align_corners=False)[0]
 
 
 def match_luminance(image: Tensor, reference: Tensor) -> Tensor:
-    """Grey values with the mean and the deviation of those of another image.
+    """Match the mean and standard deviation of the luminance to those of a reference image.
 
     Gatys, Bethge, Hertzmann and Shechtman, "Preserving Color in Neural Artistic Style Transfer", 2016, section 4.2.
     """
@@ -394,5 +396,5 @@ def match_luminance(image: Tensor, reference: Tensor) -> Tensor:
 
 
 def make_cache_key(source: Any) -> Any:
-    """What an image is known by."""
+    """Return the cache key of an image: its path or its id."""
     return Path(source) if isinstance(source, str | Path) else id(source)

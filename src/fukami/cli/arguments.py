@@ -1,0 +1,171 @@
+"""Parse the arguments of the commands, format their help, and group the flags of a recipe."""
+
+import dataclasses
+import inspect
+import re
+import shutil
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import docstring_parser
+import tyro
+
+from fukami.errors import UsageError
+
+if TYPE_CHECKING:
+    from fukami.engine.recipe import Recipe
+
+# Fields of recipes by the group in which --help lists them; every other field is listed under "model".
+GROUPS = {
+    "data": """
+        data holdout split memory_limit max_broken cache_limit convention ignore_index tokenizer min_word_count
+        content style env num_envs frame_stack clip_rewards
+    """,
+    "model": "",
+    "optimization": """
+        epochs steps iterations batch_size accumulate activation_checkpointing optimizer lr lr_scaling momentum
+        weight_decay schedule drop_factor warmup clip_norm cycles label_smoothing ema_decay balance freeze
+        layer_lr_decay backbone_lr_factor stage_lr_factor training finetune_epochs quantize stable
+        regions_per_image svm_cost svm_iou box_ridge box_iou
+        gamma double buffer_size learning_starts train_frequency target_update_interval exploration_steps epsilon_end
+        strength style_weights tv_weight levels
+    """,
+    "augmentation": "augment window_size",
+    "run": "seed eval_every eval_samples eval_features eval_episodes eval_epsilon",
+}
+
+
+def run_cli(function: Callable[..., Any], arguments: Sequence[str], prog: str) -> Any:
+    """Call a function with the parsed arguments; its signature defines them and its docstring describes them."""
+    helps = _parse_helps(function)
+    for name, kind in typing.get_type_hints(function, include_extras=True).items():
+        if name != "return":
+            function.__annotations__[name] = _describe(name, kind, helps.get(name))
+    _check_repeated_flags(arguments, [(name, kind) for name, kind in typing.get_type_hints(function).items()])
+    description = _wrap((inspect.getdoc(function) or "").partition("Args:\n")[0].split("\n\n"))
+    return tyro.cli(function, args=arguments, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def run_recipe_cli(
+    function: Callable[..., Any],
+    recipe: "type[Recipe]",
+    arguments: Sequence[str],
+    prog: str,
+    default: "Recipe | None" = None,
+) -> Any:
+    """Call a function with a recipe built from the arguments, and with its own parameters.
+
+    Args:
+        function: takes the recipe first; its other parameters are listed under "run".
+        recipe: class of the recipe; its fields are the flags of the other groups.
+        arguments: words of the command line.
+        prog: name of the command in the help.
+        default: recipe whose fields are the defaults; without it those of the class.
+    """
+    bases = [cls for cls in reversed(recipe.__mro__) if dataclasses.is_dataclass(cls)]
+    helps = {name: text for cls in bases for name, text in _parse_helps(cls).items()}
+    hints = typing.get_type_hints(recipe, include_extras=True)
+    placement = {name: group for group, names in GROUPS.items() for name in names.split()}
+    groups: dict[str, list[tuple[Any, ...]]] = {group: [] for group in GROUPS}
+    for field in dataclasses.fields(recipe):
+        value = field.default if default is None else getattr(default, field.name)
+        flag = _build_flag(field.name, hints[field.name], helps.get(field.name), value)
+        groups[placement.get(field.name, "model")].append(flag)
+    hints, helps = typing.get_type_hints(function), _parse_helps(function)
+    _, *parameters = inspect.signature(function).parameters.values()
+    for parameter in parameters:
+        value = dataclasses.MISSING if parameter.default is parameter.empty else parameter.default
+        groups["run"].append(_build_flag(parameter.name, hints[parameter.name], helps.get(parameter.name), value))
+    _check_repeated_flags(arguments, [(name, kind) for flags in groups.values() for name, kind, *_ in flags])
+    options = [
+        (group, dataclasses.make_dataclass(group, flags, frozen=True, kw_only=True))
+        for group, flags in groups.items()
+        if flags
+    ]
+    parsed: Any = tyro.cli(
+        dataclasses.make_dataclass("Options", [(group, _describe(group, kind, "")) for group, kind in options]),
+        args=arguments,
+        prog=prog,
+        description=build_description(recipe),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    values = {name: value for group, _ in options for name, value in vars(getattr(parsed, group)).items()}
+    remaining = {parameter.name: values.pop(parameter.name) for parameter in parameters}
+    return function(recipe(**values), **remaining)
+
+
+def build_description(recipe: "type[Recipe]") -> str:
+    """Build the text above a recipe's flags: the example of its docstring first, then what precedes it there."""
+    text, _, example = (inspect.getdoc(recipe) or "").partition("Example:\n")
+    return _wrap([f"example: {example}" if example else "", *text.split("\n\n")])
+
+
+def _wrap(paragraphs: Sequence[str]) -> str:
+    """Wrap paragraphs at the width of the terminal, which tyro does only within its boxes.
+
+    Continuation lines are indented, since tyro would join them otherwise.
+    """
+    width = shutil.get_terminal_size().columns
+    lines = [" ".join(paragraph.split()) for paragraph in paragraphs]
+    return "\n\n".join(
+        textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False) for line in lines if line
+    )
+
+
+def _parse_helps(source: Any) -> dict[str, str]:
+    """Parse the descriptions of a function's arguments or of a dataclass's fields, each as one paragraph."""
+    parsed = (
+        docstring_parser.parse(inspect.getdoc(source) or "")
+        if inspect.isfunction(source)
+        else docstring_parser.parse_from_object(source)
+    )
+    return {entry.arg_name: " ".join((entry.description or "").split()) for entry in parsed.params}
+
+
+def _describe(name: str, kind: Any, help: str | None) -> Any:
+    """Annotate the type of an argument with its help text and with the placeholder of its value."""
+    return Annotated[
+        kind, tyro.conf.arg(help=help, metavar=_build_metavar(name, kind), help_behavior_hint=_format_default)
+    ]
+
+
+def _build_flag(name: str, kind: Any, help: str | None, default: Any) -> tuple[Any, ...]:
+    """Build a field for :func:`dataclasses.make_dataclass` from an argument; it is required without a default."""
+    described = _describe(name, kind, help)
+    return (name, described) if default is dataclasses.MISSING else (name, described, default)
+
+
+def _build_metavar(name: str, kind: Any) -> str | None:
+    """Build the placeholder of a value: FLOAT, PATH, VALUE ...; None leaves the choices of a Literal to tyro."""
+    positional = typing.get_origin(kind) is Annotated
+    kind = typing.get_args(kind)[0] if positional else kind
+    options = [part for part in typing.get_args(kind) if part is not types.NoneType]
+    if isinstance(kind, types.UnionType) and len(options) == 1:
+        return _build_metavar(name, options[0]) or options[0].__name__.upper()
+    if typing.get_origin(kind) is tuple and typing.get_args(kind)[-1] is ...:
+        return f"{name.upper() if positional else typing.get_args(kind)[0].__name__.upper()} ..."
+    if positional or name == "data":
+        return "DATASET" if name == "data" else name.upper()
+    return None
+
+
+def _format_default(default: str) -> str:
+    """Format a default value for the help; empty ones are not shown."""
+    return "" if default in ("", "''", "None") else f"(default: {default})"
+
+
+def _check_repeated_flags(arguments: Sequence[str], kinds: Sequence[tuple[str, Any]]) -> None:
+    """Check that no flag with several values is given twice, of which only the last would count.
+
+    Raises:
+        UsageError: a flag is given twice; the message names it.
+    """
+    given = [re.sub("_", "-", word.partition("=")[0]) for word in arguments if word.startswith("--")]
+    for name, kind in kinds:
+        flag = f"--{name.replace('_', '-')}"
+        kind = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
+        if typing.get_origin(kind) is tuple and given.count(flag) > 1:
+            raise UsageError(f"{flag} is given twice; give all its values after one: {flag} VALUE VALUE")

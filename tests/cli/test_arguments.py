@@ -1,0 +1,87 @@
+"""The arguments of the commands: their help and their groups."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+
+import pytest
+
+from fukami.catalogue import RECIPES
+from fukami.cli.arguments import GROUPS, build_description
+from fukami.cli.main import COMMANDS
+from fukami.engine.recipe import get_recipe
+
+HEADINGS = [f"{group} options" for group in GROUPS]
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """A terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def flags_of(help_text):
+    """The flags of a help text by the title of their group; a terminal would have boxes around the groups."""
+    groups, title = {}, None
+    for line in help_text.splitlines():
+        line = line.strip("│╭╮╰╯─ ")
+        if line.endswith(" options"):
+            title = line
+        elif re.match("--[a-z]", line) and title:
+            groups.setdefault(title, []).append(line.split()[0].rstrip(","))
+    return groups
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_help_of_a_recipe(fukami, narrow, name):
+    """An example first, the flags in groups, each with a help text, and no placeholder of tyro's for what is empty."""
+    text = fukami("train", name, "--help").out
+    _, _, first, *_ = text.splitlines()
+    assert first.startswith(f"example: fukami train {name}")
+    assert not [word for word in ("(default: )", "None", "[STR", "[[") if word in text]
+    assert max(len(line.rstrip()) for line in text.splitlines() if not line.startswith("usage:")) <= 80
+    groups = flags_of(text)
+    assert list(groups) == [heading for heading in HEADINGS if heading in groups]
+    assert {"data options", "model options", "optimization options", "run options"} <= set(groups)
+    assert groups["run options"][0] == "--seed"
+    assert "--resume" in groups["run options"]
+    fields = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(get_recipe(name))}
+    assert fields <= {flag for flags in groups.values() for flag in flags}
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ("train", "find-lr")])
+def test_help_of_a_command(fukami, narrow, command):
+    text = fukami(command, "--help").out
+    assert not [word for word in ("(default: )", "None", "[STR", "[[") if word in text]
+    assert max(len(line.rstrip()) for line in text.splitlines() if not line.startswith("usage:")) <= 80
+
+
+def test_groups_name_fields_that_exist():
+    fields = {field.name for name in RECIPES for field in dataclasses.fields(get_recipe(name))}
+    named = [name for names in GROUPS.values() for name in names.split()]
+    assert set(named) <= fields
+    assert len(named) == len(set(named))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_docstring_of_a_recipe_has_its_results(name):
+    """The paper's result and ours, as the catalogue has them."""
+    text = build_description(get_recipe(name))
+    entry = RECIPES[name]
+    for result in filter(None, (entry.paper_result, entry.result)):
+        number = result.split()[0]
+        assert number in text or not number[0].isdigit(), (number, text)
+
+
+def test_find_lr_of_every_supervised_recipe_has_help(fukami, narrow):
+    for name in ("resnet18", "dqn"):  # a recipe may have a field called steps
+        assert "--num-steps" in fukami("find-lr", name, "--help").out
+
+
+def test_list_imports_no_recipe():
+    code = "import sys; from fukami.cli.main import main\ntry: main(['list', '--all'])\nfinally: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "resnet152" in done.stdout
+    modules = set(done.stdout.splitlines()[-1].split())
+    assert not {"torch", "fukami.engine.recipe", "fukami.classification.resnet"} & modules
